@@ -290,7 +290,7 @@ def _parameters(command: type[Command], helps: bool, shown: Collection[str]) -> 
     yield _option(
         "json", bool, False, help="print the result as JSON, the last line of stdout", negative="", show_default=False
     )
-    offline_help = "run without a network but its own loopback; refuses where that cannot be proved (Linux)"
+    offline_help = "run without a network; refuse where that cannot be proved (Linux)"
     yield _option("offline", bool, False, help=offline_help, negative="", show_default=False)
     if command.writes_answer:
         raw_help = "write control characters of the answer as they are; not to a terminal"

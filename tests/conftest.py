@@ -3,6 +3,7 @@ import signal
 
 import pytest
 
+from settle.audit.ledger import read_sessions
 from tests import examples
 
 # Two tests run at a time, and tiny models gain nothing from threads: two that wait for each other only spin. Said
@@ -22,12 +23,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture
-def home(tmp_path, monkeypatch):
-    """A fresh SETTLE_HOME."""
+def home(request, tmp_path, monkeypatch):
+    """A fresh SETTLE_HOME. What a test's commands connect to beyond this machine they have to have declared."""
     folder = tmp_path / "home"
     folder.mkdir()
     monkeypatch.setenv("SETTLE_HOME", str(folder))
-    return folder
+    yield folder
+    undeclared = [c.target for c in read_sessions((folder / "ledgers").glob("*.jsonl")).undeclared]
+    assert not undeclared or request.path.parent.name == "audit", undeclared  # its tests reach beyond on purpose
 
 
 @pytest.fixture

@@ -28,7 +28,7 @@ FENCE = re.compile(r"^```(\w*)[^\n]*\n(.*?)^```", re.M | re.S)
 INLINE = re.compile(r"`(settle [^`]+)`")
 EVERYWHERE = {
     "| `--json` | off | print the result as JSON, the last line of stdout |",
-    "| `--offline` | off | run without a network but its own loopback; refuses where that cannot be proved (Linux) |",
+    "| `--offline` | off | run without a network; refuse where that cannot be proved (Linux) |",
 }
 LINK = re.compile(r"\]\((?!https?:)([^)#]+)[^)]*\)")
 

@@ -5,8 +5,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from settle.audit.reach import Reach, is_declared
-from settle.audit.session import FOLDER, OBSERVED, PROVED
+from settle.audit import LEDGER_FOLDER, OBSERVED, PROVED
+from settle.audit.reach import Names, Reach
 
 HERE = ("loopback", "own", "unix", "local")  # scopes that are this machine
 _ORDER = (OBSERVED, "watched", PROVED)
@@ -110,7 +110,7 @@ class Ledger:
 
 def read_ledger(run: Path, is_running: bool = False) -> Ledger | None:
     """Of the folder of a run; None where it has none. is_running: the last session has not ended yet."""
-    paths = sorted((run / FOLDER).glob("*.jsonl"))
+    paths = sorted((run / LEDGER_FOLDER).glob("*.jsonl"))
     return read_sessions(paths, is_running) if paths else None
 
 
@@ -127,7 +127,11 @@ def _add(ledger: Ledger, lines: list[Mapping[str, object]], is_running: bool) ->
     level = str(opened.get("level", OBSERVED))
     if not ledger.level or _ORDER.index(level) < _ORDER.index(ledger.level):
         ledger.level, ledger.why = level, str(opened.get("why", ""))
-    ledger.reaches += [Reach(str(line["host"]), str(line["why"])) for line in lines if line.get("kind") == "declared"]
+    ledger.reaches += [
+        Reach(str(line["host"]), str(line["why"]), str(line.get("module", "")))
+        for line in lines
+        if line.get("kind") == "declared"
+    ]
     session = _Session(lines, level, ledger.reaches)
     ledger.processes |= session.processes
     ledger.connections += session.connections
@@ -151,8 +155,10 @@ class _Session:
     def __init__(self, lines: list[Mapping[str, object]], level: str, reaches: list[Reach]) -> None:
         self.processes: dict[tuple[int, str], str] = {}
         self.connections: list[Connection] = []
-        self._programs: dict[object, str] = {}
-        sites = {(line.get("address"), line.get("port")): line for line in lines if line.get("kind") == "site"}
+        self._programs: dict[object, tuple[str, str]] = {}  # and its module, by process
+        self._names, self._reaches = Names(), reaches
+        for line in lines:
+            self._names.add(line)
         closed = next((line for line in lines if line.get("kind") == "closed"), {})
         repeats = closed.get("repeats") or []
         counts = {_key(r): r["count"] for r in repeats if isinstance(r, Mapping)} if isinstance(repeats, list) else {}
@@ -160,22 +166,17 @@ class _Session:
         found: dict[object, Connection] = {}
         for line in lines:
             if line.get("kind") == "process":
-                self._programs[line["pid"]] = str(line["program"])
+                self._programs[line["pid"]] = str(line["program"]), str(line.get("module", ""))
                 self.processes[int(str(line["pid"])), str(line["program"])] = str(line.get("module", ""))
             elif line.get("kind") in (kind, "socket"):
-                site = sites.get((line.get("address"), line.get("port")), {})
-                made = self._connection(line, site, counts, reaches)
+                made = self._connection(line, counts)
                 found.setdefault((made.pid, made.program, made.call, made.target), made)
         self.connections = list(found.values())
 
-    def _connection(
-        self, line: Mapping[str, object], site: Mapping[str, object], counts: Mapping[tuple[object, ...], object],
-        reaches: list[Reach],
-    ) -> Connection:  # fmt: skip
+    def _connection(self, line: Mapping[str, object], counts: Mapping[tuple[object, ...], object]) -> Connection:
         pid, address = int(str(line["pid"])), str(line.get("address", line.get("family", "")))
-        program = self._programs.get(line["pid"], "")
-        host = str(site.get("host") or line.get("name") or "")
-        port = line.get("port")
+        program, module = self._programs.get(line["pid"], ("", ""))
+        names, port = self._names.of(line), line.get("port")
         return Connection(
             time=float(str(line.get("time", 0))),
             pid=pid,
@@ -184,10 +185,10 @@ class _Session:
             address=address,
             port=port if isinstance(port, int) else None,
             scope=str(line.get("scope") or _scope(address)),
-            host=host,
-            site=str(site.get("site", "")),
+            host=names[0] if names else "",
+            site=str(self._names.site(line).get("site", "")),
             count=int(str(counts.get(_key({**line, "program": program}), 1))),
-            declared=is_declared(reaches, (host, address)),
+            declared=self._names.is_declared(line, self._reaches, module),
         )
 
 

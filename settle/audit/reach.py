@@ -1,22 +1,74 @@
-"""What a command may reach beyond this machine, said beforehand: usually nothing."""
+"""What a command may reach beyond this machine, said beforehand: usually nothing; and the names of what was reached."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+
+Line = Mapping[str, object]
+DNS = 53
+LOOKUP_SECONDS = 60.0  # in which a process connects to what it looked up
 
 
 @dataclass(frozen=True)
 class Reach:
-    """A host, with all below it, that may be connected to. why: what for. host: a name or an address."""
+    """A host, with all below it, that may be connected to. why: what for. host: a name or an address; "": any, but only
+    by processes of the Python module `module`."""
 
     host: str
     why: str
+    module: str = ""
 
-    def covers(self, name: str) -> bool:
-        """Whether a name or an address is this host, or below it."""
-        name, host = name.lower().rstrip("."), self.host.lower().rstrip(".")
-        return name == host or name.endswith(f".{host}")
+    def covers(self, names: Iterable[str], module: str) -> bool:
+        """Whether one of the names that an address is known by may be reached by a process of a module."""
+        if self.module and module.partition(".")[0] != self.module:
+            return False
+        host = self.host.lower().rstrip(".")
+        names = [name.lower().rstrip(".") for name in names if name]
+        return not host or any(name == host or name.endswith(f".{host}") for name in names)
 
 
-def is_declared(reaches: Iterable[Reach], names: Iterable[str]) -> bool:
-    """Whether one of the names that an address is known by may be reached."""
-    return any(reach.covers(name) for reach in reaches for name in names)
+class Names:
+    """Which host an address was looked up for, from the lines of a ledger in their order.
+
+    Python says so when it connects. Native code only asks a name server: what it asked last, a moment ago, is taken.
+    """
+
+    def __init__(self) -> None:
+        self._sites: dict[tuple[object, object], Line] = {}
+        self._asked: dict[object, list[tuple[float, str]]] = {}
+
+    def add(self, line: Line) -> None:
+        if line.get("kind") == "site":
+            self._sites.setdefault((line.get("address"), line.get("port")), line)
+        if name := line.get("name"):
+            self._asked.setdefault(line.get("pid"), []).append((_time(line), str(name)))
+
+    def site(self, line: Line) -> Line:
+        """The line of Python's hook about the same address; empty where there is none."""
+        return self._sites.get((line.get("address"), line.get("port")), {})
+
+    def of(self, line: Line) -> list[str]:
+        """The names of what a line reached, the likeliest first; empty where none is known."""
+        if line.get("name"):
+            return [str(line["name"])]
+        if host := self.site(line).get("host"):
+            return [str(host)]
+        if line.get("scope") != "beyond" or line.get("port") == DNS:
+            return []
+        asked = [name for at, name in self._asked.get(line.get("pid"), []) if 0 <= _time(line) - at <= LOOKUP_SECONDS]
+        return list(dict.fromkeys(reversed(asked)))
+
+    def is_declared(self, line: Line, reaches: Iterable[Reach], module: str) -> bool:
+        """Of several names that may be meant, each has to be declared; a name server is, with anything that is."""
+        reaches, names = list(reaches), self.of(line)
+        if not names and (line.get("port") == DNS or line.get("scope") == "resolver"):
+            return any(reach.module in ("", module.partition(".")[0]) for reach in reaches)
+        known = names or [str(line.get("address", ""))]
+        address = [str(line.get("address", ""))]
+        return any(r.covers(address, module) for r in reaches) or all(
+            any(r.covers([name], module) for r in reaches) for name in known
+        )
+
+
+def _time(line: Line) -> float:
+    at = line.get("time")
+    return at if isinstance(at, int | float) else 0.0

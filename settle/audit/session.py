@@ -6,12 +6,15 @@ import os
 import secrets
 import threading
 import time
+import urllib.parse
+import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
+from settle.audit import LEDGER_FOLDER, OBSERVED, PROVED, WATCHED
 from settle.audit.audit_hook import Hook, Line
-from settle.audit.reach import Reach, is_declared
+from settle.audit.reach import Names, Reach
 from settle.audit.watcher import NotWatchedError, watch_this_process
 from settle.base.errors import UsageError
 from settle.base.event_log import Events
@@ -20,8 +23,6 @@ from settle.base.files import home
 from settle.base.version import __version__
 
 VERSION = 1  # of the lines of a ledger
-PROVED, WATCHED, OBSERVED = "proved", "watched", "observed"
-FOLDER = "audit"  # in the folder of a run
 MOST_KEPT = 200  # ledgers in settle's home; those of runs lie with them
 
 
@@ -39,7 +40,7 @@ class Session:
         self.path = folder / name
         self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
         self._command = command
-        self._hosts: dict[tuple[object, object], str] = {}
+        self._names = Names()
         self._is_lossy = False
 
     def start(self, watches: bool, offline: bool) -> None:
@@ -70,7 +71,7 @@ class Session:
 
     def put_into(self, run: Path) -> None:
         """The ledger is in the run's folder, too: the same file, or a link where the disk knows no second name."""
-        folder = run / FOLDER
+        folder = run / LEDGER_FOLDER
         folder.mkdir(exist_ok=True)
         place = folder / self.path.name
         if not place.exists():
@@ -96,12 +97,11 @@ class Session:
             self.write({"kind": "closed"})
 
     def _write_reach(self, reach: Reach) -> None:
-        self.write({"kind": "declared", "host": reach.host, "why": reach.why})
+        self.write({"kind": "declared", "host": reach.host, "why": reach.why, "module": reach.module})
 
     def _see(self, line: Line) -> None:
         """What Python's hook saw."""
-        if line["kind"] == "site" and line["host"]:
-            self._hosts[line["address"], line["port"]] = str(line["host"])
+        self._names.add(line)
         self.write(line)
 
     def _watch(self, watches: bool, offline: bool) -> None:
@@ -120,10 +120,10 @@ class Session:
         with os.fdopen(heard, "rb") as lines:
             for text in lines:
                 line: Line = json.loads(text)
-                names = [str(line.get("name") or ""), str(line.get("address") or "")]
-                names += [self._hosts.get((line.get("address"), line.get("port")), "")]
-                if not is_declared(self.reaches, names):
-                    self.on_undeclared({**line, "host": names[2] or names[0]})
+                self._names.add(line)
+                names = self._names.of(line)
+                if not self._names.is_declared(line, self.reaches, str(line.get("module", ""))):
+                    self.on_undeclared({**line, "host": names[0] if names else ""})
 
 
 def _encoded(line: Line) -> bytes:
@@ -148,9 +148,16 @@ def from_command_line(offline: bool) -> None:
         os.environ |= {"HF_HUB_OFFLINE": "1", "PIP_NO_INDEX": "1"}
 
 
-def current() -> Session | None:
-    """The ledger that is open now."""
-    return _current
+def declare(host: str, why: str, module: str = "") -> None:
+    """Say what will be connected to, before it is: see `Reach`. Without an open ledger there is nobody to tell."""
+    if _current is not None and (host or module):
+        _current.declare(Reach(host, why, module))
+
+
+def declare_proxies() -> None:
+    """What goes beyond this machine may go through the person's own proxy."""
+    for address in urllib.request.getproxies().values():
+        declare(urllib.parse.urlsplit(address).hostname or "", "the proxy of your settings")
 
 
 @contextlib.contextmanager

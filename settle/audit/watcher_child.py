@@ -45,6 +45,7 @@ class Watcher:
         self.arch, self.sizes, self.is_fenced = task["arch"], task["sizes"], task["is_fenced"]
         self.lines = Lines(ledger)
         self.processes: dict[int, str] = {}
+        self.modules: dict[int, str] = {}  # of Python processes
         self.counts: dict[tuple[object, ...], int] = {}
         self.bound: dict[tuple[int, int], Address] = {}  # by process and descriptor
         self.resolvers: set[tuple[int, int]] = set()  # sockets connected to name servers
@@ -145,7 +146,7 @@ class Watcher:
             self.processes[pid] = program
             line: Line = {"kind": "process", "pid": pid, "parent": parent, "program": program}
             if module := python_module(pid):
-                line["module"] = module
+                line["module"] = self.modules[pid] = module
             self.write(line, False)
         return {"pid": pid, "tid": tid}
 
@@ -161,7 +162,7 @@ class Watcher:
         self.lines.write(line)
         if is_alarm:
             with contextlib.suppress(OSError):  # the run has ended, or does not read
-                os.write(self.alarm, json.dumps(line).encode() + b"\n")
+                os.write(self.alarm, json.dumps({**line, "module": self.modules.get(line["pid"])}).encode() + b"\n")
 
     def close(self) -> None:
         keys = ("pid", "program", "kind", "call", "address", "port")

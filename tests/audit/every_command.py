@@ -80,7 +80,7 @@ def stop_when_it_serves() -> None:
 
 def run(argv: list[str], ledger: Path) -> dict[str, object]:
     """One command: its exit code, its last line, and what went beyond this machine meanwhile."""
-    before = len(read_sessions([ledger], True).beyond)
+    before = read_sessions([ledger], True).beyond
     if argv[0] == "serve":
         threading.Thread(target=stop_when_it_serves).start()
     if argv[0] == "resume":  # as if it had been stopped before it was written
@@ -89,9 +89,16 @@ def run(argv: list[str], ledger: Path) -> dict[str, object]:
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
         code = main(argv)
     after = read_sessions([ledger], True)
-    beyond = [c.target for c in after.beyond[before:]] + after.listens
+    beyond = [c for c in after.beyond if c not in before]
+    figures = {"beyond": [c.target for c in beyond], "undeclared": [c.target for c in beyond if not c.declared]}
     text = out.getvalue().strip()
-    return {"code": code, "beyond": beyond, "seconds": round(time.monotonic() - began, 1), "end": text[-600:]}
+    return {
+        "code": code,
+        **figures,
+        "listens": after.listens,
+        "seconds": round(time.monotonic() - began, 1),
+        "end": text[-600:],
+    }
 
 
 if __name__ == "__main__":

@@ -19,7 +19,6 @@ class Connect(Command):
     already, and --undo takes it back. Without a client: lists the clients, the server's address and its key.
     """
 
-    is_watched: ClassVar[bool] = False
     positional: ClassVar[tuple[str, ...]] = ("client",)
 
     client: str = Field("", description=CLIENTS)

