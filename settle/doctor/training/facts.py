@@ -9,6 +9,7 @@ from settle.base.errors import SettleError
 from settle.base.run import Run
 from settle.base.run.course import RunCourse
 from settle.base.settings import read_recipe
+from settle.doctor.subject import Subject
 
 COMMANDS = ("train", "tune")  # whose runs can be trained again in short
 
@@ -17,7 +18,7 @@ COMMANDS = ("train", "tune")  # whose runs can be trained again in short
 class TrainingFacts:
     """plan: of plan.json. recipe: what was asked. base: the file that it was tuned from, None for a model from scratch.
     rate: learning rate. steps: that were taken. step_seconds: of one, or None. losses: of training, a step each, with
-    infinity for one that is no number."""
+    infinity for one that is no number; evaluations: (step, loss) of the held-out text."""
 
     run: Run
     plan: Mapping[str, object]
@@ -30,6 +31,7 @@ class TrainingFacts:
     steps: int
     step_seconds: float | None
     losses: list[float]
+    evaluations: list[tuple[int, float]]
     rollbacks: int
     verdict: str
 
@@ -58,9 +60,16 @@ def facts_of(run: Run) -> TrainingFacts | None:
         steps=course.steps[-1].step if course.steps else 0,
         step_seconds=tokens / sorted(speeds)[len(speeds) // 2] if speeds and tokens else None,
         losses=[s.loss if math.isfinite(s.loss) else math.inf for s in course.steps],
+        evaluations=[(e.step, e.loss) for e in course.evals],
         rollbacks=len(course.rollbacks),
         verdict=str(result.get("verdict") or "") if isinstance(result, dict) else "",
     )
+
+
+def tuned_facts(subject: Subject) -> TrainingFacts | None:
+    """The facts of a run that tuned a GGUF file; None for another."""
+    facts = facts_of(subject.run) if subject.run is not None else None
+    return facts if facts is not None and facts.base is not None and facts.base.suffix == ".gguf" else None
 
 
 def _recipe(run: Run, plan: Mapping[str, object]) -> dict[str, object]:

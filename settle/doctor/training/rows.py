@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 
@@ -46,17 +47,27 @@ class Served:
 class RunRows:
     """What a run learned from. places: of pieces of it, in an order that is the same every time."""
 
-    store: TokenStore
+    store: TokenStore | None
     places: Sequence[tuple[int, int]]  # document, first token
+
+    @classmethod
+    def without_rows(cls) -> "RunRows":
+        """For who reads other text."""
+        return cls(None, ())
 
     def items(self, first: int, number: int) -> list[Item]:
         """Pieces as the items of a trial."""
         return [{"document": d, "begin": b} for d, b in self.places[first : first + number]]
 
     def piece(self, item: Item, longest: int = LONGEST) -> tuple[list[int], np.ndarray]:
-        """Ids (L,), at most `longest` of them, and which of them are targets, bool (L,)."""
+        """Ids (L,), at most `longest` of them, and which of them are targets, bool (L,). item: a piece of a row, or
+        {"ids", "first"}: any text, whose ids count from `first` on."""
         assert isinstance(item, Mapping)
-        document, begin = int(str(item["document"])), int(str(item["begin"]))
+        if "ids" in item:
+            text = [int(i) for i in cast(Sequence[int], item["ids"])][:longest]
+            return text, np.arange(len(text)) >= cast(int, item["first"])
+        assert self.store is not None
+        document, begin = cast(int, item["document"]), cast(int, item["begin"])
         size = longest if isinstance(self.store, RowStore) else min(longest, WINDOW)
         ids = self.store.document(document)[begin : begin + size]
         if isinstance(self.store, RowStore):
@@ -129,6 +140,11 @@ class RowSide(Side):
     def measure(self, item: Item) -> float:
         assert self._reader is not None
         return self._reader.nats(item)
+
+    def guard(self, item: Item) -> float:
+        """How far the row is from being as much likelier than to the base as it should be, in nats per token."""
+        assert isinstance(item, Mapping)
+        return max(0.0, self.measure(item) - cast(float, item["should"]))
 
     def close(self) -> None:
         reader, self._reader = self._reader, None

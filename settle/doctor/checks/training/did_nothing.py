@@ -10,7 +10,7 @@ from settle.doctor.checks import Check
 from settle.doctor.findings import Finding, Fix
 from settle.doctor.subject import Subject
 from settle.doctor.training.example_run import example_run
-from settle.doctor.training.facts import TrainingFacts, facts_of
+from settle.doctor.training.facts import TrainingFacts, tuned_facts
 from settle.doctor.training.retrain import (
     FEWEST_STEPS,
     most_steps,
@@ -38,8 +38,8 @@ class DidNothing(Check):
     seconds: ClassVar[float] = 4.0
 
     def detect(self, subject: Subject) -> Iterator[Finding]:
-        facts = _tuned(subject)
-        if facts is None:
+        facts = tuned_facts(subject)
+        if facts is None or facts.rollbacks:  # a run that was unstable learned nothing for that reason
             return
         assert facts.base is not None
         served = Served.of_run(facts.run)
@@ -71,7 +71,7 @@ class DidNothing(Check):
         return Finding(self.part_name(), what, (*evidence, f"learning rate {facts.rate:.2g}"), strength, details)
 
     def trial(self, finding: Finding, subject: Subject, folder: Path) -> Trial | None:
-        facts = _tuned(subject)
+        facts = tuned_facts(subject)
         assert facts is not None and facts.base is not None
         rows = rows_of(facts)
         half = min(8, (len(rows.places) - LOOKED) // 2)
@@ -94,7 +94,7 @@ class DidNothing(Check):
         )
 
     def fix(self, finding: Finding, subject: Subject) -> Fix:
-        facts = _tuned(subject)
+        facts = tuned_facts(subject)
         assert facts is not None
         recipe = self._recipe(finding, facts)
         if finding.details["cause"] == "rate":
@@ -117,11 +117,6 @@ class DidNothing(Check):
 
     def injected(self, healthy: Subject, folder: Path) -> Subject:
         return example_run(healthy, folder, {"optimizer": {"name": "adamw", "lr": 1e-8}})
-
-
-def _tuned(subject: Subject) -> TrainingFacts | None:
-    facts = facts_of(subject.run) if subject.run is not None else None
-    return facts if facts is not None and facts.base is not None and facts.base.suffix == ".gguf" else None
 
 
 def _least(base: float) -> float:

@@ -1,0 +1,119 @@
+"""A tuned model lost what its base knew: the rate was too high, or it saw its rows too often."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+
+from settle.doctor.checks import Check
+from settle.doctor.findings import Finding, Fix
+from settle.doctor.subject import Subject
+from settle.doctor.training.example_run import example_run
+from settle.doctor.training.facts import TrainingFacts, tuned_facts
+from settle.doctor.training.general_text import general_texts
+from settle.doctor.training.retrain import (
+    most_steps,
+    recipe_fix,
+    retrained,
+    training_seconds,
+    usual_rate,
+    with_rate,
+)
+from settle.doctor.training.rows import RowReader, RowSide, RunRows, Served, rows_of
+from settle.doctor.trial import Item, Trial
+
+LOOKED, PROVED = 8, 10  # texts
+LEAST_NATS = 0.5  # per token, that general text became less likely: perplexity is 1.6 times what it was
+HIGH_RATE = 3.0  # times the usual one: above that, the rate is to blame and not the steps
+FEWER = 4  # as many steps are left of those that were too many, as a divisor
+KEPT_SHARE = 0.05  # of the base's loss on its rows, that the model should still be better by
+
+
+class Forgot(Check):
+    """A tuned model should find general text about as likely as its base does."""
+
+    number: ClassVar[int] = 20
+    symptom: ClassVar[str] = "the tuned model forgot what its base knew"
+    about: ClassVar[tuple[str, ...]] = ("run",)
+    seconds: ClassVar[float] = 5.0
+
+    def detect(self, subject: Subject) -> Iterator[Finding]:
+        facts = tuned_facts(subject)
+        served = Served.of_run(facts.run) if facts is not None else None
+        if facts is None or facts.base is None or served is None:
+            return
+        texts = general_texts(facts)[:LOOKED]
+        none = RunRows.without_rows()
+        with RowReader(Served(facts.base), none) as reader:
+            before = [reader.nats(text) for text in texts]
+        with RowReader(served, none) as reader:
+            after = [reader.nats(text) for text in texts]
+        rise = float(np.mean(after) - np.mean(before))
+        if rise < LEAST_NATS:
+            return
+        cause = "rate" if facts.rate > HIGH_RATE * usual_rate(facts) else "steps"
+        what = {
+            "rate": f"the model forgot what its base knew: a learning rate of {facts.rate:.2g} is too high",
+            "steps": f"the model forgot what its base knew: {facts.steps:,} steps on these rows are too many",
+        }[cause]
+        evidence = f"general text is {rise:.2f} nats per token less likely than to its base ({np.mean(before):.2f})"
+        yield Finding(self.part_name(), what, (evidence,), min(0.95, 0.6 + rise / 4), {"cause": cause})
+
+    def trial(self, finding: Finding, subject: Subject, folder: Path) -> Trial:
+        facts = tuned_facts(subject)
+        assert facts is not None and facts.base is not None
+        served = Served.of_run(facts.run)
+        assert served is not None
+        rows, texts, most = rows_of(facts), general_texts(facts), most_steps(facts)
+        recipe, steps = self._changed(finding, facts)
+        before = RowSide("as it is", rows, lambda: served)
+        preparing = training_seconds(facts, min(steps, most))
+        if finding.details["cause"] == "rate" and steps > most:  # both as short, so that only the rate differs
+            before = RowSide("as it is", rows, retrained(facts, facts.recipe, most, folder / "before"))
+            preparing *= 2
+        return Trial(
+            knob=self._knob(finding, facts),
+            before=before,
+            after=RowSide("trained again", rows, retrained(facts, recipe, min(steps, most), folder / "after")),
+            measure="loss of general text",
+            unit="nats per token",
+            items=texts[LOOKED : LOOKED + PROVED],
+            others=texts[LOOKED + PROVED : LOOKED + 2 * PROVED],
+            least=LEAST_NATS / 2,
+            guards=_should(facts, rows),
+            seconds=0.2,
+            preparing=preparing,
+        )
+
+    def fix(self, finding: Finding, subject: Subject) -> Fix:
+        facts = tuned_facts(subject)
+        assert facts is not None
+        recipe, steps = self._changed(finding, facts)
+        if finding.details["cause"] == "rate":
+            return recipe_fix(facts, recipe, f"train with a learning rate of {usual_rate(facts):g}")
+        return recipe_fix(facts, {**recipe, "steps": steps}, f"train for {steps:,} steps")
+
+    def _changed(self, finding: Finding, facts: TrainingFacts) -> tuple[Mapping[str, object], int]:
+        """The recipe and the steps of the fix."""
+        if finding.details["cause"] == "rate":
+            return with_rate(facts.recipe, usual_rate(facts)), facts.steps
+        return facts.recipe, max(1, facts.steps // FEWER)
+
+    def _knob(self, finding: Finding, facts: TrainingFacts) -> str:
+        if finding.details["cause"] == "rate":
+            return f"learning rate {usual_rate(facts):g} instead of {facts.rate:.2g}"
+        return f"{max(1, facts.steps // FEWER):,} steps instead of {facts.steps:,}"
+
+    def injected(self, healthy: Subject, folder: Path) -> Subject:
+        return example_run(healthy, folder, {"optimizer": {"name": "adamw", "lr": 4e-3}}, steps=40)
+
+
+def _should(facts: TrainingFacts, rows: RunRows) -> list[Item]:
+    """Training rows, each with how likely it should still be: a little more than to the base."""
+    assert facts.base is not None
+    with RowReader(Served(facts.base), rows) as reader:
+        return [
+            {**dict(item), "should": (1 - KEPT_SHARE) * reader.nats(item)}  # type: ignore[arg-type]  # a mapping
+            for item in rows.items(0, 6)
+        ]

@@ -1,0 +1,105 @@
+"""Training went wrong: a loss that is no number, a spike, a run that went back until it gave up."""
+
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import ClassVar
+
+from settle.doctor.checks import Check
+from settle.doctor.findings import Finding, Fix
+from settle.doctor.subject import Subject
+from settle.doctor.training.example_run import example_run
+from settle.doctor.training.facts import TrainingFacts, facts_of
+from settle.doctor.training.retrain import most_steps, recipe_fix, retrained, training_seconds, usual_rate, with_rate
+from settle.doctor.training.rows import RowSide, rows_of
+from settle.doctor.trial import FEWEST_ITEMS, Trial
+
+LEAST_NATS = 0.15  # per token, that the rows must be likelier for without the cause
+JUMP_NATS, JUMP_SHARE = 0.7, 0.15  # per token; of the first loss: a rise of the held-out loss by less is no jump
+HIGH_RATE = 3.0  # times the usual one
+LOWER = 10.0  # as many times as small is a rate that nothing usual is known of
+
+
+class Unstable(Check):
+    """A run should need no return to an earlier checkpoint."""
+
+    number: ClassVar[int] = 21
+    symptom: ClassVar[str] = "the loss is no number, or jumps, in training"
+    about: ClassVar[tuple[str, ...]] = ("run",)
+    seconds: ClassVar[float] = 0.5
+
+    def detect(self, subject: Subject) -> Iterator[Finding]:
+        assert subject.run is not None
+        facts = facts_of(subject.run)
+        if facts is None:
+            return
+        bad = sum(not math.isfinite(loss) for loss in facts.losses)
+        jump = _jump(facts)
+        if not (facts.rollbacks or bad or jump or facts.verdict == "diverged"):
+            return
+        evidence = [f"it went back to an earlier checkpoint {facts.rollbacks} times"] if facts.rollbacks else []
+        evidence += [f"the loss of {bad} steps is no number"] if bad else []
+        evidence += [jump] if jump else []
+        ended = bool(jump) or facts.verdict == "diverged" or facts.rollbacks > 1
+        what = f"training was unstable: a learning rate of {facts.rate:.2g} is too high"
+        if not ended and not _is_high(facts):
+            what = "a batch of rows made the loss jump; the run left it out"
+        yield Finding(self.part_name(), what, tuple(evidence), 0.98 if ended else 0.5, {"rate": facts.rate})
+
+    def trial(self, finding: Finding, subject: Subject, folder: Path) -> Trial | None:
+        assert subject.run is not None
+        facts = facts_of(subject.run)
+        assert facts is not None
+        rows = rows_of(facts)
+        half = min(8, len(rows.places) // 2)
+        if half < FEWEST_ITEMS:
+            return None
+        steps = min(most_steps(facts), max(facts.steps, 2 * FEWEST_ITEMS))
+        return Trial(
+            knob=f"learning rate {_lower(facts):.2g} instead of {facts.rate:.2g}",
+            before=RowSide("as it was", rows, retrained(facts, facts.recipe, steps, folder / "before")),
+            after=RowSide("trained again", rows, retrained(facts, self._recipe(facts), steps, folder / "after")),
+            measure="loss of its training rows",
+            unit="nats per token",
+            items=rows.items(0, half),
+            others=rows.items(half, half),
+            least=LEAST_NATS,
+            seconds=0.2,
+            preparing=2 * training_seconds(facts, steps),
+        )
+
+    def fix(self, finding: Finding, subject: Subject) -> Fix:
+        assert subject.run is not None
+        facts = facts_of(subject.run)
+        assert facts is not None
+        return recipe_fix(facts, self._recipe(facts), f"train with a learning rate of {_lower(facts):.2g}")
+
+    def _recipe(self, facts: TrainingFacts) -> Mapping[str, object]:
+        return with_rate(facts.recipe, _lower(facts))
+
+    def injected(self, healthy: Subject, folder: Path) -> Subject:
+        return example_run(healthy, folder, {"optimizer": {"name": "adamw", "lr": 3.0}})
+
+
+def _jump(facts: TrainingFacts) -> str:
+    """How the loss of text that is always the same jumped while that of training was above its first; overfitting
+    lowers the latter. Empty where it did not."""
+    if not facts.evaluations or not facts.losses:
+        return ""
+    start = facts.evaluations[0][1]
+    lowest, least = start, max(JUMP_NATS, JUMP_SHARE * start)
+    for step, loss in facts.evaluations:
+        around = sorted(facts.losses[max(0, step - 2) : step + 1])
+        if loss > lowest + least and around and around[len(around) // 2] > facts.losses[0]:
+            return f"the held-out loss jumped from {lowest:.2f} to {loss:.2f} by step {step:,}"
+        lowest = min(lowest, loss)
+    return ""
+
+
+def _is_high(facts: TrainingFacts) -> bool:
+    return facts.base is not None and facts.rate > HIGH_RATE * usual_rate(facts)
+
+
+def _lower(facts: TrainingFacts) -> float:
+    """The rate that is tried instead."""
+    return usual_rate(facts) if _is_high(facts) else facts.rate / LOWER
