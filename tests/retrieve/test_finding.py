@@ -16,7 +16,7 @@ from settle.retrieve.answer.evidence import FEATURES, UNLIKELY, shipped
 from settle.retrieve.check import calibration
 from settle.retrieve.check.calibration import LEAST, Trial, cross_validate, families_of, fit, run_trials, threshold
 from settle.retrieve.check.check import CheckResult, _by_kind, _is_found
-from settle.retrieve.check.check_report import emit_tables, figures, page
+from settle.retrieve.check.check_report import EASIER, emit_tables, figures, page
 from settle.retrieve.check.worst_documents import MOST, Worst, worst
 from settle.retrieve.index.catalogue.records import DocumentRecord, Occurrence, Passage
 from settle.retrieve.search import hybrid_search
@@ -326,12 +326,11 @@ def test_tables_say_the_same() -> None:
     heard: list[Any] = []
     emit_tables(RESULT, Events(listeners=[into(heard)]))
     assert heard[0]["rows"][0] == ["right passage first", "0.100", "0.050 – 1.000"] and len(heard[0]["rows"]) == 7
-    assert heard[1]["rows"] == [["a|b`.md", "3 of 7", "x; y\nz"]] and heard[2]["text"].startswith(
-        "30 questions are too few"
-    )
+    assert heard[1]["rows"] == [["a|b`.md", "3 of 7", "x; y\nz"]] and heard[2]["text"] == EASIER
+    assert heard[3]["text"].startswith("30 questions are too few")
     heard.clear()
     emit_tables(replace(RESULT, worst=[], is_calibrated=True), Events(listeners=[into(heard)]))
-    assert len(heard) == 1
+    assert len(heard) == 2 and heard[1]["text"] == EASIER
 
 
 def test_json_holds_no_single_score() -> None:

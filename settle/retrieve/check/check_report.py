@@ -14,6 +14,10 @@ from settle.retrieve.check.worst_documents import HIT
 
 SHOWN_K = (1, 5, 10)  # recall at these numbers of hits
 PICTURE, PAGE, RESULT = "check.png", "check.md", "check.json"
+EASIER = (
+    "These questions use the documents' own words, so they are easier than people's: expect that the right passage is"
+    " found less often, and that more is warned of. The figures compare one index with another."
+)
 
 
 def emit_tables(result: CheckResult, events: Events) -> None:
@@ -22,6 +26,7 @@ def emit_tables(result: CheckResult, events: Events) -> None:
     if result.worst:
         rows = [[one.path, f"{one.missed} of {one.asked}", "; ".join(one.why)] for one in result.worst]
         events.emit(Listing(columns=("worst documents", "missed", "why"), rows=rows))
+    events.emit(Say(text=EASIER))
     if not result.is_calibrated:
         events.emit(Say(text=_too_few(result)))
 
@@ -49,7 +54,7 @@ def figures(result: CheckResult) -> Iterator[tuple[str, Interval]]:
 
 def page(result: CheckResult) -> str:
     """The report in Markdown, which shows the picture beside it."""
-    lines = [f"# {result.name}: checked on {result.questions} questions made from its documents", ""]
+    lines = [f"# {result.name}: checked on {result.questions} questions made from its documents", "", EASIER, ""]
     lines += [f"![recall, refusals, kinds of questions]({PICTURE})", "", "| | | 95 % interval |", "|---|--:|---|"]
     lines += [f"| {what} | {_value(figure)} | {_interval(figure)} |" for what, figure in figures(result)]
     lines += ["", f"| made from | questions | passage among the first {HIT} | 95 % interval |", "|---|--:|--:|---|"]
