@@ -32,7 +32,7 @@ class Case:
 
 def folder_for(subject: Subject, finding: Finding) -> Path:
     """The folder of this proof: the same for the same finding of the same subject, so that a proof goes on."""
-    named = [subject.name, _named(subject), vars(subject.running)]
+    named = [subject.name, _named(subject), _running(subject.running)]
     about = json.dumps([*named, finding.check, finding.details], default=str, sort_keys=True)
     name = re.sub(r"[^a-zA-Z0-9._-]+", "-", Path(subject.name).name).strip("-.") or "it"
     return home() / "doctor" / f"{name[:40]}-{finding.check}-{hashlib.sha256(about.encode()).hexdigest()[:8]}"
@@ -65,7 +65,7 @@ def write_case(folder: Path, subject: Subject, finding: Finding, knob: str, proo
                 "settle": __version__,
                 "subject": _named(subject),
                 "transcript": str(Path(subject.name).resolve()) if subject.kind == "transcript" else None,
-                "running": vars(subject.running) | {"sampling": dict(subject.running.sampling)},
+                "running": _running(subject.running),
                 "finding": finding.to_json(),
                 "changed": knob,
                 "again": f"settle doctor {folder}",
@@ -81,6 +81,12 @@ def _named(subject: Subject) -> str | None:
     return {"machine": None, "transcript": subject.answered_by}.get(subject.kind, subject.name)
 
 
+def _running(running: Running) -> dict[str, object]:
+    """As JSON holds it."""
+    engine = str(running.engine.resolve()) if running.engine else None
+    return vars(running) | {"sampling": dict(running.sampling), "engine": engine}
+
+
 def is_proof_folder(path: Path) -> bool:
     return (path / FILE).is_file()
 
@@ -94,7 +100,8 @@ def read_case(folder: Path) -> Case:
             str(found["check"]), str(found["what"]), tuple(found["evidence"]), found["strength"], found["details"]
         )
         transcript = record.get("transcript")
-        running = Running(**record["running"])
+        engine = record["running"]["engine"]
+        running = Running(**{**record["running"], "engine": Path(engine) if engine else None})
         return Case(record["subject"], finding, running, Path(transcript) if transcript else None)
     except (KeyError, TypeError, ValueError) as e:
         raise RunError(f"{folder / FILE} is damaged: {e}", "run the proof anew from its finding") from None

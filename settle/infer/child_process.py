@@ -54,7 +54,8 @@ class Load:
     mean_pooling: for embeddings by a model that was not made for them.
     draft: the model that proposes tokens; llama.cpp reports no probabilities of the tokens that it proposed.
     waiting: requests that may wait for a slot. prompt_cache_mib: memory for the beginnings of earlier prompts, beside
-    what the slots hold.
+    what the slots hold. engine: a folder with the package of another version of llama.cpp, instead of the one that is
+    installed.
     """
 
     path: Path
@@ -68,6 +69,7 @@ class Load:
     waiting: int = 0
     prompt_cache_mib: int = 0
     draft: Draft | None = None
+    engine: Path | None = None
 
     def to_json(self) -> dict[str, object]:
         return dataclasses.asdict(self) | {
@@ -76,6 +78,7 @@ class Load:
             "draft": dataclasses.asdict(self.draft) | {"path": str(self.draft.path.resolve())} if self.draft else None,
             "threads": num_threads(self.threads),
             "alias": ALIAS,
+            "engine": None,  # the child finds it by its path of modules
         }
 
 
@@ -214,6 +217,9 @@ class Child(ChildProcess):
         # many small products one after the other: on a machine that has other work, threads that wait for each other
         # spinning are three times slower than threads that sleep
         environment = {"GOMP_SPINCOUNT": "200"} if load.slots > 1 else {}
+        if load.engine:
+            paths = [str(load.engine.resolve()), *filter(None, [os.environ.get("PYTHONPATH")])]
+            environment["PYTHONPATH"] = os.pathsep.join(paths)
         settings = load.to_json() | {"api_key": self.api_key}
         super().__init__("server_child.py", settings, load.path.name, environment, ready_seconds)
 

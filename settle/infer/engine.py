@@ -26,6 +26,7 @@ class Engine(ChildModel[Child], LlamaClient):
     0 is the model without it.
     slots: how many requests, from as many threads, are answered at the same time; each has `context` tokens.
     draft: a small GGUF of the same tokenizer that proposes tokens for the model to agree with.
+    engine: a folder with the package of another version of llama.cpp, instead of the one that is installed.
     Raises FormatError for a file that is not a sound GGUF, or an adapter of another model, UsageError for an embedder,
     and for a draft with another tokenizer, ResourceError when the context asked for does not fit into memory,
     EngineError when llama.cpp refuses the file or dies.
@@ -40,6 +41,7 @@ class Engine(ChildModel[Child], LlamaClient):
         adapter: Path | str | None = None,
         slots: int = 1,
         draft: Draft | None = None,
+        engine: Path | None = None,
     ) -> None:
         self.path = Path(path)
         weights = read_gguf(self.path)
@@ -62,7 +64,7 @@ class Engine(ChildModel[Child], LlamaClient):
         fitting = fitting_context(self.path.name, metadata, context, slots)
         if draft:
             require_same_tokens(weights.metadata, read_gguf(draft.path).metadata, (self.path.name, draft.path.name))
-        load = Load(self.path, fitting, slots, adapters, template or None, threads, draft=draft)
+        load = Load(self.path, fitting, slots, adapters, template or None, threads, draft=draft, engine=engine)
         LlamaClient.__init__(self, Child(load, ready_seconds), metadata)
 
     def start(self) -> None:

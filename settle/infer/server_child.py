@@ -53,7 +53,10 @@ def _serve(settings: dict[str, Any], links: str) -> str:
     params.model.path = openable(settings["path"], links)
     params.model_alias = {settings["alias"]}
     params.api_keys = [settings["api_key"]]
-    params.hostnames = ["127.0.0.1"]
+    if hasattr(params, "hostnames"):
+        params.hostnames = ["127.0.0.1"]
+    else:  # before September 2026
+        params.hostname = "127.0.0.1"
     params.port = 0
     params.n_ctx = settings["context"] * settings["slots"]
     params.cpuparams.n_threads = settings["threads"]

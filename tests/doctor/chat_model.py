@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from settle.base.files import home
+from settle.base.files import home, write_json
+from settle.base.run import Run
 from settle.data.tokenizer.byte_bpe import ByteBpeTokenizer
 from settle.doctor.answerers.local_model import LocalModel
 from settle.doctor.exchanges.exchange import Request
@@ -19,6 +20,8 @@ from settle.doctor.known_answers import KNOWN_ANSWERS, PROSE
 from settle.doctor.subject import Subject
 from settle.doctor.training.example_run import example_run
 from settle.formats.gguf import export_gguf
+from settle.infer.engine import Engine
+from settle.library.engines import PACKAGE, installed_engine
 from settle.library.resolve import resolve_gguf
 from settle.model.architectures.llama import Llama
 
@@ -68,6 +71,8 @@ def healthy(about: tuple[str, ...]) -> Subject:
         subject, tokens = tuned_run()
         shutil.copytree(tokens, home() / "tokens", dirs_exist_ok=True)
         return subject
+    if about == ("run", "model"):
+        return exported_run(healthy(("model",)))
     assert about in (("model",), ("chat",)), f"make a healthy subject that has {about}"
     path = chat_model()
     model = resolve_gguf(str(path))
@@ -86,3 +91,14 @@ def tuned_run() -> tuple[Subject, Path]:
         patch.setenv("SETTLE_HOME", folder.name)
         subject = example_run(healthy(("model",)), Path(folder.name) / "run", {})
     return subject, Path(folder.name) / "tokens"
+
+
+def exported_run(subject: Subject) -> Subject:
+    """A run that exported it, with what the gate keeps: the answers of llama.cpp as it was then, and is now."""
+    run = Run.create("train", "exported")
+    with Engine(subject.model.weights, 512) as engine:
+        prompts = [engine.tokenize(text)[:8] for text in PROSE[:6]]
+        answers = [{"prompt": prompt, "answer": engine.greedy(prompt, 16)} for prompt in prompts]
+    write_json(run.path / "plan.json", {"versions": {PACKAGE: installed_engine()}})
+    write_json(run.path / "result.json", {"gate": {"answers": answers}})
+    return replace(subject, kind="run", run=run)

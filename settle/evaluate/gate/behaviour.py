@@ -221,11 +221,13 @@ def compare_greedy(
     prompts = [ids[: max(1, min(longest, len(ids) // 2))] for ids in spread(sequences, effort.num_prompts)]
     number = min(effort.num_greedy, engine.context - longest)
     compared = equal = ties = 0
+    answers: list[dict[str, list[int]]] = []
     for row, prompt in enumerate(prompts):
         theirs = engine.greedy(prompt, number)
         # llama.cpp ends at the end of a text or a turn, and may leave that token out; either end is right then
         ended = _endings(tokenizer) if len(theirs) < number else []
         theirs = theirs[:-1] if theirs and theirs[-1] in ended else theirs
+        answers.append({"prompt": prompt, "answer": theirs})
         last = len(prompt) + len(theirs) - (0 if ended else 1)
         live = logprobs(model, prompt + theirs, range(len(prompt) - 1, last)).cpu().numpy()
         for at, distribution in enumerate(live):
@@ -248,6 +250,7 @@ def compare_greedy(
         "greedy_tokens": compared,
         "greedy_tokens_equal": equal,
         "greedy_near_ties": ties,
+        "answers": answers,
     }
 
 
