@@ -5,7 +5,6 @@ The engine turns text into ids as it does for a person, and a reader in a second
 
 import contextlib
 import math
-from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -115,7 +114,8 @@ def strength_of(gain: float) -> float:
 
 
 class LikelihoodSide(Side):
-    """A set-up measured by the nats per token that it gives each item. model: whose file is read, or `path` instead."""
+    """A set-up measured by the nats per token that it gives each item. model: whose file is read, or `path` instead.
+    reader: of it, while it is open."""
 
     def __init__(
         self,
@@ -128,21 +128,21 @@ class LikelihoodSide(Side):
         self.name, self._model, self._path, self._context = name, model, path, context
         self._overrides = overrides
         self.num_bytes = 2 * (path or model.weights).stat().st_size
-        self._reader: Reader | None = None
+        self.reader: Reader | None = None
 
     def open(self) -> None:
         reader = Reader(self._model, self._path, self._context, self._overrides)
-        self._reader = reader.__enter__()
+        self.reader = reader.__enter__()
 
-    @abstractmethod
     def reading(self, engine: Engine, item: Item) -> Reading:
         """The ids of an item in this set-up, and from where on they count."""
+        raise NotImplementedError
 
     def measure(self, item: Item) -> float:
-        assert self._reader is not None
-        return self._reader.nats(self.reading(self._reader.engine, item))
+        assert self.reader is not None
+        return self.reader.nats(self.reading(self.reader.engine, item))
 
     def close(self) -> None:
-        reader, self._reader = self._reader, None
+        reader, self.reader = self.reader, None
         if reader is not None:
             reader.__exit__()

@@ -1,0 +1,157 @@
+"""The token that the model ends its answers with is not one that ends them, or one that is none does."""
+
+import math
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import ClassVar
+
+from settle.base.errors import UsageError
+from settle.data.tokenizer.token_types import CONTROL, ENDS, USER_DEFINED
+from settle.doctor.checks import Check
+from settle.doctor.edited_file import edited_file, fix_of, with_file
+from settle.doctor.findings import Finding, Fix
+from settle.doctor.known_answers import KNOWN_ANSWERS, PROSE
+from settle.doctor.likelihood import reader_of
+from settle.doctor.subject import Subject
+from settle.doctor.trial import Item, Side, Trial
+from settle.doctor.turns import turn_end
+from settle.formats.gguf import read_gguf
+from settle.formats.gguf.metadata import TOKENS, texts
+from settle.infer.engine import Engine
+from settle.library.facts import END_KEYS, TEMPLATE_KEY, Metadata, takes_turns
+from settle.library.reference import ModelRef
+
+LOOKED, PROVEN = 4, 12  # answers that a look reads, and a proof
+SURE = 0.1  # mean probability behind an answer of a special token: of one that ends none, a sound model gives next to 0
+TOP = 40  # tokens
+LONGEST = 64  # tokens that a proof waits for the end of an answer
+TYPES = "tokenizer.ggml.token_type"
+EOS, EOT, EOM = END_KEYS
+
+
+class EndOfTurn(Check):
+    """An answer ends where the model says so, by a token that the file has to name."""
+
+    number: ClassVar[int] = 7
+    symptom: ClassVar[str] = "never stops, or breaks off: the token that ends an answer is not the model's own"
+    about: ClassVar[tuple[str, ...]] = ("model",)
+    seconds: ClassVar[float] = 3.0
+
+    def detect(self, subject: Subject) -> Iterator[Finding]:
+        assert subject.model is not None
+        with reader_of(subject.model) as reader:
+            engine = reader.engine
+            if not engine.takes_turns:
+                return
+            shares = _shares(engine)
+            prose = {token for text in PROSE for token in engine.tokenize(text)}
+        tokens, ends = texts(engine.metadata, TOKENS), _ends(engine.metadata)
+        end = max(shares, key=shares.__getitem__, default=None)
+        wrong = sorted(ends & prose)
+        if end is None or shares[end] < SURE or (end in ends and not wrong):
+            return
+        yield Finding(
+            check=self.part_name(),
+            what=f"answers end with {tokens[end]}, and the file "
+            + (f"ends them at {tokens[wrong[0]]!r} too" if wrong else "does not say that this ends them"),
+            evidence=(
+                f"the model gives {tokens[end]} a probability of {shares[end]:.0%} behind a whole answer",
+                f"the file ends answers at {', '.join(tokens[token] for token in sorted(ends)) or 'nothing'}",
+            ),
+            strength=0.5 + shares[end] / 2,
+            details={"end": end, "token": tokens[end]},
+        )
+
+    def trial(self, finding: Finding, subject: Subject, folder: Path) -> Trial:
+        assert subject.model is not None
+        end = finding.details["end"]
+        assert isinstance(end, int)
+        fixed = edited_file(subject.model, folder / "fixed.gguf", _changes(end))
+        answers: list[Item] = [known._asdict() for known in KNOWN_ANSWERS[LOOKED:]]
+        return Trial(
+            knob=f"{EOS} = {end} ({finding.details['token']})",
+            before=_Ended("as it is", subject.model, end),
+            after=_Ended("changed", subject.model, end, fixed),
+            measure="answers that do not end where the model ends them",
+            unit="of 1",
+            items=answers[:PROVEN],
+            others=answers[PROVEN:],
+            least=0.4,
+            seconds=2.0,
+        )
+
+    def fix(self, finding: Finding, subject: Subject) -> Fix:
+        end = finding.details["end"]
+        assert isinstance(end, int)
+        return fix_of(subject, self.number, _changes(end))
+
+    def injected(self, healthy: Subject, folder: Path) -> Subject:
+        """The token gets a name that says nothing of an end, and another one is said to be it."""
+        assert healthy.model is not None
+        metadata: Metadata = read_gguf(healthy.model.weights).metadata
+        if not takes_turns(metadata):
+            raise UsageError("the model takes no turns, so none can end wrongly", "choose one that chats")
+        source, tokens = str(metadata[TEMPLATE_KEY]), list(texts(metadata, TOKENS))
+        end = turn_end(metadata, source).strip()
+        at, other = (
+            tokens.index(end),
+            next(i for i, text in enumerate(tokens) if text not in ENDS and _is_special(metadata, i)),
+        )
+        tokens[at] = "<|over|>"
+        changes: dict[str, object] = {TOKENS: tokens, TEMPLATE_KEY: source.replace(end, tokens[at])}
+        ends = {EOS: other, EOT: None, EOM: None}
+        return with_file(healthy, edited_file(healthy.model, folder / "broken.gguf", changes | ends))
+
+
+class _Ended(Side):
+    """Whether an answer ends where the model ends it: 1 when it goes on after that, or ends at another token. It begins
+    with the whole of a known one, so that the end is not far."""
+
+    def __init__(self, name: str, model: ModelRef, end: int, path: Path | None = None) -> None:
+        self.name, self._end, self._weights, self._adapter = name, end, path or model.weights, model.adapter
+        self.num_bytes = self._weights.stat().st_size
+        self._engine: Engine | None = None
+
+    def open(self) -> None:
+        self._engine = Engine(self._weights, 1024, adapter=self._adapter)
+        self._engine.start()
+
+    def measure(self, item: Item) -> float:
+        assert self._engine is not None
+        assert isinstance(item, Mapping)
+        prompt = self._engine.turns([{"role": "user", "content": item["question"]}])
+        ids = self._engine.greedy([*prompt, *self._engine.tokenize(str(item["answer"]))], LONGEST)
+        return float(self._end in ids[:-1] or (len(ids) < LONGEST and ids[-1:] != [self._end]))
+
+    def close(self) -> None:
+        engine, self._engine = self._engine, None
+        if engine is not None:
+            engine.close()
+
+
+def _shares(engine: Engine) -> dict[int, float]:
+    """The mean probability behind a whole answer of each special token that is among the likeliest."""
+    shares: defaultdict[int, float] = defaultdict(float)
+    for known in KNOWN_ANSWERS[:LOOKED]:
+        prompt = engine.turns([{"role": "user", "content": known.question}])
+        after = engine.next_token_logprobs([*prompt, *engine.tokenize(known.answer)], TOP)
+        for token, logprob in after.items():
+            if _is_special(engine.metadata, token):
+                shares[token] += math.exp(logprob) / LOOKED
+    return dict(shares)
+
+
+def _ends(metadata: Metadata) -> set[int]:
+    """Ids that end an answer: those that the file names, and those that llama.cpp knows by their text."""
+    named = {value for key in END_KEYS if isinstance(value := metadata.get(key), int)}
+    return named | {i for i, text in enumerate(texts(metadata, TOKENS)) if text in ENDS}
+
+
+def _is_special(metadata: Metadata, token: int) -> bool:
+    types = metadata.get(TYPES)
+    return isinstance(types, list) and types[token] in (CONTROL, USER_DEFINED)
+
+
+def _changes(end: int) -> Mapping[str, object]:
+    return {EOS: end, EOT: end}
