@@ -27,6 +27,7 @@ from typing import Any, BinaryIO
 Line = dict[str, Any]  # of the ledger: what JSON knows
 Address = dict[str, Any]
 RECEIVE, ANSWER, IS_VALID = 0xC0502100, 0xC0182101, 0x40082102  # ioctls of a seccomp listener
+SET_FLAGS, SYNC_WAKE_UP = 0x40082104, 1
 CONTINUE = 1
 HERE = ("loopback", "own", "unix")
 MOST_REPEATS = 1000  # lines of one process to one address beyond this machine; further ones are counted
@@ -51,6 +52,8 @@ class Watcher:
         self.resolvers: set[tuple[int, int]] = set()  # sockets connected to name servers
 
     def run(self) -> None:
+        with contextlib.suppress(OSError):  # before Linux 6.6; the caller sleeps anyway: take its core
+            fcntl.ioctl(self.listener, SET_FLAGS, SYNC_WAKE_UP)
         poll = select.poll()
         poll.register(self.listener, select.POLLIN)
         while True:
