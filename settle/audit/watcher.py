@@ -48,6 +48,7 @@ def watch_this_process(ledger: int, offline: bool) -> int:
                 if offline:  # the watcher stays outside, where it may read our memory
                     enter_empty_network()
                 system_calls.allow_reader(watcher.pid)
+                system_calls.shorten_slice(abi, watcher.pid)
                 probe = ctypes.create_string_buffer(secrets.token_hex(8).encode(), 16)
                 task = {
                     "calls": abi.calls,
