@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from settle.audit import LEDGER_FOLDER, OBSERVED, PROVED
-from settle.audit.reach import Names, Reach
+from settle.audit.reach import Names, Reach, scope_of
 
 HERE = ("loopback", "own", "unix", "local")  # scopes that are this machine
 _ORDER = (OBSERVED, "watched", PROVED)
@@ -184,7 +184,7 @@ class _Session:
             call=str(line.get("call", "socket")),
             address=address,
             port=port if isinstance(port, int) else None,
-            scope=str(line.get("scope") or _scope(address)),
+            scope=str(line.get("scope") or scope_of(address)),
             host=names[0] if names else "",
             site=str(self._names.site(line).get("site", "")),
             count=int(str(counts.get(_key({**line, "program": program}), 1))),
@@ -194,12 +194,6 @@ class _Session:
 
 def _key(line: Mapping[str, object]) -> tuple[object, ...]:
     return tuple(line.get(key) for key in ("pid", "program", "call", "address", "port"))
-
-
-def _scope(address: str) -> str:
-    """Of an address that only Python's hook saw."""
-    is_here = address.startswith(("127.", "/")) or address in ("::1", "localhost", "0.0.0.0", "::")
-    return "loopback" if is_here else "beyond"
 
 
 def _shown(connection: Connection) -> dict[str, object]:

@@ -69,6 +69,12 @@ class Names:
         )
 
 
+def scope_of(address: str) -> str:
+    """Of an address that only Python's hook saw: whether it is this machine."""
+    is_here = address.startswith(("127.", "/")) or address in ("::1", "localhost", "0.0.0.0", "::")
+    return "loopback" if is_here else "beyond"
+
+
 def _time(line: Line) -> float:
     at = line.get("time")
     return at if isinstance(at, int | float) else 0.0

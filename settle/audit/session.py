@@ -14,7 +14,7 @@ from typing import Protocol
 
 from settle.audit import LEDGER_FOLDER, OBSERVED, PROVED, WATCHED
 from settle.audit.audit_hook import Hook, Line
-from settle.audit.reach import Names, Reach
+from settle.audit.reach import Names, Reach, scope_of
 from settle.audit.watcher import NotWatchedError, watch_this_process
 from settle.base.errors import UsageError
 from settle.base.event_log import Events
@@ -82,11 +82,10 @@ class Session:
 
     def write(self, line: Line) -> None:
         """One line. A full disk loses it, and the ledger says so once there is room."""
+        lost = b"\n" + _encoded({"kind": "lost", "count": 1}) if self._is_lossy else b""  # ends what was half written
+        data = lost + _encoded(line)
         try:
-            if self._is_lossy:
-                os.write(self._fd, _encoded({"kind": "lost", "count": 1}))
-                self._is_lossy = False
-            os.write(self._fd, _encoded(line))
+            self._is_lossy = os.write(self._fd, data) < len(data)
         except OSError:
             self._is_lossy = True
 
@@ -103,6 +102,8 @@ class Session:
         """What Python's hook saw."""
         self._names.add(line)
         self.write(line)
+        if self.level == OBSERVED and line["kind"] == "site" and scope_of(str(line["address"])) == "beyond":
+            self._judge(line)
 
     def _watch(self, watches: bool, offline: bool) -> None:
         """Raises NotWatchedError, with nothing changed unless the network is gone already."""
@@ -121,9 +122,13 @@ class Session:
             for text in lines:
                 line: Line = json.loads(text)
                 self._names.add(line)
-                names = self._names.of(line)
-                if not self._names.is_declared(line, self.reaches, str(line.get("module", ""))):
-                    self.on_undeclared({**line, "host": names[0] if names else ""})
+                self._judge(line)
+
+    def _judge(self, line: Line) -> None:
+        """Passes on what nobody declared."""
+        names = self._names.of(line)
+        if not self._names.is_declared(line, self.reaches, str(line.get("module", ""))):
+            self.on_undeclared({**line, "host": names[0] if names else ""})
 
 
 def _encoded(line: Line) -> bytes:

@@ -211,9 +211,8 @@ class Lines:
         with contextlib.suppress(OSError):
             while self.waiting:
                 first = self.waiting[0]
-                written = os.write(self.fd, first)
-                if written < len(first):
-                    os.ftruncate(self.fd, os.fstat(self.fd).st_size - written)
+                if os.write(self.fd, first) < len(first):
+                    self.waiting[0] = b"\n" + first.lstrip(b"\n")  # ends what was half written
                     return
                 del self.waiting[0]
 
