@@ -15,12 +15,14 @@ Kind = Literal["machine", "run", "model", "transcript", "server", "collection", 
 @dataclass(frozen=True)
 class Running:
     """How a person runs a model, where it is not as settle would. context: tokens of a prompt and its answer. threads:
-    that compute. cache: the type of the keys and values that are kept. sampling: llama.cpp's words for how tokens are
-    drawn. engine: a folder with another llama.cpp than the installed one, of the version `engine_version`."""
+    that compute. cache: the type of the keys and values that are kept. room: bytes of memory that it may take, what is
+    free here where None. sampling: llama.cpp's words for how tokens are drawn. engine: a folder with another llama.cpp
+    than the installed one, of the version `engine_version`."""
 
     context: int | None = None
     threads: int | None = None
     cache: str = "f16"
+    room: int | None = None
     sampling: Mapping[str, object] = field(default_factory=dict)
     engine: Path | None = None
     engine_version: str | None = None

@@ -1,0 +1,81 @@
+"""A model that does not load, or is ended while it does: its context and its weights take more memory than there is."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import ClassVar
+
+from settle.doctor.checks import Check
+from settle.doctor.findings import Finding, Fix
+from settle.doctor.resources.loaded import SHORT, FailedLoads, load_of, needed_bytes, peak_bytes, room_of
+from settle.doctor.subject import Subject
+from settle.doctor.trial import FEWEST_ITEMS, Item, Trial
+from settle.library.facts import read_facts
+from settle.plan.fit.model_shapes import shape_of_file
+
+KEPT = 0.9  # of the room, that a context which is proposed takes at most
+STEP = 256  # tokens, that a proposed context is a multiple of
+INJECTED_BYTES = 150e6  # of keys and values, that an injected context takes at least
+
+
+class MemoryLoading(Check):
+    """A model with its context should take less memory than there is."""
+
+    number: ClassVar[int] = 1
+    symptom: ClassVar[str] = "out of memory while the model loads"
+    about: ClassVar[tuple[str, ...]] = ("model",)
+    seconds: ClassVar[float] = 0.2
+
+    def detect(self, subject: Subject) -> Iterator[Finding]:
+        assert subject.model is not None
+        named = shape_of_file(subject.model.weights, subject.model.name)
+        context, room = subject.running.context or SHORT, room_of(subject)
+        needed = needed_bytes(named, context)
+        if needed <= room:
+            return
+        tokens = context
+        while tokens > STEP and needed_bytes(named, tokens) > KEPT * room:
+            tokens = max(STEP, int(tokens * 0.9) // STEP * STEP)
+        fits = needed_bytes(named, tokens) <= KEPT * room
+        what = f"a context of {context:,} tokens does not fit into memory"
+        if not fits:
+            what = f"{subject.model.weights.name} does not fit into memory, with any context"
+        seen = f"it takes about {needed / 1e9:.2f} GB, and {room / 1e9:.2f} GB are free"
+        details = {"context": context, "tokens": tokens if fits else 0, "room": room}
+        yield Finding(self.part_name(), what, (seen,), 1.0, details)
+
+    def trial(self, finding: Finding, subject: Subject, folder: Path) -> Trial | None:
+        tokens, room = int(str(finding.details["tokens"])), int(str(finding.details["room"]))
+        if not tokens:
+            return None
+        load = load_of(subject)
+        prompts: list[Item] = [f"Number {n} is" for n in range(2 * FEWEST_ITEMS)]
+        return Trial(
+            knob=f"a context of {tokens:,} tokens instead of {load.context:,}",
+            before=FailedLoads("as asked", load, room),
+            after=FailedLoads("changed", replace(load, context=tokens), room),
+            measure="loads that fail",
+            unit="of one",
+            items=prompts[:FEWEST_ITEMS],
+            others=prompts[FEWEST_ITEMS:],
+            least=0.5,
+            seconds=1.5 + load.path.stat().st_size / 1e9,
+        )
+
+    def fix(self, finding: Finding, subject: Subject) -> Fix:
+        assert subject.model is not None
+        tokens = int(str(finding.details["tokens"]))
+        if not tokens:
+            return Fix("take a smaller file", f"settle shrink {subject.name}")
+        return Fix(f"ask for {tokens:,} tokens of context", f"settle chat {subject.name} --context {tokens}")
+
+    def injected(self, healthy: Subject, folder: Path) -> Subject:
+        assert healthy.model is not None
+        path = healthy.model.weights
+        facts = read_facts(path)
+        context = max(facts.context, int(INJECTED_BYTES / max(1, facts.bytes_per_token)))
+        subject = replace(healthy, running=replace(healthy.running, context=context))
+        load, named = load_of(subject), shape_of_file(path, healthy.model.name)
+        small = max(peak_bytes(replace(load, context=SHORT)), int(needed_bytes(named, SHORT)))
+        large = min(peak_bytes(load), int(needed_bytes(named, context)))
+        return replace(subject, running=replace(subject.running, room=small + int(0.7 * (large - small))))
