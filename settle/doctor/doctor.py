@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from settle.base.amounts import num_bytes
 from settle.base.errors import UsageError
 from settle.base.event_log import Events
 from settle.base.events import ResultReady, Say, Warn
@@ -25,8 +26,8 @@ FOUND = 3  # exit code: something is wrong
 @dataclass(frozen=True)
 class Asked:
     """What a person asks of the doctor. prove: a check by name or number, "all" for every finding, None to only look.
-    fix: mend what is proven. context, threads, cache: how the person runs the model, see `Running`. transcript: a file
-    of what was asked and answered."""
+    fix: mend what is proven. context, threads, cache, memory: how the person runs the model, see
+    `Running`. transcript: a file of what was asked and answered."""
 
     subject: str | None
     only: Sequence[str] = ()
@@ -36,6 +37,12 @@ class Asked:
     threads: int | None = None
     cache: str = "f16"
     transcript: Path | None = None
+    memory: str | None = None
+
+    @property
+    def running(self) -> Running:
+        """How the person runs the model. Raises UsageError for a size that is none."""
+        return Running(self.context, self.threads, self.cache, num_bytes(self.memory) if self.memory else None)
 
 
 class Tried(NamedTuple):
@@ -49,7 +56,7 @@ def doctor(asked: Asked, events: Events) -> int:
     """Returns the exit code: 0 when nothing is wrong, 3 when something is. Raises SettleError."""
     if asked.subject is not None and is_proof_folder(Path(asked.subject)):
         return _again(Path(asked.subject), asked, events)
-    subject = find_subject(asked.subject, Running(asked.context, asked.threads, asked.cache), asked.transcript)
+    subject = find_subject(asked.subject, asked.running, asked.transcript)
     with contextlib.closing(subject):
         return _seen_by_doctor(subject, asked, events)
 
