@@ -27,9 +27,7 @@ class Doctor(ThreadSettings, Command):
     fix: bool = Field(False, description="with --prove: write the fix of what is proven, and test it again")
     only: list[str] = Field(default_factory=list, description="look with these checks alone, by number or name")
     context: int | None = Field(None, gt=0, description="tokens of context that you run it with")
-    memory: str | None = Field(
-        None, description="memory that you run it in, such as 8GB; what is free here if not given"
-    )
+    memory: str | None = Field(None, description="memory that you run it in, such as 8GB; what is free if not given")
     cache: str = Field("f16", description="type of the KV cache that you run it with: f16, q8_0, q4_0 …")
 
     def run(self, events: Events) -> int:

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from settle.doctor.checks import Check
 from settle.doctor.findings import Finding, Fix
-from settle.doctor.resources.loaded import SHORT, FailedLoads, load_of, needed_bytes, peak_bytes, room_of
+from settle.doctor.resources.model_memory import SHORT, FailedLoads, load_of, needed_bytes, peak_bytes, room_of
 from settle.doctor.subject import Subject
 from settle.doctor.trial import FEWEST_ITEMS, Item, Trial
 from settle.library.facts import read_facts
