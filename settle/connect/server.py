@@ -1,8 +1,6 @@
 """The server that a client is connected to: its address and key, and the model that the client is to use."""
 
 import http.client
-import ipaddress
-import urllib.parse
 from typing import Any
 
 from settle.base.errors import RunError, UsageError
@@ -10,6 +8,7 @@ from settle.base.files import parse_json
 from settle.base.server_state import running_server, server_key
 from settle.connect.check import error_text, send
 from settle.connect.clients import ClientRequest, Connection
+from settle.machine.web_request import is_loopback
 
 LIST_SECONDS = 30.0
 
@@ -65,14 +64,6 @@ def list_models(address: str, key: str) -> list[Listed]:
         message = f"{address} does not answer like OpenAI's API: {answer.status} {answer.message}"
         raise RunError(message, "check --address") from None
     return models
-
-
-def is_loopback(address: str) -> bool:
-    host = urllib.parse.urlsplit(address).hostname or ""
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def _capabilities(model: Listed) -> list[str]:

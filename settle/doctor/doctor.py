@@ -5,11 +5,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
+from urllib.parse import urlsplit
 
 from settle.base.amounts import num_bytes
 from settle.base.errors import UsageError
 from settle.base.event_log import Events
 from settle.base.events import ResultReady, Say, Warn
+from settle.doctor.answerers.served_model import Door, is_address
 from settle.doctor.checks import Check
 from settle.doctor.examine import Examination, check_name, examine
 from settle.doctor.find_subject import find_subject
@@ -19,6 +21,7 @@ from settle.doctor.prove import Proof, expected_seconds, prove
 from settle.doctor.report import findings_listing, proof_sentences
 from settle.doctor.subject import Running, Subject
 from settle.jobs.trials.pace import time_text
+from settle.machine.web_request import is_loopback
 
 FOUND = 3  # exit code: something is wrong
 
@@ -27,7 +30,7 @@ FOUND = 3  # exit code: something is wrong
 class Asked:
     """What a person asks of the doctor. prove: a check by name or number, "all" for every finding, None to only look.
     fix: mend what is proven. context, threads, cache, memory: how the person runs the model, see
-    `Running`. transcript: a file of what was asked and answered."""
+    `Running`. transcript: a file of what was asked and answered. model, key: of a server."""
 
     subject: str | None
     only: Sequence[str] = ()
@@ -38,6 +41,8 @@ class Asked:
     cache: str = "f16"
     transcript: Path | None = None
     memory: str | None = None
+    model: str | None = None
+    key: str | None = None
 
     @property
     def running(self) -> Running:
@@ -56,7 +61,10 @@ def doctor(asked: Asked, events: Events) -> int:
     """Returns the exit code: 0 when nothing is wrong, 3 when something is. Raises SettleError."""
     if asked.subject is not None and is_proof_folder(Path(asked.subject)):
         return _again(Path(asked.subject), asked, events)
-    subject = find_subject(asked.subject, asked.running, asked.transcript)
+    if asked.subject is not None and is_address(asked.subject) and not is_loopback(asked.subject):
+        host = urlsplit(asked.subject).hostname
+        events.emit(Warn(text=f"what the doctor asks, and what was recorded, leaves this machine: it goes to {host}"))
+    subject = find_subject(asked.subject, asked.running, asked.transcript, Door(asked.model, asked.key))
     with contextlib.closing(subject):
         return _seen_by_doctor(subject, asked, events)
 
@@ -133,7 +141,7 @@ def _mend(subject: Subject, finding: Finding, tried: Tried, events: Events) -> N
 def _again(folder: Path, asked: Asked, events: Events) -> int:
     """Runs the proof of a folder again, from its first measurement, beside the earlier one."""
     case = read_case(folder)
-    subject = find_subject(case.subject, case.running, case.transcript)
+    subject = find_subject(case.subject, case.running, case.transcript, Door(case.served, asked.key))
     with contextlib.closing(subject):
         tried = _prove(subject, case.finding, events, folder / "again")
         if tried is not None and asked.fix and tried.proof.state == "proven":

@@ -6,6 +6,8 @@ from pathlib import Path
 from settle.base.errors import SettleError, UsageError
 from settle.base.run import Run
 from settle.doctor.answerers.local_model import LocalModel
+from settle.doctor.answerers.served_model import Door, is_address, open_server
+from settle.doctor.answerers.web import Web
 from settle.doctor.exchanges.chat import Chat
 from settle.doctor.exchanges.exchange import Exchange
 from settle.doctor.exchanges.read_transcript import read_transcript
@@ -14,13 +16,18 @@ from settle.library.facts import read_facts
 from settle.library.reference import ModelRef
 from settle.library.resolve import find_run, is_collection, resolve_gguf
 
+NO_KEY = Door()
 
-def find_subject(name: str | None, running: Running, transcript: Path | None = None) -> Subject:
+
+def find_subject(name: str | None, running: Running, transcript: Path | None = None, door: Door = NO_KEY) -> Subject:
     """What `name` stands for; this machine where there is none. transcript: a file of what was asked and answered, by
-    `name` or by the model that it names itself. Raises UsageError when there is nothing of that name, DataError for a
-    transcript in no known layout, and what `resolve` raises."""
+    `name` or by the model that it names itself. door: to a server. Raises UsageError when there is nothing of that
+    name, DataError for a transcript in no known layout, RunError for a server that does not answer, and what `resolve`
+    raises."""
     if transcript is not None:
-        return of_transcript(transcript, name, running)
+        return of_transcript(transcript, name, running, door)
+    if name is not None and is_address(name):
+        return of_server(name, running, door)
     if name is None:
         return Subject("machine", "this machine", running=running)
     if is_collection(name):
@@ -31,9 +38,21 @@ def find_subject(name: str | None, running: Running, transcript: Path | None = N
     return of_model(resolve_gguf(name), name, running)
 
 
-def of_transcript(path: Path, name: str | None, running: Running) -> Subject:
+def of_server(address: str, running: Running, door: Door) -> Subject:
+    """A server of others, with what it answers to short questions."""
+    server = open_server(Web(address, door.key_of(address)), door.model)
+    chat = Chat(tuple(server.probes()), server)
+    return Subject("server", address, running=running, chat=chat, served=server.model.name)
+
+
+def of_transcript(path: Path, name: str | None, running: Running, door: Door) -> Subject:
     """Recorded exchanges, and the model that answers them again where it is known."""
     exchanges = read_transcript(path).exchanges
+    if name is not None and is_address(name):
+        asked_of = next((exchange.request.model for exchange in exchanges if exchange.request.model), None)
+        server = open_server(Web(name, door.key_of(name)), door.model, asked_of)
+        chat, served = Chat(exchanges, server), server.model.name
+        return Subject("transcript", str(path), running=running, chat=chat, answered_by=name, served=served)
     model = resolve_gguf(name) if name is not None else _named_in(exchanges)
     asked = [exchange.request.context for exchange in exchanges if exchange.request.context]
     context = running.context or max(asked, default=None)

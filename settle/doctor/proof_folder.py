@@ -22,17 +22,19 @@ FILE, MEASUREMENTS = "proof.json", "measurements.jsonl"
 
 @dataclass(frozen=True)
 class Case:
-    """What a proof folder says it is about. transcript: the file beside the subject, or None."""
+    """What a proof folder says it is about. transcript: the file beside the subject, or None. served: the model
+    of a server, or None."""
 
     subject: str | None
     finding: Finding
     running: Running
     transcript: Path | None
+    served: str | None
 
 
 def folder_for(subject: Subject, finding: Finding) -> Path:
     """The folder of this proof: the same for the same finding of the same subject, so that a proof goes on."""
-    named = [subject.name, _named(subject), _running(subject.running)]
+    named = [subject.name, _named(subject), subject.served, _running(subject.running)]
     about = json.dumps([*named, finding.check, finding.details], default=str, sort_keys=True)
     name = re.sub(r"[^a-zA-Z0-9._-]+", "-", Path(subject.name).name).strip("-.") or "it"
     return home() / "doctor" / f"{name[:40]}-{finding.check}-{hashlib.sha256(about.encode()).hexdigest()[:8]}"
@@ -65,6 +67,7 @@ def write_case(folder: Path, subject: Subject, finding: Finding, knob: str, proo
                 "settle": __version__,
                 "subject": _named(subject),
                 "transcript": str(Path(subject.name).resolve()) if subject.kind == "transcript" else None,
+                "served": subject.served,
                 "running": _running(subject.running),
                 "finding": finding.to_json(),
                 "changed": knob,
@@ -102,6 +105,6 @@ def read_case(folder: Path) -> Case:
         transcript = record.get("transcript")
         engine = record["running"]["engine"]
         running = Running(**{**record["running"], "engine": Path(engine) if engine else None})
-        return Case(record["subject"], finding, running, Path(transcript) if transcript else None)
+        return Case(record["subject"], finding, running, Path(transcript) if transcript else None, record.get("served"))
     except (KeyError, TypeError, ValueError) as e:
         raise RunError(f"{folder / FILE} is damaged: {e}", "run the proof anew from its finding") from None

@@ -32,7 +32,8 @@ class Running:
 class Subject:
     """One thing that is looked at; a check uses what it has. name: as the person gave it. model: a GGUF file, with the
     adapter over it. base: what it was tuned from, or None. collection: the folder of an index. chat: what was asked and
-    answered, recorded or by a server. answered_by: the model or server that the person named beside a transcript."""
+    answered, recorded or by a server. answered_by: the model or server that the person named beside a transcript.
+    served: the model of a server."""
 
     kind: Kind
     name: str
@@ -42,6 +43,7 @@ class Subject:
     collection: Path | None = None
     chat: Chat | None = None
     answered_by: str | None = None
+    served: str | None = None
     running: Running = Running()
 
     def close(self) -> None:

@@ -109,8 +109,9 @@ class LlamaClient(PromptEncoder):
         timings: Mapping[str, float] = self._child.post("/completion", body)["timings"]
         return timings
 
-    def next_token_logprobs(self, ids: Sequence[int], top: int | None = None) -> dict[int, float]:
-        """Natural log-probabilities of the token after `ids`, most likely first. top: how many; None = all.
+    def next_token_logprobs(self, ids: Sequence[int], top: int | None = None, reuse: bool = True) -> dict[int, float]:
+        """Natural log-probabilities of the token after `ids`, most likely first. top: how many; None = all. reuse: of
+        what is cached of the ids; without it, the same ids have the same numbers.
 
         Consecutive calls whose ids extend each other reuse llama.cpp's cache and cost one token each.
         """
@@ -118,7 +119,12 @@ class LlamaClient(PromptEncoder):
         # draw a plain letter: a bias changes what is drawn, while these probabilities are of the raw logits.
         bias = [[self._letter, LETTER_BIAS]]
         body = self._request(ids, 1)
-        body |= {"n_probs": top or self.num_vocab, "post_sampling_probs": False, "logit_bias": bias}
+        body |= {
+            "n_probs": top or self.num_vocab,
+            "post_sampling_probs": False,
+            "logit_bias": bias,
+            "cache_prompt": reuse,
+        }
         entries = self._child.post("/completion", body)["completion_probabilities"][0]["top_logprobs"]
         return {e["id"]: e["logprob"] if e["logprob"] is not None else -math.inf for e in entries}
 

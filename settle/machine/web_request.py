@@ -30,3 +30,12 @@ def is_near(host: str) -> bool:
         return ipaddress.ip_address(host).is_private
     except ValueError:
         return host == "localhost" or host.endswith(".localhost")
+
+
+def is_loopback(address: str) -> bool:
+    """Whether a URL leads to this machine itself."""
+    host = urlsplit(address).hostname or ""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

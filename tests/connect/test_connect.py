@@ -17,7 +17,7 @@ from settle.cli import main
 from settle.connect import client_files
 from settle.connect.clients import CannotMerge, Connection, cli_name
 from settle.connect.config_files import merge_json, merge_yaml
-from settle.connect.server import is_loopback
+from settle.machine.web_request import is_loopback
 from tests.server.conftest import KEY
 
 CLIENTS = [cli_name(name) for name in part_names("connect/clients")]

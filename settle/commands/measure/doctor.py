@@ -1,10 +1,13 @@
 """settle doctor: what is wrong, proven by a re-run with one thing changed."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar
+from urllib.parse import urlsplit
 
 from pydantic import Field
 
+from settle.audit.reach import Reach
 from settle.base.event_log import Events
 from settle.commands import Command
 from settle.machine.threads import ThreadSettings
@@ -21,7 +24,7 @@ class Doctor(ThreadSettings, Command):
 
     positional: ClassVar[tuple[str, ...]] = ("subject",)
 
-    subject: str | None = Field(None, description="a run, a model, a .gguf file, or the folder of a proof")
+    subject: str | None = Field(None, description="a run, a model, a .gguf file, a server, or the folder of a proof")
     from_: Path | None = Field(None, description="recorded requests and answers, or a conversation: why was it bad?")
     prove: str | None = Field(None, description="re-run one check by its number or name, or all that found something")
     fix: bool = Field(False, description="with --prove: write the fix of what is proven, and test it again")
@@ -30,8 +33,17 @@ class Doctor(ThreadSettings, Command):
     memory: str | None = Field(None, description="memory that you run it in, such as 8GB; what is free if not given")
     cache: str = Field("f16", description="type of the KV cache that you run it with: f16, q8_0, q4_0 …")
 
+    model: str | None = Field(
+        None, description="model of the server that is looked at; one that is loaded if not given"
+    )
+    key: str | None = Field(None, description="API key of the server that is looked at")
+
+    def reaches(self) -> Sequence[Reach]:
+        host = urlsplit(self.subject or "").hostname if (self.subject or "").startswith("http") else None
+        return [Reach(host, "the server that is looked at")] if host else []
+
     def run(self, events: Events) -> int:
         from settle.doctor.doctor import Asked, doctor
 
-        how = self.context, self.threads, self.cache, self.from_, self.memory
+        how = self.context, self.threads, self.cache, self.from_, self.memory, self.model, self.key
         return doctor(Asked(self.subject, self.only, self.prove, self.fix, *how), events)

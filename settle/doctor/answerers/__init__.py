@@ -20,6 +20,11 @@ class Answerer(ABC):
     def pieces(self, request: Request) -> Iterator[Reply]:
         """The answer as it comes. Closing it stops the model. Raises SettleError."""
 
+    def num_prompt_tokens(self, request: Request) -> int | None:
+        """Tokens of the whole prompt that a request becomes, none cut off; None where that cannot be known. Raises
+        SettleError."""
+        return None
+
     def close(self) -> None:  # noqa: B027 - a server is not ours to end
         """Ends what `open` began; `open` makes it ready again."""
 

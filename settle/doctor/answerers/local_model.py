@@ -46,6 +46,9 @@ class LocalModel(Answerer):
         body = {"seed": 0, **layout.body(request), "stream_options": {"include_usage": True}}
         return (reply for chunk in self.engine.chat_chunks(body) if (reply := layout.reply(chunk)) is not None)
 
+    def num_prompt_tokens(self, request: Request) -> int:
+        return len(self.prompt(request))
+
     def prompt(self, request: Request) -> list[int]:
         """Ids of the prompt that a request becomes."""
         engine = self.engine

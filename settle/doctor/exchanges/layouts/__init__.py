@@ -27,6 +27,10 @@ class Layout(Part):
     def reply(self, body: Body) -> Reply | None:
         """The answer, or the piece of a streamed one, that a body is; None where it is none of this layout."""
 
+    def body(self, request: Request) -> dict[str, object]:
+        """The body that asks for this, of an API that servers are asked by."""
+        raise NotImplementedError
+
     def changed(self, setting: str, value: object) -> dict[str, object]:
         """The part of a body that sets one setting."""
         *above, last = self.spelled.get(setting, (setting,))

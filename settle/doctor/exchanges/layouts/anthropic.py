@@ -18,6 +18,7 @@ from settle.doctor.exchanges.layouts import (
     tools_of,
 )
 
+_READ = ("input_tokens", "cache_read_input_tokens", "cache_creation_input_tokens")  # the first is without the others
 _BLOCKS = {"tool_use", "tool_result", "thinking", "redacted_thinking"}
 
 
@@ -135,6 +136,9 @@ def _event(kind: str, body: Body) -> Reply:
 
 def _counted(reply: Reply, usage: object) -> Reply:
     counts = usage if isinstance(usage, Mapping) else {}
+    read = [count_of(counts.get(name)) for name in _READ]
     return replace(
-        reply, prompt_tokens=count_of(counts.get("input_tokens")), written_tokens=count_of(counts.get("output_tokens"))
+        reply,
+        prompt_tokens=sum(count or 0 for count in read) if read[0] is not None else None,
+        written_tokens=count_of(counts.get("output_tokens")),
     )

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import ClassVar
 
-from settle.doctor.exchanges.exchange import Reply, Request
+from settle.doctor.exchanges.exchange import Message, Reply, Request
 from settle.doctor.exchanges.layouts import (
     Body,
     Layout,
@@ -68,6 +68,33 @@ class Ollama(Layout):
             count_of(body.get("prompt_eval_count")),
             count_of(body.get("eval_count")),
         )
+
+    def body(self, request: Request) -> dict[str, object]:
+        body: dict[str, object] = {"model": request.model, "messages": [_own_message(m) for m in request.messages]}
+        body |= {"tools": list(request.tools)} if request.tools else {}
+        options: dict[str, object] = {"num_ctx": request.context} if request.context else {}
+        for name, value in request.settings.items():
+            if name == "thinking":
+                body["think"] = value
+            elif name == "response_format":
+                body["format"] = _own_format(value)
+            elif name == "max_tokens" or name in _SAMPLING:
+                options["num_predict" if name == "max_tokens" else name] = value
+        return body | ({"options": options} if options else {})
+
+
+def _own_message(message: Message) -> dict[str, object]:
+    """A message as Ollama takes it: the arguments of calls are objects, and thoughts have another name."""
+    own = {key: value for key, value in message.items() if key in ("role", "content")}
+    calls = calls_of(message.get("tool_calls"))
+    own |= {"tool_calls": [{"function": {"name": c.name, "arguments": c.values or {}}} for c in calls]} if calls else {}
+    return own | ({"thinking": message["reasoning_content"]} if message.get("reasoning_content") else {})
+
+
+def _own_format(value: object) -> object:
+    """OpenAI's response_format as Ollama's format."""
+    schema = value.get("json_schema") if isinstance(value, Mapping) else None
+    return schema.get("schema", "json") if isinstance(schema, Mapping) else "json"
 
 
 def _format(value: object) -> dict[str, object]:

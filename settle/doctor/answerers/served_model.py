@@ -1,0 +1,145 @@
+"""A model that a server of others runs: looked at and asked, never changed."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from settle.base.errors import RunError, UsageError
+from settle.base.files import parse_json
+from settle.base.server_state import running_server, server_key
+from settle.doctor.answerers import Answerer
+from settle.doctor.answerers.web import Web
+from settle.doctor.exchanges.exchange import Exchange, Reply, Request, text_of
+from settle.doctor.exchanges.layouts import Layout
+from settle.doctor.known_answers import KNOWN_ANSWERS
+from settle.doctor.servers import Served, ServerKind
+
+FIRST_SECONDS, MOST_SECONDS = 60.0, 600.0  # to the first of an answer, which may have to wait for the model; for all
+PROBE_FIRST_SECONDS, PROBE_SECONDS = 15.0, 5.0
+SAMPLE = 500  # characters
+PROBES = (1, 3)  # of the known answers: short ones, that anything can give
+
+
+@dataclass(frozen=True)
+class Door:
+    """How to come into a server. model: of it, or None for one that chats. key: that it wants, or None."""
+
+    model: str | None = None
+    key: str | None = None
+
+    def key_of(self, address: str) -> str | None:
+        """The key for an address: that of settle's own server is known here."""
+        server = running_server()
+        if self.key is None and server is not None and address.startswith(server.address) and server.needs_key:
+            return server_key(create=False)
+        return self.key
+
+
+class ServedModel(Answerer):
+    """One model of a server."""
+
+    def __init__(self, web: Web, kind: ServerKind, model: Served) -> None:
+        self.name, self.web, self.kind, self.model = f"{model.name} at {web.address}", web, kind, model
+        self._layout = Layout.part(kind.layout)()
+
+    def pieces(self, request: Request) -> Iterator[Reply]:
+        return self._pieces(request, FIRST_SECONDS, MOST_SECONDS)
+
+    def probes(self) -> list[Exchange]:
+        """Short questions with the server's own settings; those that it answers in seconds. Raises RunError for a
+        server that does not answer, or answers nonsense."""
+        found = []
+        for number, at in enumerate(PROBES):
+            question: tuple[dict[str, object], ...] = ({"role": "user", "content": KNOWN_ANSWERS[at].question},)
+            request = Request(question, (), self.model.settings, self.model.name, None, self.kind.layout)
+            asked = replace(request, settings={})
+            reply = Reply()
+            for piece in self._pieces(asked, PROBE_FIRST_SECONDS, PROBE_SECONDS, must_end=False):
+                reply = reply.then(piece)
+            if reply.finish:
+                found.append(Exchange(request, reply, f"question {number + 1} of the doctor's"))
+        return found
+
+    def num_prompt_tokens(self, request: Request) -> int | None:
+        """By the ratio of two short prompts, of the beginning of the same text, that the server counts."""
+        text = "\n\n".join(text_of(message) for message in request.messages)
+        if len(text) < 4 * SAMPLE:
+            return self._counted(request)
+        one, two = (self._counted(Request(({"role": "user", "content": text[:n]},))) for n in (SAMPLE, 3 * SAMPLE))
+        if one is None or two is None:
+            return None
+        return round(one + (two - one) * (len(text) - SAMPLE) / (2 * SAMPLE))
+
+    def _counted(self, request: Request) -> int | None:
+        """Tokens of a prompt, as the server counts them."""
+        return self.ask(request.having(max_tokens=1)).prompt_tokens
+
+    def _pieces(self, request: Request, first: float, seconds: float, must_end: bool = True) -> Iterator[Reply]:
+        body = self._layout.body(replace(request, model=self.model.name)) | {"stream": True}
+        if self.kind.layout == "openai":
+            body["stream_options"] = {"include_usage": True}
+        whole, num_pieces = [], 0
+        for line in self.web.lines(self.kind.path, body, first, seconds, must_end):
+            value = _parsed(line.removeprefix("data:").strip())
+            if isinstance(value, dict) and value.get("error"):
+                raise RunError(f"{self.web.address} fails: {str(value['error'])[:200]}", "look at its log")
+            piece = self._layout.reply(value) if isinstance(value, dict) else None
+            if piece is not None:
+                num_pieces += 1
+                yield piece
+            whole.append(line)
+        if not num_pieces:
+            yield self._whole("\n".join(whole))
+
+    def _whole(self, text: str) -> Reply:
+        """An answer that was not streamed."""
+        value = _parsed(text)
+        reply = self._layout.reply(value) if isinstance(value, dict) else None
+        if reply is None:
+            raise RunError(
+                f"{self.web.address}{self.kind.path} answers no chat: {text.strip()[:160]!r}", "check what runs there"
+            )
+        return reply
+
+
+def is_address(text: str) -> bool:
+    return text.startswith(("http://", "https://"))
+
+
+def open_server(web: Web, wanted: str | None, likely: str | None = None) -> ServedModel:
+    """The server at an address, and the model of it that is `wanted`, else `likely`, loaded, or the first. Raises
+    RunError when nothing that is known answers, UsageError for a model that it does not have."""
+    kinds = sorted((part() for part in ServerKind.parts().values()), key=lambda kind: kind.rank)
+    for kind in kinds:
+        models = kind.models(web)
+        if models is not None:
+            return ServedModel(web, kind, kind.described(web, _chosen(web, models, wanted, likely)))
+    titles = ", ".join(kind.title for kind in kinds)
+    nonsense = f": {web.seen}" if web.seen else ""
+    raise RunError(f"{web.address} answers like no server that is known{nonsense}", f"known: {titles}")
+
+
+def _chosen(web: Web, models: list[Served], wanted: str | None, likely: str | None) -> Served:
+    names = ", ".join(model.name for model in models)[:400]
+    if wanted is not None:
+        found = _named(models, wanted)
+        if found is None:
+            raise UsageError(f"{web.address} has no model {wanted!r}", f"it has: {names or 'none'}")
+        return found
+    chatting = [model for model in models if model.chats]
+    if not chatting:
+        raise RunError(f"{web.address} has no model that chats", f"it has: {names or 'none'}")
+    asked = _named(chatting, likely) if likely else None
+    return asked or next((model for model in chatting if model.is_loaded), chatting[0])
+
+
+def _named(models: list[Served], name: str) -> Served | None:
+    return next((m for m in models if name.removesuffix(":latest") == m.name.removesuffix(":latest")), None)
+
+
+def _parsed(text: str) -> object:
+    try:
+        value: object = parse_json(text)
+        return value
+    except json.JSONDecodeError:
+        return None

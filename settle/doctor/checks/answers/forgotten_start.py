@@ -1,0 +1,225 @@
+"""The start of a long prompt is cut off without a word, so that the model never saw it."""
+
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import ClassVar
+
+from settle.base.files import write_atomic
+from settle.doctor.answerers.local_model import LocalModel
+from settle.doctor.answerers.served_model import ServedModel
+from settle.doctor.checks import Check
+from settle.doctor.exchanges.chat import Chat
+from settle.doctor.exchanges.exchange import Exchange, Request, text_of
+from settle.doctor.exchanges.fix_request import request_fix
+from settle.doctor.exchanges.read_transcript import read_transcript
+from settle.doctor.findings import Finding, Fix
+from settle.doctor.known_answers import PROSE
+from settle.doctor.subject import Subject
+from settle.doctor.trial import Item, Side, Trial
+from settle.library.reference import ModelRef
+
+ITEMS = 7
+LEAST_SHARE = 0.5
+SLACK, SLACK_TOKENS = 0.9, 32  # templates and tokenizers differ by less
+DENSEST = 8.0  # characters a token: no text has more on average
+KEPT = 4  # tokens at the very start that servers keep
+CUT_TOKENS = 90  # that a cut has to take for the fact at the start to be in it
+FEWEST_TOKENS = 180  # of a prompt of the A/B
+SAME_NATS = 1e-3  # that log-probabilities of the same prompt may differ by
+TOP = 20  # tokens that are likeliest to come next
+PROBE_SECONDS, PROBE_TOKENS = 5.0, 3000
+ANSWER_TOKENS = 12
+WORDS = (
+    *("amber", "falcon", "granite", "harbor", "indigo", "juniper", "kettle", "lantern", "marble", "nectar", "orchid"),
+    *("pepper", "quartz", "raven", "saddle", "timber", "umbrella", "velvet", "walnut", "yellow", "zebra", "anchor"),
+    *("basket", "candle", "dolphin", "ember", "feather", "garlic"),
+)
+
+
+class ForgottenStart(Check):
+    """Servers cut a prompt that does not fit their context, most at its start, and answer as if nothing were wrong."""
+
+    number: ClassVar[int] = 14
+    symptom: ClassVar[str] = "it forgets or ignores what stood at the start of a long prompt"
+    about: ClassVar[tuple[str, ...]] = ("chat",)
+    seconds: ClassVar[float] = 4.0
+
+    def detect(self, subject: Subject) -> Iterator[Finding]:
+        chat = subject.chat
+        assert chat is not None
+        found = [cut for at, exchange, _ in chat.answered if (cut := _cut(chat, at, exchange))]
+        if not found and subject.kind == "server" and isinstance(chat.answerer, ServedModel):
+            found = list(_probed(chat.answerer))
+        if not found:
+            return
+        at, own, read = found[0]
+        yield Finding(
+            check=self.part_name(),
+            what=f"the start of the prompt was cut off: of {own:,} tokens the model read {read:,}",
+            evidence=tuple(
+                f"{f'exchange {place + 1}' if place >= 0 else 'a long prompt'}: {sent:,} tokens were sent, and the "
+                f"server counted {seen:,}"
+                for place, sent, seen in found[:3]
+            ),
+            strength=0.97,
+            details={"exchange": at, "sent": own, "read": read},
+        )
+
+    def trial(self, finding: Finding, subject: Subject, folder: Path) -> Trial | None:
+        assert subject.chat is not None
+        answerer = subject.chat.answerer
+        sent, read = finding.details["sent"], finding.details["read"]
+        assert isinstance(sent, int) and isinstance(read, int)
+        if isinstance(answerer, LocalModel):
+            length = min(sent, max(FEWEST_TOKENS, round(CUT_TOKENS / (1 - read / sent))))
+            limit = round(length * read / sent)
+            before: Side = _LocalStart("cut as it was", answerer, length, limit)
+            after: Side = _LocalStart("whole", answerer, length, None)
+            knob = f"the whole prompt, where {1 - read / sent:.0%} of it was cut off"
+        elif isinstance(answerer, ServedModel):
+            before = _ServedStart("as long as it was", answerer, round(read * 1.3))
+            after = _ServedStart("short enough", answerer, round(read * 0.4))
+            knob = f"a prompt that fits into {read:,} tokens"
+        else:
+            return None
+        before.open()
+        started = time.monotonic()
+        after.measure(f"{WORDS[-2]} {WORDS[-1]}")
+        seconds = (time.monotonic() - started) * (1 if isinstance(answerer, LocalModel) else 2)
+        pairs: list[Item] = [f"{WORDS[2 * n]} {WORDS[2 * n + 1]}" for n in range(2 * ITEMS - 1)]
+        return Trial(
+            knob=knob,
+            before=before,
+            after=after,
+            measure="answers that depend on the start of the prompt",
+            unit="of one",
+            items=pairs[:ITEMS],
+            others=pairs[ITEMS:],
+            least=LEAST_SHARE,
+            lower=False,
+            seconds=seconds,
+        )
+
+    def fix(self, finding: Finding, subject: Subject) -> Fix:
+        assert subject.chat is not None
+        sent, at = finding.details["sent"], finding.details["exchange"]
+        assert isinstance(sent, int) and isinstance(at, int)
+        context = 1 << (sent + 1024 - 1).bit_length()  # with room for an answer
+        answerer = subject.chat.answerer
+        is_ollama = isinstance(answerer, ServedModel) and answerer.kind.layout == "ollama"
+        if at >= 0 and (subject.chat.exchanges[at].request.layout == "ollama" or is_ollama):
+            return request_fix(subject.chat.exchanges[at].request, "context", context)
+        commands = {"llama-server": f"llama-server --ctx-size {context}", "Ollama": f"OLLAMA_CONTEXT_LENGTH={context}"}
+        title = answerer.kind.title if isinstance(answerer, ServedModel) else ""
+        return Fix(
+            f"give the server a context of {context:,} tokens, or send at most {finding.details['read']:,}",
+            commands.get(title, f"settle serve --context {context}"),
+        )
+
+    def injected(self, healthy: Subject, folder: Path) -> Subject:
+        """A long prompt to a server with a small context, recorded as Ollama has it."""
+        assert healthy.model is not None
+        return _recorded_cut(healthy.model, folder / "chat.jsonl")
+
+
+def _cut(chat: Chat, at: int, exchange: Exchange) -> tuple[int, int, int] | None:
+    """The place of an exchange, the tokens of its prompt, and how many of them the server counted, where it is less."""
+    reply, request = exchange.reply, exchange.request
+    read = reply.prompt_tokens if reply is not None else None
+    characters = sum(len(text_of(message)) for message in request.messages)
+    if not read or characters < 2 * read:  # every text has more of them than tokens, or nearly
+        return None
+    own = chat.answerer.num_prompt_tokens(request) if chat.answerer is not None else None
+    if own is None:
+        own = round(characters / DENSEST)
+    return (at, own, read) if read < SLACK * own - SLACK_TOKENS else None
+
+
+def _probed(server: ServedModel) -> Iterator[tuple[int, int, int]]:
+    """A prompt as long as the server reads in seconds, if it cuts that."""
+    started = time.monotonic()
+    sample = Request(({"role": "user", "content": _filler(1500)},), settings={"max_tokens": 1})
+    count = server.ask(sample).prompt_tokens
+    if count is None:
+        return
+    speed = count / (time.monotonic() - started)
+    tokens = min(round(speed * PROBE_SECONDS), PROBE_TOKENS, (server.model.context or PROBE_TOKENS) - 64)
+    if tokens < 2 * count:
+        return
+    request = Request(({"role": "user", "content": _filler(round(1500 * tokens / count))},), settings={"max_tokens": 1})
+    cut = _cut(Chat((), server), -1, Exchange(request, server.ask(request), ""))
+    if cut:
+        yield cut
+
+
+class _LocalStart(Side):
+    """Whether what a model of this machine expects next depends on the start. length: of a prompt, in tokens. limit: to
+    which it is cut as servers do, or None."""
+
+    def __init__(self, name: str, model: LocalModel, length: int, limit: int | None) -> None:
+        self.name, self._model, self._length, self._limit = name, model, length, limit
+        self.num_bytes = model.num_bytes // 2
+
+    def open(self) -> None:
+        self._model.open()
+
+    def close(self) -> None:
+        self._model.close()
+
+    def measure(self, item: Item) -> float:
+        engine = self._model.engine  # what it kept of the other prompt would move the numbers a little
+        one, two = (engine.next_token_logprobs(self._ids(word), TOP, reuse=False) for word in str(item).split())
+        shared = one.keys() & two.keys()
+        return float(len(shared) < TOP // 2 or max(abs(one[token] - two[token]) for token in shared) > SAME_NATS)
+
+    def _ids(self, word: str) -> list[int]:
+        prompt = self._model.prompt(canary(word, self._length * 4))
+        return cut_ids(prompt, self._limit) if self._limit else prompt
+
+
+class _ServedStart(Side):
+    """Whether the answer of a server of others depends on the start. length: of a prompt, in tokens."""
+
+    def __init__(self, name: str, server: ServedModel, length: int) -> None:
+        self.name, self._server, self._length = name, server, length
+
+    def measure(self, item: Item) -> float:
+        settings = {"max_tokens": ANSWER_TOKENS, "temperature": 0, "seed": 0}
+        replies = [self._server.ask(canary(word, self._length * 4).having(**settings)) for word in str(item).split()]
+        one, two = (reply.text + reply.reasoning for reply in replies)
+        return float(one != two)
+
+
+def canary(word: str, characters: int) -> Request:
+    """A prompt with a fact at its start, and a question about it at its end."""
+    text = f"The code word is {word}. Remember it.\n\n{_filler(characters)}\n\nWhat is the code word? The code word is"
+    return Request(({"role": "user", "content": text},))
+
+
+def cut_ids(ids: list[int], limit: int) -> list[int]:
+    """What is left of a prompt by a server that cuts it: its very start, and its end."""
+    return ids if len(ids) <= limit else [*ids[:KEPT], *ids[len(ids) - limit + KEPT :]]
+
+
+def _filler(characters: int) -> str:
+    text = " ".join(PROSE)
+    return (text + " ") * (characters // len(text)) + text[: characters % len(text)]
+
+
+def _recorded_cut(model: ModelRef, path: Path) -> Subject:
+    answerer = LocalModel(model)
+    request = canary("copper", 2400)
+    answerer.open()
+    try:
+        ids = answerer.prompt(request)
+        limit = len(ids) // 2
+        text = answerer.engine.answer(cut_ids(ids, limit), 16).text
+    finally:
+        answerer.close()
+    body = {"model": str(model.weights), "messages": list(request.messages), "options": {"num_ctx": limit}}
+    reply = {"message": {"role": "assistant", "content": text}, "done": True, "done_reason": "stop"}
+    reply |= {"prompt_eval_count": limit, "eval_count": 16}
+    write_atomic(path, json.dumps({"request": body, "response": reply}) + "\n")
+    return Subject("transcript", str(path), chat=Chat(read_transcript(path).exchanges, answerer))

@@ -1,0 +1,54 @@
+"""Servers of others: one file a program, how it is recognised, and what it says of the models that it serves."""
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from settle.base.registry import Part
+from settle.doctor.answerers.web import Web
+
+
+@dataclass(frozen=True)
+class Served:
+    """A model of a server. context: tokens that it is loaded with, or None where it does not say. longest: that the
+    model knows, or None. settings: that a request without any gets, in llama.cpp's words, as far as it says."""
+
+    name: str
+    chats: bool = True
+    is_loaded: bool = False
+    context: int | None = None
+    longest: int | None = None
+    settings: Mapping[str, object] = field(default_factory=dict)
+
+
+class ServerKind(Part):
+    """The contract of a kind of server. It is only asked, never changed.
+
+    rank: the order in which kinds are tried: one that others imitate comes after them. title: to show. layout: of the
+    bodies that it is asked with. path: where it answers chats.
+    """
+
+    rank: ClassVar[int]
+    title: ClassVar[str]
+    layout: ClassVar[str] = "openai"
+    path: ClassVar[str] = "/v1/chat/completions"
+
+    @abstractmethod
+    def models(self, web: Web) -> list[Served] | None:
+        """The models that it has; None where the server is of another kind. Raises RunError."""
+
+    def described(self, web: Web, model: Served) -> Served:
+        """What it says of one of them, asked for once it is chosen. Raises RunError."""
+        return model
+
+
+def listed(value: object, name: str) -> list[Mapping[str, object]] | None:
+    """The objects of a list in an answer, or None where there is no such list."""
+    items = value.get(name) if isinstance(value, Mapping) else None
+    return [item for item in items if isinstance(item, Mapping)] if isinstance(items, list) else None
+
+
+def number(*values: object) -> int | None:
+    """The first whole number above zero."""
+    return next((v for v in values if isinstance(v, int) and not isinstance(v, bool) and v > 0), None)
