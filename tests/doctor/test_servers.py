@@ -24,7 +24,7 @@ class Shapes(http.server.BaseHTTPRequestHandler):
     """Answers GET and POST by what the class says; a chat counts words as tokens, and forgets all but the last."""
 
     answers: dict[str, object] = {}
-    chat_path, is_ollama, longest = "", False, 1000
+    chat_path, is_ollama, longest = "", False, 100_000
     asked: list[tuple[str, dict]] = []
 
     def do_GET(self) -> None:
