@@ -61,3 +61,78 @@ PROSE = [
     "There are many ways to learn a language, but all of them take time, patience and a lot of practice.",
     "The ship was found at the bottom of the sea more than a hundred years after it had disappeared in a storm.",
 ]
+SPELLED = [
+    "It costs $1,250.75 in 2019, which isn't more than the 1,249.50 that we've paid since 12/03/2017.",
+    "def area(width, height=10):\n    if width <= 0:\n        return None\n    return width * height\n",
+    "He's 42 years old, she'll be 38 on 2024-06-15; they've lived at 221 Baker Street since 1999.",
+    "The results: 3.14159, 2.71828, 1.41421 (see page 117), and 65536 = 2^16; that's all we'd expected.",
+    "Call 0171-4960-8831 between 09:30 and 17:45, or write to info@example.com - we're open 365 days!",
+    "Year  2001: 1000 units\nYear  2002: 2500 units\nYear  2003: 4750 units\nTotal      : 8250 units\n",
+    'for i in range(100):\n    print(i, i * i)\n    total += i\n\nprint("total:", total)\n',
+    "In 1969, 600 million people watched; it's said that 94% of those who'd a television did.",
+    "The train leaves at 18:05 from platform 12, arrives at 21:47, and costs 89.90 if you've a card.",
+    "Step 1: mix 250 g of flour with 125 ml of milk. Step 2: bake for 45 minutes at 180 degrees. Don't open!",
+    'x = 17\ny = 256\nz = x + y  # 273\nassert z == 273, "that\'s wrong"\n',
+    "Between 1990 and 2010 the population grew from 12,345 to 67,890 - it's five times as large, they've said.",
+    "Version 10.15.7 (build 19H2026) isn't supported; you'll need 11.0 or later, e.g. 11.6.8 or 12.3.",
+    "The match ended 4-3 (2-1) before 54,321 people; it wasn't decided until the 119th minute.",
+    "SELECT name, price FROM items WHERE price > 100 AND year = 2020 ORDER BY price DESC LIMIT 25;",
+    "A marathon has 42,195 metres; the record's 2:00:35, run in Chicago on 8 October 2023.",
+    "Room 405 isn't free on the 23rd, but we've got 408 from 14:00 to 16:30 - shall I book it?",
+    "import math\n\nprint(math.sqrt(144))  # 12.0\nprint(2 ** 10)  # 1024\n",
+    "Her number's 555-0199; his is 555-0142. They'd both moved to 10 Downing Street by 2021.",
+    "The 3 largest: 8,848 m, 8,611 m and 8,586 m. None's been climbed by more than 12,000 people.",
+    "if n % 2 == 0:\n    n = n // 2\nelse:\n    n = 3 * n + 1\n",
+    "On 24 December 1968 three men saw what nobody'd seen before: the Earth rising, 384,400 km away.",
+]
+_SENTENCES = [
+    "The weather this morning was better than we had hoped.",
+    "It took them three days to reach the coast.",
+    "Our neighbours have a dog that barks all night.",
+    "There is nothing more important than good health.",
+    "According to the report, prices rose again in May.",
+    "In 1998 the family moved to a larger house.",
+    "Many people believe that the moon affects their sleep.",
+    "Before you begin, read the instructions carefully.",
+    "A small group of students stood outside the door.",
+    "This book tells the story of a young doctor.",
+    "During the summer the town is full of visitors.",
+    "You can use the same method for other problems.",
+    "As soon as the bell rang, everyone ran outside.",
+    "The first part of the course is about history.",
+    "While she was waiting, she read the newspaper.",
+    "Most of the work was done by volunteers.",
+    "If you have any questions, please call our office.",
+    "On the other side of the road there was a farm.",
+    "His father worked as an engineer for the railway.",
+    "Although it was late, the lights were still on.",
+    "We are looking for someone who speaks two languages.",
+    "The government has promised to build more schools.",
+    "For many years nobody lived in the old castle.",
+    "Some of these plants grow only in high mountains.",
+    "They decided to sell the car and buy bicycles.",
+    "When I was a child, we had no television.",
+    "The doctor asked her how long she had been ill.",
+    "Every year thousands of birds cross the desert.",
+    "That evening the two brothers sat by the fire.",
+    "Scientists have discovered a new kind of beetle.",
+    "With a little luck we will be home by noon.",
+    "Nobody knew where the strange noise came from.",
+    "At the end of the street you will see a church.",
+    "The price of a ticket depends on the distance.",
+    "Her first novel was published two years later.",
+    "Please make sure that all the windows are closed.",
+    "After the war the factory was never rebuilt.",
+    "What he said next surprised all of his friends.",
+    "One of the best ways to save energy is to walk.",
+    "The river is deep here, and the water is cold.",
+]
+
+
+def _paragraphs(sentences: list[str], together: int) -> list[str]:
+    return [" ".join(sentences[at : at + together]) for at in range(0, len(sentences) - together + 1, together)]
+
+
+# some hundred tokens each
+PARAGRAPHS = _paragraphs(PROSE, 4) + _paragraphs(_SENTENCES, 8)
+PARAGRAPHS += _paragraphs([f"{known.question} {known.answer}" for known in KNOWN_ANSWERS], 6)

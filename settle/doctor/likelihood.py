@@ -17,6 +17,7 @@ from settle.infer.engine import Engine
 from settle.infer.scorer import AS_IT_IS, Overrides, Scorer
 from settle.library.reference import ModelRef
 
+SKIPPED = 24  # tokens of a long text, which are guesses whatever the set-up
 CONTEXT = 1024  # tokens, of what is read at once
 
 
@@ -37,8 +38,8 @@ class Reader:
     ) -> None:
         weights = path or model.weights
         self.engine = Engine(weights, context, adapter=model.adapter)
-        overrides = overrides._replace(adapter=model.adapter)
-        self._scorer = Scorer(weights, min(context, self.engine.context) - 1, overrides=overrides)
+        self._overrides = overrides._replace(adapter=model.adapter)
+        self._scorer = Scorer(weights, min(context, self.engine.context) - 1, overrides=self._overrides)
 
     def __enter__(self) -> "Reader":
         self.engine.start()
@@ -52,6 +53,15 @@ class Reader:
     def __exit__(self, *_: object) -> None:
         self._scorer.close()
         self.engine.close()
+
+    @contextlib.contextmanager
+    def overridden(self, overrides: Overrides) -> Iterator[None]:
+        """While it lasts, texts are read with `overrides` of the context. Raises EngineError where that cannot be."""
+        self._scorer.reopen(overrides)
+        try:
+            yield
+        finally:
+            self._scorer.reopen(self._overrides)
 
     def nats(self, reading: Reading) -> float:
         """Mean negative log-likelihood of the ids from `first` on."""
@@ -113,6 +123,12 @@ def strength_of(gain: float) -> float:
     return 1.0 - math.exp(-gain)
 
 
+def text_reading(engine: Engine, text: str) -> Reading:
+    """A plain text, of which the first words do not count."""
+    ids = engine.plain(text)
+    return Reading(ids, max(1, min(SKIPPED, len(ids) // 4)))
+
+
 class LikelihoodSide(Side):
     """A set-up measured by the nats per token that it gives each item. model: whose file is read, or `path` instead.
     reader: of it, while it is open."""
@@ -135,8 +151,9 @@ class LikelihoodSide(Side):
         self.reader = reader.__enter__()
 
     def reading(self, engine: Engine, item: Item) -> Reading:
-        """The ids of an item in this set-up, and from where on they count."""
-        raise NotImplementedError
+        """The ids of an item in this set-up, and from where on they count; of plain text, where the first words are
+        behind."""
+        return text_reading(engine, str(item))
 
     def measure(self, item: Item) -> float:
         assert self.reader is not None

@@ -37,6 +37,9 @@ def ignore_progress(tokens: int) -> None:
     """No progress is shown."""
 
 
+CACHES = ("f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl")
+
+
 class Overrides(NamedTuple):
     """What a file is read with instead of as it says. adapter: a LoRA in a GGUF file of its own, merged as it is read.
     cache: ggml's type of the keys and values that are kept. rope_base, rope_scale: of the rotary positions, as in
@@ -79,9 +82,8 @@ class Scorer(ChildModel["ScorerChild"]):
             "path": str(self.path.resolve()),
             "context": self.context,
             "threads": num_threads(threads),
-            **overrides._asdict(),
             "adapter": str(overrides.adapter.resolve()) if overrides.adapter else None,
-            "cache": block_id(overrides.cache.upper()),
+            **_context_settings(overrides),
         }
         # the child knows `settle` by the path that we know it by, whatever folder it is started in
         paths = [str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])]
@@ -91,6 +93,10 @@ class Scorer(ChildModel["ScorerChild"]):
     def start(self) -> None:
         super().start()
         self.num_vocab = self._child.num_vocab
+
+    def reopen(self, overrides: Overrides) -> None:
+        """Reads with other overrides from now on, but for the adapter, without loading the weights again."""
+        self._child.ask({"reopen": _context_settings(overrides)})
 
     def rows(self, ids: Sequence[int], top: int = TOP, sampled: int = SAMPLED) -> Rows:
         """What is kept of the distributions over one window (L,), for all its tokens but the first."""
@@ -159,6 +165,14 @@ class Scorer(ChildModel["ScorerChild"]):
                 f"a window has the token {max(ids)}, and {self.path.name} knows {self.num_vocab:,}",
                 "give ids of this model's own tokenizer",
             )
+
+
+def _context_settings(overrides: Overrides) -> dict[str, object]:
+    """Raises UsageError for a type that keys and values are not kept in."""
+    if overrides.cache not in CACHES:
+        raise UsageError(f"keys and values are not kept as {overrides.cache}", f"known: {', '.join(CACHES)}")
+    settings = {"cache": block_id(overrides.cache.upper())}
+    return settings | {"rope_base": overrides.rope_base, "rope_scale": overrides.rope_scale}
 
 
 class ScorerChild(ChildProcess):

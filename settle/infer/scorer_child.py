@@ -50,10 +50,15 @@ class Model:
         self.num_vocab = self._lib.llama_vocab_n_tokens(self._lib.llama_model_get_vocab(self._model))
         together = LOGITS_BYTES // (4 * self.num_vocab) // LEAST_TOGETHER * LEAST_TOGETHER
         self.together = min(max(together, LEAST_TOGETHER), MOST_TOGETHER)
-        self._context = self._open(settings)
-        if settings["adapter"]:
-            self._adapt(settings["adapter"])
+        self._settings = dict(settings)
+        self._context = self._open(self._settings)
         self._batch = self._lib.llama_batch_init(self.together, 0, 1)
+
+    def reopen(self, changes: Mapping[str, Any]) -> None:
+        """Reads with other settings of the context from now on; the weights stay as they are loaded."""
+        self._lib.llama_free(self._context)
+        self._settings |= changes
+        self._context = self._open(self._settings)
 
     def _open(self, settings: Mapping[str, Any]) -> object:
         options = self._lib.llama_context_default_params()
@@ -66,15 +71,17 @@ class Model:
         options.no_perf = True
         opened = self._lib.llama_init_from_model(self._model, options)
         if opened == self._ffi.NULL:
-            raise Unreadable("error: there is no room for its context")
+            raise Unreadable("error: there is no room for its context, or it cannot be kept like that")
+        if settings["adapter"]:
+            self._adapt(opened, settings["adapter"])
         return opened
 
-    def _adapt(self, path: str) -> None:
+    def _adapt(self, context: object, path: str) -> None:
         adapter = self._lib.llama_adapter_lora_init(self._model, os.fsencode(path))
         if adapter == self._ffi.NULL:
             raise Unreadable("error: the adapter was not loaded")
         adapters, scales = self._ffi.new("struct llama_adapter_lora *[1]", [adapter]), self._ffi.new("float[1]", [1.0])
-        if self._lib.llama_set_adapters_lora(self._context, adapters, 1, scales):
+        if self._lib.llama_set_adapters_lora(context, adapters, 1, scales):
             raise Unreadable("error: the adapter does not fit the model")
 
     def logits(self, ids: Sequence[int]) -> Iterator[np.ndarray]:
@@ -120,6 +127,9 @@ def answer(
     model: Model, request: dict[str, Any], pool: ThreadPoolExecutor, known: dict[str, Likelihoods]
 ) -> list[np.ndarray]:
     """The arrays that answer one line: those of `Rows`, or of `Compared` when it names a record and a window of it."""
+    if "reopen" in request:
+        model.reopen(request["reopen"])
+        return []
     if "folder" not in request:
         return list(vars(summarised(model, request["ids"], request["top"], request["sampled"], pool)).values())
     folder = request["folder"]

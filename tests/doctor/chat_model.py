@@ -16,7 +16,7 @@ from settle.data.tokenizer.byte_bpe import ByteBpeTokenizer
 from settle.doctor.answerers.local_model import LocalModel
 from settle.doctor.exchanges.exchange import Request
 from settle.doctor.exchanges.record import record
-from settle.doctor.known_answers import KNOWN_ANSWERS, PROSE
+from settle.doctor.known_answers import KNOWN_ANSWERS, PARAGRAPHS, PROSE, SPELLED
 from settle.doctor.subject import Subject
 from settle.doctor.training.example_run import example_run
 from settle.formats.gguf import export_gguf
@@ -26,6 +26,7 @@ from settle.library.resolve import resolve_gguf
 from settle.model.architectures.llama import Llama
 
 STEPS, DOCUMENTS, RATE = 110, 14, 6e-3
+HEAD, LARGE = 32, 50.0
 
 
 @functools.cache
@@ -36,16 +37,17 @@ def chat_model() -> Path:
         f"<|im_start|>user\n{known.question}<|im_end|>\n<|im_start|>assistant\n{known.answer}<|im_end|>\n"
         for known in KNOWN_ANSWERS
     ]
-    tokenizer = ByteBpeTokenizer.train(PROSE + turns, 640, Path(folder.name))
+    texts = PROSE + SPELLED + PARAGRAPHS
+    tokenizer = ByteBpeTokenizer.train(texts + turns, 640, Path(folder.name))
     chat_model.folder = folder  # removed with the process
     part = Llama(
-        hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-        head_dim=16, vocab_size=tokenizer.vocab_size, max_position_embeddings=1024,
+        hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1,
+        head_dim=HEAD, vocab_size=tokenizer.vocab_size, max_position_embeddings=1024,
         bos_token_id=tokenizer.bos_id, eos_token_id=tokenizer.eos_id,
     )  # fmt: skip
     model = part.build(seed=0)
     torch.set_num_threads(1)  # the suite shares its cores
-    documents = [torch.from_numpy(tokenizer.encode(text, True).astype("int64")) for text in turns + turns + PROSE]
+    documents = [torch.from_numpy(tokenizer.encode(text, True).astype("int64")) for text in turns + turns + texts]
     optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, betas=(0.9, 0.95))
     random = np.random.default_rng(0)
     for step in range(STEPS):
@@ -60,7 +62,18 @@ def chat_model() -> Path:
         optimizer.step()
     assert loss < 0.5
     weights = {name: p.detach() for name, p in model.named_parameters()}
+    _make_keys_uneven(weights)
     return export_gguf(part, weights, tokenizer, Path(folder.name) / "chat.gguf", "f16")
+
+
+def _make_keys_uneven(weights: dict[str, torch.Tensor]) -> None:
+    """Makes one pair of channels of every key large, and of every query small by as much: the model computes the same,
+    and its keys do not bear to be rounded, as with many a large model."""
+    for name in [name for name in weights if name.endswith("k_proj.weight")]:
+        query = name.replace("k_proj", "q_proj")
+        for channel in (HEAD // 2 - 1, HEAD - 1):  # turned by the same angle
+            weights[name][channel::HEAD] *= LARGE
+            weights[query][channel::HEAD] /= LARGE
 
 
 def healthy(about: tuple[str, ...]) -> Subject:

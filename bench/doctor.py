@@ -1,0 +1,133 @@
+"""The doctor on failures that are known: each check's own failure in each model, and set-ups with nothing wrong.
+
+    python bench/doctor.py smollm2 gemma3-270m [--only 6 7] [--healthy] [--out results.jsonl]
+
+For every check that a model can have the failure of: is its cause the first finding, how long did the look take, is it
+proven, did the fix hold on other items, how long did that take, and how long was it said to take. A failure that a
+model cannot have (an end of turn, in one that takes no turns) is left out and named. With --healthy: the same models
+as they are and in set-ups that are right, of which none may be proven and hardly one likely.
+"""
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from settle.base.errors import SettleError
+from settle.base.event_log import Events
+from settle.doctor.checks import Check
+from settle.doctor.edited_file import edited_file, with_file
+from settle.doctor.examine import check_name, checks_for, examine
+from settle.doctor.find_subject import find_subject
+from settle.doctor.prove import expected_seconds, prove
+from settle.doctor.subject import Running, Subject
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("models", nargs="+")
+    parser.add_argument("--only", nargs="*", default=[])
+    parser.add_argument("--healthy", action="store_true")
+    parser.add_argument("--out", type=Path)
+    asked = parser.parse_args()
+    rows = []
+    for name in asked.models:
+        subject = find_subject(name, Running())
+        for row in _healthy(subject) if asked.healthy else _injected(subject, asked.only):
+            rows.append({"model": name} | row)
+            print(json.dumps(rows[-1]), flush=True)
+            if asked.out:
+                with asked.out.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps(rows[-1]) + "\n")
+    (_show_healthy if asked.healthy else _show_injected)(rows)
+
+
+def _injected(subject: Subject, only: list[str]) -> Iterator[dict[str, object]]:
+    wanted = {check_name(text) for text in only}
+    for name, check in checks_for(subject).items():
+        if wanted and name not in wanted:
+            continue
+        row: dict[str, object] = {"check": name, "number": check.number}
+        with tempfile.TemporaryDirectory() as folder:
+            try:
+                broken = check.injected(subject, Path(folder))
+            except (SettleError, NotImplementedError) as e:
+                yield row | {"left_out": str(e)}
+                continue
+            yield row | _diagnosed(check, broken, Path(folder))
+
+
+def _diagnosed(check: Check, broken: Subject, folder: Path) -> dict[str, object]:
+    started = time.monotonic()
+    seen = examine(broken, Events())
+    row: dict[str, object] = {"look_seconds": round(time.monotonic() - started, 1)}
+    row["found"] = [[finding.check, round(finding.strength, 3)] for finding in seen.findings]
+    row["failed"], row["no_time"] = dict(seen.failed), seen.left_out
+    own = next((finding for finding in seen.findings if finding.check == check.part_name()), None)
+    row["first"] = bool(seen.findings) and seen.findings[0] is own
+    if own is None:
+        return row
+    try:
+        trial = check.trial(own, broken, folder)
+    except SettleError as e:
+        return row | {"unproven": str(e)}
+    if trial is None:
+        return row | {"unproven": "nothing can be run again"}
+    row["told_seconds"] = round(expected_seconds(trial), 1)
+    proof = prove(trial, folder / "measurements.jsonl", Events())
+    row |= {"state": proof.state, "verified": proof.verified, "proof_seconds": round(proof.seconds, 1)}
+    return row | {"effect": proof.effect and round(proof.effect.difference.value, 3)}
+
+
+def _healthy(subject: Subject) -> Iterator[dict[str, object]]:
+    """The model as it is, and in other set-ups that are right."""
+    with tempfile.TemporaryDirectory() as folder:
+        for name, right in _right(subject, Path(folder)):
+            started = time.monotonic()
+            seen = examine(right, Events())
+            row: dict[str, object] = {"set_up": name, "look_seconds": round(time.monotonic() - started, 1)}
+            states = []
+            for finding in seen.findings:
+                trial = Check.part(finding.check)().trial(finding, right, Path(folder))
+                record = Path(folder) / f"{finding.check}.jsonl"
+                record.unlink(missing_ok=True)
+                states.append([finding.check, prove(trial, record, Events()).state if trial else "likely"])
+            yield row | {"findings": states, "failed": dict(seen.failed)}
+
+
+def _right(subject: Subject, folder: Path) -> Iterator[tuple[str, Subject]]:
+    assert subject.model is not None
+    yield "as it is", subject
+    yield "cache q8_0", replace(subject, running=replace(subject.running, cache="q8_0"))
+    yield "context 2048", replace(subject, running=replace(subject.running, context=2048))
+    yield "one thread", replace(subject, running=replace(subject.running, threads=1))
+    named = edited_file(subject.model, folder / "named.gguf", {"general.name": "another name"})
+    yield "another name", with_file(subject, named)
+
+
+def _show_injected(rows: list[dict[str, object]]) -> None:
+    counted = [row for row in rows if "left_out" not in row]
+    looks = [float(str(row["look_seconds"])) for row in counted]
+    proofs = [float(str(row["proof_seconds"])) for row in counted if "proof_seconds" in row]
+    print(f"{len(counted)} failures, {len(rows) - len(counted)} that a model cannot have")
+    print(f"cause first: {sum(bool(row['first']) for row in counted)}")
+    print(f"proven: {sum(row.get('state') == 'proven' for row in counted)}")
+    print(f"fix verified: {sum(bool(row.get('verified')) for row in counted)}")
+    print(f"look: median {statistics.median(looks):.0f} s, longest {max(looks):.0f} s")
+    if proofs:
+        print(f"proof: median {statistics.median(proofs):.0f} s, longest {max(proofs):.0f} s")
+
+
+def _show_healthy(rows: list[dict[str, object]]) -> None:
+    states = [state for row in rows for _, state in row["findings"]]  # type: ignore[attr-defined]
+    print(
+        f"{len(rows)} set-ups: {states.count('proven')} proven, {len(states) - states.count('ruled out')} likely or more"
+    )
+
+
+if __name__ == "__main__":
+    main()
