@@ -124,9 +124,8 @@ def _show_injected(rows: list[dict[str, object]]) -> None:
 
 def _show_healthy(rows: list[dict[str, object]]) -> None:
     states = [state for row in rows for _, state in row["findings"]]  # type: ignore[attr-defined]
-    print(
-        f"{len(rows)} set-ups: {states.count('proven')} proven, {len(states) - states.count('ruled out')} likely or more"
-    )
+    likely = sum(state == "likely" for state in states)
+    print(f"{len(rows)} set-ups: {states.count('proven')} proven, {likely} likely")
 
 
 if __name__ == "__main__":
