@@ -3,7 +3,8 @@
     python bench/tune_forecasts.py NAME=FILE … [--only NUMBER …] [--threads N] [--steps N]
 
 NAME: of a base or of rows, as `RUNS` has them; runs whose files are not given are left out. smollm2 and gemma are those
-of `settle pull`; small is the base of bench/record_tuning.py, which writes the rows of the runs on it (`--rows`).
+of `settle pull`; small is the base of bench/record_tuning.py, trained with `--context 512`; that bench writes the rows
+of the runs on it (`--rows`).
 Prints a table in Markdown. Each run is a process of its own; one without a number of steps ends when it has settled.
 The data is read whole, so rows are as long as they come.
 """
@@ -34,12 +35,12 @@ RUNS = [
     ("gemma", "gsm8k", "--steps 12 --quantize as-is"),
     ("gemma", "dpo", "--steps 8 --batch-rows 4"),
     ("smollm2", "gsm8k", "--steps 30 --threads 1 --batch-rows 16 --adapter.targets gate_proj,up_proj"),
-    ("small", "maths", "--rows.max-tokens 512"),
+    ("small", "maths", ""),
     ("small", "sayings_it", ""),
     ("small", "hungarian", "--adapter full"),
-    ("small", "instructions", "--adapter dora --rows.max-tokens 512"),
+    ("small", "instructions", "--adapter dora"),
     ("small", "cedict", "--adapter.rank 4"),
-    ("small", "docstrings", "--adapter full --batch-rows 4 --rows.max-tokens 512"),
+    ("small", "docstrings", "--adapter full --batch-rows 4"),
     ("small", "sayings_de", "--recompute"),
     ("smollm2", "hungarian", "--steps 20 --dtype float32"),
     ("smollm2", "cedict", "--steps 20 --dtype float32 --batch-rows 4 --adapter full"),

@@ -108,9 +108,9 @@ def data(c: DistillContext) -> None:
     if c.record is not None and restored_data(c, prepared_rows(str(c.record["corpus"]))):
         return
     settings, most = c.settings, c.teacher.part.max_position_embeddings
-    limits = {"max_tokens": min(settings.rows.max_tokens or most, most), "piece_tokens": min(PIECE_TOKENS, most)}
-    rows = settings.rows.model_copy(update={name: getattr(settings.rows, name) or limits[name] for name in limits})
-    c.corpus = prepare_rows(settings.inputs, c.teacher.tokenizer, rows, c.events)
+    pieces = settings.rows.piece_tokens or min(PIECE_TOKENS, most)
+    rows = settings.rows.model_copy(update={"piece_tokens": pieces})
+    c.corpus = prepare_rows(settings.inputs, c.teacher.tokenizer, rows, c.events, most)
     if c.corpus.kind == "text" and settings.answers:
         raise UsageError("plain text has no prompts for the teacher to answer", "leave --answers out")
     wants_answers = settings.draft if settings.answers is None else settings.answers
@@ -226,7 +226,8 @@ def _answered(c: DistillContext, corpus: RowCorpus, rows: RowSettings) -> RowCor
                 part, most = seconds and seconds * len(sides[side]) / number, c.settings.answer_tokens
                 files[side] = answer_all(model, sides[side], files[side], most, c.events, part)
     rows = rows.model_copy(update={"held_out_from": files["held_out"], "columns": type(rows.columns)()})
-    return prepare_rows([str(files["train"])], c.teacher.tokenizer, rows, c.events)
+    context = c.teacher.part.max_position_embeddings
+    return prepare_rows([str(files["train"])], c.teacher.tokenizer, rows, c.events, context)
 
 
 def _made_student(c: DistillContext) -> Pretrained:

@@ -54,8 +54,7 @@ def data(c: TuneContext) -> None:
         return
     assert c.base is not None
     context = c.base.part.max_position_embeddings
-    rows = c.settings.rows.model_copy(update={"max_tokens": min(c.settings.rows.max_tokens or context, context)})
-    c.corpus = prepare_rows(c.settings.inputs, c.base.tokenizer, rows, c.events)
+    c.corpus = prepare_rows(c.settings.inputs, c.base.tokenizer, c.settings.rows, c.events, context)
     if c.corpus.kind != "text" and c.base.metadata.get(PLAIN_TEXT_KEY):
         text = (
             f"{c.base.name} was trained on plain text alone and cannot hold a conversation: it learns how the answers "

@@ -415,6 +415,11 @@ def test_too_long_rows_are_counted_shown_and_refused(tokenizer: ByteBpeTokenizer
         run(tokenizer, path, max_tokens=200)
     assert "9 of 90 rows are longer than 200 tokens: 9 would be left out" in caught.value.what
     assert f"--rows.max-tokens {longest} holds every row" in caught.value.fix
+    asked = RowSettings(max_tokens=longest)
+    with pytest.raises(DataError) as caught:
+        prepare_rows([str(path)], tokenizer, asked, Events(), context=200)
+    assert "longer than 200 tokens" in caught.value.what  # what is asked for is not more than the model reads
+    assert caught.value.fix.startswith("the model reads 200 tokens at most") and "max-tokens" not in caught.value.fix
     corpus = run(tokenizer, path, max_tokens=200, most_too_long=0.1)
     assert corpus.ledger["kept"] == 81 and corpus.ledger["rows"]["too_long"]["dropped"] == 9
     assert sum(entry["count"] for entry in corpus.ledger["dropped"].values()) == 9

@@ -47,16 +47,24 @@ class Preview:
 
 
 class RowEncoder:
-    """Makes rows of examples. wanted: tokens that each example would have needed to keep all of its answers."""
+    """Makes rows of examples. context: tokens that the model reads at most. wanted: tokens that each example would have
+    needed to keep all of its answers."""
 
-    def __init__(self, tokenizer: Tokenizer, template: ChatTemplate | None, settings: RowSettings, kind: Kind) -> None:
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        template: ChatTemplate | None,
+        settings: RowSettings,
+        kind: Kind,
+        context: int | None = None,
+    ) -> None:
         self.supervision = Supervision(tokenizer)
         self.supervise = settings.supervise or "assistant"
         if kind == "text":
             self.supervise = "all"
         arguments = {} if settings.thinking is None else {"enable_thinking": settings.thinking}
         self.renderer = Renderer(template, self.supervision.stops, self.supervision.controls, self.supervise, arguments)
-        self._longest = settings.max_tokens
+        self._longest, self._context = settings.max_tokens, context
         self._piece = min(filter(None, [settings.max_tokens, settings.piece_tokens]), default=None)
         self.wanted: list[int] = []
         self.dropped_long = self.shortened = self.answers_lost = self.split_rows = 0
@@ -118,12 +126,21 @@ class RowEncoder:
         affected = self.dropped_long + self.shortened
         if affected > most * len(self.wanted):
             lengths = np.array(self.wanted)
+            share = min(1.0, affected / len(lengths) + 0.005)
             raise DataError(
                 f"{affected} of {len(lengths)} rows are longer than {self._longest} tokens: {self.dropped_long} would "
                 f"be left out, {self.shortened} would lose their last answers",
-                f"--rows.max-tokens {int(lengths.max())} holds every row and {int(np.quantile(lengths, 0.95))} holds "
-                f"95 in 100; or allow it with --rows.most-too-long {min(1.0, affected / len(lengths) + 0.005):.2f}",
+                f"{self._more_room(lengths)}; or allow it with --rows.most-too-long {share:.2f}",
             )
+
+    def _more_room(self, lengths: np.ndarray) -> str:
+        """What to do for rows of these lengths (n,): a larger limit, if the model reads as much."""
+        longest, most = int(lengths.max()), int(np.quantile(lengths, 0.95))
+        room = self._context or longest
+        needs = ((longest, "holds every row"), (most, "holds 95 in 100"))
+        if ways := [f"{tokens} {what}" for tokens, what in needs if tokens <= room]:
+            return f"--rows.max-tokens {' and '.join(ways)}"
+        return f"the model reads {room} tokens at most: split the rows, or take a model with a longer context"
 
     def _fitted(self, encoded: list[Encoded]) -> list[Encoded]:
         if self._longest is None:

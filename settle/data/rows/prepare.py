@@ -57,12 +57,17 @@ class RowCorpus:
                 yield adapter.asking(Example(**json.loads(line)))
 
 
-def prepare_rows(inputs: Sequence[str], tokenizer: Tokenizer, settings: RowSettings, events: Events) -> RowCorpus:
+def prepare_rows(
+    inputs: Sequence[str], tokenizer: Tokenizer, settings: RowSettings, events: Events, context: int | None = None
+) -> RowCorpus:
     """The rows of `inputs` (files, folders, `-`) as `tokenizer`'s model learns from them, made if not there yet.
 
-    tokenizer: with the model's chat template. Raises DataError when rows are mixed, broken or too long, ProofError when
+    tokenizer: with the model's chat template. context: tokens that the model reads at most, so that no row is longer,
+    whatever the settings allow. Raises DataError when rows are mixed, broken or too long, ProofError when
     a template does not end its turns, ResourceError on a full disk.
     """
+    if context:
+        settings = settings.model_copy(update={"max_tokens": min(settings.max_tokens or context, context)})
     template, note = _template(tokenizer, settings)
     with workspace() as work:
         ledger = Ledger()
@@ -76,7 +81,7 @@ def prepare_rows(inputs: Sequence[str], tokenizer: Tokenizer, settings: RowSetti
         shutil.rmtree(folder, ignore_errors=True)  # a damaged one is made again
         describe_sources(ledger, sources)
         collected = collect_rows(sources, settings, ledger, events, work)
-        encoder = RowEncoder(tokenizer, template, settings, collected.kind)
+        encoder = RowEncoder(tokenizer, template, settings, collected.kind, context)
         encoder.renderer.adapter.notes.update(filter(None, [note]))
         write_rows(work / "corpus", collected, encoder, tokenizer, settings, ledger, events)
         publish(work / "corpus", folder)

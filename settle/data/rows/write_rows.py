@@ -72,7 +72,7 @@ def write_rows(
             if not writer.num_documents:
                 raise DataError(
                     f"no rows are left to {'train' if side == TRAIN else 'evaluate'} on ({ledger.summary()})",
-                    "give more examples, or allow longer ones with --rows.max-tokens",
+                    "give more examples, or shorter ones; --rows.max-tokens allows up to the model's context",
                 )
         stores = {side: writer.close() for side, writer in writers.items()}
     shared = prompts.pop() if len(prompts) == 1 else ""
