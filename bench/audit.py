@@ -3,7 +3,7 @@
     python bench/audit.py attacks                 # fourteen ways out: without a ledger, watched, proved
     python bench/audit.py connect [--rounds 40]   # microseconds that watching adds to a connect, in pairs
     python bench/audit.py run FOLDER [--pairs 8]  # what it adds to `settle train FOLDER`, in the order A B B A
-    python bench/audit.py commands                # every command once, under one watched ledger (a few minutes)
+    python bench/audit.py commands [--models HOME/models]     # every command once, under one watched ledger
 
 attacks: each in a process of its own, against listeners on this machine's loopback; without a ledger they get through,
 which is the control. connect: two processes, one watched, take turns of 50 connects, 5 ms apart, to a listener on the
@@ -16,6 +16,7 @@ import json
 import os
 import resource
 import select
+import shutil
 import socket
 import statistics
 import subprocess
@@ -194,8 +195,10 @@ def run(folder: str, pairs: int) -> None:
         print(f"{name}: median ×{statistics.median(values):.4f}, {min(values):.4f} to {max(values):.4f}")
 
 
-def commands() -> None:
+def commands(models: str | None) -> None:
     with tempfile.TemporaryDirectory() as home:
+        if models:
+            shutil.copytree(models, Path(home) / "models")
         made = [sys.executable, "-m", "tests.audit.every_command"]
         done = subprocess.run(made, env=environment(home), cwd=ROOT, capture_output=True, text=True, check=True)
     found = json.loads(done.stdout.splitlines()[-1])
@@ -211,7 +214,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     asked = parser.add_subparsers(dest="what", required=True)
     asked.add_parser("attacks")
-    asked.add_parser("commands")
+    asked.add_parser("commands").add_argument("--models", help="models of a settle home, such as its embedder")
     of_connect, of_run = asked.add_parser("connect"), asked.add_parser("run")
     of_connect.add_argument("--rounds", type=int, default=40)
     of_run.add_argument("folder")
