@@ -5,6 +5,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+import psutil
+
 from settle.audit import LEDGER_FOLDER, OBSERVED, PROVED
 from settle.audit.reach import Names, Reach, scope_of
 
@@ -51,6 +53,7 @@ class Ledger:
     connections: list[Connection] = field(default_factory=list)
     denied: list[str] = field(default_factory=list)
     listens: list[str] = field(default_factory=list)
+    doors: list[str] = field(default_factory=list)
     gaps: list[str] = field(default_factory=list)
     is_closed: bool = True
 
@@ -84,7 +87,8 @@ class Ledger:
         listens = f", but it listened on {', '.join(self.listens)}, where others could connect" if self.listens else ""
         if self.level == PROVED:
             tries = f" ({len(self.beyond)} attempts failed)" if self.beyond else ""
-            return f"Nothing could leave this machine{tries}"
+            doors = f" but answers to its own programs, on {', '.join(self.doors)}" if self.doors else ""
+            return f"Nothing could leave this machine{doors}{tries}"
         if self.undeclared:
             names = ", ".join(dict.fromkeys(f"{c.target} by {Path(c.program).name}" for c in self.undeclared[:4]))
             more = f" and {len(self.undeclared) - 4} more" if len(self.undeclared) > 4 else ""
@@ -141,11 +145,17 @@ def _add(ledger: Ledger, lines: list[Mapping[str, object]], is_running: bool) ->
                 ledger.denied.append(f"{line.get('call')} by process {line.get('pid')}")
             case "listen":
                 ledger.listens.append(f"{line.get('address')}:{line.get('port')}")
+            case "door":
+                ledger.doors.append(str(line.get("address")))
             case "gap" | "unreadable":
                 ledger.gaps.append(str(line.get("why")))
             case "lost":
                 ledger.gaps.append(f"{line.get('count')} lines found no room on the disk")
-    if not is_running and not any(line.get("kind") == "closed" for line in lines):
+    if any(line.get("kind") == "closed" for line in lines):
+        return
+    if is_running or _lives(opened.get("pid")):
+        ledger.is_closed = False
+    else:
         ledger.gaps.append("a session was cut off before its end")
 
 
@@ -190,6 +200,10 @@ class _Session:
             count=int(str(counts.get(_key({**line, "program": program}), 1))),
             declared=self._names.is_declared(line, self._reaches, module),
         )
+
+
+def _lives(pid: object) -> bool:
+    return isinstance(pid, int) and psutil.pid_exists(pid)
 
 
 def _key(line: Mapping[str, object]) -> tuple[object, ...]:

@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import secrets
+import sys
 import threading
 import time
 import urllib.parse
@@ -14,7 +15,9 @@ from typing import Protocol
 
 from settle.audit import LEDGER_FOLDER, OBSERVED, PROVED, WATCHED
 from settle.audit.audit_hook import Hook, Line
+from settle.audit.door import open_door
 from settle.audit.reach import Names, Reach, scope_of
+from settle.audit.system_calls import num_threads
 from settle.audit.watcher import NotWatchedError, watch_this_process
 from settle.base.errors import UsageError
 from settle.base.event_log import Events
@@ -23,15 +26,18 @@ from settle.base.files import home
 from settle.base.version import __version__
 
 VERSION = 1  # of the lines of a ledger
+
 MOST_KEPT = 200  # ledgers in settle's home; those of runs lie with them
 
 
 class Session:
-    """One ledger file. on_undeclared: called, from another thread, with each connection that nobody declared."""
+    """One ledger file. on_undeclared: called, from another thread, with each connection that nobody declared.
+    listens: addresses that it may listen on."""
 
     def __init__(self, command: str, reaches: Sequence[Reach]) -> None:
         self.reaches = list(reaches)
         self.on_undeclared: Callable[[Line], None] = lambda line: None
+        self.listens: set[str] = set()
         self.level, self.why = OBSERVED, ""
         folder = home() / "ledgers"
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -126,6 +132,8 @@ class Session:
 
     def _judge(self, line: Line) -> None:
         """Passes on what nobody declared."""
+        if line["kind"] == "listen" and line.get("address") in self.listens:
+            return
         names = self._names.of(line)
         if not self._names.is_declared(line, self.reaches, str(line.get("module", ""))):
             self.on_undeclared({**line, "host": names[0] if names else ""})
@@ -191,6 +199,10 @@ def ledger_of(command: "Watchable", events: Events, offline: bool) -> Iterator[N
     if not command.is_watched and not offline:
         yield
         return
+    door, doors = command.door(), list[str]()
+    if offline and _is_command_line:
+        _restart_without_threads()
+        doors = [open_door(*door)] if door else []
     try:
         opening = ledger(command.part_name(), command.reaches(), offline)
         opened = opening.__enter__()
@@ -202,10 +214,30 @@ def ledger_of(command: "Watchable", events: Events, offline: bool) -> Iterator[N
         return
     with contextlib.ExitStack() as closing:
         closing.push(opening)
-        opened.on_undeclared = lambda line: events.emit(
-            UndeclaredConnection.model_validate({**line, "prevented": offline})
-        )
+        opened.listens = {door[0]} if door else set()
+        for address in doors:
+            opened.write({"kind": "door", "address": address})
+        opened.on_undeclared = lambda line: events.emit(_undeclared(line, offline))
         yield
+
+
+def _undeclared(line: Line, prevented: bool) -> UndeclaredConnection:
+    address, port = str(line.get("address") or line.get("family") or ""), line.get("port")
+    return UndeclaredConnection(
+        pid=int(str(line["pid"])),
+        call=str(line.get("call") or line["kind"]),
+        address=address,
+        port=port if isinstance(port, int) else None,
+        host=str(line.get("host") or ""),
+        prevented=prevented,
+    )
+
+
+def _restart_without_threads() -> None:
+    """Threads that a library of matrix products starts when it is loaded are in the way of an empty network."""
+    if num_threads() > 1 and "OPENBLAS_NUM_THREADS" not in os.environ:
+        os.environ["OPENBLAS_NUM_THREADS"] = "1"
+        os.execv(sys.executable, [sys.executable, "-m", "settle", *sys.argv[1:]])
 
 
 class Watchable(Protocol):
@@ -218,3 +250,5 @@ class Watchable(Protocol):
     def part_name(cls) -> str: ...
 
     def reaches(self) -> Sequence[Reach]: ...
+
+    def door(self) -> tuple[str, int] | None: ...

@@ -3,6 +3,7 @@
 Sources: seccomp(2), seccomp_unotify(2), linux/seccomp.h, linux/audit.h, the kernel's tables of system calls.
 """
 
+import contextlib
 import ctypes
 import errno
 import os
@@ -14,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 AF_UNIX, AF_INET, AF_INET6, AF_NETLINK = 1, 2, 10, 16
-PR_SET_NO_NEW_PRIVS, PR_SET_PTRACER = 38, 0x59616D61
+PR_SET_NO_NEW_PRIVS, PR_SET_CHILD_SUBREAPER, PR_SET_PTRACER = 38, 36, 0x59616D61
 _SET_MODE_FILTER, _GET_NOTIF_SIZES = 1, 3
 # Without SPEC_ALLOW older kernels slow the whole process down; with WAIT_KILLABLE a signal does not repeat the call.
 _SPEC_ALLOW, _NEW_LISTENER, _WAIT_KILLABLE = 1 << 2, 1 << 3, 1 << 5
@@ -171,6 +172,15 @@ def allow_reader(pid: int) -> None:
     ctypes.CDLL(None).prctl(PR_SET_PTRACER, pid, 0, 0, 0)
 
 
+def adopt_orphans_under_yama() -> bool:
+    """Whether only ancestors of a process may read its memory; then we stay one of all that we start."""
+    with contextlib.suppress(OSError, ValueError):
+        if int(Path("/proc/sys/kernel/yama/ptrace_scope").read_text(encoding="ascii")) > 0:
+            ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+            return True
+    return False
+
+
 def shorten_slice(abi: Abi, pid: int) -> None:
     """The scheduler runs the process in short slices, and so soon after it wakes, also while others need every core
     (Linux 6.12; elsewhere nothing happens)."""
@@ -179,7 +189,9 @@ def shorten_slice(abi: Abi, pid: int) -> None:
 
 
 def num_threads() -> int:
-    """Threads of this process, of any kind."""
+    """Threads of this process, of any kind; 1 where the system does not say."""
+    if sys.platform != "linux":
+        return 1
     return len(list(Path("/proc/self/task").iterdir()))
 
 

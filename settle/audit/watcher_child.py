@@ -29,21 +29,29 @@ Address = dict[str, Any]
 RECEIVE, ANSWER, IS_VALID = 0xC0502100, 0xC0182101, 0x40082102  # ioctls of a seccomp listener
 SET_FLAGS, SYNC_WAKE_UP = 0x40082104, 1
 CONTINUE = 1
+UNREADABLE = "an address that could not be read"
 HERE = ("loopback", "own", "unix")
 MOST_REPEATS = 1000  # lines of one process to one address beyond this machine; further ones are counted
+ANSWER_SECONDS = 2.0  # for the run to read its child's memory
 MOST_WAITING = 10_000  # lines that wait for room on the disk
 DNS = 53
 RESOLVERS = ("/run/systemd/resolve/", "/run/nscd/", "/var/run/nscd/", "/run/dnsmasq")  # sockets that look names up
 
 
+class Refused(Exception):  # noqa: N818
+    """Without a network no socket is taken back to connect anew: it may be of the time before."""
+
+
 class Watcher:
     """listener: the descriptor of the reports. ledger: of the file. alarm: of a pipe to the run, for what goes beyond
-    this machine. calls: name of a call by its number. is_fenced: the run's network is empty."""
+    this machine. channel: to the run. task: of `watcher.py`."""
 
-    def __init__(self, listener: int, ledger: int, alarm: int, task: Line) -> None:
+    def __init__(self, listener: int, ledger: int, alarm: int, channel: socket.socket, task: Line) -> None:
         self.listener, self.alarm = listener, alarm
         self.calls = {number: name for name, number in task["calls"].items()}
         self.arch, self.sizes, self.is_fenced = task["arch"], task["sizes"], task["is_fenced"]
+        self.run_pid, self.asks = task["pid"], task["asks"]
+        self.channel = channel
         self.lines = Lines(ledger)
         self.processes: dict[int, str] = {}
         self.modules: dict[int, str] = {}  # of Python processes
@@ -73,8 +81,11 @@ class Watcher:
         error = 0
         try:
             error = self.record(number, tid, call, arch, args)
+        except Refused:
+            error = errno.EAFNOSUPPORT
         except Exception as e:  # noqa: BLE001  an error of ours must not hold the run up
-            self.write({"kind": "unreadable", "pid": tid, "why": f"{type(e).__name__}: {e}"}, True)
+            line = {"kind": "unreadable", "pid": tid, "call": self.calls.get(call, "?"), "address": UNREADABLE}
+            self.write({**line, "why": f"{type(e).__name__}: {e}"}, True)
         answer = bytearray(self.sizes[1])
         struct.pack_into("=QqiI", answer, 0, number, 0, -error, 0 if error else CONTINUE)
         with contextlib.suppress(OSError):  # the caller was killed
@@ -92,12 +103,15 @@ class Watcher:
             return self.socket(who, args)
         if name == "listen":
             address = self.bound.get((who["pid"], args[0]), {"address": "an address of the system's choice"})
-            if not is_local(address):
+            if not self.is_fenced and not is_local(address):
                 self.line(who, {"kind": "listen", **address}, True)
             return 0
+        error = 0
         for address, payload in self.addresses(number, tid, name, args, (who["pid"], args[0])):
             self.reached(who, name, address, payload, args[0])
-        return 0
+            if self.is_fenced and name != "bind" and address["scope"] != "loopback":
+                error = errno.ENETUNREACH  # also for a socket that was opened before the network was empty
+        return error
 
     def socket(self, who: Line, args: list[int]) -> int:
         families = {1: "unix", 17: "packet", 40: "vsock", 31: "bluetooth", 38: "alg", 44: "xdp"}
@@ -127,14 +141,26 @@ class Watcher:
         self, number: int, tid: int, call: str, args: list[int], key: tuple[int, int]
     ) -> Iterator[tuple[Address, bytes]]:
         """(address, the beginning of what is sent) of each message. Raises OSError where memory is unreadable."""
-        with open(f"/proc/{tid}/mem", "rb", 0) as memory:
+        with self.memory(key[0], tid) as memory:
             found = list(sent(memory, call, args, key in self.resolvers))
         fcntl.ioctl(self.listener, IS_VALID, struct.pack("=Q", number))  # it was the caller's memory, not a successor's
+        if self.is_fenced and call == "connect" and (found[0][0] or b"")[:2] == bytes(2):
+            raise Refused
         for raw, payload in found:
             if raw is None:
                 yield {"scope": "resolver", "port": DNS, "address": "its name server"}, payload
             elif (address := described(raw)) is not None:
                 yield address, payload
+
+    def memory(self, pid: int, tid: int) -> "BinaryIO | AskedMemory":
+        """The memory of a thread. Where only ancestors may read it, as Yama has it, the run reads that of its children.
+        Raises OSError."""
+        try:
+            if self.asks and pid != self.run_pid:
+                raise PermissionError(errno.EPERM, "told to ask")
+            return open(f"/proc/{tid}/mem", "rb", 0)
+        except PermissionError:
+            return AskedMemory(self.channel, tid)
 
     def process(self, tid: int) -> Line:
         """The process of a thread; written down when it is first seen, and again under another program."""
@@ -174,7 +200,39 @@ class Watcher:
         self.lines.close()
 
 
-def sent(memory: BinaryIO, call: str, args: list[int], is_query: bool) -> Iterator[tuple[bytes | None, bytes]]:
+class AskedMemory:
+    """Memory that the run reads for us. It may be unable to answer, as when native code holds the interpreter's lock:
+    then nothing is known of the address, and the run goes on."""
+
+    def __init__(self, channel: socket.socket, tid: int) -> None:
+        self.channel, self.tid, self.at = channel, tid, 0
+
+    def __enter__(self) -> "AskedMemory":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def seek(self, at: int) -> None:
+        self.at = at
+
+    def read(self, size: int) -> bytes:
+        """Raises OSError."""
+        try:
+            self.channel.settimeout(ANSWER_SECONDS)
+            self.channel.send(struct.pack("=IQI", self.tid, self.at, size))
+            answer = self.channel.recv(size + 1)  # one message: whether it was read, and the bytes
+        except TimeoutError:
+            self.channel.close()  # what is late must not be taken for the next answer
+            raise
+        if answer[:1] != b"+":
+            raise PermissionError(errno.EPERM, "its memory is not readable")
+        return answer[1:]
+
+
+def sent(
+    memory: BinaryIO | AskedMemory, call: str, args: list[int], is_query: bool
+) -> Iterator[tuple[bytes | None, bytes]]:
     """(socket address, the beginning of what is sent) of each message of a call; None: where the socket is connected
     to, which is given only for questions to a name server."""
 
@@ -325,11 +383,10 @@ def main() -> None:
         return  # the filter could not be set
     listener = array.array("i", passed[0][2][:4])[0]
     channel.sendall(b"watching")
-    channel.close()
     while True:
         reader = os.fork()
         if reader == 0:
-            watcher = Watcher(listener, ledger, alarm, task)
+            watcher = Watcher(listener, ledger, alarm, channel, task)
             watcher.run()
             watcher.close()
             os._exit(0)

@@ -27,6 +27,10 @@ class Command(Part):
         """The hosts beyond this machine that it may connect to."""
         return ()
 
+    def door(self) -> tuple[str, int] | None:
+        """Host and port that programs of this machine reach it at, also without a network; None for most."""
+        return None
+
     def run(self, events: Events) -> int:
         """Do the work; the exit code: 0 done, 1 error, 2 usage, 3 no answer or not better, 130 interrupted."""
         raise NotImplementedError

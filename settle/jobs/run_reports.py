@@ -150,6 +150,7 @@ def _facts(run: RunSummary, result: Result | None, files: Sequence[Path]) -> lis
         ("time", _with_unit(run.seconds, "s")),
         ("started", _day(run.started)),
         ("gate", None if gate is None else "passed" if gate.get("passed") else "failed"),
+        ("network", result.audit.get("sentence") if result else None),
         ("folder", run.path),
         ("size", _with_unit(run.bytes, "bytes")),
     ]

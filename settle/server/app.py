@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import errno
 import functools
 import logging
 import signal
@@ -17,7 +16,7 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
-from settle.base.errors import UsageError
+from settle.audit.door import MOST_CONNECTIONS
 from settle.server.apis import Api
 from settle.server.audit import Audit
 from settle.server.errors import ApiError
@@ -35,7 +34,6 @@ from settle.server.models.store_changes import StoreChanges
 from settle.server.openapi import openapi_document
 
 GRACE_SECONDS = 1  # that current answers are given when the server stops
-MOST_CONNECTIONS = 2048
 IDLE_CONNECTION_SECONDS = 75
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
@@ -101,24 +99,6 @@ def build_app(
     app.router.redirect_slashes = False
     app.state.gateway, app.state.document = gateway, functools.cache(lambda: openapi_document(apis))
     return ServerApp(Guard(app, access, limits, error_body), gateway)
-
-
-def listen(host: str, port: int) -> socket.socket:
-    """A socket to serve on; port 0 takes a free one. Raises UsageError."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listening = socket.socket(family, socket.SOCK_STREAM)
-    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listening.bind((host, port))
-    except (OSError, OverflowError) as e:
-        listening.close()
-        if getattr(e, "errno", None) == errno.EADDRINUSE:
-            message = f"port {port} is in use, perhaps by another `settle serve`"
-            raise UsageError(message, "stop that server, or give another --port") from None
-        message = f"cannot listen on {host}:{port}: {getattr(e, 'strerror', e)}"
-        raise UsageError(message, "give another --host or --port") from None
-    listening.listen(MOST_CONNECTIONS)
-    return listening
 
 
 class Server(uvicorn.Server):

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from settle.audit.door import listen
 from settle.base.errors import UsageError
 from settle.base.event_log import Events
 from settle.base.events import Listing, ResultReady, Say, Warn
@@ -71,7 +72,7 @@ def serve(models: ModelChoice, network: Network, settings: PoolSettings, log_pro
     )
     audit = Audit(home() / "server" / "audit.jsonl", log_prompts)
     server = app.build_app(catalogue, settings, access, network.limits, audit, frozenset(network.pull_from))
-    listening = app.listen(network.host, network.port)
+    listening = listen(network.host, network.port)
     address = _address(network.host, listening.getsockname()[1])
 
     def on_ready() -> None:

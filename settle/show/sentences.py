@@ -41,6 +41,8 @@ def eval_text(event: Eval) -> str:
 
 def undeclared_text(event: UndeclaredConnection) -> str:
     place = event.address if event.port is None else f"{event.address} port {event.port}"
+    if event.call == "listen":
+        return f"undeclared: process {event.pid} listens on {place}, where others can connect"
     if event.prevented:
         return f"prevented: process {event.pid} tried to reach {event.host + ', ' if event.host else ''}{place}"
     return f"undeclared connection: process {event.pid} reached {event.host + ', ' if event.host else ''}{place}"

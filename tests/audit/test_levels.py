@@ -177,3 +177,57 @@ resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM
 ledger.write({"kind": "name", "host": "y"})
 """)
     assert any("found no room" in gap for gap in watched.ledger.gaps)
+
+
+def test_where_only_ancestors_may_read_memory_the_run_does(can_watch, home):
+    """As on Ubuntu: a child of the run, and a child of that one."""
+    code = """
+        import subprocess, sys
+        from settle.audit import session, watcher
+        watcher.ASKS = True
+        session.from_command_line(False)
+        with session.ledger("try") as opened:
+            inner = "import socket; socket.socket(type=socket.SOCK_DGRAM).connect(('203.0.113.7', {}))"
+            subprocess.run([sys.executable, "-S", "-c", inner.format(4711)])
+            outer = "import subprocess, sys; subprocess.run([sys.executable, '-S', '-c', sys.argv[1]])"
+            subprocess.run([sys.executable, "-S", "-c", outer, inner.format(4712)])
+            print(opened.level, opened.path)
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True)
+    level, path = done.stdout.split()
+    assert level == "watched" and not done.stderr
+    assert {(c.address, c.port) for c in read_sessions([Path(path)], True).beyond} == {
+        ("203.0.113.7", 4711),
+        ("203.0.113.7", 4712),
+    }
+
+
+def test_a_server_without_a_network_answers_this_machine_alone(can_watch, can_prove, home):
+    """Its port was opened before; a socket from then leads nowhere else."""
+    code = """
+        import socket
+        from settle.audit import session
+        from settle.audit.door import listen, open_door
+        session.from_command_line(True)
+        print(open_door("127.0.0.1", 0))
+        with session.ledger("serve", (), True) as opened:
+            listening = listen("127.0.0.1", 0)
+            print(opened.path, flush=True)
+            listening.accept()[0].sendall(b"here")
+            listening.shutdown(socket.SHUT_RDWR)
+            for address in (("203.0.113.7", 4711), ("0.0.0.0", 0)):
+                print(listening.connect_ex(address))
+    """
+    with subprocess.Popen([sys.executable, "-c", textwrap.dedent(code)], stdout=subprocess.PIPE, text=True) as process:
+        host, _, port = process.stdout.readline().strip().partition(":")
+        process.stdout.readline()
+        with socket.create_connection((host, int(port)), 20) as client:
+            assert client.recv(4) == b"here"
+        assert process.stdout.read().split()[0] == "101"  # ENETUNREACH
+
+
+def test_offline_serves_no_other_machine(can_watch, can_prove, home):
+    done = subprocess.run(
+        [sys.executable, "-m", "settle", "serve", "--offline", "--host", "0.0.0.0"], capture_output=True, text=True
+    )
+    assert done.returncode == 2 and "programs of this machine only" in done.stderr

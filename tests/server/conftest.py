@@ -18,6 +18,7 @@ import pytest
 
 pytest.importorskip("starlette", reason="the extra `serve` is not installed")
 
+from settle.audit.door import listen
 from settle.base.files import write_json
 from settle.base.run import Run
 from settle.formats.gguf import export_gguf
@@ -139,7 +140,7 @@ def serving(
     """A server in a thread. draft: for the first of the entries."""
     up = threading.Event()
     made: dict[str, Any] = {}
-    listening = app.listen("127.0.0.1", 0)
+    listening = listen("127.0.0.1", 0)
     built = app.build_app(
         ModelCatalogue(entries, bool(entries), {entries[0].path.resolve(): draft} if draft else {}),
         pool_settings or PoolSettings(context=512, slots=2, threads=1),

@@ -45,6 +45,9 @@ class Serve(ThreadSettings, Command):
     timeout: float = Field(1800.0, gt=0, description="seconds that one request may take")
     log_prompts: bool = Field(False, description="write prompts to the audit file too")
 
+    def door(self) -> tuple[str, int]:
+        return self.host, self.port
+
     def run(self, events: Events) -> int:
         try:
             from settle.server.guard.guard import Limits

@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from settle.audit.door import listen
 from settle.base.errors import EngineError
 from settle.server import app
 from settle.server.audit import Audit
@@ -56,7 +57,7 @@ def both_sides(model: Path, slots: int, context: int) -> Iterator[tuple[Side, Si
 def main() -> None:
     model, slots, context = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
     entry, key = ModelEntry("m", model.absolute()), secrets.token_urlsafe(24)
-    listening = app.listen("127.0.0.1", 0)
+    listening = listen("127.0.0.1", 0)
     with tempfile.TemporaryDirectory() as folder:
         audit = Audit(Path(folder, "audit.jsonl"))
         settings = PoolSettings(context=context, slots=slots, idle_seconds=0)
