@@ -30,9 +30,7 @@ class Serve(ThreadSettings, Command):
     host: str = Field("127.0.0.1", description="address to listen on; any but the loopback is open to the network")
     port: int = Field(7388, ge=0, le=65535, description="0 takes a free one")
     no_key: bool = Field(False, description="require no API key; on the loopback only")
-    context: int | None = Field(
-        None, gt=0, description="tokens per request, prompt and answer; at most what a model knows"
-    )
+    context: int | None = Field(None, gt=0, description="tokens per request and answer; at most what a model knows")
     slots: int | None = Field(None, gt=0, le=256, description="requests that a model answers at the same time")
     idle: float = Field(600.0, ge=0, description="seconds until an unused model is unloaded; 0: never")
     most_models: int = Field(8, gt=0, description="models in memory at the same time")
@@ -56,8 +54,7 @@ class Serve(ThreadSettings, Command):
         except ModuleNotFoundError as e:
             raise UsageError(f"serving needs {e.name}", "pip install 'settle-lm[serve]'") from None
         limits = Limits(requests=self.most_requests, seconds=self.timeout)
-        origins, hosts, sources = self.allow_origin, self.allow_host, self.allow_pull
-        network = Network(self.host, self.port, not self.no_key, origins, hosts, sources, limits)
+        network = Network(*self.door(), not self.no_key, self.allow_origin, self.allow_host, self.allow_pull, limits)
         settings = PoolSettings(self.context, self.slots, self.threads, self.idle, self.most_models)
         serve(ModelChoice(self.models, self.adapter, self.draft), network, settings, self.log_prompts, events)
         return 0
