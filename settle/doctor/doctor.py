@@ -90,6 +90,8 @@ def _seen_by_doctor(subject: Subject, asked: Asked, events: Events) -> int:
 
 
 def _show(subject: Subject, seen: Examination, events: Events) -> None:
+    if subject.history is not None:
+        events.emit(Say(text=subject.history.advice()))
     if seen.findings:
         events.emit(findings_listing(subject, seen.findings))
     elif seen.looked:

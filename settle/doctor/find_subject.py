@@ -11,6 +11,7 @@ from settle.doctor.answerers.web import Web
 from settle.doctor.exchanges.chat import Chat
 from settle.doctor.exchanges.exchange import Exchange
 from settle.doctor.exchanges.read_transcript import read_transcript
+from settle.doctor.histories.read_history import find_history, read_history
 from settle.doctor.subject import Running, Subject
 from settle.library.facts import read_facts
 from settle.library.reference import ModelRef
@@ -35,6 +36,9 @@ def find_subject(name: str | None, running: Running, transcript: Path | None = N
     run = find_run(name)
     if run is not None:
         return of_run(run, name, running)
+    path = Path(name).expanduser()
+    if path.suffix != ".gguf" and find_history(path):
+        return Subject("history", name, running=running, history=read_history(path))
     return of_model(resolve_gguf(name), name, running)
 
 

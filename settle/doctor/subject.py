@@ -7,6 +7,7 @@ from typing import Literal
 
 from settle.base.run import Run
 from settle.doctor.exchanges.chat import Chat
+from settle.doctor.histories.history import History
 from settle.library.reference import ModelRef
 
 Kind = Literal["machine", "run", "model", "transcript", "server", "collection", "history"]
@@ -15,14 +16,15 @@ Kind = Literal["machine", "run", "model", "transcript", "server", "collection", 
 @dataclass(frozen=True)
 class Running:
     """How a person runs a model, where it is not as settle would. context: tokens of a prompt and its answer. threads:
-    that compute. cache: the type of the keys and values that are kept. room: bytes of memory that it may take, what is
-    free here where None. sampling: llama.cpp's words for how tokens are drawn. engine: a folder with another llama.cpp
-    than the installed one, of the version `engine_version`."""
+    that compute. cache: the type of the keys and values that are kept. room, room_on_disk: bytes of memory that it may
+    take, and of disk; what is free here where None. sampling: llama.cpp's words for how tokens are drawn. engine: a
+    folder with another llama.cpp than the installed one, of the version `engine_version`."""
 
     context: int | None = None
     threads: int | None = None
     cache: str = "f16"
     room: int | None = None
+    room_on_disk: int | None = None
     sampling: Mapping[str, object] = field(default_factory=dict)
     engine: Path | None = None
     engine_version: str | None = None
@@ -32,8 +34,8 @@ class Running:
 class Subject:
     """One thing that is looked at; a check uses what it has. name: as the person gave it. model: a GGUF file, with the
     adapter over it. base: what it was tuned from, or None. collection: the folder of an index. chat: what was asked and
-    answered, recorded or by a server. answered_by: the model or server that the person named beside a transcript.
-    served: the model of a server."""
+    answered, recorded or by a server. history: of another trainer's run. answered_by: the model or server that the
+    person named beside a transcript. served: the model of a server."""
 
     kind: Kind
     name: str
@@ -42,6 +44,7 @@ class Subject:
     base: ModelRef | None = None
     collection: Path | None = None
     chat: Chat | None = None
+    history: History | None = None
     answered_by: str | None = None
     served: str | None = None
     running: Running = Running()

@@ -17,6 +17,7 @@ from settle.doctor.answerers.local_model import LocalModel
 from settle.doctor.exchanges.exchange import Request
 from settle.doctor.exchanges.record import record
 from settle.doctor.known_answers import KNOWN_ANSWERS, PARAGRAPHS, PROSE, SPELLED
+from settle.doctor.histories.history import History
 from settle.doctor.subject import Subject
 from settle.doctor.training.example_run import example_run
 from settle.formats.gguf import export_gguf
@@ -86,6 +87,8 @@ def healthy(about: tuple[str, ...]) -> Subject:
         return subject
     if about == ("run", "model"):
         return exported_run(healthy(("model",)))
+    if about == ("history",):
+        return Subject("history", "sound", history=sound_history())
     assert about in (("model",), ("chat",)), f"make a healthy subject that has {about}"
     path = chat_model()
     model = resolve_gguf(str(path))
@@ -93,6 +96,14 @@ def healthy(about: tuple[str, ...]) -> Subject:
         asked = [Request(({"role": "user", "content": known.question},)) for known in KNOWN_ANSWERS[:3]]
         return replace(record(LocalModel(model), asked, path.with_name("chat.jsonl")), model=model)
     return Subject("model", str(path), model=model)
+
+
+def sound_history() -> History:
+    """Losses that fall towards a floor, and evaluations that do with noise."""
+    noise = np.random.default_rng(0).normal(0, 0.01, 20)
+    train = [(step, 1 + 3 / (1 + step / 40)) for step in range(10, 410, 10)]
+    evaluations = [(step, 1.1 + 3 / (1 + step / 40) + noise[step // 20 - 1]) for step in range(20, 420, 20)]
+    return History(Path("sound"), train, evaluations, [200, 400])
 
 
 @functools.cache

@@ -9,7 +9,7 @@ from settle.doctor.findings import Finding, Fix
 from settle.doctor.subject import Subject
 from settle.doctor.trial import Trial
 
-GROUPS = ("resources", "files", "answers", "training")  # sub-folders that hold the checks
+GROUPS = ("resources", "files", "answers", "training", "histories", "machine")  # sub-folders that hold the checks
 
 
 class Check(Part):

@@ -1,0 +1,59 @@
+"""A loss that was logged is no number, or exactly zero: what was trained after it is lost."""
+
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import ClassVar
+
+from settle.doctor.checks import Check
+from settle.doctor.findings import Finding, Fix
+from settle.doctor.histories.read_history import read_history
+from settle.doctor.subject import Subject
+from settle.doctor.trial import Trial
+
+ZEROS = 3  # training losses of exactly zero, one after the other, that are no learning
+
+
+class NoNumber(Check):
+    """Every loss that a trainer logs should be a positive number."""
+
+    number: ClassVar[int] = 32
+    symptom: ClassVar[str] = "the loss became no number, or zero"
+    about: ClassVar[tuple[str, ...]] = ("history",)
+    seconds: ClassVar[float] = 0.1
+
+    def detect(self, subject: Subject) -> Iterator[Finding]:
+        history = subject.history
+        assert history is not None
+        points = sorted([*history.train, *history.evaluations])
+        first = next((step for step, loss in points if not math.isfinite(loss)), None)
+        what = f"the loss is no number at step {first:,}" if first is not None else ""
+        train = list(history.train)
+        zero = next((s for n, (s, _) in enumerate(train) if _are_zero(train[n : n + ZEROS])), None)
+        if first is None and zero is not None:
+            what = f"the training loss is exactly zero from step {zero:,} on"
+        if what:
+            seen = "transformers writes the recent average or zero in the place of a loss that is no number, by default"
+            yield Finding(self.part_name(), what, (seen,), 1.0, {"step": first if first is not None else zero})
+
+    def trial(self, finding: Finding, subject: Subject, folder: Path) -> Trial | None:
+        return None
+
+    def fix(self, finding: Finding, subject: Subject) -> Fix:
+        what = f"go back to a checkpoint before step {finding.details['step']}, with a lower learning rate"
+        return Fix(what, "bf16=True instead of fp16, max_grad_norm=1.0, logging_nan_inf_filter=False")
+
+    def injected(self, healthy: Subject, folder: Path) -> Subject:
+        assert healthy.history is not None
+        train = list(healthy.history.train)
+        log = [{"step": step, "loss": loss if n < len(train) // 2 else 0.0} for n, (step, loss) in enumerate(train)]
+        log += [{"step": step, "eval_loss": loss} for step, loss in healthy.history.evaluations]
+        path = folder / "trainer_state.json"
+        path.write_text(json.dumps({"log_history": log}), encoding="utf-8")
+        return replace(healthy, name=str(path), history=read_history(path))
+
+
+def _are_zero(points: list[tuple[int, float]]) -> bool:
+    return len(points) == ZEROS and not any(loss for _, loss in points)

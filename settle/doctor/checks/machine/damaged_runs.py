@@ -1,0 +1,62 @@
+"""A run whose folder was half deleted or edited: its plan cannot be read, or what it made is gone."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import ClassVar
+
+from settle.base.errors import SettleError
+from settle.base.run import Run
+from settle.doctor.checks import Check
+from settle.doctor.findings import Finding, Fix
+from settle.doctor.subject import Subject
+from settle.doctor.trial import Trial
+from settle.library.run_models import RECORD, models_of
+
+INJECTED = "half-deleted"
+
+
+class DamagedRuns(Check):
+    """Every run should have the files that its result names, and the base that its adapter is for."""
+
+    number: ClassVar[int] = 25
+    symptom: ClassVar[str] = "a run cannot be shown, resumed or served"
+    about: ClassVar[tuple[str, ...]] = ()
+    seconds: ClassVar[float] = 0.5
+
+    def detect(self, subject: Subject) -> Iterator[Finding]:
+        for run in Run.all():
+            if why := _damage(run):
+                details = {"run": run.path.name, "name": run.name}
+                yield Finding(self.part_name(), f"the run {run.name} is damaged", (why,), 0.8, details)
+
+    def trial(self, finding: Finding, subject: Subject, folder: Path) -> Trial | None:
+        return None
+
+    def fix(self, finding: Finding, subject: Subject) -> Fix:
+        name = finding.details["name"]
+        return Fix(f"put back what is missing of {name}, or delete it", f"settle runs remove {name}")
+
+    def injected(self, healthy: Subject, folder: Path) -> Subject:
+        run = Run.create("tune", INJECTED)
+        (run.path / "plan.json").write_text('{"version": 1, ', encoding="utf-8")
+        return healthy
+
+
+def _damage(run: Run) -> str:
+    """What is wrong with its folder; empty where nothing is."""
+    try:
+        run.read("plan.json")
+        result = run.result()
+        models = models_of(run)
+    except SettleError as e:
+        return e.what
+    except OSError as e:
+        return f"{run.path} cannot be read: {e.strerror}"
+    if not (run.path / "recipe.toml").exists() and not (run.path / "plan.json").exists() and result is None:
+        return f"{run.path} has neither recipe.toml nor plan.json" if run.status != "running" else ""
+    if result is not None and (run.out / RECORD).exists() and not models:
+        return f"what it made is no longer in {run.out}"
+    for model in models:
+        if model.base and not Path(model.base).is_file():
+            return f"it is an adapter over {model.base}, which is gone"
+    return ""

@@ -1,0 +1,1 @@
+"""Training histories of other trainers: what they logged, and what can be read from it."""
