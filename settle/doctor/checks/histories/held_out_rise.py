@@ -13,7 +13,7 @@ from settle.doctor.subject import Subject
 from settle.doctor.trial import Trial
 
 
-class Overfitted(Check):
+class HeldOutRise(Check):
     """A history should end about where its held-out loss is lowest, or keep the weights from there."""
 
     number: ClassVar[int] = 31
