@@ -16,8 +16,8 @@ from settle.data.tokenizer.byte_bpe import ByteBpeTokenizer
 from settle.doctor.answerers.local_model import LocalModel
 from settle.doctor.exchanges.exchange import Request
 from settle.doctor.exchanges.record import record
-from settle.doctor.known_answers import KNOWN_ANSWERS, PARAGRAPHS, PROSE, SPELLED
 from settle.doctor.histories.history import History
+from settle.doctor.known_answers import KNOWN_ANSWERS, PARAGRAPHS, PROSE, SPELLED
 from settle.doctor.subject import Subject
 from settle.doctor.training.example_run import example_run
 from settle.formats.gguf import export_gguf

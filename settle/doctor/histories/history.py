@@ -74,9 +74,9 @@ class History:
         if best is None or rise is None:
             return f"{self.path.name}: {counts}: too few evaluations to say which checkpoint is best"
         if rise[0] <= rise[1]:
-            said = "the end is as good as the best within the noise of the evaluations, so take the last checkpoint"
+            advice = "the end is as good as the best within the noise of the evaluations, so take the last checkpoint"
         else:
             kept = self.checkpoint()
             take = f"take checkpoint {kept:,}" if kept is not None else "no checkpoint from there was kept"
-            said = f"the loss was lowest about step {best[0]:,}: {take}"
-        return f"{self.path.name}: {counts}; {said}"
+            advice = f"the loss was lowest about step {best[0]:,}: {take}"
+        return f"{self.path.name}: {counts}; {advice}"
