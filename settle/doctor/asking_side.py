@@ -11,7 +11,8 @@ Score = Callable[[Request, Reply], float]
 
 class AskingSide(Side):
     """answerer: which both sides share. base: the request that an item's question is put into. change: what this side
-    changes of a request. score: of an answer. enough: of an answer so far, after which no more is read."""
+    changes of a request. score: of an answer. enough: of an answer so far, after which no more is read. guarded:
+    a score that must not rise."""
 
     def __init__(
         self,
@@ -21,9 +22,10 @@ class AskingSide(Side):
         change: Change,
         score: Score,
         enough: Callable[[Reply], bool] | None = None,
+        guarded: Score | None = None,
     ) -> None:
         self.name, self._answerer, self._base = name, answerer, base
-        self._change, self._score, self._enough = change, score, enough
+        self._change, self._score, self._enough, self._guarded = change, score, enough, guarded
         self.num_bytes = answerer.num_bytes // 2  # both sides are one process
 
     def open(self) -> None:
@@ -33,8 +35,15 @@ class AskingSide(Side):
         self._answerer.close()
 
     def measure(self, item: Item) -> float:
+        return self._scored(item, self._score)
+
+    def guard(self, item: Item) -> float:
+        assert self._guarded is not None
+        return self._scored(item, self._guarded)
+
+    def _scored(self, item: Item, score: Score) -> float:
         request = self._change(self._base.asking(str(item)))
-        return self._score(request, self._answerer.ask(request, self._enough))
+        return score(request, self._answerer.ask(request, self._enough))
 
 
 def unchanged(request: Request) -> Request:

@@ -61,6 +61,7 @@ class LocalModel(Answerer):
         """A model without a chat template completes the conversation as text."""
         sampling = _sampling(request)
         sampling["n_predict"] = sampling.pop("max_tokens", -1)
+        sampling |= {"n_probs": 1, "post_sampling_probs": False} if sampling.pop("logprobs", False) else {}
         for event in self.engine.text_chunks({"prompt": self.engine.plain(_plain_prompt(request)), **sampling}):
             ended = event.get("stop")
             yield Reply(
@@ -68,6 +69,7 @@ class LocalModel(Answerer):
                 finish=("length" if event.get("stop_type") == "limit" else "stop") if ended else "",
                 prompt_tokens=event.get("tokens_evaluated") if ended else None,
                 written_tokens=event.get("tokens_predicted") if ended else None,
+                logprobs=tuple(float(token["logprob"]) for token in event.get("completion_probabilities") or ()),
             )
 
 

@@ -66,7 +66,7 @@ class Call:
 @dataclass(frozen=True)
 class Reply:
     """What came back. reasoning: what the model thought, where the server gives it apart. prompt_tokens,
-    written_tokens: as the server counted, or None."""
+    written_tokens: as the server counted, or None. logprobs: of each token, in nats, where they were asked for."""
 
     text: str = ""
     reasoning: str = ""
@@ -74,6 +74,7 @@ class Reply:
     finish: Finish = ""
     prompt_tokens: int | None = None
     written_tokens: int | None = None
+    logprobs: tuple[float, ...] = ()
 
     @property
     def answer(self) -> str:
@@ -99,6 +100,7 @@ class Reply:
             "tool_calls" if calls and finish == "stop" else finish,
             piece.prompt_tokens if piece.prompt_tokens is not None else self.prompt_tokens,
             piece.written_tokens if piece.written_tokens is not None else self.written_tokens,
+            self.logprobs + piece.logprobs,
         )
 
 

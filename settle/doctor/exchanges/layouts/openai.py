@@ -21,7 +21,7 @@ SAMPLING = (
     *("temperature", "top_p", "top_k", "min_p", "typical_p", "repeat_penalty", "repeat_last_n", "frequency_penalty"),
     *("presence_penalty", "seed", "logit_bias", "mirostat", "dry_multiplier", "xtc_probability", "n_keep"),
 )
-_OTHERS = ("stop", "response_format", "grammar", "json_schema", "tool_choice", "reasoning_effort")
+_OTHERS = ("stop", "logprobs", "response_format", "grammar", "json_schema", "tool_choice", "reasoning_effort")
 
 _LENGTHS = ("max_completion_tokens", "max_tokens", "n_predict")
 
@@ -72,6 +72,7 @@ class OpenAI(Layout):
             reasoning=str(thought),
             calls=_calls(message),
             finish=finish_of(choice.get("finish_reason")),
+            logprobs=_logprobs(choice.get("logprobs")),
         )
 
     def body(self, request: Request) -> dict[str, object]:
@@ -94,6 +95,12 @@ class OpenAI(Layout):
         choice = {"message": message | ({"tool_calls": calls} if calls else {}), "finish_reason": reply.finish or None}
         usage = {"prompt_tokens": reply.prompt_tokens, "completion_tokens": reply.written_tokens}
         return {"choices": [choice], "usage": usage}
+
+
+def _logprobs(value: object) -> tuple[float, ...]:
+    tokens = value.get("content") if isinstance(value, Mapping) else None
+    found = [token.get("logprob") for token in tokens or () if isinstance(token, Mapping)]
+    return tuple(float(number) for number in found if isinstance(number, int | float))
 
 
 def _calls(message: Body) -> tuple[Call, ...]:

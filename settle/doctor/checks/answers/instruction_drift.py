@@ -1,0 +1,121 @@
+"""The instructions of a conversation are no longer in what the client sends."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import ClassVar
+
+from settle.base.errors import UsageError
+from settle.base.files import write_json
+from settle.doctor.agreement import AgreementSide, instructions, likeliest
+from settle.doctor.answerers.local_model import LocalModel
+from settle.doctor.asking_side import unchanged
+from settle.doctor.checks import Check
+from settle.doctor.checks.answers.other_client import with_system
+from settle.doctor.exchanges.exchange import Message, Request
+from settle.doctor.exchanges.layouts.openai import OpenAI
+from settle.doctor.exchanges.record import record
+from settle.doctor.findings import Finding, Fix
+from settle.doctor.known_answers import KNOWN_ANSWERS
+from settle.doctor.subject import Subject
+from settle.doctor.trial import Trial
+
+ITEMS = 10
+LEAST_SHARE = 0.5
+RULE = "You are a pirate. Answer every question in French, in one word."
+
+
+class InstructionDrift(Check):
+    """A client that keeps the last turns alone drops the system prompt with the first ones."""
+
+    number: ClassVar[int] = 15
+    symptom: ClassVar[str] = "after some turns it no longer keeps to its instructions"
+    about: ClassVar[tuple[str, ...]] = ("chat",)
+    seconds: ClassVar[float] = 0.1
+
+    def detect(self, subject: Subject) -> Iterator[Finding]:
+        assert subject.chat is not None
+        lost = [
+            (before, at)
+            for at, exchange in enumerate(subject.chat.exchanges)
+            for before in range(at)
+            if _has_lost(subject.chat.exchanges[before].request, exchange.request)
+        ]
+        if not lost:
+            return
+        before, at = lost[0]
+        num = len({later for _, later in lost})
+        yield Finding(
+            check=self.part_name(),
+            what="the client no longer sends the instructions that the conversation began with",
+            evidence=(f"they are in exchange {before + 1}, and in {num} later ones they are missing",),
+            strength=0.95,
+            details={"with": before, "without": at},
+        )
+
+    def trial(self, finding: Finding, subject: Subject, folder: Path) -> Trial | None:
+        assert subject.chat is not None
+        answerer = subject.chat.answerer
+        if answerer is None:
+            return None
+        first, later = _requests(finding, subject)
+        kept = with_system(later, first)
+        likeliest(answerer, kept)
+        questions = [known.question for known in KNOWN_ANSWERS]
+        return Trial(
+            knob="the instructions sent with every turn",
+            before=AgreementSide("as it is", answerer, later, unchanged, kept),
+            after=AgreementSide("changed", answerer, later, lambda request: with_system(request, first), kept),
+            measure="answers as the instructions make them",
+            unit="of one",
+            items=questions[:ITEMS],
+            others=questions[ITEMS : 2 * ITEMS],
+            least=LEAST_SHARE,
+            lower=False,
+            seconds=2.0,
+        )
+
+    def fix(self, finding: Finding, subject: Subject) -> Fix:
+        first, later = _requests(finding, subject)
+        out = Path.cwd() / "request-fixed.json"
+
+        def write() -> str:
+            if out.exists():
+                raise UsageError(f"{out.name} is there already", "move it away, or use it")
+            write_json(out, OpenAI().body(with_system(later, first)))
+            return f"wrote {out}: the recorded request with its instructions; have the client send them with every turn"
+
+        command = f'{{"role": "system", "content": "{instructions(first)[:160]}"}}'
+        return Fix("send the instructions with every turn, as the first message", command, write)
+
+    def injected(self, healthy: Subject, folder: Path) -> Subject:
+        """A client that sends the last four messages, and nothing before."""
+        assert healthy.model is not None
+        turns: list[Message] = [{"role": "system", "content": RULE}]
+        asked = []
+        for known in KNOWN_ANSWERS[-4:]:
+            turns.append({"role": "user", "content": known.question})
+            asked.append(Request(tuple(turns[-4:]), settings={"temperature": 0, "max_tokens": 24}))
+            turns.append({"role": "assistant", "content": known.answer})
+        return record(LocalModel(healthy.model), asked, folder / "chat.jsonl")
+
+
+def _has_lost(one: Request, later: Request) -> bool:
+    """Whether a later request of the same conversation lacks the instructions of an earlier one."""
+    if not instructions(one) or instructions(later):
+        return False
+    turns = [message for message in later.messages if message.get("role") != "system"]
+    ours = [message for message in one.messages if message.get("role") != "system"]
+    return len(turns) > 1 and bool(ours) and any(_same(ours[-1], turn) for turn in turns[:-1])
+
+
+def _same(one: Message, other: Message) -> bool:
+    return one.get("role") == other.get("role") and one.get("content") == other.get("content")
+
+
+def _requests(finding: Finding, subject: Subject) -> tuple[Request, Request]:
+    assert subject.chat is not None
+    first, later = finding.details["with"], finding.details["without"]
+    assert isinstance(first, int) and isinstance(later, int)
+    request = subject.chat.exchanges[later].request
+    return subject.chat.exchanges[first].request, replace(request)

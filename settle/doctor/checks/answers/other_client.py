@@ -1,0 +1,147 @@
+"""Two clients ask the same of the same model and get different answers, since their requests differ."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import ClassVar
+
+from settle.doctor.agreement import AgreementSide, instructions, likeliest
+from settle.doctor.answerers.local_model import LocalModel
+from settle.doctor.asking_side import unchanged
+from settle.doctor.checks import Check
+from settle.doctor.exchanges.exchange import Change, Request
+from settle.doctor.exchanges.fix_request import request_fix, setting_text
+from settle.doctor.exchanges.record import record
+from settle.doctor.findings import Finding, Fix
+from settle.doctor.known_answers import KNOWN_ANSWERS
+from settle.doctor.subject import Subject
+from settle.doctor.trial import Trial
+
+ITEMS = 10
+LEAST_SHARE = 0.5
+CHANCE = {"seed", "max_tokens", "stream", "logprobs"}  # settings that make no client another one
+SYSTEM, TOOLS, HISTORY = "the system prompt", "the tools", "the earlier turns"
+
+
+class OtherClient(Check):
+    """Clients add a system prompt, earlier turns, tools or settings of their own, which nobody sees."""
+
+    number: ClassVar[int] = 23
+    symptom: ClassVar[str] = "another client, or another day, gives another answer to the same question"
+    about: ClassVar[tuple[str, ...]] = ("chat",)
+    seconds: ClassVar[float] = 0.1
+
+    def detect(self, subject: Subject) -> Iterator[Finding]:
+        assert subject.chat is not None
+        first: dict[str, int] = {}
+        for at, exchange, reply in subject.chat.answered:
+            before = first.setdefault(exchange.request.question, at)
+            other = subject.chat.exchanges[before]
+            apart = differences(other.request, exchange.request)
+            if before == at or not apart or other.reply is None or other.reply.answer == reply.answer:
+                continue
+            if _is_later(other.request, exchange.request):
+                continue
+            yield Finding(
+                check=self.part_name(),
+                what=f"the same question was sent with another {' and '.join(sorted(apart))[:80]}",
+                evidence=(f"exchanges {before + 1} and {at + 1} ask the same and were answered differently",),
+                strength=0.9,
+                details={"one": before, "other": at},
+            )
+            return
+
+    def trial(self, finding: Finding, subject: Subject, folder: Path) -> Trial | None:
+        assert subject.chat is not None
+        answerer = subject.chat.answerer
+        if answerer is None:
+            return None
+        one, other = _requests(finding, subject)
+        wanted = likeliest(answerer, one)
+        apart = differences(other, one)
+        explains = next(
+            (name for name in apart if likeliest(answerer, apart[name](other)) == wanted), next(iter(apart))
+        )
+        questions = [known.question for known in KNOWN_ANSWERS]
+        return Trial(
+            knob=f"{explains} of the first request in the second",
+            before=AgreementSide("as it is", answerer, other, unchanged, one),
+            after=AgreementSide("changed", answerer, other, apart[explains], one),
+            measure="answers that are the same in both clients",
+            unit="of one",
+            items=questions[:ITEMS],
+            others=questions[ITEMS : 2 * ITEMS],
+            least=LEAST_SHARE,
+            lower=False,
+            seconds=2.0,
+            fix=_fix(one, other, explains),
+        )
+
+    def fix(self, finding: Finding, subject: Subject) -> Fix:
+        one, other = _requests(finding, subject)
+        return _fix(one, other, next(iter(differences(other, one))))
+
+    def injected(self, healthy: Subject, folder: Path) -> Subject:
+        """A client that adds a system prompt of its own."""
+        assert healthy.model is not None
+        question = {"role": "user", "content": KNOWN_ANSWERS[-1].question}
+        hidden = {"role": "system", "content": "You are a pirate. Answer every question in French, in one word."}
+        settings = {"temperature": 0, "max_tokens": 32}
+        asked = [Request((question,), settings=settings), Request((hidden, question), settings=settings)]
+        return record(LocalModel(healthy.model), asked, folder / "chat.jsonl")
+
+
+def differences(base: Request, wanted: Request) -> dict[str, Change]:
+    """What differs in two requests, with the change that makes it in `base` what it is in `wanted`."""
+    found: dict[str, Change] = {}
+    if instructions(base) != instructions(wanted):
+        found[SYSTEM] = lambda request: with_system(request, wanted)
+    if [*map(str, base.tools)] != [*map(str, wanted.tools)]:
+        found[TOOLS] = lambda request: replace(request, tools=wanted.tools)
+    if _turns(base)[:-1] != _turns(wanted)[:-1]:
+        found[HISTORY] = lambda request: replace(request, messages=(*_system(request), *_turns(wanted)))
+    for name in sorted({*base.settings, *wanted.settings} - CHANCE):
+        if base.settings.get(name) != wanted.settings.get(name):
+            found[name] = lambda request, name=name: request.having(**{name: wanted.settings.get(name)})  # type: ignore[misc]
+    return found
+
+
+def with_system(request: Request, other: Request) -> Request:
+    """A request with the system prompt of another."""
+    return replace(request, messages=(*_system(other), *_turns(request)))
+
+
+def _system(request: Request) -> tuple[Mapping[str, object], ...]:
+    return tuple(message for message in request.messages if message.get("role") == "system")
+
+
+def _turns(request: Request) -> tuple[Mapping[str, object], ...]:
+    return tuple(message for message in request.messages if message.get("role") != "system")
+
+
+def _is_later(one: Request, other: Request) -> bool:
+    """Whether one request is the other's conversation, further on: its question was repeated."""
+    turns, more = _turns(one), _turns(other)
+    return len(more) > len(turns) and more[: len(turns)] == turns
+
+
+def _requests(finding: Finding, subject: Subject) -> tuple[Request, Request]:
+    assert subject.chat is not None
+    one, other = finding.details["one"], finding.details["other"]
+    assert isinstance(one, int) and isinstance(other, int)
+    return subject.chat.exchanges[one].request, subject.chat.exchanges[other].request
+
+
+def _fix(one: Request, other: Request, name: str) -> Fix:
+    if name == SYSTEM:
+        text = instructions(one)
+        shown = f'"system": "{text[:120]}"' if text else "no system prompt"
+        return Fix("set the same system prompt in both clients", shown)
+    if name in (TOOLS, HISTORY):
+        return Fix(f"send {name} of the first client in the other", f"{name}: as in the first request")
+    value = one.settings.get(name)
+    if value is None:
+        return Fix(
+            f"leave {name} out in the other client", f"without {setting_text(other, name, other.settings[name])}"
+        )
+    return request_fix(other, name, value)

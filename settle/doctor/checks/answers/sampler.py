@@ -1,0 +1,147 @@
+"""How tokens are drawn makes answers random, or makes them go round in circles."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import ClassVar, NamedTuple
+
+from settle.base.errors import EngineError
+from settle.doctor.answerers.local_model import LocalModel
+from settle.doctor.asking_side import AskingSide, unchanged
+from settle.doctor.checks import Check
+from settle.doctor.exchanges.exchange import Reply, Request
+from settle.doctor.exchanges.fix_request import request_fix, setting_text
+from settle.doctor.exchanges.record import record
+from settle.doctor.findings import Finding, Fix
+from settle.doctor.known_answers import KNOWN_ANSWERS
+from settle.doctor.subject import Subject
+from settle.doctor.trial import Trial
+
+
+class Usual(NamedTuple):
+    """The range in which a setting does no harm, what a value below and above it makes of answers, and a sound one."""
+
+    low: float
+    high: float
+    below: str
+    above: str
+    sound: float
+
+
+LOOPS, RANDOM = "goes round in circles", "is random"
+USUAL: Mapping[str, Usual] = {
+    "temperature": Usual(0.0, 1.3, RANDOM, RANDOM, 0.7),
+    "repeat_penalty": Usual(0.95, 1.3, LOOPS, RANDOM, 1.0),
+    "frequency_penalty": Usual(-0.1, 1.1, LOOPS, RANDOM, 0.0),
+    "presence_penalty": Usual(-0.3, 1.6, LOOPS, RANDOM, 0.0),
+    "xtc_probability": Usual(0.0, 0.6, RANDOM, RANDOM, 0.0),
+}
+ITEMS = 7
+LEAST_NATS, LEAST_REPEATED = 0.3, 0.15
+TOKENS, LOOPING_TOKENS = 32, 96  # of an answer of the A/B
+GRAM, FEWEST_WORDS, REPEATED = 4, 30, 0.4  # words in a row; of an answer, to tell; share said before that is a loop
+HIGHEST_NATS = 3.0  # per token, of an answer that is not random
+
+
+class Sampler(Check):
+    """A temperature or a penalty far from the usual draws tokens that the model finds unlikely, or the same ones."""
+
+    number: ClassVar[int] = 13
+    symptom: ClassVar[str] = "random words, or the same words again and again"
+    about: ClassVar[tuple[str, ...]] = ("chat",)
+    seconds: ClassVar[float] = 0.1
+
+    def detect(self, subject: Subject) -> Iterator[Finding]:
+        assert subject.chat is not None
+        for at, exchange, reply in subject.chat.answered:
+            for setting, value in exchange.request.settings.items():
+                effect = _effect(setting, value)
+                if effect:
+                    usual = USUAL[setting]
+                    yield self._finding(at, setting, usual.sound, effect, f"{setting} is {value}", 0.9)
+                    return
+            if repeated_share(reply.answer) > REPEATED:
+                shown = f"{repeated_share(reply.answer):.0%} of an answer was said before in it"
+                yield self._finding(at, "repeat_penalty", 1.1, LOOPS, shown, 0.7)
+                return
+
+    def _finding(self, at: int, setting: str, value: float, effect: str, seen: str, strength: float) -> Finding:
+        return Finding(
+            check=self.part_name(),
+            what=f"tokens are drawn so that the answer {effect}: {setting}",
+            evidence=(seen,),
+            strength=strength,
+            details={"exchange": at, "setting": setting, "value": value, "loops": effect == LOOPS},
+        )
+
+    def trial(self, finding: Finding, subject: Subject, folder: Path) -> Trial | None:
+        assert subject.chat is not None
+        answerer, request = subject.chat.answerer, _request(finding, subject)
+        setting, value = str(finding.details["setting"]), finding.details["value"]
+        if answerer is None:
+            return None
+        loops = finding.details["loops"]
+        base = request.having(max_tokens=LOOPING_TOKENS if loops else TOKENS, logprobs=True, seed=0)
+        score, guard = (_repeated, _unlikely) if loops else (_nats, _looping)
+        questions = [known.question for known in KNOWN_ANSWERS]
+        return Trial(
+            knob=setting_text(request, setting, value),
+            before=AskingSide("as it is", answerer, base, unchanged, score, guarded=guard),
+            after=AskingSide("changed", answerer, base, lambda r: r.having(**{setting: value}), score, guarded=guard),
+            measure="words said before" if loops else "loss of the answers",
+            unit="of one" if loops else "nats per token",
+            items=questions[:ITEMS],
+            others=questions[ITEMS : 2 * ITEMS],
+            least=LEAST_REPEATED if loops else LEAST_NATS,
+            guards=questions[2 * ITEMS : 2 * ITEMS + 6],
+            seconds=3.0 if loops else 1.0,
+        )
+
+    def fix(self, finding: Finding, subject: Subject) -> Fix:
+        return request_fix(_request(finding, subject), str(finding.details["setting"]), finding.details["value"])
+
+    def injected(self, healthy: Subject, folder: Path) -> Subject:
+        """A temperature that somebody set for more creative answers."""
+        assert healthy.model is not None
+        settings = {"temperature": 2.5, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "max_tokens": 48, "seed": 1}
+        asked = [Request(({"role": "user", "content": k.question},), settings=settings) for k in KNOWN_ANSWERS[-3:]]
+        return record(LocalModel(healthy.model), asked, folder / "chat.jsonl")
+
+
+def repeated_share(text: str) -> float:
+    """The share of words in a row that were in the text before."""
+    words = text.lower().split()
+    grams = [tuple(words[at : at + GRAM]) for at in range(len(words) - GRAM + 1)]
+    return 1 - len(set(grams)) / len(grams) if len(words) >= FEWEST_WORDS else 0.0
+
+
+def _effect(setting: str, value: object) -> str:
+    """What a value does to answers, or nothing."""
+    usual = USUAL.get(setting)
+    if usual is None or isinstance(value, bool) or not isinstance(value, int | float):
+        return ""
+    return usual.below if value < usual.low else usual.above if value > usual.high else ""
+
+
+def _request(finding: Finding, subject: Subject) -> Request:
+    at = finding.details["exchange"]
+    assert subject.chat is not None and isinstance(at, int)
+    return subject.chat.exchanges[at].request
+
+
+def _nats(_: Request, reply: Reply) -> float:
+    """Per token of what was drawn, as the model finds it. Raises EngineError where a server gives no probabilities."""
+    if not reply.logprobs:
+        raise EngineError("the server gives no probabilities of what it draws", "prove it with the model's file")
+    return -sum(reply.logprobs) / len(reply.logprobs)
+
+
+def _repeated(_: Request, reply: Reply) -> float:
+    return repeated_share(reply.text)
+
+
+def _unlikely(request: Request, reply: Reply) -> float:
+    return max(0.0, _nats(request, reply) - HIGHEST_NATS) if reply.logprobs else 0.0
+
+
+def _looping(_: Request, reply: Reply) -> float:
+    return max(0.0, repeated_share(reply.text) - REPEATED)
