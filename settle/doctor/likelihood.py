@@ -124,8 +124,8 @@ def strength_of(gain: float) -> float:
 
 
 def text_reading(engine: Engine, text: str) -> Reading:
-    """A plain text, of which the first words do not count."""
-    ids = engine.plain(text)
+    """A plain text, as far as the model's context goes, of which the first words do not count."""
+    ids = engine.plain(text)[: engine.context]
     return Reading(ids, max(1, min(SKIPPED, len(ids) // 4)))
 
 
