@@ -5,15 +5,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import ClassVar
 
+from settle.doctor.answerers.asking_side import AskingSide, unchanged
 from settle.doctor.answerers.local_model import LocalModel
-from settle.doctor.asking_side import AskingSide, unchanged
+from settle.doctor.answerers.puzzles import PUZZLES
 from settle.doctor.checks import Check
 from settle.doctor.edited_file import edited_file, with_file
 from settle.doctor.exchanges.exchange import Reply, Request
 from settle.doctor.exchanges.fix_request import request_fix, setting_text
 from settle.doctor.exchanges.record import record
 from settle.doctor.findings import Finding, Fix
-from settle.doctor.questions import PUZZLES
 from settle.doctor.subject import Subject
 from settle.doctor.trial import Trial
 from settle.library.facts import PLAIN_TEXT_KEY, TEMPLATE_KEY

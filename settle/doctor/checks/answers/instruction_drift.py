@@ -7,9 +7,9 @@ from typing import ClassVar
 
 from settle.base.errors import UsageError
 from settle.base.files import write_json
-from settle.doctor.agreement import AgreementSide, instructions, likeliest
+from settle.doctor.answerers.agreement import AgreementSide, instructions, likeliest
+from settle.doctor.answerers.asking_side import unchanged
 from settle.doctor.answerers.local_model import LocalModel
-from settle.doctor.asking_side import unchanged
 from settle.doctor.checks import Check
 from settle.doctor.checks.answers.other_client import with_system
 from settle.doctor.exchanges.exchange import Message, Request

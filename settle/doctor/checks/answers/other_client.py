@@ -5,9 +5,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
-from settle.doctor.agreement import AgreementSide, instructions, likeliest
+from settle.doctor.answerers.agreement import AgreementSide, instructions, likeliest
+from settle.doctor.answerers.asking_side import unchanged
 from settle.doctor.answerers.local_model import LocalModel
-from settle.doctor.asking_side import unchanged
 from settle.doctor.checks import Check
 from settle.doctor.exchanges.exchange import Change, Request
 from settle.doctor.exchanges.fix_request import request_fix, setting_text

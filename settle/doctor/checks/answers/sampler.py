@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import ClassVar, NamedTuple
 
 from settle.base.errors import EngineError
+from settle.doctor.answerers.asking_side import AskingSide, unchanged
 from settle.doctor.answerers.local_model import LocalModel
-from settle.doctor.asking_side import AskingSide, unchanged
 from settle.doctor.checks import Check
 from settle.doctor.exchanges.exchange import Reply, Request
 from settle.doctor.exchanges.fix_request import request_fix, setting_text
