@@ -56,7 +56,7 @@ def look_ahead(
     probed = probe(plan, corpus, steps, settings.watts, events)
     if probed.why_threads:
         plan = plan.with_threads(probed.threads, probed.why_threads)
-    spent = elapsed()
+    spent, held = elapsed(), resident()
     judge = probed.evaluation_seconds * _finally_evaluated(plan, corpus, probed, spent)
     export = export_seconds(plan.num_parameters, probed.evaluation_seconds, plan.loop.threads)
     plan = with_phases(plan, judge + export, 0.0, probed.step_seconds)
@@ -67,7 +67,10 @@ def look_ahead(
     since = EARLY * plan.loop.warmup_steps * plan.loop.tokens_per_step
     stderr, decay = math.sqrt(2) * probed.stderr, plan.loop.decay_fraction
     start = CurveStart(CurveFacts.of(plan, corpus), probes, probed.offset, stderr, since, decay)
-    return plan, forecast(plan, start, probed, settings, phases)
+    expected = forecast(plan, start, probed, settings, phases)
+    # what the forecast of the loss took after the probe's memory was read stays with the process
+    expected = replace(expected, peak_memory=expected.peak_memory.shifted(max(0, resident() - held)))
+    return plan, expected
 
 
 def _finally_evaluated(plan: TrainingPlan, corpus: Corpus, probed: Probe, spent: float) -> float:

@@ -85,8 +85,11 @@ def test_every_figure_is_what_the_probe_makes_of_it(probed: list[Any], monkeypat
 
     def loss(self: outlook.CurveStart, tokens: float) -> Interval:
         seen[tokens] = 10 - math.log(tokens)
+        held.append(530_000_000)
         return Interval(seen[tokens], seen[tokens] - 0.5, seen[tokens] + 0.5, FORECAST_LEVEL)
 
+    held = [500_000_000]
+    monkeypatch.setattr("settle.plan.forecast.resident", lambda: held[-1])
     monkeypatch.setattr(outlook.CurveStart, "loss", loss)
     settings = TrainingSettings(watts=10.0, price_per_kwh=1.0, price_per_hour=36.0, currency="EUR")
     asked = plan(max_steps=40, until_settled=False)
@@ -108,7 +111,7 @@ def test_every_figure_is_what_the_probe_makes_of_it(probed: list[Any], monkeypat
     assert said.energy.value == pytest.approx((whole - 7.0) * 10.0)
     assert said.energy.log_std == pytest.approx(said.time.log_std)
     assert said.cost.value == pytest.approx(said.energy.value / 3.6e6 + whole * 0.01)
-    assert said.peak_memory.value == pytest.approx(1e9 + 1e6 * math.log2(5))
+    assert said.peak_memory.value == pytest.approx(1e9 + 1e6 * math.log2(5) + 3e7)
     assert said.loss.ends == pytest.approx((seen[tokens], seen[tokens] - 0.5, seen[tokens] + 0.5))
     assert (said.currency, said.watts_source, said.budgeted) == ("EUR", "asked", ("tokens",))
     curve = dict(said.curve)  # type: ignore[arg-type]
