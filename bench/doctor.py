@@ -17,11 +17,12 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import settle.doctor.examine
 from settle.base.errors import SettleError
 from settle.base.event_log import Events
 from settle.doctor.checks import Check
 from settle.doctor.edited_file import edited_file, with_file
-from settle.doctor.examine import check_name, checks_for, examine
+from settle.doctor.examine import LOOK_SECONDS, check_name, checks_for, examine
 from settle.doctor.find_subject import find_subject
 from settle.doctor.prove import expected_seconds, prove
 from settle.doctor.subject import Running, Subject
@@ -32,8 +33,10 @@ def main() -> None:
     parser.add_argument("models", nargs="+")
     parser.add_argument("--only", nargs="*", default=[])
     parser.add_argument("--healthy", action="store_true")
+    parser.add_argument("--seconds", type=float, default=LOOK_SECONDS, help="of a look: more on a machine that is busy")
     parser.add_argument("--out", type=Path)
     asked = parser.parse_args()
+    settle.doctor.examine.LOOK_SECONDS = asked.seconds
     rows = []
     for name in asked.models:
         subject = find_subject(name, Running())

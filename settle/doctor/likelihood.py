@@ -123,9 +123,10 @@ def strength_of(gain: float) -> float:
     return 1.0 - math.exp(-gain)
 
 
-def text_reading(engine: Engine, text: str) -> Reading:
-    """A plain text, as far as the model's context goes, of which the first words do not count."""
-    ids = engine.plain(text)[: engine.context]
+def text_reading(engine: Engine, text: str, most: int = CONTEXT) -> Reading:
+    """A plain text, at most `most` tokens of it and as far as the model's context goes, of which the first words do not
+    count."""
+    ids = engine.plain(text)[: min(most, engine.context)]
     return Reading(ids, max(1, min(SKIPPED, len(ids) // 4)))
 
 

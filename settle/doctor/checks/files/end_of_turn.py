@@ -12,7 +12,7 @@ from settle.doctor.checks import Check
 from settle.doctor.edited_file import edited_file, fix_of, with_file
 from settle.doctor.findings import Finding, Fix
 from settle.doctor.known_answers import KNOWN_ANSWERS, PROSE
-from settle.doctor.likelihood import reader_of
+from settle.doctor.likelihood import reader_of, strength_of
 from settle.doctor.subject import Subject
 from settle.doctor.trial import Item, Side, Trial
 from settle.doctor.turns import turn_end
@@ -22,7 +22,7 @@ from settle.infer.engine import Engine
 from settle.library.facts import END_KEYS, TEMPLATE_KEY, Metadata, takes_turns
 from settle.library.reference import ModelRef
 
-LOOKED, PROVEN = 4, 12  # answers that a look reads, and a proof
+LOOKED, PROVEN = 3, 12  # answers that a look reads, and a proof
 SURE = 0.1  # mean probability behind an answer of a special token: of one that ends none, a sound model gives next to 0
 TOP = 40  # tokens
 LONGEST = 64  # tokens that a proof waits for the end of an answer
@@ -59,7 +59,7 @@ class EndOfTurn(Check):
                 f"the model gives {tokens[end]} a probability of {shares[end]:.0%} behind a whole answer",
                 f"the file ends answers at {', '.join(tokens[token] for token in sorted(ends)) or 'nothing'}",
             ),
-            strength=0.5 + shares[end] / 2,
+            strength=strength_of(shares[end]),
             details={"end": end, "token": tokens[end]},
         )
 

@@ -24,7 +24,7 @@ NAMES = (
 )  # fmt: skip
 EVERY = 8  # token of the vocabulary that is looked at
 RIVALS = 2  # ways that are compared with the file's own
-LOOKED, PROVEN = 3, 9  # texts that a look reads, and a proof
+LOOKED, PROVEN = 2, 10  # texts that a look reads, and a proof
 LEAST_NATS = 0.02  # per byte
 
 

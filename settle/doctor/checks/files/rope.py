@@ -20,6 +20,7 @@ BASES = (1e4, 1e5, 1e6)  # that models are trained with; one between them does a
 FACTOR = 4.0  # of a base that is another one, and of positions that are stretched where the file does not say so
 WRONG_BASE = 10.0
 LOOKED, PROVEN = 1, 6  # texts that a look reads, and a proof
+READ = 64  # tokens of it
 LEAST_NATS = 0.15  # per token
 
 
@@ -37,7 +38,7 @@ class Rope(Check):
             metadata = reader.engine.metadata
             if _base(metadata) is None:
                 return
-            readings = [text_reading(reader.engine, text) for text in PARAGRAPHS[:LOOKED]]
+            readings = [text_reading(reader.engine, text, READ) for text in PARAGRAPHS[:LOOKED]]
             own = sum(map(reader.nats, readings)) / LOOKED
             losses: dict[str, float] = {}
             for name, overrides in _others(metadata).items():

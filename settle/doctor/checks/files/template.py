@@ -19,7 +19,7 @@ from settle.infer.engine import Engine
 from settle.library.facts import PLAIN_TEXT_KEY, TEMPLATE_KEY, Metadata, adapter_template
 from settle.library.reference import ModelRef
 
-LOOKED, PROVEN = 4, 10  # answers that a look reads, and a proof
+LOOKED, PROVEN = 3, 10  # answers that a look reads, and a proof
 LEAST_NATS = 0.25  # per token
 UNKNOWN_END_NATS = 5.0  # of the token that ends an answer, where the model was not trained to write it there
 KNOWN_END_NATS = 1.5  # and where it was
