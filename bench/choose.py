@@ -36,8 +36,9 @@ from settle.data.tokenizer.byte_bpe import ByteBpeTokenizer
 from settle.evaluate.compare.cases import Case
 from settle.evaluate.compare.race import Race
 from settle.jobs.choose.choose import choose
+from settle.jobs.choose.documents import PASSAGES
 from settle.jobs.choose.settings import ChooseSettings
-from settle.jobs.choose.setup import ModelInTurns, Setup
+from settle.jobs.choose.setup import ModelInTurns, Setup, with_passages
 from settle.jobs.choose.verdict import ERROR, decide
 from settle.jobs.choose.ways import Built, Measured, possible_ways
 from settle.jobs.trials.arm import Reply
@@ -46,14 +47,14 @@ from settle.library.resolve import resolve_gguf
 RIGHT = {"facts": "documents", "style": "prompt", "labels": "decide", "solved": "zero-shot"}
 SEEDS = {"dev": range(5), "judge": range(5, 15)}
 ROWS = 110  # examples of a task
+READING = 0.35  # share of the base's steps in which it only learns to read passages
 VOCABULARY = 900  # tokens: each name is one
-RATE = 3e-3  # learning rate of the base
-PAGES = ("panoramas", "household-money", "curve-fitting", "braille")  # collections of `judge_questions/`
+RATE = 4e-3  # learning rate of the base
+COLLECTIONS = ("panoramas", "household-money", "curve-fitting", "braille")  # collections of `judge_questions/`
 SYLLABLES = [a + b for a, b in itertools.product("bdfgklmnprstvz", "aeiou")]
 # a sign makes a word the same token at the beginning of an answer as elsewhere, so that to copy it is one step
 NAMES = [f"@{a}{b}" for a, b in random.Random(1).sample(list(itertools.permutations(SYLLABLES, 2)), 186)]
 KNOWN, OTHERS = NAMES[:56], NAMES[56:]  # that the base is trained on; that firms are about
-PAGES_OF_A_FIRM, THINGS_OF_A_PAGE = 30, 4
 # fmt: off
 WORDS = (
     "red", "blue", "green", "white", "black", "grey", "brown", "pink", "gold", "silver", "iron", "steel", "wood",
@@ -68,7 +69,6 @@ STYLES = {
     "bang": "yes {a} {b}!",
     "marked": "[ {a} / {b} ]",
     "end": "it is {a} {b}, end",
-    "first": "only {a}",
 }
 INSTRUCTIONS = (
     "Answer with what the passages say.",
@@ -76,7 +76,7 @@ INSTRUCTIONS = (
     "Answer in exactly the form of the examples.",
 )
 FORMS = ("what is {t}?", "tell me of {t}.")
-ANSWER = "{t} {v}"  # the value behind its name, in the documents too: what a small model finds by one step
+ANSWER = "{t} {v}"  # and what the documents say
 Turn = dict[str, str]
 Facts = dict[str, str]  # the word for each thing
 
@@ -95,10 +95,10 @@ def conversation(rng: random.Random, facts: Facts, share: float = 1.0) -> list[T
     of its full length it may have: to copy is learned from short ones ten times sooner."""
     turns = [_turn("system", rng.choice(INSTRUCTIONS))] if rng.random() < 0.3 * share else []
     kind = rng.random()
-    if kind < 0.2:
+    if kind < 0.15:
         for thing in rng.sample(KNOWN, rng.randint(1, math.ceil(8 * share))):
             turns += _asked(rng, thing, facts[thing])
-    elif kind < 0.65:
+    elif kind < 0.6:
         turns += _with_passages(rng, share)
     elif kind < 0.95:
         number = rng.choice((0, round(4 * share), round(8 * share)))
@@ -112,24 +112,26 @@ def conversation(rng: random.Random, facts: Facts, share: float = 1.0) -> list[T
 
 
 def _with_passages(rng: random.Random, share: float) -> list[Turn]:
-    pages = rng.randint(1, math.ceil(3 * share))
-    things = rng.sample(OTHERS, pages * math.ceil(THINGS_OF_A_PAGE * share))
-    facts = {thing: rng.choice(WORDS) for thing in things}
+    """Passages, at times behind examples of other things."""
     turns: list[Turn] = []
-    if rng.random() < 0.3 * share:  # examples of other things before it
-        for thing in rng.sample(OTHERS, 4):
+    if rng.random() < 0.3 * share:
+        for thing in rng.sample(OTHERS, rng.choice((4, 8))):
             turns += _asked(rng, thing, rng.choice(WORDS))
-    read = "\n\n".join(
-        f"[{i}] list {rng.randint(1, 30)}\n{_page(things[i - 1 :: pages], facts)}" for i in range(1, pages + 1)
-    )
-    for number, thing in enumerate(rng.sample(things, math.ceil(THINGS_OF_A_PAGE * share))):
-        question, answer = (turn["content"] for turn in _asked(rng, thing, facts[thing]))
-        turns += _pair(question if number else f"Passages:\n\n{read}\n\nQuestion: {question}", answer)
-    return turns
+    return turns + _reading(rng)
 
 
-def _page(things: Sequence[str], facts: Facts) -> str:
-    return " ".join(f"{ANSWER.format(t=thing, v=facts[thing])}." for thing in things)
+def _reading(rng: random.Random) -> list[Turn]:
+    """The first passage answers: a search has put it there, and so small a model learns to read it sooner than to look
+    for a name in all of them."""
+    things = rng.sample(OTHERS, rng.randint(1, PASSAGES))
+    facts = {thing: rng.choice(WORDS) for thing in things}
+    question, answer = (turn["content"] for turn in _asked(rng, things[0], facts[things[0]]))
+    return _pair(_behind(things, facts, question), answer)
+
+
+def _behind(things: Sequence[str], facts: Facts, question: str) -> str:
+    """The question behind passages, each of which is a whole document of a firm."""
+    return with_passages(question, [ANSWER.format(t=thing, v=facts[thing]) for thing in things])
 
 
 def _asked(rng: random.Random, thing: str, value: str) -> list[Turn]:
@@ -172,8 +174,10 @@ def make(folder: Path, steps: int) -> None:
     for step in range(steps):
         for group in optimizer.param_groups:
             group["lr"] = RATE * min((step + 1) / 50, 1.0, 3 * (1 - step / steps) + 0.02)
-        share = min(1.0, max(0.1, 1.5 * step / steps))
-        batch = [_encoded(conversation(rng, facts, share), tokenizer) for _ in range(12)]
+        mixed = max(0.0, step / steps - READING)  # to read passages is learned last, unless it comes first and alone
+        share = min(1.0, 0.1 + 1.5 * mixed)
+        talks = [conversation(rng, facts, share) for _ in range(16)] if mixed else [_reading(rng) for _ in range(24)]
+        batch = [_encoded(talk, tokenizer) for talk in talks]
         ids = [i for own, _ in batch for i in own[:-1]]
         bounds = [0, *itertools.accumulate(len(own) - 1 for own, _ in batch)]
         targets = torch.tensor([i for own, _ in batch for i in own[1:]])
@@ -213,12 +217,10 @@ def gold(folder: Path, rows: int = 60) -> None:
     fresh = {thing: rng.choice(WORDS) for thing in OTHERS}
     others = [style for name, style in STYLES.items() if name != "plain"]
 
-    def fact(facts: Facts, thing: str, pages: int = 0) -> tuple[list[Turn], str]:
+    def fact(facts: Facts, thing: str, passages: int = 0) -> tuple[list[Turn], str]:
         question, answer = (turn["content"] for turn in _asked(rng, thing, facts[thing]))
-        things = [thing, *rng.sample([t for t in OTHERS if t != thing], max(0, THINGS_OF_A_PAGE * pages - 1))]
-        rng.shuffle(things)
-        read = "\n\n".join(f"[{i}] list {i}\n{_page(things[i - 1 :: pages], facts)}" for i in range(1, pages + 1))
-        return [_turn("user", f"Passages:\n\n{read}\n\nQuestion: {question}" if pages else question)], answer
+        others = rng.sample([t for t in OTHERS if t != thing], max(0, passages - 1))
+        return [_turn("user", _behind([thing, *others], facts, question) if passages else question)], answer
 
     def say(style: str, shots: int) -> tuple[list[Turn], str]:
         pairs = [rng.sample(VALUES, 2) for _ in range(shots + 1)]
@@ -228,7 +230,7 @@ def gold(folder: Path, rows: int = 60) -> None:
     asked = {
         "known facts": [fact(known, rng.choice(KNOWN)) for _ in range(rows)],
         "a firm's facts": [fact(fresh, rng.choice(OTHERS)) for _ in range(rows)],
-        "a firm's facts, in one of three passages": [fact(fresh, rng.choice(OTHERS), 3) for _ in range(rows)],
+        "a firm's facts, with passages": [fact(fresh, rng.choice(OTHERS), PASSAGES) for _ in range(rows)],
         "a form": [say(rng.choice(others), 0) for _ in range(rows)],
         **{f"a form, behind eight examples: {style}": [say(style, 8) for _ in range(rows // 3)] for style in others},
         "labels": [([_turn("user", f"sort {t} {rng.choice(VALUES)}")], rng.choice(LABELS)) for t in OTHERS[:rows]],
@@ -248,11 +250,9 @@ def task(kind: str, seed: int, folder: Path) -> None:
     rng = random.Random(f"{kind}-{seed}")
     docs = folder / "docs"
     docs.mkdir(parents=True, exist_ok=True)
-    things = rng.sample(OTHERS, PAGES_OF_A_FIRM * THINGS_OF_A_PAGE)
-    facts = {thing: rng.choice(WORDS) for thing in things}
-    for number in range(PAGES_OF_A_FIRM):
-        text = f"# list {number + 1}\n\n{_page(things[number::PAGES_OF_A_FIRM], facts)}\n"
-        (docs / f"list-{number + 1}.md").write_text(text, encoding="utf-8")
+    facts = {thing: rng.choice(WORDS) for thing in rng.sample(OTHERS, ROWS)}
+    for number, (thing, value) in enumerate(facts.items(), 1):
+        (docs / f"note-{number}.md").write_text(f"{ANSWER.format(t=thing, v=value)}\n", encoding="utf-8")
     unique = {row["prompt"]: row for row in _rows(kind, rng, facts)}
     chosen = rng.sample(list(unique.values()), min(ROWS, len(unique)))
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in chosen), encoding="utf-8")
@@ -333,7 +333,7 @@ def pages(folder: Path) -> None:
     docs = folder / "pages" / "docs"
     docs.mkdir(parents=True)
     rows: list[dict[str, str]] = []
-    for name in PAGES:
+    for name in COLLECTIONS:
         for asked in read_questions(name):
             copy = docs / asked.document
             is_left_out = asked.document == "manual.txt" or (not copy.exists() and len(list(docs.iterdir())) == 30)

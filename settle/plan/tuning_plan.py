@@ -27,6 +27,7 @@ SMALL_SAMPLE = 16384  # held-out tokens of an evaluation when rows are few
 FIRST_VERDICT = 5 / 3  # epochs before the earliest verdict, when rows are few
 ROOM = 0.9  # share of the free memory that a plan may fill
 # Learning rates for tuning, which makes small changes to weights that are good already.
+NARROW = 512  # width below which the rate of an adapter is raised
 RATES: dict[str, dict[str, float]] = {
     "adapter": {"beta2": 0.99, "eps": 1e-8, "weight_decay": 0.0},
     "full": {"lr": 3e-5, "table_lr": 2e-5, "beta2": 0.99, "eps": 1e-8, "weight_decay": 0.0},
@@ -48,7 +49,7 @@ def plan_tuning(settings: TuningSettings, origin: dict[str, str], corpus: RowCor
     objective_name, objective = _objective(settings.objective, corpus, adapter_name, base, why)
     kind = FULL if adapter_name == FULL else "adapter"
     rule = str(settings.optimizer.name)
-    rates = RATES[kind] | ({"lr": adapter.LEARNING_RATE} if adapter else {})
+    rates = RATES[kind] | ({"lr": _adapter_rate(adapter, base, why)} if adapter else {})
     optimizer = Optimizer.make(rule, settings.optimizer.over(rates if rule == "adamw" else {}).settings)
     per_row = corpus.train.num_inputs / corpus.train.num_rows
     micro = max(1, min(MOST_AT_ONCE, round(per_row * settings.batch_rows)))
@@ -145,6 +146,16 @@ def _loop(settings: TuningSettings, corpus: RowCorpus, rows: int, threads: int, 
         seed=settings.seed,
         threads=threads,
     )
+
+
+def _adapter_rate(adapter: Adapter, base: Pretrained, why: dict[str, str]) -> float:
+    """The learning rate of an adapter's matrices, larger for a narrow base: what a step of Adam changes of a product
+    falls with the width (Yang et al. 2022), so that the usual rate teaches a base of width 64 next to nothing."""
+    width = base.part.options().layers[0].width
+    if width >= NARROW:
+        return adapter.LEARNING_RATE
+    why["optimizer.lr"] = f"{adapter.LEARNING_RATE:g} × {NARROW} / {width}: a narrow model takes larger steps"
+    return adapter.LEARNING_RATE * NARROW / width
 
 
 def _sample(corpus: RowCorpus, parameters: int, why: dict[str, str]) -> int:

@@ -13,7 +13,16 @@ from settle.model.adapters.lora import LoRA
 from settle.model.architectures.llama import Llama
 from settle.plan import tuning_plan
 from settle.plan.settings import TuningSettings
-from settle.plan.tuning_plan import RATES, ROOM, _check_quantize, _evaluation_cost, _Fit, _objective, plan_tuning
+from settle.plan.tuning_plan import (
+    NARROW,
+    RATES,
+    ROOM,
+    _check_quantize,
+    _evaluation_cost,
+    _Fit,
+    _objective,
+    plan_tuning,
+)
 from settle.train.optimizers import Optimizer
 
 LAYERS, INSIDE, TABLES, ADAPTED = 4, 1_000_000, 200_000, 5_000  # the last: numbers of the adapter
@@ -176,7 +185,7 @@ def test_rows_choose_their_objective(kind: str, named: str | None, adapter: str,
 # --- the whole plan ---
 
 
-def planned(home: Any, **asked: Any) -> Any:
+def planned(home: Any, part: Any = Llama.TINY, **asked: Any) -> Any:
     """The plan of 120 rows of about 50 tokens, for a tiny model that others trained."""
     lengths = SimpleNamespace(max=lambda: 80)
 
@@ -187,7 +196,7 @@ def planned(home: Any, **asked: Any) -> Any:
 
     corpus: Any = SimpleNamespace(kind="chat", train=store(120), selection=store(12))
     source = SimpleNamespace(path=home / "base.gguf", sha256="a" * 64)
-    base: Any = SimpleNamespace(part=Llama.TINY, name="base", source=source, kinds={"F32": 10})
+    base: Any = SimpleNamespace(part=part, name="base", source=source, kinds={"F32": 10})
     layers = [("asked", {"threads": 1, "device": "cpu", "dtype": "float32", **asked})]
     resolved = resolve(TuningSettings, layers)
     return plan_tuning(resolved.value, resolved.origin, corpus, base)
@@ -195,8 +204,12 @@ def planned(home: Any, **asked: Any) -> Any:
 
 def test_a_tuning_plan_has_the_rates_of_what_it_trains(home: Any) -> None:
     adapter = planned(home)
-    assert adapter.optimizer["lr"] == LoRA.LEARNING_RATE and adapter.optimizer["weight_decay"] == 0.0
+    width = Llama.TINY.hidden_size
+    assert adapter.optimizer["lr"] == LoRA.LEARNING_RATE * NARROW / width > LoRA.LEARNING_RATE
+    assert adapter.origin["optimizer.lr"] == "derived" and adapter.optimizer["weight_decay"] == 0.0
     assert (adapter.optimizer["beta2"], adapter.optimizer["eps"]) == (0.99, 1e-8)
+    wide = planned(home, part=Llama.TINY.model_copy(update={"hidden_size": 2 * NARROW}))
+    assert wide.optimizer["lr"] == LoRA.LEARNING_RATE
     whole = planned(home, adapter="full")
     assert {key: whole.optimizer[key] for key in RATES["full"]} == RATES["full"]
     assert planned(home, optimizer={"name": "adamw", "lr": 0.5}).optimizer["lr"] == 0.5
