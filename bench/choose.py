@@ -47,7 +47,7 @@ from settle.library.resolve import resolve_gguf
 RIGHT = {"facts": "documents", "style": "prompt", "labels": "decide", "solved": "zero-shot"}
 SEEDS = {"dev": range(5), "judge": range(5, 15)}
 ROWS = 110  # examples of a task
-READING = 0.35  # share of the base's steps in which it only learns to read passages
+READS, MOST_READING = 0.05, 1500  # loss from which on the base reads passages; steps until then, at most
 VOCABULARY = 900  # tokens: each name is one
 RATE = 4e-3  # learning rate of the base
 COLLECTIONS = ("panoramas", "household-money", "curve-fitting", "braille")  # collections of `judge_questions/`
@@ -120,10 +120,10 @@ def _with_passages(rng: random.Random, share: float) -> list[Turn]:
     return turns + _reading(rng)
 
 
-def _reading(rng: random.Random) -> list[Turn]:
+def _reading(rng: random.Random, most: int = PASSAGES) -> list[Turn]:
     """The first passage answers: a search has put it there, and so small a model learns to read it sooner than to look
     for a name in all of them."""
-    things = rng.sample(OTHERS, rng.randint(1, PASSAGES))
+    things = rng.sample(OTHERS, rng.randint(1, most))
     facts = {thing: rng.choice(WORDS) for thing in things}
     question, answer = (turn["content"] for turn in _asked(rng, things[0], facts[things[0]]))
     return _pair(_behind(things, facts, question), answer)
@@ -164,19 +164,28 @@ def make(folder: Path, steps: int) -> None:
         [*texts, *(" ".join(NAMES) for _ in range(50))], VOCABULARY, folder / "tokenizer"
     )
     part = Llama(
-        hidden_size=64, intermediate_size=128, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=4,
+        hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=4,
         head_dim=16, vocab_size=tokenizer.vocab_size, max_position_embeddings=1024,
         bos_token_id=tokenizer.bos_id, eos_token_id=tokenizer.eos_id,
     )  # fmt: skip
     model = part.build(seed=0)
     optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, betas=(0.9, 0.98), weight_decay=0.01)
     began = time.monotonic()
-    for step in range(steps):
+    losses, reads_since = [math.inf], 0  # to read passages is learned last, unless it comes first and alone
+    for step in range(MOST_READING + steps):
+        if not reads_since and (step == MOST_READING or sum(losses[-20:]) < 20 * READS):
+            reads_since = step
+        mixed = (step - reads_since) / steps if reads_since else 0.0
+        if mixed >= 1:
+            break
         for group in optimizer.param_groups:
-            group["lr"] = RATE * min((step + 1) / 50, 1.0, 3 * (1 - step / steps) + 0.02)
-        mixed = max(0.0, step / steps - READING)  # to read passages is learned last, unless it comes first and alone
-        share = min(1.0, 0.1 + 1.5 * mixed)
-        talks = [conversation(rng, facts, share) for _ in range(16)] if mixed else [_reading(rng) for _ in range(24)]
+            group["lr"] = RATE * min((step + 1) / 50, 1.0, 2 * (1 - mixed) + 0.02)
+        share = min(1.0, 0.2 + 2 * mixed)
+        talks = (
+            [conversation(rng, facts, share) for _ in range(16)]
+            if mixed
+            else [_reading(rng, 1 if step < 40 else PASSAGES) for _ in range(24)]
+        )
         batch = [_encoded(talk, tokenizer) for talk in talks]
         ids = [i for own, _ in batch for i in own[:-1]]
         bounds = [0, *itertools.accumulate(len(own) - 1 for own, _ in batch)]
@@ -189,13 +198,13 @@ def make(folder: Path, steps: int) -> None:
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
+        losses.append(loss.item())
         if step % 50 == 0:
             print(
                 f"step {step}: loss {loss.item():.3f}, {len(ids)} tokens, {time.monotonic() - began:.0f} s", flush=True
             )
-        if (step and step % 200 == 0) or step == steps - 1:
-            weights = {key: value.detach() for key, value in model.named_parameters()}
-            export_gguf(part, weights, tokenizer, folder / "base.part", "f32").rename(folder / "base.gguf")
+    weights = {key: value.detach() for key, value in model.named_parameters()}
+    export_gguf(part, weights, tokenizer, folder / "base.part", "f32").rename(folder / "base.gguf")
 
 
 def _encoded(turns: Sequence[Turn], tokenizer: ByteBpeTokenizer) -> tuple[list[int], list[bool]]:
@@ -409,7 +418,7 @@ def main() -> None:
     parser.add_argument("--split", choices=tuple(SEEDS), default="dev")
     parser.add_argument("--tasks", nargs="*", default=list(RIGHT))
     parser.add_argument("--seeds", nargs="*", type=int, default=[])
-    parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--steps", type=int, default=700)
     parser.add_argument("--races", type=int, default=200)
     parser.add_argument("--sizes", nargs="*", type=int, default=[20, 48, 100, 200])
     parser.add_argument("--every", action="store_true", help="build every way, also those that are ruled out")

@@ -27,7 +27,6 @@ SMALL_SAMPLE = 16384  # held-out tokens of an evaluation when rows are few
 FIRST_VERDICT = 5 / 3  # epochs before the earliest verdict, when rows are few
 ROOM = 0.9  # share of the free memory that a plan may fill
 # Learning rates for tuning, which makes small changes to weights that are good already.
-NARROW = 512  # width below which the rate of an adapter is raised
 RATES: dict[str, dict[str, float]] = {
     "adapter": {"beta2": 0.99, "eps": 1e-8, "weight_decay": 0.0},
     "full": {"lr": 3e-5, "table_lr": 2e-5, "beta2": 0.99, "eps": 1e-8, "weight_decay": 0.0},
@@ -149,13 +148,12 @@ def _loop(settings: TuningSettings, corpus: RowCorpus, rows: int, threads: int, 
 
 
 def _adapter_rate(adapter: Adapter, base: Pretrained, why: dict[str, str]) -> float:
-    """The learning rate of an adapter's matrices, larger for a narrow base: what a step of Adam changes of a product
-    falls with the width (Yang et al. 2022), so that the usual rate teaches a base of width 64 next to nothing."""
+    """The learning rate of an adapter over this base, where nobody gives one."""
     width = base.part.options().layers[0].width
-    if width >= NARROW:
-        return adapter.LEARNING_RATE
-    why["optimizer.lr"] = f"{adapter.LEARNING_RATE:g} × {NARROW} / {width}: a narrow model takes larger steps"
-    return adapter.LEARNING_RATE * NARROW / width
+    rate = adapter.rate(width)
+    if rate != adapter.LEARNING_RATE:
+        why["optimizer.lr"] = f"{adapter.LEARNING_RATE:g} at usual widths, more at {width}"
+    return rate
 
 
 def _sample(corpus: RowCorpus, parameters: int, why: dict[str, str]) -> int:

@@ -9,12 +9,11 @@ import pytest
 from settle.base.choice import Choice
 from settle.base.errors import ResourceError, UsageError
 from settle.base.settings import resolve
-from settle.model.adapters.lora import LoRA
+from settle.model.adapters.lora import NARROW, LoRA
 from settle.model.architectures.llama import Llama
 from settle.plan import tuning_plan
 from settle.plan.settings import TuningSettings
 from settle.plan.tuning_plan import (
-    NARROW,
     RATES,
     ROOM,
     _check_quantize,

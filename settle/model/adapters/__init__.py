@@ -27,12 +27,16 @@ PREFIX = "base_model.model."
 class Adapter(Part):
     """A method of adapting a model over its linears. Settings are fields.
 
-    ENDINGS: of the names of a linear's tensors in a file, behind the module's. LEARNING_RATE: of AdamW, when nobody
-    gives one.
+    ENDINGS: of the names of a linear's tensors in a file, behind the module's. LEARNING_RATE: of AdamW over a base of
+    usual width, when nobody gives one.
     """
 
     ENDINGS: ClassVar[tuple[str, ...]]
     LEARNING_RATE: ClassVar[float] = 3e-4
+
+    def rate(self, width: int) -> float:
+        """The learning rate of AdamW over a base of this hidden width, when nobody gives one."""
+        return self.LEARNING_RATE
 
     @abstractmethod
     def targeted(self, linears: Iterable[str]) -> list[str]:

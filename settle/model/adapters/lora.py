@@ -16,6 +16,7 @@ from settle.model.adapters._lora_of_peft import require_plain, uniform
 from settle.model.decoder import Decoder
 from settle.model.layers.low_rank import LowRank
 
+NARROW = 512  # hidden width of a base below which the learning rate is raised
 DOWN, UP = ".lora_A.weight", ".lora_B.weight"
 
 
@@ -44,6 +45,11 @@ class LoRA(Adapter):
     def scale(self) -> float:
         """What B A is multiplied by."""
         return self.alpha / (math.sqrt(self.rank) if self.rslora else self.rank)
+
+    def rate(self, width: int) -> float:
+        """Larger below `NARROW`: what a step of Adam changes of a product falls with the width (Yang et al. 2022), so
+        that the usual rate teaches a base of width 64 next to nothing."""
+        return self.LEARNING_RATE * max(1.0, NARROW / width)
 
     def targeted(self, linears: Iterable[str]) -> list[str]:
         return matching(linears, self.targets)
