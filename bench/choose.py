@@ -47,7 +47,7 @@ from settle.library.resolve import resolve_gguf
 RIGHT = {"facts": "documents", "style": "prompt", "labels": "decide", "solved": "zero-shot"}
 SEEDS = {"dev": range(5), "judge": range(5, 15)}
 ROWS = 110  # examples of a task
-READS, MOST_READING = 0.05, 1500  # loss from which on the base reads passages; steps until then, at most
+READS, MOST_READING = 0.05, 2000  # loss from which on the base reads passages; steps until then, at most
 VOCABULARY = 900  # tokens: each name is one
 RATE = 4e-3  # learning rate of the base
 COLLECTIONS = ("panoramas", "household-money", "curve-fitting", "braille")  # collections of `judge_questions/`
@@ -164,7 +164,7 @@ def make(folder: Path, steps: int) -> None:
         [*texts, *(" ".join(NAMES) for _ in range(50))], VOCABULARY, folder / "tokenizer"
     )
     part = Llama(
-        hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=4,
+        hidden_size=64, intermediate_size=128, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=4,
         head_dim=16, vocab_size=tokenizer.vocab_size, max_position_embeddings=1024,
         bos_token_id=tokenizer.bos_id, eos_token_id=tokenizer.eos_id,
     )  # fmt: skip
@@ -418,7 +418,7 @@ def main() -> None:
     parser.add_argument("--split", choices=tuple(SEEDS), default="dev")
     parser.add_argument("--tasks", nargs="*", default=list(RIGHT))
     parser.add_argument("--seeds", nargs="*", type=int, default=[])
-    parser.add_argument("--steps", type=int, default=700)
+    parser.add_argument("--steps", type=int, default=1200)
     parser.add_argument("--races", type=int, default=200)
     parser.add_argument("--sizes", nargs="*", type=int, default=[20, 48, 100, 200])
     parser.add_argument("--every", action="store_true", help="build every way, also those that are ruled out")
