@@ -46,7 +46,7 @@ def fix_of(subject: Subject, number: int, changes: Mapping[str, object]) -> Fix:
 
 
 def _changes_text(changes: Mapping[str, object]) -> str:
-    return ", ".join(f"{key} = {_short(value)}" for key, value in changes.items())
+    return ", ".join(f"no {key}" if value is None else f"{key} = {_short(value)}" for key, value in changes.items())
 
 
 def _short(value: object) -> str:
