@@ -16,15 +16,20 @@ _EVENTS = ("socket.getaddrinfo", "socket.gethostbyname", "socket.connect", "sock
 
 
 class Hook:
-    """Writes what Python's sockets do. write: takes a line of the ledger. An audit hook cannot be taken away again, so
-    `write` is replaced by None when the ledger ends."""
+    """Says what Python's sockets do. write: takes a line of the ledger; None while there is none, since an audit hook
+    cannot be taken away again."""
 
-    def __init__(self, write: Callable[[Line], None]) -> None:
-        self.write: Callable[[Line], None] | None = write
+    def __init__(self) -> None:
+        self.write: Callable[[Line], None] | None = None
         self._asked = threading.local()
         self._seen: set[tuple[object, ...]] = set()
         self._latest: dict[object, str] = {}  # by port: asyncio asks in another thread than it connects in
         sys.addaudithook(self._see)
+
+    def open(self, write: Callable[[Line], None]) -> None:
+        """A ledger begins."""
+        self._seen.clear()
+        self.write = write
 
     def _see(self, event: str, args: tuple[object, ...]) -> None:
         if self.write is None or event not in _EVENTS or getattr(self._asked, "is_busy", False):

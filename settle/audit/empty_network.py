@@ -3,12 +3,15 @@
 Sources: network_namespaces(7), user_namespaces(7), netdevice(7).
 """
 
+import contextlib
 import ctypes
-import fcntl
 import os
 import socket
 import struct
 from pathlib import Path
+
+with contextlib.suppress(ImportError):  # Windows, where none of this is called
+    import fcntl
 
 _NEW_USER, _NEW_NETWORK = 0x10000000, 0x40000000
 _GET_FLAGS, _SET_FLAGS, _IS_UP = 0x8913, 0x8914, 1  # ioctls of network interfaces; IFF_UP

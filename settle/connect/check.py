@@ -5,9 +5,11 @@ import http.client
 import json
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 from dataclasses import dataclass
 
+from settle.audit.session import declare
 from settle.base.files import parse_json
 from settle.connect.clients import ClientRequest, Connection
 from settle.machine.web_request import open_request
@@ -64,6 +66,7 @@ def send(connection: Connection, request: ClientRequest, seconds: float = TIMEOU
         data, headers["Content-Type"] = json.dumps(request.body).encode(), "application/json"
     sent = urllib.request.Request(connection.address + request.path, data, headers, method=request.verb)
     try:
+        declare(urllib.parse.urlsplit(sent.full_url).hostname or "", "the server that clients are set up for")
         with open_request(sent, seconds) as response:
             return Answer(response.status, _lower(response.headers.items()), response.read())
     except urllib.error.HTTPError as e:

@@ -231,3 +231,20 @@ def test_offline_serves_no_other_machine(can_watch, can_prove, home):
         [sys.executable, "-m", "settle", "serve", "--offline", "--host", "0.0.0.0"], capture_output=True, text=True
     )
     assert done.returncode == 2 and "programs of this machine only" in done.stderr
+
+
+def test_what_only_unix_has_is_no_need(home):
+    """Windows has no fcntl."""
+    code = "import sys; sys.modules['fcntl'] = None; import settle.audit.session; print('loaded')"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout == "loaded\n", done.stderr
+
+
+def test_many_ledgers_of_a_library_leave_one_hook_and_no_descriptor(home):
+    opened = Path("/proc/self/fd")
+    before = len(list(opened.iterdir())) if opened.exists() else 0
+    for _ in range(5):
+        with session.ledger("train"):
+            pass
+    assert session._hook() is session._hook()
+    assert not opened.exists() or len(list(opened.iterdir())) == before

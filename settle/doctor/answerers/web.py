@@ -8,6 +8,7 @@ import urllib.request
 from collections.abc import Iterator, Mapping
 from urllib.parse import urlsplit
 
+from settle.audit.session import declare
 from settle.base.errors import RunError, UsageError
 from settle.base.files import parse_json
 from settle.machine.web_request import open_request
@@ -29,6 +30,7 @@ class Web:
             is_address = False
         if not is_address or not address.startswith(("http://", "https://")):
             raise UsageError(f"{address} is no address of a server", "write http://127.0.0.1:11434")
+        declare(urlsplit(address).hostname or "", "the server that is looked at")
         self.address, self._key, self.seen = address, key, ""
 
     def get(self, path: str) -> object:
