@@ -51,8 +51,9 @@ def main() -> None:
 
 def _injected(subject: Subject, only: list[str]) -> Iterator[dict[str, object]]:
     wanted = {check_name(text) for text in only}
-    tuning = {name: part() for name, part in Check.parts().items() if part.about == ("run",)}  # they tune the model
-    for name, check in {**checks_for(subject), **tuning}.items():
+    # those of runs tune the model, and those of answers record what it says
+    others = {name: part() for name, part in Check.parts().items() if part.about in (("run",), ("chat",))}
+    for name, check in {**checks_for(subject), **others}.items():
         if wanted and name not in wanted:
             continue
         row: dict[str, object] = {"check": name, "number": check.number}
