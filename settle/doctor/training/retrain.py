@@ -14,7 +14,7 @@ from settle.doctor.training.rows import Served
 TRAINING_SECONDS = 60.0  # that one side of a proof may train
 FEWEST_STEPS, MOST_STEPS = 6, 200
 LOADING_SECONDS = 12.0  # of what a side does before and after its steps
-USUAL_RATE = {"adapter": 3e-4, "full": 3e-5}  # as `settle tune` takes when nobody asks for one
+USUAL_RATE = {"adapter": 3e-4, "full": 3e-5}  # as `settle tune` takes over bases of usual width
 NOT_AGAIN = (
     "name", "dry", "recipe", "seeds", "time", "tokens", "epochs", "max_cost", "sample", "compare", "score", "version",
 )  # fmt: skip
@@ -40,6 +40,9 @@ def with_rate(recipe: Mapping[str, object], rate: float) -> dict[str, object]:
 
 
 def usual_rate(facts: TrainingFacts) -> float:
+    """The rate of a run that nobody asked one for: its own where that is so, else that of usual widths."""
+    if not facts.rate_is_asked and facts.rate:
+        return facts.rate
     return USUAL_RATE["full" if facts.whole else "adapter"]
 
 
