@@ -29,8 +29,8 @@ FOUND = 3  # exit code: something is wrong
 @dataclass(frozen=True)
 class Asked:
     """What a person asks of the doctor. prove: a check by name or number, "all" for every finding, None to only look.
-    fix: mend what is proven. context, threads, cache, memory: how the person runs the model, see
-    `Running`. transcript: a file of what was asked and answered. model, key: of a server."""
+    fix: mend what is proven. context, threads, cache, memory, passages: how the person runs the model, see `Running`.
+    transcript: a file of what was asked and answered. model, key: of a server."""
 
     subject: str | None
     only: Sequence[str] = ()
@@ -43,11 +43,13 @@ class Asked:
     memory: str | None = None
     model: str | None = None
     key: str | None = None
+    passages: int = 4
 
     @property
     def running(self) -> Running:
         """How the person runs the model. Raises UsageError for a size that is none."""
-        return Running(self.context, self.threads, self.cache, num_bytes(self.memory) if self.memory else None)
+        room = num_bytes(self.memory) if self.memory else None
+        return Running(self.context, self.threads, self.cache, room, passages=self.passages)
 
 
 class Tried(NamedTuple):

@@ -16,6 +16,7 @@ from settle.doctor.subject import Running, Subject
 from settle.library.facts import read_facts
 from settle.library.reference import ModelRef
 from settle.library.resolve import find_run, is_collection, resolve_gguf
+from settle.retrieve.index.collection_folder import CollectionFolder
 
 NO_KEY = Door()
 
@@ -32,7 +33,7 @@ def find_subject(name: str | None, running: Running, transcript: Path | None = N
     if name is None:
         return Subject("machine", "this machine", running=running)
     if is_collection(name):
-        return Subject("collection", name, running=running)
+        return Subject("collection", name, collection=CollectionFolder(name).path, running=running)
     run = find_run(name)
     if run is not None:
         return of_run(run, name, running)

@@ -18,7 +18,8 @@ class Running:
     """How a person runs a model, where it is not as settle would. context: tokens of a prompt and its answer. threads:
     that compute. cache: the type of the keys and values that are kept. room, room_on_disk: bytes of memory that it may
     take, and of disk; what is free here where None. sampling: llama.cpp's words for how tokens are drawn. engine: a
-    folder with another llama.cpp than the installed one, of the version `engine_version`."""
+    folder with another llama.cpp than the installed one, of the version `engine_version`. passages: that an answer from
+    documents is made from."""
 
     context: int | None = None
     threads: int | None = None
@@ -28,6 +29,7 @@ class Running:
     sampling: Mapping[str, object] = field(default_factory=dict)
     engine: Path | None = None
     engine_version: str | None = None
+    passages: int = 4
 
 
 @dataclass(frozen=True)

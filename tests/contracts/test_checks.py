@@ -7,6 +7,7 @@ from settle.doctor.checks import Check
 from settle.doctor.examine import examine
 from settle.doctor.prove import prove
 from tests.doctor.chat_model import healthy
+from tests.retrieve.conftest import joined  # noqa: F401  the embedder of the collection
 
 CHECKS = Check.parts()
 

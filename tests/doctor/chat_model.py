@@ -12,13 +12,15 @@ import torch
 
 from settle.base.files import home, write_json
 from settle.base.run import Run
+from settle.cli import main
 from settle.data.tokenizer.byte_bpe import ByteBpeTokenizer
 from settle.doctor.answerers.local_model import LocalModel
 from settle.doctor.exchanges.exchange import Request
 from settle.doctor.exchanges.record import record
+from settle.doctor.find_subject import find_subject
 from settle.doctor.histories.history import History
 from settle.doctor.known_answers import KNOWN_ANSWERS, PARAGRAPHS, PROSE, SPELLED
-from settle.doctor.subject import Subject
+from settle.doctor.subject import Running, Subject
 from settle.doctor.training.example_run import example_run
 from settle.formats.gguf import export_gguf
 from settle.infer.engine import Engine
@@ -87,6 +89,8 @@ def healthy(about: tuple[str, ...]) -> Subject:
         return subject
     if about == ("run", "model"):
         return exported_run(healthy(("model",)))
+    if about == ("collection",):
+        return indexed_collection()
     if about == ("history",):
         return Subject("history", "sound", history=sound_history())
     assert about in (("model",), ("chat",)), f"make a healthy subject that has {about}"
@@ -128,3 +132,14 @@ def exported_run(subject: Subject) -> Subject:
     write_json(run.path / "plan.json", {"versions": {PACKAGE: installed_engine()}})
     write_json(run.path / "result.json", {"gate": {"answers": answers}})
     return replace(subject, kind="run", run=run)
+
+
+def indexed_collection() -> Subject:
+    """A collection of a few pages that says all it should, by an embedder that takes no time."""
+    folder = home() / "pages"
+    folder.mkdir()
+    for number, paragraph in enumerate(PARAGRAPHS[:8]):
+        title = " ".join(paragraph.split()[:4])
+        (folder / f"{number}.md").write_text(f"# {title}\n\n{paragraph}\n")
+    assert main(["index", str(folder), "--name", "pages", "--embedder", "hashed"]) == 0
+    return find_subject("pages", Running())

@@ -94,7 +94,9 @@ def today() -> datetime.date:
 def age(date: datetime.date) -> str:
     """ "31 days old", with a mark past OLD_DAYS."""
     days = (today() - date).days
-    return f"{days} days old" + (", out of date: `settle models update FILE`" if days > OLD_DAYS else "")
+    return f"{days} day{'' if days == 1 else 's'} old" + (
+        ", out of date: `settle models update FILE`" if days > OLD_DAYS else ""
+    )
 
 
 def _place(name: str) -> Path:

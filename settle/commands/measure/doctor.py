@@ -32,6 +32,7 @@ class Doctor(ThreadSettings, Command):
     context: int | None = Field(None, gt=0, description="tokens of context that you run it with")
     memory: str | None = Field(None, description="memory that you run it in, such as 8GB; what is free if not given")
     cache: str = Field("f16", description="type of the KV cache that you run it with: f16, q8_0, q4_0 …")
+    k: int = Field(4, gt=0, le=50, description="passages of a collection that you make an answer from")
 
     model: str | None = Field(
         None, description="model of the server that is looked at; one that is loaded if not given"
@@ -45,5 +46,5 @@ class Doctor(ThreadSettings, Command):
     def run(self, events: Events) -> int:
         from settle.doctor.doctor import Asked, doctor
 
-        how = self.context, self.threads, self.cache, self.from_, self.memory, self.model, self.key
+        how = self.context, self.threads, self.cache, self.from_, self.memory, self.model, self.key, self.k
         return doctor(Asked(self.subject, self.only, self.prove, self.fix, *how), events)

@@ -1,0 +1,160 @@
+"""The documents say it, and the answer does not: the passage is not in the index, or not among the first."""
+
+import re
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import ClassVar
+
+from settle.base.event_log import Events
+from settle.doctor.checks import Check
+from settle.doctor.findings import Finding, Fix
+from settle.doctor.known_answers import KNOWN_ANSWERS
+from settle.doctor.subject import Subject
+from settle.doctor.trial import FEWEST_ITEMS, Item, Side, Trial
+from settle.retrieve.check.synthetic_questions.questions import Question, make
+from settle.retrieve.index.changes import find_changes
+from settle.retrieve.index.collection import Collection
+from settle.retrieve.index.update_index import update
+from settle.retrieve.search.hybrid_search import search
+
+DEPTH = 10  # passages that are looked through, at least
+LOOKED, MADE = 16, 40  # questions that a look asks, and that a proof makes
+LEAST_SHARE = 0.25  # of the questions, whose passage is found with the change alone
+SUSPECT_SHARE = 0.375  # the same in a look, which asks too few to tell a quarter from chance
+SAME_WORDS = 0.6  # of a passage's words that a found one must have to be the same, however it was cut
+_WORD = re.compile(r"\w+")
+
+
+class MissedPassage(Check):
+    """Stage by stage, by questions whose passage is known: is it in the index, and is it among the first k?"""
+
+    number: ClassVar[int] = 16
+    symptom: ClassVar[str] = "the documents say it, and the answer does not"
+    about: ClassVar[tuple[str, ...]] = ("collection",)
+    seconds: ClassVar[float] = 5.0
+
+    def detect(self, subject: Subject) -> Iterator[Finding]:
+        with _opened(subject) as collection:
+            changes = find_changes(collection.catalogue, collection.roots, Events())
+            unread = sorted(file.path for file, _ in changes.new)
+            questions = make(collection, LOOKED, seed=1)
+            ranks = [_rank(collection, question.text, _passage(collection, question)) for question in questions]
+        if unread:
+            yield Finding(
+                check=self.part_name(),
+                what=f"{len(unread)} documents are new or changed since they were indexed",
+                evidence=(f"not in the index as they are now: {', '.join(Path(path).name for path in unread[:3])}",),
+                strength=0.9,
+                details={"stage": "index", "paths": unread},
+            )
+        k = subject.running.passages
+        late = sum(k <= rank < max(DEPTH, 2 * k) for rank in ranks)
+        if ranks and late >= SUSPECT_SHARE * len(ranks):
+            yield Finding(
+                check=self.part_name(),
+                what=f"an answer is made from the first {_passages(k)}, and the right one often comes later",
+                evidence=(f"it is further down in {late} of {len(ranks)} questions made from the documents",),
+                strength=0.4 + late / len(ranks) / 2,
+                details={"stage": "k", "k": k, "wider": max(DEPTH, 2 * k)},
+            )
+
+    def trial(self, finding: Finding, subject: Subject, folder: Path) -> Trial | None:
+        assert subject.collection is not None
+        k = subject.running.passages
+        if finding.details["stage"] == "k":
+            wider = int(str(finding.details["wider"]))
+            with _opened(subject) as collection:
+                items = [_item(collection, question) for question in make(collection, MADE, seed=2)]
+            sides = (_Search(_passages(k), subject, None, k), _Search(f"{wider} passages", subject, None, wider))
+            knob = f"{wider} passages in place of {k}"
+        else:
+            fresh = folder / "fresh"
+            shutil.rmtree(fresh, ignore_errors=True)
+            with _opened(subject) as collection:
+                shutil.copytree(collection.folder, fresh)
+            with Collection(subject.collection.name, fresh) as collection:
+                update(collection, Events())
+                paths = finding.details["paths"]
+                assert isinstance(paths, list)
+                made = [q for q in make(collection, MADE * 4, seed=2) if q.path in paths]
+                items = [_item(collection, question) for question in made[:MADE]]
+            sides = (_Search("the index as it is", subject, None, k), _Search("indexed again", subject, fresh, k))
+            knob = "the documents are indexed as they are now"
+        if len(items) < 2 * FEWEST_ITEMS:
+            return None  # too little text to ask about
+        half = len(items) // 2
+        return Trial(
+            knob=knob,
+            before=sides[0],
+            after=sides[1],
+            measure="questions whose passage is found",
+            unit="",
+            items=items[:half],
+            others=items[half:],
+            least=LEAST_SHARE,
+            lower=False,
+            seconds=0.1,
+        )
+
+    def fix(self, finding: Finding, subject: Subject) -> Fix:
+        if finding.details["stage"] == "index":
+            return Fix("index what changed", f"settle index {subject.name}")
+        wider = finding.details["wider"]
+        return Fix(f"ask with {wider} passages", f'settle ask {subject.name} "…" --k {wider}')
+
+    def injected(self, healthy: Subject, folder: Path) -> Subject:
+        """A document beside the others that nobody indexed. It is written to the collection's own folder."""
+        with _opened(healthy) as collection:
+            root = collection.roots[0]
+        text = "\n\n".join(f"## {known.question}\n\n{known.answer}" for known in KNOWN_ANSWERS)
+        (root / "unread.md").write_text(f"# Unread\n\n{text}\n", encoding="utf-8")
+        return healthy
+
+
+class _Search(Side):
+    """Whether the passage that answers is among the first k. folder: of the index, None for the current one."""
+
+    def __init__(self, name: str, subject: Subject, folder: Path | None, k: int) -> None:
+        assert subject.collection is not None
+        self.name, self._collection_name, self._folder, self._k = name, subject.collection.name, folder, k
+        self._collection: Collection | None = None
+
+    def open(self) -> None:
+        self._collection = Collection(self._collection_name, self._folder)
+
+    def measure(self, item: Item) -> float:
+        assert self._collection is not None and isinstance(item, Mapping)
+        return float(_rank(self._collection, str(item["question"]), str(item["passage"]), self._k) < self._k)
+
+    def close(self) -> None:
+        collection, self._collection = self._collection, None
+        if collection is not None:
+            collection.close()
+
+
+def _passages(number: int) -> str:
+    return "passage" if number == 1 else f"{number} passages"
+
+
+def _opened(subject: Subject) -> Collection:
+    assert subject.collection is not None
+    return Collection(subject.collection.name)
+
+
+def _item(collection: Collection, question: Question) -> Item:
+    return {"question": question.text, "passage": _passage(collection, question)}
+
+
+def _passage(collection: Collection, question: Question) -> str:
+    """The text of the passage that a question was made from."""
+    return collection.catalogue.passages.get([question.passage])[question.passage].text
+
+
+def _rank(collection: Collection, question: str, passage: str, depth: int = 2 * DEPTH) -> int:
+    """The place of a passage among what is found, from 0; `depth` where it is not."""
+    wanted = set(_WORD.findall(passage.lower()))
+    for place, hit in enumerate(search(collection, question, depth)):
+        if len(wanted & set(_WORD.findall(hit.passage.text.lower()))) >= SAME_WORDS * len(wanted):
+            return place
+    return depth
