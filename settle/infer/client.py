@@ -109,6 +109,11 @@ class LlamaClient(PromptEncoder):
         timings: Mapping[str, float] = self._child.post("/completion", body)["timings"]
         return timings
 
+    def reading_ms(self, ids: Sequence[int]) -> float:
+        """Milliseconds that llama.cpp took to read `ids`, as far as they are not those of the prompt before."""
+        milliseconds: float = self._child.post("/completion", self._request(ids, 1))["timings"]["prompt_ms"]
+        return milliseconds
+
     def next_token_logprobs(self, ids: Sequence[int], top: int | None = None, reuse: bool = True) -> dict[int, float]:
         """Natural log-probabilities of the token after `ids`, most likely first. top: how many; None = all. reuse: of
         what is cached of the ids; without it, the same ids have the same numbers.

@@ -1,0 +1,137 @@
+"""The first token is slow: prompts that are nearly the same differ near their start, so nothing of them is kept."""
+
+import difflib
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import ClassVar
+
+from settle.doctor.checks import Check
+from settle.doctor.exchanges.exchange import Request, text_of
+from settle.doctor.exchanges.record import record
+from settle.doctor.findings import Finding, Fix
+from settle.doctor.known_answers import KNOWN_ANSWERS, PARAGRAPHS
+from settle.doctor.subject import Subject
+from settle.doctor.trial import LEAST_RATIO, Item, Side, Trial
+from settle.infer.engine import Engine
+from settle.library.reference import ModelRef
+
+FEWEST_CHARACTERS = 400  # of a start that is worth keeping
+ALIKE, KEPT = 0.8, 0.5  # share of two starts that is the same, and that comes before their first difference
+ITEMS = 8
+SHOWN = 60  # characters of what changes
+LONGEST = 6000  # characters of two starts that are compared
+
+
+class ChangingStart(Check):
+    """A time or a name at the start of a system prompt makes the whole prompt new in every request."""
+
+    number: ClassVar[int] = 5
+    symptom: ClassVar[str] = "the first token comes slowly, also where most of the prompt was sent before"
+    about: ClassVar[tuple[str, ...]] = ("chat",)
+    seconds: ClassVar[float] = 0.2
+
+    def detect(self, subject: Subject) -> Iterator[Finding]:
+        assert subject.chat is not None
+        starts = [_start(exchange.request) for exchange in subject.chat.exchanges]
+        found = [at for at in range(1, len(starts)) if _is_rewritten(starts[at - 1], starts[at])]
+        if not found:
+            return
+        first, second = starts[found[0] - 1], starts[found[0]]
+        at = len(os.path.commonprefix([first, second]))
+        yield Finding(
+            check=self.part_name(),
+            what="a part near the start of the prompt changes with every request",
+            evidence=(
+                f"{len(found)} of {len(starts) - 1} requests begin nearly as the one before, and differ from character "
+                f"{at + 1} on: {second[at : at + SHOWN]!r}",
+            ),
+            strength=0.9,
+            details={"first": first, "second": second, "changing": second[at : at + SHOWN]},
+        )
+
+    def trial(self, finding: Finding, subject: Subject, folder: Path) -> Trial | None:
+        if subject.model is None:
+            return None
+        first, second = str(finding.details["first"]), str(finding.details["second"])
+        questions: list[Item] = [known.question for known in KNOWN_ANSWERS]
+        return Trial(
+            knob="the same start in every request",
+            before=_FirstToken("as it is", subject.model, (first, second)),
+            after=_FirstToken("the same start", subject.model, (second, second)),
+            measure="reading the second of two prompts",
+            unit="ms",
+            items=questions[:ITEMS],
+            others=questions[ITEMS : 2 * ITEMS],
+            least=LEAST_RATIO,
+            timed=True,
+            seconds=2.0,
+        )
+
+    def fix(self, finding: Finding, subject: Subject) -> Fix:
+        changing = str(finding.details["changing"])
+        return Fix(
+            "put what changes behind what does not",
+            f"move {changing!r} from the start of the prompt to the last message",
+        )
+
+    def injected(self, healthy: Subject, folder: Path) -> Subject:
+        """A clock before the instructions."""
+        assert healthy.chat is not None and healthy.chat.answerer is not None
+        instructions = " ".join(PARAGRAPHS[:4])
+        requests = [
+            Request(
+                (
+                    {"role": "system", "content": f"It is {at + 1}{at + 2}:0{at}. {instructions}"},
+                    {"role": "user", "content": known.question},
+                ),
+                settings={"max_tokens": 4},
+            )
+            for at, known in enumerate(KNOWN_ANSWERS[20:23])
+        ]
+        return replace(record(healthy.chat.answerer, requests, folder / "chat.jsonl"), model=healthy.model)
+
+
+class _FirstToken(Side):
+    """How long the second of two prompts takes to read. starts: of the first prompt, and of the second."""
+
+    def __init__(self, name: str, model: ModelRef, starts: tuple[str, str]) -> None:
+        self.name, self.num_bytes = name, model.weights.stat().st_size
+        self._model, self._starts = model, starts
+        self._engine: Engine | None = None
+
+    def open(self) -> None:
+        longest = max(map(len, self._starts)) + 1024  # a token is a character at least
+        self._engine = Engine(self._model.weights, longest, adapter=self._model.adapter)
+        self._engine.start()
+
+    def measure(self, item: Item) -> float:
+        assert self._engine is not None
+        self._engine.reading_ms(_ids(self._engine, self._starts[0], "Hello."))
+        return self._engine.reading_ms(_ids(self._engine, self._starts[1], str(item)))
+
+    def close(self) -> None:
+        engine, self._engine = self._engine, None
+        if engine is not None:
+            engine.close()
+
+
+def _ids(engine: Engine, start: str, question: str) -> Sequence[int]:
+    if engine.takes_turns:
+        return engine.turns([{"role": "user", "content": f"{start}\n\n{question}"}])
+    return engine.plain(f"{start}\n\n{question}")
+
+
+def _start(request: Request) -> str:
+    """The text that a request begins with, before the last question."""
+    return "\n".join(text_of(message) for message in request.messages[:-1])
+
+
+def _is_rewritten(one: str, other: str) -> bool:
+    """Whether two starts are nearly the same, and differ near their beginning."""
+    shorter = min(len(one), len(other))
+    if shorter < FEWEST_CHARACTERS or len(os.path.commonprefix([one, other])) >= KEPT * shorter:
+        return False
+    words = one[:LONGEST].split(), other[:LONGEST].split()
+    return difflib.SequenceMatcher(None, *words, autojunk=False).ratio() >= ALIKE
