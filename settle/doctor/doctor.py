@@ -118,7 +118,14 @@ def _prove(subject: Subject, finding: Finding, events: Events, folder: Path | No
         write_case(place, subject, finding, trial.knob, None)
         seconds = expected_seconds(trial)
         events.emit(Say(text=f"proving by one change, {trial.knob}: about {time_text(seconds)}"))
-        proof = prove(trial, place / MEASUREMENTS, events)
+        try:
+            proof = prove(trial, place / MEASUREMENTS, events)
+        except KeyboardInterrupt:
+            events.emit(Say(text="what was measured is kept: the same command goes on from there"))
+            raise
+        finally:
+            for copy in place.glob("*.gguf"):  # of a model, as large as it is, and made again in seconds
+                copy.unlink()
         write_case(place, subject, finding, trial.knob, proof)
         for sentence in proof_sentences(finding, trial, proof, place):
             events.emit(Say(text=sentence))

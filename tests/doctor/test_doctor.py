@@ -66,6 +66,7 @@ def test_the_folder_runs_it_again_from_its_first_measurement(wobbly, capsys):
 def test_after_ctrl_c_the_same_command_goes_on(wobbly, capsys):
     (wobbly / "interrupt").touch()
     assert main(["doctor", "--prove", "901"]) == 130
+    assert "the same command goes on" in "".join(capsys.readouterr())
     (wobbly / "interrupt").unlink()
     assert main(["doctor", "--prove", "901"]) == 3
     assert len((wobbly / "asked").read_text().splitlines()) == 32
@@ -81,6 +82,13 @@ def test_a_fix_after_which_it_is_still_so_is_taken_back(wobbly, capsys):
     (wobbly / "no-write").touch()
     main(["doctor", "--prove", "901", "--fix"])
     assert "taken back" in "".join(capsys.readouterr()) and (wobbly / "level").read_text() == "4"
+
+
+def test_copies_of_a_model_do_not_stay(wobbly, capsys):
+    main(["doctor", "--prove", "901"])
+    (folder(wobbly) / "fixed.gguf").write_bytes(b"large")
+    main(["doctor", "--prove", "901"])
+    assert sorted(path.name for path in folder(wobbly).iterdir()) == [".lock", "measurements.jsonl", "proof.json"]
 
 
 def test_two_doctors_at_once(wobbly, capsys):
