@@ -91,6 +91,7 @@ def greedy(monkeypatch: pytest.MonkeyPatch, ours: str, theirs: str, prompt: str 
 def test_equal_continuations_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     assert greedy(monkeypatch, "cdef", "cdef") == {
         "greedy_prompts": 1, "greedy_tokens": 4, "greedy_tokens_equal": 4, "greedy_near_ties": 0,
+        "answers": [{"prompt": [0, 1], "answer": [2, 3, 4, 5]}],
     }  # fmt: skip
 
 

@@ -265,10 +265,10 @@ def job_of_stages(*stages: Any) -> Job[Any]:
     return Job("train", TrainSettings, TrainingContext, stages)
 
 
-def test_stages_run_in_order_until_one_ends_the_session() -> None:
+def test_stages_run_in_order_until_one_ends_the_session(home: Path, tmp_path: Path) -> None:
     heard: list[Any] = []
     done: list[str] = []
-    c = context(events=heard_by(heard), run=SimpleNamespace(name="r"), resources=ExitStack())
+    c = context(events=heard_by(heard), run=SimpleNamespace(name="r", path=tmp_path), resources=ExitStack())
     c.phases = {"first": 2.0, "last": 3.0}
     c.finished = lambda stage, seconds: done.append(f"{stage} {seconds >= 0}")
     c.resources.callback(lambda: done.append("closed"))
@@ -297,11 +297,11 @@ def test_stages_run_in_order_until_one_ends_the_session() -> None:
         (OSError(errno.EACCES, "denied"), "the weights are safe", "denied"),
     ],
 )
-def test_a_full_disk_says_what_is_safe(error: Exception, safe: str, says: str) -> None:
+def test_a_full_disk_says_what_is_safe(error: Exception, safe: str, says: str, home: Path, tmp_path: Path) -> None:
     def stage(c: Any) -> None:
         raise error
 
-    c = context(events=Events(), run=SimpleNamespace(name="r", path="p"), resources=ExitStack(), safe=safe)
+    c = context(events=Events(), run=SimpleNamespace(name="r", path=tmp_path), resources=ExitStack(), safe=safe)
     with pytest.raises((OSError, ResourceError), match=says) as caught:
         follow(job_of_stages(stage), c)
     assert isinstance(caught.value, ResourceError) == bool(safe and "denied" not in says)

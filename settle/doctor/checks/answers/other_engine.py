@@ -8,7 +8,7 @@ from typing import ClassVar
 from settle.base.run import Run
 from settle.doctor.checks import Check
 from settle.doctor.findings import Finding, Fix
-from settle.doctor.known_answers import PROSE
+from settle.doctor.known_answers import KNOWN_ANSWERS, PROSE
 from settle.doctor.subject import Subject
 from settle.doctor.trial import Item, Side, Trial
 from settle.infer.engine import Engine
@@ -18,8 +18,8 @@ from settle.library.reference import ModelRef
 CONTEXT = 512
 FEWEST_CHANGED = 2  # answers: one may be a near-tie that rounding decides
 LEAST_NATS, MOST_NATS = 0.05, 50.0  # per token; rounding is some 0.0001
-GIVEN, WRITTEN = 6, 12  # tokens of a text: its beginning, and what the model goes on with
-PROVEN = 8  # texts
+GIVEN, WRITTEN = 6, 10  # tokens of a text: its beginning, and what the model goes on with
+PROVEN, TEXTS = 16, 32
 Kept = tuple[list[int], list[int]]  # a prompt and its answer, as ids
 
 
@@ -82,7 +82,7 @@ def _written(model: ModelRef, folder: Path | None) -> Iterator[Item]:
     """What the model writes after beginnings of texts, drawn from its own distribution: the mean difference of two
     versions' losses on it is the KL divergence between them, whatever the model was trained on."""
     with _engine(model, folder) as engine:
-        for seed, text in enumerate(PROSE):
+        for seed, text in enumerate([*PROSE, *(known.question for known in KNOWN_ANSWERS)][:TEXTS]):
             given = engine.tokenize(text, opening=True)[:GIVEN]
             went_on = engine.answer(given, WRITTEN, temperature=1.0, seed=seed).text
             yield {"given": len(given), "ids": [*given, *engine.tokenize(went_on)][: GIVEN + WRITTEN]}
