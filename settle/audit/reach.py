@@ -1,5 +1,6 @@
 """What a command may reach beyond this machine, said beforehand: usually nothing; and the names of what was reached."""
 
+import ipaddress
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -70,9 +71,16 @@ class Names:
 
 
 def scope_of(address: str) -> str:
-    """Of an address that only Python's hook saw: whether it is this machine."""
-    is_here = address.startswith(("127.", "/")) or address in ("::1", "localhost", "0.0.0.0", "::")
-    return "loopback" if is_here else "beyond"
+    """Of an address that only Python's hook saw, or a name that is still to be looked up: whether it is this machine.
+    Only a whole address is: 127.example.org is anybody's."""
+    if address == "localhost" or address.startswith("/"):
+        return "loopback"
+    try:
+        ip = ipaddress.ip_address(address.partition("%")[0])
+    except ValueError:
+        return "beyond"
+    ip = getattr(ip, "ipv4_mapped", None) or ip
+    return "loopback" if ip.is_loopback or ip.is_unspecified else "beyond"
 
 
 def _time(line: Line) -> float:

@@ -1,6 +1,8 @@
 """What was declared, and which of several names a connection belongs to."""
 
-from settle.audit.reach import Names, Reach
+import pytest
+
+from settle.audit.reach import Names, Reach, scope_of
 
 HUB, PIP = Reach("hub.example", "models"), Reach("", "wheels", "pip")
 
@@ -45,3 +47,13 @@ def test_a_name_server_is_declared_with_what_it_is_asked_for():
     server = {"address": "192.0.2.53", "port": 53, "scope": "beyond", "pid": 1}
     assert names().is_declared(server, [HUB], "") and not names().is_declared(server, [], "")
     assert not names().is_declared({**server, "name": "elsewhere.example"}, [HUB], "")
+
+
+@pytest.mark.parametrize("here", ["127.9.9.9", "::1", "::ffff:127.0.0.1", "0.0.0.0", "localhost", "/run/x"])
+def test_only_a_whole_address_is_this_machine(here):
+    assert scope_of(here) == "loopback"
+
+
+@pytest.mark.parametrize("there", ["127.0.0.1.example.org", "127.example.org", "192.0.2.1", "fe80::1%eth0"])
+def test_a_name_that_looks_like_this_machine_is_not(there):
+    assert scope_of(there) == "beyond"
