@@ -12,13 +12,15 @@ from typing import NamedTuple
 import numpy as np
 
 from settle.base.errors import SettleError
-from settle.doctor.trial import Item, Side
+from settle.doctor.known_answers import PARAGRAPHS
+from settle.doctor.trial import Item, Side, Trial
 from settle.infer.engine import Engine
 from settle.infer.scorer import AS_IT_IS, Overrides, Scorer
 from settle.library.reference import ModelRef
 
 SKIPPED = 24  # tokens of a long text, which are guesses whatever the set-up
 CONTEXT = 1024  # tokens, of what is read at once
+PROVEN = 6  # paragraphs that a proof reads
 
 
 class Reading(NamedTuple):
@@ -164,3 +166,18 @@ class LikelihoodSide(Side):
         reader, self.reader = self.reader, None
         if reader is not None:
             reader.__exit__()
+
+
+def prose_trial(knob: str, before: Side, after: Side, looked: int, least: float) -> Trial:
+    """The A/B of a set-up by the loss of prose. looked: paragraphs that raised the suspicion, which prove nothing."""
+    return Trial(
+        knob=knob,
+        before=before,
+        after=after,
+        measure="loss of prose",
+        unit="nats per token",
+        items=PARAGRAPHS[looked : looked + PROVEN],
+        others=PARAGRAPHS[looked + PROVEN :],
+        least=least,
+        seconds=1.0,
+    )

@@ -1,10 +1,15 @@
 """A side of an A/B whose answers should be those that another request gets."""
 
 from settle.doctor.answerers import Answerer
-from settle.doctor.exchanges.exchange import Change, Request, text_of
-from settle.doctor.trial import Item, Side
+from settle.doctor.answerers.asking_side import unchanged
+from settle.doctor.exchanges.exchange import Change, Request
+from settle.doctor.findings import Fix
+from settle.doctor.known_answers import KNOWN_ANSWERS
+from settle.doctor.trial import Item, Side, Trial
 
 TOKENS = 16  # of an answer that is compared
+ITEMS = 10  # questions of a proof, and as many others of the re-test
+LEAST_SHARE = 0.5
 
 
 class AgreementSide(Side):
@@ -32,6 +37,21 @@ def likeliest(answerer: Answerer, request: Request) -> str:
     return (reply.reasoning + reply.text).strip()
 
 
-def instructions(request: Request) -> str:
-    """The system prompt of a request."""
-    return "\n".join(text_of(message) for message in request.messages if message.get("role") == "system")
+def agreement_trial(
+    knob: str, measure: str, answerer: Answerer, asked: Request, change: Change, wanted: Request, fix: Fix | None = None
+) -> Trial:
+    """The A/B of a change to a request, by how often questions are then answered as in `wanted`."""
+    questions = [known.question for known in KNOWN_ANSWERS]
+    return Trial(
+        knob=knob,
+        before=AgreementSide("as it is", answerer, asked, unchanged, wanted),
+        after=AgreementSide("changed", answerer, asked, change, wanted),
+        measure=measure,
+        unit="of one",
+        items=questions[:ITEMS],
+        others=questions[ITEMS : 2 * ITEMS],
+        least=LEAST_SHARE,
+        lower=False,
+        seconds=2.0,
+        fix=fix,
+    )

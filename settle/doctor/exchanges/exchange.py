@@ -34,6 +34,25 @@ class Request:
         return replace(self, settings={key: value for key, value in changed.items() if value is not None})
 
     @property
+    def system(self) -> tuple[Message, ...]:
+        """The messages that instruct the model."""
+        return tuple(message for message in self.messages if message.get("role") == "system")
+
+    @property
+    def turns(self) -> tuple[Message, ...]:
+        """All the others."""
+        return tuple(message for message in self.messages if message.get("role") != "system")
+
+    @property
+    def instructions(self) -> str:
+        """The text of the system prompt."""
+        return "\n".join(map(text_of, self.system))
+
+    def instructed_as(self, other: "Request") -> "Request":
+        """The same turns behind the system prompt of another."""
+        return replace(self, messages=(*other.system, *self.turns))
+
+    @property
     def question(self) -> str:
         """The last thing that a person said, or nothing."""
         questions = [text_of(message) for message in self.messages if message.get("role") == "user"]

@@ -97,7 +97,7 @@ def rows_of(facts: TrainingFacts) -> RunRows:
     return RunRows(store, [places[i] for i in order[:64]])
 
 
-class RowReader:
+class LossReader:
     """A file in llama.cpp that says how likely it finds rows. Use it as a context manager."""
 
     def __init__(self, served: Served, rows: RunRows) -> None:
@@ -107,7 +107,7 @@ class RowReader:
         self._scorer = Scorer(served.weights, self._longest, overrides=AS_IT_IS._replace(adapter=served.adapter))
         self.worst = 2 * math.log(self._scorer.num_vocab)  # what a row counts whose likelihood is no number
 
-    def __enter__(self) -> "RowReader":
+    def __enter__(self) -> "LossReader":
         self._scorer.start()
         return self
 
@@ -127,15 +127,21 @@ class RowReader:
         return min(self.worst, float(nats.mean())) if np.isfinite(nats).all() else self.worst
 
 
+def losses_of(served: Served, rows: RunRows, items: Sequence[Item]) -> list[float]:
+    """Nats per token of each item."""
+    with LossReader(served, rows) as reader:
+        return [reader.nats(item) for item in items]
+
+
 class RowSide(Side):
     """Rows of a run, read by what `make` makes ready."""
 
     def __init__(self, name: str, rows: RunRows, make: Callable[[], Served], num_bytes: int = 0) -> None:
         self.name, self._rows, self._make, self.num_bytes = name, rows, make, num_bytes
-        self._reader: RowReader | None = None
+        self._reader: LossReader | None = None
 
     def open(self) -> None:
-        self._reader = RowReader(self._make(), self._rows).__enter__()
+        self._reader = LossReader(self._make(), self._rows).__enter__()
 
     def measure(self, item: Item) -> float:
         assert self._reader is not None

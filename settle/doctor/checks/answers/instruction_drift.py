@@ -7,11 +7,9 @@ from typing import ClassVar
 
 from settle.base.errors import UsageError
 from settle.base.files import write_json
-from settle.doctor.answerers.agreement import AgreementSide, instructions, likeliest
-from settle.doctor.answerers.asking_side import unchanged
+from settle.doctor.answerers.agreement import agreement_trial, likeliest
 from settle.doctor.answerers.local_model import LocalModel
 from settle.doctor.checks import Check
-from settle.doctor.checks.answers.other_client import with_system
 from settle.doctor.exchanges.exchange import Message, Request
 from settle.doctor.exchanges.layouts.openai import OpenAI
 from settle.doctor.exchanges.record import record
@@ -20,8 +18,6 @@ from settle.doctor.known_answers import KNOWN_ANSWERS
 from settle.doctor.subject import Subject
 from settle.doctor.trial import Trial
 
-ITEMS = 10
-LEAST_SHARE = 0.5
 RULE = "You are a pirate. Answer every question in French, in one word."
 
 
@@ -59,20 +55,15 @@ class InstructionDrift(Check):
         if answerer is None:
             return None
         first, later = _requests(finding, subject)
-        kept = with_system(later, first)
+        kept = later.instructed_as(first)
         likeliest(answerer, kept)
-        questions = [known.question for known in KNOWN_ANSWERS]
-        return Trial(
+        return agreement_trial(
             knob="the instructions sent with every turn",
-            before=AgreementSide("as it is", answerer, later, unchanged, kept),
-            after=AgreementSide("changed", answerer, later, lambda request: with_system(request, first), kept),
             measure="answers as the instructions make them",
-            unit="of one",
-            items=questions[:ITEMS],
-            others=questions[ITEMS : 2 * ITEMS],
-            least=LEAST_SHARE,
-            lower=False,
-            seconds=2.0,
+            answerer=answerer,
+            asked=later,
+            change=lambda request: request.instructed_as(first),
+            wanted=kept,
         )
 
     def fix(self, finding: Finding, subject: Subject) -> Fix:
@@ -82,10 +73,10 @@ class InstructionDrift(Check):
         def write() -> str:
             if out.exists():
                 raise UsageError(f"{out.name} is there already", "move it away, or use it")
-            write_json(out, OpenAI().body(with_system(later, first)))
+            write_json(out, OpenAI().body(later.instructed_as(first)))
             return f"wrote {out}: the recorded request with its instructions; have the client send them with every turn"
 
-        command = f'{{"role": "system", "content": "{instructions(first)[:160]}"}}'
+        command = f'{{"role": "system", "content": "{first.instructions[:160]}"}}'
         return Fix("send the instructions with every turn, as the first message", command, write)
 
     def injected(self, healthy: Subject, folder: Path) -> Subject:
@@ -102,11 +93,9 @@ class InstructionDrift(Check):
 
 def _has_lost(one: Request, later: Request) -> bool:
     """Whether a later request of the same conversation lacks the instructions of an earlier one."""
-    if not instructions(one) or instructions(later):
+    if not one.instructions or later.instructions:
         return False
-    turns = [message for message in later.messages if message.get("role") != "system"]
-    ours = [message for message in one.messages if message.get("role") != "system"]
-    return len(turns) > 1 and bool(ours) and any(_same(ours[-1], turn) for turn in turns[:-1])
+    return len(later.turns) > 1 and bool(one.turns) and any(_same(one.turns[-1], turn) for turn in later.turns[:-1])
 
 
 def _same(one: Message, other: Message) -> bool:

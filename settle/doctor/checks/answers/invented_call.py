@@ -6,7 +6,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
-from settle.doctor.answerers.agreement import instructions
 from settle.doctor.answerers.asking_side import AskingSide
 from settle.doctor.answerers.local_model import LocalModel
 from settle.doctor.checks import Check
@@ -142,9 +141,9 @@ def _in_prompt(request: Request) -> Request:
     """The same with the tools as text in the system prompt, as servers have it that leave no grammar beside tools."""
     tools = "\n".join(json.dumps(_function(tool)) for tool in request.tools)
     text = (
-        f'{instructions(request)}\nAnswer with a call of a tool: {{"name": …, "arguments": …}}. Tools:\n{tools}'.strip()
+        f'{request.instructions}\nAnswer with a call of a tool: {{"name": …, "arguments": …}}. Tools:\n{tools}'.strip()
     )
-    others = tuple(message for message in request.messages if message.get("role") != "system")
+    others = request.turns
     return replace(request, messages=({"role": "system", "content": text}, *others), tools=())
 
 

@@ -1,12 +1,11 @@
 """Two clients ask the same of the same model and get different answers, since their requests differ."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
-from settle.doctor.answerers.agreement import AgreementSide, instructions, likeliest
-from settle.doctor.answerers.asking_side import unchanged
+from settle.doctor.answerers.agreement import agreement_trial, likeliest
 from settle.doctor.answerers.local_model import LocalModel
 from settle.doctor.checks import Check
 from settle.doctor.exchanges.exchange import Change, Request
@@ -17,8 +16,6 @@ from settle.doctor.known_answers import KNOWN_ANSWERS
 from settle.doctor.subject import Subject
 from settle.doctor.trial import Trial
 
-ITEMS = 10
-LEAST_SHARE = 0.5
 CHANCE = {"seed", "max_tokens", "stream", "logprobs"}  # settings that make no client another one
 SYSTEM, TOOLS, HISTORY = "the system prompt", "the tools", "the earlier turns"
 
@@ -62,18 +59,13 @@ class OtherClient(Check):
         explains = next(
             (name for name in apart if likeliest(answerer, apart[name](other)) == wanted), next(iter(apart))
         )
-        questions = [known.question for known in KNOWN_ANSWERS]
-        return Trial(
+        return agreement_trial(
             knob=f"{explains} of the first request in the second",
-            before=AgreementSide("as it is", answerer, other, unchanged, one),
-            after=AgreementSide("changed", answerer, other, apart[explains], one),
             measure="answers that are the same in both clients",
-            unit="of one",
-            items=questions[:ITEMS],
-            others=questions[ITEMS : 2 * ITEMS],
-            least=LEAST_SHARE,
-            lower=False,
-            seconds=2.0,
+            answerer=answerer,
+            asked=other,
+            change=apart[explains],
+            wanted=one,
             fix=_fix(one, other, explains),
         )
 
@@ -94,34 +86,21 @@ class OtherClient(Check):
 def differences(base: Request, wanted: Request) -> dict[str, Change]:
     """What differs in two requests, with the change that makes it in `base` what it is in `wanted`."""
     found: dict[str, Change] = {}
-    if instructions(base) != instructions(wanted):
-        found[SYSTEM] = lambda request: with_system(request, wanted)
+    if base.instructions != wanted.instructions:
+        found[SYSTEM] = lambda request: request.instructed_as(wanted)
     if [*map(str, base.tools)] != [*map(str, wanted.tools)]:
         found[TOOLS] = lambda request: replace(request, tools=wanted.tools)
-    if _turns(base)[:-1] != _turns(wanted)[:-1]:
-        found[HISTORY] = lambda request: replace(request, messages=(*_system(request), *_turns(wanted)))
+    if base.turns[:-1] != wanted.turns[:-1]:
+        found[HISTORY] = lambda request: replace(request, messages=(*request.system, *wanted.turns))
     for name in sorted({*base.settings, *wanted.settings} - CHANCE):
         if base.settings.get(name) != wanted.settings.get(name):
             found[name] = lambda request, name=name: request.having(**{name: wanted.settings.get(name)})  # type: ignore[misc]
     return found
 
 
-def with_system(request: Request, other: Request) -> Request:
-    """A request with the system prompt of another."""
-    return replace(request, messages=(*_system(other), *_turns(request)))
-
-
-def _system(request: Request) -> tuple[Mapping[str, object], ...]:
-    return tuple(message for message in request.messages if message.get("role") == "system")
-
-
-def _turns(request: Request) -> tuple[Mapping[str, object], ...]:
-    return tuple(message for message in request.messages if message.get("role") != "system")
-
-
 def _is_later(one: Request, other: Request) -> bool:
     """Whether one request is the other's conversation, further on: its question was repeated."""
-    turns, more = _turns(one), _turns(other)
+    turns, more = one.turns, other.turns
     return len(more) > len(turns) and more[: len(turns)] == turns
 
 
@@ -134,7 +113,7 @@ def _requests(finding: Finding, subject: Subject) -> tuple[Request, Request]:
 
 def _fix(one: Request, other: Request, name: str) -> Fix:
     if name == SYSTEM:
-        text = instructions(one)
+        text = one.instructions
         shown = f'"system": "{text[:120]}"' if text else "no system prompt"
         return Fix("set the same system prompt in both clients", shown)
     if name in (TOOLS, HISTORY):

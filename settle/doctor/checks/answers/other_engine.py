@@ -93,21 +93,25 @@ class _Text(Side):
 
     def __init__(self, name: str, model: ModelRef, engine: Path | None) -> None:
         self.name, self.num_bytes = name, model.weights.stat().st_size
-        self._model, self._folder, self._engine = model, engine, _engine(model, engine)
+        self._model, self._folder = model, engine
+        self._engine: Engine | None = None
 
     def open(self) -> None:
-        self._engine = _engine(self._model, self._folder)
-        self._engine.start()
+        engine = _engine(self._model, self._folder)
+        engine.start()
+        self._engine = engine
 
     def measure(self, item: Item) -> float:
-        assert isinstance(item, Mapping)
+        assert self._engine is not None and isinstance(item, Mapping)
         ids, given = item["ids"], item["given"]
         assert isinstance(ids, list) and isinstance(given, int)
         losses = [-self._engine.next_token_logprobs(ids[:at])[ids[at]] for at in range(given, len(ids))]
         return sum(min(loss, MOST_NATS) for loss in losses) / max(1, len(losses))
 
     def close(self) -> None:
-        self._engine.close()
+        engine, self._engine = self._engine, None
+        if engine is not None:
+            engine.close()
 
 
 def _engine(model: ModelRef, folder: Path | None) -> Engine:

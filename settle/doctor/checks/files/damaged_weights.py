@@ -1,5 +1,6 @@
 """Weights are damaged, or rounded further than the model bears."""
 
+import shlex
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -12,7 +13,7 @@ from settle.doctor.checks import Check
 from settle.doctor.edited_file import with_file
 from settle.doctor.findings import Finding, Fix
 from settle.doctor.known_answers import PARAGRAPHS
-from settle.doctor.likelihood import LikelihoodSide, Reader, reader_of, strength_of, text_reading
+from settle.doctor.likelihood import LikelihoodSide, Reader, prose_trial, reader_of, strength_of, text_reading
 from settle.doctor.subject import Subject
 from settle.doctor.trial import Trial
 from settle.formats import LazyTensor, Weights, map_file
@@ -22,7 +23,7 @@ from settle.formats.gguf.metadata import TOKENS
 from settle.formats.gguf.types import GGML
 from settle.library.resolve import all_refs
 
-LOOKED, PROVEN = 1, 6  # texts that a look reads, and a proof
+LOOKED = 1  # paragraphs that a look reads
 SAMPLED = 8  # rows of a tensor
 MOST_FILES = 12  # that are compared
 LEAST_NATS = 0.2  # per token
@@ -77,16 +78,12 @@ class DamagedWeights(Check):
         if other is None:
             return None
         assert subject.model is not None
-        return Trial(
+        return prose_trial(
             knob=f"{other} in its place",
             before=LikelihoodSide("as it is", subject.model),
             after=LikelihoodSide("the other file", subject.model, Path(str(other))),
-            measure="loss of prose",
-            unit="nats per token",
-            items=PARAGRAPHS[LOOKED : LOOKED + PROVEN],
-            others=PARAGRAPHS[LOOKED + PROVEN :],
+            looked=LOOKED,
             least=LEAST_NATS / 2,
-            seconds=1.0,
         )
 
     def fix(self, finding: Finding, subject: Subject) -> Fix:
@@ -94,7 +91,7 @@ class DamagedWeights(Check):
         other = finding.details["other"]
         if other is None:
             return Fix(what="get the file again, or export it again", command=f"settle pull {subject.name}")
-        return Fix(what=f"use {other}", command=f"mv {other} {subject.model.weights}")
+        return Fix(what="use the other file", command=f"settle chat {shlex.quote(str(other))}")
 
     def injected(self, healthy: Subject, folder: Path) -> Subject:
         """The rows of one block's matrices are in another order; the file as it was lies beside."""

@@ -8,13 +8,13 @@ from typing import ClassVar
 from settle.doctor.checks import Check
 from settle.doctor.findings import Finding, Fix
 from settle.doctor.known_answers import PARAGRAPHS
-from settle.doctor.likelihood import LikelihoodSide, reader_of, strength_of, text_reading
+from settle.doctor.likelihood import LikelihoodSide, prose_trial, reader_of, strength_of, text_reading
 from settle.doctor.subject import Subject
 from settle.doctor.trial import Trial
 from settle.infer.scorer import Overrides
 
 WHOLE, COARSEST = "f16", "q4_0"
-LOOKED, PROVEN = 2, 6  # texts that a look reads, and a proof
+LOOKED = 2  # paragraphs that a look reads
 LEAST_NATS = 0.02  # per token
 
 
@@ -48,16 +48,12 @@ class KvCache(Check):
     def trial(self, finding: Finding, subject: Subject, folder: Path) -> Trial:
         assert subject.model is not None
         cache = str(finding.details["cache"])
-        return Trial(
+        return prose_trial(
             knob=f"KV cache {WHOLE} in place of {cache}",
             before=LikelihoodSide(cache, subject.model, overrides=Overrides(cache=cache)),
             after=LikelihoodSide(WHOLE, subject.model),
-            measure="loss of prose",
-            unit="nats per token",
-            items=PARAGRAPHS[LOOKED : LOOKED + PROVEN],
-            others=PARAGRAPHS[LOOKED + PROVEN :],
+            looked=LOOKED,
             least=LEAST_NATS / 2,
-            seconds=1.0,
         )
 
     def fix(self, finding: Finding, subject: Subject) -> Fix:

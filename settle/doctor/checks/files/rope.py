@@ -9,7 +9,7 @@ from settle.doctor.checks import Check
 from settle.doctor.edited_file import edited_file, fix_of, with_file
 from settle.doctor.findings import Finding, Fix
 from settle.doctor.known_answers import PARAGRAPHS
-from settle.doctor.likelihood import LikelihoodSide, reader_of, strength_of, text_reading
+from settle.doctor.likelihood import LikelihoodSide, prose_trial, reader_of, strength_of, text_reading
 from settle.doctor.subject import Subject
 from settle.doctor.trial import Trial
 from settle.formats.gguf import read_gguf
@@ -19,7 +19,7 @@ from settle.library.facts import Metadata
 BASES = (1e4, 1e5, 1e6)  # that models are trained with; one between them does about as its neighbours do
 FACTOR = 4.0  # of a base that is another one, and of positions that are stretched where the file does not say so
 WRONG_BASE = 10.0
-LOOKED, PROVEN = 1, 6  # texts that a look reads, and a proof
+LOOKED = 1  # paragraphs that a look reads
 READ = 64  # tokens of it
 LEAST_NATS = 0.15  # per token
 
@@ -62,16 +62,12 @@ class Rope(Check):
         assert subject.model is not None
         changes = _changes(subject, str(finding.details["change"]))
         fixed = edited_file(subject.model, folder / "fixed.gguf", changes)
-        return Trial(
+        return prose_trial(
             knob=str(finding.details["change"]),
             before=LikelihoodSide("as it is", subject.model),
             after=LikelihoodSide("changed", subject.model, fixed),
-            measure="loss of prose",
-            unit="nats per token",
-            items=PARAGRAPHS[LOOKED : LOOKED + PROVEN],
-            others=PARAGRAPHS[LOOKED + PROVEN :],
+            looked=LOOKED,
             least=LEAST_NATS / 2,
-            seconds=1.0,
         )
 
     def fix(self, finding: Finding, subject: Subject) -> Fix:

@@ -20,7 +20,7 @@ from settle.doctor.training.retrain import (
     usual_rate,
     with_rate,
 )
-from settle.doctor.training.rows import RowReader, RowSide, Served, rows_of
+from settle.doctor.training.rows import RowSide, Served, losses_of, rows_of
 from settle.doctor.trial import FEWEST_ITEMS, Trial
 
 LOOKED = 4  # rows that a look reads
@@ -50,10 +50,7 @@ class DidNothing(Check):
             return
         rows = rows_of(facts)
         items = rows.items(0, LOOKED)
-        with RowReader(Served(facts.base), rows) as reader:
-            before = [reader.nats(item) for item in items]
-        with RowReader(served, rows) as reader:
-            after = [reader.nats(item) for item in items]
+        before, after = (losses_of(side, rows, items) for side in (Served(facts.base), served))
         base, gain = float(np.mean(before)), float(np.mean(before) - np.mean(after))
         if base < KNOWN_NATS or gain >= _least(base) or gain < -_least(base):
             return

@@ -20,7 +20,7 @@ from settle.doctor.training.retrain import (
     usual_rate,
     with_rate,
 )
-from settle.doctor.training.rows import RowReader, RowSide, RunRows, Served, rows_of
+from settle.doctor.training.rows import RowSide, RunRows, Served, losses_of, rows_of
 from settle.doctor.trial import Item, Trial
 
 LOOKED, PROVED = 8, 10  # texts
@@ -45,10 +45,7 @@ class Forgot(Check):
             return
         texts = general_texts(facts)[:LOOKED]
         none = RunRows.without_rows()
-        with RowReader(Served(facts.base), none) as reader:
-            before = [reader.nats(text) for text in texts]
-        with RowReader(served, none) as reader:
-            after = [reader.nats(text) for text in texts]
+        before, after = (losses_of(side, none, texts) for side in (Served(facts.base), served))
         rise = float(np.mean(after) - np.mean(before))
         if rise < LEAST_NATS:
             return
@@ -112,8 +109,9 @@ class Forgot(Check):
 def _should(facts: TrainingFacts, rows: RunRows) -> list[Item]:
     """Training rows, each with how likely it should still be: a little more than to the base."""
     assert facts.base is not None
-    with RowReader(Served(facts.base), rows) as reader:
-        return [
-            {**dict(item), "should": (1 - KEPT_SHARE) * reader.nats(item)}  # type: ignore[arg-type]  # a mapping
-            for item in rows.items(0, 6)
-        ]
+    items = rows.items(0, 6)
+    losses = losses_of(Served(facts.base), rows, items)
+    return [
+        {**dict(item), "should": (1 - KEPT_SHARE) * loss}  # type: ignore[arg-type]  # a mapping
+        for item, loss in zip(items, losses, strict=True)
+    ]
