@@ -90,3 +90,18 @@ def test_a_damaged_state_is_an_error(tmp_path, home, capsys):
     (tmp_path / "trainer_state.json").write_text('{"log_history": ')
     assert main(["doctor", str(tmp_path / "trainer_state.json")]) == 1
     assert "damaged" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        b"\x80" * 100_000,  # a number without end
+        b"\x2a\x0b\x0a\x09\x11" + b"\xff" * 8,  # a value of eight bytes where four belong
+        b"\x2a\x7f",  # a summary that ends before it should
+    ],
+)
+def test_hostile_event_files_are_refused(record, tmp_path):
+    path = tmp_path / "events.out.tfevents.1"
+    path.write_bytes(len(record).to_bytes(8, "little") + b"\0" * 4 + record + b"\0" * 4)
+    with pytest.raises(DataError, match="not an event file"):
+        list(scalars(path))

@@ -12,6 +12,7 @@ from settle.base.errors import DataError
 
 FRAME, CRC = 12, 4  # bytes: length with its checksum, checksum of the data
 MOST_BYTES = 256 << 20  # of a file that is read
+LONGEST_VARINT = 10  # bytes: seven bits each of 64
 Value = int | bytes  # of a field: a number as it lies in the file, or what has a length
 
 
@@ -34,7 +35,7 @@ def scalars(path: Path) -> Iterator[Scalar]:
         at += FRAME + size + CRC
         try:
             yield from _of_event(record)
-        except (IndexError, struct.error, UnicodeDecodeError):
+        except (IndexError, OverflowError, struct.error, UnicodeDecodeError):
             raise DataError(f"{path.name} is not an event file of TensorBoard", "check the file") from None
 
 
@@ -97,11 +98,12 @@ def _fields(data: bytes) -> Iterator[tuple[int, Value]]:
 
 
 def _varint(data: bytes, at: int) -> tuple[int, int]:
-    value = shift = 0
-    while True:
+    """A number of up to 64 bits, and the place behind it. Raises IndexError for a longer one."""
+    value = 0
+    for shift in range(0, LONGEST_VARINT * 7, 7):
         byte = data[at]
         at += 1
         value |= (byte & 127) << shift
         if byte < 128:
             return value, at
-        shift += 7
+    raise IndexError
