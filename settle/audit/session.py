@@ -17,12 +17,13 @@ from typing import Protocol
 from settle.audit import LEDGER_FOLDER, OBSERVED, PROVED, WATCHED
 from settle.audit.audit_hook import Hook, Line
 from settle.audit.door import open_door
+from settle.audit.ledger import read_ledger
 from settle.audit.reach import Names, Reach, scope_of
 from settle.audit.system_calls import num_threads
 from settle.audit.watcher import NotWatchedError, watch_this_process
 from settle.base.errors import UsageError
 from settle.base.event_log import Events
-from settle.base.events import UndeclaredConnection, Warn
+from settle.base.events import Say, UndeclaredConnection, Warn
 from settle.base.files import home
 from settle.base.version import __version__
 
@@ -174,6 +175,22 @@ def declare(host: str, why: str, module: str = "") -> None:
     """Say what will be connected to, before it is: see `Reach`. Without an open ledger there is nobody to tell."""
     if _current is not None and (host or module):
         _current.declare(Reach(host, why, module))
+
+
+def network_record(folder: Path, events: Events) -> dict[str, object]:
+    """What has been reached until now in all sessions of the work in that folder, for its result.json; its sentence is
+    said. {} where there is no ledger."""
+    found = read_ledger(folder, is_running=True)
+    if found is None:
+        return {}
+    events.emit(Say(text=found.sentence))
+    return found.to_json()
+
+
+def declared() -> list[dict[str, str]]:
+    """What may be reached beyond this machine, for plan.json; [] for nothing."""
+    reaches = _current.reaches if _current is not None else []
+    return [{"host": reach.host or f"any, by {reach.module}", "why": reach.why} for reach in reaches]
 
 
 def declare_proxies() -> None:

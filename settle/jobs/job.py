@@ -14,7 +14,6 @@ from importlib import import_module
 from importlib.util import find_spec
 from typing import Generic, TypeVar
 
-from settle.audit.ledger import read_ledger
 from settle.audit.session import ledger
 from settle.base.errors import ResourceError, RunError
 from settle.base.event_log import Events
@@ -141,15 +140,6 @@ def interrupt(context: Context, saved: str) -> None:
     """End the session because it was stopped. saved: what of it is kept."""
     context.events.emit(Say(text=f"{saved}; `settle resume {context.run.name}` continues from there"))
     context.exit_code = INTERRUPTED
-
-
-def network_record(context: Context) -> dict[str, object]:
-    """What the run has reached until now, for result.json; its sentence is said."""
-    found = read_ledger(context.run.path, is_running=True)
-    if found is None:
-        return {}
-    context.events.emit(Say(text=found.sentence))
-    return found.to_json()
 
 
 def end_dry(context: Context, result: Mapping[str, object]) -> None:

@@ -8,6 +8,7 @@ from typing import TypeVar
 
 import torch
 
+from settle.audit.session import declared
 from settle.base.events import Say, Warn
 from settle.base.files import write_json
 from settle.base.version import __version__
@@ -70,6 +71,7 @@ def proof(again: Again[C]) -> Callable[[C], None]:
             "versions": {"settle": __version__, **{p: importlib.metadata.version(p) for p in PACKAGES}},
             "machine": describe(),
             "proof": checks,
+            "reaches": declared(),
         }
         write_json(c.run.path / "plan.json", c.record)
 

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from settle.audit.session import declared, network_record
 from settle.base.errors import UsageError
 from settle.base.events import Listing, ResultReady, Say, Warn
 from settle.base.files import write_json
@@ -19,7 +20,7 @@ from settle.evaluate.footprint import footprint, footprints
 from settle.evaluate.gate.export import emit_gate_checks
 from settle.evaluate.gate.held_out import held_out_text
 from settle.formats.gguf import read_gguf
-from settle.jobs.job import Context, Job, end_dry, network_record, require_same_data
+from settle.jobs.job import Context, Job, end_dry, require_same_data
 from settle.jobs.resume import edited
 from settle.jobs.shrink_settings import ShrinkSettings
 from settle.library.convert import to_gguf, unquantized_type
@@ -168,6 +169,7 @@ def plan(c: ShrinkContext) -> None:
         "chosen": c.chosen and c.chosen.to_json() | {"kinds": dict(c.chosen.kinds)},
         "versions": {"settle": __version__},
         "machine": describe(),
+        "reaches": declared(),
     }
     if c.settings.dry:
         end_dry(c, record)
@@ -229,9 +231,18 @@ def report(c: ShrinkContext) -> None:
 
 def result(c: ShrinkContext) -> None:
     """Card, and result.json last: its presence means that the run is finished."""
-    made = Result.model_validate({"name": c.run.name, **c.figures, "audit": network_record(c)})
+    made = Result.model_validate({"name": c.run.name, **c.figures, "audit": network_record(c.run.path, c.events)})
     if c.chosen is not None:
-        facts = CardFacts(c.run.name, made.why, c.reference, c.chosen, made.gate or {}, c.loss_on_text, made.headline)
+        facts = CardFacts(
+            c.run.name,
+            made.why,
+            c.reference,
+            c.chosen,
+            made.gate or {},
+            c.loss_on_text,
+            made.headline,
+            str(made.audit.get("sentence", "")),
+        )
         write_card(c.run.out / "card.md", facts, c.session)
         c.events.emit(Say(text=made.why))
     write_json(c.run.path / "result.json", made.to_json())

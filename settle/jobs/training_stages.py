@@ -5,6 +5,7 @@ import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from settle.audit.session import network_record
 from settle.base.amounts import seconds
 from settle.base.errors import RunError
 from settle.base.event_log import read_events
@@ -19,7 +20,7 @@ from settle.data.rows.prepare import RowCorpus
 from settle.evaluate.report.card import write_card
 from settle.evaluate.report.curves import draw_curves
 from settle.evaluate.samples import Samples
-from settle.jobs.job import Context, interrupt, network_record, require_same_data
+from settle.jobs.job import Context, interrupt, require_same_data
 from settle.jobs.resume import edited
 from settle.jobs.settings import DistillSettings, TrainSettings, TuneSettings
 from settle.library.deletion import prune
@@ -249,7 +250,7 @@ def judge(c: TrainingContext) -> None:
 
 def result(c: TrainingContext) -> None:
     """Card, picture, and result.json last: its presence means that the run is finished, and needs no checkpoints."""
-    c.figures["audit"] = network_record(c)
+    c.figures["audit"] = network_record(c.run.path, c.events)
     made = Result.model_validate(c.figures)
     record = {**(c.record or {}), "num_parameters": c.live.architecture.num_parameters}
     write_card(c.run.out / "card.md", c.run.name, record, c.figures, c.corpus.ledger, c.compared)

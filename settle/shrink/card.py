@@ -15,7 +15,8 @@ from settle.shrink.session import Session
 
 @dataclass(frozen=True)
 class CardFacts:
-    """why: the result in a sentence. text_loss: where tokens were removed. headline: of a comparison on the task."""
+    """why: the result in a sentence. text_loss: where tokens were removed. headline: of a comparison on the task.
+    network: what left this machine."""
 
     name: str
     why: str
@@ -24,6 +25,7 @@ class CardFacts:
     gate: Mapping[str, object]
     text_loss: TextLoss | None = None
     headline: str = ""
+    network: str = ""
 
 
 def write_card(path: Path, facts: CardFacts, session: Session) -> None:
@@ -51,6 +53,7 @@ def card(facts: CardFacts, session: Session) -> str:
     lines += _vocabulary(session.cut, facts.text_loss)
     lines += ["## On the task", "", facts.headline + ".", ""] if facts.headline else []
     lines += ["## Check of the file", "", *_checks(facts.gate), ""]
+    lines += ["## What left this machine", "", facts.network, ""] if facts.network else []
     lines += ["## Types", "", *_types(chosen.kinds), ""]
     return "\n".join(lines)
 

@@ -80,6 +80,8 @@ def test_what_the_model_can_already_needs_nothing_else(made, home, capsys, monke
         patch.setattr(ModelInTurns, "make", lambda self, cases: pytest.fail("nothing is left to ask"))
         again = run(capsys, *given)
     assert again[0] == 0 and again[1]["ways"] == result["ways"], again[2]
+    assert result["audit"]["level"] == "observed" and result["audit"]["sentence"] in page
+    assert len(list((home / "choices" / "first" / "audit").iterdir())) == 2  # one a session
     row = json.loads((made / "rows.jsonl").read_text().splitlines()[0])
     assert main(["choose", "first", "--ask", row["prompt"], "--threads", "1"]) == 0
     assert row["completion"] in capsys.readouterr().out

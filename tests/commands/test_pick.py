@@ -67,6 +67,8 @@ def test_the_better_model_is_picked_and_its_answers_are_kept(files, home, capsys
     folder = home / "picks" / "code"
     assert json.loads((folder / "result.json").read_text())["chosen"] == "tuned"
     assert (folder / "pareto.png").read_bytes().startswith(b"\x89PNG")
+    assert "Python opened no connection beyond this machine" in result["audit"]["sentence"]
+    assert len(list((folder / "audit").iterdir())) == 1
 
     # the same again asks no model for an answer
     monkeypatch.setattr("settle.jobs.trials.arm.FileModel.open", lambda *a, **k: pytest.fail("asked again"))

@@ -69,6 +69,7 @@ def test_a_type(kept, capsys):
     run = Run.find("typed")
     assert run.status == "finished" and (run.out / "pareto.png").stat().st_size > 10_000
     card = (run.out / "card.md").read_text()
+    assert result["audit"]["sentence"] in card and run.read("plan.json")["reaches"] == []
     assert 'base_model: "notes"' in card and "| blk.0.ffn_down.weight | Q5_0 |" in card
     assert main(["chat", "typed", "def f(", "--max-tokens", "4"]) == 0
 

@@ -4,6 +4,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+from settle.audit.session import ledger, network_record
 from settle.base.errors import DataError, SettleError, UsageError
 from settle.base.event_log import Events
 from settle.base.events import Listing, ResultReady, Say, Warn
@@ -60,7 +61,8 @@ def _choose(settings: ChooseSettings, name: str, events: Events) -> int:
     folder = choice_folder.folder_for(
         settings, ref, [[c.messages, c.reference] for c in (*examples.train_cases, *examples.test)]
     )
-    with ModelInTurns(ref, threads=settings.threads) as model:
+    with ledger("choose") as connections, ModelInTurns(ref, threads=settings.threads) as model:
+        connections.put_into(folder)
         longest = settings.max_tokens or choice_folder.noted(folder).get("max_tokens")
         if not isinstance(longest, int):
             longest = longest_answer(model, [*examples.train_cases, *examples.test])
@@ -103,6 +105,7 @@ def _measured(work: Work, began: float) -> int:
     times = {"forecast_seconds": expected, "forecast_after_triage": left, "actual_seconds": took}
     about = {**_about(work, time.monotonic() - began), **times}
     result = report.to_json(measured, failed, outcome, verdict, first, about)
+    result["audit"] = network_record(work.folder, events)
     events.emit(Say(text=_forecast_and_actual(left, took)))
     return finish(work, measured, failed, verdict, result)
 

@@ -103,6 +103,9 @@ def page(
     body = [f"| {' | '.join(_cell(cell) for cell in row)} |" for row in table]
     out = [f"# {_cell(title)}", "", f"**{_cell(str(result['why']))}.**", "", *head, *body, ""]
     out += [f"- {_cell(line)}" for line in lines]
+    audit = result.get("audit")
+    if isinstance(audit, Mapping) and audit:
+        out += ["", "## What left this machine", "", _cell(str(audit["sentence"]))]
     out += ["", "## To make it ready", "", f"    {result['command']}", "", "## Where the ways differ", ""]
     return "\n".join([*out, *differ, ""])
 

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from settle.audit import session
 from settle.base.amounts import count
 from settle.base.errors import SettleError, UsageError
 from settle.base.event_log import Events
@@ -69,7 +70,7 @@ def pick(settings: PickSettings, events: Events) -> int:
     if settings.ledger:
         ledger.show(events)
         return 0
-    with Stopping():
+    with Stopping(), session.ledger("pick"):
         try:
             return _pick(settings, events)
         except KeyboardInterrupt:
@@ -296,6 +297,9 @@ def _finish(
     folder = folder / free_name(settings.task or "pick", [p.name for p in folder.iterdir()])
     folder.mkdir()
     result = report.to_json(measured, outcome, verdict, asked.title) | {"task": settings.task, "folder": str(folder)}
+    with session.ledger("pick") as connections:
+        connections.put_into(folder)
+    result["audit"] = session.network_record(folder, events)
     picture = report.draw(
         measured, verdict, asked.title, is_share, folder / "pareto.png", exam.unit if exam else "tokens"
     )

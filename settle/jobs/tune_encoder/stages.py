@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, cast
 import numpy as np
 import torch
 
+from settle.audit.session import declared, network_record
 from settle.base.amounts import count, seconds
 from settle.base.choice import Choice
 from settle.base.errors import ProofError, UsageError
@@ -24,7 +25,7 @@ from settle.evaluate.pair_scores import compare_scores, pair_scores
 from settle.evaluate.report.curves import draw_curves
 from settle.formats import Weights
 from settle.formats.gguf import read_gguf
-from settle.jobs.job import Context, end_dry, interrupt, network_record, require_same_data
+from settle.jobs.job import Context, end_dry, interrupt, require_same_data
 from settle.jobs.settings import TuneSettings
 from settle.jobs.tune_encoder.export import export_encoder, export_reranker
 from settle.library.deletion import prune
@@ -177,6 +178,7 @@ def proof(c: EncoderContext) -> None:
         "corpus": c.corpus.fingerprint,
         "versions": {"settle": __version__, "torch": importlib.metadata.version("torch")},
         "proof": checks,
+        "reaches": declared(),
     }
     write_json(c.run.path / "plan.json", c.record)
 
@@ -281,7 +283,7 @@ def compare(c: EncoderContext) -> None:
 
 def result(c: EncoderContext) -> None:
     """The picture, and result.json last."""
-    made = Result.model_validate({**c.figures, "audit": network_record(c)})
+    made = Result.model_validate({**c.figures, "audit": network_record(c.run.path, c.events)})
     draw_curves(c.run, made)
     write_json(c.run.path / "result.json", made.to_json())
     if not c.settings.keep_checkpoints:
