@@ -158,7 +158,7 @@ class ChildProcess:
             process.kill()
             process.wait()
         self._drain.join(STOP_SECONDS)
-        for stream in (process.stdin, process.stdout, process.stderr):
+        for stream in (process.stdin, process.stdout):
             try:
                 if stream is not None:
                     stream.close()
@@ -200,12 +200,13 @@ class ChildProcess:
                 self._drain.join(ENDING_SECONDS)
 
     def _read_stderr(self, stream: IO[bytes]) -> None:
-        for line in stream:
-            text = line.decode("utf-8", "replace").rstrip()
-            self._stderr.append(text)
-            if GRAMMAR_ERROR in text:
-                self.grammar_error = text.partition(GRAMMAR_ERROR)[2].strip()
-                self.num_grammar_errors += 1
+        with stream:  # closed here: another thread would wait for this one, for as long as anybody has its other end
+            for line in stream:
+                text = line.decode("utf-8", "replace").rstrip()
+                self._stderr.append(text)
+                if GRAMMAR_ERROR in text:
+                    self.grammar_error = text.partition(GRAMMAR_ERROR)[2].strip()
+                    self.num_grammar_errors += 1
 
 
 class Child(ChildProcess):

@@ -15,6 +15,7 @@ import pytest
 from settle.base.errors import EngineError, FormatError, ResourceError
 from settle.formats.gguf import export_gguf
 from settle.formats.lora_gguf import export_lora
+from settle.infer import child_process
 from settle.infer.child_process import ChildProcess
 from settle.infer.context import LONGEST_UNASKED
 from settle.infer.engine import Engine
@@ -158,6 +159,22 @@ def test_a_reason_that_is_written_late_is_read(tmp_path):
     child._script = script
     with pytest.raises(EngineError, match="ended while loading it: x.gguf\n.*missing tensor ffn_up"):
         child.start()
+
+
+def test_a_child_of_the_child_that_keeps_stderr_open_holds_nobody_up(tmp_path, monkeypatch):
+    monkeypatch.setattr(child_process, "STOP_SECONDS", 0.2)
+    script = tmp_path / "parent.py"
+    script.write_text(
+        "import subprocess, sys\nsys.stdin.readline()\n"
+        "subprocess.Popen(['sleep', '20'], stdin=-3, stdout=-3, process_group=0)\nprint('{}', flush=True)\n"
+        "sys.stdin.read()\n"
+    )
+    child = ChildProcess("server_child.py", {}, "x.gguf", {}, 60)
+    child._script = script
+    child.start()
+    began = time.monotonic()
+    child.close()
+    assert time.monotonic() - began < 15
 
 
 def test_child_dies_in_mid_answer(file):

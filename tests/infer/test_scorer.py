@@ -87,6 +87,7 @@ def test_another_file_diverges_as_much_as_whole_distributions_do(files, referenc
 
 
 def test_live_records_and_those_of_files_are_alike(tiny, scorer, reference, windows, tmp_path):
+    tiny.model.train()
     made = live_likelihoods(tiny.model, windows, tmp_path / "live")
     assert scorer.compare(made).kl.max() < 1e-3
     assert live_compare(tiny.model, reference).kl.max() < 1e-3
