@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 from settle.base.events import AnswerText, Event, ForecastComparison, Listing, ResultReady, Say
 from settle.base.visible import visible
+from settle.base.words.figures import comparison
+from settle.base.words.sentences import WHY_FITS
 from settle.show.signs import SimpleSigns
 from settle.show.visible_event import visible_event
 
@@ -79,7 +81,7 @@ class Face:
         """A list as an answer: drawn on a terminal, aligned text for a pipe."""
         from rich.console import Console
 
-        from settle.show.tables import WHY_FITS, aligned, comparison, listing
+        from settle.show.tables import aligned, listing
 
         console = Console(highlight=False)
         width = console.width if sys.stdout.isatty() else WHY_FITS

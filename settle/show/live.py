@@ -11,8 +11,9 @@ from rich.text import Text
 
 from settle.base.events import Progress
 from settle.base.run.course import RunCourse
-from settle.show.amounts import count
-from settle.show.sentences import (
+from settle.base.words.amounts import count
+from settle.base.words.sentences import (
+    WHY_FITS,
     eval_text,
     evidence_text,
     left_text,
@@ -22,7 +23,6 @@ from settle.show.sentences import (
     speed_text,
 )
 from settle.show.signs import SPARKS
-from settle.show.tables import WHY_FITS
 
 FRAME_SECONDS = 0.1
 MOST_SPARKS = 20

@@ -1,19 +1,19 @@
 """Examples as they are learned from: what is supervised stands out, in colour or, without any, between brackets."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from rich.box import SIMPLE_HEAD
 from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from settle.base.events import AnswerChanges, LedgerSummary, PreviewRow, ReasonCount, RowSummary, TextSummary
-from settle.show.amounts import count
+from settle.base.events import AnswerChanges, PreviewRow
+from settle.base.words.data_lines import ASKED, flat_text
 from settle.show.signs import CLOSE, OPEN
 
 # characters of a piece that are shown: from its beginning, and from its end
 _LEARNED, _GIVEN = (700, 200), (300, 200)
-_ASKED, _ANSWER = 140, 280  # characters of a question and of an answer
+_ANSWER = 280  # characters of an answer
 
 
 def preview_text(rows: Sequence[PreviewRow], in_colour: bool) -> Text:
@@ -41,87 +41,10 @@ def answer_changes_table(event: AnswerChanges, width: int) -> RenderableType:
         table.add_column(name, overflow="fold", ratio=1)
     table.expand, table.width = True, min(width, 140)
     for row in event.rows:
-        asked = f"row {row.number} ({row.gain:+.2f}): {_flat(row.question, _ASKED)}"
-        table.add_row(Text(asked, "bold"), Text(f"wanted: {_flat(row.reference, _ASKED)}", "dim"))
-        table.add_row(Text(_flat(row.base, _ANSWER)), Text(_flat(row.tuned, _ANSWER)), end_section=True)
+        asked = f"row {row.number} ({row.gain:+.2f}): {flat_text(row.question, ASKED)}"
+        table.add_row(Text(asked, "bold"), Text(f"wanted: {flat_text(row.reference, ASKED)}", "dim"))
+        table.add_row(Text(flat_text(row.base, _ANSWER)), Text(flat_text(row.tuned, _ANSWER)), end_section=True)
     return table
-
-
-def rows_lines(event: RowSummary) -> list[str]:
-    """What was read, how it was understood, and what a person should know of it."""
-    lines = [f"{file}: {use.layout} ({_columns(use.columns)})" for file, use in event.layouts.items()]
-    if len(lines) > 4:
-        lines = [*lines[:3], f"and {len(lines) - 3} more files"]
-    train = event.train
-    share = train["supervised"] / max(1, train["tokens"])
-    lines.append(_sides(event, "rows", "rows "))
-    lines.append(
-        f"{count(train['tokens'])} tokens, {share:.0%} of them supervised ({event.supervise}); "
-        f"the longest row has {event.lengths['max']:,}"
-    )
-    if losses := _losses(event):
-        lines.append(" · ".join(losses))
-    if event.too_long["shortened"]:
-        lines.append(f"later answers left out for their length: {event.too_long['shortened']:,} rows")
-    if event.system_prompt:
-        lines.append(
-            f"every row has the system prompt “{_flat(event.system_prompt, _ASKED)}”: the model's default from now"
-        )
-    return [*lines, *event.notes]
-
-
-def text_line(event: TextSummary) -> str:
-    """What was read, and what became of it."""
-    return " · ".join([f"{event.read:,} documents read, {_sides(event, 'documents')}", *_losses(event)])
-
-
-def _sides(event: LedgerSummary, unit: str, name: str = "") -> str:
-    """How much of the data is for what."""
-    selecting = f"{event.selection[unit]:,} to choose the best weights, " if event.selection else ""
-    return f"{event.train[unit]:,} {name}to learn from, {selecting}{event.held_out[unit]:,} held out to judge"
-
-
-def secrets_warning(event: LedgerSummary, fix: str) -> str | None:
-    """Where keys and passwords are that a model would learn by heart; None when there are none, or all are masked."""
-    kind = "keys and passwords"
-    if kind not in event.found or f"{kind} masked" in event.mended:
-        return None
-    places = event.found_at.get(kind, [])
-    more = ", …" if event.found[kind] > len(places) else ""
-    return f"{kind} in what is learned: {event.found[kind]:,}, at {', '.join(places)}{more}; {fix}"
-
-
-def _losses(event: LedgerSummary) -> list[str]:
-    """What was left out, changed, not read and found, each with its reasons."""
-    counted = {"left out": event.dropped, "repaired": event.mended, "files or folders not read": event.skipped}
-    losses = [f"{what}: {_reasons(reasons)}" for what, reasons in counted.items() if reasons]
-    if event.omissions:
-        name, notes = next(iter(event.omissions.items()))
-        more = f", and of {len(event.omissions) - 1:,} more" if len(event.omissions) > 1 else ""
-        losses.append(f"not read of {name}: {'; '.join(notes)}{more}")
-    if event.found:
-        losses.append("found: " + ", ".join(f"{kind} ({number:,})" for kind, number in event.found.items()))
-    return losses
-
-
-def _reasons(reasons: Mapping[str, ReasonCount]) -> str:
-    most_first = sorted(reasons.items(), key=lambda item: -item[1].count)
-    return ", ".join(f"{reason} ({_shown_count(entry)})" for reason, entry in most_first)
-
-
-def _shown_count(entry: ReasonCount) -> str:
-    """How often, or where if it was only once."""
-    where = entry.examples[0].get("where") if entry.count == 1 and entry.examples else None
-    return where or f"{entry.count:,}"
-
-
-def _columns(columns: Mapping[str, str]) -> str:
-    return ", ".join(what if what == column else f"{what} from {column!r}" for what, column in columns.items())
-
-
-def _flat(text: str, most: int) -> str:
-    flat = " ".join(text.split())
-    return flat if len(flat) <= most else flat[: most - 1] + "…"
 
 
 def _shortened(text: str, first: int, last: int) -> str:

@@ -12,8 +12,10 @@ from rich.table import Table
 from rich.text import Text
 
 from settle.base.events import Listing, PlanReady
-from settle.base.run.result import ESTIMATED, Result, energy_is_counted
-from settle.show.amounts import UNITS, amount, percent
+from settle.base.run.result import Result
+from settle.base.words.amounts import UNITS, amount
+from settle.base.words.figures import flat
+from settle.base.words.sentences import WHY_FITS
 
 ORIGIN_STYLES = {"asked": "bold green", "recipe": "cyan", "derived": "blue", "measured": "magenta", "default": "dim"}
 VERDICT_STYLES = {
@@ -27,10 +29,7 @@ VERDICT_STYLES = {
 COMPARED_STYLES = {"better": "bold green", "no different": "yellow", "worse": "bold red"}
 CELL_STYLES = VERDICT_STYLES | {"✓": "green", "outside": "yellow", "running": "cyan", "interrupted": "yellow"}
 NUMBER = re.compile(r"[-−]?\d|–?$")
-SMALLEST_COST = 0.01  # of a currency; less is not worth a line
-INTERVAL_FITS = 84  # columns from which the interval fits beside the actual figure
 FIRST_WIDTH, TEXT_WIDTH = 24, 12  # columns that a text needs at least before it is folded
-WHY_FITS = 96  # columns from which a table has room for its reasons
 
 
 def plan_table(event: PlanReady, width: int) -> RenderableType:
@@ -54,60 +53,6 @@ def plan_table(event: PlanReady, width: int) -> RenderableType:
     if hidden:
         return Group(table, Text(f"  and {hidden} defaults; --dry shows them", "dim"))
     return table
-
-
-def comparison(forecast: Mapping[str, object], actual: Mapping[str, object] | None, width: int = WHY_FITS) -> Listing:
-    """The forecast with its 80 % interval, and the actual figures beside it when they are known.
-
-    forecast: name → {"value", "low", "high", "unit"}; a unit that is not given follows from the name. Where both do
-    not fit the interval is left out, since a mark says whether the actual figure lies in it. An actual figure that is
-    an estimate too gets no mark.
-    """
-    has_interval = actual is None or width >= INTERVAL_FITS
-    columns = ["forecast", "expected"] + ["80 % interval"] * has_interval + ["actual", ""] * (actual is not None)
-    rows = []
-    given = forecast.get("budgeted")
-    asked = set(given) if isinstance(given, list | tuple) else set()
-    estimated = () if energy_is_counted(forecast) else ESTIMATED
-    for name, item in forecast.items():
-        if not isinstance(item, Mapping) or "value" not in item:
-            continue
-        unit = str(item.get("unit") or UNITS.get(name, ""))
-        if name == "cost" and isinstance(most := item.get("high"), int | float) and most < SMALLEST_COST:
-            continue
-        source = ", estimated" if str(item.get("source", "")).startswith("estimated") else ""
-        row = [name.replace("_", " ") + source, amount(item["value"], unit)]
-        interval = "as asked" if name in asked else _interval(item.get("low"), item.get("high"), unit)
-        row += [interval] * has_interval
-        if actual is not None:
-            cells = _actual(actual.get(name), item, unit)
-            row += [cells[0], ""] if name in estimated else cells
-        rows.append(row)
-    return Listing(columns=columns, rows=rows)
-
-
-def _interval(low: object, high: object, unit: str) -> str:
-    """low – high, the unit said once when both have the same."""
-    if low is None or high is None:
-        return ""
-    start, end = amount(low, unit), amount(high, unit)
-    unit_of_start = start.partition(" ")[2]
-    if unit_of_start == end.partition(" ")[2] and not any(map(str.isdigit, unit_of_start)):
-        start = start.partition(" ")[0]
-    return f"{start} – {end}"
-
-
-def _actual(value: object, figure: Mapping[str, object], unit: str) -> list[str]:
-    """The actual figure, and whether it lies in the interval."""
-    if isinstance(value, Mapping):
-        value = value.get("value")
-    if not isinstance(value, int | float):
-        return ["–", ""]
-    low, high, expected = figure.get("low"), figure.get("high"), figure["value"]
-    has_interval = isinstance(low, int | float) and isinstance(high, int | float)
-    inside = not has_interval or low <= value <= high  # type: ignore[operator]
-    off = f" {100 * (value / expected - 1):+.0f} %" if isinstance(expected, int | float) and expected else ""
-    return [amount(value, unit), ("✓" if inside else "outside") + off]
 
 
 def verdict_panel(result: Result, width: int) -> RenderableType:
@@ -177,21 +122,6 @@ def aligned(event: Listing) -> str:
     rows = [*named, *([_cell(v) for v in row] for row in event.rows)]
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows)
-
-
-def flat(values: Mapping[str, object], prefix: str = "") -> dict[str, object]:
-    """Nested settings → dotted keys."""
-    out: dict[str, object] = {}
-    for key, value in values.items():
-        out |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) and value else {f"{prefix}{key}": value}
-    return out
-
-
-def gain_text(high: float, tolerance: float, width: int) -> str:
-    """The evidence for settled in a sentence."""
-    if width >= WHY_FITS:
-        return f"10 % more tokens gain {percent(max(0.0, high))} at most; {percent(tolerance)} matters"
-    return f"≤ {percent(max(0.0, high))} to gain, {percent(tolerance)} matters"
 
 
 def _table(title: str) -> Table:

@@ -10,10 +10,10 @@ from settle.base.events import Event
 from settle.base.run.course import RunCourse
 from settle.base.run.result import Result
 from settle.base.visible import visible
-from settle.show.amounts import count
-from settle.show.live import LiveDisplay
-from settle.show.rows import answer_changes_table, preview_text, rows_lines, secrets_warning, text_line
-from settle.show.sentences import (
+from settle.base.words.amounts import count
+from settle.base.words.data_lines import rows_lines, secrets_warning, text_line
+from settle.base.words.figures import comparison
+from settle.base.words.sentences import (
     decay_text,
     eval_text,
     evidence_text,
@@ -26,8 +26,10 @@ from settle.show.sentences import (
     speed_text,
     undeclared_text,
 )
+from settle.show.live import LiveDisplay
+from settle.show.rows import answer_changes_table, preview_text
 from settle.show.signs import SimpleSigns
-from settle.show.tables import comparison, listing, output_files, plan_table, verdict_panel
+from settle.show.tables import listing, output_files, plan_table, verdict_panel
 
 # Where there is no live display: columns, and seconds between two lines about the same work (a long run says less).
 PLAIN_WIDTH = 100

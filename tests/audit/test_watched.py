@@ -6,7 +6,7 @@ import textwrap
 
 from settle.audit.ledger import read_sessions
 from settle.base.events import UndeclaredConnection
-from settle.show.sentences import undeclared_text
+from settle.base.words.sentences import undeclared_text
 from tests.audit.conftest import Watched
 
 ADDRESS = "203.0.113.7"  # of the block for documentation: nobody answers there

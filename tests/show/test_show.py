@@ -12,8 +12,8 @@ from scipy import stats
 
 from settle.base.events import AnswerText, Listing
 from settle.base.run.course import RunCourse
+from settle.base.words.sentences import outlook_text
 from settle.show import Face
-from settle.show.sentences import outlook_text
 from settle.show.tables import listing
 from settle.show.talk import Talk
 from tests.records import as_event, as_events

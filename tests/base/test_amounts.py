@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from settle.show.amounts import amount, count, duration, percent
+from settle.base.words.amounts import amount, count, duration, percent
 
 
 @pytest.mark.parametrize(

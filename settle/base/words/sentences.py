@@ -5,8 +5,7 @@ from collections.abc import Mapping
 
 from settle.base.events import DecayStarted, Eval, Progress, Rollback, UndeclaredConnection
 from settle.base.run.course import RunCourse
-from settle.show.amounts import amount, count, duration
-from settle.show.tables import gain_text
+from settle.base.words.amounts import amount, count, duration, percent
 
 PHASES = {  # names of stages, for people
     "before": "reading and probe",
@@ -16,6 +15,7 @@ PHASES = {  # names of stages, for people
     "export": "export and gate",
     "compare": "comparison",
 }
+WHY_FITS = 96  # columns from which a table or a line has room for its reasons
 FEW = 10  # a pace over so few big things is not worth saying
 DECAY_REASONS = {
     "settled": "the model has settled",
@@ -117,3 +117,10 @@ def evidence_text(course: RunCourse, width: int) -> str:
     if not math.isfinite(latest.high) or not latest.tolerance:
         return latest.why
     return gain_text(latest.high, latest.tolerance, width)
+
+
+def gain_text(high: float, tolerance: float, width: int) -> str:
+    """The evidence for settled in a sentence."""
+    if width >= WHY_FITS:
+        return f"10 % more tokens gain {percent(max(0.0, high))} at most; {percent(tolerance)} matters"
+    return f"≤ {percent(max(0.0, high))} to gain, {percent(tolerance)} matters"

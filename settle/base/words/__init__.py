@@ -1,0 +1,1 @@
+"""Amounts and events in words: what the terminal, the studio and a notebook say alike."""

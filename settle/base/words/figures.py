@@ -1,0 +1,73 @@
+"""Forecasts beside actual figures, and settings, as lists for people."""
+
+from collections.abc import Mapping
+
+from settle.base.events import Listing
+from settle.base.run.result import ESTIMATED, energy_is_counted
+from settle.base.words.amounts import UNITS, amount
+from settle.base.words.sentences import WHY_FITS
+
+SMALLEST_COST = 0.01  # of a currency; less is not worth a line
+INTERVAL_FITS = 84  # columns from which the interval fits beside the actual figure
+
+
+def comparison(forecast: Mapping[str, object], actual: Mapping[str, object] | None, width: int = WHY_FITS) -> Listing:
+    """The forecast with its 80 % interval, and the actual figures beside it when they are known.
+
+    forecast: name → {"value", "low", "high", "unit"}; a unit that is not given follows from the name. Where both do
+    not fit the interval is left out, since a mark says whether the actual figure lies in it. An actual figure that is
+    an estimate too gets no mark.
+    """
+    has_interval = actual is None or width >= INTERVAL_FITS
+    columns = ["forecast", "expected"] + ["80 % interval"] * has_interval + ["actual", ""] * (actual is not None)
+    rows = []
+    given = forecast.get("budgeted")
+    asked = set(given) if isinstance(given, list | tuple) else set()
+    estimated = () if energy_is_counted(forecast) else ESTIMATED
+    for name, item in forecast.items():
+        if not isinstance(item, Mapping) or "value" not in item:
+            continue
+        unit = str(item.get("unit") or UNITS.get(name, ""))
+        if name == "cost" and isinstance(most := item.get("high"), int | float) and most < SMALLEST_COST:
+            continue
+        source = ", estimated" if str(item.get("source", "")).startswith("estimated") else ""
+        row = [name.replace("_", " ") + source, amount(item["value"], unit)]
+        interval = "as asked" if name in asked else _interval(item.get("low"), item.get("high"), unit)
+        row += [interval] * has_interval
+        if actual is not None:
+            cells = _actual(actual.get(name), item, unit)
+            row += [cells[0], ""] if name in estimated else cells
+        rows.append(row)
+    return Listing(columns=columns, rows=rows)
+
+
+def _interval(low: object, high: object, unit: str) -> str:
+    """low – high, the unit said once when both have the same."""
+    if low is None or high is None:
+        return ""
+    start, end = amount(low, unit), amount(high, unit)
+    unit_of_start = start.partition(" ")[2]
+    if unit_of_start == end.partition(" ")[2] and not any(map(str.isdigit, unit_of_start)):
+        start = start.partition(" ")[0]
+    return f"{start} – {end}"
+
+
+def _actual(value: object, figure: Mapping[str, object], unit: str) -> list[str]:
+    """The actual figure, and whether it lies in the interval."""
+    if isinstance(value, Mapping):
+        value = value.get("value")
+    if not isinstance(value, int | float):
+        return ["–", ""]
+    low, high, expected = figure.get("low"), figure.get("high"), figure["value"]
+    has_interval = isinstance(low, int | float) and isinstance(high, int | float)
+    inside = not has_interval or low <= value <= high  # type: ignore[operator]
+    off = f" {100 * (value / expected - 1):+.0f} %" if isinstance(expected, int | float) and expected else ""
+    return [amount(value, unit), ("✓" if inside else "outside") + off]
+
+
+def flat(values: Mapping[str, object], prefix: str = "") -> dict[str, object]:
+    """Nested settings → dotted keys."""
+    out: dict[str, object] = {}
+    for key, value in values.items():
+        out |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) and value else {f"{prefix}{key}": value}
+    return out
