@@ -23,6 +23,11 @@ def listen(host: str, port: int) -> socket.socket:
     return _doors.pop((host, port), None) or _opened(host, port)
 
 
+def is_open_in_empty_network(host: str, port: int) -> bool:
+    """Whether `listen` will hand over a socket of the machine's network to a process that has none."""
+    return (host, port) in _doors
+
+
 def _opened(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listening = socket.socket(family, socket.SOCK_STREAM)
@@ -32,7 +37,7 @@ def _opened(host: str, port: int) -> socket.socket:
     except (OSError, OverflowError) as e:
         listening.close()
         if getattr(e, "errno", None) == errno.EADDRINUSE:
-            message = f"port {port} is in use, perhaps by another `settle serve`"
+            message = f"port {port} is in use, perhaps by another `settle serve` or `settle studio`"
             raise UsageError(message, "stop that server, or give another --port") from None
         message = f"cannot listen on {host}:{port}: {getattr(e, 'strerror', e)}"
         raise UsageError(message, "give another --host or --port") from None

@@ -60,7 +60,7 @@ def _summary(run: Run) -> RunSummary:
     try:
         with malformed_is_format_error(run.name):
             summary = RunSummary.of(run)
-            _day(summary.started)
+            day(summary.started)
             return summary
     except SettleError as e:
         unknown = dict.fromkeys(field.name for field in dataclasses.fields(RunSummary))
@@ -68,13 +68,18 @@ def _summary(run: Run) -> RunSummary:
         return RunSummary(**(unknown | known | {"damage": e.what}))  # type: ignore[arg-type]  # the fields it has
 
 
+def run_summaries() -> list[RunSummary]:
+    """Every run, newest first."""
+    return sorted((_summary(run) for run in Run.all()), key=lambda run: run.started or 0.0, reverse=True)
+
+
 def list_runs(events: Events) -> None:
     """Every run, newest first."""
-    runs = sorted((_summary(run) for run in Run.all()), key=lambda run: run.started or 0.0, reverse=True)
+    runs = run_summaries()
     columns = ("name", "status", "verdict", "bits per byte", "tokens", "time", "size", "started")
     rows = [
         (r.name, r.status, r.damage or r.verdict or "", r.bits_per_byte, _with_unit(r.tokens, "count"),
-         _with_unit(r.seconds, "s"), _with_unit(r.bytes, "bytes"), _day(r.started))
+         _with_unit(r.seconds, "s"), _with_unit(r.bytes, "bytes"), day(r.started))
         for r in runs
     ]  # fmt: skip
     hint = "`settle runs show NAME` shows one" if runs else "no runs yet; start one: `settle train FOLDER`"
@@ -148,7 +153,7 @@ def _facts(run: RunSummary, result: Result | None, files: Sequence[Path]) -> lis
         ("best at step", result.best.step if result and result.best else None),
         ("tokens seen", _with_unit(run.tokens, "count")),
         ("time", _with_unit(run.seconds, "s")),
-        ("started", _day(run.started)),
+        ("started", day(run.started)),
         ("gate", None if gate is None else "passed" if gate.get("passed") else "failed"),
         ("network", result.audit.get("sentence") if result else None),
         ("folder", run.path),
@@ -176,5 +181,6 @@ def _with_unit(value: float | None, unit: str) -> dict[str, object] | None:
     return None if value is None else {"value": value, "unit": unit}
 
 
-def _day(at: float | None) -> str:
+def day(at: float | None) -> str:
+    """Date and time of epoch seconds, where this machine is."""
     return "" if at is None else time.strftime("%Y-%m-%d %H:%M", time.localtime(at))

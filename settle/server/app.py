@@ -1,29 +1,22 @@
 """The server: the routes of every API behind one guard, started and stopped so that no child is left."""
 
-import asyncio
 import contextlib
 import functools
-import logging
-import signal
-import socket
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 
-import uvicorn
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
-from settle.audit.door import MOST_CONNECTIONS
 from settle.server.apis import Api
 from settle.server.audit import Audit
 from settle.server.errors import ApiError
 from settle.server.gateway import Gateway
 from settle.server.grammar import checker
 from settle.server.guard.guard import Access, Guard, Limits
-from settle.server.guard.http_protocol import HttpProtocol
 from settle.server.http_responses import json_response
 from settle.server.metrics import Metrics
 from settle.server.models.backend import Backend
@@ -32,10 +25,6 @@ from settle.server.models.model_loader import PoolSettings
 from settle.server.models.model_pool import ModelPool
 from settle.server.models.store_changes import StoreChanges
 from settle.server.openapi import openapi_document
-
-GRACE_SECONDS = 1  # that current answers are given when the server stops
-IDLE_CONNECTION_SECONDS = 75
-LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
 @dataclass(frozen=True)
@@ -99,51 +88,6 @@ def build_app(
     app.router.redirect_slashes = False
     app.state.gateway, app.state.document = gateway, functools.cache(lambda: openapi_document(apis))
     return ServerApp(Guard(app, access, limits, error_body), gateway)
-
-
-class Server(uvicorn.Server):
-    """uvicorn, stopped by SIGINT and SIGTERM without raising them again. on_ready: called once it answers."""
-
-    def __init__(self, app: ASGIApp, on_ready: Callable[[], None]) -> None:
-        config = uvicorn.Config(
-            app,
-            http=HttpProtocol,
-            loop="auto",
-            ws="none",
-            lifespan="on",
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            date_header=False,
-            timeout_keep_alive=IDLE_CONNECTION_SECONDS,
-            timeout_graceful_shutdown=GRACE_SECONDS,
-            limit_concurrency=MOST_CONNECTIONS,
-        )
-        super().__init__(config)
-        # an error is in the response and in the audit
-        logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
-        self._on_ready = on_ready
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGINT, signal.SIGTERM):
-            with contextlib.suppress(NotImplementedError, ValueError, RuntimeError):  # Windows; not the main thread
-                loop.add_signal_handler(number, self._stop)
-        yield
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        if self.started:
-            self._on_ready()
-
-    def _stop(self) -> None:
-        self.force_exit = self.should_exit  # at the second signal: do not wait for answers
-        self.should_exit = True
-
-
-def run(app: ASGIApp, listening: socket.socket, on_ready: Callable[[], None]) -> None:
-    Server(app, on_ready).run(sockets=[listening])
 
 
 async def _health(request: Request) -> Response:

@@ -1,7 +1,7 @@
 """What `settle serve` does: finds the models that were named, starts the server, and says where it listens."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from settle.audit.door import listen
@@ -17,10 +17,11 @@ from settle.infer.draft import draft_for
 from settle.library.reference import ModelRef
 from settle.library.resolve import is_collection, resolve_gguf
 from settle.model.source import Source
-from settle.server import app
+from settle.server.app import build_app
 from settle.server.audit import Audit
 from settle.server.errors import ApiError
 from settle.server.guard.guard import Access, Limits
+from settle.server.http_server import LOOPBACK, run
 from settle.server.models.document_models import with_documents
 from settle.server.models.model_catalogue import ModelCatalogue
 from settle.server.models.model_entry import ModelEntry
@@ -40,7 +41,8 @@ class ModelChoice:
 @dataclass(frozen=True)
 class Network:
     """Where the server listens, and whom it lets in. origins, hosts: beside those of `settle connect` and the
-    loopback. pull_from: sources that clients may pull models from."""
+    loopback. pull_from: sources that clients may pull models from.
+    requests: at the same time; seconds: that one may take."""
 
     host: str = "127.0.0.1"
     port: int = 7388
@@ -48,11 +50,12 @@ class Network:
     origins: Sequence[str] = ()
     hosts: Sequence[str] = ()
     pull_from: Sequence[str] = ()
-    limits: Limits = field(default_factory=Limits)
+    requests: int = Limits.requests
+    seconds: float = Limits.seconds
 
     @property
     def is_local(self) -> bool:
-        return self.host in app.LOOPBACK
+        return self.host in LOOPBACK
 
 
 def serve(models: ModelChoice, network: Network, settings: PoolSettings, log_prompts: bool, events: Events) -> None:
@@ -71,7 +74,8 @@ def serve(models: ModelChoice, network: Network, settings: PoolSettings, log_pro
         is_local=network.is_local,
     )
     audit = Audit(home() / "server" / "audit.jsonl", log_prompts)
-    server = app.build_app(catalogue, settings, access, network.limits, audit, frozenset(network.pull_from))
+    limits = Limits(requests=network.requests, seconds=network.seconds)
+    server = build_app(catalogue, settings, access, limits, audit, frozenset(network.pull_from))
     listening = listen(network.host, network.port)
     address = _address(network.host, listening.getsockname()[1])
 
@@ -83,7 +87,7 @@ def serve(models: ModelChoice, network: Network, settings: PoolSettings, log_pro
         _report(events, address, key, models, [entry.id for entry in catalogue.offered()])
 
     try:
-        app.run(server.asgi, listening, on_ready)
+        run(server.asgi, listening, on_ready)
     finally:
         forget_server(address)
         listening.close()

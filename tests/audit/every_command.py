@@ -5,6 +5,7 @@ import io
 import json
 import os
 import signal
+import socket
 import sys
 import threading
 import time
@@ -27,6 +28,14 @@ from tests import decision_model
 from tests.trained import trained
 
 SMALL = ["--threads", "1", "--steps", "2"]
+
+
+def free_port() -> int:
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        return int(bound.getsockname()[1])
+
+
 COMMANDS = [
     ["train", "notes", "--name", "made", "--size", "20k", *SMALL],
     ["resume", "made"],
@@ -51,6 +60,7 @@ COMMANDS = [
     ["pull", "./decider.gguf", "--name", "copy"],
     ["bench", "serve", "tiny", "--rounds", "1", "--tokens", "4"],
     ["serve", "--port", "0"],
+    ["studio", "--port", str(free_port()), "--no-browser"],
 ]
 
 
@@ -78,11 +88,24 @@ def stop_when_it_serves() -> None:
     os.kill(os.getpid(), signal.SIGINT)
 
 
+def stop_when_it_answers(port: int) -> None:
+    """The studio, which refuses who has no key."""
+    end, answered = time.monotonic() + 60, False
+    while not answered and time.monotonic() < end:
+        time.sleep(0.1)
+        with contextlib.suppress(ConnectionRefusedError), socket.create_connection(("127.0.0.1", port)) as connection:
+            connection.sendall(b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
+            answered = connection.recv(12) == b"HTTP/1.1 401"
+    os.kill(os.getpid(), signal.SIGINT)
+
+
 def run(argv: list[str], ledger: Path) -> dict[str, object]:
     """One command: its exit code, its last line, and what went beyond this machine meanwhile."""
     before = read_sessions([ledger], True).beyond
     if argv[0] == "serve":
         threading.Thread(target=stop_when_it_serves).start()
+    if argv[0] == "studio":
+        threading.Thread(target=stop_when_it_answers, args=(int(argv[2]),)).start()
     if argv[0] == "resume":  # as if it had been stopped before it was written
         (Run.find("made").path / "result.json").unlink()
     out, began = io.StringIO(), time.monotonic()

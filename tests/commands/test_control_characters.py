@@ -101,6 +101,7 @@ COMMANDS = {
     "runs": [[], ["show", "odd"], ["--ledger"], ["show", f"no{ESCAPES}"]],
     "serve": [[f"no{ESCAPES}"]],
     "shrink": [["esc", "--to", f"no{ESCAPES}"], [f"no{ESCAPES}", "--to", "Q4_0"]],
+    "studio": [["--port", f"no{ESCAPES}"]],
     "train": [["hostile", "--dry", "--threads", "1", "--size", "200k"], [f"no{ESCAPES}"], ["x", f"--no{ESCAPES}"]],
     "tune": [["esc", "rows\x1b[31m.jsonl", "--dry", "--threads", "1"], [f"no{ESCAPES}", "rows\x1b[31m.jsonl"]],
 }  # fmt: skip

@@ -25,7 +25,7 @@ from settle.formats.gguf import export_gguf
 from settle.formats.lora_gguf import export_lora
 from settle.infer.child_process import Draft
 from settle.library.store import StoredModel, add_model
-from settle.server import app
+from settle.server import app, http_server
 from settle.server.audit import Audit
 from settle.server.gateway import Gateway
 from settle.server.guard.guard import Access, Limits
@@ -80,7 +80,7 @@ class Live:
     address: str
     gateway: Gateway
     loop: asyncio.AbstractEventLoop
-    server: app.Server
+    server: http_server.Server
     key: str | None = KEY
 
     @property
@@ -148,7 +148,7 @@ def serving(
         limits or Limits(),
         Audit(home / "server" / "audit.jsonl", prompts),
     )
-    made["server"] = app.Server(built.asgi, up.set)
+    made["server"] = http_server.Server(built.asgi, up.set)
 
     def run() -> None:
         async def work() -> None:

@@ -48,13 +48,12 @@ class Serve(ThreadSettings, Command):
 
     def run(self, events: Events) -> int:
         try:
-            from settle.server.guard.guard import Limits
             from settle.server.models.model_loader import PoolSettings
             from settle.server.serve import ModelChoice, Network, serve
         except ModuleNotFoundError as e:
             raise UsageError(f"serving needs {e.name}", "pip install 'settle-lm[serve]'") from None
-        limits = Limits(requests=self.most_requests, seconds=self.timeout)
-        network = Network(*self.door(), not self.no_key, self.allow_origin, self.allow_host, self.allow_pull, limits)
+        allowed = self.allow_origin, self.allow_host, self.allow_pull
+        network = Network(*self.door(), not self.no_key, *allowed, self.most_requests, self.timeout)
         settings = PoolSettings(self.context, self.slots, self.threads, self.idle, self.most_models)
         serve(ModelChoice(self.models, self.adapter, self.draft), network, settings, self.log_prompts, events)
         return 0

@@ -22,6 +22,7 @@ from settle.base.errors import EngineError
 from settle.server import app
 from settle.server.audit import Audit
 from settle.server.guard.guard import Access, Limits
+from settle.server.http_server import run
 from settle.server.models.model_catalogue import ModelCatalogue
 from settle.server.models.model_entry import ModelEntry
 from settle.server.models.model_loader import PoolSettings
@@ -72,7 +73,7 @@ def main() -> None:
             _print(Side(f"http://127.0.0.1:{listening.getsockname()[1]}", key))
             loading.append(asyncio.ensure_future(print_engine()))
 
-        app.run(server.asgi, listening, on_ready)
+        run(server.asgi, listening, on_ready)
 
 
 def _print(side: Side) -> None:

@@ -4,7 +4,7 @@ import asyncio
 import hmac
 import ipaddress
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -65,7 +65,7 @@ class Guard:
         body = IncomingBody(receive, headers, self._limits.body)
         send = body.lingering(send)
         try:
-            self._check_host(headers, scope)
+            require_host(scope, self._access.hosts, self._access.is_local)
             allowed = self._check_origin(headers)
             if scope["method"] == "OPTIONS":
                 await _respond(send, 204, b"", [*allowed, *_preflight(headers)])
@@ -93,21 +93,6 @@ class Guard:
 
     def _too_slow(self) -> ApiError:
         return ApiError(504, f"no answer within {self._limits.seconds:.0f} s (--timeout)", "timeout")
-
-    def _check_host(self, headers: dict[bytes, str], scope: Scope) -> None:
-        """A web page whose own name points at this machine (DNS rebinding) still sends that name as the host."""
-        if sum(name.lower() == b"host" for name, _ in scope["headers"]) != 1:
-            raise ApiError(400, "exactly one Host header is needed", "forbidden_host")
-        host = _host(headers[b"host"])
-        if host in self._access.hosts or host == "localhost" or host.endswith(".localhost"):
-            return
-        try:
-            address = ipaddress.ip_address(host)
-        except ValueError:
-            message = f"the host {host[:100]!r} is not allowed; add it with --allow-host"
-            raise ApiError(403, message, "forbidden_host") from None
-        if self._access.is_local and not address.is_loopback:
-            raise ApiError(403, "this server accepts requests from this machine only", "forbidden_host")
 
     def _check_origin(self, headers: dict[bytes, str]) -> Headers:
         """Web pages must not reach a server on the loopback through the browser of the person who runs it."""
@@ -142,6 +127,24 @@ class Guard:
         length = headers.get(b"content-length", "0")
         if not (length.isascii() and length.isdigit()) or len(length) > 15 or int(length) > self._limits.body:
             raise ApiError(413, f"the body may be {self._limits.body >> 20} MiB long", "body_too_large")
+
+
+def require_host(scope: Scope, hosts: Collection[str] = (), is_local: bool = True) -> None:
+    """A web page whose own name points at this machine (DNS rebinding) still sends that name as the host. hosts: names
+    beside the loopback's own; is_local: only the loopback's. Raises ApiError."""
+    sent = [value.decode("latin-1") for name, value in scope["headers"] if name.lower() == b"host"]
+    if len(sent) != 1:
+        raise ApiError(400, "exactly one Host header is needed", "forbidden_host")
+    host = _host(sent[0])
+    if host in hosts or host == "localhost" or host.endswith(".localhost"):
+        return
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        message = f"the host {host[:100]!r} is not allowed; add it with --allow-host"
+        raise ApiError(403, message, "forbidden_host") from None
+    if is_local and not address.is_loopback:
+        raise ApiError(403, "this server accepts requests from this machine only", "forbidden_host")
 
 
 def _host(header: str) -> str:

@@ -1,0 +1,58 @@
+"""What every page has: the skip link, the navigation, the heading, and the place of its content."""
+
+import contextlib
+from collections.abc import Iterator, Sequence
+
+from nicegui import ui
+from nicegui.elements.mixins.text_element import TextElement
+
+from settle.base.errors import SettleError
+from settle.base.visible import visible
+
+
+@contextlib.contextmanager
+def frame(title: str, links: Sequence[tuple[str, str]], current: str) -> Iterator[None]:
+    """The content of the page is made inside. links: (title, path) of the navigation; current: the path of one."""
+    ui.page_title(f"{visible(title)} · settle studio")
+    with ui.context.client.layout, ui.element("header") as header:
+        ui.link("settle studio", "/").classes("brand")
+        with ui.element("nav").props('aria-label="Pages"'):
+            for name, path in links:
+                link = ui.link(name, path)
+                if path == current:
+                    link.props('aria-current="page"')
+    header.move(target_index=0)
+    with ui.element("div").classes("content") as content:  # inside the framework's own <main>
+        words(title, "h1")
+        yield
+    ui.skip_link("Skip to content", target=content)
+
+
+@contextlib.contextmanager
+def card(title: str, classes: str = "") -> Iterator[None]:
+    """A part of a page, under a heading of its own."""
+    with ui.element("section").classes(f"panel {classes}"):
+        words(title, "h2")
+        yield
+
+
+def words(text: str, tag: str = "p", classes: str = "") -> TextElement:
+    """Text as it is, whoever wrote it: nothing in it is taken for HTML. `.text = …` changes it."""
+    return TextElement(tag=tag, text=visible(text)).classes(classes)
+
+
+def failure(error: SettleError) -> None:
+    """What went wrong, and what to do, in the place of what could not be shown."""
+    with ui.element("section").classes("panel failure").props('role="alert"'):
+        words(error.what, classes="what")
+        if error.fix:
+            words(error.fix, classes="fix")
+
+
+def facts(rows: Sequence[tuple[str, str]]) -> None:
+    """Names with their values; a value that is not known is left out."""
+    with ui.element("dl"):
+        for name, value in rows:
+            if value:
+                words(name, "dt")
+                words(value, "dd")

@@ -1,0 +1,62 @@
+"""One open tab: what was asked for, what the page may use, and the page's one timer."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from nicegui import ui
+
+from settle.base.errors import SettleError
+from settle.base.registry import Part
+
+TICK_SECONDS = 0.5
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Studio:
+    """What the rooms above hand over. commands: the registry of commands, by name."""
+
+    commands: Callable[[], Mapping[str, type[Part]]] = dict
+
+
+@dataclass
+class Visit:
+    """A page that is being looked at. path: the values of {names} in its path; query: those behind the question mark.
+
+    Text of models, documents and files only goes into labels, links and the props of elements: never into HTML or a
+    script.
+    """
+
+    studio: Studio
+    path: Mapping[str, str] = field(default_factory=dict)
+    query: Mapping[str, str] = field(default_factory=dict)
+    _ticks: list[Callable[[], Awaitable[None]]] = field(default_factory=list)
+
+    def every_tick(self, work: Callable[[], Awaitable[None]]) -> None:
+        """Call `work` twice a second while the page is open, by the one timer that a page has."""
+        if not self._ticks:
+            ui.timer(TICK_SECONDS, self._tick)
+        self._ticks.append(work)
+
+    async def _tick(self) -> None:
+        for work in self._ticks:
+            try:
+                await work()
+            except SettleError as e:
+                report(e)
+
+
+async def in_thread(work: Callable[[], T]) -> T:
+    """The result of slow work, without keeping the other pages waiting."""
+    return await asyncio.to_thread(work)
+
+
+def report(error: SettleError) -> None:
+    """A mistake or a fault, where the person sees it and can read it as long as they need."""
+    text = f"{error.what}\n→ {error.fix}" if error.fix else error.what
+    ui.notify(
+        text, type="negative", multi_line=True, timeout=0, close_button="Close", classes="multi-line-notification"
+    )

@@ -1,0 +1,125 @@
+"""The frame of every page, in a real browser: who is let in, the keyboard, small screens, light and dark."""
+
+import socket
+import urllib.error
+import urllib.request
+
+import pytest
+
+from settle.studio.pages import Page
+from tests.studio.conftest import axe_findings, watch
+
+PATHS = sorted(page.path for page in Page.parts().values() if "{" not in page.path)
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_page_has_no_serious_barrier(page, path, scheme):
+    page.emulate_media(color_scheme=scheme)
+    page.goto(path)
+    page.get_by_role("heading", level=1).wait_for()
+    assert page.title().endswith("settle studio")
+    assert axe_findings(page) == []
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_a_page_fits_a_phone(page, path):
+    page.set_viewport_size({"width": 360, "height": 740})
+    page.goto(path)
+    page.get_by_role("heading", level=1).wait_for()
+    assert page.evaluate("document.documentElement.scrollWidth") <= 360
+
+
+def test_the_keyboard_reaches_the_content_and_every_link(page):
+    page.goto("/")
+    page.get_by_role("link", name="calm").wait_for()
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.textContent") == "Skip to content"
+    page.keyboard.press("Enter")
+    page.keyboard.press("Tab")
+    inside = "document.activeElement.closest('.content') !== null"
+    assert page.evaluate(inside)
+    outline = "getComputedStyle(document.activeElement).outlineStyle"
+    assert page.evaluate(outline) == "solid"
+
+
+def test_an_unknown_page_says_so(page):
+    page.seen.allowed = "404"
+    assert page.goto("/nowhere").status == 404
+    page.get_by_text("choose a page above").wait_for()
+    page.get_by_role("link", name="Runs").click()
+    page.get_by_role("heading", name="Runs").wait_for()
+
+
+def test_a_browser_without_the_cookie_sees_nothing(browser, studio):
+    context = browser.new_context()
+    tab = context.new_page()
+    watch(tab)
+    for path in ("/", "/socket.io/", "/_nicegui_ws/socket.io/?EIO=4&transport=polling"):
+        assert tab.goto(studio.address + path).status == 401
+    assert "This browser has no key." in tab.content() and "calm" not in tab.content()
+    context.close()
+
+
+def test_a_link_lets_in_once(browser, studio):
+    link = studio.link
+    first, second = browser.new_context(), browser.new_context()
+    tab = first.new_page()
+    tab.goto(link)
+    tab.get_by_role("heading", name="Runs").wait_for()
+    assert second.new_page().goto(link).status == 401
+    assert studio.link != link
+    first.close()
+    second.close()
+
+
+def _status(address: str, path: str, headers: dict[str, str]) -> int:
+    try:
+        with urllib.request.urlopen(urllib.request.Request(address + path, headers=headers), timeout=10) as response:
+            return int(response.status)
+    except urllib.error.HTTPError as e:
+        return e.code
+
+
+def _cookie(context) -> str:
+    return "; ".join(f"{c['name']}={c['value']}" for c in context.cookies())
+
+
+FOREIGN = {
+    "host": {"Host": "evil.example"},
+    "rebinding": {"Host": "127.0.0.1.evil.example"},
+    "origin": {"Origin": "http://evil.example"},
+    "another port": {"Origin": "http://127.0.0.1:1"},
+    "null origin": {"Origin": "null"},
+    "secure origin": {"Origin": "https://127.0.0.1"},
+    "cross-site": {"Sec-Fetch-Site": "cross-site"},
+    "same-site": {"Sec-Fetch-Site": "same-site"},
+}
+
+
+@pytest.mark.parametrize("kind", FOREIGN)
+def test_foreign_requests_are_refused_also_with_the_cookie(context, studio, kind):
+    cookie = {"Cookie": _cookie(context)}
+    assert _status(studio.address, "/", cookie) == 200
+    assert _status(studio.address, "/", cookie | FOREIGN[kind]) == 403
+    assert _websocket(studio, cookie | FOREIGN[kind]).startswith("HTTP/1.1 403")
+
+
+def test_a_websocket_needs_the_cookie(context, studio):
+    assert _websocket(studio, {}).startswith("HTTP/1.1 403")
+    own = {"Origin": studio.address, "Cookie": _cookie(context)}
+    assert _websocket(studio, own).startswith("HTTP/1.1 101")
+
+
+def _websocket(studio, headers: dict[str, str]) -> str:
+    """The status line that a WebSocket is answered with."""
+    host, port = studio.address.removeprefix("http://").split(":")
+    lines = {
+        "Host": f"{host}:{port}", "Connection": "Upgrade", "Upgrade": "websocket", "Sec-WebSocket-Version": "13",
+        "Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ==", **headers,
+    }  # fmt: skip
+    with socket.create_connection((host, int(port)), timeout=10) as connection:
+        head = "".join(f"{name}: {value}\r\n" for name, value in lines.items())
+        path = "/_nicegui_ws/socket.io/?EIO=4&transport=websocket"
+        connection.sendall(f"GET {path} HTTP/1.1\r\n{head}\r\n".encode())
+        return connection.recv(200).splitlines()[0].decode()
