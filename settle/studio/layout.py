@@ -1,13 +1,14 @@
 """What every page has: the skip link, the navigation, the heading, and the place of its content."""
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 
 from nicegui import ui
 from nicegui.elements.mixins.text_element import TextElement
 
 from settle.base.errors import SettleError
 from settle.base.visible import visible
+from settle.studio.visit import report
 
 
 @contextlib.contextmanager
@@ -39,6 +40,22 @@ def card(title: str, classes: str = "") -> Iterator[None]:
 def words(text: str, tag: str = "p", classes: str = "") -> TextElement:
     """Text as it is, whoever wrote it: nothing in it is taken for HTML. `.text = …` changes it."""
     return TextElement(tag=tag, text=visible(text)).classes(classes)
+
+
+def button(text: str, act: Callable[[], Awaitable[None]], main: bool = False) -> ui.element:
+    """A button that is disabled while `act` works; a SettleError of it is shown. main: the one that is meant."""
+    element = words(text, "button", "act main" if main else "act").props('type="button"')
+
+    async def pressed() -> None:
+        element.props["disabled"] = True
+        try:
+            await act()
+        except SettleError as e:
+            report(e)
+        finally:
+            del element.props["disabled"]
+
+    return element.on("click", pressed)
 
 
 def failure(error: SettleError) -> None:

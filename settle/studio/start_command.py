@@ -1,0 +1,34 @@
+"""Work that the studio starts: the same command as in a terminal, in a process of its own, which outlives the studio."""
+
+import asyncio
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+
+from settle.base.errors import RunError
+
+SOON_SECONDS = 3.0  # in which a mistake in the settings ends a command
+POLL_SECONDS = 0.1
+
+
+async def start_command(arguments: Sequence[str]) -> None:
+    """Starts `settle ARGUMENTS`. Raises RunError, with what it said, when it fails at once."""
+    with tempfile.TemporaryFile() as talk:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "settle", *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=talk,
+            start_new_session=True,  # Ctrl-C in the studio's terminal is not meant for it
+        )
+        for _ in range(round(SOON_SECONDS / POLL_SECONDS)):
+            await asyncio.sleep(POLL_SECONDS)
+            if process.poll() is not None:
+                break
+        if process.returncode:
+            talk.seek(0)
+            said = talk.read().decode("utf-8", "replace").strip()
+            what, _, fix = said.rpartition("settle: ")[2].partition("→")
+            raise RunError(" ".join(what.split()) or "the command failed", " ".join(fix.split()))
+    asyncio.get_running_loop().run_in_executor(None, process.wait)  # leaves no zombie
