@@ -83,7 +83,7 @@ def read_records(path: Path) -> Iterator[dict[str, object]]:
         return
     with path.open("r", encoding="utf-8", errors="replace") as f:
         for line in f:
-            record = _record(line)
+            record = parse_record(line)
             if record is not None:
                 yield _known(record, path)
 
@@ -111,11 +111,12 @@ def tail(path: Path, num_bytes: int) -> list[Event]:
     with path.open("rb") as f:
         f.seek(max(0, path.stat().st_size - num_bytes))
         lines = f.read().splitlines()
-    records = [record for line in lines if (record := _record(line)) is not None]
+    records = [record for line in lines if (record := parse_record(line)) is not None]
     return [event for record in records if (event := to_event(record)) is not None]
 
 
-def _record(line: str | bytes) -> dict[str, object] | None:
+def parse_record(line: str | bytes) -> dict[str, object] | None:
+    """A line of the file as a plain object; None when it is torn, or no event."""
     try:
         record = parse_json(line)
     except ValueError:

@@ -1,4 +1,4 @@
-"""Work that the studio starts: the same command as in a terminal, in a process of its own, which outlives the studio."""
+"""Work that the studio starts: a command as in a terminal, in a process of its own, which outlives the studio."""
 
 import asyncio
 import subprocess

@@ -1,0 +1,163 @@
+"""The events of a run as they are written: read once for all tabs that watch it, and only what is new."""
+
+import asyncio
+import math
+import os
+import time
+from collections import deque
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+from weakref import WeakValueDictionary
+
+from settle.base import events as kinds
+from settle.base.errors import RunError
+from settle.base.event_log import parse_record, to_event
+from settle.base.run import Run
+from settle.base.run.course import RunCourse
+from settle.studio.runs.curve import Curve, Point
+from settle.studio.runs.event_words import event_words
+
+PIECE_BYTES = 1 << 20  # read at a time
+MOST_LINES, MOST_SAMPLES = 300, 40  # of events in words, and of what the model wrote, that are kept
+PACE_LINES = 256  # latest lines whose steps tell the pace
+STATUS_SECONDS = 2.0  # between two looks at the lock
+
+STEP_CURVES = {"training": "loss", "learning rate": "lr", "tokens/s": "tokens_per_second"}  # the field of each
+
+
+class Line(NamedTuple):
+    """An event in words: when it happened, in epoch seconds, and whether it is good or bad news."""
+
+    time: float
+    text: str
+    tone: str
+
+
+class RunFeed:
+    """What is known of a run from its events so far. Of every tab that watches a run it is the same one.
+
+    version: grows when something was read; anew: how often the file was begun again, since another took its place.
+    """
+
+    _open: "WeakValueDictionary[Path, RunFeed]" = WeakValueDictionary()
+
+    def __init__(self, run: Run) -> None:
+        self.run, self.anew = run, 0
+        self._reading = asyncio.Lock()
+        self._status, self._status_at = "", 0.0
+        self._begin()
+
+    @classmethod
+    def of(cls, run: Run) -> "RunFeed":
+        feed = cls._open.get(run.path)
+        if feed is None:
+            feed = cls._open[run.path] = cls(run)
+        return feed
+
+    async def update(self) -> None:
+        """Read what was written since. Raises RunError when a newer settle wrote it, and when the run is gone."""
+        async with self._reading:
+            while await asyncio.to_thread(self._read_piece):
+                pass
+
+    async def status(self) -> str:
+        """finished, running, interrupted, or deleted."""
+        if time.monotonic() - self._status_at > STATUS_SECONDS or not self._status:
+            self._status = await asyncio.to_thread(self._look)
+            self._status_at = time.monotonic()
+        return self._status
+
+    def look_again(self) -> None:
+        """The status has changed, most likely."""
+        self._status_at = -STATUS_SECONDS
+
+    def _look(self) -> str:
+        return self.run.status if self.run.path.is_dir() else "deleted"
+
+    def _begin(self) -> None:
+        self.version = self._offset = self._inode = 0
+        self.curves = {name: Curve() for name in ("held-out", "forecast", *STEP_CURVES)}
+        self.course = RunCourse(keep_steps=False)
+        self.lines: deque[Line] = deque(maxlen=MOST_LINES)
+        self.samples: list[kinds.Sample] = []
+        self.data: kinds.TextSummary | kinds.RowSummary | None = None
+        self.last_time: float | None = None
+        self.seconds = 0.0  # of work, in all sessions
+        self.end_tokens: int | None = None  # of the whole run, by its latest forecast
+
+    def _read_piece(self) -> bool:
+        """Whether there may be more."""
+        try:
+            with self.run.events.open("rb") as f:
+                self._begin_again_if_replaced(f.fileno())
+                f.seek(self._offset)
+                piece = f.read(PIECE_BYTES)
+        except FileNotFoundError:
+            return False
+        end = piece.rfind(b"\n") + 1  # what follows is still being written
+        lines = piece[:end].splitlines()
+        for number, line in enumerate(lines):
+            self._add(line, len(lines) - number <= PACE_LINES)
+        self._offset += end
+        self.version += bool(lines)
+        return len(piece) == PIECE_BYTES and end > 0
+
+    def _begin_again_if_replaced(self, fd: int) -> None:
+        state = os.fstat(fd)
+        if self._offset and (state.st_size < self._offset or state.st_ino != self._inode):
+            self._begin()
+            self.anew += 1
+        self._inode = state.st_ino
+
+    def _add(self, line: bytes, is_late: bool) -> None:
+        record = parse_record(line)
+        if record is None:
+            return
+        self._note_time(record)
+        if record["kind"] == "step":
+            self._add_step(record)
+            if not is_late:
+                return  # a run may have many, and only the latest tell its pace
+        event = to_event(record)
+        if event is None:
+            return
+        self.course.add(event)
+        match event:
+            case kinds.Opened() if event.version > kinds.VERSION:
+                raise RunError(f"settle {event.settle} wrote {self.run.name}", "pip install --upgrade settle-lm")
+            case kinds.Eval() if not event.whole:
+                error = event.stderr if math.isfinite(event.stderr) else 0.0
+                self._point("held-out", event.step, event.tokens, event.loss, event.loss - error, event.loss + error)
+            case kinds.LossForecast():
+                self._point("forecast", event.step, event.tokens, event.loss, event.low, event.high)
+                self.end_tokens = event.end_tokens
+            case kinds.Sample():
+                self.samples = [*self.samples[-MOST_SAMPLES + 1 :], event]
+            case kinds.TextSummary() | kinds.RowSummary():
+                self.data = event
+        for text, tone in event_words(event):
+            self.lines.append(Line(event.time, text, tone))
+
+    def _note_time(self, record: Mapping[str, object]) -> None:
+        """Seconds of work: the pause before a session is none."""
+        at = number(record.get("time"))
+        if at is not None and self.last_time is not None and record["kind"] != "opened":
+            self.seconds += max(0.0, at - self.last_time)
+        self.last_time = at if at is not None else self.last_time
+
+    def _add_step(self, record: Mapping[str, object]) -> None:
+        step, tokens = number(record.get("step")), number(record.get("tokens"))
+        if step is None or tokens is None:
+            return
+        for name, key in STEP_CURVES.items():
+            if (value := number(record.get(key))) is not None:
+                self._point(name, int(step), int(tokens), value)
+
+    def _point(self, name: str, step: int, tokens: int, value: float, *interval: float) -> None:
+        self.curves[name].add(Point(step, tokens, self.seconds, value, *interval))
+
+
+def number(value: object) -> float | None:
+    """`value` where it is one that can be drawn."""
+    return value if isinstance(value, int | float) and math.isfinite(value) else None
