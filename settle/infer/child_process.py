@@ -85,9 +85,9 @@ class Load:
 class ChildProcess:
     """A script of this room in a process of its own, which ends when its stdin does.
 
-    It reads one JSON line of settings, and writes one once it is ready. script: its file. name: of the model that it
-    loads, for errors. environment: variables beside ours. ready_seconds: how long loading may take before it counts as
-    failed.
+    It reads one JSON line of settings, and writes one once it is ready. script: its file below this folder. name: of
+    the model that it loads, for errors. environment: variables beside ours. ready_seconds: how long loading may take
+    before it counts as failed.
     """
 
     def __init__(
@@ -99,7 +99,7 @@ class ChildProcess:
         ready_seconds: float,
     ) -> None:
         self.name = name
-        self._script, self._settings = Path(__file__).with_name(script), dict(settings)
+        self._script, self._settings = Path(__file__).parent / script, dict(settings)
         self._environment, self._ready_seconds = dict(environment), ready_seconds
         self._stderr: collections.deque[str] = collections.deque(maxlen=STDERR_LINES)
         self._process: subprocess.Popen[bytes] | None = None

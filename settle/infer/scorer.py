@@ -24,6 +24,7 @@ from settle.formats.gguf.types import block_id
 from settle.infer.child_model import ChildModel
 from settle.infer.child_process import ChildProcess
 from settle.infer.context import fitting_context
+from settle.infer.tokens.next_token import GREEDY, LIKELIEST, Positions, Sampler
 from settle.library.facts import longest_context
 from settle.machine import num_threads
 
@@ -85,10 +86,7 @@ class Scorer(ChildModel["ScorerChild"]):
             "adapter": str(overrides.adapter.resolve()) if overrides.adapter else None,
             **_context_settings(overrides),
         }
-        # the child knows `settle` by the path that we know it by, whatever folder it is started in
-        paths = [str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])]
-        environment = {"PYTHONPATH": os.pathsep.join(paths)}
-        self._child = ScorerChild("scorer_child.py", settings, self.path.name, environment, LOADING_SECONDS)
+        self._child = ScorerChild("scorer_child.py", settings, self.path.name)
 
     def start(self) -> None:
         super().start()
@@ -103,6 +101,22 @@ class Scorer(ChildModel["ScorerChild"]):
         self._require_window(ids)
         top, sampled = sizes(self.num_vocab, top, sampled)
         return Rows(*self._child.ask({"ids": list(map(int, ids)), "top": top, "sampled": sampled}))
+
+    def positions(self, ids: Sequence[int], likeliest: int = LIKELIEST) -> Positions:
+        """What may follow after each token of a window (L,), its last one too; L is `context` at most."""
+        self._require_window([*ids, 0])
+        return Positions(*self._child.ask({"ids": list(map(int, ids)), "likeliest": likeliest}))
+
+    def write(
+        self, ids: Sequence[int], most: int, sampler: Sampler = GREEDY, seed: int = 0, stops: Sequence[int] = ()
+    ) -> list[int]:
+        """The ids that follow a window, at most `most` and as many as the context holds, the last one a stop if one
+        was drawn. The same seed draws the same."""
+        self._require_window([*ids, 0])
+        room = min(most, self.context - len(ids))
+        request = {"ids": list(map(int, ids)), "most": room, "sampler": sampler, "seed": seed, "stops": list(stops)}
+        (written,) = self._child.ask(request)
+        return list(map(int, written))
 
     def likelihoods(
         self,
@@ -176,9 +190,14 @@ def _context_settings(overrides: Overrides) -> dict[str, object]:
 
 
 class ScorerChild(ChildProcess):
-    """The child of `scorer_child.py`."""
+    """The child of `scorer_child.py`, or of another script that answers the same lines."""
 
     num_vocab: int
+
+    def __init__(self, script: str, settings: Mapping[str, object], name: str) -> None:
+        # the child knows `settle` by the path that we know it by, whatever folder it is started in
+        paths = [str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])]
+        super().__init__(script, settings, name, {"PYTHONPATH": os.pathsep.join(paths)}, LOADING_SECONDS)
 
     def start(self) -> None:
         self.num_vocab = int(self._begin()["num_vocab"])

@@ -1,8 +1,8 @@
 """llama.cpp as a reader: whole distributions at every position. Run by `scorer.py` as a script, never imported by it.
 
 Reads one JSON line of settings on stdin and answers one, `{"num_vocab": …}`, once the model is loaded. Then every line
-is a window to read, and its answer a line that tells dtype and shape of the arrays whose bytes follow it, or
-`{"error": …}`. Lives until its stdin closes (its parent is gone or wants it gone) or SIGTERM.
+is a window to read, or to write on from, and its answer a line that tells dtype and shape of the arrays whose bytes
+follow it, or `{"error": …}`. Lives until its stdin closes (its parent is gone or wants it gone) or SIGTERM.
 
 Logits are read where llama.cpp wrote them, some positions at a time, and never leave this process.
 """
@@ -14,15 +14,16 @@ import runpy
 import signal
 import sys
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Protocol
 
 import numpy as np
 
 from settle.data.distributions import Compared, Rows, compare, draws, summarise
 from settle.data.likelihoods import Likelihoods
+from settle.infer.tokens.next_token import Sampler, describe, draw, joined
 
 LOGITS_BYTES = 64 << 20  # of the positions that are computed together
 LEAST_TOGETHER, MOST_TOGETHER = 16, 512  # positions
@@ -30,6 +31,22 @@ LEAST_TOGETHER, MOST_TOGETHER = 16, 512  # positions
 
 class Unreadable(Exception):
     """llama.cpp could not evaluate a window, or what it computed is no number."""
+
+
+class ReadableModel(Protocol):
+    """Whatever gives logits of windows of ids."""
+
+    num_vocab: int
+
+    def reopen(self, changes: Mapping[str, Any]) -> None:
+        """Reads with other settings of the context from now on."""
+
+    def logits(self, ids: Sequence[int]) -> Iterator[np.ndarray]:
+        """Logits (P, V) after every token but the last, in order, P at a time; each array only until the next."""
+
+    def next_logits(self, ids: Sequence[int]) -> np.ndarray:
+        """Logits (V,) after the last token, float32, only until the next call. What was read before is not read again
+        where the ids begin alike."""
 
 
 class Model:
@@ -53,12 +70,13 @@ class Model:
         self._settings = dict(settings)
         self._context = self._open(self._settings)
         self._batch = self._lib.llama_batch_init(self.together, 0, 1)
+        self._kept: list[int] = []  # the ids whose keys and values are kept
 
     def reopen(self, changes: Mapping[str, Any]) -> None:
         """Reads with other settings of the context from now on; the weights stay as they are loaded."""
         self._lib.llama_free(self._context)
         self._settings |= changes
-        self._context = self._open(self._settings)
+        self._kept, self._context = [], self._open(self._settings)
 
     def _open(self, settings: Mapping[str, Any]) -> object:
         options = self._lib.llama_context_default_params()
@@ -86,36 +104,61 @@ class Model:
 
     def logits(self, ids: Sequence[int]) -> Iterator[np.ndarray]:
         """Logits (P, V) after every token but the last, in order, P at a time; each array only until the next."""
-        self._lib.llama_memory_clear(self._lib.llama_get_memory(self._context), True)
+        self._forget(0)
         for first in range(0, len(ids) - 1, self.together):
-            piece = ids[first : min(first + self.together, len(ids) - 1)]
-            batch = self._batch
-            batch.n_tokens = len(piece)
-            for i, token in enumerate(piece):
-                batch.token[i], batch.pos[i], batch.logits[i] = token, first + i, 1
-                batch.n_seq_id[i], batch.seq_id[i][0] = 1, 0
-            failed = self._lib.llama_decode(self._context, batch)
-            if failed:
-                raise Unreadable(f"llama.cpp ended a window at token {first} with {failed}")
-            size = len(piece) * self.num_vocab
-            raw = self._ffi.buffer(self._lib.llama_get_logits(self._context), 4 * size)
-            yield np.frombuffer(raw, np.float32).reshape(len(piece), self.num_vocab)
+            yield self._decode(ids[first : min(first + self.together, len(ids) - 1)], first, every=True)
+
+    def next_logits(self, ids: Sequence[int]) -> np.ndarray:
+        """As `ReadableModel.next_logits`."""
+        pairs = enumerate(zip(self._kept, ids, strict=False))
+        known = min(next((at for at, (a, b) in pairs if a != b), min(len(self._kept), len(ids))), len(ids) - 1)
+        known = self._forget(known)
+        logits = np.zeros((1, self.num_vocab), np.float32)
+        for first in range(known, len(ids), self.together):
+            logits = self._decode(ids[first : first + self.together], first, every=False)
+        self._kept = list(ids)
+        row: np.ndarray = logits[0]
+        return row
+
+    def _forget(self, known: int) -> int:
+        """Keeps the first `known` tokens of what was read, or nothing where that cannot be; returns how many."""
+        memory = self._lib.llama_get_memory(self._context)
+        if not known or not self._lib.llama_memory_seq_rm(memory, 0, known, -1):
+            self._lib.llama_memory_clear(memory, True)
+            known = 0
+        self._kept = self._kept[:known]
+        return known
+
+    def _decode(self, piece: Sequence[int], first: int, every: bool) -> np.ndarray:
+        """Reads some tokens, of which the first is token `first` of its window. Logits (P, V) after each of them, or
+        (1, V) after the last."""
+        batch = self._batch
+        batch.n_tokens = len(piece)
+        for i, token in enumerate(piece):
+            batch.token[i], batch.pos[i], batch.logits[i] = token, first + i, every or i == len(piece) - 1
+            batch.n_seq_id[i], batch.seq_id[i][0] = 1, 0
+        failed = self._lib.llama_decode(self._context, batch)
+        if failed:
+            raise Unreadable(f"llama.cpp ended a window at token {first} with {failed}")
+        rows = len(piece) if every else 1
+        raw = self._ffi.buffer(self._lib.llama_get_logits(self._context), 4 * rows * self.num_vocab)
+        return np.frombuffer(raw, np.float32).reshape(rows, self.num_vocab)
 
 
-def summarised(model: Model, ids: Sequence[int], top: int, sampled: int, pool: ThreadPoolExecutor) -> Rows:
+def summarised(model: ReadableModel, ids: Sequence[int], top: int, sampled: int, pool: ThreadPoolExecutor) -> Rows:
     """What is kept of the distributions over a window."""
     window = np.asarray(ids, np.int32)
     drawn, after = draws(window, sampled), window[1:]
     return Rows.joined([summarise(logits, after[at], drawn[at], top, pool) for logits, at in placed(model, ids)])
 
 
-def compared(model: Model, ids: Sequence[int], rows: Rows, pool: ThreadPoolExecutor) -> Compared:
+def compared(model: ReadableModel, ids: Sequence[int], rows: Rows, pool: ThreadPoolExecutor) -> Compared:
     """The distributions over a window against a reference's."""
     after = np.asarray(ids, np.int32)[1:]
     return Compared.joined([compare(rows[at], logits, after[at], pool) for logits, at in placed(model, ids)])
 
 
-def placed(model: Model, ids: Sequence[int]) -> Iterator[tuple[np.ndarray, slice]]:
+def placed(model: ReadableModel, ids: Sequence[int]) -> Iterator[tuple[np.ndarray, slice]]:
     """Logits as they are read, and the positions that they are of."""
     begin = 0
     for logits in model.logits(ids):
@@ -123,13 +166,34 @@ def placed(model: Model, ids: Sequence[int]) -> Iterator[tuple[np.ndarray, slice
         begin += len(logits)
 
 
+def positions(model: ReadableModel, ids: Sequence[int], likeliest: int) -> list[np.ndarray]:
+    """The arrays of `Positions` after every token of a window, the last one too."""
+    following = np.asarray([*ids[1:], -1])
+    parts = [describe(logits, following[at], likeliest) for logits, at in placed(model, [*ids, 0])]
+    return joined(parts).arrays()
+
+
+def written(model: ReadableModel, request: Mapping[str, Any]) -> list[np.ndarray]:
+    """The ids (N,) that follow a window, at most `most` of them, the last one a stop if one was drawn."""
+    ids, sampler, random = list(request["ids"]), Sampler(*request["sampler"]), np.random.default_rng(request["seed"])
+    first = len(ids)
+    while len(ids) - first < request["most"] and not (len(ids) > first and ids[-1] in request["stops"]):
+        ids.append(draw(model.next_logits(ids), sampler, random))
+    return [np.asarray(ids[first:], np.int32)]
+
+
 def answer(
-    model: Model, request: dict[str, Any], pool: ThreadPoolExecutor, known: dict[str, Likelihoods]
+    model: ReadableModel, request: dict[str, Any], pool: ThreadPoolExecutor, known: dict[str, Likelihoods]
 ) -> list[np.ndarray]:
-    """The arrays that answer one line: those of `Rows`, or of `Compared` when it names a record and a window of it."""
+    """The arrays that answer one line: those of `Rows`, of `Compared` when it names a record and a window of it, of
+    `Positions` when it asks for the likeliest tokens, or the ids that are written."""
     if "reopen" in request:
         model.reopen(request["reopen"])
         return []
+    if "likeliest" in request:
+        return positions(model, request["ids"], request["likeliest"])
+    if "most" in request:
+        return written(model, request)
     if "folder" not in request:
         return list(vars(summarised(model, request["ids"], request["top"], request["sampled"], pool)).values())
     folder = request["folder"]
@@ -156,7 +220,8 @@ def read_lines(lines: "queue.SimpleQueue[bytes]") -> None:
     os._exit(0)
 
 
-def main() -> None:
+def serve(load: Callable[[Mapping[str, Any]], ReadableModel]) -> None:
+    """Loads a model as the first line says, and answers the lines that follow."""
     # llama.cpp writes to stdout too, now and then: the answers have a channel of their own
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
@@ -166,7 +231,7 @@ def main() -> None:
     threading.Thread(target=read_lines, args=(lines,), daemon=True).start()
     settings = json.loads(lines.get())
     try:
-        model = Model(settings)
+        model = load(settings)
     except Unreadable as e:
         print(e, file=sys.stderr, flush=True)  # noqa: T201
         os._exit(1)
@@ -186,4 +251,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    serve(Model)

@@ -261,13 +261,10 @@ def _left_out(reasons: dict[str, int]) -> str:
 def check_collection(name: str, settings: IndexSettings, events: Events) -> None:
     """Evaluates retrieval and refusals, and keeps the figures, a page and a picture with the collection."""
     # a check draws a picture, which is slow to import
-    from settle.retrieve.check.check import check
-    from settle.retrieve.check.check_report import emit_tables, write_files
+    from settle.retrieve.check.check_report import check_and_report
 
     with Collection(name) as collection, _running(settings.model) as model:
-        result = check(collection, events, settings.questions, model)
-        emit_tables(result, events)
-        picture = write_files(result, collection.folder)
+        result, picture = check_and_report(collection, events, settings.questions, model)
     events.emit(Say(text=f"as a picture: {picture}"))
     events.emit(ResultReady(result=result.to_json() | {"picture": str(picture)}))
 

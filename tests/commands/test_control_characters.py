@@ -102,6 +102,7 @@ COMMANDS = {
     "serve": [[f"no{ESCAPES}"]],
     "shrink": [["esc", "--to", f"no{ESCAPES}"], [f"no{ESCAPES}", "--to", "Q4_0"]],
     "studio": [["--port", f"no{ESCAPES}"]],
+    "tokens": [["esc", f"The key {ESCAPES}"], ["esc", "x", "--max-tokens", "4"], [f"no{ESCAPES}", "x"]],
     "train": [["hostile", "--dry", "--threads", "1", "--size", "200k"], [f"no{ESCAPES}"], ["x", f"--no{ESCAPES}"]],
     "tune": [["esc", "rows\x1b[31m.jsonl", "--dry", "--threads", "1"], [f"no{ESCAPES}", "rows\x1b[31m.jsonl"]],
 }  # fmt: skip

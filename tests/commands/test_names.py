@@ -18,6 +18,7 @@ ARGUMENTS = {
     "export": ["notes"],
     "serve": ["notes", "--port", "0"],
     "shrink": ["notes", "--to", "Q4_0"],
+    "tokens": ["notes", "hi"],
     "tune": ["notes", "rows.jsonl"],
 }
 NEEDS_DOCUMENTS = {"ask"}  # chooses its model by the same function, when there is a collection

@@ -7,10 +7,12 @@ from settle.base.event_log import Events
 from settle.base.events import Listing, Say
 from settle.base.files import write_atomic, write_json
 from settle.base.statistics import Interval
+from settle.infer.client import LlamaClient
 from settle.retrieve.check.calibration import LEAST
-from settle.retrieve.check.check import CheckResult
+from settle.retrieve.check.check import CheckResult, check
 from settle.retrieve.check.picture import picture
 from settle.retrieve.check.worst_documents import HIT
+from settle.retrieve.index.collection import Collection
 
 SHOWN_K = (1, 5, 10)  # recall at these numbers of hits
 PICTURE, PAGE, RESULT = "check.png", "check.md", "check.json"
@@ -18,6 +20,16 @@ EASIER = (
     "These questions use the documents' own words, so they are easier than people's: expect that the right passage is"
     " found less often, and that more is warned of. The figures compare one index with another."
 )
+
+
+def check_and_report(
+    collection: Collection, events: Events, questions: int, model: LlamaClient | None
+) -> tuple[CheckResult, Path]:
+    """Checks a collection, shows the figures and keeps them beside it; the result, and the path of its picture. Takes
+    and raises what `check` does."""
+    result = check(collection, events, questions, model)
+    emit_tables(result, events)
+    return result, write_files(result, collection.folder)
 
 
 def emit_tables(result: CheckResult, events: Events) -> None:

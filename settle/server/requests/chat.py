@@ -3,6 +3,7 @@
 import contextlib
 from collections.abc import AsyncGenerator, Callable
 from pathlib import Path
+from types import ModuleType
 
 from settle.server.errors import ApiError, invalid, unsupported
 from settle.server.grammar.grammars import call_grammar, json_grammar, native_tools, own_grammar
@@ -26,9 +27,7 @@ OWN_ARGUMENTS = {"messages", "tools", "add_generation_prompt", "bos_token", "eos
 async def stream(backend: Backend, request: ChatRequest, entry: ModelEntry) -> AsyncGenerator[Chunk]:
     """OpenAI's chunks; the last one has usage and timings. Closing it stops the model. Raises ApiError."""
     if entry.collection:
-        from settle.server.requests import document_chat  # needs the extra `rag`
-
-        async with contextlib.aclosing(document_chat.stream(backend, request, entry)) as chunks:
+        async with contextlib.aclosing(_document_chat().stream(backend, request, entry)) as chunks:
             async for chunk in chunks:
                 yield chunk
         return
@@ -42,12 +41,17 @@ async def stream(backend: Backend, request: ChatRequest, entry: ModelEntry) -> A
 async def whole(backend: Backend, request: ChatRequest, entry: ModelEntry) -> Chunk:
     """OpenAI's chat.completion. Raises ApiError."""
     if entry.collection:
-        from settle.server.requests import document_chat  # needs the extra `rag`
-
-        return await document_chat.whole(backend, request, entry)
+        answer: Chunk = await _document_chat().whole(backend, request, entry)
+        return answer
     async with backend.pool.use(entry) as loaded:
         plan = await prepare(backend.catalogue, request, entry, loaded)
         return await plan.whole(loaded)
+
+
+def _document_chat() -> ModuleType:
+    from settle.server.requests import document_chat  # needs the extra `rag`
+
+    return document_chat
 
 
 async def prepare(catalogue: ModelCatalogue, request: ChatRequest, entry: ModelEntry, loaded: LoadedModel) -> ChatPlan:

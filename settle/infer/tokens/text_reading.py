@@ -1,0 +1,117 @@
+"""A text as a model read it, token by token, and the same text in a second model.
+
+N tokens. Token i is predicted by what stands before it: the first one is not, unless the model opens a text itself.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from settle.base.tokenizer import Tokenizer
+from settle.data.tokenizer.compatibility import tokenizer_difference
+from settle.infer.tokens.next_token import Distribution, Positions, Sampler
+from settle.infer.tokens.token_text import TokenText, token_text, token_texts
+
+SHOWN = 20  # likeliest tokens that people see
+
+
+@dataclass(frozen=True)
+class TextReading:
+    """model: its name. engine: what computed it. ids (N,): of the text as the model reads it. positions: what may
+    follow after each. skipped: tokens before these that did not fit into the context."""
+
+    model: str
+    engine: str
+    tokenizer: Tokenizer
+    ids: list[int]
+    positions: Positions
+    skipped: int = 0
+
+    @property
+    def texts(self) -> list[TokenText]:
+        return token_texts(self.tokenizer, self.ids)
+
+    def logprob(self, index: int) -> float | None:
+        """Natural, of token `index`; None where nothing stands before it."""
+        return float(self.positions.logprobs[index - 1]) if index else None
+
+    def before(self, index: int) -> Distribution | None:
+        """What could have been at token `index`, or what comes after the text for N; None where nothing stands
+        before it."""
+        return self.positions.at(index - 1) if index else None
+
+    def alternatives(
+        self, distribution: Distribution, sampler: Sampler | None = None, top: int = SHOWN
+    ) -> list[dict[str, object]]:
+        """The `top` likeliest tokens, each {"rank", "id", "text", "special", "logprob", "probability"}, and with how
+        often it is "drawn" where a sampler is given."""
+        drawn = distribution.drawn(sampler) if sampler else None
+        pairs = enumerate(zip(distribution.ids[:top].tolist(), distribution.logprobs.tolist(), strict=False))
+        return [
+            {"rank": at + 1, **token_text(self.tokenizer, token).to_json(), "logprob": logprob}
+            | {"probability": math.exp(logprob)}
+            | ({"drawn": float(drawn[at])} if drawn is not None else {})
+            for at, (token, logprob) in pairs
+        ]
+
+    @property
+    def bits_per_byte(self) -> float | None:
+        """Of the tokens that are predicted; None where they stand for no text."""
+        num_bytes = sum(int(self.tokenizer.byte_length[token]) for token in self.ids[1:])
+        total = float(self.positions.logprobs[: len(self.ids) - 1].sum())
+        return -total / math.log(2) / num_bytes if num_bytes else None
+
+    def to_json(self, sampler: Sampler | None = None, top: int = SHOWN) -> dict[str, object]:
+        return {
+            "model": self.model,
+            "engine": self.engine,
+            "skipped": self.skipped,
+            "bits_per_byte": self.bits_per_byte,
+            "tokens": [self.token_json(index, sampler, top) for index in range(len(self.ids))],
+            "next": self.place_json(len(self.ids), sampler, top),
+        }
+
+    def token_json(self, index: int, sampler: Sampler | None = None, top: int = SHOWN) -> dict[str, object]:
+        """A token of the text, its log-probability and rank, and what could have been in its place."""
+        logprob = self.logprob(index)
+        figures = {
+            "logprob": logprob,
+            "probability": None if logprob is None else math.exp(logprob),
+            "rank": int(self.positions.ranks[index - 1]) if index else None,
+        }
+        return self.texts[index].to_json() | figures | self.place_json(index, sampler, top)
+
+    def place_json(self, index: int, sampler: Sampler | None = None, top: int = SHOWN) -> dict[str, object]:
+        """Entropy in nats, the `top` likeliest tokens, and all others, the likeliest first, as (how many, log of their
+        mean probability)."""
+        distribution = self.before(index)
+        if distribution is None:
+            return {"entropy": None, "top": [], "tail": []}
+        known = [[1, logprob] for logprob in distribution.logprobs[top:].tolist()]
+        bins = zip(distribution.counts.tolist(), distribution.means.tolist(), strict=True)
+        likeliest = self.alternatives(distribution, sampler, top)
+        return {"entropy": distribution.entropy, "top": likeliest, "tail": [*known, *map(list, bins)]}
+
+
+@dataclass(frozen=True)
+class ReadingPair:
+    """A text in two models. difference: in which their tokenizers differ, "" where both read the same tokens."""
+
+    one: TextReading
+    other: TextReading
+    difference: str
+
+    @classmethod
+    def of(cls, one: TextReading, other: TextReading) -> "ReadingPair":
+        return cls(one, other, tokenizer_difference(one.tokenizer, other.tokenizer))
+
+    @property
+    def gains(self) -> Sequence[float | None]:
+        """By how many nats the other one holds each token likelier; none where they do not read the same tokens."""
+        if self.difference:
+            return []
+        pairs = [(self.one.logprob(at), self.other.logprob(at)) for at in range(len(self.one.ids))]
+        return [None if a is None or b is None else b - a for a, b in pairs]
+
+    def to_json(self) -> dict[str, object]:
+        return self.other.to_json() | {"difference": self.difference, "gains": list(self.gains)}
