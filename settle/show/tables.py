@@ -2,7 +2,6 @@
 
 import os
 import re
-from collections.abc import Mapping
 from pathlib import Path
 
 from rich import box
@@ -14,7 +13,7 @@ from rich.text import Text
 from settle.base.events import Listing, PlanReady
 from settle.base.run.result import Result
 from settle.base.words.amounts import UNITS, amount
-from settle.base.words.figures import flat
+from settle.base.words.figures import cell_text, flat
 from settle.base.words.sentences import WHY_FITS
 
 ORIGIN_STYLES = {"asked": "bold green", "recipe": "cyan", "derived": "blue", "measured": "magenta", "default": "dim"}
@@ -95,7 +94,7 @@ def listing(event: Listing, width: int = WHY_FITS) -> Table:
     Columns that do not fit into `width` are left out from the right, and named below: the first says what a row is.
     """
     table = _table(event.title)
-    names, rows = list(event.columns), [[_cell(v) for v in row] for row in event.rows]
+    names, rows = list(event.columns), [[cell_text(v) for v in row] for row in event.rows]
     number = [bool(rows) and all(NUMBER.match(row[i]) for row in rows) for i in range(len(names))]
     needed = [max(len(name), *(len(row[i]) for row in rows), 0) for i, name in enumerate(names)]
     needed = [n if number[i] else min(n, FIRST_WIDTH if i == 0 else TEXT_WIDTH) for i, n in enumerate(needed)]
@@ -119,7 +118,7 @@ def listing(event: Listing, width: int = WHY_FITS) -> Table:
 def aligned(event: Listing) -> str:
     """The same list for a pipe: aligned columns, two spaces apart, never cut, nothing but text."""
     named = [list(event.columns)] if any(event.columns) else []
-    rows = [*named, *([_cell(v) for v in row] for row in event.rows)]
+    rows = [*named, *([cell_text(v) for v in row] for row in event.rows)]
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows)
 
@@ -133,9 +132,3 @@ def _table(title: str) -> Table:
         pad_edge=False,
         header_style="dim",
     )
-
-
-def _cell(value: object) -> str:
-    if isinstance(value, Mapping):
-        return amount(value["value"], str(value["unit"]))
-    return value if isinstance(value, str) else amount(value)

@@ -35,7 +35,7 @@ export default {
       <figcaption>
         <span class="name">{{ title }}</span>
         <label v-if="axes.length > 1">by <select class="pick" v-model="axis"><option v-for="a in axes">{{ a }}</option></select></label>
-        <label><input type="checkbox" v-model="log"> logarithmic</label>
+        <label v-if="axes.length > 1"><input type="checkbox" v-model="log"> logarithmic</label>
       </figcaption>
       <svg :width="width" :height="height" role="img" tabindex="0" :aria-label="summary"
            @mousemove="point" @mouseleave="cursor = null" @blur="cursor = null"
@@ -45,7 +45,7 @@ export default {
         <text v-for="t in view.xTicks" :x="view.x(t)" :y="height - 8" text-anchor="middle">{{ format(t) }}</text>
         <template v-for="s in view.drawn">
           <path :d="s.area" class="area" :style="{ fill: s.colour }" />
-          <path :d="s.line" class="curve" :style="{ stroke: s.colour }" :stroke-dasharray="s.dash" />
+          <path :d="s.line" class="curve" :style="{ stroke: s.colour, strokeWidth: s.dense ? 1 : 2 }" :stroke-dasharray="s.dash" />
           <circle v-if="s.dot" :cx="s.dot[0]" :cy="s.dot[1]" r="3" :style="{ fill: s.colour }" />
         </template>
         <line v-if="cursor !== null" :x1="view.x(cursor)" :x2="view.x(cursor)" y1="10" :y2="height - 28" class="cursor" />
@@ -98,11 +98,11 @@ export default {
         const seen = points.filter((p) => positive(p[1])), band = points.filter((p) => positive(p[2]) && positive(p[3]));
         const area = band.length > 1 ? `M${path(band, 3).join("L")}L${path(band, 2).reverse().join("L")}Z` : "";
         const line = seen.length > 1 ? `M${path(seen, 1).join("L")}` : "";
-        return { i, area, line, dot: seen.length === 1 ? [x(seen[0][0]), y(seen[0][1])] : null, ...this.look(i) };
+        return { dense: seen.length > 300, area, line, dot: seen.length === 1 ? [x(seen[0][0]), y(seen[0][1])] : null, ...this.look(i) };
       });
       const across = Math.max(2, Math.floor(inner / 110));
       return {
-        x, y, x0, x1, drawn: curves,
+        x, y, x0, x1, drawn: curves.reverse(), // the first on top
         xTicks: curves.length ? (x1 > x0 ? ticks(x0, x1, across) : [x0]) : [],
         yTicks: this.log ? logTicks(y0, y1) : ticks(low, high, 5),
       };

@@ -66,10 +66,24 @@ def failure(error: SettleError) -> None:
             words(error.fix, classes="fix")
 
 
-def facts(rows: Sequence[tuple[str, str]]) -> None:
-    """Names with their values; a value that is not known is left out."""
-    with ui.element("dl"):
-        for name, value in rows:
-            if value:
-                words(name, "dt")
-                words(value, "dd")
+class Facts:
+    """Names with their values, that can change; a value that is not known is left out."""
+
+    def __init__(self, rows: Sequence[tuple[str, str]] = ()) -> None:
+        self._list = ui.element("dl")
+        self._values: dict[str, TextElement] = {}
+        self.show(rows)
+
+    def show(self, rows: Sequence[tuple[str, str]]) -> None:
+        """Only what has changed is sent."""
+        known = {name: visible(value) for name, value in rows if value}
+        if list(known) != list(self._values):
+            self._list.clear()
+            with self._list:
+                self._values = {}
+                for name, value in known.items():
+                    words(name, "dt")
+                    self._values[name] = words(value, "dd")
+        for name, value in known.items():
+            if self._values[name].text != value:
+                self._values[name].text = value

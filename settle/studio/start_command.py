@@ -28,7 +28,7 @@ async def start_command(arguments: Sequence[str]) -> None:
                 break
         if process.returncode:
             talk.seek(0)
-            said = talk.read().decode("utf-8", "replace").strip()
-            what, _, fix = said.rpartition("settle: ")[2].partition("→")
+            text = talk.read().decode("utf-8", "replace").strip()
+            what, _, fix = text.rpartition("settle: ")[2].partition("→")
             raise RunError(" ".join(what.split()) or "the command failed", " ".join(fix.split()))
     asyncio.get_running_loop().run_in_executor(None, process.wait)  # leaves no zombie

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import ParamSpec, TypeVar
 
 from nicegui import ui
 
@@ -12,6 +12,7 @@ from settle.base.registry import Part
 
 TICK_SECONDS = 0.5
 
+P = ParamSpec("P")
 T = TypeVar("T")
 
 
@@ -49,9 +50,9 @@ class Visit:
                 report(e)
 
 
-async def in_thread(work: Callable[[], T]) -> T:
+async def in_thread(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     """The result of slow work, without keeping the other pages waiting."""
-    return await asyncio.to_thread(work)
+    return await asyncio.to_thread(work, *args, **kwargs)
 
 
 def report(error: SettleError) -> None:

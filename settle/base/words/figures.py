@@ -71,3 +71,10 @@ def flat(values: Mapping[str, object], prefix: str = "") -> dict[str, object]:
     for key, value in values.items():
         out |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) and value else {f"{prefix}{key}": value}
     return out
+
+
+def cell_text(value: object) -> str:
+    """A cell of a list, as text."""
+    if isinstance(value, Mapping):
+        return amount(value["value"], str(value["unit"]))
+    return value if isinstance(value, str) else amount(value)

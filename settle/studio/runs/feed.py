@@ -11,7 +11,7 @@ from typing import NamedTuple
 from weakref import WeakValueDictionary
 
 from settle.base import events as kinds
-from settle.base.errors import RunError
+from settle.base.errors import RunError, SettleError
 from settle.base.event_log import parse_record, to_event
 from settle.base.run import Run
 from settle.base.run.course import RunCourse
@@ -77,14 +77,23 @@ class RunFeed:
 
     def _begin(self) -> None:
         self.version = self._offset = self._inode = 0
-        self.curves = {name: Curve() for name in ("held-out", "forecast", *STEP_CURVES)}
+        self.curves = {name: Curve() for name in ("held-out", "bits per byte", "forecast", *STEP_CURVES)}
         self.course = RunCourse(keep_steps=False)
         self.lines: deque[Line] = deque(maxlen=MOST_LINES)
         self.samples: list[kinds.Sample] = []
         self.data: kinds.TextSummary | kinds.RowSummary | None = None
         self.last_time: float | None = None
         self.seconds = 0.0  # of work, in all sessions
-        self.end_tokens: int | None = None  # of the whole run, by its latest forecast
+        self._expected = self._forecast()
+
+    def _forecast(self) -> tuple[float, float, float] | None:
+        """The loss at the end and its interval, as the run was planned; None where that was not said."""
+        try:
+            loss = (self.run.read("forecast.json") or {})["loss"]
+            value, low, high = (number(loss[key]) for key in ("value", "low", "high"))
+        except (SettleError, KeyError, TypeError):
+            return None
+        return None if value is None or low is None or high is None else (value, low, high)
 
     def _read_piece(self) -> bool:
         """Whether there may be more."""
@@ -129,9 +138,14 @@ class RunFeed:
             case kinds.Eval() if not event.whole:
                 error = event.stderr if math.isfinite(event.stderr) else 0.0
                 self._point("held-out", event.step, event.tokens, event.loss, event.loss - error, event.loss + error)
+                if event.bits_per_byte is not None and event.loss:
+                    bits, error = event.bits_per_byte, error * event.bits_per_byte / event.loss
+                    self._point("bits per byte", event.step, event.tokens, bits, bits - error, bits + error)
+                if self._expected is not None:
+                    self._point("forecast", event.step, event.tokens, *self._expected)
             case kinds.LossForecast():
-                self._point("forecast", event.step, event.tokens, event.loss, event.low, event.high)
-                self.end_tokens = event.end_tokens
+                self._expected = event.loss, event.low, event.high
+                self._point("forecast", event.step, event.tokens, *self._expected)
             case kinds.Sample():
                 self.samples = [*self.samples[-MOST_SAMPLES + 1 :], event]
             case kinds.TextSummary() | kinds.RowSummary():

@@ -1,0 +1,120 @@
+"""Runs over each other: their losses by tokens, time or energy, and the settings in which they differ."""
+
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
+from urllib.parse import quote
+
+from nicegui import ui
+
+from settle.base.errors import SettleError
+from settle.base.run import Run
+from settle.base.words.amounts import amount
+from settle.studio.chart import AXES, Chart
+from settle.studio.layout import card, words
+from settle.studio.pages import Page
+from settle.studio.runs.feed import RunFeed
+from settle.studio.runs.report import TONES, result_of
+from settle.studio.runs.settings import average_watts, differing_settings
+from settle.studio.table import Cell, Table
+from settle.studio.visit import Visit, in_thread
+
+MOST_RUNS = 6  # that colour and dash can tell apart
+MOST_OFFERED = 40
+CURVES = {"bits per byte": "Held-out text, bits per byte", "training": "Training loss, nats per token"}
+NOTE = (
+    "Losses per token compare only runs with one tokenizer; bits per byte compare all. Energy is the run's time at its "
+    "average power; before the end, at that of its forecast."
+)
+
+
+class Compare(Page):
+    """Up to six runs."""
+
+    path: ClassVar[str] = "/compare"
+    title: ClassVar[str] = "Compare runs"
+    place: ClassVar[int | None] = 20
+
+    async def build(self, visit: Visit) -> None:
+        offered = list(reversed(await in_thread(Run.all)))
+        asked = [name for name in visit.query.get("runs", "").split(",") if name]
+        runs = [run for name in asked for run in offered if name in (run.path.name, run.name)][:MOST_RUNS]
+        _choice(runs, offered)
+        if not runs:
+            words("Choose two runs or more; each is a line in one picture.", classes="empty")
+            return
+        names = _unique_names(runs)
+        feeds = [RunFeed.of(run) for run in runs]
+        for feed in feeds:
+            await feed.update()
+        watts = [await in_thread(average_watts, run) for run in runs]
+        losses = {}
+        for curve, title in CURVES.items():
+            with ui.element("section").classes("panel"):
+                losses[curve] = Chart(title, names, AXES, height=300)
+        words(NOTE, classes="dim")
+        await _tables(runs, names)
+
+        async def refresh() -> None:
+            for feed in feeds:
+                await feed.update()
+            anew = sum(feed.anew for feed in feeds)
+            for curve, chart in losses.items():
+                chart.grow([feed.curves[curve] for feed in feeds], anew, watts)
+
+        await refresh()
+        visit.every_tick(refresh)
+
+
+def _choice(runs: Sequence[Run], offered: Sequence[Run]) -> None:
+    """A link for every run, which adds it to those that are compared, or takes it away."""
+    chosen = [run.path.name for run in runs]
+    with ui.element("ul").classes("chips").props('aria-label="Runs to compare"'):
+        for run in offered[:MOST_OFFERED]:
+            name = run.path.name
+            rest = [other for other in chosen if other != name] if name in chosen else [*chosen, name]
+            with ui.element("li"):
+                link = ui.link(run.name, f"/compare?runs={quote(','.join(rest), safe=',')}")
+                if name in chosen:
+                    link.classes("chosen").props('aria-current="true"')
+
+
+def _unique_names(runs: Sequence[Run]) -> list[str]:
+    """Names of runs; with the date and the id where two have one name."""
+    names = [run.name for run in runs]
+    return [run.name if names.count(run.name) == 1 else run.path.name for run in runs]
+
+
+async def _tables(runs: Sequence[Run], names: Sequence[str]) -> None:
+    """How they ended, and their settings: those that differ first."""
+    with card("How they ended"):
+        columns = ("run", "verdict", "held-out loss", "bits per byte", "tokens", "time", "energy")
+        Table("How they ended", columns, columns[2:]).show(
+            [await in_thread(_end, run, name) for run, name in zip(runs, names, strict=True)]
+        )
+    different, same = await in_thread(differing_settings, runs)
+    with card("Settings that differ"):
+        empty = "They differ in no setting." if len(runs) > 1 else "Choose a second run to see what differs."
+        Table("Settings that differ", ("setting", *names), empty=empty).show(different if len(runs) > 1 else [])
+    with card("Settings that are the same"):
+        Table("Settings that are the same", ("setting", "value")).show([row[:2] for row in same])
+
+
+def _end(run: Run, name: str) -> list[Cell]:
+    link: Cell = {"text": name, "href": f"/runs/{quote(run.path.name)}"}
+    try:
+        result = result_of(run)
+    except SettleError as e:
+        return [link, {"text": e.what, "tone": "bad"}, "", "", "", "", ""]
+    verdict = result.verdict if result else run.status
+    best, actual = (result.best if result else None), (result.actual if result else {})
+    return [
+        link,
+        {"text": verdict, "tone": TONES.get(verdict, "dim")},
+        amount(best.loss if best else None),
+        amount(best.bits_per_byte if best else None),
+        _figure(actual, "tokens", "count"), _figure(actual, "time", "s"), _figure(actual, "energy", "J"),
+    ]  # fmt: skip
+
+
+def _figure(actual: Mapping[str, object], name: str, unit: str) -> str:
+    return amount(actual.get(name), unit)

@@ -1,0 +1,176 @@
+"""One run: its curves as they grow, what it says of itself, and how it ended."""
+
+import time
+from collections.abc import Sequence
+from typing import ClassVar
+
+from nicegui import ui
+
+from settle.base.errors import SettleError
+from settle.base.run import Run as RunFolder
+from settle.base.run.result import Result
+from settle.studio.chart import Chart
+from settle.studio.layout import Facts, button, card, failure, words
+from settle.studio.pages import Page
+from settle.studio.runs import report
+from settle.studio.runs.feed import RunFeed
+from settle.studio.runs.process import WorkMeter, stop
+from settle.studio.runs.samples import sample_text
+from settle.studio.start_command import start_command
+from settle.studio.table import Cell, Table
+from settle.studio.visit import Visit, in_thread
+
+LOSSES = ("held-out", "training", "forecast")
+MOST_LINES = 80  # of what happened
+METER_SECONDS = 2.0
+
+
+class Run(Page):
+    """A run, live."""
+
+    path: ClassVar[str] = "/runs/{name}"
+    title: ClassVar[str] = "{name}"
+
+    async def build(self, visit: Visit) -> None:
+        feed = RunFeed.of(await in_thread(RunFolder.find, visit.path["name"]))
+        await feed.update()
+        view = _View(feed)
+        await view.build()
+        visit.every_tick(view.refresh)
+
+
+class _View:
+    """The elements of the page that change."""
+
+    def __init__(self, feed: RunFeed) -> None:
+        self.feed, self.run = feed, feed.run
+        self.meter, self.metered = WorkMeter(feed.run), 0.0
+        self.work: tuple[int, float | None] | None = None
+        self.version, self.status = -1, ""
+        self.result: Result | None = None
+        self.fault: SettleError | None = None
+
+    async def build(self) -> None:
+        with ui.element("div").classes("row"):
+            self.state = words("", classes="state")
+            self.stop = button("Stop", self._stop)
+            self.resume = button("Resume", self._resume, main=True)
+            ui.link("How it learned", f"/learning/{self.run.path.name}")
+            ui.link("Compare", f"/compare?runs={self.run.path.name}")
+        self.problem = ui.element("div")
+        with ui.element("div").classes("columns"):
+            with card("Verdict"):
+                self.verdict = Facts()
+            with card("Now"):
+                self.now = Facts()
+            with card("Settled?"):
+                meter = ui.element("div").classes("meter").props('role="meter" aria-valuemin=0 aria-valuemax=100')
+                meter.props["aria-label"] = "How near the run is to settled"
+                with meter:
+                    self.bar = ui.element("div")
+                self.gauge, self.evidence = meter, words("")
+        with ui.element("section").classes("panel"):
+            self.losses = Chart("Loss, nats", ("held-out", "training", "expected at the end"), height=320)
+        with ui.element("div").classes("columns"):
+            with ui.element("section").classes("panel"):
+                self.rate = Chart("Learning rate", ("learning rate",), ("tokens",), height=160)
+            with ui.element("section").classes("panel"):
+                self.speed = Chart("Speed", ("tokens/s",), ("tokens",), height=160)
+        with card("What it writes"):
+            self.samples = ui.element("div")
+        with card("Forecast and actual"):
+            self.forecast = ui.element("div")
+        with card("What happened"):
+            self.lines = Table("What happened", ("time", "event"), empty="Nothing has been reported yet.")
+        self.card = ui.element("div")
+        self.num_samples = -1
+        await self.refresh()
+
+    async def refresh(self) -> None:
+        """Send what has changed since the last time."""
+        feed = self.feed
+        await feed.update()
+        status = await feed.status()
+        if time.monotonic() - self.metered > METER_SECONDS and status == "running":
+            self.work, self.metered = await in_thread(self.meter.read), time.monotonic()
+        if status != self.status:
+            await self._show_state(status)
+        elif feed.version == self.version:
+            return
+        self.version = feed.version
+        curves = feed.curves
+        self.losses.grow([curves[name] for name in LOSSES], feed.anew)
+        self.rate.grow([curves["learning rate"]], feed.anew)
+        self.speed.grow([curves["tokens/s"]], feed.anew)
+        memory, watts = self.work or (None, None)
+        self.now.show(report.now_facts(feed, memory if status == "running" else None, watts))
+        nearness, text = report.settled_text(feed, status == "running")
+        share = round(100 * (nearness or 0.0))
+        self.bar.style(f"width: {share}%")
+        self.gauge.props["aria-valuenow"] = share
+        self.evidence.text = text or "There is no evidence yet."
+        self._show_samples()
+        lines: list[list[Cell]] = [
+            [time.strftime("%H:%M:%S", time.localtime(line.time)), {"text": line.text, "tone": line.tone}]
+            for line in list(feed.lines)[-MOST_LINES:]
+        ]
+        self.lines.show(lines)
+
+    async def _show_state(self, status: str) -> None:
+        """The verdict, the forecast and the card, when the run's status is another one than before."""
+        self.status, run = status, self.run
+        self.result, self.fault = None, None
+        columns: Sequence[str] = ()
+        rows: list[list[str]] = []
+        text = ""
+        try:
+            self.result = await in_thread(report.result_of, run)
+            columns, rows = await in_thread(report.forecast_rows, run, self.result)
+            text = await in_thread(report.card_of, run)
+        except SettleError as e:
+            self.fault = e
+        state, tone = report.state_text(status, self.result, self.fault)
+        self.state.text = f"State: {state}"
+        self.state.classes(replace=f"state {tone}")
+        self.stop.set_visibility(status == "running")
+        self.resume.set_visibility(status == "interrupted" and self.fault is None)
+        self.problem.clear()
+        with self.problem:
+            if self.fault is not None:
+                failure(self.fault)
+            elif status == "deleted":
+                words("This run has been deleted. What is shown was read before.", classes="warn")
+        facts = report.verdict_facts(self.result) if self.result else [("why", "The run is not finished.")]
+        self.verdict.show(facts)
+        self.forecast.clear()
+        with self.forecast:
+            if rows:
+                Table("Forecast and actual", columns, columns[1:]).show(rows)
+            else:
+                words("There is no forecast.", classes="empty")
+        self.card.clear()
+        if text:
+            with self.card, card("Card"):
+                words(text, "pre", "tall").props("tabindex=0")
+
+    def _show_samples(self) -> None:
+        samples = self.feed.samples
+        if len(samples) == self.num_samples:
+            return
+        self.num_samples = len(samples)
+        self.samples.clear()
+        with self.samples:
+            if not samples:
+                words("Nothing yet. `--sample TEXT` makes a run write as it learns.", classes="empty")
+            for sample in samples:
+                words(f"{sample.moment}, step {sample.step:,}", "h3")
+                sample_text(sample)
+
+    async def _stop(self) -> None:
+        await in_thread(stop, self.run)
+        self.state.text = "State: stopping; it saves a checkpoint"
+
+    async def _resume(self) -> None:
+        self.state.text = "State: resuming"
+        await start_command(["resume", self.run.path.name])
+        self.feed.look_again()

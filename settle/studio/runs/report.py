@@ -1,0 +1,94 @@
+"""What a run's page says beside its curves, made from its files and its feed."""
+
+import math
+from collections.abc import Mapping, Sequence
+
+from settle.base.errors import SettleError, malformed_is_format_error
+from settle.base.run import Run
+from settle.base.run.result import Result
+from settle.base.words.amounts import amount, duration
+from settle.base.words.figures import cell_text, comparison
+from settle.base.words.sentences import evidence_text, left_text, outlook_text
+from settle.studio.runs.feed import RunFeed
+
+TONES = {
+    "running": "live", "interrupted": "warn", "damaged": "bad", "deleted": "bad", "settled": "good", "learned": "good",
+    "overfitting": "warn", "out of budget": "warn", "diverged": "bad", "broken": "bad", "✓": "good", "outside": "warn",
+}  # fmt: skip
+MOST_CARD = 60_000  # characters of a card that are shown
+
+
+def now_facts(feed: RunFeed, memory: int | None, watts: float | None) -> list[tuple[str, str]]:
+    """How far it is, and what it takes at this moment. memory: bytes."""
+    course, left = feed.course, feed.course.left
+    return [
+        ("step", f"{left.step:,}" if left.step else ""),
+        ("tokens", amount(left.tokens, "count") if left.tokens else ""),
+        ("speed", f"{amount(left.tokens_per_second, 'count')} tokens/s" if left.tokens_per_second else ""),
+        ("time", duration(feed.seconds) if feed.seconds else ""),
+        ("left", " · ".join(text for text in left_text(course) if "left" in text) if memory is not None else ""),
+        ("memory", amount(memory, "bytes") if memory else ""),
+        ("power", f"{watts:.0f} W, estimated" if watts is not None else ""),
+        ("expected", outlook_text(course).removeprefix("expected at the end: ") if memory is not None else ""),
+    ]
+
+
+def settled_text(feed: RunFeed, is_running: bool) -> tuple[float | None, str]:
+    """How near to settled, from 0 to 1, and the evidence."""
+    course = feed.course
+    if course.state == "decaying" and is_running:
+        return 1.0, "The learning rate falls to zero over the last stretch."
+    text = evidence_text(course, 200)
+    return course.nearness, text[:1].upper() + text[1:] + "." if text else ""
+
+
+def verdict_facts(result: Result) -> list[tuple[str, str]]:
+    """Why, the best evaluation, the comparison, the gate and the network."""
+    best, gate = result.best, result.gate
+    loss = ""
+    if best is not None and best.loss is not None:
+        error = f" ± {best.stderr:.4f}" if best.stderr is not None and math.isfinite(best.stderr) else ""
+        loss = f"{best.loss:.4f}{error} nats" + (f", at step {best.step:,}" if best.step is not None else "")
+    return [
+        ("why", result.why),
+        ("best held-out loss", loss),
+        ("bits per byte", f"{best.bits_per_byte:.4f}" if best and best.bits_per_byte is not None else ""),
+        ("against its base", result.headline),
+        ("gate", "" if gate is None else "passed: the exported file is the model" if gate.get("passed") else "FAILED"),
+        ("network", str(result.audit.get("sentence") or "")),
+        ("files", ", ".join(map(str, result.files))),
+    ]
+
+
+def forecast_rows(run: Run, result: Result | None) -> tuple[Sequence[str], list[list[str]]]:
+    """Columns and rows of the forecast beside the actual figures; no rows without a forecast. Raises SettleError."""
+    with malformed_is_format_error(run.name):
+        forecast: Mapping[str, object] = (result.forecast if result else None) or run.read("forecast.json") or {}
+        if not forecast:
+            return (), []
+        shown = comparison(forecast, (result.actual or None) if result else None)
+        columns = [name or "inside" for name in shown.columns]
+        return columns, [[cell_text(value) for value in row] for row in shown.rows]
+
+
+def result_of(run: Run) -> Result | None:
+    """None while there is none. Raises SettleError for one that cannot be read."""
+    with malformed_is_format_error(run.name):
+        return run.result()
+
+
+def card_of(run: Run) -> str:
+    """The model card; empty without one."""
+    try:
+        with (run.out / "card.md").open(encoding="utf-8", errors="replace") as f:
+            return f.read(MOST_CARD)
+    except OSError:
+        return ""
+
+
+def state_text(status: str, result: Result | None, fault: SettleError | None) -> tuple[str, str]:
+    """(text, tone) of a run's state."""
+    if fault is not None:
+        return "damaged", TONES["damaged"]
+    text = result.verdict if result is not None else status
+    return text, TONES.get(text, "dim")

@@ -1,0 +1,11 @@
+"""What a model wrote while it learned."""
+
+from settle.base.events import Sample
+from settle.studio.layout import words
+
+
+def sample_text(sample: Sample) -> None:
+    """The prompt, and what the model wrote after it; a long text scrolls, by the keyboard too."""
+    with words("", "p", "code tall").props("tabindex=0"):
+        words(sample.prompt, "strong")
+        words(sample.text, "span")
