@@ -102,10 +102,12 @@ class Scorer(ChildModel["ScorerChild"]):
         top, sampled = sizes(self.num_vocab, top, sampled)
         return Rows(*self._child.ask({"ids": list(map(int, ids)), "top": top, "sampled": sampled}))
 
-    def positions(self, ids: Sequence[int], likeliest: int = LIKELIEST) -> Positions:
-        """What may follow after each token of a window (L,), its last one too; L is `context` at most."""
+    def positions(self, ids: Sequence[int], likeliest: int = LIKELIEST, first: int = 1) -> Positions:
+        """What may follow before token `first` of a window (L,) and before each later one, and after the last; L is
+        `context` at most."""
         self._require_window([*ids, 0])
-        return Positions(*self._child.ask({"ids": list(map(int, ids)), "likeliest": likeliest}))
+        request = {"ids": list(map(int, ids)), "likeliest": likeliest, "first": first}
+        return Positions(*self._child.ask(request))
 
     def write(
         self, ids: Sequence[int], most: int, sampler: Sampler = GREEDY, seed: int = 0, stops: Sequence[int] = ()

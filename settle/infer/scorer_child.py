@@ -166,10 +166,12 @@ def placed(model: ReadableModel, ids: Sequence[int]) -> Iterator[tuple[np.ndarra
         begin += len(logits)
 
 
-def positions(model: ReadableModel, ids: Sequence[int], likeliest: int) -> list[np.ndarray]:
-    """The arrays of `Positions` after every token of a window, the last one too."""
-    following = np.asarray([*ids[1:], -1])
-    parts = [describe(logits, following[at], likeliest) for logits, at in placed(model, [*ids, 0])]
+def positions(model: ReadableModel, ids: Sequence[int], likeliest: int, first: int) -> list[np.ndarray]:
+    """The arrays of `Positions` before token `first` of a window, before each later one, and after the last."""
+    following, parts = np.asarray([*ids[1:], -1]), []
+    for logits, at in placed(model, [*ids, 0]):
+        skipped = min(max(0, first - 1 - at.start), len(logits))
+        parts.append(describe(logits[skipped:], following[at][skipped:], likeliest))
     return joined(parts).arrays()
 
 
@@ -191,7 +193,7 @@ def answer(
         model.reopen(request["reopen"])
         return []
     if "likeliest" in request:
-        return positions(model, request["ids"], request["likeliest"])
+        return positions(model, request["ids"], request["likeliest"], request["first"])
     if "most" in request:
         return written(model, request)
     if "folder" not in request:

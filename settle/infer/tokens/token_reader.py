@@ -9,8 +9,9 @@ from settle.base.chat_template import ChatTemplate
 from settle.base.errors import UsageError
 from settle.formats.gguf import embeds, read_gguf
 from settle.infer.scorer import PACKAGE, Overrides, Scorer
-from settle.infer.tokens.next_token import GREEDY, LIKELIEST, Sampler
+from settle.infer.tokens.next_token import GREEDY, LIKELIEST, Positions, Sampler
 from settle.infer.tokens.text_reading import TextReading
+from settle.infer.tokens.token_text import token_texts
 from settle.infer.tokens.torch_scorer import TorchScorer, context_of, tokenizer_of
 from settle.library.facts import adapter_template
 from settle.library.reference import ModelRef
@@ -88,6 +89,12 @@ class TokenReader:
             positions = self._scorer.positions(kept, likeliest)
         return TextReading(self.name, self.engine, self.tokenizer, kept, positions, len(ids) - len(kept))
 
+    def positions(self, ids: Sequence[int], first: int) -> Positions:
+        """What may stand at place `first` of a text that fits into the context, at each later one, and behind it.
+        Raises UsageError for one that does not fit."""
+        with self._lock:
+            return self._scorer.positions(ids, first=first)
+
     def write(self, ids: Sequence[int], most: int, sampler: Sampler = GREEDY, seed: int = 0) -> list[int]:
         """The ids that follow a text, as far as the context goes; the last one is a stop where one was drawn."""
         kept = self._fitting(ids)
@@ -97,6 +104,11 @@ class TokenReader:
     def text(self, ids: Sequence[int]) -> str:
         """What ids stand for, control tokens left out; bytes that are no whole character become U+FFFD."""
         return b"".join(self.tokenizer.token_bytes[token] for token in ids).decode("utf-8", "replace")
+
+    def shown_text(self, ids: Sequence[int]) -> str:
+        """As `text`, with control tokens by their names."""
+        texts = token_texts(self.tokenizer, ids)
+        return "".join(text.text if text.is_special else self.text([text.id]) for text in texts)
 
     def _fitting(self, ids: Sequence[int]) -> list[int]:
         """The last ids that fit, behind the token that opens a text where the model expects one."""

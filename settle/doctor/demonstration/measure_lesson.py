@@ -1,0 +1,168 @@
+"""A lesson measured: some A and B drawn by rule, the probability of each answer, and how often A is the one that works.
+
+The draws come from a seed, never from what the model makes of them.
+"""
+
+import math
+import random
+import statistics
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+
+from settle.base.statistics import Interval, wilson
+from settle.doctor.demonstration.lesson_model import Case, LessonModel
+from settle.doctor.lessons import Lesson
+from settle.infer.tokens.next_token import GREEDY, Sampler
+
+SHOWN_TOKENS = 300  # of a prompt: its end
+WRITTEN_TOKENS = 8  # more than the answer has
+
+
+@dataclass(frozen=True)
+class Side:
+    """An answer as the model holds it. logprob: natural, of the whole answer. tokens: that it has. is_likeliest:
+    whether each of them is the likeliest token in its place."""
+
+    logprob: float
+    tokens: int
+    is_likeliest: bool
+
+    @property
+    def probability(self) -> float:
+        """Of one of its tokens: the geometric mean."""
+        return math.exp(self.logprob / self.tokens)
+
+
+@dataclass(frozen=True)
+class Example:
+    """The first draw, for people. prompts, written: of A and of B; written: what the model continues with by itself."""
+
+    prompts: tuple[str, str]
+    answer: str
+    written: tuple[str, str]
+
+
+@dataclass(frozen=True)
+class LessonResult:
+    """name, title, why …: of the lesson. lacking: why it was not measured, or "". sides: A and B of every draw."""
+
+    name: str
+    number: int
+    title: str
+    why: str
+    works: str
+    breaks: str
+    answer: str
+    wants_low: bool
+    has_rank: bool
+    lacking: str = ""
+    example: Example | None = None
+    sides: Sequence[tuple[Side, Side]] = ()
+
+    @property
+    def wins(self) -> list[bool]:
+        """Draw by draw, whether A is the one that works."""
+        return [(a.logprob < b.logprob) if self.wants_low else (a.logprob > b.logprob) for a, b in self.sides]
+
+    @property
+    def share(self) -> Interval:
+        """Of draws in which A is the one that works, with a 95 % interval."""
+        return wilson(self.wins)
+
+    @property
+    def probabilities(self) -> tuple[float, float]:
+        """Of a token of the answer, in A and in B: the median of the draws."""
+        one, other = zip(*[(a.probability, b.probability) for a, b in self.sides], strict=True)
+        return statistics.median(one), statistics.median(other)
+
+    @property
+    def right(self) -> tuple[int, int]:
+        """In how many draws of A and of B the model writes the answer by itself."""
+        return sum(a.is_likeliest for a, _ in self.sides), sum(b.is_likeliest for _, b in self.sides)
+
+    @property
+    def is_shown(self) -> bool | None:
+        """Whether the model shows it: A works better beyond chance. False where B does, None where it is open."""
+        if self.lacking:
+            return None
+        return True if self.share.low > 0.5 else False if self.share.high < 0.5 else None
+
+    @property
+    def verdict(self) -> str:
+        """What the numbers say, in a sentence or two, also where they do not show what the lesson is about."""
+        if self.lacking:
+            return f"Not measured: {self.lacking}."
+        number = len(self.sides)
+        counted = f"in {sum(self.wins)} of {number} draws"
+        if self.is_shown:
+            text = f"Your model shows it: A works better than B {counted}."
+        elif self.is_shown is False:
+            text = f"Your model shows the opposite: A works better than B only {counted}."
+        else:
+            text = f"Your model does not show it beyond chance: A works better than B {counted}."
+        if not self.has_rank or self.wants_low:
+            return text
+        one, other = self.right
+        if one == other == number:
+            return f"{text} It gets both right every time: only how sure it is differs."
+        if not one and not other:
+            return f"{text} It gets neither right by itself: only how unlikely the answer is differs."
+        return f"{text} By itself it writes the answer {one} times in A and {other} times in B."
+
+    def to_json(self) -> dict[str, object]:
+        plain = ("name", "number", "title", "why", "works", "breaks", "answer", "wants_low", "lacking", "verdict")
+        values: dict[str, object] = {name: getattr(self, name) for name in plain} | {"is_shown": self.is_shown}
+        if self.lacking or self.example is None:
+            return values
+        figures = {"draws": len(self.sides), "wins": sum(self.wins), "share": asdict(self.share)}
+        figures |= {"probabilities": self.probabilities, "right": self.right if self.has_rank else None}
+        sides = [[{**asdict(side), "probability": side.probability} for side in pair] for pair in self.sides]
+        return values | figures | {"example": asdict(self.example), "sides": sides}
+
+
+def measure_lesson(lesson: Lesson, model: LessonModel, draws: int, seed: int = 0) -> LessonResult:
+    """The lesson on a model. draws: how many A and B. Raises SettleError."""
+    about = {key: getattr(lesson, key) for key in ("number", "title", "why", "works", "breaks", "answer")}
+    result = LessonResult(
+        name=lesson.part_name(), **about, wants_low=lesson.wants_low, has_rank=lesson.has_rank,
+        lacking=lesson.lacking(model),
+    )  # fmt: skip
+    if result.lacking:
+        return result
+    drawn = random.Random(f"{lesson.part_name()} {seed}")
+    pairs = [lesson.draw(model, drawn) for _ in range(draws)]
+    sides = [(measure_case(model, one), measure_case(model, other)) for one, other in pairs]
+    return LessonResult(**{**vars(result), "sides": sides, "example": _example(model, pairs[0])})
+
+
+def measure_case(model: LessonModel, case: Case) -> Side:
+    """How likely the model holds the answer of a case."""
+    first = len(case.ids)
+    positions = model.positions([*case.ids, *case.answer], first, case.is_small)
+    logprobs = positions.logprobs[:-1].astype(float)
+    if case.temperature != 1.0:
+        pairs = enumerate(logprobs.tolist())
+        logprobs = np.array([positions.at(at).tempered(logprob, case.temperature) for at, logprob in pairs])
+    return Side(float(logprobs.sum()), len(case.answer), bool((positions.ranks[:-1] == 1).all()))
+
+
+def _example(model: LessonModel, pair: tuple[Case, Case]) -> Example:
+    one, other = pair
+    return Example(
+        (_shown(model, one), _shown(model, other)),
+        model.reader.shown_text(one.answer),
+        (_written(model, one), _written(model, other)),
+    )
+
+
+def _shown(model: LessonModel, case: Case) -> str:
+    return ("… " if len(case.ids) > SHOWN_TOKENS else "") + model.reader.shown_text(case.ids[-SHOWN_TOKENS:])
+
+
+def _written(model: LessonModel, case: Case) -> str:
+    """What the model continues with, drawn where the lesson is about that."""
+    sampler = GREEDY if case.temperature == 1.0 else Sampler(case.temperature)
+    reader = model.small if case.is_small else model.reader
+    return reader.shown_text(reader.write(case.ids, len(case.answer) + WRITTEN_TOKENS, sampler))

@@ -1,0 +1,34 @@
+"""One file is one lesson on why a model breaks: an A where it works, a B where it breaks, drawn by rule and measured on
+the person's own model."""
+
+import random
+from typing import ClassVar
+
+from settle.base.registry import Part
+from settle.doctor.demonstration.lesson_model import Case, LessonModel
+
+
+class Lesson(Part):
+    """The contract of a lesson.
+
+    number: its place among them. title: what breaks. why: what happens and why, in two sentences. works, breaks: what A
+    and B are. answer: what is measured the probability of. wants_low: whether a lower probability is what works.
+    has_rank: whether "the likeliest at every token" says that the model gets it right.
+    """
+
+    number: ClassVar[int]
+    title: ClassVar[str]
+    why: ClassVar[str]
+    works: ClassVar[str]
+    breaks: ClassVar[str]
+    answer: ClassVar[str]
+    wants_low: ClassVar[bool] = False
+    has_rank: ClassVar[bool] = True
+
+    def lacking(self, model: LessonModel) -> str:
+        """What the model lacks for this lesson, as a sentence; "" where it has everything."""
+        return ""
+
+    def draw(self, model: LessonModel, draws: random.Random) -> tuple[Case, Case]:
+        """An A and a B, by rule from these draws. Raises SettleError."""
+        raise NotImplementedError
