@@ -41,8 +41,9 @@ class ReadableModel(Protocol):
     def reopen(self, changes: Mapping[str, Any]) -> None:
         """Reads with other settings of the context from now on."""
 
-    def logits(self, ids: Sequence[int]) -> Iterator[np.ndarray]:
-        """Logits (P, V) after every token but the last, in order, P at a time; each array only until the next."""
+    def logits(self, ids: Sequence[int], start: int = 0) -> Iterator[np.ndarray]:
+        """Logits (P, V) after every token from `start` on but the last, in order, P at a time; each array only until
+        the next."""
 
     def next_logits(self, ids: Sequence[int]) -> np.ndarray:
         """Logits (V,) after the last token, float32, only until the next call. What was read before is not read again
@@ -102,11 +103,14 @@ class Model:
         if self._lib.llama_set_adapters_lora(context, adapters, 1, scales):
             raise Unreadable("error: the adapter does not fit the model")
 
-    def logits(self, ids: Sequence[int]) -> Iterator[np.ndarray]:
-        """Logits (P, V) after every token but the last, in order, P at a time; each array only until the next."""
+    def logits(self, ids: Sequence[int], start: int = 0) -> Iterator[np.ndarray]:
+        """Logits (P, V) after every token from `start` on but the last, in order, P at a time; each array only until
+        the next."""
         self._forget(0)
         for first in range(0, len(ids) - 1, self.together):
-            yield self._decode(ids[first : min(first + self.together, len(ids) - 1)], first, every=True)
+            logits = self._decode(ids[first : min(first + self.together, len(ids) - 1)], first, start - first)
+            if len(logits):
+                yield logits
 
     def next_logits(self, ids: Sequence[int]) -> np.ndarray:
         """As `ReadableModel.next_logits`."""
@@ -115,7 +119,8 @@ class Model:
         known = self._forget(known)
         logits = np.zeros((1, self.num_vocab), np.float32)
         for first in range(known, len(ids), self.together):
-            logits = self._decode(ids[first : first + self.together], first, every=False)
+            piece = ids[first : first + self.together]
+            logits = self._decode(piece, first, len(piece) - 1)
         self._kept = list(ids)
         row: np.ndarray = logits[0]
         return row
@@ -129,19 +134,19 @@ class Model:
         self._kept = self._kept[:known]
         return known
 
-    def _decode(self, piece: Sequence[int], first: int, every: bool) -> np.ndarray:
-        """Reads some tokens, of which the first is token `first` of its window. Logits (P, V) after each of them, or
-        (1, V) after the last."""
+    def _decode(self, piece: Sequence[int], first: int, skipped: int) -> np.ndarray:
+        """Reads some tokens, of which the first is token `first` of its window. Logits (P, V) after each of them but
+        the first `skipped`."""
         batch = self._batch
         batch.n_tokens = len(piece)
         for i, token in enumerate(piece):
-            batch.token[i], batch.pos[i], batch.logits[i] = token, first + i, every or i == len(piece) - 1
+            batch.token[i], batch.pos[i], batch.logits[i] = token, first + i, i >= skipped or i == len(piece) - 1
             batch.n_seq_id[i], batch.seq_id[i][0] = 1, 0
         failed = self._lib.llama_decode(self._context, batch)
         if failed:
             raise Unreadable(f"llama.cpp ended a window at token {first} with {failed}")
-        rows = len(piece) if every else 1
-        raw = self._ffi.buffer(self._lib.llama_get_logits(self._context), 4 * rows * self.num_vocab)
+        rows = max(0, len(piece) - max(0, skipped))
+        raw = self._ffi.buffer(self._lib.llama_get_logits(self._context), 4 * rows * self.num_vocab) if rows else b""
         return np.frombuffer(raw, np.float32).reshape(rows, self.num_vocab)
 
 
@@ -158,10 +163,10 @@ def compared(model: ReadableModel, ids: Sequence[int], rows: Rows, pool: ThreadP
     return Compared.joined([compare(rows[at], logits, after[at], pool) for logits, at in placed(model, ids)])
 
 
-def placed(model: ReadableModel, ids: Sequence[int]) -> Iterator[tuple[np.ndarray, slice]]:
-    """Logits as they are read, and the positions that they are of."""
-    begin = 0
-    for logits in model.logits(ids):
+def placed(model: ReadableModel, ids: Sequence[int], start: int = 0) -> Iterator[tuple[np.ndarray, slice]]:
+    """Logits as they are read, from position `start` on, and the positions that they are of."""
+    begin = start
+    for logits in model.logits(ids, start):
         yield logits, slice(begin, begin + len(logits))
         begin += len(logits)
 
@@ -169,9 +174,8 @@ def placed(model: ReadableModel, ids: Sequence[int]) -> Iterator[tuple[np.ndarra
 def positions(model: ReadableModel, ids: Sequence[int], likeliest: int, first: int) -> list[np.ndarray]:
     """The arrays of `Positions` before token `first` of a window, before each later one, and after the last."""
     following, parts = np.asarray([*ids[1:], -1]), []
-    for logits, at in placed(model, [*ids, 0]):
-        skipped = min(max(0, first - 1 - at.start), len(logits))
-        parts.append(describe(logits[skipped:], following[at][skipped:], likeliest))
+    for logits, at in placed(model, [*ids, 0], first - 1):
+        parts.append(describe(logits, following[at], likeliest))
     return joined(parts).arrays()
 
 

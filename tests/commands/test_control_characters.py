@@ -92,6 +92,7 @@ COMMANDS = {
     "export": [[f"no{ESCAPES}"], ["esc", "--out", f"./no{ESCAPES}/x.gguf"]],
     "fit": [[f"no{ESCAPES}"], ["esc", "--machine", f"rtx{ESCAPES}"], ["esc", "--machine", "rtx 4090"]],
     "index": [["docs"], [f"no{ESCAPES}"]],
+    "lessons": [["esc", "repetition", "--draws", "4"], ["esc", "template"], ["esc", f"no{ESCAPES}"], [f"no{ESCAPES}"]],
     "models": [[], ["show", "esc"], ["show", f"no{ESCAPES}"]],
     "pick": [["x", "--prompts", f"no{ESCAPES}"], [ESCAPES, "--prompts", "rows\x1b[31m.jsonl", "--models", ESCAPES]],
     "plan": [["tune", f"no{ESCAPES}", "--rows", "9"], ["pay-off", ESCAPES, "--against", ESCAPES]]

@@ -16,6 +16,7 @@ ARGUMENTS = {
     "doctor": ["notes"],
     "eval": ["notes", "--rows", "rows.jsonl"],
     "export": ["notes"],
+    "lessons": ["notes"],
     "serve": ["notes", "--port", "0"],
     "shrink": ["notes", "--to", "Q4_0"],
     "tokens": ["notes", "hi"],

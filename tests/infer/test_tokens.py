@@ -70,6 +70,9 @@ def test_every_token_has_the_live_models_probability_rank_and_entropy(tiny, read
             assert reading.logprob(at) == pytest.approx(row[ids[at]], abs=0.02)
             better = (row > row[ids[at]] + 0.02).sum(), (row > row[ids[at]] - 0.02).sum()
             assert better[0] < reading.positions.ranks[at - 1] <= better[1]
+    end = reader.positions(ids, 5)
+    assert len(end) == len(ids) - 4 and end.ranks.tolist() == reading.positions.ranks[4:].tolist()
+    np.testing.assert_allclose(end.logprobs, reading.positions.logprobs[4:], atol=1e-3)
     num_bytes = len(tiny.tokenizer.decode(ids[1:]).encode())
     assert reading.bits_per_byte == pytest.approx(
         -sum(reading.logprob(at) for at in range(1, len(ids))) / np.log(2) / num_bytes

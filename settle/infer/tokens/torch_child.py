@@ -39,10 +39,10 @@ class TorchModel:
         raise Unreadable("its context has no other settings")
 
     @torch.no_grad()
-    def logits(self, ids: Sequence[int]) -> Iterator[np.ndarray]:
+    def logits(self, ids: Sequence[int], start: int = 0) -> Iterator[np.ndarray]:
         """As `ReadableModel.logits`."""
         bounds = torch.tensor([0, len(ids) - 1], dtype=torch.int32)
-        hidden = self._model(torch.tensor(ids[:-1]), bounds)
+        hidden = self._model(torch.tensor(ids[:-1]), bounds)[start:]
         step = max(1, LOGITS_BYTES // (4 * self.num_vocab))
         for first in range(0, len(hidden), step):
             yield self._model.logits(hidden[first : first + step].float()).float().numpy()
