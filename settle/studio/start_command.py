@@ -4,16 +4,17 @@ import asyncio
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from settle.base.errors import RunError
 
-SOON_SECONDS = 3.0  # in which a mistake in the settings ends a command
+SOON_SECONDS = 30.0  # in which a command has begun its work, or ended with a mistake
 POLL_SECONDS = 0.1
 
 
-async def start_command(arguments: Sequence[str]) -> None:
-    """Starts `settle ARGUMENTS`. Raises RunError, with what it said, when it fails at once."""
+async def start_command(arguments: Sequence[str], has_begun: Callable[[], bool]) -> None:
+    """Starts `settle ARGUMENTS`, and waits until its work has begun. Raises RunError, with what it said, when it fails
+    before."""
     with tempfile.TemporaryFile() as talk:
         process = subprocess.Popen(
             [sys.executable, "-m", "settle", *arguments],
@@ -24,7 +25,7 @@ async def start_command(arguments: Sequence[str]) -> None:
         )
         for _ in range(round(SOON_SECONDS / POLL_SECONDS)):
             await asyncio.sleep(POLL_SECONDS)
-            if process.poll() is not None:
+            if process.poll() is not None or has_begun():
                 break
         if process.returncode:
             talk.seek(0)

@@ -23,7 +23,7 @@ from tests.studio import made_runs
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 LINK = re.compile(r"http://\S+/enter\?token=\S+")
-SECONDS = 20.0  # for the studio to start, and for a page to show what a test waits for
+SECONDS = 30.0  # for the studio to start, and for a page to show what a test waits for
 
 
 @dataclasses.dataclass
@@ -52,7 +52,8 @@ class LiveStudio:
 
 def start_studio(home: Path, *options: str) -> LiveStudio:
     """The command as a person starts it, on a free port."""
-    command = [sys.executable, "-m", "settle", "studio", "--port", "0", "--no-browser", *options]
+    port = [] if "--port" in options else ["--port", "0"]
+    command = [sys.executable, "-m", "settle", "studio", "--no-browser", *port, *options]
     process = subprocess.Popen(
         command,
         stderr=subprocess.PIPE,

@@ -39,27 +39,44 @@ class Replay(Page):
         ui.link("Back to the run", f"/runs/{quote(run.path.name)}")
         words(INTRODUCTION)
         steps = moments(feed)
-        read = await seen(run, steps)
-        if not read:
-            words("The data that were prepared for it are gone, so what it read cannot be shown.", classes="dim")
+        places = {}
         for step in steps:
             with card("Before the first step" if step == 0 else f"Step {step:,}"):
-                _moment(feed, step, read.get(str(step), {}))
+                places[step] = _moment(feed, step)
         plan = await in_thread(run.read, "plan.json")
         size = plan.get("num_parameters") if isinstance(plan, Mapping) else None
         with card("What it took"):
             Facts(cost_facts(feed, await in_thread(result_of, run), size))
             words(COST, classes="dim")
 
+        is_read = False
 
-def _moment(feed: RunFeed, step: int, read: Mapping[str, object]) -> None:
-    passes = read.get("passes")
-    about = f"{passes:.2g} times over all the data" if isinstance(passes, float) and step else ""
-    Facts([("held-out loss", loss_then(feed, step)), ("has read", about)])
+        async def show_what_it_read() -> None:
+            nonlocal is_read
+            if not is_read:
+                is_read = True  # once; the page is there before it
+                found = await seen(run, steps)
+                for step, place in places.items():
+                    with place:
+                        _read(step, found.get(str(step)))
+
+        visit.every_tick(show_what_it_read)
+
+
+def _moment(feed: RunFeed, step: int) -> ui.element:
+    """The place of what it read then."""
+    Facts([("held-out loss", loss_then(feed, step))])
     for sample in (sample for sample in feed.samples if sample.step == step):
         words("It wrote", "h3")
         sample_text(sample)
-    if step and read:
+    return ui.element("div")
+
+
+def _read(step: int, read: Mapping[str, object] | None) -> None:
+    if read is None:
+        words("The data that were prepared for it are gone: what it read cannot be shown.", classes="dim")
+    elif step:
         words(f"It was reading, from {read['origin']}", "h3")
         if read["text"]:
             words(str(read["text"]), "p", "code tall").props("tabindex=0")
+        words(f"After {read['passes']:.2g} passes over all of its data.", classes="dim")

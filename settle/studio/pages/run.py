@@ -14,7 +14,7 @@ from settle.studio.layout import Facts, button, card, failure, words
 from settle.studio.pages import Page
 from settle.studio.runs import report
 from settle.studio.runs.feed import RunFeed
-from settle.studio.runs.process import WorkMeter, stop
+from settle.studio.runs.process import WorkMeter, stop, worker_of
 from settle.studio.runs.samples import sample_text
 from settle.studio.start_command import start_command
 from settle.studio.table import Cell, Table
@@ -172,5 +172,5 @@ class _View:
 
     async def _resume(self) -> None:
         self.state.text = "State: resuming"
-        await start_command(["resume", self.run.path.name])
+        await start_command(["resume", self.run.path.name], lambda: worker_of(self.run) is not None)
         self.feed.look_again()
