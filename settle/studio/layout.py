@@ -61,7 +61,7 @@ def button(text: str, act: Callable[[], Awaitable[None]], main: bool = False) ->
 def failure(error: SettleError) -> None:
     """What went wrong, and what to do, in the place of what could not be shown."""
     with ui.element("section").classes("panel failure").props('role="alert"'):
-        words(error.what, classes="what")
+        words(error.what[:1].upper() + error.what[1:], classes="what")
         if error.fix:
             words(error.fix, classes="fix")
 

@@ -13,7 +13,7 @@ from settle.studio.chart import AXES, Chart
 from settle.studio.layout import card, words
 from settle.studio.pages import Page
 from settle.studio.runs.feed import RunFeed
-from settle.studio.runs.report import TONES, result_of
+from settle.studio.runs.report import TONES
 from settle.studio.runs.settings import average_watts, differing_settings
 from settle.studio.table import Cell, Table
 from settle.studio.visit import Visit, in_thread
@@ -102,7 +102,7 @@ async def _tables(runs: Sequence[Run], names: Sequence[str]) -> None:
 def _end(run: Run, name: str) -> list[Cell]:
     link: Cell = {"text": name, "href": f"/runs/{quote(run.path.name)}"}
     try:
-        result = result_of(run)
+        result = run.result()
     except SettleError as e:
         return [link, {"text": e.what, "tone": "bad"}, "", "", "", "", ""]
     verdict = result.verdict if result else run.status

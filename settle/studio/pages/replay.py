@@ -11,7 +11,6 @@ from settle.studio.layout import Facts, card, words
 from settle.studio.pages import Page
 from settle.studio.runs.feed import RunFeed
 from settle.studio.runs.replay import cost_facts, loss_then, moments, seen
-from settle.studio.runs.report import result_of
 from settle.studio.runs.samples import sample_text
 from settle.studio.visit import Visit, in_thread
 
@@ -46,7 +45,7 @@ class Replay(Page):
         plan = await in_thread(run.read, "plan.json")
         size = plan.get("num_parameters") if isinstance(plan, Mapping) else None
         with card("What it took"):
-            Facts(cost_facts(feed, await in_thread(result_of, run), size))
+            Facts(cost_facts(feed, await in_thread(run.result), size))
             words(COST, classes="dim")
 
         is_read = False

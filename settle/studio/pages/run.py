@@ -124,7 +124,7 @@ class _View:
         rows: list[list[str]] = []
         text = ""
         try:
-            self.result = await in_thread(report.result_of, run)
+            self.result = await in_thread(run.result)
             columns, rows = await in_thread(report.forecast_rows, run, self.result)
             text = await in_thread(report.card_of, run)
         except SettleError as e:
@@ -140,8 +140,8 @@ class _View:
                 failure(self.fault)
             elif status == "deleted":
                 words("This run has been deleted. What is shown was read before.", classes="warn")
-        facts = report.verdict_facts(self.result) if self.result else [("why", "The run is not finished.")]
-        self.verdict.show(facts)
+        unfinished = [("why", "The run is not finished.")] if status != "finished" else []
+        self.verdict.show(report.verdict_facts(self.result) if self.result else unfinished)
         self.forecast.clear()
         with self.forecast:
             if rows:

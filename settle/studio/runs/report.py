@@ -71,12 +71,6 @@ def forecast_rows(run: Run, result: Result | None) -> tuple[Sequence[str], list[
         return columns, [[cell_text(value) for value in row] for row in shown.rows]
 
 
-def result_of(run: Run) -> Result | None:
-    """None while there is none. Raises SettleError for one that cannot be read."""
-    with malformed_is_format_error(run.name):
-        return run.result()
-
-
 def card_of(run: Run) -> str:
     """The model card; empty without one."""
     try:
