@@ -115,7 +115,7 @@ class _Measurements:
         self._known: dict[Key, float] = dict(_read(record))
         self._open: list[Side] = []
         both = trial.before.num_bytes + trial.after.num_bytes
-        self._one_at_a_time = both > MEMORY_SHARE * memory().available
+        self._one_at_a_time = trial.apart or both > MEMORY_SHARE * memory().available
         self._total = 2 * (len(trial.items) + len(trial.others) + len(trial.guards))
 
     def of(self, part: str, items: Sequence[Item]) -> tuple[list[float], list[float]]:

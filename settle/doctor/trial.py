@@ -40,7 +40,8 @@ class Trial:
     ratio less one. timed: the measure is a time or a speed, compared as ratios of pairs in turns. lower: less is
     better. guards: items of `Side.guard`, of which none may get worse. seconds: that one measurement is expected to
     take; preparing: that it takes to make both sides ready, once. fix: what mends it, where the trial itself found the
-    change that helps; else the check knows it."""
+    change that helps; else the check knows it. apart: a side is closed before the other is opened, since one would
+    change what the other measures."""
 
     knob: str
     before: Side
@@ -56,6 +57,7 @@ class Trial:
     seconds: float = 1.0
     fix: Fix | None = None
     preparing: float = 0.0
+    apart: bool = False
 
     def __post_init__(self) -> None:
         assert len(self.items) >= FEWEST_ITEMS, f"{self.knob}: a proof needs {FEWEST_ITEMS} items"

@@ -55,7 +55,8 @@ class Load:
     draft: the model that proposes tokens; llama.cpp reports no probabilities of the tokens that it proposed.
     waiting: requests that may wait for a slot. prompt_cache_mib: memory for the beginnings of earlier prompts, beside
     what the slots hold. engine: a folder with the package of another version of llama.cpp, instead of the one that is
-    installed.
+    installed. room: bytes of memory that the child holds at most, as far as pages of the model's file can go and be
+    read again; Linux only.
     """
 
     path: Path
@@ -70,6 +71,7 @@ class Load:
     prompt_cache_mib: int = 0
     draft: Draft | None = None
     engine: Path | None = None
+    room: int | None = None
 
     def to_json(self) -> dict[str, object]:
         return dataclasses.asdict(self) | {

@@ -16,6 +16,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
+MACHINE = Path(__file__).parents[1] / "machine"
 HTTP_THREADS = 8  # beside those of requests in progress: for tokenizing, rendering, health checks
 
 
@@ -105,8 +106,12 @@ def is_guided() -> bool:
 
 def adapt_waiting(threads: int) -> None:
     """settle's `machine/openmp_wait.py`, by its path: importing the package takes memory and time of every child."""
-    path = Path(__file__).parents[1] / "machine" / "openmp_wait.py"
-    runpy.run_path(str(path))["adapt_waiting"](threads)
+    runpy.run_path(str(MACHINE / "openmp_wait.py"))["adapt_waiting"](threads)
+
+
+def keep_within(room: int, path: str) -> None:
+    """settle's `machine/memory_room.py`, likewise."""
+    runpy.run_path(str(MACHINE / "memory_room.py"))["keep_within"](room, path)
 
 
 def keep_memory_private() -> None:
@@ -124,6 +129,8 @@ def main() -> None:
     os.dup2(2, 1)
     settings = json.loads(sys.stdin.buffer.readline())
     threading.Thread(target=die_with_parent, daemon=True).start()
+    if settings["room"] is not None:
+        keep_within(settings["room"], settings["path"])
     address = serve(settings)
     # The server installs handlers that wait for its loops to end; a client in mid-stream would hold them up.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)

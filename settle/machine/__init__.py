@@ -13,7 +13,7 @@ from settle.machine.accelerator import COMPUTE_DTYPES, Accelerator, accelerator
 from settle.machine.allocator import FreedMemory, keep_freed_memory
 from settle.machine.cores import Cores, cores, processor_name
 from settle.machine.described_machine import Machine, described, machine_or_this, this_machine
-from settle.machine.memory import Memory, PeakMemory, disk_free, memory, resident
+from settle.machine.memory import Memory, PeakMemory, disk_free, memory, read_from_disk, resident
 from settle.machine.power import Energy, EnergyMeter, Power, power
 from settle.machine.speed import DtypeProbe, bandwidth, ceiling, probe_dtype
 from settle.machine.threads import ThreadSettings, asked_threads, commanded, is_asked, num_threads, use_torch_threads
@@ -48,6 +48,7 @@ __all__ = [
     "power",
     "probe_dtype",
     "processor_name",
+    "read_from_disk",
     "resident",
     "this_machine",
     "use_torch_threads",

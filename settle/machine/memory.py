@@ -50,6 +50,18 @@ def resident(pid: int | None = None) -> int:
         return 0
 
 
+def read_from_disk(pid: int | None = None) -> int:
+    """Bytes that this process, or another one of ours, has read from a disk, pages of mapped files and of swap space
+    included; 0 where the system does not say."""
+    import psutil
+
+    try:
+        process = psutil.Process(pid)
+        return int(process.io_counters().read_bytes) if hasattr(process, "io_counters") else 0
+    except psutil.Error:
+        return 0
+
+
 class PeakMemory:
     """The most memory that the process held since `start()`.
 

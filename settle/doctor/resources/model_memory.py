@@ -16,6 +16,8 @@ from settle.plan.fit.model_shapes import NamedShape
 WATCH_SECONDS = 0.005  # between two looks at the memory
 ANSWERED = 4  # tokens, that show that it runs
 SHORT = 512  # tokens of context of who says none
+KEPT = 0.9  # of the room, that a context which is proposed takes at most
+STEP = 256  # tokens, that a proposed context is a multiple of
 
 
 def load_of(subject: Subject) -> Load:
@@ -35,6 +37,20 @@ def needed_bytes(named: NamedShape, context: int) -> float:
     """What a file takes in the processor's memory with a context, by its shape."""
     assert named.bytes is not None
     return named.bytes + named.shape.kv_bytes(context, 2.0) + RUNTIME["cpu"] + VOCABULARY * named.shape.vocab
+
+
+def held_bytes(named: NamedShape, context: int) -> float:
+    """The part of it that stays in memory whatever happens; pages of the file can go, and be read again."""
+    assert named.bytes is not None
+    return needed_bytes(named, context) - named.bytes
+
+
+def fitting_tokens(named: NamedShape, context: int, room: int) -> int:
+    """The longest context up to `context` that fits into `room` bytes with something left; 0 where none does."""
+    tokens = context
+    while tokens > STEP and needed_bytes(named, tokens) > KEPT * room:
+        tokens = max(STEP, int(tokens * 0.9) // STEP * STEP)
+    return tokens if needed_bytes(named, tokens) <= KEPT * room else 0
 
 
 def peak_bytes(load: Load, room: int | None = None, prompt: str = "Once") -> int:

@@ -2,30 +2,27 @@
 
 import shlex
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
 
-from settle.base.errors import SettleError
 from settle.doctor.checks import Check
 from settle.doctor.edited_file import with_file
 from settle.doctor.findings import Finding, Fix
 from settle.doctor.known_answers import PARAGRAPHS
 from settle.doctor.likelihood import LikelihoodSide, Reader, prose_trial, reader_of, strength_of, text_reading
+from settle.doctor.same_model import other_files
 from settle.doctor.subject import Subject
 from settle.doctor.trial import Trial
 from settle.formats import LazyTensor, Weights, map_file
 from settle.formats.gguf import read_gguf, rows
 from settle.formats.gguf.header import read_header
-from settle.formats.gguf.metadata import TOKENS
 from settle.formats.gguf.types import GGML
-from settle.library.resolve import all_refs
 
 LOOKED = 1  # paragraphs that a look reads
 SAMPLED = 8  # rows of a tensor
-MOST_FILES = 12  # that are compared
 LEAST_NATS = 0.2  # per token
 UNKNOWN_ERROR, TIMES = 0.1, 5.0  # share of a tensor's squares that a type loses, and how much more is damage
 BLOCK = "blk.1."
@@ -48,7 +45,7 @@ class DamagedWeights(Check):
             what = f"{broken[0]} holds values that are no numbers"
             yield Finding(self.part_name(), what, (f"{len(broken)} tensors do",), 1.0, {"other": None})
             return
-        for path in _others(model.weights, weights):
+        for path in other_files(model.weights, weights):
             errors = _errors(weights, read_gguf(path))
             worst = max(errors, key=errors.__getitem__)
             if errors[worst] < GGML["Q4_0"].error:  # type: ignore[operator]  # as good as the other
@@ -109,26 +106,6 @@ class DamagedWeights(Check):
                     file.seek(tensor.start)
                     file.write(data[half:] + data[:half])
         return with_file(healthy, broken)
-
-
-def _others(path: Path, weights: Weights) -> Iterator[Path]:
-    """Other files of the same model, in its folder and in the store: the same shapes and the same tokens."""
-    stored = [ref.path for ref in all_refs() if ref.kind == "model" and ref.source.kind == "gguf"]
-    seen = {path.resolve()}
-    for other in [*sorted(path.parent.glob("*.gguf"))[:MOST_FILES], *stored[:MOST_FILES]]:
-        if other.resolve() in seen or not other.is_file():
-            continue
-        seen.add(other.resolve())
-        try:
-            theirs = read_gguf(other)
-        except (SettleError, OSError):
-            continue
-        if _shapes(theirs) == _shapes(weights) and theirs.metadata.get(TOKENS) == weights.metadata.get(TOKENS):
-            yield other
-
-
-def _shapes(weights: Weights) -> Mapping[str, tuple[int, ...]]:
-    return {name: tensor.shape for name, tensor in weights.tensors.items()}
 
 
 def _errors(weights: Weights, other: Weights) -> dict[str, float]:

@@ -7,15 +7,23 @@ from typing import ClassVar
 
 from settle.doctor.checks import Check
 from settle.doctor.findings import Finding, Fix
-from settle.doctor.resources.model_memory import SHORT, FailedLoads, load_of, needed_bytes, peak_bytes, room_of
+from settle.doctor.resources.model_memory import (
+    SHORT,
+    FailedLoads,
+    fitting_tokens,
+    held_bytes,
+    load_of,
+    needed_bytes,
+    peak_bytes,
+    room_of,
+)
 from settle.doctor.subject import Subject
 from settle.doctor.trial import FEWEST_ITEMS, Item, Trial
 from settle.library.facts import read_facts
 from settle.plan.fit.model_shapes import shape_of_file
 
-KEPT = 0.9  # of the room, that a context which is proposed takes at most
-STEP = 256  # tokens, that a proposed context is a multiple of
 INJECTED_BYTES = 150e6  # of keys and values, that an injected context takes at least
+INJECTED_TIMES = 2.5  # and of the file's bytes: pages of that could go, which would only be slow
 
 
 class MemoryLoading(Check):
@@ -30,18 +38,14 @@ class MemoryLoading(Check):
         assert subject.model is not None
         named = shape_of_file(subject.model.weights, subject.model.name)
         context, room = subject.running.context or SHORT, room_of(subject)
-        needed = needed_bytes(named, context)
-        if needed <= room:
+        if held_bytes(named, context) <= room:
             return
-        tokens = context
-        while tokens > STEP and needed_bytes(named, tokens) > KEPT * room:
-            tokens = max(STEP, int(tokens * 0.9) // STEP * STEP)
-        fits = needed_bytes(named, tokens) <= KEPT * room
+        needed, tokens = needed_bytes(named, context), fitting_tokens(named, context, room)
         what = f"a context of {context:,} tokens does not fit into memory"
-        if not fits:
+        if not tokens:
             what = f"{subject.model.weights.name} does not fit into memory, with any context"
         seen = f"it takes about {needed / 1e9:.2f} GB, and {room / 1e9:.2f} GB are free"
-        details = {"context": context, "tokens": tokens if fits else 0, "room": room}
+        details = {"context": context, "tokens": tokens, "room": room}
         yield Finding(self.part_name(), what, (seen,), 1.0, details)
 
     def trial(self, finding: Finding, subject: Subject, folder: Path) -> Trial | None:
@@ -73,9 +77,10 @@ class MemoryLoading(Check):
         assert healthy.model is not None
         path = healthy.model.weights
         facts = read_facts(path)
-        context = max(facts.context, int(INJECTED_BYTES / max(1, facts.bytes_per_token)))
+        least = max(INJECTED_BYTES, INJECTED_TIMES * facts.bytes)
+        context = max(facts.context, int(least / max(1, facts.bytes_per_token)))
         subject = replace(healthy, running=replace(healthy.running, context=context))
         load, named = load_of(subject), shape_of_file(path, healthy.model.name)
         small = max(peak_bytes(replace(load, context=SHORT)), int(needed_bytes(named, SHORT)))
-        large = min(peak_bytes(load), int(needed_bytes(named, context)))
+        large = min(peak_bytes(load) - facts.bytes, int(held_bytes(named, context)))
         return replace(subject, running=replace(subject.running, room=small + int(0.7 * (large - small))))
