@@ -249,6 +249,15 @@ class Rollback(BaseEvent):
     batches: Sequence[Mapping[str, object]] = ()
 
 
+class OutOfMemory(BaseEvent):
+    """A run ended since it could not get `missing` more bytes of memory (0: not known) beside the `held` that it had
+    taken from the system."""
+
+    kind: Literal["out_of_memory"] = "out_of_memory"
+    held: int
+    missing: int = 0
+
+
 class Resumed(BaseEvent):
     """A session continues at `step`. until: last step of the decay, when it has begun; seconds: of earlier sessions."""
 
@@ -372,6 +381,7 @@ Event = Annotated[
     | DecayStarted
     | CheckpointSaved
     | Rollback
+    | OutOfMemory
     | Resumed
     | TextSummary
     | RowSummary

@@ -17,8 +17,9 @@ from typing import Generic, TypeVar
 from settle.audit.session import ledger
 from settle.base.errors import ResourceError, RunError
 from settle.base.event_log import Events
-from settle.base.events import PhaseStarted, ResultReady, RunStarted, Say
+from settle.base.events import OutOfMemory, PhaseStarted, ResultReady, RunStarted, Say
 from settle.base.files import write_atomic
+from settle.base.out_of_memory import held_data, missing_bytes
 from settle.base.run import Run, free_name
 from settle.base.settings import recipe_text
 from settle.base.stop_signals import Stopping
@@ -55,6 +56,10 @@ class Context:
 
     def finished(self, stage: str, seconds: float) -> None:
         """A stage has ended, after so many seconds."""
+
+    def needs_less(self) -> str:
+        """What to do where memory ran out."""
+        return "end other programs, or take a smaller model"
 
 
 C = TypeVar("C", bound=Context)
@@ -103,7 +108,7 @@ def start(job: Job[C], settings: JobSettings, events: Events) -> C:
 
 
 def follow(job: Job[C], context: C) -> C:
-    """The stages in order, until one ends the session."""
+    """The stages in order, until one ends the session. Raises ResourceError when memory runs out."""
     try:
         with ledger(job.name) as open_ledger, context.resources:
             open_ledger.put_into(context.run.path)
@@ -115,6 +120,8 @@ def follow(job: Job[C], context: C) -> C:
                 context.finished(name, time.monotonic() - began)
                 if context.exit_code is not None:
                     break
+    except (MemoryError, RuntimeError) as e:
+        raise _out_of_memory(context, e) from None
     except (ResourceError, OSError) as e:
         if not context.safe or (isinstance(e, OSError) and e.errno not in FULL_DISK):
             raise
@@ -122,6 +129,18 @@ def follow(job: Job[C], context: C) -> C:
         fix = f"make room, then `settle resume {context.run.name}` exports them"
         raise ResourceError(f"{what}; {context.safe}", fix) from None
     return context
+
+
+def _out_of_memory(context: Context, error: MemoryError | RuntimeError) -> Exception:
+    """The error to raise for one of an allocator, which the run's events then hold; another as it is."""
+    missing = missing_bytes(error)
+    if missing is None:
+        return error
+    held = held_data()
+    context.events.emit(OutOfMemory(held=held, missing=missing))
+    wanted = f"{missing / 1e6:,.0f} MB" if missing else "memory"
+    beside = f" beside the {held / 1e9:.2f} GB that it holds" if held else ""
+    return ResourceError(f"out of memory: it could not get {wanted}{beside}", context.needs_less())
 
 
 def sweep(run: Run) -> None:

@@ -90,6 +90,11 @@ class TrainingContext(Context):
         """What the machine remembers the pace of a stage by."""
         return EXPORT if stage == EXPORT else f"{stage} {type(self.settings).__name__}"
 
+    def needs_less(self) -> str:
+        if (self.run.path / "plan.json").exists():
+            return f"`settle doctor {self.run.name} --prove 2 --fix` finds how much at once fits"
+        return "take less at once: --micro-rows, --recompute" if self.base else "take less at once: --micro-tokens"
+
     @property
     def is_usable(self) -> bool:
         """Whether the weights are worth exporting: those of a run that the loop stopped as *broken* are, when they are

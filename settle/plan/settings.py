@@ -56,6 +56,11 @@ class TrainingSettings(RunSettings):
     size: str | None = Field(None, description="number of parameters, such as 2M; derived when not given")
     context: int | None = Field(None, ge=16, description="context length, in tokens")
     batch_tokens: int | None = Field(None, ge=64, description="tokens per optimizer step")
+    micro_tokens: int | None = Field(
+        None,
+        ge=16,
+        description="tokens that go through the model at once, of those of a step; as many as suit when not given",
+    )
     architecture: str = Field(
         "llama", description="model architecture", json_schema_extra={"parts": "model/architectures"}
     )
@@ -87,6 +92,12 @@ class TuningSettings(RunSettings):
         "decision is for labelled rows; rank and contrastive are for encoders",
     )
     batch_rows: int = Field(8, gt=0, description="rows per optimizer step")
+    micro_rows: int | None = Field(
+        None,
+        gt=0,
+        description="rows that go through the model at once, which divide --batch-rows; as many as fit in memory when "
+        "not given",
+    )
     epochs: float | None = Field(None, gt=0, description="stop after at most this many passes over the rows")
     recompute: bool | None = Field(
         None,

@@ -56,7 +56,8 @@ def choose_size(
     if not (settings.size and (settings.steps or settings.tokens)):
         most = choice.tokens_in(budget or OVERNIGHT, parameters)
         expected = max(batch, int(most if budget else min(expected, most)))
-    micro = max(part for part in range(1, min(batch, MOST_AT_ONCE) + 1) if batch % part == 0)
+    most = settings.micro_tokens or MOST_AT_ONCE
+    micro = max(part for part in range(1, min(batch, most) + 1) if batch % part == 0)
     return Size(parameters, context, batch, micro, expected, seconds)
 
 

@@ -172,6 +172,10 @@ def _evaluation_cost(corpus: RowCorpus, sample: int) -> float:
     return max(EVALUATION_COST, min(0.2, sample / (3 * spacing)))
 
 
+def _choices(numbers: list[int]) -> str:
+    return f"give one of {', '.join(map(str, reversed(numbers)))}"
+
+
 class _Fit:
     """How many rows go through the model at once, and whether layers are computed again, so that it fits in memory."""
 
@@ -194,10 +198,14 @@ class _Fit:
         self.longest = int(store.lengths.max()) * store.segments_per_row
 
     def choose(self, why: dict[str, str]) -> tuple[int, int]:
-        """(rows of a micro-batch, `Decoder.recompute`). Raises ResourceError."""
-        wanted = self.settings.batch_rows
+        """(rows of a micro-batch, `Decoder.recompute`). Raises ResourceError, and UsageError for rows that were asked
+        for and do not divide the batch."""
+        wanted, asked = self.settings.batch_rows, self.settings.micro_rows
         parts_of = [n for n in range(wanted, 0, -1) if wanted % n == 0]
-        rows = next((n for n in parts_of if n * self.per_row <= MOST_AT_ONCE), 1)
+        if asked is not None and asked not in parts_of:
+            raise UsageError(f"--micro-rows {asked} does not divide --batch-rows {wanted}", _choices(parts_of))
+        parts_of = parts_of if asked is None else [asked]
+        rows = asked or next((n for n in parts_of if n * self.per_row <= MOST_AT_ONCE), 1)
         again = [1] if self.settings.recompute else [0] if self.settings.recompute is False else [0, 1]
         free = self.device.memory_free if self.device.memory_free is not None else memory().available
         room = free * ROOM
@@ -206,9 +214,10 @@ class _Fit:
                 if self.needed(n, recompute) <= room:
                     self._explain(n, rows, recompute, why)
                     return n, recompute
+        at_once = f"with {asked} rows at once" if asked else "even one row at a time"
         raise ResourceError(
-            f"tuning {self.base.name} needs about {self.needed(1, again[-1]) / 1e9:,.1f} GB of memory here, even one "
-            f"row at a time, and {free / 1e9:,.1f} GB are free",
+            f"tuning {self.base.name} needs about {self.needed(parts_of[-1], again[-1]) / 1e9:,.1f} GB of memory here, "
+            f"{at_once}, and {free / 1e9:,.1f} GB are free",
             self._proposal(),
         )
 
@@ -220,6 +229,8 @@ class _Fit:
             why["recompute"] = "memory is short otherwise" if recompute else "memory suffices"
 
     def _proposal(self) -> str:
+        if self.settings.micro_rows is not None and self.settings.micro_rows > 1:
+            return f"--micro-rows {self.settings.micro_rows // 2}, or leave it out: as many are taken as fit"
         if self.beside > self._weights():
             return "`settle distill --cache` records the teacher's distributions with llama.cpp first"
         if self.adapter is None:

@@ -307,6 +307,23 @@ def test_a_full_disk_says_what_is_safe(error: Exception, safe: str, says: str, h
     assert isinstance(caught.value, ResourceError) == bool(safe and "denied" not in says)
 
 
+def test_memory_that_runs_out_is_said_and_kept_in_the_events(home: Path, tmp_path: Path) -> None:
+    def stage(c: Any) -> None:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 5000000 bytes.")
+
+    heard: list[dict[str, Any]] = []
+    c = context(events=heard_by(heard), run=SimpleNamespace(name="r", path=tmp_path), resources=ExitStack())
+    with pytest.raises(ResourceError, match="could not get 5 MB.*--micro-tokens"):
+        follow(job_of_stages(stage), c)
+    assert [event["missing"] for event in heard if event["kind"] == "out_of_memory"] == [5_000_000]
+
+    def wrong(c: Any) -> None:
+        raise RuntimeError("a mistake of ours")
+
+    with pytest.raises(RuntimeError, match="a mistake of ours"):
+        follow(job_of_stages(wrong), c)
+
+
 def test_what_a_killed_process_left_is_swept(home: Path) -> None:
     run = run_named(home)
     left = [run.path / ".x.part", run.path / ".work-1", run.out / ".y.part", run.out / ".hf-1", run.out / ".unproven-1"]

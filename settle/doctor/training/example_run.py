@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from settle.base.files import write_atomic
@@ -22,19 +22,27 @@ def example_run(healthy: Subject, folder: Path, changes: Mapping[str, object], s
     """The model of `healthy` tuned on example rows, by `settle tune` with `changes` of its settings, in a folder of its
     own in `folder`. Raises SettleError."""
     assert healthy.model is not None
-    folder.mkdir(parents=True, exist_ok=True)
-    rows = folder / "rows.jsonl"
-    write_atomic(rows, "".join(json.dumps(row) + "\n" for row in _rows()))
     base = healthy.model.weights
-    run = Run(folder / f"2026-01-01-tune-{folder.name.replace('-', '_')[:20]}-abcdef")
-    recipe: dict[str, object] = {"model": str(base), "inputs": [str(rows)], "steps": steps, "batch_rows": 4, **changes}
-    run.path.mkdir(exist_ok=True)
-    write_atomic(run.path / "recipe.toml", recipe_text(recipe))
+    run, recipe = example_recipe(base, folder, {"steps": steps, "batch_rows": 4, **changes}, _rows())
     short_run_of("tune", recipe, run)
     adapter = next(run.out.glob("*-lora.gguf"))
     below = ModelRef(healthy.model.name, "model", Source(base, "gguf", healthy.model.name))
     model = ModelRef(run.name, "adapter", Source(adapter, "gguf", run.name), below)
     return dataclasses.replace(healthy, kind="run", name=str(run.path), run=run, model=model, base=below)
+
+
+def example_recipe(
+    base: Path, folder: Path, settings: Mapping[str, object], rows: Sequence[Mapping[str, str]]
+) -> tuple[Run, dict[str, object]]:
+    """A run in `folder` that has its recipe, and what that says."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "rows.jsonl"
+    write_atomic(path, "".join(json.dumps(row) + "\n" for row in rows))
+    run = Run(folder / f"2026-01-01-tune-{folder.name.replace('-', '_')[:20]}-abcdef")
+    recipe: dict[str, object] = {"model": str(base), "inputs": [str(path)], **settings}
+    run.path.mkdir(exist_ok=True)
+    write_atomic(run.path / "recipe.toml", recipe_text(recipe))
+    return run, recipe
 
 
 def _rows() -> list[dict[str, str]]:

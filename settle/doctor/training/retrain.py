@@ -69,16 +69,16 @@ def short_run_of(command: str, recipe: Mapping[str, object], run: Run) -> None:
     short_run(command, recipe, run)
 
 
-def recipe_fix(facts: TrainingFacts, recipe: Mapping[str, object], what: str) -> Fix:
+def recipe_fix(run: Run, recipe: Mapping[str, object], what: str) -> Fix:
     """A recipe in this folder with the change, which the person then runs. what: a sentence in the imperative."""
-    out = Path.cwd() / f"{facts.run.name}-fixed.toml"
-    command = f"settle {facts.run.command} --recipe {out.name}"
+    out = Path.cwd() / f"{run.name}-fixed.toml"
+    command = f"settle {run.command} --recipe {out.name}"
 
     def write() -> str:
         if out.exists():
             raise UsageError(f"{out.name} is there already", "move it away, or use it")
         changed = {key: value for key, value in recipe.items() if key not in ("version", "recipe", "dry")}
-        write_atomic(out, recipe_text({**changed, "name": f"{facts.run.name}-fixed"}))
+        write_atomic(out, recipe_text({**changed, "name": f"{run.name}-fixed"}))
         return f"wrote {out}; `{command}` trains by it"
 
     return Fix(what, command, write, undo=lambda: out.unlink(missing_ok=True))

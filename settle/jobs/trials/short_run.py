@@ -1,7 +1,7 @@
 """A run without forecast, proof, gate and comparison: what the doctor trains to see what one setting changes."""
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from settle.base.errors import RunError
@@ -24,26 +24,39 @@ from settle.train.live_run import adapter_of
 PREPARING = ("base", "data", "plan")  # stages that are the job's own
 
 
-def short_run(command: str, recipe: Mapping[str, object], run: Run) -> None:
+Stage = Callable[[TrainingContext], None]
+
+
+def short_run(command: str, recipe: Mapping[str, object], run: Run, before_loop: Stage = lambda context: None) -> None:
     """Trains what `settle COMMAND` would by this recipe into the folder of `run`, and exports its best weights
     unchecked, in 16 bits, or an adapter as it is. One that was stopped is resumed; one that is done is left as it is.
-    Raises SettleError, and KeyboardInterrupt when it is stopped."""
+    before_loop: called when all is ready to train. Raises SettleError, and KeyboardInterrupt when it is stopped."""
+    if not models_of(run):
+        run.path.mkdir(parents=True, exist_ok=True)
+        context = _followed(command, recipe, run, (build, _begun, before_loop, loop, _export))
+        if context.exit_code == INTERRUPTED:
+            raise KeyboardInterrupt
+
+
+def planned_run(command: str, recipe: Mapping[str, object], run: Run) -> TrainingContext:
+    """The plan and the data of that run, with its base open; nothing is built. Raises SettleError."""
+    return _followed(command, recipe, run, ())
+
+
+def _followed(command: str, recipe: Mapping[str, object], run: Run, stages: Sequence[Stage]) -> TrainingContext:
+    """The run's own stages up to its plan, and then `stages`."""
     job = find_job(command)
     if job is None or not issubclass(job.context, TrainingContext):
         raise RunError(f"{command} is not a run that trains", "name a run of `settle train` or `settle tune`")
-    run.path.mkdir(parents=True, exist_ok=True)
     with run.lock(), Stopping() as stopping, contextlib.closing(Events()) as events:
         sweep(run)
-        if models_of(run):
-            return
         own = tuple(stage for stage in job.stages if stage.__name__ in PREPARING)
-        stages = (earlier_session, *own, build, _begun, loop, _export)
         asked = resolve(job.settings, [("recipe", recipe)])
         record = run.read("plan.json")
         context = job.context(run, asked.value, asked.origin, events, stopping, record)  # type: ignore[arg-type]
-        follow(replace(job, stages=stages), context)  # type: ignore[arg-type]  # of a job that trains
-        if context.exit_code == INTERRUPTED:
-            raise KeyboardInterrupt
+        follow(replace(job, stages=(earlier_session, *own, *stages)), context)  # type: ignore[arg-type]  # one that trains
+        assert isinstance(context, TrainingContext)
+        return context
 
 
 def _begun(c: TrainingContext) -> None:

@@ -95,9 +95,9 @@ class DidNothing(Check):
         assert facts is not None
         recipe = self._recipe(finding, facts)
         if finding.details["cause"] == "rate":
-            return recipe_fix(facts, recipe, f"train with a learning rate of {usual_rate(facts):g}")
+            return recipe_fix(facts.run, recipe, f"train with a learning rate of {usual_rate(facts):g}")
         longer = {key: value for key, value in recipe.items() if key not in ("steps", "tokens", "epochs", "time")}
-        return recipe_fix(facts, longer, "train until the model has settled, without a limit")
+        return recipe_fix(facts.run, longer, "train until the model has settled, without a limit")
 
     def _steps(self, finding: Finding, facts: TrainingFacts) -> int:
         if finding.details["cause"] == "rate":

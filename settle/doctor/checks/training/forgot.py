@@ -88,8 +88,8 @@ class Forgot(Check):
         assert facts is not None
         recipe, steps = self._changed(finding, facts)
         if finding.details["cause"] == "rate":
-            return recipe_fix(facts, recipe, f"train with a learning rate of {usual_rate(facts):g}")
-        return recipe_fix(facts, {**recipe, "steps": steps}, f"train for {steps:,} steps")
+            return recipe_fix(facts.run, recipe, f"train with a learning rate of {usual_rate(facts):g}")
+        return recipe_fix(facts.run, {**recipe, "steps": steps}, f"train for {steps:,} steps")
 
     def _changed(self, finding: Finding, facts: TrainingFacts) -> tuple[Mapping[str, object], int]:
         """The recipe and the steps of the fix."""

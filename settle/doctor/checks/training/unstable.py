@@ -72,7 +72,7 @@ class Unstable(Check):
         assert subject.run is not None
         facts = facts_of(subject.run)
         assert facts is not None
-        return recipe_fix(facts, self._recipe(facts), f"train with a learning rate of {_lower(facts):.2g}")
+        return recipe_fix(facts.run, self._recipe(facts), f"train with a learning rate of {_lower(facts):.2g}")
 
     def _recipe(self, facts: TrainingFacts) -> Mapping[str, object]:
         return with_rate(facts.recipe, _lower(facts))

@@ -1,0 +1,230 @@
+"""A run ended since there was not enough memory for what went through the model at once."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import ClassVar
+
+from settle.base.errors import SettleError, UsageError
+from settle.base.event_log import tail
+from settle.base.events import Event, Opened, OutOfMemory, Say
+from settle.base.out_of_memory import kernel_kills
+from settle.base.run import Run
+from settle.base.settings import read_recipe
+from settle.doctor.checks import Check
+from settle.doctor.findings import Finding, Fix
+from settle.doctor.known_answers import PARAGRAPHS
+from settle.doctor.subject import Subject
+from settle.doctor.training.example_run import example_recipe
+from settle.doctor.training.facts import COMMANDS
+from settle.doctor.training.limited_steps import FailedSteps, StepChild, Steps
+from settle.doctor.training.retrain import recipe_fix
+from settle.doctor.trial import FEWEST_ITEMS, Item, Trial
+from settle.library.facts import read_facts
+from settle.library.pretrained import open_pretrained
+from settle.library.run_models import models_of
+from settle.machine import memory
+
+TAIL_BYTES = 64 << 10
+SECONDS_BEFORE, SECONDS_AFTER = 5.0, 60.0  # the last event, in which the kernel's killing is of this run
+NEAR = 0.85  # of what was free, that a run was expected to take
+SEARCHED = 400  # steps of a run without a limit, of which the largest are taken again
+INJECTED_BYTES, LEFT_SHARE = 400e6, 0.5  # of a step's activations, and how much of that an injected failure leaves
+KEPT = 0.7  # of what was free beside the model, that a change may take: over a run, memory falls into pieces
+ROWS, LONGEST = 16, 448  # of an injected step, and tokens of its rows
+
+
+class MemoryTraining(Check):
+    """A step in more parts takes less memory, and its gradient is the same."""
+
+    number: ClassVar[int] = 2
+    symptom: ClassVar[str] = "out of memory while it trains, or a run that ends without a word"
+    about: ClassVar[tuple[str, ...]] = ("run",)
+    seconds: ClassVar[float] = 0.3
+
+    def detect(self, subject: Subject) -> Iterator[Finding]:
+        run = subject.run
+        assert run is not None
+        if run.command not in COMMANDS or run.read("result.json") is not None or models_of(run):
+            return
+        if run.status == "running":
+            return
+        events = tail(run.events, TAIL_BYTES)
+        session = events[max((at for at, event in enumerate(events) if isinstance(event, Opened)), default=0) :]
+        ends = [event for event in session if isinstance(event, OutOfMemory)]
+        if ends:
+            end = ends[-1]
+            seen = f"it held {end.held / 1e9:.2f} GB, and could not get {end.missing / 1e6:,.0f} MB more"
+            yield self._finding(run, (seen,), 0.98, {"limit": end.held + end.missing // 2})
+        elif not (session and isinstance(session[-1], Say)):  # who stops a run is told how it is resumed
+            yield from self._killed(run, session)
+
+    def _killed(self, run: Run, session: list[Event]) -> Iterator[Finding]:
+        """What the folder says of a run that ended without a word."""
+        last = session[-1].time if session else run.path.stat().st_mtime
+        plan, expected = run.read("plan.json") or {}, _peak(run.read("forecast.json"))
+        free = _available(plan)
+        killed = any(last - SECONDS_BEFORE < at < last + SECONDS_AFTER for at in kernel_kills())
+        tight = expected is not None and free is not None and expected > NEAR * free
+        if not killed and not tight:
+            return
+        evidence = ["the kernel ended a process for want of memory when the run ended"] if killed else []
+        if expected is not None and free is not None:
+            evidence += [f"it was expected to take {expected / 1e9:.2f} GB, and {free / 1e9:.2f} GB were free"]
+        details = {"free": free if free is not None else memory().available}
+        yield self._finding(run, tuple(evidence), 0.95 if killed else 0.6, details)
+
+    def _finding(self, run: Run, evidence: tuple[str, ...], strength: float, details: Mapping[str, object]) -> Finding:
+        at_once = _at_once(run)
+        what = f"{run.name} ran out of memory" + (f" with {at_once} at once" if at_once else "")
+        return Finding(self.part_name(), what, evidence, strength, details)
+
+    def trial(self, finding: Finding, subject: Subject, folder: Path) -> Trial | None:
+        run = subject.run
+        assert run is not None
+        before = FailedSteps("as it was", _asked(run, finding, folder / "before"))
+        before.open()
+        order = [int(str(step)) for step in _list(before.ready["steps"])]
+        after = _fitting(replace(before.steps, folder=str(folder / "after")), before.ready, order[0])
+        if after is None or len(order) < 2 * FEWEST_ITEMS:
+            before.close()
+            return None
+        settings = _settings(run, before.ready, after.steps)
+        items: list[Item] = [{"step": step} for step in order[: 2 * FEWEST_ITEMS]]
+        return Trial(
+            knob=", ".join(f"{name} = {str(value).lower()}" for name, value in settings.items()),
+            before=before,
+            after=after,
+            measure="steps that run out of memory",
+            unit="of one",
+            items=items[::2],
+            others=items[1::2],
+            least=0.5,
+            seconds=_step_seconds(run),
+            fix=_fix(run, settings),
+        )
+
+    def fix(self, finding: Finding, subject: Subject) -> Fix:
+        run = subject.run
+        assert run is not None
+        name = "micro_rows" if run.command == "tune" else "micro_tokens"
+        return Fix(
+            "let fewer go through the model at once: the proof finds how many fit, and steps stay as large",
+            f"settle {run.command} --recipe {run.path / 'recipe.toml'} --{name.replace('_', '-')} N",
+        )
+
+    def injected(self, healthy: Subject, folder: Path) -> Subject:
+        """Another program takes memory once the run has begun."""
+        assert healthy.model is not None
+        base = healthy.model.weights
+        per_token = open_pretrained(str(base)).part.activation_bytes_per_token(LONGEST, 4, None)
+        length = int(min(LONGEST, read_facts(base).context // 2, max(24, INJECTED_BYTES / per_token / ROWS)))
+        settings = {"steps": 2 * FEWEST_ITEMS, "batch_rows": ROWS, "micro_rows": ROWS, "recompute": False}
+        run, recipe = example_recipe(base, folder / "run", settings, _long_rows(length))
+        steps = Steps("tune", recipe, str(folder / "probe"), 2 * FEWEST_ITEMS)
+        with StepChild(steps) as child:
+            taken = child.take(int(str(_list(child.ready["steps"])[0])))
+            needed = int(str(taken["held"])) - int(str(child.ready["built"]))
+        with StepChild(replace(steps, folder=str(run.path), free=int(LEFT_SHARE * needed), whole=True)) as child:
+            if "ended" not in child.ready:
+                raise UsageError("the run had memory enough", "choose a larger model")
+        return replace(healthy, kind="run", name=str(run.path), run=run, model=None, base=None)
+
+
+def _asked(run: Run, finding: Finding, folder: Path) -> Steps:
+    """The run's steps as it took them, within the memory that it could have."""
+    loop = (run.read("plan.json") or {}).get("loop") or {}
+    tuning = (run.read("plan.json") or {}).get("tuning") or {}
+    limit, free = finding.details.get("limit"), finding.details.get("free")
+    return Steps(
+        command=run.command,
+        recipe=read_recipe(run.path / "recipe.toml"),
+        folder=str(folder),
+        steps=min(SEARCHED, loop.get("max_steps") or SEARCHED),
+        micro_batches=loop.get("micro_batches"),
+        recompute=tuning.get("recompute"),
+        limit=int(str(limit)) if limit else None,
+        free=int(str(free)) if free else None,
+    )
+
+
+def _fitting(asked: Steps, ready: Mapping[str, object], largest: int) -> FailedSteps | None:
+    """The first change with which the largest step can be taken with something left, open: steps in more parts, and
+    then layers that are computed again; None where none helps."""
+    whole, least, parts, built = (int(str(ready[name])) for name in ("whole", "least", "parts", "built"))
+    tight = replace(
+        asked,
+        limit=None if asked.limit is None else built + int(KEPT * (asked.limit - built)),
+        free=None if asked.free is None else int(KEPT * asked.free),
+    )
+    divisors = [n for n in range(whole // parts // 2, least - 1, -1) if whole % n == 0]
+    changes = []
+    while divisors:
+        changes.append(replace(tight, micro_batches=whole // divisors[0]))
+        divisors = [n for n in divisors if n <= divisors[0] // 2]
+    if asked.command == "tune" and not asked.recompute:
+        changes.append(replace(changes[-1] if changes else tight, recompute=1))
+    for changed in changes:
+        side = FailedSteps("in more parts", changed)
+        try:
+            side.open()
+            if not side.measure({"step": largest}):
+                return side
+        except SettleError:
+            pass  # not even the model was built
+        side.close()
+    return None
+
+
+def _settings(run: Run, ready: Mapping[str, object], changed: Steps) -> dict[str, object]:
+    """The change as settings of the run."""
+    whole, parts = int(str(ready["whole"])), changed.micro_batches or int(str(ready["parts"]))
+    settings: dict[str, object] = {"micro_rows" if run.command == "tune" else "micro_tokens": whole // parts}
+    return settings | ({"recompute": True} if changed.recompute else {})
+
+
+def _fix(run: Run, settings: Mapping[str, object]) -> Fix:
+    shown = " ".join(f"--{name.replace('_', '-')} {str(value).lower()}" for name, value in settings.items())
+    recipe = {**read_recipe(run.path / "recipe.toml"), **settings}
+    return recipe_fix(run, recipe, f"train with {shown}: steps stay as large, and so do their gradients")
+
+
+def _at_once(run: Run) -> str:
+    plan = run.read("plan.json") or {}
+    rows = (plan.get("tuning") or {}).get("rows")
+    return f"{rows} rows" if rows else ""
+
+
+def _peak(forecast: object) -> float | None:
+    peak = forecast.get("peak_memory") if isinstance(forecast, Mapping) else None
+    value = peak.get("value") if isinstance(peak, Mapping) else None
+    return float(value) if isinstance(value, int | float) else None
+
+
+def _available(plan: Mapping[str, object]) -> int | None:
+    """Bytes that were free when the run had its plan."""
+    machine = plan.get("machine")
+    free = machine.get("memory") if isinstance(machine, Mapping) else None
+    value = free.get("available") if isinstance(free, Mapping) else None
+    return value if isinstance(value, int) else None
+
+
+def _step_seconds(run: Run) -> float:
+    loop = (run.read("plan.json") or {}).get("loop") or {}
+    return float(loop.get("step_seconds") or 1.0)
+
+
+def _list(value: object) -> list[object]:
+    assert isinstance(value, list)
+    return value
+
+
+def _long_rows(tokens: int) -> list[dict[str, str]]:
+    """Rows of about that many tokens, all different."""
+    words = " ".join(PARAGRAPHS).split()
+    size = max(8, int(tokens / 2.2))  # words, where a small vocabulary has more than one token for each
+    rows = []
+    for n in range(6 * ROWS):
+        at = 7 * n % (len(words) - size) if size < len(words) else 0
+        rows.append({"prompt": f"Write text number {n}.", "completion": f"{n}: {' '.join(words[at : at + size])}"})
+    return rows
