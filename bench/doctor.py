@@ -18,14 +18,29 @@ from dataclasses import replace
 from pathlib import Path
 
 import settle.doctor.examine
-from settle.base.errors import SettleError
+from settle.base.errors import SettleError, UsageError
 from settle.base.event_log import Events
+from settle.base.files import write_json
+from settle.base.run import Run, free_name
+from settle.cli import main as main_of_settle
+from settle.doctor.answerers.local_model import LocalModel
 from settle.doctor.checks import Check
 from settle.doctor.edited_file import edited_file, with_file
 from settle.doctor.examine import LOOK_SECONDS, check_name, checks_for, examine
+from settle.doctor.exchanges.exchange import Request
+from settle.doctor.exchanges.record import record
 from settle.doctor.find_subject import find_subject
+from settle.doctor.known_answers import KNOWN_ANSWERS, PROSE
 from settle.doctor.prove import expected_seconds, prove
 from settle.doctor.subject import Running, Subject
+from settle.formats.gguf import read_gguf
+from settle.infer.engine import Engine
+from settle.library.engines import PACKAGE, installed_engine
+from settle.library.facts import takes_turns
+from settle.library.reference import ModelRef
+
+# of checks that a model alone does not have; those of runs tune it themselves
+SUBJECTS = (("run",), ("chat",), ("collection",), ("run", "model"))
 
 
 def main() -> None:
@@ -51,19 +66,53 @@ def main() -> None:
 
 def _injected(subject: Subject, only: list[str]) -> Iterator[dict[str, object]]:
     wanted = {check_name(text) for text in only}
-    # those of runs tune the model, and those of answers record what it says
-    others = {name: part() for name, part in Check.parts().items() if part.about in (("run",), ("chat",))}
+    others = {name: part() for name, part in Check.parts().items() if part.about in SUBJECTS}
     for name, check in {**checks_for(subject), **others}.items():
         if wanted and name not in wanted:
             continue
         row: dict[str, object] = {"check": name, "number": check.number}
         with tempfile.TemporaryDirectory() as folder:
             try:
-                broken = check.injected(subject, Path(folder))
+                broken = check.injected(_right_for(check, subject, Path(folder)), Path(folder))
             except (SettleError, NotImplementedError) as e:
                 yield row | {"left_out": str(e)}
                 continue
             yield row | _diagnosed(check, broken, Path(folder))
+
+
+def _right_for(check: Check, subject: Subject, folder: Path) -> Subject:
+    """What a check looks at, with nothing wrong: the model, or what is made with it. Raises SettleError."""
+    assert subject.model is not None
+    if check.about == ("chat",):
+        if not takes_turns(read_gguf(subject.model.weights).metadata):
+            raise UsageError("the model takes no turns", "choose one that chats")
+        return _sound_answers(subject.model, folder)
+    if check.about == ("collection",):
+        return _sound_collection(folder)
+    return _exported_run(subject, subject.model) if check.about == ("run", "model") else subject
+
+
+def _sound_answers(model: ModelRef, folder: Path) -> Subject:
+    asked = [Request(({"role": "user", "content": known.question},)) for known in KNOWN_ANSWERS[:3]]
+    return replace(record(LocalModel(model), asked, folder / "sound.jsonl"), model=model)
+
+
+def _sound_collection(folder: Path) -> Subject:
+    """settle's own documentation, by the usual embedder."""
+    name = f"bench-{folder.name}"
+    assert main_of_settle(["index", str(Path(__file__).parent.parent / "docs"), "--name", name]) == 0
+    return find_subject(name, Running())
+
+
+def _exported_run(subject: Subject, model: ModelRef) -> Subject:
+    """A run that exported it, with what the gate keeps: the answers of llama.cpp as it was then, and is now."""
+    run = Run.create("train", free_name("bench-exported"))
+    with Engine(model.weights, 512) as engine:
+        prompts = [engine.tokenize(text)[:8] for text in PROSE[:6]]
+        answers = [{"prompt": prompt, "answer": engine.greedy(prompt, 16)} for prompt in prompts]
+    write_json(run.path / "plan.json", {"versions": {PACKAGE: installed_engine()}})
+    write_json(run.path / "result.json", {"gate": {"answers": answers}})
+    return replace(subject, kind="run", run=run)
 
 
 def _diagnosed(check: Check, broken: Subject, folder: Path) -> dict[str, object]:
@@ -91,7 +140,7 @@ def _diagnosed(check: Check, broken: Subject, folder: Path) -> dict[str, object]
 def _healthy(subject: Subject) -> Iterator[dict[str, object]]:
     """The model as it is, and in other set-ups that are right."""
     with tempfile.TemporaryDirectory() as folder:
-        for name, right in _right(subject, Path(folder)):
+        for name, right in [*_right(subject, Path(folder)), *_right_of_others(subject, Path(folder))]:
             started = time.monotonic()
             seen = examine(right, Events())
             row: dict[str, object] = {"set_up": name, "look_seconds": round(time.monotonic() - started, 1)}
@@ -112,6 +161,13 @@ def _right(subject: Subject, folder: Path) -> Iterator[tuple[str, Subject]]:
     yield "one thread", replace(subject, running=replace(subject.running, threads=1))
     named = edited_file(subject.model, folder / "named.gguf", {"general.name": "another name"})
     yield "another name", with_file(subject, named)
+
+
+def _right_of_others(subject: Subject, folder: Path) -> Iterator[tuple[str, Subject]]:
+    assert subject.model is not None
+    yield "exported by this llama.cpp", _exported_run(subject, subject.model)
+    if takes_turns(read_gguf(subject.model.weights).metadata):
+        yield "its own answers", _sound_answers(subject.model, folder)
 
 
 def _show_injected(rows: list[dict[str, object]]) -> None:
