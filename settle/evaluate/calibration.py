@@ -1,10 +1,9 @@
-"""Whether probabilities mean what they say: temperature, calibration error, Brier score, risk and coverage.
+"""Whether probabilities mean what they say: calibration error, Brier score, risk and coverage.
 
 Shared by all that answers with a probability: decisions, and the judge of whether documents answer a question.
-Legend: n rows, K options (rows with fewer are filled up with scores of -inf and targets of 0), R resamples.
+Legend: n rows, K options (rows with fewer are filled up with targets of 0), R resamples.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,45 +13,7 @@ from settle.base.statistics import LEVEL, Interval, wilson
 
 BINS, FEWEST_IN_BIN = 10, 15  # bins of equally many rows
 RESAMPLES = 1000
-# Of log T before any row is seen: a model that was tuned on few rows is surer than it may be, and 20 rows say little.
-# Chosen on three tables of bench/decision_tables.py.
-PRIOR_MEAN, PRIOR_STD = 0.2, 0.35
-LOWEST, HIGHEST = 0.02, 50.0  # temperatures that are searched
 RISKS = (0.01, 0.02, 0.05, 0.10, 0.20)  # at which the share of answered rows is reported
-_LEAST = 1e-12  # probability that is taken for 0
-
-
-def probabilities(scores: np.ndarray, temperature: float = 1.0) -> np.ndarray:
-    """softmax(scores / temperature) (n, K); options of score -inf get 0."""
-    scaled = np.asarray(scores, float) / temperature
-    scaled = np.exp(scaled - scaled.max(-1, keepdims=True))
-    shares: np.ndarray = scaled / scaled.sum(-1, keepdims=True)
-    return shares
-
-
-def cross_entropy(shares: np.ndarray, targets: np.ndarray) -> float:
-    """Mean -Σ target · log share, in nats. shares, targets (n, K)."""
-    return float(-(targets * np.log(np.maximum(shares, _LEAST))).sum(-1).mean())
-
-
-def fit_temperature(scores: np.ndarray, targets: np.ndarray) -> float:
-    """The temperature whose probabilities are nearest to the targets (Guo et al. 2017, arXiv:1706.04599).
-
-    scores, targets (n, K). Few rows say little, so log T has a normal prior (PRIOR_MEAN, PRIOR_STD) that many rows
-    outweigh. The cross-entropy is convex in 1/T, so a golden-section search over log T finds the least of both.
-    """
-    if not len(scores):
-        return 1.0
-
-    def cost(log_t: float) -> float:
-        fit = len(scores) * cross_entropy(probabilities(scores, math.exp(log_t)), targets)
-        return fit + (log_t - PRIOR_MEAN) ** 2 / (2 * PRIOR_STD**2)
-
-    low, high, ratio = math.log(LOWEST), math.log(HIGHEST), (math.sqrt(5) - 1) / 2
-    while high - low > 1e-4:
-        first, second = high - ratio * (high - low), low + ratio * (high - low)
-        low, high = (low, second) if cost(first) <= cost(second) else (first, high)
-    return math.exp((low + high) / 2)
 
 
 def brier(shares: np.ndarray, targets: np.ndarray) -> float:

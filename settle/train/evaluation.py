@@ -63,16 +63,14 @@ class HeldOut:
 
 def evaluate(model: Decoder, objective: Objective, held_out: HeldOut, step: int, tokens: int) -> Evaluation:
     """The loss of `model` after `step` steps and `tokens` tokens of training."""
-    sums, counts, num_bytes = [], [], 0
     training = model.training
     model.eval()
     with torch.no_grad():  # not inference mode: the model's cast weights must serve training too
-        for batch in held_out.batches:
-            total, count = objective.batch_loss(model, batch)
-            sums.append(float(total))
-            counts.append(count)
-            num_bytes += int(held_out.byte_length[batch.targets[batch.targets >= 0]].sum())
+        losses = objective.held_out_losses(model, held_out.batches)
     model.train(training)
+    sums, counts = [total for total, _ in losses], [count for _, count in losses]
+    targets = (batch.targets[batch.targets >= 0] for batch in held_out.batches)
+    num_bytes = sum(int(held_out.byte_length[ids].sum()) for ids in targets)
     loss = sum(sums) / sum(counts)
     blocks = np.array(sums) / np.array(counts)
     weights = np.array(counts) / sum(counts)

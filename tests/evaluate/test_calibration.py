@@ -3,14 +3,12 @@
 import numpy as np
 import pytest
 
+from settle.data.decisions.temperature import cross_entropy, fit_temperature, probabilities
 from settle.evaluate.calibration import (
     CalibrationReport,
     brier,
     calibration_error,
-    cross_entropy,
-    fit_temperature,
     measure_calibration,
-    probabilities,
     risk_coverage,
     risk_curve,
 )

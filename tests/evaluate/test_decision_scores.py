@@ -7,7 +7,8 @@ import torch
 from settle.data.decisions.encode import EncodedDecision
 from settle.data.decisions.questions import Question
 from settle.data.decisions.rows import DecisionRow
-from settle.evaluate.calibration import fit_temperature, measure_calibration, probabilities, risk_coverage
+from settle.data.decisions.temperature import fit_temperature, probabilities
+from settle.evaluate.calibration import measure_calibration, risk_coverage
 from settle.evaluate.decisions import BATCH_TOKENS, ORDERS, Scored, order_changes, packed, score_rows
 
 CHOICE = Question.from_json({"type": "choice", "instructions": "Which?", "criteria": ["a", "b", "c"]})

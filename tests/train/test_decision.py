@@ -1,10 +1,13 @@
 """Decisions: the loss and its gradient against the formula, and an option that is not there."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 from settle.data.batches import Batch
+from settle.data.decisions.temperature import divergences, fit_temperature, probabilities
 from settle.model.adapters.lora import LoRA
 from settle.model.architectures.llama import Llama
 from settle.model.decoder import Decoder
@@ -78,3 +81,26 @@ def test_every_weight_gets_a_gradient_the_output_table_too() -> None:
     data, model = decisions(), Llama.TINY.build(seed=1)
     Decision(labels=LABELS).batch_loss(model, data)[0].backward()
     assert all(p.grad is not None and p.grad.any() for p in model.parameters())
+
+
+def test_held_out_rows_are_judged_at_the_temperature_that_suits_them() -> None:
+    data, model, objective = decisions(), adapted(), Decision(labels=LABELS)
+    narrow = replace(between(data, data.cu_seqlens[:3]), shares=SHARES[:2, :2])  # a batch with fewer options
+    with torch.no_grad():
+        scores = objective.scores(
+            model, torch.from_numpy(data.inputs), torch.from_numpy(data.cu_seqlens), torch.from_numpy(SHARES)
+        )
+        losses = objective.held_out_losses(model, [data, narrow])
+        rows = np.vstack([scores.double().numpy()] * 2)[:5]
+        rows[3:, 2] = -np.inf
+        wanted = np.maximum(np.vstack([SHARES, SHARES[:2]]), 0).astype(float)
+        heat = fit_temperature(rows, wanted)
+        expected = divergences(probabilities(rows, heat), wanted)
+    assert [count for _, count in losses] == [3, 2] and heat != pytest.approx(1, abs=0.01)
+    assert [total for total, _ in losses] == pytest.approx([expected[:3].sum(), expected[3:].sum()], rel=1e-4)
+    # thirty times as sure and as right: the same loss but for the prior, where the loss itself is far higher
+    surer = type("Surer", (Decision,), {"scores": lambda self, *args: 30 * Decision.scores(self, *args)})(labels=LABELS)
+    with torch.no_grad():
+        before, after = (one.batch_loss(model, data)[0].item() for one in (objective, surer))
+        calm = [sum(total for total, _ in one.held_out_losses(model, [data] * 100)) for one in (objective, surer)]
+    assert abs(calm[1] / calm[0] - 1) < 0.2 * abs(after / before - 1)

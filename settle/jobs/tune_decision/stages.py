@@ -1,5 +1,6 @@
 """Stages that only a decision model has: its rows, what it answers untrained, its temperatures and its verdict."""
 
+import math
 from collections import Counter
 from dataclasses import dataclass, field
 
@@ -13,6 +14,7 @@ from settle.data.decisions.corpus import DecisionCorpus, open_decisions, prepare
 from settle.data.decisions.encode import DecisionEncoder
 from settle.data.decisions.prompt import DECISION_TYPE
 from settle.data.decisions.rows import DecisionRow
+from settle.data.decisions.temperature import divergences
 from settle.data.files import stored_corpus
 from settle.evaluate.calibration import CalibrationReport, brier
 from settle.evaluate.compare.sample_size import smallest_visible, unshown
@@ -127,6 +129,7 @@ def calibrate(c: DecisionContext) -> None:
     scored = score_rows(model, c.decision, c.encoder, judging)
     families = corpus.held_out.families.tolist()
     shares = scored.probabilities(temperatures)
+    _quote_loss(c, shares, scored.targets)
     report = CalibrationReport.of(shares, scored.targets, families)
     untrained = _untrained(c, fitting, scored)
     majority = _majority(corpus.rows("train"), judging, scored.targets.shape[1])
@@ -164,6 +167,15 @@ def calibrate(c: DecisionContext) -> None:
         c.compared.append(f"{text} (at most {changes.high:.1%})")
     for line in c.compared:
         c.events.emit(Say(text=line))
+
+
+def _quote_loss(c: DecisionContext, shares: np.ndarray, targets: np.ndarray) -> None:
+    """The loss of what is exported: the weights with the temperatures that other rows have fitted."""
+    losses = divergences(shares, targets)
+    best, actual = c.figures["best"], c.figures["actual"]
+    assert isinstance(best, dict) and isinstance(actual, dict)
+    loss, stderr = float(losses.mean()), float(losses.std(ddof=1) / math.sqrt(len(losses))) if len(losses) > 1 else 0.0
+    c.figures |= {"best": best | {"loss": loss, "stderr": stderr}, "actual": actual | {"loss": loss}}
 
 
 def _untrained(c: DecisionContext, fitting: list[DecisionRow], scored: Scored) -> np.ndarray:

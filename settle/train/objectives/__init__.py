@@ -2,6 +2,7 @@
 
 import math
 from abc import abstractmethod
+from collections.abc import Sequence
 from typing import ClassVar, Literal, NamedTuple, Self
 
 import torch
@@ -65,6 +66,10 @@ class Objective(Part):
     def batch_loss(self, model: Decoder, batch: Batch) -> tuple[Tensor, int]:
         """`loss` of a packed batch, brought to where the model is."""
         return self.loss(model, *on_device(model, batch))
+
+    def held_out_losses(self, model: Decoder, batches: Sequence[Batch]) -> list[tuple[float, int]]:
+        """Of each batch of rows that nothing is learned from: a sum of nats and a count."""
+        return [(float(total), count) for total, count in (self.batch_loss(model, batch) for batch in batches)]
 
     # --- for an objective that needs more than the model and its rows ---
 

@@ -1,14 +1,17 @@
 """Decision: the distribution over a question's labels is brought to the right one."""
 
 import math
+from collections.abc import Sequence
 from typing import ClassVar, Self
 
+import numpy as np
 import torch
 from pydantic import Field, field_validator
 from torch import Tensor
 
 from settle.data.batches import Batch
 from settle.data.decisions.prompt import all_labels
+from settle.data.decisions.temperature import fit_temperature
 from settle.model.decoder import Decoder
 from settle.model.pretrained import Pretrained
 from settle.train.objectives import Objective, Rows, on_device
@@ -44,9 +47,7 @@ class Decision(Objective):
 
     def loss(self, model: Decoder, inputs: Tensor, targets: Tensor, cu_seqlens: Tensor) -> tuple[Tensor, int]:
         """The last target of each segment is its label, of all labels."""
-        labels = torch.tensor(self.labels, device=targets.device)
-        shares = (targets[cu_seqlens[1:].long() - 1].unsqueeze(1) == labels).float()
-        return self._apart(model, inputs, cu_seqlens, shares)
+        return self._apart(model, inputs, cu_seqlens, self._shares(targets, cu_seqlens))
 
     def count(self, batch: Batch) -> int:
         return len(batch.cu_seqlens) - 1
@@ -55,17 +56,40 @@ class Decision(Objective):
         return f"ln({len(self.labels)} labels) = {math.log(len(self.labels)):.3f}"
 
     def batch_loss(self, model: Decoder, batch: Batch) -> tuple[Tensor, int]:
+        return self._apart(model, *self._with_shares(model, batch))
+
+    def held_out_losses(self, model: Decoder, batches: Sequence[Batch]) -> list[tuple[float, int]]:
+        """At the one temperature that suits them all: what was tuned on few rows is right long before it is as sure as
+        it may be, which is put right when it is exported."""
+        scores, shares = [], []
+        for batch in batches:
+            inputs, cu_seqlens, own = self._with_shares(model, batch)
+            scores.append(self.scores(model, inputs, cu_seqlens, own).double())
+            shares.append(own.double())
+        width = max(own.shape[1] for own in shares)
+        filled = [
+            [torch.nn.functional.pad(own, (0, width - own.shape[1]), value=nothing) for own in parts]
+            for parts, nothing in ((scores, -math.inf), (shares, 0.0))
+        ]
+        all_scores, all_shares = (torch.cat(parts).cpu().numpy() for parts in filled)
+        heat = fit_temperature(all_scores, np.maximum(all_shares, 0.0))
+        return [
+            (float(_gaps(own / heat, wanted).sum()), len(wanted)) for own, wanted in zip(scores, shares, strict=True)
+        ]
+
+    def _with_shares(self, model: Decoder, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        """inputs (N,), cu_seqlens (S+1,) and shares (S, K) where the model is."""
         inputs, targets, cu_seqlens = on_device(model, batch)
         if batch.shares is None:
-            return self.loss(model, inputs, targets, cu_seqlens)
-        return self._apart(model, inputs, cu_seqlens, torch.from_numpy(batch.shares).to(model.device))
+            return inputs, cu_seqlens, self._shares(targets, cu_seqlens)
+        return inputs, cu_seqlens, torch.from_numpy(batch.shares).to(model.device)
+
+    def _shares(self, targets: Tensor, cu_seqlens: Tensor) -> Tensor:
+        labels = torch.tensor(self.labels, device=targets.device)
+        return (targets[cu_seqlens[1:].long() - 1].unsqueeze(1) == labels).float()
 
     def _apart(self, model: Decoder, inputs: Tensor, cu_seqlens: Tensor, shares: Tensor) -> tuple[Tensor, int]:
-        log_q = torch.log_softmax(self.scores(model, inputs, cu_seqlens, shares), -1)
-        p = shares.clamp_min(0).to(log_q.dtype)
-        # an option that is not there has log q = -inf, and one with p = 0 adds nothing
-        gaps = torch.where(p > 0, p * (p.clamp_min(torch.finfo(p.dtype).tiny).log() - log_q), p.new_zeros(()))
-        return gaps.sum(), len(shares)
+        return _gaps(self.scores(model, inputs, cu_seqlens, shares), shares).sum(), len(shares)
 
     def scores(self, model: Decoder, inputs: Tensor, cu_seqlens: Tensor, shares: Tensor) -> Tensor:
         """Logits (S, K) of the labels behind each segment in fp32 (fp64 stays fp64), -inf where `shares` (S, K) is
@@ -80,3 +104,11 @@ class Decision(Objective):
             logits = torch.tanh(logits / cap) * cap
         scores: Tensor = logits.masked_fill(shares < 0, -torch.inf)
         return scores
+
+
+def _gaps(scores: Tensor, shares: Tensor) -> Tensor:
+    """(S, K) terms of the KL of the scores' distribution from `shares`, both (S, K)."""
+    log_q = torch.log_softmax(scores, -1)
+    p = shares.clamp_min(0).to(log_q.dtype)
+    # an option that is not there has log q = -inf, and one with p = 0 adds nothing
+    return torch.where(p > 0, p * (p.clamp_min(torch.finfo(p.dtype).tiny).log() - log_q), p.new_zeros(()))
