@@ -25,6 +25,7 @@ class Curve:
     does that was rolled back. generation: changes when points were, that `shown` has given before."""
 
     generation: int = 0
+    latest_step: int = -1  # where there is no point
     _closed: list[Point] = field(default_factory=list)
     _open: list[Point] = field(default_factory=list)  # lowest, highest and latest of the stretch that is not full
     _width: int = 1  # points that a stretch stands for
@@ -36,8 +37,12 @@ class Curve:
             return
         if self.latest_step >= point.step:
             self._take_back(point.step)
+        self.latest_step = point.step
         low, high, _ = self._open or (point, point, point)
-        low, high = min(low, point, key=_value), max(high, point, key=_value)
+        if point.value < low.value:
+            low = point
+        elif point.value > high.value:
+            high = point
         self._open, self._count = [low, high, point], self._count + 1
         if self._count >= self._width:
             self._closed += sorted({low, high})
@@ -55,10 +60,9 @@ class Curve:
         """Points that stay as they are while the generation does."""
         return len(self._closed)
 
-    @property
-    def latest_step(self) -> int:
-        """-1 where there is no point."""
-        return max((point.step for point in [*self._closed[-1:], *self._open]), default=-1)
+    def until(self, step: int) -> Point | None:
+        """The last point up to a step, of those that are left."""
+        return max((point for point in (*self._closed, *self._open) if point.step <= step), default=None)
 
     def _take_back(self, step: int) -> None:
         self._open, self._count, self.generation = [], 0, self.generation + 1

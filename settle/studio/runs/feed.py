@@ -18,8 +18,9 @@ from settle.base.run.course import RunCourse
 from settle.studio.runs.curve import Curve, Point
 from settle.studio.runs.event_words import event_words
 
-PIECE_BYTES = 1 << 20  # read at a time
+PIECE_BYTES = 256 << 10  # read at a time
 MOST_LINES, MOST_SAMPLES = 300, 40  # of events in words, and of what the model wrote, that are kept
+MOST_JUDGED = 50  # latest evaluations that are kept whole; the curves have all
 PACE_LINES = 256  # latest lines whose steps tell the pace
 STATUS_SECONDS = 2.0  # between two looks at the lock
 
@@ -132,6 +133,8 @@ class RunFeed:
         if event is None:
             return
         self.course.add(event)
+        for latest in (self.course.evals, self.course.judgements, self.course.forecasts):
+            del latest[:-MOST_JUDGED]
         match event:
             case kinds.Opened() if event.version > kinds.VERSION:
                 raise RunError(f"settle {event.settle} wrote {self.run.name}", "pip install --upgrade settle-lm")

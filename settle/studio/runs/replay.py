@@ -28,10 +28,10 @@ def moments(feed: RunFeed) -> list[int]:
 
 def loss_then(feed: RunFeed, step: int) -> str:
     """The held-out loss of the nearest evaluation before, and what it means."""
-    evals = [event for event in feed.course.evals if event.step <= step]
-    if not evals or not math.isfinite(evals[-1].loss):
+    point = feed.curves["held-out"].until(step)
+    if point is None:
         return ""
-    loss = evals[-1].loss
+    loss = point.value
     choices = f"{count(round(math.exp(loss)))}" if loss < 30 else "countless"
     return f"{loss:.3f} nats: as unsure of each next token as between {choices} equally likely ones"
 
