@@ -8,6 +8,7 @@ from settle.base.event_log import Events
 from settle.base.run import Run
 from settle.base.run.result import Result
 from settle.base.settings import resolve
+from settle.base.words.notebook import html_picture
 from settle.data.decisions.answers import Answer
 from settle.data.decisions.questions import Question
 from settle.infer.decisions.decider import Decider
@@ -36,6 +37,12 @@ class FinishedRun:
         best = self.result.best
         bits = f", {best.bits_per_byte:.4f} bits per byte" if best and best.bits_per_byte is not None else ""
         return f"<FinishedRun {self.name}: {self.verdict}{bits}>"
+
+    def _repr_html_(self) -> str:
+        """For a notebook: the result, and the curves."""
+        picture = self.path / "out" / "curves.png"
+        curves = html_picture(picture.read_bytes(), f"curves of {self.name}") if picture.is_file() else ""
+        return self.result._repr_html_() + curves
 
     @classmethod
     def find(cls, name: str) -> "FinishedRun":

@@ -54,6 +54,9 @@ def write_run(
     for event in happened:
         log.emit(event)
     log.close()
+    if (path := folder / "events.jsonl").exists():  # the line that begins the file is of now
+        opened, _, rest = path.read_text(encoding="utf-8").partition("\n")
+        path.write_text(json.dumps(json.loads(opened) | {"time": BEGAN}) + "\n" + rest, encoding="utf-8")
     for stem, value in {"forecast": FORECAST, **files}.items():
         (folder / f"{stem}.json").write_text(json.dumps(value))
     if result is not None:

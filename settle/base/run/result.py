@@ -2,11 +2,14 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from settle.base.errors import RunError
 from settle.base.version import refuse_newer
+from settle.base.words.amounts import UNITS, amount
+from settle.base.words.notebook import html_table
 
 VERSION = 1
 ESTIMATED = ("energy", "cost")  # figures that are estimates, actual ones too, where no counter of energy is read
@@ -24,6 +27,14 @@ class Evaluated(BaseModel):
     stderr: float | None = None
     bits_per_byte: float | None = None
     held_out_share: float | None = None
+
+
+class ComparisonRecord(dict[str, object]):
+    """How a model did against another one, as in result.json; a notebook shows it as a table."""
+
+    def _repr_html_(self) -> str:
+        shown = {"headline": "", "verdict": ""} | {k: v for k, v in self.items() if isinstance(v, str | int | float)}
+        return html_table([(key.replace("_", " "), amount(value)) for key, value in shown.items() if value != ""])
 
 
 class Result(BaseModel):
@@ -45,7 +56,7 @@ class Result(BaseModel):
     forecast: Mapping[str, object] = Field({})
     proof: Sequence[Mapping[str, object]] | None = None
     gate: Mapping[str, object] | None = None
-    comparison: Mapping[str, object] | None = None
+    comparison: Annotated[Mapping[str, object], AfterValidator(ComparisonRecord)] | None = None
     system_prompt: str | None = None
     audit: Mapping[str, object] = Field({})
     files: Mapping[str, object] = Field({})
@@ -64,6 +75,26 @@ class Result(BaseModel):
 
     def to_json(self) -> dict[str, object]:
         return {key: value for key, value in self.model_dump().items() if value is not None}
+
+    def _repr_html_(self) -> str:
+        """For a notebook: the verdict, and the forecast beside the actual figures."""
+        best, gate = self.best or Evaluated(), self.gate or {}
+        facts = {
+            "why": self.why,
+            "held-out loss": "" if best.loss is None else amount(best.loss, "nats"),
+            "bits per byte": "" if best.bits_per_byte is None else amount(best.bits_per_byte),
+            "against its base": self.headline,
+            "gate": {True: "passed", False: "failed"}.get(bool(gate["passed"]), "") if "passed" in gate else "",
+            "network": str(self.audit.get("sentence") or ""),
+        }
+        verdict = html_table([row for row in facts.items() if row[1]], title=f"{self.name} {self.verdict}".strip())
+        rows = []
+        for name, figure in self.forecast.items():
+            if isinstance(figure, Mapping):
+                values = [*(figure.get(key) for key in ("value", "low", "high")), self.actual.get(name)]
+                rows.append([name.replace("_", " "), *(amount(value, UNITS.get(name, "")) for value in values)])
+        columns = ("forecast", "expected", "low", "high", "actual")
+        return verdict + (html_table(rows, columns) if rows else "")
 
     def __getitem__(self, key: str) -> object:
         """A value as result.json has it."""

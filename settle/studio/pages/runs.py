@@ -49,5 +49,5 @@ def _row(run: RunSummary) -> list[Cell]:
         {"text": run.status, "tone": TONES.get(run.status, "dim")},
         {"text": verdict, "tone": "bad" if run.damage else TONES.get(verdict, "")},
         amount(run.loss), amount(run.bits_per_byte), amount(run.tokens, "count"), amount(run.seconds, "s"),
-        amount(run.bytes, "bytes"), day(run.started),
+        amount(run.bytes, "bytes"), {"text": day(run.started), "tone": "date"},
     ]  # fmt: skip

@@ -1,0 +1,62 @@
+"""Runs, results and comparisons as a notebook shows them: complete, escaped, and without anything that could run."""
+
+import json
+import struct
+import zlib
+from html.parser import HTMLParser
+
+from settle.jobs.api import FinishedRun
+from tests.studio.made_runs import FINISHED, training, write_run
+from tests.studio.payloads import PAYLOADS
+
+ALLOWED = {"table", "caption", "thead", "tbody", "tr", "th", "td", "b", "img"}
+
+
+class Reader(HTMLParser):
+    """tags and attributes that a browser would see, and the text."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags: set[str] = set()
+        self.attributes: set[str] = set()
+        self.text = ""
+        self.feed(html)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.add(tag)
+        self.attributes |= {name for name, _ in attrs}
+
+    def handle_data(self, data):
+        self.text += data
+
+
+def png() -> bytes:
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", 1, 1, 8, 0, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0\0")) + chunk(b"IEND", b"")
+
+
+def test_a_notebook_shows_a_run_its_result_and_its_comparison(home):
+    compared = {"headline": "better than its base", "verdict": "better", "difference": 0.25}
+    folder = write_run(home, "calm", training(10), FINISHED | {"comparison": compared})
+    (folder / "out" / "curves.png").write_bytes(png())
+    run = FinishedRun.find("calm")
+    seen = Reader(run._repr_html_())
+    assert {"table", "img"} <= seen.tags <= ALLOWED
+    for text in ("calm settled", "2.26 nats", "better than its base", "passed", "1 min 44 s", "Nothing left"):
+        assert text in seen.text
+    assert "0.25" in Reader(run.result.comparison._repr_html_()).text
+    assert json.loads(json.dumps(run.result.to_json()))["comparison"] == compared
+
+
+def test_nothing_in_a_result_becomes_a_part_of_the_notebook(home):
+    hostile = {f"x{n}": text for n, text in enumerate(PAYLOADS)}
+    write_run(home, "bad", training(3), FINISHED | {"why": "".join(PAYLOADS), "comparison": hostile,
+                                                   "audit": {"sentence": PAYLOADS[0]}})  # fmt: skip
+    result = FinishedRun.find("bad").result
+    for html in (result._repr_html_(), result.comparison._repr_html_()):
+        seen = Reader(html)
+        assert seen.tags <= ALLOWED and seen.attributes <= {"style"}
+        assert "onerror" in seen.text
