@@ -1,6 +1,6 @@
 """Lessons as a person asks for them: each on their own model, with its numbers."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from settle.base.event_log import Events
 from settle.base.events import AnswerText, Listing, Progress, ResultReady
@@ -23,17 +23,25 @@ def lessons(name: str, wanted: str | None, events: Events, draws: int = DRAWS, s
     number. Raises SettleError."""
     chosen = [_named(wanted)] if wanted else all_lessons()
     results = []
+    for result in measured(name, chosen, draws, seed, events):
+        results.append(result)
+        for line in _lines(result, is_long=bool(wanted)):
+            events.emit(AnswerText(text=line + "\n"))
+    events.emit(Progress(what="lessons", done=len(chosen), total=len(chosen), unit="lessons"))
+    events.emit(_table(results, name))
+    events.emit(ResultReady(result={"model": name, "seed": seed, "lessons": [one.to_json() for one in results]}))
+    return 0
+
+
+def measured(
+    name: str, chosen: Sequence[Lesson], draws: int = DRAWS, seed: int = 0, events: Events | None = None
+) -> Iterator[LessonResult]:
+    """Lessons on the model `name`, one after the other. Raises SettleError."""
     with LessonModel(resolve(name)) as model:
         for done, lesson in enumerate(chosen):
-            events.emit(Progress(what=lesson.title, done=done, total=len(chosen), unit="lessons"))
-            results.append(measure_lesson(lesson, model, draws, seed))
-            for line in _lines(results[-1], is_long=bool(wanted)):
-                events.emit(AnswerText(text=line + "\n"))
-        events.emit(Progress(what="lessons", done=len(chosen), total=len(chosen), unit="lessons"))
-        events.emit(_table(results, model.reader.name))
-    result = {"model": name, "engine": model.reader.engine, "seed": seed}
-    events.emit(ResultReady(result=result | {"lessons": [one.to_json() for one in results]}))
-    return 0
+            if events:
+                events.emit(Progress(what=lesson.title, done=done, total=len(chosen), unit="lessons"))
+            yield measure_lesson(lesson, model, draws, seed)
 
 
 def _named(wanted: str) -> Lesson:
@@ -68,11 +76,12 @@ def _table(results: list[LessonResult], name: str) -> Listing:
         share = f"{sum(one.wins)} of {len(one.sides)}"
         interval = f"{100 * one.share.low:.0f} – {100 * one.share.high:.0f} %"
         shown = {True: "shown", False: "the opposite", None: "not shown"}[one.is_shown]
-        rows.append([f"{one.number}. {one.title}", _percent(a), _percent(b), share, interval, shown])
+        rows.append([f"{one.number}. {one.title}", percent(a), percent(b), share, interval, shown])
     columns = ["lesson", "A", "B", "A works better", "95 % interval", ""]
     note = "A and B: the probability of one token of the answer, the median of the draws."
     return Listing(title=name, columns=columns, rows=rows, note=note)
 
 
-def _percent(probability: float) -> str:
+def percent(probability: float) -> str:
+    """Three digits that count."""
     return f"{100 * probability:.3g} %"

@@ -114,6 +114,13 @@ def _place(asked: Asked, reading: TextReading) -> int:
     return at
 
 
+def summary(reading: TextReading, pair: ReadingPair | None = None) -> str:
+    """What was read of a text and by what, and how the second model compares, in a sentence or two."""
+    text = f"{len(reading.ids):,} tokens, read by {reading.engine}"
+    text += f"; {reading.skipped:,} before them did not fit into the context" if reading.skipped else ""
+    return f"{text}. {_pair_line(pair)}" if pair else f"{text}."
+
+
 def _say_context(reader: TokenReader, reading: TextReading, asked: Asked, events: Events) -> None:
     if asked.context and asked.context > reader.longest:
         events.emit(Warn(text=f"{reader.name} was trained for {reader.longest:,} tokens: that is its context here"))

@@ -1,0 +1,81 @@
+"""Why models break: eight lessons, each an A and a B measured on the person's own model."""
+
+from typing import ClassVar
+
+from nicegui import ui
+
+from settle.base.errors import UsageError
+from settle.doctor.demonstration.measure_lesson import LessonResult
+from settle.doctor.demonstration.session import DRAWS, all_lessons, measured, percent
+from settle.doctor.lessons import Lesson
+from settle.library.resolve import all_refs
+from settle.studio.layout import button, card, words
+from settle.studio.pages import Page
+from settle.studio.table import Table
+from settle.studio.visit import Visit, in_thread
+
+
+class Lessons(Page):
+    """The lessons, each with a button that measures it."""
+
+    path: ClassVar[str] = "/lessons"
+    title: ClassVar[str] = "Why models break"
+    place: ClassVar[int | None] = 45
+
+    async def build(self, visit: Visit) -> None:
+        names = [ref.id for ref in await in_thread(all_refs) if ref.kind in ("model", "adapter")]
+        if not names:
+            raise UsageError("there is no model on this machine yet", "`settle pull smollm2` gets one")
+        words(
+            "Each lesson has an A, where a model works, and a B, where it breaks. Its examples are made by rule, "
+            f"{DRAWS} of them, and measured on your model: it says so where your model does not show it.",
+            classes="dim",
+        )  # fmt: skip
+        asked = visit.query.get("model", "")
+        model = ui.select(names, value=asked if asked in names else names[0], label="Model").classes("model")
+        for lesson in all_lessons():
+            _lesson(lesson, model)
+
+
+def _lesson(lesson: Lesson, model: ui.select) -> None:
+    """One lesson: what happens and why, and the place of its numbers."""
+    with card(f"{lesson.number}. {lesson.title}"):
+        words(lesson.why)
+        with ui.element("div").classes("row"):
+
+            async def measure() -> None:
+                name = str(model.value)
+                state.text = "measuring …"
+                try:
+                    (result,) = await in_thread(lambda: list(measured(name, [lesson])))
+                finally:
+                    state.text = ""
+                place.clear()
+                with place:
+                    _show(result, name)
+
+            button(f"Measure lesson {lesson.number}", measure)
+            state = words("", classes="dim").props('role="status"')
+        place = ui.element("div").props('aria-live="polite"')
+
+
+def _show(result: LessonResult, name: str) -> None:
+    tone = {True: "good", False: "warn", None: "dim"}[result.is_shown]
+    words(result.verdict, classes=tone)
+    if result.example is None:
+        return
+    figure, number = "probability of a token", len(result.sides)
+    has_right = result.has_rank and not result.wants_low
+    rights = [f"{right} of {number}" if has_right else "–" for right in result.right]
+    sides = zip("AB", (result.works, result.breaks), map(percent, result.probabilities), rights, strict=True)
+    Table(f"{result.title} on {name}", ("", "what", figure, "right by itself"), (figure,)).show([*map(list, sides)])
+    words(f"The probability of {result.answer}: the median of {number} draws. The first:", classes="dim")
+    with ui.element("div").classes("columns versus"):
+        example = result.example
+        for side, prompt, written in zip("AB", example.prompts, example.written, strict=True):
+            with ui.element("div"):
+                words(side, "h3")
+                words(prompt, "pre").props('tabindex="0"')
+                words(f"Measured: {example.answer.strip()}")
+                words(f"It continues: {written.strip() or 'nothing'}")
+    words(f"settle lessons {name} {result.name}", classes="code")
