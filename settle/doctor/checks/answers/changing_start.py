@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
+from settle.doctor.answerers.local_model import LocalModel
 from settle.doctor.checks import Check
 from settle.doctor.exchanges.exchange import Request, text_of
 from settle.doctor.exchanges.record import record
@@ -78,7 +79,7 @@ class ChangingStart(Check):
 
     def injected(self, healthy: Subject, folder: Path) -> Subject:
         """A clock before the instructions."""
-        assert healthy.chat is not None and healthy.chat.answerer is not None
+        assert healthy.model is not None
         instructions = " ".join(PARAGRAPHS[:4])
         requests = [
             Request(
@@ -90,7 +91,7 @@ class ChangingStart(Check):
             )
             for at, known in enumerate(KNOWN_ANSWERS[20:23])
         ]
-        return replace(record(healthy.chat.answerer, requests, folder / "chat.jsonl"), model=healthy.model)
+        return replace(record(LocalModel(healthy.model), requests, folder / "chat.jsonl"), model=healthy.model)
 
 
 class _FirstToken(Side):
