@@ -9,14 +9,16 @@ from pathlib import Path
 
 from settle.base.errors import ResourceError, SettleError
 from settle.base.event_log import Events
-from settle.base.events import Progress
+from settle.base.events import Progress, Say
 from settle.base.files import parse_json
 from settle.base.statistics import PairedTest, paired_test
 from settle.doctor.findings import State
 from settle.doctor.trial import Item, Side, Trial
+from settle.jobs.trials.pace import time_text
 from settle.machine import memory
 
 MEMORY_SHARE = 0.6  # of what is free, for both sides together
+SAID_SECONDS, SAID_TIMES = 10.0, 1.5  # from which, and times as much or as little, a time is said anew
 RETESTED = 0.5  # of the effect that counts, that the fix must still show on other items
 Key = tuple[str, str, int]  # part of the trial, side, item
 
@@ -114,6 +116,8 @@ class _Measurements:
         self._trial, self._record, self._events = trial, record, events
         self._known: dict[Key, float] = dict(_read(record))
         self._open: list[Side] = []
+        self._took: dict[str, list[float]] = {}  # seconds of each measurement, by side
+        self._has_said = False
         both = trial.before.num_bytes + trial.after.num_bytes
         self._one_at_a_time = trial.apart or both > MEMORY_SHARE * memory().available
         self._total = 2 * (len(trial.items) + len(trial.others) + len(trial.guards))
@@ -151,7 +155,10 @@ class _Measurements:
                 self._events.emit(Progress(what="making ready", done=done, total=self._total, detail=side.name))
                 side.open()
                 self._open.append(side)
-            return float(side.guard(item) if part == "guard" else side.measure(item))
+            began = time.monotonic()
+            value = float(side.guard(item) if part == "guard" else side.measure(item))
+            self._took.setdefault(side.name, []).append(time.monotonic() - began)
+            return value
         except SettleError as e:
             raise _Unmeasured(side.name, str(e)) from None
 
@@ -166,7 +173,21 @@ class _Measurements:
                 f"cannot write to {self._record.parent}: {e.strerror}",
                 "make room or permission there, and run the same command again: what was measured is kept",
             ) from None
-        self._events.emit(Progress(what="A/B", done=len(self._known), total=self._total, unit="measurements"))
+        done, left = len(self._known), self._seconds_left()
+        progress = Progress(what="A/B", done=done, total=self._total, unit="measurements", seconds_left=left)
+        self._events.emit(progress)
+        if left is not None and not self._has_said:
+            self._has_said = True
+            expected = self._trial.seconds * (self._total - done)
+            if max(left, expected) > SAID_SECONDS and not expected / SAID_TIMES < left < expected * SAID_TIMES:
+                self._events.emit(Say(text=f"by the first measurements it is {time_text(left)} more at most"))
+
+    def _seconds_left(self) -> float | None:
+        """By what a measurement of each side took; None until both have one."""
+        if len(self._took) < 2:
+            return None
+        means = [sum(seconds) / len(seconds) for seconds in self._took.values()]
+        return (self._total - len(self._known)) * sum(means) / 2
 
 
 def _read(record: Path) -> Iterator[tuple[Key, float]]:

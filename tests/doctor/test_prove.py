@@ -128,6 +128,18 @@ def test_what_was_measured_before_an_interruption_is_not_measured_again(tmp_path
     assert proof.state == "proven" and len(asked) == len({*asked}) == 32
 
 
+@pytest.mark.parametrize(("told", "says"), [(100.0, True), (0.0, False)])
+def test_a_time_that_was_told_wrongly_is_told_anew_before_the_rest(told, says, tmp_path):
+    asked, heard = [], []
+    events = Events()
+    events.listeners.append(lambda event: heard.append((len(asked), event)))
+    trial = trial_of(*pair(asked), seconds=told, timed=True, least=0.1)
+    prove(trial, tmp_path / "m.jsonl", events)
+    said = [(at, event.text) for at, event in heard if event.kind == "say"]
+    assert [at for at, _ in said] == ([2] if says else []), "after the first pair, and once"
+    assert heard[-1][1].seconds_left == 0
+
+
 def test_a_full_disk_is_said_and_what_was_measured_is_kept(tmp_path):
     with pytest.raises(ResourceError, match="cannot write"):
         prove(trial_of(*pair([])), tmp_path / "gone" / "m.jsonl", Events())
