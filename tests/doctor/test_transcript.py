@@ -5,7 +5,12 @@ import json
 import pytest
 
 from settle.base.errors import DataError
+from settle.base.event_log import Events
+from settle.doctor.checks.answers.empty_answer import EmptyAnswer
+from settle.doctor.examine import examine
+from settle.doctor.exchanges.chat import Chat
 from settle.doctor.exchanges.read_transcript import read_transcript
+from settle.doctor.subject import Subject
 
 ASKED = {
     "openai": {
@@ -246,3 +251,17 @@ def test_a_file_that_is_not_there_or_binary_is_said_to_be(tmp_path):
     (tmp_path / "picture.png").write_bytes(bytes(range(256)))
     with pytest.raises(DataError, match="neither JSON"):
         read_transcript(tmp_path / "picture.png")
+
+
+@pytest.mark.parametrize(("stop", "says"), [(["\n"], "may stop it before it begins"), (None, "nothing says why")])
+def test_an_answer_that_is_plain_empty_is_found(tmp_path, stop, says):
+    path = tmp_path / "chat.jsonl"
+    body = {"messages": [{"role": "user", "content": "Hello?"}], **({"stop": stop} if stop else {})}
+    message = {"role": "assistant", "content": ""}
+    exchange = {"request": body, "response": {"choices": [{"message": message, "finish_reason": "stop"}]}}
+    path.write_text(json.dumps(exchange) + "\n")
+    subject = Subject("transcript", str(path), chat=Chat(read_transcript(path).exchanges))
+    (finding,) = examine(subject, Events()).findings
+    assert finding.check == "empty_answer" and says in finding.what
+    command = EmptyAnswer().fix(finding, subject).command
+    assert ('"stop": null' in command) == bool(stop)

@@ -1,4 +1,4 @@
-"""The answer is empty, since the model spent all it may write on thinking, or never stopped thinking."""
+"""The answer is empty: the model spent all it may write on thinking, or was stopped before it wrote anything."""
 
 import time
 from collections.abc import Iterator
@@ -10,6 +10,7 @@ from settle.doctor.answerers.local_model import LocalModel
 from settle.doctor.answerers.puzzles import PUZZLES
 from settle.doctor.checks import Check
 from settle.doctor.edited_file import edited_file, with_file
+from settle.doctor.exchanges.chat import Chat
 from settle.doctor.exchanges.exchange import Reply, Request
 from settle.doctor.exchanges.fix_request import request_fix, setting_text
 from settle.doctor.exchanges.record import record
@@ -38,7 +39,7 @@ class EmptyAnswer(Check):
     """Thoughts of a reasoning model count as tokens of its answer, and many clients do not show them."""
 
     number: ClassVar[int] = 18
-    symptom: ClassVar[str] = "an empty answer, or one that is cut off: the model spent it on thinking"
+    symptom: ClassVar[str] = "an empty answer, or one that is cut off before it says anything"
     about: ClassVar[tuple[str, ...]] = ("chat",)
     seconds: ClassVar[float] = 0.1
 
@@ -46,6 +47,7 @@ class EmptyAnswer(Check):
         assert subject.chat is not None
         empty = [(at, exchange, reply) for at, exchange, reply in subject.chat.answered if _is_spent_on_thought(reply)]
         if not empty:
+            yield from self._plain(subject.chat)
             return
         at, exchange, reply = empty[0]
         num = sum(1 for _ in subject.chat.answered)
@@ -61,10 +63,24 @@ class EmptyAnswer(Check):
             details={"exchange": at, "is_cut": bool(cut)},
         )
 
+    def _plain(self, chat: Chat) -> Iterator[Finding]:
+        """Answers in which there is nothing at all."""
+        empty = [(at, exchange) for at, exchange, reply in chat.answered if not reply.is_answered]
+        if not empty:
+            return
+        at, request = empty[0][0], empty[0][1].request
+        stops = request.settings.get("stop")
+        what = "the answer is empty, and nothing says why"
+        if stops:
+            what = f"the answer is empty: {str(stops)[:60]} may stop it before it begins"
+        num = sum(1 for _ in chat.answered)
+        seen = f"{len(empty)} of {num} answers hold neither text nor thoughts nor calls"
+        yield Finding(self.part_name(), what, (seen,), 0.8 if stops else 0.6, {"exchange": at, "stops": bool(stops)})
+
     def trial(self, finding: Finding, subject: Subject, folder: Path) -> Trial | None:
         assert subject.chat is not None
         answerer, request = subject.chat.answerer, _request(finding, subject)
-        if answerer is None:
+        if answerer is None or finding.details.get("stops") is False:
             return None
         answerer.open()
         started = time.monotonic()
@@ -92,6 +108,10 @@ class EmptyAnswer(Check):
     def fix(self, finding: Finding, subject: Subject) -> Fix:
         request = _request(finding, subject)
         limit = _limit(request)
+        if "stops" in finding.details:
+            if finding.details["stops"]:
+                return request_fix(request, "stop", None)
+            return Fix("send the request again, and look at the server's log", "settle doctor MODEL --from FILE")
         if finding.details.get("is_cut") and limit:
             return request_fix(request, "max_tokens", limit * BUDGETS[0])
         return request_fix(request, "thinking", False)
@@ -142,6 +162,8 @@ def _what_helps(finding: Finding, subject: Subject) -> tuple[str, object]:
     the request that raised the suspicion."""
     assert subject.chat is not None and subject.chat.answerer is not None
     request = _request(finding, subject)
+    if finding.details.get("stops"):
+        return "stop", None
     limit = _limit(request) or UNLIMITED
     for times in BUDGETS if finding.details.get("is_cut") else ():
         reply = subject.chat.answerer.ask(request.having(max_tokens=times * limit), _has_begun, PROBE_SECONDS)

@@ -1,0 +1,72 @@
+"""A package that settle needs is missing, or older than the oldest that it works with."""
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from importlib.metadata import PackageNotFoundError, distributions, requires
+from pathlib import Path
+from typing import ClassVar
+
+from settle.doctor.checks import Check
+from settle.doctor.findings import Finding, Fix
+from settle.doctor.subject import Subject
+from settle.doctor.trial import Trial
+
+DISTRIBUTION = "settle-lm"
+OLDEST = re.compile(r"([A-Za-z0-9._-]+)\s*>=\s*([0-9.]+)$")  # a requirement with neither extra nor marker
+INJECTED = "xllamacpp"
+
+
+class Versions(Check):
+    """Every package should be as new as settle says that it has to be."""
+
+    number: ClassVar[int] = 29
+    symptom: ClassVar[str] = "commands fail with errors of other packages"
+    about: ClassVar[tuple[str, ...]] = ()
+    seconds: ClassVar[float] = 0.5
+
+    def detect(self, subject: Subject) -> Iterator[Finding]:
+        try:
+            needed = [match for text in requires(DISTRIBUTION) or () if (match := OLDEST.match(text))]
+        except PackageNotFoundError:
+            return  # it runs from its sources, and nothing says what it needs
+        found = _installed(subject.running.engine)
+        for name, oldest in (match.groups() for match in needed):
+            version = found.get(_plain(name))
+            if version is None or _order(version) < _order(oldest):
+                what = f"{name} {version} is installed" if version else f"{name} is not installed"
+                seen = f"settle needs {oldest} or newer"
+                yield Finding(self.part_name(), what, (seen,), 0.9, {"name": name, "oldest": oldest})
+
+    def trial(self, finding: Finding, subject: Subject, folder: Path) -> Trial | None:
+        return None
+
+    def fix(self, finding: Finding, subject: Subject) -> Fix:
+        name, oldest = finding.details["name"], finding.details["oldest"]
+        return Fix(f"install a newer {name}", f"pip install --upgrade '{name}>={oldest}'")
+
+    def injected(self, healthy: Subject, folder: Path) -> Subject:
+        """An older package in a folder that comes before the others."""
+        about = folder / "packages" / f"{INJECTED}-2024.1.dist-info"
+        about.mkdir(parents=True)
+        (about / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {INJECTED}\nVersion: 2024.1\n", encoding="utf-8")
+        return replace(healthy, running=replace(healthy.running, engine=about.parent))
+
+
+def _installed(first: Path | None) -> Mapping[str, str]:
+    """Version of each package by its plain name, of those in the folder `first` before others."""
+    own = distributions(path=[str(first)]) if first is not None else ()
+    found: dict[str, str] = {}
+    for distribution in (*own, *distributions()):
+        name = distribution.metadata["Name"]
+        if name:
+            found.setdefault(_plain(name), distribution.version)
+    return found
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def _order(version: str) -> list[int]:
+    return [int(part) for part in re.findall(r"\d+", version.partition("+")[0])]
