@@ -14,8 +14,6 @@ from pathlib import Path
 
 INTERVAL = 0.002  # seconds between two looks at the memory
 PAGE_OUT = 21  # MADV_PAGEOUT, since Linux 5.4
-PIECE = 1 << 20  # bytes that go at once
-MORE = 3  # part of the file that goes beside what is too much, as a divisor
 
 
 class MemoryRoom:
@@ -23,27 +21,17 @@ class MemoryRoom:
 
     def __init__(self, room: int, file: str) -> None:
         self._room, self._file = room, os.path.realpath(file)
-        self._next = 0  # piece of the file: they go in turns, in the order in which a model reads its weights
         self._madvise = ctypes.CDLL(None).madvise
         self._madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
 
     def keep(self) -> None:
-        """Looks once, and pages out what is too much and some more: a file that is read from its beginning to its end
-        again and again loses most of what it has in memory before that is read once more."""
-        excess = _resident() - self._room
-        pieces = self._pieces() if excess > 0 else []
-        for _ in range(min(len(pieces), -(-excess // PIECE) + len(pieces) // MORE)):
-            self._next = (self._next + 1) % len(pieces)
-            self._madvise(*pieces[self._next], PAGE_OUT)
-
-    def _pieces(self) -> list[tuple[int, int]]:
-        """Address and size of each piece of the file that is mapped."""
-        pieces = []
-        for line in Path("/proc/self/maps").read_text().splitlines():
-            if line.endswith(self._file):
-                first, last = (int(address, 16) for address in line.split()[0].split("-"))
-                pieces += [(at, min(PIECE, last - at)) for at in range(first, last, PIECE)]
-        return pieces
+        """Looks once. Where it is too much all pages of the file go: of a file that is read from its beginning to its
+        end again and again, the kernel has taken each page before it is read once more."""
+        if _resident() > self._room:
+            for line in Path("/proc/self/maps").read_text().splitlines():
+                if line.endswith(self._file):
+                    first, last = (int(address, 16) for address in line.split()[0].split("-"))
+                    self._madvise(first, last - first, PAGE_OUT)
 
 
 def keep_within(room: int, file: str) -> None:

@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 
@@ -90,7 +91,7 @@ class FailedSteps(Side):
     """1 for a step that cannot be taken for want of memory, 0 for one that can."""
 
     def __init__(self, name: str, steps: Steps) -> None:
-        self.name, self.steps = name, steps
+        self.name, self.steps, self.seconds = name, steps, 0.0  # that the latest step took
         self._child: StepChild | None = None
 
     def open(self) -> None:
@@ -105,8 +106,11 @@ class FailedSteps(Side):
 
     def measure(self, item: Item) -> float:
         assert self._child is not None and isinstance(item, Mapping)
+        began = time.monotonic()
         try:
-            return float(self._child.take(int(str(item["step"])))["missing"] is not None)
+            missing = self._child.take(int(str(item["step"])))["missing"]
+            self.seconds = time.monotonic() - began
+            return float(missing is not None)
         except ResourceError:  # a library of C ends where another raises an error
             self.close()
             self.open()

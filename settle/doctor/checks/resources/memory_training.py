@@ -100,7 +100,7 @@ class MemoryTraining(Check):
             items=items[::2],
             others=items[1::2],
             least=0.5,
-            seconds=_step_seconds(run),
+            seconds=after.seconds,
             fix=_fix(run, settings),
         )
 
@@ -207,11 +207,6 @@ def _available(plan: Mapping[str, object]) -> int | None:
     free = machine.get("memory") if isinstance(machine, Mapping) else None
     value = free.get("available") if isinstance(free, Mapping) else None
     return value if isinstance(value, int) else None
-
-
-def _step_seconds(run: Run) -> float:
-    loop = (run.read("plan.json") or {}).get("loop") or {}
-    return float(loop.get("step_seconds") or 1.0)
 
 
 def _list(value: object) -> list[object]:

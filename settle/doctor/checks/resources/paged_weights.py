@@ -23,7 +23,7 @@ from settle.doctor.resources.wider_model import wider_model
 from settle.doctor.resources.writing_speed import openings
 from settle.doctor.same_model import other_files
 from settle.doctor.subject import Subject
-from settle.doctor.trial import FEWEST_ITEMS, LEAST_RATIO, Trial
+from settle.doctor.trial import LEAST_RATIO, Trial
 from settle.formats.gguf import read_gguf
 from settle.infer.child_process import Load
 from settle.library.facts import read_facts
@@ -32,6 +32,7 @@ from settle.plan.fit.model_shapes import NamedShape, shape_of_file
 
 LEAST_SHARE = 0.1  # of the file, that is read from the disk for each token: less is what was never read before
 MEASURED_BYTES = 1 << 30  # of a file that a look loads once more; of a larger one its size says enough
+PAIRS = 8  # of times
 LOOKED = 3  # tokens that a look writes
 WIDE_BYTES = 64 << 20  # of a file whose reading from the disk can be felt
 LEFT_SHARE = 0.3  # of the file, that an injected failure leaves room for
@@ -75,8 +76,8 @@ class PagedWeights(Check):
             after=TokenTime("changed", changed),
             measure="seconds for a token",
             unit="s",
-            items=openings(0, FEWEST_ITEMS),
-            others=openings(FEWEST_ITEMS, FEWEST_ITEMS),
+            items=openings(0, PAIRS),
+            others=openings(PAIRS, PAIRS),
             least=LEAST_RATIO,
             timed=True,
             seconds=1.5 + size / 2e8,
