@@ -27,6 +27,7 @@ class AskingSide(Side):
         self.name, self._answerer, self._base = name, answerer, base
         self._change, self._score, self._enough, self._guarded = change, score, enough, guarded
         self.num_bytes = answerer.num_bytes // 2  # both sides are one process
+        self._answers: dict[str, tuple[Request, Reply]] = {}  # by question: a guard may look at what was measured
 
     def open(self) -> None:
         self._answerer.open()
@@ -42,8 +43,11 @@ class AskingSide(Side):
         return self._scored(item, self._guarded)
 
     def _scored(self, item: Item, score: Score) -> float:
-        request = self._change(self._base.asking(str(item)))
-        return score(request, self._answerer.ask(request, self._enough))
+        question = str(item)
+        if question not in self._answers:
+            request = self._change(self._base.asking(question))
+            self._answers[question] = request, self._answerer.ask(request, self._enough)
+        return score(*self._answers[question])
 
 
 def unchanged(request: Request) -> Request:

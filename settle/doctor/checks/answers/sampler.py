@@ -92,7 +92,7 @@ class Sampler(Check):
             items=questions[:ITEMS],
             others=questions[ITEMS : 2 * ITEMS],
             least=LEAST_REPEATED if loops else LEAST_NATS,
-            guards=questions[2 * ITEMS : 2 * ITEMS + 6],
+            guards=questions[ITEMS : 2 * ITEMS],  # by the same answers
             seconds=3.0 if loops else 1.0,
         )
 

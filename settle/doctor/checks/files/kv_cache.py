@@ -5,9 +5,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
+from settle.base.errors import UsageError
 from settle.doctor.checks import Check
 from settle.doctor.findings import Finding, Fix
-from settle.doctor.known_answers import PARAGRAPHS
+from settle.doctor.known_answers import PARAGRAPHS, SPELLED
 from settle.doctor.likelihood import LikelihoodSide, prose_trial, reader_of, strength_of, text_reading
 from settle.doctor.subject import Subject
 from settle.doctor.trial import Trial
@@ -63,4 +64,13 @@ class KvCache(Check):
         )
 
     def injected(self, healthy: Subject, folder: Path) -> Subject:
+        """The coarsest type, where other text than the doctor looks at shows that it does harm."""
+        assert healthy.model is not None
+        with reader_of(healthy.model) as reader:
+            readings = [text_reading(reader.engine, text) for text in SPELLED]
+            whole = sum(map(reader.nats, readings)) / len(readings)
+            with reader.overridden(Overrides(cache=COARSEST)):
+                harm = sum(map(reader.nats, readings)) / len(readings) - whole
+        if harm < LEAST_NATS:
+            raise UsageError(f"{COARSEST} does this model no harm: {harm:+.3f} nats per token", "choose another one")
         return replace(healthy, running=replace(healthy.running, cache=COARSEST))

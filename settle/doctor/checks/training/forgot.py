@@ -1,5 +1,6 @@
 """A tuned model lost what its base knew: the rate was too high, or it saw its rows too often."""
 
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import ClassVar
@@ -22,11 +23,13 @@ from settle.doctor.training.retrain import (
 )
 from settle.doctor.training.rows import RowSide, RunRows, Served, losses_of, rows_of
 from settle.doctor.trial import Item, Trial
+from settle.library.facts import read_facts
 
 LOOKED, PROVED = 8, 10  # texts
 LEAST_NATS = 0.5  # per token, that general text became less likely: perplexity is 1.6 times what it was
 HIGH_RATE = 3.0  # times the usual one: above that, the rate is to blame and not the steps
 FEWER = 4  # as many steps are left of those that were too many, as a divisor
+KNOWN_SHARE = 0.6  # of the nats of a token drawn from the vocabulary: a base that knows general text gives it less
 KEPT_SHARE = 0.05  # of the base's loss on its rows, that the model should still be better by
 
 
@@ -47,7 +50,8 @@ class Forgot(Check):
         none = RunRows.without_rows()
         before, after = (losses_of(side, none, texts) for side in (Served(facts.base), served))
         rise = float(np.mean(after) - np.mean(before))
-        if rise < LEAST_NATS:
+        # who finds general text hardly likelier than chance has nothing of it to forget
+        if rise < LEAST_NATS or np.mean(before) > KNOWN_SHARE * math.log(read_facts(facts.base).num_vocab):
             return
         cause = "rate" if facts.rate > HIGH_RATE * usual_rate(facts) else "steps"
         what = {
