@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from settle.cli import main
+from settle.data.rows.known_templates import KNOWN, fitting
 from settle.doctor.demonstration.lesson_model import Case, LessonModel
 from settle.doctor.demonstration.measure_lesson import LessonResult, Side, measure_case, measure_lesson
 from settle.doctor.demonstration.session import all_lessons
@@ -91,6 +92,9 @@ def test_the_window_holds_the_fact_or_not(model):
 
 
 def test_a_wrong_template_is_another_ones(model, monkeypatch):
+    fits = fitting(set(model.reader.tokenizer.tokens))
+    right = model.reader.question("x", KNOWN[fits])[:2]
+    assert all(list(drawn("template", model, seed)[1].ids[:2]) != right for seed in range(20))
     one, other, own, wrong = drawn("template", model)
     assert own.startswith("Q: ") and not wrong.startswith("Q: ") and own.partition("A:")[2] in wrong
     assert list(one.answer) == [model.reader.tokenizer.turn_end_id]

@@ -3,7 +3,7 @@
 import random
 from typing import ClassVar
 
-from settle.data.rows.known_templates import KNOWN
+from settle.data.rows.known_templates import KNOWN, fitting
 from settle.doctor.demonstration.lesson_model import Case, LessonModel
 from settle.doctor.demonstration.made_up_facts import made_up_fact
 from settle.doctor.lessons import Lesson
@@ -30,5 +30,6 @@ class Template(Lesson):
         question, end = f"{fact.sentence} {fact.question}", [model.reader.tokenizer.turn_end_id]
         answer = [int(token) for token in model.reader.tokenizer.encode(f"{fact.begun}{fact.answer}.")]
         own = model.reader.question(question)
-        others = [ids for template in KNOWN.values() if (ids := model.reader.question(question, template)) != own]
-        return Case([*own, *answer], end), Case([*draws.choice(others), *answer], end)
+        fits = fitting(set(model.reader.tokenizer.tokens))  # the model's family: near its own, so not wrong
+        other = KNOWN[draws.choice([name for name in KNOWN if name != fits])]
+        return Case([*own, *answer], end), Case([*model.reader.question(question, other), *answer], end)
