@@ -11,10 +11,9 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import App, CycloptsError, Group, Parameter, UnknownCommandError, UnknownOptionError, UnusedCliTokensError
 from pydantic import BaseModel, ValidationError
-from pydantic.fields import FieldInfo
 
 from settle.audit import session
-from settle.base.choice import Family, family_of
+from settle.base.choice import Family, described, family_of
 from settle.base.errors import SettleError, UsageError
 from settle.base.event_log import Events
 from settle.base.registry import Part, module_of, summary
@@ -341,14 +340,6 @@ def _options(command: type[Command], name: str) -> list[str]:
     """What an option is called, with its former names."""
     renamed: dict[str, str] = getattr(command, "renamed", {})
     return [f"--{_dashed(n)}" for n in (name, *(former for former, now in renamed.items() if now == name))]
-
-
-def described(field: FieldInfo) -> str:
-    """The description of a setting, with the parts that it may name."""
-    extra, family = field.json_schema_extra, family_of(field)
-    if family is None and isinstance(extra, dict) and "parts" in extra:
-        family = Family(str(extra["parts"]))
-    return f"{field.description}; one of: {', '.join(family.names())}" if family else str(field.description)
 
 
 def _names(option: inspect.Parameter) -> Sequence[str]:

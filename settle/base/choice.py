@@ -136,6 +136,20 @@ def family_of(info: FieldInfo) -> Family | None:
     return next((found for found in info.metadata if isinstance(found, Family)), None)
 
 
+def named_family(info: FieldInfo) -> Family | None:
+    """What a field chooses from or, as plain text, names a part of."""
+    extra = info.json_schema_extra
+    if isinstance(extra, dict) and "parts" in extra:
+        return Family(str(extra["parts"]))
+    return family_of(info)
+
+
+def described(info: FieldInfo) -> str:
+    """The description of a setting, with the parts that it may name."""
+    family = named_family(info)
+    return f"{info.description}; one of: {', '.join(family.names())}" if family else str(info.description)
+
+
 def spelled_out(value: object) -> dict[str, object] | None:
     """A choice as a name and settings with underscores, whichever way it was given; None when it is no choice."""
     if isinstance(value, Choice):

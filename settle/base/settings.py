@@ -74,7 +74,7 @@ def resolve(model: type[S], layers: Sequence[tuple[str, Mapping[str, object]]]) 
     Raises UsageError for an unknown key, naming the nearest one, and for a value of the wrong type.
     """
     merged: dict[str, object] = {}
-    fields = dict(_leaves(model))
+    fields = dict(leaves(model))
     choices = {key for key, field in fields.items() if family_of(field)}
     origin = dict.fromkeys((f"{key}.name" if key in choices else key for key in fields), "default")
     for name, values in layers:
@@ -145,11 +145,12 @@ def group_of(annotation: object) -> type[BaseModel] | None:
     return None
 
 
-def _leaves(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
+def leaves(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
+    """Every setting with its dotted key, also those of groups."""
     for name, field in model.model_fields.items():
         group = group_of(field.annotation)
         if group:
-            yield from _leaves(group, f"{prefix}{name}.")
+            yield from leaves(group, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", field
 

@@ -21,6 +21,7 @@ class Command(Part):
     writes_answer: ClassVar[bool] = False
     # options that `--help` shows, the others with `--help-all`; (): all of them
     essential: ClassVar[tuple[str, ...]] = ()
+    begins_work: ClassVar[bool] = False  # something is made that takes a while: the studio has a form for it
     is_watched: ClassVar[bool] = True  # whether it leaves a ledger of its connections; not where it only reads or lists
 
     def reaches(self) -> Sequence[Reach]:

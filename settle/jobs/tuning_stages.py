@@ -79,7 +79,8 @@ def forecast(c: TuningContext) -> None:
         return
     expected = _expected(c)
     if c.settings.dry:
-        end_dry(c, {"plan": c.plan.to_json(), "forecast": expected.to_json()})
+        previews = [preview.to_json() for preview in c.corpus.previews]
+        end_dry(c, {"plan": c.plan.to_json(), "forecast": expected.to_json(), "previews": previews})
     else:
         begin(c, expected.to_json())
 

@@ -18,6 +18,7 @@ class Distill(DistillSettings, Command):
     """
 
     positional: ClassVar[tuple[str, ...]] = ("teacher", "inputs")
+    begins_work: ClassVar[bool] = True
     essential: ClassVar[tuple[str, ...]] = (
         "student", "drop_layers", "width", "into", "draft", "answers", "name", "time", "epochs", "steps", "tolerance",
         "dry", "recipe", "device", "dtype", "threads",

@@ -17,6 +17,7 @@ class Index(IndexSettings, Command):
     """
 
     positional: ClassVar[tuple[str, ...]] = ("paths",)
+    begins_work: ClassVar[bool] = True
     essential: ClassVar[tuple[str, ...]] = ("name", "watch", "check", "embedder", "anew", "without", "delete")
 
     def run(self, events: Events) -> int:

@@ -19,6 +19,7 @@ class Shrink(ShrinkSettings, Command):
     """
 
     positional: ClassVar[tuple[str, ...]] = ("model", "inputs")
+    begins_work: ClassVar[bool] = True
 
     def run(self, events: Events) -> int:
         from settle.jobs.job import start_job

@@ -16,6 +16,7 @@ class Train(TrainSettings, Command):
     """
 
     positional: ClassVar[tuple[str, ...]] = ("inputs",)
+    begins_work: ClassVar[bool] = True
     essential: ClassVar[tuple[str, ...]] = (
         "name", "time", "size", "steps", "tokens", "tolerance", "dry", "recipe", "seed", "seeds", "device", "dtype",
         "threads",

@@ -22,6 +22,7 @@ class Tune(TuneSettings, Command):
     """
 
     positional: ClassVar[tuple[str, ...]] = ("model", "inputs")
+    begins_work: ClassVar[bool] = True
     essential: ClassVar[tuple[str, ...]] = (
         "name", "time", "epochs", "steps", "tolerance", "adapter", "quantize", "batch_rows", "score", "dry",
         "recipe", "seed", "seeds", "device", "dtype", "threads",

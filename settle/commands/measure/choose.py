@@ -17,6 +17,7 @@ class Choose(ChooseSettings, Command):
     """
 
     positional: ClassVar[tuple[str, ...]] = ("examples",)
+    begins_work: ClassVar[bool] = True
 
     def run(self, events: Events) -> int:
         from settle.jobs.choose.choose import choose

@@ -17,6 +17,7 @@ class Pick(PickSettings, Command):
     """
 
     positional: ClassVar[tuple[str, ...]] = ("task",)
+    begins_work: ClassVar[bool] = True
 
     def run(self, events: Events) -> int:
         from settle.jobs.pick.pick import pick

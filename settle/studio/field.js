@@ -1,0 +1,33 @@
+// One setting or question: its label, its control, what it means, what is wrong with it. What is typed stays here until
+// it is whole, so nothing that the page shows meanwhile takes it away.
+export default {
+  emits: ["set", "typed", "enter"],
+  props: { name: String, label: String, kind: String, options: Array, value: [String, Boolean], puts: Number, hint: String,
+           help: String, error: String },
+  data() { return { now: this.value }; },
+  watch: { puts() { this.now = this.value; } },
+  template: `
+    <div class="field" :class="kind">
+      <label :for="name">{{ label }}</label>
+      <select v-if="kind === 'choice'" :id="name" class="pick" v-model="now" @change="send" v-bind="about">
+        <option v-for="option in options" :value="option.value">{{ option.label }}</option>
+      </select>
+      <input v-else-if="kind === 'switch'" :id="name" type="checkbox" v-model="now" @change="send" v-bind="about">
+      <textarea v-else-if="kind === 'lines'" :id="name" class="pick" rows="3" :placeholder="hint" v-model="now" @change="send" v-bind="about"></textarea>
+      <input v-else :id="name" class="pick" type="text" autocomplete="off" spellcheck="false" :placeholder="hint" v-model="now"
+             :list="name + 'list'" @change="send" @input="$emit('typed', now)" @keydown.enter="enter" v-bind="about">
+      <datalist v-if="kind === 'text'" :id="name + 'list'"><option v-for="option in options" :value="option.value"></option></datalist>
+      <p v-if="help" :id="name + 'help'" class="dim">{{ help }}</p>
+      <p v-if="error" :id="name + 'error'" class="bad" role="alert">{{ error }}</p>
+    </div>`,
+  computed: {
+    about() {
+      const ids = [this.help && this.name + "help", this.error && this.name + "error"].filter(Boolean).join(" ");
+      return { "aria-describedby": ids || null, "aria-invalid": this.error ? "true" : null };
+    },
+  },
+  methods: {
+    send() { this.$emit("set", this.now); },
+    enter() { this.send(); this.$emit("enter"); },
+  },
+};

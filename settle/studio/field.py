@@ -1,0 +1,64 @@
+"""A control with its label: what a person types, chooses or switches, and what is wrong with it."""
+
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Literal
+
+from nicegui.element import Element
+from nicegui.events import GenericEventArguments
+
+from settle.base.visible import visible_line
+from settle.studio.visit import in_thread
+
+Kind = Literal["text", "lines", "choice", "switch"]
+
+
+class Field(Element, component="field.js"):
+    """options: (value, label) of a choice; of a text, values that are proposed. hint: what holds when it is left empty.
+    suggest: proposes values for what was typed so far, in a thread. on_set: called when `value` is another."""
+
+    def __init__(
+        self,
+        label: str,
+        kind: Kind = "text",
+        *,
+        value: str | bool = "",
+        options: Sequence[tuple[str, str]] = (),
+        hint: str = "",
+        help: str = "",
+        on_set: Callable[[], Awaitable[None]] | None = None,
+        suggest: Callable[[str], Sequence[str]] | None = None,
+    ) -> None:
+        super().__init__()
+        self.value, self.on_set, self._suggest = value, on_set, suggest
+        self.props.update({"name": f"field{self.id}", "label": label, "kind": kind, "value": value, "puts": 0})
+        self.props.update({"hint": visible_line(hint), "help": help, "error": ""})
+        self._propose(options)
+        self.on("set", self._receive)
+        if suggest:
+            self.on("typed", self._complete, throttle=0.2, leading_events=False)
+
+    def put(self, value: str | bool) -> None:
+        """Replaces what is there."""
+        self.value = self.props["value"] = value
+        self.props["puts"] += 1
+
+    def show_error(self, text: str) -> None:
+        if self.props["error"] != text:
+            self.props["error"] = text
+
+    async def _receive(self, event: GenericEventArguments) -> None:
+        value = event.args
+        if isinstance(value, str | bool) and value != self.value:
+            self.value = value
+            if self.on_set:
+                await self.on_set()
+
+    async def _complete(self, event: GenericEventArguments) -> None:
+        suggest, typed = self._suggest, event.args
+        if suggest and isinstance(typed, str):
+            self._propose([(value, value) for value in await in_thread(lambda: suggest(typed))])
+
+    def _propose(self, options: Sequence[tuple[str, str]]) -> None:
+        shown = [{"value": value, "label": visible_line(label)} for value, label in options]
+        if shown != self.props.get("options"):
+            self.props["options"] = shown

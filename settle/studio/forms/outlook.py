@@ -1,0 +1,66 @@
+"""A command with `--dry`, in a process of its own: the plan, the forecast and the rows, before anything is run."""
+
+import asyncio
+import contextlib
+import json
+import signal
+import sys
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from typing import cast
+
+from settle.base.errors import RunError, SettleError
+
+LINES = 400  # of what it says that are kept
+STOP_SECONDS = 5.0
+
+
+class Outlook:
+    """At most one such process a page; it ends with the page."""
+
+    def __init__(self) -> None:
+        self._process: asyncio.subprocess.Process | None = None
+
+    async def look(self, line: Sequence[str], on_talk: Callable[[Sequence[str]], None]) -> Mapping[str, object]:
+        """What `settle LINE --dry --json` returns. on_talk: called with all lines that it has said so far.
+
+        Raises the SettleError that the command ends with; RunError when it was stopped.
+        """
+        await self.stop()
+        self._process = process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "settle", *line, "--dry", "--json"),
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            limit=1 << 24,
+        )
+        assert process.stdout and process.stderr
+        talk: deque[str] = deque(maxlen=LINES)
+        answer = asyncio.ensure_future(process.stdout.read())
+        async for text in process.stderr:
+            talk.append(text.decode("utf-8", "replace").rstrip())
+            on_talk(talk)
+        code = await process.wait()
+        result = (await answer).strip()
+        self._process = None
+        if code or not result:
+            raise error_of("\n".join(talk)) if code > 0 else RunError("it was stopped", "")
+        return cast(Mapping[str, object], json.loads(result.splitlines()[-1]))
+
+    async def stop(self) -> None:
+        """Ends it, as Ctrl-C does."""
+        process, self._process = self._process, None
+        if process is None or process.returncode is not None:
+            return
+        with contextlib.suppress(ProcessLookupError):
+            process.send_signal(signal.SIGINT)
+            try:
+                await asyncio.wait_for(process.wait(), STOP_SECONDS)
+            except TimeoutError:
+                process.kill()
+
+
+def error_of(talk: str) -> SettleError:
+    """The error that a command has ended with, from what it said."""
+    what, _, fix = talk.rpartition("settle: ")[2].partition("→")
+    return RunError(" ".join(what.split()) or "the command failed", " ".join(fix.split()))
