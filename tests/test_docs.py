@@ -11,10 +11,10 @@ from pydantic.fields import FieldInfo
 
 import settle
 from settle.base.amounts import count, seconds
-from settle.base.choice import Choice
+from settle.base.choice import Choice, described
 from settle.base.registry import part_names, parts
 from settle.base.settings import group_of, read_recipe, resolve
-from settle.cli import STDIN, _choices, _sharing, build_app, described
+from settle.cli import STDIN, _choices, _sharing, build_app
 from settle.commands.make.index import Index
 from settle.commands.make.train import Train
 from settle.commands.make.tune import Tune

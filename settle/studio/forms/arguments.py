@@ -31,7 +31,9 @@ def arguments(command: type[Part], given: Mapping[str, Given]) -> list[str]:
         flag = key.removesuffix(".name") if key.removesuffix(".name") in is_choice else key
         flag = flag.replace("_", "-").rstrip("-")
         if isinstance(value, bool):
-            line.append(f"--{flag}" if value else f"--no-{flag}")
+            group, _, name = flag.rpartition(".")
+            is_part = group.replace("-", "_") in is_choice
+            line.append(f"--{flag}" if value else f"--no-{flag}" if is_part or not group else f"--{group}.no-{name}")
             continue
         for text in value if isinstance(value, list) else [value]:
             line += [f"--{flag}={text}"] if text.startswith("-") else [f"--{flag}", text]

@@ -13,7 +13,7 @@ export default {
     async send(files) {
       for (const file of files) {
         this.now = "storing " + file.name;
-        const answer = await fetch("/uploads/" + encodeURIComponent(file.name), { method: "PUT", body: file }).catch(() => null);
+        const answer = await fetch("/uploads?name=" + encodeURIComponent(file.name), { method: "PUT", body: file }).catch(() => null);
         const told = answer ? await answer.json() : { error: "the studio was not reached; is it still running?" };
         this.$emit(told.error ? "refused" : "stored", told.error || told.path);
         this.now = told.error ? "" : file.name + " is stored";

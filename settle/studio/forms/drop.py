@@ -43,7 +43,7 @@ def uploads() -> Path:
     return home() / "uploads"
 
 
-@app.put("/uploads/{name}")
+@app.put("/uploads")
 async def store(name: str, request: Request) -> JSONResponse:
     """The body of the request becomes a file of that name, or of the name with a number where there is one already."""
     name = name.replace("\\", "/").rpartition("/")[2].replace("\0", "").lstrip(".")

@@ -1,4 +1,4 @@
-"""The form of a command: a field for every setting, the essential ones first, and those of the parts that are chosen."""
+"""The form of a command: a field for every setting, the essential ones first, and those of chosen parts."""
 
 import types
 import typing
@@ -19,7 +19,6 @@ from settle.studio.forms.arguments import Given, blamed, positional
 from settle.studio.layout import words
 
 MOST_PROPOSED = 30
-GROUPS = {"": "More settings"}
 
 
 class Form:
@@ -30,14 +29,14 @@ class Form:
         self.fields: dict[str, Field] = {}
         self._defaults: dict[str, object] = {}
         self._models = {key for key in getattr(command, "models", ()) if key in command.model_fields}
-        first = [*positional(command), *(key for key in getattr(command, "essential", ()) if key != "dry")]
-        settings = {key: info for key, info in leaves(command) if key != "dry"}
-        for key in first or settings:
+        settings = {key: info for key, info in leaves(command) if key != "dry"}  # dry: the button `Forecast`
+        essential = getattr(command, "essential", ()) or settings
+        for key in dict.fromkeys([*positional(command), *(key for key in essential if key in settings)]):
             self._add(key, settings[key])
-        rest = {key: info for key, info in settings.items() if key not in first} if first[len(positional(command)) :] else {}
         groups: dict[str, dict[str, FieldInfo]] = {}
-        for key, info in rest.items():
-            groups.setdefault(key.rpartition(".")[0], {})[key] = info
+        for key, info in settings.items():
+            if key not in self.fields:
+                groups.setdefault(key.rpartition(".")[0], {})[key] = info
         for group, members in groups.items():
             title = f"Settings of {group.replace('.', ' ')}" if group else "More settings"
             with ui.element("details"):
@@ -53,7 +52,11 @@ class Form:
             if field.props["kind"] == "lines":
                 value = [line.strip() for line in str(value).splitlines() if line.strip()]
             elif isinstance(value, str):
-                value = {"yes": True, "no": False}.get(value, value.strip()) if _is_optional_switch(field) else value.strip()
+                value = (
+                    {"yes": True, "no": False}.get(value, value.strip())
+                    if _is_optional_switch(field)
+                    else value.strip()
+                )
             if value not in ("", []) and value != self._defaults[key]:
                 given[key] = value
         return given
@@ -109,13 +112,15 @@ class Form:
         kinds = list(_types(info.annotation))
         if kinds == [bool]:
             return Field(_label(key), "switch", value=bool(default), help=help, on_set=more)
-        if options := [(name, name) for name in _names(info, kinds)]:
+        if options := [(name, name) for name in _names(kinds) if name != default]:
             usual = ("", f"{hint} (default)" if hint else "as settle decides")
             return Field(_label(key), "choice", options=[usual, *options], help=help, on_set=more)
         if any(typing.get_origin(kind) is list for kind in kinds):
             return Field(_label(key), "lines", hint="one a line", help=help, on_set=more)
-        suggest = _models if key in self._models else _paths if Path in kinds else None
-        return Field(_label(key), hint=hint, help=help, on_set=more, suggest=suggest)
+        suggest = _models if key in self._models else proposed_paths if Path in kinds else None
+        family = named_family(info)  # that it may name a part of, among other things
+        proposed = [(name, name) for name in family.names()] if family else []
+        return Field(_label(key), options=proposed, hint=hint, help=help, on_set=more, suggest=suggest)
 
 
 def _label(key: str) -> str:
@@ -131,14 +136,11 @@ def _types(annotation: object) -> Iterator[object]:
         yield annotation
 
 
-def _names(info: FieldInfo, kinds: list[object]) -> list[str]:
-    """What may be chosen, where the type or a family of parts says it."""
-    if family := named_family(info):
-        return [name for name in family.names() if name != info.default]
+def _names(kinds: list[object]) -> list[str]:
+    """What may be chosen, where the type says it."""
     if bool in kinds:
         return ["yes", "no"]
-    literals = [kind for kind in kinds if typing.get_origin(kind) is Literal]
-    return [str(name) for kind in literals for name in typing.get_args(kind) if name != info.default]
+    return [str(name) for kind in kinds if typing.get_origin(kind) is Literal for name in typing.get_args(kind)]
 
 
 def _is_optional_switch(field: Field) -> bool:
@@ -149,11 +151,6 @@ def _models(typed: str) -> list[str]:
     """Models of this machine with such a name."""
     names = [ref.name for ref in all_refs()]
     return [name for name in names if typed.lower() in name.lower()][:MOST_PROPOSED]
-
-
-def _paths(typed: str) -> list[str]:
-    """Files and folders that a path may go on to."""
-    return proposed_paths(typed)
 
 
 def proposed_paths(typed: str) -> list[str]:

@@ -9,10 +9,11 @@ from nicegui import ui
 
 from settle.base.errors import SettleError
 from settle.base.events import Listing
+from settle.base.files import home
 from settle.base.registry import Part
 from settle.base.words.figures import comparison
 from settle.studio.field import Field
-from settle.studio.forms.arguments import arguments, check, positional, shell_line
+from settle.studio.forms.arguments import arguments, check, shell_line
 from settle.studio.forms.drop import Drop
 from settle.studio.forms.form import Form, proposed_paths
 from settle.studio.forms.outlook import Outlook
@@ -43,8 +44,13 @@ class NewRun(Page):
                     link = ui.link(other, f"/new?command={quote(other)}")
                     if commands[other] is command:
                         link.classes("chosen").props('aria-current="page"')
-        for paragraph in inspect.cleandoc(str(command.__doc__)).split("\n\n"):
-            words(" ".join(paragraph.split()).replace("`", ""), classes="dim")
+        first, *more = inspect.cleandoc(str(command.__doc__)).replace("`", "").split("\n\n")
+        words(" ".join(first.split()), classes="dim")
+        if more:
+            with ui.element("details"):
+                words(f"About settle {command.part_name()}", "summary")
+                for paragraph in more:
+                    words(" ".join(paragraph.split()), classes="dim")
         await NewRunForm(command).build()
 
 
@@ -72,7 +78,7 @@ class NewRunForm:
                     with ui.element("div").classes("row"):
                         if self.is_forecast:
                             button("Forecast", self.look)
-                            button("Stop", self.outlook.stop)
+                            button("Stop the forecast", self.outlook.stop)
                         button("Start", self.start, main=True)
                     self.place = ui.element("div").props('aria-live="polite"')
         self.line.text = shell_line(arguments(self.command, {}))
@@ -130,7 +136,8 @@ class NewRunForm:
     async def start(self) -> None:
         """The command, in a process of its own."""
         try:
-            await start_command(self._checked())
+            before = _made()
+            await start_command(self._checked(), lambda: bool(_made() - before))
         except SettleError as e:
             self._show(e)
             return
@@ -144,6 +151,12 @@ class NewRunForm:
         if not self.form.show_error(error):
             with self.place:
                 failure(error)
+
+
+def _made() -> set[str]:
+    """Folders of work that has begun."""
+    folders = [folder for kind in ("collections", "choices", "picks") for folder in (home() / kind).glob("*")]
+    return {str(path) for path in [*folders, *(home() / "runs").glob("*/plan.json")]}
 
 
 def _show_talk(element: ui.element, lines: Sequence[str]) -> None:

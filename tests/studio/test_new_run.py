@@ -1,0 +1,158 @@
+"""The forms of commands: every setting, the command line that does the same, files, rows with their mask, mistakes."""
+
+import shlex
+from pathlib import Path
+from typing import Literal, get_origin
+
+import pytest
+
+from settle.base.choice import family_of, named_family
+from settle.base.errors import UsageError
+from settle.base.settings import leaves, resolve
+from settle.cli import build_app
+from settle.commands import Command
+from settle.studio.forms.arguments import arguments, positional, shell_line
+from settle.studio.forms.form import _types
+from tests.studio.conftest import start_studio
+from tests.studio.made_models import stock
+
+COMMANDS = [name for name, command in Command.parts().items() if command.begins_work]
+
+
+def test_the_commands_that_make_something_have_a_form():
+    assert set(COMMANDS) >= {"train", "tune", "distill", "shrink", "index", "choose", "pick"}
+
+
+def _values(key, info, name):
+    """Values of a setting that are not its default, as a form gives them."""
+    kinds = list(_types(info.annotation))
+    if key == "recipe":
+        return []
+    if kinds == [bool]:
+        return [not info.default]
+    if bool in kinds:
+        return [True, False]
+    if any(get_origin(kind) is Literal for kind in kinds):
+        return [str(value) for kind in kinds for value in kind.__args__ if value != info.default]
+    if any(get_origin(kind) is list for kind in kinds):
+        return [["one file", "-"]] if key in ("inputs", "paths") else [["one file", "two"]]
+    texts = {"time": "30m", "tokens": "10k", "size": "1m", "context": "64"}
+    for text in (texts.get(name, ""), "a b's $c", "1", "0.5", "7"):
+        if not text:
+            continue
+        return [text if named_family(info) is None else named_family(info).names()[0]]
+    return []
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_setting_is_the_same_on_the_command_line(name, monkeypatch):
+    command = Command.part(name)
+    ran: list[Command] = []
+    monkeypatch.setattr(command, "run", lambda self, events: ran.append(self) or 0)
+    needed = {key: "x" for key, info in leaves(command) if info.is_required()}
+    tried = 0
+    for key, value in _every_value(command):
+        given = needed | {key: value}
+        try:
+            expected = resolve(command, [("asked", given)]).value
+        except UsageError:  # a number that is out of range, and so on: the form refuses it as well
+            continue
+        assert shlex.split(shell_line(arguments(command, given)))[1:] == arguments(command, given)
+        line = arguments(command, given)
+        app = build_app(line)
+        tokens = ["\0-" if token == "-" else token for token in line]
+        app(tokens, exit_on_error=False, print_error=False)
+        assert ran.pop().model_dump() == expected.model_dump(), line
+        tried += 1
+    assert tried >= 0.8 * len(list(leaves(command)))
+
+
+def _every_value(command):
+    for key, info in leaves(command):
+        family = family_of(info)
+        if family is None:
+            numeric = {int, float} & set(_types(info.annotation))
+            values = _values(key, info, key)
+            yield from ((key, value) for value in (["0.25", "3"] if numeric else values))
+            continue
+        for name, part in family.parts().items():
+            yield key, name
+            if name != family.default:
+                continue
+            for setting, inner in part.model_fields.items():
+                numeric = {int, float} & set(_types(inner.annotation))
+                values = ["0.25", "3"] if numeric else _values(setting, inner, setting)
+                yield from ((f"{key}.{setting}", value) for value in values)
+
+
+@pytest.mark.parametrize("name", ["tune", "pick"])
+def test_a_form_has_every_setting(page, name):
+    page.goto(f"/new?command={name}")
+    page.get_by_role("heading", name="Settings", exact=True).wait_for()
+    labels = set(page.locator(".field > label").all_text_contents())
+    command = Command.part(name)
+    wanted = {key for key, _ in leaves(command) if key != "dry"}
+    for key, info in leaves(command):
+        family = family_of(info)
+        if family and family.default in family.parts():
+            wanted |= {f"{key}.{setting}" for setting in family.parts()[family.default].model_fields}
+    assert labels >= {key.replace("_", "-").rstrip("-") for key in wanted}
+    assert positional(command)[0] in labels
+
+
+def test_a_part_of_another_package_is_in_the_form(browser, installed_ia3, tmp_path):
+    live = start_studio(tmp_path)
+    context = browser.new_context()
+    tab = context.new_page()
+    tab.goto(live.link)
+    tab.goto(live.address + "/new?command=tune")
+    tab.get_by_label("adapter", exact=True).select_option("ia3")
+    tab.get_by_text("Settings of ia3").click()
+    assert tab.locator(".field > label", has_text="adapter.").count() > 0
+    assert "--adapter ia3" in tab.locator(".commandline").text_content()
+    context.close()
+    live.stop()
+
+
+def test_a_mistake_is_shown_at_its_field_and_the_command_line_follows(page):
+    page.goto("/new?command=train")
+    page.get_by_label("inputs", exact=True).fill("my notes")
+    page.get_by_label("time", exact=True).fill("5 parsecs")
+    page.keyboard.press("Tab")
+    page.get_by_text("settle train 'my notes' --time '5 parsecs'").wait_for()
+    page.get_by_role("button", name="Start").click()
+    page.locator(".field", has=page.get_by_label("time", exact=True)).get_by_role("alert").wait_for()
+    page.get_by_label("time", exact=True).fill("")
+    page.get_by_label("tolerance", exact=True).fill("much")
+    page.keyboard.press("Tab")
+    page.get_by_role("button", name="Start").click()
+    page.locator(".field", has=page.get_by_label("tolerance", exact=True)).get_by_role("alert").wait_for()
+
+
+def test_dropped_rows_are_shown_with_their_mask_beside_the_forecast(page, studio):
+    stock(studio.home)
+    page.goto("/new?command=tune")
+    page.get_by_label("model", exact=True).fill("tiny")
+    page.locator("input[type=file]").set_input_files(studio.home / "rows.jsonl")
+    page.get_by_text("rows.jsonl is stored").wait_for()
+    assert (studio.home / "uploads/rows.jsonl").read_bytes() == (studio.home / "rows.jsonl").read_bytes()
+    page.get_by_label("steps", exact=True).fill("2")
+    page.keyboard.press("Tab")
+    page.get_by_text(f"settle tune tiny {studio.home}/uploads/rows.jsonl --steps 2").wait_for()
+    page.get_by_role("button", name="Forecast", exact=True).click()
+    page.get_by_text("Rows as they will be learned").wait_for(timeout=60_000)
+    page.get_by_role("rowheader", name="time").wait_for()
+    learned = page.locator("mark").all_text_contents()
+    assert learned and all(text.strip().startswith("It is") for text in learned)
+    assert not [run for run in (studio.home / "runs").iterdir() if "rows" in run.name]
+
+
+def test_a_large_file_is_written_as_it_arrives(page, studio, tmp_path):
+    """Its name is only a name, whatever is in it; and what would not fit is refused before it is sent."""
+    page.goto("/new?command=train")
+
+    path = "/uploads?name=..%2F..%2Fetc%2Fpasswd"
+    script = "async (path) => (await fetch(path, {method: 'PUT', body: new Blob([new Uint8Array(3e7)])})).json()"
+    stored = Path(page.evaluate(script, path)["path"])
+    assert stored.parent == studio.home / "uploads" and stored.stat().st_size == 30_000_000
+    assert not list(stored.parent.glob(".*.part"))
