@@ -9,7 +9,10 @@ from settle.formats.gguf import export_gguf
 from settle.library.store import StoredModel, add_model
 from tests.trained import adapter, merged, trained
 
-TEMPLATE = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}"
+TEMPLATE = (
+    "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+    "{% if add_generation_prompt %}assistant: {% endif %}"
+)
 
 
 def stock(home: Path) -> None:
