@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from settle.base.errors import SettleError, malformed_is_format_error
+from settle.base.errors import SettleError, UsageError, malformed_is_format_error
 from settle.base.event_log import Events
 from settle.base.events import ForecastComparison, Listing, ResultReady
 from settle.base.run import Run
@@ -89,9 +89,11 @@ def list_runs(events: Events) -> None:
     events.emit(ResultReady(result={"runs": [dataclasses.asdict(run) for run in runs]}))
 
 
-def show_run(name: str, events: Events) -> None:
-    """All that is known of one run, and its forecast beside the actual figures."""
-    run = Run.find(name)
+def show_run(names: Sequence[str], events: Events) -> None:
+    """All that is known of one run, and its forecast beside the actual figures. Raises UsageError for several."""
+    if len(names) > 1:
+        raise UsageError("one run is shown at a time", f"`settle runs show {names[0]}`")
+    run = Run.find(names[0])
     with malformed_is_format_error(run.name):
         _show(run, events)
 

@@ -28,6 +28,9 @@ def training(num_steps: int, seconds: float = 0.5, tokens: int = 1000, spike: in
     for step in range(num_steps + 1):
         at = BEGAN + step * seconds
         loss = 2.2 + 3.3 * math.exp(-step / max(10, num_steps / 5)) + 0.02 * math.sin(step)
+        if step:
+            yield kinds.Step(time=at, step=step, tokens=step * tokens, loss=9.9 if step == spike else loss, lr=1e-3,
+                             grad_norm=1.0, tokens_per_second=tokens / seconds)  # fmt: skip
         if step % 10 == 0:
             yield kinds.Eval(time=at, step=step, tokens=step * tokens, loss=loss, stderr=0.01, bits_per_byte=loss / 2.5)
             high = max(0.004, 0.1 - step / (12 * num_steps))
@@ -37,9 +40,6 @@ def training(num_steps: int, seconds: float = 0.5, tokens: int = 1000, spike: in
             moment = {0: "start", num_steps: "end"}.get(step, "middle")
             text = {"start": "qj xv", "middle": " the sea of", "end": " the sea was calm."}[moment]
             yield kinds.Sample(time=at, step=step, moment=moment, prompt="In the morning", text=text)
-        if step:
-            yield kinds.Step(time=at, step=step, tokens=step * tokens, loss=9.9 if step == spike else loss, lr=1e-3,
-                             grad_norm=1.0, tokens_per_second=tokens / seconds)  # fmt: skip
 
 
 def write_run(

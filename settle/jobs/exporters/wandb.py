@@ -1,0 +1,27 @@
+"""Weights & Biases's offline run, in a folder; `wandb sync` would be what sends it."""
+
+import importlib
+import os
+from pathlib import Path
+
+from settle.base.errors import UsageError
+from settle.base.run import Run
+from settle.jobs.exporters import Exporter
+from settle.jobs.exporters._history import history
+
+
+class Wandb(Exporter):
+    """A folder with a run of W&B's offline mode."""
+
+    def write(self, run: Run, folder: Path) -> Path:
+        os.environ |= {"WANDB_ERROR_REPORTING": "false", "WANDB_MODE": "offline", "WANDB_SILENT": "true"}
+        try:
+            wandb = importlib.import_module("wandb")
+        except ModuleNotFoundError as e:
+            raise UsageError(f"this needs {e.name}", "pip install wandb") from None
+        folder.mkdir(parents=True, exist_ok=True)
+        quiet = wandb.Settings(console="off", disable_git=True, disable_code=True, x_disable_stats=True)
+        with wandb.init(project="settle", name=run.name, dir=str(folder), mode="offline", settings=quiet) as made:
+            for _, step, figures, _ in history(run):
+                made.log(figures, step=step)
+        return folder / "wandb"

@@ -1,0 +1,75 @@
+"""A run's history in the files of other programs, read by readers that did not write them."""
+
+import os
+import struct
+import subprocess
+import sys
+
+import pytest
+
+from settle.base import events as kinds
+from settle.base.run import Run
+from settle.cli import main
+from settle.doctor.histories.tensorboard import scalars
+from settle.jobs.exporters import Exporter
+from settle.jobs.exporters._history import history
+from settle.jobs.exporters.tensorboard import _checksum
+from tests.studio.made_runs import training, write_run
+
+
+def test_what_a_run_went_back_over_is_in_no_history(home):
+    again = [event for event in training(20) if isinstance(event, kinds.Step | kinds.Eval) and event.step >= 15]
+    folder = write_run(home, "calm", [*training(20), *again])
+    moments = list(history(Run(folder)))
+    assert [m.step for m in moments if not m.is_eval] == list(range(1, 21))
+    assert [m.step for m in moments if m.is_eval] == [0, 10, 20]
+    assert moments[-1].figures["eval/bits_per_byte"] == pytest.approx(moments[-1].figures["eval/loss"] / 2.5)
+
+
+def test_tensorboard_reads_every_figure(home, tmp_path, capsys):
+    folder = write_run(home, "calm", training(30, spike=7))
+    assert main(["runs", "export", "calm", "--to", "tensorboard", "--out", str(tmp_path / "tb")]) == 0
+    (path,) = (tmp_path / "tb" / "calm").glob("events.out.tfevents.*")
+    assert str(path.parent) in capsys.readouterr().out.replace("\n", "")
+    found = {(s.tag, s.step): s.value for s in scalars(path)}
+    wanted = {(tag, m.step): value for m in history(Run(folder)) for tag, value in m.figures.items()}
+    assert found == {key: pytest.approx(value, rel=1e-6) for key, value in wanted.items()}
+    assert found["train/loss", 7] == pytest.approx(9.9)
+
+
+def test_the_checksums_are_those_of_the_format():
+    """The check value of CRC-32C, masked as in record_writer.h."""
+    crc = 0xE3069283
+    masked = ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
+    assert _checksum(b"123456789") == struct.pack("<I", masked)
+
+
+def test_tensorboards_own_reader_agrees(home, tmp_path):
+    accumulator = pytest.importorskip(
+        "tensorboard.backend.event_processing.event_accumulator", reason="needs tensorboard"
+    )
+    place = Exporter.make("tensorboard", {}).write(Run(write_run(home, "calm", training(30))), tmp_path)
+    read = accumulator.EventAccumulator(str(place)).Reload()
+    assert [e.step for e in read.Scalars("train/loss")] == list(range(1, 31))
+
+
+@pytest.mark.parametrize("name", ["trackio", "wandb"])
+def test_a_library_writes_its_own_files_without_a_network(name, home, tmp_path):
+    """In a process of its own that has none."""
+    pytest.importorskip(name, reason=f"needs {name}")
+    write_run(home, "calm", training(30))
+    command = [sys.executable, "-m", "settle", "runs", "export", "calm", "--to", name, "--out", str(tmp_path / "out"),
+               "--offline"]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, env=dict(os.environ), timeout=120)
+    if "cannot be proved" in done.stderr:
+        pytest.skip("a process without a network cannot be had here")
+    assert done.returncode == 0, done.stderr
+    assert any(path.stat().st_size > 1000 for path in (tmp_path / "out").rglob("*") if path.is_file())
+
+
+@pytest.mark.parametrize("name", ["trackio", "wandb"])
+def test_a_missing_library_is_named(name, home, tmp_path, monkeypatch, capsys):
+    write_run(home, "calm", training(3))
+    monkeypatch.setitem(sys.modules, name, None)
+    assert main(["runs", "export", "calm", "--to", name, "--out", str(tmp_path)]) == 2
+    assert f"pip install {name}" in capsys.readouterr().err
