@@ -445,7 +445,7 @@ Row = tuple[str, int, int, str]
 def rows(matrix: Matrix) -> list[Callable[[], Row]]:
     few = matrix.reduced
     return [
-        lambda: ("`kill -9` at random moments", *matrix.killed_at_random(2 if few else 32), ""),
+        lambda: ("`kill -9` at random moments", *matrix.killed_at_random(1 if few else 32), ""),
         lambda: ("`kill -9` inside a save, at each of its file events", *matrix.killed_in_a_save(40 if few else 1), ""),
         lambda: ("SIGTERM and Ctrl-C at random moments", *matrix.terminated(2 if few else 12), ""),
         lambda: ("disk full at each file event of a save", *matrix.full_in_a_save(), ""),

@@ -66,9 +66,14 @@ def test_help_is_one_screen_and_help_all_is_the_rest(command, monkeypatch, capsy
         and len(whole.splitlines()) > 2 * len(short.splitlines())
         and "--help-all" in short
     )
-    code = f"import sys; from settle.cli import main; main([{command!r}, '--help']); print('torch' in sys.modules)"
+
+
+def test_the_help_of_no_command_loads_torch():
+    names = [name for name in Command.part_names() if Command.part(name).essential]
+    code = f"import sys; from settle.cli import main\nfor name in {names}: assert main([name, '--help']) == 0\n"
+    code += "print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.stdout.splitlines()[-1] == "False"
+    assert names and done.stdout.splitlines()[-1] == "False", done.stderr
 
 
 def test_the_list_of_commands_says_what_each_does(capsys):

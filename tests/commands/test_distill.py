@@ -75,18 +75,23 @@ def test_a_pruned_teacher_is_healed_and_handed_over(files, home, capsys):
     assert main(["chat", "t", "def f(", "--temperature", "0", "--max-tokens", "4"]) == 0
 
 
+def further(*case: Any) -> Any:
+    """Each part of such a case is in another one."""
+    return pytest.param(*case, marks=pytest.mark.exhaustive)
+
+
 @pytest.mark.parametrize(
     ("teacher", "rows", "settings", "layers"),
     [
         ("teacher.gguf", "rows", ["--into", "shorter.toml"], 1),
         ("hf", "rows", ["--into", "narrow.toml", "--fresh"], 3),
         ("hf", "rows", ["--width", "0.5"], 2),
-        ("hf", "text", ["--student", "smaller", "--rates.lr", "0.003"], 2),
+        further("hf", "text", ["--student", "smaller", "--rates.lr", "0.003"], 2),
         ("small.gguf", "rows", ["--student", "smaller", "--cache", "--rates.lr", "0.003"], 2),
-        ("hf", "text", ["--drop-layers", "1", "--cache", "--objective.kind", "js"], 1),
+        further("hf", "text", ["--drop-layers", "1", "--cache", "--objective.kind", "js"], 1),
         ("hf", "rows", ["--drop-layers", "1", "--objective.kind", "reverse", "--objective.temperature", "2"], 1),
         ("hf", "text", ["--drop-layers", "1", "--objective.hidden", "1", "--objective.text", "0.3"], 1),
-        ("hf", "rows", ["--drop-layers", "1", "--objective.on-policy", "0.5"], 1),
+        further("hf", "rows", ["--drop-layers", "1", "--objective.on-policy", "0.5"], 1),
         ("hf", "rows", ["--drop-layers", "1", "--answers", "--answer-tokens", "12"], 1),
         ("hf", "rows", ["--student", "smaller", "--adapter", "lora", "--adapter.rank", "4"], 2),
     ],

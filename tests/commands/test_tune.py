@@ -88,7 +88,10 @@ def test_a_lora_over_a_file_is_compared_served_and_asked(files, home, capsys):
     ("base", "rows", "settings", "file"),
     [
         ("hf", "rows", ["--adapter", "dora"], "t.gguf"),
-        ("base.gguf", "rows", ["--adapter", "dora", "--adapter.targets", "q_proj,down_proj"], "t.gguf"),
+        pytest.param(
+            *("base.gguf", "rows", ["--adapter", "dora", "--adapter.targets", "q_proj,down_proj"], "t.gguf"),
+            marks=pytest.mark.exhaustive,
+        ),
         ("hf", "rows", ["--adapter", "lora", "--quantize", "nf4", "--recompute"], "t.gguf"),
         ("small.gguf", "rows", ["--quantize", "as-is", "--optimizer", "adamw"], "t-lora.gguf"),
         ("base.gguf", "pairs", [], "t-lora.gguf"),
@@ -97,7 +100,7 @@ def test_a_lora_over_a_file_is_compared_served_and_asked(files, home, capsys):
     ids=["dora", "dora-targets", "nf4", "as-is", "dpo", "no-template"],
 )
 def test_methods(files, home, capsys, base, rows, settings, file):
-    given = ("--name", "t", "--epochs", "6", "--no-compare", *settings)
+    given = ("--name", "t", "--epochs", "4", "--no-compare", *settings)
     code, result, err = tune(capsys, files / base, files / f"{rows}.jsonl", *given)
     assert code == 0, err
     run = Run.find("t")
@@ -233,17 +236,17 @@ def stop(home: Path, process: subprocess.Popen[bytes], text: str, how: signal.Si
     return process.communicate()[0]
 
 
-def test_resumes_to_the_bit_past_the_first_epoch(files, tmp_path):
+def test_resumes_to_the_bit_past_the_first_epoch(files, tmp_path, monkeypatch):
     ends = []
     for stopped in (False, True):
         own = tmp_path / f"home-{stopped}"
-        given = ["--name", "r", "--steps", "20", "--no-compare", "--adapter.dropout", "0.1", *QUICK]
-        process = start(own, "tune", files / "base.gguf", files / "rows.jsonl", *given)
+        own.mkdir()
+        monkeypatch.setenv("SETTLE_HOME", str(own))
+        given = ["--name", "r", "--steps", "16", "--no-compare", "--adapter.dropout", "0.1", *QUICK]
+        whole = ["tune", str(files / "base.gguf"), str(files / "rows.jsonl"), *given]
         if stopped:
-            stop(own, process, '"step": 9', signal.SIGKILL)
-            process = start(own, "resume", "r")
-        said, _ = process.communicate()
-        assert process.returncode == 0, said
+            stop(own, start(own, *whole), '"step": 9', signal.SIGKILL)
+        assert main(["resume", "r"] if stopped else whole) == 0
         run = next(own.glob("runs/*"))
         assert not stopped or '"resumed"' in (run / "events.jsonl").read_text()
         ends.append((run / "out" / "adapter" / "adapter_model.safetensors").read_bytes())
@@ -275,7 +278,7 @@ def test_what_a_run_made_is_tuned_by_its_name(tiny, files, home, capsys, tmp_pat
     run = Run.create("train", "notes")
     assert tune(capsys, "notes", files / "rows.jsonl")[0] == 2
     export_gguf(tiny.part, tiny.weights, tiny.tokenizer, run.out / "notes.gguf", "f32", {"base": True})
-    code, result, err = tune(capsys, "notes", files / "rows.jsonl", "--name", "asked", "--epochs", "6")
+    code, result, err = tune(capsys, "notes", files / "rows.jsonl", "--name", "asked", "--epochs", "2")
     assert code in (0, 3) and result["base"]["name"] == "notes", err
     found = resolve_gguf("asked")
     assert found.weights == run.out / "notes.gguf" and found.adapter is not None
@@ -288,7 +291,14 @@ def test_what_a_run_made_is_tuned_by_its_name(tiny, files, home, capsys, tmp_pat
     assert 'model = "notes"' in (Run.find("asked").path / "recipe.toml").read_text()
     code, _, err = tune(capsys, "asked", files / "rows.jsonl")
     assert code == 2 and "asked is an adapter" in err and "settle export asked --to safetensors" in err
-    whole = [*(given for given in QUICK if "rank" not in given and given != "4"), "--adapter", "full", "--epochs", "4"]
+    whole = [
+        *(given for given in QUICK if "rank" not in given and given != "4"),
+        "--adapter",
+        "full",
+        "--epochs",
+        "1",
+        "--no-compare",
+    ]
     assert main(["tune", "notes", str(files / "rows.jsonl"), "--name", "whole", *whole, "--json"]) in (0, 3)
     with Engine(resolve_gguf("whole").weights, threads=1) as engine:
         assert engine.takes_turns

@@ -2,7 +2,9 @@
 
 import csv
 import json
+import os
 import random
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -69,12 +71,24 @@ def tune(files: Path, rows: Path | None = None, on_event: Any = None, **more: An
         events.close()
 
 
+@pytest.fixture(scope="module")
+def finished(files: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, int, list[Any]]]:
+    """The home of a finished run `d`, its exit code and its events."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SETTLE_HOME", str(tmp_path_factory.mktemp("finished")))
+        code, said = tune(files)
+        yield Path(os.environ["SETTLE_HOME"]), code, said
+
+
 def texts(said: list[Any]) -> str:
     return "\n".join(event.text for event in said if hasattr(event, "text"))
 
 
-def test_it_learns_to_decide_and_says_how_sure_it_may_be(files: Path, home: Path) -> None:
-    code, said = tune(files)
+def test_it_learns_to_decide_and_says_how_sure_it_may_be(
+    finished: tuple[Path, int, list[Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home, code, said = finished
+    monkeypatch.setenv("SETTLE_HOME", str(home))
     result = Run.find("d").read("result.json") or {}
     assert code == 0, texts(said)
     tests = result["comparison"]["tests"]
@@ -103,8 +117,10 @@ def test_it_learns_to_decide_and_says_how_sure_it_may_be(files: Path, home: Path
     assert "refusing above a risk of 5%" in shown and "asked in another order of the options" in shown
 
 
-def test_it_is_exported_whole_with_its_keys(files: Path, home: Path, tmp_path: Path) -> None:
-    tune(files, compare=False)
+def test_it_is_exported_whole_with_its_keys(
+    finished: tuple[Path, int, list[Any]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("SETTLE_HOME", str(finished[0]))
     events, own = Events(), read_decision(read_gguf(Run.find("d").out / "d.gguf").metadata)
     for dtype, bar in (("f32", 0.01), ("q8_0", 1.0)):
         path, figures = export_by_name("d", Gguf(dtype=dtype), tmp_path / f"{dtype}.gguf", None, False, 0.02, events)
@@ -113,20 +129,23 @@ def test_it_is_exported_whole_with_its_keys(files: Path, home: Path, tmp_path: P
     events.close()
 
 
-def test_it_resumes_to_the_same_weights(files: Path, home: Path) -> None:
+def test_it_resumes_to_the_same_weights(
+    files: Path, finished: tuple[Path, int, list[Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SETTLE_HOME", str(finished[0]))
+
     def stop(event: Any) -> None:
         if event.kind == "step" and event.step == 6 and not stopped:
             stopped.append(True)
             raise KeyboardInterrupt
 
     stopped: list[bool] = []
-    tune(files, name="whole", compare=False)
     with pytest.raises(KeyboardInterrupt):
         tune(files, name="halves", on_event=stop, compare=False)
     events = Events()
     assert resume("halves", events) in (0, 3)
     events.close()
-    whole, halves = (Run.find(name).read("result.json") or {} for name in ("whole", "halves"))
+    whole, halves = (Run.find(name).read("result.json") or {} for name in ("d", "halves"))
     assert whole["best"]["loss"] == halves["best"]["loss"]
     assert whole["decision"]["report"] == halves["decision"]["report"]
 

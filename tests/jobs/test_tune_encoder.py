@@ -82,7 +82,9 @@ def made(home: Path) -> tuple[dict[str, Any], dict[str, bytes]]:
     return result, {p.name: p.read_bytes() for p in run.out.iterdir() if p.suffix in (".gguf", ".safetensors")}
 
 
-@pytest.mark.parametrize(("objective", "lr"), [("rank", 5e-4), ("contrastive", 1e-3)])
+@pytest.mark.parametrize(
+    ("objective", "lr"), [pytest.param("rank", 5e-4, marks=pytest.mark.exhaustive), ("contrastive", 1e-3)]
+)
 def test_a_stopped_run_ends_byte_for_byte_as_one_that_was_not(
     files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, objective: str, lr: float
 ) -> None:

@@ -13,7 +13,7 @@ def word_set(text: str) -> frozenset[str]:
 
 BE = word_set("is are was were be been being am")
 _TOKEN = re.compile(r"`[^`]+`|\d+(?:[.,:]\d+)*|[\w][\w'’./-]*[\w]|\w")
-_CODE = re.compile(r"`[^`]+`|\w*[a-z]+[A-Z]\w*|\w+_\w+")
+_CODE = re.compile(r"`[^`]+`|(?>\w*?[a-z][A-Z])\w*|\w(?>\w*?_)\w+")  # atomic: a word takes time in its length
 _NEGATIONS = word_set(
     "no not never none nothing nobody nowhere cannot without neither nor hardly rarely seldom unable lack lacks lacked"
     " fails failed"
