@@ -53,9 +53,9 @@ def test_grammar(source: str) -> None:
 
 @pytest.fixture(scope="module")
 def short_limits():
-    """Half a second of processor time, so that the bombs that hang end sooner."""
+    """A fifth of a second of processor time, so that the bombs that hang end sooner."""
     before = chat_template.LIMITS
-    chat_template.LIMITS = Limits(cpu=0.5)
+    chat_template.LIMITS = Limits(cpu=0.2)
     yield
     chat_template.LIMITS = before
 
@@ -80,7 +80,7 @@ def test_a_bomb_is_held(short_limits, name: str) -> None:
 
 
 def test_bombs_are_told_apart_from_refusals(short_limits) -> None:
-    with pytest.raises(TemplateRunaway, match="0.5 s of processor time"):
+    with pytest.raises(TemplateRunaway, match="0.2 s of processor time"):
         render(REVIEW["int square"], MESSAGES, False)
     with pytest.raises(TemplateRunaway, match="1024 MiB"):
         render(REVIEW["width of a star"], MESSAGES, False)

@@ -161,7 +161,10 @@ DAMAGED_ROWS = {
 
 
 @pytest.mark.parametrize("is_own", [True, False], ids=["own", "other"])
-@pytest.mark.parametrize("dtype", ["f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0"])
+@pytest.mark.parametrize(
+    "dtype",
+    ["f16", "bf16", "q8_0", "q5_1", *(pytest.param(t, marks=pytest.mark.exhaustive) for t in ("q5_0", "q4_1")), "q4_0"],
+)
 def test_a_few_lost_rows_are_damage(tiny, tmp_path, dtype, is_own):
     """Zeroed, halved, or exchanged for each other; what the type rounds is none, whoever quantized it."""
     origin = Origin(tiny.part, tiny.weights, is_own=is_own)
