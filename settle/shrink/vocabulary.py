@@ -16,7 +16,7 @@ from functools import cached_property
 import numpy as np
 
 from settle.base.tokenizer import Tokenizer
-from settle.data.tokenizer.byte_bpe import BYTE_CHARACTERS
+from settle.data.tokenizer.byte_characters import BYTE_CHARACTERS
 from settle.data.tokenizer.pretrained import PretrainedTokenizer
 from settle.data.tokenizer.token_types import BYTE, NORMAL, USER_DEFINED
 from settle.data.tokenizer.vocabulary import SPACE

@@ -16,6 +16,7 @@ from tokenizers import Tokenizer as Engine
 
 from settle.base.errors import DataError
 from settle.base.files import parse_json, write_atomic
+from settle.data.tokenizer.byte_characters import BYTE_CHARACTERS
 from settle.data.tokenizer.character_classes import pattern
 from settle.data.tokenizer.encoder import Encoder
 
@@ -206,13 +207,3 @@ def _short(texts: Iterable[str]) -> Iterator[str]:
             yield text[start:cut]
             start = cut
         yield text[start:]
-
-
-def _byte_characters() -> dict[int, str]:
-    """GPT-2's printable stand-in for each byte: what `tokenizers` and GGUF files spell tokens with."""
-    shown = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    hidden = [byte for byte in range(256) if byte not in shown]
-    return {byte: chr(byte) for byte in shown} | {byte: chr(256 + i) for i, byte in enumerate(hidden)}
-
-
-BYTE_CHARACTERS = _byte_characters()

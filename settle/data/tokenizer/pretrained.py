@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from settle.data.tokenizer.byte_bpe import BYTE_CHARACTERS
+from settle.data.tokenizer.byte_characters import BYTE_CHARACTERS
 from settle.data.tokenizer.pre_tokenizers import words
 from settle.data.tokenizer.special_tokens import Finder
 from settle.data.tokenizer.token_types import USER_DEFINED

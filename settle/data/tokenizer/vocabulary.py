@@ -9,7 +9,7 @@ import numpy as np
 
 from settle.base.chat_template import complaint
 from settle.base.errors import FormatError, malformed_is_format_error
-from settle.data.tokenizer.byte_bpe import BYTE_CHARACTERS
+from settle.data.tokenizer.byte_characters import BYTE_CHARACTERS
 from settle.data.tokenizer.pre_tokenizers import WAYS, Way
 from settle.data.tokenizer.token_types import BYTE, CONTROL, ENDS, NORMAL, TURN_ENDS, UNKNOWN, UNUSED, USER_DEFINED
 
