@@ -15,7 +15,7 @@ from importlib.util import find_spec
 from typing import Generic, TypeVar
 
 from settle.audit.session import ledger
-from settle.base.errors import ResourceError, RunError
+from settle.base.errors import ResourceError, RunError, UsageError
 from settle.base.event_log import Events
 from settle.base.events import OutOfMemory, PhaseStarted, ResultReady, RunStarted, Say
 from settle.base.files import write_atomic
@@ -24,6 +24,7 @@ from settle.base.run import Run, free_name
 from settle.base.settings import recipe_text
 from settle.base.stop_signals import Stopping
 from settle.jobs.settings import JobSettings
+from settle.machine.launcher import launched
 from settle.machine.resource_usage import Spending
 
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
@@ -67,12 +68,14 @@ C = TypeVar("C", bound=Context)
 
 @dataclass(frozen=True)
 class Job(Generic[C]):
-    """A job: the command that starts it, what may be asked of it, and its stages in order."""
+    """A job: the command that starts it, what may be asked of it, and its stages in order. is_shared: whether the ranks
+    of torchrun share the steps of its stage `loop`."""
 
     name: str
     settings: type[JobSettings]
     context: type[C]
     stages: tuple[Callable[[C], None], ...]
+    is_shared: bool = False
 
 
 def find_job(name: str) -> Job[Context] | None:
@@ -92,6 +95,10 @@ def start_job(name: str, settings: JobSettings, events: Events) -> Context:
 
 def start(job: Job[C], settings: JobSettings, events: Events) -> C:
     """A new run, from its folder to its result. Raises SettleError; a run that did not begin leaves no folder."""
+    if (launch := launched()) and launch.size > 1 and not job.is_shared:
+        raise UsageError(
+            f"{job.name} runs in one process, and torchrun started {launch.size}", "start it without torchrun"
+        )
     resolved = settings.with_recipe()
     settings = resolved.value
     settings.check(job.name)

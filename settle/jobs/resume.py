@@ -26,7 +26,7 @@ def resume(name: str, events: Events) -> int:
         record = run.read("plan.json")
         if record is not None and not isinstance(record, dict):
             raise edited(run, "it is not an object")
-        settings = _settings(job, run, record)
+        settings = asked_settings(job, run, record)
         if record is None:
             if "-" in settings.value.inputs:
                 raise RunError(
@@ -49,7 +49,7 @@ def edited(run: Run, what: str) -> RunError:
     return RunError(f"plan.json of {run.name} was changed: {what}", "restore it, or start a new run")
 
 
-def _settings(job: Job[Context], run: Run, record: Mapping[str, object] | None) -> Resolved[JobSettings]:
+def asked_settings(job: Job[Context], run: Run, record: Mapping[str, object] | None) -> Resolved[JobSettings]:
     """What was asked: by recipe.toml, or by plan.json where the recipe was lost or is not valid TOML."""
     path, asked = run.path / "recipe.toml", (record or {}).get("asked")
     try:

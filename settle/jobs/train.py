@@ -114,4 +114,5 @@ JOB = Job(
     TrainSettings,
     TrainContext,
     (earlier_session, data, plan, forecast, start, proof(again), loop, judge, export, result),
+    is_shared=True,
 )

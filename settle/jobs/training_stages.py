@@ -21,6 +21,7 @@ from settle.evaluate.report.card import write_card
 from settle.evaluate.report.curves import draw_curves
 from settle.evaluate.samples import Samples
 from settle.jobs.job import Context, interrupt, require_same_data
+from settle.jobs.ranks.crew import gather
 from settle.jobs.resume import edited
 from settle.jobs.settings import DistillSettings, TrainSettings, TuneSettings
 from settle.library.deletion import prune
@@ -195,6 +196,7 @@ def warn_of_time(c: TrainingContext) -> None:
 
 def loop(c: TrainingContext) -> None:
     """Train until the model has settled, or the budget is spent, or something stops the run."""
+    c.live.world = gather(c.live, c.run)
     outlook = _outlook(c)
     c.loop = c.live.loop(c.run, c.events, c.stopping, c.spending, lambda: c.spending.total, c.sample)
     with c.stopping.patiently():

@@ -120,4 +120,5 @@ JOB = Job(
         earlier_session, base, data, plan, build, scores, forecast, proof(again),
         loop, judge, export, compare, result,
     ),
+    is_shared=True,
 )  # fmt: skip

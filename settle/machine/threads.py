@@ -12,6 +12,7 @@ from pydantic import Field
 
 from settle.base.settings import Settings
 from settle.machine.cores import cores
+from settle.machine.launcher import launched
 from settle.machine.openmp_wait import adapt_waiting
 
 CONVENTION = "OMP_NUM_THREADS"  # what people and job schedulers set for every program; torch reads it when it loads
@@ -34,10 +35,16 @@ class ThreadSettings(Settings):
 
 def num_threads(asked: int | None = None) -> int:
     """Threads to compute with: as many as asked for here, by the command or by `OMP_NUM_THREADS`, else every core that
-    this process may use."""
+    this process may use. Ranks of torchrun share the cores of their host: together they have no more threads."""
+    ranks = _ranks_here()
+    share = max(1, cores().usable // ranks)
     if asked or _asked:
-        return asked or _asked[-1]
-    return _conventional() or cores().usable
+        number = asked or _asked[-1]
+    elif ranks > 1 and _conventional() == 1:
+        number = share  # torchrun says 1 where nobody chose
+    else:
+        number = _conventional() or share
+    return number if ranks == 1 else min(number, share)
 
 
 def commanded() -> int | None:
@@ -81,6 +88,12 @@ def use_torch_threads(threads: int | None = None) -> int:
     torch.set_num_threads(number)
     adapt_waiting(number)
     return number
+
+
+def _ranks_here() -> int:
+    """Ranks of torchrun on this host, this one included."""
+    launch = launched()
+    return 1 if launch is None else launch.local_size
 
 
 def _conventional() -> int | None:

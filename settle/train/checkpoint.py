@@ -157,6 +157,18 @@ def load_newest(
     return None
 
 
+def load(folder: Path, step: int) -> Checkpoint:
+    """The checkpoint of a step. Raises CheckpointError when its manifest does not match."""
+    path = folder / f"{step:08d}"
+    try:
+        _check(path)
+        return _load(path)
+    except _Damaged as e:
+        raise CheckpointError(
+            f"checkpoint {path.name} in {folder} cannot be used: {e}", "see that every rank sees the same folder"
+        ) from None
+
+
 def newest_state(folder: Path) -> dict[str, object] | None:
     """The state of the newest checkpoint whose state.json is as it was written; tensors are not read."""
     for path in reversed(steps(folder)):

@@ -14,6 +14,7 @@ import torch
 from settle.data.batches import Batch
 from settle.model.decoder import Decoder
 from settle.train.objectives import Objective
+from settle.train.world import World, single
 
 
 @dataclass(frozen=True)
@@ -61,15 +62,31 @@ class HeldOut:
         return sum(len(batch.targets) for batch in self.batches)
 
 
-def evaluate(model: Decoder, objective: Objective, held_out: HeldOut, step: int, tokens: int) -> Evaluation:
-    """The loss of `model` after `step` steps and `tokens` tokens of training."""
+def evaluate(
+    model: Decoder, objective: Objective, held_out: HeldOut, step: int, tokens: int, world: World | None = None
+) -> Evaluation:
+    """The loss of `model` after `step` steps and `tokens` tokens of training.
+
+    world: ranks that evaluate it together, each some of the blocks where a block's loss does not depend on the others;
+    the losses are those that one rank finds, to the last bit.
+    """
+    world = world or single()
+    batches = held_out.batches
+    own = range(world.rank, len(batches), world.size) if objective.judges_apart else range(len(batches))
+    found = torch.zeros(2, len(batches), dtype=torch.float64)  # sum and count of each block
     training = model.training
     model.eval()
     with torch.no_grad():  # not inference mode: the model's cast weights must serve training too
-        losses = objective.held_out_losses(model, held_out.batches)
+        losses = objective.held_out_losses(model, [batches[number] for number in own]) if own else []
     model.train(training)
-    sums, counts = [total for total, _ in losses], [count for _, count in losses]
-    targets = (batch.targets[batch.targets >= 0] for batch in held_out.batches)
+    for number, (total, count) in zip(own, losses, strict=True):
+        found[:, number] = torch.tensor([total, count], dtype=torch.float64)
+    if objective.judges_apart:
+        world.sum([found])
+    else:
+        world.copy([found])
+    sums, counts = found[0].tolist(), [int(count) for count in found[1].tolist()]
+    targets = (batch.targets[batch.targets >= 0] for batch in batches)
     num_bytes = sum(int(held_out.byte_length[ids].sum()) for ids in targets)
     loss = sum(sums) / sum(counts)
     blocks = np.array(sums) / np.array(counts)

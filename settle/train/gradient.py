@@ -9,12 +9,15 @@ from settle.model.decoder import Decoder
 from settle.train.objectives import Objective
 
 
-def backward(model: Decoder, objective: Objective, batches: Sequence[Batch], scale: float = 1.0) -> float:
+def backward(
+    model: Decoder, objective: Objective, batches: Sequence[Batch], scale: float = 1.0, count: int | None = None
+) -> float:
     """Add `scale` times the gradient of the mean loss over all `batches` to `.grad`; the mean loss, nats per token.
 
-    The count of all micro-batches is known before the first, so accumulation changes nothing but rounding.
+    count: what the sum is divided by; that of these batches when not given. It is known before the first micro-batch,
+    so accumulation changes nothing but rounding.
     """
-    count = max(1, sum(map(objective.count, batches)))
+    count = max(1, sum(map(objective.count, batches))) if count is None else count
     loss = 0.0
     for batch in batches:
         total, _ = objective.batch_loss(model, batch)

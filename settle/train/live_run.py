@@ -1,7 +1,7 @@
 """A run that is ready for the loop: the model, data and optimizer that its plan names, built."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -32,6 +32,7 @@ from settle.train.state import LoopState
 from settle.train.thread_choice import LONGEST, ThreadWatch, choose_threads
 from settle.train.trainer import Trainer
 from settle.train.training_plan import TrainingPlan, Tuning
+from settle.train.world import World, single
 
 IDENTITY = (
     "architecture_name", "architecture", "objective", "objective_settings", "optimizer_name", "optimizer",
@@ -43,7 +44,7 @@ EVALUATION_BLOCK = 2048  # tokens: many blocks make the standard error of a mean
 
 @dataclass
 class LiveRun:
-    """What a plan names: built, and ready for the first step."""
+    """What a plan names: built, and ready for the first step. world: the processes that share each step."""
 
     plan: TrainingPlan
     corpus: Corpus | RowCorpus
@@ -55,6 +56,7 @@ class LiveRun:
     batches: Batches | RowBatches
     selection: list[Batch]
     base: Pretrained | None = None
+    world: World = field(default_factory=single)
 
     @classmethod
     def build(cls, plan: TrainingPlan, corpus: Corpus | RowCorpus, base: Pretrained | None = None) -> "LiveRun":
@@ -108,9 +110,9 @@ class LiveRun:
     ) -> Loop:
         """elapsed, sample: as in `Session`."""
         session = Session(run, events, stopping, self.identity(), spending, self.tokenizer.decode, elapsed, sample)
-        trainer, asked = self.trainer(), commanded()
-        most = num_threads() if self.plan.device == "cpu" else 1
-        watch = ThreadWatch(trainer, events, asked or self.plan.loop.threads, most, self._threads_are_free())
+        trainer, threads = self.trainer(), commanded() or self.plan.loop.threads
+        most = num_threads() if self.plan.device == "cpu" and self.world.size == 1 else 1
+        watch = ThreadWatch(trainer, events, num_threads(threads), most, self._threads_are_free())
         return Loop(trainer, HeldOut(self.selection, self.tokenizer.byte_length), session, watch)
 
     def choose_threads(self) -> None:
@@ -125,7 +127,7 @@ class LiveRun:
         return not is_asked() and self.plan.origin.get("threads", "default") in ("default", "measured")
 
     def trainer(self) -> Trainer:
-        return Trainer(self.plan.loop, self.model, self.objective, self.optimizer, self.batches)
+        return Trainer(self.plan.loop, self.model, self.objective, self.optimizer, self.batches, self.world)
 
     def judge(self, weights: Weights, state: LoopState) -> EvaluationFigures:
         """The evaluation of `weights` on the held-out text, which nothing has read before: all of it, or as much as a

@@ -23,7 +23,7 @@ class Loop:
         self, trainer: Trainer, held_out: HeldOut, session: Session, threads: ThreadWatch | None = None
     ) -> None:
         self.trainer, self.plan, self.session = trainer, trainer.plan, session
-        self.events = session.events
+        self.events, self.world = session.events, trainer.world
         self.watch = Watch(trainer, held_out, session.events, session.elapsed)
         self.recovery = Recovery(trainer, session)
         number = self.plan.threads
@@ -38,22 +38,23 @@ class Loop:
             started = time.perf_counter()
             self.watch.spend_budget(self.state)
             result = self.threads.take(self._take_step)
-            if blamed := self.recovery.steps_to_blame(self.state, result):
+            if blamed := int(self.world.agree(self.recovery.steps_to_blame(self.state, result))):
                 self.state, self.watch.best = self.recovery.roll_back(self.state, result, blamed)
                 continue
             state = self.state
             state.step += 1
+            self.recovery.order.add(state.step, result.rows)
             state.train_losses = [*state.train_losses[-SPIKE_WINDOW:], result.loss]
             self._report(result, time.perf_counter() - started)
             if self.watch.is_due(state):
                 self.watch.evaluate(state)
             if not state.is_past_half and self.watch.is_past_half(state):
                 state.is_past_half = True
-                self.session.sample(state.step, "middle")
-            state.seconds += time.perf_counter() - started
+                self._sample(state.step, "middle")
+            state.seconds += self.world.agree(time.perf_counter() - started)
             if state.step % self.plan.checkpoint_steps == 0:
                 self._save()
-            if self.session.stopping() and not state.is_over:
+            if self.world.any(self.session.stopping()) and not state.is_over:
                 self._save()
                 return Outcome(state, self.watch.best, interrupted=True)
         interrupted = not self._save()
@@ -72,17 +73,21 @@ class Loop:
     def _take_step(self) -> StepResult:
         return self.trainer.take_step(self.state, self.state.schedule.multiplier(self.state.step))
 
+    def _sample(self, step: int, moment: str) -> None:
+        self.world.lead(lambda: self.session.sample(step, moment))
+
     def _save(self) -> bool:
         return self.recovery.save(self.state, self.watch.best)
 
     def _resume_or_begin(self) -> None:
         resumed = self.recovery.resume()
+        self.world.copy(list(self.trainer.model.trainable().values()))  # processors differ in how they round
         if resumed is None:
             self.watch.evaluate(self.state)
             if not self.state.history:
                 raise CheckpointError("the held-out loss is not a number before the first step", "check the settings")
             self._save()
-            self.session.sample(0, "start")
+            self._sample(0, "start")
             return
         self.state, self.watch.best = resumed
         self.events.emit(

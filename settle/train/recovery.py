@@ -9,11 +9,12 @@ from settle.base.errors import CheckpointError
 from settle.base.event_log import Events
 from settle.base.events import CheckpointSaved, Rollback
 from settle.base.run import Run
-from settle.train import checkpoint as checkpoints
 from settle.train.checkpoint import Checkpoint, Weights
+from settle.train.checkpoint_store import CheckpointStore, LocalStore
 from settle.train.settled import steps_astray
 from settle.train.state import LoopState, NamedBatch, NamedRow, RollbackNote
 from settle.train.trainer import StepResult, Trainer
+from settle.train.world.order_ledger import FILE, OrderLedger
 
 MAX_ROLLBACKS = 5  # within one run: after that the recipe itself is at fault
 SPIKE_WINDOW = 127  # training losses that are kept, and among which a spike is detected
@@ -41,11 +42,14 @@ class Session:
 
 
 class Recovery:
-    """The checkpoints of one run. saved_step: of the newest one, when it holds the state as it is, else -1."""
+    """The checkpoints of one run. saved_step: of the newest one, when it holds the state as it is, else -1. order: the
+    rows of the steps up to where it is."""
 
     def __init__(self, trainer: Trainer, session: Session) -> None:
         self.trainer, self.plan, self.session = trainer, trainer.plan, session
-        self.events, self.folder = session.events, session.run.checkpoints
+        self.events, self.world = session.events, trainer.world
+        self.store: CheckpointStore = LocalStore(session.run.checkpoints, self.plan.checkpoint_steps, session.events)
+        self.order = OrderLedger(session.run.path / FILE, is_kept=self.world.rank == 0)
         self.saved_step = -1
         self._spent_before: dict[str, float] = {}  # by the sessions before this one
 
@@ -63,8 +67,8 @@ class Recovery:
             best=best if state.best_step != state.step else None,
             state={"identity": self.session.identity, **state.to_json()},
         )
-        every = self.plan.checkpoint_steps
-        if not checkpoints.save_or_wait(self.folder, checkpoint, every, self.events, self.session.stopping):
+        self.order.sync()
+        if not self.world.lead(lambda: self.store.save(checkpoint, self.session.stopping)):
             return False
         self.saved_step = state.step
         self.events.emit(CheckpointSaved(step=state.step))
@@ -72,8 +76,8 @@ class Recovery:
 
     def resume(self) -> tuple[LoopState, Weights] | None:
         """The state and the best weights of the newest checkpoint, its tensors loaded; None when there is none."""
-        checkpoints.recover(self.folder)
-        newest = checkpoints.load_newest(self.folder, self.events)
+        newest = self._newest()
+        self.order.cut(0 if newest is None else newest.step)
         if newest is None:
             return None
         state, best = self._restore(newest)
@@ -85,6 +89,18 @@ class Recovery:
         now = self.session.spending()
         before = {k: self._spent_before.get(k, 0.0) for k in now}
         return {k: max(before[k], v) if k == "peak_memory" else before[k] + v for k, v in now.items()}
+
+    def _newest(self, at_most: int | None = None) -> Checkpoint | None:
+        """The newest checkpoint, or the newest regular one of at most that step: the one that rank 0 finds whole."""
+        found: list[Checkpoint] = []
+
+        def find() -> int | None:
+            newest = self.store.newest(at_most)
+            found.extend([] if newest is None else [newest])
+            return None if newest is None else newest.step
+
+        step = self.world.lead(find)
+        return None if step is None else found[0] if found else self.store.load(step)
 
     def _restore(self, checkpoint: Checkpoint) -> tuple[LoopState, Weights]:
         try:
@@ -118,11 +134,12 @@ class Recovery:
         """
         first = max(0, bad.step + 1 - blamed)
         positions = bad.last_drawn(min(blamed, bad.step + 1) * self.plan.micro_batches)
-        checkpoint = checkpoints.load_newest(self.folder, self.events, first, self.plan.checkpoint_steps)
+        checkpoint = self._newest(first)
         if checkpoint is None:
             raise CheckpointError(f"step {bad.step} went wrong and no checkpoint before it is left", "start again")
         state, best = self._restore(checkpoint)
-        checkpoints.drop_after(self.folder, checkpoint.step)
+        self.world.lead(lambda: self.store.drop_after(checkpoint.step))
+        self.order.cut(checkpoint.step)
         note = RollbackNote(
             step=bad.step,
             loss=str(result.loss),

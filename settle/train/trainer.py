@@ -1,7 +1,7 @@
 """One optimizer step: draw the batches, forward, backward, clip, update."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -11,11 +11,14 @@ from settle.data.batches import Batch
 from settle.data.store import TokenStore
 from settle.machine import FreedMemory
 from settle.model.decoder import Decoder
+from settle.model.layers.linear import refresh_casts
 from settle.train.checkpoint import Checkpoint, Weights
 from settle.train.gradient import backward
 from settle.train.objectives import Objective
 from settle.train.optimizers import Optimizer
 from settle.train.state import LoopPlan, LoopState
+from settle.train.world import World, single
+from settle.train.world.shared_gradient import StepRows, shared_backward
 
 
 class TrainingBatches(Protocol):
@@ -40,11 +43,12 @@ class TrainingBatches(Protocol):
 @dataclass(frozen=True)
 class StepResult:
     """loss: mean, nats per token; grad_norm: before clipping. Either may be no finite number; then nothing changed.
-    tokens: read in this step."""
+    tokens: read in this step by this process. rows: those that all ranks took."""
 
     loss: float
     grad_norm: float
     tokens: int = 0
+    rows: StepRows = StepRows()
 
     @property
     def is_finite(self) -> bool:
@@ -52,26 +56,40 @@ class StepResult:
 
 
 class Trainer:
-    """A model, its objective, optimizer and data. What a step depends on is in its tensors and in `LoopState`."""
+    """A model, its objective, optimizer and data. What a step depends on is in its tensors and in `LoopState`.
+
+    world: the processes that share each step.
+    """
 
     def __init__(
-        self, plan: LoopPlan, model: Decoder, objective: Objective, optimizer: Optimizer, batches: TrainingBatches
+        self,
+        plan: LoopPlan,
+        model: Decoder,
+        objective: Objective,
+        optimizer: Optimizer,
+        batches: TrainingBatches,
+        world: World | None = None,
     ) -> None:
         self.plan, self.model, self.objective, self.batches = plan, model, objective, batches
+        self.world = world or single()
         self.base_lr, self.stepper = optimizer.lr, optimizer.bind(model)
         self._freed_memory = FreedMemory()
 
     def take_step(self, state: LoopState, multiplier: float) -> StepResult:
         """One update at `multiplier` times the learning rates, from the micro-batches that `state` draws next."""
-        batches = [self.batches.at(state.draw()) for _ in range(self.plan.micro_batches)]
+        self.world.at_step(state.step)
+        positions = [state.draw() for _ in range(self.plan.micro_batches)]
+        batches = [self.batches.at(position) for position in positions]
+        rows = [self.batches.rows_of(position) for position in positions]
         torch.manual_seed(self.plan.seed + state.position)  # for dropout: the same after a resume
         self.model.zero_grad(set_to_none=True)
-        loss = backward(self.model, self.objective, batches)
+        shared = shared_backward(self.world, self.model, self.objective, batches, rows)
         parameters = [p for p in self.model.parameters() if p.grad is not None]
         grad_norm = float(torch.nn.utils.clip_grad_norm_(parameters, self.plan.clip))
-        result = StepResult(loss, grad_norm, sum(len(batch.inputs) for batch in batches))
+        result = StepResult(shared.loss, grad_norm, shared.tokens, replace(shared.rows, positions=tuple(positions)))
         if result.is_finite:
             self.stepper.step(multiplier)
+            refresh_casts()
         self._freed_memory.after_step()
         return result
 
@@ -82,6 +100,7 @@ class Trainer:
         backward(self.model, self.objective, [self.batches.at(0)])
         if updates:
             self.stepper.step(0.0)
+            refresh_casts()
         self.model.zero_grad(set_to_none=True)
 
     def tokens(self, state: LoopState) -> int:

@@ -50,8 +50,8 @@ class Watch:
 
     def evaluate(self, state: LoopState) -> None:
         """Evaluate, keep the best weights, and ask whether the run has settled."""
-        trainer = self.trainer
-        evaluation = evaluate(trainer.model, trainer.objective, self.held_out, state.step, trainer.tokens(state))
+        trainer, tokens = self.trainer, self.trainer.tokens(state)
+        evaluation = evaluate(trainer.model, trainer.objective, self.held_out, state.step, tokens, trainer.world)
         if not math.isfinite(evaluation.loss):
             return  # the next step cannot be finite either, and rolls back
         state.history.append(evaluation)
@@ -125,13 +125,14 @@ class Watch:
         return state.schedule.decay_start is not None
 
     def _spent(self, state: LoopState) -> float:
-        """Seconds that a time budget counts."""
-        return state.seconds if self._elapsed is None else self._elapsed()
+        """Seconds that a time budget counts, by the clock of rank 0."""
+        return state.seconds if self._elapsed is None else self.trainer.world.agree(self._elapsed())
 
     @property
     def slowdown(self) -> float:
-        """How many times slower the latest steps were than those of the probe, within limits."""
-        return self._pace.slowdown(self.plan.step_seconds)
+        """How many times slower the latest steps were than those of the probe, within limits; per rank of those that
+        share a step, since one alone does what follows the loop."""
+        return self._pace.slowdown(self.plan.step_seconds / self.trainer.world.size)
 
     def _seconds_left(self, state: LoopState) -> float:
         """What the time budget leaves for the loop."""

@@ -1,6 +1,7 @@
 """What a run counts, worked out by hand: positions, budgets, spending, whom a bad step blames, and held-out losses."""
 
 import math
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,6 +18,7 @@ from settle.train.settled import next_evaluation
 from settle.train.state import LoopPlan, LoopState
 from settle.train.trainer import StepResult
 from settle.train.watch import FEWEST_STEPS, MOST_SLOWDOWN, Pace, Watch, kept_for_the_end
+from settle.train.world import single
 
 
 def plan(**changes: Any) -> LoopPlan:
@@ -96,6 +98,7 @@ def watch(loop: LoopPlan, now: float = 0.0, sample: int = 50) -> Watch:
         plan=loop,
         tokens=lambda state: state.step * loop.tokens_per_step,
         batches=SimpleNamespace(store=SimpleNamespace(tokens=np.array([0, 1, 1, 1]))),
+        world=single(),
     )
     held_out = HeldOut([block(0, [1, 0, *[-1] * (sample - 2)])], np.ones(2, np.int32))
     return Watch(trainer, held_out, Events(), lambda: now)
@@ -205,9 +208,9 @@ def test_the_pace_is_noted_before_every_step_of_a_time_budget() -> None:
 
 
 def recovery(spending: dict[str, float], finite: bool = True) -> Recovery:
-    trainer: Any = SimpleNamespace(plan=plan(), weights_are_finite=lambda: finite)
+    trainer: Any = SimpleNamespace(plan=plan(), weights_are_finite=lambda: finite, world=single())
     session: Any = SimpleNamespace(
-        events=Events(), run=SimpleNamespace(checkpoints=None), spending=lambda: dict(spending)
+        events=Events(), run=SimpleNamespace(checkpoints=None, path=Path()), spending=lambda: dict(spending)
     )
     return Recovery(trainer, session)
 

@@ -15,6 +15,8 @@ VERSION = 1
 ESTIMATED = ("energy", "cost")  # figures that are estimates, actual ones too, where no counter of energy is read
 LOSS_OF = {"decision": "decision", "dpo": "pair", "rank": "question", "contrastive": "question"}  # otherwise a token
 
+NOT_BETTER = 3  # exit code of a model that is not better than what it was compared with
+
 
 class Evaluated(BaseModel):
     """The best weights on held-out data: loss and stderr in nats per token; held_out_share: of the text it was."""
@@ -71,7 +73,7 @@ class Result(BaseModel):
         """0 done, 1 nothing usable was made, 3 not better than what it was compared with."""
         if self.verdict in ("diverged", "broken"):
             return 1
-        return 3 if (self.comparison or {}).get("verdict", "better") != "better" else 0
+        return NOT_BETTER if (self.comparison or {}).get("verdict", "better") != "better" else 0
 
     def to_json(self) -> dict[str, object]:
         return {key: value for key, value in self.model_dump().items() if value is not None}

@@ -21,6 +21,6 @@ class Resume(ThreadSettings, Command):
     name: str = Field(description="the run, as `settle runs` lists it")
 
     def run(self, events: Events) -> int:
-        from settle.jobs.resume import resume
+        from settle.jobs.ranks.start import resume_run
 
-        return resume(self.name, events)
+        return resume_run(self.name, events)

@@ -16,4 +16,5 @@ JOB = Job(
         earlier_session, base, data, plan, build, scores, zero_shot, forecast, proof(again),
         loop, judge, calibrate, export, result,
     ),
+    is_shared=True,
 )  # fmt: skip

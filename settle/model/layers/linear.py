@@ -16,13 +16,20 @@ from settle.model.layers.lora_kernels import Beside, FrozenAdd, FrozenNormLinear
 from settle.model.layers.low_rank import LowRank, Member, beside
 from settle.model.layers.norm import RMSNorm
 
+_steps = [0]  # of optimizers in this process
+
+
+def refresh_casts() -> None:
+    """After an optimizer's step: no `Cast` serves what it made before. A sharding framework may keep version counters,
+    and hands out the same storage again."""
+    _steps[0] += 1
+
 
 class Cast:
-    """Cache of `make(*parameters)`, invalidated when a parameter changes.
+    """Cache of `make(*parameters)`, made again after `refresh_casts`, and when a parameter was changed otherwise.
 
-    The invariant: whoever changes a parameter does it in place, under autograd's eyes (`add_`, `copy_`), or puts
-    another tensor in its place. Then its version counter or its address is another one. Writing through `.data`, or
-    into storage that a framework hands out again under the same counter, leaves the value stale.
+    Whoever changes a parameter outside a step does it in place, under autograd's eyes (`add_`, `copy_`), or puts
+    another tensor in its place: then its version counter or its address is another one.
     """
 
     def __init__(self, make: Callable[..., Tensor]) -> None:
@@ -31,7 +38,7 @@ class Cast:
         self.value: Tensor | None = None
 
     def __call__(self, dtype: torch.dtype, *parameters: Tensor) -> Tensor:
-        key = (dtype, *((p._version, p.data_ptr()) for p in parameters))
+        key = (dtype, _steps[0], *((p._version, p.data_ptr()) for p in parameters))
         if self.value is None or key != self.key:
             with torch.no_grad():
                 self.value = self.make(*parameters).to(dtype)

@@ -3,8 +3,9 @@
 Letters: N tokens, I inputs, O outputs of a linear, r rank.
 """
 
+import contextlib
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -16,6 +17,19 @@ from settle.model.layers.frozen_weights import Frozen, Joined
 from settle.model.layers.kernels import Context, apply
 from settle.model.layers.linear_adapter import LinearAdapter
 from settle.model.layers.lora_kernels import Beside
+
+_places: list[tuple[Tensor, int]] = []  # of what is computed now: its tokens in the whole batch, and the batch's tokens
+
+
+@contextlib.contextmanager
+def part_of_batch(tokens: Tensor, whole: int) -> Iterator[None]:
+    """What is computed meanwhile are the tokens at these places (n,) of a batch of `whole`: dropout zeroes what it
+    would zero in the whole batch. Lasts over the backward pass, which may compute layers again."""
+    _places.append((tokens, whole))
+    try:
+        yield
+    finally:
+        _places.pop()
 
 
 class LowRank(LinearAdapter):
@@ -47,7 +61,10 @@ class LowRank(LinearAdapter):
         """What dropout multiplies the inputs x (N, I) by; None when it does nothing."""
         if not self.dropout or not self.training:
             return None
-        return torch.empty_like(x).bernoulli_(1 - self.dropout).div_(1 - self.dropout)
+        if not _places:
+            return torch.empty_like(x).bernoulli_(1 - self.dropout).div_(1 - self.dropout)
+        tokens, whole = _places[-1]
+        return x.new_empty(whole, x.shape[1]).bernoulli_(1 - self.dropout)[tokens].div_(1 - self.dropout)
 
     def merged(self, weight: Tensor) -> Tensor:
         changed = weight.addmm(self.lora_B.detach().float(), self.lora_A.detach().float(), alpha=self.scale)

@@ -28,6 +28,7 @@ class Decision(Objective):
     is_default: ClassVar[bool] = True
     is_per_token: ClassVar[bool] = False
     needs_base: ClassVar[bool] = True
+    judges_apart: ClassVar[bool] = False  # one temperature suits all
 
     question: str = Field("", description="what is asked about each row of a table; made of its column's name if empty")
     shuffle: bool | None = Field(

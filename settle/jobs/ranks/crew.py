@@ -1,0 +1,191 @@
+"""The ranks of one run: how they find each other, whether they are alike, and where they meet."""
+
+import contextlib
+import datetime
+import json
+import os
+import platform
+import secrets
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from torch.distributed.distributed_c10d import PrefixStore, Store
+from torch.distributed.rendezvous import rendezvous
+
+from settle.base.errors import ResourceError, RunError, SettleError
+from settle.base.event_log import Events
+from settle.base.events import Say
+from settle.base.run import Run
+from settle.jobs.ranks.setup import differences, setup_of
+from settle.machine.launcher import Launch
+from settle.train.live_run import LiveRun
+from settle.train.world import World, single
+from settle.train.world.process_group import ProcessGroup
+from settle.train.world.pulse import Pulse
+
+JOIN_SECONDS = 300.0  # that the ranks wait for each other at the start
+SAY_SECONDS = 10.0  # after which rank 0 says that it waits
+SEEN_SECONDS = 30.0  # in which a file that one host wrote has to be seen by the others
+LOOPBACK = {"Linux": "lo", "Darwin": "lo0"}
+
+
+@dataclass
+class Crew:
+    """What a rank knows of the others. path: of the run, once it is known here."""
+
+    launch: Launch
+    store: Store
+    pulse: Pulse
+    events: Events
+    asked: dict[str, object]
+    path: Path | None = None
+    group: ProcessGroup | None = field(default=None)
+
+    @property
+    def rank(self) -> int:
+        return self.launch.rank
+
+    def wait_for_run(self) -> Run | None:
+        """The run that rank 0 works on, when its loop is about to begin; None when it ended before."""
+        told = json.loads(self.pulse.wait_for_leader("run"))
+        if told is None:
+            return None
+        self.path = Path(told["path"])
+        token = self.path / "ranks" / str(told["token"])
+        until = time.monotonic() + SEEN_SECONDS
+        while not token.exists():
+            if time.monotonic() > until:
+                raise RunError(
+                    f"{platform.node()} does not see {self.path}, which rank 0 wrote",
+                    "set SETTLE_HOME to a folder that all hosts share",
+                )
+            time.sleep(0.1)
+        return Run(self.path)
+
+    def refuse(self, error: SettleError) -> None:
+        """This rank cannot take part, or not any longer."""
+        self.fault(str(error))
+        self.store.set(f"setup/{self.rank}", json.dumps({"error": [error.what, error.fix]}))
+
+    def gather(self, live: LiveRun, run: Run) -> World:
+        """All ranks are here, and alike: from now on they share each step. Raises RunError."""
+        if self.rank == 0:
+            self._announce(run)
+        own = setup_of(live, run, self.asked)
+        self.store.set(f"setup/{self.rank}", json.dumps(own))
+        wrong = self._compared(own) if self.rank == 0 else json.loads(self.pulse.wait_for_leader("verdict"))
+        if wrong:
+            raise RunError(*wrong)
+        device = "cuda" if live.plan.device.startswith("cuda") else "cpu"
+        self.group = ProcessGroup(self.store, self.rank, self.launch.size, device, self.pulse)
+        return self.group
+
+    def dismiss(self) -> None:
+        """Rank 0 has ended: whoever still waits for it ends too."""
+        if self.rank == 0 and self.path is None:
+            with contextlib.suppress(RuntimeError):  # the store has gone
+                self.store.set("run", "null")
+
+    def fault(self, text: str) -> None:
+        """Add to this rank's file of faults in the run's folder."""
+        if self.path is not None and text:
+            folder = self.path / "ranks"
+            folder.mkdir(exist_ok=True)
+            with (folder / f"rank-{self.rank}.txt").open("a", encoding="utf-8") as f:
+                f.write(f"{datetime.datetime.now().isoformat(timespec='seconds')} {text}\n")
+
+    def _announce(self, run: Run) -> None:
+        self.path = run.path
+        folder, token = run.path / "ranks", secrets.token_hex(8)
+        folder.mkdir(exist_ok=True)
+        (folder / token).touch()
+        self.store.set("run", json.dumps({"path": str(run.path), "token": token}))
+
+    def _compared(self, own: dict[str, object]) -> list[str]:
+        """What is wrong with one of the ranks and how to fix it; empty when all are alike. Every rank learns it."""
+        wrong: list[str] = []
+        began, has_said = time.monotonic(), False
+        for rank in range(1, self.launch.size):
+            while not self.store.check([f"setup/{rank}"]):
+                waited = time.monotonic() - began
+                if waited > JOIN_SECONDS:
+                    wrong = [f"rank {rank} did not come within {JOIN_SECONDS:.0f} s", "see its host"]
+                    break
+                if waited > SAY_SECONDS and not has_said:
+                    has_said = True
+                    text = f"rank {rank} is not ready: the others wait for it, {JOIN_SECONDS:.0f} s at most"
+                    self.events.emit(Say(text=text))
+                time.sleep(0.02)
+            if not wrong:
+                theirs = json.loads(self.store.get(f"setup/{rank}"))
+                wrong = differences(rank, own, theirs)
+            if wrong:
+                break
+        self.store.set("verdict", json.dumps(wrong))
+        for token in (self.path or Path()).glob("ranks/*"):
+            if not token.suffix:
+                token.unlink(missing_ok=True)
+        return wrong
+
+
+_crew: list[Crew] = []  # of this process
+
+
+def gather(live: LiveRun, run: Run) -> World:
+    """The processes that share the loop that is about to begin."""
+    return _crew[-1].gather(live, run) if _crew else single()
+
+
+@contextlib.contextmanager
+def joined(launch: Launch, asked: dict[str, object], events: Events) -> Iterator[Crew]:
+    """This process is one of the ranks for as long as it lasts. asked: what was asked of this rank. Raises
+    ResourceError when the ranks do not find each other."""
+    if launch.is_local and platform.system() in LOOPBACK:  # nothing needs to leave this host
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", LOOPBACK[platform.system()])
+    store = PrefixStore(f"settle/{launch.restarts}", _meeting_place(launch, events))
+
+    def report(text: str) -> None:
+        crew.fault(text)
+        if text:
+            sys.stderr.write(f"{text}\n")
+
+    pulse = Pulse(store, launch.rank, launch.size, report)
+    crew = Crew(launch, store, pulse, events, asked)
+    _crew.append(crew)
+    try:
+        yield crew
+    finally:
+        _crew.pop()
+        crew.dismiss()
+        if crew.group is not None:
+            crew.group.close()
+        pulse.close()
+
+
+def _meeting_place(launch: Launch, events: Events) -> Store:
+    """The store through which the ranks find each other; rank 0's host keeps it, unless torchrun does."""
+    missing = f"the ranks have not all come: they wait for each other, {JOIN_SECONDS:.0f} s at most"
+    saying = threading.Timer(SAY_SECONDS, lambda: events.emit(Say(text=missing)))
+    saying.daemon = True
+    saying.start()
+    place = f"{launch.address}, port {launch.port}"
+    timeout = datetime.timedelta(seconds=JOIN_SECONDS)
+    try:
+        store: Store = next(rendezvous("env://", launch.rank, launch.size, timeout=timeout))[0]
+        return store
+    except (RuntimeError, ValueError) as e:
+        reason = str(e).splitlines()[0][:300]
+        if "EADDRINUSE" in str(e) or "already in use" in str(e):
+            raise ResourceError(
+                f"{place} is in use by another program", "give torchrun another --master-port, or --standalone"
+            ) from None
+        raise ResourceError(
+            f"rank {launch.rank} of {launch.size} cannot meet the others at {place}: {reason}",
+            "see that every host was started with the same number of ranks and reaches that address",
+        ) from None
+    finally:
+        saying.cancel()

@@ -1,0 +1,62 @@
+"""What torchrun said to this process: which rank it is, and of how many. Loads no torch."""
+
+import functools
+import os
+import socket
+from dataclasses import dataclass
+
+from settle.base.errors import UsageError
+
+VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+NO_ID = ("", "none")  # what torchrun calls a job that was given no --rdzv-id
+
+
+@dataclass(frozen=True)
+class Launch:
+    """rank: of `size` processes, `local_rank` of the `local_size` of this host. restarts: how often torchrun has
+    started them again. job: the same for all starts of one torchrun, and for no other."""
+
+    rank: int
+    size: int
+    local_rank: int
+    local_size: int
+    address: str
+    port: int
+    restarts: int
+    job: str
+
+    @property
+    def is_local(self) -> bool:
+        """Whether all ranks are on this host."""
+        return self.local_size == self.size
+
+
+@functools.cache
+def launched() -> Launch | None:
+    """How torchrun started this process; None when it did not. Raises UsageError for variables that make no sense."""
+    if not all(name in os.environ for name in VARIABLES):
+        return None
+    try:
+        rank, size, local_rank, local_size, port = (
+            int(os.environ[name]) for name in VARIABLES if name != "MASTER_ADDR"
+        )
+        restarts = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+    except ValueError as e:
+        raise UsageError(f"torchrun's variables are no numbers: {e}", f"unset {', '.join(VARIABLES)}") from None
+    if size < 1 or not 0 <= rank < size or not 0 < local_size <= size or not 0 < port < 1 << 16:
+        raise UsageError(
+            f"rank {rank} of {size} ranks ({local_size} on this host, port {port}) cannot be",
+            "start it with `torchrun --nproc-per-node 2 -m settle train ~/notes`, or unset RANK and WORLD_SIZE",
+        )
+    run_id = os.environ.get("TORCHELASTIC_RUN_ID", "")
+    job = f"{socket.gethostname()}-{os.getppid()}-{_age_of(os.getppid())}" if run_id in NO_ID else run_id
+    return Launch(rank, size, local_rank, local_size, os.environ["MASTER_ADDR"], port, restarts, job)
+
+
+def _age_of(pid: int) -> str:
+    """When a process began, in ticks since the machine did; "0" where /proc does not say."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as f:
+            return f.read().rpartition(b")")[2].split()[19].decode()
+    except (OSError, IndexError):
+        return "0"

@@ -1,0 +1,48 @@
+"""The processes that train one model together: one, or many under torchrun. The loop reads the same in both cases.
+
+What ends, decays, evaluates, rolls back, saves or stops a run is decided once, by rank 0, and agreed.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+from torch import Tensor
+
+T = TypeVar("T")
+
+
+class World:
+    """One process alone; `ProcessGroup` is of many. rank: 0 leads. size: number of processes."""
+
+    rank: int = 0
+    size: int = 1
+
+    def sum(self, tensors: Sequence[Tensor]) -> None:
+        """Replace each tensor with its sum over all ranks, in place; all ranks get the same bits."""
+
+    def copy(self, tensors: Sequence[Tensor]) -> None:
+        """Replace each tensor with that of rank 0, in place."""
+
+    def agree(self, number: float) -> float:
+        """Rank 0's number: of its clock, or a decision."""
+        return number
+
+    def any(self, flag: bool) -> bool:
+        """Whether the flag is set at one rank at least, such as by a signal that reached only that one."""
+        return flag
+
+    def lead(self, work: Callable[[], T]) -> T:
+        """What `work` returns at rank 0, which alone does it; the others wait, however long it takes. The value is one
+        that JSON knows. Raises what rank 0 raises, at every rank."""
+        return work()
+
+    def at_step(self, step: int) -> None:
+        """A step begins: what is said of a rank that hangs."""
+
+
+ALONE = World()
+
+
+def single() -> World:
+    """The world of one process."""
+    return ALONE

@@ -1,0 +1,51 @@
+"""Ranks for tests: forked processes that meet in a file, each a real member of a process group."""
+
+import multiprocessing
+import os
+import pickle
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from torch.distributed import FileStore
+
+from settle.train.world.process_group import ProcessGroup
+from settle.train.world.pulse import Pulse
+
+PATIENCE, LAST_WORD = 120.0, 2.0  # seconds after which a rank counts as hung; the same once another one has failed
+
+
+def on_ranks(size: int, folder: Path, work: Callable[[Any], Any], limit: float = 30.0) -> list[Any]:
+    """What `work` returns at each rank, given its world; a rank that ends otherwise gives its exit code."""
+    folder.mkdir()
+    context = multiprocessing.get_context("fork")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # fork with threads: a rank uses none of ours
+        ranks = [context.Process(target=_rank, args=(rank, size, folder, work, limit)) for rank in range(size)]
+        for process in ranks:
+            process.start()
+    until = time.monotonic() + PATIENCE
+    while any(process.is_alive() for process in ranks) and time.monotonic() < until:
+        if any(process.exitcode for process in ranks):
+            until = min(until, time.monotonic() + LAST_WORD)
+        time.sleep(0.02)
+    for process in ranks:
+        process.kill()
+        process.join()
+    files = [folder / f"{rank}.made" for rank in range(size)]
+    return [pickle.loads(f.read_bytes()) if f.exists() else p.exitcode for f, p in zip(files, ranks, strict=True)]
+
+
+def _rank(rank: int, size: int, folder: Path, work: Callable[[Any], Any], limit: float) -> None:
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    store = FileStore(str(folder / "store"), size)
+    pulse = Pulse(store, rank, size, lambda text: (folder / f"{rank}.fault").write_text(text), limit)
+    world = ProcessGroup(store, rank, size, "cpu", pulse)
+    made = work(world)
+    part = folder / f"{rank}.part"
+    part.write_bytes(pickle.dumps(made))
+    part.rename(folder / f"{rank}.made")
+    world.agree(0.0)  # nobody leaves before all are done
+    os._exit(0)

@@ -1,0 +1,240 @@
+"""Many ranks train as one does: the same rows in the same order, the same losses but for rounding."""
+
+import json
+import os
+import signal
+import time
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from settle.base.errors import ResourceError, RunError
+from settle.base.event_log import Events
+from settle.base.run import Run
+from settle.data.batches import Batches, held_out_batches
+from settle.data.prepare import Corpus
+from settle.model.adapters.lora import LoRA
+from settle.model.architectures.llama import Llama
+from settle.train import checkpoint as checkpoints
+from settle.train.evaluation import HeldOut
+from settle.train.loop import Loop
+from settle.train.objectives.next_token import NextToken
+from settle.train.optimizers.adamw import AdamW
+from settle.train.recovery import Session
+from settle.train.state import LoopPlan, LoopState
+from settle.train.trainer import Trainer
+from settle.train.world import World, single
+from settle.train.world.order_ledger import FILE, OrderLedger, check_order
+from settle.train.world.row_share import marks_sum, share
+from settle.train.world.shared_gradient import StepRows
+from tests.train.ranks import on_ranks
+
+PLAN = LoopPlan(
+    tokens_per_step=96, sequence_length=32, warmup_steps=3, max_steps=16, decay_fraction=0.4, checkpoint_steps=8,
+    micro_batches=2, evaluation_cost=1.0, until_settled=False,
+)  # fmt: skip
+
+
+def trainer(corpus: Corpus, world: World, adapter: LoRA | None = None) -> Trainer:
+    model = Llama.TINY.model_copy(update={"vocab_size": corpus.tokenizer.vocab_size}).build(0)
+    if adapter is not None:
+        model.freeze()
+        adapter.apply(model, 0)
+        model.train()
+    batches = Batches(corpus.train, PLAN.sequence_length, PLAN.tokens_per_step // PLAN.micro_batches, 0)
+    return Trainer(PLAN, model, NextToken(), AdamW(), batches, world)
+
+
+def train(corpus: Corpus, run: Run, world: World, stop_at: int | None = None) -> list[float]:
+    """Losses of all evaluations, of a run until its end or until a step."""
+    torch.set_num_threads(1)
+    held_out = HeldOut(list(held_out_batches(corpus.held_out, 32, 64, 400)), corpus.tokenizer.byte_length)
+    stopping = lambda: stop_at is not None and made.state.step >= stop_at  # noqa: E731
+    made = Loop(trainer(corpus, world), held_out, Session(run, Events(), stopping))
+    return [e.loss for e in made.train().state.history]
+
+
+def weights(run: Run) -> bytes:
+    return (checkpoints.steps(run.checkpoints)[-1] / "model.safetensors").read_bytes()
+
+
+def checked(run: Run, corpus: Corpus) -> Any:
+    """The run's order, held against the data: of every token, how often it was a target."""
+    batches, starts = trainer(corpus, single()).batches, corpus.train.document_starts
+    return check_order(
+        run.path / FILE,
+        batches.rows_of,
+        lambda row: range(int(starts[row[0]]) + row[1], int(starts[row[0]]) + row[2]),
+        corpus.train.num_tokens,
+    )
+
+
+def test_ranks_take_the_same_rows_and_reach_the_same_losses(corpus: Corpus, tmp_path: Path) -> None:
+    one, two, three, again, changed = (
+        Run.create("train", name) for name in ("one", "two", "three", "two-b", "changed")
+    )
+    alone = train(corpus, one, single())
+    for run, size in ((two, 2), (three, 3), (again, 2)):
+        found = on_ranks(size, tmp_path / run.name, lambda world, run=run: train(corpus, run, world))
+        assert found == [found[0]] * size, found  # every rank knows the same
+        assert found[0] == pytest.approx(alone, rel=1e-5) and len(alone) > 3
+        assert (run.path / FILE).read_bytes() == (one.path / FILE).read_bytes()
+    assert weights(again) == weights(two)  # at the same number of ranks to the last bit
+    losses: list[float] = []
+    for number, (size, stop) in enumerate(((2, 3), (1, 7), (3, 12), (2, None))):
+        if size == 1:
+            losses = train(corpus, changed, single(), stop)
+        else:
+            work = lambda world, stop=stop: train(corpus, changed, world, stop)  # noqa: E731
+            losses = on_ranks(size, tmp_path / f"part{number}", work)[0]
+    assert losses == pytest.approx(alone, rel=1e-5)
+    assert (changed.path / FILE).read_bytes() == (one.path / FILE).read_bytes()
+    order = checked(changed, corpus)
+    assert order.steps == 16 and order.most - order.least <= 1  # every token as often as any other
+
+
+def test_dropout_is_of_the_batch_and_not_of_the_rank(corpus: Corpus, tmp_path: Path) -> None:
+    """Also where a rank has no row in a batch."""
+
+    def step(world: World) -> tuple[float, list[float]]:
+        torch.set_num_threads(1)
+        made = trainer(corpus, world, LoRA(rank=2, dropout=0.5))
+        state = LoopState()
+        losses = [made.take_step(state, 1.0).loss for _ in range(4)]
+        return losses[-1], [float(p.detach().double().sum()) for p in made.model.trainable().values()]
+
+    loss, sums = step(single())
+    plain = trainer(corpus, single(), LoRA(rank=2))
+    assert plain.take_step(LoopState(), 1.0).loss != loss
+    few = min(len(plain.batches.rows_of(p)) for p in range(8))
+    found = on_ranks(few + 1, tmp_path / "ranks", step) if few < 4 else on_ranks(3, tmp_path / "ranks", step)
+    for one_loss, one_sums in found:
+        assert one_loss == pytest.approx(loss, rel=1e-6) and one_sums == pytest.approx(sums, rel=1e-4, abs=1e-6)
+
+
+def test_rows_are_dealt_out_whole_and_evenly(corpus: Corpus) -> None:
+    batch = Batches(corpus.train, 32, 400, 0).at(3)
+    for size in (1, 2, 3, 7, 40):
+        parts = [share(batch, 1, rank, size) for rank in range(size)]
+        tokens = np.concatenate([part.tokens for part in parts])
+        assert sorted(tokens) == list(range(400)) and all(part.whole == 400 for part in parts)
+        assert sum(len(part.rows) for part in parts) == len(batch.cu_seqlens) - 1
+        if size < 8:
+            sizes = [len(part.tokens) for part in parts]
+            assert max(sizes) - min(sizes) <= 64
+        for part in parts:
+            assert (part.batch is None) == (len(part.rows) == 0)
+            if part.batch is not None:
+                assert (part.batch.inputs == batch.inputs[part.tokens]).all()
+                assert (part.batch.positions == batch.positions[part.tokens]).all()
+                assert part.batch.cu_seqlens[-1] == len(part.tokens)
+    pairs = share(batch, 2, 0, 2)  # of preferences two segments are a row
+    assert pairs.batch is not None and len(pairs.batch.cu_seqlens) - 1 == 2 * len(pairs.rows)
+
+
+def test_marks_know_rows_and_not_their_order() -> None:
+    rows = [(1, 0, 9), (2, 3, 30), (2, 30, 31)]
+    assert marks_sum(rows) == marks_sum(rows[::-1]) != marks_sum([*rows[:2], (2, 30, 32)])
+    assert (marks_sum(rows[:1]) + marks_sum(rows[1:])) % 2**64 == marks_sum(rows)
+    assert len({marks_sum([(d, a, b)]) for d in range(20) for a, b in pairwise(range(40))}) == 20 * 39
+
+
+def test_a_ledger_goes_back_with_its_run(tmp_path: Path) -> None:
+    ledger = OrderLedger(tmp_path / FILE)
+    ledger.cut(0)
+    for step in range(1, 6):
+        ledger.add(step, StepRows((step - 1,), 2, step))
+    whole = (tmp_path / FILE).read_bytes()
+    with (tmp_path / FILE).open("ab") as f:
+        f.write(b'{"step": 6, "posi')  # the process was killed here
+    again = OrderLedger(tmp_path / FILE)
+    again.cut(3)
+    for step in (4, 5):
+        again.add(step, StepRows((step - 1,), 2, step))
+    assert (tmp_path / FILE).read_bytes() == whole
+    silent = OrderLedger(tmp_path / "none", is_kept=False)
+    silent.cut(0)
+    silent.add(1, StepRows())
+    silent.sync()
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_ledger_that_is_wrong_is_refused(tmp_path: Path) -> None:
+    rows = {position: [(position, 0, 4), (position + 9, 0, 4)] for position in range(3)}
+    ledger = OrderLedger(tmp_path / FILE)
+    for position in range(3):
+        ledger.add(position + 1, StepRows((position,), 2, marks_sum(rows[position])))
+    found = check_order(tmp_path / FILE, rows.__getitem__, lambda row: [row[0]], 12)
+    assert (found.steps, found.rows, found.least, found.most) == (3, 6, 0, 1)
+    lines = (tmp_path / FILE).read_text().splitlines()
+    for wrong in (
+        [lines[0], lines[2]],
+        [lines[0], lines[0]],
+        [lines[0].replace('"rows": 2', '"rows": 1')],
+        [json.dumps(json.loads(lines[0]) | {"marks": "0" * 16})],
+    ):
+        (tmp_path / FILE).write_text("\n".join(wrong))
+        with pytest.raises(RunError):
+            check_order(tmp_path / FILE, rows.__getitem__, lambda row: [row[0]], 12)
+
+
+def test_what_one_rank_decides_all_do(tmp_path: Path) -> None:
+    def decide(world: World) -> list[object]:
+        waited = time.monotonic()
+        slow = world.lead(lambda: time.sleep(0.5) or {"saved": True})
+        flags = [world.any(world.rank == 1), world.any(False)]
+        try:
+            world.lead(_full)
+        except RunError as e:
+            error = e.what
+        except ResourceError as e:
+            error = e.what
+        numbers = torch.tensor([float(world.rank)])
+        world.copy([numbers])
+        return [slow, time.monotonic() - waited > 0.4, flags, error, world.agree(7.5 + world.rank), float(numbers)]
+
+    expected = [{"saved": True}, True, [True, False], "no room", 7.5, 0.0]
+    assert on_ranks(2, tmp_path / "ranks", decide) == [expected, expected]
+    assert single().lead(lambda: 3) == 3 and single().any(True) and single().agree(2.0) == 2.0
+
+
+def _full() -> None:
+    raise ResourceError("no room", "make some")
+
+
+@pytest.mark.parametrize("how", ["killed", "hangs", "stopped"])
+def test_a_rank_that_is_lost_or_hangs_is_named(how: str, tmp_path: Path) -> None:
+    def fall(world: World) -> str:
+        world.at_step(1)
+        world.sum([torch.ones(1)])
+        world.at_step(2)
+        if world.rank == 1:
+            if how == "killed":
+                os.kill(os.getpid(), signal.SIGKILL)
+            time.sleep(1.5)  # it has said in which step it is
+            if how == "stopped":
+                os.kill(os.getpid(), signal.SIGSTOP)
+            _hang_here()
+        try:
+            world.sum([torch.ones(1)])
+        except RunError as e:
+            return e.what
+        return "went on"
+
+    began = time.monotonic()
+    found = on_ranks(2, tmp_path / "ranks", fall, limit=2.0)
+    if how == "killed":
+        assert found[1] == -signal.SIGKILL and "rank 0 lost the others at step 2" in str(found[0])
+        return
+    assert found[0] == 1 and time.monotonic() - began < 30
+    said = (tmp_path / "ranks" / "0.fault").read_text()
+    assert "rank 0 waited" in said and "rank 1 hangs in step 2" in said
+    assert ("_hang_here" in said) == (how == "hangs") and ("does not answer" in said) == (how == "stopped")
+
+
+def _hang_here() -> None:
+    time.sleep(600)
