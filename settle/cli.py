@@ -55,6 +55,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         _require_unicode(sys.argv[1:] if argv is None else argv)
         tokens = _readable(sys.argv[1:] if argv is None else argv)
+        tokens[:1] = [_dashed(token) if token in Command.part_names() else token for token in tokens[:1]]
         shown = ["--help" if token == "--help-all" else token for token in tokens]
         code = build_app(tokens)(shown, exit_on_error=False, print_error=False)
         sys.stdout.flush()
@@ -121,16 +122,16 @@ def _forget_stdout() -> None:
 
 def _usage(error: CycloptsError) -> tuple[str, str]:
     """What is wrong with a command line, and how to fix it."""
-    command = (error.command_chain or ("",))[0]
+    command = (error.command_chain or ("",))[0].replace("-", "_")
     if isinstance(error, UnusedCliTokensError):
         rest = " ".join(error.unused_tokens or [])
         return (
             f"too many arguments: {rest}",
-            f"put quotes around words that belong together, or see `settle {command} --help`",
+            f"put quotes around words that belong together, or see `settle {_dashed(command)} --help`",
         )
     if isinstance(error, UnknownCommandError):
         name = (error.unused_tokens or [""])[0]
-        return f"unknown command {name!r}", suggest_command(name, Command.part_names())
+        return f"unknown command {name!r}", suggest_command(name, [_dashed(known) for known in Command.part_names()])
     if isinstance(error, UnknownOptionError) and command in Command.part_names() and error.token is not None:
         option = error.token.keyword or error.token.value  # keyword: where no list of words would take it
         known = [f"--{_dashed(name)}" for name in _dotted(Command.part(command))]
@@ -138,7 +139,7 @@ def _usage(error: CycloptsError) -> tuple[str, str]:
             known += [
                 str(name) for option in _settings_of_parts(Command.part(command), False) for name in _names(option)
             ]
-        return f"unknown option {option}", suggest_option(option, ["--json", *known], command)
+        return f"unknown option {option}", suggest_option(option, ["--json", *known], _dashed(command))
     if isinstance(error.__cause__, ValidationError):  # raised by a group of settings
         return _invalid(error.__cause__, f"{error.argument.name}." if error.argument else "--")
     what, _, hint = str(error).partition(" Did you mean ")
@@ -167,10 +168,11 @@ def build_app(tokens: Sequence[str] = (), whole: bool = False) -> App:
     app.command(_print_completion, name="--completion", help="Print a script that completes commands in a shell.")
     headings = {name: Group(name.capitalize(), sort_key=i) for i, name in enumerate((*GROUPS, "others"))}
     names = Command.part_names()
-    for name in [tokens[0]] if tokens and tokens[0] in names and not whole else names:
-        is_asked = tokens[:1] == [name]
+    asked = tokens[0].replace("-", "_") if tokens else ""
+    for name in [asked] if asked in names and not whole else names:
+        is_asked = asked == name
         function = _asked(Command.part(name), tokens if is_asked else ()) if is_asked or whole else _unasked(name)
-        app.command(function, name=name, group=headings[_heading(name)])
+        app.command(function, name=_dashed(name), group=headings[_heading(name)])
     return app
 
 
@@ -238,7 +240,7 @@ def _function(command: type[Command], helps: bool, short: bool, shows_parts: boo
 
     shown = {*command.essential} if short else {*command.model_fields}
     parameters = [*_parameters(command, helps, shown), *(_settings_of_parts(command, helps) if shows_parts else [])]
-    more = f"\n\n`settle {command.part_name()} --help-all` shows every option, with the settings of each part."
+    more = f"\n\n`settle {_dashed(command.part_name())} --help-all` shows every option, with the settings of each part."
     call.__doc__ = inspect.cleandoc(str(command.__doc__)) + more * short
     call.__signature__ = inspect.Signature(parameters, return_annotation=int)  # type: ignore[attr-defined]
     return call

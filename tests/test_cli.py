@@ -80,7 +80,7 @@ def test_the_list_of_commands_says_what_each_does(capsys):
     assert main(["--help"]) == 0
     shown = " ".join(capsys.readouterr().out.replace("│", " ").split())
     for name, command in Command.parts().items():
-        assert f"{name} {' '.join((command.__doc__ or '').replace('`', '').split())[:40]}" in shown
+        assert f"{name.replace('_', '-')} {' '.join((command.__doc__ or '').replace('`', '').split())[:40]}" in shown
 
 
 @pytest.mark.parametrize("value", ["-5m", "-1", "-.5h"])

@@ -52,7 +52,7 @@ def test_every_command_line_is_one_that_settle_takes(page: str, command: str) ->
     if given[0].startswith("-"):
         assert given[0] in ("--help", "--version", "--completion")
         return
-    assert given[0] in part_names("commands")
+    assert given[0].replace("-", "_") in part_names("commands")
     if given[1:] and given[1:] != ["--help"]:  # the bare name of a command is a word in a sentence
         _, bound, _ = build_app(given).parse_args(given, exit_on_error=False, print_error=False)
         asked = bound.kwargs

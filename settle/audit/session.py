@@ -171,6 +171,11 @@ def from_command_line(offline: bool) -> None:
         os.environ |= {"HF_HUB_OFFLINE": "1", "PIP_NO_INDEX": "1"}
 
 
+def is_fenced() -> bool:
+    """Whether this process has no network but a loopback of its own."""
+    return _current is not None and _current.level == PROVED
+
+
 def declare(host: str, why: str, module: str = "") -> None:
     """Say what will be connected to, before it is: see `Reach`. Without an open ledger there is nobody to tell."""
     if _current is not None and (host or module):

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import ClassVar, Self
+from typing import ClassVar, Literal, Self
 
 from pydantic import Field
 
@@ -13,6 +13,7 @@ from settle.base.settings import Resolved, Settings, read_recipe, resolve
 from settle.library.resolve import portable_name
 from settle.plan.settings import TrainingSettings, TuningSettings
 
+LAUNCH = ("launch", "hosts", "gpus")  # settings that say where to run, and not what
 AMOUNTS = {"time": seconds, "tokens": count, "size": count}
 # the job of each objective that does not go the usual way: encoders learn from pairs of a question and a passage
 TUNING_JOBS = {"rank": "tune_encoder", "contrastive": "tune_encoder", "decision": "tune_decision"}
@@ -57,7 +58,7 @@ class JobSettings(Settings):
 
     def to_recipe(self) -> dict[str, object]:
         """What recipe.toml keeps: all that was asked for, with paths that are valid from any folder."""
-        recipe: dict[str, object] = self.model_dump(exclude_unset=True, exclude={"recipe", "dry"}, mode="json")
+        recipe: dict[str, object] = self.model_dump(exclude_unset=True, exclude={"recipe", "dry", *LAUNCH}, mode="json")
         recipe["inputs"] = absolute_paths(self.inputs)
         return recipe | {key: portable_name(str(recipe[key])) for key in self.models if recipe.get(key)}
 
@@ -82,19 +83,26 @@ def name_of(source: str) -> str:
     return Path(source).expanduser().resolve().stem
 
 
-class SeedSettings(JobSettings):
-    """What a person may ask of a job that can be run with several seeds."""
+class RepeatableSettings(JobSettings):
+    """What a person may ask of a job that can be run with several seeds, and on several hosts."""
 
+    launch: Literal["torchrun", "slurm", "kubernetes", "skypilot"] | None = Field(
+        None, description="print the script that starts the run on several hosts, with the forecast, and run nothing"
+    )
+    hosts: int = Field(1, ge=1, le=10_000, description="with --launch: number of hosts")
+    gpus: int | None = Field(
+        None, ge=1, le=64, description="with --launch: number of GPUs of each host; one process on the CPU if not given"
+    )
     seeds: int = Field(
         1, ge=1, le=100, description="runs of this recipe, with `seed` and those after it; their spread is reported"
     )
 
 
-class TrainSettings(TrainingSettings, SeedSettings):
+class TrainSettings(TrainingSettings, RepeatableSettings):
     """What a person may ask of `settle train`."""
 
 
-class TuneSettings(TuningSettings, SeedSettings):
+class TuneSettings(TuningSettings, RepeatableSettings):
     """What a person may ask of `settle tune`."""
 
     models: ClassVar[tuple[str, ...]] = ("model",)

@@ -10,9 +10,9 @@ from collections.abc import Iterator
 
 from pydantic import Field
 
+from settle.base.launcher import launched
 from settle.base.settings import Settings
 from settle.machine.cores import cores
-from settle.machine.launcher import launched
 from settle.machine.openmp_wait import adapt_waiting
 
 CONVENTION = "OMP_NUM_THREADS"  # what people and job schedulers set for every program; torch reads it when it loads

@@ -97,6 +97,7 @@ COMMANDS = {
     "pick": [["x", "--prompts", f"no{ESCAPES}"], [ESCAPES, "--prompts", "rows\x1b[31m.jsonl", "--models", ESCAPES]],
     "plan": [["tune", f"no{ESCAPES}", "--rows", "9"], ["pay-off", ESCAPES, "--against", ESCAPES]]
     + [["train", "--params", "1b", "--tokens", "1b", "--machine", ESCAPES]],
+    "prove_scale": [[f"no{ESCAPES}"], ["hostile", "--ranks", f"1,{ESCAPES}"]],
     "pull": [[f"./no{ESCAPES}.gguf"], [f"no{ESCAPES}"]],
     "resume": [[f"no{ESCAPES}"], ["odd"]],
     "runs": [[], ["show", "odd"], ["--ledger"], ["show", f"no{ESCAPES}"]],

@@ -4,7 +4,7 @@ from typing import ClassVar
 
 from settle.base.event_log import Events
 from settle.commands import Command
-from settle.jobs.settings import TrainSettings
+from settle.jobs.settings import TrainSettings, TuneSettings
 
 
 class Train(TrainSettings, Command):
@@ -23,6 +23,11 @@ class Train(TrainSettings, Command):
     )  # fmt: skip
 
     def run(self, events: Events) -> int:
-        from settle.jobs.seeds.seeds import start_or_repeat
+        return start("train", self, events)
 
-        return start_or_repeat("train", self, events)
+
+def start(job: str, settings: TrainSettings | TuneSettings, events: Events) -> int:
+    """A new run of a job, or several where `--seeds` asks for them; the exit code."""
+    from settle.jobs.ranks.start import start as start_run
+
+    return start_run(job, settings, events)

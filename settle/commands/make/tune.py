@@ -4,6 +4,7 @@ from typing import ClassVar
 
 from settle.base.event_log import Events
 from settle.commands import Command
+from settle.commands.make.train import start
 from settle.jobs.settings import TUNING_JOBS, TuneSettings
 
 
@@ -29,6 +30,4 @@ class Tune(TuneSettings, Command):
     )  # fmt: skip
 
     def run(self, events: Events) -> int:
-        from settle.jobs.seeds.seeds import start_or_repeat
-
-        return start_or_repeat(TUNING_JOBS.get(str(self.objective.name), "tune"), self, events)
+        return start(TUNING_JOBS.get(str(self.objective.name), "tune"), self, events)

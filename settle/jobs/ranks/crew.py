@@ -19,9 +19,9 @@ from torch.distributed.rendezvous import rendezvous
 from settle.base.errors import ResourceError, RunError, SettleError
 from settle.base.event_log import Events
 from settle.base.events import Say
+from settle.base.launcher import Launch
 from settle.base.run import Run
 from settle.jobs.ranks.setup import differences, setup_of
-from settle.machine.launcher import Launch
 from settle.train.live_run import LiveRun
 from settle.train.world import World, single
 from settle.train.world.process_group import ProcessGroup
@@ -51,11 +51,11 @@ class Crew:
 
     def wait_for_run(self) -> Run | None:
         """The run that rank 0 works on, when its loop is about to begin; None when it ended before."""
-        told = json.loads(self.pulse.wait_for_leader("run"))
-        if told is None:
+        place = json.loads(self.pulse.wait_for_leader("run"))
+        if place is None:
             return None
-        self.path = Path(told["path"])
-        token = self.path / "ranks" / str(told["token"])
+        self.path = Path(place["path"])
+        token = self.path / "ranks" / str(place["token"])
         until = time.monotonic() + SEEN_SECONDS
         while not token.exists():
             if time.monotonic() > until:
@@ -141,12 +141,12 @@ def gather(live: LiveRun, run: Run) -> World:
 
 
 @contextlib.contextmanager
-def joined(launch: Launch, asked: dict[str, object], events: Events) -> Iterator[Crew]:
-    """This process is one of the ranks for as long as it lasts. asked: what was asked of this rank. Raises
-    ResourceError when the ranks do not find each other."""
+def joined(launch: Launch, asked: dict[str, object], events: Events, place: Store | None = None) -> Iterator[Crew]:
+    """This process is one of the ranks for as long as it lasts. asked: what was asked of this rank. place: where the
+    ranks find each other; what torchrun says if not given. Raises ResourceError when they do not find each other."""
     if launch.is_local and platform.system() in LOOPBACK:  # nothing needs to leave this host
         os.environ.setdefault("GLOO_SOCKET_IFNAME", LOOPBACK[platform.system()])
-    store = PrefixStore(f"settle/{launch.restarts}", _meeting_place(launch, events))
+    store = PrefixStore(f"settle/{launch.restarts}", place or _meeting_place(launch, events))
 
     def report(text: str) -> None:
         crew.fault(text)

@@ -1,38 +1,61 @@
 """A job's run, alone or shared among the ranks of torchrun: rank 0 does its work, the others join it for the loop."""
 
+import hashlib
+import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from settle.base.errors import SettleError
+from settle.audit.session import is_fenced
+from settle.base.errors import SettleError, UsageError
 from settle.base.event_log import Events
-from settle.base.events import Event, RunStarted, Say
+from settle.base.events import AnswerText, Event, ResultReady, RunStarted, Say
+from settle.base.launcher import Launch, launched
 from settle.base.run import Run
 from settle.base.run.result import NOT_BETTER
 from settle.base.stop_signals import Stopping
 from settle.jobs.job import INTERRUPTED, follow, start_job
 from settle.jobs.ranks.crew import joined
+from settle.jobs.ranks.launch_script import script
 from settle.jobs.resume import asked_settings, job_of, resume
-from settle.jobs.settings import JobSettings
-from settle.machine.launcher import Launch, launched
+from settle.jobs.seeds.seeds import start_or_repeat
+from settle.jobs.settings import TrainSettings, TuneSettings
 
 LAST_WORD = 1.5  # seconds in which rank 0 says what is wrong: torchrun ends all ranks once one has ended
 JOB_FILE = ".torchrun"  # in a run's folder: which start of torchrun began it
 
 
-def start(job: str, settings: JobSettings, events: Events) -> int:
-    """A new run to its end; the exit code. A run that the same torchrun began before it started its ranks again is
-    resumed. Raises SettleError."""
-
-    def begin() -> int:
-        return start_job(job, settings, events).exit_code or 0
-
-    launch = launched()
+def start(job: str, settings: TrainSettings | TuneSettings, events: Events) -> int:
+    """A new run to its end, or several where `--seeds` asks for them; the exit code. A run that the same torchrun began
+    before it started its ranks again is resumed. Raises SettleError."""
+    launch, whole = launched(), settings.with_recipe().value
+    if whole.launch is not None:
+        return _write_script(job, settings, whole.launch, events)
     if launch is None:
-        return begin()
-    asked = settings.with_recipe().value.model_dump(mode="json", exclude={"recipe"})
-    return _shared(launch, {"job": job, **asked}, begin, events)
+        return start_or_repeat(job, settings, events)
+    if whole.seeds > 1:
+        raise UsageError("--seeds makes one run after the other, each in one process", "start it without torchrun")
+    asked = {"job": job, **whole.model_dump(mode="json", exclude={"recipe"})}
+    return _shared(launch, asked, lambda: start_job(job, settings, events).exit_code or 0, events)
+
+
+def _write_script(job: str, settings: TrainSettings | TuneSettings, kind: str, events: Events) -> int:
+    """Forecast the run here, and print the script that starts it elsewhere."""
+    found: dict[str, object] = {}
+
+    def pass_on(event: Event) -> None:
+        if isinstance(event, ResultReady):
+            found.update(event.result)
+        else:
+            events.emit(event)
+
+    start_job(job, settings.model_copy(update={"dry": True}), Events(listeners=[pass_on]))
+    forecast = found.get("forecast")
+    text = script(kind, job, settings.with_recipe().value, forecast if isinstance(forecast, Mapping) else {})
+    events.emit(AnswerText(text=text))
+    events.emit(ResultReady(result={**found, "script": text}))
+    return 0
 
 
 def resume_run(name: str, events: Events) -> int:
@@ -46,41 +69,48 @@ def resume_run(name: str, events: Events) -> int:
 def _shared(launch: Launch, asked: dict[str, object], begin: Callable[[], int], events: Events) -> int:
     """The work of this rank. torchrun takes any other exit code than 0 for a fault: so a model that is not better than
     its base is reported, and no exit code here."""
+    key = f"{launch.job} {hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()}"
     if launch.size == 1:
-        return _lead(launch, begin, events)
+        return _lead(launch, key, begin, events)
+    if is_fenced():
+        raise UsageError(
+            "--offline gives each rank an empty network of its own, in which the ranks cannot meet",
+            "leave it out: each rank's ledger shows what it connects to",
+        )
     if launch.rank == 0:
         with joined(launch, asked, events) as crew:
             try:
-                return _lead(launch, begin, events)
+                return _lead(launch, key, begin, events)
             except SettleError as e:
                 crew.fault(str(e))
                 raise
     return _accompany(launch, asked)
 
 
-def _lead(launch: Launch, begin: Callable[[], int], events: Events) -> int:
-    """Begin the run, or resume it where torchrun has started its ranks again."""
+def _lead(launch: Launch, key: str, begin: Callable[[], int], events: Events) -> int:
+    """Begin the run, or resume it where torchrun has started its ranks again, or a scheduler its job. key: of what is
+    to be done."""
 
     def note(event: Event) -> None:
         if isinstance(event, RunStarted):
-            (Path(event.path) / JOB_FILE).write_text(launch.job, encoding="utf-8")
+            (Path(event.path) / JOB_FILE).write_text(key, encoding="utf-8")
 
     events.listeners.append(note)
-    begun = _begun_by(launch.job) if launch.restarts else None
-    if begun is None:
+    begun = _begun(key)
+    if begun is None or (begun.result() is not None and not launch.restarts):
         code = begin()
     else:
-        text = f"torchrun has started the ranks again ({launch.restarts}): {launch.size} of them resume {begun.name}"
+        text = f"the job was started again: {launch.size} ranks resume {begun.name}"
         events.emit(Say(text=text))
         code = resume(begun.path.name, events)
     return 0 if code == NOT_BETTER else code
 
 
-def _begun_by(job: str) -> Run | None:
-    """The run that an earlier start of the same torchrun made."""
+def _begun(key: str) -> Run | None:
+    """The run that an earlier start of the same job made."""
     for run in reversed(Run.all()):
         note = run.path / JOB_FILE
-        if note.exists() and note.read_text(encoding="utf-8") == job:
+        if note.exists() and note.read_text(encoding="utf-8") == key:
             return run
     return None
 

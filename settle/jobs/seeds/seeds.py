@@ -10,11 +10,9 @@ from settle.base.events import Listing, ResultReady, Say
 from settle.base.run import Run
 from settle.base.settings import read_recipe
 from settle.jobs.job import INTERRUPTED, start_job
-from settle.jobs.ranks.start import start
 from settle.jobs.resume import resume
 from settle.jobs.seeds.spread import Difference, Spread, compare
 from settle.jobs.settings import TrainSettings, TuneSettings
-from settle.machine.launcher import launched
 
 MARK = "-seed"  # between the name of a recipe's runs and their seed
 
@@ -24,9 +22,7 @@ def start_or_repeat(job: str, settings: TrainSettings | TuneSettings, events: Ev
     finished is not run again, and one that was stopped continues. Raises SettleError."""
     whole = settings.with_recipe().value
     if whole.seeds == 1 or whole.dry:
-        return start(job, settings, events)
-    if (launch := launched()) and launch.size > 1:
-        raise UsageError("--seeds makes one run after the other, each in one process", "start it without torchrun")
+        return start_job(job, settings, events).exit_code or 0
     whole.check(job)
     if "-" in whole.inputs:
         raise UsageError("standard input cannot be read once for every seed", "give a file")

@@ -95,7 +95,7 @@ class ProcessGroup(World):
 
 def _read(raw: bytes) -> object:
     """What rank 0 returned or raised."""
-    said = json.loads(raw)
-    if "error" in said:
-        raise RunError(*said["error"])
-    return said["value"]
+    result = json.loads(raw)
+    if "error" in result:
+        raise RunError(*result["error"])
+    return result["value"]
