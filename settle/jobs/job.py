@@ -19,9 +19,9 @@ from settle.base.errors import ResourceError, RunError, UsageError
 from settle.base.event_log import Events
 from settle.base.events import OutOfMemory, PhaseStarted, ResultReady, RunStarted, Say
 from settle.base.files import write_atomic
-from settle.base.launcher import launched
 from settle.base.out_of_memory import held_data, missing_bytes
 from settle.base.run import Run, free_name
+from settle.base.run.launcher import launched
 from settle.base.settings import recipe_text
 from settle.base.stop_signals import Stopping
 from settle.jobs.settings import JobSettings

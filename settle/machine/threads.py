@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 from pydantic import Field
 
-from settle.base.launcher import launched
+from settle.base.run.launcher import launched
 from settle.base.settings import Settings
 from settle.machine.cores import cores
 from settle.machine.openmp_wait import adapt_waiting

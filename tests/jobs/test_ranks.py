@@ -13,8 +13,8 @@ import yaml
 from settle.audit.session import is_fenced
 from settle.base.errors import UsageError
 from settle.base.event_log import Events
-from settle.base.launcher import launched
 from settle.base.run import Run
+from settle.base.run.launcher import launched
 from settle.jobs.job import Job, start
 from settle.jobs.prove_scale.prove_scale import Trial, _changes, parse_ranks
 from settle.jobs.ranks.launch_script import script

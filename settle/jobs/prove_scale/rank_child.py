@@ -13,8 +13,8 @@ from torch.distributed import FileStore  # type: ignore[attr-defined]  # it is t
 
 from settle.base.errors import SettleError
 from settle.base.event_log import Events
-from settle.base.launcher import launched
 from settle.base.run import Run
+from settle.base.run.launcher import launched
 from settle.data.prepare import prepared
 from settle.jobs.ranks.crew import gather, joined
 from settle.train.live_run import LiveRun

@@ -19,8 +19,8 @@ from torch.distributed.rendezvous import rendezvous
 from settle.base.errors import ResourceError, RunError, SettleError
 from settle.base.event_log import Events
 from settle.base.events import Say
-from settle.base.launcher import Launch
 from settle.base.run import Run
+from settle.base.run.launcher import Launch
 from settle.jobs.ranks.setup import differences, setup_of
 from settle.train.live_run import LiveRun
 from settle.train.world import World, single

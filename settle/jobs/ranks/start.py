@@ -11,8 +11,8 @@ from settle.audit.session import is_fenced
 from settle.base.errors import SettleError, UsageError
 from settle.base.event_log import Events
 from settle.base.events import AnswerText, Event, ResultReady, RunStarted, Say
-from settle.base.launcher import Launch, launched
 from settle.base.run import Run
+from settle.base.run.launcher import Launch, launched
 from settle.base.run.result import NOT_BETTER
 from settle.base.stop_signals import Stopping
 from settle.jobs.job import INTERRUPTED, follow, start_job
