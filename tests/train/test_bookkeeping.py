@@ -12,6 +12,7 @@ import torch
 from settle.base.event_log import Events
 from settle.data.batches import Batch
 from settle.train.evaluation import Evaluation, HeldOut, evaluate
+from settle.train.objectives import Objective
 from settle.train.recovery import Recovery
 from settle.train.schedule import Schedule
 from settle.train.settled import next_evaluation
@@ -56,7 +57,8 @@ def test_a_state_comes_back_from_its_file_and_another_version_s_does_not() -> No
 class Told:
     """An objective whose losses are known: the sum of a batch's inputs over its targets."""
 
-    is_per_token = True
+    is_per_token = judges_apart = True
+    held_out_losses = Objective.held_out_losses
 
     def batch_loss(self, model: Any, batch: Batch) -> tuple[torch.Tensor, int]:
         return torch.tensor(float(batch.inputs.sum())), int((batch.targets >= 0).sum())
