@@ -18,7 +18,7 @@ from settle.base.run import Run
 from settle.jobs import distill, training_stages, tune, tuning_stages
 from settle.jobs.distill import DistillContext, _layer_map, draft_prompts
 from settle.jobs.job import Job, find_job, follow, interrupt, sweep
-from settle.jobs.resume import _settings, job_of
+from settle.jobs.resume import asked_settings, job_of
 from settle.jobs.settings import DistillSettings, TrainSettings, TuneSettings
 from settle.jobs.training_stages import TrainingContext, _flat, _refuse_changes, seconds_of
 from settle.jobs.tuning_stages import TuningContext
@@ -349,16 +349,16 @@ def test_a_lost_recipe_is_read_from_the_plan(home: Path) -> None:
     run, job = run_named(home), find_job("train")
     assert job is not None
     recipe, asked = run.path / "recipe.toml", {"inputs": ["x"], "steps": 7, "unknown": 1}
-    assert _settings(job, run, {"asked": asked}).value.steps == 7  # type: ignore[attr-defined]
+    assert asked_settings(job, run, {"asked": asked}).value.steps == 7  # type: ignore[attr-defined]
     recipe.write_text("= nothing")
-    assert _settings(job, run, {"asked": asked}).origin["steps"] == "plan.json"
+    assert asked_settings(job, run, {"asked": asked}).origin["steps"] == "plan.json"
     recipe.write_text("inputs = ['y']\nsteps = 9\n")
-    assert _settings(job, run, {"asked": asked}).value.steps == 9  # type: ignore[attr-defined]
+    assert asked_settings(job, run, {"asked": asked}).value.steps == 9  # type: ignore[attr-defined]
     recipe.unlink()
     with pytest.raises(RunError, match="r has neither plan.json nor recipe.toml"):
-        _settings(job, run, None)
+        asked_settings(job, run, None)
     with pytest.raises(RunError, match="plan.json of r was changed"):
-        _settings(job, run, {"asked": {"inputs": ["x"], "steps": "many"}})
+        asked_settings(job, run, {"asked": {"inputs": ["x"], "steps": "many"}})
 
 
 class _Corpus:
