@@ -1,6 +1,6 @@
 """A run ended since there was not enough memory for what went through the model at once."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
@@ -31,7 +31,8 @@ NEAR = 0.85  # of what was free, that a run was expected to take
 SEARCHED = 400  # steps of a run without a limit, of which the largest are taken again
 INJECTED_BYTES, LEFT_SHARE = 400e6, 0.5  # of a step's activations, and how much of that an injected failure leaves
 KEPT = 0.7  # of what was free beside the model, that a change may take: over a run, memory falls into pieces
-ROWS, LONGEST = 16, 448  # of an injected step, and tokens of its rows
+TRIED = 3  # steps, which a change must bear one after the other
+ROWS, LONGEST = 32, 448  # of an injected step, and tokens of its rows
 
 
 class MemoryTraining(Check):
@@ -85,7 +86,7 @@ class MemoryTraining(Check):
         before = FailedSteps("as it was", _asked(run, finding, folder / "before"))
         before.open()
         order = [int(str(step)) for step in _list(before.ready["steps"])]
-        after = _fitting(replace(before.steps, folder=str(folder / "after")), before.ready, order[0])
+        after = _fitting(replace(before.steps, folder=str(folder / "after")), before.ready, order[:TRIED])
         if after is None or len(order) < 2 * FEWEST_ITEMS:
             before.close()
             return None
@@ -148,9 +149,9 @@ def _asked(run: Run, finding: Finding, folder: Path) -> Steps:
     )
 
 
-def _fitting(asked: Steps, ready: Mapping[str, object], largest: int) -> FailedSteps | None:
-    """The first change with which the largest step can be taken with something left, open: steps in more parts, and
-    then layers that are computed again; None where none helps."""
+def _fitting(asked: Steps, ready: Mapping[str, object], largest: Sequence[int]) -> FailedSteps | None:
+    """The first change with which the largest steps can be taken one after the other with something left: steps in more
+    parts, and then layers that are computed again; None where none helps."""
     whole, least, parts, built = (int(str(ready[name])) for name in ("whole", "least", "parts", "built"))
     tight = replace(
         asked,
@@ -168,11 +169,13 @@ def _fitting(asked: Steps, ready: Mapping[str, object], largest: int) -> FailedS
         side = FailedSteps("in more parts", changed)
         try:
             side.open()
-            if not side.measure({"step": largest}):
+            if not any(side.measure({"step": step}) for step in largest):
+                side.steps = replace(changed, limit=asked.limit, free=asked.free)
                 return side
         except SettleError:
             pass  # not even the model was built
-        side.close()
+        finally:
+            side.close()
     return None
 
 
