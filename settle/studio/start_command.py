@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 
 from settle.base.errors import RunError
 
-SOON_SECONDS = 30.0  # in which a command has begun its work, or ended with a mistake
+SOON_SECONDS = 60.0  # in which a command has begun its work, or ended with a mistake
 POLL_SECONDS = 0.1
 
 

@@ -47,7 +47,7 @@ def test_an_unknown_page_says_so(page):
     page.seen.allowed = "404"
     assert page.goto("/nowhere").status == 404
     page.get_by_text("choose a page above").wait_for()
-    page.get_by_role("link", name="Runs").click()
+    page.get_by_role("link", name="Runs", exact=True).click()
     page.get_by_role("heading", name="Runs").wait_for()
 
 

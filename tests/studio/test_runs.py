@@ -162,7 +162,7 @@ def test_resuming_what_cannot_be_resumed_says_why(page, studio):
     folder = made_runs.write_run(studio.home, "lost", made_runs.training(5))  # it has neither plan nor recipe
     page.goto("/runs/lost")
     page.get_by_role("button", name="Resume").click()
-    page.get_by_text("has neither plan.json nor recipe.toml").wait_for()
+    page.get_by_text("has neither plan.json nor recipe.toml").wait_for(timeout=3 * SECONDS * 1000)
     shutil.rmtree(folder)
 
 
