@@ -12,11 +12,11 @@ from settle.base.events import Listing
 from settle.base.files import home
 from settle.base.registry import Part
 from settle.base.words.figures import comparison
+from settle.studio.command_child import CommandChild
 from settle.studio.field import Field
 from settle.studio.forms.arguments import arguments, check, shell_line
 from settle.studio.forms.drop import Drop
 from settle.studio.forms.form import Form, proposed_paths
-from settle.studio.forms.outlook import Outlook
 from settle.studio.layout import button, card, failure, words
 from settle.studio.pages import Page
 from settle.studio.start_command import start_command
@@ -58,7 +58,7 @@ class NewRunForm:
     """The form, and beside it what will become of it."""
 
     def __init__(self, command: type[Part]) -> None:
-        self.command, self.outlook = command, Outlook()
+        self.command, self.outlook = command, CommandChild()
         self.is_forecast = "dry" in command.model_fields
 
     async def build(self) -> None:
@@ -125,7 +125,7 @@ class NewRunForm:
             self.place.clear()
             with self.place:
                 talk = words("starting …", "pre", "tall")
-            result = await self.outlook.look(line, lambda lines: _show_talk(talk, list(lines)))
+            result = await self.outlook.read([*line, "--dry"], lambda lines: _show_talk(talk, list(lines)))
         except SettleError as e:
             self._show(e)
             return

@@ -1,4 +1,4 @@
-"""A command with `--dry`, in a process of its own: the plan, the forecast and the rows, before anything is run."""
+"""A command whose result a page shows: the same as in a terminal, in a process of its own, which ends with the page."""
 
 import asyncio
 import contextlib
@@ -13,22 +13,25 @@ from settle.base.errors import RunError, SettleError
 
 LINES = 400  # of what it says that are kept
 STOP_SECONDS = 5.0
+NOT_BETTER = 3  # exit code of no answer, or of something that is wrong: there is a result
 
 
-class Outlook:
+class CommandChild:
     """At most one such process a page; it ends with the page."""
 
     def __init__(self) -> None:
         self._process: asyncio.subprocess.Process | None = None
 
-    async def look(self, line: Sequence[str], on_talk: Callable[[Sequence[str]], None]) -> Mapping[str, object]:
-        """What `settle LINE --dry --json` returns. on_talk: called with all lines that it has said so far.
+    async def read(
+        self, line: Sequence[str], on_talk: Callable[[Sequence[str]], None] = lambda talk: None
+    ) -> Mapping[str, object]:
+        """What `settle LINE --json` returns, also with exit code 3. on_talk: called with all lines that it has said so far.
 
         Raises the SettleError that the command ends with; RunError when it was stopped.
         """
         await self.stop()
         self._process = process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "settle", *line, "--dry", "--json"),
+            *(sys.executable, "-m", "settle", *line, "--json"),
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
@@ -43,7 +46,7 @@ class Outlook:
         code = await process.wait()
         result = (await answer).strip()
         self._process = None
-        if code or not result:
+        if code not in (0, NOT_BETTER) or not result:
             raise error_of("\n".join(talk)) if code > 0 else RunError("it was stopped", "")
         return cast(Mapping[str, object], json.loads(result.splitlines()[-1]))
 
