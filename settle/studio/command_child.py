@@ -15,6 +15,8 @@ LINES = 400  # of what it says that are kept
 STOP_SECONDS = 5.0
 NOT_BETTER = 3  # exit code of no answer, or of something that is wrong: there is a result
 
+Talk = Callable[[Sequence[str]], None]
+
 
 class CommandChild:
     """At most one such process a page; it ends with the page."""
@@ -22,10 +24,8 @@ class CommandChild:
     def __init__(self) -> None:
         self._process: asyncio.subprocess.Process | None = None
 
-    async def read(
-        self, line: Sequence[str], on_talk: Callable[[Sequence[str]], None] = lambda talk: None
-    ) -> Mapping[str, object]:
-        """What `settle LINE --json` returns, also with exit code 3. on_talk: called with all lines that it has said so far.
+    async def read(self, line: Sequence[str], on_talk: Talk = lambda lines: None) -> Mapping[str, object]:
+        """What `settle LINE --json` returns, also with exit code 3. on_talk: called with all its lines so far.
 
         Raises the SettleError that the command ends with; RunError when it was stopped.
         """

@@ -74,8 +74,9 @@ def _show(result: Mapping[str, object]) -> None:
         words("Nothing is wrong.", classes="good")
         return
     for finding in findings:
-        proof = finding.get("proof") or {}
-        state = str(proof.get("state") or finding.get("state") or "likely")
-        words(f"{finding.get('check', '')}: {finding.get('what', '')}", "h3")
-        words(state, classes=TONES.get(state, "warn"))
-        words(str(finding.get("fix") or ""), classes="dim")
+        words(f"{finding['number']} · {finding['what']}", "h3")
+        words(str(finding["state"]), classes=TONES.get(str(finding["state"]), "warn"))
+        for line in finding["evidence"]:
+            words(str(line))
+        if finding["fix"]:
+            words(str(finding["fix"]), "pre")

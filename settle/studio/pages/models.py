@@ -5,6 +5,7 @@ from typing import ClassVar
 from nicegui import ui
 
 from settle.base.errors import UsageError
+from settle.base.event_log import Events
 from settle.base.words.amounts import amount
 from settle.library.deletion import folder_size
 from settle.library.store import all_models, store
@@ -52,7 +53,9 @@ class Models(Page):
                         raise UsageError("no model is named", "write a name, such as smollm2")
                     if not consent.value:
                         raise UsageError("nothing was pulled", "allow the connection first")
-                    result = await child.read(["pull", "--", str(wanted.value).strip()], _talk_to(said))
+                    result = await child.read(
+                        ["pull", str(wanted.value).strip()], lambda lines: setattr(said, "text", lines[-1])
+                    )
                     said.text = f"{result['name']} is here."
                     consent.put(False)
                     await refresh()
@@ -60,9 +63,7 @@ class Models(Page):
                 button("Pull", pull, main=True)
                 said = words("", classes="dim").props('role="status"')
             with card("Remove a model"):
-                named = Field(
-                    "Name of the model", suggest=lambda text: [m.name for m in all_models() if text in m.name]
-                )
+                named = Field("Name of the model", suggest=_named)
                 sure = Field("Delete its files", "switch", help="Files that are only linked stay where they are.")
 
                 async def remove() -> None:
@@ -77,11 +78,19 @@ class Models(Page):
                 button("Remove", remove)
                 freed = words("", classes="dim").props('role="status"')
         with card("What fits on this machine"):
-            empty = "Nothing of the catalogue fits."
-            await show_listed(
-                "Models that fit", lambda e: fit_models([], None, "4k", 1, False, None, False, None, e), empty
-            )
+
+            async def fit() -> None:
+                place.clear()
+                with place:
+                    await show_listed("Models that fit", _fit, "Nothing of the catalogue fits.")
+
+            button("Show what fits", fit)
+            place = ui.element("div").props('aria-live="polite"')
 
 
-def _talk_to(element: ui.element) -> "object":
-    return lambda lines: setattr(element, "text", list(lines)[-1])
+def _fit(events: Events) -> None:
+    fit_models([], None, "4k", 1, False, None, False, None, events)
+
+
+def _named(typed: str) -> list[str]:
+    return [model.name for model in all_models() if typed in model.name]
