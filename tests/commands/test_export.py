@@ -136,6 +136,7 @@ def told(arguments, capsys):
     return json.loads(capsys.readouterr().out)
 
 
+@pytest.mark.slow
 def test_an_adapter_merged_and_alone(an_adapter, capsys):
     """One adapter, every format: what llama.cpp reads passes the gate, merged or over the base."""
     merged = told([an_adapter, "--to", "gguf"], capsys)

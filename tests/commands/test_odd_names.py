@@ -59,6 +59,7 @@ def test_train_resume_and_recipe(odd, home):
     assert main(["runs", "show", "odd"]) == 0
 
 
+@pytest.mark.slow
 def test_tune_distill_and_chat_with_a_model_of_such_a_name(odd, home, tiny, monkeypatch):
     from settle.formats.gguf import export_gguf
 

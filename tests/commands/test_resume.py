@@ -225,6 +225,7 @@ def test_ctrl_c_before_the_first_step_leaves_nothing(stopped: Path, tmp_path: Pa
     assert began or (not list(home.glob("runs/*")) and not list(home.glob("tokens/.work*")))
 
 
+@pytest.mark.slow
 def test_a_second_ctrl_c_leaves_at_once_and_keeps_the_last_checkpoint(stopped: Path, tmp_path: Path) -> None:
     home = tmp_path / "twice"
     process = start(home, "train", str(stopped / "data"), *SETTINGS)

@@ -236,6 +236,7 @@ def stop(home: Path, process: subprocess.Popen[bytes], text: str, how: signal.Si
     return process.communicate()[0]
 
 
+@pytest.mark.slow
 def test_resumes_to_the_bit_past_the_first_epoch(files, tmp_path, monkeypatch):
     ends = []
     for stopped in (False, True):

@@ -129,6 +129,7 @@ def test_it_is_exported_whole_with_its_keys(
     events.close()
 
 
+@pytest.mark.slow
 def test_it_resumes_to_the_same_weights(
     files: Path, finished: tuple[Path, int, list[Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:

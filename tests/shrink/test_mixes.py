@@ -67,6 +67,7 @@ def means_of(file, random):
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("shape", "known"), CASES)
 def test_same_bytes_as_llama_cpp(tmp_path, shape, known):
     source = make_gguf(tmp_path / "source.gguf", **SHAPES[shape])

@@ -72,6 +72,7 @@ def test_equals_peft(method: LoRA) -> None:
             torch.testing.assert_close(p.grad, found, atol=1e-4, rtol=1e-3, msg=name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("asked", OPTIONS.values(), ids=OPTIONS.keys())
 @pytest.mark.parametrize("method", [LoRA(rank=3), DoRA(rank=3)], ids=["lora", "dora"])
 def test_gradients_by_finite_differences(asked: dict, method: LoRA) -> None:
