@@ -10,6 +10,7 @@ as they are and in set-ups that are right, of which none may be proven and hardl
 
 import argparse
 import json
+import os
 import statistics
 import tempfile
 import time
@@ -158,7 +159,8 @@ def _right(subject: Subject, folder: Path) -> Iterator[tuple[str, Subject]]:
     yield "as it is", subject
     yield "cache q8_0", replace(subject, running=replace(subject.running, cache="q8_0"))
     yield "context 2048", replace(subject, running=replace(subject.running, context=2048))
-    yield "one thread", replace(subject, running=replace(subject.running, threads=1))
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    yield "a thread for each core", replace(subject, running=replace(subject.running, threads=cores))
     named = edited_file(subject.model, folder / "named.gguf", {"general.name": "another name"})
     yield "another name", with_file(subject, named)
 
