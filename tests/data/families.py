@@ -6,6 +6,8 @@ from functools import cached_property
 import numpy as np
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
+from settle.data.tokenizer.byte_characters import BYTE_CHARACTERS
+
 CHATML = """{%- for m in messages -%}
 {{- '<|im_start|>' + m.role + '\\n' + m.content + '<|im_end|>\\n' -}}
 {%- endfor -%}
@@ -262,9 +264,7 @@ class EngineTokenizer:
             if token.startswith("<0x"):
                 return bytes([int(token[3:5], 16)])
             return token.replace("▁", " ").encode()
-        from settle.data.tokenizer.byte_bpe import _byte_characters
-
-        values = {character: byte for byte, character in _byte_characters().items()}
+        values = {character: byte for byte, character in BYTE_CHARACTERS.items()}
         return bytes(values[character] for character in token)
 
 

@@ -92,9 +92,10 @@ def studio() -> Iterator[LiveStudio]:
         assert not reached.beyond and not reached.listens  # of the studio, and of all that it started
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser():
-    """A real Chromium without a window."""
+    """A real Chromium without a window. Not for the whole session: while it lives, its loop runs in this thread, and
+    tests of other rooms start loops of their own."""
     playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright")
     path = next(filter(None, map(shutil.which, BROWSERS)), None)
     if path is None:
@@ -105,7 +106,7 @@ def browser():
         browser.close()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def context(browser, studio):
     """The browser's profile, let in by the one-time link."""
     context = browser.new_context(base_url=studio.address)

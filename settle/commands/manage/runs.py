@@ -40,7 +40,7 @@ class Runs(Command):
     def run(self, events: Events) -> int:
         if self.action not in ACTIONS:
             known = self.action in {run.name for run in Run.all()}
-            fix = f"`settle runs show {self.action}`" if known else ", ".join(ACTIONS)
+            fix = f"`settle runs show {self.action}`" if known else "list, show, compare, export, prune or remove"
             raise UsageError(f"there is no `settle runs {self.action}`", fix)
         if self.action in ("show", "export", "remove") and not self.names:
             raise UsageError(f"no run is named to {self.action}", f"`settle runs {self.action} NAME`")

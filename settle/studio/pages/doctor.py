@@ -9,9 +9,9 @@ from settle.audit.report import list_ledgers, show_ledger
 from settle.base.errors import UsageError
 from settle.base.event_log import Events
 from settle.studio.command_child import CommandChild
+from settle.studio.event_table import show_listed
 from settle.studio.field import Field
 from settle.studio.layout import button, card, words
-from settle.studio.listing import show_listed
 from settle.studio.pages import Page
 from settle.studio.visit import Visit
 

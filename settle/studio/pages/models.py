@@ -11,9 +11,9 @@ from settle.library.deletion import folder_size
 from settle.library.store import all_models, store
 from settle.plan.fit.report import fit_models
 from settle.studio.command_child import CommandChild
+from settle.studio.event_table import show_listed
 from settle.studio.field import Field
 from settle.studio.layout import button, card, words
-from settle.studio.listing import show_listed
 from settle.studio.pages import Page
 from settle.studio.table import Table
 from settle.studio.visit import Visit, in_thread
@@ -54,14 +54,14 @@ class Models(Page):
                     if not consent.value:
                         raise UsageError("nothing was pulled", "allow the connection first")
                     result = await child.read(
-                        ["pull", str(wanted.value).strip()], lambda lines: setattr(said, "text", lines[-1])
+                        ["pull", str(wanted.value).strip()], lambda lines: setattr(status, "text", lines[-1])
                     )
-                    said.text = f"{result['name']} is here."
+                    status.text = f"{result['name']} is here."
                     consent.put(False)
                     await refresh()
 
                 button("Pull", pull, main=True)
-                said = words("", classes="dim").props('role="status"')
+                status = words("", classes="dim").props('role="status"')
             with card("Remove a model"):
                 named = Field("Name of the model", suggest=_named)
                 sure = Field("Delete its files", "switch", help="Files that are only linked stay where they are.")
