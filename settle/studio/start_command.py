@@ -6,7 +6,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Sequence
 
-from settle.base.errors import RunError
+from settle.studio.command_child import error_of
 
 SOON_SECONDS = 60.0  # in which a command has begun its work, or ended with a mistake
 POLL_SECONDS = 0.1
@@ -29,7 +29,5 @@ async def start_command(arguments: Sequence[str], has_begun: Callable[[], bool])
                 break
         if process.returncode:
             talk.seek(0)
-            text = talk.read().decode("utf-8", "replace").strip()
-            what, _, fix = text.rpartition("settle: ")[2].partition("→")
-            raise RunError(" ".join(what.split()) or "the command failed", " ".join(fix.split()))
+            raise error_of(talk.read().decode("utf-8", "replace"))
     asyncio.get_running_loop().run_in_executor(None, process.wait)  # leaves no zombie
