@@ -33,6 +33,11 @@ def fail(*_):
     raise KeyError("a fault of ours")
 
 
+def fail_at_the_end(event, *_):
+    """However the answer was cut on its way."""
+    return fail() if b'"usage"' in event else event + b"\n\n"
+
+
 async def fail_later(*_):
     fail()
 
@@ -52,8 +57,9 @@ def test_a_fault_of_ours(live, stocked, monkeypatch, path, stream):
 def test_a_fault_in_the_middle_of_an_answer(live, stocked, monkeypatch, path):
     from settle.server.apis import anthropic, openai, responses
 
-    for module, name in ((openai, "_tidied"), (anthropic.Answer, "end"), (responses.Answer, "end")):
-        monkeypatch.setattr(module, name, fail)
+    monkeypatch.setattr(openai, "_tidied", fail_at_the_end)
+    for answer in (anthropic.Answer, responses.Answer):
+        monkeypatch.setattr(answer, "end", fail)
     # of a short answer the end may come with the beginning, and then nothing has begun yet
     longer = {"max_tokens": 300, "ignore_eos": True} if path == "/v1/chat/completions" else {}
     whole = live.ask(path, ASKED[path] | longer | {"stream": True})

@@ -235,6 +235,7 @@ def test_a_page_survives_that_the_studio_is_killed_and_started_again(browser, tm
     tab = context.new_page()
     tab.goto(live.link)
     tab.get_by_role("link", name="calm").wait_for()
+    tab.wait_for_function("window.socket && window.socket.connected")  # the page is there before its socket is
     live.process.kill()
     live.process.wait()
     tab.get_by_text("Connection lost").wait_for()
