@@ -8,18 +8,15 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
 
-import numpy as np
-
 from settle.base.event_log import Events
 from settle.base.events import DecayStarted, Eval, SettledEvidence
 from settle.train.checkpoint import Weights
 from settle.train.evaluation import HeldOut, evaluate
-from settle.train.settled import Judgement, Settled, decay_tokens, frequency_loss, next_evaluation
+from settle.train.settled import Judgement, Settled, decay_tokens, next_evaluation
 from settle.train.settled.row_memory import learned
 from settle.train.state import LoopPlan, LoopState
 from settle.train.trainer import Trainer
 
-FLOOR_TOKENS = 1 << 20  # tokens of the training text whose frequencies are counted
 FEWEST_STEPS, LEAST_SECONDS = 4, 5.0  # the latest steps that the pace is measured over: so many, and so long
 FEWEST_BY_PASSES = 200  # steps: the fewer the rows, the more passes they take
 MOST_SLOWDOWN = 3.0  # beyond this a busy moment is taken for what it is
@@ -36,8 +33,11 @@ class Watch:
     ) -> None:
         self.trainer, self.plan, self.held_out, self.events = trainer, trainer.plan, held_out, events
         self._elapsed, self._pace = elapsed, Pace()
+        floor = trainer.objective.frequency_loss(
+            trainer.batches.store, held_out.batches, vocab_size=len(held_out.byte_length)
+        )
         plan = self.plan
-        self.settled = Settled(plan.tolerance, plan.warmup_steps * plan.tokens_per_step, self._frequency_loss())
+        self.settled = Settled(plan.tolerance, plan.warmup_steps * plan.tokens_per_step, floor)
         self.best: Weights = {}
 
     # --- evaluations ---
@@ -81,13 +81,6 @@ class Watch:
         """Steps of the decay of a run that does not end by its budget."""
         steps = max(1, round(decay_tokens(self.trainer.tokens(state)) / self.plan.tokens_per_step))
         return min(steps, self._affordable_steps(state))
-
-    def _frequency_loss(self) -> float:
-        """The loss that knowing only token frequencies would give, from a bounded part of the training text."""
-        size = len(self.held_out.byte_length)
-        train = np.bincount(self.trainer.batches.store.tokens[:FLOOR_TOKENS], minlength=size)
-        held_out = [np.bincount(b.targets[b.targets >= 0], minlength=size) for b in self.held_out.batches]
-        return frequency_loss(train, np.sum(held_out, axis=0))
 
     # --- budgets ---
 

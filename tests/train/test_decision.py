@@ -1,6 +1,8 @@
 """Decisions: the loss and its gradient against the formula, and an option that is not there."""
 
+import math
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,6 +10,7 @@ import torch
 
 from settle.data.batches import Batch
 from settle.data.decisions.temperature import divergences, fit_temperature, probabilities
+from settle.data.rows.store import RowStore, RowWriter
 from settle.model.adapters.lora import LoRA
 from settle.model.architectures.llama import Llama
 from settle.model.decoder import Decoder
@@ -104,3 +107,27 @@ def test_held_out_rows_are_judged_at_the_temperature_that_suits_them() -> None:
         before, after = (one.batch_loss(model, data)[0].item() for one in (objective, surer))
         calm = [sum(total for total, _ in one.held_out_losses(model, [data] * 100)) for one in (objective, surer)]
     assert abs(calm[1] / calm[0] - 1) < 0.2 * abs(after / before - 1)
+
+
+@pytest.mark.parametrize(
+    ("train", "held_out", "floor"),
+    [
+        # three of four rows are right with the first label: smoothed by one, 4 and 2 of 6
+        ([[1, 0]] * 3 + [[0, 1]], [[1, 0], [0, 1]], -(math.log(4 / 6) + math.log(2 / 6)) / 2),
+        # shuffled options say nothing by their place, and rows with fewer of them are counted apart
+        ([[1, 0, 0], [0, 1, 0], [0, 0, 1], [1, 0, -1], [0, 1, -1]], [[0, 1, 0], [1, 0, -1]], math.log(6) / 2),
+        # what is shared is nothing that can be known better
+        ([[0.5, 0.5]] * 4, [[0.5, 0.5]], 0.0),
+    ],
+)
+def test_the_floor_is_that_of_the_labels_and_not_of_the_text(
+    tmp_path: Path, train: list[list[float]], held_out: list[list[float]], floor: float
+) -> None:
+    writer = RowWriter(tmp_path / "rows", 0, np.uint16)
+    for number in range(len(train)):
+        writer.add(np.arange(6), np.array([0, 0, 0, 0, 0, 1]), (0, number, number), 6)
+    writer.close()
+    np.array(train, "<f4").tofile(tmp_path / "rows" / "shares.bin")
+    batch = replace(decisions(), shares=np.array(held_out, np.float32))
+    found = Decision(labels=LABELS).frequency_loss(RowStore(tmp_path / "rows"), [batch], Llama.TINY.vocab_size)
+    assert found == pytest.approx(floor, rel=1e-6, abs=1e-6)

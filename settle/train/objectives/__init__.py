@@ -5,13 +5,18 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from typing import ClassVar, Literal, NamedTuple, Self
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from settle.base.registry import Part
 from settle.data.batches import Batch
+from settle.data.store import TokenStore
 from settle.model.decoder import Decoder
 from settle.model.pretrained import Pretrained
+from settle.train.settled import frequency_loss
+
+FLOOR_TOKENS = 1 << 20  # tokens of the training text whose frequencies are counted
 
 Rows = Literal["text", "preference", "pair", "decision"]
 ROW_NAMES: dict[Rows, str] = {
@@ -71,6 +76,12 @@ class Objective(Part):
     def held_out_losses(self, model: Decoder, batches: Sequence[Batch]) -> list[tuple[float, int]]:
         """Of each batch of rows that nothing is learned from: a sum of nats and a count."""
         return [(float(total), count) for total, count in (self.batch_loss(model, batch) for batch in batches)]
+
+    def frequency_loss(self, train: TokenStore, held_out: Sequence[Batch], vocab_size: int) -> float:
+        """The held-out loss of knowing only how often each target occurs in (a bounded part of) the training data."""
+        counts = np.bincount(train.tokens[:FLOOR_TOKENS], minlength=vocab_size)
+        targets = [np.bincount(b.targets[b.targets >= 0], minlength=vocab_size) for b in held_out]
+        return frequency_loss(counts, np.sum(targets, axis=0))
 
     # --- for an objective that needs more than the model and its rows ---
 

@@ -11,7 +11,9 @@ from torch import Tensor
 
 from settle.data.batches import Batch
 from settle.data.decisions.prompt import all_labels
-from settle.data.decisions.temperature import fit_temperature
+from settle.data.decisions.temperature import divergences, fit_temperature
+from settle.data.rows.store import RowStore
+from settle.data.store import TokenStore
 from settle.model.decoder import Decoder
 from settle.model.pretrained import Pretrained
 from settle.train.objectives import Objective, Rows, on_device
@@ -77,6 +79,18 @@ class Decision(Objective):
         return [
             (float(_gaps(own / heat, wanted).sum()), len(wanted)) for own, wanted in zip(scores, shares, strict=True)
         ]
+
+    def frequency_loss(self, train: TokenStore, held_out: Sequence[Batch], vocab_size: int) -> float:
+        """Of how often each label is right among as many options; before it learns, a model rests there."""
+        assert isinstance(train, RowStore) and train.shares is not None
+        wanted = np.concatenate([batch.shares for batch in held_out if batch.shares is not None]).astype(float)
+        counts = (train.shares >= 0).sum(1)
+        total = 0.0
+        for own in wanted:
+            options = int((own >= 0).sum())
+            right = 1.0 + train.shares[counts == options, :options].sum(0)
+            total += float(divergences(right / right.sum(), own[:options]))
+        return total / len(wanted)
 
     def _with_shares(self, model: Decoder, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """inputs (N,), cu_seqlens (S+1,) and shares (S, K) where the model is."""

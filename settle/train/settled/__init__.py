@@ -42,6 +42,7 @@ LEAST_SAMPLE = 4096  # held-out tokens of an evaluation, at least
 FIRST_VERDICT_PER_PARAMETER = 10  # tokens: no model settles much earlier than this
 LEAST_REST = 5000  # steps without learning before a run counts as broken; a slow starter needs a few thousand
 LEAST_LOSS_NATS = 0.01  # per token; floor for the denominator of relative gains
+KNOWS_MORE = 0.95  # of the floor: a first loss below this is no chance of the held-out rows
 DECAY_FRACTION = 0.25  # length of the final decay as a share of the tokens seen (bench/settled.py measures it)
 
 
@@ -126,7 +127,7 @@ class Settled:
 
     `tolerance`: the smallest improvement for 10 % more tokens that matters, as a fraction of the loss.
     `since_tokens`: where the constant learning rate began; evaluations before are not part of a line.
-    `floor`: what knowing only how often each token occurs would give (`frequency_loss`), nats per token.
+    `floor`: the loss of knowing only how often each target occurs (`Objective.frequency_loss`).
     """
 
     tolerance: float = 0.005
@@ -165,7 +166,7 @@ class Settled:
         return Judgement("improving", expected, gain, evidence)
 
     def _has_learned(self, history: Sequence[Evaluation], now: Trend) -> bool:
-        """Whether the loss lies below the untrained model's and below what token frequencies alone give."""
+        """Whether the loss lies below the untrained model's and below what frequencies alone give."""
         spread = 4 * now.noise / math.sqrt(now.points)
         first = history[0].loss if history[0].tokens == 0 else math.inf
         return now.loss <= first - spread and (self.floor is None or now.loss <= self.floor - spread)
@@ -174,17 +175,17 @@ class Settled:
         """Which check says that nothing was learned; empty if none does.
 
         An untrained model's loss may rest for a while before it falls, so resting counts as broken only after
-        `LEAST_REST` steps. A pretrained model knows more than token frequencies.
+        `LEAST_REST` steps. A pretrained model that knows more than the frequencies of its targets does not rest.
         """
         first = history[0]
-        is_pretrained = first.tokens == 0 and self.floor is not None and first.loss < self.floor
+        is_pretrained = first.tokens == 0 and self.floor is not None and first.loss < KNOWS_MORE * self.floor
         long_enough = is_pretrained or history[-1].step >= first.step + LEAST_REST
         if self._has_learned(history, now) or not long_enough or now.gain.high >= self.tolerance:
             return ""
         if first.tokens == 0 and now.loss > first.loss - 4 * now.noise / math.sqrt(now.points):
             return f"the loss, {now.loss:.3f}, is not below the untrained model's, {first.loss:.3f}"
         return (
-            f"the loss, {now.loss:.3f}, has stayed at what token frequencies alone give, {self.floor:.3f}, "
+            f"the loss, {now.loss:.3f}, has stayed at what frequencies alone give, {self.floor:.3f}, "
             f"since {now.start_tokens:,} tokens"
         )
 
