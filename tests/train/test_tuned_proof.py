@@ -15,6 +15,7 @@ from settle.model.adapters.dora import DoRA
 from settle.model.adapters.lora import LoRA
 from settle.model.architectures.llama import Llama
 from settle.model.decoder import Decoder
+from settle.model.layers.decoder_layer import TopExperts
 from settle.train.objectives import Objective
 from settle.train.objectives.dpo import DPO
 from settle.train.objectives.next_token import NextToken
@@ -163,3 +164,34 @@ def test_the_ends_of_rows_behind_their_beginnings_are_what_is_checked() -> None:
     assert part_of.inputs[10:19].tolist() == whole.inputs[20:29].tolist()  # a short row is whole
     assert part_of.targets[-6:].tolist() == whole.targets[-6:].tolist()
     assert part_of.positions[:10].tolist() == list(range(10))
+
+
+def mixture(method: LoRA | None, apart: float) -> Decoder:
+    """A mixture of experts in bfloat16; apart: how far the logits of its experts lie apart, times as usual."""
+    model = tuned("qwen3_moe", method)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if name.endswith("mlp.gate.weight"):
+                weight.copy_(apart * weight + weight.mean(0) * 20)
+    model.compute_dtype = torch.bfloat16
+    return model
+
+
+@pytest.mark.parametrize("method", [None, LoRA(rank=4)], ids=["full", "lora"])
+def test_rounding_may_choose_other_experts(method: LoRA | None) -> None:
+    assert [e["passed"] for e in shown(mixture(method, apart=0.02))] == [True] * CHECKS
+
+
+def test_a_router_that_the_compute_type_gets_wrong_is_found() -> None:
+    model, power = mixture(LORA, apart=3.0), 1.0
+
+    def sharpened(_: torch.nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
+        (chances,) = inputs
+        return ((power * chances.log()).softmax(-1) if model.compute_dtype == torch.bfloat16 else chances,)
+
+    router = next(m for m in model.modules() if isinstance(m, TopExperts))
+    router.register_forward_pre_hook(sharpened)
+    shown(model)
+    power = 3.0
+    with pytest.raises(ProofError, match="the chances of the experts in bfloat16 are .* off the exact ones"):
+        shown(model)

@@ -112,6 +112,19 @@ class MLP(nn.Module):
         return self.down.gated(None, self.gate_up.linear(x), self.activation)
 
 
+class TopExperts(nn.Module):
+    """Which experts a token takes. A module, so that a proof can hold them fixed."""
+
+    def __init__(self, top: int) -> None:
+        super().__init__()
+        self.top = top
+
+    def forward(self, chances: Tensor) -> tuple[Tensor, Tensor]:
+        """chances (N, E) → those of the likeliest experts (N, K), and which they are (N, K)."""
+        largest, chosen = chances.topk(self.top, dim=-1)
+        return largest, chosen
+
+
 class MixtureOfExperts(nn.Module):
     """Feed-forwards, of which a router picks a few for each token (Qwen3-MoE)."""
 
@@ -119,17 +132,17 @@ class MixtureOfExperts(nn.Module):
         super().__init__()
         self.gate = Linear(o.width, experts.num)
         self.experts = nn.ModuleList(MLP(o, experts.inner) for _ in range(experts.num))
-        self.top, self.normalised = experts.top, experts.normalised
+        self.choice, self.normalised = TopExperts(experts.top), experts.normalised
         self.router = Stack([(self.gate, 0)])
 
     def forward(self, x: Tensor, norm: RMSNorm, after: RMSNorm | None = None) -> Tensor:
         """x (N, D) → x + the chosen experts' results, weighted."""
         unit = norm(x)
         wide = torch.promote_types(x.dtype, torch.float32)
-        chances, chosen = self.router.linear(unit).softmax(-1, dtype=wide).topk(self.top, dim=-1)
+        chances, chosen = self.choice(self.router.linear(unit).softmax(-1, dtype=wide))
         if self.normalised:
             chances = chances / chances.sum(-1, keepdim=True)
-        tokens = torch.arange(len(x), device=x.device).repeat_interleave(self.top)
+        tokens = torch.arange(len(x), device=x.device).repeat_interleave(self.choice.top)
         order = chosen.flatten().argsort(stable=True)
         tokens, shares = tokens[order], chances.to(x.dtype).flatten()[order].unsqueeze(1)
         counts = chosen.flatten().bincount(minlength=len(self.experts)).tolist()

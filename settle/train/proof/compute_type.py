@@ -64,13 +64,15 @@ class Deviation:
     """How far one computation of loss and gradient is from the exact one, all relative.
 
     loss: of the mean loss. of_all: norm of the difference of all gradients. scale: how much longer the gradient is
-    along the exact one, which rounding leaves nearly as it is. tensors: norm of the difference of each.
+    along the exact one, which rounding leaves nearly as it is. tensors: norm of the difference of each. chances: norm
+    of the difference of the experts' chances, where there are experts.
     """
 
     loss: float
     of_all: float
     scale: float
     tensors: Mapping[str, float] = field(default_factory=dict)
+    chances: float = 0.0
 
     @property
     def worst(self) -> str:
@@ -107,6 +109,12 @@ def require_within(
     if not measured.loss <= allowed:
         raise RoundingError(
             f"the loss in {kind} is {measured.loss:.1e} off the exact one, and its rounding explains {allowed:.1e}"
+        )
+    allowed = bar(emulated.chances, LEAST[dtype], most)
+    if not measured.chances <= allowed:
+        raise RoundingError(
+            f"the chances of the experts in {kind} are {measured.chances:.1e} off the exact ones, and their rounding "
+            f"explains {allowed:.1e}"
         )
     name = max(measured.tensors, key=lambda n: _order(measured.tensors[n]) / (emulated.tensors[n] + LEAST[dtype]))
     allowed = bar(emulated.tensors[name], LEAST_OF_TENSOR * LEAST[dtype], most_of_tensor)

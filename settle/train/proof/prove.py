@@ -10,7 +10,7 @@ import contextlib
 import copy
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -24,6 +24,8 @@ from settle.train.gradient import backward, gradient_of
 from settle.train.objectives import Objective
 from settle.train.optimizers import Optimizer
 from settle.train.proof.compute_type import EmulatedRounding, deviation, require_within
+from settle.train.proof.expert_choice import ExpertChoice, has_experts
+from settle.train.proof.first_loss import require_first_loss
 from settle.train.proof.rows import between, row_by_row, shorten, tails, whole_rows
 from settle.train.proof.sequence import require_sight
 from settle.train.proof.source import Decode, SourceRow, require_targets
@@ -31,7 +33,6 @@ from settle.train.proof.source import Decode, SourceRow, require_targets
 EXACT_TOKENS, EXACT_SEGMENTS = 128, 6  # size of the part of a batch that is computed in float64, or over and over
 WHOLE_TOKENS, FEWEST_TOKENS = 1024, 256  # most tokens of whole rows, and what is no matter of memory
 SMALL_LOSS_NATS = 0.5  # below this loss finite differences take smaller steps
-AGREEING_NATS = 1e-4  # below this KL a student and its teacher differ by rounding only
 STATIONARY_PERTURBATION_STD = 0.02  # std of the noise that moves the weights off a stationary initialisation
 # the largest relative difference of the gradient from float64's, whatever the rounding of the model is. A tensor of a
 # tuned model may be twice as far off, since its gradient from few tokens may be nearly zero.
@@ -142,9 +143,11 @@ class _Proof:
     exact: Decoder = field(init=False)
     half: dict[str, Tensor] = field(init=False, default_factory=dict)  # gradients in the compute type
     half_mean: float = field(init=False, default=0.0)
+    half_chances: float = field(init=False, default=0.0)
     kind: torch.dtype = field(init=False)
     mean: float = field(init=False, default=0.0)  # loss of `small` in float64
     dead: list[str] = field(init=False, default_factory=list)
+    experts: ExpertChoice = field(init=False, default_factory=ExpertChoice)  # of the exact computation
 
     def __post_init__(self) -> None:
         recipe = self.recipe
@@ -153,42 +156,7 @@ class _Proof:
         self.batch = recipe.objective.annotated(recipe.batch)
 
     def first_loss(self) -> str:
-        with torch.no_grad():
-            total, count = self.objective.batch_loss(self.model, self.batch)
-        named = "; ".join(map(str, self.rows[:3]))
-        if count == 0:
-            raise ProofError(f"the first batch has nothing to learn from: {named}", "check these rows of your data")
-        loss, expected = float(total) / count, math.log(self.vocab_size)
-        if self.objective.first_loss is not None:
-            if not abs(loss - self.objective.first_loss) < 0.05:
-                raise ProofError(
-                    f"the first loss is {loss:.3f}, and it is {self.objective.first_loss:.3f} for every model",
-                    f"the base is not what the adapter begins as: check these rows: {named}",
-                )
-            return f"{loss:.3f}, as it must be"
-        if self.tuned:
-            reference = self.objective.reference(self.model, self.batch)
-            who, nats = ("base", loss) if reference is None else ("teacher", reference[0] / reference[1])
-            if not nats < 1.25 * expected:
-                raise ProofError(
-                    f"the {who} finds these rows less likely than guessing: {nats:.3f} nats, ln({self.vocab_size}) = "
-                    f"{expected:.3f}",
-                    f"its tokenizer or its template does not fit it, or these rows are no text: {named}",
-                )
-            if reference is not None and loss < AGREEING_NATS:
-                raise ProofError(
-                    f"student and teacher already agree: KL {loss:.1e} nats on the first rows",
-                    "there is nothing to learn: choose a smaller student, or other rows",
-                )
-            if reference is not None:
-                return f"{loss:.3f} from the teacher, who pays {nats:.3f} nats; guessing is ln(V) = {expected:.3f}"
-            return f"{loss:.3f} nats, guessing is {self.objective.guessing(self.vocab_size)}"
-        if not abs(loss - expected) < 0.1 * expected:
-            raise ProofError(
-                f"the first loss is {loss:.3f}, an untrained model's is ln({self.vocab_size}) = {expected:.3f}",
-                f"the first weights or the targets are wrong: check the model's settings and these rows: {named}",
-            )
-        return f"{loss:.3f} nats, ln(V) = {expected:.3f}"
+        return require_first_loss(self.model, self.objective, self.batch, self.rows, self.vocab_size, self.tuned)
 
     def reaches_all(self) -> str:
         """Every tensor gets a gradient. It may be zero at the first step only; see `finite_differences`."""
@@ -197,16 +165,17 @@ class _Proof:
                 raise ProofError(f"{name} is frozen", "it would never be trained: check the model's settings")
         if self.tuned:
             self.small, self.few = self._whole_rows(), tails(self.batch, EXACT_TOKENS, EXACT_SEGMENTS)
-            self.kind = self.model.compute_dtype
+            self.kind, self.exact = self.model.compute_dtype, self.model
             if self.kind != torch.float32:
+                self._record_experts()
                 self._in_compute_type()
-            self.exact = self.model
             self.exact.compute_dtype = torch.float32
         else:
             self.small = self.few = shorten(self.batch, EXACT_TOKENS, EXACT_SEGMENTS)
             self.exact = copy.deepcopy(self.model).to("cpu", torch.float64)
             self.exact.compute_dtype = torch.float64
-        self.mean = backward(self.exact, self.objective, [self.small])
+        with self.experts.recorded(self.exact):
+            self.mean = backward(self.exact, self.objective, [self.small])
         for name, parameter in self.exact.trainable().items():
             if parameter.grad is None or not torch.isfinite(parameter.grad).all():
                 raise ProofError(f"{name} gets no finite gradient", "it would never be trained: report this")
@@ -219,10 +188,22 @@ class _Proof:
         size = len(self.batch.inputs) * self.model.compute_dtype.itemsize // 4
         return whole_rows(self.batch, min(WHOLE_TOKENS, max(FEWEST_TOKENS, size)), self.objective.segments_per_row)
 
+    def _record_experts(self) -> None:
+        """What the exact computation will choose, where a model chooses: the compute type is computed before it."""
+        if not has_experts(self.model):
+            return
+        self.model.compute_dtype = torch.float32
+        with self.experts.recorded(self.model):
+            backward(self.model, self.objective, [self.small])
+        self.model.zero_grad(set_to_none=True)
+        self.model.compute_dtype = self.kind
+
     def _in_compute_type(self) -> None:
-        """Loss and gradients as training will compute them."""
+        """Loss and gradients as training will compute them, by the experts of the exact computation."""
         self.kind = self.model.compute_dtype
-        self.half_mean = backward(self.model, self.objective, [self.small])
+        with self.experts.repeated(self.model):
+            self.half_mean = backward(self.model, self.objective, [self.small])
+        self.half_chances = self.experts.deviation
         self.half = {name: gradient_of(p).cpu().clone() for name, p in self.model.trainable().items()}
         self.model.zero_grad(set_to_none=True)
 
@@ -234,12 +215,13 @@ class _Proof:
             self._in_compute_type()
         parameters, most = self.exact.trainable(), GRADIENT_TOLERANCE[self.kind]
         exact = {name: gradient_of(p) for name, p in parameters.items()}
-        measured = deviation(self.half, exact, self.half_mean, self.mean)
+        measured = replace(deviation(self.half, exact, self.half_mean, self.mean), chances=self.half_chances)
         self.half = {}
         self.exact.zero_grad(set_to_none=True)
-        with EmulatedRounding(self.kind):
+        with EmulatedRounding(self.kind), self.experts.repeated(self.exact):
             mean = backward(self.exact, self.objective, [self.small])
-        emulated = deviation({n: gradient_of(p) for n, p in parameters.items()}, exact, mean, self.mean)
+        rounded = {n: gradient_of(p) for n, p in parameters.items()}
+        emulated = replace(deviation(rounded, exact, mean, self.mean), chances=self.experts.deviation)
         for name, parameter in parameters.items():
             parameter.grad = exact[name]
         return require_within(self.kind, measured, emulated, most, 2 * most if self.tuned else most)
