@@ -13,6 +13,7 @@ from settle.base.event_log import Events
 from settle.data.batches import Batch
 from settle.train.evaluation import Evaluation, HeldOut, evaluate
 from settle.train.objectives import Objective
+from settle.train.objectives.next_token import NextToken
 from settle.train.recovery import Recovery
 from settle.train.schedule import Schedule
 from settle.train.settled import next_evaluation
@@ -97,6 +98,7 @@ def test_a_held_out_loss_is_a_ratio_of_sums_with_its_standard_error() -> None:
 def watch(loop: LoopPlan, now: float = 0.0, sample: int = 50) -> Watch:
     """One whose trainer only knows how many tokens a step has."""
     trainer: Any = SimpleNamespace(
+        objective=NextToken(),
         plan=loop,
         tokens=lambda state: state.step * loop.tokens_per_step,
         batches=SimpleNamespace(store=SimpleNamespace(tokens=np.array([0, 1, 1, 1]))),
