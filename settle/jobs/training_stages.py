@@ -196,7 +196,7 @@ def warn_of_time(c: TrainingContext) -> None:
 
 def loop(c: TrainingContext) -> None:
     """Train until the model has settled, or the budget is spent, or something stops the run."""
-    c.live.world = gather(c.live, c.run)
+    c.live.join(gather(c.live, c.run))
     outlook = _outlook(c)
     c.loop = c.live.loop(c.run, c.events, c.stopping, c.spending, lambda: c.spending.total, c.sample)
     with c.stopping.patiently():
@@ -209,6 +209,7 @@ def loop(c: TrainingContext) -> None:
         c.further = outlook.further(state.best_loss, HOUR * pace)
     if c.outcome.interrupted or c.stopping():
         interrupt(c, f"saved at step {c.loop.saved_step:,}" if c.loop.saved_step >= 0 else "stopped")
+    c.outcome = c.live.leave(c.outcome)
     c.safe = "the trained weights are safe"
 
 

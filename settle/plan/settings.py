@@ -33,6 +33,12 @@ class RunSettings(ThreadSettings):
     optimizer: Choice = choice("train/optimizers", default="adamw", description="optimizer")
     device: str | None = Field(None, description="cpu, cuda or mps; the fastest one here when not given")
     dtype: str | None = Field(None, description="float32, bfloat16 or float16; the fastest one here when not given")
+    sharding: Literal["none", "full"] = Field(
+        "none",
+        description="on several ranks: each holds the whole model (none), or its rows of the weights, gradients and "
+        "optimizer state alone (full), which needs less memory and more communication; only where every weight is "
+        "trained",
+    )
     keep_checkpoints: bool = Field(False, description="keep the checkpoints when the run has finished")
     watts: float | None = Field(
         None, gt=0, description="power of this machine, in watts; measured or estimated when not given"

@@ -36,6 +36,7 @@ def plan_training(settings: TrainingSettings, origin: dict[str, str], corpus: Co
     rule, objective = str(settings.optimizer.name), str(settings.objective.name)
     optimizer = Optimizer.make(rule, settings.optimizer.settings)
     objective_settings = Objective.make(objective, settings.objective.settings).model_dump()
+    require_sharding(settings, Objective.part(objective), architecture, is_whole=True)
     dtype = choose_dtype(settings.dtype, device, shapes(architecture, size.micro_tokens), why)
     loop = _loop(settings, size, corpus.train.num_tokens, threads, why)
     selection = min(corpus.selection.num_tokens, sample_size(corpus.train.num_tokens, architecture.num_parameters))
@@ -75,6 +76,7 @@ def _loop(settings: TrainingSettings, size: Size, unique: int, threads: int, why
         decay_fraction=0.4 if expected < 2000 else 0.25,
         tolerance=settings.tolerance,
         checkpoint_steps=max(20, math.ceil(expected / 50)),
+        is_sharded=settings.sharding == "full",
         seed=settings.seed,
         threads=threads,
     )
@@ -102,6 +104,23 @@ def require_dtype(requested: str | None, device: Accelerator) -> None:
             f"{requested} is not for {device.kind} here",
             f"choose --dtype {' or '.join(device.dtypes)}, or leave it out",
         )
+
+
+def require_sharding(
+    settings: RunSettings, objective: type[Objective], architecture: Architecture, is_whole: bool
+) -> None:
+    """Raises UsageError where ranks cannot share out the weights. is_whole: whether every weight is trained."""
+    if settings.sharding == "none":
+        return
+    if not is_whole:
+        raise UsageError(
+            "--sharding full is for runs that train every weight: an adapter's states are small",
+            "leave --sharding out, or --adapter full",
+        )
+    if not objective.takes_one_pass:
+        raise UsageError("--sharding full does not go with this objective", "leave --sharding out")
+    if any(layer.experts is not None for layer in architecture.options().layers):
+        raise UsageError("--sharding full does not go with a mixture of experts", "leave --sharding out")
 
 
 def shapes(architecture: Architecture, tokens: int) -> list[tuple[int, int, int]]:

@@ -7,10 +7,14 @@ checkpoints/00000120/
 ├── state.json              everything else: step, position, schedule, history
 └── manifest.json           sha256 and size of each file, written last
 
+Where the ranks of a run share out its tensors, each writes its rows: model.0.safetensors, model.1.safetensors, and so
+on. Any number of ranks reads either form.
+
 A name without a leading dot is a whole checkpoint at every moment. `.00000120.part` is one being written or removed,
 `.00000120.old` one that another of the same step is about to replace: a killed process may leave either.
 """
 
+import contextlib
 import errno
 import hashlib
 import json
@@ -18,9 +22,10 @@ import os
 import shutil
 import struct
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import safetensors
 import safetensors.torch
@@ -32,8 +37,10 @@ from settle.base.event_log import Events
 from settle.base.events import Say, Warn
 from settle.base.files import fsync_folder
 from settle.formats.safetensors import read_safetensors
+from settle.train.world.row_share import rows_of_rank
 
 Weights = dict[str, Tensor]
+Manifest = dict[str, dict[str, str | int]]  # sha256 and size by the name of a file
 KEEP = 2  # the newest, and the one before it in case the newest is damaged
 FULL = (errno.ENOSPC, errno.EDQUOT)
 CHUNK = 1 << 20
@@ -70,23 +77,47 @@ def save(folder: Path, checkpoint: Checkpoint, every: int) -> None:
     One tensor at a time goes through memory. every: steps from one regular checkpoint to the next; see `_drop_old`.
     Raises OSError (ENOSPC when the disk is full) with nothing left behind and all older ones whole.
     """
-    final, beside, aside = (folder / n.format(checkpoint.step) for n in ("{:08d}", ".{:08d}.part", ".{:08d}.old"))
-    shutil.rmtree(beside, ignore_errors=True)
     try:
-        beside.mkdir()
-        manifest = {name: _write(beside / name, _safetensors(t)) for name, t in checkpoint.tensors.items()}
-        manifest["state.json"] = _write(beside / "state.json", [json.dumps(checkpoint.state).encode()])
-        _write(beside / "manifest.json", [json.dumps(manifest).encode()])
-        fsync_folder(beside)
-        if final.exists():  # the same step again after a roll-back
-            final.rename(aside)
-        beside.rename(final)
-        fsync_folder(folder)
+        begin(folder, checkpoint.step)
+        finish(folder, checkpoint, write(folder, checkpoint), every)
     except BaseException:
         recover(folder)
         raise
+
+
+def begin(folder: Path, step: int) -> None:
+    """Make room beside the checkpoints for that of a step."""
+    beside = _beside(folder, step)
+    shutil.rmtree(beside, ignore_errors=True)
+    beside.mkdir()
+
+
+def write(folder: Path, checkpoint: Checkpoint, rank: int | None = None) -> Manifest:
+    """The tensors, beside the checkpoints; what the manifest will say of their files. rank: whose rows they are."""
+    beside, part = _beside(folder, checkpoint.step), "" if rank is None else f".{rank}"
+    names = {name: name.replace(".", f"{part}.", 1) for name in checkpoint.tensors}
+    return {names[name]: _write(beside / names[name], _safetensors(t)) for name, t in checkpoint.tensors.items()}
+
+
+def finish(folder: Path, checkpoint: Checkpoint, files: Manifest, every: int) -> None:
+    """Give what was written its name, and drop the checkpoints that are not needed any more."""
+    beside, final, aside = (
+        _beside(folder, checkpoint.step),
+        *(folder / n.format(checkpoint.step) for n in ("{:08d}", ".{:08d}.old")),
+    )
+    state = _write(beside / "state.json", [json.dumps(checkpoint.state).encode()])
+    _write(beside / "manifest.json", [json.dumps({**files, "state.json": state}).encode()])
+    fsync_folder(beside)
+    if final.exists():  # the same step again after a roll-back
+        final.rename(aside)
+    beside.rename(final)
+    fsync_folder(folder)
     shutil.rmtree(aside, ignore_errors=True)
     _drop_old(folder, every)
+
+
+def _beside(folder: Path, step: int) -> Path:
+    return folder / f".{step:08d}.part"
 
 
 def recover(folder: Path) -> None:
@@ -116,29 +147,35 @@ def save_or_wait(
             if has_warned:
                 events.emit(Say(text="there is room again: the run continues"))
             return True
-        if not has_warned:
-            events.emit(
-                Warn(
-                    text=f"the disk is full: a checkpoint needs {checkpoint.num_bytes / 1e6:,.1f} MB in {folder}. "
-                    "The run waits, and continues by itself when there is room.",
-                )
+        if not wait_for_room(folder, checkpoint.num_bytes, events, stopping, has_warned):
+            return False
+        has_warned = True
+
+
+def wait_for_room(folder: Path, need: int, events: Events, stopping: Callable[[], bool], has_warned: bool) -> bool:
+    """Wait until the disk has room for `need` bytes. False: `stopping` ended the wait."""
+    if not has_warned:
+        events.emit(
+            Warn(
+                text=f"the disk is full: a checkpoint needs {need / 1e6:,.1f} MB in {folder}. "
+                "The run waits, and continues by itself when there is room.",
             )
-            has_warned = True
-        while True:
-            if stopping():
-                return False
-            time.sleep(0.2)
-            # a quota does not show in the free space: then every check is a try
-            if shutil.disk_usage(folder).free >= checkpoint.num_bytes:
-                break
+        )
+    while not stopping():
+        time.sleep(0.2)
+        # a quota does not show in the free space: then every check is a try
+        if shutil.disk_usage(folder).free >= need:
+            return True
+    return False
 
 
 def load_newest(
-    folder: Path, events: Events, at_most: int | None = None, every: int | None = None
+    folder: Path, events: Events, at_most: int | None = None, every: int | None = None, rank: int = 0, size: int = 1
 ) -> Checkpoint | None:
     """The newest checkpoint whose manifest matches; damaged ones are skipped with a warning.
 
-    at_most: no later step than this. every: regular checkpoints only, those at a multiple of it.
+    at_most: no later step than this. every: regular checkpoints only, those at a multiple of it. rank, size: only the
+    rows of a rank.
     Returns None when there is no checkpoint at all. Raises CheckpointError when none can be believed.
     """
     paths = [
@@ -149,7 +186,7 @@ def load_newest(
     for path in reversed(paths):
         try:
             _check(path)
-            return _load(path)
+            return _load(path, rank, size)
         except _Damaged as e:
             events.emit(Warn(text=f"checkpoint {path.name} is passed over: {e}"))
     if paths:
@@ -157,12 +194,12 @@ def load_newest(
     return None
 
 
-def load(folder: Path, step: int) -> Checkpoint:
-    """The checkpoint of a step. Raises CheckpointError when its manifest does not match."""
+def load(folder: Path, step: int, rank: int = 0, size: int = 1) -> Checkpoint:
+    """The checkpoint of a step, or a rank's rows of it. Raises CheckpointError when its manifest does not match."""
     path = folder / f"{step:08d}"
     try:
         _check(path)
-        return _load(path)
+        return _load(path, rank, size)
     except _Damaged as e:
         raise CheckpointError(
             f"checkpoint {path.name} in {folder} cannot be used: {e}", "see that every rank sees the same folder"
@@ -266,7 +303,9 @@ def _check(path: Path, only: str | None = None) -> None:
         known = {str(name): (str(entry["sha256"]), int(entry["bytes"])) for name, entry in manifest.items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
         raise _Damaged(f"its manifest cannot be read ({type(e).__name__})") from None
-    if not {"model.safetensors", "optimizer.safetensors", "state.json"} <= known.keys():
+    if not any(
+        {f"model{n}.safetensors", f"optimizer{n}.safetensors", "state.json"} <= known.keys() for n in ("", ".0")
+    ):
         raise _Damaged("its manifest does not name every file")
     for name, (sha256, size) in known.items():
         if only in (None, name):
@@ -287,15 +326,52 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(f, "sha256").hexdigest()
 
 
-def _load(path: Path) -> Checkpoint:
-    best = path / "best.safetensors"
+def _load(path: Path, rank: int, size: int) -> Checkpoint:
+    model, optimizer, best = (_files(path, name) for name in ("model", "optimizer", "best"))
     return Checkpoint(
         step=int(path.name),
-        model=_tensors(path / "model.safetensors"),
-        optimizer=_tensors(path / "optimizer.safetensors"),
-        best=_tensors(best) if best.exists() else None,
+        model=_rows(model, rank, size),
+        optimizer=_rows(optimizer, rank, size),
+        best=_rows(best, rank, size) if best else None,
         state=_state(path),
     )
+
+
+def _files(path: Path, name: str) -> list[Path]:
+    """The files of that name, in the order of the ranks that wrote them."""
+    whole, parts = path / f"{name}.safetensors", list(path.glob(f"{name}.*.safetensors"))
+    return [whole] if whole.exists() else sorted(parts, key=lambda part: int(part.name.split(".")[1]))
+
+
+def _rows(files: Sequence[Path], rank: int, size: int) -> Weights:
+    """A rank's rows of every tensor in those files, one behind the other; a number without rows is the same in all."""
+    if size == 1 and len(files) == 1:
+        return _tensors(files[0])
+    pieces: dict[str, list[tuple[int, Any]]] = {}  # rows, and what reads them
+    with contextlib.ExitStack() as opened:
+        for file in files:
+            try:
+                read_safetensors(file)
+                part = opened.enter_context(safetensors.safe_open(file, framework="pt"))
+                for name in part.keys():  # noqa: SIM118  # it is no dict
+                    shape = part.get_slice(name).get_shape()
+                    piece = part.get_slice(name) if shape else part.get_tensor(name)
+                    pieces.setdefault(name, []).append((shape[0] if shape else 0, piece))
+            except (FormatError, safetensors.SafetensorError, OSError) as e:
+                raise _Damaged(f"{file.name} cannot be read ({e})") from None
+        return {name: _joined(own, rank, size) for name, own in pieces.items()}
+
+
+def _joined(pieces: Sequence[tuple[int, Any]], rank: int, size: int) -> Tensor:
+    """A rank's rows of one tensor."""
+    if isinstance(pieces[0][1], Tensor):
+        return pieces[0][1]
+    start, stop = rows_of_rank(sum(rows for rows, _ in pieces), rank, size)
+    found, first = [], 0
+    for rows, piece in pieces:
+        found.append(piece[max(0, start - first) : max(0, min(rows, stop - first))])
+        first += rows
+    return torch.cat(found)
 
 
 def _state(path: Path) -> dict[str, object]:

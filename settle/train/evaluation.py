@@ -15,6 +15,7 @@ from settle.data.batches import Batch
 from settle.model.decoder import Decoder
 from settle.train.objectives import Objective
 from settle.train.world import World, single
+from settle.train.world.sharding import rest
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,8 @@ def evaluate(
     world = world or single()
     batches = held_out.batches
     own = range(world.rank, len(batches), world.size) if objective.judges_apart else range(len(batches))
+    if model.is_sharded:
+        return _figures(_sharded_sums(model, objective, batches, world), held_out, objective.is_per_token, step, tokens)
     found = torch.zeros(2, len(batches), dtype=torch.float64)  # sum and count of each block
     training = model.training
     model.eval()
@@ -85,6 +88,30 @@ def evaluate(
         world.sum([found])
     else:
         world.copy([found])
+    return _figures(found, held_out, objective.is_per_token, step, tokens)
+
+
+def _sharded_sums(model: Decoder, objective: Objective, batches: Sequence[Batch], world: World) -> torch.Tensor:
+    """Sum and count of each block, (2, blocks), where the ranks need each other in every layer: all of them evaluate as
+    many blocks, the last of them for nothing at some."""
+    found = torch.zeros(2, len(batches), dtype=torch.float64)
+    training = model.training
+    model.eval()
+    for first in range(0, len(batches), world.size):
+        number = first + world.rank
+        with world.together("evaluation"), torch.no_grad():
+            ((total, count),) = objective.held_out_losses(model, [batches[min(number, len(batches) - 1)]])
+        if number < len(batches):
+            found[:, number] = torch.tensor([total, count], dtype=torch.float64)
+    rest(model)
+    model.train(training)
+    world.sum([found])
+    return found
+
+
+def _figures(found: torch.Tensor, held_out: HeldOut, is_per_token: bool, step: int, tokens: int) -> Evaluation:
+    """found: sum and count of each block, (2, blocks)."""
+    batches = held_out.batches
     sums, counts = found[0].tolist(), [int(count) for count in found[1].tolist()]
     targets = (batch.targets[batch.targets >= 0] for batch in batches)
     num_bytes = sum(int(held_out.byte_length[ids].sum()) for ids in targets)
@@ -99,6 +126,6 @@ def evaluate(
         tokens=tokens,
         loss=loss,
         stderr=stderr,
-        bits_per_byte=sum(sums) / math.log(2) / max(1, num_bytes) if objective.is_per_token else None,
+        bits_per_byte=sum(sums) / math.log(2) / max(1, num_bytes) if is_per_token else None,
         blocks=tuple(float(b) for b in blocks),
     )

@@ -7,6 +7,7 @@ from torch import Tensor
 from settle.data.batches import Batch
 from settle.model.decoder import Decoder
 from settle.train.objectives import Objective
+from settle.train.world.sharding import local_part
 
 
 def backward(
@@ -27,6 +28,6 @@ def backward(
 
 
 def gradient_of(parameter: Tensor) -> Tensor:
-    """The gradient of a parameter that has one."""
+    """The gradient of a parameter that has one; the rows of it that this rank owns."""
     assert parameter.grad is not None
-    return parameter.grad
+    return local_part(parameter.grad)

@@ -1,7 +1,7 @@
 """A run that is ready for the loop: the model, data and optimizer that its plan names, built."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -28,11 +28,12 @@ from settle.train.loop import Loop
 from settle.train.objectives import Objective
 from settle.train.optimizers import Optimizer
 from settle.train.recovery import Session
-from settle.train.state import LoopState
+from settle.train.state import LoopState, Outcome
 from settle.train.thread_choice import LONGEST, ThreadWatch, choose_threads
 from settle.train.trainer import Trainer
 from settle.train.training_plan import TrainingPlan, Tuning
 from settle.train.world import World, single
+from settle.train.world.sharding import gather, shard
 
 IDENTITY = (
     "architecture_name", "architecture", "objective", "objective_settings", "optimizer_name", "optimizer",
@@ -65,11 +66,7 @@ class LiveRun:
         keep_freed_memory()
         if plan.tuning is not None:
             base = base or open_base(plan.tuning)
-            architecture, model = base.part, tuned_model(plan, plan.tuning, base)
-        else:
-            architecture = Architecture.make(plan.architecture_name, plan.architecture)
-            model = architecture.build(plan.loop.seed, plan.device)
-        model.compute_dtype = getattr(torch, plan.dtype)
+        architecture, model = _model(plan, base)
         objective = Objective.make(plan.objective, plan.objective_settings).prepared(model)
         return cls(
             plan=plan,
@@ -83,6 +80,22 @@ class LiveRun:
             selection=blocks(plan, corpus.selection, plan.held_out_tokens),
             base=base,
         )
+
+    def join(self, world: World) -> None:
+        """Share each step with other processes from now on; and the weights, where the plan says so."""
+        self.world = world
+        if world.size > 1 and self.plan.loop.is_sharded:
+            world.copy(list(self.model.trainable().values()))  # processors differ in how they round
+            shard(self.model, world.size)
+
+    def leave(self, outcome: Outcome) -> Outcome:
+        """The end of what the ranks share: rank 0 gets the best weights whole, and a model of its own."""
+        if not self.model.is_sharded:
+            return outcome
+        best = gather(self.world, outcome.best, self.model.trainable())
+        if self.world.rank == 0:
+            self.model = _model(self.plan, self.base)[1]
+        return replace(outcome, best=best)
 
     @property
     def whole(self) -> bool:
@@ -149,6 +162,18 @@ class LiveRun:
         # a forward pass is a third of a step
         affordable = int(3 * self.plan.loop.tokens_per_step * steps / 20)
         return max(self.plan.held_out_tokens, affordable)
+
+
+def _model(plan: TrainingPlan, base: Pretrained | None) -> tuple[Architecture, Decoder]:
+    """What is trained, as it is before the first step."""
+    if plan.tuning is not None:
+        assert base is not None
+        architecture, model = base.part, tuned_model(plan, plan.tuning, base)
+    else:
+        architecture = Architecture.make(plan.architecture_name, plan.architecture)
+        model = architecture.build(plan.loop.seed, plan.device)
+    model.compute_dtype = getattr(torch, plan.dtype)
+    return architecture, model
 
 
 def _batches(plan: TrainingPlan, corpus: Corpus | RowCorpus) -> Batches | RowBatches:

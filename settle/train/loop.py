@@ -13,6 +13,7 @@ from settle.train.state import LoopState, Outcome
 from settle.train.thread_choice import ThreadWatch
 from settle.train.trainer import StepResult, Trainer
 from settle.train.watch import Watch
+from settle.train.world.sharding import whole
 
 
 class Loop:
@@ -53,7 +54,7 @@ class Loop:
                 self._sample(state.step, "middle")
             state.seconds += self.world.agree(time.perf_counter() - started)
             if state.step % self.plan.checkpoint_steps == 0:
-                self._save()
+                self.recovery.save(state, self.watch.best, wait=False)
             if self.world.any(self.session.stopping()) and not state.is_over:
                 self._save()
                 return Outcome(state, self.watch.best, interrupted=True)
@@ -74,14 +75,16 @@ class Loop:
         return self.trainer.take_step(self.state, self.state.schedule.multiplier(self.state.step))
 
     def _sample(self, step: int, moment: str) -> None:
-        self.world.lead(lambda: self.session.sample(step, moment))
+        with whole(self.trainer.model):
+            self.world.lead(lambda: self.session.sample(step, moment))
 
     def _save(self) -> bool:
         return self.recovery.save(self.state, self.watch.best)
 
     def _resume_or_begin(self) -> None:
         resumed = self.recovery.resume()
-        self.world.copy(list(self.trainer.model.trainable().values()))  # processors differ in how they round
+        if not self.trainer.model.is_sharded:
+            self.world.copy(list(self.trainer.model.trainable().values()))  # processors differ in how they round
         if resumed is None:
             self.watch.evaluate(self.state)
             if not self.state.history:

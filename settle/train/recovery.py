@@ -7,7 +7,7 @@ import numpy as np
 
 from settle.base.errors import CheckpointError
 from settle.base.event_log import Events
-from settle.base.events import CheckpointSaved, Rollback
+from settle.base.events import Rollback
 from settle.base.run import Run
 from settle.train.checkpoint import Checkpoint, Weights
 from settle.train.checkpoint_store import CheckpointStore, LocalStore
@@ -15,6 +15,7 @@ from settle.train.settled import steps_astray
 from settle.train.state import LoopState, NamedBatch, NamedRow, RollbackNote
 from settle.train.trainer import StepResult, Trainer
 from settle.train.world.order_ledger import FILE, OrderLedger
+from settle.train.world.shard_store import ShardStore
 
 MAX_ROLLBACKS = 5  # within one run: after that the recipe itself is at fault
 SPIKE_WINDOW = 127  # training losses that are kept, and among which a spike is detected
@@ -48,35 +49,37 @@ class Recovery:
     def __init__(self, trainer: Trainer, session: Session) -> None:
         self.trainer, self.plan, self.session = trainer, trainer.plan, session
         self.events, self.world = session.events, trainer.world
-        self.store: CheckpointStore = LocalStore(session.run.checkpoints, self.plan.checkpoint_steps, session.events)
+        store = ShardStore if trainer.model.is_sharded else LocalStore
+        place, every = session.run.checkpoints, self.plan.checkpoint_steps
+        self.store: CheckpointStore = store(place, every, session.events, self.world)
         self.order = OrderLedger(session.run.path / FILE, is_kept=self.world.rank == 0)
         self.saved_step = -1
         self._spent_before: dict[str, float] = {}  # by the sessions before this one
 
     # --- checkpoints ---
 
-    def save(self, state: LoopState, best: Weights) -> bool:
-        """Whether the state as it is lies on disk: not when the disk is full and someone asks to stop."""
-        if self.saved_step == state.step:
+    def save(self, state: LoopState, best: Weights, wait: bool = True) -> bool:
+        """Whether the state as it is lies on disk: not when the disk is full and someone asks to stop. wait: until it
+        does; otherwise a later save, or `resume`, does that."""
+        if self.saved_step == state.step and (not wait or self.store.flush()):
             return True
         state.spent = self.spent()
         checkpoint = Checkpoint(
             step=state.step,
-            model=self.trainer.model.trainable(),
+            model=self.trainer.own_weights(),
             optimizer=self.trainer.stepper.state(),
             best=best if state.best_step != state.step else None,
             state={"identity": self.session.identity, **state.to_json()},
         )
         self.order.sync()
-        if not self.world.lead(lambda: self.store.save(checkpoint, self.session.stopping)):
+        if not self.store.save(checkpoint, self.session.stopping, wait):
             return False
         self.saved_step = state.step
-        self.events.emit(CheckpointSaved(step=state.step))
         return True
 
     def resume(self) -> tuple[LoopState, Weights] | None:
         """The state and the best weights of the newest checkpoint, its tensors loaded; None when there is none."""
-        newest = self._newest()
+        newest = self.store.newest()
         self.order.cut(0 if newest is None else newest.step)
         if newest is None:
             return None
@@ -89,18 +92,6 @@ class Recovery:
         now = self.session.spending()
         before = {k: self._spent_before.get(k, 0.0) for k in now}
         return {k: max(before[k], v) if k == "peak_memory" else before[k] + v for k, v in now.items()}
-
-    def _newest(self, at_most: int | None = None) -> Checkpoint | None:
-        """The newest checkpoint, or the newest regular one of at most that step: the one that rank 0 finds whole."""
-        found: list[Checkpoint] = []
-
-        def find() -> int | None:
-            newest = self.store.newest(at_most)
-            found.extend([] if newest is None else [newest])
-            return None if newest is None else newest.step
-
-        step = self.world.lead(find)
-        return None if step is None else found[0] if found else self.store.load(step)
 
     def _restore(self, checkpoint: Checkpoint) -> tuple[LoopState, Weights]:
         try:
@@ -134,11 +125,11 @@ class Recovery:
         """
         first = max(0, bad.step + 1 - blamed)
         positions = bad.last_drawn(min(blamed, bad.step + 1) * self.plan.micro_batches)
-        checkpoint = self._newest(first)
+        checkpoint = self.store.newest(first)
         if checkpoint is None:
             raise CheckpointError(f"step {bad.step} went wrong and no checkpoint before it is left", "start again")
         state, best = self._restore(checkpoint)
-        self.world.lead(lambda: self.store.drop_after(checkpoint.step))
+        self.store.drop_after(checkpoint.step)
         self.order.cut(checkpoint.step)
         note = RollbackNote(
             step=bad.step,

@@ -33,6 +33,9 @@ class LoopPlan(Settings):
     )
     until_settled: bool = Field(True, description="stop by the verdict; false: only by the budget")
     evaluation_cost: float = Field(EVALUATION_COST, description="share of the computing time of evaluations, early on")
+    is_sharded: bool = Field(
+        False, description="on many ranks, each holds its rows of weights and optimizer state alone"
+    )
     clip: float = Field(1.0, description="largest norm of the gradient")
     checkpoint_steps: int = Field(description="steps from one checkpoint to the next")
     seed: int = Field(0, description="order of the data and first weights")

@@ -1,6 +1,7 @@
 """One optimizer step: draw the batches, forward, backward, clip, update."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -13,11 +14,12 @@ from settle.machine import FreedMemory
 from settle.model.decoder import Decoder
 from settle.model.layers.linear import refresh_casts
 from settle.train.checkpoint import Checkpoint, Weights
-from settle.train.gradient import backward
+from settle.train.gradient import backward, gradient_of
 from settle.train.objectives import Objective
 from settle.train.optimizers import Optimizer
 from settle.train.state import LoopPlan, LoopState
 from settle.train.world import World, single
+from settle.train.world.sharding import local_part
 from settle.train.world.shared_gradient import StepRows, shared_backward
 
 
@@ -84,14 +86,27 @@ class Trainer:
         torch.manual_seed(self.plan.seed + state.position)  # for dropout: the same after a resume
         self.model.zero_grad(set_to_none=True)
         shared = shared_backward(self.world, self.model, self.objective, batches, rows)
-        parameters = [p for p in self.model.parameters() if p.grad is not None]
-        grad_norm = float(torch.nn.utils.clip_grad_norm_(parameters, self.plan.clip))
+        grad_norm = self._clip()
         result = StepResult(shared.loss, grad_norm, shared.tokens, replace(shared.rows, positions=tuple(positions)))
         if result.is_finite:
-            self.stepper.step(multiplier)
+            with self.world.together("update"):
+                self.stepper.step(multiplier)
             refresh_casts()
         self._freed_memory.after_step()
         return result
+
+    def _clip(self) -> float:
+        """Scale the gradient so that its norm is at most the plan's; its norm before that."""
+        parameters = [p for p in self.model.parameters() if p.grad is not None]
+        if not self.model.is_sharded:
+            return float(torch.nn.utils.clip_grad_norm_(parameters, self.plan.clip))
+        grads: list[Tensor] = [gradient_of(p) for p in parameters]
+        square = torch.stack(torch._foreach_norm(grads)).double().square().sum().reshape(1)
+        self.world.sum([square])
+        norm = float(square.sqrt())
+        if math.isfinite(norm):
+            torch._foreach_mul_(grads, min(1.0, self.plan.clip / (norm + 1e-6)))
+        return norm
 
     def rehearse(self, updates: bool) -> None:
         """The work of a step on its first micro-batch, to time it. The weights stay as they are; with `updates` the
@@ -108,14 +123,31 @@ class Trainer:
         return state.step * self.plan.tokens_per_step
 
     def weights(self) -> Weights:
-        """A copy of the trained weights on the CPU."""
-        return {k: v.detach().to("cpu", copy=True) for k, v in self.model.trainable().items()}
+        """A copy of the trained weights on the CPU, as far as they are this rank's."""
+        return {k: v.to("cpu", copy=True) for k, v in self.own_weights().items()}
+
+    def own_weights(self) -> Weights:
+        """The trained weights as they lie, as far as they are this rank's."""
+        return {k: local_part(v.detach()) for k, v in self.model.trainable().items()}
 
     def weights_are_finite(self) -> bool:
-        trained: list[Tensor] = list(self.model.trainable().values())
-        return bool(torch.isfinite(torch.stack(torch._foreach_norm(trained))).all())
+        trained: list[Tensor] = list(self.own_weights().values())
+        is_finite = bool(torch.isfinite(torch.stack(torch._foreach_norm(trained))).all())
+        return not self.world.any(not is_finite) if self.model.is_sharded else is_finite
 
     def load(self, checkpoint: Checkpoint) -> None:
         """Take over a checkpoint's tensors. Raises KeyError, RuntimeError when they are not this model's."""
-        self.model.load_trainable(checkpoint.model)
+        if self.model.is_sharded:
+            _load_rows(self.own_weights(), checkpoint.model)
+        else:
+            self.model.load_trainable(checkpoint.model)
+        refresh_casts()
         self.stepper.restore(checkpoint.optimizer)
+
+
+def _load_rows(own: Weights, weights: Mapping[str, Tensor]) -> None:
+    """Take over this rank's rows. Raises KeyError when a name is missing or not one of them."""
+    if own.keys() != weights.keys():
+        raise KeyError(min(own.keys() ^ weights.keys()))
+    for name, tensor in own.items():
+        tensor.copy_(weights[name])

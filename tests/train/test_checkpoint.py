@@ -2,11 +2,8 @@
 
 import hashlib
 import json
-import os
-import subprocess
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -118,21 +115,6 @@ def test_a_process_killed_while_replacing_one_leaves_it_whole(tmp_path: Path) ->
     recover(tmp_path)
     found = load_newest(tmp_path, Events())
     assert found is not None and same(found, made(10)) and not list(tmp_path.glob(".*"))
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    place = tmp_path / "small"
-    place.mkdir()
-    if (
-        os.name == "nt"
-        or subprocess.run(
-            ["mount", "-t", "tmpfs", "-o", "size=256k", "settle", str(place)], capture_output=True
-        ).returncode
-    ):
-        pytest.skip("this system lets us mount no small disk")
-    yield place
-    subprocess.run(["umount", "-l", str(place)], check=True)
 
 
 def test_a_full_disk_makes_it_wait_and_room_lets_it_go_on(small_disk: Path) -> None:

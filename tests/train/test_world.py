@@ -45,8 +45,11 @@ def trainer(corpus: Corpus, world: World, adapter: LoRA | None = None) -> Traine
         model.freeze()
         adapter.apply(model, 0)
         model.train()
-    batches = Batches(corpus.train, PLAN.sequence_length, PLAN.tokens_per_step // PLAN.micro_batches, 0)
-    return Trainer(PLAN, model, NextToken(), AdamW(), batches, world)
+    return Trainer(PLAN, model, NextToken(), AdamW(), batches_of(corpus), world)
+
+
+def batches_of(corpus: Corpus) -> Batches:
+    return Batches(corpus.train, PLAN.sequence_length, PLAN.tokens_per_step // PLAN.micro_batches, 0)
 
 
 def train(corpus: Corpus, run: Run, world: World, stop_at: int | None = None) -> list[float]:

@@ -1,6 +1,6 @@
 """settle prove-scale: any number of processes trains the same model, shown on your own text."""
 
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
@@ -24,6 +24,9 @@ class ProveScale(ThreadSettings, Command):
     steps: int = Field(100, ge=5, description="optimizer steps of each run")
     size: str | None = Field("100k", description="number of parameters, such as 2M")
     batch_tokens: int | None = Field(None, ge=64, description="tokens per optimizer step")
+    sharding: Literal["none", "full"] = Field(
+        "none", description="each rank holds the whole model (none), or its rows of the weights alone (full)"
+    )
     seed: int = Field(0, ge=0, description="seed of the data order and the initial weights")
 
     def run(self, events: Events) -> int:
@@ -31,6 +34,6 @@ class ProveScale(ThreadSettings, Command):
 
         settings = TrainSettings(
             inputs=self.inputs, steps=self.steps, size=self.size, batch_tokens=self.batch_tokens, seed=self.seed,
-            dtype="float32", device="cpu", threads=self.threads,
+            dtype="float32", device="cpu", threads=self.threads, sharding=self.sharding,
         )  # fmt: skip
         return prove_scale(settings, parse_ranks(self.ranks), events)

@@ -123,7 +123,7 @@ class _Trials:
             _start(run, size, until)
         course = RunCourse.read(run.events)
         newest = checkpoints.steps(run.checkpoints)[-1]
-        weights = b"".join((newest / f"{file}.safetensors").read_bytes() for file in ("model", "optimizer"))
+        weights = b"".join(file.read_bytes() for file in sorted(newest.glob("*.safetensors")))
         speeds = [step.tokens_per_second for step in course.steps]
         losses = {e.step: e.loss for e in course.evals}
         return Trial(name, losses, (run.path / FILE).read_bytes(), statistics.median(speeds), weights)

@@ -34,7 +34,7 @@ def train(run: Run, until: int, place: str) -> None:
             if rank:
                 crew.wait_for_run()
         live = LiveRun.build(TrainingPlan.from_json(record), corpus)
-        live.world = gather(live, run)
+        live.join(gather(live, run))
         events = Events(run.events if rank == 0 else None)
         closing.callback(events.close)
         loop = live.loop(run, events, lambda: loop.state.step >= until)

@@ -18,6 +18,7 @@ from torch.autograd import Function
 
 Context = Any  # of a `Function`: torch keeps any attribute on it
 Unfold = Callable[[Tensor], Sequence[Tensor]]  # the gradient of stacked weights → one of each
+Remake = Callable[..., Tensor] | None  # (dtype, *parameters) → what a product reads, for its backward; None: it is kept
 
 
 def apply(function: type[Function], *arguments: object) -> Tensor:
@@ -80,6 +81,7 @@ class NormLinear(Function):
         folded: Tensor,
         bias: Tensor | None,
         unfold: Unfold,
+        remake: Remake,
         eps: float,
         offset: float,
         norm: Tensor,
@@ -87,13 +89,15 @@ class NormLinear(Function):
     ) -> tuple[Tensor, Tensor]:
         scale = inverse_rms(x, eps).to(x.dtype)
         unit = x * scale
-        ctx.save_for_backward(unit, scale, folded, norm, *weights)
-        ctx.unfold, ctx.offset = unfold, offset
+        ctx.save_for_backward(unit, scale, folded if remake is None else None, norm, *weights)
+        ctx.unfold, ctx.remake, ctx.offset = unfold, remake, offset
         return x.view_as(x), _linear(unit, folded, bias)
 
     @staticmethod
     def backward(ctx: Context, *grads: Tensor) -> tuple[Tensor | None, ...]:
         unit, scale, folded, norm, *weights = ctx.saved_tensors
+        if folded is None:
+            folded = ctx.remake(unit.dtype, norm, *weights)
         grad_residual, grad_out = grads
         grad_x = torch.addcmul(grad_residual, norm_backward(grad_out @ folded, unit), scale)
         grad_folded = (grad_out.t() @ unit).to(norm.dtype)
@@ -103,24 +107,33 @@ class NormLinear(Function):
             grad_norm.add_((piece * weight).sum(0))
         factor = norm + ctx.offset if ctx.offset else norm
         grad_bias = grad_out.sum(0) if ctx.needs_input_grad[2] else None
-        return grad_x, None, grad_bias, None, None, None, grad_norm, *(piece * factor for piece in pieces)
+        return grad_x, None, grad_bias, None, None, None, None, grad_norm, *(piece * factor for piece in pieces)
 
 
 class Product(Function):
     """x (N, I) @ weight.T + bias. `cast` (O, I) is the weight in the compute type, `weight` its owner."""
 
     @staticmethod
-    def forward(ctx: Context, x: Tensor, cast: Tensor, bias: Tensor | None, unfold: Unfold, *weights: Tensor) -> Tensor:
-        ctx.save_for_backward(x, cast)
-        ctx.unfold, ctx.weight_dtype = unfold, weights[0].dtype
+    def forward(
+        ctx: Context,
+        x: Tensor,
+        cast: Tensor,
+        bias: Tensor | None,
+        unfold: Unfold,
+        remake: Remake,
+        *weights: Tensor,
+    ) -> Tensor:
+        ctx.save_for_backward(x, *((cast,) if remake is None else weights))
+        ctx.unfold, ctx.remake, ctx.weight_dtype = unfold, remake, weights[0].dtype
         return _linear(x, cast, bias)
 
     @staticmethod
     def backward(ctx: Context, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        x, cast = ctx.saved_tensors
+        x, *read = ctx.saved_tensors
+        cast = read[0] if ctx.remake is None else ctx.remake(x.dtype, *read)
         grad = grads[0]
         grad_bias = grad.sum(0) if ctx.needs_input_grad[2] else None
-        return grad @ cast, None, grad_bias, None, *ctx.unfold((grad.t() @ x).to(ctx.weight_dtype))
+        return grad @ cast, None, grad_bias, None, None, *ctx.unfold((grad.t() @ x).to(ctx.weight_dtype))
 
 
 def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

@@ -30,14 +30,25 @@ class Cast:
 
     Whoever changes a parameter outside a step does it in place, under autograd's eyes (`add_`, `copy_`), or puts
     another tensor in its place: then its version counter or its address is another one.
+
+    is_kept: False where parameters are whole for the length of a product only (sharded ones): every call makes the
+    value, and a backward pass makes it again by `remake`.
     """
 
     def __init__(self, make: Callable[..., Tensor]) -> None:
-        self.make = make
+        self.make, self.is_kept = make, True
         self.key: tuple[object, ...] = ()
         self.value: Tensor | None = None
 
+    @property
+    def remake(self) -> Callable[..., Tensor] | None:
+        """What a backward pass makes the value with; None where it is kept until then."""
+        return None if self.is_kept else self
+
     def __call__(self, dtype: torch.dtype, *parameters: Tensor) -> Tensor:
+        if not self.is_kept:
+            with torch.no_grad():
+                return self.make(*parameters).to(dtype)
         key = (dtype, _steps[0], *((p._version, p.data_ptr()) for p in parameters))
         if self.value is None or key != self.key:
             with torch.no_grad():
@@ -129,6 +140,11 @@ class Stack:
         self._joined: list[Joined] = []
         self._is_apart = False
 
+    def keep_casts(self, is_kept: bool) -> None:
+        """Whether copies of the weights in the compute type outlive a product."""
+        self._folded.is_kept = self._plain.is_kept = is_kept
+        self._folded.value = self._plain.value = None
+
     def norm_linear(self, x: Tensor, norm: RMSNorm, biased: bool = True) -> tuple[Tensor, Tensor]:
         """x (N, I) → (x for the residual, norm(x) through the linears (N, O)). biased: with `bias` added."""
         if self._is_frozen() and (norm.weight.requires_grad or self._is_wrapped()):
@@ -142,7 +158,7 @@ class Stack:
         weights = self._weights()
         folded = self._folded(x.dtype, norm.weight, *weights)
         residual, out = apply_pair(
-            NormLinear, x, folded, bias, self._split, norm.eps, norm.offset, norm.weight, *weights
+            NormLinear, x, folded, bias, self._split, self._folded.remake, norm.eps, norm.offset, norm.weight, *weights
         )
         return residual, out
 
@@ -156,7 +172,8 @@ class Stack:
             out: Tensor = apply(FrozenAdd, None, x, None, self._matrices()[0], bias, *self._beside(x))
         else:
             weights = self._weights()
-            out = apply(Product, x, self._plain(x.dtype, *weights), bias, self._split, *weights)
+            plain = self._plain(x.dtype, *weights)
+            out = apply(Product, x, plain, bias, self._split, self._plain.remake, *weights)
         return out
 
     def linear_add(self, residual: Tensor, x: Tensor) -> Tensor:

@@ -28,6 +28,7 @@ class NextToken(Objective):
 
     rows: ClassVar[Rows] = "text"
     is_default: ClassVar[bool] = True
+    takes_one_pass: ClassVar[bool] = True
 
     chunk_logits: int = Field(1 << 20, gt=0, description="logits that are held in fp32 at once")
 

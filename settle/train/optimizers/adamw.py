@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from settle.model.decoder import Decoder
 from settle.train.gradient import gradient_of
 from settle.train.optimizers import Optimizer, Stepper
+from settle.train.world.sharding import local_part
 
 
 class AdamW(Optimizer):
@@ -66,9 +67,9 @@ class AdamGroup:
     def __init__(self, members: Iterable[tuple[str, nn.Parameter]], lr: float, weight_decay: float) -> None:
         members = list(members)
         self.names = [name for name, _ in members]
-        self.parameters: list[Tensor] = [parameter for _, parameter in members]
-        self.mean = [torch.zeros_like(p) for p in self.parameters]
-        self.square = [torch.zeros_like(p) for p in self.parameters]
+        self.parameters: list[nn.Parameter] = [parameter for _, parameter in members]
+        self.mean = [torch.zeros_like(local_part(p.detach())) for p in self.parameters]
+        self.square = [torch.zeros_like(local_part(p.detach())) for p in self.parameters]
         self.lr, self.weight_decay = lr, weight_decay
 
 
@@ -85,8 +86,9 @@ class AdamStepper(Stepper):
     def step(self, scale: float) -> None:
         self.count += 1
         for group in self.groups:
+            owned = [local_part(p) for p in group.parameters]
             torch._fused_adamw_(
-                group.parameters,
+                owned,
                 [gradient_of(p) for p in group.parameters],
                 group.mean,
                 group.square,
@@ -101,7 +103,7 @@ class AdamStepper(Stepper):
                 maximize=False,
             )
             # The fused kernel writes behind autograd's back; the model's cast copies go by the version.
-            torch.autograd.graph.increment_version(group.parameters)
+            torch.autograd.graph.increment_version(owned)
 
     def state(self) -> dict[str, Tensor]:
         state = {"adam.count": self.count}

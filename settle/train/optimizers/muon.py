@@ -14,6 +14,7 @@ from settle.model.decoder import Decoder
 from settle.train.gradient import gradient_of
 from settle.train.optimizers import Optimizer, Stepper
 from settle.train.optimizers.adamw import AdamGroup, AdamStepper, role, width_factor
+from settle.train.world.sharding import is_sharded, local_part, on_whole
 
 
 class Muon(Optimizer):
@@ -67,7 +68,7 @@ class MuonStepper(Stepper):
         for name, parameter in members:
             self.groups.setdefault(parameter.shape, []).append((name, parameter))
         self.momentum = {
-            shape: torch.zeros(len(group), *shape, dtype=group[0][1].dtype, device=group[0][1].device)
+            shape: torch.stack([torch.zeros_like(local_part(p.detach())) for _, p in group])
             for shape, group in self.groups.items()
         }
 
@@ -75,14 +76,21 @@ class MuonStepper(Stepper):
     def step(self, scale: float) -> None:
         self.adam.step(scale)
         for shape, group in self.groups.items():
-            parameters: list[Tensor] = [p for _, p in group]
-            grads = torch.stack([gradient_of(p) for p in parameters])
+            parameters: list[Tensor] = [local_part(p) for _, p in group]
+            grads = torch.stack([gradient_of(p) for _, p in group])
             momentum = self.momentum[shape].lerp_(grads, 1 - self.rates.momentum)
-            direction = orthogonal(grads.lerp_(momentum, self.rates.momentum), self.rates.ns_steps, self.dtype)
+            direction = self._direction(grads.lerp_(momentum, self.rates.momentum), group[0][1])
             lr = self.rates.lr * scale
             if self.rates.weight_decay:
                 torch._foreach_mul_(parameters, 1 - lr * self.rates.weight_decay)
             torch._foreach_add_(parameters, direction.unbind(0), alpha=-lr * max(1.0, shape[0] / shape[1]) ** 0.5)
+
+    def _direction(self, update: Tensor, parameter: nn.Parameter) -> Tensor:
+        """The orthogonal factor of each matrix in update (n, O, I), or of those whose rows (n, ≤R, I) it holds."""
+        if not is_sharded(parameter):
+            return orthogonal(update, self.rates.ns_steps, self.dtype)
+        work = lambda matrices: orthogonal(matrices, self.rates.ns_steps, self.dtype)  # noqa: E731
+        return on_whole(update, len(parameter), parameter, work)
 
     def state(self) -> dict[str, Tensor]:
         state = self.adam.state()

@@ -3,6 +3,7 @@
 What ends, decays, evaluates, rolls back, saves or stops a run is decided once, by rank 0, and agreed.
 """
 
+import contextlib
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
@@ -35,6 +36,15 @@ class World:
         """What `work` returns at rank 0, which alone does it; the others wait, however long it takes. The value is one
         that JSON knows. Raises what rank 0 raises, at every rank."""
         return work()
+
+    def each(self, work: Callable[[], T]) -> list[T]:
+        """What `work` returns at each rank, in their order, once all are done, however long that takes. The value is
+        one that JSON knows. `work` raises nothing."""
+        return [work()]
+
+    def together(self, what: str) -> contextlib.AbstractContextManager[None]:
+        """Around work in which the ranks need each other. what: its name, for what is said of a rank that hangs."""
+        return contextlib.nullcontext()
 
     def at_step(self, step: int) -> None:
         """A step begins: what is said of a rank that hangs."""

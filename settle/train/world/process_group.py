@@ -27,7 +27,7 @@ class ProcessGroup(World):
 
     def __init__(self, store: Store, rank: int, size: int, device: str, pulse: Pulse) -> None:
         self.rank, self.size, self.store, self.pulse = rank, size, store, pulse
-        self._led = 0
+        self._led = self._collected = 0
         dist.init_process_group(
             BACKENDS[device],
             store=PrefixStore("group", store),
@@ -42,18 +42,18 @@ class ProcessGroup(World):
             dist.destroy_process_group()
 
     def sum(self, tensors: Sequence[Tensor]) -> None:
-        with self._together("sum"):
+        with self.together("sum"):
             for tensor in tensors:
                 dist.all_reduce(tensor)
 
     def copy(self, tensors: Sequence[Tensor]) -> None:
-        with self._together("copy"), torch.no_grad():
+        with self.together("copy"), torch.no_grad():
             for tensor in tensors:
                 dist.broadcast(tensor, 0)
 
     def agree(self, number: float) -> float:
         value = torch.tensor([number], dtype=torch.float64)
-        with self._together("agree"):
+        with self.together("agree"):
             dist.broadcast(value, 0)
         return float(value)
 
@@ -66,7 +66,7 @@ class ProcessGroup(World):
         self._led += 1
         key = f"led/{self._led}"
         if self.rank:
-            made: T = _read(self.pulse.wait_for_leader(key))  # type: ignore[assignment]  # what rank 0 returned
+            made: T = _read(self.pulse.wait_for(0, key))  # type: ignore[assignment]  # what rank 0 returned
             return made
         try:
             value = work()
@@ -76,11 +76,18 @@ class ProcessGroup(World):
         self.store.set(key, json.dumps({"value": value}))
         return value
 
+    def each(self, work: Callable[[], T]) -> list[T]:
+        self._collected += 1
+        key = f"each/{self._collected}"
+        self.store.set(f"{key}/{self.rank}", json.dumps({"value": work()}))
+        made: list[T] = [_read(self.pulse.wait_for(rank, f"{key}/{rank}")) for rank in range(self.size)]  # type: ignore[misc]
+        return made
+
     def at_step(self, step: int) -> None:
         self.pulse.at_step(step)
 
     @contextlib.contextmanager
-    def _together(self, what: str) -> Iterator[None]:
+    def together(self, what: str) -> Iterator[None]:
         """Around what every rank has to come to. Raises RunError when one is lost."""
         try:
             with self.pulse.waiting(what):

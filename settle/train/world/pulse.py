@@ -77,17 +77,21 @@ class Pulse:
             self._what, self._since = "", 0.0
 
     def wait_for_leader(self, key: str) -> bytes:
-        """What rank 0 leaves under `key`, however long that takes. Raises RunError once it shows no sign of life."""
+        """`wait_for` rank 0."""
+        return self.wait_for(0, key)
+
+    def wait_for(self, rank: int, key: str) -> bytes:
+        """What a rank leaves under `key`, however long that takes. Raises RunError once it shows no sign of life."""
         pause, seen, heard = 0.001, -1, time.monotonic()
         while not self.store.check([key]):
             time.sleep(pause)
             pause = min(0.1, 2 * pause)
             if time.monotonic() - heard > 2 * BEAT:
-                sign = self._sign(0)
+                sign = self._sign(rank)
                 if sign is not None and sign.beats != seen:
                     seen, heard = sign.beats, time.monotonic()
                 elif time.monotonic() - heard > self.limit:
-                    raise RunError(f"rank 0 has shown no sign of life for {self.limit:.0f} s", "see its host")
+                    raise RunError(f"rank {rank} has shown no sign of life for {self.limit:.0f} s", "see its host")
         raw: bytes = self.store.get(key)
         return raw
 

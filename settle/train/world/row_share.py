@@ -4,6 +4,7 @@ The rows are dealt out, the longest first, forth and back: ranks get about as ma
 nothing but the batch and the number of ranks. Legend: N tokens of a batch, S segments, R rows.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -51,6 +52,12 @@ def share(batch: Batch, segments_per_row: int, rank: int, size: int) -> RowShare
             shares=None if batch.shares is None else batch.shares[segments],
         )
     return RowShare(part, rows, tokens, len(batch.inputs))
+
+
+def rows_of_rank(rows: int, rank: int, size: int) -> tuple[int, int]:
+    """Which of a tensor's rows a rank owns: the first, and the one behind the last."""
+    share = math.ceil(rows / size)
+    return min(rows, rank * share), min(rows, (rank + 1) * share)
 
 
 def marks_sum(rows: Sequence[Row]) -> int:

@@ -51,7 +51,11 @@ def shared_backward(
     loss, tokens, taken = 0.0, 0, list[Row]()
     for batch, of_batch in zip(batches, rows, strict=True):
         part = share(batch, objective.segments_per_row, world.rank, world.size)
-        loss += _part_backward(model, objective, batch, part, count)
+        if model.is_sharded:
+            with world.together("gradient"):
+                loss += _sharded_backward(model, objective, batch, part, count)
+        else:
+            loss += _part_backward(model, objective, batch, part, count)
         tokens += len(part.tokens)
         for row in part.rows.tolist():
             first = row * objective.segments_per_row
@@ -60,7 +64,8 @@ def shared_backward(
     # whole numbers below 2^53 are exact in float64, in sums too
     figures = torch.tensor([loss, len(taken), marks // _HALF, marks % _HALF], dtype=torch.float64)
     world.sum([figures])
-    _sum_gradients(world, model)
+    if not model.is_sharded:
+        _sum_gradients(world, model)
     total, number, high, low = figures.tolist()
     marks = (int(high) * _HALF + int(low)) % (_HALF * _HALF)
     return SharedGradient(total, tokens, StepRows((), int(number), marks))
@@ -74,6 +79,16 @@ def _part_backward(model: Decoder, objective: Objective, batch: Batch, part: Row
     with torch.no_grad():  # no row: dropout draws for the others' rows nevertheless, as every rank does
         if any(getattr(module, "dropout", 0.0) for module in model.modules()):
             objective.batch_loss(model, batch)
+    return 0.0
+
+
+def _sharded_backward(model: Decoder, objective: Objective, batch: Batch, part: RowShare, count: int) -> float:
+    """The same where the ranks need each other in every layer: a rank without a row computes one for nothing."""
+    if part.batch is not None:
+        return backward(model, objective, [part.batch], count=count)
+    one = share(batch, objective.segments_per_row, 0, len(batch.cu_seqlens) - 1).batch
+    assert one is not None
+    backward(model, objective, [one], scale=0.0, count=count)
     return 0.0
 
 

@@ -1,0 +1,132 @@
+"""A model whose weights, gradients and optimizer state are shared out among the ranks by rows (FSDP2, PyTorch's own).
+
+Each rank owns the same number of rows of every tensor, the last ranks fewer. A layer's weights are whole at a rank for
+as long as it computes with them; its gradient is summed over the ranks and each keeps its rows.
+Letters: n matrices (O, I), W ranks, R = ⌈O / W⌉ rows of a rank, m matrices that a rank steps.
+"""
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator, Mapping
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from settle.model.decoder import Decoder
+from settle.train.world import World
+from settle.train.world.row_share import rows_of_rank
+
+
+def shard(model: Decoder, size: int) -> None:
+    """Keep this rank's rows of every weight of a model that is the same at all `size` ranks, and give up the others.
+
+    In a half type the ranks send each other weights in it, and sum gradients in float32.
+    """
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+
+    mesh = init_device_mesh(model.device.type, (size,))
+    half = None if model.compute_dtype == torch.float32 else model.compute_dtype
+    policy = MixedPrecisionPolicy(param_dtype=half, reduce_dtype=torch.float32, cast_forward_inputs=False)
+    for layer in model.layers:
+        fully_shard(layer, mesh=mesh, mp_policy=policy)
+    fully_shard(model, mesh=mesh, mp_policy=policy, reshard_after_forward=False)  # the loss reads the output table
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.set_gradient_divide_factor(1.0)  # a loss is divided by the count over all ranks already
+            module.set_force_sum_reduction_for_comms(True)
+        keep = getattr(module, "keep_casts", None)
+        for part in (keep, *(getattr(value, "keep_casts", None) for value in vars(module).values())):
+            if part is not None:
+                part(False)
+    model.is_sharded = True
+
+
+def rest(model: Decoder) -> None:
+    """After a forward pass without a backward pass: no weight is whole any more."""
+    if model.is_sharded:
+        cast("_Sharded", model).reshard()
+
+
+def is_sharded(tensor: Tensor) -> bool:
+    """Whether this rank owns only some of its rows."""
+    return hasattr(tensor, "_local_tensor")
+
+
+def local_part(tensor: Tensor) -> Tensor:
+    """The rows of a tensor that this rank owns, sharing its memory; all of one that is not shared out."""
+    own: Tensor | None = getattr(tensor, "_local_tensor", None)
+    return tensor if own is None else own
+
+
+def gather(world: World, parts: Mapping[str, Tensor], like: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """At rank 0 the whole tensors, of which `parts` are this rank's rows; at the others nothing. like: tensors of the
+    whole shapes."""
+    whole: dict[str, Tensor] = {}
+    for name, part in parts.items():
+        rows = torch.zeros(like[name].shape, dtype=part.dtype, device=like[name].device)
+        start, stop = rows_of_rank(len(rows), world.rank, world.size)
+        rows[start:stop] = part
+        world.sum([rows])
+        if world.rank == 0:
+            whole[name] = rows.cpu()
+    return whole
+
+
+@contextlib.contextmanager
+def whole(model: Decoder) -> Iterator[None]:
+    """Every weight is whole at every rank for as long as it lasts, so that one of them can use the model alone."""
+    if not model.is_sharded:
+        yield
+        return
+    modules = [cast("_Sharded", module) for module in model.modules() if hasattr(module, "set_reshard_after_forward")]
+    for module in modules:
+        module.set_reshard_after_forward(False, recurse=False)
+        module.unshard()
+    try:
+        yield
+    finally:
+        for module in modules:
+            module.set_reshard_after_forward(module is not cast("_Sharded", model), recurse=False)
+            module.reshard()
+
+
+def on_whole(parts: Tensor, rows: int, parameter: nn.Parameter, work: Callable[[Tensor], Tensor]) -> Tensor:
+    """`work` on matrices (n, O, I) of which each rank has its rows, (n, ≤R, I); the result's rows, likewise.
+
+    Each matrix goes to one rank, round robin, which works on its m of them and sends the rows back. parameter: one that
+    is shared out among the same ranks; rows: O.
+    """
+    import torch.distributed as dist
+
+    group = parameter.device_mesh.get_group()  # type: ignore[attr-defined]  # it is a DTensor
+    rank, size = dist.get_rank(group), dist.get_world_size(group)
+    number, own, width = parts.shape
+    share = math.ceil(rows / size)
+    turn = [n for owner in range(size) for n in range(owner, number, size)]
+    sent = [len(range(owner, number, size)) * share * width for owner in range(size)]
+    mine = len(range(rank, number, size))
+    padded = parts.new_zeros(number, share, width)
+    padded[:, :own] = parts[turn]
+    received = parts.new_empty(size * mine * share * width)
+    dist.all_to_all_single(received, padded.view(-1), [mine * share * width] * size, sent, group=group)
+    matrices = received.view(size, mine, share, width).transpose(0, 1).reshape(mine, size * share, width)
+    result = matrices.new_zeros(mine, size * share, width)
+    if mine:
+        result[:, :rows] = work(matrices[:, :rows])
+    back = result.view(mine, size, share, width).transpose(0, 1).contiguous()
+    dist.all_to_all_single(padded.view(-1), back.view(-1), sent, [mine * share * width] * size, group=group)
+    out = torch.empty_like(parts)
+    out[turn] = padded[:, :own]
+    return out
+
+
+class _Sharded(nn.Module):
+    """What FSDP2 adds to a module, as this file uses it."""
+
+    def reshard(self) -> None: ...
+
+    def unshard(self) -> None: ...
+
+    def set_reshard_after_forward(self, reshard_after_forward: bool, recurse: bool) -> None: ...
