@@ -17,6 +17,7 @@ from settle.jobs.training_stages import (
     earlier_session,
     judge,
     loop,
+    rank_memory_figures,
     restored_data,
     result,
     warn_of_time,
@@ -57,8 +58,9 @@ def forecast(c: TrainContext) -> None:
     c.phases, c.estimates = c.expected.phases, {EXPORT: c.expected.phases[EXPORT]}
     c.events.emit(ForecastReady(forecast=c.expected.to_json(), phases=c.phases))
     warn_of_time(c)
+    of_ranks = rank_memory_figures(c)
     if c.settings.dry:
-        end_dry(c, {"plan": c.plan.to_json(), "forecast": c.expected.to_json()})
+        end_dry(c, {"plan": c.plan.to_json(), "forecast": c.expected.to_json(), **of_ranks})
 
 
 def again(c: TrainContext, dtype: str, why: str) -> None:

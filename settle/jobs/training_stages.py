@@ -12,6 +12,7 @@ from settle.base.event_log import read_events
 from settle.base.events import Eval, ForecastReady, ResultReady, Say, Warn
 from settle.base.files import write_json
 from settle.base.run import Run
+from settle.base.run.launcher import launched
 from settle.base.run.result import Result
 from settle.base.statistics import NO_ESTIMATE, Interval
 from settle.base.version import refuse_newer
@@ -27,7 +28,7 @@ from settle.jobs.settings import DistillSettings, TrainSettings, TuneSettings
 from settle.library.deletion import prune
 from settle.machine import accelerator, commanded
 from settle.model.pretrained import Pretrained
-from settle.plan.forecast import cost
+from settle.plan.forecast import cost, rank_memory
 from settle.plan.outlook import CurveStart, Outlook
 from settle.plan.phases import EXPORT, remember, too_short
 from settle.train.checkpoint import newest_state
@@ -186,6 +187,22 @@ def begin(c: TrainingContext, expected: Mapping[str, object]) -> None:
     c.events.move_to(c.run.events)
     if c.record is not None and expected:
         c.events.emit(ForecastReady(forecast=expected, phases=c.phases))
+
+
+def rank_memory_figures(c: TrainingContext) -> dict[str, object]:
+    """What each rank will hold, said, and for the result of `--dry`; nothing where each holds the whole model."""
+    launch, settings = launched(), c.settings
+    size = 1 if launch is None else launch.size
+    if size == 1 and isinstance(settings, TrainSettings | TuneSettings):
+        size = settings.hosts * (settings.gpus or 1)
+    if size == 1 or not c.plan.loop.is_sharded:
+        return {}
+    needed = rank_memory(c.plan, size)
+    text = (
+        f"each of {size} ranks needs about {needed / 1e6:,.0f} MB while it trains; rank 0 the whole model at the ends"
+    )
+    c.events.emit(Say(text=text))
+    return {"rank_memory": {"ranks": size, "value": needed}}
 
 
 def warn_of_time(c: TrainingContext) -> None:

@@ -10,7 +10,7 @@ from settle.evaluate.gate.export import ExportedAdapter, ExportedModel, export_r
 from settle.evaluate.gate.held_out import held_out_texts
 from settle.jobs.job import end_dry
 from settle.jobs.settings import DistillSettings, TuneSettings
-from settle.jobs.training_stages import TrainingContext, begin, build, warn_of_time
+from settle.jobs.training_stages import TrainingContext, begin, build, rank_memory_figures, warn_of_time
 from settle.library.catalogue import transformers_name
 from settle.library.run_models import record_made
 from settle.machine import memory, resident
@@ -77,10 +77,10 @@ def forecast(c: TuningContext) -> None:
     if c.record is not None:
         begin(c, c.run.read("forecast.json") or {})
         return
-    expected = _expected(c)
+    expected, of_ranks = _expected(c), rank_memory_figures(c)
     if c.settings.dry:
         previews = [preview.to_json() for preview in c.corpus.previews]
-        end_dry(c, {"plan": c.plan.to_json(), "forecast": expected.to_json(), "previews": previews})
+        end_dry(c, {"plan": c.plan.to_json(), "forecast": expected.to_json(), "previews": previews, **of_ranks})
     else:
         begin(c, expected.to_json())
 

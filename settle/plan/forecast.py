@@ -5,6 +5,7 @@ and from what recorded runs say of learning curves (settle/plan/loss_curve.py).
 """
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
@@ -34,6 +35,7 @@ DOUBLINGS = 6.0  # the kernels' cache grows this long, as batches have ever new 
 PACE_SPREAD = 0.15  # of the tokens that a time budget has room for: how busy the machine will be is not known
 PROOF_SECONDS, PROOF_STEPS = 1.0, 3.0  # the proof takes so long, and as long as so many steps
 SHORTER, FEWEST_SHORTER = 3, 12  # a probe is preceded by one of a third of its steps, if that is at least so many
+WEIGHT = 4  # bytes of a trained number, of its gradient, and of a sum over ranks
 EARLY = 2.0  # warm-ups after which the evaluations of a run say how it will go on
 STOP_SPREAD = 0.5  # relative spread of the tokens at which a run settles
 BEYOND_FIRST = 1.15  # a run that could settle at once gets its verdict so much after the first that is possible
@@ -259,3 +261,29 @@ def needed(plan: TrainingPlan) -> int:
     micro = plan.loop.tokens_per_step // plan.loop.micro_batches
     context = plan.loop.sequence_length
     return int(weights + micro * architecture.activation_bytes_per_token(context, number))
+
+
+def rank_memory(plan: TrainingPlan, size: int) -> float:
+    """Bytes that one of `size` ranks holds at most while it trains, beyond what the process holds before the model.
+
+    Its rows of weights, gradients, optimizer state and best weights; what is whole at once; and activations.
+    """
+    architecture = Architecture.make(plan.architecture_name, plan.architecture)
+    optimizer = Optimizer.make(plan.optimizer_name, plan.optimizer)
+    number = WEIGHT if plan.dtype == "float32" else 2
+    shapes = architecture.parameters()
+    layers = Counter[int]()
+    for name, shape in shapes.items():
+        if ".layers." in name:
+            layers[int(name.split(".layers.")[1].split(".")[0])] += math.prod(shape)
+    layer, total = max(layers.values()), sum(map(math.prod, shapes.values()))
+    shares = total / size * (3 * WEIGHT + optimizer.bytes_per_parameter())
+    # tables: as they came and as they are read, their gradient, and that of the loss on the way to it
+    tables = (total - layers.total()) * (3 * number + 2 * WEIGHT)
+    # two layers, since the next one is on its way, one of them as it came; folded weights; gradients, and their sum
+    whole = layer * (5 * number + 2 * WEIGHT)
+    step = optimizer.bytes_of_step(Counter(architecture.linears().values()), size)
+    loop = plan.loop
+    rows = max(loop.sequence_length, loop.tokens_per_step // loop.micro_batches / size)
+    activations = rows * architecture.activation_bytes_per_token(loop.sequence_length, number)
+    return shares + max(tables + whole + activations, step)

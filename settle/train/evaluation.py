@@ -15,7 +15,7 @@ from settle.data.batches import Batch
 from settle.model.decoder import Decoder
 from settle.train.objectives import Objective
 from settle.train.world import World, single
-from settle.train.world.sharding import rest
+from settle.train.world.weight_shards import rest
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from torch import Tensor
 from settle.data.batches import Batch
 from settle.model.decoder import Decoder
 from settle.train.objectives import Objective
-from settle.train.world.sharding import local_part
+from settle.train.world.weight_shards import local_part
 
 
 def backward(

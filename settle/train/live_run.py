@@ -33,7 +33,7 @@ from settle.train.thread_choice import LONGEST, ThreadWatch, choose_threads
 from settle.train.trainer import Trainer
 from settle.train.training_plan import TrainingPlan, Tuning
 from settle.train.world import World, single
-from settle.train.world.sharding import gather, shard
+from settle.train.world.weight_shards import gather, shard
 
 IDENTITY = (
     "architecture_name", "architecture", "objective", "objective_settings", "optimizer_name", "optimizer",

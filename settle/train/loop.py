@@ -13,7 +13,7 @@ from settle.train.state import LoopState, Outcome
 from settle.train.thread_choice import ThreadWatch
 from settle.train.trainer import StepResult, Trainer
 from settle.train.watch import Watch
-from settle.train.world.sharding import whole
+from settle.train.world.weight_shards import whole
 
 
 class Loop:

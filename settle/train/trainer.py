@@ -19,8 +19,8 @@ from settle.train.objectives import Objective
 from settle.train.optimizers import Optimizer
 from settle.train.state import LoopPlan, LoopState
 from settle.train.world import World, single
-from settle.train.world.sharding import local_part
 from settle.train.world.shared_gradient import StepRows, shared_backward
+from settle.train.world.weight_shards import local_part
 
 
 class TrainingBatches(Protocol):

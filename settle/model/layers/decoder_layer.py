@@ -30,10 +30,6 @@ class Embedding(Owner):
         assert self.weight is not None
         return apply(Lookup, ids, self._cast(dtype, self.weight), self.weight)
 
-    def keep_casts(self, is_kept: bool) -> None:
-        """As `Stack.keep_casts`."""
-        self._cast.is_kept, self._cast.value = is_kept, None
-
     def cast(self, dtype: torch.dtype) -> Tensor:
         """The table in `dtype`, without gradient; only to be read."""
         return self.numbers(dtype) if self.weight is None else self._cast(dtype, self.weight)

@@ -140,11 +140,6 @@ class Stack:
         self._joined: list[Joined] = []
         self._is_apart = False
 
-    def keep_casts(self, is_kept: bool) -> None:
-        """Whether copies of the weights in the compute type outlive a product."""
-        self._folded.is_kept = self._plain.is_kept = is_kept
-        self._folded.value = self._plain.value = None
-
     def norm_linear(self, x: Tensor, norm: RMSNorm, biased: bool = True) -> tuple[Tensor, Tensor]:
         """x (N, I) → (x for the residual, norm(x) through the linears (N, O)). biased: with `bias` added."""
         if self._is_frozen() and (norm.weight.requires_grad or self._is_wrapped()):
@@ -257,6 +252,15 @@ class Stack:
         """Gradient of the stacked weight (O, I) → of each member's."""
         pieces = grad.split([linear.outputs for linear in self.linears])
         return [order.restored(piece) for piece, order in zip(pieces, self.orders, strict=True)]
+
+
+def keep_casts(model: nn.Module, is_kept: bool) -> None:
+    """Whether the copies of a model's weights in the compute type outlive a product."""
+    for module in model.modules():
+        for part in vars(module).values():
+            for cast in vars(part).values() if isinstance(part, Stack) else [part]:
+                if isinstance(cast, Cast):
+                    cast.is_kept, cast.value = is_kept, None
 
 
 def _wrapped(linear: Linear, matrix: Joined, x: Tensor) -> Tensor:

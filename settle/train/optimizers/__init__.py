@@ -37,3 +37,7 @@ class Optimizer(Part):
     @abstractmethod
     def bytes_per_parameter(self) -> float:
         """Bytes of state a trainable number needs."""
+
+    def bytes_of_step(self, matrices: Mapping[tuple[int, int], int], size: int) -> float:
+        """Bytes that a step takes for itself at one of `size` ranks that share out matrices: how many of each shape."""
+        return 0.0

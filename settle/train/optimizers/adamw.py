@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from settle.model.decoder import Decoder
 from settle.train.gradient import gradient_of
 from settle.train.optimizers import Optimizer, Stepper
-from settle.train.world.sharding import local_part
+from settle.train.world.weight_shards import local_part
 
 
 class AdamW(Optimizer):

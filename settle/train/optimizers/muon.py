@@ -14,7 +14,7 @@ from settle.model.decoder import Decoder
 from settle.train.gradient import gradient_of
 from settle.train.optimizers import Optimizer, Stepper
 from settle.train.optimizers.adamw import AdamGroup, AdamStepper, role, width_factor
-from settle.train.world.sharding import is_sharded, local_part, on_whole
+from settle.train.world.weight_shards import is_sharded, local_part, on_whole
 
 
 class Muon(Optimizer):
@@ -56,6 +56,12 @@ class Muon(Optimizer):
     def bytes_per_parameter(self) -> float:
         return 4.0
 
+    def bytes_of_step(self, matrices: Mapping[tuple[int, int], int], size: int) -> float:
+        # the gradients of one shape; of the matrices that are whole at once the iteration holds some copies
+        most = max(rows * columns * number for (rows, columns), number in matrices.items())
+        largest = max(rows * columns for rows, columns in matrices)
+        return 4.0 * most / size + 4.0 * _COPIES * max(largest, min(_AT_ONCE, most / size))
+
 
 class MuonStepper(Stepper):
     """Muon on matrices grouped by shape; `dtype` is the type the iteration runs in."""
@@ -90,7 +96,11 @@ class MuonStepper(Stepper):
         if not is_sharded(parameter):
             return orthogonal(update, self.rates.ns_steps, self.dtype)
         work = lambda matrices: orthogonal(matrices, self.rates.ns_steps, self.dtype)  # noqa: E731
-        return on_whole(update, len(parameter), parameter, work)
+        # some at a time, an equal number at each rank: what is whole takes memory
+        number = max(1, _AT_ONCE // parameter.numel()) * parameter.device_mesh.size()  # type: ignore[attr-defined]
+        for some in update.split(number):
+            some.copy_(on_whole(some, len(parameter), parameter, work))
+        return update
 
     def state(self) -> dict[str, Tensor]:
         state = self.adam.state()
@@ -104,6 +114,9 @@ class MuonStepper(Stepper):
         for name, tensor in self.state().items():
             tensor.copy_(state[name])
 
+
+_COPIES = 7  # what is sent and received, the iterate, the next one, and two products
+_AT_ONCE = 1 << 22  # numbers of matrices that a rank makes whole at once, of those that ranks share out
 
 # Optimal odd quintics for five iterations in bf16 (Polar Express, arXiv:2505.16932); the last one repeats.
 _POLYNOMIALS = [

@@ -131,6 +131,7 @@ class Pulse:
         """Names the ranks that have not come, with their stacks, and ends this process."""
         before = {rank: self._sign(rank) for rank in range(self.size) if rank != self.rank}
         late = [rank for rank, sign in before.items() if sign is None or sign.meeting < self._meeting]
+        has_met, late = not late, late or list(before)  # within a sharded step every rank may wait for every other
         for rank in late:
             self.store.set(f"show/{rank}", "1")
         time.sleep(ANSWER)
@@ -139,11 +140,13 @@ class Pulse:
             sign, key = self._sign(rank), f"stack/{rank}"
             step = "before its first step" if sign is None else f"in step {sign.step:,}"
             if self.store.check([key]):
-                lines.append(f"rank {rank} hangs {step}, here:\n{self.store.get(key).decode()}")
+                lines.append(
+                    f"rank {rank} {'is' if has_met else 'hangs'} {step}, here:\n{self.store.get(key).decode()}"
+                )
             else:
                 lines.append(f"rank {rank} hangs {step} and does not answer: it is stopped, or cut off")
-        if not late:
-            lines.append("every rank came: the network between them does not deliver")
-        is_first = self.rank == min({*before, self.rank} - set(late), default=self.rank)
+        if has_met:
+            lines.append("every rank came: one of them hangs there, or the network between them does not deliver")
+        is_first = has_met or self.rank == min({*before, self.rank} - set(late), default=self.rank)
         self.report("\n".join(lines) if is_first else "")
         os._exit(1)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from settle.model.decoder import Decoder
+from settle.model.layers.linear import keep_casts
 from settle.train.world import World
 from settle.train.world.row_share import rows_of_rank
 
@@ -36,10 +37,7 @@ def shard(model: Decoder, size: int) -> None:
         if isinstance(module, FSDPModule):
             module.set_gradient_divide_factor(1.0)  # a loss is divided by the count over all ranks already
             module.set_force_sum_reduction_for_comms(True)
-        keep = getattr(module, "keep_casts", None)
-        for part in (keep, *(getattr(value, "keep_casts", None) for value in vars(module).values())):
-            if part is not None:
-                part(False)
+    keep_casts(model, False)
     model.is_sharded = True
 
 

@@ -34,7 +34,7 @@ from settle.train.trainer import Trainer
 from settle.train.world import World, single
 from settle.train.world.order_ledger import FILE
 from settle.train.world.shard_store import ShardStore
-from settle.train.world.sharding import gather, local_part, on_whole, shard, whole
+from settle.train.world.weight_shards import gather, local_part, on_whole, shard, whole
 from tests.train.ranks import on_ranks
 from tests.train.test_world import PLAN, batches_of
 
