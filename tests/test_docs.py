@@ -152,7 +152,7 @@ def _shown(default: object) -> str:
 def test_every_setting_of_chat_and_of_the_optimizers_is_documented() -> None:
     chat = (ROOT / "docs" / "chat.md").read_text(encoding="utf-8")
     for name in set(Chat.model_fields) - {*Chat.positional, "json"}:
-        assert f"`--{name.replace('_', '-')}`" in chat
+        assert f"`--{name.replace('_', '-').rstrip('-')}`" in chat
     recipe = (ROOT / "docs" / "recipe.md").read_text(encoding="utf-8")
     for name in {*Muon.model_fields, *AdamW.model_fields}:
         assert f"`{name}`" in recipe

@@ -1,7 +1,7 @@
 """A conversation with a model in llama.cpp: one answer, or turns on a terminal until the person leaves."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -64,10 +64,21 @@ def chat(
 
 
 class ChatSession:
-    """The messages so far, and how the next answer is made from them."""
+    """The messages so far, and how the next answer is made from them.
+
+    messages: what was said before; each turn is added to them. forgets: leaves out the oldest that no longer fit into
+    the context; without it, that is a UsageError.
+    """
 
     def __init__(
-        self, engine: Engine, sampling: Sampling, events: Events, system: str | None = None, template: bool = False
+        self,
+        engine: Engine,
+        sampling: Sampling,
+        events: Events,
+        system: str | None = None,
+        template: bool = False,
+        messages: list[dict[str, str]] | None = None,
+        forgets: bool = True,
     ) -> None:
         """Raises UsageError for settings that the model cannot follow."""
         if template and not engine.metadata.get(TEMPLATE_KEY):
@@ -79,7 +90,8 @@ class ChatSession:
                 f"{engine.path.name} was trained on plain text and takes no system prompt", "add --template"
             )
         self._system = system
-        self._messages: list[dict[str, str]] = []
+        self._messages = [] if messages is None else messages
+        self._forgets = forgets
 
     @property
     def description(self) -> str:
@@ -113,7 +125,7 @@ class ChatSession:
                     raise
                 self._events.emit(Warn(text=str(e)))
 
-    def answer(self, text: str) -> Iterator[str]:
+    def answer(self, text: str) -> Generator[str, None, None]:
         """Pieces of the answer, emitted as they come; the answer is remembered, cut off or not."""
         self._messages.append({"role": "user", "content": text})
         prompt = self._prompt(text)
@@ -177,10 +189,12 @@ class ChatSession:
         if not self._takes_turns:
             ids = self._engine.plain(text)
             if len(ids) > most:
+                self._require_forgetting(len(ids), most)
                 self._events.emit(Warn(text=f"only the last {most} of {len(ids)} tokens fit into the context"))
             return ids[-most:]
         ids = self._engine.turns(self._all())
         while len(ids) > most and len(self._messages) > 1:
+            self._require_forgetting(len(ids), most)
             del self._messages[: min(2, len(self._messages) - 1)]
             self._events.emit(Warn(text="the oldest turns no longer fit into the context and are forgotten"))
             ids = self._engine.turns(self._all())
@@ -188,3 +202,11 @@ class ChatSession:
             self._messages.pop()
             raise UsageError(f"that is {len(ids)} tokens, and {most} fit into the context", "make it shorter")
         return ids
+
+    def _require_forgetting(self, num_tokens: int, most: int) -> None:
+        if not self._forgets:
+            raise UsageError(
+                f"that is {num_tokens:,} tokens with what was said before, and {most:,} fit into the context of "
+                f"{self._engine.path.name}",
+                "begin a new conversation, or make it shorter",
+            )

@@ -81,7 +81,8 @@ COMMANDS = {
     + [["docs", "What is zymurgy\x1b[31m?", "--model", "none"], [f"no{ESCAPES}", "x"]],
     "audit": [[], [f"no{ESCAPES}"]],
     "bench": [["serve", f"no{ESCAPES}"]],
-    "chat": [["esc", f"The key {ESCAPES}", "--max-tokens", "4"], [f"no{ESCAPES}", "x"]],
+    "chat": [["esc", f"The key {ESCAPES}", "--max-tokens", "4"], [f"no{ESCAPES}", "x"]]
+    + [["esc", "x", "--with", f"no{ESCAPES}"]],
     "choose": [[f"no{ESCAPES}"], ["rows\x1b[31m.jsonl", "--model", f"no{ESCAPES}"], [f"no{ESCAPES}", "--ask", "x"]],
     "connect": [[f"no{ESCAPES}"], ["continue", "--address", f"http://127.0.0.1:9/{ESCAPES}"]],
     "decide": [["esc", f"Is it {ESCAPES}?"], [f"no{ESCAPES}", "x"], ["decider", f"{TITLE}x"]]
@@ -106,6 +107,7 @@ COMMANDS = {
     "studio": [["--port", f"no{ESCAPES}"]],
     "tokens": [["esc", f"The key {ESCAPES}"], ["esc", "x", "--max-tokens", "4"], [f"no{ESCAPES}", "x"]],
     "train": [["hostile", "--dry", "--threads", "1", "--size", "200k"], [f"no{ESCAPES}"], ["x", f"--no{ESCAPES}"]],
+    "votes": [[], [f"no{ESCAPES}", "a"], [f"no{ESCAPES}"]],
     "tune": [["esc", "rows\x1b[31m.jsonl", "--dry", "--threads", "1"], [f"no{ESCAPES}", "rows\x1b[31m.jsonl"]],
 }  # fmt: skip
 

@@ -11,6 +11,7 @@ from settle.machine.threads import ThreadSettings
 
 class Chat(ThreadSettings, Command):
     """Talk to a run's model, to one of the store, or to any GGUF file. With a PROMPT, or text on stdin: one answer.
+    --with compares it with a second model: both answer, and you vote without knowing which is which.
 
     A model trained on plain text completes what you write; --template makes it take turns all the same.
     """
@@ -20,6 +21,7 @@ class Chat(ThreadSettings, Command):
 
     name: str = Field(description="a run, a model of the store (`settle pull`), or a .gguf file")
     prompt: str | None = Field(None, description="answer this, then leave")
+    with_: str | None = Field(None, description="a second model that answers beside it, as A and B in any order")
     template: bool = Field(False, description="take turns by the chat template, even if trained on plain text")
     system: str | None = Field(None, description="system prompt")
     max_tokens: int = Field(400, gt=0, description="longest answer, in tokens")
@@ -37,10 +39,10 @@ class Chat(ThreadSettings, Command):
     seed: int | None = Field(None, ge=0, description="same seed, same answers")
 
     def run(self, events: Events) -> int:
-        from settle.infer.chat_session import Sampling, chat
+        from settle.evaluate.blind.terminal import talk
 
-        sampling = Sampling(self.max_tokens, self.temperature, self.top_p, self.top_k, self.seed)
-        return chat(
-            self.name, self.prompt, sampling, events,
+        sampling = (self.max_tokens, self.temperature, self.top_p, self.top_k, self.seed)
+        return talk(
+            self.name, self.with_, self.prompt, sampling, events,
             system=self.system, template=self.template, draft=self.draft, context=self.context,
         )  # fmt: skip

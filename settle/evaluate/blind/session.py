@@ -1,0 +1,131 @@
+"""A blind comparison: two models answer the same messages as A and B, in an order that is drawn for each pair."""
+
+import math
+import secrets
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from functools import partial
+from random import Random
+
+from settle.base.errors import UsageError
+from settle.base.event_log import Events
+from settle.evaluate.blind.answers import Answers
+from settle.evaluate.blind.difference import WeightDifference, require_different_weights
+from settle.evaluate.blind.votes import AnswerPair, add_pair, reveal, vote
+from settle.infer.chat_session import ChatSession, Sampling
+from settle.infer.engine import Engine
+from settle.library.reference import ModelRef
+from settle.library.store import stamp_of
+from settle.machine import num_threads
+
+Messages = list[dict[str, str]]
+
+
+class BlindSession:
+    """Pairs of answers of two models, until it is revealed who wrote what.
+
+    The answer that was preferred continues the conversation of both; where none was, one of the two that is drawn.
+    seed: of what is drawn; the same seed, the same order. difference: None until both models have run. votes: by pair.
+    """
+
+    def __init__(self, models: Sequence[ModelRef], seed: int | None = None) -> None:
+        """Raises UsageError for one model twice."""
+        one, two = models
+        if one.id == two.id:
+            raise UsageError(f"{one.id} would be compared with itself", "choose two models")
+        self.models, self.weights = (one.id, two.id), (stamp(one), stamp(two))
+        self.seed = secrets.randbits(31) if seed is None else seed
+        self.id = secrets.token_hex(4)
+        self.difference: WeightDifference | None = None
+        self.pairs: list[AnswerPair] = []
+        self.votes: dict[str, str] = {}
+        self._proven: tuple[Engine, ...] = ()
+        self._pair: AnswerPair | None = None  # that is being answered
+        self._begins = True  # a conversation, with the next message
+
+    def ask(
+        self,
+        engines: Sequence[Engine],
+        text: str,
+        sampling: Sampling,
+        system: str | None = None,
+        template: bool = False,
+    ) -> Answers:
+        """Answers of A and of B. engines: of `models`, which are first proven to be different weights. Raises
+        SettleError."""
+        one, two = engines
+        if (one, two) != self._proven:
+            self.difference = require_different_weights(one, two, self.models)
+            self._proven = one, two
+        assert self.difference is not None
+        before = self._context() if template or (one.takes_turns and two.takes_turns) else []
+        sampling = replace(sampling, seed=secrets.randbits(31) if sampling.seed is None else sampling.seed)
+        turn = len(self.pairs)
+        self._pair = AnswerPair(
+            time=time.time(),
+            id=secrets.token_hex(4),
+            session=self.id,
+            conversation=self.pairs[-1].conversation + (not before) if self.pairs else 0,
+            seed=self.seed,
+            turn=turn,
+            models=self.models,
+            weights=self.weights,
+            a=1 if self._draws(turn, "is A") else 0,
+            system=system,
+            messages=[*before, {"role": "user", "content": text}],
+            answers=("", ""),
+            sampling=asdict(sampling),
+            nats=self.difference.nats if math.isfinite(self.difference.nats) else None,
+        )
+        sessions = [
+            ChatSession(engine, sampling, Events(), system, template, [*before], forgets=False)
+            for engine in ((two, one) if self._pair.a else (one, two))
+        ]
+        return Answers([partial(session.answer, text) for session in sessions])
+
+    def keep(self, answers: Answers) -> AnswerPair:
+        """Waits for both answers, and writes the pair to the file of votes. Raises SettleError."""
+        a, b = answers.wait()
+        assert self._pair is not None
+        pair = self._pair.model_copy(update={"answers": (a, b), "stopped": answers.is_stopped})
+        add_pair(pair)
+        self.pairs.append(pair)
+        self._begins = False
+        return pair
+
+    def vote(self, name: str, choice: str) -> None:
+        """Votes on a pair. Raises UsageError, ResourceError."""
+        vote(name, choice)
+        self.votes[name] = choice
+
+    def forget(self) -> None:
+        """The next message begins a conversation."""
+        self._begins = True
+
+    def reveal(self) -> None:
+        """Ends it: its votes are final. Raises ResourceError."""
+        reveal([pair.id for pair in self.pairs])
+
+    def _context(self) -> Messages:
+        """What was said so far, with one of the latest answers."""
+        if self._begins:
+            return []
+        latest = self.pairs[-1]
+        choice = self.votes.get(latest.id)
+        number = "ab".index(choice) if choice in ("a", "b") else self._draws(latest.turn, "continues")
+        return [*latest.messages, {"role": "assistant", "content": latest.answers[number]}]
+
+    def _draws(self, turn: int, what: str) -> int:
+        return Random(f"{self.seed}:{turn}:{what}").randrange(2)
+
+
+def engine_beside(model: ModelRef, context: int | None = None) -> Engine:
+    """A model that runs beside another one, with half of the threads."""
+    return Engine(model.weights, context, max(1, num_threads() // 2), adapter=model.adapter)
+
+
+def stamp(model: ModelRef) -> str:
+    """Tells the files of a model, and of the adapter over it, from others of the same name."""
+    whole = model.base.source if model.adapter and model.base else model.source
+    return "+".join([whole.recorded or stamp_of(whole.path), *([stamp_of(model.adapter)] if model.adapter else [])])
