@@ -3,7 +3,7 @@
 export default {
   emits: ["set", "typed", "enter"],
   props: { name: String, label: String, kind: String, options: Array, value: [String, Boolean], puts: Number, hint: String,
-           help: String, error: String },
+           help: String, error: String, sends: Boolean },
   data() { return { now: this.value }; },
   watch: { puts() { this.now = this.value; } },
   template: `
@@ -13,7 +13,7 @@ export default {
         <option v-for="option in options" :value="option.value">{{ option.label }}</option>
       </select>
       <input v-else-if="kind === 'switch'" :id="name" type="checkbox" v-model="now" @change="send" v-bind="about">
-      <textarea v-else-if="kind === 'lines'" :id="name" class="pick" rows="3" :placeholder="hint" v-model="now" @change="send" v-bind="about"></textarea>
+      <textarea v-else-if="kind === 'lines'" :id="name" class="pick" rows="3" :placeholder="hint" v-model="now" @change="send" @keydown.enter="press" v-bind="about"></textarea>
       <input v-else :id="name" class="pick" type="text" autocomplete="off" spellcheck="false" :placeholder="hint" v-model="now"
              :list="name + 'list'" @change="send" @input="$emit('typed', now)" @keydown.enter="enter" v-bind="about">
       <datalist v-if="kind === 'text'" :id="name + 'list'"><option v-for="option in options" :value="option.value"></option></datalist>
@@ -29,5 +29,11 @@ export default {
   methods: {
     send() { this.$emit("set", this.now); },
     enter() { this.send(); this.$emit("enter"); },
+    focus() { document.getElementById(this.name).focus(); },
+    press(event) { // Enter sends, Shift and Enter begin a line; an input method takes its own Enter
+      if (!this.sends || event.shiftKey || event.isComposing) return;
+      event.preventDefault();
+      this.enter();
+    },
   },
 };

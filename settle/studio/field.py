@@ -14,7 +14,8 @@ Kind = Literal["text", "lines", "choice", "switch"]
 
 class Field(Element, component="field.js"):
     """options: (value, label) of a choice; of a text, values that are proposed. hint: what holds when it is left empty.
-    suggest: proposes values for what was typed so far, in a thread. on_set: called when `value` is another."""
+    suggest: proposes values for what was typed so far, in a thread. on_set: called when `value` is another. sends: of
+    lines: Enter emits "enter" and begins none."""
 
     def __init__(
         self,
@@ -27,11 +28,12 @@ class Field(Element, component="field.js"):
         help: str = "",
         on_set: Callable[[], Awaitable[None]] | None = None,
         suggest: Callable[[str], Sequence[str]] | None = None,
+        sends: bool = False,
     ) -> None:
         super().__init__()
         self.value, self.on_set, self._suggest = value, on_set, suggest
         self.props.update({"name": f"field{self.id}", "label": label, "kind": kind, "value": value, "puts": 0})
-        self.props.update({"hint": visible_line(hint), "help": help, "error": ""})
+        self.props.update({"hint": visible_line(hint), "help": help, "error": "", "sends": sends})
         self._propose(options)
         self.on("set", self._receive)
         if suggest:

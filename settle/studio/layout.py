@@ -10,6 +10,8 @@ from settle.base.errors import SettleError
 from settle.base.visible import visible
 from settle.studio.visit import report
 
+BUSY = "busy"  # why a button is disabled: what it does has not ended
+
 
 @contextlib.contextmanager
 def frame(title: str, links: Sequence[tuple[str, str]], current: str) -> Iterator[None]:
@@ -43,17 +45,19 @@ def words(text: str, tag: str = "p", classes: str = "") -> TextElement:
 
 
 def button(text: str, act: Callable[[], Awaitable[None]], main: bool = False) -> ui.element:
-    """A button that is disabled while `act` works; a SettleError of it is shown. main: the one that is meant."""
+    """A button that is disabled while `act` works, and afterwards if `act` disabled it; a SettleError of it is shown.
+    main: the one that is meant."""
     element = words(text, "button", "act main" if main else "act").props('type="button"')
 
     async def pressed() -> None:
-        element.props["disabled"] = True
+        element.props["disabled"] = BUSY
         try:
             await act()
         except SettleError as e:
             report(e)
         finally:
-            del element.props["disabled"]
+            if element.props.get("disabled") == BUSY:
+                del element.props["disabled"]
 
     return element.on("click", pressed)
 

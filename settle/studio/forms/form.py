@@ -2,7 +2,7 @@
 
 import types
 import typing
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -22,16 +22,23 @@ MOST_PROPOSED = 30
 
 
 class Form:
-    """on_change: called when a value is another."""
+    """on_change: called when a value is another. first: settings that are not folded, the essential ones if empty;
+    without: those that the page asks for itself."""
 
-    def __init__(self, command: type[Part], on_change: Callable[[], Awaitable[None]]) -> None:
+    def __init__(
+        self,
+        command: type[Part],
+        on_change: Callable[[], Awaitable[None]],
+        first: Sequence[str] = (),
+        without: Sequence[str] = ("dry",),  # the button `Forecast`
+    ) -> None:
         self.command, self._on_change = command, on_change
         self.fields: dict[str, Field] = {}
         self._defaults: dict[str, object] = {}
         self._models = {key for key in getattr(command, "models", ()) if key in command.model_fields}
-        settings = {key: info for key, info in leaves(command) if key != "dry"}  # dry: the button `Forecast`
-        essential = getattr(command, "essential", ()) or settings
-        for key in dict.fromkeys([*positional(command), *(key for key in essential if key in settings)]):
+        settings = {key: info for key, info in leaves(command) if key not in without}
+        essential = first or [*positional(command), *(getattr(command, "essential", ()) or settings)]
+        for key in dict.fromkeys(key for key in essential if key in settings):
             self._add(key, settings[key])
         groups: dict[str, dict[str, FieldInfo]] = {}
         for key, info in settings.items():

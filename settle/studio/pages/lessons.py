@@ -4,14 +4,13 @@ from typing import ClassVar
 
 from nicegui import ui
 
-from settle.base.errors import UsageError
 from settle.doctor.demonstration.measure_lesson import LessonResult
 from settle.doctor.demonstration.session import DRAWS, all_lessons, measured, percent
 from settle.doctor.lessons import Lesson
-from settle.library.resolve import all_refs
 from settle.studio.layout import button, card, words
 from settle.studio.pages import Page
 from settle.studio.table import Table
+from settle.studio.tokens.open_models import model_names
 from settle.studio.visit import Visit, in_thread
 
 
@@ -23,9 +22,7 @@ class Lessons(Page):
     place: ClassVar[int | None] = 45
 
     async def build(self, visit: Visit) -> None:
-        names = [ref.id for ref in await in_thread(all_refs) if ref.kind in ("model", "adapter")]
-        if not names:
-            raise UsageError("there is no model on this machine yet", "`settle pull smollm2` gets one")
+        names = await model_names()
         words(
             "Each lesson has an A, where a model works, and a B, where it breaks. Its examples are made by rule, "
             f"{DRAWS} of them, and measured on your model: it says so where your model does not show it.",

@@ -4,14 +4,13 @@ from typing import ClassVar
 
 from nicegui import ui
 
-from settle.base.errors import SettleError, UsageError
+from settle.base.errors import SettleError
 from settle.infer.tokens.next_token import Sampler
 from settle.infer.tokens.session import beside, branch, summary
 from settle.infer.tokens.text_reading import ReadingPair, TextReading
-from settle.library.resolve import all_refs
 from settle.studio.layout import button, card, words
 from settle.studio.pages import Page
-from settle.studio.tokens.open_models import OPEN_MODELS
+from settle.studio.tokens.open_models import OPEN_MODELS, model_names, token_reader
 from settle.studio.tokens.token_view import Choice, TokenView
 from settle.studio.visit import Visit, in_thread, report
 
@@ -28,9 +27,7 @@ class NextToken(Page):
     place: ClassVar[int | None] = 40
 
     async def build(self, visit: Visit) -> None:
-        names = [ref.id for ref in await in_thread(all_refs) if ref.kind in ("model", "adapter")]
-        if not names:
-            raise UsageError("there is no model on this machine yet", "`settle pull smollm2` gets one")
+        names = await model_names()
         asked = visit.query.get("model", "")
         Reading(names, asked if asked in names else names[0], visit.query.get("text", TEXT)).build()
 
@@ -71,7 +68,7 @@ class Reading:
         is_question = bool(self._is_question.value)
 
         def read() -> tuple[TextReading, ReadingPair | None]:
-            with OPEN_MODELS.use(name, *([other] if other and other != name else [])) as readers:
+            with OPEN_MODELS.use(token_reader, name, *([other] if other and other != name else [])) as readers:
                 ids = readers[0].question(text) if is_question else readers[0].encode(text)
                 reading = readers[0].read(ids)
                 return reading, beside(reading, readers[-1], text) if other else None
@@ -111,7 +108,7 @@ class Reading:
         token, count = int(distribution.ids[choice.rank - 1]), min(max(0, choice.count), MOST_WRITTEN)
 
         def write() -> TextReading:
-            with OPEN_MODELS.use(name) as (reader,):
+            with OPEN_MODELS.use(token_reader, name) as (reader,):
                 return branch(reader, reading, choice.at, token, count, sampler, seed)
 
         self._draws += 1

@@ -1,47 +1,71 @@
-"""The models that the pages read with: loaded when they are needed, two at most, each in a child process."""
+"""The models that the pages read and talk with: loaded when they are needed, two at most, each in a child process."""
 
 import contextlib
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar, cast
 
+from settle.base.errors import UsageError
+from settle.evaluate.blind.session import stamp
 from settle.infer.tokens.token_reader import TokenReader
-from settle.library.resolve import resolve
+from settle.library.resolve import all_refs, resolve
+from settle.studio.visit import in_thread
 
 MOST = 2  # a model and the one beside it
 
+M = TypeVar("M", bound=contextlib.AbstractContextManager[Any])
+Opener = Callable[[str], M]
+Key = tuple[object, str, str]  # how it was opened, its name, and the stamp of its files: they may have changed since
+
 
 class OpenModels:
-    """Readers by the name of their model. One text is read at a time, whoever asks."""
+    """One text is worked on at a time, whoever asks."""
 
     def __init__(self) -> None:
-        self._open: OrderedDict[str, TokenReader] = OrderedDict()
+        self._open: OrderedDict[Key, contextlib.AbstractContextManager[Any]] = OrderedDict()
         self._lock = threading.Lock()
 
     @contextlib.contextmanager
-    def use(self, *names: str) -> Iterator[list[TokenReader]]:
-        """The readers of these models, MOST of them. Raises SettleError; a model that fails is closed."""
+    def use(self, open: Opener[M], *names: str) -> Iterator[list[M]]:
+        """These models, MOST of them. open: makes one from its name. Raises SettleError; a model that fails is
+        closed."""
         with self._lock:
+            keys: list[Key] = [(open, name, stamp(resolve(name))) for name in names]
             try:
-                yield [self._reader(name, names) for name in names]
+                yield [self._model(open, key, keys) for key in keys]
             except Exception:
-                for name in names:
-                    self._close(name)
+                for key in keys:
+                    self._close(key)
                 raise
 
-    def _reader(self, name: str, needed: tuple[str, ...]) -> TokenReader:
-        if name not in self._open:
+    def _model(self, open: Opener[M], key: Key, needed: list[Key]) -> M:
+        if key not in self._open:
             idle = [other for other in self._open if other not in needed]
             for other in idle[: max(0, len(self._open) + 1 - MOST)]:
                 self._close(other)
-            self._open[name] = TokenReader(resolve(name)).__enter__()
-        self._open.move_to_end(name)
-        return self._open[name]
+            model = open(key[1])
+            model.__enter__()
+            self._open[key] = model
+        self._open.move_to_end(key)
+        return cast(M, self._open[key])
 
-    def _close(self, name: str) -> None:
-        reader = self._open.pop(name, None)
-        if reader is not None:
-            reader.__exit__()
+    def _close(self, key: Key) -> None:
+        model = self._open.pop(key, None)
+        if model is not None:
+            model.__exit__(None, None, None)
 
 
 OPEN_MODELS = OpenModels()
+
+
+def token_reader(name: str) -> TokenReader:
+    return TokenReader(resolve(name))
+
+
+async def model_names() -> list[str]:
+    """Models and adapters of this machine. Raises UsageError where there is none."""
+    names = [ref.id for ref in await in_thread(all_refs) if ref.kind in ("model", "adapter")]
+    if not names:
+        raise UsageError("there is no model on this machine yet", "`settle pull smollm2` gets one")
+    return names
