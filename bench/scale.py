@@ -62,7 +62,7 @@ class Bench:
         self.optimizer = optimizer
         self.number = 0
 
-    def run(self, name: str, is_sharded: bool, place: Path | None = None, **changes: object) -> Run:
+    def run(self, name: str, is_sharded: bool, **changes: object) -> Run:
         """A run that is ready to be trained."""
         asked = {
             "size": self.size,
@@ -79,7 +79,7 @@ class Bench:
         plan = plan_training(settings.value, settings.origin, corpus, 0.0)
         plan = plan.with_loop(**{"until_settled": False, "checkpoint_steps": 10, "evaluation_cost": 0.5, **changes})
         self.number += 1
-        run = Run((place or self.folder) / f"{self.number}-{name}")
+        run = Run(self.folder / f"{self.number}-{name}")
         run.checkpoints.mkdir(parents=True)
         write_json(run.path / "plan.json", {**plan.to_json(), "corpus": corpus.fingerprint})
         return run
@@ -205,24 +205,27 @@ def disk(bench: Bench, is_sharded: bool) -> None:
     place.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "settle", str(place)], check=True)
     try:
-        alone, run = bench.run("alone", False), bench.run("full", is_sharded, place)
+        alone, run = bench.run("alone", False), bench.run("full", is_sharded)
+        run.checkpoints.rmdir()
+        run.checkpoints.symlink_to(place, target_is_directory=True)
         Ranks(alone, 1, bench.steps).start().wait()
         ranks = Ranks(run, 2, bench.steps).start()
         _until(partial(_has_lines, run, 5))
         with contextlib.suppress(OSError), (place / "ballast").open("wb", buffering=0) as f:
             while True:
                 f.write(bytes(1 << 12))
-        while not (seen := [e for e in _events(run) if "disk is full" in str(e.get("text"))]):
-            time.sleep(0.1)
-            if not any(p.is_alive() for p in ranks.processes):
-                break
+        _until(lambda: _is_full(run) or not any(p.is_alive() for p in ranks.processes))
         time.sleep(3)
         (place / "ballast").unlink()
         codes = ranks.wait()
-        say(part="disk", sharded=is_sharded, waited=bool(seen), codes=codes, worst=worst(run, alone),
+        say(part="disk", sharded=is_sharded, waited=_is_full(run), codes=codes, worst=worst(run, alone),
             same_order=same_order(run, alone))  # fmt: skip
     finally:
         subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+def _is_full(run: Run) -> bool:
+    return any("disk is full" in str(event.get("text")) for event in _events(run))
 
 
 def partition(bench: Bench, is_sharded: bool) -> None:
@@ -342,20 +345,22 @@ def _note_saves(loop: Loop, rank: int) -> None:
 
 
 SINGLE = """
-import json, statistics, sys
+import json, statistics, sys, time
 from pathlib import Path
 from settle.base.run import Run
 from settle.base.run.course import RunCourse
 from settle.jobs.prove_scale.rank_child import train
 run = Run(Path(sys.argv[1]))
+began = time.process_time()
 train(run, int(sys.argv[2]), "")
-print(statistics.median(step.tokens_per_second for step in RunCourse.read(run.events).steps[10:]))
+print(time.process_time() - began)
+print(statistics.median(1 / step.tokens_per_second for step in RunCourse.read(run.events).steps[10:]))
 """
 
 
 def single(bench: Bench, before: str, pairs: int) -> None:
     """One process of this tree against one of another, in turns; and whether they leave the same bytes."""
-    ratios = []
+    ratios: dict[str, list[float]] = {"processor": [], "clock": []}
     trees = [before, str(Path(__file__).parent.parent)]
     for number in range(pairs):
         pace, weights = {}, {}
@@ -369,13 +374,26 @@ def single(bench: Bench, before: str, pairs: int) -> None:
             environment = {**os.environ, "PYTHONPATH": tree, "OMP_NUM_THREADS": "1"}
             command = [sys.executable, "-c", SINGLE, str(run.path), str(bench.steps)]
             done = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
-            pace[tree] = float(done.stdout)
+            pace[tree] = [float(line) for line in done.stdout.split()]
             weights[tree] = (checkpoints.steps(run.checkpoints)[-1] / "model.safetensors").read_bytes()
             shutil.rmtree(run.path)
-        ratios.append(pace[trees[0]] / pace[trees[1]])  # time after ÷ before
-        say(part="single", pair=number, ratio=ratios[-1], same_weights=len(set(weights.values())) == 1)
-    spread = statistics.stdev(ratios) / math.sqrt(len(ratios)) if len(ratios) > 1 else math.inf
-    say(part="single", time_after_to_before=statistics.median(ratios), mean=statistics.fmean(ratios), stderr=spread)
+        for kind, earlier, later in zip(ratios, pace[trees[0]], pace[trees[1]], strict=True):
+            ratios[kind].append(later / earlier)
+        say(
+            part="single",
+            pair=number,
+            ratio=[r[-1] for r in ratios.values()],
+            same_weights=len({*weights.values()}) == 1,
+        )
+    for kind, found in ratios.items():
+        spread = statistics.stdev(found) / math.sqrt(len(found)) if len(found) > 1 else math.inf
+        say(
+            part="single",
+            time=kind,
+            after_to_before=statistics.median(found),
+            mean=statistics.fmean(found),
+            stderr=spread,
+        )
 
 
 def main() -> None:

@@ -266,7 +266,8 @@ def needed(plan: TrainingPlan) -> int:
 def rank_memory(plan: TrainingPlan, size: int) -> float:
     """Bytes that one of `size` ranks holds at most while it trains, beyond what the process holds before the model.
 
-    Its rows of weights, gradients, optimizer state and best weights; what is whole at once; and activations.
+    Its rows of weights, gradients, optimizer state and best weights, and the copy that a save writes; what is whole at
+    once; and activations.
     """
     architecture = Architecture.make(plan.architecture_name, plan.architecture)
     optimizer = Optimizer.make(plan.optimizer_name, plan.optimizer)
@@ -277,7 +278,7 @@ def rank_memory(plan: TrainingPlan, size: int) -> float:
         if ".layers." in name:
             layers[int(name.split(".layers.")[1].split(".")[0])] += math.prod(shape)
     layer, total = max(layers.values()), sum(map(math.prod, shapes.values()))
-    shares = total / size * (3 * WEIGHT + optimizer.bytes_per_parameter())
+    shares = total / size * (4 * WEIGHT + 2 * optimizer.bytes_per_parameter())
     # tables: as they came and as they are read, their gradient, and that of the loss on the way to it
     tables = (total - layers.total()) * (3 * number + 2 * WEIGHT)
     # two layers, since the next one is on its way, one of them as it came; folded weights; gradients, and their sum

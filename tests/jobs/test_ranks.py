@@ -152,12 +152,14 @@ def test_numbers_of_ranks() -> None:
 
 
 def test_two_ranks_of_torchrun_make_one_run(home: Path, tmp_path: Path) -> None:
-    """One with a wrong recipe names the setting; the right one trains, tells where each row went, and is exported."""
+    """One with a wrong recipe names the setting; the right one shares out the weights, trains, tells where each row
+    went, writes samples, and is exported whole."""
     (tmp_path / "t.txt").write_text("\n\n".join(f"line {n} of the lever that turns {n % 7} times" for n in range(900)))
     wrong = (
         "import os, sys; from settle.cli import main; sys.argv[1:] = ['train', sys.argv[1], '--name', 'two', "
-        "'--steps', '8', '--size', '30k', '--data.vocab-size', '300', '--dtype', 'float32', *(['--seed', '7'] if "
-        "os.environ['RANK'] == '1' and sys.argv[2] == 'wrong' else [])]; raise SystemExit(main())"
+        "'--steps', '8', '--size', '30k', '--data.vocab-size', '300', '--dtype', 'float32', '--sharding', 'full', "
+        "'--sample', 'the lever', '--keep-checkpoints', "
+        "*(['--seed', '7'] if os.environ['RANK'] == '1' and sys.argv[2] == 'wrong' else [])]; raise SystemExit(main())"
     )
     program = tmp_path / "program.py"
     program.write_text(wrong)
@@ -177,3 +179,10 @@ def test_two_ranks_of_torchrun_make_one_run(home: Path, tmp_path: Path) -> None:
     assert not list((run.path / "ranks").glob("*"))  # no rank had a fault
     assert len(list((run.path / "audit").glob("*"))) == 2  # each rank keeps its ledger
     assert "Nothing left this machine" in done.stderr
+    assert "each of 2 ranks needs about" in done.stderr
+    newest = sorted(run.checkpoints.iterdir())[-1]
+    assert {f"model.{rank}.safetensors" for rank in (0, 1)} <= {file.name for file in newest.iterdir()}
+    events = [json.loads(line) for line in run.events.read_text().splitlines()]
+    assert [e["moment"] for e in events if e["kind"] == "sample"] == ["start", "middle", "end"]
+    result = run.read("result.json")
+    assert result is not None and result["gate"] and list(run.out.glob("*.gguf"))
