@@ -351,9 +351,18 @@ from settle.base.run import Run
 from settle.base.run.course import RunCourse
 from settle.jobs.prove_scale.rank_child import train
 run = Run(Path(sys.argv[1]))
-began = time.process_time()
+import settle
+assert settle.__file__.startswith(sys.argv[3])
+from settle.train.trainer import Trainer
+take, took = Trainer.take_step, []
+def timed(*arguments):
+    began = time.process_time()
+    result = take(*arguments)
+    took.append(time.process_time() - began)
+    return result
+Trainer.take_step = timed
 train(run, int(sys.argv[2]), "")
-print(time.process_time() - began)
+print(statistics.median(took[10:]))
 print(statistics.median(1 / step.tokens_per_second for step in RunCourse.read(run.events).steps[10:]))
 """
 
@@ -372,7 +381,7 @@ def single(bench: Bench, before: str, pairs: int) -> None:
             loop.pop("is_sharded")  # older trees do not know it
             write_json(run.path / "plan.json", record)
             environment = {**os.environ, "PYTHONPATH": tree, "OMP_NUM_THREADS": "1"}
-            command = [sys.executable, "-c", SINGLE, str(run.path), str(bench.steps)]
+            command = [sys.executable, "-P", "-c", SINGLE, str(run.path), str(bench.steps), tree]
             done = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
             pace[tree] = [float(line) for line in done.stdout.split()]
             weights[tree] = (checkpoints.steps(run.checkpoints)[-1] / "model.safetensors").read_bytes()

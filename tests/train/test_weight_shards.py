@@ -30,7 +30,7 @@ from settle.train.optimizers.adamw import AdamW
 from settle.train.optimizers.muon import Muon, orthogonal
 from settle.train.recovery import Session
 from settle.train.state import LoopState
-from settle.train.trainer import Trainer
+from settle.train.trainer import StepResult, Trainer
 from settle.train.world import World, single
 from settle.train.world.order_ledger import FILE
 from settle.train.world.shard_store import ShardStore
@@ -50,6 +50,7 @@ def trainer(corpus: Corpus, world: World, optimizer: Optimizer, family: str = "l
     model = FAMILIES[family].model_copy(update={"vocab_size": corpus.tokenizer.vocab_size}).build(0)
     if world.size > 1:
         shard(model, world.size)
+        model.recompute = 2 if family == "gemma3" else 0  # every second layer
     return Trainer(SHORT, model, NextToken(), optimizer, batches_of(corpus), world)
 
 
@@ -132,6 +133,31 @@ def test_a_run_goes_on_with_any_number_of_ranks(corpus: Corpus, tmp_path: Path) 
         else:
             assert file.suffix in (".json", ".jsonl", ".lock"), file
             [json.loads(line) for line in file.read_text().splitlines()]
+
+
+def test_a_step_that_goes_wrong_is_taken_back_on_all_ranks(corpus: Corpus, tmp_path: Path) -> None:
+    def poisoned(world: World, run: Run) -> tuple[list[float], list[int], list[str]]:
+        held_out = HeldOut(list(held_out_batches(corpus.held_out, 32, 64, 400)), corpus.tokenizer.byte_length)
+        made, seen = trainer(corpus, world, Muon()), list[str]()
+        take = made.take_step
+
+        def step(state: LoopState, multiplier: float) -> StepResult:
+            bad = state.step == 5 and not state.rollbacks
+            result = take(state, multiplier)
+            return StepResult(float("nan"), result.grad_norm, 0, result.rows) if bad else result
+
+        made.take_step = step  # type: ignore[method-assign]
+        events = Events(listeners=[lambda event: seen.append(event.kind)])
+        state = Loop(made, held_out, Session(run, events)).train().state
+        return [e.loss for e in state.history], state.skipped, [kind for kind in seen if kind == "rollback"]
+
+    one, two = (Run.create("train", name) for name in ("one", "two"))
+    alone = poisoned(single(), one)
+    found = on_ranks(2, tmp_path / "two", lambda world: poisoned(world, two))
+    assert alone[2] == ["rollback"] and alone[1]
+    for losses, *rest in found:
+        assert losses == pytest.approx(alone[0], rel=1e-5) and rest == list(alone[1:])
+    assert (one.path / FILE).read_bytes() == (two.path / FILE).read_bytes()
 
 
 def test_matrices_are_worked_on_whole(tmp_path: Path) -> None:

@@ -209,6 +209,25 @@ def _full() -> None:
     raise ResourceError("no room", "make some")
 
 
+def test_ranks_that_hang_within_a_shared_step_show_where(tmp_path: Path) -> None:
+    """All have come there: nobody knows who is late."""
+
+    def fall(world: World) -> str:
+        for step in (1, 2):
+            world.at_step(step)
+            world.sum([torch.ones(1)])
+        with world.together("gradient"):
+            if world.rank == 1:
+                _hang_here()
+            torch.distributed.all_reduce(torch.ones(1))
+        return "went on"
+
+    assert on_ranks(2, tmp_path / "ranks", fall, limit=2.0) == [1, 1]
+    said = (tmp_path / "ranks" / "0.fault").read_text()
+    assert "(gradient)" in said and "rank 1 is in step 2, here:" in said and "_hang_here" in said
+    assert "every rank came" in said
+
+
 @pytest.mark.parametrize("how", ["killed", "hangs", "stopped"])
 def test_a_rank_that_is_lost_or_hangs_is_named(how: str, tmp_path: Path) -> None:
     def fall(world: World) -> str:

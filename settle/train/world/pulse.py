@@ -129,6 +129,7 @@ class Pulse:
 
     def _end(self, waited: float) -> None:
         """Names the ranks that have not come, with their stacks, and ends this process."""
+        self.store.set(f"stack/{self.rank}", self._stack())  # this thread answers nobody from now on
         before = {rank: self._sign(rank) for rank in range(self.size) if rank != self.rank}
         late = [rank for rank, sign in before.items() if sign is None or sign.meeting < self._meeting]
         has_met, late = not late, late or list(before)  # within a sharded step every rank may wait for every other
