@@ -21,6 +21,7 @@ from settle.base.event_log import Events
 from settle.base.settings import resolve
 from settle.commands.make.tune import Tune
 from settle.data.batches import Batch
+from settle.data.rows.prepare import prepare_rows
 from settle.model.decoder import Decoder
 from settle.model.pretrained import Pretrained
 from settle.plan.tuning_plan import plan_tuning
@@ -94,7 +95,8 @@ def main() -> None:
     }
     resolved, events = resolve(Tune, [("asked", given)]), Events()
     command = resolved.value
-    base, corpus = Pretrained.open(command.model), command.corpus(events)
+    base = Pretrained.open(command.model)
+    corpus = prepare_rows(command.inputs, base.tokenizer, command.rows, events, base.part.max_position_embeddings)
     plan = plan_tuning(command, resolved.origin, corpus, base)
     job = LiveRun.build(plan, corpus, base)
     job.model.train()

@@ -14,7 +14,8 @@ from settle.base.event_log import Events
 from settle.base.events import Event, PlanReady, ProofCheck, Step
 from settle.commands.make.tune import Tune
 from settle.data.rows.batches import RowBatches
-from settle.data.rows.prepare import RowCorpus
+from settle.data.rows.prepare import RowCorpus, prepare_rows
+from settle.library.pretrained import open_pretrained
 
 SEED = 1
 
@@ -85,10 +86,13 @@ def main() -> None:
         batch_rows=asked.batch,
         threads=asked.threads,
         adapter={"name": "lora", "rank": asked.rank, "alpha": asked.alpha},
-        rates={"lr": asked.lr, "beta2": 0.999, "eps": 1e-8, "weight_decay": 0.0},
+        optimizer={"name": "adamw", "lr": asked.lr, "beta2": 0.999, "eps": 1e-8, "weight_decay": 0.0},
         **asked.settings,
     )
-    order, counts = drawn(command.corpus(Events()), asked.batch, asked.steps)
+    base = open_pretrained(command.model)
+    context = base.part.max_position_embeddings
+    corpus = prepare_rows(command.inputs, base.tokenizer, command.rows, Events(), context)
+    order, counts = drawn(corpus, asked.batch, asked.steps)
     code = command.run(Events(listeners=[Steps(pace, asked.steps, order, counts)]))
     raise SystemExit(f"settle tune ended, code {code}, before its last step")
 
