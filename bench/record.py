@@ -1,6 +1,6 @@
 """Record real training runs: a constant-rate trunk, evaluated as the product evaluates, and ends that decay from it.
 
-    python bench/record.py TEXTS OUT [--only NAME …]
+    python bench/record.py TEXTS OUT [--only NAME …] [--seed N] [--latest TOKENS]
 
 TEXTS: the folder that bench/corpora.py made. Appends one JSON file a run under OUT; a run whose file exists is left
 out. One thread. What each run is: `RUNS`; it is planned by the product's own plan, with its rate, batch and warm-up.
@@ -56,7 +56,7 @@ RUNS = [
 ]  # fmt: skip
 
 
-def record(text: Path, size: str, tokens: str | None, seed: int) -> dict[str, object]:
+def record(text: Path, size: str, tokens: str | None, seed: int, latest: int = LATEST) -> dict[str, object]:
     """One run, as its file holds it."""
     asked = {"size": size, "threads": 1, "seed": seed} | ({"tokens": tokens} if tokens else {})
     settings = resolve(TrainingSettings, [("asked", asked)])
@@ -68,7 +68,7 @@ def record(text: Path, size: str, tokens: str | None, seed: int) -> dict[str, ob
         corpus.tokenizer.byte_length,
     )
     ends = list(_probes(plan, corpus, sample))
-    trunk = Trunk(LiveRun.build(plan, corpus), sample, LATEST)
+    trunk = Trunk(LiveRun.build(plan, corpus), sample, latest)
     trunk.follow()
     return {
         "corpus": text.stem,
@@ -135,7 +135,8 @@ class Trunk:
                 self.history.append(e)
                 if not branches and seen <= self.latest and self._stopped(seen):
                     self._branch(state.step + round(decay_tokens(seen) / per_step), "stop")
-                    most = max(most, round(FOLLOWED * state.step))
+                    everywhere = len(self.stops) == len(TOLERANCES)  # then there is nothing left to wait for
+                    most = max(0 if everywhere else most, round(FOLLOWED * state.step))
             if state.step in branches:
                 self._branch(branches[state.step], "end")
             if seen >= at_stops or (state.step == most and not branches):
@@ -212,13 +213,15 @@ def main() -> None:
     parser.add_argument("texts", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--only", nargs="*")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--latest", type=int, default=LATEST, help="tokens until which a stop is waited for")
     asked = parser.parse_args()
     asked.out.mkdir(parents=True, exist_ok=True)
     for name, size, tokens in RUNS:
-        out = asked.out / f"{name}-{size}-{tokens or 'settled'}-1.json"
+        out = asked.out / f"{name}-{size}-{tokens or 'settled'}-{asked.seed}.json"
         if out.exists() or (asked.only and name not in asked.only):
             continue
-        row = record(asked.texts / f"{name}.txt", size, tokens, seed=1)
+        row = record(asked.texts / f"{name}.txt", size, tokens, asked.seed, asked.latest)
         out.write_text(json.dumps(row))
         print(f"{time.strftime('%H:%M:%S')} {out.name}: {row['cpu_seconds']} s, {row['stops']}", flush=True)
 

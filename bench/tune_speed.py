@@ -187,6 +187,7 @@ def main() -> None:
     parser.add_argument("--without-settle", action="store_true", help="only the peers, the first one as the measure")
     parser.add_argument("--out", type=Path)
     asked = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended"))  # or its sides would outlive it, stopped
     asked.settings = {name: json.loads(value) for name, value in asked.settings}
     asked.model, asked.rows = asked.model.resolve(), asked.rows.resolve()
     sides: list[Side] = []
