@@ -13,6 +13,7 @@ from settle.base.errors import ProofError
 from settle.data.batches import Batch
 from settle.train.objectives.next_token import NextToken
 from settle.train.optimizers.adamw import AdamW
+from settle.train.proof import compute_type
 from settle.train.proof import prove as proving
 from settle.train.proof.compute_type import (
     LEAST,
@@ -353,3 +354,19 @@ def test_the_first_loss_is_what_it_has_to_be(nats: float, teacher: float | None,
 def test_emulated_rounding_does_not_make_torch_import_its_compiler() -> None:
     """torch wraps the method of such a mode, and the wrapper's first call imports 75 MB."""
     assert not hasattr(EmulatedRounding.__torch_dispatch__, "__wrapped__")
+
+
+@pytest.mark.parametrize("sides", [(3, 5, 4), (40, 5, 4), (3, 50, 4), (3, 5, 60), (30, 5, 60), (40, 50, 4)])
+@pytest.mark.parametrize("large", [1, 7, 100, 10_000])
+def test_large_operands_are_rounded_in_pieces(
+    sides: tuple[int, int, int], large: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compute_type, "LARGE", large)
+    m, k, n = sides
+    draw = torch.Generator().manual_seed(0)
+    a, b = (torch.randn(size, generator=draw, dtype=torch.float64) for size in ((m, k), (k, n)))
+    half = [x.bfloat16().double() for x in (a, b)]
+    wanted = (half[0] @ half[1]).bfloat16().double()
+    with EmulatedRounding(torch.bfloat16):
+        plain, kept = a @ b, torch.mm(a, b, out=torch.empty(m, n, dtype=torch.float64))
+    assert torch.equal(plain, wanted) and torch.equal(kept, wanted)

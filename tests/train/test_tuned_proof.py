@@ -195,3 +195,16 @@ def test_a_router_that_the_compute_type_gets_wrong_is_found() -> None:
     power = 3.0
     with pytest.raises(ProofError, match="the chances of the experts in bfloat16 are .* off the exact ones"):
         shown(model)
+
+
+def test_a_sound_gradient_of_a_loss_that_bends_is_proven() -> None:
+    """Attention that is nearly certain has hardly any gradient, and steps that change its loss are long."""
+    model = tuned("llama", None)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "q_proj.weight" in name or "k_proj.weight" in name:
+                weight.mul_(16)
+    assert [e["passed"] for e in shown(model)] == [True] * CHECKS
+    model.linears()["model.layers.1.self_attn.q_proj"].weight.register_hook(lambda grad: 1.1 * grad)
+    with pytest.raises(ProofError, match=r"layers\.1\.self_attn\.q_proj\.weight: its gradient is .* off"):
+        shown(model)

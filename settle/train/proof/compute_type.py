@@ -19,6 +19,7 @@ _ATEN = torch.ops.aten
 PRODUCTS = {
     op for packet in (_ATEN.mm, _ATEN.bmm, _ATEN.addmm, _ATEN.baddbmm) for op in (packet.default, packet.out)
 }  # fmt: skip
+LARGE = 1 << 22  # numbers of an operand that are rounded at a time: a whole copy of a large table is no small memory
 # How often the emulated error is allowed, and how much in any case, where rounding is so small that sums in another
 # order count (bench/proof.py bars has what sound recipes need). scale: of the length along the exact gradient.
 TIMES = 3.0
@@ -45,8 +46,30 @@ class EmulatedRounding(TorchDispatchMode):
     ) -> Any:
         if function not in PRODUCTS:
             return function(*args, **(kwargs or {}))
-        out = function(*(self._rounded(a) if isinstance(a, Tensor) else a for a in args), **(kwargs or {}))
+        kwargs = kwargs or {}
+        if function in (_ATEN.mm.default, _ATEN.mm.out):
+            product = self._product(*args)
+            return kwargs["out"].copy_(product) if "out" in kwargs else product
+        out = function(*(self._rounded(a) if isinstance(a, Tensor) else a for a in args), **kwargs)
         return out.copy_(self._rounded(out)) if isinstance(out, Tensor) else out
+
+    def _product(self, a: Tensor, b: Tensor) -> Tensor:
+        """a (M, K) @ b (K, N), in pieces along the longest of the three where an operand is large."""
+        (m, k), n = a.shape, b.shape[1]
+        pieces = -(-max(a.numel(), b.numel()) // LARGE)
+        if pieces == 1 or k >= max(m, n):
+            out = a.new_zeros(m, n)
+            for left, right in zip(a.chunk(pieces, 1), b.chunk(pieces, 0), strict=True):
+                out.addmm_(self._rounded(left), self._rounded(right))
+            return out.copy_(self._rounded(out))
+        out, whole = a.new_empty(m, n), self._rounded(a if n >= m else b)
+        if n >= m:
+            for right, place in zip(b.chunk(pieces, 1), out.chunk(pieces, 1), strict=True):
+                place.copy_(self._rounded(whole @ self._rounded(right)))
+        else:
+            for left, place in zip(a.chunk(pieces, 0), out.chunk(pieces, 0), strict=True):
+                place.copy_(self._rounded(self._rounded(left) @ whole))
+        return out
 
     def _rounded(self, x: Tensor) -> Tensor:
         return x.to(self.dtype).to(x.dtype) if x.is_floating_point() else x
