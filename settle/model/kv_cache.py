@@ -12,6 +12,7 @@ from torch import Tensor
 
 from settle.model.layers.attention import attention_over
 from settle.model.layers.packed_sequences import Packing, RotationTable, Scoring
+from settle.model.layers.transfer import to_device
 
 if TYPE_CHECKING:
     from settle.model.decoder import Decoder
@@ -28,7 +29,7 @@ class Growing(Packing):
     def __init__(self, cu_seqlens: Tensor, room: int) -> None:
         super().__init__(cu_seqlens)
         self.lengths = cu_seqlens.long().diff()
-        self.most = int(self.lengths.max()) + room
+        self.most = self.longest + room
         self._kept: list[tuple[Tensor, Tensor]] = []  # keys and values of each layer (B, K, M, d)
         self._layer = 0
         self._is_first = True
@@ -68,7 +69,9 @@ class Growing(Packing):
 
     def _keep(self, keys: Tensor, values: Tensor) -> None:
         """keys, values (N, K, d) of a layer, each sequence at the beginning of its own room."""
-        sequence = torch.repeat_interleave(torch.arange(len(self.lengths), device=self.device), self.lengths)
+        sequence = torch.arange(len(self.lengths), device=self.device).repeat_interleave(
+            self.lengths, output_size=self.num_tokens
+        )
         rooms = []
         for rows in (keys, values):
             room = rows.new_zeros(len(self.lengths), rows.shape[1], self.most, rows.shape[2])
@@ -92,21 +95,23 @@ def continued(
     prompts: ids (≥ 1,) each. Draws come from torch's generator, so its seed decides them. temperature 0: the likeliest.
     """
     device = model.device
-    bounds = torch.tensor([0, *map(len, prompts)], device=device).cumsum(0).to(torch.int32)
+    bounds = to_device(torch.tensor([0, *map(len, prompts)]).cumsum(0).to(torch.int32), device)
     growing = Growing(bounds, max(lengths))
     last = model(torch.cat(list(prompts)), growing)[bounds[1:].long() - 1]
     cast, _ = model.head_operands()
-    wanted = torch.tensor(list(lengths), device=device)
-    ends = torch.tensor(list(stops), dtype=torch.int64, device=device)
+    wanted = to_device(torch.tensor(list(lengths)), device)
+    ends = to_device(torch.tensor(list(stops), dtype=torch.int64), device)
     drawn, counts = [], torch.zeros_like(wanted)
     going = wanted > 0
-    while bool(going.any()):
+    is_going = any(length > 0 for length in lengths)
+    while is_going:
         growing.read()
         token = _drawn(last @ cast.t(), model.options.logit_soft_cap, temperature)
         drawn.append(token)
         counts += going
         going = going & (counts < wanted) & ~torch.isin(token, ends)
-        if bool(going.any()):
+        is_going = bool(going.any())
+        if is_going:
             last = model(token, growing)
     every = torch.stack(drawn, 1) if drawn else wanted.new_zeros(len(wanted), 0)
     return [row[:count] for row, count in zip(every, counts.tolist(), strict=True)]

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from settle.data.batches import Batch
@@ -19,11 +20,14 @@ def backward(
     so accumulation changes nothing but rounding.
     """
     count = max(1, sum(map(objective.count, batches))) if count is None else count
-    loss = 0.0
+    totals: list[Tensor] = []
     for batch in batches:
         total, _ = objective.batch_loss(model, batch)
         (total * (scale / count)).backward()
-        loss += float(total.detach()) / count
+        totals.append(total.detach())
+    loss = 0.0
+    for number in torch.stack(totals).tolist():  # at once: each question waits for the device
+        loss += number / count
     return loss
 
 

@@ -35,9 +35,9 @@ def logprobs(model: "Decoder", ids: Sequence[int], positions: Sequence[int]) -> 
 
     with evaluating(model):
         device = model.device
-        inputs = torch.as_tensor(list(ids), dtype=torch.long, device=device)
-        ends = torch.tensor([0, len(ids)], dtype=torch.int32, device=device)
-        hidden = model(inputs, ends)[torch.as_tensor(list(positions), device=device)]
+        inputs = torch.tensor(list(ids), dtype=torch.long).to(device)
+        ends = torch.tensor([0, len(ids)], dtype=torch.int32).to(device)
+        hidden = model(inputs, ends)[torch.tensor(list(positions)).to(device)]
         return model.logits(hidden.float()).log_softmax(-1)
 
 

@@ -28,6 +28,13 @@ def _varlen_kernel() -> Callable[..., object] | None:
     return varlen.varlen_attn
 
 
+@cache
+def _has_varlen(device: torch.device, width: int) -> bool:
+    """Whether flash attention runs there: on cards since Ampere, for heads of at most 256 numbers, in eights."""
+    is_cuda = device.type == "cuda"
+    return is_cuda and width <= 256 and width % 8 == 0 and torch.cuda.get_device_capability(device) >= (8, 0)
+
+
 def attention(
     qkv: Tensor, packing: Packing, table: RotationTable, scoring: Scoring, bias: Tensor | None = None
 ) -> Tensor:
@@ -42,8 +49,8 @@ def attention(
 def attention_over(
     qkv: Tensor, packing: Packing, table: RotationTable, scoring: Scoring, bias: Tensor | None = None
 ) -> Tensor:
-    """The same of a whole batch. The framework's kernels know no soft cap."""
-    if qkv.device.type == "cpu" or scoring.soft_cap is not None:
+    """The same of a whole batch. The framework's kernels know no soft cap, and round queries and keys to half types."""
+    if qkv.device.type == "cpu" or scoring.soft_cap is not None or scoring.in_float32:
         return apply(RotatedAttention, qkv, bias, packing, table, scoring)
     return fused_attention(qkv if bias is None else qkv + bias.to(qkv.dtype), packing, table, scoring.window)
 
@@ -54,13 +61,12 @@ def fused_attention(qkv: Tensor, packing: Packing, table: RotationTable, window:
     """
     heads, kv_heads, width = table.heads, table.kv_heads, table.head_dim
     by_head = qkv.view(-1, heads + 2 * kv_heads, width)
-    turn = torch.view_as_real(table.turn(max(b.length for b in packing.buckets))).to(qkv.dtype)
+    turn = torch.view_as_real(table.turn(packing.longest)).to(qkv.dtype)
     cos, sin = turn[packing.positions].unbind(-1)
     even, odd = by_head[:, : heads + kv_heads].unflatten(-1, (-1, 2)).unbind(-1)
     turned = torch.stack([even * cos - odd * sin, odd * cos + even * sin], dim=-1).flatten(-2)
     q, k, v = turned[:, :heads], turned[:, heads:], by_head[:, heads + kv_heads :]
-    is_half_on_cuda = qkv.device.type == "cuda" and qkv.dtype in (torch.bfloat16, torch.float16)
-    if is_half_on_cuda and _varlen_kernel() is not None:
+    if qkv.dtype in (torch.bfloat16, torch.float16) and _has_varlen(qkv.device, width) and _varlen_kernel() is not None:
         return _varlen(q, k, v, packing, window)
     out = qkv.new_zeros(qkv.shape[0], heads * width)
     for bucket in packing.buckets:
@@ -82,7 +88,7 @@ def _varlen(q: Tensor, k: Tensor, v: Tensor, packing: Packing, window: int | Non
     group = q.shape[1] // k.shape[1]
     k, v = k.repeat_interleave(group, dim=1), v.repeat_interleave(group, dim=1)
     bounds = packing.cu_seqlens.int()
-    longest = max(b.length for b in packing.buckets)
+    longest = packing.longest
     past = -1 if window is None else window - 1
     kernel = _varlen_kernel()
     assert kernel is not None, "chosen only where torch has it"

@@ -145,7 +145,9 @@ class MixtureOfExperts(nn.Module):
         tokens = torch.arange(len(x), device=x.device).repeat_interleave(self.choice.top)
         order = chosen.flatten().argsort(stable=True)
         tokens, shares = tokens[order], chances.to(x.dtype).flatten()[order].unsqueeze(1)
-        counts = chosen.flatten().bincount(minlength=len(self.experts)).tolist()
+        # bincount would ask the device for the largest number first
+        ones = torch.ones_like(order)
+        counts = order.new_zeros(len(self.experts)).index_add_(0, chosen.flatten(), ones).tolist()
         # gathered and scattered once, not once an expert
         parts = zip(self.experts, unit.index_select(0, tokens).split(counts), strict=True)
         results = torch.cat([expert.branch(rows) for expert, rows in parts if isinstance(expert, MLP) and len(rows)])

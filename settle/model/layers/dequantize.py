@@ -19,7 +19,9 @@ from torch import Tensor
 from settle.base.errors import FormatError
 from settle.formats.gguf.types import GgmlType, ggml_type
 
-_PIECE = 1 << 17  # values of a piece: half a megabyte of fp32
+_PIECE = 1 << 17  # values of a piece on a CPU: half a megabyte of fp32
+_CARD_PIECE = 1 << 24  # on a card, where every kernel costs the same however little it does
+CONSTANTS: dict[tuple[int, torch.device], Tensor] = {}  # this module's, by device
 Unpack = Callable[[Tensor, Tensor], None]  # blocks (n, bytes) uint8, out (n, values) fp32 to fill
 
 
@@ -51,7 +53,7 @@ def _by_gguf(row: GgmlType, blocks: Tensor, out: Tensor) -> None:
 
 def _in_pieces(rows: Tensor, filled: Tensor, unpack: Unpack) -> None:
     """Unpack `rows` (n, bytes) into `filled` (n, values) of any float type, some rows at a time."""
-    step = max(1, _PIECE // filled.shape[1])
+    step = max(1, _piece(filled.device) // filled.shape[1])
     exact = filled.dtype == torch.float32
     buffer = None if exact else torch.empty(min(step, len(filled)), filled.shape[1], device=filled.device)
     for first in range(0, len(rows), step):
@@ -61,6 +63,21 @@ def _in_pieces(rows: Tensor, filled: Tensor, unpack: Unpack) -> None:
         else:
             unpack(piece, buffer[: len(piece)])
             target.copy_(buffer[: len(piece)])
+
+
+def _piece(device: torch.device) -> int:
+    """Values that are turned into numbers at once."""
+    return _PIECE if device.type == "cpu" else _CARD_PIECE
+
+
+def _there(constant: Tensor, device: torch.device) -> Tensor:
+    """One of this module's constants on a device, brought there once: a copy would wait for the device every time."""
+    if device.type == "cpu":
+        return constant
+    key = id(constant), device
+    if key not in CONSTANTS:
+        CONSTANTS[key] = constant.to(device)
+    return CONSTANTS[key]
 
 
 def _half(blocks: Tensor, at: int) -> Tensor:
@@ -99,7 +116,7 @@ def _q4_1(blocks: Tensor, out: Tensor) -> None:
 def _five_bits(fours: Tensor, ones: Tensor) -> Tensor:
     """The 32 numbers of 5 bits of each block, uint8. fours (n, 16): low four bits, ones (n, 4): bit j is value j's."""
     low = torch.cat([fours & 15, fours >> 4], 1)
-    return low | (ones.unsqueeze(2) >> _EIGHT.to(ones.device) & 1).view(-1, 32) << 4
+    return low | (ones.unsqueeze(2) >> _there(_EIGHT, ones.device) & 1).view(-1, 32) << 4
 
 
 def _q5_0(blocks: Tensor, out: Tensor) -> None:
@@ -119,7 +136,7 @@ def _q8_0(blocks: Tensor, out: Tensor) -> None:
 
 def _q2_k(blocks: Tensor, out: Tensor) -> None:
     scales, packed = blocks[:, :16], blocks[:, 16:80].view(-1, 2, 1, 32)
-    out.view(-1, 2, 4, 32).copy_(packed >> _SHIFTS.to(blocks.device) & 3)
+    out.view(-1, 2, 4, 32).copy_(packed >> _there(_SHIFTS, blocks.device) & 3)
     grouped = out.view(-1, 16, 16)
     grouped.mul_((_half(blocks, 80) * (scales & 15)).unsqueeze(-1))
     grouped.sub_((_half(blocks, 82) * (scales >> 4)).unsqueeze(-1))
@@ -127,12 +144,12 @@ def _q2_k(blocks: Tensor, out: Tensor) -> None:
 
 def _q3_k(blocks: Tensor, out: Tensor) -> None:
     packed = blocks[:, 32:96].view(-1, 2, 1, 32)
-    twos = (packed >> _SHIFTS.to(blocks.device) & 3).view(-1, 8, 32)
-    ones = blocks[:, :32].view(-1, 1, 32) >> _EIGHT.to(blocks.device).unsqueeze(1) & 1
+    twos = (packed >> _there(_SHIFTS, blocks.device) & 3).view(-1, 8, 32)
+    ones = blocks[:, :32].view(-1, 1, 32) >> _there(_EIGHT, blocks.device).unsqueeze(1) & 1
     out.view(-1, 8, 32).copy_(twos | ones << 2).sub_(4)
     low, high = blocks[:, 96:104], blocks[:, 104:108]
     fours = torch.cat([low & 15, low >> 4], 1)
-    upper = (high.unsqueeze(1) >> _SHIFTS.to(blocks.device)).view(-1, 16) & 3
+    upper = (high.unsqueeze(1) >> _there(_SHIFTS, blocks.device)).view(-1, 16) & 3
     scales = (fours | upper << 4).float().sub_(32)
     out.view(-1, 16, 16).mul_((_half(blocks, 108) * scales).unsqueeze(-1))
 
@@ -155,7 +172,7 @@ def _q4_k(blocks: Tensor, out: Tensor) -> None:
 def _q5_k(blocks: Tensor, out: Tensor) -> None:
     packed = blocks[:, 48:].view(-1, 4, 32)
     fours = torch.stack([packed & 15, packed >> 4], 2).view(-1, 8, 32)
-    ones = blocks[:, 16:48].view(-1, 1, 32) >> _EIGHT.to(blocks.device).unsqueeze(1) & 1
+    ones = blocks[:, 16:48].view(-1, 1, 32) >> _there(_EIGHT, blocks.device).unsqueeze(1) & 1
     scales, minima = _scales_and_minima(blocks)
     out.view(-1, 8, 32).copy_(fours | ones << 4).mul_(scales).sub_(minima)
 
@@ -163,7 +180,7 @@ def _q5_k(blocks: Tensor, out: Tensor) -> None:
 def _q6_k(blocks: Tensor, out: Tensor) -> None:
     low, high = blocks[:, :128].view(-1, 2, 64), blocks[:, 128:192].view(-1, 2, 1, 32)
     fours = torch.cat([low & 15, low >> 4], 2).view(-1, 2, 4, 32)
-    twos = high >> _SHIFTS.to(blocks.device) & 3
+    twos = high >> _there(_SHIFTS, blocks.device) & 3
     out.view(-1, 2, 4, 32).copy_(fours | twos << 4)
     scales = _half(blocks, 208) * blocks[:, 192:208].view(torch.int8)
     out.sub_(32).view(-1, 16, 16).mul_(scales.unsqueeze(-1))
@@ -176,7 +193,7 @@ def _iq4_nl(blocks: Tensor, out: Tensor) -> None:
 
 def _iq4_xs(blocks: Tensor, out: Tensor) -> None:
     _levels(blocks[:, 8:].view(-1, 8, 16), out)
-    twos = (blocks[:, 2:4].unsqueeze(-1) >> _SHIFTS.view(-1).to(blocks.device) & 3).view(-1, 8)
+    twos = (blocks[:, 2:4].unsqueeze(-1) >> _there(_SHIFTS, blocks.device).view(-1) & 3).view(-1, 8)
     fours = torch.stack([blocks[:, 4:8] & 15, blocks[:, 4:8] >> 4], 2).view(-1, 8)
     scales = (fours | twos << 4).float().sub_(32)
     out.view(-1, 8, 32).mul_((_half(blocks, 0) * scales).unsqueeze(-1))
@@ -184,7 +201,7 @@ def _iq4_xs(blocks: Tensor, out: Tensor) -> None:
 
 def _levels(packed: Tensor, out: Tensor) -> None:
     """Uneven levels from four bits each. packed: (n, groups, 16); out: (n, 32 × groups)."""
-    levels = _IQ4_LEVELS.to(packed.device)
+    levels = _there(_IQ4_LEVELS, packed.device)
     halves = out.view(-1, packed.shape[1], 2, 16)
     halves[:, :, 0] = levels[(packed & 15).int()]
     halves[:, :, 1] = levels[(packed >> 4).int()]
@@ -220,6 +237,7 @@ _NF4_LEVELS = (
     -0.18477343022823334, -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725,
     0.24611230194568634, 0.33791524171829224, 0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0,
 )  # fmt: skip
+_NF4_TABLE = torch.tensor(_NF4_LEVELS)
 _NF4_BLOCK, _NF4_SECOND = 64, 256
 
 
@@ -253,7 +271,7 @@ def quantize_nf4(weight: Tensor) -> Nf4:
     seconds = off.abs().amax(1) / 127
     unit = torch.where(seconds > 0, seconds, 1).unsqueeze(1)
     scales = (off / unit).round().to(torch.int8).view(-1)[: len(largest)].contiguous()
-    levels = torch.tensor(_NF4_LEVELS, device=weight.device)
+    levels = _there(_NF4_TABLE, weight.device)
     between = (levels[1:] + levels[:-1]) / 2
     stored = _nf4_scales(scales, seconds, mean).unsqueeze(1)
     codes = torch.empty(len(blocks), _NF4_BLOCK // 2, dtype=torch.uint8, device=weight.device)
@@ -271,12 +289,12 @@ def dequantize_nf4(packed: Nf4, dtype: torch.dtype = torch.float32, out: Tensor 
     device = packed.codes.device
     if out is None:
         out = torch.empty(packed.shape, dtype=dtype, device=device)
-    levels = torch.tensor(_NF4_LEVELS, device=device)
+    levels = _there(_NF4_TABLE, device)
     # both numbers of a byte are looked up at once, as one 64-bit entry
     pairs = torch.stack([levels.repeat(16), levels.repeat_interleave(16)], 1).view(torch.int64).view(-1)
     scales = _nf4_scales(packed.scales, packed.seconds, packed.mean).unsqueeze(1)
     filled, codes = out.view(-1, _NF4_BLOCK), packed.codes.view(-1, _NF4_BLOCK // 2)
-    step = _PIECE // _NF4_BLOCK
+    step = _piece(device) // _NF4_BLOCK
     for first in range(0, len(filled), step):
         looked_up = pairs[codes[first : first + step].int()].view(torch.float32)
         target = filled[first : first + step]

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from settle.model.config import Rope
+from settle.model.layers.transfer import on_host, to_device
 
 
 class Scoring(NamedTuple):
@@ -53,7 +54,7 @@ class Packing:
 
     def __init__(self, cu_seqlens: Tensor) -> None:
         self.cu_seqlens = cu_seqlens
-        self.bounds: list[int] = cu_seqlens.tolist()
+        self.bounds: list[int] = on_host(cu_seqlens).tolist()
         self.num_tokens = self.bounds[-1]
         self.device = cu_seqlens.device
 
@@ -62,7 +63,14 @@ class Packing:
         """Index of each token in its segment, (N,) int64."""
         starts = self.cu_seqlens[:-1].long()
         lengths = self.cu_seqlens[1:].long() - starts
-        return torch.arange(self.num_tokens, device=self.device) - starts.repeat_interleave(lengths)
+        return torch.arange(self.num_tokens, device=self.device) - starts.repeat_interleave(
+            lengths, output_size=self.num_tokens
+        )
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest segment."""
+        return max(b - a for a, b in zip(self.bounds, self.bounds[1:], strict=False))
 
     @property
     def is_uniform(self) -> bool:
@@ -93,7 +101,7 @@ class Packing:
         gather = (starts + torch.minimum(steps, sizes - 1)).flatten()
         padded_rows = real.nonzero().squeeze(1)
         rows = (gather, gather[padded_rows], padded_rows)
-        return Bucket(len(members), length, *(r.to(self.device) for r in rows))
+        return Bucket(len(members), length, *(to_device(r, self.device) for r in rows))
 
 
 class RotationTable:

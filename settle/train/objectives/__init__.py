@@ -13,6 +13,7 @@ from settle.base.registry import Part
 from settle.data.batches import Batch
 from settle.data.store import TokenStore
 from settle.model.decoder import Decoder
+from settle.model.layers.transfer import on_host, to_device
 from settle.model.pretrained import Pretrained
 from settle.train.settled import frequency_loss
 
@@ -76,7 +77,9 @@ class Objective(Part):
 
     def held_out_losses(self, model: Decoder, batches: Sequence[Batch]) -> list[tuple[float, int]]:
         """Of each batch of rows that nothing is learned from: a sum of nats and a count."""
-        return [(float(total), count) for total, count in (self.batch_loss(model, batch) for batch in batches)]
+        losses = [self.batch_loss(model, batch) for batch in batches]
+        totals = torch.stack([total for total, _ in losses]).tolist()  # at once: each question waits for the device
+        return [(total, count) for total, (_, count) in zip(totals, losses, strict=True)]
 
     def frequency_loss(self, train: TokenStore, held_out: Sequence[Batch], vocab_size: int) -> float:
         """The held-out loss of knowing only how often each target occurs in (a bounded part of) the training data."""
@@ -116,6 +119,11 @@ def on_device(model: Decoder, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
     """inputs (N,), targets (N,), cu_seqlens (S+1,) where the model is."""
     device = model.device
     inputs, targets, cu_seqlens = (
-        torch.from_numpy(a).to(device) for a in (batch.inputs, batch.targets, batch.cu_seqlens)
+        to_device(torch.from_numpy(a), device) for a in (batch.inputs, batch.targets, batch.cu_seqlens)
     )
     return inputs, targets, cu_seqlens
+
+
+def supervised(targets: Tensor) -> Tensor:
+    """The places of the targets (N,) that are counted, (P,), where the targets are."""
+    return to_device((on_host(targets) >= 0).nonzero().squeeze(1), targets.device)

@@ -15,6 +15,7 @@ from settle.data.decisions.temperature import divergences, fit_temperature
 from settle.data.rows.store import RowStore
 from settle.data.store import TokenStore
 from settle.model.decoder import Decoder
+from settle.model.layers.transfer import to_device
 from settle.model.pretrained import Pretrained
 from settle.train.objectives import Objective, Rows, on_device
 
@@ -67,14 +68,14 @@ class Decision(Objective):
         scores, shares = [], []
         for batch in batches:
             inputs, cu_seqlens, own = self._with_shares(model, batch)
-            scores.append(self.scores(model, inputs, cu_seqlens, own).double())
-            shares.append(own.double())
+            scores.append(self.scores(model, inputs, cu_seqlens, own).cpu().double())  # Apple's GPU has no float64
+            shares.append(own.cpu().double())
         width = max(own.shape[1] for own in shares)
         filled = [
             [torch.nn.functional.pad(own, (0, width - own.shape[1]), value=nothing) for own in parts]
             for parts, nothing in ((scores, -math.inf), (shares, 0.0))
         ]
-        all_scores, all_shares = (torch.cat(parts).cpu().numpy() for parts in filled)
+        all_scores, all_shares = (torch.cat(parts).numpy() for parts in filled)
         heat = fit_temperature(all_scores, np.maximum(all_shares, 0.0))
         return [
             (float(_gaps(own / heat, wanted).sum()), len(wanted)) for own, wanted in zip(scores, shares, strict=True)
@@ -97,10 +98,10 @@ class Decision(Objective):
         inputs, targets, cu_seqlens = on_device(model, batch)
         if batch.shares is None:
             return inputs, cu_seqlens, self._shares(targets, cu_seqlens)
-        return inputs, cu_seqlens, torch.from_numpy(batch.shares).to(model.device)
+        return inputs, cu_seqlens, to_device(torch.from_numpy(batch.shares), model.device)
 
     def _shares(self, targets: Tensor, cu_seqlens: Tensor) -> Tensor:
-        labels = torch.tensor(self.labels, device=targets.device)
+        labels = to_device(torch.tensor(self.labels), targets.device)
         return (targets[cu_seqlens[1:].long() - 1].unsqueeze(1) == labels).float()
 
     def _apart(self, model: Decoder, inputs: Tensor, cu_seqlens: Tensor, shares: Tensor) -> tuple[Tensor, int]:
@@ -110,7 +111,7 @@ class Decision(Objective):
         """Logits (S, K) of the labels behind each segment in fp32 (fp64 stays fp64), -inf where `shares` (S, K) is
         negative: beyond a row's options."""
         hidden = model(inputs, cu_seqlens).index_select(0, cu_seqlens[1:].long() - 1)
-        labels = torch.tensor(self.labels[: shares.shape[1]], device=inputs.device)
+        labels = to_device(torch.tensor(self.labels[: shares.shape[1]]), inputs.device)
         cast, head = model.head_operands()
         table = (head if head.requires_grad else cast).index_select(0, labels).to(hidden.dtype)
         wide = torch.promote_types(hidden.dtype, torch.float32)

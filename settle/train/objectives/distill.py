@@ -14,8 +14,9 @@ from settle.library.pretrained import open_pretrained
 from settle.model.config import DecoderOptions
 from settle.model.decoder import Decoder
 from settle.model.kv_cache import continued
+from settle.model.layers.transfer import on_host, to_device
 from settle.model.pretrained import Pretrained
-from settle.train.objectives import Objective, Rows, on_device
+from settle.train.objectives import Objective, Rows, on_device, supervised
 from settle.train.objectives._divergence import Kind, LinearDivergence, Measure
 from settle.train.teacher import LiveTeacher, RecordedTeacher, Teacher, with_states
 
@@ -152,7 +153,7 @@ class Distill(Objective):
     def reference(self, model: Decoder, batch: Batch) -> tuple[float, int]:
         batch = self.annotated(batch)
         inputs, targets, cu_seqlens = on_device(model, batch)
-        counted = (targets >= 0).nonzero().squeeze(1)
+        counted = supervised(targets)
         losses = self.loaded_teacher.losses(inputs, cu_seqlens, counted, targets[counted], _record(batch, model))
         return float(losses.sum()), len(counted)
 
@@ -172,7 +173,7 @@ class Distill(Objective):
     def _apart(
         self, model: Decoder, inputs: Tensor, targets: Tensor, cu_seqlens: Tensor, record: Tensor | None
     ) -> tuple[Tensor, int]:
-        counted = (targets >= 0).nonzero().squeeze(1)
+        counted = supervised(targets)
         self.loaded_teacher.follow(model)
         output = self.loaded_teacher.output(inputs, cu_seqlens, counted, record)
         layers = range(len(output.states))
@@ -195,10 +196,10 @@ class Distill(Objective):
         A plain text is completed after its first quarter. Draws come from torch's generator, which the loop seeds by
         position: a resumed run draws the same.
         """
-        bounds = cu_seqlens.tolist()
+        bounds, known = on_host(cu_seqlens).tolist(), on_host(targets)
         prompts, lengths = [], []
         for begin, end in zip(bounds, bounds[1:], strict=False):
-            learned = (targets[begin:end] >= 0).nonzero()
+            learned = (known[begin:end] >= 0).nonzero()
             first = int(learned[0]) if len(learned) else end - begin - 1
             if first == 0:
                 first = (end - begin) // OPENING
@@ -208,12 +209,12 @@ class Distill(Objective):
         rows = [torch.cat([prompt, answer]) for prompt, answer in zip(prompts, answers, strict=True)]
         aims = [torch.cat([p.new_full((len(p) - 1,), -1), answer]) for p, answer in zip(prompts, answers, strict=True)]
         places = [row[: len(aim)] for row, aim in zip(rows, aims, strict=True)]
-        edges = torch.tensor([0, *map(len, places)], device=inputs.device).cumsum(0).to(cu_seqlens.dtype)
+        edges = to_device(torch.tensor([0, *map(len, places)]).cumsum(0).to(cu_seqlens.dtype), inputs.device)
         return torch.cat(places), torch.cat(aims), edges
 
 
 def _record(batch: Batch, model: Decoder) -> Tensor | None:
-    return None if batch.record is None else torch.from_numpy(batch.record).to(model.device)
+    return None if batch.record is None else to_device(torch.from_numpy(batch.record), model.device)
 
 
 def _distance(ours: Tensor, theirs: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from torch.nn.functional import logsigmoid
 
 from settle.data.batches import Batch
 from settle.model.decoder import Decoder
-from settle.train.objectives import Objective, Preferences, Rows, on_device
+from settle.train.objectives import Objective, Preferences, Rows, on_device, supervised
 from settle.train.objectives.next_token import token_losses
 
 
@@ -53,7 +53,7 @@ class DPO(Objective):
 
 def answer_losses(model: Decoder, inputs: Tensor, targets: Tensor, cu_seqlens: Tensor) -> Tensor:
     """Nats of the supervised tokens of each segment: (S,)."""
-    counted = (targets >= 0).nonzero().squeeze(1)
+    counted = supervised(targets)
     losses = token_losses(model, model(inputs, cu_seqlens).index_select(0, counted), targets.index_select(0, counted))
     segment = torch.searchsorted(cu_seqlens, counted, right=True) - 1
     return losses.new_zeros(len(cu_seqlens) - 1).index_add(0, segment, losses)

@@ -9,7 +9,8 @@ from torch import Tensor
 from torch.autograd import Function
 
 from settle.model.decoder import Decoder
-from settle.train.objectives import Objective, Rows
+from settle.model.layers.transfer import on_host
+from settle.train.objectives import Objective, Rows, supervised
 
 QUICK_ROWS = 256  # rows of a product with the head; with fewer, reading the head takes most of the time
 
@@ -34,10 +35,9 @@ class NextToken(Objective):
 
     def loss(self, model: Decoder, inputs: Tensor, targets: Tensor, cu_seqlens: Tensor) -> tuple[Tensor, int]:
         hidden = model(inputs, cu_seqlens)
-        counted = targets >= 0
-        count = int(counted.sum())
+        count = int((on_host(targets) >= 0).sum())
         if count < len(targets):
-            positions = counted.nonzero().squeeze(1)
+            positions = supervised(targets)
             hidden, targets = hidden.index_select(0, positions), targets.index_select(0, positions)
         cast, head = model.head_operands()
         soft_cap = model.options.logit_soft_cap
