@@ -7,6 +7,7 @@ import pytest
 
 from settle.formats.gguf import export_gguf
 from settle.library.store import StoredModel, add_model
+from tests.studio.payloads import PAYLOADS
 from tests.trained import adapter, merged, trained
 
 TEMPLATE = (
@@ -16,7 +17,7 @@ TEMPLATE = (
 
 
 def stock(home: Path) -> None:
-    """`tiny` and `tuned` are different weights; `twin` is a copy of `tiny` under another name. Rows, too."""
+    """`tiny` and `tuned` are different weights; `twin` is a copy of `tiny` under another name. Rows hold scripts."""
     if (home / "tiny.gguf").exists():
         return
     made = trained()
@@ -27,5 +28,6 @@ def stock(home: Path) -> None:
             file = home / f"{name}.gguf"
             export_gguf(made.part, tensors, made.tokenizer, file, "f32", {"chat_template": TEMPLATE})
             add_model(StoredModel(name, "gguf", file, "ab" * 32, "test"))
-    rows = [{"prompt": f"What is {n} + {n}?", "completion": f"It is {2 * n}."} for n in range(48)]
+    scripts = [" ".join((PAYLOADS * 2)[8 * n % 40 :][:8]) for n in range(48)]
+    rows = [{"prompt": f"What is {n} + {n}? {scripts[n]}", "completion": f"It is {2 * n}."} for n in range(48)]
     (home / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

@@ -15,6 +15,7 @@ from settle.studio.forms.arguments import arguments, positional, shell_line
 from settle.studio.forms.form import _types
 from tests.studio.conftest import start_studio
 from tests.studio.made_models import stock
+from tests.studio.payloads import PAYLOADS
 
 COMMANDS = [name for name, command in Command.parts().items() if command.begins_work]
 
@@ -144,6 +145,8 @@ def test_dropped_rows_are_shown_with_their_mask_beside_the_forecast(page, studio
     page.get_by_role("rowheader", name="time").wait_for()
     learned = page.locator("mark").all_text_contents()
     assert learned and all(text.strip().startswith("It is") for text in learned)
+    shown = "".join(page.locator("pre.tall").all_text_contents())
+    assert sum(payload in shown for payload in PAYLOADS) > 10 and page.evaluate("window.__ran") is None
     assert not [run for run in (studio.home / "runs").iterdir() if "rows" in run.name]
 
 

@@ -2,12 +2,14 @@
 
 import shutil
 from types import SimpleNamespace
+from urllib.parse import quote
 
 import numpy as np
 import pytest
 import torch
 
 from settle.data.tokenizer.byte_bpe import ByteBpeTokenizer
+from settle.data.tokenizer.byte_characters import BYTE_CHARACTERS
 from settle.formats.gguf import export_gguf
 from settle.infer.live.sample import logprobs
 from settle.infer.tokens.next_token import Sampler, describe
@@ -17,14 +19,9 @@ from settle.library.store import StoredModel, add_model
 from settle.model.architectures.llama import Llama
 from settle.model.source import Source
 from tests.studio.conftest import axe_findings
+from tests.studio.payloads import PAYLOADS
 
 TEXT = "the sea was calm, the sea was wide"
-PAYLOADS = (
-    "<script>window.hacked=1</script>", "<img/src=x/onerror=window.hacked=1>", "</button><svg/onload=window.hacked=1>",
-    "{{constructor.constructor('window.hacked=1')()}}", "javascript:window.hacked=1", "'+(window.hacked=1)+'",
-    "${window.hacked=1}", "\"onmouseover=\"window.hacked=1", "<iframe/srcdoc='<script>parent.hacked=1</script>'>",
-    "</script><script>window.hacked=1//", "<a/href='javascript:window.hacked=1'>x</a>", "`-window.hacked=1-`",
-)  # fmt: skip
 PIECES = (b"\xe2", b"\x82", b"\xac")  # of €
 START = f"/tokens?model=sea&text={TEXT}"
 
@@ -68,7 +65,9 @@ def sea(studio, tmp_path_factory):
                 free = [
                     i for i, raw in enumerate(tokenizer.token_bytes) if raw and raw[0] >= 0x80 and raw not in PIECES
                 ]
-                spelled = dict(zip(free, PAYLOADS, strict=False))
+                texts = ["".join(BYTE_CHARACTERS[byte] for byte in text.encode()) for text in PAYLOADS]
+                spelled = dict(zip(free, texts, strict=False))
+                assert len(spelled) == len(PAYLOADS)
                 last = model(torch.tensor(ids), torch.tensor([0, len(ids)], dtype=torch.int32))[-1].detach()
                 for place, token in enumerate(spelled):
                     weights["lm_head.weight"][token] = (6 - 0.1 * place) * last / (last @ last)
@@ -199,10 +198,29 @@ def test_no_script_of_a_model_or_a_text_runs(read):
     read.get_by_role("button", name="Read it").click()
     read.get_by_text("settle tokens sea '<script>").wait_for()
     for payload in PAYLOADS[:4]:
-        read.goto("/tokens?model=sea&text=" + payload.replace("&", "%26").replace("#", "%23"))
+        read.goto("/tokens?model=sea&text=" + quote(payload))
         read.get_by_role("button", name="Read it").click()
         read.get_by_role("status").filter(has_text="tokens, read by").wait_for()
-    assert read.evaluate("window.hacked") is None
+    assert read.evaluate("window.__ran") is None
+
+
+def test_no_script_that_a_model_answers_with_runs(page, sea):
+    """In a conversation, and beside another model."""
+    for number, two in enumerate(("", "&with=shore")):
+        page.goto(f"/chat?model=sea{two}")
+        page.get_by_text("More settings").click()
+        page.get_by_label("top-k").fill("40")
+        page.get_by_label("max-tokens").fill("1")
+        page.get_by_label("temperature").fill("2")
+        for seed in range(4):
+            page.get_by_label("seed").fill(str(seed))
+            page.get_by_label("Message", exact=True).fill(TEXT)
+            page.keyboard.press("Enter")
+            page.locator(".turn").nth(seed).wait_for()
+            page.wait_for_function("document.querySelector('[role=log]').ariaBusy === 'false'")
+        answers = page.locator(".turn .message:not(.mine)").all_inner_texts()
+        assert len(answers) == 4 * (number + 1)
+        assert {text for text in answers if text in PAYLOADS} and page.evaluate("window.__ran") is None
 
 
 def test_odd_texts_and_what_a_model_cannot(page, sea):
@@ -230,4 +248,4 @@ def test_a_lesson_is_measured_on_the_persons_model(page, sea):
     assert page.locator(".versus pre").count() == 2 and "%" in page.locator("table").inner_text()
     page.get_by_role("button", name="Measure lesson 1").click()
     page.get_by_text("Not measured: only").wait_for()
-    assert axe_findings(page) == [] and page.evaluate("window.hacked") is None
+    assert axe_findings(page) == [] and page.evaluate("window.__ran") is None

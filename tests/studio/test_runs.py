@@ -16,7 +16,6 @@ from settle.base.event_log import Events
 from settle.base.run import Run
 from tests.studio import made_runs
 from tests.studio.conftest import SECONDS, assert_kept_to_itself, axe_findings, start_studio, watch
-from tests.studio.payloads import PAYLOADS
 
 
 def legend(page, chart: str):
@@ -191,25 +190,6 @@ def test_a_run_is_replayed(page):
     page.get_by_text("qj xv").wait_for()
     page.get_by_text("3,000 such answers").wait_for()
     assert axe_findings(page) == []
-
-
-@pytest.mark.parametrize("path", ["/runs/hostile", "/compare?runs=hostile,calm", "/learning/hostile", "/"])
-def test_no_text_of_a_run_becomes_a_script(page, studio, path):
-    if not list((studio.home / "runs").glob("*-hostile-*")):
-        says = [kinds.Say(text=text) for text in PAYLOADS]
-        samples = [kinds.Sample(step=n, moment=t, prompt=t, text=t) for n, t in enumerate(PAYLOADS)]
-        checks = [kinds.ProofCheck(check=text, passed=True, detail=text) for text in PAYLOADS]
-        plan = {"loop": {f"key {n} {text}": text for n, text in enumerate(PAYLOADS)}}
-        result = made_runs.FINISHED | {"why": " ".join(PAYLOADS), "audit": {"sentence": PAYLOADS[0]}}
-        happened = [*made_runs.training(5), *samples, *says, *checks]
-        folder = made_runs.write_run(studio.home, "hostile", happened, result, plan=plan)
-        (folder / "out" / "card.md").write_text("\n".join(PAYLOADS))
-    dialogs = []
-    page.on("dialog", lambda dialog: dialogs.append(dialog.message) or dialog.dismiss())
-    page.goto(path)
-    page.get_by_text(PAYLOADS[-1] if "learning" in path else "hostile").first.wait_for()
-    page.evaluate("new Promise(requestAnimationFrame)")
-    assert page.evaluate("window.__ran") is None and not dialogs
 
 
 def test_names_of_other_languages_and_long_ones_keep_their_place(page, studio):
