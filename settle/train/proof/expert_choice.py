@@ -1,4 +1,4 @@
-"""Holds the experts of a mixture fixed while types are compared.
+"""Holds the experts of a mixture fixed while types are compared, and while the loss is differenced.
 
 Which experts a token takes is a step function of its router's chances: the smallest rounding changes it where two are
 nearly as likely, and a gradient through another expert is another gradient, however right it is. So the exact
