@@ -8,6 +8,7 @@
     python bench/scale.py TEXTS speed                    # two ranks against one with two threads, in turns
     python bench/scale.py TEXTS memory --size 100M       # what a rank of four holds, and what was forecast
     python bench/scale.py TEXTS save --size 10M          # what a save beside the training costs
+    python bench/scale.py TEXTS muon --size 10M          # Muon's step over matrices that two ranks share out
     python bench/scale.py TEXTS single --before TREE     # one process, against another checkout, in turns
 
 Every rank is a process of its own, forked from one that has imported torch already, and what it runs is the loop of
@@ -16,6 +17,7 @@ Every rank is a process of its own, forked from one that has imported torch alre
 
 import argparse
 import contextlib
+import itertools
 import json
 import math
 import os
@@ -270,9 +272,9 @@ def memory(bench: Bench, ranks: int = 4) -> None:
     sizes, held, size = (1, ranks), dict[tuple[str, int], list[dict[str, float]]](), bench.size
     for bench.size in ("60k", size):
         for number in sizes:
-            run = bench.run("memory", number > 1, checkpoint_steps=10**6, evaluation_cost=0.01, warmup_steps=1)
+            run = bench.run("memory", number > 1, checkpoint_steps=2, evaluation_cost=0.01, warmup_steps=1)
             forecast = rank_memory(TrainingPlan.from_json(run.read("plan.json") or {}), number)
-            codes = Ranks(run, number, 3, hear=_note_memory).start().wait()
+            codes = Ranks(run, number, 5, hear=_note_memory).start().wait()
             notes = [json.loads((run.path / f"memory-{rank}.json").read_text()) for rank in range(number)]
             held[bench.size, number] = notes
             say(part="memory", size=bench.size, ranks=number, codes=codes, held=notes, forecast=forecast)
@@ -285,7 +287,7 @@ def memory(bench: Bench, ranks: int = 4) -> None:
 
 
 def _note_memory(loop: Loop, rank: int) -> None:
-    """The states after two steps, and the most that the process holds beyond what it held before the model."""
+    """The states, and the most that the process holds in steps and saves beyond what it held before the model."""
     trainer, take, peak = loop.trainer, loop.trainer.take_step, PeakMemory()
     steps = [0]
 
@@ -342,6 +344,39 @@ def _note_saves(loop: Loop, rank: int) -> None:
         return is_kept
 
     loop.trainer.take_step, store.save = step, saved
+
+
+def muon(bench: Bench) -> None:
+    """Seconds of Muon's step: one rank; two that each take half of the matrices whole; torch.optim.Muon on the same."""
+    for size in (1, 2):
+        run = bench.run("muon", True, checkpoint_steps=10**6, evaluation_cost=0.01)
+        codes = Ranks(run, size, 3, hear=_note_updates).start().wait()
+        found = json.loads((run.path / "updates.json").read_text())
+        say(part="muon", ranks=size, codes=codes, **{name: statistics.median(took) for name, took in found.items()})
+
+
+def _note_updates(loop: Loop, rank: int) -> None:
+    """Steps on the gradient of one batch: ours, then torch's, in turns."""
+    trainer, path = loop.trainer, loop.session.run.path / "updates.json"
+    rates = trainer.stepper.rates
+    take = trainer.take_step
+
+    def noted(*arguments: object) -> object:
+        result = take(*arguments)
+        matrices = [p for _, p in itertools.chain.from_iterable(trainer.stepper.groups.values())]
+        theirs = torch.optim.Muon(matrices, lr=rates.lr, momentum=rates.momentum, ns_steps=rates.ns_steps)
+        took: dict[str, list[float]] = {"ours": [], "torch": []}
+        for _ in range(4):
+            for name, step in (("ours", lambda: trainer.stepper.step(0.0)), ("torch", theirs.step)):
+                trainer.world.agree(0.0)
+                began = time.perf_counter()
+                step()
+                took[name].append(time.perf_counter() - began)
+        if rank == 0:
+            path.write_text(json.dumps(took))
+        return result
+
+    trainer.take_step = noted
 
 
 SINGLE = """
@@ -433,10 +468,10 @@ def main() -> None:
             elif part in ("disk", "partition"):
                 {"disk": disk, "partition": partition}[part](bench, is_sharded)
             else:
-                {"curves": curves, "memory": memory, "save": save}[part](bench)
+                {"curves": curves, "memory": memory, "save": save, "muon": muon}[part](bench)
 
 
-PARTS = ("curves", "kills", "disk", "partition", "speed", "memory", "save", "single")
+PARTS = ("curves", "kills", "disk", "partition", "speed", "memory", "save", "muon", "single")
 
 if __name__ == "__main__":
     main()

@@ -285,6 +285,7 @@ def rank_memory(plan: TrainingPlan, size: int) -> float:
     whole = layer * (5 * number + 2 * WEIGHT)
     step = optimizer.bytes_of_step(Counter(architecture.linears().values()), size)
     loop = plan.loop
-    rows = max(loop.sequence_length, loop.tokens_per_step // loop.micro_batches / size)
-    activations = rows * architecture.activation_bytes_per_token(loop.sequence_length, number)
+    micro = loop.tokens_per_step // loop.micro_batches
+    tokens = min(micro, max(loop.sequence_length, micro / size))  # a row stays whole
+    activations = tokens * architecture.activation_bytes_per_token(loop.sequence_length, number)
     return shares + max(tables + whole + activations, step)

@@ -22,7 +22,7 @@ from settle.jobs.ranks.setup import differences
 from settle.jobs.settings import JobSettings, TrainSettings, TuneSettings
 from settle.machine.threads import num_threads
 
-FORECAST = {"time": {"value": 90.0, "low": 80.0, "high": 100.0}}
+FORECAST = {"time": {"value": 90.0, "low": 80.0, "high": 100.0}, "rank_memory": {"ranks": 32, "value": 5e9}}
 
 
 @pytest.fixture
@@ -107,6 +107,7 @@ def test_the_scripts_are_valid_and_start_the_run(kind: str, hosts: int, tmp_path
     settings = settings.model_copy(update={"name": "mine"})
     text = script(kind, "tune", settings, FORECAST)
     assert "time: 90 s (80 % interval 80 to 100)" in text
+    assert "each of 32 ranks while it trains: 5e+09 bytes" in text
     shell = text
     if kind in ("kubernetes", "skypilot"):
         parsed = yaml.safe_load(text)

@@ -108,6 +108,9 @@ def _forecast(forecast: Mapping[str, object]) -> list[str]:
         if isinstance(value, Mapping):
             low, high = value.get("low"), value.get("high")
             lines.append(f"  {name}: {value.get('value'):,.6g} {unit} (80 % interval {low:,.6g} to {high:,.6g})")
+    of_ranks = forecast.get("rank_memory")
+    if isinstance(of_ranks, Mapping):
+        lines.append(f"  each of {of_ranks['ranks']:,} ranks while it trains: {of_ranks['value']:,.6g} bytes")
     return ["forecast of one process on the machine that wrote this:", *lines] if lines else []
 
 

@@ -52,7 +52,8 @@ def _write_script(job: str, settings: TrainSettings | TuneSettings, kind: str, e
 
     start_job(job, settings.model_copy(update={"dry": True}), Events(listeners=[pass_on]))
     forecast = found.get("forecast")
-    text = script(kind, job, settings.with_recipe().value, forecast if isinstance(forecast, Mapping) else {})
+    figures = {**(forecast if isinstance(forecast, Mapping) else {}), "rank_memory": found.get("rank_memory")}
+    text = script(kind, job, settings.with_recipe().value, figures)
     events.emit(AnswerText(text=text))
     events.emit(ResultReady(result={**found, "script": text}))
     return 0
