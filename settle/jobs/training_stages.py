@@ -198,8 +198,8 @@ def rank_memory_figures(c: TrainingContext) -> dict[str, object]:
     if size == 1 or not c.plan.loop.is_sharded:
         return {}
     needed = rank_memory(c.plan, size)
-    text = f"each of {size} ranks needs about {needed / 1e6:,.0f} MB for the model while it trains; rank 0 all of it at the ends"
-    c.events.emit(Say(text=text))
+    text = f"each of {size} ranks needs about {needed / 1e6:,.0f} MB for the model while it trains"
+    c.events.emit(Say(text=f"{text}; rank 0 all of it at the ends"))
     return {"rank_memory": {"ranks": size, "value": needed}}
 
 
