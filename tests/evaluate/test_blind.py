@@ -5,11 +5,12 @@ import math
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
 
-from settle.base.errors import UsageError
+from settle.base.errors import ResourceError, UsageError
 from settle.base.event_log import Events
 from settle.base.statistics import add_two_interval
 from settle.cli import main
@@ -57,6 +58,8 @@ def test_the_same_weights_are_refused_with_a_number_whatever_they_are_called(mod
             assert require_different_weights(tuned, tiny, ("tuned", "tiny")).nats == apart
     with pytest.raises(UsageError, match="compared with itself"):
         BlindSession((models["tiny"], models["tiny"]))
+    with pytest.raises(UsageError, match="both are called tiny"):
+        BlindSession((models["tiny"], replace(models["tuned"], name="tiny")))
 
 
 def test_both_answer_the_very_same_messages_and_the_preferred_answer_continues(models):
@@ -156,6 +159,14 @@ def test_votes_of_several_processes_are_all_kept_and_the_last_one_counts(home):
     vote("p2", "b")
     kept = Ballots.read().votes
     assert (kept["p0"], kept["p1"], kept["p2"]) == ("same", "bad", "b")
+
+
+def test_a_full_disk_is_an_error_in_words(home):
+    pair = made_pair(0)
+    (home / "votes.jsonl").rename(home / "kept")
+    (home / "votes.jsonl").symlink_to("/dev/full")
+    with pytest.raises(ResourceError, match="cannot write to .*votes.jsonl: No space left"):
+        add_pair(pair)
 
 
 def test_after_the_names_were_shown_a_vote_is_final(home):

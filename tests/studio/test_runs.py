@@ -53,6 +53,8 @@ def test_a_home_without_runs_says_how_to_start_one(browser, tmp_path):
     seen = watch(tab)
     tab.goto(live.link)
     tab.get_by_text("settle train FOLDER").wait_for()
+    tab.get_by_role("link", name="Chat and compare").click()
+    tab.get_by_text("`settle pull smollm2` gets one").wait_for()
     context.close()
     live.stop()
     assert_kept_to_itself(seen, live.address)

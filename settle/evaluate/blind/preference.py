@@ -121,6 +121,6 @@ def votes(name: str | None, choice: str | None, events: Events) -> int:
     both = set(pair.models)
     for one in preferences(Ballots.read()):
         if set(one.models) == both:
-            events.emit(Say(text=f"{one.votes} votes on these two: {one.sentence}"))
+            events.emit(Say(text=f"votes on these two: {one.votes}; {one.sentence}"))
     events.emit(ResultReady(result={"pair": pair.id, "vote": choice, "a": pair.names[0], "b": pair.names[1]}))
     return 0

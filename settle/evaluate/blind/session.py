@@ -30,10 +30,12 @@ class BlindSession:
     """
 
     def __init__(self, models: Sequence[ModelRef], seed: int | None = None) -> None:
-        """Raises UsageError for one model twice."""
+        """Raises UsageError for one model twice, and for two of one name."""
         one, two = models
-        if one.id == two.id:
+        if (one.weights, one.adapter) == (two.weights, two.adapter):
             raise UsageError(f"{one.id} would be compared with itself", "choose two models")
+        if one.id == two.id:
+            raise UsageError(f"both are called {one.id}, and votes go by names", "give one of the files another name")
         self.models, self.weights = (one.id, two.id), (stamp(one), stamp(two))
         self.seed = secrets.randbits(31) if seed is None else seed
         self.id = secrets.token_hex(4)
