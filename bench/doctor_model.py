@@ -1,14 +1,16 @@
 """A tiny model of a family that the doctor's checks were not built on, to be looked at by bench/doctor.py.
 
-    python bench/doctor_model.py OUT.gguf && python bench/doctor.py OUT.gguf [--healthy]
+    python bench/doctor_model.py OUT.gguf [--family phi3] && python bench/doctor.py OUT.gguf [--healthy]
 
-Qwen3 with Gemma's turns, in a byte-level vocabulary, trained for a minute on the doctor's own prose and answers: only
-what a model knows can become less likely by a fault.
+Qwen3 with Gemma's turns, or Phi-3 with Seed's, in a byte-level vocabulary, trained for a minute on the doctor's own
+prose and answers: only what a model knows can become less likely by a fault.
 """
 
-import sys
+import argparse
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -16,33 +18,70 @@ import torch
 from settle.data.rows.known_templates import GEMMA
 from settle.data.tokenizer.byte_bpe import ByteBpeTokenizer
 from settle.doctor.known_answers import KNOWN_ANSWERS, PARAGRAPHS, PROSE, SPELLED
+from settle.doctor.turns import FORMS
 from settle.formats.gguf import export_gguf, read_gguf
 from settle.formats.gguf.edit import write_edited
 from settle.formats.gguf.metadata import TOKENS
 from settle.library.facts import PLAIN_TEXT_KEY, TEMPLATE_KEY
+from settle.model.architectures.phi3 import Phi3
 from settle.model.architectures.qwen3 import Qwen3
 
 STEPS, DOCUMENTS, RATE = 160, 14, 4e-3
-NAMES = {"<|im_start|>": "<start_of_turn>", "<|im_end|>": "<end_of_turn>"}
+
+
+class Family(NamedTuple):
+    """part: its architecture. settings: beside those that every tiny model has. template: its chat template. turn: a
+    question and its answer in those turns, in ChatML's tokens, which `names` renames. seed: of weights and rows."""
+
+    part: type[Qwen3] | type[Phi3]
+    settings: Mapping[str, object]
+    template: str
+    turn: str
+    names: Mapping[str, str]
+    seed: int
+
+
+FAMILIES = {
+    "qwen3": Family(
+        Qwen3,
+        {"hidden_size": 96, "intermediate_size": 192, "rope_theta": 1e5, "num_attention_heads": 3},
+        GEMMA,
+        "<|im_start|>user\n{question}<|im_end|>\n<|im_start|>model\n{answer}<|im_end|>\n",
+        {"<|im_start|>": "<start_of_turn>", "<|im_end|>": "<end_of_turn>"},
+        7,
+    ),
+    "phi3": Family(
+        Phi3,
+        {"hidden_size": 128, "intermediate_size": 224, "rope_theta": 1e4, "num_attention_heads": 4},
+        FORMS["seed"].template,
+        "<|im_start|>user\n{question}<|im_end|><|im_start|>assistant\n{answer}<|im_end|>",
+        {"<|im_start|>": "<seed:bos>", "<|im_end|>": "<seed:eos>"},
+        11,
+    ),
+}
 
 
 def main() -> None:
-    out = Path(sys.argv[1])
-    turns = [
-        f"<|im_start|>user\n{known.question}<|im_end|>\n<|im_start|>model\n{known.answer}<|im_end|>\n"
-        for known in KNOWN_ANSWERS
-    ]
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--family", choices=FAMILIES, default="qwen3")
+    asked = parser.parse_args()
+    out, family = asked.out, FAMILIES[asked.family]
+    turns = [family.turn.format(question=known.question, answer=known.answer) for known in KNOWN_ANSWERS]
     texts = PROSE + SPELLED + PARAGRAPHS
     with tempfile.TemporaryDirectory() as folder:
         tokenizer = ByteBpeTokenizer.train(texts + turns, 800, Path(folder))
-        part = Qwen3(
-            hidden_size=96, intermediate_size=192, num_hidden_layers=3, num_attention_heads=3, num_key_value_heads=1,
-            head_dim=32, vocab_size=tokenizer.vocab_size, max_position_embeddings=2048, rope_theta=1e5,
-            bos_token_id=tokenizer.bos_id, eos_token_id=tokenizer.eos_id,
+        part = family.part(
+            num_hidden_layers=3, num_key_value_heads=1, head_dim=32, vocab_size=tokenizer.vocab_size,
+            max_position_embeddings=2048, bos_token_id=tokenizer.bos_id, eos_token_id=tokenizer.eos_id,
+            **family.settings,
         )  # fmt: skip
-        model = part.build(seed=7)
+        model = part.build(seed=family.seed)
         documents = [torch.from_numpy(tokenizer.encode(text, True).astype("int64")) for text in turns + turns + texts]
-        optimizer, random = torch.optim.AdamW(model.parameters(), lr=RATE, betas=(0.9, 0.95)), np.random.default_rng(7)
+        optimizer, random = (
+            torch.optim.AdamW(model.parameters(), lr=RATE, betas=(0.9, 0.95)),
+            np.random.default_rng(family.seed),
+        )
         for step in range(STEPS):
             optimizer.param_groups[0]["lr"] = RATE * min(1.0, 2 * (1 - step / STEPS))
             chosen = [documents[i] for i in random.choice(len(documents), DOCUMENTS, replace=False)]
@@ -56,8 +95,8 @@ def main() -> None:
         print(f"loss {float(loss):.2f} nats per token")
         weights = {name: parameter.detach() for name, parameter in model.named_parameters()}
         made = export_gguf(part, weights, tokenizer, Path(folder) / "made.gguf", "f16")
-        tokens = [NAMES.get(str(token), token) for token in read_gguf(made).metadata[TOKENS]]
-        write_edited(made, out, {TOKENS: tokens, TEMPLATE_KEY: GEMMA, PLAIN_TEXT_KEY: None})
+        tokens = [family.names.get(str(token), token) for token in read_gguf(made).metadata[TOKENS]]
+        write_edited(made, out, {TOKENS: tokens, TEMPLATE_KEY: family.template, PLAIN_TEXT_KEY: None})
 
 
 if __name__ == "__main__":
