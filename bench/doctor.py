@@ -9,6 +9,7 @@ as they are and in set-ups that are right, of which none may be proven and hardl
 """
 
 import argparse
+import itertools
 import json
 import os
 import statistics
@@ -34,10 +35,11 @@ from settle.doctor.find_subject import find_subject
 from settle.doctor.known_answers import KNOWN_ANSWERS, PROSE
 from settle.doctor.prove import expected_seconds, prove
 from settle.doctor.subject import Running, Subject
+from settle.doctor.training.example_run import example_run
 from settle.formats.gguf import read_gguf
 from settle.infer.engine import Engine
 from settle.library.engines import PACKAGE, installed_engine
-from settle.library.facts import takes_turns
+from settle.library.facts import read_facts, takes_turns
 from settle.library.reference import ModelRef
 
 # of checks that a model alone does not have; those of runs tune it themselves
@@ -141,7 +143,7 @@ def _diagnosed(check: Check, broken: Subject, folder: Path) -> dict[str, object]
 def _healthy(subject: Subject) -> Iterator[dict[str, object]]:
     """The model as it is, and in other set-ups that are right."""
     with tempfile.TemporaryDirectory() as folder:
-        for name, right in [*_right(subject, Path(folder)), *_right_of_others(subject, Path(folder))]:
+        for name, right in itertools.chain(_right(subject, Path(folder)), _right_of_others(subject, Path(folder))):
             started = time.monotonic()
             seen = examine(right, Events())
             row: dict[str, object] = {"set_up": name, "look_seconds": round(time.monotonic() - started, 1)}
@@ -162,7 +164,11 @@ def _right(subject: Subject, folder: Path) -> Iterator[tuple[str, Subject]]:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     yield "a thread for each core", replace(subject, running=replace(subject.running, threads=cores))
     named = edited_file(subject.model, folder / "named.gguf", {"general.name": "another name"})
-    yield "another name", with_file(subject, named)
+    yield "another name, beside a copy", with_file(subject, named)
+    facts = read_facts(subject.model.weights)
+    yield "context of its own", replace(subject, running=replace(subject.running, context=facts.context))
+    yield "cache bf16", replace(subject, running=replace(subject.running, cache="bf16"))
+    yield "within 4 GB", replace(subject, running=replace(subject.running, room=4 << 30))
 
 
 def _right_of_others(subject: Subject, folder: Path) -> Iterator[tuple[str, Subject]]:
@@ -170,6 +176,43 @@ def _right_of_others(subject: Subject, folder: Path) -> Iterator[tuple[str, Subj
     yield "exported by this llama.cpp", _exported_run(subject, subject.model)
     if takes_turns(read_gguf(subject.model.weights).metadata):
         yield "its own answers", _sound_answers(subject.model, folder)
+        for name, asked in _right_requests().items():
+            path = folder / f"{name.replace(' ', '-')}.jsonl"
+            yield name, replace(record(LocalModel(subject.model), asked, path), model=subject.model)
+    yield "documents, 4 passages", _sound_collection(folder)
+    yield "losses that fall", _sound_history(folder)
+    yield "tuned as usual", example_run(subject, folder / "tuned", {})
+
+
+def _right_requests() -> dict[str, list[Request]]:
+    """What clients ask that do nothing wrong."""
+    questions = [known.question for known in KNOWN_ANSWERS[8:12]]
+    one = [{"role": "user", "content": question} for question in questions]
+    system = {"role": "system", "content": "You are a helpful assistant. Answer in one sentence."}
+    turns: list[dict[str, object]] = [system]
+    conversation = []
+    for known in KNOWN_ANSWERS[8:12]:
+        turns.append({"role": "user", "content": known.question})
+        conversation.append(Request(tuple(turns), settings={"max_tokens": 48, "temperature": 0}))
+        turns.append({"role": "assistant", "content": known.answer})
+    weather = {"name": "get_weather", "description": "The weather of a city", "parameters": {"type": "object"}}
+    tools = ({"type": "function", "function": weather},)
+    return {
+        "drawn at 0.8": [Request((turn,), settings={"temperature": 0.8, "max_tokens": 48, "seed": 3}) for turn in one],
+        "instructions kept": conversation,
+        "tools that nobody needs": [Request((turn,), tools, {"max_tokens": 48, "temperature": 0}) for turn in one],
+        "the same start": [Request((system, turn), settings={"max_tokens": 48, "temperature": 0}) for turn in one],
+    }
+
+
+def _sound_history(folder: Path) -> Subject:
+    """Of another trainer, whose losses fall towards a floor."""
+    log = [{"step": step, "loss": 1 + 3 / (1 + step / 40)} for step in range(10, 410, 10)]
+    log += [{"step": step, "eval_loss": 1.1 + 3 / (1 + step / 40) + 0.01 * (-1) ** step} for step in range(20, 420, 21)]
+    path = folder / "checkpoint-400" / "trainer_state.json"
+    path.parent.mkdir()
+    write_json(path, {"global_step": 400, "log_history": sorted(log, key=lambda entry: entry["step"])})
+    return find_subject(str(path), Running())
 
 
 def _show_injected(rows: list[dict[str, object]]) -> None:

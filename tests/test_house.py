@@ -104,6 +104,13 @@ def _tracked() -> list[Path]:
     return [path for path in paths or ROOT.rglob("*.*") if path.is_file() and path.stat().st_size < 1 << 20]
 
 
+def test_no_file_that_a_command_wrote_is_in_the_tree():
+    """At the top there is nothing but texts: commands that are tried there leave models, and `git add` takes them."""
+    assert not [
+        path.name for path in _tracked() if path.parent == ROOT and path.suffix not in ("", ".md", ".toml", ".txt")
+    ]
+
+
 def test_the_tree_names_no_place_of_the_machine_it_was_made_on():
     """No absolute path to this checkout or this person's home, and no host of a package index set up here."""
     top = f"/{ROOT.parts[1]}/"

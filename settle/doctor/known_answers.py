@@ -85,7 +85,7 @@ SPELLED = [
     "if n % 2 == 0:\n    n = n // 2\nelse:\n    n = 3 * n + 1\n",
     "On 24 December 1968 three men saw what nobody'd seen before: the Earth rising, 384,400 km away.",
 ]
-_SENTENCES = [
+SENTENCES = [
     "The weather this morning was better than we had hoped.",
     "It took them three days to reach the coast.",
     "Our neighbours have a dog that barks all night.",
@@ -134,5 +134,5 @@ def _paragraphs(sentences: list[str], together: int) -> list[str]:
 
 
 # some hundred tokens each
-PARAGRAPHS = _paragraphs(PROSE, 4) + _paragraphs(_SENTENCES, 8)
+PARAGRAPHS = _paragraphs(PROSE, 4) + _paragraphs(SENTENCES, 8)
 PARAGRAPHS += _paragraphs([f"{known.question} {known.answer}" for known in KNOWN_ANSWERS], 6)

@@ -12,8 +12,10 @@ from typing import NamedTuple
 import numpy as np
 
 from settle.base.errors import SettleError
-from settle.doctor.known_answers import PARAGRAPHS
-from settle.doctor.trial import Item, Side, Trial
+from settle.data.likelihoods import Likelihoods
+from settle.doctor.known_answers import PARAGRAPHS, SPELLED, KnownAnswer
+from settle.doctor.trial import FEWEST_ITEMS, Item, Side, Trial
+from settle.doctor.turns import rendered, turn_end
 from settle.infer.engine import Engine
 from settle.infer.scorer import AS_IT_IS, Overrides, Scorer
 from settle.library.reference import ModelRef
@@ -21,6 +23,8 @@ from settle.library.reference import ModelRef
 SKIPPED = 24  # tokens of a long text, which are guesses whatever the set-up
 CONTEXT = 1024  # tokens, of what is read at once
 PROVEN = 6  # paragraphs that a proof reads
+GUARDED = FEWEST_ITEMS  # texts that may not get worse by a fix
+HARM_NATS = 0.02  # per token, that they may not get worse by
 
 
 class Reading(NamedTuple):
@@ -68,6 +72,14 @@ class Reader:
     def nats(self, reading: Reading) -> float:
         """Mean negative log-likelihood of the ids from `first` on."""
         return float(np.mean(self.losses(reading)))
+
+    def recorded(self, windows: Sequence[Sequence[int]], folder: Path) -> Likelihoods:
+        """A record of what it expects after each token of some windows, in `folder`."""
+        return self._scorer.likelihoods(windows, folder)
+
+    def divergence(self, record: Likelihoods, window: int) -> float:
+        """KL(record ‖ this) over one of its windows, mean nats per token."""
+        return float(self._scorer.compare_window(record, window).kl.mean())
 
     def losses(self, reading: Reading) -> np.ndarray:
         """Negative log-likelihood of each id from `first` on (L,), in nats."""
@@ -132,9 +144,27 @@ def text_reading(engine: Engine, text: str, most: int = CONTEXT) -> Reading:
     return Reading(ids, max(1, min(SKIPPED, len(ids) // 4)))
 
 
+def answer_reading(
+    engine: Engine, known: KnownAnswer, template: str | None, end: str | None, before: KnownAnswer | None = None
+) -> Reading:
+    """A known answer behind its question. template: None for plain text. end: what must follow it, of a template its
+    own; None for nothing. before: an earlier turn of the conversation."""
+    answer = engine.tokenize(known.answer)
+    if template is None:
+        earlier = f"Question: {before.question}\nAnswer: {before.answer}\n" if before else ""
+        prompt = engine.plain(f"{earlier}Question: {known.question}\nAnswer:")
+        answer = engine.tokenize(f" {known.answer}")
+    else:
+        earlier_turns = ((before.question, before.answer),) if before else ()
+        text = rendered(engine.metadata, template, known.question, earlier_turns)
+        prompt = engine.opened(engine.tokenize(text, special=True))
+        end = end and turn_end(engine.metadata, template)
+    return Reading([*prompt, *answer, *(engine.tokenize(end, special=True)[:1] if end else ())], len(prompt))
+
+
 class LikelihoodSide(Side):
-    """A set-up measured by the nats per token that it gives each item. model: whose file is read, or `path` instead.
-    reader: of it, while it is open."""
+    """A set-up measured by the nats per token that it gives each item, and each guard, a plain text. model: whose file
+    is read, or `path` instead. reader: of it, while it is open."""
 
     def __init__(
         self,
@@ -162,6 +192,14 @@ class LikelihoodSide(Side):
         assert self.reader is not None
         return self.reader.nats(self.reading(self.reader.engine, item))
 
+    def guard(self, item: Item) -> float:
+        assert self.reader is not None
+        return self.reader.nats(self.guard_reading(self.reader.engine, item))
+
+    def guard_reading(self, engine: Engine, item: Item) -> Reading:
+        """The ids of a guard in this set-up, and from where on they count."""
+        return text_reading(engine, str(item))
+
     def close(self) -> None:
         reader, self.reader = self.reader, None
         if reader is not None:
@@ -179,5 +217,7 @@ def prose_trial(knob: str, before: Side, after: Side, looked: int, least: float)
         items=PARAGRAPHS[looked : looked + PROVEN],
         others=PARAGRAPHS[looked + PROVEN :],
         least=least,
+        guards=SPELLED[:GUARDED],
+        harm=HARM_NATS,
         seconds=1.0,
     )

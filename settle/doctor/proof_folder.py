@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import json
 import re
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,6 +57,14 @@ def opened(folder: Path) -> Iterator[Path]:
         yield folder
     finally:
         lock.release()
+
+
+def remove_copies(folder: Path) -> None:
+    """Removes what a proof makes again in seconds, and is as large as a model."""
+    for copy in folder.glob("*.gguf"):
+        copy.unlink()
+    for record in folder.glob("*.record"):
+        shutil.rmtree(record)
 
 
 def write_case(folder: Path, subject: Subject, finding: Finding, knob: str, proof: Proof | None) -> None:

@@ -1,25 +1,31 @@
-"""Runs the A/B of a finding: A B B A, each measurement kept on the disk, and the fix tested again on other items."""
+"""Runs the A/B of a finding: A B B A, each measurement kept on the disk, and the fix tested again on other items.
+
+It stops as soon as it shows the change: after six items where all agree, else after more, and never after more than the
+trial has. Each look at what was measured may err, so they share the error of one test (Bonferroni)."""
 
 import json
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from settle.base.errors import ResourceError, SettleError
 from settle.base.event_log import Events
 from settle.base.events import Progress, Say
 from settle.base.files import parse_json
-from settle.base.statistics import PairedTest, paired_test
+from settle.base.statistics import VERDICT_P, PairedTest, paired_test
 from settle.doctor.findings import State
-from settle.doctor.trial import Item, Side, Trial
+from settle.doctor.trial import FEWEST_ITEMS, Item, Side, Trial
 from settle.jobs.trials.pace import time_text
 from settle.machine import memory
 
 MEMORY_SHARE = 0.6  # of what is free, for both sides together
 SAID_SECONDS, SAID_TIMES = 10.0, 1.5  # from which, and times as much or as little, a time is said anew
 RETESTED = 0.5  # of the effect that counts, that the fix must still show on other items
+ERROR = 0.05  # of all looks together, in both directions
+FIRST_ERROR = 2 / 2**FEWEST_ITEMS  # of the first: as much as six that all agree need
+FEW, MANY = 9, 18  # items: of fewer than so many one look is taken, of fewer than that two, else three
 Key = tuple[str, str, int]  # part of the trial, side, item
 
 
@@ -50,8 +56,26 @@ class Proof:
 
 
 def expected_seconds(trial: Trial) -> float:
-    """What proof and re-test take together, as expected before anything ran."""
+    """What proof and re-test take together, as expected before anything ran, where the first look at each shows it."""
+    return trial.preparing + trial.seconds * 2 * _fewest(trial)
+
+
+def most_seconds(trial: Trial) -> float:
+    """The same where it takes all items to show it."""
     return trial.preparing + trial.seconds * 2 * (len(trial.items) + len(trial.others) + len(trial.guards))
+
+
+def looks(number: int) -> list[tuple[int, float]]:
+    """After how many of `number` items it is looked, and the p-value that shows a change then."""
+    if number < FEW:
+        return [(number, VERDICT_P)]
+    later = [number] if number < MANY else [2 * FEWEST_ITEMS, number]
+    return [(FEWEST_ITEMS, FIRST_ERROR), *((n, (ERROR - FIRST_ERROR) / len(later)) for n in later)]
+
+
+def _fewest(trial: Trial) -> int:
+    """Items until the first look at the proof and at the re-test, and the guards."""
+    return looks(len(trial.items))[0][0] + looks(len(trial.others))[0][0] + len(trial.guards)
 
 
 def prove(trial: Trial, record: Path, events: Events) -> Proof:
@@ -60,16 +84,16 @@ def prove(trial: Trial, record: Path, events: Events) -> Proof:
     started = time.monotonic()
     measurements = _Measurements(trial, record, events)
     try:
-        effect = _compared(trial, *measurements.of("proof", trial.items))
+        effect = _sequential(trial, measurements, "proof", trial.items, _least(trial))
         state = _state(trial, effect)
         retest = guards = None
         if state == "proven":
-            retest = _compared(trial, *measurements.of("retest", trial.others))
+            retest = _sequential(trial, measurements, "retest", trial.others, RETESTED * _least(trial))
             if trial.guards:
-                before, after = measurements.of("guard", trial.guards)
+                before, after = measurements.of("guard", trial.guards, 0)
                 guards = paired_test([-v for v in before], [-v for v in after])
         holds = retest is not None and _is_shown(retest, RETESTED * _least(trial))
-        verified = holds and not (guards is not None and guards.verdict == "worse")
+        verified = holds and not (guards is not None and is_worse(guards, trial.harm))
         return Proof(state, effect, retest, guards, verified, time.monotonic() - started, {})
     except _Unmeasured as e:
         return Proof("likely", None, None, None, False, time.monotonic() - started, {e.side: e.why})
@@ -77,8 +101,29 @@ def prove(trial: Trial, record: Path, events: Events) -> Proof:
         measurements.close()
 
 
+def _sequential(
+    trial: Trial, measurements: "_Measurements", part: str, items: Sequence[Item], least: float
+) -> PairedTest:
+    """The test of the change after the first look that shows it, or after the last. Its p-value is corrected so that
+    the verdict's limit is right whenever it stopped."""
+    seen = 0
+    for number, enough in looks(len(items)):
+        values = measurements.of(part, items[:number], seen)
+        test = _compared(trial, *values)
+        test = replace(test, adjusted_p=min(1.0, test.p_value / enough * VERDICT_P))
+        seen = number
+        if _is_shown(test, least):
+            break
+    return test
+
+
 def _least(trial: Trial) -> float:
     return math.log1p(trial.least) if trial.timed else trial.least
+
+
+def is_worse(guards: PairedTest, harm: float) -> bool:
+    """Whether what must not get worse did, by as much as counts."""
+    return guards.verdict == "worse" and guards.difference.value <= -harm
 
 
 def _is_shown(test: PairedTest, least: float) -> bool:
@@ -120,12 +165,14 @@ class _Measurements:
         self._has_said = False
         both = trial.before.num_bytes + trial.after.num_bytes
         self._one_at_a_time = trial.apart or both > MEMORY_SHARE * memory().available
-        self._total = 2 * (len(trial.items) + len(trial.others) + len(trial.guards))
+        self._total = 2 * _fewest(trial)
 
-    def of(self, part: str, items: Sequence[Item]) -> tuple[list[float], list[float]]:
-        """The values of both sides. Raises _Unmeasured."""
+    def of(self, part: str, items: Sequence[Item], seen: int) -> tuple[list[float], list[float]]:
+        """The values of both sides. seen: items that an earlier look had. Raises _Unmeasured."""
         sides = {"before": self._trial.before, "after": self._trial.after}
-        for order, group in self._turns(items):
+        missing = sum((part, name, at) not in self._known for name in sides for at in range(seen, len(items)))
+        self._total = max(self._total, len(self._known) + missing)
+        for order, group in self._turns(range(seen, len(items))):
             for name in order:
                 for at in group:
                     if (part, name, at) not in self._known:
@@ -139,12 +186,12 @@ class _Measurements:
         while self._open:
             self._open.pop().close()
 
-    def _turns(self, items: Sequence[Item]) -> Iterator[tuple[Sequence[str], Sequence[int]]]:
+    def _turns(self, places: range) -> Iterator[tuple[Sequence[str], Sequence[int]]]:
         """A B, B A: by single items where times are compared, else by halves, which load a model least often."""
-        size = 1 if self._trial.timed else -(-len(items) // 2)
-        for number, first in enumerate(range(0, len(items), size)):
+        size = 1 if self._trial.timed else -(-len(places) // 2)
+        for number, first in enumerate(range(places.start, places.stop, size)):
             order = ("before", "after") if number % 2 == 0 else ("after", "before")
-            yield order, range(first, min(first + size, len(items)))
+            yield order, range(first, min(first + size, places.stop))
 
     def _measured(self, side: Side, part: str, item: Item) -> float:
         try:

@@ -8,7 +8,7 @@ from settle.base.events import Listing
 from settle.base.statistics import PairedTest
 from settle.doctor.checks import Check
 from settle.doctor.findings import Finding
-from settle.doctor.prove import Proof
+from settle.doctor.prove import Proof, is_worse
 from settle.doctor.subject import Subject
 from settle.doctor.trial import Trial
 
@@ -37,7 +37,7 @@ def proof_sentences(finding: Finding, trial: Trial, proof: Proof, folder: Path) 
     if proof.retest is not None:
         held = "holds" if proof.verified else "does not hold"
         yield f"the fix {held} on other items: {effect_text(trial, proof.retest)}"
-    if proof.guards is not None and proof.guards.verdict == "worse":
+    if proof.guards is not None and is_worse(proof.guards, trial.harm):
         yield f"something else got worse with it: {proof.guards.difference.value:+.3f}"
     yield f"every measurement is in {folder}; `settle doctor {folder}` runs it again"
 

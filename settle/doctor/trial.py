@@ -38,10 +38,10 @@ class Trial:
     items: the proof is made on them, at least six; none of them raised the suspicion. others: the fix is tested
     again on them; none is an item. least: the smallest mean change that counts, in `unit`; of a time, the smallest
     ratio less one. timed: the measure is a time or a speed, compared as ratios of pairs in turns. lower: less is
-    better. guards: items of `Side.guard`, of which none may get worse. seconds: that one measurement is expected to
-    take; preparing: that it takes to make both sides ready, once. fix: what mends it, where the trial itself found the
-    change that helps; else the check knows it. apart: a side is closed before the other is opened, since one would
-    change what the other measures."""
+    better. guards: items of `Side.guard`, which may not get worse by `harm` or more on average. seconds: that one
+    measurement is expected to take; preparing: that it takes to make both sides ready, once. fix: what mends it, where
+    the trial itself found the change that helps; else the check knows it. apart: a side is closed before the other is
+    opened, since one would change what the other measures."""
 
     knob: str
     before: Side
@@ -54,6 +54,7 @@ class Trial:
     lower: bool = True
     timed: bool = False
     guards: Sequence[Item] = ()
+    harm: float = 0.0
     seconds: float = 1.0
     fix: Fix | None = None
     preparing: float = 0.0

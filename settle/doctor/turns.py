@@ -1,6 +1,6 @@
 """How turns are written: what a chat template puts around a question and behind an answer, and the known ways to."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -106,9 +106,15 @@ def turn_end(metadata: Metadata, source: str) -> str:
     return template.render(turns).rpartition(ANSWER)[2] or special_token(metadata, "eos")
 
 
-def rendered(metadata: Metadata, source: str, question: str) -> str:
-    """A question by a chat template, ready for an answer. Raises TemplateFailure."""
-    turns = [{"role": "user", "content": question}]
+def rendered(metadata: Metadata, source: str, question: str, earlier: Sequence[tuple[str, str]] = ()) -> str:
+    """A question by a chat template, ready for an answer. earlier: questions and answers before it. Raises
+    TemplateFailure."""
+    turns = [
+        {"role": role, "content": text}
+        for turn in earlier
+        for role, text in zip(("user", "assistant"), turn, strict=True)
+    ]
+    turns.append({"role": "user", "content": question})
     return compiled_template(metadata, source).render(turns, add_generation_prompt=True)
 
 

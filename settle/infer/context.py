@@ -7,10 +7,11 @@ from settle.machine import memory
 LONGEST_UNASKED = 1 << 17  # tokens: a longer context must be asked for, since a file may claim any
 
 
-def fitting_context(name: str, metadata: Metadata, asked: int | None, slots: int) -> int:
-    """Tokens of context for each slot: never more than the model knows, nor than memory holds, whatever the file
-    says. Raises ResourceError when what was asked for does not fit."""
+def fitting_context(name: str, metadata: Metadata, asked: int | None, slots: int, beyond: bool = False) -> int:
+    """Tokens of context for each slot: never more than the model knows, unless `beyond` that was asked for, nor than
+    memory holds, whatever the file says. Raises ResourceError when what was asked for does not fit."""
     longest, per_token = longest_context(name, metadata), bytes_per_token(metadata) * slots
+    longest = max(longest, asked or 0) if beyond else longest
     fits = memory().available // 2 // max(per_token, 1)  # half is left for everything else
     if asked is not None and min(asked, longest) > fits:
         raise ResourceError(

@@ -59,13 +59,18 @@ class Scorer(ChildModel["ScorerChild"]):
     """One model loaded in one child that reads windows of ids.
 
     context: tokens of the longest window, its last one, which is only predicted, aside; never more than the model was
-    made for. The file is checked in Python before the child may open it. Raises UsageError when the package is missing,
-    FormatError for a file that is not a sound GGUF, ResourceError when the context does not fit into memory,
-    EngineError when llama.cpp refuses the file or dies.
+    made for, unless `beyond`. The file is checked in Python before the child may open it. Raises UsageError when the
+    package is missing, FormatError for a file that is not a sound GGUF, ResourceError when the context does not fit
+    into memory, EngineError when llama.cpp refuses the file or dies.
     """
 
     def __init__(
-        self, path: Path | str, context: int = 512, threads: int | None = None, overrides: Overrides = AS_IT_IS
+        self,
+        path: Path | str,
+        context: int = 512,
+        threads: int | None = None,
+        overrides: Overrides = AS_IT_IS,
+        beyond: bool = False,
     ) -> None:
         if importlib.util.find_spec(PACKAGE) is None:
             raise UsageError(f"measuring a file needs {PACKAGE.replace('_', '-')}", "pip install 'settle-lm[shrink]'")
@@ -73,12 +78,12 @@ class Scorer(ChildModel["ScorerChild"]):
         self.metadata = read_gguf(self.path).metadata
         self.num_vocab = len(texts(self.metadata, TOKENS))
         longest = longest_context(self.path.name, self.metadata)
-        if context > longest:
+        if context > longest and not beyond:
             raise UsageError(
                 f"{self.path.name} was made for {longest:,} tokens, and a window has {context:,}",
                 f"measure on windows of at most {longest:,}",
             )
-        self.context = fitting_context(self.path.name, self.metadata, context, 1)
+        self.context = fitting_context(self.path.name, self.metadata, context, 1, beyond)
         settings = {
             "path": str(self.path.resolve()),
             "context": self.context,
@@ -157,12 +162,16 @@ class Scorer(ChildModel["ScorerChild"]):
                 "compare bits per byte on the same text",
             )
         number = min(reference.num_windows, most_windows or reference.num_windows)
-        folder, parts = str(reference.folder.resolve()), []
+        parts = []
         for index in range(number):
-            self._require_window(reference.window(index))
-            parts.append(Compared(*self._child.ask({"folder": folder, "window": index})))
+            parts.append(self.compare_window(reference, index))
             on_tokens(len(parts[-1].kl))
         return Compared.joined(parts)
+
+    def compare_window(self, reference: Likelihoods, index: int) -> Compared:
+        """The same over one window of the record, whose vocabulary is this model's."""
+        self._require_window(reference.window(index))
+        return Compared(*self._child.ask({"folder": str(reference.folder.resolve()), "window": index}))
 
     def logprobs(self, windows: Iterable[Sequence[int]], on_tokens: OnTokens = ignore_progress) -> list[Array]:
         """Log-probabilities of the tokens that came, (L − 1,) for each window; any vocabulary."""

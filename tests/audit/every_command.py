@@ -57,6 +57,9 @@ COMMANDS = [
     ["audit"],
     ["doctor"],
     ["connect"],
+    ["tokens", "tiny", "How are the models shrunk?"],
+    ["lessons", "tiny", "--draws", "4"],
+    ["prove-scale", "notes", "--ranks", "1,2", "--steps", "5", "--size", "20k"],
     ["pull", "./decider.gguf", "--name", "copy"],
     ["bench", "serve", "tiny", "--rounds", "1", "--tokens", "4"],
     ["serve", "--port", "0"],
@@ -128,6 +131,6 @@ if __name__ == "__main__":
     folder = Path(os.environ["SETTLE_HOME"])
     stock(folder)
     os.chdir(folder)
-    results = {argv[0]: run(argv, OPENED.path) for argv in COMMANDS}
+    results = {argv[0].replace("-", "_"): run(argv, OPENED.path) for argv in COMMANDS}
     sys.stdout.write(json.dumps({"level": OPENED.level, "commands": results}) + "\n")
     LEDGER.__exit__(None, None, None)

@@ -27,6 +27,7 @@ def test_nothing_is_found_in_health(about: tuple[str, ...], home) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", CHECKS)
 def test_an_injected_failure_is_found_first_proven_and_mended(name: str, home, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)  # a fix is written into the current folder
     check = CHECKS[name]()
     broken = check.injected(healthy(check.about), tmp_path)
     finding = examine(broken, Events()).findings[0]
@@ -39,7 +40,6 @@ def test_an_injected_failure_is_found_first_proven_and_mended(name: str, home, t
     assert len(set(items)) == len(items), "the re-test must be on other items than the proof"
     proof = prove(trial, tmp_path / "measurements.jsonl", Events())
     assert (proof.state, proof.verified) == ("proven", True), proof.to_json()
-    monkeypatch.chdir(tmp_path)
     fix = check.fix(finding, broken)
     assert fix.what and fix.command
     if fix.write and fix.undo:

@@ -1,6 +1,10 @@
 """`settle doctor` from the look to the fix, with a check that another package brings."""
 
 import json
+import os
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -72,6 +76,23 @@ def test_after_ctrl_c_the_same_command_goes_on(wobbly, capsys):
     assert len((wobbly / "asked").read_text().splitlines()) == 32
 
 
+def test_a_doctor_that_was_killed_leaves_nothing_locked(wobbly, capsys):
+    (wobbly / "hang").touch()
+    code = "import sys; from settle.cli import main; sys.exit(main(sys.argv[1:]))"
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    killed = subprocess.Popen([sys.executable, "-c", code, "doctor", "--prove", "901"], env=environment)
+    while not (wobbly / "hanging").exists():
+        assert killed.poll() is None
+        time.sleep(0.05)
+    killed.kill()
+    killed.wait()
+    (folder(wobbly) / "fixed.gguf").write_bytes(b"a copy of a model")
+    (wobbly / "hang").unlink()
+    assert main(["doctor", "--prove", "901"]) == 3
+    assert "proven: the level is 4" in "".join(capsys.readouterr())
+    assert not list(folder(wobbly).glob("*.gguf"))
+
+
 def test_fix_writes_and_looks_again(wobbly, capsys):
     main(["doctor", "--prove", "901", "--fix"])
     assert "wrote level = 2" in "".join(capsys.readouterr()) and (wobbly / "level").read_text() == "2"
@@ -87,6 +108,7 @@ def test_a_fix_after_which_it_is_still_so_is_taken_back(wobbly, capsys):
 def test_copies_of_a_model_do_not_stay(wobbly, capsys):
     main(["doctor", "--prove", "901"])
     (folder(wobbly) / "fixed.gguf").write_bytes(b"large")
+    (folder(wobbly) / "whole.record").mkdir()
     main(["doctor", "--prove", "901"])
     assert sorted(path.name for path in folder(wobbly).iterdir()) == [".lock", "measurements.jsonl", "proof.json"]
 

@@ -1,13 +1,15 @@
 """The A/B of a finding: its order, its verdicts, what a Ctrl-C leaves, and what it says of a side that fails."""
 
 import json
+import math
 import random
 
 import pytest
 
 from settle.base.errors import EngineError, ResourceError
 from settle.base.event_log import Events
-from settle.doctor.prove import prove
+from settle.base.statistics import paired_test
+from settle.doctor.prove import looks, prove
 from settle.doctor.trial import Side, Trial
 
 ITEMS = [f"item {i}" for i in range(8)]
@@ -58,6 +60,43 @@ def test_a_clear_effect_is_proven_and_the_fix_is_tested_on_other_items(tmp_path)
     # A B B A: each half of the items is measured on both sides before the next
     order = [name for name, item in asked if item in ITEMS]
     assert order == ["before"] * 4 + ["after"] * 8 + ["before"] * 4
+
+
+def test_a_clear_effect_is_shown_by_six_items_and_no_more_are_measured(tmp_path):
+    asked, many = [], {"items": [f"item {i}" for i in range(12)], "others": [f"other {i}" for i in range(20)]}
+    proof = prove(trial_of(*pair(asked), **many), tmp_path / "m.jsonl", Events())
+    assert proof.verified and (proof.effect.rows, proof.retest.rows) == (6, 6) and len(asked) == 24
+
+
+def test_where_one_of_the_first_disagrees_more_are_asked(tmp_path):
+    class Contradicted(Measured):
+        def measure(self, item):
+            return super().measure(item) + (1.2 if item == "item 2" else 0.0)
+
+    asked, many = [], {"items": [f"item {i}" for i in range(12)], "others": [f"other {i}" for i in range(12)]}
+    trial = trial_of(Measured("before", 2.0, asked), Contradicted("after", 1.0, asked), **many)
+    proof = prove(trial, tmp_path / "m.jsonl", Events())
+    assert proof.state == "proven" and (proof.effect.rows, proof.retest.rows) == (12, 6)
+    order = [name for name, item in asked if item in many["items"]]
+    assert order == (["before"] * 3 + ["after"] * 6 + ["before"] * 3) * 2, "each look is A B B A of its own"
+
+
+@pytest.mark.parametrize("number", [6, 8, 9, 12, 17, 18, 24])
+def test_all_looks_together_err_as_one_test_may(number):
+    """By every course of coin tosses: of a change that does nothing, at most 2.5 % are shown as better."""
+    courses, shown, done = {0: 1.0}, 0.0, 0
+    for at, enough in looks(number):
+        after = {}
+        for wins, chance in courses.items():
+            for more in range(at - done + 1):
+                test = paired_test([0.0] * at, [1.0] * (wins + more) + [-1.0] * (at - wins - more))
+                share = chance * math.comb(at - done, more) / 2 ** (at - done)
+                if test.difference.value > 0 and test.p_value <= enough:
+                    shown += share
+                else:
+                    after[wins + more] = after.get(wins + more, 0.0) + share
+        courses, done = after, at
+    assert 0 < shown <= 0.025
 
 
 def test_no_effect_is_ruled_out_and_nothing_is_tested_again(tmp_path):

@@ -1,6 +1,7 @@
 """A check of another package: a number in a file of this machine is too large. `level` files stand for a setting."""
 
 import os
+import time
 from pathlib import Path
 from typing import ClassVar
 
@@ -21,6 +22,9 @@ class Level(Side):
         self.name, self.level = name, level
 
     def measure(self, item):
+        if (level_file().parent / "hang").exists():
+            (level_file().parent / "hanging").touch()
+            time.sleep(600)
         if (level_file().parent / "interrupt").exists():
             raise KeyboardInterrupt
         with (level_file().parent / "asked").open("a") as file:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from settle.doctor.known_answers import PROSE
+from settle.doctor.known_answers import PROSE, SENTENCES
 from settle.doctor.trial import Item, Side
 from settle.infer.engine import Engine
 from settle.library.reference import ModelRef
@@ -14,7 +14,7 @@ LEAST_SECONDS = 0.4  # of a measurement
 
 def openings(first: int, number: int) -> Sequence[Item]:
     """Beginnings of texts that a model completes, all different."""
-    return [" ".join(text.split()[:6]) for text in PROSE[first : first + number]]
+    return [" ".join(text.split()[:6]) for text in [*PROSE, *SENTENCES][first : first + number]]
 
 
 class TokenTime(Side):

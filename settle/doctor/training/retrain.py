@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import ModuleType
 
 from settle.base.errors import UsageError
 from settle.base.files import write_atomic
@@ -64,9 +65,28 @@ def retrained(facts: TrainingFacts, recipe: Mapping[str, object], steps: int, fo
 
 def short_run_of(command: str, recipe: Mapping[str, object], run: Run) -> None:
     """As `short_run`."""
-    from settle.jobs.trials.short_run import short_run  # loads torch, which a look does not need
+    _short_runs().short_run(command, recipe, run)
 
-    short_run(command, recipe, run)
+
+def keeps_adapter(run: Run) -> bool:
+    """Whether the weights that it trained are there beside what it exported."""
+    return (run.out / "adapter").is_dir()
+
+
+def exported_again(facts: TrainingFacts, path: Path) -> Callable[[], Served]:
+    """What makes a run's adapter again for llama.cpp, at `path`, from the weights that the run keeps."""
+
+    def make() -> Served:
+        assert facts.base is not None
+        return Served(facts.base, _short_runs().exported_again(facts.run, facts.base, path))
+
+    return make
+
+
+def _short_runs() -> ModuleType:
+    from settle.jobs.trials import short_run  # loads torch, which a look does not need
+
+    return short_run
 
 
 def recipe_fix(run: Run, recipe: Mapping[str, object], what: str) -> Fix:

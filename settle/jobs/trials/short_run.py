@@ -3,6 +3,7 @@
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 from settle.base.errors import RunError
 from settle.base.event_log import Events
@@ -10,15 +11,16 @@ from settle.base.files import write_json
 from settle.base.run import Run
 from settle.base.settings import resolve
 from settle.base.stop_signals import Stopping
-from settle.evaluate.gate.export import ExportedAdapter, ExportedModel
+from settle.evaluate.gate.export import ADAPTER_FOLDER, ExportedAdapter, ExportedModel
 from settle.formats import AdapterContents
 from settle.formats.gguf import Gguf
 from settle.formats.lora_gguf import LoraGguf
 from settle.jobs.job import INTERRUPTED, find_job, follow, sweep
 from settle.jobs.training_stages import TrainingContext, build, earlier_session, loop
 from settle.jobs.tuning_stages import TuningContext
+from settle.library.pretrained import open_pretrained
 from settle.library.run_models import models_of, record_made
-from settle.model.load_adapter import TrainedAdapter
+from settle.model.load_adapter import TrainedAdapter, open_adapter
 from settle.train.live_run import adapter_of
 
 PREPARING = ("base", "data", "plan")  # stages that are the job's own
@@ -41,6 +43,13 @@ def short_run(command: str, recipe: Mapping[str, object], run: Run, before_loop:
 def planned_run(command: str, recipe: Mapping[str, object], run: Run) -> TrainingContext:
     """The plan and the data of that run, with its base open; nothing is built. Raises SettleError."""
     return _followed(command, recipe, run, ())
+
+
+def exported_again(run: Run, base: Path, path: Path) -> Path:
+    """The adapter that a run keeps, written to `path` as llama.cpp reads it, and returned. Raises SettleError."""
+    opened, adapter = open_pretrained(base), open_adapter(run.out / ADAPTER_FOLDER)
+    contents = AdapterContents(opened.part, adapter, opened.tokenizer, opened.source.path, {"name": run.name})
+    return LoraGguf().write_adapter(path, contents)
 
 
 def _followed(command: str, recipe: Mapping[str, object], run: Run, stages: Sequence[Stage]) -> TrainingContext:

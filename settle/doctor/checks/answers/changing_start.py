@@ -20,7 +20,7 @@ from settle.library.reference import ModelRef
 
 FEWEST_CHARACTERS = 400  # of a start that is worth keeping
 ALIKE, KEPT = 0.8, 0.5  # share of two starts that is the same, and that comes before their first difference
-ITEMS = 8
+ITEMS = 12
 SHOWN = 60  # characters of what changes
 LONGEST = 6000  # characters of two starts that are compared
 

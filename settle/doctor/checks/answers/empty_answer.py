@@ -19,7 +19,7 @@ from settle.doctor.subject import Subject
 from settle.doctor.trial import Trial
 from settle.library.facts import PLAIN_TEXT_KEY, TEMPLATE_KEY
 
-ITEMS = 7  # six of seven that flip are no chance: five of six could be
+ITEMS = 8
 LEAST_SHARE = 0.5
 BUDGETS = (4, 16)  # times what was allowed
 UNLIMITED = 2048  # tokens: what an answer may take where a request names no limit

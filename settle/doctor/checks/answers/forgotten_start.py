@@ -20,7 +20,7 @@ from settle.doctor.subject import Subject
 from settle.doctor.trial import Item, Side, Trial
 from settle.library.reference import ModelRef
 
-ITEMS = 7
+ITEMS = 10  # pairs of words
 LEAST_SHARE = 0.5
 SLACK, SLACK_TOKENS = 0.9, 32  # templates and tokenizers differ by less
 DENSEST = 8.0  # characters a token: no text has more on average
@@ -34,7 +34,8 @@ ANSWER_TOKENS = 12
 WORDS = (
     *("amber", "falcon", "granite", "harbor", "indigo", "juniper", "kettle", "lantern", "marble", "nectar", "orchid"),
     *("pepper", "quartz", "raven", "saddle", "timber", "umbrella", "velvet", "walnut", "yellow", "zebra", "anchor"),
-    *("basket", "candle", "dolphin", "ember", "feather", "garlic"),
+    *("basket", "candle", "dolphin", "ember", "feather", "garlic", "hammer", "island", "jacket", "lemon", "mirror"),
+    *("needle", "olive", "pencil", "ribbon", "silver", "tunnel", "violin", "window", "acorn", "bridge", "bottle"),
 )
 
 
@@ -87,8 +88,8 @@ class ForgottenStart(Check):
         before.open()
         started = time.monotonic()
         after.measure(f"{WORDS[-2]} {WORDS[-1]}")
-        seconds = (time.monotonic() - started) * (1 if isinstance(answerer, LocalModel) else 2)
-        pairs: list[Item] = [f"{WORDS[2 * n]} {WORDS[2 * n + 1]}" for n in range(2 * ITEMS - 1)]
+        seconds = (time.monotonic() - started) * (0.5 if isinstance(answerer, LocalModel) else 2)  # of both sides
+        pairs: list[Item] = [f"{WORDS[2 * n]} {WORDS[2 * n + 1]}" for n in range(2 * ITEMS)]
         return Trial(
             knob=knob,
             before=before,
@@ -169,8 +170,11 @@ class _LocalStart(Side):
         self._model.close()
 
     def measure(self, item: Item) -> float:
+        prompts = [self._ids(word) for word in str(item).split()]
+        if prompts[0] == prompts[1]:
+            return 0.0  # the words were cut off, and the same ids have the same answer
         engine = self._model.engine  # what it kept of the other prompt would move the numbers a little
-        one, two = (engine.next_token_logprobs(self._ids(word), TOP, reuse=False) for word in str(item).split())
+        one, two = (engine.next_token_logprobs(prompt, TOP, reuse=False) for prompt in prompts)
         shared = one.keys() & two.keys()
         return float(len(shared) < TOP // 2 or max(abs(one[token] - two[token]) for token in shared) > SAME_NATS)
 

@@ -1,28 +1,39 @@
-"""The model calls tools that there are not, or with arguments that they do not have."""
+"""The model calls tools that there are not, or with arguments that they do not have, or where none is needed."""
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
-from settle.doctor.answerers.asking_side import AskingSide
+from settle.doctor.answerers.asking_side import AskingSide, unchanged
 from settle.doctor.answerers.local_model import LocalModel
 from settle.doctor.checks import Check
 from settle.doctor.exchanges.exchange import Reply, Request, Tool
 from settle.doctor.exchanges.fix_request import request_fix
 from settle.doctor.exchanges.record import record
 from settle.doctor.findings import Finding, Fix
+from settle.doctor.known_answers import KNOWN_ANSWERS
 from settle.doctor.subject import Subject
-from settle.doctor.trial import Trial
+from settle.doctor.trial import FEWEST_ITEMS, Item, Trial
 from settle.evaluate.tasks.tool_call import calls_in
 
-ITEMS = 7
+ITEMS = 10
 LEAST_SHARE = 0.5
 TOKENS = 192  # of a call
+SHORTEST_WORD = 4  # letters of a word that says what a question or a tool is about
+_WORD = re.compile(r"[a-z]+")
+ASIDE = [known.question for known in KNOWN_ANSWERS[:20]]  # questions that no tool is needed for
+ANSWER = {  # what an answer in words looks like beside calls
+    "type": "object",
+    "properties": {"answer": {"type": "string"}},
+    "required": ["answer"],
+    "additionalProperties": False,
+}
 CITIES = (
     *("Paris", "Berlin", "Rome", "Madrid", "Lisbon", "Vienna", "Prague", "Oslo", "Dublin", "Athens", "Warsaw"),
-    *("Helsinki", "Budapest", "Brussels"),
+    *("Helsinki", "Budapest", "Brussels", "Zurich", "Riga", "Tallinn", "Sofia", "Belgrade", "Zagreb"),
 )
 LOOSE = {
     "type": "object",
@@ -41,7 +52,8 @@ LOOSE = {
 
 
 class InventedCall(Check):
-    """A grammar of the tools' own names and arguments leaves a model nothing to invent."""
+    """A grammar of the tools' own names and arguments leaves a model nothing to invent; one that allows nothing but
+    calls, or a client that demands one, makes it call a tool for a greeting too."""
 
     number: ClassVar[int] = 17
     symptom: ClassVar[str] = "it calls tools that do not exist, or with arguments that they do not have"
@@ -63,38 +75,66 @@ class InventedCall(Check):
                 strength=0.95,
                 details={"exchange": wrong[0][0]},
             )
+            return
+        needless = [
+            (at, exchange.request)
+            for at, exchange, reply in subject.chat.answered
+            if _calls(reply) and _is_forced(exchange.request) and not _is_about(exchange.request)
+        ]
+        if needless:
+            yield Finding(
+                check=self.part_name(),
+                what="the client makes the model call a tool, where none is needed",
+                evidence=tuple(f"exchange {at + 1}: it is asked {r.question[:60]!r}" for at, r in needless[:3]),
+                strength=0.8,
+                details={"exchange": needless[0][0], "needless": True},
+            )
 
     def trial(self, finding: Finding, subject: Subject, folder: Path) -> Trial | None:
         assert subject.chat is not None
         answerer, request = subject.chat.answerer, _request(finding, subject)
         if answerer is None:
             return None
-        tools = request.tools
-        as_it_is = _in_prompt(request) if "response_format" in request.settings else request
-        base = replace(as_it_is.having(max_tokens=TOKENS, temperature=0, seed=0))
-        strict = replace(_in_prompt(request).having(max_tokens=TOKENS, temperature=0, seed=0))
-        strict = strict.having(response_format=strict_format(tools))
+        tools, is_needless = request.tools, bool(finding.details.get("needless"))
+        base = (_in_prompt(request) if "response_format" in request.settings else request).having(
+            max_tokens=TOKENS, temperature=0, seed=0
+        )
+        setting, value = _change(request, is_needless)
+        changed = _in_prompt(base) if setting == "response_format" and base.tools else base
+        changed = changed.having(**{setting: value})
 
         def valid(_: Request, reply: Reply) -> float:
             return float(bool(_calls(reply)) and not _fault(tools, reply))
 
-        items = [f"{_purpose(tools[at % len(tools)])} {city}" for at, city in enumerate(CITIES)]
+        def calls(_: Request, reply: Reply) -> float:
+            return float(bool(_calls(reply)))
+
+        def invalid(request: Request, reply: Reply) -> float:
+            return 1 - valid(request, reply)
+
+        def silent(request: Request, reply: Reply) -> float:
+            return 1 - calls(request, reply)
+
+        about: list[Item] = [f"{_purpose(tools[at % len(tools)])} {city}" for at, city in enumerate(CITIES)]
+        items, guards = (ASIDE, about) if is_needless else (about, ASIDE)
+        score, guarded = (silent, invalid) if is_needless else (valid, calls)
         return Trial(
-            knob="a grammar of the tools' names and arguments",
-            before=AskingSide("as it is", answerer, base, lambda r: r, valid),
-            after=AskingSide("changed", answerer, strict, lambda r: r, valid),
-            measure="answers that call a tool as it is",
+            knob=_format_text(request, is_needless) if setting == "response_format" else "tool_choice = auto",
+            before=AskingSide("as it is", answerer, base, unchanged, score, guarded=guarded),
+            after=AskingSide("changed", answerer, changed, unchanged, score, guarded=guarded),
+            measure="answers in words where no tool is needed" if is_needless else "answers that call a tool as it is",
             unit="of one",
             items=items[:ITEMS],
-            others=items[ITEMS:],
+            others=items[ITEMS : 2 * ITEMS],
             least=LEAST_SHARE,
             lower=False,
+            guards=guards[:FEWEST_ITEMS],
             seconds=3.0,
         )
 
     def fix(self, finding: Finding, subject: Subject) -> Fix:
         request = _request(finding, subject)
-        return request_fix(request, "response_format", strict_format(request.tools))
+        return request_fix(request, *_change(request, bool(finding.details.get("needless"))))
 
     def injected(self, healthy: Subject, folder: Path) -> Subject:
         """A client that asks for JSON with a name and arguments, and does not say which there are."""
@@ -113,9 +153,9 @@ class InventedCall(Check):
         return record(answerer, asked, folder / "chat.jsonl", as_asked=_in_prompt)
 
 
-def strict_format(tools: Sequence[Tool]) -> dict[str, object]:
-    """OpenAI's response_format for a call of one of `tools`."""
-    calls = [
+def strict_format(tools: Sequence[Tool], *others: Mapping[str, object]) -> dict[str, object]:
+    """OpenAI's response_format for a call of one of `tools`, or for one of `others`."""
+    calls: list[Mapping[str, object]] = [
         {
             "type": "object",
             "properties": {"name": {"const": _function(tool)["name"]}, "arguments": _function(tool)["parameters"]},
@@ -124,7 +164,47 @@ def strict_format(tools: Sequence[Tool]) -> dict[str, object]:
         }
         for tool in tools
     ]
-    return {"type": "json_schema", "json_schema": {"name": "call", "schema": {"anyOf": calls}}}
+    return {"type": "json_schema", "json_schema": {"name": "call", "schema": {"anyOf": [*calls, *others]}}}
+
+
+def _change(request: Request, is_needless: bool) -> tuple[str, object]:
+    """The setting to change, and its value: whoever leaves the choice of a call to the model shall go on to."""
+    if is_needless and "response_format" not in request.settings:
+        return "tool_choice", "auto"
+    others = () if _is_forced(request) and not is_needless else (ANSWER,)
+    return "response_format", strict_format(request.tools, *others)
+
+
+def _format_text(request: Request, is_needless: bool) -> str:
+    only = _is_forced(request) and not is_needless
+    return "a grammar of the tools' names and arguments" + ("" if only else ", or of an answer in words")
+
+
+def _is_forced(request: Request) -> bool:
+    """Whether what is asked for can be nothing but a call."""
+    if "response_format" in request.settings:
+        return all("name" in each and "arguments" in each for each in _formats(request.settings["response_format"]))
+    return request.settings.get("tool_choice") not in (None, "auto", "none")
+
+
+def _formats(value: object) -> list[Mapping[str, object]]:
+    """The properties of each alternative that a response_format has."""
+    for name in ("json_schema", "schema"):
+        value = value.get(name) if isinstance(value, Mapping) else None
+    schema = value if isinstance(value, Mapping) else {}
+    alternatives = schema.get("anyOf") or [schema]
+    each = [one.get("properties") for one in alternatives if isinstance(one, Mapping)]
+    return [one if isinstance(one, Mapping) else {} for one in each]
+
+
+def _is_about(request: Request) -> bool:
+    """Whether a question shares a word with what its tools say of themselves."""
+    asked = _words(request.question)
+    return any(asked & _words(json.dumps(_function(tool))) for tool in request.tools)
+
+
+def _words(text: str) -> set[str]:
+    return {word for word in _WORD.findall(text.lower()) if len(word) >= SHORTEST_WORD}
 
 
 def _function(tool: Tool) -> Mapping[str, object]:

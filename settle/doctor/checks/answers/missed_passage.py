@@ -1,8 +1,10 @@
-"""The documents say it, and the answer does not: the passage is not in the index, or not among the first."""
+"""The documents say it, and the answer does not: the passage is not in the index, or not among the first, or the
+documents are cut into pieces that are too small to say it."""
 
+import random
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar
 
@@ -13,16 +15,22 @@ from settle.doctor.known_answers import KNOWN_ANSWERS
 from settle.doctor.subject import Subject
 from settle.doctor.trial import FEWEST_ITEMS, Item, Side, Trial
 from settle.retrieve.check.synthetic_questions.questions import Question, make
+from settle.retrieve.index.catalogue.catalogue import Catalogue
 from settle.retrieve.index.changes import find_changes
+from settle.retrieve.index.chunkers import Chunker
 from settle.retrieve.index.collection import Collection
+from settle.retrieve.index.collection_folder import CATALOGUE
+from settle.retrieve.index.config import IndexConfig, IndexParts
 from settle.retrieve.index.update_index import update
 from settle.retrieve.search.hybrid_search import search
 
 DEPTH = 10  # passages that are looked through, at least
-LOOKED, MADE = 16, 40  # questions that a look asks, and that a proof makes
+LOOKED, MADE = 16, 64  # questions that a look asks, and that a proof makes
 LEAST_SHARE = 0.25  # of the questions, whose passage is found with the change alone
 SUSPECT_SHARE = 0.375  # the same in a look, which asks too few to tell a quarter from chance
 SAME_WORDS = 0.6  # of a passage's words that a found one must have to be the same, however it was cut
+SMALL, USUAL = 64, 200  # tokens of a passage: below that it seldom says a whole thing; what a collection has unasked
+RECUT = 32  # documents that are cut again for a proof
 _WORD = re.compile(r"\w+")
 
 
@@ -40,6 +48,7 @@ class MissedPassage(Check):
             unread = sorted(file.path for file, _ in changes.new)
             questions = make(collection, LOOKED, seed=1)
             ranks = [_rank(collection, question.text, _passage(collection, question)) for question in questions]
+            tokens = _passage_tokens(collection.config)
         if unread:
             yield Finding(
                 check=self.part_name(),
@@ -48,6 +57,17 @@ class MissedPassage(Check):
                 strength=0.9,
                 details={"stage": "index", "paths": unread},
             )
+        if tokens and tokens < SMALL:
+            yield Finding(
+                check=self.part_name(),
+                what=f"documents are cut into passages of {tokens} tokens, which are torn from what they belong to",
+                evidence=(
+                    f"an answer is made from {subject.running.passages} of them, so from some {tokens} tokens each",
+                ),
+                strength=0.7,
+                details={"stage": "cut", "tokens": tokens},
+            )
+            return
         k = subject.running.passages
         late = sum(k <= rank < max(DEPTH, 2 * k) for rank in ranks)
         if ranks and late >= SUSPECT_SHARE * len(ranks):
@@ -68,6 +88,14 @@ class MissedPassage(Check):
                 items = [_item(collection, question) for question in make(collection, MADE, seed=2)]
             sides = (_Search(_passages(k), subject, None, k), _Search(f"{wider} passages", subject, None, wider))
             knob = f"{wider} passages in place of {k}"
+        elif finding.details["stage"] == "cut":
+            if _is_remote(subject):
+                return None  # a store of others is looked at, and not filled
+            torn, whole = _recut(subject, folder)
+            with Collection(subject.collection.name, whole) as collection:
+                items = [_item(collection, question) for question in make(collection, MADE, seed=2)]
+            sides = (_Search("as it is cut", subject, torn, k, True), _Search("cut anew", subject, whole, k, True))
+            knob = f"passages of {USUAL} tokens in place of {finding.details['tokens']}"
         else:
             fresh = folder / "fresh"
             shutil.rmtree(fresh, ignore_errors=True)
@@ -100,6 +128,8 @@ class MissedPassage(Check):
     def fix(self, finding: Finding, subject: Subject) -> Fix:
         if finding.details["stage"] == "index":
             return Fix("index what changed", f"settle index {subject.name}")
+        if finding.details["stage"] == "cut":
+            return Fix("cut the documents anew", f"settle index {subject.name} --anew --chunker.tokens {USUAL}")
         wider = finding.details["wider"]
         return Fix(f"ask with {wider} passages", f'settle ask {subject.name} "…" --k {wider}')
 
@@ -113,11 +143,13 @@ class MissedPassage(Check):
 
 
 class _Search(Side):
-    """Whether the passage that answers is among the first k. folder: of the index, None for the current one."""
+    """Whether the passage that answers is among the first k. folder: of the index, None for the current one. together:
+    whether it may lie in several of them."""
 
-    def __init__(self, name: str, subject: Subject, folder: Path | None, k: int) -> None:
+    def __init__(self, name: str, subject: Subject, folder: Path | None, k: int, together: bool = False) -> None:
         assert subject.collection is not None
         self.name, self._collection_name, self._folder, self._k = name, subject.collection.name, folder, k
+        self._together = together
         self._collection: Collection | None = None
 
     def open(self) -> None:
@@ -125,6 +157,8 @@ class _Search(Side):
 
     def measure(self, item: Item) -> float:
         assert self._collection is not None and isinstance(item, Mapping)
+        if self._together:
+            return float(_is_covered(self._collection, str(item["question"]), str(item["passage"]), self._k))
         return float(_rank(self._collection, str(item["question"]), str(item["passage"]), self._k) < self._k)
 
     def close(self) -> None:
@@ -142,6 +176,44 @@ def _opened(subject: Subject) -> Collection:
     return Collection(subject.collection.name)
 
 
+def _is_remote(subject: Subject) -> bool:
+    with _opened(subject) as collection:
+        return collection.vectors.is_remote
+
+
+def _passage_tokens(config: IndexConfig | None) -> int | None:
+    """Of a passage, where the chunker has such a setting."""
+    tokens = config.record("chunker").get("tokens") if config else None
+    return tokens if isinstance(tokens, int) else None
+
+
+def _recut(subject: Subject, folder: Path) -> tuple[Path, Path]:
+    """Some of the documents in two new indexes, cut as the collection is and as usual."""
+    with _opened(subject) as collection:
+        config = collection.config
+        assert config is not None
+        paths = sorted(collection.catalogue.documents.stamps())
+    paths = random.Random(0).sample(paths, min(RECUT, len(paths)))
+    records = {"torn": config.record("chunker"), "whole": {**config.record("chunker"), "tokens": USUAL}}
+    for name, record in records.items():
+        settings = {key: value for key, value in record.items() if key != "name"}
+        chunker = Chunker.make(str(record["name"]), settings)
+        _index(subject, folder / name, paths, IndexParts(config.make_embedder(), config.make_store(), chunker))
+    return folder / "torn", folder / "whole"
+
+
+def _index(subject: Subject, folder: Path, paths: Sequence[str], parts: IndexParts) -> None:
+    """Documents in a new index in `folder`, in place of an earlier one."""
+    assert subject.collection is not None
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    Catalogue(folder / CATALOGUE).close()
+    with Collection(subject.collection.name, folder) as collection:
+        collection.decide(parts)
+        collection.follow([Path(path) for path in paths])
+        update(collection, Events())
+
+
 def _item(collection: Collection, question: Question) -> Item:
     return {"question": question.text, "passage": _passage(collection, question)}
 
@@ -149,6 +221,13 @@ def _item(collection: Collection, question: Question) -> Item:
 def _passage(collection: Collection, question: Question) -> str:
     """The text of the passage that a question was made from."""
     return collection.catalogue.passages.get([question.passage])[question.passage].text
+
+
+def _is_covered(collection: Collection, question: str, passage: str, k: int) -> bool:
+    """Whether the first k passages together say what a passage does."""
+    wanted = set(_WORD.findall(passage.lower()))
+    found = {word for hit in search(collection, question, k) for word in _WORD.findall(hit.passage.text.lower())}
+    return len(wanted & found) >= SAME_WORDS * len(wanted)
 
 
 def _rank(collection: Collection, question: str, passage: str, depth: int = 2 * DEPTH) -> int:

@@ -14,7 +14,7 @@ from settle.doctor.exchanges.record import record
 from settle.doctor.findings import Finding, Fix
 from settle.doctor.known_answers import KNOWN_ANSWERS
 from settle.doctor.subject import Subject
-from settle.doctor.trial import Trial
+from settle.doctor.trial import FEWEST_ITEMS, Trial
 
 
 class Usual(NamedTuple):
@@ -35,7 +35,7 @@ USUAL: Mapping[str, Usual] = {
     "presence_penalty": Usual(-0.3, 1.6, LOOPS, RANDOM, 0.0),
     "xtc_probability": Usual(0.0, 0.6, RANDOM, RANDOM, 0.0),
 }
-ITEMS = 7
+ITEMS = 10  # questions
 LEAST_NATS, LEAST_REPEATED = 0.3, 0.15
 TOKENS, LOOPING_TOKENS = 32, 96  # of an answer of the A/B
 GRAM, FEWEST_WORDS, REPEATED = 4, 30, 0.4  # words in a row; of an answer, to tell; share said before that is a loop
@@ -92,7 +92,7 @@ class Sampler(Check):
             items=questions[:ITEMS],
             others=questions[ITEMS : 2 * ITEMS],
             least=LEAST_REPEATED if loops else LEAST_NATS,
-            guards=questions[ITEMS : 2 * ITEMS],  # by the same answers
+            guards=questions[ITEMS : ITEMS + FEWEST_ITEMS],  # by the same answers
             seconds=3.0 if loops else 1.0,
         )
 

@@ -14,7 +14,7 @@ from settle.doctor.findings import Finding, Fix
 from settle.doctor.known_answers import KNOWN_ANSWERS, PROSE
 from settle.doctor.likelihood import reader_of, strength_of
 from settle.doctor.subject import Subject
-from settle.doctor.trial import Item, Side, Trial
+from settle.doctor.trial import FEWEST_ITEMS, Item, Side, Trial
 from settle.doctor.turns import turn_end
 from settle.formats.gguf import read_gguf
 from settle.formats.gguf.metadata import TOKENS, texts
@@ -25,6 +25,7 @@ from settle.library.reference import ModelRef
 LOOKED, PROVEN = 3, 12  # answers that a look reads, and a proof
 SURE = 0.1  # mean probability behind an answer of a special token: of one that ends none, a sound model gives next to 0
 TOP = 40  # tokens
+GOES_ON = 2  # tokens, that an answer has at least behind its middle
 LONGEST = 64  # tokens that a proof waits for the end of an answer
 TYPES = "tokenizer.ggml.token_type"
 EOS, EOT, EOM = END_KEYS
@@ -78,6 +79,7 @@ class EndOfTurn(Check):
             items=answers[:PROVEN],
             others=answers[PROVEN:],
             least=0.4,
+            guards=answers[-FEWEST_ITEMS:],
             seconds=2.0,
         )
 
@@ -123,6 +125,14 @@ class _Ended(Side):
         prompt = self._engine.turns([{"role": "user", "content": item["question"]}])
         ids = self._engine.greedy([*prompt, *self._engine.tokenize(str(item["answer"]))], LONGEST)
         return float(self._end in ids[:-1] or (len(ids) < LONGEST and ids[-1:] != [self._end]))
+
+    def guard(self, item: Item) -> float:
+        """1 where an answer ends in its middle."""
+        assert self._engine is not None
+        assert isinstance(item, Mapping)
+        prompt = self._engine.turns([{"role": "user", "content": item["question"]}])
+        answer = self._engine.tokenize(str(item["answer"]))
+        return float(len(self._engine.greedy([*prompt, *answer[: len(answer) // 2]], GOES_ON)) < GOES_ON)
 
     def close(self) -> None:
         engine, self._engine = self._engine, None

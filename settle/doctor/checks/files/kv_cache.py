@@ -1,18 +1,25 @@
-"""Keys and values are kept in a type that is too coarse for the model."""
+"""Keys and values are kept in a type that is too coarse for the model.
 
-from collections.abc import Iterator
+What that costs is measured by how far what the model expects lies from what it expects with all of the precision: the
+KL divergence of whole distributions. The loss of a text rises by as much on average, and by chance of the text falls.
+"""
+
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
 from settle.base.errors import UsageError
+from settle.data.likelihoods import Likelihoods
 from settle.doctor.checks import Check
 from settle.doctor.findings import Finding, Fix
-from settle.doctor.known_answers import PARAGRAPHS, SPELLED
-from settle.doctor.likelihood import LikelihoodSide, prose_trial, reader_of, strength_of, text_reading
+from settle.doctor.known_answers import PARAGRAPHS, PROSE, SPELLED
+from settle.doctor.likelihood import CONTEXT, Reader, reader_of, strength_of, text_reading
 from settle.doctor.subject import Subject
-from settle.doctor.trial import Trial
+from settle.doctor.trial import Item, Side, Trial
 from settle.infer.scorer import Overrides
+from settle.library.reference import ModelRef
 
 WHOLE, COARSEST = "f16", "q4_0"
 LOOKED = 2  # paragraphs that a look reads
@@ -32,29 +39,34 @@ class KvCache(Check):
         if cache in (WHOLE, "f32", "bf16"):
             return
         assert subject.model is not None
-        with reader_of(subject.model) as reader:
-            readings = [text_reading(reader.engine, text) for text in PARAGRAPHS[:LOOKED]]
-            whole = sum(map(reader.nats, readings)) / LOOKED
-            with reader.overridden(Overrides(cache=cache)):
-                rounded = sum(map(reader.nats, readings)) / LOOKED
-        if rounded - whole > LEAST_NATS:
+        with reader_of(subject.model) as reader, tempfile.TemporaryDirectory() as folder:
+            costs = _costs(reader, PARAGRAPHS[:LOOKED], Path(folder), cache)
+        cost = sum(costs) / LOOKED
+        if cost > LEAST_NATS:
             yield Finding(
                 check=self.part_name(),
                 what=f"a KV cache in {cache} is too coarse for this model",
-                evidence=(f"prose costs {rounded:.3f} nats per token with it, {whole:.3f} in {WHOLE}",),
-                strength=strength_of(rounded - whole),
+                evidence=(f"what it expects next lies {cost:.3f} nats per token from what it expects with {WHOLE}",),
+                strength=strength_of(cost),
                 details={"cache": cache},
             )
 
     def trial(self, finding: Finding, subject: Subject, folder: Path) -> Trial:
         assert subject.model is not None
-        cache = str(finding.details["cache"])
-        return prose_trial(
+        cache, texts = str(finding.details["cache"]), [*PARAGRAPHS[LOOKED:], *SPELLED]
+        with Reader(subject.model) as reader:
+            record = _recorded(reader, texts, folder / "whole.record")
+        items: list[Item] = [{"window": at, "text": text} for at, text in enumerate(texts)]
+        return Trial(
             knob=f"KV cache {WHOLE} in place of {cache}",
-            before=LikelihoodSide(cache, subject.model, overrides=Overrides(cache=cache)),
-            after=LikelihoodSide(WHOLE, subject.model),
-            looked=LOOKED,
+            before=_Cached(cache, subject.model, record),
+            after=_Cached(WHOLE, subject.model, record),
+            measure="KL divergence from the model with all of its precision",
+            unit="nats per token",
+            items=items[::2],
+            others=items[1::2],
             least=LEAST_NATS / 2,
+            seconds=1.0,
         )
 
     def fix(self, finding: Finding, subject: Subject) -> Fix:
@@ -66,11 +78,41 @@ class KvCache(Check):
     def injected(self, healthy: Subject, folder: Path) -> Subject:
         """The coarsest type, where other text than the doctor looks at shows that it does harm."""
         assert healthy.model is not None
-        with reader_of(healthy.model) as reader:
-            readings = [text_reading(reader.engine, text) for text in SPELLED]
-            whole = sum(map(reader.nats, readings)) / len(readings)
-            with reader.overridden(Overrides(cache=COARSEST)):
-                harm = sum(map(reader.nats, readings)) / len(readings) - whole
+        with Reader(healthy.model) as reader:
+            harm = sum(_costs(reader, PROSE, folder / "harm.record", COARSEST)) / len(PROSE)
         if harm < LEAST_NATS:
-            raise UsageError(f"{COARSEST} does this model no harm: {harm:+.3f} nats per token", "choose another one")
+            raise UsageError(f"{COARSEST} does this model no harm: {harm:.3f} nats per token", "choose another one")
         return replace(healthy, running=replace(healthy.running, cache=COARSEST))
+
+
+class _Cached(Side):
+    """Texts by a model whose keys and values are kept in a type. record: what it expects with all of the precision."""
+
+    def __init__(self, cache: str, model: ModelRef, record: Likelihoods) -> None:
+        self.name, self._model, self._record = cache, model, record
+        self.num_bytes = 2 * model.weights.stat().st_size
+        self._reader: Reader | None = None
+
+    def open(self) -> None:
+        self._reader = Reader(self._model, None, CONTEXT, Overrides(cache=self.name)).__enter__()
+
+    def measure(self, item: Item) -> float:
+        assert self._reader is not None and isinstance(item, Mapping)
+        return self._reader.divergence(self._record, int(str(item["window"])))
+
+    def close(self) -> None:
+        reader, self._reader = self._reader, None
+        if reader is not None:
+            reader.__exit__()
+
+
+def _recorded(reader: Reader, texts: Sequence[str], folder: Path) -> Likelihoods:
+    """What the model expects at every place of some texts, with all of the precision."""
+    return reader.recorded([text_reading(reader.engine, text).ids for text in texts], folder)
+
+
+def _costs(reader: Reader, texts: Sequence[str], folder: Path, cache: str) -> list[float]:
+    """Of each text, the KL divergence that a type of the cache makes, in nats per token."""
+    record = _recorded(reader, texts, folder)
+    with reader.overridden(Overrides(cache=cache)):
+        return [reader.divergence(record, at) for at in range(len(texts))]

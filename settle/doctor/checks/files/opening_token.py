@@ -1,17 +1,26 @@
 """The token that opens a text is missing, or is there where the model was trained without it."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import ClassVar
 
 from settle.doctor.checks import Check
 from settle.doctor.edited_file import edited_file, fix_of, with_file
 from settle.doctor.findings import Finding, Fix
-from settle.doctor.known_answers import PROSE
-from settle.doctor.likelihood import LikelihoodSide, Reading, reader_of, strength_of
+from settle.doctor.known_answers import KNOWN_ANSWERS, PROSE, SPELLED, KnownAnswer
+from settle.doctor.likelihood import (
+    GUARDED,
+    HARM_NATS,
+    LikelihoodSide,
+    Reading,
+    answer_reading,
+    reader_of,
+    strength_of,
+)
 from settle.doctor.subject import Subject
 from settle.doctor.trial import Item, Trial
 from settle.infer.engine import Engine
+from settle.library.facts import TEMPLATE_KEY
 
 KEY = "tokenizer.ggml.add_bos_token"
 LOOKED = 4  # texts that a look reads
@@ -63,9 +72,11 @@ class OpeningToken(Check):
             after=_Prose("changed", subject.model, fixed),
             measure="loss",
             unit="nats per token",
-            items=PROSE[LOOKED : LOOKED + 6],
-            others=PROSE[LOOKED + 6 :],
+            items=[*PROSE[LOOKED::2], *SPELLED[::2]],
+            others=[*PROSE[LOOKED + 1 :: 2], *SPELLED[1::2]],
             least=_least(not wanted),
+            guards=[known._asdict() for known in KNOWN_ANSWERS[:GUARDED]],
+            harm=HARM_NATS,
             seconds=0.3,
         )
 
@@ -85,6 +96,12 @@ class _Prose(LikelihoodSide):
     def reading(self, engine: Engine, item: Item) -> Reading:
         ids = engine.tokenize(str(item), opening=True)
         return Reading(ids, 2 if ids[:1] == [engine.metadata.get("tokenizer.ggml.bos_token_id")] else 1)
+
+    def guard_reading(self, engine: Engine, item: Item) -> Reading:
+        """An answer in turns, whose template may write the token itself."""
+        assert isinstance(item, Mapping)
+        known = KnownAnswer(str(item["question"]), str(item["answer"]))
+        return answer_reading(engine, known, str(engine.metadata[TEMPLATE_KEY]) if engine.takes_turns else None, None)
 
 
 def _least(is_set: bool) -> float:

@@ -10,8 +10,8 @@ from settle.data.tokenizer.pretrained import PretrainedTokenizer
 from settle.doctor.checks import Check
 from settle.doctor.edited_file import edited_file, fix_of, with_file
 from settle.doctor.findings import Finding, Fix
-from settle.doctor.known_answers import SPELLED
-from settle.doctor.likelihood import LikelihoodSide, Reader, Reading, reader_of, strength_of
+from settle.doctor.known_answers import PROSE, SPELLED
+from settle.doctor.likelihood import GUARDED, LikelihoodSide, Reader, Reading, reader_of, strength_of
 from settle.doctor.subject import Subject
 from settle.doctor.trial import Item, Trial
 from settle.formats.gguf import read_gguf
@@ -70,6 +70,8 @@ class PreTokenizer(Check):
             items=SPELLED[LOOKED : LOOKED + PROVEN],
             others=SPELLED[LOOKED + PROVEN :],
             least=LEAST_NATS / 2,
+            guards=PROSE[:GUARDED],
+            harm=LEAST_NATS / 2,
             seconds=0.5,
         )
 
@@ -96,6 +98,9 @@ class _Spelled(LikelihoodSide):
     def measure(self, item: Item) -> float:
         assert self.reader is not None
         return _per_byte(self.reader, self.reader.engine.plain(str(item)), str(item))
+
+    def guard(self, item: Item) -> float:
+        return self.measure(item)
 
 
 def _losses(reader: Reader) -> tuple[float, dict[str, float]]:

@@ -1,6 +1,7 @@
 """Positions are turned by other angles than in the model's training."""
 
-from collections.abc import Iterator
+import random
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import ClassVar
 
@@ -8,13 +9,15 @@ from settle.base.errors import UsageError
 from settle.doctor.checks import Check
 from settle.doctor.edited_file import edited_file, fix_of, with_file
 from settle.doctor.findings import Finding, Fix
-from settle.doctor.known_answers import PARAGRAPHS
+from settle.doctor.known_answers import PARAGRAPHS, PROSE, SENTENCES
 from settle.doctor.likelihood import LikelihoodSide, prose_trial, reader_of, strength_of, text_reading
 from settle.doctor.subject import Subject
-from settle.doctor.trial import Trial
+from settle.doctor.trial import Item, Side, Trial
 from settle.formats.gguf import read_gguf
-from settle.infer.scorer import Overrides
-from settle.library.facts import Metadata
+from settle.infer.engine import Engine
+from settle.infer.scorer import Overrides, Scorer
+from settle.library.facts import Metadata, longest_context
+from settle.library.reference import ModelRef
 
 BASES = (1e4, 1e5, 1e6)  # that models are trained with; one between them does about as its neighbours do
 FACTOR = 4.0  # of a base that is another one, and of positions that are stretched where the file does not say so
@@ -22,6 +25,9 @@ WRONG_BASE = 10.0
 LOOKED = 1  # paragraphs that a look reads
 READ = 64  # tokens of it
 LEAST_NATS = 0.15  # per token
+LONGEST_PROVEN = 16_384  # tokens of context, which a proof reads twice
+BLOCK, BLOCKS = 32, 12  # tokens behind the trained context that a proof reads together, and how many times
+NEAR = 512  # tokens before them that are read alone
 
 
 class Rope(Check):
@@ -34,6 +40,7 @@ class Rope(Check):
 
     def detect(self, subject: Subject) -> Iterator[Finding]:
         assert subject.model is not None
+        yield from self._too_long(subject)
         with reader_of(subject.model) as reader:
             metadata = reader.engine.metadata
             if _base(metadata) is None:
@@ -58,8 +65,20 @@ class Rope(Check):
                 details={"change": best},
             )
 
-    def trial(self, finding: Finding, subject: Subject, folder: Path) -> Trial:
+    def _too_long(self, subject: Subject) -> Iterator[Finding]:
+        """A context that the model was not trained on."""
         assert subject.model is not None
+        weights, asked = subject.model.weights, subject.running.context or 0
+        trained = longest_context(weights.name, read_gguf(weights).metadata)
+        if asked > trained:
+            what = f"a context of {asked:,} tokens is longer than the model was trained on"
+            seen = f"the file says {trained:,}; what is further back is turned by angles that it never saw"
+            yield Finding(self.part_name(), what, (seen,), 0.7, {"change": "context", "trained": trained})
+
+    def trial(self, finding: Finding, subject: Subject, folder: Path) -> Trial | None:
+        assert subject.model is not None
+        if finding.details["change"] == "context":
+            return _late_trial(subject.model, int(str(finding.details["trained"])))
         changes = _changes(subject, str(finding.details["change"]))
         fixed = edited_file(subject.model, folder / "fixed.gguf", changes)
         return prose_trial(
@@ -71,6 +90,11 @@ class Rope(Check):
         )
 
     def fix(self, finding: Finding, subject: Subject) -> Fix:
+        if finding.details["change"] == "context":
+            trained = finding.details["trained"]
+            return Fix(
+                f"ask for {trained:,} tokens of context at most", f"settle chat {subject.name} --context {trained}"
+            )
         return fix_of(subject, self.number, _changes(subject, str(finding.details["change"])))
 
     def injected(self, healthy: Subject, folder: Path) -> Subject:
@@ -80,6 +104,75 @@ class Rope(Check):
             raise UsageError("this model has no rotary positions", "choose one that has them")
         changes = {_key(metadata, "freq_base"): WRONG_BASE}
         return with_file(healthy, edited_file(healthy.model, folder / "broken.gguf", changes))
+
+
+class _Late(Side):
+    """Nats per token of a block behind the context that the model was trained on. near: tokens before it that are read
+    alone, so that no angle is new; None for all of the text."""
+
+    def __init__(self, name: str, model: ModelRef, longest: int, near: int | None) -> None:
+        self.name, self._model, self._longest, self._near = name, model, longest, near
+        self.num_bytes = 2 * model.weights.stat().st_size
+        self._scorer: Scorer | None = None
+        self._read: dict[str, list[float]] = {}  # by text, once it was read as a whole
+
+    def open(self) -> None:
+        overrides = Overrides(adapter=self._model.adapter)
+        scorer = Scorer(self._model.weights, self._longest - 1, overrides=overrides, beyond=True)
+        scorer.start()
+        self._scorer = scorer
+
+    def measure(self, item: Item) -> float:
+        assert isinstance(item, Mapping)
+        ids, begin, text = item["ids"], int(str(item["begin"])), str(item["text"])
+        assert isinstance(ids, list)
+        if self._near is not None:
+            first = begin - self._near
+            losses = self._losses(ids[first : begin + BLOCK])[-BLOCK:]
+        else:
+            if text not in self._read:
+                self._read[text] = self._losses(ids)
+            losses = self._read[text][begin - 1 : begin - 1 + BLOCK]
+        return sum(losses) / len(losses)
+
+    def _losses(self, ids: list[int]) -> list[float]:
+        """Of every id but the first."""
+        assert self._scorer is not None
+        return [-float(logprob) for logprob in self._scorer.rows(ids, top=1, sampled=1).came_logprobs]
+
+    def close(self) -> None:
+        scorer, self._scorer = self._scorer, None
+        if scorer is not None:
+            scorer.close()
+
+
+def _late_trial(model: ModelRef, trained: int) -> Trial | None:
+    """The A/B of what stands behind the trained context, by whether what is far before it is read at all."""
+    if trained > LONGEST_PROVEN:
+        return None
+    longest, near = trained + BLOCK * BLOCKS, min(NEAR, trained // 2)
+    sentences, texts = [*PROSE, *SENTENCES], []
+    with Engine(model.weights, 512, adapter=model.adapter) as engine:
+        for seed in range(2):
+            draws, ids = random.Random(seed), engine.plain("")
+            while len(ids) < longest:
+                ids = [*ids, *engine.tokenize(" ".join(draws.sample(sentences, len(sentences))) + "\n")]
+            texts.append(ids[:longest])
+    items: list[list[Item]] = [
+        [{"text": seed, "ids": ids, "begin": trained + BLOCK * n} for n in range(BLOCKS)]
+        for seed, ids in enumerate(texts)
+    ]
+    return Trial(
+        knob=f"at most {trained:,} tokens of context",
+        before=_Late("as long as it is", model, longest, None),
+        after=_Late("as the model was trained", model, longest, near),
+        measure="loss of prose behind the trained context",
+        unit="nats per token",
+        items=items[0],
+        others=items[1],
+        least=LEAST_NATS / 2,
+        seconds=longest / 2000,
+    )
 
 
 def _others(metadata: Metadata) -> dict[str, Overrides]:

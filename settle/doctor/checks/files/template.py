@@ -10,10 +10,19 @@ from settle.doctor.checks import Check
 from settle.doctor.edited_file import edited_file, fix_of, with_file
 from settle.doctor.findings import Finding, Fix
 from settle.doctor.known_answers import KNOWN_ANSWERS, KnownAnswer
-from settle.doctor.likelihood import LikelihoodSide, Reader, Reading, reader_of, strength_of
+from settle.doctor.likelihood import (
+    GUARDED,
+    HARM_NATS,
+    LikelihoodSide,
+    Reader,
+    Reading,
+    answer_reading,
+    reader_of,
+    strength_of,
+)
 from settle.doctor.subject import Subject
 from settle.doctor.trial import Item, Trial
-from settle.doctor.turns import FORMS, fitting_forms, rendered, turn_end
+from settle.doctor.turns import FORMS, fitting_forms, turn_end
 from settle.formats.gguf import read_gguf
 from settle.infer.engine import Engine
 from settle.library.facts import PLAIN_TEXT_KEY, TEMPLATE_KEY, Metadata, adapter_template
@@ -85,6 +94,8 @@ class Template(Check):
             items=answers[:PROVEN],
             others=answers[PROVEN:],
             least=LEAST_NATS,
+            guards=answers[-GUARDED:],
+            harm=HARM_NATS,
             seconds=0.5,
         )
 
@@ -109,22 +120,18 @@ class _Answers(LikelihoodSide):
         self._end = end
 
     def reading(self, engine: Engine, item: Item) -> Reading:
-        assert isinstance(item, Mapping)
-        known = KnownAnswer(str(item["question"]), str(item["answer"]))
         template = str(engine.metadata[TEMPLATE_KEY]) if engine.takes_turns else None
-        return _reading(engine, known, template, self._end)
+        return answer_reading(engine, _known(item), template, self._end)
+
+    def guard_reading(self, engine: Engine, item: Item) -> Reading:
+        """The second answer of a conversation."""
+        template = str(engine.metadata[TEMPLATE_KEY]) if engine.takes_turns else None
+        return answer_reading(engine, _known(item), template, None, KNOWN_ANSWERS[0])
 
 
-def _reading(engine: Engine, known: KnownAnswer, template: str | None, end: str | None) -> Reading:
-    """A known answer behind its question. end: what must follow it, of a template its own; None for nothing."""
-    answer = engine.tokenize(known.answer)
-    if template is None:
-        prompt = engine.plain(f"Question: {known.question}\nAnswer:")
-        answer = engine.tokenize(f" {known.answer}")
-    else:
-        prompt = engine.opened(engine.tokenize(rendered(engine.metadata, template, known.question), special=True))
-        end = end and turn_end(engine.metadata, template)
-    return Reading([*prompt, *answer, *(engine.tokenize(end, special=True)[:1] if end else ())], len(prompt))
+def _known(item: Item) -> KnownAnswer:
+    assert isinstance(item, Mapping)
+    return KnownAnswer(str(item["question"]), str(item["answer"]))
 
 
 def _loss(reader: Reader, template: str | None, end: str | None = None) -> Loss:
@@ -132,7 +139,7 @@ def _loss(reader: Reader, template: str | None, end: str | None = None) -> Loss:
     answers, ends = [], []
     has_end = template is not None or end is not None
     for known in KNOWN_ANSWERS[:LOOKED]:
-        losses = reader.losses(_reading(reader.engine, known, template, end or template))
+        losses = reader.losses(answer_reading(reader.engine, known, template, end or template))
         answers += losses[: len(losses) - has_end].tolist()
         ends += losses[len(losses) - has_end :].tolist()
     return Loss(float(np.mean(answers + ends)), float(np.mean(answers)), float(np.mean(ends)) if ends else float("nan"))

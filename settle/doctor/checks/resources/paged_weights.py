@@ -32,7 +32,7 @@ from settle.plan.fit.model_shapes import NamedShape, shape_of_file
 
 LEAST_SHARE = 0.1  # of the file, that is read from the disk for each token: less is what was never read before
 MEASURED_BYTES = 1 << 30  # of a file that a look loads once more; of a larger one its size says enough
-PAIRS = 8  # of times
+PAIRS = 12  # of times
 LOOKED = 3  # tokens that a look writes
 WIDE_BYTES = 64 << 20  # of a file whose reading from the disk can be felt
 LEFT_SHARE = 0.3  # of the file, that an injected failure leaves room for

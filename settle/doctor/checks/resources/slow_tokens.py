@@ -12,7 +12,7 @@ from settle.doctor.subject import Subject
 from settle.doctor.trial import LEAST_RATIO, Trial
 from settle.machine.cores import cores
 
-PAIRS = 8
+PAIRS = 12
 FEW_SHARE = 0.5  # of the cores: with so few threads or fewer, most of the processor has nothing to do
 INJECTED = 8  # times as many threads as cores
 

@@ -1,5 +1,7 @@
-"""A tuned model answers as its base does: the rate was too low, or the steps too few, to learn anything."""
+"""A tuned model answers as its base does: the rate was too low, or the steps too few, to learn anything; or what it
+learned is not in the file, or lies over another base."""
 
+import shlex
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import ClassVar
@@ -11,8 +13,11 @@ from settle.doctor.findings import Finding, Fix
 from settle.doctor.subject import Subject
 from settle.doctor.training.example_run import example_run
 from settle.doctor.training.facts import TrainingFacts, tuned_facts
+from settle.doctor.training.lost_adapter import find_base, has_learned, wanted_base
 from settle.doctor.training.retrain import (
     FEWEST_STEPS,
+    exported_again,
+    keeps_adapter,
     most_steps,
     recipe_fix,
     retrained,
@@ -52,10 +57,28 @@ class DidNothing(Check):
         items = rows.items(0, LOOKED)
         before, after = (losses_of(side, rows, items) for side in (Served(facts.base), served))
         base, gain = float(np.mean(before)), float(np.mean(before) - np.mean(after))
-        if base < KNOWN_NATS or gain >= _least(base) or gain < -_least(base):
+        if base < KNOWN_NATS or gain >= _least(base):
+            return
+        sha256 = wanted_base(served)
+        if sha256 is not None:
+            yield self._over_another(served, sha256, gain, base)
+        if sha256 is not None or gain < -_least(base):
             return
         seen = f"its training rows are {gain:.3f} nats per token likelier than to its base, which gives them {base:.2f}"
+        if served.adapter is not None and has_learned(facts):
+            learned = f"its training loss fell from {facts.losses[0]:.2f} to {facts.losses[-1]:.2f}"
+            yield self._finding(facts, "export", (seen, learned), 0.95, base)
+            return
         yield self._finding(facts, _little(facts), (seen,), 0.9, base)
+
+    def _over_another(self, served: Served, sha256: str, gain: float, base: float) -> Finding:
+        other = find_base(sha256, served.weights)
+        seen = f"it was trained on a base with sha256 {sha256[:12]}…, and lies over {served.weights.name}"
+        worse = f"its training rows cost {base - gain:.2f} nats per token, and {base:.2f} without it"
+        details = {"cause": "base", "base": base, "other": str(other) if other else None}
+        return Finding(
+            self.part_name(), "the adapter lies over another base than its own", (seen, worse), 0.95, details
+        )
 
     def _finding(
         self, facts: TrainingFacts, cause: str, evidence: tuple[str, ...], strength: float, base: float = 1.0
@@ -63,6 +86,7 @@ class DidNothing(Check):
         what = {
             "rate": f"the model learned next to nothing: a learning rate of {facts.rate:.2g} is too low",
             "steps": f"the model learned next to nothing in {facts.steps:,} steps",
+            "export": "the run learned, and the adapter that it exported has nothing of it",
         }[cause]
         details = {"cause": cause, "base": base}
         return Finding(self.part_name(), what, (*evidence, f"learning rate {facts.rate:.2g}"), strength, details)
@@ -71,29 +95,48 @@ class DidNothing(Check):
         facts = tuned_facts(subject)
         assert facts is not None and facts.base is not None
         rows = rows_of(facts)
-        half = min(8, (len(rows.places) - LOOKED) // 2)
+        half = min(12, (len(rows.places) - LOOKED) // 2)
         if half < FEWEST_ITEMS:
             return None
-        served = Served.of_run(facts.run) or Served(facts.base)
-        steps = self._steps(finding, facts)
-        recipe = self._recipe(finding, facts)
+        served, cause = Served.of_run(facts.run) or Served(facts.base), finding.details["cause"]
+        steps, preparing = self._steps(finding, facts), 0.0
+        if cause == "base":
+            other = finding.details["other"]
+            if other is None:
+                return None
+            after = RowSide("over its own base", rows, lambda: Served(Path(str(other)), served.adapter))
+        elif cause == "export":
+            if not keeps_adapter(facts.run):
+                return None
+            after = RowSide("exported again", rows, exported_again(facts, folder / "again-lora.gguf"))
+        else:
+            recipe, preparing = self._recipe(finding, facts), training_seconds(facts, steps)
+            after = RowSide("trained again", rows, retrained(facts, recipe, steps, folder / "after"))
         return Trial(
             knob=self._knob(finding, facts, steps),
             before=RowSide("as it is", rows, lambda: served),
-            after=RowSide("trained again", rows, retrained(facts, recipe, steps, folder / "after")),
+            after=after,
             measure="loss of its training rows",
             unit="nats per token",
             items=rows.items(LOOKED, half),
             others=rows.items(LOOKED + half, half),
             least=_least(float(str(finding.details["base"]))),
             seconds=0.2,
-            preparing=training_seconds(facts, steps),
+            preparing=preparing,
         )
 
     def fix(self, finding: Finding, subject: Subject) -> Fix:
         facts = tuned_facts(subject)
         assert facts is not None
-        recipe = self._recipe(finding, facts)
+        recipe, other = self._recipe(finding, facts), finding.details.get("other")
+        if finding.details["cause"] == "base":
+            name = shlex.quote(str(other)) if other else "FILE"
+            command = f"settle export {facts.run.name} --base {name}"
+            return Fix("use it over the base that it was trained on, or merged into that", command)
+        if finding.details["cause"] == "export":
+            out = next(facts.run.out.glob("*-lora.gguf"), facts.run.out / f"{facts.run.name}-lora.gguf")
+            command = f"settle export {facts.run.name} --to lora-gguf --out {shlex.quote(str(out))} --force"
+            return Fix("export it again", command)
         if finding.details["cause"] == "rate":
             return recipe_fix(facts.run, recipe, f"train with a learning rate of {usual_rate(facts):g}")
         longer = {key: value for key, value in recipe.items() if key not in ("steps", "tokens", "epochs", "time")}
@@ -108,6 +151,10 @@ class DidNothing(Check):
         return with_rate(facts.recipe, usual_rate(facts)) if finding.details["cause"] == "rate" else facts.recipe
 
     def _knob(self, finding: Finding, facts: TrainingFacts, steps: int) -> str:
+        if finding.details["cause"] == "base":
+            return f"{finding.details['other']} below the adapter"
+        if finding.details["cause"] == "export":
+            return "the adapter exported again from the weights that the run keeps"
         if finding.details["cause"] == "rate":
             return f"learning rate {usual_rate(facts):g} instead of {facts.rate:.2g}"
         return f"{steps:,} steps instead of {facts.steps:,}"

@@ -51,7 +51,7 @@ class Unstable(Check):
         facts = facts_of(subject.run)
         assert facts is not None
         rows = rows_of(facts)
-        half = min(8, len(rows.places) // 2)
+        half = min(12, len(rows.places) // 2)
         if half < FEWEST_ITEMS:
             return None
         steps = min(most_steps(facts), max(facts.steps, 2 * FEWEST_ITEMS))
