@@ -92,7 +92,7 @@ def main() -> None:
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-        print(f"loss {float(loss):.2f} nats per token")
+        print(f"loss {float(loss.detach()):.2f} nats per token")
         weights = {name: parameter.detach() for name, parameter in model.named_parameters()}
         made = export_gguf(part, weights, tokenizer, Path(folder) / "made.gguf", "f16")
         tokens = [family.names.get(str(token), token) for token in read_gguf(made).metadata[TOKENS]]
