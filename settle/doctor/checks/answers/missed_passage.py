@@ -47,7 +47,8 @@ class MissedPassage(Check):
             changes = find_changes(collection.catalogue, collection.roots, Events())
             unread = sorted(file.path for file, _ in changes.new)
             questions = make(collection, LOOKED, seed=1)
-            ranks = [_rank(collection, question.text, _passage(collection, question)) for question in questions]
+            passages = [_passage(collection, question) for question in questions]
+            ranks = [_rank(collection, q.text, text) for q, text in zip(questions, passages, strict=True)]
             tokens = _passage_tokens(collection.config)
         if unread:
             yield Finding(
@@ -57,7 +58,8 @@ class MissedPassage(Check):
                 strength=0.9,
                 details={"stage": "index", "paths": unread},
             )
-        if tokens and tokens < SMALL:
+        words = sorted(len(text.split()) for text in passages)
+        if tokens and tokens < SMALL and words and words[len(words) // 2] < SMALL:
             yield Finding(
                 check=self.part_name(),
                 what=f"documents are cut into passages of {tokens} tokens, which are torn from what they belong to",

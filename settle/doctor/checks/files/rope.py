@@ -26,7 +26,7 @@ LOOKED = 1  # paragraphs that a look reads
 READ = 64  # tokens of it
 LEAST_NATS = 0.15  # per token
 LONGEST_PROVEN = 16_384  # tokens of context, which a proof reads twice
-BLOCK, BLOCKS = 32, 12  # tokens behind the trained context that a proof reads together, and how many times
+BLOCK, BLOCKS = 64, 12  # tokens behind the trained context that a proof reads together, and how many times
 NEAR = 512  # tokens before them that are read alone
 
 
