@@ -56,7 +56,9 @@ class InventedCall(Check):
     calls, or a client that demands one, makes it call a tool for a greeting too."""
 
     number: ClassVar[int] = 17
-    symptom: ClassVar[str] = "it calls tools that do not exist, or with arguments that they do not have"
+    symptom: ClassVar[str] = (
+        "it calls tools that do not exist, or with arguments that they do not have, or where none is needed"
+    )
     about: ClassVar[tuple[str, ...]] = ("chat",)
     seconds: ClassVar[float] = 0.1
 
