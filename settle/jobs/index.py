@@ -24,7 +24,7 @@ from settle.retrieve.index.collection_folder import collection_names
 from settle.retrieve.index.config import IndexParts, PartRecord
 from settle.retrieve.index.embedders import Embedder
 from settle.retrieve.index.lifecycle import create, delete, rebuilt
-from settle.retrieve.index.list_collections import list_collections
+from settle.retrieve.index.list_collections import list_collections, list_status
 from settle.retrieve.index.stores import Store
 from settle.retrieve.index.update_index import Report, update
 from settle.retrieve.index.watch import follow
@@ -38,6 +38,11 @@ def index(settings: IndexSettings, events: Events) -> str | None:
     """Runs the job. The name of the collection; None where collections were listed or one was deleted."""
     if not settings.model_fields_set:
         list_collections(events)
+        return None
+    if settings.status:
+        if others := settings.model_fields_set - {"status", "paths", "name"}:
+            raise UsageError(f"--status changes nothing, so it goes without --{min(others)}", "leave one of them out")
+        list_status([*settings.paths, *filter(None, [settings.name])], events)
         return None
     if not settings.check and settings.model_fields_set & {"questions", "model"}:
         raise UsageError("--questions and --model only matter to a check", "add --check")

@@ -15,6 +15,9 @@ class IndexSettings(ThreadSettings):
     anew: bool = Field(
         False, description="rebuild from scratch; the old index keeps answering until the new one is ready"
     )
+    status: bool = Field(
+        False, description="index nothing; list what could not be read, and how many files changed since"
+    )
     without: list[str] = Field([], description="stop following this folder or file")
     delete: bool = Field(False, description="delete the collection; the documents stay where they are")
     check: bool = Field(

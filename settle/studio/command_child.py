@@ -9,6 +9,8 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import cast
 
+from nicegui import ui
+
 from settle.base.errors import RunError, SettleError
 
 LINES = 400  # of what it says that are kept
@@ -19,10 +21,11 @@ Talk = Callable[[Sequence[str]], None]
 
 
 class CommandChild:
-    """At most one such process a page; it ends with the page."""
+    """One such process at a time, for the page that is being built; it ends with the page."""
 
     def __init__(self) -> None:
         self._process: asyncio.subprocess.Process | None = None
+        ui.context.client.on_delete(self.stop)
 
     async def read(self, line: Sequence[str], on_talk: Talk = lambda lines: None) -> Mapping[str, object]:
         """What `settle LINE --json` returns, also with exit code 3. on_talk: called with all its lines so far.

@@ -238,3 +238,22 @@ def test_how_to_check_is_said_with_check_only(notes, index):
     _, said = index("notes", *HASHED, "--check", "--model", "nobody", code=2)
     assert "nobody" in said
     assert collection_names() == []
+
+
+def test_the_status_says_what_changed_and_changes_nothing(notes, index, capfd):
+    (notes / "broken.pdf").write_text("no PDF")
+    index("notes", *HASHED)
+    (notes / "moon.md").write_text("The moon is far.")
+    (notes / "keys.md").write_text("# Keys\n\nThere are none any more, and no job.\n")
+    (notes / "food.txt").unlink()
+    for arguments in (["--status"], ["notes", "--status"], ["--status", "--name", "notes"]):
+        (status,) = index(*arguments)[0]["collections"]
+        assert (status["new"], status["changed"], status["gone"], status["documents"]) == (1, 1, 1, 3)
+        assert [fault["path"] for fault in status["failed"]] == [str(notes / "broken.pdf")] and not status["unseen"]
+    assert main(["index", "notes", "--status"]) == 0
+    assert str(notes / "broken.pdf") in capfd.readouterr().out
+    notes.rename(notes.with_name("away"))
+    (status,) = index("--status")[0]["collections"]
+    assert (status["gone"], status["unseen"]) == (0, [{"path": str(notes), "why": "it is not there"}])
+    assert main(["index", "nobody", "--status"]) == 2 and "there are: notes" in capfd.readouterr().err
+    assert main(["index", "notes", "--status", "--anew"]) == 2 and "--anew" in capfd.readouterr().err

@@ -50,7 +50,7 @@ class LiveStudio:
         self.process.wait(SECONDS)
 
 
-def start_studio(home: Path, *options: str) -> LiveStudio:
+def start_studio(home: Path, *options: str, **environment: str) -> LiveStudio:
     """The command as a person starts it, on a free port."""
     port = [] if "--port" in options else ["--port", "0"]
     command = [sys.executable, "-m", "settle", "studio", "--no-browser", *port, *options]
@@ -59,7 +59,7 @@ def start_studio(home: Path, *options: str) -> LiveStudio:
         stderr=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         text=True,
-        env=os.environ | {"SETTLE_HOME": str(home)},
+        env=os.environ | {"SETTLE_HOME": str(home)} | environment,
     )
     lines: list[str] = []
     ready = threading.Event()
@@ -85,11 +85,16 @@ def studio() -> Iterator[LiveStudio]:
     with tempfile.TemporaryDirectory() as folder:
         home = Path(folder)
         made_runs.fill(home)
-        live = start_studio(home)
-        yield live
-        live.stop()
-        reached = read_sessions((home / "ledgers").glob("*.jsonl"))
-        assert not reached.beyond and not reached.listens  # of the studio, and of all that it started
+        yield from running_studio(home)
+
+
+def running_studio(home: Path, **environment: str) -> Iterator[LiveStudio]:
+    """A studio until the tests have used it: it must have reached nothing beyond this machine."""
+    live = start_studio(home, **environment)
+    yield live
+    live.stop()
+    reached = read_sessions((home / "ledgers").glob("*.jsonl"))
+    assert not reached.beyond and not reached.listens  # of the studio, and of all that it started
 
 
 @pytest.fixture(scope="module")

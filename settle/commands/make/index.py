@@ -18,7 +18,7 @@ class Index(IndexSettings, Command):
 
     positional: ClassVar[tuple[str, ...]] = ("paths",)
     begins_work: ClassVar[bool] = True
-    essential: ClassVar[tuple[str, ...]] = ("name", "watch", "check", "embedder", "anew", "without", "delete")
+    essential: ClassVar[tuple[str, ...]] = ("name", "watch", "status", "check", "embedder", "anew", "without", "delete")
 
     def run(self, events: Events) -> int:
         try:

@@ -1,17 +1,32 @@
-"""The collections of this machine as a table."""
+"""The collections of this machine as a table, and how they stand: what could not be read, and what changed since."""
 
 import time
-from typing import TypedDict
+from collections.abc import Sequence
+from typing import NotRequired, TypedDict
 
 from settle.base.errors import SettleError
 from settle.base.event_log import Events
 from settle.base.events import Listing, ResultReady, Warn
+from settle.retrieve.index.changes import find_changes
 from settle.retrieve.index.collection import Collection
 from settle.retrieve.index.collection_folder import collection_names
 
+COLUMNS = ("name", "documents", "passages", "size", "age", "embedder", "follows")
+STATUS_COLUMNS = ("name", "documents", "passages", "not read", "new", "changed", "gone", "age", "follows")
+MOST_SHOWN = 30  # documents that could not be read; --json has them all
+
+
+class FileFault(TypedDict):
+    """A file or folder, and why nothing of it is read."""
+
+    path: str
+    why: str
+
 
 class CollectionFacts(TypedDict):
-    """bytes: on this machine's disk; age: seconds since it was last brought up to date, None if it never was."""
+    """bytes: on this machine's disk; age: seconds since it was last brought up to date, None if it never was. With the
+    status: failed, documents that nothing could be read of; unseen, folders that cannot be seen now; new, changed and
+    gone, numbers of files that the next `settle index NAME` takes in, reads again and leaves out."""
 
     name: str
     documents: int
@@ -20,33 +35,57 @@ class CollectionFacts(TypedDict):
     age: float | None
     embedder: str
     roots: list[str]
+    failed: NotRequired[list[FileFault]]
+    unseen: NotRequired[list[FileFault]]
+    new: NotRequired[int]
+    changed: NotRequired[int]
+    gone: NotRequired[int]
 
 
 def list_collections(events: Events) -> None:
     """Emits every collection with its size, its age and its folders; a damaged one as a warning."""
+    collections = _all(collection_names(), False, events)
+    rows = [
+        [c["name"], c["documents"], c["passages"], {"value": c["bytes"], "unit": "bytes"},
+         {"value": c["age"], "unit": "s"}, c["embedder"], ", ".join(c["roots"])]
+        for c in collections
+    ]  # fmt: skip
+    hint = 'ask one: `settle ask NAME "…"`' if collections else "no collections yet; make one: `settle index FOLDER`"
+    events.emit(Listing(columns=COLUMNS, rows=rows, note=hint))
+    events.emit(ResultReady(result={"collections": collections}))
+
+
+def list_status(names: Sequence[str], events: Events) -> None:
+    """Emits these collections, or all: what of their documents could not be read, and what changed in their folders
+    since. Changes nothing."""
+    collections = _all(names or collection_names(), True, events)
+    rows = [
+        [c["name"], c["documents"], c["passages"], len(c["failed"]), c["new"], c["changed"], c["gone"],
+         {"value": c["age"], "unit": "s"}, ", ".join(c["roots"])]
+        for c in collections
+    ]  # fmt: skip
+    events.emit(Listing(columns=STATUS_COLUMNS, rows=rows, note="`settle index NAME` brings one up to date"))
+    faults = [fault for c in collections for fault in (*c["unseen"], *c["failed"])]
+    if faults:
+        more = f"{len(faults) - MOST_SHOWN:,} more; --json has them all" if len(faults) > MOST_SHOWN else ""
+        shown = [[fault["path"], fault["why"]] for fault in faults[:MOST_SHOWN]]
+        events.emit(Listing(title="could not be read", columns=("file", "why"), rows=shown, note=more))
+    events.emit(ResultReady(result={"collections": collections}))
+
+
+def _all(names: Sequence[str], with_status: bool, events: Events) -> list[CollectionFacts]:
     collections: list[CollectionFacts] = []
-    for name in collection_names():
+    for name in names:
         try:
             with Collection(name) as collection:
                 collections.append(_facts(collection))
+                if with_status:
+                    _add_status(collections[-1], collection, events)
         except SettleError as e:
+            if name not in collection_names():
+                raise
             events.emit(Warn(text=f"{name}: {e.what}"))
-    rows = [
-        [
-            facts["name"],
-            facts["documents"],
-            facts["passages"],
-            {"value": facts["bytes"], "unit": "bytes"},
-            {"value": facts["age"], "unit": "s"},
-            facts["embedder"],
-            ", ".join(facts["roots"]),
-        ]
-        for facts in collections
-    ]
-    hint = 'ask one: `settle ask NAME "…"`' if collections else "no collections yet; make one: `settle index FOLDER`"
-    columns = ("name", "documents", "passages", "size", "age", "embedder", "follows")
-    events.emit(Listing(columns=columns, rows=rows, note=hint))
-    events.emit(ResultReady(result={"collections": collections}))
+    return collections
 
 
 def _facts(collection: Collection) -> CollectionFacts:
@@ -61,3 +100,13 @@ def _facts(collection: Collection) -> CollectionFacts:
         "embedder": str(config.embedder["name"]) if config else "",
         "roots": [str(root) for root in collection.roots],
     }
+
+
+def _add_status(facts: CollectionFacts, collection: Collection, events: Events) -> None:
+    changes = find_changes(collection.catalogue, collection.roots, events)
+    known = [is_known for _, is_known in changes.new]
+    failed = dict(collection.catalogue.documents.failures()) | dict(changes.failed)
+    facts["failed"] = [{"path": path, "why": why} for path, why in failed.items()]
+    facts["unseen"] = [{"path": root, "why": why} for root, why in changes.kept]
+    facts["new"], facts["changed"] = known.count(False), known.count(True) + len(changes.moved)
+    facts["gone"] = len(changes.gone)

@@ -27,7 +27,6 @@ class Doctor(Page):
 
     async def build(self, visit: Visit) -> None:
         child = CommandChild()
-        ui.context.client.on_delete(child.stop)
         with card("What is wrong?"):
             subject = Field("Subject", value=visit.query.get("subject", ""), hint="this machine",
                             help="a run, a model, a .gguf file, a server, or the folder of a proof")  # fmt: skip

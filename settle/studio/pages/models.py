@@ -30,7 +30,6 @@ class Models(Page):
 
     async def build(self, visit: Visit) -> None:
         child = CommandChild()
-        ui.context.client.on_delete(child.stop)
         with card("On this machine"):
             used = words("", classes="dim")
             empty = "No models yet. Pull one below, or train one."

@@ -82,7 +82,6 @@ class NewRunForm:
                         button("Start", self.start, main=True)
                     self.place = ui.element("div").props('aria-live="polite"')
         self.line.text = shell_line(arguments(self.command, {}))
-        ui.context.client.on_delete(self.outlook.stop)
 
     def _add_files(self) -> None:
         """What is dropped or found by its path goes to the setting that takes files."""

@@ -1,0 +1,45 @@
+"""A passage that an answer cites: its document, open at the line or the page."""
+
+from typing import ClassVar
+
+from nicegui import ui
+
+from settle.base.errors import UsageError
+from settle.studio.layout import Facts, card, words
+from settle.studio.pages import Page
+from settle.studio.passage import open_passage, page_link, passage_link
+from settle.studio.visit import Visit, in_thread
+
+
+class Passage(Page):
+    """The passage between the lines of its document."""
+
+    path: ClassVar[str] = "/passage/{collection}/{number}"
+    title: ClassVar[str] = "A passage of {collection}"
+
+    async def build(self, visit: Visit) -> None:
+        collection, number, place = visit.path["collection"], visit.path["number"], visit.query.get("place", "0")
+        if not (number.isdecimal() and place.isdecimal()):
+            raise UsageError("there is no such passage", "open one from an answer")
+        opened = await in_thread(open_passage, collection, int(number), int(place))
+        at = opened.at
+        with card(at.place.after(at.path).rpartition("/")[2]):
+            Facts([("document", at.path), ("under", " › ".join(opened.passage.headings))])
+            if link := page_link(collection, opened.passage.id, at):
+                ui.link(f"Open the document at page {at.place.page}", link, new_tab=True)
+            if opened.note:
+                words(opened.note, classes="warn")
+            with ui.element("pre").classes("lines").props("tabindex=0"):
+                for line in opened.lines:
+                    with ui.element("div"):
+                        words(f"{line.number:5} ", "span", "dim")
+                        words(line.text, "mark" if line.is_of_passage else "span")
+                if not opened.lines:
+                    words(opened.passage.text, "mark")
+        if len(opened.occurrences) > 1:
+            with card("It also is in"), ui.element("ul"):
+                for other, occurrence in enumerate(opened.occurrences):
+                    if occurrence != at:
+                        with ui.element("li"):
+                            where = occurrence.place.after(occurrence.path)
+                            ui.link(where, passage_link(collection, opened.passage.id, other))

@@ -1,0 +1,124 @@
+"""A passage of a collection, where it lies: the lines of its document around it, or the page of its file."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+from urllib.parse import quote, urlencode
+
+from fastapi import HTTPException
+from fastapi.responses import FileResponse
+from nicegui import app
+
+from settle.base.errors import SettleError, UsageError
+from settle.documents.blocks import Unreadable
+from settle.documents.decode import text_lines
+from settle.retrieve.index.catalogue.catalogue import Catalogue
+from settle.retrieve.index.catalogue.records import DocumentRecord, Occurrence, Passage
+from settle.retrieve.index.changes import UNSURE
+from settle.retrieve.index.collection_folder import CATALOGUE, CollectionFolder, collection_names
+
+AROUND = 12  # lines before and after the passage that are shown
+PDF = b"%PDF-"
+
+
+class Line(NamedTuple):
+    """A line of a document: its number, from 1, and whether it is of the passage."""
+
+    number: int
+    text: str
+    is_of_passage: bool
+
+
+@dataclass(frozen=True)
+class OpenedPassage:
+    """occurrences: every place of the passage, `at` among them the one that is shown. lines: of its document; none
+    where it has no lines, or is not as it was indexed, which `note` says."""
+
+    passage: Passage
+    occurrences: Sequence[Occurrence]
+    at: Occurrence
+    lines: list[Line] = field(default_factory=list)
+    note: str = ""
+
+
+def passage_link(collection: str, passage: int, number: int = 0) -> str:
+    """The address of its page. number: of the place, where it has several."""
+    return f"/passage/{quote(collection, safe='')}/{passage}" + (f"?place={number}" if number else "")
+
+
+def page_link(collection: str, passage: int, at: Occurrence) -> str | None:
+    """The address of a document at its page, where a browser can open it; None for others."""
+    if at.place.page is None or not at.path.lower().endswith(".pdf"):
+        return None
+    asked = urlencode({"collection": collection, "passage": passage, "path": at.path})
+    return f"/document?{asked}#page={at.place.page}"
+
+
+def open_passage(collection: str, passage: int, number: int = 0) -> OpenedPassage:
+    """Raises UsageError for one that is not in the collection, or is no longer."""
+    with _catalogue(collection) as catalogue, catalogue.snapshot():
+        found, places = catalogue.passages.get([passage]), catalogue.passages.occurrences([passage]).get(passage)
+        if not found or not places:
+            raise UsageError(f"{collection} has no passage {passage}", "it was changed or deleted since; ask again")
+        at = places[min(max(0, number), len(places) - 1)]
+        record = catalogue.documents.at([at.path])[at.path]
+    lines: list[Line] = []
+    note = _changed_since(record)
+    if not note and at.place.line is not None:
+        try:
+            lines = _lines(Path(at.path), at.place.line, found[passage].text)
+        except (OSError, Unreadable) as e:
+            note = f"Its document cannot be read now: {e}"
+    return OpenedPassage(found[passage], places, at, lines, note)
+
+
+def _lines(path: Path, start: int, text: str) -> list[Line]:
+    """The lines around a passage. It ends where as many letters have passed as it has: what only formats is not
+    in its text."""
+    missing, shown, last = _letters(text), list[Line](), start
+    for number, line in enumerate(text_lines(path, lambda note: None), 1):
+        if number >= start and missing > 0:
+            missing, last = missing - _letters(line), number
+            shown.append(Line(number, line, True))
+        elif number > last + AROUND:
+            break
+        elif number >= start - AROUND:
+            shown.append(Line(number, line, False))
+    return shown
+
+
+def _letters(text: str) -> int:
+    return sum(map(str.isalnum, text))
+
+
+def _changed_since(record: DocumentRecord) -> str:
+    """Why the document is not the one that was indexed, or ""."""
+    try:
+        now = Path(record.path).stat()
+    except OSError as e:
+        return f"Its document cannot be opened now: {e.strerror}. This is the passage as it was indexed."
+    if now.st_size != record.size or record.changed not in (UNSURE, now.st_mtime_ns):
+        return "Its document has changed since it was indexed. This is the passage as it was."
+    return ""
+
+
+def _catalogue(collection: str) -> Catalogue:
+    folder = CollectionFolder(collection).current() if collection in collection_names() else None
+    if folder is None:
+        raise UsageError(f"there is no collection {collection!r}", "the page Documents lists those there are")
+    return Catalogue(folder / CATALOGUE)
+
+
+@app.get("/document")
+def document(collection: str, passage: int, path: str) -> FileResponse:
+    """The file that a passage is from, as the browser's own viewer opens it: PDF alone, which runs nothing here."""
+    try:
+        places = open_passage(collection, passage).occurrences
+        if any(at.path == path for at in places):
+            with Path(path).open("rb") as file:
+                if file.read(len(PDF)) == PDF:
+                    return FileResponse(path, media_type="application/pdf", content_disposition_type="inline")
+    except (SettleError, OSError):
+        pass
+    raise HTTPException(404, "there is no such document")
