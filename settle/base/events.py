@@ -208,6 +208,17 @@ class Sample(BaseEvent):
     text: str
 
 
+class Usage(BaseEvent):
+    """What the process that trains takes, every few seconds. memory: bytes that it holds; watts: since the event before,
+    as the energy of a run is counted or estimated; None where it is not known."""
+
+    kind: Literal["usage"] = "usage"
+    step: int
+    tokens: int
+    memory: int
+    watts: float | None = None
+
+
 class SettledEvidence(BaseEvent):
     """What the evaluations say. gain, low, high: improvement for 10 % more tokens, as fractions of the loss."""
 
@@ -377,6 +388,7 @@ Event = Annotated[
     | Step
     | Eval
     | Sample
+    | Usage
     | SettledEvidence
     | DecayStarted
     | CheckpointSaved

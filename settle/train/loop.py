@@ -6,6 +6,7 @@ import torch
 
 from settle.base.errors import CheckpointError
 from settle.base.events import Resumed, Step
+from settle.machine.resource_usage import UsageSampler
 from settle.train.evaluation import HeldOut
 from settle.train.recovery import SPIKE_WINDOW, Recovery, Session
 from settle.train.schedule import Schedule
@@ -35,6 +36,7 @@ class Loop:
         """Run to the end, or until `session.stopping()`; a checkpoint exists at every return."""
         torch.set_num_threads(self.threads.threads)
         self._resume_or_begin()
+        usage = UsageSampler(self.session.spending, self.events)
         while not self.state.is_over:
             started = time.perf_counter()
             self.watch.spend_budget(self.state)
@@ -47,6 +49,7 @@ class Loop:
             self.recovery.order.add(state.step, result.rows)
             state.train_losses = [*state.train_losses[-SPIKE_WINDOW:], result.loss]
             self._report(result, time.perf_counter() - started)
+            usage.sample(state.step, self.trainer.tokens(state))
             if self.watch.is_due(state):
                 self.watch.evaluate(state)
             if not state.is_past_half and self.watch.is_past_half(state):

@@ -31,6 +31,8 @@ def training(num_steps: int, seconds: float = 0.5, tokens: int = 1000, spike: in
         if step:
             yield kinds.Step(time=at, step=step, tokens=step * tokens, loss=9.9 if step == spike else loss, lr=1e-3,
                              grad_norm=1.0, tokens_per_second=tokens / seconds)  # fmt: skip
+        if step % 4 == 1:
+            yield kinds.Usage(time=at, step=step, tokens=step * tokens, memory=300_000_000 + step * 1000, watts=7.5)
         if step % 10 == 0:
             yield kinds.Eval(time=at, step=step, tokens=step * tokens, loss=loss, stderr=0.01, bits_per_byte=loss / 2.5)
             high = max(0.004, 0.1 - step / (12 * num_steps))

@@ -72,6 +72,8 @@ def test_a_finished_run_says_all_that_is_known_of_it(page):
     assert "<script>alert(1)</script>" in page.locator("pre").inner_text()
     for name in ("held-out 2.2", "training 2.2", "expected at the end 2.4 (2.1 – 2.8)"):
         assert name in legend(page, "Loss, nats").inner_text()
+    assert "memory 0.3002" in legend(page, "Memory, GB").inner_text()
+    assert "power 7.5" in legend(page, "Power, W").inner_text()
     assert not page.get_by_role("button", name="Stop").is_visible()
     assert axe_findings(page) == []
 
@@ -254,10 +256,10 @@ def test_two_studios_of_one_home(context, studio):
 
 
 @pytest.mark.slow
-def test_a_real_run_is_watched_stopped_and_resumed(page, studio):
+def test_a_real_run_is_watched_stopped_and_resumed_to_its_end(page, studio):
     docs = Path(__file__).parents[2] / "docs"
     command = [sys.executable, "-m", "settle", "train", str(docs), "--name", "real", "--size", "20k", "--threads", "1",
-               "--steps", "20000", "--sample", "The run"]  # fmt: skip
+               "--steps", "2000", "--sample", "The run"]  # fmt: skip
     own = os.environ | {"SETTLE_HOME": str(studio.home)}
     process = subprocess.Popen(command, env=own, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
     page.set_default_timeout(4 * SECONDS * 1000)
@@ -265,11 +267,16 @@ def test_a_real_run_is_watched_stopped_and_resumed(page, studio):
     page.get_by_role("link", name="real").click()
     page.get_by_text("stage: training").wait_for()
     page.get_by_text(re.compile(r"\d+ W, estimated")).wait_for()
+    legend(page, "Memory, GB").get_by_text(re.compile(r"memory 0\.\d+")).wait_for()
+    legend(page, "Power, W").get_by_text(re.compile(r"power \d+")).wait_for()
     page.get_by_role("button", name="Stop").click()
     assert process.wait(4 * SECONDS) == 130
     page.get_by_role("button", name="Resume").click()
     page.get_by_text("resuming from step").wait_for()
-    page.get_by_role("button", name="Stop").click()
-    page.get_by_role("button", name="Resume").wait_for()
+    page.get_by_text("State: out of budget").wait_for()
+    page.get_by_text("passed: the exported file is the model").wait_for()
+    page.get_by_role("heading", name="Card").wait_for()
+    assert "✓" in page.get_by_role("table", name="Forecast and actual").inner_text()
+    assert not page.get_by_role("button", name="Resume").is_visible()
     page.get_by_role("link", name="How it learned").click()
     page.get_by_text(re.compile(r"It was reading, from \S+\.md")).first.wait_for()

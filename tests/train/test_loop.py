@@ -10,6 +10,7 @@ from torch import Tensor
 from settle.base.event_log import Events
 from settle.base.events import Event
 from settle.base.run import Run
+from settle.machine import resource_usage
 from settle.data.batches import Batches, held_out_batches
 from settle.data.prepare import Corpus
 from settle.model.architectures.llama import Llama
@@ -104,8 +105,9 @@ def test_an_updating_rehearsal_leaves_the_weights(corpus):
         assert all(p.grad is None for p in model.parameters())
 
 
-def test_what_a_run_says_as_it_goes(corpus: Corpus) -> None:
-    """The rate of each step, the tokens until then, and a sample at the start and in the middle."""
+def test_what_a_run_says_as_it_goes(corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The rate of each step, the tokens until then, what it takes, and a sample at the start and in the middle."""
+    monkeypatch.setattr(resource_usage, "SAMPLE_SECONDS", 0.0)
     events: list[Event] = []
     made, samples = loop(corpus, Run.create("train", "a"), events, stop_at=17), []
     made.session = replace(made.session, sample=lambda step, moment: samples.append((step, moment)))
@@ -116,6 +118,9 @@ def test_what_a_run_says_as_it_goes(corpus: Corpus) -> None:
     base = made.trainer.base_lr
     assert [e["lr"] for e in taken[:5]] == pytest.approx([base * share for share in (0.25, 0.5, 0.75, 1.0, 1.0)])
     assert samples == [(0, "start"), (15, "middle")] and state.is_past_half
+    usage = [e for e in events if e["kind"] == "usage"]
+    assert [(e["step"], e["tokens"]) for e in usage] == [(e["step"], e["tokens"]) for e in taken]
+    assert all(e["memory"] > 1e8 for e in usage)
     assert all(e["tokens_per_second"] > 0 for e in taken) and len(state.train_losses) == 17
     seconds = sum(64 / e["tokens_per_second"] for e in taken)
     assert seconds <= state.seconds < seconds + 60

@@ -65,16 +65,16 @@ class Documents(Page):
             status = _Status()
 
             async def update() -> None:
-                said.text = "reading what changed …"
-                result = await child.read(["index", str(collection.value)], lambda lines: setattr(said, "text", lines[-1]))
-                said.text = f"{result['name']}: {result['documents']:,} documents, {result['passages']:,} passages."
+                progress.text = "reading what changed …"
+                result = await child.read(["index", str(collection.value)], lambda lines: setattr(progress, "text", lines[-1]))
+                progress.text = f"{result['name']}: {result['documents']:,} documents, {result['passages']:,} passages."
                 await status.show()
 
             await status.show()
             with ui.element("div").classes("row"):
                 button("Bring the chosen one up to date", update)
                 ui.link("Index a folder", "/new?command=index")
-                said = words("", classes="dim").props('role="status"')
+                progress = words("", classes="dim").props('role="status"')
 
 
 class _Status:

@@ -21,6 +21,7 @@ from settle.studio.table import Cell, Table
 from settle.studio.visit import Visit, in_thread
 
 LOSSES = ("held-out", "training", "forecast")
+SMALL_CHARTS = {"learning rate": "Learning rate", "tokens/s": "Speed", "memory": "Memory, GB", "power": "Power, W"}
 MOST_LINES = 80  # of what happened
 METER_SECONDS = 2.0
 
@@ -47,6 +48,7 @@ class _View:
         self.meter, self.metered = WorkMeter(feed.run), 0.0
         self.work: tuple[int, float | None] | None = None
         self.version, self.status = -1, ""
+        self.small: dict[str, Chart] = {}
         self.result: Result | None = None
         self.fault: SettleError | None = None
 
@@ -72,10 +74,9 @@ class _View:
         with ui.element("section").classes("panel"):
             self.losses = Chart("Loss, nats", ("held-out", "training", "expected at the end"), height=320)
         with ui.element("div").classes("columns"):
-            with ui.element("section").classes("panel"):
-                self.rate = Chart("Learning rate", ("learning rate",), ("tokens",), height=160)
-            with ui.element("section").classes("panel"):
-                self.speed = Chart("Speed", ("tokens/s",), ("tokens",), height=160)
+            for name, title in SMALL_CHARTS.items():
+                with ui.element("section").classes("panel"):
+                    self.small[name] = Chart(title, (name,), ("tokens",), height=160)
         with card("What it writes"):
             self.samples = ui.element("div")
         with card("Forecast and actual"):
@@ -100,8 +101,8 @@ class _View:
         self.version = feed.version
         curves = feed.curves
         self.losses.grow([curves[name] for name in LOSSES], feed.anew)
-        self.rate.grow([curves["learning rate"]], feed.anew)
-        self.speed.grow([curves["tokens/s"]], feed.anew)
+        for name, chart in self.small.items():
+            chart.grow([curves[name]], feed.anew)
         memory, watts = self.work or (None, None)
         self.now.show(report.now_facts(feed, memory if status == "running" else None, watts))
         nearness, text = report.settled_text(feed, status == "running")

@@ -24,6 +24,7 @@ MOST_JUDGED = 50  # latest evaluations that are kept whole; the curves have all
 PACE_LINES = 256  # latest lines whose steps tell the pace
 STATUS_SECONDS = 2.0  # between two looks at the lock
 
+USAGE_CURVES = ("memory", "power")
 STEP_CURVES = {"training": "loss", "learning rate": "lr", "tokens/s": "tokens_per_second"}  # the field of each
 
 
@@ -78,7 +79,7 @@ class RunFeed:
 
     def _begin(self) -> None:
         self.version = self._offset = self._inode = 0
-        self.curves = {name: Curve() for name in ("held-out", "bits per byte", "forecast", *STEP_CURVES)}
+        self.curves = {name: Curve() for name in ("held-out", "bits per byte", "forecast", *STEP_CURVES, *USAGE_CURVES)}
         self.course = RunCourse(keep_steps=False)
         self.lines: deque[Line] = deque(maxlen=MOST_LINES)
         self.samples: list[kinds.Sample] = []
@@ -149,6 +150,10 @@ class RunFeed:
             case kinds.LossForecast():
                 self._expected = event.loss, event.low, event.high
                 self._point("forecast", event.step, event.tokens, *self._expected)
+            case kinds.Usage():
+                self._point("memory", event.step, event.tokens, event.memory / 1e9)
+                if event.watts is not None:
+                    self._point("power", event.step, event.tokens, event.watts)
             case kinds.Sample():
                 self.samples = [*self.samples[-MOST_SAMPLES + 1 :], event]
             case kinds.TextSummary() | kinds.RowSummary():
