@@ -209,8 +209,8 @@ class Sample(BaseEvent):
 
 
 class Usage(BaseEvent):
-    """What the process that trains takes, every few seconds. memory: bytes that it holds; watts: since the event before,
-    as the energy of a run is counted or estimated; None where it is not known."""
+    """What the process that trains takes, every few seconds. memory: bytes that it holds; watts: since the event
+    before, as the energy of a run is counted or estimated; None where it is not known."""
 
     kind: Literal["usage"] = "usage"
     step: int

@@ -33,6 +33,12 @@ class CatalogueEntry(BaseModel):
     about: str
     embeds: bool = False
 
+    @property
+    def num_bytes(self) -> int | None:
+        """Of the download, as `about` says it."""
+        size = re.search(r"([\d.]+) (MB|GB)", self.about)
+        return int(float(size[1]) * {"MB": 1e6, "GB": 1e9}[size[2]]) if size else None
+
 
 class Quality(BaseModel):
     """One published number of a model. task: the benchmark and its setting. kind: who measured it, its maker, settle or

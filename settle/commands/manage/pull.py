@@ -22,12 +22,16 @@ class Pull(Command):
     what: str = Field("", description="the model: smollm2, gemma3-270m, minilm, owner/name, a path, name:tag of Ollama")
     name: str | None = Field(None, description="what to call it here; a name made from its own if not given")
     again: bool = Field(False, description="pull it again, though it is here")
+    dry: bool = Field(False, description="only say from which host it would come, and how large it is")
 
     def run(self, events: Events) -> int:
         from settle.library.pull import list_available, pull
 
         if not self.what:
             list_available.list_available(events)
+            return 0
+        if self.dry:
+            list_available.show_offer(self.what, self.name, events)
             return 0
         model = pull.pull_by_name(self.what, self.name, self.again, events)
         events.emit(Say(text=f"{model.name} is here: {list_available.usage_of(model)}"))

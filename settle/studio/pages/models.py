@@ -1,81 +1,48 @@
-"""Models: what is here and how much room it takes, what fits on this machine, and how another one comes here."""
+"""Models: what is here and how much room it takes, what fits and what was measured, and how another one comes here."""
 
+import shutil
+from collections.abc import Mapping
 from typing import ClassVar
 
 from nicegui import ui
 
-from settle.base.errors import UsageError
+from settle.base.errors import SettleError, UsageError
 from settle.base.event_log import Events
+from settle.base.files import home
+from settle.base.run import Run
 from settle.base.words.amounts import amount
-from settle.library.deletion import folder_size
+from settle.library.deletion import folder_size, prunable_size
+from settle.library.pull.hub import host
 from settle.library.store import all_models, store
 from settle.plan.fit.report import fit_models
 from settle.studio.command_child import CommandChild
 from settle.studio.event_table import show_listed
 from settle.studio.field import Field
-from settle.studio.layout import button, card, words
+from settle.studio.layout import Facts, button, card, failure, words
 from settle.studio.pages import Page
+from settle.studio.pareto import measured_results, read_tradeoffs, show_tradeoffs
 from settle.studio.table import Table
-from settle.studio.visit import Visit, in_thread
-
-FROM = "a file or another program of this machine, the package registry, or the model hub (huggingface.co)"
+from settle.studio.visit import Visit, in_thread, reported
 
 
 class Models(Page):
-    """The store, the table of what fits, and pulling with consent."""
+    """The store, what fits, what was measured, and pulling with consent."""
 
     path: ClassVar[str] = "/models"
     title: ClassVar[str] = "Models"
     place: ClassVar[int | None] = 70
 
     async def build(self, visit: Visit) -> None:
-        child = CommandChild()
         with card("On this machine"):
-            used = words("", classes="dim")
-            empty = "No models yet. Pull one below, or train one."
-            table = Table("Models of the store", ("name", "size", "from", "license"), ("size",), empty)
-
-            async def refresh() -> None:
-                sizes = await in_thread(lambda: {m.name: folder_size(store() / m.name) for m in all_models()})
-                rows = [[m.name, amount(sizes.get(m.name, 0), "bytes"), m.origin, m.license] for m in all_models()]
-                table.show(rows)
-                used.text = f"The store takes {amount(sum(sizes.values()), 'bytes')}; linked files are not counted."
-
-            await refresh()
+            here = _Here()
         with ui.element("div").classes("columns"):
             with card("Pull a model"):
-                wanted = Field("Name, owner/name of the hub, or a path", hint="smollm2")
-                consent = Field("Allow the connection and the download", "switch", help=f"It comes from {FROM}.")
-
-                async def pull() -> None:
-                    if not str(wanted.value).strip():
-                        raise UsageError("no model is named", "write a name, such as smollm2")
-                    if not consent.value:
-                        raise UsageError("nothing was pulled", "allow the connection first")
-                    result = await child.read(
-                        ["pull", str(wanted.value).strip()], lambda lines: setattr(status, "text", lines[-1])
-                    )
-                    status.text = f"{result['name']} is here."
-                    consent.put(False)
-                    await refresh()
-
-                button("Pull", pull, main=True)
-                status = words("", classes="dim").props('role="status"')
-            with card("Remove a model"):
-                named = Field("Name of the model", suggest=_named)
-                sure = Field("Delete its files", "switch", help="Files that are only linked stay where they are.")
-
-                async def remove() -> None:
-                    if not sure.value or not str(named.value).strip():
-                        raise UsageError("nothing was removed", "name the model, and allow its files to be deleted")
-                    result = await child.read(["models", "remove", str(named.value).strip(), "--yes"])
-                    freed.text = f"{result['removed']} is removed: {amount(result['bytes'], 'bytes')} freed."
-                    named.put("")
-                    sure.put(False)
-                    await refresh()
-
-                button("Remove", remove)
-                freed = words("", classes="dim").props('role="status"')
+                _Pull(here)
+            with card("Make room"):
+                _removal(here)
+        await here.show()
+        with card("What was measured here"):
+            await _results()
         with card("What fits on this machine"):
 
             async def fit() -> None:
@@ -85,6 +52,128 @@ class Models(Page):
 
             button("Show what fits", fit)
             place = ui.element("div").props('aria-live="polite"')
+
+
+class _Here:
+    """The models of the store, and the room that settle takes."""
+
+    def __init__(self) -> None:
+        self._room = Facts()
+        empty = "No models yet. Pull one below, or train one."
+        self._table = Table("Models of the store", ("name", "size", "from", "license"), ("size",), empty)
+
+    async def show(self) -> None:
+        def look() -> tuple[list[list[str]], list[tuple[str, str]]]:
+            models, runs = all_models(), Run.all()
+            sizes = {m.name: folder_size(store() / m.name) for m in models}
+            rows = [[m.name, amount(sizes[m.name], "bytes"), m.origin, m.license] for m in models]
+            room = {
+                "models": (sum(sizes.values()), "files that are only linked are not counted"),
+                "runs": (sum(folder_size(run.path) for run in runs), ""),
+                "of them checkpoints that nothing needs": (sum(map(prunable_size, runs)), ""),
+                "free on this disk": (shutil.disk_usage(home()).free, ""),
+            }
+            return rows, [
+                (name, f"{amount(size, 'bytes')}{f'; {note}' * bool(note)}") for name, (size, note) in room.items()
+            ]
+
+        rows, room = await in_thread(look)
+        self._table.show(rows)
+        self._room.show(room)
+
+
+class _Pull:
+    """Two steps: from where and how large, then the button that names both."""
+
+    def __init__(self, here: _Here) -> None:
+        self._here, self._child = here, CommandChild()
+        self._wanted = Field("Name, owner/name of the hub, or a path", hint="smollm2",
+                             help=f"Looked up on this machine; owner/name also asks the hub, {host()}.")  # fmt: skip
+        self._wanted.on("enter", reported(self._look))
+        button("Look up", self._look, main=True)
+        self._offer = ui.element("div").props('aria-live="polite"')
+        self._status = words("", classes="dim").props('role="status"')
+
+    async def _look(self) -> None:
+        what = str(self._wanted.value).strip()
+        if not what:
+            raise UsageError("no model is named", "write a name, such as smollm2")
+        self._offer.clear()
+        self._status.text = "looking …"
+        try:
+            offer = await self._child.read(["pull", what, "--dry"])
+        finally:
+            self._status.text = ""
+        with self._offer:
+            self._show(what, offer)
+
+    def _show(self, what: str, offer: Mapping[str, object]) -> None:
+        source, size = str(offer["host"] or ""), offer["bytes"]
+        known = amount(size, "bytes") if size is not None else "a size that only the download tells"
+        Facts([("it is", str(offer["origin"])), ("called", str(offer["name"])), ("license", str(offer["license"])),
+               ("from", source or "this machine: it is linked, and nothing is downloaded"),
+               ("download", known if source else ""),
+               ("here already", str(offer["here"] or ""))])  # fmt: skip
+
+        async def pull() -> None:
+            result = await self._child.read(["pull", what], lambda lines: setattr(self._status, "text", lines[-1]))
+            self._offer.clear()
+            self._status.text = f"{result['name']} is here."
+            await self._here.show()
+
+        button(f"Pull {known} from {source}" if source else "Link it", pull, main=True)
+
+
+def _removal(here: _Here) -> None:
+    """A model is deleted, and checkpoints are, only after the person allowed it."""
+    child = CommandChild()
+    named = Field("Name of the model", suggest=_named)
+    sure = Field("Delete its files", "switch", help="Files that are only linked stay where they are.")
+
+    async def free(line: list[str], text: str) -> None:
+        result = await child.read([*line, "--yes"])
+        freed.text = f"{text}: {amount(result['bytes'], 'bytes')} freed."
+        sure.put(False)
+        await here.show()
+
+    async def remove() -> None:
+        name = str(named.value).strip()
+        if not sure.value or not name:
+            raise UsageError("nothing was removed", "name the model, and allow its files to be deleted")
+        await free(["models", "remove", name], f"{name} is removed")
+        named.put("")
+
+    async def prune() -> None:
+        if not sure_of_all.value:
+            raise UsageError("nothing was deleted", "allow the checkpoints to be deleted")
+        await free(["runs", "prune"], "The checkpoints of finished runs are deleted")
+        sure_of_all.put(False)
+
+    button("Remove", remove)
+    sure_of_all = Field("Delete checkpoints of finished runs", "switch", help="Their models and records stay.")
+    button("Delete checkpoints", prune)
+    freed = words("", classes="dim").props('role="status"')
+
+
+async def _results() -> None:
+    """One of the results of pick and shrink, and the choice of another."""
+    results = {f"{one.kind} {one.name}": one for one in await in_thread(measured_results)}
+    if not results:
+        words("Nothing yet: pick compares models on your prompts, shrink the sizes of one.", classes="empty")
+        ui.link("Pick a model", "/new?command=pick")
+        return
+
+    async def show() -> None:
+        place.clear()
+        with place:
+            try:
+                show_tradeoffs(await in_thread(read_tradeoffs, results[str(choice.value)]))
+            except SettleError as e:
+                failure(e)
+
+    choice = Field("Result", "choice", value=next(iter(results)), options=[(n, n) for n in results], on_set=show)
+    place = ui.element("div").props('aria-live="polite"')
+    await show()
 
 
 def _fit(events: Events) -> None:

@@ -1,0 +1,139 @@
+"""What `settle pick` and `settle shrink` measured, as pictures: one figure against another, and what none other beats."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from nicegui.element import Element
+
+from settle.base.errors import malformed_is_format_error
+from settle.base.files import home, read_json
+from settle.base.run import Run
+from settle.base.visible import visible_line
+from settle.base.words.amounts import amount
+from settle.studio.layout import words
+from settle.studio.table import Table
+
+MOST_RESULTS = 12  # that are offered, the newest first
+MEGABYTE = 1e6
+
+
+class Measured(NamedTuple):
+    """A result on this machine. kind: pick or shrink; path: of its result.json."""
+
+    kind: str
+    name: str
+    path: Path
+
+
+@dataclass(frozen=True)
+class Dot:
+    """One model or file. low, high: of the interval of y, where it is known. best: no other one beats it in both figures;
+    chosen: it is the one that was exported, or that is to be taken."""
+
+    name: str
+    x: float
+    y: float
+    low: float | None = None
+    high: float | None = None
+    memory: float | None = None
+    chosen: bool = False
+    best: bool = False
+
+
+@dataclass(frozen=True)
+class Tradeoff:
+    """x, y: what the axes show, with units. more: whether more of each is better. reference: what the y of the others
+    is counted from, and its x. is_share: y is drawn from 0 to 1, otherwise by its logarithm."""
+
+    title: str
+    x: str
+    y: str
+    more: tuple[bool, bool]
+    dots: list[Dot]
+    reference: tuple[str, float] | None = None
+    is_share: bool = False
+
+    def __post_init__(self) -> None:
+        self.dots[:] = [replace(d, best=not any(self._beats(other, d) for other in self.dots)) for d in self.dots]
+
+    def _beats(self, one: Dot, other: Dot) -> bool:
+        gains = [(a - b) * (1 if more else -1)
+                 for a, b, more in zip((one.x, one.y), (other.x, other.y), self.more, strict=True)]  # fmt: skip
+        return min(gains) >= 0 and max(gains) > 0
+
+
+def measured_results() -> list[Measured]:
+    """The newest results that have several candidates."""
+    picks = [Measured("pick", path.parent.name, path) for path in (home() / "picks").glob("*/result.json")]
+    runs = [run for run in Run.all() if run.path.name[11:].startswith("shrink-")]
+    shrinks = [Measured("shrink", run.name, path) for run in runs if (path := run.path / "result.json").is_file()]
+    return sorted([*picks, *shrinks], key=lambda result: -result.path.stat().st_mtime)[:MOST_RESULTS]
+
+
+def read_tradeoffs(result: Measured) -> list[Tradeoff]:
+    """Its pictures. Raises SettleError where the file is damaged, or of another version."""
+    record: Any = read_json(result.path)
+    with malformed_is_format_error(str(result.path)):
+        return list(_of_pick(record) if result.kind == "pick" else _of_shrink(record))
+
+
+def _of_pick(record: Mapping[str, Any]) -> Iterator[Tradeoff]:
+    dots = [
+        Dot(m["name"], m["measured"]["speed"]["median"], m["score"], memory=m["measured"]["peak_bytes"],
+            chosen=m["name"] == record["chosen"])
+        for m in record["models"] if m["score"] is not None
+    ]  # fmt: skip
+    if dots:
+        is_share = all(0 <= dot.y <= 1 for dot in dots)
+        yield Tradeoff(
+            "Speed against quality", "per second", str(record["measure"]), (True, True), dots, None, is_share
+        )
+
+
+def _of_shrink(record: Mapping[str, Any]) -> Iterator[Tradeoff]:
+    """Of a run that exported a file; a plan has its reference first among its candidates."""
+    files = [*record["candidates"], *([record["chosen"]] if "chosen" in record else [])]
+    whole = record.get("reference") or next((file for file in files if not file["divergence"]), None)
+    chosen = record["chosen"]["name"] if "chosen" in record else None
+    for title, x, of, more in (
+        ("Size against loss", "file size, MB", lambda file: file["bytes"] / MEGABYTE, False),
+        ("Speed against loss", "tokens per second", lambda file: file["footprint"]["speed"]["median"], True),
+    ):
+        known = [file for file in files if file["divergence"] and (not more or file["footprint"])]
+        dots = [
+            Dot(file["name"], of(file), max(kl["value"], 0.0), kl["low"], kl["high"],
+                (file["footprint"] or {}).get("peak_bytes"), file["name"] == chosen)
+            for file in known for kl in [file["divergence"]["kl"]]
+        ]  # fmt: skip
+        if dots:
+            reference = (str(whole["name"]), of(whole)) if whole and (not more or whole["footprint"]) else None
+            yield Tradeoff(title, x, "KL from the whole model, nats per token", (more, False), dots, reference)
+
+
+class Pareto(Element, component="pareto.js"):
+    """Draws one."""
+
+    def __init__(self, tradeoff: Tradeoff) -> None:
+        super().__init__()
+        dots = [asdict(dot) | {"name": visible_line(dot.name)} for dot in tradeoff.dots]
+        self.props.update({"title": tradeoff.title, "x": tradeoff.x, "y": tradeoff.y, "dots": dots})
+        self.props.update({"reference": tradeoff.reference, "share": tradeoff.is_share})
+
+
+def show_tradeoffs(tradeoffs: Sequence[Tradeoff]) -> None:
+    """Each as a picture, and as a table of the same figures."""
+    if not tradeoffs:
+        words("It measured nothing that can be compared.", classes="empty")
+    for one in tradeoffs:
+        Pareto(one)
+        columns = ("", one.x, one.y, "memory", "")
+        interval = {
+            dot.name: f" ({dot.low:.2g} – {dot.high:.2g})" for dot in one.dots if None not in (dot.low, dot.high)
+        }
+        Table(one.title, columns, columns[1:4]).show([
+            [dot.name, f"{dot.x:.4g}", f"{dot.y:.3g}{interval.get(dot.name, '')}", amount(dot.memory, "bytes"),
+             ", ".join(word for word, holds in (("chosen", dot.chosen), ("frontier", dot.best)) if holds)]
+            for dot in one.dots
+        ])  # fmt: skip
