@@ -1,4 +1,4 @@
-"""What `settle pick` and `settle shrink` measured, as pictures: one figure against another, and what none other beats."""
+"""What `settle pick` and `settle shrink` measured, as pictures of one figure against another, with the frontier."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -29,8 +29,8 @@ class Measured(NamedTuple):
 
 @dataclass(frozen=True)
 class Dot:
-    """One model or file. low, high: of the interval of y, where it is known. best: no other one beats it in both figures;
-    chosen: it is the one that was exported, or that is to be taken."""
+    """One model or file. low, high: of the interval of y, where it is known. best: no other one beats it in both
+    figures; chosen: it is the one that was exported, or that is to be taken."""
 
     name: str
     x: float

@@ -1,4 +1,4 @@
-"""Documents: questions to a collection, every sentence with the place that says it, or a refusal; and how each stands."""
+"""Documents: questions to a collection, every sentence with its citation or a refusal; and how each stands."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
@@ -66,9 +66,8 @@ class Documents(Page):
 
             async def update() -> None:
                 progress.text = "reading what changed …"
-                result = await child.read(
-                    ["index", str(collection.value)], lambda lines: setattr(progress, "text", lines[-1])
-                )
+                line = ["index", str(collection.value)]
+                result = await child.read(line, lambda lines: setattr(progress, "text", lines[-1]))
                 progress.text = f"{result['name']}: {result['documents']:,} documents, {result['passages']:,} passages."
                 await status.show()
 
@@ -122,8 +121,12 @@ def show_answer(answer: Mapping[str, Any]) -> None:
     with card(TITLES.get(str(answer["kind"]), "Answer")):
         if answer["refused"]:
             words(str(answer["answer"]))
-            words(f"The probability that the documents hold an answer is {evidence['score']:.0%} (assuming that half of "
-                  f"all questions have one); below {evidence['threshold']:.0%} nothing is answered.", classes="dim")  # fmt: skip
+            chance, least = f"{evidence['score']:.0%}", f"{evidence['threshold']:.0%}"
+            words(
+                f"The probability that the documents hold an answer is {chance} (assuming that half of all questions "
+                f"have one); below {least} nothing is answered.",
+                classes="dim",
+            )
             if evidence["missing"]:
                 words(f"No near passage has these words: {', '.join(evidence['missing'])}.", classes="dim")
             words(f"settle index {name} --check fits this limit to your documents.", classes="dim")

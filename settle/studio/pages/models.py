@@ -68,14 +68,12 @@ class _Here:
             sizes = {m.name: folder_size(store() / m.name) for m in models}
             rows = [[m.name, amount(sizes[m.name], "bytes"), m.origin, m.license] for m in models]
             room = {
-                "models": (sum(sizes.values()), "files that are only linked are not counted"),
-                "runs": (sum(folder_size(run.path) for run in runs), ""),
-                "of them checkpoints that nothing needs": (sum(map(prunable_size, runs)), ""),
-                "free on this disk": (shutil.disk_usage(home()).free, ""),
+                "models, but for linked files": sum(sizes.values()),
+                "runs": sum(folder_size(run.path) for run in runs),
+                "of them checkpoints of finished runs": sum(map(prunable_size, runs)),
+                "free on this disk": shutil.disk_usage(home()).free,
             }
-            return rows, [
-                (name, f"{amount(size, 'bytes')}{f'; {note}' * bool(note)}") for name, (size, note) in room.items()
-            ]
+            return rows, [(name, amount(size, "bytes")) for name, size in room.items()]
 
         rows, room = await in_thread(look)
         self._table.show(rows)
