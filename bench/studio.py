@@ -150,6 +150,30 @@ def many_tabs(context: BrowserContext, live: LiveStudio, tabs: int) -> None:
     say(f"{tabs} tabs opened and closed", resident(live) - before, 10.0, "MB more")
 
 
+def large_upload(context: BrowserContext, live: LiveStudio, gigabytes: float) -> None:
+    """A file that is dropped on a form: how long until it is stored, and what the studio's memory does meanwhile."""
+    process, file = psutil.Process(live.process.pid), live.home / "large.bin"
+    with file.open("wb") as made:
+        made.truncate(round(gigabytes * 1e9))
+    page = context.new_page()
+    page.goto("/new?command=train")
+    page.get_by_text("settle train").first.wait_for()
+    before, most, spent, began = resident(live), 0.0, sum(process.cpu_times()[:2]), time.monotonic()
+    page.locator("input[type=file]").set_input_files(file)
+    stored = page.get_by_text("large.bin is stored")
+    while not stored.count():
+        most = max(most, resident(live))
+        page.wait_for_timeout(50)
+    took = time.monotonic() - began
+    assert (live.home / "uploads/large.bin").stat().st_size == file.stat().st_size
+    print(f"upload of {gigabytes:g} GB: {took:.1f} s, {sum(process.cpu_times()[:2]) - spent:.1f} s of processor time, "
+          f"load {os.getloadavg()[0]:.1f}", flush=True)  # fmt: skip
+    say("upload, most memory beside what there was", most - before, 20.0, "MB")
+    page.close()
+    file.unlink()
+    (live.home / "uploads/large.bin").unlink()
+
+
 def lines(pattern: str, is_code: Callable[[str], bool]) -> int:
     files: Iterator[Path] = (ROOT / "settle/studio").rglob(pattern)
     return sum(is_code(line) for path in files for line in path.read_text(encoding="utf-8").splitlines())
@@ -161,18 +185,27 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=100_000)
     parser.add_argument("--seconds", type=float, default=30)
     parser.add_argument("--rounds", type=int, default=60)
+    parser.add_argument("--upload", type=float, default=2.0, help="GB; 0: none")
+    parser.add_argument("--only-upload", action="store_true")
     asked = parser.parse_args()
     path = next(filter(None, map(shutil.which, BROWSERS)))
     with tempfile.TemporaryDirectory() as folder, sync_playwright() as p:
         made_runs.fill(Path(folder))
         live = start_studio(Path(folder))
         browser = p.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        if asked.only_upload:
+            large_upload(let_in(browser, live), live, asked.upload)
+            browser.close()
+            live.stop()
+            return
         first_page(browser, live)
         say("memory after it", resident(live), 120, "MB")
         context = let_in(browser, live)
         event_to_seen(context, live, asked.rounds)
         long_run(context, live, asked.steps, asked.seconds)
         many_tabs(context, live, asked.tabs)
+        if asked.upload:
+            large_upload(context, live, asked.upload)
         say("memory at the end", resident(live), 120, "MB")
         browser.close()
         live.stop()

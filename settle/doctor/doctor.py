@@ -62,10 +62,11 @@ class Asked:
 
 
 class Tried(NamedTuple):
-    """What an A/B came to, and what mends the cause."""
+    """What an A/B came to, also in sentences, and what mends the cause."""
 
     proof: Proof
     fix: Fix
+    sentences: tuple[str, ...]
 
 
 def doctor(asked: Asked, events: Events) -> int:
@@ -89,13 +90,14 @@ def _seen_by_doctor(subject: Subject, asked: Asked, events: Events) -> int:
         raise UsageError(f"there is nothing to prove about {wanted.replace('_', ' ')}: {why}", "`settle doctor` looks")
     _show(subject, seen, events)
     tried: dict[int, Tried] = {}
+    mended: dict[int, str] = {}
     for number, finding in enumerate(seen.findings if asked.prove else ()):
         trying = _prove(subject, finding, events)
         if trying is not None:
             tried[number] = trying
             if asked.fix and trying.proof.state == "proven":
-                _mend(subject, finding, trying, events)
-    events.emit(ResultReady(result=_result(subject, seen, tried)))
+                mended[number] = _mend(subject, finding, trying, events)
+    events.emit(ResultReady(result=_result(subject, seen, tried, mended)))
     left = [f for n, f in enumerate(seen.findings) if n not in tried or tried[n].proof.state != "ruled out"]
     return FOUND if left else 0
 
@@ -136,26 +138,28 @@ def _prove(subject: Subject, finding: Finding, events: Events, folder: Path | No
         finally:
             remove_copies(place)
         write_case(place, subject, finding, trial.knob, proof)
-        for sentence in proof_sentences(finding, trial, proof, place):
+        sentences = tuple(proof_sentences(finding, trial, proof, place))
+        for sentence in sentences:
             events.emit(Say(text=sentence))
-        return Tried(proof, trial.fix or check.fix(finding, subject))
+        return Tried(proof, trial.fix or check.fix(finding, subject), sentences)
 
 
-def _mend(subject: Subject, finding: Finding, tried: Tried, events: Events) -> None:
-    """Writes the fix of what was proven, and takes it back where the re-test did not hold."""
+def _mend(subject: Subject, finding: Finding, tried: Tried, events: Events) -> str:
+    """Writes the fix of what was proven, and takes it back where the re-test did not hold; what became of it."""
     check, fix = Check.part(finding.check)(), tried.fix
+    still: list[Finding] = []
     if not tried.proof.verified:
-        events.emit(Warn(text=f"the fix did not hold on other items, so it is not written: {fix.command}"))
+        text = f"the fix did not hold on other items, so it is not written: {fix.command}"
     elif fix.write is None:
-        events.emit(Say(text=f"only you can do this: {fix.what}: {fix.command}"))
+        text = f"only you can do this: {fix.what}: {fix.command}"
     else:
-        written = fix.write()
+        text = fix.write()
         still = list(check.detect(fix.mended())) if fix.mended else []
         if still and fix.undo:
             fix.undo()
-            events.emit(Warn(text=f"taken back, since it is still so with the fix: {still[0].what}"))
-        else:
-            events.emit(Say(text=written))
+            text = f"taken back, since it is still so with the fix: {still[0].what}"
+    events.emit(Warn(text=text) if still or not tried.proof.verified else Say(text=text))
+    return text
 
 
 def _again(folder: Path, asked: Asked, events: Events) -> int:
@@ -169,11 +173,12 @@ def _again(folder: Path, asked: Asked, events: Events) -> int:
     return FOUND if tried is None or tried.proof.state != "ruled out" else 0
 
 
-def _result(subject: Subject, seen: Examination, tried: dict[int, Tried]) -> dict[str, object]:
+def _result(subject: Subject, seen: Examination, tried: dict[int, Tried], mended: dict[int, str]) -> dict[str, object]:
     found = [
         finding.to_json()
         | {"number": Check.part(finding.check).number, "state": tried[n].proof.state if n in tried else "likely"}
-        | ({"proof": tried[n].proof.to_json()} if n in tried else {})
+        | ({"proof": tried[n].proof.to_json() | {"sentences": tried[n].sentences}} if n in tried else {})
+        | ({"mended": mended[n]} if n in mended else {})
         | {"fix": (tried[n].fix if n in tried else Check.part(finding.check)().fix(finding, subject)).command}
         for n, finding in enumerate(seen.findings)
     ]

@@ -23,7 +23,7 @@ from tests.studio import made_runs
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 LINK = re.compile(r"http://\S+/enter\?token=\S+")
-SECONDS = 30.0  # for the studio to start, and for a page to show what a test waits for
+SECONDS = 90.0  # for the studio to start, and for a page to show what a test waits for
 
 
 @dataclasses.dataclass

@@ -93,5 +93,20 @@ def fill(home: Path) -> None:
     with (torn / "events.jsonl").open("a") as f:
         f.write('{"time": 1795800010.0, "kind": "st')
     (home / "runs" / "2025-01-01-train-half-deleted-abcdef").mkdir()  # what an interrupted `rm -r` leaves
+    write_elder_run(home)
     newer = write_run(home, "from-the-future", training(3))
     (newer / "result.json").write_text(json.dumps({"version": 99, "verdict": "settled"}))
+
+
+def write_elder_run(home: Path) -> None:
+    """As the first versions left one: no line that begins the file, no versions, fewer figures."""
+    folder = home / "runs" / "2025-03-01-train-elder-abcdef"
+    (folder / "out").mkdir(parents=True)
+    lines: list[dict[str, object]] = []
+    for step in range(21):
+        for kind in ("step", "eval") if step % 10 == 0 else ("step",):
+            figures = {"step": step, "tokens": step * 1000, "loss": 4.0 - step / 10}
+            lines.append({"time": BEGAN + step, "kind": kind, **figures})
+    lines.append({"time": BEGAN + 21, "kind": "of that time", "what": 1})
+    (folder / "events.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (folder / "result.json").write_text('{"verdict": "settled", "why": "it was long ago"}')

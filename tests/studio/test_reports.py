@@ -1,33 +1,140 @@
-"""Documents, models, doctor and audit: what the commands say, on pages."""
+"""Models, doctor and audit, in a real browser: each from its first click to its end."""
 
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from settle.studio.pareto import Measured, read_tradeoffs
+from tests import examples
+from tests.library.pull.hub_server import serving
+from tests.studio import made_runs
+from tests.studio.conftest import axe_findings, running_studio
 from tests.studio.made_models import stock
 
+RECORDS = Path(__file__).parent / "records"  # result.json of real runs of pick and shrink over tiny models
+KNOB = Path(__file__).parents[1] / "doctor/wobbly_knob.py"
 
-def test_models_are_listed_and_removed_only_when_allowed(page, studio):
-    stock(studio.home)
+
+@pytest.fixture(scope="module")
+def studio(tmp_path_factory):
+    """One whose hub is on this machine, with models, results of pick and shrink, and something that is wrong."""
+    pytest.importorskip("nicegui", reason="needs the extra `studio`")
+    home, hub = tmp_path_factory.mktemp("home"), tmp_path_factory.mktemp("hub")
+    made_runs.fill(home)
+    stock(home)
+    (hub / "someone/Small-GGUF").mkdir(parents=True)
+    shutil.copyfile(home / "tiny.gguf", hub / "someone/Small-GGUF/small.gguf")
+    (home / "picks/code").mkdir(parents=True)
+    shutil.copyfile(RECORDS / "pick.json", home / "picks/code/result.json")
+    folder = made_runs.write_run(home, "smaller", [], command="shrink")
+    shutil.copyfile(RECORDS / "shrink.json", folder / "result.json")
+    (home / "level").write_text("4")
+    (home / "pause").write_text("0.1")  # seconds of a measurement, so that a proof can be watched
+    with pytest.MonkeyPatch.context() as patch, serving(hub) as address:
+        site = tmp_path_factory.mktemp("site")
+        examples.install(site, {"doctor/checks": "wobbly_knob:WobblyKnob"}, patch, lambda name: KNOB.read_text())
+        yield from running_studio(home, HF_ENDPOINT=address)
+    examples.forget_parts()
+
+
+def test_a_model_is_pulled_by_a_button_that_names_host_and_size_and_then_removed(page, studio):
     page.goto("/models")
-    page.get_by_role("rowheader", name="twin").wait_for()
-    page.get_by_label("Name of the model").fill("twin")
+    page.get_by_label("Name, owner/name").fill("someone/Small-GGUF")
+    page.get_by_role("button", name="Look up").click()
+    size = (studio.home / "tiny.gguf").stat().st_size
+    pull = page.get_by_role("button", name=re.compile(r"^Pull [\d.,]+ \w?B from 127\.0\.0\.1$"))
+    pull.wait_for(timeout=60_000)
+    assert float(re.search(r"[\d.]+", pull.inner_text())[0]) == pytest.approx(size / 1e3, rel=0.01)
+    assert not (studio.home / "models/small").exists()  # to look is not to pull
+    pull.click()
+    page.get_by_text("small is here.").wait_for(timeout=60_000)
+    (stored,) = (studio.home / "models/small").glob("*.gguf")
+    assert stored.read_bytes() == (studio.home / "tiny.gguf").read_bytes()
+    page.get_by_role("rowheader", name="small", exact=True).wait_for()
+    page.get_by_label("Name of the model").fill("small")
     page.get_by_role("button", name="Remove").click()
     page.get_by_text("nothing was removed").first.wait_for()
-    assert (studio.home / "models/twin").is_dir()
+    assert stored.exists()
     page.get_by_label("Delete its files").check()
     page.get_by_role("button", name="Remove").click()
-    page.get_by_text("twin is removed").wait_for(timeout=60_000)
-    assert not (studio.home / "models/twin").exists()
-    stock(studio.home)
+    page.get_by_text(re.compile(r"^small is removed: [\d.]+ kB freed\.$")).wait_for(timeout=60_000)
+    assert not stored.exists()
+    page.get_by_role("rowheader", name="small", exact=True).wait_for(state="detached")
 
 
-def test_nothing_is_pulled_without_consent(page):
+def test_what_the_hub_does_not_have_is_said(page):
     page.goto("/models")
-    page.get_by_label("Name, owner/name").fill("smollm2")
-    page.get_by_role("button", name="Pull", exact=True).click()
-    page.get_by_text("allow the connection first").first.wait_for()
+    page.get_by_label("Name, owner/name").fill("someone/nothing")
+    page.keyboard.press("Enter")
+    page.get_by_text("there is no model 'someone/nothing' on the hub").first.wait_for(timeout=60_000)
+
+
+def test_pick_and_shrink_are_drawn_with_their_frontier(page):
+    page.goto("/models")
+    choice = page.get_by_label("Result")
+    choice.select_option("shrink smaller")
+    picture = page.get_by_role("img", name=re.compile("^Size against loss"))
+    record = json.loads((RECORDS / "shrink.json").read_text())
+    files = [record["chosen"], *record["candidates"]]
+    assert picture.locator(".dot").count() == len(files) and picture.locator(".dot.chosen rect").count() == 1
+    best = [f for f in files if not any(_beats(other, f) for other in files)]
+    assert picture.locator(".dot.best").count() == len(best)
+    table = page.get_by_role("table", name="Size against loss")
+    assert table.locator("tbody tr").count() == len(files) and "chosen" in table.inner_text()
+    choice.select_option("pick code")
+    page.get_by_role("img", name=re.compile("^Speed against quality: ")).wait_for()
+    names = page.get_by_role("table", name="Speed against quality").locator("tbody th").all_inner_texts()
+    assert set(names) == {model["name"] for model in json.loads((RECORDS / "pick.json").read_text())["models"]}
+    assert axe_findings(page) == []
+
+
+def _beats(one, other):
+    pairs = [(f["bytes"], f["divergence"]["kl"]["value"]) for f in (one, other)]
+    return all(a <= b for a, b in zip(*pairs, strict=True)) and pairs[0] != pairs[1]
+
+
+@pytest.mark.parametrize("text", ["", "{}", '{"candidates": [{"name": 1}]}', '{"candidates": 3, "chosen": null}'])
+def test_a_damaged_result_is_an_error_of_its_file(tmp_path, text):
+    from settle.base.errors import SettleError
+
+    path = tmp_path / "result.json"
+    path.write_text(text)
+    for kind in ("pick", "shrink"):
+        with pytest.raises(SettleError, match=re.escape(str(path))):
+            read_tradeoffs(Measured(kind, "x", path))
+
+
+def test_what_fits_is_listed(page):
+    page.goto("/models")
+    page.get_by_role("button", name="Show what fits").click()
+    page.get_by_role("columnheader", name="tokens/s").first.wait_for(timeout=60_000)
+
+
+def test_a_finding_is_proven_to_its_end_and_its_fix_is_written(page, studio):
+    page.goto("/doctor")
+    page.get_by_label("Only these checks").fill("901")
+    page.get_by_role("button", name="Look", exact=True).click()
+    page.get_by_role("heading", name="901 · the level is 4").wait_for(timeout=60_000)
+    page.get_by_text("likely", exact=True).wait_for()
+    assert not (studio.home / "asked").exists()  # a look changes nothing
+    page.get_by_label("Write the fix of what is proven").check()
+    page.get_by_role("button", name="Prove 901").click()
+    page.get_by_text(re.compile(r"^A/B: \d+ of 32")).wait_for(timeout=60_000)
+    page.get_by_text("proven", exact=True).wait_for(timeout=60_000)
+    page.get_by_text(re.compile(r"^proven: the level is 4\. wobble .* mm, .*95 %")).wait_for()
+    page.get_by_text("the fix holds on other items").wait_for()
+    page.get_by_text("Fix: wrote level = 2").wait_for()
+    assert (studio.home / "level").read_text() == "2" and len((studio.home / "asked").read_text().splitlines()) == 32
+    assert axe_findings(page) == []
+    page.get_by_role("button", name="Look", exact=True).click()
+    page.get_by_text("Nothing is wrong.").wait_for(timeout=60_000)
 
 
 def test_the_doctor_says_what_is_wrong_with_a_run(page):
-    page.goto("/doctor")
-    page.get_by_label("Subject").fill("burst")
+    page.goto("/doctor?subject=burst")
     page.get_by_role("button", name="Look", exact=True).click()
     page.get_by_text("likely", exact=True).first.wait_for(timeout=90_000)
 

@@ -1,5 +1,6 @@
 """Runs, a run, runs compared and a run replayed, in a real browser."""
 
+import http.client
 import math
 import os
 import re
@@ -232,13 +233,71 @@ def test_a_page_survives_that_the_studio_is_killed_and_started_again(browser, tm
 
 
 def test_a_browser_that_slept_loads_the_page_anew(page, studio):
+    """As the system of a closed laptop does it: the page is frozen, and nothing in it runs until it wakes."""
     page.goto("/runs/calm")
     legend(page, "Loss, nats").get_by_text("held-out 2").wait_for()
-    page.evaluate("window.__before = true; window.socket.disconnect()")
-    time.sleep(6)  # longer than the studio keeps a page that nobody looks at
-    page.evaluate("window.socket.connect()")
+    page.evaluate("window.__before = true")
+    session = page.context.new_cdp_session(page)
+    session.send("Page.setWebLifecycleState", {"state": "frozen"})
+    time.sleep(12)  # longer than the studio keeps a page that does not answer
+    session.send("Page.setWebLifecycleState", {"state": "active"})
     page.wait_for_function("window.__before === undefined")
     legend(page, "Loss, nats").get_by_text("held-out 2").wait_for()
+
+
+def test_a_run_of_the_first_versions_is_shown(page):
+    page.goto("/runs/elder")
+    page.get_by_text("State: settled").wait_for()
+    page.get_by_text("it was long ago").wait_for()
+    legend(page, "Loss, nats").get_by_text("held-out 2").wait_for()
+    assert "training 2" in legend(page, "Loss, nats").inner_text()
+    assert "memory –" in legend(page, "Memory, GB").inner_text()
+    page.get_by_text("There is no forecast.").wait_for()
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 8 MB, with nothing left on it but for some kB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(folder)]
+    if subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("a small file system can be mounted by root alone")
+    try:
+        made_runs.write_run(folder, "calm", made_runs.training(10), made_runs.FINISHED)
+        yield folder
+    finally:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def test_on_a_full_disk_the_runs_are_shown_and_an_upload_says_what_is_missing(browser, small_disk, tmp_path):
+    live = start_studio(small_disk)
+    context = browser.new_context()
+    tab = context.new_page()
+    tab.goto(live.link)
+    rows = tmp_path / "rows.jsonl"
+    rows.write_bytes(b"x" * 1_000_000)
+    tab.goto(live.address + "/new?command=train")
+    tab.locator("input[type=file]").set_input_files(rows)
+    tab.get_by_text(re.compile("rows.jsonl has 1 MB, and the disk has 0 B free")).first.wait_for()
+    cookie = "; ".join(f"{c['name']}={c['value']}" for c in context.cookies())
+    answer = _upload_unannounced(live.address, cookie, b"x" * 65536, 200)
+    assert "No space left on device" in answer and not list((small_disk / "uploads").iterdir())
+    (small_disk / "filler").write_bytes(b"x" * (os.statvfs(small_disk).f_bavail * os.statvfs(small_disk).f_frsize))
+    tab.goto(live.address + "/runs/calm")
+    tab.get_by_text("State: settled").wait_for()
+    context.close()
+    live.stop()
+
+
+def _upload_unannounced(address: str, cookie: str, piece: bytes, times: int) -> str:
+    """The answer to an upload that does not say beforehand how large it is."""
+    connection = http.client.HTTPConnection(address.removeprefix("http://"), timeout=SECONDS)
+    body = (piece for _ in range(times))
+    connection.request("PUT", "/uploads?name=large", body, {"Cookie": cookie}, encode_chunked=True)
+    answer = connection.getresponse().read().decode()
+    connection.close()
+    return answer
 
 
 def test_two_studios_of_one_home(context, studio):
