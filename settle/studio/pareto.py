@@ -88,7 +88,7 @@ def _of_pick(record: Mapping[str, Any]) -> Iterator[Tradeoff]:
     if dots:
         is_share = all(0 <= dot.y <= 1 for dot in dots)
         yield Tradeoff(
-            "Speed against quality", "per second", str(record["measure"]), (True, True), dots, None, is_share
+            "Speed against quality", "speed, per second", str(record["measure"]), (True, True), dots, None, is_share
         )
 
 
@@ -97,19 +97,25 @@ def _of_shrink(record: Mapping[str, Any]) -> Iterator[Tradeoff]:
     files = [*record["candidates"], *([record["chosen"]] if "chosen" in record else [])]
     whole = record.get("reference") or next((file for file in files if not file["divergence"]), None)
     chosen = record["chosen"]["name"] if "chosen" in record else None
-    for title, x, of, more in (
-        ("Size against loss", "file size, MB", lambda file: file["bytes"] / MEGABYTE, False),
-        ("Speed against loss", "tokens per second", lambda file: file["footprint"]["speed"]["median"], True),
-    ):
-        known = [file for file in files if file["divergence"] and (not more or file["footprint"])]
+    axes = [("Size against loss", "file size, MB", False), ("Speed against loss", "tokens per second", True)]
+    for title, x, is_speed in axes:
         dots = [
-            Dot(file["name"], of(file), max(kl["value"], 0.0), kl["low"], kl["high"],
+            Dot(str(file["name"]), at, max(kl["value"], 0.0), kl["low"], kl["high"],
                 (file["footprint"] or {}).get("peak_bytes"), file["name"] == chosen)
-            for file in known for kl in [file["divergence"]["kl"]]
+            for file in files if file["divergence"] and (at := _along(file, is_speed)) is not None
+            for kl in [file["divergence"]["kl"]]
         ]  # fmt: skip
         if dots:
-            reference = (str(whole["name"]), of(whole)) if whole and (not more or whole["footprint"]) else None
-            yield Tradeoff(title, x, "KL from the whole model, nats per token", (more, False), dots, reference)
+            at = _along(whole, is_speed) if whole else None
+            reference = (str(whole["name"]), at) if whole and at is not None else None
+            yield Tradeoff(title, x, "KL from the whole model, nats per token", (is_speed, False), dots, reference)
+
+
+def _along(file: Mapping[str, Any], is_speed: bool) -> float | None:
+    """Where a file lies on the x axis: its tokens per second, None where they were not measured, or its megabytes."""
+    if is_speed:
+        return float(file["footprint"]["speed"]["median"]) if file["footprint"] else None
+    return int(file["bytes"]) / MEGABYTE
 
 
 class Pareto(Element, component="pareto.js"):
@@ -129,9 +135,8 @@ def show_tradeoffs(tradeoffs: Sequence[Tradeoff]) -> None:
     for one in tradeoffs:
         Pareto(one)
         columns = ("", one.x, one.y, "memory", "")
-        interval = {
-            dot.name: f" ({dot.low:.2g} – {dot.high:.2g})" for dot in one.dots if None not in (dot.low, dot.high)
-        }
+        bounded = [dot for dot in one.dots if dot.low is not None and dot.high is not None]
+        interval = {dot.name: f" ({dot.low:.2g} – {dot.high:.2g})" for dot in bounded}
         Table(one.title, columns, columns[1:4]).show([
             [dot.name, f"{dot.x:.4g}", f"{dot.y:.3g}{interval.get(dot.name, '')}", amount(dot.memory, "bytes"),
              ", ".join(word for word, holds in (("chosen", dot.chosen), ("frontier", dot.best)) if holds)]
