@@ -29,8 +29,9 @@ def studio(tmp_path_factory):
     shutil.copyfile(home / "tiny.gguf", hub / "someone/Small-GGUF/small.gguf")
     (home / "picks/code").mkdir(parents=True)
     shutil.copyfile(RECORDS / "pick.json", home / "picks/code/result.json")
-    folder = made_runs.write_run(home, "smaller", [], command="shrink")
-    shutil.copyfile(RECORDS / "shrink.json", folder / "result.json")
+    for name, record in (("smaller", "shrink.json"), ("routes", "shrink-plan.json")):
+        folder = made_runs.write_run(home, name, [], command="shrink")
+        shutil.copyfile(RECORDS / record, folder / "result.json")
     (home / "level").write_text("4")
     (home / "pause").write_text("0.1")  # seconds of a measurement, so that a proof can be watched
     with pytest.MonkeyPatch.context() as patch, serving(hub) as address:
@@ -75,15 +76,17 @@ def test_what_the_hub_does_not_have_is_said(page):
 def test_pick_and_shrink_are_drawn_with_their_frontier(page):
     page.goto("/models")
     choice = page.get_by_label("Result")
-    choice.select_option("shrink smaller")
+    choice.select_option("shrink routes")
     picture = page.get_by_role("img", name=re.compile("^Size against loss"))
-    record = json.loads((RECORDS / "shrink.json").read_text())
-    files = [record["chosen"], *record["candidates"]]
-    assert picture.locator(".dot").count() == len(files) and picture.locator(".dot.chosen rect").count() == 1
+    record = json.loads((RECORDS / "shrink-plan.json").read_text())
+    files = [file for file in record["candidates"] if file["divergence"]]
+    assert picture.locator(".dot").count() == len(files) >= 8
     best = [f for f in files if not any(_beats(other, f) for other in files)]
-    assert picture.locator(".dot.best").count() == len(best)
-    table = page.get_by_role("table", name="Size against loss")
-    assert table.locator("tbody tr").count() == len(files) and "chosen" in table.inner_text()
+    assert 1 < picture.locator(".dot.best").count() == len(best) < len(files)
+    assert page.get_by_role("table", name="Size against loss").locator("tbody tr").count() == len(files)
+    choice.select_option("shrink smaller")
+    page.locator(".dot.chosen rect").first.wait_for()
+    assert "chosen, frontier" in page.get_by_role("table", name="Size against loss").inner_text()
     choice.select_option("pick code")
     page.get_by_role("img", name=re.compile("^Speed against quality: ")).wait_for()
     names = page.get_by_role("table", name="Speed against quality").locator("tbody th").all_inner_texts()

@@ -51,13 +51,17 @@ async def store(name: str, request: Request) -> JSONResponse:
     folder = uploads()
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     length = int(request.headers.get("content-length") or 0)
-    free = shutil.disk_usage(folder).free - KEPT_FREE
+    free = max(0, shutil.disk_usage(folder).free - KEPT_FREE)
+    too_large = _refused(f"{name} is larger than the {amount(free, 'bytes')} that the disk has free")
     if length > free:
-        return _refused(f"{name} has {amount(length, 'bytes')}, and the disk has {amount(max(0, free), 'bytes')} free")
+        return too_large
     beside = folder / f".{id(request)}.part"
     try:
         with beside.open("wb") as f:
             async for piece in request.stream():
+                free -= len(piece)  # what is sent in pieces does not say its length
+                if free < 0:
+                    return too_large
                 f.write(piece)
         path = _free(folder / name)
         beside.rename(path)
