@@ -23,6 +23,7 @@ from tests.studio import made_runs
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 LINK = re.compile(r"http://\S+/enter\?token=\S+")
+COMMAND = 240_000  # ms that a command may take whose result a page shows, on a machine that is busy
 SECONDS = 90.0  # for the studio to start, and for a page to show what a test waits for
 
 

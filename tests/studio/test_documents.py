@@ -10,7 +10,7 @@ from settle.studio.passage import passage_link
 from tests.documents import making
 from tests.retrieve.asked import TEXTS, index
 from tests.retrieve.conftest import joined  # noqa: F401  `hashed` is an embedder
-from tests.studio.conftest import axe_findings, running_studio
+from tests.studio.conftest import COMMAND, axe_findings, running_studio
 
 MANUAL = "The red lever of the north gate opens the lock in ninety seconds."
 
@@ -38,7 +38,7 @@ def _ask(page, question: str):
 
 def test_an_answer_cites_each_sentence_and_the_citation_opens_the_line(page):
     _ask(page, "How do I rotate the key?")
-    page.get_by_role("heading", name="Quoted from the documents").wait_for(timeout=60_000)
+    page.get_by_role("heading", name="Quoted from the documents").wait_for(timeout=COMMAND)
     sentence = page.locator(".sentence", has_text="To rotate the key").first
     assert "supported, 100%" in sentence.inner_text()
     assert axe_findings(page) == []
@@ -75,7 +75,7 @@ def test_a_citation_of_a_pdf_opens_its_page(page, studio):
 
 def test_a_refusal_is_explained(page):
     _ask(page, "Who won the chess championship of 1972?")
-    page.get_by_role("heading", name="The documents do not answer this").wait_for(timeout=60_000)
+    page.get_by_role("heading", name="The documents do not answer this").wait_for(timeout=COMMAND)
     page.get_by_text(re.compile(r"The probability that the documents hold an answer is \d+%.*below \d+%")).wait_for()
     assert "championship" in page.get_by_text("No near passage has these words").inner_text()
     page.get_by_text("settle index docs --check").wait_for()
@@ -94,7 +94,7 @@ def test_the_status_says_what_changed_and_what_could_not_be_read(page, studio):
     page.reload()
     row.get_by_text("1 new", exact=True).wait_for()
     page.get_by_role("button", name="Bring the chosen one up to date").click()
-    page.get_by_text(re.compile(r"^docs: \d+ documents, \d+ passages\.$")).wait_for(timeout=60_000)
+    page.get_by_text(re.compile(r"^docs: \d+ documents, \d+ passages\.$")).wait_for(timeout=COMMAND)
     row.get_by_text("nothing", exact=True).wait_for()
 
 

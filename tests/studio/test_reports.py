@@ -11,7 +11,7 @@ from settle.studio.pareto import Measured, read_tradeoffs
 from tests import examples
 from tests.library.pull.hub_server import serving
 from tests.studio import made_runs
-from tests.studio.conftest import axe_findings, running_studio
+from tests.studio.conftest import COMMAND, axe_findings, running_studio
 from tests.studio.made_models import stock
 
 RECORDS = Path(__file__).parent / "records"  # result.json of real runs of pick and shrink over tiny models
@@ -47,11 +47,11 @@ def test_a_model_is_pulled_by_a_button_that_names_host_and_size_and_then_removed
     page.get_by_role("button", name="Look up").click()
     size = (studio.home / "tiny.gguf").stat().st_size
     pull = page.get_by_role("button", name=re.compile(r"^Pull [\d.,]+ \w?B from 127\.0\.0\.1$"))
-    pull.wait_for(timeout=60_000)
+    pull.wait_for(timeout=COMMAND)
     assert float(re.search(r"[\d.]+", pull.inner_text())[0]) == pytest.approx(size / 1e3, rel=0.01)
     assert not (studio.home / "models/small").exists()  # to look is not to pull
     pull.click()
-    page.get_by_text("small is here.").wait_for(timeout=60_000)
+    page.get_by_text("small is here.").wait_for(timeout=COMMAND)
     (stored,) = (studio.home / "models/small").glob("*.gguf")
     assert stored.read_bytes() == (studio.home / "tiny.gguf").read_bytes()
     page.get_by_role("rowheader", name="small", exact=True).wait_for()
@@ -61,7 +61,7 @@ def test_a_model_is_pulled_by_a_button_that_names_host_and_size_and_then_removed
     assert stored.exists()
     page.get_by_label("Delete its files").check()
     page.get_by_role("button", name="Remove").click()
-    page.get_by_text(re.compile(r"^small is removed: [\d.]+ kB freed\.$")).wait_for(timeout=60_000)
+    page.get_by_text(re.compile(r"^small is removed: [\d.]+ kB freed\.$")).wait_for(timeout=COMMAND)
     assert not stored.exists()
     page.get_by_role("rowheader", name="small", exact=True).wait_for(state="detached")
 
@@ -70,7 +70,7 @@ def test_what_the_hub_does_not_have_is_said(page):
     page.goto("/models")
     page.get_by_label("Name, owner/name").fill("someone/nothing")
     page.keyboard.press("Enter")
-    page.get_by_text("there is no model 'someone/nothing' on the hub").first.wait_for(timeout=60_000)
+    page.get_by_text("there is no model 'someone/nothing' on the hub").first.wait_for(timeout=COMMAND)
 
 
 def test_pick_and_shrink_are_drawn_with_their_frontier(page):
@@ -113,33 +113,33 @@ def test_a_damaged_result_is_an_error_of_its_file(tmp_path, text):
 def test_what_fits_is_listed(page):
     page.goto("/models")
     page.get_by_role("button", name="Show what fits").click()
-    page.get_by_role("columnheader", name="tokens/s").first.wait_for(timeout=60_000)
+    page.get_by_role("columnheader", name="tokens/s").first.wait_for(timeout=COMMAND)
 
 
 def test_a_finding_is_proven_to_its_end_and_its_fix_is_written(page, studio):
     page.goto("/doctor")
     page.get_by_label("Only these checks").fill("901")
     page.get_by_role("button", name="Look", exact=True).click()
-    page.get_by_role("heading", name="901 · the level is 4").wait_for(timeout=60_000)
+    page.get_by_role("heading", name="901 · the level is 4").wait_for(timeout=COMMAND)
     page.get_by_text("likely", exact=True).wait_for()
     assert not (studio.home / "asked").exists()  # a look changes nothing
     page.get_by_label("Write the fix of what is proven").check()
     page.get_by_role("button", name="Prove 901").click()
-    page.get_by_text(re.compile(r"^A/B: \d+ of 32")).wait_for(timeout=60_000)
-    page.get_by_text("proven", exact=True).wait_for(timeout=60_000)
+    page.get_by_text(re.compile(r"^A/B: \d+ of 32")).wait_for(timeout=COMMAND)
+    page.get_by_text("proven", exact=True).wait_for(timeout=COMMAND)
     page.get_by_text(re.compile(r"^proven: the level is 4\. wobble .* mm, .*95 %")).wait_for()
     page.get_by_text("the fix holds on other items").wait_for()
     page.get_by_text("Fix: wrote level = 2").wait_for()
     assert (studio.home / "level").read_text() == "2" and len((studio.home / "asked").read_text().splitlines()) == 32
     assert axe_findings(page) == []
     page.get_by_role("button", name="Look", exact=True).click()
-    page.get_by_text("Nothing is wrong.").wait_for(timeout=60_000)
+    page.get_by_text("Nothing is wrong.").wait_for(timeout=COMMAND)
 
 
 def test_the_doctor_says_what_is_wrong_with_a_run(page):
     page.goto("/doctor?subject=burst")
     page.get_by_role("button", name="Look", exact=True).click()
-    page.get_by_text("likely", exact=True).first.wait_for(timeout=90_000)
+    page.get_by_text("likely", exact=True).first.wait_for(timeout=COMMAND)
 
 
 def test_the_ledger_is_shown_in_a_sentence(page):
