@@ -1,7 +1,6 @@
 """What work reports: one frozen model a kind of event. `event_log.py` writes, reads and passes them on.
 
-A line of `events.jsonl` is the dump of one: `{"time": epoch seconds, "kind": …, fields …}`. Scripts read these lines,
-so fields are only added.
+A line of `events.jsonl` is the dump of one: `{"time": epoch seconds, "kind": …, …}`. Scripts read it: only add fields.
 """
 
 import math
@@ -209,8 +208,7 @@ class Sample(BaseEvent):
 
 
 class Usage(BaseEvent):
-    """What the process that trains takes, every few seconds. memory: bytes that it holds; watts: since the event
-    before, as the energy of a run is counted or estimated; None where it is not known."""
+    """What the process that trains holds, in bytes, and draws since the event before; watts: None where not known."""
 
     kind: Literal["usage"] = "usage"
     step: int
@@ -297,8 +295,7 @@ class ReasonCount(BaseModel):
 class LedgerSummary(BaseEvent):
     """What became of the data, as in their ledger: by reason, what was left out, repaired, and not read.
 
-    found: by kind, how many secrets are in the text; found_at: where the first of them are. omissions: by file, what
-    was not read of it.
+    found: by kind, how many secrets the text has; found_at: where the first are. omissions: by file, what was not read.
     """
 
     train: Mapping[str, int]

@@ -1,6 +1,6 @@
 // Dots: one figure against another, with the interval of the second, what none other beats, and what was chosen. The
 // chosen one is a diamond, those of the frontier are filled, so that colour is not the only sign.
-const LEFT = 64, RIGHT = 24, TOP = 16, BOTTOM = 40, HEIGHT = 300;
+const LEFT = 64, RIGHT = 24, TOP = 28, BOTTOM = 40, HEIGHT = 300;
 const short = (v) => String(+v.toPrecision(3));
 
 function ticks(low, high, wanted) {
@@ -20,8 +20,8 @@ export default {
         <text v-for="t in view.xTicks" :x="view.x(t)" :y="height - 24" text-anchor="middle">{{ short(t) }}</text>
         <text :x="(left + width) / 2" :y="height - 6" text-anchor="middle">{{ x }}</text>
         <text :x="left - 56" y="10">{{ y }}</text>
-        <g v-if="reference"><line :x1="view.x(reference[1])" :x2="view.x(reference[1])" y1="16" :y2="height - 40" class="cursor" stroke-dasharray="2 3" />
-          <text :x="view.x(reference[1]) - 4" y="28" text-anchor="end">{{ reference[0] }}</text></g>
+        <g v-if="reference"><line :x1="view.x(reference[1])" :x2="view.x(reference[1])" y1="28" :y2="height - 40" class="cursor" stroke-dasharray="2 3" />
+          <text :x="view.x(reference[1]) - 4" y="40" text-anchor="end">{{ reference[0] }}</text></g>
         <path :d="view.edge" class="curve" style="stroke: var(--c2)" />
         <g v-for="d in view.drawn" :class="['dot', { best: d.best, chosen: d.chosen }]">
           <line v-if="d.ends" :x1="d.px" :x2="d.px" :y1="d.ends[0]" :y2="d.ends[1]" />
