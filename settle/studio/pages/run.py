@@ -73,7 +73,7 @@ class _View:
                 self.gauge, self.evidence = meter, words("")
         with ui.element("section").classes("panel"):
             self.losses = Chart("Loss, nats", ("held-out", "training", "expected at the end"), height=320)
-        with ui.element("div").classes("columns"):
+        with ui.element("div").classes("columns pairs"):
             for name, title in SMALL_CHARTS.items():
                 with ui.element("section").classes("panel"):
                     self.small[name] = Chart(title, (name,), ("tokens",), height=160)
