@@ -106,14 +106,15 @@ class PretendCard(FakeTensorMode):
         self._note(func, args, kwargs, flat)
         if func in COPIES and self._is_to_cpu(func, args, kwargs):
             return self._to_cpu(func, flat, spec)
+        depends_on_data = False
         try:
             self._is_within = True  # what torch makes of it are fake tensors of its own
             out = super().dispatch(func, types, args, kwargs)
         except (DataDependentOutputException, DynamicOutputShapeException):
-            out = None
+            depends_on_data = True
         finally:
             self._is_within = False
-        if out is None:
+        if depends_on_data:
             return self._found_by_numbers(func, flat, spec)
         if self.numbers:
             self._remember(out, self._computed(func, flat, spec))
@@ -131,6 +132,8 @@ class PretendCard(FakeTensorMode):
 
     def _remember(self, out: Any, computed: Any) -> None:
         """Keep the numbers of tensors of the card, which must be of the same shape and type."""
+        if out is None or computed is None:
+            return  # written in place
         fakes, reals = tree_flatten(out)[0], tree_flatten(computed)[0]
         for fake, real in zip(fakes, reals, strict=True):
             if isinstance(fake, FakeTensor):

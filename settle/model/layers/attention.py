@@ -61,10 +61,7 @@ def fused_attention(qkv: Tensor, packing: Packing, table: RotationTable, window:
     """
     heads, kv_heads, width = table.heads, table.kv_heads, table.head_dim
     by_head = qkv.view(-1, heads + 2 * kv_heads, width)
-    turn = torch.view_as_real(table.turn(packing.longest)).to(qkv.dtype)
-    cos, sin = turn[packing.positions].unbind(-1)
-    even, odd = by_head[:, : heads + kv_heads].unflatten(-1, (-1, 2)).unbind(-1)
-    turned = torch.stack([even * cos - odd * sin, odd * cos + even * sin], dim=-1).flatten(-2)
+    turned = apply(PackedRotation, by_head[:, : heads + kv_heads], *packing.turns(table))
     q, k, v = turned[:, :heads], turned[:, heads:], by_head[:, heads + kv_heads :]
     if qkv.dtype in (torch.bfloat16, torch.float16) and _has_varlen(qkv.device, width) and _varlen_kernel() is not None:
         return _varlen(q, k, v, packing, window)
@@ -82,6 +79,26 @@ def fused_attention(qkv: Tensor, packing: Packing, table: RotationTable, window:
             return mixed
         out = out.index_copy(0, bucket.packed_rows, mixed[bucket.padded_rows])
     return out
+
+
+class PackedRotation(Function):
+    """Heads of packed rows turned by their positions, rounded once; no row is kept. rows (N, n, d), cos and
+    sin (N, n, d/2) in a wider type → (N, n, d)."""
+
+    @staticmethod
+    def forward(ctx: Context, rows: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        ctx.save_for_backward(cos, sin)
+        return _turned(rows, cos, sin)
+
+    @staticmethod
+    def backward(ctx: Context, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        cos, sin = ctx.saved_tensors
+        return _turned(grads[0], cos, -sin), None, None
+
+
+def _turned(rows: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    even, odd = rows.to(cos.dtype).unflatten(-1, (-1, 2)).unbind(-1)
+    return torch.stack([even * cos - odd * sin, odd * cos + even * sin], dim=-1).flatten(-2).to(rows.dtype)
 
 
 def _varlen(q: Tensor, k: Tensor, v: Tensor, packing: Packing, window: int | None) -> Tensor:

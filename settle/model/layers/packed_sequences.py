@@ -57,6 +57,7 @@ class Packing:
         self.bounds: list[int] = on_host(cu_seqlens).tolist()
         self.num_tokens = self.bounds[-1]
         self.device = cu_seqlens.device
+        self._turns: dict[int, tuple[Tensor, Tensor]] = {}
 
     @cached_property
     def positions(self) -> Tensor:
@@ -66,6 +67,13 @@ class Packing:
         return torch.arange(self.num_tokens, device=self.device) - starts.repeat_interleave(
             lengths, output_size=self.num_tokens
         )
+
+    def turns(self, table: "RotationTable") -> tuple[Tensor, Tensor]:
+        """Cosine and sine of each token's turns, (N, H + K, d/2) each, shared by the layers that turn alike."""
+        if id(table) not in self._turns:
+            cos, sin = torch.view_as_real(table.turn(self.longest))[self.positions].unbind(-1)
+            self._turns[id(table)] = cos.contiguous(), sin.contiguous()
+        return self._turns[id(table)]
 
     @property
     def longest(self) -> int:
