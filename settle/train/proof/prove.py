@@ -92,7 +92,10 @@ def prove(recipe: Recipe, events: Events) -> list[dict[str, object]]:
     proof = _Proof(recipe)
     checks: list[tuple[str, Callable[[], str]]] = [
         ("targets and borders", lambda: require_targets(recipe.batch, recipe.rows, recipe.decode)),
-        ("first loss", proof.first_loss),
+        (
+            "first loss",
+            lambda: require_first_loss(model, recipe.objective, proof.batch, recipe.rows, recipe.vocab_size, tuned),
+        ),
         ("every tensor gets a gradient", proof.reaches_all),
         ("gradient in the compute type", proof.agrees),
         ("a token sees what is before it", lambda: require_sight(proof.exact, proof.few, recipe.rows)),
@@ -155,9 +158,6 @@ class _Proof:
         self.model, self.objective, self.tuned = recipe.model, recipe.objective, recipe.tuned
         self.rows, self.vocab_size, self.seed = recipe.rows, recipe.vocab_size, recipe.seed
         self.batch = recipe.objective.annotated(recipe.batch)
-
-    def first_loss(self) -> str:
-        return require_first_loss(self.model, self.objective, self.batch, self.rows, self.vocab_size, self.tuned)
 
     def reaches_all(self) -> str:
         """Every tensor gets a gradient. It may be zero at the first step only; see `finite_differences`."""
