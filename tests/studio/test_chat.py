@@ -94,6 +94,7 @@ def test_an_answer_is_stopped(page, studio):
         page.get_by_text("answering …").wait_for()
         assert page.get_by_role("button", name="Send").is_disabled()
         page.get_by_role("button", name="Stop", exact=True).click()
+        page.get_by_text("stopping …").wait_for()
     finally:
         for child in children:
             child.send_signal(signal.SIGCONT)

@@ -76,6 +76,7 @@ def test_a_held_out_loss_is_a_ratio_of_sums_with_its_standard_error() -> None:
     blocks = [block(8, [1, 1, 2, -1]), block(12, [2, 2, 2, 2]), block(2, [0, -1])]
     held_out = HeldOut(blocks, np.array([9, 2, 3], np.int32))
     model: Any = torch.nn.Linear(1, 1)
+    model.is_sharded = False
     found = evaluate(model, Told(), held_out, 5, 500)  # type: ignore[arg-type]
     sums, counts = np.array([8.0, 12.0, 2.0]), np.array([3, 4, 1])
     ratio = 22 / 8
@@ -212,7 +213,8 @@ def test_the_pace_is_noted_before_every_step_of_a_time_budget() -> None:
 
 
 def recovery(spending: dict[str, float], finite: bool = True) -> Recovery:
-    trainer: Any = SimpleNamespace(plan=plan(), weights_are_finite=lambda: finite, world=single())
+    model = SimpleNamespace(is_sharded=False)
+    trainer: Any = SimpleNamespace(plan=plan(), weights_are_finite=lambda: finite, world=single(), model=model)
     session: Any = SimpleNamespace(
         events=Events(), run=SimpleNamespace(checkpoints=None, path=Path()), spending=lambda: dict(spending)
     )

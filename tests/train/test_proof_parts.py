@@ -26,6 +26,7 @@ from settle.train.proof.compute_type import (
     deviation,
     require_within,
 )
+from settle.train.proof.first_loss import require_first_loss
 from settle.train.proof.prove import Recipe, _stepped
 from settle.train.proof.rows import between, row_by_row, shorten, tails, whole_rows
 from settle.train.proof.sequence import _another, _require_segment, attention_by_definition
@@ -342,13 +343,16 @@ def test_steps_of_finite_differences_are_smaller_where_the_loss_is_small() -> No
 )
 def test_the_first_loss_is_what_it_has_to_be(nats: float, teacher: float | None, tuned: bool, says: str) -> None:
     model: Any = SimpleNamespace()
-    recipe = Recipe(model, Pays(nats=nats, teacher=teacher), AdamW(), batch(), [], 64, tuned=tuned)  # type: ignore[arg-type]
-    proof = proving._Proof(recipe)
+    objective: Any = Pays(nats=nats, teacher=teacher)
+
+    def checked() -> str:
+        return require_first_loss(model, objective, batch(), [], 64, tuned)
+
     if says:
         with pytest.raises(ProofError, match=says):
-            proof.first_loss()
+            checked()
     else:
-        assert f"{nats:.3f}" in proof.first_loss()
+        assert f"{nats:.3f}" in checked()
 
 
 def test_emulated_rounding_does_not_make_torch_import_its_compiler() -> None:

@@ -229,15 +229,20 @@ class Talk:
 
     def _show_answers(self, turn: Turn, if_empty: str) -> None:
         self.note.text = "answering …" if self.answers else "waiting for the model …"
+        if self.is_stopping:
+            self.note.text = "stopping …"
         if self.blind and self.blind.difference:
             self.proof.text = self.blind.difference.sentence
         if self.answers:
-            if self.is_stopping:
+            if self.is_stopping:  # asked for before there was an answer
                 self.answers.stop()
             turn.show(self.answers.shown, if_empty)
 
     async def stop(self) -> None:
         self.is_stopping = True
+        self.note.text = "stopping …"
+        if self.answers:
+            self.answers.stop()
 
     async def _vote(self, turn: Turn, choice: Vote) -> None:
         assert self.blind and turn.pair
