@@ -121,8 +121,8 @@ class MemoryTraining(Check):
         per_token = open_pretrained(str(base)).part.activation_bytes_per_token(LONGEST, 4, None)
         length = int(min(LONGEST, read_facts(base).context // 2, max(24, INJECTED_BYTES / per_token / ROWS)))
         # in a half type a small model takes so little that the allocator's own steps (64 MiB) decide
-        settings = {"steps": 2 * FEWEST_ITEMS, "batch_rows": ROWS, "micro_rows": ROWS, "recompute": False}
-        settings |= {"dtype": "float32"}
+        settings: dict[str, object] = {"steps": 2 * FEWEST_ITEMS, "batch_rows": ROWS, "micro_rows": ROWS}
+        settings |= {"recompute": False, "dtype": "float32"}
         run, recipe = example_recipe(base, folder / "run", settings, _long_rows(length))
         steps = Steps("tune", recipe, str(folder / "probe"), 2 * FEWEST_ITEMS)
         with StepChild(steps) as child:
