@@ -71,6 +71,7 @@ def test_a_finished_run_says_all_that_is_known_of_it(page):
     forecast = page.get_by_role("table", name="Forecast and actual")
     assert "1 min 44 s" in forecast.inner_text() and "✓" in forecast.inner_text()
     assert "<script>alert(1)</script>" in page.locator("pre").inner_text()
+    legend(page, "Loss, nats").get_by_text("held-out 2.2").wait_for()  # drawn once the points are there
     for name in ("held-out 2.2", "training 2.2", "expected at the end 2.4 (2.1 – 2.8)"):
         assert name in legend(page, "Loss, nats").inner_text()
     assert "memory 0.3002" in legend(page, "Memory, GB").inner_text()
