@@ -5,12 +5,13 @@ import os
 import pickle
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from torch.distributed import FileStore
 
+from settle.train.world import single
 from settle.train.world.process_group import ProcessGroup
 from settle.train.world.pulse import Pulse
 
@@ -36,6 +37,20 @@ def on_ranks(size: int, folder: Path, work: Callable[[Any], Any], limit: float =
         process.join()
     files = [folder / f"{rank}.made" for rank in range(size)]
     return [pickle.loads(f.read_bytes()) if f.exists() else p.exitcode for f, p in zip(files, ranks, strict=True)]
+
+
+def in_parts(
+    parts: Sequence[tuple[int, int | None]], folder: Path, train: Callable[[Any, int | None], list[float]]
+) -> list[float]:
+    """What the last part returns, at rank 0, of a run that is trained in parts: by how many ranks, and until which
+    step."""
+    losses: list[float] = []
+    for number, (size, stop) in enumerate(parts):
+        if size == 1:
+            losses = train(single(), stop)
+        else:
+            losses = on_ranks(size, folder / f"part{number}", lambda world, stop=stop: train(world, stop))[0]
+    return losses
 
 
 def _rank(rank: int, size: int, folder: Path, work: Callable[[Any], Any], limit: float) -> None:

@@ -35,7 +35,7 @@ from settle.train.world import World, single
 from settle.train.world.order_ledger import FILE
 from settle.train.world.shard_store import ShardStore
 from settle.train.world.weight_shards import gather, local_part, on_whole, shard, whole
-from tests.train.ranks import on_ranks
+from tests.train.ranks import in_parts, on_ranks
 from tests.train.test_world import PLAN, batches_of
 
 FAMILIES: dict[str, Any] = {"llama": Llama.TINY, "gemma3": Gemma3Text.TINY}
@@ -116,13 +116,7 @@ def test_a_run_goes_on_with_any_number_of_ranks(corpus: Corpus, tmp_path: Path) 
     found = on_ranks(2, tmp_path / "two", lambda world: train(corpus, two, world))
     assert found[0] == found[1] and found[0] == pytest.approx(alone, rel=1e-5) and len(alone) > 3
     assert len(list(checkpoints.steps(two.checkpoints)[-1].glob("*.safetensors"))) >= 4
-    losses: list[float] = []
-    for number, (size, stop) in enumerate(((2, 2), (1, 5), (3, None))):
-        if size == 1:
-            losses = train(corpus, changed, single(), stop)
-        else:
-            work = lambda world, stop=stop: train(corpus, changed, world, stop)  # noqa: E731
-            losses = on_ranks(size, tmp_path / f"part{number}", work)[0]
+    losses = in_parts(((2, 2), (1, 5), (3, None)), tmp_path, lambda world, stop: train(corpus, changed, world, stop))
     assert losses == pytest.approx(alone, rel=1e-5)
     for run in (two, changed):
         assert (run.path / FILE).read_bytes() == (one.path / FILE).read_bytes()

@@ -31,7 +31,7 @@ from settle.train.world import World, single
 from settle.train.world.order_ledger import FILE, OrderLedger, check_order
 from settle.train.world.row_share import marks_sum, share
 from settle.train.world.shared_gradient import StepRows
-from tests.train.ranks import on_ranks
+from tests.train.ranks import in_parts, on_ranks
 
 PLAN = LoopPlan(
     tokens_per_step=96, sequence_length=32, warmup_steps=3, max_steps=16, decay_fraction=0.4, checkpoint_steps=8,
@@ -87,13 +87,9 @@ def test_ranks_take_the_same_rows_and_reach_the_same_losses(corpus: Corpus, tmp_
         assert found[0] == pytest.approx(alone, rel=1e-5) and len(alone) > 3
         assert (run.path / FILE).read_bytes() == (one.path / FILE).read_bytes()
     assert weights(again) == weights(two)  # at the same number of ranks to the last bit
-    losses: list[float] = []
-    for number, (size, stop) in enumerate(((2, 3), (1, 7), (3, 12), (2, None))):
-        if size == 1:
-            losses = train(corpus, changed, single(), stop)
-        else:
-            work = lambda world, stop=stop: train(corpus, changed, world, stop)  # noqa: E731
-            losses = on_ranks(size, tmp_path / f"part{number}", work)[0]
+    losses = in_parts(
+        ((2, 3), (1, 7), (3, 12), (2, None)), tmp_path, lambda world, stop: train(corpus, changed, world, stop)
+    )
     assert losses == pytest.approx(alone, rel=1e-5)
     assert (changed.path / FILE).read_bytes() == (one.path / FILE).read_bytes()
     order = checked(changed, corpus)
