@@ -159,3 +159,15 @@ def test_benches_import_what_is_there():
                     if there is None or not ({alias.name, "__getattr__"} & there)
                 ]
     assert not missing
+
+
+def test_no_test_sets_the_clock_of_the_whole_process():
+    """A server that another test keeps running in it would wait for a time that never comes."""
+    whole = re.compile(r"""setattr\((?:time|[\w.]+\.time|["'](?:[\w.]+\.)?time\.\w+["']),""")
+    assert whole.search('setattr(power.time, "monotonic", f)') and whole.search('setattr("time.sleep", f)')
+    found = [path.name for path in (ROOT / "tests").rglob("*.py") for line in _lines(path) if whole.search(line)]
+    assert found == ["test_house.py"]
+
+
+def _lines(path):
+    return path.read_text(encoding="utf-8").splitlines()

@@ -6,6 +6,7 @@ the memory, the device and torch's version. Another key is another file, so noth
 
 import hashlib
 import json
+import time
 from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -95,8 +96,6 @@ def _read(path: Path, key: Mapping[str, object]) -> dict[str, Measurement]:
 
 def others_are_busy() -> bool:
     """Whether other programs take more than a quarter of the processor, over a twentieth of a second."""
-    import time
-
     import psutil
 
     process = psutil.Process()

@@ -22,6 +22,7 @@ from settle.evaluate.distillation import STRETCH, Learned, Nearness, _against_li
 from settle.evaluate.footprint import footprints
 from settle.evaluate.pair_scores import compare_scores, separation
 from settle.evaluate.teacher_answers import answer_all
+from tests.fake_time import set_time
 from tests.records import into
 
 
@@ -61,7 +62,7 @@ def test_a_footprint_is_the_median_of_its_rounds(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(footprint, "Engine", Timed)
     monkeypatch.setattr(footprint, "peak_bytes", lambda pid: Timed.number)
     clock = iter(range(0, 10_000, 3))
-    monkeypatch.setattr(footprint.time, "perf_counter", lambda: next(clock))
+    set_time(monkeypatch, footprint, perf_counter=lambda: next(clock))
     one, other = footprints(paths, rounds=3, prompt=64, generated=16)
     assert (one.num_bytes, one.rounds, one.context, one.peak_bytes, other.peak_bytes) == (1, 3, 40, 5, 6)
     assert vars(one.prompt_speed) == {"median": 300.0, "least": 100.0, "most": 500.0}
@@ -150,7 +151,7 @@ def compared(monkeypatch: pytest.MonkeyPatch, number: int, seconds: float | None
         return near([1.0] * 12 if model.weights == "first" else [0.5] * 12, -1.0, [True] * 12)
 
     monkeypatch.setattr(distillation, "nearness", nearness)
-    monkeypatch.setattr(distillation, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    set_time(monkeypatch, distillation, monotonic=lambda: clock[0])
     objective: Any = SimpleNamespace(count=lambda batch: batch)
     model: Any = Student()
     events = Events(listeners=[into(heard)])
@@ -277,7 +278,7 @@ def answered(
     clock = [0.0]
     teacher, heard = Teacher(chats, clock), [{}] * 0
     monkeypatch.setattr(teacher_answers.FileModel, "open", lambda *args: teacher)
-    monkeypatch.setattr(teacher_answers, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    set_time(monkeypatch, teacher_answers, monotonic=lambda: clock[0])
     messages = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "!"}]
     model: Any = SimpleNamespace(weights=None, name="big", adapter=None)
     rows = [Example("chat", messages, [{"type": "function"}] if n == 0 else []) for n in range(number)]
@@ -329,7 +330,7 @@ def test_a_sample_is_what_the_live_model_writes(
             yield token
 
     monkeypatch.setattr(samples, "generate", generate)
-    monkeypatch.setattr(samples, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    set_time(monkeypatch, samples, monotonic=lambda: clock[0])
     taken = samples.Samples(tiny.model, tokenizer, 10, "def f(x): return x", Events(listeners=[into(heard)]))
     taken.take(7, "end")
     model, ids, most, heat, top_p, seed, stops, context = asked[0]

@@ -1,7 +1,5 @@
 """Arms asked in turns, with arms that cost nothing: what is asked when, what is kept, and what is told of the time."""
 
-from types import SimpleNamespace
-
 import pytest
 
 from settle.base.errors import EngineError, ResourceError
@@ -14,6 +12,7 @@ from settle.jobs.trials.arm import Arm, Rewritten
 from settle.jobs.trials.pace import Pace, seconds_left
 from settle.jobs.trials.trials import Trials
 from settle.machine.memory import Memory
+from tests.fake_time import set_time
 
 CASES = [asking(f"question {number}", number) for number in range(24)]
 
@@ -142,7 +141,7 @@ def test_one_at_a_time_where_memory_holds_no_more(home, monkeypatch):
 
 def test_the_time_is_told_before_and_as_it_goes(home, monkeypatch):
     seen = []
-    monkeypatch.setattr(trials_module, "time", SimpleNamespace(monotonic=lambda: Counting.now))
+    set_time(monkeypatch, trials_module, monotonic=lambda: Counting.now)
     arms = [Counting("a", [], seconds=0.004, sleeps=0.004), Counting("b", [], seconds=0.002, sleeps=0.002)]
     finished = run(arms, seen=seen)
     assert finished.forecast.value == pytest.approx(24 * 0.006) and finished.seconds == pytest.approx(24 * 0.006)

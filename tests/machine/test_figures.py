@@ -18,6 +18,7 @@ from settle.machine.described_machine import contradiction, described
 from settle.machine.hardware import GIB, Hardware, roofline_problem
 from settle.machine.memory import PeakMemory, disk_free, memory, resident
 from settle.machine.power import EnergyMeter, power
+from tests.fake_time import set_time
 
 # the package has functions of these names
 cores_module, memory_module, power_module = (
@@ -108,7 +109,7 @@ class Clock:
 def clock(monkeypatch):
     """Seconds of the wall and of the processor, 2 GiB held, and no card."""
     made = Clock()
-    monkeypatch.setattr(power_module.time, "monotonic", lambda: made.now)
+    set_time(monkeypatch, power_module, monotonic=lambda: made.now)
     monkeypatch.setattr(power_module, "_cpu_seconds", lambda: made.busy)
     monkeypatch.setattr(power_module, "resident", lambda: 2 << 30)
     return made
@@ -182,8 +183,7 @@ def test_others_are_busy_above_a_quarter_of_the_processor(monkeypatch):
         monkeypatch.setattr("psutil.cpu_times", lambda: Times(next(times)))
         monkeypatch.setattr("psutil.Process", lambda: SimpleNamespace(cpu_times=lambda: next(ours)))
         monkeypatch.setattr("psutil.cpu_count", lambda: 4)
-        monkeypatch.setattr("time.monotonic", lambda: next(clock))
-        monkeypatch.setattr("time.sleep", lambda seconds: None)
+        set_time(monkeypatch, cache, monotonic=lambda: next(clock), sleep=lambda seconds: None)
         return cache.others_are_busy()
 
     assert busy(1.1, 2.0, 0.9, 0.0) and not busy(1.0, 2.0, 1.0, 0.0) and not busy(2.0, 2.0, 0.0, 1.0)
@@ -202,7 +202,7 @@ def test_the_rate_is_operations_over_the_best_times(home, monkeypatch):
 
 def test_the_first_turn_warms_up_and_the_others_count(monkeypatch):
     clock = {"now": 0.0}
-    monkeypatch.setattr(speed.time, "perf_counter", lambda: clock["now"])
+    set_time(monkeypatch, speed, perf_counter=lambda: clock["now"])
 
     def rounds(*spent):
         left = iter(spent)

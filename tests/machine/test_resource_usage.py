@@ -5,6 +5,7 @@ import time
 from settle.base.event_log import Events
 from settle.machine import memory, resource_usage
 from settle.machine.resource_usage import Spending, UsageSampler
+from tests.fake_time import set_time
 
 
 def test_samples_say_what_is_held_and_drawn(monkeypatch):
@@ -33,7 +34,7 @@ def test_nothing_is_measured_between_two_samples(monkeypatch):
 
 def test_the_longer_a_run_the_rarer_the_samples(monkeypatch):
     now = [0.0]
-    monkeypatch.setattr(resource_usage.time, "monotonic", lambda: now[0])
+    set_time(monkeypatch, resource_usage, monotonic=lambda: now[0])
     seen = []
     sampler = UsageSampler(dict, Events(listeners=[seen.append]))
     for second in range(0, 7 * 86400, 10):

@@ -6,9 +6,10 @@ import pytest
 
 from settle.commands import Command
 from settle.infer.child_process import Load
-from settle.machine import asked_threads, commanded, cores, is_asked, num_threads
+from settle.machine import asked_threads, commanded, cores, is_asked, num_threads, openmp_wait
 from settle.machine.openmp_wait import OthersLoad
 from settle.machine.threads import CONVENTION, ThreadSettings
+from tests.fake_time import set_time
 
 COMPUTES = ("train", "tune", "distill", "shrink", "resume", "index", "ask", "chat", "eval", "export", "serve", "bench")
 
@@ -57,8 +58,7 @@ def test_load_of_others(tmp_path, monkeypatch):
         (tmp_path / "stat").write_text("\n".join(lines) + "\nintr 1\n")
 
     clock = {"now": 50.0, "own": 1.0}
-    monkeypatch.setattr("settle.machine.openmp_wait.time.monotonic", lambda: clock["now"])
-    monkeypatch.setattr("settle.machine.openmp_wait.time.process_time", lambda: clock["own"])
+    set_time(monkeypatch, openmp_wait, monotonic=lambda: clock["now"], process_time=lambda: clock["own"])
     write(10)
     load = OthersLoad(tmp_path)
     write(14)

@@ -18,6 +18,7 @@ from settle.plan.size import AROUND_SECONDS, EPOCHS, LARGEST, OVERNIGHT, SMALLES
 from settle.plan.speed import CONTEXT, TOKENS, measure_speed
 from settle.plan.training_plan import choose_dtype, origins, require_dtype
 from settle.train.optimizers.adamw import AdamW
+from tests.fake_time import set_time
 from tests.plan.test_size import FAST, corpus
 
 CPU: Any = accelerator("cpu")
@@ -157,7 +158,7 @@ def test_a_step_is_timed_by_its_quickest(monkeypatch: pytest.MonkeyPatch) -> Non
     assert next(times, None) is None
     clock = iter([10.0, 12.5])
     monkeypatch.undo()
-    monkeypatch.setattr(speeds.time, "perf_counter", lambda: next(clock))
+    set_time(monkeypatch, speeds, perf_counter=lambda: next(clock))
     assert speeds._timed(lambda: None) == 2.5
 
 

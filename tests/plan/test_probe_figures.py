@@ -16,6 +16,7 @@ from settle.plan.probe import DECAY, EVALUATED_TOKENS, probe
 from settle.train.evaluation import Evaluation
 from settle.train.live_run import EVALUATION_BLOCK
 from settle.train.training_plan import TrainingPlan
+from tests.fake_time import set_time
 from tests.plan.test_look_ahead import STEP_TOKENS, plan
 from tests.plan.test_loss_curve import FACTS
 
@@ -61,7 +62,7 @@ def made(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     monkeypatch.setattr(probes, "evaluate", evaluate)
     monkeypatch.setattr(probes, "held_out_batches", held_out)
     monkeypatch.setattr(probes, "blocks", lambda plan, store, limit: [SimpleNamespace(targets=range(limit))])
-    monkeypatch.setattr(probes.time, "perf_counter", lambda: noted["clock"])
+    set_time(monkeypatch, probes, perf_counter=lambda: noted["clock"])
     return noted
 
 

@@ -33,6 +33,7 @@ from settle.plan.tuning_forecast import (
 )
 from settle.train.evaluation import Evaluation
 from settle.train.settled import decay_tokens, next_evaluation
+from tests.fake_time import set_time
 from tests.plan.test_look_ahead import SAMPLE, STEP_TOKENS, plan
 
 Z = 1.2815515655446004  # of an 80 % interval
@@ -200,7 +201,7 @@ class Probed:
         self.rates: list[float] = []
         self.drawn: list[int] = []
         self.samples: list[int] = []
-        monkeypatch.setattr(tuning.time, "perf_counter", lambda: clock[0])
+        set_time(monkeypatch, tuning, perf_counter=lambda: clock[0])
         block = SimpleNamespace(targets=range(10))
         monkeypatch.setattr(tuning, "blocks", lambda *_: [block] * 40)
         monkeypatch.setattr(tuning, "evaluate", self.evaluate)

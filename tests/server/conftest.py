@@ -4,6 +4,7 @@ import asyncio
 import collections
 import contextlib
 import http.client
+import io
 import json
 import sys
 import threading
@@ -167,12 +168,20 @@ def serving(
         made["server"].should_exit = True
         thread.join(20)
         listening.close()
-        assert not thread.is_alive(), _where_threads_are()
+        assert not thread.is_alive(), _where_it_is(made["loop"])
 
 
-def _where_threads_are() -> str:
-    """What each thread of this process is doing, for a server that does not end."""
-    return "\n".join("".join(traceback.format_stack(frame)[-4:]) for frame in sys._current_frames().values())
+def _where_it_is(loop: asyncio.AbstractEventLoop) -> str:
+    """What a server that does not end is doing: its tasks, and every thread of this process."""
+    text = io.StringIO()
+    for task in asyncio.all_tasks(loop):
+        task.print_stack(file=text)
+    for number, frame in sys._current_frames().items():
+        name = next(
+            (thread.name for thread in threading.enumerate() if thread.ident == number), "a thread without name"
+        )
+        text.write(f"{name}:\n{''.join(traceback.format_stack(frame)[-8:])}\n")
+    return text.getvalue()
 
 
 @pytest.hookimpl(wrapper=True)
