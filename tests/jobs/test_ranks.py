@@ -62,6 +62,16 @@ def test_what_torchrun_says(torchrun: Any, monkeypatch: pytest.MonkeyPatch) -> N
             launched()
 
 
+def test_a_rank_leaves_whatever_its_threads_still_do() -> None:
+    """Else the end of Python aborts it now and then, while a thread of gloo gives back a tensor."""
+    code = (
+        "import atexit, threading, time; from settle.base.run.launcher import leave; atexit.register(print, 'last'); "
+        "print('first'); threading.Thread(target=time.sleep, args=(600,)).start(); leave(3)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout.split(), done.stderr) == (3, ["first", "last"], "")
+
+
 def test_ranks_of_a_host_share_its_cores(torchrun: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     from settle.machine import threads
 
@@ -157,7 +167,7 @@ def test_two_ranks_of_torchrun_make_one_run(home: Path, tmp_path: Path) -> None:
     went, writes samples, and is exported whole."""
     (tmp_path / "t.txt").write_text("\n\n".join(f"line {n} of the lever that turns {n % 7} times" for n in range(900)))
     wrong = (
-        "import os, sys; from settle.cli import main; sys.argv[1:] = ['train', sys.argv[1], '--name', 'two', "
+        "import os, sys; from settle.__main__ import main; sys.argv[1:] = ['train', sys.argv[1], '--name', 'two', "
         "'--steps', '8', '--size', '30k', '--data.vocab-size', '300', '--dtype', 'float32', '--sharding', 'full', "
         "'--sample', 'the lever', '--keep-checkpoints', "
         "*(['--seed', '7'] if os.environ['RANK'] == '1' and sys.argv[2] == 'wrong' else [])]; raise SystemExit(main())"

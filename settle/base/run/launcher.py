@@ -1,9 +1,13 @@
 """What torchrun said to this process: which rank it is, and of how many. Loads no torch."""
 
+import atexit
+import contextlib
 import functools
 import os
 import socket
+import sys
 from dataclasses import dataclass
+from typing import NoReturn
 
 from settle.base.errors import UsageError
 
@@ -34,7 +38,7 @@ class Launch:
 @functools.cache
 def launched() -> Launch | None:
     """How torchrun started this process; None when it did not. Raises UsageError for variables that make no sense."""
-    if not all(name in os.environ for name in VARIABLES):
+    if not is_rank():
         return None
     try:
         rank, size, local_rank, local_size, port = (
@@ -51,6 +55,21 @@ def launched() -> Launch | None:
     run_id = os.environ.get("TORCHELASTIC_RUN_ID", "")
     job = f"{socket.gethostname()}-{os.getppid()}-{_age_of(os.getppid())}" if run_id in NO_ID else run_id
     return Launch(rank, size, local_rank, local_size, os.environ["MASTER_ADDR"], port, restarts, job)
+
+
+def is_rank() -> bool:
+    """Whether torchrun started this process, however well."""
+    return all(name in os.environ for name in VARIABLES)
+
+
+def leave(code: int) -> NoReturn:
+    """End a rank without the end of Python, which aborts the process when a thread of gloo still gives back a tensor:
+    torchrun would take a run that is finished for a failed one."""
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):  # who read it has gone
+            stream.flush()
+    os._exit(code)
 
 
 def _age_of(pid: int) -> str:

@@ -14,7 +14,7 @@ from torch.distributed import FileStore  # type: ignore[attr-defined]  # it is t
 from settle.base.errors import SettleError
 from settle.base.event_log import Events
 from settle.base.run import Run
-from settle.base.run.launcher import launched
+from settle.base.run.launcher import launched, leave
 from settle.data.prepare import prepared
 from settle.jobs.ranks.crew import gather, joined
 from settle.train.live_run import LiveRun
@@ -51,4 +51,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    leave(main())
