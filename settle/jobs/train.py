@@ -9,6 +9,7 @@ from settle.evaluate.gate.export import ExportedModel, export_run_model
 from settle.evaluate.gate.held_out import held_out_texts
 from settle.jobs.job import Job, end_dry
 from settle.jobs.proof_stages import proof
+from settle.jobs.ranks.crew import ranks
 from settle.jobs.settings import TrainSettings
 from settle.jobs.training_stages import (
     TrainingContext,
@@ -54,7 +55,7 @@ def forecast(c: TrainContext) -> None:
     """What the run will need and reach, from a short run of the planned model."""
     if c.record is not None:
         return
-    c.plan, c.expected = look_ahead(c.plan, c.corpus, c.settings, lambda: c.spending.seconds, c.events)
+    c.plan, c.expected = look_ahead(c.plan, c.corpus, c.settings, lambda: c.spending.seconds, c.events, ranks())
     c.phases, c.estimates = c.expected.phases, {EXPORT: c.expected.phases[EXPORT]}
     c.events.emit(ForecastReady(forecast=c.expected.to_json(), phases=c.phases))
     warn_of_time(c)

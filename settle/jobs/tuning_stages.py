@@ -9,6 +9,7 @@ from settle.data.tokenizer.pretrained import PretrainedTokenizer
 from settle.evaluate.gate.export import ExportedAdapter, ExportedModel, export_run_adapter, export_run_model
 from settle.evaluate.gate.held_out import held_out_texts
 from settle.jobs.job import end_dry
+from settle.jobs.ranks.crew import ranks
 from settle.jobs.settings import DistillSettings, TuneSettings
 from settle.jobs.training_stages import TrainingContext, begin, build, rank_memory_figures, warn_of_time
 from settle.library.catalogue import transformers_name
@@ -102,7 +103,7 @@ def _planned(c: TuningContext, settings: TuneSettings | DistillSettings) -> Trai
 
 def _expected(c: TuningContext) -> Forecast:
     """The forecast, told. What measuring it took is missing from the plan's time."""
-    expected = look_ahead(c.live, c.settings, lambda: c.spending.seconds, c.comparing, c.events)
+    expected = look_ahead(c.live, c.settings, lambda: c.spending.seconds, c.comparing, c.events, ranks())
     c.plan, c.phases = c.live.plan, expected.phases
     c.estimates[EXPORT] = expected.phases[EXPORT]
     c.events.emit(ForecastReady(forecast=expected.to_json(), phases=expected.phases))

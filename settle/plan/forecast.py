@@ -21,10 +21,13 @@ from settle.plan.outlook import SETTLED_DECAY, CurveStart
 from settle.plan.phases import SLACK, Phases, export_seconds, loop_seconds, with_phases
 from settle.plan.probe import DECAY, Probe, probe, probe_steps
 from settle.plan.settings import RunSettings, TrainingSettings
+from settle.train.live_run import LiveRun
 from settle.train.optimizers import Optimizer
 from settle.train.settled import MIN_HISTORY, decay_tokens, next_evaluation
 from settle.train.settled.trend import MORE
 from settle.train.training_plan import TrainingPlan
+from settle.train.world.rank_costs import rank_costs
+from settle.train.world.talk import ONE, Ranks
 
 # 2026-11-25, runs on one machine: standard deviations of the logarithm of actual ÷ forecast
 TIME_SPREAD = 0.08
@@ -44,9 +47,14 @@ EVALUATION_SLOWDOWN = 1.25  # times slower evaluations are in a run than in a ro
 
 
 def look_ahead(
-    plan: TrainingPlan, corpus: Corpus, settings: TrainingSettings, elapsed: Callable[[], float], events: Events
+    plan: TrainingPlan,
+    corpus: Corpus,
+    settings: TrainingSettings,
+    elapsed: Callable[[], float],
+    events: Events,
+    ranks: Ranks = ONE,
 ) -> tuple[TrainingPlan, Forecast]:
-    """Probe the plan and forecast it. `elapsed`: seconds since the command began.
+    """Probe the plan and forecast it. `elapsed`: seconds since the command began; `ranks`: that will share it.
 
     The plan handed back keeps time for what follows the loop. Raises ResourceError, before anything is allocated, when
     the run would not fit in memory.
@@ -58,11 +66,16 @@ def look_ahead(
     probed = probe(plan, corpus, steps, settings.watts, events)
     if probed.why_threads:
         plan = plan.with_threads(probed.threads, probed.why_threads)
+    alone = probed.step_seconds
+    if ranks.size > 1:
+        costs = rank_costs(LiveRun.build(plan, corpus).trainer(), ranks, events)
+        spread = math.hypot(probed.step_spread, 4 * costs.spread)
+        probed = replace(probed, step_seconds=costs.of_step(alone), step_spread=spread, ranks=ranks.size)
     spent, held = elapsed(), resident()
     judge = probed.evaluation_seconds * _finally_evaluated(plan, corpus, probed, spent)
     export = export_seconds(plan.num_parameters, probed.evaluation_seconds, plan.loop.threads)
-    plan = with_phases(plan, judge + export, 0.0, probed.step_seconds)
-    proof = PROOF_SECONDS + PROOF_STEPS * probed.step_seconds
+    plan = with_phases(plan, judge + export, 0.0, alone)
+    proof = PROOF_SECONDS + PROOF_STEPS * alone
     phases = Phases(spent, proof, loop_seconds(plan, spent, proof) or 0.0, judge, export)
     probes = [Observation(p.tokens, p.loss, DECAY) for p in (*shorter, probed) if p.tokens <= probed.tokens]
     # what is forecast is the loss on text that nothing reads before the end: two samples differ
@@ -211,7 +224,7 @@ def _seconds_per_token(plan: TrainingPlan, probed: Probe) -> float:
         * plan.held_out_tokens
         * probed.evaluation_seconds
         * EVALUATION_SLOWDOWN
-        / (60 * plan.held_out_tokens * 9)
+        / (60 * plan.held_out_tokens * 9 * probed.ranks)
     )
     return probed.step_seconds / loop.tokens_per_step + evaluation_seconds
 

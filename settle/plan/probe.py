@@ -43,6 +43,7 @@ class Probe:
     offset: float  # ln of the loss on the run's own held-out sample ÷ `loss`
     threads: int = 1
     why_threads: str = ""  # empty where somebody asked for the number
+    ranks: int = 1  # that share a step, whose time and spread are then those of many ranks, and an evaluation
 
 
 def probe_steps(expected_steps: int) -> int:

@@ -27,6 +27,8 @@ from settle.train.live_run import LiveRun, blocks
 from settle.train.settled import next_evaluation
 from settle.train.state import LoopState
 from settle.train.training_plan import TrainingPlan
+from settle.train.world.rank_costs import rank_costs
+from settle.train.world.talk import ONE, Ranks
 
 SHARE, FEWEST, MOST = 0.04, 4, 24  # steps of the probe, of those that are expected
 FEWEST_BLOCKS = 4  # minimum blocks of held-out rows; their spread gives the standard error of the loss
@@ -61,17 +63,28 @@ class Measured:
     before: float
     after: float
     stderr: float
+    ranks: int = 1  # that share a step, whose time and spread are then those of many ranks, and an evaluation
 
 
 def look_ahead(
-    job: LiveRun, settings: TuningSettings, elapsed: Callable[[], float], comparing: Comparing, events: Events
+    job: LiveRun,
+    settings: TuningSettings,
+    elapsed: Callable[[], float],
+    comparing: Comparing,
+    events: Events,
+    ranks: Ranks = ONE,
 ) -> Forecast:
     """Measure the plan's model and forecast its run. `elapsed`: seconds since the command began; `comparing`: seconds
-    of the comparison at the end, by the seconds per token of a forward pass.
+    of the comparison at the end, by the seconds per token of a forward pass; `ranks`: that will share the run.
 
     The model is left as it was; the run's plan keeps time for what follows the loop.
     """
     measured = measure(job, settings.watts, events)
+    alone = measured.step_seconds
+    if ranks.size > 1:
+        costs = rank_costs(job.trainer(), ranks, events)
+        spread = math.hypot(measured.step_spread, costs.spread)
+        measured = replace(measured, step_seconds=costs.of_step(alone), step_spread=spread, ranks=ranks.size)
     plan, per_token, spent = job.plan, measured.evaluation_seconds, elapsed()
     of_step = measured.step_seconds / plan.loop.tokens_per_step
     tokens = min(token_budget(plan, of_step, spent), float(job.corpus.train.num_tokens * EPOCHS))
@@ -80,9 +93,9 @@ def look_ahead(
     adds = plan.num_parameters if job.whole else sum(p.numel() for p in job.model.trainable().values())
     export = export_seconds(adds, per_token, plan.loop.threads)
     comparison = comparing(per_token)
-    job.plan = plan = with_phases(plan, judge + export, comparison, measured.step_seconds)
+    job.plan = plan = with_phases(plan, judge + export, comparison, alone)
     comparison = plan.loop.seconds_comparing if plan.loop.seconds else comparison
-    proof = PROOF_STEPS * measured.step_seconds
+    proof = PROOF_STEPS * alone
     return forecast(job, measured, settings, Phases(spent, proof, 0.0, judge, export, comparison))
 
 
@@ -161,7 +174,9 @@ def forecast(job: LiveRun, measured: Measured, settings: TuningSettings, phases:
     passes = LABELS_AFTER if job.objective.rows == "decision" else SETTLES_AFTER
     around = settling(job.plan, passes * job.corpus.train.num_inputs, STOP_SPREAD)
     tokens = within_budget(job.plan, around, per_token, spent + phases.proof)
-    evaluations = _evaluations(job.plan, tokens.value) * job.plan.held_out_tokens * measured.evaluation_seconds
+    evaluations = (
+        _evaluations(job.plan, tokens.value) * job.plan.held_out_tokens * measured.evaluation_seconds / measured.ranks
+    )
     if loop.seconds:  # the evaluations are part of the loop's time
         evaluations = min(evaluations, tokens.value * per_token * loop.evaluation_cost)
     phases = replace(phases, loop=tokens.value * per_token + evaluations)

@@ -190,7 +190,7 @@ def test_two_ranks_of_torchrun_make_one_run(home: Path, tmp_path: Path) -> None:
     assert not list((run.path / "ranks").glob("*"))  # no rank had a fault
     assert len(list((run.path / "audit").glob("*"))) == 2  # each rank keeps its ledger
     assert "Nothing left this machine" in done.stderr
-    assert "each of 2 ranks needs about" in done.stderr
+    assert "each of 2 ranks needs about" in done.stderr and "a step of 2 ranks takes" in done.stderr
     newest = sorted(run.checkpoints.iterdir())[-1]
     assert {f"model.{rank}.safetensors" for rank in (0, 1)} <= {file.name for file in newest.iterdir()}
     events = [json.loads(line) for line in run.events.read_text().splitlines()]

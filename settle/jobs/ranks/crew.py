@@ -6,13 +6,16 @@ import json
 import os
 import platform
 import secrets
+import statistics
 import sys
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
+import torch
 from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
@@ -26,15 +29,19 @@ from settle.train.live_run import LiveRun
 from settle.train.world import World, single
 from settle.train.world.process_group import ProcessGroup
 from settle.train.world.pulse import Pulse
+from settle.train.world.talk import Ranks, Talk
 
 JOIN_SECONDS = 300.0  # that the ranks wait for each other at the start
 SAY_SECONDS = 10.0  # after which rank 0 says that it waits
 SEEN_SECONDS = 30.0  # in which a file that one host wrote has to be seen by the others
+TALKS = 5  # rounds that are timed
+BUSY_SIZE, BUSY_PRODUCTS = 256, 20  # of the matrices that a rank multiplies; products between two looks for the end
+BEGIN_SECONDS = 0.15  # in which a rank that polls for an order has seen it
 LOOPBACK = {"Linux": "lo", "Darwin": "lo0"}
 
 
 @dataclass
-class Crew:
+class Crew(Ranks):
     """What a rank knows of the others. path: of the run, once it is known here."""
 
     launch: Launch
@@ -44,14 +51,26 @@ class Crew:
     asked: dict[str, object]
     path: Path | None = None
     group: ProcessGroup | None = field(default=None)
+    orders: int = 0  # of rank 0 so far
 
     @property
     def rank(self) -> int:
         return self.launch.rank
 
+    @property
+    def size(self) -> int:
+        return self.launch.size
+
     def wait_for_run(self) -> Run | None:
-        """The run that rank 0 works on, when its loop is about to begin; None when it ended before."""
-        place = json.loads(self.pulse.wait_for_leader("run"))
+        """The run that rank 0 works on, when its loop is about to begin; None when it ended before. Until then this
+        rank does what the forecast of rank 0 has measured."""
+        while True:
+            self.orders += 1
+            order = json.loads(self.pulse.wait_for_leader(f"order/{self.orders}"))
+            if "run" in order:
+                break
+            self._obey(order)
+        place = order["run"]
         if place is None:
             return None
         self.path = Path(place["path"])
@@ -80,15 +99,27 @@ class Crew:
         wrong = self._compared(own) if self.rank == 0 else json.loads(self.pulse.wait_for_leader("verdict"))
         if wrong:
             raise RunError(*wrong)
-        device = "cuda" if live.plan.device.startswith("cuda") else "cpu"
-        self.group = ProcessGroup(self.store, self.rank, self.launch.size, device, self.pulse)
-        return self.group
+        return self._met("cuda" if live.plan.device.startswith("cuda") else "cpu")
+
+    @contextlib.contextmanager
+    def busy(self) -> Iterator[None]:
+        """While entered, the ranks that share this host's cores with rank 0 compute."""
+        key = f"idle/{self._give({'busy': self.launch.local_size})}"
+        time.sleep(BEGIN_SECONDS)
+        try:
+            yield
+        finally:
+            self.store.set(key, "")
+
+    def talk(self, talk: Talk) -> float:
+        self._give({"talk": asdict(talk)})
+        return self._send(talk)
 
     def dismiss(self) -> None:
         """Rank 0 has ended: whoever still waits for it ends too."""
         if self.rank == 0 and self.path is None:
             with contextlib.suppress(RuntimeError):  # the store has gone
-                self.store.set("run", "null")
+                self._give({"run": None})
 
     def fault(self, text: str) -> None:
         """Add to this rank's file of faults in the run's folder."""
@@ -103,7 +134,33 @@ class Crew:
         folder, token = run.path / "ranks", secrets.token_hex(8)
         folder.mkdir(exist_ok=True)
         (folder / token).touch()
-        self.store.set("run", json.dumps({"path": str(run.path), "token": token}))
+        self._give({"run": {"path": str(run.path), "token": token}})
+
+    def _met(self, device: str) -> ProcessGroup:
+        """The group of all ranks, which is made when it is first needed."""
+        if self.group is None:
+            self.group = ProcessGroup(self.store, self.rank, self.launch.size, device, self.pulse)
+        return self.group
+
+    def _give(self, order: dict[str, object]) -> int:
+        """What the other ranks do next; the order's number."""
+        self.orders += 1
+        self.store.set(f"order/{self.orders}", json.dumps(order))
+        return self.orders
+
+    def _obey(self, order: dict[str, Any]) -> None:
+        if "talk" in order:
+            self._send(Talk(**order["talk"]))
+        elif self.rank < order["busy"]:
+            numbers = torch.ones(BUSY_SIZE, BUSY_SIZE)
+            while not self.store.check([f"idle/{self.orders}"]):
+                for _ in range(BUSY_PRODUCTS):
+                    numbers @ numbers
+
+    def _send(self, talk: Talk) -> float:
+        """The median of some rounds, after one that opens the connections."""
+        group = self._met(talk.device)
+        return statistics.median([group.send(talk) for _ in range(1 + TALKS)][1:])
 
     def _compared(self, own: dict[str, object]) -> list[str]:
         """What is wrong with one of the ranks and how to fix it; empty when all are alike. Every rank learns it."""
@@ -133,6 +190,11 @@ class Crew:
 
 
 _crew: list[Crew] = []  # of this process
+
+
+def ranks() -> Ranks:
+    """The processes that the run of this one is shared among."""
+    return _crew[-1] if _crew else Ranks()
 
 
 def gather(live: LiveRun, run: Run) -> World:

@@ -94,16 +94,22 @@ def _sharded_backward(model: Decoder, objective: Objective, batch: Batch, part: 
 
 def _sum_gradients(world: World, model: Decoder) -> None:
     """Sum `.grad` of what is trained over all ranks; where a rank has none, it adds zeros."""
-    bucket: list[Tensor] = []
-    for parameter in model.trainable().values():
+    parameters = list(model.trainable().values())
+    for parameter in parameters:
         if parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
-        bucket.append(parameter.grad)
-        if sum(grad.numel() for grad in bucket) >= _BUCKET:
-            _sum_flat(world, bucket)
-            bucket = []
-    if bucket:
+    for bucket in buckets([parameter.grad for parameter in parameters if parameter.grad is not None]):
         _sum_flat(world, bucket)
+
+
+def buckets(tensors: Sequence[Tensor]) -> list[list[Tensor]]:
+    """The tensors in their order, as many together as are sent at once."""
+    made: list[list[Tensor]] = [[]]
+    for tensor in tensors:
+        made[-1].append(tensor)
+        if sum(other.numel() for other in made[-1]) >= _BUCKET:
+            made.append([])
+    return made if made[-1] else made[:-1]
 
 
 def _sum_flat(world: World, grads: Sequence[Tensor]) -> None:
