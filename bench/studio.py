@@ -1,6 +1,6 @@
 """The studio against the bars of its issue, in a real Chromium.
 
-    python bench/studio.py [--tabs 200] [--steps 100000] [--seconds 30]
+    python bench/studio.py [--tabs 200] [--steps 100000] [--seconds 30] [--soak 120]
 
 Prints a figure a line, with its bar. Times depend on what else the machine does: its load is printed with them.
 """
@@ -29,6 +29,7 @@ from settle.base.run import Run  # noqa: E402
 from tests.studio import made_runs  # noqa: E402
 from tests.studio.conftest import BROWSERS, LiveStudio, start_studio  # noqa: E402
 
+SOAKED = ("/runs/soak", "/compare?runs=soak,calm", "/", "/new?command=train", "/models")
 LEGEND = "document.querySelector('.legend li')?.innerText"
 POINTS = "[...document.querySelectorAll('path.curve')].map(p => (p.getAttribute('d') || '').split('L').length)"
 
@@ -174,6 +175,33 @@ def large_upload(context: BrowserContext, live: LiveStudio, gigabytes: float) ->
     (live.home / "uploads/large.bin").unlink()
 
 
+def soak(context: BrowserContext, live: LiveStudio, minutes: float) -> None:
+    """Five tabs stay open, on a run that grows, a comparison, the list and two forms: memory and processor time."""
+    folder = made_runs.write_run(live.home, "soak", made_runs.training(40))
+    process, log, step = psutil.Process(live.process.pid), Events(folder / "events.jsonl"), 40
+    with Run(folder).lock():
+        pages = [context.new_page() for _ in SOAKED]
+        for page, path in zip(pages, SOAKED, strict=True):
+            page.goto(path)
+            page.get_by_role("heading", level=1).wait_for()
+        time.sleep(20)
+        first, most, spent, began, shown = resident(live), 0.0, sum(process.cpu_times()[:2]), time.monotonic(), 0.0
+        while (passed := time.monotonic() - began) < minutes * 60:
+            step += 1
+            log.emit(kinds.Step(step=step, tokens=step * 1000, loss=2.2, lr=1e-3, tokens_per_second=2000.0))
+            log.emit(kinds.Eval(step=step, tokens=step * 1000, loss=1 + step / 1e6, stderr=0.01))
+            pages[0].wait_for_timeout(1000)
+            most = max(most, resident(live))
+            if passed - shown > 600:
+                shown = passed
+                share = 100 * (sum(process.cpu_times()[:2]) - spent) / passed
+                print(f"after {passed / 60:.0f} min: {resident(live) - first:+.1f} MB, {share:.2f} % of a core, load "
+                      f"{os.getloadavg()[0]:.1f}", flush=True)  # fmt: skip
+        pages[0].wait_for_function(f"{LEGEND}.includes('held-out {1 + step / 1e6:.4g}')", polling=20)  # still live
+    say(f"{len(pages)} tabs open for {minutes:g} min", most - first, 10.0, "MB more at most")
+    log.close()
+
+
 def lines(pattern: str, is_code: Callable[[str], bool]) -> int:
     files: Iterator[Path] = (ROOT / "settle/studio").rglob(pattern)
     return sum(is_code(line) for path in files for line in path.read_text(encoding="utf-8").splitlines())
@@ -187,14 +215,16 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=60)
     parser.add_argument("--upload", type=float, default=2.0, help="GB; 0: none")
     parser.add_argument("--only-upload", action="store_true")
+    parser.add_argument("--soak", type=float, default=0.0, help="minutes that tabs stay open, and nothing else")
     asked = parser.parse_args()
     path = next(filter(None, map(shutil.which, BROWSERS)))
     with tempfile.TemporaryDirectory() as folder, sync_playwright() as p:
         made_runs.fill(Path(folder))
         live = start_studio(Path(folder))
         browser = p.chromium.launch(executable_path=path, args=["--no-sandbox"])
-        if asked.only_upload:
-            large_upload(let_in(browser, live), live, asked.upload)
+        if asked.only_upload or asked.soak:
+            context = let_in(browser, live)
+            soak(context, live, asked.soak) if asked.soak else large_upload(context, live, asked.upload)
             browser.close()
             live.stop()
             return

@@ -1,5 +1,7 @@
 // A chart of growing curves, drawn as SVG. A point is [step, tokens, seconds, value, low, high]; a series has a colour and
 // a dash of its own, and an interval is an area. What arrives is numbers only.
+import { followsBox, ticks } from "axes";
+
 const AXES = { steps: 0, tokens: 1, time: 2, energy: 2 };
 const DASHES = ["", "7 4", "2 3", "9 3 2 3", "12 5", "4 2 1 2"];
 const LEFT = 64, RIGHT = 16, TOP = 10, BOTTOM = 28;
@@ -11,15 +13,8 @@ const si = (v) => {
 };
 const clock = (s) => (s < 60 ? `${+s.toPrecision(2)} s` : s < 3600 ? `${+(s / 60).toPrecision(3)} min` : `${+(s / 3600).toPrecision(3)} h`);
 const FORMATS = { steps: si, tokens: si, time: clock, energy: (v) => `${+v.toPrecision(3)} Wh` };
-const short = (v) => (Math.abs(v) >= 10000 ? si(v) : String(+v.toPrecision(4)));
-
-function ticks(low, high, wanted) {
-  const rough = (high - low) / wanted || 1, power = 10 ** Math.floor(Math.log10(rough));
-  const step = [1, 2, 5, 10].find((m) => m * power >= rough) * power;
-  const found = [];
-  for (let v = Math.ceil(low / step) * step; v <= high + step * 1e-6; v += step) found.push(Math.abs(v) < step * 1e-6 ? 0 : v);
-  return found;
-}
+const FLATTEST = 0.02; // of its value, that the range of a curve is drawn over
+const short = (v, digits = 4) => (Math.abs(v) >= 10000 ? si(v) : String(+v.toPrecision(digits)));
 
 function logTicks(low, high) {
   const found = [];
@@ -29,6 +24,7 @@ function logTicks(low, high) {
 }
 
 export default {
+  mixins: [followsBox],
   props: { title: String, axes: Array, height: Number, series: Array },
   template: `
     <figure class="chart" ref="box">
@@ -41,7 +37,7 @@ export default {
            @mousemove="point" @mouseleave="cursor = null" @blur="cursor = null"
            @keydown.left.prevent="move(-1)" @keydown.right.prevent="move(1)">
         <g v-for="t in view.yTicks"><line :x1="left" :x2="width - 16" :y1="view.y(t)" :y2="view.y(t)" class="grid" />
-          <text :x="left - 8" :y="view.y(t) + 4" text-anchor="end">{{ short(t) }}</text></g>
+          <text :x="left - 8" :y="view.y(t) + 4" text-anchor="end">{{ short(t, view.digits) }}</text></g>
         <text v-for="t in view.xTicks" :x="view.x(t)" :y="height - 8" text-anchor="middle">{{ format(t) }}</text>
         <template v-for="s in view.drawn">
           <path :d="s.area" class="area" :style="{ fill: s.colour }" />
@@ -58,18 +54,11 @@ export default {
       </ul>
     </figure>`,
   data() {
-    return { axis: this.axes[0], log: false, cursor: null, width: 600, version: 0 };
+    return { axis: this.axes[0], log: false, cursor: null, version: 0 };
   },
   created() {
     this.points = this.series.map(() => []);
     this.watts = [];
-  },
-  mounted() {
-    this.observer = new ResizeObserver(([entry]) => (this.width = Math.max(240, Math.floor(entry.contentRect.width))));
-    this.observer.observe(this.$refs.box);
-  },
-  beforeUnmount() {
-    this.observer.disconnect();
   },
   computed: {
     left: () => LEFT,
@@ -83,10 +72,12 @@ export default {
       const xs = drawn.flatMap(([points]) => [points[0][0], points[points.length - 1][0]]);
       const positive = (v) => v !== null && v !== undefined && (!this.log || v > 0);
       const ys = drawn.flatMap(([points]) => points.flatMap((p) => p.slice(1).filter(positive)));
-      const x0 = Math.min(...xs, Infinity), x1 = Math.max(...xs, -Infinity);
+      const x0 = Math.min(...xs, 0), x1 = Math.max(...xs, -Infinity);
       let y0 = ys.reduce((a, b) => Math.min(a, b), Infinity), y1 = ys.reduce((a, b) => Math.max(a, b), -Infinity);
       if (!ys.length) [y0, y1] = [1, 2];
-      const pad = this.log ? 0 : (y1 - y0 || Math.abs(y1) || 1) * 0.04;
+      const flat = this.log ? 0 : Math.max(0, Math.max(Math.abs(y0), Math.abs(y1)) * FLATTEST - (y1 - y0)) / 2;
+      [y0, y1] = [y0 - flat, y1 + flat];
+      const pad = this.log ? 0 : (y1 - y0 || 1) * 0.04;
       if (this.log && y0 === y1) [y0, y1] = [y0 / 2, y1 * 2];
       const scale = this.log ? Math.log10 : (v) => v;
       const low = scale(y0) - pad, high = scale(y1) + pad;
@@ -100,11 +91,13 @@ export default {
         const line = seen.length > 1 ? `M${path(seen, 1).join("L")}` : "";
         return { dense: seen.length > 300, area, line, dot: seen.length === 1 ? [x(seen[0][0]), y(seen[0][1])] : null, ...this.look(i) };
       });
+      const yTicks = this.log ? logTicks(y0, y1) : ticks(low, high, this.height > 200 ? 5 : 4);
+      const digits = Math.max(4, Math.ceil(Math.log10(Math.max(...yTicks.map(Math.abs)) / Math.abs(yTicks[1] - yTicks[0] || 1))) + 1);
       const across = Math.max(2, Math.floor(inner / 110));
       return {
         x, y, x0, x1, drawn: curves.reverse(), // the first on top
         xTicks: curves.length ? (x1 > x0 ? ticks(x0, x1, across) : [x0]) : [],
-        yTicks: this.log ? logTicks(y0, y1) : ticks(low, high, 5),
+        yTicks, digits,
       };
     },
     legend() {

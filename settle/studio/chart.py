@@ -10,7 +10,7 @@ from settle.studio.runs.curve import Curve
 AXES = ("tokens", "time", "steps", "energy")
 
 
-class Chart(Element, component="chart.js"):
+class Chart(Element, component="chart.js", dependencies=["axes.js"]):
     """title: what it shows, with the unit of its values. series: their names; a number in their order
     chooses colour and dash, so that neither is the only sign. axes: the measures of the x axis, the first at first."""
 

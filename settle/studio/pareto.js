@@ -1,15 +1,12 @@
 // Dots: one figure against another, with the interval of the second, what none other beats, and what was chosen. The
 // chosen one is a diamond, those of the frontier are filled, so that colour is not the only sign.
+import { followsBox, ticks } from "axes";
+
 const LEFT = 64, RIGHT = 24, TOP = 28, BOTTOM = 40, HEIGHT = 300;
 const short = (v) => String(+v.toPrecision(3));
 
-function ticks(low, high, wanted) {
-  const rough = (high - low) / wanted || 1, power = 10 ** Math.floor(Math.log10(rough));
-  const step = [1, 2, 5, 10].find((m) => m * power >= rough) * power;
-  return Array.from({ length: Math.floor(high / step) - Math.ceil(low / step) + 1 }, (_, i) => +((Math.ceil(low / step) + i) * step).toPrecision(6));
-}
-
 export default {
+  mixins: [followsBox],
   props: { title: String, x: String, y: String, dots: Array, reference: Array, share: Boolean },
   template: `
     <figure class="chart" ref="box">
@@ -32,14 +29,7 @@ export default {
       </svg>
       <ul class="legend"><li>◆ chosen</li><li>● frontier</li><li>○ another is at least as good in both</li></ul>
     </figure>`,
-  data: () => ({ width: 600, height: HEIGHT, left: LEFT }),
-  mounted() {
-    this.observer = new ResizeObserver(([entry]) => (this.width = Math.max(240, Math.floor(entry.contentRect.width))));
-    this.observer.observe(this.$refs.box);
-  },
-  beforeUnmount() {
-    this.observer.disconnect();
-  },
+  data: () => ({ height: HEIGHT, left: LEFT }),
   computed: {
     view() {
       const xs = [...this.dots.map((d) => d.x), ...(this.reference ? [this.reference[1]] : [])];

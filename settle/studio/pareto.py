@@ -118,7 +118,7 @@ def _along(file: Mapping[str, Any], is_speed: bool) -> float | None:
     return int(file["bytes"]) / MEGABYTE
 
 
-class Pareto(Element, component="pareto.js"):
+class Pareto(Element, component="pareto.js", dependencies=["axes.js"]):
     """Draws one."""
 
     def __init__(self, tradeoff: Tradeoff) -> None:

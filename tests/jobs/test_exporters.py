@@ -18,11 +18,12 @@ from tests.studio.made_runs import training, write_run
 
 
 def test_what_a_run_went_back_over_is_in_no_history(home):
-    again = [event for event in training(20) if isinstance(event, kinds.Step | kinds.Eval) and event.step >= 15]
+    figures = kinds.Step | kinds.Eval | kinds.Usage
+    again = [event for event in training(20) if isinstance(event, figures) and event.step >= 15]
     folder = write_run(home, "calm", [*training(20), *again])
     moments = list(history(Run(folder)))
-    assert [m.step for m in moments if not m.is_eval] == list(range(1, 21))
-    assert [m.step for m in moments if m.is_eval] == [0, 10, 20]
+    steps = {kind: [m.step for m in moments if m.kind == kind] for kind in ("step", "usage", "eval")}
+    assert steps == {"step": list(range(1, 21)), "usage": [1, 5, 9, 13, 17], "eval": [0, 10, 20]}
     assert moments[-1].figures["eval/bits_per_byte"] == pytest.approx(moments[-1].figures["eval/loss"] / 2.5)
 
 
@@ -35,6 +36,13 @@ def test_tensorboard_reads_every_figure(home, tmp_path, capsys):
     wanted = {(tag, m.step): value for m in history(Run(folder)) for tag, value in m.figures.items()}
     assert found == {key: pytest.approx(value, rel=1e-6) for key, value in wanted.items()}
     assert found["train/loss", 7] == pytest.approx(9.9)
+    assert found["usage/memory_gb", 29] == pytest.approx(0.300029) and found["usage/watts", 29] == pytest.approx(7.5)
+
+
+def test_a_power_that_is_not_known_is_no_figure(home):
+    usage = kinds.Usage(step=3, tokens=3000, memory=2_000_000_000)
+    (moment,) = history(Run(write_run(home, "calm", [usage])))
+    assert moment.figures == {"tokens": 3000.0, "usage/memory_gb": 2.0}
 
 
 def test_the_checksums_are_those_of_the_format():

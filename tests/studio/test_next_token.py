@@ -170,18 +170,13 @@ def test_another_token_continues_the_text_and_can_be_taken_back(read):
     read.get_by_role("button", name="Take the last branch back").wait_for(state="hidden")
 
 
-def choose_model(page, label, name):
-    page.get_by_label(label).click()
-    page.get_by_role("option", name=name, exact=True).click()
-
-
 def test_a_second_model_beside_it(page, sea):
     page.goto(START)
-    choose_model(page, "A second model beside it", "sea")
+    page.get_by_label("A second model beside it").select_option("sea")
     page.get_by_role("button", name="Read it").click()
     page.get_by_role("status").filter(has_text="bits per byte: sea").wait_for()
     assert "other model +0.0 nats" in chips(page).nth(1).get_attribute("aria-label")
-    choose_model(page, "A second model beside it", "shore")
+    page.get_by_label("A second model beside it").select_option("shore")
     page.get_by_role("button", name="Read it").click()
     page.get_by_role("status").filter(has_text="shore has another tokenizer").wait_for()
     assert "other model" not in chips(page).nth(1).get_attribute("aria-label")

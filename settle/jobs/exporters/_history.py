@@ -5,36 +5,46 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from settle.base.event_log import read_events
-from settle.base.events import Eval, Step
+from settle.base.events import Eval, Step, Usage
 from settle.base.run import Run
 
 
 class Moment(NamedTuple):
-    """Figures by name at one step. time: epoch seconds."""
+    """Figures by name at one step. time: epoch seconds; kind: step, usage or eval."""
 
     time: float
     step: int
     figures: dict[str, float]
-    is_eval: bool
+    kind: str
+
+
+ORDER = ("step", "usage", "eval")  # of the events of one step
 
 
 def history(run: Run) -> Iterator[Moment]:
-    """Every step and evaluation that the run kept, in the order of the steps: what it went back over, after a stop or
-    a step that went wrong, is left out."""
+    """Every step, sample of memory and power, and evaluation that the run kept, in the order of the steps: what it went
+    back over, after a stop or a step that went wrong, is left out."""
     kept: list[Moment] = []
     for event in read_events(run.events):
         if isinstance(event, Step):
             figures = {"loss": event.loss, "lr": event.lr, "grad_norm": event.grad_norm,
                        "tokens_per_second": event.tokens_per_second}  # fmt: skip
             figures = {f"train/{name}": value for name, value in figures.items()}
+        elif isinstance(event, Usage):
+            watts = math.nan if event.watts is None else event.watts
+            figures = {"usage/memory_gb": event.memory / 1e9, "usage/watts": watts}
         elif isinstance(event, Eval) and not event.whole:
             bits = math.nan if event.bits_per_byte is None else event.bits_per_byte
             figures = {"eval/loss": event.loss, "eval/stderr": event.stderr, "eval/bits_per_byte": bits}
         else:
             continue
-        while kept and (kept[-1].step, kept[-1].is_eval) >= (event.step, isinstance(event, Eval)):
+        while kept and _place(kept[-1]) >= (event.step, ORDER.index(event.kind)):
             kept.pop()
         finite = {name: value for name, value in figures.items() if math.isfinite(value)}
         figures = {"tokens": float(event.tokens), **finite}
-        kept.append(Moment(event.time, event.step, figures, isinstance(event, Eval)))
+        kept.append(Moment(event.time, event.step, figures, event.kind))
     yield from kept
+
+
+def _place(moment: Moment) -> tuple[int, int]:
+    return moment.step, ORDER.index(moment.kind)

@@ -7,6 +7,7 @@ from nicegui import ui
 from settle.doctor.demonstration.measure_lesson import LessonResult
 from settle.doctor.demonstration.session import DRAWS, all_lessons, measured, percent
 from settle.doctor.lessons import Lesson
+from settle.studio.field import Field
 from settle.studio.layout import button, card, words
 from settle.studio.pages import Page
 from settle.studio.table import Table
@@ -29,12 +30,13 @@ class Lessons(Page):
             classes="dim",
         )  # fmt: skip
         asked = visit.query.get("model", "")
-        model = ui.select(names, value=asked if asked in names else names[0], label="Model").classes("model")
+        first = asked if asked in names else names[0]
+        model = Field("Model", "choice", value=first, options=[(name, name) for name in names]).classes("model")
         for lesson in all_lessons():
             _lesson(lesson, model)
 
 
-def _lesson(lesson: Lesson, model: ui.select) -> None:
+def _lesson(lesson: Lesson, model: Field) -> None:
     """One lesson: what happens and why, and the place of its numbers."""
     with card(f"{lesson.number}. {lesson.title}"):
         words(lesson.why)

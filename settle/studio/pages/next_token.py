@@ -8,6 +8,8 @@ from settle.base.errors import SettleError
 from settle.infer.tokens.next_token import Sampler
 from settle.infer.tokens.session import beside, branch, summary
 from settle.infer.tokens.text_reading import ReadingPair, TextReading
+from settle.studio.field import Field
+from settle.studio.forms.arguments import shell_line
 from settle.studio.layout import button, card, words
 from settle.studio.pages import Page
 from settle.studio.tokens.open_models import OPEN_MODELS, model_names, token_reader
@@ -43,12 +45,12 @@ class Reading:
 
     def build(self) -> None:
         with card("A text"):
-            with ui.element("div").classes("row"):
-                self._model = ui.select(self._names, value=self._name, label="Model").classes("model")
-                others = {NONE: "none", **{name: name for name in self._names}}
-                self._other = ui.select(others, value=NONE, label="A second model beside it").classes("model")
-            self._input = ui.textarea("Text", value=self._text).props("autogrow outlined").classes("wide")
-            self._is_question = ui.checkbox("It is a question: put it into the model's chat template")
+            options = [(name, name) for name in self._names]
+            with ui.element("div").classes("columns"):
+                self._model = Field("Model", "choice", value=self._name, options=options)
+                self._other = Field("A second model beside it", "choice", options=[(NONE, "none"), *options])
+            self._input = Field("Text", "lines", value=self._text)
+            self._is_question = Field("It is a question: put it into the model's chat template", "switch", value=False)
             with ui.element("div").classes("row"):
                 button("Read it", self._read, main=True)
                 self._back = button("Take the last branch back", self._take_back)
@@ -64,7 +66,7 @@ class Reading:
         self._back.set_visibility(False)
 
     async def _read(self) -> None:
-        name, other, text = str(self._model.value), str(self._other.value or NONE), str(self._input.value or "")
+        name, other, text = str(self._model.value), str(self._other.value), str(self._input.value)
         is_question = bool(self._is_question.value)
 
         def read() -> tuple[TextReading, ReadingPair | None]:
@@ -81,9 +83,8 @@ class Reading:
             raise
         self._history, self._pair, self._name = [], pair, name
         self._show(reading)
-        self._command.text = f"settle tokens {name} {_quoted(text)}" + " --template" * is_question + (
-            f" --with {other}" if other else ""
-        )  # fmt: skip
+        line = ["tokens", name, text, *(["--template"] if is_question else []), *(["--with", other] if other else [])]
+        self._command.text = shell_line(line)
 
     def _show(self, reading: TextReading) -> None:
         self._history.append(reading)
@@ -123,8 +124,3 @@ class Reading:
         if len(self._history) > 1:
             self._history.pop()
             self._show(self._history.pop())
-
-
-def _quoted(text: str) -> str:
-    """As a shell takes it."""
-    return "'" + text.replace("'", "'\\''") + "'"

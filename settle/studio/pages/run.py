@@ -14,16 +14,20 @@ from settle.studio.layout import Facts, button, card, failure, words
 from settle.studio.pages import Page
 from settle.studio.runs import report
 from settle.studio.runs.feed import RunFeed
-from settle.studio.runs.process import WorkMeter, stop, worker_of
+from settle.studio.runs.process import stop, worker_of
 from settle.studio.runs.samples import sample_text
 from settle.studio.start_command import start_command
 from settle.studio.table import Cell, Table
 from settle.studio.visit import Visit, in_thread
 
 LOSSES = ("held-out", "training", "forecast")
-SMALL_CHARTS = {"learning rate": "Learning rate", "tokens/s": "Speed", "memory": "Memory, GB", "power": "Power, W"}
+SMALL_CHARTS = {
+    "learning rate": "Learning rate",
+    "tokens/s": "Speed, tokens/s",
+    "memory": "Memory, GB",
+    "power": "Power, W",
+}
 MOST_LINES = 80  # of what happened
-METER_SECONDS = 2.0
 
 
 class Run(Page):
@@ -45,8 +49,6 @@ class _View:
 
     def __init__(self, feed: RunFeed) -> None:
         self.feed, self.run = feed, feed.run
-        self.meter, self.metered = WorkMeter(feed.run), 0.0
-        self.work: tuple[int, float | None] | None = None
         self.version, self.status = -1, ""
         self.small: dict[str, Chart] = {}
         self.result: Result | None = None
@@ -60,10 +62,10 @@ class _View:
             ui.link("How it learned", f"/learning/{self.run.path.name}")
             ui.link("Compare", f"/compare?runs={self.run.path.name}")
         self.problem = ui.element("div")
-        with ui.element("div").classes("columns"):
+        with ui.element("div").classes("columns level"):
             with card("Verdict"):
                 self.verdict = Facts()
-            with card("Now"):
+            with card("Progress"):
                 self.now = Facts()
             with card("Settled?"):
                 meter = ui.element("div").classes("meter").props('role="meter" aria-valuemin=0 aria-valuemax=100')
@@ -92,8 +94,6 @@ class _View:
         feed = self.feed
         await feed.update()
         status = await feed.status()
-        if time.monotonic() - self.metered > METER_SECONDS and status == "running":
-            self.work, self.metered = await in_thread(self.meter.read), time.monotonic()
         if status != self.status:
             await self._show_state(status)
         elif feed.version == self.version:
@@ -103,8 +103,7 @@ class _View:
         self.losses.grow([curves[name] for name in LOSSES], feed.anew)
         for name, chart in self.small.items():
             chart.grow([curves[name]], feed.anew)
-        memory, watts = self.work or (None, None)
-        self.now.show(report.now_facts(feed, memory if status == "running" else None, watts))
+        self.now.show(report.now_facts(feed, status == "running"))
         nearness, text = report.settled_text(feed, status == "running")
         share = round(100 * (nearness or 0.0))
         self.bar.style(f"width: {share}%")

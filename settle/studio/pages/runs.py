@@ -2,18 +2,18 @@
 
 import asyncio
 from typing import ClassVar
+from urllib.parse import quote
+
+from nicegui import ui
 
 from settle.base.words.amounts import amount
 from settle.jobs.run_reports import RunSummary, day, run_summaries
 from settle.studio.layout import words
 from settle.studio.pages import Page
+from settle.studio.runs.report import TONES
 from settle.studio.table import Cell, Table
 from settle.studio.visit import Visit, in_thread
 
-TONES = {
-    "running": "live", "interrupted": "warn", "damaged": "bad", "settled": "good", "learned": "good",
-    "overfitting": "warn", "out of budget": "warn", "diverged": "bad", "broken": "bad",
-}  # fmt: skip
 LIST_SECONDS = 2.0  # between two readings of the list: each looks into every run's folder
 
 
@@ -26,9 +26,10 @@ class Runs(Page):
 
     async def build(self, visit: Visit) -> None:
         words("Every run of this machine, newest first. A run that is at work changes as you watch.", classes="dim")
-        columns = ("run", "state", "verdict", "held-out loss", "bits per byte", "tokens", "time", "size", "started")
+        columns = ("run", "state", "held-out loss", "bits per byte", "tokens", "time", "size", "started")
         empty = "No runs yet. Start one in a terminal: settle train FOLDER"
-        table = Table("Runs", columns, ("held-out loss", "bits per byte", "tokens", "time", "size"), empty)
+        with ui.element("section").classes("panel"):
+            table = Table("Runs", columns, ("held-out loss", "bits per byte", "tokens", "time", "size"), empty)
         table.show([_row(run) for run in await in_thread(run_summaries)])
         loop = asyncio.get_running_loop()
         last = loop.time()
@@ -43,11 +44,11 @@ class Runs(Page):
 
 
 def _row(run: RunSummary) -> list[Cell]:
-    verdict = run.damage or run.verdict or ""
+    state = run.verdict or run.status
+    damage = f": {run.damage.removeprefix(f'{run.path}/')}" if run.damage else ""
     return [
-        {"text": run.name, "href": f"/runs/{run.name}"},
-        {"text": run.status, "tone": TONES.get(run.status, "dim")},
-        {"text": verdict, "tone": "bad" if run.damage else TONES.get(verdict, "")},
+        {"text": run.name, "href": f"/runs/{quote(run.name)}"},
+        {"text": state + damage, "tone": TONES.get(state, "dim")},
         amount(run.loss), amount(run.bits_per_byte), amount(run.tokens, "count"), amount(run.seconds, "s"),
         amount(run.bytes, "bytes"), {"text": day(run.started), "tone": "date"},
     ]  # fmt: skip

@@ -84,6 +84,7 @@ class RunFeed:
         self.lines: deque[Line] = deque(maxlen=MOST_LINES)
         self.samples: list[kinds.Sample] = []
         self.data: kinds.TextSummary | kinds.RowSummary | None = None
+        self.usage: kinds.Usage | None = None  # the latest
         self.last_time: float | None = None
         self.seconds = 0.0  # of work, in all sessions
         self._expected = self._forecast()
@@ -151,6 +152,7 @@ class RunFeed:
                 self._expected = event.loss, event.low, event.high
                 self._point("forecast", event.step, event.tokens, *self._expected)
             case kinds.Usage():
+                self.usage = event
                 self._point("memory", event.step, event.tokens, event.memory / 1e9)
                 if event.watts is not None:
                     self._point("power", event.step, event.tokens, event.watts)

@@ -13,23 +13,24 @@ from settle.studio.runs.feed import RunFeed
 
 TONES = {
     "running": "live", "interrupted": "warn", "damaged": "bad", "deleted": "bad", "settled": "good", "learned": "good",
+    "within budget": "good",
     "overfitting": "warn", "out of budget": "warn", "diverged": "bad", "broken": "bad", "✓": "good", "outside": "warn",
 }  # fmt: skip
 MOST_CARD = 60_000  # characters of a card that are shown
 
 
-def now_facts(feed: RunFeed, memory: int | None, watts: float | None) -> list[tuple[str, str]]:
-    """How far it is, and what it takes at this moment. memory: bytes."""
-    course, left = feed.course, feed.course.left
+def now_facts(feed: RunFeed, is_running: bool) -> list[tuple[str, str]]:
+    """How far it is, and while it runs what it takes, and how long it still will."""
+    course, left, usage = feed.course, feed.course.left, feed.usage if is_running else None
     return [
         ("step", f"{left.step:,}" if left.step else ""),
         ("tokens", amount(left.tokens, "count") if left.tokens else ""),
         ("speed", f"{amount(left.tokens_per_second, 'count')} tokens/s" if left.tokens_per_second else ""),
         ("time", duration(feed.seconds) if feed.seconds else ""),
-        ("left", " · ".join(text for text in left_text(course) if "left" in text) if memory is not None else ""),
-        ("memory", amount(memory, "bytes") if memory else ""),
-        ("power", f"{watts:.0f} W, estimated" if watts is not None else ""),
-        ("expected", outlook_text(course).removeprefix("expected at the end: ") if memory is not None else ""),
+        ("left", " · ".join(text for text in left_text(course) if "left" in text) if is_running else ""),
+        ("memory", amount(usage.memory, "bytes") if usage else ""),
+        ("power", f"{usage.watts:.0f} W" if usage and usage.watts is not None else ""),
+        ("expected", outlook_text(course).removeprefix("expected at the end: ") if is_running else ""),
     ]
 
 
