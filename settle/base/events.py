@@ -267,6 +267,14 @@ class OutOfMemory(BaseEvent):
     missing: int = 0
 
 
+class RunFailed(BaseEvent):
+    """The run ended with an error. fix: what the person can do."""
+
+    kind: Literal["failed"] = "failed"
+    what: str
+    fix: str = ""
+
+
 class Resumed(BaseEvent):
     """A session continues at `step`. until: last step of the decay, when it has begun; seconds: of earlier sessions."""
 
@@ -366,35 +374,9 @@ class AnswerChanges(BaseEvent):
 
 
 Event = Annotated[
-    Opened
-    | RunStarted
-    | Say
-    | Warn
-    | UndeclaredConnection
-    | AnswerText
-    | ResultReady
-    | Progress
-    | Listing
-    | ForecastComparison
-    | PlanReady
-    | ForecastReady
-    | LossForecast
-    | PhaseStarted
-    | ProofCheck
-    | GateCheck
-    | Step
-    | Eval
-    | Sample
-    | Usage
-    | SettledEvidence
-    | DecayStarted
-    | CheckpointSaved
-    | Rollback
-    | OutOfMemory
-    | Resumed
-    | TextSummary
-    | RowSummary
-    | RowPreviews
-    | AnswerChanges,
+    Opened | RunStarted | Say | Warn | UndeclaredConnection | AnswerText | ResultReady | Progress | Listing |
+    ForecastComparison | PlanReady | ForecastReady | LossForecast | PhaseStarted | ProofCheck | GateCheck | Step |
+    Eval | Sample | Usage | SettledEvidence | DecayStarted | CheckpointSaved | Rollback | OutOfMemory | RunFailed |
+    Resumed | TextSummary | RowSummary | RowPreviews | AnswerChanges,
     Field(discriminator="kind"),
-]
+]  # fmt: skip

@@ -15,9 +15,9 @@ from importlib.util import find_spec
 from typing import Generic, TypeVar
 
 from settle.audit.session import ledger
-from settle.base.errors import ResourceError, RunError, UsageError
+from settle.base.errors import ResourceError, RunError, SettleError, UsageError
 from settle.base.event_log import Events
-from settle.base.events import OutOfMemory, PhaseStarted, ResultReady, RunStarted, Say
+from settle.base.events import OutOfMemory, PhaseStarted, ResultReady, RunFailed, RunStarted, Say
 from settle.base.files import write_atomic
 from settle.base.out_of_memory import held_data, missing_bytes
 from settle.base.run import Run, free_name
@@ -115,7 +115,16 @@ def start(job: Job[C], settings: JobSettings, events: Events) -> C:
 
 
 def follow(job: Job[C], context: C) -> C:
-    """The stages in order, until one ends the session. Raises ResourceError when memory runs out."""
+    """The stages in order, until one ends the session. An error that ends it is in the run's events, too. Raises
+    ResourceError when memory runs out."""
+    try:
+        return _follow(job, context)
+    except SettleError as e:
+        context.events.emit(RunFailed(what=e.what, fix=e.fix))
+        raise
+
+
+def _follow(job: Job[C], context: C) -> C:
     try:
         with ledger(job.name) as open_ledger, context.resources:
             open_ledger.put_into(context.run.path)

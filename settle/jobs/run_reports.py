@@ -32,6 +32,7 @@ class RunSummary:
     started: float | None  # epoch seconds
     bytes: int
     prunable: int  # of these bytes: checkpoints that nothing needs any more
+    failure: str | None = None  # the error that the latest session ended with
     damage: str | None = None  # why nothing more is known of it
 
     @classmethod
@@ -52,6 +53,7 @@ class RunSummary:
             started=course.started,
             bytes=folder_size(run.path),
             prunable=prunable_size(run),
+            failure=course.failure.what if course.failure and not result else None,
         )
 
 
@@ -78,7 +80,7 @@ def list_runs(events: Events) -> None:
     runs = run_summaries()
     columns = ("name", "status", "verdict", "bits per byte", "tokens", "time", "size", "started")
     rows = [
-        (r.name, r.status, r.damage or r.verdict or "", r.bits_per_byte, _with_unit(r.tokens, "count"),
+        (r.name, r.status, r.damage or r.verdict or r.failure or "", r.bits_per_byte, _with_unit(r.tokens, "count"),
          _with_unit(r.seconds, "s"), _with_unit(r.bytes, "bytes"), day(r.started))
         for r in runs
     ]  # fmt: skip
@@ -148,7 +150,7 @@ def _facts(run: RunSummary, result: Result | None, files: Sequence[Path]) -> lis
     facts: list[tuple[str, object]] = [
         ("status", run.status),
         ("verdict", run.verdict),
-        ("why", result.why if result else None),
+        ("why", result.why if result else run.failure),
         ("held-out loss", _with_unit(run.loss, "nats")),
         ("", _with_unit(run.bits_per_byte, "bits per byte")),
         ("against its base", result.headline if result else None),

@@ -179,7 +179,7 @@ def test_a_finished_run_says_its_verdict(home: Path) -> None:
 def test_a_summary_takes_the_result_or_else_the_course(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = Run.create("train", "r")
     step, latest = SimpleNamespace(step=7, tokens=70), SimpleNamespace(loss=3.0, bits_per_byte=2.0, tokens=60)
-    course = SimpleNamespace(evals=[latest], step=step, started=5.0, now=9.0)
+    course = SimpleNamespace(evals=[latest], step=step, failure=None, started=5.0, now=9.0)
     monkeypatch.setattr(run_reports.RunCourse, "latest", lambda path: course)
     found = run_reports.RunSummary.of(run)
     assert (found.step, found.tokens, found.loss, found.bits_per_byte, found.seconds) == (7, 70, 3.0, 2.0, 4.0)

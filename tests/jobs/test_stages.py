@@ -316,6 +316,8 @@ def test_memory_that_runs_out_is_said_and_kept_in_the_events(home: Path, tmp_pat
     with pytest.raises(ResourceError, match="could not get 5 MB.*--micro-tokens"):
         follow(job_of_stages(stage), c)
     assert [event["missing"] for event in heard if event["kind"] == "out_of_memory"] == [5_000_000]
+    assert heard[-1]["kind"] == "failed" and "could not get 5 MB" in heard[-1]["what"]
+    assert "--micro-tokens" in heard[-1]["fix"]
 
     def wrong(c: Any) -> None:
         raise RuntimeError("a mistake of ours")

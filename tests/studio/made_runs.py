@@ -89,6 +89,8 @@ def fill(home: Path) -> None:
     write_run(home, "rough", training(120), {**FINISHED, "verdict": "out of budget", "why": "stopped"}, plan=other)
     write_run(home, "burst", training(30), DIVERGED, plan=plan)
     write_run(home, "paused", training(60), plan=plan)
+    end = kinds.RunFailed(time=BEGAN + 15, what="the disk is full", fix="make room, then resume it")
+    write_run(home, "stuck", [*training(30), end], plan=plan)
     torn = write_run(home, "torn", training(20), plan=plan)
     with (torn / "events.jsonl").open("a") as f:
         f.write('{"time": 1795800010.0, "kind": "st')

@@ -115,6 +115,19 @@ def test_a_failed_run_says_why(page):
     page.get_by_text("the loss rose without end after step 30").wait_for()
 
 
+def test_a_run_that_ended_with_an_error_says_which(page, studio):
+    page.goto("/")
+    assert "failed: the disk is full" in page.get_by_role("row", name=re.compile("^stuck")).inner_text()
+    page.get_by_role("link", name="stuck").click()
+    page.get_by_text("State: failed").wait_for()
+    page.get_by_text("make room, then resume it", exact=True).wait_for()
+    log = Events(next((studio.home / "runs").glob("*-stuck-*")) / "events.jsonl")
+    log.emit(kinds.PhaseStarted(phase="loop", elapsed=15.0))  # it was resumed since
+    log.close()
+    page.goto("/runs/stuck")
+    page.get_by_text("State: interrupted").wait_for()
+
+
 def test_a_run_at_work_grows_while_it_is_watched(page, studio):
     folder = made_runs.write_run(studio.home, "busy", made_runs.training(40))
     run = Run(folder)

@@ -18,6 +18,7 @@ from settle.base.events import (
     PlanReady,
     Resumed,
     Rollback,
+    RunFailed,
     SettledEvidence,
     Step,
 )
@@ -50,6 +51,7 @@ class RunCourse:
     rollbacks: list[Rollback] = field(default_factory=list)
     whole: Eval | None = None  # the best weights, evaluated at the end on more of the held-out text
     decay: DecayStarted | None = None
+    failure: RunFailed | None = None  # of the latest session
     started: float | None = None  # time of the first event
     now: float = 0.0  # time of the latest event
     left: "TimeLeft" = field(default_factory=lambda: TimeLeft())
@@ -88,6 +90,8 @@ class RunCourse:
             self.forecasts = _continued(self.forecasts, event)
         elif isinstance(event, DecayStarted):
             self.decay = event
+        elif isinstance(event, RunFailed | PhaseStarted):
+            self.failure = event if isinstance(event, RunFailed) else None
         elif isinstance(event, Rollback):
             self.rollbacks.append(event)
             if self.decay is not None and self.decay.step >= event.to_step:

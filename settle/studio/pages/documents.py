@@ -127,16 +127,15 @@ def show_answer(answer: Mapping[str, Any]) -> None:
                 f"have one); below {least} nothing is answered.",
                 classes="dim",
             )
-            if evidence["missing"]:
-                words(f"No near passage has these words: {', '.join(evidence['missing'])}.", classes="dim")
             words(f"settle index {name} --check fits this limit to your documents.", classes="dim")
         elif answer["perhaps"]:
             words(f"The documents may not answer this (probability {evidence['score']:.0%}, sure from "
                   f"{evidence['sure']:.0%}); this comes nearest.", classes="warn")  # fmt: skip
         for sentence in answer["sentences"]:
             _show_sentence(sentence, name)
-        by = f"{answer['model']} wrote it; every sentence was checked against the passage that it cites."
-        words(by if answer["kind"] == "written" else "No model wrote any of it.", classes="dim")
+        if not answer["refused"]:
+            by = f"{answer['model']} wrote it; every sentence was checked against the passage that it cites."
+            words(by if answer["kind"] == "written" else "No model wrote any of it.", classes="dim")
         if answer["dropped"]:
             words(f"{answer['dropped']} of the passages found did not fit beside the question.", classes="warn")
     with card("Nearest passages" if answer["refused"] else "Passages"):
@@ -157,6 +156,6 @@ def _show_sentence(sentence: Mapping[str, Any], name: str) -> None:
             link.props["aria-label"] = f"[{sentence['number']}], {sentence['place']}"
             words(f"supported, {sentence['support']:.0%}", "small", "good")
         else:
-            words("not in the documents" + (f": {differs} differs" if differs else ""), "small", "bad")
+            words("not in the documents" + (f": {differs}" if differs else ""), "small", "bad")
     if sentence["quote"]:
         words(f"The passage says: “{sentence['quote']}”", classes="dim quote")

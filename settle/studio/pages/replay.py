@@ -78,4 +78,5 @@ def _read(step: int, read: Mapping[str, object] | None) -> None:
         words(f"It was reading, from {read['origin']}", "h3")
         if read["text"]:
             words(str(read["text"]), "p", "code tall").props("tabindex=0")
-        words(f"It had read {read['passes']:.0%} of its data before; beyond 100 %, once more.", classes="dim")
+        share = f"{read['passes']:.0%}".replace("%", " %")
+        words(f"It had read {share} of its data before; beyond 100 %, once more.", classes="dim")

@@ -129,7 +129,7 @@ class _View:
             text = await in_thread(report.card_of, run)
         except SettleError as e:
             self.fault = e
-        state, tone = report.state_text(status, self.result, self.fault)
+        state, tone = report.state_text(self.feed, status, self.result, self.fault)
         self.state.text = f"State: {state}"
         self.state.classes(replace=f"state {tone}")
         self.stop.set_visibility(status == "running")
@@ -140,7 +140,7 @@ class _View:
                 failure(self.fault)
             elif status == "deleted":
                 words("This run has been deleted. What is shown was read before.", classes="warn")
-        unfinished = [("why", "The run is not finished.")] if status != "finished" else []
+        unfinished = report.unfinished_facts(self.feed) if status != "finished" else []
         self.verdict.show(report.verdict_facts(self.result) if self.result else unfinished)
         self.forecast.clear()
         with self.forecast:

@@ -23,6 +23,8 @@ def event_words(event: Event) -> Iterator[tuple[str, str]]:
             yield f"resuming from step {event.step:,}", ""
         case kinds.DecayStarted():
             yield decay_text(event), ""
+        case kinds.RunFailed():
+            yield f"{event.what} → {event.fix}" if event.fix else event.what, "bad"
         case kinds.Rollback():
             yield rollback_text(event), "warn"
         case kinds.Eval() if event.whole:

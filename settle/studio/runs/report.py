@@ -12,9 +12,9 @@ from settle.base.words.sentences import evidence_text, left_text, outlook_text
 from settle.studio.runs.feed import RunFeed
 
 TONES = {
-    "running": "live", "interrupted": "warn", "damaged": "bad", "deleted": "bad", "settled": "good", "learned": "good",
-    "within budget": "good",
-    "overfitting": "warn", "out of budget": "warn", "diverged": "bad", "broken": "bad", "✓": "good", "outside": "warn",
+    "running": "live", "interrupted": "warn", "damaged": "bad", "deleted": "bad", "failed": "bad", "settled": "good",
+    "learned": "good", "within budget": "good", "overfitting": "warn", "out of budget": "warn", "diverged": "bad",
+    "broken": "bad", "✓": "good", "outside": "warn",
 }  # fmt: skip
 MOST_CARD = 60_000  # characters of a card that are shown
 
@@ -41,6 +41,12 @@ def settled_text(feed: RunFeed, is_running: bool) -> tuple[float | None, str]:
         return 1.0, "The learning rate falls to zero over the last stretch."
     text = evidence_text(course, 200)
     return course.nearness, text[:1].upper() + text[1:] + "." if text else ""
+
+
+def unfinished_facts(feed: RunFeed) -> list[tuple[str, str]]:
+    """Of a run without a result: the error that its latest session ended with, if there was one."""
+    failure = feed.course.failure
+    return [("why", failure.what if failure else "The run is not finished."), ("fix", failure.fix if failure else "")]
 
 
 def verdict_facts(result: Result) -> list[tuple[str, str]]:
@@ -81,9 +87,10 @@ def card_of(run: Run) -> str:
         return ""
 
 
-def state_text(status: str, result: Result | None, fault: SettleError | None) -> tuple[str, str]:
+def state_text(feed: RunFeed, status: str, result: Result | None, fault: SettleError | None) -> tuple[str, str]:
     """(text, tone) of a run's state."""
     if fault is not None:
         return "damaged", TONES["damaged"]
-    text = result.verdict if result is not None else status
+    is_failed = status == "interrupted" and feed.course.failure is not None
+    text = result.verdict if result is not None else "failed" if is_failed else status
     return text, TONES.get(text, "dim")
