@@ -12,6 +12,7 @@ import argparse
 import itertools
 import json
 import os
+import shutil
 import statistics
 import tempfile
 import time
@@ -101,9 +102,10 @@ def _sound_answers(model: ModelRef, folder: Path) -> Subject:
 
 
 def _sound_collection(folder: Path) -> Subject:
-    """settle's own documentation, by the usual embedder."""
-    name = f"bench-{folder.name}"
-    assert main_of_settle(["index", str(Path(__file__).parent.parent / "docs"), "--name", name]) == 0
+    """A copy of settle's own documentation, by the usual embedder: a failure is written beside the pages."""
+    name, pages = f"bench-{folder.name}", folder / "docs"
+    shutil.copytree(Path(__file__).parent.parent / "docs", pages)
+    assert main_of_settle(["index", str(pages), "--name", name]) == 0
     return find_subject(name, Running())
 
 
@@ -179,7 +181,10 @@ def _right_of_others(subject: Subject, folder: Path) -> Iterator[tuple[str, Subj
         for name, asked in _right_requests().items():
             path = folder / f"{name.replace(' ', '-')}.jsonl"
             yield name, replace(record(LocalModel(subject.model), asked, path), model=subject.model)
-    yield "documents, 4 passages", _sound_collection(folder)
+    documents = _sound_collection(folder)
+    yield "documents, 4 passages", documents
+    if takes_turns(read_gguf(subject.model.weights).metadata):
+        yield "documents that it reads", replace(documents, reader=subject.model, served=subject.name)
     yield "losses that fall", _sound_history(folder)
     yield "tuned as usual", example_run(subject, folder / "tuned", {})
 

@@ -55,6 +55,7 @@ COMMANDS = [
     ["models"],
     ["runs"],
     ["audit"],
+    ["votes"],
     ["doctor"],
     ["connect"],
     ["tokens", "tiny", "How are the models shrunk?"],
