@@ -6,13 +6,16 @@ import pytest
 
 from settle.base.event_log import Events
 from settle.doctor.checks import Check
+from settle.doctor.checks.files import damaged_weights
 from settle.doctor.edited_file import edited_file, with_file
 from settle.doctor.examine import examine
 from settle.doctor.prove import prove
 from settle.doctor.subject import Running
+from settle.library.store import StoredModel, add_model
+from settle.model.source import hash_of
 from tests.doctor.chat_model import healthy
 
-ROPE = Check.parts()["rope"]()
+ROPE, WEIGHTS = (Check.parts()[name]() for name in ("rope", "damaged_weights"))
 
 
 @pytest.fixture
@@ -42,3 +45,29 @@ def test_what_takes_too_long_to_read_stays_likely(short, tmp_path):
     asked = replace(model, running=Running(context=131_072))
     (finding,) = ROPE._too_long(asked)
     assert ROPE.trial(finding, asked, tmp_path) is None
+
+
+@pytest.mark.slow
+def test_a_damaged_block_without_another_file_of_the_model(home, tmp_path):
+    broken = WEIGHTS.injected(healthy(("model",)), tmp_path)
+    (tmp_path / "sound.gguf").unlink()
+    (finding,) = WEIGHTS.detect(broken)
+    assert finding.details["block"] == 1
+    proof = prove(WEIGHTS.trial(finding, broken, tmp_path), tmp_path / "measurements.jsonl", Events())
+    assert (proof.state, proof.verified) == ("proven", True), proof.to_json()
+    assert "get the file again" in WEIGHTS.fix(finding, broken).what
+
+
+def test_a_sound_model_is_not_better_without_a_block(home, monkeypatch):
+    monkeypatch.setattr(damaged_weights, "BAD_NATS", 0.0)  # it is looked at as one that knows no prose
+    assert not list(WEIGHTS.detect(healthy(("model",))))
+
+
+def test_a_file_of_the_store_that_is_no_longer_what_was_pulled(home):
+    subject = healthy(("model",))
+    model = StoredModel("chat", "gguf", subject.model.weights, hash_of(subject.model.weights), "here")
+    add_model(model)
+    assert not list(WEIGHTS.detect(subject))
+    add_model(replace(model, sha256="ab" * 32))
+    (finding,) = WEIGHTS.detect(subject)
+    assert "not the file that was pulled" in finding.what and finding.details == {"other": None}

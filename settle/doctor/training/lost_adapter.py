@@ -4,9 +4,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from statistics import fmean
 
-from settle.doctor.same_model import other_files
 from settle.doctor.training.facts import TrainingFacts
 from settle.doctor.training.rows import Served
+from settle.doctor.weights.same_model import other_files
 from settle.formats.gguf import read_gguf
 from settle.formats.gguf.metadata import text
 from settle.formats.lora_gguf import BASE_SHA256

@@ -21,9 +21,9 @@ from settle.doctor.resources.model_memory import (
 )
 from settle.doctor.resources.wider_model import wider_model
 from settle.doctor.resources.writing_speed import openings
-from settle.doctor.same_model import other_files
 from settle.doctor.subject import Subject
 from settle.doctor.trial import LEAST_RATIO, Trial
+from settle.doctor.weights.same_model import other_files
 from settle.formats.gguf import read_gguf
 from settle.infer.child_process import Load
 from settle.library.facts import read_facts
