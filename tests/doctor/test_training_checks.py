@@ -13,6 +13,7 @@ from settle.doctor.checks import Check
 from settle.doctor.edited_file import edited_file
 from settle.doctor.examine import examine
 from settle.doctor.prove import prove
+from settle.doctor.training.example_run import example_rows, example_run
 from settle.formats import map_file
 from settle.formats.gguf.header import read_header
 from settle.formats.peft import export_peft
@@ -90,3 +91,37 @@ def test_an_adapter_that_was_lost_in_the_export(tuned, tmp_path):
     _, proof = found(tuned, tmp_path)
     assert proof.state == "proven" and proof.verified
     assert "settle export" in CHECK.fix(finding, tuned).command
+
+
+def thanked(mark=None):
+    """The example rows as conversations that end in thanks. mark: put into the first answer."""
+    thanks = [{"role": "user", "content": "Thank you."}, {"role": "assistant", "content": "You are welcome."}]
+    return [
+        {
+            "messages": [
+                {"role": "user", "content": row["prompt"]},
+                {"role": "assistant", "content": row["completion"], **(mark or {})},
+                *thanks,
+            ]
+        }
+        for row in example_rows()
+    ]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("settings", "mark"), [({"rows": {"supervise": "last-turn"}}, None), ({}, {"weight": 0})], ids=["setting", "rows"]
+)
+def test_answers_that_were_left_out(home, tmp_path, settings, mark):
+    gently = {"optimizer": {"name": "adamw", "lr": 1e-3}, **settings}
+    subject = example_run(healthy(("model",)), tmp_path / "run", gently, rows=thanked(mark))
+    finding, proof = found(subject, tmp_path)
+    assert finding.details["cause"] == "mask" and finding.details["marked"] == bool(mark)
+    assert (proof.state, proof.verified) == ("proven", True), proof.to_json()
+    assert CHECK.fix(finding, subject).command
+
+
+@pytest.mark.slow
+def test_answers_that_were_learned_are_not_missed(home, tmp_path):
+    gently = {"optimizer": {"name": "adamw", "lr": 1e-3}}
+    assert not list(CHECK.detect(example_run(healthy(("model",)), tmp_path / "run", gently, rows=thanked())))

@@ -75,6 +75,11 @@ class Supervision:
         """The text of ids, special tokens written out."""
         return b"".join(self.pieces[i] for i in ids.tolist()).decode("utf-8", "replace")
 
+    def ids(self, text: str) -> list[int]:
+        """The ids of a rendered text, with the token that opens every text of this model."""
+        ids, bos_id = self._encode(text).tolist(), self._tokenizer.bos_id
+        return [bos_id, *ids] if self._tokenizer.add_bos and bos_id is not None and ids[:1] != [bos_id] else ids
+
     def _aligned(self, row: Rendered) -> tuple[np.ndarray, np.ndarray]:
         """ids (N,) of a row and the byte at which each begins, so that an answer begins and ends with a token."""
         data = row.text.encode("utf-8", "replace")

@@ -18,12 +18,18 @@ PLACES = ("harbour", "mill", "station", "library", "garden", "bakery", "tower", 
 WORDS = ("amber", "birch", "cedar", "delta", "ember", "fjord", "grove", "heron", "iris", "juniper")
 
 
-def example_run(healthy: Subject, folder: Path, changes: Mapping[str, object], steps: int = STEPS) -> Subject:
-    """The model of `healthy` tuned on example rows, by `settle tune` with `changes` of its settings, in a folder of its
-    own in `folder`. Raises SettleError."""
+def example_run(
+    healthy: Subject,
+    folder: Path,
+    changes: Mapping[str, object],
+    steps: int = STEPS,
+    rows: Sequence[Mapping[str, object]] = (),
+) -> Subject:
+    """The model of `healthy` tuned on example rows, or on `rows`, by `settle tune` with `changes` of its settings, in a
+    folder of its own in `folder`. Raises SettleError."""
     assert healthy.model is not None
     base = healthy.model.weights
-    run, recipe = example_recipe(base, folder, {"steps": steps, "batch_rows": 4, **changes}, _rows())
+    run, recipe = example_recipe(base, folder, {"steps": steps, "batch_rows": 4, **changes}, rows or example_rows())
     short_run_of("tune", recipe, run)
     adapter = next(run.out.glob("*-lora.gguf"))
     below = ModelRef(healthy.model.name, "model", Source(base, "gguf", healthy.model.name))
@@ -32,7 +38,7 @@ def example_run(healthy: Subject, folder: Path, changes: Mapping[str, object], s
 
 
 def example_recipe(
-    base: Path, folder: Path, settings: Mapping[str, object], rows: Sequence[Mapping[str, str]]
+    base: Path, folder: Path, settings: Mapping[str, object], rows: Sequence[Mapping[str, object]]
 ) -> tuple[Run, dict[str, object]]:
     """A run in `folder` that has its recipe, and what that says."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -45,7 +51,7 @@ def example_recipe(
     return run, recipe
 
 
-def _rows() -> list[dict[str, str]]:
+def example_rows() -> list[dict[str, str]]:
     """Questions whose answers cannot be known, all different."""
     rows = []
     for n in range(ROWS):

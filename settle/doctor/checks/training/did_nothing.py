@@ -1,5 +1,5 @@
 """A tuned model answers as its base does: the rate was too low, or the steps too few, to learn anything; or what it
-learned is not in the file, or lies over another base."""
+learned is not in the file, or lies over another base; or the answers were left out of what it learned."""
 
 import shlex
 from collections.abc import Iterator, Mapping
@@ -13,6 +13,7 @@ from settle.doctor.findings import Finding, Fix
 from settle.doctor.subject import Subject
 from settle.doctor.training.example_run import example_run
 from settle.doctor.training.facts import TrainingFacts, tuned_facts
+from settle.doctor.training.left_out import left_out, with_all_answers
 from settle.doctor.training.lost_adapter import find_base, has_learned, wanted_base
 from settle.doctor.training.retrain import (
     FEWEST_STEPS,
@@ -25,7 +26,7 @@ from settle.doctor.training.retrain import (
     usual_rate,
     with_rate,
 )
-from settle.doctor.training.rows import RowSide, Served, losses_of, rows_of
+from settle.doctor.training.rows import RowSide, RunRows, Served, losses_of, rows_of
 from settle.doctor.trial import FEWEST_ITEMS, Trial
 
 LOOKED = 4  # rows that a look reads
@@ -58,6 +59,7 @@ class DidNothing(Check):
         before, after = (losses_of(side, rows, items) for side in (Served(facts.base), served))
         base, gain = float(np.mean(before)), float(np.mean(before) - np.mean(after))
         if base < KNOWN_NATS or gain >= _least(base):
+            yield from self._left_out(facts, served)
             return
         sha256 = wanted_base(served)
         if sha256 is not None:
@@ -70,6 +72,28 @@ class DidNothing(Check):
             yield self._finding(facts, "export", (seen, learned), 0.95, base)
             return
         yield self._finding(facts, _little(facts), (seen,), 0.9, base)
+
+    def _left_out(self, facts: TrainingFacts, served: Served) -> Iterator[Finding]:
+        """The run learned what it was given, and most answers were no part of that."""
+        assert facts.base is not None
+        out = left_out(facts)
+        if out is None or len(out.items) < LOOKED:
+            return
+        rows, items = RunRows.without_rows(), out.items[:LOOKED]
+        before, after = (losses_of(side, rows, items) for side in (Served(facts.base), served))
+        base, gain = float(np.mean(before)), float(np.mean(before) - np.mean(after))
+        if base < KNOWN_NATS or gain >= _least(base):
+            return
+        yield Finding(
+            self.part_name(),
+            f"the model learned other answers than most: {out.share:.0%} of their text was left out of what it learns",
+            (
+                f"they are {gain:.3f} nats per token likelier than to its base, which gives them {base:.2f}",
+                "the rows mark them so" if out.marked else "`--rows.supervise` leaves them out",
+            ),
+            0.85,
+            {"cause": "mask", "base": base, "marked": out.marked},
+        )
 
     def _over_another(self, served: Served, sha256: str, gain: float, base: float) -> Finding:
         other = find_base(sha256, served.weights)
@@ -94,11 +118,13 @@ class DidNothing(Check):
     def trial(self, finding: Finding, subject: Subject, folder: Path) -> Trial | None:
         facts = tuned_facts(subject)
         assert facts is not None and facts.base is not None
-        rows = rows_of(facts)
-        half = min(12, (len(rows.places) - LOOKED) // 2)
+        served, cause = Served.of_run(facts.run) or Served(facts.base), finding.details["cause"]
+        out = left_out(facts) if cause == "mask" else None
+        rows = RunRows.without_rows() if out else rows_of(facts)
+        pieces = out.items if out else rows.items(0, len(rows.places))
+        half = min(12, (len(pieces) - LOOKED) // 2)
         if half < FEWEST_ITEMS:
             return None
-        served, cause = Served.of_run(facts.run) or Served(facts.base), finding.details["cause"]
         steps, preparing = self._steps(finding, facts), 0.0
         if cause == "base":
             other = finding.details["other"]
@@ -110,16 +136,17 @@ class DidNothing(Check):
                 return None
             after = RowSide("exported again", rows, exported_again(facts, folder / "again-lora.gguf"))
         else:
-            recipe, preparing = self._recipe(finding, facts), training_seconds(facts, steps)
+            recipe = with_all_answers(facts, folder, out.marked) if out else self._recipe(finding, facts)
+            preparing = training_seconds(facts, steps)
             after = RowSide("trained again", rows, retrained(facts, recipe, steps, folder / "after"))
         return Trial(
             knob=self._knob(finding, facts, steps),
             before=RowSide("as it is", rows, lambda: served),
             after=after,
-            measure="loss of its training rows",
+            measure="loss of the answers that were left out" if out else "loss of its training rows",
             unit="nats per token",
-            items=rows.items(LOOKED, half),
-            others=rows.items(LOOKED + half, half),
+            items=pieces[LOOKED : LOOKED + half],
+            others=pieces[LOOKED + half : LOOKED + 2 * half],
             least=_least(float(str(finding.details["base"]))),
             seconds=0.2,
             preparing=preparing,
@@ -139,11 +166,20 @@ class DidNothing(Check):
             return Fix("export it again", command)
         if finding.details["cause"] == "rate":
             return recipe_fix(facts.run, recipe, f"train with a learning rate of {usual_rate(facts):g}")
+        if finding.details["cause"] == "mask":
+            if finding.details["marked"]:
+                what = 'leave out `"weight": 0` and `"train": false` at the answers of the rows, and train again'
+                return Fix(
+                    what, f"settle {facts.run.command} --recipe {shlex.quote(str(facts.run.path / 'recipe.toml'))}"
+                )
+            return recipe_fix(
+                facts.run, with_all_answers(facts, facts.run.path, False), "learn all answers of the rows"
+            )
         longer = {key: value for key, value in recipe.items() if key not in ("steps", "tokens", "epochs", "time")}
         return recipe_fix(facts.run, longer, "train until the model has settled, without a limit")
 
     def _steps(self, finding: Finding, facts: TrainingFacts) -> int:
-        if finding.details["cause"] == "rate":
+        if finding.details["cause"] in ("rate", "mask"):
             return min(most_steps(facts), max(facts.steps, FEWEST_STEPS))
         return most_steps(facts)
 
@@ -155,6 +191,8 @@ class DidNothing(Check):
             return f"{finding.details['other']} below the adapter"
         if finding.details["cause"] == "export":
             return "the adapter exported again from the weights that the run keeps"
+        if finding.details["cause"] == "mask":
+            return "all answers of the rows are learned"
         if finding.details["cause"] == "rate":
             return f"learning rate {usual_rate(facts):g} instead of {facts.rate:.2g}"
         return f"{steps:,} steps instead of {facts.steps:,}"
