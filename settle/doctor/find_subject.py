@@ -16,6 +16,8 @@ from settle.doctor.subject import Running, Subject
 from settle.library.facts import read_facts
 from settle.library.reference import ModelRef
 from settle.library.resolve import find_run, is_collection, resolve_gguf
+from settle.retrieve.answer.answering_model import NONE
+from settle.retrieve.index.collection import Collection
 from settle.retrieve.index.collection_folder import CollectionFolder
 
 NO_KEY = Door()
@@ -33,7 +35,7 @@ def find_subject(name: str | None, running: Running, transcript: Path | None = N
     if name is None:
         return Subject("machine", "this machine", running=running)
     if is_collection(name):
-        return Subject("collection", name, collection=CollectionFolder(name).path, running=running)
+        return of_collection(name, running, door.model)
     run = find_run(name)
     if run is not None:
         return of_run(run, name, running)
@@ -41,6 +43,24 @@ def find_subject(name: str | None, running: Running, transcript: Path | None = N
     if path.suffix != ".gguf" and find_history(path):
         return Subject("history", name, running=running, history=read_history(path))
     return of_model(resolve_gguf(name), name, running)
+
+
+def of_collection(name: str, running: Running, model: str | None) -> Subject:
+    """A collection, with the model that answers from it: the one that is named, else the one that it remembers."""
+    reader = resolve_gguf(model) if model else _remembered(name)
+    served = model or (reader.name if reader else None)
+    return Subject(
+        "collection", name, collection=CollectionFolder(name).path, running=running, served=served, reader=reader
+    )
+
+
+def _remembered(collection: str) -> ModelRef | None:
+    with Collection(collection) as opened:
+        name = opened.catalogue.settings.get("model", str)
+    try:
+        return resolve_gguf(name) if name and name != NONE else None
+    except SettleError:
+        return None  # it is gone, which `settle ask` says
 
 
 def of_server(address: str, running: Running, door: Door) -> Subject:

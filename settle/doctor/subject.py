@@ -37,7 +37,8 @@ class Subject:
     """One thing that is looked at; a check uses what it has. name: as the person gave it. model: a GGUF file, with the
     adapter over it. base: what it was tuned from, or None. collection: the folder of an index. chat: what was asked and
     answered, recorded or by a server. history: of another trainer's run. answered_by: the model or server that the
-    person named beside a transcript. served: the model of a server."""
+    person named beside a transcript. served: the model of a server. reader: the model that answers from a collection,
+    whose name is `served` then."""
 
     kind: Kind
     name: str
@@ -49,6 +50,7 @@ class Subject:
     history: History | None = None
     answered_by: str | None = None
     served: str | None = None
+    reader: ModelRef | None = None
     running: Running = Running()
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""Documents that are cut too small: found by the collection's own setting, proven by cutting some of them anew."""
+"""Documents that are cut too small, proven by cutting some of them anew; and passages that a model does not read."""
 
 import shutil
 from pathlib import Path
@@ -7,10 +7,13 @@ import pytest
 
 from settle.base.event_log import Events
 from settle.cli import main
+from settle.doctor.answerers.passage_reader import FactSide, fact_items
+from settle.doctor.answerers.served_model import Door
 from settle.doctor.checks import Check
 from settle.doctor.find_subject import find_subject
 from settle.doctor.prove import prove
 from settle.doctor.subject import Running
+from tests.doctor.chat_model import healthy
 from tests.retrieve.conftest import joined  # noqa: F401  the embedder of the collection
 
 CHECK = Check.parts()["missed_passage"]()
@@ -42,3 +45,31 @@ def test_passages_that_are_too_small(pages, joined, tmp_path):  # noqa: F811
     assert CHECK.fix(finding, subject).command == "settle index pages --anew --chunker.tokens 200"
     assert main(["index", "pages", "--anew", "--chunker.tokens", "200"]) == 0
     assert not list(CHECK.detect(find_subject("pages", Running())))
+
+
+@pytest.mark.slow
+def test_a_passage_that_finds_no_room_in_the_prompt(pages, joined):  # noqa: F811
+    """The fact is in the last of the first few; with fewer it is in the prompt."""
+    subject = indexed(pages)
+    (item,) = fact_items(["How are the models shrunk?"], seed=0)
+    side = FactSide("as it is", healthy(("model",)).model, subject.name, deep=12, k=12)
+    side.open()
+    try:
+        seen = {}
+        for side.k in (12, 1):
+            ids = side.reading(side.reader.engine, item).ids
+            seen[side.k] = side.dropped > 0, item["sentence"] in side.reader.engine.detokenize(ids)
+        assert seen == {12: (True, False), 1: (False, True)}
+    finally:
+        side.close()
+
+
+@pytest.mark.slow
+def test_a_model_that_does_not_read_passages(pages, joined):  # noqa: F811
+    indexed(pages)
+    model = healthy(("model",)).model  # it knows some texts by heart, and copies nothing
+    subject = find_subject("pages", Running(), door=Door(str(model.weights)))
+    (finding,) = CHECK.detect(subject)
+    assert finding.details == {"stage": "unread", "k": 4, "fewer": None, "other": None}
+    assert "does not read" in finding.what and CHECK.trial(finding, subject, pages) is None
+    assert "larger model" in CHECK.fix(finding, subject).what

@@ -35,7 +35,7 @@ class Doctor(ThreadSettings, Command):
     k: int = Field(4, gt=0, le=50, description="passages of a collection that you make an answer from")
 
     model: str | None = Field(
-        None, description="model of the server that is looked at; one that is loaded if not given"
+        None, description="model of the server that is looked at, or that answers from the collection"
     )
     key: str | None = Field(None, description="API key of the server that is looked at")
 

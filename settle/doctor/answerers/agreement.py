@@ -2,13 +2,15 @@
 
 from settle.doctor.answerers import Answerer
 from settle.doctor.answerers.asking_side import unchanged
+from settle.doctor.answerers.puzzles import PUZZLES
 from settle.doctor.exchanges.exchange import Change, Request
 from settle.doctor.findings import Fix
 from settle.doctor.known_answers import KNOWN_ANSWERS
 from settle.doctor.trial import Item, Side, Trial
 
 TOKENS = 16  # of an answer that is compared
-ITEMS = 10  # questions of a proof, and as many others of the re-test
+ITEMS = 18  # questions of a proof, and as many others of the re-test: some are answered alike by chance
+KEPT = 4  # known answers that conversations are made of, and that prove nothing
 LEAST_SHARE = 0.5
 
 
@@ -41,7 +43,7 @@ def agreement_trial(
     knob: str, measure: str, answerer: Answerer, asked: Request, change: Change, wanted: Request, fix: Fix | None = None
 ) -> Trial:
     """The A/B of a change to a request, by how often questions are then answered as in `wanted`."""
-    questions = [known.question for known in KNOWN_ANSWERS]
+    questions = [*(known.question for known in KNOWN_ANSWERS[:-KEPT]), *PUZZLES]
     return Trial(
         knob=knob,
         before=AgreementSide("as it is", answerer, asked, unchanged, wanted),

@@ -1,19 +1,25 @@
 """The documents say it, and the answer does not: the passage is not in the index, or not among the first, or the
-documents are cut into pieces that are too small to say it."""
+documents are cut into pieces that are too small to say it, or the model does not read what it is given."""
 
 import random
 import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from pathlib import Path
 from typing import ClassVar
 
 from settle.base.event_log import Events
+from settle.doctor.answerers.passage_reader import FactSide, fact_items
 from settle.doctor.checks import Check
 from settle.doctor.findings import Finding, Fix
 from settle.doctor.known_answers import KNOWN_ANSWERS
 from settle.doctor.subject import Subject
 from settle.doctor.trial import FEWEST_ITEMS, Item, Side, Trial
+from settle.library.facts import answering_models
+from settle.library.reference import ModelRef
+from settle.library.resolve import resolve_gguf
+from settle.machine import memory
 from settle.retrieve.check.synthetic_questions.questions import Question, make
 from settle.retrieve.index.catalogue.catalogue import Catalogue
 from settle.retrieve.index.changes import find_changes
@@ -30,12 +36,17 @@ LEAST_SHARE = 0.25  # of the questions, whose passage is found with the change a
 SUSPECT_SHARE = 0.375  # the same in a look, which asks too few to tell a quarter from chance
 SAME_WORDS = 0.6  # of a passage's words that a found one must have to be the same, however it was cut
 SMALL, USUAL = 64, 200  # tokens of a passage: below that it seldom says a whole thing; what a collection has unasked
+DRAWS = 8  # of questions about the documents that changed
 RECUT = 32  # documents that are cut again for a proof
+FACTS, PROVEN_FACTS = 2, 8  # made-up facts that a look puts into passages, and each half of a proof
+UNREAD_NATS = 1.0  # per token: four digits by chance cost more than two
+FACT_SECONDS = 2.0  # that a small model takes for the passages of one question
+MEMORY_SHARE = 0.5  # of what is free, for another model
 _WORD = re.compile(r"\w+")
 
 
 class MissedPassage(Check):
-    """Stage by stage, by questions whose passage is known: is it in the index, and is it among the first k?"""
+    """Stage by stage: is the passage in the index, is it among the first k, and does the model read it there?"""
 
     number: ClassVar[int] = 16
     symptom: ClassVar[str] = "the documents say it, and the answer does not"
@@ -80,10 +91,36 @@ class MissedPassage(Check):
                 strength=0.4 + late / len(ranks) / 2,
                 details={"stage": "k", "k": k, "wider": max(DEPTH, 2 * k)},
             )
+        elif subject.reader is not None and len(questions) >= FACTS:
+            yield from self._unread(subject, subject.reader, [question.text for question in questions[:FACTS]])
+
+    def _unread(self, subject: Subject, reader: ModelRef, questions: Sequence[str]) -> Iterator[Finding]:
+        """Facts that are in the passages, and that the model finds no likelier for that."""
+        k, items = subject.running.passages, fact_items(questions, seed=1)
+        side = FactSide("as it is", reader, subject.name, k, k)
+        try:
+            side.open()
+            own, dropped = side.mean(items, k), side.dropped
+            fewer = next((n for n in _fewer(k) if own > UNREAD_NATS and own - side.mean(items, n) > UNREAD_NATS), None)
+        finally:
+            side.close()
+        if own <= UNREAD_NATS:
+            return
+        seen = f"a made-up fact in the last of {_passages(k)} costs {reader.name} {own:.2f} nats per token"
+        what = f"{reader.name} does not read the last of {_passages(k)}"
+        if dropped:
+            what = f"of {_passages(k)} {dropped} find no room in the prompt"
+        details: dict[str, object] = {"stage": "unread", "k": k, "fewer": fewer}
+        if fewer is None:
+            what = f"{reader.name} does not read the passages that it is given"
+            details["other"] = _larger(reader)
+        yield Finding(self.part_name(), what, (seen,), 0.8, details)
 
     def trial(self, finding: Finding, subject: Subject, folder: Path) -> Trial | None:
         assert subject.collection is not None
         k = subject.running.passages
+        if finding.details["stage"] == "unread":
+            return _reading_trial(finding, subject)
         if finding.details["stage"] == "k":
             wider = int(str(finding.details["wider"]))
             with _opened(subject) as collection:
@@ -107,8 +144,7 @@ class MissedPassage(Check):
                 update(collection, Events())
                 paths = finding.details["paths"]
                 assert isinstance(paths, list)
-                made = [q for q in make(collection, MADE * 4, seed=2) if q.path in paths]
-                items = [_item(collection, question) for question in made[:MADE]]
+                items = [_item(collection, question) for question in _about(collection, set(map(str, paths)))]
             sides = (_Search("the index as it is", subject, None, k), _Search("indexed again", subject, fresh, k))
             knob = "the documents are indexed as they are now"
         if len(items) < 2 * FEWEST_ITEMS:
@@ -132,6 +168,8 @@ class MissedPassage(Check):
             return Fix("index what changed", f"settle index {subject.name}")
         if finding.details["stage"] == "cut":
             return Fix("cut the documents anew", f"settle index {subject.name} --anew --chunker.tokens {USUAL}")
+        if finding.details["stage"] == "unread":
+            return _reading_fix(finding, subject)
         wider = finding.details["wider"]
         return Fix(f"ask with {wider} passages", f'settle ask {subject.name} "…" --k {wider}')
 
@@ -167,6 +205,56 @@ class _Search(Side):
         collection, self._collection = self._collection, None
         if collection is not None:
             collection.close()
+
+
+def _fewer(k: int) -> list[int]:
+    """Numbers of passages that are tried in place of k, the most first."""
+    return sorted({n for n in (k // 2, k // 4, 1) if 0 < n < k}, reverse=True)
+
+
+def _larger(reader: ModelRef) -> str | None:
+    """The largest other model here that may answer from documents, where it is larger and fits into memory."""
+    refs = [resolve_gguf(name) for name in answering_models()]
+    sizes = {ref.name: ref.weights.stat().st_size for ref in refs if ref.weights != reader.weights}
+    free = memory().available * MEMORY_SHARE
+    fitting = {name: size for name, size in sizes.items() if reader.weights.stat().st_size < size < free}
+    return max(fitting, key=fitting.__getitem__, default=None)
+
+
+def _reading_trial(finding: Finding, subject: Subject) -> Trial | None:
+    """The same facts in fewer passages, or read by another model."""
+    assert subject.reader is not None
+    k, fewer, other = (finding.details.get(name) for name in ("k", "fewer", "other"))
+    assert isinstance(k, int)
+    with _opened(subject) as collection:
+        questions = [question.text for question in make(collection, 2 * PROVEN_FACTS, seed=2)]
+    if len(questions) < 2 * FEWEST_ITEMS or (fewer is None and other is None):
+        return None
+    items, half = fact_items(questions, seed=2), len(questions) // 2
+    if isinstance(fewer, int):
+        after, knob = FactSide(_passages(fewer), subject.reader, subject.name, k, fewer), f"{fewer} in place of {k}"
+    else:
+        after, knob = FactSide(str(other), resolve_gguf(str(other)), subject.name, k, k), f"{other} reads them"
+    return Trial(
+        knob=knob,
+        before=FactSide("as it is", subject.reader, subject.name, k, k),
+        after=after,
+        measure="loss of facts that are in the passages",
+        unit="nats per token",
+        items=items[:half],
+        others=items[half:],
+        least=UNREAD_NATS / 2,
+        seconds=FACT_SECONDS,
+    )
+
+
+def _reading_fix(finding: Finding, subject: Subject) -> Fix:
+    fewer, other = finding.details["fewer"], finding.details.get("other")
+    if fewer is not None:
+        return Fix(f"ask with {fewer} passages", f'settle ask {subject.name} "…" --k {fewer}')
+    if other is not None:
+        return Fix(f"let {other} answer", f'settle ask {subject.name} "…" --model {other}')
+    return Fix("let a larger model answer; none is here", "settle fit")
 
 
 def _passages(number: int) -> str:
@@ -223,6 +311,16 @@ def _item(collection: Collection, question: Question) -> Item:
 def _passage(collection: Collection, question: Question) -> str:
     """The text of the passage that a question was made from."""
     return collection.catalogue.passages.get([question.passage])[question.passage].text
+
+
+def _about(collection: Collection, paths: AbstractSet[str]) -> list[Question]:
+    """Different questions about some documents: each draw asks one of each of their passages, and these may be few."""
+    made: dict[str, Question] = {}
+    for seed in range(2, 2 + DRAWS):
+        made |= {q.text.lower(): q for q in make(collection, MADE, seed, among=paths) if q.text.lower() not in made}
+        if len(made) >= MADE:
+            break
+    return list(made.values())[:MADE]
 
 
 def _is_covered(collection: Collection, question: str, passage: str, k: int) -> bool:

@@ -1,5 +1,6 @@
 """The model answers otherwise than when it was exported, since llama.cpp is another version."""
 
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +21,7 @@ FEWEST_CHANGED = 2  # answers: one may be a near-tie that rounding decides
 LEAST_NATS, MOST_NATS = 0.05, 50.0  # per token; rounding is some 0.0001
 GIVEN, WRITTEN = 6, 10  # tokens of a text: its beginning, and what the model goes on with
 PROVEN, TEXTS = 16, 32
+TOP = 512  # tokens whose probabilities are asked for; one that is none of them counts as the last of them
 Kept = tuple[list[int], list[int]]  # a prompt and its answer, as ids
 
 
@@ -52,7 +54,9 @@ class OtherEngine(Check):
         good, bad = _narrowed(subject, str(finding.details["then"]), str(finding.details["now"]))
         before = _Text(f"with {bad}", subject.model, _folder(subject, bad))
         after = _Text(f"with {good}", subject.model, _folder(subject, good))
+        began = time.monotonic()
         texts = list(_written(subject.model, _folder(subject, good)))
+        seconds = (time.monotonic() - began) / len(texts)  # to write a text takes about as long as to read it
         return Trial(
             knob=f"{PACKAGE} {good} in place of {bad}",
             before=before,
@@ -62,7 +66,7 @@ class OtherEngine(Check):
             items=texts[:PROVEN],
             others=texts[PROVEN:],
             least=LEAST_NATS,
-            seconds=1.0,
+            seconds=seconds,
             fix=_pinned(good),
         )
 
@@ -105,8 +109,14 @@ class _Text(Side):
         assert self._engine is not None and isinstance(item, Mapping)
         ids, given = item["ids"], item["given"]
         assert isinstance(ids, list) and isinstance(given, int)
-        losses = [-self._engine.next_token_logprobs(ids[:at])[ids[at]] for at in range(given, len(ids))]
+        losses = [self._loss(ids[:at], ids[at]) for at in range(given, len(ids))]
         return sum(min(loss, MOST_NATS) for loss in losses) / max(1, len(losses))
+
+    def _loss(self, before: list[int], token: int) -> float:
+        """Of a token, in nats; at most that of the least likely one that is known."""
+        assert self._engine is not None
+        known = self._engine.next_token_logprobs(before, TOP)
+        return -known.get(token, min(known.values()))
 
     def close(self) -> None:
         engine, self._engine = self._engine, None

@@ -5,6 +5,7 @@ that say the same.
 """
 
 from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from math import ceil, log
 from random import Random
@@ -79,11 +80,18 @@ class _Spot(NamedTuple):
         return frozenset(i for _, i in self.around if self.passages[i].headings[:depth] == path)
 
 
-def make(collection: Collection, count: int, seed: int = 0, model: LlamaClient | None = None) -> list[Question]:
+def make(
+    collection: Collection,
+    count: int,
+    seed: int = 0,
+    model: LlamaClient | None = None,
+    among: AbstractSet[str] | None = None,
+) -> list[Question]:
     """At most `count` questions, spread evenly over the documents and the kinds. The same seed gives the same. model:
-    is asked for some of them, half at most and never more than `INVENTED`, since each takes it a second."""
+    is asked for some of them, half at most and never more than `INVENTED`, since each takes it a second. among:
+    paths of the documents that they are about, all if None."""
     random = Random(seed)
-    places = _places(collection, count, random)
+    places = _places(collection, count, random, among)
     maker = _Maker(collection, random, [document for document, _ in places[:count]], model)
     chosen: dict[str, Question] = {}
     spare: dict[str, Question] = {}
@@ -102,10 +110,12 @@ def make(collection: Collection, count: int, seed: int = 0, model: LlamaClient |
     return list((chosen | spare).values())[:count]
 
 
-def _places(collection: Collection, count: int, random: Random) -> list[tuple[DocumentSize, int]]:
+def _places(
+    collection: Collection, count: int, random: Random, among: AbstractSet[str] | None
+) -> list[tuple[DocumentSize, int]]:
     """(document, ordinal) to make questions at: every document once before any is looked at twice, many of them at
     their beginnings first, where they say what they are about, which is what people ask for."""
-    documents = collection.catalogue.documents.sizes()
+    documents = [d for d in collection.catalogue.documents.sizes() if among is None or d.path in among]
     random.shuffle(documents)
     del documents[_TRIES * count :]
     rounds = ceil(_TRIES * count / max(1, len(documents)))
