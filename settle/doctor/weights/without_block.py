@@ -53,7 +53,8 @@ def _sizes(tensor: LazyTensor) -> np.ndarray:
     """The root mean square of each row (channels,), of some rows of a large matrix."""
     number = tensor.shape[0]
     some = rows(tensor, np.linspace(0, number - 1, min(CHANNELS, number)).astype(int).tolist())
-    return np.sqrt(np.square(some, dtype=np.float64).mean(axis=1))
+    sizes: np.ndarray = np.sqrt(np.square(some, dtype=np.float64).mean(axis=1))
+    return sizes
 
 
 def _likeness(by_block: Mapping[int, np.ndarray], block: int) -> float:
