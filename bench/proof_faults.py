@@ -247,7 +247,7 @@ def sound(seeds: range) -> None:
     number, refused, worst = 0, [], {}
     own = compute_type.require_within
 
-    def noted(dtype, measured, emulated, most, most_of_tensor):
+    def noted(dtype, measured, emulated, most, most_of_tensor, draw):
         key = str(dtype)
         name = measured.worst
         ratios = {
@@ -262,7 +262,7 @@ def sound(seeds: range) -> None:
         }
         for what, (a, b) in ratios.items():
             worst.setdefault((key, what), []).append((a, b))
-        return own(dtype, measured, emulated, most, most_of_tensor)
+        return own(dtype, measured, emulated, most, most_of_tensor, draw)
 
     began = time.perf_counter()
     with patch("settle.train.proof.prove.require_within", noted):

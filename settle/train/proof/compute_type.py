@@ -5,7 +5,8 @@ changes is the rounding that any machine has, whatever its kernels and our own c
 """
 
 import math
-from collections.abc import Mapping
+import random
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from settle.base.errors import ProofError
+from settle.base.statistics import student_quantile
 
 _ATEN = torch.ops.aten
 PRODUCTS = {
@@ -23,6 +25,9 @@ LARGE = 1 << 22  # numbers of an operand that are rounded at a time: a whole cop
 # How often the emulated error is allowed, and how much in any case, where rounding is so small that sums in another
 # order count (bench/proof.py bars has what sound recipes need). scale: of the length along the exact gradient.
 TIMES = 3.0
+# The errors of a loss and of a length have a sign, and one draw of such an error may be next to nothing: before either
+# is called too large, it is held against that of more roundings, each on other grids, at this level.
+DRAWS, DRAWS_LEVEL = 5, 0.99
 LEAST = {torch.bfloat16: 0.03, torch.float16: 0.01, torch.float32: 1e-5, torch.float64: 1e-8}
 LEAST_OF_SCALE = {torch.bfloat16: 0.02, torch.float16: 5e-3, torch.float32: 1e-5, torch.float64: 1e-8}
 # The gradient from few tokens of a tensor may be nearly zero, so a tensor's bar is wider than that of all together
@@ -30,11 +35,13 @@ LEAST_OF_TENSOR = 3.0
 
 
 class EmulatedRounding(TorchDispatchMode):
-    """Rounds the operands and results of matrix products to `dtype`; they stay in the type that they have."""
+    """Rounds the operands and results of matrix products to `dtype`; they stay in the type that they have. seed: each
+    time on another grid of as many digits, so that one rounding is as good as another; None: on the type's own."""
 
-    def __init__(self, dtype: torch.dtype) -> None:
+    def __init__(self, dtype: torch.dtype, seed: int | None = None) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # torch gives it no types
         self.dtype = dtype
+        self._grids = None if seed is None else random.Random(seed)
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -72,7 +79,13 @@ class EmulatedRounding(TorchDispatchMode):
         return out
 
     def _rounded(self, x: Tensor) -> Tensor:
-        return x.to(self.dtype).to(x.dtype) if x.is_floating_point() else x
+        if not x.is_floating_point():
+            return x
+        rounded = x.to(self.dtype).to(x.dtype)
+        if self._grids is None or torch.equal(rounded, x):  # weights that came in the type are not rounded by anyone
+            return rounded
+        grid = self._grids.uniform(1.0, 2.0)
+        return (x * grid).to(self.dtype).to(x.dtype) / grid
 
 
 class RoundingError(ProofError):
@@ -116,19 +129,33 @@ def deviation(there: Mapping[str, Tensor], exact: Mapping[str, Tensor], loss: fl
 
 
 def require_within(
-    dtype: torch.dtype, measured: Deviation, emulated: Deviation, most: float, most_of_tensor: float
+    dtype: torch.dtype,
+    measured: Deviation,
+    emulated: Deviation,
+    most: float,
+    most_of_tensor: float,
+    draw: Callable[[int], Deviation],
 ) -> str:
     """The gradient in `dtype` is as near to the exact one as its rounding allows; returns by how much it is off.
 
-    emulated: of the exact computation with emulated rounding. most, most_of_tensor: what is too much in any case.
-    Raises RoundingError.
+    emulated: of the exact computation with emulated rounding. most, most_of_tensor: what is too much in any case. draw:
+    the same as `emulated` with other grids, by their seed. Raises RoundingError.
     """
     kind = str(dtype).removeprefix("torch.")
+    draws = [emulated]
+
+    def signed(value: float, of: Callable[[Deviation], float], least: float, most: float) -> float:
+        """What is allowed of an error that has a sign."""
+        if abs(value) > bar(of(emulated), least, most) and math.isfinite(value):
+            draws.extend(draw(seed) for seed in range(len(draws), 1 + DRAWS))
+        squares = [of(each) ** 2 for each in draws]
+        times = student_quantile((1 + DRAWS_LEVEL) / 2, len(draws)) if len(draws) > 1 else TIMES
+        return min(most, max(times * math.sqrt(sum(squares) / len(squares)), least))
 
     def bar(emulated_error: float, least: float, most: float) -> float:
         return min(most, max(TIMES * abs(emulated_error), least))
 
-    allowed = bar(emulated.loss, LEAST[dtype] / 10, 0.1 * most)
+    allowed = signed(measured.loss, lambda each: each.loss, LEAST[dtype] / 10, 0.1 * most)
     if not measured.loss <= allowed:
         raise RoundingError(
             f"the loss in {kind} is {measured.loss:.1e} off the exact one, and its rounding explains {allowed:.1e}"
@@ -152,7 +179,7 @@ def require_within(
             f"the gradient in {kind} is {measured.of_all:.1e} off the exact one, and its rounding explains "
             f"{allowed:.1e}"
         )
-    allowed = bar(emulated.scale, LEAST_OF_SCALE[dtype], most)
+    allowed = signed(measured.scale, lambda each: each.scale, LEAST_OF_SCALE[dtype], most)
     if not abs(measured.scale) <= allowed:
         raise RoundingError(
             f"the gradient in {kind} is {measured.scale:+.1%} longer than the exact one, and its rounding explains "

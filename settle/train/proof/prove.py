@@ -23,7 +23,7 @@ from settle.model.decoder import Decoder
 from settle.train.gradient import backward, gradient_of
 from settle.train.objectives import Objective
 from settle.train.optimizers import Optimizer
-from settle.train.proof.compute_type import EmulatedRounding, deviation, require_within
+from settle.train.proof.compute_type import Deviation, EmulatedRounding, deviation, require_within
 from settle.train.proof.expert_choice import ExpertChoice, has_experts
 from settle.train.proof.first_loss import require_first_loss
 from settle.train.proof.rows import between, row_by_row, shorten, tails, whole_rows
@@ -218,14 +218,19 @@ class _Proof:
         exact = {name: gradient_of(p) for name, p in parameters.items()}
         measured = replace(deviation(self.half, exact, self.half_mean, self.mean), chances=self.half_chances)
         self.half = {}
-        self.exact.zero_grad(set_to_none=True)
-        with EmulatedRounding(self.kind), self.experts.repeated(self.exact):
-            mean = backward(self.exact, self.objective, [self.small])
-        rounded = {n: gradient_of(p) for n, p in parameters.items()}
-        emulated = replace(deviation(rounded, exact, mean, self.mean), chances=self.experts.deviation)
+
+        def emulated(seed: int | None) -> Deviation:
+            self.exact.zero_grad(set_to_none=True)
+            with EmulatedRounding(self.kind, seed), self.experts.repeated(self.exact):
+                mean = backward(self.exact, self.objective, [self.small])
+            rounded = {n: gradient_of(p) for n, p in parameters.items()}
+            return replace(deviation(rounded, exact, mean, self.mean), chances=self.experts.deviation)
+
+        most_of_tensor = 2 * most if self.tuned else most
+        says = require_within(self.kind, measured, emulated(None), most, most_of_tensor, emulated)
         for name, parameter in parameters.items():
             parameter.grad = exact[name]
-        return require_within(self.kind, measured, emulated, most, 2 * most if self.tuned else most)
+        return says
 
     def packs_and_accumulates(self) -> str:
         """Rows one by one, accumulated, give the loss and the gradient that they give packed in one batch."""
