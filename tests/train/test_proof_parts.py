@@ -178,12 +178,12 @@ def test_a_rounding_on_another_grid_is_as_large_and_another() -> None:
     left, right = torch.randn(64, 128), torch.randn(128, 32)
     exact, errors = left @ right, list[torch.Tensor]()
     for seed in (None, 1, 2):
-        with EmulatedRounding(torch.bfloat16, seed):
+        with EmulatedRounding(torch.bfloat16, 0, seed):
             errors.append((left @ right) - exact)
     sizes = [float(error.norm()) for error in errors]
     assert min(sizes) > 0.8 * max(sizes) and not any(torch.equal(a, b) for a, b in pairwise(errors))
     half = right.bfloat16().float(), left.bfloat16().float()
-    with EmulatedRounding(torch.bfloat16, 3):
+    with EmulatedRounding(torch.bfloat16, 0, 3):
         product = half[1] @ half[0]
     assert float((product - half[1] @ half[0]).norm()) < 0.8 * min(sizes)  # the operands came in the type
 
@@ -418,6 +418,6 @@ def test_large_operands_are_rounded_in_pieces(
     a, b = (torch.randn(size, generator=draw, dtype=torch.float64) for size in ((m, k), (k, n)))
     half = [x.bfloat16().double() for x in (a, b)]
     wanted = (half[0] @ half[1]).bfloat16().double()
-    with EmulatedRounding(torch.bfloat16):
+    with EmulatedRounding(torch.bfloat16, 0):
         plain, kept = a @ b, torch.mm(a, b, out=torch.empty(m, n, dtype=torch.float64))
     assert torch.equal(plain, wanted) and torch.equal(kept, wanted)

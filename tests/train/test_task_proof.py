@@ -192,13 +192,17 @@ def test_a_gradient_in_bfloat16_is_off_by_its_rounding_alone(tuned: bool, factor
         prove(recipe, Events())
 
 
-def test_emulated_rounding_is_that_of_products() -> None:
+def test_emulated_rounding_is_that_of_a_layer() -> None:
+    """Of products their operands and their result; of what is between them the result, but for logits and losses."""
     random = torch.Generator().manual_seed(0)
     a, b = torch.randn(2, 32, 32, generator=random, dtype=torch.float64)
-    with EmulatedRounding(torch.bfloat16):
-        product, total = a @ b, a + b
+    with EmulatedRounding(torch.bfloat16, 64):
+        product, total, share = a @ b, a + b, torch.softmax(a, -1)
     assert torch.equal(product, (a.bfloat16().double() @ b.bfloat16().double()).bfloat16().double())
-    assert torch.equal(total, a + b)
+    assert torch.equal(total, (a + b).bfloat16().double()) and torch.equal(share, torch.softmax(a, -1))
+    with EmulatedRounding(torch.bfloat16, 32):
+        total, loss = a + b, a[0] + b[0]
+    assert torch.equal(total, a + b) and torch.equal(loss, a[0] + b[0])
 
 
 @pytest.mark.parametrize("optimizer", [AdamW(), Muon()], ids=["adamw", "muon"])

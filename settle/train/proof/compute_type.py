@@ -1,7 +1,8 @@
 """How far the gradient in a half type may be from the exact one: as far as this model's own rounding puts it.
 
-The exact computation is done again with the operands and results of every matrix product rounded to the type. What that
-changes is the rounding that any machine has, whatever its kernels and our own code for that type do.
+The exact computation is done again with the operands and results of every matrix product rounded to the type, and the
+results of what is done number by number between them. What that changes is the rounding that any machine has, whatever
+its kernels for that type do.
 """
 
 import math
@@ -21,6 +22,12 @@ _ATEN = torch.ops.aten
 PRODUCTS = {
     op for packet in (_ATEN.mm, _ATEN.bmm, _ATEN.addmm, _ATEN.baddbmm) for op in (packet.default, packet.out)
 }  # fmt: skip
+# What a layer does between its products, forth and back, in the type that it computes in
+BETWEEN = {
+    _ATEN.add.Tensor, _ATEN.add_.Tensor, _ATEN.mul.Tensor, _ATEN.mul_.Tensor, _ATEN.mul.out, _ATEN.addcmul.default,
+    _ATEN.rsqrt_.default, _ATEN.silu.default, _ATEN.gelu.default, _ATEN.silu_backward.grad_input,
+    _ATEN.gelu_backward.grad_input, _ATEN._softmax_backward_data.default,
+}  # fmt: skip
 LARGE = 1 << 22  # numbers of an operand that are rounded at a time: a whole copy of a large table is no small memory
 # How often the emulated error is allowed, and how much in any case, where rounding is so small that sums in another
 # order count (bench/proof.py bars has what sound recipes need). scale: of the length along the exact gradient.
@@ -35,12 +42,16 @@ LEAST_OF_TENSOR = 3.0
 
 
 class EmulatedRounding(TorchDispatchMode):
-    """Rounds the operands and results of matrix products to `dtype`; they stay in the type that they have. seed: each
-    time on another grid of as many digits, so that one rounding is as good as another; None: on the type's own."""
+    """Rounds the operands and results of matrix products to `dtype`, and the results of what is BETWEEN them; they stay
+    in the type that they have.
 
-    def __init__(self, dtype: torch.dtype, seed: int | None = None) -> None:
+    vocabulary: width of logits, which are wide in any type. seed: each time on another grid of as many digits, so that
+    one rounding is as good as another; None: on the type's own.
+    """
+
+    def __init__(self, dtype: torch.dtype, vocabulary: int, seed: int | None = None) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # torch gives it no types
-        self.dtype = dtype
+        self.dtype, self.vocabulary = dtype, vocabulary
         self._grids = None if seed is None else random.Random(seed)
 
     @classmethod
@@ -51,9 +62,15 @@ class EmulatedRounding(TorchDispatchMode):
     def __torch_dispatch__(
         self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        if function not in PRODUCTS:
-            return function(*args, **(kwargs or {}))
         kwargs = kwargs or {}
+        if function in BETWEEN:
+            if function == _ATEN._softmax_backward_data.default:
+                args = (*map(self._rounded, args[:2]), *args[2:])
+            out = function(*args, **kwargs)
+            is_of_layer = out.dim() > 1 and out.shape[-1] != self.vocabulary
+            return out.copy_(self._rounded(out)) if is_of_layer else out
+        if function not in PRODUCTS:
+            return function(*args, **kwargs)
         if function in (_ATEN.mm.default, _ATEN.mm.out):
             product = self._product(*args)
             return kwargs["out"].copy_(product) if "out" in kwargs else product

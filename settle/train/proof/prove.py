@@ -221,7 +221,7 @@ class _Proof:
 
         def emulated(seed: int | None) -> Deviation:
             self.exact.zero_grad(set_to_none=True)
-            with EmulatedRounding(self.kind, seed), self.experts.repeated(self.exact):
+            with EmulatedRounding(self.kind, self.exact.options.vocab_size, seed), self.experts.repeated(self.exact):
                 mean = backward(self.exact, self.objective, [self.small])
             rounded = {n: gradient_of(p) for n, p in parameters.items()}
             return replace(deviation(rounded, exact, mean, self.mean), chances=self.experts.deviation)
