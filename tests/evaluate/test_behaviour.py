@@ -76,7 +76,7 @@ def sure_of(token: int, gap: float = 5.0, second: int = 0) -> np.ndarray:
 def greedy(monkeypatch: pytest.MonkeyPatch, ours: str, theirs: str, prompt: str = "ab", **more: Any) -> Any:
     """Both continue `prompt`, the live model by `ours`, whatever came before; a gap of 0.05 is a near-tie."""
     wanted = prompt + ours
-    gap = more.pop("gap", 5.0)
+    gap, error = more.pop("gap", 5.0), more.pop("error", 0.0)
 
     def rows(ids: list[int], position: int) -> np.ndarray:
         came = ids[position + 1] if position + 1 < len(ids) else 25
@@ -85,7 +85,7 @@ def greedy(monkeypatch: pytest.MonkeyPatch, ours: str, theirs: str, prompt: str 
     live(monkeypatch, rows)
     reply = [ord(c) - 97 for c in theirs]
     engine: Any = SimpleNamespace(context=100, greedy=lambda prompt, number: reply[:number])
-    return compare_greedy(None, letters(), engine, [[0, 1, 2, 3]], BARS, Effort(num_greedy=4, **more))  # type: ignore[arg-type]
+    return compare_greedy(None, letters(), engine, [[0, 1, 2, 3]], BARS, Effort(num_greedy=4, **more), error)  # type: ignore[arg-type]
 
 
 def test_equal_continuations_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -100,6 +100,13 @@ def test_the_first_other_token_fails_unless_it_is_a_near_tie(monkeypatch: pytest
         greedy(monkeypatch, "cdef", "cdxf")
     figures = greedy(monkeypatch, "cdef", "cdxf", gap=0.05)
     assert (figures["greedy_tokens"], figures["greedy_tokens_equal"], figures["greedy_near_ties"]) == (3, 2, 1)
+
+
+def test_a_near_tie_is_as_wide_as_the_file_s_errors_make_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four standard deviations of the difference of two log-probabilities."""
+    assert greedy(monkeypatch, "cdef", "cdxf", gap=0.5, error=0.1)["greedy_near_ties"] == 1
+    with pytest.raises(Difference, match=r"0.500 nats apart \(bar 0.45\)"):
+        greedy(monkeypatch, "cdef", "cdxf", gap=0.5, error=0.08)
 
 
 @pytest.mark.parametrize(("ours", "theirs"), [("cdz", "cd"), ("cdx", "cd"), ("cdz", "cdz"), ("cdy", "cd")])
@@ -156,6 +163,16 @@ def test_positions_are_spread_over_each_window_with_its_last_token(monkeypatch: 
     figures = compare_distributions(None, engine, [[0] * 100, [0] * 3], BARS, Effort(num_logprobs=26 * 10))  # type: ignore[arg-type]
     assert seen == [0, 25, 50, 74, 99, 0, 1, 2] and figures["positions"] == 8
     assert figures["kl"] == figures["kl_max"] == figures["logit_error"] == 0 and figures["top_token_equal"] == 1
+    assert figures["likely_error"] == 0
+
+
+def test_the_error_of_likely_tokens_is_that_of_the_twenty_likeliest(monkeypatch: pytest.MonkeyPatch) -> None:
+    row = np.log(np.linspace(1.0, 4.0, 26) / np.linspace(1.0, 4.0, 26).sum())
+    moved = row + np.where(np.arange(26) < 6, 0.1, np.where(np.arange(26) % 2, 0.02, -0.02))  # six are unlikely
+    engine: Any = SimpleNamespace(num_vocab=26, next_token_logprobs=lambda ids, top: dict(enumerate(moved)))
+    monkeypatch.setattr(behaviour, "logprobs", lambda m, ids, at: torch.tensor(np.array([row for _ in at])))
+    figures = compare_distributions(None, engine, [[0] * 9], BARS, Effort())  # type: ignore[arg-type]
+    assert figures["likely_error"] == pytest.approx(float(np.sqrt(0.02**2 + (0.6 / 26) ** 2)), rel=1e-3)
 
 
 @pytest.mark.parametrize(

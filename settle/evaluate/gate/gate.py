@@ -139,7 +139,7 @@ def _behave(reference: Reference, engine: Engine, bars: Bars, effort: Effort) ->
     compare_lists(tokenizer, engine.metadata)
     sequences = _sequences(tokenizer, held_out_texts, max(2, min(effort.window, engine.context // 2)))
     figures |= compare_distributions(model, engine, sequences, bars, effort)
-    return figures | compare_greedy(model, tokenizer, engine, sequences, bars, effort)
+    return figures | compare_greedy(model, tokenizer, engine, sequences, bars, effort, figures["likely_error"])
 
 
 @contextlib.contextmanager
