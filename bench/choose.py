@@ -2,7 +2,8 @@
 
     python bench/choose.py make FOLDER                 trains a small chat model on a made language
     python bench/choose.py gold FOLDER                 what it can do by itself, which the tasks' truth needs
-    python bench/choose.py tasks FOLDER --split dev    seeds 0 to 4 of each task; judge: 5 to 14; again: 15 to 24
+    python bench/choose.py tasks FOLDER --split dev    seeds 0 to 4 of each task; judge: 5 to 14; again: 15 to 24;
+                                                       third: 25 to 34; mend: 200 to 299, for development
     python bench/choose.py show FOLDER --split dev     the table of what was chosen
     python bench/choose.py simulate --split dev        the verdict alone, on scores whose truth is known
     python bench/judge_documents.py FOLDER panoramas household-money curve-fitting braille
@@ -45,7 +46,13 @@ from settle.jobs.trials.arm import Reply
 from settle.library.resolve import resolve_gguf
 
 RIGHT = {"facts": "documents", "style": "prompt", "labels": "decide", "solved": "zero-shot"}
-SEEDS = {"dev": range(5), "judge": range(5, 15), "again": range(15, 25)}
+SEEDS = {
+    "dev": range(5),
+    "judge": range(5, 15),
+    "again": range(15, 25),
+    "third": range(25, 35),
+    "mend": range(200, 300),
+}
 ROWS = 110  # examples of a task
 READS, MOST_READING = 0.05, 2000  # loss from which on the base reads passages; steps until then, at most
 VOCABULARY = 900  # tokens: each name is one

@@ -23,16 +23,19 @@ ORDERS = 3  # other orders that each row is asked in
 
 @dataclass(frozen=True)
 class Scored:
-    """scores, targets (n, K): logits of the labels, -inf beyond a row's options, and the right shares; types (n,)."""
+    """scores, targets (n, K): logits of the labels, -inf beyond a row's options, and the right shares; types (n,).
+    heat: the temperature of the training, around which others are expected."""
 
     scores: np.ndarray
     targets: np.ndarray
     types: np.ndarray
+    heat: float = 1.0
 
     def temperatures(self) -> dict[str, float]:
         """The temperature of each type of question, fitted on these rows."""
         return {
-            str(kind): fit_temperature(self.scores[self.types == kind], self.targets[self.types == kind])
+            str(kind): self.heat
+            * fit_temperature(self.scores[self.types == kind] / self.heat, self.targets[self.types == kind])
             for kind in np.unique(self.types)
         }
 
@@ -50,7 +53,7 @@ def score_rows(model: Decoder, objective: Decision, encoder: DecisionEncoder, ro
     targets = np.zeros((len(rows), width))
     for number, (decision, own) in enumerate(zip(encoded, _scores(model, objective, encoded), strict=True)):
         scores[number, : len(own)], targets[number, : len(own)] = own, decision.shares
-    return Scored(scores, targets, np.array([row.question.type for row in rows]))
+    return Scored(scores, targets, np.array([row.question.type for row in rows]), objective.heat)
 
 
 def order_changes(

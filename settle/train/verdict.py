@@ -7,11 +7,13 @@ from dataclasses import asdict
 from settle.base.statistics import NO_ESTIMATE, Interval
 from settle.train.evaluation import Evaluation
 from settle.train.settled import gain_for
+from settle.train.settled.paired_fall import is_noise
 from settle.train.state import LoopPlan, LoopState
 
 UNSEEN = "A second fall after a plateau cannot be seen from here."
 DECAY_EVALUATIONS = 5  # whose mean is the loss before the decay
-NOISE_STDERRS = 2.0  # a fall of the loss by less than so many standard errors is no learning
+LATEST = 16  # training losses that count as the latest
+LEARNED_SHARE = 0.5  # of the first held-out loss: rows that cost less in training have taught something
 
 
 def verdict(
@@ -75,27 +77,26 @@ def _decayed(stable: Sequence[Evaluation], state: LoopState) -> str:
 
 
 def _nothing_learned(state: LoopState) -> str:
-    """Why the best weights are no better than those before the first step; empty when something was learned."""
+    """Why the best weights are no better than those before the first step; empty when something was learned. Of a few
+    held-out rows a fall is seldom shown; what the rows of the training cost then says that it is no accident."""
     first = state.history[0]
     best = next(e for e in state.history if e.step == state.best_step)
     steps = "one step" if state.step == 1 else f"{state.step:,} steps"
-    if first.step or state.step == 0 or (best.step and not _is_noise(first.blocks, best.blocks)):
-        return ""
     last = state.history[-1]
+    if first.step or state.step == 0:
+        return ""
+    if best.step and (not is_noise(first.blocks, best.blocks) or _knows_its_rows(state)):
+        return ""
     return (
         f"nothing was learned in {steps}: the held-out loss was {first.loss:.4f} before and is {last.loss:.4f} now, so "
         "no model was made; give more --time or --steps, or another learning rate"
     )
 
 
-def _is_noise(before: Sequence[float], after: Sequence[float]) -> bool:
-    """Whether losses of the same blocks fell by no more than their differences vary; False of fewer than two."""
-    if len(before) < 2:
-        return False
-    falls = [b - a for b, a in zip(before, after, strict=True)]
-    mean = sum(falls) / len(falls)
-    stderr = math.sqrt(sum((f - mean) ** 2 for f in falls) / (len(falls) - 1) / len(falls))
-    return mean <= NOISE_STDERRS * stderr
+def _knows_its_rows(state: LoopState) -> bool:
+    """Whether the latest training losses are far below the first held-out one."""
+    latest = state.train_losses[-LATEST:]
+    return len(latest) == LATEST and sum(latest) / LATEST < LEARNED_SHARE * state.history[0].loss
 
 
 def _rise(state: LoopState) -> str:

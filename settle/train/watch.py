@@ -11,8 +11,9 @@ from dataclasses import replace
 from settle.base.event_log import Events
 from settle.base.events import DecayStarted, Eval, SettledEvidence
 from settle.train.checkpoint import Weights
-from settle.train.evaluation import HeldOut, evaluate
+from settle.train.evaluation import Evaluation, HeldOut, evaluate
 from settle.train.settled import Judgement, Settled, decay_tokens, next_evaluation
+from settle.train.settled.paired_fall import is_noise
 from settle.train.settled.row_memory import learned
 from settle.train.state import LoopPlan, LoopState
 from settle.train.trainer import Trainer
@@ -55,12 +56,12 @@ class Watch:
         if not math.isfinite(evaluation.loss):
             return  # the next step cannot be finite either, and rolls back
         state.history.append(evaluation)
-        if not self.best or evaluation.loss < state.best_loss:
+        if not self.best or evaluation.loss < state.best_loss or self._is_kept(evaluation, state):
             state.best_step = evaluation.step
             self.best = trainer.weights()
         self.events.emit(Eval(**evaluation.figures()))
         passes = self.trainer.batches.epoch(state.position)
-        rows_learned = learned(state.history, state.train_losses, passes, state.step)
+        rows_learned = learned(state.history, state.train_losses, passes, state.step, self.settled.floor)
         if state.schedule.decay_start is None and (rows_learned or self.settled.asks(state.history)):
             judgement = self.settled.judge(state.history)
             if rows_learned and judgement.state == "improving":
@@ -70,6 +71,14 @@ class Watch:
             self.events.emit(SettledEvidence.model_validate(state.judgement | at))
             if self.plan.until_settled:
                 self._act_on(judgement, state)
+
+    def _is_kept(self, last: Evaluation, state: LoopState) -> bool:
+        """Whether the decayed weights are taken although others had a lower loss: by less than a standard error of the
+        difference (the rule of Breiman et al. 1984), which is what the lowest of many is below by luck."""
+        if not self.trainer.objective.prefers_last or state.step != state.schedule.end or not state.best_step:
+            return False
+        best = next(e for e in state.history if e.step == state.best_step)
+        return len(best.blocks) > 1 and is_noise(last.blocks, best.blocks, stderrs=1.0)
 
     def _act_on(self, judgement: Judgement, state: LoopState) -> None:
         if judgement.state in ("settled", "learned", "overfitting"):

@@ -38,7 +38,7 @@ class Told:
     """Gives each label the score that `say` gives the option behind it and its place; notes the batches."""
 
     def __init__(self, say):
-        self.say, self.batches = say, []
+        self.say, self.batches, self.heat = say, [], 1.0
 
     def scores(self, model, inputs, bounds, shares):
         assert not model.training

@@ -14,7 +14,7 @@ from settle.data.rows.store import RowStore, RowWriter
 from settle.model.adapters.lora import LoRA
 from settle.model.architectures.llama import Llama
 from settle.model.decoder import Decoder
-from settle.train.objectives.decision import Decision
+from settle.train.objectives.decision import FULL_LEAD_NATS, Decision, label_scale
 from settle.train.proof.rows import between, row_by_row, tails
 
 LENGTHS, LABELS = (9, 12, 7), [5, 9, 2]
@@ -131,3 +131,31 @@ def test_the_floor_is_that_of_the_labels_and_not_of_the_text(
     batch = replace(decisions(), shares=np.array(held_out, np.float32))
     found = Decision(labels=LABELS).frequency_loss(RowStore(tmp_path / "rows"), [batch], Llama.TINY.vocab_size)
     assert found == pytest.approx(floor, rel=1e-6, abs=1e-6)
+
+
+def test_labels_that_a_base_hardly_tells_apart_are_learned_at_a_scale() -> None:
+    model = adapted()
+    with torch.no_grad():
+        table, norm = model.head, model.model.norm.weight
+        rows = table[LABELS] * norm
+        leads = [(rows[i] - rows[j]).norm().item() * math.sqrt(rows.shape[1]) for i, j in ((0, 1), (0, 2), (1, 2))]
+        scale = sorted(leads)[1] / FULL_LEAD_NATS
+        # no hidden state gives a pair more than its lead
+        hidden = model(torch.arange(30) % 7, torch.tensor([0, 30], dtype=torch.int32))
+        assert (hidden @ (table[LABELS[0]] - table[LABELS[1]])).abs().max() <= leads[0] * 1.001
+        assert 0 < scale < 1 and label_scale(model, LABELS) == pytest.approx(scale, rel=1e-5)
+        table.mul_(1.1 / scale)
+        assert label_scale(model, LABELS) == 1.0  # which letters of a trained model have
+        assert label_scale(model, LABELS[:1]) == 1.0
+    model, data = adapted(), decisions()
+    prepared = Decision(labels=LABELS).prepared(model)
+    assert prepared.scale == pytest.approx(scale, rel=1e-5)
+    assert Decision(labels=LABELS, scale=0.5).prepared(model).scale == 0.5
+    with torch.no_grad():
+        surer = type("Surer", (Decision,), {"scores": lambda self, *a: Decision.scores(self, *a) / scale})(
+            labels=LABELS
+        )
+        for losses in ("held_out_losses", "batch_loss"):
+            (own, other) = (getattr(o, losses)(model, [data] if "out" in losses else data) for o in (prepared, surer))
+            first = [float(torch.as_tensor(v[0][0] if "out" in losses else v[0])) for v in (own, other)]
+            assert first[0] == pytest.approx(first[1], rel=1e-4)

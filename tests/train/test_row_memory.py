@@ -3,7 +3,7 @@
 import pytest
 
 from settle.train.evaluation import Evaluation
-from settle.train.settled.row_memory import learned
+from settle.train.settled.row_memory import LEFT_SHARE, learned
 
 
 def history(*losses: float, stderr: float = 0.1) -> list[Evaluation]:
@@ -38,3 +38,12 @@ def test_one_lucky_evaluation_does_not_say_how_sure_the_sample_is() -> None:
     assert learned(evaluations, [0.1] * 40, passes=4.0, steps=40)
     evaluations[-4:] = history(0.5, 0.4, 0.5, 0.4, stderr=0.05)[-4:]
     assert not learned(evaluations, [0.1] * 40, passes=4.0, steps=40)
+
+
+def test_a_handful_of_held_out_rows_does_not_make_rows_learned_that_are_not() -> None:
+    unsure = history(0.5, 0.9, stderr=0.4)  # of seven rows
+    assert learned(unsure, [0.3] * 20, passes=4.0, steps=20)
+    floor = 1.386
+    assert not learned(unsure, [0.3] * 20, passes=4.0, steps=20, floor=floor)
+    assert learned(unsure, [LEFT_SHARE * floor - 0.001] * 20, passes=4.0, steps=20, floor=floor)
+    assert learned(history(0.5, 0.9), [0.09] * 20, passes=4.0, steps=20, floor=floor)  # the sample is the narrower bar

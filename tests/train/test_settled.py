@@ -302,3 +302,20 @@ def test_spikes_are_hardly_ever_seen_where_there_are_none():
     losses = (2 + 5 * (1 + steps / 50) ** -0.5 + 0.08 * rng.standard_t(3, size=len(steps))).tolist()
     seen = [steps_astray(losses[max(0, i - 127) : i], losses[i]) for i in range(len(losses))]
     assert not any(seen)
+
+
+def test_a_fall_that_is_none_by_its_blocks_is_not_the_end() -> None:
+    """On a plateau before anything is learned a few rows fall by a hundredth, by chance."""
+    rng, at = np.random.default_rng(5), np.cumsum([next_evaluation(0, SAMPLE)] * 60)
+    rows = rng.normal(size=7) * 0.3
+
+    def resting(change: np.ndarray) -> list[Look]:
+        found = [Look(0, 0, 1.4, tuple(1.4 + rows))]
+        for t in at.tolist():
+            blocks = 1.4 + rows + change + 1e-4 * rng.normal(size=7)
+            found.append(Look(t // 100, t, float(blocks.mean()), tuple(blocks)))
+        return found
+
+    by_chance = np.array([-0.4, 0.3, -0.2, 0.25, -0.3, 0.2, -0.06])
+    assert first_verdict(resting(by_chance), Settled(0.005, floor=1.399))[0] == "improving"
+    assert first_verdict(resting(by_chance - by_chance.mean() - 0.3), Settled(0.005, floor=1.399))[0] == "settled"

@@ -8,8 +8,9 @@ from settle.base.statistics import Interval
 from settle.jobs.training_stages import UNUSABLE
 from settle.train.evaluation import Evaluation
 from settle.train.schedule import Schedule
+from settle.train.settled.paired_fall import is_noise
 from settle.train.state import LoopPlan, LoopState, NamedBatch, NamedRow, RollbackNote
-from settle.train.verdict import _is_noise, verdict
+from settle.train.verdict import LATEST, verdict
 
 PLAN = LoopPlan(tokens_per_step=64, sequence_length=32, warmup_steps=1, decay_fraction=0.4, checkpoint_steps=8)
 
@@ -32,6 +33,19 @@ def test_a_run_that_learned_nothing_says_so(blocks: tuple[tuple[float, ...], ...
     told = verdict(state(*blocks), PLAN, 1.0)
     assert told["verdict"] == "broken" and told["verdict"] in UNUSABLE
     assert "nothing was learned in one step" in str(told["why"]) and "--time" in str(told["why"])
+
+
+def test_rows_that_were_learned_have_taught_something_however_few_judge() -> None:
+    few = state((1.38, 1.40, 1.39, 1.41), (0.02, 1.40, 0.90, 2.00))  # better, and not shown to be
+    assert verdict(few, PLAN, 1.0)["verdict"] == "broken"
+    few.train_losses = [1.4, *[0.3] * LATEST]
+    assert verdict(few, PLAN, 1.0)["verdict"] == "out of budget"
+    few.train_losses = [0.8] * LATEST  # more than half of the first loss
+    assert verdict(few, PLAN, 1.0)["verdict"] == "broken"
+    few.train_losses = [0.3] * (LATEST - 1)
+    assert verdict(few, PLAN, 1.0)["verdict"] == "broken"
+    few.train_losses, few.best_step = [0.3] * LATEST, 0
+    assert verdict(few, PLAN, 1.0)["verdict"] == "broken"  # nothing was better than the first weights
 
 
 def test_a_little_learned_is_learned():
@@ -79,10 +93,10 @@ def test_one_block_shows_no_rise_and_the_best_of_all_is_none():
 
 def test_a_fall_of_two_standard_errors_is_noise():
     before, deviation = (1.0,) * 4, 3**0.5  # of the differences: the standard error of their mean is 1
-    for fall, is_noise in ((1.9, True), (2.1, False)):
+    for fall, expected in ((1.9, True), (2.1, False)):
         after = tuple(1.0 - fall - sign * deviation for sign in (1, -1, 1, -1))
-        assert _is_noise(before, after) == is_noise
-    assert _is_noise(before, before) and not _is_noise((1.0,), (2.0,))
+        assert is_noise(before, after) is expected
+    assert is_noise(before, before) and not is_noise((1.0,), (2.0,))
 
 
 def test_a_diverged_run_names_the_last_batch_that_did_it():

@@ -4,6 +4,7 @@ after the first look, which has timed many more answers."""
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from settle.base.errors import SettleError
 from settle.jobs.choose import choice_folder
 from settle.jobs.choose.documents import PassagesFound
 from settle.jobs.choose.setup import Setup
@@ -21,8 +22,8 @@ ANSWERS = 3  # after a first one, which loads the model
 @dataclass(frozen=True)
 class Pace:
     """Seconds of an answer to the question alone, with examples before it, and with passages before it; of finding the
-    passages; of tuning on the examples, and of its steps among these. longer: how many times as long a training row
-    with passages is, in tokens."""
+    passages; of tuning on the examples, and of its steps among these; of tuning a decision on them. longer: how many
+    times as long a training row with passages is, in tokens."""
 
     plain: float
     with_examples: float
@@ -30,6 +31,7 @@ class Pace:
     search: float
     tuning: float
     steps: float
+    deciding: float = 0.0
     longer: float = 1.0
 
     def after(self, seconds: Mapping[str, float], search: float) -> "Pace":
@@ -59,7 +61,7 @@ def forecast(pace: Pace, train: int, test: int, ways: Mapping[str, bool]) -> dic
         ZERO_SHOT: OTHER_SECONDS,
         PROMPT: CALLS * pace.with_examples,
         DOCUMENTS: test * pace.search + READING_ROWS * (2 * pace.with_passages + examples),
-        DECIDE: tuning + OTHER_SECONDS,  # rows as long, one forward pass each
+        DECIDE: pace.deciding + OTHER_SECONDS,
         TUNE: tuning + OTHER_SECONDS,
         TUNE_DOCUMENTS: with_passages + OTHER_SECONDS,
     }
@@ -90,10 +92,20 @@ def measure_pace(work: Work) -> Pace:
         search=work.search_seconds,
         tuning=tuning,
         steps=steps,
+        deciding=_deciding(work, tuning) if examples.labels else 0.0,
         longer=_mean([reply.read for reply in read]) / max(1.0, _mean([reply.read for reply in plain])),
     )
     choice_folder.note(work.folder, pace=vars(pace))
     return pace
+
+
+def _deciding(work: Work, tuning: float) -> float:
+    """Seconds of tuning a decision. Where it cannot be tuned, the way itself says why: until then it is taken to be as
+    long as the other tuning."""
+    try:
+        return forecast_seconds(tuning_recipe(work, DECIDE), work.events)[0]
+    except SettleError:
+        return tuning
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -182,7 +182,7 @@ def _untrained(c: DecisionContext, fitting: list[DecisionRow], scored: Scored) -
     """The base's probabilities of the held-out rows, at the temperatures that suit the base."""
     with np.load(c.run.path / ZERO_SHOT) as saved:
         types = np.array([row.question.type for row in fitting])
-        temperatures = Scored(saved["fitting"], saved["targets"], types).temperatures()
+        temperatures = Scored(saved["fitting"], saved["targets"], types, c.decision.heat).temperatures()
         return Scored(saved["judging"], scored.targets, scored.types).probabilities(temperatures)
 
 

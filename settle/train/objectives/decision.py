@@ -19,6 +19,8 @@ from settle.model.layers.transfer import to_device
 from settle.model.pretrained import Pretrained
 from settle.train.objectives import Objective, Rows, on_device
 
+FULL_LEAD_NATS = 10.0  # of one label before another, that a model has to be able to reach to learn its rows to the end
+
 
 class Decision(Objective):
     """KL of the labels' distribution from the target's, in nats per decision; other tokens are no part of it.
@@ -32,11 +34,18 @@ class Decision(Objective):
     is_per_token: ClassVar[bool] = False
     needs_base: ClassVar[bool] = True
     judges_apart: ClassVar[bool] = False  # one temperature suits all
+    prefers_last: ClassVar[bool] = True  # the rows that choose are few, and the lowest of many evaluations is lucky
 
     question: str = Field("", description="what is asked about each row of a table; made of its column's name if empty")
     shuffle: bool | None = Field(
         None,
         description="change the options' places each epoch; when not given, where they differ from row to row",
+    )
+    scale: float | None = Field(
+        None,
+        gt=0,
+        description="what the labels' scores are divided by in training; when not given 1, or less where the base's "
+        "output table hardly tells the labels apart",
     )
     labels: list[int] = Field([], description="token ids of the labels, in their order; the tokenizer's when not given")
 
@@ -48,6 +57,15 @@ class Decision(Objective):
     def resolved(self, base: Pretrained) -> Self:
         """With the labels' ids. Raises DataError for a tokenizer that lacks them."""
         return self.model_copy(update={"labels": self.labels or list(all_labels(base.tokenizer).values())})
+
+    def prepared(self, model: Decoder) -> Self:
+        """With the scale that this model's labels need."""
+        return self.model_copy(update={"scale": self.scale or label_scale(model, self.labels)})
+
+    @property
+    def heat(self) -> float:
+        """The temperature of the training."""
+        return self.scale or 1.0
 
     def loss(self, model: Decoder, inputs: Tensor, targets: Tensor, cu_seqlens: Tensor) -> tuple[Tensor, int]:
         """The last target of each segment is its label, of all labels."""
@@ -76,7 +94,7 @@ class Decision(Objective):
             for parts, nothing in ((scores, -math.inf), (shares, 0.0))
         ]
         all_scores, all_shares = (torch.cat(parts).numpy() for parts in filled)
-        heat = fit_temperature(all_scores, np.maximum(all_shares, 0.0))
+        heat = self.heat * fit_temperature(all_scores / self.heat, np.maximum(all_shares, 0.0))
         return [
             (float(_gaps(own / heat, wanted).sum()), len(wanted)) for own, wanted in zip(scores, shares, strict=True)
         ]
@@ -105,7 +123,7 @@ class Decision(Objective):
         return (targets[cu_seqlens[1:].long() - 1].unsqueeze(1) == labels).float()
 
     def _apart(self, model: Decoder, inputs: Tensor, cu_seqlens: Tensor, shares: Tensor) -> tuple[Tensor, int]:
-        return _gaps(self.scores(model, inputs, cu_seqlens, shares), shares).sum(), len(shares)
+        return _gaps(self.scores(model, inputs, cu_seqlens, shares) / self.heat, shares).sum(), len(shares)
 
     def scores(self, model: Decoder, inputs: Tensor, cu_seqlens: Tensor, shares: Tensor) -> Tensor:
         """Logits (S, K) of the labels behind each segment in fp32 (fp64 stays fp64), -inf where `shares` (S, K) is
@@ -120,6 +138,20 @@ class Decision(Objective):
             logits = torch.tanh(logits / cap) * cap
         scores: Tensor = logits.masked_fill(shares < 0, -torch.inf)
         return scores
+
+
+@torch.no_grad()
+def label_scale(model: Decoder, labels: Sequence[int]) -> float:
+    """At most 1: the lead that one label can have before another, in nats, as a share of FULL_LEAD_NATS; the median of
+    all pairs. The final norm gives every hidden state the length √D, so that a pair's lead is at most √D times the
+    distance of the two rows of the output table. Where a base has hardly ever seen the labels these rows are nearly the
+    same: a loss of the scores as they are would then push each row of data to the ends of what the model can say, where
+    gradients vanish, and rows that are not told apart yet would never be."""
+    factor = model.model.norm.factor().float()
+    table = model.head_operands()[0]
+    rows = table.index_select(0, to_device(torch.tensor(labels), table.device)).float() * factor
+    leads = torch.pdist(rows) * math.sqrt(rows.shape[1])
+    return min(1.0, float(leads.median()) / FULL_LEAD_NATS) if len(leads) and leads.median() > 0 else 1.0
 
 
 def _gaps(scores: Tensor, shares: Tensor) -> Tensor:

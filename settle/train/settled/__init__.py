@@ -23,6 +23,7 @@ from typing import Literal, Protocol
 import numpy as np
 
 from settle.base.statistics import FORECAST_LEVEL, LEVEL, NO_ESTIMATE, Interval
+from settle.train.settled.paired_fall import is_noise
 from settle.train.settled.trend import MORE, Posterior, Window
 
 State = Literal["improving", "settled", "learned", "overfitting", "broken"]
@@ -160,7 +161,8 @@ class Settled:
             return too_few
         gain = trend.gain
         expected = f"10 % more tokens would bring {gain.value:.2%} ({gain.low:.2%} to {gain.high:.2%})"
-        if trend.chance < CHANCE and _is_asked(usable) and self._has_learned(history, trend):
+        is_learning = self._has_learned(history, trend) and not is_noise(history[0].blocks, history[-1].blocks)
+        if trend.chance < CHANCE and _is_asked(usable) and is_learning:
             why = f"{expected}; the chance that they bring the {self.tolerance:.2%} that matter is {trend.chance:.1%}"
             return Judgement("settled", why, gain, evidence)
         return Judgement("improving", expected, gain, evidence)

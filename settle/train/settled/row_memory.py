@@ -11,6 +11,7 @@ from typing import Protocol
 
 from settle.train.settled import Evaluation
 
+LEFT_SHARE = 0.05  # of the floor, that learned rows cost at most
 EVALUATIONS = 5  # whose standard errors' median counts
 FEWEST_PASSES = 2.0  # over the rows, of which the last is averaged
 
@@ -22,16 +23,24 @@ class JudgedEvaluation(Evaluation, Protocol):
         ...
 
 
-def learned(history: Sequence[JudgedEvaluation], train_losses: Sequence[float], passes: float, steps: int) -> str:
+def learned(
+    history: Sequence[JudgedEvaluation],
+    train_losses: Sequence[float],
+    passes: float,
+    steps: int,
+    floor: float | None = None,
+) -> str:
     """Why the rows count as learned, empty while they do not. train_losses: of the latest of `steps` steps (at least of
-    some hundred, where a pass takes more), which were `passes` over the rows. Losses in the units of the held-out loss.
+    some hundred, where a pass takes more), which were `passes` over the rows. floor: the loss of knowing only how often
+    each target occurs. Losses in the units of the held-out loss.
     """
     if passes < FEWEST_PASSES:
         return ""
     last = train_losses[-max(1, round(steps / passes)) :]
     left = sum(last) / len(last)
     stderr = statistics.median(e.stderr for e in history[-EVALUATIONS:])  # that of the lowest loss is low by luck
-    if len(history) < EVALUATIONS or not left < stderr:
+    # a handful of held-out rows is unsure by half a nat, with which many rows are not learned yet
+    if len(history) < EVALUATIONS or not left < stderr or (floor is not None and left > LEFT_SHARE * floor):
         return ""
     return (
         f"the training rows are learned: over the last pass their loss was {left:.4f}, less than the held-out rows can "

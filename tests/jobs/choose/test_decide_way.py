@@ -2,8 +2,7 @@
 
 import json
 
-from settle.evaluate.compare.cases import asking
-from settle.jobs.choose.examples import ExampleSet
+from settle.evaluate.compare.cases import asking, cases
 from settle.jobs.choose.setup import Setup, answers
 from settle.jobs.choose.triage import AS_IT_IS, EXAMPLES, FORM, _ruled_out
 from settle.jobs.choose.ways import DECIDE, possible_ways
@@ -29,9 +28,9 @@ def test_a_decision_model_answers_with_a_label_and_its_probability(home, tmp_pat
 
 
 def test_rows_of_decisions_have_all_labels_as_options(tmp_path):
-    rows = [row("my card was charged twice", "billing "), row("where is it", "shipping")]
-    write_decisions(tmp_path / "rows.jsonl", ExampleSet(rows, [], [], labels=["shipping", "billing"]))
-    first = json.loads((tmp_path / "rows.jsonl").read_text().splitlines()[0])
+    rows = [row("my card was charged twice", "billing "), row("where is it", "shipping"), row("when is it", "noon")]
+    write_decisions(tmp_path / "rows.jsonl", cases(rows), ["shipping", "billing"])
+    first, _ = (json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines())  # noon is no label
     assert first["state"] == "my card was charged twice" and first["targets"] == {NAME: "billing"}
     assert list(first["questions"][NAME]["criteria"]) == ["billing", "shipping"]
 

@@ -2,10 +2,12 @@
 
 from settle.jobs.choose.forecast import OTHER_SECONDS, Pace, forecast, forecast_triage
 from settle.jobs.choose.triage import AS_IT_IS, EXAMPLES, GOLD
-from settle.jobs.choose.ways import DOCUMENTS, PROMPT, TUNE, TUNE_DOCUMENTS, ZERO_SHOT
+from settle.jobs.choose.ways import DECIDE, DOCUMENTS, PROMPT, TUNE, TUNE_DOCUMENTS, ZERO_SHOT
 
-PACE = Pace(plain=1.0, with_examples=2.0, with_passages=4.0, search=0.5, tuning=100.0, steps=60.0, longer=5.0)
-WAYS = {ZERO_SHOT: False, PROMPT: False, DOCUMENTS: True, TUNE: False, TUNE_DOCUMENTS: True}
+PACE = Pace(
+    plain=1.0, with_examples=2.0, with_passages=4.0, search=0.5, tuning=100.0, steps=60.0, deciding=150.0, longer=5.0
+)
+WAYS = {ZERO_SHOT: False, PROMPT: False, DOCUMENTS: True, TUNE: False, TUNE_DOCUMENTS: True, DECIDE: False}
 
 
 def test_each_way_takes_its_building_and_its_answers():
@@ -13,7 +15,7 @@ def test_each_way_takes_its_building_and_its_answers():
     assert parts[ZERO_SHOT] == 48 + OTHER_SECONDS
     assert parts[PROMPT] == 60 * 2 + 48 * 2
     assert parts[DOCUMENTS] == 48 * 0.5 + 8 * (4 + 5) + 48 * 4  # two prompts beside passages, one of them with examples
-    assert parts[TUNE] == 100 + OTHER_SECONDS + 48
+    assert parts[TUNE] == 100 + OTHER_SECONDS + 48 and parts[DECIDE] == 150 + OTHER_SECONDS + 48
     # half as many passes over rows five times as long; reading, proof and export take as long as without passages
     assert parts[TUNE_DOCUMENTS] == 72 * 0.5 + 40 + 60 * 2.5 + OTHER_SECONDS + 48 * 4
     assert "documents" not in forecast(PACE, 72, 48, {ZERO_SHOT: False})

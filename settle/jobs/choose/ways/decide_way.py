@@ -8,10 +8,9 @@ from pathlib import Path
 
 from settle.base.files import write_atomic
 from settle.data.decisions.questions import Option, Question
-from settle.evaluate.compare.cases import Case, cases
+from settle.evaluate.compare.cases import Case
 from settle.evaluate.footprint import peak_bytes
 from settle.infer.decisions.decider import Decider
-from settle.jobs.choose.examples import ExampleSet
 from settle.jobs.choose.setup import AnsweringModel
 from settle.jobs.trials.arm import Reply, digest
 from settle.library.reference import ModelRef
@@ -70,11 +69,12 @@ def state_of(case: Case) -> str:
     return "\n\n".join(str(m["content"]) for m in case.messages if m["role"] != "system")
 
 
-def write_decisions(path: Path, examples: ExampleSet) -> None:
-    """The training examples as rows of decisions."""
-    asked = {NAME: question(examples.labels).to_json()}
+def write_decisions(path: Path, cases: Sequence[Case], labels: Sequence[str]) -> None:
+    """Examples as rows of decisions; without those whose answer is none of the labels."""
+    asked = {NAME: question(labels).to_json()}
     rows = [
         {"state": state_of(case), "questions": asked, "targets": {NAME: case.reference.strip()}}
-        for case in cases(examples.train)
+        for case in cases
+        if case.reference.strip() in labels
     ]
     write_atomic(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))

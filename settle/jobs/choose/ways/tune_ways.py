@@ -38,8 +38,8 @@ class Tuned:
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a model is tuned: its name, the rows, the passes over them, and what else the run is given. decides: it
-    learns decisions, not answers."""
+    """How a model is tuned: its name, the rows, the passes over them, and what else the run is given. judged: the rows
+    that judge it, where it learns decisions, not answers."""
 
     run: str
     rows: Path
@@ -47,11 +47,11 @@ class Recipe:
     model: str
     seed: int
     threads: int | None
-    decides: bool = False
+    judged: Path | None = None
 
     @property
     def job(self) -> str:
-        return "tune_decision" if self.decides else "tune"
+        return "tune_decision" if self.judged else "tune"
 
     @property
     def settings(self) -> TuneSettings:
@@ -62,8 +62,8 @@ class Recipe:
             "epochs": self.epochs,
             "seed": self.seed,
         }
-        if self.decides:
-            asked["objective"] = "decision"
+        if self.judged:
+            asked |= {"objective": "decision", "rows": {"held_out_from": self.judged}}
         else:
             asked |= {"compare": False, "rows": {"held_out": HELD_OUT, "repeats": True}}
         if self.threads is not None:
@@ -72,7 +72,7 @@ class Recipe:
 
     @property
     def command(self) -> str:
-        objective = " --objective decision" if self.decides else ""
+        objective = f" --objective decision --rows.held-out-from {self.judged}" if self.judged else ""
         return f"settle tune {self.model} {self.rows}{objective} --epochs {self.epochs:g} --name {self.run}"
 
 
@@ -137,7 +137,7 @@ def forecast_seconds(recipe: Recipe, events: Events) -> tuple[float, float]:
         _progress(events, recipe.run)(event)
 
     start_job(
-        "tune",
+        recipe.job,
         recipe.settings.model_copy(update={"dry": True, "name": f"{recipe.run}-dry"}),
         Events(listeners=[listen]),
     )

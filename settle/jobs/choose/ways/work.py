@@ -90,9 +90,11 @@ def tuning_recipe(work: Work, way: str, suffix: str = "") -> Recipe:
     """How a way is tuned; its rows are written. suffix: of the names, for other examples than the choice's."""
     settings, reads = work.settings, way == TUNE_DOCUMENTS
     path = work.folder / f"{way.replace(' + ', '-')}{suffix}.jsonl"
+    judged = work.folder / f"{path.stem}-test.jsonl" if way == DECIDE else None
     if not path.exists():  # an earlier session's run was made of it
-        if way == DECIDE:
-            write_decisions(path, work.examples)
+        if judged is not None:
+            write_decisions(judged, work.examples.test, work.examples.labels)
+            write_decisions(path, work.examples.train_cases, work.examples.labels)
         else:
             if reads:
                 work.found_train.complete(work.events)
@@ -100,4 +102,4 @@ def tuning_recipe(work: Work, way: str, suffix: str = "") -> Recipe:
     taken = [run.name for run in Run.all()]
     name = choice_folder.own_name(work.folder, f"run {way}{suffix}", f"{work.folder.name}-{path.stem}", taken)
     epochs = settings.epochs * (PASSAGE_EPOCHS if reads else 1.0)
-    return Recipe(name, path, epochs, str(settings.model), settings.seed, settings.threads, way == DECIDE)
+    return Recipe(name, path, epochs, str(settings.model), settings.seed, settings.threads, judged)
