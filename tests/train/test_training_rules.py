@@ -3,7 +3,7 @@ against the framework's own or their definition. A loss that falls shows none of
 
 from collections.abc import Mapping
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -174,6 +174,36 @@ def test_the_best_weights_are_those_of_the_lowest_evaluation(monkeypatch: pytest
         watched.evaluate(state)
     assert state.best_step == 2 and state.best_loss == 3.2
     assert (watched.best["model.norm.weight"] == 2.0).all()
+
+
+class PrefersLast(NextToken):
+    prefers_last: ClassVar[bool] = True
+
+
+@pytest.mark.parametrize(
+    ("objective", "last", "end", "best"),
+    [
+        # higher by 0.1, give or take 0.15: no more than luck
+        (PrefersLast(), (2.9, 3.3), 2, 2),
+        (NextToken(), (2.9, 3.3), 2, 1),
+        (PrefersLast(), (2.9, 3.3), 3, 1),  # not decayed yet
+        (PrefersLast(), (3.3, 3.6), 2, 1),  # higher by 0.45, give or take 0.1
+    ],
+)
+def test_decayed_weights_are_taken_unless_others_are_shown_to_be_better(
+    monkeypatch: pytest.MonkeyPatch, objective: NextToken, last: tuple[float, float], end: int, best: int
+) -> None:
+    trainer = Trainer(PLAN, Llama.TINY.build(seed=1), objective, Still(), OneBatch())  # type: ignore[arg-type]
+    watched = Watch(trainer, HeldOut([batch()], np.ones(64, np.int32)), Events())
+    state = LoopState(schedule=Schedule(3, 1, end - 1))
+    for step, blocks in enumerate([(4.0, 4.0), (2.95, 3.05), last]):
+        state.step = step
+        with torch.no_grad():
+            trainer.model.model.norm.weight.fill_(float(step))
+        said = Evaluation(step, 72 * step, sum(blocks) / 2, 0.1, None, blocks)
+        monkeypatch.setattr(watch, "evaluate", lambda *args, said=said: said)
+        watched.evaluate(state)
+    assert state.best_step == best and (watched.best["model.norm.weight"] == float(best)).all()
 
 
 # --- optimizers ---
