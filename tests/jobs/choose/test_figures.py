@@ -263,7 +263,7 @@ def test_the_pace_is_of_answers_after_the_first(home, tmp_path, monkeypatch):
     model.make = lambda cases: [Reply("x", read=40 if "Passages" in cases[0].question else 8, seconds=next(times))]
     pace = forecast_module.measure_pace(work := work_of(tmp_path, model, found=found))
     answers_take = {"plain": 2.0, "with_passages": 5.0, "with_examples": 8.0, "search": 0.25}
-    assert vars(pace) == answers_take | {"tuning": 90.0, "steps": 60.0, "longer": 5.0}
+    assert vars(pace) == answers_take | {"tuning": 90.0, "steps": 60.0, "deciding": 0.0, "longer": 5.0}
     assert forecast_module.measure_pace(work) == pace, "it is measured once"
     looked = {AS_IT_IS: 1.0, EXAMPLES: 3.0, GOLD: 4.0}
     assert vars(pace.after(looked, 0.5)) == vars(pace) | {
@@ -273,6 +273,26 @@ def test_the_pace_is_of_answers_after_the_first(home, tmp_path, monkeypatch):
         "search": 0.5,
     }
     assert pace.after({AS_IT_IS: 1.0, EXAMPLES: 3.0}, 0.5).with_passages == 5.0
+
+
+def test_tuning_a_decision_is_timed_by_its_own_rows_where_it_can_be_tuned(home, tmp_path, monkeypatch):
+    def seconds(recipe, events):
+        if recipe.judged and recipe.threads == 3:
+            raise DataError("the label 'A' is no single token", "another model")
+        if recipe.judged:
+            assert recipe.settings.rows.held_out_from == recipe.judged and recipe.job == "tune_decision"
+            assert f"--rows.held-out-from {recipe.judged}" in recipe.command and recipe.judged.exists()
+            return 150.0, 100.0
+        return 90.0, 60.0
+
+    monkeypatch.setattr(forecast_module, "forecast_seconds", seconds)
+    for threads, deciding in ((2, 150.0), (3, 90.0)):
+        (folder := tmp_path / str(threads)).mkdir()
+        work = work_of(folder, Told(str), labels=["1", "2"], threads=threads)
+        pace = forecast_module.measure_pace(work)
+        assert (pace.tuning, pace.deciding) == (90.0, deciding)
+    judged = [json.loads(line)["targets"] for line in (tmp_path / "2" / "decide-test.jsonl").read_text().splitlines()]
+    assert judged == [{"answer": "1"}, {"answer": "2"}], "of the test questions those that want a label"
 
 
 def test_the_first_look_and_each_way_are_forecast():
@@ -364,13 +384,20 @@ def test_the_page_and_the_exit_code(home, tmp_path):
 def test_how_a_way_is_tuned(home, tmp_path):
     found = {n: Found(("p", "o"), "p", 0.1) for n in range(1, 31)}
     asked = {"epochs": 6, "seed": 4, "threads": 1}
-    work = work_of(tmp_path, Told(str), found=found, labels=("yes", "no"), **asked)
+    work = work_of(tmp_path, Told(str), found=found, labels=[str(n) for n in range(31)], **asked)
     plain, read, decides = (tuning_recipe(work, way) for way in (TUNE, TUNE_DOCUMENTS, DECIDE))
     assert (plain.epochs, read.epochs, decides.epochs) == (6, 3, 6)
-    assert (plain.job, plain.decides, decides.job, decides.decides) == ("tune", False, "tune_decision", True)
+    assert (plain.job, plain.judged, decides.job, decides.judged) == (
+        "tune",
+        None,
+        "tune_decision",
+        tmp_path / "decide-test.jsonl",
+    )
     assert read.run.endswith("documents-tune") and plain.settings.rows.held_out == 0.1 and not plain.settings.compare
     assert plain.settings.seed == 4 and plain.settings.threads == 1 and plain.settings.model == "told"
-    assert decides.command.endswith(f"--objective decision --epochs 6 --name {decides.run}")
+    assert decides.command.endswith(
+        f"--objective decision --rows.held-out-from {decides.judged} --epochs 6 --name {decides.run}"
+    )
     texts = [path.read_text().splitlines() for path in (plain.rows, read.rows, decides.rows)]
     assert [len(lines) for lines in texts] == [30] * 3
     assert "Passages" not in texts[0][0] and "Passages" in texts[1][0] and "targets" in json.loads(texts[2][0])

@@ -91,9 +91,10 @@ def tuning_recipe(work: Work, way: str, suffix: str = "") -> Recipe:
     settings, reads = work.settings, way == TUNE_DOCUMENTS
     path = work.folder / f"{way.replace(' + ', '-')}{suffix}.jsonl"
     judged = work.folder / f"{path.stem}-test.jsonl" if way == DECIDE else None
+    if judged is not None and not judged.exists():
+        write_decisions(judged, work.examples.test, work.examples.labels)
     if not path.exists():  # an earlier session's run was made of it
         if judged is not None:
-            write_decisions(judged, work.examples.test, work.examples.labels)
             write_decisions(path, work.examples.train_cases, work.examples.labels)
         else:
             if reads:
