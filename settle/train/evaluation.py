@@ -59,6 +59,11 @@ class HeldOut:
     byte_length: np.ndarray
 
     @property
+    def num_rows(self) -> int:
+        """Pieces that do not see each other."""
+        return sum(len(batch.cu_seqlens) - 1 for batch in self.batches)
+
+    @property
     def num_tokens(self) -> int:
         return sum(len(batch.targets) for batch in self.batches)
 

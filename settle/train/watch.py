@@ -20,6 +20,7 @@ from settle.train.trainer import Trainer
 
 FEWEST_STEPS, LEAST_SECONDS = 4, 5.0  # the latest steps that the pace is measured over: so many, and so long
 FEWEST_BY_PASSES = 200  # steps: the fewer the rows, the more passes they take
+FEW_ROWS = 16  # that choose the weights: with fewer of them, their loss says next to nothing
 MOST_SLOWDOWN = 3.0  # beyond this a busy moment is taken for what it is
 
 
@@ -61,7 +62,8 @@ class Watch:
             self.best = trainer.weights()
         self.events.emit(Eval(**evaluation.figures()))
         passes = self.trainer.batches.epoch(state.position)
-        rows_learned = learned(state.history, state.train_losses, passes, state.step, self.settled.floor)
+        floor = self.settled.floor if self.held_out.num_rows < FEW_ROWS else None
+        rows_learned = learned(state.history, state.train_losses, passes, state.step, floor)
         if state.schedule.decay_start is None and (rows_learned or self.settled.asks(state.history)):
             judgement = self.settled.judge(state.history)
             if rows_learned and judgement.state == "improving":
@@ -75,7 +77,8 @@ class Watch:
     def _is_kept(self, last: Evaluation, state: LoopState) -> bool:
         """Whether the decayed weights are taken although others had a lower loss: by less than a standard error of the
         difference (the rule of Breiman et al. 1984), which is what the lowest of many is below by luck."""
-        if not self.trainer.objective.prefers_last or state.step != state.schedule.end or not state.best_step:
+        is_few = self.trainer.objective.prefers_last and self.held_out.num_rows < FEW_ROWS
+        if not is_few or state.step != state.schedule.end or not state.best_step:
             return False
         best = next(e for e in state.history if e.step == state.best_step)
         return len(best.blocks) > 1 and is_noise(last.blocks, best.blocks, stderrs=1.0)

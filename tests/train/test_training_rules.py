@@ -131,13 +131,13 @@ def test_an_evaluation_is_without_dropout_and_leaves_the_mode_as_it_was() -> Non
     assert evaluate(model, NextToken(), held_out, 0, 0) == plain and model.training
 
 
-def watched_run(stderr: float = 0.1, **plan: object) -> tuple[Watch, LoopState]:
+def watched_run(stderr: float = 0.1, batches: int = 1, **plan: object) -> tuple[Watch, LoopState]:
     """A watch over a run of 40 steps, four passes, at a constant rate."""
     chosen = PLAN.model_copy(update=plan)
     trainer = Trainer(chosen, Llama.TINY.build(seed=1), NextToken(), Still(), OneBatch())  # type: ignore[arg-type]
     state = LoopState(step=40, position=40, schedule=Schedule(3), train_losses=[2.0] * 30 + [0.05] * 10)
     state.history = [Evaluation(0, 0, 4.0, stderr, None, (4.0,)) for _ in range(4)]
-    return Watch(trainer, HeldOut([batch()], np.ones(64, np.int32)), Events()), state
+    return Watch(trainer, HeldOut([batch()] * batches, np.ones(64, np.int32)), Events()), state
 
 
 @pytest.mark.parametrize(("stderr", "ends"), [(0.06, "learned"), (0.04, "")])
@@ -147,6 +147,18 @@ def test_a_run_ends_when_its_rows_are_learned(monkeypatch: pytest.MonkeyPatch, s
     watched.evaluate(state)
     assert state.stop == ends and (state.schedule.end == 50) == bool(ends)
     assert not ends or "0.0500" in str(state.judgement["why"])
+
+
+@pytest.mark.parametrize(("batches", "left", "ends"), [(1, 1.0, ""), (4, 1.0, "learned"), (1, 0.1, "learned")])
+def test_few_rows_that_choose_do_not_say_that_half_learned_rows_are_learned(
+    monkeypatch: pytest.MonkeyPatch, batches: int, left: float, ends: str
+) -> None:
+    """Four rows are uncertain by two nats; sixteen are believed."""
+    watched, state = watched_run(2.0, batches)
+    state.train_losses = [left] * 40
+    monkeypatch.setattr(watch, "evaluate", lambda *args: Evaluation(40, 72 * 40, 0.5, 2.0, None, (0.5,)))
+    watched.evaluate(state)
+    assert state.stop == ends
 
 
 @pytest.mark.parametrize(("step", "ends"), [(200, "passes"), (199, "")])
@@ -181,20 +193,21 @@ class PrefersLast(NextToken):
 
 
 @pytest.mark.parametrize(
-    ("objective", "last", "end", "best"),
+    ("objective", "last", "end", "batches", "best"),
     [
         # higher by 0.1, give or take 0.15: no more than luck
-        (PrefersLast(), (2.9, 3.3), 2, 2),
-        (NextToken(), (2.9, 3.3), 2, 1),
-        (PrefersLast(), (2.9, 3.3), 3, 1),  # not decayed yet
-        (PrefersLast(), (3.3, 3.6), 2, 1),  # higher by 0.45, give or take 0.1
+        (PrefersLast(), (2.9, 3.3), 2, 1, 2),
+        (PrefersLast(), (2.9, 3.3), 2, 4, 1),  # sixteen rows choose
+        (NextToken(), (2.9, 3.3), 2, 1, 1),
+        (PrefersLast(), (2.9, 3.3), 3, 1, 1),  # not decayed yet
+        (PrefersLast(), (3.3, 3.6), 2, 1, 1),  # higher by 0.45, give or take 0.1
     ],
 )
 def test_decayed_weights_are_taken_unless_others_are_shown_to_be_better(
-    monkeypatch: pytest.MonkeyPatch, objective: NextToken, last: tuple[float, float], end: int, best: int
+    monkeypatch: pytest.MonkeyPatch, objective: NextToken, last: tuple[float, float], end: int, batches: int, best: int
 ) -> None:
     trainer = Trainer(PLAN, Llama.TINY.build(seed=1), objective, Still(), OneBatch())  # type: ignore[arg-type]
-    watched = Watch(trainer, HeldOut([batch()], np.ones(64, np.int32)), Events())
+    watched = Watch(trainer, HeldOut([batch()] * batches, np.ones(64, np.int32)), Events())
     state = LoopState(schedule=Schedule(3, 1, end - 1))
     for step, blocks in enumerate([(4.0, 4.0), (2.95, 3.05), last]):
         state.step = step

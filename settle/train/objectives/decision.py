@@ -34,7 +34,7 @@ class Decision(Objective):
     is_per_token: ClassVar[bool] = False
     needs_base: ClassVar[bool] = True
     judges_apart: ClassVar[bool] = False  # one temperature suits all
-    prefers_last: ClassVar[bool] = True  # the rows that choose are few, and the lowest of many evaluations is lucky
+    prefers_last: ClassVar[bool] = True  # of many evaluations on a handful of rows the lowest is lucky
 
     question: str = Field("", description="what is asked about each row of a table; made of its column's name if empty")
     shuffle: bool | None = Field(
