@@ -43,7 +43,7 @@ TIME_SPREAD, MEMORY_SPREAD, LOSS_SPREAD = 0.07, 0.07, 0.15
 MEMORY_GROWTH, HALF_MEMORY_GROWTH = 1.05, 1.25  # peak memory of the run ÷ that of the probe; float32, half types
 STOP_SPREAD = 0.4  # relative spread of the tokens at which a run settles
 SETTLES_AFTER = 2.0  # epochs, when the first verdict would be possible sooner
-LABELS_AFTER = 6.0  # epochs after which few labelled rows are learned
+LABELS_AFTER, LABEL_STEPS = 6.0, 100  # epochs, and steps at least, after which few labelled rows are learned
 Comparing = Callable[[float], float]
 LABELS_LEFT = (0.12, 0.45, 1.0)  # share of a decision's loss before training that is left: ends and value
 FALL = 0.35  # share of the loss's fall in the probe that is repeated with every further factor e of tokens
@@ -171,8 +171,10 @@ def forecast(job: LiveRun, measured: Measured, settings: TuningSettings, phases:
     loop, spent = job.plan.loop, phases.before
     assert isinstance(job.corpus, RowCorpus)
     per_token = measured.step_seconds / loop.tokens_per_step
-    passes = LABELS_AFTER if job.objective.rows == "decision" else SETTLES_AFTER
-    around = settling(job.plan, passes * job.corpus.train.num_inputs, STOP_SPREAD)
+    expected = SETTLES_AFTER * job.corpus.train.num_inputs
+    if job.objective.rows == "decision":
+        expected = max(LABELS_AFTER * job.corpus.train.num_inputs, float(LABEL_STEPS * loop.tokens_per_step))
+    around = settling(job.plan, expected, STOP_SPREAD)
     tokens = within_budget(job.plan, around, per_token, spent + phases.proof)
     evaluations = (
         _evaluations(job.plan, tokens.value) * job.plan.held_out_tokens * measured.evaluation_seconds / measured.ranks

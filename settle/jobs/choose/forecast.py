@@ -15,7 +15,8 @@ from settle.jobs.choose.ways.prompts import CALLS, choose_shots
 from settle.jobs.choose.ways.tune_ways import PASSAGE_EPOCHS, forecast_seconds
 from settle.jobs.choose.ways.work import Work, tuning_recipe
 
-OTHER_SECONDS = 5.0  # starting llama.cpp, the page
+OTHER_SECONDS = 5.0  # starting llama.cpp for other weights
+TRIED_EXAMPLES = 0.6  # that the prompts of the search have in the mean, as a share of the first look's
 ANSWERS = 3  # after a first one, which loads the model
 
 
@@ -58,8 +59,8 @@ def forecast(pace: Pace, train: int, test: int, ways: Mapping[str, bool]) -> dic
     with_passages = train * pace.search + tuning + pace.steps * (PASSAGE_EPOCHS * pace.longer - 1)
     examples = pace.with_examples - pace.plain  # that an answer takes longer for them
     build = {
-        ZERO_SHOT: OTHER_SECONDS,
-        PROMPT: CALLS * pace.with_examples,
+        ZERO_SHOT: 0.0,  # the model is there
+        PROMPT: CALLS * (pace.plain + TRIED_EXAMPLES * examples),
         DOCUMENTS: test * pace.search + READING_ROWS * (2 * pace.with_passages + examples),
         DECIDE: pace.deciding + OTHER_SECONDS,
         TUNE: tuning + OTHER_SECONDS,

@@ -296,7 +296,7 @@ def test_tuning_a_decision_is_timed_by_its_own_rows_where_it_can_be_tuned(home, 
 
 
 def test_the_first_look_and_each_way_are_forecast():
-    pace = forecast_module.Pace(1.0, 2.0, 4.0, 0.5, 100.0, 60.0, 3.0)
+    pace = forecast_module.Pace(1.0, 2.0, 4.0, 0.5, 100.0, 60.0, longer=3.0)
     assert forecast_module.forecast_triage(pace, 20, False, False) == 20 * (1 + 2)
     assert forecast_module.forecast_triage(pace, 20, False, True) == 20 * (2 + 2)
     # a search, the passages alone, and the passages behind examples
