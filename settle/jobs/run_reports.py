@@ -80,8 +80,8 @@ def list_runs(events: Events) -> None:
     runs = run_summaries()
     columns = ("name", "status", "verdict", "bits per byte", "tokens", "time", "size", "started")
     rows = [
-        (r.name, r.status, r.damage or r.verdict or r.failure or "", r.bits_per_byte, _with_unit(r.tokens, "count"),
-         _with_unit(r.seconds, "s"), _with_unit(r.bytes, "bytes"), day(r.started))
+        (r.name, r.status, r.damage or r.verdict or ("failed" if r.failure else ""), r.bits_per_byte,
+         _with_unit(r.tokens, "count"), _with_unit(r.seconds, "s"), _with_unit(r.bytes, "bytes"), day(r.started))
         for r in runs
     ]  # fmt: skip
     hint = "`settle runs show NAME` shows one" if runs else "no runs yet; start one: `settle train FOLDER`"

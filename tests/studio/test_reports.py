@@ -133,7 +133,7 @@ def test_a_finding_is_proven_to_its_end_and_its_fix_is_written(page, studio):
     assert (studio.home / "level").read_text() == "2" and len((studio.home / "asked").read_text().splitlines()) == 32
     assert axe_findings(page) == []
     page.get_by_role("button", name="Look", exact=True).click()
-    page.get_by_text("Nothing is wrong.").wait_for(timeout=COMMAND)
+    page.get_by_text("No check finds anything wrong.").wait_for(timeout=COMMAND)
 
 
 def test_the_doctor_says_what_is_wrong_with_a_run(page):

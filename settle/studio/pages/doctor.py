@@ -82,7 +82,7 @@ class _Looking:
         findings = result.get("findings")
         with self._place:
             if not findings:
-                words("Nothing is wrong.", classes="good")
+                words("No check finds anything wrong.", classes="good")
             for finding in findings or ():
                 self._show(finding)
             for name, why in result.get("failed", {}).items():

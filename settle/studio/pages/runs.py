@@ -45,10 +45,10 @@ class Runs(Page):
 
 def _row(run: RunSummary) -> list[Cell]:
     state = run.verdict or ("failed" if run.failure and run.status == "interrupted" else run.status)
-    why = (run.damage or run.failure or "").removeprefix(f"{run.path}/") if state in ("damaged", "failed") else ""
+    why = f": {run.damage.removeprefix(f'{run.path}/')}" if run.damage else ""
     return [
         {"text": run.name, "href": f"/runs/{quote(run.name)}"},
-        {"text": f"{state}: {why}" if why else state, "tone": TONES.get(state, "dim")},
+        {"text": state + why, "tone": TONES.get(state, "dim")},
         amount(run.loss), amount(run.bits_per_byte), amount(run.tokens, "count"), amount(run.seconds, "s"),
         amount(run.bytes, "bytes"), {"text": day(run.started), "tone": "date"},
     ]  # fmt: skip
