@@ -68,7 +68,7 @@ def let_in(browser: Browser, live: LiveStudio) -> BrowserContext:
 
 
 def first_page(browser: Browser, live: LiveStudio, rounds: int = 7) -> None:
-    """A profile that has nothing in its cache; before each, an empty page, which takes what the browser itself takes."""
+    """A profile that has nothing in its cache; before each an empty page, which takes what the browser itself does."""
     cookies = let_in(browser, live).cookies()
     seconds, transfers, empty = [], [], []
     for _ in range(rounds):
