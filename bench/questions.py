@@ -138,7 +138,7 @@ def measured(collection: Collection, asked: Sequence[Question], quotes: bool = T
             text = finish_answer(stream_answer(collection, None, sure)).text
         hits = [plain(hit.passage.embedded) for hit in found.hits[:DEEPEST]]
         ranks = [n for n, hit in enumerate(hits, 1) if any(phrase in hit for phrase in question.phrases)]
-        features = features_of(collection, question.text, found.hits, readings=found.readings, reads_lines=False)
+        features = features_of(collection, question.text, found.hits, readings=found.readings)
         rows.append(
             {
                 "question": question.text,

@@ -4,7 +4,7 @@
 
 Each set's documents are indexed as `settle index` does, where SETTLE_HOME is, and the questions of the split are asked:
 the AUROC of the evidence, the shares of the unanswerable and of the answerable questions that are refused and warned
-of, with 95 % intervals, and a question's processor time, with the search and without the evidence. Then refusals are
+of, with 95 % intervals, and a question's processor time: search and judge, and the other features. Then refusals are
 calibrated as `--check` does, on questions made from the indexed documents alone, and the same questions are judged
 again; last is what calibration said of its own questions. The unanswerable questions of the gold sets leave out those
 of which some sentence that is left has most of the words, so they are easier than people's.
@@ -38,9 +38,9 @@ EVEN = 30.0  # how much weights near 0, and so near each other, count: what fits
 Measured = tuple[np.ndarray, np.ndarray]  # features of the answerable questions (n, F), and of the unanswerable ones
 
 
-def features(collection: Collection, folder: Path, split: str, most: int, reads_lines: bool) -> tuple[Measured, float]:
-    """Of at most so many questions of each kind, drawn evenly, and a question's median processor time in seconds.
-    reads_lines: whether lines are compared, which the weights with a judge do not ask for."""
+def features(collection: Collection, folder: Path, split: str, most: int) -> tuple[Measured, tuple[float, float]]:
+    """Of at most so many questions of each kind, drawn evenly, and a question's median processor time in seconds: of
+    search and judge, and of the features."""
     found, seconds = [], []
     for kind in KINDS:
         rows = [row["question"] for row in read(folder / f"{kind}.jsonl") if split in (row["split"], "both")]
@@ -49,17 +49,19 @@ def features(collection: Collection, folder: Path, split: str, most: int, reads_
         for question in asked:
             began = time.process_time()
             hits, readings = read_best(collection, question, search(collection, question, DEPTH))
-            seconds.append(time.process_time() - began)
-            of_kind.append(features_of(collection, question, hits, readings=readings, reads_lines=reads_lines))
+            judged = time.process_time()
+            of_kind.append(features_of(collection, question, hits, readings=readings))
+            seconds.append((judged - began, time.process_time() - judged))
         found.append(np.array(of_kind))
-    return (found[0], found[1]), float(np.median(seconds))
+    of_judge, of_features = np.median(seconds, 0).tolist()
+    return (found[0], found[1]), (of_judge, of_features)
 
 
 def scores(weights: EvidenceWeights, of: np.ndarray) -> np.ndarray:
     return np.array([weights.score(row) for row in of])
 
 
-def row(name: str, how: str, weights: EvidenceWeights, asked: Measured, seconds: float = 0.0) -> str:
+def row(name: str, how: str, weights: EvidenceWeights, asked: Measured, seconds: Sequence[float] = ()) -> str:
     """AUROC; refused and warned of the unanswerable, and of the answerable."""
     there, gone = (scores(weights, of) for of in asked)
     cells = [name, f"{len(there)} + {len(gone)}", how, f"{auroc(there, gone):.3f}"]
@@ -68,7 +70,7 @@ def row(name: str, how: str, weights: EvidenceWeights, asked: Measured, seconds:
         for kind in ("refused", "perhaps"):
             f = wilson([found == kind for found in kinds])
             cells.append(f"{100 * f.value:.0f} ({100 * f.low:.0f}–{100 * f.high:.0f})")
-    return f"| {' | '.join([*cells, f'{1e3 * seconds:.0f}' if seconds else ''])} |"
+    return f"| {' | '.join([*cells, ' + '.join(f'{1e3 * s:.0f}' for s in seconds)])} |"
 
 
 def fitted(sets: Sequence[Measured]) -> EvidenceWeights:
@@ -95,7 +97,7 @@ def main() -> None:
     for name in args.sets:
         folder = args.gold / name
         with indexed(folder / "documents") as collection:
-            by_set[name], seconds = features(collection, folder, args.split, args.most, reads_lines=args.fit)
+            by_set[name], seconds = features(collection, folder, args.split, args.most)
             if args.fit:
                 continue
             print(row(name, "weights that come along", SHIPPED, by_set[name], seconds), flush=True)

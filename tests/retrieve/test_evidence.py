@@ -10,7 +10,16 @@ import pytest
 from settle.base.event_log import Events
 from settle.retrieve.answer import evidence
 from settle.retrieve.answer.answer_judge import Reading
-from settle.retrieve.answer.evidence import FEATURES, SHIPPED, UNLIKELY, features_of, judge, weights_for
+from settle.retrieve.answer.evidence import (
+    FEATURES,
+    LINE_FEATURES,
+    SHIPPED,
+    SHIPPED_UNREAD,
+    UNLIKELY,
+    features_of,
+    judge,
+    weights_for,
+)
 from settle.retrieve.check.calibration import FALSE_REFUSALS, LEAST, Trial, cross_validate, fit, run_trials, threshold
 from settle.retrieve.check.synthetic_questions.questions import Question, make
 from settle.retrieve.index.collection import Collection
@@ -75,12 +84,12 @@ def test_several_passages_that_may_answer_are_more_evidence_than_one(collection)
 
 
 def test_the_judge_says_less_the_farther_the_passages_are(collection):
-    near = search(collection, "heron machine")
+    near, judged = search(collection, "heron machine"), FEATURES.index("judged")
     far = [replace(hit, similarity=hit.similarity / 2) for hit in near]
     unlike = [replace(hit, similarity=-0.1) for hit in near]
     for logit in (2.0, -2.0):
         readings = {0: Reading(logit, 0)}
-        of = [features_of(collection, "heron machine", hits, readings=readings)[-1] for hits in (near, far, unlike)]
+        of = [features_of(collection, "heron machine", hits, readings=readings)[judged] for hits in (near, far, unlike)]
         assert of[1] == pytest.approx(of[0] / 2) and of[2] == 0 and np.sign(of[0]) == np.sign(logit)
 
 
@@ -136,7 +145,7 @@ def _trials(number, separation, seed=0):
     rng = np.random.default_rng(seed)
     there = rng.normal(separation, 1, (number, len(FEATURES)))
     gone = rng.normal(0, 1, (number, len(FEATURES)))
-    return [Trial(ASKED, (), 0, a, b, is_judged=True) for a, b in zip(there, gone, strict=True)]
+    return [Trial(ASKED, (), 0, a, b) for a, b in zip(there, gone, strict=True)]
 
 
 def test_the_threshold_holds_on_questions_that_were_not_fitted_on():
@@ -155,9 +164,9 @@ def test_the_threshold_holds_on_questions_that_were_not_fitted_on():
 
 
 def test_where_they_are_told_apart_the_unlikely_is_refused():
-    weights = cross_validate(_trials(3000, 2.5)).weights
+    weights = cross_validate(_trials(3000, 1.0)).weights
     assert weights.threshold == UNLIKELY
-    fresh = _trials(4000, 2.5, seed=1)
+    fresh = _trials(4000, 1.0, seed=1)
     gone, there = ([weights.score(row) for row in rows] for rows in ([t.gone for t in fresh], [t.there for t in fresh]))
     assert np.mean(np.array(there) < UNLIKELY) < 0.06
     assert np.mean(np.array(gone) < UNLIKELY) > 0.7
@@ -174,17 +183,44 @@ def test_no_evidence_speaks_against_an_answer():
 
 
 def test_generated_questions_give_weight_only_to_what_the_shipped_weights_use():
-    """They repeat the documents' words, so words tell them apart better than they tell people's questions."""
     fitted = cross_validate(_trials(400, 2.0)).weights
-    assert np.flatnonzero(fitted.weights).tolist() == np.flatnonzero(SHIPPED.weights).tolist()
-    without = cross_validate([replace(trial, is_judged=False) for trial in _trials(400, 2.0)]).weights
-    assert np.flatnonzero(without.weights).tolist() == np.flatnonzero(evidence.SHIPPED_UNREAD.weights).tolist()
+    assert np.flatnonzero(fitted.weights).tolist() == np.flatnonzero(SHIPPED_UNREAD.weights).tolist()
+
+
+def test_with_the_judge_generated_questions_move_the_threshold_alone():
+    """They repeat the documents' words, and people's do not: weights that are fitted to them do not suit people's."""
+    rng = np.random.default_rng(0)
+    means, scales = np.array(SHIPPED.means), np.array(SHIPPED.scales)
+    is_used = np.array(SHIPPED.weights) > 0
+
+    def trials(shift):
+        rows = [means + scales * rng.normal(z * is_used, 1) for z in [shift, -1.5] * 300]
+        return [Trial(ASKED, (), 0, a, b, is_judged=True) for a, b in zip(rows[::2], rows[1::2], strict=True)]
+
+    easy, hard = (cross_validate(trials(shift)).weights for shift in (2.0, -1.5))
+    for weights in (easy, hard):
+        assert replace(weights, threshold=UNLIKELY, questions=0) == SHIPPED and weights.questions == 300
+    assert easy.threshold == UNLIKELY > hard.threshold
+    left = [SHIPPED.score(trial.there) for trial in trials(-1.5)]
+    assert np.mean(np.array(left) < hard.threshold) < FALSE_REFUSALS + 0.04
+
+
+def test_the_words_of_the_lines_count_beside_the_judge(collection):
+    """An entry that has what is asked for in nearly the same words is not refused, though the judge sees no answer."""
+    assert any(SHIPPED.weights[FEATURES.index(name)] > 0 for name in LINE_FEATURES)
+    hits = search(collection, "heron machine")
+    unsure = {hits[0].passage.id: Reading(-1.5, 0)}
+    named, other = (judge(collection, question, hits, unsure).score for question in ("heron machine", "rice ledger"))
+    assert named > other
 
 
 def test_lines_are_read_only_where_their_features_count(collection, monkeypatch):
     calls = []
     monkeypatch.setattr(evidence, "lines", lambda *given: calls.append(given) or [])
     hits = search(collection, "heron machine")
+    is_line = np.isin(FEATURES, LINE_FEATURES)
+    without = replace(SHIPPED, weights=tuple(np.where(is_line, 0.0, SHIPPED.weights).tolist()))
+    monkeypatch.setattr(evidence, "SHIPPED", without)
     judge(collection, "heron machine", hits, {0: Reading(1.0, 0)})
     assert not calls
     judge(collection, "heron machine", hits)
@@ -199,7 +235,7 @@ def test_what_something_else_speaks_of_counts_for_nothing():
     assert np.isfinite(found.there).all()
     assert np.mean(found.gone[:100]) < np.mean(found.there[:100]) - 0.1
     few = cross_validate([*trials[:10], *spoken_of])  # too few are gone
-    assert few.weights == SHIPPED
+    assert few.weights == SHIPPED_UNREAD
     assert np.isnan(few.gone).sum() == 100
 
 
