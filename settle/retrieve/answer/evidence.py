@@ -1,8 +1,8 @@
 """Whether the passages that were found hold an answer: surely, perhaps, or not.
 
-Features of the question and its hits are weighed and compared with two thresholds. Weights and threshold are fitted on
-questions generated from the collection's own documents (see `calibration.py`); until then, and where there are too few
-documents for that, the ones shipped here are used.
+Features of the question and its hits are weighed and compared with two thresholds. The threshold of refusals, and
+without the trained judge the weights, are calibrated on questions generated from the collection's own documents (see
+`calibration.py`); until then, and where there are too few documents for that, the ones shipped here are used.
 """
 
 from collections import Counter

@@ -37,7 +37,7 @@ class CheckResult:
     share of a model's citations that are of a passage with the answer, None without a model. kinds: by what questions
     were made from, their number and recall at 5. threshold: of the evidence; scores: with the topic in the index, one
     for each question, and with it left out, one for each whose topic is nowhere else. is_calibrated: whether the
-    evidence was fitted on these documents, which takes enough questions. calibration: of the scores as probabilities.
+    evidence was, on these documents, which takes enough questions. calibration: of the scores as probabilities.
     """
 
     name: str
@@ -68,7 +68,7 @@ class CheckResult:
 def check(
     collection: Collection, events: Events, questions: int = QUESTIONS, model: LlamaClient | None = None, seed: int = 0
 ) -> CheckResult:
-    """Checks a collection, and stores the weights that are fitted on the way. model: writes some of the questions, and
+    """Checks a collection, and stores the evidence as calibrated on the way. model: writes some of the questions, and
     answers some. Raises DataError when no question can be generated from the documents."""
     began = time.monotonic()
     generated = make(collection, questions, seed, model)
