@@ -115,8 +115,7 @@ def staged(features: np.ndarray, there: np.ndarray, sets: np.ndarray) -> Evidenc
     means, scales, weights = np.zeros(len(FEATURES)), np.ones(len(FEATURES)), np.zeros(len(FEATURES))
     means[JUDGE], scales[JUDGE] = alone.means[0], alone.scales[0]
     weights[JUDGE], weights[ALIKE] = alone.weights[0], least
-    own = (tuple(values.tolist()) for values in (means, scales, weights))
-    return EvidenceWeights(*own, alone.bias, UNLIKELY)
+    return EvidenceWeights(tuple(means.tolist()), tuple(scales.tolist()), tuple(weights.tolist()), alone.bias, UNLIKELY)
 
 
 def _logit(p: float) -> float:
