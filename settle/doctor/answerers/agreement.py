@@ -1,5 +1,7 @@
 """A side of an A/B whose answers should be those that another request gets."""
 
+import time
+
 from settle.doctor.answerers import Answerer
 from settle.doctor.answerers.asking_side import unchanged
 from settle.doctor.answerers.puzzles import PUZZLES
@@ -16,10 +18,14 @@ LEAST_SHARE = 0.5
 
 class AgreementSide(Side):
     """Whether a question, put into `base` as `change` has it, is answered as it is in `wanted`. Answers are the
-    likeliest ones, so that nothing but the request decides."""
+    likeliest ones, so that nothing but the request decides, and each request is made once. answers: by request, of both
+    sides."""
 
-    def __init__(self, name: str, answerer: Answerer, base: Request, change: Change, wanted: Request) -> None:
+    def __init__(
+        self, name: str, answerer: Answerer, base: Request, change: Change, wanted: Request, answers: dict[str, str]
+    ) -> None:
         self.name, self._answerer, self._base, self._change, self._wanted = name, answerer, base, change, wanted
+        self._answers = answers
         self.num_bytes = answerer.num_bytes // 2  # both sides are one process
 
     def open(self) -> None:
@@ -29,8 +35,14 @@ class AgreementSide(Side):
         self._answerer.close()
 
     def measure(self, item: Item) -> float:
-        one = likeliest(self._answerer, self._change(self._base).asking(str(item)))
-        return float(one == likeliest(self._answerer, self._wanted.asking(str(item))))
+        one, wanted = (self._answer(r.asking(str(item))) for r in (self._change(self._base), self._wanted))
+        return float(one == wanted)
+
+    def _answer(self, request: Request) -> str:
+        key = repr(request)
+        if key not in self._answers:
+            self._answers[key] = likeliest(self._answerer, request)
+        return self._answers[key]
 
 
 def likeliest(answerer: Answerer, request: Request) -> str:
@@ -44,16 +56,21 @@ def agreement_trial(
 ) -> Trial:
     """The A/B of a change to a request, by how often questions are then answered as in `wanted`."""
     questions = [*(known.question for known in KNOWN_ANSWERS[:-KEPT]), *PUZZLES]
+    answers: dict[str, str] = {}
+    likeliest(answerer, wanted)  # it is loaded with the first
+    began = time.monotonic()
+    likeliest(answerer, asked.asking(questions[2 * ITEMS]))
+    seconds = time.monotonic() - began
     return Trial(
         knob=knob,
-        before=AgreementSide("as it is", answerer, asked, unchanged, wanted),
-        after=AgreementSide("changed", answerer, asked, change, wanted),
+        before=AgreementSide("as it is", answerer, asked, unchanged, wanted, answers),
+        after=AgreementSide("changed", answerer, asked, change, wanted, answers),
         measure=measure,
         unit="of one",
         items=questions[:ITEMS],
         others=questions[ITEMS : 2 * ITEMS],
         least=LEAST_SHARE,
         lower=False,
-        seconds=2.0,
+        seconds=seconds,
         fix=fix,
     )

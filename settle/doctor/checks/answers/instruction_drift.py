@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from settle.base.errors import UsageError
 from settle.base.files import write_json
-from settle.doctor.answerers.agreement import agreement_trial, likeliest
+from settle.doctor.answerers.agreement import agreement_trial
 from settle.doctor.answerers.local_model import LocalModel
 from settle.doctor.checks import Check
 from settle.doctor.exchanges.exchange import Message, Request
@@ -56,7 +56,6 @@ class InstructionDrift(Check):
             return None
         first, later = _requests(finding, subject)
         kept = later.instructed_as(first)
-        likeliest(answerer, kept)
         return agreement_trial(
             knob="the instructions sent with every turn",
             measure="answers as the instructions make them",
