@@ -127,7 +127,7 @@ def show_answer(answer: Mapping[str, Any]) -> None:
                 f"have one); below {least} nothing is answered.",
                 classes="dim",
             )
-            words(f"settle index {name} --check fits this limit to your documents.", classes="dim")
+            words(f"settle index {name} --check sets this limit for your documents.", classes="dim")
         elif answer["perhaps"]:
             words(f"The documents may not answer this (probability {evidence['score']:.0%}, sure from "
                   f"{evidence['sure']:.0%}); this comes nearest.", classes="warn")  # fmt: skip
