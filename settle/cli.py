@@ -70,11 +70,26 @@ def main(argv: list[str] | None = None) -> int:
         Face().error(e.what, e.fix)
         return e.exit_code
     except KeyboardInterrupt:
-        Face().error("interrupted", "")
-        return 130
-    except OSError as e:
-        return _environment(e)
+        return _interrupted()
+    except Exception as e:
+        if _is_of_interrupt(e):
+            return _interrupted()
+        if isinstance(e, OSError):
+            return _environment(e)
+        raise
     return code if isinstance(code, int) else 0
+
+
+def _interrupted() -> int:
+    Face().error("interrupted", "")
+    return 130
+
+
+def _is_of_interrupt(error: BaseException | None) -> bool:
+    """Whether Ctrl-C came first: a native library that is being imported makes an error of its own of it."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__ or error.__context__
+    return error is not None
 
 
 def _require_unicode(argv: Sequence[str]) -> None:

@@ -243,6 +243,25 @@ def waiting(home, tmp_path):
     return {**os.environ, "PYTHONPATH": os.pathsep.join([str(made), *sys.path])}
 
 
+@pytest.mark.parametrize("error", [ImportError("initialization failed"), FileNotFoundError(2, "gone", "x")])
+def test_ctrl_c_is_one_line_whatever_a_library_makes_of_it(error, home, monkeypatch, capsys):
+    def interrupted(self, events):
+        try:
+            raise KeyboardInterrupt
+        except KeyboardInterrupt:
+            raise error from None
+
+    def failed(self, events):
+        raise ImportError("no library")
+
+    votes = Command.part("votes")
+    monkeypatch.setattr(votes, "run", interrupted)
+    assert main(["votes"]) == 130 and capsys.readouterr().err == "settle: interrupted\n"
+    monkeypatch.setattr(votes, "run", failed)
+    with pytest.raises(ImportError, match="no library"):
+        main(["votes"])
+
+
 def test_ctrl_c_is_one_line(waiting):
     process = subprocess.Popen(
         [*SETTLE, "wait"], env=waiting, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True

@@ -219,9 +219,9 @@ def test_ctrl_c_before_the_first_step_leaves_nothing(stopped: Path, tmp_path: Pa
     while process.poll() is None and not list(home.glob("runs/*/recipe.toml")):
         time.sleep(0.005)
     process.send_signal(signal.SIGINT)
-    process.communicate()
+    shown = process.communicate()[0]
     began = list(home.glob("runs/*/plan.json"))  # a fast machine may have begun already
-    assert process.returncode == 130
+    assert process.returncode == 130, shown
     assert began or (not list(home.glob("runs/*")) and not list(home.glob("tokens/.work*")))
 
 
