@@ -57,9 +57,10 @@ def rank_costs(trainer: Trainer, ranks: Ranks, events: Events) -> RankCosts:
                 since = time.perf_counter()
                 trainer.take_step(state, 0.0)
                 seconds[size] = time.perf_counter() - since
-        if turn or time.perf_counter() - began > PATIENCE:
+        is_late = time.perf_counter() - began > PATIENCE
+        if turn or is_late:
             parts.append(seconds[ranks.size] / seconds[1])
-        if time.perf_counter() - began > PATIENCE:
+        if is_late:
             break
     trainer.world = alone
     part, talk = statistics.median(parts), ranks.talk(talk_of(trainer))

@@ -66,7 +66,8 @@ class DamagedWeights(Check):
                 better = sum(other.nats(text_reading(other.engine, text)) for text in reading) / LOOKED
             if own - better > LEAST_NATS:
                 damaged = [name for name in errors if errors[name] > TIMES * _expected(weights.tensors[name].dtype)]
-                what = f"{len(damaged)} tensors are damaged" if damaged else "the weights are rounded too far"
+                number = "1 tensor is" if len(damaged) == 1 else f"{len(damaged)} tensors are"
+                what = f"{number} damaged" if damaged else "the weights are rounded too far"
                 yield Finding(
                     check=self.part_name(),
                     what=f"{what}, as {path.name} shows, which is the same model",
