@@ -241,32 +241,20 @@ def _outlook(c: TrainingContext) -> Outlook | None:
 
 
 def judge(c: TrainingContext) -> None:
-    """The verdict, the figure to quote of the best weights, and what the run has used.
-
-    What was used is read after the last evaluation, since a forecast counts that too.
-    """
-    state, settings = c.outcome.state, c.settings
+    """The verdict, the figure to quote of the best weights, and the most memory that training held."""
+    state = c.outcome.state
     tokens = state.step * c.plan.loop.tokens_per_step
     best = c.live.judge(c.outcome.best, state)
     c.sample(state.best_step, "end")
     c.events.emit(Eval.model_validate({"whole": True, **best}))
-    used = c.loop.spent()
-    record = c.record or {}
     c.figures = {
         **c.figures,
         "name": c.run.name,
         **verdict(state, c.plan.loop, tokens / max(state.seconds, 1e-9), c.further),
         "best": best,
-        "actual": {
-            "time": used["seconds"],
-            "peak_memory": used["peak_memory"],
-            "energy": used["joules"],
-            "cost": cost(used["joules"], used["seconds"], settings.price_per_kwh, settings.price_per_hour),
-            "tokens": tokens,
-            "loss": best["loss"],
-        },
+        "actual": {"peak_memory": c.loop.spent()["peak_memory"], "tokens": tokens, "loss": best["loss"]},
         "forecast": c.run.read("forecast.json"),
-        "proof": record.get("proof"),
+        "proof": (c.record or {}).get("proof"),
         "files": {"card": str(c.run.out / "card.md"), "curves": str(c.run.out / "curves.png")},
     }
 
@@ -274,6 +262,9 @@ def judge(c: TrainingContext) -> None:
 def result(c: TrainingContext) -> None:
     """Card, picture, and result.json last: its presence means that the run is finished, and needs no checkpoints."""
     c.figures["audit"] = network_record(c.run.path, c.events)
+    actual = c.figures["actual"]
+    assert isinstance(actual, dict)
+    c.figures["actual"] = {**_used(c), **actual}
     made = Result.model_validate(c.figures)
     record = {**(c.record or {}), "num_parameters": c.live.architecture.num_parameters}
     write_card(c.run.out / "card.md", c.run.name, record, c.figures, c.corpus.ledger, c.compared)
@@ -285,6 +276,14 @@ def result(c: TrainingContext) -> None:
     if next_steps := c.next_steps():
         c.events.emit(Say(text=f"Next: {next_steps}"))
     c.exit_code = made.exit_code
+
+
+def _used(c: TrainingContext) -> dict[str, float | None]:
+    """Time, energy and cost of the whole run, export and comparison among them: the forecast counts them too."""
+    used, settings = c.loop.spent(), c.settings
+    seconds, joules = used["seconds"], used["joules"]
+    price = cost(joules, seconds, settings.price_per_kwh, settings.price_per_hour)
+    return {"time": seconds, "energy": joules, "cost": price}
 
 
 def seconds_of(saved: Mapping[str, object] | None) -> float:

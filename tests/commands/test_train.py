@@ -40,10 +40,13 @@ def test_from_a_folder_to_a_file_that_answers(home, notes, capfd):
     }
     assert not run.checkpoints.exists()  # nothing can be resumed any more
     assert {"first.gguf", "hf", "card.md", "curves.png", "Modelfile"} <= {p.name for p in run.out.iterdir()}
-    kinds = {e["kind"] for e in read_records(run.events)}
+    events = list(read_records(run.events))
+    kinds = {e["kind"] for e in events}
     assert {"proof", "eval", "step", "checkpoint", "decay", "gate"} <= kinds
     assert set(result["forecast"]) >= {"time", "peak_memory", "energy", "loss"}
     assert all(name in result["actual"] for name in ("time", "peak_memory", "energy", "loss"))
+    began = {e["phase"]: e["elapsed"] for e in events if e["kind"] == "phase"}
+    assert result["actual"]["time"] >= began["result"] > began["export"]  # all that the forecast counts
     assert "picture.png" in (run.out / "card.md").read_text() + json.dumps(run.read("plan.json"))
     assert "Traceback" not in err
 
