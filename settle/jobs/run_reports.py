@@ -12,6 +12,7 @@ from settle.base.events import ForecastComparison, Listing, ResultReady
 from settle.base.run import Run
 from settle.base.run.course import RunCourse
 from settle.base.run.result import Evaluated, Result
+from settle.base.words.amounts import number
 from settle.library.deletion import folder_size, prunable_size
 from settle.plan.ledger import UNITS, Entry, entries, scores
 
@@ -29,11 +30,17 @@ class RunSummary:
     step: int | None
     tokens: int | None
     seconds: float | None
+    energy: float | None  # joules, of a finished run
     started: float | None  # epoch seconds
     bytes: int
     prunable: int  # of these bytes: checkpoints that nothing needs any more
     failure: str | None = None  # the error that the latest session ended with
     damage: str | None = None  # why nothing more is known of it
+
+    @property
+    def state(self) -> str:
+        """Its verdict, "failed" where its latest session ended with an error, or its status."""
+        return self.verdict or ("failed" if self.failure and self.status == "interrupted" else self.status)
 
     @classmethod
     def of(cls, run: Run) -> "RunSummary":
@@ -50,6 +57,7 @@ class RunSummary:
             step=step.step if step else None,
             tokens=step.tokens if step else latest.tokens if latest else None,
             seconds=_seconds(result, course),
+            energy=number(result.actual.get("energy")) if result else None,
             started=course.started,
             bytes=folder_size(run.path),
             prunable=prunable_size(run),
@@ -57,7 +65,7 @@ class RunSummary:
         )
 
 
-def _summary(run: Run) -> RunSummary:
+def summary_of(run: Run) -> RunSummary:
     """What is known of a run; one whose files were damaged is listed with its fault."""
     try:
         with malformed_is_format_error(run.name):
@@ -72,7 +80,7 @@ def _summary(run: Run) -> RunSummary:
 
 def run_summaries() -> list[RunSummary]:
     """Every run, newest first."""
-    return sorted((_summary(run) for run in Run.all()), key=lambda run: run.started or 0.0, reverse=True)
+    return sorted((summary_of(run) for run in Run.all()), key=lambda run: run.started or 0.0, reverse=True)
 
 
 def list_runs(events: Events) -> None:
@@ -175,8 +183,8 @@ def _ledger_row(entry: Entry, unit: str) -> tuple[object, ...]:
 
 
 def _seconds(result: Result | None, course: RunCourse) -> float | None:
-    seconds = result.actual.get("time") if result else None
-    if isinstance(seconds, int | float):
+    seconds = number(result.actual.get("time")) if result else None
+    if seconds is not None:
         return seconds
     return None if course.started is None else course.now - course.started
 

@@ -1,7 +1,6 @@
 """Tables and panels: the plan, the forecast, forecast beside actual figures, the verdict, and any list."""
 
 import os
-import re
 from pathlib import Path
 
 from rich import box
@@ -13,21 +12,13 @@ from rich.text import Text
 from settle.base.events import Listing, PlanReady
 from settle.base.run.result import Result
 from settle.base.words.amounts import UNITS, amount
-from settle.base.words.figures import cell_text, flat
+from settle.base.words.figures import flat, listed
 from settle.base.words.sentences import WHY_FITS
+from settle.base.words.tones import TONES
 
 ORIGIN_STYLES = {"asked": "bold green", "recipe": "cyan", "derived": "blue", "measured": "magenta", "default": "dim"}
-VERDICT_STYLES = {
-    "settled": "green",
-    "learned": "green",
-    "out of budget": "yellow",
-    "overfitting": "yellow",
-    "diverged": "red",
-    "broken": "red",
-}
 COMPARED_STYLES = {"better": "bold green", "no different": "yellow", "worse": "bold red"}
-CELL_STYLES = VERDICT_STYLES | {"✓": "green", "outside": "yellow", "running": "cyan", "interrupted": "yellow"}
-NUMBER = re.compile(r"[-−]?\d|–?$")
+TONE_STYLES = {"good": "green", "warn": "yellow", "bad": "red", "live": "cyan"}
 FIRST_WIDTH, TEXT_WIDTH = 24, 12  # columns that a text needs at least before it is folded
 
 
@@ -56,7 +47,7 @@ def plan_table(event: PlanReady, width: int) -> RenderableType:
 
 def verdict_panel(result: Result, width: int) -> RenderableType:
     """The verdict, why, the best evaluation and the gate."""
-    style = VERDICT_STYLES.get(result.verdict, "bold")
+    style = tone_style(result.verdict) or "bold"
     lines = [Text(result.why)]
     best = result.best
     if best is not None and best.loss is not None:
@@ -94,8 +85,7 @@ def listing(event: Listing, width: int = WHY_FITS) -> Table:
     Columns that do not fit into `width` are left out from the right, and named below: the first says what a row is.
     """
     table = _table(event.title)
-    names, rows = list(event.columns), [[cell_text(v) for v in row] for row in event.rows]
-    number = [bool(rows) and all(NUMBER.match(row[i]) for row in rows) for i in range(len(names))]
+    names, (rows, number) = list(event.columns), listed(event)
     needed = [max(len(name), *(len(row[i]) for row in rows), 0) for i, name in enumerate(names)]
     needed = [n if number[i] else min(n, FIRST_WIDTH if i == 0 else TEXT_WIDTH) for i, n in enumerate(needed)]
     shown = len(names)
@@ -107,7 +97,7 @@ def listing(event: Listing, width: int = WHY_FITS) -> Table:
             name, justify="right" if number[i] else "left", overflow="fold", min_width=needed[i] * fixed, style=style
         )
     for row in rows:
-        table.add_row(*(Text(cell, CELL_STYLES.get(cell.split(" ")[0], "")) for cell in row[:shown]))
+        table.add_row(*(Text(cell, tone_style(cell) or tone_style(cell.split(" ")[0])) for cell in row[:shown]))
     left_out = ", ".join(filter(None, names[shown:]))
     if left_out:
         table.caption = Text(f"a wider terminal shows {left_out} too", "dim")
@@ -115,10 +105,15 @@ def listing(event: Listing, width: int = WHY_FITS) -> Table:
     return table
 
 
+def tone_style(word: str) -> str:
+    """How a word that is good or bad news looks; "" for others."""
+    return TONE_STYLES.get(TONES.get(word, ""), "")
+
+
 def aligned(event: Listing) -> str:
     """The same list for a pipe: aligned columns, two spaces apart, never cut, nothing but text."""
     named = [list(event.columns)] if any(event.columns) else []
-    rows = [*named, *([cell_text(v) for v in row] for row in event.rows)]
+    rows = [*named, *listed(event)[0]]
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows)
 

@@ -11,7 +11,7 @@ from settle.base.run.course import RunCourse
 from settle.base.run.result import Result
 from settle.base.visible import visible
 from settle.base.words.amounts import count
-from settle.base.words.data_lines import rows_lines, secrets_warning, text_line
+from settle.base.words.event_lines import event_lines
 from settle.base.words.figures import comparison
 from settle.base.words.sentences import (
     decay_text,
@@ -22,9 +22,7 @@ from settle.base.words.sentences import (
     outlook_text,
     phases_text,
     progress_text,
-    rollback_text,
     speed_text,
-    undeclared_text,
 )
 from settle.show.live import LiveDisplay
 from settle.show.rows import answer_changes_table, preview_text
@@ -61,23 +59,13 @@ class Talk:
     def show(self, event: Event) -> None:
         self.course.add(event)
         match event:
-            case kinds.Say():
-                self._line(event.text)
-            case kinds.Warn():
-                self._warn(event.text)
-            case kinds.UndeclaredConnection():
-                self._warn(undeclared_text(event))
             case kinds.Progress():
                 self._show_progress(event)
             case kinds.Step() | kinds.Eval() | kinds.SettledEvidence():
                 self._show_training(event)
-            case kinds.Resumed():
-                self._line(f"resuming from step {event.step:,}")
             case kinds.DecayStarted():
                 self._line(decay_text(event), "bold")
                 self.live.draw(now=True)
-            case kinds.Rollback():
-                self._line(f"! {rollback_text(event)}", "yellow")
             case kinds.Sample():
                 self._show_sample(event)
             case kinds.ProofCheck():
@@ -87,6 +75,7 @@ class Talk:
             case kinds.ResultReady():
                 self._show_result(event)
             case _:
+                self._show_lines(event)
                 self._show_table(event)
 
     def close(self) -> None:
@@ -96,9 +85,9 @@ class Talk:
     def _line(self, text: str, style: str = "") -> None:
         self.console.print(Text(text, style), soft_wrap=not self.live.is_on)
 
-    def _warn(self, text: str | None) -> None:
-        if text:
-            self._line(f"! {text}", "yellow")
+    def _show_lines(self, event: Event) -> None:
+        for text, tone in event_lines(event):
+            self._line(f"! {text}" if tone else text, "yellow" if tone else "")
 
     def _show_table(self, event: Event) -> None:
         width = self.console.width
@@ -109,13 +98,6 @@ class Talk:
                 self.console.print(listing(comparison(event.forecast, None), width))
                 if event.phases:
                     self._line(phases_text(event.phases))
-            case kinds.TextSummary():
-                self._line(text_line(event))
-                self._warn(secrets_warning(event, "--data.mask keys replaces them"))
-            case kinds.RowSummary():
-                for line in rows_lines(event):
-                    self._line(line)
-                self._warn(secrets_warning(event, "remove them, or the model may repeat them"))
             case kinds.RowPreviews():
                 console = self.console
                 in_colour = console.is_terminal and console.color_system is not None and not console.no_color
@@ -164,7 +146,7 @@ class Talk:
         """A line now and then; on a terminal the display says it all."""
         course = self.course
         if isinstance(event, kinds.Eval) and event.whole:
-            self._line(f"best weights, of step {event.step:,}, evaluated at the end: {eval_text(event)}")
+            self._show_lines(event)
             return
         if isinstance(event, kinds.Step):
             self.live.work = None

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 from settle.base.files import write_atomic
 from settle.evaluate.report.figure_style import BLUE, GREEN, GREY, INK, STYLE, VERMILION
+from settle.evaluate.report.frontier import frontier
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -40,22 +41,16 @@ class Point:
     chosen: bool = False
 
 
-def frontier(points: Sequence[Point]) -> list[Point]:
-    """Those that no other one beats, smallest first: none is at most as large, at least as fast, and loses at most as
-    much, and is better in one of these. Where a speed was not measured it decides nothing."""
-    return sorted((p for p in points if not any(_beats(q, p) for q in points)), key=lambda p: (p.num_bytes, p.kl))
-
-
-def _beats(one: Point, other: Point) -> bool:
-    pairs = [(other.num_bytes, one.num_bytes), (other.kl, one.kl)]
-    if one.speed is not None and other.speed is not None:
-        pairs.append((one.speed, other.speed))
-    return all(a >= b for a, b in pairs) and any(a > b for a, b in pairs)
+def best_points(points: Sequence[Point]) -> list[Point]:
+    """Those that no other one beats in size, loss and speed, smallest first. Where a speed was not measured it decides
+    nothing."""
+    best = frontier(points, lambda p: (-p.num_bytes, -p.kl, p.speed))
+    return sorted(best, key=lambda p: (p.num_bytes, p.kl))
 
 
 def pareto_rows(points: Sequence[Point]) -> list[list[str]]:
     """A row of `COLUMNS` for each, largest first; ● marks the frontier, and → what was chosen."""
-    best = {p.name for p in frontier(points)}
+    best = {p.name for p in best_points(points)}
 
     def row(p: Point) -> list[str]:
         mark = "→" if p.chosen else "●" if p.name in best else " "
@@ -126,13 +121,8 @@ def _draw(axes: "Axes", points: Sequence[Point], x: Sequence[float], more_is_bet
             )  # fmt: skip
     shown = [(p, at) for p, at in shown if p.kl]
     y = {p.name: max(p.kl, LEAST) for p, _ in shown}
-    edge = sorted(
-        (at, y[p.name])
-        for p, at in shown
-        if not any(
-            _beats_here((other, y[q.name]), (at, y[p.name]), more_is_better) for q, other in shown if q.name != p.name
-        )
-    )
+    sign = 1 if more_is_better else -1
+    edge = sorted(frontier([(at, y[p.name]) for p, at in shown], lambda place: (sign * place[0], -place[1])))
     if edge:
         where: Literal["pre", "post"] = "pre" if more_is_better else "post"
         axes.step(*zip(*edge, strict=True), where=where, color=GREEN, linewidth=1.4, alpha=0.8, label="frontier")
@@ -162,8 +152,3 @@ def _draw(axes: "Axes", points: Sequence[Point], x: Sequence[float], more_is_bet
 
 def _colour(point: Point, is_on_edge: bool) -> str:
     return VERMILION if point.chosen else BLUE if is_on_edge else GREY
-
-
-def _beats_here(one: tuple[float, float], other: tuple[float, float], more_is_better: bool) -> bool:
-    ahead = one[0] >= other[0] if more_is_better else one[0] <= other[0]
-    return ahead and one[1] <= other[1] and one != other

@@ -6,6 +6,7 @@ from typing import Literal
 from nicegui.element import Element
 from nicegui.events import GenericEventArguments
 
+from settle.base.errors import UsageError
 from settle.base.visible import visible_line
 from settle.studio.visit import in_thread
 
@@ -13,9 +14,10 @@ Kind = Literal["text", "lines", "choice", "switch"]
 
 
 class Field(Element, component="field.js"):
-    """options: (value, label) of a choice; of a text, values that are proposed. hint: what holds when it is left empty.
-    suggest: proposes values for what was typed so far, in a thread. on_set: called when `value` is another. sends: of
-    lines: Enter emits "enter" and begins none."""
+    """value: of a choice, its first option where it is none of them. options: of a choice, (value, label), or a value
+    that is its label; of a text, values that are proposed. hint: what holds when it is left empty. suggest: proposes
+    values for what was typed so far, in a thread. on_set: called when `value` is another. sends: of lines: Enter emits
+    "enter" and begins none."""
 
     def __init__(
         self,
@@ -23,7 +25,7 @@ class Field(Element, component="field.js"):
         kind: Kind = "text",
         *,
         value: str | bool = "",
-        options: Sequence[tuple[str, str]] = (),
+        options: Sequence[str | tuple[str, str]] = (),
         hint: str = "",
         help: str = "",
         on_set: Callable[[], Awaitable[None]] | None = None,
@@ -31,6 +33,9 @@ class Field(Element, component="field.js"):
         sends: bool = False,
     ) -> None:
         super().__init__()
+        pairs = [(option, option) if isinstance(option, str) else option for option in options]
+        if kind == "choice" and value not in dict(pairs):
+            value = pairs[0][0]
         self.value, self.on_set, self._suggest = value, on_set, suggest
         self.props.update({"name": f"field{self.id}", "label": label, "kind": kind, "value": value, "puts": 0})
         self.props.update({"hint": visible_line(hint), "help": help, "error": "", "sends": sends})
@@ -38,6 +43,21 @@ class Field(Element, component="field.js"):
         self.on("set", self._receive)
         if suggest:
             self.on("typed", self._complete, throttle=0.2, leading_events=False)
+
+    @property
+    def text(self) -> str:
+        """What was typed or chosen, without the blanks around it."""
+        return str(self.value).strip()
+
+    def required(self, what: str, fix: str) -> str:
+        """The text. Raises UsageError where there is none."""
+        if not self.text:
+            raise UsageError(what, fix)
+        return self.text
+
+    def as_arguments(self, flag: str = "") -> list[str]:
+        """The text as a command takes it, behind its flag; nothing where there is none."""
+        return [part for part in (flag, self.text) if part] if self.text else []
 
     def put(self, value: str | bool) -> None:
         """Replaces what is there."""
@@ -58,9 +78,10 @@ class Field(Element, component="field.js"):
     async def _complete(self, event: GenericEventArguments) -> None:
         suggest, typed = self._suggest, event.args
         if suggest and isinstance(typed, str):
-            self._propose([(value, value) for value in await in_thread(lambda: suggest(typed))])
+            self._propose(await in_thread(suggest, typed))
 
-    def _propose(self, options: Sequence[tuple[str, str]]) -> None:
-        shown = [{"value": value, "label": visible_line(label)} for value, label in options]
+    def _propose(self, options: Sequence[str | tuple[str, str]]) -> None:
+        pairs = [(option, option) if isinstance(option, str) else option for option in options]
+        shown = [{"value": value, "label": visible_line(label)} for value, label in pairs]
         if shown != self.props.get("options"):
             self.props["options"] = shown

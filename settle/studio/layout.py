@@ -1,14 +1,14 @@
 """What every page has: the skip link, the navigation, the heading, and the place of its content."""
 
 import contextlib
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 
 from nicegui import ui
 from nicegui.elements.mixins.text_element import TextElement
 
 from settle.base.errors import SettleError
 from settle.base.visible import visible
-from settle.studio.visit import report
+from settle.studio.visit import reported
 
 BUSY = "busy"  # why a button is disabled: what it does has not ended
 
@@ -39,6 +39,16 @@ def card(title: str, classes: str = "") -> Iterator[None]:
         yield
 
 
+def chips(label: str, links: Iterable[tuple[str, str, bool]]) -> None:
+    """Links side by side. links: (text, address, whether it is chosen)."""
+    with ui.element("ul").classes("chips").props(f'aria-label="{label}"'):
+        for text, address, is_chosen in links:
+            with ui.element("li"):
+                link = ui.link(text, address)
+                if is_chosen:
+                    link.classes("chosen").props('aria-current="true"')
+
+
 def words(text: str, tag: str = "p", classes: str = "") -> TextElement:
     """Text as it is, whoever wrote it: nothing in it is taken for HTML. `.text = …` changes it."""
     return TextElement(tag=tag, text=visible(text)).classes(classes)
@@ -53,13 +63,11 @@ def button(text: str, act: Callable[[], Awaitable[None]], main: bool = False) ->
         element.props["disabled"] = BUSY
         try:
             await act()
-        except SettleError as e:
-            report(e)
         finally:
             if element.props.get("disabled") == BUSY:
                 del element.props["disabled"]
 
-    return element.on("click", pressed)
+    return element.on("click", reported(pressed))
 
 
 def failure(error: SettleError) -> None:
@@ -68,6 +76,19 @@ def failure(error: SettleError) -> None:
         words(error.what[:1].upper() + error.what[1:], classes="what")
         if error.fix:
             words(error.fix, classes="fix")
+
+
+class Place(ui.element):
+    """A part of a page that is made again: `with place.anew():`. is_read: screen readers say then what it holds."""
+
+    def __init__(self, is_read: bool = True) -> None:
+        super().__init__("div")
+        if is_read:
+            self.props('aria-live="polite"')
+
+    def anew(self) -> "Place":
+        self.clear()
+        return self
 
 
 class Facts:

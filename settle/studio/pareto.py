@@ -1,7 +1,7 @@
 """What `settle pick` and `settle shrink` measured, as pictures of one figure against another, with the frontier."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,6 +12,7 @@ from settle.base.files import home, read_json
 from settle.base.run import Run
 from settle.base.visible import visible_line
 from settle.base.words.amounts import amount
+from settle.evaluate.report.frontier import frontier
 from settle.studio.layout import words
 from settle.studio.table import Table
 
@@ -29,8 +30,8 @@ class Measured(NamedTuple):
 
 @dataclass(frozen=True)
 class Dot:
-    """One model or file. low, high: of the interval of y, where it is known. best: no other one beats it in both
-    figures; chosen: it is the one that was exported, or that is to be taken."""
+    """One model or file. low, high: of the interval of y, where it is known. chosen: it is the one that was exported,
+    or that is to be taken."""
 
     name: str
     x: float
@@ -39,7 +40,6 @@ class Dot:
     high: float | None = None
     memory: float | None = None
     chosen: bool = False
-    best: bool = False
 
 
 @dataclass(frozen=True)
@@ -55,13 +55,11 @@ class Tradeoff:
     reference: tuple[str, float] | None = None
     is_share: bool = False
 
-    def __post_init__(self) -> None:
-        self.dots[:] = [replace(d, best=not any(self._beats(other, d) for other in self.dots)) for d in self.dots]
-
-    def _beats(self, one: Dot, other: Dot) -> bool:
-        gains = [(a - b) * (1 if more else -1)
-                 for a, b, more in zip((one.x, one.y), (other.x, other.y), self.more, strict=True)]  # fmt: skip
-        return min(gains) >= 0 and max(gains) > 0
+    @property
+    def best(self) -> list[Dot]:
+        """Those that no other one beats in both figures."""
+        x, y = (1 if more else -1 for more in self.more)
+        return frontier(self.dots, lambda dot: (x * dot.x, y * dot.y))
 
 
 def measured_results() -> list[Measured]:
@@ -123,7 +121,8 @@ class Pareto(Element, component="pareto.js", dependencies=["axes.js"]):
 
     def __init__(self, tradeoff: Tradeoff) -> None:
         super().__init__()
-        dots = [asdict(dot) | {"name": visible_line(dot.name)} for dot in tradeoff.dots]
+        best = tradeoff.best
+        dots = [asdict(dot) | {"name": visible_line(dot.name), "best": dot in best} for dot in tradeoff.dots]
         self.props.update({"title": tradeoff.title, "x": tradeoff.x, "y": tradeoff.y, "dots": dots})
         self.props.update({"reference": tradeoff.reference, "share": tradeoff.is_share})
 
@@ -134,11 +133,13 @@ def show_tradeoffs(tradeoffs: Sequence[Tradeoff]) -> None:
         words("It measured nothing that can be compared.", classes="empty")
     for one in tradeoffs:
         Pareto(one)
-        columns = ("", one.x, one.y, "memory", "")
-        bounded = [dot for dot in one.dots if dot.low is not None and dot.high is not None]
-        interval = {dot.name: f" ({dot.low:.2g} – {dot.high:.2g})" for dot in bounded}
-        Table(one.title, columns, columns[1:4]).show([
-            [dot.name, f"{dot.x:.4g}", f"{dot.y:.3g}{interval.get(dot.name, '')}", amount(dot.memory, "bytes"),
-             ", ".join(word for word, holds in (("chosen", dot.chosen), ("frontier", dot.best)) if holds)]
+        columns, best = ("", one.x, one.y, "memory", ""), one.best
+        Table(one.title, columns, range(1, 4), rows=[
+            [dot.name, f"{dot.x:.4g}", f"{dot.y:.3g}{_interval(dot)}", amount(dot.memory, "bytes"),
+             ", ".join(word for word, holds in (("chosen", dot.chosen), ("frontier", dot in best)) if holds)]
             for dot in one.dots
         ])  # fmt: skip
+
+
+def _interval(dot: Dot) -> str:
+    return f" ({dot.low:.2g} – {dot.high:.2g})" if dot.low is not None and dot.high is not None else ""

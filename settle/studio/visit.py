@@ -40,14 +40,11 @@ class Visit:
         """Call `work` twice a second while the page is open, by the one timer that a page has."""
         if not self._ticks:
             ui.timer(TICK_SECONDS, self._tick)
-        self._ticks.append(work)
+        self._ticks.append(reported(work))
 
     async def _tick(self) -> None:
         for work in self._ticks:
-            try:
-                await work()
-            except SettleError as e:
-                report(e)
+            await work()
 
 
 async def in_thread(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
@@ -63,12 +60,12 @@ def report(error: SettleError) -> None:
     )
 
 
-def reported(act: Callable[[], Awaitable[None]]) -> Callable[[], Awaitable[None]]:
+def reported(act: Callable[P, Awaitable[None]]) -> Callable[P, Awaitable[None]]:
     """`act`, whose SettleError is shown to the person."""
 
-    async def acted() -> None:
+    async def acted(*args: P.args, **kwargs: P.kwargs) -> None:
         try:
-            await act()
+            await act(*args, **kwargs)
         except SettleError as e:
             report(e)
 

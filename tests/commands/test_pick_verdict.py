@@ -7,7 +7,7 @@ from settle.evaluate.compare.race import Outcome, Pair
 from settle.evaluate.footprint import Measured as Figures
 from settle.jobs.pick.candidates import Candidate, shortlist
 from settle.jobs.pick.measure import Taken
-from settle.jobs.pick.report import frontier, rows
+from settle.jobs.pick.report import best_models, rows
 from settle.jobs.pick.verdict import Measured, decide
 
 
@@ -67,7 +67,7 @@ def test_the_table_begins_with_the_best_and_marks_the_one_to_take():
     verdict = decide([BIG, SMALL], outcome([0.8, 0.78], [pair(0.02, -0.1, 0.14)], [0, 1]), "exact match", True)
     table = rows([SMALL, BIG], verdict, True)
     assert [row[0] for row in table] == ["  big", "→ small"] and table[0][1] == "80.0 %"
-    assert frontier([BIG, SMALL, model("poor", 1.0, 10.0, 0.3)]) == [BIG, SMALL]
+    assert best_models([BIG, SMALL, model("poor", 1.0, 10.0, 0.3)]) == [BIG, SMALL]
 
 
 def test_the_shortlist_prefers_what_is_here_and_keeps_the_smallest():

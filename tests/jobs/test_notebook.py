@@ -45,7 +45,14 @@ def test_a_notebook_shows_a_run_its_result_and_its_comparison(home):
     run = FinishedRun.find("calm")
     seen = Reader(run._repr_html_())
     assert {"table", "img"} <= seen.tags <= ALLOWED
-    for text in ("calm settled", "2.26 nats", "better than its base", "passed", "1 min 44 s", "Nothing left"):
+    for text in (
+        "calm settled",
+        "2.2600 ± 0.0100",
+        "better than its base",
+        "passed",
+        "1 min 44 s",
+        "Nothing left",
+    ):
         assert text in seen.text
     assert "0.25" in Reader(run.result.comparison._repr_html_()).text
     assert json.loads(json.dumps(run.result.to_json()))["comparison"] == compared

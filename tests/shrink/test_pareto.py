@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from settle.shrink.pareto import COLUMNS, LEAST, Point, draw_pareto, frontier, pareto_rows
+from settle.shrink.pareto import COLUMNS, LEAST, Point, best_points, draw_pareto, pareto_rows
 
 F16 = Point("F16", 270_000_000, 0.0, speed=20.0, peak_bytes=300_000_000)
 Q8 = Point("Q8_0", 145_000_000, 0.001, 0.0009, 0.0011, 35.0, 0.98, 0.0004)
@@ -15,10 +15,10 @@ POINTS = [Q4, F16, Q2, AUTO, Q8]
 
 
 def test_the_frontier_is_what_no_other_beats():
-    assert [p.name for p in frontier(POINTS)] == ["Q2_K", "auto", "Q8_0", "F16"]
+    assert [p.name for p in best_points(POINTS)] == ["Q2_K", "auto", "Q8_0", "F16"]
     slow = dataclasses.replace(AUTO, speed=10.0)
-    assert "Q4_K_M" in [p.name for p in frontier([Q4, slow])]
-    assert frontier([Q4, Q4]) == [Q4, Q4]
+    assert "Q4_K_M" in [p.name for p in best_points([Q4, slow])]
+    assert best_points([Q4, Q4]) == [Q4, Q4]
 
 
 def test_rows():

@@ -1,5 +1,6 @@
 """result.json: what a run ended with. Written last, so its presence means that the run is finished."""
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
@@ -15,6 +16,7 @@ VERSION = 1
 ESTIMATED = ("energy", "cost")  # figures that are estimates, actual ones too, where no counter of energy is read
 LOSS_OF = {"decision": "decision", "dpo": "pair", "rank": "question", "contrastive": "question"}  # otherwise a token
 
+GATE = {True: "passed: the exported file is the model", False: "FAILED"}
 NOT_BETTER = 3  # exit code of a model that is not better than what it was compared with
 
 
@@ -75,21 +77,29 @@ class Result(BaseModel):
             return 1
         return NOT_BETTER if (self.comparison or {}).get("verdict", "better") != "better" else 0
 
+    @property
+    def facts(self) -> list[tuple[str, str]]:
+        """Why, the best evaluation, the comparison, the gate, the network and the files; "" for what is not known."""
+        best, gate = self.best or Evaluated(), self.gate or {}
+        loss = f"{best.loss:.4f}" if best.loss is not None else ""
+        loss += f" ± {best.stderr:.4f}" if loss and best.stderr is not None and math.isfinite(best.stderr) else ""
+        at = f", at step {best.step:,}" if best.step is not None else ""
+        return [
+            ("why", self.why),
+            ("best held-out loss", f"{loss} nats{at}" if loss else ""),
+            ("bits per byte", "" if best.bits_per_byte is None else f"{best.bits_per_byte:.4f}"),
+            ("against its base", self.headline),
+            ("gate", GATE[bool(gate["passed"])] if "passed" in gate else ""),
+            ("network", str(self.audit.get("sentence") or "")),
+            ("files", ", ".join(self.files)),
+        ]
+
     def to_json(self) -> dict[str, object]:
         return {key: value for key, value in self.model_dump().items() if value is not None}
 
     def _repr_html_(self) -> str:
         """For a notebook: the verdict, and the forecast beside the actual figures."""
-        best, gate = self.best or Evaluated(), self.gate or {}
-        facts = {
-            "why": self.why,
-            "held-out loss": "" if best.loss is None else amount(best.loss, "nats"),
-            "bits per byte": "" if best.bits_per_byte is None else amount(best.bits_per_byte),
-            "against its base": self.headline,
-            "gate": {True: "passed", False: "failed"}.get(bool(gate["passed"]), "") if "passed" in gate else "",
-            "network": str(self.audit.get("sentence") or ""),
-        }
-        verdict = html_table([row for row in facts.items() if row[1]], title=f"{self.name} {self.verdict}".strip())
+        verdict = html_table([fact for fact in self.facts if fact[1]], title=f"{self.name} {self.verdict}".strip())
         rows = []
         for name, figure in self.forecast.items():
             if isinstance(figure, Mapping):

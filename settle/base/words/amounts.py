@@ -43,6 +43,11 @@ def amount(value: object, unit: str = "") -> str:
     return f"{plain(value)} {unit}".rstrip()
 
 
+def number(value: object) -> float | None:
+    """`value` where it is a finite number, as of a file that anyone may have written."""
+    return value if isinstance(value, int | float) and math.isfinite(value) else None
+
+
 def plain(value: float) -> str:
     """Four significant digits, thousands apart, no needless zeros; whole numbers in full."""
     if isinstance(value, int) or (float(value).is_integer() and abs(value) < 1e15):

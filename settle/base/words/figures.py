@@ -1,5 +1,6 @@
 """Forecasts beside actual figures, and settings, as lists for people."""
 
+import re
 from collections.abc import Mapping
 
 from settle.base.events import Listing
@@ -8,6 +9,7 @@ from settle.base.words.amounts import UNITS, amount
 from settle.base.words.sentences import WHY_FITS
 
 SMALLEST_COST = 0.01  # of a currency; less is not worth a line
+NUMBER = re.compile(r"[-−]?\d|–?$")
 INTERVAL_FITS = 84  # columns from which the interval fits beside the actual figure
 
 
@@ -71,6 +73,12 @@ def flat(values: Mapping[str, object], prefix: str = "") -> dict[str, object]:
     for key, value in values.items():
         out |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) and value else {f"{prefix}{key}": value}
     return out
+
+
+def listed(event: Listing) -> tuple[list[list[str]], list[bool]]:
+    """The cells of a list as text, and which of its columns hold numbers."""
+    rows = [list(map(cell_text, row)) for row in event.rows]
+    return rows, [bool(rows) and all(NUMBER.match(row[i]) for row in rows) for i in range(len(event.columns))]
 
 
 def cell_text(value: object) -> str:

@@ -6,6 +6,8 @@ N tokens. Token i is predicted by what stands before it: the first one is not, u
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 from settle.base.tokenizer import Tokenizer
 from settle.data.tokenizer.compatibility import tokenizer_difference
@@ -27,7 +29,7 @@ class TextReading:
     positions: Positions
     skipped: int = 0
 
-    @property
+    @cached_property
     def texts(self) -> list[TokenText]:
         return token_texts(self.tokenizer, self.ids)
 
@@ -42,7 +44,7 @@ class TextReading:
 
     def alternatives(
         self, distribution: Distribution, sampler: Sampler | None = None, top: int = SHOWN
-    ) -> list[dict[str, object]]:
+    ) -> list[dict[str, Any]]:
         """The `top` likeliest tokens, each {"rank", "id", "text", "special", "logprob", "probability"}, and with how
         often it is "drawn" where a sampler is given."""
         drawn = distribution.drawn(sampler) if sampler else None
@@ -73,15 +75,19 @@ class TextReading:
 
     def token_json(self, index: int, sampler: Sampler | None = None, top: int = SHOWN) -> dict[str, object]:
         """A token of the text, its log-probability and rank, and what could have been in its place."""
-        logprob = self.logprob(index)
-        figures = {
+        return self.texts[index].to_json() | self.figures_json(index) | self.place_json(index, sampler, top)
+
+    def figures_json(self, index: int) -> dict[str, object]:
+        """Log-probability, probability and rank of a token of the text, and the entropy in its place, in nats."""
+        logprob, distribution = self.logprob(index), self.before(index)
+        return {
             "logprob": logprob,
             "probability": None if logprob is None else math.exp(logprob),
             "rank": int(self.positions.ranks[index - 1]) if index else None,
+            "entropy": None if distribution is None else distribution.entropy,
         }
-        return self.texts[index].to_json() | figures | self.place_json(index, sampler, top)
 
-    def place_json(self, index: int, sampler: Sampler | None = None, top: int = SHOWN) -> dict[str, object]:
+    def place_json(self, index: int, sampler: Sampler | None = None, top: int = SHOWN) -> dict[str, Any]:
         """Entropy in nats, the `top` likeliest tokens, and all others, the likeliest first, as (how many, log of their
         mean probability)."""
         distribution = self.before(index)

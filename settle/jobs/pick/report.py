@@ -9,6 +9,7 @@ from settle.base.files import write_atomic
 from settle.base.statistics import Interval, share_interval
 from settle.evaluate.compare.race import Outcome
 from settle.evaluate.report.figure_style import BLUE, GREEN, GREY, INK, STYLE, VERMILION
+from settle.evaluate.report.frontier import frontier
 from settle.jobs.pick.verdict import Measured, Verdict
 
 COLUMNS = ("model", "score", "prompts", "first token, s", "tokens/s", "memory", "size", "licence", "where")
@@ -88,21 +89,10 @@ def draw(
     return path
 
 
-def frontier(measured: Sequence[Measured]) -> list[Measured]:
+def best_models(measured: Sequence[Measured]) -> list[Measured]:
     """Those that no other one beats in both speed and score, slowest first."""
-    return sorted(
-        (
-            m
-            for m in measured
-            if not any(
-                o.taken.speed.median >= m.taken.speed.median
-                and (o.score or 0.0) >= (m.score or 0.0)
-                and (o.taken.speed.median, o.score) != (m.taken.speed.median, m.score)
-                for o in measured
-            )
-        ),
-        key=lambda m: m.taken.speed.median,
-    )
+    best = frontier(measured, lambda m: (m.taken.speed.median, m.score or 0.0))
+    return sorted(best, key=lambda m: m.taken.speed.median)
 
 
 def _picture(measured: Sequence[Measured], verdict: Verdict, measure: str, is_share: bool, of: str) -> bytes:
@@ -114,7 +104,7 @@ def _picture(measured: Sequence[Measured], verdict: Verdict, measure: str, is_sh
         figure = Figure(figsize=INCHES, dpi=DPI, facecolor="white")
         FigureCanvasAgg(figure)
         axes = figure.subplots()
-        edge = frontier(measured)
+        edge = best_models(measured)
         x, y = [m.taken.speed.median for m in edge], [_of(m) for m in edge]
         axes.step(x, y, where="pre", color=GREEN, linewidth=1.4, alpha=0.8, label="frontier")
         for number, m in enumerate(measured):

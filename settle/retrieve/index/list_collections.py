@@ -12,7 +12,19 @@ from settle.retrieve.index.collection import Collection
 from settle.retrieve.index.collection_folder import collection_names
 
 COLUMNS = ("name", "documents", "passages", "size", "age", "embedder", "follows")
-STATUS_COLUMNS = ("name", "documents", "passages", "not read", "new", "changed", "gone", "age", "follows")
+STATUS_COLUMNS = (
+    "name",
+    "documents",
+    "passages",
+    "not read",
+    "new",
+    "changed",
+    "gone",
+    "age",
+    "follows",
+    "size",
+    "embedder",
+)
 MOST_SHOWN = 30  # documents that could not be read; --json has them all
 
 
@@ -61,7 +73,7 @@ def list_status(names: Sequence[str], events: Events) -> None:
     collections = _all(names or collection_names(), True, events)
     rows = [
         [c["name"], c["documents"], c["passages"], len(c["failed"]), c["new"], c["changed"], c["gone"],
-         {"value": c["age"], "unit": "s"}, ", ".join(c["roots"])]
+         {"value": c["age"], "unit": "s"}, ", ".join(c["roots"]), {"value": c["bytes"], "unit": "bytes"}, c["embedder"]]
         for c in collections
     ]  # fmt: skip
     events.emit(Listing(columns=STATUS_COLUMNS, rows=rows, note="`settle index NAME` brings one up to date"))

@@ -4,12 +4,12 @@ import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any
 
 from nicegui import ui
 from nicegui.elements.mixins.text_element import TextElement
 
-from settle.base.errors import SettleError, UsageError
+from settle.base.errors import SettleError
 from settle.base.event_log import Events
 from settle.base.events import Event, Warn
 from settle.base.registry import Part
@@ -22,12 +22,12 @@ from settle.evaluate.blind.votes import VOTES, AnswerPair, Ballots, Vote
 from settle.infer.chat_session import ChatSession, Sampling
 from settle.infer.engine import Engine
 from settle.library.resolve import resolve_gguf
-from settle.studio.event_table import show_listed
 from settle.studio.field import Field
 from settle.studio.forms.arguments import Given, arguments, shell_line
 from settle.studio.forms.form import Form
-from settle.studio.layout import button, card, words
+from settle.studio.layout import Place, button, card, words
 from settle.studio.pages import Page
+from settle.studio.table import show_listed
 from settle.studio.tokens.open_models import OPEN_MODELS, model_names
 from settle.studio.visit import Visit, in_thread
 
@@ -44,9 +44,9 @@ BLIND = (
 class Chat(Page):
     """A conversation with one model, or with two."""
 
-    path: ClassVar[str] = "/chat"
-    title: ClassVar[str] = "Chat and compare"
-    place: ClassVar[int | None] = 50
+    path = "/chat"
+    title = "Chat and compare"
+    place = 50
 
     async def build(self, visit: Visit) -> None:
         names = await model_names()
@@ -58,7 +58,7 @@ class Chat(Page):
             with ui.element("div"):
                 talk.build()
         with card("Votes"):
-            talk.votes = ui.element("div")
+            talk.votes = Place(is_read=False)
         await talk.show_votes()
         ui.context.client.on_delete(talk.stop)
 
@@ -69,11 +69,10 @@ class ModelChoice:
     def __init__(
         self, command: type[Part], names: list[str], one: str, two: str, on_change: Callable[[], Awaitable[None]]
     ) -> None:
-        options = [(name, name) for name in names]
         self.command = command
-        self.one = Field("Model", "choice", value=one if one in names else names[0], options=options, on_set=on_change)
-        self.two = Field("Compare with", "choice", value=two if two in names else "", on_set=on_change,
-                         options=[("", "no other model"), *options])  # fmt: skip
+        self.one = Field("Model", "choice", value=one, options=names, on_set=on_change)
+        others: list[str | tuple[str, str]] = [("", "no other model"), *names]
+        self.two = Field("Compare with", "choice", value=two, options=others, on_set=on_change)
         self.form = Form(command, on_change, FIRST, WITHOUT)
         words("The same in a terminal", "h3")
         self.line = words("", "pre", "commandline")
@@ -81,7 +80,7 @@ class ModelChoice:
 
     @property
     def names(self) -> list[str]:
-        return [str(field.value) for field in (self.one, self.two) if field.value]
+        return [*self.one.as_arguments(), *self.two.as_arguments()]
 
     def show(self) -> None:
         self.line.text = shell_line(arguments(self.command, self._given()))
@@ -133,7 +132,7 @@ class Talk:
     """What was said since the page was opened. messages: of a conversation with one model; blind: with two."""
 
     choice: ModelChoice
-    votes: ui.element
+    votes: Place
 
     def __init__(self) -> None:
         self.messages: list[dict[str, str]] = []
@@ -171,9 +170,8 @@ class Talk:
         self.revealer.set_visibility(bool(self.blind and self.blind.pairs))
 
     async def _send(self) -> None:
-        text, settings, self.models = str(self.message.value).strip(), self.choice.values(), self.choice.names
-        if not text:
-            raise UsageError("there is nothing to answer", "write a message")
+        settings, self.models = self.choice.values(), self.choice.names
+        text = self.message.required("there is nothing to answer", "write a message")
         if len(self.models) == 2 and self.blind is None:
             self.blind = BlindSession([resolve_gguf(name) for name in self.models], settings["seed"])
         with self.log:
@@ -287,9 +285,8 @@ class Talk:
 
     async def show_votes(self) -> None:
         """What was voted on so far, by everyone."""
-        self.votes.clear()
-        with self.votes:
-            await show_listed("Votes", list_votes, "There are no votes to show. Choose a model to compare with.")
+        empty = "There are no votes to show. Choose a model to compare with."
+        await show_listed(self.votes, "Votes", list_votes, empty)
 
 
 def engine(name: str) -> Engine:

@@ -1,19 +1,18 @@
 """Runs over each other: their losses by tokens, time or energy, and the settings in which they differ."""
 
-from collections.abc import Mapping, Sequence
-from typing import ClassVar
+from collections.abc import Sequence
 from urllib.parse import quote
 
 from nicegui import ui
 
-from settle.base.errors import SettleError
 from settle.base.run import Run
 from settle.base.words.amounts import amount
+from settle.jobs.run_reports import summary_of
 from settle.studio.chart import AXES, Chart
-from settle.studio.layout import card, words
+from settle.studio.layout import card, chips, words
 from settle.studio.pages import Page
+from settle.studio.pages.runs import SUMMARY, summary_cells
 from settle.studio.runs.feed import RunFeed
-from settle.studio.runs.report import TONES
 from settle.studio.runs.settings import average_watts, differing_settings
 from settle.studio.table import Cell, Table
 from settle.studio.visit import Visit, in_thread
@@ -30,22 +29,21 @@ NOTE = (
 class Compare(Page):
     """Up to six runs."""
 
-    path: ClassVar[str] = "/compare"
-    title: ClassVar[str] = "Compare runs"
-    place: ClassVar[int | None] = 20
+    path = "/compare"
+    title = "Compare runs"
+    place = 20
 
     async def build(self, visit: Visit) -> None:
         offered = list(reversed(await in_thread(Run.all)))
         asked = [name for name in visit.query.get("runs", "").split(",") if name]
         runs = [run for name in asked for run in offered if name in (run.path.name, run.name)][:MOST_RUNS]
-        _choice(runs, offered)
+        chosen = [run.path.name for run in runs]
+        chips("Runs to compare", [_chip(run, chosen) for run in offered[:MOST_OFFERED]])
         if not runs:
             words("Choose two runs or more; each is a line in one picture.", classes="empty")
             return
         names = _unique_names(runs)
         feeds = [RunFeed.of(run) for run in runs]
-        for feed in feeds:
-            await feed.update()
         watts = [await in_thread(average_watts, run) for run in runs]
         losses = {}
         for curve, title in CURVES.items():
@@ -65,17 +63,11 @@ class Compare(Page):
         visit.every_tick(refresh)
 
 
-def _choice(runs: Sequence[Run], offered: Sequence[Run]) -> None:
-    """A link for every run, which adds it to those that are compared, or takes it away."""
-    chosen = [run.path.name for run in runs]
-    with ui.element("ul").classes("chips").props('aria-label="Runs to compare"'):
-        for run in offered[:MOST_OFFERED]:
-            name = run.path.name
-            rest = [other for other in chosen if other != name] if name in chosen else [*chosen, name]
-            with ui.element("li"):
-                link = ui.link(run.name, f"/compare?runs={quote(','.join(rest), safe=',')}")
-                if name in chosen:
-                    link.classes("chosen").props('aria-current="true"')
+def _chip(run: Run, chosen: Sequence[str]) -> tuple[str, str, bool]:
+    """A link that adds a run to those that are compared, or takes it away."""
+    name = run.path.name
+    rest = [other for other in chosen if other != name] if name in chosen else [*chosen, name]
+    return run.name, f"/compare?runs={quote(','.join(rest), safe=',')}", name in chosen
 
 
 def _unique_names(runs: Sequence[Run]) -> list[str]:
@@ -87,34 +79,18 @@ def _unique_names(runs: Sequence[Run]) -> list[str]:
 async def _tables(runs: Sequence[Run], names: Sequence[str]) -> None:
     """How they ended, and their settings: those that differ first."""
     with card("How they ended"):
-        columns = ("run", "verdict", "held-out loss", "bits per byte", "tokens", "time", "energy")
-        Table("How they ended", columns, columns[2:]).show(
-            [await in_thread(_end, run, name) for run, name in zip(runs, names, strict=True)]
-        )
+        columns = ("run", *SUMMARY, "energy")
+        rows = [await in_thread(_row, run, name) for run, name in zip(runs, names, strict=True)]
+        Table("How they ended", columns, range(2, 7), rows=rows)
     different, same = await in_thread(differing_settings, runs)
     with card("Settings that differ"):
         empty = "They differ in no setting." if len(runs) > 1 else "Choose a second run to see what differs."
-        Table("Settings that differ", ("setting", *names), empty=empty).show(different if len(runs) > 1 else [])
+        Table("Settings that differ", ("setting", *names), empty=empty, rows=different if len(runs) > 1 else ())
     with card("Settings that are the same"):
-        Table("Settings that are the same", ("setting", "value")).show([row[:2] for row in same])
+        Table("Settings that are the same", ("setting", "value"), rows=[row[:2] for row in same])
 
 
-def _end(run: Run, name: str) -> list[Cell]:
-    link: Cell = {"text": name, "href": f"/runs/{quote(run.path.name)}"}
-    try:
-        result = run.result()
-    except SettleError as e:
-        return [link, {"text": e.what, "tone": "bad"}, "", "", "", "", ""]
-    verdict = result.verdict if result else run.status
-    best, actual = (result.best if result else None), (result.actual if result else {})
-    return [
-        link,
-        {"text": verdict, "tone": TONES.get(verdict, "dim")},
-        amount(best.loss if best else None),
-        amount(best.bits_per_byte if best else None),
-        _figure(actual, "tokens", "count"), _figure(actual, "time", "s"), _figure(actual, "energy", "J"),
-    ]  # fmt: skip
-
-
-def _figure(actual: Mapping[str, object], name: str, unit: str) -> str:
-    return amount(actual.get(name), unit)
+def _row(run: Run, name: str) -> list[Cell]:
+    summary = summary_of(run)
+    link = {"text": name, "href": f"/runs/{quote(run.path.name)}"}
+    return [link, *summary_cells(summary), amount(summary.energy, "J")]

@@ -1,34 +1,30 @@
 """Documents: questions to a collection, every sentence with its citation or a refusal; and how each stands."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
 
 from nicegui import ui
 
-from settle.base.errors import UsageError
-from settle.base.event_log import Events
-from settle.base.events import Event, ResultReady, Warn
-from settle.base.words.amounts import amount
 from settle.retrieve.index.collection_folder import collection_names
-from settle.retrieve.index.list_collections import MOST_SHOWN, list_status
+from settle.retrieve.index.list_collections import list_status
 from settle.studio.command_child import CommandChild
 from settle.studio.field import Field
-from settle.studio.layout import button, card, words
+from settle.studio.layout import Place, button, card, words
 from settle.studio.pages import Page
 from settle.studio.passage import passage_link
-from settle.studio.table import Table
-from settle.studio.visit import Visit, in_thread, reported
+from settle.studio.table import show_listed
+from settle.studio.visit import Visit, reported
 
-COLUMNS = ("name", "documents", "passages", "size", "not read", "changed since", "indexed", "embedder", "follows")
 TITLES = {"refused": "The documents do not answer this", "quoted": "Quoted from the documents", "written": "Answer"}
 
 
 class Documents(Page):
     """Ask a collection."""
 
-    path: ClassVar[str] = "/documents"
-    title: ClassVar[str] = "Documents"
-    place: ClassVar[int | None] = 60
+    path = "/documents"
+    title = "Documents"
+    place = 60
 
     async def build(self, visit: Visit) -> None:
         names = collection_names()
@@ -37,82 +33,38 @@ class Documents(Page):
                 words("A collection is made from folders of documents.", classes="dim")
                 ui.link("Index a folder", "/new?command=index")
             return
-        child = CommandChild()
         with card("Ask"):
-            collection = Field("Collection", "choice", value=names[0], options=[(name, name) for name in names])
+            collection = Field("Collection", "choice", options=names)
             question = Field("Question")
             model = Field("Model that answers", help="the collection's own where it is left empty; none: only quote")
 
             async def ask() -> None:
-                if not str(question.value).strip():
-                    raise UsageError("there is nothing to answer", "write a question")
-                line = ["ask", str(collection.value), str(question.value).strip()]
-                line += ["--model", str(model.value).strip()] if str(model.value).strip() else []
+                asked = question.required("there is nothing to answer", "write a question")
                 place.clear()
-                with place:
-                    waiting = words("searching …", classes="dim")
-                try:
-                    answer = await child.read(line)
-                finally:
-                    waiting.delete()
+                answer = await searching.read(["ask", collection.text, asked, *model.as_arguments("--model")])
                 with place:
                     show_answer(answer)
 
             question.on("enter", reported(ask))
             button("Ask", ask, main=True)
-        place = ui.element("div").props('aria-live="polite"')
+            searching = CommandChild()
+        place = Place()
         with card("Status"):
-            status = _Status()
+            status = Place()
 
             async def update() -> None:
-                progress.text = "reading what changed …"
-                line = ["index", str(collection.value)]
-                result = await child.read(line, lambda lines: setattr(progress, "text", lines[-1]))
-                progress.text = f"{result['name']}: {result['documents']:,} documents, {result['passages']:,} passages."
-                await status.show()
+                result = await indexing.read(["index", collection.text])
+                await show_status()
+                indexing.status.text = (
+                    f"{result['name']}: {result['documents']:,} documents, {result['passages']:,} passages."
+                )
 
-            await status.show()
+            show_status = partial(show_listed, status, "Collections", partial(list_status, []))
+            await show_status()
             with ui.element("div").classes("row"):
                 button("Bring the chosen one up to date", update)
                 ui.link("Index a folder", "/new?command=index")
-                progress = words("", classes="dim").props('role="status"')
-
-
-class _Status:
-    """How the collections stand: what of their documents could not be read, and what changed since."""
-
-    def __init__(self) -> None:
-        self._table = Table("Collections", COLUMNS, COLUMNS[1:6])
-        self._faults = ui.element("div")
-
-    async def show(self) -> None:
-        seen: list[Event] = []
-        await in_thread(list_status, [], Events(listeners=[seen.append]))
-        found: Any = next(event.result["collections"] for event in seen if isinstance(event, ResultReady))
-        self._table.show([
-            [c["name"], f"{c['documents']:,}", f"{c['passages']:,}", amount(c["bytes"], "bytes"),
-             {"text": f"{len(c['failed']):,}", "tone": "warn" if c["failed"] else ""}, _changes(c),
-             f"{amount(c['age'], 's')} ago" if c["age"] is not None else "never", c["embedder"], ", ".join(c["roots"])]
-            for c in found
-        ])  # fmt: skip
-        self._faults.clear()
-        with self._faults:
-            for event in seen:
-                if isinstance(event, Warn):
-                    words(event.text, classes="warn")
-            _show_faults([fault for c in found for fault in (*c["unseen"], *c["failed"])])
-
-
-def _changes(c: Mapping[str, Any]) -> dict[str, str]:
-    text = ", ".join(f"{c[what]:,} {what}" for what in ("new", "changed", "gone") if c[what])
-    return {"text": text or "nothing", "tone": "warn" if text else "good"}
-
-
-def _show_faults(faults: Sequence[Mapping[str, str]]) -> None:
-    if faults:
-        with ui.element("details"):
-            words(f"Could not be read ({len(faults):,})", "summary")
-            Table("Could not be read", ("file", "why")).show([[f["path"], f["why"]] for f in faults[:MOST_SHOWN]])
+                indexing = CommandChild()
 
 
 def show_answer(answer: Mapping[str, Any]) -> None:

@@ -1,14 +1,12 @@
 """Why models break: eight lessons, each an A and a B measured on the person's own model."""
 
-from typing import ClassVar
-
 from nicegui import ui
 
 from settle.doctor.demonstration.measure_lesson import LessonResult
 from settle.doctor.demonstration.session import DRAWS, all_lessons, measured, percent
 from settle.doctor.lessons import Lesson
 from settle.studio.field import Field
-from settle.studio.layout import button, card, words
+from settle.studio.layout import Place, button, card, words
 from settle.studio.pages import Page
 from settle.studio.table import Table
 from settle.studio.tokens.open_models import model_names
@@ -18,9 +16,9 @@ from settle.studio.visit import Visit, in_thread
 class Lessons(Page):
     """The lessons, each with a button that measures it."""
 
-    path: ClassVar[str] = "/lessons"
-    title: ClassVar[str] = "Why models break"
-    place: ClassVar[int | None] = 45
+    path = "/lessons"
+    title = "Why models break"
+    place = 45
 
     async def build(self, visit: Visit) -> None:
         names = await model_names()
@@ -29,9 +27,7 @@ class Lessons(Page):
             f"{DRAWS} of them, and measured on your model: it says so where your model does not show it.",
             classes="dim",
         )  # fmt: skip
-        asked = visit.query.get("model", "")
-        first = asked if asked in names else names[0]
-        model = Field("Model", "choice", value=first, options=[(name, name) for name in names]).classes("model")
+        model = Field("Model", "choice", value=visit.query.get("model", ""), options=names).classes("model")
         for lesson in all_lessons():
             _lesson(lesson, model)
 
@@ -43,19 +39,18 @@ def _lesson(lesson: Lesson, model: Field) -> None:
         with ui.element("div").classes("row"):
 
             async def measure() -> None:
-                name = str(model.value)
+                name = model.text
                 state.text = "measuring …"
                 try:
                     (result,) = await in_thread(lambda: list(measured(name, [lesson])))
                 finally:
                     state.text = ""
-                place.clear()
-                with place:
+                with place.anew():
                     _show(result, name)
 
             button(f"Measure lesson {lesson.number}", measure)
             state = words("", classes="dim").props('role="status"')
-        place = ui.element("div").props('aria-live="polite"')
+        place = Place()
 
 
 def _show(result: LessonResult, name: str) -> None:
@@ -67,7 +62,8 @@ def _show(result: LessonResult, name: str) -> None:
     has_right = result.has_rank and not result.wants_low
     rights = [f"{right} of {number}" if has_right else "–" for right in result.right]
     sides = zip("AB", (result.works, result.breaks), map(percent, result.probabilities), rights, strict=True)
-    Table(f"{result.title} on {name}", ("", "what", figure, "right by itself"), (figure,)).show([*map(list, sides)])
+    columns = ("", "what", figure, "right by itself")
+    Table(f"{result.title} on {name}", columns, (2,), rows=[*map(list, sides)])
     words(f"The probability of {result.answer}: the median of {number} draws. The first:", classes="dim")
     with ui.element("div").classes("columns versus"):
         example = result.example

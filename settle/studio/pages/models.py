@@ -2,7 +2,6 @@
 
 import shutil
 from collections.abc import Mapping
-from typing import ClassVar
 
 from nicegui import ui
 
@@ -16,21 +15,20 @@ from settle.library.pull.hub import host
 from settle.library.store import all_models, store
 from settle.plan.fit.report import fit_models
 from settle.studio.command_child import CommandChild
-from settle.studio.event_table import show_listed
 from settle.studio.field import Field
-from settle.studio.layout import Facts, button, card, failure, words
+from settle.studio.layout import Facts, Place, button, card, failure, words
 from settle.studio.pages import Page
 from settle.studio.pareto import measured_results, read_tradeoffs, show_tradeoffs
-from settle.studio.table import Table
+from settle.studio.table import Table, show_listed
 from settle.studio.visit import Visit, in_thread, reported
 
 
 class Models(Page):
     """The store, what fits, what was measured, and pulling with consent."""
 
-    path: ClassVar[str] = "/models"
-    title: ClassVar[str] = "Models"
-    place: ClassVar[int | None] = 70
+    path = "/models"
+    title = "Models"
+    place = 70
 
     async def build(self, visit: Visit) -> None:
         with card("On this machine"):
@@ -46,12 +44,10 @@ class Models(Page):
         with card("What fits on this machine"):
 
             async def fit() -> None:
-                place.clear()
-                with place:
-                    await show_listed("Models that fit", _fit, "Nothing of the catalogue fits.")
+                await show_listed(place, "Models that fit", _fit, "Nothing of the catalogue fits.")
 
             button("Show what fits", fit)
-            place = ui.element("div").props('aria-live="polite"')
+            place = Place()
 
 
 class _Here:
@@ -60,48 +56,42 @@ class _Here:
     def __init__(self) -> None:
         self._room = Facts()
         empty = "No models yet. Pull one below, or train one."
-        self._table = Table("Models of the store", ("name", "size", "from", "license"), ("size",), empty)
+        self._table = Table("Models of the store", ("name", "size", "from", "license"), (1,), empty)
 
     async def show(self) -> None:
-        def look() -> tuple[list[list[str]], list[tuple[str, str]]]:
-            models, runs = all_models(), Run.all()
-            sizes = {m.name: folder_size(store() / m.name) for m in models}
-            rows = [[m.name, amount(sizes[m.name], "bytes"), m.origin, m.license] for m in models]
-            room = {
-                "models, but for linked files": sum(sizes.values()),
-                "runs": sum(folder_size(run.path) for run in runs),
-                "of them checkpoints of finished runs": sum(map(prunable_size, runs)),
-                "free on this disk": shutil.disk_usage(home()).free,
-            }
-            return rows, [(name, amount(size, "bytes")) for name, size in room.items()]
-
-        rows, room = await in_thread(look)
+        rows, room = await in_thread(_look)
         self._table.show(rows)
-        self._room.show(room)
+        self._room.show([(name, amount(size, "bytes")) for name, size in room.items()])
+
+
+def _look() -> tuple[list[list[str]], dict[str, int]]:
+    """A row for each model, and bytes by what takes them."""
+    models, runs = all_models(), Run.all()
+    sizes = {m.name: folder_size(store() / m.name) for m in models}
+    return [[m.name, amount(sizes[m.name], "bytes"), m.origin, m.license] for m in models], {
+        "models, but for linked files": sum(sizes.values()),
+        "runs": sum(folder_size(run.path) for run in runs),
+        "of them checkpoints of finished runs": sum(map(prunable_size, runs)),
+        "free on this disk": shutil.disk_usage(home()).free,
+    }
 
 
 class _Pull:
     """Two steps: from where and how large, then the button that names both."""
 
     def __init__(self, here: _Here) -> None:
-        self._here, self._child = here, CommandChild()
+        self._here = here
         self._wanted = Field("Name, owner/name of the hub, or a path", hint="smollm2",
                              help=f"Looked up on this machine; owner/name also asks the hub, {host()}.")  # fmt: skip
         self._wanted.on("enter", reported(self._look))
         button("Look up", self._look, main=True)
-        self._offer = ui.element("div").props('aria-live="polite"')
-        self._status = words("", classes="dim").props('role="status"')
+        self._offer = Place()
+        self._child = CommandChild()
 
     async def _look(self) -> None:
-        what = str(self._wanted.value).strip()
-        if not what:
-            raise UsageError("no model is named", "write a name, such as smollm2")
+        what = self._wanted.required("no model is named", "write a name, such as smollm2")
         self._offer.clear()
-        self._status.text = "looking …"
-        try:
-            offer = await self._child.read(["pull", what, "--dry"])
-        finally:
-            self._status.text = ""
+        offer = await self._child.read(["pull", what, "--dry"])
         with self._offer:
             self._show(what, offer)
 
@@ -114,43 +104,40 @@ class _Pull:
                ("here already", str(offer["here"] or ""))])  # fmt: skip
 
         async def pull() -> None:
-            result = await self._child.read(["pull", what], lambda lines: setattr(self._status, "text", lines[-1]))
+            result = await self._child.read(["pull", what])
             self._offer.clear()
-            self._status.text = f"{result['name']} is here."
             await self._here.show()
+            self._child.status.text = f"{result['name']} is here."
 
         button(f"Pull {known} from {source}" if source else "Link it", pull, main=True)
 
 
 def _removal(here: _Here) -> None:
     """A model is deleted, and checkpoints are, only after the person allowed it."""
-    child = CommandChild()
     named = Field("Name of the model", suggest=_named)
     sure = Field("Delete its files", "switch", help="Files that are only linked stay where they are.")
 
-    async def free(line: list[str], text: str) -> None:
+    async def free(allowed: Field, line: list[str], text: str) -> None:
         result = await child.read([*line, "--yes"])
-        freed.text = f"{text}: {amount(result['bytes'], 'bytes')} freed."
-        sure.put(False)
+        allowed.put(False)
         await here.show()
+        child.status.text = f"{text}: {amount(result['bytes'], 'bytes')} freed."
 
     async def remove() -> None:
-        name = str(named.value).strip()
-        if not sure.value or not name:
+        if not (sure.value and named.text):
             raise UsageError("nothing was removed", "name the model, and allow its files to be deleted")
-        await free(["models", "remove", name], f"{name} is removed")
+        await free(sure, ["models", "remove", named.text], f"{named.text} is removed")
         named.put("")
 
     async def prune() -> None:
         if not sure_of_all.value:
             raise UsageError("nothing was deleted", "allow the checkpoints to be deleted")
-        await free(["runs", "prune"], "The checkpoints of finished runs are deleted")
-        sure_of_all.put(False)
+        await free(sure_of_all, ["runs", "prune"], "The checkpoints of finished runs are deleted")
 
     button("Remove", remove)
     sure_of_all = Field("Delete checkpoints of finished runs", "switch", help="Their models and records stay.")
     button("Delete checkpoints", prune)
-    freed = words("", classes="dim").props('role="status"')
+    child = CommandChild()
 
 
 async def _results() -> None:
@@ -162,15 +149,14 @@ async def _results() -> None:
         return
 
     async def show() -> None:
-        place.clear()
-        with place:
+        with place.anew():
             try:
-                show_tradeoffs(await in_thread(read_tradeoffs, results[str(choice.value)]))
+                show_tradeoffs(await in_thread(read_tradeoffs, results[choice.text]))
             except SettleError as e:
                 failure(e)
 
-    choice = Field("Result", "choice", value=next(iter(results)), options=[(n, n) for n in results], on_set=show)
-    place = ui.element("div").props('aria-live="polite"')
+    choice = Field("Result", "choice", options=list(results), on_set=show)
+    place = Place()
     await show()
 
 

@@ -1,7 +1,5 @@
 """A passage that an answer cites: its document, open at the line or the page."""
 
-from typing import ClassVar
-
 from nicegui import ui
 
 from settle.base.errors import UsageError
@@ -14,8 +12,8 @@ from settle.studio.visit import Visit, in_thread
 class Passage(Page):
     """The passage between the lines of its document."""
 
-    path: ClassVar[str] = "/passage/{collection}/{number}"
-    title: ClassVar[str] = "A passage of {collection}"
+    path = "/passage/{collection}/{number}"
+    title = "A passage of {collection}"
 
     async def build(self, visit: Visit) -> None:
         collection, number, place = visit.path["collection"], visit.path["number"], visit.query.get("place", "0")

@@ -1,7 +1,6 @@
 """A run, replayed: what it wrote, what it was reading, and how unsure it was, from its first step to its last."""
 
 from collections.abc import Mapping
-from typing import ClassVar
 from urllib.parse import quote
 
 from nicegui import ui
@@ -28,8 +27,8 @@ COST = (
 class Replay(Page):
     """The replay of a run."""
 
-    path: ClassVar[str] = "/learning/{name}"
-    title: ClassVar[str] = "How {name} learned"
+    path = "/learning/{name}"
+    title = "How {name} learned"
 
     async def build(self, visit: Visit) -> None:
         run = await in_thread(Run.find, visit.path["name"])

@@ -1,22 +1,21 @@
 """One run: its curves as they grow, what it says of itself, and how it ended."""
 
 import time
-from collections.abc import Sequence
-from typing import ClassVar
 
 from nicegui import ui
 
 from settle.base.errors import SettleError
+from settle.base.events import Listing
 from settle.base.run import Run as RunFolder
 from settle.base.run.result import Result
 from settle.studio.chart import Chart
-from settle.studio.layout import Facts, button, card, failure, words
+from settle.studio.command_child import start_command
+from settle.studio.layout import Facts, Place, button, card, failure, words
 from settle.studio.pages import Page
 from settle.studio.runs import report
 from settle.studio.runs.feed import RunFeed
 from settle.studio.runs.process import stop, worker_of
 from settle.studio.runs.samples import sample_text
-from settle.studio.start_command import start_command
 from settle.studio.table import Cell, Table
 from settle.studio.visit import Visit, in_thread
 
@@ -33,8 +32,8 @@ MOST_LINES = 80  # of what happened
 class Run(Page):
     """A run, live."""
 
-    path: ClassVar[str] = "/runs/{name}"
-    title: ClassVar[str] = "{name}"
+    path = "/runs/{name}"
+    title = "{name}"
 
     async def build(self, visit: Visit) -> None:
         feed = RunFeed.of(await in_thread(RunFolder.find, visit.path["name"]))
@@ -61,7 +60,7 @@ class _View:
             self.resume = button("Resume", self._resume, main=True)
             ui.link("How it learned", f"/learning/{self.run.path.name}")
             ui.link("Compare", f"/compare?runs={self.run.path.name}")
-        self.problem = ui.element("div")
+        self.problem = Place()
         with ui.element("div").classes("columns level"):
             with card("Verdict"):
                 self.verdict = Facts()
@@ -80,12 +79,12 @@ class _View:
                 with ui.element("section").classes("panel"):
                     self.small[name] = Chart(title, (name,), ("tokens",), height=160)
         with card("What it writes"):
-            self.samples = ui.element("div")
+            self.samples = Place(is_read=False)
         with card("Forecast and actual"):
-            self.forecast = ui.element("div")
+            self.forecast = Place(is_read=False)
         with card("What happened"):
             self.lines = Table("What happened", ("time", "event"), empty="Nothing has been reported yet.")
-        self.card = ui.element("div")
+        self.card = Place(is_read=False)
         self.num_samples = -1
         await self.refresh()
 
@@ -120,12 +119,10 @@ class _View:
         """The verdict, the forecast and the card, when the run's status is another one than before."""
         self.status, run = status, self.run
         self.result, self.fault = None, None
-        columns: Sequence[str] = ()
-        rows: list[list[str]] = []
-        text = ""
+        forecast, text = Listing(columns=[], rows=[]), ""
         try:
             self.result = await in_thread(run.result)
-            columns, rows = await in_thread(report.forecast_rows, run, self.result)
+            forecast = await in_thread(report.forecast_of, run, self.result)
             text = await in_thread(report.card_of, run)
         except SettleError as e:
             self.fault = e
@@ -134,32 +131,29 @@ class _View:
         self.state.classes(replace=f"state {tone}")
         self.stop.set_visibility(status == "running")
         self.resume.set_visibility(status == "interrupted" and self.fault is None)
-        self.problem.clear()
-        with self.problem:
+        with self.problem.anew():
             if self.fault is not None:
                 failure(self.fault)
             elif status == "deleted":
                 words("This run has been deleted. What is shown was read before.", classes="warn")
         unfinished = report.unfinished_facts(self.feed) if status != "finished" else []
-        self.verdict.show(report.verdict_facts(self.result) if self.result else unfinished)
-        self.forecast.clear()
-        with self.forecast:
-            if rows:
-                Table("Forecast and actual", columns, columns[1:]).show(rows)
+        self.verdict.show(self.result.facts if self.result else unfinished)
+        with self.forecast.anew():
+            if forecast.rows:
+                Table.of(forecast, "Forecast and actual")
             else:
                 words("There is no forecast.", classes="empty")
-        self.card.clear()
-        if text:
-            with self.card, card("Card"):
-                words(text, "pre", "tall").props("tabindex=0")
+        with self.card.anew():
+            if text:
+                with card("Card"):
+                    words(text, "pre", "tall").props("tabindex=0")
 
     def _show_samples(self) -> None:
         samples = self.feed.samples
         if len(samples) == self.num_samples:
             return
         self.num_samples = len(samples)
-        self.samples.clear()
-        with self.samples:
+        with self.samples.anew():
             if not samples:
                 words("Nothing yet. `--sample TEXT` makes a run write as it learns.", classes="empty")
             for sample in samples:

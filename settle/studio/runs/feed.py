@@ -5,7 +5,7 @@ import math
 import os
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 from weakref import WeakValueDictionary
@@ -13,10 +13,13 @@ from weakref import WeakValueDictionary
 from settle.base import events as kinds
 from settle.base.errors import RunError, SettleError
 from settle.base.event_log import parse_record, to_event
+from settle.base.events import Event
 from settle.base.run import Run
 from settle.base.run.course import RunCourse
+from settle.base.words.amounts import number
+from settle.base.words.event_lines import event_lines
+from settle.base.words.sentences import PHASES
 from settle.studio.runs.curve import Curve, Point
-from settle.studio.runs.event_words import event_words
 
 PIECE_BYTES = 256 << 10  # read at a time
 MOST_LINES, MOST_SAMPLES = 300, 40  # of events in words, and of what the model wrote, that are kept
@@ -109,8 +112,8 @@ class RunFeed:
             return False
         end = piece.rfind(b"\n") + 1  # what follows is still being written
         lines = piece[:end].splitlines()
-        for number, line in enumerate(lines):
-            self._add(line, len(lines) - number <= PACE_LINES)
+        for place, line in enumerate(lines):
+            self._add(line, len(lines) - place <= PACE_LINES)
         self._offset += end
         self.version += bool(lines)
         return len(piece) == PIECE_BYTES and end > 0
@@ -160,7 +163,7 @@ class RunFeed:
                 self.samples = [*self.samples[-MOST_SAMPLES + 1 :], event]
             case kinds.TextSummary() | kinds.RowSummary():
                 self.data = event
-        for text, tone in event_words(event):
+        for text, tone in _lines(event):
             self.lines.append(Line(event.time, text, tone))
 
     def _note_time(self, record: Mapping[str, object]) -> None:
@@ -182,6 +185,15 @@ class RunFeed:
         self.curves[name].add(Point(step, tokens, self.seconds, value, *interval))
 
 
-def number(value: object) -> float | None:
-    """`value` where it is one that can be drawn."""
-    return value if isinstance(value, int | float) and math.isfinite(value) else None
+def _lines(event: Event) -> Iterator[tuple[str, str]]:
+    """(text, tone) of what is said of an event; figures and curves show the rest."""
+    match event:
+        case kinds.PhaseStarted() if event.phase in PHASES:
+            yield f"stage: {PHASES[event.phase]}", "dim"
+        case kinds.RunFailed():
+            yield f"{event.what} → {event.fix}" if event.fix else event.what, "bad"
+        case kinds.ProofCheck() | kinds.GateCheck():
+            detail = f" – {event.detail}" if event.detail else ""
+            yield f"{event.kind}: {event.check}{detail}", "good" if event.passed else "bad"
+        case _:
+            yield from event_lines(event)

@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 
 from settle.base.run import Run
 from settle.base.run.result import Result
-from settle.base.words.amounts import amount, count, duration
-from settle.studio.runs.feed import RunFeed, number
+from settle.base.words.amounts import amount, count, duration, number
+from settle.studio.runs.feed import RunFeed
 
 ANSWER_TOKENS = 200  # of one answer, a long paragraph
 # Operations per parameter and token: forward and backward, and forward alone (Kaplan et al. 2020, section 2.1).

@@ -1,21 +1,17 @@
 """What a run's page says beside its curves, made from its files and its feed."""
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from settle.base.errors import SettleError, malformed_is_format_error
+from settle.base.events import Listing
 from settle.base.run import Run
 from settle.base.run.result import Result
 from settle.base.words.amounts import amount, duration
-from settle.base.words.figures import cell_text, comparison
+from settle.base.words.figures import comparison
 from settle.base.words.sentences import evidence_text, left_text, outlook_text
+from settle.base.words.tones import TONES
 from settle.studio.runs.feed import RunFeed
 
-TONES = {
-    "running": "live", "interrupted": "warn", "damaged": "bad", "deleted": "bad", "failed": "bad", "settled": "good",
-    "learned": "good", "within budget": "good", "overfitting": "warn", "out of budget": "warn", "diverged": "bad",
-    "broken": "bad", "✓": "good", "outside": "warn",
-}  # fmt: skip
 MOST_CARD = 60_000  # characters of a card that are shown
 
 
@@ -49,33 +45,11 @@ def unfinished_facts(feed: RunFeed) -> list[tuple[str, str]]:
     return [("why", failure.what if failure else "The run is not finished."), ("fix", failure.fix if failure else "")]
 
 
-def verdict_facts(result: Result) -> list[tuple[str, str]]:
-    """Why, the best evaluation, the comparison, the gate and the network."""
-    best, gate = result.best, result.gate
-    loss = ""
-    if best is not None and best.loss is not None:
-        error = f" ± {best.stderr:.4f}" if best.stderr is not None and math.isfinite(best.stderr) else ""
-        loss = f"{best.loss:.4f}{error} nats" + (f", at step {best.step:,}" if best.step is not None else "")
-    return [
-        ("why", result.why),
-        ("best held-out loss", loss),
-        ("bits per byte", f"{best.bits_per_byte:.4f}" if best and best.bits_per_byte is not None else ""),
-        ("against its base", result.headline),
-        ("gate", "" if gate is None else "passed: the exported file is the model" if gate.get("passed") else "FAILED"),
-        ("network", str(result.audit.get("sentence") or "")),
-        ("files", ", ".join(map(str, result.files))),
-    ]
-
-
-def forecast_rows(run: Run, result: Result | None) -> tuple[Sequence[str], list[list[str]]]:
-    """Columns and rows of the forecast beside the actual figures; no rows without a forecast. Raises SettleError."""
+def forecast_of(run: Run, result: Result | None) -> Listing:
+    """The forecast beside the actual figures; no rows without one. Raises SettleError."""
     with malformed_is_format_error(run.name):
         forecast: Mapping[str, object] = (result.forecast if result else None) or run.read("forecast.json") or {}
-        if not forecast:
-            return (), []
-        shown = comparison(forecast, (result.actual or None) if result else None)
-        columns = [name or "inside" for name in shown.columns]
-        return columns, [[cell_text(value) for value in row] for row in shown.rows]
+        return comparison(forecast, (result.actual or None) if result else None)
 
 
 def card_of(run: Run) -> str:

@@ -4,9 +4,8 @@ from collections.abc import Mapping, Sequence
 
 from settle.base.errors import SettleError
 from settle.base.run import Run
-from settle.base.words.amounts import amount
+from settle.base.words.amounts import amount, number
 from settle.base.words.figures import flat
-from settle.studio.runs.feed import number
 
 # what differs in any two runs, and says nothing about why one is better
 INCIDENTAL = ("origin.", "why.", "versions.", "machine.", "proof", "asked.name", "loop.seconds_", "loop.step_seconds",
