@@ -1,7 +1,9 @@
 """trackio's database, in a folder: nothing is sent to a Space."""
 
+import contextlib
 import importlib
 import os
+import sys
 from pathlib import Path
 
 from settle.base.errors import UsageError
@@ -19,8 +21,12 @@ class Trackio(Exporter):
             trackio = importlib.import_module("trackio")
         except ModuleNotFoundError as e:
             raise UsageError(f"this needs {e.name}", "pip install trackio") from None
-        trackio.init("settle", name=run.name, embed=False, auto_log_gpu=False, auto_log_cpu=False)
-        for _, step, figures, _ in history(run):
-            trackio.log(figures, step=step)
-        trackio.finish()
+        with contextlib.redirect_stdout(sys.stderr):  # it talks there; stdout is for what settle answers
+            with contextlib.suppress(ValueError):  # the folder has no export yet
+                for other in [other for other in trackio.Api().runs("settle") if other.name == run.name]:
+                    other.delete()  # of an export before this one
+            trackio.init("settle", name=run.name, embed=False, auto_log_gpu=False, auto_log_cpu=False)
+            for _, step, figures, _ in history(run):
+                trackio.log(figures, step=step)
+            trackio.finish()
         return folder

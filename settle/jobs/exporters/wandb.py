@@ -20,8 +20,12 @@ class Wandb(Exporter):
         except ModuleNotFoundError as e:
             raise UsageError(f"this needs {e.name}", "pip install wandb") from None
         folder.mkdir(parents=True, exist_ok=True)
-        quiet = wandb.Settings(console="off", disable_git=True, disable_code=True, x_disable_stats=True)
-        with wandb.init(project="settle", name=run.name, dir=str(folder), mode="offline", settings=quiet) as made:
+        quiet = wandb.Settings(  # what else it would note is of this process and this machine, not of the run
+            console="off", disable_git=True, disable_code=True, x_disable_stats=True, x_disable_meta=True,
+            x_save_requirements=False,
+        )  # fmt: skip
+        about = {"id": run.path.name, "name": run.name, "project": "settle"}  # one id: synced again it is one run
+        with wandb.init(**about, dir=str(folder), mode="offline", settings=quiet) as made:
             for _, step, figures, _ in history(run):
                 made.log(figures, step=step)
         return folder / "wandb"
