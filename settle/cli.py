@@ -149,7 +149,11 @@ def _usage(error: CycloptsError) -> tuple[str, str]:
         return f"unknown command {name!r}", suggest_command(name, [_dashed(known) for known in Command.part_names()])
     if isinstance(error, UnknownOptionError) and command in Command.part_names() and error.token is not None:
         option = error.token.keyword or error.token.value  # keyword: where no list of words would take it
-        known = [f"--{_dashed(name)}" for name in _dotted(Command.part(command))]
+        places = [_dashed(name) for name in Command.part(command).positional]
+        if option.lstrip("-") in places:
+            usage = f"settle {_dashed(command)} {' '.join(places).upper()}"
+            return f"unknown option {option}", f"it is given without a name: `{usage}`"
+        known = [f"--{_dashed(name)}" for name in _dotted(Command.part(command)) if _dashed(name) not in places]
         if "." in option:  # perhaps a misspelled setting of a part
             known += [
                 str(name) for option in _settings_of_parts(Command.part(command), False) for name in _names(option)

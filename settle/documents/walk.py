@@ -27,6 +27,11 @@ _HEAD = 8192  # bytes that show whether a file of an unknown kind is text
 Skip = Callable[[str, str], None]  # called with the reason and the path below the root
 
 
+def path_text(path: str) -> str:
+    """A path whose bytes are no UTF-8, as text: `\\xe9` for the byte E9. Every other one as it is."""
+    return path.encode(errors="surrogateescape").decode(errors="backslashreplace")
+
+
 @dataclass(frozen=True)
 class FoundFile:
     """A file to read. root: the folder or file that was pointed at; size: bytes; changed: its time in nanoseconds;
@@ -44,6 +49,11 @@ class FoundFile:
     def name(self) -> str:
         """The path below the root, as shown to people: bytes that are no text and control characters are signs."""
         return visible_line(os.path.relpath(self.path, self.root if self.path != self.root else Path(self.root).parent))
+
+    @property
+    def text(self) -> str:
+        """The whole path as text, by which a catalogue knows the file."""
+        return path_text(self.path)
 
     def open(self) -> BinaryIO:
         """The uncompressed bytes."""

@@ -76,10 +76,15 @@ def test_tune_distill_and_chat_with_a_model_of_such_a_name(odd, home, tiny, monk
     assert main(["export", "tuned", "--out", f"./out-{LATIN1}.gguf"]) == 0
 
 
-def test_index_leaves_them_out_and_says_so(odd, home, capsys):
-    (odd.parent / "plain.txt").write_text("The frost guard is a lever.\n")
-    assert main(["index", str(odd.parent), "--name", "docs"]) == 0
-    assert "names are not Unicode" in capsys.readouterr().err
+def test_index_knows_them_by_signs_for_their_bytes(odd, home, capsys):
+    folder = odd.parent / LATIN1
+    folder.mkdir()
+    (folder / f"{LATIN1}.txt").write_text("The frost guard is a lever.\n")
+    for unchanged in (False, True):
+        assert main(["index", str(folder), "--name", "docs"]) == 0
+        assert ("1 unchanged" in capsys.readouterr().err) is unchanged
+    assert main(["ask", "docs", "What is the frost guard?", "--passages"]) == 0
+    assert "caf\\xe9/caf\\xe9.txt" in capsys.readouterr().out
 
 
 def test_an_argument_that_is_no_text_and_no_file(home, capsys):

@@ -294,8 +294,14 @@ def test_what_goes_back_to_what_it_was_while_it_is_read(collection, folder, monk
 
 
 def test_names_that_are_no_text(collection, folder):
-    (folder / os.fsdecode(b"\xff.md")).write_text("What is this?")
-    assert did(collection).left_out == {"their names are not Unicode": 1}
+    inside = folder / os.fsdecode(b"caf\xe9")
+    inside.mkdir()
+    (inside / os.fsdecode(b"\xff.txt")).write_text("The frost guard is a lever.")
+    did(collection, added=1, embedded=1)
+    assert search(collection, "frost guard")[0].occurrences[0].path == f"{folder}/caf\\xe9/\\xff.txt"
+    did(collection)
+    shutil.rmtree(inside)
+    did(collection, deleted=1)
 
 
 def fresh(collection, folder):

@@ -15,7 +15,7 @@ from pathlib import Path
 from settle.base.event_log import Events
 from settle.base.events import Progress
 from settle.documents.reader_pool import reader_of
-from settle.documents.walk import FoundFile, Walk, sha256_of
+from settle.documents.walk import FoundFile, Walk, path_text, sha256_of
 from settle.retrieve.index.catalogue.catalogue import Catalogue
 from settle.retrieve.index.catalogue.records import DocumentRecord
 
@@ -60,7 +60,7 @@ def find_changes(catalogue: Catalogue, roots: Sequence[Path], events: Events) ->
     for number, file in enumerate(walk.files(root for root in roots if root not in hidden)):
         if number and number % _PROGRESS_EVERY == 0:
             events.emit(Progress(what="look", done=number, total=None, unit="files"))
-        before = stamps.pop(file.path, None)
+        before = stamps.pop(file.text, None)
         if before == (file.size, file.changed):
             changes.unchanged += 1
         else:
@@ -88,7 +88,7 @@ def _sort_differing(
     differing: Sequence[tuple[FoundFile, _Stamp | None]], catalogue: Catalogue, changes: Changes
 ) -> None:
     """Files whose stamp is not the known one: new, changed, moved, or only touched."""
-    same_size = [file.path for file, before in differing if before and before[0] == file.size]
+    same_size = [file.text for file, before in differing if before and before[0] == file.size]
     known = catalogue.documents.at(same_size)
     missing: dict[tuple[bytes, str | None], list[DocumentRecord]] = defaultdict(list)
     for record in catalogue.documents.at(changes.gone).values():
@@ -96,19 +96,15 @@ def _sort_differing(
             missing[record.sha256, reader_of(Path(record.path).name)].append(record)
     sizes = {record.size for records in missing.values() for record in records}
     for file, before in differing:
-        old = known.get(file.path)
+        old = known.get(file.text)
         try:
-            file.path.encode()
             is_hashed = old or (before is None and file.size in sizes)
             sha = sha256_of(file.path) if is_hashed else _check_readable(file.path)
-        except UnicodeEncodeError:
-            changes.left_out["their names are not Unicode"] += 1
-            continue
         except OSError as e:
-            changes.failed.append((file.path, f"cannot be read: {e.strerror}"))
+            changes.failed.append((file.text, f"cannot be read: {e.strerror}"))
             changes.unchanged += before is not None
             continue
-        now = DocumentRecord(file.path, file.size, changes.stamp(file), sha)
+        now = DocumentRecord(file.text, file.size, changes.stamp(file), sha)
         if old and old.sha256 == sha and (not old.error or old.changed == UNSURE):
             changes.touched.append(now)
             changes.unchanged += 1
@@ -165,4 +161,4 @@ def _out_of_reach(path: Path) -> str:
 
 
 def _is_below(path: str, roots: Iterable[Path]) -> bool:
-    return any(path == (top := str(root)) or path.startswith(top.rstrip(os.sep) + os.sep) for root in roots)
+    return any(path == (top := path_text(str(root))) or path.startswith(top.rstrip(os.sep) + os.sep) for root in roots)

@@ -15,7 +15,7 @@ from settle.base.errors import DataError
 from settle.base.event_log import Events
 from settle.base.events import Progress
 from settle.documents.reader_pool import Read, read_all
-from settle.documents.walk import FoundFile, sha256_of
+from settle.documents.walk import FoundFile, path_text, sha256_of
 from settle.retrieve.index.catalogue.records import DocumentChange, DocumentRecord, digest
 from settle.retrieve.index.changes import UNSURE, Changes, find_changes
 from settle.retrieve.index.collection import Collection
@@ -124,13 +124,13 @@ class _Indexer:
             sha, changed = sha256_of(file.path), self._changes.stamp(file)
             status = Path(file.path).stat()
         except OSError as e:
-            self._changes.failed.append((file.path, f"cannot be read: {e.strerror}"))
+            self._changes.failed.append((file.text, f"cannot be read: {e.strerror}"))
             return None
         if (status.st_size, status.st_mtime_ns) != (file.size, file.changed):
             sha, changed = b"", UNSURE  # what was read may be neither the old content nor the new
         chunks = list(chunker.cut(read.blocks, vectorizer.count, vectorizer.most))
         error = read.error or ("" if chunks else "no text in it")
-        record = DocumentRecord(file.path, file.size, changed, sha, _title(read), read.notes, error)
+        record = DocumentRecord(file.text, file.size, changed, sha, _title(read), read.notes, error)
         return DocumentChange(record, chunks)
 
     def _commit(self, batch: Sequence[DocumentChange], size: int) -> None:
@@ -213,4 +213,4 @@ def _remove_loose(collection: Collection) -> int:
 def _title(read: Read) -> str:
     """The first heading, or the name of the file."""
     heading = next((block for block in read.blocks if block.kind == "heading"), None)
-    return " ".join(heading.text.split())[:_LONGEST_TITLE] if heading else read.path.name
+    return " ".join(heading.text.split())[:_LONGEST_TITLE] if heading else path_text(read.path.name)
