@@ -148,7 +148,11 @@ def test_bash_completes_options_files_and_names(home, tmp_path):
             "too many arguments: y",
             "put quotes around words that belong together, or see `settle resume --help`",
         ),
-        (["ask", "x", "--name", "y"], "unknown option --name", "it is given without a name: `settle ask NAME QUESTION`"),
+        (
+            ["ask", "x", "--name", "y"],
+            "unknown option --name",
+            "it is given without a name: `settle ask NAME QUESTION`",
+        ),
         (["runs", "shwo"], "there is no `settle runs shwo`", "list, show, compare, export, prune or remove"),
         (["runs", "show"], "no run is named to show", "`settle runs show NAME`"),
         (

@@ -287,10 +287,12 @@ class Resumed(BaseEvent):
 
 
 class LayoutUse(BaseModel):
-    """The layout that a file's rows have. columns: what a column is used for → its name."""
+    """The layout that a file's rows have. columns: what a column is used for → its name; labels: a column that is not
+    used and seems to hold labels, or ""."""
 
     layout: str
     columns: Mapping[str, str] = {}
+    labels: str = ""
 
 
 class ReasonCount(BaseModel):

@@ -65,6 +65,15 @@ def chats(tmp_path: Path) -> Path:
     return write(tmp_path / "chats.jsonl", [{"messages": m} for m in turns])
 
 
+def test_labels_beside_a_text_are_not_passed_over_in_silence(tokenizer: ByteBpeTokenizer, tmp_path: Path) -> None:
+    rows = [{"Text": q, "Nr": str(n), "Kategorie": ("Konto", "Lieferung")[n % 2]} for n, (q, _) in enumerate(pairs())]
+    layout = {"layout": "text", "columns": {"text": "Text"}}
+    with_labels = run(tokenizer, write(tmp_path / "tickets.jsonl", rows)).ledger["layouts"]
+    assert with_labels == {"tickets.jsonl": layout | {"labels": "Kategorie"}}
+    texts = [{"Text": row["Text"], "Nr": row["Nr"]} for row in rows]
+    assert run(tokenizer, write(tmp_path / "texts.jsonl", texts)).ledger["layouts"] == {"texts.jsonl": layout}
+
+
 def test_messages_are_supervised_to_the_token(tokenizer: ByteBpeTokenizer, chats: Path) -> None:
     corpus = run(tokenizer, chats)
     assert corpus.kind == "chat" and corpus.template == tokenizer.chat_template
@@ -487,5 +496,6 @@ def test_how_rows_were_understood_is_told(tokenizer: ByteBpeTokenizer, chats: Pa
         heard: list[Event] = []
         prepare_rows([str(chats)], tokenizer, RowSettings(), Events(None, [into(heard)]))
         (told,) = (event for event in heard if event["kind"] == "rows")
-        assert told["layouts"] == {"chats.jsonl": {"layout": "messages", "columns": {"messages": "messages"}}}
+        use = {"layout": "messages", "columns": {"messages": "messages"}, "labels": ""}
+        assert told["layouts"] == {"chats.jsonl": use}
         assert sum(told[side]["rows"] for side in ("train", "selection", "held_out")) == 90 and told["notes"] == []

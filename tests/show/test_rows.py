@@ -50,6 +50,12 @@ def test_what_is_learned_stands_out() -> None:
     assert "⟦It is red." in shown(event, force_terminal=True, no_color=True)
 
 
+def test_a_column_of_labels_that_is_not_learned() -> None:
+    layouts = {"t.csv": {"layout": "text", "columns": {"text": "Text"}, "labels": "Kategorie"}}
+    text = shown({"kind": "rows"} | READ | {"layouts": layouts})
+    assert "column 'Kategorie' is not learned; it seems to hold labels: `--objective decision` learns them" in text
+
+
 def test_how_rows_were_understood() -> None:
     text = shown({"kind": "rows"} | READ)
     for said in (

@@ -13,6 +13,9 @@ def rows_lines(event: RowSummary) -> list[str]:
     lines = [f"{file}: {use.layout} ({_columns(use.columns)})" for file, use in event.layouts.items()]
     if len(lines) > 4:
         lines = [*lines[:3], f"and {len(lines) - 3} more files"]
+    unused = next((use.labels for use in event.layouts.values() if use.labels), "")
+    if unused:
+        lines.append(f"column {unused!r} is not learned; it seems to hold labels: `--objective decision` learns them")
     train = event.train
     share = train["supervised"] / max(1, train["tokens"])
     lines.append(_sides(event, "rows", "rows "))

@@ -6,7 +6,7 @@ where they are yes and no, a score where they are neighbouring whole numbers, an
 
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -98,6 +98,17 @@ def _found(records: Sequence[Mapping[str, object]], columns: Sequence[str]) -> s
         f"the columns are {', '.join(columns[:_SHOWN])}"
     )  # fmt: skip
     raise DataError(f"no label column was found; {which}", "name it with --rows.columns.label")
+
+
+def unread_labels(records: Sequence[Mapping[str, object]], read: Collection[str]) -> str | None:
+    """The one column beside those `read` that surely holds labels, or None."""
+    columns = dict.fromkeys(str(key) for values in records for key in values)
+    found = [
+        name
+        for name in columns
+        if name not in read and are_labels([label for values in records if (label := _label(values.get(name)))])
+    ]
+    return found[0] if len(found) == 1 else None
 
 
 def are_labels(values: Sequence[str]) -> bool:

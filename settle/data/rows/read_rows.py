@@ -10,6 +10,7 @@ from settle.base.errors import DataError
 from settle.base.event_log import Events
 from settle.base.events import Progress
 from settle.base.registry import parts
+from settle.data.decisions.label_column import unread_labels
 from settle.data.layouts import Broken, Example, Kind, Layout
 from settle.data.ledger import Ledger
 from settle.data.settings import ColumnSettings
@@ -77,7 +78,8 @@ class ExampleReader:
 
     def _of(self, number: int, file: FoundFile, records: Iterator[Record]) -> Iterator[tuple[int, int, Example]]:
         first = list(islice(records, _SAMPLED_ROWS))
-        layout, name, columns = self._recognise(file, [r["value"] for r in first if "value" in r])
+        rows = [r["value"] for r in first if "value" in r]
+        layout, name, columns = self._recognise(file, rows)
         if self.kind not in (None, layout.kind):
             raise DataError(
                 f"{file.name} holds {layout.kind} rows, the files before it {self.kind} rows",
@@ -85,6 +87,9 @@ class ExampleReader:
             )
         self.kind = layout.kind
         self.layouts[file.name] = {"layout": name, "columns": columns}
+        labels = unread_labels([row for row in rows if isinstance(row, Mapping)], columns.values())
+        if layout.kind == "text" and labels:
+            self.layouts[file.name]["labels"] = labels
         for record in chain(first, records):
             self._ledger.read += 1
             where = f"{file.name}:{record['row']}"
