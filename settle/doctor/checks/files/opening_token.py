@@ -23,10 +23,12 @@ from settle.infer.engine import Engine
 from settle.library.facts import TEMPLATE_KEY
 
 KEY = "tokenizer.ggml.add_bos_token"
-LOOKED = 4  # texts that a look reads
-# nats per token: a token that does not belong there costs little, one that is missed much; to know that a text begins
-# here helps a little where texts were only ever separated by that token
-LEAST_TO_LEAVE_OUT, LEAST_TO_ADD = 0.08, 0.4
+LOOKED = 8  # texts that a look reads the beginning of
+SENTENCE = 20  # tokens, about
+BEGINNING = 8  # tokens of a text, in which the token before it shows: what follows has enough else before it
+# nats per token of those: a token that does not belong there costs little, one that is missed much; to know that a text
+# begins here helps a little where texts were only ever separated by that token
+LEAST_TO_LEAVE_OUT, LEAST_TO_ADD = 0.15, 1.0
 
 
 class OpeningToken(Check):
@@ -47,7 +49,7 @@ class OpeningToken(Check):
             is_set = bool(metadata.get(KEY))
             gains = []
             for text in PROSE[:LOOKED]:
-                ids = reader.engine.tokenize(text)
+                ids = reader.engine.tokenize(text)[: BEGINNING + 1]
                 # the first id is predicted in one of the two only: neither counts it
                 with_it = reader.nats(Reading([opening, *ids], 2))
                 gains.append(with_it - reader.nats(Reading(ids, 1)))
@@ -57,8 +59,11 @@ class OpeningToken(Check):
             yield Finding(
                 check=self.part_name(),
                 what=f"the file {state} the token that opens a text, and the model was trained otherwise",
-                evidence=(f"{KEY} is {str(is_set).lower()}", f"prose is {gain:.2f} nats per token likelier otherwise"),
-                strength=strength_of(gain),
+                evidence=(
+                    f"{KEY} is {str(is_set).lower()}",
+                    f"the first words of prose are {gain:.2f} nats per token likelier otherwise",
+                ),
+                strength=strength_of(gain * BEGINNING / SENTENCE),  # other causes are as strong as in whole sentences
                 details={"is_set": is_set},
             )
 
@@ -70,7 +75,7 @@ class OpeningToken(Check):
             knob=f"{KEY} = {str(wanted).lower()}",
             before=_Prose("as it is", subject.model),
             after=_Prose("changed", subject.model, fixed),
-            measure="loss",
+            measure="loss of the first words",
             unit="nats per token",
             items=[*PROSE[LOOKED::2], *SPELLED[::2]],
             others=[*PROSE[LOOKED + 1 :: 2], *SPELLED[1::2]],
@@ -91,11 +96,12 @@ class OpeningToken(Check):
 
 
 class _Prose(LikelihoodSide):
-    """Prose as llama.cpp reads it by the file's settings."""
+    """The beginning of prose as llama.cpp reads it by the file's settings."""
 
     def reading(self, engine: Engine, item: Item) -> Reading:
         ids = engine.tokenize(str(item), opening=True)
-        return Reading(ids, 2 if ids[:1] == [engine.metadata.get("tokenizer.ggml.bos_token_id")] else 1)
+        first = 2 if ids[:1] == [engine.metadata.get("tokenizer.ggml.bos_token_id")] else 1
+        return Reading(ids[: first + BEGINNING], first)
 
     def guard_reading(self, engine: Engine, item: Item) -> Reading:
         """An answer in turns, whose template may write the token itself."""

@@ -1,4 +1,4 @@
-"""A run that was stopped before its end and is worked on by nobody."""
+"""A run that was stopped before its end, or failed, and is worked on by nobody."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,6 +7,7 @@ from typing import ClassVar
 from settle.base.errors import SettleError
 from settle.base.files import write_json
 from settle.base.run import Run
+from settle.base.run.course import RunCourse
 from settle.doctor.checks import Check
 from settle.doctor.findings import Finding, Fix
 from settle.doctor.subject import Subject
@@ -29,7 +30,11 @@ class InterruptedRuns(Check):
                 stopped = run.status == "interrupted" and run.read("plan.json") is not None
             except (SettleError, OSError):
                 continue  # a damaged run is another check's
-            if stopped:
+            failure = RunCourse.latest(run.events).failure if stopped else None
+            if failure is not None:
+                what, details = f"the run {run.name} failed", {"name": run.name, "failed": True}
+                yield Finding(self.part_name(), what, (failure.what,), 0.4, details)
+            elif stopped:
                 steps = sorted(int(p.name) for p in run.checkpoints.glob("*") if p.name.isdigit())
                 seen = f"its last checkpoint is of step {steps[-1]:,}" if steps else "it has no checkpoint yet"
                 yield Finding(self.part_name(), f"the run {run.name} was interrupted", (seen,), 0.3, {"name": run.name})
@@ -39,6 +44,8 @@ class InterruptedRuns(Check):
 
     def fix(self, finding: Finding, subject: Subject) -> Fix:
         name = finding.details["name"]
+        if finding.details.get("failed"):
+            return Fix("look at that run", f"settle doctor {name}")
         return Fix(f"continue {name}, or delete it with `settle runs remove {name}`", f"settle resume {name}")
 
     def injected(self, healthy: Subject, folder: Path) -> Subject:

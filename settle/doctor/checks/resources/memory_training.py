@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from settle.base.errors import SettleError, UsageError
 from settle.base.event_log import tail
-from settle.base.events import Event, Opened, OutOfMemory, Say
+from settle.base.events import Event, Opened, OutOfMemory, RunFailed, Say
 from settle.base.out_of_memory import kernel_kills
 from settle.base.run import Run
 from settle.base.settings import read_recipe
@@ -57,7 +57,7 @@ class MemoryTraining(Check):
             end = ends[-1]
             seen = f"it held {end.held / 1e9:.2f} GB, and could not get {end.missing / 1e6:,.0f} MB more"
             yield self._finding(run, (seen,), 0.98, {"limit": end.held + end.missing // 2})
-        elif not (session and isinstance(session[-1], Say)):  # who stops a run is told how it is resumed
+        elif not (session and isinstance(session[-1], Say | RunFailed)):  # who stops a run is told how it is resumed
             yield from self._killed(run, session)
 
     def _killed(self, run: Run, session: list[Event]) -> Iterator[Finding]:

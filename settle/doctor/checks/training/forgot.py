@@ -1,12 +1,13 @@
 """A tuned model lost what its base knew: the rate was too high, or it saw its rows too often."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
 
+from settle.base.errors import UsageError
 from settle.doctor.checks import Check
 from settle.doctor.findings import Finding, Fix
 from settle.doctor.subject import Subject
@@ -30,6 +31,8 @@ LEAST_NATS = 0.5  # per token, that general text became less likely: perplexity 
 HIGH_RATE = 3.0  # times the usual one: above that, the rate is to blame and not the steps
 FEWER = 4  # as many steps are left of those that were too many, as a divisor
 KNOWN_SHARE = 0.6  # of the nats of a token drawn from the vocabulary: a base that knows general text gives it less
+INJECTED_RATES, INJECTED_STEPS = (4e-3, 8e-3, 1.6e-2), 40
+INJECTED_NATS = 1.0  # per token, that an injected failure must cost: twice what counts
 KEPT_SHARE = 0.05  # of the base's loss on its rows, that the model should still be better by
 
 
@@ -46,19 +49,16 @@ class Forgot(Check):
         served = Served.of_run(facts.run) if facts is not None else None
         if facts is None or facts.base is None or served is None:
             return
-        texts = general_texts(facts)[:LOOKED]
-        none = RunRows.without_rows()
-        before, after = (losses_of(side, none, texts) for side in (Served(facts.base), served))
-        rise = float(np.mean(after) - np.mean(before))
+        before, rise = _lost(facts.base, served, general_texts(facts)[:LOOKED])
         # who finds general text hardly likelier than chance has nothing of it to forget
-        if rise < LEAST_NATS or np.mean(before) > KNOWN_SHARE * math.log(read_facts(facts.base).num_vocab):
+        if rise < LEAST_NATS or before > KNOWN_SHARE * math.log(read_facts(facts.base).num_vocab):
             return
         cause = "rate" if facts.rate > HIGH_RATE * usual_rate(facts) else "steps"
         what = {
             "rate": f"the model forgot what its base knew: a learning rate of {facts.rate:.2g} is too high",
             "steps": f"the model forgot what its base knew: {facts.steps:,} steps on these rows are too many",
         }[cause]
-        evidence = f"general text is {rise:.2f} nats per token less likely than to its base ({np.mean(before):.2f})"
+        evidence = f"general text is {rise:.2f} nats per token less likely than to its base ({before:.2f})"
         yield Finding(self.part_name(), what, (evidence,), min(0.95, 0.6 + rise / 4), {"cause": cause})
 
     def trial(self, finding: Finding, subject: Subject, folder: Path) -> Trial:
@@ -107,7 +107,26 @@ class Forgot(Check):
         return f"{max(1, facts.steps // FEWER):,} steps instead of {facts.steps:,}"
 
     def injected(self, healthy: Subject, folder: Path) -> Subject:
-        return example_run(healthy, folder, {"optimizer": {"name": "adamw", "lr": 4e-3}}, steps=40)
+        """At the first rate that costs the model general text: a small one bears a higher rate."""
+        for number, rate in enumerate(INJECTED_RATES):
+            broken = example_run(
+                healthy, folder / str(number), {"optimizer": {"name": "adamw", "lr": rate}}, steps=INJECTED_STEPS
+            )
+            facts = tuned_facts(broken)
+            assert facts is not None and facts.base is not None
+            served = Served.of_run(facts.run)
+            assert served is not None
+            others = general_texts(facts)[LOOKED + PROVED :]  # neither those of the look nor those of the proof
+            if _lost(facts.base, served, others)[1] >= INJECTED_NATS:
+                return broken
+        raise UsageError(f"{INJECTED_STEPS} steps at {INJECTED_RATES[-1]:g} cost it no general text", "choose another")
+
+
+def _lost(base: Path, served: Served, texts: Sequence[Item]) -> tuple[float, float]:
+    """Nats per token of some texts to the base, and how many more they are to the tuned model."""
+    none = RunRows.without_rows()
+    before, after = (losses_of(side, none, texts) for side in (Served(base), served))
+    return float(np.mean(before)), float(np.mean(after) - np.mean(before))
 
 
 def _should(facts: TrainingFacts, rows: RunRows) -> list[Item]:

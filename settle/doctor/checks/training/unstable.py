@@ -13,10 +13,12 @@ from settle.doctor.training.facts import TrainingFacts, facts_of
 from settle.doctor.training.retrain import most_steps, recipe_fix, retrained, training_seconds, usual_rate, with_rate
 from settle.doctor.training.rows import RowSide, rows_of
 from settle.doctor.trial import FEWEST_ITEMS, Trial
+from settle.library.facts import read_facts
 
 LEAST_NATS = 0.15  # per token, that the rows must be likelier for without the cause
 JUMP_NATS, JUMP_SHARE = 0.7, 0.15  # per token; of the first loss: a rise of the held-out loss by less is no jump
 HIGH_RATE = 3.0  # times the usual one
+CHANCE_SHARE, ENOUGH_STEPS = 0.98, 6  # of the nats of a token drawn from the vocabulary; steps that show no learning
 LOWER = 10.0  # as many times as small is a rate that nothing usual is known of
 
 
@@ -34,7 +36,7 @@ class Unstable(Check):
         if facts is None:
             return
         bad = sum(not math.isfinite(loss) for loss in facts.losses)
-        jump = _jump(facts)
+        jump = _jump(facts) or _no_better_than_chance(facts)
         if not (facts.rollbacks or bad or jump or facts.verdict == "diverged"):
             return
         evidence = [f"it went back to an earlier checkpoint {facts.rollbacks} times"] if facts.rollbacks else []
@@ -94,6 +96,18 @@ def _jump(facts: TrainingFacts) -> str:
             return f"the held-out loss jumped from {lowest:.2f} to {loss:.2f} by step {step:,}"
         lowest = min(lowest, loss)
     return ""
+
+
+def _no_better_than_chance(facts: TrainingFacts) -> str:
+    """How a run with a high rate ended where guessing would: its weights went so far that nothing of its base is left,
+    which need not show as a jump in a model that is no better at the start. Empty where that is not so."""
+    last = sorted(facts.losses[len(facts.losses) // 2 :])
+    if facts.base is None or not _is_high(facts) or len(last) < ENOUGH_STEPS:
+        return ""
+    guessing, middle = math.log(read_facts(facts.base).num_vocab), last[len(last) // 2]
+    if middle < CHANCE_SHARE * guessing:
+        return ""
+    return f"the loss ended at {middle:.2f}, and to guess at random costs {guessing:.2f}"
 
 
 def _is_high(facts: TrainingFacts) -> bool:

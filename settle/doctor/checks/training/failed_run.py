@@ -1,0 +1,67 @@
+"""A run that ended with an error: in its own words, and what it said could be done."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import ClassVar
+
+from settle.base.errors import SettleError
+from settle.base.event_log import Events, tail
+from settle.base.events import Event, Opened, OutOfMemory, PhaseStarted, RunFailed
+from settle.base.files import write_json
+from settle.base.run import Run
+from settle.base.run.course import TAIL_BYTES, RunCourse
+from settle.doctor.checks import Check
+from settle.doctor.findings import Finding, Fix
+from settle.doctor.subject import Subject
+from settle.doctor.trial import Trial
+
+INJECTED = "failed"
+
+
+class FailedRun(Check):
+    """The latest session of a run should not end with an error. What caused it is other checks' to find."""
+
+    number: ClassVar[int] = 33
+    symptom: ClassVar[str] = "the run ended with an error"
+    about: ClassVar[tuple[str, ...]] = ("run",)
+    seconds: ClassVar[float] = 0.2
+
+    def detect(self, subject: Subject) -> Iterator[Finding]:
+        run = subject.run
+        assert run is not None
+        if run.status == "running" or run.read("result.json") is not None:
+            return
+        session = _latest_session(run)
+        end = RunCourse.of(session).failure
+        if end is None or any(isinstance(event, OutOfMemory) for event in session):
+            return  # want of memory is said by `memory_training`, with what was missing
+        phases = [event.phase for event in session if isinstance(event, PhaseStarted)]
+        where = f" in the stage {phases[-1]!r}" if phases else ""
+        evidence = (f"its advice: {end.fix}",) if end.fix else ()
+        details = {"fix": end.fix, "name": run.name}
+        yield Finding(self.part_name(), f"{run.name} failed{where}: {end.what}", evidence, 0.6, details)
+
+    def trial(self, finding: Finding, subject: Subject, folder: Path) -> Trial | None:
+        return None  # the cause is another check's, and so is its one change
+
+    def fix(self, finding: Finding, subject: Subject) -> Fix:
+        said = str(finding.details["fix"]) or "mend what it says"
+        return Fix(f"{said}; then resume it", f"settle resume {finding.details['name']}")
+
+    def injected(self, healthy: Subject, folder: Path) -> Subject:
+        run = Run.create("train", INJECTED)
+        write_json(run.path / "plan.json", {"version": 1})
+        events = Events(run.events)
+        events.emit(PhaseStarted(phase="export", elapsed=3.0))
+        events.emit(RunFailed(what="the disk is full", fix="make room"))
+        events.close()
+        return Subject("run", run.name, run=run)
+
+
+def _latest_session(run: Run) -> list[Event]:
+    try:
+        events = tail(run.events, TAIL_BYTES)
+    except OSError as e:
+        raise SettleError(f"{run.events} cannot be read: {e.strerror}", "mend its permissions") from None
+    began = max((at for at, event in enumerate(events) if isinstance(event, Opened)), default=0)
+    return events[began:]

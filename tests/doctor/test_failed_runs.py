@@ -1,0 +1,78 @@
+"""A run that ended with an error is a finding in its own words; an unstable one before that, and a resumed one none."""
+
+import pytest
+
+from settle.base.event_log import Events
+from settle.base.events import Opened, OutOfMemory, PhaseStarted, RunFailed
+from settle.base.files import write_json
+from settle.base.run import Run
+from settle.cli import main
+from settle.doctor.checks import Check
+from settle.doctor.examine import examine
+from settle.doctor.find_subject import find_subject
+from settle.doctor.subject import Running
+from settle.doctor.training.example_run import example_run
+from tests.doctor.chat_model import healthy
+
+FAILED = RunFailed(what="the file does not behave like the trained model", fix="nothing was exported")
+
+
+def add_events(run, *events):
+    log = Events(run.events)
+    for event in events:
+        log.emit(event)
+    log.close()
+
+
+@pytest.fixture
+def failed(home):
+    """A run that was expected to take nearly all memory, and ended with an error of another kind."""
+    run = Run.create("tune", "gone")
+    write_json(run.path / "plan.json", {"version": 1, "machine": {"memory": {"available": 1000}}})
+    write_json(run.path / "forecast.json", {"peak_memory": {"value": 990.0}})
+    add_events(run, PhaseStarted(phase="export", elapsed=1.0), FAILED)
+    return run
+
+
+def found(name):
+    return examine(find_subject(name, Running()), Events()).findings
+
+
+def test_it_is_a_finding_in_its_own_words_with_its_advice(failed):
+    (finding,) = found("gone")  # want of memory is not to blame where the run says otherwise
+    assert finding.check == "failed_run" and "'export'" in finding.what and FAILED.what in finding.what
+    assert finding.evidence == ("its advice: nothing was exported",)
+    check = Check.part(finding.check)()
+    fix = check.fix(finding, find_subject("gone", Running()))
+    assert (fix.what, fix.command) == ("nothing was exported; then resume it", "settle resume gone")
+
+
+def test_this_machine_names_the_run_that_failed(failed, capsys):
+    assert main(["doctor", "--only", "interrupted-runs"]) == 3
+    shown = "".join(capsys.readouterr())
+    assert "the run gone failed" in shown and FAILED.what in shown and "settle doctor gone" in shown
+
+
+def test_a_session_that_came_after_is_what_counts(failed):
+    add_events(failed, Opened(), PhaseStarted(phase="export", elapsed=2.0))
+    assert "failed_run" not in [finding.check for finding in found("gone")]
+
+
+def test_want_of_memory_is_its_own_checks(failed):
+    add_events(failed, Opened(), OutOfMemory(held=10, missing=5), RunFailed(what="no memory"))
+    assert [finding.check for finding in found("gone")] == ["memory_training"]
+
+
+def test_a_rate_that_leaves_nothing_of_the_base_comes_first(home, tmp_path):
+    subject = example_run(healthy(("model",)), tmp_path, {"optimizer": {"name": "adamw", "lr": 30.0}})
+    add_events(subject.run, Opened(), PhaseStarted(phase="export", elapsed=9.0), FAILED)
+    findings = examine(subject, Events(), ["unstable", "failed-run"]).findings
+    assert [finding.check for finding in findings] == ["unstable", "failed_run"]
+    assert "to guess at random costs" in findings[0].evidence[-1] or "jumped" in findings[0].evidence[-1]
+    assert "settle tune --recipe" in Check.part("unstable")().fix(findings[0], subject).command
+
+
+def test_a_usual_rate_is_not_unstable_wherever_it_ends(home, tmp_path):
+    """One step teaches nothing, and no rate is to blame."""
+    subject = example_run(healthy(("model",)), tmp_path, {"optimizer": {"name": "adamw", "lr": 1e-6}}, steps=12)
+    assert not list(Check.part("unstable")().detect(subject))
