@@ -1,6 +1,6 @@
 """The doctor on failures that are known: each check's own failure in each model, and set-ups with nothing wrong.
 
-    python bench/doctor.py smollm2 gemma3-270m [--only 6 7] [--healthy] [--out results.jsonl]
+    python bench/doctor.py smollm2 gemma3-270m [--only 6 7] [--healthy [--set-ups NAME ...]] [--out results.jsonl]
 
 For every check that a model can have the failure of: is its cause the first finding, how long did the look take, is it
 proven, did the fix hold on other items, how long did that take, and how long was it said to take. A failure that a
@@ -16,8 +16,9 @@ import shutil
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import cache, partial
 from pathlib import Path
 
 import settle.doctor.examine
@@ -44,6 +45,7 @@ from settle.library.facts import read_facts, takes_turns
 from settle.library.reference import ModelRef
 
 # of checks that a model alone does not have; those of runs tune it themselves
+SetUp = tuple[str, Callable[[], Subject]]
 FAILURES = 23  # numbers up to there can be run again
 SUBJECTS = (("run",), ("chat",), ("collection",), ("run", "model"))
 
@@ -53,6 +55,7 @@ def main() -> None:
     parser.add_argument("models", nargs="+")
     parser.add_argument("--only", nargs="*", default=[])
     parser.add_argument("--healthy", action="store_true")
+    parser.add_argument("--set-ups", nargs="*", default=[], help="of the sound ones, by name; all if none is given")
     parser.add_argument("--seconds", type=float, default=LOOK_SECONDS, help="of a look: more on a machine that is busy")
     parser.add_argument("--out", type=Path)
     asked = parser.parse_args()
@@ -60,7 +63,7 @@ def main() -> None:
     rows = []
     for name in asked.models:
         subject = find_subject(name, Running())
-        for row in _healthy(subject) if asked.healthy else _injected(subject, asked.only):
+        for row in _healthy(subject, asked.set_ups) if asked.healthy else _injected(subject, asked.only):
             rows.append({"model": name} | row)
             print(json.dumps(rows[-1]), flush=True)
             if asked.out:
@@ -101,7 +104,7 @@ def _right_for(check: Check, subject: Subject, folder: Path) -> Subject:
 
 def _sound_answers(model: ModelRef, folder: Path) -> Subject:
     asked = [Request(({"role": "user", "content": known.question},)) for known in KNOWN_ANSWERS[:3]]
-    return replace(record(LocalModel(model), asked, folder / "sound.jsonl"), model=model)
+    return _sound_chat(model, asked, folder / "sound.jsonl")
 
 
 def _sound_collection(folder: Path) -> Subject:
@@ -145,10 +148,13 @@ def _diagnosed(check: Check, broken: Subject, folder: Path) -> dict[str, object]
     return row | {"effect": proof.effect and round(proof.effect.difference.value, 3)}
 
 
-def _healthy(subject: Subject) -> Iterator[dict[str, object]]:
+def _healthy(subject: Subject, only: list[str]) -> Iterator[dict[str, object]]:
     """The model as it is, and in other set-ups that are right."""
     with tempfile.TemporaryDirectory() as folder:
-        for name, right in itertools.chain(_right(subject, Path(folder)), _right_of_others(subject, Path(folder))):
+        for name, make in itertools.chain(_right(subject, Path(folder)), _right_of_others(subject, Path(folder))):
+            if only and name not in only:
+                continue
+            right = make()
             started = time.monotonic()
             seen = examine(right, Events())
             row: dict[str, object] = {"set_up": name, "look_seconds": round(time.monotonic() - started, 1)}
@@ -161,35 +167,43 @@ def _healthy(subject: Subject) -> Iterator[dict[str, object]]:
             yield row | {"findings": states, "failed": dict(seen.failed)}
 
 
-def _right(subject: Subject, folder: Path) -> Iterator[tuple[str, Subject]]:
-    assert subject.model is not None
-    yield "as it is", subject
-    yield "cache q8_0", replace(subject, running=replace(subject.running, cache="q8_0"))
-    yield "context 2048", replace(subject, running=replace(subject.running, context=2048))
+def _right(subject: Subject, folder: Path) -> Iterator[SetUp]:
+    model = subject.model
+    assert model is not None
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    yield "a thread for each core", replace(subject, running=replace(subject.running, threads=cores))
-    named = edited_file(subject.model, folder / "named.gguf", {"general.name": "another name"})
-    yield "another name, beside a copy", with_file(subject, named)
-    facts = read_facts(subject.model.weights)
-    yield "context of its own", replace(subject, running=replace(subject.running, context=facts.context))
-    yield "cache bf16", replace(subject, running=replace(subject.running, cache="bf16"))
-    yield "within 4 GB", replace(subject, running=replace(subject.running, room=4 << 30))
+    ways = {
+        "cache q8_0": replace(subject.running, cache="q8_0"),
+        "context 2048": replace(subject.running, context=2048),
+        "a thread for each core": replace(subject.running, threads=cores),
+        "context of its own": replace(subject.running, context=read_facts(model.weights).context),
+        "cache bf16": replace(subject.running, cache="bf16"),
+        "within 4 GB": replace(subject.running, room=4 << 30),
+    }
+    yield "as it is", lambda: subject
+    for name, running in ways.items():
+        yield name, partial(replace, subject, running=running)
+    changes = {"general.name": "another name"}
+    yield "another name, beside a copy", lambda: with_file(subject, edited_file(model, folder / "named.gguf", changes))
 
 
-def _right_of_others(subject: Subject, folder: Path) -> Iterator[tuple[str, Subject]]:
-    assert subject.model is not None
-    yield "exported by this llama.cpp", _exported_run(subject, subject.model)
-    if takes_turns(read_gguf(subject.model.weights).metadata):
-        yield "its own answers", _sound_answers(subject.model, folder)
+def _right_of_others(subject: Subject, folder: Path) -> Iterator[SetUp]:
+    model = subject.model
+    assert model is not None
+    turns, documents = takes_turns(read_gguf(model.weights).metadata), cache(partial(_sound_collection, folder))
+    yield "exported by this llama.cpp", lambda: _exported_run(subject, model)
+    if turns:
+        yield "its own answers", lambda: _sound_answers(model, folder)
         for name, asked in _right_requests().items():
-            path = folder / f"{name.replace(' ', '-')}.jsonl"
-            yield name, replace(record(LocalModel(subject.model), asked, path), model=subject.model)
-    documents = _sound_collection(folder)
+            yield name, partial(_sound_chat, model, asked, folder / f"{name.replace(' ', '-')}.jsonl")
     yield "documents, 4 passages", documents
-    if takes_turns(read_gguf(subject.model.weights).metadata):
-        yield "documents that it reads", replace(documents, reader=subject.model, served=subject.name)
-    yield "losses that fall", _sound_history(folder)
-    yield "tuned as usual", example_run(subject, folder / "tuned", {})
+    if turns:
+        yield "documents that it reads", lambda: replace(documents(), reader=model, served=subject.name)
+    yield "losses that fall", lambda: _sound_history(folder)
+    yield "tuned as usual", lambda: example_run(subject, folder / "tuned", {})
+
+
+def _sound_chat(model: ModelRef, asked: list[Request], path: Path) -> Subject:
+    return replace(record(LocalModel(model), asked, path), model=model)
 
 
 def _right_requests() -> dict[str, list[Request]]:

@@ -103,6 +103,7 @@ def main() -> None:
             **family.settings,
         )  # fmt: skip
         model = part.build(seed=family.seed)
+        torch.set_num_threads(1)  # two that wait for each other on a busy machine take ten times as long
         first, cap = [opening] if family.opened else [], part.options().logit_soft_cap
         documents = [torch.tensor([*first, *tokenizer.encode(text, True).tolist()]) for text in turns + turns + texts]
         optimizer, random = (
