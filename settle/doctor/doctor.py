@@ -149,7 +149,8 @@ def _mend(subject: Subject, finding: Finding, tried: Tried, events: Events) -> s
     check, fix = Check.part(finding.check)(), tried.fix
     still: list[Finding] = []
     if not tried.proof.verified:
-        text = f"the fix did not hold on other items, so it is not written: {fix.command}"
+        why = "makes something else worse" if tried.proof.holds else "did not hold on other items"
+        text = f"the fix {why}, so it is not written: {fix.command}"
     elif fix.write is None:
         text = f"only you can do this: {fix.what}: {fix.command}"
     else:

@@ -32,16 +32,22 @@ Key = tuple[str, str, int]  # part of the trial, side, item
 @dataclass(frozen=True)
 class Proof:
     """What an A/B came to. effect: of the change, better is more; of a time, in natural logarithms of the ratio.
-    retest: the same on other items, None where the proof did not hold. guards: what must not get worse, or None.
-    failed: why a side could not be measured, by its name."""
+    retest: the same on other items, None where the proof did not hold; holds: it shows the change there too. guards:
+    what must not get worse, or None; harms: it did. failed: why a side could not be measured, by its name."""
 
     state: State
     effect: PairedTest | None
     retest: PairedTest | None
     guards: PairedTest | None
-    verified: bool
+    holds: bool
+    harms: bool
     seconds: float
     failed: Mapping[str, str]
+
+    @property
+    def verified(self) -> bool:
+        """The fix helps on other items, and nothing else got worse with it."""
+        return self.holds and not self.harms
 
     def to_json(self) -> dict[str, object]:
         return {
@@ -93,10 +99,10 @@ def prove(trial: Trial, record: Path, events: Events) -> Proof:
                 before, after = measurements.of("guard", trial.guards, 0)
                 guards = paired_test([-v for v in before], [-v for v in after])
         holds = retest is not None and _is_shown(retest, RETESTED * _least(trial))
-        verified = holds and not (guards is not None and is_worse(guards, trial.harm))
-        return Proof(state, effect, retest, guards, verified, time.monotonic() - started, {})
+        harms = guards is not None and is_worse(guards, trial.harm)
+        return Proof(state, effect, retest, guards, holds, harms, time.monotonic() - started, {})
     except _Unmeasured as e:
-        return Proof("likely", None, None, None, False, time.monotonic() - started, {e.side: e.why})
+        return Proof("likely", None, None, None, False, False, time.monotonic() - started, {e.side: e.why})
     finally:
         measurements.close()
 

@@ -8,7 +8,7 @@ from settle.base.events import Listing
 from settle.base.statistics import PairedTest
 from settle.doctor.checks import Check
 from settle.doctor.findings import Finding
-from settle.doctor.prove import Proof, is_worse
+from settle.doctor.prove import Proof
 from settle.doctor.subject import Subject
 from settle.doctor.trial import Trial
 
@@ -35,10 +35,10 @@ def proof_sentences(finding: Finding, trial: Trial, proof: Proof, folder: Path) 
     if proof.effect is not None:
         yield f"{proof.state}: {finding.what}. {effect_text(trial, proof.effect)}"
     if proof.retest is not None:
-        held = "holds" if proof.verified else "does not hold"
+        held = "holds" if proof.holds else "does not hold"
         yield f"the fix {held} on other items: {effect_text(trial, proof.retest)}"
-    if proof.guards is not None and is_worse(proof.guards, trial.harm):
-        yield f"something else got worse with it: {proof.guards.difference.value:+.3f}"
+    if proof.guards is not None and proof.harms:  # less is better there, and tests have it the other way round
+        yield f"something else got worse with it: from {-proof.guards.base:.3g} to {-proof.guards.tuned:.3g}"
     yield f"every measurement is in {folder}; `settle doctor {folder}` runs it again"
 
 

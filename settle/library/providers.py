@@ -8,8 +8,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from settle.base.errors import DataError
 from settle.base.event_log import Events
-from settle.base.events import Listing, ResultReady, Say
-from settle.base.files.dated_file import age, dated_file
+from settle.base.events import Listing, ResultReady, Say, Warn
+from settle.base.files.dated_file import OLD_DAYS, age, dated_file, today
 
 SHIPPED = Path(__file__).with_name("providers.toml")
 COLUMNS = ("provider", "plan", "trains on it", "keeps", "read", "link")
@@ -65,4 +65,10 @@ def show_providers(events: Events) -> None:
     oldest = min(terms.read for terms in table.provider)
     note = f"table of {table.date}, {age(table.date)}; its oldest page: {age(oldest)}"
     events.emit(Say(text=f"{note}. Terms change: what counts is the page, and your contract."))
+    old = sum((today() - terms.read).days > OLD_DAYS for terms in table.provider)
+    if old:
+        text = (
+            f"{old} of {len(table.provider)} pages were read more than {OLD_DAYS} days ago: read those pages themselves"
+        )
+        events.emit(Warn(text=text))
     events.emit(ResultReady(result={"age": age(table.date), **table.model_dump(mode="json")}))

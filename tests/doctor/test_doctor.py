@@ -105,6 +105,15 @@ def test_a_fix_after_which_it_is_still_so_is_taken_back(wobbly, capsys):
     assert "taken back" in "".join(capsys.readouterr()) and (wobbly / "level").read_text() == "4"
 
 
+def test_a_fix_that_makes_something_else_worse_is_not_written(wobbly, capsys):
+    (wobbly / "harm").touch()
+    main(["doctor", "--prove", "901", "--fix"])
+    said = "".join(capsys.readouterr())
+    assert "the fix holds on other items" in said and "something else got worse with it: from 1 to 10" in said
+    assert "the fix makes something else worse, so it is not written" in said
+    assert (wobbly / "level").read_text() == "4"
+
+
 def test_copies_of_a_model_do_not_stay(wobbly, capsys):
     main(["doctor", "--prove", "901"])
     (folder(wobbly) / "fixed.gguf").write_bytes(b"large")

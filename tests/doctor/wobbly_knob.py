@@ -33,6 +33,9 @@ class Level(Side):
             file.write(f"{self.name} {item}\n")
         return self.level + len(item) * 0.01 + (hash_of(item) % 7) * 0.01
 
+    def guard(self, item):
+        return 10.0 if self.level == 2.0 else 1.0
+
 
 def hash_of(item):
     return sum(map(ord, item))
@@ -52,7 +55,10 @@ class WobblyKnob(Check):
 
     def trial(self, finding, subject, folder):
         before, after = Level("as it is", finding.details["level"]), Level("lower", 2.0)
-        return Trial("level = 2", before, after, "wobble", "mm", ITEMS, OTHERS, least=0.5, seconds=0.01)
+        guards = ITEMS[:6] if level_file().with_name("harm").exists() else ()
+        return Trial(
+            "level = 2", before, after, "wobble", "mm", ITEMS, OTHERS, least=0.5, guards=guards, harm=0.1, seconds=0.01
+        )
 
     def fix(self, finding, subject):
         broken = level_file().with_name("no-write").exists()

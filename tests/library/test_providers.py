@@ -22,6 +22,19 @@ def test_an_unverified_row_is_shown_as_such(home, capsys):
     assert "unverified" in deepseek and "days old" in err
 
 
+def test_terms_that_were_read_long_ago_are_warned_of(home, capsys, monkeypatch):
+    def said(day):
+        for module in ("settle.base.files.dated_file", "settle.library.providers"):
+            monkeypatch.setattr(f"{module}.today", lambda: day)
+        assert main(["audit", "providers"]) == 0
+        return capsys.readouterr()
+
+    read, number = sorted(t.read for t in providers().provider), len(providers().provider)
+    assert "days ago" not in said(read[0] + datetime.timedelta(days=180)).err
+    out, err = said(read[-1] + datetime.timedelta(days=181))
+    assert f"{number} of {number} pages were read more than 180 days ago" in err and "out of date" in out
+
+
 def test_a_newer_table_replaces_it(home, tmp_path, capsys):
     newer = tmp_path / "providers.toml"
     day = datetime.date.today().isoformat()
