@@ -45,8 +45,8 @@ class FailedRun(Check):
         return None  # the cause is another check's, and so is its one change
 
     def fix(self, finding: Finding, subject: Subject) -> Fix:
-        said = str(finding.details["fix"]) or "mend what it says"
-        return Fix(f"{said}; then resume it", f"settle resume {finding.details['name']}")
+        advice = str(finding.details["fix"]) or "fix what it says"
+        return Fix(f"{advice}; then resume it", f"settle resume {finding.details['name']}")
 
     def injected(self, healthy: Subject, folder: Path) -> Subject:
         run = Run.create("train", INJECTED)
@@ -62,6 +62,6 @@ def _latest_session(run: Run) -> list[Event]:
     try:
         events = tail(run.events, TAIL_BYTES)
     except OSError as e:
-        raise SettleError(f"{run.events} cannot be read: {e.strerror}", "mend its permissions") from None
+        raise SettleError(f"{run.events} cannot be read: {e.strerror}", "fix its permissions") from None
     began = max((at for at, event in enumerate(events) if isinstance(event, Opened)), default=0)
     return events[began:]
