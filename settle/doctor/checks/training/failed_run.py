@@ -22,7 +22,7 @@ class FailedRun(Check):
     """The latest session of a run should not end with an error. What caused it is other checks' to find."""
 
     number: ClassVar[int] = 33
-    symptom: ClassVar[str] = "the run ended with an error"
+    symptom: ClassVar[str] = "a run ended with an error"
     about: ClassVar[tuple[str, ...]] = ("run",)
     seconds: ClassVar[float] = 0.2
 
