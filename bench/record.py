@@ -1,6 +1,7 @@
 """Record real training runs: a constant-rate trunk, evaluated as the product evaluates, and ends that decay from it.
 
     python bench/record.py TEXTS OUT [--only NAME …] [--seed N] [--latest TOKENS]
+    python bench/record.py TEXTS OUT --until-settled --latest 3000000   small texts of many kinds, for the settled rule
 
 TEXTS: the folder that bench/corpora.py made. Appends one JSON file a run under OUT; a run whose file exists is left
 out. One thread. What each run is: `RUNS`; it is planned by the product's own plan, with its rate, batch and warm-up.
@@ -54,6 +55,16 @@ RUNS = [
     ("french", "60k", None), ("lintian", "500k", "600k"), ("arabic", "300k", "700k"), ("handbook_ar", "60k", None),
     ("vim_help", "300k", "1.5M"), ("sayings_zh", "60k", None), ("sayings_cs", "300k", "700k"), ("maths", "1M", "400k"),
 ]  # fmt: skip
+
+# (corpus, seed) of runs of the smallest size without a number of tokens, in the order in which they are made. Written down
+# before any of them was run: texts small or repetitive enough to settle early, then other seeds, then larger texts.
+UNTIL_SETTLED = [
+    ("finnish", 1), ("spanish", 1), ("codes", 1), ("devil", 1), ("sayings_zh", 1), ("unicode", 1), ("french", 1),
+    ("handbook_ar", 1), ("pronounced", 1), ("sayings_de", 1), ("dutch", 2), ("korean", 2), ("sayings_it", 1),
+    ("german", 1), ("russian_faq", 2), ("jargon", 1), ("sayings_cs", 1), ("czech", 2), ("tool_calls", 1),
+    ("shakespeare", 1), ("handbook", 1), ("instructions", 1), ("finnish", 2), ("spanish", 2),
+]  # fmt: skip
+SMALLEST = "60k"
 
 
 def record(text: Path, size: str, tokens: str | None, seed: int, latest: int = LATEST) -> dict[str, object]:
@@ -215,13 +226,17 @@ def main() -> None:
     parser.add_argument("--only", nargs="*")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--latest", type=int, default=LATEST, help="tokens until which a stop is waited for")
+    parser.add_argument("--until-settled", action="store_true")
     asked = parser.parse_args()
     asked.out.mkdir(parents=True, exist_ok=True)
-    for name, size, tokens in RUNS:
-        out = asked.out / f"{name}-{size}-{tokens or 'settled'}-{asked.seed}.json"
+    runs = [(name, size, tokens, asked.seed) for name, size, tokens in RUNS]
+    if asked.until_settled:
+        runs = [(name, SMALLEST, None, seed) for name, seed in UNTIL_SETTLED]
+    for name, size, tokens, seed in runs:
+        out = asked.out / f"{name}-{size}-{tokens or 'settled'}-{seed}.json"
         if out.exists() or (asked.only and name not in asked.only):
             continue
-        row = record(asked.texts / f"{name}.txt", size, tokens, asked.seed, asked.latest)
+        row = record(asked.texts / f"{name}.txt", size, tokens, seed, asked.latest)
         out.write_text(json.dumps(row))
         print(f"{time.strftime('%H:%M:%S')} {out.name}: {row['cpu_seconds']} s, {row['stops']}", flush=True)
 
