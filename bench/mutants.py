@@ -39,8 +39,8 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parents[1]
 ROOMS = (  # folders and files; a file belongs to the last of these that holds it
-    *("train", "train/objectives/decision.py", "plan", "plan/fit", "plan/cluster", "plan/cost"),
-    *("evaluate", "evaluate/compare", "evaluate/calibration.py", "evaluate/decisions.py"),
+    *("train", "train/objectives/decision.py", "train/world", "plan", "plan/fit", "plan/cluster", "plan/cost"),
+    *("evaluate", "evaluate/compare", "evaluate/calibration.py", "evaluate/decisions.py", "evaluate/blind", "doctor"),
     *("retrieve", "retrieve/answer/answer_judge.py", "shrink", "jobs", "jobs/choose", "jobs/trials", "jobs/seeds"),
     *("data/decisions", "machine", "base/statistics.py"),
 )
@@ -54,7 +54,7 @@ A_FUNCTION, TESTS = 3, 40
 CHEAP = 0.5  # seconds of CPU, of a test that the suite runs again
 NEAR = [
     *(f"tests/{room}" for room in ("train", "plan", "evaluate", "retrieve", "shrink", "jobs", "base", "commands")),
-    *("tests/data", "tests/machine", "tests/model", "tests/test_api.py"),
+    *("tests/data", "tests/machine", "tests/model", "tests/doctor", "tests/test_api.py"),
 ]
 
 

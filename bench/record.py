@@ -56,8 +56,8 @@ RUNS = [
     ("vim_help", "300k", "1.5M"), ("sayings_zh", "60k", None), ("sayings_cs", "300k", "700k"), ("maths", "1M", "400k"),
 ]  # fmt: skip
 
-# (corpus, seed) of runs of the smallest size without a number of tokens, in the order in which they are made. Written down
-# before any of them was run: texts small or repetitive enough to settle early, then other seeds, then larger texts.
+# (corpus, seed) of runs of the smallest size without a number of tokens, in the order in which they are made. Written
+# down before any of them was run: texts small or repetitive enough to settle early, other seeds, larger texts.
 UNTIL_SETTLED = [
     ("finnish", 1), ("spanish", 1), ("codes", 1), ("devil", 1), ("sayings_zh", 1), ("unicode", 1), ("french", 1),
     ("handbook_ar", 1), ("pronounced", 1), ("sayings_de", 1), ("dutch", 2), ("korean", 2), ("sayings_it", 1),
