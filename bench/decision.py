@@ -19,6 +19,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import settle
+from settle.base.errors import SettleError
 from settle.base.run import Run
 from settle.data.decisions.corpus import open_decisions
 from settle.data.files import corpus_folder
@@ -93,10 +94,10 @@ def asked_in_other_orders(name: str, rows: int = 60) -> str:
     return f"{name:<10} {changed} of {len(choices)} answers changed; probabilities by {largest:.4f} at most"
 
 
-if __name__ == "__main__":
+def main() -> None:
     if sys.argv[1:2] == ["orders"]:
         print("\n".join(asked_in_other_orders(name) for name in sys.argv[2:]))
-        raise SystemExit
+        return
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("tables", type=Path)
     parser.add_argument("model")
@@ -104,6 +105,9 @@ if __name__ == "__main__":
     parser.add_argument("--json", type=Path)
     parser.add_argument("--set", action="append", default=[], help="a setting of the run, such as adapter=full")
     asked = parser.parse_args()
+    for name in asked.names:
+        if not all(any((asked.tables / name).glob(f"{side}.*")) for side in ("train", "test")):
+            parser.error(f"{asked.tables / name} has no train.* and test.*: make it with decision_tables.py")
     settings = dict(setting.split("=", 1) for setting in asked.set)
     rows = []
     for name in asked.names:
@@ -111,3 +115,10 @@ if __name__ == "__main__":
         print(line(rows[-1]), flush=True)
         if asked.json:
             asked.json.write_text(json.dumps(rows, indent=1))
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except SettleError as e:  # a missing model or run
+        sys.exit(f"error: {e}")
