@@ -9,8 +9,9 @@
 
 Nearest are the tests that call the function, cheapest first, at most 40 and `--seconds` of CPU. Which call it is noted
 once by running them (`--calls FILE`, made when it is not there: as long as the tests themselves take; of some rooms
-only with `CALLS=FILE python -m pytest -p mutation.calls tests/...` and this folder on PYTHONPATH). Faults are drawn
-evenly from all places of a room, at most three of a function; a fault that nothing calls counts as missed. What came
+only with `CALLS=FILE python -m pytest -p mutation.calls tests/...` and this folder on PYTHONPATH). Behind these come
+tests whose text names the function or whose file imports its module, until the seconds are spent. Faults are drawn
+evenly from all places of a room, at most three of a function; a fault that no test reaches counts as missed. What came
 out is kept in bench/results/mutants.jsonl, a line a fault; a fault that changes nothing that can be seen is named in
 bench/mutation/equivalent.toml with the reason, and left out of the share.
 
@@ -32,6 +33,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mutation.by_name import files_that_name, tests_that_name
 from mutation.faults import NOT_ENDED, Fault, compiles, faults_of
 
 if TYPE_CHECKING:
@@ -232,7 +234,8 @@ def inside(options: argparse.Namespace) -> None:
     calls, seconds = read_calls(options.calls)
     faults = [fault for fault in faults if fault.key not in done]
     nearest = {fault.key: nearest_tests(fault, calls, seconds, options.seconds) for fault in faults}
-    wanted = sorted({test.split("::")[0] for tests in nearest.values() for test in tests})
+    by_name = {fault.key: files_that_name(Path.cwd(), fault) for fault in faults}
+    wanted = sorted({test.split("::")[0] for tests in nearest.values() for test in tests}.union(*by_name.values()))
 
     def work(trials: "Trials") -> None:
         if any("tests.trained" in Path(path).read_text(encoding="utf-8") for path in wanted):
@@ -240,8 +243,9 @@ def inside(options: argparse.Namespace) -> None:
 
             trained()  # the model that most fixtures need, once
         for number, fault in enumerate(faults, 1):
-            tests = nearest[fault.key]
-            outcome = trials.outcome(fault, tests, sum(seconds[test] for test in tests))
+            tests = list(dict.fromkeys(nearest[fault.key] + tests_that_name(fault, by_name[fault.key], trials.items)))
+            tests = tests[:TESTS]
+            outcome = trials.outcome(fault, tests, options.seconds)
             verdict = f"caught by {outcome.by}" if outcome.by else f"MISSED by {outcome.tests} tests"
             where = f"{number}/{len(faults)} {fault.path}:{fault.line} {fault.statement}"
             print(f"{where} | {fault.old} -> {fault.new}: {verdict}", flush=True, file=sys.stderr)
