@@ -114,6 +114,12 @@ def test_a_fix_that_makes_something_else_worse_is_not_written(wobbly, capsys):
     assert (wobbly / "level").read_text() == "4"
 
 
+def test_what_is_ruled_out_is_nothing_wrong(wobbly, capsys):
+    (wobbly / "idle").touch()
+    assert main(["doctor", "--prove", "901"]) == 0
+    assert "ruled out" in "".join(capsys.readouterr())
+
+
 def test_copies_of_a_model_do_not_stay(wobbly, capsys):
     main(["doctor", "--prove", "901"])
     (folder(wobbly) / "fixed.gguf").write_bytes(b"large")

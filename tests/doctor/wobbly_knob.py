@@ -31,7 +31,8 @@ class Level(Side):
             time.sleep(float(pause.read_text()))
         with (level_file().parent / "asked").open("a") as file:
             file.write(f"{self.name} {item}\n")
-        return self.level + len(item) * 0.01 + (hash_of(item) % 7) * 0.01
+        level = 2.0 if (level_file().parent / "idle").exists() else self.level  # it is not what wobbles
+        return level + len(item) * 0.01 + (hash_of(item) % 7) * 0.01
 
     def guard(self, item):
         return 10.0 if self.level == 2.0 else 1.0

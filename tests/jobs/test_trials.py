@@ -1,5 +1,7 @@
 """Arms asked in turns, with arms that cost nothing: what is asked when, what is kept, and what is told of the time."""
 
+from types import SimpleNamespace
+
 import pytest
 
 from settle.base.errors import EngineError, ResourceError
@@ -7,11 +9,14 @@ from settle.base.event_log import Events
 from settle.evaluate.compare.candidate import Answer
 from settle.evaluate.compare.cases import asking
 from settle.evaluate.compare.race import Race
+from settle.jobs.trials import arm as arm_module
 from settle.jobs.trials import trials as trials_module
-from settle.jobs.trials.arm import Arm, Rewritten
+from settle.jobs.trials.arm import SLOTS, Arm, ModelArm, Rewritten
 from settle.jobs.trials.pace import Pace, seconds_left
 from settle.jobs.trials.trials import Trials
+from settle.library.reference import ModelRef
 from settle.machine.memory import Memory
+from settle.model.source import Source
 from tests.fake_time import set_time
 
 CASES = [asking(f"question {number}", number) for number in range(24)]
@@ -137,6 +142,18 @@ def test_one_at_a_time_where_memory_holds_no_more(home, monkeypatch):
         at_once += 1 if what == "loaded" else -1
         assert at_once <= 1
     assert [name for name, what in loaded if what == "loaded"] == ["a", "b", "a", "b"], "A B, B A, A B: twice each"
+
+
+@pytest.mark.parametrize(("available", "at_once"), [(4 * 640, 1), (4 * 3 * 640, 3), (10**9, SLOTS), (0, 1)])
+def test_as_many_at_once_as_a_quarter_of_the_free_memory_holds(available, at_once, monkeypatch, tmp_path):
+    (tmp_path / "m.gguf").write_bytes(b"x" * 100)
+    ref = ModelRef("m", "model", Source(tmp_path / "m.gguf", "gguf", "m"))
+    monkeypatch.setattr(arm_module, "memory", lambda: Memory(total=10**9, available=available, limit=None))
+    monkeypatch.setattr(arm_module, "read_facts", lambda path: SimpleNamespace(bytes_per_token=10))
+    arm = ModelArm(ref, 64, 5)
+    assert arm.at_once == at_once and arm.num_bytes == 100 + at_once * 640
+    assert arm.key == ModelArm(ref, 99, 5).key != ModelArm(ref, 64, 6).key
+    arm.close()
 
 
 def test_the_time_is_told_before_and_as_it_goes(home, monkeypatch):

@@ -1,12 +1,13 @@
 """The one owner of the number of threads."""
 
 import os
+from types import SimpleNamespace
 
 import pytest
 
 from settle.commands import Command
 from settle.infer.child_process import Load
-from settle.machine import asked_threads, commanded, cores, is_asked, num_threads, openmp_wait
+from settle.machine import asked_threads, commanded, cores, is_asked, num_threads, openmp_wait, threads
 from settle.machine.openmp_wait import OthersLoad
 from settle.machine.threads import CONVENTION, ThreadSettings
 from tests.fake_time import set_time
@@ -38,6 +39,26 @@ def test_who_decides(monkeypatch):
     assert num_threads() == 3 and os.environ[CONVENTION] == "3,1"
     monkeypatch.setenv(CONVENTION, "many")
     assert num_threads() == cores().usable
+
+
+@pytest.mark.parametrize(
+    ("ranks", "conventional", "asked", "number"),
+    [
+        (1, None, 20, 20),
+        (2, None, 20, 4),
+        (2, None, 3, 3),
+        (2, 1, None, 4),
+        (1, 1, None, 1),
+        (3, 2, None, 2),
+        (16, 2, None, 1),
+    ],
+)
+def test_ranks_share_the_cores_of_their_host(ranks, conventional, asked, number, monkeypatch):
+    monkeypatch.setattr(threads, "cores", lambda: SimpleNamespace(usable=8))
+    monkeypatch.setattr(threads, "_ranks_here", lambda: ranks)
+    if conventional:
+        monkeypatch.setenv(CONVENTION, str(conventional))
+    assert num_threads(asked) == number
 
 
 def test_a_child_of_llama_cpp_asks_too(tmp_path):

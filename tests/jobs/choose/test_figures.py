@@ -35,6 +35,7 @@ from settle.jobs.choose.ways import (
     Built,
     Failed,
     Measured,
+    changed_fact,
     possible_ways,
 )
 from settle.jobs.choose.ways.build import MOST_SHOTS, READING, best_prompt, reading_prompt
@@ -403,6 +404,15 @@ def test_how_a_way_is_tuned(home, tmp_path):
     assert "Passages" not in texts[0][0] and "Passages" in texts[1][0] and "targets" in json.loads(texts[2][0])
     plain.rows.write_text("kept")
     assert tuning_recipe(work, TUNE).rows.read_text() == "kept", "an earlier session's run was made of it"
+
+
+def test_a_changed_answer_changes_nothing_else():
+    (row,) = rows(1)
+    changed = changed_fact._answering(row, "new")
+    assert (
+        changed.messages == [row.messages[0], {"role": "assistant", "content": "new"}]
+        and row.messages[1]["content"] == "0"
+    )
 
 
 def test_the_error_is_shared_by_all_pairs_and_too_few_rows_are_refused():
