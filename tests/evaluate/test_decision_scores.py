@@ -105,6 +105,16 @@ def test_each_type_has_its_temperature():
     assert np.allclose(alone[types == "noul"], probabilities(scored.scores[types == "noul"] / 2))
 
 
+def test_a_temperature_is_sought_around_that_of_the_training():
+    """So that what is expected beforehand is meant of the scores as they were trained, and few rows do not undo it."""
+    random = np.random.default_rng(1)
+    scores, targets = random.normal(0, 0.3, (6, 3)), np.eye(3)[random.integers(0, 3, 6)]
+    types = np.array(["choice"] * 6)
+    (heat,) = Scored(scores, targets, types, heat=0.2).temperatures().values()
+    assert heat == pytest.approx(0.2 * fit_temperature(scores / 0.2, targets))
+    assert heat != pytest.approx(fit_temperature(scores, targets), rel=0.05)
+
+
 def test_the_calibration_error_has_the_ends_of_the_basic_bootstrap():
     """Twice as sure as right: the error is far from what chance gives, and its interval lies on both sides of it."""
     confidence = np.linspace(0.8, 0.99, 300)

@@ -6,6 +6,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
+import numpy as np
 import pytest
 
 from settle.base.errors import DataError, UsageError
@@ -13,6 +14,7 @@ from settle.base.event_log import Events
 from settle.base.statistics import Interval
 from settle.jobs import index, run_reports
 from settle.jobs.index_settings import IndexSettings
+from settle.jobs.tune_decision import stages as decision
 from settle.plan.ledger import Entry
 from settle.retrieve.index.chunkers import Chunker
 from settle.retrieve.index.update_index import Report
@@ -113,3 +115,17 @@ def test_settings_of_a_part_hold_while_it_is_the_same() -> None:
     assert vars(index._part(Chunker, other.chunker, before))["tokens"] == 55
     named = index._part(Chunker, IndexSettings.model_validate({"chunker": "structure"}).chunker, before)
     assert type(named).part_name() == "structure"
+
+
+@pytest.mark.parametrize("rows", [1, 2, 5])
+def test_the_loss_that_is_quoted_has_its_standard_error(rows: int) -> None:
+    """stderr: of the mean, by the n - 1 of a sample."""
+    shares = np.linspace(0.2, 0.9, rows)
+    targets = np.array([[1.0, 0.0]] * rows)
+    context = SimpleNamespace(figures={"best": {"step": 3}, "actual": {"time": 1.0}})
+    decision._quote_loss(cast(Any, context), np.stack([shares, 1 - shares], 1), targets)
+    losses = -np.log(shares)
+    best, actual = context.figures["best"], context.figures["actual"]
+    assert best["loss"] == actual["loss"] == pytest.approx(losses.mean())
+    assert best["stderr"] == pytest.approx(np.sqrt(losses.var(ddof=1) / rows) if rows > 1 else 0.0)
+    assert best["step"] == 3 and actual["time"] == 1.0

@@ -6,7 +6,7 @@ import datetime
 import pytest
 
 from settle.base.amounts import count
-from settle.base.errors import UsageError
+from settle.base.errors import ResourceError, UsageError
 from settle.base.event_log import Events
 from settle.base.events import Listing, ResultReady, Say
 from settle.base.statistics import Interval
@@ -222,3 +222,13 @@ def test_what_a_pay_off_says(change, purchase, lines):
     api = pay_off.requested_price(PlanSettings.model_validate({"api_price": "1,1"}))
     said = pay_off._sentences(plan, settings, machine_or_this("rtx 4090"), api)
     assert len(said) == len(lines) and all(part in line for part, line in zip(lines, said, strict=True)), said
+
+
+@pytest.mark.parametrize(
+    ("texts", "says"), [(1, "does not fit in NVIDIA GeForce RTX 4090"), (2, " with 2 texts at once")]
+)
+def test_a_model_that_is_too_large_is_said_to_be(texts, says):
+    asked = API | {"speed": None, "texts": texts}
+    with pytest.raises(ResourceError) as refused:
+        told(pay_off.plan_pay_off, "llama-3.1-405b", **asked)
+    assert says in refused.value.what and (" at once" in refused.value.what) == (texts > 1)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from settle.base.event_log import Events
-from settle.base.events import DecayStarted, Eval, Event, LossForecast, Progress, Resumed, Step
+from settle.base.events import DecayStarted, Eval, Event, LossForecast, Progress, Resumed, Rollback, Step
 from settle.base.statistics import FORECAST_LEVEL, Interval
 from settle.plan import outlook
 from settle.plan import probe as probes
@@ -224,3 +224,13 @@ def test_what_says_nothing_is_not_forecast_from(
     for tokens in (10, 20, 30, 40):
         third(at(tokens))
     assert not never and third.figures() is None
+
+
+@pytest.mark.parametrize("back", [Rollback(step=40, loss=9.0, to_step=20), Resumed(step=20)])
+def test_an_earlier_session_counts_as_far_as_it_was_kept(
+    back: Rollback | Resumed, made_anew: list[tuple[int, float]]
+) -> None:
+    watching, seen = followed(1000.0, since=0.0)
+    watching.resume([*map(at, (100, 200, 300, 400)), back])
+    watching(at(500))
+    assert [forecast.tokens for forecast in seen] == [500] and made_anew == [(3, 1000.0)]

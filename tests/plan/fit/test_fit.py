@@ -2,6 +2,8 @@
 
 import datetime
 import json
+import math
+from dataclasses import replace
 
 import pytest
 
@@ -10,10 +12,11 @@ from settle.base.statistics import Interval
 from settle.cli import main
 from settle.library.catalogue import known_model
 from settle.machine import described
-from settle.plan.fit.memory import fit, longest_context, need, room
+from settle.plan.fit.memory import MARGIN, SYSTEM, fit, longest_context, need, room
 from settle.plan.fit.model_shapes import named_shape
 from settle.plan.fit.published_numbers import published_lines
 from settle.plan.fit.speed import (
+    Z80,
     decode_rate,
     decode_terms,
     drafted,
@@ -28,7 +31,7 @@ from settle.plan.fit.speed import (
 from settle.plan.fit.weight_types import read_bytes
 
 GIB = 2**30
-LLAMA = known_model("llama-3.1-8b").shape
+LLAMA, MIXTURE = known_model("llama-3.1-8b").shape, known_model("qwen3-30b-a3b").shape
 
 
 def test_the_law_is_the_sum_of_its_terms():
@@ -63,7 +66,7 @@ def test_a_batch_reads_the_weights_once():
     wide, dense = described("h100 sxm"), known_model("qwen3-14b").shape
     for texts, seconds in ((8, 0.0145), (59, 0.0275)):
         assert 1 / decode_rate(dense, "bf16", wide, 3800, texts).value == pytest.approx(seconds, rel=0.35)
-    mixture = known_model("qwen3-30b-a3b").shape
+    mixture = MIXTURE
     terms = [decode_terms(mixture, "q4_k_m", machine, 16, batch)["bytes"] for batch in (1, 2, 64)]
     assert terms[1] > 1.6 * terms[0] * read_share(mixture) and terms[2] < 64 * terms[0]
 
@@ -106,6 +109,21 @@ def test_memory_is_what_its_parts_are():
 def test_apple_leaves_a_share_to_its_system_and_two_cards_hold_twice():
     assert room(described("m4 pro 24gb")) == pytest.approx(24 * GIB * 0.667)
     assert room(described("2x rtx 3090")) == pytest.approx(2 * room(described("rtx 3090")))
+
+
+def test_a_system_that_shares_the_memory_keeps_some_of_it():
+    machine = described("jetson agx orin 32gb")
+    assert room(machine) == pytest.approx((machine.memory - SYSTEM) * (1 - MARGIN))
+    assert room(replace(machine, memory=int(SYSTEM))) == 0 < room(replace(machine, memory=int(SYSTEM) + GIB))
+    assert room(described("rtx 4090")) == pytest.approx(described("rtx 4090").memory * (1 - MARGIN))
+
+
+def test_a_mixture_reads_less_surely():
+    law = laws()["cuda-2025"]
+    for shape, spread in ((LLAMA, law.prefill_spread), (MIXTURE, 1.5 * law.prefill_spread)):
+        rate = prefill_rate(shape, "q4_k_m", described("rtx 4090"))
+        assert math.log(rate.high / rate.value) == pytest.approx(Z80 * spread, rel=1e-6)
+        assert rate.low * rate.high == pytest.approx(rate.value**2)
 
 
 def test_the_longest_context_is_the_longest():
