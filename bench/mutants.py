@@ -9,11 +9,11 @@
 
 Nearest are the tests that call the function, cheapest first, at most 40 and `--seconds` of CPU. Which call it is noted
 once by running them (`--calls FILE`, made when it is not there: as long as the tests themselves take; of some rooms
-only with `CALLS=FILE python -m pytest -p mutation.calls tests/...` and this folder on PYTHONPATH). Behind these come
-tests whose text names the function or whose file imports its module, until the seconds are spent. Faults are drawn
-evenly from all places of a room, at most three of a function; a fault that no test reaches counts as missed. What came
-out is kept in bench/results/mutants.jsonl, a line a fault; a fault that changes nothing that can be seen is named in
-bench/mutation/equivalent.toml with the reason, and left out of the share.
+only with `CALLS=FILE python -m pytest -p mutation.calls tests/...` and this folder on PYTHONPATH). Of these the ones
+come first whose file imports the function's module, then other tests of such files, until the seconds are spent.
+Faults are drawn evenly from all places of a room, at most three of a function; one that no test reaches counts as
+missed. What came out is kept in bench/results/mutants.jsonl, a line a fault; a fault that changes nothing that can be
+seen is named in bench/mutation/equivalent.toml with the reason, and left out of the share.
 
 `tests/test_mutants.py` tries a few of those recorded as caught again, of changed files first, each by the test that
 caught it. Needs fork, so Linux or macOS.
@@ -243,8 +243,8 @@ def inside(options: argparse.Namespace) -> None:
 
             trained()  # the model that most fixtures need, once
         for number, fault in enumerate(faults, 1):
-            tests = list(dict.fromkeys(nearest[fault.key] + tests_that_name(fault, by_name[fault.key], trials.items)))
-            tests = tests[:TESTS]
+            own = tests_that_name(fault, by_name[fault.key], trials.items)
+            tests = in_order(nearest[fault.key], own, by_name[fault.key])
             outcome = trials.outcome(fault, tests, options.seconds)
             verdict = f"caught by {outcome.by}" if outcome.by else f"MISSED by {outcome.tests} tests"
             where = f"{number}/{len(faults)} {fault.path}:{fault.line} {fault.statement}"
@@ -283,6 +283,14 @@ def nearest_tests(fault: Fault, calls: dict[str, set[str]], seconds: dict[str, f
         left -= seconds[test]
         chosen.append(test)
     return chosen
+
+
+def in_order(calling: list[str], naming: list[str], files: list[str]) -> list[str]:
+    """At most TESTS: of those that call the function the ones in `files` that name it, then others that name it, then
+    other callers, cheap or not."""
+    own = set(files)
+    near = [test for test in calling if test.split("::")[0] in own]
+    return list(dict.fromkeys([*near, *naming, *calling]))[:TESTS]
 
 
 def report(records: list[dict]) -> list[str]:

@@ -78,6 +78,7 @@ def test_both_answer_the_very_same_messages_and_the_preferred_answer_continues(m
                 alone = ChatSession(engines[name], GREEDY, Events(), "Be short.", messages=kept.messages[:-1])
                 assert "".join(alone.answer(kept.messages[-1]["content"])) == answer
     assert session.pairs == list(Ballots.read().pairs.values())
+    assert all(kept.sampling["seed"] is not None for kept in session.pairs), "drawn once, and the same for both"
     assert any(kept.answers[0] != kept.answers[1] for kept in session.pairs)
     for before, after in pairwise(session.pairs[:3]):
         preferred = before.answers["ab".index(session.votes[before.id])]

@@ -7,6 +7,7 @@ import pytest
 
 from settle.base.errors import ResourceError, UsageError
 from settle.machine.described_machine import described
+from settle.plan.cluster import throughput
 from settle.plan.cluster.failures import best_interval, goodput, work_share
 from settle.plan.cluster.layout import Layout
 from settle.plan.cluster.memory import Precision, device_memory, layer_activations
@@ -151,6 +152,21 @@ def test_daly_is_young_for_short_pauses_and_the_best_of_its_neighbours():
     shares = [work_share(30, 7200, 600, best * factor) for factor in (0.5, 1.0, 2.0)]
     assert shares[1] == max(shares)
     assert work_share(30, 1e9, 600) == pytest.approx(1, abs=1e-3) and work_share(30, 60, 86400) == 0
+
+
+def test_weights_that_are_shared_out_are_gathered_and_others_are_not():
+    machine, law, shape = described("8x h100 sxm"), published_law(), shape_of_size(8e9)
+
+    def seconds(machine, **layout):
+        return throughput._communication(shape, machine, Layout(rows=2, sequence=1024, **layout), law)
+
+    assert seconds(machine, data=8) == seconds(machine, data=1, sharded=True) == 0
+    weights = throughput.GATHERS * throughput.BYTES * shape.parameters
+    assert seconds(machine, data=8, sharded=True) == pytest.approx(
+        weights * law.exposed_node / machine.interconnect / 2048
+    )
+    many = described("16x h100 sxm")
+    assert seconds(many, data=16) == pytest.approx(weights * law.exposed_node / many.network / 2048)
 
 
 def test_goodput_of_llama_3_is_above_nine_tenths_with_some_four_hundred_failures():

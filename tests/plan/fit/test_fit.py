@@ -12,6 +12,7 @@ from settle.base.statistics import Interval
 from settle.cli import main
 from settle.library.catalogue import known_model
 from settle.machine import described
+from settle.plan.fit.fit_table import SMALL_PROMPT, fit_row
 from settle.plan.fit.memory import MARGIN, SYSTEM, fit, longest_context, need, room
 from settle.plan.fit.model_shapes import named_shape
 from settle.plan.fit.published_numbers import published_lines
@@ -124,6 +125,18 @@ def test_a_mixture_reads_less_surely():
         rate = prefill_rate(shape, "q4_k_m", described("rtx 4090"))
         assert math.log(rate.high / rate.value) == pytest.approx(Z80 * spread, rel=1e-6)
         assert rate.low * rate.high == pytest.approx(rate.value**2)
+
+
+def test_layers_that_do_not_fit_are_computed_by_the_processor():
+    model, machine = named_shape("llama-3.1-70b"), described("rtx 4090")
+    row = fit_row(model, "q4_k_m", machine, 4096)
+    missing = 1 - row.fit.share
+    assert not row.fit.fits and 0.2 < missing < 0.9
+    whole = prefill_rate(model.shape, "q4_k_m", machine, None, SMALL_PROMPT)
+    assert row.prefill == streamed(whole, missing, row.fit.need.weights)
+    assert row.prefill.value < whole.value and row.prefill.low < whole.low
+    decode = decode_rate(model.shape, "q4_k_m", machine, 2048)
+    assert row.decode == offloaded(decode, missing, read_bytes(model.shape, "q4_k_m"))
 
 
 def test_the_longest_context_is_the_longest():
