@@ -9,7 +9,7 @@ from settle.data.decisions.questions import Question
 from settle.data.decisions.rows import DecisionRow
 from settle.data.decisions.temperature import fit_temperature, probabilities
 from settle.evaluate.calibration import measure_calibration, risk_coverage
-from settle.evaluate.decisions import BATCH_TOKENS, ORDERS, Scored, order_changes, packed, score_rows
+from settle.evaluate.decisions import BATCH_TOKENS, ORDERS, Scored, _batches, order_changes, packed, score_rows
 
 CHOICE = Question.from_json({"type": "choice", "instructions": "Which?", "criteria": ["a", "b", "c"]})
 PAIR = Question.from_json({"type": "choice", "instructions": "Which?", "criteria": ["a", "b"]})
@@ -67,6 +67,12 @@ def test_scores_are_in_the_order_of_the_rows_and_of_their_options():
     assert model.training and model.evaluated == 1, "a model in training is in training again"
     # of like length together, and no more than fit: 5 and 34 and 905 tokens, then 1,205
     assert objective.batches == [[3, 32, 903], [1203]] and BATCH_TOKENS == 2048
+
+
+def test_as_many_tokens_as_fit_go_through_the_model_together():
+    half = BATCH_TOKENS // 2
+    assert list(_batches([half, half])) == [[0, 1]] and list(_batches([half, half + 1])) == [[0], [1]]
+    assert list(_batches([9, BATCH_TOKENS + 1, 5, half])) == [[2, 0, 3], [1]]
 
 
 def test_decisions_are_packed_with_the_label_as_the_only_target():

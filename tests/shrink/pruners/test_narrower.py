@@ -6,13 +6,13 @@ import torch
 from settle.base.errors import DataError, UsageError
 from settle.base.registry import parts
 from settle.infer.live.sample import logprobs
-from settle.shrink.activations.layer_activations import kl
+from settle.shrink.activations.layer_activations import LayerWalk, kl
 from settle.shrink.activations.least_squares import eliminate, error, gram, refitted
 from settle.shrink.prunable_model import PrunableModel
 from settle.shrink.pruners import Pruner, kept_number
 from settle.shrink.pruners.channels import Channels
 from settle.shrink.pruners.heads import Heads
-from settle.shrink.pruners.width import Width
+from settle.shrink.pruners.width import Width, _strengths
 from tests.model.architectures.cases import BEYOND_GGUF, CASES
 from tests.shrink.pruners.subjects import DENSE, assert_ordinary, more_code, random_subject, trained_subject, windows
 
@@ -59,6 +59,14 @@ def test_heads_and_width_go_together_where_llama_cpp_takes_one_for_the_other(nam
         Width(share=0.5).prune(subject, text, [])
     fewer = Heads(share=0.5, what=what, step=True).prune(subject, text, []).subject
     assert_ordinary(Width(keep=16).prune(fewer, text, []).subject, tmp_path)
+
+
+def test_the_readers_of_every_norm_have_the_same_say(tokenizer) -> None:
+    subject = random_subject(CASES[DENSE[0]], tokenizer)
+    walk = LayerWalk(subject.build(trainable=False), windows(subject))
+    strength, power = _strengths(walk, subject, lambda layer: None)
+    assert float(strength.sum()) == pytest.approx(2 * subject.num_layers + 1) and float(strength.min()) > 0
+    assert len(power.streams) == 2 * subject.num_layers + 1
 
 
 def _distance(one: PrunableModel, other: PrunableModel, number: int = 6) -> float:
