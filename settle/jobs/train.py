@@ -55,7 +55,7 @@ def forecast(c: TrainContext) -> None:
     """What the run will need and reach, from a short run of the planned model."""
     if c.record is not None:
         return
-    c.plan, c.expected = look_ahead(c.plan, c.corpus, c.settings, lambda: c.spending.seconds, c.events, ranks())
+    c.plan, c.expected = look_ahead(c.plan, c.corpus, c.settings, lambda: c.spending.seconds, c.events, ranks(c.run))
     c.phases, c.estimates = c.expected.phases, {EXPORT: c.expected.phases[EXPORT]}
     c.events.emit(ForecastReady(forecast=c.expected.to_json(), phases=c.phases))
     warn_of_time(c)

@@ -103,7 +103,7 @@ def _planned(c: TuningContext, settings: TuneSettings | DistillSettings) -> Trai
 
 def _expected(c: TuningContext) -> Forecast:
     """The forecast, told. What measuring it took is missing from the plan's time."""
-    expected = look_ahead(c.live, c.settings, lambda: c.spending.seconds, c.comparing, c.events, ranks())
+    expected = look_ahead(c.live, c.settings, lambda: c.spending.seconds, c.comparing, c.events, ranks(c.run))
     c.plan, c.phases = c.live.plan, expected.phases
     c.estimates[EXPORT] = expected.phases[EXPORT]
     c.events.emit(ForecastReady(forecast=expected.to_json(), phases=expected.phases))

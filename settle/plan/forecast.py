@@ -11,6 +11,7 @@ from dataclasses import replace
 
 from settle.base.errors import ResourceError
 from settle.base.event_log import Events
+from settle.base.events import Say
 from settle.base.statistics import FORECAST_LEVEL, Interval, two_sided_z
 from settle.data.prepare import Corpus
 from settle.machine import memory, resident
@@ -19,18 +20,18 @@ from settle.plan.forecast_figures import BUDGET_SECONDS, Forecast, budgeted_time
 from settle.plan.loss_curve import CurveFacts, Observation
 from settle.plan.outlook import SETTLED_DECAY, CurveStart
 from settle.plan.phases import SLACK, Phases, export_seconds, loop_seconds, with_phases
-from settle.plan.probe import DECAY, Probe, probe, probe_steps
+from settle.plan.probe import DECAY, SHARE_OF_TIME, Probe, probe, probe_steps
 from settle.plan.settings import RunSettings, TrainingSettings
 from settle.train.live_run import LiveRun
 from settle.train.optimizers import Optimizer
-from settle.train.settled import MIN_HISTORY, decay_tokens, next_evaluation
+from settle.train.settled import EVALUATION_COST, MIN_HISTORY, decay_tokens, next_evaluation
 from settle.train.settled.trend import MORE
 from settle.train.training_plan import TrainingPlan
-from settle.train.world.rank_costs import rank_costs
-from settle.train.world.talk import ONE, Ranks
+from settle.train.world.rank_costs import ONE, RankCosts, Ranks, rehearsal_steps
 
 # 2026-11-25, runs on one machine: standard deviations of the logarithm of actual ÷ forecast
 TIME_SPREAD = 0.08
+RANKS_SPREAD = 0.12  # 2026-11-29, of ranks, which wait for the slowest of them in every step
 MEMORY_SPREAD = 0.05
 COUNTED_POWER_SPREAD = 0.15
 ESTIMATED_POWER_SPREAD = math.log(12 / 4) / 2 / two_sided_z(FORECAST_LEVEL)  # a core draws 4 to 12 W (machine/power.py)
@@ -68,9 +69,10 @@ def look_ahead(
         plan = plan.with_threads(probed.threads, probed.why_threads)
     alone = probed.step_seconds
     if ranks.size > 1:
-        costs = rank_costs(LiveRun.build(plan, corpus).trainer(), ranks, events)
-        spread = math.hypot(probed.step_spread, 4 * costs.spread)
-        probed = replace(probed, step_seconds=costs.of_step(alone), step_spread=spread, ranks=ranks.size)
+        steps = rehearsal_steps(alone, plan.loop.seconds and plan.loop.seconds * SHARE_OF_TIME)
+        costs = ranks.rehearse(LiveRun.build(plan, corpus), steps, settings.watts)
+        events.emit(Say(text=costs.words(ranks.size, alone)))
+        probed = replace(probed, step_seconds=costs.step, step_spread=costs.spread, ranks=costs)
     spent, held = elapsed(), resident()
     judge = probed.evaluation_seconds * _finally_evaluated(plan, corpus, probed, spent)
     export = export_seconds(plan.num_parameters, probed.evaluation_seconds, plan.loop.threads)
@@ -82,7 +84,7 @@ def look_ahead(
     since = EARLY * plan.loop.warmup_steps * plan.loop.tokens_per_step
     stderr, decay = math.sqrt(2) * probed.stderr, plan.loop.decay_fraction
     start = CurveStart(CurveFacts.of(plan, corpus), probes, probed.offset, stderr, since, decay)
-    expected = forecast(plan, start, probed, settings, phases)
+    expected = forecast(plan, start, probed, settings, phases, ranks.hosts)
     # what the forecast of the loss took after the probe's memory was read stays with the process
     expected = replace(expected, peak_memory=expected.peak_memory.shifted(max(0, resident() - held)))
     return plan, expected
@@ -95,7 +97,12 @@ def _finally_evaluated(plan: TrainingPlan, corpus: Corpus, probed: Probe, spent:
 
 
 def forecast(
-    plan: TrainingPlan, start: CurveStart, probed: Probe, settings: TrainingSettings, phases: Phases
+    plan: TrainingPlan,
+    start: CurveStart,
+    probed: Probe,
+    settings: TrainingSettings,
+    phases: Phases,
+    hosts: int = 1,
 ) -> Forecast:
     """`phases`: where the time goes; that of the loop is found here unless a time budget says it."""
     per_token = _seconds_per_token(plan, probed)
@@ -103,22 +110,23 @@ def forecast(
     tokens = expected_tokens(plan, per_token, lambda t: start.loss(t).value, spent + phases.proof)
     if tokens.value < token_budget(plan, per_token, spent + phases.proof):
         start = replace(start, decay=SETTLED_DECAY)  # it is expected to end by its verdict
-    phases = replace(phases, loop=tokens.value * per_token)
+    phases = replace(phases, loop=_loop_seconds(plan, probed, tokens.value, per_token))
     fixed = phases.total - phases.loop
     # a machine whose steps are uneven now will be busy or quiet later
-    spread = math.hypot(TIME_SPREAD, probed.step_spread / 4, tokens.log_std)
-    time = Interval.log_normal(tokens.value * per_token, spread).shifted(fixed)
+    of_steps = TIME_SPREAD if probed.ranks is None else RANKS_SPREAD
+    spread = math.hypot(of_steps, probed.step_spread / 4, tokens.log_std)
+    time = Interval.log_normal(phases.loop, spread).shifted(fixed)
     if plan.loop.seconds:
         time = budgeted_time(time, plan.loop.seconds)
     spread = math.hypot(time.log_std, power_spread(probed.watts_source))
-    energy = Interval.log_normal((time.value - spent) * probed.watts, spread)
+    energy = Interval.log_normal(joules(time.value - spent, phases.loop, probed.watts, probed.ranks), spread)
     low, value, high = start.loss(tokens.high), start.loss(tokens.value), start.loss(tokens.low)
     return Forecast(
         tokens=tokens,
         time=time,
         peak_memory=Interval.log_normal(peak_memory(plan, probed, tokens.value), MEMORY_SPREAD),
         energy=energy,
-        cost=cost_interval(energy, time, settings),
+        cost=cost_interval(energy, time, settings, hosts),
         loss=Interval(value.value, min(low.low, value.low), max(high.high, value.high), FORECAST_LEVEL),
         currency=settings.currency,
         watts_source=probed.watts_source,
@@ -147,9 +155,9 @@ def cost(joules: float, seconds: float, price_per_kwh: float, price_per_hour: fl
     return joules / 3.6e6 * price_per_kwh + seconds / 3600 * price_per_hour
 
 
-def cost_interval(energy: Interval, time: Interval, settings: RunSettings) -> Interval:
-    """The cost of a run that takes `energy` joules and `time` seconds, which are high together."""
-    prices = settings.price_per_kwh, settings.price_per_hour
+def cost_interval(energy: Interval, time: Interval, settings: RunSettings, hosts: int = 1) -> Interval:
+    """The cost of a run that takes `energy` joules and `time` seconds, which are high together, on so many hosts."""
+    prices = settings.price_per_kwh, settings.price_per_hour * hosts
     value, low, high = (cost(joules, seconds, *prices) for joules, seconds in zip(energy.ends, time.ends, strict=True))
     return Interval(value, low, high, FORECAST_LEVEL)
 
@@ -219,19 +227,29 @@ def _seconds_per_token(plan: TrainingPlan, probed: Probe) -> float:
     """Step and evaluations together, over a run of usual length."""
     loop = plan.loop
     evaluations = sum(1 for _ in _evaluations(plan.held_out_tokens, 60 * plan.held_out_tokens * 9))
-    evaluation_seconds = (
-        evaluations
-        * plan.held_out_tokens
-        * probed.evaluation_seconds
-        * EVALUATION_SLOWDOWN
-        / (60 * plan.held_out_tokens * 9 * probed.ranks)
-    )
+    of_one = probed.ranks.evaluation if probed.ranks else probed.evaluation_seconds * EVALUATION_SLOWDOWN
+    evaluation_seconds = evaluations * plan.held_out_tokens * of_one / (60 * plan.held_out_tokens * 9)
     return probed.step_seconds / loop.tokens_per_step + evaluation_seconds
 
 
-def _evaluations(sample: int, until: int) -> Iterator[int]:
+def _loop_seconds(plan: TrainingPlan, probed: Probe, tokens: float, per_token: float) -> float:
+    """Seconds of so many tokens of training; of ranks with the evaluations of just this length, and how it begins."""
+    if probed.ranks is None:
+        return tokens * per_token
+    evaluations = 2 + sum(
+        1 for _ in _evaluations(plan.held_out_tokens, min(tokens, 1e13) - 1, plan.loop.evaluation_cost)
+    )
+    return probed.ranks.loop(tokens / plan.loop.tokens_per_step, evaluations * plan.held_out_tokens)
+
+
+def joules(seconds: float, loop: float, watts: float, ranks: RankCosts | None) -> float:
+    """What a run draws in so many seconds, of which all ranks share those of its loop. watts: of rank 0."""
+    return seconds * watts if ranks is None else max(0.0, seconds - loop) * watts + loop * ranks.watts
+
+
+def _evaluations(sample: int, until: float, cost: float = EVALUATION_COST) -> Iterator[int]:
     at = 0
-    while (at := next_evaluation(at, sample)) <= until:
+    while (at := next_evaluation(at, sample, cost)) <= until:
         yield at
 
 

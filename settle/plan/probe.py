@@ -17,6 +17,7 @@ from settle.machine import EnergyMeter, PeakMemory, resident
 from settle.train.evaluation import HeldOut, evaluate
 from settle.train.live_run import EVALUATION_BLOCK, LiveRun, blocks
 from settle.train.training_plan import TrainingPlan
+from settle.train.world.rank_costs import RankCosts
 
 SHARE = 0.025  # share of the run's steps
 FEWEST, MOST = 40, 400  # steps; a short run is probed for a tenth of its steps at most
@@ -43,7 +44,7 @@ class Probe:
     offset: float  # ln of the loss on the run's own held-out sample ÷ `loss`
     threads: int = 1
     why_threads: str = ""  # empty where somebody asked for the number
-    ranks: int = 1  # that share a step, whose time and spread are then those of many ranks, and an evaluation
+    ranks: RankCosts | None = None  # of all ranks together, whose steps `step_seconds` and `step_spread` then are
 
 
 def probe_steps(expected_steps: int) -> int:

@@ -11,24 +11,34 @@ from dataclasses import dataclass, replace
 import torch
 
 from settle.base.event_log import Events
-from settle.base.events import Progress
+from settle.base.events import Progress, Say
 from settle.base.statistics import FORECAST_LEVEL, Interval
 from settle.data.rows.batches import RowBatches
 from settle.data.rows.prepare import RowCorpus
 from settle.machine import EnergyMeter, PeakMemory, resident
-from settle.plan.forecast import budgeted, cost_interval, power_spread, settling, token_budget, within_budget
+from settle.model.layers.linear import refresh_casts
+from settle.plan.forecast import (
+    RANKS_SPREAD,
+    budgeted,
+    cost_interval,
+    joules,
+    power_spread,
+    settling,
+    token_budget,
+    within_budget,
+)
 from settle.plan.forecast_figures import Forecast, budgeted_time
 from settle.plan.phases import Phases, export_seconds, with_phases
 from settle.plan.probe import SHARE_OF_TIME
 from settle.plan.settings import TuningSettings
 from settle.plan.tuning_plan import EPOCHS
+from settle.train.checkpoint import Weights
 from settle.train.evaluation import HeldOut, evaluate
 from settle.train.live_run import LiveRun, blocks
 from settle.train.settled import next_evaluation
 from settle.train.state import LoopState
 from settle.train.training_plan import TrainingPlan
-from settle.train.world.rank_costs import rank_costs
-from settle.train.world.talk import ONE, Ranks
+from settle.train.world.rank_costs import ONE, RankCosts, Ranks, rehearsal_steps
 
 SHARE, FEWEST, MOST = 0.04, 4, 24  # steps of the probe, of those that are expected
 FEWEST_BLOCKS = 4  # minimum blocks of held-out rows; their spread gives the standard error of the loss
@@ -63,7 +73,7 @@ class Measured:
     before: float
     after: float
     stderr: float
-    ranks: int = 1  # that share a step, whose time and spread are then those of many ranks, and an evaluation
+    ranks: RankCosts | None = None  # of all ranks together, whose steps `step_seconds` and `step_spread` then are
 
 
 def look_ahead(
@@ -82,9 +92,9 @@ def look_ahead(
     measured = measure(job, settings.watts, events)
     alone = measured.step_seconds
     if ranks.size > 1:
-        costs = rank_costs(job.trainer(), ranks, events)
-        spread = math.hypot(measured.step_spread, costs.spread)
-        measured = replace(measured, step_seconds=costs.of_step(alone), step_spread=spread, ranks=ranks.size)
+        costs = _rehearsed(job, ranks, alone, settings.watts)
+        events.emit(Say(text=costs.words(ranks.size, alone)))
+        measured = replace(measured, step_seconds=costs.step, step_spread=costs.spread, ranks=costs)
     plan, per_token, spent = job.plan, measured.evaluation_seconds, elapsed()
     of_step = measured.step_seconds / plan.loop.tokens_per_step
     tokens = min(token_budget(plan, of_step, spent), float(job.corpus.train.num_tokens * EPOCHS))
@@ -96,7 +106,32 @@ def look_ahead(
     job.plan = plan = with_phases(plan, judge + export, comparison, alone)
     comparison = plan.loop.seconds_comparing if plan.loop.seconds else comparison
     proof = PROOF_STEPS * alone
-    return forecast(job, measured, settings, Phases(spent, proof, 0.0, judge, export, comparison))
+    return forecast(job, measured, settings, Phases(spent, proof, 0.0, judge, export, comparison), ranks.hosts)
+
+
+def _rehearsed(job: LiveRun, ranks: Ranks, alone: float, watts: float | None) -> RankCosts:
+    """What the steps of all ranks cost. alone: seconds of one process's step. The model is left as it was."""
+    steps = rehearsal_steps(alone, job.plan.loop.seconds and job.plan.loop.seconds * SHARE_OF_TIME)
+    if job.plan.loop.is_sharded:  # the model that is shared out is no longer whole
+        return ranks.rehearse(LiveRun.build(job.plan, job.corpus, job.base), steps, watts)
+    weights = _weights(job)
+    costs = ranks.rehearse(job, steps, watts)
+    _restore(job, weights)
+    return costs
+
+
+def _weights(job: LiveRun) -> Weights:
+    """A copy of what is trained, unless it can be read from the base again."""
+    return {} if job.whole else {name: p.detach().clone() for name, p in job.model.trainable().items()}
+
+
+def _restore(job: LiveRun, weights: Weights) -> None:
+    """The weights as they were before the first step."""
+    with torch.no_grad():
+        for name, parameter in job.model.trainable().items():
+            parameter.copy_(job.initial(name) if job.whole else weights[name])
+    refresh_casts()
+    job.model.zero_grad(set_to_none=True)
 
 
 def _finally_evaluated(job: LiveRun, tokens: float) -> int:
@@ -117,7 +152,7 @@ def measure(job: LiveRun, watts: float | None = None, report: Events | None = No
     every = min(job.plan.held_out_tokens // limit, len(held_out) // FEWEST_BLOCKS)
     # blocks as large as the run's: each has its price
     sample = HeldOut(held_out[:: max(1, every)], job.tokenizer.byte_length)
-    weights = {} if job.whole else {n: p.detach().clone() for n, p in model.trainable().items()}
+    weights = _weights(job)
 
     def evaluated() -> tuple[float, float, float]:
         began = time.perf_counter()
@@ -148,10 +183,7 @@ def measure(job: LiveRun, watts: float | None = None, report: Events | None = No
     paces = [took / count * loop.tokens_per_step for took, count in zip(times[start:], tokens[start:], strict=True)]
     pace = sum(times[start:]) / sum(tokens[start:]) * loop.tokens_per_step
     memory = max(peak.read(), resident())
-    with torch.no_grad():
-        for name, parameter in model.trainable().items():
-            parameter.copy_(job.initial(name) if job.whole else weights[name])
-    model.zero_grad(set_to_none=True)
+    _restore(job, weights)
     return Measured(
         steps=len(times),
         step_seconds=pace,
@@ -166,7 +198,7 @@ def measure(job: LiveRun, watts: float | None = None, report: Events | None = No
     )
 
 
-def forecast(job: LiveRun, measured: Measured, settings: TuningSettings, phases: Phases) -> Forecast:
+def forecast(job: LiveRun, measured: Measured, settings: TuningSettings, phases: Phases, hosts: int = 1) -> Forecast:
     """`phases`: where the time goes; that of the loop is found here."""
     loop, spent = job.plan.loop, phases.before
     assert isinstance(job.corpus, RowCorpus)
@@ -176,21 +208,23 @@ def forecast(job: LiveRun, measured: Measured, settings: TuningSettings, phases:
         expected = max(LABELS_AFTER * job.corpus.train.num_inputs, float(LABEL_STEPS * loop.tokens_per_step))
     around = settling(job.plan, expected, STOP_SPREAD)
     tokens = within_budget(job.plan, around, per_token, spent + phases.proof)
-    evaluations = (
-        _evaluations(job.plan, tokens.value) * job.plan.held_out_tokens * measured.evaluation_seconds / measured.ranks
-    )
+    costs = measured.ranks
+    per_evaluated = measured.evaluation_seconds if costs is None else costs.evaluation
+    evaluations = _evaluations(job.plan, tokens.value) * job.plan.held_out_tokens * per_evaluated
     if loop.seconds:  # the evaluations are part of the loop's time
         evaluations = min(evaluations, tokens.value * per_token * loop.evaluation_cost)
-    phases = replace(phases, loop=tokens.value * per_token + evaluations)
+    beside = 0.0 if costs is None else costs.beside
+    phases = replace(phases, loop=tokens.value * per_token + evaluations + beside)
     fixed = phases.total - tokens.value * per_token
     unsure_steps = measured.step_spread / math.sqrt(measured.steps)
     seconds = tokens.value * per_token + fixed
     of_steps = math.hypot(unsure_steps, tokens.log_std) * (1 - fixed / seconds)
-    duration = Interval.log_normal(seconds, math.hypot(TIME_SPREAD, of_steps))
+    spread = TIME_SPREAD if costs is None else RANKS_SPREAD
+    duration = Interval.log_normal(seconds, math.hypot(spread, of_steps))
     if loop.seconds:
         duration = budgeted_time(duration, loop.seconds)
     spread = math.hypot(duration.log_std, power_spread(measured.watts_source))
-    energy = Interval.log_normal((duration.value - spent) * measured.watts, spread)
+    energy = Interval.log_normal(joules(duration.value - spent, phases.loop, measured.watts, costs), spread)
     whole = sum(p.numel() for p in job.model.trainable().values()) * 4 if job.whole else 0
     if job.model.recompute:
         memory = float(measured.memory + _widened_head(job))
@@ -202,7 +236,7 @@ def forecast(job: LiveRun, measured: Measured, settings: TuningSettings, phases:
         # the best weights are kept beside the ones that are trained
         peak_memory=Interval.log_normal(memory + whole, MEMORY_SPREAD),
         energy=energy,
-        cost=cost_interval(energy, duration, settings),
+        cost=cost_interval(energy, duration, settings, hosts),
         loss=_label_loss(measured) if job.objective.rows == "decision" else _loss(job.plan, measured, tokens),
         currency=settings.currency,
         watts_source=measured.watts_source,

@@ -6,16 +6,15 @@ import json
 import os
 import platform
 import secrets
-import statistics
+import shutil
 import sys
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
@@ -24,25 +23,28 @@ from settle.base.event_log import Events
 from settle.base.events import Say
 from settle.base.run import Run
 from settle.base.run.launcher import Launch
+from settle.data.prepare import prepared
+from settle.data.rows.prepare import RowCorpus, prepared_rows
 from settle.jobs.ranks.setup import differences, setup_of
 from settle.train.live_run import LiveRun
+from settle.train.training_plan import TrainingPlan
 from settle.train.world import World, single
 from settle.train.world.process_group import ProcessGroup
 from settle.train.world.pulse import Pulse
-from settle.train.world.talk import Ranks, Talk
+from settle.train.world.rank_costs import ONE, RankCosts, Ranks, rehearse
 
 JOIN_SECONDS = 300.0  # that the ranks wait for each other at the start
 SAY_SECONDS = 10.0  # after which rank 0 says that it waits
 SEEN_SECONDS = 30.0  # in which a file that one host wrote has to be seen by the others
-TALKS = 5  # rounds that are timed
-BUSY_SIZE, BUSY_PRODUCTS = 256, 20  # of the matrices that a rank multiplies; products between two looks for the end
-BEGIN_SECONDS = 0.15  # in which a rank that polls for an order has seen it
+REHEARSAL = ".work-ranks"  # in a run's folder, for as long as the steps before the run last
+SHARE = "set SETTLE_HOME to a folder that all hosts share"
 LOOPBACK = {"Linux": "lo", "Darwin": "lo0"}
 
 
 @dataclass
 class Crew(Ranks):
-    """What a rank knows of the others. path: of the run, once it is known here."""
+    """What a rank knows of the others. path: of the run, once it is known here. place: the same at rank 0,
+    which knows it earlier."""
 
     launch: Launch
     store: Store
@@ -50,6 +52,7 @@ class Crew(Ranks):
     events: Events
     asked: dict[str, object]
     path: Path | None = None
+    place: Path | None = None
     group: ProcessGroup | None = field(default=None)
     orders: int = 0  # of rank 0 so far
 
@@ -61,6 +64,10 @@ class Crew(Ranks):
     def size(self) -> int:
         return self.launch.size
 
+    @property
+    def hosts(self) -> int:
+        return self.launch.size // self.launch.local_size
+
     def wait_for_run(self) -> Run | None:
         """The run that rank 0 works on, when its loop is about to begin; None when it ended before. Until then this
         rank does what the forecast of rank 0 has measured."""
@@ -69,51 +76,42 @@ class Crew(Ranks):
             order = json.loads(self.pulse.wait_for_leader(f"order/{self.orders}"))
             if "run" in order:
                 break
-            self._obey(order)
+            self._take_part(order)
         place = order["run"]
         if place is None:
             return None
         self.path = Path(place["path"])
-        token = self.path / "ranks" / str(place["token"])
-        until = time.monotonic() + SEEN_SECONDS
-        while not token.exists():
-            if time.monotonic() > until:
-                raise RunError(
-                    f"{platform.node()} does not see {self.path}, which rank 0 wrote",
-                    "set SETTLE_HOME to a folder that all hosts share",
-                )
-            time.sleep(0.1)
+        _see(self.path / "ranks" / str(place["token"]))
         return Run(self.path)
 
     def refuse(self, error: SettleError) -> None:
         """This rank cannot take part, or not any longer."""
         self.fault(str(error))
-        self.store.set(f"setup/{self.rank}", json.dumps({"error": [error.what, error.fix]}))
+        self.store.set(f"setup/{self.orders}/{self.rank}", json.dumps({"error": [error.what, error.fix]}))
 
     def gather(self, live: LiveRun, run: Run) -> World:
         """All ranks are here, and alike: from now on they share each step. Raises RunError."""
         if self.rank == 0:
             self._announce(run)
-        own = setup_of(live, run, self.asked)
-        self.store.set(f"setup/{self.rank}", json.dumps(own))
-        wrong = self._compared(own) if self.rank == 0 else json.loads(self.pulse.wait_for_leader("verdict"))
-        if wrong:
-            raise RunError(*wrong)
-        return self._met("cuda" if live.plan.device.startswith("cuda") else "cpu")
+        return self._alike(live, (run.path / "plan.json").read_bytes())
 
-    @contextlib.contextmanager
-    def busy(self) -> Iterator[None]:
-        """While entered, the ranks that share this host's cores with rank 0 compute."""
-        key = f"idle/{self._give({'busy': self.launch.local_size})}"
-        time.sleep(BEGIN_SECONDS)
+    def rehearse(self, live: LiveRun, steps: int, watts: float | None) -> RankCosts:
+        assert self.place is not None, "rank 0 knows its run"
+        folder = self.place / REHEARSAL
+        folder.mkdir()
         try:
-            yield
+            order = {
+                "plan": live.plan.to_json(),
+                "corpus": live.corpus.fingerprint,
+                "is_rows": isinstance(live.corpus, RowCorpus),
+                "folder": str(folder),
+                "steps": steps,
+                "watts": watts,
+            }
+            self._give(order)
+            return self._rehearsed(live, order)
         finally:
-            self.store.set(key, "")
-
-    def talk(self, talk: Talk) -> float:
-        self._give({"talk": asdict(talk)})
-        return self._send(talk)
+            shutil.rmtree(folder, ignore_errors=True)
 
     def dismiss(self) -> None:
         """Rank 0 has ended: whoever still waits for it ends too."""
@@ -148,26 +146,40 @@ class Crew(Ranks):
         self.store.set(f"order/{self.orders}", json.dumps(order))
         return self.orders
 
-    def _obey(self, order: dict[str, Any]) -> None:
-        if "talk" in order:
-            self._send(Talk(**order["talk"]))
-        elif self.rank < order["busy"]:
-            numbers = torch.ones(BUSY_SIZE, BUSY_SIZE)
-            while not self.store.check([f"idle/{self.orders}"]):
-                for _ in range(BUSY_PRODUCTS):
-                    numbers @ numbers
+    def _take_part(self, order: dict[str, Any]) -> None:
+        """Build what rank 0 has planned, and rehearse it with all ranks."""
+        _see(Path(order["folder"]))
+        corpus = (prepared_rows if order["is_rows"] else prepared)(order["corpus"])
+        if corpus is None:
+            raise RunError(f"{platform.node()} does not see the tokens that rank 0 made", SHARE)
+        self._rehearsed(LiveRun.build(TrainingPlan.from_json(order["plan"]), corpus), order)
 
-    def _send(self, talk: Talk) -> float:
-        """The median of some rounds, after one that opens the connections."""
-        group = self._met(talk.device)
-        return statistics.median([group.send(talk) for _ in range(1 + TALKS)][1:])
+    def _rehearsed(self, live: LiveRun, order: dict[str, Any]) -> RankCosts:
+        world = self._alike(live, json.dumps(live.plan.to_json(), sort_keys=True).encode())
+        costs = rehearse(live, world, Path(order["folder"]), order["steps"], order["watts"])
+        self.pulse.restart()
+        return costs
 
-    def _compared(self, own: dict[str, object]) -> list[str]:
-        """What is wrong with one of the ranks and how to fix it; empty when all are alike. Every rank learns it."""
+    def _alike(self, live: LiveRun, plan: bytes) -> ProcessGroup:
+        """The group of all ranks, each of which has the same. Raises RunError naming what differs."""
+        own, key = setup_of(live, plan, self.asked), f"setup/{self.orders}"
+        self.store.set(f"{key}/{self.rank}", json.dumps(own))
+        verdict = f"verdict/{self.orders}"
+        if self.rank == 0:
+            wrong = self._compared(own, key)
+            self.store.set(verdict, json.dumps(wrong))
+        else:
+            wrong = json.loads(self.pulse.wait_for_leader(verdict))
+        if wrong:
+            raise RunError(*wrong)
+        return self._met("cuda" if live.plan.device.startswith("cuda") else "cpu")
+
+    def _compared(self, own: dict[str, object], key: str) -> list[str]:
+        """What is wrong with one of the ranks and how to fix it; empty when all are alike. key: of what they have."""
         wrong: list[str] = []
         began, has_said = time.monotonic(), False
         for rank in range(1, self.launch.size):
-            while not self.store.check([f"setup/{rank}"]):
+            while not self.store.check([f"{key}/{rank}"]):
                 waited = time.monotonic() - began
                 if waited > JOIN_SECONDS:
                     wrong = [f"rank {rank} did not come within {JOIN_SECONDS:.0f} s", "see its host"]
@@ -178,23 +190,34 @@ class Crew(Ranks):
                     self.events.emit(Say(text=text))
                 time.sleep(0.02)
             if not wrong:
-                theirs = json.loads(self.store.get(f"setup/{rank}"))
+                theirs = json.loads(self.store.get(f"{key}/{rank}"))
                 wrong = differences(rank, own, theirs)
             if wrong:
                 break
-        self.store.set("verdict", json.dumps(wrong))
         for token in (self.path or Path()).glob("ranks/*"):
             if not token.suffix:
                 token.unlink(missing_ok=True)
         return wrong
 
 
+def _see(path: Path) -> None:
+    """Wait for what rank 0 wrote. Raises RunError where this host does not see it."""
+    until = time.monotonic() + SEEN_SECONDS
+    while not path.exists():
+        if time.monotonic() > until:
+            raise RunError(f"{platform.node()} does not see {path.parent}, which rank 0 wrote", SHARE)
+        time.sleep(0.1)
+
+
 _crew: list[Crew] = []  # of this process
 
 
-def ranks() -> Ranks:
+def ranks(run: Run) -> Ranks:
     """The processes that the run of this one is shared among."""
-    return _crew[-1] if _crew else Ranks()
+    if not _crew:
+        return ONE
+    _crew[-1].place = run.path
+    return _crew[-1]
 
 
 def gather(live: LiveRun, run: Run) -> World:

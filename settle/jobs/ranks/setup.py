@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 
 import settle
-from settle.base.run import Run
 from settle.train.live_run import LiveRun
 
 PACKAGES = ("torch", "numpy")
@@ -22,8 +21,8 @@ NAMES = {
 }  # fmt: skip
 
 
-def setup_of(live: LiveRun, run: Run, asked: Mapping[str, object]) -> dict[str, object]:
-    """What this rank has, each as a version or a hash."""
+def setup_of(live: LiveRun, plan: bytes, asked: Mapping[str, object]) -> dict[str, object]:
+    """What this rank has, each as a version or a hash. plan: as plan.json has it, or will have it."""
     trained = [[name, list(p.shape), str(p.dtype)] for name, p in live.model.trainable().items()]
     return {
         "host": platform.node(),
@@ -31,7 +30,7 @@ def setup_of(live: LiveRun, run: Run, asked: Mapping[str, object]) -> dict[str, 
         "python": ".".join(platform.python_version_tuple()[:2]),
         **{package: importlib.metadata.version(package) for package in PACKAGES},
         "recipe": asked,
-        "plan": hashlib.sha256((run.path / "plan.json").read_bytes()).hexdigest(),
+        "plan": _hash(plan),
         "data": _tokens(live),
         "model": _hash(json.dumps(trained).encode()),
     }

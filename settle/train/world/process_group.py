@@ -15,7 +15,6 @@ from torch.distributed.distributed_c10d import PrefixStore, Store
 from settle.base.errors import RunError, SettleError
 from settle.train.world import World
 from settle.train.world.pulse import Pulse
-from settle.train.world.talk import Talk
 
 T = TypeVar("T")
 
@@ -86,28 +85,6 @@ class ProcessGroup(World):
 
     def at_step(self, step: int) -> None:
         self.pulse.at_step(step)
-
-    def send(self, talk: Talk) -> float:
-        """Seconds that all ranks take to send each other numbers as in one step."""
-        kind, wide = (torch.float16 if talk.half else torch.float32), torch.float32
-
-        def numbers(count: int, dtype: torch.dtype) -> Tensor:
-            return torch.zeros(count, dtype=dtype, device=talk.device)
-
-        self.agree(0.0)  # all are here
-        began = time.perf_counter()
-        with self.together("timing"):
-            for count in talk.sums:
-                dist.all_reduce(numbers(count, wide))
-            for count in talk.gathers:
-                own = -(-count // self.size)
-                dist.all_gather_into_tensor(numbers(own * self.size, kind), numbers(own, kind))
-            for count in talk.scatters:
-                own = -(-count // self.size)
-                dist.reduce_scatter_tensor(numbers(own, wide), numbers(own * self.size, wide))
-            if talk.device == "cuda":
-                torch.cuda.synchronize()
-        return time.perf_counter() - began
 
     @contextlib.contextmanager
     def together(self, what: str) -> Iterator[None]:

@@ -67,6 +67,10 @@ class Pulse:
             self._first = False
         self.step, self._step_began = step, now
 
+    def restart(self) -> None:
+        """The steps until now were of another run: the next one may be slow again."""
+        self.step, self._first, self._longest, self._step_began = 0, True, 0.0, 0.0
+
     @contextlib.contextmanager
     def waiting(self, what: str) -> Iterator[None]:
         """All ranks meet here."""
