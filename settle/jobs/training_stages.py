@@ -191,16 +191,18 @@ def begin(c: TrainingContext, expected: Mapping[str, object]) -> None:
 
 def rank_memory_figures(c: TrainingContext) -> dict[str, object]:
     """What each rank will hold, said, and for the result of `--dry`; nothing where each holds the whole model."""
-    launch, settings = launched(), c.settings
-    size = 1 if launch is None else launch.size
+    launch, settings, loop = launched(), c.settings, c.plan.loop
+    size, host_size = (1, 1) if launch is None else (launch.size, launch.local_size)
     if size == 1 and isinstance(settings, TrainSettings | TuneSettings):
-        size = settings.hosts * (settings.gpus or 1)
-    if size == 1 or not c.plan.loop.is_sharded:
+        host_size = settings.gpus or 1
+        size = settings.hosts * host_size
+    if size == 1 or not loop.is_sharded:
         return {}
-    needed = rank_memory(c.plan, size)
-    text = f"each of {size} ranks needs about {needed / 1e6:,.0f} MB for the model while it trains"
-    c.events.emit(Say(text=f"{text}; rank 0 all of it at the ends"))
-    return {"rank_memory": {"ranks": size, "value": needed}}
+    needed = rank_memory(c.plan, size, host_size)
+    c.events.emit(Say(text=f"{needed.words(size)}; rank 0 all of it at the ends"))
+    if loop.is_hybrid and host_size == size:
+        c.events.emit(Say(text="all ranks are on one host: --sharding hybrid shares out the weights as full does"))
+    return {"rank_memory": {"ranks": size, "value": needed.device, "host": needed.host}}
 
 
 def warn_of_time(c: TrainingContext) -> None:
@@ -280,9 +282,9 @@ def result(c: TrainingContext) -> None:
 
 def _used(c: TrainingContext) -> dict[str, float | None]:
     """Time, energy and cost of the whole run, export and comparison among them: the forecast counts them too."""
-    used, settings = c.loop.spent(), c.settings
-    seconds, joules = used["seconds"], used["joules"]
-    price = cost(joules, seconds, settings.price_per_kwh, settings.price_per_hour)
+    used, settings, launch = c.loop.spent(), c.settings, launched()
+    seconds, joules, hosts = used["seconds"], used["joules"], 1 if launch is None else launch.hosts
+    price = cost(joules, seconds, settings.price_per_kwh, settings.price_per_hour * hosts)
     return {"time": seconds, "energy": joules, "cost": price}
 
 

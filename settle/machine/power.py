@@ -4,11 +4,13 @@ Counters: RAPL through /sys/class/powercap (Linux, Intel and AMD; usually readab
 NVML for NVIDIA cards. Estimate: processor time × a constant per core + memory held × a constant per GiB.
 """
 
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from settle.base.run.launcher import launched
 from settle.machine.memory import resident
 
 # Design power per core of current processors lies between 4 W (laptops) and 12 W (desktops and servers).
@@ -37,13 +39,17 @@ class Power:
 
 
 class EnergyMeter:
-    """Joules between `start()` and `read()`. RAPL counts the whole processor, whoever uses it.
+    """Joules between `start()` and `read()`, which any thread may call. RAPL counts the whole processor, whoever uses
+    it: of torchrun's ranks on a host the first counts it, and each adds its own card.
 
     watts: the machine's power as the person states it; then nothing is measured.
     device: torch's device type; for `cuda` the card's counter is added.
     """
 
     def __init__(self, watts: float | None = None, device: str = "cpu", root: Path = Path("/")) -> None:
+        launch = launched()
+        self._counts_host = launch is None or launch.local_rank == 0
+        self._lock = threading.Lock()
         self._asked = watts
         self._device = device
         self._root = root
@@ -59,10 +65,14 @@ class EnergyMeter:
 
     def read(self) -> Energy:
         """Energy since `start()`. Read it at least once an hour: RAPL's counters wrap around, one wrap is corrected."""
+        with self._lock:
+            return self._read()
+
+    def _read(self) -> Energy:
         assert self._began is not None, "read() before start()"
         seconds = time.monotonic() - self._began
         if self._asked is not None:
-            return Energy(self._asked * seconds, seconds, "asked")
+            return Energy(self._asked * seconds * self._counts_host, seconds, "asked")
         joules, source = self._processor(seconds)
         card = _card_joules() if self._device == "cuda" else None
         if card is not None and self._card is not None:
@@ -80,7 +90,7 @@ class EnergyMeter:
                 before -= int((zone / "max_energy_range_uj").read_text()) / 1e6
             self._counted[zone] += now - before
             self._zones[zone] = now
-        return sum(self._counted.values()), "measured (RAPL)"
+        return sum(self._counted.values()) * self._counts_host, "measured (RAPL)"
 
 
 def power(threads: int, watts: float | None = None, device: str = "cpu") -> Power:

@@ -134,7 +134,7 @@ class Decoder(FreezableModule):
     @property
     def device(self) -> torch.device:
         """Where it computes."""
-        return self.model.norm.weight.device
+        return self.computes_on or self.model.norm.weight.device
 
     def logits(self, hidden: Tensor) -> Tensor:
         """hidden (N, D) → (N, V) in fp32 (fp64 stays fp64); soft-capped where the family does.

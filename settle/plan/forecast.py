@@ -7,7 +7,7 @@ and from what recorded runs say of learning curves (settle/plan/loss_curve.py).
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from settle.base.errors import ResourceError
 from settle.base.event_log import Events
@@ -294,8 +294,22 @@ def needed(plan: TrainingPlan) -> int:
     return int(weights + micro * architecture.activation_bytes_per_token(context, number))
 
 
-def rank_memory(plan: TrainingPlan, size: int) -> float:
-    """Bytes that one of `size` ranks holds at most while it trains, beyond what the process holds before the model.
+@dataclass(frozen=True)
+class RankMemory:
+    """Bytes that a rank holds at most. device: where it computes. host: beside a card, in the host's memory."""
+
+    device: float
+    host: float = 0.0
+
+    def words(self, size: int) -> str:
+        """What is said of it. size: number of ranks."""
+        beside = f" on its card and {self.host / 1e6:,.0f} MB of its host's memory" if self.host else ""
+        return f"each of {size} ranks needs about {self.device / 1e6:,.0f} MB{beside} for the model while it trains"
+
+
+def rank_memory(plan: TrainingPlan, size: int, host_size: int | None = None) -> RankMemory:
+    """What one of `size` ranks holds at most while it trains, beyond what the process holds before the model.
+    host_size: ranks of a host, among which a hybrid plan shares out the weights.
 
     Its rows of weights, gradients, optimizer state and best weights, and the copy that a save writes; what is whole at
     once; and activations.
@@ -309,14 +323,21 @@ def rank_memory(plan: TrainingPlan, size: int) -> float:
         if ".layers." in name:
             layers[int(name.split(".layers.")[1].split(".")[0])] += math.prod(shape)
     layer, total = max(layers.values()), sum(map(math.prod, shapes.values()))
-    shares = total / size * (4 * WEIGHT + 2 * optimizer.bytes_per_parameter())
+    among = (host_size or size) if plan.loop.is_hybrid else size
+    state = optimizer.bytes_per_parameter()
+    trained, kept = total / among * (2 * WEIGHT + state), total / among * (2 * WEIGHT + state)
     # tables: as they came and as they are read, their gradient, and that of the loss on the way to it
     tables = (total - layers.total()) * (3 * number + 2 * WEIGHT)
     # two layers, since the next one is on its way, one of them as it came; folded weights; gradients, and their sum
     whole = layer * (5 * number + 2 * WEIGHT)
-    step = optimizer.bytes_of_step(Counter(architecture.linears().values()), size)
+    step = optimizer.bytes_of_step(Counter(architecture.linears().values()), among)
     loop = plan.loop
     micro = loop.tokens_per_step // loop.micro_batches
     tokens = min(micro, max(loop.sequence_length, micro / size))  # a row stays whole
     activations = tokens * architecture.activation_bytes_per_token(loop.sequence_length, number)
-    return shares + max(tables + whole + activations, step)
+    once = tables + whole + activations
+    if plan.device == "cpu":
+        return RankMemory(trained + kept + max(once, step))
+    if loop.offloads:
+        return RankMemory(once, trained + kept + step)
+    return RankMemory(trained + max(once, step), kept)

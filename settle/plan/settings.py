@@ -33,19 +33,29 @@ class RunSettings(ThreadSettings):
     optimizer: Choice = choice("train/optimizers", default="adamw", description="optimizer")
     device: str | None = Field(None, description="cpu, cuda or mps; the fastest one here when not given")
     dtype: str | None = Field(None, description="float32, bfloat16 or float16; the fastest one here when not given")
-    sharding: Literal["none", "full"] = Field(
+    sharding: Literal["none", "full", "hybrid"] = Field(
         "none",
         description="on several ranks: each holds the whole model (none), or its rows of the weights, gradients and "
-        "optimizer state alone (full), which needs less memory and more communication; only where every weight is "
-        "trained",
+        "optimizer state alone (full), which needs less memory and more communication; hybrid shares out the rows "
+        "within each host, and every host has all of them; only where every weight is trained",
+    )
+    offload: bool = Field(
+        False,
+        description="with --sharding on CUDA: keep each rank's rows of weights, gradients and optimizer state in the "
+        "host's memory",
     )
     keep_checkpoints: bool = Field(False, description="keep the checkpoints when the run has finished")
     watts: float | None = Field(
-        None, gt=0, description="power of this machine, in watts; measured or estimated when not given"
+        None,
+        gt=0,
+        description="power of this machine, in watts, or of each of several hosts; measured or estimated when not "
+        "given",
     )
     price_per_kwh: float = Field(0.30, ge=0, description="price of a kWh of energy")
     currency: str = Field("USD", pattern="^[A-Z]{3}$", description="currency of the prices, such as EUR")
-    price_per_hour: float = Field(0.0, ge=0, description="price of an hour of this machine, when it is rented")
+    price_per_hour: float = Field(
+        0.0, ge=0, description="price of an hour of this machine, or of each of several hosts, when it is rented"
+    )
 
     @field_validator("dtype")
     @classmethod

@@ -36,7 +36,7 @@ def plan_training(settings: TrainingSettings, origin: dict[str, str], corpus: Co
     rule, objective = str(settings.optimizer.name), str(settings.objective.name)
     optimizer = Optimizer.make(rule, settings.optimizer.settings)
     objective_settings = Objective.make(objective, settings.objective.settings).model_dump()
-    require_sharding(settings, Objective.part(objective), architecture, is_whole=True)
+    require_sharding(settings, Objective.part(objective), architecture, device.kind, is_whole=True)
     dtype = choose_dtype(settings.dtype, device, shapes(architecture, size.micro_tokens), why)
     loop = _loop(settings, size, corpus.train.num_tokens, threads, why)
     selection = min(corpus.selection.num_tokens, sample_size(corpus.train.num_tokens, architecture.num_parameters))
@@ -76,7 +76,7 @@ def _loop(settings: TrainingSettings, size: Size, unique: int, threads: int, why
         decay_fraction=0.4 if expected < 2000 else 0.25,
         tolerance=settings.tolerance,
         checkpoint_steps=max(20, math.ceil(expected / 50)),
-        is_sharded=settings.sharding == "full",
+        **sharding(settings),
         seed=settings.seed,
         threads=threads,
     )
@@ -107,20 +107,34 @@ def require_dtype(requested: str | None, device: Accelerator) -> None:
 
 
 def require_sharding(
-    settings: RunSettings, objective: type[Objective], architecture: Architecture, is_whole: bool
+    settings: RunSettings, objective: type[Objective], architecture: Architecture, device: str, is_whole: bool
 ) -> None:
     """Raises UsageError where ranks cannot share out the weights. is_whole: whether every weight is trained."""
+    if settings.offload and settings.sharding == "none":
+        raise UsageError("--offload is for weights that ranks share out", "add --sharding full, or leave it out")
+    if settings.offload and device != "cuda":
+        raise UsageError(
+            f"--offload moves weights from a CUDA card to the host's memory, and this run computes on {device}",
+            "leave --offload out, or start the run where there is a card",
+        )
     if settings.sharding == "none":
         return
+    asked = f"--sharding {settings.sharding}"
     if not is_whole:
         raise UsageError(
-            "--sharding full is for runs that train every weight: an adapter's states are small",
+            f"{asked} is for runs that train every weight: an adapter's states are small",
             "leave --sharding out, or --adapter full",
         )
     if not objective.takes_one_pass:
-        raise UsageError("--sharding full does not go with this objective", "leave --sharding out")
+        raise UsageError(f"{asked} does not go with this objective", "leave --sharding out")
     if any(layer.experts is not None for layer in architecture.options().layers):
-        raise UsageError("--sharding full does not go with a mixture of experts", "leave --sharding out")
+        raise UsageError(f"{asked} does not go with a mixture of experts", "leave --sharding out")
+
+
+def sharding(settings: RunSettings) -> dict[str, bool]:
+    """What a loop's plan says of how ranks share out the weights."""
+    is_sharded, is_hybrid = settings.sharding != "none", settings.sharding == "hybrid"
+    return {"is_sharded": is_sharded, "is_hybrid": is_hybrid, "offloads": settings.offload}
 
 
 def shapes(architecture: Architecture, tokens: int) -> list[tuple[int, int, int]]:

@@ -12,7 +12,7 @@ from settle.model.adapters import Adapter
 from settle.model.pretrained import Pretrained
 from settle.plan.settings import TuningSettings
 from settle.plan.size import requested_seconds
-from settle.plan.training_plan import choose_dtype, origins, require_dtype, require_sharding, shapes
+from settle.plan.training_plan import choose_dtype, origins, require_dtype, require_sharding, shapes, sharding
 from settle.train.objectives import ROW_NAMES, Objective
 from settle.train.optimizers import Optimizer
 from settle.train.settled import EVALUATION_COST, MIN_HISTORY, sample_size
@@ -46,7 +46,7 @@ def plan_tuning(settings: TuningSettings, origin: dict[str, str], corpus: RowCor
     adapter = None if adapter_name == FULL else Adapter.make(adapter_name, settings.adapter.settings)
     _check_quantize(settings.quantize, adapter_name, base)
     objective_name, objective = _objective(settings.objective, corpus, adapter_name, base, why)
-    require_sharding(settings, type(objective), base.part, is_whole=adapter is None)
+    require_sharding(settings, type(objective), base.part, device.kind, is_whole=adapter is None)
     kind = FULL if adapter_name == FULL else "adapter"
     rule = str(settings.optimizer.name)
     rates = RATES[kind] | ({"lr": _adapter_rate(adapter, base, why)} if adapter else {})
@@ -143,7 +143,7 @@ def _loop(settings: TuningSettings, corpus: RowCorpus, rows: int, threads: int, 
         decay_fraction=0.4 if expected < 2000 else 0.25,
         tolerance=settings.tolerance,
         checkpoint_steps=max(10, math.ceil(expected / 50)),
-        is_sharded=settings.sharding == "full",
+        **sharding(settings),
         seed=settings.seed,
         threads=threads,
     )

@@ -85,8 +85,9 @@ class LiveRun:
         """Share each step with other processes from now on; and the weights, where the plan says so."""
         self.world = world
         if world.size > 1 and self.plan.loop.is_sharded:
+            world.is_hybrid = self.plan.loop.is_hybrid
             world.copy(list(self.model.trainable().values()))  # processors differ in how they round
-            shard(self.model, world.size)
+            shard(self.model, world, self.plan.loop.offloads)
 
     def leave(self, outcome: Outcome) -> Outcome:
         """The end of what the ranks share: rank 0 gets the best weights whole, and a model of its own."""
@@ -122,7 +123,8 @@ class LiveRun:
         sample: Callable[[int, str], None] = lambda step, moment: None,
     ) -> Loop:
         """elapsed, sample: as in `Session`."""
-        session = Session(run, events, stopping, self.identity(), spending, self.tokenizer.decode, elapsed, sample)
+        used = self.world.spending(spending)
+        session = Session(run, events, stopping, self.identity(), used, self.tokenizer.decode, elapsed, sample)
         trainer, threads = self.trainer(), commanded() or self.plan.loop.threads
         most = num_threads() if self.plan.device == "cpu" and self.world.size == 1 else 1
         watch = ThreadWatch(trainer, events, num_threads(threads), most, self._threads_are_free())

@@ -36,6 +36,8 @@ class LoopPlan(Settings):
     is_sharded: bool = Field(
         False, description="on many ranks, each holds its rows of weights and optimizer state alone"
     )
+    is_hybrid: bool = Field(False, description="each host holds all rows, shared out among its ranks")
+    offloads: bool = Field(False, description="the rows of weights and optimizer state lie in the host's memory")
     clip: float = Field(1.0, description="largest norm of the gradient")
     checkpoint_steps: int = Field(description="steps from one checkpoint to the next")
     seed: int = Field(0, description="order of the data and first weights")

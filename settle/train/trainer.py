@@ -103,6 +103,7 @@ class Trainer:
         grads: list[Tensor] = [gradient_of(p) for p in parameters]
         square = torch.stack(torch._foreach_norm(grads)).double().square().sum().reshape(1)
         self.world.sum([square])
+        square /= self.world.shards.copies  # each of which has every row
         norm = float(square.sqrt())
         if math.isfinite(norm):
             torch._foreach_mul_(grads, min(1.0, self.plan.clip / (norm + 1e-6)))

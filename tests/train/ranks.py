@@ -18,13 +18,18 @@ from settle.train.world.pulse import Pulse
 PATIENCE, LAST_WORD = 120.0, 2.0  # seconds after which a rank counts as hung; the same once another one has failed
 
 
-def on_ranks(size: int, folder: Path, work: Callable[[Any], Any], limit: float = 30.0) -> list[Any]:
-    """What `work` returns at each rank, given its world; a rank that ends otherwise gives its exit code."""
+def on_ranks(
+    size: int, folder: Path, work: Callable[[Any], Any], limit: float = 30.0, host_size: int | None = None
+) -> list[Any]:
+    """What `work` returns at each rank, given its world; a rank that ends otherwise gives its exit code. host_size:
+    ranks that count as those of a host."""
     folder.mkdir()
     context = multiprocessing.get_context("fork")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # fork with threads: a rank uses none of ours
-        ranks = [context.Process(target=_rank, args=(rank, size, folder, work, limit)) for rank in range(size)]
+        ranks = [
+            context.Process(target=_rank, args=(rank, size, folder, work, limit, host_size)) for rank in range(size)
+        ]
         for process in ranks:
             process.start()
     until = time.monotonic() + PATIENCE
@@ -53,11 +58,11 @@ def in_parts(
     return losses
 
 
-def _rank(rank: int, size: int, folder: Path, work: Callable[[Any], Any], limit: float) -> None:
+def _rank(rank: int, size: int, folder: Path, work: Callable[[Any], Any], limit: float, host_size: int | None) -> None:
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     store = FileStore(str(folder / "store"), size)
     pulse = Pulse(store, rank, size, lambda text: (folder / f"{rank}.fault").write_text(text), limit)
-    world = ProcessGroup(store, rank, size, "cpu", pulse)
+    world = ProcessGroup(store, rank, size, "cpu", pulse, host_size)
     made = work(world)
     part = folder / f"{rank}.part"
     part.write_bytes(pickle.dumps(made))

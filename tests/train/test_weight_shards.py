@@ -44,12 +44,14 @@ FAMILIES: dict[str, Any] = {"llama": Llama.TINY, "gemma3": Gemma3Text.TINY}
 SHORT = PLAN.model_copy(update={"max_steps": 8, "checkpoint_steps": 4})
 
 
-def trainer(corpus: Corpus, world: World, optimizer: Optimizer, family: str = "llama") -> Trainer:
+def trainer(
+    corpus: Corpus, world: World, optimizer: Optimizer, family: str = "llama", offloads: bool = False
+) -> Trainer:
     """A whole model at one rank, a shared one at many."""
     torch.set_num_threads(1)
     model = FAMILIES[family].model_copy(update={"vocab_size": corpus.tokenizer.vocab_size}).build(0)
     if world.size > 1:
-        shard(model, world.size)
+        shard(model, world, offloads)
         model.recompute = 2 if family == "gemma3" else 0  # every second layer
     return Trainer(SHORT, model, NextToken(), optimizer, batches_of(corpus), world)
 
@@ -98,7 +100,7 @@ def test_in_a_half_type_gradients_are_summed_in_float32(corpus: Corpus, tmp_path
         made = trainer(corpus, single(), AdamW())
         made.model.compute_dtype = torch.bfloat16
         if world.size > 1:
-            shard(made.model, world.size)
+            shard(made.model, world)
         made = Trainer(PLAN, made.model, made.objective, AdamW(), made.batches, world)
         state = LoopState()
         losses = [made.take_step(state, 1.0).loss for _ in range(3)]
@@ -127,6 +129,51 @@ def test_a_run_goes_on_with_any_number_of_ranks(corpus: Corpus, tmp_path: Path) 
         else:
             assert file.suffix in (".json", ".jsonl", ".lock"), file
             [json.loads(line) for line in file.read_text().splitlines()]
+
+
+def test_hosts_that_each_hold_the_whole_train_as_one_rank_does(corpus: Corpus, tmp_path: Path) -> None:
+    """Four ranks on two hosts: the first host's write the checkpoints, which any number of ranks resumes."""
+    alone, four, changed = (Run.create("train", name) for name in ("one", "four", "changed"))
+
+    def hybrid(world: World, run: Run, stop_at: int | None = None) -> list[float]:
+        world.is_hybrid = world.size == 4
+        return train(corpus, run, world, stop_at)
+
+    losses = train(corpus, alone, single())
+    found = on_ranks(4, tmp_path / "four", lambda world: hybrid(world, four), host_size=2)
+    assert found == [found[0]] * 4 and found[0] == pytest.approx(losses, rel=1e-5), found
+    assert sorted(file.name for file in checkpoints.steps(four.checkpoints)[-1].glob("model*")) == [
+        "model.0.safetensors", "model.1.safetensors",
+    ]  # fmt: skip
+    parts: list[Any] = [(4, 2, 3), (3, 3, 5), (4, 2, 7), (1, 1, None)]
+    for number, (size, host_size, stop) in enumerate(parts):
+        if size == 1:
+            last = train(corpus, changed, single())
+        else:
+            part = tmp_path / f"part{number}"
+            on_ranks(size, part, lambda world, stop=stop: hybrid(world, changed, stop), host_size=host_size)
+    assert last == pytest.approx(losses, rel=1e-5)
+    for run in (four, changed):
+        assert (run.path / FILE).read_bytes() == (alone.path / FILE).read_bytes()
+
+
+def test_a_hybrid_step_clips_by_the_norm_of_one_rank_and_gathers_each_row_once(corpus: Corpus, tmp_path: Path) -> None:
+    """With AdamW, recomputed layers and rows of weights that do not divide; offloaded too, as far as a CPU shows it."""
+
+    def steps(world: World) -> tuple[list[float], float]:
+        world.is_hybrid = world.size > 1
+        made, state = trainer(corpus, world, AdamW(), "gemma3", offloads=world.size > 1), LoopState()
+        figures = [figure for _ in range(3) for figure in _figures(made.take_step(state, 1.0))]
+        if world.size == 1:
+            return figures, sum(float(tensor.double().abs().sum()) for tensor in made.weights().values())
+        assert made.model.device.type == "cpu" == made.model.computes_on.type  # type: ignore[union-attr]
+        found = gather(world, made.weights(), made.model.trainable())
+        return figures, sum(float(tensor.double().abs().sum()) for tensor in found.values())
+
+    alone, weights = steps(single())
+    found = on_ranks(6, tmp_path / "six", steps, host_size=3)
+    assert all(figures == found[0][0] for figures, _ in found)
+    assert found[0][0] == pytest.approx(alone, rel=1e-5) and found[0][1] == pytest.approx(weights, rel=1e-5)
 
 
 def test_a_step_that_goes_wrong_is_taken_back_on_all_ranks(corpus: Corpus, tmp_path: Path) -> None:

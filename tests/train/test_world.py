@@ -15,8 +15,10 @@ import torch
 from settle.base.errors import ResourceError, RunError
 from settle.base.event_log import Events
 from settle.base.run import Run
+from settle.base.run.launcher import launched
 from settle.data.batches import Batches, held_out_batches
 from settle.data.prepare import Corpus
+from settle.machine import EnergyMeter
 from settle.model.adapters.lora import LoRA
 from settle.model.architectures.llama import Llama
 from settle.train import checkpoint as checkpoints
@@ -199,6 +201,36 @@ def test_what_one_rank_decides_all_do(tmp_path: Path) -> None:
     expected = [{"saved": True}, True, [True, False], "no room", 7.5, 0.0]
     assert on_ranks(2, tmp_path / "ranks", decide) == [expected, expected]
     assert single().lead(lambda: 3) == 3 and single().any(True) and single().agree(2.0) == 2.0
+
+
+@pytest.mark.parametrize(("of_host", "joules"), [(2, 7.0), (1, 14.0)])
+def test_energy_is_that_of_all_ranks_and_a_host_s_counter_is_read_once(
+    of_host: int, joules: float, tmp_path: Path
+) -> None:
+    zone = tmp_path / "sys/class/powercap/intel-rapl:0"
+    zone.mkdir(parents=True)
+    (zone / "name").write_text("package-0\n")
+    (zone / "energy_uj").write_text("5000000\n")
+
+    def used(world: World) -> list[float]:
+        said = {"RANK": world.rank, "WORLD_SIZE": 2, "LOCAL_RANK": world.rank % of_host, "LOCAL_WORLD_SIZE": of_host}
+        os.environ.update({name: str(value) for name, value in {**said, "MASTER_PORT": 9, "MASTER_ADDR": "h"}.items()})
+        launched.cache_clear()
+        meter = EnergyMeter(root=tmp_path).start()
+        spending = world.spending(lambda: {"seconds": 1.0, "joules": meter.read().joules})
+        world.agree(0.0)
+        if world.rank == 0:
+            (zone / "energy_uj").write_text("12000000\n")
+        world.agree(0.0)
+        time.sleep(2.5)  # a sign a second
+        found = spending()
+        assert found["seconds"] == 1.0 and "joules" not in world.spending(dict)()
+        return [found["joules"]]
+
+    found = on_ranks(2, tmp_path / "ranks", used)
+    assert found[0] == [joules]
+    alone = {"joules": 3.0}
+    assert single().spending(lambda: alone)() is alone
 
 
 def _full() -> None:

@@ -34,6 +34,11 @@ class Launch:
         """Whether all ranks are on this host."""
         return self.local_size == self.size
 
+    @property
+    def hosts(self) -> int:
+        """Machines, each of which has as many ranks."""
+        return -(-self.size // self.local_size)
+
 
 @functools.cache
 def launched() -> Launch | None:

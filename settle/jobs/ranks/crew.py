@@ -66,7 +66,7 @@ class Crew(Ranks):
 
     @property
     def hosts(self) -> int:
-        return self.launch.size // self.launch.local_size
+        return self.launch.hosts
 
     def wait_for_run(self) -> Run | None:
         """The run that rank 0 works on, when its loop is about to begin; None when it ended before. Until then this
@@ -137,7 +137,9 @@ class Crew(Ranks):
     def _met(self, device: str) -> ProcessGroup:
         """The group of all ranks, which is made when it is first needed."""
         if self.group is None:
-            self.group = ProcessGroup(self.store, self.rank, self.launch.size, device, self.pulse)
+            self.group = ProcessGroup(
+                self.store, self.rank, self.launch.size, device, self.pulse, self.launch.local_size
+            )
         return self.group
 
     def _give(self, order: dict[str, object]) -> int:
@@ -163,6 +165,9 @@ class Crew(Ranks):
     def _alike(self, live: LiveRun, plan: bytes) -> ProcessGroup:
         """The group of all ranks, each of which has the same. Raises RunError naming what differs."""
         own, key = setup_of(live, plan, self.asked), f"setup/{self.orders}"
+        if live.plan.loop.is_hybrid:
+            launch = self.launch
+            own["of_host"] = launch.local_size if launch.rank % launch.local_size == launch.local_rank else 0
         self.store.set(f"{key}/{self.rank}", json.dumps(own))
         verdict = f"verdict/{self.orders}"
         if self.rank == 0:

@@ -110,7 +110,8 @@ def _forecast(forecast: Mapping[str, object]) -> list[str]:
             lines.append(f"  {name}: {value.get('value'):,.6g} {unit} (80 % interval {low:,.6g} to {high:,.6g})")
     of_ranks = forecast.get("rank_memory")
     if isinstance(of_ranks, Mapping):
-        lines.append(f"  each of {of_ranks['ranks']:,} ranks while it trains: {of_ranks['value']:,.6g} bytes")
+        beside = f", and {of_ranks['host']:,.6g} bytes of its host's memory" if of_ranks.get("host") else ""
+        lines.append(f"  each of {of_ranks['ranks']:,} ranks while it trains: {of_ranks['value']:,.6g} bytes{beside}")
     return ["forecast of one process on the machine that wrote this:", *lines] if lines else []
 
 

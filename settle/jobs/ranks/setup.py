@@ -17,7 +17,7 @@ PACKAGES = ("torch", "numpy")
 SAMPLED = 1 << 20  # tokens of the data that are compared, evenly spread
 NAMES = {
     "code": "settle's code", "recipe": "what was asked", "plan": "plan.json", "data": "the tokens",
-    "model": "the model", "python": "Python",
+    "model": "the model", "python": "Python", "of_host": "the number of ranks on the host",
 }  # fmt: skip
 
 
@@ -50,10 +50,10 @@ def differences(rank: int, own: Mapping[str, object], theirs: Mapping[str, objec
                 changed = [k for k in {**value, **other} if value.get(k) != other.get(k)]
                 detail = ", ".join(f"{k} is {other.get(k)!r}, rank 0 has {value.get(k)!r}" for k in sorted(changed))
                 return [f"{where} was asked for something else: {detail}", "start every rank with the same command"]
-            return [
-                f"{name} of {where} differs: {str(other)[:16]}, rank 0 has {str(value)[:16]}",
-                "give every rank the same version and files",
-            ]
+            fix = "give every rank the same version and files"
+            if key == "of_host":
+                fix = "--sharding hybrid needs as many ranks on every host: start torchrun with the same numbers"
+            return [f"{name} of {where} differs: {str(other)[:16]}, rank 0 has {str(value)[:16]}", fix]
     return []
 
 

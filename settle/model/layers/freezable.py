@@ -15,10 +15,11 @@ from settle.model.layers.linear_adapter import LinearAdapter
 class FreezableModule(nn.Module):
     """`compute_dtype`: the type of its matrix products, in which frozen matrices are kept. `lr_scales`: last part of a
     parameter's name → factor of its learning rate. `is_sharded`: whether this process owns only some rows of each
-    parameter."""
+    parameter; `computes_on`: the device to which they then go to be computed with."""
 
     compute_dtype: torch.dtype = torch.float32
     is_sharded: bool = False
+    computes_on: torch.device | None = None
 
     def __init__(self) -> None:
         super().__init__()

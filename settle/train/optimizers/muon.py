@@ -14,7 +14,7 @@ from settle.model.decoder import Decoder
 from settle.train.gradient import gradient_of
 from settle.train.optimizers import Optimizer, Stepper
 from settle.train.optimizers.adamw import AdamGroup, AdamStepper, role, width_factor
-from settle.train.world.weight_shards import is_sharded, local_part, on_whole
+from settle.train.world.weight_shards import is_sharded, local_part, num_shards, on_whole
 
 
 class Muon(Optimizer):
@@ -97,7 +97,7 @@ class MuonStepper(Stepper):
             return orthogonal(update, self.rates.ns_steps, self.dtype)
         work = lambda matrices: orthogonal(matrices, self.rates.ns_steps, self.dtype)  # noqa: E731
         # some at a time, an equal number at each rank: what is whole takes memory
-        number = max(1, _AT_ONCE // parameter.numel()) * parameter.device_mesh.size()  # type: ignore[attr-defined]
+        number = max(1, _AT_ONCE // parameter.numel()) * num_shards(parameter)
         for some in update.split(number):
             some.copy_(on_whole(some, len(parameter), parameter, work))
         return update

@@ -5,6 +5,7 @@ What ends, decays, evaluates, rolls back, saves or stops a run is decided once, 
 
 import contextlib
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TypeVar
 
 from torch import Tensor
@@ -12,11 +13,33 @@ from torch import Tensor
 T = TypeVar("T")
 
 
+@dataclass(frozen=True)
+class Shards:
+    """Whose rows of a shared-out model are whose. rank: of the `size` ranks that hold all rows together. copy: which of
+    the `copies` such groups this rank is in; the first one writes checkpoints."""
+
+    rank: int
+    size: int
+    copy: int = 0
+    copies: int = 1
+
+
 class World:
-    """One process alone; `ProcessGroup` is of many. rank: 0 leads. size: number of processes."""
+    """One process alone; `ProcessGroup` is of many. rank: 0 leads. size: number of processes. host_size: of each host,
+    whose ranks follow each other. is_hybrid: whether each host holds the whole of a shared-out model."""
 
     rank: int = 0
     size: int = 1
+    host_size: int = 1
+    is_hybrid: bool = False
+
+    @property
+    def shards(self) -> Shards:
+        """How the ranks share out a model."""
+        if not self.is_hybrid:
+            return Shards(self.rank, self.size)
+        copy, rank = divmod(self.rank, self.host_size)
+        return Shards(rank, self.host_size, copy, self.size // self.host_size)
 
     def sum(self, tensors: Sequence[Tensor]) -> None:
         """Replace each tensor with its sum over all ranks, in place; all ranks get the same bits."""
@@ -48,6 +71,11 @@ class World:
 
     def at_step(self, step: int) -> None:
         """A step begins: what is said of a rank that hangs."""
+
+    def spending(self, own: Callable[[], dict[str, float]]) -> Callable[[], dict[str, float]]:
+        """What this rank has used; at rank 0 with the joules of all ranks, as far as they have left word of them.
+        own: seconds, joules and peak bytes of this rank."""
+        return own
 
 
 ALONE = World()

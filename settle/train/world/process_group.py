@@ -23,10 +23,14 @@ COLLECTIVE_LIMIT = datetime.timedelta(days=1)  # the pulse ends a rank that wait
 
 
 class ProcessGroup(World):
-    """The ranks of one job. store: what they leave word for each other in; device: "cpu" or "cuda"."""
+    """The ranks of one job. store: what they leave word for each other in; device: "cpu" or "cuda". host_size: ranks of
+    a host, all of them if not given."""
 
-    def __init__(self, store: Store, rank: int, size: int, device: str, pulse: Pulse) -> None:
+    def __init__(
+        self, store: Store, rank: int, size: int, device: str, pulse: Pulse, host_size: int | None = None
+    ) -> None:
         self.rank, self.size, self.store, self.pulse = rank, size, store, pulse
+        self.host_size = host_size or size
         self._led = self._collected = 0
         dist.init_process_group(
             BACKENDS[device],
@@ -85,6 +89,17 @@ class ProcessGroup(World):
 
     def at_step(self, step: int) -> None:
         self.pulse.at_step(step)
+
+    def spending(self, own: Callable[[], dict[str, float]]) -> Callable[[], dict[str, float]]:
+        self.pulse.count(lambda: own().get("joules", 0.0))
+        if self.rank:
+            return own
+
+        def of_all() -> dict[str, float]:
+            used = own()
+            return used | {"joules": used["joules"] + self.pulse.joules_elsewhere()} if "joules" in used else used
+
+        return of_all
 
     @contextlib.contextmanager
     def together(self, what: str) -> Iterator[None]:

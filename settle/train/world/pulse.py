@@ -27,12 +27,17 @@ ANSWER = 3.0  # seconds that a rank has to show its stack
 @dataclass(frozen=True)
 class Sign:
     """What a rank says of itself. beats: signs so far. meeting: number of the last meeting of all ranks that it came
-    to. what: it does there."""
+    to. what: it does there. joules: that it has used."""
 
     beats: int
     step: int
     meeting: int
     what: str
+    joules: float
+
+
+def _nothing() -> float:
+    return 0.0
 
 
 class Pulse:
@@ -49,7 +54,7 @@ class Pulse:
         self._meeting, self._what, self._since, self._step_began = 0, "", 0.0, 0.0
         self._main = threading.main_thread().ident or 0
         self._over = threading.Event()
-        self._beats = 0
+        self._beats, self._joules = 0, _nothing
         self._say()
         self._thread = threading.Thread(target=self._run, name="pulse", daemon=True)
         self._thread.start()
@@ -57,6 +62,17 @@ class Pulse:
     def close(self) -> None:
         self._over.set()
         self._thread.join()
+        with contextlib.suppress(RuntimeError):  # the store has gone
+            self._say()
+
+    def count(self, joules: Callable[[], float]) -> None:
+        """What this rank uses, which it leaves word of with every sign."""
+        self._joules = joules
+
+    def joules_elsewhere(self) -> float:
+        """Joules of the other ranks, by their last signs."""
+        keys = [f"sign/{rank}" for rank in range(self.size) if rank != self.rank]
+        return sum(Sign(*json.loads(raw)).joules for raw in self.store.multi_get(keys))
 
     # --- what the main thread says ---
 
@@ -120,7 +136,9 @@ class Pulse:
 
     def _say(self) -> None:
         self._beats += 1
-        self.store.set(f"sign/{self.rank}", json.dumps([self._beats, self.step, self._meeting, self._what]))
+        self.store.set(
+            f"sign/{self.rank}", json.dumps([self._beats, self.step, self._meeting, self._what, self._joules()])
+        )
 
     def _sign(self, rank: int) -> Sign | None:
         key = f"sign/{rank}"

@@ -32,7 +32,7 @@ class ShardStore(LocalStore):
             wait = True  # the one before found the disk full
         if not wait:
             self._begin(checkpoint)
-            self._writing = _Writing(self._write, _copied(checkpoint))
+            self._writing = _Writing(self._write, _copied(checkpoint) if self.world.shards.copy == 0 else checkpoint)
             return True
         has_warned = False
         while need := self._begun(checkpoint):
@@ -72,13 +72,16 @@ class ShardStore(LocalStore):
     def _write(self, checkpoint: Checkpoint) -> int:
         """Write it on all ranks: 0, or how many bytes it needs where a disk is full. Raises CheckpointError."""
         own: Manifest = {}
+        shards = self.world.shards
+        need = checkpoint.num_bytes if shards.copy == 0 else 0
 
         def write() -> list[object]:
             try:
-                own.update(checkpoints.write(self.folder, checkpoint, self.world.rank))
+                if shards.copy == 0:
+                    own.update(checkpoints.write(self.folder, checkpoint, shards.rank))
             except OSError as e:
-                return [e.errno, e.strerror, checkpoint.num_bytes]
-            return [0, "", checkpoint.num_bytes, own]
+                return [e.errno, e.strerror, need]
+            return [0, "", need, own]
 
         made = self.world.each(write)
         bad = next((entry for entry in made if entry[0]), None)
@@ -109,11 +112,11 @@ class ShardStore(LocalStore):
 
     def _newest(self, at_most: int | None) -> Checkpoint | None:
         checkpoints.recover(self.folder)
-        every = None if at_most is None else self.every
-        return checkpoints.load_newest(self.folder, self.events, at_most, every, self.world.rank, self.world.size)
+        every, shards = None if at_most is None else self.every, self.world.shards
+        return checkpoints.load_newest(self.folder, self.events, at_most, every, shards.rank, shards.size)
 
     def _load(self, step: int) -> Checkpoint:
-        return checkpoints.load(self.folder, step, self.world.rank, self.world.size)
+        return checkpoints.load(self.folder, step, self.world.shards.rank, self.world.shards.size)
 
 
 class _Writing:

@@ -1,6 +1,7 @@
 """A model whose weights, gradients and optimizer state are shared out among the ranks by rows (FSDP2, PyTorch's own).
 
-Each rank owns the same number of rows of every tensor, the last ranks fewer. A layer's weights are whole at a rank for
+Each rank owns the same number of rows of every tensor, the last ranks fewer; or each rank of a host, and every host has
+all of them (HSDP). A layer's weights are whole at a rank for
 as long as it computes with them; its gradient is summed over the ranks and each keeps its rows.
 Letters: n matrices (O, I), W ranks, R = ⌈O / W⌉ rows of a rank, m matrices that a rank steps.
 """
@@ -19,26 +20,33 @@ from settle.train.world import World
 from settle.train.world.row_share import rows_of_rank
 
 
-def shard(model: Decoder, size: int) -> None:
-    """Keep this rank's rows of every weight of a model that is the same at all `size` ranks, and give up the others.
+def shard(model: Decoder, world: World, offloads: bool = False) -> None:
+    """Keep this rank's rows of every weight of a model that is the same at all ranks, and give up the others.
 
-    In a half type the ranks send each other weights in it, and sum gradients in float32.
+    In a half type the ranks send each other weights in it, and sum gradients in float32. offloads: the rows, their
+    gradients and the optimizer's state lie in the host's memory.
     """
     from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+    from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 
-    mesh = init_device_mesh(model.device.type, (size,))
+    device, shards = model.device, world.shards
+    if shards.copies > 1:  # rows are fetched within a group; gradients are then summed over the groups
+        mesh = init_device_mesh(device.type, (shards.copies, shards.size), mesh_dim_names=("copies", "rows"))
+    else:
+        mesh = init_device_mesh(device.type, (shards.size,))
     half = None if model.compute_dtype == torch.float32 else model.compute_dtype
     policy = MixedPrecisionPolicy(param_dtype=half, reduce_dtype=torch.float32, cast_forward_inputs=False)
+    place = CPUOffloadPolicy(pin_memory=device.type == "cuda") if offloads else OffloadPolicy()
     for layer in model.layers:
-        fully_shard(layer, mesh=mesh, mp_policy=policy)
-    fully_shard(model, mesh=mesh, mp_policy=policy, reshard_after_forward=False)  # the loss reads the output table
+        fully_shard(layer, mesh=mesh, mp_policy=policy, offload_policy=place)
+    # the loss reads the output table
+    fully_shard(model, mesh=mesh, mp_policy=policy, offload_policy=place, reshard_after_forward=False)
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.set_gradient_divide_factor(1.0)  # a loss is divided by the count over all ranks already
             module.set_force_sum_reduction_for_comms(True)
     keep_casts(model, False)
-    model.is_sharded = True
+    model.is_sharded, model.computes_on = True, device
 
 
 def rest(model: Decoder) -> None:
@@ -50,6 +58,13 @@ def rest(model: Decoder) -> None:
 def is_sharded(tensor: Tensor) -> bool:
     """Whether this rank owns only some of its rows."""
     return hasattr(tensor, "_local_tensor")
+
+
+def num_shards(parameter: nn.Parameter) -> int:
+    """Ranks that hold the rows of a shared-out parameter."""
+    mesh = parameter.device_mesh  # type: ignore[attr-defined]  # it is a DTensor
+    size: int = mesh.size(mesh.ndim - 1)
+    return size
 
 
 def local_part(tensor: Tensor) -> Tensor:
@@ -64,8 +79,9 @@ def gather(world: World, parts: Mapping[str, Tensor], like: Mapping[str, Tensor]
     whole: dict[str, Tensor] = {}
     for name, part in parts.items():
         rows = torch.zeros(like[name].shape, dtype=part.dtype, device=like[name].device)
-        start, stop = rows_of_rank(len(rows), world.rank, world.size)
-        rows[start:stop] = part
+        if world.shards.copy == 0:
+            start, stop = rows_of_rank(len(rows), world.shards.rank, world.shards.size)
+            rows[start:stop] = part
         world.sum([rows])
         if world.rank == 0:
             whole[name] = rows.cpu()
@@ -98,7 +114,8 @@ def on_whole(parts: Tensor, rows: int, parameter: nn.Parameter, work: Callable[[
     """
     import torch.distributed as dist
 
-    group = parameter.device_mesh.get_group()  # type: ignore[attr-defined]  # it is a DTensor
+    mesh = parameter.device_mesh  # type: ignore[attr-defined]  # it is a DTensor
+    group = mesh.get_group(mesh.ndim - 1)
     rank, size = dist.get_rank(group), dist.get_world_size(group)
     number, own, width = parts.shape
     share = math.ceil(rows / size)
