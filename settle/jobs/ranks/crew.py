@@ -25,7 +25,7 @@ from settle.base.run import Run
 from settle.base.run.launcher import Launch
 from settle.data.prepare import prepared
 from settle.data.rows.prepare import RowCorpus, prepared_rows
-from settle.jobs.ranks.setup import differences, setup_of
+from settle.jobs.ranks.setup import JOIN_SECONDS, SAY_SECONDS, compare, setup_of
 from settle.train.live_run import LiveRun
 from settle.train.training_plan import TrainingPlan
 from settle.train.world import World, single
@@ -33,8 +33,6 @@ from settle.train.world.process_group import ProcessGroup
 from settle.train.world.pulse import Pulse
 from settle.train.world.rank_costs import ONE, RankCosts, Ranks, rehearse
 
-JOIN_SECONDS = 300.0  # that the ranks wait for each other at the start
-SAY_SECONDS = 10.0  # after which rank 0 says that it waits
 SEEN_SECONDS = 30.0  # in which a file that one host wrote has to be seen by the others
 REHEARSAL = ".work-ranks"  # in a run's folder, for as long as the steps before the run last
 SHARE = "set SETTLE_HOME to a folder that all hosts share"
@@ -93,7 +91,12 @@ class Crew(Ranks):
         """All ranks are here, and alike: from now on they share each step. Raises RunError."""
         if self.rank == 0:
             self._announce(run)
-        return self._alike(live, (run.path / "plan.json").read_bytes())
+        group = self._alike(live, (run.path / "plan.json").read_bytes())
+        if self.rank == 0:
+            for token in run.path.glob("ranks/*"):
+                if not token.suffix:
+                    token.unlink(missing_ok=True)
+        return group
 
     def rehearse(self, live: LiveRun, steps: int, watts: float | None) -> RankCosts:
         assert self.place is not None, "rank 0 knows its run"
@@ -171,38 +174,13 @@ class Crew(Ranks):
         self.store.set(f"{key}/{self.rank}", json.dumps(own))
         verdict = f"verdict/{self.orders}"
         if self.rank == 0:
-            wrong = self._compared(own, key)
+            wrong = compare(self.store, key, self.size, own, self.events)
             self.store.set(verdict, json.dumps(wrong))
         else:
             wrong = json.loads(self.pulse.wait_for_leader(verdict))
         if wrong:
             raise RunError(*wrong)
         return self._met("cuda" if live.plan.device.startswith("cuda") else "cpu")
-
-    def _compared(self, own: dict[str, object], key: str) -> list[str]:
-        """What is wrong with one of the ranks and how to fix it; empty when all are alike. key: of what they have."""
-        wrong: list[str] = []
-        began, has_said = time.monotonic(), False
-        for rank in range(1, self.launch.size):
-            while not self.store.check([f"{key}/{rank}"]):
-                waited = time.monotonic() - began
-                if waited > JOIN_SECONDS:
-                    wrong = [f"rank {rank} did not come within {JOIN_SECONDS:.0f} s", "see its host"]
-                    break
-                if waited > SAY_SECONDS and not has_said:
-                    has_said = True
-                    text = f"rank {rank} is not ready: the others wait for it, {JOIN_SECONDS:.0f} s at most"
-                    self.events.emit(Say(text=text))
-                time.sleep(0.02)
-            if not wrong:
-                theirs = json.loads(self.store.get(f"{key}/{rank}"))
-                wrong = differences(rank, own, theirs)
-            if wrong:
-                break
-        for token in (self.path or Path()).glob("ranks/*"):
-            if not token.suffix:
-                token.unlink(missing_ok=True)
-        return wrong
 
 
 def _see(path: Path) -> None:

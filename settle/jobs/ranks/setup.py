@@ -5,14 +5,20 @@ import hashlib
 import importlib.metadata
 import json
 import platform
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
+from torch.distributed.distributed_c10d import Store
 
 import settle
+from settle.base.event_log import Events
+from settle.base.events import Say
 from settle.train.live_run import LiveRun
 
+JOIN_SECONDS = 300.0  # that the ranks wait for each other at the start
+SAY_SECONDS = 10.0  # after which rank 0 says that it waits
 PACKAGES = ("torch", "numpy")
 SAMPLED = 1 << 20  # tokens of the data that are compared, evenly spread
 NAMES = {
@@ -34,6 +40,26 @@ def setup_of(live: LiveRun, plan: bytes, asked: Mapping[str, object]) -> dict[st
         "data": _tokens(live),
         "model": _hash(json.dumps(trained).encode()),
     }
+
+
+def compare(store: Store, key: str, size: int, own: Mapping[str, object], events: Events) -> list[str]:
+    """At rank 0: what is wrong with one of the `size` ranks, and how to fix it; empty when all have the same. key: of
+    what each leaves word of."""
+    began, has_said = time.monotonic(), False
+    for rank in range(1, size):
+        while not store.check([f"{key}/{rank}"]):
+            waited = time.monotonic() - began
+            if waited > JOIN_SECONDS:
+                return [f"rank {rank} did not come within {JOIN_SECONDS:.0f} s", "see its host"]
+            if waited > SAY_SECONDS and not has_said:
+                has_said = True
+                text = f"rank {rank} is not ready: the others wait for it, {JOIN_SECONDS:.0f} s at most"
+                events.emit(Say(text=text))
+            time.sleep(0.02)
+        wrong = differences(rank, own, json.loads(store.get(f"{key}/{rank}")))
+        if wrong:
+            return wrong
+    return []
 
 
 def differences(rank: int, own: Mapping[str, object], theirs: Mapping[str, object]) -> list[str]:
