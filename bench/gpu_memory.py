@@ -79,7 +79,8 @@ def step_bytes(part: "Architecture", shape: Shape) -> int:
     number = 4 if shape.dtype == "float32" else 2
     state = Optimizer.make(shape.optimizer, {}).bytes_per_parameter()
     weights = part.num_parameters * (4 + 4 + state + (number if number < 4 else 0))
-    return int(weights + shape.tokens * part.activation_bytes_per_token(shape.context, number))
+    is_flash = shape.dtype != "float32"  # as on cards since Ampere
+    return int(weights + shape.tokens * part.activation_bytes_per_token(shape.context, number, is_flash=is_flash))
 
 
 def measured(shape: Shape, device: str) -> tuple[int, int, int]:

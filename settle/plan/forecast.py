@@ -16,6 +16,7 @@ from settle.base.statistics import FORECAST_LEVEL, Interval, two_sided_z
 from settle.data.prepare import Corpus
 from settle.machine import memory, resident
 from settle.model.architectures import Architecture
+from settle.model.layers.attention import keeps_no_probabilities
 from settle.plan.forecast_figures import BUDGET_SECONDS, Forecast, budgeted_time
 from settle.plan.loss_curve import CurveFacts, Observation
 from settle.plan.outlook import SETTLED_DECAY, CurveStart
@@ -291,7 +292,8 @@ def needed(plan: TrainingPlan) -> int:
     weights = parameters * (4 + 4 + state + cast + 4 + (4 + state))
     micro = plan.loop.tokens_per_step // plan.loop.micro_batches
     context = plan.loop.sequence_length
-    return int(weights + micro * architecture.activation_bytes_per_token(context, number))
+    is_flash = keeps_no_probabilities(plan.device, plan.dtype)
+    return int(weights + micro * architecture.activation_bytes_per_token(context, number, is_flash=is_flash))
 
 
 @dataclass(frozen=True)
@@ -334,7 +336,8 @@ def rank_memory(plan: TrainingPlan, size: int, host_size: int | None = None) -> 
     loop = plan.loop
     micro = loop.tokens_per_step // loop.micro_batches
     tokens = min(micro, max(loop.sequence_length, micro / size))  # a row stays whole
-    activations = tokens * architecture.activation_bytes_per_token(loop.sequence_length, number)
+    is_flash = keeps_no_probabilities(plan.device, plan.dtype)
+    activations = tokens * architecture.activation_bytes_per_token(loop.sequence_length, number, is_flash=is_flash)
     once = tables + whole + activations
     if plan.device == "cpu":
         return RankMemory(trained + kept + max(once, step))

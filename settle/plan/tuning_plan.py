@@ -9,6 +9,7 @@ from settle.data.rows.prepare import RowCorpus
 from settle.formats.gguf.types import GGML
 from settle.machine import Accelerator, accelerator, memory, use_torch_threads
 from settle.model.adapters import Adapter
+from settle.model.layers.attention import keeps_no_probabilities
 from settle.model.pretrained import Pretrained
 from settle.plan.settings import TuningSettings
 from settle.plan.size import requested_seconds
@@ -193,6 +194,7 @@ class _Fit:
     ) -> None:
         self.settings, self.base, self.device = settings, base, device
         self.number = 4 if dtype == "float32" else 2
+        self.is_flash = keeps_no_probabilities(device.kind, dtype)
         self.beside = objective.bytes_beside(self.number)
         self.adapter = adapter
         store = corpus.train
@@ -245,7 +247,8 @@ class _Fit:
         """Bytes that training adds to the process's memory before the model is loaded."""
         tokens = max(rows * self.per_row, self.longest)
         adapter = None if self.adapter is None else self.adapter.kept_numbers(self.base.part.linears())
-        activations = self.base.part.activation_bytes_per_token(int(self.per_row), self.number, adapter)
+        per_row = int(self.per_row)
+        activations = self.base.part.activation_bytes_per_token(per_row, self.number, adapter, self.is_flash)
         if recompute:
             layers, width = self._shape
             activations = activations / layers + self.number * width * layers

@@ -124,7 +124,7 @@ def test_what_follows_the_loop_is_planned_by_the_speed_that_was_measured(
     """Evaluation, export of the adapter or of the model, and the comparison, by the seconds of a token read."""
     asked: dict[str, Any] = {}
     monkeypatch.setattr(tuning, "measure", lambda job, watts, events: SEEN)
-    monkeypatch.setattr(tuning, "forecast", lambda job, seen, settings, phases: phases)
+    monkeypatch.setattr(tuning, "forecast", lambda job, seen, settings, phases, hosts: phases)
     monkeypatch.setattr(tuning, "_finally_evaluated", lambda job, tokens: asked.update(tokens=tokens) or 900)
     run = job(whole, seconds=seconds, max_steps=None if seconds else 40)
 

@@ -42,7 +42,7 @@ class Shape:
     def linears(self) -> dict[str, tuple[int, int]]:
         return {"q_proj": (8, 8)}
 
-    def activation_bytes_per_token(self, context: int, number: int, adapter: Any) -> float:
+    def activation_bytes_per_token(self, context: int, number: int, adapter: Any, is_flash: bool) -> float:
         self.asked.append((context, number, adapter))
         return PER_TOKEN
 
@@ -56,7 +56,7 @@ def fit(free: float = 1e12, adapter: Any = ADAPTER, dtype: str = "float32", besi
     store = SimpleNamespace(segments_per_row=2, num_inputs=5000, num_rows=50, lengths=lengths)
     base: Any = SimpleNamespace(part=Shape(), name="base", kinds={"Q4_K": 600_000, "F32": 60_000})
     corpus: Any = SimpleNamespace(train=store)
-    device: Any = SimpleNamespace(memory_free=free)
+    device: Any = SimpleNamespace(kind="cpu", memory_free=free)
     objective: Any = SimpleNamespace(bytes_beside=lambda number: beside * number)
     return _Fit(TuningSettings(batch_rows=8, **asked), corpus, base, device, dtype, adapter, objective)
 
@@ -122,7 +122,7 @@ def test_no_more_tokens_at_once_than_kernels_like(monkeypatch: pytest.MonkeyPatc
 def test_what_the_machine_has_free_counts_where_the_device_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tuning_plan, "memory", lambda: SimpleNamespace(available=room_for(4)))
     made = fit()
-    made.device = SimpleNamespace(memory_free=None)  # type: ignore[assignment]
+    made.device = SimpleNamespace(kind="cpu", memory_free=None)  # type: ignore[assignment]
     assert made.choose({}) == (4, 0)
 
 

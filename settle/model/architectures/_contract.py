@@ -33,11 +33,17 @@ class Size(ABC):
 
     @abstractmethod
     def activation_bytes_per_token(
-        self, context: int, bytes_per_number: int, adapter: Mapping[str, int] | None = None
+        self,
+        context: int,
+        bytes_per_number: int,
+        adapter: Mapping[str, int] | None = None,
+        is_flash: bool = False,
     ) -> float:
         """Bytes kept between forward and backward a token, in full segments of `context` tokens.
 
         adapter: linear → numbers that an adapter keeps of it, all else frozen; None when everything is trained.
+        is_flash: whether attention is a kernel that keeps no probabilities, where a layer's shape allows it
+        (`settle/model/layers/attention.keeps_no_probabilities`).
         """
 
     @abstractmethod

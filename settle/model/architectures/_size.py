@@ -11,6 +11,10 @@ from settle.model import default_shape
 from settle.model.architectures._layers import TransformerLayers
 from settle.model.config import LayerOptions
 
+FLASH_WIDTH = 256  # numbers of a head at most
+TURN_BYTES = 4  # a number of a head: half of them are cosines, half of them sines
+LSE_BYTES = 4  # a token and head: the logarithm of the sum of its exponentials
+
 
 class TransformerSize(TransformerLayers):
     """Counts of numbers, FLOPs and bytes."""
@@ -37,14 +41,25 @@ class TransformerSize(TransformerLayers):
         return 6.0 * (products + scores)
 
     def activation_bytes_per_token(
-        self, context: int, bytes_per_number: int, adapter: Mapping[str, int] | None = None
+        self,
+        context: int,
+        bytes_per_number: int,
+        adapter: Mapping[str, int] | None = None,
+        is_flash: bool = False,
     ) -> float:
         # After the layers: the final norm and the gradient of its result, which the loss computes at once.
         numbers = 2.0 * self.hidden_size + 1
         for layer in self.options().layers:
-            numbers += _kept_by_attention(layer, context) + _kept_by_feed_forward(layer, adapter is not None)
+            attends = layer.heads * LSE_BYTES / bytes_per_number if is_flash and is_for_flash(layer) else None
+            numbers += _kept_by_attention(layer, context, attends) + _kept_by_feed_forward(layer, adapter is not None)
         numbers += sum(self.share_met(name) * adapter_numbers for name, adapter_numbers in (adapter or {}).items())
-        return bytes_per_number * numbers
+        return bytes_per_number * numbers + (self._turns() if is_flash else 0)
+
+    def _turns(self) -> int:
+        """Bytes a token of the cosines and sines that layers which turn alike share, where attention is fused."""
+        layers = [layer for layer in self.options().layers if is_for_flash(layer)]
+        tables = {(o.head_dim, o.heads + o.kv_heads, o.rope, o.query_scale) for o in layers}
+        return sum(width * heads * TURN_BYTES for width, heads, *_ in tables)
 
     def share_met(self, linear: str) -> float:
         """The share of all tokens that pass through a linear of a layer."""
@@ -72,10 +87,20 @@ def keys_met(context: int, window: int | None) -> float:
     return visible - visible * (visible - 1) / (2 * context)
 
 
-def _kept_by_attention(o: LayerOptions, context: int) -> int:
-    """Numbers per token that the backward pass of one layer's attention needs; see `activation_bytes_per_token`."""
+def is_for_flash(o: LayerOptions) -> bool:
+    """Whether torch's attention on packed rows knows a layer's scores and the width of its heads."""
+    return o.soft_cap is None and o.head_dim <= FLASH_WIDTH and o.head_dim % 8 == 0
+
+
+def _kept_by_attention(o: LayerOptions, context: int, flash: float | None) -> float:
+    """Numbers per token that the backward pass of one layer's attention needs; see `activation_bytes_per_token`. flash:
+    numbers that a kernel keeps in the place of the probabilities; None: it keeps those."""
     query, key = o.heads * o.head_dim, o.kv_heads * o.head_dim
-    numbers = o.width + 1 + query + 2 * key + o.heads * context * (1 if o.soft_cap is None else 2) + query
+    numbers: float = o.width + 1 + query
+    if flash is None:
+        numbers += query + 2 * key + o.heads * context * (1 if o.soft_cap is None else 2)
+    else:  # keys and values are repeated for the query heads that share them; the rotated heads stay beside them
+        numbers += query + key + 2 * query + flash
     if o.head_norms:
         numbers += query + key + o.heads + o.kv_heads
     if o.sandwich_norms:

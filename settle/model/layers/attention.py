@@ -35,6 +35,13 @@ def _has_varlen(device: torch.device, width: int) -> bool:
     return is_cuda and width <= 256 and width % 8 == 0 and torch.cuda.get_device_capability(device) >= (8, 0)
 
 
+def keeps_no_probabilities(device: str, dtype: str) -> bool:
+    """Whether training there runs flash attention, where a layer's shape and scores allow it."""
+    if device != "cuda" or dtype not in ("bfloat16", "float16"):
+        return False
+    return _has_varlen(torch.device("cuda"), 8) and _varlen_kernel() is not None
+
+
 def attention(
     qkv: Tensor, packing: Packing, table: RotationTable, scoring: Scoring, bias: Tensor | None = None
 ) -> Tensor:

@@ -1,14 +1,17 @@
 """What a family says that it keeps between forward and backward, against what autograd keeps."""
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+from settle.data.batches import Batch
 from settle.model.adapters.lora import LoRA
 from settle.model.decoder import Decoder
 from settle.train.objectives.next_token import NextToken
 from tests.model.architectures.cases import CASES
 from tests.model.test_llama import packed
+from tests.pretend_card import pretend_card
 
 LENGTH = 32
 
@@ -42,3 +45,39 @@ def test_activation_bytes_are_what_autograd_keeps(name: str, rank: int | None) -
     kept = adapter and adapter.kept_numbers(architecture.linears())
     said = architecture.activation_bytes_per_token(LENGTH, 4, kept) * LENGTH * 8
     assert abs(more - less - said) <= (0.1 * said if "moe" in name else 0), (more - less, said)
+
+
+@pytest.mark.parametrize("name", ["gemma2", "gemma3_text", "llama", "phi3", "qwen3"])
+def test_flash_attention_keeps_no_probabilities(name: str) -> None:
+    """On a card that is not there, in bfloat16: gemma2 caps its scores, which that kernel does not know."""
+    architecture = CASES[name]
+
+    def kept(rows: int) -> int:
+        lengths = np.full(rows, LENGTH)
+        batch = Batch(
+            *(np.zeros(rows * LENGTH, np.int64),) * 2,
+            np.append(0, np.cumsum(lengths)).astype(np.int32),
+            np.tile(np.arange(LENGTH), rows),
+        )
+        sizes: dict[int, int] = {}
+
+        def remember(t: Tensor) -> Tensor:
+            if t.is_floating_point():
+                sizes[t.untyped_storage()._cdata] = t.untyped_storage().nbytes()
+                held.append(t)
+            return t
+
+        held: list[Tensor] = []
+        with pretend_card("meta", numbers=False):
+            model = architecture.skeleton("meta")
+            model.compute_dtype = torch.bfloat16
+            for parameter in model.parameters():
+                parameter.requires_grad_(True)
+            with torch.autograd.graph.saved_tensors_hooks(remember, lambda t: t):
+                NextToken().batch_loss(model, batch)
+        return sum(sizes.values())
+
+    found = kept(16) - kept(8)
+    said = architecture.activation_bytes_per_token(LENGTH, 2, is_flash=True) * LENGTH * 8
+    plain = architecture.activation_bytes_per_token(LENGTH, 2) * LENGTH * 8
+    assert said == pytest.approx(found, rel=0.02), (found, said, plain)
