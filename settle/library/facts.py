@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from gguf.constants import LlamaFileType
-
 from settle.base.errors import FormatError, RunError, UsageError, malformed_is_format_error
 from settle.base.files import read_json
 from settle.base.run import Run
@@ -228,6 +226,8 @@ def _fim(metadata: Metadata, tokens: Sequence[object]) -> dict[str, int]:
 
 def _quantization(metadata: Metadata) -> str:
     """As llama.cpp calls the file's mix of types."""
+    from gguf.constants import LlamaFileType  # which brings YAML and sentencepiece: 5 MB in every process
+
     number = metadata.get("general.file_type")
     if not isinstance(number, int) or number not in {member.value for member in LlamaFileType}:
         return "unknown"

@@ -43,6 +43,65 @@ def test_the_keyboard_reaches_the_content_and_every_link(page):
     assert page.evaluate(outline) == "solid"
 
 
+CONTROLS = """() => [...document.querySelectorAll('a[href], button, input, select, textarea, summary, [tabindex="0"]')]
+    .filter((e) => e.checkVisibility() && !e.disabled && e.tabIndex >= 0)"""
+FOLLOW = """() => {
+    window.__stops = [];
+    const outlined = (e) => getComputedStyle(e).outlineStyle !== "none";
+    document.addEventListener("focusin", (event) => window.__stops.push([event.target, outlined(event.target)]));
+}"""
+
+
+@pytest.mark.parametrize("path", [*PATHS, "/runs/calm"])
+def test_tab_goes_through_a_whole_page_in_its_order(page, path):
+    page.goto(path)
+    page.get_by_role("heading", level=1).wait_for()
+    page.wait_for_function("window.socket && window.socket.connected")
+    page.evaluate(FOLLOW)
+    for _ in range(page.evaluate(f"({CONTROLS})().length")):
+        page.keyboard.press("Tab")
+    missed = page.evaluate(f"""() => {{
+        const stops = window.__stops.map(([element]) => element);
+        const hidden = window.__stops.filter(([, outlined]) => !outlined).map(([element]) => element);
+        const passed = ({CONTROLS})().filter((element) => !stops.includes(element));
+        const back = stops.filter((e, i) => i && stops[i - 1].compareDocumentPosition(e) & 2 && !stops[i - 1].contains(e));
+        return [passed, hidden, back].map((elements) => elements.map((element) => element.outerHTML.slice(0, 120)));
+    }}""")
+    assert missed == [[], [], []]  # never reached; focused without a sign of it; before the one that was reached before
+
+
+def test_a_form_is_filled_and_sent_by_the_keyboard_alone(page):
+    page.goto("/new?command=train")
+    page.get_by_label("inputs", exact=True).wait_for()
+    page.wait_for_function("window.socket && window.socket.connected")
+
+    def tab_to(target) -> None:
+        for _ in range(200):
+            if target.evaluate("(element) => element === document.activeElement"):
+                return
+            page.keyboard.press("Tab")
+        raise AssertionError("Tab never reached it")
+
+    tab_to(page.get_by_label("inputs", exact=True))
+    page.keyboard.type("my notes")
+    more = page.locator("summary", has_text="More settings")
+    tab_to(more)
+    page.keyboard.press("Enter")
+    choice = page.locator("details[open] select").first
+    tab_to(choice)
+    page.keyboard.press("ArrowDown")
+    switch = page.locator("details[open] input[type=checkbox]").first
+    tab_to(switch)
+    page.keyboard.press("Space")
+    tab_to(page.get_by_role("button", name="Start"))
+    flag = choice.get_attribute("id")
+    name = page.locator(f"label[for={flag}]").inner_text()
+    page.locator(".commandline", has_text=f"--{name} {choice.input_value()}").wait_for()
+    assert switch.is_checked() != (switch.get_attribute("checked") is not None)
+    page.keyboard.press("Enter")
+    page.get_by_text("my notes").nth(1).wait_for()  # there is no such folder, and it says so
+
+
 def test_an_unknown_page_says_so(page):
     page.seen.allowed = "404"
     assert page.goto("/nowhere").status == 404

@@ -55,15 +55,11 @@ class Form:
         """The settings that differ from their defaults, by dotted key."""
         given: dict[str, Given] = {}
         for key, field in self.fields.items():
-            value: Given = field.value
+            value: Given = field.value if isinstance(field.value, bool) else field.text
             if field.props["kind"] == "lines":
-                value = [line.strip() for line in str(value).splitlines() if line.strip()]
-            elif isinstance(value, str):
-                value = (
-                    {"yes": True, "no": False}.get(value, value.strip())
-                    if _is_optional_switch(field)
-                    else value.strip()
-                )
+                value = [line.strip() for line in field.text.splitlines() if line.strip()]
+            elif _is_optional_switch(field):
+                value = {"yes": True, "no": False}.get(field.text, "")
             if value not in ("", []) and value != self._defaults[key]:
                 given[key] = value
         return given
@@ -119,14 +115,14 @@ class Form:
         kinds = list(_types(info.annotation))
         if kinds == [bool]:
             return Field(_label(key), "switch", value=bool(default), help=help, on_set=more)
-        if options := [(name, name) for name in _names(kinds) if name != default]:
+        if options := [name for name in _names(kinds) if name != default]:
             usual = ("", f"{hint} (default)" if hint else "as settle decides")
             return Field(_label(key), "choice", options=[usual, *options], help=help, on_set=more)
         if any(typing.get_origin(kind) is list for kind in kinds):
             return Field(_label(key), "lines", hint="one a line", help=help, on_set=more)
         suggest = _models if key in self._models else proposed_paths if Path in kinds else None
         family = named_family(info)  # that it may name a part of, among other things
-        proposed = [(name, name) for name in family.names()] if family else []
+        proposed = family.names() if family else ()
         return Field(_label(key), options=proposed, hint=hint, help=help, on_set=more, suggest=suggest)
 
 

@@ -16,7 +16,7 @@ from settle.studio.runs import report
 from settle.studio.runs.feed import RunFeed
 from settle.studio.runs.process import stop, worker_of
 from settle.studio.runs.samples import sample_text
-from settle.studio.table import Cell, Table
+from settle.studio.table import Table
 from settle.studio.visit import Visit, in_thread
 
 LOSSES = ("held-out", "training", "forecast")
@@ -39,7 +39,7 @@ class Run(Page):
         feed = RunFeed.of(await in_thread(RunFolder.find, visit.path["name"]))
         await feed.update()
         view = _View(feed)
-        await view.build()
+        await view.refresh()
         visit.every_tick(view.refresh)
 
 
@@ -49,11 +49,7 @@ class _View:
     def __init__(self, feed: RunFeed) -> None:
         self.feed, self.run = feed, feed.run
         self.version, self.status = -1, ""
-        self.small: dict[str, Chart] = {}
-        self.result: Result | None = None
-        self.fault: SettleError | None = None
-
-    async def build(self) -> None:
+        self.num_samples = -1
         with ui.element("div").classes("row"):
             self.state = words("", classes="state")
             self.stop = button("Stop", self._stop)
@@ -75,9 +71,7 @@ class _View:
         with ui.element("section").classes("panel"):
             self.losses = Chart("Loss, nats", ("held-out", "training", "expected at the end"), height=320)
         with ui.element("div").classes("columns pairs"):
-            for name, title in SMALL_CHARTS.items():
-                with ui.element("section").classes("panel"):
-                    self.small[name] = Chart(title, (name,), ("tokens",), height=160)
+            self.small = {name: _small_chart(name, title) for name, title in SMALL_CHARTS.items()}
         with card("What it writes"):
             self.samples = Place(is_read=False)
         with card("Forecast and actual"):
@@ -85,8 +79,6 @@ class _View:
         with card("What happened"):
             self.lines = Table("What happened", ("time", "event"), empty="Nothing has been reported yet.")
         self.card = Place(is_read=False)
-        self.num_samples = -1
-        await self.refresh()
 
     async def refresh(self) -> None:
         """Send what has changed since the last time."""
@@ -109,35 +101,35 @@ class _View:
         self.gauge.props["aria-valuenow"] = share
         self.evidence.text = text or "There is no evidence yet."
         self._show_samples()
-        lines: list[list[Cell]] = [
+        self.lines.show([
             [time.strftime("%H:%M:%S", time.localtime(line.time)), {"text": line.text, "tone": line.tone}]
             for line in list(feed.lines)[-MOST_LINES:]
-        ]
-        self.lines.show(lines)
+        ])  # fmt: skip
 
     async def _show_state(self, status: str) -> None:
         """The verdict, the forecast and the card, when the run's status is another one than before."""
         self.status, run = status, self.run
-        self.result, self.fault = None, None
+        result: Result | None = None
+        fault: SettleError | None = None
         forecast, text = Listing(columns=[], rows=[]), ""
         try:
-            self.result = await in_thread(run.result)
-            forecast = await in_thread(report.forecast_of, run, self.result)
+            result = await in_thread(run.result)
+            forecast = await in_thread(report.forecast_of, run, result)
             text = await in_thread(report.card_of, run)
         except SettleError as e:
-            self.fault = e
-        state, tone = report.state_text(self.feed, status, self.result, self.fault)
+            fault = e
+        state, tone = report.state_text(self.feed, status, result, fault)
         self.state.text = f"State: {state}"
         self.state.classes(replace=f"state {tone}")
         self.stop.set_visibility(status == "running")
-        self.resume.set_visibility(status == "interrupted" and self.fault is None)
+        self.resume.set_visibility(status == "interrupted" and fault is None)
         with self.problem.anew():
-            if self.fault is not None:
-                failure(self.fault)
+            if fault is not None:
+                failure(fault)
             elif status == "deleted":
                 words("This run has been deleted. What is shown was read before.", classes="warn")
         unfinished = report.unfinished_facts(self.feed) if status != "finished" else []
-        self.verdict.show(self.result.facts if self.result else unfinished)
+        self.verdict.show(result.facts if result else unfinished)
         with self.forecast.anew():
             if forecast.rows:
                 Table.of(forecast, "Forecast and actual")
@@ -168,3 +160,8 @@ class _View:
         self.state.text = "State: resuming"
         await start_command(["resume", self.run.path.name], lambda: worker_of(self.run) is not None)
         self.feed.look_again()
+
+
+def _small_chart(name: str, title: str) -> Chart:
+    with ui.element("section").classes("panel"):
+        return Chart(title, (name,), ("tokens",), height=160)
