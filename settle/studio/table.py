@@ -34,7 +34,7 @@ class Table(Element, component="table.js"):
     def of(cls, listing: Listing, caption: str = "", empty: str = EMPTY) -> "Table":
         """A list that a command shows."""
         rows, is_number = listed(listing)
-        numbers = [place for place, holds in enumerate(is_number) if holds]
+        numbers = [place for place, holds in enumerate(is_number) if holds and place]  # the first says what a row is
         return cls(listing.title or caption, listing.columns, numbers, empty, rows)
 
     def show(self, rows: Sequence[Sequence[Cell]]) -> None:
