@@ -82,6 +82,21 @@ class CommandChild:
                 process.kill()
 
 
+async def read_module(module: str, *arguments: str, seconds: float) -> object:
+    """What a module of settle prints as JSON: work that takes more memory than the studio has. Raises RunError."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", module, *arguments), stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
+    )
+    try:
+        out, errors = await asyncio.wait_for(process.communicate(), seconds)
+    except TimeoutError:
+        process.kill()
+        raise RunError(f"this took more than {seconds:.0f} s", "try again when the machine is less busy") from None
+    if process.returncode:
+        raise RunError(f"{module} failed: {errors.decode('utf-8', 'replace').strip()[-400:]}", "load the page again")
+    return json.loads(out)
+
+
 async def start_command(arguments: Sequence[str], has_begun: Callable[[], bool]) -> None:
     """Starts `settle ARGUMENTS`, which outlives the studio, and waits until its work has begun. Raises RunError, with
     what it said, when it fails before."""

@@ -64,7 +64,8 @@ def test_tab_goes_through_a_whole_page_in_its_order(page, path):
         const stops = window.__stops.map(([element]) => element);
         const hidden = window.__stops.filter(([, outlined]) => !outlined).map(([element]) => element);
         const passed = ({CONTROLS})().filter((element) => !stops.includes(element));
-        const back = stops.filter((e, i) => i && stops[i - 1].compareDocumentPosition(e) & 2 && !stops[i - 1].contains(e));
+        const isBefore = (one, other) => one.compareDocumentPosition(other) & 2 && !one.contains(other);
+        const back = stops.filter((element, at) => at && isBefore(stops[at - 1], element));
         return [passed, hidden, back].map((elements) => elements.map((element) => element.outerHTML.slice(0, 120)));
     }}""")
     assert missed == [[], [], []]  # never reached; focused without a sign of it; before the one that was reached before

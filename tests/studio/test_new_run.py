@@ -1,9 +1,11 @@
 """The forms of commands: every setting, the command line that does the same, files, rows with their mask, mistakes."""
 
 import shlex
+import sys
 from pathlib import Path
 from typing import Literal, get_origin
 
+import psutil
 import pytest
 
 from settle.base.choice import family_of, named_family
@@ -12,7 +14,7 @@ from settle.base.settings import leaves, resolve
 from settle.cli import build_app
 from settle.commands import Command
 from settle.studio.forms.arguments import arguments, positional, shell_line
-from settle.studio.forms.form import _types
+from settle.studio.forms.settings import setting_types
 from tests.studio.conftest import start_studio
 from tests.studio.made_models import stock
 from tests.studio.payloads import PAYLOADS
@@ -26,7 +28,7 @@ def test_the_commands_that_make_something_have_a_form():
 
 def _values(key, info, name):
     """Values of a setting that are not its default, as a form gives them."""
-    kinds = list(_types(info.annotation))
+    kinds = list(setting_types(info.annotation))
     if key == "recipe":
         return []
     if kinds == [bool]:
@@ -72,7 +74,7 @@ def _every_value(command):
     for key, info in leaves(command):
         family = family_of(info)
         if family is None:
-            numeric = {int, float} & set(_types(info.annotation))
+            numeric = {int, float} & set(setting_types(info.annotation))
             values = _values(key, info, key)
             yield from ((key, value) for value in (["0.25", "3"] if numeric else values))
             continue
@@ -81,7 +83,7 @@ def _every_value(command):
             if name != family.default:
                 continue
             for setting, inner in part.model_fields.items():
-                numeric = {int, float} & set(_types(inner.annotation))
+                numeric = {int, float} & set(setting_types(inner.annotation))
                 values = ["0.25", "3"] if numeric else _values(setting, inner, setting)
                 yield from ((f"{key}.{setting}", value) for value in values)
 
@@ -111,6 +113,8 @@ def test_a_part_of_another_package_is_in_the_form(browser, installed_ia3, tmp_pa
     tab.get_by_text("Settings of ia3").click()
     assert tab.locator(".field > label", has_text="adapter.").count() > 0
     assert "--adapter ia3" in tab.locator(".commandline").text_content()
+    if sys.platform == "linux":  # parts import torch, which takes 200 MB: not in the studio's own process
+        assert not [m.path for m in psutil.Process(live.process.pid).memory_maps() if "libtorch" in m.path]
     context.close()
     live.stop()
 

@@ -25,6 +25,7 @@ from settle.library.resolve import resolve_gguf
 from settle.studio.field import Field
 from settle.studio.forms.arguments import Given, arguments, shell_line
 from settle.studio.forms.form import Form
+from settle.studio.forms.settings import describe
 from settle.studio.layout import Place, button, card, words
 from settle.studio.pages import Page
 from settle.studio.table import show_listed
@@ -73,7 +74,7 @@ class ModelChoice:
         self.one = Field("Model", "choice", value=one, options=names, on_set=on_change)
         others: list[str | tuple[str, str]] = [("", "no other model"), *names]
         self.two = Field("Compare with", "choice", value=two, options=others, on_set=on_change)
-        self.form = Form(command, on_change, FIRST, WITHOUT)
+        self.form = Form(command, describe(command), on_change, FIRST, WITHOUT)
         words("The same in a terminal", "h3")
         self.line = words("", "pre", "commandline")
         self.show()

@@ -1,7 +1,7 @@
 """New run: the form of a command, what it will need, the rows as they will be learned, and the same in a terminal."""
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from nicegui import ui
@@ -15,6 +15,7 @@ from settle.studio.field import Field
 from settle.studio.forms.arguments import arguments, check, shell_line
 from settle.studio.forms.drop import Drop
 from settle.studio.forms.form import Form, proposed_paths
+from settle.studio.forms.settings import Setting, settings_of
 from settle.studio.layout import Place, button, card, chips, failure, words
 from settle.studio.pages import Page
 from settle.studio.table import Table
@@ -42,18 +43,18 @@ class NewRun(Page):
                 words(f"About settle {command.part_name()}", "summary")
                 for paragraph in more:
                     words(" ".join(paragraph.split()), classes="dim")
-        NewRunForm(command)
+        NewRunForm(command, await settings_of(command))
 
 
 class NewRunForm:
     """The form, and beside it what will become of it."""
 
-    def __init__(self, command: type[Part]) -> None:
+    def __init__(self, command: type[Part], settings: Sequence[Setting]) -> None:
         self.command, self.is_forecast = command, "dry" in command.model_fields
         with ui.element("div").classes("columns"):
             with card("Settings"):
                 self._add_files()
-                self.form = Form(self.command, self.changed)
+                self.form = Form(command, settings, self.changed)
             with ui.element("div").classes("beside"):
                 with card("The same in a terminal"):
                     self.line = words(shell_line(arguments(command, {})), "pre", "commandline")

@@ -1,14 +1,14 @@
 """A run told again for people who see one for the first time: moments of it, and what it cost beside one answer."""
 
-import asyncio
-import json
 import math
-import sys
 from collections.abc import Mapping, Sequence
+from typing import cast
 
+from settle.base.errors import RunError
 from settle.base.run import Run
 from settle.base.run.result import Result
 from settle.base.words.amounts import amount, count, duration, number
+from settle.studio.command_child import read_module
 from settle.studio.runs.feed import RunFeed
 
 ANSWER_TOKENS = 200  # of one answer, a long paragraph
@@ -38,18 +38,12 @@ def loss_then(feed: RunFeed, step: int) -> str:
 
 async def seen(run: Run, steps: Sequence[int]) -> Mapping[str, Mapping[str, object]]:
     """What the run read at each step, by the step; empty where the prepared data are gone, or are of no such kind."""
-    command = [sys.executable, "-m", "settle.studio.runs.seen_child", str(run.path), *map(str, steps)]
-    process = await asyncio.create_subprocess_exec(
-        *command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL
-    )
+    arguments = [str(run.path), *map(str, steps)]
     try:
-        out, _ = await asyncio.wait_for(process.communicate(), SEEN_SECONDS)
-        found: Mapping[str, Mapping[str, object]] = json.loads(out)
-    except (TimeoutError, ValueError):
-        if process.returncode is None:
-            process.kill()
+        found = await read_module("settle.studio.runs.seen_child", *arguments, seconds=SEEN_SECONDS)
+    except RunError:
         return {}
-    return found
+    return cast(Mapping[str, Mapping[str, object]], found)
 
 
 def cost_facts(feed: RunFeed, result: Result | None, num_parameters: object) -> list[tuple[str, str]]:

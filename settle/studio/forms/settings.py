@@ -1,0 +1,113 @@
+"""The settings of a command as its form shows them, apart from what they are read from.
+
+What can be chosen is read from parts, which import torch: 200 MB. So a process of its own reads it, and prints it:
+
+    python -m settle.studio.forms.settings COMMAND
+"""
+
+import sys
+import types
+import typing
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, TypeAdapter
+from pydantic.fields import FieldInfo
+
+from settle.base.choice import Choice, Family, family_of, named_family
+from settle.base.registry import Part, part
+from settle.base.settings import leaves
+from settle.studio.command_child import read_module
+from settle.studio.field import Kind
+
+SECONDS = 60.0  # to read them
+
+
+class Setting(BaseModel):
+    """default: of a switch. options: (value, label). proposes: "models" or "paths", for what was typed. parts: the
+    settings of each part that may be chosen; part: the one that is, where no other is."""
+
+    key: str
+    kind: Kind = "text"
+    default: bool = False
+    hint: str = ""
+    help: str = ""
+    options: list[tuple[str, str]] = []
+    proposes: str = ""
+    part: str = ""
+    parts: dict[str, list["Setting"]] = {}
+
+
+SETTINGS = TypeAdapter(list[Setting])
+_known: dict[str, list[Setting]] = {}
+
+
+async def settings_of(command: type[Part]) -> list[Setting]:
+    """Those of a command, read once. Raises RunError."""
+    name = command.part_name()
+    if name not in _known:
+        _known[name] = SETTINGS.validate_python(await read_module(__name__, name, seconds=SECONDS))
+    return _known[name]
+
+
+def describe(command: type[Part]) -> list[Setting]:
+    """The same, read in this process."""
+    models = getattr(command, "models", ())
+    return [
+        _choice(key, info, family) if (family := family_of(info)) else _setting(key, info, key in models)
+        for key, info in leaves(command)
+    ]
+
+
+def _choice(key: str, info: FieldInfo, family: Family) -> Setting:
+    usual = f"{family.default} (default)" if family.default else "as the data decide"
+    names = [(name, name.replace("_", "-")) for name in family.names() if name != family.default]
+    parts = {
+        name: [_setting(f"{key}.{setting}", inner) for setting, inner in each.model_fields.items()]
+        for name, each in family.parts().items()
+    }
+    help = str(info.description or "")
+    return Setting(
+        key=key, kind="choice", options=[("", usual), *names], help=help, part=family.default or "", parts=parts
+    )
+
+
+def _setting(key: str, info: FieldInfo, is_model: bool = False) -> Setting:
+    default = info.get_default(call_default_factory=True)
+    if isinstance(default, Choice) or default is None or default == [] or info.is_required():
+        default = ""
+    hint = f"{default:g}" if isinstance(default, float) else str(default)
+    made, kinds = partial(Setting, key=key, help=str(info.description or "")), list(setting_types(info.annotation))
+    if kinds == [bool]:
+        return made(kind="switch", default=bool(default))
+    if names := [name for name in _names(kinds) if name != default]:
+        usual = ("", f"{hint} (default)" if hint else "as settle decides")
+        return made(kind="choice", options=[usual, *((name, name) for name in names)])
+    if any(typing.get_origin(kind) is list for kind in kinds):
+        return made(kind="lines", hint="one a line")
+    family = named_family(info)  # that it may name a part of, among other things
+    proposed = [(name, name) for name in family.names()] if family else []
+    proposes = "models" if is_model else "paths" if Path in kinds else ""
+    return made(hint=hint, options=proposed, proposes=proposes)
+
+
+def setting_types(annotation: object) -> Iterator[object]:
+    """The types of a setting, without None."""
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
+        for inner in typing.get_args(annotation):
+            yield from setting_types(inner)
+    elif annotation is not type(None):
+        yield annotation
+
+
+def _names(kinds: list[object]) -> list[str]:
+    """What may be chosen, where the type says it."""
+    if bool in kinds:
+        return ["yes", "no"]
+    return [str(name) for kind in kinds if typing.get_origin(kind) is Literal for name in typing.get_args(kind)]
+
+
+if __name__ == "__main__":
+    sys.stdout.write(SETTINGS.dump_json(describe(part("commands", sys.argv[1]))).decode())
