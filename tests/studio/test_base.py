@@ -44,7 +44,7 @@ def test_the_keyboard_reaches_the_content_and_every_link(page):
 
 
 CONTROLS = """() => [...document.querySelectorAll('a[href], button, input, select, textarea, summary, [tabindex="0"]')]
-    .filter((e) => e.checkVisibility() && !e.disabled && e.tabIndex >= 0)"""
+    .filter((e) => e.checkVisibility() && !e.disabled)"""
 FOLLOW = """() => {
     window.__stops = [];
     const outlined = (e) => getComputedStyle(e).outlineStyle !== "none";
