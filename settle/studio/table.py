@@ -49,9 +49,12 @@ async def show_listed(place: Place, name: str, work: Callable[[Events], object],
     rows."""
     seen: list[Event] = []
     await in_thread(work, Events(listeners=[seen.append]))
+    lists = [event for event in seen if isinstance(event, Listing)]
     with place.anew():
         for event in seen:
             if isinstance(event, Listing):
+                if event.title and event is not lists[0]:  # the first is what the card is about
+                    words(event.title.capitalize(), "h3")
                 Table.of(event, name, empty)
             elif isinstance(event, Say | Warn):
                 words(event.text, classes="warn" if isinstance(event, Warn) else "dim")

@@ -92,6 +92,7 @@ def test_the_status_says_what_changed_and_what_could_not_be_read(page, studio):
         return row.locator("th, td").nth(columns.all_inner_texts().index(name)).inner_text()
 
     assert [cell(name) for name in ("not read", "new", "changed", "gone")] == ["1", "0", "0", "0"]
+    page.get_by_role("heading", name="Could not be read").wait_for()
     page.get_by_role("rowheader", name=str(folder / "broken.pdf")).wait_for()
     (folder / "moon.md").write_text("The moon is far.")
     os.utime(folder / "storm.txt", (1, 1))  # another time, the same content: it is not read again
