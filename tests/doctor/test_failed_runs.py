@@ -1,10 +1,13 @@
 """A run that ended with an error is a finding in its own words; an unstable one before that, and a resumed one none."""
 
+import shutil
+from dataclasses import replace
+
 import pytest
 
 from settle.base.event_log import Events
 from settle.base.events import Opened, OutOfMemory, PhaseStarted, RunFailed
-from settle.base.files import write_json
+from settle.base.files import read_json, write_json
 from settle.base.run import Run
 from settle.cli import main
 from settle.doctor.checks import Check
@@ -12,6 +15,8 @@ from settle.doctor.examine import examine
 from settle.doctor.find_subject import find_subject
 from settle.doctor.subject import Running
 from settle.doctor.training.example_run import example_run
+from settle.formats import map_file
+from settle.formats.gguf.header import read_header
 from tests.doctor.chat_model import healthy
 
 FAILED = RunFailed(what="the file does not behave like the trained model", fix="nothing was exported")
@@ -76,3 +81,26 @@ def test_a_usual_rate_is_not_unstable_wherever_it_ends(home, tmp_path):
     """One step teaches nothing, and no rate is to blame."""
     subject = example_run(healthy(("model",)), tmp_path, {"optimizer": {"name": "adamw", "lr": 1e-6}}, steps=12)
     assert not list(Check.part("unstable")().detect(subject))
+
+
+def test_a_high_rate_whose_file_holds_no_numbers_is_unstable(home, tmp_path):
+    """The losses of the run itself fell."""
+    subject = healthy(("run",))
+    run = Run(shutil.copytree(subject.run.path, tmp_path / subject.run.path.name))
+    plan = read_json(run.path / "plan.json")
+    plan["optimizer"]["lr"], plan["origin"]["optimizer.lr"] = 3.0, "asked"
+    write_json(run.path / "plan.json", plan)
+    record = read_json(run.out / "models.json")
+    (lora,) = run.out.glob("*-lora.gguf")
+    for model in record["models"]:
+        model["path"] = str(lora)
+    write_json(run.out / "models.json", record)
+    subject = replace(subject, run=run)
+    assert not list(Check.part("unstable")().detect(subject)), "it reads its rows well"
+    header = read_header(map_file(lora), lora.name)
+    with lora.open("r+b") as file:
+        for tensor in header.tensors:
+            file.seek(tensor.start)
+            file.write(b"\xff\x7f" * (tensor.num_bytes // 2))  # a float of two or four bytes that is no number
+    (finding,) = Check.part("unstable")().detect(subject)
+    assert "no number" in finding.evidence[-1]

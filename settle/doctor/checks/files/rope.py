@@ -1,7 +1,8 @@
 """Positions are turned by other angles than in the model's training."""
 
 import random
-from collections.abc import Iterator, Mapping
+import tempfile
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar
 
@@ -10,7 +11,15 @@ from settle.doctor.checks import Check
 from settle.doctor.edited_file import edited_file, fix_of, with_file
 from settle.doctor.findings import Finding, Fix
 from settle.doctor.known_answers import PARAGRAPHS, PROSE, SENTENCES
-from settle.doctor.likelihood import LikelihoodSide, prose_trial, reader_of, strength_of, text_reading
+from settle.doctor.likelihood import (
+    LikelihoodSide,
+    Reader,
+    Reading,
+    prose_trial,
+    reader_of,
+    strength_of,
+    text_reading,
+)
 from settle.doctor.subject import Subject
 from settle.doctor.trial import Item, Side, Trial
 from settle.formats.gguf import read_gguf
@@ -24,6 +33,7 @@ FACTOR = 4.0  # of a base that is another one, and of positions that are stretch
 WRONG_BASE = 10.0
 LOOKED = 1  # paragraphs that a look reads
 READ = 64  # tokens of it
+REWRITTEN_BYTES = 1 << 30  # of a file that a look writes again with another base
 LEAST_NATS = 0.15  # per token
 LONGEST_PROVEN = 16_384  # tokens of context, which a proof reads twice
 BLOCK, BLOCKS = 64, 12  # tokens behind the trained context that a proof reads together, and how many times
@@ -51,6 +61,8 @@ class Rope(Check):
             for name, overrides in _others(metadata).items():
                 with reader.overridden(overrides):
                     losses[name] = sum(map(reader.nats, readings)) / LOOKED
+            if own - min(losses.values()) <= LEAST_NATS and _slides(subject.model, metadata):
+                losses |= _rewritten(subject, losses, readings)
         best = min(losses, key=losses.__getitem__)
         gain = own - losses[best]
         if gain > LEAST_NATS:
@@ -144,6 +156,25 @@ class _Late(Side):
         scorer, self._scorer = self._scorer, None
         if scorer is not None:
             scorer.close()
+
+
+def _slides(model: ModelRef, metadata: Metadata) -> bool:
+    """Whether a base that is only asked for does not reach all layers: llama.cpp turns those that look back over a
+    window by the base of the file."""
+    window = metadata.get(f"{metadata['general.architecture']}.attention.sliding_window")
+    return bool(window) and model.weights.stat().st_size <= REWRITTEN_BYTES
+
+
+def _rewritten(subject: Subject, names: Collection[str], readings: Sequence[Reading]) -> dict[str, float]:
+    """The loss with each other base in a copy of the file, by what is changed."""
+    assert subject.model is not None
+    losses = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for name in (name for name in names if name.startswith("base")):
+            path = edited_file(subject.model, Path(folder) / "other.gguf", _changes(subject, name))
+            with Reader(subject.model, path) as reader:
+                losses[name] = sum(map(reader.nats, readings)) / LOOKED
+    return losses
 
 
 def _late_trial(model: ModelRef, trained: int) -> Trial | None:

@@ -35,6 +35,8 @@ MEASURED_BYTES = 1 << 30  # of a file that a look loads once more; of a larger o
 PAIRS = 12  # of times
 LOOKED = 3  # tokens that a look writes
 WIDE_BYTES = 64 << 20  # of a file whose reading from the disk can be felt
+CONTEXT_SHARES = (1.2, 1.8, 2.7)  # of the file, that the context of an injected failure takes: the first that can be
+# mended by a shorter one
 LEFT_SHARE = 0.3  # of the file, that an injected failure leaves room for
 
 
@@ -100,11 +102,15 @@ class PagedWeights(Check):
         facts = read_facts(subject.model.weights)
         if not facts.bytes_per_token:
             raise UsageError("this model keeps nothing of its context", "choose one that does")
-        context = int((1.2 * facts.bytes + 32e6) / facts.bytes_per_token)
         named = shape_of_file(subject.model.weights, subject.model.name)
-        subject = replace(subject, running=replace(subject.running, context=context))
-        held = max(peak_bytes(load_of(subject)) - facts.bytes, int(held_bytes(named, context)))
-        return replace(subject, running=replace(subject.running, room=held + int(LEFT_SHARE * facts.bytes)))
+        for share in CONTEXT_SHARES:
+            context = int((share * facts.bytes + 32e6) / facts.bytes_per_token)
+            subject = replace(subject, running=replace(subject.running, context=context))
+            held = max(peak_bytes(load_of(subject)) - facts.bytes, int(held_bytes(named, context)))
+            room = held + int(LEFT_SHARE * facts.bytes)
+            if fitting_tokens(named, context, room):
+                return replace(subject, running=replace(subject.running, room=room))
+        raise UsageError("no shorter context leaves the weights their room", "choose a model that keeps more of it")
 
 
 def _measured(subject: Subject, load: Load, room: int, fits: bool, size: int) -> Pace | None:

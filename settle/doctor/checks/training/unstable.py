@@ -5,19 +5,21 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import ClassVar
 
+from settle.base.errors import UsageError
 from settle.doctor.checks import Check
 from settle.doctor.findings import Finding, Fix
 from settle.doctor.subject import Subject
 from settle.doctor.training.example_run import example_run
 from settle.doctor.training.facts import TrainingFacts, facts_of
 from settle.doctor.training.retrain import most_steps, recipe_fix, retrained, training_seconds, usual_rate, with_rate
-from settle.doctor.training.rows import RowSide, rows_of
+from settle.doctor.training.rows import LossReader, RowSide, Served, rows_of
 from settle.doctor.trial import FEWEST_ITEMS, Trial
 from settle.library.facts import read_facts
 
 LEAST_NATS = 0.15  # per token, that the rows must be likelier for without the cause
 JUMP_NATS, JUMP_SHARE = 0.7, 0.15  # per token; of the first loss: a rise of the held-out loss by less is no jump
 HIGH_RATE = 3.0  # times the usual one
+LOOKED = 3  # rows that are read with what a run with such a rate made
 CHANCE_SHARE, ENOUGH_STEPS = 0.98, 6  # of the nats of a token drawn from the vocabulary; steps that show no learning
 LOWER = 10.0  # as many times as small is a rate that nothing usual is known of
 
@@ -36,7 +38,7 @@ class Unstable(Check):
         if facts is None:
             return
         bad = sum(not math.isfinite(loss) for loss in facts.losses)
-        jump = _jump(facts) or _no_better_than_chance(facts)
+        jump = _jump(facts) or _no_better_than_chance(facts) or _no_likelihood(facts)
         if not (facts.rollbacks or bad or jump or facts.verdict == "diverged"):
             return
         evidence = [f"it went back to an earlier checkpoint {facts.rollbacks} times"] if facts.rollbacks else []
@@ -108,6 +110,21 @@ def _no_better_than_chance(facts: TrainingFacts) -> str:
     if middle < CHANCE_SHARE * guessing:
         return ""
     return f"the loss ended at {middle:.2f}, and to guess at random costs {guessing:.2f}"
+
+
+def _no_likelihood(facts: TrainingFacts) -> str:
+    """How the file that a run with a high rate made cannot read what it was trained on: weights that went too far
+    overflow in the file's type, which the run's own losses need not show. Empty where that is not so."""
+    served = Served.of_run(facts.run) if _is_high(facts) else None
+    if served is None:
+        return ""
+    try:
+        rows = rows_of(facts)
+        with LossReader(served, rows) as reader:
+            lost = [reader.nats(item) >= reader.worst for item in rows.items(0, LOOKED)]
+    except UsageError:
+        return ""  # its rows were deleted
+    return "what it made finds its training rows impossible, or gives no number" if lost and all(lost) else ""
 
 
 def _is_high(facts: TrainingFacts) -> bool:
