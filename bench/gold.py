@@ -101,9 +101,10 @@ def file_name(title: str, suffix: str = ".txt") -> str:
     return f"{name[:2]}/{name}{suffix}"
 
 
-def dictionary(roots: list[Path]) -> Iterator[Document]:
-    """An entry is a file; those of less than twenty words are left out: most only name another one. Of what has several
-    names, the first is asked for, unless the entry begins with one that is the other's initials and nobody else's."""
+def dictionary(roots: list[Path], least: int = 20) -> Iterator[Document]:
+    """An entry is a file; those of fewer than `least` words are left out: most only name another one. Of what has
+    several names, the first is asked for, unless the entry begins with one that is the other's initials and nobody
+    else's."""
     index = next((roots[0] / "usr/share/dictd").glob("*.index"))
     text = gzip.decompress(index.with_suffix(".dict.dz").read_bytes())
     digits = {c: i for i, c in enumerate("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/")}
@@ -118,7 +119,7 @@ def dictionary(roots: list[Path]) -> Iterator[Document]:
     known = Counter(name.lower() for name in {*titles} | {*others})
     known.update(name.lower() for name in others)
     for entry, title, other in zip(entries, titles, others, strict=True):
-        if len(entry.split()) < 20:
+        if len(entry.split()) < least:
             continue
         domain = re.search(r"<([^<>,]+)[^<>]*>", entry)
         frames = FRAMES["foldoc"]
