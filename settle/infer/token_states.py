@@ -1,6 +1,6 @@
 """A BERT encoder on numpy: the states of a few texts' tokens, without the seconds that loading torch takes.
 
-Legend: B texts, L tokens of the longest of them, W width, H heads.
+Legend: B texts, L tokens of the longest of them, T of all, W width, H heads.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -10,7 +10,6 @@ import numpy as np
 from settle.formats import Weights
 from settle.formats.gguf.metadata import number, whole
 
-_UNSEEN = np.float32(-1e9)
 _LARGEST = np.float32(80)  # whose exponential is a float32
 _GELU_SCALE, _GELU_CUBIC = np.float32(2 * 0.7978845608), np.float32(0.044715)  # tanh form, as a sigmoid
 
@@ -51,32 +50,36 @@ class TokenStates:
         return self.through(x, mask, range(self.layers if layers is None else layers)), mask
 
     def through(self, x: np.ndarray, mask: np.ndarray, layers: Iterable[int]) -> np.ndarray:
-        """States (B, L, W), tokens where `mask` (B, L) → the states behind some layers."""
-        unseen = np.where(mask, np.float32(0), _UNSEEN)[:, None, None]
+        """States (B, L, W), tokens where `mask` (B, L) → the states behind some layers, 0 where there is no token."""
+        ends = np.cumsum(mask.sum(1)).tolist()
+        tokens = x[mask]  # (T, W), of all texts one behind the other: padding takes no time
         for layer in layers:
-            x = self._layer(x, unseen, f"blk.{layer}.")
-        return x
+            tokens = self._layer(tokens, list(zip([0, *ends], ends, strict=False)), f"blk.{layer}.")
+        states: np.ndarray = np.zeros_like(x)
+        states[mask] = tokens
+        return states
 
-    def _layer(self, x: np.ndarray, unseen: np.ndarray, at: str) -> np.ndarray:
-        """x: (B, L, W); unseen: (B, 1, 1, L), 0 where there is a token."""
+    def _layer(self, x: np.ndarray, texts: Sequence[tuple[int, int]], at: str) -> np.ndarray:
+        """x: (T, W); texts: where each of them begins and ends."""
         q, k, v = (
-            self._linear(x, at + name).reshape(*x.shape[:2], self._heads, -1).transpose(0, 2, 1, 3)
+            self._linear(x, at + name).reshape(len(x), self._heads, -1).transpose(1, 0, 2)
             for name in ("attn_q", "attn_k", "attn_v")
         )
-        scores = q @ k.transpose(0, 1, 3, 2)
-        scores *= np.float32(q.shape[-1] ** -0.5)
-        scores += unseen
-        scores -= scores.max(-1, keepdims=True)
-        np.exp(scores, out=scores)
-        scores /= scores.sum(-1, keepdims=True)
-        mixed = (scores @ v).transpose(0, 2, 1, 3).reshape(x.shape)
+        q *= np.float32(q.shape[-1] ** -0.5)
+        mixed = np.empty_like(x)
+        for begin, end in texts:
+            scores = q[:, begin:end] @ k[:, begin:end].transpose(0, 2, 1)
+            scores -= scores.max(-1, keepdims=True)
+            np.exp(scores, out=scores)
+            scores /= scores.sum(-1, keepdims=True)
+            mixed[begin:end] = (scores @ v[:, begin:end]).transpose(1, 0, 2).reshape(end - begin, -1)
         x = self._norm(x + self._linear(mixed, at + "attn_output"), at + "attn_output_norm")
         return self._norm(
             x + self._linear(gelu(self._linear(x, at + "ffn_up")), at + "ffn_down"), at + "layer_output_norm"
         )
 
     def _linear(self, x: np.ndarray, name: str) -> np.ndarray:
-        out: np.ndarray = (x.reshape(-1, x.shape[-1]) @ self._w[f"{name}.weight"]).reshape(*x.shape[:-1], -1)
+        out: np.ndarray = x @ self._w[f"{name}.weight"]
         out += self._w[f"{name}.bias"]
         return out
 
