@@ -10,8 +10,8 @@
 
 None of them is a source of `gold.py`'s sets (but FOLDOC has taken entries of the Jargon File, and GCIDE some of an
 older WordNet), and neither their frames nor their rules of rewording are used: words give way to those of
-`synonyms.txt`, and the rest is that of `judge_wordings.py`. The packages come by `apt-get download` and `pip download` and are unpacked
-below FOLDER; nothing is installed.
+`synonyms.txt`, and the rest is that of `judge_wordings.py`. The packages come by `apt-get download` and `pip
+download` and are unpacked below FOLDER; nothing is installed.
 
 Each line is as `judge_lists.py` writes it. Other passages of the document that answers are left out where the whole
 document is about what is asked. Where something else has four fifths of what the question's words tell, the row says
