@@ -233,6 +233,24 @@ def test_energy_is_that_of_all_ranks_and_a_host_s_counter_is_read_once(
     assert single().spending(lambda: alone)() is alone
 
 
+def test_clocks_that_differ_by_minutes_do_not_part_the_ranks(corpus: Corpus, tmp_path: Path) -> None:
+    """A time budget is spent by rank 0's clock alone, whichever side the others' are on."""
+
+    def budgeted(world: World, run: Run, ahead: float) -> list[int]:
+        torch.set_num_threads(1)
+        held_out = HeldOut(list(held_out_batches(corpus.held_out, 32, 64, 200)), corpus.tokenizer.byte_length)
+        made = trainer(corpus, world)
+        made.plan = made.plan.model_copy(update={"seconds": 300.0, "max_steps": 6})
+        elapsed = lambda: 1.0 + ahead * world.rank  # noqa: E731
+        state = Loop(made, held_out, Session(run, Events(), elapsed=elapsed)).train().state
+        return [state.step, state.schedule.decay_start or 0]
+
+    for name, ahead in (("ahead", 900.0), ("behind", -900.0)):
+        run = Run.create("train", name)
+        found = on_ranks(2, tmp_path / name, lambda world, run=run, ahead=ahead: budgeted(world, run, ahead))
+        assert found == [[6, 4]] * 2, found
+
+
 def _full() -> None:
     raise ResourceError("no room", "make some")
 
