@@ -273,7 +273,7 @@ def memory(bench: Bench, ranks: int = 4) -> None:
     for bench.size in ("60k", size):
         for number in sizes:
             run = bench.run("memory", number > 1, checkpoint_steps=2, evaluation_cost=0.01, warmup_steps=1)
-            forecast = rank_memory(TrainingPlan.from_json(run.read("plan.json") or {}), number)
+            forecast = rank_memory(TrainingPlan.from_json(run.read("plan.json") or {}), number).device
             codes = Ranks(run, number, 5, hear=_note_memory).start().wait()
             notes = [json.loads((run.path / f"memory-{rank}.json").read_text()) for rank in range(number)]
             held[bench.size, number] = notes
@@ -413,7 +413,8 @@ def single(bench: Bench, before: str, pairs: int) -> None:
             record = run.read("plan.json") or {}
             loop = record["loop"]
             assert isinstance(loop, dict)
-            loop.pop("is_sharded")  # older trees do not know it
+            for name in ("is_sharded", "is_hybrid", "offloads"):
+                loop.pop(name)  # older trees do not know it
             write_json(run.path / "plan.json", record)
             environment = {**os.environ, "PYTHONPATH": tree, "OMP_NUM_THREADS": "1"}
             command = [sys.executable, "-P", "-c", SINGLE, str(run.path), str(bench.steps), tree]

@@ -18,6 +18,7 @@ from settle.train.world import World, single
 from settle.train.world import rank_costs as costs_module
 from settle.train.world.order_ledger import FILE
 from settle.train.world.rank_costs import (
+    FEW,
     FEWEST,
     MOST,
     ONE,
@@ -76,7 +77,8 @@ def test_the_rehearsed_plan_ends_with_its_steps(corpus: Corpus) -> None:
     loop = _rehearsal(plan, STEPS).loop
     assert (loop.max_steps, loop.seconds, loop.until_settled, loop.checkpoint_steps) == (STEPS, None, False, 4)
     assert loop.warmup_steps == 3 and _rehearsal(plan, STEPS).held_out_tokens < plan.held_out_tokens
-    assert rehearsal_steps(1e-9, None) == MOST and rehearsal_steps(100.0, None) == FEWEST
+    assert rehearsal_steps(1e-9, None) == MOST and rehearsal_steps(1.0, None) == FEWEST
+    assert rehearsal_steps(100.0, None) == rehearsal_steps(1.0, 5.0) == FEW
     assert rehearsal_steps(0.1, None) == 60 and rehearsal_steps(0.1, 3.0) == 30
     assert all(rehearsal_steps(seconds, None) % 3 == 0 for seconds in (0.07, 0.11, 0.2))
 
@@ -97,6 +99,11 @@ def test_warm_steps_and_saves_are_told_apart(corpus: Corpus) -> None:
         plan = _rehearsal(plan_of(corpus, is_sharded), 30)
         step, save, spread = _step(gaps_of(30, 5.0, written, 1.0), plan)
         assert step == pytest.approx(2.0) and save == pytest.approx(5.0 + written) and spread == pytest.approx(0.0)
+    for is_sharded in (False, True):  # slow steps: few of them, and no save between them
+        slow = _rehearsal(plan_of(corpus, is_sharded), FEW)
+        assert slow.loop.checkpoint_steps == FEW
+        step, save, _ = _step(np.array([9.0, 2.0, 2.2]), slow)
+        assert step == pytest.approx(2.1) and save == 0.0
     uneven = gaps_of(300, 5.0, 0, 0.0)
     uneven[100] = 200.0  # something else had the machine
     assert _step(uneven, _rehearsal(plan_of(corpus, False), 300))[0] == pytest.approx(2.0)

@@ -20,6 +20,7 @@ from settle.train.world import World
 SECONDS = 6.0  # that the steps should take, at one process's pace
 FEWEST, MOST = 12, 300  # steps
 PARTS = 3  # of the steps: a save follows the first and the second
+LONGEST, FEW = 20.0, 4  # seconds of the fewest steps; where they would take longer, so many without a save
 HELD_OUT_TOKENS = 32_768  # that are evaluated once, at most
 NEVER = 1e-9  # share of the computing time of evaluations between the first step and the last
 TRIMMED = 0.05  # share of the steps, at each end, that say nothing of the others
@@ -70,6 +71,8 @@ ONE = Ranks()
 
 def rehearsal_steps(step_seconds: float, budget: float | None) -> int:
     """How many steps are rehearsed. step_seconds: of one process; budget: seconds that they may take, if any."""
+    if FEWEST * step_seconds > (budget or LONGEST):
+        return FEW
     number = min(SECONDS, budget or SECONDS) / max(step_seconds, 1e-6)
     return PARTS * round(max(FEWEST, min(MOST, number)) / PARTS)
 
@@ -103,7 +106,7 @@ def _rehearsal(plan: TrainingPlan, steps: int) -> TrainingPlan:
         until_settled=False,
         most_passes=None,
         evaluation_cost=NEVER,
-        checkpoint_steps=steps // PARTS,
+        checkpoint_steps=steps if steps < FEWEST else steps // PARTS,
     )
     return replace(plan, held_out_tokens=min(plan.held_out_tokens, HELD_OUT_TOKENS))
 
@@ -113,7 +116,7 @@ def _step(gaps: np.ndarray, plan: TrainingPlan) -> tuple[float, float, float]:
     end to the next one's."""
     every = plan.loop.checkpoint_steps
     saves = list(range(every - 1, len(gaps), every))  # the gaps in which the training waits for a save
-    first = every // 2  # the steps before it find their memory and their kernels
+    first = every // 2 if saves else 1  # the steps before it find their memory and their kernels
     if plan.loop.is_sharded:  # and what follows a save is written beside the training
         clean = gaps[first : every - 1]
         windows = [gaps[at : at + every] for at in saves]
@@ -121,7 +124,8 @@ def _step(gaps: np.ndarray, plan: TrainingPlan) -> tuple[float, float, float]:
         clean = np.delete(gaps, saves)[first:]
         windows = [gaps[at : at + 1] for at in saves]
     step = _centre(clean)
-    save = max(0.0, float(np.mean([window.sum() - len(window) * step for window in windows])))
+    each = [window.sum() - len(window) * step for window in windows]
+    save = max(0.0, float(np.mean(each))) if each else 0.0
     return step, save, float(clean.std()) / step
 
 
