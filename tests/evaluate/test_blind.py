@@ -17,10 +17,13 @@ from settle.cli import main
 from settle.evaluate.blind.answers import Answers
 from settle.evaluate.blind.difference import SAME_NATS, require_different_weights
 from settle.evaluate.blind.preference import FEWEST, preferences
-from settle.evaluate.blind.session import BlindSession, engine_beside
+from settle.evaluate.blind.session import BlindSession, engine_beside, stamp
 from settle.evaluate.blind.votes import AnswerPair, Ballots, add_pair, reveal, vote
 from settle.infer.chat_session import ChatSession, Sampling
+from settle.library.reference import ModelRef
 from settle.library.resolve import resolve_gguf
+from settle.library.store import stamp_of
+from settle.model.source import Source
 from tests.studio.made_models import stock
 
 GREEDY = Sampling(24, 0.0, 1.0, 0, None)
@@ -209,6 +212,18 @@ def test_a_model_that_has_changed_is_another_one(home):
     old, new = preferences(Ballots.read())
     assert old.models[0].startswith("one as of 20") and old.votes == 1
     assert new.models == ("one", "two") and new.votes == 2 and new.wins == (1, 0)
+
+
+def test_a_stamp_is_of_the_whole_model_and_of_the_adapter_over_it(tmp_path):
+    paths = {name: tmp_path / f"{name}.gguf" for name in ("base", "lora", "index")}
+    for name, path in paths.items():
+        path.write_text(name)
+    base, lora, index = (ModelRef(n, "model", Source(path, "gguf", n)) for n, path in paths.items())
+    lora, index = replace(lora, kind="adapter", base=base), replace(index, kind="collection", base=base)
+    assert stamp(base) == stamp_of(paths["base"])
+    assert stamp(lora) == f"{stamp_of(paths['base'])}+{stamp_of(paths['lora'])}"
+    assert stamp(replace(base, source=replace(base.source, recorded="as pulled"))) == "as pulled"
+    assert stamp(index) == stamp_of(paths["index"]), "what answers from it is no part of it"
 
 
 def test_a_pair_by_command_and_its_vote(models, capsys):

@@ -9,6 +9,7 @@ from settle.base.registry import part_names, parts
 from settle.data.layouts import Example
 from settle.evaluate.compare.cases import Case, cases
 from settle.evaluate.tasks import best_suited, named
+from settle.evaluate.tasks.json import Json
 
 CALL = '{"name": "search", "arguments": {"query": "rice", "most": 3}}'
 
@@ -57,6 +58,7 @@ def test_json():
     assert score("json", '{"b": [1, 3], "a": 1}', nearly[1]) == 1
     assert score("json", '{"a": 1} and more', '{"a": 1}') == 0 == score("json:valid", '{"a": }', "{}")
     assert score("json:valid", "[]", '{"a": 1}') == 1
+    assert [task.want for task in Json().beside()] == ["values", "valid"] and not Json(want="values").beside()
     assert score("json", "{}", "{}") == 1 and score("json", '{"a": true}', '{"a": 1}') == 0
 
 

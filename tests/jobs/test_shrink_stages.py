@@ -231,3 +231,23 @@ def test_the_command_for_a_quantized_model_keeps_the_budget() -> None:
     assert _requantizing(settings) == "settle shrink m a.txt --lose 1% --requantize"
     fast = ShrinkSettings.model_validate({"model": "m", "speed": 40})
     assert _requantizing(fast) == "settle shrink m --speed 40.0 --requantize"
+
+
+def test_events_go_to_the_run_once_its_data_is_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    heard: list[Any] = []
+    c = context(tmp_path, heard)
+    c.source = SimpleNamespace(tokenizer=None, part=SimpleNamespace(max_position_embeddings=64))
+    c.work, c.spending = tmp_path, SimpleNamespace(start=lambda *given: None)
+    c.run.events = tmp_path / "events.jsonl"
+    texts = SimpleNamespace(warnings=["few texts"], fingerprint="f")
+    monkeypatch.setattr(shrink, "find_run", lambda name: None)
+    monkeypatch.setattr(shrink, "calibration_data", lambda *given: texts)
+    monkeypatch.setattr(shrink, "require_same_data", lambda c, fingerprint: None)
+    for name in ("MeasuredModel", "Session", "Candidates"):
+        monkeypatch.setattr(shrink, name, lambda *given: SimpleNamespace())
+    shrink.data(c)
+    c.events.emit(Say(text="from here on"))
+    c.events.close()
+    lines = c.run.events.read_text()
+    assert "from here on" in lines and "few texts" not in lines and c.fingerprint == "f"
+    assert heard[0].text == "few texts"

@@ -148,6 +148,8 @@ def test_few_rows_have_a_warm_up_of_their_passes() -> None:
     assert tuning_plan.EPOCHS == 3
     loops = [_loop(TuningSettings(batch_rows=8, steps=steps), _rows(1000), 8, 1, {}) for steps in (300, 9000)]
     assert [loop.warmup_steps for loop in loops] == [15, 15]
+    # 74.25 steps are 75, of which three are 4 %
+    assert _loop(TuningSettings(batch_rows=8), _rows(198), 8, 1, {}).warmup_steps == 3
 
 
 def test_an_evaluation_reads_more_of_few_rows_and_never_more_than_there_are() -> None:

@@ -1,6 +1,7 @@
 """Which text a model is calibrated on, which chooses the file, and which judges it: no text does two of these."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from settle.base.errors import DataError
 from settle.base.event_log import Events
 from settle.data.rows.known_templates import KNOWN
 from settle.data.tokenizer.byte_bpe import ByteBpeTokenizer
+from settle.shrink import calibration_data as module
 from settle.shrink.calibration_data import EVERY, calibration_data
 
 WORDS = [f"{a}{b}{c}" for a in "bdfgk" for b in "aeiou" for c in "lmnrst"]
@@ -71,3 +73,18 @@ def test_examples_are_calibrated_on_as_they_are_asked(tokenizer, home, tmp_path)
         text = tokenizer.decode(list(ids))
         assert "assistant\nyes" in text
         assert num_bytes == sum(int(tokenizer.byte_length[i]) for i in list(ids)[1:])
+
+
+@pytest.mark.parametrize(
+    ("tokens", "texts"), [((40, 3), (20, 20)), ((3, 40), (20, 20)), ((0, 40), (0, 20)), ((40, 40), (20, 20))]
+)
+def test_either_side_needs_text_to_judge_by(tokens, texts, monkeypatch, tokenizer):
+    """Two tokens a text are one that can be predicted."""
+    sides = [SimpleNamespace(num_tokens=t, num_documents=n) for t, n in zip(tokens, texts, strict=True)]
+    corpus = SimpleNamespace(selection=sides[0], held_out=sides[1])
+    monkeypatch.setattr(module, "prepare_rows", lambda *given: corpus)
+    if tokens == (40, 40):
+        assert module._corpus(["x"], tokenizer, 64, Events()) is corpus
+    else:
+        with pytest.raises(DataError, match="too little text to judge"):
+            module._corpus(["x"], tokenizer, 64, Events())
