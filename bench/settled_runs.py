@@ -1,6 +1,6 @@
 """The settled rule on real runs that were followed past their stop, against patience and the full budget.
 
-    python bench/settled_runs.py bench/recorded [--tolerance 0.01 …]
+    python bench/settled_runs.py bench/recorded bench/recorded/settled [--tolerance 0.01 …]
 
 Every recorded run whose trunk follows the stop for at least `FOLLOWED` times its tokens counts (bench/record.py). The
 rule is the product's own, replayed on the product's own evaluations; it was not changed after these runs were seen.
@@ -212,10 +212,10 @@ def report(trunks: Sequence[Trunk], tolerance: float) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("recorded", type=Path)
+    parser.add_argument("recorded", type=Path, nargs="+")
     parser.add_argument("--tolerance", type=float, nargs="*", default=[0.005, 0.0075, 0.01, 0.015])
     asked = parser.parse_args()
-    trunks = [Trunk.read(path) for path in sorted(asked.recorded.glob("*.json"))]
+    trunks = [Trunk.read(path) for folder in asked.recorded for path in sorted(folder.glob("*.json"))]
     for tolerance in asked.tolerance:
         report([t for t in trunks if t.decays], tolerance)
 

@@ -140,6 +140,15 @@ def test_the_p_value_is_scipys_exact_permutation_test(rows: int):
     assert paired_test([0.0] * rows, differences.tolist()).p_value == pytest.approx(2 * expected)
 
 
+def test_of_many_rows_some_signs_are_drawn():
+    """Student's test is about right of so many rows that are normal."""
+    differences = np.random.default_rng(3).normal(0.2, 1.0, 40)
+    expected = stats.ttest_1samp(differences, 0.0).pvalue
+    assert 0.05 < expected < 0.9 and paired_test([0.0] * 40, differences.tolist()).p_value == pytest.approx(
+        expected, abs=0.03
+    )
+
+
 def test_a_clear_gain_and_a_clear_loss():
     base, tuned = [0.0] * 40, [1.0] * 20 + [0.0] * 20
     gain, loss = paired_test(base, tuned), paired_test(tuned, base)

@@ -1,7 +1,11 @@
 """What a comparison says of given scores, and the small decisions that lead to them."""
 
+import contextlib
 import time
+from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,6 +15,7 @@ from settle.base.errors import DataError
 from settle.base.event_log import Events
 from settle.base.statistics import Interval, PairedTest
 from settle.data.layouts import Example
+from settle.evaluate.compare import candidate_pair
 from settle.evaluate.compare.answer_changes import most_changed
 from settle.evaluate.compare.candidate import Answer, Model, Reading
 from settle.evaluate.compare.cases import asking, case, cases
@@ -37,6 +42,8 @@ from settle.evaluate.compare.forgetting import (
     losses,
 )
 from settle.evaluate.compare.instructions import INSTRUCTIONS
+from settle.library.reference import ModelRef
+from settle.model.source import Source
 from tests.records import into
 
 
@@ -53,6 +60,23 @@ WHOLE = Comparison(
     "base", "tuned", "exact match", True, CLEAR, beside={"token F1": OPEN}, forgot=LOST, instructions=OPEN,
     cut=(1, 2), unasked=3, shortened=["the time had room for 50 of 60 rows"], judged_before=2,
 )  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "shown"), [("tuned", ("base", "tuned")), ("base", ("base", "base (tuned)"))])
+def test_two_models_of_one_name_are_told_apart(
+    name: str, shown: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[str] = []
+
+    @contextlib.contextmanager
+    def served(path: Path, name: str, adapter: Path | None) -> Iterator[str]:
+        opened.append(name)
+        yield name
+
+    monkeypatch.setattr(candidate_pair, "FileModel", SimpleNamespace(open=served))
+    base, tuned = (ModelRef(n, "model", Source(Path(f), "gguf", n)) for n, f in (("base", "a.gguf"), (name, "b.gguf")))
+    with candidate_pair.both_in_llamacpp(base, tuned) as both:
+        assert both == shown and tuple(opened) == shown
 
 
 def test_a_headline_says_the_verdict_by_how_much_and_how_surely() -> None:

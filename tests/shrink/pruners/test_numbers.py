@@ -221,6 +221,11 @@ def test_rows_are_seen_as_often_as_they_matter() -> None:
     assert len(_rows_to_see(values, bends, 128 * 32, 0)[0]) > len(chosen)
     none, _ = _rows_to_see(values, bends * 0, 64 * 32, 0)
     assert len(none) == 64 and none[0] < 8 and none[-1] > 247  # where nothing is known, evenly
+    # of rows of two blocks those matter whose second block is read, by what is in that one
+    wide = np.ones((256, 64), np.float32)
+    wide[:200, 32:] = 0.01
+    chosen, _ = _rows_to_see(wide, np.tile([0.0, 1.0], (256, 1)), 64 * 64, 0)
+    assert sum(chosen >= 200) > 45 > sum(chosen < 200) > 2
 
 
 def test_a_block_s_worth_is_spread_by_its_inputs() -> None:
