@@ -3,6 +3,13 @@
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
+
+import pytest
+
+from settle.machine import openmp_wait
+from settle.machine.openmp_wait import BUSY, INTERVAL, QUIET
+from tests.fake_time import set_time
 
 CODE = """
 import os, sys, threading, time
@@ -48,3 +55,33 @@ def test_threads_sleep_while_a_team_sleeps_and_spin_again_after():
 
 def _environment():
     return {k: v for k, v in os.environ.items() if k not in ("OMP_NUM_THREADS", "GOMP_SPINCOUNT")}
+
+
+class Enough(Exception):
+    """Ends a watch, which else goes on for as long as the process."""
+
+
+def test_threads_are_put_to_sleep_while_others_need_their_cores(monkeypatch):
+    """By the cores that are missing: what begins above one bar ends below a lower one."""
+    loads, log = [0.0, BUSY + 0.1, (BUSY + QUIET) / 2, QUIET - 0.1, (BUSY + QUIET) / 2], []
+    read = iter(loads)
+
+    def sleep(seconds):
+        log.append(seconds)
+        if len(log) - log.count("begin") - log.count("end") > len(loads):
+            raise Enough
+
+    class Team:
+        def __init__(self, library):
+            log.append("begin")
+
+        def end(self):
+            log.append("end")
+
+    monkeypatch.setattr(openmp_wait, "OthersLoad", lambda: SimpleNamespace(read=lambda: next(read)))
+    monkeypatch.setattr(openmp_wait, "SleepingTeam", Team)
+    monkeypatch.setattr(openmp_wait, "libraries", lambda: ["one"])
+    set_time(monkeypatch, openmp_wait, sleep=sleep)
+    with pytest.raises(Enough):
+        openmp_wait._watch(len(os.sched_getaffinity(0)))
+    assert log == [INTERVAL, INTERVAL, "begin", INTERVAL, INTERVAL, "end", INTERVAL, INTERVAL]

@@ -96,6 +96,8 @@ def test_a_product_is_no_more_certain_than_its_factors():
     both = product(one, other)
     assert both.value == 30 and both.low < 30 / 2 and both.high > 30 * 2 and both.high < 30 * 4
     assert product(one, exact(3.0)).ends == pytest.approx((30, 15, 60))
+    small, tiny = product(one.scaled(0.01), other), product(exact(0.0), one)
+    assert small.ends == pytest.approx([0.01 * end for end in both.ends]) and tiny.ends == (0, 0, 0)
 
 
 def test_deepseeks_bill_is_its_hours_times_its_price():
