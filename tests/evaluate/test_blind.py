@@ -136,6 +136,27 @@ def test_both_answers_are_shown_at_the_pace_of_the_slower_one():
     assert answers.wait() == ["quick ", "slower"] and answers.is_stopped
 
 
+def test_what_was_shown_when_it_was_stopped_stays():
+    """A short answer that has ended holds up nothing."""
+    wait = threading.Event()
+
+    def slow():
+        yield "a longer one"
+        wait.wait()
+        yield " that goes on"
+
+    answers = Answers([lambda: iter_of("short"), slow])
+    while answers.shown != ["short", "a longer one"]:
+        pass
+    answers.stop()
+    wait.set()
+    assert answers.wait() == ["short", "a longer one"]
+
+
+def iter_of(*pieces):
+    yield from pieces
+
+
 def test_one_side_that_fails_ends_the_other():
     def fails():
         yield "a"

@@ -6,10 +6,13 @@ import pytest
 
 from settle.base.errors import EngineError, ResourceError
 from settle.base.event_log import Events
+from settle.base.events import Say
+from settle.base.files import read_json
 from settle.evaluate.compare.candidate import Answer
 from settle.evaluate.compare.cases import asking
 from settle.evaluate.compare.race import Race
 from settle.jobs.trials import arm as arm_module
+from settle.jobs.trials import short_run
 from settle.jobs.trials import trials as trials_module
 from settle.jobs.trials.arm import SLOTS, Arm, ModelArm, Rewritten
 from settle.jobs.trials.pace import Pace, seconds_left
@@ -206,3 +209,20 @@ def test_answers_faster_than_a_second_count():
     assert pace.estimate is None
     pace.record(4, 0.5)
     assert seconds_left([pace], [8]).value == pytest.approx(1.0)
+
+
+def test_a_short_run_writes_its_plan_and_then_its_events(tmp_path):
+    begun = []
+    c = SimpleNamespace(
+        spending=SimpleNamespace(start=lambda device, seconds: begun.append(device)),
+        plan=SimpleNamespace(device="cpu", to_json=lambda: {"steps": 3}),
+        corpus=SimpleNamespace(fingerprint="f"),
+        run=SimpleNamespace(path=tmp_path, events=tmp_path / "events.jsonl"),
+        record=None,
+        events=Events(),
+    )
+    short_run._begun(c)
+    c.events.emit(Say(text="a step"))
+    c.events.close()
+    assert read_json(tmp_path / "plan.json") == c.record == {"steps": 3, "corpus": "f"} and begun == ["cpu"]
+    assert "a step" in c.run.events.read_text()
