@@ -17,6 +17,7 @@ from settle.model.encoder import Encoder, EncoderOptions, encoder_of_gguf, padde
 from settle.model.reranker import Reranker, file_names, layers_apart
 from settle.retrieve.answer.answer_judge import SCALE, TEXT_TOKENS, WEIGHTS, AnswerJudge
 from settle.retrieve.index.catalogue.records import Passage
+from settle.retrieve.index.embedders._bert import BertEncoder
 from tests.bert import TEXTS, reference, tiny_bert
 
 
@@ -37,6 +38,8 @@ def test_vectors_are_those_of_transformers_and_states_the_same_on_numpy(folder: 
         rows, mask = padded(ids, model.device)
         vectors, states = model.vectors(rows, mask).numpy(), model.states(rows, mask).numpy()
     assert np.abs(vectors - reference(folder, TEXTS)).max() < 2e-3  # matrices are in f16
+    embedded = BertEncoder(file).embed(ids)  # in the type that is fastest here
+    assert np.abs(embedded - vectors).max() < 0.05 and np.linalg.norm(embedded, axis=1) == pytest.approx(1, abs=1e-3)
     on_numpy, is_token = TokenStates(file).read(ids)
     assert (is_token == mask.numpy()).all()
     assert np.abs(on_numpy - states)[is_token].max() < 5e-3  # its GELU is the approximation by tanh
