@@ -46,7 +46,9 @@ ROOMS = (  # folders and files; a file belongs to the last of these that holds i
     *("retrieve", "retrieve/answer/answer_judge.py", "shrink", "jobs", "jobs/choose", "jobs/trials", "jobs/seeds"),
     *("data/decisions", "machine", "base/statistics.py"),
 )
-PICTURES = ("report/curves.py", "check/picture.py", "shrink/pareto.py")  # what is drawn is looked at, not tested
+PICTURES = (  # what is drawn is looked at, not tested
+    *("report/curves.py", "check/picture.py", "shrink/pareto.py", "fit/heat_map.py", "report/pictures.py"),
+)
 RESULTS, EQUIVALENT, NAMED = (
     "bench/results/mutants.jsonl",
     "bench/mutation/equivalent.toml",
