@@ -12,6 +12,7 @@ import importlib
 import os
 import resource
 import signal
+import sys
 import time
 import types
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -23,6 +24,7 @@ from mutation.faults import NOT_ENDED, Fault
 
 CPU_SECONDS, WALL_SECONDS = 60, 900  # of one trial at most: more is a program that does not end
 LEAST_CPU_SECONDS = 10
+FORK_SECONDS = 300  # of a single test in a fork, at most
 
 
 @dataclass(frozen=True)
@@ -208,6 +210,9 @@ def still_caught(root: Path, fault: Fault, test: str) -> bool:
         return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == int(pytest.ExitCode.TESTS_FAILED)
     code = -1
     try:
+        if torch := sys.modules.get("torch"):
+            torch.set_num_threads(1)  # a fork has none of this process's other threads, and would wait for them
+        signal.alarm(FORK_SECONDS)
         functions = functions_of(root).get((str(root / fault.path), fault.function), [])
         put_into_memory(fault, (root / fault.path).read_bytes(), functions)
         options = ["-q", "-x", "-p", "no:cacheprovider", "-p", "no:xdist", f"--rootdir={root}"]

@@ -175,6 +175,14 @@ def test_where_they_are_told_apart_the_unlikely_is_refused():
         assert np.mean(near) == pytest.approx((least + most) / 2, abs=0.08)
 
 
+def test_no_question_is_judged_by_weights_that_it_was_fitted_to():
+    trials = _trials(200, 1.0)
+    calibration = cross_validate(trials)
+    in_sample = [calibration.weights.score(trial.there) for trial in trials]
+    assert np.abs(calibration.there - in_sample).min() > 1e-9
+    assert np.corrcoef(calibration.there, in_sample)[0, 1] > 0.9
+
+
 def test_no_evidence_speaks_against_an_answer():
     against = np.array([-1.0] + [1.0] * (len(FEATURES) - 1))
     turned = [(trial.there * against, trial.gone * against) for trial in _trials(400, 2.0)]
