@@ -327,7 +327,8 @@ def rank_memory(plan: TrainingPlan, size: int, host_size: int | None = None) -> 
     layer, total = max(layers.values()), sum(map(math.prod, shapes.values()))
     among = (host_size or size) if plan.loop.is_hybrid else size
     state = optimizer.bytes_per_parameter()
-    trained, kept = total / among * (2 * WEIGHT + state), total / among * (2 * WEIGHT + state)
+    # weights, gradients and state; then as much again: best weights, and a save's copy of weights and state
+    trained = kept = total / among * (2 * WEIGHT + state)
     # tables: as they came and as they are read, their gradient, and that of the loss on the way to it
     tables = (total - layers.total()) * (3 * number + 2 * WEIGHT)
     # two layers, since the next one is on its way, one of them as it came; folded weights; gradients, and their sum
