@@ -16,7 +16,7 @@ missed. What came out is kept in bench/results/mutants.jsonl, a line a fault; a 
 seen is named in bench/mutation/equivalent.toml with the reason, and left out of the share.
 
 `tests/test_mutants.py` tries a few of those recorded as caught again, of changed files first, each by the test that
-caught it. Needs fork, so Linux or macOS.
+caught it, in a process of its own. All else needs fork, so Linux or macOS.
 """
 
 import argparse
@@ -161,10 +161,10 @@ def paths_of(rooms: Sequence[str]) -> list[str]:
 
 
 def caught_before(most: int, seed: int = 1) -> list[tuple[Fault, str]]:
-    """Recorded faults whose line is as it was, each with the cheap test that catches it in a fork: of files that
+    """Recorded faults whose line is as it was, each with the cheap test that catches it by itself: of files that
     changed since the commit before first."""
     records = [r for r in recorded(ROOT) if r["by"] and r["seconds"] < CHEAP and NOT_ENDED not in r["by"]]
-    records = [r for r in records if r.get("in_fork")]  # its test was seen to catch it there
+    records = [r for r in records if r.get("alone")]  # its test was seen to catch it by itself
     random.Random(seed).shuffle(records)
     of_changes = changed("HEAD~1")
     records.sort(key=lambda record: record["key"].split()[0] not in of_changes)

@@ -7,11 +7,14 @@ from it. So a trial costs what its tests cost, without the imports.
 import ast
 import collections
 import contextlib
+import dataclasses
 import gc
 import importlib
+import json
 import os
 import resource
 import signal
+import subprocess
 import sys
 import time
 import types
@@ -24,7 +27,7 @@ from mutation.faults import NOT_ENDED, Fault
 
 CPU_SECONDS, WALL_SECONDS = 60, 900  # of one trial at most: more is a program that does not end
 LEAST_CPU_SECONDS = 10
-FORK_SECONDS = 300  # of a single test in a fork, at most
+ALONE_SECONDS = 300  # of a single test in a process of its own, at most
 
 
 @dataclass(frozen=True)
@@ -202,21 +205,27 @@ def module_of(path: str) -> str:
     return path.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
 
 
-def still_caught(root: Path, fault: Fault, test: str) -> bool:
-    """Whether a test fails with the fault, asked in a fork of this process whatever else it has loaded."""
+def still_caught(root: Path, fault: Fault, test: str) -> subprocess.CompletedProcess[str]:
+    """Run one test with the fault in memory, in a process of its own, which holds no lock that another thread took.
+
+    Its exit code is pytest's: `TESTS_FAILED` where the test noticed. What was printed is kept.
+    """
+    command = [sys.executable, "-m", "mutation.trials", str(root), json.dumps(dataclasses.asdict(fault)), test]
+    paths = os.pathsep.join([str(root), str(root / "bench")])
+    env = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")} | {"PYTHONPATH": paths}
+    output = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    return subprocess.run(command, cwd=root, env=env, timeout=ALONE_SECONDS, **output)
+
+
+def main() -> None:
+    root, fault, test = Path(sys.argv[1]), Fault(**json.loads(sys.argv[2])), sys.argv[3]
     importlib.import_module(module_of(fault.path))
-    pid = os.fork()
-    if pid:
-        return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == int(pytest.ExitCode.TESTS_FAILED)
-    code = -1
-    try:
-        if torch := sys.modules.get("torch"):
-            torch.set_num_threads(1)  # a fork has none of this process's other threads, and would wait for them
-        signal.alarm(FORK_SECONDS)
-        functions = functions_of(root).get((str(root / fault.path), fault.function), [])
-        put_into_memory(fault, (root / fault.path).read_bytes(), functions)
-        options = ["-q", "-x", "-p", "no:cacheprovider", "-p", "no:xdist", f"--rootdir={root}"]
-        options += ["-W", "ignore::pytest.PytestAssertRewriteWarning"]
-        code = int(pytest.main([*options, f"{root}/{test}"]))
-    finally:
-        os._exit(code & 255)
+    functions = functions_of(root).get((str(root / fault.path), fault.function), [])
+    put_into_memory(fault, (root / fault.path).read_bytes(), functions)
+    options = ["-q", "-x", "-p", "no:cacheprovider", "-p", "no:xdist", f"--rootdir={root}"]
+    options += ["-W", "ignore::pytest.PytestAssertRewriteWarning"]
+    sys.exit(pytest.main([*options, f"{root}/{test}"]))
+
+
+if __name__ == "__main__":
+    main()
