@@ -191,7 +191,7 @@ def _require_visible(collection: Collection, roots: list[Path]) -> None:
 
 
 def _require_documents(report: Report) -> Report:
-    if not report.documents:
+    if not report.documents and not report.failed:
         raise DataError("there is no document there", _left_out(report.left_out) or "give another folder")
     if not report.passages:
         path, why = report.failed[0]

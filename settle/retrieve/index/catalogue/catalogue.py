@@ -52,8 +52,10 @@ class Catalogue:
         return self.database.snapshot()
 
     def counts(self) -> dict[str, int]:
-        """The numbers of documents, chunks and passages."""
-        return dict(self.database.rows("SELECT what, number FROM counts"))
+        """The numbers of documents that could be read, of chunks and of passages."""
+        counts = dict(self.database.rows("SELECT what, number FROM counts"))
+        ((failed,),) = self.database.rows("SELECT count(*) FROM documents WHERE error != ''")
+        return counts | {"documents": counts["documents"] - failed}
 
     def commit(
         self,
