@@ -31,9 +31,9 @@ COMPACT_SHARE = 0.1  # of the passages: when so many were removed, giving their 
 class Report:
     """The result of an update.
 
-    added: documents that are new and could be read. failed: (path, why) of those that exist and could not be read, those
-    of earlier updates too; kept: (root, why) of folders that cannot be seen now, whose documents stay; left_out: how
-    many files for each reason; embedded: passages that were new. documents, passages: of the collection now.
+    added: documents that are new and could be read. failed: (path, why) of those that exist and could not be read,
+    those of earlier updates too; kept: (root, why) of folders that cannot be seen now, whose documents stay; left_out:
+    how many files for each reason; embedded: passages that were new. documents, passages: of the collection now.
     """
 
     added: int = 0

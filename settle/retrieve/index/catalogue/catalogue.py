@@ -53,7 +53,7 @@ class Catalogue:
 
     def counts(self) -> dict[str, int]:
         """The numbers of documents that could be read, of chunks and of passages."""
-        counts = dict(self.database.rows("SELECT what, number FROM counts"))
+        counts: dict[str, int] = dict(self.database.rows("SELECT what, number FROM counts"))
         ((failed,),) = self.database.rows("SELECT count(*) FROM documents WHERE error != ''")
         return counts | {"documents": counts["documents"] - failed}
 
