@@ -2,7 +2,8 @@
 
     python bench/judge_lists.py FOLDER [NAME ...] --out lists.jsonl
 
-NAME.txt in `judge_questions/` has the questions, all of them where no NAME is given, in the format of `asked/`:
+NAME.txt in `judge_questions/` has the questions, all of them where no NAME is given, or in `judge_hard/`, whose
+unanswerable ones are about what a page speaks of and does not say; in the format of `asked/`:
 "@ document", "+ question => words of the answer | other words of it", and "- question" for one that the documents do
 not answer. Another file of that kind is named by its path. `judge_documents.py` puts the documents that a head names
 below FOLDER.
@@ -18,7 +19,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from judge_documents import documents_of
+from judge_documents import documents_of, file_of
 from questions import Question, plain, questions_in
 from retrieval import indexed
 
@@ -63,7 +64,7 @@ def main() -> None:
     parser.add_argument("names", nargs="*")
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
-    paths = [Path(name) if name.endswith(".txt") else WRITTEN / f"{name}.txt" for name in args.names]
+    paths = [Path(name) if name.endswith(".txt") else file_of(name) for name in args.names]
     with args.out.open("a", encoding="utf-8") as out:
         for path in paths or sorted(WRITTEN.glob("*.txt")):
             with indexed(documents_of(path.stem, args.folder.resolve())) as collection:
