@@ -8,7 +8,7 @@ people use, typing errors included. Half of them, by a hash of the question, are
 looked at only to report. `stars`: articles on astronomy (Markdown); `borg`: the web pages of a backup program;
 `games`: a web page with tables and a long text. The documents come from Debian packages (`apt-get download`). Of
 the other sets, `theatre notensatz engraving uprisings` are split likewise, since both halves were looked at; `chats`,
-`recipes` and `oncall` are for judgement as a whole (`--sets chats recipes oncall --split both`).
+`recipes`, `oncall` and `harbour` are for judgement as a whole (`--sets chats recipes oncall harbour --split both`).
 
 A passage or an answer is right when it has one of the phrases noted with the question, however its white space is. Told
 for each set, and for all questions together, by the weights that ship, and after `--check` by those that it stored:
