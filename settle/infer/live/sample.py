@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from settle.model.decoder import Decoder
 
 
+ROWS = 32  # a kernel is compiled, and kept for a while, for every number of rows: of texts that grow, for these steps
+
+
 @contextlib.contextmanager
 def evaluating(model: "Decoder") -> Iterator[None]:
     """Evaluation mode without gradients, as long as this lasts."""
@@ -29,14 +32,18 @@ def evaluating(model: "Decoder") -> Iterator[None]:
         model.train(training)
 
 
-def logprobs(model: "Decoder", ids: Sequence[int], positions: Sequence[int]) -> "Tensor":
-    """Natural log-probabilities (len(positions), V), float32, of the token after each position of one sequence."""
+def logprobs(model: "Decoder", ids: Sequence[int], positions: Sequence[int], filled: bool = False) -> "Tensor":
+    """Natural log-probabilities (len(positions), V), float32, of the token after each position of one sequence.
+
+    filled: a second segment, which the first does not see, makes the number of rows a multiple of ROWS.
+    """
     import torch
 
     with evaluating(model):
         device = model.device
-        inputs = torch.tensor(list(ids), dtype=torch.long).to(device)
-        ends = torch.tensor([0, len(ids)], dtype=torch.int32).to(device)
+        filling = -len(ids) % ROWS if filled else 0
+        inputs = torch.tensor([*ids, *[ids[-1]] * filling], dtype=torch.long).to(device)
+        ends = torch.tensor([0, len(ids), *[len(inputs)] * (filling > 0)], dtype=torch.int32).to(device)
         hidden = model(inputs, ends)[torch.tensor(list(positions)).to(device)]
         return model.logits(hidden.float()).log_softmax(-1)
 
@@ -61,7 +68,7 @@ def generate(
     ids = list(prompt)
     for _ in range(max_tokens):
         window = ids[-context:] if context else ids
-        (distribution,) = logprobs(model, window, [len(window) - 1])
+        (distribution,) = logprobs(model, window, [len(window) - 1], filled=True)
         token = _draw(distribution.cpu(), temperature, top_p, generator)
         if token in stop_ids:
             return
