@@ -14,21 +14,21 @@ def bench(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_faults_that_were_caught_are_caught_again() -> None:
     from mutants import caught_before
-    from mutation.trials import still_caught
+    from mutation.trials import run_alone
 
     caught = caught_before(most=2)
     assert len(caught) == 2
     for fault, test in caught:
-        done = still_caught(ROOT, fault, test)
+        done = run_alone(ROOT, fault, test)
         assert done.returncode == pytest.ExitCode.TESTS_FAILED, f"{fault.key}: {test}\n{done.stdout}"
 
 
 def test_a_test_that_never_reaches_a_fault_does_not_catch_it() -> None:
     from mutants import caught_before
-    from mutation.trials import still_caught
+    from mutation.trials import run_alone
 
     ((fault, _),) = caught_before(most=1)
-    done = still_caught(ROOT, fault, "tests/machine/test_allocator.py")
+    done = run_alone(ROOT, fault, "tests/machine/test_allocator.py")
     assert done.returncode == pytest.ExitCode.OK, done.stdout
 
 

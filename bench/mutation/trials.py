@@ -27,6 +27,8 @@ from mutation.faults import NOT_ENDED, Fault
 
 CPU_SECONDS, WALL_SECONDS = 60, 900  # of one trial at most: more is a program that does not end
 LEAST_CPU_SECONDS = 10
+# What is loaded before pytest could look at it is meant.
+OPTIONS = ("-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-W", "ignore::pytest.PytestAssertRewriteWarning")
 ALONE_SECONDS = 300  # of a single test in a process of its own, at most
 
 
@@ -50,9 +52,7 @@ def run_trials(root: Path, arguments: Sequence[str], paths: Iterable[str], work:
     """
     for path in paths:
         importlib.import_module(module_of(path))
-    options = ["-q", "-p", "no:cacheprovider", "-p", "no:xdist", "--no-header"]
-    options += ["-W", "ignore::pytest.PytestAssertRewriteWarning"]  # loaded before pytest could look at them
-    return int(pytest.main([*options, *arguments], plugins=[_Loop(root, work)]))
+    return int(pytest.main([*OPTIONS, "--no-header", *arguments], plugins=[_Loop(root, work)]))
 
 
 class _Loop:
@@ -205,7 +205,7 @@ def module_of(path: str) -> str:
     return path.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
 
 
-def still_caught(root: Path, fault: Fault, test: str) -> subprocess.CompletedProcess[str]:
+def run_alone(root: Path, fault: Fault, test: str) -> subprocess.CompletedProcess[str]:
     """Run one test with the fault in memory, in a process of its own, which holds no lock that another thread took.
 
     Its exit code is pytest's: `TESTS_FAILED` where the test noticed. What was printed is kept.
@@ -222,9 +222,7 @@ def main() -> None:
     importlib.import_module(module_of(fault.path))
     functions = functions_of(root).get((str(root / fault.path), fault.function), [])
     put_into_memory(fault, (root / fault.path).read_bytes(), functions)
-    options = ["-q", "-x", "-p", "no:cacheprovider", "-p", "no:xdist", f"--rootdir={root}"]
-    options += ["-W", "ignore::pytest.PytestAssertRewriteWarning"]
-    sys.exit(pytest.main([*options, f"{root}/{test}"]))
+    sys.exit(pytest.main([*OPTIONS, "-x", f"--rootdir={root}", f"{root}/{test}"]))
 
 
 if __name__ == "__main__":

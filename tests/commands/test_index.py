@@ -87,6 +87,8 @@ def test_what_cannot_be_read_is_told(notes, capfd):
     out, err = capfd.readouterr()
     assert "broken.txt  not text: it has zero bytes" in out and "empty.md    no text in it" in out
     assert "left out: 1 no reader for .mp4" in err and "2 added, 2 could not be read; 2 documents" in err
+    assert main(["index", "notes", *HASHED]) == 0
+    assert "2 unchanged, 2 could not be read; 2 documents" in capfd.readouterr().err
 
 
 def test_a_file_that_was_named_and_cannot_be_read_is_an_error(notes, capfd):

@@ -43,7 +43,7 @@ def logprobs(model: "Decoder", ids: Sequence[int], positions: Sequence[int], fil
         device = model.device
         filling = -len(ids) % ROWS if filled else 0
         inputs = torch.tensor([*ids, *[ids[-1]] * filling], dtype=torch.long).to(device)
-        ends = torch.tensor([0, len(ids), *[len(inputs)] * (filling > 0)], dtype=torch.int32).to(device)
+        ends = torch.tensor(sorted({0, len(ids), len(inputs)}), dtype=torch.int32).to(device)
         hidden = model(inputs, ends)[torch.tensor(list(positions)).to(device)]
         return model.logits(hidden.float()).log_softmax(-1)
 

@@ -31,9 +31,10 @@ COMPACT_SHARE = 0.1  # of the passages: when so many were removed, giving their 
 class Report:
     """The result of an update.
 
-    added: documents that are new and could be read. failed: (path, why) of those that exist and could not be read,
-    those of earlier updates too; kept: (root, why) of folders that cannot be seen now, whose documents stay; left_out:
-    how many files for each reason; embedded: passages that were new. documents, passages: of the collection now.
+    added, unchanged: documents that are new or as they were, and that could be read. failed: (path, why) of those that
+    exist and could not be read, those of earlier updates too; kept: (root, why) of folders that cannot be seen now,
+    whose documents stay; left_out: how many files for each reason; embedded: passages that were new. documents,
+    passages: of the collection now.
     """
 
     added: int = 0
@@ -64,6 +65,7 @@ def update(collection: Collection, events: Events) -> Report:
             _restore_vectors(collection)
         catalogue.touch(changes.touched)
         catalogue.move(changes.moved)
+        unread = {path for path, _ in catalogue.documents.failures()} - {file.text for file, _ in changes.new}
         indexed = _Indexer(collection, changes, events)
         indexed.run()
         for first in range(0, len(changes.gone), BATCH):
@@ -71,14 +73,14 @@ def update(collection: Collection, events: Events) -> Report:
         _tidy(collection, bool(changes.new))
         catalogue.settings.set("unfinished", False)
         catalogue.settings.set("indexed", time.time())
-        counts = catalogue.counts()
+        counts, failures = catalogue.counts(), catalogue.documents.failures()
         return Report(
             added=indexed.added,
             changed=indexed.changed,
             moved=len(changes.moved),
             deleted=len(changes.gone),
-            unchanged=changes.unchanged,
-            failed=sorted([*changes.failed, *catalogue.documents.failures()]),
+            unchanged=changes.unchanged - len(unread & {path for path, _ in failures}),
+            failed=sorted([*changes.failed, *failures]),
             kept=changes.kept,
             left_out=dict(changes.left_out),
             embedded=indexed.embedded,

@@ -53,9 +53,8 @@ class Catalogue:
 
     def counts(self) -> dict[str, int]:
         """The numbers of documents that could be read, of chunks and of passages."""
-        counts: dict[str, int] = dict(self.database.rows("SELECT what, number FROM counts"))
-        ((failed,),) = self.database.rows("SELECT count(*) FROM documents WHERE error != ''")
-        return counts | {"documents": counts["documents"] - failed}
+        failed = "CASE what WHEN 'documents' THEN (SELECT count(*) FROM documents WHERE error != '') ELSE 0 END"
+        return dict(self.database.rows(f"SELECT what, number - {failed} FROM counts"))
 
     def commit(
         self,
