@@ -27,7 +27,7 @@ from mutation.faults import NOT_ENDED, Fault
 
 CPU_SECONDS, WALL_SECONDS = 60, 900  # of one trial at most: more is a program that does not end
 LEAST_CPU_SECONDS = 10
-# What is loaded before pytest could look at it is meant.
+# pytest would warn of modules that are loaded before it can rewrite their assertions.
 OPTIONS = ("-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-W", "ignore::pytest.PytestAssertRewriteWarning")
 ALONE_SECONDS = 300  # of a single test in a process of its own, at most
 
