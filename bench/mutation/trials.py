@@ -16,6 +16,7 @@ import resource
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import types
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -210,19 +211,21 @@ def run_alone(root: Path, fault: Fault, test: str) -> subprocess.CompletedProces
 
     Its exit code is pytest's: `TESTS_FAILED` where the test noticed. What was printed is kept.
     """
-    command = [sys.executable, "-m", "mutation.trials", str(root), json.dumps(dataclasses.asdict(fault)), test]
     paths = os.pathsep.join([str(root), str(root / "bench")])
     env = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")} | {"PYTHONPATH": paths}
     output = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    return subprocess.run(command, cwd=root, env=env, timeout=ALONE_SECONDS, **output)
+    with tempfile.TemporaryDirectory() as folder:  # not among those of the suite, which each pytest tidies at its end
+        options = [f"--basetemp={folder}/made", test]
+        command = [sys.executable, "-m", "mutation.trials", str(root), json.dumps(dataclasses.asdict(fault)), *options]
+        return subprocess.run(command, cwd=root, env=env, timeout=ALONE_SECONDS, **output)
 
 
 def main() -> None:
-    root, fault, test = Path(sys.argv[1]), Fault(**json.loads(sys.argv[2])), sys.argv[3]
+    root, fault, options = Path(sys.argv[1]), Fault(**json.loads(sys.argv[2])), sys.argv[3:]
     importlib.import_module(module_of(fault.path))
     functions = functions_of(root).get((str(root / fault.path), fault.function), [])
     put_into_memory(fault, (root / fault.path).read_bytes(), functions)
-    sys.exit(pytest.main([*OPTIONS, "-x", f"--rootdir={root}", f"{root}/{test}"]))
+    sys.exit(pytest.main([*OPTIONS, "-x", f"--rootdir={root}", *options]))
 
 
 if __name__ == "__main__":
