@@ -20,7 +20,7 @@ def test_faults_that_were_caught_are_caught_again() -> None:
     assert len(caught) == 2
     for fault, test in caught:
         done = run_alone(ROOT, fault, test)
-        is_caught = done.returncode == pytest.ExitCode.TESTS_FAILED and "1 failed" in done.stdout
+        is_caught = done.returncode == pytest.ExitCode.TESTS_FAILED and f"FAILED {test}" in done.stdout
         assert is_caught, f"{fault.key}: {test}\n{done.stdout}"
 
 
