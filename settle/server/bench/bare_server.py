@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from settle.audit.door import listen
+from settle.base.child.python_command import module_command
 from settle.base.errors import EngineError
 from settle.server import app
 from settle.server.audit import Audit
@@ -38,7 +39,7 @@ class Side(NamedTuple):
 @contextlib.contextmanager
 def both_sides(model: Path, slots: int, context: int) -> Iterator[tuple[Side, Side]]:
     """settle's server, and llama.cpp's of the same child. Raises EngineError."""
-    command = [sys.executable, "-m", "settle.server.bench.bare_server", str(model), str(slots), str(context)]
+    command = module_command("settle.server.bench.bare_server", str(model), str(slots), str(context))
     # an empty home: llama.cpp alone would apply every adapter over the model to every request
     home = tempfile.TemporaryDirectory()
     environment = os.environ | {"SETTLE_HOME": home.name}

@@ -8,18 +8,15 @@ than llama.cpp's threads and limits on memory and time, so they can compile what
 import asyncio
 import atexit
 import json
-import os
 import subprocess
-import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
+from settle.base.child.python_command import module_command
 from settle.server.models.loaded_model import LoadedModel
 from settle.server.wire_types import JsonObject
 
 SECONDS = 60.0  # on a busy machine, for the process to start, to read a model's tokens, and to check; it limits itself
-PACKAGE = Path(__file__).parents[2]  # -P keeps the working directory, where anybody's modules may be, out of the path
 
 _THREAD = ThreadPoolExecutor(1, "grammars")  # one after the other
 _processes: list[subprocess.Popen[str]] = []
@@ -64,8 +61,7 @@ def _ask_process(request: str) -> str:
     if not _processes:
         _processes.append(
             subprocess.Popen(
-                [sys.executable, "-P", "-m", "settle.server.grammar.checker_child"],
-                env=os.environ | {"PYTHONPATH": f"{PACKAGE.parent}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"},
+                module_command("settle.server.grammar.checker_child"),
                 text=True,
                 encoding="ascii",
                 stdin=subprocess.PIPE,

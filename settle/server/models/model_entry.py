@@ -1,10 +1,10 @@
 """A model under the name that clients ask for."""
 
 import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from settle.base.child.python_command import module_command
 from settle.library.store import stamp_of
 from settle.server.errors import ApiError
 
@@ -53,7 +53,7 @@ def make_file(entry: ModelEntry) -> None:
         return
     if not entry.is_converted:
         raise ApiError(503, f"the file of {entry.id} is gone: {entry.path.name}", "model_broken", "model")
-    command = [sys.executable, "-m", "settle.library.convert", entry.id.removeprefix("store:")]
+    command = module_command("settle.library.convert", entry.id.removeprefix("store:"))
     done = subprocess.run(command, capture_output=True, text=True, timeout=CONVERT_SECONDS)
     if done.returncode or not entry.path.exists():
         reason = done.stderr.strip().splitlines()[-1:] or ["no reason given"]

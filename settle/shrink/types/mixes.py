@@ -12,13 +12,13 @@ to a type with blocks of 32, which is larger.
 import json
 import math
 import subprocess
-import sys
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
+from settle.base.child.python_command import module_command
 from settle.base.errors import FormatError, UsageError
 from settle.formats import Weights
 from settle.formats.gguf.header import read_header
@@ -126,7 +126,7 @@ def _quantized(source: Path, targets: Mapping[str, int], has_importance: bool) -
     targets: path → number of the mix.
     """
     job = json.dumps({"source": str(source), "targets": targets, "has_importance": has_importance})
-    command = [sys.executable, "-m", "settle.shrink.types.mix_child"]
+    command = module_command("settle.shrink.types.mix_child")
     try:
         done = subprocess.run(
             command, input=job, capture_output=True, text=True, timeout=_QUANTIZER_SECONDS, check=False
