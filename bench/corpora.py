@@ -74,6 +74,28 @@ SOURCES = {
     "sayings_cs": Source("fortunes-cs", "usr/share/games/fortunes/**/*", 1_500_000, "sayings, Czech"),
     "lintian": Source("lintian", "usr/share/**/*.pm", 1_500_000, "code, Perl"),
     "rust": Source("rust-doc", "usr/share/doc/rust*/html/book/*.html", 800_000, "manual, English"),
+    # small, for runs of many passes
+    "vera": Source("dict-vera", "usr/share/dictd/*.dict.dz", 150_000, "dictionary, English"),
+    "foldoc": Source("dict-foldoc", "usr/share/dictd/*.dict.dz", 250_000, "dictionary, English"),
+    "swedish": Source("dict-freedict-swe-eng", "usr/share/dictd/*.dict.dz", 180_000, "dictionary, Swedish"),
+    "latin": Source("dict-freedict-lat-eng", "usr/share/dictd/*.dict.dz", 120_000, "dictionary, Latin"),
+    "manuals_ja": Source("manpages-ja", "usr/share/man/**/*.gz", 220_000, "manual pages, Japanese"),
+    "manuals_pl": Source("manpages-pl", "usr/share/man/**/*.gz", 200_000, "manual pages, Polish"),
+    "manuals_sv": Source("manpages-sv", "usr/share/man/**/*.gz", 130_000, "manual pages, Swedish"),
+    "sayings_br": Source("fortunes-br", "usr/share/games/fortunes/**/*", 160_000, "sayings, Portuguese"),
+    "sayings_bg": Source("fortunes-bg", "usr/share/games/fortunes/**/*", 200_000, "sayings, Bulgarian"),
+    "sayings_eo": Source("fortunes-eo", "usr/share/games/fortunes/**/*", 110_000, "sayings, Esperanto"),
+    "italian": Source("debian-faq-it", "usr/share/**/*.html", 170_000, "questions, Italian"),
+    "portuguese": Source("debian-reference-pt", "usr/share/**/*.html", 260_000, "manual, Portuguese"),
+    "apt_ja": Source("aptitude-doc-ja", "usr/share/**/*.html", 180_000, "manual, Japanese"),
+    "russian_dev": Source("developers-reference-ru", "usr/share/**/*.html", 240_000, "manual, Russian"),
+    "octave": Source("octave-common", "usr/share/octave/**/*.m", 150_000, "code, Octave"),
+    "ruby": Source("libruby3.3", "usr/lib/ruby/**/*.rb", 230_000, "code, Ruby"),
+    "prolog": Source("swi-prolog-core", "usr/lib/**/*.pl", 120_000, "code, Prolog"),
+    # large, for runs of a million parameters and more
+    "erlang": Source("erlang-src", "usr/lib/**/*.erl", 9_000_000, "code, Erlang"),
+    "boost": Source("libboost1.83-dev", "usr/include/**/*.hpp", 9_000_000, "code, C++"),
+    "manuals_fr": Source("manpages-fr", "usr/share/man/**/*.gz", 9_000_000, "manual pages, French"),
 }  # fmt: skip
 
 

@@ -1,30 +1,41 @@
 """Fit the prior over learning curves on recorded runs, and judge its forecasts on corpora that a fit has not seen.
 
-    python bench/curve_prior.py bench/recorded                     development corpora, each left out once
+    python bench/curve_prior.py bench/recorded                     each corpus left out once
     python bench/curve_prior.py bench/recorded --ship              and write settle/plan/curve_prior.json
-    python bench/curve_prior.py bench/recorded --judge             the judgement corpora, by the prior that ships
+    python bench/curve_prior.py bench/recorded --judge             bench/recorded/repeated, by the prior that ships
     python bench/curve_prior.py bench/recorded --sizes             fitted on the small runs, judged on the large
-    python bench/curve_prior.py bench/recorded --run FOLDER        a finished run, forecast anew by the prior that ships
+    python bench/curve_prior.py bench/recorded --run FOLDER …      finished runs, forecast anew by the prior that ships
 
 The forecast before a run knows its probes; the one at half also what the run evaluated until half of its tokens. Both
-are of the decayed loss at its end, or where the product's rule stopped it. The rivals: the probe's loss itself; the
-former law (2026-11-25, least squares over twenty runs), refitted on the same runs; and the straight line in ln D
-through the two longest probes.
+are of the decayed loss at its end, or where the product's rule stopped it. "Further" is what a run that ended would
+have reached with more tokens: every pair of a run's ends, by the earlier one and all that was evaluated before it. The
+rivals: the probe's loss itself; and the straight line in ln D through the two longest probes.
 """
 
 import argparse
-import hashlib
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
 from settle.base.event_log import read_records
 from settle.base.statistics import FORECAST_LEVEL, Interval, two_sided_z, wilson
-from settle.plan.loss_curve import ORIGIN, CurveFacts, CurvePrior, Observation, binned, recorded
+from settle.plan.loss_curve import (
+    FEW_STEPS,
+    ORIGIN,
+    START,
+    CurveFacts,
+    CurveForm,
+    CurvePrior,
+    Observation,
+    binned,
+    recorded,
+    to_json,
+)
 from settle.plan.loss_law import worth
 from settle.plan.outlook import CurveStart
 from settle.plan.probe import DECAY
@@ -32,16 +43,29 @@ from settle.plan.probe import DECAY
 PROBE_SHARE = 0.13  # ends up to this share of a short run are its probes
 LARGE = (200_000, 500_000)  # parameters and tokens from which a run counts as large
 DEMO = "python"  # what `make demo` trains on: never fitted on
+FOLDERS = ("", "settled")  # below the recorded runs: what is fitted on
+UNSEEN = "repeated"  # and what no fit reads
 Z = two_sided_z(FORECAST_LEVEL)
-SLOWINGS = (0.1, 0.2, 0.35)
-DECAY_RIDGE = 0.03  # the same of what the final decay brings
+K = 6  # coefficients of a run
 RIDGE = 0.3  # prior standard deviation of what a fact moves a coefficient by
-# ln of: spread of a, b, g, c, d; drift; noise of a decayed and of a constant observation; the decay's power. Last,
-# artanh of a correlation
-FIRST = np.append(np.log([0.2, 0.05, 0.2, 0.02, 0.02, 0.02, 0.005, 0.01, 0.5]), 0.0)
+DECAY_RIDGE = 0.03  # the same of what the final decay brings, and of the rise
+OCTAVES = (2.0, 4.0, 8.0, 16.0, 32.0, 64.0)  # times the tokens that a run had: each has its factor
+FEWEST_CORPORA = 8  # that an octave's factor is estimated on
+NEAREST = 1.15  # times the tokens from which a later end counts as further
+
+# What is searched: ln of each, first value and how far from it is believable; a correlation by its artanh
+SEARCHED = {
+    "a": (0.2, 1.5), "b": (0.05, 1.5), "g": (0.2, 1.5), "c": (0.02, 1.5), "d": (0.02, 1.5), "e": (0.03, 1.5),
+    "drift": (0.02, 1.5), "noise_decayed": (0.005, 1.5), "noise_constant": (0.01, 1.5), "correlation": (1.0, 1.5),
+    "slowing": (0.2, 1.0), "saturation": (10.0, 1.0), "repeats": (15.0, 1.0), "rise_power": (1.0, 0.5),
+    "rise_size": (1.0, 0.5), "rise_decay": (0.7, 0.7), "decay_power": (0.5, 1.0),
+}  # fmt: skip
+FIRST, BELIEVABLE = np.log([first for first, _ in SEARCHED.values()]), np.array([s for _, s in SEARCHED.values()])
+NAMES = list(SEARCHED)
+FORM = slice(NAMES.index("slowing"), None)
 
 
-@dataclass(frozen=True)
+@dataclass
 class Recorded:
     """One run: what is known before it, its probes, the decayed ends that branch off it, and its evaluations at the
     constant rate. target: the end that is forecast."""
@@ -95,9 +119,20 @@ class Recorded:
         early = [(t, loss) for t, loss in self.trunk if t <= until]
         return [*self.probes, *binned(early, self.warmup, self.offset)]
 
-    @property
+    def seen_before(self, end: Observation) -> list[Observation]:
+        """What was seen of the run when it ended there."""
+        began = end.tokens * (1 - end.decay)
+        early = [(t, loss) for t, loss in self.trunk if t <= 1.001 * began]
+        return [*self.probes, *binned(early, self.warmup, self.offset), end]
+
+    @cached_property
     def everything(self) -> list[Observation]:
         return [*self.probes, *self.ends, *binned(self.trunk, self.warmup, self.offset)]
+
+    @property
+    def pairs(self) -> list[tuple[Observation, Observation]]:
+        """An end, and a later one."""
+        return [(a, b) for a in self.ends for b in self.ends if b.tokens > NEAREST * a.tokens]
 
 
 def is_probe(end: dict, longest: float) -> bool:
@@ -112,23 +147,23 @@ def observed(end: dict, loop: dict) -> Observation:
     return Observation(end["tokens"], end["loss"], decay)
 
 
-def is_judged(corpus: str) -> bool:
-    return corpus == DEMO or int(hashlib.sha256(corpus.encode()).hexdigest(), 16) % 4 == 0
-
-
 # --- the fit ---
 
 
-def with_spreads(slowing: float, logs: np.ndarray, mean: np.ndarray) -> CurvePrior:
-    spreads, correlation = np.exp(logs[:9]), math.tanh(logs[9])
-    return CurvePrior(slowing, mean, spreads[:5], correlation, *map(float, spreads[5:]))
+def form_of(logs: np.ndarray) -> CurveForm:
+    return CurveForm(**dict(zip(NAMES[FORM], np.exp(logs[FORM]).tolist(), strict=True)))
+
+
+def with_spreads(logs: np.ndarray, mean: np.ndarray) -> CurvePrior:
+    drift, decayed, constant = np.exp(logs[K:9]).tolist()
+    return CurvePrior(form_of(logs), mean, np.exp(logs[:K]), math.tanh(logs[9]), drift, decayed, constant)
 
 
 @dataclass(frozen=True)
 class Design:
-    """What a fit computes again and again of one run, for one slowing and one power of the decay."""
+    """What a fit computes again and again of one run, for one form of the curves."""
 
-    basis: np.ndarray  # (n, 5)
+    basis: np.ndarray  # (n, K)
     apart: np.ndarray  # (n, n): of the Brownian motion, per unit of drift²
     noises: np.ndarray  # (2, n): variances per unit of noise_decayed² and of noise_constant²
     facts: np.ndarray
@@ -137,87 +172,77 @@ class Design:
     @classmethod
     def of(cls, run: Recorded, prior: CurvePrior) -> "Design":
         seen = run.everything
-        none = replace(prior, spread=np.zeros(5), drift=0.0, noise_decayed=0.0, noise_constant=0.0)
-
-        def alone(**part: float) -> np.ndarray:
-            return replace(none, **part).covariance(run.facts, seen)
-
+        decayed, tokens = np.array([o.decay > 0 for o in seen]), np.array([o.tokens for o in seen])
+        x = np.log(tokens / START)
         return cls(
             basis=prior.design(run.facts, seen),
-            apart=alone(drift=1.0),
-            noises=np.stack([np.diag(alone(noise_decayed=1.0)), np.diag(alone(noise_constant=1.0))]),
+            apart=np.maximum(0.0, np.minimum.outer(x, x)),
+            noises=np.stack([decayed * (1 + FEW_STEPS * run.facts.tokens_per_step / tokens), 1.0 * ~decayed]),
             facts=run.facts.vector(),
             y=np.log([o.loss for o in seen]),
         )
 
-    def solved(self, prior: CurvePrior) -> tuple[np.ndarray, np.ndarray, float]:
-        """Information of the mean's (5 F) entries, their weighted sums, and the run's part of -2 ln likelihood."""
+    def solved(self, prior: CurvePrior, together: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
+        """Information of the mean's (K F) entries, their weighted sums, and the run's part of -2 ln likelihood."""
         noise = np.square([prior.noise_decayed, prior.noise_constant]) @ self.noises
-        whole = self.basis @ prior.together @ self.basis.T + prior.drift**2 * self.apart + np.diag(noise)
-        wide = np.column_stack([self.basis, self.y])
-        solved = np.linalg.solve(whole, wide)
-        inner = wide.T @ solved
-        information = np.kron(inner[:5, :5], np.outer(self.facts, self.facts))
-        part = float(inner[5, 5]) + float(np.linalg.slogdet(whole)[1])
-        return information, np.kron(inner[:5, 5], self.facts), part
+        whole = self.basis @ together @ self.basis.T + prior.drift**2 * self.apart + np.diag(noise)
+        root = np.linalg.cholesky(whole)
+        solved = np.linalg.solve(root, np.column_stack([self.basis, self.y]))
+        inner = solved.T @ solved
+        information = np.kron(inner[:K, :K], np.outer(self.facts, self.facts))
+        part = float(inner[K, K]) + 2 * float(np.log(np.diag(root)).sum())
+        return information, np.kron(inner[:K, K], self.facts), part
 
 
 def best_mean(prior: CurvePrior, designs: Sequence[Design]) -> tuple[CurvePrior, float]:
-    """The mean by generalized least squares under the prior's spreads, and -2 ln of the penalized likelihood."""
+    """The mean by generalized least squares under the prior's spreads, with its covariance, and -2 ln of the penalized
+    likelihood."""
     facts = len(designs[0].facts)
-    size, scale = 5 * facts, np.full((5, facts), RIDGE)
+    size, scale = K * facts, np.full((K, facts), RIDGE)
     scale[:, 0] = scale[0] = 100.0  # what a coefficient is on average is free, and so is how the level depends on facts
     scale[3, 1:], scale[4, 1:] = DECAY_RIDGE, 1e-3  # how it comes with the steps is alike for all
+    scale[5, 0], scale[5, 1:] = 0.1, DECAY_RIDGE
     precision, weighted, total = np.diag(1 / scale.ravel() ** 2), np.zeros(size), 0.0
+    together = prior.together(CurveFacts(1, 1, 1.0, 2, 1, [(1.0, 1.0)]))
     for design in designs:
-        information, sums, part = design.solved(prior)
+        information, sums, part = design.solved(prior, together)
         precision += information
         weighted += sums
         total += part
     mean = np.linalg.solve(precision, weighted)
     objective = total - float(weighted @ mean) + float(np.linalg.slogdet(precision)[1])  # restricted likelihood
-    return replace(prior, mean=mean.reshape(5, -1)), objective
+    return replace(prior, mean=mean.reshape(K, -1), mean_covariance=np.linalg.inv(precision)), objective
 
 
-def fit(
-    runs: Sequence[Recorded], slowing: float, start: np.ndarray, rounds: int
-) -> tuple[CurvePrior, float, np.ndarray]:
-    """Coordinate search over the logarithms of the spreads; each corpus counts once, whatever its number of runs."""
-    empty, designs = np.zeros((5, len(runs[0].facts.vector()))), {}
+def fit(runs: Sequence[Recorded], start: np.ndarray, rounds: int, step: float = 0.5) -> tuple[CurvePrior, np.ndarray]:
+    """Coordinate search over the logarithms of spreads and form, beginning with steps of `step`."""
+    empty, designs = np.zeros((K, len(runs[0].facts.vector()))), dict[bytes, list[Design]]()
 
     def fitted(logs: np.ndarray) -> tuple[CurvePrior, float]:
-        prior = with_spreads(slowing, logs, empty)
-        if prior.decay_power not in designs:
-            designs[prior.decay_power] = [Design.of(run, prior) for run in runs]
-        return best_mean(prior, designs[prior.decay_power])
+        prior, key = with_spreads(logs, empty), logs[FORM].tobytes()
+        if key not in designs:
+            designs[key] = [Design.of(run, prior) for run in runs]
+        return best_mean(prior, designs[key])
 
     def cost(logs: np.ndarray) -> float:
-        # spreads of some nats and noise of some percent are all that is believable
-        return fitted(logs)[1] + float(np.sum(((logs - FIRST) / 1.5) ** 2))
+        return fitted(logs)[1] + float(np.sum(((logs - FIRST) / BELIEVABLE) ** 2))
 
-    logs, step = start.copy(), np.full(len(start), 0.5)
+    logs, steps = start.copy(), np.full(len(start), step)
     best = cost(logs)
     for _ in range(rounds):
         for i in range(len(logs)):
             for sign in (1, -1):
                 tried = logs.copy()
-                tried[i] += sign * step[i]
+                tried[i] += sign * steps[i]
                 value = cost(tried)
                 if value < best:
                     logs, best = tried, value
-                    step[i] *= 1.3
+                    steps[i] *= 1.3
                     break
             else:
-                step[i] /= 2
-    return fitted(logs)[0], best, logs
-
-
-def fit_all(runs: Sequence[Recorded], rounds: int = 5) -> tuple[CurvePrior, np.ndarray]:
-    fits = [fit(runs, slowing, FIRST, rounds) for slowing in SLOWINGS]
-    for slowing, (_, value, _) in zip(SLOWINGS, fits, strict=True):
-        print(f"slowing {slowing}: -2 ln likelihood {value:.1f}")
-    prior, _, logs = min(fits, key=lambda f: f[1])
-    return prior, logs
+                steps[i] /= 2
+    prior = fitted(logs)[0]
+    return replace(prior, most_passes=max(run.ends[-1].tokens / run.facts.unique for run in runs if run.ends)), logs
 
 
 # --- judgement ---
@@ -225,39 +250,82 @@ def fit_all(runs: Sequence[Recorded], rounds: int = 5) -> tuple[CurvePrior, np.n
 
 @dataclass(frozen=True)
 class Score:
-    """A forecast of one run beside what came."""
+    """A forecast of one run beside what came. times: of the tokens that it had, where it had ended before."""
 
     run: Recorded
-    told: Interval
+    expected: Interval
     actual: float
+    times: float = 1.0
 
     @property
     def error(self) -> float:
-        return self.actual / self.told.value - 1
+        return self.actual / self.expected.value - 1
 
     @property
     def inside(self) -> bool:
-        return self.told.contains(self.actual)
+        return self.expected.contains(self.actual)
 
     @property
     def z(self) -> float:
         """|ln of actual ÷ expected| in standard deviations."""
-        return abs(math.log(self.actual / self.told.value)) / self.told.log_std
+        return abs(math.log(self.actual / self.expected.value)) / self.expected.log_std
+
+    def widened(self, factor: float) -> "Score":
+        expected = self.expected
+        return replace(self, expected=Interval.log_normal(expected.value, expected.log_std * factor))
 
 
-def scored(prior: CurvePrior, run: Recorded) -> tuple[Score, Score]:
-    """Before the run and at half of it."""
-    end = run.target
-    before = prior.after(run.facts, run.probes, end.tokens, end.decay)
-    half = prior.after(run.facts, run.seen_until(0.5), end.tokens, end.decay, under_way=True)
-    return Score(run, before, end.loss), Score(run, half, end.loss)
+@dataclass(frozen=True)
+class Scores:
+    """Of some runs: before each, at half of it, and of what it would have reached further on."""
+
+    before: list[Score]
+    half: list[Score]
+    further: list[Score]
+
+    @classmethod
+    def of(cls, prior: CurvePrior, runs: Sequence[Recorded]) -> "Scores":
+        before, half, further = list[Score](), list[Score](), list[Score]()
+        for run in runs:
+            end = run.target
+            seen = run.seen_until(0.5)
+            before.append(Score(run, prior.after(run.facts, run.probes, end.tokens, end.decay), end.loss))
+            half.append(Score(run, prior.after(run.facts, seen, end.tokens, end.decay, under_way=True), end.loss))
+            for early, late in run.pairs:
+                factor = prior.further_widening(run.facts, early.tokens, late.tokens) if prior.further else 1.0
+                if factor is not None:
+                    seen = run.seen_before(early)
+                    expected = prior.after(run.facts, seen, late.tokens, late.decay, widening=factor)
+                    further.append(Score(run, expected, late.loss, late.tokens / early.tokens))
+        return cls(before, half, further)
+
+    def widened(self) -> "Scores":
+        """Each with the factors that the other corpora ask for; further ones only where these reach."""
+        further = list[Score]()
+        for score in self.further:
+            factors = dict(octaves(apart(self.further, score)))
+            factor = next((f for most, f in factors.items() if score.times <= most), None)
+            further += [] if factor is None else [score.widened(factor)]
+        before, half = ([s.widened(widening(apart(some, s))) for s in some] for some in (self.before, self.half))
+        return Scores(before, half, further)
 
 
-def left_out(runs: Sequence[Recorded], slowing: float, logs: np.ndarray) -> Iterator[tuple[Score, Score]]:
-    """Each corpus by a fit on the others: means and spreads are fitted anew."""
+def apart(scores: Sequence[Score], one: Score) -> list[Score]:
+    """Those of other corpora."""
+    return [score for score in scores if score.run.corpus != one.run.corpus]
+
+
+def left_out(runs: Sequence[Recorded], logs: np.ndarray, report: Callable[[str], None]) -> Scores:
+    """Each corpus by a fit on the others: means, spreads and form are fitted anew."""
+    all_scores = Scores([], [], [])
     for corpus in sorted({run.corpus for run in runs}):
-        prior, _, _ = fit([run for run in runs if run.corpus != corpus], slowing, logs, 2)
-        yield from (scored(prior, run) for run in runs if run.corpus == corpus)
+        prior, _ = fit([run for run in runs if run.corpus not in (corpus, DEMO)], logs, 2, 0.15)
+        scores = Scores.of(prior, [run for run in runs if run.corpus == corpus])
+        report(f"{corpus}: {', '.join(f'{s.error:+.1%}' for s in scores.before)}")
+        all_scores.before.extend(scores.before)
+        all_scores.half.extend(scores.half)
+        all_scores.further.extend(scores.further)
+    return all_scores
 
 
 def widening(scores: Sequence[Score]) -> float:
@@ -268,79 +336,84 @@ def widening(scores: Sequence[Score]) -> float:
     return max(1.0, ordered[rank - 1] / Z)
 
 
-def widened(scores: Sequence[Score]) -> list[Score]:
-    """Each with the widening that the other corpora ask for."""
-    out = []
-    for score in scores:
-        factor = widening([s for s in scores if s.run.corpus != score.run.corpus])
-        out.append(replace(score, told=Interval.log_normal(score.told.value, score.told.log_std * factor)))
-    return out
+def octaves(scores: Sequence[Score]) -> Iterator[tuple[float, float]]:
+    """(most times the tokens, widening), as far as there are corpora to estimate it on; never falling."""
+    least, factor = 1.0, 1.0
+    for most in OCTAVES:
+        inside = [score for score in scores if least < score.times <= most]
+        if len({score.run.corpus for score in inside}) < FEWEST_CORPORA:
+            return
+        factor, least = max(factor, widening(inside)), most
+        yield most, factor
 
 
 def rivals(run: Recorded) -> dict[str, float]:
     end, probes = run.target, run.probes
-    told = {"the probe's own loss": probes[-1].loss}
+    values = {"the probe's own loss": probes[-1].loss}
     if len(probes) > 1:
         a, b = probes[-2:]
         x = [math.log(worth(o.tokens, run.facts.unique)) for o in (a, b, end)]
-        told["line through two probes"] = b.loss + (b.loss - a.loss) / (x[1] - x[0]) * (x[2] - x[1])
-    return told
+        values["line through two probes"] = b.loss + (b.loss - a.loss) / (x[1] - x[0]) * (x[2] - x[1])
+    return values
 
 
-def former_law(runs: Sequence[Recorded], run: Recorded) -> float:
-    """r(z) (base + length ln(D'/100k) + packing ln(bytes per token / 3)), slowing 0.2, least squares on the others."""
-
-    def row(r: Recorded, probe: Observation) -> tuple[np.ndarray, float]:
-        short, long = (worth(o.tokens, r.facts.unique) for o in (probe, r.target))
-        reach = -math.expm1(-0.2 * math.log(long / short)) / 0.2
-        facts = np.array([1, math.log(short / 1e5), math.log(r.facts.bytes_per_token / 3)])
-        return reach * facts, math.log(probe.loss / r.target.loss)
-
-    rows = [row(r, p) for r in runs if r.corpus != run.corpus for p in r.probes]
-    solved, *_ = np.linalg.lstsq(np.array([r for r, _ in rows]), np.array([y for _, y in rows]), rcond=None)
-    return run.probes[-1].loss * math.exp(-float(row(run, run.probes[-1])[0] @ solved))
+def share(inside: Sequence[bool]) -> str:
+    of = wilson(inside)
+    return f"{of.value:.0%} ({of.low:.0%} to {of.high:.0%})"
 
 
 def summary(name: str, scores: Sequence[Score]) -> str:
     errors = [abs(s.error) for s in scores]
-    inside = wilson([s.inside for s in scores])
     return (
         f"| {name} | {len(scores)} | {np.median(errors):.1%} | {np.quantile(errors, 0.9):.1%} | {max(errors):.1%} | "
-        f"{np.median([s.error for s in scores]):+.1%} | {inside.value:.0%} ({inside.low:.0%} to {inside.high:.0%}) | "
-        f"{np.median([s.told.log_std for s in scores]) * Z:.1%} |"
+        f"{np.median([s.error for s in scores]):+.1%} | {share([s.inside for s in scores])} | "
+        f"{np.median([s.expected.log_std for s in scores]) * Z:.1%} |"
     )
 
 
-def report(pairs: Sequence[tuple[Score, Score]]) -> None:
-    print("\n| forecast | runs | median error | 90 % | largest | bias | inside the 80 % interval | half its width |")
+def report(scores: Scores) -> None:
+    print("\n| forecast | n | median error | 90 % | largest | bias | inside the 80 % interval | half its width |")
     print("|---|--:|--:|--:|--:|--:|--:|--:|")
-    print(summary("before the run", [p[0] for p in pairs]))
-    print(summary("at half of it", [p[1] for p in pairs]))
-    print("\n| run | parameters | probes, k tokens | end | before | actual | error | at half | error |")
-    print("|---|--:|---|--:|--:|--:|--:|--:|--:|")
-    for before, half in pairs:
+    for name, some in (("before the run", scores.before), ("at half of it", scores.half)):
+        print(summary(name, some))
+    if scores.further:
+        print(summary("further, all pairs", scores.further))
+    least = 1.0
+    for most in OCTAVES:
+        if some := [s for s in scores.further if least < s.times <= most]:
+            print(summary(f"further, {least:g} to {most:g} times ({len({s.run.corpus for s in some})} corpora)", some))
+        least = most
+    by_run = {s.run.name: [t.inside for t in scores.further if t.run is s.run] for s in scores.further}
+    if by_run:
+        mean = np.mean([np.mean(inside) for inside in by_run.values()])
+        print(f"\nfurther, mean of the shares of {len(by_run)} runs: {mean:.0%}")
+    print(
+        "\n| run | parameters | probes, k tokens | end | before | actual | error | at half | error | further inside |"
+    )
+    print("|---|--:|---|--:|--:|--:|--:|--:|--:|--:|")
+    for before, half in zip(scores.before, scores.half, strict=True):
         run, marks = before.run, ["" if s.inside else " ✗" for s in (before, half)]
-        probes = ", ".join(f"{p.tokens / 1e3:.0f}" for p in run.probes)
+        probes, inside = ", ".join(f"{p.tokens / 1e3:.0f}" for p in run.probes), by_run.get(run.name, [])
         print(
             f"| {run.name} | {run.facts.parameters / 1e3:.0f} k | {probes} | {run.target.tokens / 1e3:.0f} k | "
-            f"{before.told.value:.3f} | {before.actual:.3f} | {before.error:+.1%}{marks[0]} | {half.told.value:.3f} | "
-            f"{half.error:+.1%}{marks[1]} |"
+            f"{before.expected.value:.3f} | {before.actual:.3f} | {before.error:+.1%}{marks[0]} | "
+            f"{half.expected.value:.3f} | {half.error:+.1%}{marks[1]} | {sum(inside)} of {len(inside)} |"
         )
 
 
-def calibration(pairs: Sequence[tuple[Score, Score]]) -> None:
+def calibration(scores: Scores) -> None:
     """How many runs lie inside intervals of other levels, were they of the same form."""
     print("\n| level | before the run | at half of it |\n|--:|--:|--:|")
     for level in (0.5, 0.8, 0.9, 0.95):
-        shares = [np.mean([pair[i].z <= two_sided_z(level) for pair in pairs]) for i in (0, 1)]
+        shares = [np.mean([s.z <= two_sided_z(level) for s in some]) for some in (scores.before, scores.half)]
         print(f"| {level:.0%} | {shares[0]:.0%} | {shares[1]:.0%} |")
 
 
-def compare(runs: Sequence[Recorded], others: Sequence[Recorded]) -> None:
-    """Rivals on the same runs; the former law refitted on `others`."""
+def compare(runs: Sequence[Recorded]) -> None:
+    """Rivals on the same runs."""
     errors: dict[str, list[float]] = {}
     for run in runs:
-        for name, value in (rivals(run) | {"former law, refitted": former_law(others, run)}).items():
+        for name, value in rivals(run).items():
             errors.setdefault(name, []).append(abs(run.target.loss / value - 1))
     print("\n| rival, before the run | runs | median error | largest |\n|---|--:|--:|--:|")
     for name, values in errors.items():
@@ -350,10 +423,10 @@ def compare(runs: Sequence[Recorded], others: Sequence[Recorded]) -> None:
 def by_size(runs: Sequence[Recorded]) -> None:
     """Fitted on runs of fewer parameters and tokens than LARGE, judged on the others: an extrapolation."""
     small = [r for r in runs if r.facts.parameters < LARGE[0] and r.target.tokens < LARGE[1]]
-    prior, _ = fit_all(small)
+    prior, _ = fit(small, FIRST, 8)
     below = f"{LARGE[0]:,} parameters and {LARGE[1]:,} tokens"
     print(f"\n{len(small)} runs below {below}; judged on the other {len(runs) - len(small)}:")
-    report([scored(prior, run) for run in runs if run not in small])
+    report(replace(Scores.of(prior, [run for run in runs if run not in small]), further=[]))
 
 
 def finished(folder: Path) -> None:
@@ -371,12 +444,21 @@ def finished(folder: Path) -> None:
         if e["kind"] == "eval" and not e.get("whole") and 0 < e["tokens"] <= begun
     ]
     start = CurveStart(facts, probes, curve["offset"], curve["stderr"], curve["since"], 1 - begun / actual["tokens"])
-    print(f"actual {actual['loss']:.3f} after {actual['tokens']:,} tokens, {start.decay:.0%} of them decay")
+    print(
+        f"{folder.name}: actual {actual['loss']:.3f} after {actual['tokens']:,} tokens, {start.decay:.0%} of them decay"
+    )
     for name, loss in (
         ("before the run", start.loss(actual["tokens"])),
         ("at the decay's beginning", start.loss_under_way(trunk, actual["tokens"])),
     ):
-        print(f"{name}: {loss.value:.3f} ({loss.low:.3f} to {loss.high:.3f})")
+        inside = "inside" if loss.contains(actual["loss"]) else "outside"
+        print(f"  {name}: {loss.value:.3f} ({loss.low:.3f} to {loss.high:.3f}), {inside}")
+
+
+def read_all(folder: Path) -> list[Recorded]:
+    """The runs of a folder that have probes; those of tuning are not of training."""
+    runs = [Recorded.read(path) for path in sorted(folder.glob("*.json")) if not path.name.startswith("tune-")]
+    return [run for run in runs if run.probes]
 
 
 def main() -> None:
@@ -385,34 +467,34 @@ def main() -> None:
     parser.add_argument("--ship", action="store_true")
     parser.add_argument("--judge", action="store_true")
     parser.add_argument("--sizes", action="store_true")
-    parser.add_argument("--run", type=Path)
+    parser.add_argument("--run", type=Path, nargs="+", default=[])
     asked = parser.parse_args()
+    for folder in asked.run:
+        finished(folder)
     if asked.run:
-        finished(asked.run)
         return
-    paths = [path for path in sorted(asked.recorded.glob("*.json")) if not path.name.startswith("tune-")]
-    every = [Recorded.read(path) for path in paths]
-    development = [run for run in every if not is_judged(run.corpus) and run.probes]
     if asked.judge:
-        judged = [run for run in every if is_judged(run.corpus) and run.probes]
-        pairs = [scored(recorded(), run) for run in judged]
-        report(pairs)
-        calibration(pairs)
-        compare(judged, development)
+        runs = read_all(asked.recorded / UNSEEN)
+        scores = Scores.of(recorded(), runs)
+        report(scores)
+        calibration(scores)
+        compare(runs)
         return
+    runs = [run for name in FOLDERS for run in read_all(asked.recorded / name)]
     if asked.sizes:
-        by_size(development)
+        by_size(runs)
         return
-    prior, logs = fit_all(development)
-    pairs = list(left_out(development, prior.slowing, logs))
-    scores = [widened([pair[i] for pair in pairs]) for i in (0, 1)]
-    report(list(zip(*scores, strict=True)))
-    calibration(list(zip(*scores, strict=True)))
-    compare(development, development)
-    prior = replace(prior, widening=tuple(widening([pair[i] for pair in pairs]) for i in (0, 1)))
-    print(f"\n{prior}")
+    prior, logs = fit([run for run in runs if run.corpus != DEMO], FIRST, 12)
+    scores = left_out(runs, logs, print)
+    judged = scores.widened()
+    report(judged)
+    calibration(judged)
+    compare(runs)
+    factors = widening(scores.before), widening(scores.half)
+    prior = replace(prior, widening=factors, further=tuple(octaves(scores.further)))
+    print(f"\nwidening {factors}, further {prior.further}, passes up to {prior.most_passes:.0f}, {prior.form}")
     if asked.ship:
-        ORIGIN.write_text(json.dumps(prior.to_json(), indent=1) + "\n")
+        ORIGIN.write_text(json.dumps(to_json(prior), indent=1) + "\n")
 
 
 if __name__ == "__main__":

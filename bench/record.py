@@ -2,6 +2,9 @@
 
     python bench/record.py TEXTS OUT [--only NAME …] [--seed N] [--latest TOKENS]
     python bench/record.py TEXTS OUT --until-settled --latest 3000000   small texts of many kinds, for the settled rule
+    python bench/record.py TEXTS OUT --repeated --latest 1500000        texts of many passes, to judge forecasts by
+    python bench/record.py TEXTS OUT --overfitted --latest 800000       the same with more parameters, for the fit
+    python bench/record.py TEXTS OUT --large                            models of a million parameters and more
 
 TEXTS: the folder that bench/corpora.py made. Appends one JSON file a run under OUT; a run whose file exists is left
 out. One thread. What each run is: `RUNS`; it is planned by the product's own plan, with its rate, batch and warm-up.
@@ -65,6 +68,21 @@ UNTIL_SETTLED = [
     ("shakespeare", 1), ("handbook", 1), ("instructions", 1), ("finnish", 2), ("spanish", 2),
 ]  # fmt: skip
 SMALLEST = "60k"
+
+# (corpus, size) of runs without a number of tokens over small texts, which they see many times. Written down, in this
+# order, before any of them was run: their corpora are in no other list, and no fit reads them.
+REPEATED = [
+    ("vera", "60k"), ("manuals_ja", "60k"), ("octave", "30k"), ("latin", "60k"), ("portuguese", "60k"),
+    ("ruby", "150k"), ("sayings_br", "60k"), ("russian_dev", "30k"), ("prolog", "60k"), ("foldoc", "60k"),
+    ("manuals_pl", "60k"), ("italian", "60k"), ("sayings_eo", "60k"), ("apt_ja", "60k"), ("swedish", "60k"),
+    ("manuals_sv", "150k"), ("sayings_bg", "30k"),
+]  # fmt: skip
+
+# (corpus, size): the same with as many parameters as a plan has at most for so little text, for the fit
+OVERFITTED = [("dutch", "300k"), ("finnish", "200k"), ("devil", "400k"), ("french", "150k"), ("spanish", "300k")]
+
+# (corpus, size, tokens)
+LARGE = [("erlang", "2M", "4M"), ("manuals_fr", "1M", "3M"), ("boost", "1M", "3M")]
 
 
 def record(text: Path, size: str, tokens: str | None, seed: int, latest: int = LATEST) -> dict[str, object]:
@@ -226,12 +244,19 @@ def main() -> None:
     parser.add_argument("--only", nargs="*")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--latest", type=int, default=LATEST, help="tokens until which a stop is waited for")
-    parser.add_argument("--until-settled", action="store_true")
+    for name in ("--until-settled", "--repeated", "--overfitted", "--large"):
+        parser.add_argument(name, action="store_true")
     asked = parser.parse_args()
     asked.out.mkdir(parents=True, exist_ok=True)
     runs = [(name, size, tokens, asked.seed) for name, size, tokens in RUNS]
     if asked.until_settled:
         runs = [(name, SMALLEST, None, seed) for name, seed in UNTIL_SETTLED]
+    elif asked.repeated:
+        runs = [(name, size, None, asked.seed) for name, size in REPEATED]
+    elif asked.overfitted:
+        runs = [(name, size, None, asked.seed) for name, size in OVERFITTED]
+    elif asked.large:
+        runs = [(name, size, tokens, asked.seed) for name, size, tokens in LARGE]
     for name, size, tokens, seed in runs:
         out = asked.out / f"{name}-{size}-{tokens or 'settled'}-{seed}.json"
         if out.exists() or (asked.only and name not in asked.only):

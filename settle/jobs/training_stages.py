@@ -14,7 +14,7 @@ from settle.base.files import write_json
 from settle.base.run import Run
 from settle.base.run.launcher import launched
 from settle.base.run.result import Result
-from settle.base.statistics import NO_ESTIMATE, Interval
+from settle.base.statistics import Interval
 from settle.base.version import refuse_newer
 from settle.data.prepare import Corpus
 from settle.data.rows.prepare import RowCorpus
@@ -50,7 +50,7 @@ class TrainingContext(Context):
     base: the pretrained model, when one is trained further. figures: what becomes result.json. compared: lines for the
     model card on how the model does against its base or its teacher. phases: planned seconds by the name of the stage;
     estimates: seconds that a stage would take as a whole, of those that the machine remembers. further: what an hour
-    more would have taken off the final loss, as a share of it.
+    more would have taken off the final loss, as a share of it; None without a forecast.
     """
 
     settings: TrainSettings | TuneSettings | DistillSettings
@@ -60,7 +60,7 @@ class TrainingContext(Context):
     live: LiveRun = field(init=False)
     loop: Loop = field(init=False)
     outcome: Outcome = field(init=False)
-    further: Interval = NO_ESTIMATE
+    further: Interval | None = None
     figures: dict[str, object] = field(default_factory=dict)
     compared: list[str] = field(default_factory=list)
     phases: Mapping[str, float] = field(default_factory=dict)

@@ -1,30 +1,33 @@
 """What the held-out loss of a run will be: a distribution over learning curves, learned from recorded runs.
 
-A linear mixed model of ln L, the logarithm of the loss in nats per token, after the worth of D fresh tokens:
+A linear mixed model of ln L, the logarithm of the loss in nats per token, after D tokens that are worth W fresh ones:
 
-    ln L(D) = a + b r(x) + g h(D) + w(x) + m(s) (c + d / sqrt(steps / 100)) + noise,   x = ln(D / REFERENCE)
+    ln L(D) = a + b r(x) + g h(D) + w(D) + m(s) (c + d / sqrt(steps / 100)) + e q(D, s) + noise,   x = ln(W / REFERENCE)
     r(x) = (e^{-slowing x} - 1) / slowing,   h(D) = ln of the loss of an n-gram model that counted D tokens of the text
     m(s) = 1 - (s / LONGEST_DECAY)^decay_power for a run whose rate falls to zero over the share s of its tokens
+    q(D, s) = ((D / U - 1) / MANY_PASSES)^rise_power (N / U)^rise_size (1 + rise_decay (1 - m(s)))
 
-r falls ever more slowly, as a power law to an asymptote does; w is a Brownian motion, by which a curve leaves that form
-the further the longer it runs; the bracket is what a final decay of the learning rate will still bring, all of it at
-the constant rate and less of it after a short decay. Early in a run it is less than nothing, since to decay is to learn
-less on the way. Each run has its own a, b, g, c, d: normal,
-around a mean that depends on the model's size, on the tokens of a step, on how many bytes a token packs and on how
-predictable the text is. The means and spreads were estimated over recorded runs by restricted maximum likelihood
-(bench/curve_prior.py; Laird & Ware 1982, Biometrics 38:963). What is known of a run, be it two short probes or all that
-was evaluated so far, conditions this distribution; the forecast is the conditional one. So the forecast before a run
-and the one in the middle of it are the same method with more to go by.
+r falls ever more slowly, as a power law to an asymptote does; w is a Brownian motion in ln D, by which a curve leaves
+that form the further the longer it runs; the bracket after m is what a final decay of the learning rate will still
+bring, all of it at the constant rate and less of it after a short decay. Early in a run it is less than nothing, since
+to decay is to learn less on the way. e q is what the loss rises by as N parameters memorize U unique tokens, more so
+after a decay. Each run has its own a, b, g, c, d, e: normal, around a mean that depends on the model's size, on the
+tokens of a step, on how many bytes a token packs and on how predictable the text is. The means and spreads were
+estimated over recorded runs by restricted maximum likelihood (bench/curve_prior.py; Laird & Ware 1982, Biometrics
+38:963), and how uncertain the means are is part of the distribution (Prasad & Rao 1990, JASA 85:163). What is known of
+a run, be it two short probes or all that was evaluated so far, conditions this distribution; the forecast is the
+conditional one. So the forecast before a run and the one in the middle of it are the same method with more to go by.
 
-Text seen again teaches less: D counts U (1 + R (1 - e^{-x/R})) for U unique tokens seen 1 + x times, R = 15
-(Muennighoff et al. 2023, arXiv 2305.16264, eq. 5).
+W = V / (1 + V / (saturation N)): a model of N parameters learns ever less from more text. V = U (1 + R (1 - e^{-p/R}))
+for U unique tokens seen 1 + p times: text seen again teaches less (Muennighoff et al. 2023, arXiv 2305.16264, eq. 5).
 
-Legend: K = 5 coefficients of a run, F facts, n observations.
+Legend: K = 6 coefficients of a run, F facts, n observations.
 """
 
+import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 
@@ -33,12 +36,13 @@ import numpy as np
 from settle.base.files import read_json
 from settle.base.statistics import Interval
 from settle.data.prepare import Corpus
-from settle.plan.loss_law import worth
+from settle.plan.loss_law import REPEATS, worth
 from settle.plan.ngrams import ngram_curve
 from settle.train.training_plan import TrainingPlan
 
 REFERENCE = 1e5  # tokens at which x is 0
 LONGEST_DECAY = 0.4  # of a run's tokens: the longest decay that a plan has
+MANY_PASSES = 10.0  # of the text: the unit in which passes are counted
 FEW_STEPS = 400.0  # after fewer, decayed losses lie the further from a curve the fewer they are
 START = 4096.0  # tokens from which curves leave their form
 BIN = 0.15  # evaluations within this much of ln D are one observation
@@ -83,9 +87,19 @@ class CurveFacts:
         )
 
     def ngram_loss(self, tokens: float) -> float:
-        """The n-gram model's loss after `tokens`, linear in their logarithm, level beyond those counted."""
-        counted, losses = zip(*self.ngrams, strict=True)
-        return float(np.interp(math.log(tokens), np.log(counted), losses))
+        """The n-gram model's loss after `tokens`."""
+        return float(self.ngram_losses(np.array([tokens]))[0])
+
+    def ngram_losses(self, tokens: np.ndarray) -> np.ndarray:
+        """(n,) the n-gram model's losses after `tokens` (n,), linear in their logarithm; beyond those counted the loss
+        falls on as the power law of the last two."""
+        counted, losses = (np.array(column) for column in zip(*self.ngrams, strict=True))
+        inside: np.ndarray = np.interp(np.log(tokens), np.log(counted), losses)
+        if len(counted) < 2:
+            return inside
+        power = math.log(losses[-1] / losses[-2]) / math.log(counted[-1] / counted[-2])
+        beyond: np.ndarray = np.maximum(1.0, tokens / counted[-1]) ** min(0.0, power)
+        return inside * beyond
 
 
 @dataclass(frozen=True)
@@ -100,45 +114,64 @@ class Observation:
 
 
 @dataclass(frozen=True)
+class CurveForm:
+    """The bends of all curves. slowing: of the fall. saturation: tokens per parameter at which half of what more text
+    teaches is left. repeats: R. rise_power: of the passes; rise_size: of the parameters per token of the text;
+    rise_decay: how much more a decayed loss rises. decay_power: of m."""
+
+    slowing: float = 0.2
+    saturation: float = math.inf
+    repeats: float = REPEATS
+    rise_power: float = 1.0
+    rise_size: float = 1.0
+    rise_decay: float = 0.0
+    decay_power: float = 0.5
+
+
+@dataclass(frozen=True)
 class CurvePrior:
     """What recorded runs say of curves, all of ln L.
 
-    mean (K, F): coefficients by facts; spread (K,): standard deviations around it; correlation: of a and b around it;
-    drift: of w per unit of x; noise_decayed (after many steps), noise_constant: of one observation; decay_power: of m.
-    widening: by what 80 % intervals have to be widened to hold 80 % of runs on texts left out: before a run, and while
-    it is under way.
+    mean (K, F): coefficients by facts; mean_covariance (K F, K F): of its estimate, in rows; spread (K,): standard
+    deviations around it; correlation: of a and b around it; drift: of w per unit of ln D; noise_decayed (after many
+    steps), noise_constant: of one observation. widening: by what 80 % intervals have to be widened to hold 80 % of runs
+    on texts left out: before a run, and while it is under way. further: (most times its tokens, widening)
+    of what a run would reach with more tokens than it had, rising; most_passes: of a text, in recorded runs.
     """
 
-    slowing: float
+    form: CurveForm
     mean: np.ndarray
     spread: np.ndarray
     correlation: float
     drift: float
     noise_decayed: float
     noise_constant: float
-    decay_power: float
+    mean_covariance: np.ndarray | None = None
     widening: tuple[float, float] = (1.0, 1.0)
-
-    def to_json(self) -> dict[str, object]:
-        values = dict(vars(self))
-        return values | {"mean": self.mean.tolist(), "spread": self.spread.tolist()}
+    further: tuple[tuple[float, float], ...] = ()
+    most_passes: float = math.inf
 
     def design(self, facts: CurveFacts, seen: Sequence[Observation]) -> np.ndarray:
         """(n, K): what each coefficient is multiplied by at each observation."""
-        x = _places(facts, seen)
-        fall = np.expm1(-self.slowing * x) / self.slowing
-        level = facts.ngram_loss(REFERENCE)
-        ngram = np.array([math.log(facts.ngram_loss(min(o.tokens, facts.unique)) / level) for o in seen])
-        constant = np.array([1 - min(1.0, o.decay / LONGEST_DECAY) ** self.decay_power for o in seen])
-        steps = np.array([o.tokens / facts.tokens_per_step for o in seen])
-        return np.stack([np.ones(len(x)), fall, ngram, constant, constant / np.sqrt(steps / 100)], axis=1)
+        form = self.form
+        tokens = np.array([o.tokens for o in seen])
+        worths = np.array([worth(o.tokens, facts.unique, form.repeats) for o in seen])
+        x = np.log(worths / (1 + worths / (form.saturation * facts.parameters)) / REFERENCE)
+        fall = np.expm1(-form.slowing * x) / form.slowing
+        ngram = np.log(facts.ngram_losses(np.minimum(tokens, facts.unique)) / facts.ngram_loss(REFERENCE))
+        decayed = np.minimum(1.0, np.array([o.decay for o in seen]) / LONGEST_DECAY) ** form.decay_power
+        constant = 1 - decayed
+        rise = (np.maximum(0.0, tokens / facts.unique - 1) / MANY_PASSES) ** form.rise_power
+        rise *= (facts.parameters / facts.unique) ** form.rise_size * (1 + form.rise_decay * decayed)
+        steps = tokens / facts.tokens_per_step
+        return np.stack([np.ones(len(x)), fall, ngram, constant, constant / np.sqrt(steps / 100), rise], axis=1)
 
     def covariance(self, facts: CurveFacts, seen: Sequence[Observation]) -> np.ndarray:
         """(n, n) of the observations of one run around the mean that its facts give."""
-        design, x = self.design(facts, seen), _places(facts, seen) - math.log(START / REFERENCE)
+        design, x = self.design(facts, seen), np.log([o.tokens / START for o in seen])
         noise = [math.hypot(self._noise(facts, o), o.stderr / o.loss) for o in seen]
         apart = self.drift**2 * np.maximum(0.0, np.minimum.outer(x, x))
-        whole: np.ndarray = design @ self.together @ design.T + apart + np.diag(np.square(noise))
+        whole: np.ndarray = design @ self.together(facts) @ design.T + apart + np.diag(np.square(noise))
         return whole
 
     def _noise(self, facts: CurveFacts, seen: Observation) -> float:
@@ -146,12 +179,23 @@ class CurvePrior:
             return self.noise_constant
         return self.noise_decayed * math.sqrt(1 + FEW_STEPS * facts.tokens_per_step / seen.tokens)
 
-    @property
-    def together(self) -> np.ndarray:
-        """(K, K): the covariance of a run's coefficients around the mean that its facts give."""
+    def together(self, facts: CurveFacts) -> np.ndarray:
+        """(K, K): the covariance of a run's coefficients around the mean that its facts give, that of the mean's
+        estimate included."""
         together = np.diag(self.spread**2)
         together[0, 1] = together[1, 0] = self.correlation * self.spread[0] * self.spread[1]
+        if self.mean_covariance is not None:
+            v = facts.vector()
+            parts = self.mean_covariance.reshape(len(self.spread), len(v), len(self.spread), len(v))
+            together += np.einsum("kflg,f,g->kl", parts, v, v)
         return together
+
+    def further_widening(self, facts: CurveFacts, before: float, tokens: float) -> float | None:
+        """The widening of what a run of `before` tokens would reach after `tokens`; None where recorded runs do not
+        reach."""
+        if tokens > self.most_passes * facts.unique:
+            return None
+        return next((factor for most, factor in self.further if tokens <= most * before), None)
 
     def residuals(self, facts: CurveFacts, seen: Sequence[Observation]) -> np.ndarray:
         """(n,) ln of the losses minus the mean that the facts give."""
@@ -167,24 +211,21 @@ class CurvePrior:
         decay: float = LONGEST_DECAY,
         stderr: float = 0.0,
         under_way: bool = False,
+        widening: float | None = None,
     ) -> Interval:
         """The loss of a run that ends after `tokens`, decayed over the share `decay` of them, given what was `seen` of
         it; with its 80 % interval.
 
         stderr: of the sample that the losses are of, nats. under_way: whether the run itself was seen and not only its
-        probes.
+        probes. widening: of the interval, where it is another.
         """
         target = Observation(tokens, 1.0, decay)
         whole = self.covariance(facts, [*seen, target])
         gain = np.linalg.solve(whole[:-1, :-1], whole[:-1, -1])
         value = -self.residuals(facts, [target])[0] + float(gain @ self.residuals(facts, seen))
         variance = max(0.0, float(whole[-1, -1] - gain @ whole[:-1, -1]))
-        std = math.sqrt(variance) * self.widening[under_way]
+        std = math.sqrt(variance) * (self.widening[under_way] if widening is None else widening)
         return Interval.log_normal(math.exp(value), math.hypot(std, stderr / math.exp(value)))
-
-
-def _places(facts: CurveFacts, seen: Sequence[Observation]) -> np.ndarray:
-    return np.log([worth(o.tokens, facts.unique) / REFERENCE for o in seen])
 
 
 def binned(evaluations: Sequence[tuple[float, float]], since: float, offset: float = 0.0) -> list[Observation]:
@@ -206,10 +247,19 @@ def binned(evaluations: Sequence[tuple[float, float]], since: float, offset: flo
     ]
 
 
+def to_json(prior: CurvePrior) -> dict[str, object]:
+    """The form of curve_prior.json; six digits of each number."""
+    values = {k: v.tolist() if isinstance(v, np.ndarray) else v for k, v in vars(prior).items()}
+    values["form"] = asdict(prior.form)
+    rounded: dict[str, object] = json.loads(json.dumps(values), parse_float=lambda text: float(f"{float(text):.6g}"))
+    return rounded
+
+
 @cache
 def recorded() -> CurvePrior:
     """The prior that ships, from curve_prior.json beside this file."""
     values = read_json(ORIGIN)
-    return CurvePrior(
-        **values | {k: np.array(values[k]) for k in ("mean", "spread")} | {"widening": tuple(values["widening"])}
-    )
+    arrays = {name: np.array(values[name]) for name in ("mean", "mean_covariance", "spread")}
+    further = tuple((float(most), float(factor)) for most, factor in values["further"])
+    form, widening = CurveForm(**values["form"]), tuple(values["widening"])
+    return CurvePrior(**values | arrays | {"form": form, "widening": widening, "further": further})

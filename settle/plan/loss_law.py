@@ -13,11 +13,11 @@ def left_over(parameters: float, fresh_tokens: float) -> float:
     return SIZE_TERM / math.pow(parameters, SIZE_POWER) + TEXT_TERM / math.pow(fresh_tokens, TEXT_POWER)
 
 
-def worth(tokens: float, unique: float) -> float:
+def worth(tokens: float, unique: float, repeats: float = REPEATS) -> float:
     """How many fresh tokens teach as much as `tokens` drawn again and again from `unique` ones.
 
     U (1 + R (1 - e^(-x/R))) for U unique tokens seen 1 + x times (Muennighoff et al. 2023, arXiv 2305.16264, eq. 5).
     """
     if tokens <= unique:
         return tokens
-    return unique * (1 + REPEATS * -math.expm1(-(tokens / unique - 1) / REPEATS))
+    return unique * (1 + repeats * -math.expm1(-(tokens / unique - 1) / repeats))

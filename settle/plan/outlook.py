@@ -61,10 +61,13 @@ class CurveStart:
 
     def further(self, evaluations: Sequence[tuple[float, float]], ended: Observation, more: float) -> Interval:
         """What `more` tokens would have taken off the loss that the run `ended` with, as a share of it, both decayed;
-        losses are those of the run's own sample."""
-        last = replace(ended, loss=ended.loss * math.exp(-self.offset))
-        tokens = ended.tokens + more
-        later = recorded().after(self.facts, [*self._seen(evaluations), last], tokens, ended.decay, under_way=True)
+        losses are those of the run's own sample. NaN beyond what recorded runs reach."""
+        last, prior, tokens = replace(ended, loss=ended.loss * math.exp(-self.offset)), recorded(), ended.tokens + more
+        widening = prior.further_widening(self.facts, ended.tokens, tokens)
+        if widening is None:
+            return NO_ESTIMATE
+        seen = [*self._seen(evaluations), last]
+        later = prior.after(self.facts, seen, tokens, ended.decay, under_way=True, widening=widening)
         value, least, most = (1 - loss / last.loss for loss in (later.value, later.high, later.low))
         return Interval(value, least, most, later.level)
 

@@ -13,16 +13,19 @@ from settle.train.state import LoopPlan, LoopState
 UNSEEN = "A second fall after a plateau cannot be seen from here."
 DECAY_EVALUATIONS = 5  # whose mean is the loss before the decay
 LATEST = 16  # training losses that count as the latest
+FURTHEST = 3.0  # times the tokens seen: evaluations alone say nothing of an hour that would bring more
+WIDEST = 0.5  # interval of a gain, as a share of the loss: a wider one says nothing
+TOO_EARLY = "it is too early to say what a further hour would bring"
 LEARNED_SHARE = 0.5  # of the first held-out loss: rows that cost less in training have taught something
 
 
 def verdict(
-    state: LoopState, plan: LoopPlan, tokens_per_second: float, further: Interval = NO_ESTIMATE
+    state: LoopState, plan: LoopPlan, tokens_per_second: float, further: Interval | None = None
 ) -> dict[str, object]:
     """`verdict` (settled, learned, out of budget, overfitting, diverged, broken), `why`, and the evidence for it.
 
-    further: what an hour more would have taken off the loss that the run ended with, decayed both times, where a
-    forecast knows that; else what it would at the constant rate is told by the evaluations alone.
+    further: the share of the delivered loss that another hour would take off, with the decay in both cases; NaN where
+    the forecast does not reach, None where there is no forecast. Then the evaluations at the constant rate are used.
     """
     stable = [e for e in state.history if state.schedule.decay_start is None or e.step <= state.schedule.decay_start]
     result: dict[str, object] = {"evidence": state.judgement.get("evidence", {})}
@@ -48,24 +51,37 @@ def verdict(
         why = f"{plan.most_passes:g} passes over the rows, the most that a run without a budget makes"
         why = f"{why}; the rows that choose the weights are too few to tell whether more would help"
         return result | {"verdict": "out of budget", "why": f"{why}. {_decayed(stable, state)}".rstrip()}
-    hour = f"a further hour would lower the loss by about {_span(further)}" if math.isfinite(further.value) else ""
+    decayed = _decayed(stable, state)
     if state.stop == "settled":
-        after = f"{_decayed(stable, state)}{hour and f'From there {hour}. '}"
-        return result | {"verdict": "settled", "why": f"{state.judgement['why']}. {after}{UNSEEN}"}
-    if hour:
-        return result | {"verdict": "out of budget", "why": hour, "gain_per_hour": further.to_json()}
-    gain = gain_for(stable, tokens_per_second * 3600, plan.warmup_steps * plan.tokens_per_step)
-    if math.isnan(gain.value):
-        why = "the budget was spent before there were enough evaluations to say what a further hour would bring"
-        return result | {"verdict": "out of budget", "why": why}
-    why = f"a further hour would lower the loss by about {_span(gain)}"
-    if after := _decayed(stable, state):
-        why = f"{why}, before the learning rate falls. {after}".rstrip()
-    return result | {"verdict": "out of budget", "why": why, "gain_per_hour": gain.to_json()}
+        return result | {"verdict": "settled", "why": f"{state.judgement['why']}. {decayed}{UNSEEN}"}
+    if further is not None:
+        why, gain = _hour(further, "a further hour"), further
+    else:
+        gain = _constant_gain(stable, plan, tokens_per_second * 3600)
+        why = _hour(gain, "a further hour at the constant learning rate")
+        why = f"{why}. {decayed}".rstrip() if decayed else why
+    known = {} if math.isnan(gain.value) else {"gain_per_hour": gain.to_json()}
+    return result | {"verdict": "out of budget", "why": why} | known
 
 
-def _span(gain: Interval) -> str:
-    return f"{gain.value:.1%} ({gain.low:.1%} to {gain.high:.1%})"
+def _constant_gain(stable: Sequence[Evaluation], plan: LoopPlan, tokens: float) -> Interval:
+    """The improvement from `tokens` more at the constant learning rate, where the evaluations reach so far."""
+    if not stable or tokens > FURTHEST * stable[-1].tokens:
+        return NO_ESTIMATE
+    return gain_for(stable, tokens, plan.warmup_steps * plan.tokens_per_step)
+
+
+def _hour(gain: Interval, hour: str) -> str:
+    """What `hour` would do to the loss."""
+    if math.isnan(gain.value) or gain.high - gain.low > WIDEST:
+        return TOO_EARLY
+    if gain.low > 0:
+        return f"{hour} would lower the loss by about {gain.value:.1%} ({gain.low:.1%} to {gain.high:.1%})"
+    if gain.high < 0:
+        return (
+            f"{hour} would raise the loss by {-gain.high:.1%} to {-gain.low:.1%}: the data has been seen often enough"
+        )
+    return f"{hour} would lower the loss by {gain.high:.1%} at most, and might raise it by {abs(gain.low):.1%}"
 
 
 def _decayed(stable: Sequence[Evaluation], state: LoopState) -> str:

@@ -7,7 +7,7 @@ import pytest
 
 from settle.base.event_log import Events
 from settle.base.events import DecayStarted, Eval, LossForecast, Rollback
-from settle.plan.loss_curve import CurveFacts, CurvePrior, Observation, binned, recorded
+from settle.plan.loss_curve import CurveFacts, CurveForm, CurvePrior, Observation, binned, recorded
 from settle.plan.loss_law import left_over, worth
 from settle.plan.ngrams import ORDER, chunks, ngram_curve, ngram_loss
 from settle.plan.outlook import CurveStart, Outlook
@@ -21,14 +21,13 @@ FACTS = CurveFacts(
     ngrams=[(4096.0, 4.6), (65536.0, 3.9), (1048576.0, 3.4)],
 )
 PRIOR = CurvePrior(
-    slowing=0.2,
-    mean=np.array([[1.5, 0, 0, 0, 0], [0.1, 0, 0, 0, 0], [0.3, 0, 0, 0, 0], [0.03, 0, 0, 0, 0], [-0.02, 0, 0, 0, 0]]),
-    spread=np.array([0.2, 0.03, 0.1, 0.01, 0.01]),
+    form=CurveForm(slowing=0.2, decay_power=0.5),
+    mean=np.column_stack([[1.5, 0.1, 0.3, 0.03, -0.02, 0.05], np.zeros((6, 4))]),
+    spread=np.array([0.2, 0.03, 0.1, 0.01, 0.01, 0.02]),
     correlation=0.3,
     drift=0.01,
     noise_decayed=0.004,
     noise_constant=0.006,
-    decay_power=0.5,
 )
 
 
@@ -111,7 +110,9 @@ def test_evaluations_that_are_neighbours_are_one_observation():
 def test_facts_are_logarithms_of_what_is_usual():
     assert FACTS.ngram_loss(65536) == pytest.approx(3.9)
     assert FACTS.ngram_loss(16384) == pytest.approx((4.6 + 3.9) / 2)  # half way in the logarithm
-    assert FACTS.ngram_loss(1) == 4.6 and FACTS.ngram_loss(1e12) == 3.4
+    assert FACTS.ngram_loss(1) == 4.6
+    # beyond what was counted the loss falls on by the same share with every factor of the tokens
+    assert FACTS.ngram_loss(16 * 1048576) == pytest.approx(3.4 * 3.4 / 3.9)
     usual = replace(FACTS, parameters=100_000, bytes_per_token=2.5 * math.e)
     predictable = usual.ngram_loss(1e5) / math.log(512) / 0.65
     assert usual.vector() == pytest.approx([1.0, 0.0, 1.0, math.log(predictable), 0.0])
@@ -129,7 +130,7 @@ def test_the_conditional_curve_is_that_of_the_joint_normal():
         steps = o.tokens / 1024
         ngram = math.log(FACTS.ngram_loss(o.tokens) / FACTS.ngram_loss(1e5))
         constant = 1 - math.sqrt(o.decay / 0.4)
-        rows.append([1.0, (math.exp(-0.2 * x) - 1) / 0.2, ngram, constant, constant / math.sqrt(steps / 100)])
+        rows.append([1.0, (math.exp(-0.2 * x) - 1) / 0.2, ngram, constant, constant / math.sqrt(steps / 100), 0.0])
         values.append(math.log(o.loss))
     design, spread = np.array(rows), PRIOR.spread
     assert PRIOR.design(FACTS, [*seen, end]) == pytest.approx(design)
@@ -159,6 +160,68 @@ def test_text_seen_again_is_worth_less_in_every_part_of_the_curve():
     x = math.log(worth(500_000, 50_000) / 1e5)
     assert PRIOR.design(few, [again])[0, 1] == pytest.approx((math.exp(-0.2 * x) - 1) / 0.2)
     assert PRIOR.design(few, [again])[0, 2] == PRIOR.design(few, [once])[0, 2]  # no n-gram is seen that was not before
+
+
+def test_a_model_learns_the_less_from_more_text_the_smaller_it_is():
+    prior = replace(PRIOR, form=CurveForm(slowing=0.2, saturation=10.0))
+    large = replace(FACTS, parameters=10**12)
+    seen = [Observation(tokens, 4.0, decay=0.4) for tokens in (1e4, 6e5, 1e9, 1e10)]
+    falls = prior.design(FACTS, seen)[:, 1]
+    assert prior.design(large, seen)[:, 1] == pytest.approx(PRIOR.design(large, seen)[:, 1], rel=1e-3)
+    x = math.log(6e5 / 2 / 1e5)  # ten tokens a parameter: half of what text is worth is left
+    assert falls[1] == pytest.approx((math.exp(-0.2 * x) - 1) / 0.2)
+    assert falls[2] - falls[3] < 0.01 and np.all(np.diff(falls) < 0)
+
+
+def test_the_loss_rises_as_text_is_seen_again_and_again_the_more_so_the_larger_the_model():
+    few, form = replace(FACTS, unique=50_000), CurveForm(rise_power=0.5, rise_size=2.0, rise_decay=0.6)
+    prior = replace(PRIOR, form=form)
+    seen = [
+        Observation(5e4, 4.0, 0.0),
+        Observation(5e5, 4.0, 0.0),
+        Observation(1e7, 4.0, 0.0),
+        Observation(1e7, 4.0, 0.4),
+    ]
+    once, nine, many, decayed = prior.design(few, seen)[:, 5]
+    assert once == 0 and nine == pytest.approx(math.sqrt(0.9) * (60 / 50) ** 2)
+    assert many == pytest.approx(math.sqrt(19.9) * 1.2**2) and decayed == pytest.approx(1.6 * many)
+    assert prior.design(replace(few, parameters=120_000), seen)[1, 5] == pytest.approx(4 * nine)
+    # what text is worth is used up by then: the expected loss has its least on the way
+    ends = [prior.after(few, [replace(seen[0], loss=3.9)], tokens, 0.2).value for tokens in (1e5, 1e6, 1e7, 1e8)]
+    assert ends[1] < ends[0] and ends[3] > ends[2] > ends[1]
+
+
+def test_a_run_that_rises_is_expected_to_rise_on():
+    few = replace(FACTS, unique=50_000)
+    trunk = [Observation(1e5 * 1.3**i, 4.0, 0.0) for i in range(15)]
+    flat = recorded().after(few, trunk, 8e6, 0.2, under_way=True)
+    rising = [replace(o, loss=4.0 + 0.03 * max(0, i - 5)) for i, o in enumerate(trunk)]
+    assert recorded().after(few, rising, 8e6, 0.2, under_way=True).value > max(flat.value, rising[-1].loss * 0.98)
+
+
+def test_how_uncertain_the_means_are_widens_forecasts_most_where_little_was_recorded():
+    covariance = np.zeros((6, 5, 6, 5))
+    covariance[1, 1, 1, 1] = 0.02**2  # by how much the fall depends on the size
+    unsure = replace(PRIOR, mean_covariance=covariance.reshape(30, 30))
+    usual, far = replace(FACTS, parameters=100_000), replace(FACTS, parameters=10_000_000)
+    seen = [Observation(4e4, 4.6, decay=0.4)]
+    assert unsure.after(usual, seen, 2e6) == PRIOR.after(usual, seen, 2e6)  # ln(100k / 100k) = 0
+    assert unsure.after(far, seen, 2e6).log_std > 1.1 * PRIOR.after(far, seen, 2e6).log_std
+    fact = math.log(100)
+    added = unsure.covariance(far, seen) - PRIOR.covariance(far, seen)
+    assert added[0, 0] == pytest.approx((0.02 * fact * PRIOR.design(far, seen)[0, 1]) ** 2)
+
+
+def test_beyond_what_was_recorded_nothing_is_said_of_more_tokens():
+    prior = replace(PRIOR, further=((2.0, 1.1), (8.0, 1.4)), most_passes=50.0)
+    few = replace(FACTS, unique=50_000)
+    assert prior.further_widening(few, 1e5, 2e5) == 1.1 and prior.further_widening(few, 1e5, 2.1e5) == 1.4
+    assert prior.further_widening(few, 1e5, 8.1e5) is None  # times the tokens that it had
+    assert prior.further_widening(few, 2e6, 2.6e6) is None  # passes
+    start, ended = replace(START, facts=few), Observation(1e5, 4.0, 0.2)
+    most = recorded().further[-1][0]
+    assert math.isnan(start.further([], ended, 1e5 * most).value)
+    assert math.isfinite(start.further([], ended, 1e5).value)
 
 
 # --- n-grams ---
@@ -250,7 +313,8 @@ def test_what_more_tokens_would_have_brought_is_a_share_of_the_loss_that_was_del
     # a run that ended lower than its curve says has less to gain
     assert outlook.further(2.9, 2e6).value < far.value
     few, _ = followed([evaluated(20), DecayStarted(step=30, until=40, why="time")])
-    assert few.further(4.4, 2e6).value > 0  # a short run has the prior to go by
+    assert few.further(4.4, 2e5).value > 0  # a short run has the prior to go by
+    assert math.isnan(few.further(4.4, 2e6).value)  # no recorded run was followed so far from so little
     assert math.isnan(followed([*map(evaluated, steps)])[0].further(3.02, 2e6).value)  # nothing has decayed
 
 

@@ -4,13 +4,13 @@ import math
 
 import pytest
 
-from settle.base.statistics import Interval
+from settle.base.statistics import NO_ESTIMATE, Interval
 from settle.jobs.training_stages import UNUSABLE
 from settle.train.evaluation import Evaluation
 from settle.train.schedule import Schedule
 from settle.train.settled.paired_fall import is_noise
 from settle.train.state import LoopPlan, LoopState, NamedBatch, NamedRow, RollbackNote
-from settle.train.verdict import LATEST, verdict
+from settle.train.verdict import FURTHEST, LATEST, TOO_EARLY, verdict
 
 PLAN = LoopPlan(tokens_per_step=64, sequence_length=32, warmup_steps=1, decay_fraction=0.4, checkpoint_steps=8)
 
@@ -58,8 +58,8 @@ def test_a_settled_run_says_what_the_decay_brought_and_what_it_cannot_exclude():
     settled.stop, settled.schedule, settled.judgement = "settled", Schedule(1, 9, 1), {"why": "nothing to gain"}
     why = str(verdict(settled, PLAN, 1.0)["why"])
     assert why.startswith("nothing to gain. The decay then took it from 2.9300 to 2.5000.") and "second fall" in why
-    told = str(verdict(settled, PLAN, 1.0, Interval(0.012, 0.004, 0.02))["why"])
-    assert "2.5000. From there a further hour would lower the loss by about 1.2% (0.4% to 2.0%)" in told
+    with_forecast = verdict(settled, PLAN, 1.0, Interval(0.012, 0.004, 0.02))
+    assert with_forecast["why"] == why  # of what is still to come it says the gain of 10 % more tokens alone
 
 
 def risen(by: float, spread: float, level: float = 1.0) -> LoopState:
@@ -124,7 +124,7 @@ def test_a_further_hour_is_judged_without_the_decay():
     assert str(after["why"]).endswith(
         f"The decay then took it from {sum(b for (b,) in stable[-5:]) / 5:.4f} to 1.2000."
     )
-    assert "before the learning rate falls" in str(after["why"]) and "decay" not in str(before["why"])
+    assert "at the constant learning rate" in str(after["why"]) and "decay" not in str(before["why"])
 
 
 def test_a_run_that_stopped_as_broken_says_why_and_one_that_overfits_too():
@@ -135,7 +135,7 @@ def test_a_run_that_stopped_as_broken_says_why_and_one_that_overfits_too():
         said = verdict(run, PLAN, 1.0)
         assert (said["verdict"], said["why"], said["evidence"]) == (name, "it rests", {"a": 1})
     run.stop = "budget"
-    assert "before there were enough evaluations" in str(verdict(run, PLAN, 1.0)["why"])
+    assert verdict(run, PLAN, 1.0)["why"] == TOO_EARLY
 
 
 @pytest.mark.parametrize(("stop", "name"), [("learned", "learned"), ("passes", "out of budget")])
@@ -153,4 +153,28 @@ def test_a_short_run_tells_what_an_hour_more_would_bring_where_a_forecast_knows_
     told = verdict(short, PLAN, 1.0, Interval(0.2, 0.1, 0.3))
     assert "a further hour would lower the loss by about 20.0% (10.0% to 30.0%)" in str(told["why"])
     assert told["gain_per_hour"] == Interval(0.2, 0.1, 0.3).to_json()
-    assert "before there were enough evaluations" in str(verdict(short, PLAN, 1.0)["why"])
+    assert verdict(short, PLAN, 1.0)["why"] == TOO_EARLY
+
+
+@pytest.mark.parametrize(
+    ("gain", "why"),
+    [
+        (NO_ESTIMATE, TOO_EARLY),
+        (Interval(0.986, -0.101, 1.0), TOO_EARLY),  # says nothing
+        (
+            Interval(0.02, -0.01, 0.05),
+            "a further hour would lower the loss by 5.0% at most, and might raise it by 1.0%",
+        ),
+        (Interval(-0.02, -0.05, -0.01), "a further hour would raise the loss by 1.0% to 5.0%"),
+    ],
+)
+def test_a_further_hour_is_told_as_far_as_it_is_known(gain: Interval, why: str):
+    assert str(verdict(state((3.0,), (2.5,), (2.4,)), PLAN, 1.0, gain)["why"]).startswith(why)
+
+
+def test_evaluations_say_nothing_of_an_hour_that_would_bring_many_times_their_tokens():
+    run = state(*[(4.0 - 0.3 * math.log(n + 1),) for n in range(30)])
+    run.schedule = Schedule(1)
+    near, far = (verdict(run, PLAN, FURTHEST * 29 * 64 / 3600 * times) for times in (0.99, 1.01))
+    assert "would lower the loss by about" in str(near["why"]) and "gain_per_hour" in near
+    assert far["why"] == TOO_EARLY and "gain_per_hour" not in far
