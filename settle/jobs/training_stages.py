@@ -29,7 +29,7 @@ from settle.library.deletion import prune
 from settle.machine import accelerator, commanded
 from settle.model.pretrained import Pretrained
 from settle.plan.forecast import cost, rank_memory
-from settle.plan.outlook import CurveStart, Outlook
+from settle.plan.outlook import CurveStart, Outlook, TuningStart
 from settle.plan.phases import EXPORT, remember, too_short
 from settle.train.checkpoint import newest_state
 from settle.train.live_run import IDENTITY, LiveRun
@@ -233,7 +233,8 @@ def loop(c: TrainingContext) -> None:
 def _outlook(c: TrainingContext) -> Outlook | None:
     """Listens to the loop and forecasts its loss anew; knows what an earlier session evaluated."""
     expected = c.run.read("forecast.json") or {}
-    start, tokens = CurveStart.from_json(expected.get("curve")), expected.get("tokens")
+    curve, tokens = expected.get("curve"), expected.get("tokens")
+    start = CurveStart.from_json(curve) or TuningStart.from_json(curve)
     if start is None or not isinstance(tokens, dict):
         return None
     outlook = Outlook(start, float(tokens["value"]), c.plan.loop.tokens_per_step, c.events)

@@ -98,8 +98,8 @@ class CurveFacts:
         if len(counted) < 2:
             return inside
         power = math.log(losses[-1] / losses[-2]) / math.log(counted[-1] / counted[-2])
-        beyond: np.ndarray = np.maximum(1.0, tokens / counted[-1]) ** min(0.0, power)
-        return inside * beyond
+        inside *= np.maximum(1.0, tokens / counted[-1]) ** min(0.0, power)
+        return inside
 
 
 @dataclass(frozen=True)

@@ -6,13 +6,18 @@ from dataclasses import asdict, dataclass, replace
 
 from settle.base.event_log import Events
 from settle.base.events import DecayStarted, Eval, Event, LossForecast, Resumed, Rollback
-from settle.base.statistics import NO_ESTIMATE, Interval
+from settle.base.statistics import NO_ESTIMATE, Interval, two_sided_z
 from settle.plan.loss_curve import CurveFacts, Observation, binned, recorded
-from settle.train.settled import DECAY_FRACTION
+from settle.train.evaluation import Evaluation
+from settle.train.settled import DECAY_FRACTION, gain_for
 
 GROWTH = 1.1  # of the tokens seen, from one forecast to the next
 FEWEST = 3  # evaluations before the first of them
 LEAST_AHEAD = 1 + DECAY_FRACTION  # a run that was expected to have ended is expected to see so many times its tokens
+# Of a tuning run's trend, from recorded ones: its spread is multiplied by the first; standard deviations of ln L that
+# come on top, always and for every factor e of tokens ahead
+TREND_WIDENING, TREND_NOISE, TREND_DRIFT = 1.25, 0.005, 0.02
+LEAST_LOSS = 1e-6  # nats per token: an evaluation may be exactly 0
 SETTLED_DECAY = DECAY_FRACTION / (1 + DECAY_FRACTION)  # share of a settled run's tokens that its decay takes
 
 
@@ -75,13 +80,53 @@ class CurveStart:
         return [*self.probes, *binned(evaluations, self.since, self.offset)]
 
 
+@dataclass(frozen=True)
+class TuningStart:
+    """What a tuning run's end is known by: no recorded run is like it, so its own evaluations alone.
+
+    stderr: of the difference between the sample that is evaluated and the one that judges the run, as a share of the
+    loss. since: tokens of the warm-up.
+    """
+
+    stderr: float
+    since: float
+
+    def to_json(self) -> list[list[object]]:
+        """(name, value) pairs, the form in forecast.json."""
+        return [[name, value] for name, value in asdict(self).items()]
+
+    @classmethod
+    def from_json(cls, pairs: object) -> "TuningStart | None":
+        """None when there is none, as in runs of former versions and of other kinds."""
+        try:
+            return cls(**{str(name): float(value) for name, value in pairs})  # type: ignore[attr-defined]
+        except (TypeError, ValueError):
+            return None
+
+    def loss_under_way(
+        self, evaluations: Sequence[tuple[float, float]], tokens: float, decay: float | None = None
+    ) -> Interval:
+        """The loss after `tokens` as the evaluations at the constant rate go on; NaN while these are too few. What the
+        decay brings in tuning is small beside the rest, and part of the spread."""
+        history = [Evaluation(0, round(at), loss, 0.0, None, ()) for at, loss in evaluations]
+        ahead = max(1.0, tokens / history[-1].tokens)
+        gain = gain_for(history, (ahead - 1) * history[-1].tokens, round(self.since))
+        if not math.isfinite(gain.value):
+            return NO_ESTIMATE
+        latest = [math.log(max(e.loss, LEAST_LOSS)) for e in history[-FEWEST:]]
+        low, value, high = (-math.log1p(-share) for share in (gain.low, gain.value, gain.high))
+        of_trend = TREND_WIDENING * (high - low) / 2 / two_sided_z(gain.level)
+        spread = math.hypot(of_trend, TREND_NOISE, TREND_DRIFT * math.log(ahead), self.stderr)
+        return Interval.log_normal(math.exp(sum(latest) / len(latest) - value), spread)
+
+
 class Outlook:
     """Listens to a run's evaluations at the constant rate and emits `LossForecast` now and then.
 
     tokens: that the run is expected to see. tokens_per_step: to know where a decay ends.
     """
 
-    def __init__(self, start: CurveStart, tokens: float, tokens_per_step: int, events: Events) -> None:
+    def __init__(self, start: CurveStart | TuningStart, tokens: float, tokens_per_step: int, events: Events) -> None:
         self.start, self.tokens, self.events = start, tokens, events
         self.tokens_per_step = tokens_per_step
         self.latest: LossForecast | None = None
@@ -123,9 +168,11 @@ class Outlook:
         """Of the run's tokens; None until it is known."""
         return 1 - self._decay_step * self.tokens_per_step / self.tokens if self._is_decaying else None
 
-    def further(self, loss: float, more: float) -> Interval:
+    def further(self, loss: float, more: float) -> Interval | None:
         """What `more` tokens would have taken off the `loss` that the run ended with on its own sample, as a share of
-        it; NaN where that is not known."""
+        it; NaN where that is not known, None where a run's start says nothing of it."""
+        if isinstance(self.start, TuningStart):
+            return None
         if self._decay_share is None or not math.isfinite(loss):
             return NO_ESTIMATE
         return self.start.further(self._evaluations, Observation(self.tokens, loss, self._decay_share), more)

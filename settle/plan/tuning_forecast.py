@@ -28,6 +28,7 @@ from settle.plan.forecast import (
     within_budget,
 )
 from settle.plan.forecast_figures import Forecast, budgeted_time
+from settle.plan.outlook import TuningStart
 from settle.plan.phases import Phases, export_seconds, with_phases
 from settle.plan.probe import SHARE_OF_TIME
 from settle.plan.settings import TuningSettings
@@ -56,6 +57,7 @@ SETTLES_AFTER = 2.0  # epochs, when the first verdict would be possible sooner
 LABELS_AFTER, LABEL_STEPS = 6.0, 100  # epochs, and steps at least, after which few labelled rows are learned
 Comparing = Callable[[float], float]
 LABELS_LEFT = (0.12, 0.45, 1.0)  # share of a decision's loss before training that is left: ends and value
+LEAST_LEFT = 0.05  # share of the loss after the probe that is left at least, however long the run
 FALL = 0.35  # share of the loss's fall in the probe that is repeated with every further factor e of tokens
 
 
@@ -226,6 +228,7 @@ def forecast(job: LiveRun, measured: Measured, settings: TuningSettings, phases:
     spread = math.hypot(duration.log_std, power_spread(measured.watts_source))
     energy = Interval.log_normal(joules(duration.value - spent, phases.loop, measured.watts, costs), spread)
     whole = sum(p.numel() for p in job.model.trainable().values()) * 4 if job.whole else 0
+    start = TuningStart(math.sqrt(2) * measured.stderr / measured.after, loop.warmup_steps * loop.tokens_per_step)
     if job.model.recompute:
         memory = float(measured.memory + _widened_head(job))
     else:
@@ -242,6 +245,7 @@ def forecast(job: LiveRun, measured: Measured, settings: TuningSettings, phases:
         watts_source=measured.watts_source,
         budgeted=budgeted(job.plan, tokens, duration),
         phases=phases.to_json(),
+        curve=start.to_json(),
     )
 
 
@@ -278,16 +282,25 @@ def _label_loss(measured: Measured) -> Interval:
 
 def _loss(plan: TrainingPlan, measured: Measured, tokens: Interval) -> Interval:
     """The fall that the probe saw goes on ever more slowly with the logarithm of the tokens; at the lower end, where
-    rows are so alike that they are learned by heart, by the same share of the loss again and again."""
+    rows are so alike that they are learned by heart, by the same share of the loss again and again.
+
+    A probe that saw more fall than is left has memorized much already. What is left of it then falls no faster than a
+    power law of the tokens, and half of that way is where the upper end lies.
+    """
     probed = measured.steps * plan.loop.tokens_per_step
     fall = max(0.0, measured.before - measured.after)
 
+    def power(number: float, exponent: float) -> float:
+        return measured.after * math.pow(max(1.0, number / probed), -exponent)
+
     def at(number: float) -> float:
-        return max(0.05 * measured.after, measured.after - FALL * fall * math.log(max(1.0, number / probed)))
+        straight = measured.after - FALL * fall * math.log(max(1.0, number / probed))
+        return max(power(number, FALL), LEAST_LEFT * measured.after, straight)
 
     spread = math.hypot(LOSS_SPREAD, measured.stderr / measured.after)
     value = Interval.log_normal(at(tokens.value), spread)
-    by_heart = measured.after * max(1.0, tokens.high / probed) ** (-fall / measured.after)
-    return Interval(
-        value.value, min(value.low, at(tokens.high), by_heart), max(value.high, at(tokens.low)), FORECAST_LEVEL
-    )
+    by_heart = power(tokens.high, min(1.0, fall / measured.after))
+    high = max(value.high, at(tokens.low))
+    if fall > measured.after:
+        high = max(high, power(tokens.value, FALL / 2))
+    return Interval(value.value, min(value.low, at(tokens.high), by_heart), high, FORECAST_LEVEL)
