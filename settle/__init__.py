@@ -14,7 +14,21 @@ from typing import TYPE_CHECKING
 
 from settle.audit.telemetry import switch_off
 
-__all__ = ["SettleError", "train", "tune", "distill", "shrink", "index", "open_run"]
+__all__ = [
+    "SettleError",
+    "train",
+    "tune",
+    "distill",
+    "shrink",
+    "index",
+    "pull",
+    "fit",
+    "pick",
+    "choose",
+    "decide",
+    "doctor",
+    "open_run",
+]
 
 switch_off()  # nothing phones home
 # Threads that wait for each other spin a moment, then sleep. The default spins so long that whatever else runs on the
@@ -30,13 +44,13 @@ from settle.base.errors import SettleError  # noqa: E402
 from settle.base.version import __version__ as __version__  # noqa: E402
 
 if TYPE_CHECKING:
-    from settle.jobs.api import distill, index, open_run, shrink, train, tune
+    from settle.api import choose, decide, distill, doctor, fit, index, open_run, pick, pull, shrink, train, tune
 
 
 def __getattr__(name: str) -> object:
     """The functions of the Python API, loaded when one is first used: they load torch."""
     if name in __all__:
-        return getattr(importlib.import_module("settle.jobs.api"), name)
+        return getattr(importlib.import_module("settle.api"), name)
     raise AttributeError(f"module 'settle' has no attribute {name!r}")
 
 

@@ -1,11 +1,24 @@
+import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 
 import settle
+from settle import api
+from settle.base.events import AnswerText, Listing, ResultReady
 from settle.base.files import write_json
 from settle.base.run import Run
+from settle.base.run.result import Result
+from settle.formats.gguf import export_gguf
+from tests.trained import trained
+
+
+@pytest.fixture(scope="module")
+def tiny_file(tmp_path_factory):
+    tiny = trained()
+    return export_gguf(tiny.part, tiny.weights, tiny.tokenizer, tmp_path_factory.mktemp("api") / "Tiny.gguf", "f16")
 
 
 def test_the_verbs_stay_functions_when_rooms_of_their_name_are_loaded():
@@ -31,3 +44,53 @@ def test_what_python_shows_of_settle(home):
     run = Run.create("train", "notes")
     write_json(run.path / "result.json", {"verdict": "settled", "best": {"loss": 1.9, "bits_per_byte": 1.4}})
     assert repr(settle.open_run("notes")) == "<FinishedRun notes: settled, 1.4000 bits per byte>"
+
+
+def test_commands_return_what_they_report(home, tiny_file, capsys):
+    pulled = settle.pull(str(tiny_file))
+    assert (pulled.exit_code, pulled["name"]) == (0, "tiny") and pulled["sha256"]
+    fits = settle.fit("tiny", context="64")
+    assert fits.result["rows"][0]["fits"] and fits["context"] == 64
+    assert "tokens/s" in repr(fits) and "<table>" in fits._repr_html_() and "tiny" in fits._repr_html_()
+    checked = settle.doctor("tiny", only=["template"])
+    assert checked.exit_code in (0, 3) and checked.result
+    for wrong in (lambda: settle.fit(contxt="2k"), lambda: settle.pick("x", promts="y"), lambda: settle.decide("tiny")):
+        with pytest.raises(settle.SettleError) as error:
+            wrong()
+        assert error.value.fix
+    assert capsys.readouterr() == ("", ""), "a library prints nothing where nobody looks"
+
+
+def test_progress_is_shown_in_a_terminal_and_in_a_notebook_and_nowhere_else(home, tiny_file, monkeypatch, capsys):
+    code = f"import settle; settle.pull({str(tiny_file)!r})"
+    leader, follower = os.openpty()
+    done = subprocess.run([sys.executable, "-c", code], stderr=follower, stdout=subprocess.PIPE, timeout=120)
+    os.close(follower)
+    assert done.returncode == 0 and b"checking its hash" in os.read(leader, 10_000) and not done.stdout
+    os.close(leader)
+    settle.pull(str(tiny_file), again=True)
+    assert capsys.readouterr().err == ""
+    notebook = SimpleNamespace(get_ipython=lambda: SimpleNamespace(kernel=object()))
+    monkeypatch.setitem(sys.modules, "IPython", notebook)
+    settle.pull(str(tiny_file), again=True)
+    assert "checking its hash" in capsys.readouterr().err
+    settle.pull(str(tiny_file), again=True, progress=False)
+    assert capsys.readouterr().err == ""
+
+
+def test_money_has_a_currency_in_a_notebook():
+    forecast = {"cost": {"value": 0.25, "low": 0.2, "high": 0.3, "unit": "EUR"}}
+    assert "0.25 EUR" in Result(verdict="settled", forecast=forecast, actual={"cost": 0.24})._repr_html_()
+
+
+def test_a_report_shows_its_tables_and_sentences_and_escapes_them():
+    report = api.Report("pick")
+    for event in (
+        Listing(columns=("model", "score"), rows=[["<b>x</b>", "1"]], title="models"),
+        AnswerText(text="yes\n"),
+        ResultReady(result={"sentence": "take <x>", "chosen": "x"}),
+    ):
+        report.listen(event)
+    assert repr(report).startswith("yes\n") and "take <x>" in repr(report) and report["chosen"] == "x"
+    html = report._repr_html_()
+    assert "<b>x</b>" not in html and "&lt;b&gt;x" in html and "take &lt;x&gt;" in html

@@ -58,7 +58,8 @@ class Quality(BaseModel):
 
 
 class KnownModel(BaseModel):
-    """What the catalogue knows of a model. hub, ollama, gguf: its names in the stores. family: `model_type` there."""
+    """What the catalogue knows of a model. hub, ollama, gguf: its names in the stores. family: `model_type` there.
+    only_type: the one type of weights that it is published in, "" where there is a choice."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -69,6 +70,7 @@ class KnownModel(BaseModel):
     released: datetime.date | None = None
     ollama: str = ""
     gguf: str = ""
+    only_type: str = ""
     languages: tuple[str, ...] = ()
     modalities: tuple[str, ...] = ("text",)
     tasks: tuple[str, ...] = ()

@@ -106,18 +106,16 @@ def shape_from_config(config: Mapping[str, Any], parameters: int) -> ModelShape:
         layers, heads, width = (int(config[k]) for k in ("num_hidden_layers", "num_attention_heads", "hidden_size"))
         head_dim = int(config.get("head_dim") or width // heads)
         kinds = [str(kind) for kind in config.get("layer_types") or ()]
-        experts = int(
-            config.get("num_local_experts") or config.get("num_experts") or config.get("n_routed_experts") or 0
-        )
-        used = int(config.get("num_experts_per_tok") or 0)
-        inner = int((config.get("moe_intermediate_size") if experts else None) or config.get("intermediate_size") or 0)
+        experts = _number(config, "num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
+        used = _number(config, "num_experts_per_tok", "moe_k", "moe_topk", "num_experts_per_token")
+        of_expert = ("moe_intermediate_size", "expert_ffn_hidden_size") if experts else ()
+        inner = _number(config, *of_expert, "intermediate_size")
+        dense = _number(config, "first_k_dense_replace", "moe_layer_start_index")  # first layers without experts
         window_layers, linear = _layer_kinds(config, kinds, layers)
         latent = int(config.get("kv_lora_rank") or 0)
         return ModelShape(
             parameters=parameters,
-            active=_active(
-                parameters, layers - int(config.get("first_k_dense_replace") or 0), width, inner, experts, used
-            ),
+            active=_active(parameters, layers - dense, width, inner, experts, used),
             layers=layers,
             width=width,
             heads=heads,
@@ -190,6 +188,13 @@ def shape_from_gguf(metadata: Mapping[str, object], sizes: Mapping[str, int]) ->
         )
     except ValueError as e:
         raise FormatError(f"the GGUF file contradicts itself: {e}", "get the file again") from None
+
+
+def _number(config: Mapping[str, Any], *names: str) -> int:
+    """The first of these that a config has, of layers that differ the first; families call the same number
+    differently. 0 when it has none."""
+    found = next((config[name] for name in names if config.get(name)), 0)
+    return int(found[0] if isinstance(found, list) else found)
 
 
 def _active(parameters: int, layers: int, width: int, inner: int, experts: int, used: int) -> int:

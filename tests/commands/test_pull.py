@@ -17,7 +17,9 @@ from huggingface_hub import constants
 from settle.cli import main
 from settle.formats.gguf import export_gguf
 from settle.formats.safetensors import export_safetensors
+from settle.library.catalogue import known_model
 from settle.library.pretrained import open_pretrained
+from settle.library.pull.pull import find_offer
 from settle.library.store import all_models, find_model
 from tests.bert import tiny_bert
 from tests.library.pull.hub_server import serving
@@ -98,6 +100,21 @@ def test_one_file_of_several_from_the_hub(person, hub, a_file):
         code, told, said = _pull("someone/Several-GGUF:f16", address=address)
     assert code == 0, said
     assert told["name"] == "several-gguf-f16" and Path(told["path"]).read_bytes() == a_file.read_bytes()
+
+
+def test_a_name_that_fit_lists_is_pulled_as_its_file(person, a_file, tmp_path):
+    """The catalogue names where the model's GGUF files are; a type after a colon takes another one."""
+    known = known_model("qwen2.5-0.5b")
+    folder = tmp_path / "hub" / known.gguf
+    folder.mkdir(parents=True)
+    for name in ("q-Q4_K_M.gguf", "q-Q8_0.gguf"):
+        shutil.copyfile(a_file, folder / name)
+    with serving(tmp_path / "hub") as address:
+        code, told, said = _pull("qwen2.5-0.5b", address=address)
+        assert code == 0 and (told["name"], told["origin"]) == ("qwen2.5-0.5b", f"hub:{known.gguf}:q4_k_m"), said
+        code, told, said = _pull("qwen2.5-0.5b:q8_0", address=address)
+        assert code == 0 and (told["name"], told["origin"]) == ("qwen2.5-0.5b-q8_0", f"hub:{known.gguf}:q8_0"), said
+    assert find_offer("gpt-oss-20b").what.endswith(":mxfp4")
 
 
 @pytest.mark.parametrize(

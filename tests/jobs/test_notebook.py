@@ -5,7 +5,7 @@ import struct
 import zlib
 from html.parser import HTMLParser
 
-from settle.jobs.api import FinishedRun
+from settle.api import FinishedRun
 from tests.studio.made_runs import FINISHED, training, write_run
 from tests.studio.payloads import PAYLOADS
 

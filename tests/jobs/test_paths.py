@@ -6,10 +6,11 @@ from typing import Any
 
 import pytest
 
+from settle import api
 from settle.base.errors import RunError, UsageError
 from settle.base.files import write_json
 from settle.base.run import Run
-from settle.jobs import api, distill, index, proof_stages, run_reports, tuning_stages
+from settle.jobs import distill, index, proof_stages, run_reports, tuning_stages
 from settle.jobs.distill import DistillContext
 from settle.jobs.index_settings import IndexSettings
 from settle.jobs.settings import DistillSettings

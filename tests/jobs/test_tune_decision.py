@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from settle.api import FinishedRun
 from settle.base.errors import DataError, UsageError
 from settle.base.event_log import Events
 from settle.base.run import Run
@@ -22,7 +23,6 @@ from settle.evaluate.gate.export_by_name import export_by_name
 from settle.formats.gguf import Gguf, export_gguf, read_gguf
 from settle.formats.gguf.decision import read_decision
 from settle.infer.decisions.decider import Decider
-from settle.jobs.api import FinishedRun
 from settle.jobs.job import start_job
 from settle.jobs.resume import resume
 from settle.jobs.settings import TuneSettings

@@ -220,6 +220,10 @@ def test_a_hostile_document_opens_no_turn_and_cites_nothing(hostile, engine, say
     assert {s.source.number for s in told.sentences if s.source} <= numbers
 
 
+def test_a_collection_says_what_it_holds(docs):
+    assert re.fullmatch(r"<Collection docs: [\d,]+ passages of \d+ documents in /.+>", repr(docs))
+
+
 @dataclass
 class Said:
     ids: list

@@ -104,7 +104,8 @@ class Result(BaseModel):
         for name, figure in self.forecast.items():
             if isinstance(figure, Mapping):
                 values = [*(figure.get(key) for key in ("value", "low", "high")), self.actual.get(name)]
-                rows.append([name.replace("_", " "), *(amount(value, UNITS.get(name, "")) for value in values)])
+                unit = str(figure.get("unit") or UNITS.get(name, ""))
+                rows.append([name.replace("_", " "), *(amount(value, unit) for value in values)])
         columns = ("forecast", "expected", "low", "high", "actual")
         return verdict + (html_table(rows, columns) if rows else "")
 

@@ -17,6 +17,11 @@ def html_table(rows: Sequence[Sequence[str]], columns: Sequence[str] = (), title
     return f"<table>{caption}{f'<thead><tr>{head}</tr></thead>' if columns else ''}<tbody>{body}</tbody></table>"
 
 
+def html_text(text: str) -> str:
+    """A paragraph; line breaks stay."""
+    return f'<p style="white-space: pre-wrap">{_text(text)}</p>'
+
+
 def html_picture(png: bytes, description: str) -> str:
     """A picture that the notebook holds itself."""
     return f'<img alt="{_text(description)}" width="720" src="data:image/png;base64,{b64encode(png).decode()}">'

@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 from torch.distributed.distributed_c10d import Store
 
-import settle
 from settle.base.event_log import Events
 from settle.base.events import Say
 from settle.train.live_run import LiveRun
@@ -86,7 +85,7 @@ def differences(rank: int, own: Mapping[str, object], theirs: Mapping[str, objec
 @functools.cache
 def _code() -> str:
     """A hash of every file of the package."""
-    top = Path(settle.__file__).parent
+    top = Path(__file__).parents[2]
     files = sorted(top.rglob("*.py"))
     return _hash(b"".join(str(path.relative_to(top)).encode() + path.read_bytes() for path in files))
 

@@ -6,6 +6,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from settle.base.errors import FormatError, ResourceError, SettleError, UsageError
@@ -14,7 +15,7 @@ from settle.base.events import Say
 from settle.base.files import sweep_leftovers
 from settle.base.run import NAME
 from settle.formats.gguf import read_gguf
-from settle.library.catalogue import catalogue
+from settle.library.catalogue import catalogue, catalogue_file
 from settle.library.pull import hub, neighbours, wheels
 from settle.library.pull.bert import bert_to_gguf, is_bert
 from settle.library.pull.offer import Offer
@@ -24,6 +25,7 @@ from settle.model.source import Kind, Source, hash_of
 
 # before the id in the address of a model's page
 _HUB_PAGE = re.compile(r"^(https?://)?(www\.)?(huggingface\.co|hf\.co)/")
+USUAL_TYPE = "q4_k_m"  # of a model that is pulled by its name in the catalogue
 PULLING = ".pulling-"  # in the store: what is being pulled, and by which process
 
 
@@ -48,13 +50,13 @@ def find_offer(what: str) -> Offer:
     if what.startswith(("./", "../", "/", "~")) or what.endswith(".gguf"):
         raise UsageError(f"there is no file or folder {what!r}", "check the path")
     what = _HUB_PAGE.sub("", what)
-    listed = wheels.catalogue_offer(what)
-    offer = listed or neighbours.ollama_offer(what) or neighbours.lmstudio_offer(what) or hub.offer(what)
+    listed = wheels.catalogue_offer(what) or neighbours.ollama_offer(what) or neighbours.lmstudio_offer(what)
+    offer = listed or hub.offer(what) or _known_offer(what)
     if offer is None:
         known = ", ".join(catalogue())
         raise UsageError(
             f"there is no model {what!r}",
-            f"a hub id (owner/name), a path, or one of: {known}; `settle pull` lists more",
+            f"a hub id (owner/name), a path, a name that `settle fit --all` lists, or one of: {known}",
         )
     return offer
 
@@ -115,6 +117,18 @@ def known_already(name: str) -> StoredModel | None:
         return find_model(name)
     except SettleError:
         return None
+
+
+def _known_offer(what: str) -> Offer | None:
+    """A model that `settle fit` lists, as a GGUF file of its type or of one named after a colon, or as its maker
+    publishes it where the catalogue knows no such file. None for another name."""
+    name, _, type_name = what.lower().partition(":")
+    known = next((model for model in catalogue_file().known if model.name == name), None)
+    if known is None:
+        return None
+    place = f"{known.gguf}:{type_name or known.only_type or USUAL_TYPE}" if known.gguf else known.hub
+    offer = hub.offer(place)
+    return offer and replace(offer, name=f"{name}-{type_name}" if type_name else name)
 
 
 def _of_path(path: Path) -> Offer:

@@ -98,7 +98,7 @@ def best_rows(
     """Each model at the finest type that fits whole; those that do not fit at any are left out."""
     rows = []
     for model in models:
-        for name in CHOICES:
+        for name in [model.type] if model.type else CHOICES:
             if fit(model.shape, name, machine, min(context, model.shape.context), texts).fits:
                 row = fit_row(model, name, machine, context, texts, law)
                 if row.decode.value >= SLOW:

@@ -17,8 +17,9 @@ from settle.plan.fit.processor_costs import Matrices, matrices_of
 
 @dataclass(frozen=True)
 class NamedShape:
-    """type: of a file that is here, None where it may be chosen. bytes: of that file; matrices: as it stores them.
-    source: of the numbers. published: what others measured of its quality."""
+    """type: of a file that is here, or the only one it is published in; None where it may be chosen. bytes: of a file
+    that is here; matrices: as it stores them. source: of the numbers. published: what others measured of its quality.
+    """
 
     name: str
     shape: ModelShape
@@ -33,7 +34,7 @@ def named_shape(name: str) -> NamedShape:
     """Raises UsageError for an unknown name, FormatError for a file that does not describe a decoder."""
     if not is_path(name) and not Path(name).exists() and (found := find_known(name)):
         source = f"catalogue of {catalogue_file().known_date}"
-        return NamedShape(found.name, found.shape, source, published=found.quality)
+        return NamedShape(found.name, found.shape, source, found.only_type or None, published=found.quality)
     try:
         path = resolve(name).weights
     except UsageError:
@@ -64,5 +65,5 @@ def every_known_shape() -> list[NamedShape]:
     """Every model of the catalogue that writes text, largest first."""
     file = catalogue_file()
     source = f"catalogue of {file.known_date}"
-    shapes = [NamedShape(model.name, model.shape, source) for model in file.known]
+    shapes = [NamedShape(model.name, model.shape, source, model.only_type or None) for model in file.known]
     return sorted(shapes, key=lambda named: -named.shape.parameters)

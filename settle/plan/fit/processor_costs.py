@@ -14,6 +14,9 @@ from settle.plan.fit.weight_types import BLOCK, read_bytes
 
 # Operations of the machine's float32 rate that a weight of Q8_0 is worth: written token by token, and of a prompt.
 WRITTEN_OPERATIONS, READ_OPERATIONS = 11.0, 2.8
+# What a layer does to a token of a prompt next to its matrices (norms, rotations, softmax, activations), for each unit
+# of its width, as weights of Q8_0 that cost the same. Seven made models, 4 to 24 layers of width 128 to 1,024.
+LAYER_WEIGHTS = 3600.0
 # By type, beside Q8_0: a token written, a token of a prompt.
 COSTS: dict[str, tuple[float, float]] = {
     "f32": (2.5, 1.85),
@@ -89,7 +92,12 @@ def written_seconds(shape: ModelShape, type_name: str, machine: Machine, matrice
 def read_seconds(shape: ModelShape, type_name: str, machine: Machine, matrices: Matrices | None) -> float:
     """Of one token of a prompt."""
     found = matrices or matrices_as(shape, type_name)
-    return READ_OPERATIONS * _q8_weights(found.read, 1) / _float32(machine)
+    return READ_OPERATIONS * (_q8_weights(found.read, 1) + layer_weights(shape)) / _float32(machine)
+
+
+def layer_weights(shape: ModelShape) -> float:
+    """Weights of Q8_0 that cost as much as what all layers do to a token of a prompt next to their matrices."""
+    return LAYER_WEIGHTS * shape.layers * shape.width
 
 
 def _q8_weights(weights: Mapping[str, float], which: int) -> float:

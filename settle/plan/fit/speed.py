@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from settle.base.statistics import FORECAST_LEVEL, Interval
 from settle.library.model_shape import ModelShape
 from settle.machine import Machine
-from settle.plan.fit.processor_costs import Matrices, read_seconds, written_seconds
+from settle.plan.fit.processor_costs import Matrices, layer_weights, read_seconds, written_seconds
 from settle.plan.fit.weight_types import read_bytes
 
 STACKED = ("A100", "A800", "A30", "H100", "H800", "H200", "GH200", "H20", "V100", "TITAN V", "P100", "GV100")
@@ -195,6 +195,8 @@ def prefill_terms(
     operations = 2.0 * max(shape.active - shape.table * (1 if shape.tied else 2) - shape.lookup, shape.active // 4)
     attention = 2.0 * (shape.layers - shape.linear_layers) * prompt * shape.heads * shape.head_dim  # half, as causal
     generation = machine.generation
+    if machine.kind == "cpu":
+        operations += 2.0 * layer_weights(shape)
     float32 = machine.flops.get("float32") or machine.matrix_flops
     is_newer = generation in NEWER or generation == "ampere"
     return {

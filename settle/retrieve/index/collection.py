@@ -32,6 +32,12 @@ class Collection:
         self.catalogue = Catalogue(version / CATALOGUE)
         self.vectors = VectorIndex(name, version, self.catalogue)
 
+    def __repr__(self) -> str:
+        folders = ", ".join(map(str, self.roots))
+        counts = self.catalogue.counts()
+        held = f"{counts['passages']:,} passages of {counts['documents']:,} documents"
+        return f"<{type(self).__name__} {self.name}: {held} in {folders or 'no folder yet'}>"
+
     def __enter__(self) -> Self:
         return self
 

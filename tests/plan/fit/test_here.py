@@ -8,6 +8,7 @@ import pytest
 
 from settle.formats import LazyTensor, Place, Weights
 from settle.library.catalogue import known_model
+from settle.library.model_shape import ModelShape
 from settle.machine import described
 from settle.plan.fit.here import PROMPT, WRITTEN, Measured, law_here
 from settle.plan.fit.model_shapes import NamedShape
@@ -55,6 +56,23 @@ def test_a_type_costs_what_it_was_measured_to_cost_and_not_what_it_weighs():
     assert written["q4_0"] < written["q8_0"] < written["f16"]
     narrow = decode_terms(shape, "q8_0", replace(MACHINE, bandwidth=1e9), PROMPT)
     assert narrow["matrices"] == pytest.approx(narrow["bytes"], rel=0.01)  # there reading the weights takes longer
+
+
+def test_a_narrow_model_spends_most_of_a_prompt_outside_its_matrices():
+    """Made models, read on one thread of an AVX-512 machine: microseconds of a processor for a token of a prompt."""
+    spent = {(4, 1024, 5120): 2116, (6, 128, 512): 100, (12, 256, 1024): 602, (24, 128, 512): 394}
+    seconds = {}
+    for layers, width, inner in spent:
+        body = layers * (4 * width * width + 3 * width * inner)
+        size = body + 2 * 49152 * width
+        heads = {"heads": width // 64, "kv_heads": width // 64, "head_dim": 64}
+        shape = ModelShape(
+            parameters=size, active=size, layers=layers, width=width, vocab=49152, context=512, inner=inner, **heads
+        )
+        seconds[layers, width, inner] = prefill_terms(shape, "q8_0", MACHINE, 448)["matrices"]
+    widest = (4, 1024, 5120)
+    for one in spent:
+        assert seconds[one] / seconds[widest] == pytest.approx(spent[one] / spent[widest], rel=0.25), one
 
 
 def test_the_matrices_of_a_file_are_counted_by_type():

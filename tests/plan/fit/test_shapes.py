@@ -3,7 +3,7 @@
 import pytest
 
 from settle.base.errors import FormatError, UsageError
-from settle.library.catalogue import find_known, known_model
+from settle.library.catalogue import catalogue_file, find_known, known_model
 from settle.library.model_shape import ModelShape, shape_from_config
 from settle.plan.fit.weight_types import read_bytes, weight_bytes, weight_type
 
@@ -67,6 +67,32 @@ def test_a_mixture_reads_the_experts_that_are_chosen():
     assert shape.active == whole - 3 * 4096 * 1024 * 32 * 60
     assert shape.beside_experts == shape.active - 3 * 4096 * 1024 * 32 * 4
     assert read_bytes(shape, "f16") == 2 * (shape.active - shape.table)
+
+
+def test_no_mixture_of_the_catalogue_counts_as_dense():
+    """Its numbers without experts explain its parameters but for state spaces, or it says how many experts it has."""
+    for model in catalogue_file().known:
+        shape = model.shape
+        attention = shape.width * shape.head_dim * 2 * (shape.heads + shape.kv_heads)
+        layer = 3 * shape.width * shape.inner + attention
+        dense = shape.layers * layer + shape.table * (1 if shape.tied else 2)
+        assert shape.is_mixture or not shape.inner or shape.parameters < 2.5 * dense, model.name
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"moe_num_experts": 64, "moe_k": 6, "moe_intermediate_size": 1536, "moe_layer_start_index": 1},  # ERNIE 4.5
+        {"num_experts": 64, "moe_topk": [6] * 28, "moe_intermediate_size": [1536] * 28, "first_k_dense_replace": 1},
+        {"n_routed_experts": 64, "num_experts_per_tok": 6, "moe_intermediate_size": 1536, "first_k_dense_replace": 1},
+    ],
+)
+def test_experts_are_read_however_a_family_calls_them(keys):
+    config = {"num_hidden_layers": 28, "num_attention_heads": 20, "num_key_value_heads": 4, "hidden_size": 2560,
+              "head_dim": 128, "intermediate_size": 12288, "vocab_size": 103424}  # fmt: skip
+    shape = shape_from_config(config | keys, 21_825_437_888)
+    assert (shape.experts, shape.experts_used, shape.inner) == (64, 6, 1536)
+    assert shape.active == known_model("ernie-4.5-21b-a3b").shape.active == pytest.approx(3e9, rel=0.15)
 
 
 def test_a_width_that_k_types_cannot_take_is_stored_finer():

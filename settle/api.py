@@ -1,0 +1,263 @@
+"""The Python API: `import settle; settle.train("~/notes")`. `settle` itself loads this only when it is used.
+
+The functions take the settings of the command of their name as keywords. Progress is shown on stderr in a terminal and
+in a notebook; `progress=False` is silent, `progress=True` shows it anywhere.
+"""
+
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from typing import TYPE_CHECKING
+
+from settle.base.errors import RunError, UsageError
+from settle.base.event_log import Events
+from settle.base.events import AnswerText, Event, ForecastComparison, Listing, ResultReady
+from settle.base.run import Run
+from settle.base.run.result import Result
+from settle.base.settings import resolve
+from settle.base.words.figures import comparison, listed
+from settle.base.words.notebook import html_picture, html_table, html_text
+from settle.commands import Command
+from settle.data.decisions.answers import Answer
+from settle.data.decisions.questions import Question
+from settle.infer.decisions.decider import Decider
+from settle.infer.engine import Engine
+from settle.jobs.index_settings import IndexSettings
+from settle.jobs.job import find_job, start
+from settle.jobs.settings import TUNING_JOBS
+from settle.library.resolve import resolve_gguf
+
+if TYPE_CHECKING:
+    from settle.retrieve.answer.askable import AskableCollection
+    from settle.show.talk import Talk
+
+Settings = Mapping[str, object]
+
+
+class FinishedRun:
+    """A finished run: its verdict, its result, and a way to ask its model. Raises RunError for one that is not."""
+
+    def __init__(self, run: Run) -> None:
+        result = run.result()
+        if result is None:
+            raise RunError(f"{run.name} is not finished", f"`settle resume {run.name}` continues it")
+        self.path = run.path
+        self.name = run.name
+        self.result: Result = result
+
+    def __repr__(self) -> str:
+        best = self.result.best
+        bits = f", {best.bits_per_byte:.4f} bits per byte" if best and best.bits_per_byte is not None else ""
+        return f"<FinishedRun {self.name}: {self.verdict}{bits}>"
+
+    def _repr_html_(self) -> str:
+        """For a notebook: the result, and the curves."""
+        picture = self.path / "out" / "curves.png"
+        curves = html_picture(picture.read_bytes(), f"curves of {self.name}") if picture.is_file() else ""
+        return self.result._repr_html_() + curves
+
+    @classmethod
+    def find(cls, name: str) -> "FinishedRun":
+        return cls(Run.find(name))
+
+    @property
+    def verdict(self) -> str:
+        """settled, learned, out of budget, overfitting, diverged or broken."""
+        return self.result.verdict
+
+    def generate(self, prompt: str, max_tokens: int = 128, temperature: float = 0.8, seed: int = 0) -> str:
+        """The model's answer to `prompt`, or its completion, by the exported file in llama.cpp."""
+        return "".join(self.stream(prompt, max_tokens, temperature, seed))
+
+    def stream(self, prompt: str, max_tokens: int = 128, temperature: float = 0.8, seed: int = 0) -> Iterator[str]:
+        """`generate`, piece by piece."""
+        model = resolve_gguf(f"run:{self.path.name}")
+        with Engine(model.weights, adapter=model.adapter) as engine:
+            ids = _prompt_ids(engine, prompt)
+            yield from engine.complete(ids, max_tokens=max_tokens, temperature=temperature, seed=seed)
+
+    def decide(self, state: object) -> dict[str, Answer]:
+        """What a decision model answers to the questions that it was tuned for, by their names: `.key` is the likeliest
+        option, `.probabilities` are those of all, in the order of `.question.options`. state: text, or JSON. Raises
+        UsageError for another model."""
+        with Decider(resolve_gguf(f"run:{self.path.name}").weights) as decider:
+            questions = {name: Question.from_json(q, name) for name, q in decider.keys.questions.items()}
+            return dict(zip(questions, decider.decide(state, list(questions.values())), strict=True))
+
+
+class Report:
+    """What a command said: `.result` as `--json` prints it, `.tables`, `.answer` and `.exit_code`.
+
+    exit_code: 0 done, 3 no answer, or not better. `report["key"]` is a value of the result.
+    """
+
+    def __init__(self, command: str) -> None:
+        self.command = command
+        self.result: Mapping[str, object] = {}
+        self.tables: list[Listing] = []
+        self.answer = ""
+        self.exit_code = 0
+
+    def listen(self, event: Event) -> None:
+        """Keep what the command reports."""
+        if isinstance(event, ResultReady):
+            self.result = event.result
+        elif isinstance(event, AnswerText):
+            self.answer += event.text
+        elif isinstance(event, Listing):
+            self.tables.append(event)
+        elif isinstance(event, ForecastComparison):
+            self.tables.append(comparison(event.forecast, event.actual))
+
+    def __getitem__(self, key: str) -> object:
+        return self.result[key]
+
+    def __repr__(self) -> str:
+        from settle.show.tables import aligned
+
+        parts = [self.answer.strip(), *(aligned(table) for table in self.tables), *self._sentences()]
+        return "\n".join(part for part in parts if part) or f"<{self.command}: {', '.join(self.result)}>"
+
+    def _repr_html_(self) -> str:
+        tables = [html_table(listed(table)[0], table.columns, table.title) for table in self.tables]
+        texts = [self.answer.strip(), *self._sentences()]
+        return "".join([*tables, *(html_text(text) for text in texts if text)])
+
+    def _sentences(self) -> list[str]:
+        return [str(self.result[key]) for key in ("sentence", "why") if isinstance(self.result.get(key), str)]
+
+
+def train(*inputs: str, progress: bool | None = None, **settings: object) -> FinishedRun:
+    """Train a model from text, as `settle train` does: the same settings as keywords, groups as dicts.
+
+    Returns the finished run: `.verdict`, `.result`, `.path`, `.generate(prompt)`. Raises SettleError.
+    """
+    return _run_job("train", {"inputs": list(inputs), **settings}, progress)
+
+
+def tune(model: str, *inputs: str, progress: bool | None = None, **settings: object) -> FinishedRun:
+    """Fine-tune a model on your own examples, as `settle tune` does; settings and result as of `train`."""
+    objective = settings.get("objective")
+    name = objective.get("name") if isinstance(objective, dict) else objective
+    job = TUNING_JOBS.get(str(name), "tune")
+    return _run_job(job, {"model": model, "inputs": list(inputs), **settings}, progress)
+
+
+def distill(teacher: str, *inputs: str, progress: bool | None = None, **settings: object) -> FinishedRun:
+    """Distil a large model into a smaller one, as `settle distill` does; settings and result as of `train`."""
+    return _run_job("distill", {"teacher": teacher, "inputs": list(inputs), **settings}, progress)
+
+
+def shrink(model: str, *inputs: str, progress: bool | None = None, **settings: object) -> FinishedRun:
+    """Make a model smaller within a budget, as `settle shrink` does: `settle.shrink("notes", to="400MB")`."""
+    return _run_job("shrink", {"model": model, "inputs": list(inputs), **settings}, progress)
+
+
+def index(path: str, *more: str, progress: bool | None = None, **settings: object) -> "AskableCollection":
+    """Index folders of documents, as `settle index` does, and open the collection, which answers questions:
+    `settle.index("~/docs").ask("How do I rotate the key?")`. Raises SettleError.
+    """
+    from settle.jobs.index import index as run_index  # needs the extra `rag`
+    from settle.retrieve.answer.askable import AskableCollection
+
+    asked = resolve(IndexSettings, [("asked", {"paths": [path, *more], **settings})]).value
+    with _events(progress) as events:
+        name = run_index(asked, events)
+    if name is None:
+        raise UsageError("nothing was indexed", "leave delete=True out")
+    return AskableCollection(name)
+
+
+def pull(what: str, progress: bool | None = None, **settings: object) -> Report:
+    """Get a model onto this machine, as `settle pull` does: `settle.pull("smollm2")["name"]`. Raises SettleError."""
+    return _run_command("pull", {"what": what, **settings}, progress)
+
+
+def fit(*models: str, progress: bool | None = None, **settings: object) -> Report:
+    """Show which models fit in a machine's memory and how fast they answer, as `settle fit` does:
+    `settle.fit("smollm2", machine="mac m4 pro 24gb", context="32k")`. Raises SettleError."""
+    return _run_command("fit", {"models": list(models), **settings}, progress)
+
+
+def pick(task: str, progress: bool | None = None, **settings: object) -> Report:
+    """Choose a model for a task by measuring a few, as `settle pick` does: `settle.pick("mails", prompts=FILE)`.
+    The exit code is 3 where none of them will do. Raises SettleError."""
+    return _run_command("pick", {"task": task, **settings}, progress)
+
+
+def choose(examples: str, progress: bool | None = None, **settings: object) -> Report:
+    """Find out whether a better prompt, documents or tuning is enough, as `settle choose` does. The exit code is 3
+    where the examples are too few to tell. Raises SettleError."""
+    return _run_command("choose", {"examples": examples, **settings}, progress)
+
+
+def decide(model: str, text: str | None = None, progress: bool | None = None, **settings: object) -> Report:
+    """Ask a decision model about a text, or about `rows=FILE`, as `settle decide` does: `["answers"]` has every
+    option's probability. The exit code is 3 where every answer is refused. Raises SettleError."""
+    if text is None and settings.get("rows") is None:
+        raise UsageError("there is nothing to decide about", "give a text, or rows=FILE")
+    return _run_command("decide", {"name": model, "text": text, **settings}, progress)
+
+
+def doctor(subject: str | None = None, progress: bool | None = None, **settings: object) -> Report:
+    """Find out what is wrong with a run, a model or this machine, as `settle doctor` does. The exit code is 3 where
+    something is. Raises SettleError."""
+    return _run_command("doctor", {"subject": subject, **settings}, progress)
+
+
+def open_run(name: str) -> FinishedRun:
+    """The finished run of that name. Raises UsageError when there is none."""
+    return FinishedRun.find(name)
+
+
+def _run_job(name: str, asked: Settings, progress: bool | None) -> FinishedRun:
+    """Run a job from its start to its end. Raises SettleError."""
+    job = find_job(name)
+    assert job is not None
+    settings = resolve(job.settings, [("asked", asked)]).value
+    if settings.dry:
+        raise UsageError("dry=True makes no run", f"use `settle {name} --dry`")
+    if getattr(settings, "seeds", 1) > 1:
+        raise UsageError("seeds makes several runs", f"use `settle {name} --seeds`, or call this once for every seed")
+    with _events(progress) as events:
+        return FinishedRun(start(job, settings, events).run)
+
+
+def _run_command(name: str, asked: Settings, progress: bool | None) -> Report:
+    """Run a command and return what it reports. Raises SettleError."""
+    report = Report(name)
+    command = resolve(Command.part(name), [("asked", asked)]).value
+    with _events(progress) as events, getattr(command, "computing", nullcontext)():
+        events.listeners.append(report.listen)
+        report.exit_code = command.run(events)
+    return report
+
+
+@contextmanager
+def _events(progress: bool | None) -> Iterator[Events]:
+    """A channel whose events are shown on stderr where somebody sees it."""
+    talk = _talk() if (progress if progress is not None else _is_watched()) else None
+    events = Events(listeners=[talk.show] if talk else [])
+    try:
+        yield events
+    finally:
+        events.close()
+        if talk is not None:
+            talk.close()
+
+
+def _talk() -> "Talk":
+    from settle.show.talk import Talk  # rich takes longer to import than most commands to run
+
+    return Talk()
+
+
+def _is_watched() -> bool:
+    """Whether stderr is a terminal, or the output of a notebook's cell."""
+    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    return sys.stderr.isatty() or getattr(shell, "kernel", None) is not None
+
+
+def _prompt_ids(engine: Engine, prompt: str) -> list[int]:
+    """Ids of a prompt: a question where the model takes turns, otherwise a text to complete."""
+    return engine.turns([{"role": "user", "content": prompt}]) if engine.takes_turns else engine.plain(prompt)
