@@ -26,10 +26,11 @@ from settle.jobs.index_settings import IndexSettings
 from settle.jobs.job import find_job, start
 from settle.jobs.settings import TUNING_JOBS
 from settle.library.resolve import resolve_gguf
+from settle.show.tables import aligned
+from settle.show.talk import Talk
 
 if TYPE_CHECKING:
     from settle.retrieve.answer.askable import AskableCollection
-    from settle.show.talk import Talk
 
 Settings = Mapping[str, object]
 
@@ -113,8 +114,6 @@ class Report:
         return self.result[key]
 
     def __repr__(self) -> str:
-        from settle.show.tables import aligned
-
         parts = [self.answer.strip(), *(aligned(table) for table in self.tables), *self._sentences()]
         return "\n".join(part for part in parts if part) or f"<{self.command}: {', '.join(self.result)}>"
 
@@ -236,7 +235,7 @@ def _run_command(name: str, asked: Settings, progress: bool | None) -> Report:
 @contextmanager
 def _events(progress: bool | None) -> Iterator[Events]:
     """A channel whose events are shown on stderr where somebody sees it."""
-    talk = _talk() if (progress if progress is not None else _is_watched()) else None
+    talk = Talk() if (progress if progress is not None else _is_watched()) else None
     events = Events(listeners=[talk.show] if talk else [])
     try:
         yield events
@@ -244,12 +243,6 @@ def _events(progress: bool | None) -> Iterator[Events]:
         events.close()
         if talk is not None:
             talk.close()
-
-
-def _talk() -> "Talk":
-    from settle.show.talk import Talk  # rich takes longer to import than most commands to run
-
-    return Talk()
 
 
 def _is_watched() -> bool:
