@@ -1,35 +1,84 @@
 """Python's own audit hook: host names and the lines of code that connect. All there is at level *observed*."""
 
+import functools
 import os
+import socket
 import sys
 import sysconfig
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 Line = dict[str, object]
 _SKIPPED = (sysconfig.get_path("stdlib"), __file__)  # the site is who called these
 _PACKAGES = (sysconfig.get_path("purelib"), str(Path(__file__).parents[2]))  # named from there on
 MOST_SITES = 10_000  # different ones that are written down
-_EVENTS = ("socket.getaddrinfo", "socket.gethostbyname", "socket.connect", "socket.sendto", "subprocess.Popen")
+_EVENTS = ("socket.connect", "socket.sendto", "subprocess.Popen")
+# What looks a name up, and the addresses in what it returns.
+_LOOKUPS: Mapping[str, Callable[[Any], Sequence[str]]] = {
+    "getaddrinfo": lambda found: [entry[4][0] for entry in found],
+    "gethostbyname": lambda found: [found],
+    "gethostbyname_ex": lambda found: found[2],
+}
 
 
 class Hook:
-    """Says what Python's sockets do. write: takes a line of the ledger; None while there is none, since an audit hook
-    cannot be taken away again."""
+    """Says what Python's sockets do, and which addresses a name was found to have: those alone are taken for its own.
+
+    write: takes a line of the ledger; None while there is none, since an audit hook cannot be taken away again."""
 
     def __init__(self) -> None:
         self.write: Callable[[Line], None] | None = None
         self._asked = threading.local()
         self._seen: set[tuple[object, ...]] = set()
-        self._latest: dict[object, str] = {}  # by port: asyncio asks in another thread than it connects in
+        self._hosts: dict[str, str] = {}  # the latest name of each address
+        self._lookups: dict[str, Callable[..., Any]] = {}  # those that ours stand for
         sys.addaudithook(self._see)
 
     def open(self, write: Callable[[Line], None]) -> None:
         """A ledger begins."""
         self._seen.clear()
+        self._hosts.clear()
         self.write = write
+        for name in _LOOKUPS:
+            self._lookups[name] = getattr(socket, name)
+            setattr(socket, name, self._watched(name))
+
+    def close(self) -> None:
+        """The ledger has ended."""
+        self.write = None
+        for name, lookup in self._lookups.items():
+            if getattr(getattr(socket, name), "__wrapped__", None) is lookup:  # nobody has put another in its place
+                setattr(socket, name, lookup)
+        self._lookups.clear()
+
+    def _watched(self, name: str) -> Callable[..., Any]:
+        lookup, addresses_in = self._lookups[name], _LOOKUPS[name]
+
+        @functools.wraps(lookup)
+        def watched(host: object, *args: object, **options: object) -> object:
+            found = None
+            try:
+                found = lookup(host, *args, **options)
+                return found
+            finally:
+                self._note_name(host, addresses_in(found) if found else ())
+
+        return watched
+
+    def _note_name(self, asked: object, addresses: Sequence[object]) -> None:
+        host = _text(asked).lower()
+        if self.write is None or not host or _is_address(host) or host == "localhost":
+            return
+        known = sorted({str(address) for address in addresses})
+        if len(self._hosts) < MOST_SITES:
+            self._hosts |= dict.fromkeys(known, host)
+        key = ("name", host, *known)
+        if key not in self._seen and len(self._seen) < MOST_SITES:
+            self._seen.add(key)
+            self._say({"kind": "name", "host": host, "addresses": known, "site": _site()})
 
     def _see(self, event: str, args: tuple[object, ...]) -> None:
         if self.write is None or event not in _EVENTS or getattr(self._asked, "is_busy", False):
@@ -37,24 +86,21 @@ class Hook:
         self._asked.is_busy = True
         try:
             self._note(event, args)
-        except (OSError, ValueError, TypeError, IndexError):
+        except (OSError, ValueError, TypeError, LookupError):
             pass  # a hook that raises would stop the call that it sees
         finally:
             self._asked.is_busy = False
 
     def _note(self, event: str, args: tuple[object, ...]) -> None:
-        if event in ("socket.getaddrinfo", "socket.gethostbyname"):
-            host, port = _text(args[0]), args[1] if len(args) > 1 else None
-            self._latest[port] = "" if _is_address(host) else host
-            if host and not _is_address(host) and host != "localhost":
-                self._say({"kind": "name", "host": host, "site": _site()})
-        elif event == "subprocess.Popen":
+        if event == "subprocess.Popen":
             self._say({"kind": "start", "program": _text(args[0])})
         elif isinstance(args[-1], tuple) and len(args[-1]) >= 2:
             address, port = _text(args[-1][0]), args[-1][1]
-            host = self._latest.get(port, "")
+            is_internet = getattr(args[0], "family", None) in (socket.AF_INET, socket.AF_INET6)
+            if is_internet and not _is_address(address):  # looked up by the call itself, whose answer is not to be seen
+                self._note_name(address, _LOOKUPS["getaddrinfo"](self._lookups["getaddrinfo"](address, port)))
             site = {"kind": "site", "call": event.partition(".")[2], "address": address, "port": port,
-                    "host": "" if host == address or address.startswith("127.") else host, "site": _site()}  # fmt: skip
+                    "host": self._hosts.get(address, ""), "site": _site()}  # fmt: skip
             key = tuple(site.values())
             if key not in self._seen and len(self._seen) < MOST_SITES:
                 self._seen.add(key)

@@ -8,7 +8,7 @@ from pathlib import Path
 import psutil
 
 from settle.audit import LEDGER_FOLDER, OBSERVED, PROVED
-from settle.audit.reach import Names, Reach, scope_of
+from settle.audit.reach import DNS, Names, Reach, scope_of
 
 HERE = ("loopback", "own", "unix", "local")  # scopes that are this machine
 _ORDER = (OBSERVED, "watched", PROVED)
@@ -17,7 +17,8 @@ _ORDER = (OBSERVED, "watched", PROVED)
 @dataclass(frozen=True)
 class Connection:
     """One address that one process reached, or tried to. time: of the first; count: how often; site: file:line of
-    Python; host: the name that was asked for, where it is known."""
+    Python; host: the name that was asked for, where it is known; guessed: it was asked for, but perhaps for another
+    connection."""
 
     time: float
     pid: int
@@ -30,6 +31,7 @@ class Connection:
     site: str
     count: int
     declared: bool
+    guessed: bool = False
 
     @property
     def is_here(self) -> bool:
@@ -38,7 +40,11 @@ class Connection:
     @property
     def target(self) -> str:
         place = self.address if self.port is None else f"{self.address}:{self.port}"
-        return f"{self.host} ({place})" if self.host and self.host != self.address else place
+        return f"{self.shown_host} ({place})" if self.host and self.host != self.address else place
+
+    @property
+    def shown_host(self) -> str:
+        return f"perhaps {self.host}" if self.guessed else self.host
 
 
 @dataclass
@@ -94,7 +100,9 @@ class Ledger:
             more = f" and {len(self.undeclared) - 4} more" if len(self.undeclared) > 4 else ""
             return f"Undeclared connections: {names}{more}{listens}"
         if self.beyond:
-            return f"Only declared connections: {', '.join(dict.fromkeys(c.target for c in self.beyond))}{listens}"
+            targets = ", ".join(dict.fromkeys(c.target for c in self.beyond))
+            sure = "" if not any(c.guessed for c in self.beyond) else ", as far as native code shows names"
+            return f"Only declared connections{sure}: {targets}{listens}"
         if self.level == OBSERVED:
             return f"Python opened no connection beyond this machine{listens}"
         if self.gaps:
@@ -129,6 +137,8 @@ def read_sessions(paths: Iterable[Path], is_running: bool = False) -> Ledger:
 def _add(ledger: Ledger, lines: list[Mapping[str, object]], is_running: bool) -> None:
     opened: Mapping[str, object] = next((line for line in lines if line.get("kind") == "opened"), {})
     level = str(opened.get("level", OBSERVED))
+    if opened.get("version") == 1:  # it took every port 53 for a name server's
+        lines = [{**line, "scope": "resolver"} if line.get("port") == DNS else line for line in lines]
     if not ledger.level or _ORDER.index(level) < _ORDER.index(ledger.level):
         ledger.level, ledger.why = level, str(opened.get("why", ""))
     ledger.reaches += [
@@ -144,7 +154,8 @@ def _add(ledger: Ledger, lines: list[Mapping[str, object]], is_running: bool) ->
             case "denied":
                 ledger.denied.append(f"{line.get('call')} by process {line.get('pid')}")
             case "listen":
-                ledger.listens.append(f"{line.get('address')}:{line.get('port')}")
+                port = line.get("port")
+                ledger.listens.append(f"{line.get('address')}{'' if port is None else f':{port}'}")
             case "door":
                 ledger.doors.append(str(line.get("address")))
             case "gap" | "unreadable":
@@ -199,6 +210,7 @@ class _Session:
             site=str(self._names.site(line).get("site", "")),
             count=int(str(counts.get(_key({**line, "program": program}), 1))),
             declared=self._names.is_declared(line, self._reaches, module),
+            guessed=self._names.is_guess(line),
         )
 
 
@@ -211,7 +223,8 @@ def _key(line: Mapping[str, object]) -> tuple[object, ...]:
 
 
 def _shown(connection: Connection) -> dict[str, object]:
-    return {key: value for key, value in asdict(connection).items() if value not in (None, "")}
+    values = asdict(connection).items()
+    return {key: value for key, value in values if value not in (None, "") and (key != "guessed" or value)}
 
 
 def _lines(path: Path) -> list[Mapping[str, object]]:

@@ -30,17 +30,23 @@ class Reach:
 class Names:
     """Which host an address was looked up for, from the lines of a ledger in their order.
 
-    Python says so when it connects. Native code only asks a name server: what it asked last, a moment ago, is taken.
+    Python says which addresses a name was found to have. Of native code only the questions are seen, not the answers:
+    what it asked a moment ago is guessed, but never of an address that Python was given as such.
     """
 
     def __init__(self) -> None:
         self._sites: dict[tuple[object, object], Line] = {}
+        self._hosts: dict[object, list[str]] = {}  # by address, the latest first
         self._asked: dict[object, list[tuple[float, str]]] = {}
 
     def add(self, line: Line) -> None:
         if line.get("kind") == "site":
             self._sites.setdefault((line.get("address"), line.get("port")), line)
-        if name := line.get("name"):
+        addresses, host = line.get("addresses"), str(line.get("host", ""))
+        for address in addresses if isinstance(addresses, list) else ():
+            hosts = self._hosts.setdefault(address, [])
+            hosts[:] = [host, *(other for other in hosts if other != host)]
+        if (name := line.get("name")) and line.get("scope") == "resolver":
             self._asked.setdefault(line.get("pid"), []).append((_time(line), str(name)))
 
     def site(self, line: Line) -> Line:
@@ -49,19 +55,31 @@ class Names:
 
     def of(self, line: Line) -> list[str]:
         """The names of what a line reached, the likeliest first; empty where none is known."""
-        if line.get("name"):
+        return self._known(line) or self._guessed(line)
+
+    def is_guess(self, line: Line) -> bool:
+        """Whether the names of a line are what native code asked for before, whatever the answer was."""
+        return not self._known(line) and bool(self._guessed(line))
+
+    def _known(self, line: Line) -> list[str]:
+        if line.get("name") and line.get("scope") == "resolver":  # what another one is asked says nothing of itself
             return [str(line["name"])]
-        if host := self.site(line).get("host"):
-            return [str(host)]
-        if line.get("scope") != "beyond" or line.get("port") == DNS:
+        host = self.site(line).get("host")
+        return self._hosts.get(line.get("address")) or ([str(host)] if host else [])
+
+    def _guessed(self, line: Line) -> list[str]:
+        if line.get("scope") != "beyond" or line.get("port") == DNS or self.site(line):
             return []
         asked = [name for at, name in self._asked.get(line.get("pid"), []) if 0 <= _time(line) - at <= LOOKUP_SECONDS]
         return list(dict.fromkeys(reversed(asked)))
 
     def is_declared(self, line: Line, reaches: Iterable[Reach], module: str) -> bool:
-        """Of several names that may be meant, each has to be declared; a name server is, with anything that is."""
+        """Of several names that may be meant, each has to be declared. A name server of this machine's settings is
+        declared with anything that is; what is sent to it has to be a question."""
         reaches, names = list(reaches), self.of(line)
-        if not names and (line.get("port") == DNS or line.get("scope") == "resolver"):
+        if line.get("is_question") is False:
+            return False
+        if not names and line.get("scope") == "resolver":
             return any(reach.module in ("", module.partition(".")[0]) for reach in reaches)
         known = names or [str(line.get("address", ""))]
         address = [str(line.get("address", ""))]

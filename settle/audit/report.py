@@ -37,7 +37,7 @@ def list_ledgers(events: Events) -> None:
     """The newest ledgers, each with its sentence."""
     rows = []
     for path in reversed(_ledgers()[-MOST_LISTED:]):
-        rows.append((path.stem[:19].replace("T", " "), _command(path), read_sessions([path]).sentence))
+        rows.append((_began(path), _command(path), read_sessions([path]).sentence))
     hint = "`settle audit RUN` shows every connection" if rows else "no command has left a ledger yet"
     events.emit(Listing(columns=("began", "command", "what left this machine"), rows=rows, note=hint))
     events.emit(ResultReady(result={"ledgers": [{"began": r[0], "command": r[1], "sentence": r[2]} for r in rows]}))
@@ -48,7 +48,7 @@ def _row(c: Connection) -> tuple[object, ...]:
     began = time.strftime("%H:%M:%S", time.localtime(c.time))
     program = Path(c.program).name
     port = "" if c.port is None else str(c.port)
-    return began, str(c.pid), program, c.site, c.host, c.address, port, c.count, declared
+    return began, str(c.pid), program, c.site, c.shown_host, c.address, port, c.count, declared
 
 
 def _notes(found: Ledger) -> list[str]:
@@ -59,6 +59,12 @@ def _notes(found: Ledger) -> list[str]:
 
 def _ledgers() -> list[Path]:
     return sorted((home() / "ledgers").glob("*.jsonl"))
+
+
+def _began(path: Path) -> str:
+    """2026-11-28T11-02-13-serve-4711-ab12.jsonl → 2026-11-28 11:02:13."""
+    day, _, clock = path.stem[:19].partition("T")
+    return f"{day} {clock.replace('-', ':')}"
 
 
 def _command(path: Path) -> str:

@@ -10,13 +10,15 @@ import threading
 import time
 import urllib.parse
 import urllib.request
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
 from settle.audit import LEDGER_FOLDER, OBSERVED, PROVED, WATCHED
+from settle.audit.addresses import internet, is_local
 from settle.audit.audit_hook import Hook, Line
 from settle.audit.door import open_door
+from settle.audit.foreign_sockets import SocketFacts, own_sockets
 from settle.audit.ledger import read_ledger
 from settle.audit.reach import Names, Reach, scope_of
 from settle.audit.system_calls import num_threads
@@ -28,7 +30,7 @@ from settle.base.events import Say, UndeclaredConnection, Warn
 from settle.base.files import home
 from settle.base.version import __version__
 
-VERSION = 1  # of the lines of a ledger
+VERSION = 2  # of the lines of a ledger
 
 MOST_KEPT = 200  # ledgers in settle's home; those of runs lie with them
 
@@ -55,7 +57,10 @@ class Session:
     def start(self, watches: bool, offline: bool) -> None:
         """Opens the ledger. watches: this process is the command's own, and may be watched from now on. offline: it has
         no network from now on. Raises UsageError where that cannot be."""
+        before = own_sockets() if watches else {}
         try:
+            if offline:
+                _leave_sockets(before)
             self._watch(watches, offline)
             self.level = PROVED if offline else WATCHED
         except NotWatchedError as e:
@@ -70,6 +75,8 @@ class Session:
                     "pid": os.getpid(), "level": self.level, "why": self.why})  # fmt: skip
         for reach in self.reaches:
             self._write_reach(reach)
+        for number, facts in before.items():
+            self._write_socket(number, facts)
         _hook().open(self._see)
 
     def declare(self, reach: Reach) -> None:
@@ -100,7 +107,7 @@ class Session:
 
     def close(self) -> None:
         """The command has ended; who watches it writes the last line."""
-        _hook().write = None
+        _hook().close()
         if self.level == OBSERVED:
             self.write({"kind": "closed"})
             fd, self._fd = self._fd, -1  # what another thread still writes is lost
@@ -108,6 +115,25 @@ class Session:
 
     def _write_reach(self, reach: Reach) -> None:
         self.write({"kind": "declared", "host": reach.host, "why": reach.why, "module": reach.module})
+
+    def _write_socket(self, number: int, facts: SocketFacts) -> None:
+        """One that was there before: what is sent on it is not seen."""
+        call = f"socket {number}, which was there before,"
+        line: Line = {"call": call, "pid": os.getpid()}
+        if self.level == PROVED:
+            if _leads_out(number, facts):
+                self.write({**line, "kind": "denied"})
+        elif isinstance(facts.peer, tuple):
+            address = internet(*facts.peer)
+            line |= {"kind": "connect" if self.level == WATCHED else "site", "call": "open before"}
+            self._tell({**line, **address}, address["scope"] == "beyond")
+        elif facts.is_listening and isinstance(facts.bound, tuple) and not is_local(address := internet(*facts.bound)):
+            self._tell({**line, **address, "kind": "listen"}, True)
+
+    def _tell(self, line: Line, is_alarm: bool) -> None:
+        self.write(line)
+        if is_alarm:
+            self._judge(line)
 
     def _see(self, line: Line) -> None:
         """What Python's hook saw."""
@@ -142,6 +168,21 @@ class Session:
         names = self._names.of(line)
         if not self._names.is_declared(line, self.reaches, str(line.get("module", ""))):
             self.on_undeclared({**line, "host": names[0] if names else ""})
+
+
+def _leads_out(number: int, facts: SocketFacts) -> bool:
+    """Whether a socket that was there before could lead out of an empty network. Standard streams may be a terminal's,
+    and a door has been opened on purpose."""
+    return number > 2 and (facts.is_handed_down or isinstance(facts.peer, tuple))
+
+
+def _leave_sockets(before: Mapping[int, SocketFacts]) -> None:
+    """Close what could lead out of an empty network. Raises NotWatchedError where output itself does."""
+    for number, facts in before.items():
+        if _leads_out(number, facts):
+            os.close(number)
+        elif isinstance(facts.peer, tuple) and internet(*facts.peer)["scope"] == "beyond":
+            raise NotWatchedError(f"descriptor {number} is a connection to {facts.peer[0]}, where output would go")
 
 
 def _encoded(line: Line) -> bytes:

@@ -20,7 +20,7 @@ _SET_MODE_FILTER, _GET_NOTIF_SIZES = 1, 3
 # Without SPEC_ALLOW older kernels slow the whole process down; with WAIT_KILLABLE a signal does not repeat the call.
 _SPEC_ALLOW, _NEW_LISTENER, _WAIT_KILLABLE = 1 << 2, 1 << 3, 1 << 5
 _ALLOW, _NOTIFY, _ERRNO = 0x7FFF0000, 0x7FC00000, 0x00050000
-_LOAD, _EQUAL, _AT_LEAST, _RETURN = 0x20, 0x15, 0x35, 0x06  # BPF: ld [k], jeq, jge, ret
+_LOAD, _AND, _EQUAL, _AT_LEAST, _RETURN = 0x20, 0x54, 0x15, 0x35, 0x06  # BPF: ld [k], and, jeq, jge, ret
 _NR, _ARCH, _ARGS = 0, 4, 16  # offsets in struct seccomp_data
 SLICE_NS = 100_000  # the shortest slice that the scheduler gives
 _X32 = 0x40000000  # set in the numbers of the x32 ABI
@@ -42,21 +42,31 @@ _X86_64 = Abi(
     0xC000003E,
     317,
     314,
-    {"socket": 41, "connect": 42, "sendto": 44, "sendmsg": 46, "bind": 49, "listen": 50, "sendmmsg": 307,
-     "io_uring_setup": 425, "setns": 308, "pidfd_getfd": 438, "ptrace": 101, "process_vm_writev": 311},
-    (102, 345, 359, 361, 362, 363, 369, 370, 425),
+    {"socket": 41, "connect": 42, "sendto": 44, "sendmsg": 46, "listen": 50, "sendmmsg": 307, "setsockopt": 54,
+     "io_uring_setup": 425, "io_uring_enter": 426, "io_uring_register": 427, "setns": 308,
+     "pidfd_getfd": 438, "ptrace": 101, "process_vm_writev": 311},
+    (102, 345, 359, 361, 362, 363, 369, 370, 425, 426, 427),
 )  # fmt: skip
 _AARCH64 = Abi(
     0xC00000B7,
     277,
     274,
-    {"socket": 198, "connect": 203, "sendto": 206, "sendmsg": 211, "bind": 200, "listen": 201, "sendmmsg": 269,
-     "io_uring_setup": 425, "setns": 268, "pidfd_getfd": 438, "ptrace": 117, "process_vm_writev": 271},
-    (281, 282, 283, 284, 290, 296, 374, 425),
+    {"socket": 198, "connect": 203, "sendto": 206, "sendmsg": 211, "listen": 201, "sendmmsg": 269, "setsockopt": 208,
+     "io_uring_setup": 425, "io_uring_enter": 426, "io_uring_register": 427, "setns": 268,
+     "pidfd_getfd": 438, "ptrace": 117, "process_vm_writev": 271},
+    (281, 282, 283, 284, 290, 296, 374, 425, 426, 427),
 )  # fmt: skip
 ABIS = {"x86_64": _X86_64, "aarch64": _AARCH64}
 
-REPORTED = ("connect", "bind", "listen", "sendmsg", "sendmmsg", "io_uring_setup")  # whatever their arguments are
+REPORTED = ("connect", "listen", "sendmsg", "sendmmsg", "io_uring_setup", "io_uring_enter", "io_uring_register")
+# Options that lead a packet to another first hop than its address says: IP_OPTIONS, IPV6_RTHDR, IPV6_2292RTHDR and
+# IPV6_2292PKTOPTIONS, each with its level.
+SOURCE_ROUTES = ((0, 4), (41, 57), (41, 5), (41, 6))
+# Options that send word to a group of machines that this one has joined: IP_ADD_MEMBERSHIP and its sisters.
+_GROUPS = ((0, 35), (0, 39), (0, 42), (0, 46), (41, 20), (41, 27), (41, 42), (41, 46))
+# Kinds and protocols of sockets whose every address is seen. Others, as SCTP, connect by options; a raw one writes the
+# address itself.
+_KINDS, _PROTOCOLS = (1, 2), (0, 1, 6, 17, 58, 136, 262)  # streams, datagrams; ICMP, TCP, UDP, ICMPv6, UDP-Lite, MPTCP
 # Ways out of an empty network namespace: into another one, or through a process outside it.
 WAYS_OUT = ("setns", "pidfd_getfd", "ptrace", "process_vm_writev")
 
@@ -67,9 +77,10 @@ def native_abi() -> Abi | None:
     return ABIS.get(platform.machine()) if sys.platform == "linux" and is_64_bit else None
 
 
-def filter_program(abi: Abi, is_fenced: bool) -> bytes:
+def filter_program(abi: Abi, is_fenced: bool, asks: bool = False) -> bytes:
     """The BPF program: network calls with an address are reported, others allowed. is_fenced: the process is in an
-    empty namespace, and the ways out of it are refused."""
+    empty namespace, and the ways out of it are refused. asks: this process looks at its children's sockets for who
+    watches it, and must not wait for that one meanwhile."""
     p = _Program()
     p.load(_ARCH)
     p.jump(_EQUAL, abi.audit_arch, no="foreign")
@@ -78,9 +89,10 @@ def filter_program(abi: Abi, is_fenced: bool) -> bytes:
         p.jump(_AT_LEAST, _X32, yes="x32")
     for name in REPORTED:
         p.jump(_EQUAL, abi.calls[name], yes="report")
-    if is_fenced:
-        for name in WAYS_OUT:
-            p.jump(_EQUAL, abi.calls[name], yes="refuse")
+    for name in WAYS_OUT:
+        if is_fenced or not (asks and name == "pidfd_getfd"):
+            p.jump(_EQUAL, abi.calls[name], yes="refuse" if is_fenced else "report")
+    p.jump(_EQUAL, abi.calls["setsockopt"], yes="setsockopt")
     p.jump(_EQUAL, abi.calls["sendto"], yes="sendto")
     p.jump(_EQUAL, abi.calls["socket"], yes="socket", no="allow")
     p.label("sendto")  # without an address it goes where `connect` went
@@ -88,12 +100,8 @@ def filter_program(abi: Abi, is_fenced: bool) -> bytes:
     p.jump(_EQUAL, 0, no="report")
     p.load(_ARGS + 4 * 8 + 4)
     p.jump(_EQUAL, 0, yes="allow", no="report")
-    p.label("socket")
-    p.load(_ARGS)
-    # a file of a socket is no part of a network namespace: in an empty one nothing but the network itself is allowed
-    for family in (AF_INET, AF_INET6, AF_NETLINK, *(() if is_fenced else (AF_UNIX,))):
-        p.jump(_EQUAL, family, yes="allow")
-    p.jump(_AT_LEAST, 0, yes="report")
+    _judge_option(p)
+    _judge_socket(p, is_fenced)
     p.label("x32")
     p.jump(_EQUAL, 0xFFFFFFFF, yes="allow", no="report")  # a call that a debugger has skipped
     p.label("foreign")
@@ -109,6 +117,44 @@ def filter_program(abi: Abi, is_fenced: bool) -> bytes:
     return p.assemble()
 
 
+def _judge_option(p: "_Program") -> None:
+    """A socket's options are allowed, but for those that lead elsewhere."""
+    p.label("setsockopt")
+    p.load(_ARGS + 8)
+    for level in (0, 41):
+        p.jump(_EQUAL, level, yes=f"options of {level}")
+    p.jump(_AT_LEAST, 0, yes="allow")
+    for level in (0, 41):
+        p.label(f"options of {level}")
+        p.load(_ARGS + 2 * 8)
+        for at, option in (*SOURCE_ROUTES, *_GROUPS):
+            if at == level:
+                p.jump(_EQUAL, option, yes="report")
+        p.jump(_AT_LEAST, 0, yes="allow")
+
+
+def _judge_socket(p: "_Program", is_fenced: bool) -> None:
+    """Sockets whose every address is seen are allowed."""
+    p.label("socket")
+    p.load(_ARGS)
+    # a file of a socket is no part of a network namespace: in an empty one nothing but the network itself is allowed
+    for family in (AF_NETLINK, *(() if is_fenced else (AF_UNIX,))):
+        p.jump(_EQUAL, family, yes="allow")
+    p.jump(_EQUAL, AF_INET, yes="internet")
+    p.jump(_EQUAL, AF_INET6, yes="internet", no="report")
+    p.label("internet")
+    p.load(_ARGS + 8)
+    p.keep(15)  # its kind, without SOCK_NONBLOCK and SOCK_CLOEXEC
+    for kind in _KINDS:
+        p.jump(_EQUAL, kind, yes="protocol")
+    p.jump(_AT_LEAST, 0, yes="report")
+    p.label("protocol")
+    p.load(_ARGS + 2 * 8)
+    for protocol in _PROTOCOLS:
+        p.jump(_EQUAL, protocol, yes="allow")
+    p.jump(_AT_LEAST, 0, yes="report")
+
+
 class _Program:
     """A BPF program with names for the targets of its jumps, all of them forward."""
 
@@ -118,6 +164,9 @@ class _Program:
 
     def load(self, offset: int) -> None:
         self._code.append((_LOAD, offset, None, None))
+
+    def keep(self, bits: int) -> None:
+        self._code.append((_AND, bits, None, None))
 
     def jump(self, test: int, value: int, yes: str | None = None, no: str | None = None) -> None:
         """To a label, or on to the next instruction."""

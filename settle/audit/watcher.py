@@ -11,13 +11,16 @@ import struct
 import subprocess
 import sys
 import threading
+from dataclasses import astuple
 from pathlib import Path
 
 from settle.audit import system_calls
 from settle.audit.empty_network import enter_empty_network
+from settle.audit.foreign_sockets import facts_of
 from settle.base.child.python_command import script_command
 
 ASKS = False  # whether the watcher reads no memory but ours, as if Yama forbade it: for tests
+BUSY = "another program watches it already; if the studio started it, `settle audit studio` has what it reached"
 READY_SECONDS = 20.0  # for the watching process to start
 
 
@@ -40,6 +43,7 @@ def watch_this_process(ledger: int, offline: bool) -> int:
         sizes = system_calls.notification_sizes(abi)
     except OSError:
         raise NotWatchedError("this kernel or container has no notifications of network calls") from None
+    asks = system_calls.adopt_orphans_under_yama() or ASKS
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     heard, alarm = os.pipe()
     with contextlib.ExitStack() as failing:
@@ -59,7 +63,8 @@ def watch_this_process(ledger: int, offline: bool) -> int:
                     "arch": abi.audit_arch,
                     "sizes": sizes,
                     "is_fenced": offline,
-                    "asks": ASKS,
+                    "routes": system_calls.SOURCE_ROUTES,
+                    "asks": ASKS,  # otherwise it asks where it is refused
                     "pid": os.getpid(),
                     "probe": probe.raw.decode(),
                     "probe_at": ctypes.addressof(probe),
@@ -68,18 +73,17 @@ def watch_this_process(ledger: int, offline: bool) -> int:
                 ours.sendall(json.dumps(task).encode())
                 if ours.recv(8) != b"yes":
                     raise NotWatchedError("no process may read another one's memory here")
-                _hand_over(abi, ours, offline)
+                _hand_over(abi, ours, offline, asks)
                 ours.recv(16)
                 ours.settimeout(None)
                 closing.pop_all()
             except OSError as e:
-                is_busy = e.errno == errno.EBUSY
-                raise NotWatchedError("another filter watches this process already" if is_busy else str(e)) from None
+                raise NotWatchedError(BUSY if e.errno == errno.EBUSY else str(e)) from None
             finally:
                 if watcher is not None:
                     watcher.returncode = 0  # it ends after us: nobody waits for it
         failing.pop_all()
-    if system_calls.adopt_orphans_under_yama() or ASKS:
+    if asks:
         threading.Thread(target=_read_for_watcher, args=(ours,), name="audit memory", daemon=True).start()
     else:
         ours.close()
@@ -87,14 +91,17 @@ def watch_this_process(ledger: int, offline: bool) -> int:
 
 
 def _read_for_watcher(channel: socket.socket) -> None:
-    """Reads memory of our children for the watcher, where only ancestors of a process may."""
+    """Reads memory and sockets of our children for the watcher, where only ancestors of a process may."""
     with contextlib.suppress(OSError):  # it has ended
         while request := channel.recv(64):
-            pid, at, size = struct.unpack("=IQI", request)
+            tid, pid, at, size = struct.unpack("=IIQI", request)
             try:
-                with open(f"/proc/{pid}/mem", "rb", 0) as memory:
-                    memory.seek(at)
-                    answer = b"+" + memory.read(size)
+                if size:
+                    with open(f"/proc/{tid}/mem", "rb", 0) as memory:
+                        memory.seek(at)
+                        answer = b"+" + memory.read(size)
+                else:
+                    answer = b"+" + json.dumps(astuple(facts_of(pid, tid, at))).encode()
             except (OSError, ValueError):
                 answer = b"-"
             channel.send(answer)
@@ -119,7 +126,7 @@ def _start(channel: socket.socket, ledger: int, alarm: int) -> subprocess.Popen[
         os.close(alarm)
 
 
-def _hand_over(abi: system_calls.Abi, channel: socket.socket, is_fenced: bool) -> None:
+def _hand_over(abi: system_calls.Abi, channel: socket.socket, is_fenced: bool, asks: bool) -> None:
     """Puts the filter on this thread and sends its descriptor to the watcher. Raises OSError.
 
     A second thread sends it: the call is one that the filter holds back until somebody watches.
@@ -134,7 +141,7 @@ def _hand_over(abi: system_calls.Abi, channel: socket.socket, is_fenced: bool) -
     sender = threading.Thread(target=send)
     sender.start()
     try:
-        fd = system_calls.install_filter(abi, system_calls.filter_program(abi, is_fenced))
+        fd = system_calls.install_filter(abi, system_calls.filter_program(abi, is_fenced, asks))
     finally:
         is_set.set()
         sender.join()

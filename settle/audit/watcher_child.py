@@ -12,7 +12,6 @@ import array
 import contextlib
 import errno
 import fcntl
-import ipaddress
 import json
 import os
 import select
@@ -22,10 +21,17 @@ import struct
 import sys
 import time
 from collections.abc import Iterator
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+if TYPE_CHECKING:
+    from settle.audit.addresses import DNS, INET, INET6, Address, asked_name, described, is_local, sent
+    from settle.audit.foreign_sockets import SocketFacts, facts_of
+else:
+    sys.path.append(os.path.dirname(__file__))  # noqa: PTH120  it runs alone, without a place for packages
+    from addresses import DNS, INET, INET6, Address, asked_name, described, is_local, sent
+    from foreign_sockets import SocketFacts, facts_of
 
 Line = dict[str, Any]  # of the ledger: what JSON knows
-Address = dict[str, Any]
 RECEIVE, ANSWER, IS_VALID = 0xC0502100, 0xC0182101, 0x40082102  # ioctls of a seccomp listener
 SET_FLAGS, SYNC_WAKE_UP = 0x40082104, 1
 CONTINUE = 1
@@ -34,12 +40,12 @@ HERE = ("loopback", "own", "unix")
 MOST_REPEATS = 1000  # lines of one process to one address beyond this machine; further ones are counted
 ANSWER_SECONDS = 2.0  # for the run to read its child's memory
 MOST_WAITING = 10_000  # lines that wait for room on the disk
-DNS = 53
-RESOLVERS = ("/run/systemd/resolve/", "/run/nscd/", "/var/run/nscd/", "/run/dnsmasq")  # sockets that look names up
+ROUTES = {(0, 7), (41, 57), (41, 5)}  # such an option names a first hop: IP_RETOPTS, IPV6_RTHDR, IPV6_2292RTHDR
+FOR_OTHERS = ("ptrace", "pidfd_getfd", "setns", "process_vm_writev")  # calls that act for, or as, another process
 
 
 class Refused(Exception):  # noqa: N818
-    """Without a network no socket is taken back to connect anew: it may be of the time before."""
+    """A call that is not let through: (error number)."""
 
 
 class Watcher:
@@ -50,13 +56,12 @@ class Watcher:
         self.listener, self.alarm = listener, alarm
         self.calls = {number: name for name, number in task["calls"].items()}
         self.arch, self.sizes, self.is_fenced = task["arch"], task["sizes"], task["is_fenced"]
-        self.run_pid, self.asks = task["pid"], task["asks"]
+        self.run_pid, self.asks, self.routes = task["pid"], task["asks"], task["routes"]
         self.channel = channel
         self.lines = Lines(ledger)
         self.processes: dict[int, str] = {}
         self.modules: dict[int, str] = {}  # of Python processes
         self.counts: dict[tuple[object, ...], int] = {}
-        self.bound: dict[tuple[int, int], Address] = {}  # by process and descriptor
         self.resolvers: set[tuple[int, int]] = set()  # sockets connected to name servers
 
     def run(self) -> None:
@@ -81,8 +86,8 @@ class Watcher:
         error = 0
         try:
             error = self.record(number, tid, call, arch, args)
-        except Refused:
-            error = errno.EAFNOSUPPORT
+        except Refused as e:
+            error = e.args[0]
         except Exception as e:  # noqa: BLE001  an error of ours must not hold the run up
             line = {"kind": "unreadable", "pid": tid, "call": self.calls.get(call, "?"), "address": UNREADABLE}
             self.write({**line, "why": f"{type(e).__name__}: {e}"}, True)
@@ -95,62 +100,113 @@ class Watcher:
         """The error number that the caller gets; 0: it goes on."""
         who = self.process(tid)
         name = self.calls.get(call) if arch == self.arch else None
-        if name is None or name == "io_uring_setup":
+        if name is None or name.startswith("io_uring"):
             what = name or "a network call of a 32-bit program"
             self.line(who, {"kind": "denied", "call": what}, False)
             return errno.ENOSYS
+        if name == "setsockopt":
+            if [args[1] & 0xFFFFFFFF, args[2] & 0xFFFFFFFF] in self.routes:
+                raise self.refusal(who, "a source route")
+            self.line(who, {"kind": "socket", "call": "join", "family": "multicast", "scope": "beyond"}, True)
+            return 0
+        if name in FOR_OTHERS:
+            why = f"process {who['pid']} called {name}, with which one process acts for another"
+            self.line(who, {"kind": "gap", "call": name, "why": why}, False)
+            return 0
         if name == "socket":
             return self.socket(who, args)
+        fd = args[0] & 0xFFFFFFFF
         if name == "listen":
-            address = self.bound.get((who["pid"], args[0]), {"address": "an address of the system's choice"})
-            if not self.is_fenced and not is_local(address):
-                self.line(who, {"kind": "listen", **address}, True)
+            self.listen(who, fd)
             return 0
         error = 0
-        for address, payload in self.addresses(number, tid, name, args, (who["pid"], args[0])):
-            self.reached(who, name, address, payload, args[0])
-            if self.is_fenced and name != "bind" and address["scope"] != "loopback":
+        for address, payload, size in self.addresses(number, who, name, args, fd):
+            self.reached(who, name, address, payload, size, fd)
+            if self.is_fenced and address["scope"] != "loopback":
                 error = errno.ENETUNREACH  # also for a socket that was opened before the network was empty
         return error
 
+    def refusal(self, who: Line, what: str) -> Refused:
+        """It would lead somewhere else than the address says."""
+        self.line(who, {"kind": "denied", "call": what}, False)
+        return Refused(errno.EPERM)
+
     def socket(self, who: Line, args: list[int]) -> int:
         families = {1: "unix", 17: "packet", 40: "vsock", 31: "bluetooth", 38: "alg", 44: "xdp"}
-        family = families.get(args[0], f"family {args[0]}")
+        domain, kind, protocol = (value & 0xFFFFFFFF for value in args[:3])
+        family = families.get(domain, f"family {domain}")
+        if domain in (INET, INET6):  # of another kind than those whose every address is seen
+            family = "raw" if kind & 15 == 3 else {132: "sctp"}.get(protocol, f"protocol {protocol}")
         if self.is_fenced:
             self.line(who, {"kind": "denied", "call": f"socket ({family})"}, False)
             return errno.EAFNOSUPPORT
         self.line(who, {"kind": "socket", "family": family, "scope": "local" if family == "alg" else "beyond"}, True)
         return 0
 
-    def reached(self, who: Line, call: str, address: Address, payload: bytes, fd: int) -> None:
-        """A call that goes to an address, or takes one."""
-        key = who["pid"], fd
-        if call == "bind":
-            self.bound[key] = address
+    def listen(self, who: Line, fd: int) -> None:
+        if self.is_fenced:
             return
+        address: Address = {"address": UNREADABLE}
+        with contextlib.suppress(OSError, ValueError):
+            facts = self.facts(who, fd)
+            if isinstance(facts.bound, str):
+                return  # a file of this machine
+            address = {"address": "0.0.0.0" if facts.family == INET else "::", "port": "of the system's choice"}
+            if facts.bound is not None:
+                address = {"address": facts.bound[0], "port": facts.bound[1]}
+        if not is_local(address):
+            self.line(who, {"kind": "listen", **address}, True)
+
+    def reached(self, who: Line, call: str, address: Address, payload: bytes, size: int, fd: int) -> None:
+        """A call that goes to an address. size: bytes of all that is sent, of which payload is the beginning."""
+        key = who["pid"], fd
         port = address.get("port")
         if port == DNS and call == "connect":
             self.resolvers.add(key)
         elif call == "connect":
             self.resolvers.discard(key)
-        if port == DNS and payload and (name := dns_name(payload)):
-            address = {**address, "name": name}
+        if port == DNS and payload:
+            name = asked_name(payload, size)
+            address = {**address, **({"is_question": False} if name is None else {"name": name})}
         self.line(who, {"kind": "connect", "call": call, **address}, address["scope"] not in HERE)
 
     def addresses(
-        self, number: int, tid: int, call: str, args: list[int], key: tuple[int, int]
-    ) -> Iterator[tuple[Address, bytes]]:
-        """(address, the beginning of what is sent) of each message. Raises OSError where memory is unreadable."""
-        with self.memory(key[0], tid) as memory:
-            found = list(sent(memory, call, args, key in self.resolvers))
-        fcntl.ioctl(self.listener, IS_VALID, struct.pack("=Q", number))  # it was the caller's memory, not a successor's
-        if self.is_fenced and call == "connect" and (found[0][0] or b"")[:2] == bytes(2):
-            raise Refused
-        for raw, payload in found:
+        self, number: int, who: Line, call: str, args: list[int], fd: int
+    ) -> Iterator[tuple[Address, bytes, int]]:
+        """(address, the beginning of what is sent, bytes of all of it) of each message. Raises OSError where memory is
+        unreadable."""
+        with self.memory(who["pid"], who["tid"]) as memory:
+
+            def read(at: int, size: int) -> bytes:
+                memory.seek(at)
+                return memory.read(size)
+
+            found = list(sent(read, call, args, (who["pid"], fd) in self.resolvers))
+        # raises unless it was the caller's memory, and not a successor's
+        fcntl.ioctl(self.listener, IS_VALID, struct.pack("=Q", number))
+        for raw, payload, size, options in found:
+            if any((level, kind) in ROUTES for level, kind in options):
+                raise self.refusal(who, "a source route")
+            has_family = raw is None or raw[:2] != bytes(2)
+            if self.is_fenced and call == "connect" and not has_family:
+                raise Refused(errno.EAFNOSUPPORT)  # to connect a socket anew, which may be of the time before
+            domain = None
+            if call != "connect" and not has_family:
+                domain = INET if self.is_fenced else self.facts(who, fd).family
             if raw is None:
-                yield {"scope": "resolver", "port": DNS, "address": "its name server"}, payload
-            elif (address := described(raw)) is not None:
-                yield address, payload
+                yield {"scope": "resolver", "port": DNS, "address": "its name server"}, payload, size
+            elif (address := described(raw, domain)) is not None:
+                yield address, payload, size
+
+    def facts(self, who: Line, fd: int) -> SocketFacts:
+        """Raises OSError where they cannot be had."""
+        try:
+            if self.asks and who["pid"] != self.run_pid:
+                raise PermissionError(errno.EPERM, "told to ask")
+            return facts_of(who["pid"], who["tid"], fd)
+        except PermissionError:
+            family, bound, *_ = json.loads(AskedMemory(self.channel, who["tid"], who["pid"]).facts(fd))
+            return SocketFacts(family, tuple(bound) if isinstance(bound, list) else bound)
 
     def memory(self, pid: int, tid: int) -> "BinaryIO | AskedMemory":
         """The memory of a thread. Where only ancestors may read it, as Yama has it, the run reads that of its children.
@@ -160,7 +216,7 @@ class Watcher:
                 raise PermissionError(errno.EPERM, "told to ask")
             return open(f"/proc/{tid}/mem", "rb", 0)
         except PermissionError:
-            return AskedMemory(self.channel, tid)
+            return AskedMemory(self.channel, tid, pid)
 
     def process(self, tid: int) -> Line:
         """The process of a thread; written down when it is first seen, and again under another program."""
@@ -204,8 +260,8 @@ class AskedMemory:
     """Memory that the run reads for us. It may be unable to answer, as when native code holds the interpreter's lock:
     then nothing is known of the address, and the run goes on."""
 
-    def __init__(self, channel: socket.socket, tid: int) -> None:
-        self.channel, self.tid, self.at = channel, tid, 0
+    def __init__(self, channel: socket.socket, tid: int, pid: int) -> None:
+        self.channel, self.tid, self.pid, self.at = channel, tid, pid, 0
 
     def __enter__(self) -> "AskedMemory":
         return self
@@ -218,40 +274,23 @@ class AskedMemory:
 
     def read(self, size: int) -> bytes:
         """Raises OSError."""
+        return self.ask(self.at, size) if size else b""
+
+    def facts(self, fd: int) -> bytes:
+        """What the process's socket is, as JSON. Raises OSError."""
+        return self.ask(fd, 0)
+
+    def ask(self, at: int, size: int) -> bytes:
         try:
             self.channel.settimeout(ANSWER_SECONDS)
-            self.channel.send(struct.pack("=IQI", self.tid, self.at, size))
-            answer = self.channel.recv(size + 1)  # one message: whether it was read, and the bytes
+            self.channel.send(struct.pack("=IIQI", self.tid, self.pid, at, size))
+            answer = self.channel.recv(max(size, 1024) + 1)  # one message: whether it was read, and the bytes
         except TimeoutError:
             self.channel.close()  # what is late must not be taken for the next answer
             raise
         if answer[:1] != b"+":
             raise PermissionError(errno.EPERM, "its memory is not readable")
         return answer[1:]
-
-
-def sent(
-    memory: BinaryIO | AskedMemory, call: str, args: list[int], is_query: bool
-) -> Iterator[tuple[bytes | None, bytes]]:
-    """(socket address, the beginning of what is sent) of each message of a call; None: where the socket is connected
-    to, which is given only for questions to a name server."""
-
-    def read(at: int, size: int) -> bytes:
-        memory.seek(at)
-        return memory.read(size)
-
-    if call in ("connect", "bind"):
-        yield read(args[1], min(args[2], 128)), b""
-    elif call == "sendto":
-        yield read(args[4], min(args[5], 128)), read(args[1], min(args[2], 512)) if args[2] else b""
-    else:
-        size, num = (56, 1) if call == "sendmsg" else (64, min(args[2], 1024))
-        for i in range(num):
-            name, length, _, vectors, num_vectors = struct.unpack("=QIIQQ", read(args[1] + i * size, 32))
-            if name or is_query:
-                at, size_of = struct.unpack("=QQ", read(vectors, 16)) if num_vectors else (0, 0)
-                payload = read(at, min(size_of, 512)) if size_of else b""
-                yield read(name, min(length, 128)) if name else None, payload
 
 
 class Lines:
@@ -281,69 +320,6 @@ class Lines:
             self.write({"time": time.time(), "kind": "lost", "count": lost})
 
 
-def described(raw: bytes) -> Address | None:
-    """A socket address as it is written down: scope, address, port; None for one that means "nowhere"."""
-    family = struct.unpack_from("=H", raw)[0] if len(raw) >= 2 else 0
-    if family == 2 and len(raw) >= 8:
-        return internet(ipaddress.ip_address(raw[4:8]), struct.unpack_from("!H", raw, 2)[0])
-    if family == 10 and len(raw) >= 24:
-        return internet(ipaddress.ip_address(raw[8:24]), struct.unpack_from("!H", raw, 2)[0])
-    if family == 1:
-        path = raw[2:]
-        text = path[1:] if path[:1] == b"\0" else path.split(b"\0")[0]
-        name = ("@" if path[:1] == b"\0" else "") + text.decode("utf-8", "replace")
-        is_resolver = name.startswith(RESOLVERS) and os.access(name, os.F_OK)
-        return {"scope": "resolver" if is_resolver else "unix", "address": name, "family": "unix"}
-    if family in (0, 16):  # a connection is given up; a question to the kernel
-        return None
-    return {"scope": "beyond", "address": raw.hex(), "family": f"family {family}"}
-
-
-def internet(ip: ipaddress.IPv4Address | ipaddress.IPv6Address, port: int) -> Address:
-    ip = getattr(ip, "ipv4_mapped", None) or ip
-    if ip.is_loopback or ip.is_unspecified:
-        scope = "resolver" if port == DNS else "loopback"
-    else:
-        scope = "own" if str(ip) in own_addresses() and port != DNS else "beyond"
-    return {"scope": scope, "address": str(ip), "port": port}
-
-
-def own_addresses() -> set[str]:
-    """Addresses of this machine's own interfaces: what goes to them stays here."""
-    found = set()
-    with contextlib.suppress(OSError), open("/proc/net/fib_trie") as f:
-        before = ""
-        for line in f:
-            if "/32 host LOCAL" in line:
-                found.add(before)
-            before = line.split()[-1]
-    with contextlib.suppress(OSError), open("/proc/net/if_inet6") as f:
-        found |= {str(ipaddress.ip_address(bytes.fromhex(line.split()[0]))) for line in f}
-    return found
-
-
-def is_local(address: Address) -> bool:
-    """Whether only this machine can connect to where a process listens."""
-    if address.get("family") == "unix":
-        return True
-    try:
-        return ipaddress.ip_address(address["address"]).is_loopback
-    except (KeyError, ValueError):
-        return False
-
-
-def dns_name(payload: bytes) -> str | None:
-    """The name that a question to a name server is about; None for anything else."""
-    for start in (12, 14):  # over TCP a length comes first
-        labels, at = [], start
-        while at < len(payload) and 0 < payload[at] <= 63 and at + payload[at] < len(payload):
-            labels.append(payload[at + 1 : at + 1 + payload[at]])
-            at += 1 + payload[at]
-        if labels and at < len(payload) and payload[at] == 0 and all(label.isascii() for label in labels):
-            return b".".join(labels).decode("ascii").lower()
-    return None
-
-
 def python_module(pid: int) -> str | None:
     """The module or script of a Python process, without its arguments, which may hold secrets."""
     with contextlib.suppress(OSError):
@@ -351,12 +327,17 @@ def python_module(pid: int) -> str | None:
             argv = f.read().split(b"\0")
         if b"python" not in argv[0].rpartition(b"/")[2]:
             return None
-        for flag, value in zip(argv[1:], argv[2:], strict=False):
-            if flag == b"-m":
-                return value.decode("utf-8", "replace")
-        for arg in argv[1:]:
-            if arg.endswith(b".py"):
-                return arg.rpartition(b"/")[2].decode("utf-8", "replace")
+        words = iter(os.fsdecode(word) for word in argv[1:])
+        for word in words:
+            if word[:1] != "-" or word == "-":
+                return word.rpartition("/")[2]
+            flags, is_module, value = word[1:].partition("m")
+            if is_module and not set(flags) & set("cWX-"):
+                return value or next(words, None)
+            if word in ("-W", "-X"):
+                next(words, None)
+            elif "c" in flags:
+                return None
     return None
 
 

@@ -14,6 +14,8 @@ START = """
 import json, os, socket, subprocess, sys, threading, time
 from settle.audit import session
 from settle.audit.reach import Reach
+from settle.audit import watcher
+watcher.ASKS = {asks}
 session.from_command_line({offline})
 told = []
 with session.ledger("try", [Reach(host, "a test") for host in {reaches!r}], {offline}) as ledger:
@@ -24,12 +26,21 @@ print(json.dumps([str(ledger.path), ledger.level, told]))
 """
 
 
-class Watched:
-    """What the ledger of a piece of code says. told: the lines of undeclared connections, at once."""
+# A network of its own whose loopback has the addresses for documentation, too: packets to them stay in it.
+NOWHERE = ["unshare", "-rn", "sh", "-c", """
+ip link set lo up && ip addr add 203.0.113.1/24 dev lo && ip addr add 2001:db8::1/64 dev lo nodad && exec "$@"
+""", "sh"]  # fmt: skip
 
-    def __init__(self, code, reaches=(), offline=False):
-        text = START.format(code=textwrap.indent(textwrap.dedent(code), "    "), reaches=list(reaches), offline=offline)
-        done = subprocess.run([sys.executable, "-c", text], capture_output=True, text=True, timeout=60)
+
+class Watched:
+    """What the ledger of a piece of code says. told: the lines of undeclared connections, at once. under: the command
+    that runs it. asks: only ancestors may look into a process, as on Ubuntu."""
+
+    def __init__(self, code, reaches=(), offline=False, under=(), asks=False, **options):
+        inner = textwrap.indent(textwrap.dedent(code), "    ")
+        text = START.format(code=inner, reaches=list(reaches), offline=offline, asks=asks)
+        command = [*under, sys.executable, "-c", text]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, **options)
         assert done.returncode == 0, done.stdout + done.stderr
         self.out = done.stdout.splitlines()[:-1]
         self.path, self.level, self.told = json.loads(done.stdout.splitlines()[-1])
@@ -46,6 +57,15 @@ def can_prove(tmp_path_factory):
     done = subprocess.run(["unshare", "-rn", "true"], capture_output=True)
     if done.returncode:
         pytest.skip("no network namespace can be made here")
+
+
+@pytest.fixture(scope="session")
+def nowhere(can_prove):
+    """The command that runs another one in a network without a way out."""
+    done = subprocess.run([*NOWHERE, "true"], capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip(f"no network can be set up here: {done.stderr}")
+    return NOWHERE
 
 
 @pytest.fixture(scope="session")

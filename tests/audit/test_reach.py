@@ -44,9 +44,35 @@ def test_of_what_native_code_looked_up_each_has_to_be_declared():
 
 
 def test_a_name_server_is_declared_with_what_it_is_asked_for():
-    server = {"address": "192.0.2.53", "port": 53, "scope": "beyond", "pid": 1}
+    server = {"address": "192.0.2.53", "port": 53, "scope": "resolver", "pid": 1}
     assert names().is_declared(server, [HUB], "") and not names().is_declared(server, [], "")
+    assert names().is_declared({**server, "name": "hub.example"}, [HUB], "")
     assert not names().is_declared({**server, "name": "elsewhere.example"}, [HUB], "")
+    assert not names().is_declared({**server, "is_question": False}, [HUB], "")
+
+
+def test_a_server_of_the_programs_own_choice_is_no_name_server():
+    """What it is asked for does not say who it is, and nothing is known of its answers."""
+    server = {"time": 5.0, "address": "192.0.2.53", "port": 53, "scope": "beyond", "pid": 1, "name": "hub.example"}
+    then = {"time": 6.0, "address": "192.0.2.1", "port": 443, "scope": "beyond", "pid": 1}
+    assert not names().is_declared(server, [HUB], "")
+    assert not names(server).is_declared(then, [HUB], "") and names(server).of(then) == []
+
+
+def test_python_says_which_addresses_a_name_has():
+    found = {"kind": "name", "host": "hub.example", "addresses": ["192.0.2.1", "192.0.2.2"]}
+    literal = {"kind": "site", "address": "192.0.2.9", "port": 443, "host": ""}
+    asked = {"time": 5.0, "pid": 1, "name": "hub.example", "port": 53, "scope": "resolver"}
+    line = {"time": 6.0, "port": 443, "scope": "beyond", "pid": 1}
+    known = names(found, literal, asked)
+    assert known.is_declared({**line, "address": "192.0.2.2"}, [HUB], "") and not known.is_guess(
+        {**line, "address": "192.0.2.2"}
+    )
+    assert not known.is_declared({**line, "address": "192.0.2.9"}, [HUB], "")  # given to Python as such
+    assert known.is_guess({**line, "address": "192.0.2.7"})  # by native code
+    both = names(found, {**found, "host": "elsewhere.example"})
+    assert both.of({**line, "address": "192.0.2.1"}) == ["elsewhere.example", "hub.example"]
+    assert not both.is_declared({**line, "address": "192.0.2.1"}, [HUB], "")
 
 
 @pytest.mark.parametrize("here", ["127.9.9.9", "::1", "::ffff:127.0.0.1", "0.0.0.0", "localhost", "/run/x"])
