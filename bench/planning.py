@@ -8,17 +8,34 @@ the law was not fitted on, `shipped` is the figure to look at.
 """
 
 import argparse
+import math
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
-from planning_fit import DECODE, MIXTURE, PREFILL, TABLES, decode_rows, left_out, matrices, prefill_rows, whole
-from planning_rows import Row, Rows, read_rows
+from planning_fit import (
+    DECODE,
+    MIXTURE,
+    PREFILL,
+    TABLES,
+    WIDEST,
+    decode_rows,
+    errors_of,
+    kinds,
+    left_out,
+    matrices,
+    prefill_rows,
+    spread_of,
+    table_of,
+    table_ratio,
+    whole,
+)
+from planning_rows import Row, Rows, read_rows, require_tables
 
 from settle.plan.fit.memory import fit, need
-from settle.plan.fit.speed import Rate, decode_rate, laws, prefill_rate
+from settle.plan.fit.speed import Z80, Rate, decode_rate, laws, prefill_rate
 from settle.plan.fit.weight_types import weight_bytes
 
 GIB = 2**30
@@ -112,6 +129,29 @@ def memory_report(rows: Sequence[Row]) -> None:
             print(f"   {row.machine.label} {row.model} {row.type} context {row.context}, ran: {row.fits}")  # fmt: skip
 
 
+def tables_report(rows: Sequence[Row]) -> None:
+    """Each published table by laws, and by intervals, that were fitted without it."""
+    found = kinds(rows)
+    held: list[tuple[str, str, int, float]] = []
+    for kind in found:
+        ratio = table_ratio([one for one in found if one.build != kind.build])
+        for table in dict.fromkeys(map(table_of, kind.rows)):
+            rest = kind.without(table)
+            if not rest.can_be_fitted:
+                continue
+            errors, spread = errors_of(kind, table, rest), min(WIDEST, spread_of(rest, ratio))
+            inside = float(np.mean(errors <= Z80 * spread))
+            held.append((f"{kind.build} {kind.what}", table, len(errors), inside))
+            name = f"{kind.build:13s} {kind.what:8s} without {table:16s}"
+            print(
+                f"   {name} {len(errors):3d} rows  median error {np.median(errors):4.0%}  "
+                f"80 % within {math.exp(Z80 * spread):.2f} x  inside {inside:4.0%}"
+            )
+    counts, shares = np.array([n for *_, n, _ in held]), np.array([share for *_, share in held])
+    print(f"tables left out: {len(held)}, {counts.sum()} rows; the 80 % interval "
+          f"holds {np.average(shares, weights=counts):.0%} of the rows, {shares.mean():.0%} by table")  # fmt: skip
+
+
 def speed_report(found: Rows) -> None:
     rows = found.rows
     dense = [r for r in rows if r.decode and not r.shape.is_mixture and whole(r)]
@@ -135,6 +175,7 @@ def speed_report(found: Rows) -> None:
         errors = np.abs(held_out(builds, rows, "prefill"))
         if len(errors):
             print(f"{'':34s} left out: {len(errors)} rows  mean {errors.mean():6.1%}  median {np.median(errors):6.1%}")
+    tables_report(rows)
     peers([row for row in dense if row.build in APPLE + CUDA])
     print("rows that do not count:", dict(found.left_out))
 
@@ -143,6 +184,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", nargs="?", type=Path, default=TABLES)
     folder = parser.parse_args().folder
+    require_tables(folder)
     found = read_rows(folder)
     speed_report(found)
     memory_report(found.rows)

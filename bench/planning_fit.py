@@ -3,20 +3,23 @@
     python bench/planning_fit.py [FOLDER] [--write]
 
 Least absolute relative error, no coefficient below its floor, chips weighted alike. Fit little: a law has two to seven
-coefficients, chosen by the error on chips that were left out.
+coefficients, chosen by the error on chips that were left out. Tables differ by more than chips do (other clients,
+builds, ways to measure), so an interval is as wide as whole tables that were left out ask for.
 """
 
 import argparse
 import datetime
+import math
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from planning_rows import Row, read_rows
+from planning_rows import Row, read_rows, require_tables
 from scipy.optimize import lsq_linear
 
-from settle.plan.fit.speed import decode_terms, prefill_terms
+from settle.plan.fit.speed import Z80, decode_terms, prefill_terms
 from settle.plan.fit.weight_types import weight_bytes
 
 LAWS = Path(__file__).parent.parent / "settle/plan/fit/laws.toml"
@@ -48,6 +51,7 @@ PREFILL = dict.fromkeys(DECODE, ("float32",)) | {
 # A sweep of 40 models on one M4 Pro in 2026 (llama.cpp and MLX) found 0.95 of the bandwidth and 3.4 ms for 32 layers;
 # its rows are not in the tables here. The fit for today's build is drawn towards it, as by so many chips.
 PRIOR = {("metal-2026", "decode"): ({"bytes": 1.05, "layers": 3.4}, 24.0)}
+WIDEST = 0.9  # a standard deviation of the logarithm: the interval spans a factor of ten
 FLOORS = {"bytes": 0.95}  # nothing reads memory faster than it delivers; a row's own bytes are known to a few per cent
 
 
@@ -76,11 +80,13 @@ def fit(
 
 
 def left_out(
-    terms: np.ndarray, seconds: np.ndarray, rows: Sequence[Row], names: Sequence[str], law: tuple[str, str] = ("", "")
-) -> np.ndarray:
-    """Predicted over actual speed, minus one: each chip from the others."""
+    terms: np.ndarray, seconds: np.ndarray, rows: Sequence[Row], names: Sequence[str], law: tuple[str, str] = ("", ""),
+    by_table: bool = False,
+) -> np.ndarray:  # fmt: skip
+    """Predicted over actual speed, minus one: each chip from the others, or each table; NaN where the rest is too
+    little for a fit."""
     chips = len({row.group for row in rows})
-    groups = np.array([row.group if chips > 2 else row.model for row in rows])
+    groups = np.array([table_of(row) if by_table else row.group if chips > 2 else row.model for row in rows])
     errors = np.zeros(len(rows))
     for group in dict.fromkeys(groups):
         held = groups == group
@@ -120,10 +126,97 @@ def matrices(rows: Sequence[Row], names: Sequence[str], what: str) -> tuple[np.n
     return np.array([[t[name] for name in names] for t in terms]), np.array(seconds) - links
 
 
-def spread_of(errors: np.ndarray) -> float:
-    """A standard deviation that half the errors' quantiles agree with, so that one wrong row does not widen it."""
-    logs = np.abs(np.log1p(errors[np.isfinite(errors)]))
-    return float(np.quantile(logs, 0.8) / 1.2816) if len(logs) > 4 else 0.25
+def table_of(row: Row) -> str:
+    """Who published a row, however the files call it."""
+    return row.table.removeprefix("llama.cpp-")
+
+
+@dataclass(frozen=True)
+class Kind:
+    """Rows of one law: build and what is predicted, with the terms of the law and what they sum to."""
+
+    build: str
+    what: str
+    names: Sequence[str]
+    rows: Sequence[Row]
+
+    @property
+    def can_be_fitted(self) -> bool:
+        return len(self.rows) > len(self.names) + 1
+
+    def without(self, table: str) -> "Kind":
+        return replace(self, rows=[row for row in self.rows if table_of(row) != table])
+
+    def errors(self, by_table: bool = False) -> np.ndarray:
+        terms, seconds = matrices(self.rows, self.names, self.what)
+        return left_out(terms, seconds, self.rows, self.names, (self.build, self.what), by_table)
+
+    def coefficients(self) -> np.ndarray:
+        terms, seconds = matrices(self.rows, self.names, self.what)
+        return fit(terms, seconds, group_weights(self.rows), self.names, (self.build, self.what))
+
+
+def kinds(rows: Sequence[Row]) -> list[Kind]:
+    """Every law that has enough rows."""
+    found = []
+    for build in DECODE:
+        found += [
+            Kind(build, "decode", DECODE[build], decode_rows(rows, build, False)),
+            Kind(build, "mixture", MIXTURE[build], decode_rows(rows, build, True)),
+            Kind(build, "prefill", PREFILL[build], prefill_rows(rows, build)),
+        ]
+    return [kind for kind in found if kind.can_be_fitted]
+
+
+def widths(kind: Kind) -> tuple[float, float]:
+    """The 80 % quantile of |ln(predicted / actual)| of chips left out, and of tables left out, each table as heavy as
+    another; NaN without two tables that can be left out."""
+    by_chip = np.abs(np.log1p(kind.errors()))
+    by_table = np.abs(np.log1p(kind.errors(by_table=True)))
+    heavy = Counter(table_of(row) for row, error in zip(kind.rows, by_table, strict=True) if np.isfinite(error))
+    weights = np.array([1 / heavy[table_of(row)] if heavy[table_of(row)] else 0.0 for row in kind.rows])
+    return quantile(by_chip, np.ones(len(by_chip))), quantile(by_table, weights) if len(heavy) > 1 else math.nan
+
+
+def quantile(values: np.ndarray, weights: np.ndarray) -> float:
+    """The weighted 80 % quantile of the finite values; NaN of none."""
+    finite = np.isfinite(values)
+    if not finite.any():
+        return math.nan
+    order = np.argsort(values[finite])
+    heavy = np.cumsum(weights[finite][order])
+    return float(values[finite][order][np.searchsorted(heavy, 0.8 * heavy[-1])])
+
+
+def table_ratio(found: Sequence[Kind]) -> float:
+    """By how much a table that was left out differs more than the rest of its law says: the 80 % quantile over all
+    laws, each table as heavy as another. Laws are too few to ask each alone."""
+    ratios, weights = [], []
+    for kind in found:
+        for table in dict.fromkeys(map(table_of, kind.rows)):
+            rest = kind.without(table)
+            if rest.can_be_fitted and math.isfinite(own := own_width(rest)):
+                judged = errors_of(kind, table, rest)
+                ratios.append(judged / own)
+                weights.append(np.full(len(judged), 1 / len(judged)))
+    return max(1.0, quantile(np.concatenate(ratios), np.concatenate(weights))) if ratios else 1.0
+
+
+def errors_of(kind: Kind, table: str, rest: Kind) -> np.ndarray:
+    """|ln(predicted / actual)| of a table's rows, by the law of the rest."""
+    terms, seconds = matrices([row for row in kind.rows if table_of(row) == table], kind.names, kind.what)
+    return np.abs(np.log(seconds / (terms @ rest.coefficients())))
+
+
+def own_width(kind: Kind) -> float:
+    """The 80 % quantile of |ln(predicted / actual)| of what this law leaves out, the wider of chips and tables."""
+    return float(np.nanmax([*widths(kind), -1.0])) if len(kind.rows) > 4 else math.nan
+
+
+def spread_of(kind: Kind, ratio: float) -> float:
+    """The standard deviation of ln(predicted / actual) whose 80 % interval holds 80 % of tables that were left out."""
+    own = own_width(kind)
+    return ratio * (own / Z80 if math.isfinite(own) else 0.25)
 
 
 def main() -> None:
@@ -132,33 +225,26 @@ def main() -> None:
     parser.add_argument("--write", action="store_true")
     parser.add_argument("--rows", action="store_true", help="every row that is off by more than 15 %%")
     asked = parser.parse_args()
+    require_tables(asked.folder)
     rows = read_rows(asked.folder).rows
-    known: dict[str, dict[str, object]] = {}
-    for build in DECODE:
-        law: dict[str, object] = {}
-        for what, names, chosen in (
-            ("decode", DECODE[build], decode_rows(rows, build, False)),
-            ("mixture", MIXTURE[build], decode_rows(rows, build, True)),
-            ("prefill", PREFILL[build], prefill_rows(rows, build)),
-        ):
-            if len(chosen) <= len(names) + 1:
-                continue
-            terms, seconds = matrices(chosen, names, what)
-            errors = left_out(terms, seconds, chosen, names, (build, what))
-            coefficients = fit(terms, seconds, group_weights(chosen), names, (build, what))
-            law[what] = dict(zip(names, coefficients, strict=True))
-            law[f"{what}_spread"] = max(0.03, spread_of(errors))
-            law["rows"] = int(str(law.get("rows", 0))) + len(chosen)
-            for row, error in zip(chosen, errors, strict=True):
-                if asked.rows and abs(error) > 0.15:
-                    actual = row.prefill if what == "prefill" else row.decode
-                    print(f"      {row.table} {row.group} {row.model} {row.type} {row.prompt} {actual} {error:+.0%}")
-            fine = np.abs(errors[np.isfinite(errors)])
-            chips = len({r.group for r in chosen})
-            print(f"{build:13s} {what:8s} {len(chosen):3d} rows {chips:3d} chips, chip left out: "
-                  f"mean {fine.mean():6.1%} median {np.median(fine):6.1%} max {fine.max():6.1%}  "
-                  + " ".join(f"{n} {c:.4g}" for n, c in zip(names, coefficients, strict=True)))  # fmt: skip
-        known[build] = law
+    known: dict[str, dict[str, object]] = {build: {} for build in DECODE}
+    found = kinds(rows)
+    ratio = table_ratio(found)
+    print(f"a table differs {ratio:.2f} times as much as the rest of its law says")
+    for kind in found:
+        law, errors, coefficients = known[kind.build], kind.errors(), kind.coefficients()
+        law[kind.what] = dict(zip(kind.names, coefficients, strict=True))
+        law[f"{kind.what}_spread"] = max(0.03, spread_of(kind, ratio))
+        law["rows"] = int(str(law.get("rows", 0))) + len(kind.rows)
+        for row, error in zip(kind.rows, errors, strict=True):
+            if asked.rows and abs(error) > 0.15:
+                actual = row.prefill if kind.what == "prefill" else row.decode
+                print(f"      {row.table} {row.group} {row.model} {row.type} {row.prompt} {actual} {error:+.0%}")
+        fine = np.abs(errors[np.isfinite(errors)])
+        chips = len({r.group for r in kind.rows})
+        print(f"{kind.build:13s} {kind.what:8s} {len(kind.rows):3d} rows {chips:3d} chips, chip left out: "
+              f"mean {fine.mean():6.1%} median {np.median(fine):6.1%} max {fine.max():6.1%}  "
+              + " ".join(f"{n} {c:.4g}" for n, c in zip(kind.names, coefficients, strict=True)))  # fmt: skip
     if asked.write:
         LAWS.write_text(written(known))
 
@@ -184,7 +270,7 @@ def written(known: dict[str, dict[str, object]]) -> str:
             while what not in source and name in BORROWED and widen < 8:
                 name = BORROWED[name]
                 source, widen = known[name], widen * 2
-            coefficients, spread = source.get(what), min(0.6, float(str(source.get(f"{what}_spread", 0.3))) * widen)
+            coefficients, spread = source.get(what), min(WIDEST, float(str(source.get(f"{what}_spread", 0.3))) * widen)
             assert isinstance(coefficients, dict), (build, what)
             inside = ", ".join(f"{n} = {round(float(c), 5)}" for n, c in coefficients.items() if c or n == "bytes")
             lines += [f"{what} = {{ {inside} }}", f"{what}_spread = {round(spread, 4)}"]

@@ -14,6 +14,7 @@ import statistics
 from pathlib import Path
 
 import numpy as np
+from planning_rows import require_tables
 from planning_training import FOLDER, _read
 
 from settle.plan.cluster.layout import Layout
@@ -99,6 +100,7 @@ def main(folder: Path | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("folder", type=Path, nargs="?", default=FOLDER)
     options = parser.parse_args() if folder is None else parser.parse_args([str(folder)])
+    require_tables(options.folder)
     judged, left = rows(options.folder)
     errors = [value / golden - 1 for _, golden, value in judged]
     for (name, golden, value), error in zip(judged, errors, strict=True):

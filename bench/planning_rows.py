@@ -8,6 +8,7 @@ read more than the memory delivers are set aside as contradictions, and counted.
 import csv
 import json
 import re
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -56,6 +57,15 @@ class Rows:
             self.left_out[f"{row.table}: reads more than the memory delivers"] += 1
             return
         self.rows.append(row)
+
+
+def require_tables(folder: Path) -> None:
+    """Exit with status 2 where a folder has no tables: the published measurements are not part of the repository."""
+    if not any(folder.glob("*.csv")):
+        print(
+            f"{folder} has no tables of published measurements; they are not part of this repository", file=sys.stderr
+        )
+        raise SystemExit(2)
 
 
 def read_rows(folder: Path) -> Rows:

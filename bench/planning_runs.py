@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import yaml
+from planning_rows import require_tables
 from planning_training import FOLDER, SHAPES, _read
 
 from settle.base.errors import ResourceError
@@ -206,6 +207,7 @@ def main(folder: Path | None = None) -> None:
     parser.add_argument("folder", type=Path, nargs="?", default=FOLDER)
     parser.add_argument("--write", action="store_true")
     options = parser.parse_args() if folder is None else parser.parse_args([str(folder)])
+    require_tables(options.folder)
     runs = read_runs(options.folder)
     clean = [clean_hours(run) for run in runs]
     shipped = [whole_run.device_hours(shape_of(run), hours) for run, hours in zip(runs, clean, strict=True)]
@@ -214,13 +216,26 @@ def main(folder: Path | None = None) -> None:
         print(f"{run.name[:34]:34}", *ends, "" if interval.contains(run.hours) else "outside")
     summarize("shipped shares", runs, shipped)
     if len(runs) > FEWEST:
-        summarize("each run held out", runs, [_without(i, runs, clean) for i in range(len(runs))])
+        summarize("each run held out", runs, [_without({i}, i, runs, clean) for i in range(len(runs))])
+        makers = [maker(run) for run in runs]
+        groups = [{j for j, other in enumerate(makers) if other == one} for one in makers]
+        held_out = [_without(group, i, runs, clean) for i, group in enumerate(groups)]
+        summarize("each maker held out", runs, held_out)
+        inside = [held_out[i].contains(run.hours) for i, run in enumerate(runs)]
+        by_maker = {one: [yes for yes, of in zip(inside, makers, strict=True) if of == one] for one in makers}
+        print("   by maker: " + ", ".join(f"{one} {sum(yes)}/{len(yes)}" for one, yes in sorted(by_maker.items())))
     if options.write:
         write(runs, clean)
 
 
-def _without(i: int, runs: list[Published], clean: list[float]) -> Interval:
-    rest = [j for j in range(len(runs)) if j != i and is_watched(runs[j])]
+def maker(run: Published) -> str:
+    """The first word of a run's name: who makes several runs makes them alike."""
+    return re.split(r"[\s\-\d.]", run.name.lower().replace("amazon ", ""))[0]
+
+
+def _without(held: set[int], i: int, runs: list[Published], clean: list[float]) -> Interval:
+    """The interval of run i from those that are not `held` out."""
+    rest = [j for j in range(len(runs)) if j not in held and is_watched(runs[j])]
     beta, residuals = fit([runs[j] for j in rest], [clean[j] for j in rest])
     low, high = whole_run.share_ends(tuple(sorted(residuals)))
     hours = clean[i] / math.exp(np.array(features(runs[i])) @ beta)

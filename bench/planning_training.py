@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from planning_rows import require_tables
 from scipy.optimize import least_squares
 
 from settle.machine.described_machine import Machine, described
@@ -304,6 +305,7 @@ def main(folder: Path | None = None) -> None:
     parser.add_argument("--write", action="store_true")
     parser.add_argument("--groups", action="store_true")
     options = parser.parse_args() if folder is None else parser.parse_args([str(folder)])
+    require_tables(options.folder)
     rows = read_rows(options.folder)
     law = published_law()
     shipped: dict[str, list[tuple[Row, float]]] = defaultdict(list)

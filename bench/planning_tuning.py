@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import yaml
+from planning_rows import require_tables
 from planning_training import FOLDER, _read
 
 from settle.library.catalogue import find_known
@@ -197,6 +198,7 @@ def main(folder: Path | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("folder", type=Path, nargs="?", default=FOLDER)
     options = parser.parse_args() if folder is None else parser.parse_args([str(folder)])
+    require_tables(options.folder)
     for name, rows in (
         ("axolotl", axolotl(options.folder)),
         ("peft", peft(options.folder)),
