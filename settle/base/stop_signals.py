@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: at once where nothing can be lost, after a checkpoint while the loop runs."""
+"""Ctrl-C, SIGTERM and a terminal that closes: at once where nothing can be lost, after a checkpoint in the loop."""
 
 import contextlib
 import signal
@@ -8,7 +8,8 @@ from types import FrameType, TracebackType
 
 
 class Stopping:
-    """While entered, both signals end the work as KeyboardInterrupt does: the exit code is 130 for either.
+    """While entered, SIGINT, SIGTERM and SIGHUP end the work as KeyboardInterrupt does: the exit code is 130 for each.
+    SIGHUP stays ignored where it was, as `nohup` does.
 
     Within `patiently()` the first one only sets a flag, which `stopping()` reads; a second Ctrl-C still leaves at once.
     """
@@ -37,7 +38,11 @@ class Stopping:
 
     def __enter__(self) -> "Stopping":
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
+            numbers = [signal.SIGINT, signal.SIGTERM]
+            hang_up = getattr(signal, "SIGHUP", None)  # Windows has none
+            if hang_up is not None and signal.getsignal(hang_up) is not signal.SIG_IGN:
+                numbers.append(hang_up)
+            for number in numbers:
                 self._before[number] = signal.signal(number, self._ask)
         return self
 

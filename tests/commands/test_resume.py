@@ -1,11 +1,13 @@
 """settle resume: real processes that are really stopped, and run folders that a hand has changed."""
 
+import contextlib
 import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -60,6 +62,43 @@ def home(stopped: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path
     shutil.copytree(stopped / "home", tmp_path / "home")
     monkeypatch.setenv("SETTLE_HOME", str(tmp_path / "home"))
     return tmp_path / "home"
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="there is no SIGHUP")
+@pytest.mark.parametrize("ignored", [False, True], ids=["terminal", "nohup"])
+def test_a_terminal_that_closes_saves_the_step_unless_it_is_ignored(
+    stopped: Path, tmp_path: Path, ignored: bool
+) -> None:
+    """A process with a terminal of its own, which then closes: the system sends SIGHUP, and nothing can be written."""
+    import pty
+
+    master, slave = pty.openpty()
+    signals = "import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN); " if ignored else ""
+    take = "import fcntl, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); "
+    argv = ["settle", "train", str(stopped / "data"), *SETTINGS]
+    code = f"{take}{signals}import sys; sys.argv = {argv!r}; from settle.cli import main; sys.exit(main())"
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], env=os.environ | {"SETTLE_HOME": str(tmp_path)}, text=True,
+        stdin=slave, stdout=slave, stderr=slave, start_new_session=True,
+    )  # fmt: skip
+    os.close(slave)
+    reader = threading.Thread(target=drain, args=(master,), daemon=True)
+    reader.start()
+    wait_for(tmp_path, '"kind": "checkpoint", "step": 20', process)
+    os.close(master)
+    assert process.wait(60) == (0 if ignored else 130)
+    (run,) = (tmp_path / "runs").iterdir()
+    lines = (run / "events.jsonl").read_text().splitlines()
+    steps = [json.loads(line)["step"] for line in lines if '"kind": "step"' in line]
+    saved = max(int(path.name) for path in (run / "checkpoints").iterdir())
+    assert saved == steps[-1] and (steps[-1] == STEPS) == ignored == (run / "result.json").exists()
+
+
+def drain(master: int) -> None:
+    """Read what a terminal is shown, until it is closed."""
+    with contextlib.suppress(OSError):
+        while os.read(master, 4096):
+            pass
 
 
 def edit(key: str, change: Any) -> None:

@@ -1,5 +1,9 @@
 """The models of a comparison: what is asked of llama.cpp, and which are read in this process."""
 
+import os
+import signal
+import threading
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,7 +14,9 @@ from settle.base.errors import FormatError, UsageError
 from settle.evaluate.compare import candidate, candidate_pair
 from settle.evaluate.compare.candidate import TOP, FileModel, LiveModel, _spread, without_thoughts
 from settle.evaluate.compare.cases import Case, asking
+from settle.formats.gguf import export_gguf
 from settle.infer.client import WholeAnswer
+from tests.trained import Trained
 
 
 class Engine:
@@ -128,3 +134,16 @@ def test_models_are_read_here_where_half_of_the_memory_holds_them(monkeypatch: p
 
     monkeypatch.setattr(candidate_pair.Pretrained, "open", broken)
     assert read(10**9, whole) is None
+
+
+def test_an_interruption_ends_the_answers_in_flight(tiny: Trained, tmp_path: Path) -> None:
+    """They are not waited for: the child ends with them, and no thread is left."""
+    path = export_gguf(tiny.part, tiny.weights, tiny.tokenizer, tmp_path / "tiny.gguf")
+    with FileModel.open(path, "tiny", context=512, slots=2) as model:
+        pid = model.pid
+        assert pid is not None
+        with pytest.raises(KeyboardInterrupt):  # after the first of sixteen, two at a time
+            model.answers([asking("def f(")] * 16, 400, lambda done: signal.raise_signal(signal.SIGINT))
+        assert model.pid is None and not any(t.name.startswith("ThreadPool") for t in threading.enumerate())
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)

@@ -201,6 +201,9 @@ class FileModel(Model):
                 for result in pool.map(work, range(number)):
                     results.append(result)
                     on_progress(len(results))
+            except KeyboardInterrupt:
+                self._engine.close()  # the answers in flight end with it; they would be waited for
+                raise
             finally:
                 pool.shutdown(cancel_futures=True)
         return results
