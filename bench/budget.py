@@ -3,11 +3,14 @@
     python bench/budget.py                                  # train, tune and distill; idle, under load, resumed
     python bench/budget.py --cases train --ways idle,load   # some of them
     python bench/budget.py --time 60s --table bench/results/budget.md
+    python bench/budget.py --drawn 20 --seed 3              # cases, ways and times of 4 to 7 min from a seed
 
 Every run is a process of its own, and what counts is from its start to its end. Load: a busy process joins at half of
-the time. Resumed: Ctrl-C at half of the time, then `settle resume`; both sessions count. The time left is read whenever
-the terminal would show it, from a quarter of the time on, as an error of the whole time. A tiny base is trained first,
-once (seconds on an idle machine); nine runs of 90 s are about a quarter of an hour.
+the time. Changing: up to two busy processes come and go, each change after 5 to 40 s. Resumed: Ctrl-C at half of the
+time, then `settle resume`; both sessions count; killed: the same with kill -9. Where runs are drawn, the load changes
+in all of them. The time left is read whenever the terminal would show it, from a quarter of the time on, as an error of
+the whole time. A tiny base is trained first, once (seconds on an idle machine); nine runs of 90 s are about a quarter
+of an hour.
 """
 
 import argparse
@@ -20,7 +23,9 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -29,6 +34,10 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
 CASES, WAYS = ("train", "tune", "distill"), ("idle", "load", "resume")
+DRAWN_CASES = ("train", "train", "tune", "distill")
+DRAWN_WAYS = ("changing", "changing", "changing", "resume", "killed")
+DRAWN_SECONDS = 270, 420
+MOST_BUSY, CHANGE_SECONDS = 2, (5.0, 40.0)  # processes at once; from one change of the load to the next
 MODULES = (
     "argparse",
     "ast",
@@ -45,6 +54,7 @@ MODULES = (
 )
 KEPT_SHARE, KEPT_SECONDS = 0.05, 20.0  # the promise: within either
 ETA_BAR = 0.20
+AFTER = ("loop", "judge", "export", "compare", "result")  # stages whose seconds are noted
 
 
 def main() -> None:
@@ -52,6 +62,9 @@ def main() -> None:
     parser.add_argument("--cases", default=",".join(CASES), help="of train, tune, distill")
     parser.add_argument("--ways", default=",".join(WAYS), help="of idle, load, resume")
     parser.add_argument("--time", default="90s", help="what each run is asked to take")
+    parser.add_argument("--drawn", type=int, help="so many runs of drawn cases, ways and times instead")
+    parser.add_argument("--together", type=int, default=1, help="runs at a time, each other's load")
+    parser.add_argument("--seed", type=int, default=1, help="of what is drawn, and of the load")
     parser.add_argument("--table", type=Path, help="where the table is written as well")
     parser.add_argument("--child", nargs=3, metavar=("JOB", "SETTINGS", "LEFT"), help=argparse.SUPPRESS)
     asked = parser.parse_args()
@@ -60,8 +73,50 @@ def main() -> None:
     cases, ways = (text.split(",") for text in (asked.cases, asked.ways))
     if unknown := [name for name in (*cases, *ways) if name not in CASES + WAYS]:
         parser.error(f"unknown: {', '.join(unknown)}")
-    with tempfile.TemporaryDirectory(prefix="settle-budget-") as folder:
-        print(table([measure(case, way, asked.time, Path(folder)) for case in cases for way in ways], asked.table))
+    wanted = [(case, way, asked.time, None) for case in cases for way in ways]
+    if asked.drawn:
+        wanted = drawn(asked.drawn, asked.seed)
+    with tempfile.TemporaryDirectory(prefix="settle-budget-") as folder, ThreadPoolExecutor(asked.together) as pool:
+        make_base(Path(folder))
+        measured = list(pool.map(lambda one: measure(*one, Path(folder)), [(n, *one) for n, one in enumerate(wanted)]))
+    print(table(measured, asked.table))
+
+
+def drawn(number: int, seed: int) -> list[tuple[str, str, str, int | None]]:
+    """(case, way, time, seed of the load) of so many runs."""
+    draw = random.Random(seed)
+    return [
+        (draw.choice(DRAWN_CASES), draw.choice(DRAWN_WAYS), f"{draw.randint(*DRAWN_SECONDS)}s", draw.randrange(2**32))
+        for _ in range(number)
+    ]
+
+
+class ChangingLoad(threading.Thread):
+    """Busy processes that come and go, by a seed, while it is entered."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__(daemon=True)
+        self.draw, self.over = random.Random(seed), threading.Event()
+
+    def run(self) -> None:
+        busy: list[subprocess.Popen[bytes]] = []
+        while not self.over.wait(self.draw.uniform(*CHANGE_SECONDS)):
+            wanted = self.draw.randint(0, MOST_BUSY)
+            for process in busy[wanted:]:
+                process.kill()
+                process.wait()
+            more = range(wanted - len(busy))
+            busy = busy[:wanted] + [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in more]
+        for process in busy:
+            process.kill()
+            process.wait()
+
+    def __enter__(self) -> None:
+        self.start()
+
+    def __exit__(self, *_: object) -> None:
+        self.over.set()
+        self.join()
 
 
 def child(job: str, settings: str, left_file: str) -> int:
@@ -101,32 +156,44 @@ def session(job: str, settings: str, events: Any) -> int:
     return start(found, found.settings.model_validate(json.loads(settings)), events).exit_code or 0
 
 
-def measure(case: str, way: str, budget: str, folder: Path) -> dict[str, object]:
+def measure(number: int, case: str, way: str, budget: str, load: int | None, folder: Path) -> dict[str, Any]:
     from settle.base.amounts import seconds
 
-    wanted, name = seconds(budget), f"{case}-{way}"
-    environment = os.environ | {"SETTLE_HOME": str(folder / "home"), "PYTHONPATH": str(ROOT)}
-    if case != "train" and not (folder / "base-made").exists():
-        base = {"inputs": [str(text(folder))], "name": "base", "size": "200k", "steps": 60, "seed": 1}
-        run(["train", json.dumps(base), str(folder / "base-made")], folder / "base.log", environment).wait()
+    wanted, name = seconds(budget), f"{case}-{way}-{number}"
+    environment = environment_of(folder)
     left, log = folder / f"{name}.left", folder / f"{name}.log"
     began = time.monotonic()
     with ExitStack() as stack:
+        if load is not None:
+            stack.enter_context(ChangingLoad(load))
         process = run([case, json.dumps(settings(case, name, budget, folder)), str(left)], log, environment)
         if way == "load":
             wait(process, wanted / 2)
             busy = subprocess.Popen([sys.executable, "-c", "while True: pass"])
             stack.callback(busy.kill)
-        if way == "resume":
+        if way in ("resume", "killed"):
             wait(process, wanted / 2)
-            process.send_signal(signal.SIGINT)
+            process.send_signal(signal.SIGINT if way == "resume" else signal.SIGKILL)
             process.wait()
             process = run(["resume", name, str(left)], log, environment)
         code = process.wait()
-    taken = time.monotonic() - began
+        taken = time.monotonic() - began
     shown = [json.loads(line) for line in left.read_text().splitlines()]
-    return {"case": case, "way": way, "asked": wanted, "taken": taken, "code": code, "errors": errors(shown, taken),
-            **ended(folder, name)}  # fmt: skip
+    found = {"case": case, "way": way, "asked": wanted, "taken": taken, "code": code, "errors": errors(shown, taken),
+             **ended(folder, name)}  # fmt: skip
+    print(json.dumps(found | {"errors": len(found["errors"])}), file=sys.stderr, flush=True)
+    return found
+
+
+def environment_of(folder: Path) -> dict[str, str]:
+    return os.environ | {"SETTLE_HOME": str(folder / "home"), "PYTHONPATH": str(ROOT)}
+
+
+def make_base(folder: Path) -> None:
+    """The model that is tuned and distilled, and the rows."""
+    base = {"inputs": [str(text(folder))], "name": "base", "size": "200k", "steps": 60, "seed": 1}
+    rows(folder)
+    run(["train", json.dumps(base), str(folder / "base-made")], folder / "base.log", environment_of(folder)).wait()
 
 
 def settings(case: str, name: str, budget: str, folder: Path) -> dict[str, object]:
@@ -163,7 +230,8 @@ def rows(folder: Path) -> Path:
 
 def run(arguments: list[str], log: Path, environment: dict[str, str]) -> "subprocess.Popen[bytes]":
     with log.open("ab") as f:
-        return subprocess.Popen([sys.executable, __file__, "--child", *arguments], stdout=f, stderr=f, env=environment)
+        return subprocess.Popen([sys.executable, __file__, "--child", *arguments], stdout=f, stderr=f, env=environment,
+                                start_new_session=True)  # fmt: skip
 
 
 def wait(process: "subprocess.Popen[bytes]", seconds: float) -> None:
@@ -191,7 +259,11 @@ def ended(folder: Path, name: str) -> dict[str, object]:
     from settle.base.event_log import read_records
 
     (path,) = (folder / "home" / "runs").glob(f"*-{name}-??????")
-    steps = [record for record in read_records(path / "events.jsonl") if record["kind"] == "step"]
+    records = list(read_records(path / "events.jsonl"))
+    steps = [record for record in records if record["kind"] == "step"]
+    phases = [record for record in records if record["kind"] == "phase"]
+    ends = [*(float(str(r["time"])) for r in phases[1:]), float(str(records[-1]["time"]))]
+    took = {str(r["phase"]): round(end - float(str(r["time"])), 1) for r, end in zip(phases, ends, strict=True)}
     rates = [float(str(record["lr"])) for record in steps]
     result = json.loads((path / "result.json").read_text()) if (path / "result.json").exists() else {}
     compared = result.get("comparison") or {}
@@ -200,6 +272,8 @@ def ended(folder: Path, name: str) -> dict[str, object]:
         "steps": len(steps),
         "last_rate": rates[-1] / max(rates) if rates else float("nan"),
         "shortened": "; ".join(compared.get("shortened") or ()),
+        "took": {name: took[name] for name in AFTER if name in took},
+        "planned": {name: s for name, s in (result.get("forecast") or {}).get("phases") or () if name in AFTER},
     }
 
 

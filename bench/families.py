@@ -28,6 +28,7 @@ class Family:
     shape: MakeShape
     noise: MakeNoise
     falls_again: bool = False
+    rests: bool = False  # on a plateau below what letter frequencies give, before most of the fall
 
 
 def log_uniform(random: np.random.Generator, low: float, high: float) -> float:
@@ -237,6 +238,35 @@ def double_descent(random: np.random.Generator) -> Shape:
     return loss
 
 
+# --- slow starters: a plateau at 4.5 to 6 nats, of a text whose frequencies alone give LETTERS ---
+
+LETTERS = 6.7
+# the losses of counting pairs and triples ÷ that of single tokens: of ten texts on a whole count, 2026-12-01
+PAIRS, TRIPLES = (0.66, 0.76), (0.57, 0.65)
+
+
+def plateaus(random: np.random.Generator) -> tuple[float, float]:
+    """(bigram, trigram) losses of the text."""
+    return LETTERS * random.uniform(*PAIRS), LETTERS * random.uniform(*TRIPLES)
+
+
+def rests_then_power(random: np.random.Generator) -> Shape:
+    rest, last = random.uniform(4.5, 6.0), random.uniform(1.0, 3.5)
+    early, middle, exponent = log_uniform(random, 1.0, 2.0), log_uniform(random, 3.2, 4.5), random.uniform(1.5, 4)
+    return lambda t: last + (rest - last) / (1 + (t / middle) ** exponent) + (9 - rest) * np.exp(-t / early)
+
+
+def rests_then_logistic(random: np.random.Generator) -> Shape:
+    rest, last = random.uniform(4.5, 6.0), random.uniform(1.0, 3.5)
+    early, middle, width = log_uniform(random, 1.0, 2.0), log_uniform(random, 3.2, 4.5), random.uniform(0.15, 0.5)
+
+    def loss(t: np.ndarray) -> np.ndarray:
+        late = 1 / (1 + np.exp(np.clip(np.log(np.maximum(t, 1e-9) / middle) / width, -50, 50)))
+        return last + (rest - last) * late + (9 - rest) * (1 + t / early) ** -1.5
+
+    return loss
+
+
 # --- the boundary ---
 
 
@@ -261,6 +291,7 @@ DEVELOPMENT = (
     Family("seasons of the text, white", seasons, white),
     Family("plateau then drop, white", plateau_then_drop, white, falls_again=True),
     Family("a step down at every doubling, white", restarts, white, falls_again=True),
+    Family("rests below letter frequencies, then a power, white", rests_then_power, white, True, True),
 )
 JUDGEMENT = (
     Family("power without a floor, half white and half slow", pure_power, mixed),
@@ -273,6 +304,7 @@ JUDGEMENT = (
     Family("rises later, half white and half slow", rise_later, mixed),
     Family("broken power law, autocorrelation 0.7", broken_power, by_look(0.7), falls_again=True),
     Family("double descent, half white and half slow", double_descent, mixed, falls_again=True),
+    Family("rests below letter frequencies, then falls, long memory", rests_then_logistic, long_memory, True, True),
 )
 BOUNDARY_DEVELOPMENT = {"white": white, "autocorrelation 0.9": by_look(0.9)}
 BOUNDARY_JUDGEMENT = {

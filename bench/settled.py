@@ -10,6 +10,8 @@ The half that is named comes from bench/families.py; the rule was developed on t
 * patience 3, OLS slope, two bins have one knob each, chosen in hindsight for the whole half: the value that costs least
   at the person's price. That price is the tolerance: 0.5 % of loss is worth 10 % more tokens.
 * boundary: curves whose gain stays at a margin above the tolerance for ever; every stop is false.
+* plateau: of slow starters that rest below what letter frequencies give; the rule knows the losses of counting pairs
+  and triples of tokens, as before a run.
 * coverage of the gain's 95 % interval: where it is asked and the true gain is 0.5 to 2 × the tolerance, up to the stop.
 * coverage of 80 % intervals of a further stretch: × 0.5, 1 and 3 the tokens seen, at a third and at two thirds of the
   way (in the logarithm) to the ideal stop or the end.
@@ -28,6 +30,8 @@ from settle.base.statistics import FORECAST_LEVEL, Interval, wilson
 from settle.train.settled import (
     ASK_EVERY,
     CHANCE,
+    LONG_HISTORY,
+    LONGEST_REST,
     MIN_HISTORY,
     MIN_POINTS,
     REACH,
@@ -40,6 +44,7 @@ from settle.train.settled.trend import MORE, Window
 SAMPLE_STEPS = 8  # 4,096 held-out tokens an evaluation, 512 tokens a step
 NOISES = (0.001, 0.004, 0.01)  # of the loss, at the boundary
 AHEAD = (1.5, 2.0, 4.0)
+RESTING_STEP = 300.0  # where a slow starter has reached its plateau
 PRICE = math.log1p(MORE) / TOLERANCE
 
 
@@ -55,6 +60,7 @@ class Curves:
     gain: np.ndarray
     first: np.ndarray
     ideal: np.ndarray
+    plateaus: np.ndarray  # (C, 2): bigram and trigram losses of the text; infinite where nothing is known of it
 
 
 def schedule() -> np.ndarray:
@@ -77,10 +83,11 @@ def observe(cells: list[tuple[str, Family, float | None]], seed: int) -> Curves:
         size = families.log_uniform(random, -3.3, -2) if noise is None else noise
         seen = true + size * now[ideal] * family.noise(random, steps.astype(float))
         gain = 1 - shape(steps * (1 + MORE)) / true
-        columns.append((shape, seen, true, gain, float(shape(np.zeros(1))[0]), dense[ideal]))
+        known = families.plateaus(random) if family.rests else (math.inf, math.inf)
+        columns.append((shape, seen, true, gain, float(shape(np.zeros(1))[0]), dense[ideal], known))
     shapes, *numbers = zip(*columns, strict=True)
-    seen, true, gain, first, ideal = (np.array(n) for n in numbers)
-    return Curves(steps, np.array([name for name, _, _ in cells]), list(shapes), seen, true, gain, first, ideal)
+    names = np.array([name for name, _, _ in cells])
+    return Curves(steps, names, list(shapes), *(np.array(n) for n in numbers))
 
 
 def askings(steps: np.ndarray) -> Iterator[int]:
@@ -124,6 +131,10 @@ def settled(curves: Curves) -> tuple[np.ndarray, list[bool], dict[float, list[bo
                     told = further(Interval(*near[j], FORECAST_LEVEL), ratio)
                     stretches[ratio].append(told.contains(1 - later / curves.true[running[j], k]))
             stop = (posterior.above(TOLERANCE * posterior.loss) < CHANCE) & (posterior.loss < curves.first[running])
+            level = posterior.loss + 4 * posterior.noise / math.sqrt(len(inside))
+            bigram, trigram = curves.plateaus[running].T
+            stop &= (level <= bigram) | (curves.steps[k] >= LONGEST_REST)
+            stop &= (level <= trigram) | (k + 1 >= LONG_HISTORY) | (level > bigram)
             stops[running[stop]] = k
     return stops, covered, stretches
 
@@ -191,6 +202,13 @@ def falsely(curves: Curves, stops: np.ndarray, margin: float = 1.0) -> np.ndarra
     return (stops >= 0) & (curves.gain[np.arange(len(stops)), stops] > margin * TOLERANCE)
 
 
+def on_plateau(curves: Curves, stops: np.ndarray, half: tuple[Family, ...]) -> np.ndarray:
+    """Which of the curves that rest were stopped with more than half of the fall from there to come."""
+    mine = np.flatnonzero(np.isin(curves.names, [f.name for f in half if f.rests]))
+    end, rest = (np.array([float(curves.shapes[i](np.array([t]))[0]) for i in mine]) for t in (1e9, RESTING_STEP))
+    return (stops[mine] >= 0) & (curves.true[mine, stops[mine]] - end > (rest - end) / 2)
+
+
 def percent(flags: "np.ndarray | list[bool]") -> str:
     share = wilson([bool(f) for f in flags])
     return f"{share.value:.1%} ({share.low:.1%} to {share.high:.1%}, n {len(flags)})"
@@ -210,6 +228,7 @@ def tables(half: tuple[Family, ...], boundary: dict[str, families.MakeNoise], co
         lines.append(
             f"| {family.name}{mark} | {(stops[mine] >= 0).mean():.0%} | {false[0]:.1%} | {false[1]:.1%} | {ratio:.2f} |"
         )
+    lines += ["", f"Stopped on the plateau, with most of the fall to come: {percent(on_plateau(curves, stops, half))}."]
     lines += [
         "",
         f"False without a second fall: {percent(falsely(curves, stops)[plain])}; by more than 1.2 ×: "

@@ -1,6 +1,7 @@
 """Stages of every job that trains weights: what `train`, `tune` and `distill` do alike."""
 
 import importlib.metadata
+import math
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -8,7 +9,7 @@ from dataclasses import dataclass, field
 from settle.audit.session import network_record
 from settle.base.amounts import seconds
 from settle.base.errors import RunError
-from settle.base.event_log import read_events
+from settle.base.event_log import read_events, read_records
 from settle.base.events import Eval, ForecastReady, ResultReady, Say, Warn
 from settle.base.files import write_json
 from settle.base.run import Run
@@ -30,7 +31,7 @@ from settle.machine import accelerator, commanded
 from settle.model.pretrained import Pretrained
 from settle.plan.forecast import cost, rank_memory
 from settle.plan.outlook import CurveStart, Outlook, TuningStart
-from settle.plan.phases import EXPORT, remember, too_short
+from settle.plan.phases import EXPORT, beside_others, remember, too_short
 from settle.train.checkpoint import newest_state
 from settle.train.live_run import IDENTITY, LiveRun
 from settle.train.loop import Loop
@@ -39,7 +40,8 @@ from settle.train.training_plan import PLAN_VERSION, TrainingPlan
 from settle.train.verdict import verdict
 
 HOUR = 3600.0
-RESULT_SECONDS = 3.0  # the card and the picture, at the end
+RESULT_SECONDS = 1.5  # the card, the picture and the end of the process, on a machine with nothing else to do
+LONGEST_PAUSE = 60.0  # seconds from one event to the next that count as work: a computer may have slept
 UNUSABLE = ("diverged", "broken")  # verdicts after which nothing is exported
 
 
@@ -82,11 +84,14 @@ class TrainingContext(Context):
         left = max(0.0, self.budget - self.spending.total)
         if planned is None or not hasattr(self, "outcome"):
             return left
-        return min(left, planned * self.loop.watch.slowdown + RESULT_SECONDS)  # the loop may end before its time
+        return min(
+            left, planned * self.loop.watch.time.slowdown + self.result_seconds
+        )  # the loop may end before its time
 
     def finished(self, stage: str, seconds: float) -> None:
         if stage in self.estimates and self.is_usable:
-            remember(self.pace_name(stage), self.plan.loop.threads, self.estimates[stage], seconds)
+            planned = self.estimates[stage] * self.loop.watch.time.slowdown
+            remember(self.pace_name(stage), self.plan.loop.threads, planned, seconds)
 
     def pace_name(self, stage: str) -> str:
         """What the machine remembers the pace of a stage by."""
@@ -113,7 +118,14 @@ class TrainingContext(Context):
     @property
     def seconds_to_compare(self) -> float | None:
         """What a time budget leaves for a comparison, now; None without one."""
-        return None if self.budget is None else max(0.0, self.budget - self.spending.total - RESULT_SECONDS)
+        if self.budget is None:
+            return None
+        return max(0.0, self.budget - self.spending.total - self.result_seconds)
+
+    @property
+    def result_seconds(self) -> float:
+        """Seconds of the last stage, at the pace of the loop's end."""
+        return beside_others(RESULT_SECONDS, self.plan.loop.waiting) * self.loop.watch.time.slowdown
 
     def next_steps(self) -> str:
         """Commands that use what was made; empty when nothing was."""
@@ -140,7 +152,7 @@ def earlier_session(c: TrainingContext) -> None:
             raise edited(c.run, f"{key} is missing")
     saved = newest_state(c.run.checkpoints)
     identity = saved["identity"] if saved is not None else None
-    c.spending.earlier = seconds_of(saved)
+    c.spending.earlier = max(seconds_of(saved), seconds_noted(c.run))
     c.phases = dict((c.run.read("forecast.json") or {}).get("phases") or ())
     if isinstance(identity, dict):
         _refuse_changes(c.run, {key: c.record[key] for key in IDENTITY}, identity)
@@ -247,7 +259,8 @@ def judge(c: TrainingContext) -> None:
     """The verdict, the figure to quote of the best weights, and the most memory that training held."""
     state = c.outcome.state
     tokens = state.step * c.plan.loop.tokens_per_step
-    best = c.live.judge(c.outcome.best, state)
+    usual = c.live.judged_tokens(state.step)
+    best = c.live.judge(c.outcome.best, state, c.loop.watch.time.judged_tokens(state, usual, c.spending.total))
     c.sample(state.best_step, "end")
     c.events.emit(Eval.model_validate({"whole": True, **best}))
     c.figures = {
@@ -294,6 +307,23 @@ def seconds_of(saved: Mapping[str, object] | None) -> float:
     spent = (saved or {}).get("spent")
     value = spent.get("seconds") if isinstance(spent, dict) else None
     return float(value) if isinstance(value, int | float) else 0.0
+
+
+def seconds_noted(run: Run) -> float:
+    """The same by the run's events: a session that was killed worked on after its newest checkpoint."""
+    seconds, at = 0.0, math.inf
+    for record in read_records(run.events):
+        now = record["time"]
+        if not isinstance(now, int | float):
+            continue
+        seconds += min(max(0.0, now - at), LONGEST_PAUSE)
+        at = now
+        if record["kind"] == "opened":
+            at = math.inf  # another session: what lies between was no work
+        elapsed = record.get("elapsed")
+        if record["kind"] == "phase" and isinstance(elapsed, int | float):
+            seconds, at = float(elapsed), now
+    return seconds
 
 
 def _refuse_changes(run: Run, now: Mapping[str, object], before: Mapping[str, object]) -> None:

@@ -76,8 +76,8 @@ def look_ahead(
         probed = replace(probed, step_seconds=costs.step, step_spread=costs.spread, ranks=costs)
     spent, held = elapsed(), resident()
     judge = probed.evaluation_seconds * _finally_evaluated(plan, corpus, probed, spent)
-    export = export_seconds(plan.num_parameters, probed.evaluation_seconds, plan.loop.threads)
-    plan = with_phases(plan, judge + export, 0.0, alone)
+    export = export_seconds(plan.num_parameters, probed.evaluation_seconds, plan.loop.threads, probed.waiting)
+    plan = with_phases(plan, judge + export, 0.0, alone, judge, probed.waiting)
     proof = PROOF_SECONDS + PROOF_STEPS * alone
     phases = Phases(spent, proof, loop_seconds(plan, spent, proof) or 0.0, judge, export)
     probes = [Observation(p.tokens, p.loss, DECAY) for p in (*shorter, probed) if p.tokens <= probed.tokens]

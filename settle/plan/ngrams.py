@@ -38,12 +38,19 @@ def ngram_curve(tokens: np.ndarray, held_out: np.ndarray, vocab_size: int) -> li
     return [(float(n * counted.shape[1]), ngram_loss(counted[:n], asked, vocab_size)) for n in rows]
 
 
-def ngram_loss(counted: np.ndarray, held_out: np.ndarray, vocab_size: int) -> float:
-    """Mean loss on `held_out` (M / C, C) of an n-gram model that counted `counted` (N / C, C), nats per token."""
+def plateaus(tokens: np.ndarray, held_out: np.ndarray, vocab_size: int) -> tuple[float, float]:
+    """The losses of the bigram and of the trigram model of the text, on which a network may rest while it trains."""
+    counted, asked = chunks(tokens, MOST_COUNTED), chunks(held_out, MOST_ASKED)
+    return ngram_loss(counted, asked, vocab_size, 2), ngram_loss(counted, asked, vocab_size, 3)
+
+
+def ngram_loss(counted: np.ndarray, held_out: np.ndarray, vocab_size: int, order: int = ORDER) -> float:
+    """Mean loss on `held_out` (M / C, C) of a model of n-grams of up to `order` tokens that counted `counted`
+    (N / C, C), nats per token."""
     probability = np.full(held_out.size, 1 / vocab_size)
-    for order in range(1, ORDER + 1):
-        contexts, grams = _hashed(counted, order)
-        asked_contexts, asked_grams = _hashed(held_out, order)
+    for length in range(1, order + 1):
+        contexts, grams = _hashed(counted, length)
+        asked_contexts, asked_grams = _hashed(held_out, length)
         kinds, times = np.unique(grams, return_counts=True)
         # a context's distinct continuations: each kind of n-gram once, at its first occurrence
         seen, occurrences = np.unique(contexts, return_counts=True)

@@ -6,10 +6,12 @@ are estimates; what a phase took beside them is remembered on each machine, and 
 """
 
 import math
+import time
 from dataclasses import dataclass
 
 from settle.machine.measurement_cache import key, note, others_are_busy, recalled
 from settle.train.training_plan import TrainingPlan
+from settle.train.watch import MOST_SLOWDOWN, SLACK
 
 # 2026-11-27, bench/budget.py: what export and gate take beyond the work of the model itself, and in forward passes
 EXPORT_SECONDS = 3.0  # starting llama.cpp twice, the card and the picture
@@ -26,7 +28,6 @@ MOST_CORRECTION = 8.0  # times that a phase took as long as its estimate, or as 
 NEWEST = 0.5  # weight of the latest run in what is remembered, in the logarithm
 LEAST_STEPS = 20  # a time budget should have room for so many
 WARMUP_SHARE = 0.1  # of the steps that a time budget has room for, at most
-SLACK = 0.02  # share of a time budget that is kept for what nobody planned
 
 
 @dataclass(frozen=True)
@@ -54,10 +55,32 @@ class Phases:
         return self.judge + self.export
 
 
-def export_seconds(num_parameters: int, evaluation_seconds: float, threads: int) -> float:
-    """Seconds of export and gate. evaluation_seconds: of a forward pass, per token; threads: that it had."""
-    work = EXPORT_SECONDS_PER_BYTE * 4 * num_parameters + GATE_TOKENS * evaluation_seconds
-    return (EXPORT_SECONDS + work) * correction(EXPORT, threads)
+def export_seconds(num_parameters: int, evaluation_seconds: float, threads: int, waiting: float = 1.0) -> float:
+    """Seconds of export and gate. evaluation_seconds: of a forward pass, per token; threads: that it had; waiting: how
+    many times longer than alone work took on this machine meanwhile."""
+    alone = EXPORT_SECONDS + EXPORT_SECONDS_PER_BYTE * 4 * num_parameters
+    return (beside_others(alone, waiting) + GATE_TOKENS * evaluation_seconds) * correction(EXPORT, threads)
+
+
+def beside_others(alone: float, waiting: float) -> float:
+    """Seconds of work that takes `alone` seconds on an idle machine, much of it in short pieces and in processes of its
+    own, which wait half as long as a training step does."""
+    return alone * (1 + (waiting - 1) / 2)
+
+
+class Waiting:
+    """How many times longer than alone work takes here from its creation on: seconds by the clock ÷ those that the
+    processor gave this thread. 1 on another device, which is waited for."""
+
+    def __init__(self, device: str) -> None:
+        self._is_cpu = device == "cpu"
+        self._began, self._worked = time.monotonic(), time.thread_time()
+
+    def read(self) -> float:
+        worked = time.thread_time() - self._worked
+        if not self._is_cpu or worked <= 0:
+            return 1.0
+        return min(MOST_SLOWDOWN, max(1.0, (time.monotonic() - self._began) / worked))
 
 
 def comparison_seconds(rows: int, tokens: float, evaluation_seconds: float, num_parameters: int) -> float:
@@ -92,19 +115,29 @@ def loop_seconds(plan: TrainingPlan, spent: float, proof: float) -> float | None
     loop = plan.loop
     if not loop.seconds:
         return None
-    return max(loop.step_seconds, loop.seconds - spent - proof - loop.seconds_after - loop.seconds_comparing)
+    kept = SLACK * loop.seconds + loop.seconds_after + loop.seconds_comparing
+    return max(loop.step_seconds, loop.seconds - spent - proof - kept)
 
 
-def with_phases(plan: TrainingPlan, after: float, comparison: float, step_seconds: float) -> TrainingPlan:
-    """The plan with the time that is kept for what follows the loop."""
+def with_phases(
+    plan: TrainingPlan,
+    after: float,
+    comparison: float,
+    step_seconds: float,
+    judging: float = 0.0,
+    waiting: float = 1.0,
+) -> TrainingPlan:
+    """The plan with the time that is kept for what follows the loop. judging: of `after`, the last evaluations;
+    waiting: as in `export_seconds`."""
     loop = plan.loop
     if not loop.seconds:
         return plan
     comparison = min(comparison, COMPARISON_SHARE * loop.seconds)
-    after += SLACK * loop.seconds
-    steps = (loop.seconds - after - comparison) / max(step_seconds, 1e-9)
+    steps = ((1 - SLACK) * loop.seconds - after - comparison) / max(step_seconds, 1e-9)
     return plan.with_loop(
         seconds_after=after,
+        seconds_judging=judging,
+        waiting=waiting,
         seconds_comparing=comparison,
         step_seconds=step_seconds,
         warmup_steps=min(loop.warmup_steps, max(1, round(WARMUP_SHARE * steps))),

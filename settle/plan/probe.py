@@ -14,6 +14,7 @@ from settle.base.run import Run
 from settle.data.batches import held_out_batches
 from settle.data.prepare import Corpus
 from settle.machine import EnergyMeter, PeakMemory, resident
+from settle.plan.phases import Waiting
 from settle.train.evaluation import HeldOut, evaluate
 from settle.train.live_run import EVALUATION_BLOCK, LiveRun, blocks
 from settle.train.training_plan import TrainingPlan
@@ -43,6 +44,7 @@ class Probe:
     stderr: float
     offset: float  # ln of the loss on the run's own held-out sample ÷ `loss`
     threads: int = 1
+    waiting: float = 1.0  # times longer than alone the steps took
     why_threads: str = ""  # empty where somebody asked for the number
     ranks: RankCosts | None = None  # of all ranks together, whose steps `step_seconds` and `step_spread` then are
 
@@ -82,10 +84,12 @@ def probe(
                 report.emit(Progress(what="probe", done=event.step, total=most_steps, unit="steps"))
 
     peak, meter = PeakMemory().start(), EnergyMeter(watts, plan.device).start()
+    waiting = Waiting(plan.device)
     with tempfile.TemporaryDirectory(prefix="settle-probe-") as folder:
         run = Run(Path(folder))
         run.checkpoints.mkdir()
         steps = job.loop(run, Events(listeners=[listen]), lambda: False).train().state.step
+    waited = waiting.read()
     if report is not None:
         report.emit(Progress(what="probe", done=most_steps, total=most_steps, unit="steps"))
     energy = meter.read()
@@ -100,6 +104,7 @@ def probe(
     on_own = evaluate(job.model, job.objective, own, steps, steps * loop.tokens_per_step).loss
     return Probe(
         threads=job.plan.loop.threads,
+        waiting=waited,
         why_threads=job.plan.why.get("threads", ""),
         steps=steps,
         tokens=steps * loop.tokens_per_step,

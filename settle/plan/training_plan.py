@@ -8,6 +8,7 @@ from settle.base.errors import UsageError
 from settle.data.prepare import Corpus
 from settle.machine import Accelerator, accelerator, probe_dtype, use_torch_threads
 from settle.model.architectures import Architecture
+from settle.plan.ngrams import plateaus
 from settle.plan.settings import RunSettings, TrainingSettings
 from settle.plan.size import EPOCHS, Size, choose_size
 from settle.train.objectives import Objective
@@ -39,6 +40,7 @@ def plan_training(settings: TrainingSettings, origin: dict[str, str], corpus: Co
     require_sharding(settings, Objective.part(objective), architecture, device.kind, is_whole=True)
     dtype = choose_dtype(settings.dtype, device, shapes(architecture, size.micro_tokens), why)
     loop = _loop(settings, size, corpus.train.num_tokens, threads, why)
+    bigram, trigram = plateaus(corpus.train.tokens, corpus.selection.tokens, tokenizer.vocab_size)
     selection = min(corpus.selection.num_tokens, sample_size(corpus.train.num_tokens, architecture.num_parameters))
     why["held_out_tokens"] = f"{selection:,} of {corpus.selection.num_tokens:,}: so that evaluating costs a few percent"
     return TrainingPlan(
@@ -48,7 +50,7 @@ def plan_training(settings: TrainingSettings, origin: dict[str, str], corpus: Co
         objective_settings=objective_settings,
         optimizer_name=rule,
         optimizer=optimizer.model_dump(),
-        loop=loop,
+        loop=loop.model_copy(update={"bigram_loss": bigram, "trigram_loss": trigram}),
         device=device.kind,
         dtype=dtype,
         held_out_tokens=selection,

@@ -29,7 +29,7 @@ from settle.plan.forecast import (
 )
 from settle.plan.forecast_figures import Forecast, budgeted_time
 from settle.plan.outlook import TuningStart
-from settle.plan.phases import Phases, export_seconds, with_phases
+from settle.plan.phases import Phases, Waiting, export_seconds, with_phases
 from settle.plan.probe import SHARE_OF_TIME
 from settle.plan.settings import TuningSettings
 from settle.plan.tuning_plan import EPOCHS
@@ -75,6 +75,7 @@ class Measured:
     before: float
     after: float
     stderr: float
+    waiting: float = 1.0  # times longer than alone the steps took
     ranks: RankCosts | None = None  # of all ranks together, whose steps `step_seconds` and `step_spread` then are
 
 
@@ -103,9 +104,9 @@ def look_ahead(
     whole = _finally_evaluated(job, tokens)
     judge = per_token * (plan.held_out_tokens + whole)
     adds = plan.num_parameters if job.whole else sum(p.numel() for p in job.model.trainable().values())
-    export = export_seconds(adds, per_token, plan.loop.threads)
+    export = export_seconds(adds, per_token, plan.loop.threads, measured.waiting)
     comparison = comparing(per_token)
-    job.plan = plan = with_phases(plan, judge + export, comparison, alone)
+    job.plan = plan = with_phases(plan, judge + export, comparison, alone, judge, measured.waiting)
     comparison = plan.loop.seconds_comparing if plan.loop.seconds else comparison
     proof = PROOF_STEPS * alone
     return forecast(job, measured, settings, Phases(spent, proof, 0.0, judge, export, comparison), ranks.hosts)
@@ -163,7 +164,7 @@ def measure(job: LiveRun, watts: float | None = None, report: Events | None = No
 
     job.choose_threads()
     patience = min(PATIENCE, SHARE_OF_TIME * (loop.seconds or math.inf))
-    peak, meter = PeakMemory().start(), EnergyMeter(watts, job.plan.device).start()
+    peak, meter, waiting = PeakMemory().start(), EnergyMeter(watts, job.plan.device).start(), Waiting(job.plan.device)
     times, tokens = [], []
     trainer, state = job.trainer(), LoopState()
     before, _, _ = evaluated()
@@ -197,6 +198,7 @@ def measure(job: LiveRun, watts: float | None = None, report: Events | None = No
         before=before,
         after=after,
         stderr=stderr,
+        waiting=waiting.read(),
     )
 
 

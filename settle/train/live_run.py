@@ -124,7 +124,12 @@ class LiveRun:
     ) -> Loop:
         """elapsed, sample: as in `Session`."""
         used = self.world.spending(spending)
-        session = Session(run, events, stopping, self.identity(), used, self.tokenizer.decode, elapsed, sample)
+        identity, decode, held_out = self.identity(), self.tokenizer.decode, _size(self.corpus.held_out)
+
+        def judged(steps: float) -> float:
+            return min(held_out, self.judged_tokens(steps))
+
+        session = Session(run, events, stopping, identity, used, decode, elapsed, judged, sample)
         trainer, threads = self.trainer(), commanded() or self.plan.loop.threads
         most = num_threads() if self.plan.device == "cpu" and self.world.size == 1 else 1
         watch = ThreadWatch(trainer, events, num_threads(threads), most, self._threads_are_free())
@@ -144,15 +149,18 @@ class LiveRun:
     def trainer(self) -> Trainer:
         return Trainer(self.plan.loop, self.model, self.objective, self.optimizer, self.batches, self.world)
 
-    def judge(self, weights: Weights, state: LoopState) -> EvaluationFigures:
+    def judge(self, weights: Weights, state: LoopState, most_tokens: float | None = None) -> EvaluationFigures:
         """The evaluation of `weights` on the held-out text, which nothing has read before: all of it, or as much as a
-        twentieth of the run's time allows; and which share that is.
+        twentieth of the run's time allows; and which share that is. most_tokens: instead of that, but for the sample of
+        an evaluation, which is read in any case.
 
         The loop picks the best of many evaluations of the selection text, whose loss is too low for that; this is the
         figure to quote.
         """
         self.model.load_trainable(weights)
-        batches = blocks(self.plan, self.corpus.held_out, self.judged_tokens(state.step))
+        most = self.judged_tokens(state.step) if most_tokens is None else most_tokens
+        limit = max(self.plan.held_out_tokens, int(min(most, _size(self.corpus.held_out))))
+        batches = blocks(self.plan, self.corpus.held_out, limit)
         held_out = HeldOut(batches, self.tokenizer.byte_length)
         tokens = state.best_step * self.plan.loop.tokens_per_step
         figures = evaluate(self.model, self.objective, held_out, state.best_step, tokens).figures()

@@ -26,7 +26,7 @@ class Loop:
     ) -> None:
         self.trainer, self.plan, self.session = trainer, trainer.plan, session
         self.events, self.world = session.events, trainer.world
-        self.watch = Watch(trainer, held_out, session.events, session.elapsed)
+        self.watch = Watch(trainer, held_out, session.events, session.elapsed, session.judged)
         self.recovery = Recovery(trainer, session)
         number = self.plan.threads
         self.threads = threads or ThreadWatch(trainer, session.events, number, number, is_free=False)

@@ -28,7 +28,8 @@ class Session:
 
     identity: what else a resume must find unchanged, kept in each checkpoint. spending: seconds, joules and peak bytes
     of this session so far. decode: ids → text, to show the rows of a bad batch. elapsed: seconds since the run began,
-    those of earlier sessions included; None: the loop's own seconds. sample: called with the step and the moment
+    those of earlier sessions included; None: the loop's own seconds. judged: held-out tokens that are read after a loop
+    of so many steps; None: that is not known. sample: called with the step and the moment
     ("start", "middle") at which a sample of what the model writes is wanted.
     """
 
@@ -39,6 +40,7 @@ class Session:
     spending: Callable[[], dict[str, float]] = dict
     decode: Callable[[np.ndarray], str] = lambda ids: str(ids.tolist())
     elapsed: Callable[[], float] | None = None
+    judged: Callable[[float], float] | None = None
     sample: Callable[[int, str], None] = lambda step, moment: None
 
 

@@ -24,9 +24,13 @@ class LoopPlan(Settings):
     seconds_after: float = Field(
         0.0, description="what follows the loop: the last evaluations, export and gate, in seconds at the probe's pace"
     )
+    seconds_judging: float = Field(0.0, description="of seconds_after, the last evaluations")
     seconds_comparing: float = Field(0.0, description="kept for the comparison, which fits itself into its time")
     step_seconds: float = Field(0.0, description="the probe's pace, seconds per step")
+    waiting: float = Field(1.0, description="times longer than alone the probe's steps took, for other programs' sake")
     decay_fraction: float = Field(description="share of a budgeted run in which the learning rate falls to zero")
+    bigram_loss: float | None = Field(None, description="held-out loss of counting pairs of tokens, nats per token")
+    trigram_loss: float | None = Field(None, description="the same of triples")
     tolerance: float = Field(0.005, description="the relative improvement for 10 % more tokens that still matters")
     most_passes: float | None = Field(
         None, description="passes over the rows that a run without a budget makes at most, and 200 steps at least"

@@ -4,6 +4,8 @@ Legend: V vocabulary.
 """
 
 import math
+import statistics
+import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
@@ -18,28 +20,40 @@ from settle.train.settled.row_memory import learned
 from settle.train.state import LoopPlan, LoopState
 from settle.train.trainer import Trainer
 
-FEWEST_STEPS, LEAST_SECONDS = 4, 5.0  # the latest steps that the pace is measured over: so many, and so long
+# the latest steps that the pace is measured over: so many at least, and so long; a share of the time of long runs
+FEWEST_STEPS, LEAST_SECONDS, RECENT_SHARE = 5, 10.0, 0.05
+PACE_BLOCKS = 5  # whose median is the pace: neither a step that stalls nor an evaluation decides it
+FEWEST_TO_SLOW = 3  # steps of a session before they count as slow: the first finds its memory and its kernels
+LATEST_EVALUATIONS = 5  # whose median says how long the next takes
+SLACK = 0.01  # share of a time budget that is kept for what nobody planned
 FEWEST_BY_PASSES = 200  # steps: the fewer the rows, the more passes they take
 FEW_ROWS = 16  # that choose the weights: with fewer of them, their loss says next to nothing
-MOST_SLOWDOWN = 3.0  # beyond this a busy moment is taken for what it is
+MOST_SLOWDOWN = 10.0  # beyond this a busy moment is taken for what it is
 
 
 class Watch:
     """Evaluates a trainer's model on held-out data. `best`: the weights of the lowest held-out loss so far.
 
-    elapsed: seconds since the run began, which a time budget counts; None: the loop's own.
+    elapsed: seconds since the run began, which a time budget counts; None: the loop's own. judged: held-out tokens that
+    are read after a loop of so many steps.
     """
 
     def __init__(
-        self, trainer: Trainer, held_out: HeldOut, events: Events, elapsed: Callable[[], float] | None = None
+        self,
+        trainer: Trainer,
+        held_out: HeldOut,
+        events: Events,
+        elapsed: Callable[[], float] | None = None,
+        judged: Callable[[float], float] | None = None,
     ) -> None:
         self.trainer, self.plan, self.held_out, self.events = trainer, trainer.plan, held_out, events
-        self._elapsed, self._pace = elapsed, Pace()
+        self.time = TimeBudget(trainer, held_out.num_tokens, elapsed, judged)
         floor = trainer.objective.frequency_loss(
             trainer.batches.store, held_out.batches, vocab_size=len(held_out.byte_length)
         )
         plan = self.plan
-        self.settled = Settled(plan.tolerance, plan.warmup_steps * plan.tokens_per_step, floor)
+        since = plan.warmup_steps * plan.tokens_per_step
+        self.settled = Settled(plan.tolerance, since, floor, plan.bigram_loss, plan.trigram_loss)
         self.best: Weights = {}
 
     # --- evaluations ---
@@ -53,7 +67,9 @@ class Watch:
     def evaluate(self, state: LoopState) -> None:
         """Evaluate, keep the best weights, and ask whether the run has settled."""
         trainer, tokens = self.trainer, self.trainer.tokens(state)
+        began = time.perf_counter()
         evaluation = evaluate(trainer.model, trainer.objective, self.held_out, state.step, tokens, trainer.world)
+        self.time.evaluated(time.perf_counter() - began)
         if not math.isfinite(evaluation.loss):
             return  # the next step cannot be finite either, and rolls back
         state.history.append(evaluation)
@@ -92,7 +108,7 @@ class Watch:
     def _settled_decay(self, state: LoopState) -> int:
         """Steps of the decay of a run that does not end by its budget."""
         steps = max(1, round(decay_tokens(self.trainer.tokens(state)) / self.plan.tokens_per_step))
-        return min(steps, self._affordable_steps(state))
+        return min(steps, self.time.affordable_steps(state))
 
     # --- budgets ---
 
@@ -100,8 +116,7 @@ class Watch:
         """Begin the decay when the budget asks for it: in steps when known beforehand, else by the clock, which also
         says anew before every step how long the decay can be."""
         plan = self.plan
-        if plan.seconds is not None:
-            self._pace.add(self._spent(state), state.step)
+        self.time.begin_step(state)
         if state.schedule.decay_start is not None:
             if plan.seconds is not None:
                 self._replan_decay(state)
@@ -115,47 +130,21 @@ class Watch:
         if most and state.step >= FEWEST_BY_PASSES and self.trainer.batches.epoch(state.position) >= most:
             self._begin_decay(state, "passes", self._settled_decay(state))
             return
-        if plan.seconds is not None and state.step > 0:
-            left = self._seconds_left(state)
-            if left <= plan.decay_fraction * (state.seconds + left):
-                self._begin_decay(state, "time", self._affordable_steps(state))
+        if plan.seconds is not None and state.step > 0 and self.time.leaves_the_decay(state):
+            self._begin_decay(state, "time", self.time.affordable_steps(state))
 
     def is_past_half(self, state: LoopState) -> bool:
         """Whether half of the budget is spent; without one, whether the end has begun."""
         plan = self.plan
         if plan.max_steps is not None and state.step >= plan.max_steps / 2:
             return True
-        if plan.seconds is not None and self._seconds_left(state) <= state.seconds:
+        if plan.seconds is not None and self.time.seconds_left(state) <= state.seconds:
             return True
         return state.schedule.decay_start is not None
 
-    def _spent(self, state: LoopState) -> float:
-        """Seconds that a time budget counts, by the clock of rank 0."""
-        return state.seconds if self._elapsed is None else self.trainer.world.agree(self._elapsed())
-
-    @property
-    def slowdown(self) -> float:
-        """How many times slower the latest steps were than those of the probe, within limits; per rank of those that
-        share a step, since one alone does what follows the loop."""
-        return self._pace.slowdown(self.plan.step_seconds / self.trainer.world.size)
-
-    def _seconds_left(self, state: LoopState) -> float:
-        """What the time budget leaves for the loop."""
-        assert self.plan.seconds is not None
-        return self.plan.seconds - self._spent(state) - kept_for_the_end(self.plan, self.slowdown)
-
-    def _affordable_steps(self, state: LoopState) -> int:
-        """How many further steps the budget has room for, at the present speed; at least one."""
-        plan = self.plan
-        left = math.inf if plan.max_steps is None else plan.max_steps - state.step
-        if plan.seconds is not None:
-            pace = self._pace.seconds_per_step or state.seconds / max(1, state.step)
-            left = min(left, self._seconds_left(state) / max(pace, 1e-9))
-        return max(1, math.floor(min(left, 1e9)))
-
     def _replan_decay(self, state: LoopState) -> None:
         """End the decay when the time is spent, at the present speed, and not after a number of steps fixed before."""
-        steps = self._affordable_steps(state)
+        steps = self.time.affordable_steps(state)
         if state.last_step is not None:
             steps = max(1, min(steps, state.last_step - state.step))
         if state.step + steps != state.schedule.end:
@@ -169,37 +158,143 @@ class Watch:
         self.events.emit(DecayStarted(step=state.step, until=state.schedule.end, why=why))
 
 
-def kept_for_the_end(plan: LoopPlan, slowdown: float) -> float:
+class TimeBudget:
+    """What a time budget leaves for the loop, by the pace of its latest steps and evaluations.
+
+    sample_tokens: held-out tokens of an evaluation. elapsed, judged: as in `Watch`.
+    """
+
+    def __init__(
+        self,
+        trainer: Trainer,
+        sample_tokens: int,
+        elapsed: Callable[[], float] | None,
+        judged: Callable[[float], float] | None,
+    ) -> None:
+        self.plan, self.world, self._sample = trainer.plan, trainer.world, sample_tokens
+        self._elapsed, self._judged, self._pace = elapsed, judged, Pace()
+        self._evaluations: deque[float] = deque(maxlen=LATEST_EVALUATIONS)
+
+    def begin_step(self, state: LoopState) -> None:
+        """A step is about to be taken."""
+        if self.plan.seconds is not None:
+            self._pace.add(self._spent(state), state.step)
+
+    def evaluated(self, seconds: float) -> None:
+        """An evaluation of the held-out sample took so long."""
+        if self.plan.seconds is not None:
+            self._evaluations.append(self.world.agree(seconds))
+
+    @property
+    def slowdown(self) -> float:
+        """How many times slower the latest steps were than those of the probe, within limits; per rank of those that
+        share a step, since one alone does what follows the loop."""
+        return self._pace.slowdown(self._planned)
+
+    def seconds_left(self, state: LoopState) -> float:
+        """What the time budget leaves for the loop at the present pace."""
+        return self._left(state, self.slowdown)
+
+    def leaves_the_decay(self, state: LoopState) -> bool:
+        """Whether what is left is the share of the decay, at the pace of the session where that is faster than the
+        present one: a decay that begins late can be made shorter, down to a half at the present pace."""
+        whole = self._pace.slowdown(self._planned, is_whole=True)
+        left, most = self.seconds_left(state), self._left(state, min(self.slowdown, whole))
+        share = self.plan.decay_fraction * (state.seconds + most)
+        return most <= share or left <= share / 2
+
+    def affordable_steps(self, state: LoopState) -> int:
+        """How many further steps the budget has room for, at the present speed; at least one."""
+        plan = self.plan
+        left = math.inf if plan.max_steps is None else plan.max_steps - state.step
+        if plan.seconds is not None:
+            pace = self._pace.seconds_per_step or state.seconds / max(1, state.step)
+            left = min(left, self.seconds_left(state) / max(pace, 1e-9))
+        return max(1, math.floor(min(left, 1e9)))
+
+    def judged_tokens(self, state: LoopState, usual: float, spent: float) -> float:
+        """Held-out tokens to judge the best weights on, after `spent` seconds: the `usual` number; where the clock ends
+        the run, as many as its time has room for, and what a comparison needs is left to it."""
+        plan, per_token = self.plan, self._seconds_per_evaluated_token
+        if plan.seconds is None or per_token is None:
+            return usual
+        rest = (plan.seconds_after - plan.seconds_judging) * self.slowdown + SLACK * plan.seconds
+        most = (plan.seconds - spent - rest - plan.seconds_comparing / 2) / per_token
+        fills = state.stop == "budget" and state.last_step is None and not plan.seconds_comparing
+        return most if fills else min(usual, most)
+
+    @property
+    def _seconds_per_evaluated_token(self) -> float | None:
+        return statistics.median(self._evaluations) / self._sample if self._evaluations and self._sample else None
+
+    @property
+    def _planned(self) -> float:
+        return self.plan.step_seconds / self.world.size
+
+    def _spent(self, state: LoopState) -> float:
+        """Seconds that a time budget counts, by the clock of rank 0."""
+        return state.seconds if self._elapsed is None else self.world.agree(self._elapsed())
+
+    def _left(self, state: LoopState, slowdown: float) -> float:
+        assert self.plan.seconds is not None
+        kept = kept_for_the_end(self.plan, slowdown, self._judging(state))
+        return self.plan.seconds - self._spent(state) - kept
+
+    def _judging(self, state: LoopState) -> float | None:
+        """Seconds of the last evaluations, by those of the loop: it reads the more, the more steps there were."""
+        per_token = self._seconds_per_evaluated_token
+        if self._judged is None or per_token is None:
+            return None
+        return per_token * (self._sample + self._judged(state.step))
+
+
+def kept_for_the_end(plan: LoopPlan, slowdown: float, judging: float | None = None) -> float:
     """Seconds of a time budget that are kept for what follows the loop. It will be as slow as the loop is now, which
-    the comparison makes up for with up to half of its time: it uses fewer rows."""
-    after, comparing = plan.seconds_after * slowdown, plan.seconds_comparing
-    return after + max(comparing / 2, comparing - max(0.0, after - plan.seconds_after))
+    the comparison makes up for with up to half of its time: it uses fewer rows. judging: of them, those of the last
+    evaluations, where the loop's own say it."""
+    judging = plan.seconds_judging * slowdown if judging is None else judging
+    after, comparing = (plan.seconds_after - plan.seconds_judging) * slowdown + judging, plan.seconds_comparing
+    late = max(0.0, after - plan.seconds_after)
+    return SLACK * (plan.seconds or 0.0) + after + min(comparing * slowdown, max(comparing / 2, comparing - late))
 
 
 class Pace:
-    """The latest (seconds, step) of a run."""
+    """The latest (seconds, step) of a session."""
 
     def __init__(self) -> None:
         self._latest: deque[tuple[float, int]] = deque()
+        self._first: tuple[float, int] | None = None  # after the steps that find their memory
 
     def add(self, seconds: float, step: int) -> None:
         """At `seconds` of work, `step` steps were done."""
         latest = self._latest
         if latest and step <= latest[-1][1]:
             latest.clear()  # a rollback
+            self._first = None
         latest.append((seconds, step))
-        while len(latest) > FEWEST_STEPS + 1 and seconds - latest[1][0] >= LEAST_SECONDS:
+        if self._first is None and len(latest) > 1:
+            self._first = latest[-1]
+        wanted = max(LEAST_SECONDS, RECENT_SHARE * seconds)
+        while len(latest) > FEWEST_STEPS + 1 and seconds - latest[1][0] >= wanted:
             latest.popleft()
 
     @property
     def seconds_per_step(self) -> float | None:
-        """None before there are two steps."""
-        if len(self._latest) < 2:
+        """The median over blocks of the latest steps; None before there are two."""
+        marks, number = list(self._latest), len(self._latest) - 1
+        if number < 1:
             return None
-        (began, first), (now, last) = self._latest[0], self._latest[-1]
-        return (now - began) / (last - first)
+        ends = sorted({round(i * number / PACE_BLOCKS) for i in range(PACE_BLOCKS + 1)})
+        blocks = [(marks[a], marks[b]) for a, b in zip(ends[:-1], ends[1:], strict=True)]
+        return statistics.median((now - began) / (last - first) for (began, first), (now, last) in blocks)
 
-    def slowdown(self, planned: float) -> float:
-        """The present seconds per step ÷ the planned ones; 1 when either is not known."""
+    def slowdown(self, planned: float, is_whole: bool = False) -> float:
+        """The present seconds per step ÷ the planned ones; 1 when either is not known, or the steps are the first.
+        is_whole: of the whole session."""
         pace = self.seconds_per_step
-        return min(MOST_SLOWDOWN, pace / planned) if pace and planned else 1.0
+        if not pace or not planned or self._first is None or len(self._latest) <= FEWEST_TO_SLOW:
+            return 1.0
+        if is_whole:
+            (began, first), (now, last) = self._first, self._latest[-1]
+            pace = (now - began) / max(1, last - first)
+        return min(MOST_SLOWDOWN, pace / planned)

@@ -1,6 +1,7 @@
 """What stages decide from the figures of a run: the time that is left, what is usable, what was changed."""
 
 import errno
+import json
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from settle.jobs.distill import DistillContext, _layer_map, draft_prompts
 from settle.jobs.job import Job, find_job, follow, interrupt, sweep
 from settle.jobs.resume import asked_settings, job_of
 from settle.jobs.settings import DistillSettings, TrainSettings, TuneSettings
-from settle.jobs.training_stages import TrainingContext, _flat, _refuse_changes, seconds_of
+from settle.jobs.training_stages import TrainingContext, _flat, _refuse_changes, seconds_noted, seconds_of
 from settle.jobs.tuning_stages import TuningContext
 from tests.records import into
 
@@ -39,12 +40,14 @@ def run_named(home: Path, name: str = "r", command: str = "train") -> Run:
 def context(kind: type[Any] = TrainingContext, settings: Any = None, **more: Any) -> Any:
     """A context with only what is given; its time budget is 100 seconds, of which 40 are spent."""
     made = kind.__new__(kind)
-    plan = SimpleNamespace(loop=SimpleNamespace(seconds=100.0, threads=2, tokens_per_step=10), device="cpu")
+    loop = SimpleNamespace(seconds=100.0, threads=2, tokens_per_step=10, waiting=1.0)
+    plan = SimpleNamespace(loop=loop, device="cpu")
     usual = {
         "plan": plan, "spending": SimpleNamespace(total=40.0, seconds=4.0), "phases": {}, "estimates": {},
         "figures": {},
         "record": None, "base": None, "settings": settings or TrainSettings.model_validate({"inputs": ["x"]}),
         "compared": [], "resources": None, "exit_code": None, "safe": "",
+        "loop": SimpleNamespace(watch=SimpleNamespace(time=SimpleNamespace(slowdown=1.0))),
     }  # fmt: skip
     for key, value in {**usual, **more}.items():
         setattr(made, key, value)
@@ -57,8 +60,8 @@ def context(kind: type[Any] = TrainingContext, settings: Any = None, **more: Any
 def test_the_time_that_is_left_is_the_plan_s_or_the_budget_s() -> None:
     c = context(phases={"loop": 30.0, "judge": 5.0, "export": 7.0})
     assert c.seconds_left("loop") == 60.0 and c.seconds_left("unknown") == 60.0  # before the loop ended: the budget
-    c.outcome, c.loop = 1, SimpleNamespace(watch=SimpleNamespace(slowdown=2.0))
-    assert c.seconds_left("judge") == 2 * 12.0 + training_stages.RESULT_SECONDS  # it may end before its time
+    c.outcome, c.loop = 1, SimpleNamespace(watch=SimpleNamespace(time=SimpleNamespace(slowdown=2.0)))
+    assert c.seconds_left("judge") == 2 * 12.0 + 2 * training_stages.RESULT_SECONDS  # it may end before its time
     assert c.seconds_left("unknown") == 60.0
     c.spending.total = 95.0
     assert c.seconds_left("judge") == 5.0
@@ -67,8 +70,11 @@ def test_the_time_that_is_left_is_the_plan_s_or_the_budget_s() -> None:
     free = context(plan=SimpleNamespace(loop=SimpleNamespace(seconds=None)), phases={"loop": 30.0, "judge": 5.0})
     assert free.seconds_left("judge") == 5.0 and free.seconds_left("unknown") is None
     assert free.seconds_to_compare is None
-    assert context().seconds_to_compare == 100.0 - 40.0 - training_stages.RESULT_SECONDS
-    assert context(spending=SimpleNamespace(total=99.0)).seconds_to_compare == 0.0
+    loop = SimpleNamespace(watch=SimpleNamespace(time=SimpleNamespace(slowdown=2.0)))
+    c = context(loop=loop)
+    c.plan.loop.waiting = 3.0  # the probe's machine was busy
+    assert c.seconds_to_compare == 100.0 - 40.0 - 4 * training_stages.RESULT_SECONDS
+    assert context(spending=SimpleNamespace(total=99.0), loop=loop).seconds_to_compare == 0.0
 
 
 def test_a_budget_is_known_before_the_plan() -> None:
@@ -90,7 +96,11 @@ def test_a_stage_s_pace_is_remembered_where_it_was_estimated(monkeypatch: pytest
     )
     for stage in ("export", "compare", "loop"):
         c.finished(stage, 5.0)
+    # by what the plan would have been at the pace of the loop's end
     assert kept == [("export", 2, 4.0, 5.0), ("compare TrainSettings", 2, 9.0, 5.0)]
+    c.loop = SimpleNamespace(watch=SimpleNamespace(time=SimpleNamespace(slowdown=2.0)))
+    c.finished("export", 5.0)
+    assert kept.pop() == ("export", 2, 8.0, 5.0)
     c.figures = {"verdict": "broken"}
     c.finished("export", 5.0)
     assert len(kept) == 2
@@ -150,6 +160,21 @@ def test_the_first_key_that_was_changed_is_named(home: Path) -> None:
 def test_seconds_of_earlier_sessions() -> None:
     assert seconds_of({"spent": {"seconds": 3}}) == 3.0 and seconds_of({"spent": {"seconds": "x"}}) == 0.0
     assert seconds_of(None) == seconds_of({}) == seconds_of({"spent": 4}) == 0.0
+
+
+def test_a_session_that_was_killed_worked_until_its_last_event(tmp_path: Path) -> None:
+    """Not while the computer slept, nor between two sessions."""
+    run = Run(tmp_path)
+    assert seconds_noted(run) == 0.0
+    lines = [
+        ("opened", 100.0, {}), ("phase", 101.0, {"elapsed": 7.0}), ("step", 104.0, {}), ("step", 109.0, {}),
+        ("opened", 900.0, {}), ("phase", 903.0, {"elapsed": 20.0}), ("step", 910.0, {}), ("step", 1910.0, {}),
+        ("step", 1912.0, {}),
+    ]  # fmt: skip
+    text = [json.dumps({"time": at, "kind": kind, **more}) for kind, at, more in lines]
+    for number, seconds in ((4, 15.0), (7, 27.0), (9, 20.0 + 7.0 + training_stages.LONGEST_PAUSE + 2.0)):
+        run.events.write_text("\n".join(text[:number]) + "\n")
+        assert seconds_noted(run) == seconds
 
 
 def test_other_versions_and_threads_are_said(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -415,7 +440,8 @@ def test_a_tuned_model_is_compared_on_rows_that_judge(home: Path, monkeypatch: p
         write_json(run.path / "result.json", {"comparison": known})
     corpus = _Corpus()
     plan = SimpleNamespace(
-        loop=SimpleNamespace(seconds=100.0, threads=2), tuning=SimpleNamespace(base_name="base", base_sha256="5")
+        loop=SimpleNamespace(seconds=100.0, threads=2, waiting=1.0),
+        tuning=SimpleNamespace(base_name="base", base_sha256="5"),
     )
     c = context(
         tune.TuneContext,

@@ -292,6 +292,15 @@ def followed(events: list[object], resumed_after: int | None = None) -> tuple[Ou
     return outlook, told
 
 
+def test_evaluations_of_a_sample_that_is_harder_are_read_as_those_of_the_text() -> None:
+    """offset: ln of the loss on the run's own sample ÷ that on the larger one; the forecast is of the latter."""
+    seen = [(e.tokens, e.loss) for e in map(evaluated, range(20, 400, 20))]
+    harder = [(tokens, loss * math.exp(0.2)) for tokens, loss in seen]
+    plain, shifted = START.loss_under_way(seen, 2e6), replace(START, offset=0.2).loss_under_way(harder, 2e6)
+    assert shifted.ends == pytest.approx(plain.ends)
+    assert replace(START, offset=0.2).loss_under_way(seen, 2e6).value < plain.value
+
+
 def test_the_outlook_narrows_and_ends_with_the_decay():
     steps = list(range(20, 1600, 20))
     outlook, told = followed([*map(evaluated, steps), DecayStarted(step=1580, until=2000, why="settled")])

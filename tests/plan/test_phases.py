@@ -5,7 +5,7 @@ import random
 import pytest
 
 from settle.plan import phases
-from settle.plan.phases import COMPARISON_SHARE, EXPORT, SLACK, correction, export_seconds, remember
+from settle.plan.phases import COMPARISON_SHARE, EXPORT, correction, export_seconds, remember
 from settle.train.state import LoopPlan
 from settle.train.watch import kept_for_the_end
 
@@ -25,7 +25,7 @@ def off(budget: float, planned: tuple[float, float], true: tuple[float, float], 
     plan = LoopPlan(
         tokens_per_step=64, sequence_length=32, warmup_steps=1, decay_fraction=0.4, checkpoint_steps=500,
         seconds=budget,
-        seconds_after=planned[0] + SLACK * budget, seconds_comparing=min(planned[1], COMPARISON_SHARE * budget),
+        seconds_after=planned[0], seconds_comparing=min(planned[1], COMPARISON_SHARE * budget),
     )  # fmt: skip
     end = budget - kept_for_the_end(plan, slow) + true[0] * slow
     left = max(0.0, budget - end - RESULT)

@@ -19,7 +19,7 @@ from settle.train.schedule import Schedule
 from settle.train.settled import next_evaluation
 from settle.train.state import LoopPlan, LoopState
 from settle.train.trainer import StepResult
-from settle.train.watch import FEWEST_STEPS, MOST_SLOWDOWN, Pace, Watch, kept_for_the_end
+from settle.train.watch import FEWEST_TO_SLOW, MOST_SLOWDOWN, SLACK, Pace, Watch, kept_for_the_end
 from settle.train.world import single
 
 
@@ -96,6 +96,9 @@ def test_a_held_out_loss_is_a_ratio_of_sums_with_its_standard_error() -> None:
 # --- budgets ---
 
 
+TIME = 100.0 / (1 - SLACK)  # seconds of a budget of which a hundred are planned
+
+
 def watch(loop: LoopPlan, now: float = 0.0, sample: int = 50) -> Watch:
     """One whose trainer only knows how many tokens a step has."""
     trainer: Any = SimpleNamespace(
@@ -130,11 +133,11 @@ def test_an_evaluation_is_due_after_enough_tokens_and_at_the_end() -> None:
         ({"max_steps": 40}, 29, 1.0, 0.0, None, 1),
         ({"max_steps": 40}, 30, 1.0, 0.0, 30, 10),
         ({"max_steps": 1}, 0, 0.0, 0.0, 0, 1),
-        ({"seconds": 100.0}, 74, 74.0, 74.0, None, 1),
-        ({"seconds": 100.0}, 75, 75.0, 75.0, 75, 25),
-        ({"seconds": 100.0}, 0, 0.0, 99.0, None, 1),  # before the first step nothing is known of the pace
-        ({"seconds": 100.0, "seconds_after": 10.0, "seconds_comparing": 20.0}, 51, 51.0, 52.0, None, 1),
-        ({"seconds": 100.0, "seconds_after": 10.0, "seconds_comparing": 20.0}, 52, 52.0, 53.0, 52, 17),
+        ({"seconds": TIME}, 74, 74.0, 74.0, None, 1),
+        ({"seconds": TIME}, 75, 75.0, 75.0, 75, 25),
+        ({"seconds": TIME}, 0, 0.0, 99.0, None, 1),  # before the first step nothing is known of the pace
+        ({"seconds": TIME, "seconds_after": 10.0, "seconds_comparing": 20.0}, 51, 51.0, 52.0, None, 1),
+        ({"seconds": TIME, "seconds_after": 10.0, "seconds_comparing": 20.0}, 52, 52.0, 53.0, 52, 17),
     ],
 )
 def test_the_decay_begins_when_the_budget_leaves_its_share(
@@ -153,8 +156,8 @@ def test_the_decay_begins_when_the_budget_leaves_its_share(
     [
         ({"max_steps": 41}, 20, 0.0, None, False),
         ({"max_steps": 40}, 20, 0.0, None, True),
-        ({"seconds": 100.0}, 1, 49.0, None, False),
-        ({"seconds": 100.0}, 1, 50.0, None, True),
+        ({"seconds": TIME}, 1, 49.0, None, False),
+        ({"seconds": TIME}, 1, 50.0, None, True),
         ({}, 1, 9.0, None, False),
         ({}, 1, 9.0, 1, True),
     ],
@@ -168,45 +171,112 @@ def test_a_decay_ends_with_the_time_and_never_after_its_steps() -> None:
     """At a second a step, 20 seconds left are 20 steps, or as few as a number of steps allows."""
     for last, end in ((None, 100), (95, 95), (70, 81)):
         state = LoopState(step=80, seconds=80.0, schedule=Schedule(3, 75, 40), last_step=last)
-        watched = watch(plan(seconds=100.0), 80.0)
+        watched = watch(plan(seconds=TIME), 80.0)
         watched.spend_budget(state)
         assert state.schedule.end == end and state.schedule.replanned_at == 80
     state = LoopState(step=80, seconds=80.0, schedule=Schedule(3, 75, 25))
     before = state.schedule
-    watch(plan(seconds=100.0), 80.0).spend_budget(state)
+    watch(plan(seconds=TIME), 80.0).spend_budget(state)
     assert state.schedule is before  # it ends in time as it is
 
 
 def test_what_follows_a_slow_loop_is_slow_and_the_comparison_makes_up_for_half_of_it() -> None:
     times = plan(seconds=100.0, seconds_after=10.0, seconds_comparing=12.0)
-    assert kept_for_the_end(times, 1.0) == 22.0
-    assert kept_for_the_end(times, 1.5) == 15.0 + 7.0
-    assert kept_for_the_end(times, 3.0) == 30.0 + 6.0
+    slack = SLACK * 100
+    assert kept_for_the_end(times, 1.0) == slack + 22.0
+    assert kept_for_the_end(times, 1.5) == slack + 15.0 + 7.0
+    assert kept_for_the_end(times, 3.0) == slack + 30.0 + 6.0
+    assert kept_for_the_end(times, 0.5) == slack + 5.0 + 6.0  # a machine that got faster needs less for both
+    judged = times.model_copy(update={"seconds_judging": 4.0})
+    assert kept_for_the_end(judged, 2.0) == kept_for_the_end(times, 2.0) == slack + 20.0 + 6.0
+    assert kept_for_the_end(judged, 2.0, judging=1.0) == slack + 13.0 + 9.0
 
 
 def test_the_pace_forgets_what_is_long_ago_and_what_was_rolled_back() -> None:
     pace = Pace()
-    for step, seconds in enumerate([0.0, 10.0, 20.0]):
+    for step, seconds in enumerate([0.0, 10.0, 20.0, 30.0]):
         pace.add(seconds, step)
-    assert pace.seconds_per_step == 10.0 and pace.slowdown(5.0) == 2.0 and pace.slowdown(1.0) == MOST_SLOWDOWN
+    assert pace.seconds_per_step == 10.0 and pace.slowdown(5.0) == 2.0 and pace.slowdown(0.1) == MOST_SLOWDOWN
     assert pace.slowdown(0.0) == 1.0
-    for step in range(3, 3 + FEWEST_STEPS):
-        pace.add(20.0 + 2.0 * (step - 2), step)
-    assert pace.seconds_per_step == 2.0  # four steps that took eight seconds are enough
+    for step in range(4, 10):
+        pace.add(30.0 + 2.0 * (step - 3), step)
+    assert pace.seconds_per_step == 2.0
     pace.add(50.0, 2)
-    assert pace.seconds_per_step is None
+    assert pace.seconds_per_step is None and pace.slowdown(1.0) == 1.0
     quick = Pace()
-    for step in range(100):
+    for step in range(400):
         quick.add(0.1 * step, step)
-    assert len(quick._latest) == 51  # steps of five seconds
+    assert len(quick._latest) == 101  # steps of ten seconds
+
+
+@pytest.mark.parametrize("steps", [8, 40, 400])
+def test_a_step_that_stalls_does_not_change_the_pace(steps: int) -> None:
+    """Nor does an evaluation, whatever else is slow once: a step in 400, or one of eight."""
+    pace = Pace()
+    for step in range(steps):
+        pace.add(step * 1.0 + (40.0 if step >= steps - 2 else 0.0), step)
+    assert pace.seconds_per_step == 1.0 and pace.slowdown(1.0) == 1.0
+
+
+def test_the_first_steps_of_a_session_do_not_count_as_slow() -> None:
+    """They find their memory and their kernels, and the load that follows is not known yet."""
+    pace = Pace()
+    for step in range(FEWEST_TO_SLOW):
+        pace.add(20.0 * step, step + 70)
+        assert pace.slowdown(1.0) == 1.0
+    pace.add(20.0 * FEWEST_TO_SLOW, FEWEST_TO_SLOW + 70)
+    assert pace.slowdown(10.0) == 2.0
 
 
 def test_the_pace_is_noted_before_every_step_of_a_time_budget() -> None:
     watched = watch(plan(seconds=1000.0, step_seconds=1.0))
-    for step, now in enumerate((5.0, 7.0, 9.0)):
-        watched._elapsed = lambda now=now: now  # type: ignore[misc]
+    for step, now in enumerate((5.0, 7.0, 9.0, 11.0)):
+        watched.time._elapsed = lambda now=now: now  # type: ignore[misc]
         watched.spend_budget(LoopState(step=step, seconds=now, schedule=Schedule(3)))
-    assert watched.slowdown == 2.0
+    assert watched.time.slowdown == 2.0
+
+
+def test_a_slow_stretch_does_not_begin_the_decay_and_a_fast_one_gives_its_time_back() -> None:
+    """After 40 seconds the machine is half as fast: what follows would take 40 seconds instead of 20, and the decay's
+    share of 15 would be all that is left at once. It begins later, by the pace of the session, with a half of its share
+    at the present pace; it ends with the time at that, and later when the machine gets faster."""
+    loop = plan(seconds=TIME, step_seconds=1.0, seconds_after=20.0, decay_fraction=0.25)
+    watched, state, now = watch(loop), LoopState(schedule=Schedule(3)), 0.0
+    watched.time._elapsed = lambda: now
+
+    def take(number: int, pace: float) -> None:
+        nonlocal now
+        for _ in range(number):
+            watched.spend_budget(state)
+            now += pace
+            state.step, state.seconds = state.step + 1, now
+
+    take(40, 1.0)
+    take(6, 2.0)
+    assert watched.time.slowdown == 2.0 and state.schedule.decay_start is None
+    assert watched.time.seconds_left(state) == pytest.approx(8.0)
+    take(1, 2.0)
+    assert state.schedule.decay_start == 46 and state.schedule.end == 50
+    take(60, 0.2)
+    assert state.schedule.end is not None
+    assert 100 - 20 * 0.2 - now == pytest.approx((state.schedule.end - state.step) * 0.2, abs=0.5)
+
+
+def test_the_text_that_judges_fills_the_time_that_is_left_by_the_clock_alone() -> None:
+    loop = plan(seconds=TIME, seconds_after=12.0, seconds_judging=2.0)
+    watched = watch(loop)
+    by_clock = LoopState(step=9, schedule=Schedule(3, 2, 7), stop="budget")
+    assert watched.time.judged_tokens(by_clock, 200.0, 80.0) == 200.0  # nothing was evaluated yet
+    watched.time.evaluated(1.0)  # of 50 tokens
+    assert watched.time.judged_tokens(by_clock, 200.0, 80.0) == pytest.approx(50 * (100 - 80 - 10))
+    settled = LoopState(step=9, schedule=Schedule(3, 2, 7), stop="settled", last_step=9)
+    assert watched.time.judged_tokens(settled, 200.0, 80.0) == 200.0
+    assert watched.time.judged_tokens(settled, 200.0, 88.0) == pytest.approx(100.0)
+    assert watch(plan(max_steps=9)).time.judged_tokens(settled, 200.0, 1e9) == 200.0
+    beside = watch(plan(seconds=TIME, seconds_after=10.0, seconds_comparing=30.0))
+    beside.time.evaluated(1.0)
+    assert beside.time.judged_tokens(by_clock, 200.0, 40.0) == 200.0
+    assert beside.time.judged_tokens(by_clock, 200.0, 73.0) == pytest.approx(100.0)
 
 
 # --- spending and blame ---

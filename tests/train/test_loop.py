@@ -1,5 +1,6 @@
 """The loop when training goes wrong, and that stopping and resuming changes nothing, to the last bit."""
 
+import json
 from dataclasses import replace
 from typing import Any
 
@@ -124,6 +125,17 @@ def test_what_a_run_says_as_it_goes(corpus: Corpus, monkeypatch: pytest.MonkeyPa
     assert all(e["tokens_per_second"] > 0 for e in taken) and len(state.train_losses) == 17
     seconds = sum(64 / e["tokens_per_second"] for e in taken)
     assert seconds <= state.seconds < seconds + 60
+
+
+def test_the_order_ledger_names_each_step_by_the_number_it_has_in_the_events(corpus: Corpus) -> None:
+    """The first step is 1 and took the first micro-batch; a checkpoint of a step has the lines until that one."""
+    run, events = Run.create("train", "a"), []
+    made = loop(corpus, run, events, stop_at=17)
+    made.train()
+    lines = [json.loads(line) for line in (run.path / "order.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [e["step"] for e in events if e["kind"] == "step"] == [*range(1, 18)]
+    assert [line["positions"] for line in lines] == [[n] for n in range(17)]
+    assert [line["rows"] for line in lines] == [len(made.trainer.batches.rows_of(n)) for n in range(17)]
 
 
 def test_a_first_batch_that_is_bad_is_named_and_never_drawn_again(corpus: Corpus) -> None:

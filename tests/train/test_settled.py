@@ -1,3 +1,4 @@
+import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -6,8 +7,11 @@ import numpy as np
 import pytest
 
 from settle.train.settled import (
+    ASK_EVERY,
     CHANCE,
     EVALUATION_COST,
+    LONG_HISTORY,
+    LONGEST_REST,
     MIN_HISTORY,
     REACH,
     Settled,
@@ -319,3 +323,43 @@ def test_a_fall_that_is_none_by_its_blocks_is_not_the_end() -> None:
     by_chance = np.array([-0.4, 0.3, -0.2, 0.25, -0.3, 0.2, -0.06])
     assert first_verdict(resting(by_chance), Settled(0.005, floor=1.399))[0] == "improving"
     assert first_verdict(resting(by_chance - by_chance.mean() - 0.3), Settled(0.005, floor=1.399))[0] == "settled"
+
+
+def resting(t: float) -> float:
+    """A slow starter: down to 5 nats at once, and further only after a million tokens."""
+    return 2.0 + 3.0 / (1 + (t / 1e6) ** 3) + 4.0 * math.exp(-t / 2000)
+
+
+@pytest.mark.parametrize(
+    ("bigram", "trigram", "rests"),
+    [(None, None, True), (4.6, 4.0, False), (5.4, 4.0, False), (5.6, 5.3, True)],
+    ids=["no counts", "above pairs", "above triples", "below both"],
+)
+def test_a_plateau_above_what_counts_of_tokens_give_is_not_the_end(
+    bigram: float | None, trigram: float | None, rests: bool
+) -> None:
+    """Where the loss lies below both, nothing tells it from a model that has settled."""
+    history = looks(resting, 20_000_000, noise=0.01, seed=3)
+    state, at = first_verdict(history, replace(Settled(0.005, floor=6.7), bigram_loss=bigram, trigram_loss=trigram))
+    assert state == "settled" and (resting(at.tokens) > 4.9) == rests
+    assert rests or at.loss < 2.5
+
+
+def test_a_model_too_small_to_know_pairs_of_tokens_settles_after_a_long_rest() -> None:
+    rule = Settled(0.005, floor=6.7, bigram_loss=4.0, trigram_loss=3.0)
+    history = looks(lambda t: 5.0 + 2.0 * math.exp(-t / 20_000), 4_000_000, noise=0.005)
+    state, at = first_verdict(history, rule)
+    assert state == "settled" and LONGEST_REST <= at.step < 1.2 * LONGEST_REST
+    state, at = first_verdict(history, replace(rule, bigram_loss=9.0))
+    assert state == "settled" and LONG_HISTORY <= history.index(at) < 1.5 * LONG_HISTORY
+
+
+def test_it_is_asked_once_in_every_tenth_more_tokens() -> None:
+    """Not at each of the evaluations between, which come five times as often late in a run."""
+    history = looks(power, 6_000_000, noise=0.005)
+    asked = [look.tokens for n, look in enumerate(history, 1) if n > MIN_HISTORY and Settled(0.005).asks(history[:n])]
+    assert all(b >= a * (1 + ASK_EVERY) for a, b in itertools.pairwise(asked))
+    late = [look for look in history if look.tokens > 2_000_000]
+    assert len(late) > 3 * sum(at > 2_000_000 for at in asked) > 0
+    between = next(n for n in range(len(history), 0, -1) if not Settled(0.005).asks(history[:n]))
+    assert Settled(0.5).judge(history[:between]).state == "improving"  # though it would have settled long before

@@ -114,6 +114,25 @@ def test_the_gradient_is_clipped_and_its_own_norm_is_reported() -> None:
 # --- evaluation ---
 
 
+def test_what_dropout_drops_depends_on_the_seed_of_the_plan_and_on_the_step() -> None:
+    """And on nothing else: the same step of the same plan drops the same again, as after a resume."""
+
+    def loss(seed: int, position: int) -> float:
+        model = Llama.TINY.build(0)
+        LoRA(rank=4, dropout=0.5).apply(model, seed=2)
+        with torch.no_grad():
+            for number, parameter in enumerate(model.trainable().values()):
+                parameter.normal_(generator=torch.Generator().manual_seed(number))
+        batches: Any = SimpleNamespace(at=lambda position: batch(), rows_of=lambda position: [])
+        plan = PLAN.model_copy(update={"seed": seed})
+        return Trainer(plan, model, NextToken(), Still(), batches).take_step(LoopState(position=position), 1.0).loss
+
+    torch.manual_seed(5)
+    first = loss(3, 7)
+    assert loss(3, 7) == first
+    assert loss(1_000_003, 7) != first and loss(3, 8) != first
+
+
 def test_an_evaluation_is_without_dropout_and_leaves_the_mode_as_it_was() -> None:
     model = Llama.TINY.build(seed=1)
     LoRA(rank=4, dropout=0.5).apply(model, seed=2)

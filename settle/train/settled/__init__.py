@@ -42,6 +42,8 @@ EVALUATION_COST = 0.04  # early in a run: share of the computing time that evalu
 LEAST_SAMPLE = 4096  # held-out tokens of an evaluation, at least
 FIRST_VERDICT_PER_PARAMETER = 10  # tokens: no model settles much earlier than this
 LEAST_REST = 5000  # steps without learning before a run counts as broken; a slow starter needs a few thousand
+LONGEST_REST = 4 * LEAST_REST  # steps before a loss above that of counting pairs of tokens counts as the end
+LONG_HISTORY = 4 * MIN_HISTORY  # evaluations before one above that of counting triples does
 LEAST_LOSS_NATS = 0.01  # per token; floor for the denominator of relative gains
 KNOWS_MORE = 0.95  # of the floor: a first loss below this is no chance of the held-out rows
 DECAY_FRACTION = 0.25  # length of the final decay as a share of the tokens seen (bench/settled.py measures it)
@@ -129,11 +131,14 @@ class Settled:
     `tolerance`: the smallest improvement for 10 % more tokens that matters, as a fraction of the loss.
     `since_tokens`: where the constant learning rate began; evaluations before are not part of a line.
     `floor`: the loss of knowing only how often each target occurs (`Objective.frequency_loss`).
+    `bigram_loss`, `trigram_loss`: those of counting pairs and triples of tokens; a network rests on such levels, too.
     """
 
     tolerance: float = 0.005
     since_tokens: int = 0
     floor: float | None = None
+    bigram_loss: float | None = None
+    trigram_loss: float | None = None
 
     def asks(self, history: Sequence[Evaluation]) -> bool:
         """Whether the last evaluation of `history` is one to judge: those between say nothing new."""
@@ -162,6 +167,7 @@ class Settled:
         gain = trend.gain
         expected = f"10 % more tokens would bring {gain.value:.2%} ({gain.low:.2%} to {gain.high:.2%})"
         is_learning = self._has_learned(history, trend) and not is_noise(history[0].blocks, history[-1].blocks)
+        is_learning = is_learning and not self._may_rest(usable, trend)
         if trend.chance < CHANCE and _is_asked(usable) and is_learning:
             why = f"{expected}; the chance that they bring the {self.tolerance:.2%} that matter is {trend.chance:.1%}"
             return Judgement("settled", why, gain, evidence)
@@ -172,6 +178,14 @@ class Settled:
         spread = 4 * now.noise / math.sqrt(now.points)
         first = history[0].loss if history[0].tokens == 0 else math.inf
         return now.loss <= first - spread and (self.floor is None or now.loss <= self.floor - spread)
+
+    def _may_rest(self, usable: Sequence[Evaluation], now: Trend) -> bool:
+        """Whether the loss may lie on the plateau of a slow starter, which knows no more than counts of pairs or of
+        triples of tokens do. A model too small to know more is believed once it has rested for long."""
+        level = now.loss + 4 * now.noise / math.sqrt(now.points)
+        if self.bigram_loss is not None and level > self.bigram_loss:
+            return usable[-1].step < LONGEST_REST
+        return self.trigram_loss is not None and level > self.trigram_loss and len(usable) < LONG_HISTORY
 
     def _broken(self, history: Sequence[Evaluation], now: Trend) -> str:
         """Which check says that nothing was learned; empty if none does.
