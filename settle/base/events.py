@@ -208,13 +208,15 @@ class Sample(BaseEvent):
 
 
 class Usage(BaseEvent):
-    """What the process that trains holds, in bytes, and draws since the event before; watts: None where not known."""
+    """What the process that trains holds, in bytes, and draws since the event before; watts: None where not known.
+    others: share of the processor that other programs took since then."""
 
     kind: Literal["usage"] = "usage"
     step: int
     tokens: int
     memory: int
     watts: float | None = None
+    others: float | None = None
 
 
 class SettledEvidence(BaseEvent):

@@ -13,6 +13,8 @@ from settle.base.run import Run
 from settle.base.run.course import RunCourse
 from settle.base.run.result import Evaluated, Result
 from settle.base.words.amounts import number
+from settle.base.words.figures import place_in_interval
+from settle.base.words.tones import shown_verdict
 from settle.library.deletion import folder_size, prunable_size
 from settle.plan.ledger import UNITS, Entry, entries, scores
 
@@ -25,6 +27,7 @@ class RunSummary:
     path: str
     status: str
     verdict: str | None
+    budget: str | None  # what it used up, where it ended by that
     loss: float | None
     bits_per_byte: float | None
     step: int | None
@@ -40,7 +43,12 @@ class RunSummary:
     @property
     def state(self) -> str:
         """Its verdict, "failed" where its latest session ended with an error, or its status."""
-        return self.verdict or ("failed" if self.failure and self.status == "interrupted" else self.status)
+        return self.shown_verdict or ("failed" if self.failure and self.status == "interrupted" else self.status)
+
+    @property
+    def shown_verdict(self) -> str:
+        """Its verdict for people; empty while there is none."""
+        return shown_verdict(self.verdict, self.budget) if self.verdict else ""
 
     @classmethod
     def of(cls, run: Run) -> "RunSummary":
@@ -52,6 +60,7 @@ class RunSummary:
             path=str(run.path),
             status=run.status,
             verdict=result.verdict if result else None,
+            budget=result.budget if result else None,
             loss=latest.loss if latest and best.loss is None else best.loss,
             bits_per_byte=latest.bits_per_byte if latest and best.bits_per_byte is None else best.bits_per_byte,
             step=step.step if step else None,
@@ -88,7 +97,7 @@ def list_runs(events: Events) -> None:
     runs = run_summaries()
     columns = ("name", "status", "verdict", "bits per byte", "tokens", "time", "size", "started")
     rows = [
-        (r.name, r.status, r.damage or r.verdict or ("failed" if r.failure else ""), r.bits_per_byte,
+        (r.name, r.status, r.damage or r.shown_verdict or ("failed" if r.failure else ""), r.bits_per_byte,
          _with_unit(r.tokens, "count"), _with_unit(r.seconds, "s"), _with_unit(r.bytes, "bytes"), day(r.started))
         for r in runs
     ]  # fmt: skip
@@ -157,7 +166,7 @@ def _facts(run: RunSummary, result: Result | None, files: Sequence[Path]) -> lis
     gate = result.gate if result else None
     facts: list[tuple[str, object]] = [
         ("status", run.status),
-        ("verdict", run.verdict),
+        ("verdict", run.shown_verdict),
         ("why", result.why if result else run.failure),
         ("held-out loss", _with_unit(run.loss, "nats")),
         ("", _with_unit(run.bits_per_byte, "bits per byte")),
@@ -177,7 +186,7 @@ def _facts(run: RunSummary, result: Result | None, files: Sequence[Path]) -> lis
 
 
 def _ledger_row(entry: Entry, unit: str) -> tuple[object, ...]:
-    inside = "✓" if entry.inside else "outside"
+    inside = place_in_interval(entry.actual, entry.forecast.low, entry.forecast.high)
     expected, actual = _with_unit(entry.forecast.value, unit), _with_unit(entry.actual, unit)
     return entry.run, entry.figure, expected, actual, f"{entry.error:+.0%}", inside
 

@@ -32,6 +32,7 @@ from settle.model.pretrained import Pretrained
 from settle.plan.forecast import cost, rank_memory
 from settle.plan.outlook import CurveStart, Outlook, TuningStart
 from settle.plan.phases import EXPORT, beside_others, remember, too_short
+from settle.plan.training_plan import require_dtype
 from settle.train.checkpoint import newest_state
 from settle.train.live_run import IDENTITY, LiveRun
 from settle.train.loop import Loop
@@ -143,8 +144,10 @@ class TrainingContext(Context):
 
 
 def earlier_session(c: TrainingContext) -> None:
-    """The plan of an earlier session, unless it was edited. Raises RunError naming what has changed."""
+    """The plan of an earlier session, unless it was edited. Raises RunError naming what has changed; in a new run,
+    UsageError for a device or a type that is not for this machine, before anything is read."""
     if c.record is None:
+        require_dtype(c.settings.dtype, accelerator(c.settings.device))
         return
     refuse_newer(c.record, PLAN_VERSION, f"plan.json of {c.run.name}")
     for key in (*TrainingPlan.__dataclass_fields__, "corpus"):
@@ -267,6 +270,7 @@ def judge(c: TrainingContext) -> None:
         **c.figures,
         "name": c.run.name,
         **verdict(state, c.plan.loop, tokens / max(state.seconds, 1e-9), c.further),
+        "budget": _budget_used(c),
         "best": best,
         "actual": {"peak_memory": c.loop.spent()["peak_memory"], "tokens": tokens, "loss": best["loss"]},
         "forecast": c.run.read("forecast.json"),
@@ -280,7 +284,7 @@ def result(c: TrainingContext) -> None:
     c.figures["audit"] = network_record(c.run.path, c.events)
     actual = c.figures["actual"]
     assert isinstance(actual, dict)
-    c.figures["actual"] = {**_used(c), **actual}
+    c.figures["actual"] = {**_used(c), **actual, "others_share": others_share(c.run)}
     made = Result.model_validate(c.figures)
     record = {**(c.record or {}), "num_parameters": c.live.architecture.num_parameters}
     write_card(c.run.out / "card.md", c.run.name, record, c.figures, c.corpus.ledger, c.compared)
@@ -292,6 +296,27 @@ def result(c: TrainingContext) -> None:
     if next_steps := c.next_steps():
         c.events.emit(Say(text=f"Next: {next_steps}"))
     c.exit_code = made.exit_code
+
+
+def _budget_used(c: TrainingContext) -> str | None:
+    """What the run has used up, where that is why it ended: time, tokens, steps, money or passes."""
+    state, settings = c.outcome.state, c.settings
+    if state.stop == "passes":
+        return "passes"
+    if state.stop != "budget":
+        return None
+    if state.last_step is None:
+        return "time" if settings.time else "money"
+    if getattr(settings, "epochs", None):
+        return "passes"
+    return "tokens" if settings.tokens else "steps"
+
+
+def others_share(run: Run) -> float | None:
+    """The share of the processor that other programs took while the run trained, in the mean; None where unknown."""
+    usage = (record.get("others") for record in read_records(run.events) if record["kind"] == "usage")
+    known = [float(share) for share in usage if isinstance(share, int | float)]
+    return sum(known) / len(known) if known else None
 
 
 def _used(c: TrainingContext) -> dict[str, float | None]:

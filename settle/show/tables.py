@@ -18,7 +18,7 @@ from settle.base.words.tones import TONES
 
 ORIGIN_STYLES = {"asked": "bold green", "recipe": "cyan", "derived": "blue", "measured": "magenta", "default": "dim"}
 COMPARED_STYLES = {"better": "bold green", "no different": "yellow", "worse": "bold red"}
-TONE_STYLES = {"good": "green", "warn": "yellow", "bad": "red", "live": "cyan"}
+TONE_STYLES = {"good": "green", "warn": "yellow", "bad": "red", "live": "cyan", "dim": "dim"}
 FIRST_WIDTH, TEXT_WIDTH = 24, 12  # columns that a text needs at least before it is folded
 
 
@@ -47,7 +47,7 @@ def plan_table(event: PlanReady, width: int) -> RenderableType:
 
 def verdict_panel(result: Result, width: int) -> RenderableType:
     """The verdict, why, the best evaluation and the gate."""
-    style = tone_style(result.verdict) or "bold"
+    style = tone_style(result.shown_verdict) or "bold"
     lines = [Text(result.why)]
     best = result.best
     if best is not None and best.loss is not None:
@@ -65,7 +65,7 @@ def verdict_panel(result: Result, width: int) -> RenderableType:
     if result.system_prompt:
         lines.append(Text(f"its default system prompt, that of every row: {result.system_prompt}", "dim"))
     return Panel(
-        Group(*lines), title=Text(f" {result.verdict} ", f"bold {style}"), title_align="left", border_style=style,
+        Group(*lines), title=Text(f" {result.shown_verdict} ", style if style == "dim" else f"bold {style}"), title_align="left", border_style=style,
         width=min(width, 100),
     )  # fmt: skip
 

@@ -124,7 +124,10 @@ class Talk:
             return
         result, width = Result.model_validate(event.result), self.console.width
         if result.forecast and result.actual:
-            self.console.print(listing(comparison(result.forecast, result.actual, width), width))
+            figures = comparison(result.forecast, result.actual, width)
+            self.console.print(listing(figures, width))
+            if figures.note:
+                self._line(f"! {figures.note}", "yellow")
         self.console.print(verdict_panel(result, width))
         if files := output_files(result):
             self.console.print(Text(files), soft_wrap=True)

@@ -54,7 +54,7 @@ def test_show_a_finished_run(home, capsys):
     run = a_run("notes", RESULT)
     assert main(["runs", "show", "notes"]) == 0
     out = capsys.readouterr().out
-    for part in ("settled", "little is left to gain", "2 nats", "passed", str(run.path), "curves.png", "✓ -10 %"):
+    for part in ("settled", "little is left to gain", "2 nats", "passed", str(run.path), "curves.png", "inside -10 %"):
         assert part in out
     assert main(["runs", "show", "notes", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)["run"]

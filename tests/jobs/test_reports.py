@@ -34,7 +34,7 @@ def test_a_ledger_says_expected_and_actual(home: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(run_reports, "entries", lambda runs: ledger)
     run_reports.show_ledger([], heard_by(heard))
     assert heard[0]["rows"][0][:2] == ("r", "time") and heard[0]["rows"][0][4:] == ("+20%", "outside")
-    assert heard[0]["rows"][0][2] == {"value": 100.0, "unit": "s"} and heard[0]["rows"][1][4:] == ("+10%", "✓")
+    assert heard[0]["rows"][0][2] == {"value": 100.0, "unit": "s"} and heard[0]["rows"][1][4:] == ("+10%", "inside")
     assert heard[1]["note"] == "error: actual ÷ expected − 1" and len(heard[1]["rows"]) == 2
     assert heard[2]["result"]["ledger"][0] == {
         "run": "r", "figure": "time", "expected": 100.0, "low": 90.0, "high": 110.0, "came": 120.0,

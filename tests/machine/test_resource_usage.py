@@ -1,10 +1,17 @@
 """What a run takes, now and then: samples that cost nothing between them."""
 
+import subprocess
+import sys
 import time
+from collections import namedtuple
+from types import SimpleNamespace
+
+import psutil
+import pytest
 
 from settle.base.event_log import Events
 from settle.machine import memory, resource_usage
-from settle.machine.resource_usage import Spending, UsageSampler
+from settle.machine.resource_usage import OthersShare, Spending, UsageSampler
 from tests.fake_time import set_time
 
 
@@ -22,6 +29,29 @@ def test_samples_say_what_is_held_and_drawn(monkeypatch):
     assert [event.tokens for event in seen] == [100 * event.step for event in seen]
     for event in seen:
         assert 0.9 * 50 < event.watts < 1.1 * 50 and 1e6 < event.memory < memory().total
+
+
+def test_what_others_take_is_what_is_neither_idle_nor_ours(monkeypatch):
+    """Of 20 seconds of processors: 8 idle, 2 waiting for a disk, 4 ours; guests are counted in user already."""
+    times = [(50.0, 10.0, 20.0, 2.0, 4.0), (60.0, 10.0, 28.0, 4.0, 5.0)]
+    fields = ("user", "system", "idle", "iowait", "guest")
+    readings = iter([namedtuple("times", fields)(*t) for t in times])
+    ours = iter([(3.0, 1.0, 9.0), (6.0, 2.0, 9.0)])
+    monkeypatch.setattr(resource_usage.psutil, "cpu_times", lambda: next(readings))
+    monkeypatch.setattr(resource_usage.psutil, "Process", lambda: SimpleNamespace(cpu_times=lambda: next(ours)))
+    assert OthersShare().read() == pytest.approx((20 - 10 - 4) / 20)
+
+
+def test_a_busy_process_is_seen():
+    load = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+    try:
+        share = OthersShare()
+        time.sleep(1.0)
+        seen = share.read()
+    finally:
+        load.kill()
+        load.wait()
+    assert seen is not None and 0.5 / (psutil.cpu_count() or 1) * 0.2 < seen <= 1.0
 
 
 def test_nothing_is_measured_between_two_samples(monkeypatch):

@@ -12,9 +12,11 @@ from scipy import stats
 
 from settle.base.events import AnswerText, Listing
 from settle.base.run.course import RunCourse
+from settle.base.run.result import Result
+from settle.base.words.figures import comparison, place_in_interval
 from settle.base.words.sentences import outlook_text
 from settle.show import Face
-from settle.show.tables import listing
+from settle.show.tables import listing, tone_style, verdict_panel
 from settle.show.talk import Talk
 from tests.records import as_event, as_events
 
@@ -95,7 +97,7 @@ def test_plain_lines_tell_the_whole_story():
         "the model has settled: the learning rate falls to zero until step 80",
         "best weights, of step 50, evaluated at the end: loss 3.3100 ± 0.0050",
         "✗ gate: token ids – first difference at string 7",
-        "10 min 12 s   ✓ -4 %",
+        "10 min 12 s   inside -4 %",
         "outside +23 %",
         "held-out loss 2.7123 ± 0.0120 · 1.6200 bits per byte · step 299",
         "notes-f16.gguf, hf in /runs/notes/out\n",
@@ -311,3 +313,42 @@ def test_the_expected_loss_gives_way_to_what_the_decay_shows():
     begun = RunCourse.of(as_events([decay, forecast, evaluation | {"step": 10, "tokens": 10}]))
     assert outlook_text(begun).startswith("expected at the end: 3.9")
     assert outlook_text(RunCourse.of(as_events([decay, forecast, evaluation]))) == ""
+
+
+@pytest.mark.parametrize(
+    ("actual", "low", "high", "word"),
+    [
+        (2.0, 1.0, 3.0, "inside"),
+        (3.0, 1.0, 3.0, "inside"),
+        (3.5, 1.0, 3.0, "outside"),
+        (0.9, 1.0, 3.0, "outside"),
+        (3.48, 0.5, 4.0, "inside, too wide to say much"),
+        (0.2, 0.0, 1.0, "inside, too wide to say much"),
+    ],
+)
+def test_a_figure_inside_an_interval_that_holds_anything_is_no_success(
+    actual: float, low: float, high: float, word: str
+) -> None:
+    assert place_in_interval(actual, low, high) == word
+    table = comparison({"loss": {"value": 1.0, "low": low, "high": high}}, {"loss": actual})
+    assert table.rows[0][-1] == f"{word} {100 * (actual - 1):+.0f} %" and "✓" not in str(table.rows)
+
+
+@pytest.mark.parametrize(("share", "is_said"), [(None, False), (0.1, False), (0.63, True)])
+def test_a_comparison_says_when_the_machine_was_busy(share: float | None, is_said: bool) -> None:
+    actual = {"time": 612.0, "others_share": share}
+    out = shown([{"time": 1.0, "kind": "result", "result": {**RESULT, "actual": actual}}])
+    assert ("other programs took 63% of the processor" in out) == is_said
+    assert "others" not in out or is_said
+
+
+@pytest.mark.parametrize(("budget", "words"), [("time", "time used"), ("tokens", "tokens used"), (None, "budget used")])
+def test_a_run_that_took_its_budget_is_no_warning(budget: str | None, words: str) -> None:
+    """On a screen; what scripts read keeps its name."""
+    result = Result(verdict="out of budget", budget=budget, why="the end")
+    console = Console(file=io.StringIO(), force_terminal=True, color_system="standard", width=80)
+    console.print(verdict_panel(result, 80))
+    drawn = console.file.getvalue()  # type: ignore[attr-defined]
+    assert f" {words} " in drawn and "out of budget" not in drawn and "\x1b[33m" not in drawn
+    assert result.to_json()["verdict"] == "out of budget" and tone_style(words) == "dim"
+    assert Result(verdict="settled", budget=budget).shown_verdict == "settled"

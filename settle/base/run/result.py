@@ -11,6 +11,7 @@ from settle.base.errors import RunError
 from settle.base.version import refuse_newer
 from settle.base.words.amounts import UNITS, amount
 from settle.base.words.notebook import html_table
+from settle.base.words.tones import shown_verdict
 
 VERSION = 1
 ESTIMATED = ("energy", "cost")  # figures that are estimates, actual ones too, where no counter of energy is read
@@ -44,7 +45,7 @@ class ComparisonRecord(dict[str, object]):
 class Result(BaseModel):
     """What every run's result has; what a job adds (student, pair, points ...) is kept as it is.
 
-    forecast and actual: figures by name; gate: the report of the check of the exported file; files: what was made;
+    budget: what it used up, where it ended by that. forecast and actual: figures by name; gate: the report of the check of the exported file; files: what was made;
     audit: what left this machine; system_prompt: of a tuned model, the one that it has by default because every row
     had it.
     """
@@ -54,6 +55,7 @@ class Result(BaseModel):
     version: int = VERSION
     name: str = ""
     verdict: str
+    budget: str | None = None
     why: str = ""
     best: Evaluated | None = None
     actual: Mapping[str, object] = Field({})
@@ -64,6 +66,11 @@ class Result(BaseModel):
     system_prompt: str | None = None
     audit: Mapping[str, object] = Field({})
     files: Mapping[str, object] = Field({})
+
+    @property
+    def shown_verdict(self) -> str:
+        """The verdict for people."""
+        return shown_verdict(self.verdict, self.budget)
 
     @property
     def headline(self) -> str:
@@ -99,7 +106,9 @@ class Result(BaseModel):
 
     def _repr_html_(self) -> str:
         """For a notebook: the verdict, and the forecast beside the actual figures."""
-        verdict = html_table([fact for fact in self.facts if fact[1]], title=f"{self.name} {self.verdict}".strip())
+        verdict = html_table(
+            [fact for fact in self.facts if fact[1]], title=f"{self.name} {self.shown_verdict}".strip()
+        )
         rows = []
         for name, figure in self.forecast.items():
             if isinstance(figure, Mapping):

@@ -10,6 +10,8 @@ from settle.base.words.sentences import WHY_FITS
 
 SMALLEST_COST = 0.01  # of a currency; less is not worth a line
 NUMBER = re.compile(r"[-−]?\d|–?$")
+BUSY = 0.25  # share of the processor that others take, from which the machine counts as busy
+TOO_WIDE = 4.0  # upper ÷ lower end of an interval
 INTERVAL_FITS = 84  # columns from which the interval fits beside the actual figure
 
 
@@ -17,8 +19,8 @@ def comparison(forecast: Mapping[str, object], actual: Mapping[str, object] | No
     """The forecast with its 80 % interval, and the actual figures beside it when they are known.
 
     forecast: name → {"value", "low", "high", "unit"}; a unit that is not given follows from the name. Where both do
-    not fit the interval is left out, since a mark says whether the actual figure lies in it. An actual figure that is
-    an estimate too gets no mark.
+    not fit the interval is left out, since a word says whether the actual figure lies in it. An actual figure that is
+    an estimate too gets none. A note says so when other programs kept the machine busy.
     """
     has_interval = actual is None or width >= INTERVAL_FITS
     columns = ["forecast", "expected"] + ["80 % interval"] * has_interval + ["actual", ""] * (actual is not None)
@@ -40,7 +42,15 @@ def comparison(forecast: Mapping[str, object], actual: Mapping[str, object] | No
             cells = _actual(actual.get(name), item, unit)
             row += [cells[0], ""] if name in estimated else cells
         rows.append(row)
-    return Listing(columns=columns, rows=rows)
+    return Listing(columns=columns, rows=rows, note=_busy(actual or {}))
+
+
+def _busy(actual: Mapping[str, object]) -> str:
+    """What other programs took of the processor meanwhile; empty where that was little or is not known."""
+    share = actual.get("others_share")
+    if not isinstance(share, int | float) or share < BUSY:
+        return ""
+    return f"other programs took {share:.0%} of the processor meanwhile: time and tokens are those of a busy machine"
 
 
 def _interval(low: object, high: object, unit: str) -> str:
@@ -62,9 +72,17 @@ def _actual(value: object, figure: Mapping[str, object], unit: str) -> list[str]
         return ["–", ""]
     low, high, expected = figure.get("low"), figure.get("high"), figure["value"]
     has_interval = isinstance(low, int | float) and isinstance(high, int | float)
-    inside = not has_interval or low <= value <= high  # type: ignore[operator]
+    place = place_in_interval(value, low, high) if has_interval else ""  # type: ignore[arg-type]
     off = f" {100 * (value / expected - 1):+.0f} %" if isinstance(expected, int | float) and expected else ""
-    return [amount(value, unit), ("✓" if inside else "outside") + off]
+    return [amount(value, unit), (place + off).strip()]
+
+
+def place_in_interval(value: float, low: float, high: float) -> str:
+    """Whether a figure lies in its interval, in a word; an interval that reaches to several times its lower end holds
+    nearly anything, and that the figure lies in it is no success."""
+    if not low <= value <= high:
+        return "outside"
+    return "inside" if high <= TOO_WIDE * low else "inside, too wide to say much"
 
 
 def flat(values: Mapping[str, object], prefix: str = "") -> dict[str, object]:

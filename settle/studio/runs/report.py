@@ -66,5 +66,5 @@ def state_text(feed: RunFeed, status: str, result: Result | None, fault: SettleE
     if fault is not None:
         return "damaged", TONES["damaged"]
     is_failed = status == "interrupted" and feed.course.failure is not None
-    text = result.verdict if result is not None else "failed" if is_failed else status
+    text = result.shown_verdict if result is not None else "failed" if is_failed else status
     return text, TONES.get(text, "dim")
