@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from settle.audit.session import network_record
 from settle.base.amounts import seconds
-from settle.base.errors import RunError
+from settle.base.errors import RunError, UsageError
 from settle.base.event_log import read_events, read_records
 from settle.base.events import Eval, ForecastReady, ResultReady, Say, Warn
 from settle.base.files import write_json
@@ -221,8 +221,14 @@ def rank_memory_figures(c: TrainingContext) -> dict[str, object]:
 
 
 def warn_of_time(c: TrainingContext) -> None:
-    """Say so when a time budget leaves next to nothing for learning."""
-    if warning := too_short(c.plan, c.phases.get("loop", 0.0)):
+    """Say so when a time budget leaves little for learning. Raises UsageError when it leaves next to nothing."""
+    try:
+        warning = too_short(c.plan, c.phases.get("loop", 0.0))
+    except UsageError as e:
+        if not c.settings.dry:
+            raise
+        warning = f"{e.what}: {e.fix}"
+    if warning:
         c.events.emit(Warn(text=warning))
 
 

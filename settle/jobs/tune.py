@@ -1,6 +1,7 @@
 """settle tune: fine-tune a pretrained model on a person's examples, and compare it with its base."""
 
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 from settle.base.events import Say, Warn
 from settle.base.run import Run
@@ -21,23 +22,30 @@ from settle.library.convert import as_gguf
 from settle.library.facts import PLAIN_TEXT_KEY
 from settle.library.pretrained import open_pretrained
 from settle.library.resolve import resolve
+from settle.machine import bandwidth
 from settle.plan.phases import comparison_seconds
 from settle.train.live_run import blocks, open_base
 
 
 @dataclass
 class TuneContext(TuningContext):
+    can_skip_comparison: ClassVar[bool] = True
+
     settings: TuneSettings
 
     def comparison_estimate(self, seconds_per_token: float) -> float:
         if not self.settings.compare:
             return 0.0
-        rows = min(self.settings.compare_rows, self.corpus.held_out.num_rows)
+        held_out = self.corpus.held_out
+        rows = max(1, held_out.num_rows)
+        answer = held_out.num_supervised / rows
         return comparison_seconds(
-            rows,
-            self.corpus.held_out.num_inputs / max(1, self.corpus.held_out.num_rows),
+            min(self.settings.compare_rows, held_out.num_rows),
+            held_out.num_inputs / rows - answer,
+            answer,
             seconds_per_token,
             self.base.part.num_parameters if self.base else 0,
+            bandwidth(),
         )
 
 
@@ -78,6 +86,9 @@ def compare(c: TuneContext) -> None:
     }
     c.figures["system_prompt"] = c.corpus.ledger["rows"].get("system_prompt")
     if not c.is_usable or not c.settings.compare:
+        return
+    if c.budget is not None and not c.plan.loop.seconds_comparing:
+        c.events.emit(Say(text=f"no time was left for the comparison: `settle eval {c.run.name}` makes it"))
         return
     tuned = resolve(f"run:{c.run.path.name}")
     examples, settings = c.corpus.examples(), c.settings

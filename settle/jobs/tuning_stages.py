@@ -1,9 +1,11 @@
 """Stages of the jobs that train a pretrained model further: what `tune` and `distill` do alike."""
 
 from dataclasses import dataclass, field, replace
+from typing import ClassVar
 
-from settle.base.events import ForecastReady, PlanReady, RowPreviews, Warn
+from settle.base.events import ForecastReady, PlanReady, RowPreviews, Say, Warn
 from settle.base.files import write_json
+from settle.base.words.amounts import duration
 from settle.data.rows.prepare import RowCorpus
 from settle.data.tokenizer.pretrained import PretrainedTokenizer
 from settle.evaluate.gate.export import ExportedAdapter, ExportedModel, export_run_adapter, export_run_model
@@ -27,6 +29,10 @@ from settle.train.training_plan import TrainingPlan, Tuning
 
 @dataclass
 class TuningContext(TrainingContext):
+    """can_skip_comparison: whether `--no-compare` leaves the comparison out."""
+
+    can_skip_comparison: ClassVar[bool] = False
+
     settings: TuneSettings | DistillSettings
     corpus: RowCorpus = field(init=False)
 
@@ -107,6 +113,10 @@ def _expected(c: TuningContext) -> Forecast:
     c.plan, c.phases = c.live.plan, expected.phases
     c.estimates[EXPORT] = expected.phases[EXPORT]
     c.events.emit(ForecastReady(forecast=expected.to_json(), phases=expected.phases))
+    comparing = expected.phases.get("compare", 0.0)
+    if c.can_skip_comparison and comparing >= 1:
+        text = f"the comparison at the end takes about {duration(comparing)}; --no-compare leaves it out"
+        c.events.emit(Say(text=text))
     warn_of_time(c)
     _warn_of_memory(c, expected.peak_memory.value)
     return expected

@@ -20,7 +20,7 @@ from settle.model.layers.attention import keeps_no_probabilities
 from settle.plan.forecast_figures import BUDGET_SECONDS, Forecast, budgeted_time
 from settle.plan.loss_curve import CurveFacts, Observation
 from settle.plan.outlook import SETTLED_DECAY, CurveStart
-from settle.plan.phases import SLACK, Phases, export_seconds, loop_seconds, with_phases
+from settle.plan.phases import Phases, export_seconds, loop_seconds, with_phases
 from settle.plan.probe import DECAY, SHARE_OF_TIME, Probe, probe, probe_steps
 from settle.plan.settings import RunSettings, TrainingSettings
 from settle.train.live_run import LiveRun
@@ -28,6 +28,7 @@ from settle.train.optimizers import Optimizer
 from settle.train.settled import EVALUATION_COST, MIN_HISTORY, decay_tokens, next_evaluation
 from settle.train.settled.trend import MORE
 from settle.train.training_plan import TrainingPlan
+from settle.train.watch import SLACK
 from settle.train.world.rank_costs import ONE, RankCosts, Ranks, rehearsal_steps
 
 # 2026-11-25, runs on one machine: standard deviations of the logarithm of actual ÷ forecast

@@ -9,6 +9,7 @@ import math
 import time
 from dataclasses import dataclass
 
+from settle.base.errors import UsageError
 from settle.machine.measurement_cache import key, note, others_are_busy, recalled
 from settle.train.training_plan import TrainingPlan
 from settle.train.watch import MOST_SLOWDOWN, SLACK
@@ -17,16 +18,22 @@ from settle.train.watch import MOST_SLOWDOWN, SLACK
 EXPORT_SECONDS = 3.0  # starting llama.cpp twice, the card and the picture
 EXPORT_SECONDS_PER_BYTE = 4e-9  # of the weights in fp32: written twice, hashed and read again
 GATE_TOKENS = 6_000  # tokens that the live model reads for the gate
-# a comparison: loading both models, in llama.cpp and here; instructions and familiar text, in tokens; a token that
-# llama.cpp writes takes as long as so many that are read here at once
+# a comparison: loading both models, in llama.cpp and here
 COMPARISON_SECONDS, LOADING_SECONDS_PER_PARAMETER = 3.0, 2e-8
-COMPARED_TOKENS, WRITING_PASSES = 10_000, 2.0
+# tokens that are written and read beside the rows: both models' answers to the instructions, of three quarters of their
+# length, and the familiar text (settle/evaluate/compare); their prompts, and the text read by both
+WRITTEN_BESIDE, READ_BESIDE = 2 * 40 * 120 + 24 * 64, 2 * 40 * 50 + 2 * 24 * 80
+WRITTEN_TOGETHER = 8  # answers that llama.cpp writes at the same time
+WRITING_PASSES = 2.0  # a token that it writes takes as long as so many that are read here at once, where memory is fast
+WRITTEN_BYTES = 2.0  # read from memory for each parameter and each step of the answers written together
 COMPARISON_SHARE = 0.25  # of a time budget, at most
+SHORTEST_COMPARISON = 10.0  # seconds: in less it would say nothing
 EXPORT = "export"  # name of the stage
 PHASE = "phase "  # before the name of a phase in the machine's measurements
 MOST_CORRECTION = 8.0  # times that a phase took as long as its estimate, or as short
 NEWEST = 0.5  # weight of the latest run in what is remembered, in the logarithm
 LEAST_STEPS = 20  # a time budget should have room for so many
+FEWEST_STEPS = 10  # and is refused where it has room for fewer
 WARMUP_SHARE = 0.1  # of the steps that a time budget has room for, at most
 
 
@@ -83,14 +90,30 @@ class Waiting:
         return min(MOST_SLOWDOWN, max(1.0, (time.monotonic() - self._began) / worked))
 
 
-def comparison_seconds(rows: int, tokens: float, evaluation_seconds: float, num_parameters: int) -> float:
-    """Seconds of a whole comparison of `rows` rows of `tokens` tokens: two models answer, follow instructions and read.
+def comparison_seconds(
+    rows: int, prompt: float, answer: float, evaluation_seconds: float, num_parameters: int, bandwidth: float
+) -> float:
+    """Seconds of a whole comparison: two models answer `rows` rows of `prompt` and `answer` tokens, follow instructions
+    and read.
 
-    evaluation_seconds: of a forward pass, per token.
+    evaluation_seconds: of a forward pass, per token. bandwidth: bytes per second that memory is read at.
     """
-    written = rows * tokens + COMPARED_TOKENS  # by both; about half of a row is its answer
     loading = COMPARISON_SECONDS + LOADING_SECONDS_PER_PARAMETER * num_parameters
-    return loading + WRITING_PASSES * written * evaluation_seconds
+    written, read = 2 * rows * answer + WRITTEN_BESIDE, 2 * rows * prompt + READ_BESIDE
+    of_weights = WRITTEN_BYTES * num_parameters / bandwidth / WRITTEN_TOGETHER
+    return loading + max(WRITING_PASSES * evaluation_seconds, of_weights) * written + evaluation_seconds * read
+
+
+def give_way(plan: TrainingPlan, spent: float, proof: float) -> TrainingPlan:
+    """The plan with a shorter comparison, or none, where a time budget leaves the loop too few steps to learn in."""
+    loop = plan.loop
+    room = loop_seconds(plan, spent, proof)
+    if room is None or not loop.seconds_comparing:
+        return plan
+    missing = LEAST_STEPS * loop.step_seconds - room
+    kept = loop.seconds_comparing - max(0.0, missing)
+    kept = 0.0 if kept < SHORTEST_COMPARISON else kept
+    return plan.with_loop(seconds_comparing=kept) if missing > 0 else plan
 
 
 def correction(phase: str, threads: int) -> float:
@@ -145,13 +168,18 @@ def with_phases(
 
 
 def too_short(plan: TrainingPlan, seconds: float) -> str | None:
-    """What to say of a time budget that leaves the loop only so many seconds; None when it has room to learn."""
+    """What to say of a time budget that leaves the loop only so many seconds; None when it has room to learn. Raises
+    UsageError when it leaves next to nothing."""
     loop = plan.loop
     if not loop.seconds or not loop.step_seconds or seconds >= LEAST_STEPS * loop.step_seconds:
         return None
     steps = max(1, int(seconds / loop.step_seconds))
     needed = loop.seconds + 2 * LEAST_STEPS * loop.step_seconds - seconds
-    return (
+    what = (
         f"the time has room for about {steps} step{'s' if steps > 1 else ''} of training: everything else takes "
-        f"{loop.seconds - seconds:,.0f} s; --time {60 * -(-needed // 60) / 60:.0f}m would be enough to begin with"
+        f"{loop.seconds - seconds:,.0f} s"
     )
+    enough = f"--time {60 * -(-needed // 60) / 60:.0f}m"
+    if steps < FEWEST_STEPS:
+        raise UsageError(f"{what}, so nothing would be learned", f"give {enough}, or --steps instead of a time")
+    return f"{what}; {enough} would be enough to begin with"

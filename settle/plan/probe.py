@@ -83,16 +83,14 @@ def probe(
             if report is not None:
                 report.emit(Progress(what="probe", done=event.step, total=most_steps, unit="steps"))
 
-    peak, meter = PeakMemory().start(), EnergyMeter(watts, plan.device).start()
-    waiting = Waiting(plan.device)
+    peak, meter, waiting = PeakMemory().start(), EnergyMeter(watts, plan.device).start(), Waiting(plan.device)
     with tempfile.TemporaryDirectory(prefix="settle-probe-") as folder:
         run = Run(Path(folder))
         run.checkpoints.mkdir()
         steps = job.loop(run, Events(listeners=[listen]), lambda: False).train().state.step
-    waited = waiting.read()
+    waited, energy = waiting.read(), meter.read()
     if report is not None:
         report.emit(Progress(what="probe", done=most_steps, total=most_steps, unit="steps"))
-    energy = meter.read()
     settled_times = times[len(times) // 4 :]  # the first steps find their memory and their kernels
     limit = max(2 * EVALUATION_BLOCK, min(EVALUATED_TOKENS, steps * loop.tokens_per_step))
     sample = list(held_out_batches(corpus.selection, loop.sequence_length, EVALUATION_BLOCK, limit))

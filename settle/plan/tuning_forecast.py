@@ -29,7 +29,7 @@ from settle.plan.forecast import (
 )
 from settle.plan.forecast_figures import Forecast, budgeted_time
 from settle.plan.outlook import TuningStart
-from settle.plan.phases import Phases, Waiting, export_seconds, with_phases
+from settle.plan.phases import Phases, Waiting, export_seconds, give_way, with_phases
 from settle.plan.probe import SHARE_OF_TIME
 from settle.plan.settings import TuningSettings
 from settle.plan.tuning_plan import EPOCHS
@@ -107,8 +107,14 @@ def look_ahead(
     export = export_seconds(adds, per_token, plan.loop.threads, measured.waiting)
     comparison = comparing(per_token)
     job.plan = plan = with_phases(plan, judge + export, comparison, alone, judge, measured.waiting)
-    comparison = plan.loop.seconds_comparing if plan.loop.seconds else comparison
     proof = PROOF_STEPS * alone
+    if plan.loop.seconds:
+        planned = plan.loop.seconds_comparing
+        job.plan = plan = give_way(plan, spent, proof)
+        comparison = plan.loop.seconds_comparing
+        if comparison < planned:
+            cut = f"is shortened to about {comparison:,.0f} s" if comparison else "is left out"
+            events.emit(Say(text=f"the time has room for few steps: the comparison at the end {cut}"))
     return forecast(job, measured, settings, Phases(spent, proof, 0.0, judge, export, comparison), ranks.hosts)
 
 

@@ -64,9 +64,9 @@ def verdict_panel(result: Result, width: int) -> RenderableType:
         lines.append(Text(f"gate: {'passed' if passed else 'FAILED'}", "green" if passed else "bold red"))
     if result.system_prompt:
         lines.append(Text(f"its default system prompt, that of every row: {result.system_prompt}", "dim"))
+    title = Text(f" {result.shown_verdict} ", style if style == "dim" else f"bold {style}")
     return Panel(
-        Group(*lines), title=Text(f" {result.shown_verdict} ", style if style == "dim" else f"bold {style}"), title_align="left", border_style=style,
-        width=min(width, 100),
+        Group(*lines), title=title, title_align="left", border_style=style, width=min(width, 100),
     )  # fmt: skip
 
 

@@ -1,6 +1,7 @@
 """Checkpoints while a run goes well, and the return to one when a step fails."""
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 
 import numpy as np
@@ -11,7 +12,6 @@ from settle.base.events import Rollback
 from settle.base.run import Run
 from settle.train.checkpoint import Checkpoint, Weights
 from settle.train.checkpoint_store import CheckpointStore, LocalStore
-from settle.train.settled import steps_astray
 from settle.train.state import LoopState, NamedBatch, NamedRow, RollbackNote
 from settle.train.trainer import StepResult, Trainer
 from settle.train.world.order_ledger import FILE, OrderLedger
@@ -160,3 +160,22 @@ class Recovery:
 
     def _text(self, ids: np.ndarray) -> str:
         return self.session.decode(ids[:MOST_CHARACTERS])[:MOST_CHARACTERS]
+
+
+def steps_astray(before: Sequence[float], loss: float) -> int:
+    """The number of steps, the last included, in which the training loss has been astray; 0 if it is not.
+
+    A spike differs from a hard batch in that it stays: three steps in a row that are more than 8 robust standard
+    deviations (1.4826 × median absolute deviation) and more than a tenth above the median of the 64 steps before
+    them. A loss that is not a number counts at once. `before` (any length): the losses of the steps before.
+    """
+    stay, window = 3, 64
+    if not math.isfinite(loss):
+        return 1
+    if len(before) < window + stay - 1:
+        return 0
+    recent = [*before[1 - stay :], loss]
+    calm = np.array(before[1 - stay - window : 1 - stay])
+    middle = float(np.median(calm))
+    deviation = 1.4826 * float(np.median(np.abs(calm - middle)))
+    return stay if min(recent) > middle + max(8 * deviation, 0.1 * abs(middle)) else 0

@@ -40,7 +40,7 @@ def run_named(home: Path, name: str = "r", command: str = "train") -> Run:
 def context(kind: type[Any] = TrainingContext, settings: Any = None, **more: Any) -> Any:
     """A context with only what is given; its time budget is 100 seconds, of which 40 are spent."""
     made = kind.__new__(kind)
-    loop = SimpleNamespace(seconds=100.0, threads=2, tokens_per_step=10, waiting=1.0)
+    loop = SimpleNamespace(seconds=100.0, threads=2, tokens_per_step=10, waiting=1.0, seconds_comparing=9.0)
     plan = SimpleNamespace(loop=loop, device="cpu")
     usual = {
         "plan": plan, "spending": SimpleNamespace(total=40.0, seconds=4.0), "phases": {}, "estimates": {},
@@ -440,7 +440,7 @@ def test_a_tuned_model_is_compared_on_rows_that_judge(home: Path, monkeypatch: p
         write_json(run.path / "result.json", {"comparison": known})
     corpus = _Corpus()
     plan = SimpleNamespace(
-        loop=SimpleNamespace(seconds=100.0, threads=2, waiting=1.0),
+        loop=SimpleNamespace(seconds=100.0, threads=2, waiting=1.0, seconds_comparing=9.0),
         tuning=SimpleNamespace(base_name="base", base_sha256="5"),
     )
     c = context(

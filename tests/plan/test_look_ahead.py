@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from settle.base.errors import ResourceError
+from settle.base.errors import ResourceError, UsageError
 from settle.base.event_log import Events
 from settle.base.statistics import FORECAST_LEVEL, Interval
 from settle.plan import forecast as forecasts
@@ -244,8 +244,11 @@ def test_a_time_too_short_to_learn_in_is_said_with_one_that_is_not() -> None:
     said = too_short(budget, 39.0)
     assert said is not None and "about 19 steps of training" in said and "takes 81 s" in said
     assert "--time 3m" in said  # 120 s, and 40 steps less the 39 s there are: 161 s, in minutes
-    assert "about 1 step of" in str(too_short(budget, 2.0)) and "about 1 step of" in str(too_short(budget, 0.5))
-    assert "about 2 steps of" in str(too_short(budget, 4.0))
+    assert "about 10 steps of" in str(too_short(budget, 20.0))
+    for seconds, words in ((19.0, "about 9 steps"), (4.0, "about 2 steps"), (2.0, "about 1 step of"), (0.5, "1 step")):
+        with pytest.raises(UsageError, match=words) as refused:
+            too_short(budget, seconds)
+        assert refused.value.fix == "give --time 4m, or --steps instead of a time"
 
 
 # --- the loop of a plan ---

@@ -9,10 +9,14 @@ from typing import Any
 import pytest
 
 from settle.base.statistics import FORECAST_LEVEL, Interval, two_sided_z
+from settle.evaluate.compare.candidate import SLOTS
+from settle.evaluate.compare.compare import INSTRUCTION_TOKENS
+from settle.evaluate.compare.forgetting import TEXTS, TOKENS
+from settle.evaluate.compare.instructions import INSTRUCTIONS
 from settle.plan import phases, tuning_plan
 from settle.plan.forecast import _what_fits, budgeted, cost, cost_interval, peak_memory, power_spread, token_budget
 from settle.plan.forecast_figures import BUDGET_SECONDS, BUDGET_SHARE, budgeted_time
-from settle.plan.phases import Phases, comparison_seconds, export_seconds
+from settle.plan.phases import Phases, comparison_seconds, export_seconds, give_way
 from settle.plan.settings import TuningSettings
 from settle.plan.speed import Speed
 from settle.plan.training_plan import shapes
@@ -62,15 +66,32 @@ def test_a_phase_of_less_than_a_second_is_learned_from_too(home: Path, monkeypat
 
 
 def test_a_comparison_reads_and_writes_every_row() -> None:
-    least = comparison_seconds(0, 0, 0.0, 0)
-    assert least == phases.COMPARISON_SECONDS
-    loading = comparison_seconds(0, 0, 0.0, 10**8) - least
+    """By two models; a token that is written reads the weights, once for all that are written at the same time."""
+    fast = 1e30  # bytes per second of memory
+    assert comparison_seconds(0, 0, 0, 0.0, 0, fast) == phases.COMPARISON_SECONDS
+    loading = comparison_seconds(0, 0, 0, 0.0, 10**8, fast) - phases.COMPARISON_SECONDS
     assert loading == pytest.approx(1e8 * phases.LOADING_SECONDS_PER_PARAMETER)
-    rows = comparison_seconds(20, 50, 1e-3, 0) - comparison_seconds(0, 50, 1e-3, 0)
-    assert rows == pytest.approx(20 * 50 * 1e-3 * phases.WRITING_PASSES)
-    assert comparison_seconds(0, 0, 1e-3, 0) - least == pytest.approx(
-        phases.COMPARED_TOKENS * phases.WRITING_PASSES * 1e-3
-    )
+    rows = comparison_seconds(20, 50, 30, 1e-3, 0, fast) - comparison_seconds(0, 50, 30, 1e-3, 0, fast)
+    assert rows == pytest.approx(2 * 20 * (50 + 30 * phases.WRITING_PASSES) * 1e-3)
+    beside = comparison_seconds(0, 0, 0, 1e-3, 0, fast) - phases.COMPARISON_SECONDS
+    assert beside == pytest.approx((phases.WRITTEN_BESIDE * phases.WRITING_PASSES + phases.READ_BESIDE) * 1e-3)
+    slow = comparison_seconds(0, 0, 0, 0.0, 10**9, 1e10) - comparison_seconds(0, 0, 0, 0.0, 10**9, fast)
+    assert slow == pytest.approx(phases.WRITTEN_BESIDE * 2e9 / 1e10 / phases.WRITTEN_TOGETHER)
+
+
+def test_what_is_written_beside_the_rows_is_what_the_comparison_asks() -> None:
+    asked = 2 * len(INSTRUCTIONS) * INSTRUCTION_TOKENS * 3 / 4 + TEXTS * TOKENS
+    assert asked == phases.WRITTEN_BESIDE and phases.WRITTEN_TOGETHER == SLOTS
+
+
+def test_the_comparison_gives_way_to_the_first_steps() -> None:
+    """Twenty steps of 4 seconds are 80; what is missing is taken from the comparison, and a rest too short to say
+    anything is left out."""
+    loop = {"seconds": 300.0, "step_seconds": 4.0, "seconds_after": 20.0, "seconds_comparing": 70.0}
+    for spent, kept in ((100.0, 70.0), (150.0, 37.0), (175.0, 12.0), (180.0, 0.0), (250.0, 0.0)):
+        assert give_way(PLAN.with_loop(**loop), spent, 10.0).loop.seconds_comparing == pytest.approx(kept), spent
+    free = PLAN.with_loop(**{**loop, "seconds": None})
+    assert give_way(free, 250.0, 10.0).loop.seconds_comparing == 70.0
 
 
 @pytest.mark.parametrize("budget", [60.0, 3600.0])

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pytest
 
+from settle.train.recovery import steps_astray
 from settle.train.settled import (
     ASK_EVERY,
     CHANCE,
@@ -20,7 +21,6 @@ from settle.train.settled import (
     gain_for,
     next_evaluation,
     sample_size,
-    steps_astray,
     trend_of,
 )
 from settle.train.settled.trend import Window

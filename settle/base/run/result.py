@@ -45,9 +45,9 @@ class ComparisonRecord(dict[str, object]):
 class Result(BaseModel):
     """What every run's result has; what a job adds (student, pair, points ...) is kept as it is.
 
-    budget: what it used up, where it ended by that. forecast and actual: figures by name; gate: the report of the check of the exported file; files: what was made;
-    audit: what left this machine; system_prompt: of a tuned model, the one that it has by default because every row
-    had it.
+    budget: what it used up, where it ended by that. forecast and actual: figures by name; gate: the report of the check
+    of the exported file; files: what was made; audit: what left this machine; system_prompt: of a tuned model, the one
+    that it has by default because every row had it.
     """
 
     model_config = ConfigDict(frozen=True, extra="allow", defer_build=True)
@@ -106,9 +106,8 @@ class Result(BaseModel):
 
     def _repr_html_(self) -> str:
         """For a notebook: the verdict, and the forecast beside the actual figures."""
-        verdict = html_table(
-            [fact for fact in self.facts if fact[1]], title=f"{self.name} {self.shown_verdict}".strip()
-        )
+        title = f"{self.name} {self.shown_verdict}".strip()
+        verdict = html_table([fact for fact in self.facts if fact[1]], title=title)
         rows = []
         for name, figure in self.forecast.items():
             if isinstance(figure, Mapping):

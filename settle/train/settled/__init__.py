@@ -391,22 +391,3 @@ def frequency_loss(train_counts: np.ndarray, held_out_counts: np.ndarray) -> flo
     """
     frequencies = (train_counts + 1.0) / (train_counts.sum() + len(train_counts))
     return float(-(held_out_counts * np.log(frequencies)).sum() / held_out_counts.sum())
-
-
-def steps_astray(before: Sequence[float], loss: float) -> int:
-    """The number of steps, the last included, in which the training loss has been astray; 0 if it is not.
-
-    A spike differs from a hard batch in that it stays: three steps in a row that are more than 8 robust standard
-    deviations (1.4826 × median absolute deviation) and more than a tenth above the median of the 64 steps before
-    them. A loss that is not a number counts at once. `before` (any length): the losses of the steps before.
-    """
-    stay, window = 3, 64
-    if not math.isfinite(loss):
-        return 1
-    if len(before) < window + stay - 1:
-        return 0
-    recent = [*before[1 - stay :], loss]
-    calm = np.array(before[1 - stay - window : 1 - stay])
-    middle = float(np.median(calm))
-    deviation = 1.4826 * float(np.median(np.abs(calm - middle)))
-    return stay if min(recent) > middle + max(8 * deviation, 0.1 * abs(middle)) else 0
