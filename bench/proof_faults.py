@@ -23,6 +23,7 @@ from unittest.mock import patch
 
 import numpy as np
 import torch
+from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from proof import QuickBfloat16  # noqa: E402
@@ -36,15 +37,20 @@ from settle.formats.gguf import rounded  # noqa: E402
 from settle.formats.gguf.types import GGML, exported, ggml_type  # noqa: E402
 from settle.model.adapters.dora import DoRA  # noqa: E402
 from settle.model.adapters.lora import LoRA  # noqa: E402
+from settle.model.decoder import Decoder  # noqa: E402
 from settle.model.layers import attention  # noqa: E402
 from settle.model.layers.packed_sequences import RotationTable  # noqa: E402
 from settle.model.pretrained import Pretrained  # noqa: E402
 from settle.shrink.types import ggml  # noqa: E402
+from settle.train.objectives import Objective, Preferences, on_device  # noqa: E402
+from settle.train.objectives._divergence import LinearDivergence  # noqa: E402
+from settle.train.objectives.decision import Decision  # noqa: E402
 from settle.train.objectives.distill import Distill  # noqa: E402
 from settle.train.objectives.dpo import DPO  # noqa: E402
 from settle.train.objectives.next_token import NextToken  # noqa: E402
+from settle.train.optimizers import Stepper  # noqa: E402
 from settle.train.optimizers.adamw import AdamStepper, AdamW  # noqa: E402
-from settle.train.optimizers.muon import Muon  # noqa: E402
+from settle.train.optimizers.muon import Muon, MuonStepper  # noqa: E402
 from settle.train.proof import compute_type  # noqa: E402
 from settle.train.proof.prove import Recipe, prove  # noqa: E402
 from settle.train.teacher import LiveTeacher  # noqa: E402
@@ -52,6 +58,7 @@ from tests.train.source_rows import source_rows  # noqa: E402
 
 ADAPTERS = {"scratch": None, "full": None, "lora": LoRA(rank=4, dropout=0.1), "dora": DoRA(rank=4)}
 TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+OPTIONS = 4  # of a decision
 
 
 def drawn(vocab_size: int, seed: int, supervised: bool) -> Batch:
@@ -75,22 +82,35 @@ def recipe(family: str, adapter: str, objective: str, dtype: str, seed: int, opt
     if method is not None:
         method.apply(model, seed=seed + 1)
     model.compute_dtype = TYPES[dtype]
-    learned = {"next_token": NextToken, "dpo": DPO}.get(objective)
-    if learned is None:
+    data = drawn(tiny.vocab_size, seed, tuned)
+    learned: Objective = {"dpo": DPO}.get(objective, NextToken)()
+    if objective == "distill":
         teacher = tiny.build(seed=seed + 2)
         teacher.freeze()
-        learned = Distill().with_teacher(LiveTeacher(teacher))
-    else:
-        learned = learned()
-    data = drawn(tiny.vocab_size, seed, tuned)
+        kind = ("forward", "reverse", "js")[seed % 3]
+        learned = Distill(kind=kind, temperature=1 + seed % 2, text=0.2 * (seed % 2)).with_teacher(LiveTeacher(teacher))
+    elif objective == "decision":
+        data, learned = decisions(data, seed), Decision(labels=list(range(3, 3 + OPTIONS)), scale=0.5 + seed % 2)
     rule = {"adamw": AdamW, "muon": Muon}[optimizer]()
     return Recipe(model, learned, rule, data, source_rows(data), tiny.vocab_size, 0.1, seed, tuned)
 
 
+def decisions(data: Batch, seed: int) -> Batch:
+    """The rows as decisions: the last token of each is a label, and shares of the options are drawn."""
+    random = np.random.default_rng(seed)
+    shares = random.dirichlet(np.ones(OPTIONS), len(data.cu_seqlens) - 1).astype(np.float32)
+    shares[::2, -1] = -1  # every second row has an option less
+    shares[::2, :-1] /= shares[::2, :-1].sum(1, keepdims=True)
+    targets, last = np.full_like(data.targets, -1), data.cu_seqlens[1:] - 1
+    targets[last] = 3 + shares.argmax(1)
+    return replace(data, targets=targets, shares=shares)
+
+
 def cells() -> Iterator[tuple[str, str, str, str]]:
     for family, adapter, dtype in itertools.product(part_names("model/architectures"), ADAPTERS, TYPES):
-        for objective in ("next_token", "dpo", "distill"):
-            is_possible = {"next_token": True, "dpo": adapter in ("lora", "dora"), "distill": adapter != "scratch"}
+        for objective in ("next_token", "dpo", "distill", "decision"):
+            is_tuned, is_adapted = adapter != "scratch", adapter in ("lora", "dora")
+            is_possible = {"next_token": True, "dpo": is_adapted, "distill": is_tuned, "decision": is_tuned}
             if is_possible[objective]:
                 yield family, adapter, objective, dtype
 
@@ -189,15 +209,100 @@ def nothing_seen():
     return patch.object(attention, "attend_bucket", attend)
 
 
+def swapped_loss(objective: type[Objective], change: Callable[[Tensor, Tensor, int], Tensor]):
+    """`change` the sum of an objective's loss: sum, log-probabilities (N, V) of the model, count."""
+    own = objective.batch_loss
+
+    def batch_loss(self, model, batch):
+        total, count = own(self, model, batch)
+        inputs, targets, cu_seqlens = on_device(model, batch)
+        _, head = model.head_operands()
+        logits = model(inputs, cu_seqlens)[targets >= 0] @ head.t().to(model.compute_dtype)
+        return change(total, logits, count), count
+
+    return patch.object(objective, "batch_loss", batch_loss)
+
+
+def smoothed(total: Tensor, logits: Tensor, count: int) -> Tensor:
+    return 0.9 * total - 0.1 * torch.log_softmax(logits, -1).mean(-1).sum()
+
+
+def with_z_loss(total: Tensor, logits: Tensor, count: int) -> Tensor:
+    return total + 1e-3 * logits.logsumexp(-1).square().sum()
+
+
+def reversed_preferences():
+    own = DPO._ranked
+
+    def ranked(self, *args):
+        base, tuned, rewards = own(self, *args)
+        return Preferences(base, tuned, -rewards)
+
+    return patch.object(DPO, "_ranked", ranked)
+
+
+def reversed_divergence():
+    """The other way round, and the Jensen-Shannon divergence with the shares exchanged."""
+    own = LinearDivergence.forward
+
+    def forward(ctx, hidden, cast, head, targets, teacher, measure, *rest):
+        kind = {"forward": "reverse", "reverse": "forward"}.get(measure.kind, "js")
+        mixture = 0.8 if kind == "js" else measure.mixture
+        return own(ctx, hidden, cast, head, targets, teacher, measure._replace(kind=kind, mixture=mixture), *rest)
+
+    return patch.object(LinearDivergence, "forward", staticmethod(forward))
+
+
+def other_heat():
+    return patch.object(Decision, "heat", property(lambda self: 1.3 * (self.scale or 1.0)))
+
+
+def absent_options():
+    """A decision's options that a row does not have are told apart as the others are."""
+    own = Decision.scores
+    return patch.object(Decision, "scores", lambda self, m, i, c, shares: own(self, m, i, c, shares.clamp_min(0)))
+
+
+def other_labels():
+    """The labels of a decision are exchanged in the loss."""
+    own = Decision.scores
+    return patch.object(Decision, "scores", lambda self, m, i, c, s: own(self, m, i, c, s.clamp_min(0)).roll(1, 1))
+
+
+def stale_head():
+    """The output table is a copy of what it was when it was first used."""
+    own, copies = Decoder.head_operands, {}
+
+    def head_operands(self):
+        cast, _ = own(self)
+        return (copies.setdefault((id(self), cast.dtype), cast.detach().clone()),) * 2
+
+    return patch.object(Decoder, "head_operands", head_operands)
+
+
+def rate_times(factor: float, stepper: type[Stepper]):
+    own = stepper.step
+    return patch.object(stepper, "step", lambda self, scale: own(self, scale * factor))
+
+
+def learns(*objectives: str) -> Callable[[str, str, str, str], bool]:
+    return lambda family, adapter, objective, dtype: objective in objectives
+
+
+def trains_tied(family: str, adapter: str, objective: str, dtype: str) -> bool:
+    return adapter in ("scratch", "full") and part("model/architectures", family).TINY.options().tied
+
+
 @dataclass(frozen=True)
 class Fault:
-    """change: of the recipe. patched: of the code. only: kinds of recipes that it can befall."""
+    """change: of the recipe. patched: of the code. befalls: which of the cells."""
 
     name: str
     change: Callable[[Recipe], Recipe] = lambda what: what
     patched: Callable[[], object] | None = None
     half_only: bool = False
     optimizer: str = "adamw"
+    befalls: Callable[[str, str, str, str], bool] = lambda *cell: True
 
 
 HALF = torch.bfloat16
@@ -218,18 +323,30 @@ FAULTS = [
     Fault("bfloat16 backward times 1.25", wrong_backward(HALF, 1.25), half_only=True),
     Fault("bfloat16 backward, 25 % noise", wrong_backward(HALF, 1.0, 0.25), half_only=True),
     Fault("steps go uphill", patched=uphill),
+    Fault("label smoothing 0.1", patched=lambda: swapped_loss(NextToken, smoothed), befalls=learns("next_token")),
+    Fault("z-loss 1e-3", patched=lambda: swapped_loss(NextToken, with_z_loss), befalls=learns("next_token")),
+    Fault("the rejected answer is preferred", patched=reversed_preferences, befalls=learns("dpo")),
+    Fault("the divergence is another one", patched=reversed_divergence, befalls=learns("distill")),
+    Fault("label smoothing 0.1, distilled", patched=lambda: swapped_loss(Distill, smoothed), befalls=learns("distill")),
+    Fault("a decision at another temperature", patched=other_heat, befalls=learns("decision")),
+    Fault("a decision among absent options", patched=absent_options, befalls=learns("decision")),
+    Fault("the labels of a decision exchanged", patched=other_labels, befalls=learns("decision")),
+    Fault("a tied head is a stale copy", patched=stale_head, befalls=trains_tied),
+    Fault("rates times 1e-4", patched=lambda: rate_times(1e-4, AdamStepper)),
+    Fault("Muon's rates times 1e-4", patched=lambda: rate_times(1e-4, MuonStepper), optimizer="muon"),
+    Fault("rates times 10", patched=lambda: rate_times(10.0, AdamStepper)),
 ]  # fmt: skip
 
 
 def faults(like: str = "") -> None:
     for fault in (fault for fault in FAULTS if like in fault.name):
         passed, by = [], {}
-        kinds = [cell for cell in cells() if not fault.half_only or cell[3] == "bfloat16"]
+        kinds = [c for c in cells() if fault.befalls(*c) and (not fault.half_only or c[3] == "bfloat16")]
         for number, cell in enumerate(kinds):
             if number % STRIDE:
                 continue
             with ExitStack() as stack:
-                what = fault.change(recipe(*cell, seed=number))
+                what = fault.change(recipe(*cell, seed=number, optimizer=fault.optimizer))
                 if fault.patched:
                     stack.enter_context(fault.patched())
                 why = refusal(what)

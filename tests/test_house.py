@@ -72,6 +72,15 @@ def _names_python(node: ast.AST) -> bool:
     return "-m" in strings or bool(re.fullmatch(r"(.*/)?python[\d.]*(\.exe)?", first))
 
 
+def test_the_pages_for_developers_know_the_house():
+    """The drawing has every room, and the limit of hidden imports is one number."""
+    drawing = (ROOT / "docs/develop.md").read_text(encoding="utf-8").partition("## The house")[2].partition("###")[0]
+    drawn = set(re.findall(r"^├── (\w+)/", drawing, re.M))
+    rooms = {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
+    assert drawn == rooms
+    assert f"| {MOST_HIDDEN_IMPORTS} of our own" in (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+
+
 def test_commands_are_fields_and_one_call():
     for path in (PACKAGE / "commands").glob("*/*.py"):
         assert len(path.read_text(encoding="utf-8").splitlines()) <= MOST_COMMAND_LINES, path

@@ -70,7 +70,7 @@ class Tried(NamedTuple):
 
 
 def doctor(asked: Asked, events: Events) -> int:
-    """Returns the exit code: 0 when nothing is wrong, 3 when something is. Raises SettleError."""
+    """Return the exit code: 0 when nothing is wrong, 3 when something is or a check had no time. Raises SettleError."""
     if asked.subject is not None and is_proof_folder(Path(asked.subject)):
         return _again(Path(asked.subject), asked, events)
     if asked.subject is not None and is_address(asked.subject) and not is_loopback(asked.subject):
@@ -99,7 +99,7 @@ def _seen_by_doctor(subject: Subject, asked: Asked, events: Events) -> int:
                 mended[number] = _mend(subject, finding, trying, events)
     events.emit(ResultReady(result=_result(subject, seen, tried, mended)))
     left = [f for n, f in enumerate(seen.findings) if n not in tried or tried[n].proof.state != "ruled out"]
-    return FOUND if left else 0
+    return FOUND if left or seen.left_out else 0
 
 
 def _show(subject: Subject, seen: Examination, events: Events) -> None:
@@ -108,14 +108,20 @@ def _show(subject: Subject, seen: Examination, events: Events) -> None:
     if seen.findings:
         events.emit(findings_listing(subject, seen.findings))
     elif seen.looked:
-        events.emit(Say(text=f"{subject.name}: {len(seen.looked)} checks looked, and found nothing wrong"))
+        looked, unfinished = len(seen.looked), len(seen.failed) + len(seen.left_out)
+        text = f"all {looked} checks looked, and found nothing wrong"
+        if unfinished:
+            text = f"{looked} of {looked + unfinished} checks looked and found nothing; the others did not look"
+        events.emit(Say(text=f"{subject.name}: {text}"))
     else:
         events.emit(Say(text=f"{subject.name}: no check could look at it"))
     for name, why in seen.failed.items():
         events.emit(Warn(text=f"{name.replace('_', ' ')} could not look: {why}"))
     if seen.left_out:
-        names = ", ".join(name.replace("_", "-") for name in seen.left_out)
-        events.emit(Warn(text=f"there was no time for {names}: `--only` looks at those"))
+        names = [name.replace("_", "-") for name in seen.left_out]
+        only = " ".join(f"--only {name}" for name in names)
+        again = f"settle doctor {only}" if subject.kind == "machine" else f"settle doctor {subject.name} {only}"
+        events.emit(Warn(text=f"there was no time for {', '.join(names)}: `{again}` runs them, however long they take"))
 
 
 def _prove(subject: Subject, finding: Finding, events: Events, folder: Path | None = None) -> Tried | None:
@@ -183,4 +189,5 @@ def _result(subject: Subject, seen: Examination, tried: dict[int, Tried], mended
         | {"fix": (tried[n].fix if n in tried else Check.part(finding.check)().fix(finding, subject)).command}
         for n, finding in enumerate(seen.findings)
     ]
-    return {"subject": subject.name, "findings": found, "looked": seen.looked, "failed": dict(seen.failed)}
+    figures = {"looked": seen.looked, "failed": dict(seen.failed), "left_out": seen.left_out}
+    return {"subject": subject.name, "findings": found, **figures}

@@ -13,7 +13,8 @@ from settle.doctor.findings import Finding
 from settle.doctor.likelihood import shared_readers
 from settle.doctor.subject import Subject
 
-LOOK_SECONDS = 20.0  # after which no further check begins
+LOOK_SECONDS = 20.0  # after which no further check begins, but for vital ones
+QUICK_SECONDS = 1.0  # checks that take less come before the vital ones
 
 
 @dataclass(frozen=True)
@@ -28,14 +29,18 @@ class Examination:
 
 
 def checks_for(subject: Subject, only: Collection[str] = ()) -> dict[str, Check]:
-    """The checks that have what they look at, by name, those of its kind before others, the quickest first. only: names
-    or numbers; all if empty."""
+    """Return the checks that have what they look at, by name: the quick ones, then the vital ones, then those of the
+    subject's kind. only: names or numbers; all if empty."""
     parts = {name: part() for name, part in Check.parts().items()}
     wanted = {check_name(text) for text in only} or set(parts)
     fitting = [name for name, check in parts.items() if name in wanted and _has(subject, check)]
-    # what the person named comes first: a slow machine may have no time for what only belongs to it
-    order = sorted(fitting, key=lambda name: (subject.kind not in parts[name].about, parts[name].seconds, name))
-    return {name: parts[name] for name in order}
+
+    def place(name: str) -> tuple[bool, bool, bool, float, str]:
+        check = parts[name]
+        is_of_kind = subject.kind in check.about
+        return check.seconds >= QUICK_SECONDS, not check.is_vital, not is_of_kind, check.seconds, name
+
+    return {name: parts[name] for name in sorted(fitting, key=place)}
 
 
 def check_name(text: str) -> str:
@@ -49,7 +54,7 @@ def check_name(text: str) -> str:
 
 
 def examine(subject: Subject, events: Events, only: Collection[str] = ()) -> Examination:
-    """Looks; a check that cannot is passed over and named."""
+    """Run the checks; name those that could not look, and those that there was no time for."""
     with shared_readers():
         return _looked(subject, events, only)
 
@@ -58,10 +63,12 @@ def _looked(subject: Subject, events: Events, only: Collection[str]) -> Examinat
     findings: list[Finding] = []
     looked: list[str] = []
     failed: dict[str, str] = {}
+    left_out: list[str] = []
     checks, started = checks_for(subject, only), time.monotonic()
     for number, (name, check) in enumerate(checks.items()):
-        if time.monotonic() - started > LOOK_SECONDS:
-            return Examination(_sorted(findings), looked, failed, list(checks)[number:])
+        if time.monotonic() - started > LOOK_SECONDS and not (check.is_vital or only):
+            left_out.append(name)
+            continue
         events.emit(Progress(what="looking", done=number, total=len(checks), detail=check.symptom))
         try:
             findings += check.detect(subject)
@@ -69,7 +76,7 @@ def _looked(subject: Subject, events: Events, only: Collection[str]) -> Examinat
         except SettleError as e:
             failed[name] = str(e)
     events.emit(Progress(what="looking", done=len(checks), total=len(checks)))
-    return Examination(_sorted(findings), looked, failed, [])
+    return Examination(_sorted(findings), looked, failed, left_out)
 
 
 def _has(subject: Subject, check: Check) -> bool:

@@ -6,6 +6,7 @@ The engine turns text into ids as it does for a person, and a reader in a second
 import contextlib
 import math
 from collections.abc import Iterator, Sequence
+from contextvars import ContextVar
 from pathlib import Path
 from typing import NamedTuple
 
@@ -91,49 +92,57 @@ class Reader:
         return -np.asarray(rows.came_logprobs, np.float64)[reading.first - 1 :]
 
 
-_Key = tuple[Path, Path | None]
-_open: dict[_Key, Reader] = {}  # of the look that is going on
-_failed: dict[_Key, SettleError] = {}
-_looks = 0
+class _SharedReaders:
+    """The reader that the checks of one examination share, one model in memory at a time."""
+
+    def __init__(self) -> None:
+        self._open: tuple[tuple[Path, Path | None], Reader] | None = None
+        self._failed: dict[tuple[Path, Path | None], SettleError] = {}
+
+    def of(self, model: ModelRef) -> Reader:
+        """Return the reader of a model's file. Raises the same SettleError each time where it cannot be opened."""
+        key = model.weights, model.adapter
+        if key in self._failed:
+            raise self._failed[key]
+        if self._open is None or self._open[0] != key:
+            self.close()
+            try:
+                self._open = key, Reader(model).__enter__()
+            except SettleError as e:
+                self._failed[key] = e
+                raise
+        return self._open[1]
+
+    def close(self) -> None:
+        opened, self._open = self._open, None
+        if opened is not None:
+            opened[1].__exit__()
+
+
+_shared: ContextVar[_SharedReaders | None] = ContextVar("shared_readers", default=None)
 
 
 @contextlib.contextmanager
 def shared_readers() -> Iterator[None]:
-    """While it lasts, `reader_of` gives every check the same reader of a file: loading takes longer than reading."""
-    global _looks
-    _looks += 1
+    """Let `reader_of` give every check of this examination the same reader: loading takes longer than reading."""
+    readers = _SharedReaders()
+    token = _shared.set(readers)
     try:
         yield
     finally:
-        _looks -= 1
-        if not _looks:
-            _close_all()
-            _failed.clear()
+        _shared.reset(token)
+        readers.close()
 
 
 @contextlib.contextmanager
 def reader_of(model: ModelRef) -> Iterator[Reader]:
-    """A reader of the file of `model`, for a look. Raises SettleError, and the same again for the next who asks."""
-    if not _looks:
-        with Reader(model) as reader:
-            yield reader
+    """Open a reader of the file of `model`, or share the examination's. Raises SettleError."""
+    readers = _shared.get()
+    if readers is not None:
+        yield readers.of(model)
         return
-    key = model.weights, model.adapter
-    if key in _failed:
-        raise _failed[key]
-    if key not in _open:
-        _close_all()  # one model in memory at a time
-        try:
-            _open[key] = Reader(model).__enter__()
-        except SettleError as e:
-            _failed[key] = e
-            raise
-    yield _open[key]
-
-
-def _close_all() -> None:
-    while _open:
-        _open.popitem()[1].__exit__()
+    with Reader(model) as reader:
+        yield reader
 
 
 def strength_of(gain: float) -> float:

@@ -17,7 +17,8 @@ Kind = Literal["machine", "run", "model", "transcript", "server", "collection", 
 class Running:
     """How a person runs a model, where it is not as settle would. context: tokens of a prompt and its answer. threads:
     that compute. cache: the type of the keys and values that are kept. room, room_on_disk: bytes of memory that it may
-    take, and of disk; what is free here where None. sampling: llama.cpp's words for how tokens are drawn. engine: a
+    take, and of disk; what is free here where None. load: programs that want to compute; as measured here where None.
+    sampling: llama.cpp's words for how tokens are drawn. engine: a
     folder with another llama.cpp than the installed one, of the version `engine_version`. passages: that an answer from
     documents is made from."""
 
@@ -26,6 +27,7 @@ class Running:
     cache: str = "f16"
     room: int | None = None
     room_on_disk: int | None = None
+    load: float | None = None
     sampling: Mapping[str, object] = field(default_factory=dict)
     engine: Path | None = None
     engine_version: str | None = None

@@ -137,7 +137,10 @@ def _follow(job: Job[C], context: C) -> C:
                 if context.exit_code is not None:
                     break
     except (MemoryError, RuntimeError) as e:
-        raise _out_of_memory(context, e) from None
+        missing = missing_bytes(e)
+        if missing is None:
+            raise
+        raise _out_of_memory(context, missing) from e
     except (ResourceError, OSError) as e:
         if not context.safe or (isinstance(e, OSError) and e.errno not in FULL_DISK):
             raise
@@ -147,11 +150,8 @@ def _follow(job: Job[C], context: C) -> C:
     return context
 
 
-def _out_of_memory(context: Context, error: MemoryError | RuntimeError) -> Exception:
-    """The error to raise for one of an allocator, which the run's events then hold; another as it is."""
-    missing = missing_bytes(error)
-    if missing is None:
-        return error
+def _out_of_memory(context: Context, missing: int) -> ResourceError:
+    """Report that an allocator lacked `missing` bytes (0: it did not say) in the run's events, and return the error."""
     held = held_data()
     context.events.emit(OutOfMemory(held=held, missing=missing))
     wanted = f"{missing / 1e6:,.0f} MB" if missing else "memory"

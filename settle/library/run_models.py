@@ -77,6 +77,18 @@ def models_of(run: Run) -> tuple[MadeModel, ...]:
     return tuple(model for model in placed if Path(model.path).is_file())
 
 
+def missing_files(run: Run) -> dict[Path, str]:
+    """Return the models that the run exported and that are no longer there, each with the command that writes it again.
+    Raises RunError as `models_of`."""
+    again = {
+        "model": f"settle export {run.name} --out {{}}",
+        "adapter": f"settle export {run.name} --to lora-gguf --out {{}}",
+        "draft": f"settle runs show {run.name}",  # which names its command and its settings
+    }
+    places = {run.out / made.path: again[made.kind] for made in _recorded(run) or ()}
+    return {path: command.format(path) for path, command in places.items() if not path.is_file()}
+
+
 def require_exported(run: Run) -> Path:
     """The whole model that the run made, as a GGUF file. Raises UsageError where there is none, saying why."""
     made = models_of(run)
@@ -88,8 +100,10 @@ def require_exported(run: Run) -> Path:
             f"{run.name} is an adapter and no whole model",
             f"`settle export {run.name} --to safetensors` merges it, and makes a folder that can be given here",
         )
+    for path, command in missing_files(run).items():
+        raise UsageError(f"{path.name}, which {run.name} exported, is no longer in {path.parent}", f"`{command}`")
     resumes = run.status == "interrupted"
-    fix = f"`settle resume {run.name}` finishes it" if resumes else f"`settle runs show {run.name}`"
+    fix = f"`settle resume {run.name}` finishes it" if resumes else f"`settle export {run.name}`"
     raise UsageError(f"{run.name} has no exported model yet", fix)
 
 

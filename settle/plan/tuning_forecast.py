@@ -139,7 +139,7 @@ def _restore(job: LiveRun, weights: Weights) -> None:
     with torch.no_grad():
         for name, parameter in job.model.trainable().items():
             parameter.copy_(job.initial(name) if job.whole else weights[name])
-    refresh_casts()
+    refresh_casts(job.model)
     job.model.zero_grad(set_to_none=True)
 
 

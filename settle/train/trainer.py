@@ -91,7 +91,7 @@ class Trainer:
         if result.is_finite:
             with self.world.together("update"):
                 self.stepper.step(multiplier)
-            refresh_casts()
+            refresh_casts(self.model)
         self._freed_memory.after_step()
         return result
 
@@ -116,7 +116,7 @@ class Trainer:
         backward(self.model, self.objective, [self.batches.at(0)])
         if updates:
             self.stepper.step(0.0)
-            refresh_casts()
+            refresh_casts(self.model)
         self.model.zero_grad(set_to_none=True)
 
     def tokens(self, state: LoopState) -> int:
@@ -142,7 +142,7 @@ class Trainer:
             _load_rows(self.own_weights(), checkpoint.model)
         else:
             self.model.load_trainable(checkpoint.model)
-        refresh_casts()
+        refresh_casts(self.model)
         self.stepper.restore(checkpoint.optimizer)
 
 

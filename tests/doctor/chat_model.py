@@ -82,7 +82,7 @@ def _make_keys_uneven(weights: dict[str, torch.Tensor]) -> None:
 def healthy(about: tuple[str, ...]) -> Subject:
     """A subject that has what a check looks at, by the names of its fields, and nothing wrong."""
     if not about:
-        return Subject("machine", "this machine")
+        return Subject("machine", "this machine", running=Running(load=0.0))
     if about == ("run",):
         subject, tokens = tuned_run()
         shutil.copytree(tokens, home() / "tokens", dirs_exist_ok=True)

@@ -345,10 +345,11 @@ def test_memory_that_runs_out_is_said_and_kept_in_the_events(home: Path, tmp_pat
     assert "--micro-tokens" in heard[-1]["fix"]
 
     def wrong(c: Any) -> None:
-        raise RuntimeError("a mistake of ours")
+        raise RuntimeError("a mistake of ours") from KeyError("its cause")
 
-    with pytest.raises(RuntimeError, match="a mistake of ours"):
+    with pytest.raises(RuntimeError, match="a mistake of ours") as caught:
         follow(job_of_stages(wrong), c)
+    assert isinstance(caught.value.__cause__, KeyError)
 
 
 def test_what_a_killed_process_left_is_swept(home: Path) -> None:

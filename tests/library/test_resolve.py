@@ -285,7 +285,7 @@ def test_a_record_is_believed_before_endings(machine, tmp_path):
     record_made(run, {"lora_gguf": str(run.out / "t-lora.gguf")}, resolve(machine.gguf).source)
     assert len(models_of(run)) == 1  # the adapter's file is not there
     odd.unlink()
-    with pytest.raises(UsageError, match="no exported model yet"):
+    with pytest.raises(UsageError, match=r"odd-lora\.gguf, which t exported, is no longer in .*settle export t --out"):
         resolve("t")
 
 

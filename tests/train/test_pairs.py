@@ -59,7 +59,7 @@ def test_a_reranker_learns_what_the_cosine_does_not_know(files: Path, home: Path
     comparison = result["comparison"]
     assert comparison["tuned"] > 0.95 and comparison["verdict"] in ("better", "no different")
     assert result["gate"]["passed"] and Path(result["files"]["reranker"]).stat().st_size < 500_000
-    assert {check["check"] for check in result["proof"]} == {"packing", "descent"}
+    assert {check["check"] for check in result["proof"]} == {"packing", "definition", "descent"}
 
 
 def test_an_encoder_is_tuned_and_its_file_is_an_embedder(files: Path, home: Path) -> None:

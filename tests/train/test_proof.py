@@ -20,7 +20,7 @@ from tests.records import into
 from tests.train.source_rows import source_rows
 
 VOCAB = Llama.TINY.vocab_size
-CHECKS = 8
+CHECKS = 9
 
 
 def batch(lengths: tuple[int, ...] = (20, 7, 33, 12)) -> Batch:

@@ -16,7 +16,7 @@ from settle.base.statistics import student_quantile
 from settle.data.batches import Batch
 from settle.train.objectives.next_token import NextToken
 from settle.train.optimizers.adamw import AdamW
-from settle.train.proof import compute_type
+from settle.train.proof import compute_type, definition
 from settle.train.proof import prove as proving
 from settle.train.proof.compute_type import (
     DRAWS,
@@ -31,8 +31,9 @@ from settle.train.proof.compute_type import (
     deviation,
     require_within,
 )
+from settle.train.proof.definition import stepped
 from settle.train.proof.first_loss import require_first_loss
-from settle.train.proof.prove import Recipe, _stepped
+from settle.train.proof.prove import Recipe
 from settle.train.proof.rows import between, row_by_row, shorten, tails, whole_rows
 from settle.train.proof.sequence import _another, _require_segment, attention_by_definition
 from settle.train.proof.source import SourceRow, _difference, require_targets, require_text
@@ -346,8 +347,8 @@ def test_the_first_tensors_take_the_step_where_all_are_too_many(monkeypatch: pyt
     for most, chosen in ((12, 1), (29, 1), (30, 2), (60, 3), (1, 1)):
         model: Any = torch.nn.ParameterDict({"a": torch.zeros(2, 10), "b": torch.zeros(10), "c": torch.zeros(30)})
         names = dict(model.named_parameters())
-        monkeypatch.setattr(proving, "MOST_STEPPED", most)
-        assert list(_stepped(SimpleNamespace(trainable=lambda names=names: names))) == list("abc")[:chosen]  # type: ignore[arg-type]
+        monkeypatch.setattr(definition, "MOST_STEPPED", most)
+        assert list(stepped(SimpleNamespace(trainable=lambda names=names: names))) == list("abc")[:chosen]  # type: ignore[arg-type]
         assert [p.requires_grad for p in names.values()] == [n < chosen for n in range(3)]
 
 

@@ -1,5 +1,6 @@
 """The proof of a model that others trained: in its place, in float32, with an adapter or without."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -48,11 +49,11 @@ def tuned(family: str = "llama", method: LoRA | None = LORA) -> Decoder:
     return model
 
 
-def shown(model: Decoder, objective: Objective | None = None) -> list[dict[str, Any]]:
+def shown(model: Decoder, objective: Objective | None = None, data: Batch | None = None) -> list[dict[str, Any]]:
     events: list[dict[str, Any]] = []
     listening = Events(listeners=[into(events)])
     vocab_size = model.options.vocab_size
-    data = batch(vocab_size)
+    data = data or batch(vocab_size)
     recipe = Recipe(model, objective or NextToken(), AdamW(), data, source_rows(data), vocab_size, tuned=True)
     prove(recipe, listening)
     return events
@@ -208,3 +209,24 @@ def test_a_sound_gradient_of_a_loss_that_bends_is_proven() -> None:
     model.linears()["model.layers.1.self_attn.q_proj"].weight.register_hook(lambda grad: 1.1 * grad)
     with pytest.raises(ProofError, match=r"layers\.1\.self_attn\.q_proj\.weight: its gradient is .* off"):
         shown(model)
+
+
+def test_an_expert_that_no_counted_token_chose_is_no_fault() -> None:
+    """Behind the last layer only the tokens with a target have a gradient, and they may all choose the others."""
+    data = batch(part("model/architectures", "qwen3_moe").TINY.vocab_size)  # type: ignore[attr-defined]
+    targets = np.full_like(data.targets, -1)
+    targets[data.cu_seqlens[1:3] - 1] = data.targets[data.cu_seqlens[1:3] - 1]
+    model = tuned("qwen3_moe", None)
+    few = replace(data, targets=targets)
+    assert [e["passed"] for e in shown(model, data=few)] == [True] * CHECKS
+    hidden: list[Tensor] = []
+    router = [m for m in model.modules() if isinstance(m, TopExperts)][-1]
+    router.register_forward_hook(lambda _, __, out: hidden.append(out[1]))
+    NextToken().batch_loss(model, few)
+    ends = [int(end) - 1 for end in data.cu_seqlens[1:3]]
+    chosen, number = set(hidden[-1][ends].flatten().tolist()), len(model.layers[-1].mlp.experts)  # type: ignore[arg-type]
+    assert len(chosen) < number, "or this shows nothing"
+    name = f"model.layers.{len(model.layers) - 1}.mlp.experts.{min(chosen)}.down_proj.weight"
+    dict(model.named_parameters())[name].register_hook(torch.zeros_like)
+    with pytest.raises(ProofError, match=rf"{name} gets a gradient of zero"):
+        shown(model, data=few)

@@ -17,13 +17,15 @@ class Check(Part):
 
     number: by which `--prove` calls it, the same for ever. symptom: what a person sees. about: what a subject must
     have, by the names of its fields, for the check to look at it; () looks at this machine. seconds: that the look
-    takes at most on a small model.
+    takes at most on a small model. is_vital: whether it looks however long the others took, since what it finds makes
+    every answer wrong.
     """
 
     number: ClassVar[int]
     symptom: ClassVar[str]
     about: ClassVar[tuple[str, ...]]
     seconds: ClassVar[float] = 1.0
+    is_vital: ClassVar[bool] = False
 
     def detect(self, subject: Subject) -> Iterator[Finding]:
         """What is likely, seen in seconds, without changing anything. Raises SettleError where it cannot look."""

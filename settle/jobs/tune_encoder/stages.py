@@ -41,6 +41,7 @@ from settle.train.gradient import backward
 from settle.train.loop import Loop
 from settle.train.objectives import Objective
 from settle.train.optimizers import Optimizer
+from settle.train.proof.definition import require_definition
 from settle.train.recovery import Session
 from settle.train.state import LoopPlan, Outcome
 from settle.train.trainer import Trainer
@@ -163,11 +164,13 @@ def build(c: EncoderContext) -> None:
 
 
 def proof(c: EncoderContext) -> None:
-    """A pair's score does not hang on its batch, and a small step down the gradient lowers the loss; then plan.json."""
+    """Check that scores are batch-independent, that the loss is its formula, and that a step down the gradient lowers
+    it; then write plan.json."""
     if c.record is not None:
         return
     batch = RowBatches(c.corpus.train, min(SCORED, c.corpus.train.num_rows), c.plan.seed).at(0)
-    checks = [_proves_packing(c, batch), _proves_descent(c, batch)]
+    definition = require_definition(c.decoder, c.objective, batch)
+    checks = [_proves_packing(c, batch), {"check": "definition", "detail": definition}, _proves_descent(c, batch)]
     c.record = {
         "asked": c.settings.model_dump(mode="json"),
         "loop": c.plan.model_dump(),

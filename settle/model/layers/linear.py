@@ -3,7 +3,7 @@
 Letters: N tokens, I inputs, O outputs of a linear, H query heads, K key/value heads, d head width.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,14 +15,6 @@ from settle.model.layers.linear_adapter import LinearAdapter
 from settle.model.layers.lora_kernels import Beside, FrozenAdd, FrozenNormLinear
 from settle.model.layers.low_rank import LowRank, Member, beside
 from settle.model.layers.norm import RMSNorm
-
-_steps = [0]  # of optimizers in this process
-
-
-def refresh_casts() -> None:
-    """After an optimizer's step: no `Cast` serves what it made before. A sharding framework may keep version counters,
-    and hands out the same storage again."""
-    _steps[0] += 1
 
 
 class Cast:
@@ -49,7 +41,7 @@ class Cast:
         if not self.is_kept:
             with torch.no_grad():
                 return self.make(*parameters).to(dtype)
-        key = (dtype, _steps[0], *((p._version, p.data_ptr()) for p in parameters))
+        key = (dtype, *((p._version, p.data_ptr()) for p in parameters))
         if self.value is None or key != self.key:
             with torch.no_grad():
                 self.value = self.make(*parameters).to(dtype)
@@ -255,12 +247,23 @@ class Stack:
 
 
 def keep_casts(model: nn.Module, is_kept: bool) -> None:
-    """Whether the copies of a model's weights in the compute type outlive a product."""
+    """Set whether the copies of a model's weights in the compute type outlive a product."""
+    for cast in _casts(model):
+        cast.is_kept, cast.value = is_kept, None
+
+
+def refresh_casts(model: nn.Module) -> None:
+    """Drop the copies of a model's weights after an optimizer's step. A sharding framework may keep version counters,
+    and hands out the same storage again."""
+    for cast in _casts(model):
+        cast.value = None
+
+
+def _casts(model: nn.Module) -> Iterator[Cast]:
     for module in model.modules():
         for part in vars(module).values():
-            for cast in vars(part).values() if isinstance(part, Stack) else [part]:
-                if isinstance(cast, Cast):
-                    cast.is_kept, cast.value = is_kept, None
+            casts = vars(part).values() if isinstance(part, Stack) else (part,)
+            yield from (cast for cast in casts if isinstance(cast, Cast))
 
 
 def _wrapped(linear: Linear, matrix: Joined, x: Tensor) -> Tensor:

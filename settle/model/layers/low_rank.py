@@ -18,18 +18,19 @@ from settle.model.layers.kernels import Context, apply
 from settle.model.layers.linear_adapter import LinearAdapter
 from settle.model.layers.lora_kernels import Beside
 
-_places: list[tuple[Tensor, int]] = []  # of what is computed now: its tokens in the whole batch, and the batch's tokens
-
 
 @contextlib.contextmanager
-def part_of_batch(tokens: Tensor, whole: int) -> Iterator[None]:
-    """What is computed meanwhile are the tokens at these places (n,) of a batch of `whole`: dropout zeroes what it
-    would zero in the whole batch. Lasts over the backward pass, which may compute layers again."""
-    _places.append((tokens, whole))
+def part_of_batch(model: nn.Module, tokens: Tensor, whole: int) -> Iterator[None]:
+    """Let `model` compute the tokens at these places (n,) of a batch of `whole`: dropout zeroes what it would zero in
+    the whole batch. Keep it open over the backward pass, which may compute layers again, in a thread of its own."""
+    pairs = [module for module in model.modules() if isinstance(module, LowRank)]
+    for pair in pairs:
+        pair.part_of_batch = tokens, whole
     try:
         yield
     finally:
-        _places.pop()
+        for pair in pairs:
+            pair.part_of_batch = None
 
 
 class LowRank(LinearAdapter):
@@ -39,6 +40,7 @@ class LowRank(LinearAdapter):
     rows of W + scale · B A are scaled to the length `lora_magnitude_vector` (O,) (DoRA, arXiv:2402.09353).
     """
 
+    part_of_batch: tuple[Tensor, int] | None = None  # places of its tokens in a larger batch, and that one's tokens
     FILE_NAMES: ClassVar[Mapping[str, str]] = {"lora_A": "lora_A.weight", "lora_B": "lora_B.weight"}
 
     def __init__(
@@ -61,9 +63,9 @@ class LowRank(LinearAdapter):
         """What dropout multiplies the inputs x (N, I) by; None when it does nothing."""
         if not self.dropout or not self.training:
             return None
-        if not _places:
+        if self.part_of_batch is None:
             return torch.empty_like(x).bernoulli_(1 - self.dropout).div_(1 - self.dropout)
-        tokens, whole = _places[-1]
+        tokens, whole = self.part_of_batch
         return x.new_empty(whole, x.shape[1]).bernoulli_(1 - self.dropout)[tokens].div_(1 - self.dropout)
 
     def merged(self, weight: Tensor) -> Tensor:

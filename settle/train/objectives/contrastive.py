@@ -3,6 +3,7 @@
 
 from typing import ClassVar, cast
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from pydantic import Field
@@ -12,6 +13,7 @@ from settle.data.batches import Batch
 from settle.model.decoder import Decoder
 from settle.model.encoder import Encoder, padded
 from settle.train.objectives import Objective, Rows
+from settle.train.objectives._definition import log_softmax, pair_texts
 from settle.train.objectives.rank import segments
 
 
@@ -39,6 +41,19 @@ class Contrastive(Objective):
         scores = (questions @ passages.T / self.temperature).masked_fill(same, -torch.inf)
         asked = labels == 1
         return F.cross_entropy(scores[asked], own[asked], reduction="sum"), int(asked.sum())
+
+    def by_definition(self, model: Decoder, batch: Batch) -> tuple[float, int]:
+        texts, answers = pair_texts(batch)
+        encoder, total = cast(Encoder, model), 0.0
+        with torch.no_grad():
+            each = [encoder.vectors(*padded([torch.from_numpy(text)], encoder.device)) for text in texts]
+        vectors = [vector.cpu().double().numpy()[0] for vector in each]
+        questions, passages, names = vectors[0::2], np.stack(vectors[1::2]), [text.tobytes() for text in texts[1::2]]
+        for own in np.flatnonzero(answers == 1).tolist():
+            others = [i for i, name in enumerate(names) if i == own or name != names[own]]
+            scores = log_softmax(passages[others] @ questions[own] / self.temperature)
+            total -= scores[others.index(own)]
+        return float(total), int((answers == 1).sum())
 
     def count(self, batch: Batch) -> int:
         return int((batch.targets == 1).sum())

@@ -18,6 +18,7 @@ from settle.model.decoder import Decoder
 from settle.model.layers.transfer import to_device
 from settle.model.pretrained import Pretrained
 from settle.train.objectives import Objective, Rows, on_device
+from settle.train.objectives._definition import hidden_states, log_softmax, logits_of
 
 FULL_LEAD_NATS = 10.0  # of one label before another, that a model has to be able to reach to learn its rows to the end
 
@@ -79,6 +80,18 @@ class Decision(Objective):
 
     def batch_loss(self, model: Decoder, batch: Batch) -> tuple[Tensor, int]:
         return self._apart(model, *self._with_shares(model, batch))
+
+    def by_definition(self, model: Decoder, batch: Batch) -> tuple[float, int]:
+        last = batch.cu_seqlens[1:] - 1
+        shares, total = batch.shares, 0.0
+        if shares is None:
+            shares = (batch.targets[last, None] == np.array(self.labels)).astype(float)
+        for rows, logits in logits_of(model, hidden_states(model, batch, last)):
+            for scores, wanted in zip(logits[:, self.labels] / self.heat, shares[rows], strict=True):
+                options = int((wanted >= 0).sum())  # a row's options are its first labels
+                p, log_q = wanted[:options].astype(float), log_softmax(scores[:options])
+                total += float((p[p > 0] * (np.log(p[p > 0]) - log_q[p > 0])).sum())
+        return total, len(last)
 
     def held_out_losses(self, model: Decoder, batches: Sequence[Batch]) -> list[tuple[float, int]]:
         """At the one temperature that suits them all: what was tuned on few rows is right long before it is as sure as

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import ClassVar, Self
 
+import numpy as np
 import torch
 from pydantic import Field, PrivateAttr, field_validator
 from torch import Tensor
@@ -17,6 +18,14 @@ from settle.model.kv_cache import continued
 from settle.model.layers.transfer import on_host, to_device
 from settle.model.pretrained import Pretrained
 from settle.train.objectives import Objective, Rows, on_device, supervised
+from settle.train.objectives._definition import (
+    divergence,
+    divergence_from_record,
+    hidden_states,
+    log_softmax,
+    logits_of,
+    supervised_places,
+)
 from settle.train.objectives._divergence import Kind, LinearDivergence, Measure
 from settle.train.teacher import LiveTeacher, RecordedTeacher, Teacher, with_states
 
@@ -188,6 +197,28 @@ class Distill(Objective):
             total = total + self.hidden / len(layers) * _distance(ours.index_select(0, counted), theirs)
         return total, len(counted)
 
+    @torch.no_grad()
+    def by_definition(self, model: Decoder, batch: Batch) -> tuple[float, int]:
+        batch, total, teacher = self.annotated(batch), 0.0, self.loaded_teacher
+        places, heat, theirs = supervised_places(batch), self.temperature, None
+        teacher.follow(model)
+        if isinstance(teacher, LiveTeacher):
+            theirs = hidden_states(teacher.model, batch, places)
+            total = self.hidden * _mean_distance(model, teacher, batch, places) if teacher.layers else 0.0
+        for rows, logits in logits_of(model, hidden_states(model, batch, places)):
+            log_q = log_softmax(logits / heat)
+            if isinstance(teacher, LiveTeacher):
+                assert theirs is not None
+                log_p = log_softmax(teacher.model.logits(theirs[rows]).cpu().double().numpy() / heat)
+                apart = divergence(self.kind, log_p, log_q, self.mixture)
+            else:
+                assert batch.record is not None
+                known = teacher.record.at(batch.record[places[rows]])
+                apart = divergence_from_record(self.kind, known, log_q, self.mixture)
+            nats = -np.take_along_axis(log_softmax(logits), batch.targets[places[rows], None], 1)
+            total += (1 - self.text) * heat**2 * float(apart.sum()) + self.text * float(nats.sum())
+        return total, len(places)
+
     def own_words(
         self, model: Decoder, inputs: Tensor, targets: Tensor, cu_seqlens: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
@@ -215,6 +246,18 @@ class Distill(Objective):
 
 def _record(batch: Batch, model: Decoder) -> Tensor | None:
     return None if batch.record is None else to_device(torch.from_numpy(batch.record), model.device)
+
+
+def _mean_distance(model: Decoder, teacher: LiveTeacher, batch: Batch, places: np.ndarray) -> float:
+    """Sum over `places` (P,) the squared distance relative to the teacher's length, averaged over layers."""
+    inputs, _, cu_seqlens = on_device(model, batch)
+    ours = with_states(model, inputs, cu_seqlens, range(len(teacher.layers)))[1]
+    aims = with_states(teacher.model, inputs, cu_seqlens, teacher.layers)[1]
+    total = 0.0
+    for own, aim in zip(ours, aims, strict=True):
+        here, there = (side.cpu().double().numpy()[places] for side in (own, aim))
+        total += float((((here - there) ** 2).sum(-1) / np.maximum((there**2).sum(-1), 1e-6)).sum())
+    return total / len(teacher.layers)
 
 
 def _distance(ours: Tensor, theirs: Tensor) -> Tensor:

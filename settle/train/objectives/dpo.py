@@ -3,6 +3,7 @@
 import math
 from typing import ClassVar
 
+import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor
@@ -11,6 +12,7 @@ from torch.nn.functional import logsigmoid
 from settle.data.batches import Batch
 from settle.model.decoder import Decoder
 from settle.train.objectives import Objective, Preferences, Rows, on_device, supervised
+from settle.train.objectives._definition import supervised_places, target_nats
 from settle.train.objectives.next_token import token_losses
 
 
@@ -42,6 +44,21 @@ class DPO(Objective):
 
     def count(self, batch: Batch) -> int:
         return (len(batch.cu_seqlens) - 1) // 2
+
+    def by_definition(self, model: Decoder, batch: Batch) -> tuple[float, int]:
+        edges = np.searchsorted(supervised_places(batch), batch.cu_seqlens[:-1])
+
+        def answers() -> np.ndarray:
+            """Log-probability of each better and worse answer (pairs, 2)."""
+            padded = np.append(-target_nats(model, batch), 0.0)  # an answer without a target has a sum of zero
+            sums = np.add.reduceat(padded, edges) * (np.diff(edges, append=len(padded) - 1) > 0)
+            return sums.reshape(-1, 2)
+
+        policy = answers()
+        with model.without_adapters():
+            rise = policy - answers()
+        margin = self.beta * (rise[:, 0] - rise[:, 1])
+        return float(np.logaddexp(0.0, -margin).sum()), len(margin)  # -log σ(margin)
 
     def _ranked(self, model: Decoder, inputs: Tensor, targets: Tensor, cu_seqlens: Tensor) -> Preferences:
         with torch.no_grad(), model.without_adapters():

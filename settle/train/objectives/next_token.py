@@ -8,9 +8,11 @@ from pydantic import Field
 from torch import Tensor
 from torch.autograd import Function
 
+from settle.data.batches import Batch
 from settle.model.decoder import Decoder
 from settle.model.layers.transfer import on_host
 from settle.train.objectives import Objective, Rows, supervised
+from settle.train.objectives._definition import target_nats
 
 QUICK_ROWS = 256  # rows of a product with the head; with fewer, reading the head takes most of the time
 
@@ -45,6 +47,10 @@ class NextToken(Objective):
             hidden, cast, head, targets, self.chunk_logits, soft_cap
         )
         return total, count
+
+    def by_definition(self, model: Decoder, batch: Batch) -> tuple[float, int]:
+        nats = target_nats(model, batch)
+        return float(nats.sum()), len(nats)
 
 
 def token_losses(model: Decoder, hidden: Tensor, targets: Tensor, chunk_logits: int = 1 << 20) -> Tensor:

@@ -2,6 +2,8 @@
 
 from typing import ClassVar, cast
 
+import numpy as np
+import torch
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
@@ -10,6 +12,7 @@ from settle.data.batches import Batch
 from settle.model.decoder import Decoder
 from settle.model.reranker import Reranker
 from settle.train.objectives import Objective, Rows
+from settle.train.objectives._definition import pair_texts
 
 
 class Rank(Objective):
@@ -34,6 +37,14 @@ class Rank(Objective):
         weight = 1 + (self.answer_weight - 1) * labels
         losses = F.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype), weight, reduction="sum")
         return losses, len(labels)
+
+    def by_definition(self, model: Decoder, batch: Batch) -> tuple[float, int]:
+        texts, answers = pair_texts(batch)
+        ids = [torch.from_numpy(text).to(model.device) for text in texts]
+        with torch.no_grad():
+            logits = cast(Reranker, model).pairs(ids[0::2], ids[1::2]).cpu().double().numpy()
+        yes, no = np.logaddexp(0.0, -logits), np.logaddexp(0.0, logits)  # -log σ(z), -log (1 - σ(z))
+        return float(np.where(answers == 1, self.answer_weight * yes, no).sum()), len(answers)
 
     def count(self, batch: Batch) -> int:
         return (len(batch.cu_seqlens) - 1) // 2

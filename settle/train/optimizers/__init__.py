@@ -34,6 +34,11 @@ class Optimizer(Part):
     def bind(self, model: Decoder) -> Stepper:
         """The rule on every trainable parameter of `model`."""
 
+    def shares_of_first_step(self, model: Decoder, steps: Mapping[str, Tensor]) -> dict[str, float]:
+        """Return the size of each tensor's change in a first step as a share of what its rate asks for: 1 where the
+        rate is multiplied by 1. Empty: the rule does not say. The proof before the first step compares."""
+        return {}
+
     @abstractmethod
     def bytes_per_parameter(self) -> float:
         """Bytes of state a trainable number needs."""

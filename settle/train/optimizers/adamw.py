@@ -41,6 +41,14 @@ class AdamW(Optimizer):
         adam = [AdamGroup(members, lr, decay) for (lr, decay), members in groups.items()]
         return AdamStepper(adam, (self.beta1, self.beta2), self.eps)
 
+    def shares_of_first_step(self, model: Decoder, steps: Mapping[str, Tensor]) -> dict[str, float]:
+        """A first step moves each number by its rate: the mean gradient over its own root mean square is 1."""
+        lr, width = self.lr, width_factor(model)
+        rates = {"matrix": lr * width, "head": lr * width, "table": self.table_lr, "norm": lr, "adapter": lr}
+        own = dict(model.named_parameters())
+        asked = {name: rates[role(name, own[name])] * model.lr_scale(name) for name in steps}
+        return {name: float(step.abs().max()) / asked[name] for name, step in steps.items()}
+
     def bytes_per_parameter(self) -> float:
         return 8.0
 

@@ -53,6 +53,19 @@ class Muon(Optimizer):
         half = model.compute_dtype == torch.bfloat16
         return MuonStepper(self, members["matrix"], adam, torch.bfloat16 if half else torch.float32)
 
+    def shares_of_first_step(self, model: Decoder, steps: Mapping[str, Tensor]) -> dict[str, float]:
+        """A matrix's step has a spectral norm of its rate, whatever its gradient."""
+        own, shares = dict(model.named_parameters()), {}
+        for name, step in steps.items():
+            if role(name, own[name]) in ("matrix", "adapter") and step.ndim == 2:
+                direction = step.new_ones(step.shape[1])
+                for _ in range(POWER_ITERATIONS):
+                    direction = step.T @ (step @ direction)
+                    direction /= direction.norm().clamp_min(torch.finfo(step.dtype).tiny)
+                asked = self.lr * max(1.0, step.shape[0] / step.shape[1]) ** 0.5
+                shares[name] = float((step @ direction).norm()) / asked
+        return shares
+
     def bytes_per_parameter(self) -> float:
         return 4.0
 
@@ -115,6 +128,7 @@ class MuonStepper(Stepper):
             tensor.copy_(state[name])
 
 
+POWER_ITERATIONS = 8  # that find the largest singular value to a few per cent
 _COPIES = 7  # what is sent and received, the iterate, the next one, and two products
 _AT_ONCE = 1 << 22  # numbers of matrices that a rank makes whole at once, of those that ranks share out
 

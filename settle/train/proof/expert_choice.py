@@ -8,7 +8,7 @@ Legend: N tokens, E experts, K of them chosen.
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 
 from torch import Tensor, nn
@@ -62,6 +62,15 @@ class ExpertChoice:
 def has_experts(model: nn.Module) -> bool:
     """Whether `model` chooses experts."""
     return bool(_routers(model))
+
+
+def learns_elsewhere(name: str, alive: Collection[str]) -> bool:
+    """Return whether the same tensor of another expert of its layer is among the names `alive`: no token of a small
+    batch that counts may have chosen this one."""
+    layer, marker, rest = name.partition(".experts.")
+    tensor = rest.partition(".")[2]
+    others = (other.partition(".experts.") for other in alive)
+    return bool(marker) and any(there == layer and it.partition(".")[2] == tensor for there, _, it in others)
 
 
 def _routers(model: nn.Module) -> dict[str, TopExperts]:

@@ -24,7 +24,8 @@ from settle.train.gradient import backward, gradient_of
 from settle.train.objectives import Objective
 from settle.train.optimizers import Optimizer
 from settle.train.proof.compute_type import Deviation, EmulatedRounding, deviation, require_within
-from settle.train.proof.expert_choice import ExpertChoice, has_experts
+from settle.train.proof.definition import require_definition, require_rate, require_tied, stepped
+from settle.train.proof.expert_choice import ExpertChoice, has_experts, learns_elsewhere
 from settle.train.proof.first_loss import require_first_loss
 from settle.train.proof.rows import between, row_by_row, shorten, tails, whole_rows
 from settle.train.proof.sequence import require_sight
@@ -37,7 +38,6 @@ STATIONARY_PERTURBATION_STD = 0.02  # std of the noise that moves the weights of
 # the largest relative difference of the gradient from float64's, whatever the rounding of the model is. A tensor of a
 # tuned model may be twice as far off, since its gradient from few tokens may be nearly zero.
 GRADIENT_TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-3, torch.float16: 0.1, torch.bfloat16: 0.3}
-MOST_STEPPED = 1 << 26  # numbers that take the proof's one step: the optimizer's state of more is no small memory
 PARTS, DIRECTIONS = (1, 5, 20), 8  # of the step of a finite difference of one tensor; of extrapolated ones
 SHARES_OF_STEP = (1.0, 0.1, 0.01)  # of the first step's rate: a step too long for one batch is no wrong step
 
@@ -101,6 +101,10 @@ def prove(recipe: Recipe, events: Events) -> list[dict[str, object]]:
         ("a token sees what is before it", lambda: require_sight(proof.exact, proof.few, recipe.rows)),
         ("packed = unpacked, accumulated = big batch", proof.packs_and_accumulates),
         ("finite differences", proof.finite_differences),
+        (
+            "the loss is what its formula says",
+            lambda: require_definition(proof.exact, recipe.objective, proof.few),
+        ),
         ("one step lowers the loss", proof.descends),
     ]
     results: list[dict[str, object]] = []
@@ -161,6 +165,7 @@ class _Proof:
 
     def reaches_all(self) -> str:
         """Every tensor gets a gradient. It may be zero at the first step only; see `finite_differences`."""
+        require_tied(self.model)
         for name, parameter in self.model.named_parameters():
             if not parameter.requires_grad and not self.tuned:
                 raise ProofError(f"{name} is frozen", "it would never be trained: check the model's settings")
@@ -284,8 +289,9 @@ class _Proof:
         self.exact.zero_grad(set_to_none=True)
         with self.experts.recorded(self.exact):
             backward(self.exact, self.objective, [self.few])
-        for name in self.dead:
-            if not gradient_of(parameters[name]).any():
+        dead = {name: parameters.pop(name) for name in self.dead if not gradient_of(parameters[name]).any()}
+        for name, parameter in dead.items():
+            if not learns_elsewhere(name, parameters) or self._moves_loss(parameter):
                 raise ProofError(f"{name} gets a gradient of zero", "it would never be trained: report this")
         rise = self._rise
         rise *= min(1.0, self.bars.most / self.bars.rise / len(parameters))
@@ -299,29 +305,40 @@ class _Proof:
 
     def descends(self) -> str:
         """A step of the run's own optimizer, at its first rate or a share of that, lowers the loss on its batch."""
-        chosen = _stepped(self.exact)
+        chosen = stepped(self.exact)
         before = {name: p.detach().clone() for name, p in chosen.items()}
-        loss, rounding = self._loss(), self.bars.rounding
+        loss, rounding, length = self._loss(), self.bars.rounding, ""
         for share in SHARES_OF_STEP:
             stepper = self.recipe.optimizer.bind(self.exact)
             stepper.step(self.recipe.rate * share)
             falls = loss - self._loss()
             with torch.no_grad():
-                along = sum(float(((before[n] - p) * gradient_of(p)).sum()) for n, p in chosen.items())
+                steps = {name: p - before[name] for name, p in chosen.items()}
+                along = -sum(float((steps[n] * gradient_of(p)).sum()) for n, p in chosen.items())
                 for name, p in chosen.items():
                     p.copy_(before[name])
             if not along > 0:
                 raise ProofError("a step of the optimizer goes up the gradient", "the run would unlearn: report this")
+            length = length or require_rate(self.recipe.optimizer, self.exact, steps, self.recipe.rate)
             if falls > rounding * loss or along <= rounding * loss:
-                return f"by {falls:.1e} nats, {along:.1e} along the gradient"
+                return f"by {falls:.1e} nats, {along:.1e} along the gradient; {length}"
         raise ProofError(
             f"no step of the optimizer lowers the loss of {loss:.3f} on its batch", "check the learning rates"
         )
 
     def _loss(self) -> float:
-        with torch.no_grad():
+        with torch.no_grad(), self.experts.repeated(self.exact):
             total, count = self.objective.batch_loss(self.exact, self.few)
         return float(total) / count
+
+    def _moves_loss(self, parameter: torch.nn.Parameter) -> bool:
+        """Whether the loss changes with a parameter."""
+        before, own = self._loss(), parameter.detach().clone()
+        with torch.no_grad():
+            parameter.mul_(2.0)
+            after = self._loss()
+            parameter.copy_(own)
+        return not abs(after - before) <= self.bars.rounding * abs(before)
 
     def _least_difference(self, parameter: dict[str, torch.nn.Parameter]) -> float:
         """The smallest difference for one tensor over several steps; a wrong gradient is wrong along each.
@@ -371,18 +388,3 @@ class _Proof:
     def _rise(self) -> float:
         """The step's size: smaller when the loss is small already, as a student's near its teacher."""
         return self.bars.rise * (min(1.0, self.mean / SMALL_LOSS_NATS) if self.tuned else 1.0)
-
-
-def _stepped(model: Decoder) -> dict[str, torch.nn.Parameter]:
-    """The tensors that take the proof's step: all, or the first ones where all are too many to have a state beside
-    them; the others are frozen from then on."""
-    chosen: dict[str, torch.nn.Parameter] = {}
-    numbers = 0
-    for name, parameter in model.trainable().items():
-        numbers += parameter.numel()
-        if chosen and numbers > MOST_STEPPED:
-            break
-        chosen[name] = parameter
-    for name, parameter in model.trainable().items():
-        parameter.requires_grad_(name in chosen)
-    return chosen

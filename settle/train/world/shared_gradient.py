@@ -74,7 +74,7 @@ def shared_backward(
 def _part_backward(model: Decoder, objective: Objective, batch: Batch, part: RowShare, count: int) -> float:
     """Add the gradient of a rank's rows of a batch; its part of the mean loss."""
     if part.batch is not None:
-        with part_of_batch(torch.from_numpy(part.tokens).to(model.device), part.whole):
+        with part_of_batch(model, torch.from_numpy(part.tokens).to(model.device), part.whole):
             return backward(model, objective, [part.batch], count=count)
     with torch.no_grad():  # no row: dropout draws for the others' rows nevertheless, as every rank does
         if any(getattr(module, "dropout", 0.0) for module in model.modules()):

@@ -13,7 +13,7 @@ from settle.model.decoder import Decoder
 from settle.model.layers.dequantize import quantize_nf4
 from settle.model.layers.frozen_weights import FrozenBlocks, FrozenDense, FrozenNf4
 from settle.model.layers.linear import Linear, Stack
-from settle.model.layers.low_rank import LowRank
+from settle.model.layers.low_rank import LowRank, part_of_batch
 from settle.train.objectives.next_token import NextToken
 from settle.train.optimizers.adamw import AdamW
 from tests.model.test_layers import OPTIONS, decoder
@@ -230,6 +230,29 @@ def test_recomputed_layers_change_nothing_but_memory(every: int) -> None:
     assert torch.equal(loss, again)
     assert all(torch.equal(a, b) for a, b in zip(gradients, repeated, strict=True))
     assert less < plain * (0.25 if every == 1 else 0.75)
+
+
+def test_dropout_of_a_part_of_a_batch_is_that_of_the_whole_in_its_model_alone() -> None:
+    """Two models in one process, as two threads would have them; the part's numbers are those of the whole batch."""
+    inputs, _, bounds = packed(LENGTHS)
+    one, other = SHAPE.build(seed=1), SHAPE.build(seed=2)
+    for model in (one, other):
+        LoRA(rank=4, dropout=0.5).apply(model)
+        stir(model)
+        model.train()
+
+    def output(model: Decoder, ids: Tensor, edges: Tensor) -> Tensor:
+        torch.manual_seed(5)
+        out: Tensor = model(ids, edges)
+        return out
+
+    first, second = int(bounds[1]), int(bounds[2])
+    rows, edges = torch.arange(first, second), torch.tensor([0, second - first], dtype=bounds.dtype)
+    whole, free = output(one, inputs, bounds), output(other, inputs[rows], edges)
+    with part_of_batch(one, rows, len(inputs)):
+        torch.testing.assert_close(output(one, inputs[rows], edges), whole[rows])
+        assert torch.equal(output(other, inputs[rows], edges), free), "another model is computed as ever"
+    assert not torch.allclose(output(one, inputs[rows], edges), whole[rows]), "afterwards it draws for itself"
 
 
 def test_dropout_acts_in_training_only() -> None:

@@ -44,6 +44,7 @@ class DamagedWeights(Check):
     symptom: ClassVar[str] = "dull or wrong answers: weights are damaged, or rounded too far"
     about: ClassVar[tuple[str, ...]] = ("model",)
     seconds: ClassVar[float] = 6.0
+    is_vital: ClassVar[bool] = True
 
     def detect(self, subject: Subject) -> Iterator[Finding]:
         model = subject.model

@@ -47,6 +47,7 @@ class Rope(Check):
     symptom: ClassVar[str] = "gibberish, the more the longer the text: rotary positions are not the model's own"
     about: ClassVar[tuple[str, ...]] = ("model",)
     seconds: ClassVar[float] = 5.0
+    is_vital: ClassVar[bool] = True
 
     def detect(self, subject: Subject) -> Iterator[Finding]:
         assert subject.model is not None

@@ -50,6 +50,7 @@ class Template(Check):
     symptom: ClassVar[str] = "garbage, or role words in the answer: the chat template is not the model's own"
     about: ClassVar[tuple[str, ...]] = ("model",)
     seconds: ClassVar[float] = 4.0
+    is_vital: ClassVar[bool] = True
 
     def detect(self, subject: Subject) -> Iterator[Finding]:
         model = subject.model

@@ -10,7 +10,7 @@ from settle.doctor.checks import Check
 from settle.doctor.findings import Finding, Fix
 from settle.doctor.subject import Subject
 from settle.doctor.trial import Trial
-from settle.library.run_models import RECORD, models_of
+from settle.library.run_models import missing_files, models_of
 
 INJECTED = "half-deleted"
 
@@ -26,7 +26,7 @@ class DamagedRuns(Check):
     def detect(self, subject: Subject) -> Iterator[Finding]:
         for run in Run.all():
             if why := _damage(run):
-                details = {"run": run.path.name, "name": run.name}
+                details = {"run": run.path.name, "name": run.name, "again": next(iter(_missing(run).values()), "")}
                 yield Finding(self.part_name(), f"the run {run.name} is damaged", (why,), 0.8, details)
 
     def trial(self, finding: Finding, subject: Subject, folder: Path) -> Trial | None:
@@ -34,12 +34,21 @@ class DamagedRuns(Check):
 
     def fix(self, finding: Finding, subject: Subject) -> Fix:
         name = finding.details["name"]
+        if again := finding.details["again"]:
+            return Fix(f"export it again, or delete {name}", str(again))
         return Fix(f"put back what is missing of {name}, or delete it", f"settle runs remove {name}")
 
     def injected(self, healthy: Subject, folder: Path) -> Subject:
         run = Run.create("tune", INJECTED)
         (run.path / "plan.json").write_text('{"version": 1, ', encoding="utf-8")
         return healthy
+
+
+def _missing(run: Run) -> dict[Path, str]:
+    try:
+        return missing_files(run)
+    except (SettleError, OSError):
+        return {}
 
 
 def _damage(run: Run) -> str:
@@ -54,8 +63,8 @@ def _damage(run: Run) -> str:
         return f"{run.path} cannot be read: {e.strerror}"
     if not (run.path / "recipe.toml").exists() and not (run.path / "plan.json").exists() and result is None:
         return f"{run.path} has neither recipe.toml nor plan.json" if run.status != "running" else ""
-    if result is not None and (run.out / RECORD).exists() and not models:
-        return f"what it made is no longer in {run.out}"
+    if missing := missing_files(run):
+        return f"{', '.join(path.name for path in missing)}, which it made, is no longer in {run.out}"
     for model in models:
         if model.base and not Path(model.base).is_file():
             return f"it is an adapter over {model.base}, which is gone"
