@@ -16,6 +16,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from settle.base.files import home
 from settle.base.run import Run
 from settle.data.store import TokenStore
@@ -88,6 +90,20 @@ def broken(live: LiveModel) -> Iterator[tuple[str, dict[str, Any]]]:
     yield "special tokens as text", {"tokenizer": changed(token_types=[1] * len(tokenizer.token_types))}
     template = tokenizer.chat_template.replace("assistant\\n", "assistant")
     yield "template without a line feed", {"tokenizer": changed(chat_template=template)}
+    loop, said = "for message in messages", "message['content']"
+    for what, old, new in (
+        ("turns after the third dropped", loop, f"{loop}[:3]"),
+        ("only the last seven turns kept", loop, f"{loop}[-7:]"),
+        ("messages cut at 200 characters", said, f"{said}[:200]"),
+        ("turns of a tool dropped", loop, f"{loop} if message['role'] != 'tool'"),
+    ):
+        if old in tokenizer.chat_template:
+            other = changed(chat_template=tokenizer.chat_template.replace(old, new))
+            yield f"template: {what}", {"tokenizer": other}
+    name = "lm_head.weight" if "lm_head.weight" in weights else "model.embed_tokens.weight"
+    noise = torch.randn(weights[name].shape, generator=torch.Generator().manual_seed(0))
+    stale = weights[name] + 0.003 * noise * weights[name].norm() / noise.norm()
+    yield "a head 0.3 % stale", {"weights": weights | {name: stale}}
 
 
 def refusals(live: LiveModel, texts: list[str], folder: Path) -> Iterator[str]:

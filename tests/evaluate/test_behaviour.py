@@ -23,6 +23,7 @@ from settle.evaluate.gate.behaviour import (
     compare_lists,
     compare_opening,
     compare_prompts,
+    compare_template,
     lookalikes,
     spread,
 )
@@ -281,8 +282,8 @@ def test_rendered_prompts_are_compared_byte_for_byte() -> None:
     def rendered(messages: Any) -> str:
         return "".join(f"[{m['content']}]" for m in messages)
 
-    assert prompts(rendered) == 3 == prompts(lambda m: "b" + rendered(m))
-    assert prompts(lambda m: "b" + rendered(m), add_bos=False) == 3 and prompts(rendered, chat_template="") == 0
+    assert prompts(rendered) == 4 == prompts(lambda m: "b" + rendered(m))
+    assert prompts(lambda m: "b" + rendered(m), add_bos=False) == 4 and prompts(rendered, chat_template="") == 0
     with pytest.raises(Difference, match="rendered prompts differ at character 0"):
         prompts(rendered, add_bos=False)
     with pytest.raises(Difference, match="rendered prompts differ at character 7: '' here, '!' in llama.cpp"):
@@ -291,6 +292,27 @@ def test_rendered_prompts_are_compared_byte_for_byte() -> None:
     assert prompts(rendered, chat_template=strict) == 1
     with pytest.raises(Difference, match="refuses every conversation"):
         prompts(rendered, chat_template="{{ raise_exception('no') }}")
+
+
+@pytest.mark.parametrize(
+    "kept",
+    [
+        lambda m: m[:3], lambda m: m[:5], lambda m: m[:8], lambda m: m[-7:], lambda m: m[-8:],
+        lambda m: [{"content": turn["content"][:200]} for turn in m],
+        lambda m: [{"content": turn["content"][:8000]} for turn in m],
+    ],
+)  # fmt: skip
+def test_turns_and_characters_that_a_template_drops_are_seen(kept: Any) -> None:
+    with pytest.raises(Difference, match="rendered prompts differ.* for a conversation of 9 turns: the chat template"):
+        prompts(lambda m: "".join(f"[{turn['content']}]" for turn in kept(m)))
+
+
+def test_the_text_of_the_template_is_compared() -> None:
+    compare_template(letters(chat_template="abc"), {"tokenizer.chat_template": "abc"})
+    compare_template(letters(chat_template=""), {})
+    for there, at in (("abd", 2), ("ab", 2), ("abcd", 3), (None, 0)):
+        with pytest.raises(Difference, match=f"text of the chat template differs at character {at}: "):
+            compare_template(letters(chat_template="abc"), {"tokenizer.chat_template": there} if there else {})
 
 
 def test_pieces_are_cut_and_spread() -> None:

@@ -13,6 +13,7 @@ from settle.evaluate.gate.diagnose import Origin
 from settle.evaluate.gate.export import ExportedAdapter, ExportedModel, export_adapter, export_model
 from settle.evaluate.gate.gate import Merge, Reference, require, run_gate
 from settle.formats.gguf import Gguf, export_gguf, read_gguf
+from settle.formats.gguf.edit import write_edited
 from settle.formats.lora_gguf import LoraGguf, export_lora
 from settle.model.adapters.lora import LoRA
 from settle.model.architectures.llama import Llama
@@ -62,6 +63,28 @@ def test_wrong_template(tiny, tmp_path):
     refused(
         "rendered prompts differ .* the chat template is another one", tiny.model, origin, tiny.tokenizer, path, tiny
     )
+
+
+LOOP = "{% for message in messages %}"
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (LOOP, "{% for message in messages[:3] %}"),
+        (LOOP, "{% for message in messages[-7:] %}"),
+        ("message['content']", "message['content'][:200]"),
+        (LOOP, "{% for message in messages if message['role'] != 'tool' %}"),  # no conversation here has one
+    ],
+)
+def test_a_template_that_differs_in_long_conversations_alone(tiny, tmp_path, old, new):
+    path = export_gguf(tiny.part, tiny.weights, tiny.tokenizer, tmp_path / "x.gguf")
+    template = tiny.tokenizer.chat_template
+    text = template.replace("{%-", "{%").replace("-%}", "%}") if old not in template else template
+    assert old in text, template
+    changed = write_edited(path, tmp_path / "y.gguf", {"tokenizer.chat_template": text.replace(old, new)})
+    tokenizer = with_(tiny.tokenizer, chat_template=text)
+    refused("the chat template is another one", tiny.model, Origin(tiny.part, tiny.weights), tokenizer, changed, tiny)
 
 
 def test_missing_opening_token(tiny, tmp_path):

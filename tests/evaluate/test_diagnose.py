@@ -123,6 +123,23 @@ def test_rows_in_another_order_are_told_from_other_values(tiny: Any, tmp_path: A
     assert values == "not the model's values in blk.0.ffn_up.weight"
 
 
+def test_stale_values_are_told_from_rows_in_another_order(tiny: Any, tmp_path: Any) -> None:
+    """Damage that is small in every row leaves the lengths of the rows nearly as they are."""
+    weights, random = dict(tiny.weights), torch.Generator().manual_seed(0)
+    head = weights["lm_head.weight"]
+    noise = torch.randn(head.shape, generator=random) * head.norm() / head.numel() ** 0.5
+    weights["lm_head.weight"] = head + 0.003 * noise
+    cut = weights["model.layers.0.mlp.up_proj.weight"].clone()
+    cut[:, 3] = 0
+    weights["model.layers.0.mlp.up_proj.weight"] = cut
+    weights["model.layers.1.self_attn.q_proj.weight"] = weights["model.layers.1.self_attn.q_proj.weight"].flip(0)
+    path = export_gguf(tiny.part, weights, tiny.tokenizer, tmp_path / "x.gguf", "f16")
+    order, values = inspect(Origin(tiny.part, tiny.weights), read_gguf(path)).damage
+    assert order == "queries and keys are permuted: rows in another order than llama.cpp's in blk.1.attn_q.weight"
+    assert values.startswith("not the model's values in ") and "output.weight (0.30% off: an older copy" in values
+    assert "blk.0.ffn_up.weight (" in values and "permuted" not in values
+
+
 def test_an_error_is_a_share_of_what_is_wanted() -> None:
     wanted = np.array([[3.0, 4.0], [0.0, 1.0]])
     assert _error(wanted * 1.1, wanted) == pytest.approx(0.1) and _error(wanted * 0, wanted * 0) == 0

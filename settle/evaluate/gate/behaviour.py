@@ -12,6 +12,7 @@ import numpy as np
 
 from settle.base.chat_template import ChatTemplate, TemplateFailure
 from settle.base.tokenizer import Tokenizer
+from settle.formats.gguf.metadata import text as text_of
 from settle.formats.gguf.types import Bars
 from settle.infer.engine import Engine
 from settle.infer.live.sample import logprobs
@@ -20,6 +21,7 @@ from settle.model.decoder import Decoder
 Item = TypeVar("Item")
 Figures = dict[str, Any]  # what the gate found, as result.json holds it
 Conversation = list[dict[str, str]]
+LONG_MESSAGE = "A sentence of a long message, and it ends here. " * 170  # 8,000 characters: a template may cut it
 CONVERSATIONS: tuple[Conversation, ...] = (
     [{"role": "user", "content": "Hello"}],
     [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Say “hi” 😀\n\n  twice "}],
@@ -27,6 +29,10 @@ CONVERSATIONS: tuple[Conversation, ...] = (
         {"role": "user", "content": "a"},
         {"role": "assistant", "content": "b <|end|> 日本"},
         {"role": "user", "content": "{{ 1 + 1 }} {% x %}"},
+    ],
+    [
+        {"role": ("user", "assistant")[turn % 2], "content": LONG_MESSAGE if turn == 4 else f"turn {turn + 1}"}
+        for turn in range(9)
     ],
 )
 
@@ -62,6 +68,8 @@ ADVERSARIAL = (
 
 LIKELY = 20  # tokens of a position among which a greedy choice may fall
 TIE_ERRORS = 4.0  # standard deviations of a difference of two log-probabilities that may change a greedy choice
+TEMPLATE = "tokenizer.chat_template"  # the key of a file
+MOST_SHOWN = 400  # characters of a conversation in a message
 UNDERFLOW = -80.0  # llama.cpp's probabilities are float32: smaller ones are zero there
 # llama.cpp treats all of these as ends of an answer, whichever of them the file names.
 ENDINGS = (
@@ -151,13 +159,24 @@ def compare_prompts(tokenizer: Tokenizer, engine: Engine, conversations: Sequenc
             at = _first(ours, theirs)
             raise Difference(
                 f"rendered prompts differ at character {at}: {ours[at : at + 20]!r} here, "
-                f"{theirs[at : at + 20]!r} in llama.cpp, for {messages}: the chat template is another one"
+                f"{theirs[at : at + 20]!r} in llama.cpp, for {_shown(messages)}: the chat template is another one"
             )
         compare_ids(tokenizer, engine, [ours], specials=True)
         compared += 1
     if not compared:
         raise Difference("the chat template refuses every conversation, even a single question")
     return compared
+
+
+def compare_template(tokenizer: Tokenizer, metadata: Mapping[str, object]) -> None:
+    """The text of the chat template: no number of conversations shows that two templates are the same."""
+    ours, theirs = tokenizer.chat_template or "", text_of(metadata, TEMPLATE) or ""
+    if ours != theirs:
+        at = _first(ours, theirs)
+        raise Difference(
+            f"the text of the chat template differs at character {at}: {ours[at : at + 40]!r} here, "
+            f"{theirs[at : at + 40]!r} in the file: the chat template is another one"
+        )
 
 
 def compare_ids(tokenizer: Tokenizer, engine: Engine, texts: Sequence[str], specials: bool = False) -> int:
@@ -267,6 +286,12 @@ def compare_greedy(
         "greedy_near_ties": ties,
         "answers": answers,
     }
+
+
+def _shown(messages: Conversation) -> str:
+    """Return a conversation as text; of a long one its length."""
+    whole = str(messages)
+    return whole if len(whole) < MOST_SHOWN else f"a conversation of {len(messages)} turns"
 
 
 def _endings(tokenizer: Tokenizer) -> list[int]:

@@ -15,6 +15,7 @@ from settle.formats.gguf.types import ggml_type
 from settle.model.architectures import Architecture
 
 LEAST_KEPT = 0.5  # minimum share of an adapter's change that a merged file must hold
+STALE = 0.3  # of a tensor's own length: rows in another order are further off, values of another step are nearer
 MOST_SHOWN = 3
 
 
@@ -92,7 +93,10 @@ def inspect(origin: Origin, file: Weights) -> Contents:
         if len(bad) and (is_near or 2 * len(bad) < len(written)):
             rows.append(f"{name} ({len(bad)} of {len(written)}, the first is {bad[0]})")
         elif not is_near:
-            (permuted if wanted.ndim == 2 and _rows_alike(there, wanted, most) else damaged).append(name)
+            error = _error(there, wanted)
+            is_order = wanted.ndim == 2 and error > STALE and _rows_alike(there, wanted, most)
+            share = f" ({error:.2%} off: an older copy of it, or changed since)" if error <= STALE else ""
+            (permuted if is_order else damaged).append(name + share)
     damage = [f"{len(lacking)} tensors are not in the file, the first is {lacking[0]}"] if lacking else []
     if permuted:
         what = "queries and keys are permuted" if any("attn_" in n for n in permuted) else "rows are permuted"

@@ -28,6 +28,7 @@ from settle.evaluate.gate.behaviour import (
     compare_lists,
     compare_opening,
     compare_prompts,
+    compare_template,
     lookalikes,
     opening,
     spread,
@@ -134,6 +135,7 @@ def _behave(reference: Reference, engine: Engine, bars: Bars, effort: Effort) ->
     model, tokenizer, held_out_texts = reference.model, reference.tokenizer, reference.held_out_texts
     texts = _pieces(held_out_texts, effort.num_texts)
     figures: Figures = {"prompts_equal": compare_prompts(tokenizer, engine, effort.conversations)}
+    compare_template(tokenizer, engine.metadata)
     compare_opening(tokenizer, engine)
     figures["texts_equal"] = compare_ids(tokenizer, engine, [*ADVERSARIAL, *lookalikes(tokenizer), *texts])
     compare_lists(tokenizer, engine.metadata)
