@@ -105,6 +105,29 @@ def test_a_run_that_ended_so_is_surer_than_one_that_went_back_once(rollbacks, ve
     assert ("left it out" in finding.what) == (strength == 0.5)
 
 
+HELD_OUT = [(0, 3.0), (4, 2.5), (8, 2.6), (12, 4.2)]
+
+
+@pytest.mark.parametrize(
+    ("evaluations", "losses", "says"),
+    [
+        (HELD_OUT, [3.0] * 10 + [5.0] * 3, "jumped from 2.50 to 4.20 by step 12"),
+        (HELD_OUT, [3.0] * 10 + [0.4] * 3, ""),  # learned by heart: its training loss fell
+        (HELD_OUT, [3.0] * 13, ""),  # as high as its first, and no higher
+        (HELD_OUT, [3.0] * 10 + [9.0, 2.0, 2.0], ""),  # one step of three
+        (HELD_OUT, [], ""),
+        ([], [3.0] * 13, ""),
+        ([(0, 3.0), (12, 3.69)], [3.0] * 10 + [5.0] * 3, ""),  # less than 0.7 nats
+        ([(0, 3.0), (12, 3.71)], [3.0] * 10 + [5.0] * 3, "jumped from 3.00 to 3.71"),
+        ([(0, 8.0), (12, 9.19)], [8.0] * 10 + [9.0] * 3, ""),  # less than 15 % of the first
+        ([(0, 8.0), (12, 9.21)], [8.0] * 10 + [9.0] * 3, "jumped from 8.00 to 9.21"),
+    ],
+)
+def test_a_jump_is_of_the_held_out_loss_while_that_of_training_is_above_its_first(evaluations, losses, says):
+    found = unstable._jump(SimpleNamespace(evaluations=evaluations, losses=losses))
+    assert says in found if says else found == ""
+
+
 def test_the_block_that_fits_least_is_tried_first(monkeypatch):
     drawn = np.random.default_rng(0)
     usual = np.exp(drawn.normal(0, 1, 32))

@@ -208,6 +208,35 @@ def test_weights_are_the_likeliest_and_none_is_negative() -> None:
     assert found.means == pytest.approx(features.mean(0)) and found.scales == pytest.approx(features.std(0), rel=1e-5)
 
 
+@pytest.mark.parametrize(("there", "gone"), [(20, 60), (60, 20), (30, 30)])
+def test_evidence_that_says_nothing_is_even_odds_whatever_was_asked_more_often(there: int, gone: int) -> None:
+    found = fit(np.ones((there, 2)), np.ones((gone, 2)), prior=(0.0, 0.0))
+    assert found.score(np.ones(2)) == pytest.approx(0.5, abs=1e-6)
+
+
+def test_no_family_is_fitted_on_and_scored_in_one_fold(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What each fit saw, by the rows it was given: of every family all or nothing, and each left out once."""
+    random = np.random.default_rng(3)
+    rows = random.normal(0.5, 1.0, (90, 2, len(FEATURES)))
+    trials = [replace(trial(document=n // 6, passage=n), there=rows[n, 0], gone=rows[n, 1]) for n in range(90)]
+    seen: list[set[bytes]] = []
+    own = calibration.fit
+
+    def noting(there: np.ndarray, gone: np.ndarray, *more: Any) -> Any:
+        seen.append({row.tobytes() for row in there})
+        return own(there, gone, *more)
+
+    monkeypatch.setattr(calibration, "fit", noting)
+    cross_validate(trials)
+    is_used = np.array(shipped(False).weights) > 0
+    keys = [(trial.there * is_used).tobytes() for trial in trials]
+    folds, last = seen[:-1], seen[-1]
+    assert len(folds) == calibration.FOLDS and last == set(keys)
+    left_out = [[n for n, key in enumerate(keys) if key not in some] for some in folds]
+    assert sorted(n for some in left_out for n in some) == list(range(90))
+    assert all({n // 6 for n in some}.isdisjoint({n // 6 for n in range(90) if n not in some}) for some in left_out)
+
+
 def test_too_few_questions_are_judged_by_the_shipped_weights() -> None:
     trials = [trial(score=1.0)] * (LEAST - 1)
     trials[3] = replace(trials[3], is_gone=False)
