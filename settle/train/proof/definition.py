@@ -1,6 +1,6 @@
 """The loss and the first step against what they are by definition, which shares no code with them."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import torch
@@ -54,6 +54,16 @@ def require_tied(model: Decoder) -> None:
             "the output table is a copy of the input table that it is tied to",
             "it would stay as it is while the input table is trained: report this",
         )
+
+
+@torch.no_grad()
+def moves_loss(parameter: torch.nn.Parameter, loss: Callable[[], float], rounding: float) -> bool:
+    """Return whether the loss changes with a parameter by more than a share of it, which is rounding."""
+    before, own = loss(), parameter.detach().clone()
+    parameter.mul_(2.0)
+    after = loss()
+    parameter.copy_(own)
+    return not abs(after - before) <= rounding * abs(before)
 
 
 def stepped(model: Decoder) -> dict[str, torch.nn.Parameter]:

@@ -24,7 +24,7 @@ from settle.train.gradient import backward, gradient_of
 from settle.train.objectives import Objective
 from settle.train.optimizers import Optimizer
 from settle.train.proof.compute_type import Deviation, EmulatedRounding, deviation, require_within
-from settle.train.proof.definition import require_definition, require_rate, require_tied, stepped
+from settle.train.proof.definition import moves_loss, require_definition, require_rate, require_tied, stepped
 from settle.train.proof.expert_choice import ExpertChoice, has_experts, learns_elsewhere
 from settle.train.proof.first_loss import require_first_loss
 from settle.train.proof.rows import between, row_by_row, shorten, tails, whole_rows
@@ -291,7 +291,7 @@ class _Proof:
             backward(self.exact, self.objective, [self.few])
         dead = {name: parameters.pop(name) for name in self.dead if not gradient_of(parameters[name]).any()}
         for name, parameter in dead.items():
-            if not learns_elsewhere(name, parameters) or self._moves_loss(parameter):
+            if not learns_elsewhere(name, parameters) or moves_loss(parameter, self._loss, self.bars.rounding):
                 raise ProofError(f"{name} gets a gradient of zero", "it would never be trained: report this")
         rise = self._rise
         rise *= min(1.0, self.bars.most / self.bars.rise / len(parameters))
@@ -330,15 +330,6 @@ class _Proof:
         with torch.no_grad(), self.experts.repeated(self.exact):
             total, count = self.objective.batch_loss(self.exact, self.few)
         return float(total) / count
-
-    def _moves_loss(self, parameter: torch.nn.Parameter) -> bool:
-        """Whether the loss changes with a parameter."""
-        before, own = self._loss(), parameter.detach().clone()
-        with torch.no_grad():
-            parameter.mul_(2.0)
-            after = self._loss()
-            parameter.copy_(own)
-        return not abs(after - before) <= self.bars.rounding * abs(before)
 
     def _least_difference(self, parameter: dict[str, torch.nn.Parameter]) -> float:
         """The smallest difference for one tensor over several steps; a wrong gradient is wrong along each.
