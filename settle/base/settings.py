@@ -18,6 +18,7 @@ from pydantic.fields import FieldInfo
 from settle.base.amounts import within_64_bits
 from settle.base.choice import ChoiceError, family_of, spelled_out
 from settle.base.errors import UsageError
+from settle.base.files import read_bounded
 from settle.base.version import refuse_newer
 
 RECIPE_VERSION = 1  # of the format of recipes; a recipe without a version is of the first
@@ -54,10 +55,12 @@ def read_recipe(path: Path) -> dict[str, object]:
 def read_toml(path: Path) -> dict[str, object]:
     """A TOML file as a nested dict. Raises UsageError with the line when it does not parse."""
     try:
-        values: dict[str, object] = _each_text(tomllib.loads(path.read_text(encoding="utf-8")), _from_uri)
+        values: dict[str, object] = _each_text(tomllib.loads(read_bounded(path)), _from_uri)
         return values
     except FileNotFoundError:
         raise UsageError(f"there is no recipe {path}", "check the path given to --recipe") from None
+    except OSError as e:
+        raise UsageError(f"{path} cannot be read: {e.strerror}", "give a recipe, a TOML file") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
         raise UsageError(f"{path} is not valid TOML: {e}", "fix that line") from None
 

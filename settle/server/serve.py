@@ -1,5 +1,6 @@
 """What `settle serve` does: finds the models that were named, starts the server, and says where it listens."""
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +10,7 @@ from settle.base.errors import UsageError
 from settle.base.event_log import Events
 from settle.base.events import Listing, ResultReady, Say, Warn
 from settle.base.files import home
-from settle.base.server_state import allowed_origins, forget_server, note_server, server_key
+from settle.base.server_state import allowed_origins, forget_server, key_file, note_server, server_key
 from settle.data.tokenizer.compatibility import require_same_tokens
 from settle.formats.gguf import read_gguf
 from settle.infer.child_process import Draft
@@ -154,7 +155,9 @@ def _drafts(name: str, entries: Sequence[ModelEntry], events: Events) -> dict[Pa
 
 def _report(events: Events, address: str, key: str | None, models: ModelChoice, names: Sequence[str]) -> None:
     rows = [["OpenAI", f"{address}/v1"], ["Anthropic", address], ["Ollama", address]]
-    rows.append(["key", key or "none needed (--no-key)"])
+    # where output is no terminal it may be a service's log, which others read and which stays
+    shown = key if key is None or sys.stdout.isatty() else f"the text of {key_file()}"
+    rows.append(["key", shown or "none needed (--no-key)"])
     if models.draft:
         rows.append(["draft", f"{models.draft} proposes tokens for {names[0]}"])
     rows.append(["models", ", ".join(names) or "none yet: `settle pull smollm2`"])

@@ -11,22 +11,24 @@ from settle.base.files import home, sweep_leftovers
 
 @pytest.mark.skipif(os.name == "nt", reason="permissions of POSIX")
 def test_nobody_else_reads_it(tmp_path, monkeypatch):
-    """A new one, and one that an earlier settle made."""
-    for name, mode in (("new/home", None), ("old", 0o755)):
-        folder = tmp_path / name
-        if mode:
-            folder.mkdir(mode=mode)
-        monkeypatch.setenv("SETTLE_HOME", str(folder))
-        assert home() == folder and folder.stat().st_mode & 0o777 == 0o700
+    """A new one, and one that an earlier settle made where nobody named another place."""
+    monkeypatch.setenv("SETTLE_HOME", str(tmp_path / "new/home"))
+    assert home() == tmp_path / "new/home" and home().stat().st_mode & 0o777 == 0o700
+    monkeypatch.delenv("SETTLE_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / ".settle").mkdir(mode=0o755)
+    assert home() == tmp_path / ".settle" and home().stat().st_mode & 0o777 == 0o700
 
 
-def test_a_folder_that_is_more_than_its_home(tmp_path, monkeypatch):
-    folder = tmp_path / "person"
+@pytest.mark.skipif(os.name == "nt", reason="permissions of POSIX")
+@pytest.mark.parametrize("mode", [0o2775, 0o770, 0o755, 0o1777])
+def test_a_folder_that_somebody_made_and_named_keeps_its_permissions(tmp_path, monkeypatch, mode):
+    """As one that a group shares."""
+    folder = tmp_path / "shared"
     folder.mkdir()
-    folder.chmod(0o755)
-    monkeypatch.setenv("HOME", str(folder))
+    folder.chmod(mode)
     monkeypatch.setenv("SETTLE_HOME", str(folder))
-    assert home().stat().st_mode & 0o777 == 0o755
+    assert home().stat().st_mode & 0o7777 == mode
 
 
 def test_leftovers(tmp_path):

@@ -1,8 +1,12 @@
+from pathlib import Path
+
 import pytest
 from pydantic import Field
 
-from settle.base.errors import UsageError
+from settle.base.errors import DataError, UsageError
 from settle.base.settings import Settings, read_recipe, resolve
+from settle.doctor.exchanges.read_transcript import read_transcript
+from settle.infer.decisions.session import read_questions
 
 
 class Inner(Settings):
@@ -53,3 +57,17 @@ def test_recipe_that_is_no_toml(tmp_path):
         read_recipe(path)
     with pytest.raises(UsageError, match="no recipe"):
         read_recipe(tmp_path / "none.toml")
+
+
+@pytest.mark.skipif(not Path("/dev/zero").exists(), reason="there is no file without an end")
+def test_what_has_no_end_is_not_read_to_it(tmp_path):
+    """As a recipe, a list of questions and a transcript."""
+    zeros = Path("/dev/zero")
+    with pytest.raises(UsageError, match="larger than 1 MB"):
+        read_recipe(zeros)
+    with pytest.raises(UsageError, match="larger than 1 MB"):
+        read_questions(zeros)
+    with pytest.raises(DataError, match="larger than 64 MB"):
+        read_transcript(zeros)
+    with pytest.raises(UsageError, match="Is a directory"):
+        read_recipe(tmp_path)

@@ -215,8 +215,10 @@ def test_a_wheel_by_pip(person, a_file, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
     for name in ("has-a-model", "has-parts"):
         assert main(["pull", f"wheel:{name}==1.0", "--json"]) == 0
-        told = json.loads(capsys.readouterr().out)
+        out, err = capsys.readouterr()
+        told = json.loads(out)
         assert told["name"] == name and Path(told["path"]).read_bytes() == raw
+        assert f"no hash of {name} is known beforehand" in " ".join(err.split())
         assert sorted(p.name for p in Path(told["path"]).parent.iterdir()) == [f"{name}.gguf", "model.json"]
     assert main(["pull", "wheel:has-none"]) == 1
     assert main(["pull", "wheel:there-is-none"]) == 2

@@ -2,9 +2,12 @@
 
 import http.client
 import json
+import os
 import shutil
 import socket
 import struct
+import subprocess
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -27,6 +30,26 @@ CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "def f"}], "ma
 def still_answers(live):
     yield
     assert live.ask("/v1/chat/completions", CHAT).status == 200
+
+
+SHOWN = """
+from settle.base.event_log import Events
+from settle.server.serve import ModelChoice, _report
+from settle.show import Face
+_report(Events(listeners=[Face(False, False)]), "http://127.0.0.1:1", "sk-settle-secret", ModelChoice(), ["m"])
+"""
+
+
+def test_a_services_log_does_not_get_the_key():
+    """A terminal does."""
+    done = subprocess.run([sys.executable, "-c", SHOWN], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "sk-settle-secret" not in done.stdout + done.stderr and "server/key" in done.stdout + done.stderr
+    ours, theirs = pytest.importorskip("pty").openpty()
+    subprocess.run([sys.executable, "-c", SHOWN], stdout=theirs, stderr=theirs, check=True)
+    assert b"sk-settle-secret" in os.read(ours, 10_000)
+    os.close(ours)
+    os.close(theirs)
 
 
 @pytest.mark.parametrize(

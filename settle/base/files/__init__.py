@@ -4,35 +4,49 @@ Nothing is imported here but Python's own library: child processes start with it
 """
 
 import contextlib
+import errno
 import functools
 import json
 import os
 import re
 import secrets
 import shutil
-import stat
 from pathlib import Path
 from typing import Any
 
 from settle.base.errors import RunError
 
+MOST_CHARACTERS = 1 << 20  # of a recipe, a template or a list of questions
+
 
 def home() -> Path:
     """Where everything of settle's lives: $SETTLE_HOME, or ~/.settle."""
     folder = Path(os.environ.get("SETTLE_HOME") or Path.home() / ".settle").expanduser()
-    _make_private(folder)
+    _make_private(folder, is_own=not os.environ.get("SETTLE_HOME"))
     return folder
 
 
 @functools.cache
-def _make_private(folder: Path) -> None:
-    """Documents, conversations and training data lie there: nobody else on this machine reads them. A folder that is
-    more than settle's home (the person's own, one for everybody) keeps its permissions."""
+def _make_private(folder: Path, is_own: bool) -> None:
+    """Documents, conversations and training data lie there: nobody else on this machine reads them.
+
+    is_own: nobody else has made it, so that an earlier settle did, perhaps for all to read. A folder that was there and
+    was named by SETTLE_HOME, as one that a group shares, keeps its permissions.
+    """
     with contextlib.suppress(OSError, RuntimeError):  # whoever writes there next says what is wrong
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        mode = folder.stat().st_mode
-        if mode & 0o077 and not mode & stat.S_ISVTX and folder.resolve() not in (Path.home().resolve(), Path.cwd()):
+        if is_own and folder.stat().st_mode & 0o077:
             folder.chmod(0o700)
+
+
+def read_bounded(path: Path, most: int = MOST_CHARACTERS, encoding: str = "utf-8", errors: str = "strict") -> str:
+    """The text of a file that a person names, which may be a device without an end. Raises OSError, with EFBIG where it
+    has more than `most` characters, and UnicodeDecodeError."""
+    with path.open(encoding=encoding, errors=errors) as f:
+        text = f.read(most + 1)
+    if len(text) > most:
+        raise OSError(errno.EFBIG, f"it is larger than {most >> 20} MB", str(path))
+    return text
 
 
 def write_atomic(path: Path, data: bytes | str) -> None:

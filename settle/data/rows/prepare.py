@@ -12,7 +12,7 @@ from settle.base.chat_template import ChatTemplate
 from settle.base.errors import UsageError
 from settle.base.event_log import Events
 from settle.base.events import RowSummary
-from settle.base.files import read_json
+from settle.base.files import read_bounded, read_json
 from settle.base.tokenizer import Tokenizer
 from settle.data.files import Sources, corpus_folder, describe_sources, find_sources, stored_corpus
 from settle.data.layouts import Example, Kind
@@ -129,7 +129,7 @@ def _template(tokenizer: Tokenizer, settings: RowSettings) -> tuple[ChatTemplate
         source = KNOWN[choice]
     elif choice is not None:
         try:
-            source = Path(choice).expanduser().read_text(encoding="utf-8")
+            source = read_bounded(Path(choice).expanduser())
         except (OSError, UnicodeDecodeError) as e:
             known = ", ".join([*KNOWN, _PLAIN])
             why = e.strerror if isinstance(e, OSError) else "it is not UTF-8"

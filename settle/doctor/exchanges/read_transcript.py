@@ -4,13 +4,14 @@ A file is JSON, JSON lines, or a browser's HAR. Of each record the layouts say w
 that holds both under names of its own is looked into, as is text that holds JSON, lines of JSON or server-sent events.
 """
 
+import errno
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 from settle.base.errors import DataError
-from settle.base.files import parse_json
+from settle.base.files import parse_json, read_bounded
 from settle.doctor.exchanges.exchange import Exchange, Message, Reply, Request, text_of
 from settle.doctor.exchanges.layouts import Body, calls_of, content_text, layouts, messages_of
 
@@ -30,10 +31,11 @@ class Transcript(NamedTuple):
 def read_transcript(path: Path) -> Transcript:
     """Raises DataError for a file without an exchange, which names the layouts that are known."""
     try:
-        if path.stat().st_size > MOST_BYTES:
-            raise DataError(f"{path.name} is larger than {MOST_BYTES >> 20} MB", "cut out the exchange that went wrong")
-        text = path.read_bytes().decode("utf-8-sig", "replace")
+        text = read_bounded(path, MOST_BYTES, "utf-8-sig", "replace")
     except OSError as e:
+        if e.errno == errno.EFBIG:
+            fix = "cut out the exchange that went wrong"
+            raise DataError(f"{path.name} is larger than {MOST_BYTES >> 20} MB", fix) from None
         raise DataError(f"{path} cannot be read: {e.strerror}", "name a file that is there") from None
     exchanges = _Reader(path.name).exchanges(_records(text, path.name))
     if not exchanges:

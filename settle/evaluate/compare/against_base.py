@@ -7,6 +7,7 @@ from pathlib import Path
 from settle.base.errors import DataError, UsageError
 from settle.base.event_log import Events
 from settle.base.events import ResultReady
+from settle.base.files import read_bounded
 from settle.data.files import find_files
 from settle.data.layouts import Example
 from settle.data.ledger import Ledger
@@ -20,6 +21,8 @@ from settle.evaluate.tasks import named
 from settle.library.reference import ModelRef
 from settle.library.resolve import find_run, resolve_gguf
 from settle.model.source import Source
+
+MOST_CHARACTERS = 64 << 20  # of the text that both models are asked for the loss on
 
 
 @dataclass(frozen=True)
@@ -97,6 +100,6 @@ def _base_of(name: str, tuned: ModelRef) -> ModelRef:
 
 def _text(path: Path) -> str:
     try:
-        return path.expanduser().read_text(encoding="utf-8")
+        return read_bounded(path.expanduser(), MOST_CHARACTERS)
     except (OSError, UnicodeDecodeError) as e:
         raise DataError(f"{path} cannot be read: {e}", "give a file of plain text") from None

@@ -10,6 +10,7 @@ from pathlib import Path
 from settle.base.errors import DataError, EngineError, UsageError
 from settle.base.event_log import Events
 from settle.base.events import AnswerText, Progress, ResultReady, Say, Warn
+from settle.base.files import read_bounded
 from settle.base.statistics import wilson
 from settle.base.visible import visible_line
 from settle.data.decisions.answers import Answer, ranked
@@ -102,7 +103,7 @@ class DecisionSession:
 def read_questions(path: Path) -> dict[str, Question]:
     """The questions of a JSON file: one, or an object of them by name. Raises UsageError, DataError."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(read_bounded(path))
     except OSError as e:
         raise UsageError(f"cannot read {path}: {e.strerror}", "give a file of questions") from None
     except (ValueError, RecursionError) as e:

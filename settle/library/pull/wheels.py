@@ -14,7 +14,7 @@ from settle.audit.session import declare
 from settle.base.child.python_command import module_command
 from settle.base.errors import FormatError, ResourceError, UsageError
 from settle.base.event_log import Events
-from settle.base.events import Progress
+from settle.base.events import Progress, Warn
 from settle.formats.safetensors import SINGLE
 from settle.library.catalogue import catalogue
 from settle.library.pull.hub import BESIDE
@@ -46,6 +46,10 @@ def _offer(
             events.emit(Progress(what=f"getting {name}", done=number, total=len(requirements), unit="wheels"))
             download(requirement, wheels)
         events.emit(Progress(what=f"getting {name}", done=len(requirements), total=len(requirements), unit="wheels"))
+        if not sha256:
+            events.emit(
+                Warn(text=f"no hash of {name} is known beforehand: pip compared it with what the index says alone")
+            )
         return _extract(sorted(wheels.iterdir()), folder / f"{name}.gguf")
 
     def facts() -> OfferFacts:
