@@ -1,8 +1,13 @@
-"""constraints.txt: a tested version for everything that pyproject.toml asks for, and nothing about where it is from."""
+"""constraints.txt: a tested version for everything that pyproject.toml asks for, and nothing about where it is from.
+locked.txt: the hash of each wheel."""
 
+import os
 import re
 import runpy
+import subprocess
+import sys
 import tomllib
+import zipfile
 from pathlib import Path
 
 from packaging.requirements import Requirement
@@ -39,3 +44,33 @@ def test_the_writer_follows_what_packages_need():
     made = runpy.run_path(str(ROOT / "bench/constraints.py"))
     assert set(made["closure"]([Requirement("pydantic")])) >= {"pydantic", "pydantic-core", "typing-extensions"}
     assert made["closure"]([Requirement("pydantic; sys_platform == 'nowhere'")]) == {}
+
+
+def test_every_version_has_a_hash():
+    lines = [line for line in (ROOT / "locked.txt").read_text(encoding="utf-8").splitlines() if line[0] != "#"]
+    assert all(re.fullmatch(r"[a-z0-9-]+==\S+ --hash=sha256:[0-9a-f]{64}", line) for line in lines)
+    locked = dict(line.partition(" ")[0].split("==") for line in lines)
+    assert locked == {name: version for name, version in PINNED.items() if name != "torch"}
+
+
+def test_pip_refuses_a_wheel_with_another_hash(tmp_path, monkeypatch):
+    """The lines as the writer makes them, and pip as a person runs it."""
+    wheel, info = tmp_path / "small-1.0-py3-none-any.whl", "small-1.0.dist-info"
+
+    def write(text):
+        with zipfile.ZipFile(wheel, "w") as archive:
+            archive.writestr("small.py", text)
+            archive.writestr(f"{info}/METADATA", "Metadata-Version: 2.1\nName: small\nVersion: 1.0\n")
+            archive.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+            archive.writestr(f"{info}/RECORD", "")
+
+    for name, value in {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(tmp_path), "PIP_CONFIG_FILE": os.devnull}.items():
+        monkeypatch.setenv(name, value)
+    write("good")
+    (line,) = runpy.run_path(str(ROOT / "bench/constraints.py"))["hashed"](["small==1.0"])
+    (tmp_path / "locked.txt").write_text(line)
+    install = [sys.executable, "-m", "pip", "install", "--dry-run", "--no-deps", "--require-hashes", "-r", "locked.txt"]
+    assert subprocess.run(install, cwd=tmp_path, capture_output=True).returncode == 0
+    write("bad")
+    done = subprocess.run(install, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode and "DO NOT MATCH THE HASHES" in done.stderr
