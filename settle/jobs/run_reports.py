@@ -8,7 +8,7 @@ from pathlib import Path
 
 from settle.base.errors import SettleError, UsageError, malformed_is_format_error
 from settle.base.event_log import Events
-from settle.base.events import ForecastComparison, Listing, ResultReady
+from settle.base.events import Event, ForecastComparison, Listing, ResultReady
 from settle.base.run import Run
 from settle.base.run.course import RunCourse
 from settle.base.run.result import Evaluated, Result
@@ -114,17 +114,20 @@ def show_run(names: Sequence[str], events: Events) -> None:
         raise UsageError("one run is shown at a time", f"`settle runs show {names[0]}`")
     run = Run.find(names[0])
     with malformed_is_format_error(run.name):
-        _show(run, events)
+        shown = _shown(run)
+    for event in shown:  # outside: a reader that has gone is no damage of the run
+        events.emit(event)
 
 
-def _show(run: Run, events: Events) -> None:
+def _shown(run: Run) -> list[Event]:
+    """What is to be said of a run."""
     summary, result = RunSummary.of(run), run.result()
     forecast: Mapping[str, object] | None = (result.forecast if result else None) or run.read("forecast.json")
     actual = (result.actual or None) if result else None
     files = [path for path in sorted(run.out.rglob("*")) if path.is_file()] if run.out.is_dir() else []
-    events.emit(Listing(title=run.name, columns=("", ""), rows=_facts(summary, result, files)))
+    said: list[Event] = [Listing(title=run.name, columns=("", ""), rows=_facts(summary, result, files))]
     if forecast:
-        events.emit(ForecastComparison(forecast=forecast, actual=actual))
+        said.append(ForecastComparison(forecast=forecast, actual=actual))
     shown = dataclasses.asdict(summary) | {
         "why": result.why if result else None,
         "best": result.best.model_dump() if result and result.best else None,
@@ -134,7 +137,7 @@ def _show(run: Run, events: Events) -> None:
         "files": [{"path": str(path), "bytes": path.stat().st_size} for path in files],
         "forecast": forecast,
     }
-    events.emit(ResultReady(result={"run": shown}))
+    return [*said, ResultReady(result={"run": shown})]
 
 
 def show_ledger(names: Sequence[str], events: Events) -> None:

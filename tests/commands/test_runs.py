@@ -1,4 +1,7 @@
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 
@@ -59,6 +62,18 @@ def test_show_a_finished_run(home, capsys):
     assert main(["runs", "show", "notes", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)["run"]
     assert told["verdict"] == "settled" and told["files"] == [{"path": str(run.out / "curves.png"), "bytes": 1000}]
+
+
+def test_a_reader_that_leaves_is_no_damage_of_the_run(home):
+    """As `settle runs show calm | head -1`."""
+    a_run("done", RESULT)
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run(
+        [sys.executable, "-m", "settle", "runs", "show", "done"], stdout=writing, stderr=subprocess.PIPE, text=True
+    )
+    os.close(writing)
+    assert done.stderr == "" and done.returncode == 1
 
 
 def test_show_an_interrupted_and_a_bare_run(home, capsys):
