@@ -17,8 +17,8 @@ FOLDER = Path(__file__).parent / "results"
 PAGE = FOLDER / "README.md"
 HEAD = """# Results
 
-Made by `python bench/results_page.py` from the rows beside it; a missed bar is a row like any other. How each figure was
-come by in earlier versions is told in [RESULTS](../RESULTS.md).
+Made by `python bench/results_page.py` from the rows beside it; a missed bar is a row like any other. Figures of earlier
+versions are in [RESULTS](../RESULTS.md).
 """
 
 

@@ -125,9 +125,9 @@ def _shown(run: Run) -> list[Event]:
     forecast: Mapping[str, object] | None = (result.forecast if result else None) or run.read("forecast.json")
     actual = (result.actual or None) if result else None
     files = [path for path in sorted(run.out.rglob("*")) if path.is_file()] if run.out.is_dir() else []
-    said: list[Event] = [Listing(title=run.name, columns=("", ""), rows=_facts(summary, result, files))]
+    found: list[Event] = [Listing(title=run.name, columns=("", ""), rows=_facts(summary, result, files))]
     if forecast:
-        said.append(ForecastComparison(forecast=forecast, actual=actual))
+        found.append(ForecastComparison(forecast=forecast, actual=actual))
     shown = dataclasses.asdict(summary) | {
         "why": result.why if result else None,
         "best": result.best.model_dump() if result and result.best else None,
@@ -137,7 +137,7 @@ def _shown(run: Run) -> list[Event]:
         "files": [{"path": str(path), "bytes": path.stat().st_size} for path in files],
         "forecast": forecast,
     }
-    return [*said, ResultReady(result={"run": shown})]
+    return [*found, ResultReady(result={"run": shown})]
 
 
 def show_ledger(names: Sequence[str], events: Events) -> None:
