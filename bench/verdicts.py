@@ -2,12 +2,14 @@
 
     python bench/verdicts.py                 # the cells that the method was made with
     python bench/verdicts.py --half judge    # the cells that nobody looked at
+    python bench/verdicts.py --half answers  # answers that are right or wrong: false "better", and how much is seen
+    python bench/verdicts.py --half few --rounds 300   # 60 rows in all, split as `settle tune` splits them
 
 A run is simulated by its rows: at each evaluation every row differs from the base by an effect of its own, which drifts
 from one evaluation to the next (a Gaussian process) and is shared within a family to the degree of `icc`; on average
 over all rows it is nothing ("null"), or a gain that comes, and in some cells goes again ("gain"). The best weights are
 those of the lowest loss, the base among them; what is compared is the loss itself or a score that correlates with it.
-All of settle's own code is used for the verdict: `paired_test`, and `holm` where a report has several scores.
+All of settle's own code is used for the verdict: `paired_test`, and `in_order` where a report has several scores.
 
 - one side: selected and compared on the same rows, as settle did until 0.1.
 - split: selected on half as many other rows, compared on rows that chose nothing.
@@ -16,14 +18,25 @@ All of settle's own code is used for the verdict: `paired_test`, and `holm` wher
 """
 
 import argparse
+import json
 import math
+import tempfile
 import zlib
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
+from statistics import NormalDist
 
 import numpy as np
 
-from settle.base.statistics import holm, paired_test, student_quantile, wilson
+from settle.base.event_log import Events
+from settle.base.statistics import NO_DIFFERENT, TOO_FEW, Interval, in_order, paired_test, student_quantile, wilson
+from settle.data.files import find_sources
+from settle.data.ledger import Ledger
+from settle.data.rows.collect import collect_rows
+from settle.data.rows.families import row_families
+from settle.data.settings import RowSettings
+from settle.data.split import HELD_OUT
 
 SELECTION = 0.5  # rows that select, for each that judges
 RESAMPLES = 600
@@ -148,7 +161,7 @@ def is_better(differences: np.ndarray, families: np.ndarray, scores: int, random
     for _ in range(scores):  # of which nothing is true
         more = random.normal(0, differences.std(), len(differences))
         tests.append(paired_test(zeros, more, families, resamples=RESAMPLES))
-    deciding, *others = holm(tests[:1], tests[1:])
+    deciding, *others = in_order(tests[:1], tests[1:])
     return deciding.verdict == "better" or any(one.verdict == "better" for one in others)
 
 
@@ -181,11 +194,202 @@ def rates(cell: Cell, size: float, rounds: int) -> dict[str, list[bool]]:
     return verdicts
 
 
+@dataclass(frozen=True)
+class Answers:
+    """rows, of which the base gets a `share` right and the tuned model `gain` more; alike: rows of one family; icc: of
+    the latent rightness of a family's rows; shared: correlation of both models' on one row. parts: of each answer, of
+    which the score is the share that is right; 1: right or wrong."""
+
+    rows: int
+    share: float
+    gain: float = 0.0
+    alike: int = 1
+    icc: float = 0.0
+    shared: float = 0.6
+    parts: int = 1
+
+    def draw(self, random: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Right or wrong, (rows, parts) of the base and of the tuned model, and the families (rows,)."""
+        families = np.arange(self.rows) // self.alike
+
+        def latent() -> np.ndarray:
+            of_family = random.normal(size=families.max() + 1)[families]
+            return math.sqrt(self.icc) * of_family + math.sqrt(1 - self.icc) * random.normal(size=self.rows)
+
+        common, normal = latent(), NormalDist()
+        sides = []
+        for share in (self.share, self.share + self.gain):
+            of_row = math.sqrt(self.shared) * common + math.sqrt(1 - self.shared) * latent()
+            own = random.normal(size=(self.rows, self.parts))
+            right = of_row[:, None] if self.parts == 1 else math.sqrt(0.7) * of_row[:, None] + math.sqrt(0.3) * own
+            sides.append((right < normal.inv_cdf(share)).astype(float))
+        return sides[0], sides[1], families
+
+    def __str__(self) -> str:
+        alike = f" in families of {self.alike}, icc {self.icc:g}" if self.alike > 1 else ""
+        graded = f", {self.parts} parts each" if self.parts > 1 else ""
+        return f"{self.rows} rows{alike}{graded}; {self.share:.0%} right, {100 * self.gain:+.0f} points"
+
+
+FAMILIES = ((60, 5), (150, 10), (300, 10), (60, 2))
+ANSWERS = [
+    *(Answers(rows, share) for rows in (15, 30, 60, 150, 300) for share in (0.1, 0.5, 0.9)),
+    *(Answers(rows, 0.5, alike=alike, icc=0.6, shared=0.3) for rows, alike in FAMILIES),
+    *(Answers(rows, share, parts=5) for rows in (20, 60, 200) for share in (0.1, 0.5, 0.9)),
+    Answers(150, 0.5, alike=10, icc=0.6, shared=0.3, parts=5),
+    *(Answers(rows, 0.5, gain) for rows in (30, 60, 150, 300) for gain in (0.05, 0.1, 0.2)),
+    *(Answers(rows, 0.5, 0.1, parts=5) for rows in (60, 150)),
+]  # fmt: skip
+
+
+def said_of_answers(cell: Answers, rounds: int, seed: int) -> None:
+    """Prints how often each verdict is given, and how often the interval holds the truth. Of rows apart that are right
+    or wrong that is computed for all outcomes, elsewhere simulated. A report on answers of several parts has two
+    scores, of which the share of parts decides and exact match is beside it."""
+    if cell.parts == cell.alike == 1:
+        better, worse, few, held = exactly(cell)
+        ends = [f"{100 * better:.2f} %", f"{100 * worse:.2f} %", f"{1 - better - worse - few:.0%}", f"{few:.0%}"]
+        print(f"| {cell} | {' | '.join(ends)} | {held:.1%} | {better:.1%} |", flush=True)
+        return
+    verdicts, holds, beside = [], [], []
+    for number in range(rounds):
+        base, tuned, families = cell.draw(np.random.default_rng([seed, number]))
+        tests = [paired_test(base.mean(1), tuned.mean(1), families, resamples=2000)]
+        if cell.parts > 1:
+            tests.append(paired_test(base.min(1), tuned.min(1), families, resamples=2000))
+        score, *others = in_order(tests[:1], tests[1:])
+        verdicts.append(score.verdict)
+        holds.append(score.difference.contains(cell.gain))
+        beside.append(any(one.verdict == "better" for one in (score, *others)))
+    shares = [wilson([verdict == word for verdict in verdicts]) for word in ("better", "worse", NO_DIFFERENT, TOO_FEW)]
+    ends = [f"{100 * s.value:.2f} % ({100 * s.low:.1f}–{100 * s.high:.1f})" for s in shares[:2]]
+    ends += [f"{s.value:.0%}" for s in shares[2:]] + [f"{wilson(holds).value:.1%}", f"{wilson(beside).value:.1%}"]
+    print(f"| {cell} | {' | '.join(ends)} |", flush=True)
+
+
+def exactly(cell: Answers) -> tuple[float, float, float, float]:
+    """The chances of "better", of "worse", of "too few rows to tell", and that the interval holds the true gain."""
+    n, normal = cell.rows, NormalDist()
+    nodes, weights = np.polynomial.hermite_e.hermegauss(80)
+    a, b = normal.inv_cdf(cell.share), normal.inv_cdf(cell.share + cell.gain)
+    root, rest = math.sqrt(cell.shared), math.sqrt(1 - cell.shared)
+    both = sum(
+        w * normal.cdf((a - root * z) / rest) * normal.cdf((b - root * z) / rest)
+        for z, w in zip(nodes, weights / weights.sum(), strict=True)
+    )
+    win, loss = cell.share + cell.gain - both, cell.share - both
+    logs = np.concatenate([[0.0], np.cumsum(np.log(np.arange(1, n + 1)))])
+    chance = dict.fromkeys(("better", "worse", TOO_FEW, NO_DIFFERENT), 0.0)
+    held = 0.0
+    for wins in range(n + 1):
+        for losses in range(n + 1 - wins):
+            equal = n - wins - losses
+            log = logs[n] - logs[wins] - logs[losses] - logs[equal]
+            log += wins * math.log(win) + losses * math.log(loss) + equal * math.log(1 - win - loss)
+            if log < -25:
+                continue
+            verdict, interval = _verdict(wins, losses, n)
+            chance[verdict] += math.exp(log)
+            held += math.exp(log) * interval.contains(cell.gain)
+    return chance["better"], chance["worse"], chance[TOO_FEW], held
+
+
+@cache
+def _verdict(wins: int, losses: int, rows: int) -> tuple[str, Interval]:
+    apart = np.repeat([1.0, 0.0, 0.0], [wins, losses, rows - wins - losses])
+    other = np.repeat([0.0, 1.0, 0.0], [wins, losses, rows - wins - losses])
+    test = paired_test(other, apart)
+    return test.verdict, test.difference
+
+
+def in_all(rounds: int, seed: int) -> None:
+    """Of 60 rows in all, split as `settle tune` splits them, how many judge, and how often "better" is said."""
+    print("| rows | gain | judged rows (families) | better |\n|---|--:|--:|--:|")
+    for kind, number in (("apart", 60), ("alike", 60), ("apart", 40), ("apart", 100)):
+        sizes, better = [], {gain: [] for gain in (0.0, 0.4, 0.6)}
+        for one in range(rounds):
+            random = np.random.default_rng([seed, one, number])
+            with tempfile.TemporaryDirectory() as folder:
+                families = judged_families(made_rows(kind, number, random), Path(folder))
+            sizes.append((len(families), len(set(families))))
+            for gain, found in better.items():
+                base, tuned, _ = Answers(len(families), 0.2, gain).draw(random)
+                found.append(paired_test(base.mean(1), tuned.mean(1), families).verdict == "better")
+        rows = f"{np.mean([s[0] for s in sizes]):.0f} ({np.mean([s[1] for s in sizes]):.0f})"
+        for gain, found in better.items():
+            share = wilson(found)
+            ends = f"{share.value:.1%} ({100 * share.low:.1f}–{100 * share.high:.1f})"
+            print(f"| {number} {kind} | {100 * gain:+.0f} | {rows} | {ends} |", flush=True)
+
+
+DAYS = ["Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"]
+NAMES = [
+    "Chen",
+    "Emil",
+    "Ada",
+    "Noor",
+    "Ivan",
+    "Lucia",
+    "Omar",
+    "Greta",
+    "Kofi",
+    "Mina",
+    "Paul",
+    "Rosa",
+    "Sven",
+    "Tara",
+    "Umar",
+    "Vera",
+]
+TOPICS = ["security", "hiring", "budget", "travel", "design", "support", "legal", "sales"]
+FORMS = (
+    "Meet {n} on {d} at {h} {m} to talk about {t}.", "{d} {h} {m}: {n} comes by, it is about {t}.",
+    "Could you book {n} for {t} on {d}, {h} {m}?", "Please set up {t} with {n}, {d} at {h} {m}.",
+)  # fmt: skip
+PLAIN = [f"{a}{b}{c}" for a in "bdfgklmnprst" for b in "aeiou" for c in ("n", "r", "st", "lk", "mp")]
+
+
+def made_rows(kind: str, number: int, random: np.random.Generator) -> list[dict[str, str]]:
+    """Rows that share no words ("apart"), or appointments written in four forms ("alike")."""
+    if kind == "apart":
+        texts = [" ".join(random.choice(PLAIN, 12)) for _ in range(number)]
+        return [{"prompt": text, "completion": str(random.choice(TOPICS))} for text in texts]
+    rows = []
+    for _ in range(number):
+        name, day, topic = (str(random.choice(words)) for words in (NAMES, DAYS, TOPICS))
+        hour, half = int(random.integers(1, 12)), str(random.choice(["am", "pm"]))
+        prompt = str(random.choice(FORMS)).format(n=name, d=day, h=hour, m=half, t=topic)
+        code = f"{day[:3].upper()}|{hour + 12 * (half == 'pm'):02d}:00|{name.upper()}|{topic.upper()}"
+        rows.append({"prompt": prompt, "completion": code})
+    return rows
+
+
+def judged_families(rows: list[dict[str, str]], folder: Path) -> list[int]:
+    """The families of the rows that judge, as `settle tune` splits rows and as its comparison counts them."""
+    path = folder / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    ledger = Ledger()
+    sources = find_sources([str(path)], None, folder, ledger)
+    collected = collect_rows(sources, RowSettings.model_validate({}), ledger, Events(), folder)
+    held_out = np.flatnonzero(collected.sides == HELD_OUT).tolist()
+    return row_families([collected.example(number) for number in held_out])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--half", choices=("dev", "judge"), default="dev")
+    parser.add_argument("--half", choices=("dev", "judge", "answers", "few"), default="dev")
     parser.add_argument("--rounds", type=int, default=1000)
+    parser.add_argument("--seed", type=int, default=1, help="of the answers")
     asked = parser.parse_args()
+    if asked.half == "answers":
+        print("| cell | better | worse | no different | too few | interval holds | anything better |")
+        print("|---|--:|--:|--:|--:|--:|--:|")
+        for cell in ANSWERS:
+            said_of_answers(cell, asked.rounds, asked.seed)
+        return
+    if asked.half == "few":
+        in_all(asked.rounds, asked.seed)
+        return
     print("| cell | false, one side | false, split | power, split | power, oracle |\n|---|--:|--:|--:|--:|")
     false, power = [], []
     for cell in DEV if asked.half == "dev" else JUDGE:

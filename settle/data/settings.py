@@ -54,7 +54,8 @@ class RowSettings(Settings):
         0.1,
         gt=0,
         le=0.5,
-        description="share of the rows that judges the result; half as many again select the weights",
+        description="share of the rows that judges the result; of few rows up to a third unless it is given; half of "
+        "the share again selects the weights",
     )
     held_out_from: Path | None = Field(None, description="judge the result on the rows of this file or folder instead")
     columns: ColumnSettings = ColumnSettings.model_validate({})

@@ -24,6 +24,8 @@ DROPPED, TRAIN, HELD_OUT, SELECTION = -1, 0, 1, 2
 SIDES = {TRAIN: "train", SELECTION: "selection", HELD_OUT: "held_out"}
 SELECTION_SHARE = 0.5  # of what is held out: an evaluation of the loop reads a quarter of it at most
 FEW = 50
+# of few rows as many judge as show a difference of 30 points in four cases of five, but no more than a third of them
+JUDGING_ROWS, MOST_JUDGING = 40, 1 / 3
 # more held-out text makes an evaluation no better, only the training set smaller
 MOST_HELD_OUT = 16 << 20
 # documents are kin, and stay on one side, well before they are near duplicates; where that makes one family of almost
@@ -53,21 +55,30 @@ def split_documents(documents: DocumentBuffer, remaining: np.ndarray, share: flo
     return Split(sides, families)
 
 
-def split_rows(texts: DocumentBuffer, prompts: np.ndarray, remaining: np.ndarray, share: float) -> Split:
+def judging_share(rows: int, share: float) -> float:
+    """The share of so many rows that judges, where a `share` is the usual one and nobody asked for another."""
+    return max(share, min(MOST_JUDGING, JUDGING_ROWS / max(1, rows)))
+
+
+def split_rows(
+    texts: DocumentBuffer, prompts: np.ndarray, remaining: np.ndarray, share: float, selecting: float | None = None
+) -> Split:
     """The side of each of R examples; `remaining` is bool (R,), the others are DROPPED. Neither a near duplicate nor
     another answer to the same prompt is on two sides.
 
     texts: what each example says. prompts: a hash of what each asks, uint64 (R,). A cluster goes to a side by the hash
-    of its text, so that an example stays on its side when others are added.
+    of its text, so that an example stays on its side when others are added. selecting: the share that selects; None:
+    half of `share`.
     """
     sides = np.where(remaining, TRAIN, DROPPED).astype(np.int8)
     number = int(remaining.sum())
     budget = max(1.0, share * number)
+    selecting = SELECTION_SHARE * share if selecting is None else selecting
     levels = row_clusters(texts, prompts)
     held_out, families = _first_clusters(levels, texts.hashes, remaining.astype(float), budget)
     if 0 < held_out.sum() < number:
         sides[held_out] = HELD_OUT
-        _select(sides, levels, texts.hashes, remaining.astype(float), max(1.0, SELECTION_SHARE * budget))
+        _select(sides, levels, texts.hashes, remaining.astype(float), max(1.0, selecting * number))
     return Split(sides, families)
 
 

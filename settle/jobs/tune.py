@@ -1,6 +1,6 @@
 """settle tune: fine-tune a pretrained model on a person's examples, and compare it with its base."""
 
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import ClassVar
 
 from settle.base.events import Say, Warn
@@ -10,7 +10,8 @@ from settle.data.rows.prepare import prepare_rows, prepared_rows
 from settle.evaluate.compare.candidate_pair import both_in_llamacpp, readers
 from settle.evaluate.compare.compare import CompareOptions, Comparison, report
 from settle.evaluate.compare.compare import compare as compare_models
-from settle.evaluate.compare.preferences import compare_preferences
+from settle.evaluate.compare.preferences import ACCURACY, compare_preferences
+from settle.evaluate.compare.sample_size import judgement
 from settle.evaluate.tasks import named
 from settle.jobs.job import Job
 from settle.jobs.proof_stages import proof, scores
@@ -77,8 +78,20 @@ def data(c: TuneContext) -> None:
         c.events.emit(Say(text=f"{text} as labels, in less time, and says how sure each answer is"))
 
 
+def judging(c: TuneContext) -> None:
+    """What the held-out rows can show at all, said before the run."""
+    settings = c.settings
+    found = judgement(c.corpus.examples(), settings.score, settings.compare_rows) if settings.compare else None
+    if found is None or c.record is not None:
+        return
+    if c.corpus.kind == "preference" and not settings.score:
+        found = replace(found, measure=ACCURACY)
+    c.judgement = asdict(found) | {"sentence": found.sentence}
+    c.events.emit((Warn if found.visible is None else Say)(text=found.sentence))
+
+
 def compare(c: TuneContext) -> None:
-    """The tuned model and its base on the held-out rows: better, no different, or worse."""
+    """The tuned model and its base on the held-out rows: better, worse, no different, or too few rows to tell."""
     c.figures["base"] = {
         "name": c.tuning.base_name,
         "sha256": c.tuning.base_sha256,
@@ -128,7 +141,7 @@ JOB = Job(
     TuneSettings,
     TuneContext,
     (
-        earlier_session, base, data, plan, build, scores, forecast, proof(again),
+        earlier_session, base, data, judging, plan, build, scores, forecast, proof(again),
         loop, judge, export, compare, result,
     ),
     is_shared=True,

@@ -35,6 +35,7 @@ class TuningContext(TrainingContext):
 
     settings: TuneSettings | DistillSettings
     corpus: RowCorpus = field(init=False)
+    judgement: dict[str, object] = field(default_factory=dict)  # what the rows that judge can show
 
     @property
     def tuning(self) -> Tuning:
@@ -87,7 +88,8 @@ def forecast(c: TuningContext) -> None:
     expected, of_ranks = _expected(c), rank_memory_figures(c)
     if c.settings.dry:
         previews = [preview.to_json() for preview in c.corpus.previews]
-        end_dry(c, {"plan": c.plan.to_json(), "forecast": expected.to_json(), "previews": previews, **of_ranks})
+        known = {"forecast": expected.to_json(), "judgement": c.judgement, "previews": previews}
+        end_dry(c, {"plan": c.plan.to_json(), **known, **of_ranks})
     else:
         begin(c, expected.to_json())
 

@@ -188,14 +188,15 @@ def _chats(ref: ModelRef, fewest: int) -> bool:
 
 
 def _is_specialist(ref: ModelRef) -> bool:
-    """Whether it was tuned on rows whose answers are compared exactly: labels, JSON, programs, calls."""
+    """Whether it was tuned on rows whose answers have a form: labels, codes, JSON, programs, calls."""
     run = Run.named(ref.name)
     try:
         result = run.result() if run else None
     except RunError:
         return False
-    measure = (result.comparison or {}).get("measure") if result else None
-    return measure is not None and measure != PROSE_MEASURE
+    comparison = (result.comparison if result else None) or {}
+    measure, beside = comparison.get("measure"), comparison.get("beside")
+    return measure is not None and (measure != PROSE_MEASURE or bool(beside))
 
 
 def _writes_text(folder: Path) -> bool:

@@ -15,14 +15,14 @@ from settle.base.statistics import (
     add_two_interval,
     bootstrap_mean,
     bootstrap_ratio,
-    holm,
+    in_order,
     paired_test,
     share_interval,
-    sign_tail,
     student_cdf,
     student_quantile,
     wilson,
 )
+from settle.base.statistics.sign_tests import sign_tail, unconditional_p
 
 FREEDOMS = (0.5, 1, 1.7, 2, 3, 4.4, 7, 10, 25.5, 100, 1e3, 1e5)
 
@@ -86,14 +86,14 @@ def test_the_interval_of_a_difference_of_shares_holds_and_no_verdict_is_false(n:
     wins, losses = np.array(pairs).T
     intervals = [add_two_interval(w, m, n) for w, m in pairs]
     low, high = (np.array([getattr(i, end) for i in intervals]) for end in ("low", "high"))
-    p_values = np.minimum(1, 2 * stats.binom.sf(np.maximum(wins, losses) - 1, wins + losses, 0.5))
+    p_values = np.array([unconditional_p(int(w), int(m), n) for w, m in pairs])
     better = (low > 0) & (p_values <= VERDICT_P)
     for differ in (0.02, 0.05, 0.1, 0.2, 0.4, 0.7, 1.0):
         for lean in (0.0, 0.5, 1.0):
             w, m = differ * (1 + lean) / 2, differ * (1 - lean) / 2
             chance = stats.multinomial.pmf(np.stack([wins, losses, n - wins - losses], 1), n, [w, m, 1 - w - m])
             assert chance[(low <= w - m) & (w - m <= high)].sum() >= 0.93
-            assert lean or chance[better].sum() <= 0.02
+            assert lean or chance[better].sum() <= 0.025
 
 
 def test_the_bootstrap_approaches_students_interval():
@@ -160,10 +160,10 @@ def test_a_clear_gain_and_a_clear_loss():
 
 
 def test_few_rows_prove_little():
-    assert paired_test([0] * 5, [1] * 5).verdict == "no different"
+    assert paired_test([0] * 5, [1] * 5).verdict == "too few rows to tell"
     assert paired_test([0] * 6, [1] * 6).verdict == "better"  # 2 of 64 ways
     alone = paired_test([0.3], [0.4])
-    assert alone.verdict == "no different" and alone.difference.low < -0.5 and alone.difference.high > 0.5
+    assert alone.verdict == "too few rows to tell" and alone.difference.low < -0.5 and alone.difference.high > 0.5
 
 
 def test_rows_that_never_differ_are_not_proof_of_equality():
@@ -192,7 +192,7 @@ def test_coverage_and_false_alarms(rows: int):
         base, equal = random.random(rows) < hard, random.random(rows) < hard
         found = paired_test(base, base + random.normal(0.1, 0.4, rows), resamples=400)
         missed += not found.difference.contains(0.1)
-        alarms += paired_test(base, equal, resamples=400).verdict != "no different"
+        alarms += paired_test(base, equal, resamples=400).is_shown
     assert missed <= 0.09 * rounds and alarms <= 0.07 * rounds
     assert missed >= 0.01 * rounds
 
@@ -224,11 +224,11 @@ def test_rows_of_one_family_are_no_independent_samples():
         kept = paired_test(np.zeros(200), differences, families, resamples=400)
         assert (kept.rows, kept.families) == (200, 20)
         missed += not kept.difference.contains(0.0)
-        alarms += kept.verdict != "no different"
+        alarms += kept.is_shown
         blindly += not paired_test(np.zeros(200), differences, resamples=400).difference.contains(0.0)
     assert missed <= 0.1 * rounds and alarms <= 0.1 * rounds and blindly >= 0.25 * rounds
     agreeing = paired_test(np.zeros(60), np.tile([1.0, 3.0], 30), np.repeat(np.arange(5), 12))
-    assert agreeing.p_value == 2 / 32 and agreeing.verdict == "no different"
+    assert agreeing.p_value == 2 / 32 and agreeing.verdict == "too few rows to tell"
     assert agreeing.difference.low < 0.5 and agreeing.difference.value == 2
 
 
@@ -237,13 +237,42 @@ def test_claims_of_one_report_are_corrected_together():
         return PairedTest(0.0, 1.0, Interval(1.0, 0.1, 2.0), p, 50, 30, 10, 50, p)
 
     def adjusted(deciding: list[float], others: list[float]) -> list[float]:
-        return [one.adjusted_p for one in holm([found(p) for p in deciding], [found(p) for p in others])]
+        return [one.adjusted_p for one in in_order([found(p) for p in deciding], [found(p) for p in others])]
 
     assert adjusted([0.03], []) == [0.03]
     assert adjusted([0.04, 0.02], []) == pytest.approx([0.04, 0.04])  # Holm's own: twice the smaller, then once
-    assert adjusted([0.03], [0.2, 0.3]) == pytest.approx([0.0375, 0.4, 0.4])  # four fifths are the first claim's
-    assert adjusted([0.3], [0.003, 0.3]) == pytest.approx([0.3375, 0.03, 0.3375])
-    assert [one.verdict for one in holm([found(0.045)], [found(0.2)])] == ["no different", "no different"]
+    assert adjusted([0.03], [0.02, 0.3]) == pytest.approx([0.03, 0.04, 0.3])  # the first claim has the whole error
+    assert adjusted([0.3], [0.003, 0.3]) == pytest.approx([0.3, 0.3, 0.3])  # not shown: nothing else is judged
+    tests = in_order([found(0.06)], [found(0.001)])
+    assert [one.verdict for one in tests] == ["no different", "no different"] and not tests[1].is_shown
+
+
+def test_a_verdict_waits_until_a_large_difference_is_ruled_out():
+    wide, narrow = paired_test([0, 1] * 10, [1, 0] * 10), paired_test([1] * 30, [1] * 30)
+    assert wide.possible > 0.2 and wide.verdict == "too few rows to tell" and not wide.is_shown
+    assert narrow.possible < 0.2 and narrow.verdict == "no different"
+    unbounded = paired_test([-3.0, 2.0] * 10, [2.0, -3.0] * 10)
+    assert not unbounded.is_share and unbounded.verdict == "no different" and wide.is_share
+
+
+@pytest.mark.parametrize(("wins", "losses", "rows"), [(5, 0, 20), (12, 4, 40), (30, 15, 150), (1, 8, 30)])
+def test_the_unconditional_test_is_suissas_and_shusters(wins: int, losses: int, rows: int):
+    """By all outcomes on a fine grid of how many rows differ; and never less sure than McNemar's exact test."""
+    w, m = np.array([(w, m) for w in range(rows + 1) for m in range(rows + 1 - w) if w + m]).T
+    extreme = (w - m) / np.sqrt(w + m) >= abs(wins - losses) / math.sqrt(wins + losses) - 1e-9
+    w, m = w[extreme], m[extreme]
+    most = 0.0
+    for differ in np.linspace(0.002, 1, 500):
+        outcomes = np.stack([w, m, rows - w - m], 1)
+        most = max(most, stats.multinomial.pmf(outcomes, rows, [differ / 2, differ / 2, 1 - differ]).sum())
+    found = unconditional_p(wins, losses, rows)
+    assert found == pytest.approx(2 * most, rel=2e-3) and found == unconditional_p(losses, wins, rows)
+    assert found <= stats.binomtest(wins, wins + losses).pvalue * 1.001
+    scores = [0.0] * wins + [1.0] * losses + [1.0] * (rows - wins - losses)
+    assert paired_test(scores, [1.0] * wins + [0.0] * losses + [1.0] * (rows - wins - losses)).p_value == found
+    assert unconditional_p(3, 3, 10) == 1 and unconditional_p(600, 500, 2000) == pytest.approx(
+        stats.binomtest(600, 1100).pvalue
+    )
 
 
 def test_reports_of_several_claims_are_rarely_wrong_anywhere():
@@ -252,7 +281,7 @@ def test_reports_of_several_claims_are_rarely_wrong_anywhere():
     wrong, rounds = 0, 400
     for _ in range(rounds):
         tests = [paired_test(np.zeros(40), random.normal(size=40), resamples=400) for _ in range(4)]
-        wrong += any(one.verdict != "no different" for one in holm(tests[:1], tests[1:]))
+        wrong += any(one.is_shown for one in in_order(tests[:1], tests[1:]))
     assert 0.01 * rounds < wrong <= 0.075 * rounds
 
 
@@ -287,6 +316,7 @@ class Counted(np.random.Generator):
 
 def test_resamples_are_drawn_in_parts_and_are_as_many_as_asked_for(monkeypatch: pytest.MonkeyPatch):
     from settle.base import statistics
+    from settle.base.statistics import sign_tests
 
     monkeypatch.setattr(statistics, "MOST_RESAMPLED", 400 * 30)
     random = Counted(0)
@@ -294,9 +324,9 @@ def test_resamples_are_drawn_in_parts_and_are_as_many_as_asked_for(monkeypatch: 
     assert random.rows == [400, 400, 200]
     monkeypatch.undo()
     assert in_parts == bootstrap_ratio(np.arange(30.0), np.ones(30), np.random.default_rng(np.random.PCG64(0)), 1000)
-    monkeypatch.setattr(statistics, "MOST_RESAMPLED", 400 * 30)
+    monkeypatch.setattr(sign_tests, "MOST_RESAMPLED", 400 * 30)
     random = Counted(0)
-    statistics._sign_flip(np.arange(1.0, 31.0), random, 1000)
+    sign_tests.sign_flip(np.arange(1.0, 31.0), random, 1000)
     assert random.rows == [400, 400, 200]
 
 
@@ -351,7 +381,7 @@ def test_one_large_family_leaves_one_degree_of_freedom():
     sums, counts = np.array([40.0, 1.0, -1.0]), np.array([100, 1, 1])
     family = np.repeat([0, 1, 2], counts)
     found = paired_test(np.zeros(102), (sums / counts)[family], family)
-    assert found.difference.high - found.difference.low < 1e3 and found.verdict == "no different"
+    assert found.difference.high - found.difference.low < 1e3 and found.verdict == "too few rows to tell"
     rest = sums - sums.sum() / 102 * counts
     assert found.difference.high > sums.sum() / 102 + math.sqrt((rest**2).sum() / 2) * math.sqrt(3) / 102
 

@@ -16,6 +16,7 @@ from settle.base.events import Event
 from settle.data.rows.batches import RowBatches, held_out_rows
 from settle.data.rows.prepare import RowCorpus, prepare_rows, prepared_rows
 from settle.data.settings import RowSettings
+from settle.data.split import judging_share
 from settle.data.tokenizer.byte_bpe import ByteBpeTokenizer
 from tests.records import into
 
@@ -79,7 +80,9 @@ def test_messages_are_supervised_to_the_token(tokenizer: ByteBpeTokenizer, chats
     assert corpus.kind == "chat" and corpus.template == tokenizer.chat_template
     assert supervised(corpus, tokenizer) == {f"{a}<|im_end|>" for _, a in pairs()}
     assert corpus.train.num_rows + corpus.selection.num_rows + corpus.held_out.num_rows == 90 == corpus.ledger["kept"]
-    assert 5 <= corpus.held_out.num_rows <= 9 and 3 <= corpus.selection.num_rows <= 5
+    assert 25 <= corpus.held_out.num_rows <= 30 and 3 <= corpus.selection.num_rows <= 5
+    asked = run(tokenizer, chats, held_out=0.1)
+    assert 5 <= asked.held_out.num_rows <= 9 and 3 <= asked.selection.num_rows <= 5
     assert corpus.ledger["layouts"]["chats.jsonl"] == {"layout": "messages", "columns": {"messages": "messages"}}
     assert not corpus.train.mask(0)[0]
     assert len(corpus.previews) == 5
@@ -499,3 +502,18 @@ def test_how_rows_were_understood_is_told(tokenizer: ByteBpeTokenizer, chats: Pa
         use = {"layout": "messages", "columns": {"messages": "messages"}, "labels": ""}
         assert told["layouts"] == {"chats.jsonl": use}
         assert sum(told[side]["rows"] for side in ("train", "selection", "held_out")) == 90 and told["notes"] == []
+
+
+@pytest.mark.parametrize(("rows", "judged"), [(9, 3), (60, 20), (120, 40), (399, 40), (400, 40), (5000, 500)])
+def test_of_few_rows_as_many_judge_as_can_show_something(rows: int, judged: int) -> None:
+    assert round(judging_share(rows, 0.1) * rows) == judged
+
+
+def test_one_row_is_too_few_and_rows_that_are_alike_are_not_told_apart(
+    tokenizer: ByteBpeTokenizer, tmp_path: Path
+) -> None:
+    row = {"prompt": "What colour is the sea?", "completion": "Blue, mostly."}
+    with pytest.raises(DataError, match="^1 row is too few: training, selection and test need rows of their own"):
+        run(tokenizer, write(tmp_path / "one.jsonl", [row]))
+    with pytest.raises(DataError, match="^2 rows are too few: "):
+        run(tokenizer, write(tmp_path / "two.jsonl", [row, {"prompt": "And the sun?", "completion": "Yellow."}]))

@@ -49,7 +49,7 @@ def test_a_demanded_call_that_nobody_needs(tmp_path, setting):
     (finding,) = CHECK.detect(subject)
     assert finding.details["needless"] and "Hello, who are you?" in finding.evidence[0]
     proof = prove(CHECK.trial(finding, subject, tmp_path), tmp_path / "m.jsonl", Events())
-    assert (proof.state, proof.verified, proof.guards.verdict) == ("proven", True, "no different")
+    assert (proof.state, proof.verified, proof.guards.verdict) == ("proven", True, "too few rows to tell")
     assert f'"{setting}"' in CHECK.fix(finding, subject).command
 
 

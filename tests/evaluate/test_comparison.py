@@ -18,17 +18,14 @@ from settle.data.layouts import Example
 from settle.evaluate.compare import candidate_pair
 from settle.evaluate.compare.answer_changes import most_changed
 from settle.evaluate.compare.candidate import Answer, Model, Reading
-from settle.evaluate.compare.cases import asking, case, cases
+from settle.evaluate.compare.cases import PIECE, TEXT_BLOCKS, asking, case, cases, text_pieces
 from settle.evaluate.compare.compare import (
     LONGEST_ANSWER,
-    PIECE,
     SHORTEST_ANSWER,
-    TEXT_BLOCKS,
     CompareOptions,
     Comparison,
     compare,
     longest_answer,
-    text_pieces,
 )
 from settle.evaluate.compare.forgetting import (
     OPENINGS,
@@ -42,6 +39,7 @@ from settle.evaluate.compare.forgetting import (
     losses,
 )
 from settle.evaluate.compare.instructions import INSTRUCTIONS
+from settle.evaluate.compare.sample_size import judgement
 from settle.library.reference import ModelRef
 from settle.model.source import Source
 from tests.records import into
@@ -85,12 +83,25 @@ def test_a_headline_says_the_verdict_by_how_much_and_how_surely() -> None:
     )
     loss = replace(WHOLE, measure="loss", is_share=False, score=OPEN)
     assert loss.headline == (
-        "no different from base: loss 0.250 → 0.300 on 50 rows, +0.050 (95 %: -0.100 to +0.200), p = 0.300"
+        "no different from base: loss 0.250 → 0.300 on 50 rows, +0.050 (95 %: -0.100 to +0.200), p = 0.300; up to "
+        "0.200 better or 0.100 worse is not ruled out; about 700 more rows would show as much as was measured"
+    )
+    same = replace(WHOLE, score=OPEN).headline
+    assert same.startswith("no different from base: exact match 25.0 % → 30.0 %")
+    assert same.endswith(
+        "; up to 20 points better or 10 points worse is not ruled out; about 700 more rows would show 5 points"
+    )
+    short = replace(OPEN, families=6, is_share=True, difference=Interval(0.17, -0.29, 0.54))
+    assert replace(WHOLE, score=short).headline == (
+        "too few rows to tell (6) whether it is better than base: exact match 25.0 % → 30.0 % on 50 rows, +17.0 points "
+        "(95 %: -29.0 to +54.0), p = 0.300; up to 54 points better or 29 points worse is not ruled out; about 840 "
+        "more rows would show 5 points"
     )
     few = replace(WHOLE, score=replace(test(0.2, 0.7, (0.1, 0.75), 0.03), adjusted_p=0.06))
     assert few.headline.endswith(
         "+50.0 points (95 %: +10.0 to +75.0), p = 0.030; too few rows differ to rule out chance, which shows as much "
-        "with p = 0.03, 0.06 beside the other claims: a verdict takes 0.04 or less"
+        "with p = 0.03, 0.06 beside the other claims: a verdict takes 0.05 or less; up to 75 points better is not "
+        "ruled out; about 3,400 more rows would show 5 points"
     )
     assert replace(WHOLE, margin=test(0.0, 0.5, (0.4, 0.6), 0.001)).headline.endswith(
         "; reward margin +0.500 (95 %: +0.400 to +0.600)"
@@ -108,13 +119,16 @@ def test_every_score_has_its_row() -> None:
         ["KL from the base", "", "0.150", "", "+0.120 to +0.200", ""],
     ]
     assert len(Comparison("base", "tuned", "exact match", True, CLEAR).rows()) == 1
+    unseen = replace(WHOLE, score=OPEN, beside={"token F1": CLEAR})
+    assert [row[-1] for row in unseen.rows()[:3]] == ["no different", "", ""], "only the deciding score is judged"
 
 
 def test_notes_say_what_a_reader_should_know() -> None:
     assert WHOLE.notes() == [
         "the time had room for 50 of 60 rows",
         "the 50 rows are 40 families of rows that are alike, resampled whole",
-        "the verdicts on 3 scores are corrected together (Holm)",
+        "exact match decides, which was chosen before any model answered; the other scores are judged only where it "
+        "shows a difference, and are corrected together (Holm)",
         "2 other runs were judged on the same rows: the best of several is partly luck, so judge the one that you keep "
         "on fresh rows, with `settle eval --rows`",
         "forgot some: on 1536 tokens written by base itself, the loss rose by +0.200 nats per token, KL 0.150",
@@ -159,7 +173,7 @@ def test_all_claims_are_corrected_and_stay_where_they_were() -> None:
     assert done.margin is not None and done.instructions is not None
     found = [done.score, done.margin, *done.beside.values(), done.instructions]
     assert [one.tuned for one in found] == [1, 2, 3, 4, 5] and list(done.beside) == ["a", "b"]
-    assert all(one.adjusted_p > one.p_value for one in found[1:])
+    assert [one.adjusted_p for one in found] == pytest.approx([0.02, 0.02, 0.09, 0.09, 0.09])
     few = replace(WHOLE, instructions=None).corrected()
     assert few.instructions is None and few.margin is None and few.forgot is LOST
 
@@ -315,6 +329,34 @@ def test_rows_instructions_and_what_was_forgotten_are_all_asked_of_both() -> Non
     assert plain.instructions is None and plain.forgot is not None
 
 
+class Varied(Words):
+    """Answers `right` to the questions of some numbers, and `no` to all others."""
+
+    def answers(self, cases: Any, max_tokens: int, on_progress: Any, temperature: float = 0.0) -> list[Answer]:
+        return [Answer(self.answer if int(c.question.split()[1]) in self.right else "no") for c in cases]
+
+    right: frozenset[int] = frozenset()
+
+
+def test_rows_of_one_family_count_once_in_the_comparison() -> None:
+    """Forty rows that answer ten prompts: what is right, is right of all four."""
+    rows = [
+        chat(f"question {number} {'abcdefghij'[number] * 9}", f"answer {n} yes")
+        for number in range(10)
+        for n in range(4)
+    ]
+    base, tuned = Varied(-0.5, "no", "base"), Varied(-2.0, "yes", "tuned")
+    tuned.right = frozenset(range(5))
+    found = compared(
+        base,
+        tuned,
+        [replace(row, messages=[row.messages[0], chat("", "yes").messages[1]]) for row in rows],
+        only_rows=True,
+    )
+    assert (found.score.rows, found.score.wins, found.score.families) == (40, 20, 10)
+    assert found.verdict == "too few rows to tell" and found.score.p_value == 2 / 2**5
+
+
 def test_without_time_only_rows_are_asked_and_the_rest_is_said() -> None:
     base, tuned = Words(-0.5, "no", "base", chats=True), Words(-2.0, "yes", "tuned", chats=True)
     found = compared(base, tuned, seconds=0.0)
@@ -342,3 +384,27 @@ def test_plain_text_is_scored_by_minus_its_bits() -> None:
     assert found.measure == "minus bits per byte" and not found.is_share and heard[-1]["what"] == "tuned reads"
     with pytest.raises(DataError, match="nothing to compare on"):
         compared(base, tuned, [Example("text", text=" ")])
+
+
+def test_what_rows_can_show_is_said_before_any_model_answers() -> None:
+    rows = [chat(f"{'abcdefghijklmnopqrst'[n] * 30} {n}", f"yes {n}") for n in range(20)]
+    found = judgement(rows, None, 200)
+    assert found is not None and (found.measure, found.rows, found.families) == ("exact match", 20, 20)
+    assert found.visible is not None and 0.3 < found.visible < 0.5
+    assert found.sentence == (
+        "20 rows judge the result, by exact match: a difference of 47 points or more would be seen in four cases of "
+        "five"
+    )
+    few = judgement(rows[:4], "f1", 200)
+    assert (
+        few is not None
+        and few.visible is None
+        and few.sentence
+        == (
+            "4 rows judge the result, by token F1: too few to show any difference, which takes 6 or more that are not "
+            "alike"
+        )
+    )
+    alike = judgement([row for row in rows for _ in range(2)], None, 200)
+    assert alike is not None and alike.sentence.startswith("40 rows in 20 families of like ones judge the result")
+    assert judgement([Example("text", text="t")], None, 200) is None

@@ -58,7 +58,11 @@ def test_json():
     assert score("json", '{"b": [1, 3], "a": 1}', nearly[1]) == 1
     assert score("json", '{"a": 1} and more', '{"a": 1}') == 0 == score("json:valid", '{"a": }', "{}")
     assert score("json:valid", "[]", '{"a": 1}') == 1
-    assert [task.want for task in Json().beside()] == ["values", "valid"] and not Json(want="values").beside()
+    assert [task.want for task in Json().beside()] == ["values", "valid"] and not Json(want="valid").beside()
+    assert [task.want for task in Json(want="values").beside()] == ["match", "valid"]
+    assert score("json", '{"a": 1, "more": 2}', '{"a": 1}') == 0, "what was not asked for counts as wrong"
+    assert score("json:values", '{"a": 1, "more": 2}', '{"a": 1}') == pytest.approx(2 / 3)
+    assert score("json:values", "[1, 2, 3, 4]", "[1]") == pytest.approx(2 / 5)
     assert score("json", "{}", "{}") == 1 and score("json", '{"a": true}', '{"a": 1}') == 0
 
 
@@ -122,6 +126,24 @@ def test_choice(references, name):
     assert type(best_suited(wanted(*references))).__module__.endswith(f".{name}")
 
 
+@pytest.mark.parametrize(
+    ("references", "title", "beside"),
+    [
+        ([f"WED|{h:02}:00|CHEN|SECURITY" for h in range(20)], "token F1", ["exact match"]),
+        (["WED|08:00|CHEN|SECURITY", "FRI|09:00|ADA|HIRING"] * 10, "exact match", ["token F1"]),  # two labels
+        ([f"Chen Wei {n}" for n in range(20)], "exact match", ["token F1"]),
+        ([f"$1,234,567.{n:02}" for n in range(20)], "exact match", ["token F1"]),  # a number is one thing
+        (['{"day": 1, "at": 8, "who": "Ada", "why": "x"}'] * 9, "JSON values", ["JSON match", "valid JSON"]),
+        ([json.dumps({"day": n}) for n in range(9)], "JSON match", ["JSON values", "valid JSON"]),
+        ([f"It leaves from platform {n} at noon, so be there in time." for n in range(9)], "token F1", []),
+    ],
+)  # fmt: skip
+def test_what_can_show_a_change_decides(references: list[str], title: str, beside: list[str]) -> None:
+    """Answers of several parts are judged by their parts, which move before the whole is right."""
+    task = best_suited(wanted(*references))
+    assert task.title == title and [other.title for other in task.beside()] == beside
+
+
 def test_rows_as_cases():
     turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
     call = {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "f", "arguments": {"x": 1}}}]}
@@ -143,8 +165,8 @@ def test_rows_as_cases():
 
 def test_answers_of_a_few_words_are_matched_exactly() -> None:
     exact = parts("evaluate/tasks")["exact"]
-    assert exact.suited(wanted("one two three four five six"))
-    assert exact.suited(wanted("one two three four five six seven")) is None
+    assert exact.suited(wanted("one two three"))
+    assert exact.suited(wanted("one two three four")) is None
     assert exact.suited(wanted("x" * 120)) and exact.suited(wanted("x" * 121)) is None  # some languages have no spaces
     label = "the first of two labels that are long {}"
     assert exact.suited(wanted(*[label.format(i % 2) for i in range(10)]))  # a label for every five rows

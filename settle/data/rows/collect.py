@@ -18,9 +18,11 @@ from settle.data.rows.read_rows import ExampleReader, RefusedRows
 from settle.data.settings import RowSettings
 from settle.data.split import (
     DROPPED,
+    SELECTION_SHARE,
     SIDES,
     TRAIN,
     are_few,
+    judging_share,
     row_clusters,
     split_given,
     split_rows,
@@ -97,7 +99,9 @@ def collect_rows(sources: Sources, settings: RowSettings, ledger: Ledger, events
     if kind == "text" and are_few(similar, remaining if given is None else remaining & ~given, share):
         spool, split = split_sections(similar, remaining, share, work, given)
     elif given is None:
-        split = split_rows(similar, np.array(prompts, np.uint64), remaining, share)
+        is_usual = kind != "text" and "held_out" not in settings.model_fields_set
+        judging = judging_share(int(remaining.sum()), share) if is_usual else share
+        split = split_rows(similar, np.array(prompts, np.uint64), remaining, judging, SELECTION_SHARE * share)
     else:
         levels = row_clusters(similar, np.array(prompts, np.uint64))
         split = split_given(similar, levels, remaining, given, share, by_rows=True)
@@ -144,11 +148,16 @@ def _refuse_one_sided(collected: CollectedRows, ledger: Ledger) -> None:
     for side, name in SIDES.items():
         if not (collected.sides == side).any():
             remaining = int((collected.sides != DROPPED).sum())
+            fix = "give more varied examples, or held-out ones of their own with --rows.held-out-from"
+            if remaining < len(SIDES):
+                rows = "1 row is" if remaining == 1 else f"{remaining} rows are"
+                needed = "training, selection and test need rows of their own"
+                raise DataError(f"{rows} too few: {needed} ({ledger.summary()})", fix)
             name = "training" if side == TRAIN else name.replace("_", "-")
             raise DataError(
-                f"no {name} rows are left of {remaining} once those nearly the same are kept on one side "
-                f"({ledger.summary()})",
-                "give more varied examples, or held-out ones of their own with --rows.held-out-from",
+                f"the {remaining} rows are too much alike: nearly the same rows are kept together, and none are left "
+                f"for {name} ({ledger.summary()})",
+                fix,
             )
 
 

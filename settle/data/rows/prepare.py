@@ -26,7 +26,7 @@ from settle.data.rows.write_rows import write_rows
 from settle.data.settings import RowSettings
 from settle.data.workspace import publish, workspace
 
-_VERSION = 4  # of everything below: a change in what it makes of the same input counts this up
+_VERSION = 5  # of everything below: a change in what it makes of the same input counts this up
 _PLAIN = "none"
 
 
@@ -145,6 +145,7 @@ def _template(tokenizer: Tokenizer, settings: RowSettings) -> tuple[ChatTemplate
 
 def _fingerprint(sources: Sources, settings: RowSettings, tokenizer: Tokenizer, template: ChatTemplate | None) -> str:
     choices = settings.model_dump(mode="json") | {"held_out_from": bool(sources.held_out), "template": None}
+    choices["held_out_is_asked"] = "held_out" in settings.model_fields_set
     if settings.piece_tokens is None:
         del choices["piece_tokens"]
     source = template.source if template else ""

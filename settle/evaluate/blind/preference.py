@@ -46,7 +46,7 @@ class Preference:
         if value < 0:
             one, two, value, low, high = two, one, -value, -high, -low
         figures = f"{two} has {value:.0f} more of 100 votes, 95 % interval {low:.0f} to {high:.0f}"
-        if self.test.verdict == "no different":
+        if not self.test.is_shown:
             return f"no difference is shown: {figures}"
         return f"{two} is preferred to {one}: {figures}"
 

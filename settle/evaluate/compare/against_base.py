@@ -6,7 +6,7 @@ from pathlib import Path
 
 from settle.base.errors import DataError, UsageError
 from settle.base.event_log import Events
-from settle.base.events import ResultReady
+from settle.base.events import ResultReady, Say
 from settle.base.files import read_bounded
 from settle.data.files import find_files
 from settle.data.layouts import Example
@@ -17,6 +17,7 @@ from settle.data.settings import ColumnSettings
 from settle.data.workspace import workspace
 from settle.evaluate.compare.candidate_pair import both_in_llamacpp, readers
 from settle.evaluate.compare.compare import CompareOptions, compare, report
+from settle.evaluate.compare.sample_size import judgement
 from settle.evaluate.tasks import named
 from settle.library.reference import ModelRef
 from settle.library.resolve import find_run, resolve_gguf
@@ -54,6 +55,8 @@ def compare_with_base(
         tuned = ModelRef(adapter.stem, "adapter", Source(adapter, "gguf", adapter.stem), base=tuned)
     base = resolve_gguf(against) if against else _base_of(name, tuned)
     examples = rows_of(questions.rows, events) if questions.rows else held_out(name)
+    if ahead := judgement(examples, questions.score, questions.limit):
+        events.emit(Say(text=ahead.sentence))
     familiar = [_text(questions.familiar)] if questions.familiar else None
     with both_in_llamacpp(base, tuned) as (ours, theirs):
         options = CompareOptions(questions.score, questions.limit, questions.max_tokens, familiar, questions.only_rows)

@@ -1,10 +1,14 @@
-"""Rows of a person's data as questions with the answer that is wanted."""
+"""Rows of a person's data as questions with the answer that is wanted, and plain text in pieces."""
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from settle.base.statistics import FEWEST_FAMILIES
 from settle.data.layouts import Example, Message
+
+PIECE = 400  # characters of plain text that count as a row
+TEXT_BLOCKS = 20  # that a text is cut into where there are too few of them to resample
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,21 @@ def cases(examples: Iterable[Example]) -> list[Case]:
 def asking(text: str, number: int = 0) -> Case:
     """A question of ours, to which no certain answer is wanted."""
     return Case(number, "", ({"role": "user", "content": text},), prompt=text)
+
+
+def text_pieces(texts: Sequence[str], families: Sequence[int]) -> list[tuple[str, int]]:
+    """The texts in pieces of PIECE characters, each with its family. Pieces of one text are one family; where there are
+    too few texts for that, of one stretch of it: what is shown then is about more of the same texts."""
+    pieces = [(i, at) for i, text in enumerate(texts) for at in range(0, len(text), PIECE) if text[at:].strip()]
+    stretch = 0
+    if len(set(families)) < FEWEST_FAMILIES:
+        stretch = max(PIECE, -(-sum(map(len, texts)) // TEXT_BLOCKS))
+    numbers: dict[tuple[int, int], int] = {}
+    out = []
+    for i, at in pieces:
+        family = numbers.setdefault((families[i], (i << 32) + at // stretch if stretch else 0), len(numbers))
+        out.append((texts[i][at : at + PIECE], family))
+    return [(piece, family) for piece, family in out if piece.strip()]
 
 
 def _reference(message: Message) -> str:

@@ -7,16 +7,16 @@ from dataclasses import dataclass, field, replace
 from settle.base.errors import DataError
 from settle.base.event_log import Events
 from settle.base.events import AnswerChange, AnswerChanges, Listing, Say
-from settle.base.statistics import FEWEST_FAMILIES, PairedTest, holm, paired_test
+from settle.base.statistics import FEWEST_FAMILIES, NO_DIFFERENT, TOO_FEW, PairedTest, in_order, paired_test
 from settle.data.layouts import Example
 from settle.data.rows.families import row_families
 from settle.evaluate.compare.answer_changes import most_changed
 from settle.evaluate.compare.candidate import Candidate, Model, Tokenizes
-from settle.evaluate.compare.cases import Case, asking, cases
+from settle.evaluate.compare.cases import Case, asking, cases, text_pieces
 from settle.evaluate.compare.forgetting import TEXTS, Forgetting, forgetting, from_texts, generated, losses
 from settle.evaluate.compare.in_time import TimeLeft, ask_in_time, on_progress, spread
 from settle.evaluate.compare.instructions import INSTRUCTIONS
-from settle.evaluate.compare.sample_size import unshown
+from settle.evaluate.compare.sample_size import still_possible, unshown
 from settle.evaluate.tasks import Task, best_suited, named
 
 ROWS = 200  # half of a change of ten points is seen with so many
@@ -24,8 +24,6 @@ INSTRUCTION_TOKENS = 160
 SHORTEST_ANSWER, LONGEST_ANSWER = 32, 512  # tokens, where no number was asked for
 # shares of the comparison's time for the rows, and of what is then left for what was forgotten
 ROWS_SHARE, FORGETTING_SHARE = 0.6, 0.3
-PIECE = 400  # characters of plain text that count as a row
-TEXT_BLOCKS = 20  # that a text is cut into where there are too few of them to resample
 
 
 @dataclass(frozen=True)
@@ -55,19 +53,20 @@ class Comparison:
 
     @property
     def verdict(self) -> str:
-        """better, no different or worse."""
-        if self.margin is None or self.score.verdict != "no different":
+        """better, worse, no different, or too few rows to tell."""
+        if self.margin is None or self.score.is_shown or not self.margin.is_shown:
             return self.score.verdict
         agree = self.score.difference.value * self.margin.difference.value >= 0
-        return self.margin.verdict if agree else "no different"
+        return self.margin.verdict if agree else NO_DIFFERENT
 
     @property
     def headline(self) -> str:
         """The verdict, by how much, and how likely chance alone would show as much, in a sentence."""
         s, unit = self.score, " points" if self.is_share else ""
-        text = (
-            f"{self.verdict} than {self.base}" if self.verdict != "no different" else f"no different from {self.base}"
-        )
+        text = {
+            NO_DIFFERENT: f"{NO_DIFFERENT} from {self.base}",
+            TOO_FEW: f"{TOO_FEW} ({s.families}) whether it is better than {self.base}",
+        }.get(self.verdict, f"{self.verdict} than {self.base}")
         text += f": {self.measure} {self._value(s.base)} → {self._value(s.tuned)} on {s.rows} rows"
         difference, low, high = map(self._signed, s.difference.ends)
         text += f", {difference}{unit} (95 %: {low} to {high})"
@@ -75,8 +74,10 @@ class Comparison:
         if self.margin is not None:
             ends = [f"{end:+.3f}" for end in self.margin.difference.ends]
             text += f"; reward margin {ends[0]} (95 %: {ends[1]} to {ends[2]})"
-        why = unshown(s) if self.verdict == "no different" else ""
-        return f"{text}; {why}" if why else text
+        if self.verdict in (NO_DIFFERENT, TOO_FEW):
+            text += unshown(s) and f"; {unshown(s)}"
+            text += f"; {still_possible(s.difference, s.families, self.is_share, 'rows')}"
+        return text
 
     def to_json(self) -> dict[str, object]:
         """For result.json."""
@@ -103,9 +104,14 @@ class Comparison:
         """measure, base, tuned, difference, 95 % interval, verdict: one line a score."""
         rows = [self._row(self.measure, self.score, self.is_share)]
         rows += [self._row("reward margin", self.margin, False)] if self.margin is not None else []
-        rows += [self._row(name, score, True) for name, score in self.beside.items()]
+        others = dict(self.beside)
         if self.instructions is not None:
-            rows.append(self._row("instructions followed", self.instructions, True))
+            others["instructions followed"] = self.instructions
+        is_shown = any(score.is_shown for score in self._claims()[0])
+        rows += [
+            self._row(name, score, True)[: None if is_shown else -1] + [""] * (not is_shown)
+            for name, score in others.items()
+        ]
         if self.forgot is not None:
             rows.append(self._row("loss on familiar text", self.forgot.loss, False)[:-1] + [""])
             kl = self.forgot.kl
@@ -119,12 +125,15 @@ class Comparison:
         if score.families < FEWEST_FAMILIES:
             out.append(
                 f"{score.families} independent rows are too few for any verdict: give {FEWEST_FAMILIES} or more, with "
-                "--rows or --rows.held-out"
+                "--rows or --rows.held-out-from"
             )
         elif score.families < score.rows:
             out.append(f"the {score.rows} rows are {score.families} families of rows that are alike, resampled whole")
-        if (claims := len(self._claims()[0]) + len(self._claims()[1])) > 1:
-            out.append(f"the verdicts on {claims} scores are corrected together (Holm)")
+        if self._claims()[1]:
+            out.append(
+                f"{self.measure} decides, which was chosen before any model answered; the other scores are judged only "
+                "where it shows a difference, and are corrected together (Holm)"
+            )
         if self.judged_before:
             runs = "1 other run was" if self.judged_before == 1 else f"{self.judged_before} other runs were"
             out.append(
@@ -152,7 +161,7 @@ class Comparison:
 
     def corrected(self) -> "Comparison":
         """The same with the p-values of all its claims corrected together."""
-        tests = iter(holm(*self._claims()))
+        tests = iter(in_order(*self._claims()))
         return replace(
             self,
             score=next(tests),
@@ -315,21 +324,6 @@ def _read(readers: tuple[Model, Model], rows: Sequence[Example], limit: int, eve
     )
     score = paired_test(before, after, [family for _, family in chosen])
     return Comparison(base=base.name, tuned=tuned.name, measure="minus bits per byte", is_share=False, score=score)
-
-
-def text_pieces(texts: Sequence[str], families: Sequence[int]) -> list[tuple[str, int]]:
-    """The texts in pieces of PIECE characters, each with its family. Pieces of one text are one family; where there are
-    too few texts for that, of one stretch of it: what is shown then is about more of the same texts."""
-    pieces = [(i, at) for i, text in enumerate(texts) for at in range(0, len(text), PIECE) if text[at:].strip()]
-    stretch = 0
-    if len(set(families)) < FEWEST_FAMILIES:
-        stretch = max(PIECE, -(-sum(map(len, texts)) // TEXT_BLOCKS))
-    numbers: dict[tuple[int, int], int] = {}
-    out = []
-    for i, at in pieces:
-        family = numbers.setdefault((families[i], (i << 32) + at // stretch if stretch else 0), len(numbers))
-        out.append((texts[i][at : at + PIECE], family))
-    return [(piece, family) for piece, family in out if piece.strip()]
 
 
 def _forgotten(

@@ -4,24 +4,31 @@ Legend: n rows, D draws, G different values.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from statistics import NormalDist
 
 import numpy as np
 
-from settle.base.statistics import VERDICT_P, PairedTest
+from settle.base.statistics import VERDICT_P, Interval, PairedTest, two_sided_z
+from settle.data.layouts import Example
+from settle.data.rows.families import row_families
+from settle.evaluate.compare.cases import cases
+from settle.evaluate.compare.in_time import spread
+from settle.evaluate.tasks import best_suited, named
 
 POWER = 0.8  # how often a difference that can be seen is seen
 NOISE = 0.2  # share of rows, beside the difference itself, that one of two candidates gets right and the other does not
 MOST_ROWS = 5_000  # more rows than anybody gives
 DRAWS = 400
 HARDLY = 0.05  # chance below which asking the rest is not worth its time
+SMALL = (0.05, 0.1, 0.2, 0.4)  # differences of two shares that more rows are offered to show: the first that they can
 
 
 def unshown(test: PairedTest) -> str:
     """Why a difference is not shown although its interval leaves out zero, for people; empty where it is shown, and
     where the interval holds zero."""
-    if test.verdict != "no different" or test.difference.low <= 0 <= test.difference.high:
+    if test.is_shown or test.difference.low <= 0 <= test.difference.high:
         return ""
     corrected = f", {test.adjusted_p:.2g} beside the other claims" if test.adjusted_p > test.p_value else ""
     return (
@@ -41,6 +48,72 @@ def smallest_visible(rows: int, error: float) -> float | None:
         middle = (low + high) / 2
         low, high = (low, middle) if sign_test_power(rows, middle, error) >= POWER else (middle, high)
     return high
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What rows can show, known before anything is measured. measure: the score that decides; families: of rows that
+    are independent of each other; visible: the smallest difference that they show in four cases of five, None where
+    they cannot show any."""
+
+    measure: str
+    rows: int
+    families: int
+    visible: float | None
+
+    @property
+    def sentence(self) -> str:
+        """For people, before the run."""
+        number = f"{self.rows:,} row{'s' if self.rows != 1 else ''}"
+        if self.families < self.rows:
+            number += f" in {self.families:,} families of like ones"
+        text = f"{number} judge{'s' if self.rows == 1 else ''} the result, by {self.measure}"
+        if self.visible is None:
+            least = next(n for n in range(1, MOST_ROWS) if smallest_visible(n, VERDICT_P) is not None)
+            return f"{text}: too few to show any difference, which takes {least} or more that are not alike"
+        return f"{text}: a difference of {100 * self.visible:.0f} points or more would be seen in four cases of five"
+
+
+def judgement(examples: Iterable[Example], score: str | None, limit: int) -> Judgement | None:
+    """What at most `limit` of these rows can show of two models that answer them, by the score named or the one that
+    suits them. None for plain text, which is compared by its loss."""
+    rows = list(examples)
+    questions = spread(cases(rows), limit)
+    if not questions:
+        return None
+    title = named(score).title if score else best_suited(questions).title
+    families = len(set(row_families([rows[case.number - 1] for case in questions])))
+    return Judgement(title, len(questions), families, smallest_visible(families, VERDICT_P))
+
+
+def still_possible(difference: Interval, families: int, is_share: bool, noun: str, error: float = VERDICT_P) -> str:
+    """Of a difference that is not shown: the largest, either way, that is not ruled out, and the cheapest next step."""
+    ends = abs(difference.low), abs(difference.high)
+    unit = " points" if is_share else ""
+    low, high = (f"{100 * end:.0f}" if is_share else f"{end:.3f}" for end in ends)
+    text = f"{high}{unit} better" if difference.high > 0 else ""
+    if difference.low < 0:
+        text += f"{' or ' if text else ''}{low}{unit} worse"
+    return f"up to {text} is not ruled out; {next_step(difference, families, is_share, noun, error)}"
+
+
+def next_step(difference: Interval, families: int, is_share: bool, noun: str, error: float = VERDICT_P) -> str:
+    """How many rows more would show a small difference, in four cases of five, at the spread of the interval measured
+    on `families` independent rows: 5 points, or the next of SMALL that so many rows as anybody gives can show. Of
+    scores without bounds, a difference as large as the one measured."""
+    if not math.isfinite(difference.high - difference.low):
+        return f"more {noun} would tell"
+    spread = (difference.high - difference.low) / 2 / two_sided_z(difference.level) * math.sqrt(families)
+    z = NormalDist().inv_cdf(1 - error / 2) + NormalDist().inv_cdf(POWER)
+    for size in SMALL if is_share else filter(None, [abs(difference.value)]):
+        needed = math.ceil(max((z * spread / size) ** 2, math.log2(2 / error))) - families
+        shown = f"{100 * size:.0f} points" if is_share else "as much as was measured"
+        if needed <= 0:
+            return f"these {noun} would show {shown} in four cases of five"
+        if needed <= MOST_ROWS:
+            digits = 1 - int(math.log10(needed)) if needed > 20 else 0
+            return f"about {round(needed, digits):,} more {noun} would show {shown}"
+    return f"more {noun} would hardly tell"
 
 
 def sign_test_power(rows: int, difference: float, error: float) -> float:

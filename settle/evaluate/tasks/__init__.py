@@ -13,6 +13,9 @@ from settle.base.registry import Part
 from settle.evaluate.compare.cases import Case
 
 MOST_OF = 0.9  # a task is chosen when this share of the wanted answers is made for it
+# of a usual wanted answer, from which on the share of them that is right decides: all or nothing hardly moves before
+# every part is right, and shows less
+PARTS = 4
 _NUMBER = re.compile(r"[-+]?\$?\d[\d,]*\.?\d*%?")
 
 
@@ -83,6 +86,11 @@ def same(answer: str, wanted: str) -> bool:
         return True
     ours, theirs = _number(answer), _number(wanted)
     return ours is not None and theirs is not None and math.isclose(ours, theirs, rel_tol=1e-9)
+
+
+def is_number(text: str) -> bool:
+    """Whether a text is a number and nothing else."""
+    return _number(text) is not None
 
 
 def _number(text: str) -> float | None:

@@ -4,10 +4,9 @@ from collections.abc import Sequence
 from typing import ClassVar, Self
 
 from settle.evaluate.compare.cases import Case
-from settle.evaluate.tasks import MOST_OF, Task, same, share
-from settle.evaluate.tasks.f1 import F1
+from settle.evaluate.tasks import PARTS, Task, same, share
+from settle.evaluate.tasks.f1 import F1, are_short, num_parts
 
-SHORT = 6  # words
 LABELS = 20
 
 
@@ -25,7 +24,9 @@ class Exact(Task):
 
     @classmethod
     def suited(cls, cases: Sequence[Case]) -> Self | None:
-        """Answers of a few words, or a few labels that come again and again."""
-        short = share([len(c.reference.split()) <= SHORT and len(c.reference) <= 20 * SHORT for c in cases])
+        """A few labels that come again and again, or short answers that are one thing: a name, a number, a word."""
         labels = len({c.reference for c in cases})
-        return cls() if short >= MOST_OF or (labels <= LABELS and labels * 5 <= len(cases)) else None
+        if labels <= LABELS and labels * 5 <= len(cases):
+            return cls()
+        is_whole = share([num_parts(c.reference) < PARTS for c in cases]) > 0.5
+        return cls() if is_whole and are_short(cases) else None

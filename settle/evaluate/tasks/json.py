@@ -8,17 +8,18 @@ from typing import ClassVar, Literal, Self
 from pydantic import Field
 
 from settle.evaluate.compare.cases import Case
-from settle.evaluate.tasks import MOST_OF, Task, same, share
+from settle.evaluate.tasks import MOST_OF, PARTS, Task, same, share
 
+Want = Literal["match", "values", "valid"]
 _FENCE = re.compile(r"```(?:json)?\s*\n(.*?)```", re.S)
 
 
 class Json(Task):
     """Share of answers in which every value is right and at its place. With `values` the share of values that are
-    (F1 over all places); 0 when the answer is no JSON."""
+    (F1 over all places), which decides where the wanted answers have several; 0 when the answer is no JSON."""
 
     rank: ClassVar[int] = 2
-    want: Literal["match", "values", "valid"] = Field(
+    want: Want = Field(
         "match", description="equal the wanted answer; the share of its values that are right; or only be valid JSON"
     )
 
@@ -35,13 +36,17 @@ class Json(Task):
         return right if self.want == "values" else float(right == 1.0)
 
     def beside(self) -> Sequence[Task]:
-        return (Json(want="values"), Json(want="valid")) if self.want == "match" else ()
+        names: tuple[Want, ...] = () if self.want == "valid" else ("match", "values", "valid")
+        return [Json(want=name) for name in names if name != self.want]
 
     @classmethod
     def suited(cls, cases: Sequence[Case]) -> Self | None:
         """Objects and lists: a bare number is JSON too, and is better matched as text."""
         values = [value_in(c.reference) for c in cases]
-        return cls() if share([f is not None and isinstance(f[0], dict | list) for f in values]) >= MOST_OF else None
+        if share([f is not None and isinstance(f[0], dict | list) for f in values]) < MOST_OF:
+            return None
+        has_parts = share([f is not None and len(list(_leaves(f[0]))) >= PARTS for f in values]) > 0.5
+        return cls(want="values" if has_parts else "match")
 
     @classmethod
     def from_value(cls, value: str) -> Self:

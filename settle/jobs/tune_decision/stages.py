@@ -9,7 +9,7 @@ import numpy as np
 from settle.base.errors import UsageError
 from settle.base.events import Progress, Say, Warn
 from settle.base.files import write_json
-from settle.base.statistics import VERDICT_P, PairedTest, holm, paired_test
+from settle.base.statistics import NO_DIFFERENT, TOO_FEW, VERDICT_P, PairedTest, holm, paired_test
 from settle.data.decisions.corpus import DecisionCorpus, open_decisions, prepare_decisions
 from settle.data.decisions.encode import DecisionEncoder
 from settle.data.decisions.prompt import DECISION_TYPE
@@ -206,7 +206,8 @@ def _right(shares: np.ndarray, targets: np.ndarray) -> list[float]:
 def _comparison(tests: dict[str, PairedTest]) -> dict[str, object]:
     """Better only where it is better than both: what is no better than one class for all decides nothing."""
     verdicts = {test.verdict for test in tests.values()}
-    verdict = "worse" if "worse" in verdicts else "no different" if "no different" in verdicts else "better"
+    not_better = [word for word in ("worse", TOO_FEW, NO_DIFFERENT) if word in verdicts]
+    verdict = not_better[0] if not_better else "better"
     tuned = next(iter(tests.values()))
     beside = "; ".join(
         f"{name} {test.base:.1%} (difference {test.difference.value:+.1%}, {test.difference.low:+.1%} to "
@@ -214,6 +215,6 @@ def _comparison(tests: dict[str, PairedTest]) -> dict[str, object]:
         for name, test in tests.items()
     )
     headline = f"{verdict}: right on {tuned.tuned:.1%} of {tuned.rows} held-out rows, {beside}"
-    reasons = {name: why for name, test in tests.items() if verdict == "no different" and (why := unshown(test))}
+    reasons = {name: why for name, test in tests.items() if not test.is_shown and (why := unshown(test))}
     headline += "".join(f"; beside the {name} {why}" for name, why in reasons.items())
     return {"verdict": verdict, "headline": headline, "tests": {name: test.to_json() for name, test in tests.items()}}

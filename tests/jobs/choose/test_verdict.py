@@ -37,7 +37,7 @@ def test_the_cheapest_that_is_not_behind_is_taken():
 
 
 def test_it_says_when_it_cannot_tell_and_how_many_rows_would():
-    _, _, verdict = decided([0] * 10 + [1] * 20, [1] * 5 + [0] * 5 + [1] * 20)
+    _, _, verdict = decided([0] * 10 + [1] * 20, [1] * 4 + [0] * 6 + [1] * 20)
     assert not verdict.is_shown and verdict.more and "cannot tell" in verdict.sentence
     # two rows of thirty are as likely chance, and the cheaper way is taken
     _, _, verdict = decided([0] * 10 + [1] * 20, [1] * 2 + [0] * 8 + [1] * 20)

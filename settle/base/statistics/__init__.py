@@ -11,6 +11,8 @@ from dataclasses import asdict, dataclass, replace
 from statistics import NormalDist
 from typing import TYPE_CHECKING
 
+from settle.base.statistics.sign_tests import MOST_RESAMPLED, sign_flip, unconditional_p
+
 if TYPE_CHECKING:
     import numpy as np
 
@@ -18,12 +20,10 @@ LEVEL = 0.95  # of the intervals of what was measured
 FORECAST_LEVEL = 0.8  # of the intervals of what is forecast
 RESAMPLES = 10_000
 FEWEST_FAMILIES = 6  # of which all agreeing have a p-value below that of a verdict
-MOST_ENUMERATED = 14  # differing rows up to which every assignment of signs is enumerated
-MOST_RESAMPLED = 1 << 22  # resampled rows in memory at once
 MOST_VALUES = 16  # different ones up to which resamples are drawn by how often each value comes
-# of a verdict: a false one shall come in 2.5 % a side at most, and skewed differences take up to half a percent of that
-VERDICT_P = 0.04
-DECIDING_SHARE = 0.8  # of the error of a report, for the claims that it was made for
+VERDICT_P = 0.05  # of a verdict: 2.5 % a side
+TELLING = 0.2  # difference of two shares that rows have to rule out for "no different", or they are too few to tell
+NO_DIFFERENT, TOO_FEW = "no different", "too few rows to tell"
 
 
 @dataclass(frozen=True)
@@ -245,8 +245,8 @@ def _resampled(sums: "np.ndarray", counts: "np.ndarray", random: "np.random.Gene
 class PairedTest:
     """Two models scored on the same rows. base, tuned: mean scores; difference: tuned minus base; wins, losses: rows on
     which the tuned model scored more, or less. p_value: the chance of so large a difference, either way, were both
-    equally good; adjusted_p: corrected for the other claims of the same report, see `holm`. families: how many
-    independent groups the rows are.
+    equally good; adjusted_p: corrected for the other claims of the same report, see `in_order`. families: how many
+    independent groups the rows are. is_share: all scores are from 0 to 1.
     """
 
     base: float
@@ -258,14 +258,29 @@ class PairedTest:
     losses: int
     families: int
     adjusted_p: float
+    is_share: bool = False
 
     @property
     def verdict(self) -> str:
-        """better, worse or no different: both the interval and the corrected p-value must say so."""
+        """better or worse, where both the interval and the corrected p-value say so; otherwise no different, or too few
+        rows to tell where a large difference is still possible."""
         is_clear = self.adjusted_p <= VERDICT_P
         if is_clear and self.difference.low > 0:
             return "better"
-        return "worse" if is_clear and self.difference.high < 0 else "no different"
+        if is_clear and self.difference.high < 0:
+            return "worse"
+        is_wide = self.is_share and self.possible > TELLING
+        return TOO_FEW if is_wide or self.families < FEWEST_FAMILIES else NO_DIFFERENT
+
+    @property
+    def is_shown(self) -> bool:
+        """Whether one is shown to be better than the other."""
+        return self.verdict in ("better", "worse")
+
+    @property
+    def possible(self) -> float:
+        """The largest difference, either way, that the interval does not rule out."""
+        return max(self.difference.high, -self.difference.low)
 
     def to_json(self) -> dict[str, float | int | str | None]:
         difference = self.difference.to_json()
@@ -285,9 +300,10 @@ def paired_test(
 
     Families are resampled whole (Field and Welsh 2007), since rows that are alike are right or wrong together. The
     interval is corrected for skewness, which a rare large loss makes; of answers that are right or wrong, on rows that
-    stand for themselves, it is `add_two_interval`. The p-value comes from flipping the signs of the
-    families' sums, which is exact for any number of them where differences are symmetric under the null (Fisher 1935):
-    an interval from a handful of rows that happen to agree would claim too much.
+    stand for themselves, it is `add_two_interval`, and the p-value that of `unconditional_p`. Elsewhere the p-value
+    comes from flipping the signs of the families' sums, which is exact for any number of them where differences are
+    symmetric under the null (Fisher 1935): an interval from a handful of rows that happen to agree would claim too
+    much.
     """
     import numpy as np
 
@@ -297,13 +313,15 @@ def paired_test(
     sums, counts = np.bincount(family, differences), np.bincount(family)
     random = np.random.default_rng(seed)
     wins, losses = int((differences > 0).sum()), int((differences < 0).sum())
+    p_value: float | None = None
     if len(sums) == len(differences) and set(np.unique(differences)) <= {-1.0, 0.0, 1.0}:
-        difference = add_two_interval(wins, losses, len(differences))
+        difference, p_value = add_two_interval(wins, losses, len(differences)), unconditional_p(wins, losses, len(sums))
     elif np.ptp(sums / counts) <= 1e-12 * np.abs(differences).max():
         difference = _unanimous(float(differences.mean()), len(sums))
     else:
         difference = _skew_corrected(sums, counts, bootstrap_ratio(sums, counts, random, resamples))
-    p_value = _sign_flip(sums, random, resamples)
+    if p_value is None:
+        p_value = sign_flip(sums, random, resamples)
     return PairedTest(
         base=float(before.mean()),
         tuned=float(after.mean()),
@@ -314,6 +332,7 @@ def paired_test(
         losses=losses,
         families=len(sums),
         adjusted_p=p_value,
+        is_share=bool(min(before.min(), after.min()) >= 0 and max(before.max(), after.max()) <= 1),
     )
 
 
@@ -327,23 +346,27 @@ def add_two_interval(wins: int, losses: int, rows: int, level: float = LEVEL) ->
     return Interval((wins - losses) / rows, max(-1.0, middle - half), min(1.0, middle + half), level)
 
 
-def holm(deciding: Sequence[PairedTest], others: Sequence[PairedTest] = ()) -> list[PairedTest]:
-    """All tests of one report, with p-values that are corrected together: the chance of one false verdict or more among
-    them is that of one test alone (Holm 1979, with weights).
-
-    deciding: the claims that the report was made for, which share most of the error; the others share the rest, and
-    whatever is shown passes its share on to those that are left.
-    """
-    tests = [*deciding, *others]
-    weights = [(DECIDING_SHARE if others else 1.0) / len(deciding)] * len(deciding)
-    weights += [(1 - DECIDING_SHARE) / len(others)] * len(others) if others else []
-    order = sorted(range(len(tests)), key=lambda i: tests[i].p_value / weights[i])
-    adjusted, largest, left = list(tests), 0.0, 1.0
-    for i in order:
-        largest = max(largest, min(1.0, tests[i].p_value * left / weights[i]))
+def holm(tests: Sequence[PairedTest]) -> list[PairedTest]:
+    """All tests, with p-values that are corrected together: the chance of one false verdict or more among them is that
+    of one test alone (Holm 1979)."""
+    order = sorted(range(len(tests)), key=lambda i: tests[i].p_value)
+    adjusted, largest = list(tests), 0.0
+    for rank, i in enumerate(order):
+        largest = max(largest, min(1.0, tests[i].p_value * (len(tests) - rank)))
         adjusted[i] = replace(tests[i], adjusted_p=largest)
-        left -= weights[i]
     return adjusted
+
+
+def in_order(deciding: Sequence[PairedTest], others: Sequence[PairedTest] = ()) -> list[PairedTest]:
+    """All tests of one report, corrected so that the chance of one false verdict or more is that of one test alone.
+
+    deciding: the claims that the report was made for, chosen in advance: they have the whole error. others: the rest,
+    which are judged only where a deciding claim is shown, and then have the whole error again (a fixed sequence;
+    Maurer, Hothorn and Lehmacher 1995).
+    """
+    first = holm(deciding)
+    gate = min((test.adjusted_p for test in first), default=1.0)
+    return [*first, *(replace(test, adjusted_p=max(gate, test.adjusted_p)) for test in holm(others))]
 
 
 def _skew_corrected(sums: "np.ndarray", counts: "np.ndarray", resampled: Interval) -> Interval:
@@ -371,30 +394,3 @@ def _unanimous(mean: float, n: int) -> Interval:
     """
     unseen, most = 1 - (1 - LEVEL) ** (1 / n), max(1.0, abs(mean))
     return Interval(mean, mean - unseen * (most + mean), mean + unseen * (most - mean))
-
-
-def sign_tail(tosses: int, heads: int) -> float:
-    """The chance that a fair coin shows so many heads or more."""
-    return sum(math.comb(tosses, k) for k in range(max(0, heads), tosses + 1)) / (1 << tosses)
-
-
-def _sign_flip(sums: "np.ndarray", random: "np.random.Generator", resamples: int) -> float:
-    """The chance of so large a total of `sums` (G,), or a larger one, in either direction, were every sign a coin's."""
-    import numpy as np
-
-    sizes = np.abs(sums[sums != 0])
-    if not len(sizes):
-        return 1.0
-    observed = abs(float(sums.sum())) - 1e-9 * float(sizes.sum())
-    if np.ptp(sizes) <= 1e-12 * sizes.max():
-        chance = sign_tail(len(sizes), math.ceil((observed / float(sizes[0]) + len(sizes)) / 2))
-    elif len(sizes) <= MOST_ENUMERATED:
-        signs = np.arange(1 << len(sizes))[:, None] >> np.arange(len(sizes)) & 1
-        chance = float((((2 * signs - 1) @ sizes) >= observed).mean())
-    else:
-        hits, each = 1, max(1, MOST_RESAMPLED // len(sizes))  # the data as it is counts as one assignment of signs
-        for begin in range(0, resamples, each):
-            signs = 2 * random.integers(0, 2, (min(each, resamples - begin), len(sizes)), dtype=np.int8) - 1
-            hits += int(((signs @ sizes) >= observed).sum())
-        chance = hits / (resamples + 1)
-    return min(1.0, 2 * chance)
