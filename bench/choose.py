@@ -390,8 +390,10 @@ MARGIN = 0.02
 
 def simulate(races: int, sizes: Sequence[int], split: str) -> None:
     """How often the right way is taken, and how often a false "better" is said, by the number of test questions."""
-    print("| truth | test questions | right | a dearer one | a cheaper one | cannot tell | false better |")
-    print("|---|--:|--:|--:|--:|--:|--:|")
+    print(
+        "| truth | test questions | right | a dearer one | a cheaper one | cannot tell | false better | up to holds |"
+    )
+    print("|---|--:|--:|--:|--:|--:|--:|--:|")
     for (scene, (shares, right)), size in itertools.product(SCENES[split].items(), sizes):
         counts = sum(_simulated(shares, right, size, seed) for seed in range(races))
         print(f"| {scene} | {size} | " + " | ".join(f"{share:.0%}" for share in counts / races) + " |", flush=True)
@@ -415,7 +417,11 @@ def _simulated(shares: Sequence[float], right: int, size: int, seed: int) -> np.
     shown = [(p.better, p.first + p.second - p.better) for p in outcome.pairs if p.better is not None]
     false = any(shares[better] <= shares[worse] for better, worse in shown)
     sure, taken = verdict.is_shown, verdict.chosen
-    return np.array([sure and taken == right, sure and taken > right, sure and taken < right, not sure, false], float)
+    dearer = [k for k in outcome.left if k > taken]  # how far one of them may be ahead is said, and is to hold
+    ahead = max((outcome.pair(k, taken).difference.high for k in dearer), default=1.0)
+    holds = all(shares[k] - shares[taken] <= ahead for k in dearer)
+    said = [sure and taken == right, sure and taken > right, sure and taken < right, not sure, false, holds]
+    return np.array(said, float)
 
 
 def main() -> None:

@@ -25,6 +25,7 @@ import numpy as np
 from settle.evaluate.compare.cases import Case
 from settle.evaluate.compare.race import Outcome, Race
 from settle.evaluate.tasks import best_suited, named
+from settle.jobs.pick.verdict import MARGIN
 
 SLACK = 0.02  # mean scores nearer than this are no mistake to confuse
 NEXT = r"\A\s*(\S{2})"  # the next two letters of a text, which the answer has to begin with
@@ -56,8 +57,8 @@ SCENES: dict[str, tuple[float, ...]] = {
 
 def simulate(races: int, sizes: list[int]) -> None:
     """A table of what a race claims where the truth is known."""
-    print("| truth | prompts | false claims | all best left | shown | answers saved | coverage |")
-    print("|---|--:|--:|--:|--:|--:|--:|")
+    print("| truth | prompts | false claims | all best left | shown | answers saved | coverage | alike | up to holds |")
+    print("|---|--:|--:|--:|--:|--:|--:|--:|--:|")
     for scene, shares in SCENES.items():
         for size in sizes:
             print(_row(scene, shares, size, [_raced(shares, size, seed) for seed in range(races)]), flush=True)
@@ -70,7 +71,21 @@ def _row(scene: str, shares: tuple[float, ...], size: int, outcomes: list[Outcom
     shown = np.mean([p.is_shown for o in outcomes for p in o.pairs])
     inside = np.mean([p.difference.contains(shares[p.first] - shares[p.second]) for o in outcomes for p in o.pairs])
     saved = np.mean([o.saved for o in outcomes])
-    return f"| {scene} | {size} | {false:.1%} | {kept:.1%} | {shown:.0%} | {saved:.0%} | {inside:.1%} |"
+    alike = [held for o in outcomes if (held := _bound_holds(o, shares)) is not None]
+    said, holds = len(alike) / len(outcomes), f"{np.mean(alike):.1%}" if alike else "–"
+    shares_of = f"{false:.1%} | {kept:.1%} | {shown:.0%} | {saved:.0%} | {inside:.1%} | {said:.0%} | {holds}"
+    return f"| {scene} | {size} | {shares_of} |"
+
+
+def _bound_holds(outcome: Outcome, truth: tuple[float, ...]) -> bool | None:
+    """Whether no model is further ahead of the one taken than is said, were the last of the models the smallest; None
+    where nothing is said of it."""
+    near = [k for k in outcome.left if outcome.means[outcome.leader] - outcome.means[k] <= MARGIN]
+    if len(near) < 2:
+        return None
+    taken, others = near[-1], [k for k in outcome.left if k != near[-1]]
+    ahead = max(outcome.pair(k, taken).difference.high for k in others)
+    return all(truth[k] - truth[taken] <= ahead for k in others)
 
 
 def _is_false(first: int, second: int, better: int | None, truth: tuple[float, ...]) -> bool:

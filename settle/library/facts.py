@@ -44,7 +44,8 @@ class Facts:
     model was trained for, in tokens. embeds: it gives vectors or scores, and writes nothing. ends: the ids of tokens
     that end an answer. fim: the ids of tokens around a gap to fill (pre, suf, mid) and between files (rep, sep), empty
     when the model has none. longest_token: bytes of a text that one token may stand for, 0 where that is not known.
-    decision: by what it answers typed questions, or None. controls: tokens that stand for no text.
+    decision: by what it answers typed questions, or None. controls: tokens that stand for no text. completes: it was
+    trained on plain text alone, whatever template its file has.
     """
 
     architecture: str
@@ -65,6 +66,7 @@ class Facts:
     longest_token: int = 0
     decision: DecisionKeys | None = None
     controls: tuple[str, ...] = ()
+    completes: bool = False
 
     @property
     def reranks(self) -> bool:
@@ -158,6 +160,7 @@ def _facts(path: Path, stamp: str) -> Facts:
         longest_token=_longest_token(meta, tokens),
         decision=read_decision(meta),
         controls=control_tokens(meta),
+        completes=bool(meta.get(PLAIN_TEXT_KEY)),
     )
 
 

@@ -17,7 +17,12 @@ from settle.base.words.sentences import WHY_FITS
 from settle.base.words.tones import TONES
 
 ORIGIN_STYLES = {"asked": "bold green", "recipe": "cyan", "derived": "blue", "measured": "magenta", "default": "dim"}
-COMPARED_STYLES = {"better": "bold green", "no different": "yellow", "worse": "bold red"}
+COMPARED_STYLES = {
+    "better": "bold green",
+    "no different": "yellow",
+    "too few rows to tell": "yellow",
+    "worse": "bold red",
+}
 TONE_STYLES = {"good": "green", "warn": "yellow", "bad": "red", "live": "cyan", "dim": "dim"}
 FIRST_WIDTH, TEXT_WIDTH = 24, 12  # columns that a text needs at least before it is folded
 

@@ -105,8 +105,9 @@ def test_answers_are_kept_by_what_a_file_holds(files, tmp_path, home):
 
 def test_without_wanted_answers_only_speed_is_known(files, home, capsys):
     code, result, err = run(capsys, "--prompts", files / "bare.jsonl", "--models", files / "base.gguf", "--context", 64)
-    assert code == 0 and result["models"][0]["score"] is None and result["verdict"] == "not measured"
-    assert "no wanted answers" in err
+    assert code == 3 and result["models"][0]["score"] is None and result["verdict"] == "not measured"
+    assert result["chosen"] is None and "→" not in err
+    assert err.index("no right answers are given") < err.index("measuring speed")
 
 
 def test_one_that_fails_is_named_and_a_stop_leaves_no_entry(files, home, capsys, monkeypatch):
@@ -138,7 +139,7 @@ def test_a_disk_that_fills_up_during_a_download_loses_nothing(files, home, capsy
     monkeypatch.setattr(candidates_module, "find_offer", lambda name: replace(real(name), fetch=fetch))
     given = ("--prompts", files / "bare.jsonl", "--models", "smollm2", "--models", files / "base.gguf", "--yes")
     code, result, err = run(capsys, *given, "--context", 64)
-    assert code == 0 and [model["name"] for model in result["models"]] == ["base"]
+    assert code == 3 and [model["name"] for model in result["models"]] == ["base"]
     assert "smollm2 is left out: it could not be downloaded" in err and "No space left" in err
     assert not [path for path in (home / "models").rglob("*") if path.is_file() and path.suffix == ".gguf"]
 

@@ -37,7 +37,8 @@ def test_no_different_takes_the_smaller_and_says_what_would_decide():
     shown = outcome([0.8, 0.78], [pair(0.02, -0.1, 0.14, more=900)], [0, 1])
     verdict = decide([BIG, SMALL], shown, "exact match", True)
     assert verdict.chosen is SMALL and not verdict.is_better
-    assert "the smallest of 2 that are no different" in verdict.sentence
+    assert "the smallest of 2 that are not shown to differ" in verdict.sentence
+    assert "; big may be up to 14 points ahead, and about 560 more prompts would show 5 points" in verdict.sentence
     assert (
         verdict.notes[0].startswith("big may be ahead by 14 points at most") and "900 more prompts" in verdict.notes[0]
     )
@@ -47,6 +48,7 @@ def test_a_clear_lead_that_is_not_decided_is_no_reason_for_the_smaller():
     shown = outcome([0.8, 0.6], [pair(0.2, -0.02, 0.4, more=25)], [0, 1])
     verdict = decide([BIG, SMALL], shown, "exact match", True)
     assert verdict.chosen is BIG and not verdict.is_better and "nothing is decided" in verdict.sentence
+    assert "; small may be up to 2 points ahead, and about " in verdict.sentence
     assert "small is not shown to be worse" in verdict.notes[0] and "25 more prompts" in verdict.notes[0]
 
 
@@ -54,13 +56,25 @@ def test_a_clear_lead_that_is_not_decided_is_no_reason_for_the_smaller():
     ("measured", "known", "says"),
     [
         ([], None, "no model is left"),
-        ([BIG, SMALL], None, "small is the fastest"),
+        ([BIG, SMALL], None, "no model is recommended: no right answers were given"),
         ([BIG, SMALL], outcome([0.0, 0.0], [pair(0.0, -0.2, 0.2)], [0, 1]), "none of the 2 models"),
         ([BIG], Outcome(["big"], [0.8], [40], [], [0], 40), "the only one"),
     ],
 )
 def test_other_ends(measured, known, says):
     assert says in decide(measured, known, "exact match", True).sentence
+
+
+def test_the_smallest_is_taken_though_another_is_faster():
+    quick = model("quick", 2.0, 50.0, 0.79)
+    known = Outcome(["quick", "small"], [0.79, 0.78], [40, 40], [pair(0.01, -0.1, 0.12)], [0, 1], 40)
+    assert decide([quick, SMALL], known, "exact match", True).chosen is SMALL
+
+
+def test_without_right_answers_no_model_has_the_arrow():
+    verdict = decide([BIG, SMALL], None, "", True)
+    assert verdict.chosen is None and "small is the fastest" in verdict.sentence
+    assert [row[0] for row in rows([BIG, SMALL], verdict, True)] == ["  big", "  small"]
 
 
 def test_the_table_begins_with_the_best_and_marks_the_one_to_take():

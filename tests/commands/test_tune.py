@@ -269,6 +269,7 @@ def test_dry_shows_rows_and_leaves_nothing(files, home, capsys):
     code, result, err = tune(capsys, files / "base.gguf", files / "rows.jsonl", "--dry")
     assert code == 0 and not list((home / "runs").iterdir())
     assert "tokens are learned" in err and "⟦return self." in err and "adapter.rank" in err
+    assert result["judgement"]["sentence"] in " ".join(err.split()) and result["judgement"]["rows"] > 0
     assert result["forecast"]["time"]["value"] > 0 and result["plan"]["tuning"]["adapter_name"] == "lora"
 
 

@@ -6,7 +6,7 @@ import pytest
 from settle.base.statistics import Interval, PairedTest, holm
 from settle.evaluate.compare.all_pairs import shaffer
 from settle.evaluate.compare.evidence import anytime_interval, evidence
-from settle.evaluate.compare.race import Race
+from settle.evaluate.compare.race import EARLY_SHARE, ERROR, Race
 from settle.evaluate.compare.sample_size import (
     chance_to_decide,
     more_rows,
@@ -134,3 +134,15 @@ def test_of_all_pairs_fewer_claims_can_be_false_at_once_than_there_are():
         corrected(3, 0.004, 0.005, 0.02),
         holm([PairedTest(0, 0, Interval(0, 0, 0), p, 9, 0, 0, 9, p) for p in (0.004, 0.005, 0.02)]), strict=True
     ))  # fmt: skip
+
+
+def test_a_bet_is_paid_for_in_both_directions():
+    """Who drops out early is shown by twice the evidence that one direction would take."""
+    pairs, early = 1, ERROR * EARLY_SHARE
+    wins = next(n for n in range(1, 60) if evidence([1.0] * n) >= pairs / early)
+    enough = next(n for n in range(1, 60) if evidence([1.0] * n) >= 2 * pairs / early)
+    assert wins < enough < 60
+    for rows, dropped in ((enough - 1, []), (enough, [1])):
+        race = Race(["a", "b"], range(200))
+        assert len(race.next_rows(rows)) == rows
+        assert race.record({0: [1.0] * rows, 1: [0.0] * rows}) == dropped

@@ -98,6 +98,7 @@ def test_what_a_task_asks_for():
 
 def facts(**known):
     defaults = {"embeds": False, "reranks": False, "decision": None, "context": 2048, "template": "{{ messages }}"}
+    defaults |= {"completes": False}
     return SimpleNamespace(**defaults | known)
 
 
@@ -146,7 +147,9 @@ def machine(monkeypatch):
         (here(), Needs(2048, must_take_it=True), ""),
         (here(), Needs(2049), ""),
         (here(facts=facts(template="")), Needs(64, turns=True), "no chat template"),
-        (here(facts=facts(template="")), Needs(64), ""),
+        (here(facts=facts(template="")), Needs(64), "completes text and was not taught to answer"),
+        (here(facts=facts(completes=True)), Needs(64), "completes text and was not taught to answer"),
+        (here(facts=facts(template=""), named=True), Needs(64), ""),
         (here(), Needs(64, turns=True, tools=True), "knows no tools"),
         (here(facts=facts(template="tools")), Needs(64, turns=True, tools=True), ""),
     ],
@@ -357,7 +360,7 @@ def test_what_is_asked_is_read_off_the_prompts(home, tmp_path):
     bare = written(tmp_path / "b.jsonl", *({"prompt": row["prompt"]} for row in pairs))
     seen = []
     asked = what_is_asked(PickSettings(task="x", prompts=bare), Events(listeners=[seen.append]))
-    assert asked.task is None and asked.max_tokens and "no wanted answers" in said(seen, Warn)[0]
+    assert asked.task is None and asked.max_tokens and "no right answers are given" in said(seen, Warn)[0]
     assert not asked.needs.must_take_it and asked.title == ""
     with pytest.raises(UsageError, match="no prompts are given"):
         what_is_asked(PickSettings(task="x"), Events())

@@ -16,6 +16,7 @@ from settle.base.errors import ResourceError, RunError
 from settle.base.event_log import Events
 from settle.base.files import write_json
 from settle.base.run import Run
+from settle.data.layouts import Example
 from settle.jobs import distill, training_stages, tune, tuning_stages
 from settle.jobs.distill import DistillContext, _layer_map, draft_prompts
 from settle.jobs.job import Job, find_job, follow, interrupt, sweep
@@ -465,3 +466,28 @@ def test_a_tuned_model_is_compared_on_rows_that_judge(home: Path, monkeypatch: p
     c.settings = c.settings.model_copy(update={"compare": False})
     tune.compare(c)
     assert len(corpus.sides) == 1
+
+
+@pytest.mark.parametrize(
+    ("number", "compares", "resumes", "said"),
+    [(20, True, False, "say"), (4, True, False, "warn"), (20, False, False, ""), (20, True, True, "")],
+)
+def test_what_the_rows_can_show_is_said_before_the_run(number: int, compares: bool, resumes: bool, said: str) -> None:
+    turns = [("user", "assistant") for _ in range(number)]
+    rows = [
+        Example("chat", [{"role": u, "content": f"{chr(97 + n) * 40} {n}"}, {"role": a, "content": f"yes {n}"}])
+        for n, (u, a) in enumerate(turns)
+    ]
+    heard: list[dict[str, Any]] = []
+    c = context(
+        tune.TuneContext,
+        TuneSettings(model="m", inputs=["x"], compare=compares),
+        events=Events(listeners=[into(heard)]),
+    )
+    c.corpus, c.judgement = SimpleNamespace(kind="chat", examples=lambda: rows), {}
+    c.record = {} if resumes else None
+    tune.judging(c)
+    assert [event["kind"] for event in heard] == ([said] if said else [])
+    if said:
+        assert c.judgement["measure"] == "exact match" and c.judgement["sentence"] == heard[0]["text"]
+        assert (c.judgement["visible"] is None) == (number == 4) and c.judgement["families"] == number

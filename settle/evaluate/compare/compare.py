@@ -76,7 +76,7 @@ class Comparison:
             text += f"; reward margin {ends[0]} (95 %: {ends[1]} to {ends[2]})"
         if self.verdict in (NO_DIFFERENT, TOO_FEW):
             text += unshown(s) and f"; {unshown(s)}"
-            text += f"; {still_possible(s.difference, s.families, self.is_share, 'rows')}"
+            text += f"; {still_possible(s.difference, s.rows, self.is_share, 'rows')}"
         return text
 
     def to_json(self) -> dict[str, object]:

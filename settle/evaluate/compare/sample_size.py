@@ -86,27 +86,24 @@ def judgement(examples: Iterable[Example], score: str | None, limit: int) -> Jud
     return Judgement(title, len(questions), families, smallest_visible(families, VERDICT_P))
 
 
-def still_possible(difference: Interval, families: int, is_share: bool, noun: str, error: float = VERDICT_P) -> str:
+def still_possible(difference: Interval, rows: int, is_share: bool, noun: str, error: float = VERDICT_P) -> str:
     """Of a difference that is not shown: the largest, either way, that is not ruled out, and the cheapest next step."""
-    ends = abs(difference.low), abs(difference.high)
-    unit = " points" if is_share else ""
-    low, high = (f"{100 * end:.0f}" if is_share else f"{end:.3f}" for end in ends)
-    text = f"{high}{unit} better" if difference.high > 0 else ""
-    if difference.low < 0:
-        text += f"{' or ' if text else ''}{low}{unit} worse"
-    return f"up to {text} is not ruled out; {next_step(difference, families, is_share, noun, error)}"
+    unit, least = (" points", 0.005) if is_share else ("", 0.0005)
+    sides = (("better", difference.high), ("worse", -difference.low))
+    ends = [f"{100 * end:.0f}{unit} {way}" if is_share else f"{end:.3f} {way}" for way, end in sides if end >= least]
+    return f"up to {' or '.join(ends)} is not ruled out; {next_step(difference, rows, is_share, noun, error)}"
 
 
-def next_step(difference: Interval, families: int, is_share: bool, noun: str, error: float = VERDICT_P) -> str:
-    """How many rows more would show a small difference, in four cases of five, at the spread of the interval measured
-    on `families` independent rows: 5 points, or the next of SMALL that so many rows as anybody gives can show. Of
-    scores without bounds, a difference as large as the one measured."""
+def next_step(difference: Interval, rows: int, is_share: bool, noun: str, error: float = VERDICT_P) -> str:
+    """How many rows more, like those measured, would show a small difference in four cases of five, at the spread that
+    the interval has: 5 points, or the next of SMALL that so many rows as anybody gives can show. Of scores without
+    bounds, a difference as large as the one measured."""
     if not math.isfinite(difference.high - difference.low):
         return f"more {noun} would tell"
-    spread = (difference.high - difference.low) / 2 / two_sided_z(difference.level) * math.sqrt(families)
+    spread = (difference.high - difference.low) / 2 / two_sided_z(difference.level) * math.sqrt(rows)
     z = NormalDist().inv_cdf(1 - error / 2) + NormalDist().inv_cdf(POWER)
     for size in SMALL if is_share else filter(None, [abs(difference.value)]):
-        needed = math.ceil(max((z * spread / size) ** 2, math.log2(2 / error))) - families
+        needed = math.ceil(max((z * spread / size) ** 2, math.log2(2 / error))) - rows
         shown = f"{100 * size:.0f} points" if is_share else "as much as was measured"
         if needed <= 0:
             return f"these {noun} would show {shown} in four cases of five"

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from settle.base.statistics import Interval, paired_test
 from settle.evaluate.compare.race import Outcome
+from settle.evaluate.compare.sample_size import next_step
 from settle.jobs.choose.ways import Measured
 
 ERROR = 0.05  # chance of any false "better" among all pairs of ways
@@ -63,12 +64,29 @@ def decide(
         return Verdict(chosen, False, sentence, weak + notes, pair.more)
     if chosen == 0:
         sentence = f"take {name}: it scores {value}, and nothing dearer is shown to be better"
+        sentence += _may_be_ahead(measured, outcome, chosen, dearer, is_share)
     else:
         nearest = max(range(chosen), key=lambda k: outcome.means[k])
         ahead = _range(outcome.pair(chosen, nearest).difference, is_share)
         sentence = f"take {name}: it scores {value}, ahead of {measured[nearest].name} by {ahead}"
-        sentence += ", and nothing dearer is shown to be better" if chosen < len(measured) - 1 else ""
+        if chosen < len(measured) - 1:
+            sentence += ", and nothing dearer is shown to be better"
+            sentence += _may_be_ahead(measured, outcome, chosen, dearer, is_share)
     return Verdict(chosen, True, sentence, weak + [_note(measured, outcome, chosen, k, is_share) for k in dearer])
+
+
+def _may_be_ahead(
+    measured: Sequence[Measured], outcome: Outcome, chosen: int, dearer: Sequence[int], is_share: bool
+) -> str:
+    """The most that a dearer way may still be ahead by, and the cheapest next step that would settle it; empty where
+    each is shown to be worse than another."""
+    if not dearer:
+        return ""
+    nearest = max(dearer, key=lambda k: outcome.pair(k, chosen).difference.high)
+    pair = outcome.pair(nearest, chosen)
+    step = next_step(pair.difference, pair.rows, is_share, "test questions", ERROR / len(outcome.pairs))
+    ahead = _points(max(0.0, pair.difference.high), is_share)
+    return f", but {measured[nearest].name} may be up to {ahead} ahead; {step}"
 
 
 def _note(measured: Sequence[Measured], outcome: Outcome, chosen: int, other: int, is_share: bool) -> str:

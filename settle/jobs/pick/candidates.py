@@ -248,9 +248,11 @@ def _unable(candidate: Candidate, facts: Facts, needs: Needs) -> str:
     """Why a file cannot do the task, or not here."""
     if needs.must_take_it and facts.context < needs.context:
         return f"it was trained for {facts.context:,} tokens, and {needs.context:,} are asked for"
-    takes_turns = facts.template or (candidate.ref and candidate.ref.adapter)
+    takes_turns = (facts.template and not facts.completes) or (candidate.ref and candidate.ref.adapter)
     if needs.turns and not takes_turns:
         return "it has no chat template, and some prompts are conversations"
+    if not takes_turns and not candidate.named:
+        return "it completes text and was not taught to answer; named with --models it is measured all the same"
     if needs.tools and facts.template and "tools" not in facts.template:
         return "its chat template knows no tools"
     return _unfit(candidate, needs)

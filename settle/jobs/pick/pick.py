@@ -66,7 +66,7 @@ class Asked:
 
 
 def pick(settings: PickSettings, events: Events) -> int:
-    """Runs the job; the exit code is 3 where no model is left. Raises SettleError."""
+    """Runs the job; the exit code is 3 where no model is recommended. Raises SettleError."""
     if settings.ledger:
         ledger.show(events)
         return 0
@@ -113,7 +113,8 @@ def what_is_asked(settings: PickSettings, events: Events) -> Asked:
     if task is None and prompts.are_answered:
         task = best_suited(prompts.cases)
     if task is None:
-        events.emit(Warn(text="the prompts have no wanted answers, so only speed and memory are measured"))
+        text = "no right answers are given: speed and memory are measured, and no model is recommended"
+        events.emit(Warn(text=f"{text}; give the wanted answer beside each prompt, or --score FILE.py"))
     tokens = settings.max_tokens or (None if prompts.are_answered else UNANSWERED_TOKENS)
     cases = prompts.cases
     needs = Needs(

@@ -39,7 +39,7 @@ def to_json(measured: Sequence[Measured], outcome: Outcome | None, verdict: Verd
     """All figures, for result.json."""
     return {
         "chosen": verdict.chosen.name if verdict.chosen else None,
-        "verdict": "better" if verdict.is_better else "no different" if outcome else "not measured",
+        "verdict": "better" if verdict.is_better else "not shown to differ" if outcome else "not measured",
         "why": verdict.sentence,
         "notes": list(verdict.notes),
         "measure": measure,

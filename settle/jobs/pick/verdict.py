@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from settle.base.statistics import Interval
-from settle.evaluate.compare.race import Outcome, Pair
+from settle.evaluate.compare.race import ERROR, Outcome, Pair
+from settle.evaluate.compare.sample_size import next_step
 from settle.jobs.pick.candidates import Candidate
 from settle.jobs.pick.measure import Taken
 
@@ -42,16 +43,16 @@ class Verdict:
 
 def decide(measured: Sequence[Measured], outcome: Outcome | None, measure: str, is_share: bool) -> Verdict:
     """The verdict. measured: in the order of the outcome's candidates. outcome: None where nothing says what a right
-    answer is: then the fastest is named, and that nobody knows how good it is."""
+    answer is: then none is recommended."""
     if not measured:
         return Verdict(None, False, "no model is left that could be measured")
     if outcome is None:
         fastest = max(measured, key=lambda m: m.taken.speed.median)
         sentence = (
-            f"{fastest.name} is the fastest; how well it answers was not measured, since nothing says which answers "
-            "are right"
+            "no model is recommended: no right answers were given, so how well they answer was not measured; "
+            f"{fastest.name} is the fastest"
         )
-        return Verdict(fastest, False, sentence, ["give the wanted answers beside the prompts, or --score FILE.py"])
+        return Verdict(None, False, sentence, ["give the wanted answers beside the prompts, or --score FILE.py"])
     best = outcome.means[outcome.leader]
     near = [k for k in outcome.left if best - outcome.means[k] <= MARGIN * (1.0 if is_share else abs(best))]
     chosen = min(near, key=lambda k: (measured[k].taken.peak_bytes, -measured[k].taken.speed.median))
@@ -86,9 +87,14 @@ def _undecided(
     value = _value(outcome.means[chosen], is_share)
     beside = f"{measure} {value}, beside {names} with {', '.join(_value(outcome.means[k], is_share) for k in others)}"
     if len(near) > 1:
-        sentence = f"take {measured[chosen].name}, the smallest of {len(near)} that are no different here: {beside}"
+        sentence = f"take {measured[chosen].name}, the smallest of {len(near)} that are not shown to differ: {beside}"
     else:
         sentence = f"take {measured[chosen].name} for now, though nothing is decided: {beside}"
+    nearest = max(others, key=lambda k: outcome.pair(k, chosen).difference.high)
+    pair = outcome.pair(nearest, chosen)
+    ahead = _signed(max(0.0, pair.difference.high), is_share)
+    step = next_step(pair.difference, pair.rows, is_share, "prompts", ERROR / len(outcome.pairs))
+    sentence += f"; {measured[nearest].name} may be up to {ahead} ahead, and {step}"
     notes = []
     for k in sorted(others, key=lambda k: -outcome.means[k]):
         pair = outcome.pair(k, chosen)

@@ -40,8 +40,11 @@ def test_it_says_when_it_cannot_tell_and_how_many_rows_would():
     _, _, verdict = decided([0] * 10 + [1] * 20, [1] * 4 + [0] * 6 + [1] * 20)
     assert not verdict.is_shown and verdict.more and "cannot tell" in verdict.sentence
     # two rows of thirty are as likely chance, and the cheaper way is taken
-    _, _, verdict = decided([0] * 10 + [1] * 20, [1] * 2 + [0] * 8 + [1] * 20)
+    _, outcome, verdict = decided([0] * 10 + [1] * 20, [1] * 2 + [0] * 8 + [1] * 20)
     assert (verdict.chosen, verdict.is_shown) == (0, True) and "may be ahead by" in verdict.notes[0]
+    high = round(100 * outcome.pair(1, 0).difference.high)
+    assert f"nothing dearer is shown to be better, but prompt may be up to {high} points ahead; " in verdict.sentence
+    assert verdict.sentence.endswith(" more test questions would show 5 points") and 15 <= high <= 25
     _, _, verdict = decided([0] * 30, [0] * 30)
     assert not verdict.is_shown and "no way got any" in verdict.sentence
 
