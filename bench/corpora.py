@@ -93,7 +93,6 @@ SOURCES = {
     "ruby": Source("libruby3.3", "usr/lib/ruby/**/*.rb", 230_000, "code, Ruby"),
     "prolog": Source("swi-prolog-core", "usr/lib/**/*.pl", 120_000, "code, Prolog"),
     # large, for runs of a million parameters and more
-    "erlang": Source("erlang-src", "usr/lib/**/*.erl", 9_000_000, "code, Erlang"),
     "boost": Source("libboost1.83-dev", "usr/include/**/*.hpp", 9_000_000, "code, C++"),
     "manuals_fr": Source("manpages-fr", "usr/share/man/**/*.gz", 9_000_000, "manual pages, French"),
 }  # fmt: skip
