@@ -1,6 +1,8 @@
+import json
 import math
 from collections import defaultdict
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ from settle.plan.loss_law import left_over, worth
 from settle.plan.ngrams import ORDER, chunks, ngram_curve, ngram_loss
 from settle.plan.outlook import CurveStart, Outlook
 
+RECORDED = Path(__file__).parents[2] / "bench" / "recorded"
 FACTS = CurveFacts(
     parameters=60_000,
     unique=10**9,
@@ -222,6 +225,26 @@ def test_beyond_what_was_recorded_nothing_is_said_of_more_tokens():
     most = recorded().further[-1][0]
     assert math.isnan(start.further([], ended, 1e5 * most).value)
     assert math.isfinite(start.further([], ended, 1e5).value)
+
+
+def test_a_recorded_run_whose_loss_rose_lies_in_what_was_expected_of_more_tokens():
+    """Nineteen passes over a small text, then sixty: no fit has read this run."""
+    row = json.loads((RECORDED / "repeated" / "italian-60k-settled-1.json").read_text())
+    facts = CurveFacts(
+        parameters=row["parameters"],
+        unique=row["unique"],
+        bytes_per_token=row["bytes"] / row["unique"],
+        vocab_size=row["vocabulary"],
+        tokens_per_step=row["loop"]["tokens_per_step"],
+        ngrams=[tuple(pair) for pair in row["ngrams"]],
+    )
+    probes = [Observation(e["tokens"], e["loss"], 0.4) for e in row["ends"] if e["kind"] == "probe"]
+    ended, later = (next(e for e in row["ends"] if e["tokens"] == tokens) for tokens in (1_566_720, 5_001_216))
+    trunk = [(tokens, loss) for tokens, loss, *_ in row["trunk"] if 0 < tokens <= ended["from"]]
+    start = CurveStart(facts, probes, 0.0, 0.0, 62_000, 0.2)
+    gain = start.further(trunk, Observation(ended["tokens"], ended["loss"], 0.2), later["tokens"] - ended["tokens"])
+    assert gain.contains(1 - later["loss"] / ended["loss"]) and 1 - later["loss"] / ended["loss"] < -0.04
+    assert gain.high < 0.05
 
 
 # --- n-grams ---
