@@ -23,6 +23,8 @@ from settle.library.facts import Use
 from settle.machine import num_threads
 
 STOP_SECONDS = 3.0
+LOAD_SECONDS, LOAD_BYTES_PER_SECOND = 60.0, 25e6  # of loading: a slow disk, a busy machine
+SPARE_BYTES = 3 << 30  # that a child may allocate beyond what it needs: stacks, batches, earlier prompts, grammars
 ENDING_SECONDS = 30.0  # llama.cpp writes why it fails from a thread of its own, after the child's stdout has ended
 STDERR_LINES, SHOWN_LINES = 200, 8  # of llama.cpp's output: remembered, and shown in an error
 
@@ -56,7 +58,8 @@ class Load:
     waiting: requests that may wait for a slot. prompt_cache_mib: memory for the beginnings of earlier prompts, beside
     what the slots hold. engine: a folder with the package of another version of llama.cpp, instead of the one that is
     installed. room: bytes of memory that the child holds at most, as far as pages of the model's file can go and be
-    read again; Linux only.
+    read again; Linux only. memory: bytes that it may allocate, mapped files aside, before it ends: a chat template is a
+    program, and llama.cpp runs it without limits; Linux only, and not where llama.cpp has a GPU.
     """
 
     path: Path
@@ -72,6 +75,7 @@ class Load:
     draft: Draft | None = None
     engine: Path | None = None
     room: int | None = None
+    memory: int | None = None
 
     def to_json(self) -> dict[str, object]:
         return dataclasses.asdict(self) | {
@@ -82,6 +86,11 @@ class Load:
             "alias": ALIAS,
             "engine": None,  # the child finds it by its path of modules
         }
+
+
+def load_seconds(num_bytes: int) -> float:
+    """How long a child of a server may take to load a file of that size."""
+    return LOAD_SECONDS + num_bytes / LOAD_BYTES_PER_SECOND
 
 
 class ChildProcess:
@@ -195,9 +204,10 @@ class ChildProcess:
 
     def _read_to_the_end(self, seconds: float) -> None:
         """Gives a process that is ending `seconds` to end by itself, and reads its stderr to the end."""
-        if self._process is not None:
+        process = self._process  # another thread may close it meanwhile
+        if process is not None:
             with contextlib.suppress(subprocess.TimeoutExpired):
-                self._process.wait(seconds)
+                process.wait(seconds)
                 self._drain.join(ENDING_SECONDS)
 
     def _read_stderr(self, stream: IO[bytes]) -> None:

@@ -4,7 +4,13 @@ from settle.base.errors import ResourceError
 from settle.library.facts import Metadata, bytes_per_token, longest_context
 from settle.machine import memory
 
+MEMORY_OVERHEAD = 1.15  # memory of a child ÷ weights and context: buffers for one batch
 LONGEST_UNASKED = 1 << 17  # tokens: a longer context must be asked for, since a file may claim any
+
+
+def needed_bytes(weights: int, context: int) -> int:
+    """Memory that a child needs. weights, context: bytes of its files, and of keys and values in all its slots."""
+    return int(MEMORY_OVERHEAD * (weights + context))
 
 
 def fitting_context(name: str, metadata: Metadata, asked: int | None, slots: int, beyond: bool = False) -> int:

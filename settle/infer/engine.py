@@ -8,11 +8,11 @@ from settle.formats.gguf import embeds, read_gguf
 from settle.formats.gguf.metadata import text
 from settle.formats.lora_gguf import read_lora, require_fit
 from settle.infer.child_model import ChildModel
-from settle.infer.child_process import Child, Draft, Load
+from settle.infer.child_process import SPARE_BYTES, Child, Draft, Load
 from settle.infer.client import LORA, LlamaClient
-from settle.infer.context import fitting_context
+from settle.infer.context import fitting_context, needed_bytes
 from settle.infer.template_check import require_sound_model
-from settle.library.facts import PLAIN_TEXT_KEY, TEMPLATE_KEY, Metadata
+from settle.library.facts import PLAIN_TEXT_KEY, TEMPLATE_KEY, Metadata, bytes_per_token
 
 
 class Engine(ChildModel[Child], LlamaClient):
@@ -64,7 +64,15 @@ class Engine(ChildModel[Child], LlamaClient):
         fitting = fitting_context(self.path.name, metadata, context, slots)
         if draft:
             require_same_tokens(weights.metadata, read_gguf(draft.path).metadata, (self.path.name, draft.path.name))
-        load = Load(self.path, fitting, slots, adapters, template or None, threads, draft=draft, engine=engine)
+        files = [self.path, *adapters, *([draft.path] if draft else [])]
+        per_token = bytes_per_token(metadata) * (2 if draft else 1)  # a draft keeps less than its model
+        needs = needed_bytes(sum(file.stat().st_size for file in files), fitting * slots * per_token)
+        load = Load(
+            *(self.path, fitting, slots, adapters, template or None, threads),
+            draft=draft,
+            engine=engine,
+            memory=needs + SPARE_BYTES,
+        )
         LlamaClient.__init__(self, Child(load, ready_seconds), metadata)
 
     def start(self) -> None:

@@ -114,6 +114,18 @@ def keep_within(room: int, path: str) -> None:
     runpy.run_path(str(MACHINE / "memory_room.py"))["keep_within"](room, path)
 
 
+def bound_memory(most: int) -> None:
+    """Let an allocation beyond so many bytes fail. A driver of a GPU allocates more than it takes: no bound there."""
+    import xllamacpp
+
+    gpus = [device for device in xllamacpp.get_device_info() if "GPU" in device["type"].name]
+    with contextlib.suppress(ImportError, ValueError, OSError):  # not on Windows
+        import resource
+
+        if not gpus:
+            resource.setrlimit(resource.RLIMIT_DATA, (most, most))
+
+
 def keep_memory_private() -> None:
     """A crash leaves no copy of the conversations on disk, and ends at once."""
     with contextlib.suppress(ImportError, ValueError, OSError):  # not on Windows
@@ -131,6 +143,8 @@ def main() -> None:
     threading.Thread(target=die_with_parent, daemon=True).start()
     if settings["room"] is not None:
         keep_within(settings["room"], settings["path"])
+    if settings["memory"] is not None:
+        bound_memory(settings["memory"])
     address = serve(settings)
     # The server installs handlers that wait for its loops to end; a client in mid-stream would hold them up.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)

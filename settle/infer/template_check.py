@@ -1,14 +1,22 @@
-"""Templates of a model are proved to end before llama.cpp runs them: it runs them while it loads, and has no limits."""
+"""Templates of a model are rendered in their fenced child before llama.cpp runs them: it runs them while it loads."""
 
 import functools
 from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 
-from settle.base.chat_template import ChatTemplate, TemplateFailure, TemplateGrammar, TemplateRunaway
+from settle.base.chat_template import (
+    ChatTemplate,
+    TemplateFailure,
+    TemplateGrammar,
+    TemplateObjection,
+    TemplateRunaway,
+)
 from settle.base.errors import EngineError
 from settle.library.facts import Metadata, templates
 
 GREETING = ({"role": "user", "content": "hello"},)
+_PARAMETERS = {"type": "object", "properties": {"place": {"type": "string"}}, "required": ["place"]}
+TOOLS = ({"type": "function", "function": {"name": "look", "description": "Look.", "parameters": _PARAMETERS}},)
 
 
 @functools.lru_cache(64)
@@ -19,12 +27,12 @@ def compiled(source: str) -> ChatTemplate:
 
 def require_end(
     source: str,
-    messages: Sequence[Mapping[str, object]] = GREETING,
+    messages: Sequence[Mapping[str, object]],
     tools: Sequence[Mapping[str, object]] = (),
     arguments: Mapping[str, object] = MappingProxyType({}),
 ) -> None:
-    """Renders a template in its fenced child: one that would not end there must not run in llama.cpp either. What a
-    template merely rejects llama.cpp may still know how to render. Raises TemplateRunaway, TemplateGrammar."""
+    """Render one request: a template that would not end there must not run in llama.cpp either. What else fails here
+    llama.cpp may still render: it fits messages to a template. Raises TemplateRunaway, TemplateGrammar."""
     try:
         compiled(source).render(messages, tools, add_generation_prompt=True, **arguments)
     except (TemplateRunaway, TemplateGrammar):
@@ -33,15 +41,35 @@ def require_end(
         pass
 
 
+@functools.lru_cache(64)
+def require_renders(source: str) -> None:
+    """Render a greeting, since what fails here and runs in llama.cpp is not known to end there. Only a template's own
+    `raise_exception` may refuse it, or one for tools where there are none. Raises TemplateFailure."""
+    template = compiled(source)
+    try:
+        template.render(GREETING, add_generation_prompt=True)
+    except TemplateObjection:
+        pass
+    except TemplateRunaway:
+        raise
+    except TemplateFailure as failure:
+        try:
+            template.render(GREETING, TOOLS, add_generation_prompt=True)
+        except TemplateRunaway:
+            raise
+        except TemplateFailure:
+            raise failure from None
+
+
 def require_sound_templates(name: str, sources: Iterable[str]) -> None:
-    """Raises EngineError for a model whose template does not parse or does not end."""
+    """Raise EngineError for a model with a template that does not parse, does not end or does not render."""
     for source in sources:
         try:
-            require_end(source)
+            require_renders(source)
         except TemplateFailure as e:
             raise EngineError(f"llama.cpp may not load {name}: {e.what}", "use another file of this model") from None
 
 
 def require_sound_model(name: str, metadata: Metadata) -> None:
-    """As `require_sound_templates`, for all templates of a GGUF file."""
+    """Check all templates of a GGUF file, as `require_sound_templates` does."""
     require_sound_templates(name, templates(metadata))

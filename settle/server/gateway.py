@@ -54,7 +54,8 @@ class Call:
 
     async def body(self, model: type[Body]) -> Body:
         """The body as an endpoint takes it. Raises ApiError."""
-        value = parse(await self.request.body() or b"{}")
+        raw = await self.request.body() or b"{}"
+        value = parse(raw) if len(raw) < LARGE_BODY else await asyncio.to_thread(parse, raw)
         if self.gateway.audit.prompts:
             self.record.prompt = value if isinstance(value, dict) else None
         return validated(model, value)
@@ -66,6 +67,7 @@ class Call:
         return entry
 
 
+LARGE_BODY = 1 << 20  # bytes that are parsed in a thread: others are answered meanwhile
 Handler = Callable[..., Awaitable[Response]]
 # the field of a body that holds what the model reads: the first of these that it has
 PROMPT_FIELDS = ("messages", "input", "state", "documents", "input_prefix", "prompt")

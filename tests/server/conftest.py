@@ -8,9 +8,10 @@ import io
 import json
 import sys
 import threading
+import time
 import traceback
 import urllib.parse
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -126,6 +127,14 @@ class Live:
     def run(self, work: Any) -> Any:
         """A coroutine in the server's own loop."""
         return asyncio.run_coroutine_threadsafe(work, self.loop).result(60)
+
+
+def until(condition: Callable[[], bool], seconds: float = 60) -> bool:
+    """Whether it holds before that many seconds are over."""
+    end = time.monotonic() + seconds
+    while not condition() and time.monotonic() < end:
+        time.sleep(0.02)
+    return condition()
 
 
 @contextlib.contextmanager

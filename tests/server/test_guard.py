@@ -16,12 +16,19 @@ from pathlib import Path
 import psutil
 import pytest
 
+from settle.base.chat_template import TemplateFailure
+from settle.infer.template_check import require_renders
 from settle.library.store import StoredModel, add_model, store
+from settle.machine import resident
+from settle.server.errors import ApiError
 from settle.server.guard.guard import Limits
+from settle.server.guard.http_protocol import MOST_PIPELINED
+from settle.server.models import model_loader, model_pool
 from settle.server.models.model_loader import PoolSettings
+from settle.server.requests.fields import parse
 from tests.base.bombs import COMPILED, REVIEW
 from tests.hostile import with_metadata
-from tests.server.conftest import KEY, ORIGIN, serving
+from tests.server.conftest import KEY, ORIGIN, serving, until
 
 CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "def f"}], "max_tokens": 2}
 
@@ -266,6 +273,7 @@ def test_too_many_requests(stocked):
         assert response.read(10)
         refused = server.ask("/v1/models")
         assert refused.status == 503 and refused.headers["retry-after"]
+        assert server.ask("/health").status == 200
         response.read()
         held.close()
         assert server.ask("/v1/models").status == 200
@@ -343,12 +351,37 @@ def test_bodies_of_millions_of_values(live, body):
     assert live.ask("/v1/chat/completions", body, method="POST").status == 413
 
 
+def test_a_body_of_too_much_is_refused_sooner_than_it_would_parse():
+    """The server answers nobody else meanwhile."""
+    body = b'{"a":[' + b'{"":1},' * (1 << 20) + b"1]}"
+    begin = time.process_time()
+    with pytest.raises(ApiError):
+        parse(body)
+    refused = time.process_time()
+    json.loads(body)
+    assert refused - begin < (time.process_time() - refused) / 2
+
+
+@pytest.mark.parametrize("path", [b"/health", b"/v1/models"], ids=["open", "without a key"])
+def test_requests_that_wait_for_no_answer_have_a_bound(live, path):
+    """One connection without a key made the server grow by 700 MB in fifteen seconds."""
+    request, sent = b"GET " + path + b" HTTP/1.1\r\nHost: localhost\r\n\r\n", 0
+    with socket.create_connection(("127.0.0.1", live.port), timeout=20) as wide, pytest.raises(OSError):
+        while sent < 64 << 20:
+            wide.sendall(request * 1000)
+            sent += len(request) * 1000
+    assert sent < 16 << 20  # what the two ends of the socket hold
+    with socket.create_connection(("127.0.0.1", live.port), timeout=20) as polite:
+        polite.sendall(request * MOST_PIPELINED)
+        answers = b""
+        while answers.count(b"HTTP/1.1 ") < MOST_PIPELINED:
+            answers += polite.recv(1 << 16) or pytest.fail("it was closed")
+
+
 def test_a_text_may_hold_any_number_of_brackets(live):
     text = '[{"\\,' * (1 << 18)
     answer = live.ask("/tokenize", {"model": "tiny", "content": text[: 1 << 19]})
     assert answer.status == 200
-    from settle.server.requests.fields import parse
-
     assert parse(json.dumps({"content": text}).encode()) == {"content": text}
 
 
@@ -448,14 +481,9 @@ BOMBS = {
 
 
 @pytest.mark.parametrize("bomb", BOMBS.values(), ids=BOMBS)
-def test_a_template_that_would_not_end(request, live, stocked, bomb):
+def test_a_template_that_would_not_end(model_with, live, bomb):
     """A bomb in a model's file costs its request, and nothing else; lists of models do not run it."""
-    folder = store() / "bomb"
-    folder.mkdir()
-    path = folder / "bomb.gguf"
-    path.write_bytes(_with_template((stocked / "models" / "tiny" / "tiny.gguf").read_bytes(), bomb))
-    add_model(StoredModel("bomb", "gguf", path, "ab" * 32, "test:bomb"))
-    request.addfinalizer(lambda: shutil.rmtree(folder))  # the home is shared
+    model_with("bomb", bomb)
     done = threading.Event()
     others: list[int] = []
 
@@ -477,6 +505,82 @@ def test_a_template_that_would_not_end(request, live, stocked, bomb):
     assert {one.json["error"]["code"] for one in refused} == {"template_runaway"}
     assert live.ask("/v1/chat/completions/input_tokens", CHAT | {"model": "bomb"}).status == 400
     assert psutil.Process().memory_info().rss - memory < 256 << 20
+
+
+LOOP = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
+BODY = "{% for m in messages %}{{ m.content }}{% endfor %}"
+DIVERGING = {  # what comes first fails in the sandbox, and not in llama.cpp
+    "append": "{% set l = [] %}{% set _ = l.append(1) %}",
+    "plus": "{% set q = 'a' + 1 %}",
+    "dunder": "{% set q = ''['__class__'] %}{% set q = q.__mro__ %}",
+    "none": "{% set q = none.x %}{% set q = q.y %}",
+    "deep": "{% macro f(n) %}{% if n > 0 %}{{ f(n-1) }}{% endif %}{% endmacro %}{{ f(400) }}",
+}
+
+
+@pytest.mark.parametrize("first", DIVERGING.values(), ids=DIVERGING)
+def test_a_template_that_fails_in_the_sandbox_is_not_run(model_with, live, first):
+    """llama.cpp would run what comes after, without end, while it loads the model."""
+    model_with("diverges", first + LOOP + BODY)
+    refused = live.ask("/v1/chat/completions", CHAT | {"model": "diverges"})
+    assert refused.json["error"]["code"] in ("template_runaway", "model_broken")
+    assert "chat template" in refused.json["error"]["message"]
+
+
+def test_a_template_may_object_by_its_own_words():
+    """llama.cpp's own conversations may be to its liking; a template for tools may need some."""
+    require_renders("{% if messages|length < 2 %}{{ raise_exception('a system message is needed') }}{% endif %}" + BODY)
+    require_renders("{% for tool in tools %}{{ tool.function.name }}{% endfor %}" + BODY)
+    with pytest.raises(TemplateFailure, match="iterable"):
+        require_renders("{% for tool in 7 %}{% endfor %}" + BODY)
+
+
+def test_a_child_that_hangs_while_it_loads_delays_no_other(model_with, stocked, monkeypatch):
+    """What only llama.cpp's own conversations show spins there: other models load, and the child ends with its last
+    client."""
+    monkeypatch.setattr(model_pool, "ABANDONED_SECONDS", 0.5)
+    model_with("spins", "{% if messages[0].content != 'hello' %}" + LOOP + "{% endif %}" + BODY)
+    with serving(stocked, PoolSettings(context=512, slots=1, threads=1)) as server:
+        waiting = server.open("/v1/chat/completions", CHAT | {"model": "spins"})
+        starting = server.gateway.backend.pool._loader.starting
+        assert until(lambda: any(child.pid for child in starting))
+        (child,) = starting
+        process = psutil.Process(child.pid)
+        assert server.ask("/v1/chat/completions", CHAT).status == 200
+        assert child in starting and process.is_running()
+        waiting.close()
+        assert until(lambda: not starting) and until(lambda: not process.is_running())
+        assert server.ask("/v1/chat/completions", CHAT).status == 200
+
+
+def test_a_child_that_fills_the_memory_is_ended(model_with, stocked, monkeypatch):
+    monkeypatch.setattr(model_loader, "SPARE_BYTES", 1 << 30)
+    bomb = "{% set n = namespace(x='aaaaaaaaaaaaaaaa') %}{% for i in range(30) %}{% set n.x = n.x ~ n.x %}{% endfor %}"
+    model_with("swells", "{% if messages[0].content != 'hello' %}" + bomb + "{{ n.x }}{% endif %}" + BODY)
+    with serving(stocked, PoolSettings(context=512, slots=1, threads=1, ready_seconds=20)) as server:
+        with ThreadPoolExecutor(1) as threads:
+            asked = threads.submit(server.ask, "/v1/chat/completions", CHAT | {"model": "swells"})
+            largest, starting = 0, server.gateway.backend.pool._loader.starting
+            while not asked.done():
+                largest = max([largest, *(resident(child.pid) for child in list(starting) if child.pid)])
+                time.sleep(0.02)
+        assert asked.result().status != 200
+        assert 0 < largest < 2 << 30
+
+
+@pytest.fixture
+def model_with(request, stocked):
+    """Adds a model of that name with that template to the store."""
+
+    def add(name: str, template: str) -> None:
+        folder = store() / name
+        folder.mkdir()
+        request.addfinalizer(lambda: shutil.rmtree(folder))  # the home is shared
+        path = folder / f"{name}.gguf"
+        path.write_bytes(_with_template((stocked / "models" / "tiny" / "tiny.gguf").read_bytes(), template))
+        add_model(StoredModel(name, "gguf", path, "ab" * 32, f"test:{name}"))
+
+    return add
 
 
 def _truncated(path: Path, sound: Path) -> None:

@@ -2,7 +2,6 @@
 
 import os
 import signal
-import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -13,7 +12,7 @@ from settle.library.store import StoredModel, add_model
 from settle.server.errors import ApiError
 from settle.server.models.aliases import aliases, set_alias
 from settle.server.models.model_loader import PoolSettings
-from tests.server.conftest import add_adapter, fill_store, serving
+from tests.server.conftest import add_adapter, fill_store, serving, until
 from tests.trained import trained
 
 CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "def f"}], "max_tokens": 8, "temperature": 0}
@@ -31,13 +30,6 @@ def home(tmp_path, monkeypatch, at_home):
 @pytest.fixture
 def base(home):
     return home / "models" / "tiny" / "tiny.gguf"
-
-
-def until(condition, seconds: float = 30) -> bool:
-    end = time.monotonic() + seconds
-    while not condition() and time.monotonic() < end:
-        time.sleep(0.02)
-    return condition()
 
 
 def text(reply) -> str:

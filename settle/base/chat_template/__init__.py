@@ -31,7 +31,11 @@ class TemplateGrammar(TemplateFailure):
 
 
 class TemplateRunaway(TemplateFailure):
-    """A chat template ran into a limit: it would not end, or fill the memory."""
+    """The sandbox stopped a chat template: it would not end, fill the memory, or reach for what it must not."""
+
+
+class TemplateObjection(TemplateFailure):
+    """A chat template refused the messages by its own `raise_exception`."""
 
 
 class ChatTemplate:
@@ -82,7 +86,7 @@ class ChatTemplate:
             with _RENDERERS.of(self.source) as renderer:
                 answer: Any = renderer.ask({**self._request, **given, "cuts": list(cuts)})
         except ChildEnded as e:
-            answer = [], ("runaway", str(e))
+            answer = [], ("stopped", str(e))
         except (TypeError, ValueError, RecursionError) as e:
             reason = f"the messages are no JSON: {str(e)[:200]}"
             raise TemplateFailure(reason, "give messages of plain values") from None
@@ -90,11 +94,12 @@ class ChatTemplate:
         if failure is None:
             return list(texts)
         kind, reason = failure
-        if kind == "runaway":
+        if kind == "stopped":
             raise TemplateRunaway(f"the chat template is stopped: {reason}", "use another, with --rows.template")
         if kind == "grammar":
             raise TemplateGrammar(f"the chat template does not parse: {reason[:200]}", _FIX)
-        raise TemplateFailure(f"the chat template refuses: {reason}", "see what it asks of the messages")
+        failure_kind = TemplateObjection if kind == "objected" else TemplateFailure
+        raise failure_kind(f"the chat template refuses: {reason}", "see what it asks of the messages")
 
 
 def complaint(template: object) -> str | None:

@@ -8,7 +8,9 @@ first cuts, as many as one answer holds.
 import datetime
 from typing import Any, TypedDict
 
-from settle.base.chat_template.sandbox import Limited, Refused, Template
+from jinja2.exceptions import SecurityError
+
+from settle.base.chat_template.sandbox import Objected, Refused, Template
 from settle.base.fenced_child import answer_requests
 
 MOST_TEXTS, MOST_CHARACTERS = 16, 1 << 22  # of one answer; the last text may exceed them
@@ -48,8 +50,10 @@ class Renderer:
                 texts.append(self._template.render(values | asked["arguments"], now))
                 if len(texts) == MOST_TEXTS or sum(map(len, texts)) > MOST_CHARACTERS:
                     break
-        except Limited as e:
-            return texts, ("runaway", str(e)[:300])
+        except SecurityError as e:
+            return texts, ("stopped", str(e)[:300])
+        except Objected as e:
+            return texts, ("objected", str(e)[:300])
         except Refused as e:
             return texts, ("refused" if self._source else "grammar", str(e)[:300])
         return texts, None

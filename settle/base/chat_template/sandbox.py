@@ -36,7 +36,11 @@ _PADDING = ("batch", "center", "indent", "slice", "truncate", "wordwrap")
 
 
 class Refused(Exception):
-    """A template does not parse, or raised an error; in its own words."""
+    """A template does not parse, or an error ended it."""
+
+
+class Objected(Refused):
+    """A template refused what it was given by its own `raise_exception`; in its own words."""
 
 
 class Limited(SecurityError):
@@ -44,19 +48,20 @@ class Limited(SecurityError):
 
 
 class Template:
-    """A compiled template. Raises Refused when it does not parse."""
+    """A compiled template. Raises Refused when it does not parse, SecurityError when compiling it is stopped."""
 
     def __init__(self, source: str) -> None:
         self._environment = _Environment()
         try:
             self._template = self._environment.from_string(source)
-        except Limited:
+        except SecurityError:
             raise
         except (*_FAILURES, SyntaxError) as e:
             raise Refused(str(e) or type(e).__name__) from None
 
     def render(self, values: Mapping[str, Any], now: datetime.datetime | None) -> str:
-        """What it writes, given those names. now: the time told to templates that ask. Raises Refused, Limited."""
+        """What it writes, given those names. now: the time told to templates that ask. Raises Refused, and
+        SecurityError (Limited among them) for a template that is stopped."""
         self._environment.start(now)
         parts: list[str] = []
         size = 0
@@ -66,11 +71,17 @@ class Template:
                 size += len(part)
                 if size > MOST_CHARACTERS:
                     raise Limited(f"it writes more than {MOST_CHARACTERS:,} characters")
-        except Limited:
+        except SecurityError:
             raise
+        except _Objection as e:
+            raise Objected(str(e)) from None
         except _FAILURES as e:
             raise Refused(str(e) or type(e).__name__) from None
         return "".join(parts)
+
+
+class _Objection(TemplateError):
+    """What `raise_exception` raises."""
 
 
 class _Generation(Extension):
@@ -215,7 +226,7 @@ def _tojson(
 
 
 def _raise(message: str) -> None:
-    raise TemplateError(message)
+    raise _Objection(message)
 
 
 class _Dict:

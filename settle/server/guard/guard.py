@@ -72,7 +72,7 @@ class Guard:
                 return
             self._check_key(headers, scope["path"])
             self._check_length(headers)
-            if self._busy >= self._limits.requests:
+            if self._busy >= self._limits.requests and scope["path"] not in OPEN_PATHS:
                 raise ApiError(503, "too many requests at the same time", "overloaded", retry_seconds=5)
         except ApiError as error:
             content = json.dumps(self._error(scope["path"], error)).encode()

@@ -1,5 +1,5 @@
-"""uvicorn's HTTP protocol with limits on headers and trailers; uvicorn alone waits for ever for a header that trickles
-in, and keeps every trailer."""
+"""uvicorn's HTTP protocol with limits on headers, trailers and pipelined requests; uvicorn alone waits for ever for a
+header that trickles in, keeps every trailer, and reads more requests than it answers."""
 
 import asyncio
 
@@ -7,12 +7,13 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 HEADER_SECONDS = 10.0
 MOST_HEADER_BYTES = 64 << 10
+MOST_PIPELINED = 8  # requests behind the one that is answered
 MOST_FRAMING_SHARE = 16  # bytes of framing for one of a body: six where every byte is a chunk of its own
 
 
 class HttpProtocol(HttpToolsProtocol):
-    """Closes connections whose header takes too long or grows too large (slow loris), or whose body is all framing:
-    chunk extensions, and trailers, which nobody here reads."""
+    """Closes connections whose header takes too long or grows too large (slow loris), whose body is all framing (chunk
+    extensions, and trailers, which nobody here reads), or that send requests without waiting for answers."""
 
     _timer: asyncio.TimerHandle | None = None
     _header_bytes = 0
@@ -40,22 +41,28 @@ class HttpProtocol(HttpToolsProtocol):
             super().on_header(name, value)
 
     def on_body(self, body: bytes) -> None:
+        if self.transport.is_closing():
+            return
         self._framing_bytes = max(0, self._framing_bytes - (1 + MOST_FRAMING_SHARE) * len(body))
         super().on_body(body)
 
     def on_message_begin(self) -> None:
-        if self._timer is None:
+        if len(self.pipeline) > MOST_PIPELINED:
+            self._close()
+        if self._timer is None and not self.transport.is_closing():
             self._expect_header()
         super().on_message_begin()
 
     def on_headers_complete(self) -> None:
         self._stop_timer()
         self._framing_bytes = 0
-        super().on_headers_complete()
+        if not self.transport.is_closing():  # what else was received with the request that went too far
+            super().on_headers_complete()
 
     def on_message_complete(self) -> None:
         self._framing_bytes = 0
-        super().on_message_complete()
+        if not self.transport.is_closing():
+            super().on_message_complete()
 
     def _expect_header(self) -> None:
         self._header_bytes = 0

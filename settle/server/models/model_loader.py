@@ -1,8 +1,10 @@
 """Starting the child of a model: how much context it is given, which adapters it knows, how much memory it needs."""
 
 import asyncio
+import contextlib
 import json
 from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import aiohttp
@@ -10,12 +12,13 @@ import aiohttp
 from settle.base.errors import EngineError, SettleError
 from settle.formats.gguf import read_gguf
 from settle.formats.lora_gguf import read_lora, require_fit
-from settle.infer.child_process import Child, Load
+from settle.infer.child_process import SPARE_BYTES, Child, Load, load_seconds
+from settle.infer.context import needed_bytes
 from settle.library.facts import Facts, Use
 from settle.library.store import stamp_of
-from settle.machine import memory
+from settle.machine import memory, resident
 from settle.server.errors import ApiError
-from settle.server.guard.template_check import check_template
+from settle.server.guard.template_check import check_model_template
 from settle.server.models.loaded_model import AdapterFile, LoadedModel, ModelKey
 from settle.server.models.model_catalogue import ModelCatalogue
 from settle.server.models.model_entry import ModelEntry
@@ -24,9 +27,10 @@ from settle.server.models.model_facts import facts, template_of
 LONGEST_DEFAULT_CONTEXT = 32_768  # tokens of a slot, unless --context says otherwise
 SHORTEST_CONTEXT = 4_096  # with less, a client's system prompt and tools hardly fit: loading is refused instead
 EMBEDDING_CONTEXT = 8_192  # tokens, of models that make vectors or rank
-MEMORY_OVERHEAD = 1.15  # memory of a child ÷ weights and context: buffers for one batch
+CLOSE_SECONDS = 0.2  # between two tries to end a child that is starting
 BASE_BYTES = 80 << 20  # of a child with nothing loaded
 MOST_MEMORY_SHARE = 0.95  # of all memory, that one model may need
+_THREADS = ThreadPoolExecutor(32, "loading")  # of their own: children that hang must not hold those of the server
 
 
 @dataclass(frozen=True)
@@ -49,12 +53,19 @@ class PoolSettings:
 
 
 class ModelLoader:
-    """Starts one child at a time, so that each sees the memory that the others have left."""
+    """Plans one child at a time, so that each sees the memory that the others leave; they load side by side.
+
+    starting: children that are loading, and the bytes that each will need."""
 
     def __init__(self, catalogue: ModelCatalogue, settings: PoolSettings) -> None:
         self.catalogue, self.settings = catalogue, settings
         self._lock = asyncio.Lock()
-        self.starting: set[Child] = set()
+        self.starting: dict[Child, int] = {}
+
+    def free(self) -> int:
+        """Bytes of memory that neither a program has nor a starting child will take."""
+        taken = sum(max(0, needs - (resident(child.pid) if child.pid else 0)) for child, needs in self.starting.items())
+        return max(0, memory().available - taken)
 
     async def load(
         self,
@@ -69,19 +80,19 @@ class ModelLoader:
         if key.use == "generate":
             # llama.cpp runs these while it loads
             for source in dict.fromkeys(filter(None, (key.template, *known.templates))):
-                await check_template(source)
+                await check_model_template(source)
         adapters = await asyncio.to_thread(self._adapters, entry, key) if key.use == "generate" else ()
         async with self._lock:
             load, needs = await self._plan(key, known, adapters)
             await make_room(needs)
-            child = Child(load, self.settings.ready_seconds)
-            self.starting.add(child)
-            try:
-                await asyncio.to_thread(child.start)
-            except EngineError as e:
-                raise ApiError(503, e.what.splitlines()[0], "model_broken", "model") from None
-            finally:
-                self.starting.discard(child)
+            child = Child(load, min(self.settings.ready_seconds, load_seconds(known.bytes)))
+            self.starting[child] = needs
+        try:
+            await _start(child)
+        except EngineError as e:
+            raise ApiError(503, e.what.splitlines()[0], "model_broken", "model") from None
+        finally:
+            del self.starting[child]
         model = LoadedModel(key, child, session, known, adapters, needs, {}, idle_seconds=self.settings.idle_seconds)
         try:
             async with session.get(f"{model.url}/props", headers=model.headers) as answer:
@@ -98,6 +109,7 @@ class ModelLoader:
         context, slots = self._size(known, draft_facts, key.use)
         # llama.cpp's cache of earlier prompts ignores which adapter they were read with
         has_cache = key.use == "generate" and not adapters
+        needs = estimate_bytes(known, context, slots, draft_facts)
         load = Load(
             path=key.path,
             context=context,
@@ -110,8 +122,9 @@ class ModelLoader:
             waiting=self.settings.waiting,
             draft=draft,
             prompt_cache_mib=self.settings.prompt_cache_mib if has_cache else 0,
+            memory=needs + SPARE_BYTES if key.use == "generate" else None,  # others run no template of the file
         )
-        return load, estimate_bytes(known, context, slots, draft_facts)
+        return load, needs
 
     def _adapters(self, entry: ModelEntry, key: ModelKey) -> tuple[AdapterFile, ...]:
         """Every adapter over this file with this template. One that does not fit is left out, unless it is the one
@@ -140,7 +153,7 @@ class ModelLoader:
             return min(context, EMBEDDING_CONTEXT), 1
         if self.settings.context or self.settings.slots:
             return context, self.settings.slots or 4
-        most = memory().available // 2
+        most = self.free() // 2
         while True:
             for slots in (4, 2, 1):
                 if estimate_bytes(known, context, slots, draft) <= most:
@@ -150,10 +163,26 @@ class ModelLoader:
             context = max(SHORTEST_CONTEXT, context // 2)
 
 
+async def _start(child: Child) -> None:
+    """Start it; whoever stops waiting ends it. Raises EngineError."""
+    starting = asyncio.get_running_loop().run_in_executor(_THREADS, child.start)
+    try:
+        await asyncio.shield(starting)
+    except asyncio.CancelledError:
+        while not starting.done():  # it may not have its process yet
+            await asyncio.to_thread(child.close)
+            await asyncio.wait({starting}, timeout=CLOSE_SECONDS)
+        with contextlib.suppress(EngineError):
+            starting.result()
+        await asyncio.to_thread(child.close)
+        raise
+
+
 def estimate_bytes(known: Facts, context: int, slots: int, draft: Facts | None = None) -> int:
     """Memory that a child will need. draft: has the same context as the model."""
     models = [known, draft] if draft else [known]
-    return int(MEMORY_OVERHEAD * sum(m.bytes + slots * context * m.bytes_per_token for m in models)) + BASE_BYTES
+    in_slots = slots * context * sum(m.bytes_per_token for m in models)
+    return needed_bytes(sum(m.bytes for m in models), in_slots) + BASE_BYTES
 
 
 def can_ever_fit(needs: int) -> bool:

@@ -5,6 +5,7 @@ takes over when it is ready; the old one finishes what it is answering.
 """
 
 import asyncio
+import collections
 import contextlib
 import functools
 import math
@@ -14,7 +15,6 @@ from collections.abc import AsyncIterator
 import aiohttp
 
 from settle.library.facts import Use
-from settle.machine import memory
 from settle.server.errors import ApiError
 from settle.server.models.loaded_model import (
     AdapterFile,
@@ -36,12 +36,16 @@ from settle.server.models.model_loader import (
 )
 
 CHECK_SECONDS = 2.0  # between two looks for idle and dead children
+ABANDONED_SECONDS = 10.0  # that a model goes on loading for nobody: a client that gave up may ask again
 LEAVE_SECONDS = 30.0  # that a new model waits for the memory of those that leave
 MOST_ATTEMPTS = 5  # to find what was just loaded still fresh
 
+Wanted = tuple[ModelKey, AdapterFile | None]
+
 
 class ModelPool:
-    """Hands out children to requests. Loading continues when the request that began it leaves: others wait for it."""
+    """Hands out children to requests. Loading continues when the request that began it leaves, as long as others wait
+    for it."""
 
     def __init__(self, catalogue: ModelCatalogue, settings: PoolSettings, on_change: OnChange) -> None:
         self.catalogue, self.settings = catalogue, settings
@@ -50,7 +54,8 @@ class ModelPool:
         self._models = LoadedModels(self._tasks, on_change)
         self._loader = ModelLoader(catalogue, settings)
         self._locks: dict[ModelKey, asyncio.Lock] = {}
-        self._loading: dict[tuple[ModelKey, AdapterFile | None], asyncio.Task[None]] = {}
+        self._loading: dict[Wanted, asyncio.Task[None]] = {}
+        self._waiting: collections.Counter[asyncio.Task[None]] = collections.Counter()
 
     async def start(self) -> None:
         self.session = aiohttp.ClientSession(
@@ -134,12 +139,30 @@ class ModelPool:
                 loading = self._tasks.spawn(self._bring_up(entry, key, wanted))
                 self._loading[key, wanted] = loading
                 loading.add_done_callback(functools.partial(self._finish_loading, (key, wanted)))
-            await asyncio.shield(loading)
+            await self._wait_for((key, wanted), loading)
         message = f"the files of {entry.id} are changing; try again"
         raise ApiError(503, message, "model_broken", "model", retry_seconds=2)
 
-    def _finish_loading(self, what: tuple[ModelKey, AdapterFile | None], loading: "asyncio.Task[None]") -> None:
-        del self._loading[what]
+    async def _wait_for(self, what: Wanted, loading: "asyncio.Task[None]") -> None:
+        """Raises what loading raises. It ends a moment after nobody waits for it any more."""
+        self._waiting[loading] += 1
+        try:
+            await asyncio.shield(loading)
+        finally:
+            self._waiting[loading] -= 1
+            if not self._waiting[loading]:
+                del self._waiting[loading]
+                if not loading.done():
+                    asyncio.get_running_loop().call_later(ABANDONED_SECONDS, self._abandon, what, loading)
+
+    def _abandon(self, what: Wanted, loading: "asyncio.Task[None]") -> None:
+        if loading not in self._waiting and self._loading.get(what) is loading:
+            del self._loading[what]  # whoever asks from now on begins anew
+            loading.cancel()
+
+    def _finish_loading(self, what: Wanted, loading: "asyncio.Task[None]") -> None:
+        if self._loading.get(what) is loading:
+            del self._loading[what]
         if not loading.cancelled():
             loading.exception()  # those who wait get it, if there are any left
 
@@ -174,8 +197,9 @@ class ModelPool:
         waited = 0.0
         while True:
             up = list(self._models.up.values())
-            is_full = len(up) >= self.settings.most_models + (before is not None)
-            if memory().available >= needs and not is_full:
+            num_models = len(up) + len(self._loader.starting)
+            is_full = num_models >= self.settings.most_models + (before is not None)
+            if self._loader.free() >= needs and not is_full:
                 return
             idle = [model for model in up if not model.busy and model is not before]
             if idle:
@@ -183,7 +207,7 @@ class ModelPool:
             elif (self._models.leaving or is_full) and waited < LEAVE_SECONDS:
                 waited += 0.1
                 await asyncio.sleep(0.1)
-            elif before is not None and before in up and memory().available < needs:
+            elif before is not None and before in up and self._loader.free() < needs:
                 self._models.retire(before)  # no memory for both: the old one finishes its answers first
             else:
                 raise self._full(entry) if is_full else self._too_large(entry, needs)
@@ -195,7 +219,7 @@ class ModelPool:
         return ApiError(503, message, "overloaded", "model", retry_seconds=10)
 
     def _too_large(self, entry: ModelEntry, needs: int) -> ApiError:
-        free = memory().available
+        free = self._loader.free()
         busy = ", ".join(f"{model.key.path.stem} ({model.needs / 1e9:.1f} GB)" for model in self._models.up.values())
         fitting = []
         for other in self.catalogue.entries():

@@ -94,7 +94,7 @@ async def _pieces(
         return
     left = threading.Event()
     async with backend.pool.use(entry) as loaded:
-        await check_template(loaded.key.template or "", _TURNS)
+        await check_template(loaded.key.template or "", _TURNS, (), {})
         model = await pool.run(lambda: _model(entry, loaded))
         steps = stream_answer(collection, model, retrieval, replace(options, is_cancelled=left.is_set))
         try:
