@@ -144,14 +144,14 @@ def compare(given: argparse.Namespace, model: Path) -> None:
                 for name, side in sides.items():
                     outcomes = []
                     for case in found:
-                        body = request(case, category, choice) | {"max_tokens": given.limit}
+                        body = request(case, choice) | {"max_tokens": given.limit}
                         outcomes.append(log.outcome(f"{category}/{choice}/{name}/{case['id']}", side, body, case))
                     print(row(category, choice, name, outcomes), flush=True)
 
 
-def request(case: dict[str, Any], category: str, choice: str) -> dict[str, Any]:
-    body = {"model": "m", "messages": case["messages"], "tools": case["tools"], "tool_choice": choice}
-    return body | {"parallel_tool_calls": "parallel" in category, "temperature": 0}
+def request(case: dict[str, Any], choice: str) -> dict[str, Any]:
+    body = {"model": "m", "messages": case["messages"], "tools": case["tools"]}
+    return body | {"tool_choice": choice, "temperature": 0}
 
 
 class Log:

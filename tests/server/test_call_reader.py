@@ -27,6 +27,9 @@ TOOLS: list[Tool] = [
 ]
 
 
+ARGUMENTS = ('{"city": "Rome", "days": 3}', '{"city": "Oslo", "days": 3}')
+
+
 async def fits(schema: JsonObject, text: str) -> bool:
     return jsonschema.Draft202012Validator(schema).is_valid(json.loads(text))
 
@@ -64,6 +67,21 @@ def test_streams_read_the_same(answer: Answer) -> None:
     for _ in range(8):
         cuts = sorted(draw.sample(range(len(answer.text) + 1), min(4, len(answer.text))))
         assert read([answer.text[a:b] for a, b in zip([0, *cuts], [*cuts, len(answer.text)], strict=True)]) == whole
+
+
+def test_a_call_that_comes_again_ends_the_answer() -> None:
+    call, other = [f'<tool_call>{{"name": "weather", "arguments": {a}}}</tool_call>\n' for a in ARGUMENTS]
+
+    async def work() -> tuple[bool, list[Delta], bool]:
+        reader = CallReader(TOOLS, fits)
+        deltas = await reader.feed(call + other)
+        was_over = reader.is_over
+        for text in (call.replace('"days": 3', '"days":   3'), other, "and so on"):
+            deltas += await reader.feed(text)
+        return was_over, deltas + await reader.end(), reader.is_over
+
+    was_over, deltas, is_over = asyncio.run(work())
+    assert not was_over and is_over and [*map(len, (d["tool_calls"] for d in deltas))] == [1, 1]
 
 
 def test_text_is_not_held_back() -> None:

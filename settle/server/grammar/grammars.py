@@ -15,6 +15,7 @@ from settle.server.models.loaded_model import LoadedModel
 from settle.server.wire_types import JsonObject, Tool
 
 OPEN, CLOSE = "<tool_call>", "</tool_call>"
+MOST_CALLS = 32  # of one answer
 HEAD = "%llguidance {}\n"
 # one space where people put one, none elsewhere: where whitespace is free, small models write it without end
 SPACING = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
@@ -42,7 +43,7 @@ async def call_grammar(tools: Sequence[Tool], is_required: bool, is_parallel: bo
     """Calls of `tools` whose arguments fit their schemas; any text before or instead of one, unless one is required.
     Raises ApiError."""
     opening = f'"{OPEN}" json' if is_required else "before json"
-    more = f' ("\\n{OPEN}" json "{CLOSE}")*' if is_parallel else ""
+    more = f' ("\\n{OPEN}" json "{CLOSE}"){{0,{MOST_CALLS - 1}}}' if is_parallel else ""
     calls = f'{opening} "{CLOSE}"{more}'
     lines = [f"start: {calls if is_required else f'(TEXT | {calls})'}{_end(loaded)}"]
     if not is_required:

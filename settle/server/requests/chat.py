@@ -169,7 +169,7 @@ async def _chat_body(
 ) -> JsonObject:
     body: JsonObject = {"model": entry.id, "messages": messages}
     if request.tools:
-        is_parallel = request.is_parallel is not False
+        is_parallel = request.is_parallel
         await call_grammar(request.tools, False, is_parallel, loaded)  # llama.cpp would not say what it cannot keep to
         tools = native_tools(request.tools)
         body |= {"tools": tools, "tool_choice": request.choice, "parallel_tool_calls": is_parallel}
@@ -198,8 +198,7 @@ async def _emulated_body(prompt: _Prompt) -> JsonObject:
     body: JsonObject = {"prompt": await prompt.render(prompt.messages), "cache_prompt": True}
     if not request.tools:
         return body
-    is_parallel = request.is_parallel is True  # by default, small models would call the same function over and over
-    return body | {"grammar": await call_grammar(request.tools, False, is_parallel, prompt.loaded)}
+    return body | {"grammar": await call_grammar(request.tools, False, request.is_parallel, prompt.loaded)}
 
 
 async def _required_plan(
@@ -207,7 +206,7 @@ async def _required_plan(
 ) -> TextPlan:
     """A request whose answer has to be a call: the model completes one in its template's form."""
     request, loaded = prompt.request, prompt.loaded
-    calls = RequiredCalls(form, request.tools, request.is_parallel is True)
+    calls = RequiredCalls(form, request.tools, request.is_parallel)
     body = common | {"prompt": form.prompt(await prompt.render(prompt.messages)), "cache_prompt": True}
 
     async def limited_body() -> JsonObject:

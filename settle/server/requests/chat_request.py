@@ -1,6 +1,7 @@
 """A chat request in the form that all APIs translate to, and how it is put to a child: natively, or as a text
 whose calls are read here. The answer is read as OpenAI's chunks, or its chat.completion."""
 
+import contextlib
 import secrets
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
@@ -19,7 +20,8 @@ from settle.server.wire_types import ChatMessage, Choice, Chunk, Delta, JsonObje
 
 @dataclass(frozen=True)
 class ChatRequest:
-    """messages: see `check_messages`. tools, choice: see `tools.choose`. schema: of the answer, {} for any JSON object.
+    """messages: see `check_messages`. tools, choice: see `tools.choose`. is_parallel: several calls may come.
+    schema: of the answer, {} for any JSON object.
     sampling: under llama.cpp's names. arguments: of the template. adapters: further LoRAs by name, and their scales.
     trim: whether the oldest turns may be dropped when the prompt is too long, which the answer reports.
     wants_stop: whether a choice that a stop string ended names it, as `stopped_by`. thinking_budget: tokens of
@@ -30,7 +32,7 @@ class ChatRequest:
     messages: list[ChatMessage]
     tools: list[Tool] = field(default_factory=list)
     choice: ToolChoice = "none"
-    is_parallel: bool | None = None
+    is_parallel: bool = True
     schema: JsonObject | None = None
     grammar: str | None = None
     max_tokens: int | None = None
@@ -48,9 +50,11 @@ class ChatRequest:
 
 
 class CallReading(Protocol):
-    """Separates text from calls while an answer is streamed, as OpenAI's deltas."""
+    """Separates text from calls while an answer is streamed, as OpenAI's deltas. is_over: a call has come again, and
+    nothing else is to come: small models repeat themselves without end."""
 
     num_calls: int
+    is_over: bool
 
     async def feed(self, text: str) -> list[Delta]: ...
 
@@ -159,30 +163,21 @@ class TextPlan(ChatPlan):
         super().__init__(request, entry, body, trimmed, new_reader)
         self._reader, self._limited_body = new_reader, limited_body
 
-    async def open(self, loaded: LoadedModel) -> aiohttp.ClientResponse:
-        return await open_stream(loaded, TEXT_PATH, self.body | {"stream": True})
-
     async def chunks(self, loaded: LoadedModel) -> AsyncGenerator[Chunk]:
         head = chunk_head(self.entry, "chat.completion.chunk")
         first: Delta | None = {"role": "assistant", "content": None}
         reader = self._reader()
         event: TextEvent = {}
-        watch, check = GrammarWatch(loaded, self.body), self._answer_check(loaded)
-        async with await self.open(loaded) as response:
-            async for event in read_events(response, watch):
-                check.add(event["content"])
-                if event["stop"]:
-                    await check.finish(event["stop_type"] == "eos")
+        async with contextlib.aclosing(self._read(loaded, self.body, reader)) as pieces:
+            async for event, deltas in pieces:
                 if first is not None:  # not before: a request that fails must not have begun
                     yield head | {"choices": [delta_choice(first)]} | _timings(self.request, event)
                     first = None
-                for delta in await reader.feed(event["content"]):
+                for delta in deltas:
                     yield head | {"choices": [delta_choice(delta)]}
-        if not event.get("stop"):
-            raise ConnectionError("the engine ended a stream within an answer")
         if self._is_cut_off(event, reader):
-            event, reader = await self._again(loaded)
-            for delta in await reader.feed(event["content"]):
+            event, reader, deltas = await self._again(loaded)
+            for delta in deltas:
                 yield head | {"choices": [delta_choice(delta)]}
         for delta in await reader.end():
             yield head | {"choices": [delta_choice(delta)]}
@@ -192,15 +187,9 @@ class TextPlan(ChatPlan):
         yield self._with_trimmed(head | {"choices": [], "usage": usage_of(event), "timings": timings_of(event)})
 
     async def whole(self, loaded: LoadedModel) -> Chunk:
-        event: TextEvent = await ask(loaded, TEXT_PATH, self.body)
-        check = self._answer_check(loaded)
-        check.add(event["content"])
-        await check.finish(event["stop_type"] == "eos")
-        reader = self._reader()
-        deltas = await reader.feed(event["content"])
+        event, reader, deltas = await self._read_whole(loaded, self.body)
         if self._is_cut_off(event, reader):
-            event, reader = await self._again(loaded)
-            deltas = await reader.feed(event["content"])
+            event, reader, deltas = await self._again(loaded)
         message: Delta = {"role": "assistant", "content": None}
         _add(message, [*deltas, *await reader.end()])
         reason = _reason(event, reader)
@@ -210,16 +199,38 @@ class TextPlan(ChatPlan):
         return self._with_trimmed(answer | {"usage": usage_of(event), "timings": timings_of(event)})
 
     def _is_cut_off(self, event: TextEvent, reader: CallReading) -> bool:
-        return self._limited_body is not None and event["stop_type"] == "limit" and not reader.num_calls
+        return self._limited_body is not None and event.get("stop_type") == "limit" and not reader.num_calls
 
-    async def _again(self, loaded: LoadedModel) -> tuple[TextEvent, CallReading]:
+    async def _again(self, loaded: LoadedModel) -> tuple[TextEvent, CallReading, list[Delta]]:
         assert self._limited_body
-        body = await self._limited_body()
-        event: TextEvent = await ask(loaded, TEXT_PATH, body)
-        check = AnswerCheck(loaded, body["grammar"], None, bool(self.request.stop))
-        check.add(event["content"])
-        await check.finish(event["stop_type"] == "eos")
-        return event, self._reader()
+        return await self._read_whole(loaded, await self._limited_body())
+
+    async def _read_whole(self, loaded: LoadedModel, body: JsonObject) -> tuple[TextEvent, CallReading, list[Delta]]:
+        """The last event, the reader, and what it has read."""
+        last, reader, deltas = TextEvent(), self._reader(), list[Delta]()
+        async with contextlib.aclosing(self._read(loaded, body, reader)) as pieces:
+            async for event, more in pieces:
+                last = event
+                deltas += more
+        return last, reader, deltas
+
+    async def _read(
+        self, loaded: LoadedModel, body: JsonObject, reader: CallReading
+    ) -> AsyncGenerator[tuple[TextEvent, list[Delta]]]:
+        """The engine's events with what each adds, until the answer ends, or repeats a call. Raises ApiError."""
+        event: TextEvent = {}
+        watch = GrammarWatch(loaded, body)
+        check = AnswerCheck(loaded, body.get("grammar"), self.request.schema, bool(self.request.stop))
+        async with await open_stream(loaded, TEXT_PATH, body | {"stream": True}) as response:
+            async for event in read_events(response, watch):
+                check.add(event["content"])
+                if event["stop"]:
+                    await check.finish(event["stop_type"] == "eos")
+                yield event, await reader.feed(event["content"])
+                if reader.is_over:
+                    return  # which stops the engine
+        if not event.get("stop"):
+            raise ConnectionError("the engine ended a stream within an answer")
 
 
 def chunk_head(entry: ModelEntry, kind: str = "chat.completion.chunk") -> Chunk:
@@ -304,6 +315,6 @@ def _timings(request: ChatRequest, event: TextEvent) -> Chunk:
 
 
 def _reason(event: TextEvent, reader: CallReading) -> str:
-    if event["stop_type"] == "limit":
+    if event.get("stop_type") == "limit" and not reader.is_over:
         return "length"
     return "tool_calls" if reader.num_calls else "stop"

@@ -65,6 +65,12 @@ def choose(tools: list[Tool], choice: object) -> tuple[list[Tool], ToolChoice]:
     raise invalid("tool_choice", "must be none, auto, required, or {type: function, function: {name}}")
 
 
+def may_repeat(asked: bool | None, choice: object) -> bool:
+    """Whether an answer may hold several calls. asked: `parallel_tool_calls`. By default it may, as in OpenAI's API,
+    unless the function is named: then it is one call."""
+    return asked if asked is not None else not (isinstance(choice, dict) and choice.get("type") == "function")
+
+
 def with_instructions(
     messages: list[ChatMessage], tools: list[Tool], choice: ToolChoice, has_system: bool
 ) -> list[ChatMessage]:

@@ -15,7 +15,7 @@ from settle.server.requests.chat_request import ChatRequest
 from settle.server.requests.content_blocks import merge_turns
 from settle.server.requests.fields import INT32, MOST_TOKENS, Body, Name, Share, effort_arguments, stops, validated
 from settle.server.requests.messages import function_call
-from settle.server.requests.tools import check_tools, choose
+from settle.server.requests.tools import check_tools, choose, may_repeat
 from settle.server.wire_types import ChatMessage, JsonObject
 
 NOT_HERE = {
@@ -166,14 +166,15 @@ class CountBody(Cached):
         arguments |= {} if thinking.type == "adaptive" else {"enable_thinking": thinking.type == "enabled"}
         form = (self.output_config and self.output_config.format) or self.output_format
         tools = [_tool(tool, f"tools.{number}").to_openai() for number, tool in enumerate(self.tools or ())]
-        allowed, choice = choose(check_tools(tools), self.tool_choice.to_openai() if self.tool_choice else None)
+        asked = self.tool_choice.to_openai() if self.tool_choice else None
+        allowed, choice = choose(check_tools(tools), asked)
         disabled = self.tool_choice.disable_parallel_tool_use if self.tool_choice else None
         return ChatRequest(
             model=self.model,
             messages=self._messages(),
             tools=allowed,
             choice=choice,
-            is_parallel=None if disabled is None else not disabled,
+            is_parallel=may_repeat(None if disabled is None else not disabled, asked),
             schema=form.schema_ or {"type": "object"} if form else None,
             arguments=arguments,
             thinking_budget=thinking.budget_tokens,

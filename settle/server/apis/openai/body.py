@@ -10,7 +10,7 @@ from settle.server.requests.chat_request import ChatRequest
 from settle.server.requests.fields import MOST_TOKENS, Adapter, Body, Name, Sampling, Stop, effort_arguments, stops
 from settle.server.requests.messages import check_messages
 from settle.server.requests.text_completion import TextRequest
-from settle.server.requests.tools import check_tools, choose
+from settle.server.requests.tools import check_tools, choose, may_repeat
 from settle.server.wire_types import JsonObject
 
 MOST_INPUTS = 2048
@@ -77,7 +77,7 @@ class ChatBody(Sampling):
             messages=check_messages(self.messages),
             tools=tools,
             choice=choice,
-            is_parallel=self.parallel_tool_calls,
+            is_parallel=may_repeat(self.parallel_tool_calls, self.tool_choice),
             schema=schema,
             grammar=self.grammar,
             max_tokens=None if limit == -1 else limit,

@@ -20,6 +20,7 @@ from settle.server.models.model_entry import ModelEntry
 from settle.server.requests import chat
 from settle.server.requests.chat_request import ChatRequest
 from settle.server.requests.content_blocks import chunks, num_tokens, sse_event
+from settle.server.requests.tools import may_repeat
 from settle.server.wire_types import Chunk, JsonObject, Logprobs, ToolCall, Usage
 
 TOKEN_FIELDS = ("token", "logprob", "bytes")
@@ -253,7 +254,7 @@ def _empty(model: str, body: ResponseBody) -> JsonObject:
         "metadata": body.metadata or {},
         "model": model,
         "output": [],
-        "parallel_tool_calls": body.parallel_tool_calls is not False,
+        "parallel_tool_calls": may_repeat(body.parallel_tool_calls, body.tool_choice),
         "previous_response_id": None,
         "prompt_cache_key": body.prompt_cache_key,
         "reasoning": {"effort": reasoning.effort if reasoning else None, "summary": None},

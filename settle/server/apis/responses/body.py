@@ -10,7 +10,7 @@ from settle.server.requests.chat_request import ChatRequest
 from settle.server.requests.content_blocks import merge_turns
 from settle.server.requests.fields import MOST_TOKENS, Body, Name, Share, effort_arguments, validated
 from settle.server.requests.messages import check_messages, function_call, text_of
-from settle.server.requests.tools import check_tools, choose
+from settle.server.requests.tools import check_tools, choose, may_repeat
 from settle.server.wire_types import ChatMessage, JsonObject
 
 PROBABILITIES = "message.output_text.logprobs"
@@ -161,7 +161,7 @@ class CountBody(Body):
             messages=self._messages(),
             tools=tools,
             choice=choice,
-            is_parallel=self.parallel_tool_calls,
+            is_parallel=may_repeat(self.parallel_tool_calls, self.tool_choice),
             schema=form.to_schema() if form else None,
             arguments=effort_arguments(self.reasoning.effort if self.reasoning else None),
             trim=self.truncation == "auto",

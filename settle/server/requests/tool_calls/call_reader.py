@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable, Sequence
 
 from settle.base.files import parse_json
 from settle.server.requests.messages import function_call
+from settle.server.requests.tool_calls.arguments import repeats
 from settle.server.requests.tool_calls.written_calls import (
     CLOSERS,
     FENCE,
@@ -35,7 +36,8 @@ class CallReader:
     fits: whether arguments, as JSON, fit a schema. A call of an unknown function, or one that does not fit, is text."""
 
     def __init__(self, tools: Sequence[Tool], fits: Fits) -> None:
-        self.num_calls = 0
+        self.num_calls, self.is_over = 0, False
+        self._made: set[tuple[str, str]] = set()
         self._schemas = {tool["function"]["name"]: _closed(tool["function"]["parameters"]) for tool in tools}
         self._texts, self._fits = CallTexts(self._schemas), fits
         self._held = ""
@@ -51,7 +53,7 @@ class CallReader:
         self._heads = [FENCE, *(f"{name}{end}" for name in self._schemas for end in "(\n")]
 
     async def feed(self, text: str) -> list[Delta]:
-        self._held += text
+        self._held = "" if self.is_over else self._held + text
         return await self._read(is_end=False)
 
     async def end(self) -> list[Delta]:
@@ -179,6 +181,10 @@ class CallReader:
     def _give_calls(self, calls: Sequence[Written]) -> list[Delta]:
         deltas: list[Delta] = []
         for call in calls:
+            self.is_over = self.is_over or repeats(self._made, call.name, parse_json(str(call.arguments)))
+            if self.is_over:
+                self._held = ""
+                break
             index: ToolCall = {"index": self.num_calls}
             self.num_calls += 1
             id = f"call_{secrets.token_hex(12)}"

@@ -4,10 +4,11 @@ import json
 import secrets
 from collections.abc import Sequence
 
-from settle.server.grammar.grammars import required_grammar
+from settle.server.grammar.grammars import MOST_CALLS, required_grammar
 from settle.server.models.loaded_model import LoadedModel
 from settle.server.requests.engine import ask, tokenize
 from settle.server.requests.messages import function_call
+from settle.server.requests.tool_calls.arguments import repeats
 from settle.server.requests.tool_calls.call_form import CallForm
 from settle.server.wire_types import Delta, JsonObject, Tool, ToolCall
 
@@ -39,7 +40,7 @@ class RequiredCalls:
         if self.is_parallel and form.between is not None:
             between, self._visible = await _literal(loaded, form.between)
             closing, _ = await _literal(loaded, form.closing)
-            start = f"call ({between} call)*" + (f" ({closing})?" if form.closing else "")
+            start = f"call ({between} call){{0,{MOST_CALLS - 1}}}" + (f" ({closing})?" if form.closing else "")
         schemas: list[JsonObject] = [tool["function"]["parameters"] for tool in self.tools]
         if most_tokens is not None:
             schemas = [limited(schema, most_tokens) for schema in schemas]
@@ -51,19 +52,21 @@ class RequiredCalls:
 
 
 class RequiredCallReader:
-    """Reads calls while they are streamed; each is given as a whole, once it is complete.
+    """Reads calls while they are streamed; each is given as a whole, once it is complete. One that was made before ends
+    the answer.
 
     betweens: what may stand between two calls: llama.cpp leaves special tokens out of a text."""
 
     def __init__(self, opening: str, betweens: Sequence[str], names: Sequence[str]) -> None:
-        self.num_calls = 0
+        self.num_calls, self.is_over = 0, False
+        self._made: set[tuple[str, str]] = set()
         self._opening, self._betweens, self._held = opening, betweens, ""
         self._names = sorted(names, key=len, reverse=True)
 
     async def feed(self, text: str) -> list[Delta]:
         self._held += text
         deltas: list[Delta] = []
-        while call := self._next():
+        while not self.is_over and (call := self._next()):
             deltas.append({"tool_calls": [call]})
         return deltas
 
@@ -86,6 +89,9 @@ class RequiredCallReader:
         except ValueError:
             return None
         self._held = self._held[end:]
+        self.is_over = self.is_over or repeats(self._made, name, arguments)
+        if self.is_over:
+            return None
         call: ToolCall = {"index": self.num_calls}
         self.num_calls += 1
         written = json.dumps(arguments, ensure_ascii=False)
