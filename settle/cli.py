@@ -7,6 +7,7 @@ import re
 import sys
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from cyclopts import App, CycloptsError, Group, Parameter, UnknownCommandError, UnknownOptionError, UnusedCliTokensError
@@ -16,6 +17,7 @@ from settle.audit import session
 from settle.base.choice import Family, described, family_of
 from settle.base.errors import SettleError, UsageError
 from settle.base.event_log import Events
+from settle.base.events import RunFailed
 from settle.base.registry import Part, module_of, summary
 from settle.base.run import command_start
 from settle.base.version import __version__
@@ -25,6 +27,7 @@ from settle.show import Face
 from settle.show.streams import prepare_streams
 from settle.show.suggestions import suggest_command, suggest_option
 
+EVENTS_TO = "--events-to="  # before a command: a file for its events, read by the program that started it
 STDIN = "\0-"  # what `-` is called while the command line is parsed: the parser takes it for an option
 HELP = ("--help", "-h", "--help-all")
 # Added to the options that the library completes: names of models and runs, and files.
@@ -43,6 +46,7 @@ _settle_or_names() {
 }
 complete -o bashdefault -o default -F _settle_or_names settle"""
 NEGATIVE = re.compile(r"-[\d.]")
+REPORT = Events()  # of one command
 BELOW = "__"  # joins a choice, a setting of its part, and the part, in the name of a parameter
 
 
@@ -53,22 +57,19 @@ def main(argv: list[str] | None = None) -> int:
         command_start.note()
         session.from_command_line("--offline" in sys.argv)
     try:
-        _require_unicode(sys.argv[1:] if argv is None else argv)
-        tokens = _readable(sys.argv[1:] if argv is None else argv)
+        argv = _reported(sys.argv[1:] if argv is None else argv)
+        _require_unicode(argv)
+        tokens = _readable(argv)
         tokens[:1] = [_dashed(token) if token in Command.part_names() else token for token in tokens[:1]]
         shown = ["--help" if token == "--help-all" else token for token in tokens]
         code = build_app(tokens)(shown, exit_on_error=False, print_error=False)
         sys.stdout.flush()
     except CycloptsError as e:
-        what, fix = _usage(e)
-        Face().error(what, fix)
-        return 2
+        return _fail(*_usage(e), 2)
     except ValidationError as e:
-        Face().error(*_invalid(e))
-        return 2
+        return _fail(*_invalid(e), 2)
     except SettleError as e:
-        Face().error(e.what, e.fix)
-        return e.exit_code
+        return _fail(e.what, e.fix, e.exit_code)
     except KeyboardInterrupt:
         return _interrupted()
     except Exception as e:
@@ -80,9 +81,22 @@ def main(argv: list[str] | None = None) -> int:
     return code if isinstance(code, int) else 0
 
 
+def _reported(argv: list[str]) -> list[str]:
+    """The command line without the file that its events go to, which begins to be written."""
+    path = argv[0].removeprefix(EVENTS_TO) if argv and argv[0].startswith(EVENTS_TO) else None
+    REPORT.close() if path is None else REPORT.move_to(Path(path))
+    return argv if path is None else argv[1:]
+
+
+def _fail(what: str, fix: str, code: int) -> int:
+    """Show what went wrong, and how to fix it; the exit code."""
+    REPORT.emit(RunFailed(what=what, fix=fix))
+    Face().error(what, fix)
+    return code
+
+
 def _interrupted() -> int:
-    Face().error("interrupted", "")
-    return 130
+    return _fail("interrupted", "", 130)
 
 
 def _is_of_interrupt(error: BaseException | None) -> bool:
@@ -108,7 +122,7 @@ def _readable(argv: Sequence[str]) -> list[str]:
     """The command line as the parser takes it: `-` is a word, and a negative value belongs to the option before it."""
     tokens: list[str] = []
     for token in argv:
-        if NEGATIVE.match(token) and tokens and tokens[-1].startswith("--") and "=" not in tokens[-1]:
+        if NEGATIVE.match(token) and tokens and re.match(r"--[^=]+$", tokens[-1]):
             tokens[-1] += f"={token}"
         else:
             tokens.append(STDIN if token == "-" else token)
@@ -121,10 +135,10 @@ def _environment(error: OSError) -> int:
         _forget_stdout()  # who read our output has gone, which is no news to anyone
     elif error.filename is not None:
         what = f"{error.filename}: {error.strerror}"
-        Face().error(what, "check that it exists, and the permission and room there")
+        return _fail(what, "check that it exists, and the permission and room there", 1)
     elif error.errno == errno.ENOSPC:
         _forget_stdout()
-        Face().error(f"the output could not be written: {error.strerror}", "make room where it goes")
+        return _fail(f"the output could not be written: {error.strerror}", "make room where it goes", 1)
     else:
         raise error
     return 1
@@ -245,7 +259,7 @@ def _function(command: type[Command], helps: bool, short: bool, shows_parts: boo
             rest = ["-" if arg == STDIN else arg for arg in args[place:]]
             given[name] = rest if _is_list(command, name) else rest[0]
         face = Face(json, raw and not sys.stdout.isatty())
-        events = Events(listeners=[face])
+        events = Events(listeners=[face, REPORT.emit])
         try:
             made = command(**_gathered(given))
             with (

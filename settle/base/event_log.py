@@ -13,8 +13,10 @@ from typing import TextIO
 from pydantic import TypeAdapter, ValidationError
 
 from settle.base.errors import RunError
-from settle.base.events import VERSION, Event, Opened
+from settle.base.events import VERSION, Event, Opened, Progress
 from settle.base.files import parse_json
+
+PROGRESS_SECONDS = 1.0  # between two lines of how far a piece of work is
 
 Listener = Callable[[Event], None]
 
@@ -26,6 +28,7 @@ class Events:
         self.path = path
         self.listeners = list(listeners)
         self._file: TextIO | None = None
+        self._progress_at = 0.0
 
     def emit(self, event: Event) -> None:
         """Write one event. A full disk loses events and not the run: see `_append`.
@@ -38,8 +41,13 @@ class Events:
             listener(event)
 
     def _append(self, event: Event) -> None:
-        """One line to the file. Where it cannot be written it is lost: the checkpoint is what pauses the run."""
+        """One line to the file; of progress, one a second. Where it cannot be written it is lost: the checkpoint is
+        what pauses the run."""
         assert self.path is not None
+        if isinstance(event, Progress):
+            if event.time - self._progress_at < PROGRESS_SECONDS and event.done != event.total:
+                return
+            self._progress_at = event.time
         try:
             if self._file is None:
                 _end_torn_line(self.path)

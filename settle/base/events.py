@@ -39,6 +39,14 @@ class RunStarted(BaseEvent):
     path: str
 
 
+class WorkStarted(BaseEvent):
+    """What was asked for is in order, and the work on something other than a run begins. what: a command's name."""
+
+    kind: Literal["work"] = "work"
+    what: str
+    name: str
+
+
 class Say(BaseEvent):
     """A sentence for the person."""
 
@@ -378,9 +386,9 @@ class AnswerChanges(BaseEvent):
 
 
 Event = Annotated[
-    Opened | RunStarted | Say | Warn | UndeclaredConnection | AnswerText | ResultReady | Progress | Listing |
-    ForecastComparison | PlanReady | ForecastReady | LossForecast | PhaseStarted | ProofCheck | GateCheck | Step |
-    Eval | Sample | Usage | SettledEvidence | DecayStarted | CheckpointSaved | Rollback | OutOfMemory | RunFailed |
-    Resumed | TextSummary | RowSummary | RowPreviews | AnswerChanges,
+    Opened | RunStarted | WorkStarted | Say | Warn | UndeclaredConnection | AnswerText | ResultReady | Progress |
+    Listing | ForecastComparison | PlanReady | ForecastReady | LossForecast | PhaseStarted | ProofCheck | GateCheck |
+    Step | Eval | Sample | Usage | SettledEvidence | DecayStarted | CheckpointSaved | Rollback | OutOfMemory |
+    RunFailed | Resumed | TextSummary | RowSummary | RowPreviews | AnswerChanges,
     Field(discriminator="kind"),
 ]  # fmt: skip

@@ -8,7 +8,7 @@ from typing import TypeVar
 from settle.base.choice import Choice
 from settle.base.errors import DataError, UsageError
 from settle.base.event_log import Events
-from settle.base.events import Listing, ResultReady, Say, Warn
+from settle.base.events import Listing, ResultReady, Say, Warn, WorkStarted
 from settle.base.registry import Part
 from settle.base.run import free_name
 from settle.base.stop_signals import Stopping
@@ -57,6 +57,7 @@ def index(settings: IndexSettings, events: Events) -> str | None:
         events.emit(Say(text=f"{name} is deleted; its documents are where they were"))
         events.emit(ResultReady(result={"deleted": name}))
         return None
+    events.emit(WorkStarted(what="index", name=name))
     with Stopping():
         try:
             report = bring_up_to_date(name, paths, settings, events)

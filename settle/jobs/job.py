@@ -105,12 +105,14 @@ def start(job: Job[C], settings: JobSettings, events: Events) -> C:
     run = Run.create(job.name, settings.name or free_name(settings.usual_name()))
     events.emit(RunStarted(name=run.name, path=str(run.path)))
     with run.lock(), Stopping() as stopping:
+        events.move_to(run.events)  # before the first stage: reading and measuring may take minutes
         try:
             write_atomic(run.path / "recipe.toml", recipe_text(settings.to_recipe()))
             context = job.context(run, settings, resolved.origin, events, stopping)
             return follow(job, context)
         finally:
             if not (run.path / "plan.json").exists():
+                events.close()
                 shutil.rmtree(run.path)  # there is nothing to resume
 
 

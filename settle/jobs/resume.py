@@ -22,6 +22,7 @@ def resume(name: str, events: Events) -> int:
             events.emit(ResultReady(result=result.to_json()))
             return 0
         sweep(run)
+        events.move_to(run.events)
         job = job_of(run)
         record = run.read("plan.json")
         if record is not None and not isinstance(record, dict):

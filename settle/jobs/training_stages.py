@@ -195,11 +195,10 @@ def build(c: TrainingContext) -> None:
 
 
 def begin(c: TrainingContext, expected: Mapping[str, object]) -> None:
-    """From here on events go to the run's folder, and energy is counted. expected: the forecast."""
+    """From here on energy is counted. expected: the forecast."""
     c.spending.start(c.plan.device, c.settings.watts)
     if c.record is None:
         write_json(c.run.path / "forecast.json", expected)
-    c.events.move_to(c.run.events)
     if c.record is not None and expected:
         c.events.emit(ForecastReady(forecast=expected, phases=c.phases))
 

@@ -1,6 +1,8 @@
 """The studio's server: every page behind the guard, on the loopback, until the person stops it."""
 
 import logging
+import os
+import threading
 import webbrowser
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -13,6 +15,7 @@ from settle.audit.door import is_open_in_empty_network, listen
 from settle.base.errors import SettleError, UsageError
 from settle.base.event_log import Events
 from settle.base.events import ResultReady, Say
+from settle.base.files import home
 from settle.base.registry import Part
 from settle.base.server_state import server_key
 from settle.base.version import __version__
@@ -23,6 +26,8 @@ from settle.studio.pages import Page
 from settle.studio.visit import Studio, Visit
 
 HOST = "127.0.0.1"
+LEADS_ON = """<!doctype html><html lang="en"><title>settle studio</title><meta http-equiv="refresh" content="0;url=%s">
+<a href="%s">settle studio</a></html>"""
 BUILD_SECONDS = 30.0  # that a page may take before it answers
 SLEEP_SECONDS = 5.0  # without a browser until its page is forgotten; one that returns later loads it anew
 
@@ -34,18 +39,25 @@ def serve(port: int, opens_browser: bool, commands: Callable[[], Mapping[str, ty
     is_offline = is_open_in_empty_network(HOST, port)
     listening = listen(HOST, port)
     address = f"http://{HOST}:{listening.getsockname()[1]}"
-    guard = StudioGuard(build_app(Studio(commands)), key, lambda: _show_link(events, address, guard, "another browser"))
+    entry = home() / "server" / f"studio-{os.getpid()}.html"
+
+    def on_entry() -> None:
+        entry.unlink(missing_ok=True)
+        _show_link(events, address, guard, "another browser")
+
+    guard = StudioGuard(build_app(Studio(commands)), key, on_entry)
 
     def on_ready() -> None:
         _show_link(events, address, guard, "a browser")
         events.emit(Say(text="Ctrl-C stops the studio; runs that it started continue"))
         if opens_browser and not is_offline:
-            webbrowser.open(address + guard.link)
+            _open_browser(entry, address + guard.link)
 
     try:
         run(guard, listening, on_ready, websockets=True)
     finally:
         listening.close()
+        entry.unlink(missing_ok=True)
     events.emit(Say(text="stopped"))
     events.emit(ResultReady(result={"address": address, "stopped": True}))
 
@@ -92,6 +104,15 @@ def _register(page: Page, links: list[tuple[str, str]], studio: Studio) -> None:
                 failure(e)
 
     ui.page(page.path, response_timeout=BUILD_SECONDS)(show)
+
+
+def _open_browser(entry: Path, link: str) -> None:
+    """Open a page that leads to the link and that nobody else can read: what a browser is started with, every user of
+    this machine can see. In a thread: a browser of the terminal waits for the studio's answer."""
+    entry.unlink(missing_ok=True)  # of a process that had the same number
+    with os.fdopen(os.open(entry, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as f:
+        f.write(LEADS_ON % (link, link))
+    threading.Thread(target=webbrowser.open, args=(entry.as_uri(),), daemon=True, name="browser").start()
 
 
 def _show_link(events: Events, address: str, guard: StudioGuard, whom: str) -> None:

@@ -1,4 +1,4 @@
-"""Commands that the studio starts, as in a terminal, each in a process of its own."""
+"""Commands that the studio starts, as in a terminal, each in a process of its own that reports its events."""
 
 import asyncio
 import contextlib
@@ -6,21 +6,25 @@ import json
 import signal
 import subprocess
 import tempfile
+import threading
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from nicegui import ui
 
 from settle.base.child.python_command import module_command
 from settle.base.errors import RunError, SettleError
+from settle.base.event_log import read_events
+from settle.base.events import Event, Progress, RunFailed
 from settle.base.visible import visible
+from settle.base.words.event_lines import event_lines
 from settle.studio.layout import words
 
 LINES = 400  # of what it says that are kept
 STOP_SECONDS = 5.0
 NOT_BETTER = 3  # exit code of no answer, or of something that is wrong: there is a result
-SOON_SECONDS = 60.0  # in which a command has begun its work, or ended with a mistake
 POLL_SECONDS = 0.1
 
 
@@ -42,13 +46,14 @@ class CommandChild:
         await self.stop()
         self.status.text = "working …"
         try:
-            return await self._read(line, on_line)
+            with _report() as report:
+                return await self._read(line, report, on_line)
         finally:
             self.status.text = ""
 
-    async def _read(self, line: Sequence[str], on_line: Callable[[str], None]) -> Mapping[str, Any]:
+    async def _read(self, line: Sequence[str], report: Path, on_line: Callable[[str], None]) -> Mapping[str, Any]:
         self._process = process = await asyncio.create_subprocess_exec(
-            *module_command("settle", *line, "--json"),
+            *_command(report, [line[0], "--json", *line[1:]]),
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
@@ -65,7 +70,7 @@ class CommandChild:
         result = (await answer).strip()
         self._process = None
         if code not in (0, NOT_BETTER) or not result:
-            raise _error_of("\n".join(self.talk)) if code > 0 else RunError("it was stopped", "")
+            raise _error_in(read_events(report), self.talk) if code > 0 else RunError("it was stopped", "")
         values: Mapping[str, Any] = json.loads(result.splitlines()[-1])
         return values
 
@@ -97,28 +102,60 @@ async def read_module(module: str, *arguments: str, seconds: float) -> object:
     return json.loads(out)
 
 
-async def start_command(arguments: Sequence[str], has_begun: Callable[[], bool]) -> None:
-    """Starts `settle ARGUMENTS`, which outlives the studio, and waits until its work has begun. Raises RunError, with
-    what it said, when it fails before."""
-    with tempfile.TemporaryFile() as talk:
+async def start_command(
+    arguments: Sequence[str],
+    has_begun: Callable[[Sequence[Event]], bool],
+    say: Callable[[str], None] = lambda text: None,
+) -> Sequence[Event]:
+    """Start `settle ARGUMENTS`, which outlives the studio, and wait until its events show that its work has begun, or
+    it has ended; the events so far. say: called with what it does until then. Raises the error that it ends with
+    before."""
+    with _report() as report, report.with_name("talk").open("w+b") as talk:
         process = subprocess.Popen(
-            module_command("settle", *arguments),
+            _command(report, arguments),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=talk,
             start_new_session=True,  # Ctrl-C in the studio's terminal is not meant for it
         )
-        for _ in range(round(SOON_SECONDS / POLL_SECONDS)):
+        # it leaves no zombie, and a studio that stops does not wait for it
+        threading.Thread(target=process.wait, daemon=True, name="child").start()
+        events: list[Event] = []
+        while not has_begun(events):
             await asyncio.sleep(POLL_SECONDS)
-            if process.poll() is not None or has_begun():
+            is_over = process.poll() is not None
+            seen, events = len(events), [*read_events(report)]
+            for event in events[seen:]:
+                _say(event, say)
+            if is_over:
                 break
         if process.returncode:
             talk.seek(0)
-            raise _error_of(talk.read().decode("utf-8", "replace"))
-    asyncio.get_running_loop().run_in_executor(None, process.wait)  # leaves no zombie
+            raise _error_in(events, talk.read().decode("utf-8", "replace").splitlines())
+    return events
 
 
-def _error_of(talk: str) -> SettleError:
-    """The error that a command has ended with, from what it said."""
-    what, _, fix = talk.rpartition("settle: ")[2].partition("→")
-    return RunError(" ".join(what.split()) or "the command failed", " ".join(fix.split()))
+def _command(report: Path, line: Sequence[str]) -> list[str]:
+    return module_command("settle", f"--events-to={report}", *line)
+
+
+@contextlib.contextmanager
+def _report() -> Iterator[Path]:
+    """A file that a command writes its events to, for as long as they are read."""
+    with tempfile.TemporaryDirectory(prefix="settle-", ignore_cleanup_errors=True) as folder:
+        yield Path(folder) / "events.jsonl"
+
+
+def _say(event: Event, say: Callable[[str], None]) -> None:
+    if isinstance(event, Progress):
+        say(visible(event.what))
+    for text, _ in event_lines(event):
+        say(visible(text))
+
+
+def _error_in(events: Iterable[Event], talk: Iterable[str]) -> SettleError:
+    """The error that a command has reported; of a fault of ours, the last line of its traceback."""
+    failures = [event for event in events if isinstance(event, RunFailed)]
+    if failures:
+        return RunError(failures[-1].what, failures[-1].fix)
+    return RunError(f"the command failed: {' '.join([*talk][-1:])}", "run the same line in a terminal")

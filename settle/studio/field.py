@@ -55,9 +55,9 @@ class Field(Element, component="field.js"):
             raise UsageError(what, fix)
         return self.text
 
-    def as_arguments(self, flag: str = "") -> list[str]:
-        """The text as a command takes it, behind its flag; nothing where there is none."""
-        return [part for part in (flag, self.text) if part] if self.text else []
+    def as_option(self, flag: str) -> list[str]:
+        """The text as the value of an option, whatever it begins with; nothing where there is none."""
+        return [f"{flag}={self.text}"] if self.text else []
 
     def put(self, value: str | bool) -> None:
         """Replaces what is there."""

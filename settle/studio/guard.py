@@ -5,7 +5,9 @@ NiceGUI accepts a request for any Host and a WebSocket from any Origin, so this 
 
 import hashlib
 import hmac
+import re
 import secrets
+import time
 from collections.abc import Callable
 from http.cookies import CookieError, SimpleCookie
 from urllib.parse import parse_qs
@@ -18,6 +20,7 @@ from settle.server.guard.guard import require_host
 COOKIE = "settle_studio"
 ENTRY = "/enter"  # the path of the one-time link
 COOKIE_SECONDS = 30 * 86400
+ISSUED = re.compile(r"[0-9]{1,12}")  # seconds since the epoch
 # The framework compiles its templates in the browser, hence unsafe-eval; nothing is loaded from elsewhere.
 POLICY = (
     "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
@@ -42,12 +45,12 @@ ENTERED = """<!doctype html><html lang="en"><title>settle studio</title><meta ht
 class StudioGuard:
     """ASGI middleware. on_entry: called when the one-time link was used; a new one is then in `link`.
 
-    A browser that came by a link has a cookie that is made from the key of `settle serve`, and does not reveal it.
+    A browser that came by a link has a cookie that is made from the key of `settle serve` and the time, and does not
+    reveal the key; it is valid for COOKIE_SECONDS.
     """
 
     def __init__(self, app: ASGIApp, key: str, on_entry: Callable[[], None] = lambda: None) -> None:
-        self.app, self._on_entry = app, on_entry
-        self.cookie = hmac.new(key.encode(), b"settle studio", hashlib.sha256).hexdigest()
+        self.app, self._on_entry, self._key = app, on_entry, key.encode()
         self._token = secrets.token_urlsafe(24)
 
     @property
@@ -74,13 +77,18 @@ class StudioGuard:
         scope["headers"] = [item for item in scope["headers"] if not item[0].lower().startswith(b"x-forwarded-")]
         await self.app(scope, receive, _with_headers(send))
 
+    def cookie(self, issued: int) -> str:
+        """The value of a cookie that was issued at that time, in seconds since the epoch."""
+        return f"{issued}.{hmac.new(self._key, b'settle studio %d' % issued, hashlib.sha256).hexdigest()}"
+
     async def _enter(self, scope: Scope, send: Send) -> None:
         """A page that leads on: after a redirect from another site a strict cookie would not be sent."""
         token = parse_qs(scope["query_string"].decode("latin-1")).get("token", [""])[0]
         if not hmac.compare_digest(token.encode(), self._token.encode()):
             raise ApiError(401, "This link has been used.", "spent_link")
         self._token = secrets.token_urlsafe(24)
-        cookie = f"{COOKIE}={self.cookie}; Path=/; HttpOnly; SameSite=Strict; Max-Age={COOKIE_SECONDS}"
+        value = self.cookie(int(time.time()))
+        cookie = f"{COOKIE}={value}; Path=/; HttpOnly; SameSite=Strict; Max-Age={COOKIE_SECONDS}"
         await _respond(send, 200, ENTERED, [(b"set-cookie", cookie.encode()), (b"cache-control", b"no-store")])
         self._on_entry()
 
@@ -91,8 +99,12 @@ class StudioGuard:
         except CookieError:
             cookies.clear()
         given = cookies[COOKIE].value if COOKIE in cookies else ""
-        if not hmac.compare_digest(given.encode("latin-1", "replace"), self.cookie.encode()):
+        issued = given.partition(".")[0]
+        value = self.cookie(int(issued)) if ISSUED.fullmatch(issued) else ""
+        if not value or not hmac.compare_digest(given.encode("latin-1", "replace"), value.encode()):
             raise ApiError(401, "This browser has no key.", "missing_key")
+        if time.time() - int(issued) > COOKIE_SECONDS:
+            raise ApiError(401, "The key of this browser is too old.", "missing_key")
 
 
 def _require_own_origin(headers: dict[bytes, str]) -> None:

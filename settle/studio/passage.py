@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 from urllib.parse import quote, urlencode
 
-from fastapi import HTTPException
+from fastapi import HTTPException, Query
 from fastapi.responses import FileResponse
 from nicegui import app
 
@@ -111,7 +111,7 @@ def _catalogue(collection: str) -> Catalogue:
 
 
 @app.get("/document")
-def document(collection: str, passage: int, path: str) -> FileResponse:
+def document(collection: str, passage: Annotated[int, Query(ge=0, lt=1 << 63)], path: str) -> FileResponse:
     """The file that a passage is from, as the browser's own viewer opens it: PDF alone, which runs nothing here."""
     try:
         places = open_passage(collection, passage).occurrences

@@ -1,8 +1,12 @@
 """One open tab: what was asked for, what the page may use, and the page's one timer."""
 
 import asyncio
+import contextlib
+import contextvars
+import threading
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import ParamSpec, TypeVar
 
 from nicegui import ui
@@ -48,8 +52,26 @@ class Visit:
 
 
 async def in_thread(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """The result of slow work, without keeping the other pages waiting."""
-    return await asyncio.to_thread(work, *args, **kwargs)
+    """The result of slow work, in a thread of its own: work that lasts for minutes keeps no other page waiting, and not
+    the studio from stopping."""
+    loop, context = asyncio.get_running_loop(), contextvars.copy_context()
+    done: asyncio.Future[T] = loop.create_future()
+
+    def settle(result: Callable[[], None]) -> None:
+        if not done.cancelled():
+            result()
+
+    def run() -> None:
+        try:
+            value = context.run(work, *args, **kwargs)
+            end = partial(done.set_result, value)
+        except BaseException as e:  # noqa: BLE001  whoever waits for it gets it
+            end = partial(done.set_exception, e)
+        with contextlib.suppress(RuntimeError):  # the studio has stopped
+            loop.call_soon_threadsafe(settle, end)
+
+    threading.Thread(target=run, daemon=True, name="page").start()
+    return await done
 
 
 def report(error: SettleError) -> None:
@@ -61,12 +83,17 @@ def report(error: SettleError) -> None:
 
 
 def reported(act: Callable[P, Awaitable[None]]) -> Callable[P, Awaitable[None]]:
-    """`act`, whose SettleError is shown to the person."""
+    """`act`, whose SettleError is shown to the person; what ends with the page that was left is no fault."""
 
     async def acted(*args: P.args, **kwargs: P.kwargs) -> None:
+        client = ui.context.client
         try:
             await act(*args, **kwargs)
-        except SettleError as e:
+        except (SettleError, RuntimeError) as e:  # RuntimeError: the framework's, for an element that is gone
+            if client.is_deleted:
+                return
+            if not isinstance(e, SettleError):
+                raise
             report(e)
 
     return acted

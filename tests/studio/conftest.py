@@ -54,7 +54,8 @@ class LiveStudio:
 def start_studio(home: Path, *options: str, **environment: str) -> LiveStudio:
     """The command as a person starts it, on a free port."""
     port = [] if "--port" in options else ["--port", "0"]
-    command = [sys.executable, "-m", "settle", "studio", "--no-browser", *port, *options]
+    browser = [] if "BROWSER" in environment else ["--no-browser"]
+    command = [sys.executable, "-m", "settle", "studio", *browser, *port, *options]
     process = subprocess.Popen(
         command,
         stderr=subprocess.PIPE,
@@ -94,6 +95,7 @@ def running_studio(home: Path, **environment: str) -> Iterator[LiveStudio]:
     live = start_studio(home, **environment)
     yield live
     live.stop()
+    assert "Traceback" not in "".join(live.lines)
     reached = read_sessions((home / "ledgers").glob("*.jsonl"))
     assert not reached.beyond and not reached.listens  # of the studio, and of all that it started
 

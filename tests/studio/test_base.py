@@ -1,13 +1,17 @@
 """The frame of every page, in a real browser: who is let in, the keyboard, small screens, light and dark."""
 
 import socket
+import sys
+import time
 import urllib.error
 import urllib.request
 
 import pytest
 
+from settle.studio.guard import COOKIE, COOKIE_SECONDS, StudioGuard
 from settle.studio.pages import Page
-from tests.studio.conftest import axe_findings, watch
+from tests.server.conftest import until
+from tests.studio.conftest import axe_findings, start_studio, watch
 
 PATHS = sorted(page.path for page in Page.parts().values() if "{" not in page.path)
 
@@ -131,6 +135,44 @@ def test_a_link_lets_in_once(browser, studio):
     assert studio.link != link
     first.close()
     second.close()
+
+
+BROWSER = """import os, re, sys, urllib.request
+page = sys.argv[1].removeprefix("file://")
+link = re.search('url=([^"]+)', open(page).read())[1]
+with urllib.request.urlopen(link, timeout=60) as answer:
+    print(sys.argv[1], oct(os.stat(page).st_mode), answer.status, file=open(os.environ["SEEN"], "w"))
+"""
+
+
+def test_the_browser_is_started_with_a_page_that_nobody_else_can_read(tmp_path):
+    """The line that starts it is seen by every user of the machine. A browser of the terminal waits for its answer."""
+    pytest.importorskip("nicegui", reason="needs the extra `studio`")
+    seen, script = tmp_path / "seen", tmp_path / "browser.py"
+    script.write_text(BROWSER)
+    live = start_studio(tmp_path / "home", BROWSER=f"{sys.executable} {script} %s", SEEN=str(seen))
+    try:
+        assert until(lambda: seen.exists() and seen.read_text().endswith("\n"))
+        page, mode, status = seen.read_text().split()
+        assert page.startswith("file://") and "token" not in page
+        assert (mode, status) == ("0o100600", "200")
+        assert until(lambda: "another browser" in "".join(live.lines))
+        assert not list((tmp_path / "home/server").glob("*.html"))
+    finally:
+        live.stop()
+
+
+def test_a_cookie_ends_on_the_server_too(studio):
+    guard = StudioGuard(None, (studio.home / "server/key").read_text().strip())  # type: ignore[arg-type]
+    now = int(time.time())
+
+    def status(value: str) -> int:
+        return _status(studio.address, "/models", {"Cookie": f"{COOKIE}={value}"})
+
+    assert status(guard.cookie(now)) == status(guard.cookie(now - COOKIE_SECONDS + 600)) == 200
+    assert status(guard.cookie(now - COOKIE_SECONDS - 1)) == 401
+    _, signature = guard.cookie(now - COOKIE_SECONDS - 1).split(".")
+    assert {status(f"{now}.{signature}"), status(signature), status(f"-1.{signature}"), status("")} == {401}
 
 
 def _status(address: str, path: str, headers: dict[str, str]) -> int:

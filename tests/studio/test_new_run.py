@@ -1,5 +1,6 @@
 """The forms of commands: every setting, the command line that does the same, files, rows with their mask, mistakes."""
 
+import asyncio
 import shlex
 import sys
 from pathlib import Path
@@ -9,12 +10,18 @@ import psutil
 import pytest
 
 from settle.base.choice import family_of, named_family
-from settle.base.errors import UsageError
+from settle.base.errors import RunError, UsageError
+from settle.base.events import RunStarted, WorkStarted
 from settle.base.settings import leaves, resolve
 from settle.cli import build_app
 from settle.commands import Command
+from settle.studio.command_child import start_command
 from settle.studio.forms.arguments import arguments, positional, shell_line
 from settle.studio.forms.settings import setting_types
+from settle.studio.pages.new_run import has_begun
+from tests.retrieve.asked import TEXTS, index
+from tests.retrieve.conftest import joined  # noqa: F401  `hashed` is an embedder
+from tests.server.conftest import until
 from tests.studio.conftest import start_studio
 from tests.studio.made_models import stock
 from tests.studio.payloads import PAYLOADS
@@ -132,6 +139,52 @@ def test_a_mistake_is_shown_at_its_field_and_the_command_line_follows(page):
     page.keyboard.press("Tab")
     page.get_by_role("button", name="Start").click()
     page.locator(".field", has=page.get_by_label("tolerance", exact=True)).get_by_role("alert").wait_for()
+
+
+def test_a_value_that_begins_with_a_dash_is_no_option():
+    assert arguments(Command.part("train"), {"inputs": ["--help"], "steps": "2"}) == [
+        *("train", "--steps", "2", "--", "--help")
+    ]
+    assert arguments(Command.part("train"), {"inputs": ["-"], "steps": "2"}) == ["train", "-", "--steps", "2"]
+
+
+def _ran(line, has_begun=has_begun):
+    """What a command reports until its work has begun, and what the studio says meanwhile."""
+    said: list[str] = []
+    return asyncio.run(start_command(line, has_begun, said.append)), said
+
+
+def test_a_command_reports_what_it_has_begun(tmp_path, monkeypatch):
+    """Its own work and no other's: a run by its plan, an index that makes no new folder, a mistake in its own words."""
+    monkeypatch.setenv("SETTLE_HOME", str(tmp_path / "home"))
+    (tmp_path / "notes").mkdir()
+    with pytest.raises(RunError, match="there is no folder or file") as failed:
+        _ran(["index", str(tmp_path / "nowhere")])
+    assert failed.value.fix
+    with pytest.raises(RunError, match="unknown option --lrr") as failed:
+        _ran(["train", str(tmp_path / "notes"), "--lrr", "3"])
+    docs = Path(__file__).parents[2] / "docs"
+    events, said = _ran(["train", str(docs), "--name", "first", "--size", "20k", "--threads", "1", "--steps", "2"])
+    first = next(event for event in events if isinstance(event, RunStarted))
+    assert first.name == "first" and (Path(first.path) / "plan.json").exists() and said
+
+
+def test_a_studio_that_stops_does_not_wait_for_what_it_started(joined, tmp_path, monkeypatch):  # noqa: F811
+    """asyncio joins the threads of its executor at its end, and it has few of them: none waits for a command."""
+    monkeypatch.setenv("SETTLE_HOME", str(tmp_path / "home"))
+    (tmp_path / "documents").mkdir()
+    index("docs", tmp_path / "documents", TEXTS)  # an index that there is already: no new folder shows that it works
+
+    async def start() -> str:
+        events = await start_command(["index", "docs", "--watch"], has_begun)
+        assert asyncio.get_running_loop()._default_executor is None  # type: ignore[attr-defined]
+        return next(event.name for event in events if isinstance(event, WorkStarted))
+
+    assert asyncio.run(start()) == "docs"
+    (child,) = [p for p in psutil.Process().children() if "--watch" in p.cmdline()]
+    assert child.is_running() and child.status() != psutil.STATUS_ZOMBIE  # at work when the loop has ended
+    child.kill()
+    assert until(lambda: not child.is_running())  # and its end is noticed: no zombie is left
 
 
 def test_dropped_rows_are_shown_with_their_mask_beside_the_forecast(page, studio):

@@ -7,7 +7,7 @@ from dataclasses import replace
 from settle.audit.session import ledger, network_record
 from settle.base.errors import DataError, SettleError, UsageError
 from settle.base.event_log import Events
-from settle.base.events import Listing, ResultReady, Say, Warn
+from settle.base.events import Listing, ResultReady, Say, Warn, WorkStarted
 from settle.base.files import write_atomic, write_json
 from settle.base.stop_signals import Stopping
 from settle.evaluate.compare.compare import longest_answer
@@ -61,6 +61,7 @@ def _choose(settings: ChooseSettings, name: str, events: Events) -> int:
     folder = choice_folder.folder_for(
         settings, ref, [[c.messages, c.reference] for c in (*examples.train_cases, *examples.test)]
     )
+    events.emit(WorkStarted(what="choose", name=folder.name))
     with ledger("choose") as connections, ModelInTurns(ref, threads=settings.threads) as model:
         connections.put_into(folder)
         longest = settings.max_tokens or choice_folder.noted(folder).get("max_tokens")

@@ -9,7 +9,7 @@ from settle.audit import session
 from settle.base.amounts import count
 from settle.base.errors import SettleError, UsageError
 from settle.base.event_log import Events
-from settle.base.events import Listing, Progress, ResultReady, Say, Warn
+from settle.base.events import Listing, Progress, ResultReady, Say, Warn, WorkStarted
 from settle.base.files import home, write_json
 from settle.base.run import free_name
 from settle.base.stop_signals import Stopping
@@ -90,6 +90,7 @@ def _pick(settings: PickSettings, events: Events) -> int:
             events.emit(Say(text=f"{candidate.name} is expected to take {candidate.prediction.summary}"))
     race = Race([c.name for c in chosen], asked.prompts.families, asked.is_share)
     _say_what_can_be_seen(race, asked, events)
+    events.emit(WorkStarted(what="pick", name=settings.task or "pick"))
     measured = what_it_takes(chosen, asked, events)
     outcome = None
     if measured and asked.exam:

@@ -228,7 +228,6 @@ def _proves_descent(c: EncoderContext, batch: Batch) -> dict[str, object]:
 def loop(c: EncoderContext) -> None:
     """Train until the model has settled, or the budget is spent, or something stops the run."""
     c.spending.start("cpu", c.settings.watts)
-    c.events.move_to(c.run.events)
     batches = RowBatches(c.corpus.train, c.settings.batch_rows, c.plan.seed)
     trainer = Trainer(c.plan, c.decoder, c.objective, c.optimizer, batches)
     session = Session(c.run, c.events, c.stopping, dict(c.record or {}), c.spending, elapsed=lambda: c.spending.total)

@@ -20,10 +20,11 @@ def positional(command: type[Part]) -> tuple[str, ...]:
 
 def arguments(command: type[Part], given: Mapping[str, Given]) -> list[str]:
     """`settle` followed by these does what the form says. given: dotted key → value, of those that were set."""
-    line = [command.part_name()]
+    line: list[str] = []
+    places: list[str] = []
     for key in positional(command):
         value = given.get(key, [])
-        line += value if isinstance(value, list) else [str(value)]
+        places += value if isinstance(value, list) else [str(value)]
     is_choice = {key for key, info in leaves(command) if family_of(info)}
     for key, value in given.items():
         if key in positional(command):
@@ -37,7 +38,9 @@ def arguments(command: type[Part], given: Mapping[str, Given]) -> list[str]:
             continue
         for text in value if isinstance(value, list) else [value]:
             line += [f"--{flag}={text}"] if text.startswith("-") else [f"--{flag}", text]
-    return line
+    if any(text.startswith("-") and text != "-" for text in places):
+        return [command.part_name(), *line, "--", *places]  # they are no options
+    return [command.part_name(), *places, *line]
 
 
 def shell_line(line: Iterable[str]) -> str:

@@ -81,7 +81,7 @@ class ModelChoice:
 
     @property
     def names(self) -> list[str]:
-        return [*self.one.as_arguments(), *self.two.as_arguments()]
+        return [field.text for field in (self.one, self.two) if field.text]
 
     def show(self) -> None:
         self.line.text = shell_line(arguments(self.command, self._given()))

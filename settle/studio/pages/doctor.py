@@ -76,12 +76,11 @@ class _Looking:
 
     async def _doctor(self, more: Sequence[str]) -> Mapping[str, Any]:
         """The result of the command."""
-        only = [word for check in self._only.text.split() for word in ("--only", check)]
+        only = [f"--only={check}" for check in self._only.text.split()]
+        subject = ["--", self._subject.text] if self._subject.text else []
         fix = ["--fix"] if more and self._fix.value else []
         try:
-            return await self._child.read(
-                ["doctor", *self._subject.as_arguments(), *only, *more, *fix], self._show_progress
-            )
+            return await self._child.read(["doctor", *only, *more, *fix, *subject], self._show_progress)
         finally:
             self._bar.set_visibility(False)
 

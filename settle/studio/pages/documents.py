@@ -41,7 +41,7 @@ class Documents(Page):
             async def ask() -> None:
                 asked = question.required("there is nothing to answer", "write a question")
                 place.clear()
-                answer = await searching.read(["ask", collection.text, asked, *model.as_arguments("--model")])
+                answer = await searching.read(["ask", *model.as_option("--model"), "--", collection.text, asked])
                 with place:
                     show_answer(answer)
 
@@ -53,7 +53,7 @@ class Documents(Page):
             status = Place()
 
             async def update() -> None:
-                result = await indexing.read(["index", collection.text])
+                result = await indexing.read(["index", "--", collection.text])
                 await show_status()
                 indexing.status.text = (
                     f"{result['name']}: {result['documents']:,} documents, {result['passages']:,} passages."

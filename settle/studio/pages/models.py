@@ -91,7 +91,7 @@ class _Pull:
     async def _look(self) -> None:
         what = self._wanted.required("no model is named", "write a name, such as smollm2")
         self._offer.clear()
-        offer = await self._child.read(["pull", what, "--dry"])
+        offer = await self._child.read(["pull", "--dry", "--", what])
         with self._offer:
             self._show(what, offer)
 
@@ -104,7 +104,7 @@ class _Pull:
                ("here already", str(offer["here"] or ""))])  # fmt: skip
 
         async def pull() -> None:
-            result = await self._child.read(["pull", what])
+            result = await self._child.read(["pull", "--", what])
             self._offer.clear()
             await self._here.show()
             self._child.status.text = f"{result['name']} is here."
@@ -118,7 +118,7 @@ def _removal(here: _Here) -> None:
     sure = Field("Delete its files", "switch", help="Files that are only linked stay where they are.")
 
     async def free(allowed: Field, line: list[str], text: str) -> None:
-        result = await child.read([*line, "--yes"])
+        result = await child.read([line[0], "--yes", *line[1:]])
         allowed.put(False)
         await here.show()
         child.status.text = f"{text}: {amount(result['bytes'], 'bytes')} freed."
@@ -126,7 +126,7 @@ def _removal(here: _Here) -> None:
     async def remove() -> None:
         if not (sure.value and named.text):
             raise UsageError("nothing was removed", "name the model, and allow its files to be deleted")
-        await free(sure, ["models", "remove", named.text], f"{named.text} is removed")
+        await free(sure, ["models", "--", "remove", named.text], f"{named.text} is removed")
         named.put("")
 
     async def prune() -> None:

@@ -2,12 +2,14 @@
 
 import inspect
 from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 from nicegui import ui
 
 from settle.base.errors import SettleError
-from settle.base.files import home
+from settle.base.events import Event, RunStarted, WorkStarted
 from settle.base.registry import Part
 from settle.base.words.figures import comparison
 from settle.studio.command_child import CommandChild, start_command
@@ -23,6 +25,11 @@ from settle.studio.visit import Visit
 
 COPY = "(e) => navigator.clipboard.writeText(document.querySelector('.commandline').textContent)"
 TALK_LINES = 14
+# where a person sees what became of it
+WHERE = {
+    "index": ("See the documents", "/documents"),
+    **dict.fromkeys(("pick", "choose"), ("See the results", "/models")),
+}
 
 
 class NewRun(Page):
@@ -122,12 +129,12 @@ class NewRunForm:
         """The command, in a process of its own."""
         with self.place.anew():
             try:
-                before = _begun_work()
-                await start_command(self._checked(), lambda: bool(_begun_work() - before))
-                words("It has started, and continues when this page is closed.", classes="good")
-                ui.link("See the runs", "/")
+                events = await start_command(self._checked(), has_begun, partial(setattr, self.outlook.status, "text"))
+                show_begun(events)
             except SettleError as e:
                 self._show(e)
+            finally:
+                self.outlook.status.text = ""
 
     def _show(self, error: SettleError) -> None:
         """At its field, or here where it is about none."""
@@ -135,10 +142,28 @@ class NewRunForm:
             failure(error)
 
 
-def _begun_work() -> set[str]:
-    """Folders of work that has begun."""
-    folders = [folder for kind in ("collections", "choices", "picks") for folder in (home() / kind).glob("*")]
-    return {str(path) for path in [*folders, *(home() / "runs").glob("*/plan.json")]}
+def has_begun(events: Sequence[Event]) -> bool:
+    """Whether the work of a command has begun: a run has its plan by then, and nothing is wrong with what was asked."""
+    first = _first_of(events)
+    return isinstance(first, WorkStarted) or (first is not None and (Path(first.path) / "plan.json").exists())
+
+
+def show_begun(events: Sequence[Event]) -> None:
+    """What was started, by its own report, and where to watch it."""
+    match _first_of(events):
+        case RunStarted() as run:
+            words("It has started, and continues when this page is closed.", classes="good")
+            ui.link(f"Watch {run.name}", f"/runs/{Path(run.path).name}")
+        case WorkStarted() as work:
+            words(f"{work.what} {work.name} has started, and continues when this page is closed.", classes="good")
+            ui.link(*WHERE[work.what])
+        case None:
+            words("It is done.", classes="good")
+
+
+def _first_of(events: Sequence[Event]) -> RunStarted | WorkStarted | None:
+    """Later ones are of runs that the work starts itself."""
+    return next((event for event in events if isinstance(event, RunStarted | WorkStarted)), None)
 
 
 def show_outlook(result: Mapping[str, Any], talk: str) -> None:

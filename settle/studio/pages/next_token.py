@@ -73,7 +73,8 @@ class Reading:
         reading, self._pair = await self._wait_for("reading …", read)
         self._history, self._name = [], name
         self._show(reading)
-        line = ["tokens", name, text, *(["--template"] if is_question else []), *self._other.as_arguments("--with")]
+        options = [*(["--template"] if is_question else []), *self._other.as_option("--with")]
+        line = ["tokens", *options, "--", name, text] if text.startswith("-") else ["tokens", name, text, *options]
         self._command.text = shell_line(line)
 
     async def _wait_for(self, what: str, work: Callable[[], T]) -> T:

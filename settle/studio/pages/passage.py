@@ -1,5 +1,7 @@
 """A passage that an answer cites: its document, open at the line or the page."""
 
+import re
+
 from nicegui import ui
 
 from settle.base.errors import UsageError
@@ -7,6 +9,8 @@ from settle.studio.layout import Facts, card, words
 from settle.studio.pages import Page
 from settle.studio.passage import open_passage, page_link, passage_link
 from settle.studio.visit import Visit, in_thread
+
+NUMBER = re.compile(r"[0-9]{1,15}")
 
 
 class Passage(Page):
@@ -17,7 +21,8 @@ class Passage(Page):
 
     async def build(self, visit: Visit) -> None:
         collection, number, place = visit.path["collection"], visit.path["number"], visit.query.get("place", "0")
-        if not (number.isdecimal() and place.isdecimal()):
+        if not (NUMBER.fullmatch(number) and NUMBER.fullmatch(place)):
+            ui.context.client.status_code = 404
             raise UsageError("there is no such passage", "open one from an answer")
         opened = await in_thread(open_passage, collection, int(number), int(place))
         at = opened.at

@@ -1,11 +1,12 @@
 """One run: its curves as they grow, what it says of itself, and how it ended."""
 
 import time
+from collections.abc import Sequence
 
 from nicegui import ui
 
 from settle.base.errors import SettleError
-from settle.base.events import Listing
+from settle.base.events import Event, Listing, PhaseStarted
 from settle.base.run import Run as RunFolder
 from settle.base.run.result import Result
 from settle.studio.chart import Chart
@@ -14,7 +15,7 @@ from settle.studio.layout import Facts, Place, button, card, failure, words
 from settle.studio.pages import Page
 from settle.studio.runs import report
 from settle.studio.runs.feed import RunFeed
-from settle.studio.runs.process import stop, worker_of
+from settle.studio.runs.process import stop
 from settle.studio.runs.samples import sample_text
 from settle.studio.table import Table
 from settle.studio.visit import Visit, in_thread
@@ -158,8 +159,12 @@ class _View:
 
     async def _resume(self) -> None:
         self.state.text = "State: resuming"
-        await start_command(["resume", self.run.path.name], lambda: worker_of(self.run) is not None)
+        await start_command(["resume", self.run.path.name], _has_phase)
         self.feed.look_again()
+
+
+def _has_phase(events: Sequence[Event]) -> bool:
+    return any(isinstance(event, PhaseStarted) for event in events)
 
 
 def _small_chart(name: str, title: str) -> Chart:
