@@ -11,24 +11,33 @@ from settle.base.events import AnswerText, ResultReady, Say, Warn
 from settle.base.files import write_json
 from settle.infer.draft import draft_for
 from settle.infer.engine import Engine
-from settle.library.facts import TEMPLATE_KEY
+from settle.library.facts import TEMPLATE_KEY, Metadata, takes_turns
+from settle.library.recommended_sampling import recommended_sampling
 from settle.library.resolve import resolve_gguf
 
 HELP = (
-    "/reset forgets, /system TEXT sets a system prompt, /save FILE saves the conversation, /bye leaves; Ctrl-C stops "
-    "an answer"
+    "/help shows this, /reset forgets, /system TEXT sets a system prompt, /save FILE saves the conversation, /bye "
+    "leaves; Ctrl-C stops an answer"
 )
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How an answer is drawn: see `LlamaClient.complete`. seed: None draws one."""
+    """How an answer is drawn: see `LlamaClient.complete`. seed: None draws one; None of the others is what is
+    recommended for the model."""
 
     max_tokens: int
-    temperature: float
-    top_p: float
-    top_k: int
-    seed: int | None
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    seed: int | None = None
+
+    def settings(self, metadata: Metadata) -> dict[str, float]:
+        """Under llama.cpp's names, for the model of a GGUF file."""
+        asked = {"temperature": self.temperature, "top_p": self.top_p, "top_k": self.top_k}
+        given = {name: value for name, value in asked.items() if value is not None}
+        recommended = recommended_sampling(metadata, takes_turns(metadata)).settings
+        return given if self.temperature == 0 else {**recommended, **given}  # 0: the likeliest token as it is
 
 
 def chat(
@@ -131,9 +140,8 @@ class ChatSession:
         prompt = self._prompt(text)
         sampling, answer = self._sampling, ""
         room = min(sampling.max_tokens, self._engine.context - len(prompt))
-        pieces = self._engine.complete(
-            prompt, room, sampling.temperature, sampling.top_p, sampling.top_k, sampling.seed
-        )
+        drawn = sampling.settings(self._engine.metadata)
+        pieces = self._engine.complete(prompt, room, seed=sampling.seed, sampling=drawn)
         try:
             for piece in pieces:
                 answer += piece
@@ -168,6 +176,8 @@ class ChatSession:
             self._events.emit(
                 Say(text="a new conversation with that system prompt" if rest else "no system prompt now")
             )
+        elif command == "/help":
+            self._events.emit(Say(text=HELP))
         elif command == "/save":
             self._save(Path(rest or f"{self._engine.path.stem}-chat.json").expanduser())
         else:

@@ -156,6 +156,7 @@ class LlamaClient(PromptEncoder):
             "top_p": top_p,
             "top_k": top_k,
             "min_p": 0.0,
+            "repeat_penalty": 1.0,  # a file may bring another one, which would change the likeliest tokens
             "seed": secrets.randbits(31) if seed is None else seed,
             "stop": list(stop),
             "cache_prompt": True,

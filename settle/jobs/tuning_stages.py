@@ -15,6 +15,7 @@ from settle.jobs.ranks.crew import ranks
 from settle.jobs.settings import DistillSettings, TuneSettings
 from settle.jobs.training_stages import TrainingContext, begin, build, rank_memory_figures, warn_of_time
 from settle.library.catalogue import transformers_name
+from settle.library.recommended_sampling import sampling_keys
 from settle.library.run_models import record_made
 from settle.machine import memory, resident
 from settle.model.load_adapter import TrainedAdapter
@@ -138,7 +139,10 @@ def export(c: TuningContext) -> None:
     if not took_turns and not learned_turns:
         card["base"] = True
     if live.whole:
-        whole = ExportedModel(c.run.name, live.model, live.architecture, c.outcome.best, c.tokenizer, texts, card)
+        whole = ExportedModel(
+            *(c.run.name, live.model, live.architecture, c.outcome.best, c.tokenizer, texts, card),
+            gguf_keys=sampling_keys(base.source, base.metadata),
+        )
         files, gate = export_run_model(whole, c.run.out, c.events)
         record_made(c.run, files)
     else:

@@ -78,6 +78,25 @@ class KnownModel(BaseModel):
     shape: ModelShape
 
 
+class FamilySampling(BaseModel):
+    """How answers of a family are drawn best. models: how names of its models begin. source: who recommends it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    models: tuple[str, ...] = Field(min_length=1)
+    source: str = Field(min_length=1)
+    temperature: float = Field(ge=0, le=5)
+    top_p: float | None = Field(None, gt=0, le=1)
+    top_k: int | None = Field(None, ge=0)
+    min_p: float | None = Field(None, ge=0, le=1)
+    repeat_penalty: float | None = Field(None, gt=0, le=2)
+
+    @property
+    def settings(self) -> dict[str, float]:
+        """Under llama.cpp's names."""
+        return self.model_dump(exclude={"models", "source"}, exclude_none=True)
+
+
 class CatalogueFile(BaseModel):
     """The whole file. known_source, known_date: of the rows under `known`."""
 
@@ -88,6 +107,7 @@ class CatalogueFile(BaseModel):
     known_date: datetime.date
     known: tuple[KnownModel, ...]
     models: dict[str, CatalogueEntry]
+    sampling: tuple[FamilySampling, ...] = ()
 
     @model_validator(mode="after")
     def _read_before(self) -> Self:

@@ -12,6 +12,7 @@ from typing import Literal
 
 from settle.data.tokenizer.pretrained import PretrainedTokenizer
 from settle.formats.gguf import export_gguf
+from settle.library.recommended_sampling import sampling_keys
 from settle.library.reference import ModelRef
 from settle.library.store import StoredModel, find_model
 from settle.model.pretrained import Pretrained
@@ -23,7 +24,13 @@ Dtype = Literal["f32", "f16", "bf16"]
 def to_gguf(model: Pretrained, path: Path, dtype: Dtype, tokenizer: PretrainedTokenizer | None = None) -> Path:
     """Writes the model's weights as one GGUF file, reading them piece by piece. tokenizer: instead of its own."""
     return export_gguf(
-        model.part, model.lazy_weights(), tokenizer or model.tokenizer, path, dtype, {"name": model.name}
+        model.part,
+        model.lazy_weights(),
+        tokenizer or model.tokenizer,
+        path,
+        dtype,
+        {"name": model.name},
+        sampling_keys(model.source, model.metadata),
     )
 
 

@@ -14,6 +14,7 @@ from settle.data.tokenizer.token_types import CONTROL, ENDS, UNKNOWN
 from settle.formats.gguf import Pooling, embeds, pooling, read_gguf
 from settle.formats.gguf.decision import DecisionKeys, read_decision
 from settle.formats.lora_gguf import read_lora
+from settle.library.recommended_sampling import Recommended, recommended_sampling
 from settle.library.reference import ModelRef
 from settle.library.resolve import all_refs
 from settle.library.store import stamp_of
@@ -45,7 +46,7 @@ class Facts:
     that end an answer. fim: the ids of tokens around a gap to fill (pre, suf, mid) and between files (rep, sep), empty
     when the model has none. longest_token: bytes of a text that one token may stand for, 0 where that is not known.
     decision: by what it answers typed questions, or None. controls: tokens that stand for no text. completes: it was
-    trained on plain text alone, whatever template its file has.
+    trained on plain text alone, whatever template its file has. sampling: how its answers are drawn best.
     """
 
     architecture: str
@@ -67,6 +68,7 @@ class Facts:
     decision: DecisionKeys | None = None
     controls: tuple[str, ...] = ()
     completes: bool = False
+    sampling: Recommended = Recommended({}, "")
 
     @property
     def reranks(self) -> bool:
@@ -161,6 +163,7 @@ def _facts(path: Path, stamp: str) -> Facts:
         decision=read_decision(meta),
         controls=control_tokens(meta),
         completes=bool(meta.get(PLAIN_TEXT_KEY)),
+        sampling=recommended_sampling(meta, takes_turns(meta)),
     )
 
 

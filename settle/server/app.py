@@ -2,7 +2,7 @@
 
 import contextlib
 import functools
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
 
 from starlette.applications import Starlette
@@ -47,8 +47,9 @@ def build_app(
     limits: Limits,
     audit: Audit,
     pull_from: frozenset[str] = frozenset(),
+    on_answer: Callable[[str], None] = lambda line: None,
 ) -> ServerApp:
-    """pull_from: sources that requests may pull models from."""
+    """pull_from: sources that requests may pull models from. on_answer: see `Gateway`."""
     apis, metrics = all_apis(), Metrics()
 
     def on_change(change: str, name: str) -> None:
@@ -56,7 +57,7 @@ def build_app(
 
     pool = ModelPool(catalogue, settings, on_change)
     backend = Backend(catalogue, pool)
-    gateway = Gateway(backend, StoreChanges(catalogue, pool, pull_from), audit, metrics)
+    gateway = Gateway(backend, StoreChanges(catalogue, pool, pull_from), audit, metrics, on_answer)
 
     @contextlib.asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:

@@ -40,6 +40,12 @@ class Record:
         if self.first_token is None:
             self.first_token = time.monotonic()
 
+    def line(self, method: str, path: str) -> str:
+        """What a terminal shows of it."""
+        tokens = f"{self.prompt_tokens:,} + {self.completion_tokens:,} tokens" if self.prompt_tokens else ""
+        parts = (method, path[:200], self.model, str(self.status), tokens, f"{self.seconds:.2f} s")
+        return "  ".join(part for part in parts if part)
+
     @property
     def seconds(self) -> float:
         return time.monotonic() - self.began

@@ -26,12 +26,13 @@ from settle.server.requests.fields import Body, parse, validated
 
 @dataclass
 class Gateway:
-    """The parts of a running server."""
+    """The parts of a running server. on_answer: called with a line about each request, without what was said in it."""
 
     backend: Backend
     store: StoreChanges
     audit: Audit
     metrics: Metrics = field(default_factory=Metrics)
+    on_answer: Callable[[str], None] = lambda line: None
 
 
 class Call:
@@ -107,6 +108,7 @@ class Endpoint:
         finally:
             gateway.metrics.count(record)
             gateway.audit.write(record)
+            gateway.on_answer(record.line(request.method, request.url.path))
 
     async def _response(self, call: Call, receive: Receive) -> Response | None:
         """The response, or None when the client left before it was ready: then its work is stopped."""

@@ -76,7 +76,12 @@ def serve(models: ModelChoice, network: Network, settings: PoolSettings, log_pro
     )
     audit = Audit(home() / "server" / "audit.jsonl", log_prompts)
     limits = Limits(requests=network.requests, seconds=network.seconds)
-    server = build_app(catalogue, settings, access, limits, audit, frozenset(network.pull_from))
+
+    def show(line: str) -> None:
+        if sys.stderr.isatty():  # a log of a service need not have them: the audit has
+            events.emit(Say(text=line))
+
+    server = build_app(catalogue, settings, access, limits, audit, frozenset(network.pull_from), show)
     listening = listen(network.host, network.port)
     address = _address(network.host, listening.getsockname()[1])
 

@@ -25,9 +25,13 @@ class Chat(ThreadSettings, Command):
     template: bool = Field(False, description="take turns by the chat template, even if trained on plain text")
     system: str | None = Field(None, description="system prompt")
     max_tokens: int = Field(400, gt=0, description="longest answer, in tokens")
-    temperature: float = Field(0.8, ge=0, description="0 always takes the likeliest token")
-    top_p: float = Field(0.95, gt=0, le=1, description="draw from the likeliest tokens with this much of the mass")
-    top_k: int = Field(40, ge=0, description="draw from this many likeliest tokens; 0: no limit")
+    temperature: float | None = Field(
+        None, ge=0, description="0 always takes the likeliest token; what is recommended for the model if not given"
+    )
+    top_p: float | None = Field(
+        None, gt=0, le=1, description="draw from the likeliest tokens with this much of the mass; likewise"
+    )
+    top_k: int | None = Field(None, ge=0, description="draw from this many likeliest tokens, 0: no limit; likewise")
     draft: str | None = Field(
         None,
         description="a small model that proposes tokens, for speed: a run of `settle distill --draft`, or any with the "

@@ -78,7 +78,7 @@ def talk(
     name: str,
     beside: str | None,
     prompt: str | None,
-    sampling: tuple[int, float, float, int, int | None],
+    sampling: tuple[int, float | None, float | None, int | None, int | None],
     events: Events,
     system: str | None = None,
     template: bool = False,

@@ -28,6 +28,7 @@ from settle.formats.ollama import modelfile
 from settle.formats.peft import export_peft
 from settle.formats.safetensors import export_safetensors
 from settle.library.convert import as_gguf
+from settle.library.recommended_sampling import sampling_keys
 from settle.model.adapters import Merged
 from settle.model.architectures import Architecture
 from settle.model.decoder import Decoder
@@ -106,7 +107,7 @@ class ExportedAdapter:
             self.held_out_texts,
             {key: value for key, value in self.card.items() if key != "template"},  # the tokenizer brings it
             Merge(self.base.weights, base_type, limit),
-            self.gguf_keys,
+            sampling_keys(self.base.source, self.base.metadata) | {**self.gguf_keys},
         )
 
 

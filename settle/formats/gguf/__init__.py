@@ -294,6 +294,8 @@ def _write_keys(writer: "GGUFWriter", keys: Mapping[str, object]) -> None:
             writer.add_array(key, value)
         elif isinstance(value, float):
             writer.add_float32(key, value)
+        elif isinstance(value, int):
+            writer.add_int32(key, value)
         else:
             writer.add_string(key, str(value))
 

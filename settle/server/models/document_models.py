@@ -6,11 +6,11 @@ from dataclasses import replace
 
 from settle.server.errors import ApiError
 from settle.server.models.model_entry import ModelEntry
-from settle.server.models.model_facts import template_of
+from settle.server.models.model_facts import completes_only, template_of
 
 
 def document_models(models: list[ModelEntry]) -> Iterator[ModelEntry]:
-    """Every collection, answered by every model that has a chat template. None where the extra `rag` is missing."""
+    """Every collection, answered by every model that takes turns. None where the extra `rag` is missing."""
     try:
         from settle.retrieve.index.collection_folder import collection_names
     except ModuleNotFoundError:
@@ -18,7 +18,7 @@ def document_models(models: list[ModelEntry]) -> Iterator[ModelEntry]:
     collections = collection_names()
     for model in models if collections else ():
         with contextlib.suppress(ApiError):
-            if model.path.exists() and template_of(model):
+            if model.path.exists() and template_of(model) and not completes_only(model):
                 for name in collections:
                     yield with_documents(name, model)
 

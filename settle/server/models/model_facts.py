@@ -28,6 +28,11 @@ def template_of(entry: ModelEntry) -> str | None:
     return own or facts(entry.path).template
 
 
+def completes_only(entry: ModelEntry) -> bool:
+    """Whether it was trained on plain text, and no adapter has taught it to take turns. Raises ApiError."""
+    return facts(entry.path).completes and not (entry.adapter and adapter_template(entry.adapter))
+
+
 def capabilities(entry: ModelEntry) -> list[str]:
     """By Ollama's names. Raises ApiError."""
     known = facts(entry.path)

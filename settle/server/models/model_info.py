@@ -13,7 +13,7 @@ from settle.machine.cores import cores
 from settle.machine.measurement_cache import key, recalled, remembered
 from settle.server.errors import ApiError
 from settle.server.models.model_entry import ModelEntry
-from settle.server.models.model_facts import facts, template_of
+from settle.server.models.model_facts import completes_only, facts, template_of
 from settle.server.models.model_loader import SHORTEST_CONTEXT, can_ever_fit, estimate_bytes
 
 NUM_PROMPT, NUM_WRITTEN = 256, 64  # tokens of a measurement
@@ -45,7 +45,7 @@ def describe(entry: ModelEntry) -> Json:
     if entry.is_converted and not entry.path.exists():
         return info | {"unconverted": True}
     try:
-        known, template = facts(entry.path), template_of(entry)
+        known, template, is_plain = facts(entry.path), template_of(entry), completes_only(entry)
     except ApiError as error:
         return info | {"broken": error.message}
     needs = estimate_bytes(known, min(known.context, SHORTEST_CONTEXT), 1)
@@ -58,7 +58,9 @@ def describe(entry: ModelEntry) -> Json:
         "context": known.context,
         "kind": known.use,
         "template": template,
-        "tools": "no" if known.embeds else tools_of(template),
+        "completes_only": is_plain,
+        "tools": "no" if known.embeds or is_plain else tools_of(template),
+        "sampling": {"source": known.sampling.source, **known.sampling.settings},
         "needs": needs,
         "fits": fits(needs),
         "tokens_per_second": speed,

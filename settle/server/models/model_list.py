@@ -107,11 +107,11 @@ def _row(model: Json) -> list[object]:
         model["quantization"],
         {"value": model["parameters"], "unit": "count"},
         {"value": model["context"], "unit": "count"},
-        "✓" if model["template"] else "–",
+        "✓" if model["template"] and not model["completes_only"] else "–",
         model["tools"],
         model["fits"],
         _speed(model),
-        f"adapter over {model['base']}" if model["adapter"] else USES[model["kind"]],
+        f"adapter over {model['base']}" if model["adapter"] else _use(model),
     ]
 
 
@@ -130,8 +130,27 @@ def _facts_rows(info: Json) -> list[list[object]]:
         ["fits here", info["fits"]],
         ["tools", info["tools"]],
         ["tokens/s", _speed(info) or "`settle models --measure` measures it"],
-        ["chat template", "as follows" if info["template"] else "none: it completes text and takes no turns"],
+        ["answers are drawn with", _sampling(info)],
+        ["chat template", _template(info)],
     ]
+
+
+def _use(model: Json) -> str:
+    return "completes text" if model["completes_only"] else str(USES[model["kind"]])
+
+
+def _template(info: Json) -> str:
+    if info["completes_only"]:
+        return "as follows, and not learned: it was trained on plain text, and completes it"
+    return "as follows" if info["template"] else "none: it completes text and takes no turns"
+
+
+def _sampling(info: Json) -> str:
+    if info["kind"] != "generate":
+        return ""
+    settings = dict(info["sampling"])
+    source = settings.pop("source")
+    return ", ".join(f"{name.replace('_', '-')} {value:g}" for name, value in settings.items()) + f" ({source})"
 
 
 def _speed(model: Json) -> str:

@@ -71,7 +71,9 @@ async def prepare(catalogue: ModelCatalogue, request: ChatRequest, entry: ModelE
     prompt = _Prompt(request, loaded, is_emulated)
     await prompt.check(prompt.messages)
     trimmed = await prompt.trim() if request.trim else None
-    common = request.sampling | {"lora": loaded.lora_scales(scales(catalogue, request.adapters, entry, loaded))}
+    common = drawn(request.sampling, loaded) | {
+        "lora": loaded.lora_scales(scales(catalogue, request.adapters, entry, loaded))
+    }
     common |= {"n_predict": request.max_tokens} if request.max_tokens is not None else {}
     common |= {"stop": request.stop} if request.stop else {}
     common |= {"timings_per_token": True} if request.timings else {}
@@ -81,6 +83,12 @@ async def prepare(catalogue: ModelCatalogue, request: ChatRequest, entry: ModelE
         return TextPlan(request, entry, common | await _emulated_body(prompt), trimmed, _reader_of(request))
     body = common | await _chat_body(request, entry, prompt.messages, loaded)
     return ChatPlan(request, entry, body, trimmed, _reader_of(request) if request.tools else None)
+
+
+def drawn(sampling: JsonObject, loaded: LoadedModel) -> JsonObject:
+    """What a request sets, and else what is recommended for the model. The likeliest token is drawn as it is."""
+    is_greedy = sampling.get("temperature") == 0
+    return ({"repeat_penalty": 1.0} if is_greedy else dict(loaded.facts.sampling.settings)) | sampling
 
 
 async def count(backend: Backend, request: ChatRequest, entry: ModelEntry) -> int:

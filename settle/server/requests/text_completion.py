@@ -93,7 +93,7 @@ async def prepare(
     chat.check_biases(request.sampling, loaded)
     chat.check_probabilities(request.top_logprobs, loaded)
     scales = chat.scales(catalogue, request.adapters, entry, loaded)
-    body = request.sampling | request.more | {"lora": loaded.lora_scales(scales)}
+    body = chat.drawn(request.sampling, loaded) | request.more | {"lora": loaded.lora_scales(scales)}
     body |= {"n_predict": request.max_tokens} if request.max_tokens is not None else {}
     body |= {"stop": request.stop} if request.stop else {}
     body |= {"n_probs": max(request.top_logprobs, 1)} if request.top_logprobs is not None else {}
