@@ -10,7 +10,7 @@ import contextlib
 import functools
 import math
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Coroutine
 
 import aiohttp
 
@@ -43,6 +43,42 @@ MOST_ATTEMPTS = 5  # to find what was just loaded still fresh
 Wanted = tuple[ModelKey, AdapterFile | None]
 
 
+class Loadings:
+    """Models that are loading, each for all the requests that wait for it; it ends a moment after the last has left."""
+
+    def __init__(self, tasks: BackgroundTasks) -> None:
+        self._tasks = tasks
+        self._loading: dict[Wanted, asyncio.Task[None]] = {}
+        self._waiting: collections.Counter[asyncio.Task[None]] = collections.Counter()
+
+    async def wait_for(self, what: Wanted, load: Callable[[], Coroutine[object, object, None]]) -> None:
+        """Begin to load, unless that is under way, and wait until it is done. Raises what loading raises."""
+        loading = self._loading.get(what)
+        if loading is None:
+            loading = self._loading[what] = self._tasks.spawn(load())
+            loading.add_done_callback(functools.partial(self._finish, what))
+        self._waiting[loading] += 1
+        try:
+            await asyncio.shield(loading)
+        finally:
+            self._waiting[loading] -= 1
+            if not self._waiting[loading]:
+                del self._waiting[loading]
+                if not loading.done():
+                    asyncio.get_running_loop().call_later(ABANDONED_SECONDS, self._abandon, what, loading)
+
+    def _abandon(self, what: Wanted, loading: "asyncio.Task[None]") -> None:
+        if loading not in self._waiting and self._loading.get(what) is loading:
+            del self._loading[what]  # whoever asks from now on begins anew
+            loading.cancel()
+
+    def _finish(self, what: Wanted, loading: "asyncio.Task[None]") -> None:
+        if self._loading.get(what) is loading:
+            del self._loading[what]
+        if not loading.cancelled():
+            loading.exception()  # those who wait get it, if there are any left
+
+
 class ModelPool:
     """Hands out children to requests. Loading continues when the request that began it leaves, as long as others wait
     for it."""
@@ -54,8 +90,7 @@ class ModelPool:
         self._models = LoadedModels(self._tasks, on_change)
         self._loader = ModelLoader(catalogue, settings)
         self._locks: dict[ModelKey, asyncio.Lock] = {}
-        self._loading: dict[Wanted, asyncio.Task[None]] = {}
-        self._waiting: collections.Counter[asyncio.Task[None]] = collections.Counter()
+        self._loadings = Loadings(self._tasks)
 
     async def start(self) -> None:
         self.session = aiohttp.ClientSession(
@@ -134,37 +169,10 @@ class ModelPool:
             if model is not None and model.child.alive() and (wanted is None or wanted in model.adapters):
                 self._models.remember(entry, use, model)
                 return model
-            loading = self._loading.get((key, wanted))
-            if loading is None:
-                loading = self._tasks.spawn(self._bring_up(entry, key, wanted))
-                self._loading[key, wanted] = loading
-                loading.add_done_callback(functools.partial(self._finish_loading, (key, wanted)))
-            await self._wait_for((key, wanted), loading)
+            bring_up = functools.partial(self._bring_up, entry, key, wanted)
+            await self._loadings.wait_for((key, wanted), bring_up)
         message = f"the files of {entry.id} are changing; try again"
         raise ApiError(503, message, "model_broken", "model", retry_seconds=2)
-
-    async def _wait_for(self, what: Wanted, loading: "asyncio.Task[None]") -> None:
-        """Raises what loading raises. It ends a moment after nobody waits for it any more."""
-        self._waiting[loading] += 1
-        try:
-            await asyncio.shield(loading)
-        finally:
-            self._waiting[loading] -= 1
-            if not self._waiting[loading]:
-                del self._waiting[loading]
-                if not loading.done():
-                    asyncio.get_running_loop().call_later(ABANDONED_SECONDS, self._abandon, what, loading)
-
-    def _abandon(self, what: Wanted, loading: "asyncio.Task[None]") -> None:
-        if loading not in self._waiting and self._loading.get(what) is loading:
-            del self._loading[what]  # whoever asks from now on begins anew
-            loading.cancel()
-
-    def _finish_loading(self, what: Wanted, loading: "asyncio.Task[None]") -> None:
-        if self._loading.get(what) is loading:
-            del self._loading[what]
-        if not loading.cancelled():
-            loading.exception()  # those who wait get it, if there are any left
 
     async def _bring_up(self, entry: ModelEntry, key: ModelKey, wanted: AdapterFile | None) -> None:
         """Replaces the child of `key` by one that knows the adapter; the old one answers until the new one is up,
