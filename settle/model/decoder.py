@@ -45,7 +45,7 @@ class Decoder(FreezableModule):
 
     def __init__(self, options: DecoderOptions) -> None:
         super().__init__()
-        self.options, self.width = options, options.layers[0].width
+        self.options = options
         self.model = _Body(options)
         if not options.tied:
             self.lm_head = Embedding(options.vocab_size, options.layers[-1].width)
@@ -80,6 +80,10 @@ class Decoder(FreezableModule):
                 x = layer(x, packing, table)
         out: Tensor = self.model.norm(x)
         return out
+
+    @property
+    def width(self) -> int:
+        return self.options.layers[0].width
 
     @property
     def layers(self) -> list[DecoderLayer]:
@@ -133,7 +137,6 @@ class Decoder(FreezableModule):
 
     @property
     def device(self) -> torch.device:
-        """Where it computes."""
         return self.computes_on or self.model.norm.weight.device
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -156,3 +159,9 @@ class Decoder(FreezableModule):
         if key not in self._tables:
             self._tables[key] = RotationTable(*key)
         return self._tables[key]
+
+
+def as_decoder(model: FreezableModule) -> Decoder:
+    """Return the model that the loop trains as the decoder that it is; an objective of pairs trains an encoder."""
+    assert isinstance(model, Decoder), f"{type(model).__name__} writes no tokens"
+    return model

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from settle.data.batches import Batch
-from settle.model.decoder import Decoder
+from settle.model.layers.freezable import FreezableModule
 from settle.train.objectives import Objective
 from settle.train.world import World, single
 from settle.train.world.weight_shards import rest
@@ -69,7 +69,7 @@ class HeldOut:
 
 
 def evaluate(
-    model: Decoder, objective: Objective, held_out: HeldOut, step: int, tokens: int, world: World | None = None
+    model: FreezableModule, objective: Objective, held_out: HeldOut, step: int, tokens: int, world: World | None = None
 ) -> Evaluation:
     """The loss of `model` after `step` steps and `tokens` tokens of training.
 
@@ -96,7 +96,7 @@ def evaluate(
     return _figures(found, held_out, objective.is_per_token, step, tokens)
 
 
-def _sharded_sums(model: Decoder, objective: Objective, batches: Sequence[Batch], world: World) -> torch.Tensor:
+def _sharded_sums(model: FreezableModule, objective: Objective, batches: Sequence[Batch], world: World) -> torch.Tensor:
     """Sum and count of each block, (2, blocks), where the ranks need each other in every layer: all of them evaluate as
     many blocks, the last of them for nothing at some."""
     found = torch.zeros(2, len(batches), dtype=torch.float64)

@@ -6,13 +6,13 @@ import torch
 from torch import Tensor
 
 from settle.data.batches import Batch
-from settle.model.decoder import Decoder
+from settle.model.layers.freezable import FreezableModule
 from settle.train.objectives import Objective
 from settle.train.world.weight_shards import local_part
 
 
 def backward(
-    model: Decoder, objective: Objective, batches: Sequence[Batch], scale: float = 1.0, count: int | None = None
+    model: FreezableModule, objective: Objective, batches: Sequence[Batch], scale: float = 1.0, count: int | None = None
 ) -> float:
     """Add `scale` times the gradient of the mean loss over all `batches` to `.grad`; the mean loss, nats per token.
 

@@ -16,6 +16,7 @@ from settle.base.errors import DataError
 from settle.data.batches import Batch
 from settle.data.likelihoods import Likelihoods
 from settle.model.decoder import Decoder
+from settle.model.layers.freezable import FreezableModule
 from settle.train.objectives._divergence import Dense, Sparse, TeacherBatch
 from settle.train.objectives.next_token import token_losses
 
@@ -39,7 +40,7 @@ class LiveTeacher:
         self._remembered: dict[bytes, tuple[Tensor, ...]] = {}
         self._room = REMEMBERED_BYTES
 
-    def follow(self, student: Decoder) -> None:
+    def follow(self, student: FreezableModule) -> None:
         """Compute in the student's type: a proof in fp32 sees no rounding, neither the student's nor the teacher's."""
         self.model.compute_dtype = student.compute_dtype
 
@@ -80,7 +81,7 @@ class RecordedTeacher:
         """Raises DataError when the folder holds no whole record."""
         return cls(Likelihoods(folder))
 
-    def follow(self, student: Decoder) -> None:
+    def follow(self, student: FreezableModule) -> None:
         """No-op: recorded distributions have a fixed dtype."""
 
     def find(self, batch: Batch) -> Batch:

@@ -11,7 +11,7 @@ from torch import Tensor
 from settle.data.batches import Batch
 from settle.data.store import TokenStore
 from settle.machine import FreedMemory
-from settle.model.decoder import Decoder
+from settle.model.layers.freezable import FreezableModule
 from settle.model.layers.linear import refresh_casts
 from settle.train.checkpoint import Checkpoint, Weights
 from settle.train.gradient import backward, gradient_of
@@ -66,7 +66,7 @@ class Trainer:
     def __init__(
         self,
         plan: LoopPlan,
-        model: Decoder,
+        model: FreezableModule,
         objective: Objective,
         optimizer: Optimizer,
         batches: TrainingBatches,

@@ -118,6 +118,7 @@ def test_what_is_ruled_out_is_nothing_wrong(wobbly, capsys):
     (wobbly / "idle").touch()
     assert main(["doctor", "--prove", "901"]) == 0
     assert "ruled out" in "".join(capsys.readouterr())
+    assert main(["doctor", str(folder(wobbly))]) == 0, "nor when its proof is run again"
 
 
 def test_copies_of_a_model_do_not_stay(wobbly, capsys):

@@ -4,7 +4,7 @@ import importlib.metadata
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -32,7 +32,6 @@ from settle.library.deletion import prune
 from settle.library.resolve import resolve_whole
 from settle.library.run_models import record_made
 from settle.machine import keep_freed_memory, use_torch_threads
-from settle.model.decoder import Decoder
 from settle.model.encoder import Encoder, encoder_of_gguf
 from settle.model.reranker import Reranker
 from settle.model.source import Source
@@ -77,11 +76,6 @@ class EncoderContext(Context):
     @property
     def objective_name(self) -> str:
         return str(self.settings.objective.name or "rank")
-
-    @property
-    def decoder(self) -> Decoder:
-        """The model as the loop takes one: of a decoder it only uses what every freezable module has."""
-        return cast(Decoder, self.model)
 
     def held_out(self, side: str) -> HeldOut:
         store = getattr(self.corpus, side)
@@ -169,7 +163,7 @@ def proof(c: EncoderContext) -> None:
     if c.record is not None:
         return
     batch = RowBatches(c.corpus.train, min(SCORED, c.corpus.train.num_rows), c.plan.seed).at(0)
-    definition = require_definition(c.decoder, c.objective, batch)
+    definition = require_definition(c.model, c.objective, batch)
     checks = [_proves_packing(c, batch), {"check": "definition", "detail": definition}, _proves_descent(c, batch)]
     c.record = {
         "asked": c.settings.model_dump(mode="json"),
@@ -207,14 +201,14 @@ def _proves_descent(c: EncoderContext, batch: Batch) -> dict[str, object]:
     """Along the gradient the loss falls as the gradient says, to a tenth."""
     model = c.model.eval()
     own = list(model.trainable().values())
-    before = backward(c.decoder, c.objective, [batch])
+    before = backward(c.model, c.objective, [batch])
     norm = math.sqrt(sum(float(p.grad.square().sum()) for p in own if p.grad is not None))
     step = 1e-3 * before / max(norm, 1e-12) ** 2
     with torch.no_grad():
         moved = [(p, p.grad.mul(step)) for p in own if p.grad is not None]
         for parameter, change in moved:
             parameter.sub_(change)
-        after = evaluate(c.decoder, c.objective, HeldOut([batch], np.zeros(2, np.int64)), 0, 0).loss
+        after = evaluate(c.model, c.objective, HeldOut([batch], np.zeros(2, np.int64)), 0, 0).loss
         for parameter, change in moved:
             parameter.add_(change)
     model.zero_grad(set_to_none=True)
@@ -229,7 +223,7 @@ def loop(c: EncoderContext) -> None:
     """Train until the model has settled, or the budget is spent, or something stops the run."""
     c.spending.start("cpu", c.settings.watts)
     batches = RowBatches(c.corpus.train, c.settings.batch_rows, c.plan.seed)
-    trainer = Trainer(c.plan, c.decoder, c.objective, c.optimizer, batches)
+    trainer = Trainer(c.plan, c.model, c.objective, c.optimizer, batches)
     session = Session(c.run, c.events, c.stopping, dict(c.record or {}), c.spending, elapsed=lambda: c.spending.total)
     c.loop = Loop(trainer, c.held_out("held_out"), session)
     with c.stopping.patiently():
@@ -243,7 +237,7 @@ def judge(c: EncoderContext) -> None:
     state = c.outcome.state
     c.model.load_trainable(c.outcome.best)
     tokens = state.step * c.plan.tokens_per_step
-    best = evaluate(c.decoder, c.objective, c.held_out("judgement"), state.best_step, tokens).figures()
+    best = evaluate(c.model, c.objective, c.held_out("judgement"), state.best_step, tokens).figures()
     c.events.emit(Eval.model_validate({"whole": True, **best}))
     used = c.loop.spent()
     actual = {"time": used["seconds"], "peak_memory": used["peak_memory"], "tokens": tokens, "loss": best["loss"]}

@@ -25,6 +25,16 @@ class FreezableModule(nn.Module):
         super().__init__()
         self.lr_scales: dict[str, float] = {}
 
+    @property
+    def width(self) -> int:
+        """Of its hidden states."""
+        raise NotImplementedError
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        raise NotImplementedError
+
     def trainable(self) -> dict[str, nn.Parameter]:
         """What an optimizer steps and a checkpoint holds, by name, in the model's order."""
         return {name: p for name, p in self.named_parameters() if p.requires_grad}

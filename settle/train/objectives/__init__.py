@@ -12,7 +12,7 @@ from torch import Tensor
 from settle.base.registry import Part
 from settle.data.batches import Batch
 from settle.data.store import TokenStore
-from settle.model.decoder import Decoder
+from settle.model.layers.freezable import FreezableModule
 from settle.model.layers.transfer import on_host, to_device
 from settle.model.pretrained import Pretrained
 from settle.train.settled import frequency_loss
@@ -58,7 +58,7 @@ class Objective(Part):
         return cls.rows == (kind if kind in ("preference", "pair", "decision") else "text")
 
     @abstractmethod
-    def loss(self, model: Decoder, inputs: Tensor, targets: Tensor, cu_seqlens: Tensor) -> tuple[Tensor, int]:
+    def loss(self, model: FreezableModule, inputs: Tensor, targets: Tensor, cu_seqlens: Tensor) -> tuple[Tensor, int]:
         """inputs, targets (N,), cu_seqlens (S+1,) → (sum of nats with gradient, how many targets were counted).
 
         A target of -1 is not counted.
@@ -72,11 +72,11 @@ class Objective(Part):
         """The loss of a model that knows nothing, for a person."""
         return f"ln(V) = {math.log(vocab_size):.3f}"
 
-    def batch_loss(self, model: Decoder, batch: Batch) -> tuple[Tensor, int]:
+    def batch_loss(self, model: FreezableModule, batch: Batch) -> tuple[Tensor, int]:
         """`loss` of a packed batch, brought to where the model is."""
         return self.loss(model, *on_device(model, batch))
 
-    def held_out_losses(self, model: Decoder, batches: Sequence[Batch]) -> list[tuple[float, int]]:
+    def held_out_losses(self, model: FreezableModule, batches: Sequence[Batch]) -> list[tuple[float, int]]:
         """Of each batch of rows that nothing is learned from: a sum of nats and a count."""
         losses = [self.batch_loss(model, batch) for batch in batches]
         totals = torch.stack([total for total, _ in losses]).tolist()  # at once: each question waits for the device
@@ -88,7 +88,7 @@ class Objective(Part):
         targets = [np.bincount(b.targets[b.targets >= 0], minlength=vocab_size) for b in held_out]
         return frequency_loss(counts, np.sum(targets, axis=0))
 
-    def by_definition(self, model: Decoder, batch: Batch) -> tuple[float, int] | None:
+    def by_definition(self, model: FreezableModule, batch: Batch) -> tuple[float, int] | None:
         """Compute the sum and the count of `batch_loss` from the published formula: in numpy, from the model's outputs,
         without a line that `loss` uses. The proof before the first step compares the two. None: not stated.
         """
@@ -101,7 +101,7 @@ class Objective(Part):
         trained. Raises UsageError for what does not go together."""
         return self
 
-    def prepared(self, model: Decoder) -> Self:
+    def prepared(self, model: FreezableModule) -> Self:
         """Ready for `loss`. model: what is trained, on its device and with its compute type."""
         return self
 
@@ -113,16 +113,16 @@ class Objective(Part):
         """The batch with what must be computed while its rows are whole."""
         return batch
 
-    def reference(self, model: Decoder, batch: Batch) -> tuple[float, int] | None:
+    def reference(self, model: FreezableModule, batch: Batch) -> tuple[float, int] | None:
         """The teacher's own loss on the targets: a sum of nats and a count; None without a teacher."""
         return None
 
-    def preferences(self, model: Decoder, batch: Batch) -> Preferences:
+    def preferences(self, model: FreezableModule, batch: Batch) -> Preferences:
         """How the base and the model rank the pairs of a batch, for an objective of preferences that compares both."""
         raise NotImplementedError
 
 
-def on_device(model: Decoder, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+def on_device(model: FreezableModule, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
     """inputs (N,), targets (N,), cu_seqlens (S+1,) where the model is."""
     device = model.device
     inputs, targets, cu_seqlens = (

@@ -1,7 +1,7 @@
 """Contrastive: a question's vector is brought nearer to its passage than to the other passages of the batch
 (arXiv:1807.03748, InfoNCE)."""
 
-from typing import ClassVar, cast
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -10,8 +10,8 @@ from pydantic import Field
 from torch import Tensor
 
 from settle.data.batches import Batch
-from settle.model.decoder import Decoder
 from settle.model.encoder import Encoder, padded
+from settle.model.layers.freezable import FreezableModule
 from settle.train.objectives import Objective, Rows
 from settle.train.objectives._definition import log_softmax, pair_texts
 from settle.train.objectives.rank import segments
@@ -30,9 +30,9 @@ class Contrastive(Objective):
 
     temperature: float = Field(0.05, gt=0, description="what cosines are divided by")
 
-    def loss(self, model: Decoder, inputs: Tensor, targets: Tensor, cu_seqlens: Tensor) -> tuple[Tensor, int]:
+    def loss(self, model: FreezableModule, inputs: Tensor, targets: Tensor, cu_seqlens: Tensor) -> tuple[Tensor, int]:
         texts, labels = segments(inputs, targets, cu_seqlens)
-        encoder = cast(Encoder, model)
+        encoder = _encoder(model)
         questions, passages = (encoder.vectors(*padded(side, encoder.device)) for side in (texts[0::2], texts[1::2]))
         own = torch.arange(len(passages), device=questions.device)
         known = {tuple(text.tolist()): number for number, text in reversed(list(enumerate(texts[1::2])))}
@@ -42,9 +42,9 @@ class Contrastive(Objective):
         asked = labels == 1
         return F.cross_entropy(scores[asked], own[asked], reduction="sum"), int(asked.sum())
 
-    def by_definition(self, model: Decoder, batch: Batch) -> tuple[float, int]:
+    def by_definition(self, model: FreezableModule, batch: Batch) -> tuple[float, int]:
         texts, answers = pair_texts(batch)
-        encoder, total = cast(Encoder, model), 0.0
+        encoder, total = _encoder(model), 0.0
         with torch.no_grad():
             each = [encoder.vectors(*padded([torch.from_numpy(text)], encoder.device)) for text in texts]
         vectors = [vector.cpu().double().numpy()[0] for vector in each]
@@ -57,3 +57,8 @@ class Contrastive(Objective):
 
     def count(self, batch: Batch) -> int:
         return int((batch.targets == 1).sum())
+
+
+def _encoder(model: FreezableModule) -> Encoder:
+    assert isinstance(model, Encoder), "vectors are an encoder's"
+    return model

@@ -14,7 +14,8 @@ from settle.data.decisions.prompt import all_labels
 from settle.data.decisions.temperature import divergences, fit_temperature
 from settle.data.rows.store import RowStore
 from settle.data.store import TokenStore
-from settle.model.decoder import Decoder
+from settle.model.decoder import Decoder, as_decoder
+from settle.model.layers.freezable import FreezableModule
 from settle.model.layers.transfer import to_device
 from settle.model.pretrained import Pretrained
 from settle.train.objectives import Objective, Rows, on_device
@@ -59,16 +60,16 @@ class Decision(Objective):
         """With the labels' ids. Raises DataError for a tokenizer that lacks them."""
         return self.model_copy(update={"labels": self.labels or list(all_labels(base.tokenizer).values())})
 
-    def prepared(self, model: Decoder) -> Self:
+    def prepared(self, model: FreezableModule) -> Self:
         """With the scale that this model's labels need."""
-        return self.model_copy(update={"scale": self.scale or label_scale(model, self.labels)})
+        return self.model_copy(update={"scale": self.scale or label_scale(as_decoder(model), self.labels)})
 
     @property
     def heat(self) -> float:
         """The temperature of the training."""
         return self.scale or 1.0
 
-    def loss(self, model: Decoder, inputs: Tensor, targets: Tensor, cu_seqlens: Tensor) -> tuple[Tensor, int]:
+    def loss(self, model: FreezableModule, inputs: Tensor, targets: Tensor, cu_seqlens: Tensor) -> tuple[Tensor, int]:
         """The last target of each segment is its label, of all labels."""
         return self._apart(model, inputs, cu_seqlens, self._shares(targets, cu_seqlens))
 
@@ -78,10 +79,11 @@ class Decision(Objective):
     def guessing(self, vocab_size: int) -> str:
         return f"ln({len(self.labels)} labels) = {math.log(len(self.labels)):.3f}"
 
-    def batch_loss(self, model: Decoder, batch: Batch) -> tuple[Tensor, int]:
+    def batch_loss(self, model: FreezableModule, batch: Batch) -> tuple[Tensor, int]:
         return self._apart(model, *self._with_shares(model, batch))
 
-    def by_definition(self, model: Decoder, batch: Batch) -> tuple[float, int]:
+    def by_definition(self, model: FreezableModule, batch: Batch) -> tuple[float, int]:
+        model = as_decoder(model)
         last = batch.cu_seqlens[1:] - 1
         shares, total = batch.shares, 0.0
         if shares is None:
@@ -93,7 +95,7 @@ class Decision(Objective):
                 total += float((p[p > 0] * (np.log(p[p > 0]) - log_q[p > 0])).sum())
         return total, len(last)
 
-    def held_out_losses(self, model: Decoder, batches: Sequence[Batch]) -> list[tuple[float, int]]:
+    def held_out_losses(self, model: FreezableModule, batches: Sequence[Batch]) -> list[tuple[float, int]]:
         """At the one temperature that suits them all: what was tuned on few rows is right long before it is as sure as
         it may be, which is put right when it is exported."""
         scores, shares = [], []
@@ -124,7 +126,7 @@ class Decision(Objective):
             total += float(divergences(right / right.sum(), own[:options]))
         return total / len(wanted)
 
-    def _with_shares(self, model: Decoder, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+    def _with_shares(self, model: FreezableModule, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """inputs (N,), cu_seqlens (S+1,) and shares (S, K) where the model is."""
         inputs, targets, cu_seqlens = on_device(model, batch)
         if batch.shares is None:
@@ -135,12 +137,13 @@ class Decision(Objective):
         labels = to_device(torch.tensor(self.labels), targets.device)
         return (targets[cu_seqlens[1:].long() - 1].unsqueeze(1) == labels).float()
 
-    def _apart(self, model: Decoder, inputs: Tensor, cu_seqlens: Tensor, shares: Tensor) -> tuple[Tensor, int]:
+    def _apart(self, model: FreezableModule, inputs: Tensor, cu_seqlens: Tensor, shares: Tensor) -> tuple[Tensor, int]:
         return _gaps(self.scores(model, inputs, cu_seqlens, shares) / self.heat, shares).sum(), len(shares)
 
-    def scores(self, model: Decoder, inputs: Tensor, cu_seqlens: Tensor, shares: Tensor) -> Tensor:
+    def scores(self, model: FreezableModule, inputs: Tensor, cu_seqlens: Tensor, shares: Tensor) -> Tensor:
         """Logits (S, K) of the labels behind each segment in fp32 (fp64 stays fp64), -inf where `shares` (S, K) is
         negative: beyond a row's options."""
+        model = as_decoder(model)
         hidden = model(inputs, cu_seqlens).index_select(0, cu_seqlens[1:].long() - 1)
         labels = to_device(torch.tensor(self.labels[: shares.shape[1]]), inputs.device)
         cast, head = model.head_operands()

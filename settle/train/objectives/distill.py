@@ -13,8 +13,9 @@ from settle.data.batches import Batch
 from settle.data.tokenizer.compatibility import require_same_tokenizer
 from settle.library.pretrained import open_pretrained
 from settle.model.config import DecoderOptions
-from settle.model.decoder import Decoder
+from settle.model.decoder import Decoder, as_decoder
 from settle.model.kv_cache import continued
+from settle.model.layers.freezable import FreezableModule
 from settle.model.layers.transfer import on_host, to_device
 from settle.model.pretrained import Pretrained
 from settle.train.objectives import Objective, Rows, on_device, supervised
@@ -129,7 +130,7 @@ class Distill(Objective):
             )
         return chosen
 
-    def prepared(self, model: Decoder) -> Self:
+    def prepared(self, model: FreezableModule) -> Self:
         if self.record:
             return self.with_teacher(RecordedTeacher.open(Path(self.record)))
         teacher = open_pretrained(self.teacher)
@@ -159,7 +160,7 @@ class Distill(Objective):
     def annotated(self, batch: Batch) -> Batch:
         return self.loaded_teacher.find(batch) if isinstance(self.loaded_teacher, RecordedTeacher) else batch
 
-    def reference(self, model: Decoder, batch: Batch) -> tuple[float, int]:
+    def reference(self, model: FreezableModule, batch: Batch) -> tuple[float, int]:
         batch = self.annotated(batch)
         inputs, targets, cu_seqlens = on_device(model, batch)
         counted = supervised(targets)
@@ -168,20 +169,21 @@ class Distill(Objective):
 
     # --- the loss ---
 
-    def loss(self, model: Decoder, inputs: Tensor, targets: Tensor, cu_seqlens: Tensor) -> tuple[Tensor, int]:
+    def loss(self, model: FreezableModule, inputs: Tensor, targets: Tensor, cu_seqlens: Tensor) -> tuple[Tensor, int]:
         return self._apart(model, inputs, targets, cu_seqlens, None)
 
-    def batch_loss(self, model: Decoder, batch: Batch) -> tuple[Tensor, int]:
+    def batch_loss(self, model: FreezableModule, batch: Batch) -> tuple[Tensor, int]:
         batch = self.annotated(batch)
         inputs, targets, cu_seqlens = on_device(model, batch)
         # never in an evaluation: a held-out loss is of the same tokens every time, and so is a proof's
         if self.on_policy and model.training and torch.is_grad_enabled() and float(torch.rand(())) < self.on_policy:
-            inputs, targets, cu_seqlens = self.own_words(model, inputs, targets, cu_seqlens)
+            inputs, targets, cu_seqlens = self.own_words(as_decoder(model), inputs, targets, cu_seqlens)
         return self._apart(model, inputs, targets, cu_seqlens, _record(batch, model))
 
     def _apart(
-        self, model: Decoder, inputs: Tensor, targets: Tensor, cu_seqlens: Tensor, record: Tensor | None
+        self, model: FreezableModule, inputs: Tensor, targets: Tensor, cu_seqlens: Tensor, record: Tensor | None
     ) -> tuple[Tensor, int]:
+        model = as_decoder(model)
         counted = supervised(targets)
         self.loaded_teacher.follow(model)
         output = self.loaded_teacher.output(inputs, cu_seqlens, counted, record)
@@ -198,7 +200,8 @@ class Distill(Objective):
         return total, len(counted)
 
     @torch.no_grad()
-    def by_definition(self, model: Decoder, batch: Batch) -> tuple[float, int]:
+    def by_definition(self, model: FreezableModule, batch: Batch) -> tuple[float, int]:
+        model = as_decoder(model)
         batch, total, teacher = self.annotated(batch), 0.0, self.loaded_teacher
         places, heat, theirs = supervised_places(batch), self.temperature, None
         teacher.follow(model)
@@ -244,7 +247,7 @@ class Distill(Objective):
         return torch.cat(places), torch.cat(aims), edges
 
 
-def _record(batch: Batch, model: Decoder) -> Tensor | None:
+def _record(batch: Batch, model: FreezableModule) -> Tensor | None:
     return None if batch.record is None else to_device(torch.from_numpy(batch.record), model.device)
 
 

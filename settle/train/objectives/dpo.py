@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from settle.data.batches import Batch
-from settle.model.decoder import Decoder
+from settle.model.decoder import Decoder, as_decoder
+from settle.model.layers.freezable import FreezableModule
 from settle.train.objectives import Objective, Preferences, Rows, on_device, supervised
 from settle.train.objectives._definition import supervised_places, target_nats
 from settle.train.objectives.next_token import token_losses
@@ -35,17 +36,18 @@ class DPO(Objective):
         0.1, gt=0, description="weight of the log-probability ratio between model and base (beta of DPO)"
     )
 
-    def loss(self, model: Decoder, inputs: Tensor, targets: Tensor, cu_seqlens: Tensor) -> tuple[Tensor, int]:
+    def loss(self, model: FreezableModule, inputs: Tensor, targets: Tensor, cu_seqlens: Tensor) -> tuple[Tensor, int]:
         _, _, rewards = self._ranked(model, inputs, targets, cu_seqlens)
         return -logsigmoid(rewards).sum(), len(rewards)
 
-    def preferences(self, model: Decoder, batch: Batch) -> Preferences:
+    def preferences(self, model: FreezableModule, batch: Batch) -> Preferences:
         return self._ranked(model, *on_device(model, batch))
 
     def count(self, batch: Batch) -> int:
         return (len(batch.cu_seqlens) - 1) // 2
 
-    def by_definition(self, model: Decoder, batch: Batch) -> tuple[float, int]:
+    def by_definition(self, model: FreezableModule, batch: Batch) -> tuple[float, int]:
+        model = as_decoder(model)
         edges = np.searchsorted(supervised_places(batch), batch.cu_seqlens[:-1])
 
         def answers() -> np.ndarray:
@@ -60,7 +62,8 @@ class DPO(Objective):
         margin = self.beta * (rise[:, 0] - rise[:, 1])
         return float(np.logaddexp(0.0, -margin).sum()), len(margin)  # -log σ(margin)
 
-    def _ranked(self, model: Decoder, inputs: Tensor, targets: Tensor, cu_seqlens: Tensor) -> Preferences:
+    def _ranked(self, model: FreezableModule, inputs: Tensor, targets: Tensor, cu_seqlens: Tensor) -> Preferences:
+        model = as_decoder(model)
         with torch.no_grad(), model.without_adapters():
             base = answer_losses(model, inputs, targets, cu_seqlens)
         tuned = answer_losses(model, inputs, targets, cu_seqlens)

@@ -9,7 +9,8 @@ from torch import Tensor
 from torch.autograd import Function
 
 from settle.data.batches import Batch
-from settle.model.decoder import Decoder
+from settle.model.decoder import Decoder, as_decoder
+from settle.model.layers.freezable import FreezableModule
 from settle.model.layers.transfer import on_host
 from settle.train.objectives import Objective, Rows, supervised
 from settle.train.objectives._definition import target_nats
@@ -35,7 +36,8 @@ class NextToken(Objective):
 
     chunk_logits: int = Field(1 << 20, gt=0, description="logits that are held in fp32 at once")
 
-    def loss(self, model: Decoder, inputs: Tensor, targets: Tensor, cu_seqlens: Tensor) -> tuple[Tensor, int]:
+    def loss(self, model: FreezableModule, inputs: Tensor, targets: Tensor, cu_seqlens: Tensor) -> tuple[Tensor, int]:
+        model = as_decoder(model)
         hidden = model(inputs, cu_seqlens)
         count = int((on_host(targets) >= 0).sum())
         if count < len(targets):
@@ -48,7 +50,8 @@ class NextToken(Objective):
         )
         return total, count
 
-    def by_definition(self, model: Decoder, batch: Batch) -> tuple[float, int]:
+    def by_definition(self, model: FreezableModule, batch: Batch) -> tuple[float, int]:
+        model = as_decoder(model)
         nats = target_nats(model, batch)
         return float(nats.sum()), len(nats)
 

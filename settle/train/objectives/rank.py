@@ -1,6 +1,6 @@
 """Rank: whether a passage answers a question, by a cross-encoder (arXiv:1901.04085)."""
 
-from typing import ClassVar, cast
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -9,7 +9,7 @@ from pydantic import Field
 from torch import Tensor
 
 from settle.data.batches import Batch
-from settle.model.decoder import Decoder
+from settle.model.layers.freezable import FreezableModule
 from settle.model.reranker import Reranker
 from settle.train.objectives import Objective, Rows
 from settle.train.objectives._definition import pair_texts
@@ -31,23 +31,30 @@ class Rank(Objective):
         2.5, gt=0, description="weight of a pair that answers, relative to one that does not, of which there are more"
     )
 
-    def loss(self, model: Decoder, inputs: Tensor, targets: Tensor, cu_seqlens: Tensor) -> tuple[Tensor, int]:
+    def loss(self, model: FreezableModule, inputs: Tensor, targets: Tensor, cu_seqlens: Tensor) -> tuple[Tensor, int]:
+        reranker = _reranker(model)
         texts, labels = segments(inputs, targets, cu_seqlens)
-        logits = cast(Reranker, model).pairs(texts[0::2], texts[1::2])
+        logits = reranker.pairs(texts[0::2], texts[1::2])
         weight = 1 + (self.answer_weight - 1) * labels
         losses = F.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype), weight, reduction="sum")
         return losses, len(labels)
 
-    def by_definition(self, model: Decoder, batch: Batch) -> tuple[float, int]:
+    def by_definition(self, model: FreezableModule, batch: Batch) -> tuple[float, int]:
+        reranker = _reranker(model)
         texts, answers = pair_texts(batch)
         ids = [torch.from_numpy(text).to(model.device) for text in texts]
         with torch.no_grad():
-            logits = cast(Reranker, model).pairs(ids[0::2], ids[1::2]).cpu().double().numpy()
+            logits = reranker.pairs(ids[0::2], ids[1::2]).cpu().double().numpy()
         yes, no = np.logaddexp(0.0, -logits), np.logaddexp(0.0, logits)  # -log σ(z), -log (1 - σ(z))
         return float(np.where(answers == 1, self.answer_weight * yes, no).sum()), len(answers)
 
     def count(self, batch: Batch) -> int:
         return (len(batch.cu_seqlens) - 1) // 2
+
+
+def _reranker(model: FreezableModule) -> Reranker:
+    assert isinstance(model, Reranker), "pairs are ranked by a reranker"
+    return model
 
 
 def segments(inputs: Tensor, targets: Tensor, cu_seqlens: Tensor) -> tuple[list[Tensor], Tensor]:

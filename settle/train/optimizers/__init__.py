@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from settle.base.registry import Part
-from settle.model.decoder import Decoder
+from settle.model.layers.freezable import FreezableModule
 
 
 class Stepper(ABC):
@@ -31,10 +31,10 @@ class Optimizer(Part):
     lr: float
 
     @abstractmethod
-    def bind(self, model: Decoder) -> Stepper:
+    def bind(self, model: FreezableModule) -> Stepper:
         """The rule on every trainable parameter of `model`."""
 
-    def shares_of_first_step(self, model: Decoder, steps: Mapping[str, Tensor]) -> dict[str, float]:
+    def shares_of_first_step(self, model: FreezableModule, steps: Mapping[str, Tensor]) -> dict[str, float]:
         """Return the size of each tensor's change in a first step as a share of what its rate asks for: 1 where the
         rate is multiplied by 1. Empty: the rule does not say. The proof before the first step compares."""
         return {}

@@ -7,7 +7,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from settle.model.decoder import Decoder
+from settle.model.layers.freezable import FreezableModule
 from settle.train.gradient import gradient_of
 from settle.train.optimizers import Optimizer, Stepper
 from settle.train.world.weight_shards import local_part
@@ -25,7 +25,7 @@ class AdamW(Optimizer):
     eps: float = Field(1e-10, gt=0, description="constant added to the root mean square")
     weight_decay: float = Field(0.1, ge=0, description="weight decay of matrices, multiplied by the learning rate")
 
-    def bind(self, model: Decoder) -> "AdamStepper":
+    def bind(self, model: FreezableModule) -> "AdamStepper":
         shrink = width_factor(model)
         rates = {
             "matrix": (self.lr * shrink, self.weight_decay),
@@ -41,7 +41,7 @@ class AdamW(Optimizer):
         adam = [AdamGroup(members, lr, decay) for (lr, decay), members in groups.items()]
         return AdamStepper(adam, (self.beta1, self.beta2), self.eps)
 
-    def shares_of_first_step(self, model: Decoder, steps: Mapping[str, Tensor]) -> dict[str, float]:
+    def shares_of_first_step(self, model: FreezableModule, steps: Mapping[str, Tensor]) -> dict[str, float]:
         """A first step moves each number by its rate: the mean gradient over its own root mean square is 1."""
         lr, width = self.lr, width_factor(model)
         rates = {"matrix": lr * width, "head": lr * width, "table": self.table_lr, "norm": lr, "adapter": lr}
@@ -64,7 +64,7 @@ def role(name: str, parameter: nn.Parameter) -> str:
     return "head" if "lm_head" in name else "matrix"
 
 
-def width_factor(model: Decoder) -> float:
+def width_factor(model: FreezableModule) -> float:
     """√(256 / hidden width): how the rate of what multiplies activations falls with the width."""
     return math.sqrt(256 / model.width)
 

@@ -10,7 +10,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from settle.model.decoder import Decoder
+from settle.model.layers.freezable import FreezableModule
 from settle.train.gradient import gradient_of
 from settle.train.optimizers import Optimizer, Stepper
 from settle.train.optimizers.adamw import AdamGroup, AdamStepper, role, width_factor
@@ -34,7 +34,7 @@ class Muon(Optimizer):
     beta2: float = Field(0.95, ge=0, lt=1, description="AdamW: decay rate of the mean squared gradient")
     eps: float = Field(1e-10, gt=0, description="AdamW: constant added to the root mean square")
 
-    def bind(self, model: Decoder) -> "MuonStepper":
+    def bind(self, model: FreezableModule) -> "MuonStepper":
         members: dict[str, list[tuple[str, nn.Parameter]]] = {"matrix": [], "table": [], "head": [], "norm": []}
         for name, parameter in model.trainable().items():
             kind = role(name, parameter)
@@ -53,7 +53,7 @@ class Muon(Optimizer):
         half = model.compute_dtype == torch.bfloat16
         return MuonStepper(self, members["matrix"], adam, torch.bfloat16 if half else torch.float32)
 
-    def shares_of_first_step(self, model: Decoder, steps: Mapping[str, Tensor]) -> dict[str, float]:
+    def shares_of_first_step(self, model: FreezableModule, steps: Mapping[str, Tensor]) -> dict[str, float]:
         """A matrix's step has a spectral norm of its rate, whatever its gradient."""
         own, shares = dict(model.named_parameters()), {}
         for name, step in steps.items():

@@ -9,16 +9,18 @@ from torch import Tensor
 from settle.base.errors import ProofError
 from settle.data.batches import Batch
 from settle.model.decoder import Decoder
+from settle.model.layers.freezable import FreezableModule
 from settle.train.objectives import Objective
 from settle.train.optimizers import Optimizer
 
-# Nats per target, or a share of a larger loss. float32: logits of a large model, rounded and summed in another order.
-OFF = {torch.float64: 1e-8, torch.float32: 1e-4}
+# A share of the loss, or of SMALL where it is smaller, as a student's near its teacher. float32: logits of a large
+# model, rounded and summed in another order.
+OFF, SMALL = {torch.float64: 1e-8, torch.float32: 1e-4}, 1e-3
 MOST_STEPPED = 1 << 26  # numbers that take the proof's one step: the optimizer's state of more is no small memory
 MOST_TIMES = 2.0  # longer or shorter than its rate says, that a first step may be: weight decay and rounding are in it
 
 
-def require_definition(model: Decoder, objective: Objective, batch: Batch) -> str:
+def require_definition(model: FreezableModule, objective: Objective, batch: Batch) -> str:
     """The loss of a batch and its count are what the objective's formula gives in numpy, from the model's outputs.
 
     Run it where the weights are not special: before the first step a model and its base, or a student and its teacher,
@@ -38,7 +40,7 @@ def require_definition(model: Decoder, objective: Objective, batch: Batch) -> st
         )
     loss, exact = float(total) / max(1, count), wanted / max(1, count)
     most = OFF[torch.promote_types(model.compute_dtype, torch.float32)]
-    if not abs(loss - exact) <= most * max(1.0, abs(exact)):  # so that NaN fails
+    if not abs(loss - exact) <= most * max(SMALL, abs(exact)):  # so that NaN fails
         raise ProofError(
             f"{name}: its loss is {loss:.6f}, by its definition {exact:.6f}",
             "the run would learn something else than was asked for: report this",
@@ -81,7 +83,7 @@ def stepped(model: Decoder) -> dict[str, torch.nn.Parameter]:
     return chosen
 
 
-def require_rate(optimizer: Optimizer, model: Decoder, steps: Mapping[str, Tensor], scale: float) -> str:
+def require_rate(optimizer: Optimizer, model: FreezableModule, steps: Mapping[str, Tensor], scale: float) -> str:
     """The first step is as long as the rates say. steps: the change of each tensor. Raises ProofError.
 
     scale: what the rates were multiplied by. The median over tensors counts: of one that is large, or that has hardly

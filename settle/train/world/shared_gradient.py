@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from settle.data.batches import Batch
-from settle.model.decoder import Decoder
+from settle.model.layers.freezable import FreezableModule
 from settle.model.layers.low_rank import part_of_batch
 from settle.train.gradient import backward
 from settle.train.objectives import Objective
@@ -38,7 +38,7 @@ class SharedGradient:
 
 
 def shared_backward(
-    world: World, model: Decoder, objective: Objective, batches: Sequence[Batch], rows: Sequence[Sequence[Row]]
+    world: World, model: FreezableModule, objective: Objective, batches: Sequence[Batch], rows: Sequence[Sequence[Row]]
 ) -> SharedGradient:
     """Put the gradient of the mean loss over all `batches` into `.grad`, the same at every rank. rows: of each batch,
     a segment each."""
@@ -71,7 +71,7 @@ def shared_backward(
     return SharedGradient(total, tokens, StepRows((), int(number), marks))
 
 
-def _part_backward(model: Decoder, objective: Objective, batch: Batch, part: RowShare, count: int) -> float:
+def _part_backward(model: FreezableModule, objective: Objective, batch: Batch, part: RowShare, count: int) -> float:
     """Add the gradient of a rank's rows of a batch; its part of the mean loss."""
     if part.batch is not None:
         with part_of_batch(model, torch.from_numpy(part.tokens).to(model.device), part.whole):
@@ -82,7 +82,7 @@ def _part_backward(model: Decoder, objective: Objective, batch: Batch, part: Row
     return 0.0
 
 
-def _sharded_backward(model: Decoder, objective: Objective, batch: Batch, part: RowShare, count: int) -> float:
+def _sharded_backward(model: FreezableModule, objective: Objective, batch: Batch, part: RowShare, count: int) -> float:
     """The same where the ranks need each other in every layer: a rank without a row computes one for nothing."""
     if part.batch is not None:
         return backward(model, objective, [part.batch], count=count)
@@ -92,7 +92,7 @@ def _sharded_backward(model: Decoder, objective: Objective, batch: Batch, part: 
     return 0.0
 
 
-def _sum_gradients(world: World, model: Decoder) -> None:
+def _sum_gradients(world: World, model: FreezableModule) -> None:
     """Sum `.grad` of what is trained over all ranks; where a rank has none, it adds zeros."""
     parameters = list(model.trainable().values())
     for parameter in parameters:

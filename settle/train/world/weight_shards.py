@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from settle.model.decoder import Decoder
+from settle.model.layers.freezable import FreezableModule
 from settle.model.layers.linear import keep_casts
 from settle.train.world import World
 from settle.train.world.row_share import rows_of_rank
@@ -49,7 +50,7 @@ def shard(model: Decoder, world: World, offloads: bool = False) -> None:
     model.is_sharded, model.computes_on = True, device
 
 
-def rest(model: Decoder) -> None:
+def rest(model: FreezableModule) -> None:
     """After a forward pass without a backward pass: no weight is whole any more."""
     if model.is_sharded:
         cast("_Sharded", model).reshard()
@@ -89,7 +90,7 @@ def gather(world: World, parts: Mapping[str, Tensor], like: Mapping[str, Tensor]
 
 
 @contextlib.contextmanager
-def whole(model: Decoder) -> Iterator[None]:
+def whole(model: FreezableModule) -> Iterator[None]:
     """Every weight is whole at every rank for as long as it lasts, so that one of them can use the model alone."""
     if not model.is_sharded:
         yield

@@ -7,11 +7,29 @@ import pytest
 
 from settle.plan.cluster.throughput import doublings
 from settle.plan.fit import speed
+from settle.plan.fit.memory import need
 from settle.plan.fit.processor_costs import matrices_as
 
 
 def rate(value: float) -> Any:
     return SimpleNamespace(value=value)
+
+
+@pytest.mark.parametrize(
+    ("width", "inner", "used", "heads", "widest"),
+    [(100, 150, 0, 1, 200), (100, 250, 0, 1, 250), (100, 250, 3, 1, 750), (100, 150, 1, 9, 288)],
+)
+def test_the_work_of_a_batch_is_its_widest_state_twice(
+    width: int, inner: int, used: int, heads: int, widest: int
+) -> None:
+    shape: Any = SimpleNamespace(
+        width=width, inner=inner, experts_used=used, heads=heads, head_dim=32, vocab=1000, towers=0,
+        kv_bytes=lambda context, element: 7.0 * context,
+    )  # fmt: skip
+    machine: Any = SimpleNamespace(kind="cuda", count=2)
+    found = need(shape, "f16", machine, 64, texts=3, weights=5e6)
+    assert found.work == 2 * (2 * 4.0 * 64 * widest + 4.0 * 1000 * 64)
+    assert (found.weights, found.cache) == (5e6, 3 * 7.0 * 64)
 
 
 def test_the_first_token_waits_for_the_prompt_and_for_itself() -> None:
