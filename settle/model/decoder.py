@@ -45,7 +45,7 @@ class Decoder(FreezableModule):
 
     def __init__(self, options: DecoderOptions) -> None:
         super().__init__()
-        self.options = options
+        self.options, self.width = options, options.layers[0].width
         self.model = _Body(options)
         if not options.tied:
             self.lm_head = Embedding(options.vocab_size, options.layers[-1].width)
@@ -80,10 +80,6 @@ class Decoder(FreezableModule):
                 x = layer(x, packing, table)
         out: Tensor = self.model.norm(x)
         return out
-
-    @property
-    def width(self) -> int:
-        return self.options.layers[0].width
 
     @property
     def layers(self) -> list[DecoderLayer]:

@@ -68,6 +68,7 @@ class Encoder(FreezableModule):
     def __init__(self, options: EncoderOptions) -> None:
         super().__init__()
         o = self.options = options
+        self.width = o.width
         self.tokens = nn.Embedding(o.vocab_size, o.width)
         self.positions = nn.Embedding(o.context, o.width)
         self.types = nn.Embedding(2, o.width)
@@ -77,11 +78,6 @@ class Encoder(FreezableModule):
     @property
     def device(self) -> torch.device:
         return self.norm.weight.device
-
-    @property
-    def width(self) -> int:
-        """Of the states."""
-        return self.options.width
 
     def states(self, ids: Tensor, mask: Tensor, layers: int | None = None) -> Tensor:
         """ids (B, L), mask (B, L), true where there is a token → (B, L, W) behind the first `layers`, or all."""

@@ -47,7 +47,7 @@ class Reranker(FreezableModule):
         super().__init__()
         encoder.requires_grad_(False)
         self._frozen = (encoder,)  # no submodule: its weights are neither trained nor stored
-        width = encoder.options.width
+        self.width = width = encoder.options.width
         self.blocks = copy.deepcopy(encoder.blocks[layers_apart(len(encoder.blocks)) :]).requires_grad_(True)
         self.segments = nn.Parameter(torch.zeros(2, width))  # added to the question's tokens, and to the passage's
         self.figures = nn.ModuleList(nn.Linear(FIGURES, width) for _ in range(2))  # likewise
@@ -64,11 +64,6 @@ class Reranker(FreezableModule):
     @property
     def encoder(self) -> Encoder:
         return self._frozen[0]
-
-    @property
-    def width(self) -> int:
-        """Of the states."""
-        return self.encoder.options.width
 
     @property
     def device(self) -> torch.device:

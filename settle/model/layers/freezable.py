@@ -13,10 +13,14 @@ from settle.model.layers.linear_adapter import LinearAdapter
 
 
 class FreezableModule(nn.Module):
-    """`compute_dtype`: the type of its matrix products, in which frozen matrices are kept. `lr_scales`: last part of a
-    parameter's name → factor of its learning rate. `is_sharded`: whether this process owns only some rows of each
-    parameter; `computes_on`: the device to which they then go to be computed with."""
+    """A base class of what the loop trains.
 
+    `width`: of its hidden states. `compute_dtype`: the type of its matrix products, in which frozen matrices are kept.
+    `lr_scales`: last part of a parameter's name → factor of its learning rate. `is_sharded`: whether this process owns
+    only some rows of each parameter; `computes_on`: the device to which they then go to be computed with.
+    """
+
+    width: int
     compute_dtype: torch.dtype = torch.float32
     is_sharded: bool = False
     computes_on: torch.device | None = None
@@ -24,11 +28,6 @@ class FreezableModule(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.lr_scales: dict[str, float] = {}
-
-    @property
-    def width(self) -> int:
-        """Of its hidden states."""
-        raise NotImplementedError
 
     @property
     def device(self) -> torch.device:

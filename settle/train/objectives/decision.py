@@ -89,7 +89,7 @@ class Decision(Objective):
         if shares is None:
             shares = (batch.targets[last, None] == np.array(self.labels)).astype(float)
         for rows, logits in logits_of(model, hidden_states(model, batch, last)):
-            for scores, wanted in zip(logits[:, self.labels] / self.heat, shares[rows], strict=True):
+            for scores, wanted in zip(logits[:, self.labels] / (self.scale or 1.0), shares[rows], strict=True):
                 options = int((wanted >= 0).sum())  # a row's options are its first labels
                 p, log_q = wanted[:options].astype(float), log_softmax(scores[:options])
                 total += float((p[p > 0] * (np.log(p[p > 0]) - log_q[p > 0])).sum())
