@@ -68,17 +68,21 @@ def row_of(name: str, collection: Collection, question: str) -> tuple[list[Hit],
         "features": features_of(collection, question, in_order, readings=readings).tolist(),
         "logits": [readings[hit.passage.id].logit for hit in hits[:RERANKED]],
         "scores": [hit.score for hit in hits],
+        "cosines": [hit.similarity for hit in hits],
     }
 
 
 def gathered(folder: Path, names: Sequence[str], gold: Path | None) -> list[dict[str, Any]]:
     make_asked(folder)
+    off = [question for question in questions("off_topic") if question.split == "dev"]
     rows: list[dict[str, Any]] = []
     for name in (*ASKED, *names):
         written = questions(name) if name in ASKED else questions_in(WRITTEN / f"{name}.txt")
         asked = [question for question in written if question.split == "dev"]
         with indexed(documents_of(name, folder)) as collection:
             rows += rows_of(name, collection, asked)
+            rows += ({**r, "off": True} for r in rows_of(name, collection, off))
+            (folder / "weights.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
         print(name, len(asked), flush=True)
     for name in GOLD if gold else ():
         with indexed(gold / name / "documents") as collection:
