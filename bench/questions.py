@@ -8,7 +8,10 @@ people use, typing errors included. Half of them, by a hash of the question, are
 looked at only to report. `stars`: articles on astronomy (Markdown); `borg`: the web pages of a backup program;
 `games`: a web page with tables and a long text. The documents come from Debian packages (`apt-get download`). Of
 the other sets, `theatre notensatz engraving uprisings` are split likewise, since both halves were looked at; `chats`,
-`recipes`, `oncall` and `harbour` are for judgement as a whole (`--sets chats recipes oncall harbour --split both`).
+`recipes`, `oncall` and `harbour` were for judgement as a whole, until the evidence was fitted on the dev halves
+of `oncall` and `harbour`; `exim`, `httpd`, `policy` and `retouching` are, four manuals of Debian packages (`--sets exim
+httpd policy retouching --split both`). `off_topic` has questions that none of these speaks of; `--off-topic` asks them,
+too.
 
 A passage or an answer is right when it has one of the phrases noted with the question, however its white space is. Told
 for each set, and for all questions together, by the weights that ship, and after `--check` by those that it stored:
@@ -240,6 +243,7 @@ def main() -> None:
     parser.add_argument("--sets", nargs="+", default=("stars", "borg", "games"), metavar="SET")
     parser.add_argument("--split", default="dev", choices=(*SPLITS, "both"))
     parser.add_argument("--no-quotes", action="store_true", help="measure what is found and refused only")
+    parser.add_argument("--off-topic", action="store_true", help="also the half of off_topic.txt that judges")
     parser.add_argument("--check", type=int, metavar="N", help="run --check with N questions, and tell what it said")
     parser.add_argument("--rows", type=Path, help="a file for every question and its answer, as lines of JSON")
     args = parser.parse_args()
@@ -259,6 +263,8 @@ def main() -> None:
     for name in args.sets:
         with indexed(documents_of(name, folder)) as collection:
             asked = [question for question in questions(name) if args.split in (question.split, "both")]
+            if args.off_topic:
+                asked += [question for question in questions("off_topic") if question.split == "judgement"]
             rows, wordings_of = measured(collection, asked, not args.no_quotes), reworded(collection, groups[name])
             by = {"as shipped": shipped(any(row["logits"] for row in rows))}
             told = check(collection, Events(), args.check) if args.check else None

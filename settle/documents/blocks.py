@@ -13,6 +13,9 @@ Note = Callable[[str], None]
 _FRAGMENT = "!$&'()*+,;=:@/?-._~#"  # a chapter of a book joins its file and its anchor by a #
 
 
+LEFT_OUT = "left out: "  # begins the reason of a file that could be read and is no text for people
+
+
 class Unreadable(DataError):
     """No text comes out of a file: `what` is the reason, shown beside its name; the other files are read."""
 

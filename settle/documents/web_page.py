@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from settle.documents.blocks import Block, Note, Place
+from settle.documents.blocks import LEFT_OUT, Block, Note, Place, Unreadable
 from settle.documents.decode import marked_encoding
 from settle.documents.table_text import table
 
@@ -34,13 +34,15 @@ _BLOCKS = {
 _HEADINGS = {f"h{level}": level for level in range(1, 7)}
 _DEEPEST = 6
 _LAYOUT = "boolean(.//table | .//h1 | .//h2 | .//h3 | .//h4 | .//pre | .//ul | .//ol | .//dl)"  # inside a table
+_INDEXES = ((20, 0.7), (500, 0.45))  # an index has at least so many links, and they this share of its text
 _LINK_MARKS = {"¶", "#", "§", "🔗", "\uf0c1"}  # what a heading's link to itself shows
 _DECLARED = re.compile(rb"""<\?xml[^>]*?encoding=["']([\w.:-]+)|<meta[^>]*?charset=["']?\s*([\w.:-]+)""", re.I)
 _CLOSED_AT_ONCE = re.compile(rb"<(?!br\b|hr\b|img\b|link\b|meta\b|col\b|wbr\b)([A-Za-z][\w:-]*)((?:\s[^<>]*)?)/>")
 
 
 def page_blocks(data: bytes, note: Note, chapter: str = "") -> Iterator[Block]:
-    """The blocks of a page of HTML or XHTML in any encoding; those of a chapter have its name in their places."""
+    """The blocks of a page of HTML or XHTML in any encoding; those of a chapter have its name in their places. Raises
+    Unreadable for a page that is only an index; such a chapter has no blocks."""
     from lxml import etree
 
     parser = etree.HTMLParser(encoding="utf-8", huge_tree=True, remove_comments=True, remove_pis=True)
@@ -54,10 +56,25 @@ def page_blocks(data: bytes, note: Note, chapter: str = "") -> Iterator[Block]:
     if title and root.find(".//h1") is None:
         yield Block("heading", title, Place(part=chapter), level=1)
     _prune(root)
+    if _is_index(root):
+        if not chapter:
+            raise Unreadable(f"{LEFT_OUT}a page of links to other pages")
+        note(f"{chapter} is left out: links to other places")
+        return
     mains = root.xpath("//main | //*[@role='main']")
     body = mains[0] if len(mains) == 1 else root.find("body")
     if body is not None:
         yield from _Walk(chapter).blocks(body)
+
+
+def _is_index(root: "_Element") -> bool:
+    """Whether a page is an alphabetical index, a table of contents or a list of links: most of its text is links."""
+    links = [len(_words(link)) for link in root.iter("a") if link.get("href")]
+    body = root.find("body")
+    if body is None or len(links) < _INDEXES[0][0]:
+        return False
+    share = sum(links) / max(1, len(_words(body)))
+    return any(len(links) >= least and share >= most for least, most in _INDEXES)
 
 
 def _utf8(data: bytes) -> bytes:

@@ -82,6 +82,8 @@ def index(settings: IndexSettings, events: Events) -> str | None:
 def which_collection(settings: IndexSettings, events: Events) -> tuple[str, list[Path]]:
     """The collection that is meant, and the paths to add to it."""
     arguments, name = list(settings.paths), settings.name
+    if "" in (*arguments, name):
+        raise UsageError("a name or path is empty", "perhaps a variable is not set; `settle index .` is this folder")
     if name is None and arguments and arguments[0] in collection_names():
         name = arguments.pop(0)
         if Path(name).exists():
@@ -193,7 +195,7 @@ def _require_visible(collection: Collection, roots: list[Path]) -> None:
 
 def _require_documents(report: Report) -> Report:
     if not report.documents and not report.failed:
-        raise DataError("there is no document there", _left_out(report.left_out) or "give another folder")
+        raise DataError("there is no document there", _left_out(report) or "give another folder")
     if not report.passages:
         path, why = report.failed[0]
         raise DataError(f"no document there could be read: {path}: {why}", "give a file that a program opens as it is")
@@ -231,7 +233,7 @@ def tell_report(name: str, report: Report, events: Events) -> None:
         note = f"and {more:,} more; --json has them all" if more else ""
         events.emit(Listing(columns=("could not be read", "why"), rows=[list(row) for row in shown], note=note))
     if report.left_out:
-        events.emit(Say(text=f"left out: {_left_out(report.left_out)}"))
+        events.emit(Say(text=f"left out: {_left_out(report)}"))
     events.emit(Say(text=f"{name}: {_summary(report)}"))
     with Collection(name) as collection:
         result = dataclasses.asdict(report) | {"name": name, "bytes": collection.num_bytes}
@@ -256,9 +258,13 @@ def _summary(report: Report) -> str:
     return f"{', '.join(parts) or 'nothing'}; {', '.join(now)}"
 
 
-def _left_out(reasons: dict[str, int]) -> str:
-    most_first = sorted(reasons.items(), key=lambda item: -item[1])
-    return ", ".join(f"{number:,} {reason}" for reason, number in most_first)
+def _left_out(report: Report) -> str:
+    """The reasons with the number of files, the most frequent first; where they are few, with their names."""
+    parts = []
+    for reason, number in sorted(report.left_out.items(), key=lambda item: -item[1]):
+        names = [Path(path).name for path in report.left_out_paths.get(reason, ())]
+        parts.append(f"{number:,} {reason}" + (f" ({', '.join(names)})" if number == len(names) else ""))
+    return ", ".join(parts)
 
 
 # Check, watch

@@ -91,6 +91,29 @@ def test_what_cannot_be_read_is_told(notes, capfd):
     assert "2 unchanged, 2 could not be read; 2 documents" in capfd.readouterr().err
 
 
+def test_what_is_no_text_for_people_is_left_out_and_listed(notes, index, capfd):
+    (notes / "basic.css").write_text("a { color: red }")
+    (notes / "faq.pdf.gz").write_bytes(b"\x1f\x8b")
+    assert main(["index", "notes", *HASHED]) == 0
+    err = capfd.readouterr().err
+    assert "left out: 1 archives: not opened (faq.pdf.gz), 1 a stylesheet (basic.css)\n" in err
+    assert "2 added; 2 documents" in err and "could not be read" not in err
+    assert main(["index", "notes", "--status"]) == 0
+    out = " ".join(capfd.readouterr().out.split())
+    assert "basic.css left out: a stylesheet" in out
+    assert index("notes", *HASHED)[0]["left_out"] == {"archives: not opened": 1, "a stylesheet": 1}
+
+
+def test_an_empty_name_or_path_is_refused(notes, capfd, monkeypatch):
+    """As an unset variable of a shell leaves it: it is not the current folder."""
+    monkeypatch.chdir(notes)
+    for arguments in ([""], ["", "--name", "x"], [str(notes), "--name", ""], ["--name", "", "."]):
+        assert main(["index", *arguments, *HASHED]) == 2
+        assert "a name or path is empty\n  → perhaps a variable is not set" in capfd.readouterr().err
+    assert collection_names() == []
+    assert main(["ask", "", "what?"]) == 2 and "there is no collection ''" in capfd.readouterr().err
+
+
 def test_a_file_that_was_named_and_cannot_be_read_is_an_error(notes, capfd):
     (notes / "broken.txt").write_bytes(b"\0" * 9)
     (notes / "torn.pdf").write_bytes(b"%PDF-1.4 torn")
@@ -108,7 +131,7 @@ def test_nothing_to_index_leaves_nothing(notes, index, tmp_path, capfd):
     (tmp_path / "void").mkdir()
     (tmp_path / "void" / "film.mp4").write_bytes(b"\0")
     assert main(["index", "void", *HASHED]) == 1
-    assert capfd.readouterr().err.endswith("settle: there is no document there\n  → 1 no reader for .mp4\n")
+    assert capfd.readouterr().err.endswith("settle: there is no document there\n  → 1 no reader for .mp4 (film.mp4)\n")
     assert main(["index", "void/film.mp4", *HASHED]) == 2
     assert main(["index", "nowhere"]) == 2
     assert main(["index", "--name", "docs"]) == 2

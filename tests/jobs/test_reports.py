@@ -55,6 +55,7 @@ def test_seconds_of_a_run_are_those_of_its_result_or_of_its_events() -> None:
 
 def report(**more: Any) -> Report:
     empty = {field.name: 0 for field in dataclasses.fields(Report)} | {"failed": [], "kept": [], "left_out": {}}
+    empty["left_out_paths"] = {}
     return Report(**(empty | more))
 
 
@@ -62,7 +63,9 @@ def test_what_was_indexed_in_a_line() -> None:
     assert index._summary(report(documents=1, passages=1)) == "nothing; 1 document, 1 passage"
     said = index._summary(report(added=1200, deleted=3, failed=[("a", "b")], documents=5000, passages=0))
     assert said == "1,200 added, 3 deleted, 1 could not be read; 5,000 documents, 0 passages"
-    assert index._left_out({"hidden": 2, "not text": 1500}) == "1,500 not text, 2 hidden"
+    named = {"hidden": ["a", "b", "c"], "archives: not opened": ["/docs/faq.pdf.gz"]}
+    left = report(left_out={"hidden": 4, "not text": 1500, "archives: not opened": 1}, left_out_paths=named)
+    assert index._left_out(left) == "1,500 not text, 4 hidden, 1 archives: not opened (faq.pdf.gz)"
 
 
 def test_a_collection_without_documents_or_words_is_refused() -> None:

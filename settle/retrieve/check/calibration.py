@@ -3,7 +3,7 @@
 n questions, F features.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from math import floor, log
 
@@ -13,9 +13,20 @@ from settle.base.event_log import Events
 from settle.base.events import Progress
 from settle.base.statistics import FEWEST_FAMILIES
 from settle.evaluate.calibration import CalibrationReport
-from settle.retrieve.answer.evidence import DEPTH, FEATURES, SHIPPED, UNLIKELY, EvidenceWeights, features_of, shipped
+from settle.retrieve.answer.evidence import (
+    DEPTH,
+    FEATURES,
+    SHIPPED,
+    UNLIKELY,
+    EvidenceWeights,
+    covered_shares,
+    features_of,
+    shipped,
+)
 from settle.retrieve.answer.retrieval import read_best
+from settle.retrieve.answer.sentences import sentences
 from settle.retrieve.check.synthetic_questions.questions import Question
+from settle.retrieve.index.catalogue.records import Passage
 from settle.retrieve.index.collection import Collection
 from settle.retrieve.search.hybrid_search import Hit, search
 
@@ -23,7 +34,7 @@ LEAST = 40  # questions: with fewer the shipped weights are better than fitted o
 FALSE_REFUSALS = 0.05  # most of the answerable questions that may be refused, however low their scores
 FOLDS = 5
 LEFT = 0.85  # weighted share of a question's words from which on one line elsewhere still has its topic
-_PRIOR_PRECISION = 100.0  # of each shipped weight, as the mean of the prior
+_PRIOR_PRECISION = 5.0  # of each shipped weight, as the mean of the prior
 _STEPS = 100
 _CONVERGED = 1e-8  # largest change of a weight in the last step
 
@@ -78,9 +89,17 @@ def _run_trial(collection: Collection, question: Question) -> Trial:
         next((rank for rank, hit in enumerate(hits) if hit.passage.id in question.answers), None),
         features_of(collection, question.text, hits, readings=readings),
         gone,
-        bool(gone[FEATURES.index("line")] < LEFT),
+        _best_line(collection, question.text, left, topic.values()) < LEFT,
         bool(readings),
     )
+
+
+def _best_line(collection: Collection, question: str, hits: Sequence[Hit], without: Iterable[Passage]) -> float:
+    """The largest weighted share of a question's words that one line of the hits has, its heading included."""
+    lines = [
+        " ".join((*hit.passage.headings[-1:], line)) for hit in hits[:DEPTH] for line in sentences(hit.passage.text)
+    ]
+    return max(covered_shares(collection, question, lines, list(without)), default=0.0)
 
 
 def cross_validate(trials: Sequence[Trial]) -> Calibration:

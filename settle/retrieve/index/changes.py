@@ -22,6 +22,7 @@ from settle.retrieve.index.catalogue.records import DocumentRecord
 UNSURE = -1  # in place of a file's time: its bytes are compared again the next time
 _COARSEST_TICK = 2_000_000_000  # ns of a file system's clock: two changes within one tick show the same time
 _PROGRESS_EVERY = 1000  # files
+MOST_NAMED = 3  # files that are named for each reason to leave one out
 _Stamp = tuple[int, int]  # bytes, ns
 
 
@@ -31,7 +32,8 @@ class Changes:
 
     new: files to read, and whether the catalogue knows them already; moved: (old path, record of now); touched: records
     of files with another time and the same content; gone: paths; unchanged: number of documents; failed: (path, why) of
-    files that cannot be examined; kept: (root, why) of roots that cannot; began: when the walk began, in ns.
+    files that cannot be examined; kept: (root, why) of roots that cannot; left_out: number of files by the
+    reason that they are not read, and left_out_paths the first of them; began: when the walk began, in ns.
     """
 
     began: int
@@ -43,6 +45,13 @@ class Changes:
     failed: list[tuple[str, str]] = field(default_factory=list)
     kept: list[tuple[str, str]] = field(default_factory=list)
     left_out: Counter[str] = field(default_factory=Counter)
+    left_out_paths: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
+
+    def leave_out(self, reason: str, path: str) -> None:
+        """Counts a file that is not a document, and keeps its name while there are few for this reason."""
+        self.left_out[reason] += 1
+        if self.left_out[reason] <= MOST_NAMED:
+            self.left_out_paths[reason].append(path)
 
     def stamp(self, file: FoundFile) -> int:
         """The time to remember a file by: UNSURE where it may change once more without showing it."""
@@ -56,7 +65,7 @@ def find_changes(catalogue: Catalogue, roots: Sequence[Path], events: Events) ->
     hidden = unseen(roots, stamps)
     changes.kept = [(str(root), why) for root, why in hidden.items()]
     differing: list[tuple[FoundFile, _Stamp | None]] = []
-    walk = Walk(lambda reason, path: changes.left_out.update([reason]))
+    walk = Walk(changes.leave_out)
     for number, file in enumerate(walk.files(root for root in roots if root not in hidden)):
         if number and number % _PROGRESS_EVERY == 0:
             events.emit(Progress(what="look", done=number, total=None, unit="files"))

@@ -22,7 +22,7 @@ class Collection:
 
     def __init__(self, name: str, folder: Path | None = None) -> None:
         """folder: a version other than the current one."""
-        version = folder or CollectionFolder(name).current()
+        version = folder or (CollectionFolder(name).current() if name else None)
         if version is None:
             known = ", ".join(collection_names()) or "none yet"
             raise UsageError(

@@ -1,4 +1,4 @@
-"""The collections of this machine as a table, and how they stand: what could not be read, and what changed since."""
+"""The collections of this machine as a table, and how they stand: what is not indexed, and what changed since."""
 
 import time
 from collections.abc import Sequence
@@ -37,8 +37,9 @@ class FileFault(TypedDict):
 
 class CollectionFacts(TypedDict):
     """bytes: on this machine's disk; age: seconds since it was last brought up to date, None if it never was. With the
-    status: failed, documents that nothing could be read of; unseen, folders that cannot be seen now; new, changed and
-    gone, numbers of files that the next `settle index NAME` takes in, reads again and leaves out."""
+    status: failed, documents that nothing could be read of, or that were left out, and why; unseen, folders that cannot
+    be seen now; new, changed and gone, numbers of files that the next `settle index NAME` takes in, reads again and
+    leaves out."""
 
     name: str
     documents: int
@@ -81,7 +82,7 @@ def list_status(names: Sequence[str], events: Events) -> None:
     if faults:
         more = f"{len(faults) - MOST_SHOWN:,} more; --json has them all" if len(faults) > MOST_SHOWN else ""
         shown = [[fault["path"], fault["why"]] for fault in faults[:MOST_SHOWN]]
-        events.emit(Listing(title="could not be read", columns=("file", "why"), rows=shown, note=more))
+        events.emit(Listing(title="not indexed", columns=("file", "why"), rows=shown, note=more))
     events.emit(ResultReady(result={"collections": collections}))
 
 

@@ -14,6 +14,7 @@ import numpy as np
 from settle.base.errors import DataError
 from settle.base.event_log import Events
 from settle.base.events import Progress
+from settle.documents.blocks import LEFT_OUT
 from settle.documents.reader_pool import Read, read_all
 from settle.documents.walk import FoundFile, path_text, sha256_of
 from settle.retrieve.index.catalogue.records import DocumentChange, DocumentRecord, digest
@@ -33,8 +34,8 @@ class Report:
 
     added, unchanged: documents that are new or as they were, and that could be read. failed: (path, why) of those that
     exist and could not be read, those of earlier updates too; kept: (root, why) of folders that cannot be seen now,
-    whose documents stay; left_out: how many files for each reason; embedded: passages that were new. documents,
-    passages: of the collection now.
+    whose documents stay; left_out: how many files for each reason, and left_out_paths the first of them; embedded:
+    passages that were new. documents, passages: of the collection now.
     """
 
     added: int = 0
@@ -45,6 +46,7 @@ class Report:
     failed: list[tuple[str, str]] = field(default_factory=list)
     kept: list[tuple[str, str]] = field(default_factory=list)
     left_out: dict[str, int] = field(default_factory=dict)
+    left_out_paths: dict[str, list[str]] = field(default_factory=dict)
     embedded: int = 0
     documents: int = 0
     passages: int = 0
@@ -73,16 +75,21 @@ def update(collection: Collection, events: Events) -> Report:
         _tidy(collection, bool(changes.new))
         catalogue.settings.set("unfinished", False)
         catalogue.settings.set("indexed", time.time())
-        counts, failures = catalogue.counts(), catalogue.documents.failures()
+        counts, unused = catalogue.counts(), catalogue.documents.failures()
+        failures = [(path, why) for path, why in unused if not why.startswith(LEFT_OUT)]
+        for path, why in unused:
+            if why.startswith(LEFT_OUT):
+                changes.leave_out(why.removeprefix(LEFT_OUT), path)
         return Report(
             added=indexed.added,
             changed=indexed.changed,
             moved=len(changes.moved),
             deleted=len(changes.gone),
-            unchanged=changes.unchanged - len(unread & {path for path, _ in failures}),
+            unchanged=changes.unchanged - len(unread & {path for path, _ in unused}),
             failed=sorted([*changes.failed, *failures]),
             kept=changes.kept,
             left_out=dict(changes.left_out),
+            left_out_paths=dict(changes.left_out_paths),
             embedded=indexed.embedded,
             documents=counts["documents"],
             passages=counts["passages"],

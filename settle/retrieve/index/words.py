@@ -40,26 +40,17 @@ _stemmer = EnglishStemmer()  # not `stemmer()`, which takes PyStemmer of some ot
 def words(text: str) -> list[str]:
     """Stems of a text in order, stop words left out. `readFile_v2` gives itself and its parts; scripts without spaces
     give pairs of characters."""
-    return [stem for stems, _ in _each(text) for stem in stems]
+    return [stem for stems in _each(text) for stem in stems]
 
 
-def spelled(text: str) -> dict[str, str]:
-    """The stems of a text, each with the word that it was first, in order; parts of a word are given as their stems."""
-    word_of: dict[str, str] = {}
-    for stems, word in _each(text):
-        for stem in stems:
-            word_of.setdefault(stem, word if len(stems) == 1 else stem)
-    return word_of
-
-
-def _each(text: str) -> Iterator[tuple[Sequence[str], str]]:
-    """The stems of each word, and the word."""
+def _each(text: str) -> Iterator[Sequence[str]]:
+    """The stems of each word."""
     plain = text.isascii()
     for word in _WORD.findall(text if plain else unicodedata.normalize("NFKC", text)):
         if not plain and _CJK.search(word):
-            yield [word[i : i + 2] for i in range(max(1, len(word) - 1))], word
+            yield [word[i : i + 2] for i in range(max(1, len(word) - 1))]
         else:
-            yield _stems(word[:_LONGEST]), word
+            yield _stems(word[:_LONGEST])
 
 
 @lru_cache(maxsize=1 << 16)

@@ -152,3 +152,27 @@ def test_windows_overlap_by_tokens():
 
 def test_no_document_no_passages():
     assert _cut() == [] and _cut(Block("text", " \n "), _heading(" ", 1)) == []
+
+
+def _option(name: str, number: int) -> tuple[Block, Block]:
+    """As manuals of programs have it: a table of one row, and a paragraph."""
+    return Block("table", f"{name} | integer | 30"), Block("text", _words(number, name))
+
+
+def test_a_row_by_itself_begins_a_passage_with_the_text_below_it():
+    """Else the name and default of an option end the passage of the one before it, and its description has no name."""
+    chunks = _cut(_heading("Options", 1), *_option("a", 9), *_option("b", 9), *_option("c", 9), tokens=30, most=40)
+    assert [chunk.text.split()[0] for chunk in chunks] == ["a", "b", "c"]
+    assert all(f"| 30\n\n{chunk.text[0]}0 " in chunk.text for chunk in chunks)
+
+
+def test_a_row_and_its_text_stay_together_where_they_fit_into_a_passage_at_all():
+    chunks = _cut(*_option("a", 22), *_option("b", 9), tokens=20, most=30)
+    assert [chunk.text.split()[0] for chunk in chunks] == ["a", "b"] and "a21" in chunks[0].text
+
+
+def test_rows_below_one_another_stay_together():
+    """As those of a sheet without a header."""
+    rows = [Block("table", f"{n} | {n + 1} | {n + 2}") for n in range(4)]
+    (chunk,) = _cut(Block("text", "Figures of the year"), *rows, tokens=40, most=40)
+    assert chunk.text.count("\n") == 5

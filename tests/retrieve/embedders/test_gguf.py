@@ -66,18 +66,6 @@ def test_tokens_are_counted_without_those_around_and_nothing_is_cut_off(file):
     assert _opened(file).most == 62  # what the model has places for
 
 
-def test_words_mean_something_by_themselves_and_names_do_not(file):
-    with _opened(file) as opened:
-        table = opened._file.tensors["token_embd.weight"].load()
-        ids = [opened._tokenizer.token_to_id(word) for word in ("key", "server")]
-        expected = table[ids] - table.mean(0)
-        expected /= np.linalg.norm(expected, axis=1, keepdims=True)
-        found = opened.words(["key", "Server", "k8s", "xqzxqzxqz", ""])
-        assert np.abs(found[:2] - expected).max() < 1e-5
-        assert not found[2:].any()
-        assert not {"_engine", "_encoder"} & vars(opened).keys()  # nothing is started for it
-
-
 def test_other_weights_and_other_pooling_are_another_identity(file, tmp_path):
     others = [tiny_bert(tmp_path / "seed", seed=1), tiny_bert(tmp_path / "cls", pooling="cls")]
     found = {_opened(bert_to_gguf(f, f.with_suffix(".gguf"), "all-minilm", "")).identity for f in others}

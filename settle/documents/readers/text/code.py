@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from settle.documents.blocks import Block, Note, Place
+from settle.documents.blocks import LEFT_OUT, Block, Note, Place, Unreadable
 from settle.documents.decode import text_lines
 from settle.documents.readers.text._verbatim import VerbatimReader
 from settle.documents.readers.text.text import paragraphs
@@ -31,6 +31,21 @@ _OTHERS = (
     *(".m", ".mm", ".zig", ".nim", ".d", ".pas", ".f90", ".f", ".vb", ".asm", ".s", ".v", ".vhd", ".sol", ".cu"),
     *(".css", ".scss", ".less", ".vue", ".svelte", ".yaml", ".yml", ".toml", ".ini", ".cfg", ".conf", ".properties"),
 )
+_STYLES = (".css", ".scss", ".less")
+_SCRIPTS = (".js", ".mjs", ".cjs")
+_HEAD = 256  # bytes that show what writes a script
+# what Sphinx, Doxygen, mdBook, Javadoc and rustdoc begin the index of their search with
+_SEARCH_INDEXES = (
+    *(
+        b"Search.setIndex(",
+        b"var searchData",
+        b"var indexSectionsWithContent",
+        b"window.search =",
+        b"Object.assign(win",
+    ),
+    *(b"typeSearchIndex", b"memberSearchIndex", b"packageSearchIndex", b"moduleSearchIndex", b"var searchIndex"),
+)
+_LONG_LINE = 400  # characters: a line that nobody has written by hand
 _LONG = 40  # lines of a function or a class that is a section of its own
 # nodes whose children are looked at as if they stood in place of them, and nodes around one definition
 _AROUND_MANY = {
@@ -51,13 +66,26 @@ class Code(VerbatimReader):
     )  # fmt: skip
 
     def blocks(self, path: Path, note: Note) -> Iterator[Block]:
+        suffix = path.suffix.lower()
+        if suffix in _STYLES:
+            raise Unreadable(f"{LEFT_OUT}a stylesheet")
+        with path.open("rb") as file:
+            if suffix in _SCRIPTS and file.read(_HEAD).lstrip().startswith(_SEARCH_INDEXES):
+                raise Unreadable(f"{LEFT_OUT}the search index of a web site")
         lines = list(text_lines(path, note))
+        if suffix in _SCRIPTS and _is_minified(lines):
+            raise Unreadable(f"{LEFT_OUT}minified code")
         root = _parsed(lines, _GRAMMARS.get(path.suffix.lower()), note)
         if root is None:
             for first, some in paragraphs(lines):
                 yield Block("code", "\n".join(some), Place(line=first), lined=True)
         else:
             yield from _blocks(lines, root, 0, len(lines), 0)
+
+
+def _is_minified(lines: Sequence[str]) -> bool:
+    """Whether most of a script lies in lines that are too long to be read."""
+    return 2 * sum(len(line) for line in lines if len(line) > _LONG_LINE) > sum(map(len, lines))
 
 
 def _parsed(lines: Sequence[str], grammar: str | None, note: Note) -> "Node | None":

@@ -34,11 +34,6 @@ class Vectorizer(ABC):
     def queries(self, texts: Sequence[str]) -> np.ndarray:
         """Questions as float32 (len(texts), width), each of length 1. Raises DataError for one that is too long."""
 
-    def words(self, words: Sequence[str]) -> np.ndarray:
-        """The meaning of single words, float32 (len(words), ·), each of length 1, without running the model; zeros for
-        a word that is similar to no other, and, as here, for all words where an embedder has no such vectors."""
-        return np.zeros((len(words), 1), np.float32)
-
     def query(self, text: str) -> np.ndarray:
         """A question of any length as float32 (width,), of length 1: the mean of its parts where it is too long."""
         mean = self.queries(list(self.parts(text))).mean(0)

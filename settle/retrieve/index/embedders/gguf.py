@@ -11,8 +11,8 @@ from pydantic import Field
 from settle.base.errors import DataError, FormatError, UsageError
 from settle.base.event_log import Events
 from settle.base.events import Say
-from settle.formats import LazyTensor, Weights
-from settle.formats.gguf import embeds, pooling, read_gguf, rows
+from settle.formats import Weights
+from settle.formats.gguf import embeds, pooling, read_gguf
 from settle.infer.embedder import VectorEngine
 from settle.library.facts import longest_context
 from settle.library.resolve import resolve_whole
@@ -27,8 +27,6 @@ if TYPE_CHECKING:
 MANY = 16  # texts from which on loading torch pays, which is several times faster than llama.cpp
 _BATCH_TEXTS = 64  # of a request to llama.cpp
 _SPECIAL_TOKENS = 2  # that open and close a text
-_WORD_TOKENS = 2  # of a word that means something by itself, at most
-_SAMPLED_ROWS = 1000  # of the embedding table, whose mean stands for that of all
 _SEARCH = "Represent this sentence for searching relevant passages: "
 _INSTRUCT = "Instruct: Given a web search query, retrieve relevant passages that answer the query\nQuery:"
 
@@ -135,30 +133,6 @@ class _Opened(Vectorizer):
 
     def queries(self, texts: Sequence[str]) -> np.ndarray:
         return self._vectors([self._query + text for text in texts])
-
-    def words(self, words: Sequence[str]) -> np.ndarray:
-        """The rows of the embedding table, less their mean, which is part of each. Names and numbers are made of pieces
-        that say nothing about them: they get zeros."""
-        vectors = np.zeros((len(words), self._table.shape[-1]), np.float32)
-        if self._tokenizer is None:
-            return vectors
-        pieces = self._tokenizer.encode_batch_fast([f" {word}" for word in words], add_special_tokens=False)
-        for i, (word, of) in enumerate(zip(words, pieces, strict=True)):
-            if 0 < len(of.ids) <= _WORD_TOKENS and not any(c.isdigit() for c in word):
-                vector = rows(self._table, of.ids).mean(0) - self._mean_row
-                vectors[i] = vector / max(float(np.linalg.norm(vector)), 1e-6)
-        return vectors
-
-    @property
-    def _table(self) -> LazyTensor:
-        return self._file.tensors["token_embd.weight"]
-
-    @cached_property
-    def _mean_row(self) -> np.ndarray:
-        """The mean of the table's rows, (W,), from a sample."""
-        number = self._table.shape[0]
-        mean_row: np.ndarray = rows(self._table, range(0, number, max(1, number // _SAMPLED_ROWS))).mean(0)
-        return mean_row
 
     def close(self) -> None:
         engine = self.__dict__.pop("_engine", None)
