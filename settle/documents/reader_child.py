@@ -2,7 +2,8 @@
 
 A line of JSON asks for a file, `{"path", "reader", "seconds"}`. Lines answer it: `["block", …]` and `["note", text]`,
 at last `["end", "" or why the file is unreadable, whether another file may be asked for]` or `["missing", library]`.
-The process ends when its stdin does, and by itself when a file takes too long.
+The process ends when its stdin does, and by itself when a file takes too long. The folders that it may read documents
+from are on its command line; it writes no file, starts no program and opens no connection (Linux: see `confine`).
 """
 
 import contextlib
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import TextIO, TypedDict
 
 from settle.documents.blocks import Block, Unreadable
+from settle.documents.confine import confine, roots_from
 from settle.documents.readers import Reader
 
 MEMORY = 4 << 30  # bytes of address space
@@ -39,6 +41,7 @@ def main() -> None:
     out = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     _limit_memory()
+    confine(roots_from(sys.argv[1]) if len(sys.argv) > 1 else None)
     requests: queue.SimpleQueue[Request] = queue.SimpleQueue()
     threading.Thread(target=_listen, args=(requests,), daemon=True).start()
     while True:

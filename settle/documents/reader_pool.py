@@ -14,6 +14,7 @@ from pathlib import Path, PurePath
 from settle.base.child.python_command import module_command
 from settle.base.errors import UsageError
 from settle.documents.blocks import Block, Place
+from settle.documents.confine import roots_as
 from settle.documents.reader_child import Request
 from settle.documents.readers import Reader
 
@@ -47,12 +48,15 @@ def _readers() -> dict[str, str]:
     return known
 
 
-def read_all(paths: Iterable[tuple[Path, str]], seconds: float = SECONDS) -> Generator[Read, None, None]:
-    """Reads each (path, reader), in order; seconds: how long one may take. Closing the iterator ends the child.
+def read_all(
+    paths: Iterable[tuple[Path, str]], seconds: float = SECONDS, roots: Iterable[Path | str] | None = None
+) -> Generator[Read, None, None]:
+    """Reads each (path, reader), in order; seconds: how long one may take. roots: files and folders that the documents
+    lie in; on Linux the child can read no others. Closing the iterator ends the child.
 
     Raises UsageError when a library is missing that a reader needs.
     """
-    child, ahead = _Child(seconds), _Queue()
+    child, ahead = _Child(seconds, roots_as(roots)), _Queue()
 
     def work() -> None:
         try:
@@ -115,8 +119,8 @@ def _size(document: Read | BaseException | None) -> int:
 class _Child:
     """The process that reads: started for the first document, and again after it had to be ended."""
 
-    def __init__(self, seconds: float) -> None:
-        self._seconds = seconds
+    def __init__(self, seconds: float, roots: str) -> None:
+        self._seconds, self._roots = seconds, roots
         self._process: subprocess.Popen[str] | None = None
         self._closed = False
         self._lock = threading.Lock()
@@ -152,7 +156,7 @@ class _Child:
         with self._lock:
             if self._process is None and not self._closed:
                 self._process = subprocess.Popen(
-                    module_command("settle.documents.reader_child"),
+                    module_command("settle.documents.reader_child", self._roots),
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
                     stderr=subprocess.DEVNULL,

@@ -30,7 +30,7 @@ class RowReader:
     def __init__(self, files: Sequence[FoundFile], settings: Mapping[str, object], on_note: OnNote) -> None:
         self._settings, self._on_note = settings, on_note
         fenced = [f for f in files if not Reader.part(f.reader).streams() and not f.compression]
-        self._documents = read_all((Path(f.path), f.reader) for f in fenced)
+        self._documents = read_all(((Path(f.path), f.reader) for f in fenced), roots={f.root for f in fenced})
 
     def rows(self, file: FoundFile) -> Iterator[Row]:
         """The file's documents. Raises Unreadable with the reason when it has none to give."""

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,11 @@ RECORDS = [{"id": i, "text": f"Row number {i}.\nIt has “two” lines, a comma;
 
 
 def read(name: str, data: bytes, **settings: Any) -> list[str]:
-    rows = Reader.make(name, settings).rows(io.BytesIO(data))
+    with tempfile.NamedTemporaryFile() as file:  # a parquet file is read by its path
+        file.write(data)
+        file.flush()
+        with open(file.name, "rb") as stream:
+            rows = list(Reader.make(name, settings).rows(stream))
     return [row.get("text", "! " + row.get("problem", "")) for row in rows]
 
 

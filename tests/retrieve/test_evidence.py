@@ -176,8 +176,8 @@ def test_a_calibration_of_other_features_is_not_used(collection):
 
 def _trials(number, separation, seed=0):
     rng = np.random.default_rng(seed)
-    there = rng.normal(separation, 1, (number, len(FEATURES)))
-    gone = rng.normal(0, 1, (number, len(FEATURES)))
+    there = rng.normal(separation + 10, 1, (number, len(FEATURES)))  # above what limits a score
+    gone = rng.normal(10, 1, (number, len(FEATURES)))
     return [Trial(ASKED, (), 0, a, b) for a, b in zip(there, gone, strict=True)]
 
 

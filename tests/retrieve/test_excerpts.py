@@ -92,3 +92,8 @@ def test_the_unit_that_a_character_of_the_text_is_in():
     assert found[:3] == ["Keys are rotated every night.", *["The old one works for a minute."] * 2]
     assert "Run the job." in found[3] and "Restart it." in found[4]
     assert read.unit_at(len(text)) is None
+
+
+def test_the_next_term_of_a_list_is_no_part_of_a_quote():
+    told = quoted("Show the changes of an entry. Without one, the latest is shown.\n\ncreate\n\nMake an entry.", "Show")
+    assert told == "Show the changes of an entry. Without one, the latest is shown."

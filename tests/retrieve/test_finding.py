@@ -250,7 +250,7 @@ def test_too_few_questions_are_judged_by_the_shipped_weights() -> None:
 def test_a_question_is_scored_by_weights_that_did_not_see_it() -> None:
     random = np.random.default_rng(0)
     trials = [
-        replace(trial(), there=random.normal(1.0, 1.0, len(FEATURES)), gone=random.normal(0.0, 1.0, len(FEATURES)))
+        replace(trial(), there=random.normal(11.0, 1.0, len(FEATURES)), gone=random.normal(10.0, 1.0, len(FEATURES)))
         for _ in range(50)
     ]
     trials[7] = replace(trials[7], is_gone=False)
@@ -270,7 +270,7 @@ def test_a_question_is_scored_by_weights_that_did_not_see_it() -> None:
 
 def test_questions_of_one_document_are_in_one_fold() -> None:
     random = np.random.default_rng(1)
-    there, gone = random.normal(1.0, 1.0, (60, len(FEATURES))), random.normal(0.0, 1.0, (60, len(FEATURES)))
+    there, gone = random.normal(11.0, 1.0, (60, len(FEATURES))), random.normal(10.0, 1.0, (60, len(FEATURES)))
     trials = [replace(trial(document=n // 10, passage=n), there=there[n], gone=gone[n]) for n in range(60)]
     found = cross_validate(trials)
     fold = np.repeat(np.random.default_rng(0).permutation(6) % calibration.FOLDS, 10)

@@ -1,5 +1,6 @@
 """An answer: its sentences with their citations, or a refusal; as text, and as JSON."""
 
+import re
 from dataclasses import dataclass
 from typing import Literal
 
@@ -9,8 +10,14 @@ from settle.retrieve.answer.evidence import Evidence
 from settle.retrieve.answer.write_answer import Generation
 
 UNSUPPORTED = "[not in the documents]"
+_BREAK = re.compile("\r\n|[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]")
 
 Kind = Literal["written", "quoted", "refused"]
+
+
+def hanging(text: str) -> str:
+    """A text whose lines are indented, but for the first: none of them can be taken for the source of a citation."""
+    return _BREAK.sub("\n    ", text)
 
 
 @dataclass(frozen=True)
@@ -93,7 +100,10 @@ class Answer:
 
     def __str__(self) -> str:
         lines = [f"[{source.number}] {piece.place}" for source, piece in self.cited]
-        return visible("\n".join([self.text, *([""] if lines else []), *lines]))
+        text = self.text
+        for sentence in reversed(self.sentences):
+            text = f"{text[: sentence.start]}{hanging(sentence.text)}{text[sentence.end :]}"
+        return visible("\n".join([text, *([""] if lines else []), *lines]))
 
     def to_json(self) -> dict[str, object]:
         """The record that `settle ask --json` prints."""

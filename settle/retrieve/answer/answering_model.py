@@ -11,6 +11,7 @@ from settle.library.resolve import resolve_gguf
 from settle.retrieve.index.collection import Collection
 
 NONE = "none"  # asks for quotes instead of a model
+QUOTING = "quoting the documents"
 SMALL = 1_000_000_000  # parameters: a smaller model often combines what it read wrongly, and is never chosen by itself
 CONTEXT = 4096  # tokens: more than an answer needs, and small enough to load at once
 
@@ -19,12 +20,16 @@ class AnsweringModel:
     """The model that answers, loaded in the background.
 
     requested: a model's name or `none`, which is remembered for the collection; or None. ref: None where there is no
-    model, or several and none was chosen; why: the reason, for the person. Raises UsageError for an unknown name.
+    model, or several and none was chosen; why: the reason, for the person; is_news: whether the collection's
+    questions were not yet told it. Raises UsageError for an unknown name.
     """
 
     def __init__(self, collection: Collection, requested: str | None) -> None:
         self.requested = requested
         self.ref, self.why = _choose(collection, requested)
+        self.is_news = bool(self.why) and collection.catalogue.settings.get("model_said", str) != self.why
+        if self.is_news:
+            _remember(collection, "model_said", self.why)
         self._pool = ThreadPoolExecutor(1, "answering-model")
         self._engine = self._pool.submit(_start, self.ref)
 
@@ -51,14 +56,12 @@ class AnsweringModel:
 def _choose(collection: Collection, requested: str | None) -> tuple[ModelRef | None, str]:
     settings = collection.catalogue.settings
     if requested == NONE:
-        if settings.get("model", str) != NONE:
-            settings.set("model", NONE)
+        _remember(collection, "model", NONE)
         return None, ""
     if requested is not None:
         name = str(Path(requested).expanduser().absolute()) if requested.endswith(".gguf") else requested
         ref = resolve_gguf(name)
-        if settings.get("model", str) != name:
-            settings.set("model", name)
+        _remember(collection, "model", name)
         return ref, ""
     gone = ""
     remembered = settings.get("model", str)
@@ -74,11 +77,19 @@ def _choose(collection: Collection, requested: str | None) -> tuple[ModelRef | N
     if len(large) == 1:
         return resolve_gguf(large[0]), gone and f"{gone}{large[0]} answers"
     if names and not large:
-        why = f"{' and '.join(names)} may combine wrongly what it reads: --model {names[0]} lets it answer all the same"
-        return None, f"{gone}{why}, and is remembered"
+        is_are, it_them = ("is", "it") if len(names) == 1 else ("are", "one")
+        small = f"{' and '.join(names)} {is_are} too small to summarise reliably"
+        return None, f"{gone}{QUOTING}: {small} (--model {names[0]} uses {it_them} anyway)"
     if names:
-        return None, f"{gone}there are {', '.join(names)}: choose one with --model, and it is remembered"
-    return None, f"{gone}there is no language model here; `settle pull smollm2` gets one"
+        return None, f"{gone}{QUOTING}: there are {', '.join(names)}; choose one with --model, and it is remembered"
+    return None, f"{gone}{QUOTING}: there is no language model here (`settle pull smollm2` gets one)"
+
+
+def _remember(collection: Collection, key: str, value: str) -> None:
+    """Stores what holds for the next questions, where the collection can be written to."""
+    settings = collection.catalogue.settings
+    if settings.get(key, str) != value and not collection.catalogue.database.is_read_only:
+        settings.set(key, value)
 
 
 def _start(model: ModelRef | None) -> Engine | None:

@@ -9,7 +9,7 @@ from settle.base.errors import UsageError
 from settle.base.event_log import Events
 from settle.base.events import AnswerText, ResultReady, Say, Warn
 from settle.base.visible import visible_line
-from settle.retrieve.answer.answer import Answer
+from settle.retrieve.answer.answer import Answer, hanging
 from settle.retrieve.answer.answering_model import AnsweringModel
 from settle.retrieve.answer.ask import finish_answer, stream_answer
 from settle.retrieve.answer.context import Source
@@ -51,9 +51,8 @@ class AskSession:
                 events.emit(Say(text=f"refusals are no longer fitted to these documents: `{fix}`"))
             if not passages:
                 self._model = AnsweringModel(collection, model)
-                if self._model.why:
-                    quoted = "" if self._model.ref else ". The passages' own sentences are quoted"
-                    events.emit(Say(text=self._model.why + quoted))
+                if self._model.is_news:
+                    events.emit(Say(text=self._model.why))
         except BaseException:
             self.close()
             raise
@@ -124,7 +123,7 @@ class AskSession:
         retrieval = self._retrieve(question)
         engine = model.engine() if retrieval.evidence.is_sure else None
         pieces = stream_answer(self._collection, engine, retrieval, self._options)
-        answer = finish_answer(pieces, lambda text: self._events.emit(AnswerText(text=text)))
+        answer = finish_answer(pieces, lambda text: self._events.emit(AnswerText(text=_hanging(text))))
         lines: list[str] = []
         for source, piece in answer.cited:
             lines.append(f"[{source.number}] {_relative(piece.place)}{_title(source)}")
@@ -163,6 +162,12 @@ class AskSession:
 def _relative(place: str) -> str:
     """A place as it can be opened from the current folder."""
     return place.removeprefix(f"{visible_line(str(Path.cwd()))}/")
+
+
+def _hanging(piece: str) -> str:
+    """A piece of an answer with the lines inside of it indented; those around it separate it from others."""
+    inside = piece.strip("\n")
+    return piece.replace(inside, hanging(inside), 1) if inside else piece
 
 
 def _title(source: Source) -> str:

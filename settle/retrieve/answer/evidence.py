@@ -43,10 +43,11 @@ SIMILARITY, COVERED, JUDGED = range(len(FEATURES))
 @dataclass(frozen=True)
 class EvidenceWeights:
     """A logistic model over features that are standardized by `means` and `scales`, (F,) each. threshold: the score
-    below which a question is refused; sure: from which on it is answered without a warning. floor, near: the
-    similarities below which a question is unlikely to be answered, and below which no answer is sure, whatever else is
-    known; none where they are equal. questions: number that it was fitted on, 0 for the shipped one. passages, last:
-    their number and the highest id at that time, to see how much has changed since. version: of the features.
+    below which a question is refused; sure: from which on it is answered without a warning. floor, near:
+    of the feature `limiting`, below which a question is unlikely to be answered, and below which no answer is sure,
+    whatever else is known; none where they are equal. questions: number that it was fitted on, 0 for the shipped one.
+    passages, last: their number and the highest id at that time, to see how much has changed since. version: of the
+    features.
     """
 
     means: tuple[float, ...]
@@ -57,6 +58,7 @@ class EvidenceWeights:
     sure: float = SURE
     floor: float = 0.0
     near: float = 0.0
+    limiting: int = SIMILARITY
     questions: int = 0
     passages: int = 0
     last: int = 0
@@ -65,13 +67,13 @@ class EvidenceWeights:
     def score(self, features: np.ndarray) -> float:
         """The score from 0 to 1 of features (F,). It does not fall when one of them rises."""
         logit = float((features - np.array(self.means)) / np.array(self.scales) @ np.array(self.weights)) + self.bias
-        return min(self._most(float(features[SIMILARITY])), 1 / (1 + exp(-max(-30.0, min(30.0, logit)))))
+        return min(self._most(float(features[self.limiting])), 1 / (1 + exp(-max(-30.0, min(30.0, logit)))))
 
-    def _most(self, similarity: float) -> float:
-        """The largest score at a similarity: it rises from `UNLIKELY` at the floor to `SURE` at `near`."""
+    def _most(self, value: float) -> float:
+        """The largest score at a value of the limiting feature: from `UNLIKELY` at the floor to `SURE` at `near`."""
         if self.floor == self.near:
             return 1.0
-        share = (similarity - self.floor) / (self.near - self.floor)
+        share = (value - self.floor) / (self.near - self.floor)
         return max(0.0, min(1.0, UNLIKELY + share * (SURE - UNLIKELY)))
 
 
@@ -83,6 +85,9 @@ SHIPPED_UNREAD = EvidenceWeights(
     weights=(0.644, 0.2805, 0.0),
     bias=0.0128,
     threshold=UNLIKELY,
+    floor=0.05,  # where cosines may lie anywhere, a passage has to have some of the question's words
+    near=0.3,
+    limiting=COVERED,
 )
 # With the judge, the words that a passage has tell no more. Of the questions it was fitted on, 0.4 % of the answerable
 # ones lie below the floor and 36 % of the off-topic ones; above `near` lie 8 % of the off-topic ones.

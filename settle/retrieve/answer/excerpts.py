@@ -106,7 +106,9 @@ class Excerpts:
         if unit.kind == "sentence":
             if unit.text.rstrip().endswith(":"):
                 return True  # what it introduces
-            return following.kind == "sentence" and last - at < FOLLOWING and words < WORDS
+            is_title = following.paragraph != unit.paragraph and not _PROSE_END.search(following.text.rstrip())
+            is_title = is_title and len(following.text.split()) < SHORTEST  # such as the next term of a list
+            return following.kind == "sentence" and last - at < FOLLOWING and words < WORDS and not is_title
         is_introduced = self.units[at].kind == "sentence" and following.paragraph == unit.paragraph
         return is_introduced and last - at < ITEMS and unit.kind in ("item", "row")
 

@@ -88,9 +88,15 @@ def _by_words(collection: Collection, question: str, sources: Sequence[Source]) 
     by_text: dict[str, _Candidate] = {}
     for source in sources:
         for piece in source.pieces:
-            heading = set(words(" ".join(piece.passage.headings)))
-            for at, unit in enumerate(excerpts(piece.passage.text).units):
+            headings = set(words(" ".join(piece.passage.headings)))
+            units = excerpts(piece.passage.text).units
+            asked: set[str] = set()  # by the sentence before: what follows answers it
+            for at, unit in enumerate(units):
                 own = set(words(unit.text))
+                if unit.text.rstrip().endswith("?") and at + 1 < len(units):
+                    asked = own
+                    continue
+                heading, asked = headings | asked, set()
                 # a section's heading names its topic, and its sentences do not repeat it
                 score = sum(w * (stem in own or HEADING * (stem in heading)) for stem, w in weights.items())
                 if own:

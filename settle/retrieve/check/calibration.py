@@ -116,7 +116,10 @@ def cross_validate(trials: Sequence[Trial]) -> Calibration:
     there, gone = there * is_used, gone * is_used
 
     def fitted(some: np.ndarray) -> EvidenceWeights:
-        return usual if is_judged else fit(there[some], gone[some & is_gone], usual.weights)
+        if is_judged:
+            return usual
+        own = fit(there[some], gone[some & is_gone], usual.weights)
+        return replace(own, floor=usual.floor, near=usual.near, limiting=usual.limiting)
 
     if min(len(trials), 2 * is_gone.sum()) < LEAST:
         few = [np.array([usual.score(row) for row in features]) for features in (there, gone)]

@@ -111,7 +111,8 @@ class _Indexer:
         batch: list[DocumentChange] = []
         chunks, size, since = 0, 0, time.monotonic()
         paths = ((Path(file.path), file.reader) for file, _ in self._changes.new)
-        for (file, is_known), read in zip(self._changes.new, read_all(paths), strict=True):
+        roots = {file.root for file, _ in self._changes.new}
+        for (file, is_known), read in zip(self._changes.new, read_all(paths, roots=roots), strict=True):
             size += file.size
             change = self._change(file, read)
             if change is None:

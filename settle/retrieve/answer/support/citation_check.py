@@ -80,9 +80,10 @@ class Checker:
         lexical = sum(w for stem, w in weights.items() if stem in there) / (sum(weights.values()) or 1)
         meaning = self._meanings[sentence]
         near = [(float(self._meanings[line.text] @ meaning) - self._floor) / (1 - self._floor) for line in lines]
-        nearest = lines[int(np.argmax(near))]
-        score = (1 - MEANING) * lexical + MEANING * max(0.0, *near)
         about = " ".join(_about(piece) for piece in source.pieces)
+        agrees = [not differences(sentence, [line.text], about) for line in lines]
+        nearest = lines[max(range(len(lines)), key=lambda n: (agrees[n], near[n]))]
+        score = (1 - MEANING) * lexical + MEANING * max(0.0, *near)
         differs = differences(sentence, [line.text for line in self._lines[source.number]], about)
         return Support(score, differs, source, nearest.piece, nearest.text)
 

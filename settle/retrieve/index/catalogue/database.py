@@ -43,6 +43,7 @@ _TABLES = (
 )
 _MOST_PARAMETERS = 900  # of one statement
 _BUSY_SECONDS = 30.0
+_UNWRITABLE = (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM)
 _REBUILD = "delete the collection, and index the documents again"
 
 Value = str | int | float | bytes | None
@@ -51,8 +52,8 @@ T = TypeVar("T")
 
 
 class Database:
-    """The file at `path`, made when it is not there. Several processes may read while one writes, and see the last
-    completed transaction. Threads may share one object.
+    """The file at `path`, made when it is not there; on a disk that cannot be written, it is read. Several processes
+    may read while one writes, and see the last completed transaction. Threads may share one object.
 
     Raises DataError for a file of another version or of another program, ResourceError when the disk is full.
     """
@@ -60,18 +61,32 @@ class Database:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._lock = threading.RLock()
+        self.is_read_only = False
         with self._translated():
-            self._connection = sqlite3.connect(
-                path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False
-            )
+            try:
+                self._open(str(path))
+            except sqlite3.OperationalError as e:
+                if _code(e) not in _UNWRITABLE or not path.is_file() or _has_unmerged(path):
+                    raise
+                self.is_read_only = True
+                self._open(f"{path.absolute().as_uri()}?mode=ro&immutable=1")
+
+    def _open(self, where: str) -> None:
+        self._connection = sqlite3.connect(
+            where, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False, uri=self.is_read_only
+        )
         try:
-            with self._translated():
-                self._prepare()
+            self._prepare()
         except BaseException:
             self._connection.close()
             raise
 
     def _prepare(self) -> None:
+        if self.is_read_only:
+            (version,) = self._connection.execute("PRAGMA user_version").fetchone()
+            if version != _FORMAT:
+                raise DataError(f"{self.path} was made by another version of settle", _REBUILD)
+            return
         self._connection.execute("PRAGMA foreign_keys = ON")
         self._connection.execute("PRAGMA auto_vacuum = INCREMENTAL")  # has no effect once there are tables
         self._connection.execute("PRAGMA journal_mode = WAL")
@@ -164,7 +179,7 @@ class Database:
 
 class StoredSettings:
     """Small values that a collection keeps beside its documents, as JSON under a key. Keys in use: made, roots, model,
-    evidence, words, next_id, indexed, unfinished, removed.
+    evidence, words, next_id, indexed, unfinished, removed, model_said.
     """
 
     def __init__(self, database: Database) -> None:
@@ -192,14 +207,27 @@ def slices(values: Sequence[T]) -> Iterator[Sequence[T]]:
         yield values[first : first + _MOST_PARAMETERS]
 
 
+def _code(error: sqlite3.Error) -> int:
+    code: int = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT)
+    return code & 0xFF  # the other bits only refine it
+
+
+def _has_unmerged(path: Path) -> bool:
+    """Whether transactions lie beside the file that a reader without permission to write cannot merge into it."""
+    try:
+        return Path(f"{path}-wal").stat().st_size > 0
+    except OSError:
+        return False
+
+
 def _translate(error: sqlite3.Error, path: Path) -> SettleError:
-    code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT) & 0xFF  # the other bits only refine it
+    code = _code(error)
     if code == sqlite3.SQLITE_FULL:
         return ResourceError(f"the disk is full: {path}", "make room, then run it again; what was indexed is kept")
     if code == sqlite3.SQLITE_IOERR:
         fix = "check the disk and its free space, then run it again; what was indexed is kept"
         return ResourceError(f"{path} cannot be read or written: {error}", fix)
-    if code in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM):
+    if code in _UNWRITABLE:
         return ResourceError(f"cannot write {path}: {error}", "give permission there, or set SETTLE_HOME")
     if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
         return RunError(f"another process has locked {path}", "wait for it, or end it")

@@ -105,7 +105,7 @@ class Filler:
             self._finish()
             self._pieces, self._size, self._fresh = [], 0, 0
         size = piece.tokens + self._new_header(piece)
-        if self._is_full(piece, size, wanted):
+        if self._fresh and _begins_next(piece, size, self._pieces, self._size, wanted, self._most - self._above_size):
             self._finish()
             carried = list(self._carry(self._pieces)) if self._carry else []
             while carried and sum(p.tokens for p in carried) + size > wanted:
@@ -115,18 +115,6 @@ class Filler:
         self._pieces.append(piece)
         self._size += size
         self._fresh += 1
-
-    def _is_full(self, piece: Piece, size: int, wanted: int) -> bool:
-        """Whether a piece of `size` tokens begins the next passage: it does not fit, or it is a row by itself, which
-        names what the text below it is about. Such a row and that text stay together where they fit at all."""
-        if not self._fresh:
-            return False
-        last = self._pieces[-1]
-        if _is_row(piece) and last.kind != "table":
-            return self._size > self._wanted * TINY
-        is_below = len(self._pieces) == 1 and _is_row(last) and piece.kind != "table"
-        most = self._most - self._above_size if is_below else wanted
-        return self._size + size > most
 
     def _new_header(self, piece: Piece) -> int:
         """Tokens of the header that a piece needs above it, unless it continues a table."""
@@ -215,6 +203,17 @@ class Filler:
         if pieces[0].header:
             return [_Group(group.headings, [replace(pieces[0], header="")])]
         return [_Group(group.headings[1:], pieces)] if group.headings else []
+
+
+def _begins_next(piece: Piece, size: int, before: Sequence[Piece], size_before: int, wanted: int, most: int) -> bool:
+    """Whether a piece of `size` tokens begins the next passage: it does not fit to those before, or it is a row by
+    itself, which names what the text below it is about. Such a row and that text stay together where they fit at all.
+    """
+    last = before[-1]
+    if _is_row(piece) and last.kind != "table":
+        return size_before > wanted * TINY
+    is_below = len(before) == 1 and _is_row(last) and piece.kind != "table"
+    return size_before + size > (most if is_below else wanted)
 
 
 def _is_row(piece: Piece) -> bool:

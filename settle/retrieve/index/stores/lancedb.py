@@ -43,7 +43,10 @@ class Lancedb(Store):
             _skip_rest_client()
             import lancedb
             import pyarrow as pa
-        except ImportError:
+        except (ImportError, MemoryError) as e:
+            if find_spec("lancedb") and find_spec("pyarrow"):
+                why = str(e).splitlines()[0] if str(e) else "there is too little memory"
+                raise ResourceError(f"LanceDB cannot be loaded: {why}", "allow more memory (`ulimit -v`)") from None
             raise UsageError("the store of vectors needs LanceDB", "pip install 'settle-lm[rag]'") from None
         where = self.url or str(folder / "lancedb")
         schema = pa.schema([("id", pa.int64()), ("vector", pa.list_(pa.float32(), width))])

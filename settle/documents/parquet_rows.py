@@ -1,0 +1,109 @@
+"""Rows of parquet files, read in a fenced child: a file of some kilobytes may unpack to gigabytes."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from settle.base.errors import DataError
+from settle.base.fenced_child import ChildEnded, FencedChild, Limits, answer_requests
+from settle.documents.blocks import Unreadable
+from settle.documents.confine import confine
+from settle.documents.rows import Record
+
+LIMITS = Limits(memory=4 << 30, cpu=60.0, wall=120.0)  # of one batch of rows
+_BATCH = 256  # rows
+_ANSWER = 4 << 20  # bytes of the rows that are handed over together
+_OTHER = "\0"  # key of a value that JSON has no kind for
+
+
+@dataclass(frozen=True)
+class OtherValue:
+    """A date, a time, a decimal number or bytes, as text."""
+
+    text: str
+
+    def __str__(self) -> str:
+        return self.text
+
+
+def parquet_rows(path: str, field: str | None) -> Iterator[Record]:
+    """The rows of a file with their values. field: the only column that is read. Raises Unreadable for a file that is
+    damaged, or takes more than the child may; DataError for a column that is not there."""
+    child = FencedChild("settle.documents.parquet_rows", LIMITS)
+    request: dict[str, str | None] | None = {"path": path, "field": field}
+    number = 0
+    try:
+        while (answer := _asked(child, request)) is not None:
+            for value in answer:
+                number += 1
+                yield {"row": number, "value": value}
+            request = None
+    finally:
+        child.close()
+
+
+def _asked(child: FencedChild, request: dict[str, str | None] | None) -> list[Any] | None:
+    try:
+        answer: Any = child.ask(request)
+    except ChildEnded as e:
+        raise Unreadable(f"not a readable parquet file: {e}") from None
+    if isinstance(answer, dict):
+        if answer["fix"]:
+            raise DataError(answer["error"], answer["fix"])
+        raise Unreadable(answer["error"])
+    return None if answer is None else [_restored(value) for value in answer]
+
+
+def _restored(value: Any) -> Any:
+    if isinstance(value, dict):
+        if value.keys() == {_OTHER}:
+            return OtherValue(value[_OTHER])
+        return {key: _restored(inner) for key, inner in value.items()}
+    return [_restored(inner) for inner in value] if isinstance(value, list) else value
+
+
+def batches(path: str, field: str | None) -> Iterator[list[Any]]:
+    """Values of a file's rows, some at a time. Raises as `parquet_rows` does."""
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    try:
+        with parquet.ParquetFile(path, pre_buffer=False) as table:
+            names = table.schema_arrow.names
+            if field is not None and field not in names:
+                raise DataError(f"there is no column {field!r} in the table", f"use one of {', '.join(names)}")
+            for batch in table.iter_batches(batch_size=_BATCH, columns=[field] if field else names):
+                some = max(1, min(_BATCH, _BATCH * _ANSWER // max(1, batch.nbytes)))
+                for first in range(0, batch.num_rows, some):
+                    yield batch.slice(first, some).to_pylist()
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowTypeError) as e:
+        raise Unreadable(f"not a readable parquet file: {str(e).splitlines()[0]}") from None
+
+
+class _Reading:
+    """The child's side: the file that was last asked for."""
+
+    def __init__(self) -> None:
+        self._batches: Iterator[list[Any]] = iter(())
+
+    def answer(self, request: Any) -> object:
+        """The next rows, None behind the last, or why there are none. request: the file to begin with, or None."""
+        try:
+            if request is not None:
+                confine([request["path"]])
+                self._batches = batches(request["path"], request["field"])
+            rows = next(self._batches, None)
+        except DataError as e:
+            return {"error": e.what, "fix": None if isinstance(e, Unreadable) else e.fix}
+        except OSError as e:
+            return {"error": f"cannot be read: {e.strerror or e}", "fix": None}
+        return None if rows is None else json.loads(json.dumps(rows, default=_other))
+
+
+def _other(value: object) -> dict[str, str]:
+    return {_OTHER: str(value)}
+
+
+if __name__ == "__main__":
+    answer_requests(_Reading().answer)
