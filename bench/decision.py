@@ -3,6 +3,8 @@
     python bench/decision.py tables smollm2 sections speech                      # development
     python bench/decision.py tables smollm2 functions feeling manuals fortunes   # judgement, once
     python bench/decision.py tables smollm2 components reviews severity          # judgement of what changed since, once
+    python bench/decision.py tables smollm2 keys aws                             # development, against naive Bayes
+    python bench/decision.py tables smollm2 help pages faq archive library numbers   # judgement of that, once
     python bench/decision.py orders speech sections                              # runs: asked by settle in other orders
 
 Each table is one `settle tune --objective decision` with default settings; a line for each shows accuracy beside the
@@ -44,6 +46,7 @@ def measure(folder: Path, model: str, more: dict[str, object]) -> dict[str, obje
         "accuracy": report["accuracy"],
         "zero_shot": tests["zero-shot"],
         "majority": tests["majority class"],
+        "words": tests["naive Bayes on the words"],
         "ece": report["ece"],
         "ece_if_calibrated": report["ece_if_calibrated"],
         "brier": report["brier"],
@@ -61,6 +64,7 @@ def line(row: dict) -> str:
     zero, ece, orders, minutes = row["zero_shot"], row["ece"], row["orders"], row["forecast_minutes"]
     met = {
         "gain": zero["difference"] >= BARS["gain"],
+        "naive Bayes": row["words"]["difference"] > 0,
         "ece": ece["value"] <= BARS["ece"],
         "orders": orders is None or orders["value"] <= BARS["orders"],
         "minutes": row["minutes"] <= BARS["minutes"] and minutes[1] <= row["minutes"] <= minutes[2],
@@ -69,7 +73,8 @@ def line(row: dict) -> str:
     return (
         f"{row['table']:<10} {row['rows']:>4} rows  right {row['accuracy']['value']:.1%}  zero-shot {zero['base']:.1%} "
         f"({zero['difference']:+.1%}, {zero['low']:+.1%} to {zero['high']:+.1%})  "
-        f"majority {row['majority']['base']:.1%}  "
+        f"majority {row['majority']['base']:.1%}  naive Bayes {row['words']['base']:.1%} "
+        f"({row['words']['difference']:+.1%}, {row['words']['low']:+.1%} to {row['words']['high']:+.1%})  "
         f"ECE {ece['value']:.3f} ({ece['low']:.3f} to {ece['high']:.3f}; calibrated {row['ece_if_calibrated']:.3f})  "
         f"Brier {row['brier']:.3f}  orders {orders['value'] if orders else 0:.1%}  {row['minutes']:.1f} min "
         f"(forecast {minutes[0]:.1f}, {minutes[1]:.1f} to {minutes[2]:.1f})  {'missed: ' + missed if missed else 'met'}"

@@ -27,7 +27,7 @@ def prompt() -> DecisionPrompt:
 
 def keys(**changes: object) -> DecisionKeys:
     values = {"read_out": DECISION_TYPE, "template": prompt().template, "temperatures": TEMPERATURES}
-    values |= {"questions": QUESTIONS, "columns": ("text",)}
+    values |= {"questions": QUESTIONS, "columns": ("text",), "families": tuple(range(len(CORRECT)))}
     return DecisionKeys(**(values | {"confidences": CONFIDENCES, "correct": CORRECT} | changes))
 
 

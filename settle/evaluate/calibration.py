@@ -9,10 +9,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from settle.base.statistics import LEVEL, Interval, wilson
+from settle.base.statistics import LEVEL, Interval, paired_test, wilson
 
 BINS, FEWEST_IN_BIN = 10, 15  # bins of equally many rows
 RESAMPLES = 1000
+LEAST_BIAS = 0.05  # between the mean confidence and the share that is right, from which people are warned
 RISKS = (0.01, 0.02, 0.05, 0.10, 0.20)  # at which the share of answered rows is reported
 
 
@@ -101,10 +102,15 @@ def risk_curve(confidence: np.ndarray, right: np.ndarray) -> tuple[np.ndarray, n
 
 @dataclass(frozen=True)
 class CalibrationReport:
-    """How well the probabilities of n answers are calibrated, on rows that fitted nothing."""
+    """How well the probabilities of n answers are calibrated, on rows that fitted nothing.
+
+    stated: the mean probability of the answers. bias: the share that is right, or that people agree with, less that.
+    """
 
     rows: int
     accuracy: Interval
+    stated: float
+    bias: Interval
     error: CalibrationError
     brier: float
     answered: tuple[Answered, ...]
@@ -118,6 +124,8 @@ class CalibrationReport:
         return cls(
             len(shares),
             wilson(right.tolist(), families),
+            float(confidence.mean()),
+            paired_test(confidence.tolist(), agreed.tolist(), families, resamples=RESAMPLES).difference,
             measure_calibration(confidence, agreed, families),
             brier(shares, targets),
             tuple(risk_coverage(confidence, right, families)),
@@ -128,6 +136,8 @@ class CalibrationReport:
         return {
             "rows": self.rows,
             "accuracy": self.accuracy.to_json(),
+            "stated": self.stated,
+            "bias": self.bias.to_json(),
             "ece": self.error.error.to_json(),
             "ece_if_calibrated": self.error.if_calibrated,
             "brier": self.brier,
@@ -137,15 +147,27 @@ class CalibrationReport:
             ],
         }
 
+    @property
+    def warning(self) -> str:
+        """Whether the probabilities are too low or too high on the whole; empty where neither is shown."""
+        if self.bias.contains(0.0) or abs(self.bias.value) < LEAST_BIAS:
+            return ""
+        word = "under" if self.bias.value > 0 else "over"
+        return f"{word}-confident: says {self.stated:.0%} on average, is right on {self.stated + self.bias.value:.0%}"
+
     def lines(self) -> list[str]:
         """For a person: what the figures say."""
         low, high = self.error.error.low, self.error.error.high
-        written = [
+        return [
             f"right on {self.accuracy.value:.1%} of {self.rows} rows "
             f"({self.accuracy.low:.1%} to {self.accuracy.high:.1%})",
             f"calibration error (ECE) {self.error.error.value:.3f} ({low:.3f} to {high:.3f}); a perfectly calibrated "
             f"model shows {self.error.if_calibrated:.3f} on so many rows; Brier score {self.brier:.3f}",
         ]
+
+    def refused_lines(self) -> list[str]:
+        """For a person: what is left when answers above a risk are refused, as the probabilities say it."""
+        written = []
         for a in self.answered:
             wrong = f"{a.wrong.value:.1%} of these wrong (at most {a.wrong.high:.1%})" if a.wrong else "nothing left"
             written.append(f"refusing above a risk of {a.risk:.0%}: {a.coverage:.0%} answered, {wrong}")

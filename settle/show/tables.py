@@ -64,6 +64,7 @@ def verdict_panel(result: Result, width: int) -> RenderableType:
     if result.headline:
         compared = str((result.comparison or {}).get("verdict"))
         lines.append(Text(result.headline, COMPARED_STYLES.get(compared, "bold")))
+    lines += [Text(f"! {note}", "yellow") for note in result.notes]
     if result.gate is not None and "passed" in result.gate:
         passed = bool(result.gate["passed"])
         lines.append(Text(f"gate: {'passed' if passed else 'FAILED'}", "green" if passed else "bold red"))

@@ -29,6 +29,19 @@ def test_the_temperature_that_was_put_on_is_found(heat):
     assert fit_temperature(scores, targets) == pytest.approx(heat, rel=0.08)
 
 
+@pytest.mark.parametrize(("lead", "share"), [(1.0, 31 / 32), (14.0, 0.75)])
+def test_rows_that_agree_leave_the_expected_temperature_behind(lead, share):
+    """A model that stopped early is right on nearly all of 32 rows and says 0.5, another is right on three of four and
+    says 1: these rows are enough to see it."""
+    random = np.random.default_rng(3)
+    scores, right = random.normal(0, 0.1 * lead, (32, 4)), np.arange(32) % 4
+    scores[np.arange(32), right] += lead
+    wrong = np.arange(32) >= round(32 * share)
+    targets = np.eye(4)[np.where(wrong, (right + 1) % 4, right)]
+    confidence = probabilities(scores, fit_temperature(scores, targets)).max(1).mean()
+    assert confidence == pytest.approx(share, abs=0.1) != probabilities(scores).max(1).mean()
+
+
 def test_few_rows_move_the_temperature_little_and_none_leaves_it():
     scores, targets = drawn(4000, 3, 1.0)
     wrong = np.eye(3)[scores.argmin(1)]  # sure and never right
@@ -87,9 +100,23 @@ def test_the_report_says_what_was_measured():
     report = CalibrationReport.of(probabilities(scores), targets)
     assert report.to_json()["rows"] == 400
     assert report.error.error.low == 0, "these probabilities are right"
-    text = "\n".join(report.lines())
+    text = "\n".join(report.lines() + report.refused_lines())
+    assert report.warning == ""
     assert f"{report.accuracy.value:.1%} of 400 rows" in text
     assert "refusing above a risk of 5%" in text
+
+
+def test_probabilities_that_are_too_low_or_too_high_are_named():
+    """One tuned model was right on 97 % and said 43 %: every answer is refused, and the calibration error does not say
+    in which direction it errs."""
+    targets = np.eye(2)[[0] * 97 + [1] * 3]
+    low, high = np.tile([0.57, 0.43], (100, 1)), np.tile([0.999, 0.001], (100, 1))
+    assert CalibrationReport.of(low, targets).warning == "under-confident: says 57% on average, is right on 97%"
+    mixed = np.eye(2)[[0, 1] * 50]
+    assert CalibrationReport.of(high, mixed).warning == "over-confident: says 100% on average, is right on 50%"
+    assert CalibrationReport.of(np.tile([0.97, 0.03], (100, 1)), targets).warning == ""
+    few = CalibrationReport.of(low[:6], targets[:6], [0] * 6)
+    assert few.warning == "", "one family shows nothing"
 
 
 def test_shares_of_people_are_held_against_the_share_that_agrees() -> None:

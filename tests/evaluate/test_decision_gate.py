@@ -65,11 +65,19 @@ def test_a_sound_file_passes(gate, file):
         ({"settle.decision.columns": ["other"]}, "decision columns"),
         ({"settle.decision.correct": np.zeros(100, bool)}, "decision correct"),
         ({"settle.decision.confidences": np.zeros(100, "f4")}, "decision confidences"),
+        ({"settle.decision.families": np.full(100, 7, "i4")}, "decision families"),
     ],
 )
 def test_a_wrong_key_is_refused(gate, file, tmp_path, changes, named):
     with pytest.raises(GateError, match=named):
         gate.run(rewritten(file, tmp_path / "bad.gguf", changes))
+
+
+def test_odd_texts_that_the_context_does_not_hold_are_left_out(gate, file):
+    """llama.cpp refuses them for every user; a model of a short context could never pass otherwise."""
+    whole, short = gate._sampled(10_000), gate._sampled(gate._length(gate.rows[0]) + 40)
+    assert len(gate.rows) < len(short) < len(whole) and short[: len(gate.rows)] == whole[: len(gate.rows)]
+    assert max(map(gate._length, short[len(gate.rows) :])) < gate._length(gate.rows[0]) + 40
 
 
 TEMPLATE = decision_model.prompt().template

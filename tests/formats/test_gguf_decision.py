@@ -40,7 +40,7 @@ def test_what_is_written_is_read(file, tmp_path):
 
 def test_other_models_have_none(tmp_path):
     bare = decision_model.write(
-        tmp_path / "bare.gguf", decision_model.keys(confidences=(), correct=(), temperatures={})
+        tmp_path / "bare.gguf", decision_model.keys(confidences=(), correct=(), families=(), temperatures={})
     )
     assert read_decision(read_gguf(bare).metadata).temperatures == {}
     plain = rewritten(bare, tmp_path / "plain.gguf", {"llama.decision.type": None})
@@ -59,6 +59,10 @@ def test_other_models_have_none(tmp_path):
         ({"settle.decision.questions": "[1]"}, "settle.decision.questions is no JSON object"),
         ({"settle.decision.questions": "{"}, "settle.decision.questions is no JSON object"),
         ({"settle.decision.correct": np.array([True])}, "do not belong together"),
+        (
+            {"settle.decision.families": np.array([1, 2], "i4")},
+            "settle.decision.families and settle.decision.confidences",
+        ),
     ],
 )
 def test_keys_that_are_not_sound_are_refused(file, tmp_path, changes, named):

@@ -16,7 +16,9 @@ from settle.base.errors import DataError, UsageError
 from settle.base.event_log import Events
 from settle.base.run import Run
 from settle.base.settings import resolve
+from settle.base.statistics import Interval, PairedTest
 from settle.data.decisions.corpus import open_decisions, prepare_decisions
+from settle.data.decisions.temperature import fit_temperature
 from settle.data.rows.batches import RowBatches
 from settle.data.settings import RowSettings
 from settle.evaluate.gate.export_by_name import export_by_name
@@ -26,6 +28,8 @@ from settle.infer.decisions.decider import Decider
 from settle.jobs.job import start_job
 from settle.jobs.resume import resume
 from settle.jobs.settings import TuneSettings
+from settle.jobs.tune_decision.stages import MAJORITY, SIMPLE, ZERO, _comparison
+from settle.train.objectives.decision import label_scale
 from tests.trained import Trained, trained
 
 WORDS = {"returns": "self.x return", "loops": "for i in x", "raises": "raise Error"}
@@ -57,9 +61,9 @@ def write(path: Path, rows: list[dict[str, Any]]) -> None:
         writer.writerows(rows)
 
 
-def tune(files: Path, rows: Path | None = None, on_event: Any = None, **more: Any) -> tuple[int, list[Any]]:
+def tune(files: Path, table: Path | None = None, on_event: Any = None, **more: Any) -> tuple[int, list[Any]]:
     asked = {
-        "model": str(files / "base.gguf"), "inputs": [str(rows or files / "rows.csv")], "objective": "decision",
+        "model": str(files / "base.gguf"), "inputs": [str(table or files / "rows.csv")], "objective": "decision",
         "name": "d", "threads": 1, "dtype": "float32", "epochs": 2, "rates": {"lr": 0.01}, "batch_rows": 8, **more,
     }  # fmt: skip
     said: list[Any] = []
@@ -92,7 +96,7 @@ def test_it_learns_to_decide_and_says_how_sure_it_may_be(
     result = Run.find("d").read("result.json") or {}
     assert code == 0, texts(said)
     tests = result["comparison"]["tests"]
-    assert set(tests) == {"zero-shot", "majority class"} and tests["zero-shot"]["tuned"] > 0.8
+    assert set(tests) == {ZERO, MAJORITY, SIMPLE} and tests["zero-shot"]["tuned"] > 0.8
     assert result["decision"]["baselines"]["majority class"]["accuracy"] == pytest.approx(1 / 3, abs=0.05)
     assert len(result["proof"]) == 8 and result["gate"]["passed"]
     assert result["gate"]["checked"]["largest_difference"] < 0.01
@@ -100,21 +104,25 @@ def test_it_learns_to_decide_and_says_how_sure_it_may_be(
     assert made["type"] == "nimble" and list(made["labels"]) == ["A", "B", "C"]
     assert made["questions"]["label"]["criteria"] == dict.fromkeys(sorted(WORDS))
     assert 0.02 < made["temperatures"]["choice"] < 50 and "{{ o.label }}" in made["template"]
-    assert len(made["confidences"]) == len(made["correct"]) == made["report"]["rows"]
-    assert np.mean(made["correct"]) == pytest.approx(tests["zero-shot"]["tuned"])
+    corpus = open_decisions(home / "tokens" / (Run.find("d").read("plan.json") or {})["corpus"])
+    sides = [corpus.rows(side) for side in ("held_out", "selection", "calibration")]
+    judged, asked = len(sides[0]), [row for rows in sides for row in rows]
+    assert len(made["confidences"]) == len(made["correct"]) == len(made["families"]) == len(asked)
+    assert judged == made["report"]["rows"]
+    assert np.mean(made["correct"][:judged]) == pytest.approx(tests["zero-shot"]["tuned"])
     assert 0 <= made["order_changes"]["value"] <= 1
     assert made["columns"] == ["text"] and made["questions"].keys() == {"label"}
-    judged = open_decisions(home / "tokens" / (Run.find("d").read("plan.json") or {})["corpus"]).rows("held_out")
     with Decider(result["files"]["gguf"], slots=1) as decider:
-        answers = [decider.decide(row.state, [row.question])[0] for row in judged]
-    assert [answer.best == row.best for answer, row in zip(answers, judged, strict=True)] == made["correct"]
+        answers = [decider.decide(row.state, [row.question])[0] for row in asked]
+    assert [answer.best == row.best for answer, row in zip(answers, asked, strict=True)] == made["correct"]
     assert [answer.highest for answer in answers] == pytest.approx(made["confidences"], abs=0.01)
-    assert FinishedRun.find("d").decide(judged[0].state)["label"].probabilities == answers[0].probabilities
+    assert FinishedRun.find("d").decide(asked[0].state)["label"].probabilities == answers[0].probabilities
     shown = texts(said)
     assert "rows judge the result: a difference of" in shown and "majority class" in shown
     assert result["proof"][1]["detail"].endswith("guessing is ln(3 labels) = 1.099")
     assert '`settle decide d "some text"`' in shown
-    assert "refusing above a risk of 5%" in shown and "asked in another order of the options" in shown
+    assert "--refuse-above-risk 5%: takes 50 rows that trained nothing, there are" in shown
+    assert "asked in another order of the options" in shown
 
 
 def test_it_is_exported_whole_with_its_keys(
@@ -149,6 +157,77 @@ def test_it_resumes_to_the_same_weights(
     whole, halves = (Run.find(name).read("result.json") or {} for name in ("d", "halves"))
     assert whole["best"]["loss"] == halves["best"]["loss"]
     assert whole["decision"]["report"] == halves["decision"]["report"]
+
+
+def compared(base: float, tuned: float, verdict: str) -> PairedTest:
+    sign = {"better": 1, "worse": -1}.get(verdict, 0)
+    ends = {1: (0.05, 0.3), -1: (-0.3, -0.05), 0: (-0.1, 0.2)}[sign]
+    p = 0.001 if sign else 0.4
+    test = PairedTest(base, tuned, Interval(tuned - base, *ends), p, 60, 20, 5, 60, p)
+    assert test.verdict == verdict
+    return test
+
+
+@pytest.mark.parametrize(
+    ("zero", "majority", "words", "verdict", "note"),
+    [
+        ("better", "better", "better", "better", ""),
+        ("better", "no different", "better", "no different", ""),
+        ("no different", "better", "better", "no different", ""),
+        ("better", "worse", "better", "worse", ""),
+        ("better", "better", "no different", "better", "not shown to be better, so that may be enough"),
+        ("better", "better", "worse", "worse", "reaches 59%, more than this model: it is enough"),
+    ],
+)
+def test_better_takes_a_model_that_beats_both_baselines_and_no_simple_classifier_that_beats_it(
+    zero: str, majority: str, words: str, verdict: str, note: str
+) -> None:
+    tests = {
+        ZERO: compared(0.2, 0.5, zero),
+        MAJORITY: compared(0.3, 0.5, majority),
+        SIMPLE: compared(0.588, 0.5, words),
+    }
+    comparison = _comparison(tests, "under-confident: says 43 %")
+    assert comparison["verdict"] == verdict and str(comparison["headline"]).startswith(f"{verdict}: right on 50.0%")
+    assert "naive Bayes on the words 58.8%" in str(comparison["headline"])
+    assert comparison["notes"][-1] == "under-confident: says 43 %" and len(comparison["notes"]) == 1 + bool(note)
+    assert note in comparison["notes"][0]
+
+
+def test_a_short_context_is_exported_and_rows_that_judge_fit_no_temperature(
+    tiny: Trained, files: Path, home: Path, tmp_path: Path
+) -> None:
+    """llama.cpp refuses what the context does not hold, so the gate asks nothing longer; it is said before the first
+    step. A third of the labels that judge is wrong: a temperature fitted on them would be far higher."""
+    part = tiny.part.model_copy(update={"max_position_embeddings": 128})
+    export_gguf(part, tiny.weights, tiny.tokenizer, tmp_path / "short.gguf", "f32", {})
+    labels = sorted(WORDS)
+    judging = [
+        {"id": i, "text": f"{'xyz'[i % 3]}{i} {WORDS[labels[i % 3]]} {7 * i}", "label": labels[(i + (i % 9 < 3)) % 3]}
+        for i in range(100, 145)
+    ]
+    write(tmp_path / "judging.csv", judging)
+    code, said = tune(
+        files, model=str(tmp_path / "short.gguf"), rows={"held_out_from": str(tmp_path / "judging.csv")}, epochs=1
+    )
+    assert "short reads 128 tokens, of which 'label' with its options takes" in texts(said)
+    result = Run.find("d").read("result.json") or {}
+    assert code in (0, 3) and result["gate"]["passed"] and result["gate"]["checked"]["rows"] > 20
+    made = json.loads(Path(result["files"]["decision"]).read_text())
+    corpus = open_decisions(home / "tokens" / (Run.find("d").read("plan.json") or {})["corpus"])
+    fitting = [row for side in ("selection", "calibration") for row in corpus.rows(side)]
+    rows = fitting + corpus.rows("held_out")
+    with Decider(result["files"]["gguf"], slots=1) as decider:
+        shares = np.array([decider.decide(row.state, [row.question])[0].probabilities for row in rows])
+    heat, scale = made["temperatures"]["choice"], label_scale(tiny.model, list(made["labels"].values()))
+    scores, targets = heat / scale * np.log(np.maximum(shares, 1e-9)), np.array([row.target for row in rows])
+    n = len(fitting)
+    assert heat == pytest.approx(scale * fit_temperature(scores[:n], targets[:n]), rel=0.1)
+    assert scale * fit_temperature(scores[n:], targets[n:]) > 1.3 * heat
+    part = tiny.part.model_copy(update={"max_position_embeddings": 64})
+    export_gguf(part, tiny.weights, tiny.tokenizer, tmp_path / "none.gguf", "f32", {})
+    with pytest.raises(DataError, match=r"longer than 64 tokens"):
+        tune(files, model=str(tmp_path / "none.gguf"), name="e")
 
 
 def bad(rows: list[dict[str, Any]], tmp_path: Path) -> Path:

@@ -78,6 +78,12 @@ class Result(BaseModel):
         return str((self.comparison or {}).get("headline") or "")
 
     @property
+    def notes(self) -> list[str]:
+        """What else the comparison found that a person should know before using the model."""
+        notes = (self.comparison or {}).get("notes")
+        return [str(note) for note in notes] if isinstance(notes, list) else []
+
+    @property
     def exit_code(self) -> int:
         """0 done, 1 nothing usable was made, 3 not better than what it was compared with."""
         if self.verdict in ("diverged", "broken"):

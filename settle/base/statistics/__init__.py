@@ -146,6 +146,18 @@ def _incomplete_beta(x: float, rest: float, a: float, b: float) -> float:
     return front * fraction
 
 
+def binomial_tail(errors: float, n: float, share: float) -> float:
+    """P(at most `errors` of n), each with probability `share`; errors and n need not be whole (DLMF 8.17.5)."""
+    if errors >= n or share <= 0:
+        return 1.0
+    if share >= 1:
+        return 0.0
+    a, b, x = n - errors, errors + 1, 1 - share
+    if x <= (a + 1) / (a + b + 2):
+        return _incomplete_beta(x, share, a, b)
+    return 1 - _incomplete_beta(share, x, b, a)
+
+
 # --- intervals of a sample ---
 
 

@@ -186,7 +186,7 @@ def _write(
     if is_fitting.mean() < 1 - settings.most_too_long:
         raise DataError(
             f"{int((~is_fitting).sum())} of {len(rows)} rows are longer than {longest} tokens",
-            "shorten their texts, or allow longer rows with --rows.max-tokens",
+            "shorten their texts, allow longer rows with --rows.max-tokens, or take a base with a longer context",
         )
     share = settings.held_out if "held_out" in settings.model_fields_set else HELD_OUT_SHARE
     sides, families = split_decisions(rows, share, given)

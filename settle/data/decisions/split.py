@@ -16,6 +16,7 @@ from settle.data.rows.families import row_families
 SIDES = ("train", "selection", "calibration", "held_out")
 TRAIN, SELECTION, CALIBRATION, HELD_OUT = range(4)
 HELD_OUT_SHARE, SELECTION_SHARE, CALIBRATION_SHARE = 0.2, 0.1, 0.1
+UNTRAINED_SHARE = HELD_OUT_SHARE + SELECTION_SHARE + CALIBRATION_SHARE
 
 
 def split_decisions(

@@ -27,6 +27,7 @@ from settle.formats.gguf import read_gguf
 from settle.formats.gguf.decision import DecisionKeys, read_decision
 from settle.formats.gguf.types import ggml_type, is_float
 from settle.infer.decisions.decider import Decider
+from settle.library.facts import longest_context
 from settle.model.decoder import Decoder
 from settle.train.objectives.decision import Decision
 
@@ -35,7 +36,7 @@ DECISION_FILE = "decision.json"  # in a run's out/
 ROWS = 32  # held-out states, at most
 FIX = "report it with this recipe: the file was not written"
 FINER = "write it in f32 (--dtype f32), which rounds no weight; if that fails too, report it with this recipe"
-KEYS = ("read_out", "template", "questions", "columns", "correct")  # compared as they are
+KEYS = ("read_out", "template", "questions", "columns", "correct", "families")  # compared as they are
 
 
 class ProbabilitiesApart(GateError):
@@ -59,11 +60,11 @@ class DecisionGate:
         """The figures. Raises GateError for a key that is another one, and for a probability that is further away than
         the bar."""
         self._require_keys(file)
-        rows = self._sampled()
+        rows = self._sampled(longest_context(file.name, read_gguf(file).metadata))
         with in_fp32(self.model, file.stat().st_size < SMALL_FILE):
             scored = score_rows(self.model, self.objective, self.encoder, rows)
         live = scored.probabilities(dict(self.keys.temperatures))
-        longest = max(len(self.encoder.prompt_ids(r.state, r.question, range(len(r.question.options)))) for r in rows)
+        longest = max(map(self._length, rows))
         worst, at = 0.0, rows[0]
         with Decider(file, max(512, longest + 16), slots=1) as decider:
             for row, ours in zip(rows, live, strict=True):
@@ -94,12 +95,18 @@ class DecisionGate:
         if not _close(read.confidences, self.keys.confidences):
             raise GateError(f"the decision confidences of {file.name} are others", FIX)
 
-    def _sampled(self) -> list[DecisionRow]:
-        """Rows spread over the held-out ones, and the first question of each type about odd states."""
+    def _length(self, row: DecisionRow) -> int:
+        """Tokens of the prompt."""
+        return len(self.encoder.prompt_ids(row.state, row.question, range(len(row.question.options))))
+
+    def _sampled(self, context: int) -> list[DecisionRow]:
+        """Rows spread over the held-out ones, and the first question of each type about odd states; of these only such
+        as the model's context holds, since llama.cpp refuses longer ones for every user."""
         chosen = [self.rows[i] for i in np.unique(np.linspace(0, len(self.rows) - 1, ROWS).round().astype(int))]
         firsts = {row.question.type: row for row in reversed(self.rows)}
         odd = [text for text in ADVERSARIAL if text.strip() and "\0" not in text]
-        return chosen + [replace(row, state=text) for row in firsts.values() for text in odd]
+        asked = [replace(row, state=text) for row in firsts.values() for text in odd]
+        return chosen + [row for row in asked if self._length(row) < context]
 
 
 def _close(read: Sequence[float], wanted: Sequence[float]) -> bool:
@@ -136,4 +143,5 @@ def keys_of(decision: Mapping[str, Any]) -> DecisionKeys:
         columns=tuple(decision.get("columns", ())),
         confidences=tuple(decision.get("confidences", ())),
         correct=tuple(decision.get("correct", ())),
+        families=tuple(decision.get("families", ())),
     )

@@ -15,6 +15,7 @@ T = TypeVar("T")
 
 TEMPLATE_KEY = "tokenizer.chat_template.systemone"
 CONFIDENCES_KEY, CORRECT_KEY = "settle.decision.confidences", "settle.decision.correct"
+FAMILIES_KEY = "settle.decision.families"
 QUESTIONS_KEY, COLUMNS_KEY = "settle.decision.questions", "settle.decision.columns"
 
 
@@ -26,7 +27,8 @@ class DecisionKeys:
     `options` (`label`, `key`, `description`). temperatures: by type of question; 1 where there is none.
 
     Empty in models of others: questions: those that it was tuned for, by name, as `/v1/systemone` spells them. columns:
-    of the table that its states were made of. confidences, correct: of its answers on rows that nothing was fitted on.
+    of the table that its states were made of. confidences, correct: of its answers on rows that trained nothing.
+    families: the same number for rows that are nearly alike; empty in files of before December 2026.
     """
 
     read_out: str
@@ -36,6 +38,7 @@ class DecisionKeys:
     columns: tuple[str, ...] = ()
     confidences: tuple[float, ...] = ()
     correct: tuple[bool, ...] = ()
+    families: tuple[int, ...] = ()
 
     def metadata(self, architecture: str) -> dict[str, object]:
         """The keys as a file of that architecture holds them."""
@@ -47,6 +50,8 @@ class DecisionKeys:
             own[COLUMNS_KEY] = list(self.columns)
         if self.confidences:
             own |= {CONFIDENCES_KEY: [float(c) for c in self.confidences], CORRECT_KEY: [bool(c) for c in self.correct]}
+        if self.families:
+            own[FAMILIES_KEY] = list(self.families)
         return own
 
 
@@ -64,6 +69,7 @@ def read_decision(metadata: Mapping[str, object]) -> DecisionKeys | None:
         tuple(_list(metadata, COLUMNS_KEY, str)),
         tuple(_list(metadata, CONFIDENCES_KEY, float)),
         tuple(_list(metadata, CORRECT_KEY, bool)),
+        tuple(_list(metadata, FAMILIES_KEY, int)),
     )
 
 
@@ -87,6 +93,8 @@ def decision_complaints(metadata: Mapping[str, object]) -> Iterator[str]:
     confidences, correct = metadata.get(CONFIDENCES_KEY, []), metadata.get(CORRECT_KEY, [])
     if not (isinstance(confidences, list) and isinstance(correct, list) and len(confidences) == len(correct)):
         yield f"{CONFIDENCES_KEY} and {CORRECT_KEY} do not belong together"
+    elif FAMILIES_KEY in metadata and len(_list(metadata, FAMILIES_KEY, int)) != len(confidences):
+        yield f"{FAMILIES_KEY} and {CONFIDENCES_KEY} do not belong together"
 
 
 def _temperatures(metadata: Mapping[str, object]) -> Iterator[tuple[str, float]]:

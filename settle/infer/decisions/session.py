@@ -1,6 +1,7 @@
 """Decisions as people ask for them: about one text, or about the rows of a table, which is written with the answers."""
 
 import json
+import math
 import sys
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +16,8 @@ from settle.base.statistics import wilson
 from settle.base.visible import visible_line
 from settle.data.decisions.answers import Answer, ranked
 from settle.data.decisions.questions import Question
+from settle.data.decisions.risk import CLAIMED, Refusal, least_risk, refusal_for
+from settle.data.decisions.split import UNTRAINED_SHARE
 from settle.infer.decisions.decider import Decider
 from settle.infer.decisions.tables import Row, Table, read_table
 from settle.library.resolve import resolve_gguf
@@ -27,8 +30,8 @@ LEAST_SHOWN = 0.005  # probability below which an option is left out
 
 @dataclass(frozen=True)
 class Asking:
-    """questions: a file of them, None for those that the model was tuned for. risk: answers that are wrong with a
-    higher probability are refused; None refuses none."""
+    """questions: a file of them, None for those that the model was tuned for. risk: so many answers are refused that at
+    most this share of the others is wrong; None refuses none."""
 
     questions: Path | None = None
     risk: float | None = None
@@ -53,7 +56,7 @@ class DecisionSession:
         self.questions = read_questions(asking.questions) if asking.questions else own
         if not self.questions:
             raise UsageError(f"{decider.path.name} does not say what it decides", "give --questions FILE")
-        self._decider, self._risk, self.columns = decider, asking.risk, decider.keys.columns
+        self._decider, self.columns = decider, decider.keys.columns
         self.is_own = set(self.questions.values()) <= set(own.values())
         if not self.is_own:
             if asking.risk is not None:
@@ -63,13 +66,33 @@ class DecisionSession:
                 )
             text = f"{decider.path.name} was tuned for other questions: its probabilities are not calibrated for these"
             events.emit(Warn(text=text))
+        self.refusal = self._refusal(asking.risk) if asking.risk is not None else None
 
     def decide(self, state: object) -> Decided:
         """Raises DataError, EngineError."""
         answers = dict(zip(self.questions, self._decider.decide(state, list(self.questions.values())), strict=True))
-        risk = self._risk
-        is_refused = (name for name, a in answers.items() if risk is not None and 1 - a.highest > risk)
+        refusal = self.refusal
+        is_refused = (name for name, a in answers.items() if refusal is not None and refusal.refuses(a.highest))
         return Decided(answers, frozenset(is_refused))
+
+    def _refusal(self, risk: float) -> Refusal:
+        """Raises UsageError where no threshold can be vouched for."""
+        keys, name = self._decider.keys, self._decider.path.name
+        if not keys.families:
+            raise UsageError(
+                f"{name} does not hold the rows by which a risk can be promised: an older settle wrote it, or another "
+                "program",
+                "tune it again, or leave out --refuse-above-risk and read the probabilities",
+            )
+        refusal = refusal_for(risk, keys.confidences, keys.correct, keys.families)
+        if refusal.independent < refusal.needed:
+            rows = f"{refusal.independent:.0f}" + (" unlike ones" if refusal.independent < refusal.rows else "")
+            raise UsageError(
+                f"a risk of {risk:.1%} takes {refusal.needed} rows that trained nothing, and {name} has {rows}",
+                f"allow a risk of {math.ceil(100 * least_risk(refusal.independent))}% or more, or tune on about "
+                f"{math.ceil(refusal.needed / UNTRAINED_SHARE):,} rows in all",
+            )
+        return refusal
 
     @property
     def columns_of_answers(self) -> list[str]:
@@ -84,19 +107,22 @@ class DecisionSession:
 
     @property
     def evidence(self) -> str | None:
-        """What refusing above the risk was worth on the rows that the model was judged by."""
-        keys = self._decider.keys
-        if self._risk is None or not keys.confidences:
+        """What refusing above the risk was worth on the rows that trained nothing."""
+        keys, refusal = self._decider.keys, self.refusal
+        if refusal is None:
             return None
-        pairs = zip(keys.confidences, keys.correct, strict=True)
-        wrong = [not right for confidence, right in pairs if 1 - confidence <= self._risk]
-        rows = len(keys.confidences)
-        if not wrong:
-            return f"of the {rows} rows that judged this model, none was sure enough for a risk of {self._risk:.1%}"
-        share = wilson(wrong)
+        if refusal.threshold is None:
+            return (
+                f"everything is refused: of the {refusal.rows} rows that trained nothing even the surest are wrong "
+                f"too often to promise a risk of {refusal.risk:.1%}"
+            )
+        answered = [i for i, confidence in enumerate(keys.confidences) if not refusal.refuses(confidence)]
+        share = wilson([not keys.correct[i] for i in answered], [keys.families[i] for i in answered])
         return (
-            f"of the {rows} rows that judged this model, {len(wrong) / rows:.0%} were answered at this risk, and "
-            f"{share.value:.1%} of these wrongly ({share.low:.1%} to {share.high:.1%})"
+            f"answers below {refusal.threshold:.3f} are refused: of the {refusal.rows} rows that trained nothing "
+            f"{len(answered) / refusal.rows:.0%} are as sure, and {share.value:.1%} of these are wrong "
+            f"({share.low:.1%} to {share.high:.1%}); among new texts like them, more than {refusal.risk:.1%} are with "
+            f"a chance of at most {CLAIMED:.0%}"
         )
 
 

@@ -5,7 +5,7 @@ from settle.jobs.proof_stages import proof, scores
 from settle.jobs.settings import TuneSettings
 from settle.jobs.training_stages import build, earlier_session, judge, loop, result
 from settle.jobs.tune_decision.export import export
-from settle.jobs.tune_decision.stages import DecisionContext, base, calibrate, data, zero_shot
+from settle.jobs.tune_decision.stages import DecisionContext, base, compare, data, zero_shot
 from settle.jobs.tuning_stages import again, forecast, plan
 
 JOB = Job(
@@ -14,7 +14,7 @@ JOB = Job(
     DecisionContext,
     (
         earlier_session, base, data, plan, build, scores, zero_shot, forecast, proof(again),
-        loop, judge, calibrate, export, result,
+        loop, judge, compare, export, result,
     ),
     is_shared=True,
 )  # fmt: skip

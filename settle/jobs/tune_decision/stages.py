@@ -1,34 +1,44 @@
 """Stages that only a decision model has: its rows, what it answers untrained, its temperatures and its verdict."""
 
 import math
+import time
 from collections import Counter
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
-from settle.base.errors import UsageError
+from settle.base.errors import DataError, UsageError
 from settle.base.events import Progress, Say, Warn
 from settle.base.files import write_json
-from settle.base.statistics import NO_DIFFERENT, TOO_FEW, VERDICT_P, PairedTest, holm, paired_test
+from settle.base.statistics import NO_DIFFERENT, TOO_FEW, VERDICT_P, Interval, PairedTest, holm, paired_test
 from settle.data.decisions.corpus import DecisionCorpus, open_decisions, prepare_decisions
-from settle.data.decisions.encode import DecisionEncoder
+from settle.data.decisions.encode import DecisionEncoder, own_order
 from settle.data.decisions.prompt import DECISION_TYPE
+from settle.data.decisions.risk import refusal_for
 from settle.data.decisions.rows import DecisionRow
 from settle.data.decisions.temperature import divergences
 from settle.data.files import stored_corpus
-from settle.evaluate.calibration import CalibrationReport, brier
+from settle.evaluate.calibration import RISKS, CalibrationReport, brier
 from settle.evaluate.compare.sample_size import smallest_visible, unshown
 from settle.evaluate.decisions import ORDERS, Scored, order_changes, score_rows
+from settle.evaluate.word_baseline import naive_bayes
 from settle.jobs.settings import TuneSettings
 from settle.jobs.training_stages import restored_data
 from settle.jobs.tuning_stages import TuningContext
 from settle.library.pretrained import open_pretrained
+from settle.plan.phases import EXPORT
 from settle.train.live_run import open_base
 from settle.train.objectives.decision import Decision
 
+ZERO, MAJORITY, SIMPLE = "zero-shot", "majority class", "naive Bayes on the words"  # what a model is held against
+FITTING = ("selection", "calibration")  # sides that judge nothing and train nothing
 FEW = 5  # rows of a class below which hardly anything is learned of it
-ORDERED_ROWS = 100  # held-out rows that are asked in other orders, at most
+ORDERED_ROWS, FEWEST_ORDERED = 100, 8  # held-out rows that are asked in other orders, at most and at least
+ORDERS_SHARE = 0.05  # of a time budget, at most, goes to other orders
 ZERO_SHOT = "zero_shot.npz"
+LEAST_ROOM, SHORT_CONTEXT = 16, 512  # tokens: of a text, at least; of a context, below which people are told its room
 
 
 @dataclass
@@ -55,8 +65,13 @@ class DecisionContext(TuningContext):
 
     def comparison_estimate(self, seconds_per_token: float) -> float:
         held_out = self.corpus.held_out
-        asked = held_out.num_inputs * (1 + (ORDERS + 1) * min(1.0, ORDERED_ROWS / held_out.num_rows))
-        return seconds_per_token * float(asked + self.corpus.calibration.num_inputs)
+        asked = held_out.num_inputs + sum(getattr(self.corpus, side).num_inputs for side in FITTING)
+        ordered = held_out.num_inputs * (ORDERS + 1) * min(1.0, ORDERED_ROWS / held_out.num_rows)
+        most = math.inf if self.budget is None else ORDERS_SHARE * self.budget
+        return float(seconds_per_token * asked + min(most, seconds_per_token * ordered))
+
+    def pace_name(self, stage: str) -> str:
+        return "compare decisions" if stage == "compare" else super().pace_name(stage)
 
 
 def base(c: DecisionContext) -> None:
@@ -79,6 +94,26 @@ def data(c: DecisionContext) -> None:
     labels = c.settings.objective.over({"labels": list(c.corpus.labels.values())})
     c.settings = c.settings.model_copy(update={"objective": labels})
     _describe(c)
+    _require_room(c, context)
+
+
+def _require_room(c: DecisionContext, context: int) -> None:
+    """Whether the base's context has room for texts beside the questions. Raises DataError where it has none, before
+    anything runs: such a model could be trained and never be asked."""
+    assert c.base is not None
+    encoder = DecisionEncoder(c.base.tokenizer, c.corpus.prompt, c.corpus.labels)
+    for name, question in c.corpus.questions().items():
+        taken = len(encoder.prompt_ids("", question, own_order(question)))
+        longest = max(int(store.lengths.max()) for store in (c.corpus.train, c.corpus.held_out))
+        if context - taken < LEAST_ROOM:
+            raise DataError(
+                f"{name!r} with its options takes {taken} of the {context} tokens that {c.base.name} reads",
+                "shorten the options, or take a base with a longer context",
+            )
+        if context < SHORT_CONTEXT:
+            text = f"{c.base.name} reads {context} tokens, of which {name!r} with its options takes {taken}: texts of "
+            text += f"more than {context - taken - 1} tokens cannot be decided (yours and the question: {longest})"
+            c.events.emit(Warn(text=text))
 
 
 def _describe(c: DecisionContext) -> None:
@@ -118,33 +153,28 @@ def zero_shot(c: DecisionContext) -> None:
     np.savez(c.run.path / ZERO_SHOT, fitting=fitting.scores, targets=fitting.targets, judging=judging.scores)
 
 
-def calibrate(c: DecisionContext) -> None:
-    """The temperatures, on rows of their own; then the judgement, on rows that chose and fitted nothing."""
+def compare(c: DecisionContext) -> None:
+    """The temperatures, on rows that judge and train nothing; then the judgement, on rows of their own."""
     if not c.is_usable:
         return
     corpus, model = c.corpus, c.live.model
     model.load_trainable(c.outcome.best)
-    fitting, judging = corpus.rows("calibration"), corpus.rows("held_out")
-    temperatures = score_rows(model, c.decision, c.encoder, fitting).temperatures()
+    judging = corpus.rows("held_out")
+    fitting = score_rows(model, c.decision, c.encoder, [row for side in FITTING for row in corpus.rows(side)])
+    temperatures = fitting.temperatures()
+    began = time.perf_counter()
     scored = score_rows(model, c.decision, c.encoder, judging)
+    per_row = (time.perf_counter() - began) / len(judging)
     families = corpus.held_out.families.tolist()
     shares = scored.probabilities(temperatures)
     _quote_loss(c, shares, scored.targets)
     report = CalibrationReport.of(shares, scored.targets, families)
-    untrained = _untrained(c, fitting, scored)
-    majority = _majority(corpus.rows("train"), judging, scored.targets.shape[1])
-    changes = order_changes(
-        model, c.decision, c.encoder, judging[:ORDERED_ROWS],
-        lambda done, total: c.events.emit(Progress(what="orders", done=done, total=total, unit="rows")),
-    )  # fmt: skip
     right = _right(shares, scored.targets)
-    against = {"zero-shot": untrained, "majority class": majority}
-    tests = holm([paired_test(_right(other, scored.targets), right, families) for other in against.values()])
-    c.figures["comparison"] = _comparison(dict(zip(against, tests, strict=True)))
-    baselines = {
-        name: {"accuracy": test.base, "brier": brier(other, scored.targets)}
-        for (name, other), test in zip(against.items(), tests, strict=True)
-    }
+    others = _baselines(c, judging, scored)
+    tests = _tests(others, scored.targets, right, families)
+    c.figures["comparison"] = comparison = _comparison(tests, report.warning)
+    surest = _untrained_rows(c, fitting.probabilities(temperatures), fitting.targets, shares, scored.targets)
+    changes = _order_changes(c, judging, per_row)
     decision = {
         "type": DECISION_TYPE,
         "template": corpus.prompt.template,
@@ -154,19 +184,66 @@ def calibrate(c: DecisionContext) -> None:
         "columns": corpus.ledger["columns"],
         "report": report.to_json(),
         "order_changes": changes.to_json() if changes else None,
-        "baselines": baselines,
-        "confidences": shares.max(-1).tolist(),
-        "correct": [bool(hit) for hit in right],
+        "baselines": {
+            name: {"accuracy": tests[name].base, "brier": brier(other, scored.targets)}
+            for name, other in others.items()
+        },
+        **surest,
     }
     c.figures["decision"] = decision
     write_json(c.run.out / "decision.json", decision)
     c.add_files({"decision": str(c.run.out / "decision.json")})
-    c.compared = [str(c.figures["comparison"]["headline"]), *report.lines()]  # type: ignore[index]
+    c.compared = [str(comparison["headline"]), *(f"! {note}" for note in comparison["notes"])]
+    c.compared += [*report.lines(), *_refusals(surest)]
     if changes:
         text = f"{changes.value:.1%} of answers change when the model itself is asked in another order of the options"
-        c.compared.append(f"{text} (at most {changes.high:.1%})")
+        c.compared.append(f"{text} (at most {changes.high:.1%}); settle asks in the order of the training")
     for line in c.compared:
         c.events.emit(Say(text=line))
+
+
+def _untrained_rows(c: DecisionContext, *scored: np.ndarray) -> dict[str, list[Any]]:
+    """What the file holds of the rows that trained nothing, by which a risk is promised: those that judge first.
+    scored: probabilities and targets of those that fitted the temperatures, and of those that judge."""
+    fitted, wanted, shares, targets = scored
+    stores = (c.corpus.held_out, *(getattr(c.corpus, side) for side in FITTING))
+    return {
+        "confidences": [*shares.max(-1).tolist(), *fitted.max(-1).tolist()],
+        "correct": [hit > 0 for hit in _right(shares, targets) + _right(fitted, wanted)],
+        "families": [int(family) for store in stores for family in store.families],
+    }
+
+
+def _refusals(surest: Mapping[str, list[Any]]) -> Iterator[str]:
+    """For a person: how much `settle decide --refuse-above-risk` would answer."""
+    for risk in RISKS:
+        refusal = refusal_for(risk, surest["confidences"], surest["correct"], surest["families"])
+        few = f"takes {refusal.needed} rows that trained nothing, there are {refusal.independent:.0f}"
+        if refusal.independent < refusal.needed:
+            answered = few
+        elif refusal.threshold is None:
+            answered = "no answer is sure enough"
+        else:
+            answered = f"{refusal.answered / refusal.rows:.0%} answered, from {refusal.threshold:.3f} on"
+        yield f"--refuse-above-risk {risk:.0%}: {answered}"
+
+
+def _order_changes(c: DecisionContext, judging: list[DecisionRow], per_row: float) -> Interval | None:
+    """On as many rows as a time budget leaves time for. per_row: seconds of one answer."""
+    left, rows = c.seconds_to_compare, ORDERED_ROWS
+    if left is not None and c.budget is not None:
+        spare = min(left - c.phases.get(EXPORT, 0.0), ORDERS_SHARE * c.budget)
+        rows = min(rows, int(spare / max(per_row * (ORDERS + 1), 1e-9)))
+    if rows < FEWEST_ORDERED:
+        c.leave_out_pace()
+        c.events.emit(Say(text="there is no time to ask in another order of the options"))
+        return None
+    if rows < ORDERED_ROWS:
+        c.leave_out_pace()
+    return order_changes(
+        c.live.model, c.decision, c.encoder, judging[:rows],
+        lambda done, total: c.events.emit(Progress(what="orders", done=done, total=total, unit="rows")),
+    )  # fmt: skip
 
 
 def _quote_loss(c: DecisionContext, shares: np.ndarray, targets: np.ndarray) -> None:
@@ -178,10 +255,31 @@ def _quote_loss(c: DecisionContext, shares: np.ndarray, targets: np.ndarray) -> 
     c.figures |= {"best": best | {"loss": loss, "stderr": stderr}, "actual": actual | {"loss": loss}}
 
 
-def _untrained(c: DecisionContext, fitting: list[DecisionRow], scored: Scored) -> np.ndarray:
+def _baselines(c: DecisionContext, judging: list[DecisionRow], scored: Scored) -> dict[str, np.ndarray]:
+    """The probabilities (n, K) of what the model has to beat, by name. The simple classifier learns from every row that
+    judges nothing, since it takes none to choose its weights."""
+    width = scored.targets.shape[1]
+    learning = [row for side in ("train", *FITTING) for row in c.corpus.rows(side)]
+    return {
+        ZERO: _untrained(c, scored),
+        MAJORITY: _majority(c.corpus.rows("train"), judging, width),
+        SIMPLE: naive_bayes(learning, judging, width),
+    }
+
+
+def _tests(
+    others: Mapping[str, np.ndarray], targets: np.ndarray, right: list[float], families: list[int]
+) -> dict[str, PairedTest]:
+    """The model against each baseline. Better is claimed against the two that know nothing of the rows, together."""
+    found = {name: paired_test(_right(other, targets), right, families) for name, other in others.items()}
+    claimed = dict(zip((ZERO, MAJORITY), holm([found[ZERO], found[MAJORITY]]), strict=True))
+    return found | claimed
+
+
+def _untrained(c: DecisionContext, scored: Scored) -> np.ndarray:
     """The base's probabilities of the held-out rows, at the temperatures that suit the base."""
     with np.load(c.run.path / ZERO_SHOT) as saved:
-        types = np.array([row.question.type for row in fitting])
+        types = np.array([row.question.type for row in c.corpus.rows("calibration")])
         temperatures = Scored(saved["fitting"], saved["targets"], types, c.decision.heat).temperatures()
         return Scored(saved["judging"], scored.targets, scored.types).probabilities(temperatures)
 
@@ -203,18 +301,31 @@ def _right(shares: np.ndarray, targets: np.ndarray) -> list[float]:
     return right
 
 
-def _comparison(tests: dict[str, PairedTest]) -> dict[str, object]:
-    """Better only where it is better than both: what is no better than one class for all decides nothing."""
-    verdicts = {test.verdict for test in tests.values()}
+def _comparison(tests: Mapping[str, PairedTest], warning: str = "") -> dict[str, Any]:
+    """Better only where it is better than the base and than one class for all, and is not shown to be worse than a
+    simple classifier: what a few lines on the words do better decides nothing."""
+    needed = [tests[ZERO], tests[MAJORITY]]
+    verdicts = {test.verdict for test in needed} | ({"worse"} if tests[SIMPLE].verdict == "worse" else set())
     not_better = [word for word in ("worse", TOO_FEW, NO_DIFFERENT) if word in verdicts]
     verdict = not_better[0] if not_better else "better"
-    tuned = next(iter(tests.values()))
+    tuned = needed[0]
     beside = "; ".join(
         f"{name} {test.base:.1%} (difference {test.difference.value:+.1%}, {test.difference.low:+.1%} to "
         f"{test.difference.high:+.1%})"
         for name, test in tests.items()
     )
     headline = f"{verdict}: right on {tuned.tuned:.1%} of {tuned.rows} held-out rows, {beside}"
-    reasons = {name: why for name, test in tests.items() if not test.is_shown and (why := unshown(test))}
-    headline += "".join(f"; beside the {name} {why}" for name, why in reasons.items())
-    return {"verdict": verdict, "headline": headline, "tests": {name: test.to_json() for name, test in tests.items()}}
+    unclear = {name: unshown(tests[name]) for name in (ZERO, MAJORITY) if not tests[name].is_shown}
+    headline += "".join(f"; beside the {name} {why}" for name, why in unclear.items() if why)
+    notes = [note for note in (_of_words(tests[SIMPLE]), warning) if note]
+    shown = {name: test.to_json() for name, test in tests.items()}
+    return {"verdict": verdict, "headline": headline, "notes": notes, "tests": shown}
+
+
+def _of_words(test: PairedTest) -> str:
+    """Whether the simple classifier would do."""
+    if test.verdict == "worse":
+        return f"{SIMPLE} reaches {test.base:.0%}, more than this model: it is enough, or the model needs more rows"
+    if test.verdict != "better":
+        return f"{SIMPLE} reaches {test.base:.0%}: the model is not shown to be better, so that may be enough"
+    return ""

@@ -85,7 +85,7 @@ def page(result: CheckResult) -> str:
             "Each question with its topic in the index and without:",
             "",
         ]
-        lines += [f"- {line}" for line in result.calibration.lines()]
+        lines += [f"- {line}" for line in result.calibration.lines() + result.calibration.refused_lines()]
     if not result.is_calibrated:
         lines += ["", _too_few(result)]
     return "\n".join(lines) + "\n"

@@ -1,0 +1,114 @@
+"""Which answers may be given when at most a share of them shall be wrong: a threshold by rows that trained nothing.
+
+Probabilities may be too high, so a threshold of one minus the risk promises nothing. Here it is chosen by what came to
+pass on rows that trained nothing (learn then test, Angelopoulos et al. 2021, arXiv:2110.01052): the surest answers are
+tested together, then one more, and one more, while a test rejects that more of them are wrong than asked. The first
+test is the one that the stated probabilities, which know no right answer, give the best chance. Of a fixed number of
+the surest answers the wrong ones are binomial given the next probability, and the tests end at the first that fails,
+so that the threshold is wrong with probability `ERROR` at most, whatever the probabilities are worth.
+
+Rows of one family are no independent tests: k rows count as (Σ size)² / Σ size², as if a family answered as one.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from settle.base.statistics import binomial_tail
+
+CLAIMED = 0.1  # chance that the true risk is above the one asked for, at most
+STARTS = 60  # numbers of answers that are weighed to be tested first
+ERROR = 0.08  # that of the tests: the temperature is fitted on the same rows, which adds a little
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """What is refused so that at most `risk` of the answers given are wrong.
+
+    threshold: the lowest probability that is answered; None where nothing can be promised, and all is refused. rows:
+    that trained nothing, and how many of them count as independent. answered, wrong: how many of them are as sure, and
+    how many of these are wrong.
+    """
+
+    risk: float
+    threshold: float | None
+    rows: int
+    independent: float
+    answered: int = 0
+    wrong: int = 0
+
+    @property
+    def needed(self) -> int:
+        return rows_needed(self.risk)
+
+    def refuses(self, confidence: float) -> bool:
+        return self.threshold is None or confidence < self.threshold
+
+    def to_json(self) -> dict[str, object]:
+        """Plain JSON values."""
+        return {**vars(self), "needed": self.needed}
+
+
+def rows_needed(risk: float) -> int:
+    """How many independent rows it takes to show a risk, when none of them is wrong."""
+    return math.ceil(math.log(ERROR) / math.log1p(-risk))
+
+
+def least_risk(rows: float) -> float:
+    """The smallest risk that so many independent rows can show, when none of them is wrong; 1 without rows."""
+    return 1 - ERROR ** (1 / rows) if rows else 1.0
+
+
+def refusal_for(risk: float, confidences: Sequence[float], correct: Sequence[bool], families: Sequence[int]) -> Refusal:
+    """The lowest threshold at which rows that trained nothing show the risk. confidences, correct, families: (n,)."""
+    order = np.argsort(-np.asarray(confidences, float), kind="stable")
+    sure = np.asarray(confidences, float)[order]
+    wrong = np.cumsum(~np.asarray(correct, bool)[order])
+    independent = _independent([families[i] for i in order.tolist()])
+    count = np.arange(1, len(sure) + 1)
+    whole = float(independent[-1]) if len(sure) else 0.0
+    last = -1
+    first = _first(risk, sure, independent)
+    for k in range(first, len(sure)):
+        is_harder = k == first or wrong[k] > wrong[k - 1] or independent[k] < independent[k - 1]
+        errors = float(wrong[k] / count[k] * independent[k])
+        if is_harder and binomial_tail(errors, float(independent[k]), risk) > ERROR:
+            break
+        if k + 1 == len(sure) or sure[k + 1] < sure[k]:  # equally sure answers are answered together
+            last = k
+    if last < 0:
+        return Refusal(risk, None, len(sure), whole)
+    return Refusal(risk, float(sure[last]), len(sure), whole, last + 1, int(wrong[last]))
+
+
+def _first(risk: float, sure: np.ndarray, independent: np.ndarray) -> int:
+    """How many of the surest answers are tested first, less one: those whose test would most probably succeed if every
+    probability meant what it says; len(sure) where no test can. sure, independent (n,)."""
+    expected = np.cumsum(1 - sure) / np.arange(1, len(sure) + 1)
+    best, first, most = 0.0, len(sure), -1
+    for k in np.unique(np.geomspace(1, max(1, len(sure)), STARTS).astype(int) - 1).tolist() if len(sure) else ():
+        n, share = float(independent[k]), float(expected[k])
+        while most >= 0 and binomial_tail(most, n, risk) > ERROR:
+            most -= 1
+        while binomial_tail(most + 1, n, risk) <= ERROR:
+            most += 1
+        if most < 0:
+            continue
+        chance = binomial_tail(most, n, max(share, 1 / (n + 2)))
+        if chance >= best:
+            best, first = chance, k
+    return first
+
+
+def _independent(families: Sequence[int]) -> np.ndarray:
+    """How many independent rows the first 1, 2, … n rows count as, (n,), where rows of a family answer as one."""
+    sizes: Counter[int] = Counter()
+    squares, counted = 0, []
+    for number, family in enumerate(families, 1):
+        squares += 2 * sizes[family] + 1
+        sizes[family] += 1
+        counted.append(number * number / squares)
+    return np.array(counted)
