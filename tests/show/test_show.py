@@ -352,3 +352,13 @@ def test_a_run_that_took_its_budget_is_no_warning(budget: str | None, words: str
     assert f" {words} " in drawn and "out of budget" not in drawn and "\x1b[33m" not in drawn
     assert result.to_json()["verdict"] == "out of budget" and tone_style(words) == "dim"
     assert Result(verdict="settled", budget=budget).shown_verdict == "settled"
+
+
+def test_the_verdict_says_what_else_the_comparison_found():
+    """A decision model that is right on 97 % and says 43 % refuses every answer: its ECE alone tells nobody why."""
+    note = "under-confident: says 43% on average, is right on 97%"
+    result = Result(verdict="settled", comparison={"verdict": "better", "headline": "better: 97%", "notes": [note]})
+    console = Console(file=io.StringIO(), width=100)
+    console.print(verdict_panel(result, 100))
+    assert f"! {note}" in console.file.getvalue()
+    assert Result(verdict="settled", comparison={"verdict": "better"}).notes == []

@@ -123,11 +123,11 @@ def _student_tail(t: float, freedom: float) -> float:
     """P(T > t), t ≥ 0: half the regularized incomplete beta function at freedom / (freedom + t²)."""
     x, rest, half = freedom / (freedom + t * t), t * t / (freedom + t * t), freedom / 2
     if x * (half + 2.5) <= half + 1:
-        return _incomplete_beta(x, rest, half, 0.5) / 2
-    return (1 - _incomplete_beta(rest, x, 0.5, half)) / 2
+        return incomplete_beta(x, rest, half, 0.5) / 2
+    return (1 - incomplete_beta(rest, x, 0.5, half)) / 2
 
 
-def _incomplete_beta(x: float, rest: float, a: float, b: float) -> float:
+def incomplete_beta(x: float, rest: float, a: float, b: float) -> float:
     """I_x(a, b), rest = 1 - x, by its continued fraction (DLMF 8.17.22), for x ≤ (a + 1) / (a + b + 2)."""
     if x <= 0:
         return 0.0
@@ -144,18 +144,6 @@ def _incomplete_beta(x: float, rest: float, a: float, b: float) -> float:
         if abs(c * d - 1) < 1e-15:
             break
     return front * fraction
-
-
-def binomial_tail(errors: float, n: float, share: float) -> float:
-    """P(at most `errors` of n), each with probability `share`; errors and n need not be whole (DLMF 8.17.5)."""
-    if errors >= n or share <= 0:
-        return 1.0
-    if share >= 1:
-        return 0.0
-    a, b, x = n - errors, errors + 1, 1 - share
-    if x <= (a + 1) / (a + b + 2):
-        return _incomplete_beta(x, share, a, b)
-    return 1 - _incomplete_beta(share, x, b, a)
 
 
 # --- intervals of a sample ---

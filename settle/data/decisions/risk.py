@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from settle.base.statistics import binomial_tail
+from settle.base.statistics import incomplete_beta
 
 CLAIMED = 0.1  # chance that the true risk is above the one asked for, at most
 STARTS = 60  # numbers of answers that are weighed to be tested first
@@ -112,3 +112,15 @@ def _independent(families: Sequence[int]) -> np.ndarray:
         sizes[family] += 1
         counted.append(number * number / squares)
     return np.array(counted)
+
+
+def binomial_tail(errors: float, n: float, share: float) -> float:
+    """P(at most `errors` of n), each with probability `share`; errors and n need not be whole (DLMF 8.17.5)."""
+    if errors >= n or share <= 0:
+        return 1.0
+    if share >= 1:
+        return 0.0
+    a, b, x = n - errors, errors + 1, 1 - share
+    if x <= (a + 1) / (a + b + 2):
+        return incomplete_beta(x, share, a, b)
+    return 1 - incomplete_beta(share, x, b, a)

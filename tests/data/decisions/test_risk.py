@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 
-from settle.base.statistics import binomial_tail
-from settle.data.decisions.risk import CLAIMED, ERROR, least_risk, refusal_for, rows_needed
+from settle.data.decisions.risk import CLAIMED, ERROR, binomial_tail, least_risk, refusal_for, rows_needed
 
 RISK = 0.05
 
