@@ -4,11 +4,14 @@ Chats are OpenAI's chunks, which every API translates; completions are llama.cpp
 are passed on unread.
 """
 
-from typing import Literal, NotRequired, TypedDict
+from typing import NotRequired, TypedDict
 
 from settle.infer.child_process import Json
+from settle.infer.tool_calls.types import Delta as Delta
+from settle.infer.tool_calls.types import JsonObject as JsonObject
+from settle.infer.tool_calls.types import Tool as Tool
+from settle.infer.tool_calls.types import ToolCall as ToolCall
 
-JsonObject = dict[str, object]
 Logprobs = dict[str, list[Json]]  # "content": the tokens, each with its logprob, bytes, and top_logprobs
 
 
@@ -33,22 +36,6 @@ class Timings(TypedDict, total=False):
     predicted_per_second: float
 
 
-class ToolCall(TypedDict, total=False):
-    """function: its name, and its arguments as JSON, in pieces where they are streamed."""
-
-    index: int
-    id: str
-    type: Literal["function"]
-    function: dict[str, str]
-
-
-class Tool(TypedDict):
-    """function: its name, description and parameters, which are a JSON schema."""
-
-    type: Literal["function"]
-    function: Json
-
-
 class ChatMessage(TypedDict):
     """A message after `check_messages`: its content is one text."""
 
@@ -58,17 +45,6 @@ class ChatMessage(TypedDict):
     tool_call_id: NotRequired[str]
     tool_calls: NotRequired[list[ToolCall]]
     reasoning_content: NotRequired[str]
-
-
-class Delta(TypedDict, total=False):
-    """What a chunk adds to a message; also a whole message of an answer."""
-
-    role: str
-    content: str | None
-    reasoning_content: str
-    reasoning: str
-    tool_calls: list[ToolCall]
-    annotations: list[Json]
 
 
 class Choice(TypedDict, total=False):

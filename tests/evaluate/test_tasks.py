@@ -71,6 +71,9 @@ def test_json():
     [
         (f"<tool_call>\n{CALL}\n</tool_call>", 1),
         (f"[TOOL_CALLS] [{CALL}]", 1),
+        ("<function=search><parameter=query>rice</parameter><parameter=most>3</parameter></function>", 1),
+        ("search(query='rice', most=3)", 1),
+        ("<tool_call>search\n<arg_key>query</arg_key><arg_value>rice</arg_value></tool_call>", 5 / 6),
         ('{"function": {"name": "search", "arguments": "{\\"query\\": \\"rice\\", \\"most\\": 3}"}}', 1),
         ('{"name": "search", "parameters": {"query": "rice", "most": 4}}', 0.75),
         ('{"name": "find", "arguments": {"query": "rice", "most": 3}}', 0),

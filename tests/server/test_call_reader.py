@@ -13,9 +13,9 @@ import torch
 
 from settle.base.chat_template import ChatTemplate
 from settle.formats.gguf import export_gguf
+from settle.infer.tool_calls.call_reader import CallReader, calls_in
 from settle.server.models.model_entry import ModelEntry
 from settle.server.models.model_loader import PoolSettings
-from settle.server.requests.tool_calls.call_reader import CallReader
 from settle.server.wire_types import Delta, JsonObject, Tool
 from tests.server.conftest import Live, serving
 from tests.server.written_calls import PAIRS, SCHEMAS, Answer
@@ -57,6 +57,12 @@ def test_calls_in_every_form(answer: Answer) -> None:
         assert content == answer.text
     elif answer.content is not None:
         assert content.strip() == answer.content
+
+
+@pytest.mark.parametrize("answer", [a for pair in PAIRS for a in pair if a.calls], ids=lambda a: a.form)
+def test_who_scores_an_answer_reads_the_same_calls(answer: Answer) -> None:
+    """Of tools that were given, and of any name where none were: so an invented one is seen."""
+    assert calls_in(answer.text, TOOLS) == calls_in(answer.text) == answer.calls
 
 
 @pytest.mark.parametrize("answer", [answer for pair in PAIRS for answer in pair], ids=lambda a: a.form)

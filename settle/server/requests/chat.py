@@ -5,6 +5,7 @@ from collections.abc import AsyncGenerator, Callable
 from pathlib import Path
 from types import ModuleType
 
+from settle.infer.tool_calls.call_reader import CallReader
 from settle.server.errors import ApiError, invalid, unsupported
 from settle.server.grammar.grammars import call_grammar, json_grammar, native_tools, own_grammar
 from settle.server.guard.template_check import check_template
@@ -16,7 +17,6 @@ from settle.server.requests.chat_request import ChatPlan, ChatRequest, TextPlan
 from settle.server.requests.engine import apply_template, require_possible, tokenize
 from settle.server.requests.tool_calls.arguments import fits
 from settle.server.requests.tool_calls.call_form import OWN_FORM, CallForm, template_form
-from settle.server.requests.tool_calls.call_reader import CallReader
 from settle.server.requests.tool_calls.required_calls import DEFAULT_TOKENS, RequiredCalls
 from settle.server.requests.tools import with_instructions
 from settle.server.wire_types import ChatMessage, Chunk, JsonObject

@@ -78,7 +78,8 @@ async def whole(backend: Backend, request: ChatRequest, entry: ModelEntry) -> Ch
                 message["content"] = (message["content"] or "") + (delta.get("content") or "")
                 if "annotations" in delta:
                     message["annotations"] = delta["annotations"]
-    return last | {"object": "chat.completion", "choices": [choice | {"message": message}]}
+    answer: Chunk = last | {"object": "chat.completion", "choices": [choice | {"message": message}]}
+    return answer
 
 
 async def _pieces(

@@ -4,6 +4,7 @@ import json
 import secrets
 from collections.abc import Sequence
 
+from settle.infer.tool_calls.types import function_call
 from settle.server.errors import invalid, reject_unknown, unsupported
 from settle.server.wire_types import ChatMessage, ToolCall
 
@@ -74,11 +75,6 @@ def _checked_call(call: object, where: str) -> ToolCall:
     if not isinstance(arguments, str):
         arguments = json.dumps(arguments, ensure_ascii=False)
     return function_call(call.get("id") or f"call_{secrets.token_hex(12)}", function["name"], arguments)
-
-
-def function_call(id: str, name: str, arguments: str) -> ToolCall:
-    """arguments: JSON."""
-    return {"id": id, "type": "function", "function": {"name": name, "arguments": arguments}}
 
 
 def text_of(content: object, where: str) -> str:

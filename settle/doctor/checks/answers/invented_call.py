@@ -17,7 +17,7 @@ from settle.doctor.findings import Finding, Fix
 from settle.doctor.known_answers import KNOWN_ANSWERS
 from settle.doctor.subject import Subject
 from settle.doctor.trial import FEWEST_ITEMS, Item, Trial
-from settle.evaluate.tasks.tool_call import calls_in
+from settle.infer.tool_calls.call_reader import calls_in
 
 ITEMS = 10
 LEAST_SHARE = 0.5

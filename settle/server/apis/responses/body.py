@@ -5,11 +5,12 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from settle.infer.tool_calls.types import function_call
 from settle.server.errors import invalid, unsupported
 from settle.server.requests.chat_request import ChatRequest
 from settle.server.requests.content_blocks import merge_turns
 from settle.server.requests.fields import MOST_TOKENS, Body, Name, Share, effort_arguments, validated
-from settle.server.requests.messages import check_messages, function_call, text_of
+from settle.server.requests.messages import check_messages, text_of
 from settle.server.requests.tools import check_tools, choose, may_repeat
 from settle.server.wire_types import ChatMessage, JsonObject
 

@@ -9,10 +9,10 @@ import re
 from dataclasses import dataclass
 from weakref import WeakKeyDictionary
 
+from settle.infer.tool_calls.types import function_call
 from settle.server.errors import ApiError
 from settle.server.models.loaded_model import LoadedModel
 from settle.server.requests.engine import apply_template
-from settle.server.requests.messages import function_call
 from settle.server.wire_types import ChatMessage, JsonObject, Tool
 
 NAMES, IDS = ("probe_one", "probe_two"), ("call00001", "call00002")  # some templates want ids of nine characters

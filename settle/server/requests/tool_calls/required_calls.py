@@ -4,11 +4,11 @@ import json
 import secrets
 from collections.abc import Sequence
 
+from settle.infer.tool_calls.call_reader import repeats
+from settle.infer.tool_calls.types import function_call
 from settle.server.grammar.grammars import MOST_CALLS, required_grammar
 from settle.server.models.loaded_model import LoadedModel
 from settle.server.requests.engine import ask, tokenize
-from settle.server.requests.messages import function_call
-from settle.server.requests.tool_calls.arguments import repeats
 from settle.server.requests.tool_calls.call_form import CallForm
 from settle.server.wire_types import Delta, JsonObject, Tool, ToolCall
 

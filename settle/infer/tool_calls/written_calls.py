@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple
 
 from settle.base.files import parse_json
-from settle.server.wire_types import JsonObject
+from settle.infer.tool_calls.types import JsonObject
 
 # what stands before calls only
 MARKERS = (
@@ -42,6 +42,13 @@ SEPARATOR = r"(?::\d+)?\s*(?:\[CALL_ID\]\w*)?(?:\[ARGS\]|<｜tool▁sep｜>|<\|t
 PREFIX = r"\s*(?:function<｜tool▁sep｜>|functions\.)?"
 PARAMETER = re.compile(r"<parameter=([^>]+)>\n?(.*?)\n?</parameter>", re.DOTALL)
 PAIR = re.compile(r"<arg_key>(.*?)</arg_key>\s*<arg_value>(.*?)</arg_value>", re.DOTALL)
+
+
+# a name in the place of a call's, whatever the function
+ANY_NAME = re.compile(
+    r'"(?:name|function|tool_name|tool|function_name)"\s*:\s*"([\w.:/-]{1,128})"'
+    r'|<function(?:=|\s+name=")([\w.:/-]{1,128})|(?:^|[\s\[,\]>])([A-Za-z_][\w.:/-]{0,127})(?=\(|\{|\[ARGS\]|\n|<|:\d)',
+)
 
 
 class Written(NamedTuple):
@@ -177,6 +184,11 @@ class CallTexts:
             return Payload([_python_call(node) for node in nodes], end)
         except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError):
             return "no"
+
+
+def names_in(text: str) -> list[str]:
+    """Names that may be those of functions that are called."""
+    return list(dict.fromkeys(next(filter(None, match.groups())) for match in ANY_NAME.finditer(text)))
 
 
 def _python_call(node: ast.expr) -> Written:

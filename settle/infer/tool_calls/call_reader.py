@@ -3,12 +3,11 @@
 import json
 import re
 import secrets
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 
 from settle.base.files import parse_json
-from settle.server.requests.messages import function_call
-from settle.server.requests.tool_calls.arguments import repeats
-from settle.server.requests.tool_calls.written_calls import (
+from settle.infer.tool_calls.types import Delta, JsonObject, Tool, ToolCall, function_call
+from settle.infer.tool_calls.written_calls import (
     CLOSERS,
     FENCE,
     MARKERS,
@@ -17,9 +16,9 @@ from settle.server.requests.tool_calls.written_calls import (
     CallTexts,
     Payload,
     Written,
+    names_in,
     skip,
 )
-from settle.server.wire_types import Delta, JsonObject, Tool, ToolCall
 
 Fits = Callable[[JsonObject, str], Awaitable[bool]]
 
@@ -33,9 +32,11 @@ class CallReader:
     """Separates text from calls. A call in a marked form counts as soon as it is complete; one that is written as plain
     JSON or Python, or in a fence, only where nothing but calls follows: otherwise it is shown, not made.
 
-    fits: whether arguments, as JSON, fit a schema. A call of an unknown function, or one that does not fit, is text."""
+    fits: whether arguments, as JSON, fit a schema. A call of an unknown function, or one that does not fit, is text.
+    ends_at_repeats: a call that equals an earlier one ends the answer, and is none."""
 
-    def __init__(self, tools: Sequence[Tool], fits: Fits) -> None:
+    def __init__(self, tools: Sequence[Tool], fits: Fits, ends_at_repeats: bool = True) -> None:
+        self._ends_at_repeats = ends_at_repeats
         self.num_calls, self.is_over = 0, False
         self._made: set[tuple[str, str]] = set()
         self._schemas = {tool["function"]["name"]: _closed(tool["function"]["parameters"]) for tool in tools}
@@ -181,7 +182,8 @@ class CallReader:
     def _give_calls(self, calls: Sequence[Written]) -> list[Delta]:
         deltas: list[Delta] = []
         for call in calls:
-            self.is_over = self.is_over or repeats(self._made, call.name, parse_json(str(call.arguments)))
+            is_made = repeats(self._made, call.name, parse_json(str(call.arguments)))
+            self.is_over = self.is_over or (is_made and self._ends_at_repeats)
             if self.is_over:
                 self._held = ""
                 break
@@ -218,3 +220,42 @@ class CallReader:
 def _closed(schema: JsonObject) -> JsonObject:
     """A schema that allows the properties that it names, as the grammars of calls do."""
     return {"type": "object", "additionalProperties": False} | schema
+
+
+def repeats(made: set[tuple[str, str]], name: str, arguments: object) -> bool:
+    """Whether an equal call was made before; it is added to those that were."""
+    call = name, json.dumps(arguments, sort_keys=True)
+    is_made = call in made
+    made.add(call)
+    return is_made
+
+
+def calls_in(text: str, tools: Sequence[Mapping[str, object]] = ()) -> list[tuple[str, object]]:
+    """Names and arguments of the calls in a whole answer, as `settle serve` reads them; of arguments that do not fit
+    their schema, too. tools: that were given; () takes calls of any name."""
+    functions = [tool["function"] for tool in tools]
+    schemas = {str(f["name"]): f.get("parameters") or {} for f in functions if isinstance(f, Mapping)}
+    names = schemas or dict.fromkeys(names_in(text), {})
+    known: list[Tool] = [{"type": "function", "function": {"name": n, "parameters": p}} for n, p in names.items()]
+
+    async def read() -> list[Delta]:
+        reader = CallReader(known, _any_arguments, ends_at_repeats=False)
+        return [*await reader.feed(text), *await reader.end()]
+
+    deltas = _finished(read())
+    calls = [call["function"] for delta in deltas for call in delta.get("tool_calls", ())]
+    return [(call["name"], parse_json(call["arguments"])) for call in calls]
+
+
+async def _any_arguments(schema: JsonObject, arguments: str) -> bool:
+    return True
+
+
+def _finished(work: Coroutine[object, None, list[Delta]]) -> list[Delta]:
+    """What work returns that waits for nothing."""
+    try:
+        work.send(None)
+    except StopIteration as end:
+        deltas: list[Delta] = end.value
+        return deltas
+    raise AssertionError("it waited")
