@@ -21,6 +21,8 @@ __all__ = [
     "distill",
     "shrink",
     "index",
+    "chat",
+    "serve",
     "pull",
     "fit",
     "pick",
@@ -44,7 +46,22 @@ from settle.base.errors import SettleError  # noqa: E402
 from settle.base.version import __version__ as __version__  # noqa: E402
 
 if TYPE_CHECKING:
-    from settle.api import choose, decide, distill, doctor, fit, index, open_run, pick, pull, shrink, train, tune
+    from settle.api import (
+        chat,
+        choose,
+        decide,
+        distill,
+        doctor,
+        fit,
+        index,
+        open_run,
+        pick,
+        pull,
+        serve,
+        shrink,
+        train,
+        tune,
+    )
 
 
 def __getattr__(name: str) -> object:

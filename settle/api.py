@@ -4,22 +4,29 @@ The functions take the settings of the command of their name as keywords. Progre
 in a notebook; `progress=False` is silent, `progress=True` shows it anywhere.
 """
 
+import atexit
+import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
+from settle.base.child.python_command import module_command
 from settle.base.errors import RunError, UsageError
 from settle.base.event_log import Events
 from settle.base.events import AnswerText, Event, ForecastComparison, Listing, ResultReady
 from settle.base.run import Run
 from settle.base.run.result import Result
+from settle.base.server_state import running_server, server_key
 from settle.base.settings import resolve
 from settle.base.words.figures import comparison, listed
 from settle.base.words.notebook import html_picture, html_table, html_text
 from settle.commands import Command
 from settle.data.decisions.answers import Answer
 from settle.data.decisions.questions import Question
+from settle.infer.chat_session import ChatSession, Sampling
 from settle.infer.decisions.decider import Decider
 from settle.infer.engine import Engine
 from settle.jobs.index_settings import IndexSettings
@@ -66,16 +73,20 @@ class FinishedRun:
         """settled, learned, out of budget, overfitting, diverged or broken."""
         return self.result.verdict
 
-    def generate(self, prompt: str, max_tokens: int = 128, temperature: float = 0.8, seed: int = 0) -> str:
-        """The model's answer to `prompt`, or its completion, by the exported file in llama.cpp."""
+    def generate(self, prompt: str, max_tokens: int = 128, temperature: float | None = None, seed: int = 0) -> str:
+        """The model's answer to `prompt`, or its completion, by the exported file in llama.cpp. temperature: what is
+        recommended for the model if not given."""
         return "".join(self.stream(prompt, max_tokens, temperature, seed))
 
-    def stream(self, prompt: str, max_tokens: int = 128, temperature: float = 0.8, seed: int = 0) -> Iterator[str]:
+    def stream(
+        self, prompt: str, max_tokens: int = 128, temperature: float | None = None, seed: int = 0
+    ) -> Iterator[str]:
         """`generate`, piece by piece."""
         model = resolve_gguf(f"run:{self.path.name}")
         with Engine(model.weights, adapter=model.adapter) as engine:
             ids = _prompt_ids(engine, prompt)
-            yield from engine.complete(ids, max_tokens=max_tokens, temperature=temperature, seed=seed)
+            drawn = Sampling(max_tokens, temperature).settings(engine.metadata)
+            yield from engine.complete(ids, max_tokens=max_tokens, seed=seed, sampling=drawn)
 
     def decide(self, state: object) -> dict[str, Answer]:
         """What a decision model answers to the questions that it was tuned for, by their names: `.key` is the likeliest
@@ -84,6 +95,79 @@ class FinishedRun:
         with Decider(resolve_gguf(f"run:{self.path.name}").weights) as decider:
             questions = {name: Question.from_json(q, name) for name, q in decider.keys.questions.items()}
             return dict(zip(questions, decider.decide(state, list(questions.values())), strict=True))
+
+
+class Conversation:
+    """A model in llama.cpp that remembers what was said: what `settle.chat` returns. Use it as a context manager, or
+    close it; it is one process with the model in memory."""
+
+    def __init__(self, name: str, sampling: Sampling, system: str | None, template: bool, context: int | None) -> None:
+        model = resolve_gguf(name)
+        self.name, self.messages = model.name, list[dict[str, str]]()
+        self._engine = Engine(model.weights, context, adapter=model.adapter)
+        self._engine.start()
+        try:
+            self._session = ChatSession(self._engine, sampling, Events(), system, template, self.messages)
+        except BaseException:
+            self._engine.close()
+            raise
+
+    def __repr__(self) -> str:
+        return f"<Conversation with {self.name}: {len(self.messages)} messages>"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def say(self, text: str) -> str:
+        """The answer to a message, or the completion of a text by a model that takes no turns. Raises SettleError."""
+        return "".join(self.stream(text))
+
+    def stream(self, text: str) -> Iterator[str]:
+        """`say`, piece by piece."""
+        return self._session.answer(text)
+
+    def close(self) -> None:
+        """End the model's process. Calling it twice is harmless."""
+        self._engine.close()
+
+
+class ServerProcess:
+    """A server in a process of its own: what `settle.serve` returns. It ends with `close`, or with this process."""
+
+    def __init__(self, arguments: Sequence[str], seconds: float = 120.0) -> None:
+        with tempfile.TemporaryFile() as talk:
+            command = module_command("settle", "serve", *arguments)
+            self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=talk, stderr=talk)
+            atexit.register(self.close)
+            until = time.monotonic() + seconds
+            while (server := running_server()) is None or server.pid != self._process.pid:
+                if self._process.poll() is not None or time.monotonic() > until:
+                    self.close()
+                    talk.seek(0)
+                    raise RunError("the server did not start", talk.read().decode("utf-8", "replace").strip()[-800:])
+                time.sleep(0.05)
+        self.address = server.address
+        self.key = server_key() if server.needs_key else None
+
+    def __repr__(self) -> str:
+        state = "running" if self._process.poll() is None else "stopped"
+        return f"<ServerProcess {self.address}: {state}>"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Stop the server as Ctrl-C does. Calling it twice is harmless."""
+        atexit.unregister(self.close)
+        if self._process.poll() is None:
+            self._process.terminate()
+            self._process.wait()
 
 
 class Report:
@@ -188,6 +272,27 @@ def choose(examples: str, progress: bool | None = None, **settings: object) -> R
     """Find out whether a better prompt, documents or tuning is enough, as `settle choose` does. The exit code is 3
     where the examples are too few to tell. Raises SettleError."""
     return _run_command("choose", {"examples": examples, **settings}, progress)
+
+
+def chat(
+    model: str, system: str | None = None, template: bool = False, context: int | None = None, max_tokens: int = 400,
+    temperature: float | None = None, top_p: float | None = None, top_k: int | None = None, seed: int | None = None,
+) -> Conversation:  # fmt: skip
+    """Open a conversation with a run's model, one of the store, or a .gguf file: `settle.chat("smollm2").say("Hi")`.
+    What is not given of how answers are drawn is what the model's maker recommends. Raises SettleError."""
+    return Conversation(model, Sampling(max_tokens, temperature, top_p, top_k, seed), system, template, context)
+
+
+def serve(*models: str, **settings: object) -> ServerProcess:
+    """Start `settle serve` in the background, with its options as keywords: `settle.serve("smollm2", port=0).address`
+    is what clients of OpenAI, Anthropic and Ollama connect to, `.key` their API key. Raises SettleError."""
+    resolve(Command.part("serve"), [("asked", {"models": list(models), **settings})])
+    arguments = list(models)
+    for name, value in settings.items():
+        option = f"--{name.replace('_', '-')}"
+        values = value if isinstance(value, list | tuple) else [value]
+        arguments += [option] if value is True else [f"{option}={one}" for one in values if one not in (None, False)]
+    return ServerProcess(arguments)
 
 
 def decide(model: str, text: str | None = None, progress: bool | None = None, **settings: object) -> Report:

@@ -1,6 +1,8 @@
+import json
 import os
 import subprocess
 import sys
+import urllib.request
 from types import SimpleNamespace
 
 import pytest
@@ -94,3 +96,28 @@ def test_a_report_shows_its_tables_and_sentences_and_escapes_them():
     assert repr(report).startswith("yes\n") and "take <x>" in repr(report) and report["chosen"] == "x"
     html = report._repr_html_()
     assert "<b>x</b>" not in html and "&lt;b&gt;x" in html and "take &lt;x&gt;" in html
+
+
+def test_a_conversation_remembers_what_was_said(home, tiny_file):
+    with settle.chat(str(tiny_file), max_tokens=8, temperature=0) as talk:
+        answers = [talk.say("def f("), "".join(talk.stream("class A"))]
+        assert all(answers) and [m["content"] for m in talk.messages[1::2]] == answers
+        assert [message["role"] for message in talk.messages] == ["user", "assistant"] * 2
+        assert repr(talk) == "<Conversation with Tiny: 4 messages>"
+    with pytest.raises(settle.SettleError, match="chat template"):
+        settle.chat(str(tiny_file), template=True)
+
+
+def test_a_server_runs_in_the_background_until_it_is_closed(home, tiny_file):
+    with settle.serve(str(tiny_file), port=0) as server:
+        request = urllib.request.Request(
+            f"{server.address}/v1/models", headers={"Authorization": f"Bearer {server.key}"}
+        )
+        with urllib.request.urlopen(request, timeout=30) as reply:
+            assert json.load(reply)["data"][0]["id"] == "Tiny"
+        assert repr(server).endswith("running>")
+    assert repr(server).endswith("stopped>")
+    with pytest.raises(settle.SettleError, match="'prot'"):
+        settle.serve(str(tiny_file), prot=0)
+    with pytest.raises(settle.SettleError, match="did not start"):
+        settle.serve(str(tiny_file.with_name("none.gguf")))
