@@ -104,8 +104,8 @@ def test_a_conversation_remembers_what_was_said(home, tiny_file):
         assert all(answers) and [m["content"] for m in talk.messages[1::2]] == answers
         assert [message["role"] for message in talk.messages] == ["user", "assistant"] * 2
         assert repr(talk) == "<Conversation with Tiny: 4 messages>"
-    with pytest.raises(settle.SettleError, match="chat template"):
-        settle.chat(str(tiny_file), template=True)
+    with pytest.raises(settle.SettleError, match="nobody"):
+        settle.chat("nobody")
 
 
 def test_a_server_runs_in_the_background_until_it_is_closed(home, tiny_file):
