@@ -24,6 +24,7 @@ from settle.base.run import Run, free_name
 from settle.base.run.launcher import launched
 from settle.base.settings import recipe_text
 from settle.base.stop_signals import Stopping
+from settle.base.words.sentences import NOTHING_KEPT
 from settle.jobs.settings import JobSettings
 from settle.machine.resource_usage import Spending
 
@@ -110,6 +111,10 @@ def start(job: Job[C], settings: JobSettings, events: Events) -> C:
             write_atomic(run.path / "recipe.toml", recipe_text(settings.to_recipe()))
             context = job.context(run, settings, resolved.origin, events, stopping)
             return follow(job, context)
+        except KeyboardInterrupt:
+            if not (run.path / "plan.json").exists():
+                events.emit(Say(text=NOTHING_KEPT))
+            raise
         finally:
             if not (run.path / "plan.json").exists():
                 events.close()

@@ -102,6 +102,9 @@ def require_exported(run: Run) -> Path:
         )
     for path, command in missing_files(run).items():
         raise UsageError(f"{path.name}, which {run.name} exported, is no longer in {path.parent}", f"`{command}`")
+    result = run.result()
+    if result is not None and result.exit_code == 1:
+        raise UsageError(f"{run.name} made no model: {result.why}", f"`settle runs show {run.name}` says more")
     resumes = run.status == "interrupted"
     fix = f"`settle resume {run.name}` finishes it" if resumes else f"`settle export {run.name}`"
     raise UsageError(f"{run.name} has no exported model yet", fix)

@@ -20,6 +20,7 @@ from settle.base.words.sentences import (
     loss_text,
     outlook_text,
     progress_text,
+    seconds_left,
     speed_text,
 )
 from settle.show.signs import SPARKS
@@ -63,7 +64,7 @@ class LiveDisplay:
         if self.work is not None:
             work = self.work
             share = work.done / work.total if work.total else None
-            bar = _bar(work.what, share, progress_text(work, self.work_began), width)
+            bar = _bar(work.what, share, progress_text(work, self.work_began, seconds_left(self.course)), width)
             left = [text for text in left_text(self.course) if "left" in text]
             return Group(bar, self._row(f"the run: {left[0]}")) if left and self.course.left.phase else bar
         course = self.course

@@ -22,6 +22,7 @@ from settle.base.words.sentences import (
     outlook_text,
     phases_text,
     progress_text,
+    seconds_left,
     speed_text,
 )
 from settle.show.live import LiveDisplay
@@ -140,7 +141,9 @@ class Talk:
         ended = event.total is not None and event.done >= event.total
         if not live.is_on and (ended or self._is_due(event.what, event.time)):
             left = [] if ended else [f"the run: {text}" for text in left_text(self.course) if "left" in text]
-            self._line(" · ".join([f"{event.what}: {progress_text(event, live.work_began)}", *left]))
+            self._line(
+                " · ".join([f"{event.what}: {progress_text(event, live.work_began, seconds_left(self.course))}", *left])
+            )
         if ended:
             live.work = None
         live.draw(now=ended)

@@ -16,8 +16,9 @@ from settle.base.errors import ResourceError, RunError
 from settle.base.event_log import Events
 from settle.base.files import write_json
 from settle.base.run import Run
+from settle.base.words.sentences import NOTHING_KEPT
 from settle.data.layouts import Example
-from settle.jobs import distill, training_stages, tune, tuning_stages
+from settle.jobs import distill, job, training_stages, tune, tuning_stages
 from settle.jobs.distill import DistillContext, _layer_map, draft_prompts
 from settle.jobs.job import Job, find_job, follow, interrupt, sweep
 from settle.jobs.resume import asked_settings, job_of
@@ -491,3 +492,14 @@ def test_what_the_rows_can_show_is_said_before_the_run(number: int, compares: bo
     if said:
         assert c.judgement["measure"] == "exact match" and c.judgement["sentence"] == heard[0]["text"]
         assert (c.judgement["visible"] is None) == (number == 4) and c.judgement["families"] == number
+
+
+def test_a_run_that_is_stopped_before_there_is_a_plan_says_that_nothing_was_kept(home: Path) -> None:
+    def stopped(c: Any) -> None:
+        raise KeyboardInterrupt
+
+    heard: list[Any] = []
+    made = job.Job("train", TrainSettings, job.Context, (stopped,))
+    with pytest.raises(KeyboardInterrupt):
+        job.start(made, TrainSettings.model_validate({"inputs": ["x"]}), Events(listeners=[heard.append]))
+    assert heard[-1].text == NOTHING_KEPT and not Run.all()

@@ -289,6 +289,15 @@ def test_a_record_is_believed_before_endings(machine, tmp_path):
         resolve("t")
 
 
+def test_a_run_that_learned_nothing_says_so_and_not_that_its_model_is_still_to_come(home):
+    run = Run.create("tune", "short")
+    write_json(run.path / "result.json", {"verdict": "broken", "why": "nothing was learned in 2 steps"})
+    with pytest.raises(
+        UsageError, match=r"short made no model: nothing was learned in 2 steps.*settle runs show short"
+    ):
+        resolve("short")
+
+
 def test_records_of_a_newer_version_and_damaged_ones(machine):
     machine.run("t")
     run = Run.find("t")

@@ -85,6 +85,14 @@ TEXT = {
 }
 
 
+def test_documents_that_are_cut_are_not_counted_as_if_they_were_whole() -> None:
+    """61 documents: parts of one may be learned from and others held out, which is no leak."""
+    cut = {"read": 61, "train": {"documents": 61}, "selection": {"documents": 52}, "held_out": {"documents": 53}}
+    assert shown(TEXT | cut).startswith(
+        "61 documents read, parts of 61 to learn from, parts of 52 to choose the best weights, parts of 53 held out"
+    )
+
+
 def test_what_became_of_text_is_one_line_and_keys_have_their_places() -> None:
     assert shown(TEXT).splitlines() == [
         "336 documents read, 240 to learn from, 12 to choose the best weights, 24 held out to judge · "

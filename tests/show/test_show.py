@@ -14,7 +14,7 @@ from settle.base.events import AnswerText, Listing
 from settle.base.run.course import RunCourse
 from settle.base.run.result import Result
 from settle.base.words.figures import comparison, place_in_interval
-from settle.base.words.sentences import outlook_text
+from settle.base.words.sentences import outlook_text, progress_text
 from settle.show import Face
 from settle.show.tables import listing, tone_style, verdict_panel
 from settle.show.talk import Talk
@@ -251,6 +251,13 @@ def still_left(done, expected, high):
     """The median of what is left of a log-normal amount that is above `done`; its 80 % interval ends at `high`."""
     amount = stats.lognorm(math.log(high / expected) / stats.norm.ppf(0.9), scale=expected)
     return amount.isf(amount.sf(done) / 2) - done
+
+
+def test_the_work_does_not_outlast_the_run() -> None:
+    """90 of 100 items are left, at one in ten seconds: a quarter of an hour, and the run has two minutes."""
+    event = as_event({"time": 100.0, "kind": "progress", "what": "rows", "done": 10, "total": 100})
+    assert progress_text(event, 0.0).endswith("15 min 00 s left")
+    assert progress_text(event, 0.0, 120.0).endswith("2 min 00 s left")
 
 
 def test_time_left_is_known_by_the_forecast_then_by_the_steps():

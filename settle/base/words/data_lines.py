@@ -40,9 +40,13 @@ def text_line(event: TextSummary) -> str:
 
 
 def _sides(event: LedgerSummary, unit: str, name: str = "") -> str:
-    """How much of the data is for what."""
-    selecting = f"{event.selection[unit]:,} to choose the best weights, " if event.selection else ""
-    return f"{event.train[unit]:,} {name}to learn from, {selecting}{event.held_out[unit]:,} held out to judge"
+    """How much of the data is for what; long documents are cut, and their parts may be for different things."""
+    selecting = event.selection[unit] if event.selection else 0
+    total, cut = event.train[unit] + selecting + event.held_out[unit], ""
+    if isinstance(event, TextSummary) and total > event.read:
+        cut = "parts of "
+    choosing = f"{cut}{selecting:,} to choose the best weights, " if event.selection else ""
+    return f"{cut}{event.train[unit]:,} {name}to learn from, {choosing}{cut}{event.held_out[unit]:,} held out to judge"
 
 
 def secrets_warning(event: LedgerSummary, fix: str) -> str | None:

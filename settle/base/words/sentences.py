@@ -15,6 +15,7 @@ PHASES = {  # names of stages, for people
     "export": "export and gate",
     "compare": "comparison",
 }
+NOTHING_KEPT = "stopped before the first checkpoint; nothing was kept"
 WHY_FITS = 96  # columns from which a table or a line has room for its reasons
 FEW = 10  # a pace over so few big things is not worth saying
 DECAY_REASONS = {
@@ -64,8 +65,9 @@ def rollback_text(event: Rollback) -> str:
     return text
 
 
-def progress_text(event: Progress, began: float) -> str:
-    """How far the work is, its pace and what is left. began: when it started, in epoch seconds."""
+def progress_text(event: Progress, began: float, most: float | None = None) -> str:
+    """How far the work is, its pace and what is left. began: when it started, in epoch seconds. most: seconds until the
+    whole run ends, where that is known: the work does not outlast it."""
     unit, done, total = event.unit, event.done, event.total
     scaled = unit in ("bytes", "s", "J") or not total
     text = (amount(done, unit) if scaled else f"{done:,.0f}") + (f" of {amount(total, unit)}" if total else "")
@@ -74,7 +76,7 @@ def progress_text(event: Progress, began: float) -> str:
         speed = done / spent
         text += f" · {amount(speed, unit)}/s"
         if total and done < total and event.seconds_left is None:
-            text += f" · {duration((total - done) / speed)} left"
+            text += f" · {duration(min((total - done) / speed, math.inf if most is None else most))} left"
     if event.seconds_left is not None and total and done < total:
         text += f" · about {duration(event.seconds_left)} left"
     return text + (f" · {event.detail}" if event.detail else "")
@@ -83,6 +85,12 @@ def progress_text(event: Progress, began: float) -> str:
 def speed_text(course: RunCourse) -> list[str]:
     speed = course.left.tokens_per_second
     return [f"{count(speed)} tokens/s"] if speed else []
+
+
+def seconds_left(course: RunCourse) -> float | None:
+    """Seconds until the run ends; None where that is not known, or nothing runs."""
+    left = course.left.seconds() if course.left.phase else None
+    return None if left is None else left[0]
 
 
 def left_text(course: RunCourse) -> list[str]:

@@ -9,6 +9,7 @@ from settle.base.errors import SettleError
 from settle.base.events import Event, Listing, PhaseStarted
 from settle.base.run import Run as RunFolder
 from settle.base.run.result import Result
+from settle.base.words.sentences import NOTHING_KEPT
 from settle.studio.chart import Chart
 from settle.studio.command_child import start_command
 from settle.studio.layout import Facts, Place, button, card, failure, words
@@ -128,7 +129,8 @@ class _View:
             if fault is not None:
                 failure(fault)
             elif status == "deleted":
-                words("This run has been deleted. What is shown was read before.", classes="warn")
+                gone = "This run has been deleted" if self.feed.course.evals else f"This run was {NOTHING_KEPT}"
+                words(f"{gone}. What is shown was read before.", classes="warn")
         unfinished = report.unfinished_facts(self.feed) if status != "finished" else []
         self.verdict.show(result.facts if result else unfinished)
         with self.forecast.anew():

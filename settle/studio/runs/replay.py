@@ -27,13 +27,15 @@ def moments(feed: RunFeed) -> list[int]:
 
 
 def loss_then(feed: RunFeed, step: int) -> str:
-    """The held-out loss of the nearest evaluation before, and what it means."""
+    """The held-out loss of the nearest evaluation before, of which step it is, and what it means."""
     point = feed.curves["held-out"].until(step)
     if point is None:
         return ""
     loss = point.value
     choices = f"{count(round(math.exp(loss)))}" if loss < 30 else "countless"
-    return f"{loss:.3f} nats: as unsure of each next token as between {choices} equally likely ones"
+    last = max((e.step for e in feed.course.evals if e.step <= step), default=step)
+    where = "" if last == step else f" at step {last:,}, the last evaluation until then"
+    return f"{loss:.3f} nats{where}: as unsure of each next token as between {choices} equally likely ones"
 
 
 async def seen(run: Run, steps: Sequence[int]) -> Mapping[str, Mapping[str, object]]:
