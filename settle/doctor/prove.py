@@ -116,7 +116,7 @@ def _sequential(
     for number, enough in looks(len(items)):
         values = measurements.of(part, items[:number], seen)
         test = _compared(trial, *values)
-        test = replace(test, adjusted_p=min(1.0, test.p_value / enough * VERDICT_P))
+        test = replace(test, adjusted_p=min(1.0, test.p_value / enough * test.limit))
         seen = number
         if _is_shown(test, least):
             break

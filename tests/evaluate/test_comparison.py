@@ -84,24 +84,24 @@ def test_a_headline_says_the_verdict_by_how_much_and_how_surely() -> None:
     loss = replace(WHOLE, measure="loss", is_share=False, score=OPEN)
     assert loss.headline == (
         "no different from base: loss 0.250 → 0.300 on 50 rows, +0.050 (95 %: -0.100 to +0.200), p = 0.300; up to "
-        "0.200 better or 0.100 worse is not ruled out; about 700 more rows would show as much as was measured"
+        "0.200 better or 0.100 worse is not ruled out; about 870 more rows would show as much as was measured"
     )
     same = replace(WHOLE, score=OPEN).headline
     assert same.startswith("no different from base: exact match 25.0 % → 30.0 %")
     assert same.endswith(
-        "; up to 20 points better or 10 points worse is not ruled out; about 700 more rows would show 5 points"
+        "; up to 20 points better or 10 points worse is not ruled out; about 870 more rows would show 5 points"
     )
     short = replace(OPEN, families=6, is_share=True, difference=Interval(0.17, -0.29, 0.54))
     assert replace(WHOLE, score=short).headline == (
         "too few rows to tell (6) whether it is better than base: exact match 25.0 % → 30.0 % on 50 rows, +17.0 points "
-        "(95 %: -29.0 to +54.0), p = 0.300; up to 54 points better or 29 points worse is not ruled out; about 840 "
-        "more rows would show 5 points"
+        "(95 %: -29.0 to +54.0), p = 0.300; up to 54 points better or 29 points worse is not ruled out; about 1,700 "
+        "more rows would show 10 points"
     )
     few = replace(WHOLE, score=replace(test(0.2, 0.7, (0.1, 0.75), 0.03), adjusted_p=0.06))
     assert few.headline.endswith(
         "+50.0 points (95 %: +10.0 to +75.0), p = 0.030; too few rows differ to rule out chance, which shows as much "
         "with p = 0.03, 0.06 beside the other claims: a verdict takes 0.05 or less; up to 75 points better is not "
-        "ruled out; about 3,400 more rows would show 5 points"
+        "ruled out; about 4,300 more rows would show 5 points"
     )
     assert replace(WHOLE, margin=test(0.0, 0.5, (0.4, 0.6), 0.001)).headline.endswith(
         "; reward margin +0.500 (95 %: +0.400 to +0.600)"

@@ -21,7 +21,7 @@ FORECAST_LEVEL = 0.8  # of the intervals of what is forecast
 RESAMPLES = 10_000
 FEWEST_FAMILIES = 6  # of which all agreeing have a p-value below that of a verdict
 MOST_VALUES = 16  # different ones up to which resamples are drawn by how often each value comes
-VERDICT_P = 0.05  # of a verdict: 2.5 % a side
+VERDICT_P, SKEWED_P = 0.05, 0.04  # of a verdict, 2.5 % a side; by flipping signs, where skew takes up to half a percent
 TELLING = 0.2  # difference of two shares that rows have to rule out for "no different", or they are too few to tell
 NO_DIFFERENT, TOO_FEW = "no different", "too few rows to tell"
 
@@ -246,7 +246,8 @@ class PairedTest:
     """Two models scored on the same rows. base, tuned: mean scores; difference: tuned minus base; wins, losses: rows on
     which the tuned model scored more, or less. p_value: the chance of so large a difference, either way, were both
     equally good; adjusted_p: corrected for the other claims of the same report, see `in_order`. families: how many
-    independent groups the rows are. is_share: all scores are from 0 to 1.
+    independent groups the rows are. is_share: all scores are from 0 to 1. limit: the
+    p-value that a verdict takes at most.
     """
 
     base: float
@@ -259,17 +260,18 @@ class PairedTest:
     families: int
     adjusted_p: float
     is_share: bool = False
+    limit: float = VERDICT_P
 
     @property
     def verdict(self) -> str:
-        """better or worse, where both the interval and the corrected p-value say so; otherwise no different, or too few
-        rows to tell where a large difference is still possible."""
-        is_clear = self.adjusted_p <= VERDICT_P
+        """better or worse, where interval and corrected p-value say so; otherwise no different, or too few rows to tell
+        where a large difference is still possible, or where only the interval says so."""
+        is_clear = self.adjusted_p <= self.limit
         if is_clear and self.difference.low > 0:
             return "better"
         if is_clear and self.difference.high < 0:
             return "worse"
-        is_wide = self.is_share and self.possible > TELLING
+        is_wide = self.is_share and self.possible > TELLING or self.difference.low > 0 or self.difference.high < 0
         return TOO_FEW if is_wide or self.families < FEWEST_FAMILIES else NO_DIFFERENT
 
     @property
@@ -320,6 +322,7 @@ def paired_test(
         difference = _unanimous(float(differences.mean()), len(sums))
     else:
         difference = _skew_corrected(sums, counts, bootstrap_ratio(sums, counts, random, resamples))
+    limit = SKEWED_P if p_value is None else VERDICT_P
     if p_value is None:
         p_value = sign_flip(sums, random, resamples)
     return PairedTest(
@@ -332,6 +335,7 @@ def paired_test(
         losses=losses,
         families=len(sums),
         adjusted_p=p_value,
+        limit=limit,
         is_share=bool(min(before.min(), after.min()) >= 0 and max(before.max(), after.max()) <= 1),
     )
 

@@ -33,7 +33,7 @@ def unshown(test: PairedTest) -> str:
     corrected = f", {test.adjusted_p:.2g} beside the other claims" if test.adjusted_p > test.p_value else ""
     return (
         f"too few rows differ to rule out chance, which shows as much with p = {test.p_value:.2g}{corrected}: "
-        f"a verdict takes {VERDICT_P:g} or less"
+        f"a verdict takes {test.limit:g} or less"
     )
 
 
