@@ -22,6 +22,7 @@ from settle.retrieve.index.lifecycle import create, delete, exclusive, rebuilt
 from settle.retrieve.index.stores.lancedb import Lancedb
 from settle.retrieve.index.update_index import update
 from settle.retrieve.search.hybrid_search import search
+from tests.retrieve import asked
 
 TEXTS = {
     "keys.md": "# Keys\n\nTo rotate the key, run the rotation job and restart the gateway.\n",
@@ -463,3 +464,13 @@ def test_a_query_sees_the_last_complete_state(collection, folder):
         stop.set()
         asking.join()
     assert not wrong and asked[0] > 20
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory")])
+def test_memory_that_runs_out_is_said_in_words(home, folder, monkeypatch, error):
+    def documents(self, texts):
+        raise error
+
+    monkeypatch.setattr("tests.retrieve.hashed._Hashing.documents", documents)
+    with pytest.raises(ResourceError, match="out of memory while passages were embedded"):
+        asked.index("docs", folder, {"a.md": "Some words of a document."})

@@ -11,9 +11,10 @@ from pathlib import Path
 
 import numpy as np
 
-from settle.base.errors import DataError
+from settle.base.errors import DataError, ResourceError
 from settle.base.event_log import Events
 from settle.base.events import Progress
+from settle.base.out_of_memory import missing_bytes
 from settle.documents.blocks import LEFT_OUT
 from settle.documents.reader_pool import Read, read_all
 from settle.documents.walk import FoundFile, path_text, sha256_of
@@ -159,7 +160,7 @@ class _Indexer:
         vectors: dict[int, np.ndarray] = {}
         for first in range(0, len(new), BATCH):
             some = new[first : first + BATCH]
-            embedded = self._collection.vectors.vectorizer.documents([chunks[d].embedded for d in some])
+            embedded = self._embedded([chunks[d].embedded for d in some])
             self._collection.vectors.store.add(np.array([ids[d] for d in some], np.int64), embedded)
             vectors |= zip((ids[d] for d in some), embedded, strict=True)
             self.embedded += len(some)
@@ -169,6 +170,16 @@ class _Indexer:
         catalogue.commit(batch, vectors)
         self._done += size
         self._report(self._done)
+
+    def _embedded(self, texts: Sequence[str]) -> np.ndarray:
+        """The vectors of texts. Raises ResourceError when memory runs out."""
+        try:
+            return self._collection.vectors.vectorizer.documents(texts)
+        except (MemoryError, RuntimeError) as e:
+            if missing_bytes(e) is None:
+                raise
+            fix = "close other programs, or allow more (`ulimit -v`); what was indexed is kept"
+            raise ResourceError("out of memory while passages were embedded", fix) from e
 
     def _report(self, done: int) -> None:
         detail = f"{self.embedded:,} passages"
