@@ -3,6 +3,7 @@
 import functools
 from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
+from typing import Any
 
 from settle.base.chat_template import (
     ChatTemplate,
@@ -12,10 +13,15 @@ from settle.base.chat_template import (
     TemplateRunaway,
 )
 from settle.base.errors import EngineError
+from settle.formats.gguf.decision import TEMPLATE_KEY
 from settle.library.facts import Metadata, templates
 
 GREETING = ({"role": "user", "content": "hello"},)
 _PARAMETERS = {"type": "object", "properties": {"place": {"type": "string"}}, "required": ["place"]}
+DECISION: Mapping[str, Any] = {
+    "state": "hello", "type": "choice", "instructions": "Which one?",
+    "options": [{"label": "A", "key": "a", "description": None}, {"label": "B", "key": "b", "description": "two"}],
+}  # fmt: skip
 TOOLS = ({"type": "function", "function": {"name": "look", "description": "Look.", "parameters": _PARAMETERS}},)
 
 
@@ -61,6 +67,12 @@ def require_renders(source: str) -> None:
             raise failure from None
 
 
+@functools.lru_cache(64)
+def require_decides(source: str) -> None:
+    """Render the template of a decision model with the variables that llama.cpp gives it. Raises TemplateFailure."""
+    compiled(source).render((), **DECISION)
+
+
 def require_sound_templates(name: str, sources: Iterable[str]) -> None:
     """Raise EngineError for a model with a template that does not parse, does not end or does not render."""
     for source in sources:
@@ -71,5 +83,11 @@ def require_sound_templates(name: str, sources: Iterable[str]) -> None:
 
 
 def require_sound_model(name: str, metadata: Metadata) -> None:
-    """Check all templates of a GGUF file, as `require_sound_templates` does."""
+    """Check all templates of a GGUF file, that of decisions by their own variables. Raises EngineError."""
     require_sound_templates(name, templates(metadata))
+    decides = metadata.get(TEMPLATE_KEY)
+    if isinstance(decides, str):
+        try:
+            require_decides(decides)
+        except TemplateFailure as e:
+            raise EngineError(f"llama.cpp may not load {name}: {e.what}", "use another file of this model") from None

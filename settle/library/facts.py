@@ -12,6 +12,7 @@ from settle.base.files import read_json
 from settle.base.run import Run
 from settle.data.tokenizer.token_types import CONTROL, ENDS, UNKNOWN
 from settle.formats.gguf import Pooling, embeds, pooling, read_gguf
+from settle.formats.gguf.decision import TEMPLATE_KEY as DECISION_TEMPLATE_KEY
 from settle.formats.gguf.decision import DecisionKeys, read_decision
 from settle.formats.lora_gguf import read_lora
 from settle.library.recommended_sampling import Recommended, recommended_sampling
@@ -97,8 +98,9 @@ def takes_turns(metadata: Metadata) -> bool:
 
 
 def templates(metadata: Metadata) -> tuple[str, ...]:
-    """Every chat template of a GGUF file: llama.cpp compiles also those that are meant for special uses."""
-    named = (value for key, value in metadata.items() if key.startswith(TEMPLATE_KEY))
+    """Every chat template of a GGUF file: llama.cpp compiles also those that are meant for special uses. That of a
+    decision model is none: it reads no messages."""
+    named = (value for key, value in metadata.items() if key.startswith(TEMPLATE_KEY) and key != DECISION_TEMPLATE_KEY)
     return tuple(value for value in named if isinstance(value, str))
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from settle.base.chat_template import TemplateFailure, TemplateRunaway
-from settle.infer.template_check import require_end, require_renders
+from settle.infer.template_check import require_decides, require_end, require_renders
 from settle.server.errors import PROMPT, ApiError
 
 # threads of their own: templates that hang must not hold those that the rest of the server needs
@@ -30,6 +30,11 @@ _TURNS = _Turns()
 async def check_model_template(source: str) -> None:
     """Check a template before llama.cpp loads it, see `require_renders`. Raises ApiError."""
     await _in_turn(source, require_renders, source)
+
+
+async def check_decision_template(source: str) -> None:
+    """Check the template of a decision model before llama.cpp loads it, see `require_decides`. Raises ApiError."""
+    await _in_turn(source, require_decides, source)
 
 
 async def check_template(

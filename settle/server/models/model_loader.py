@@ -18,7 +18,7 @@ from settle.library.facts import Facts, Use
 from settle.library.store import stamp_of
 from settle.machine import memory, resident
 from settle.server.errors import ApiError
-from settle.server.guard.template_check import check_model_template
+from settle.server.guard.template_check import check_decision_template, check_model_template
 from settle.server.models.loaded_model import AdapterFile, LoadedModel, ModelKey
 from settle.server.models.model_catalogue import ModelCatalogue
 from settle.server.models.model_entry import ModelEntry
@@ -81,6 +81,8 @@ class ModelLoader:
             # llama.cpp runs these while it loads
             for source in dict.fromkeys(filter(None, (key.template, *known.templates))):
                 await check_model_template(source)
+            if known.decision:
+                await check_decision_template(known.decision.template)
         adapters = await asyncio.to_thread(self._adapters, entry, key) if key.use == "generate" else ()
         async with self._lock:
             load, needs = await self._plan(key, known, adapters)
