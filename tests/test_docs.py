@@ -1,6 +1,7 @@
 """What the documentation says can be done, and where it points, is so."""
 
 import re
+import runpy
 import shlex
 import tomllib
 from pathlib import Path
@@ -185,6 +186,13 @@ def test_the_recipe_in_the_settings_page_resolves() -> None:
     page = (ROOT / "docs" / "settings.md").read_text(encoding="utf-8")
     blocks = [block for language, block in FENCE.findall(page) if language == "toml"]
     assert blocks and all(resolve(Train, [("recipe", tomllib.loads(block))]) for block in blocks)
+
+
+def test_the_page_of_results_is_what_its_rows_say() -> None:
+    made = runpy.run_path(str(ROOT / "bench/results_page.py"))
+    assert made["PAGE"].read_text(encoding="utf-8") == made["page"](), "run python bench/results_page.py"
+    rows = [row for path in made["FOLDER"].glob("*.toml") for row in tomllib.loads(path.read_text())["row"]]
+    assert len(rows) > 20 and any(not row["met"] for row in rows)
 
 
 def test_the_changelog_knows_this_version() -> None:
