@@ -41,6 +41,7 @@ def test_the_rows_that_judge_were_not_learned_from(home: Path, monkeypatch: pyte
     }.items():  # fmt: skip
         monkeypatch.setattr(tune, name, instead)
     context: Any = SimpleNamespace(
+        budget=None,
         figures={}, is_usable=True, corpus=corpus, events=None, seconds_to_compare=None, tokenizer=None,
         tuning=SimpleNamespace(base_name="b", base_sha256="0"), pretrained=SimpleNamespace(source=""),
         run=SimpleNamespace(path=Path("r"), out=Path("o")),

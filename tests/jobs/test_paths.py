@@ -106,7 +106,7 @@ def test_a_dry_forecast_begins_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     for dry, wanted in ((False, "begin"), (True, "dry")):
         c = context(tuning_stages.TuningContext, SimpleNamespace(dry=dry))
         c.plan.to_json = dict
-        c.corpus = SimpleNamespace(previews=[])
+        c.corpus, c.judgement = SimpleNamespace(previews=[]), None
         tuning_stages.forecast(c)
         assert done.pop() == (wanted, {"loss": 1}) and not done
     c = context(tuning_stages.TuningContext, record={}, run=SimpleNamespace(read=lambda name: {name: 2}))

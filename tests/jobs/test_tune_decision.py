@@ -100,7 +100,7 @@ def test_it_learns_to_decide_and_says_how_sure_it_may_be(
     tests = result["comparison"]["tests"]
     assert set(tests) == {ZERO, MAJORITY, SIMPLE} and tests["zero-shot"]["tuned"] > 0.8
     assert result["decision"]["baselines"]["majority class"]["accuracy"] == pytest.approx(1 / 3, abs=0.05)
-    assert len(result["proof"]) == 8 and result["gate"]["passed"]
+    assert len(result["proof"]) == 9 and result["gate"]["passed"]
     assert result["gate"]["checked"]["largest_difference"] < 0.01
     made = json.loads(Path(result["files"]["decision"]).read_text())
     assert made["type"] == "nimble" and list(made["labels"]) == ["A", "B", "C"]
