@@ -7,6 +7,7 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from settle.audit.session import declare
@@ -16,6 +17,8 @@ from settle.machine.web_request import open_request
 
 TIMEOUT_SECONDS = 600.0  # of an answer: the model may have to be loaded first
 LONGEST_MESSAGE = 300
+# What a whole answer of Anthropic's and of OpenAI's Responses API ends with; an answer may be cut for its length.
+LAST_EVENTS = {"messages": ("message_stop",), "responses": ("response.completed", "response.incomplete")}
 
 
 @dataclass(frozen=True)
@@ -93,6 +96,8 @@ def _fault(request: ClientRequest, answer: Answer) -> str:
     try:
         if request.expects in ("stream", "text"):
             return _stream_fault(answer, is_chat=request.expects == "stream")
+        if request.expects in LAST_EVENTS:
+            return _events_fault(answer, LAST_EVENTS[request.expects])
         value = parse_json(answer.body)
         expected = {
             "models": lambda: value["data"][0]["id"],
@@ -102,6 +107,15 @@ def _fault(request: ClientRequest, answer: Answer) -> str:
         return "" if expected else f"the answer is incomplete: {answer.message}"
     except (ValueError, KeyError, IndexError, TypeError):
         return f"the answer has an unexpected form: {answer.message}"
+
+
+def _events_fault(answer: Answer, last: Collection[str]) -> str:
+    """What is wrong with a stream of named events, or "". last: the kinds that a whole answer ends with."""
+    events = [parse_json(line[6:]) for line in answer.body.splitlines() if line.startswith(b"data: {")]
+    error = next((event for event in events if event.get("type") in ("error", "response.failed")), None)
+    if error:
+        return str(error)[:LONGEST_MESSAGE]
+    return "" if events and events[-1].get("type") in last else f"the stream breaks off: {answer.message}"
 
 
 def _stream_fault(answer: Answer, is_chat: bool) -> str:

@@ -123,7 +123,7 @@ def test_shown_and_tried(running, desk, capsys, name):
     out, err = capsys.readouterr()
     assert str(running.port) in out and KEY in out and "notes" not in out
     assert f"{name} can use tiny" in err
-    assert ("--write" in err) == (name in [*WITH_FILE, "page-assist"])
+    assert ("--write" in err) == (name in [*WITH_FILE, "page-assist", "zed"])
     assert not list(desk.rglob("*.json")) and not list(desk.rglob("*.yaml"))
 
 

@@ -54,7 +54,7 @@ class ClientRequest:
     what: str
     path: str
     body: Mapping[str, object] | None = None
-    expects: Literal["models", "chat", "stream", "text", "embeddings", "preflight"] = "stream"
+    expects: Literal["models", "chat", "stream", "text", "embeddings", "preflight", "messages", "responses"] = "stream"
     headers: Mapping[str, str] = field(default_factory=dict)
     method: str = ""
 

@@ -1,0 +1,45 @@
+"""Codex, OpenAI's coding agent in a terminal: a provider given on its command line, for one session.
+
+It speaks the Responses API alone, appends /responses to the base URL, and reads the key from a variable.
+"""
+
+import json
+import shlex
+from typing import ClassVar
+
+from settle.connect.clients import NO_KEY, Client, ClientRequest, Connection
+from settle.connect.clients._requests import QUESTION, SHORT
+
+KEY_VARIABLE = "SETTLE_API_KEY"
+
+
+class Codex(Client):
+    """Nothing is written into config.toml; the note shows what would stand there."""
+
+    about: ClassVar[str] = "Codex, a coding agent in a terminal"
+    needs: ClassVar[int] = 32_768
+
+    def steps(self, connection: Connection) -> str:
+        provider = {"name": "settle", "base_url": connection.openai, "env_key": KEY_VARIABLE, "wire_api": "responses"}
+        settings = {f"model_providers.settle.{name}": value for name, value in provider.items()}
+        settings |= {"model_provider": "settle", "model": connection.model}
+        lines = [f"{KEY_VARIABLE}={shlex.quote(connection.key or NO_KEY)} codex"]
+        lines += [f"-c {shlex.quote(f'{name}={json.dumps(value)}')}" for name, value in settings.items()]
+        return " \\\n  ".join(lines) + "\n"
+
+    def note(self, connection: Connection) -> str:
+        return "the same settings in ~/.codex/config.toml hold for every session"
+
+    def requests(self, connection: Connection) -> list[ClientRequest]:
+        message = {"type": "message", "role": "user", "content": [{"type": "input_text", "text": QUESTION}]}
+        body = {
+            "model": connection.model,
+            "instructions": "You are a coding agent running in a terminal.",
+            "input": [message],
+            "tool_choice": "auto",
+            "parallel_tool_calls": False,
+            "store": False,
+            "stream": True,
+            "max_output_tokens": SHORT,
+        }
+        return [ClientRequest("its agent", "/v1/responses", body, "responses", {"User-Agent": "codex_cli_rs"})]

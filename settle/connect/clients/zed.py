@@ -1,0 +1,62 @@
+"""Zed, an editor: an OpenAI-compatible provider in its settings.json, and its key in the environment.
+
+Zed reads the key of a provider called settle from SETTLE_API_KEY, or from what is typed into its own settings.
+"""
+
+import json
+import shlex
+from typing import ClassVar
+
+from settle.connect.clients import NO_KEY, Client, ClientRequest, ConfigFile, Connection, settings_home
+from settle.connect.clients._requests import chat
+from settle.connect.config_files import Entry, merge_json
+
+UNKNOWN_CONTEXT = 8192
+
+
+class Zed(Client):
+    """Its agent and its inline assistant."""
+
+    about: ClassVar[str] = "Zed, an editor with an agent"
+    needs: ClassVar[int] = 16_384
+
+    def files(self, connection: Connection) -> list[ConfigFile]:
+        provider = _provider(connection)
+        part = json.dumps(_with({}, provider), indent=2)
+        empty: Entry = {}
+        path = settings_home() / "zed" / "settings.json"
+        return [ConfigFile(path, part, lambda old: merge_json(old, empty, lambda value: _with(value, provider), part))]
+
+    def steps(self, connection: Connection) -> str:
+        return f"SETTLE_API_KEY={shlex.quote(connection.key or NO_KEY)} zed\n"
+
+    def note(self, connection: Connection) -> str:
+        return "or type the key under Agent Settings → LLM Providers → settle; then choose the model in the agent panel"
+
+    def requests(self, connection: Connection) -> list[ClientRequest]:
+        system, usage = "You are a helpful coding assistant.", {"include_usage": True}
+        return [chat(connection, "its agent", system, stream_options=usage)]
+
+
+def _provider(connection: Connection) -> Entry:
+    has_tools = "tools" in connection.capabilities
+    model = {
+        "name": connection.model,
+        "display_name": f"settle {connection.model}",
+        "max_tokens": connection.context or UNKNOWN_CONTEXT,
+        "capabilities": {
+            "tools": has_tools,
+            "images": False,
+            "parallel_tool_calls": has_tools,
+            "prompt_cache_key": False,
+        },
+    }
+    return {"api_url": connection.openai, "available_models": [model]}
+
+
+def _with(value: Entry, provider: Entry) -> Entry:
+    """The settings with our provider, which replaces the one of the same name."""
+    models = value.get("language_models", {})
+    if not isinstance(models, dict) or not isinstance(compatible := models.get("openai_compatible", {}), dict):
+        raise ValueError("language_models is no object")
+    return {**value, "language_models": {**models, "openai_compatible": {**compatible, "settle": provider}}}
