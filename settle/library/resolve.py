@@ -26,6 +26,7 @@ from settle.library.store import StoredModel, all_models, find_model, linked_mod
 from settle.model.source import Source
 
 PATH_ENDINGS = (".gguf", ".safetensors")
+DATA_ENDINGS = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".txt", ".md")  # often given in the place of the model
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+(?<!\.gguf)(?<!\.safetensors)")  # owner/name
 T = TypeVar("T")
 
@@ -212,6 +213,11 @@ def _at_path(path: Path, text: str) -> ModelRef:
     run = next((run for run in Run.all() if run.path == path), None)
     if run is not None:
         return _of_run(run)
+    if path.is_file() and path.suffix.lower() in DATA_ENDINGS:
+        raise UsageError(
+            f"{path.name} holds data and is not a model",
+            f"the model comes first, then the files: `settle tune smollm2 {path.name}`",
+        )
     if not is_model(path) and not _is_folder(path):
         raise _unknown(text)
     source, linked = Source.at(path), linked_model(path)

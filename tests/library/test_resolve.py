@@ -340,3 +340,12 @@ def test_references_do_not_change(machine):
     assert (
         len(ref.source.sha256) == 64 and facts.read_facts(ref.path).template and isinstance(SettleError("x"), Exception)
     )
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "table.CSV"])
+def test_a_file_of_data_in_the_place_of_the_model_is_said(home, tmp_path, name):
+    path = tmp_path / name
+    path.write_text("a,b\n1,2\n")
+    with pytest.raises(UsageError, match="holds data and is not a model") as error:
+        resolve(path)
+    assert f"settle tune smollm2 {name}" in error.value.fix
