@@ -222,7 +222,9 @@ def rank_memory_figures(c: TrainingContext) -> dict[str, object]:
 def warn_of_time(c: TrainingContext) -> None:
     """Say so when a time budget leaves little for learning. Raises UsageError when it leaves next to nothing."""
     try:
-        warning = too_short(c.plan, c.phases.get("loop", 0.0))
+        beside = sum(seconds for phase, seconds in c.phases.items() if phase != "loop")
+        # steps, tokens or passes may end the loop before the time does
+        warning = too_short(c.plan, max(c.phases.get("loop", 0.0), (c.plan.loop.seconds or 0.0) - beside))
     except UsageError as e:
         if not c.settings.dry:
             raise

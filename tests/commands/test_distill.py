@@ -66,7 +66,7 @@ def test_a_pruned_teacher_is_healed_and_handed_over(files, home, capsys):
     run, comparison = Run.find("t"), result["comparison"]
     assert comparison["verdict"] == "better" and comparison["after"]["kl"] < 0.8 * comparison["before"]["kl"]
     assert comparison["after"]["loss"] < comparison["before"]["loss"] and 0 < comparison["recovered"] <= 1.2
-    assert result["gate"]["passed"] and [check["passed"] for check in result["proof"]] == [True] * 8
+    assert result["gate"]["passed"] and [check["passed"] for check in result["proof"]] == [True] * 9
     made = Pretrained.open(run.out / "t.gguf")
     assert made.part.num_hidden_layers == 1 and result["student"]["name"] == "hf-1x64"
     assert result["student"]["made"][0]["pruner"] == "depth"

@@ -67,7 +67,7 @@ def test_a_lora_over_a_file_is_compared_served_and_asked(files, home, capsys):
     assert result["comparison"]["verdict"] == "better" and "better than base: exact match" in err
     assert result["gate"]["passed"] and result["verdict"] in ("out of budget", "settled", "overfitting")
     assert result["best"]["loss"] < 2.0 < result["forecast"]["peak_memory"]["value"]
-    assert [check["passed"] for check in result["proof"]] == [True] * 8
+    assert [check["passed"] for check in result["proof"]] == [True] * 9
     forgotten = result["comparison"]["forgetting"]
     assert forgotten["loss_tuned"] > forgotten["loss_base"] and forgotten["kl"]["value"] > 0
     run = Run.find("t")

@@ -9,6 +9,7 @@ import pytest
 
 from settle.base.errors import RunError, UsageError
 from settle.base.event_log import Events
+from settle.doctor.answerers import web
 from settle.doctor.answerers.served_model import Door
 from settle.doctor.checks.answers.forgotten_start import ForgottenStart
 from settle.doctor.doctor import Asked, doctor
@@ -176,7 +177,7 @@ def test_a_server_that_answers_nonsense_is_an_error_that_says_so(home, how):
 
 
 def test_no_server_and_one_that_never_answers_are_said_to_be(home, monkeypatch):
-    monkeypatch.setattr("settle.doctor.answerers.web.LOOK_SECONDS", 0.3)
+    monkeypatch.setattr(web, "LOOK_SECONDS", 0.3)
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Shapes) as server:  # listens, and nobody accepts
         address = f"http://127.0.0.1:{server.server_port}"
         with pytest.raises(RunError, match="does not answer within"):

@@ -67,7 +67,7 @@ def test_a_tuned_model_is_left_as_it_was(monkeypatch: pytest.MonkeyPatch) -> Non
     ranks, weight = Four(), torch.arange(4.0)
     run = job(max_steps=30)
     run.model.trainable = lambda: {"w": weight}
-    run.model.zero_grad = lambda set_to_none: None
+    run.model.zero_grad, run.model.modules = lambda set_to_none: None, list
     assert tuning._rehearsed(run, ranks, 0.6, 9.0) == COSTS
     assert ranks.asked == [(run, 12, 9.0)] and weight.tolist() == [0.0, 1.0, 2.0, 3.0]
     run.whole, run.initial = True, lambda name: torch.full((4,), 7.0)

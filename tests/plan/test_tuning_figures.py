@@ -200,7 +200,9 @@ class Probed:
     def __init__(self, clock: list[float], monkeypatch: pytest.MonkeyPatch, whole: bool, **loop: Any) -> None:
         self.plan, self.whole, self.batches, self.clock = plan(micro_batches=2, **loop), whole, Rows(), clock
         self.weight = torch.nn.Parameter(torch.zeros(3))
-        self.model: Any = SimpleNamespace(trainable=lambda: {"w": self.weight}, zero_grad=lambda set_to_none: None)
+        self.model: Any = SimpleNamespace(
+            trainable=lambda: {"w": self.weight}, zero_grad=lambda set_to_none: None, modules=list
+        )
         self.objective = self.corpus = self.tokenizer = SimpleNamespace(selection=None, byte_length=None)
         self.rates: list[float] = []
         self.drawn: list[int] = []

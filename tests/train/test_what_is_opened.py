@@ -15,7 +15,7 @@ from settle.model.architectures.llama import Llama
 from settle.train import live_run, thread_choice
 from settle.train import teacher as teachers
 from settle.train.live_run import LiveRun, open_base, tuned_model
-from settle.train.objectives import distill, dpo
+from settle.train.objectives import contrastive, distill, dpo, rank
 from settle.train.objectives.contrastive import Contrastive
 from settle.train.objectives.distill import Distill
 from settle.train.objectives.next_token import NextToken
@@ -202,7 +202,8 @@ def pairs() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     return torch.tensor(sum(texts, [])), torch.tensor(sum(targets, [])), bounds
 
 
-def test_rank_is_the_weighted_cross_entropy_of_its_scores() -> None:
+def test_rank_is_the_weighted_cross_entropy_of_its_scores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rank, "_reranker", lambda model: model)
     logits = torch.tensor([0.3, -1.2, 2.0])
 
     class Scores:
@@ -217,7 +218,10 @@ def test_rank_is_the_weighted_cross_entropy_of_its_scores() -> None:
     assert count == 3 == Rank().count(SimpleNamespace(cu_seqlens=pairs()[2]))  # type: ignore[arg-type]
 
 
-def test_contrastive_tells_the_own_passage_from_the_others_and_not_from_its_copy() -> None:
+def test_contrastive_tells_the_own_passage_from_the_others_and_not_from_its_copy(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(contrastive, "_encoder", lambda model: model)
     vectors = {(1,): [1.0, 0.0], (2, 2): [0.0, 1.0], (3,): [0.6, 0.8], (5, 6): [0.8, 0.6], (7,): [0.0, -1.0]}
 
     class Encoded:
@@ -238,6 +242,7 @@ def test_preferences_are_of_each_pair_in_its_place(monkeypatch: pytest.MonkeyPat
     """Of three pairs: by how much the worse answer costs more, to the base and to the tuned model."""
     nats = iter([torch.tensor([1.0, 4.0, 2.0, 9.0, 3.0, 3.0]), torch.tensor([1.0, 5.0, 4.0, 8.0, 1.0, 6.0])])
     monkeypatch.setattr(dpo, "answer_losses", lambda *_: next(nats))
+    monkeypatch.setattr(dpo, "as_decoder", lambda model: model)
     model: Any = SimpleNamespace(without_adapters=contextlib.nullcontext)
     base, tuned, rewards = dpo.DPO(beta=0.5)._ranked(model, *pairs())
     assert base.tolist() == [3.0, 7.0, 0.0] and tuned.tolist() == [4.0, 4.0, 5.0]
