@@ -16,7 +16,7 @@ ROOT = Path(__file__).parent.parent
 MOST_MODULES, MOST_METHODS, MOST_FUNCTION, MOST_FILE = 15, 15, 60, 400
 PAST = {"told", "said"}  # verbs of the past that are no names
 # Participles and gerunds that are the field's nouns, or names that people write.
-ESTABLISHED = {"cleaning", "encoding", "embedding", "forgetting", "pretrained", "settled"}
+ESTABLISHED = {"zed", "cleaning", "encoding", "embedding", "forgetting", "pretrained", "settled"}
 PARTICIPLE = re.compile(r"[a-z]*(ing|[^e]ed)$|taught|shrunk|grown|fallen|written|chosen|told|said|made|kept|found")
 
 

@@ -14,7 +14,7 @@ from settle.doctor.likelihood import shared_readers
 from settle.doctor.subject import Subject
 
 LOOK_SECONDS = 20.0  # after which no further check begins, but for vital ones
-QUICK_SECONDS = 1.0  # checks that take less come before the vital ones
+QUICK_SECONDS = 2.0  # checks that take less come before the vital ones, whose readers keep a file in memory
 
 
 @dataclass(frozen=True)

@@ -46,7 +46,7 @@ PAIR = re.compile(r"<arg_key>(.*?)</arg_key>\s*<arg_value>(.*?)</arg_value>", re
 
 # a name in the place of a call's, whatever the function
 ANY_NAME = re.compile(
-    r'"(?:name|function|tool_name|tool|function_name)"\s*:\s*"([\w.:/-]{1,128})"'
+    r'"(?:name|function|tool_name|tool|function_name)"\s*:\s*"([^"\\]{1,128})"'
     r'|<function(?:=|\s+name=")([\w.:/-]{1,128})|(?:^|[\s\[,\]>])([A-Za-z_][\w.:/-]{0,127})(?=\(|\{|\[ARGS\]|\n|<|:\d)',
 )
 
