@@ -281,9 +281,9 @@ def test_what_goes_back_to_what_it_was_while_it_is_read(collection, folder, monk
     write(file, TEXTS["food.md"] + "More.\n", ago=70)
     real = update_index.read_all
 
-    def while_reading(paths):
+    def while_reading(paths, **options):
         write(file, other, ago=60)
-        yield from real(paths)
+        yield from real(paths, **options)
 
     monkeypatch.setattr(update_index, "read_all", while_reading)
     update(collection, Events())

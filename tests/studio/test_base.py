@@ -138,10 +138,10 @@ def test_a_link_lets_in_once(browser, studio):
 
 
 BROWSER = """import os, re, sys, urllib.request
-page = sys.argv[1].removeprefix("file://")
-link = re.search('url=([^"]+)', open(page).read())[1]
+page = sys.argv[1].removeprefix("file://")  # it is gone once its link is used
+link, mode = re.search('url=([^"]+)', open(page).read())[1], oct(os.stat(page).st_mode)
 with urllib.request.urlopen(link, timeout=60) as answer:
-    print(sys.argv[1], oct(os.stat(page).st_mode), answer.status, file=open(os.environ["SEEN"], "w"))
+    print(sys.argv[1], mode, answer.status, file=open(os.environ["SEEN"], "w"))
 """
 
 

@@ -32,7 +32,7 @@ HERE = {
         from settle.base.errors import RunError
         from settle.studio.command_child import start_command
         try:
-            asyncio.run(start_command(["eval", "no such run"], lambda: False))
+            asyncio.run(start_command(["eval", "no such run"], lambda events: False))
         except RunError as e:
             assert "no such run" in str(e), e
     """,
