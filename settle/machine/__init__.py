@@ -11,7 +11,7 @@ from pathlib import Path
 from settle.base.files import home
 from settle.machine.accelerator import COMPUTE_DTYPES, Accelerator, accelerator
 from settle.machine.allocator import FreedMemory, keep_freed_memory
-from settle.machine.cores import Cores, cores, processor_name
+from settle.machine.cores import Cores, cores, cpu_seconds, processor_name
 from settle.machine.described_machine import Machine, described, machine_or_this, this_machine
 from settle.machine.memory import Memory, PeakMemory, disk_free, memory, read_from_disk, resident
 from settle.machine.power import Energy, EnergyMeter, Power, power
@@ -36,6 +36,7 @@ __all__ = [
     "ceiling",
     "commanded",
     "cores",
+    "cpu_seconds",
     "describe",
     "described",
     "disk_free",

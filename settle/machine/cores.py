@@ -35,6 +35,16 @@ def cores(root: Path = Path("/")) -> Cores:
     return Cores(logical, physical, len(allowed), quota, max(1, usable))
 
 
+def cpu_seconds(pid: int) -> float:
+    """Processor time of all threads of a process so far; 0 when there is none of that number."""
+    import psutil
+
+    try:
+        return sum(psutil.Process(pid).cpu_times()[:2])
+    except psutil.NoSuchProcess:
+        return 0.0
+
+
 def processor_name(root: Path = Path("/")) -> str:
     """The processor's own name, such as "Intel(R) Xeon(R) Processor"; the architecture where it has none. root: as of
     `cores`."""

@@ -51,6 +51,19 @@ def test_gguf(a_run, tmp_path, capsys):
     assert weights.metadata["settle.loss"] == 1.25 and weights.metadata["settle.base"] is True
 
 
+def test_a_wholly_tuned_model_recommends_what_its_run_did(tiny, home, monkeypatch, tmp_path, capsys):
+    run = Run.create("tune", "tuned")
+    keys = {"general.sampling.temp": 0.25, "general.sampling.top_k": 7}
+    exported = ExportedModel(
+        *("tuned", tiny.model, tiny.part, tiny.weights, tiny.tokenizer, tiny.held_out, {"loss": 1.25}), gguf_keys=keys
+    )
+    export_run_model(exported, run.out, Events())
+    write_json(run.path / "plan.json", {"tuning": {"base": "b"}})
+    monkeypatch.chdir(tmp_path)
+    assert main(["export", "tuned", "--to", "gguf", "--out", "again.gguf", "--json"]) == 0
+    assert read_gguf(tmp_path / "again.gguf").metadata.items() >= keys.items()
+
+
 def test_safetensors(a_run, tiny, tmp_path):
     assert main(["export", "notes", "--to", "safetensors", "--dtype", "bf16", "--out", str(tmp_path / "hf")]) == 0
     norm = read_safetensors(tmp_path / "hf").tensors["model.norm.weight"]

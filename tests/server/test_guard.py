@@ -19,11 +19,11 @@ import pytest
 from settle.base.chat_template import TemplateFailure
 from settle.infer.template_check import require_renders
 from settle.library.store import StoredModel, add_model, store
-from settle.machine import resident
+from settle.machine import cpu_seconds, resident
 from settle.server.errors import ApiError
 from settle.server.guard.guard import Limits
 from settle.server.guard.http_protocol import MOST_PIPELINED
-from settle.server.models import model_loader, model_pool
+from settle.server.models import loaded_model, model_loader, model_pool
 from settle.server.models.model_loader import PoolSettings
 from settle.server.requests.fields import parse
 from tests.base.bombs import COMPILED, REVIEW
@@ -263,6 +263,29 @@ def test_a_body_that_trickles_in(stocked, monkeypatch):
     with serving(stocked) as server, socket.create_connection(("127.0.0.1", server.port), timeout=20) as slow:
         slow.sendall(head("100") + b"{")
         assert slow.recv(100).startswith(b"HTTP/1.1 408")
+
+
+def test_bodies_that_do_not_end_keep_nobody_out(stocked):
+    """The one that was silent for the longest gives way."""
+    limits = Limits(requests=4)
+    with serving(stocked, PoolSettings(context=512, slots=1, threads=1), limits=limits) as server:
+        slow = [socket.create_connection(("127.0.0.1", server.port), timeout=20) for _ in range(6)]
+        try:
+            for one in slow[:4]:
+                one.sendall(head("100") + b"{")
+                time.sleep(0.05)
+            slow[0].sendall(b" ")
+            time.sleep(0.1)
+            assert [server.ask("/v1/chat/completions", CHAT).status for _ in range(3)] == [200] * 3
+            for one in slow[4:]:
+                one.sendall(head("100") + b"{")
+            for one in slow[1:3]:
+                assert one.recv(100).startswith(b"HTTP/1.1 408")
+            slow[0].sendall(b'"' + b"a" * 97)  # no JSON, and whole
+            assert slow[0].recv(100).startswith(b"HTTP/1.1 400")
+        finally:
+            for one in slow:
+                one.close()
 
 
 def test_too_many_requests(stocked):
@@ -551,6 +574,25 @@ def test_a_child_that_hangs_while_it_loads_delays_no_other(model_with, stocked, 
         waiting.close()
         assert until(lambda: not starting) and until(lambda: not process.is_running())
         assert server.ask("/v1/chat/completions", CHAT).status == 200
+
+
+def test_a_child_that_works_for_nobody_is_ended(model_with, stocked, monkeypatch):
+    """What only one request shows spins on in llama.cpp after its client has left; one that rests stays."""
+    monkeypatch.setattr(loaded_model, "REST_SECONDS", 1.0)
+    monkeypatch.setattr(model_pool, "CHECK_SECONDS", 0.2)
+    spins = "{% if messages[0].content == 'spin' %}{% set q = 'a' + 1 %}" + LOOP + "{% endif %}"
+    model_with("turns", spins + BODY)
+    with serving(stocked, PoolSettings(context=512, slots=1, threads=1)) as server:
+        for name in ("tiny", "turns"):
+            assert server.ask("/v1/chat/completions", CHAT | {"model": name}).status == 200
+        processes = {one.key.path.stem: psutil.Process(one.child.pid) for one in server.gateway.backend.pool.loaded()}
+        before = cpu_seconds(processes["turns"].pid)
+        asked = CHAT | {"model": "turns", "messages": [{"role": "user", "content": "spin"}]}
+        waiting = server.open("/v1/chat/completions", asked)
+        assert until(lambda: cpu_seconds(processes["turns"].pid) > before + 0.5) and processes["turns"].is_running()
+        waiting.close()
+        assert until(lambda: not processes["turns"].is_running())
+        assert processes["tiny"].is_running()
 
 
 def test_a_child_that_fills_the_memory_is_ended(model_with, stocked, monkeypatch):

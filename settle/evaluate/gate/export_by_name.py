@@ -24,10 +24,12 @@ from settle.formats.gguf.metadata import text
 from settle.formats.peft import CONFIG
 from settle.infer.live.exported_model import load
 from settle.library.pretrained import open_pretrained
+from settle.library.recommended_sampling import sampling_keys
 from settle.library.resolve import find_run
 from settle.library.run_models import models_of
 from settle.model.load_adapter import open_adapter
 from settle.model.pretrained import Pretrained
+from settle.model.source import Source
 
 
 def export_by_name(
@@ -72,6 +74,12 @@ def _gguf_keys(run: Run, architecture: GgufLayout) -> dict[str, object]:
     return keys_of(decision).metadata(architecture.gguf_architecture) if decision else {}
 
 
+def _recommended(run: Run) -> dict[str, object]:
+    """The keys of how its answers are drawn, as in the file that the run made; none where that is gone."""
+    file = run.out / f"{run.name}.gguf"
+    return sampling_keys(Source(file, "gguf", run.name), read_gguf(file).metadata) if file.exists() else {}
+
+
 def _exported(name: str, base: str | None, form: Format, events: Events) -> ExportedModel | ExportedAdapter:
     folder = Path(name).expanduser()
     if (folder / CONFIG).is_file():
@@ -92,7 +100,7 @@ def _model_of_run(run: Run, events: Events) -> ExportedModel:
     if (run.read("plan.json") or {}).get("tuning"):
         opened = open_pretrained(folder)
         texts, model = held_out_text(run, opened.tokenizer, events), opened.load(trainable=True).eval()
-        keys = _gguf_keys(run, opened.part)
+        keys = _recommended(run) | _gguf_keys(run, opened.part)
         return ExportedModel(
             run.name, model, opened.part, opened.weights, opened.tokenizer, texts, card, gguf_keys=keys
         )

@@ -21,7 +21,8 @@ METHODS = b"GET, HEAD, POST, DELETE, OPTIONS"
 
 @dataclass(frozen=True)
 class Limits:
-    """body: bytes. requests: at the same time. seconds: from the first byte to the last of the response."""
+    """body: bytes. requests: at the same time, and as many whose body is still on its way. seconds: from the first byte
+    to the last of the response."""
 
     body: int = 32 << 20
     requests: int = 256
@@ -51,7 +52,7 @@ class Guard:
         error: Callable[[str, ApiError], Mapping[str, object]],
     ) -> None:
         self.app, self._access, self._limits, self._error = app, access, limits, error
-        self._busy = 0
+        self._bodies: set[IncomingBody] = set()  # one for each request in progress
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "websocket":
@@ -72,14 +73,14 @@ class Guard:
                 return
             self._check_key(headers, scope["path"])
             self._check_length(headers)
-            if self._busy >= self._limits.requests and scope["path"] not in OPEN_PATHS:
-                raise ApiError(503, "too many requests at the same time", "overloaded", retry_seconds=5)
+            if scope["path"] not in OPEN_PATHS:
+                self._make_room()
         except ApiError as error:
             content = json.dumps(self._error(scope["path"], error)).encode()
             own = [(name.encode(), value.encode()) for name, value in error.headers.items()]
             await _respond(send, error.status, content, [*allowed, *own])
             return
-        self._busy += 1
+        self._bodies.add(body)
         watched = _WatchedSend(_with_headers(send, allowed) if allowed else send)
         try:
             async with asyncio.timeout(self._limits.seconds) as limit:
@@ -89,7 +90,17 @@ class Guard:
             if not watched.has_begun:
                 await _respond(watched, 504, json.dumps(self._error(scope["path"], self._too_slow())).encode(), [])
         finally:
-            self._busy -= 1
+            self._bodies.discard(body)
+
+    def _make_room(self) -> None:
+        """Of bodies that do not come to their end, the one that was silent for the longest gives way. Raises ApiError
+        where too many requests are being answered."""
+        unfinished = [body for body in self._bodies if not body.is_whole]
+        if len(self._bodies) - len(unfinished) >= self._limits.requests:
+            raise ApiError(503, "too many requests at the same time", "overloaded", retry_seconds=5)
+        waiting = [body for body in unfinished if not body.is_given_up]
+        if len(waiting) >= self._limits.requests:
+            min(waiting, key=lambda body: body.heard).give_up()
 
     def _too_slow(self) -> ApiError:
         return ApiError(504, f"no answer within {self._limits.seconds:.0f} s (--timeout)", "timeout")

@@ -11,13 +11,14 @@ import aiohttp
 from settle.infer.child_process import Child
 from settle.library.facts import Facts, Use
 from settle.library.store import stamp_of
-from settle.machine import resident
+from settle.machine import cpu_seconds, resident
 from settle.server.models.model_entry import ModelEntry
 
 AdapterFile = tuple[Path, str]  # and its stamp
 OnChange = Callable[[str, str], None]  # "loaded", "unloaded", "died" or "swapped", and the name of the model
 
 ANSWER_SECONDS = 20.0  # that a child is given to say that it lives, on a busy machine
+REST_SECONDS, RESTLESS = 20.0, 0.5  # a child that nobody asks for so long, and that keeps half a core busy, spins
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,7 @@ class LoadedModel:
     idle_seconds: float = 600.0
     busy: int = 0
     is_leaving: bool = False
+    _rest: tuple[float, float] | None = None  # since when nobody asks, and its processor time by then
 
     @property
     def url(self) -> str:
@@ -73,6 +75,21 @@ class LoadedModel:
     def expires(self) -> float:
         """Monotonic time from which it may be ended; infinity while it is busy or kept."""
         return float("inf") if self.busy or self.idle_seconds <= 0 else self.used + self.idle_seconds
+
+    def spins(self, now: float) -> bool:
+        """Whether it works on for nobody, as a chat template without an end does when its client has left. Asked now
+        and then."""
+        pid = self.child.pid
+        if self.busy or pid is None:
+            self._rest = None
+            return False
+        if self._rest is None or self._rest[0] < self.used:
+            self._rest = now, cpu_seconds(pid)
+        since, before = self._rest
+        if now - since < REST_SECONDS:
+            return False
+        self._rest = now, cpu_seconds(pid)
+        return self._rest[1] - before > RESTLESS * (now - since)
 
     async def answers(self) -> bool:
         """Whether the child answers at all: one that writes its memory to disk after a crash is a process, and dead."""

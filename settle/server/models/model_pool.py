@@ -240,7 +240,7 @@ class ModelPool:
         return ApiError(503, message, "insufficient_memory", "model", retry_seconds=10 if busy else None)
 
     async def _tidy(self) -> None:
-        """Ends children that were idle for too long, and forgets those that died unnoticed."""
+        """Ends children that were idle for too long or that work for nobody, and forgets those that died unnoticed."""
         while True:
             await asyncio.sleep(CHECK_SECONDS)
             now = time.monotonic()
@@ -249,5 +249,5 @@ class ModelPool:
                     continue  # it left while another one ended
                 if not model.child.alive():
                     await self._models.bury(model)
-                elif model.expires <= now:
+                elif model.expires <= now or model.spins(now):
                     await self._models.end(model)
