@@ -5,6 +5,7 @@ import socket
 import subprocess
 import sys
 import textwrap
+import time
 from pathlib import Path
 
 import psutil
@@ -160,6 +161,10 @@ def test_every_session_of_a_run_is_in_its_folder(can_watch, home):
     run = Run.create("train", "notes")
     for _ in range(2):
         Watched(f"from pathlib import Path; ledger.put_into(Path({str(run.path)!r}))")
+    until = time.monotonic() + 30
+    while not all('"closed"' in path.read_text() for path in (run.path / "audit").iterdir()):
+        assert time.monotonic() < until, "the watcher, which ends after what it watches, closes the ledger"
+        time.sleep(0.02)
     with session.ledger("train") as opened:
         opened.put_into(run.path)
     found = read_ledger(run.path)
