@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from settle.retrieve.answer.askable import AskableCollection
 
 Settings = Mapping[str, object]
+STOP_SECONDS = 10.0  # of a server, whose answers in flight end first
 
 
 class FinishedRun:
@@ -108,7 +109,7 @@ class Conversation:
         self._engine.start()
         try:
             self._session = ChatSession(self._engine, sampling, Events(), system, template, self.messages)
-        except BaseException:
+        except UsageError:
             self._engine.close()
             raise
 
@@ -167,7 +168,11 @@ class ServerProcess:
         atexit.unregister(self.close)
         if self._process.poll() is None:
             self._process.terminate()
-            self._process.wait()
+            try:
+                self._process.wait(STOP_SECONDS)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
 
 
 class Report:
