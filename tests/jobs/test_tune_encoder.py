@@ -212,3 +212,15 @@ def test_a_plan_says_its_steps_and_tokens(files: Path, home: Path) -> None:
     assert abs(twice["steps"] - 2 * once["steps"]) <= 1 and once["steps"] in range(10, 18)
     tokens = planned(files, home, steps=40, tokens=str(10 * whole["batch_tokens"]))
     assert tokens["steps"] == 10  # the tighter of the two limits
+
+
+def test_a_plan_without_an_end_is_made_for_the_usual_passes() -> None:
+    train = SimpleNamespace(num_inputs=24_000, num_rows=800, lengths=np.array([30, 41]))
+    asked = TuneSettings(model="m", inputs=["x"], batch_rows=8)
+    context = SimpleNamespace(
+        settings=asked, corpus=SimpleNamespace(train=train), objective_name="rank", source=SimpleNamespace(name="m"),
+        origin={}, events=Events(), plan=None, objective=None, optimizer=None,
+    )  # fmt: skip
+    stages.plan(cast(Any, context))
+    expected = stages.EPOCHS * 100
+    assert context.plan.warmup_steps == expected // 25 and context.plan.max_steps is None

@@ -105,6 +105,8 @@ def test_warm_steps_and_saves_are_told_apart(corpus: Corpus) -> None:
         assert slow.loop.checkpoint_steps == FEW
         step, save, _ = _step(np.array([9.0, 2.0, 2.2]), slow)
         assert step == pytest.approx(2.1) and save == 0.0
+    by_turns = np.tile([1.0, 3.0], 150)
+    assert _step(by_turns, _rehearsal(plan_of(corpus, False), 300))[2] == pytest.approx(0.5, rel=0.05)
     uneven = gaps_of(300, 5.0, 0, 0.0)
     uneven[100] = 200.0  # something else had the machine
     assert _step(uneven, _rehearsal(plan_of(corpus, False), 300))[0] == pytest.approx(2.0)

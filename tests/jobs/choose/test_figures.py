@@ -35,6 +35,7 @@ from settle.jobs.choose.ways import (
     Built,
     Failed,
     Measured,
+    build,
     changed_fact,
     possible_ways,
 )
@@ -404,6 +405,18 @@ def test_how_a_way_is_tuned(home, tmp_path):
     assert "Passages" not in texts[0][0] and "Passages" in texts[1][0] and "targets" in json.loads(texts[2][0])
     plain.rows.write_text("kept")
     assert tuning_recipe(work, TUNE).rows.read_text() == "kept", "an earlier session's run was made of it"
+
+
+def test_a_tuned_way_with_documents_takes_its_index_and_its_run(monkeypatch):
+    work = SimpleNamespace(index_seconds=40.0, search_seconds=0.5, events=None)
+    made = SimpleNamespace(seconds=300.0, ref="made", run="r")
+    for name, answer in {
+        "tuning_recipe": lambda *_: SimpleNamespace(command="settle tune"), "tuned": lambda *_: made,
+        "tuned_model": lambda *_: None, "_ready": lambda _: "", "with_fact_indexed_again": lambda _, way: way,
+    }.items():  # fmt: skip
+        monkeypatch.setattr(build, name, answer)
+    way = build._tune_documents(work)
+    assert way.build_seconds == 340.0 and way.search_seconds == 0.5
 
 
 def test_a_changed_answer_changes_nothing_else():

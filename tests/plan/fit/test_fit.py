@@ -105,6 +105,7 @@ def test_memory_is_what_its_parts_are():
     assert needed.cache == LLAMA.kv_bytes(8192)
     assert needed.total == needed.weights + needed.cache + needed.work + needed.runtime
     assert need(LLAMA, "q8_0", machine, 8192, texts=4).cache == 4 * needed.cache
+    assert needed.work == 4.0 * 512 * (2 * LLAMA.inner + LLAMA.vocab), "the widest layer twice, and the logits"
 
 
 def test_apple_leaves_a_share_to_its_system_and_two_cards_hold_twice():
