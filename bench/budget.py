@@ -258,7 +258,10 @@ def ended(folder: Path, name: str) -> dict[str, object]:
     """Verdict, steps, and the last rate as a share of the highest."""
     from settle.base.event_log import read_records
 
-    (path,) = (folder / "home" / "runs").glob(f"*-{name}-??????")
+    paths = sorted((folder / "home" / "runs").glob(f"*-{name}-??????"))
+    if not paths:
+        return {"verdict": "no run", "steps": 0, "last_rate": float("nan"), "shortened": "", "took": {}, "planned": {}}
+    path = paths[-1]
     records = list(read_records(path / "events.jsonl"))
     steps = [record for record in records if record["kind"] == "step"]
     phases = [record for record in records if record["kind"] == "phase"]

@@ -32,7 +32,6 @@ from settle.plan.outlook import TuningStart
 from settle.plan.phases import Phases, Waiting, export_seconds, give_way, with_phases
 from settle.plan.probe import SHARE_OF_TIME
 from settle.plan.settings import TuningSettings
-from settle.plan.tuning_plan import EPOCHS
 from settle.train.checkpoint import Weights
 from settle.train.evaluation import HeldOut, evaluate
 from settle.train.live_run import LiveRun, blocks
@@ -100,7 +99,7 @@ def look_ahead(
         measured = replace(measured, step_seconds=costs.step, step_spread=costs.spread, ranks=costs)
     plan, per_token, spent = job.plan, measured.evaluation_seconds, elapsed()
     of_step = measured.step_seconds / plan.loop.tokens_per_step
-    tokens = min(token_budget(plan, of_step, spent), float(job.corpus.train.num_tokens * EPOCHS))
+    tokens = min(token_budget(plan, of_step, spent), float(job.corpus.train.num_tokens * job.objective.passes))
     whole = _finally_evaluated(job, tokens)
     judge = per_token * (plan.held_out_tokens + whole)
     adds = plan.num_parameters if job.whole else sum(p.numel() for p in job.model.trainable().values())

@@ -22,7 +22,6 @@ from settle.train.training_plan import TrainingPlan, Tuning
 
 FULL = "full"
 MOST_PASSES = 20.0  # over the rows of a run without a budget
-EPOCHS = 3  # expected length of a run without a budget
 MOST_AT_ONCE = 8192  # tokens of a micro-batch, at most
 SMALL_SAMPLE = 16384  # held-out tokens of an evaluation when rows are few
 FIRST_VERDICT = 5 / 3  # epochs before the earliest verdict, when rows are few
@@ -50,14 +49,14 @@ def plan_tuning(settings: TuningSettings, origin: dict[str, str], corpus: RowCor
     require_sharding(settings, type(objective), base.part, device.kind, is_whole=adapter is None)
     kind = FULL if adapter_name == FULL else "adapter"
     rule = str(settings.optimizer.name)
-    rates = RATES[kind] | ({"lr": _adapter_rate(adapter, base, why)} if adapter else {})
+    rates = RATES[kind] | ({"lr": _adapter_rate(adapter, objective, base, why)} if adapter else {})
     optimizer = Optimizer.make(rule, settings.optimizer.over(rates if rule == "adamw" else {}).settings)
     per_row = corpus.train.num_inputs / corpus.train.num_rows
     micro = max(1, min(MOST_AT_ONCE, round(per_row * settings.batch_rows)))
     dtype = choose_dtype(settings.dtype, device, shapes(base.part, micro), why)
     rows, recompute = _Fit(settings, corpus, base, device, dtype, adapter, objective).choose(why)
     held_out = _sample(corpus, base.part.num_parameters, why)
-    loop = _loop(settings, corpus, rows, threads, why).model_copy(
+    loop = _loop(settings, corpus, objective.passes, rows, threads, why).model_copy(
         update={
             "evaluation_cost": _evaluation_cost(corpus, held_out),
             "seconds": requested_seconds(settings, device),
@@ -117,7 +116,9 @@ def _objective(
     return name, Objective.make(name, choice.settings).resolved(base)
 
 
-def _loop(settings: TuningSettings, corpus: RowCorpus, rows: int, threads: int, why: dict[str, str]) -> LoopPlan:
+def _loop(
+    settings: TuningSettings, corpus: RowCorpus, passes: float, rows: int, threads: int, why: dict[str, str]
+) -> LoopPlan:
     store = corpus.train
     tokens = max(1, round(store.num_inputs * settings.batch_rows / store.num_rows))
     per_epoch = store.num_rows / settings.batch_rows
@@ -130,9 +131,10 @@ def _loop(settings: TuningSettings, corpus: RowCorpus, rows: int, threads: int, 
     if max_steps and max_steps != settings.steps:
         option = f"--epochs {settings.epochs:g}" if max_steps == limits[2] else f"--tokens {settings.tokens}"
         why["steps"] = f"{option}: {per_epoch:,.1f} steps are an epoch, {tokens:,} tokens a step"
-    expected = max_steps or max(1, math.ceil(EPOCHS * per_epoch))
-    warmup = max(2, min(100, math.ceil(EPOCHS * per_epoch) // 25, expected // 10))
-    why["warmup_steps"] = f"4 % of {EPOCHS} passes over the rows, at most 10 % of the budget, 2 to 100"
+    usual = max(1, math.ceil(passes * per_epoch))
+    expected = max_steps or usual
+    warmup = max(2, min(100, usual // 25, expected // 10))
+    why["warmup_steps"] = f"4 % of {passes:g} passes over the rows, at most 10 % of the budget, 2 to 100"
     why["batch_tokens"] = f"{settings.batch_rows} rows of {tokens / settings.batch_rows:,.0f} tokens on average"
     return LoopPlan(
         tokens_per_step=tokens,
@@ -150,10 +152,10 @@ def _loop(settings: TuningSettings, corpus: RowCorpus, rows: int, threads: int, 
     )
 
 
-def _adapter_rate(adapter: Adapter, base: Pretrained, why: dict[str, str]) -> float:
+def _adapter_rate(adapter: Adapter, objective: Objective, base: Pretrained, why: dict[str, str]) -> float:
     """The learning rate of an adapter over this base, where nobody gives one."""
     width = base.part.options().layers[0].width
-    rate = adapter.rate(width)
+    rate = objective.rate(adapter, width)
     if rate != adapter.LEARNING_RATE:
         why["optimizer.lr"] = f"{adapter.LEARNING_RATE:g} at usual widths, more at {width}"
     return rate

@@ -93,8 +93,7 @@ class Watch:
     def _is_kept(self, last: Evaluation, state: LoopState) -> bool:
         """Whether the decayed weights are taken although others had a lower loss: by less than a standard error of the
         difference (the rule of Breiman et al. 1984), which is what the lowest of many is below by luck."""
-        is_few = self.trainer.objective.prefers_last and self.held_out.num_rows < FEW_ROWS
-        if not is_few or state.step != state.schedule.end or not state.best_step:
+        if not self.trainer.objective.prefers_last or state.step != state.schedule.end or not state.best_step:
             return False
         best = next(e for e in state.history if e.step == state.best_step)
         return len(best.blocks) > 1 and is_noise(last.blocks, best.blocks, stderrs=1.0)

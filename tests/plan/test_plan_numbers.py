@@ -148,7 +148,7 @@ def _rows(train: int = 120, held_out: int = 12, tokens: int = 50, longest: int =
 )
 def test_a_tuning_run_ends_at_the_least_of_what_was_asked(asked: dict[str, Any], steps: int | None) -> None:
     why: dict[str, str] = {}
-    loop = _loop(TuningSettings(batch_rows=8, **asked), _rows(), 4, 1, why)
+    loop = _loop(TuningSettings(batch_rows=8, **asked), _rows(), 3.0, 4, 1, why)
     assert loop.max_steps == steps
     assert (loop.tokens_per_step, loop.micro_batches, loop.sequence_length) == (400, 2, 79)
     assert ("steps" in why) == (steps is not None and steps != asked.get("steps"))
@@ -160,17 +160,18 @@ def test_a_tuning_run_ends_at_the_least_of_what_was_asked(asked: dict[str, Any],
 )
 def test_warm_up_checkpoints_and_decay_follow_the_steps(steps: int, warmup: int, checkpoint: int, decay: float) -> None:
     """Of rows that are many: their own warm-up would be longer."""
-    loop = _loop(TuningSettings(batch_rows=8, steps=steps), _rows(train=100_000), 8, 1, {})
+    loop = _loop(TuningSettings(batch_rows=8, steps=steps), _rows(train=100_000), 3.0, 8, 1, {})
     assert (loop.warmup_steps, loop.checkpoint_steps, loop.decay_fraction) == (warmup, checkpoint, decay)
 
 
 def test_few_rows_have_a_warm_up_of_their_passes() -> None:
     """Three passes of 1,000 rows are 375 steps, whatever the budget: 4 % of them."""
-    assert tuning_plan.EPOCHS == 3
-    loops = [_loop(TuningSettings(batch_rows=8, steps=steps), _rows(1000), 8, 1, {}) for steps in (300, 9000)]
+    loops = [_loop(TuningSettings(batch_rows=8, steps=steps), _rows(1000), 3.0, 8, 1, {}) for steps in (300, 9000)]
     assert [loop.warmup_steps for loop in loops] == [15, 15]
     # 74.25 steps are 75, of which three are 4 %
-    assert _loop(TuningSettings(batch_rows=8), _rows(198), 8, 1, {}).warmup_steps == 3
+    assert _loop(TuningSettings(batch_rows=8), _rows(198), 3.0, 8, 1, {}).warmup_steps == 3
+    # twice the passes: 148.5 steps are 149, of which five are 4 %
+    assert _loop(TuningSettings(batch_rows=8), _rows(198), 6.0, 8, 1, {}).warmup_steps == 5
 
 
 def test_an_evaluation_reads_more_of_few_rows_and_never_more_than_there_are() -> None:

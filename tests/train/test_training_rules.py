@@ -216,7 +216,7 @@ class PrefersLast(NextToken):
     [
         # higher by 0.1, give or take 0.15: no more than luck
         (PrefersLast(), (2.9, 3.3), 2, 1, 2),
-        (PrefersLast(), (2.9, 3.3), 2, 4, 1),  # sixteen rows choose
+        (PrefersLast(), (2.9, 3.3), 2, 4, 2),
         (NextToken(), (2.9, 3.3), 2, 1, 1),
         (PrefersLast(), (2.9, 3.3), 3, 1, 1),  # not decayed yet
         (PrefersLast(), (3.3, 3.6), 2, 1, 1),  # higher by 0.45, give or take 0.1

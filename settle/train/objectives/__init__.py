@@ -12,6 +12,7 @@ from torch import Tensor
 from settle.base.registry import Part
 from settle.data.batches import Batch
 from settle.data.store import TokenStore
+from settle.model.adapters import Adapter
 from settle.model.layers.freezable import FreezableModule
 from settle.model.layers.transfer import on_host, to_device
 from settle.model.pretrained import Pretrained
@@ -50,6 +51,7 @@ class Objective(Part):
     compares_with_base: ClassVar[bool] = False  # its reference is the model without its adapter
     takes_one_pass: ClassVar[bool] = False  # `loss` calls the model once: ranks can share out its weights
     segments_per_row: ClassVar[int] = 1  # segments of a batch that only mean something together
+    passes: ClassVar[float] = 3.0  # over the rows, that a tuning run without a budget is expected to take
     first_loss: ClassVar[float | None] = None  # every model's loss before its first step, where it is known
 
     @classmethod
@@ -104,6 +106,10 @@ class Objective(Part):
     def prepared(self, model: FreezableModule) -> Self:
         """Ready for `loss`. model: what is trained, on its device and with its compute type."""
         return self
+
+    def rate(self, adapter: Adapter, width: int) -> float:
+        """The learning rate of an adapter over a base of this hidden width, where nobody gives one."""
+        return adapter.rate(width)
 
     def bytes_beside(self, number: int) -> float:
         """Bytes that it needs beside the model. number: bytes of a number."""

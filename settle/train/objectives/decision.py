@@ -14,6 +14,7 @@ from settle.data.decisions.prompt import all_labels
 from settle.data.decisions.temperature import divergences, fit_temperature
 from settle.data.rows.store import RowStore
 from settle.data.store import TokenStore
+from settle.model.adapters import Adapter
 from settle.model.decoder import Decoder, as_decoder
 from settle.model.layers.freezable import FreezableModule
 from settle.model.layers.transfer import to_device
@@ -21,6 +22,7 @@ from settle.model.pretrained import Pretrained
 from settle.train.objectives import Objective, Rows, on_device
 from settle.train.objectives._definition import hidden_states, log_softmax, logits_of
 
+FAST_WIDTH, MOST_TIMES = 4096, 8.0  # hidden width below which the usual rate is raised, and how far at most
 FULL_LEAD_NATS = 10.0  # of one label before another, that a model has to be able to reach to learn its rows to the end
 
 
@@ -37,6 +39,7 @@ class Decision(Objective):
     needs_base: ClassVar[bool] = True
     judges_apart: ClassVar[bool] = False  # one temperature suits all
     prefers_last: ClassVar[bool] = True  # of many evaluations on a handful of rows the lowest is lucky
+    passes: ClassVar[float] = 6.0
 
     question: str = Field("", description="what is asked about each row of a table; made of its column's name if empty")
     shuffle: bool | None = Field(
@@ -63,6 +66,10 @@ class Decision(Objective):
     def prepared(self, model: FreezableModule) -> Self:
         """With the scale that this model's labels need."""
         return self.model_copy(update={"scale": self.scale or label_scale(as_decoder(model), self.labels)})
+
+    def rate(self, adapter: Adapter, width: int) -> float:
+        """Larger below `FAST_WIDTH`: few rows of one token each teach a narrow base too little at the usual rate."""
+        return max(adapter.rate(width), adapter.LEARNING_RATE * min(MOST_TIMES, FAST_WIDTH / width))
 
     @property
     def heat(self) -> float:
