@@ -65,7 +65,7 @@ class StudioGuard:
         headers = {name.lower(): value.decode("latin-1") for name, value in scope["headers"]}
         try:
             require_host(scope)
-            if scope["type"] == "http" and scope["path"] == ENTRY:
+            if scope["type"] == "http" and scope["method"] == "GET" and scope["path"] == ENTRY:
                 await self._enter(scope, send)
                 return
             _require_own_origin(headers)

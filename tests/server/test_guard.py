@@ -61,7 +61,18 @@ def test_a_services_log_does_not_get_the_key():
 
 @pytest.mark.parametrize(
     "host",
-    ["evil.example", "evil.example:7388", "127.0.0.1.evil.example", "localhost.evil.example", "10.0.0.1", "", "a b"],
+    [
+        "evil.example",
+        "evil.example:7388",
+        "127.0.0.1.evil.example",
+        "localhost.evil.example",
+        "10.0.0.1",
+        "",
+        "a b",
+        "localhost:80@evil",
+        "[::1]:80@evil",
+        "[::1]evil",
+    ],  # fmt: skip
 )
 def test_foreign_hosts(live, host):
     assert live.ask("/v1/models", headers={"Host": host}).status in (400, 403)

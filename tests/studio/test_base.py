@@ -137,6 +137,14 @@ def test_a_link_lets_in_once(browser, studio):
     second.close()
 
 
+def test_a_look_ahead_does_not_spend_the_link(studio):
+    link = studio.link
+    asked = urllib.request.Request(link, method="HEAD")
+    with pytest.raises(urllib.error.HTTPError, match="401"):
+        urllib.request.urlopen(asked, timeout=10)
+    assert studio.link == link
+
+
 BROWSER = """import os, re, sys, urllib.request
 page = sys.argv[1].removeprefix("file://")  # it is gone once its link is used
 link, mode = re.search('url=([^"]+)', open(page).read())[1], oct(os.stat(page).st_mode)

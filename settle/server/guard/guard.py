@@ -4,6 +4,7 @@ import asyncio
 import hmac
 import ipaddress
 import json
+import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
@@ -16,6 +17,7 @@ Headers = list[tuple[bytes, bytes]]
 
 OPEN_PATHS = frozenset({"/", "/health", "/v1/health"})  # answer without a key: that the server runs, nothing else
 TIME_LIMIT = "settle.time_limit"  # the asyncio.Timeout of a request, in its scope
+_HOST = re.compile(r"(?:\[([0-9a-f:.]+)\]|([^:\[\]@/]+))(?::\d{1,5})?")  # an address or a name, and a port
 METHODS = b"GET, HEAD, POST, DELETE, OPTIONS"
 
 
@@ -159,10 +161,9 @@ def require_host(scope: Scope, hosts: Collection[str] = (), is_local: bool = Tru
 
 
 def _host(header: str) -> str:
-    """The name in a Host header, without its port."""
-    if header.startswith("["):
-        return header[1:].partition("]")[0].lower()
-    return header.rpartition(":")[0].lower() if header.count(":") == 1 else header.lower().rstrip(".")
+    """The name in a Host header, without its port; the whole header where what follows is no port."""
+    found = _HOST.fullmatch(header.lower())
+    return (found[1] or found[2]).rstrip(".") if found else header
 
 
 def _preflight(headers: dict[bytes, str]) -> Headers:
