@@ -43,9 +43,9 @@ def plan_tuning(settings: TuningSettings, origin: dict[str, str], corpus: RowCor
     threads = use_torch_threads(settings.threads)
     why: dict[str, str] = {}
     adapter_name = str(settings.adapter.name)
-    adapter = None if adapter_name == FULL else Adapter.make(adapter_name, settings.adapter.settings)
     _check_quantize(settings.quantize, adapter_name, base)
     objective_name, objective = _objective(settings.objective, corpus, adapter_name, base, why)
+    adapter = None if adapter_name == FULL else _adapter(settings.adapter, objective, why)
     require_sharding(settings, type(objective), base.part, device.kind, is_whole=adapter is None)
     kind = FULL if adapter_name == FULL else "adapter"
     rule = str(settings.optimizer.name)
@@ -150,6 +150,15 @@ def _loop(
         seed=settings.seed,
         threads=threads,
     )
+
+
+def _adapter(asked: Choice, objective: Objective, why: dict[str, str]) -> Adapter:
+    """The adapter with the targets that suit the objective, where nobody names some."""
+    part = Adapter.part(str(asked.name))
+    if "targets" in part.model_fields and "targets" not in asked.settings and objective.adapts != "all-linear":
+        why["adapter.targets"] = "few rows are learned best by the last layers"
+        asked = asked.over({"targets": objective.adapts})
+    return part.model_validate(asked.settings)
 
 
 def _adapter_rate(adapter: Adapter, objective: Objective, base: Pretrained, why: dict[str, str]) -> float:

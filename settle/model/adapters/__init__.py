@@ -5,9 +5,10 @@ linear.
 """
 
 import difflib
+import re
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import ClassVar, Literal, Self
+from typing import ClassVar, Literal, Self, get_args
 
 import numpy as np
 import torch
@@ -22,6 +23,10 @@ from settle.model.layers.linear import Linear
 from settle.model.layers.linear_adapter import LinearAdapter
 
 PREFIX = "base_model.model."
+TargetName = Literal["all-linear", "last-third"]
+TARGET_NAMES = get_args(TargetName)
+LEAST_LAYERS = 4  # of the last third
+_LAYER = re.compile(r"\blayers\.(\d+)\.")
 
 
 class Adapter(Part):
@@ -95,14 +100,16 @@ class Adapter(Part):
         return sum(parameter.numel() for adapter in extras for parameter in adapter.parameters())
 
 
-def matching(linears: Iterable[str], targets: Sequence[str] | Literal["all-linear"]) -> list[str]:
+def matching(linears: Iterable[str], targets: Sequence[str] | TargetName) -> list[str]:
     """The linears that `targets` name, by their whole name or by its end, as in PEFT.
 
-    "all-linear": all but the head and the routers of experts. Raises UsageError naming what comes near.
+    "all-linear": all but the head and the routers of experts; "last-third": those of them in the last third of the
+    layers. Raises UsageError naming what comes near.
     """
     names = list(linears)
-    if targets == "all-linear":
-        return [name for name in names if not name.endswith("mlp.gate")]
+    if targets in TARGET_NAMES:
+        names = [name for name in names if not name.endswith("mlp.gate")]
+        return _last_third(names) if targets == "last-third" else names
     for target in targets:
         if not any(_fits(name, target) for name in names):
             ends = sorted({name.rpartition(".")[2] for name in names})
@@ -111,6 +118,13 @@ def matching(linears: Iterable[str], targets: Sequence[str] | Literal["all-linea
                 f"no linear of this model is called {target!r}", f"did you mean {', '.join(near or ends)}?"
             )
     return [name for name in names if any(_fits(name, target) for target in targets)]
+
+
+def _last_third(names: Sequence[str]) -> list[str]:
+    layers = [int(found[1]) if (found := _LAYER.search(name)) else -1 for name in names]
+    number = max(layers, default=-1) + 1
+    first = number - max(LEAST_LAYERS, round(number / 3))
+    return [name for name, layer in zip(names, layers, strict=True) if layer >= first]
 
 
 def _fits(name: str, target: str) -> bool:

@@ -5,13 +5,13 @@ Letters: r rank, I inputs and O outputs of a linear.
 
 import math
 from collections.abc import Iterable, Mapping
-from typing import ClassVar, Literal, Self
+from typing import ClassVar, Self
 
 import numpy as np
 from pydantic import Field, JsonValue, field_validator
 
 from settle.formats import LoraPairs, to_float32
-from settle.model.adapters import PREFIX, Adapter, matching
+from settle.model.adapters import PREFIX, TARGET_NAMES, Adapter, TargetName, matching
 from settle.model.adapters._lora_of_peft import require_plain, uniform
 from settle.model.decoder import Decoder
 from settle.model.layers.low_rank import LowRank
@@ -30,8 +30,10 @@ class LoRA(Adapter):
     alpha: float = Field(32.0, gt=0, description="scale of the update, which is multiplied by alpha / rank")
     rslora: bool = Field(False, description="scale by alpha / √rank instead (rsLoRA)")
     dropout: float = Field(0.0, ge=0, lt=1, description="dropout rate on the inputs of A during training")
-    targets: list[str] | Literal["all-linear"] = Field(
-        "all-linear", description="names of the linear layers to adapt, separated by commas; or all-linear"
+    targets: list[str] | TargetName = Field(
+        "all-linear",
+        description="names of the linear layers to adapt, separated by commas; or all-linear, or last-third: those of "
+        "the last third of the layers",
     )
     lr_ratio: float = Field(1.0, gt=0, description="learning rate of B divided by that of A; LoRA+ recommends 16")
 
@@ -39,7 +41,7 @@ class LoRA(Adapter):
     @classmethod
     def _listed(cls, value: object) -> object:
         """Names with commas between them, as a command line gives them."""
-        return value.split(",") if isinstance(value, str) and value != "all-linear" else value
+        return value.split(",") if isinstance(value, str) and value not in TARGET_NAMES else value
 
     @property
     def scale(self) -> float:

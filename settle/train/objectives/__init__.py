@@ -52,6 +52,7 @@ class Objective(Part):
     takes_one_pass: ClassVar[bool] = False  # `loss` calls the model once: ranks can share out its weights
     segments_per_row: ClassVar[int] = 1  # segments of a batch that only mean something together
     passes: ClassVar[float] = 3.0  # over the rows, that a tuning run without a budget is expected to take
+    adapts: ClassVar[str] = "all-linear"  # the targets of an adapter, where nobody names them
     first_loss: ClassVar[float | None] = None  # every model's loss before its first step, where it is known
 
     @classmethod

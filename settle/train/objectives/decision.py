@@ -40,6 +40,8 @@ class Decision(Objective):
     judges_apart: ClassVar[bool] = False  # one temperature suits all
     prefers_last: ClassVar[bool] = True  # of many evaluations on a handful of rows the lowest is lucky
     passes: ClassVar[float] = 6.0
+    # adapted from the first layer on, few rows are learned by heart from what the early layers read
+    adapts: ClassVar[str] = "last-third"
 
     question: str = Field("", description="what is asked about each row of a table; made of its column's name if empty")
     shuffle: bool | None = Field(
