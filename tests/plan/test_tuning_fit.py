@@ -184,7 +184,7 @@ def test_rows_choose_their_objective(kind: str, named: str | None, adapter: str,
 # --- the whole plan ---
 
 
-def planned(home: Any, part: Any = Llama.TINY, **asked: Any) -> Any:
+def planned(home: Any, part: Any = Llama.TINY, kind: str = "chat", **asked: Any) -> Any:
     """The plan of 120 rows of about 50 tokens, for a tiny model that others trained."""
     lengths = SimpleNamespace(max=lambda: 80)
 
@@ -193,12 +193,26 @@ def planned(home: Any, part: Any = Llama.TINY, **asked: Any) -> Any:
             num_rows=rows, num_documents=rows, num_inputs=50 * rows, segments_per_row=1, lengths=lengths
         )
 
-    corpus: Any = SimpleNamespace(kind="chat", train=store(120), selection=store(12))
+    corpus: Any = SimpleNamespace(kind=kind, train=store(120), selection=store(12))
     source = SimpleNamespace(path=home / "base.gguf", sha256="a" * 64)
     base: Any = SimpleNamespace(part=part, name="base", source=source, kinds={"F32": 10})
     layers = [("asked", {"threads": 1, "device": "cpu", "dtype": "float32", **asked})]
     resolved = resolve(TuningSettings, layers)
     return plan_tuning(resolved.value, resolved.origin, corpus, base)
+
+
+def test_decisions_are_learned_faster_and_by_the_last_layers(home: Any) -> None:
+    """Few rows of one token each; over a base that is wide as over others."""
+    rates = {64: 8.0, 512: 8.0, 1024: 4.0, 8192: 1.0}
+    for width, times in rates.items():
+        part = Llama.TINY.model_copy(update={"hidden_size": width})
+        plan = planned(home, part=part, kind="decision", objective={"name": "decision", "labels": [1, 2]})
+        assert plan.optimizer["lr"] == pytest.approx(times * LoRA.LEARNING_RATE)
+        assert plan.tuning.adapter["targets"] == "last-third" and plan.origin["adapter.targets"] == "derived"
+    named = planned(home, kind="decision", objective={"name": "decision", "labels": [1]}, adapter={"targets": "q_proj"})
+    assert named.tuning.adapter["targets"] == ["q_proj"]
+    whole = planned(home, kind="decision", objective={"name": "decision", "labels": [1, 2]}, adapter="full")
+    assert whole.optimizer["lr"] == RATES["full"]["lr"]
 
 
 def test_a_tuning_plan_has_the_rates_of_what_it_trains(home: Any) -> None:

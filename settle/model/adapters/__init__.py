@@ -123,7 +123,7 @@ def matching(linears: Iterable[str], targets: Sequence[str] | TargetName) -> lis
 def _last_third(names: Sequence[str]) -> list[str]:
     layers = [int(found[1]) if (found := _LAYER.search(name)) else -1 for name in names]
     number = max(layers, default=-1) + 1
-    first = number - max(LEAST_LAYERS, round(number / 3))
+    first = max(0, number - max(LEAST_LAYERS, round(number / 3)))
     return [name for name, layer in zip(names, layers, strict=True) if layer >= first]
 
 

@@ -303,3 +303,10 @@ def test_logits_of_a_narrow_table_are_widened_piece_by_piece(monkeypatch: pytest
 def test_targets_that_match_nothing_are_named() -> None:
     with pytest.raises(UsageError, match="q_porj.*did you mean q_proj"):
         LoRA(targets=["q_porj"]).apply(SHAPE.build(seed=1))
+
+
+@pytest.mark.parametrize(("layers", "first"), [(2, 0), (6, 2), (12, 8), (30, 20), (32, 21)])
+def test_the_last_third_is_four_layers_at_least(layers: int, first: int) -> None:
+    names = [f"model.layers.{n}.{part}" for n in range(layers) for part in ("self_attn.q_proj", "mlp.gate")]
+    wanted = [f"model.layers.{n}.self_attn.q_proj" for n in range(first, layers)]
+    assert LoRA(targets="last-third").targeted(["lm_head.other", *names]) == wanted
