@@ -107,7 +107,7 @@ def test_it_learns_to_decide_and_says_how_sure_it_may_be(
     assert made["questions"]["label"]["criteria"] == dict.fromkeys(sorted(WORDS))
     assert 0.02 < made["temperatures"]["choice"] < 50 and "{{ o.label }}" in made["template"]
     corpus = open_decisions(home / "tokens" / (Run.find("d").read("plan.json") or {})["corpus"])
-    sides = [corpus.rows(side) for side in ("held_out", "selection", "calibration")]
+    sides = [corpus.rows(side) for side in ("held_out", "selection")]
     judged, asked = len(sides[0]), [row for rows in sides for row in rows]
     assert len(made["confidences"]) == len(made["correct"]) == len(made["families"]) == len(asked)
     assert judged == made["report"]["rows"]
@@ -217,7 +217,7 @@ def test_a_short_context_is_exported_and_rows_that_judge_fit_no_temperature(
     assert code in (0, 3) and result["gate"]["passed"] and result["gate"]["checked"]["rows"] > 20
     made = json.loads(Path(result["files"]["decision"]).read_text())
     corpus = open_decisions(home / "tokens" / (Run.find("d").read("plan.json") or {})["corpus"])
-    fitting = [row for side in ("selection", "calibration") for row in corpus.rows(side)]
+    fitting = corpus.rows("selection")
     rows = fitting + corpus.rows("held_out")
     with Decider(result["files"]["gguf"], slots=1) as decider:
         shares = np.array([decider.decide(row.state, [row.question])[0].probabilities for row in rows])
@@ -234,7 +234,7 @@ def test_a_short_context_is_exported_and_rows_that_judge_fit_no_temperature(
 
 def test_other_orders_of_the_options_take_a_twentieth_of_a_time_budget_at_most() -> None:
     """They took more than everything else that is judged, which `--time 6m` planned as overhead and did not cut."""
-    spaces = {"held_out": 60, "selection": 30, "calibration": 30}
+    spaces = {"held_out": 60, "selection": 60}
     corpus = SimpleNamespace(**{name: SimpleNamespace(num_inputs=100 * n, num_rows=n) for name, n in spaces.items()})
     estimates = [
         DecisionContext.comparison_estimate(SimpleNamespace(corpus=corpus, budget=budget), 0.01)  # type: ignore[arg-type]
@@ -294,9 +294,9 @@ def test_options_change_places_each_epoch_and_texts_stay_on_one_side(tiny: Train
     )
     assert again.fingerprint == corpus.fingerprint != fixed.fingerprint
     assert (corpus.train.variants > 3, fixed.train.variants) == (True, 1), "options that never change keep their place"
-    sizes = [store.num_rows for store in (corpus.train, corpus.selection, corpus.calibration, corpus.held_out)]
-    assert sum(sizes) == 120 and sizes[3] == pytest.approx(24, abs=4) and min(sizes) >= 8
-    states = [{row.state for row in corpus.rows(side)} for side in ("train", "selection", "calibration", "held_out")]
+    sizes = [store.num_rows for store in (corpus.train, corpus.selection, corpus.held_out)]
+    assert sum(sizes) == 120 and sizes[2] == pytest.approx(24, abs=4) and min(sizes) >= 8
+    states = [{row.state for row in corpus.rows(side)} for side in ("train", "selection", "held_out")]
     assert len(set.union(*states)) == sum(map(len, states))
     keys = [row.question.options[row.best].key for row in corpus.rows("held_out")]
     assert min(keys.count(key) for key in WORDS) >= 5, "classes are spread over the sides"

@@ -32,7 +32,7 @@ from settle.data.settings import RowSettings
 from settle.data.workspace import publish, workspace
 from settle.documents.row_reader import RowReader
 
-_VERSION = 2  # of what is made of the same input
+_VERSION = 3  # of what is made of the same input
 MOST_TOKENS, FEWEST_VARIANTS, MOST_VARIANTS = 16 << 20, 4, 24
 FEWEST_ROWS = 20
 _PREVIEWS = 3
@@ -40,9 +40,8 @@ _PREVIEWS = 3
 
 @dataclass(frozen=True)
 class DecisionCorpus(RowCorpus):
-    """calibration: what fits the temperatures. labels: text → id of as many labels as any question has options."""
+    """selection: what fits the temperatures too. labels: text → id of as many labels as any question has options."""
 
-    calibration: RowStore
     labels: Mapping[str, int]
     prompt: DecisionPrompt
 
@@ -176,7 +175,7 @@ def _write(
     settings: RowSettings,
     ledger: Ledger,
 ) -> None:
-    """Builds the four stores. Raises DataError where a side would have no rows."""
+    """Builds the three stores. Raises DataError where a side would have no rows."""
     own = [encoder.encode(row, own_order(row.question)) for row in rows]
     longest = settings.max_tokens
     is_fitting = np.array([longest is None or len(encoded.ids) <= longest for encoded in own])

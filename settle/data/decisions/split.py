@@ -1,4 +1,4 @@
-"""Four sides: rows that train, that select the weights, that fit the temperatures, and that judge.
+"""Three sides: rows that train, that select the weights and fit the temperatures, and that judge.
 
 Nothing nearly the same is on two sides. Classes are spread evenly over the sides, since rows may be few.
 Legend: R rows.
@@ -13,10 +13,10 @@ from settle.data.decisions.rows import DecisionRow
 from settle.data.layouts import Example
 from settle.data.rows.families import row_families
 
-SIDES = ("train", "selection", "calibration", "held_out")
-TRAIN, SELECTION, CALIBRATION, HELD_OUT = range(4)
-HELD_OUT_SHARE, SELECTION_SHARE, CALIBRATION_SHARE = 0.2, 0.1, 0.1
-UNTRAINED_SHARE = HELD_OUT_SHARE + SELECTION_SHARE + CALIBRATION_SHARE
+SIDES = ("train", "selection", "held_out")
+TRAIN, SELECTION, HELD_OUT = range(3)
+HELD_OUT_SHARE, SELECTION_SHARE = 0.2, 0.1
+UNTRAINED_SHARE = HELD_OUT_SHARE + SELECTION_SHARE
 
 
 def split_decisions(
@@ -29,7 +29,7 @@ def split_decisions(
     judged = np.zeros(len(rows), bool) if given is None else np.asarray(given, bool)
     sides[np.isin(families, families[judged])] = -1
     sides[judged] = HELD_OUT
-    wanted = {SELECTION: SELECTION_SHARE, CALIBRATION: CALIBRATION_SHARE}
+    wanted = {SELECTION: SELECTION_SHARE}
     if given is None:
         wanted[HELD_OUT] = held_out
     # families of a class follow each other, and each takes the side that is furthest behind what it should have

@@ -33,7 +33,7 @@ from settle.train.live_run import open_base
 from settle.train.objectives.decision import Decision
 
 ZERO, MAJORITY, SIMPLE = "zero-shot", "majority class", "naive Bayes on the words"  # what a model is held against
-FITTING = ("selection", "calibration")  # sides that judge nothing and train nothing
+FITTING = "selection"  # the side that judges nothing and trains nothing
 FEW = 5  # rows of a class below which hardly anything is learned of it
 ORDERED_ROWS, FEWEST_ORDERED = 100, 8  # held-out rows that are asked in other orders, at most and at least
 ORDERS_SHARE = 0.05  # of a time budget, at most, goes to other orders
@@ -65,7 +65,7 @@ class DecisionContext(TuningContext):
 
     def comparison_estimate(self, seconds_per_token: float) -> float:
         held_out = self.corpus.held_out
-        asked = held_out.num_inputs + sum(getattr(self.corpus, side).num_inputs for side in FITTING)
+        asked = held_out.num_inputs + self.corpus.selection.num_inputs
         ordered = held_out.num_inputs * (ORDERS + 1) * min(1.0, ORDERED_ROWS / held_out.num_rows)
         most = math.inf if self.budget is None else ORDERS_SHARE * self.budget
         return float(seconds_per_token * asked + min(most, seconds_per_token * ordered))
@@ -83,7 +83,7 @@ def base(c: DecisionContext) -> None:
 
 
 def data(c: DecisionContext) -> None:
-    """Labelled rows on four sides; what they can and cannot show is said before anything runs."""
+    """Labelled rows on three sides; what they can and cannot show is said before anything runs."""
     if c.record is not None and restored_data(c, stored_corpus(str(c.record["corpus"]), open_decisions)):
         return
     assert c.base is not None
@@ -118,8 +118,8 @@ def _require_room(c: DecisionContext, context: int) -> None:
 
 def _describe(c: DecisionContext) -> None:
     corpus, ledger = c.corpus, c.corpus.ledger
-    uses = ("to train on", "to choose the weights by", "to fit the temperatures", "to judge")
-    stores = (corpus.train, corpus.selection, corpus.calibration, corpus.held_out)
+    uses = ("to train on", "to choose the weights and fit the temperatures by", "to judge")
+    stores = (corpus.train, corpus.selection, corpus.held_out)
     sides = [f"{store.num_rows:,} {use}" for store, use in zip(stores, uses, strict=True)]
     c.events.emit(Say(text=f"rows: {', '.join(sides)}"))
     for name, counted in ledger["classes"].items():
@@ -148,7 +148,7 @@ def zero_shot(c: DecisionContext) -> None:
     if c.record is not None:
         return
     fitting, judging = (
-        score_rows(c.live.model, c.decision, c.encoder, c.corpus.rows(side)) for side in ("calibration", "held_out")
+        score_rows(c.live.model, c.decision, c.encoder, c.corpus.rows(side)) for side in (FITTING, "held_out")
     )
     np.savez(c.run.path / ZERO_SHOT, fitting=fitting.scores, targets=fitting.targets, judging=judging.scores)
 
@@ -160,7 +160,7 @@ def compare(c: DecisionContext) -> None:
     corpus, model = c.corpus, c.live.model
     model.load_trainable(c.outcome.best)
     judging = corpus.rows("held_out")
-    fitting = score_rows(model, c.decision, c.encoder, [row for side in FITTING for row in corpus.rows(side)])
+    fitting = score_rows(model, c.decision, c.encoder, corpus.rows(FITTING))
     temperatures = fitting.temperatures()
     began = time.perf_counter()
     scored = score_rows(model, c.decision, c.encoder, judging)
@@ -206,7 +206,7 @@ def _untrained_rows(c: DecisionContext, *scored: np.ndarray) -> dict[str, list[A
     """What the file holds of the rows that trained nothing, by which a risk is promised: those that judge first.
     scored: probabilities and targets of those that fitted the temperatures, and of those that judge."""
     fitted, wanted, shares, targets = scored
-    stores = (c.corpus.held_out, *(getattr(c.corpus, side) for side in FITTING))
+    stores = (c.corpus.held_out, c.corpus.selection)
     return {
         "confidences": [*shares.max(-1).tolist(), *fitted.max(-1).tolist()],
         "correct": [hit > 0 for hit in _right(shares, targets) + _right(fitted, wanted)],
@@ -259,7 +259,7 @@ def _baselines(c: DecisionContext, judging: list[DecisionRow], scored: Scored) -
     """The probabilities (n, K) of what the model has to beat, by name. The simple classifier learns from every row that
     judges nothing, since it takes none to choose its weights."""
     width = scored.targets.shape[1]
-    learning = [row for side in ("train", *FITTING) for row in c.corpus.rows(side)]
+    learning = [*c.corpus.rows("train"), *c.corpus.rows(FITTING)]
     return {
         ZERO: _untrained(c, scored),
         MAJORITY: _majority(c.corpus.rows("train"), judging, width),
@@ -279,7 +279,7 @@ def _tests(
 def _untrained(c: DecisionContext, scored: Scored) -> np.ndarray:
     """The base's probabilities of the held-out rows, at the temperatures that suit the base."""
     with np.load(c.run.path / ZERO_SHOT) as saved:
-        types = np.array([row.question.type for row in c.corpus.rows("calibration")])
+        types = np.array([row.question.type for row in c.corpus.rows(FITTING)])
         temperatures = Scored(saved["fitting"], saved["targets"], types, c.decision.heat).temperatures()
         return Scored(saved["judging"], scored.targets, scored.types).probabilities(temperatures)
 

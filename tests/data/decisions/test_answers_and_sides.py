@@ -14,7 +14,7 @@ from settle.data.decisions.label_column import LabelColumn
 from settle.data.decisions.prompt import labels_of
 from settle.data.decisions.questions import Question
 from settle.data.decisions.rows import DecisionRow, decision_rows, state_columns
-from settle.data.decisions.split import CALIBRATION, HELD_OUT, SELECTION, TRAIN, split_decisions
+from settle.data.decisions.split import HELD_OUT, SELECTION, TRAIN, split_decisions
 from settle.data.settings import RowSettings
 from settle.data.tokenizer.byte_bpe import ByteBpeTokenizer
 
@@ -100,8 +100,8 @@ def test_sides_have_their_shares_and_every_class():
     rows = [row(state, number % 2) for number, state in enumerate(states(100))]
     sides, families = split_decisions(rows, 0.2)
     counts = Counter(sides.tolist())
-    assert counts == {TRAIN: 60, SELECTION: 10, CALIBRATION: 10, HELD_OUT: 20} and len(set(families.tolist())) == 100
-    for side in (TRAIN, SELECTION, CALIBRATION, HELD_OUT):
+    assert counts == {TRAIN: 70, SELECTION: 10, HELD_OUT: 20} and len(set(families.tolist())) == 100
+    for side in (TRAIN, SELECTION, HELD_OUT):
         of_a_class = [rows[i].best for i in np.flatnonzero(sides == side)]
         assert of_a_class.count(0) == of_a_class.count(1)
 
@@ -114,7 +114,7 @@ def test_kin_are_on_one_side_and_none_is_beside_given_rows():
     given = [number < 10 for number in range(80)]
     sides, _ = split_decisions(rows, 0.3, given)
     assert (sides[:10] == HELD_OUT).all() and (sides[60:70] == -1).all()
-    assert set(sides[10:60].tolist()) == {TRAIN, SELECTION, CALIBRATION}
+    assert set(sides[10:60].tolist()) == {TRAIN, SELECTION}
 
 
 @pytest.fixture(scope="module")
@@ -146,12 +146,12 @@ def table(tmp_path):
     return [{"text": text, "queue": "abc"[number % 3]} for number, text in enumerate(texts)]
 
 
-def test_a_table_becomes_four_stores(home, tmp_path, tokenizer, table):
+def test_a_table_becomes_three_stores(home, tmp_path, tokenizer, table):
     path = written(tmp_path / "rows.jsonl", [*table, table[0], {"text": "no label", "queue": None}])
     corpus = prepare_decisions([path], tokenizer, RowSettings())
-    sides = {side: getattr(corpus, side) for side in ("train", "selection", "calibration", "held_out")}
+    sides = {side: getattr(corpus, side) for side in ("train", "selection", "held_out")}
     counts = {side: store.num_rows for side, store in sides.items()}
-    assert counts == {"train": 36, "selection": 6, "calibration": 6, "held_out": 12}
+    assert counts == {"train": 42, "selection": 6, "held_out": 12}
     notes = corpus.ledger
     assert notes["unlabelled"] == 1 and notes["classes"] == {"queue": {"a": 20, "b": 20, "c": 20}}
     assert notes["contradictions"] == 0 and notes["shuffled"] == [] and list(corpus.labels) == ["A", "B", "C"]
@@ -169,8 +169,8 @@ def test_a_table_becomes_four_stores(home, tmp_path, tokenizer, table):
     assert prepare_decisions([path], tokenizer, RowSettings()).fingerprint == corpus.fingerprint
     asked = prepare_decisions([path], tokenizer, RowSettings(), "Which letter?", shuffle=True)
     assert asked.questions()["queue"].instructions == "Which letter?" and asked.fingerprint != corpus.fingerprint
-    assert asked.train.variants == 24 and asked.train.num_rows == 36 and asked.held_out.variants == 1
-    shown = asked.train.shares.argmax(1).reshape(36, 24)
+    assert asked.train.variants == 24 and asked.train.num_rows == 42 and asked.held_out.variants == 1
+    shown = asked.train.shares.argmax(1).reshape(42, 24)
     assert all(len(set(row.tolist())) == 3 for row in shown), "each row is asked with its options in other places"
 
 
@@ -180,7 +180,7 @@ def test_tables_that_teach_nothing_are_refused(home, tmp_path, tokenizer, table)
 
     with pytest.raises(DataError, match="19 labelled rows are too few"):
         prepared(table[:19])
-    assert prepared(table[:20]).train.num_rows == 12
+    assert prepared(table[:20]).train.num_rows == 14
     spelled = [{"state": r["text"], "questions": {"q": NOUL.to_json()}, "targets": {"q": True}} for r in table]
     with pytest.raises(DataError, match="every answer to 'q' is 'true'"):
         prepared(spelled)
