@@ -7,8 +7,8 @@ The interval: an answer given with confidence c is right with probability c - ga
 the rule of the lower end was chosen; that was done on 60, 150 and 400 rows, gaps of 0, 0.03, 0.08 and 0.15, confidences
 from Beta(5, 1.5).
 
-The risk: the cells of the third audit. Of each deployment n rows fit the temperature and n choose the weights; with
-2 n that judge they choose the threshold ("all"), or n rows do both alone ("n"). How often the true risk of the answers
+The risk: the cells of the third audit. Of each deployment n rows fit the temperature; with 2 n that
+judge they choose the threshold ("all"), or n rows do both alone ("n"). How often the true risk of the answers
 given, by the chances of 10,000 fresh rows, is above 5 %; how many are answered; how many could be at best.
 """
 
@@ -111,7 +111,7 @@ def risk(rounds: int, seed: int, sizes: list[int]) -> None:
             found = []
             for number in range(rounds):
                 random = np.random.default_rng([seed, cell.options, int(10 * cell.heat), cell.rows, number])
-                n, fit = (4 * cell.rows, 2 * cell.rows) if which == "all" else (cell.rows, cell.rows)
+                n, fit = (3 * cell.rows, cell.rows) if which == "all" else (cell.rows, cell.rows)
                 scores, own, _, families = cell.draw(random, n)
                 heat = fit_temperature(scores[:fit], np.eye(cell.options)[own[:fit]])
                 shares, ahead = probabilities(scores, heat), probabilities(fresh, heat)

@@ -65,7 +65,7 @@ def test_a_risk_that_cannot_be_promised_is_named(home, capsys):
     assert main(["decide", alike, STATES[0], "--refuse-above-risk", "5%"]) == 2
     err = " ".join(capsys.readouterr().err.split())
     assert "a risk of 5.0% takes 50 rows that trained nothing, and alike.gguf has 25 unlike ones" in err
-    assert "allow a risk of 10% or more, or tune on about 125 rows in all" in err
+    assert "allow a risk of 10% or more, or tune on about 167 rows in all" in err
     wrong = str(decision_model.write(home / "wrong.gguf", decision_model.keys(correct=(False,) * 100)))
     assert main(["decide", wrong, STATES[0], "--refuse-above-risk", "5%"]) == 3
     assert "even the surest are wrong too often" in " ".join(capsys.readouterr().err.split())
