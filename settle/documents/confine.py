@@ -20,6 +20,7 @@ _OF_THE_SYSTEM = (
     "/proc/self", "/proc/cpuinfo", "/proc/meminfo", "/proc/stat", "/sys/devices/system", "/dev/null", "/dev/zero",
     "/dev/urandom", "/dev/random",
 )  # fmt: skip
+_SETTLE = str(Path(__file__).parents[1])  # an editable install is not on the module path
 _CREATE_RULESET, _ADD_RULE, _RESTRICT_SELF = 444, 445, 446  # system calls, the same on every architecture
 _EXECUTE, _READ_FILE, _READ_DIR = 1 << 0, 1 << 2, 1 << 3
 _HANDLED = {1: 13, 2: 14, 3: 15, 4: 15, 5: 16}  # number of kinds of access to files, by Landlock's version
@@ -43,7 +44,7 @@ def confine(roots: Iterable[str] | None) -> None:
     if libc.prctl(_NO_NEW_PRIVILEGES, 1, 0, 0, 0) != 0:
         return
     if roots is not None:
-        _confine_files(libc, [*_OF_THE_SYSTEM, sys.prefix, sys.base_prefix, *filter(None, sys.path), *roots])
+        _confine_files(libc, [*_OF_THE_SYSTEM, _SETTLE, sys.prefix, sys.base_prefix, *filter(None, sys.path), *roots])
     _refuse_calls(libc)
 
 

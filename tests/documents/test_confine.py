@@ -62,3 +62,11 @@ def test_the_reader_reads_documents_below_its_roots_and_no_others(folders):
     reads = list(read_all(((file, reader_of(file.name) or "text") for file in files), roots=[mine]))
     assert [read.error for read in reads] == ["", *["cannot be read: Permission denied"] * 2, "", reads[1].error]
     assert not reads[1].blocks and reads[3].blocks[0].text == "text of a page"
+
+
+def test_an_editable_install_is_read_too(folders, monkeypatch):
+    """Its folder is not on the module path of a child, where nobody names it."""
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+    mine, _ = folders
+    (document,) = read_all([(mine / "a.txt", reader_of("a.txt"))], roots=[mine])
+    assert document.error == "" and document.blocks
