@@ -47,7 +47,7 @@ class Objective(Part):
     is_per_token: ClassVar[bool] = True  # the loss is nats per token, so it can be shown in bits per byte
     needs_base: ClassVar[bool] = False  # it can only train a pretrained model, with which it compares or is resolved
     judges_apart: ClassVar[bool] = True  # the held-out loss of a batch does not depend on the other batches
-    prefers_last: ClassVar[bool] = False  # of few rows, unless other weights are better than the last by their noise
+    prefers_last: ClassVar[bool] = False  # the decayed weights are taken, unless others are better by their noise
     compares_with_base: ClassVar[bool] = False  # its reference is the model without its adapter
     takes_one_pass: ClassVar[bool] = False  # `loss` calls the model once: ranks can share out its weights
     segments_per_row: ClassVar[int] = 1  # segments of a batch that only mean something together
