@@ -91,8 +91,8 @@ class Watch:
                 self._act_on(judgement, state)
 
     def _is_kept(self, last: Evaluation, state: LoopState) -> bool:
-        """Whether the decayed weights are taken although others had a lower loss: by less than two standard errors of the
-        difference, which is what the lowest of twenty is below by luck."""
+        """Whether the decayed weights are taken although others had a lower loss, by less than two standard errors: the
+        lowest of twenty is that much lower by luck."""
         if not self.trainer.objective.prefers_last or state.step != state.schedule.end or not state.best_step:
             return False
         best = next(e for e in state.history if e.step == state.best_step)
