@@ -237,17 +237,23 @@ def test_other_orders_of_the_options_take_a_twentieth_of_a_time_budget_at_most()
     spaces = {"held_out": 60, "selection": 60}
     corpus = SimpleNamespace(**{name: SimpleNamespace(num_inputs=100 * n, num_rows=n) for name, n in spaces.items()})
     estimates = [
-        DecisionContext.comparison_estimate(SimpleNamespace(corpus=corpus, budget=budget), 0.01)  # type: ignore[arg-type]
-        for budget in (None, 360.0)
+        DecisionContext.comparison_estimate(
+            SimpleNamespace(corpus=corpus, budget=budget, settings=SimpleNamespace(compare=compare)),  # type: ignore[arg-type]
+            0.01,
+        )
+        for budget, compare in ((None, True), (360.0, True), (None, False))
     ]
-    assert estimates == pytest.approx([0.01 * 12_000 + 0.01 * 6_000 * (ORDERS + 1), 0.01 * 12_000 + 18])
+    assert estimates == pytest.approx([120 + 0.01 * 6_000 * (ORDERS + 1), 120 + 18, 120])
     said: list[str] = []
     context = SimpleNamespace(
         seconds_to_compare=40.0, budget=100.0, phases={"export": 20.0}, leave_out_pace=lambda: said.append("no pace"),
+        settings=SimpleNamespace(compare=True),
         events=SimpleNamespace(emit=lambda event: said.append(event.text)),
     )  # fmt: skip
     assert _order_changes(context, [], per_row=0.2) is None  # type: ignore[arg-type]
     assert said == ["no pace", "there is no time to ask in another order of the options"]
+    context.settings.compare = False
+    assert _order_changes(context, [], per_row=0.2) is None and len(said) == 2  # type: ignore[arg-type]
 
 
 def bad(rows: list[dict[str, Any]], tmp_path: Path) -> Path:

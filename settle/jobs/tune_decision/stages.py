@@ -67,6 +67,8 @@ class DecisionContext(TuningContext):
         held_out = self.corpus.held_out
         asked = held_out.num_inputs + self.corpus.selection.num_inputs
         ordered = held_out.num_inputs * (ORDERS + 1) * min(1.0, ORDERED_ROWS / held_out.num_rows)
+        if not self.settings.compare:
+            ordered = 0.0
         most = math.inf if self.budget is None else ORDERS_SHARE * self.budget
         return float(seconds_per_token * asked + min(most, seconds_per_token * ordered))
 
@@ -229,7 +231,9 @@ def _refusals(surest: Mapping[str, list[Any]]) -> Iterator[str]:
 
 
 def _order_changes(c: DecisionContext, judging: list[DecisionRow], per_row: float) -> Interval | None:
-    """On as many rows as a time budget leaves time for. per_row: seconds of one answer."""
+    """On as many rows as a time budget leaves time for; not with --no-compare. per_row: seconds of one answer."""
+    if not c.settings.compare:
+        return None
     left, rows = c.seconds_to_compare, ORDERED_ROWS
     if left is not None and c.budget is not None:
         spare = min(left - c.phases.get(EXPORT, 0.0), ORDERS_SHARE * c.budget)
