@@ -153,7 +153,7 @@ def _loop(
 
 
 def _adapter(asked: Choice, objective: Objective, why: dict[str, str]) -> Adapter:
-    """The adapter with the targets that suit the objective, where nobody names some."""
+    """Make the adapter; its default targets are those that suit the objective."""
     part = Adapter.part(str(asked.name))
     if "targets" in part.model_fields and "targets" not in asked.settings and objective.adapts != "all-linear":
         why["adapter.targets"] = "few rows are learned best by the last layers"

@@ -109,7 +109,7 @@ class Objective(Part):
         return self
 
     def rate(self, adapter: Adapter, width: int) -> float:
-        """The learning rate of an adapter over a base of this hidden width, where nobody gives one."""
+        """Return the default learning rate of an adapter over a base of this hidden width."""
         return adapter.rate(width)
 
     def bytes_beside(self, number: int) -> float:

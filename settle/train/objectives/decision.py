@@ -40,7 +40,7 @@ class Decision(Objective):
     judges_apart: ClassVar[bool] = False  # one temperature suits all
     prefers_last: ClassVar[bool] = True  # of many evaluations on a handful of rows the lowest is lucky
     passes: ClassVar[float] = 6.0
-    # adapted from the first layer on, few rows are learned by heart from what the early layers read
+    # with every layer adapted, a small model memorizes few rows instead of learning their classes
     adapts: ClassVar[str] = "last-third"
 
     question: str = Field("", description="what is asked about each row of a table; made of its column's name if empty")
@@ -70,7 +70,7 @@ class Decision(Objective):
         return self.model_copy(update={"scale": self.scale or label_scale(as_decoder(model), self.labels)})
 
     def rate(self, adapter: Adapter, width: int) -> float:
-        """Larger below `FAST_WIDTH`: few rows of one token each teach a narrow base too little at the usual rate."""
+        """Higher below `FAST_WIDTH`: few rows of one token each teach a narrow base too little at the usual rate."""
         return max(adapter.rate(width), adapter.LEARNING_RATE * min(MOST_TIMES, FAST_WIDTH / width))
 
     @property
