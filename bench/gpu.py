@@ -6,7 +6,7 @@ Parts: `card` (its name, memory and ceilings), `agreement` (each work of tests/p
 the CPU, a resumed step among them, and the waits that CUDA itself reports), `steps` (tokens/s, share of the ceiling,
 peak memory against the forecast), `runs` (`settle train` to its end: resume after a kill, forecast, gate)
 and `peers` (bench/tune_speed.py on the same rows). `runs` needs --text, `peers` --model, --rows and --peer. The figures
-go to --out, and as a section into bench/RESULTS.md with --write.
+go to --out, and as a section to stdout.
 
 `--device cpu --tiny` runs the parts that need no card on small sizes, so that this file is known to work without one.
 """
@@ -26,7 +26,6 @@ ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "bench")]
 from gpu_memory import SHAPES, Shape, step_bytes, step_of  # noqa: E402  beside this file
 
-RESULTS, HEADING = ROOT / "bench/RESULTS.md", "# On a card"
 TINY = (Shape("llama", 100_000, 256, 32, 128, "float32"), Shape("qwen3", 100_000, 256, 32, 128, "bfloat16", "adamw"))
 TIMED = 8  # steps after the two that warm up
 
@@ -148,9 +147,9 @@ PARTS: dict[str, Callable[[argparse.Namespace], Any]] = {
 
 
 def section(found: dict[str, Any]) -> str:
-    """The figures as they stand in RESULTS."""
+    """The figures, for a person."""
     here = found.get("card", {})
-    lines = [HEADING, f"{here.get('name')}, torch {here.get('torch')}, `python bench/gpu.py`.", ""]
+    lines = [f"{here.get('name')}, torch {here.get('torch')}, `python bench/gpu.py`.", ""]
     if "agreement" in found:
         entries = found["agreement"].values()
         lines.append(
@@ -186,7 +185,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--rows", type=Path, help="rows to tune on, for `peers`")
     parser.add_argument("--peer", action="append", default=[], help="NAME=VENV, as bench/tune_speed.py takes it")
     parser.add_argument("--out", type=Path, default=Path("gpu.json"))
-    parser.add_argument("--write", action="store_true", help="write the section of bench/RESULTS.md")
     asked = parser.parse_args(arguments)
     import torch
 
@@ -206,9 +204,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         found[name] = PARTS[name](asked)
         asked.out.write_text(json.dumps(found, indent=1))
     print(section(found))
-    if asked.write:
-        before = RESULTS.read_text().partition(f"\n{HEADING}\n")[0]
-        RESULTS.write_text(f"{before.rstrip()}\n\n{section(found)}")
     return 0
 
 

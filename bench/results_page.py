@@ -18,7 +18,7 @@ PAGE = FOLDER / "README.md"
 HEAD = """# Results
 
 Made by `python bench/results_page.py` from the rows beside it; a missed bar is a row like any other. Figures of earlier
-versions are in [RESULTS](../RESULTS.md).
+versions are in the history of these files.
 """
 
 
@@ -43,7 +43,7 @@ def page() -> str:
     for path in sorted(FOLDER.glob("*.toml")):
         rows = [Row.model_validate(row) for row in tomllib.loads(path.read_text(encoding="utf-8"))["row"]]
         met = sum(row.met for row in rows)
-        parts.append(f"\n## {path.stem.rpartition('-')[2].capitalize()}: {met} of {len(rows)} bars met\n")
+        parts.append(f"\n## {path.stem.capitalize()}: {met} of {len(rows)} bars met\n")
         parts.append("| | claim | figure | bar | judged on | command |\n|---|---|---|---|---|---|\n")
         parts += [_line(row) for row in rows]
     return "".join(parts)

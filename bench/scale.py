@@ -1,4 +1,4 @@
-"""A run on many ranks: the same curve, what killed ranks and full disks leave, memory, speed; the figures of RESULTS.
+"""A run on many ranks: the same curve, what killed ranks and full disks leave, memory, speed.
 
     python bench/scale.py TEXTS all                      # every part below, in turn; Linux, as root
     python bench/scale.py TEXTS curves --steps 120       # 1, 2, 3, 4 ranks, two of them in each network namespace

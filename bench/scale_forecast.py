@@ -1,4 +1,4 @@
-"""The time that a run on many ranks takes, against its forecast and that of one process; the figures of RESULTS.
+"""The time that a run on many ranks takes, against its forecast and that of one process.
 
     python bench/scale_forecast.py TEXTS --ranks 2 [--runs 8] [--seed 0]
 

@@ -79,7 +79,7 @@ def test_every_file_of_ours_that_is_named_is_there(page: Path) -> None:
     assert all((ROOT / name).exists() for name in named), named
 
 
-@pytest.mark.parametrize("page", [*PAGES, ROOT / "bench" / "RESULTS.md"], ids=lambda page: page.name)
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "bench/results/README.md"], ids=lambda page: page.name)
 def test_no_page_has_the_marks_of_a_merge(page: Path) -> None:
     assert not re.search(r"^(<<<<<<<|>>>>>>>) ", page.read_text(encoding="utf-8"), re.M)
 

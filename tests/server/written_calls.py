@@ -1,7 +1,7 @@
 """Answers of models with tools, as they are really written: calls in each usual form, and texts that are no calls.
 
 Each form is written twice in `written_calls.json`: the first of each pair was used while the reader was made, the
-second only judged it, once: bench/RESULTS.md, part *Steady*.
+second only judged it, once.
 """
 
 import json
