@@ -59,7 +59,7 @@ def job(whole: bool = False, dtype: str = "float32", recompute: int = 0, **loop:
         plan=made,
         corpus=corpus,
         model=model,
-        objective=SimpleNamespace(rows="examples"),
+        objective=SimpleNamespace(rows="examples", passes=3.0),
         whole=whole,
         judged_tokens=lambda steps: int(9 * steps),
     )

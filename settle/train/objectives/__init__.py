@@ -18,6 +18,7 @@ from settle.model.layers.transfer import on_host, to_device
 from settle.model.pretrained import Pretrained
 from settle.train.settled import frequency_loss
 
+MOST_TIMES = 8.0  # that a rate is raised
 FLOOR_TOKENS = 1 << 20  # tokens of the training text whose frequencies are counted
 
 Rows = Literal["text", "preference", "pair", "decision"]
@@ -52,6 +53,7 @@ class Objective(Part):
     takes_one_pass: ClassVar[bool] = False  # `loss` calls the model once: ranks can share out its weights
     segments_per_row: ClassVar[int] = 1  # segments of a batch that only mean something together
     passes: ClassVar[float] = 3.0  # over the rows, that a tuning run without a budget is expected to take
+    fast_below: ClassVar[float] = 0  # hidden width below which an adapter's rate is raised
     adapts: ClassVar[str] = "all-linear"  # the targets of an adapter, where nobody names them
     first_loss: ClassVar[float | None] = None  # every model's loss before its first step, where it is known
 
@@ -110,7 +112,7 @@ class Objective(Part):
 
     def rate(self, adapter: Adapter, width: int) -> float:
         """Return the default learning rate of an adapter over a base of this hidden width."""
-        return adapter.rate(width)
+        return max(adapter.rate(width), adapter.LEARNING_RATE * min(MOST_TIMES, self.fast_below / width))
 
     def bytes_beside(self, number: int) -> float:
         """Bytes that it needs beside the model. number: bytes of a number."""

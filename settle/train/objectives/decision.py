@@ -14,7 +14,6 @@ from settle.data.decisions.prompt import all_labels
 from settle.data.decisions.temperature import divergences, fit_temperature
 from settle.data.rows.store import RowStore
 from settle.data.store import TokenStore
-from settle.model.adapters import Adapter
 from settle.model.decoder import Decoder, as_decoder
 from settle.model.layers.freezable import FreezableModule
 from settle.model.layers.transfer import to_device
@@ -22,7 +21,6 @@ from settle.model.pretrained import Pretrained
 from settle.train.objectives import Objective, Rows, on_device
 from settle.train.objectives._definition import hidden_states, log_softmax, logits_of
 
-FAST_WIDTH, MOST_TIMES = 4096, 8.0  # hidden width below which the usual rate is raised, and how far at most
 FULL_LEAD_NATS = 10.0  # of one label before another, that a model has to be able to reach to learn its rows to the end
 
 
@@ -40,6 +38,7 @@ class Decision(Objective):
     judges_apart: ClassVar[bool] = False  # one temperature suits all
     prefers_last: ClassVar[bool] = True  # of many evaluations on a handful of rows the lowest is lucky
     passes: ClassVar[float] = 6.0
+    fast_below: ClassVar[float] = 4096  # few rows of one token each teach a narrow base too little at the usual rate
     # with every layer adapted, a small model memorizes few rows instead of learning their classes
     adapts: ClassVar[str] = "last-third"
 
@@ -68,10 +67,6 @@ class Decision(Objective):
     def prepared(self, model: FreezableModule) -> Self:
         """With the scale that this model's labels need."""
         return self.model_copy(update={"scale": self.scale or label_scale(as_decoder(model), self.labels)})
-
-    def rate(self, adapter: Adapter, width: int) -> float:
-        """Higher below `FAST_WIDTH`: few rows of one token each teach a narrow base too little at the usual rate."""
-        return max(adapter.rate(width), adapter.LEARNING_RATE * min(MOST_TIMES, FAST_WIDTH / width))
 
     @property
     def heat(self) -> float:
