@@ -35,7 +35,7 @@ def evaluating(model: "Decoder") -> Iterator[None]:
 def logprobs(model: "Decoder", ids: Sequence[int], positions: Sequence[int], filled: bool = False) -> "Tensor":
     """Natural log-probabilities (len(positions), V), float32, of the token after each position of one sequence.
 
-    filled: a second segment, which the first does not see, makes the number of rows a multiple of ROWS.
+    filled: further tokens at the end, which none before them sees, make the number of rows a multiple of ROWS.
     """
     import torch
 
@@ -43,7 +43,7 @@ def logprobs(model: "Decoder", ids: Sequence[int], positions: Sequence[int], fil
         device = model.device
         filling = -len(ids) % ROWS if filled else 0
         inputs = torch.tensor([*ids, *[ids[-1]] * filling], dtype=torch.long).to(device)
-        ends = torch.tensor(sorted({0, len(ids), len(inputs)}), dtype=torch.int32).to(device)
+        ends = torch.tensor([0, len(inputs)], dtype=torch.int32).to(device)
         hidden = model(inputs, ends)[torch.tensor(list(positions)).to(device)]
         return model.logits(hidden.float()).log_softmax(-1)
 
