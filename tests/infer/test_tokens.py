@@ -20,6 +20,7 @@ from settle.infer.tokens.token_reader import TokenReader
 from settle.infer.tokens.token_text import token_texts
 from settle.library.reference import ModelRef
 from settle.model.source import Source
+from tests.model.architectures.cases import CASES
 from tests.trained import adapter, merged
 
 TEXT = "def f(self, x):\n    return self.x[1:]"
@@ -145,6 +146,13 @@ def test_a_text_that_grows_is_written_with_few_numbers_of_rows(tiny):
         (filled,) = logprobs(tiny.model, ids, [len(ids) - 1], filled=True)
         assert token == filled.argmax() and (plain - filled).abs().max() < 1e-4
         ids.append(token)
+
+
+def test_filled_rows_change_no_angle_of_a_long_rope():
+    """Segments of more than 16 tokens turn by other angles; 12 tokens are filled up to 32."""
+    model, ids = CASES["phi3-longrope"].build(seed=1), list(range(4, 16))
+    plain, filled = (logprobs(model, ids, [11], filled=filled) for filled in (False, True))
+    assert (plain - filled).abs().max() < 1e-4
 
 
 def test_a_branch_keeps_what_stands_before_it(reader):

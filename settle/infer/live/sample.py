@@ -35,7 +35,8 @@ def evaluating(model: "Decoder") -> Iterator[None]:
 def logprobs(model: "Decoder", ids: Sequence[int], positions: Sequence[int], filled: bool = False) -> "Tensor":
     """Natural log-probabilities (len(positions), V), float32, of the token after each position of one sequence.
 
-    filled: further tokens at the end, which none before them sees, make the number of rows a multiple of ROWS.
+    filled: further tokens at the end, which none before them sees, make the number of rows a multiple of ROWS; in the
+    same segment, since a kernel is compiled for every length of one.
     """
     import torch
 
@@ -43,7 +44,10 @@ def logprobs(model: "Decoder", ids: Sequence[int], positions: Sequence[int], fil
         device = model.device
         filling = -len(ids) % ROWS if filled else 0
         inputs = torch.tensor([*ids, *[ids[-1]] * filling], dtype=torch.long).to(device)
-        ends = torch.tensor([0, len(inputs)], dtype=torch.int32).to(device)
+        # a model that turns long segments by other angles (longrope) must not see a longer one
+        apart = any(layer.rope.long_after is not None for layer in model.options.layers)
+        bounds = {0, len(ids), len(inputs)} if apart else {0, len(inputs)}
+        ends = torch.tensor(sorted(bounds), dtype=torch.int32).to(device)
         hidden = model(inputs, ends)[torch.tensor(list(positions)).to(device)]
         return model.logits(hidden.float()).log_softmax(-1)
 
