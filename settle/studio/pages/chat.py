@@ -178,19 +178,23 @@ class Talk:
         with self.log:
             turn = Turn.add(text, "AB" if self.blind else self.models)
         self.message.put("")
+        self.log.props["aria-busy"] = "true"  # read aloud once it is whole
         try:
             turn.pair = await self._answer(turn, text, settings)
+            self.turns.append(turn)
+            if turn.pair:
+                with turn.below:
+                    for choice, label in VOTES.items():
+                        button(label, partial(self._vote, turn, choice))
+                await self._count()
         except SettleError:
-            turn.place.delete()
-            self.message.put(text)
+            if turn not in self.turns:
+                turn.place.delete()
+                self.message.put(text)
             raise
-        self.turns.append(turn)
-        if turn.pair:
-            with turn.below:
-                for choice, label in VOTES.items():
-                    button(label, partial(self._vote, turn, choice))
-            await self._count()
-        self._show()
+        finally:  # together with the button that sends: a message typed from now on is not lost
+            self.log.props["aria-busy"] = "false"
+            self._show()
 
     async def _answer(self, turn: Turn, text: str, settings: Mapping[str, Any]) -> AnswerPair | None:
         """Shows the answers as they are written; the pair of two."""
@@ -211,7 +215,6 @@ class Talk:
                 return None
 
         self.stopper.set_visibility(True)
-        self.log.props["aria-busy"] = "true"  # read aloud once it is whole
         task = asyncio.ensure_future(in_thread(work))
         try:
             while not task.done():
@@ -221,7 +224,6 @@ class Talk:
             self._show_answers(turn, NOTHING)
         finally:
             self.stopper.set_visibility(False)
-            self.log.props["aria-busy"] = "false"
             self.note.text = " ".join(event.text for event in events if isinstance(event, Warn))
         self.messages = messages
         return pair
