@@ -5,15 +5,18 @@
 
 import argparse
 import ast
+import functools
 import json
 import re
 import sys
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-MOST_MODULES, MOST_METHODS, MOST_FUNCTION, MOST_FILE = 15, 15, 60, 400
+MOST_FUNCTION = 60
+SMALL_MODULE, FEW_LINES = 80, 40  # lines of a module that belongs into its only importer; of a file that is hardly one
+UNTYPED = re.compile(r"(?:dict|Mapping)\[str, object\]")
 PAST = {"told", "said"}  # verbs of the past that are no names
 # Participles and gerunds that are the field's nouns, or names that people write.
 ESTABLISHED = {"zed", "cleaning", "encoding", "embedding", "forgetting", "pretrained", "settled"}
@@ -95,20 +98,50 @@ def cycles(edges: dict[str, set[str]]) -> list[list[str]]:
     return found
 
 
-def long_things(path: Path, text: str, tree: ast.AST) -> Iterator[tuple[str, str]]:
-    """(what, where) for every file, function and class past its limit."""
-    where, lines = str(path.relative_to(ROOT)), text.splitlines()
-    if len(lines) > MOST_FILE:
-        yield f"files over {MOST_FILE} lines", f"{where} ({len(lines)})"
+def long_functions(path: Path, text: str, tree: ast.AST) -> Iterator[str]:
+    """Yield every function over the limit."""
+    lines = text.splitlines()
     for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             size = non_blank("\n".join(lines[node.lineno - 1 : node.end_lineno]))
             if size > MOST_FUNCTION:
-                yield f"functions over {MOST_FUNCTION} lines", f"{where}:{node.name} ({size})"
-        elif isinstance(node, ast.ClassDef):
-            methods = sum(isinstance(item, ast.FunctionDef | ast.AsyncFunctionDef) for item in node.body)
-            if methods > MOST_METHODS:
-                yield f"classes over {MOST_METHODS} methods", f"{where}:{node.name} ({methods})"
+                yield f"{path.relative_to(ROOT)}:{node.name} ({size})"
+
+
+@functools.cache
+def is_family(folder: Path) -> bool:
+    """Return whether a folder's `__init__` holds the contract of a family of parts."""
+    init = folder / "__init__.py"
+    return (
+        init.exists()
+        and re.search(r"^class \w+\(([^)]*, *)?Part\b", init.read_text(encoding="utf-8"), re.M) is not None
+    )
+
+
+def found_by_its_place(path: Path, text: str) -> bool:
+    """Return whether nothing has to import a module: a part of a family, a package's `__init__`, a child's program."""
+    return path.stem.startswith("__") or any(map(is_family, path.parents[:2])) or "\nif __name__ ==" in text
+
+
+def lone_modules(texts: dict[Path, str], importers: dict[str, set[str]]) -> list[str]:
+    """Return the small modules that only one other module imports: they belong into that one."""
+    return [
+        f"{path.relative_to(ROOT)} ({len(text.splitlines())}), for {next(iter(users))}"
+        for path, text in texts.items()
+        if len(text.splitlines()) < SMALL_MODULE
+        and len(users := importers[module_name(path)]) == 1
+        and not found_by_its_place(path, text)
+    ]
+
+
+def shared_names(trees: dict[Path, ast.Module]) -> list[str]:
+    """Return the public classes whose name three rooms give to different things."""
+    rooms: dict[str, set[str]] = defaultdict(set)
+    for path, tree in trees.items():
+        for node in tree.body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                rooms[node.name].add(path.relative_to(ROOT / "settle").parts[0])
+    return [f"{name}: {', '.join(sorted(where))}" for name, where in sorted(rooms.items()) if len(where) > 2]
 
 
 def past_names(tree: ast.AST) -> int:
@@ -127,35 +160,38 @@ def is_bare_participle(path: Path) -> bool:
 
 
 def measure(folder: Path) -> dict[str, object]:
-    """Every figure of the house, by name."""
-    paths = sources(folder)
+    """Return every figure of the house, by name."""
+    texts = {path: path.read_text(encoding="utf-8") for path in sources(folder)}
+    trees = {path: ast.parse(text) for path, text in texts.items()}
     known = {module_name(path) for path in sources(ROOT / "settle")}
-    lines = anys = hidden = past = 0
-    edges: dict[str, set[str]] = defaultdict(set)
-    long: dict[str, list[str]] = defaultdict(list)
-    for path in paths:
-        text = path.read_text(encoding="utf-8")
-        tree = ast.parse(text)
-        lines, anys = lines + non_blank(text), anys + num_any(tree)
-        hidden, past = hidden + in_functions(tree), past + past_names(tree)
-        edges[module_name(path)] |= {name for name, _ in own_imports(tree, known) if name != module_name(path)}
-        for what, where in long_things(path, text, tree):
-            long[what].append(where)
-    folders = Counter(path.parent for path in paths if path.name != "__init__.py")
-    full = [f"{place.relative_to(ROOT)} ({n})" for place, n in folders.items() if n > MOST_MODULES]
+    edges = {
+        module_name(path): {name for name, _ in own_imports(tree, known) if name != module_name(path)}
+        for path, tree in trees.items()
+    }
+    importers: dict[str, set[str]] = defaultdict(set)
+    for name, imported in edges.items():
+        for other in imported:
+            importers[other].add(name)
+    lines = sum(map(non_blank, texts.values()))
+    nodes = [node for tree in trees.values() for node in ast.walk(tree)]
     return {
-        "files": len(paths),
-        "lines": sum(len(path.read_text(encoding="utf-8").splitlines()) for path in paths),
+        "files": len(texts),
+        f"files under {FEW_LINES} lines": sum(len(text.splitlines()) < FEW_LINES for text in texts.values()),
+        "lines": sum(len(text.splitlines()) for text in texts.values()),
         "non-blank lines": lines,
-        "Any per 1,000 lines": round(1000 * anys / max(1, lines), 1),
-        "imports of our own inside functions": hidden,
+        "Any per 1,000 lines": round(1000 * sum(map(num_any, trees.values())) / max(1, lines), 1),
+        "mappings from str to object": sum(len(UNTYPED.findall(text)) for text in texts.values()),
+        "isinstance": sum(text.count("isinstance(") for text in texts.values()),
+        "asserts": sum(isinstance(node, ast.Assert) for node in nodes),
+        "imports of our own inside functions": sum(map(in_functions, trees.values())),
+        "identifiers told or said": sum(map(past_names, trees.values())),
+        f"modules under {SMALL_MODULE} lines with one importer": lone_modules(texts, importers),
+        "names of classes in three rooms": shared_names(trees),
         "import cycles, with in-function and TYPE_CHECKING imports": cycles(edges),
-        f"folders over {MOST_MODULES} modules": full,
-        f"classes over {MOST_METHODS} methods": long[f"classes over {MOST_METHODS} methods"],
-        f"functions over {MOST_FUNCTION} lines": long[f"functions over {MOST_FUNCTION} lines"],
-        f"files over {MOST_FILE} lines": long[f"files over {MOST_FILE} lines"],
-        "identifiers told or said": past,
-        "modules named by a bare participle": [str(p.relative_to(ROOT)) for p in paths if is_bare_participle(p)],
+        f"functions over {MOST_FUNCTION} lines": [
+            w for path in texts for w in long_functions(path, texts[path], trees[path])
+        ],
+        "modules named by a bare participle": [str(p.relative_to(ROOT)) for p in texts if is_bare_participle(p)],
     }
 
 
