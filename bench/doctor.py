@@ -14,6 +14,7 @@ import json
 import os
 import shutil
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -32,17 +33,21 @@ from settle.doctor.checks import Check
 from settle.doctor.edited_file import edited_file, with_file
 from settle.doctor.examine import LOOK_SECONDS, check_name, checks_for, examine
 from settle.doctor.exchanges.exchange import Request
-from settle.doctor.exchanges.record import record
 from settle.doctor.find_subject import find_subject
 from settle.doctor.known_answers import KNOWN_ANSWERS, PROSE
 from settle.doctor.prove import expected_seconds, prove
 from settle.doctor.subject import Running, Subject
-from settle.doctor.training.example_run import example_run
 from settle.formats.gguf import read_gguf
 from settle.infer.engine import Engine
 from settle.library.engines import PACKAGE, installed_engine
 from settle.library.facts import read_facts, takes_turns
 from settle.library.reference import ModelRef
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from tests.doctor.example_run import example_run  # noqa: E402  the root of the repository is not installed
+from tests.doctor.faults import FAULTS  # noqa: E402
+from tests.doctor.record import record  # noqa: E402
 
 # of checks that a model alone does not have; those of runs tune it themselves
 SetUp = tuple[str, Callable[[], Subject]]
@@ -83,8 +88,8 @@ def _injected(subject: Subject, only: list[str]) -> Iterator[dict[str, object]]:
         row: dict[str, object] = {"check": name, "number": check.number}
         with tempfile.TemporaryDirectory() as folder:
             try:
-                broken = check.injected(_right_for(check, subject, Path(folder)), Path(folder))
-            except (SettleError, NotImplementedError) as e:
+                broken = FAULTS[name](_right_for(check, subject, Path(folder)), Path(folder))
+            except SettleError as e:
                 yield row | {"left_out": str(e)}
                 continue
             yield row | _diagnosed(check, broken, Path(folder))

@@ -1,4 +1,4 @@
-"""Every check of the doctor finds the failure that it injects, proves it and mends it, and finds nothing in health."""
+"""Every check of the doctor finds its own failure and no other, proves it and mends it, and finds nothing in health."""
 
 import pytest
 
@@ -7,6 +7,7 @@ from settle.doctor.checks import Check
 from settle.doctor.examine import examine
 from settle.doctor.prove import prove
 from tests.doctor.chat_model import healthy
+from tests.doctor.faults import FAULTS
 from tests.retrieve.conftest import joined  # noqa: F401  the embedder of the collection
 
 CHECKS = Check.parts()
@@ -29,7 +30,7 @@ def test_nothing_is_found_in_health(about: tuple[str, ...], home) -> None:
 def test_an_injected_failure_is_found_first_proven_and_mended(name: str, home, tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)  # a fix is written into the current folder
     check = CHECKS[name]()
-    broken = check.injected(healthy(check.about), tmp_path)
+    broken = FAULTS[name](healthy(check.about), tmp_path)
     finding = examine(broken, Events()).findings[0]
     assert finding.check == name
     trial = check.trial(finding, broken, tmp_path)

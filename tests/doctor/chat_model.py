@@ -16,17 +16,17 @@ from settle.cli import main
 from settle.data.tokenizer.byte_bpe import ByteBpeTokenizer
 from settle.doctor.answerers.local_model import LocalModel
 from settle.doctor.exchanges.exchange import Request
-from settle.doctor.exchanges.record import record
 from settle.doctor.find_subject import find_subject
 from settle.doctor.histories.history import History
 from settle.doctor.known_answers import KNOWN_ANSWERS, PARAGRAPHS, PROSE, SPELLED
 from settle.doctor.subject import Running, Subject
-from settle.doctor.training.example_run import example_run
 from settle.formats.gguf import export_gguf
 from settle.infer.engine import Engine
 from settle.library.engines import PACKAGE, installed_engine
 from settle.library.resolve import resolve_gguf
 from settle.model.architectures.llama import Llama
+from tests.doctor.example_run import example_run
+from tests.doctor.record import record
 
 STEPS, DOCUMENTS, RATE = 110, 14, 6e-3
 HEAD, LARGE = 32, 50.0

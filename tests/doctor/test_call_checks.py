@@ -9,8 +9,8 @@ from settle.doctor.answerers import Answerer
 from settle.doctor.checks import Check
 from settle.doctor.checks.answers.invented_call import strict_format
 from settle.doctor.exchanges.exchange import Call, Reply, Request
-from settle.doctor.exchanges.record import record
 from settle.doctor.prove import prove
+from tests.doctor.record import record
 
 CHECK = Check.parts()["invented_call"]()
 PARAMETERS = {"type": "object", "properties": {"unit": {"type": "string"}}, "required": ["unit"]}

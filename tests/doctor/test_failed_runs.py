@@ -14,10 +14,10 @@ from settle.doctor.checks import Check
 from settle.doctor.examine import examine
 from settle.doctor.find_subject import find_subject
 from settle.doctor.subject import Running
-from settle.doctor.training.example_run import example_run
 from settle.formats import map_file
 from settle.formats.gguf.header import read_header
 from tests.doctor.chat_model import healthy
+from tests.doctor.example_run import example_run
 
 FAILED = RunFailed(what="the file does not behave like the trained model", fix="nothing was exported")
 

@@ -14,6 +14,7 @@ from settle.doctor.subject import Running
 from settle.library.store import StoredModel, add_model
 from settle.model.source import hash_of
 from tests.doctor.chat_model import healthy
+from tests.doctor.faults import FAULTS
 
 ROPE, WEIGHTS = (Check.parts()[name]() for name in ("rope", "damaged_weights"))
 
@@ -49,7 +50,7 @@ def test_what_takes_too_long_to_read_stays_likely(short, tmp_path):
 
 @pytest.mark.slow
 def test_a_damaged_block_without_another_file_of_the_model(home, tmp_path):
-    broken = WEIGHTS.injected(healthy(("model",)), tmp_path)
+    broken = FAULTS["damaged_weights"](healthy(("model",)), tmp_path)
     (tmp_path / "sound.gguf").unlink()
     (finding,) = WEIGHTS.detect(broken)
     assert finding.details["block"] == 1

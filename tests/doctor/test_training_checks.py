@@ -13,13 +13,13 @@ from settle.doctor.checks import Check
 from settle.doctor.edited_file import edited_file
 from settle.doctor.examine import examine
 from settle.doctor.prove import prove
-from settle.doctor.training.example_run import example_rows, example_run
 from settle.formats import map_file
 from settle.formats.gguf.header import read_header
 from settle.formats.peft import export_peft
 from settle.library.pretrained import open_pretrained
 from settle.model.load_adapter import adapter_of_gguf
 from tests.doctor.chat_model import healthy
+from tests.doctor.example_run import example_rows, example_run
 
 CHECK = Check.parts()["did_nothing"]()
 

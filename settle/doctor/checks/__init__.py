@@ -39,7 +39,3 @@ class Check(Part):
     def fix(self, finding: Finding, subject: Subject) -> Fix:
         """What mends it."""
         raise NotImplementedError
-
-    def injected(self, healthy: Subject, folder: Path) -> Subject:
-        """The same subject with this failure and no other, for tests and the bench. folder: for files it needs."""
-        raise NotImplementedError

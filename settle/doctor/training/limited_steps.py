@@ -6,7 +6,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 
 from settle.base.child.python_command import module_command
 from settle.base.errors import ResourceError, RunError
@@ -30,10 +30,6 @@ class Steps:
     recompute: int | None = None
     limit: int | None = None
     free: int | None = None
-    whole: bool = False
-
-    def having(self, **changes: object) -> "Steps":
-        return replace(self, **changes)  # type: ignore[arg-type]
 
 
 class StepChild:

@@ -1,23 +1,19 @@
 """Training steps of a run in a process of their own, which may take no more memory than the run could.
 
 Reads one JSON line that says which run (see `Steps`), answers one once the model is ready, and then takes a step for
-each line: `{"step": n}` → `{"missing": bytes or null, "held": bytes, "loss": nats or null}`. With "whole" it trains the
-run instead of waiting for steps, as `short_run` does, and ends.
+each line: `{"step": n}` → `{"missing": bytes or null, "held": bytes, "loss": nats or null}`.
 """
 
 import gc
 import json
 import math
-import os
 import sys
 from dataclasses import replace
 from pathlib import Path
 
-from settle.base.errors import ResourceError
 from settle.base.out_of_memory import held_data, limit_data, missing_bytes
 from settle.base.run import Run
-from settle.jobs.training_stages import TrainingContext
-from settle.jobs.trials.short_run import planned_run, short_run
+from settle.jobs.trials.short_run import planned_run
 from settle.train.live_run import LiveRun
 from settle.train.state import LoopState
 from settle.train.trainer import Trainer
@@ -80,16 +76,6 @@ def main() -> None:
     asked = json.loads(sys.stdin.readline())
     run = Run(Path(asked["folder"]))
     run.path.mkdir(parents=True, exist_ok=True)
-    if asked.get("whole"):
-
-        def limited(context: TrainingContext) -> None:
-            _limit(asked)
-
-        try:
-            short_run(asked["command"], asked["recipe"], run, limited)
-        except ResourceError as e:
-            _answer({"ended": e.what})
-        os._exit(0)
     context = planned_run(asked["command"], asked["recipe"], run)
     plan = changed_plan(context.plan, asked.get("micro_batches"), asked.get("recompute"))
     trainer = LiveRun.build(plan, context.corpus, context.base).trainer()

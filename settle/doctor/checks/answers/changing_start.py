@@ -3,16 +3,13 @@
 import difflib
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
-from settle.doctor.answerers.local_model import LocalModel
 from settle.doctor.checks import Check
 from settle.doctor.exchanges.exchange import Request, text_of
-from settle.doctor.exchanges.record import record
 from settle.doctor.findings import Finding, Fix
-from settle.doctor.known_answers import KNOWN_ANSWERS, PARAGRAPHS
+from settle.doctor.known_answers import KNOWN_ANSWERS
 from settle.doctor.subject import Subject
 from settle.doctor.trial import LEAST_RATIO, Item, Side, Trial
 from settle.infer.engine import Engine
@@ -76,22 +73,6 @@ class ChangingStart(Check):
             "put what changes behind what does not",
             f"move {changing!r} from the start of the prompt to the last message",
         )
-
-    def injected(self, healthy: Subject, folder: Path) -> Subject:
-        """A clock before the instructions."""
-        assert healthy.model is not None
-        instructions = " ".join(PARAGRAPHS[:4])
-        requests = [
-            Request(
-                (
-                    {"role": "system", "content": f"It is {at + 1}{at + 2}:0{at}. {instructions}"},
-                    {"role": "user", "content": known.question},
-                ),
-                settings={"max_tokens": 4},
-            )
-            for at, known in enumerate(KNOWN_ANSWERS[20:23])
-        ]
-        return replace(record(LocalModel(healthy.model), requests, folder / "chat.jsonl"), model=healthy.model)
 
 
 class _FirstToken(Side):

@@ -6,33 +6,20 @@ from pathlib import Path
 from typing import ClassVar
 
 from settle.doctor.answerers.asking_side import AskingSide, unchanged
-from settle.doctor.answerers.local_model import LocalModel
 from settle.doctor.answerers.puzzles import PUZZLES
 from settle.doctor.checks import Check
-from settle.doctor.edited_file import edited_file, with_file
 from settle.doctor.exchanges.chat import Chat
 from settle.doctor.exchanges.exchange import Reply, Request
 from settle.doctor.exchanges.fix_request import request_fix, setting_text
-from settle.doctor.exchanges.record import record
 from settle.doctor.findings import Finding, Fix
 from settle.doctor.subject import Subject
 from settle.doctor.trial import Trial
-from settle.library.facts import PLAIN_TEXT_KEY, TEMPLATE_KEY
 
 ITEMS = 8
 LEAST_SHARE = 0.5
 BUDGETS = (4, 16)  # times what was allowed
 UNLIMITED = 2048  # tokens: what an answer may take where a request names no limit
 PROBE_SECONDS = 60.0
-# a model that thinks before it answers, unless it is told not to
-THINKING_TEMPLATE = (
-    "{%- for message in messages -%}{{- '<|im_start|>' + message.role + '\n' -}}"
-    "{%- if message.reasoning_content -%}"
-    "{{- '<think>\n' + message.reasoning_content + '\n</think>\n\n' -}}{%- endif -%}"
-    "{{- message.content + '<|im_end|>\n' -}}{%- endfor -%}"
-    "{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\n<think>\n' -}}"
-    "{%- if enable_thinking is defined and not enable_thinking -%}{{- '\n</think>\n\n' -}}{%- endif -%}{%- endif -%}"
-)
 
 
 class EmptyAnswer(Check):
@@ -115,17 +102,6 @@ class EmptyAnswer(Check):
         if finding.details.get("is_cut") and limit:
             return request_fix(request, "max_tokens", limit * BUDGETS[0])
         return request_fix(request, "thinking", False)
-
-    def injected(self, healthy: Subject, folder: Path) -> Subject:
-        """A model that thinks whenever it is not told otherwise, as a client saw it that knows nothing of thoughts."""
-        assert healthy.model is not None
-        changes = {TEMPLATE_KEY: THINKING_TEMPLATE, PLAIN_TEXT_KEY: None}
-        path = edited_file(healthy.model, folder / "thinks.gguf", changes)
-        model = with_file(healthy, path).model
-        assert model is not None
-        answerer = LocalModel(model)
-        ask = Request(({"role": "user", "content": "Why is the sky blue?"},), settings={"max_tokens": 48})
-        return record(answerer, [ask], folder / "chat.jsonl")
 
 
 def _is_spent_on_thought(reply: Reply) -> bool:

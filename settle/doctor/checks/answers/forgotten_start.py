@@ -1,24 +1,20 @@
 """The start of a long prompt is cut off without a word, so that the model never saw it."""
 
-import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import ClassVar
 
-from settle.base.files import write_atomic
 from settle.doctor.answerers.local_model import LocalModel
 from settle.doctor.answerers.served_model import ServedModel
 from settle.doctor.checks import Check
 from settle.doctor.exchanges.chat import Chat
 from settle.doctor.exchanges.exchange import Exchange, Request, text_of
 from settle.doctor.exchanges.fix_request import request_fix
-from settle.doctor.exchanges.read_transcript import read_transcript
 from settle.doctor.findings import Finding, Fix
 from settle.doctor.known_answers import PROSE
 from settle.doctor.subject import Subject
 from settle.doctor.trial import Item, Side, Trial
-from settle.library.reference import ModelRef
 
 ITEMS = 10  # pairs of words
 LEAST_SHARE = 0.5
@@ -119,11 +115,6 @@ class ForgottenStart(Check):
             commands.get(title, f"settle serve --context {context}"),
         )
 
-    def injected(self, healthy: Subject, folder: Path) -> Subject:
-        """A long prompt to a server with a small context, recorded as Ollama has it."""
-        assert healthy.model is not None
-        return _recorded_cut(healthy.model, folder / "chat.jsonl")
-
 
 def _cut(chat: Chat, at: int, exchange: Exchange) -> tuple[int, int, int] | None:
     """The place of an exchange, the tokens of its prompt, and how many of them the server counted, where it is less."""
@@ -210,20 +201,3 @@ def cut_ids(ids: list[int], limit: int) -> list[int]:
 def _filler(characters: int) -> str:
     text = " ".join(PROSE)
     return (text + " ") * (characters // len(text)) + text[: characters % len(text)]
-
-
-def _recorded_cut(model: ModelRef, path: Path) -> Subject:
-    answerer = LocalModel(model)
-    request = canary("copper", 2400)
-    answerer.open()
-    try:
-        ids = answerer.prompt(request)
-        limit = len(ids) // 2
-        text = answerer.engine.answer(cut_ids(ids, limit), 16).text
-    finally:
-        answerer.close()
-    body = {"model": str(model.weights), "messages": list(request.messages), "options": {"num_ctx": limit}}
-    reply = {"message": {"role": "assistant", "content": text}, "done": True, "done_reason": "stop"}
-    reply |= {"prompt_eval_count": limit, "eval_count": 16}
-    write_atomic(path, json.dumps({"request": body, "response": reply}) + "\n")
-    return Subject("transcript", str(path), chat=Chat(read_transcript(path).exchanges, answerer))

@@ -8,17 +8,12 @@ from typing import ClassVar
 from settle.base.errors import UsageError
 from settle.base.files import write_json
 from settle.doctor.answerers.agreement import agreement_trial
-from settle.doctor.answerers.local_model import LocalModel
 from settle.doctor.checks import Check
 from settle.doctor.exchanges.exchange import Message, Request
 from settle.doctor.exchanges.layouts.openai import OpenAI
-from settle.doctor.exchanges.record import record
 from settle.doctor.findings import Finding, Fix
-from settle.doctor.known_answers import KNOWN_ANSWERS
 from settle.doctor.subject import Subject
 from settle.doctor.trial import Trial
-
-RULE = "You are a pirate. Answer every question in French, in one word."
 
 
 class InstructionDrift(Check):
@@ -77,17 +72,6 @@ class InstructionDrift(Check):
 
         command = f'{{"role": "system", "content": "{first.instructions[:160]}"}}'
         return Fix("send the instructions with every turn, as the first message", command, write)
-
-    def injected(self, healthy: Subject, folder: Path) -> Subject:
-        """A client that sends the last four messages, and nothing before."""
-        assert healthy.model is not None
-        turns: list[Message] = [{"role": "system", "content": RULE}]
-        asked = []
-        for known in KNOWN_ANSWERS[-4:]:
-            turns.append({"role": "user", "content": known.question})
-            asked.append(Request(tuple(turns[-4:]), settings={"temperature": 0, "max_tokens": 24}))
-            turns.append({"role": "assistant", "content": known.answer})
-        return record(LocalModel(healthy.model), asked, folder / "chat.jsonl")
 
 
 def _has_lost(one: Request, later: Request) -> bool:

@@ -8,11 +8,9 @@ from pathlib import Path
 from typing import ClassVar
 
 from settle.doctor.answerers.asking_side import AskingSide, unchanged
-from settle.doctor.answerers.local_model import LocalModel
 from settle.doctor.checks import Check
 from settle.doctor.exchanges.exchange import Reply, Request, Tool
 from settle.doctor.exchanges.fix_request import request_fix
-from settle.doctor.exchanges.record import record
 from settle.doctor.findings import Finding, Fix
 from settle.doctor.known_answers import KNOWN_ANSWERS
 from settle.doctor.subject import Subject
@@ -35,20 +33,6 @@ CITIES = (
     *("Paris", "Berlin", "Rome", "Madrid", "Lisbon", "Vienna", "Prague", "Oslo", "Dublin", "Athens", "Warsaw"),
     *("Helsinki", "Budapest", "Brussels", "Zurich", "Riga", "Tallinn", "Sofia", "Belgrade", "Zagreb"),
 )
-LOOSE = {
-    "type": "object",
-    "properties": {
-        "name": {"type": "string", "maxLength": 16},
-        "arguments": {
-            "type": "object",
-            "properties": {"unit": {"type": "string", "maxLength": 10}},
-            "required": ["unit"],
-            "additionalProperties": False,
-        },
-    },
-    "required": ["name", "arguments"],
-    "additionalProperties": False,
-}
 
 
 class InventedCall(Check):
@@ -137,22 +121,6 @@ class InventedCall(Check):
     def fix(self, finding: Finding, subject: Subject) -> Fix:
         request = _request(finding, subject)
         return request_fix(request, *_change(request, bool(finding.details.get("needless"))))
-
-    def injected(self, healthy: Subject, folder: Path) -> Subject:
-        """A client that asks for JSON with a name and arguments, and does not say which there are."""
-        assert healthy.model is not None
-        unit = {"type": "string", "enum": ["celsius", "fahrenheit"]}
-        schema = {"type": "object", "properties": {"unit": unit}, "required": ["unit"], "additionalProperties": False}
-        about = {"name": "get_weather", "description": "What is the weather in", "parameters": schema}
-        tools = ({"type": "function", "function": about},)
-        loose = {"type": "json_schema", "json_schema": {"name": "call", "schema": LOOSE}}
-        settings = {"response_format": loose, "max_tokens": TOKENS, "temperature": 0}
-        asked = [
-            Request(({"role": "user", "content": f"What is the weather in {city}?"},), tools, settings)
-            for city in ("London", "Copenhagen")
-        ]
-        answerer = LocalModel(healthy.model)
-        return record(answerer, asked, folder / "chat.jsonl", as_asked=_in_prompt)
 
 
 def strict_format(tools: Sequence[Tool], *others: Mapping[str, object]) -> dict[str, object]:

@@ -13,7 +13,6 @@ from settle.base.event_log import Events
 from settle.doctor.answerers.passage_reader import FactSide, fact_items
 from settle.doctor.checks import Check
 from settle.doctor.findings import Finding, Fix
-from settle.doctor.known_answers import KNOWN_ANSWERS
 from settle.doctor.subject import Subject
 from settle.doctor.trial import FEWEST_ITEMS, Item, Side, Trial
 from settle.library.facts import answering_models
@@ -172,14 +171,6 @@ class MissedPassage(Check):
             return _reading_fix(finding, subject)
         wider = finding.details["wider"]
         return Fix(f"ask with {wider} passages", f'settle ask {subject.name} "…" --k {wider}')
-
-    def injected(self, healthy: Subject, folder: Path) -> Subject:
-        """A document beside the others that nobody indexed. It is written to the collection's own folder."""
-        with _opened(healthy) as collection:
-            root = collection.roots[0]
-        text = "\n\n".join(f"## {known.question}\n\n{known.answer}" for known in KNOWN_ANSWERS)
-        (root / "unread.md").write_text(f"# Unread\n\n{text}\n", encoding="utf-8")
-        return healthy
 
 
 class _Search(Side):

@@ -6,13 +6,10 @@ from pathlib import Path
 from typing import ClassVar
 
 from settle.doctor.answerers.agreement import agreement_trial, likeliest
-from settle.doctor.answerers.local_model import LocalModel
 from settle.doctor.checks import Check
 from settle.doctor.exchanges.exchange import Change, Request
 from settle.doctor.exchanges.fix_request import request_fix, setting_text
-from settle.doctor.exchanges.record import record
 from settle.doctor.findings import Finding, Fix
-from settle.doctor.known_answers import KNOWN_ANSWERS
 from settle.doctor.subject import Subject
 from settle.doctor.trial import Trial
 
@@ -72,15 +69,6 @@ class OtherClient(Check):
     def fix(self, finding: Finding, subject: Subject) -> Fix:
         one, other = _requests(finding, subject)
         return _fix(one, other, next(iter(differences(other, one))))
-
-    def injected(self, healthy: Subject, folder: Path) -> Subject:
-        """A client that adds a system prompt of its own."""
-        assert healthy.model is not None
-        question = {"role": "user", "content": KNOWN_ANSWERS[-1].question}
-        hidden = {"role": "system", "content": "You are a pirate. Answer every question in French, in one word."}
-        settings = {"temperature": 0, "max_tokens": 32}
-        asked = [Request((question,), settings=settings), Request((hidden, question), settings=settings)]
-        return record(LocalModel(healthy.model), asked, folder / "chat.jsonl")
 
 
 def differences(base: Request, wanted: Request) -> dict[str, Change]:

@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -72,14 +71,6 @@ class OtherEngine(Check):
 
     def fix(self, finding: Finding, subject: Subject) -> Fix:
         return _pinned(str(finding.details["then"]))
-
-    def injected(self, healthy: Subject, folder: Path) -> Subject:
-        """A newer llama.cpp that turns positions wrongly, in a folder of its own."""
-        package = folder / "engine" / PACKAGE
-        package.mkdir(parents=True)
-        (package / "__init__.py").write_text(_BROKEN, encoding="utf-8")
-        running = replace(healthy.running, engine=package.parent, engine_version="9999.1.0")
-        return replace(healthy, running=running)
 
 
 def _written(model: ModelRef, folder: Path | None) -> Iterator[Item]:
@@ -180,23 +171,3 @@ def _pinned(version: str) -> Fix:
         what=f"keep llama.cpp at {version} until it is mended",
         command=f"pip install '{PACKAGE}=={version}'",
     )
-
-
-# The installed package under the same name, with one wrong default: how fast positions turn.
-_BROKEN = """
-import sys
-from pathlib import Path
-
-_here = Path(__file__).parent
-_real = next(
-    folder for p in sys.path if (folder := Path(p) / "xllamacpp").is_dir() and folder.resolve() != _here.resolve()
-)
-__path__ = [str(_real)]
-exec(compile((_real / "__init__.py").read_text(), str(_real / "__init__.py"), "exec"))
-_Server = Server
-
-
-def Server(params):
-    params.rope_freq_base = 50.0
-    return _Server(params)
-"""

@@ -6,11 +6,9 @@ from typing import ClassVar, NamedTuple
 
 from settle.base.errors import EngineError
 from settle.doctor.answerers.asking_side import AskingSide, unchanged
-from settle.doctor.answerers.local_model import LocalModel
 from settle.doctor.checks import Check
 from settle.doctor.exchanges.exchange import Reply, Request
 from settle.doctor.exchanges.fix_request import request_fix, setting_text
-from settle.doctor.exchanges.record import record
 from settle.doctor.findings import Finding, Fix
 from settle.doctor.known_answers import KNOWN_ANSWERS
 from settle.doctor.subject import Subject
@@ -98,13 +96,6 @@ class Sampler(Check):
 
     def fix(self, finding: Finding, subject: Subject) -> Fix:
         return request_fix(_request(finding, subject), str(finding.details["setting"]), finding.details["value"])
-
-    def injected(self, healthy: Subject, folder: Path) -> Subject:
-        """A temperature that somebody set for more creative answers."""
-        assert healthy.model is not None
-        settings = {"temperature": 2.5, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "max_tokens": 48, "seed": 1}
-        asked = [Request(({"role": "user", "content": k.question},), settings=settings) for k in KNOWN_ANSWERS[-3:]]
-        return record(LocalModel(healthy.model), asked, folder / "chat.jsonl")
 
 
 def repeated_share(text: str) -> float:

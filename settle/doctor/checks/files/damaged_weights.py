@@ -1,7 +1,6 @@
 """Weights are damaged, or rounded further than the model bears."""
 
 import shlex
-import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,7 +9,6 @@ from typing import ClassVar
 import numpy as np
 
 from settle.doctor.checks import Check
-from settle.doctor.edited_file import with_file
 from settle.doctor.findings import Finding, Fix
 from settle.doctor.known_answers import PARAGRAPHS
 from settle.doctor.likelihood import LikelihoodSide, Reader, Reading, prose_trial, reader_of, strength_of, text_reading
@@ -18,9 +16,8 @@ from settle.doctor.subject import Subject
 from settle.doctor.trial import Trial
 from settle.doctor.weights.same_model import other_files
 from settle.doctor.weights.without_block import oddest_blocks, written_without
-from settle.formats import LazyTensor, Weights, map_file
+from settle.formats import LazyTensor, Weights
 from settle.formats.gguf import read_gguf, rows
-from settle.formats.gguf.header import read_header
 from settle.formats.gguf.types import GGML
 from settle.infer.scorer import AS_IT_IS, Scorer
 from settle.library.reference import ModelRef
@@ -31,7 +28,6 @@ LOOKED = 1  # paragraphs that a look reads
 SAMPLED = 8  # rows of a tensor
 LEAST_NATS = 0.2  # per token
 UNKNOWN_ERROR, TIMES = 0.1, 5.0  # share of a tensor's squares that a type loses, and how much more is damage
-BLOCK = "blk.1."
 ALONE = 1 << 30  # bytes of a file that is looked at without another one of the same model
 BAD_NATS = 0.8  # per byte of prose: models that are sound and have learned prose find it likelier
 TRIED, HELPS = 4, 0.1  # blocks that are left out, and the share of the loss that goes where one of them is damaged
@@ -142,23 +138,6 @@ class DamagedWeights(Check):
                 what += ": without the block it is better than now, and not what it was"
             return Fix(what=what, command=f"settle pull {subject.name}")
         return Fix(what="use the other file", command=f"settle chat {shlex.quote(str(other))}")
-
-    def injected(self, healthy: Subject, folder: Path) -> Subject:
-        """The rows of one block's matrices are in another order; the file as it was lies beside."""
-        assert healthy.model is not None
-        source, broken = healthy.model.weights, folder / "broken.gguf"
-        shutil.copyfile(source, folder / "sound.gguf")
-        header = read_header(map_file(source), source.name)
-        shutil.copyfile(source, broken)
-        with broken.open("r+b") as file:
-            for tensor in header.tensors:
-                if tensor.name.startswith(BLOCK) and len(tensor.shape) > 1:
-                    file.seek(tensor.start)
-                    data = file.read(tensor.num_bytes)
-                    half = tensor.shape[0] // 2 * (tensor.num_bytes // tensor.shape[0])
-                    file.seek(tensor.start)
-                    file.write(data[half:] + data[:half])
-        return with_file(healthy, broken)
 
 
 def _changed(path: Path) -> str:

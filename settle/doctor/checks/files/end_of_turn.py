@@ -6,20 +6,17 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import ClassVar
 
-from settle.base.errors import UsageError
 from settle.data.tokenizer.token_types import CONTROL, ENDS, USER_DEFINED
 from settle.doctor.checks import Check
-from settle.doctor.edited_file import edited_file, fix_of, with_file
+from settle.doctor.edited_file import edited_file, fix_of
 from settle.doctor.findings import Finding, Fix
 from settle.doctor.known_answers import KNOWN_ANSWERS, PROSE
 from settle.doctor.likelihood import reader_of, strength_of
 from settle.doctor.subject import Subject
 from settle.doctor.trial import FEWEST_ITEMS, Item, Side, Trial
-from settle.doctor.turns import turn_end
-from settle.formats.gguf import read_gguf
 from settle.formats.gguf.metadata import TOKENS, texts
 from settle.infer.engine import Engine
-from settle.library.facts import END_KEYS, TEMPLATE_KEY, Metadata, takes_turns
+from settle.library.facts import END_KEYS, Metadata
 from settle.library.reference import ModelRef
 
 LOOKED, PROVEN = 3, 12  # answers that a look reads, and a proof
@@ -28,7 +25,7 @@ TOP = 40  # tokens
 GOES_ON = 2  # tokens, that an answer has at least behind its middle
 LONGEST = 64  # tokens that a proof waits for the end of an answer
 TYPES = "tokenizer.ggml.token_type"
-EOS, EOT, EOM = END_KEYS
+EOS, EOT, _ = END_KEYS
 
 
 class EndOfTurn(Check):
@@ -87,23 +84,6 @@ class EndOfTurn(Check):
         end = finding.details["end"]
         assert isinstance(end, int)
         return fix_of(subject, self.number, _changes(end))
-
-    def injected(self, healthy: Subject, folder: Path) -> Subject:
-        """The token gets a name that says nothing of an end, and another one is said to be it."""
-        assert healthy.model is not None
-        metadata: Metadata = read_gguf(healthy.model.weights).metadata
-        if not takes_turns(metadata):
-            raise UsageError("the model takes no turns, so none can end wrongly", "choose one that chats")
-        source, tokens = str(metadata[TEMPLATE_KEY]), list(texts(metadata, TOKENS))
-        end = turn_end(metadata, source).strip()
-        at, other = (
-            tokens.index(end),
-            next(i for i, text in enumerate(tokens) if text not in ENDS and _is_special(metadata, i)),
-        )
-        tokens[at] = "<|over|>"
-        changes: dict[str, object] = {TOKENS: tokens, TEMPLATE_KEY: source.replace(end, tokens[at])}
-        ends = {EOS: other, EOT: None, EOM: None}
-        return with_file(healthy, edited_file(healthy.model, folder / "broken.gguf", changes | ends))
 
 
 class _Ended(Side):

@@ -6,22 +6,20 @@ KL divergence of whole distributions. The loss of a text rises by as much on ave
 
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
-from settle.base.errors import UsageError
 from settle.data.likelihoods import Likelihoods
 from settle.doctor.checks import Check
 from settle.doctor.findings import Finding, Fix
-from settle.doctor.known_answers import PARAGRAPHS, PROSE, SPELLED
+from settle.doctor.known_answers import PARAGRAPHS, SPELLED
 from settle.doctor.likelihood import CONTEXT, Reader, reader_of, strength_of, text_reading
 from settle.doctor.subject import Subject
 from settle.doctor.trial import Item, Side, Trial
 from settle.infer.scorer import Overrides
 from settle.library.reference import ModelRef
 
-WHOLE, COARSEST = "f16", "q4_0"
+WHOLE = "f16"
 LOOKED = 2  # paragraphs that a look reads
 LEAST_NATS = 0.02  # per token
 
@@ -74,15 +72,6 @@ class KvCache(Check):
             what="keep keys and values in f16, or in q8_0 where memory is short",
             command=f"llama-server --cache-type-k {WHOLE} --cache-type-v {WHOLE}, or OLLAMA_KV_CACHE_TYPE={WHOLE}",
         )
-
-    def injected(self, healthy: Subject, folder: Path) -> Subject:
-        """The coarsest type, where other text than the doctor looks at shows that it does harm."""
-        assert healthy.model is not None
-        with Reader(healthy.model) as reader:
-            harm = sum(_costs(reader, PROSE, folder / "harm.record", COARSEST)) / len(PROSE)
-        if harm < LEAST_NATS:
-            raise UsageError(f"{COARSEST} does this model no harm: {harm:.3f} nats per token", "choose another one")
-        return replace(healthy, running=replace(healthy.running, cache=COARSEST))
 
 
 class _Cached(Side):

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from settle.doctor.checks import Check
-from settle.doctor.edited_file import edited_file, fix_of, with_file
+from settle.doctor.edited_file import edited_file, fix_of
 from settle.doctor.findings import Finding, Fix
 from settle.doctor.known_answers import KNOWN_ANSWERS, PROSE, SPELLED, KnownAnswer
 from settle.doctor.likelihood import (
@@ -87,12 +87,6 @@ class OpeningToken(Check):
 
     def fix(self, finding: Finding, subject: Subject) -> Fix:
         return fix_of(subject, self.number, {KEY: not finding.details["is_set"]})
-
-    def injected(self, healthy: Subject, folder: Path) -> Subject:
-        assert healthy.model is not None
-        with Engine(healthy.model.weights, 256) as engine:
-            is_set = bool(engine.metadata.get(KEY))
-        return with_file(healthy, edited_file(healthy.model, folder / "broken.gguf", {KEY: not is_set}))
 
 
 class _Prose(LikelihoodSide):

@@ -4,17 +4,16 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import ClassVar
 
-from settle.base.errors import FormatError, UsageError
+from settle.base.errors import FormatError
 from settle.data.tokenizer.pre_tokenizers import WAYS, words
 from settle.data.tokenizer.pretrained import PretrainedTokenizer
 from settle.doctor.checks import Check
-from settle.doctor.edited_file import edited_file, fix_of, with_file
+from settle.doctor.edited_file import edited_file, fix_of
 from settle.doctor.findings import Finding, Fix
 from settle.doctor.known_answers import PROSE, SPELLED
 from settle.doctor.likelihood import GUARDED, LikelihoodSide, Reader, Reading, reader_of, strength_of
 from settle.doctor.subject import Subject
 from settle.doctor.trial import Item, Trial
-from settle.formats.gguf import read_gguf
 from settle.library.facts import Metadata
 
 PRE, SPACE_PREFIX, MODEL = "tokenizer.ggml.pre", "tokenizer.ggml.add_space_prefix", "tokenizer.ggml.model"
@@ -78,18 +77,6 @@ class PreTokenizer(Check):
     def fix(self, finding: Finding, subject: Subject) -> Fix:
         key, value = _setting(str(finding.details["way"]))
         return fix_of(subject, self.number, {key: value})
-
-    def injected(self, healthy: Subject, folder: Path) -> Subject:
-        assert healthy.model is not None
-        metadata = read_gguf(healthy.model.weights).metadata
-        if metadata.get(MODEL) == "llama":
-            changes: dict[str, object] = {SPACE_PREFIX: not metadata.get(SPACE_PREFIX, True)}
-        elif str(metadata.get(PRE)) in WAYS:
-            patterns = WAYS[str(metadata.get(PRE))].patterns
-            changes = {PRE: "falcon" if patterns != WAYS["falcon"].patterns else "qwen2"}
-        else:
-            raise UsageError("this tokenizer cuts no words before merging", "choose a model with another one")
-        return with_file(healthy, edited_file(healthy.model, folder / "broken.gguf", changes))
 
 
 class _Spelled(LikelihoodSide):

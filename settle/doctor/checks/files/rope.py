@@ -6,9 +6,8 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar
 
-from settle.base.errors import UsageError
 from settle.doctor.checks import Check
-from settle.doctor.edited_file import edited_file, fix_of, with_file
+from settle.doctor.edited_file import edited_file, fix_of
 from settle.doctor.findings import Finding, Fix
 from settle.doctor.known_answers import PARAGRAPHS, PROSE, SENTENCES
 from settle.doctor.likelihood import (
@@ -30,7 +29,6 @@ from settle.library.reference import ModelRef
 
 BASES = (1e4, 1e5, 1e6)  # that models are trained with; one between them does about as its neighbours do
 FACTOR = 4.0  # of a base that is another one, and of positions that are stretched where the file does not say so
-WRONG_BASE = 10.0
 LOOKED = 1  # paragraphs that a look reads
 READ = 64  # tokens of it
 REWRITTEN_BYTES = 1 << 30  # of a file that a look writes again with another base
@@ -109,14 +107,6 @@ class Rope(Check):
                 f"ask for {trained:,} tokens of context at most", f"settle chat {subject.name} --context {trained}"
             )
         return fix_of(subject, self.number, _changes(subject, str(finding.details["change"])))
-
-    def injected(self, healthy: Subject, folder: Path) -> Subject:
-        assert healthy.model is not None
-        metadata = read_gguf(healthy.model.weights).metadata
-        if _base(metadata) is None:
-            raise UsageError("this model has no rotary positions", "choose one that has them")
-        changes = {_key(metadata, "freq_base"): WRONG_BASE}
-        return with_file(healthy, edited_file(healthy.model, folder / "broken.gguf", changes))
 
 
 class _Late(Side):

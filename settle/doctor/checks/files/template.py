@@ -7,7 +7,7 @@ from typing import ClassVar, NamedTuple
 import numpy as np
 
 from settle.doctor.checks import Check
-from settle.doctor.edited_file import edited_file, fix_of, with_file
+from settle.doctor.edited_file import edited_file, fix_of
 from settle.doctor.findings import Finding, Fix
 from settle.doctor.known_answers import KNOWN_ANSWERS, KnownAnswer
 from settle.doctor.likelihood import (
@@ -102,14 +102,6 @@ class Template(Check):
 
     def fix(self, finding: Finding, subject: Subject) -> Fix:
         return fix_of(subject, self.number, _changes(str(finding.details["form"])))
-
-    def injected(self, healthy: Subject, folder: Path) -> Subject:
-        """Turns as another family writes them."""
-        assert healthy.model is not None
-        fitting = fitting_forms(_tokens(read_gguf(healthy.model.weights).metadata))
-        other = "llama-2" if "llama-2" not in fitting else "chatml"
-        changes = {TEMPLATE_KEY: FORMS[other].template, PLAIN_TEXT_KEY: None}
-        return with_file(healthy, edited_file(healthy.model, folder / "broken.gguf", changes))
 
 
 class _Answers(LikelihoodSide):

@@ -1,14 +1,11 @@
 """The held-out loss rose after its best by more than its noise: the last checkpoint is not the one to take."""
 
-import json
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
 from settle.doctor.checks import Check
 from settle.doctor.findings import Finding, Fix
-from settle.doctor.histories.read_history import read_history
 from settle.doctor.subject import Subject
 from settle.doctor.trial import Trial
 
@@ -42,14 +39,3 @@ class HeldOutRise(Check):
         if kept is None:
             return Fix("train again and keep the best weights", "load_best_model_at_end=True, save_total_limit=2")
         return Fix(f"take the checkpoint of step {kept:,}", f"checkpoint-{kept}")
-
-    def injected(self, healthy: Subject, folder: Path) -> Subject:
-        assert healthy.history is not None
-        points = healthy.history.finite
-        half = len(points) // 2
-        log: list[dict[str, float]] = [{"step": step, "loss": loss} for step, loss in healthy.history.train]
-        for at, (step, loss) in enumerate(points):
-            log.append({"step": step, "eval_loss": loss * (1 + 0.03 * max(0, at - half))})
-        path = folder / "trainer_state.json"
-        path.write_text(json.dumps({"log_history": log}), encoding="utf-8")
-        return replace(healthy, name=str(path), history=read_history(path))

@@ -1,15 +1,12 @@
 """A training run without evaluations, or with so few that nobody can say which checkpoint is best."""
 
-import json
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
 from settle.doctor.checks import Check
 from settle.doctor.findings import Finding, Fix
 from settle.doctor.histories.history import FEW
-from settle.doctor.histories.read_history import read_history
 from settle.doctor.subject import Subject
 from settle.doctor.trial import Trial
 
@@ -40,10 +37,3 @@ class NeverEvaluated(Check):
         last = subject.history.train[-1][0]
         every = max(1, last // 20)
         return Fix("hold out text and evaluate on it", f'eval_strategy="steps", eval_steps={every}')
-
-    def injected(self, healthy: Subject, folder: Path) -> Subject:
-        assert healthy.history is not None
-        log = [{"step": step, "loss": loss} for step, loss in healthy.history.train]
-        path = folder / "trainer_state.json"
-        path.write_text(json.dumps({"log_history": log}), encoding="utf-8")
-        return replace(healthy, name=str(path), history=read_history(path))

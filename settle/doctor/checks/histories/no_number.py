@@ -1,15 +1,12 @@
 """A loss that was logged is no number, or exactly zero: what was trained after it is lost."""
 
-import json
 import math
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
 from settle.doctor.checks import Check
 from settle.doctor.findings import Finding, Fix
-from settle.doctor.histories.read_history import read_history
 from settle.doctor.subject import Subject
 from settle.doctor.trial import Trial
 
@@ -44,15 +41,6 @@ class NoNumber(Check):
     def fix(self, finding: Finding, subject: Subject) -> Fix:
         what = f"go back to a checkpoint before step {finding.details['step']}, with a lower learning rate"
         return Fix(what, "bf16=True instead of fp16, max_grad_norm=1.0, logging_nan_inf_filter=False")
-
-    def injected(self, healthy: Subject, folder: Path) -> Subject:
-        assert healthy.history is not None
-        train = list(healthy.history.train)
-        log = [{"step": step, "loss": loss if n < len(train) // 2 else 0.0} for n, (step, loss) in enumerate(train)]
-        log += [{"step": step, "eval_loss": loss} for step, loss in healthy.history.evaluations]
-        path = folder / "trainer_state.json"
-        path.write_text(json.dumps({"log_history": log}), encoding="utf-8")
-        return replace(healthy, name=str(path), history=read_history(path))
 
 
 def _are_zero(points: list[tuple[int, float]]) -> bool:

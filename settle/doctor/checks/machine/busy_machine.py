@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -44,9 +43,6 @@ class BusyMachine(Check):
 
     def fix(self, finding: Finding, subject: Subject) -> Fix:
         return Fix("end or pause those programs, or wait for them; then times hold again", "settle doctor --only 35")
-
-    def injected(self, healthy: Subject, folder: Path) -> Subject:
-        return replace(healthy, running=replace(healthy.running, load=10 * BUSY * cores().usable))
 
 
 def _computing() -> Iterator[str]:

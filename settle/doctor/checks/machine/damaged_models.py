@@ -12,8 +12,6 @@ from settle.doctor.subject import Subject
 from settle.doctor.trial import Trial
 from settle.formats.gguf import read_gguf
 
-INJECTED = "cut-off"
-
 
 class DamagedModels(Check):
     """Every GGUF file of the store should be sound from its header to its last tensor."""
@@ -38,9 +36,3 @@ class DamagedModels(Check):
     def fix(self, finding: Finding, subject: Subject) -> Fix:
         name = finding.details["name"]
         return Fix(f"get {name} again", f"settle models remove {name} && settle pull {name}")
-
-    def injected(self, healthy: Subject, folder: Path) -> Subject:
-        place = home() / "models" / INJECTED
-        place.mkdir(parents=True)
-        (place / f"{INJECTED}.gguf").write_bytes(b"GGUF\x03\0\0\0" + b"\x01" * 8)
-        return healthy

@@ -12,8 +12,6 @@ from settle.doctor.subject import Subject
 from settle.doctor.trial import Trial
 from settle.library.run_models import missing_files, models_of
 
-INJECTED = "half-deleted"
-
 
 class DamagedRuns(Check):
     """Every run should have the files that its result names, and the base that its adapter is for."""
@@ -37,11 +35,6 @@ class DamagedRuns(Check):
         if again := finding.details["again"]:
             return Fix(f"export it again, or delete {name}", str(again))
         return Fix(f"put back what is missing of {name}, or delete it", f"settle runs remove {name}")
-
-    def injected(self, healthy: Subject, folder: Path) -> Subject:
-        run = Run.create("tune", INJECTED)
-        (run.path / "plan.json").write_text('{"version": 1, ', encoding="utf-8")
-        return healthy
 
 
 def _missing(run: Run) -> dict[Path, str]:

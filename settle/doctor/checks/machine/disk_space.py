@@ -2,7 +2,6 @@
 
 import shutil
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -43,9 +42,6 @@ class DiskSpace(Check):
 
     def fix(self, finding: Finding, subject: Subject) -> Fix:
         return Fix("delete runs and models that you no longer need", "settle runs remove NAME")
-
-    def injected(self, healthy: Subject, folder: Path) -> Subject:
-        return replace(healthy, running=replace(healthy.running, room_on_disk=1 << 20))
 
 
 def _sizes() -> dict[Path, int]:

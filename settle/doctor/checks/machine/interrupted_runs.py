@@ -5,15 +5,12 @@ from pathlib import Path
 from typing import ClassVar
 
 from settle.base.errors import SettleError
-from settle.base.files import write_json
 from settle.base.run import Run
 from settle.base.run.course import RunCourse
 from settle.doctor.checks import Check
 from settle.doctor.findings import Finding, Fix
 from settle.doctor.subject import Subject
 from settle.doctor.trial import Trial
-
-INJECTED = "stopped"
 
 
 class InterruptedRuns(Check):
@@ -47,7 +44,3 @@ class InterruptedRuns(Check):
         if finding.details.get("failed"):
             return Fix("look at that run", f"settle doctor {name}")
         return Fix(f"continue {name}, or delete it with `settle runs remove {name}`", f"settle resume {name}")
-
-    def injected(self, healthy: Subject, folder: Path) -> Subject:
-        write_json(Run.create("tune", INJECTED).path / "plan.json", {"version": 1})
-        return healthy

@@ -1,15 +1,11 @@
 """The server that was started last does not answer, or left its record behind when it ended."""
 
 import http.client
-import os
 import urllib.parse
 from collections.abc import Iterator
 from pathlib import Path
 from typing import ClassVar
 
-import psutil
-
-from settle.base.files import home, write_json
 from settle.base.server_state import running_server
 from settle.doctor.checks import Check
 from settle.doctor.findings import Finding, Fix
@@ -41,12 +37,6 @@ class SilentServer(Check):
 
     def fix(self, finding: Finding, subject: Subject) -> Fix:
         return Fix(f"end process {finding.details['pid']}, and start the server again", "settle serve")
-
-    def injected(self, healthy: Subject, folder: Path) -> Subject:
-        (home() / "server").mkdir(exist_ok=True)
-        own = {"address": "http://127.0.0.1:9", "pid": os.getpid(), "needs_key": False}
-        write_json(home() / "server" / "running.json", {**own, "started": psutil.Process().create_time()})
-        return healthy
 
 
 def _why_silent(address: str) -> str:

@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, distributions, requires
 from pathlib import Path
 from typing import ClassVar
@@ -14,7 +13,6 @@ from settle.doctor.trial import Trial
 
 DISTRIBUTION = "settle-lm"
 OLDEST = re.compile(r"([A-Za-z0-9._-]+)\s*>=\s*([0-9.]+)$")  # a requirement with neither extra nor marker
-INJECTED = "xllamacpp"
 
 
 class Versions(Check):
@@ -44,13 +42,6 @@ class Versions(Check):
     def fix(self, finding: Finding, subject: Subject) -> Fix:
         name, oldest = finding.details["name"], finding.details["oldest"]
         return Fix(f"install a newer {name}", f"pip install --upgrade '{name}>={oldest}'")
-
-    def injected(self, healthy: Subject, folder: Path) -> Subject:
-        """An older package in a folder that comes before the others."""
-        about = folder / "packages" / f"{INJECTED}-2024.1.dist-info"
-        about.mkdir(parents=True)
-        (about / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {INJECTED}\nVersion: 2024.1\n", encoding="utf-8")
-        return replace(healthy, running=replace(healthy.running, engine=about.parent))
 
 
 def _installed(first: Path | None) -> Mapping[str, str]:

@@ -14,16 +14,11 @@ from settle.doctor.resources.model_memory import (
     held_bytes,
     load_of,
     needed_bytes,
-    peak_bytes,
     room_of,
 )
 from settle.doctor.subject import Subject
 from settle.doctor.trial import FEWEST_ITEMS, Item, Trial
-from settle.library.facts import read_facts
 from settle.plan.fit.model_shapes import shape_of_file
-
-INJECTED_BYTES = 150e6  # of keys and values, that an injected context takes at least
-INJECTED_TIMES = 2.5  # and of the file's bytes: pages of that could go, which would only be slow
 
 
 class MemoryLoading(Check):
@@ -72,15 +67,3 @@ class MemoryLoading(Check):
         if not tokens:
             return Fix("take a smaller file", f"settle shrink {subject.name}")
         return Fix(f"ask for {tokens:,} tokens of context", f"settle chat {subject.name} --context {tokens}")
-
-    def injected(self, healthy: Subject, folder: Path) -> Subject:
-        assert healthy.model is not None
-        path = healthy.model.weights
-        facts = read_facts(path)
-        least = max(INJECTED_BYTES, INJECTED_TIMES * facts.bytes)
-        context = max(facts.context, int(least / max(1, facts.bytes_per_token)))
-        subject = replace(healthy, running=replace(healthy.running, context=context))
-        load, named = load_of(subject), shape_of_file(path, healthy.model.name)
-        small = max(peak_bytes(replace(load, context=SHORT)), int(needed_bytes(named, SHORT)))
-        large = min(peak_bytes(load) - facts.bytes, int(held_bytes(named, context)))
-        return replace(subject, running=replace(subject.running, room=small + int(0.7 * (large - small))))

@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
-from settle.base.errors import SettleError, UsageError
+from settle.base.errors import SettleError
 from settle.base.event_log import tail
 from settle.base.events import Event, Opened, OutOfMemory, RunFailed, Say
 from settle.base.out_of_memory import kernel_kills
@@ -13,15 +13,11 @@ from settle.base.run import Run
 from settle.base.settings import read_recipe
 from settle.doctor.checks import Check
 from settle.doctor.findings import Finding, Fix
-from settle.doctor.known_answers import PARAGRAPHS
 from settle.doctor.subject import Subject
-from settle.doctor.training.example_run import example_recipe
 from settle.doctor.training.facts import COMMANDS
-from settle.doctor.training.limited_steps import FailedSteps, StepChild, Steps
+from settle.doctor.training.limited_steps import FailedSteps, Steps
 from settle.doctor.training.retrain import recipe_fix
 from settle.doctor.trial import FEWEST_ITEMS, Item, Trial
-from settle.library.facts import read_facts
-from settle.library.pretrained import open_pretrained
 from settle.library.run_models import models_of
 from settle.machine import memory
 
@@ -29,10 +25,8 @@ TAIL_BYTES = 64 << 10
 SECONDS_BEFORE, SECONDS_AFTER = 5.0, 60.0  # the last event, in which the kernel's killing is of this run
 NEAR = 0.85  # of what was free, that a run was expected to take
 SEARCHED = 400  # steps of a run without a limit, of which the largest are taken again
-INJECTED_BYTES, LEFT_SHARE = 400e6, 0.5  # of a step's activations, and how much of that an injected failure leaves
 KEPT = 0.7  # of what was free beside the model, that a change may take: over a run, memory falls into pieces
 TRIED = 3  # steps, which a change must bear one after the other
-ROWS, LONGEST = 32, 448  # of an injected step, and tokens of its rows
 
 
 class MemoryTraining(Check):
@@ -113,25 +107,6 @@ class MemoryTraining(Check):
             "let fewer go through the model at once: the proof finds how many fit, and steps stay as large",
             f"settle {run.command} --recipe {run.path / 'recipe.toml'} --{name.replace('_', '-')} N",
         )
-
-    def injected(self, healthy: Subject, folder: Path) -> Subject:
-        """Another program takes memory once the run has begun."""
-        assert healthy.model is not None
-        base = healthy.model.weights
-        per_token = open_pretrained(str(base)).part.activation_bytes_per_token(LONGEST, 4, None)
-        length = int(min(LONGEST, read_facts(base).context // 2, max(24, INJECTED_BYTES / per_token / ROWS)))
-        # in a half type a small model takes so little that the allocator's own steps (64 MiB) decide
-        settings: dict[str, object] = {"steps": 2 * FEWEST_ITEMS, "batch_rows": ROWS, "micro_rows": ROWS}
-        settings |= {"recompute": False, "dtype": "float32"}
-        run, recipe = example_recipe(base, folder / "run", settings, _long_rows(length))
-        steps = Steps("tune", recipe, str(folder / "probe"), 2 * FEWEST_ITEMS)
-        with StepChild(steps) as child:
-            taken = child.take(int(str(_list(child.ready["steps"])[0])))
-            needed = int(str(taken["held"])) - int(str(child.ready["built"]))
-        with StepChild(replace(steps, folder=str(run.path), free=int(LEFT_SHARE * needed), whole=True)) as child:
-            if "ended" not in child.ready:
-                raise UsageError("the run had memory enough", "choose a larger model")
-        return replace(healthy, kind="run", name=str(run.path), run=run, model=None, base=None)
 
 
 def _asked(run: Run, finding: Finding, folder: Path) -> Steps:
@@ -217,14 +192,3 @@ def _available(plan: Mapping[str, object]) -> int | None:
 def _list(value: object) -> list[object]:
     assert isinstance(value, list)
     return value
-
-
-def _long_rows(tokens: int) -> list[dict[str, str]]:
-    """Rows of about that many tokens, all different."""
-    words = " ".join(PARAGRAPHS).split()
-    size = max(8, int(tokens / 2.2))  # words, where a small vocabulary has more than one token for each
-    rows = []
-    for n in range(6 * ROWS):
-        at = 7 * n % (len(words) - size) if size < len(words) else 0
-        rows.append({"prompt": f"Write text number {n}.", "completion": f"{n}: {' '.join(words[at : at + size])}"})
-    return rows

@@ -5,7 +5,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
-from settle.base.errors import UsageError
 from settle.doctor.checks import Check
 from settle.doctor.findings import Finding, Fix
 from settle.doctor.likelihood import reader_of
@@ -16,17 +15,14 @@ from settle.doctor.resources.model_memory import (
     held_bytes,
     load_of,
     needed_bytes,
-    peak_bytes,
     room_of,
 )
-from settle.doctor.resources.wider_model import wider_model
 from settle.doctor.resources.writing_speed import openings
 from settle.doctor.subject import Subject
 from settle.doctor.trial import LEAST_RATIO, Trial
 from settle.doctor.weights.same_model import other_files
 from settle.formats.gguf import read_gguf
 from settle.infer.child_process import Load
-from settle.library.facts import read_facts
 from settle.machine import bandwidth, read_from_disk
 from settle.plan.fit.model_shapes import NamedShape, shape_of_file
 
@@ -34,10 +30,6 @@ LEAST_SHARE = 0.1  # of the file, that is read from the disk for each token: les
 MEASURED_BYTES = 1 << 30  # of a file that a look loads once more; of a larger one its size says enough
 PAIRS = 12  # of times
 LOOKED = 3  # tokens that a look writes
-WIDE_BYTES = 64 << 20  # of a file whose reading from the disk can be felt
-CONTEXT_SHARES = (1.2, 1.8, 2.7)  # of the file, that the context of an injected failure takes: the first that can be
-# mended by a shorter one
-LEFT_SHARE = 0.3  # of the file, that an injected failure leaves room for
 
 
 class PagedWeights(Check):
@@ -93,24 +85,6 @@ class PagedWeights(Check):
         if other:
             return Fix("use the smaller file", f"settle chat {other}")
         return Fix("take a smaller file, or end other programs", f"settle shrink {subject.name}")
-
-    def injected(self, healthy: Subject, folder: Path) -> Subject:
-        """A context that leaves the weights too little room; a small model is made wide enough for that to be felt."""
-        assert healthy.model is not None
-        subject = wider_model(healthy, folder, WIDE_BYTES)
-        assert subject.model is not None
-        facts = read_facts(subject.model.weights)
-        if not facts.bytes_per_token:
-            raise UsageError("this model keeps nothing of its context", "choose one that does")
-        named = shape_of_file(subject.model.weights, subject.model.name)
-        for share in CONTEXT_SHARES:
-            context = int((share * facts.bytes + 32e6) / facts.bytes_per_token)
-            subject = replace(subject, running=replace(subject.running, context=context))
-            held = max(peak_bytes(load_of(subject)) - facts.bytes, int(held_bytes(named, context)))
-            room = held + int(LEFT_SHARE * facts.bytes)
-            if fitting_tokens(named, context, room):
-                return replace(subject, running=replace(subject.running, room=room))
-        raise UsageError("no shorter context leaves the weights their room", "choose a model that keeps more of it")
 
 
 def _measured(subject: Subject, load: Load, room: int, fits: bool, size: int) -> Pace | None:

@@ -1,7 +1,6 @@
 """Tokens come slowly since llama.cpp computes with more threads than there are cores, or with far fewer."""
 
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -14,7 +13,6 @@ from settle.machine.cores import cores
 
 PAIRS = 12
 FEW_SHARE = 0.5  # of the cores: with so few threads or fewer, most of the processor has nothing to do
-INJECTED = 8  # times as many threads as cores
 
 
 class SlowTokens(Check):
@@ -52,6 +50,3 @@ class SlowTokens(Check):
 
     def fix(self, finding: Finding, subject: Subject) -> Fix:
         return Fix("compute with one thread a core", f"settle serve --threads {cores().usable}")
-
-    def injected(self, healthy: Subject, folder: Path) -> Subject:
-        return replace(healthy, running=replace(healthy.running, threads=INJECTED * cores().usable))

@@ -11,7 +11,6 @@ import numpy as np
 from settle.doctor.checks import Check
 from settle.doctor.findings import Finding, Fix
 from settle.doctor.subject import Subject
-from settle.doctor.training.example_run import example_run
 from settle.doctor.training.facts import TrainingFacts, tuned_facts
 from settle.doctor.training.left_out import left_out, with_all_answers
 from settle.doctor.training.lost_adapter import find_base, has_learned, wanted_base
@@ -196,9 +195,6 @@ class DidNothing(Check):
         if finding.details["cause"] == "rate":
             return f"learning rate {usual_rate(facts):g} instead of {facts.rate:.2g}"
         return f"{steps:,} steps instead of {facts.steps:,}"
-
-    def injected(self, healthy: Subject, folder: Path) -> Subject:
-        return example_run(healthy, folder, {"optimizer": {"name": "adamw", "lr": 1e-8}})
 
 
 def _least(base: float) -> float:

@@ -5,17 +5,14 @@ from pathlib import Path
 from typing import ClassVar
 
 from settle.base.errors import SettleError
-from settle.base.event_log import Events, tail
-from settle.base.events import Event, Opened, OutOfMemory, PhaseStarted, RunFailed
-from settle.base.files import write_json
+from settle.base.event_log import tail
+from settle.base.events import Event, Opened, OutOfMemory, PhaseStarted
 from settle.base.run import Run
 from settle.base.run.course import TAIL_BYTES, RunCourse
 from settle.doctor.checks import Check
 from settle.doctor.findings import Finding, Fix
 from settle.doctor.subject import Subject
 from settle.doctor.trial import Trial
-
-INJECTED = "failed"
 
 
 class FailedRun(Check):
@@ -47,15 +44,6 @@ class FailedRun(Check):
     def fix(self, finding: Finding, subject: Subject) -> Fix:
         advice = str(finding.details["fix"]) or "fix what it says"
         return Fix(f"{advice}; then resume it", f"settle resume {finding.details['name']}")
-
-    def injected(self, healthy: Subject, folder: Path) -> Subject:
-        run = Run.create("train", INJECTED)
-        write_json(run.path / "plan.json", {"version": 1})
-        events = Events(run.events)
-        events.emit(PhaseStarted(phase="export", elapsed=3.0))
-        events.emit(RunFailed(what="the disk is full", fix="make room"))
-        events.close()
-        return Subject("run", run.name, run=run)
 
 
 def _latest_session(run: Run) -> list[Event]:

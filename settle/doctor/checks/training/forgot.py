@@ -7,11 +7,9 @@ from typing import ClassVar
 
 import numpy as np
 
-from settle.base.errors import UsageError
 from settle.doctor.checks import Check
 from settle.doctor.findings import Finding, Fix
 from settle.doctor.subject import Subject
-from settle.doctor.training.example_run import example_run
 from settle.doctor.training.facts import TrainingFacts, tuned_facts
 from settle.doctor.training.general_text import general_texts
 from settle.doctor.training.retrain import (
@@ -31,8 +29,6 @@ LEAST_NATS = 0.5  # per token, that general text became less likely: perplexity 
 HIGH_RATE = 3.0  # times the usual one: above that, the rate is to blame and not the steps
 FEWER = 4  # as many steps are left of those that were too many, as a divisor
 KNOWN_SHARE = 0.6  # of the nats of a token drawn from the vocabulary: a base that knows general text gives it less
-INJECTED_RATES, INJECTED_STEPS = (4e-3, 8e-3, 1.6e-2), 40
-INJECTED_NATS = 1.0  # per token, that an injected failure must cost: twice what counts
 KEPT_SHARE = 0.05  # of the base's loss on its rows, that the model should still be better by
 
 
@@ -105,21 +101,6 @@ class Forgot(Check):
         if finding.details["cause"] == "rate":
             return f"learning rate {usual_rate(facts):g} instead of {facts.rate:.2g}"
         return f"{max(1, facts.steps // FEWER):,} steps instead of {facts.steps:,}"
-
-    def injected(self, healthy: Subject, folder: Path) -> Subject:
-        """At the first rate that costs the model general text: a small one bears a higher rate."""
-        for number, rate in enumerate(INJECTED_RATES):
-            broken = example_run(
-                healthy, folder / str(number), {"optimizer": {"name": "adamw", "lr": rate}}, steps=INJECTED_STEPS
-            )
-            facts = tuned_facts(broken)
-            assert facts is not None and facts.base is not None
-            served = Served.of_run(facts.run)
-            assert served is not None
-            others = general_texts(facts)[LOOKED + PROVED :]  # neither those of the look nor those of the proof
-            if _lost(facts.base, served, others)[1] >= INJECTED_NATS:
-                return broken
-        raise UsageError(f"{INJECTED_STEPS} steps at {INJECTED_RATES[-1]:g} cost it no general text", "choose another")
 
 
 def _lost(base: Path, served: Served, texts: Sequence[Item]) -> tuple[float, float]:

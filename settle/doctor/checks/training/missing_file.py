@@ -1,19 +1,14 @@
 """A finished run whose exported model was deleted or moved: nothing that names the run can load it."""
 
-import shutil
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
-from settle.base.run import Run
 from settle.doctor.checks import Check
 from settle.doctor.findings import Finding, Fix
 from settle.doctor.subject import Subject
 from settle.doctor.trial import Trial
 from settle.library.run_models import missing_files
-
-INJECTED = "lost"
 
 
 class MissingFile(Check):
@@ -36,10 +31,3 @@ class MissingFile(Check):
 
     def fix(self, finding: Finding, subject: Subject) -> Fix:
         return Fix("export it again from the run's weights", str(finding.details["command"]))
-
-    def injected(self, healthy: Subject, folder: Path) -> Subject:
-        assert healthy.run is not None
-        run = Run(shutil.copytree(healthy.run.path, healthy.run.path.parent / f"2026-01-01-tune-{INJECTED}-abcdef"))
-        for path in run.out.glob("*.gguf"):
-            path.unlink()
-        return replace(healthy, run=run, model=None)

@@ -9,7 +9,6 @@ from settle.base.errors import UsageError
 from settle.doctor.checks import Check
 from settle.doctor.findings import Finding, Fix
 from settle.doctor.subject import Subject
-from settle.doctor.training.example_run import example_run
 from settle.doctor.training.facts import TrainingFacts, facts_of
 from settle.doctor.training.retrain import most_steps, recipe_fix, retrained, training_seconds, usual_rate, with_rate
 from settle.doctor.training.rows import LossReader, RowSide, Served, rows_of
@@ -80,9 +79,6 @@ class Unstable(Check):
 
     def _recipe(self, facts: TrainingFacts) -> Mapping[str, object]:
         return with_rate(facts.recipe, _lower(facts))
-
-    def injected(self, healthy: Subject, folder: Path) -> Subject:
-        return example_run(healthy, folder, {"optimizer": {"name": "adamw", "lr": 3.0}})
 
 
 def _jump(facts: TrainingFacts) -> str:

@@ -27,7 +27,6 @@ def example_run(
 ) -> Subject:
     """The model of `healthy` tuned on example rows, or on `rows`, by `settle tune` with `changes` of its settings, in a
     folder of its own in `folder`. Raises SettleError."""
-    assert healthy.model is not None
     base = healthy.model.weights
     run, recipe = example_recipe(base, folder, {"steps": steps, "batch_rows": 4, **changes}, rows or example_rows())
     short_run_of("tune", recipe, run)

@@ -19,7 +19,6 @@ ROWS, COLUMNS = ("ffn_gate", "ffn_up"), ("ffn_down",)
 def wider_model(healthy: Subject, folder: Path, num_bytes: int) -> Subject:
     """A model with a file of about `num_bytes` at least, written to `folder` where its own is smaller. Raises
     UsageError for a small model that cannot be made wider."""
-    assert healthy.model is not None
     path = healthy.model.weights
     missing = num_bytes - path.stat().st_size
     if missing <= 0:
