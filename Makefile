@@ -10,6 +10,7 @@ install: $(VENV)/.installed
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[dev]'
+	-@git config core.hooksPath .githooks
 	touch $@
 
 # Trains a model on Python's own standard library, from nothing to a GGUF file that llama.cpp loads.
@@ -31,6 +32,7 @@ lint: install
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python .githooks/subject.py --branch
 
 # The versions of this environment, for people who want exactly what was tested.
 constraints: install
