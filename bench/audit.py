@@ -1,4 +1,4 @@
-"""What `settle audit` sees, stops and costs.
+"""What `settle runs audit` sees, stops and costs.
 
     python bench/audit.py attacks                 # fourteen ways out: without a ledger, watched, proved
     python bench/audit.py connect [--rounds 40]   # microseconds that watching adds to a connect, in pairs

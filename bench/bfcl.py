@@ -26,8 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import jsonschema
-
-from settle.server.bench.bare_server import Side, both_sides
+from bare_server import Side, both_sides
 
 CATEGORIES = ("simple_python", "multiple", "parallel", "live_simple", "live_multiple", "irrelevance")
 TYPES = {"dict": "object", "float": "number", "tuple": "array", "any": None, "String": "string", "ArrayList": "array"}

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from settle.server.bench.bare_server import Side, both_sides
+from bare_server import Side, both_sides
 
 CHAT = {"model": "m", "messages": [{"role": "user", "content": "Count from one to ten."}], "max_tokens": 24}
 GREEDY = CHAT | {"temperature": 0}

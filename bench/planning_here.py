@@ -2,7 +2,8 @@
 
     python bench/planning_here.py FILE.gguf ...
 
-The law of this machine is refitted from the smallest and the largest of the other files, as by `settle fit --measure`.
+The law of this machine is refitted from the smallest and the largest of the other files, as by
+`settle models fit --measure`.
 """
 
 import argparse

@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import jsonschema
+from bare_server import Side, both_sides
 from bfcl import retemplated
 from conformance import ask
 
 from settle.infer.tool_calls.call_reader import CallReader
 from settle.infer.tool_calls.types import function_call
-from settle.server.bench.bare_server import Side, both_sides
 from settle.server.requests.tool_calls.call_form import IDS, NAMES, VALUES, CallForm, read_form
 
 TEMPLATES = Path(__file__).parents[1] / "tests" / "chat_templates"

@@ -262,7 +262,7 @@ def pull(what: str, progress: bool | None = None, **settings: object) -> Report:
 
 
 def fit(*models: str, progress: bool | None = None, **settings: object) -> Report:
-    """Show which models fit in a machine's memory and how fast they answer, as `settle fit` does:
+    """Show which models fit in a machine's memory and how fast they answer, as `settle models fit` does:
     `settle.fit("smollm2", machine="mac m4 pro 24gb", context="32k")`. Raises SettleError."""
     return _run_command("fit", {"models": list(models), **settings}, progress)
 

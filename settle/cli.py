@@ -195,6 +195,7 @@ def build_app(tokens: Sequence[str] = (), whole: bool = False) -> App:
         name="settle",
         help="Train a model until it has settled, on your own machine, and know that it has.",
         version=__version__,
+        group_commands=Group("Commands", sort_key=len(GROUPS) + 1),
         result_action="return_value",
         suppress_keyboard_interrupt=False,
     )

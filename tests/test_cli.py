@@ -80,7 +80,7 @@ def test_the_list_of_commands_says_what_each_does(capsys):
     assert main(["--help"]) == 0
     shown = " ".join(capsys.readouterr().out.replace("│", " ").split())
     for name, command in Command.parts().items():
-        assert f"{name.replace('_', '-')} {' '.join((command.__doc__ or '').replace('`', '').split())[:40]}" in shown
+        assert f"{name.replace('_', '-')} {(command.__doc__ or '').strip().splitlines()[0]}" in shown
 
 
 @pytest.mark.parametrize("value", ["-5m", "-1", "-.5h"])
@@ -153,7 +153,7 @@ def test_bash_completes_options_files_and_names(home, tmp_path):
             "unknown option --name",
             "it is given without a name: `settle ask NAME QUESTION`",
         ),
-        (["runs", "shwo"], "there is no `settle runs shwo`", "list, show, compare, export, prune or remove"),
+        (["runs", "shwo"], "there is no `settle runs shwo`", "list, show, compare, export, audit, prune or remove"),
         (["runs", "show"], "no run is named to show", "`settle runs show NAME`"),
         (
             ["train", "x", "--data.vocab_size", "9"],
@@ -259,12 +259,12 @@ def test_ctrl_c_is_one_line_whatever_a_library_makes_of_it(error, home, monkeypa
     def failed(self, events):
         raise ImportError("no library")
 
-    votes = Command.part("votes")
-    monkeypatch.setattr(votes, "run", interrupted)
-    assert main(["votes"]) == 130 and capsys.readouterr().err == "settle: interrupted\n"
-    monkeypatch.setattr(votes, "run", failed)
+    runs = Command.part("runs")
+    monkeypatch.setattr(runs, "run", interrupted)
+    assert main(["runs"]) == 130 and capsys.readouterr().err == "settle: interrupted\n"
+    monkeypatch.setattr(runs, "run", failed)
     with pytest.raises(ImportError, match="no library"):
-        main(["votes"])
+        main(["runs"])
 
 
 def test_ctrl_c_is_one_line(waiting):
@@ -352,3 +352,16 @@ def test_nothing_phones_home():
     env = {k: v for k, v in os.environ.items() if "TELEMETRY" not in k and k != "DO_NOT_TRACK"}
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], env=env, capture_output=True, text=True)
     assert done.stdout.strip() == "[]", done.stdout + done.stderr
+
+
+def test_help_fits_a_screen_with_a_line_for_each_command(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    assert main(["--help"]) == 0
+    shown = capsys.readouterr().out.splitlines()
+    assert len(Command.part_names()) <= 22 and len(shown) <= 50
+    assert sum(line.startswith("│ ") for line in shown) == len(Command.part_names()) + 3
+
+
+def test_former_commands_say_where_they_are(capsys):
+    for name, now in {"fit": "models fit", "audit": "runs audit", "votes": "chat --votes", "lessons": "doctor"}.items():
+        assert main([name]) == 2 and f"settle {now}" in capsys.readouterr().err

@@ -16,7 +16,7 @@ SOURCES = sorted(PACKAGE.rglob("*.py"))
 # Rooms that `settle --help`, `settle runs` or a reader of files need: they load no torch until asked to work.
 LIGHT = ("base", "machine", "audit", "documents", "data", "formats", "commands", "show", "cli.py", "__init__.py")
 MOST_ANY, MOST_HIDDEN_IMPORTS = 5.0, 42  # per 1,000 lines; in the whole package
-MOST_COMMAND_LINES = 60
+MOST_COMMAND_LINES = 80
 # What is still to be merged or renamed; these figures only fall.
 MOST_OF = {"modules under 80 lines with one importer": 70, "names of classes in three rooms": 25}
 VAGUE = {"utils", "util", "helpers", "helper", "common", "core", "misc"}

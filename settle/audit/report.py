@@ -1,4 +1,4 @@
-"""What `settle audit` shows of ledgers."""
+"""What `settle runs audit` shows of ledgers."""
 
 import time
 from pathlib import Path
@@ -25,7 +25,7 @@ def show_ledger(subject: str, events: Events) -> None:
     else:
         paths = [path for path in _ledgers() if _command(path) == subject]
         if not paths:
-            raise UsageError(f"there is no run and no ledger named {subject!r}", "`settle audit` lists the ledgers")
+            raise UsageError(f"no run and no ledger is named {subject!r}", "`settle runs audit` lists the ledgers")
         found, title = read_sessions(paths[-1:]), paths[-1].stem
     events.emit(Listing(title=title, columns=COLUMNS, rows=[_row(c) for c in found.connections]))
     for note in _notes(found):
@@ -38,7 +38,7 @@ def list_ledgers(events: Events) -> None:
     rows = []
     for path in reversed(_ledgers()[-MOST_LISTED:]):
         rows.append((_began(path), _command(path), read_sessions([path]).sentence))
-    hint = "`settle audit RUN` shows every connection" if rows else "no command has left a ledger yet"
+    hint = "`settle runs audit RUN` shows every connection" if rows else "no command has left a ledger yet"
     events.emit(Listing(columns=("began", "command", "what left this machine"), rows=rows, note=hint))
     events.emit(ResultReady(result={"ledgers": [{"began": r[0], "command": r[1], "sentence": r[2]} for r in rows]}))
 

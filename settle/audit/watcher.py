@@ -20,7 +20,7 @@ from settle.audit.foreign_sockets import facts_of
 from settle.base.child.python_command import script_command
 
 ASKS = False  # whether the watcher reads no memory but ours, as if Yama forbade it: for tests
-BUSY = "another program watches it already; if the studio started it, `settle audit studio` has what it reached"
+BUSY = "another program watches it already; if the studio started it, `settle runs audit studio` has what it reached"
 READY_SECONDS = 20.0  # for the watching process to start
 
 

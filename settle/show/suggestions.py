@@ -25,7 +25,12 @@ COMMANDS = {
     "fuse": "`settle export NAME` merges an adapter",
     "convert": "`settle export NAME --to FORMAT` converts",
     "quantize": "`settle shrink MODEL --to Q4_K_M` quantizes",
-    "benchmark": "`settle bench serve MODEL` measures the server, `settle eval NAME` the answers",
+    "benchmark": "`settle eval NAME` measures the answers, `settle models NAME --measure` their speed",
+    "fit": "`settle models fit` shows which models fit this machine",
+    "audit": "`settle runs audit NAME` shows every connection of a run",
+    "votes": "`settle chat --votes` shows them, `settle chat --vote ID=a` votes",
+    "lessons": "`settle doctor MODEL --lesson all` shows them on your model",
+    "prove-scale": "`settle train INPUTS --prove-scale 1,2,3,4`",
     "help": "`settle --help` lists the commands",
     "version": "`settle --version`",
 }

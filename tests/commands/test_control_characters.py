@@ -79,35 +79,33 @@ COMMANDS = {
     "ask": [["docs", question, "--model", "none"] for question in QUESTIONS]
     + [["docs", question, "--passages"] for question in QUESTIONS]
     + [["docs", "What is zymurgy\x1b[31m?", "--model", "none"], [f"no{ESCAPES}", "x"]],
-    "audit": [[], [f"no{ESCAPES}"]],
-    "bench": [["serve", f"no{ESCAPES}"]],
     "chat": [["esc", f"The key {ESCAPES}", "--max-tokens", "4"], [f"no{ESCAPES}", "x"]]
-    + [["esc", "x", "--with", f"no{ESCAPES}"]],
+    + [["esc", "x", "--with", f"no{ESCAPES}"], ["--votes"], ["--vote", f"no{ESCAPES}=a"], ["--vote", f"no{ESCAPES}"]],
     "choose": [[f"no{ESCAPES}"], ["rows\x1b[31m.jsonl", "--model", f"no{ESCAPES}"], [f"no{ESCAPES}", "--ask", "x"]],
     "connect": [[f"no{ESCAPES}"], ["continue", "--address", f"http://127.0.0.1:9/{ESCAPES}"]],
     "decide": [["esc", f"Is it {ESCAPES}?"], [f"no{ESCAPES}", "x"], ["decider", f"{TITLE}x"]]
     + [["decider", "--rows", "rows\x1b[31m.jsonl"], ["decider", "x", "--questions", f"no{ESCAPES}"]],
     "distill": [["esc", f"no{ESCAPES}", "--dry"]],
-    "doctor": [[], [f"no{ESCAPES}"], ["esc", "--only", "8"], ["esc", "--prove", f"no{ESCAPES}"]],
+    "doctor": [[], [f"no{ESCAPES}"], ["esc", "--only", "8"], ["esc", "--prove", f"no{ESCAPES}"]]
+    + [["esc", "--lesson", "repetition", "--draws", "4"], ["esc", "--lesson", "template"]]
+    + [["esc", "--lesson", f"no{ESCAPES}"], [f"no{ESCAPES}", "--lesson", "all"]],
     "eval": [["esc", "--rows", f"no{ESCAPES}"], ["esc", "--rows", "rows\x1b[31m.jsonl", "--limit\x1b", "1"]],
     "export": [[f"no{ESCAPES}"], ["esc", "--out", f"./no{ESCAPES}/x.gguf"]],
-    "fit": [[f"no{ESCAPES}"], ["esc", "--machine", f"rtx{ESCAPES}"], ["esc", "--machine", "rtx 4090"]],
     "index": [["docs"], [f"no{ESCAPES}"]],
-    "lessons": [["esc", "repetition", "--draws", "4"], ["esc", "template"], ["esc", f"no{ESCAPES}"], [f"no{ESCAPES}"]],
-    "models": [[], ["show", "esc"], ["show", f"no{ESCAPES}"]],
+    "models": [[], ["show", "esc"], ["show", f"no{ESCAPES}"], ["fit", f"no{ESCAPES}"]]
+    + [["fit", "esc", "--machine", f"rtx{ESCAPES}"], ["fit", "esc", "--machine", "rtx 4090"]],
     "pick": [["x", "--prompts", f"no{ESCAPES}"], [ESCAPES, "--prompts", "rows\x1b[31m.jsonl", "--models", ESCAPES]],
     "plan": [["tune", f"no{ESCAPES}", "--rows", "9"], ["pay-off", ESCAPES, "--against", ESCAPES]]
     + [["train", "--params", "1b", "--tokens", "1b", "--machine", ESCAPES]],
-    "prove_scale": [[f"no{ESCAPES}"], ["hostile", "--ranks", f"1,{ESCAPES}"]],
     "pull": [[f"./no{ESCAPES}.gguf"], [f"no{ESCAPES}"]],
     "resume": [[f"no{ESCAPES}"], ["odd"]],
-    "runs": [[], ["show", "odd"], ["--ledger"], ["show", f"no{ESCAPES}"]],
+    "runs": [[], ["show", "odd"], ["--ledger"], ["show", f"no{ESCAPES}"], ["audit"], ["audit", f"no{ESCAPES}"]],
     "serve": [[f"no{ESCAPES}"]],
     "shrink": [["esc", "--to", f"no{ESCAPES}"], [f"no{ESCAPES}", "--to", "Q4_0"]],
     "studio": [["--port", f"no{ESCAPES}"]],
     "tokens": [["esc", f"The key {ESCAPES}"], ["esc", "x", "--max-tokens", "4"], [f"no{ESCAPES}", "x"]],
-    "train": [["hostile", "--dry", "--threads", "1", "--size", "200k"], [f"no{ESCAPES}"], ["x", f"--no{ESCAPES}"]],
-    "votes": [[], [f"no{ESCAPES}", "a"], [f"no{ESCAPES}"]],
+    "train": [["hostile", "--dry", "--threads", "1", "--size", "200k"], [f"no{ESCAPES}"], ["x", f"--no{ESCAPES}"]]
+    + [[f"no{ESCAPES}", "--prove-scale", "1"], ["hostile", "--prove-scale", f"1,{ESCAPES}"]],
     "tune": [["esc", "rows\x1b[31m.jsonl", "--dry", "--threads", "1"], [f"no{ESCAPES}", "rows\x1b[31m.jsonl"]],
 }  # fmt: skip
 

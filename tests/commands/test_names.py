@@ -9,14 +9,12 @@ from settle.commands import Command
 from settle.formats.gguf import export_gguf
 
 ARGUMENTS = {
-    "bench": ["serve", "notes"],
     "chat": ["notes", "hi"],
     "decide": ["notes", "hi"],
     "distill": ["notes", "rows.jsonl", "--student", "notes"],
     "doctor": ["notes"],
     "eval": ["notes", "--rows", "rows.jsonl"],
     "export": ["notes"],
-    "lessons": ["notes"],
     "serve": ["notes", "--port", "0"],
     "shrink": ["notes", "--to", "Q4_0"],
     "tokens": ["notes", "hi"],

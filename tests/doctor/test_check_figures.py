@@ -47,7 +47,7 @@ def test_the_fix_of_passages_that_are_not_read():
 
     assert fix(3).command.endswith("--k 3") and "3 passages" in fix(3).what
     assert fix(1, "big").command.endswith("--k 1") and fix(None, "big").command.endswith("--model big")
-    assert fix(None).command == "settle fit"
+    assert fix(None).command == "settle models fit"
 
 
 def test_what_is_changed_of_a_model_that_does_not_fit():

@@ -165,13 +165,13 @@ def test_what_is_said_is_what_was_measured(pairs, more, is_shown, says):
 
 
 def test_the_command(path, home, capsys):
-    assert main(["lessons", str(path), "repetition", "--draws", "4", "--threads", "1"]) == 0
+    assert main(["doctor", str(path), "--lesson", "repetition", "--draws", "4", "--threads", "1"]) == 0
     out = capsys.readouterr().out
     assert "8. Repetition" in out and "A wanted:" in out and "A works better" in out
-    assert main(["lessons", str(path), "8", "--draws", "4", "--threads", "1", "--json"]) == 0
+    assert main(["doctor", str(path), "--lesson", "8", "--draws", "4", "--threads", "1", "--json"]) == 0
     (lesson,) = json.loads(capsys.readouterr().out)["lessons"]
     assert lesson["name"] == "repetition" and len(lesson["sides"]) == 4 and lesson["verdict"]
-    assert main(["lessons", str(path), "repetitions"]) == 2
+    assert main(["doctor", str(path), "--lesson", "repetitions"]) == 2
     assert "did you mean 'repetition'" in capsys.readouterr().err
 
 

@@ -254,13 +254,13 @@ def test_a_pair_by_command_and_its_vote(models, capsys):
     assert "tiny" not in out.out and "tuned" not in out.out and result["difference_nats"] > 0.1
     pair = Ballots.read().pairs[result["pair"]]
     assert tuple(result["answers"].values()) == pair.answers
-    assert main(["votes", pair.id, "b", "--json"]) == 0
+    assert main(["chat", "--vote", f"{pair.id}=b", "--json"]) == 0
     out = capsys.readouterr()
     assert json.loads(out.out) == {"pair": pair.id, "vote": "b", "a": pair.names[0], "b": pair.names[1]}
     assert f"A was {pair.names[0]}, B was {pair.names[1]}" in out.err and "14 more votes" in out.err
-    assert main(["votes", "--json"]) == 0
+    assert main(["chat", "--votes", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["preferences"][0]["votes"] == 1
-    assert main(["votes", pair.id, "a"]) == 2
+    assert main(["chat", "--vote", f"{pair.id}=a"]) == 2
     for more, why in ((["tuned", "--draft", "twin"], "leave --draft out"), (["twin"], "are the same weights")):
         assert main(["chat", "tiny", "x", "--with", *more]) == 2
         assert why in capsys.readouterr().err

@@ -16,7 +16,7 @@ def test_the_shipped_table_names_a_page_and_a_day_for_each_plan(home):
 
 
 def test_an_unverified_row_is_shown_as_such(home, capsys):
-    assert main(["audit", "providers"]) == 0
+    assert main(["runs", "audit", "providers"]) == 0
     out, err = capsys.readouterr()
     deepseek = next(line for line in out.splitlines() if line.startswith("DeepSeek"))
     assert "unverified" in deepseek and "days old" in err
@@ -26,7 +26,7 @@ def test_terms_that_were_read_long_ago_are_warned_of(home, capsys, monkeypatch):
     def said(day):
         for module in ("settle.base.files.dated_file", "settle.library.providers"):
             monkeypatch.setattr(f"{module}.today", lambda: day)
-        assert main(["audit", "providers"]) == 0
+        assert main(["runs", "audit", "providers"]) == 0
         return capsys.readouterr()
 
     read, number = sorted(t.read for t in providers().provider), len(providers().provider)

@@ -108,7 +108,7 @@ def test_an_update_that_was_changed_afterwards_is_refused(home, newer):
     place = home / "data" / "catalogue.toml"
     place.write_text(place.read_text() + "\n")
     catalogue_file.cache_clear()
-    assert main(["fit", "llama-3.2-1b", "--machine", "rtx 3060"]) == 1
+    assert main(["models", "fit", "llama-3.2-1b", "--machine", "rtx 3060"]) == 1
 
 
 def test_old_numbers_are_marked():

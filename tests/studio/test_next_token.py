@@ -239,7 +239,7 @@ def test_a_lesson_is_measured_on_the_persons_model(page, sea):
     page.goto("/lessons?model=sea")
     page.get_by_role("button", name="Measure lesson 8").click()
     page.get_by_text("A works better than B").wait_for()
-    page.get_by_text("settle lessons sea repetition").wait_for()
+    page.get_by_text("settle doctor sea --lesson repetition").wait_for()
     assert page.locator(".versus pre").count() == 2 and "%" in page.locator("table").inner_text()
     page.get_by_role("button", name="Measure lesson 1").click()
     page.get_by_text("Not measured: only").wait_for()

@@ -8,7 +8,7 @@ from settle.jobs.settings import DistillSettings
 
 
 class Distill(DistillSettings, Command):
-    """Distil a large model into a smaller one and report how closely it matches.
+    """Distil a large model into a smaller one and measure the match.
 
     TEACHER is a run, a model of the store, a folder in Hugging Face's layout or a .gguf file. INPUTS are texts or
     examples, as for `settle tune`. The student is the teacher with blocks removed (--drop-layers), or narrower

@@ -9,11 +9,12 @@ from settle.jobs.index_settings import IndexSettings
 
 
 class Index(IndexSettings, Command):
-    """Index folders of documents under a name; run it again, and only what has changed is read.
+    """Index folders of documents under a name, to ask them.
 
-    PATHS are folders and files; the first may be the name of an existing collection, which is brought up to date and
-    takes the others in. Without any, the collections are listed. Unreadable files are reported with the reason, and the
-    rest is indexed. Stop it with Ctrl-C at any time: what was indexed is kept, and the same command continues.
+    Run it again, and only what has changed is read. PATHS are folders and files; the first may be the name of an
+    existing collection, which is brought up to date and takes the others in. Without any, the collections are listed.
+    Unreadable files are reported with the reason, and the rest is indexed. Stop it with Ctrl-C at any time: what was
+    indexed is kept, and the same command continues.
     """
 
     positional: ClassVar[tuple[str, ...]] = ("paths",)

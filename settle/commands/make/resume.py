@@ -10,10 +10,10 @@ from settle.machine.threads import ThreadSettings
 
 
 class Resume(ThreadSettings, Command):
-    """Resume an interrupted run: after Ctrl-C, a kill, a power cut or a full disk.
+    """Resume an interrupted run.
 
-    It ends as it would have without the stop, to the last bit where the plan ends it by steps or tokens; by the clock
-    (`--time`) it uses what is left of the time.
+    After Ctrl-C, a kill, a power cut or a full disk, it ends as it would have without the stop, to the last bit where
+    the plan ends it by steps or tokens; by the clock (`--time`) it uses what is left of the time.
     """
 
     positional: ClassVar[tuple[str, ...]] = ("name",)

@@ -8,7 +8,7 @@ from settle.jobs.shrink_settings import ShrinkSettings
 
 
 class Shrink(ShrinkSettings, Command):
-    """Make a model smaller or faster within a budget, and measure what it loses on your own text.
+    """Make a model smaller or faster, and measure what it loses.
 
     MODEL is a run, a model of the store, a folder in Hugging Face's layout or a .gguf file. INPUTS are files of text or
     of examples that it is used for: most of them decide where bits are spent, the others judge the result. Without any,

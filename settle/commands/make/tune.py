@@ -9,12 +9,12 @@ from settle.jobs.settings import TUNING_JOBS, TuneSettings
 
 
 class Tune(TuneSettings, Command):
-    """Fine-tune a model on your examples, stop when it stops improving, and compare it with its base.
+    """Fine-tune a model on your examples, and compare it with its base.
 
-    MODEL is a run, a model of the store (`settle pull`), a folder in Hugging Face's layout or a .gguf file. INPUTS are
-    files of examples: messages, prompt and completion, Alpaca, ShareGPT, pairs of a chosen and a rejected answer, or
-    plain text; as jsonl, json, csv or parquet. `--dry` shows the plan, the forecast and some rows as the model learns
-    them.
+    Tuning stops when the model stops improving. MODEL is a run, a model of the store (`settle pull`), a folder in
+    Hugging Face's layout or a .gguf file. INPUTS are files of examples: messages, prompt and completion, Alpaca,
+    ShareGPT, pairs of a chosen and a rejected answer, or plain text; as jsonl, json, csv or parquet. `--dry` shows the
+    plan, the forecast and some rows as the model learns them.
 
     An encoder such as minilm learns from pairs of a question and a passage, with a label of 1 or 0 where not every
     passage answers: `--objective rank` trains a reranker over it, `--objective contrastive` the encoder itself.

@@ -16,11 +16,11 @@ from settle.machine.threads import ThreadSettings
 
 
 class Export(ThreadSettings, Command):
-    """Write a run's model for llama.cpp, Ollama, LM Studio, transformers, vLLM, MLX or peft.
+    """Write a run's model for llama.cpp, Ollama, vLLM and others.
 
-    What llama.cpp reads is written only when it behaves there like the model that was trained. A model tuned with an
-    adapter is merged for the formats that hold whole models; `--to lora-gguf`, `--to peft` and, over a GGUF base,
-    `--to ollama` give the adapter by itself.
+    Also for LM Studio, transformers, MLX and peft. What llama.cpp reads is written only when it behaves there like the
+    model that was trained. A model tuned with an adapter is merged for the formats that hold whole models; `--to
+    lora-gguf`, `--to peft` and, over a GGUF base, `--to ollama` give the adapter by itself.
     """
 
     is_watched: ClassVar[bool] = False

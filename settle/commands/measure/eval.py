@@ -11,10 +11,11 @@ from settle.machine.threads import ThreadSettings
 
 
 class Eval(ThreadSettings, Command):
-    """Compare a tuned model with its base: on rows that were held out, on what both knew, and on instructions.
+    """Compare a tuned model with its base.
 
-    Both answer the same rows in llama.cpp. The verdict is better, worse, no different or too few rows to tell, with an
-    interval; the exit code is 0 when it is better and 3 when it is not.
+    They are compared on held-out rows, on what both knew, and on instructions. Both answer the same rows in llama.cpp.
+    The verdict is better, worse, no different or too few rows to tell, with an interval; the exit code is 0 when it is
+    better and 3 when it is not.
     """
 
     positional: ClassVar[tuple[str, ...]] = ("tuned",)

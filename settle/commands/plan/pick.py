@@ -8,12 +8,13 @@ from settle.jobs.pick.settings import PickSettings
 
 
 class Pick(PickSettings, Command):
-    """Choose a model for a task by measuring a few on your own prompts: `settle pick "mails in German" --prompts FILE`.
+    """Choose a model for a task by measuring a few on your prompts.
 
-    What cannot run here, or may not be used, is left out with the reason. At most four are measured, those on this
-    machine first: time to the first token, tokens per second, memory, and how well they answer. A model that is shown
-    to be worse is asked no more. A task such as "embeddings for search" is measured on rows of a question and its
-    passage. Exit code 3: none of them will do. After Ctrl-C the same command continues.
+    `settle pick "mails in German" --prompts FILE`: what cannot run here, or may not be used, is left out with the
+    reason. At most four are measured, those on this machine first: time to the first token, tokens per second, memory,
+    and how well they answer. A model that is shown to be worse is asked no more. A task such as "embeddings for search"
+    is measured on rows of a question and its passage. Exit code 3: none of them will do. After Ctrl-C the same command
+    continues.
     """
 
     positional: ClassVar[tuple[str, ...]] = ("task",)

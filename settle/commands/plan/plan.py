@@ -14,12 +14,12 @@ from settle.plan.report.tune import plan_tune
 
 
 class Plan(PlanSettings, Command):
-    """Forecast memory, time, energy and money before a run, on this machine, a described one or a cluster.
+    """Forecast memory, time, energy and money of a run, on any machine.
 
-    `settle plan tune llama-3.2-3b --rows 5000 --machine "rtx 4090"` says whether tuning fits and what it takes.
-    `settle plan train --params 1.5b --tokens 30b --machine "8x h100"` trains from scratch: layout, weeks, failures,
-    money. `settle plan pay-off llama-3.1-8b --against gpt-5-mini --requests-per-day 2000 --machine "rtx 4090"` compares
-    a model of one's own with an API. Every number has an interval of 80 %, its source and its date.
+    `settle plan tune llama-3.2-3b --rows 5000 --machine "rtx 4090"` says whether tuning fits and what it takes. `settle
+    plan train --params 1.5b --tokens 30b --machine "8x h100"` trains from scratch: layout, weeks, failures, money.
+    `settle plan pay-off llama-3.1-8b --against gpt-5-mini --requests-per-day 2000 --machine "rtx 4090"` compares a
+    model of one's own with an API. Every number has an interval of 80 %, its source and its date.
     """
 
     is_watched: ClassVar[bool] = False

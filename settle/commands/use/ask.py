@@ -11,10 +11,11 @@ from settle.machine.threads import ThreadSettings
 
 
 class Ask(ThreadSettings, Command):
-    """Ask a collection of documents (see `settle index`). The answer cites the passages that support it; exit code 3
-    when the documents do not answer. Without a QUESTION: one after the other on a terminal, or text on stdin.
+    """Ask your documents; the answer cites passages that support it.
 
-    A sentence that no passage supports is marked. Without a language model the passages' best sentences are quoted.
+    COLLECTION is what `settle index` made; the exit code is 3 when the documents do not answer. Without a QUESTION: one
+    after the other on a terminal, or text on stdin. A sentence that no passage supports is marked. Without a language
+    model the passages' best sentences are quoted.
     """
 
     positional: ClassVar[tuple[str, ...]] = ("name", "question")

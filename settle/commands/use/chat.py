@@ -4,22 +4,26 @@ from typing import ClassVar
 
 from pydantic import Field
 
+from settle.base.errors import UsageError
 from settle.base.event_log import Events
 from settle.commands import Command
+from settle.evaluate.blind.preference import votes
 from settle.machine.threads import ThreadSettings
 
 
 class Chat(ThreadSettings, Command):
-    """Talk to a run's model, to one of the store, or to any GGUF file. With a PROMPT, or text on stdin: one answer.
-    --with compares it with a second model: both answer, and you vote without knowing which is which.
+    """Talk to a model, or to two side by side.
 
-    A model trained on plain text completes what you write; --template makes it take turns all the same.
+    NAME is a run, a model of the store or any GGUF file. With a PROMPT, or text on stdin: one answer. --with compares
+    it with a second model: both answer, and you vote without knowing which is which; --votes shows what was voted, with
+    an interval once there are 15 votes. A model trained on plain text completes what you write; --template makes it
+    take turns all the same.
     """
 
     positional: ClassVar[tuple[str, ...]] = ("name", "prompt")
     writes_answer: ClassVar[bool] = True
 
-    name: str = Field(description="a run, a model of the store (`settle pull`), or a .gguf file")
+    name: str | None = Field(None, description="a run, a model of the store (`settle pull`), or a .gguf file")
     prompt: str | None = Field(None, description="answer this, then leave")
     with_: str | None = Field(None, description="a second model that answers beside it, as A and B in any order")
     template: bool = Field(False, description="take turns by the chat template, even if trained on plain text")
@@ -41,8 +45,14 @@ class Chat(ThreadSettings, Command):
         None, gt=0, description="tokens of prompt and answer together; what the model was trained with if not given"
     )
     seed: int | None = Field(None, ge=0, description="same seed, same answers")
+    votes: bool = Field(False, description="show the votes on answers of two models")
+    vote: str | None = Field(None, description="vote on a pair of answers: ID=a, b, same or bad; shows who wrote it")
 
     def run(self, events: Events) -> int:
+        if self.votes or self.vote:
+            return votes(self.vote, events)
+        if self.name is None:
+            raise UsageError("no model is named to talk to", "`settle chat MODEL`; `settle models` lists them")
         from settle.evaluate.blind.terminal import talk
 
         sampling = (self.max_tokens, self.temperature, self.top_p, self.top_k, self.seed)

@@ -13,10 +13,11 @@ CLIENTS = ", ".join(name.replace("_", "-") for name in part_names("connect/clien
 
 
 class Connect(Command):
-    """Set a client up to use the running server, and check it with the requests that the client sends.
+    """Set a client up to use the running server, and check it.
 
-    Shows what to put into the client's configuration. With --write it is written, beside everything that is there
-    already, and --undo takes it back. Without a client: lists the clients, the server's address and its key.
+    The check sends the requests that the client sends. Shows what to put into the client's configuration. With --write
+    it is written, beside everything that is there already, and --undo takes it back. Without a client: lists the
+    clients, the server's address and its key.
     """
 
     positional: ClassVar[tuple[str, ...]] = ("client",)

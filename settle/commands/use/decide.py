@@ -12,9 +12,11 @@ from settle.machine.threads import ThreadSettings
 
 
 class Decide(ThreadSettings, Command):
-    """Ask a decision model (`settle tune MODEL ROWS --objective decision`) about a TEXT, or text on stdin: the options
-    with their probabilities, the likeliest first. With --rows, about each row of a table, which is written with the
-    answers. The exit code is 3 when every answer is refused.
+    """Ask a decision model about a text, or about a table's rows.
+
+    `settle tune MODEL ROWS --objective decision` makes the model. Without TEXT, it is read from stdin; the answer is
+    the options with their probabilities, the likeliest first. --rows writes the table with the answers. The exit code
+    is 3 when every answer is refused.
     """
 
     positional: ClassVar[tuple[str, ...]] = ("name", "text")

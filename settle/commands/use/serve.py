@@ -12,10 +12,11 @@ from settle.machine.threads import ThreadSettings
 
 
 class Serve(ThreadSettings, Command):
-    """Serve models on one local port that accepts OpenAI, Anthropic and Ollama clients, protected by an API key.
+    """Serve models to OpenAI, Anthropic and Ollama clients.
 
-    Without a name, every model of the store and of the runs is served, loaded when a client uses it. A LoRA that
-    `settle tune` makes is available at once as base:name, without a restart. `settle connect` sets clients up.
+    All use one local port, protected by an API key. Without a name, every model of the store and of the runs is served,
+    loaded when a client uses it. A LoRA that `settle tune` makes is available at once as base:name, without a restart.
+    `settle connect` sets clients up.
     """
 
     positional: ClassVar[tuple[str, ...]] = ("models",)

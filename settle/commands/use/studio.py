@@ -10,10 +10,10 @@ HOST = "127.0.0.1"
 
 
 class Studio(Command):
-    """Open a page in the browser that shows runs, models and documents, live; on this machine only.
+    """Show runs, models and documents live in the browser.
 
-    A one-time link lets one browser in; the terminal shows the next one when it has been used. Nothing is loaded from
-    elsewhere. Ctrl-C closes the page; runs that it started continue.
+    It is reached from this machine only. A one-time link lets one browser in; the terminal shows the next one when it
+    has been used. Nothing is loaded from elsewhere. Ctrl-C closes the page; runs that it started continue.
     """
 
     port: int = Field(7389, ge=0, le=65535, description="0 takes a free one")

@@ -10,8 +10,10 @@ from settle.machine.threads import ThreadSettings
 
 
 class Tokens(ThreadSettings, Command):
-    """Show a TEXT, or text on stdin, as the tokens of a model: the probability, rank and entropy of each, and the
-    likeliest tokens after it. --with compares a second model; --at and --take go on from another token.
+    """Show a text as a model's tokens, with their probabilities.
+
+    Of a TEXT, or text on stdin: the probability, rank and entropy of each token, and the likeliest tokens after it.
+    --with compares a second model; --at and --take continue from another token.
     """
 
     positional: ClassVar[tuple[str, ...]] = ("name", "text")

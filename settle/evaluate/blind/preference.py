@@ -108,13 +108,17 @@ def list_votes(events: Events) -> None:
     events.emit(ResultReady(result={"preferences": [one.to_json() for one in found]}))
 
 
-def votes(name: str | None, choice: str | None, events: Events) -> int:
-    """Votes on a pair and shows who wrote it, or lists what was voted. Raises UsageError, ResourceError."""
-    if name is None:
+def votes(ballot: str | None, events: Events) -> int:
+    """List the votes, or vote on a pair and show who wrote it. ballot: the pair's id, =, and the choice.
+
+    Raises UsageError, ResourceError.
+    """
+    if ballot is None:
         list_votes(events)
         return 0
-    if choice is None:
-        raise UsageError("there is no vote", f"settle votes {name} {'|'.join(VOTES)}")
+    name, _, choice = ballot.partition("=")
+    if not choice:
+        raise UsageError("there is no vote", f"settle chat --vote {name}={'|'.join(VOTES)}")
     pair = vote(name, choice)
     reveal([pair.id])
     events.emit(Say(text=pair.reveal_text))

@@ -120,7 +120,7 @@ def compare(
         pair = chat.pair(text)
     assert session.difference
     events.emit(Say(text=session.difference.sentence))
-    events.emit(Say(text=f"settle votes {pair.id} {'|'.join(VOTES)}"))
+    events.emit(Say(text=f"settle chat --vote {pair.id}={'|'.join(VOTES)}"))
     answers = dict(zip("ab", pair.answers, strict=True))
     result = {"prompt": text, "pair": pair.id, "answers": answers, "difference_nats": pair.nats}
     events.emit(ResultReady(result=result))

@@ -93,7 +93,7 @@ def _here() -> Machine:
 
 @functools.cache
 def _law() -> Law | None:
-    """As runs of `settle fit --measure` corrected it; None is the law that ships."""
+    """As runs of `settle models fit --measure` corrected it; None is the law that ships."""
     return law_here(recalled_runs(), _here()) if _here().kind == "cpu" else None
 
 

@@ -1,4 +1,4 @@
-"""settle prove-scale: the same order of rows and the same losses on any number of ranks, shown on a person's data."""
+"""Proof that any number of ranks trains the same model: the same order of rows and the same losses."""
 
 import os
 import statistics
@@ -31,6 +31,7 @@ CHANGES = 4  # times that the number of ranks changes on the way
 MOST_RANKS = 64
 CHILD = "settle.jobs.prove_scale.rank_child"
 CHECKPOINTS = 8  # of a run
+STEPS, SIZE = 100, "100k"  # of a run, where none are asked for
 
 
 @dataclass(frozen=True)
@@ -50,11 +51,15 @@ class Trial:
         return max(abs(loss - alone.losses[step]) / alone.losses[step] for step, loss in self.losses.items())
 
 
-def prove_scale(settings: TrainSettings, ranks: Sequence[int], events: Events) -> int:
+def prove_scale(asked: TrainSettings, ranks: str, events: Events) -> int:
     """Train the same plan on each number of ranks, and on a number that changes on the way; show the table. The exit
     code is 1 where they do not agree. Raises SettleError."""
-    settings.check("prove-scale")
-    sizes = sorted({1, *ranks})
+    settings = TrainSettings(
+        inputs=asked.inputs, steps=asked.steps or STEPS, size=asked.size or SIZE, batch_tokens=asked.batch_tokens,
+        seed=asked.seed, dtype="float32", device="cpu", threads=asked.threads, sharding=asked.sharding,
+    )  # fmt: skip
+    settings.check("train")
+    sizes = sorted({1, *parse_ranks(ranks)})
     with tempfile.TemporaryDirectory(prefix=".prove-scale-", dir=home()) as folder:
         corpus = prepare(settings.inputs, settings.data, events)
         plan = _plan(settings, corpus)
@@ -86,7 +91,7 @@ def parse_ranks(text: str) -> list[int]:
     """ "1,2,4" as numbers. Raises UsageError."""
     parts = [part.strip() for part in text.split(",") if part.strip()]
     if not parts or not all(part.isdigit() and 0 < int(part) <= MOST_RANKS for part in parts):
-        raise UsageError(f"--ranks {text}: these are no numbers of ranks", f"such as 1,2,3,4; {MOST_RANKS} at most")
+        raise UsageError(f"--prove-scale {text}: no numbers of ranks", f"such as 1,2,3,4; {MOST_RANKS} at most")
     return [int(part) for part in parts]
 
 

@@ -56,7 +56,7 @@ def find_offer(what: str) -> Offer:
         known = ", ".join(catalogue())
         raise UsageError(
             f"there is no model {what!r}",
-            f"a hub id (owner/name), a path, a name that `settle fit --all` lists, or one of: {known}",
+            f"a hub id (owner/name), a path, a name that `settle models fit --all` lists, or one of: {known}",
         )
     return offer
 
@@ -120,7 +120,7 @@ def known_already(name: str) -> StoredModel | None:
 
 
 def _known_offer(what: str) -> Offer | None:
-    """A model that `settle fit` lists, as a GGUF file of its type or of one named after a colon, or as its maker
+    """A model that `settle models fit` lists, as a GGUF file of its type or of one named after a colon, or as its maker
     publishes it where the catalogue knows no such file. None for another name."""
     name, _, type_name = what.lower().partition(":")
     known = next((model for model in catalogue_file().known if model.name == name), None)

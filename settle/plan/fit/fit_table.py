@@ -1,4 +1,4 @@
-"""What `settle fit` answers: each model at the finest type that fits, its memory, speed and longest context."""
+"""What `settle models fit` answers: each model at the finest type that fits, its memory, speed and longest context."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

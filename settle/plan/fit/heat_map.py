@@ -1,4 +1,4 @@
-"""The picture of `settle fit`: models by type, the tokens per second as a colour, and what does not fit left white."""
+"""The heat map of `settle models fit`: tokens per second of models by type; white where a model does not fit."""
 
 import io
 from collections.abc import Sequence

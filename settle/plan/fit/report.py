@@ -1,4 +1,4 @@
-"""`settle fit`: asks the machine, the models and the laws, and says what fits and how fast."""
+"""`settle models fit`: asks the machine, the models and the laws, and says what fits and how fast."""
 
 from pathlib import Path
 
@@ -36,7 +36,7 @@ def fit_models(
             f"a context of {context} tokens for {texts} texts", "ask for 16 tokens or more, one text or more"
         )
     if draft_name and not models:
-        raise UsageError("a draft is for a model, and none is named", "`settle fit MODEL --draft SMALL`")
+        raise UsageError("a draft is for a model, and none is named", "`settle models fit MODEL --draft SMALL`")
     if measure and machine_words:
         raise UsageError("another machine cannot be measured from here", "leave --machine or --measure out")
     machine = machine_or_this(machine_words)

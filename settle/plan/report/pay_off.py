@@ -85,7 +85,7 @@ def _speeds(model: str | None, settings: PlanSettings, machine: Machine) -> tupl
         if not fit(named.shape, type_name, machine, tokens, texts).fits:
             at_once = f" with {texts} texts at once" if texts > 1 else ""
             what = f"{named.name} as {type_name} does not fit in {machine.label}{at_once}"
-            raise ResourceError(what, "`settle fit` shows what does")
+            raise ResourceError(what, "`settle models fit` shows what does")
         written = decode_rate(named.shape, type_name, machine, tokens, texts)
         read = prefill_rate(named.shape, type_name, machine, prompt=max(1, round(settings.input_tokens)))
         decode, prefill = (Interval(rate.value, rate.low, rate.high, FORECAST_LEVEL) for rate in (written, read))

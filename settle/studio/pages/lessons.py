@@ -73,4 +73,4 @@ def _show(result: LessonResult, name: str) -> None:
                 words(prompt, "pre").props('tabindex="0"')
                 words(f"Measured: {example.answer.strip()}")
                 words(f"It continues: {written.strip() or 'nothing'}")
-    words(f"settle lessons {name} {result.name}", classes="code")
+    words(f"settle doctor {name} --lesson {result.name}", classes="code")

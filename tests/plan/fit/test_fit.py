@@ -164,6 +164,7 @@ def test_the_command_says_what_fits_and_draws_it(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("SETTLE_HOME", str(tmp_path / "home"))
     picture = tmp_path / "fit.png"
     words = [
+        "models",
         "fit",
         "llama-3.1-8b",
         "--machine",
@@ -180,14 +181,14 @@ def test_the_command_says_what_fits_and_draws_it(tmp_path, monkeypatch, capsys):
     assert rows["q8_0"]["fits"] and not rows["f16"]["fits"]
     assert rows["q4_k_m"]["decode"]["low"] < rows["q4_k_m"]["decode"]["value"] < rows["q4_k_m"]["decode"]["high"]
     assert picture.read_bytes().startswith(b"\x89PNG")
-    assert main(["fit", "llama-3.1-405b", "--machine", "rtx 3060"]) == 3
-    assert main(["fit", "nothing-like-it", "--machine", "rtx 3060"]) == 2
-    assert main(["fit", "llama-3.1-8b", "--machine", "rtx 3060", "--context", "0"]) == 2
+    assert main(["models", "fit", "llama-3.1-405b", "--machine", "rtx 3060"]) == 3
+    assert main(["models", "fit", "nothing-like-it", "--machine", "rtx 3060"]) == 2
+    assert main(["models", "fit", "llama-3.1-8b", "--machine", "rtx 3060", "--context", "0"]) == 2
 
 
 def test_a_draft_makes_it_faster_and_takes_memory(home, capsys):
     def row(*more):
-        assert main(["fit", "llama-3.1-8b", "--machine", "rtx 4090", *more, "--json"]) == 0
+        assert main(["models", "fit", "llama-3.1-8b", "--machine", "rtx 4090", *more, "--json"]) == 0
         rows = json.loads(capsys.readouterr().out.splitlines()[-1])["rows"]
         return next(row for row in rows if row["type"] == "q8_0")
 
@@ -195,13 +196,16 @@ def test_a_draft_makes_it_faster_and_takes_memory(home, capsys):
     assert with_draft["decode"]["value"] > 1.2 * alone["decode"]["value"]
     assert with_draft["memory"]["total"] > alone["memory"]["total"] + 0.5 * GIB
     for words in (["llama-3.1-8b", "--draft", "qwen3-0.6b"], ["llama-3.2-1b", "--draft", "llama-3.1-8b"]):
-        assert main(["fit", *words, "--machine", "rtx 4090"]) == 2 and "is no draft for" in capsys.readouterr().err
-    assert main(["fit", "--draft", "llama-3.2-1b"]) == 2
+        assert (
+            main(["models", "fit", *words, "--machine", "rtx 4090"]) == 2
+            and "is no draft for" in capsys.readouterr().err
+        )
+    assert main(["models", "fit", "--draft", "llama-3.2-1b"]) == 2
 
 
 def test_every_model_of_the_catalogue_is_listed_largest_first(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("SETTLE_HOME", str(tmp_path))
-    assert main(["fit", "--machine", "rtx 4090", "--context", "8k", "--json"]) == 0
+    assert main(["models", "fit", "--machine", "rtx 4090", "--context", "8k", "--json"]) == 0
     rows = json.loads(capsys.readouterr().out.splitlines()[-1])["rows"]
     sizes = [row["parameters"] for row in rows]
     assert len(rows) > 200 and sizes == sorted(sizes, reverse=True) and all(row["fits"] for row in rows)
@@ -209,7 +213,7 @@ def test_every_model_of_the_catalogue_is_listed_largest_first(tmp_path, monkeypa
 
 def test_published_numbers_are_shown_by_source_and_marked_when_old(home, monkeypatch, capsys):
     monkeypatch.setattr("settle.library.catalogue.today", lambda: datetime.date(2026, 12, 1))
-    assert main(["fit", "qwen3-8b", "yi-9b", "--machine", "rtx 4090", "--json"]) == 0
+    assert main(["models", "fit", "qwen3-8b", "yi-9b", "--machine", "rtx 4090", "--json"]) == 0
     shown = capsys.readouterr()
     said = " ".join(shown.err.split())
     assert (

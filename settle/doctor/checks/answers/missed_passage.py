@@ -245,7 +245,7 @@ def _reading_fix(finding: Finding, subject: Subject) -> Fix:
         return Fix(f"ask with {fewer} passages", f'settle ask {subject.name} "…" --k {fewer}')
     if other is not None:
         return Fix(f"let {other} answer", f'settle ask {subject.name} "…" --model {other}')
-    return Fix("let a larger model answer; none is here", "settle fit")
+    return Fix("let a larger model answer; none is here", "settle models fit")
 
 
 def _passages(number: int) -> str:

@@ -1,6 +1,6 @@
 """A server that also reveals llama.cpp's own address behind it, so that both can be compared.
 
-    python -m settle.server.bench.bare_server MODEL.gguf SLOTS CONTEXT
+    python bench/bare_server.py MODEL.gguf SLOTS CONTEXT
 
 Prints `{"url", "key"}` of the server, and then of llama.cpp, with the model loaded under the name `m`.
 """
@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 from settle.audit.door import listen
-from settle.base.child.python_command import module_command
 from settle.base.errors import EngineError
 from settle.server import app
 from settle.server.audit import Audit
@@ -38,8 +37,8 @@ class Side(NamedTuple):
 
 @contextlib.contextmanager
 def both_sides(model: Path, slots: int, context: int) -> Iterator[tuple[Side, Side]]:
-    """settle's server, and llama.cpp's of the same child. Raises EngineError."""
-    command = module_command("settle.server.bench.bare_server", str(model), str(slots), str(context))
+    """Serve a model by settle's server, and llama.cpp's of the same child. Raises EngineError."""
+    command = [sys.executable, __file__, str(model), str(slots), str(context)]
     # an empty home: llama.cpp alone would apply every adapter over the model to every request
     home = tempfile.TemporaryDirectory()
     environment = os.environ | {"SETTLE_HOME": home.name}

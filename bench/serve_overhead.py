@@ -1,5 +1,11 @@
-"""What the server costs beside llama.cpp's own: time to the first token, and tokens per second, of many streams."""
+"""What the server costs beside llama.cpp's own: time to the first token, and tokens per second, of many streams.
 
+    python bench/serve_overhead.py MODEL [--streams 1 8 32] [--rounds 5] [--tokens 64]
+
+Both are the same process, measured in turns: llama.cpp's port, and settle's in front of it.
+"""
+
+import argparse
 import asyncio
 import json
 import statistics
@@ -9,11 +15,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from settle.base.errors import UsageError
-from settle.base.event_log import Events
-from settle.base.events import Listing, Progress, ResultReady
+from bare_server import Side, both_sides
+
 from settle.library.resolve import resolve_gguf
-from settle.server.bench.bare_server import Side, both_sides
 
 CONTEXT = 1024  # tokens of each stream
 COLUMNS = ("streams", "llama.cpp, tokens/s", "settle", "ratio", "first token", "settle adds")
@@ -55,22 +59,16 @@ class Overhead(NamedTuple):
         ]
 
 
-def bench_server(name: str, streams: Sequence[int], rounds: int, tokens: int, events: Events) -> None:
-    """What `settle bench serve` does. Raises UsageError, EngineError."""
-    if not streams or min(streams) < 1 or max(streams) > 256:
-        raise UsageError("--streams must be between 1 and 256", "--streams 1 --streams 8")
-    model = resolve_gguf(name)
-    results = []
-    for result in measure_overhead(model.weights, streams, rounds, tokens):
-        results.append(result)
-        events.emit(Progress(what="streams measured", done=len(results), total=len(streams), unit="count"))
-    title = f"{model.name}, medians of {rounds} rounds"
-    events.emit(Listing(title=title, columns=COLUMNS, rows=[result.row() for result in results]))
-    overhead = [
-        {"streams": result.streams, "ratio": result.ratio, "ratios": result.ratios, "added_ms": result.added_ms}
-        for result in results
-    ]
-    events.emit(ResultReady(result={"model": model.name, "overhead": overhead}))
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", help="a run, a model of the store, or a .gguf file; it needs a chat template")
+    parser.add_argument("--streams", type=int, nargs="+", default=[1, 8, 32], help="answers at the same time")
+    parser.add_argument("--rounds", type=int, default=5, help="rounds per server")
+    parser.add_argument("--tokens", type=int, default=64, help="tokens per answer")
+    asked = parser.parse_args()
+    print("  ".join(COLUMNS))
+    for result in measure_overhead(resolve_gguf(asked.model).weights, asked.streams, asked.rounds, asked.tokens):
+        print("  ".join(map(str, result.row())), flush=True)
 
 
 def measure_overhead(model: Path, streams: Sequence[int], rounds: int, tokens: int) -> Iterator[Overhead]:
@@ -126,3 +124,7 @@ async def _stream(side: Side, number: int, tokens: int) -> tuple[float, int]:
 
 def _median(measured: list[Measurement]) -> Measurement:
     return Measurement(statistics.median(m.first for m in measured), statistics.median(m.rate for m in measured))
+
+
+if __name__ == "__main__":
+    main()
