@@ -11,27 +11,43 @@ from settle.train.objectives import Objective
 from settle.train.world.weight_shards import local_part
 
 
-def backward(
-    model: FreezableModule, objective: Objective, batches: Sequence[Batch], scale: float = 1.0, count: int | None = None
-) -> float:
-    """Add `scale` times the gradient of the mean loss over all `batches` to `.grad`; the mean loss, nats per token.
+def add_gradient(
+    model: FreezableModule, objective: Objective, batches: Sequence[Batch], count: int, scale: float = 1.0
+) -> list[Tensor]:
+    """Add `scale` times the gradient of sum ÷ count to `.grad`; return each batch's sum of nats, left on its device.
 
-    count: what the sum is divided by; that of these batches when not given. It is known before the first micro-batch,
-    so accumulation changes nothing but rounding.
+    `count` is known before the first micro-batch, so accumulation changes nothing but rounding.
     """
-    count = max(1, sum(map(objective.count, batches))) if count is None else count
-    totals: list[Tensor] = []
+    sums: list[Tensor] = []
     for batch in batches:
         total, _ = objective.batch_loss(model, batch)
         (total * (scale / count)).backward()
-        totals.append(total.detach())
+        sums.append(total.detach())
+    return sums
+
+
+def backward(model: FreezableModule, objective: Objective, batches: Sequence[Batch], scale: float = 1.0) -> float:
+    """Add `scale` times the gradient of the mean loss over all `batches` to `.grad`; return that loss, nats a token."""
+    count = num_targets(objective, batches)
+    return mean_loss(torch.stack(add_gradient(model, objective, batches, count, scale)).tolist(), count)
+
+
+def num_targets(objective: Objective, batches: Sequence[Batch]) -> int:
+    """Return what the sum of the batches' losses is divided by."""
+    return max(1, sum(map(objective.count, batches)))
+
+
+def mean_loss(sums: Sequence[float], count: int) -> float:
+    """Return sum ÷ count, each batch divided by itself: as ranks add up their parts of it."""
     loss = 0.0
-    for number in torch.stack(totals).tolist():  # at once: each question waits for the device
+    for number in sums:
         loss += number / count
     return loss
 
 
 def gradient_of(parameter: Tensor) -> Tensor:
-    """The gradient of a parameter that has one; the rows of it that this rank owns."""
-    assert parameter.grad is not None
+    """Return the gradient of a trained parameter; of a sharded one, the rows that this rank owns. Zeros where nothing
+    was learned, such as of an expert that no token chose."""
+    if parameter.grad is None:
+        parameter.grad = torch.zeros_like(parameter)
     return local_part(parameter.grad)

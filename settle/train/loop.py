@@ -1,4 +1,4 @@
-"""The one training loop. It reads only its plan; position in the data, step and history are its whole state."""
+"""The one training loop, which reads only its plan; position in the data, step and history are its whole state."""
 
 import time
 
@@ -18,8 +18,11 @@ from settle.train.world.weight_shards import whole
 
 
 class Loop:
-    """Trains until the run has settled or its budget is spent: a trainer takes the steps, a watch evaluates and decides
-    when the end begins, and recovery saves, and goes back when a step goes wrong."""
+    """The order of a step, until the run has settled or its budget is spent.
+
+    A trainer takes the steps, a watch evaluates and decides when the end begins, and recovery saves, and goes back when
+    a step goes wrong.
+    """
 
     def __init__(
         self, trainer: Trainer, held_out: HeldOut, session: Session, threads: ThreadWatch | None = None
@@ -34,48 +37,70 @@ class Loop:
 
     def train(self) -> Outcome:
         """Run to the end, or until `session.stopping()`; a checkpoint exists at every return."""
-        torch.set_num_threads(self.threads.threads)
         self._resume_or_begin()
         usage = UsageSampler(self.session.spending, self.events)
         while not self.state.is_over:
-            started = time.perf_counter()
+            began = time.perf_counter()
             self.watch.spend_budget(self.state)
             result = self.threads.take(self._take_step)
-            if blamed := int(self.world.agree(self.recovery.steps_to_blame(self.state, result))):
-                self.state, self.watch.best = self.recovery.roll_back(self.state, result, blamed)
+            if self._rolled_back(result):
                 continue
-            state = self.state
-            state.step += 1
-            self.recovery.order.add(state.step, result.rows)
-            state.train_losses = [*state.train_losses[-SPIKE_WINDOW:], result.loss]
-            self._report(result, time.perf_counter() - started)
-            usage.sample(state.step, self.trainer.tokens(state))
-            if self.watch.is_due(state):
-                self.watch.evaluate(state)
-            if not state.is_past_half and self.watch.is_past_half(state):
-                state.is_past_half = True
-                self._sample(state.step, "middle")
-            state.seconds += self.world.agree(time.perf_counter() - started)
-            if state.step % self.plan.checkpoint_steps == 0:
-                self.recovery.save(state, self.watch.best, wait=False)
-            if self.world.any(self.session.stopping()) and not state.is_over:
+            self._record(result, time.perf_counter() - began)
+            usage.sample(self.state.step, self.trainer.tokens(self.state))
+            if self.watch.is_due(self.state):
+                self.watch.evaluate(self.state)
+            self._sample_at_half()
+            self.state.seconds += self.world.agree(time.perf_counter() - began)
+            if self.state.step % self.plan.checkpoint_steps == 0:
+                self.recovery.save(self.state, self.watch.best, wait=False)
+            if self.world.any(self.session.stopping()) and not self.state.is_over:
                 self._save()
-                return Outcome(state, self.watch.best, interrupted=True)
+                return Outcome(self.state, self.watch.best, interrupted=True)
         interrupted = not self._save()
         self.state.spent = self.spent()
         return Outcome(self.state, self.watch.best, interrupted)
 
     def spent(self) -> dict[str, float]:
-        """Seconds and joules of all sessions added up; of peak bytes the largest."""
+        """Return the seconds and joules of all sessions added up; of peak bytes the largest."""
         return self.recovery.spent()
 
     @property
     def saved_step(self) -> int:
-        """The step of the newest checkpoint, when it holds the state as it is, else -1."""
+        """Step of the newest checkpoint, when it holds the state as it is, else -1."""
         return self.recovery.saved_step
 
     def _take_step(self) -> StepResult:
         return self.trainer.take_step(self.state, self.state.schedule.multiplier(self.state.step))
+
+    def _rolled_back(self, result: StepResult) -> bool:
+        """Return whether the step went wrong, for any rank, so that the state is now an earlier one."""
+        blamed = int(self.world.agree(self.recovery.steps_to_blame(self.state, result)))
+        if blamed:
+            self.state, self.watch.best = self.recovery.roll_back(self.state, result, blamed)
+        return blamed > 0
+
+    def _record(self, result: StepResult, elapsed: float) -> None:
+        """Count a step that went well, and emit it."""
+        state = self.state
+        state.step += 1
+        self.recovery.order.add(state.step, result.rows)
+        state.train_losses = [*state.train_losses[-SPIKE_WINDOW:], result.loss]
+        self.events.emit(
+            Step(
+                step=state.step,
+                tokens=self.trainer.tokens(state),
+                loss=result.loss,
+                lr=self.trainer.base_lr * state.schedule.multiplier(state.step - 1),
+                grad_norm=result.grad_norm,
+                tokens_per_second=self.plan.tokens_per_step / elapsed,
+            )
+        )
+
+    def _sample_at_half(self) -> None:
+        """Let the session show what the model writes, once in the middle of the run."""
+        if not self.state.is_past_half and self.watch.is_past_half(self.state):
+            self.state.is_past_half = True
+            self._sample(self.state.step, "middle")
 
     def _sample(self, step: int, moment: str) -> None:
         with whole(self.trainer.model):
@@ -85,6 +110,8 @@ class Loop:
         return self.recovery.save(self.state, self.watch.best)
 
     def _resume_or_begin(self) -> None:
+        """Continue from the newest checkpoint; without one, evaluate and save the model as it is."""
+        torch.set_num_threads(self.threads.threads)
         resumed = self.recovery.resume()
         if not self.trainer.model.is_sharded:
             self.world.copy(list(self.trainer.model.trainable().values()))  # processors differ in how they round
@@ -103,18 +130,5 @@ class Loop:
                 most_steps=self.plan.max_steps,
                 by_clock=self.plan.seconds is not None,
                 seconds=self.state.seconds,
-            )
-        )
-
-    def _report(self, result: StepResult, elapsed: float) -> None:
-        state = self.state
-        self.events.emit(
-            Step(
-                step=state.step,
-                tokens=self.trainer.tokens(state),
-                loss=result.loss,
-                lr=self.trainer.base_lr * state.schedule.multiplier(state.step - 1),
-                grad_norm=result.grad_norm,
-                tokens_per_second=self.plan.tokens_per_step / elapsed,
             )
         )

@@ -86,8 +86,10 @@ class Trainer:
         torch.manual_seed(self.plan.seed + state.position)  # for dropout: the same after a resume
         self.model.zero_grad(set_to_none=True)
         shared = shared_backward(self.world, self.model, self.objective, batches, rows)
-        grad_norm = self._clip()
-        result = StepResult(shared.loss, grad_norm, shared.tokens, replace(shared.rows, positions=tuple(positions)))
+        norm = self._clip()
+        with self.world.together("gradient"):
+            loss, grad_norm, taken = shared.read(norm)
+        result = StepResult(loss, grad_norm, shared.tokens, replace(taken, positions=tuple(positions)))
         if result.is_finite:
             with self.world.together("update"):
                 self.stepper.step(multiplier)
@@ -95,18 +97,16 @@ class Trainer:
         self._freed_memory.after_step()
         return result
 
-    def _clip(self) -> float:
-        """Scale the gradient so that its norm is at most the plan's; its norm before that."""
+    def _clip(self) -> Tensor:
+        """Scale the gradient so that its norm is at most the plan's; return its norm before that, (), on its device."""
         parameters = [p for p in self.model.parameters() if p.grad is not None]
         if not self.model.is_sharded:
-            return float(torch.nn.utils.clip_grad_norm_(parameters, self.plan.clip))
+            return torch.nn.utils.clip_grad_norm_(parameters, self.plan.clip)
         grads: list[Tensor] = [gradient_of(p) for p in parameters]
         square = torch.stack(torch._foreach_norm(grads)).double().square().sum().reshape(1)
         self.world.sum([square])
-        square /= self.world.shards.copies  # each of which has every row
-        norm = float(square.sqrt())
-        if math.isfinite(norm):
-            torch._foreach_mul_(grads, min(1.0, self.plan.clip / (norm + 1e-6)))
+        norm = (square[0] / self.world.shards.copies).sqrt()  # each of the copies has every row
+        torch._foreach_mul_(grads, (self.plan.clip / (norm + 1e-6)).clamp(max=1.0))
         return norm
 
     def rehearse(self, updates: bool) -> None:
