@@ -1,6 +1,5 @@
 """commands/ as a command line: a command's fields are its options; a choice of a part brings the part's settings."""
 
-import errno
 import inspect
 import os
 import re
@@ -15,7 +14,7 @@ from pydantic import BaseModel, ValidationError
 
 from settle.audit import session
 from settle.base.choice import Family, described, family_of
-from settle.base.errors import SettleError, UsageError
+from settle.base.errors import FULL_DISK, SettleError, UsageError, cannot_write
 from settle.base.event_log import Events
 from settle.base.events import RunFailed
 from settle.base.registry import Part, module_of, summary
@@ -136,9 +135,10 @@ def _environment(error: OSError) -> int:
     elif error.filename is not None:
         what = f"{error.filename}: {error.strerror}"
         return _fail(what, "check that it exists, and the permission and room there", 1)
-    elif error.errno == errno.ENOSPC:
+    elif error.errno in FULL_DISK:
         _forget_stdout()
-        return _fail(f"the output could not be written: {error.strerror}", "make room where it goes", 1)
+        full = cannot_write("the output", error)
+        return _fail(full.what, full.fix, 1)
     else:
         raise error
     return 1

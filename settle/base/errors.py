@@ -1,4 +1,4 @@
-"""Every error a person can meet.
+"""Every error that a user can meet.
 
 SettleError
 ├── UsageError       wrong arguments or settings (exit code 2)
@@ -13,12 +13,15 @@ SettleError
 """
 
 import contextlib
+import errno
 import re
 from collections.abc import Iterator
 
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
+
 
 class SettleError(Exception):
-    """A mistake that a person can mend: `what` went wrong and the `fix`. Shown without a traceback."""
+    """A mistake that the user can fix: `what` went wrong and the `fix`. Shown without a traceback."""
 
     exit_code = 1
 
@@ -66,13 +69,34 @@ class EngineError(SettleError):
     """The inference engine's child process failed."""
 
 
+def cannot_write(place: object, error: OSError, then: str = "") -> ResourceError:
+    """Return the error of a file or folder that could not be written. then: what to do after, or instead."""
+    return ResourceError(f"cannot write to {place}: {error.strerror or error}", _make_room(" or permission", then))
+
+
+def disk_is_full(place: object, then: str = "") -> ResourceError:
+    """Return the error of a full disk, where a library does not say it by an OSError. then: as in `cannot_write`."""
+    return ResourceError(f"the disk is full: {place}", _make_room("", then))
+
+
+def no_room(what: str, needed: float, free: float, place: object, then: str = "") -> ResourceError:
+    """Return the error of what takes more bytes than are free. then: as in `cannot_write`."""
+    scale, unit = (1e9, "GB") if needed >= 1e9 else (1e6, "MB")
+    sizes = f"{needed / scale:,.1f} {unit} are needed and {free / scale:,.1f} {unit} are free in {place}"
+    return ResourceError(f"no room for {what}: {sizes}", _make_room("", then))
+
+
+def _make_room(also: str, then: str) -> str:
+    return f"make room{also} there" + (f", {then}" if then else "")
+
+
 # what code raises that meets a value it was not made for
 _MALFORMED = (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError, re.error)
 
 
 @contextlib.contextmanager
 def malformed_is_format_error(file: str) -> Iterator[None]:
-    """Around code that reads a file of others, which may hold anything: whatever it trips over is a FormatError."""
+    """Turn whatever code trips over in a third-party file, which may hold anything, into a FormatError."""
     try:
         yield
     except RunError as e:

@@ -14,7 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from settle.base.errors import RunError
 from settle.base.events import VERSION, Event, Opened, Progress
-from settle.base.files import parse_json
+from settle.base.json_lines import end_torn_line, parse_line, read_lines
 
 PROGRESS_SECONDS = 1.0  # between two lines of how far a piece of work is
 
@@ -50,7 +50,7 @@ class Events:
             self._progress_at = event.time
         try:
             if self._file is None:
-                _end_torn_line(self.path)
+                end_torn_line(self.path)
                 self._file = self.path.open("a", encoding="utf-8")
                 self._file.write(_line(Opened()))
             self._file.write(_line(event))
@@ -87,13 +87,9 @@ def read_records(path: Path) -> Iterator[dict[str, object]]:
 
     Raises RunError when a newer settle wrote the file.
     """
-    if not path.exists():
-        return
-    with path.open("r", encoding="utf-8", errors="replace") as f:
-        for line in f:
-            record = parse_record(line)
-            if record is not None:
-                yield _known(record, path)
+    for record in read_lines(path):
+        if "kind" in record:
+            yield _known(record, path)
 
 
 def read_events(path: Path) -> Iterator[Event]:
@@ -125,11 +121,8 @@ def tail(path: Path, num_bytes: int) -> list[Event]:
 
 def parse_record(line: str | bytes) -> dict[str, object] | None:
     """A line of the file as a plain object; None when it is torn, or no event."""
-    try:
-        record = parse_json(line)
-    except ValueError:
-        return None  # torn by a crash, or by where we began to read
-    return record if isinstance(record, dict) and "kind" in record else None
+    record = parse_line(line)
+    return record if record is not None and "kind" in record else None
 
 
 def _known(record: dict[str, object], path: Path) -> dict[str, object]:
@@ -154,16 +147,6 @@ def _line(event: Event) -> str:
         return json.dumps(record, default=_plain, allow_nan=False) + "\n"
     except ValueError:
         return json.dumps(_finite(record), default=_plain) + "\n"
-
-
-def _end_torn_line(path: Path) -> None:
-    """If the last line was cut by a crash, end it, so that the next event starts on its own line."""
-    if not path.exists() or path.stat().st_size == 0:
-        return
-    with path.open("rb+") as f:
-        f.seek(-1, 2)
-        if f.read(1) != b"\n":
-            f.write(b"\n")
 
 
 def _plain(value: object) -> object:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import psutil
 
-from settle.base.errors import ResourceError, RunError, UsageError
+from settle.base.errors import RunError, UsageError, cannot_write
 from settle.base.files import home, parse_json, read_json, write_atomic, write_json
 
 CLOCK_SECONDS = 2.0  # that two readings of when a process began may differ
@@ -78,7 +78,7 @@ def server_key(create: bool = True) -> str | None:
             raise UsageError(f"other users can read {path}", fix)
         key = path.read_text(encoding="utf-8").strip()
     except OSError as e:
-        raise ResourceError(f"cannot keep a key in {path}: {e.strerror}", "make room or permission there") from None
+        raise cannot_write(path, e) from None
     if not VALID_KEY.fullmatch(key):
         raise UsageError(f"{path} holds no valid key", "delete it: a new key is made")
     return key

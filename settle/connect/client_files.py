@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from settle.base.errors import ResourceError, RunError, UsageError
+from settle.base.errors import ResourceError, RunError, UsageError, cannot_write
 from settle.base.files import home, read_json, write_atomic
 from settle.base.server_state import allow_origins, allowed_origins
 from settle.connect.clients import ConfigFile
@@ -118,7 +118,7 @@ def _write_private(path: Path, data: bytes) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(path, data)
     except OSError as e:
-        raise ResourceError(f"cannot write {path}: {e.strerror}", "make room or permission there") from None
+        raise cannot_write(path, e) from None
     finally:
         os.umask(before)
 

@@ -1,12 +1,11 @@
 """Inputs → one buffer of cleaned documents, with a reason for every row that was dropped or changed."""
 
-import errno
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from settle.base.errors import DataError
+from settle.base.errors import FULL_DISK, DataError
 from settle.base.event_log import Events
 from settle.base.events import Progress
 from settle.base.registry import parts
@@ -94,7 +93,7 @@ class DocumentCollector:
                 except Unreadable as e:
                     self._ledger.skip(e.what, file.name)
                 except (OSError, EOFError, damage_error(file.compression)) as e:
-                    if isinstance(e, OSError) and e.errno in (errno.ENOSPC, errno.EDQUOT):
+                    if isinstance(e, OSError) and e.errno in FULL_DISK:
                         raise
                     self._ledger.skip("damaged, read up to the damage", file.name)
                 except DataError as e:

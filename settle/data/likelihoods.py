@@ -13,7 +13,6 @@ Position i of a window is about its token i + 1, so a window of L ids has L − 
 
 import contextlib
 import dataclasses
-import errno
 import math
 import os
 import shutil
@@ -25,7 +24,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from settle.base.errors import DataError, ResourceError, RunError
+from settle.base.errors import DataError, ResourceError, RunError, cannot_write, no_room
 from settle.base.files import read_json, write_json
 from settle.data.distributions import SAMPLED, TOP, Rows, sizes, window_hash
 
@@ -139,11 +138,8 @@ class LikelihoodsWriter:
             free = shutil.disk_usage(self._part).free
             if free < needed:
                 self._part.rmdir()
-                raise ResourceError(
-                    f"no room for the likelihoods of {positions:,} tokens: they take {needed / 1e6:.1f} MB and "
-                    f"{free / 1e6:.1f} MB are free in {self.folder.parent}",
-                    "make room, or measure on fewer tokens",
-                )
+                what = f"the likelihoods of {positions:,} tokens"
+                raise no_room(what, needed, free, self.folder.parent, "or measure on fewer tokens")
             names = ("ids", "hashes", *self._dtypes)
             self._files: dict[str, BinaryIO] = {name: (self._part / f"{name}.bin").open("wb") for name in names}
         except OSError as e:
@@ -192,9 +188,7 @@ class LikelihoodsWriter:
         shutil.rmtree(self._part, ignore_errors=True)
 
     def _failed(self, e: OSError) -> ResourceError:
-        full = e.errno in (errno.ENOSPC, errno.EDQUOT)
-        why = "the disk is full" if full else e.strerror or str(e)
-        return ResourceError(f"cannot write {self.folder}: {why}", "make room there, or choose another place")
+        return cannot_write(self.folder, e, "or choose another place")
 
 
 def bytes_per_position(num_vocab: int, top: int = TOP, sampled: int = SAMPLED) -> int:

@@ -1,7 +1,6 @@
 """A temporary folder to build stores in, and the rename that publishes one of them."""
 
 import contextlib
-import errno
 import secrets
 import shutil
 from collections.abc import Iterator
@@ -9,7 +8,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from settle.base.errors import ResourceError
+from settle.base.errors import FULL_DISK, ResourceError, cannot_write, no_room
 from settle.base.files import fsync_folder, home
 
 
@@ -38,13 +37,11 @@ def workspace() -> Iterator[Path]:
         lock.acquire()
         work.mkdir()
     except OSError as e:
-        raise ResourceError(
-            f"{home()} cannot be written: {e.strerror}", "fix its permissions, or set SETTLE_HOME to another folder"
-        ) from None
+        raise cannot_write(home(), e, "or set SETTLE_HOME to another folder") from None
     try:
         yield work
     except OSError as e:
-        if e.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if e.errno not in FULL_DISK:
             raise
         raise disk_full(sum(f.stat().st_size for f in work.rglob("*") if f.is_file())) from None
     finally:
@@ -64,8 +61,4 @@ def _clear_abandoned(tokens: Path) -> None:
 def disk_full(needed: int) -> ResourceError:
     """The error of a disk without room for `needed` bytes."""
     free = shutil.disk_usage(home()).free
-    return ResourceError(
-        f"the disk that holds {home()} has no room: more than {needed / 1e6:,.1f} MB are needed for this text, "
-        f"{free / 1e6:,.1f} MB are free",
-        "make room, or set SETTLE_HOME to a folder on another disk",
-    )
+    return no_room("this text", needed, free, home(), "or set SETTLE_HOME to a folder on another disk")

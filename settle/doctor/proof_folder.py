@@ -11,7 +11,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from settle.base.errors import ResourceError, RunError
+from settle.base.errors import RunError, cannot_write
 from settle.base.files import home, read_json, write_json
 from settle.base.version import __version__
 from settle.doctor.findings import Finding
@@ -52,7 +52,7 @@ def opened(folder: Path) -> Iterator[Path]:
     except Timeout:
         raise RunError("another settle is proving this", "wait for it, or stop it, and try again") from None
     except OSError as e:
-        raise ResourceError(f"cannot write to {folder}: {e.strerror}", "make room or permission there") from None
+        raise cannot_write(folder, e) from None
     try:
         yield folder
     finally:
@@ -85,7 +85,7 @@ def write_case(folder: Path, subject: Subject, finding: Finding, knob: str, proo
             },
         )
     except OSError as e:
-        raise ResourceError(f"cannot write to {folder}: {e.strerror}", "make room or permission there") from None
+        raise cannot_write(folder, e) from None
 
 
 def _named(subject: Subject) -> str | None:

@@ -3,17 +3,17 @@
 It stops as soon as it shows the change: after six items where all agree, else after more, and never after more than the
 trial has. Each look at what was measured may err, so they share the error of one test (Bonferroni)."""
 
-import json
+import contextlib
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from settle.base.errors import ResourceError, SettleError
+from settle.base.errors import SettleError
 from settle.base.event_log import Events
 from settle.base.events import Progress, Say
-from settle.base.files import parse_json
+from settle.base.json_lines import append_lines, read_lines
 from settle.base.statistics import VERDICT_P, PairedTest, paired_test
 from settle.doctor.findings import State
 from settle.doctor.trial import FEWEST_ITEMS, Item, Side, Trial
@@ -218,14 +218,8 @@ class _Measurements:
     def _add(self, key: Key, value: float) -> None:
         self._known[key] = value
         part, side, item = key
-        try:
-            with self._record.open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"part": part, "side": side, "item": item, "value": value}) + "\n")
-        except OSError as e:
-            raise ResourceError(
-                f"cannot write to {self._record.parent}: {e.strerror}",
-                "make room or permission there, and run the same command again: what was measured is kept",
-            ) from None
+        line = {"part": part, "side": side, "item": item, "value": value}
+        append_lines(self._record, [line], then="and run the same command again: what was measured is kept")
         done, left = len(self._known), self._seconds_left()
         progress = Progress(what="A/B", done=done, total=self._total, unit="measurements", seconds_left=left)
         self._events.emit(progress)
@@ -244,12 +238,7 @@ class _Measurements:
 
 
 def _read(record: Path) -> Iterator[tuple[Key, float]]:
-    """What is on the disk; a line that a crash tore is passed over."""
-    if not record.is_file():
-        return
-    for line in record.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            kept = parse_json(line)
-            yield (str(kept["part"]), str(kept["side"]), int(kept["item"])), float(kept["value"])
-        except (ValueError, KeyError, TypeError):
-            continue
+    """Yield what is on the disk."""
+    for kept in read_lines(record):
+        with contextlib.suppress(ValueError, KeyError, TypeError):
+            yield (str(kept["part"]), str(kept["side"]), int(str(kept["item"]))), float(str(kept["value"]))

@@ -17,7 +17,7 @@ from typing import IO, ClassVar, Literal, Protocol, get_args
 import numpy as np
 from pydantic import Field, JsonValue
 
-from settle.base.errors import FormatError, ResourceError
+from settle.base.errors import FULL_DISK, FormatError, ResourceError, no_room
 from settle.base.files import fsync_folder, sweep_leftovers
 from settle.base.registry import Part
 from settle.base.tokenizer import Tokenizer
@@ -272,7 +272,7 @@ def beside(path: Path, num_bytes: int) -> Iterator[Path]:
         with contextlib.suppress(OSError):
             part.unlink(missing_ok=True)
         # numpy's tofile reports a short write without an errno
-        if e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or (e.errno is None and "written" in str(e)):
+        if e.errno in (*FULL_DISK, errno.EFBIG) or (e.errno is None and "written" in str(e)):
             raise _full(path, num_bytes, shutil.disk_usage(path.parent).free) from None
         raise ResourceError(f"cannot write {path}: {e.strerror or e}", "choose another place with --out") from None
     except BaseException:
@@ -286,7 +286,4 @@ def write_array(f: IO[bytes], array: np.ndarray) -> None:
 
 
 def _full(path: Path, num_bytes: int, free: int) -> ResourceError:
-    return ResourceError(
-        f"no room for {path.name}: it takes {num_bytes / 1e6:.1f} MB and {free / 1e6:.1f} MB are free in {path.parent}",
-        "make room, or choose another place with --out",
-    )
+    return no_room(path.name, num_bytes, free, path.parent, "or choose another place with --out")

@@ -4,7 +4,6 @@ A stage is a function that takes the context of its job and adds its product to 
 already, from an earlier session, takes it from the run's folder: that is all there is to resuming.
 """
 
-import errno
 import shutil
 import time
 from collections.abc import Callable, Mapping
@@ -15,7 +14,7 @@ from importlib.util import find_spec
 from typing import Generic, TypeVar
 
 from settle.audit.session import ledger
-from settle.base.errors import ResourceError, RunError, SettleError, UsageError
+from settle.base.errors import FULL_DISK, ResourceError, RunError, SettleError, UsageError, disk_is_full
 from settle.base.event_log import Events
 from settle.base.events import OutOfMemory, PhaseStarted, ResultReady, RunFailed, RunStarted, Say
 from settle.base.files import write_atomic
@@ -28,7 +27,6 @@ from settle.base.words.sentences import NOTHING_KEPT
 from settle.jobs.settings import JobSettings
 from settle.machine.resource_usage import Spending
 
-FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 INTERRUPTED = 130  # exit code
 
 
@@ -151,9 +149,9 @@ def _follow(job: Job[C], context: C) -> C:
     except (ResourceError, OSError) as e:
         if not context.safe or (isinstance(e, OSError) and e.errno not in FULL_DISK):
             raise
-        what = e.what if isinstance(e, ResourceError) else f"the disk of {context.run.path} is full"
-        fix = f"make room, then `settle resume {context.run.name}` exports them"
-        raise ResourceError(f"{what}; {context.safe}", fix) from None
+        full = disk_is_full(context.run.path, f"then `settle resume {context.run.name}` exports them")
+        what = e.what if isinstance(e, ResourceError) else full.what
+        raise ResourceError(f"{what}; {context.safe}", full.fix) from None
     return context
 
 

@@ -6,7 +6,7 @@ import zipfile
 from importlib.metadata import version
 from pathlib import Path
 
-from settle.base.errors import FormatError, ResourceError, UsageError
+from settle.base.errors import FormatError, UsageError, cannot_write
 from settle.base.files import home
 
 PACKAGE = "xllamacpp"
@@ -52,7 +52,7 @@ def unpacked_engine(wanted: str) -> Path | None:
     except (zipfile.BadZipFile, zipfile.LargeZipFile, NotImplementedError, RuntimeError) as e:
         raise FormatError(f"{wheel.name} is damaged: {e}", "delete it, and download it again") from None
     except OSError as e:
-        raise ResourceError(f"cannot unpack {wheel.name}: {e.strerror or e}", "make room there") from None
+        raise cannot_write(beside, e) from None
     return folder
 
 

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import get_args
 
-from settle.base.errors import ResourceError, RunError, UsageError
+from settle.base.errors import RunError, UsageError, cannot_write
 from settle.base.files import home, read_json, write_json
 from settle.base.run import NAME
 from settle.model.source import Kind, Source
@@ -85,7 +85,7 @@ def add_model(model: StoredModel) -> None:
         path = model.path.relative_to(model.folder) if inside else model.path.absolute()
         write_json(model.folder / "model.json", asdict(model) | {"path": str(path)})
     except OSError as e:
-        raise ResourceError(f"cannot write to {model.folder}: {e.strerror}", "make room or permission there") from None
+        raise cannot_write(model.folder, e) from None
 
 
 def model_name(wanted: str) -> str:

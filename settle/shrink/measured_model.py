@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from settle.base.errors import ResourceError
+from settle.base.errors import no_room
 from settle.base.event_log import Events
 from settle.base.events import Progress
 from settle.base.files import home
@@ -130,7 +130,4 @@ def require_room(num_bytes: float, folder: Path) -> None:
     """Raises ResourceError when the disk of a folder has not that many bytes free."""
     free = shutil.disk_usage(folder).free
     if free < num_bytes:
-        raise ResourceError(
-            f"no room to work in: {num_bytes / 1e6:,.0f} MB are needed in {folder}, {free / 1e6:,.0f} MB are free",
-            "make room there, or set SETTLE_HOME to a folder that has it",
-        )
+        raise no_room("this work", num_bytes, free, folder, "or set SETTLE_HOME to a folder that has it")

@@ -15,7 +15,6 @@ A name without a leading dot is a whole checkpoint at every moment. `.00000120.p
 """
 
 import contextlib
-import errno
 import hashlib
 import json
 import os
@@ -32,7 +31,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from settle.base.errors import CheckpointError, FormatError
+from settle.base.errors import FULL_DISK, CheckpointError, FormatError
 from settle.base.event_log import Events
 from settle.base.events import Say, Warn
 from settle.base.files import fsync_folder
@@ -42,7 +41,6 @@ from settle.train.world.row_share import rows_of_rank
 Weights = dict[str, Tensor]
 Manifest = dict[str, dict[str, str | int]]  # sha256 and size by the name of a file
 KEEP = 2  # the newest, and the one before it in case the newest is damaged
-FULL = (errno.ENOSPC, errno.EDQUOT)
 CHUNK = 1 << 20
 TYPES = {
     torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
@@ -139,7 +137,7 @@ def save_or_wait(
         try:
             save(folder, checkpoint, every)
         except OSError as e:
-            if e.errno not in FULL:
+            if e.errno not in FULL_DISK:
                 raise CheckpointError(
                     f"cannot write a checkpoint to {folder}: {e.strerror}", "check the disk and its permissions"
                 ) from None

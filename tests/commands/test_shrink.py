@@ -142,7 +142,7 @@ def test_a_disk_that_is_too_small_is_known_before(kept, capsys, monkeypatch):
     usage = shutil.disk_usage(kept)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
     assert main(["shrink", "notes", "--to", "Q8_0", "--name", "full"]) == 1
-    assert "no room to work in" in capsys.readouterr().err
+    assert "no room for this work" in capsys.readouterr().err
     assert all(run.name != "full" for run in Run.all())
 
 

@@ -325,7 +325,7 @@ def test_a_full_disk_leaves_nothing_behind(tmp_path: Path) -> None:
         assert not done.stderr
         *told, left = done.stdout.splitlines()
         if told:
-            assert "has no room" in told[0] and "MB are needed" in told[0]
+            assert "no room for this text" in told[0] and "MB are needed" in told[0]
             full.append(room)
         assert (left == "[]") == bool(told)
     assert 2 < len(full) < 8

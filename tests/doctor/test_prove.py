@@ -180,8 +180,9 @@ def test_a_time_that_was_told_wrongly_is_told_anew_before_the_rest(told, says, t
 
 
 def test_a_full_disk_is_said_and_what_was_measured_is_kept(tmp_path):
+    (tmp_path / "file").touch()
     with pytest.raises(ResourceError, match="cannot write"):
-        prove(trial_of(*pair([])), tmp_path / "gone" / "m.jsonl", Events())
+        prove(trial_of(*pair([])), tmp_path / "file" / "m.jsonl", Events())
 
 
 def test_a_proof_is_json(tmp_path):

@@ -197,7 +197,7 @@ def test_too_small_a_disk_is_known_before(tmp_path, monkeypatch):
     usage = type("Usage", (), {"free": 1000})
     monkeypatch.setattr("shutil.disk_usage", lambda _: usage)
     told = []
-    with pytest.raises(ResourceError, match=r"it takes \d\.\d MB and 0\.0 MB are free"):
+    with pytest.raises(ResourceError, match=r"\d\.\d MB are needed and 0\.0 MB are free"):
         quantize_gguf(source, tmp_path / "y.gguf", {}, progress=lambda *n: told.append(n))
     assert not told and [p.name for p in tmp_path.iterdir()] == ["x.gguf"]
 

@@ -191,7 +191,7 @@ def test_layers_of_parameters() -> None:
 def test_a_disk_without_room_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(measured_model.shutil, "disk_usage", lambda folder: SimpleNamespace(free=2_000_000))
     require_room(2_000_000, tmp_path)
-    with pytest.raises(ResourceError, match="no room to work in: 2 MB are needed in .*, 2 MB are free"):
+    with pytest.raises(ResourceError, match="no room for this work: 2.0 MB are needed and 2.0 MB are free"):
         require_room(2_000_001, tmp_path)
 
 

@@ -10,10 +10,11 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from settle.base.errors import ResourceError, RunError, UsageError
+from settle.base.errors import RunError, UsageError, cannot_write
 from settle.base.files import home, read_json
 from settle.base.run.result import Result, parse_result
 
+ELSEWHERE = "or set SETTLE_HOME to a folder that has both"
 NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9._-]{0,63}")
 
 
@@ -46,7 +47,7 @@ class Run:
             run.out.mkdir()
             run.checkpoints.mkdir()
         except OSError as e:
-            raise _cannot_write(path, e) from None
+            raise cannot_write(path, e, ELSEWHERE) from None
         return run
 
     @classmethod
@@ -93,7 +94,7 @@ class Run:
                 f"another settle is working on {self.name!r}", "wait for it, or stop it, and try again"
             ) from None
         except OSError as e:
-            raise _cannot_write(self.path, e) from None
+            raise cannot_write(self.path, e, ELSEWHERE) from None
         try:
             yield
         finally:
@@ -120,10 +121,3 @@ def free_name(wanted: str, taken: Collection[str] | None = None) -> str:
         number += 1
         free = f"{name}-{number}"
     return free
-
-
-def _cannot_write(path: Path, e: OSError) -> ResourceError:
-    return ResourceError(
-        f"cannot write to {path}: {e.strerror}",
-        "make room or permission there, or set SETTLE_HOME to a folder that has both",
-    )

@@ -4,8 +4,6 @@ A line is a pair, a vote on one, or that it was shown which model wrote what: af
 itself says which is which, so that anybody can check it afterwards.
 """
 
-import json
-import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -15,9 +13,10 @@ from typing import Literal
 from filelock import FileLock
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from settle.base.errors import ResourceError, UsageError
+from settle.base.errors import UsageError, cannot_write
 from settle.base.event_log import read_records
 from settle.base.files import home
+from settle.base.json_lines import append_lines
 
 Vote = Literal["a", "b", "same", "bad"]
 VOTES: dict[Vote, str] = {"a": "A is better", "b": "B is better", "same": "Both are the same", "bad": "Both are bad"}
@@ -117,15 +116,10 @@ def _file() -> Path:
 
 
 def _append(records: Sequence[dict[str, object]]) -> None:
-    """Other tabs and commands may append at the same time; what a full disk or a crash cut off ends with its line."""
+    """Append records under a lock: other tabs and commands may append at the same time."""
     path = _file()
-    lines = "".join(json.dumps(record) + "\n" for record in records)
     try:
-        with FileLock(path.with_suffix(".lock"), LOCK_SECONDS), path.open("ab+") as f:
-            f.seek(max(0, f.seek(0, os.SEEK_END) - 1))
-            torn = f.read(1) not in (b"\n", b"")
-            f.write(b"\n" * torn + lines.encode())
-            f.flush()
-            os.fsync(f.fileno())
+        with FileLock(path.with_suffix(".lock"), LOCK_SECONDS):
+            append_lines(path, records, sync=True)
     except OSError as e:  # a lock that is held for too long, too
-        raise ResourceError(f"cannot write to {path}: {e.strerror or e}", "make room or permission there") from None
+        raise cannot_write(path, e) from None

@@ -2,17 +2,16 @@
 
 import contextlib
 import datetime
-import json
 import math
 import statistics
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from settle.base.errors import ResourceError
 from settle.base.event_log import Events
 from settle.base.events import Listing, ResultReady
-from settle.base.files import home, parse_json
+from settle.base.files import home
+from settle.base.json_lines import append_lines, read_lines
 from settle.base.statistics import FORECAST_LEVEL, Interval
 from settle.machine import cores, memory, processor_name
 
@@ -51,13 +50,7 @@ def note(model: str, figures: Mapping[str, tuple[float, Interval, float]], busy:
     entries = [
         Entry(today, machine, model, f, law, *p.ends, measured, busy) for f, (law, p, measured) in figures.items()
     ]
-    path = _path()
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a", encoding="utf-8", errors="backslashreplace") as file:
-            file.writelines(json.dumps(asdict(entry), ensure_ascii=False) + "\n" for entry in entries)
-    except OSError as e:
-        raise ResourceError(f"cannot write to {path}: {e.strerror}", "make room or permission there") from None
+    append_lines(_path(), map(asdict, entries))
 
 
 def corrected(figure: str, law: float, log_std: float) -> Interval:
@@ -118,10 +111,8 @@ def _path() -> Path:
 
 
 def _read(path: Path) -> Iterator[Entry]:
-    if not path.is_file():
-        return
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+    for line in read_lines(path):
         with contextlib.suppress(ValueError, TypeError):
-            entry = Entry(**parse_json(line))
+            entry = Entry(**line)  # type: ignore[arg-type]  # what is no number fails below
             if entry.figure in UNITS and min(entry.law, entry.predicted, entry.measured) > 0:
                 yield entry

@@ -1,13 +1,15 @@
 """Answers on the disk: what an arm answered to the same words before is read there, after a Ctrl-C or much later."""
 
 import contextlib
-import json
+import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from settle.base.errors import ResourceError
-from settle.base.files import home, parse_json
+from pydantic import TypeAdapter, ValidationError
+
+from settle.base.files import home
+from settle.base.json_lines import append_lines, read_lines
 from settle.jobs.trials.arm import Reply
 
 
@@ -29,38 +31,19 @@ class ReplyStore:
 
     def add(self, questions: Sequence[str], replies: Sequence[Reply]) -> None:
         """Keeps answers. Raises ResourceError when the disk is full."""
-        lines = []
-        for key, reply in zip(questions, replies, strict=True):
-            self._known[key] = reply
-            lines.append(json.dumps({"question": key, **asdict(reply)}, ensure_ascii=False) + "\n")
-        try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            with self._path.open("a", encoding="utf-8", errors="backslashreplace") as file:
-                file.writelines(lines)
-        except OSError as e:
-            raise ResourceError(
-                f"cannot write to {self._path.parent}: {e.strerror}",
-                "make room or permission there, and run the same command again: what was answered is kept",
-            ) from None
+        answered = dict(zip(questions, replies, strict=True))
+        self._known |= answered
+        lines = [{"question": key, **asdict(reply)} for key, reply in answered.items()]
+        append_lines(self._path, lines, then="and run the same command again: what was answered is kept")
 
 
 def _read(path: Path) -> Iterator[tuple[str, Reply]]:
-    """What is on the disk; a line that a crash tore is passed over."""
-    if not path.is_file():
-        return
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        with contextlib.suppress(ValueError, KeyError, TypeError):
-            kept = parse_json(line)
-            yield (
-                kept["question"],
-                Reply(
-                    text=str(kept["text"]),
-                    ended=bool(kept["ended"]),
-                    asked=bool(kept["asked"]),
-                    read=int(kept["read"]),
-                    written=int(kept["written"]),
-                    seconds=float(kept["seconds"]),
-                    joules=float(kept.get("joules", 0.0)),
-                    probabilities={str(k): float(v) for k, v in kept["probabilities"].items()},
-                ),
-            )
+    """Yield what is on the disk; a line without an answer is passed over."""
+    for kept in read_lines(path):
+        with contextlib.suppress(KeyError, ValidationError):
+            yield str(kept.pop("question")), _reply().validate_python(kept)
+
+
+@functools.cache
+def _reply() -> TypeAdapter[Reply]:
+    return TypeAdapter(Reply)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from settle.audit.session import declare, declare_proxies
-from settle.base.errors import FormatError, ResourceError, SettleError, UsageError
+from settle.base.errors import FormatError, ResourceError, SettleError, UsageError, no_room
 from settle.base.event_log import Events
 from settle.base.events import Progress
 from settle.formats.safetensors import INDEX, SINGLE
@@ -150,9 +150,7 @@ def _listed(names: list[str], sizes: dict[str, int]) -> str:
 def _make_room(folder: Path, num_bytes: int) -> None:
     free = shutil.disk_usage(folder).free
     if free < num_bytes:
-        raise ResourceError(
-            f"it takes {num_bytes / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free in {folder.parent}", "make room there"
-        )
+        raise no_room("the model", num_bytes, free, folder.parent)
 
 
 def _in_own_folder(folder: Path) -> Path:

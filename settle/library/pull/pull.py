@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from settle.base.errors import FormatError, ResourceError, SettleError, UsageError
+from settle.base.errors import FormatError, SettleError, UsageError, cannot_write
 from settle.base.event_log import Events
 from settle.base.events import Say
 from settle.base.files import sweep_leftovers
@@ -87,7 +87,7 @@ def pull(offer: Offer, name: str | None, events: Events) -> StoredModel:
         sweep_leftovers(target.parent, PULLING)
         folder = tempfile.TemporaryDirectory(prefix=f"{PULLING}{os.getpid()}-", dir=target.parent)
     except OSError as e:
-        raise ResourceError(f"cannot write to {store()}: {e.strerror}", "make room or permission there") from None
+        raise cannot_write(store(), e) from None
     with folder as fresh, _room(target.parent):
         path = offer.fetch(Path(fresh), events)
         kind: Kind = "safetensors" if path.is_dir() else "gguf"
@@ -165,4 +165,4 @@ def _room(folder: Path) -> Iterator[None]:
     except OSError as e:
         if isinstance(e, SettleError) or e.filename is not None and not str(e.filename).startswith(str(folder)):
             raise
-        raise ResourceError(f"cannot write to {folder}: {e.strerror or e}", "make room or permission there") from None
+        raise cannot_write(folder, e) from None

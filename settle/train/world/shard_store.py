@@ -11,11 +11,11 @@ from pathlib import Path
 
 from torch import Tensor
 
-from settle.base.errors import CheckpointError, RunError
+from settle.base.errors import FULL_DISK, CheckpointError, RunError
 from settle.base.event_log import Events
 from settle.base.events import CheckpointSaved, Say
 from settle.train import checkpoint as checkpoints
-from settle.train.checkpoint import FULL, Checkpoint, Manifest
+from settle.train.checkpoint import Checkpoint, Manifest
 from settle.train.checkpoint_store import LocalStore
 from settle.train.world import World
 
@@ -93,7 +93,7 @@ class ShardStore(LocalStore):
             bad = self.world.each(lambda: self._finish(checkpoint, files))[0]
         if bad[0] and self.world.rank == 0:
             checkpoints.recover(self.folder)  # what was written of it takes room
-        if bad[0] in FULL:
+        if bad[0] in FULL_DISK:
             return max(1, sum(int(str(entry[2])) for entry in made))
         if bad[0]:
             raise CheckpointError(

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from settle.base.errors import DataError, ResourceError, RunError, SettleError
+from settle.base.errors import DataError, ResourceError, RunError, SettleError, disk_is_full
 
 _FORMAT = 2  # of the tables below
 _TABLES = (
@@ -223,7 +223,7 @@ def _has_unmerged(path: Path) -> bool:
 def _translate(error: sqlite3.Error, path: Path) -> SettleError:
     code = _code(error)
     if code == sqlite3.SQLITE_FULL:
-        return ResourceError(f"the disk is full: {path}", "make room, then run it again; what was indexed is kept")
+        return disk_is_full(path, "and run it again; what was indexed is kept")
     if code == sqlite3.SQLITE_IOERR:
         fix = "check the disk and its free space, then run it again; what was indexed is kept"
         return ResourceError(f"{path} cannot be read or written: {error}", fix)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from settle.audit.session import declare
-from settle.base.errors import DataError, ResourceError, UsageError
+from settle.base.errors import DataError, UsageError, disk_is_full
 from settle.machine.memory import disk_free
 from settle.retrieve.index.stores import Store, Vectors
 
@@ -131,8 +131,7 @@ def _translated(where: str) -> Iterator[None]:
         message = (str(e).splitlines() or [type(e).__name__])[0][:300]
         full = any(sign in message for sign in ("is full", "No space left", "disk I/O error"))
         if full or (_GRAPH_ERROR in message and "://" not in where and disk_free(Path(where)) < _FULL_DISK_BYTES):
-            fix = "make room, then run it again; what was indexed is kept"
-            raise ResourceError(f"the disk is full: {where}", fix) from e
+            raise disk_is_full(where, "and run it again; what was indexed is kept") from e
         fix = (
             "check whether it can be reached"
             if "://" in where

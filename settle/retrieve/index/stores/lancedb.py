@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from settle.base.errors import DataError, ResourceError, UsageError
+from settle.base.errors import DataError, ResourceError, UsageError, disk_is_full
 from settle.base.files import fsync_folder
 from settle.retrieve.index.stores import Store, Vectors
 
@@ -197,8 +197,7 @@ def _translated(where: str) -> Iterator[None]:
     except (RuntimeError, OSError, ValueError) as e:
         message = str(e).splitlines()[0][:300]
         if any(sign in str(e) for sign in _FULL):
-            fix = "make room, then run it again; what was indexed is kept"
-            raise ResourceError(f"the disk is full: {where}", fix) from e
+            raise disk_is_full(where, "and run it again; what was indexed is kept") from e
         if "ermission denied" in str(e):
             raise ResourceError(f"cannot write to {where}: {message}", "give permission there") from e
         fix = "check whether it can be reached, or index again with --anew"
