@@ -14,6 +14,7 @@ import argparse
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from math import log
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,6 @@ from retrieval import indexed
 from settle.retrieve.answer.evidence import FEATURES, JUDGED, SHIPPED, SURE, UNLIKELY, EvidenceWeights, features_of
 from settle.retrieve.answer.retrieval import JUDGED as EXAMINED
 from settle.retrieve.answer.retrieval import RERANKED, read_best
-from settle.retrieve.check.calibration import fit
 from settle.retrieve.index.collection import Collection
 from settle.retrieve.search.hybrid_search import Hit, search
 
@@ -35,6 +35,8 @@ ASKED = ("stars", "borg", "theatre", "oncall", "harbour")
 KITCHEN = "recipes"  # where some of the off-topic questions are not
 TRUST = 20.0  # precision of the prior, which is no weight at all
 OFF_TOPIC = 0.3  # share of the questions without an answer that have nothing to do with the documents
+STEPS = 100
+CONVERGED = 1e-8  # largest change of a weight in the last step
 COUNTED = 200  # rows that each kind of question of a collection is repeated to
 
 
@@ -84,6 +86,47 @@ def balanced(features: np.ndarray, kinds: np.ndarray, sets: np.ndarray) -> Evide
                 rows[kind != "there"].append(np.repeat(own, max(1, round(number / len(own))), 0))
     weights = fit(np.concatenate(rows[0]), np.concatenate(rows[1]), [0.0] * features.shape[1], TRUST)
     return replace(weights, floor=SHIPPED.floor, near=SHIPPED.near) if features.shape[1] == len(FEATURES) else weights
+
+
+def fit(there: np.ndarray, gone: np.ndarray, prior: Sequence[float], trust: float) -> EvidenceWeights:
+    """Return weights for features (n, F) with an answer and (m, F) without, by penalised likelihood.
+
+    prior: (F,), with the precision `trust`. No weight is negative: every feature speaks for an answer.
+    """
+    features = np.concatenate([there, gone])
+    answered = np.repeat([1.0, 0.0], [len(there), len(gone)])
+    means, scales = features.mean(0), features.std(0) + 1e-6
+    z = np.column_stack([(features - means) / scales, np.ones(len(features))])
+    drawn, precision = np.array([*prior, 0.0]), np.array([trust] * len(prior) + [1e-6])
+    is_free = np.ones(len(drawn), bool)
+    while True:
+        w = np.zeros(len(drawn))
+        w[is_free] = newton(z[:, is_free], answered, drawn[is_free], precision[is_free])
+        if (w[:-1] >= 0).all():
+            break
+        is_free[int(np.argmin(w[:-1]))] = False
+    bias = float(w[-1]) - log(len(there) / len(gone))  # as if there were as many of each
+    return EvidenceWeights(tuple(means.tolist()), tuple(scales.tolist()), tuple(w[:-1].tolist()), bias, UNLIKELY)
+
+
+def newton(z: np.ndarray, answered: np.ndarray, drawn: np.ndarray, precision: np.ndarray) -> np.ndarray:
+    """Return the likeliest weights (F,) for features (n, F) with a normal prior: means `drawn` (F,), precisions."""
+
+    def loss(w: np.ndarray) -> float:
+        logits = z @ w
+        return float(np.logaddexp(0, logits).sum() - answered @ logits + precision @ (w - drawn) ** 2 / 2)
+
+    w = drawn.copy()
+    for _ in range(STEPS):
+        p = 1 / (1 + np.exp(-np.clip(z @ w, -30, 30)))
+        slope = z.T @ (p - answered) + precision * (w - drawn)
+        step = np.linalg.solve((z.T * (p * (1 - p))) @ z + np.diag(precision), slope)
+        while loss(w - step) > loss(w) and np.abs(step).max() > CONVERGED:
+            step /= 2  # where the curve is flat the step goes too far
+        w -= step
+        if np.abs(step).max() <= CONVERGED:
+            break
+    return w
 
 
 def report(rows: Sequence[dict[str, Any]]) -> None:

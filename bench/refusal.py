@@ -20,6 +20,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from judge_weights import fit
 from questions import auroc, outcome, said
 from retrieval import SETS, indexed, read
 
@@ -27,7 +28,7 @@ from settle.base.event_log import Events
 from settle.base.statistics import wilson
 from settle.retrieve.answer.evidence import DEPTH, FEATURES, SHIPPED, EvidenceWeights, features_of, weights_for
 from settle.retrieve.answer.retrieval import read_best
-from settle.retrieve.check.calibration import fit, threshold
+from settle.retrieve.check.calibration import threshold
 from settle.retrieve.check.check import check
 from settle.retrieve.index.collection import Collection
 from settle.retrieve.search.hybrid_search import search

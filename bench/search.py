@@ -27,7 +27,7 @@ from settle.retrieve.index.collection import Collection
 from settle.retrieve.index.embedders import Vectorizer
 from settle.retrieve.index.lifecycle import create
 from settle.retrieve.search.hybrid_search import SCORED, search
-from settle.retrieve.search.terms import terms
+from settle.retrieve.search.query import terms
 
 BATCH, WIDTH = 2000, 384
 

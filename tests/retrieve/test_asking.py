@@ -2,7 +2,7 @@
 
 import pytest
 
-from settle.retrieve.search.question_normalizer import topic
+from settle.retrieve.search.query import topic_of
 
 TOPICS = {
     "What is the default port?": "default port?",
@@ -23,11 +23,11 @@ TOPICS = {
 
 @pytest.mark.parametrize("question", TOPICS)
 def test_words_that_only_ask_are_left_out(question):
-    assert topic(question) == TOPICS[question]
+    assert topic_of(question) == TOPICS[question]
 
 
 @pytest.mark.parametrize(
     "question", ["", "Explain", "what is it?", "How many files can be open?", "reset the password", "in the house", "?"]
 )
 def test_a_question_of_other_words_stays_as_it_is(question):
-    assert topic(question) == question
+    assert topic_of(question) == question

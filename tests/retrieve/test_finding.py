@@ -12,16 +12,16 @@ import pytest
 from settle.base.event_log import Events
 from settle.base.statistics import Interval
 from settle.documents.blocks import Place
-from settle.retrieve.answer.evidence import FEATURES, UNLIKELY, shipped
+from settle.retrieve.answer.evidence import FEATURES, SIMILARITY, UNLIKELY, shipped
 from settle.retrieve.check import calibration
-from settle.retrieve.check.calibration import LEAST, Trial, cross_validate, families_of, fit, run_trials, threshold
+from settle.retrieve.check.calibration import LEAST, Trial, calibrate, families_of, run_trials, threshold
 from settle.retrieve.check.check import CheckResult, _by_kind, _is_found
 from settle.retrieve.check.check_report import EASIER, emit_tables, figures, page
 from settle.retrieve.check.worst_documents import MOST, Worst, worst
 from settle.retrieve.index.catalogue.records import DocumentRecord, Occurrence, Passage
 from settle.retrieve.search import hybrid_search
 from settle.retrieve.search.hybrid_search import TITLE_WEIGHT, WORDS_WEIGHT, Hit, _distinct, _runs, search
-from settle.retrieve.search.terms import Terms, terms
+from settle.retrieve.search.query import Terms, query, terms
 from tests.records import into
 
 
@@ -136,7 +136,7 @@ def weight(frequency: int) -> float:
 
 
 def found_terms(question: str, **frequencies: int) -> Terms:
-    return terms(Words(**frequencies), question)  # type: ignore[arg-type]
+    return terms(Words(**frequencies), query(question))  # type: ignore[arg-type]
 
 
 def test_the_rarest_word_comes_first() -> None:
@@ -192,91 +192,48 @@ def test_a_threshold_refuses_no_more_than_it_may() -> None:
     assert threshold(scores) == 4.0 and threshold(np.arange(19.0)) == 0.0 and threshold(np.arange(39.0), 0.1) == 3.0
 
 
-def test_weights_are_the_likeliest_and_none_is_negative() -> None:
-    """Against plain gradient descent on the same penalised likelihood, with the second feature held at zero."""
-    random = np.random.default_rng(0)
-    there, gone = random.normal((1.0, -2.0), 1.0, (60, 2)), random.normal((0.0, 0.0), 1.0, (30, 2))
-    found = fit(there, gone, prior=(0.5, 0.5), trust=2.0)
-    assert found.weights[1] == 0.0 and found.weights[0] > 0.5 and found.threshold == UNLIKELY
-    features = np.concatenate([there, gone])
-    z = np.column_stack([(features[:, 0] - features[:, 0].mean()) / features[:, 0].std(), np.ones(90)])
-    answered = np.repeat([1.0, 0.0], [60, 30])
-    w = np.zeros(2)
-    for _ in range(20_000):
-        w -= 0.01 * (z.T @ (1 / (1 + np.exp(-z @ w)) - answered) + np.array([2.0, 0.0]) * (w - [0.5, 0.0]))
-    assert (found.weights[0], found.bias) == pytest.approx((w[0], w[1] - np.log(2)), abs=1e-4)
-    assert found.means == pytest.approx(features.mean(0)) and found.scales == pytest.approx(features.std(0), rel=1e-5)
-
-
-@pytest.mark.parametrize(("there", "gone"), [(20, 60), (60, 20), (30, 30)])
-def test_evidence_that_says_nothing_is_even_odds_whatever_was_asked_more_often(there: int, gone: int) -> None:
-    found = fit(np.ones((there, 2)), np.ones((gone, 2)), prior=(0.0, 0.0))
-    assert found.score(np.ones(2)) == pytest.approx(0.5, abs=1e-6)
-
-
-def test_no_family_is_fitted_on_and_scored_in_one_fold(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What each fit saw, by the rows it was given: of every family all or nothing, and each left out once."""
-    random = np.random.default_rng(3)
-    rows = random.normal(0.5, 1.0, (90, 2, len(FEATURES)))
-    trials = [replace(trial(document=n // 6, passage=n), there=rows[n, 0], gone=rows[n, 1]) for n in range(90)]
-    seen: list[set[bytes]] = []
-    own = calibration.fit
-
-    def noting(there: np.ndarray, gone: np.ndarray, *more: Any) -> Any:
-        seen.append({row.tobytes() for row in there})
-        return own(there, gone, *more)
-
-    monkeypatch.setattr(calibration, "fit", noting)
-    cross_validate(trials)
-    is_used = np.array(shipped(False).weights) > 0
-    keys = [(trial.there * is_used).tobytes() for trial in trials]
-    folds, last = seen[:-1], seen[-1]
-    assert len(folds) == calibration.FOLDS and last == set(keys)
-    left_out = [[n for n, key in enumerate(keys) if key not in some] for some in folds]
-    assert sorted(n for some in left_out for n in some) == list(range(90))
-    assert all({n // 6 for n in some}.isdisjoint({n // 6 for n in range(90) if n not in some}) for some in left_out)
-
-
 def test_too_few_questions_are_judged_by_the_shipped_weights() -> None:
     trials = [trial(score=1.0)] * (LEAST - 1)
     trials[3] = replace(trials[3], is_gone=False)
-    found = cross_validate(trials)
+    found = calibrate(trials)
     usual = shipped(False)
     assert found.weights == usual and found.there.tolist() == [usual.score(trials[0].there)] * (LEAST - 1)
     assert np.isnan(found.gone[3]) and np.isnan(found.gone).sum() == 1
     assert found.thresholds.tolist() == [usual.threshold] * (LEAST - 1)
 
 
-def test_a_question_is_scored_by_weights_that_did_not_see_it() -> None:
-    random = np.random.default_rng(0)
-    trials = [
-        replace(trial(), there=random.normal(11.0, 1.0, len(FEATURES)), gone=random.normal(10.0, 1.0, len(FEATURES)))
-        for _ in range(50)
-    ]
-    trials[7] = replace(trials[7], is_gone=False)
-    found = cross_validate(trials)
-    assert found.weights.questions == 50 and found.weights.threshold <= UNLIKELY and np.isnan(found.gone[7])
-    assert np.isnan(found.gone).sum() == 1
-    fold = np.random.default_rng(0).permutation(50) % calibration.FOLDS
-    there = np.array([t.there for t in trials])
-    gone = np.array([t.gone for t in trials])
-    kept = np.array([t.is_gone for t in trials])
-    is_used = np.array(shipped(False).weights) > 0  # the others are not fitted
-    weights = fit(there[fold != 2] * is_used, gone[(fold != 2) & kept] * is_used, shipped(False).weights)
-    for n in np.flatnonzero(fold == 2):
-        assert found.there[n] == pytest.approx(weights.score(there[n] * is_used))
-    assert set(found.thresholds[fold == 2]) == {min(UNLIKELY, threshold(found.there[fold != 2]))}
+def random_trials(number: int, seed: int, **asked: Any) -> list[Trial]:
+    random = np.random.default_rng(seed)
+    there, gone = (random.normal(mean, 1.0, (number, len(FEATURES))) for mean in (11.0, 10.0))
+    return [replace(trial(document=n // 10, passage=n), there=there[n], gone=gone[n]) for n in range(number)]
 
 
-def test_questions_of_one_document_are_in_one_fold() -> None:
-    random = np.random.default_rng(1)
-    there, gone = random.normal(11.0, 1.0, (60, len(FEATURES))), random.normal(10.0, 1.0, (60, len(FEATURES)))
-    trials = [replace(trial(document=n // 10, passage=n), there=there[n], gone=gone[n]) for n in range(60)]
-    found = cross_validate(trials)
+def test_another_embedders_cosines_are_standardized_each_kind_counting_the_same() -> None:
+    trials = random_trials(50, 0)
+    trials[7] = replace(trials[7], gone=trials[7].gone + 100, is_gone=False)
+    found, usual = calibrate(trials), shipped(False)
+    gone = [t.gone[SIMILARITY] for t in trials if t.is_gone]
+    cosines = [np.array([t.there[SIMILARITY] for t in trials]), np.array(gone)]
+    mean = (cosines[0].mean() + cosines[1].mean()) / 2
+    scale = np.sqrt(np.mean([((kind - mean) ** 2).mean() for kind in cosines]))
+    assert found.weights.means == pytest.approx((mean, *usual.means[1:]))
+    assert found.weights.scales == pytest.approx((scale, *usual.scales[1:]), rel=1e-5)
+    assert found.weights.weights == usual.weights and found.weights.bias == usual.bias
+    assert found.weights.questions == 50 and found.weights.threshold <= UNLIKELY
+    assert np.isnan(found.gone[7]) and np.isnan(found.gone).sum() == 1
+
+
+def test_cosines_that_are_all_the_same_are_even_odds() -> None:
+    same = [replace(trial(), there=np.full(len(FEATURES), 0.8), gone=np.full(len(FEATURES), 0.8))] * LEAST
+    assert calibrate(same).there == pytest.approx(calibrate(same).gone) and np.isfinite(calibrate(same).there).all()
+
+
+def test_a_threshold_is_judged_on_questions_of_other_documents() -> None:
+    trials = random_trials(60, 1)
+    found = calibrate(trials)
     fold = np.repeat(np.random.default_rng(0).permutation(6) % calibration.FOLDS, 10)
-    is_used = np.array(shipped(False).weights) > 0
-    weights = fit(there[fold != 1] * is_used, gone[fold != 1] * is_used, shipped(False).weights)
-    assert found.there[fold == 1] == pytest.approx([weights.score(row * is_used) for row in there[fold == 1]])
+    for n in range(calibration.FOLDS):
+        assert set(found.thresholds[fold == n]) == {min(UNLIKELY, threshold(found.there[fold != n]))}
 
 
 def test_the_report_counts_each_question_as_often_as_it_was_scored() -> None:

@@ -14,7 +14,7 @@ from settle.retrieve.index.stores.lancedb import Lancedb
 from settle.retrieve.index.update_index import update
 from settle.retrieve.index.words import words
 from settle.retrieve.search.hybrid_search import search
-from settle.retrieve.search.terms import terms
+from settle.retrieve.search.query import query, terms
 
 KEYS = "# Keys\n\n## Rotation\n\nRun the rotation job, then restart the gateway.\n\n## Backup\n\nCopy the vault.\n"
 KEEPER = "The lighthouse keeper wrote every storm into a green notebook"
@@ -99,20 +99,20 @@ def test_a_document_is_found_by_its_title_and_its_name(changing, folder):
     [("lightouse", "lighthous"), ("lighthosue", "lighthous"), ("kitchn", "kitchen"), ("organi", "organiz")],
 )
 def test_words_that_stand_nowhere_are_looked_for_as_what_they_are_like(collection, question, found):
-    assert terms(collection.catalogue, question).stems == (found,)
+    assert terms(collection.catalogue, query(question)).stems == (found,)
 
 
 def test_words_that_are_like_none_stay_as_they_are(collection):
-    assert terms(collection.catalogue, "zebra x1y").stems == tuple(words("zebra x1y"))
-    assert terms(collection.catalogue, "the of").stems == ()
+    assert terms(collection.catalogue, query("zebra x1y")).stems == tuple(words("zebra x1y"))
+    assert terms(collection.catalogue, query("the of")).stems == ()
     assert search(collection, "zebra") and search(collection, "the of")
 
 
 def test_the_commonest_words_are_left_out_where_they_stand_too_often(collection, monkeypatch):
     question = "the lighthouse keeper"
-    assert len(terms(collection.catalogue, question).stems) == 2
-    monkeypatch.setattr("settle.retrieve.search.terms._ROWS", 1)
-    assert len(terms(collection.catalogue, question).stems) == 1
+    assert len(terms(collection.catalogue, query(question)).stems) == 2
+    monkeypatch.setattr("settle.retrieve.search.query._MOST_ROWS", 1)
+    assert len(terms(collection.catalogue, query(question)).stems) == 1
     assert "lighthouse" in search(collection, question)[0].passage.text
 
 

@@ -1,8 +1,9 @@
 """Whether the passages that were found hold an answer: surely, perhaps, or not.
 
-Features of the question and its hits are weighed and compared with two thresholds. The threshold of refusals, and
-without the trained judge the weights, are calibrated on questions generated from the collection's own documents (see
-`calibration.py`); until then, and where there are too few documents for that, the ones shipped here are used.
+A logistic model weighs what the trained judge read and the nearest cosine; without the judge the cosine, and the share
+of the question's words that a passage has. Its score is compared with two thresholds. What `--check` calibrates on a
+collection is the threshold of refusals, and without the judge where the embedder's cosines lie (see `calibration.py`);
+the weights are the shipped ones everywhere.
 """
 
 from collections import Counter
@@ -10,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from math import exp, log
-from typing import Any
 
 import numpy as np
 
@@ -20,7 +20,7 @@ from settle.retrieve.index.catalogue.records import Passage
 from settle.retrieve.index.collection import Collection
 from settle.retrieve.index.words import words
 from settle.retrieve.search.hybrid_search import Hit
-from settle.retrieve.search.question_normalizer import topic
+from settle.retrieve.search.query import query
 
 VERSION = 13  # of the features: weights of another version are not used
 DEPTH = 10  # hits that are examined
@@ -42,35 +42,32 @@ SIMILARITY, COVERED, JUDGED = range(len(FEATURES))
 
 @dataclass(frozen=True)
 class EvidenceWeights:
-    """A logistic model over features that are standardized by `means` and `scales`, (F,) each. threshold: the score
-    below which a question is refused; sure: from which on it is answered without a warning. floor, near:
-    of the feature `limiting`, below which a question is unlikely to be answered, and below which no answer is sure,
-    whatever else is known; none where they are equal. questions: number that it was fitted on, 0 for the shipped one.
-    passages, last: their number and the highest id at that time, to see how much has changed since. version: of the
-    features.
+    """A logistic model over standardized features, and its thresholds.
+
+    Legend: F features.
     """
 
-    means: tuple[float, ...]
-    scales: tuple[float, ...]
-    weights: tuple[float, ...]
+    means: tuple[float, ...]  # (F,)
+    scales: tuple[float, ...]  # (F,)
+    weights: tuple[float, ...]  # (F,)
     bias: float
-    threshold: float
-    sure: float = SURE
-    floor: float = 0.0
-    near: float = 0.0
-    limiting: int = SIMILARITY
-    questions: int = 0
-    passages: int = 0
-    last: int = 0
-    version: int = VERSION
+    threshold: float  # score below which a question is refused
+    sure: float = SURE  # score from which on it is answered without a warning
+    floor: float = 0.0  # value of `limiting` below which a question is refused, whatever else is known
+    near: float = 0.0  # value of `limiting` below which no answer is sure; there is no limit where it equals `floor`
+    limiting: int = SIMILARITY  # a feature
+    questions: int = 0  # that it was calibrated on; 0 for the shipped one
+    passages: int = 0  # of the collection when it was calibrated
+    last: int = 0  # highest id of a passage at that time
+    version: int = VERSION  # of the features
 
     def score(self, features: np.ndarray) -> float:
-        """The score from 0 to 1 of features (F,). It does not fall when one of them rises."""
+        """Return the score from 0 to 1 of features (F,). It does not fall when one of them rises."""
         logit = float((features - np.array(self.means)) / np.array(self.scales) @ np.array(self.weights)) + self.bias
         return min(self._most(float(features[self.limiting])), 1 / (1 + exp(-max(-30.0, min(30.0, logit)))))
 
     def _most(self, value: float) -> float:
-        """The largest score at a value of the limiting feature: from `UNLIKELY` at the floor to `SURE` at `near`."""
+        """Return the largest score at a value of the limiting feature: `UNLIKELY` at `floor`, `SURE` at `near`."""
         if self.floor == self.near:
             return 1.0
         share = (value - self.floor) / (self.near - self.floor)
@@ -104,33 +101,32 @@ SHIPPED = EvidenceWeights(
 
 @dataclass(frozen=True)
 class Evidence:
-    """score: the probability that the hits hold an answer, assuming half of all questions are answerable. threshold: a
-    question with a lower score is refused; sure: one with a lower score is answered with a warning. covered:
-    weighted share of the question's words that the best passage has; missing: its words that none of the passages has.
-    """
+    """How likely the hits of a question hold an answer."""
 
-    score: float
-    threshold: float
-    sure: float
-    covered: float
-    missing: tuple[str, ...]
+    score: float  # the probability of an answer, were half of all questions answerable
+    threshold: float  # a question with a lower score is refused
+    sure: float  # one with a lower score is answered with a warning
+    covered: float  # weighted share of the question's words that the best passage has
+    missing: tuple[str, ...]  # the question's words that no passage has
 
     @property
     def enough(self) -> bool:
-        """Whether the question is answered at all."""
+        """Return whether the question is answered at all."""
         return self.score >= self.threshold
 
     @property
     def is_sure(self) -> bool:
-        """Whether it is answered without a warning."""
+        """Return whether it is answered without a warning."""
         return self.score >= max(self.sure, self.threshold)
 
 
 def judge(
     collection: Collection, question: str, hits: Sequence[Hit], readings: Mapping[int, Reading] = UNREAD
 ) -> Evidence:
-    """The evidence for an answer in the hits of a question, the best first. readings: what the trained judge read in
-    some of them, by the passage's id; none where there is no judge."""
+    """Return the evidence for an answer in the hits of a question, the best first.
+
+    readings: what the trained judge read in some of them, by the passage's id; none where there is no judge.
+    """
     weights = weights_for(collection.catalogue, bool(readings))
     features = features_of(collection, question, hits, readings=readings)
     there = {stem for hit in hits[:DEPTH] for stem in _stems(hit.passage.embedded)}
@@ -146,8 +142,10 @@ def features_of(
     without: Sequence[Passage] = (),
     readings: Mapping[int, Reading] = UNREAD,
 ) -> np.ndarray:
-    """The features (F,) of a question and its hits. without: passages that were left out of the search, and of the
-    words' frequencies. readings: as of `judge`."""
+    """Return the features (F,) of a question and its hits.
+
+    without: passages that were left out of the search, and of the words' frequencies. readings: as of `judge`.
+    """
     shares = covered_shares(collection, question, [hit.passage.embedded for hit in hits[:DEPTH]], without)
     judged = max((reading.logit for reading in readings.values()), default=0.0)
     return np.array([max((hit.similarity for hit in hits[:DEPTH]), default=0.0), max(shares, default=0.0), judged])
@@ -156,10 +154,12 @@ def features_of(
 def covered_shares(
     collection: Collection, question: str, texts: Sequence[str], without: Sequence[Passage] = ()
 ) -> list[float]:
-    """The share of a question's words that each text has, weighed by their information in nats: the rarer, the more.
-    without: as of `features_of`."""
+    """Return the share of a question's words that each text has, weighted by their information in nats.
+
+    without: as of `features_of`.
+    """
     total = max(2, collection.catalogue.counts()["passages"] - len(without))
-    own = set(words(topic(question)))
+    own = set(query(question).stems)
     frequencies = Counter(collection.catalogue.words.frequencies(own))
     frequencies.subtract(stem for passage in without for stem in _stems(passage.embedded).intersection(own))
     weight_of = {stem: log(1 + (total - frequencies[stem] + 0.5) / (frequencies[stem] + 0.5)) for stem in own}
@@ -173,39 +173,37 @@ def _stems(text: str) -> frozenset[str]:
 
 
 def weights_for(catalogue: Catalogue, is_judged: bool = True) -> EvidenceWeights:
-    """The weights for a collection: those fitted on it, unless they are outdated. is_judged: by the trained judge."""
-    record = catalogue.settings.get(_SETTING, dict)
-    return _weights(record) if record and not is_outdated(catalogue) else shipped(is_judged)
+    """Return the weights for a collection: those calibrated on it, unless they are outdated.
+
+    is_judged: whether the trained judge has read the hits.
+    """
+    return _calibrated(catalogue) or shipped(is_judged)
 
 
 def shipped(is_judged: bool) -> EvidenceWeights:
-    """The weights that settle comes with."""
+    """Return the weights that settle comes with."""
     return SHIPPED if is_judged else SHIPPED_UNREAD
 
 
 def is_outdated(catalogue: Catalogue) -> bool:
-    """Whether weights were fitted to a collection that cannot be used any more: most of its documents are others by
-    now, or other features are computed."""
-    record = catalogue.settings.get(_SETTING, dict)
-    if not record:
-        return False
-    return record["version"] != VERSION or is_stale(catalogue, _weights(record))
-
-
-def _weights(record: Mapping[str, Any]) -> EvidenceWeights:
-    values: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in record.items()}
-    return EvidenceWeights(**values)
-
-
-def is_stale(catalogue: Catalogue, weights: EvidenceWeights) -> bool:
-    """Whether so many passages are new or gone since the fit that it no longer describes the collection."""
-    new = catalogue.ids.last - weights.last
-    gone = weights.passages + new - catalogue.counts()["passages"]
-    return max(new, gone) > DRIFTED * weights.passages
+    """Return whether a collection has a calibration that is no longer used."""
+    return bool(catalogue.settings.get(_SETTING, dict)) and _calibrated(catalogue) is None
 
 
 def store(catalogue: Catalogue, weights: EvidenceWeights) -> EvidenceWeights:
-    """Stores weights with the collection, as fitted on its present documents."""
+    """Store weights with the collection, as calibrated on its present documents, and return them."""
     stored = replace(weights, passages=catalogue.counts()["passages"], last=catalogue.ids.last)
     catalogue.settings.set(_SETTING, asdict(stored))
     return stored
+
+
+def _calibrated(catalogue: Catalogue) -> EvidenceWeights | None:
+    """Return the weights calibrated on a collection; None where there are none that are still of use."""
+    record = catalogue.settings.get(_SETTING, dict)
+    if not record or record["version"] != VERSION:
+        return None
+    lists = {key: tuple(record[key]) for key in ("means", "scales", "weights")}
+    weights = EvidenceWeights(**{**record, **lists})
+    new = catalogue.ids.last - weights.last
+    gone = weights.passages + new - catalogue.counts()["passages"]
+    return None if max(new, gone) > DRIFTED * weights.passages else weights

@@ -12,7 +12,7 @@ from settle.retrieve.answer.evidence import Evidence, judge
 from settle.retrieve.index.collection import Collection
 from settle.retrieve.index.words import words
 from settle.retrieve.search.hybrid_search import Hit, search
-from settle.retrieve.search.question_normalizer import topic
+from settle.retrieve.search.query import query
 
 PASSAGES = 4  # that an answer is made from
 JUDGED = 10  # that the evidence is judged by
@@ -50,7 +50,7 @@ def retrieve(collection: Collection, question: str, earlier: Sequence[str] = (),
     evidence = judge(collection, question, hits, readings)
     if not earlier or not may_refer_back(question):
         return Retrieval(question, "", tuple(hits[:k]), evidence, readings)
-    both = f"{topic(earlier[-1])} {topic(question)}"
+    both = f"{query(earlier[-1]).topic} {query(question).topic}"
     hits_of_both, of_both = read_best(collection, both, search(collection, both, max(k, JUDGED)))
     evidence = max(evidence, judge(collection, both, hits_of_both, of_both), key=lambda e: e.score)
     interleaved = itertools.chain.from_iterable(itertools.zip_longest(hits, hits_of_both))

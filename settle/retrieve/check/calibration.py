@@ -5,7 +5,7 @@ n questions, F features.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from math import floor, log
+from math import floor, sqrt
 
 import numpy as np
 
@@ -16,7 +16,7 @@ from settle.evaluate.calibration import CalibrationReport
 from settle.retrieve.answer.evidence import (
     DEPTH,
     FEATURES,
-    SHIPPED,
+    SIMILARITY,
     UNLIKELY,
     EvidenceWeights,
     covered_shares,
@@ -30,13 +30,10 @@ from settle.retrieve.index.catalogue.records import Passage
 from settle.retrieve.index.collection import Collection
 from settle.retrieve.search.hybrid_search import Hit, search
 
-LEAST = 40  # questions: with fewer the shipped weights are better than fitted ones
+LEAST = 40  # questions: fewer do not calibrate
 FALSE_REFUSALS = 0.05  # most of the answerable questions that may be refused, however low their scores
 FOLDS = 5
 LEFT = 0.85  # weighted share of a question's words from which on one line elsewhere still has its topic
-_PRIOR_PRECISION = 5.0  # of each shipped weight, as the mean of the prior
-_STEPS = 100
-_CONVERGED = 1e-8  # largest change of a weight in the last step
 
 
 @dataclass(frozen=True)
@@ -56,14 +53,12 @@ class Trial:
 
 @dataclass(frozen=True)
 class Calibration:
-    """weights: fitted on all trials, or the shipped ones where those are too few. there, gone: scores (n,) of each
-    trial by weights that were fitted without it and its family, nan for one whose topic is left elsewhere; thresholds
-    (n,): of those weights."""
+    """The evidence as calibrated on n trials."""
 
-    weights: EvidenceWeights
-    there: np.ndarray
-    gone: np.ndarray
-    thresholds: np.ndarray
+    weights: EvidenceWeights  # the shipped ones where the trials are too few
+    there: np.ndarray  # (n,), the score of each trial with its topic in the index
+    gone: np.ndarray  # (n,), with its topic left out; nan for one whose topic is left elsewhere
+    thresholds: np.ndarray  # (n,), by the trials of other families
 
 
 def run_trials(collection: Collection, questions: Sequence[Question], events: Events) -> list[Trial]:
@@ -102,42 +97,41 @@ def _best_line(collection: Collection, question: str, hits: Sequence[Hit], witho
     return max(covered_shares(collection, question, lines, list(without)), default=0.0)
 
 
-def cross_validate(trials: Sequence[Trial]) -> Calibration:
-    """A threshold of `UNLIKELY`, or one that refuses at most `FALSE_REFUSALS` of the answerable questions left out of
-    the fit. With the trained judge the weights are the shipped ones: fitted to generated questions, which repeat the
-    documents' words, they were worse on people's in each of six collections. Without it, where an embedder's cosines
-    may lie elsewhere, weights of the same features by logistic regression with the shipped ones as prior."""
+def calibrate(trials: Sequence[Trial]) -> Calibration:
+    """Return the shipped weights with a threshold that suits these trials.
+
+    It is `UNLIKELY`, or refuses at most `FALSE_REFUSALS` of the answerable questions. Weights that were fitted to
+    generated questions, which repeat the documents' words, were worse on people's, with the trained judge and without.
+    """
     there = np.array([trial.there for trial in trials]).reshape(-1, len(FEATURES))
     gone = np.array([trial.gone for trial in trials]).reshape(-1, len(FEATURES))
     is_gone = np.array([trial.is_gone for trial in trials], bool)
     is_judged = any(trial.is_judged for trial in trials)
-    usual = shipped(is_judged)
-    is_used = np.array(usual.weights) > 0
-    there, gone = there * is_used, gone * is_used
-
-    def fitted(some: np.ndarray) -> EvidenceWeights:
-        if is_judged:
-            return usual
-        own = fit(there[some], gone[some & is_gone], usual.weights)
-        return replace(own, floor=usual.floor, near=usual.near, limiting=usual.limiting)
-
-    if min(len(trials), 2 * is_gone.sum()) < LEAST:
-        few = [np.array([usual.score(row) for row in features]) for features in (there, gone)]
-        few[1][~is_gone] = np.nan
-        return Calibration(usual, few[0], few[1], np.full(len(trials), usual.threshold))
+    weights, is_enough = shipped(is_judged), min(len(trials), 2 * is_gone.sum()) >= LEAST
+    if is_enough and not is_judged:
+        weights = _standardized(weights, there, gone[is_gone])
+    scores_there, scores_gone = (np.array([weights.score(row) for row in rows]) for rows in (there, gone))
+    scores_gone[~is_gone] = np.nan
+    if not is_enough:
+        return Calibration(weights, scores_there, scores_gone, np.full(len(trials), weights.threshold))
     _, family = np.unique(families_of(trials), return_inverse=True)
     fold = (np.random.default_rng(0).permutation(family.max() + 1) % FOLDS)[family]  # a family is in one of them
-    scores = np.zeros((2, len(trials)))
-    for n in range(FOLDS):
-        weights = fitted(fold != n)
-        for kind, features in enumerate((there, gone)):
-            scores[kind, fold == n] = [weights.score(row) for row in features[fold == n]]
-    scores[1, ~is_gone] = np.nan
-    by_fold = [min(UNLIKELY, threshold(scores[0, fold != n])) for n in range(FOLDS)]
-    thresholds = np.array(by_fold)[fold]
-    limit = min(UNLIKELY, threshold(scores[0]))
-    weights = replace(fitted(np.ones(len(trials), bool)), threshold=limit, questions=len(trials))
-    return Calibration(weights, scores[0], scores[1], thresholds)
+    thresholds = [min(UNLIKELY, threshold(scores_there[fold != n])) for n in range(FOLDS)]
+    weights = replace(weights, threshold=min(UNLIKELY, threshold(scores_there)), questions=len(trials))
+    return Calibration(weights, scores_there, scores_gone, np.array(thresholds)[fold])
+
+
+def _standardized(weights: EvidenceWeights, there: np.ndarray, gone: np.ndarray) -> EvidenceWeights:
+    """Return weights whose cosine is standardized on features (n, F) with an answer and (m, F) without.
+
+    Another embedder's cosines lie elsewhere. Both kinds count the same, as if there were as many of each.
+    """
+    kinds = [features[:, SIMILARITY] for features in (there, gone)]
+    mean = sum(float(kind.mean()) for kind in kinds) / 2
+    variance = sum(float(((kind - mean) ** 2).mean()) for kind in kinds) / 2
+    means, scales = list(weights.means), list(weights.scales)
+    means[SIMILARITY], scales[SIMILARITY] = mean, sqrt(variance) + 1e-6
+    return replace(weights, means=tuple(means), scales=tuple(scales))
 
 
 def report_of(calibration: Calibration, families: Sequence[int]) -> CalibrationReport:
@@ -166,44 +160,3 @@ def threshold(scores: np.ndarray, refused: float = FALSE_REFUSALS) -> float:
     """The threshold that refuses the next answerable question with a probability of at most `refused`: the conformal
     quantile of scores (n,) of such questions."""
     return float(np.sort(scores)[max(0, floor(refused * (len(scores) + 1)) - 1)])
-
-
-def fit(
-    there: np.ndarray, gone: np.ndarray, prior: Sequence[float] = SHIPPED.weights, trust: float = _PRIOR_PRECISION
-) -> EvidenceWeights:
-    """Weights for features (n, F) with an answer and (m, F) without, by penalised likelihood. prior: (F,), with the
-    precision `trust`. No weight is negative: every feature speaks for an answer."""
-    features = np.concatenate([there, gone])
-    answered = np.repeat([1.0, 0.0], [len(there), len(gone)])
-    means, scales = features.mean(0), features.std(0) + 1e-6
-    z = np.column_stack([(features - means) / scales, np.ones(len(features))])
-    drawn, precision = np.array([*prior, 0.0]), np.array([trust] * len(prior) + [1e-6])
-    is_free = np.ones(len(drawn), bool)
-    while True:
-        w = np.zeros(len(drawn))
-        w[is_free] = _newton(z[:, is_free], answered, drawn[is_free], precision[is_free])
-        if (w[:-1] >= 0).all():
-            break
-        is_free[int(np.argmin(w[:-1]))] = False
-    bias = float(w[-1]) - log(len(there) / len(gone))  # as if there were as many of each
-    return EvidenceWeights(tuple(means.tolist()), tuple(scales.tolist()), tuple(w[:-1].tolist()), bias, UNLIKELY)
-
-
-def _newton(z: np.ndarray, answered: np.ndarray, drawn: np.ndarray, precision: np.ndarray) -> np.ndarray:
-    """The likeliest weights (F,) for features (n, F), with a normal prior: means `drawn` (F,), precisions (F,)."""
-
-    def loss(w: np.ndarray) -> float:
-        logits = z @ w
-        return float(np.logaddexp(0, logits).sum() - answered @ logits + precision @ (w - drawn) ** 2 / 2)
-
-    w = drawn.copy()
-    for _ in range(_STEPS):
-        p = 1 / (1 + np.exp(-np.clip(z @ w, -30, 30)))
-        slope = z.T @ (p - answered) + precision * (w - drawn)
-        step = np.linalg.solve((z.T * (p * (1 - p))) @ z + np.diag(precision), slope)
-        while loss(w - step) > loss(w) and np.abs(step).max() > _CONVERGED:
-            step /= 2  # where the curve is flat the step goes too far
-        w -= step
-        if np.abs(step).max() <= _CONVERGED:
-            break
-    return w

@@ -19,7 +19,7 @@ from settle.infer.client import LlamaClient
 from settle.retrieve.answer.ask import finish_answer, stream_answer
 from settle.retrieve.answer.evidence import DEPTH, store
 from settle.retrieve.answer.retrieval import retrieve
-from settle.retrieve.check.calibration import Trial, cross_validate, families_of, report_of, run_trials
+from settle.retrieve.check.calibration import Trial, calibrate, families_of, report_of, run_trials
 from settle.retrieve.check.synthetic_questions.questions import make
 from settle.retrieve.check.worst_documents import HIT, Worst, worst
 from settle.retrieve.index.collection import Collection
@@ -77,7 +77,7 @@ def check(
             f"no question can be made from the documents of {collection.name}", "index documents that have text"
         )
     trials = run_trials(collection, generated, events)
-    calibration = cross_validate(trials)
+    calibration = calibrate(trials)
     weights, is_gone = calibration.weights, ~np.isnan(calibration.gone)
     if weights.questions:
         store(collection.catalogue, weights)

@@ -14,8 +14,7 @@ import numpy as np
 from settle.retrieve.index.catalogue.records import Occurrence, Passage
 from settle.retrieve.index.collection import Collection
 from settle.retrieve.index.words import words
-from settle.retrieve.search.question_normalizer import topic
-from settle.retrieve.search.terms import terms
+from settle.retrieve.search.query import Query, query, terms
 
 CANDIDATES = 50  # by meaning, and by words
 WORDS_WEIGHT = 0.7  # of all of a question's words in a passage, relative to a cosine of 1
@@ -52,15 +51,16 @@ def search(collection: Collection, question: str, k: int = 10, without: Abstract
 
     without: ids of documents that are searched as if they were not there.
     """
-    vector = collection.vectors.embed_query(topic(question))
+    asked = query(question)
+    vector = collection.vectors.embed_query(asked.topic)
     with collection.catalogue.snapshot():
-        hits = _candidates(collection, question, vector, max(k, CANDIDATES), without)
+        hits = _candidates(collection, asked, vector, max(k, CANDIDATES), without)
     return _distinct(sorted(hits, key=lambda hit: (-hit.score, hit.passage.id)), k)
 
 
 def _candidates(
     collection: Collection,
-    question: str,
+    question: Query,
     vector: np.ndarray,
     number: int,
     without: AbstractSet[int],
@@ -70,9 +70,9 @@ def _candidates(
     search, `number` of them at first."""
     catalogue, fetched = collection.catalogue, fetched or number
     nearest = collection.vectors.nearest(vector, fetched)
-    query = terms(catalogue, question)
-    bm25 = dict(catalogue.words.search(query.stems, SCORED))
-    titles = dict(catalogue.words.search_titles(query.stems, SCORED))
+    wanted = terms(catalogue, question)
+    bm25 = dict(catalogue.words.search(wanted.stems, SCORED))
+    titles = dict(catalogue.words.search_titles(wanted.stems, SCORED))
     titled_documents = [document for document in titles if document not in without][:_TITLED_DOCUMENTS]
     titled = catalogue.passages.first_of(titled_documents, _FIRST_PASSAGES)
     similarity = nearest()
@@ -92,7 +92,7 @@ def _candidates(
         places = occurrences[passage_id]
         title = max(titles.get(place.document, 0.0) for place in places)
         words_score = bm25.get(passage_id, 0.0)
-        score = similarity[passage_id] + (WORDS_WEIGHT * words_score + TITLE_WEIGHT * title) / query.total
+        score = similarity[passage_id] + (WORDS_WEIGHT * words_score + TITLE_WEIGHT * title) / wanted.total
         hits.append(Hit(passage, tuple(places), score, similarity[passage_id], words_score))
     return hits
 
