@@ -35,14 +35,14 @@ from settle.base.event_log import Events
 from settle.base.events import Say, Warn
 from settle.data.tokenizer.byte_bpe import ByteBpeTokenizer
 from settle.evaluate.compare.cases import Case
-from settle.evaluate.compare.race import Race
+from settle.experiment.arm import Reply
+from settle.experiment.race import Race
 from settle.jobs.choose.choose import choose
 from settle.jobs.choose.documents import PASSAGES
 from settle.jobs.choose.settings import ChooseSettings
 from settle.jobs.choose.setup import ModelInTurns, Setup, with_passages
 from settle.jobs.choose.verdict import ERROR, decide
 from settle.jobs.choose.ways import Built, Measured, possible_ways
-from settle.jobs.trials.arm import Reply
 from settle.library.resolve import resolve_gguf
 
 RIGHT = {"facts": "documents", "style": "prompt", "labels": "decide", "solved": "zero-shot"}
@@ -254,7 +254,7 @@ def gold(folder: Path, rows: int = 60) -> None:
     with ModelInTurns(resolve_gguf(str(folder / "base.gguf")), 16, threads=1) as model:
         for what, questions in asked.items():
             cases = [Case(number, answer, tuple(turns)) for number, (turns, answer) in enumerate(questions, 1)]
-            right = sum(r.text.strip() == c.reference for r, c in zip(model.make(cases), cases, strict=True))
+            right = sum(r.text.strip() == c.reference for r, c in zip(model.measure_all(cases), cases, strict=True))
             print(f"{what}: {right} of {len(cases)}", flush=True)
 
 

@@ -23,8 +23,7 @@ from statistics import NormalDist
 import numpy as np
 
 from settle.base.statistics import LEVEL, Interval, holm, paired_test, share_interval, wilson
-from settle.evaluate.compare.evidence import evidence
-from settle.evaluate.compare.race import Outcome, Race
+from settle.experiment.race import Outcome, Race, evidence
 
 NORMAL = NormalDist()
 GRADE = 1.5  # spread of graded scores: a third of them near 0 or 1

@@ -35,8 +35,8 @@ from settle.doctor.examine import LOOK_SECONDS, check_name, checks_for, examine
 from settle.doctor.exchanges.exchange import Request
 from settle.doctor.find_subject import find_subject
 from settle.doctor.known_answers import KNOWN_ANSWERS, PROSE
-from settle.doctor.prove import expected_seconds, prove
 from settle.doctor.subject import Running, Subject
+from settle.experiment.run import prove
 from settle.formats.gguf import read_gguf
 from settle.infer.engine import Engine
 from settle.library.engines import PACKAGE, installed_engine
@@ -147,7 +147,7 @@ def _diagnosed(check: Check, broken: Subject, folder: Path) -> dict[str, object]
         return row | {"unproven": str(e)}
     if trial is None:
         return row | {"unproven": "nothing can be run again"}
-    row["told_seconds"] = round(expected_seconds(trial), 1)
+    row["told_seconds"] = round(trial.expected_seconds, 1)
     proof = prove(trial, folder / "measurements.jsonl", Events())
     row |= {"state": proof.state, "verified": proof.verified, "proof_seconds": round(proof.seconds, 1)}
     return row | {"effect": proof.effect and round(proof.effect.difference.value, 3)}

@@ -42,8 +42,16 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parents[1]
 ROOMS = (  # folders and files; a file belongs to the last of these that holds it
     *("train", "train/objectives/decision.py", "train/world", "plan", "plan/fit", "plan/cluster", "plan/cost"),
-    *("evaluate", "evaluate/compare", "evaluate/calibration.py", "evaluate/decisions.py", "evaluate/blind", "doctor"),
-    *("retrieve", "retrieve/answer/answer_judge.py", "shrink", "jobs", "jobs/choose", "jobs/trials", "jobs/seeds"),
+    *(
+        "evaluate",
+        "evaluate/compare",
+        "evaluate/calibration.py",
+        "evaluate/decisions.py",
+        "evaluate/blind",
+        "experiment",
+        "doctor",
+    ),
+    *("retrieve", "retrieve/answer/answer_judge.py", "shrink", "jobs", "jobs/choose"),
     *("data/decisions", "machine", "base/statistics.py"),
 )
 PICTURES = (  # what is drawn is looked at, not tested

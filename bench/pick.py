@@ -23,8 +23,8 @@ from statistics import NormalDist
 import numpy as np
 
 from settle.evaluate.compare.cases import Case
-from settle.evaluate.compare.race import Outcome, Race
 from settle.evaluate.tasks import best_suited, named
+from settle.experiment.race import Outcome, Race
 from settle.jobs.pick.verdict import MARGIN
 
 SLACK = 0.02  # mean scores nearer than this are no mistake to confuse
@@ -216,8 +216,8 @@ class Scored:
 def scored(place: Path) -> Scored:
     """Every model's answers to every prompt of a task, made once, and their scores."""
     from settle.base.event_log import Events
-    from settle.jobs.trials.arm import ModelArm
-    from settle.jobs.trials.trials import Trials
+    from settle.experiment.arm import ModelArm
+    from settle.experiment.run import run_race
     from settle.library.resolve import resolve_gguf
 
     files = json.loads((place / "models.json").read_text())
@@ -233,8 +233,10 @@ def scored(place: Path) -> Scored:
     values = np.zeros((len(arms), len(cases)))
     families = list(range(len(cases)))
     for k, arm in enumerate(arms):  # one by one, so that nobody drops out
-        trials = Trials([arm], cases, lambda names: Race(names, families), lambda r, c: task.score(r.text, c), Events())
-        for row, reply in trials.run().replies[0].items():
+        finished = run_race(
+            [arm], cases, lambda names: Race(names, families), lambda r, c: task.score(r.text, c), Events()
+        )
+        for row, reply in finished.replies[0].items():
             values[k, row] = task.score(reply.text, cases[row])
     return Scored(list(files), values, task.is_share)
 

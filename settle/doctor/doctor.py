@@ -11,6 +11,7 @@ from settle.base.amounts import num_bytes
 from settle.base.errors import UsageError
 from settle.base.event_log import Events
 from settle.base.events import ResultReady, Say, Warn
+from settle.base.words.amounts import duration
 from settle.doctor.answerers.served_model import Door, is_address
 from settle.doctor.checks import Check
 from settle.doctor.examine import Examination, check_name, examine
@@ -25,10 +26,10 @@ from settle.doctor.proof_folder import (
     remove_copies,
     write_case,
 )
-from settle.doctor.prove import Proof, expected_seconds, most_seconds, prove
 from settle.doctor.report import findings_listing, proof_sentences
 from settle.doctor.subject import Running, Subject
-from settle.jobs.trials.pace import time_text
+from settle.experiment.run import prove
+from settle.experiment.two_arms import Proof
 from settle.machine.web_request import is_loopback
 
 FOUND = 3  # exit code: something is wrong
@@ -133,9 +134,9 @@ def _prove(subject: Subject, finding: Finding, events: Events, folder: Path | No
             events.emit(Say(text=f"{finding.what}: nothing can be run again to prove it, so it stays likely"))
             return None
         write_case(place, subject, finding, trial.knob, None)
-        seconds, most = expected_seconds(trial), most_seconds(trial)
-        more = f", {time_text(most)} where that does not show it" if most > MORE_SAID * seconds else ""
-        events.emit(Say(text=f"proving by one change, {trial.knob}: about {time_text(seconds)}{more}"))
+        seconds, most = trial.expected_seconds, trial.most_seconds
+        more = f", {duration(most)} where that does not show it" if most > MORE_SAID * seconds else ""
+        events.emit(Say(text=f"proving by one change, {trial.knob}: about {duration(seconds)}{more}"))
         try:
             proof = prove(trial, place / MEASUREMENTS, events)
         except KeyboardInterrupt:

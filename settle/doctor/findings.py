@@ -2,11 +2,8 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
 
 from settle.doctor.subject import Subject
-
-State = Literal["likely", "proven", "ruled out"]
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,8 @@ from settle.base.errors import RunError, cannot_write
 from settle.base.files import home, read_json, write_json
 from settle.base.version import __version__
 from settle.doctor.findings import Finding
-from settle.doctor.prove import Proof
 from settle.doctor.subject import Running, Subject
+from settle.experiment.two_arms import Proof
 
 FILE, MEASUREMENTS = "proof.json", "measurements.jsonl"
 

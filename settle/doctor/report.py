@@ -8,9 +8,9 @@ from settle.base.events import Listing
 from settle.base.statistics import PairedTest
 from settle.doctor.checks import Check
 from settle.doctor.findings import Finding
-from settle.doctor.prove import Proof
 from settle.doctor.subject import Subject
 from settle.doctor.trial import Trial
+from settle.experiment.two_arms import Proof
 
 
 def findings_listing(subject: Subject, findings: Sequence[Finding]) -> Listing:

@@ -77,7 +77,7 @@ def test_what_the_model_can_already_needs_nothing_else(made, home, capsys, monke
     assert "take zero-shot" in page and "settle chat" in page
     # the same command again asks nothing: the answers are on the disk
     with monkeypatch.context() as patch:
-        patch.setattr(ModelInTurns, "make", lambda self, cases: pytest.fail("nothing is left to ask"))
+        patch.setattr(ModelInTurns, "measure", lambda self, case: pytest.fail("nothing is left to ask"))
         again = run(capsys, *given)
     assert again[0] == 0 and again[1]["ways"] == result["ways"], again[2]
     assert result["audit"]["level"] == "observed" and result["audit"]["sentence"] in page

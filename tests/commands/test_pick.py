@@ -10,11 +10,11 @@ import pytest
 
 from settle.base.errors import EngineError
 from settle.cli import main
+from settle.experiment.arm import ModelArm
 from settle.formats.gguf import export_gguf
 from settle.infer.engine import Engine
 from settle.jobs.pick import candidates as candidates_module
 from settle.jobs.pick import measure as measure_module
-from settle.jobs.trials.arm import ModelArm
 from settle.library.resolve import resolve_gguf
 from tests.trained import adapter, merged
 
@@ -71,7 +71,7 @@ def test_the_better_model_is_picked_and_its_answers_are_kept(files, home, capsys
     assert len(list((folder / "audit").iterdir())) == 1
 
     # the same again asks no model for an answer
-    monkeypatch.setattr("settle.jobs.trials.arm.FileModel.open", lambda *a, **k: pytest.fail("asked again"))
+    monkeypatch.setattr("settle.experiment.arm.FileModel.open", lambda *a, **k: pytest.fail("asked again"))
     monkeypatch.setattr("settle.jobs.pick.pick.measure", _measured_before(result))
     assert run(capsys, *given)[1]["chosen"] == "tuned"
 
@@ -145,14 +145,14 @@ def test_a_disk_that_fills_up_during_a_download_loses_nothing(files, home, capsy
 
 
 def test_one_that_fails_while_it_answers_is_named_and_left_out(files, home, capsys, monkeypatch):
-    whole = ModelArm.make
+    whole = ModelArm.measure_all
 
-    def make(arm, cases):
+    def measure_all(arm, cases):
         if arm.name == "base":
             raise EngineError("llama.cpp died with base loaded", "")
         return whole(arm, cases)
 
-    monkeypatch.setattr(ModelArm, "make", make)
+    monkeypatch.setattr(ModelArm, "measure_all", measure_all)
     code, result, err = run(capsys, "--prompts", files / "rows.jsonl", *both(files), "--score", "exact")
     assert code == 0 and [m["name"] for m in result["models"]] == ["tuned"] and result["models"][0]["score"] == 1
     assert "base failed, and the others go on: llama.cpp died" in err and not result["pairs"]

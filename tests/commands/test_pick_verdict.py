@@ -3,8 +3,8 @@
 import pytest
 
 from settle.base.statistics import Interval
-from settle.evaluate.compare.race import Outcome, Pair
 from settle.evaluate.footprint import Measured as Figures
+from settle.experiment.race import Outcome, Pair
 from settle.jobs.pick.candidates import Candidate, shortlist
 from settle.jobs.pick.measure import Taken
 from settle.jobs.pick.report import best_models, rows

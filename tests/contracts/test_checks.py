@@ -5,7 +5,7 @@ import pytest
 from settle.base.event_log import Events
 from settle.doctor.checks import Check
 from settle.doctor.examine import examine
-from settle.doctor.prove import prove
+from settle.experiment.run import prove
 from tests.doctor.chat_model import healthy
 from tests.doctor.faults import FAULTS
 from tests.retrieve.conftest import joined  # noqa: F401  the embedder of the collection

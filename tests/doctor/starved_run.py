@@ -19,8 +19,8 @@ def starve(recipe: Mapping[str, object], run: Run, free: int) -> bool:
 
 
 def main() -> None:
+    from settle.jobs.short_run import short_run
     from settle.jobs.training_stages import TrainingContext
-    from settle.jobs.trials.short_run import short_run
 
     asked = json.load(sys.stdin)
 

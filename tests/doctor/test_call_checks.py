@@ -9,7 +9,7 @@ from settle.doctor.answerers import Answerer
 from settle.doctor.checks import Check
 from settle.doctor.checks.answers.invented_call import strict_format
 from settle.doctor.exchanges.exchange import Call, Reply, Request
-from settle.doctor.prove import prove
+from settle.experiment.run import prove
 from tests.doctor.record import record
 
 CHECK = Check.parts()["invented_call"]()

@@ -11,8 +11,8 @@ from settle.doctor.answerers.passage_reader import FactSide, fact_items
 from settle.doctor.answerers.served_model import Door
 from settle.doctor.checks import Check
 from settle.doctor.find_subject import find_subject
-from settle.doctor.prove import prove
 from settle.doctor.subject import Running
+from settle.experiment.run import prove
 from tests.doctor.chat_model import healthy
 from tests.retrieve.conftest import joined  # noqa: F401  the embedder of the collection
 

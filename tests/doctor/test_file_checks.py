@@ -9,8 +9,8 @@ from settle.doctor.checks import Check
 from settle.doctor.checks.files import damaged_weights
 from settle.doctor.edited_file import edited_file, with_file
 from settle.doctor.examine import examine
-from settle.doctor.prove import prove
 from settle.doctor.subject import Running
+from settle.experiment.run import prove
 from settle.library.store import StoredModel, add_model
 from settle.model.source import hash_of
 from tests.doctor.chat_model import healthy

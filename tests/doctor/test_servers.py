@@ -14,8 +14,8 @@ from settle.doctor.answerers.served_model import Door
 from settle.doctor.checks.answers.forgotten_start import ForgottenStart
 from settle.doctor.doctor import Asked, doctor
 from settle.doctor.find_subject import find_subject
-from settle.doctor.prove import prove
 from settle.doctor.subject import Running
+from settle.experiment.run import prove
 from settle.infer.engine import Engine
 from tests.doctor.chat_model import chat_model
 from tests.records import into

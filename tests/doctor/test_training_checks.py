@@ -12,7 +12,7 @@ from settle.base.files import read_json, write_json
 from settle.doctor.checks import Check
 from settle.doctor.edited_file import edited_file
 from settle.doctor.examine import examine
-from settle.doctor.prove import prove
+from settle.experiment.run import prove
 from settle.formats import map_file
 from settle.formats.gguf.header import read_header
 from settle.formats.peft import export_peft

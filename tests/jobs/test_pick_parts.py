@@ -11,9 +11,9 @@ from settle.base.event_log import Events
 from settle.base.events import Listing, ResultReady, Say, Warn
 from settle.base.statistics import Interval
 from settle.evaluate.compare.cases import asking
-from settle.evaluate.compare.race import Outcome, Pair, Race
 from settle.evaluate.footprint import Measured as Figures
 from settle.evaluate.tasks.exact import Exact
+from settle.experiment.race import Outcome, Pair, Race
 from settle.jobs.pick import candidates as candidates_module
 from settle.jobs.pick import ledger
 from settle.jobs.pick import pick as pick_module

@@ -87,7 +87,7 @@ class FailedSteps(Side):
     """1 for a step that cannot be taken for want of memory, 0 for one that can."""
 
     def __init__(self, name: str, steps: Steps) -> None:
-        self.name, self.steps, self.seconds = name, steps, 0.0  # that the latest step took
+        self.name, self.steps, self.step_seconds = name, steps, 0.0  # that the latest step took
         self._child: StepChild | None = None
 
     def open(self) -> None:
@@ -105,7 +105,7 @@ class FailedSteps(Side):
         began = time.monotonic()
         try:
             missing = self._child.take(int(str(item["step"])))["missing"]
-            self.seconds = time.monotonic() - began
+            self.step_seconds = time.monotonic() - began
             return float(missing is not None)
         except ResourceError:  # a library of C ends where another raises an error
             self.close()

@@ -84,7 +84,7 @@ def exported_again(facts: TrainingFacts, path: Path) -> Callable[[], Served]:
 
 
 def _short_runs() -> ModuleType:
-    from settle.jobs.trials import short_run  # loads torch, which a look does not need
+    from settle.jobs import short_run  # loads torch, which a look does not need
 
     return short_run
 

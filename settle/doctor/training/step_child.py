@@ -13,7 +13,7 @@ from pathlib import Path
 
 from settle.base.out_of_memory import held_data, limit_data, missing_bytes
 from settle.base.run import Run
-from settle.jobs.trials.short_run import planned_run
+from settle.jobs.short_run import planned_run
 from settle.train.live_run import LiveRun
 from settle.train.state import LoopState
 from settle.train.trainer import Trainer

@@ -11,9 +11,10 @@ from settle.base.events import Listing, ResultReady, Say, Warn, WorkStarted
 from settle.base.files import write_atomic, write_json
 from settle.base.stop_signals import Stopping
 from settle.evaluate.compare.compare import longest_answer
-from settle.evaluate.compare.race import Outcome, Race
 from settle.evaluate.compare.sample_size import smallest_visible
 from settle.evaluate.tasks import Task, best_suited, named, plain
+from settle.experiment.race import Outcome, Race
+from settle.experiment.run import run_race
 from settle.jobs.choose import choice_folder, report
 from settle.jobs.choose.answer_form import form_of
 from settle.jobs.choose.documents import Documents, Findings, PassagesFound
@@ -29,7 +30,6 @@ from settle.jobs.choose.ways.build import built
 from settle.jobs.choose.ways.changed_fact import with_fact_tuned_again
 from settle.jobs.choose.ways.prompts import score_of
 from settle.jobs.choose.ways.work import Work
-from settle.jobs.trials.trials import Trials
 from settle.library.resolve import resolve_gguf
 from settle.retrieve.index.collection_folder import collection_names
 
@@ -173,7 +173,7 @@ def ask_all(ways: Sequence[Built], failed: list[Failed], work: Work) -> tuple[li
     def race(names: Sequence[str]) -> Race:
         return Race(names, families, task.is_share, ERROR, seed, may_stop=False)
 
-    finished = Trials(arms, examples.test, race, lambda r, c: score_of(task, r, c), work.events).run()
+    finished = run_race(arms, examples.test, race, lambda r, c: score_of(task, r, c), work.events)
     failed += [Failed(name, error.what.splitlines()[0]) for name, error in finished.failures.items()]
     if finished.outcome is None:
         raise DataError("no way could be measured", "see the warnings above")

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from settle.base.statistics import bootstrap_mean, share_interval
 from settle.base.visible import visible_line
 from settle.evaluate.compare.cases import Case
-from settle.evaluate.compare.race import Outcome
+from settle.experiment.race import Outcome
 from settle.jobs.choose.triage import Triage
 from settle.jobs.choose.verdict import Verdict
 from settle.jobs.choose.ways import Failed, Measured

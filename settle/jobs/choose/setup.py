@@ -10,10 +10,10 @@ from settle.base.errors import UsageError
 from settle.evaluate.compare.candidate import without_thoughts
 from settle.evaluate.compare.cases import Case
 from settle.evaluate.footprint import peak_bytes
+from settle.experiment.arm import Arm, Reply, Rewritten, digest, question_key
+from settle.experiment.record import ReplyRecord
 from settle.infer.engine import Engine
 from settle.infer.safe_prompt import Fence, Turn
-from settle.jobs.trials.arm import Arm, Reply, Rewritten, digest, question_key
-from settle.jobs.trials.reply_store import ReplyStore
 from settle.library.facts import read_facts
 from settle.library.reference import ModelRef
 from settle.library.store import stamp_of
@@ -74,7 +74,7 @@ def with_passages(question: str, passages: Sequence[str]) -> str:
     return f"Passages:\n\n{read}\n\nQuestion: {question}"
 
 
-class AnsweringModel(Arm):
+class AnsweringModel(Arm[Case, Reply]):
     """A model that answers in a process of its own. process_peak: the most memory of that process so far, in bytes."""
 
     def __init__(self, ref: ModelRef) -> None:
@@ -127,7 +127,7 @@ class ModelInTurns(AnsweringModel):
         return ModelInTurns(self.ref, self.max_tokens, self._threads, grammar, shares=self)
 
     @property
-    def engine(self) -> Arm:
+    def engine(self) -> object:
         return self._loader
 
     def load(self) -> None:
@@ -157,13 +157,10 @@ class ModelInTurns(AnsweringModel):
         """Ids of a text."""
         return self.llama().plain(text)
 
-    def make(self, cases: Sequence[Case]) -> list[Reply]:
-        return [self._answer(case) for case in cases]
-
-    def _answer(self, case: Case) -> Reply:
+    def measure(self, item: Case) -> Reply:
         llama = self.llama()
         began, meter = time.monotonic(), EnergyMeter().start()
-        prompt = self._prompt(case)
+        prompt = self._prompt(item)
         room = min(self.max_tokens, llama.context - len(prompt))
         if room < 1:
             return Reply("", asked=False, read=len(prompt))
@@ -187,19 +184,17 @@ class ModelInTurns(AnsweringModel):
         return fence.ids([Turn(str(m["role"]), [str(m["content"])]) for m in case.messages])
 
 
-def answers(arm: Arm, cases: Sequence[Case], on_progress: Callable[[int], object] = int) -> list[Reply]:
+def answers(arm: Arm[Case, Reply], cases: Sequence[Case], on_progress: Callable[[int], object] = int) -> list[Reply]:
     """An answer to each case; what the arm answered before is known. on_progress: called with how many there are.
     Raises SettleError."""
-    store, replies = ReplyStore(digest(arm.key)), list[Reply]()
+    record, replies = ReplyRecord(arm.key), list[Reply]()
     for case in cases:
         asked = arm.asked(case)
         key = question_key(asked)
-        reply = store.get(key)
+        reply = record.get(key)
         if reply is None:
-            (made,) = arm.make([asked])
-            assert isinstance(made, Reply)
-            reply = made
-            store.add([key], [reply])
+            reply = arm.measure(asked)
+            record.add({key: reply})
         replies.append(reply)
         on_progress(len(replies))
     return replies

@@ -8,12 +8,12 @@ import numpy as np
 from settle.base.statistics import Interval, bootstrap_mean
 from settle.evaluate.compare.cases import Case
 from settle.evaluate.tasks import Task
+from settle.experiment.arm import Reply
 from settle.jobs.choose.answer_form import form_of
 from settle.jobs.choose.documents import Found
 from settle.jobs.choose.setup import NO_PASSAGES, Passages, Setup
 from settle.jobs.choose.ways import DECIDE, DOCUMENTS, PROMPT, TUNE, TUNE_DOCUMENTS, ZERO_SHOT
 from settle.jobs.choose.ways.prompts import choose_shots, score_of
-from settle.jobs.trials.arm import Reply
 
 ROWS, FEWEST = 30, 10  # training examples that it takes, at most and at least
 SHOTS = 8  # examples in the prompt

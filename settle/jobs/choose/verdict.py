@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from settle.base.statistics import Interval, paired_test
-from settle.evaluate.compare.race import Outcome
 from settle.evaluate.compare.sample_size import next_step
+from settle.experiment.race import Outcome
 from settle.jobs.choose.ways import Measured
 
 ERROR = 0.05  # chance of any false "better" among all pairs of ways

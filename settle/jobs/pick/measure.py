@@ -9,6 +9,7 @@ from settle.evaluate.compare.candidate import FileModel
 from settle.evaluate.compare.cases import Case
 from settle.evaluate.compare.compare import longest_answer
 from settle.evaluate.footprint import Measured, peak_bytes
+from settle.experiment.run import in_turn
 from settle.library.reference import ModelRef
 
 ROUNDS, PROMPTS, WRITTEN = 2, 3, 48  # rounds of so many prompts, with so many tokens written to each
@@ -65,7 +66,7 @@ def in_turns(
     machine that is busy for a while slows all of them down alike. on_progress: called with 1 after each turn."""
     rounds: list[list[Taken] | SettleError] = [[] for _ in refs]
     for number in range(ROUNDS):
-        for i in range(len(refs)) if number % 2 == 0 else reversed(range(len(refs))):
+        for i in in_turn(range(len(refs)), number):
             taken = rounds[i]
             if isinstance(taken, list):
                 try:

@@ -14,8 +14,10 @@ from settle.base.files import home, write_json
 from settle.base.run import free_name
 from settle.base.stop_signals import Stopping
 from settle.evaluate.compare.cases import Case
-from settle.evaluate.compare.race import Outcome, Race
 from settle.evaluate.tasks import Task, best_suited, named
+from settle.experiment.arm import ModelArm, Reply
+from settle.experiment.race import Outcome, Race
+from settle.experiment.run import run_race
 from settle.jobs.pick import ledger, report
 from settle.jobs.pick.candidates import (
     Candidate,
@@ -35,8 +37,6 @@ from settle.jobs.pick.predict import note_measured
 from settle.jobs.pick.prompts import Prompts, read_prompts
 from settle.jobs.pick.settings import PickSettings
 from settle.jobs.pick.verdict import Measured, Verdict, decide
-from settle.jobs.trials.arm import ModelArm, Reply
-from settle.jobs.trials.trials import Trials
 from settle.library.deletion import confirm
 from settle.machine.measurement_cache import others_are_busy
 
@@ -260,7 +260,7 @@ def who_answers_best(measured: list[Measured], asked: Asked, events: Events) -> 
     def score(reply: Reply, case: Case) -> float:
         return task.score(reply.text, case) if reply.asked else 0.0
 
-    finished = Trials(arms, cases, race, score, events).run()
+    finished = run_race(arms, cases, race, score, events)
     outcome = finished.outcome
     if outcome is None:
         raise finished.failures[measured[0].name]

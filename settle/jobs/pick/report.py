@@ -7,9 +7,9 @@ from pathlib import Path
 
 from settle.base.files import write_atomic
 from settle.base.statistics import Interval, share_interval
-from settle.evaluate.compare.race import Outcome
 from settle.evaluate.report.figure_style import BLUE, GREEN, GREY, INK, STYLE, VERMILION
 from settle.evaluate.report.frontier import frontier
+from settle.experiment.race import Outcome
 from settle.jobs.pick.verdict import Measured, Verdict
 
 COLUMNS = ("model", "score", "prompts", "first token, s", "tokens/s", "memory", "size", "licence", "where")

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from settle.base.statistics import Interval
-from settle.evaluate.compare.race import ERROR, Outcome, Pair
 from settle.evaluate.compare.sample_size import next_step
+from settle.experiment.race import ERROR, Outcome, Pair
 from settle.jobs.pick.candidates import Candidate
 from settle.jobs.pick.measure import Taken
 

@@ -12,9 +12,10 @@ from settle.base.events import AnswerText, Say
 from settle.base.files import write_json
 from settle.base.statistics import Interval
 from settle.evaluate.compare.cases import Case, asking
-from settle.evaluate.compare.race import Outcome, Pair
 from settle.evaluate.compare.sample_size import smallest_visible
 from settle.evaluate.tasks.exact import Exact
+from settle.experiment.arm import Arm, Reply
+from settle.experiment.race import Outcome, Pair
 from settle.jobs.choose import choice_folder, ready, report
 from settle.jobs.choose import choose as choose_module
 from settle.jobs.choose import forecast as forecast_module
@@ -41,7 +42,6 @@ from settle.jobs.choose.ways import (
 )
 from settle.jobs.choose.ways.build import MOST_SHOTS, READING, best_prompt, reading_prompt
 from settle.jobs.choose.ways.work import Work, tuning_recipe
-from settle.jobs.trials.arm import Arm, Reply
 from settle.library.reference import ModelRef
 from settle.model.source import Source
 from tests.jobs.choose.test_prompts import rows
@@ -175,7 +175,7 @@ def test_ways_that_there_are():
     assert possible_ways(True, True) == (ZERO_SHOT, PROMPT, DOCUMENTS, DECIDE, TUNE, TUNE_DOCUMENTS)
 
 
-class Told(Arm):
+class Told(Arm[Case, Reply]):
     """Answers as `say` does, given what is put before the question; counts what it is asked."""
 
     def __init__(self, say, path=None, key="told"):
@@ -183,9 +183,9 @@ class Told(Arm):
         self.process_peak, self.max_tokens, self.forms = 10**8, 5, []
         self.ref = ModelRef("told", "model", Source(path, "gguf", "told")) if path else None
 
-    def make(self, cases):
-        self.asked_for += cases
-        return [Reply(self.say(case), read=len(case.messages), seconds=1.0) for case in cases]
+    def measure(self, case):
+        self.asked_for.append(case)
+        return Reply(self.say(case), read=len(case.messages), seconds=1.0)
 
     def held_to(self, grammar):
         self.forms.append(grammar)
@@ -262,7 +262,7 @@ def test_the_pace_is_of_answers_after_the_first(home, tmp_path, monkeypatch):
     found = {n: Found(("p",), "", 0.25) for n in range(1, 31)}
     times = iter([9.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0])
     model = Told(str)
-    model.make = lambda cases: [Reply("x", read=40 if "Passages" in cases[0].question else 8, seconds=next(times))]
+    model.measure = lambda case: Reply("x", read=40 if "Passages" in case.question else 8, seconds=next(times))
     pace = forecast_module.measure_pace(work := work_of(tmp_path, model, found=found))
     answers_take = {"plain": 2.0, "with_passages": 5.0, "with_examples": 8.0, "search": 0.25}
     assert vars(pace) == answers_take | {"tuning": 90.0, "steps": 60.0, "deciding": 0.0, "longer": 5.0}

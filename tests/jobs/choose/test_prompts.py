@@ -5,11 +5,11 @@ import json
 from settle.data.layouts import Example
 from settle.evaluate.compare.cases import cases
 from settle.evaluate.tasks.exact import Exact
+from settle.experiment.arm import Reply
 from settle.jobs.choose.documents import Found, holds
 from settle.jobs.choose.setup import Setup, with_passages
 from settle.jobs.choose.ways.prompts import CALLS, SHOT_LETTERS, choose_shots, search_prompt
 from settle.jobs.choose.ways.tune_ways import write_rows
-from settle.jobs.trials.arm import Reply
 
 
 def rows(number, answer=str):

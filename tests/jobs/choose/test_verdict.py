@@ -3,13 +3,13 @@
 import numpy as np
 
 from settle.evaluate.compare.cases import asking
-from settle.evaluate.compare.race import Race
+from settle.experiment.arm import Reply
+from settle.experiment.race import Race
 from settle.jobs.choose import report
 from settle.jobs.choose.setup import Setup
 from settle.jobs.choose.triage import AS_IT_IS, EXAMPLES, FORM, GOLD, GOLD_EXAMPLES, Triage, predict
 from settle.jobs.choose.verdict import ERROR, decide
 from settle.jobs.choose.ways import DECIDE, DOCUMENTS, PROMPT, TUNE, ZERO_SHOT, Built, Failed, Measured
-from settle.jobs.trials.arm import Reply
 
 
 def measured(name, scores):

@@ -95,7 +95,7 @@ class MemoryTraining(Check):
             items=items[::2],
             others=items[1::2],
             least=0.5,
-            seconds=after.seconds,
+            seconds=after.step_seconds,
             fix=_fix(run, settings),
         )
 

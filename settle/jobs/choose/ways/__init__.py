@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from settle.experiment.arm import Reply
 from settle.jobs.choose.setup import AnsweringModel, Setup
-from settle.jobs.trials.arm import Reply
 
 ZERO_SHOT, PROMPT, DOCUMENTS, DECIDE, TUNE, TUNE_DOCUMENTS = (
     "zero-shot",

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from settle.evaluate.compare.cases import Case
+from settle.experiment.arm import Reply
 from settle.jobs.choose import choice_folder
 from settle.jobs.choose.documents import PassagesFound
 from settle.jobs.choose.report import duration, quoted
@@ -23,7 +24,6 @@ from settle.jobs.choose.ways.changed_fact import with_fact_indexed_again
 from settle.jobs.choose.ways.prompts import score_of, search_prompt
 from settle.jobs.choose.ways.tune_ways import Recipe, tuned
 from settle.jobs.choose.ways.work import Work, tuned_model, tuning_recipe
-from settle.jobs.trials.arm import Reply
 
 MOST_SHOTS = 4  # before a question that has passages too
 READING_ROWS = 8  # training examples by which the prompt beside passages is chosen

@@ -10,9 +10,9 @@ from settle.base.files import write_atomic
 from settle.data.decisions.questions import Option, Question
 from settle.evaluate.compare.cases import Case
 from settle.evaluate.footprint import peak_bytes
+from settle.experiment.arm import Reply, digest
 from settle.infer.decisions.decider import Decider
 from settle.jobs.choose.setup import AnsweringModel
-from settle.jobs.trials.arm import Reply, digest
 from settle.library.reference import ModelRef
 from settle.library.store import stamp_of
 from settle.machine.power import EnergyMeter
@@ -45,18 +45,15 @@ class DecisionModel(AnsweringModel):
         if decider is not None:
             decider.close()
 
-    def make(self, cases: Sequence[Case]) -> list[Reply]:
+    def measure(self, item: Case) -> Reply:
         self.load()
         assert self._decider is not None
-        replies = []
-        for case in cases:
-            began, meter = time.monotonic(), EnergyMeter().start()
-            answer = self._decider.decide(state_of(case), [self._question])[0]
-            self.process_peak = max(self.process_peak, peak_bytes(self._decider.pid or 0))
-            probabilities = dict(zip(self._question.keys, answer.probabilities, strict=True))
-            seconds, joules = time.monotonic() - began, meter.read().joules
-            replies.append(Reply(answer.key, seconds=seconds, probabilities=probabilities, joules=joules))
-        return replies
+        began, meter = time.monotonic(), EnergyMeter().start()
+        answer = self._decider.decide(state_of(item), [self._question])[0]
+        self.process_peak = max(self.process_peak, peak_bytes(self._decider.pid or 0))
+        probabilities = dict(zip(self._question.keys, answer.probabilities, strict=True))
+        seconds, joules = time.monotonic() - began, meter.read().joules
+        return Reply(answer.key, seconds=seconds, probabilities=probabilities, joules=joules)
 
 
 def question(labels: Sequence[str]) -> Question:

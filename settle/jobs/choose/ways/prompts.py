@@ -8,9 +8,9 @@ import numpy as np
 
 from settle.evaluate.compare.cases import Case
 from settle.evaluate.tasks import Task, plain
+from settle.experiment.arm import Reply
 from settle.jobs.choose.answer_form import form_of
 from settle.jobs.choose.setup import Setup
-from settle.jobs.trials.arm import Reply
 
 CALLS = 60  # answers that the whole search may take
 FIRST_ROWS = 5  # that every prompt answers; then the better half answers as many more as the calls allow

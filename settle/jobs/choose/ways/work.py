@@ -11,6 +11,7 @@ from settle.base.events import Progress
 from settle.base.run import Run
 from settle.evaluate.compare.cases import Case
 from settle.evaluate.tasks import Task
+from settle.experiment.arm import Arm, Reply
 from settle.jobs.choose import choice_folder
 from settle.jobs.choose.documents import Documents, Findings
 from settle.jobs.choose.examples import ExampleSet
@@ -19,7 +20,6 @@ from settle.jobs.choose.setup import NO_PASSAGES, AnsweringModel, ModelInTurns, 
 from settle.jobs.choose.ways import DECIDE, TUNE_DOCUMENTS
 from settle.jobs.choose.ways.decide_way import DecisionModel, write_decisions
 from settle.jobs.choose.ways.tune_ways import PASSAGE_EPOCHS, Recipe, write_rows
-from settle.jobs.trials.arm import Arm, Reply
 from settle.library.reference import ModelRef
 
 
@@ -60,11 +60,13 @@ class Work:
         known = choice_folder.noted(self.folder).get("spent")
         return dict(known) if isinstance(known, dict) else {}
 
-    def ask(self, what: str, arm: Arm, cases: Sequence[Case]) -> list[Reply]:
+    def ask(self, what: str, arm: Arm[Case, Reply], cases: Sequence[Case]) -> list[Reply]:
         """Answers to some cases, with their progress."""
         return answers(arm, cases, _Progress(self.events, what, len(cases)))
 
-    def arm(self, setup: Setup, passages: Passages = NO_PASSAGES, model: AnsweringModel | None = None) -> Arm:
+    def arm(
+        self, setup: Setup, passages: Passages = NO_PASSAGES, model: AnsweringModel | None = None
+    ) -> Arm[Case, Reply]:
         """The model in some setup; the one that was asked for unless another is given."""
         return setup.over(model or self.model, "", passages)
 

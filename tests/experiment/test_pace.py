@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from settle.jobs.trials.pace import EXPECTED_SPREAD, LEAST_SPREAD, Pace
+from settle.experiment.run import EXPECTED_SPREAD, LEAST_SPREAD, Pace
 
 
 def test_nothing_is_known_before_anything_ran() -> None:

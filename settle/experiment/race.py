@@ -1,24 +1,28 @@
 """Several candidates on the same rows: who is shown to be worse is asked no more, and what the rest shows at the end.
 
-One comparison core for whatever is compared by its answers: models, a model with documents, with a prompt, with a
-head. All pairs are compared. A quarter of the error is spent on bets that are looked at after every row
-(`evidence.py`), the rest on the paired test at the end, corrected for its pairs by Shaffer's method.
+All pairs are compared. A quarter of the error is spent on bets that may be looked at after every row, the rest on the
+paired test at the end, corrected for its pairs by Shaffer's method.
 
-Legend: n rows, F families of rows that belong together, K candidates.
+Whoever stops a test of fixed size as soon as it shows something claims too much. Wealth that is won by bets at fair
+odds under the null hypothesis may be looked at any time: the chance that it ever grows by a factor of 1/α is α at most
+(Ville 1939; Waudby-Smith and Ramdas 2024).
+
+Legend: n rows in the order in which they were asked, F families of rows that belong together, K candidates, L stakes.
 """
 
+import functools
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from settle.base.statistics import Interval, PairedTest, paired_test
-from settle.evaluate.compare.all_pairs import shaffer
-from settle.evaluate.compare.evidence import anytime_interval, evidence
+from settle.base.statistics import LEVEL, Interval, PairedTest, paired_test
 from settle.evaluate.compare.sample_size import HARDLY, chance_to_decide, more_rows, smallest_visible
 
+STAKES = 32  # shares of the wealth that are bet, evenly spread from 0 to 1; each has as much of it at the start
+STEPS = 10  # halvings of the range in which an end of an interval is looked for
 ERROR = 0.02  # chance of any false "better" among all pairs
 EARLY_SHARE = 0.25  # of the error, for candidates that drop out before all rows are asked
 FEWEST_TO_STOP = 8  # families asked before the rest may be left out for showing nothing
@@ -236,3 +240,70 @@ def _shuffled(families: Sequence[int], seed: int) -> list[int]:
         members.setdefault(family, []).append(row)
     groups = list(members.values())
     return [row for i in np.random.default_rng(seed).permutation(len(groups)) for row in groups[i]]
+
+
+# --- evidence that may be looked at after every row ---
+
+
+def evidence(differences: "Sequence[float] | np.ndarray", mean: float = 0.0) -> float:
+    """The most that a unit of wealth ever grew to by betting that differences (n,), each from -1 to 1, are above
+    `mean` on average. At 1/α it is shown with an error of α, however often it was looked at before."""
+    values = np.asarray(differences, float)
+    if not len(values):
+        return 1.0
+    # at worst a difference is -1 - mean below: a stake of 1 then loses everything and no more
+    gains = np.log1p(_stakes()[:, None] * ((values - mean) / (1 + mean))[None, :])  # (L, n)
+    wealth = np.logaddexp.reduce(np.cumsum(gains, axis=1), axis=0) - math.log(STAKES)
+    return float(np.exp(min(700.0, max(0.0, wealth.max()))))
+
+
+def anytime_interval(differences: "Sequence[float] | np.ndarray", level: float = LEVEL) -> Interval:
+    """The mean of differences (n,), each from -1 to 1, with the interval that no bets at error 1 - `level` exclude. It
+    holds whenever the asking was stopped, and for whatever reason."""
+    values = np.asarray(differences, float)
+    if not len(values):
+        return Interval(0.0, -1.0, 1.0, level)
+    enough = 2 / (1 - level)
+    return Interval(float(values.mean()), _lower_end(values, enough), -_lower_end(-values, enough), level)
+
+
+def _lower_end(values: np.ndarray, enough: float) -> float:
+    """The largest mean that is shown to be exceeded, by halving: evidence falls as the mean rises."""
+    low, high = -1.0, float(values.mean())
+    if evidence(values, low + 2**-STEPS) < enough:
+        return low
+    for _ in range(STEPS):
+        middle = (low + high) / 2
+        if evidence(values, middle) >= enough:
+            low = middle
+        else:
+            high = middle
+    return low
+
+
+@functools.cache
+def _stakes() -> np.ndarray:
+    return (np.arange(STAKES) + 0.5) / STAKES
+
+
+# --- all pairs, corrected together ---
+
+
+def shaffer(tests: Sequence[PairedTest], candidates: int) -> list[PairedTest]:
+    """Tests of all pairs of so many candidates, with p-values that are corrected together (Shaffer 1986): where two
+    candidates differ, a third differs from one of them, so fewer claims can be false at once than Holm counts."""
+    possible = _numbers_of_equal_pairs(candidates)
+    adjusted, largest = list(tests), 0.0
+    for rank, i in enumerate(sorted(range(len(tests)), key=lambda i: tests[i].p_value)):
+        false_at_once = max(number for number in possible if number <= len(tests) - rank)
+        largest = max(largest, min(1.0, tests[i].p_value * max(1, false_at_once)))
+        adjusted[i] = replace(tests[i], adjusted_p=largest)
+    return adjusted
+
+
+def _numbers_of_equal_pairs(candidates: int) -> set[int]:
+    """How many pairs can be equal, when candidates fall into groups that are alike."""
+    if candidates < 2:
+        return {0}
+    sizes = range(1, candidates + 1)
+    return {size * (size - 1) // 2 + rest for size in sizes for rest in _numbers_of_equal_pairs(candidates - size)}

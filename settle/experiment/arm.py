@@ -1,13 +1,15 @@
-"""What a trial compares: a model, the same with another prompt or with documents, another setting of the engine."""
+"""What an experiment compares: a model, the same with another prompt or with documents, another setting of a set-up."""
 
 import functools
 import hashlib
 import json
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
+from typing import Generic, TypeVar
 
 from settle.evaluate.compare.candidate import Answer, FileModel
 from settle.evaluate.compare.cases import Case
@@ -20,55 +22,73 @@ from settle.model.source import hash_of
 SLOTS = 4  # answers at a time: half of the gain of eight, and twice as many chances to stop asking
 CACHE_SHARE = 0.25  # of the free memory, for what the slots keep of their prompts
 
+Item = TypeVar("Item")
+Value = TypeVar("Value")
+
 
 @dataclass(frozen=True)
 class Reply(Answer):
-    """An answer and what it took. seconds: of wall-clock time, an equal share of what those asked together took.
-    probabilities: of each option, where a decision head answered. joules: of energy, 0 where nobody measured it."""
+    """An answer with its cost.
+
+    Attributes:
+        seconds: wall-clock time; of answers made together, an equal share.
+        joules: energy, 0 where it was not measured.
+        probabilities: of each option, where a decision head answered.
+    """
 
     seconds: float = 0.0
     joules: float = 0.0
     probabilities: Mapping[str, float] = field(default_factory=dict)
 
 
-class Arm(ABC):
-    """One side of a trial.
+class Arm(ABC, Generic[Item, Value]):
+    """One side of an experiment.
 
-    key: the same for two arms only where both give the same answer to the same question. at_once: questions that it is
-    best asked together. num_bytes: of memory while it is loaded, 0 where that is not known. seconds: that an answer is
-    expected to take, or None.
+    Attributes:
+        name: shown to the user.
+        key: equal for two arms only where both give the same value for the same item.
+        at_once: items that are best measured together.
+        num_bytes: memory while it is loaded, 0 where that is not known.
+        seconds: expected time of an item, None where nobody knows.
     """
 
     name: str
-    key: str
+    key: str = ""
     at_once: int = 1
     num_bytes: int = 0
     seconds: float | None = None
 
     @property
-    def engine(self) -> "Arm":
-        """Whoever loads what answers: arms that share it are loaded once."""
+    def engine(self) -> object:
+        """What is loaded: arms that share it are loaded once."""
         return self
 
-    def asked(self, case: Case) -> Case:
-        """The question as it is really asked. Raises SettleError."""
-        return case
+    def asked(self, item: Item) -> Item:
+        """Return the item as it is really asked. Raises SettleError."""
+        return item
 
     def load(self) -> None:  # noqa: B027 - most need not
-        """Makes it ready, so that the first answer takes no longer than the others. Raises SettleError."""
+        """Make it ready, so that the first item takes no longer than the others. Raises SettleError."""
 
     @abstractmethod
-    def make(self, cases: Sequence[Case]) -> Sequence[Answer]:
-        """An answer to each case, as `asked` returned it. Raises SettleError."""
+    def measure(self, item: Item) -> Value:
+        """Measure one item, as `asked` returned it. Raises SettleError."""
+
+    def measure_all(self, items: Sequence[Item]) -> Sequence[Value]:
+        """Measure items, at most `at_once` of them, together. Raises SettleError."""
+        return [self.measure(item) for item in items]
 
     def close(self) -> None:  # noqa: B027 - most need not
-        """Unloads it; `make` loads it again. Calling it twice is harmless."""
+        """Unload it; `load` makes it ready again. Calling it twice is harmless."""
 
 
-class ModelArm(Arm):
+class ModelArm(Arm[Case, Reply]):
     """A GGUF file in llama.cpp, with an adapter over it or without, answering with the likeliest tokens.
 
-    context: tokens of a prompt and its answer; max_tokens: of an answer. name: the model's if not given.
+    Attributes:
+        context: tokens of a prompt and its answer.
+        max_tokens: tokens of an answer.
+        name: the model's if not given.
     """
 
     def __init__(
@@ -85,14 +105,22 @@ class ModelArm(Arm):
         self.num_bytes = sum(p.stat().st_size for p in files) + self.at_once * per_slot
 
     def load(self) -> None:
+        self._loaded()
+
+    def _loaded(self) -> FileModel:
         if self._model is None:
             ref = self._ref
             self._model = FileModel.open(ref.weights, ref.name, ref.adapter, self._context, self.at_once)
+        return self._model
 
-    def make(self, cases: Sequence[Case]) -> Sequence[Answer]:
-        self.load()
-        assert self._model is not None
-        return self._model.answers(cases, self._max_tokens, lambda done: None)
+    def measure(self, item: Case) -> Reply:
+        return self.measure_all([item])[0]
+
+    def measure_all(self, items: Sequence[Case]) -> list[Reply]:
+        model, began = self._loaded(), time.monotonic()
+        answers = model.answers(items, self._max_tokens, lambda done: None)
+        seconds = (time.monotonic() - began) / len(items)
+        return [Reply(**asdict(answer), seconds=seconds) for answer in answers]
 
     def close(self) -> None:
         model, self._model = self._model, None
@@ -100,51 +128,52 @@ class ModelArm(Arm):
             model.__exit__()
 
 
-class Rewritten(Arm):
+class Rewritten(Arm[Case, Reply]):
     """An arm that is asked otherwise: with an instruction, with examples, with passages that were retrieved.
 
-    rewrite: from a case to the case that is asked instead; what the other arm answered to the same words is known.
+    Attributes:
+        rewrite: from a case to the case that is asked instead; what the other arm answered to that is known.
     """
 
-    def __init__(self, arm: Arm, name: str, rewrite: Callable[[Case], Case], seconds: float | None = None) -> None:
+    def __init__(
+        self, arm: Arm[Case, Reply], name: str, rewrite: Callable[[Case], Case], seconds: float | None = None
+    ) -> None:
         self.name, self.seconds = name, seconds
         self._arm, self._rewrite = arm, rewrite
         self.key, self.at_once, self.num_bytes = arm.key, arm.at_once, arm.num_bytes
 
     @property
-    def engine(self) -> Arm:
+    def engine(self) -> object:
         return self._arm.engine
 
-    def asked(self, case: Case) -> Case:
-        return self._arm.asked(self._rewrite(case))
+    def asked(self, item: Case) -> Case:
+        return self._arm.asked(self._rewrite(item))
 
     def load(self) -> None:
         self._arm.load()
 
-    def make(self, cases: Sequence[Case]) -> Sequence[Answer]:
-        return self._arm.make(cases)
+    def measure(self, item: Case) -> Reply:
+        return self._arm.measure(item)
+
+    def measure_all(self, items: Sequence[Case]) -> Sequence[Reply]:
+        return self._arm.measure_all(items)
 
     def close(self) -> None:
         self._arm.close()
 
 
-def as_reply(answer: Answer, seconds: float) -> Reply:
-    """The answer with its share of the time, where it does not know its own."""
-    return answer if isinstance(answer, Reply) else Reply(**asdict(answer), seconds=seconds)
-
-
 def question_key(case: Case) -> str:
-    """The same for questions of the same words."""
+    """Return a key that is equal for questions of the same words."""
     return digest([case.messages, case.tools, case.prompt])
 
 
 def digest(value: object) -> str:
-    """A short hash of anything that JSON can hold."""
+    """Return a short hash of anything that JSON can hold."""
     text = json.dumps(value, sort_keys=True, default=str)
     return hashlib.sha256(text.encode("utf-8", "backslashreplace")).hexdigest()[:24]
 
 
 @functools.lru_cache(maxsize=64)
 def _hash(path: Path, stamp: str) -> str:
-    """The hash of a file, as long as it is not written to."""
+    """Return the hash of a file, remembered as long as it is not written to."""
     return hash_of(path)

@@ -4,15 +4,13 @@ import numpy as np
 import pytest
 
 from settle.base.statistics import Interval, PairedTest, holm
-from settle.evaluate.compare.all_pairs import shaffer
-from settle.evaluate.compare.evidence import anytime_interval, evidence
-from settle.evaluate.compare.race import EARLY_SHARE, ERROR, Race
 from settle.evaluate.compare.sample_size import (
     chance_to_decide,
     more_rows,
     sign_test_power,
     smallest_visible,
 )
+from settle.experiment.race import EARLY_SHARE, ERROR, Race, anytime_interval, evidence, shaffer
 
 
 def raced(shares, rows, seed, families=None, step=4, is_share=True):

@@ -9,14 +9,14 @@ import pytest
 from settle.base.errors import EngineError, ResourceError
 from settle.base.event_log import Events
 from settle.base.statistics import paired_test
-from settle.doctor.prove import looks, prove
-from settle.doctor.trial import Side, Trial
+from settle.experiment.run import prove
+from settle.experiment.two_arms import GuardedArm, TwoArms, analyses
 
 ITEMS = [f"item {i}" for i in range(8)]
 OTHERS = [f"other {i}" for i in range(8)]
 
 
-class Measured(Side):
+class Measured(GuardedArm):
     """A side whose measure is `level` and the noise of each item, and that notes what it is asked."""
 
     def __init__(self, name, level, asked, noise=0.05, guard=0.0, fails_at=None):
@@ -30,7 +30,7 @@ class Measured(Side):
         )
         self.opened = 0
 
-    def open(self):
+    def load(self):
         self.opened += 1
 
     def measure(self, item):
@@ -45,7 +45,7 @@ class Measured(Side):
 
 def trial_of(before, after, **settings):
     settings = {"measure": "loss", "unit": "nats per token", "least": 0.2, "items": ITEMS, "others": OTHERS} | settings
-    return Trial(knob="a setting", before=before, after=after, **settings)
+    return TwoArms(knob="a setting", before=before, after=after, **settings)
 
 
 def pair(asked, low=1.0, **after):
@@ -85,7 +85,7 @@ def test_where_one_of_the_first_disagrees_more_are_asked(tmp_path):
 def test_all_looks_together_err_as_one_test_may(number):
     """By every course of coin tosses: of a change that does nothing, at most 2.5 % are shown as better."""
     courses, shown, done = {0: 1.0}, 0.0, 0
-    for at, enough in looks(number):
+    for at, enough in analyses(number):
         after = {}
         for wins, chance in courses.items():
             for more in range(at - done + 1):
@@ -180,9 +180,9 @@ def test_a_time_that_was_told_wrongly_is_told_anew_before_the_rest(told, says, t
 
 
 def test_a_full_disk_is_said_and_what_was_measured_is_kept(tmp_path):
-    (tmp_path / "file").touch()
+    (tmp_path / "taken").write_text("in the way")
     with pytest.raises(ResourceError, match="cannot write"):
-        prove(trial_of(*pair([])), tmp_path / "file" / "m.jsonl", Events())
+        prove(trial_of(*pair([])), tmp_path / "taken" / "m.jsonl", Events())
 
 
 def test_a_proof_is_json(tmp_path):

@@ -8,15 +8,13 @@ from settle.base.errors import EngineError, ResourceError
 from settle.base.event_log import Events
 from settle.base.events import Say
 from settle.base.files import read_json
-from settle.evaluate.compare.candidate import Answer
 from settle.evaluate.compare.cases import asking
-from settle.evaluate.compare.race import Race
-from settle.jobs.trials import arm as arm_module
-from settle.jobs.trials import short_run
-from settle.jobs.trials import trials as trials_module
-from settle.jobs.trials.arm import SLOTS, Arm, ModelArm, Rewritten
-from settle.jobs.trials.pace import Pace, seconds_left
-from settle.jobs.trials.trials import Trials
+from settle.experiment import arm as arm_module
+from settle.experiment import run as run_module
+from settle.experiment.arm import SLOTS, Arm, ModelArm, Reply, Rewritten
+from settle.experiment.race import Race
+from settle.experiment.run import Pace, run_race, seconds_left
+from settle.jobs import short_run
 from settle.library.reference import ModelRef
 from settle.machine.memory import Memory
 from settle.model.source import Source
@@ -41,14 +39,13 @@ class Counting(Arm):
             self.log.append((self.name, "loaded"))
         self.is_loaded = True
 
-    def make(self, cases):
-        for case in cases:
-            if self.made == self.fails_at:
-                raise self.error
-            self.made += 1
-            self.log.append((self.name, case.question))
-        Counting.now += self.sleeps * len(cases)
-        return [Answer(f"{self.name} says {case.question}", read=3, written=4) for case in cases]
+    def measure(self, case):
+        if self.made == self.fails_at:
+            raise self.error
+        self.made += 1
+        self.log.append((self.name, case.question))
+        Counting.now += self.sleeps
+        return Reply(f"{self.name} says {case.question}", read=3, written=4, seconds=self.sleeps)
 
     def close(self):
         if self.is_loaded:
@@ -61,7 +58,7 @@ def run(arms, score=lambda reply, case: 0.5, cases=CASES, seen=None):
         return Race(names, list(range(len(cases))), may_stop=False)
 
     events = Events(listeners=[seen.append] if seen is not None else [])
-    return Trials(arms, cases, race, score, events).run()
+    return run_race(arms, cases, race, score, events)
 
 
 def test_arms_take_turns_forwards_and_backwards(home):
@@ -136,7 +133,7 @@ def test_an_arm_that_is_asked_otherwise_shares_what_is_loaded_and_known(home):
 
 
 def test_one_at_a_time_where_memory_holds_no_more(home, monkeypatch):
-    monkeypatch.setattr(trials_module, "memory", lambda: Memory(total=100, available=100, limit=None))
+    monkeypatch.setattr(run_module, "memory", lambda: Memory(total=100, available=100, limit=None))
     log = []
     run([Counting("a", log, num_bytes=60), Counting("b", log, num_bytes=60)])
     loaded = [entry for entry in log if not entry[1].startswith("question")]
@@ -161,11 +158,11 @@ def test_as_many_at_once_as_a_quarter_of_the_free_memory_holds(available, at_onc
 
 def test_the_time_is_told_before_and_as_it_goes(home, monkeypatch):
     seen = []
-    set_time(monkeypatch, trials_module, monotonic=lambda: Counting.now)
+    set_time(monkeypatch, run_module, monotonic=lambda: Counting.now)
     arms = [Counting("a", [], seconds=0.004, sleeps=0.004), Counting("b", [], seconds=0.002, sleeps=0.002)]
     finished = run(arms, seen=seen)
     assert finished.forecast.value == pytest.approx(24 * 0.006) and finished.seconds == pytest.approx(24 * 0.006)
-    assert next(e.text for e in seen if e.kind == "say").startswith("answering takes 0 s at most (80 %:")
+    assert next(e.text for e in seen if e.kind == "say").startswith("answering takes 0.1 s at most (80 %:")
     left = [e.seconds_left for e in seen if e.kind == "progress" and e.seconds_left is not None]
     assert left[0] > left[len(left) // 2] > left[-1] == 0
 
