@@ -65,7 +65,7 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> object:
-    """The functions of the Python API, loaded when one is first used: they load torch."""
+    """Load the functions of the Python API when one is first used: they load torch."""
     if name in __all__:
         return getattr(importlib.import_module("settle.api"), name)
     raise AttributeError(f"module 'settle' has no attribute {name!r}")

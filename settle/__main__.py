@@ -1,5 +1,8 @@
-"""The entry point. Ctrl-C while Python is still loading ends the process as the shell expects, without a traceback, and
-nothing is imported from the folder that the command is started in."""
+"""The entry point.
+
+Ctrl-C while Python is still loading ends the process as the shell expects, without a traceback, and nothing is imported
+from the folder that the command is started in.
+"""
 
 from pathlib import Path
 

@@ -75,8 +75,10 @@ class FinishedRun:
         return self.result.verdict
 
     def generate(self, prompt: str, max_tokens: int = 128, temperature: float | None = None, seed: int = 0) -> str:
-        """The model's answer to `prompt`, or its completion, by the exported file in llama.cpp. temperature: what is
-        recommended for the model if not given."""
+        """Answer or complete `prompt` with the exported file, in llama.cpp.
+
+        temperature: what is recommended for the model if not given.
+        """
         return "".join(self.stream(prompt, max_tokens, temperature, seed))
 
     def stream(
@@ -90,17 +92,21 @@ class FinishedRun:
             yield from engine.complete(ids, max_tokens=max_tokens, seed=seed, sampling=drawn)
 
     def decide(self, state: object) -> dict[str, Answer]:
-        """What a decision model answers to the questions that it was tuned for, by their names: `.key` is the likeliest
-        option, `.probabilities` are those of all, in the order of `.question.options`. state: text, or JSON. Raises
-        UsageError for another model."""
+        """Return a decision model's answers to the questions that it was tuned for, by their names.
+
+        `.key` is the likeliest option, `.probabilities` are those of all, in the order of `.question.options`. state:
+        text, or JSON. Raises UsageError for another model.
+        """
         with Decider(resolve_gguf(f"run:{self.path.name}").weights) as decider:
             questions = {name: Question.from_json(q, name) for name, q in decider.keys.questions.items()}
             return dict(zip(questions, decider.decide(state, list(questions.values())), strict=True))
 
 
 class Conversation:
-    """A model in llama.cpp that remembers what was said: what `settle.chat` returns. Use it as a context manager, or
-    close it; it is one process with the model in memory."""
+    """A conversation with a model in llama.cpp, as `settle.chat` returns it.
+
+    Use it as a context manager, or close it; it is one process with the model in memory.
+    """
 
     def __init__(self, name: str, sampling: Sampling, system: str | None, template: bool, context: int | None) -> None:
         model = resolve_gguf(name)
@@ -123,7 +129,7 @@ class Conversation:
         self.close()
 
     def say(self, text: str) -> str:
-        """The answer to a message, or the completion of a text by a model that takes no turns. Raises SettleError."""
+        """Return the answer to a message; a model that takes no turns completes it. Raises SettleError."""
         return "".join(self.stream(text))
 
     def stream(self, text: str) -> Iterator[str]:
@@ -242,8 +248,9 @@ def shrink(model: str, *inputs: str, progress: bool | None = None, **settings: o
 
 
 def index(path: str, *more: str, progress: bool | None = None, **settings: object) -> "AskableCollection":
-    """Index folders of documents, as `settle index` does, and open the collection, which answers questions:
-    `settle.index("~/docs").ask("How do I rotate the key?")`. Raises SettleError.
+    """Index folders of documents, as `settle index` does, and open the collection.
+
+    It answers questions: `settle.index("~/docs").ask("How do I rotate the key?")`. Raises SettleError.
     """
     from settle.jobs.index import index as run_index  # needs the extra `rag`
     from settle.retrieve.answer.askable import AskableCollection
@@ -262,20 +269,26 @@ def pull(what: str, progress: bool | None = None, **settings: object) -> Report:
 
 
 def fit(*models: str, progress: bool | None = None, **settings: object) -> Report:
-    """Show which models fit in a machine's memory and how fast they answer, as `settle models fit` does:
-    `settle.fit("smollm2", machine="mac m4 pro 24gb", context="32k")`. Raises SettleError."""
+    """Show which models fit in a machine's memory, and how fast they answer.
+
+    As `settle models fit` does: `settle.fit("smollm2", machine="mac m4 pro 24gb", context="32k")`. Raises SettleError.
+    """
     return _run_command("fit", {"models": list(models), **settings}, progress)
 
 
 def pick(task: str, progress: bool | None = None, **settings: object) -> Report:
-    """Choose a model for a task by measuring a few, as `settle pick` does: `settle.pick("mails", prompts=FILE)`.
-    The exit code is 3 where none of them will do. Raises SettleError."""
+    """Choose a model for a task by measuring a few: `settle.pick("mails", prompts=FILE)`.
+
+    As `settle pick` does. The exit code is 3 where none of them will do. Raises SettleError.
+    """
     return _run_command("pick", {"task": task, **settings}, progress)
 
 
 def choose(examples: str, progress: bool | None = None, **settings: object) -> Report:
-    """Find out whether a better prompt, documents or tuning is enough, as `settle choose` does. The exit code is 3
-    where the examples are too few to tell. Raises SettleError."""
+    """Find out whether a better prompt, documents or tuning is enough, as `settle choose` does.
+
+    The exit code is 3 where the examples are too few to tell. Raises SettleError.
+    """
     return _run_command("choose", {"examples": examples, **settings}, progress)
 
 
@@ -283,14 +296,20 @@ def chat(
     model: str, system: str | None = None, template: bool = False, context: int | None = None, max_tokens: int = 400,
     temperature: float | None = None, top_p: float | None = None, top_k: int | None = None, seed: int | None = None,
 ) -> Conversation:  # fmt: skip
-    """Open a conversation with a run's model, one of the store, or a .gguf file: `settle.chat("smollm2").say("Hi")`.
-    What is not given of how answers are drawn is what the model's maker recommends. Raises SettleError."""
+    """Open a conversation with a run's model, one of the store, or a .gguf file.
+
+    `settle.chat("smollm2").say("Hi")` answers. Sampling settings that are not given are those that the model's maker
+    recommends. Raises SettleError.
+    """
     return Conversation(model, Sampling(max_tokens, temperature, top_p, top_k, seed), system, template, context)
 
 
 def serve(*models: str, **settings: object) -> ServerProcess:
-    """Start `settle serve` in the background, with its options as keywords: `settle.serve("smollm2", port=0).address`
-    is what clients of OpenAI, Anthropic and Ollama connect to, `.key` their API key. Raises SettleError."""
+    """Start `settle serve` in the background, with its options as keywords.
+
+    `settle.serve("smollm2", port=0).address` is what clients of OpenAI, Anthropic and Ollama connect to, `.key` their
+    API key. Raises SettleError.
+    """
     resolve(Command.part("serve"), [("asked", {"models": list(models), **settings})])
     arguments = list(models)
     for name, value in settings.items():
@@ -301,21 +320,25 @@ def serve(*models: str, **settings: object) -> ServerProcess:
 
 
 def decide(model: str, text: str | None = None, progress: bool | None = None, **settings: object) -> Report:
-    """Ask a decision model about a text, or about `rows=FILE`, as `settle decide` does: `["answers"]` has every
-    option's probability. The exit code is 3 where every answer is refused. Raises SettleError."""
+    """Ask a decision model about a text, or about `rows=FILE`, as `settle decide` does.
+
+    `["answers"]` has every option's probability. The exit code is 3 where every answer is refused. Raises SettleError.
+    """
     if text is None and settings.get("rows") is None:
         raise UsageError("there is nothing to decide about", "give a text, or rows=FILE")
     return _run_command("decide", {"name": model, "text": text, **settings}, progress)
 
 
 def doctor(subject: str | None = None, progress: bool | None = None, **settings: object) -> Report:
-    """Find out what is wrong with a run, a model or this machine, as `settle doctor` does. The exit code is 3 where
-    something is. Raises SettleError."""
+    """Find out what is wrong with a run, a model or this machine, as `settle doctor` does.
+
+    The exit code is 3 where something is wrong. Raises SettleError.
+    """
     return _run_command("doctor", {"subject": subject, **settings}, progress)
 
 
 def open_run(name: str) -> FinishedRun:
-    """The finished run of that name. Raises UsageError when there is none."""
+    """Return the finished run of that name. Raises UsageError when there is none."""
     return FinishedRun.find(name)
 
 
@@ -344,7 +367,7 @@ def _run_command(name: str, asked: Settings, progress: bool | None) -> Report:
 
 @contextmanager
 def _events(progress: bool | None) -> Iterator[Events]:
-    """A channel whose events are shown on stderr where somebody sees it."""
+    """Yield a channel whose events are shown on stderr where somebody sees it."""
     talk = Talk() if (progress if progress is not None else _is_watched()) else None
     events = Events(listeners=[talk.show] if talk else [])
     try:

@@ -81,7 +81,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _reported(argv: list[str]) -> list[str]:
-    """The command line without the file that its events go to, which begins to be written."""
+    """Return the command line without the file that its events go to, and begin to write that file."""
     path = argv[0].removeprefix(EVENTS_TO) if argv and argv[0].startswith(EVENTS_TO) else None
     REPORT.close() if path is None else REPORT.move_to(Path(path))
     return argv if path is None else argv[1:]
@@ -118,7 +118,7 @@ def _require_unicode(argv: Sequence[str]) -> None:
 
 
 def _readable(argv: Sequence[str]) -> list[str]:
-    """The command line as the parser takes it: `-` is a word, and a negative value belongs to the option before it."""
+    """Rewrite the command line for the parser: `-` becomes a word, a negative value joins the option before it."""
     tokens: list[str] = []
     for token in argv:
         if NEGATIVE.match(token) and tokens and re.match(r"--[^=]+$", tokens[-1]):
@@ -129,7 +129,7 @@ def _readable(argv: Sequence[str]) -> list[str]:
 
 
 def _environment(error: OSError) -> int:
-    """The exit code after a file or stream failed that is the person's; any other failure is ours, with a traceback."""
+    """Return the exit code of a failure of the user's files or streams; raise any other with its traceback."""
     if isinstance(error, BrokenPipeError):
         _forget_stdout()  # who read our output has gone, which is no news to anyone
     elif error.filename is not None:
@@ -145,12 +145,12 @@ def _environment(error: OSError) -> int:
 
 
 def _forget_stdout() -> None:
-    """What is still buffered would fail once more at exit, and be told by the interpreter."""
+    """Silence the interpreter's flush error at exit."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _usage(error: CycloptsError) -> tuple[str, str]:
-    """What is wrong with a command line, and how to fix it."""
+    """Return what is wrong with a command line, and how to fix it."""
     command = (error.command_chain or ("",))[0].replace("-", "_")
     if isinstance(error, UnusedCliTokensError):
         rest = " ".join(error.unused_tokens or [])
@@ -182,15 +182,18 @@ def _usage(error: CycloptsError) -> tuple[str, str]:
 
 
 def _invalid(error: ValidationError, prefix: str = "--") -> tuple[str, str]:
-    """A value that a setting does not take, under the name the setting has on the command line."""
+    """Return a setting's invalid value under its name on the command line, and how to fix it."""
     first = error.errors()[0]
     flag = prefix + ".".join(map(str, first["loc"])).replace("_", "-")
     return f"{flag} {first['input']}: {first['msg'][:1].lower()}{first['msg'][1:]}", "see --help"
 
 
 def build_app(tokens: Sequence[str] = (), whole: bool = False) -> App:
-    """The command line, made from the commands family. Only the command that `tokens` name is imported, or all when the
-    app is to be `whole`; parts only where `tokens` ask for all help or name a setting of a part."""
+    """Build the command line from the commands family.
+
+    Only the command that `tokens` name is imported, or all when the app is to be `whole`; parts only where `tokens` ask
+    for all help or name a setting of a part.
+    """
     app = App(
         name="settle",
         help="Train a model until it has settled, on your own machine, and know that it has.",
@@ -211,7 +214,7 @@ def build_app(tokens: Sequence[str] = (), whole: bool = False) -> App:
 
 
 def _asked(command: type[Command], tokens: Sequence[str]) -> Callable[..., int]:
-    """The function of a command, with what `tokens` want to see or set of it."""
+    """Return the function of a command, with the options that `tokens` show or set."""
     helps, helps_all = any(token in HELP for token in tokens), "--help-all" in tokens
     short = helps and not helps_all and bool(command.essential)
     shows_parts = (helps and not short) or _names_a_setting(command, tokens)
@@ -219,7 +222,7 @@ def _asked(command: type[Command], tokens: Sequence[str]) -> Callable[..., int]:
 
 
 def _unasked(name: str) -> Callable[[], int]:
-    """What stands for a command in the list of commands, without importing it."""
+    """Return a placeholder for the list of commands, without importing the command."""
 
     def call() -> int:
         raise AssertionError(f"{name} is not imported")
@@ -238,7 +241,7 @@ def _print_completion(shell: Literal["bash", "fish", "zsh"], /) -> int:
 
 
 def _heading(name: str) -> str:
-    """The folder that a command is in: its heading in `settle --help`."""
+    """Return the heading of a command in `settle --help`: its folder."""
     folder = module_of("commands", name).split(".")[-2:][0]
     return folder if folder in GROUPS else "others"
 
@@ -250,8 +253,10 @@ def _names_a_setting(command: type[Command], tokens: Sequence[str]) -> bool:
 
 
 def _function(command: type[Command], helps: bool, short: bool, shows_parts: bool) -> Callable[..., int]:
-    """A function with one parameter a field, that receives only what was given. helps: it is only asked for its help;
-    short: of the essential options; shows_parts: it has the settings of parts too."""
+    """Return a function with one parameter per field, which receives only what was given.
+
+    helps: only its help is shown; short: that of the essential options; shows_parts: it has the settings of parts too.
+    """
 
     def call(*args: Any, **given: Any) -> int:
         json, raw, offline = (given.pop(name, False) for name in ("json", "raw", "offline"))
@@ -281,7 +286,7 @@ def _function(command: type[Command], helps: bool, short: bool, shows_parts: boo
 
 
 def _gathered(given: dict[str, Any]) -> dict[str, Any]:
-    """The fields of a command from what was given: settings of a part are brought together with its name."""
+    """Gather a command's fields from what was given: a part's settings join its name."""
     fields: dict[str, Any] = {}
     for key, value in given.items():
         name, _, setting = key.partition(BELOW)
@@ -297,8 +302,7 @@ def _gathered(given: dict[str, Any]) -> dict[str, Any]:
 
 
 def _parameters(command: type[Command], helps: bool, shown: Collection[str]) -> Iterator[inspect.Parameter]:
-    """The positional fields of a command, the options that are to be shown, --json, and --raw where it writes an
-    answer."""
+    """Yield a command's positional fields, the shown options, --json and --offline; --raw where it writes an answer."""
     for name in command.positional:
         field = command.model_fields[name]
         default = inspect.Parameter.empty if field.is_required() else field.get_default()
@@ -333,7 +337,7 @@ def _parameters(command: type[Command], helps: bool, shown: Collection[str]) -> 
 
 
 def _settings_of_parts(command: type[Command], helps: bool) -> Iterator[inspect.Parameter]:
-    """The settings of every part that a command may choose, in groups of the parts that share them."""
+    """Yield the settings of every part that a command may choose, grouped by parts that share them."""
     for number, (name, family) in enumerate(_choices(command).items()):
         groups = _options(command, name)
         for names, part in _sharing(family):
@@ -367,24 +371,24 @@ def _option(parameter: str, annotation: Any, default: Any, /, **shown: Any) -> i
 
 
 def _choices(command: type[Command]) -> dict[str, Family]:
-    """The fields of a command that choose a part, with what they choose from."""
+    """Return the fields of a command that choose a part, with their families."""
     fields = command.model_fields.items()
     return {name: family for name, field in fields if (family := family_of(field)) is not None}
 
 
 def _options(command: type[Command], name: str) -> list[str]:
-    """What an option is called, with its former names."""
+    """Return an option's names, former ones included."""
     renamed: dict[str, str] = getattr(command, "renamed", {})
     return [f"--{_dashed(n)}" for n in (name, *(former for former, now in renamed.items() if now == name))]
 
 
 def _names(option: inspect.Parameter) -> Sequence[str]:
-    """What an option is called on the command line."""
+    """Return an option's names on the command line."""
     return option.annotation.__metadata__[0].name or ()
 
 
 def _dotted(settings: type[BaseModel]) -> Iterator[str]:
-    """The names of settings, and those of groups of settings as group.name."""
+    """Yield the names of settings, and those of groups of settings as group.name."""
     for name, field in settings.model_fields.items():
         yield name
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):

@@ -25,7 +25,7 @@ class Command(Part):
     is_watched: ClassVar[bool] = True  # whether it leaves a ledger of its connections; not where it only reads or lists
 
     def reaches(self) -> Sequence[Reach]:
-        """The hosts beyond this machine that it may connect to."""
+        """Return the hosts beyond this machine that it may connect to."""
         return ()
 
     def door(self) -> tuple[str, int] | None:

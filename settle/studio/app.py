@@ -33,7 +33,7 @@ SLEEP_SECONDS = 5.0  # without a browser until its page is forgotten; one that r
 
 
 def serve(port: int, opens_browser: bool, commands: Callable[[], Mapping[str, type[Part]]], events: Events) -> None:
-    """Serves until the process is told to stop. commands: their registry. Raises UsageError."""
+    """Serve until the process is stopped. commands: their registry. Raises UsageError."""
     key = server_key()
     assert key is not None
     is_offline = is_open_in_empty_network(HOST, port)
@@ -107,8 +107,11 @@ def _register(page: Page, links: list[tuple[str, str]], studio: Studio) -> None:
 
 
 def _open_browser(entry: Path, link: str) -> None:
-    """Open a page that leads to the link and that nobody else can read: what a browser is started with, every user of
-    this machine can see. In a thread: a browser of the terminal waits for the studio's answer."""
+    """Open a page that leads to the link and that nobody else can read.
+
+    A link on the browser's command line would be visible to every user of this machine. The browser is started in a
+    thread: a terminal browser waits for the studio's answer.
+    """
     entry.unlink(missing_ok=True)  # of a process that had the same number
     with os.fdopen(os.open(entry, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as f:
         f.write(LEADS_ON % (link, link))
@@ -116,5 +119,5 @@ def _open_browser(entry: Path, link: str) -> None:
 
 
 def _show_link(events: Events, address: str, guard: StudioGuard, whom: str) -> None:
-    """A link lets one browser in."""
+    """Show a one-time link, which lets one browser in."""
     events.emit(Say(text=f"the studio, for {whom}: {address}{guard.link}"))

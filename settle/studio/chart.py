@@ -11,8 +11,11 @@ AXES = ("tokens", "time", "steps", "energy")
 
 
 class Chart(Element, component="chart.js", dependencies=["axes.js"]):
-    """title: what it shows, with the unit of its values. series: their names; a number in their order
-    chooses colour and dash, so that neither is the only sign. axes: the measures of the x axis, the first at first."""
+    """A chart of curves that grow.
+
+    title: with the unit of its values. series: names; their order chooses colour and dash, so that neither is the only
+    sign. axes: measures of the x axis; the first is shown first.
+    """
 
     def __init__(self, title: str, series: Sequence[str], axes: Sequence[str] = AXES[:3], height: int = 260) -> None:
         super().__init__()

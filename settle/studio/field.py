@@ -14,10 +14,13 @@ Kind = Literal["text", "lines", "choice", "switch"]
 
 
 class Field(Element, component="field.js"):
-    """value: of a choice, its first option where it is none of them. options: of a choice, (value, label), or a value
-    that is its label; of a text, values that are proposed. hint: what holds when it is left empty. suggest: proposes
-    values for what was typed so far, in a thread. on_set: called when `value` is another. sends: of lines: Enter emits
-    "enter" and begins none."""
+    """One setting or question on a page, with its control.
+
+    value: of a choice, its first option where it is none of them. options: of a choice, (value, label), or a value that
+    is its own label; of a text, proposed values. hint: the effective value when it is left empty. suggest: proposes
+    values for the typed text, in a thread. on_set: called when `value` changes. sends: of lines: Enter emits "enter"
+    and begins no line.
+    """
 
     def __init__(
         self,
@@ -50,17 +53,17 @@ class Field(Element, component="field.js"):
         return str(self.value).strip()
 
     def required(self, what: str, fix: str) -> str:
-        """The text. Raises UsageError where there is none."""
+        """Return the text. Raises UsageError where there is none."""
         if not self.text:
             raise UsageError(what, fix)
         return self.text
 
     def as_option(self, flag: str) -> list[str]:
-        """The text as the value of an option, whatever it begins with; nothing where there is none."""
+        """Return the text as the value of an option, whatever it begins with; nothing where there is none."""
         return [f"{flag}={self.text}"] if self.text else []
 
     def put(self, value: str | bool) -> None:
-        """Replaces what is there."""
+        """Replace the value."""
         self.value = self.props["value"] = value
         self.props["puts"] += 1
 

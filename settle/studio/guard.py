@@ -78,11 +78,11 @@ class StudioGuard:
         await self.app(scope, receive, _with_headers(send))
 
     def cookie(self, issued: int) -> str:
-        """The value of a cookie that was issued at that time, in seconds since the epoch."""
+        """Return the value of a cookie issued at that time, in seconds since the epoch."""
         return f"{issued}.{hmac.new(self._key, b'settle studio %d' % issued, hashlib.sha256).hexdigest()}"
 
     async def _enter(self, scope: Scope, send: Send) -> None:
-        """A page that leads on: after a redirect from another site a strict cookie would not be sent."""
+        """Send a page that leads on: after a redirect from another site a strict cookie would not be sent."""
         token = parse_qs(scope["query_string"].decode("latin-1")).get("token", [""])[0]
         if not hmac.compare_digest(token.encode(), self._token.encode()):
             raise ApiError(401, "This link has been used.", "spent_link")

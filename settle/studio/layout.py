@@ -15,7 +15,10 @@ BUSY = "busy"  # why a button is disabled: what it does has not ended
 
 @contextlib.contextmanager
 def frame(title: str, links: Sequence[tuple[str, str]], current: str) -> Iterator[None]:
-    """The content of the page is made inside. links: (title, path) of the navigation; current: the path of one."""
+    """Frame a page; its content is made inside.
+
+    links: (title, path) of the navigation; current: the path of the one that is shown.
+    """
     ui.page_title(f"{visible(title)} · settle studio")
     with ui.context.client.layout, ui.element("header") as header:
         ui.link("settle studio", "/").classes("brand")
@@ -33,7 +36,7 @@ def frame(title: str, links: Sequence[tuple[str, str]], current: str) -> Iterato
 
 @contextlib.contextmanager
 def card(title: str, classes: str = "") -> Iterator[None]:
-    """A part of a page, under a heading of its own."""
+    """Open a part of a page, under a heading of its own."""
     with ui.element("section").classes(f"panel {classes}"):
         words(title, "h2")
         yield
@@ -55,8 +58,10 @@ def words(text: str, tag: str = "p", classes: str = "") -> TextElement:
 
 
 def button(text: str, act: Callable[[], Awaitable[None]], main: bool = False) -> ui.element:
-    """A button that is disabled while `act` works, and afterwards if `act` disabled it; a SettleError of it is shown.
-    main: the one that is meant."""
+    """Make a button that is disabled while `act` works, and afterwards if `act` disabled it.
+
+    A SettleError of `act` is shown. main: it is the page's main button.
+    """
     element = words(text, "button", "act main" if main else "act").props('type="button"')
 
     async def pressed() -> None:
@@ -71,7 +76,7 @@ def button(text: str, act: Callable[[], Awaitable[None]], main: bool = False) ->
 
 
 def failure(error: SettleError) -> None:
-    """What went wrong, and what to do, in the place of what could not be shown."""
+    """Show an error and its fix in place of what could not be shown."""
     with ui.element("section").classes("panel failure").props('role="alert"'):
         words(error.what[:1].upper() + error.what[1:], classes="what")
         if error.fix:

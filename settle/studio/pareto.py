@@ -30,8 +30,10 @@ class Measured(NamedTuple):
 
 @dataclass(frozen=True)
 class Dot:
-    """One model or file. low, high: of the interval of y, where it is known. chosen: it is the one that was exported,
-    or that is to be taken."""
+    """One model or file.
+
+    low, high: interval of y, where it is known. chosen: it is the one that was exported, or that is recommended.
+    """
 
     name: str
     x: float
@@ -44,8 +46,11 @@ class Dot:
 
 @dataclass(frozen=True)
 class Tradeoff:
-    """x, y: what the axes show, with units. more: whether more of each is better. reference: what the y of the others
-    is counted from, and its x. is_share: y is drawn from 0 to 1, otherwise by its logarithm."""
+    """One figure against another, with the frontier.
+
+    x, y: axis titles, with units. more: whether more of each is better. reference: name and x of what the others' y is
+    measured against. is_share: y is drawn from 0 to 1, otherwise on a logarithmic scale.
+    """
 
     title: str
     x: str
@@ -63,7 +68,7 @@ class Tradeoff:
 
 
 def measured_results() -> list[Measured]:
-    """The newest results that have several candidates."""
+    """Return the newest results that have several candidates."""
     picks = [Measured("pick", path.parent.name, path) for path in (home() / "picks").glob("*/result.json")]
     runs = [run for run in Run.all() if run.path.name[11:].startswith("shrink-")]
     shrinks = [Measured("shrink", run.name, path) for run in runs if (path := run.path / "result.json").is_file()]

@@ -32,8 +32,11 @@ class Line(NamedTuple):
 
 @dataclass(frozen=True)
 class OpenedPassage:
-    """occurrences: every place of the passage, `at` among them the one that is shown. lines: of its document; none
-    where it has no lines, or is not as it was indexed, which `note` says."""
+    """A passage, opened in its document.
+
+    occurrences: every place of the passage; `at`: the one that is shown. lines: of its document; empty where it has no
+    lines or has changed since it was indexed, which `note` says.
+    """
 
     passage: Passage
     occurrences: Sequence[Occurrence]
@@ -43,12 +46,12 @@ class OpenedPassage:
 
 
 def passage_link(collection: str, passage: int, number: int = 0) -> str:
-    """The address of its page. number: of the place, where it has several."""
+    """Return the address of a passage's page. number: of the place, where it has several."""
     return f"/passage/{quote(collection, safe='')}/{passage}" + (f"?place={number}" if number else "")
 
 
 def page_link(collection: str, passage: int, at: Occurrence) -> str | None:
-    """The address of a document at its page, where a browser can open it; None for others."""
+    """Return the address of a document at its page where a browser can open it; None for others."""
     if at.place.page is None or not at.path.lower().endswith(".pdf"):
         return None
     asked = urlencode({"collection": collection, "passage": passage, "path": at.path})
@@ -56,7 +59,7 @@ def page_link(collection: str, passage: int, at: Occurrence) -> str | None:
 
 
 def open_passage(collection: str, passage: int, number: int = 0) -> OpenedPassage:
-    """Raises UsageError for one that is not in the collection, or is no longer."""
+    """Open a passage. Raises UsageError for one that is not in the collection, or no longer."""
     with _catalogue(collection) as catalogue, catalogue.snapshot():
         found, places = catalogue.passages.get([passage]), catalogue.passages.occurrences([passage]).get(passage)
         if not found or not places:
@@ -74,8 +77,10 @@ def open_passage(collection: str, passage: int, number: int = 0) -> OpenedPassag
 
 
 def _lines(path: Path, start: int, text: str) -> list[Line]:
-    """The lines around a passage. It ends where as many letters have passed as it has: what only formats is not
-    in its text."""
+    """Return the lines around a passage.
+
+    The passage ends after as many letters as it has: formatting is not in its text.
+    """
     missing, shown, last = _letters(text), list[Line](), start
     for number, line in enumerate(text_lines(path, lambda note: None), 1):
         if number >= start and missing > 0:
@@ -112,7 +117,7 @@ def _catalogue(collection: str) -> Catalogue:
 
 @app.get("/document")
 def document(collection: str, passage: Annotated[int, Query(ge=0, lt=1 << 63)], path: str) -> FileResponse:
-    """The file that a passage is from, as the browser's own viewer opens it: PDF alone, which runs nothing here."""
+    """Return the file that a passage is from, for the browser's own viewer: only PDF, which runs nothing here."""
     try:
         places = open_passage(collection, passage).occurrences
         if any(at.path == path for at in places):

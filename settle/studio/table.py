@@ -16,9 +16,12 @@ EMPTY = "Nothing yet."
 
 
 class Table(Element, component="table.js"):
-    """columns: names; those whose places are in `numbers` stand to the right. rows: cells are text, or {"text", "href",
-    "tone"}: a link to a page of the studio, and one of "good", "bad", "warn", "live" and "dim". empty: what is said
-    when there is no row. caption: what the table shows, for people who cannot see it."""
+    """A table of cells.
+
+    columns: names; those whose places are in `numbers` are aligned right. rows: cells are text, or {"text", "href",
+    "tone"}: a link to a page of the studio, and one of "good", "bad", "warn", "live" and "dim". empty: shown when there
+    is no row. caption: what the table shows, for screen readers.
+    """
 
     def __init__(
         self, caption: str, columns: Sequence[str], numbers: Collection[int] = (), empty: str = EMPTY,
@@ -32,21 +35,20 @@ class Table(Element, component="table.js"):
 
     @classmethod
     def of(cls, listing: Listing, caption: str = "", empty: str = EMPTY) -> "Table":
-        """A list that a command shows."""
+        """Make a table of a list that a command shows."""
         rows, is_number = listed(listing)
         numbers = [place for place, holds in enumerate(is_number) if holds and place]  # the first says what a row is
         return cls(listing.title or caption, listing.columns, numbers, empty, rows)
 
     def show(self, rows: Sequence[Sequence[Cell]]) -> None:
-        """Replaces all rows; nothing is sent when they are the same."""
+        """Replace all rows; nothing is sent when they are the same."""
         shown = [[_visible(cell) for cell in row] for row in rows]
         if shown != self.props["rows"]:
             self.props["rows"] = shown
 
 
 async def show_listed(place: Place, name: str, work: Callable[[Events], object], empty: str = EMPTY) -> None:
-    """The lists, sentences and warnings of what a command calls, which works in a thread. empty: said of a list without
-    rows."""
+    """Show the lists, sentences and warnings that `work` emits in a thread. empty: shown for a list without rows."""
     seen: list[Event] = []
     await in_thread(work, Events(listeners=[seen.append]))
     lists = [event for event in seen if isinstance(event, Listing)]

@@ -52,8 +52,10 @@ class Visit:
 
 
 async def in_thread(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """The result of slow work, in a thread of its own: work that lasts for minutes keeps no other page waiting, and not
-    the studio from stopping."""
+    """Return the result of slow work, done in a thread of its own.
+
+    Work that lasts for minutes delays no other page, and does not keep the studio from stopping.
+    """
     loop, context = asyncio.get_running_loop(), contextvars.copy_context()
     done: asyncio.Future[T] = loop.create_future()
 
@@ -75,7 +77,7 @@ async def in_thread(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> 
 
 
 def report(error: SettleError) -> None:
-    """A mistake or a fault, where the person sees it and can read it as long as they need."""
+    """Show an error where the user sees it and can read it as long as they need."""
     text = f"{error.what}\n→ {error.fix}" if error.fix else error.what
     ui.notify(
         text, type="negative", multi_line=True, timeout=0, close_button="Close", classes="multi-line-notification"

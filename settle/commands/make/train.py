@@ -37,7 +37,7 @@ class Train(TrainSettings, Command):
 
 
 def start(job: str, settings: TrainSettings | TuneSettings, events: Events) -> int:
-    """A new run of a job, or several where `--seeds` asks for them; the exit code."""
+    """Start a new run of a job, or several where `--seeds` asks for them; return the exit code."""
     from settle.jobs.ranks.start import start as start_run
 
     return start_run(job, settings, events)

@@ -1,4 +1,4 @@
-"""settle eval: is a tuned model better than its base, on what, and what did it forget?"""
+"""settle eval: compare a tuned model with its base, and measure what it forgot."""
 
 from pathlib import Path
 from typing import ClassVar

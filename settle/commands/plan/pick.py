@@ -1,4 +1,4 @@
-"""settle pick: which model for this task, on this machine?"""
+"""settle pick: choose the model for a task, on this machine."""
 
 from typing import ClassVar
 

@@ -197,7 +197,7 @@ class Talk:
             self._show()
 
     async def _answer(self, turn: Turn, text: str, settings: Mapping[str, Any]) -> AnswerPair | None:
-        """Shows the answers as they are written; the pair of two."""
+        """Show the answers as they are written; return the pair where two models answer."""
         session, messages, events = self.blind, [*self.messages], list[Event]()
         sampling = Sampling(**{each.name: settings[each.name] for each in fields(Sampling)})
         system, template = settings["system"], settings["template"]
@@ -271,7 +271,7 @@ class Talk:
                 words("A new conversation", "h3", "begins")
 
     async def _end(self) -> None:
-        """Shows who wrote what, and begins anew with the next message."""
+        """Show who wrote what, and begin anew with the next message."""
         await self._forget()
         session, self.blind = self.blind, None
         self.models, self.proof.text, self.note.text = [], "", ""
@@ -287,7 +287,7 @@ class Talk:
         self._show()
 
     async def show_votes(self) -> None:
-        """What was voted on so far, by everyone."""
+        """Show all votes so far."""
         empty = "There are no votes to show. Choose a model to compare with."
         await show_listed(self.votes, "Votes", list_votes, empty)
 

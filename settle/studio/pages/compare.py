@@ -64,7 +64,7 @@ class Compare(Page):
 
 
 def _chip(run: Run, chosen: Sequence[str]) -> tuple[str, str, bool]:
-    """A link that adds a run to those that are compared, or takes it away."""
+    """Return a link that adds a run to those that are compared, or removes it."""
     name = run.path.name
     rest = [other for other in chosen if other != name] if name in chosen else [*chosen, name]
     return run.name, f"/compare?runs={quote(','.join(rest), safe=',')}", name in chosen

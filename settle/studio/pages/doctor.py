@@ -60,7 +60,7 @@ class _Looking:
         self._place = Place()
 
     async def _look(self, more: Sequence[str] = ()) -> None:
-        """Looks, or looks and proves, and shows all that was found."""
+        """Examine, or examine and prove, and show all findings."""
         self._place.clear()
         result = await self._doctor(more)
         with self._place:
@@ -75,7 +75,7 @@ class _Looking:
         await self._look(["--prove", "all"])
 
     async def _doctor(self, more: Sequence[str]) -> Mapping[str, Any]:
-        """The result of the command."""
+        """Return the result of the command."""
         only = [f"--only={check}" for check in self._only.text.split()]
         subject = ["--", self._subject.text] if self._subject.text else []
         fix = ["--fix"] if more and self._fix.value else []
@@ -91,7 +91,7 @@ class _Looking:
             self._bar.props.update({"value": value, "max": most})
 
     def _show(self, finding: Mapping[str, Any]) -> None:
-        """A finding with its state, its evidence and its fix."""
+        """Show a finding with its state, its evidence and its fix."""
 
         async def prove() -> None:
             result = await self._doctor(["--prove", str(finding["number"])])

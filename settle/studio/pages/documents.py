@@ -68,7 +68,7 @@ class Documents(Page):
 
 
 def show_answer(answer: Mapping[str, Any]) -> None:
-    """An answer as `settle ask --json` returns it: sentences with citation and verdict, passages with their places."""
+    """Show an answer of `settle ask --json`: sentences with citation and verdict, passages with their places."""
     name, evidence = str(answer["collection"]), answer["evidence"]
     with card(TITLES.get(str(answer["kind"]), "Answer")):
         if answer["refused"]:

@@ -65,7 +65,7 @@ class _Here:
 
 
 def _look() -> tuple[list[list[str]], dict[str, int]]:
-    """A row for each model, and bytes by what takes them."""
+    """Return a row for each model, and bytes by what takes them."""
     models, runs = all_models(), Run.all()
     sizes = {m.name: folder_size(store() / m.name) for m in models}
     return [[m.name, amount(sizes[m.name], "bytes"), m.origin, m.license] for m in models], {
@@ -113,7 +113,7 @@ class _Pull:
 
 
 def _removal(here: _Here) -> None:
-    """A model is deleted, and checkpoints are, only after the person allowed it."""
+    """Build the part that deletes models and checkpoints, once the user allowed it."""
     named = Field("Name of the model", suggest=_named)
     sure = Field("Delete its files", "switch", help="Files that are only linked stay where they are.")
 

@@ -78,7 +78,7 @@ class Reading:
         self._command.text = shell_line(line)
 
     async def _wait_for(self, what: str, work: Callable[[], T]) -> T:
-        """What slow work returns, while the note says what is done."""
+        """Return what slow work returns, while the note says what is done."""
         self._note.text = what
         try:
             return await in_thread(work)

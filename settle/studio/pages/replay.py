@@ -62,7 +62,7 @@ class Replay(Page):
 
 
 def _moment(feed: RunFeed, step: int) -> ui.element:
-    """The place of what it read then."""
+    """Show what the run read at a step, and return its place."""
     Facts([("held-out loss", loss_then(feed, step))])
     for sample in (sample for sample in feed.samples if sample.step == step):
         words("It wrote", "h3")

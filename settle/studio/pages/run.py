@@ -109,7 +109,7 @@ class _View:
         ])  # fmt: skip
 
     async def _show_state(self, status: str) -> None:
-        """The verdict, the forecast and the card, when the run's status is another one than before."""
+        """Show the verdict, the forecast and the card when the run's status has changed."""
         self.status, run = status, self.run
         result: Result | None = None
         fault: SettleError | None = None

@@ -28,8 +28,10 @@ class OpenModels:
 
     @contextlib.contextmanager
     def use(self, open: Opener[M], *names: str) -> Iterator[list[M]]:
-        """These models, MOST of them. open: makes one from its name. Raises SettleError; a model that fails is
-        closed."""
+        """Yield these models, opened; at most MOST stay open.
+
+        open: makes one from its name. Raises SettleError; a model that fails is closed.
+        """
         with self._lock:
             keys: list[Key] = [(open, name, stamp(resolve(name))) for name in names]
             try:

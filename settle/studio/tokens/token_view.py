@@ -30,7 +30,7 @@ class TokenView(Element, component="token_view.js"):
         self.on("choice", lambda event: on_choice(Choice.model_validate(event.args)))
 
     def show(self, reading: TextReading, pair: ReadingPair | None) -> None:
-        """Replaces the text, and shows what comes after it."""
+        """Replace the text, and show what comes after it."""
         gains = list(pair.gains) if pair and pair.gains else [None] * len(reading.ids)
         self.props["tokens"] = [
             {**reading.figures_json(at), "text": visible_line(text.text), "special": text.is_special,
@@ -40,7 +40,7 @@ class TokenView(Element, component="token_view.js"):
         self.show_place(reading, len(reading.ids))
 
     def show_place(self, reading: TextReading, at: int) -> None:
-        """Shows what could have been at token `at`; N is what comes after the text."""
+        """Show what could have been at token `at`; N is what comes after the text."""
         place = reading.place_json(at)
         for entry in place["top"]:
             entry["text"] = visible_line(entry["text"])
