@@ -273,7 +273,7 @@ def fit(*models: str, progress: bool | None = None, **settings: object) -> Repor
 
     As `settle models fit` does: `settle.fit("smollm2", machine="mac m4 pro 24gb", context="32k")`. Raises SettleError.
     """
-    return _run_command("fit", {"models": list(models), **settings}, progress)
+    return _run_command("models", {"names": ["fit", *models], **settings}, progress)
 
 
 def pick(task: str, progress: bool | None = None, **settings: object) -> Report:
