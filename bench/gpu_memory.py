@@ -2,7 +2,7 @@
 
 A training step of each shape runs on fake tensors (`tests/pretend_card`, sizes alone) while torch's MemTracker
 (torch.distributed._tools.mem_tracker) counts the bytes of all live storages; its peak stands beside what `settle train`
-and `settle tune` forecast before anything is allocated (`settle/plan/forecast.needed`).
+and `settle tune` forecast before anything is allocated (`settle/plan/memory.needed`).
 
     python bench/gpu_memory.py --device cuda
 
@@ -73,7 +73,7 @@ def step_of(shape: Shape, device: str, is_fake: bool = False) -> tuple["Trainer"
 
 def step_bytes(part: "Architecture", shape: Shape) -> int:
     """What the planner's terms give for a step: weights, gradients, the optimizer's state, the copy that is computed
-    with, and activations (`settle/plan/forecast.needed` without what lies on the host beside a card)."""
+    with, and activations (`settle/plan/memory.needed` without what lies on the host beside a card)."""
     from settle.train.optimizers import Optimizer
 
     number = 4 if shape.dtype == "float32" else 2

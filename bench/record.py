@@ -30,9 +30,8 @@ from settle.base.event_log import Events
 from settle.base.settings import resolve
 from settle.data.batches import held_out_batches
 from settle.data.prepare import Corpus, prepare
-from settle.plan.forecast import FEWEST_SHORTER, SHORTER
 from settle.plan.ngrams import ngram_curve
-from settle.plan.probe import DECAY, probe_steps
+from settle.plan.probe import DECAY, FEWEST_SHORTER, SHORTER, probe_steps
 from settle.plan.settings import TrainingSettings
 from settle.plan.training_plan import plan_training
 from settle.train.evaluation import Evaluation, HeldOut, evaluate
@@ -206,7 +205,7 @@ class Trunk:
 
 
 def _probes(plan: TrainingPlan, corpus: Corpus, sample: HeldOut) -> Iterator[dict[str, object]]:
-    """The product's own probes (settle/plan/forecast.py): short, with a warm-up and a decay of their own."""
+    """The product's own probes (settle/plan/probe.py): short, with a warm-up and a decay of their own."""
     longer = probe_steps(plan.loop.max_steps or 50 * plan.loop.warmup_steps)
     for steps in [longer // SHORTER, longer] if longer >= SHORTER * FEWEST_SHORTER else [longer]:
         job = LiveRun.build(plan, corpus)

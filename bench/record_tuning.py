@@ -35,10 +35,9 @@ from settle.base.statistics import Interval
 from settle.data.rows.prepare import prepare_rows
 from settle.library.pretrained import open_pretrained
 from settle.model.pretrained import Pretrained
-from settle.plan.forecast import settling
+from settle.plan.forecast import SETTLES_AFTER, TUNING_STOP_SPREAD, settling, tuning_loss
+from settle.plan.probe import measure
 from settle.plan.settings import TuningSettings
-from settle.plan.tuning_forecast import SETTLES_AFTER, STOP_SPREAD, measure
-from settle.plan.tuning_forecast import _loss as loss_forecast
 from settle.plan.tuning_plan import plan_tuning
 from settle.train.evaluation import HeldOut
 from settle.train.live_run import LiveRun, blocks
@@ -137,7 +136,7 @@ def record(base: Pretrained, lines: str, asked: dict[str, object]) -> dict[str, 
         "loop": {"tokens_per_step": plan.loop.tokens_per_step, "warmup_steps": plan.loop.warmup_steps},
         "probe": {k: v for k, v in asdict(probe).items() if k in ("steps", "before", "after", "stderr")},
         "latest": trunk.latest,
-        "expected": list(settling(plan, SETTLES_AFTER * corpus.train.num_inputs, STOP_SPREAD).ends),
+        "expected": list(settling(plan, SETTLES_AFTER * corpus.train.num_inputs, TUNING_STOP_SPREAD).ends),
         **trunk.to_json(),
         "cpu_seconds": round(time.process_time() - began),
     }
@@ -155,7 +154,7 @@ def judge(folder: Path) -> None:
         plan = SimpleNamespace(loop=SimpleNamespace(tokens_per_step=row["loop"]["tokens_per_step"]))
         stops = {stop["tokens"] for stop in row["stops"].values()}
         for end in (e for e in row["ends"] if e["from"] in stops or e is row["ends"][-1]):
-            said = loss_forecast(plan, probed, Interval(*[float(end["tokens"])] * 3))  # type: ignore[arg-type]
+            said = tuning_loss(plan, probed, Interval(*[float(end["tokens"])] * 3))  # type: ignore[arg-type]
             pairs.append((abs(end["own"] / said.value - 1), said.contains(end["own"])))
             span = f"{said.value:.3f} ({said.low:.3f} to {said.high:.3f})"
             came = f"{end['own']:.3f} | {end['own'] / said.value - 1:+.1%}"

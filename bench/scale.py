@@ -42,7 +42,7 @@ from settle.base.run.course import RunCourse
 from settle.base.settings import resolve
 from settle.data.prepare import prepare
 from settle.machine import PeakMemory, resident
-from settle.plan.forecast import rank_memory
+from settle.plan.memory import rank_memory
 from settle.plan.settings import TrainingSettings
 from settle.plan.training_plan import plan_training
 from settle.train import checkpoint as checkpoints

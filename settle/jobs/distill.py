@@ -27,7 +27,7 @@ from settle.jobs.job import Job
 from settle.jobs.proof_stages import proof, scores
 from settle.jobs.settings import DistillSettings
 from settle.jobs.training_stages import build, earlier_session, judge, loop, restored_data, result
-from settle.jobs.tuning_stages import TuningContext, again, export, forecast, plan
+from settle.jobs.tuning_stages import TuningContext, again, export, forecast, plan, probe
 from settle.library.convert import as_gguf
 from settle.library.pretrained import open_pretrained
 from settle.library.reference import Proposal
@@ -308,7 +308,7 @@ JOB = Job(
     DistillSettings,
     DistillContext,
     (
-        earlier_session, teacher, data, student, cache, plan, build, scores, forecast,
+        earlier_session, teacher, data, student, cache, plan, build, scores, probe, forecast,
         proof(again), loop, judge, export, compare, draft, result,
     ),
 )  # fmt: skip

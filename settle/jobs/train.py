@@ -27,6 +27,7 @@ from settle.library.run_models import record_made
 from settle.plan.forecast import look_ahead
 from settle.plan.forecast_figures import Forecast
 from settle.plan.phases import EXPORT
+from settle.plan.probe import Measured, probe_new
 from settle.plan.training_plan import plan_training
 
 
@@ -34,6 +35,7 @@ from settle.plan.training_plan import plan_training
 class TrainContext(TrainingContext):
     settings: TrainSettings
     corpus: Corpus = field(init=False)
+    probes: list[Measured] = field(init=False)
     expected: Forecast = field(init=False)
 
 
@@ -51,11 +53,18 @@ def plan(c: TrainContext) -> None:
         c.events.emit(PlanReady(values=_shown(c), origin=c.plan.origin, why=c.plan.why, full=c.settings.dry))
 
 
+def probe(c: TrainContext) -> None:
+    """Measure a new run by short runs of the planned model."""
+    if c.record is None:
+        c.plan, c.probes = probe_new(c.plan, c.corpus, c.settings.watts, c.events, ranks(c.run))
+
+
 def forecast(c: TrainContext) -> None:
-    """What the run will need and reach, from a short run of the planned model."""
+    """Forecast what a new run will need and reach."""
     if c.record is not None:
         return
-    c.plan, c.expected = look_ahead(c.plan, c.corpus, c.settings, lambda: c.spending.seconds, c.events, ranks(c.run))
+    spent, hosts = c.spending.seconds, ranks(c.run).hosts
+    c.plan, c.expected = look_ahead(c.plan, c.corpus, c.probes, c.settings, spent, hosts)
     c.phases, c.estimates = c.expected.phases, {EXPORT: c.expected.phases[EXPORT]}
     c.events.emit(ForecastReady(forecast=c.expected.to_json(), phases=c.phases))
     warn_of_time(c)
@@ -68,6 +77,7 @@ def again(c: TrainContext, dtype: str, why: str) -> None:
     """Plan, forecast and build the run anew in another type."""
     reasons, origin = {**c.plan.why, "dtype": why}, {**c.plan.origin, "dtype": "derived"}
     c.plan = replace(c.plan, dtype=dtype, why=reasons, origin=origin)
+    probe(c)
     forecast(c)
     build(c)
     write_json(c.run.path / "forecast.json", c.expected.to_json())
@@ -116,6 +126,6 @@ JOB = Job(
     "train",
     TrainSettings,
     TrainContext,
-    (earlier_session, data, plan, forecast, start, proof(again), loop, judge, export, result),
+    (earlier_session, data, plan, probe, forecast, start, proof(again), loop, judge, export, result),
     is_shared=True,
 )

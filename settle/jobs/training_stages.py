@@ -29,7 +29,8 @@ from settle.jobs.settings import DistillSettings, TrainSettings, TuneSettings
 from settle.library.deletion import prune
 from settle.machine import accelerator, commanded
 from settle.model.pretrained import Pretrained
-from settle.plan.forecast import cost, rank_memory
+from settle.plan.forecast import cost
+from settle.plan.memory import rank_memory
 from settle.plan.outlook import CurveStart, Outlook, TuningStart
 from settle.plan.phases import EXPORT, beside_others, remember, too_short
 from settle.plan.training_plan import require_dtype

@@ -17,7 +17,7 @@ from settle.jobs.job import Job
 from settle.jobs.proof_stages import proof, scores
 from settle.jobs.settings import TuneSettings
 from settle.jobs.training_stages import build, earlier_session, judge, loop, restored_data, result
-from settle.jobs.tuning_stages import TuningContext, again, export, forecast, plan
+from settle.jobs.tuning_stages import TuningContext, again, export, forecast, plan, probe
 from settle.library.catalogue import transformers_name
 from settle.library.convert import as_gguf
 from settle.library.facts import PLAIN_TEXT_KEY
@@ -141,7 +141,7 @@ JOB = Job(
     TuneSettings,
     TuneContext,
     (
-        earlier_session, base, data, judging, plan, build, scores, forecast, proof(again),
+        earlier_session, base, data, judging, plan, build, scores, probe, forecast, proof(again),
         loop, judge, export, compare, result,
     ),
     is_shared=True,

@@ -20,9 +20,10 @@ from settle.library.run_models import record_made
 from settle.machine import memory, resident
 from settle.model.load_adapter import TrainedAdapter
 from settle.model.pretrained import Pretrained
+from settle.plan.forecast import TuningFacts, look_ahead_tuning
 from settle.plan.forecast_figures import Forecast
 from settle.plan.phases import EXPORT, correction
-from settle.plan.tuning_forecast import look_ahead
+from settle.plan.probe import Measured, probe_tuning
 from settle.plan.tuning_plan import plan_tuning
 from settle.train.live_run import adapter_of
 from settle.train.training_plan import TrainingPlan, Tuning
@@ -36,6 +37,7 @@ class TuningContext(TrainingContext):
 
     settings: TuneSettings | DistillSettings
     corpus: RowCorpus = field(init=False)
+    measured: Measured = field(init=False)
     judgement: dict[str, object] = field(default_factory=dict)  # what the rows that judge can show
 
     @property
@@ -81,8 +83,15 @@ def plan(c: TuningContext) -> None:
     c.events.emit(PlanReady(values=_shown(c), origin=c.plan.origin, why=c.plan.why, full=c.settings.dry))
 
 
+def probe(c: TuningContext) -> None:
+    """Measure the steps of a new run on the model itself."""
+    if c.record is None:
+        c.measured = probe_tuning(c.live, c.settings.watts, c.events, ranks(c.run))
+        c.plan = c.live.plan
+
+
 def forecast(c: TuningContext) -> None:
-    """What the run will need and reach, measured on the model itself."""
+    """Forecast what a new run will need and reach."""
     if c.record is not None:
         begin(c, c.run.read("forecast.json") or {})
         return
@@ -102,6 +111,7 @@ def again(c: TuningContext, dtype: str, why: str) -> None:
     reasons, origin = {**c.plan.why, "dtype": why}, {**c.plan.origin, "dtype": "derived"}
     c.plan = replace(c.plan, why=reasons, origin=origin)
     build(c)
+    probe(c)
     write_json(c.run.path / "forecast.json", _expected(c).to_json())
 
 
@@ -111,9 +121,12 @@ def _planned(c: TuningContext, settings: TuneSettings | DistillSettings) -> Trai
 
 
 def _expected(c: TuningContext) -> Forecast:
-    """The forecast, told. What measuring it took is missing from the plan's time."""
-    expected = look_ahead(c.live, c.settings, lambda: c.spending.seconds, c.comparing, c.events, ranks(c.run))
-    c.plan, c.phases = c.live.plan, expected.phases
+    """Forecast the run and emit it. Its plan gives up the time that was spent so far."""
+    facts = TuningFacts.of(c.corpus, c.live.model, c.live.objective, c.live.whole)
+    around = c.spending.seconds, c.comparing(c.measured.evaluation_seconds)
+    hosts = ranks(c.run).hosts
+    c.plan, expected = look_ahead_tuning(c.plan, facts, c.measured, c.settings, around, c.events, hosts)
+    c.live.plan, c.phases = c.plan, expected.phases
     c.estimates[EXPORT] = expected.phases[EXPORT]
     c.events.emit(ForecastReady(forecast=expected.to_json(), phases=expected.phases))
     comparing = expected.phases.get("compare", 0.0)

@@ -7,7 +7,7 @@ are estimates; what a phase took beside them is remembered on each machine, and 
 
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from settle.base.errors import UsageError
 from settle.machine.measurement_cache import key, note, others_are_busy, recalled
@@ -104,18 +104,6 @@ def comparison_seconds(
     return loading + max(WRITING_PASSES * evaluation_seconds, of_weights) * written + evaluation_seconds * read
 
 
-def give_way(plan: TrainingPlan, spent: float, proof: float) -> TrainingPlan:
-    """The plan with a shorter comparison, or none, where a time budget leaves the loop too few steps to learn in."""
-    loop = plan.loop
-    room = loop_seconds(plan, spent, proof)
-    if room is None or not loop.seconds_comparing:
-        return plan
-    missing = LEAST_STEPS * loop.step_seconds - room
-    kept = loop.seconds_comparing - max(0.0, missing)
-    kept = 0.0 if kept < SHORTEST_COMPARISON else kept
-    return plan.with_loop(seconds_comparing=kept) if missing > 0 else plan
-
-
 def correction(phase: str, threads: int) -> float:
     """What the phase took on this machine, in runs before, ÷ its estimate; 1 when there was none."""
     known = recalled(key("cpu", threads), PHASE + phase)
@@ -165,6 +153,32 @@ def with_phases(
         step_seconds=step_seconds,
         warmup_steps=min(loop.warmup_steps, max(1, round(WARMUP_SHARE * steps))),
     )
+
+
+def keep_time(
+    plan: TrainingPlan, phases: Phases, step_seconds: float, waiting: float = 1.0
+) -> tuple[TrainingPlan, Phases]:
+    """Keep time in the plan for what is around the loop; with a time budget the comparison takes no more than is left.
+
+    step_seconds: of this process alone; waiting: as in `export_seconds`.
+    """
+    plan = with_phases(plan, phases.after_loop, phases.compare, step_seconds, phases.judge, waiting)
+    if not plan.loop.seconds:
+        return plan, phases
+    plan = give_way(plan, phases.before, phases.proof)
+    return plan, replace(phases, compare=plan.loop.seconds_comparing)
+
+
+def give_way(plan: TrainingPlan, spent: float, proof: float) -> TrainingPlan:
+    """The plan with a shorter comparison, or none, where a time budget leaves the loop too few steps to learn in."""
+    loop = plan.loop
+    room = loop_seconds(plan, spent, proof)
+    if room is None or not loop.seconds_comparing:
+        return plan
+    missing = LEAST_STEPS * loop.step_seconds - room
+    kept = loop.seconds_comparing - max(0.0, missing)
+    kept = 0.0 if kept < SHORTEST_COMPARISON else kept
+    return plan.with_loop(seconds_comparing=kept) if missing > 0 else plan
 
 
 def too_short(plan: TrainingPlan, seconds: float) -> str | None:

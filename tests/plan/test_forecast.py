@@ -9,10 +9,11 @@ from settle.base.event_log import Events
 from settle.base.settings import resolve
 from settle.data.prepare import Corpus, prepare
 from settle.machine import memory
-from settle.plan.forecast import cost, expected_tokens, first_verdict, look_ahead, must_fit, power_spread
+from settle.plan.forecast import cost, expected_tokens, first_verdict, look_ahead, power_spread
 from settle.plan.loss_law import worth
+from settle.plan.memory import must_fit
 from settle.plan.phases import SLACK
-from settle.plan.probe import probe_steps
+from settle.plan.probe import probe_new, probe_steps
 from settle.plan.settings import TrainingSettings
 from settle.plan.size import requested_seconds
 from settle.plan.training_plan import plan_training
@@ -42,7 +43,8 @@ def planned(corpus: Corpus, **asked: object) -> tuple[TrainingPlan, TrainingSett
 def test_forecast_tells_every_figure_with_its_interval(corpus: Corpus, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     monkeypatch.setenv("SETTLE_HOME", str(tmp_path))
     plan, settings = planned(corpus, watts=10.0, price_per_kwh=1.0, price_per_hour=36.0)
-    _, told = look_ahead(plan, corpus, settings, lambda: 5.0, Events())
+    plan, seen = probe_new(plan, corpus, settings.watts, Events())
+    _, told = look_ahead(plan, corpus, seen, settings, 5.0)
     for name, figure in told.figures.items():
         assert 0 < figure.low <= figure.value <= figure.high < math.inf, name
     assert told.tokens.high == 40 * plan.loop.tokens_per_step

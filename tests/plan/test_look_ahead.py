@@ -12,34 +12,35 @@ from settle.base.errors import ResourceError, UsageError
 from settle.base.event_log import Events
 from settle.base.statistics import FORECAST_LEVEL, Interval
 from settle.plan import forecast as forecasts
-from settle.plan import outlook
+from settle.plan import memory, outlook
+from settle.plan import probe as probes
 from settle.plan.forecast import (
     BEYOND_FIRST,
     EVALUATION_SLOWDOWN,
     LATER_STOP,
     TIME_SPREAD,
     expected_tokens,
-    look_ahead,
-    must_fit,
-    needed,
     settling,
     within_budget,
 )
+from settle.plan.forecast_figures import Forecast
 from settle.plan.loss_curve import CurveFacts, Observation
+from settle.plan.memory import must_fit, needed
 from settle.plan.phases import COMPARISON_SHARE, SLACK, export_seconds, loop_seconds, too_short, with_phases
-from settle.plan.probe import Probe
+from settle.plan.probe import Measured, probe_new
 from settle.plan.settings import TrainingSettings
 from settle.plan.size import Size
 from settle.plan.training_plan import _loop
 from settle.train.settled import DECAY_FRACTION, next_evaluation
 from settle.train.training_plan import TrainingPlan
+from settle.train.world.rank_costs import ONE, Ranks
 from tests.plan.test_loss_curve import FACTS
 from tests.plan.test_plan_files import PLAN
 
 SAMPLE, STEP_TOKENS = 100, 1000
-PROBED = Probe(
-    steps=10, tokens=10_000, step_seconds=2.0, evaluation_seconds=1e-3, step_spread=0.2, memory=10**9,
-    memory_growth=10**6, watts=10.0, watts_source="asked", loss=3.0, stderr=0.01, offset=0.02, threads=3,
+PROBED = Measured(
+    steps=10, step_seconds=2.0, evaluation_seconds=1e-3, step_spread=0.2, memory=10**9,
+    memory_growth=10**6, watts=10.0, watts_source="asked", after=3.0, stderr=0.01, offset=0.02, threads=3,
     why_threads="measured: two are slower",
 )  # fmt: skip
 
@@ -62,14 +63,22 @@ def probed(home: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, float
     """Probes without training; the list: (steps, watts) of each."""
     asked: list[tuple[int, float | None]] = []
 
-    def probe(plan: Any, corpus: Any, steps: int, watts: float | None, events: Any = None) -> Probe:
+    def probe(plan: Any, corpus: Any, steps: int, watts: float | None, events: Any = None) -> Measured:
         asked.append((steps, watts))
-        return PROBED if events else dataclasses.replace(PROBED, tokens=steps * STEP_TOKENS, loss=4.0)
+        return PROBED if events else dataclasses.replace(PROBED, steps=steps, after=4.0)
 
-    monkeypatch.setattr(forecasts, "probe", probe)
-    monkeypatch.setattr(forecasts, "must_fit", lambda plan: None)
+    monkeypatch.setattr(probes, "probe", probe)
+    monkeypatch.setattr(probes, "must_fit", lambda plan: None)
     monkeypatch.setattr(CurveFacts, "of", classmethod(lambda cls, plan, corpus: FACTS))
     return asked
+
+
+def look_ahead(
+    plan: TrainingPlan, settings: TrainingSettings, spent: float = 0.0, log: Events | None = None, ranks: Ranks = ONE
+) -> tuple[TrainingPlan, Forecast]:
+    """Probe the plan, and forecast it."""
+    plan, seen = probe_new(plan, Text, settings.watts, log or Events(), ranks)  # type: ignore[arg-type]
+    return forecasts.look_ahead(plan, Text, seen, settings, spent, ranks.hosts)  # type: ignore[arg-type]
 
 
 def per_token() -> float:
@@ -93,7 +102,7 @@ def test_every_figure_is_what_the_probe_makes_of_it(probed: list[Any], monkeypat
     monkeypatch.setattr(outlook.CurveStart, "loss", loss)
     settings = TrainingSettings(watts=10.0, price_per_kwh=1.0, price_per_hour=36.0, currency="EUR")
     asked = plan(max_steps=40, until_settled=False)
-    made, said = look_ahead(asked, Text, settings, lambda: 7.0, Events())  # type: ignore[arg-type]
+    made, said = look_ahead(asked, settings, 7.0)
     assert made.loop.threads == 3 and made.why["threads"] == PROBED.why_threads
     assert made.loop == asked.loop.model_copy(update={"threads": 3})
     assert probed == [(4, 10.0)]
@@ -121,15 +130,20 @@ def test_every_figure_is_what_the_probe_makes_of_it(probed: list[Any], monkeypat
     assert curve["probes"] == [dataclasses.asdict(Observation(10_000, 3.0, decay=0.4))]
 
 
-@pytest.mark.parametrize(("steps", "read"), [(None, 5000), (40, 5000), (20, 3000), (1, 150), (0.5, 100)])
-def test_what_is_read_at_the_end_is_a_share_of_the_run_within_bounds(steps: float | None, read: int) -> None:
-    """Beside the sample once more: three twentieths of the tokens, the sample at least, all of the text at most."""
-    asked = plan(max_steps=steps) if steps != 0.5 else plan(max_steps=1, tokens_per_step=500)
-    assert forecasts._finally_evaluated(asked, Text, PROBED, 0.0) == SAMPLE + read  # type: ignore[arg-type]
+@pytest.mark.parametrize(("affordable", "read"), [(8100, 5000), (6000, 5000), (3000, 3000), (150, 150), (75, 100)])
+def test_what_is_read_at_the_end_is_what_the_run_affords_within_bounds(affordable: float, read: int) -> None:
+    """The sample once more, and beside it the sample at least and all of the text at most."""
+    assert forecasts._finally_evaluated(plan(), 5000, affordable) == SAMPLE + read
+
+
+@pytest.mark.parametrize(("steps", "read"), [(None, 5000), (40, 5000), (20, 3000), (1, 150)])
+def test_a_run_affords_three_twentieths_of_its_tokens(probed: list[Any], steps: int | None, read: int) -> None:
+    _, said = look_ahead(plan(max_steps=steps), TrainingSettings())
+    assert said.phases["judge"] == pytest.approx(1e-3 * (SAMPLE + read), abs=0.06)
 
 
 def test_a_long_run_is_probed_twice_and_the_longer_probe_costs(probed: list[Any]) -> None:
-    _, said = look_ahead(plan(max_steps=4000, until_settled=False), Text, TrainingSettings(), lambda: 0.0, Events())  # type: ignore[arg-type]
+    _, said = look_ahead(plan(max_steps=4000, until_settled=False), TrainingSettings())
     assert [steps for steps, _ in probed] == [33, 100]
     losses = [(probe["tokens"], probe["loss"]) for probe in dict(said.curve)["probes"]]  # type: ignore[arg-type]
     assert losses == [(10_000, 3.0)]  # one that saw more than the longer one, whose time had ended, says nothing
@@ -138,13 +152,13 @@ def test_a_long_run_is_probed_twice_and_the_longer_probe_costs(probed: list[Any]
 
 
 def test_a_run_that_ends_by_its_verdict_decays_as_settled_runs_do(probed: list[Any]) -> None:
-    _, said = look_ahead(plan(), Text, TrainingSettings(), lambda: 0.0, Events())  # type: ignore[arg-type]
+    _, said = look_ahead(plan(), TrainingSettings())
     assert dict(said.curve)["decay"] == outlook.SETTLED_DECAY == pytest.approx(0.2)  # type: ignore[arg-type]
 
 
 def test_a_time_budget_is_the_time_and_bounds_the_tokens(probed: list[Any]) -> None:
     settings = TrainingSettings(time="1000s")
-    made, said = look_ahead(plan(seconds=1000.0, until_settled=False), Text, settings, lambda: 50.0, Events())  # type: ignore[arg-type]
+    made, said = look_ahead(plan(seconds=1000.0, until_settled=False), settings, 50.0)
     judge, export = dict(said.phases)["judge"], dict(said.phases)["export"]
     assert made.loop.seconds_after == pytest.approx(judge + export, abs=0.2)
     assert made.loop.seconds_judging == pytest.approx(judge, abs=0.1)
@@ -196,7 +210,7 @@ def test_a_verdict_is_expected_after_it_is_true_and_never_before_the_first() -> 
 def test_bytes_of_training_are_those_of_weights_state_and_activations() -> None:
     whole, half = (dataclasses.replace(plan(micro_batches=2), dtype=dtype) for dtype in ("float32", "bfloat16"))
     parameters = whole.num_parameters
-    part = forecasts.Architecture.make(whole.architecture_name, whole.architecture)
+    part = memory.Architecture.make(whole.architecture_name, whole.architecture)
     # weights, gradients, two moments, the best weights, a checkpoint of weights and moments
     assert needed(whole) == 32 * parameters + STEP_TOKENS // 2 * part.activation_bytes_per_token(32, 4)
     assert needed(half) == 34 * parameters + STEP_TOKENS // 2 * part.activation_bytes_per_token(32, 2)
@@ -206,10 +220,10 @@ def test_bytes_of_training_are_those_of_weights_state_and_activations() -> None:
 
 def test_what_would_fit_is_four_fifths_of_what_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
     wanted = needed(plan())
-    monkeypatch.setattr(forecasts, "resident", lambda: 10**6)
-    monkeypatch.setattr(forecasts, "memory", lambda: SimpleNamespace(available=wanted))
+    monkeypatch.setattr(memory, "resident", lambda: 10**6)
+    monkeypatch.setattr(memory, "memory", lambda: SimpleNamespace(available=wanted))
     must_fit(plan())
-    monkeypatch.setattr(forecasts, "memory", lambda: SimpleNamespace(available=wanted // 2))
+    monkeypatch.setattr(memory, "memory", lambda: SimpleNamespace(available=wanted // 2))
     must_fit(dataclasses.replace(plan(), device="cuda"))  # a card has memory of its own
     with pytest.raises(ResourceError) as refused:
         must_fit(plan())

@@ -14,8 +14,9 @@ from settle.evaluate.compare.compare import INSTRUCTION_TOKENS
 from settle.evaluate.compare.forgetting import TEXTS, TOKENS
 from settle.evaluate.compare.instructions import INSTRUCTIONS
 from settle.plan import phases, tuning_plan
-from settle.plan.forecast import _what_fits, budgeted, cost, cost_interval, peak_memory, power_spread, token_budget
+from settle.plan.forecast import budgeted, cost, cost_interval, peak_memory, power_spread, token_budget
 from settle.plan.forecast_figures import BUDGET_SECONDS, BUDGET_SHARE, budgeted_time
+from settle.plan.memory import _what_fits
 from settle.plan.phases import Phases, comparison_seconds, export_seconds, give_way
 from settle.plan.settings import TuningSettings
 from settle.plan.speed import Speed

@@ -76,10 +76,10 @@ def test_a_probe_s_figures_are_of_its_later_steps(made: dict[str, Any]) -> None:
     assert found.step_seconds == pytest.approx(2.0)
     spread = math.sqrt(sum((t - 2.0) ** 2 for t in later) / len(later))
     assert found.step_spread == pytest.approx(spread / 2.0)
-    assert (found.steps, found.tokens) == (8, 8 * STEP_TOKENS)
+    assert found.steps == 8
     assert (found.memory, found.memory_growth) == (700, 700 - 500)  # over the last doubling of the steps
     assert (found.watts, found.watts_source) == (pytest.approx(30.0), "asked")
-    assert (found.loss, found.stderr, found.offset) == (4.0, 0.25, pytest.approx(math.log(5 / 4)))
+    assert (found.after, found.stderr, found.offset) == (4.0, 0.25, pytest.approx(math.log(5 / 4)))
     assert (found.threads, found.why_threads) == (3, "measured: three")
     assert made["samples"] == [(8 * STEP_TOKENS, 8, 8 * STEP_TOKENS), (100, 8, 8 * STEP_TOKENS)]
     assert found.evaluation_seconds == pytest.approx(2.0 / (8 * STEP_TOKENS))

@@ -8,7 +8,7 @@ import pytest
 from settle.base.errors import UsageError
 from settle.model.architectures.llama import Llama
 from settle.model.architectures.qwen3_moe import Qwen3Moe
-from settle.plan.forecast import rank_memory
+from settle.plan.memory import rank_memory
 from settle.plan.settings import TrainingSettings
 from settle.plan.training_plan import require_sharding, sharding
 from settle.train.objectives import Objective

@@ -1,5 +1,6 @@
 """The forecast of a tuning run by what its probe saw, worked out by hand; and the probe's work, by a clock."""
 
+import dataclasses
 import math
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,29 +13,26 @@ from settle.base.event_log import Events
 from settle.base.events import Progress
 from settle.base.statistics import FORECAST_LEVEL, Interval
 from settle.data.rows.batches import RowBatches
-from settle.data.rows.prepare import RowCorpus
-from settle.plan import tuning_forecast as tuning
-from settle.plan.phases import COMPARISON_SHARE, SLACK, Phases, export_seconds
-from settle.plan.settings import TuningSettings
-from settle.plan.tuning_forecast import (
+from settle.plan import probe as probes
+from settle.plan.forecast import (
     HALF_MEMORY_GROWTH,
     LOSS_SPREAD,
     MEMORY_GROWTH,
-    TIME_SPREAD,
-    Measured,
+    TUNING_TIME_SPREAD,
+    TuningFacts,
     _evaluations,
-    _finally_evaluated,
-    _loss,
-    _widened_head,
-    expected_steps,
-    forecast,
-    look_ahead,
-    measure,
+    forecast_tuning,
+    look_ahead_tuning,
+    tuning_loss,
 )
+from settle.plan.phases import COMPARISON_SHARE, SLACK, Phases, export_seconds
+from settle.plan.probe import Measured, measure, tuning_steps
+from settle.plan.settings import TuningSettings
 from settle.train.evaluation import Evaluation
 from settle.train.settled import decay_tokens, next_evaluation
 from tests.fake_time import set_time
 from tests.plan.test_look_ahead import SAMPLE, STEP_TOKENS, plan
+from tests.records import into
 
 Z = 1.2815515655446004  # of an 80 % interval
 SEEN = Measured(
@@ -43,26 +41,21 @@ SEEN = Measured(
 )  # fmt: skip
 
 
-def job(whole: bool = False, dtype: str = "float32", recompute: int = 0, **loop: Any) -> Any:
+def job(**loop: Any) -> Any:
     """A run of which only sizes are asked: 1,000 numbers are trained, of a model with a head of 50 × 16."""
-    corpus = object.__new__(RowCorpus)
-    for name, value in (
-        ("train", SimpleNamespace(num_inputs=30_000, num_tokens=31_000)),
-        ("held_out", SimpleNamespace(num_tokens=700)),
-    ):
-        object.__setattr__(corpus, name, value)
     options = SimpleNamespace(vocab_size=50, layers=[SimpleNamespace(width=8), SimpleNamespace(width=16)])
-    model = SimpleNamespace(recompute=recompute, options=options, trainable=lambda: {"a": torch.zeros(10, 100)})
-    made = plan(**loop)
-    object.__setattr__(made, "dtype", dtype)
-    return SimpleNamespace(
-        plan=made,
-        corpus=corpus,
-        model=model,
-        objective=SimpleNamespace(rows="examples", passes=3.0),
-        whole=whole,
-        judged_tokens=lambda steps: int(9 * steps),
+    model = SimpleNamespace(recompute=0, options=options, trainable=lambda: {"a": torch.zeros(10, 100)})
+    corpus = SimpleNamespace(
+        train=SimpleNamespace(num_inputs=30_000, num_tokens=31_000), held_out=SimpleNamespace(num_tokens=700)
     )
+    objective = SimpleNamespace(rows="examples", passes=3.0)
+    return SimpleNamespace(plan=plan(**loop), corpus=corpus, model=model, objective=objective, whole=False, base=None)
+
+
+def facts(**changes: Any) -> TuningFacts:
+    """Return those of `job`, or others."""
+    run = job()
+    return dataclasses.replace(TuningFacts.of(run.corpus, run.model, run.objective, run.whole), **changes)
 
 
 def evaluations(tokens: float) -> int:
@@ -75,18 +68,18 @@ def evaluations(tokens: float) -> int:
 def test_every_figure_is_what_the_probe_makes_of_it() -> None:
     phases = Phases(before=5.0, proof=9.0, loop=0.0, judge=1.0, export=2.0, compare=4.0)
     settings = TuningSettings(price_per_kwh=1.0, price_per_hour=36.0, currency="EUR")
-    said = forecast(job(max_steps=30), SEEN, settings, phases)
+    said = forecast_tuning(plan(max_steps=30), facts(), SEEN, settings, phases)
     tokens = 30 * STEP_TOKENS
     loop = 30 * 3.0 + evaluations(tokens) * SAMPLE * 2e-3
     assert said.tokens.value == said.tokens.high == tokens
     assert said.time.value == pytest.approx(21.0 + loop)
     of_steps = math.hypot(0.2 / 2, said.tokens.log_std) * 90.0 / (21.0 + loop)
-    assert said.time.log_std == pytest.approx(math.hypot(TIME_SPREAD, of_steps))
+    assert said.time.log_std == pytest.approx(math.hypot(TUNING_TIME_SPREAD, of_steps))
     assert said.energy.value == pytest.approx((16.0 + loop) * 20.0)
     assert said.energy.log_std == pytest.approx(said.time.log_std)
     assert said.cost.value == pytest.approx(said.energy.value / 3.6e6 + said.time.value * 0.01)
     assert said.peak_memory.value == pytest.approx(1e9 * MEMORY_GROWTH)
-    assert said.loss == _loss(plan(), SEEN, said.tokens) and said.budgeted == ("tokens",)
+    assert said.loss == tuning_loss(plan(), SEEN, said.tokens) and said.budgeted == ("tokens",)
     assert said.phases["loop"] == pytest.approx(loop, abs=0.06) and said.phases["compare"] == 4.0
 
 
@@ -94,8 +87,8 @@ def test_time_that_was_asked_for_is_the_time_and_bounds_what_evaluations_cost() 
     """Evaluations so slow that they would take more than their share of the loop."""
     slow = Measured(**{**vars(SEEN), "evaluation_seconds": 1.0})
     phases = Phases(before=5.0, proof=9.0, loop=0.0, judge=1.0, export=2.0, compare=4.0)
-    budget = job(seconds=200.0, seconds_after=3.0, seconds_comparing=4.0, step_seconds=3.0)
-    said = forecast(budget, slow, TuningSettings(time="200s"), phases)
+    budget = plan(seconds=200.0, seconds_after=3.0, seconds_comparing=4.0, step_seconds=3.0)
+    said = forecast_tuning(budget, facts(), slow, TuningSettings(time="200s"), phases)
     assert said.time.value <= 200.0 and said.tokens.value == pytest.approx(
         (200 - SLACK * 200 - 14 - 7) / 3.0 * STEP_TOKENS
     )
@@ -108,45 +101,45 @@ def test_time_that_was_asked_for_is_the_time_and_bounds_what_evaluations_cost() 
         ({}, 1e9 * MEMORY_GROWTH),
         ({"dtype": "bfloat16"}, 1e9 * HALF_MEMORY_GROWTH),
         ({"whole": True}, 1e9 * MEMORY_GROWTH + 4 * 1000),  # the best weights beside the ones that are trained
-        ({"recompute": 1}, 1e9),
-        ({"recompute": 1, "dtype": "bfloat16"}, 1e9 + 4 * 50 * 16),
-        ({"recompute": 1, "dtype": "bfloat16", "whole": True}, 1e9 + 4 * 1000),
+        ({"recompute": True}, 1e9),
+        ({"recompute": True, "dtype": "bfloat16"}, 1e9 + 4 * 50 * 16),
+        ({"recompute": True, "dtype": "float16"}, 1e9 + 4 * 50 * 16),
+        ({"recompute": True, "dtype": "bfloat16", "whole": True}, 1e9 + 4 * 1000),
     ],
 )
 def test_memory_grows_by_what_the_probe_does_not_see(asked: dict[str, Any], memory: float) -> None:
-    said = forecast(job(max_steps=30, **asked), SEEN, TuningSettings(), Phases(0.0, 0.0, 0.0, 0.0, 0.0))
+    asked = dict(asked)
+    made = dataclasses.replace(plan(max_steps=30), dtype=asked.pop("dtype", "float32"))
+    said = forecast_tuning(made, facts(**asked), SEEN, TuningSettings(), Phases(0.0, 0.0, 0.0, 0.0, 0.0))
     assert said.peak_memory.value == pytest.approx(memory, rel=1e-12)
-    assert _widened_head(job(dtype="float16")) == 4 * 50 * 16
 
 
 @pytest.mark.parametrize(("whole", "seconds"), [(False, None), (True, None), (False, 500.0)])
 def test_what_follows_the_loop_is_planned_by_the_speed_that_was_measured(
-    home: Path, monkeypatch: pytest.MonkeyPatch, whole: bool, seconds: float | None
+    home: Path, whole: bool, seconds: float | None
 ) -> None:
     """Evaluation, export of the adapter or of the model, and the comparison, by the seconds of a token read."""
-    asked: dict[str, Any] = {}
-    monkeypatch.setattr(tuning, "measure", lambda job, watts, events: SEEN)
-    monkeypatch.setattr(tuning, "forecast", lambda job, seen, settings, phases, hosts: phases)
-    monkeypatch.setattr(tuning, "_finally_evaluated", lambda job, tokens: asked.update(tokens=tokens) or 900)
-    run = job(whole, seconds=seconds, max_steps=None if seconds else 40)
-
-    def comparing(per_token: float) -> float:
-        assert per_token == SEEN.evaluation_seconds
-        return 300.0
-
-    phases: Any = look_ahead(run, TuningSettings(), lambda: 20.0, comparing, Events())
-    assert asked["tokens"] == pytest.approx(min(3 * 31_000, (480 / 3 if seconds else 40) * STEP_TOKENS))
-    assert (phases.before, phases.proof, phases.loop) == (20.0, 9.0, 0.0)
-    assert phases.judge == pytest.approx(2e-3 * (SAMPLE + 900))
-    adds = run.plan.num_parameters if whole else 1000
-    assert phases.export == pytest.approx(export_seconds(adds, 2e-3, 1))
-    assert phases.compare == (COMPARISON_SHARE * 500 if seconds else 300.0)
+    asked = plan(seconds=seconds, max_steps=None if seconds else 40)
+    made, said = look_ahead_tuning(asked, facts(whole=whole), SEEN, TuningSettings(), (20.0, 300.0), Events())
+    tokens = min(3 * 31_000, (480 / 3 if seconds else 40) * STEP_TOKENS)
+    judge = 2e-3 * (SAMPLE + min(700, max(SAMPLE, 3 * tokens / 20)))
+    export = export_seconds(asked.num_parameters if whole else 1000, 2e-3, 1)
+    compare = COMPARISON_SHARE * 500 if seconds else 300.0
+    wanted = {"before": 20.0, "proof": 9.0, "judge": judge, "export": export, "compare": compare}
+    assert {name: took for name, took in said.phases.items() if name != "loop"} == pytest.approx(wanted, abs=0.06)
     if seconds:
-        kept = run.plan.loop
-        assert (
-            kept.seconds_after == pytest.approx(phases.judge + phases.export) and kept.seconds_judging == phases.judge
-        )
-        assert kept.seconds_comparing == phases.compare and kept.step_seconds == 3.0
+        kept = made.loop
+        assert (kept.seconds_after, kept.seconds_judging) == pytest.approx((judge + export, judge))
+        assert kept.seconds_comparing == compare and kept.step_seconds == 3.0
+
+
+def test_a_comparison_that_gives_way_is_reported() -> None:
+    """Twenty steps of 3 seconds are 60; 1.2 seconds of 120 are kept for what nobody planned."""
+    said: list[Any] = []
+    asked = plan(seconds=120.0, max_steps=None)
+    made, _ = look_ahead_tuning(asked, facts(), SEEN, TuningSettings(), (20.0, 300.0), Events(listeners=[into(said)]))
+    assert made.loop.seconds_comparing < COMPARISON_SHARE * 120
+    assert said[0]["text"].startswith("the time has room for few steps: the comparison at the end is ")
 
 
 def test_evaluations_are_counted_as_the_run_makes_them() -> None:
@@ -155,25 +148,20 @@ def test_evaluations_are_counted_as_the_run_makes_them() -> None:
     assert _evaluations(plan(), 0.0) == 2 < _evaluations(plan(), 900.0)
 
 
-def test_what_judges_is_bounded_by_the_text_and_by_the_run() -> None:
-    assert _finally_evaluated(job(), 10 * STEP_TOKENS) == 90
-    assert _finally_evaluated(job(), 1000 * STEP_TOKENS) == 700
-
-
 def test_a_run_without_steps_is_expected_to_have_the_warm_up_s_share() -> None:
-    assert expected_steps(plan(max_steps=7)) == 7 and expected_steps(plan(warmup_steps=4)) == 100
+    assert tuning_steps(plan(max_steps=7)) == 7 and tuning_steps(plan(warmup_steps=4)) == 100
 
 
 def test_the_loss_falls_ever_more_slowly_with_the_logarithm_of_the_tokens() -> None:
     tokens = Interval(40_000, 8_000, 80_000, FORECAST_LEVEL)
-    said = _loss(plan(), SEEN, tokens)  # the probe saw 4,000 and fell by one nat
+    said = tuning_loss(plan(), SEEN, tokens)  # the probe saw 4,000 and fell by one nat
     assert said.value == pytest.approx(2.0 - 0.35 * math.log(10))
     around = said.value * math.exp(Z * math.hypot(LOSS_SPREAD, 0.01))
     assert said.high == pytest.approx(max(around, 2.0 - 0.35 * math.log(2)))
     assert said.low == pytest.approx(2.0 * 20**-0.5)  # where rows are learned by heart
-    quiet = _loss(plan(), Measured(**{**vars(SEEN), "before": 2.1}), tokens)
+    quiet = tuning_loss(plan(), Measured(**{**vars(SEEN), "before": 2.1}), tokens)
     assert quiet.low == pytest.approx(quiet.value / math.exp(Z * math.hypot(LOSS_SPREAD, 0.01)))
-    far = _loss(plan(), SEEN, Interval(4e9, 4e9, 4e9, FORECAST_LEVEL))
+    far = tuning_loss(plan(), SEEN, Interval(4e9, 4e9, 4e9, FORECAST_LEVEL))
     assert far.value == pytest.approx(0.05 * 2.0)  # never to nothing
 
 
@@ -207,11 +195,11 @@ class Probed:
         self.rates: list[float] = []
         self.drawn: list[int] = []
         self.samples: list[int] = []
-        set_time(monkeypatch, tuning, perf_counter=lambda: clock[0])
+        set_time(monkeypatch, probes, perf_counter=lambda: clock[0])
         block = SimpleNamespace(targets=range(10))
-        monkeypatch.setattr(tuning, "blocks", lambda *_: [block] * 40)
-        monkeypatch.setattr(tuning, "evaluate", self.evaluate)
-        monkeypatch.setattr(tuning, "resident", lambda: 10**6)
+        monkeypatch.setattr(probes, "blocks", lambda *_: [block] * 40)
+        monkeypatch.setattr(probes, "evaluate", self.evaluate)
+        monkeypatch.setattr(probes, "resident", lambda: 10**6)
 
     def evaluate(self, model: Any, objective: Any, sample: Any, step: int, tokens: int) -> Evaluation:
         self.clock[0] += 0.5
@@ -265,7 +253,7 @@ def test_a_slow_probe_ends_early(
     monkeypatch: pytest.MonkeyPatch, loop: dict[str, Any], patience: float, steps: int
 ) -> None:
     """Two steps at least, or one where a time budget asks for it: a twentieth of it is the probe's."""
-    monkeypatch.setattr(tuning, "PATIENCE", patience)
+    monkeypatch.setattr(probes, "PATIENCE", patience)
     run = Probed([0.0], monkeypatch, False, **loop)
     said = measure(run)  # type: ignore[arg-type]
     assert said.steps == steps
@@ -289,7 +277,7 @@ def test_a_large_sample_is_thinned_to_what_a_short_probe_can_read(monkeypatch: p
     run.samples.clear()
     measure(run)  # type: ignore[arg-type]
     assert run.samples == [40, 40]  # four blocks at least
-    monkeypatch.setattr(tuning, "blocks", lambda *_: [SimpleNamespace(targets=range(10))] * 3)
+    monkeypatch.setattr(probes, "blocks", lambda *_: [SimpleNamespace(targets=range(10))] * 3)
     run.samples.clear()
     measure(run)  # type: ignore[arg-type]
     assert run.samples == [30, 30]  # all of them, where there are fewer
@@ -297,9 +285,7 @@ def test_a_large_sample_is_thinned_to_what_a_short_probe_can_read(monkeypatch: p
 
 def test_labelled_rows_take_more_passes_than_others() -> None:
     phases, settings = Phases(before=5.0, proof=9.0, loop=0.0, judge=1.0, export=2.0, compare=4.0), TuningSettings()
-    labels = job()
-    labels.objective = SimpleNamespace(rows="decision")
-    said = forecast(labels, SEEN, settings, phases)
+    said = forecast_tuning(plan(), facts(labels=True), SEEN, settings, phases)
     assert said.tokens.value == 6 * 30_000 + decay_tokens(6 * 30_000)
     assert said.loss.value == pytest.approx(0.45 * SEEN.before)
-    assert said.tokens.value > forecast(job(), SEEN, settings, phases).tokens.value
+    assert said.tokens.value > forecast_tuning(plan(), facts(), SEEN, settings, phases).tokens.value

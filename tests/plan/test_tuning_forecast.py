@@ -12,8 +12,9 @@ from settle.base.event_log import Events
 from settle.base.events import Eval, LossForecast
 from settle.base.statistics import Interval
 from settle.machine import COMPUTE_DTYPES
+from settle.plan.forecast import HALF_MEMORY_GROWTH, MEMORY_GROWTH, label_loss, memory_growth, tuning_loss
 from settle.plan.outlook import Outlook, TuningStart
-from settle.plan.tuning_forecast import HALF_MEMORY_GROWTH, MEMORY_GROWTH, Measured, _label_loss, _loss, memory_growth
+from settle.plan.probe import Measured
 from settle.train.proof.prove import GRADIENT_TOLERANCE
 
 PLAN: Any = SimpleNamespace(loop=SimpleNamespace(tokens_per_step=1000))
@@ -24,22 +25,22 @@ SEEN = Measured(
 
 
 def test_a_loss_that_hardly_fell_stays_about_where_it_is():
-    loss = _loss(PLAN, replace(SEEN, before=2.01), Interval(50_000, 40_000, 60_000))
+    loss = tuning_loss(PLAN, replace(SEEN, before=2.01), Interval(50_000, 40_000, 60_000))
     assert 1.9 < loss.value < 2.0 and loss.low > 1.5
 
 
 def test_a_loss_that_fell_fast_may_fall_to_nearly_nothing():
     """By half of itself with every factor e of tokens: the lower end goes on so, the value ever more slowly."""
-    loss = _loss(PLAN, SEEN, Interval(400_000, 400_000, 400_000))
+    loss = tuning_loss(PLAN, SEEN, Interval(400_000, 400_000, 400_000))
     assert loss.low < 2.0 * (400_000 / 4_000) ** -0.5 * 1.01 < loss.value <= loss.high < 2.0
-    never = _loss(PLAN, replace(SEEN, before=1.0), Interval(400_000, 400_000, 400_000))
+    never = tuning_loss(PLAN, replace(SEEN, before=1.0), Interval(400_000, 400_000, 400_000))
     assert never.low < never.value == 2.0 < never.high
 
 
 def test_rows_that_the_probe_has_nearly_learned_are_not_expected_to_cost_nothing():
     """Seen on a tuning of 25 times the probe's tokens: 0.008 after it, 0.0043 at the end."""
     learned = replace(SEEN, before=1.9, after=0.008, stderr=0.0004)
-    loss = _loss(PLAN, learned, Interval(100_000, 80_000, 120_000))
+    loss = tuning_loss(PLAN, learned, Interval(100_000, 80_000, 120_000))
     assert loss.contains(0.0043) and loss.value > 0.002 and loss.low > 0.0001 and loss.high < 0.008
 
 
@@ -83,7 +84,7 @@ def test_what_a_tuning_run_begins_with_is_kept_in_its_forecast():
 
 def test_the_loss_of_labels_may_stay_or_go():
     """Whatever the few steps of the probe did."""
-    loss = _label_loss(replace(SEEN, before=1.5, after=1.4))
+    loss = label_loss(replace(SEEN, before=1.5, after=1.4))
     assert loss.low < 0.15 * 1.5 < loss.value < 1.5 == loss.high
 
 

@@ -6,14 +6,14 @@ from settle.jobs.settings import TuneSettings
 from settle.jobs.training_stages import build, earlier_session, judge, loop, result
 from settle.jobs.tune_decision.export import export
 from settle.jobs.tune_decision.stages import DecisionContext, base, compare, data, zero_shot
-from settle.jobs.tuning_stages import again, forecast, plan
+from settle.jobs.tuning_stages import again, forecast, plan, probe
 
 JOB = Job(
     "tune_decision",
     TuneSettings,
     DecisionContext,
     (
-        earlier_session, base, data, plan, build, scores, zero_shot, forecast, proof(again),
+        earlier_session, base, data, plan, build, scores, zero_shot, probe, forecast, proof(again),
         loop, judge, compare, export, result,
     ),
     is_shared=True,

@@ -1,0 +1,107 @@
+"""Memory of a run of settle: what training a model takes here, and what one of several ranks takes."""
+
+import math
+from collections import Counter
+from dataclasses import dataclass
+
+from settle.base.errors import ResourceError
+from settle.machine import memory, resident
+from settle.model.architectures import Architecture
+from settle.model.layers.attention import keeps_no_probabilities
+from settle.train.optimizers import Optimizer
+from settle.train.training_plan import TrainingPlan
+
+WEIGHT = 4  # bytes of a trained number, of its gradient, and of a sum over ranks
+
+
+def must_fit(plan: TrainingPlan) -> None:
+    """Raises ResourceError, before anything is allocated, when the run will not fit in memory; proposes what will.
+
+    Weights, gradients, optimizer state, the best weights, a checkpoint being made, activations of one micro-batch.
+    """
+    if plan.device != "cpu":
+        return
+    need, have = resident() + needed(plan), memory().available
+    if need <= have + resident():
+        return
+    scale = (have * 0.8) / max(1, needed(plan))
+    architecture = Architecture.make(plan.architecture_name, plan.architecture)
+    fits = int(architecture.num_parameters * scale)
+    raise ResourceError(
+        f"this run needs about {need / 1e9:,.1f} GB of memory and {have / 1e9:,.1f} GB are free",
+        _what_fits(plan, architecture.num_parameters, fits),
+    )
+
+
+def _what_fits(plan: TrainingPlan, parameters: int, fits: int) -> str:
+    """What to ask for instead: a shorter context where that was asked for, else a smaller model."""
+    if plan.origin.get("context") not in (None, "default", "derived", "measured") or fits >= parameters:
+        return "ask for a shorter --context, or fewer --batch-tokens"
+    shown = f"{fits // 1_000_000}M" if fits >= 1_000_000 else f"{max(1, fits // 1000)}k"
+    return f"--size {shown} would fit, or fewer --batch-tokens"
+
+
+def needed(plan: TrainingPlan) -> int:
+    """Bytes that training takes beyond what the process holds already."""
+    architecture = Architecture.make(plan.architecture_name, plan.architecture)
+    optimizer = Optimizer.make(plan.optimizer_name, plan.optimizer)
+    number = 4 if plan.dtype == "float32" else 2
+    parameters = architecture.num_parameters
+    state = optimizer.bytes_per_parameter()
+    cast = 0 if number == 4 else number
+    weights = parameters * (4 + 4 + state + cast + 4 + (4 + state))
+    micro = plan.loop.tokens_per_step // plan.loop.micro_batches
+    context = plan.loop.sequence_length
+    is_flash = keeps_no_probabilities(plan.device, plan.dtype)
+    return int(weights + micro * architecture.activation_bytes_per_token(context, number, is_flash=is_flash))
+
+
+@dataclass(frozen=True)
+class RankMemory:
+    """Bytes that a rank holds at most. device: where it computes. host: beside a card, in the host's memory."""
+
+    device: float
+    host: float = 0.0
+
+    def words(self, size: int) -> str:
+        """What is said of it. size: number of ranks."""
+        beside = f" on its card and {self.host / 1e6:,.0f} MB of its host's memory" if self.host else ""
+        return f"each of {size} ranks needs about {self.device / 1e6:,.0f} MB{beside} for the model while it trains"
+
+
+def rank_memory(plan: TrainingPlan, size: int, host_size: int | None = None) -> RankMemory:
+    """What one of `size` ranks holds at most while it trains, beyond what the process holds before the model.
+    host_size: ranks of a host, among which a hybrid plan shares out the weights.
+
+    Its rows of weights, gradients, optimizer state and best weights, and the copy that a save writes; what is whole at
+    once; and activations.
+    """
+    architecture = Architecture.make(plan.architecture_name, plan.architecture)
+    optimizer = Optimizer.make(plan.optimizer_name, plan.optimizer)
+    number = WEIGHT if plan.dtype == "float32" else 2
+    shapes = architecture.parameters()
+    layers = Counter[int]()
+    for name, shape in shapes.items():
+        if ".layers." in name:
+            layers[int(name.split(".layers.")[1].split(".")[0])] += math.prod(shape)
+    layer, total = max(layers.values()), sum(map(math.prod, shapes.values()))
+    among = (host_size or size) if plan.loop.is_hybrid else size
+    state = optimizer.bytes_per_parameter()
+    # weights, gradients and state; then as much again: best weights, and a save's copy of weights and state
+    trained = kept = total / among * (2 * WEIGHT + state)
+    # tables: as they came and as they are read, their gradient, and that of the loss on the way to it
+    tables = (total - layers.total()) * (3 * number + 2 * WEIGHT)
+    # two layers, since the next one is on its way, one of them as it came; folded weights; gradients, and their sum
+    whole = layer * (5 * number + 2 * WEIGHT)
+    step = optimizer.bytes_of_step(Counter(architecture.linears().values()), among)
+    loop = plan.loop
+    micro = loop.tokens_per_step // loop.micro_batches
+    tokens = min(micro, max(loop.sequence_length, micro / size))  # a row stays whole
+    is_flash = keeps_no_probabilities(plan.device, plan.dtype)
+    activations = tokens * architecture.activation_bytes_per_token(loop.sequence_length, number, is_flash=is_flash)
+    once = tables + whole + activations
+    if plan.device == "cpu":
+        return RankMemory(trained + kept + max(once, step))
+    if loop.offloads:
+        return RankMemory(once, trained + kept + step)
+    return RankMemory(trained + max(once, step), kept)
