@@ -21,7 +21,7 @@ from settle.audit.door import listen
 from settle.base.errors import EngineError
 from settle.server import app
 from settle.server.audit import Audit
-from settle.server.guard.guard import Access, Limits
+from settle.server.guard import Access, Limits
 from settle.server.http_server import run
 from settle.server.models.model_catalogue import ModelCatalogue
 from settle.server.models.model_entry import ModelEntry

@@ -32,7 +32,6 @@ from settle.doctor.answerers.local_model import LocalModel
 from settle.doctor.checks import Check
 from settle.doctor.edited_file import edited_file, with_file
 from settle.doctor.examine import LOOK_SECONDS, check_name, checks_for, examine
-from settle.doctor.exchanges.exchange import Request
 from settle.doctor.find_subject import find_subject
 from settle.doctor.known_answers import KNOWN_ANSWERS, PROSE
 from settle.doctor.subject import Running, Subject
@@ -42,6 +41,7 @@ from settle.infer.engine import Engine
 from settle.library.engines import PACKAGE, installed_engine
 from settle.library.facts import read_facts, takes_turns
 from settle.library.reference import ModelRef
+from settle.wire.exchange import Request
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 

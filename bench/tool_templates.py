@@ -21,7 +21,7 @@ from conformance import ask
 
 from settle.infer.tool_calls.call_reader import CallReader
 from settle.infer.tool_calls.types import function_call
-from settle.server.requests.tool_calls.call_form import IDS, NAMES, VALUES, CallForm, read_form
+from settle.server.requests.required_calls import IDS, NAMES, VALUES, CallForm, read_form
 
 TEMPLATES = Path(__file__).parents[1] / "tests" / "chat_templates"
 PLACE = {"type": "object", "properties": {"place": {"type": "string"}}, "required": ["place"]}

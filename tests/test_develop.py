@@ -104,7 +104,7 @@ def test_the_api_answers(home):
 
     from settle.server.app import build_app
     from settle.server.audit import Audit
-    from settle.server.guard.guard import Access, Limits
+    from settle.server.guard import Access, Limits
     from settle.server.models.model_catalogue import ModelCatalogue
     from settle.server.models.model_loader import PoolSettings
 

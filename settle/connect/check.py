@@ -35,7 +35,7 @@ class CheckResult:
 
 
 @dataclass(frozen=True)
-class Answer:
+class HttpAnswer:
     """headers: by lower-case name."""
 
     status: int
@@ -59,7 +59,7 @@ def check_request(connection: Connection, request: ClientRequest) -> CheckResult
     return CheckResult(request.what, time.monotonic() - began, why)
 
 
-def send(connection: Connection, request: ClientRequest, seconds: float = TIMEOUT_SECONDS) -> Answer:
+def send(connection: Connection, request: ClientRequest, seconds: float = TIMEOUT_SECONDS) -> HttpAnswer:
     """Raises OSError, HTTPException."""
     headers = {"User-Agent": "settle-connect"} | dict(request.headers)
     if connection.key and request.expects != "preflight":
@@ -71,10 +71,10 @@ def send(connection: Connection, request: ClientRequest, seconds: float = TIMEOU
     try:
         declare(urllib.parse.urlsplit(sent.full_url).hostname or "", "the server that clients are set up for")
         with open_request(sent, seconds) as response:
-            return Answer(response.status, _lower(response.headers.items()), response.read())
+            return HttpAnswer(response.status, _lower(response.headers.items()), response.read())
     except urllib.error.HTTPError as e:
         with e:
-            return Answer(e.code, _lower(e.headers.items()), e.read())
+            return HttpAnswer(e.code, _lower(e.headers.items()), e.read())
 
 
 def error_text(error: Exception) -> str:
@@ -86,7 +86,7 @@ def _lower(headers: "list[tuple[str, str]]") -> dict[str, str]:
     return {name.lower(): value for name, value in headers}
 
 
-def _fault(request: ClientRequest, answer: Answer) -> str:
+def _fault(request: ClientRequest, answer: HttpAnswer) -> str:
     """What is wrong with an answer, or ""."""
     if request.expects == "preflight":
         allowed = answer.headers.get("access-control-allow-origin") == request.headers["Origin"]
@@ -109,7 +109,7 @@ def _fault(request: ClientRequest, answer: Answer) -> str:
         return f"the answer has an unexpected form: {answer.message}"
 
 
-def _events_fault(answer: Answer, last: Collection[str]) -> str:
+def _events_fault(answer: HttpAnswer, last: Collection[str]) -> str:
     """What is wrong with a stream of named events, or "". last: the kinds that a whole answer ends with."""
     events = [parse_json(line[6:]) for line in answer.body.splitlines() if line.startswith(b"data: {")]
     error = next((event for event in events if event.get("type") in ("error", "response.failed")), None)
@@ -118,7 +118,7 @@ def _events_fault(answer: Answer, last: Collection[str]) -> str:
     return "" if events and events[-1].get("type") in last else f"the stream breaks off: {answer.message}"
 
 
-def _stream_fault(answer: Answer, is_chat: bool) -> str:
+def _stream_fault(answer: HttpAnswer, is_chat: bool) -> str:
     lines = [line[6:] for line in answer.body.splitlines() if line.startswith(b"data: ")]
     if not lines or lines[-1] != b"[DONE]":
         return f"the stream breaks off: {answer.message}"

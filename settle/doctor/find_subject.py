@@ -9,7 +9,6 @@ from settle.doctor.answerers.local_model import LocalModel
 from settle.doctor.answerers.served_model import Door, is_address, open_server
 from settle.doctor.answerers.web import Web
 from settle.doctor.exchanges.chat import Chat
-from settle.doctor.exchanges.exchange import Exchange
 from settle.doctor.exchanges.read_transcript import read_transcript
 from settle.doctor.histories.read_history import find_history, read_history
 from settle.doctor.subject import Running, Subject
@@ -19,6 +18,7 @@ from settle.library.resolve import find_run, is_collection, resolve_gguf
 from settle.retrieve.answer.answering_model import NONE
 from settle.retrieve.index.collection import Collection
 from settle.retrieve.index.collection_folder import CollectionFolder
+from settle.wire.exchange import Exchange
 
 NO_KEY = Door()
 

@@ -12,19 +12,18 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from settle.server.apis import Api
-from settle.server.audit import Audit
-from settle.server.errors import ApiError
+from settle.server.audit import Audit, Metrics
 from settle.server.gateway import Gateway
 from settle.server.grammar import checker
-from settle.server.guard.guard import Access, Guard, Limits
+from settle.server.guard import Access, Guard, Limits
 from settle.server.http_responses import json_response
-from settle.server.metrics import Metrics
 from settle.server.models.backend import Backend
 from settle.server.models.model_catalogue import ModelCatalogue
 from settle.server.models.model_loader import PoolSettings
 from settle.server.models.model_pool import ModelPool
 from settle.server.models.store_changes import StoreChanges
 from settle.server.openapi import openapi_document
+from settle.wire.errors import ApiError
 
 
 @dataclass(frozen=True)

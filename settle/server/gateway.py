@@ -12,16 +12,15 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from settle.base.errors import SettleError
-from settle.server.audit import Audit, Record
-from settle.server.errors import PROMPT, ApiError
-from settle.server.guard.guard import TIME_LIMIT
+from settle.server.audit import Audit, Metrics, Record
+from settle.server.guard import TIME_LIMIT
 from settle.server.http_responses import internal_error, unless_gone
-from settle.server.metrics import Metrics
 from settle.server.models.backend import Backend
 from settle.server.models.model_entry import ModelEntry
 from settle.server.models.model_pool import ModelPool
 from settle.server.models.store_changes import StoreChanges
-from settle.server.requests.fields import Body, parse, validated
+from settle.wire.errors import PROMPT, ApiError
+from settle.wire.fields import Body, parse, validated
 
 
 @dataclass

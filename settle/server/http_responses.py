@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncGenerator, Callable, Coroutine
+from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping
 from typing import TypeVar
 
 import aiohttp
@@ -11,7 +11,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from settle.server.audit import Record
-from settle.server.errors import ApiError
+from settle.wire.errors import ApiError
 
 T = TypeVar("T")
 
@@ -46,6 +46,11 @@ def json_response(value: object, status: int = 200) -> Response:
 def data_event(value: object) -> bytes:
     """A server-sent event without a name."""
     return b"data: " + json.dumps(value, ensure_ascii=False).encode() + b"\n\n"
+
+
+def sse_event(event: Mapping[str, object]) -> bytes:
+    """Return a server-sent event that is named by its `type`."""
+    return f"event: {event['type']}\ndata: {json.dumps(event, ensure_ascii=False)}\n\n".encode()
 
 
 def internal_error(error: Exception) -> ApiError:

@@ -11,9 +11,9 @@ from pydantic.json_schema import models_json_schema
 
 from settle.base.version import __version__
 from settle.server.apis import Api
-from settle.server.errors import ApiError
 from settle.server.gateway import Endpoint
-from settle.server.wire_types import JsonObject
+from settle.wire.errors import ApiError
+from settle.wire.types import JsonObject
 
 ERROR_STATUSES = (400, 401, 403, 404, 405, 408, 413, 429, 500, 502, 503)
 PLACE = re.compile(r"\{(\w+)(?::(\w+))?\}")  # in a path: a name, and how starlette reads it

@@ -20,14 +20,13 @@ from settle.library.resolve import is_collection, resolve_gguf
 from settle.model.source import Source
 from settle.server.app import build_app
 from settle.server.audit import Audit
-from settle.server.errors import ApiError
-from settle.server.guard.guard import Access, Limits
+from settle.server.guard import Access, Limits
 from settle.server.http_server import LOOPBACK, run
-from settle.server.models.document_models import with_documents
-from settle.server.models.model_catalogue import ModelCatalogue
+from settle.server.models.model_catalogue import ModelCatalogue, with_documents
 from settle.server.models.model_entry import ModelEntry
 from settle.server.models.model_facts import facts
 from settle.server.models.model_loader import PoolSettings
+from settle.wire.errors import ApiError
 
 
 @dataclass(frozen=True)

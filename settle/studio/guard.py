@@ -14,8 +14,8 @@ from urllib.parse import parse_qs
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from settle.server.errors import ApiError
-from settle.server.guard.guard import require_host
+from settle.server.guard import require_host
+from settle.wire.errors import ApiError
 
 COOKIE = "settle_studio"
 ENTRY = "/enter"  # the path of the one-time link

@@ -12,7 +12,7 @@ pytest.importorskip("aiohttp", reason="the extra `serve` is not installed")
 from settle.cli import main
 from settle.library.store import StoredModel, add_model
 from settle.machine.measurement_cache import key, path_of
-from settle.server.models.model_info import tools_of
+from settle.server.models.model_list import tools_of
 from tests.server.conftest import add_adapter, fill_store
 
 NATIVE = """\

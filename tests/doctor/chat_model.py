@@ -15,7 +15,6 @@ from settle.base.run import Run
 from settle.cli import main
 from settle.data.tokenizer.byte_bpe import ByteBpeTokenizer
 from settle.doctor.answerers.local_model import LocalModel
-from settle.doctor.exchanges.exchange import Request
 from settle.doctor.find_subject import find_subject
 from settle.doctor.histories.history import History
 from settle.doctor.known_answers import KNOWN_ANSWERS, PARAGRAPHS, PROSE, SPELLED
@@ -25,6 +24,7 @@ from settle.infer.engine import Engine
 from settle.library.engines import PACKAGE, installed_engine
 from settle.library.resolve import resolve_gguf
 from settle.model.architectures.llama import Llama
+from settle.wire.exchange import Request
 from tests.doctor.example_run import example_run
 from tests.doctor.record import record
 

@@ -36,7 +36,6 @@ from settle.doctor.checks.machine.busy_machine import BUSY
 from settle.doctor.checks.training.forgot import LEAST_NATS, LOOKED, PROVED, _lost
 from settle.doctor.edited_file import edited_file, with_file
 from settle.doctor.exchanges.chat import Chat
-from settle.doctor.exchanges.exchange import Message, Request
 from settle.doctor.exchanges.read_transcript import read_transcript
 from settle.doctor.histories.read_history import read_history
 from settle.doctor.known_answers import KNOWN_ANSWERS, PARAGRAPHS, PROSE
@@ -67,6 +66,7 @@ from settle.library.pretrained import open_pretrained
 from settle.machine.cores import cores
 from settle.plan.fit.model_shapes import shape_of_file
 from settle.retrieve.index.collection import Collection
+from settle.wire.exchange import Message, Request
 from tests.doctor.example_run import example_recipe, example_run
 from tests.doctor.record import record
 from tests.doctor.starved_run import starve

@@ -7,20 +7,20 @@ from pathlib import Path
 from settle.base.files import write_atomic
 from settle.doctor.answerers import Answerer
 from settle.doctor.exchanges.chat import Chat
-from settle.doctor.exchanges.exchange import Change, Request
-from settle.doctor.exchanges.layouts.openai import OpenAI
 from settle.doctor.exchanges.read_transcript import read_transcript
 from settle.doctor.subject import Subject
+from settle.wire.exchange import Change, Request
+from settle.wire.formats.openai import OpenAIFormat
 
 
 def record(answerer: Answerer, requests: Sequence[Request], path: Path, as_asked: Change = lambda r: r) -> Subject:
     """Writes what `answerer` answers to `requests`, one record a line, and returns the transcript as a subject.
     as_asked: what a server makes of a request before its model sees it. Raises SettleError."""
-    layout = OpenAI()
+    openai = OpenAIFormat()
     answerer.open()
     try:
         records = [
-            {"request": layout.body(r), "response": layout.reply_body(answerer.ask(as_asked(r)))} for r in requests
+            {"request": openai.body(r), "response": openai.reply_body(answerer.ask(as_asked(r)))} for r in requests
         ]
     finally:
         answerer.close()

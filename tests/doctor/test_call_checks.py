@@ -8,8 +8,8 @@ from settle.base.event_log import Events
 from settle.doctor.answerers import Answerer
 from settle.doctor.checks import Check
 from settle.doctor.checks.answers.invented_call import strict_format
-from settle.doctor.exchanges.exchange import Call, Reply, Request
 from settle.experiment.run import prove
+from settle.wire.exchange import Call, Reply, Request
 from tests.doctor.record import record
 
 CHECK = Check.parts()["invented_call"]()

@@ -13,7 +13,6 @@ from settle.doctor.checks.answers import missed_passage
 from settle.doctor.checks.answers.sampler import USUAL, _effect, repeated_share
 from settle.doctor.checks.resources import paged_weights
 from settle.doctor.checks.training import unstable
-from settle.doctor.exchanges.layouts import layouts
 from settle.doctor.exchanges.read_transcript import _bodies
 from settle.doctor.findings import Finding
 from settle.doctor.histories.read_history import find_history
@@ -21,6 +20,7 @@ from settle.doctor.servers.llama_server import LlamaServer
 from settle.doctor.subject import Subject
 from settle.doctor.training import facts
 from settle.doctor.weights import without_block
+from settle.wire.formats import wire_formats
 
 SUBJECT = Subject("collection", "docs")
 
@@ -155,7 +155,7 @@ def test_bodies_are_found_in_whatever_holds_them():
 
 
 def test_a_body_says_its_model_and_its_tokens():
-    by_name = {type(layout).__name__: layout for layout in layouts()}
+    by_name = {type(each).__name__: each for each in wire_formats()}
     asked = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 5, "system": "Be brief."}
     for name in ("OpenAI", "Anthropic"):
         assert by_name[name].request(asked | {"model": "m"}).model == "m" and by_name[name].request(asked).model == ""

@@ -173,7 +173,7 @@ def test_every_api_is_read_alike_however_it_was_recorded(tmp_path, api, form):
     path.write_text(FILES[form](ASKED[api], GIVEN[api], STREAMED[api]), encoding="utf-8")
     (exchange,) = read_transcript(path).exchanges
     request, reply = exchange.request, exchange.reply
-    assert request.layout == api and request.model == "m" and request.question == "Hello?"
+    assert request.api == api and request.model == "m" and request.question == "Hello?"
     assert request.messages[0] == {"role": "system", "content": "Be brief."}
     assert request.settings["max_tokens"] == 64 and request.settings["temperature"] == 0.5
     assert request.tools[0]["function"]["name"] == "f" and request.tools[0]["function"]["parameters"]

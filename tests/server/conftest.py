@@ -30,7 +30,7 @@ from settle.library.store import StoredModel, add_model
 from settle.server import app, http_server
 from settle.server.audit import Audit
 from settle.server.gateway import Gateway
-from settle.server.guard.guard import Access, Limits
+from settle.server.guard import Access, Limits
 from settle.server.models.model_catalogue import ModelCatalogue
 from settle.server.models.model_entry import ModelEntry
 from settle.server.models.model_loader import PoolSettings

@@ -8,9 +8,9 @@ from pydantic import ValidationError
 
 from settle.server.apis import Api
 from settle.server.app import all_apis
-from settle.server.errors import ApiError
-from settle.server.guard.guard import OPEN_PATHS
+from settle.server.guard import OPEN_PATHS
 from settle.server.openapi import openapi_document
+from settle.wire.errors import ApiError
 
 APIS = {name: kind() for name, kind in Api.parts().items()}
 ROUTES = [(name, *route) for name, api in APIS.items() for route in api.endpoints()]

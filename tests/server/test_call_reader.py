@@ -16,7 +16,7 @@ from settle.formats.gguf import export_gguf
 from settle.infer.tool_calls.call_reader import CallReader, calls_in
 from settle.server.models.model_entry import ModelEntry
 from settle.server.models.model_loader import PoolSettings
-from settle.server.wire_types import Delta, JsonObject, Tool
+from settle.wire.types import Delta, JsonObject, Tool
 from tests.server.conftest import Live, serving
 from tests.server.written_calls import PAIRS, SCHEMAS, Answer
 from tests.trained import Trained, trained

@@ -8,8 +8,8 @@ import time
 import pytest
 
 from settle.server.audit import Record
-from settle.server.errors import ApiError
 from settle.server.http_responses import with_error_event
+from settle.wire.errors import ApiError
 from tests.server.conftest import serving
 
 CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "def f"}], "max_tokens": 8}
@@ -58,7 +58,7 @@ def test_a_fault_in_the_middle_of_an_answer(live, stocked, monkeypatch, path):
     from settle.server.apis import anthropic, openai, responses
 
     monkeypatch.setattr(openai, "_tidied", fail_at_the_end)
-    for answer in (anthropic.Answer, responses.Answer):
+    for answer in (anthropic.MessageWriter, responses.ResponseWriter):
         monkeypatch.setattr(answer, "end", fail)
     # of a short answer the end may come with the beginning, and then nothing has begun yet
     longer = {"max_tokens": 300, "ignore_eos": True} if path == "/v1/chat/completions" else {}

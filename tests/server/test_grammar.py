@@ -12,8 +12,7 @@ import pytest
 from settle.formats.gguf import export_gguf
 from settle.infer.child_process import Child, Load
 from settle.server.grammar import checker
-from settle.server.grammar.grammars import HEAD, answer_schema
-from settle.server.grammar.schemas import MOST_ITEMS, PATTERNS
+from settle.server.grammar.grammars import HEAD, MOST_ITEMS, PATTERNS, answer_schema
 from settle.server.models.model_entry import ModelEntry
 from settle.server.models.model_loader import PoolSettings
 from tests.server.conftest import serving

@@ -20,12 +20,12 @@ from settle.base.chat_template import TemplateFailure
 from settle.infer.template_check import require_renders
 from settle.library.store import StoredModel, add_model, store
 from settle.machine import cpu_seconds, resident
-from settle.server.errors import ApiError
-from settle.server.guard.guard import Limits
-from settle.server.guard.http_protocol import MOST_PIPELINED
+from settle.server.guard import Limits
+from settle.server.http_server import MOST_PIPELINED
 from settle.server.models import loaded_model, model_loader, model_pool
 from settle.server.models.model_loader import PoolSettings
-from settle.server.requests.fields import parse
+from settle.wire.errors import ApiError
+from settle.wire.fields import parse
 from tests.base.bombs import COMPILED, REVIEW
 from tests.hostile import with_metadata
 from tests.server.conftest import KEY, ORIGIN, serving, until
@@ -194,9 +194,9 @@ def test_who_still_sends_gets_to_read_why_not(live, key, status):
 
 
 def test_a_body_that_nobody_wants_is_not_read_for_ever(live, monkeypatch):
-    from settle.server.guard import body_limits
+    from settle.server import guard
 
-    monkeypatch.setattr(body_limits, "DISCARD_SECONDS", 0.3)
+    monkeypatch.setattr(guard, "DISCARD_SECONDS", 0.3)
     with socket.create_connection(("127.0.0.1", live.port), timeout=20) as slow:
         slow.sendall(head("100").replace(KEY.encode(), b"wrong") + b"{")
         assert slow.makefile("rb").read().startswith(b"HTTP/1.1 401")  # to the end of the connection
@@ -242,9 +242,9 @@ def test_numbers(live, number):
 
 
 def test_a_header_that_trickles_in(live, monkeypatch):
-    from settle.server.guard import http_protocol
+    from settle.server import http_server
 
-    monkeypatch.setattr(http_protocol, "HEADER_SECONDS", 0.3)
+    monkeypatch.setattr(http_server, "HEADER_SECONDS", 0.3)
     with socket.create_connection(("127.0.0.1", live.port), timeout=20) as slow:
         slow.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n")
         ended = False
@@ -268,9 +268,9 @@ def test_a_header_without_end(live):
 
 
 def test_a_body_that_trickles_in(stocked, monkeypatch):
-    from settle.server.guard import body_limits
+    from settle.server import guard
 
-    monkeypatch.setattr(body_limits, "BODY_SECONDS", 0.3)
+    monkeypatch.setattr(guard, "BODY_SECONDS", 0.3)
     with serving(stocked) as server, socket.create_connection(("127.0.0.1", server.port), timeout=20) as slow:
         slow.sendall(head("100") + b"{")
         assert slow.recv(100).startswith(b"HTTP/1.1 408")

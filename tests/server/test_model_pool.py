@@ -9,9 +9,9 @@ import pytest
 from settle.base.run import Run
 from settle.formats.gguf import export_gguf
 from settle.library.store import StoredModel, add_model
-from settle.server.errors import ApiError
-from settle.server.models.aliases import aliases, set_alias
+from settle.server.models.model_catalogue import aliases, set_alias
 from settle.server.models.model_loader import PoolSettings
+from settle.wire.errors import ApiError
 from tests.server.conftest import add_adapter, fill_store, serving, until
 from tests.trained import trained
 

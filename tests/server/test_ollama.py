@@ -151,7 +151,7 @@ def test_tools_are_called_with_objects(live):
 
 
 def test_calls_are_told_whole():
-    from settle.server.apis.ollama import Answer
+    from settle.server.apis.ollama import LineWriter
     from settle.server.models.model_entry import ModelEntry
 
     def chunk(delta, reason=None):
@@ -160,7 +160,7 @@ def test_calls_are_told_whole():
     def call(index, **function):
         return {"tool_calls": [{"index": index, "id": f"c{index}", "function": function}]}
 
-    answer = Answer(ModelEntry("m", __file__), "m", True, 512, 0)
+    answer = LineWriter(ModelEntry("m", __file__), "m", True, 512, 0)
     chunks = [
         chunk({"reasoning_content": "hm"}),
         chunk(call(0, name="a", arguments="")),

@@ -6,7 +6,7 @@ import json
 import pytest
 
 from settle.library.store import StoredModel, add_model, find_model
-from settle.server.errors import ApiError
+from settle.wire.errors import ApiError
 from tests.server.conftest import serving
 from tests.server.test_ollama import CHAT, TEXT, client, whole
 

@@ -6,7 +6,7 @@ import jsonschema
 import pytest
 
 from settle.server.app import all_apis
-from settle.server.guard.guard import OPEN_PATHS
+from settle.server.guard import OPEN_PATHS
 
 schemathesis = pytest.importorskip("schemathesis", reason="schemathesis is not installed")
 

@@ -5,9 +5,9 @@ import json
 import pydantic
 import pytest
 
-from settle.server.apis.responses import Answer
-from settle.server.apis.responses.body import ResponseBody
-from settle.server.errors import ApiError
+from settle.server.apis.responses import ResponseWriter
+from settle.wire.errors import ApiError
+from settle.wire.formats.responses import ResponseBody
 
 ASK = {"model": "tiny", "input": "def f", "max_output_tokens": 8, "temperature": 0}
 PARAMETERS = {
@@ -225,7 +225,7 @@ def test_reasoning(live, thinker, stream):
 
 
 def test_an_answer_that_breaks_off_ends_as_failed():
-    answer = Answer("tiny", ResponseBody(input="x", stream=True), has_logprobs=False)
+    answer = ResponseWriter("tiny", ResponseBody(input="x", stream=True), has_logprobs=False)
     started = [*answer.begin(), *answer.feed({"choices": [{"delta": {"content": "a"}}]})]
     last = answer.fail(ApiError(502, "the engine died"))
     assert last["type"] == "response.failed" and last["sequence_number"] == len(started)

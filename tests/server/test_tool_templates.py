@@ -11,7 +11,7 @@ import pytest
 from settle.formats.gguf import export_gguf
 from settle.server.models.model_entry import ModelEntry
 from settle.server.models.model_loader import PoolSettings
-from settle.server.requests.tool_calls.required_calls import limited
+from settle.server.requests.required_calls import limited
 from tests.server.conftest import Live, serving
 from tests.trained import trained
 

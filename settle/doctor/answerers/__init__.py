@@ -4,7 +4,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 
-from settle.doctor.exchanges.exchange import Reply, Request
+from settle.wire.exchange import Reply, Request
 
 
 class Answerer(ABC):

@@ -5,10 +5,10 @@ import time
 from settle.doctor.answerers import Answerer
 from settle.doctor.answerers.asking_side import unchanged
 from settle.doctor.answerers.puzzles import PUZZLES
-from settle.doctor.exchanges.exchange import Change, Request
 from settle.doctor.findings import Fix
 from settle.doctor.known_answers import KNOWN_ANSWERS
 from settle.doctor.trial import Item, Side, Trial
+from settle.wire.exchange import Change, Request
 
 TOKENS = 16  # of an answer that is compared
 ITEMS = 18  # questions of a proof, and as many others of the re-test: some are answered alike by chance

@@ -3,8 +3,8 @@
 from collections.abc import Callable
 
 from settle.doctor.answerers import Answerer
-from settle.doctor.exchanges.exchange import Change, Reply, Request
 from settle.doctor.trial import Item, Side
+from settle.wire.exchange import Change, Reply, Request
 
 Score = Callable[[Request, Reply], float]
 

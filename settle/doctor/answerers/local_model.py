@@ -3,10 +3,10 @@
 from collections.abc import Iterator
 
 from settle.doctor.answerers import Answerer
-from settle.doctor.exchanges.exchange import Reply, Request, text_of
-from settle.doctor.exchanges.layouts.openai import OpenAI
 from settle.infer.engine import Engine
 from settle.library.reference import ModelRef
+from settle.wire.exchange import Reply, Request, text_of
+from settle.wire.formats.openai import OpenAIFormat
 
 CONTEXT = 4096  # tokens, where nobody asks for more
 _TEMPLATE_SETTINGS = {"thinking": "enable_thinking", "reasoning_effort": "reasoning_effort"}
@@ -42,9 +42,9 @@ class LocalModel(Answerer):
     def pieces(self, request: Request) -> Iterator[Reply]:
         if not self.engine.takes_turns:
             return self._completed(request)
-        layout = OpenAI()
-        body = {"seed": 0, **layout.body(request), "stream_options": {"include_usage": True}}
-        return (reply for chunk in self.engine.chat_chunks(body) if (reply := layout.reply(chunk)) is not None)
+        openai = OpenAIFormat()
+        body = {"seed": 0, **openai.body(request), "stream_options": {"include_usage": True}}
+        return (reply for chunk in self.engine.chat_chunks(body) if (reply := openai.reply(chunk)) is not None)
 
     def num_prompt_tokens(self, request: Request) -> int:
         return len(self.prompt(request))

@@ -9,10 +9,10 @@ from settle.base.files import parse_json
 from settle.base.server_state import running_server, server_key
 from settle.doctor.answerers import Answerer
 from settle.doctor.answerers.web import Web
-from settle.doctor.exchanges.exchange import Exchange, Reply, Request, text_of
-from settle.doctor.exchanges.layouts import Layout
 from settle.doctor.known_answers import KNOWN_ANSWERS
 from settle.doctor.servers import Served, ServerKind
+from settle.wire.exchange import Exchange, Reply, Request, text_of
+from settle.wire.formats import WireFormat
 
 FIRST_SECONDS, MOST_SECONDS = 60.0, 600.0  # to the first of an answer, which may have to wait for the model; for all
 PROBE_FIRST_SECONDS, PROBE_SECONDS = 15.0, 5.0
@@ -40,7 +40,7 @@ class ServedModel(Answerer):
 
     def __init__(self, web: Web, kind: ServerKind, model: Served) -> None:
         self.name, self.web, self.kind, self.model = f"{model.name} at {web.address}", web, kind, model
-        self._layout = Layout.part(kind.layout)()
+        self._format = WireFormat.part(kind.api)()
 
     def pieces(self, request: Request) -> Iterator[Reply]:
         return self._pieces(request, FIRST_SECONDS, MOST_SECONDS)
@@ -51,7 +51,7 @@ class ServedModel(Answerer):
         found = []
         for number, at in enumerate(PROBES):
             question: tuple[dict[str, object], ...] = ({"role": "user", "content": KNOWN_ANSWERS[at].question},)
-            request = Request(question, (), self.model.settings, self.model.name, None, self.kind.layout)
+            request = Request(question, (), self.model.settings, self.model.name, None, self.kind.api)
             asked = replace(request, settings={})
             reply = Reply()
             for piece in self._pieces(asked, PROBE_FIRST_SECONDS, PROBE_SECONDS, must_end=False):
@@ -75,15 +75,15 @@ class ServedModel(Answerer):
         return self.ask(request.having(max_tokens=1)).prompt_tokens
 
     def _pieces(self, request: Request, first: float, seconds: float, must_end: bool = True) -> Iterator[Reply]:
-        body = self._layout.body(replace(request, model=self.model.name)) | {"stream": True}
-        if self.kind.layout == "openai":
+        body = self._format.body(replace(request, model=self.model.name)) | {"stream": True}
+        if self.kind.api == "openai":
             body["stream_options"] = {"include_usage": True}
         whole, num_pieces = [], 0
         for line in self.web.lines(self.kind.path, body, first, seconds, must_end):
             value = _parsed(line.removeprefix("data:").strip())
             if isinstance(value, dict) and value.get("error"):
                 raise RunError(f"{self.web.address} fails: {str(value['error'])[:200]}", "look at its log")
-            piece = self._layout.reply(value) if isinstance(value, dict) else None
+            piece = self._format.reply(value) if isinstance(value, dict) else None
             if piece is not None:
                 num_pieces += 1
                 yield piece
@@ -94,7 +94,7 @@ class ServedModel(Answerer):
     def _whole(self, text: str) -> Reply:
         """An answer that was not streamed."""
         value = _parsed(text)
-        reply = self._layout.reply(value) if isinstance(value, dict) else None
+        reply = self._format.reply(value) if isinstance(value, dict) else None
         if reply is None:
             raise RunError(
                 f"{self.web.address}{self.kind.path} answers no chat: {text.strip()[:160]!r}", "check what runs there"

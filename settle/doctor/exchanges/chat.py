@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from settle.doctor.answerers import Answerer
-from settle.doctor.exchanges.exchange import Exchange, Reply
+from settle.wire.exchange import Exchange, Reply
 
 
 @dataclass(frozen=True)

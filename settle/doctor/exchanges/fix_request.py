@@ -6,23 +6,23 @@ from pathlib import Path
 
 from settle.base.errors import UsageError
 from settle.base.files import write_json
-from settle.doctor.exchanges.exchange import Request
-from settle.doctor.exchanges.layouts import Layout
-from settle.doctor.exchanges.layouts.openai import OpenAI
 from settle.doctor.findings import Fix
+from settle.wire.exchange import Request
+from settle.wire.formats import WireFormat
+from settle.wire.formats.openai import OpenAIFormat
 
 FILE = "request-fixed.json"
 
 
 def request_fix(request: Request, setting: str, value: object) -> Fix:
     """Sends `setting` with every request; what can be written is the recorded request with it."""
-    changed = Layout.part(request.layout)().changed(setting, value)
+    changed = WireFormat.part(request.api)().changed(setting, value)
     command, out = json.dumps(changed, ensure_ascii=False)[1:-1], Path.cwd() / FILE
 
     def write() -> str:
         if out.exists():
             raise UsageError(f"{out.name} is there already", "move it away, or use it")
-        write_json(out, _with(request.body or OpenAI().body(request), changed))
+        write_json(out, _with(request.body or OpenAIFormat().body(request), changed))
         return f"wrote {out}: the recorded request with {command}; set the same in your client"
 
     return Fix(f"send {command} with the request", command, write)
@@ -30,7 +30,7 @@ def request_fix(request: Request, setting: str, value: object) -> Fix:
 
 def setting_text(request: Request, setting: str, value: object) -> str:
     """A setting as the client would write it."""
-    return json.dumps(Layout.part(request.layout)().changed(setting, value), ensure_ascii=False)[1:-1]
+    return json.dumps(WireFormat.part(request.api)().changed(setting, value), ensure_ascii=False)[1:-1]
 
 
 def _with(body: Mapping[str, object], changes: Mapping[str, object]) -> dict[str, object]:

@@ -1,7 +1,7 @@
-"""Reads recorded requests and answers, and conversations, from the files that people have of them.
+"""Reader of recorded requests and answers, and conversations, from the files that people have of them.
 
-A file is JSON, JSON lines, or a browser's HAR. Of each record the layouts say whether it is a request or an answer; one
-that holds both under names of its own is looked into, as is text that holds JSON, lines of JSON or server-sent events.
+A file is JSON, JSON lines, or a browser's HAR. The wire formats say whether a record is a request or an answer. Records
+that hold both under names of their own are searched, and so is text that is JSON, lines of it, or server-sent events.
 """
 
 import errno
@@ -12,8 +12,8 @@ from typing import NamedTuple
 
 from settle.base.errors import DataError
 from settle.base.files import parse_json, read_bounded
-from settle.doctor.exchanges.exchange import Exchange, Message, Reply, Request, text_of
-from settle.doctor.exchanges.layouts import Body, calls_of, content_text, layouts, messages_of
+from settle.wire.exchange import Exchange, Message, Reply, Request, text_of
+from settle.wire.formats import RawBody, calls_of, content_text, messages_of, wire_formats
 
 MOST_BYTES = 64 << 20
 MOST_DEPTH = 4  # of records within records
@@ -29,7 +29,7 @@ class Transcript(NamedTuple):
 
 
 def read_transcript(path: Path) -> Transcript:
-    """Raises DataError for a file without an exchange, which names the layouts that are known."""
+    """Read a recorded transcript. Raises DataError for a file without an exchange, which names the known formats."""
     try:
         text = read_bounded(path, MOST_BYTES, "utf-8-sig", "replace")
     except OSError as e:
@@ -39,13 +39,13 @@ def read_transcript(path: Path) -> Transcript:
         raise DataError(f"{path} cannot be read: {e.strerror}", "name a file that is there") from None
     exchanges = _Reader(path.name).exchanges(_records(text, path.name))
     if not exchanges:
-        raise DataError(f"{path.name} holds no request and no conversation", known_layouts())
+        raise DataError(f"{path.name} holds no request and no conversation", known_formats())
     return Transcript(path, tuple(exchanges))
 
 
-def known_layouts() -> str:
-    """The layouts that are known, as the fix of an error."""
-    return "known: " + "; ".join([*(layout.known for layout in layouts()), '{"messages": […]}, also of `/save`'])
+def known_formats() -> str:
+    """Return the known formats, as the fix of an error."""
+    return "known: " + "; ".join([*(each.known for each in wire_formats()), '{"messages": […]}, also of `/save`'])
 
 
 def _records(text: str, name: str) -> list[tuple[str, object]]:
@@ -63,7 +63,7 @@ def _records(text: str, name: str) -> list[tuple[str, object]]:
                 records.append((f"line {number}", parse_json(line)))
             except ValueError:
                 if not records:
-                    raise DataError(f"{name} is neither JSON nor JSON lines: {whole}", known_layouts()) from None
+                    raise DataError(f"{name} is neither JSON nor JSON lines: {whole}", known_formats()) from None
                 if number < len(text.splitlines()):
                     raise DataError(f"line {number} of {name} is no JSON", "mend that line, or leave it out") from None
         return records
@@ -91,7 +91,7 @@ class _Reader:
     """Pairs requests with their answers, in the order of the file."""
 
     def __init__(self, name: str) -> None:
-        self._name, self._layouts = name, layouts()
+        self._name, self._formats = name, wire_formats()
         self._exchanges: list[Exchange] = []
         self._turns: list[Message] = []  # of a conversation that has one turn a line
 
@@ -102,15 +102,15 @@ class _Reader:
             elif not self._add(record, where, 0) and not self._is_beside(record):
                 fields = ", ".join(map(str, record))[:200] if isinstance(record, Mapping) else type(record).__name__
                 raise DataError(
-                    f"{self._name}, {where}: neither a request nor an answer in a known layout; it has {fields}",
-                    known_layouts(),
+                    f"{self._name}, {where}: neither a request nor an answer in a known format; it has {fields}",
+                    known_formats(),
                 )
         self._exchanges += _conversation(self._turns, "the conversation")
         return self._exchanges
 
-    def _turn(self, record: Body) -> tuple[Message, ...]:
+    def _turn(self, record: RawBody) -> tuple[Message, ...]:
         """The turn that a record is, where it is neither a request nor an API's answer."""
-        if "messages" in record or any(layout.reply(record) for layout in self._layouts):
+        if "messages" in record or any(wire_format.reply(record) for wire_format in self._formats):
             return ()
         return messages_of([record]) or ()
 
@@ -152,7 +152,7 @@ class _Reader:
         self._exchanges[-1] = replace(last, reply=(last.reply or Reply()).then(reply))
         return True
 
-    def _pair(self, record: Body) -> tuple[Request, Reply | None] | None:
+    def _pair(self, record: RawBody) -> tuple[Request, Reply | None] | None:
         """A request and its answer, from a record that names both."""
         asked = next((r for key in _ASKED if key in record and (r := self._inner_request(record[key]))), None)
         if asked is None:
@@ -182,22 +182,22 @@ class _Reader:
             return Reply(value)  # the answer's text alone
         return joined
 
-    def _request(self, body: Body) -> Request | None:
-        return next((found for layout in self._layouts if (found := layout.request(body)) is not None), None)
+    def _request(self, body: RawBody) -> Request | None:
+        return next((found for wire_format in self._formats if (found := wire_format.request(body)) is not None), None)
 
-    def _reply(self, body: Body) -> Reply | None:
-        found = ((layout.reply(body)) for layout in self._layouts)
+    def _reply(self, body: RawBody) -> Reply | None:
+        found = ((wire_format.reply(body)) for wire_format in self._formats)
         return next((reply for reply in found if reply is not None), _message_reply(body))
 
 
-def _message_reply(body: Body) -> Reply | None:
+def _message_reply(body: RawBody) -> Reply | None:
     """The answer that one message is, as some logs have it."""
     if body.get("role") != "assistant" or "content" not in body:
         return None
     return _spoken(messages_of([dict(body)])[0])  # type: ignore[index]
 
 
-def _bodies(value: object) -> list[Body]:
+def _bodies(value: object) -> list[RawBody]:
     """The JSON objects that a value is or holds: as text, as lines of it, as server-sent events."""
     if isinstance(value, Mapping):
         return [value]

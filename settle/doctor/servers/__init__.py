@@ -23,16 +23,12 @@ class Served:
 
 
 class ServerKind(Part):
-    """The contract of a kind of server. It is only asked, never changed.
+    """The contract of a kind of server. It is only asked, never changed."""
 
-    rank: the order in which kinds are tried: one that others imitate comes after them. title: to show. layout: of the
-    bodies that it is asked with. path: where it answers chats.
-    """
-
-    rank: ClassVar[int]
-    title: ClassVar[str]
-    layout: ClassVar[str] = "openai"
-    path: ClassVar[str] = "/v1/chat/completions"
+    rank: ClassVar[int]  # the order in which kinds are tried: one that others imitate comes after them
+    title: ClassVar[str]  # to show
+    api: ClassVar[str] = "openai"  # wire format of the bodies that it is asked with
+    path: ClassVar[str] = "/v1/chat/completions"  # where it answers chats
 
     @abstractmethod
     def models(self, web: Web) -> list[Served] | None:

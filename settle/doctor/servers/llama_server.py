@@ -5,9 +5,9 @@ from dataclasses import replace
 from typing import ClassVar
 
 from settle.doctor.answerers.web import Web
-from settle.doctor.exchanges.layouts.openai import SAMPLING
 from settle.doctor.servers import Served, ServerKind, listed, number
 from settle.doctor.servers.openai import served
+from settle.wire.formats.openai import SAMPLING
 
 
 class LlamaServer(ServerKind):

@@ -5,8 +5,8 @@ from dataclasses import replace
 from typing import ClassVar
 
 from settle.doctor.answerers.web import Web
-from settle.doctor.exchanges.layouts.openai import SAMPLING
 from settle.doctor.servers import Served, ServerKind, listed, number
+from settle.wire.formats.openai import SAMPLING
 
 
 class OllamaServer(ServerKind):
@@ -14,7 +14,7 @@ class OllamaServer(ServerKind):
 
     rank: ClassVar[int] = 30
     title: ClassVar[str] = "Ollama"
-    layout: ClassVar[str] = "ollama"
+    api: ClassVar[str] = "ollama"
     path: ClassVar[str] = "/api/chat"
 
     def models(self, web: Web) -> list[Served] | None:

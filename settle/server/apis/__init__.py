@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from typing import ClassVar
 
 from settle.base.registry import Part
-from settle.server.errors import ApiError, openai_error
 from settle.server.gateway import Endpoint, Handler
+from settle.wire.errors import ApiError, openai_error
 
 
 class Api(Part):

@@ -12,12 +12,12 @@ from starlette.responses import Response
 from settle.data.decisions.answers import Answer
 from settle.data.decisions.questions import Question
 from settle.server.apis import Api
-from settle.server.errors import invalid, unsupported
 from settle.server.gateway import Call, Endpoint
 from settle.server.http_responses import json_response
 from settle.server.requests.decide import MOST_QUESTIONS, decide, question_of, text_of
-from settle.server.requests.fields import Body, Name
-from settle.server.wire_types import JsonObject
+from settle.wire.errors import invalid, unsupported
+from settle.wire.fields import Body, Name
+from settle.wire.types import JsonObject
 
 PATHS = ("/v1/decisions", "/decisions")
 Text = Annotated[str, Field(max_length=1 << 24)]
@@ -84,7 +84,7 @@ class Item(Body):
         return read if self.type == "message" else {"type": self.type} | read
 
 
-class Choice(Body):
+class Option(Body):
     """One option of a choice."""
 
     value: Annotated[str, Field(min_length=1, max_length=1 << 16)] | bool
@@ -104,7 +104,7 @@ class DecisionQuestion(Body):
     type: Literal["predicate", "choice", "score"]
     instructions: Text | Parts
     name: Name | None = None
-    choices: Annotated[list[Choice], Field(min_length=2, max_length=255)] | None = None
+    choices: Annotated[list[Option], Field(min_length=2, max_length=255)] | None = None
     levels: Annotated[list[Level], Field(min_length=2, max_length=10)] | None = None
 
     def question(self, param: str) -> Question:

@@ -8,29 +8,29 @@ from pydantic import Field
 from starlette.responses import Response
 
 from settle.server.apis import Api, openai
-from settle.server.apis.openai import body as openai_body
-from settle.server.apis.openai.completions import DONE, Completion, error_event
-from settle.server.errors import ApiError
+from settle.server.apis.openai import DONE, Completion, error_event
 from settle.server.gateway import Call, Endpoint
 from settle.server.http_responses import data_event, json_response, streamed
 from settle.server.models.model_entry import ModelEntry
 from settle.server.models.model_facts import capabilities, facts
 from settle.server.models.model_pool import ModelPool
 from settle.server.requests import chat
-from settle.server.requests.chat_request import ChatRequest
-from settle.server.wire_types import Chunk, JsonObject
+from settle.wire.errors import ApiError
+from settle.wire.formats import openai as wire
+from settle.wire.requests import ChatRequest
+from settle.wire.types import Chunk, JsonObject
 
 PATH = "/api/v0"
 Ttl = Annotated[int, Field(ge=1, le=1 << 31)]
 
 
-class ChatBody(openai_body.ChatBody):
+class ChatBody(wire.ChatBody):
     """What /api/v0/chat/completions takes. ttl: seconds without a request after which the model is unloaded."""
 
     ttl: Ttl | None = None
 
 
-class CompletionBody(openai_body.CompletionBody):
+class CompletionBody(wire.CompletionBody):
     """What /api/v0/completions takes: one prompt, because the statistics are of one answer."""
 
     prompt: str
@@ -38,7 +38,7 @@ class CompletionBody(openai_body.CompletionBody):
     ttl: Ttl | None = None
 
 
-class EmbeddingBody(openai_body.EmbeddingBody):
+class EmbeddingBody(wire.EmbeddingBody):
     """What /api/v0/embeddings takes."""
 
     ttl: Ttl | None = None

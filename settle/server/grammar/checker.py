@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from settle.base.child.python_command import module_command
 from settle.server.models.loaded_model import LoadedModel
-from settle.server.wire_types import JsonObject
+from settle.wire.types import JsonObject
 
 SECONDS = 60.0  # on a busy machine, for the process to start, to read a model's tokens, and to check; it limits itself
 

@@ -3,19 +3,21 @@
 The disk is read at every question, so what `settle pull` or `settle tune` has just made is available at once.
 """
 
+import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 
-from settle.base.files import home
+from filelock import FileLock
+
+from settle.base.files import home, parse_json, write_json
 from settle.infer.child_process import Draft
 from settle.library.resolve import all_refs
 from settle.library.store import all_models
-from settle.server.errors import ApiError
-from settle.server.models.aliases import aliases
-from settle.server.models.document_models import document_models
 from settle.server.models.model_entry import ModelEntry
+from settle.server.models.model_facts import completes_only, template_of
+from settle.wire.errors import ApiError
 
 
 class ModelCatalogue:
@@ -110,3 +112,46 @@ def _aliased(entries: Sequence[ModelEntry]) -> Iterator[ModelEntry]:
     for name, target in aliases().items():
         if target in by_id and name not in by_id:
             yield replace(by_id[target], id=name, aliases=(), origin=f"another name of {target}")
+
+
+LOCK_SECONDS = 10.0
+
+
+def aliases() -> dict[str, str]:
+    """Name → id of what it names. Empty when the file is missing or damaged."""
+    try:
+        names = parse_json((home() / "server" / "aliases.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return {str(name): str(target) for name, target in names.items()} if isinstance(names, dict) else {}
+
+
+def set_alias(name: str, target: str | None) -> None:
+    """Sets the name, or removes it when `target` is None. Raises OSError when the file cannot be written."""
+    folder = home() / "server"
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / "aliases.lock", LOCK_SECONDS):  # requests run in threads, and other servers may be there
+        known = aliases()
+        known.pop(name, None)
+        known |= {name: target} if target is not None else {}
+        write_json(folder / "aliases.json", known)
+
+
+def document_models(models: list[ModelEntry]) -> Iterator[ModelEntry]:
+    """Every collection, answered by every model that takes turns. None where the extra `rag` is missing."""
+    try:
+        from settle.retrieve.index.collection_folder import collection_names
+    except ModuleNotFoundError:
+        return
+    collections = collection_names()
+    for model in models if collections else ():
+        with contextlib.suppress(ApiError):
+            if model.path.exists() and template_of(model) and not completes_only(model):
+                for name in collections:
+                    yield with_documents(name, model)
+
+
+def with_documents(collection: str, model: ModelEntry) -> ModelEntry:
+    aliases = tuple(f"{collection}@{alias}" for alias in model.aliases)
+    origin = f"the documents of {collection}, answered by {model.id}"
+    return replace(model, id=f"{collection}@{model.id}", aliases=aliases, origin=origin, collection=collection)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from settle.base.child.python_command import module_command
 from settle.library.store import stamp_of
-from settle.server.errors import ApiError
+from settle.wire.errors import ApiError
 
 CONVERT_SECONDS = 1800
 

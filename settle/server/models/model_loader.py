@@ -17,12 +17,11 @@ from settle.infer.context import needed_bytes
 from settle.library.facts import Facts, Use
 from settle.library.store import stamp_of
 from settle.machine import memory, resident
-from settle.server.errors import ApiError
-from settle.server.guard.template_check import check_decision_template, check_model_template
 from settle.server.models.loaded_model import AdapterFile, LoadedModel, ModelKey
 from settle.server.models.model_catalogue import ModelCatalogue
 from settle.server.models.model_entry import ModelEntry
-from settle.server.models.model_facts import facts, template_of
+from settle.server.models.model_facts import check_decision_template, check_model_template, facts, template_of
+from settle.wire.errors import ApiError
 
 LONGEST_DEFAULT_CONTEXT = 32_768  # tokens of a slot, unless --context says otherwise
 SHORTEST_CONTEXT = 4_096  # with less, a client's system prompt and tools hardly fit: loading is refused instead

@@ -15,7 +15,6 @@ from collections.abc import AsyncIterator, Callable, Coroutine
 import aiohttp
 
 from settle.library.facts import Use
-from settle.server.errors import ApiError
 from settle.server.models.loaded_model import (
     AdapterFile,
     BackgroundTasks,
@@ -34,6 +33,7 @@ from settle.server.models.model_loader import (
     can_ever_fit,
     estimate_bytes,
 )
+from settle.wire.errors import ApiError
 
 CHECK_SECONDS = 2.0  # between two looks for idle and dead children
 ABANDONED_SECONDS = 10.0  # that a model goes on loading for nobody: a client that gave up may ask again

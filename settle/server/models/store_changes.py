@@ -19,12 +19,11 @@ from settle.base.events import Event, Progress, Say
 from settle.base.run import NAME
 from settle.library.store import StoredModel, add_model, all_models, stamp_of, store
 from settle.model.source import hash_of
-from settle.server.errors import ApiError, invalid
-from settle.server.models.aliases import aliases, set_alias
-from settle.server.models.model_catalogue import ModelCatalogue
+from settle.server.models.model_catalogue import ModelCatalogue, aliases, set_alias
 from settle.server.models.model_entry import ModelEntry
 from settle.server.models.model_pool import ModelPool
-from settle.server.wire_types import JsonObject
+from settle.wire.errors import ApiError, invalid
+from settle.wire.types import JsonObject
 
 if TYPE_CHECKING:
     from settle.library.pull.offer import Offer

@@ -1,25 +1,33 @@
 """Chats: a `ChatRequest` is checked against the model that answers it, rendered, counted, and trimmed to fit."""
 
 import contextlib
+import json
 from collections.abc import AsyncGenerator, Callable
 from pathlib import Path
 from types import ModuleType
 
+from settle.base.files import parse_json
 from settle.infer.tool_calls.call_reader import CallReader
-from settle.server.errors import ApiError, invalid, unsupported
-from settle.server.grammar.grammars import call_grammar, json_grammar, native_tools, own_grammar
-from settle.server.guard.template_check import check_template
+from settle.server.grammar.checker import GrammarError, check_json
+from settle.server.grammar.grammars import CLOSE, OPEN, call_grammar, json_grammar, native_tools, own_grammar
 from settle.server.models.backend import Backend
 from settle.server.models.loaded_model import LoadedModel
 from settle.server.models.model_catalogue import ModelCatalogue
 from settle.server.models.model_entry import ModelEntry
-from settle.server.requests.chat_request import ChatPlan, ChatRequest, TextPlan
+from settle.server.models.model_facts import check_template
+from settle.server.requests.chat_plan import ChatPlan, TextPlan
 from settle.server.requests.engine import apply_template, require_possible, tokenize
-from settle.server.requests.tool_calls.arguments import fits
-from settle.server.requests.tool_calls.call_form import OWN_FORM, CallForm, template_form
-from settle.server.requests.tool_calls.required_calls import DEFAULT_TOKENS, RequiredCalls
-from settle.server.requests.tools import with_instructions
-from settle.server.wire_types import ChatMessage, Chunk, JsonObject
+from settle.server.requests.required_calls import (
+    DEFAULT_TOKENS,
+    OWN_FORM,
+    CallForm,
+    RequiredCalls,
+    template_form,
+)
+from settle.wire.errors import ApiError, invalid, unsupported
+from settle.wire.requests import ChatRequest
+from settle.wire.tools import ToolChoice
+from settle.wire.types import ChatMessage, Chunk, JsonObject, Tool
 
 OWN_ARGUMENTS = {"messages", "tools", "add_generation_prompt", "bos_token", "eos_token", "self"}
 
@@ -46,6 +54,25 @@ async def whole(backend: Backend, request: ChatRequest, entry: ModelEntry) -> Ch
     async with backend.pool.use(entry) as loaded:
         plan = await prepare(backend.catalogue, request, entry, loaded)
         return await plan.whole(loaded)
+
+
+async def unstreamed_chunks(backend: Backend, request: ChatRequest, entry: ModelEntry) -> AsyncGenerator[Chunk]:
+    """Yield the chunks of an answer that is not streamed: a single one, unless that would differ. Raises ApiError.
+
+    It differs where llama.cpp continues a message, whose beginning it repeats unless it streams, and for probabilities,
+    which belong to the piece that they came with."""
+    if request.messages[-1]["role"] == "assistant" or request.top_logprobs is not None:
+        async with contextlib.aclosing(stream(backend, request, entry)) as pieces:
+            async for chunk in pieces:
+                yield chunk
+        return
+    answer = await whole(backend, request, entry)
+    choice = answer["choices"][0]
+    message = choice.pop("message")
+    for index, call in enumerate(message.get("tool_calls") or ()):
+        call["index"] = index
+    answer["choices"] = [choice | {"delta": message}]
+    yield answer
 
 
 def _document_chat() -> ModuleType:
@@ -119,7 +146,7 @@ class _Prompt:
         self.messages = request.messages
         if is_emulated:
             has_system = loaded.capabilities.get("supports_system_role", True)
-            self.messages = with_instructions(request.messages, request.tools, request.choice, has_system)
+            self.messages = _with_instructions(request.messages, request.tools, request.choice, has_system)
 
     async def check(self, messages: list[ChatMessage]) -> None:
         """Renders the template in the sandbox as llama.cpp will render it. Raises ApiError."""
@@ -164,6 +191,50 @@ class _Prompt:
         return await _num_tokens(self.loaded, await self.render(messages))
 
 
+def _with_instructions(
+    messages: list[ChatMessage], tools: list[Tool], choice: ToolChoice, has_system: bool
+) -> list[ChatMessage]:
+    """Messages with the list of tools in the system prompt, and calls and their results as text.
+
+    has_system: whether the template supports a system prompt; else the first message of the user begins with it.
+    """
+    turns = [_as_text(message) for message in messages]
+    if not tools:
+        return turns
+    listed = "\n".join(json.dumps(tool["function"], ensure_ascii=False) for tool in tools)
+    when = "Call a function now." if choice == "required" else "If none of them is of use, answer without them."
+    text = (
+        f"You may call functions. To call one, write\n{OPEN}"
+        '{"name": "the function", "arguments": {"its": "arguments"}}'
+        f"{CLOSE}\nand nothing else. These are the functions:\n{listed}\n{when}"
+    )
+    if turns and turns[0]["role"] == "system":
+        return [turns[0] | {"content": f"{turns[0]['content']}\n\n{text}"}, *turns[1:]]
+    if has_system or not turns:
+        return [{"role": "system", "content": text}, *turns]
+    return [turns[0] | {"content": f"{text}\n\n{turns[0]['content']}"}, *turns[1:]]
+
+
+def _as_text(message: ChatMessage) -> ChatMessage:
+    """A call, or the result of one, as a message that every template supports."""
+    if message["role"] == "tool":
+        return {"role": "user", "content": f"<tool_response>\n{message.get('content') or ''}\n</tool_response>"}
+    calls = message.get("tool_calls")
+    if not calls:
+        return message
+    written = "\n".join(f"{OPEN}{json.dumps(_plain(call['function']), ensure_ascii=False)}{CLOSE}" for call in calls)
+    content = message.get("content")
+    return {"role": message["role"], "content": f"{content}\n{written}" if content else written}
+
+
+def _plain(function: dict[str, str]) -> JsonObject:
+    try:
+        arguments = parse_json(function.get("arguments") or "{}")
+    except ValueError:
+        arguments = function["arguments"]
+    return {"name": function["name"], "arguments": arguments}
+
+
 async def _num_tokens(loaded: LoadedModel, prompt: str) -> int:
     return len(await tokenize(loaded, prompt, add_special=True, parse_special=True))
 
@@ -198,7 +269,16 @@ async def _chat_body(
 
 
 def _reader_of(request: ChatRequest) -> Callable[[], CallReader]:
-    return lambda: CallReader(request.tools, fits)
+    return lambda: CallReader(request.tools, _fits)
+
+
+async def _fits(schema: JsonObject, arguments: str) -> bool:
+    """Return whether a call's arguments, which are JSON, fit their schema."""
+    try:
+        await check_json(schema, arguments)
+    except GrammarError:
+        return False
+    return True
 
 
 async def _emulated_body(prompt: _Prompt) -> JsonObject:

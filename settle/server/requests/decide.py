@@ -8,12 +8,12 @@ from settle.base.errors import DataError
 from settle.data.decisions.answers import Answer
 from settle.data.decisions.questions import Question
 from settle.infer.decisions.llama_form import PATH, LlamaForm
-from settle.server.errors import PROMPT, ApiError, unsupported
 from settle.server.models.model_entry import ModelEntry, make_file
 from settle.server.models.model_facts import facts
 from settle.server.models.model_pool import ModelPool
 from settle.server.requests.engine import ask, require_possible
-from settle.server.wire_types import JsonObject
+from settle.wire.errors import PROMPT, ApiError, unsupported
+from settle.wire.types import JsonObject
 
 MOST_QUESTIONS = 400  # of one request, as of OpenAI's
 

@@ -24,14 +24,15 @@ from settle.retrieve.answer.retrieval import Retrieval, retrieve
 from settle.retrieve.answer.write_answer import LONGEST, AnswerOptions
 from settle.retrieve.index.catalogue.records import Occurrence
 from settle.retrieve.index.collection import Collection
-from settle.server.errors import ApiError, invalid, unsupported
-from settle.server.guard.template_check import check_template
 from settle.server.models.backend import Backend
 from settle.server.models.collection_pool import CollectionPool
 from settle.server.models.loaded_model import LoadedModel
 from settle.server.models.model_entry import ModelEntry
-from settle.server.requests.chat_request import ChatRequest, chunk_head, delta_choice
-from settle.server.wire_types import Choice, Chunk, Delta, Usage
+from settle.server.models.model_facts import check_template
+from settle.server.requests.chat_plan import chunk_head, delta_choice
+from settle.wire.errors import ApiError, invalid, unsupported
+from settle.wire.requests import ChatRequest
+from settle.wire.types import Choice, Chunk, Delta, Usage
 
 MOST_TOKENS = 2 * LONGEST  # of an answer, whatever max_tokens allows
 SAMPLING = {

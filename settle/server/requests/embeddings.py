@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 
 from settle.infer.child_process import Json
-from settle.server.errors import invalid, unsupported
 from settle.server.models.model_entry import ModelEntry
 from settle.server.models.model_pool import ModelPool
 from settle.server.requests.engine import ask, tokenize
+from settle.wire.errors import invalid, unsupported
 
 
 async def embed_texts(

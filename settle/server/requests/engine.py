@@ -7,9 +7,9 @@ from typing import Any
 
 import aiohttp
 
-from settle.server.errors import PROMPT, ApiError
 from settle.server.models.loaded_model import LoadedModel
-from settle.server.wire_types import JsonObject
+from settle.wire.errors import PROMPT, ApiError
+from settle.wire.types import JsonObject
 
 LONGEST_LINE = 1 << 26
 MOST_ATTEMPTS = 3

@@ -3,42 +3,28 @@
 import secrets
 import time
 from collections.abc import AsyncGenerator, Sequence
-from dataclasses import dataclass, field
 
-from settle.server.grammar.answer_check import AnswerCheck
-from settle.server.grammar.grammars import json_grammar, own_grammar
+from settle.server.grammar.grammars import AnswerCheck, json_grammar, own_grammar
 from settle.server.models.backend import Backend
 from settle.server.models.loaded_model import LoadedModel
 from settle.server.models.model_catalogue import ModelCatalogue
 from settle.server.models.model_entry import ModelEntry
 from settle.server.requests import chat
-from settle.server.requests.chat_request import delta_choice, timings_of, usage_of
-from settle.server.requests.engine import TEXT_PATH, GrammarWatch, ask, open_stream, read_events, require_possible
-from settle.server.requests.fill_in_middle import infill_prompt
-from settle.server.wire_types import Choice, Chunk, JsonObject, Logprobs, TextEvent
+from settle.server.requests.chat_plan import delta_choice, timings_of, usage_of
+from settle.server.requests.engine import (
+    TEXT_PATH,
+    GrammarWatch,
+    ask,
+    open_stream,
+    read_events,
+    require_possible,
+    tokenize,
+)
+from settle.wire.errors import ApiError
+from settle.wire.requests import TextRequest
+from settle.wire.types import Choice, Chunk, JsonObject, Logprobs, TextEvent
 
-
-@dataclass(frozen=True)
-class TextRequest:
-    """prompt: a text, or a list of token ids and texts. suffix: the text after the gap; None when there is no gap. Then
-    `before` is the text before it, and `prompt` how its filling begins; extra: names and texts of other
-    files, for code models.
-    schema: {} for any JSON object. schema_name: the field that it was given in. more: further fields under llama.cpp's
-    names."""
-
-    prompt: str | Sequence[int | str]
-    suffix: str | None = None
-    before: str = ""
-    extra: list[tuple[str, str]] = field(default_factory=list)
-    schema: JsonObject | None = None
-    schema_name: str = "json_schema"
-    grammar: str | None = None
-    max_tokens: int | None = None
-    stop: list[str] = field(default_factory=list)
-    top_logprobs: int | None = None
-    sampling: JsonObject = field(default_factory=dict)
-    adapters: dict[str, float] = field(default_factory=dict)
-    more: JsonObject = field(default_factory=dict)
+FILE_SEPARATOR = "\n\n--- snippet ---\n\n"  # for models that have no token for it
 
 
 async def stream(backend: Backend, request: TextRequest, entry: ModelEntry) -> AsyncGenerator[TextEvent]:
@@ -105,7 +91,7 @@ async def prepare(
     require_possible(request.prompt if isinstance(request.prompt, list) else [request.prompt], loaded)
     if request.suffix is not None:
         start = request.prompt if isinstance(request.prompt, str) else ""
-        prompt = await infill_prompt(loaded, request.before, request.suffix, start, request.extra)
+        prompt = await _infill_prompt(loaded, request.before, request.suffix, start, request.extra)
     return body | {"prompt": prompt}
 
 
@@ -121,3 +107,31 @@ def _tidied(event: TextEvent, request: TextRequest, entry: ModelEntry) -> TextEv
         for token in event.get("completion_probabilities", ()):
             token["top_logprobs"] = []
     return event
+
+
+async def _infill_prompt(
+    loaded: LoadedModel, before: str, after: str, start: str = "", extra: Sequence[tuple[str, str]] = ()
+) -> list[int]:
+    """Return the tokens of the prompt that code models were trained on for filling a gap. Raises ApiError.
+
+    before, after: the texts around the gap. start: how the filling begins. extra: names and texts of other files of the
+    project. llama.cpp's own /infill silently drops what does not fit a batch: the beginning of the text before the gap,
+    the end of the text after it, and other files altogether."""
+    fim = loaded.facts.fim
+    if not fim:
+        message = "the model has no fill-in-the-middle tokens, so it cannot use a suffix"
+        raise ApiError(400, message, "not_supported", "suffix")
+
+    async def tokens(text: str) -> list[int]:  # code may spell a special token
+        return await tokenize(loaded, text, add_special=False, parse_special=False) if text else []
+
+    prompt = (await tokenize(loaded, "", add_special=True))[:1]  # the token that texts begin with, if there is one
+    if extra and "rep" in fim:
+        prompt += [fim["rep"], *await tokens("project\n")]
+    for name, text in extra:
+        prompt += [fim["sep"], *await tokens(f"{name or 'file'}\n")] if "sep" in fim else await tokens(FILE_SEPARATOR)
+        prompt += await tokens(text)
+    if extra and "sep" in fim:
+        prompt += [fim["sep"], *await tokens("this file\n")]
+    prompt += [fim["pre"], *await tokens(before), fim["suf"], *await tokens(after), fim["mid"]]
+    return prompt + await tokens(start)

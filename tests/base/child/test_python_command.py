@@ -39,7 +39,7 @@ HERE = {
     "served file": """
         from pathlib import Path
         from settle.server.models.model_entry import ModelEntry, make_file
-        from settle.server.errors import ApiError
+        from settle.wire.errors import ApiError
         try:
             make_file(ModelEntry("store:nothing", Path("nothing.gguf"), is_converted=True))
         except ApiError as e:

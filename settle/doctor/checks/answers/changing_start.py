@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import ClassVar
 
 from settle.doctor.checks import Check
-from settle.doctor.exchanges.exchange import Request, text_of
 from settle.doctor.findings import Finding, Fix
 from settle.doctor.known_answers import KNOWN_ANSWERS
 from settle.doctor.subject import Subject
 from settle.doctor.trial import LEAST_RATIO, Item, Side, Trial
 from settle.infer.engine import Engine
 from settle.library.reference import ModelRef
+from settle.wire.exchange import Request, text_of
 
 FEWEST_CHARACTERS = 400  # of a start that is worth keeping
 ALIKE, KEPT = 0.8, 0.5  # share of two starts that is the same, and that comes before their first difference

@@ -9,11 +9,11 @@ from settle.doctor.answerers.asking_side import AskingSide, unchanged
 from settle.doctor.answerers.puzzles import PUZZLES
 from settle.doctor.checks import Check
 from settle.doctor.exchanges.chat import Chat
-from settle.doctor.exchanges.exchange import Reply, Request
 from settle.doctor.exchanges.fix_request import request_fix, setting_text
 from settle.doctor.findings import Finding, Fix
 from settle.doctor.subject import Subject
 from settle.doctor.trial import Trial
+from settle.wire.exchange import Reply, Request
 
 ITEMS = 8
 LEAST_SHARE = 0.5

@@ -9,12 +9,12 @@ from settle.doctor.answerers.local_model import LocalModel
 from settle.doctor.answerers.served_model import ServedModel
 from settle.doctor.checks import Check
 from settle.doctor.exchanges.chat import Chat
-from settle.doctor.exchanges.exchange import Exchange, Request, text_of
 from settle.doctor.exchanges.fix_request import request_fix
 from settle.doctor.findings import Finding, Fix
 from settle.doctor.known_answers import PROSE
 from settle.doctor.subject import Subject
 from settle.doctor.trial import Item, Side, Trial
+from settle.wire.exchange import Exchange, Request, text_of
 
 ITEMS = 10  # pairs of words
 LEAST_SHARE = 0.5
@@ -105,8 +105,8 @@ class ForgottenStart(Check):
         assert isinstance(sent, int) and isinstance(at, int)
         context = 1 << (sent + 1024 - 1).bit_length()  # with room for an answer
         answerer = subject.chat.answerer
-        is_ollama = isinstance(answerer, ServedModel) and answerer.kind.layout == "ollama"
-        if at >= 0 and (subject.chat.exchanges[at].request.layout == "ollama" or is_ollama):
+        is_ollama = isinstance(answerer, ServedModel) and answerer.kind.api == "ollama"
+        if at >= 0 and (subject.chat.exchanges[at].request.api == "ollama" or is_ollama):
             return request_fix(subject.chat.exchanges[at].request, "context", context)
         commands = {"llama-server": f"llama-server --ctx-size {context}", "Ollama": f"OLLAMA_CONTEXT_LENGTH={context}"}
         title = answerer.kind.title if isinstance(answerer, ServedModel) else ""

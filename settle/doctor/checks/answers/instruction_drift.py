@@ -9,11 +9,11 @@ from settle.base.errors import UsageError
 from settle.base.files import write_json
 from settle.doctor.answerers.agreement import agreement_trial
 from settle.doctor.checks import Check
-from settle.doctor.exchanges.exchange import Message, Request
-from settle.doctor.exchanges.layouts.openai import OpenAI
 from settle.doctor.findings import Finding, Fix
 from settle.doctor.subject import Subject
 from settle.doctor.trial import Trial
+from settle.wire.exchange import Message, Request
+from settle.wire.formats.openai import OpenAIFormat
 
 
 class InstructionDrift(Check):
@@ -67,7 +67,7 @@ class InstructionDrift(Check):
         def write() -> str:
             if out.exists():
                 raise UsageError(f"{out.name} is there already", "move it away, or use it")
-            write_json(out, OpenAI().body(later.instructed_as(first)))
+            write_json(out, OpenAIFormat().body(later.instructed_as(first)))
             return f"wrote {out}: the recorded request with its instructions; have the client send them with every turn"
 
         command = f'{{"role": "system", "content": "{first.instructions[:160]}"}}'

@@ -9,13 +9,13 @@ from typing import ClassVar
 
 from settle.doctor.answerers.asking_side import AskingSide, unchanged
 from settle.doctor.checks import Check
-from settle.doctor.exchanges.exchange import Reply, Request, Tool
 from settle.doctor.exchanges.fix_request import request_fix
 from settle.doctor.findings import Finding, Fix
 from settle.doctor.known_answers import KNOWN_ANSWERS
 from settle.doctor.subject import Subject
 from settle.doctor.trial import FEWEST_ITEMS, Item, Trial
 from settle.infer.tool_calls.call_reader import calls_in
+from settle.wire.exchange import Reply, Request, Tool
 
 ITEMS = 10
 LEAST_SHARE = 0.5

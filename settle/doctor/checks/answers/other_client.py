@@ -7,11 +7,11 @@ from typing import ClassVar
 
 from settle.doctor.answerers.agreement import agreement_trial, likeliest
 from settle.doctor.checks import Check
-from settle.doctor.exchanges.exchange import Change, Request
 from settle.doctor.exchanges.fix_request import request_fix, setting_text
 from settle.doctor.findings import Finding, Fix
 from settle.doctor.subject import Subject
 from settle.doctor.trial import Trial
+from settle.wire.exchange import Change, Request
 
 CHANCE = {"seed", "max_tokens", "stream", "logprobs"}  # settings that make no client another one
 SYSTEM, TOOLS, HISTORY = "the system prompt", "the tools", "the earlier turns"

@@ -7,12 +7,12 @@ from typing import ClassVar, NamedTuple
 from settle.base.errors import EngineError
 from settle.doctor.answerers.asking_side import AskingSide, unchanged
 from settle.doctor.checks import Check
-from settle.doctor.exchanges.exchange import Reply, Request
 from settle.doctor.exchanges.fix_request import request_fix, setting_text
 from settle.doctor.findings import Finding, Fix
 from settle.doctor.known_answers import KNOWN_ANSWERS
 from settle.doctor.subject import Subject
 from settle.doctor.trial import FEWEST_ITEMS, Trial
+from settle.wire.exchange import Reply, Request
 
 
 class Usual(NamedTuple):

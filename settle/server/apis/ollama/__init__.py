@@ -11,25 +11,25 @@ from settle.base.version import __version__
 from settle.infer.child_process import Json
 from settle.server.apis import Api
 from settle.server.apis.ollama import models, store
-from settle.server.apis.ollama.answer import Answer, error_line, streamed_lines
-from settle.server.apis.ollama.body import (
+from settle.server.apis.ollama.answer import LineWriter, error_line, streamed_lines
+from settle.server.gateway import Call, Endpoint
+from settle.server.http_responses import json_response
+from settle.server.models.model_entry import ModelEntry, make_file
+from settle.server.models.model_facts import capabilities, facts, template_of
+from settle.server.requests import chat, text_completion
+from settle.server.requests.embeddings import embed_texts, truncate_texts
+from settle.wire.errors import ApiError, unsupported
+from settle.wire.formats.ollama import (
     AnswerBody,
+    Answerer,
     ChatBody,
     EmbedBody,
     GenerateBody,
     LoadOptions,
     OldEmbedBody,
-    check_context,
     keep_alive_seconds,
 )
-from settle.server.errors import ApiError, unsupported
-from settle.server.gateway import Call, Endpoint
-from settle.server.http_responses import json_response
-from settle.server.models.model_entry import ModelEntry, make_file
-from settle.server.models.model_facts import facts
-from settle.server.requests import chat, text_completion
-from settle.server.requests.embeddings import embed_texts, truncate_texts
-from settle.server.wire_types import Chunk, JsonObject
+from settle.wire.types import Chunk, JsonObject
 
 VERSION = "0.32.7"  # of the Ollama whose API this is: clients turn off features that an older one lacks
 
@@ -96,39 +96,44 @@ async def chat_lines(call: Call, body: ChatBody) -> Response:
     entry = call.find(body.model)
     if not body.messages:
         return await _only_load(call, body, entry)
-    answer = await _begin(call, body, entry)
-    request = body.to_chat(entry, answer.context)
-    return await _respond(call, body, answer, chat.stream(call.backend, request, entry))
+    writer = await _begin(call, body, entry)
+    request = body.to_chat(_answerer(body, writer))
+    return await _respond(call, body, writer, chat.stream(call.backend, request, entry))
 
 
 async def generate(call: Call, body: GenerateBody) -> Response:
     entry = call.find(body.model)
     if not body.prompt and not body.suffix:
         return await _only_load(call, body, entry)
-    answer = await _begin(call, body, entry)
-    if await asyncio.to_thread(body.is_text, entry):
-        chunks = text_completion.chunks(call.backend, body.to_text(entry, answer.context), entry)
+    writer = await _begin(call, body, entry)
+    is_text = body.raw or body.suffix or not await asyncio.to_thread(template_of, entry)
+    if is_text:  # the prompt is completed as it is
+        chunks = text_completion.chunks(call.backend, body.to_text(writer.context), entry)
     else:
-        chunks = chat.stream(call.backend, body.to_chat(entry, answer.context), entry)
-    return await _respond(call, body, answer, chunks)
+        chunks = chat.stream(call.backend, body.to_chat(_answerer(body, writer)), entry)
+    return await _respond(call, body, writer, chunks)
 
 
-async def _begin(call: Call, body: AnswerBody, entry: ModelEntry) -> Answer:
+async def _begin(call: Call, body: AnswerBody, entry: ModelEntry) -> LineWriter:
     """Loads the model, unless the request cannot succeed. Raises ApiError."""
     keep_alive_seconds(body.keep_alive)
     began = time.monotonic_ns()
     context = await _load(call, entry, body.options_or_default, "generate")
-    return Answer(entry, body.model, isinstance(body, ChatBody), context, time.monotonic_ns() - began)
+    return LineWriter(entry, body.model, isinstance(body, ChatBody), context, time.monotonic_ns() - began)
+
+
+def _answerer(body: AnswerBody, writer: LineWriter) -> Answerer:
+    return Answerer(writer.entry.id, writer.context, _thinking(body.think, writer.entry))
 
 
 async def _load(call: Call, entry: ModelEntry, options: LoadOptions, use: Literal["generate", "embed"]) -> int:
-    """Tokens of context of the child that will answer. Raises ApiError for options that it does not fulfil."""
+    """Tokens of context of the child that will writer. Raises ApiError for options that it does not fulfil."""
     options.check()
     await asyncio.to_thread(make_file, entry)
     known = await asyncio.to_thread(facts, entry.path)
-    check_context(options.num_ctx, call.pool.settings.context_of(known), known.context, entry)
+    _check_context(options.num_ctx, call.pool.settings.context_of(known), known.context, entry)
     async with call.pool.use(entry, use) as loaded:
-        check_context(options.num_ctx, loaded.context, known.context, entry)
+        _check_context(options.num_ctx, loaded.context, known.context, entry)
         return loaded.context
 
 
@@ -138,33 +143,35 @@ async def _only_load(call: Call, body: AnswerBody, entry: ModelEntry) -> Respons
     if idle == 0:
         body.options_or_default.check()
         await call.pool.unload(entry)
-        return json_response(Answer(entry, body.model, isinstance(body, ChatBody), 0, 0).done("unload"))
-    answer = await _begin(call, body, entry)
+        return json_response(LineWriter(entry, body.model, isinstance(body, ChatBody), 0, 0).done("unload"))
+    writer = await _begin(call, body, entry)
     if idle is not None:
         await call.pool.keep(entry, idle)
-    return json_response(answer.done("load"))
+    return json_response(writer.done("load"))
 
 
-async def _respond(call: Call, body: AnswerBody, answer: Answer, chunks: AsyncGenerator[Chunk]) -> Response:
-    lines = _lines(call, body, answer, chunks)
+async def _respond(call: Call, body: AnswerBody, writer: LineWriter, chunks: AsyncGenerator[Chunk]) -> Response:
+    lines = _lines(call, body, writer, chunks)
     if body.stream is False:
-        return json_response(answer.merged([line async for line in lines]))
+        return json_response(writer.merged([line async for line in lines]))
     return await streamed_lines(call, lines)
 
 
-async def _lines(call: Call, body: AnswerBody, answer: Answer, chunks: AsyncGenerator[Chunk]) -> AsyncGenerator[Json]:
+async def _lines(
+    call: Call, body: AnswerBody, writer: LineWriter, chunks: AsyncGenerator[Chunk]
+) -> AsyncGenerator[Json]:
     """The lines; afterwards the model is kept for as long as the request wants."""
     is_begun = False
     try:
         async for chunk in chunks:
             call.record.usage(chunk.get("usage"))
-            for line in answer.lines(chunk):
+            for line in writer.lines(chunk):
                 is_begun = True
                 yield line
     finally:
         idle = keep_alive_seconds(body.keep_alive)
         if is_begun and idle is not None:
-            await call.pool.keep(answer.entry, idle)
+            await call.pool.keep(writer.entry, idle)
 
 
 async def embed(call: Call, body: EmbedBody) -> Response:
@@ -197,3 +204,33 @@ async def embeddings(call: Call, body: OldEmbedBody) -> Response:
     if idle is not None:
         await call.pool.keep(entry, idle)
     return json_response({"embedding": vectors[0]})
+
+
+def _thinking(think: bool | str | None, entry: ModelEntry) -> JsonObject:
+    """Return arguments of the template. Raises ApiError where the template does not support them."""
+    if think is None:
+        return {}
+    if "thinking" not in capabilities(entry):
+        if think is False:
+            return {}
+        raise unsupported("think", f"{entry.id} does not support thinking")
+    template = template_of(entry) or ""
+    if isinstance(think, str):
+        if "reasoning_effort" not in template:
+            raise unsupported("think", f"{entry.id} has no levels of thinking: true or false")
+        return {"reasoning_effort": think, "enable_thinking": True}
+    if not think and "enable_thinking" not in template:
+        raise unsupported("think", f"{entry.id} always thinks")
+    return {"enable_thinking": think}
+
+
+def _check_context(wanted: int | None, context: int, longest: int, entry: ModelEntry) -> None:
+    """Raise ApiError when a num_ctx is longer than the context.
+
+    context: in tokens, as served; longest: that the model supports."""
+    if wanted is None or wanted <= context:
+        return
+    message = f"options.num_ctx: {entry.id} is served with a context of {context} tokens, but {wanted} are wanted"
+    fix = f"run `settle serve --context {wanted}`" if wanted <= longest else f"the model supports {longest} at most"
+    counts = {"n_ctx": context}
+    raise ApiError(400, f"{message}; {fix}", "context_length_exceeded", "options.num_ctx", counts)

@@ -9,17 +9,17 @@ from starlette.responses import Response
 from settle.base.files import parse_json
 from settle.infer.child_process import Json
 from settle.server.apis.ollama.models import now
-from settle.server.errors import ApiError
 from settle.server.gateway import Call
 from settle.server.http_responses import streamed
 from settle.server.models.model_entry import ModelEntry
-from settle.server.wire_types import Chunk, JsonObject, Logprobs, ToolCall
+from settle.wire.errors import ApiError
+from settle.wire.types import Chunk, JsonObject, Logprobs, ToolCall
 
 LINES = "application/x-ndjson"
 FIELD_NAMES = {"response_format": "format", "reasoning_effort": "think"}  # OpenAI's → Ollama's, in messages
 
 
-class Answer:
+class LineWriter:
     """The lines of /api/chat, which have `message`, or of /api/generate, which have `response` and `thinking`. The last
     one has counts and durations in nanoseconds too.
 

@@ -10,13 +10,13 @@ from settle.formats.gguf import read_gguf
 from settle.infer.child_process import Json
 from settle.library.facts import TEMPLATE_KEY, Facts
 from settle.library.store import StoredModel, all_models, stamp_of
-from settle.server.errors import ApiError
 from settle.server.models.loaded_model import LoadedModel
 from settle.server.models.model_catalogue import ModelCatalogue
 from settle.server.models.model_entry import ModelEntry
 from settle.server.models.model_facts import capabilities, facts, template_of
 from settle.server.models.model_pool import ModelPool
-from settle.server.wire_types import JsonObject
+from settle.wire.errors import ApiError
+from settle.wire.types import JsonObject
 
 FOR_EVER = datetime.datetime(2318, 1, 1, tzinfo=datetime.UTC)  # about what Ollama says of models that it keeps
 

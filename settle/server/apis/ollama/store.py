@@ -8,12 +8,12 @@ from pydantic import Field
 from starlette.responses import Response
 
 from settle.server.apis.ollama.answer import streamed_lines
-from settle.server.errors import ApiError, invalid, unsupported
 from settle.server.gateway import Call
 from settle.server.http_responses import json_response
 from settle.server.models.store_changes import find_offer
-from settle.server.requests.fields import Body, Name
-from settle.server.wire_types import JsonObject
+from settle.wire.errors import ApiError, invalid, unsupported
+from settle.wire.fields import Body, Name
+from settle.wire.types import JsonObject
 
 RequiredName = Annotated[Name, Field(min_length=1)]  # of a change: never the only model that there happens to be
 

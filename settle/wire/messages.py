@@ -2,11 +2,11 @@
 
 import json
 import secrets
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from settle.infer.tool_calls.types import function_call
-from settle.server.errors import invalid, reject_unknown, unsupported
-from settle.server.wire_types import ChatMessage, ToolCall
+from settle.wire.errors import invalid, reject_unknown, unsupported
+from settle.wire.types import ChatMessage, ToolCall
 
 ROLES = {"system", "user", "assistant", "tool"}
 MESSAGE_FIELDS = {"role", "content", "name", "tool_calls", "tool_call_id", "reasoning_content", "reasoning", "refusal"}
@@ -98,3 +98,25 @@ def text_of(content: object, where: str) -> str:
             raise invalid(f"{where}.{number}.text", "must be a text")
         texts.append(text)
     return "\n".join(texts)
+
+
+def merge_turns(messages: list[ChatMessage], roles: Collection[str]) -> list[ChatMessage]:
+    """Neighbouring messages of the same role as one. roles: those to merge."""
+    merged: list[ChatMessage] = []
+    for message in messages:
+        if merged and message["role"] in roles and merged[-1]["role"] == message["role"]:
+            merged[-1] = _merge(merged[-1], message)
+        else:
+            merged.append(message)
+    return merged
+
+
+def _merge(one: ChatMessage, two: ChatMessage) -> ChatMessage:
+    merged = one | {"content": "\n".join(message["content"] for message in (one, two) if message["content"])}
+    reasoning = [message["reasoning_content"] for message in (one, two) if message.get("reasoning_content")]
+    calls = [*one.get("tool_calls", ()), *two.get("tool_calls", ())]
+    if reasoning:
+        merged["reasoning_content"] = "\n".join(reasoning)
+    if calls:
+        merged["tool_calls"] = calls
+    return merged

@@ -4,15 +4,12 @@ To emulate tools, the system prompt lists them, a grammar lets the model write v
 parsed. llama.cpp alone silently drops the tools of such a template.
 """
 
-import json
 import re
 from collections.abc import Sequence
 from typing import Literal
 
-from settle.base.files import parse_json
-from settle.server.errors import invalid, reject_unknown
-from settle.server.grammar.grammars import CLOSE, OPEN
-from settle.server.wire_types import ChatMessage, JsonObject, Tool
+from settle.wire.errors import invalid, reject_unknown
+from settle.wire.types import JsonObject, Tool
 
 FUNCTION_NAME = re.compile(r"[a-zA-Z0-9_.:/-]{1,128}")
 
@@ -71,30 +68,6 @@ def may_repeat(asked: bool | None, choice: object) -> bool:
     return asked if asked is not None else not (isinstance(choice, dict) and choice.get("type") == "function")
 
 
-def with_instructions(
-    messages: list[ChatMessage], tools: list[Tool], choice: ToolChoice, has_system: bool
-) -> list[ChatMessage]:
-    """Messages with the list of tools in the system prompt, and calls and their results as text.
-
-    has_system: whether the template supports a system prompt; else the first message of the user begins with it.
-    """
-    turns = [_as_text(message) for message in messages]
-    if not tools:
-        return turns
-    listed = "\n".join(json.dumps(tool["function"], ensure_ascii=False) for tool in tools)
-    when = "Call a function now." if choice == "required" else "If none of them is of use, answer without them."
-    text = (
-        f"You may call functions. To call one, write\n{OPEN}"
-        '{"name": "the function", "arguments": {"its": "arguments"}}'
-        f"{CLOSE}\nand nothing else. These are the functions:\n{listed}\n{when}"
-    )
-    if turns and turns[0]["role"] == "system":
-        return [turns[0] | {"content": f"{turns[0]['content']}\n\n{text}"}, *turns[1:]]
-    if has_system or not turns:
-        return [{"role": "system", "content": text}, *turns]
-    return [turns[0] | {"content": f"{text}\n\n{turns[0]['content']}"}, *turns[1:]]
-
-
 def _allowed(tools: list[Tool], choice: JsonObject) -> tuple[list[Tool], ToolChoice]:
     """The choice `allowed_tools`. OpenAI's two APIs have the list in two places."""
     allowed = choice.get("allowed_tools", choice)
@@ -126,23 +99,3 @@ def _only(tools: list[Tool], names: list[str]) -> list[Tool]:
     if missing:
         raise invalid("tool_choice", f"there is no tool {missing[0][:100]!r}")
     return [known[name] for name in names]
-
-
-def _as_text(message: ChatMessage) -> ChatMessage:
-    """A call, or the result of one, as a message that every template supports."""
-    if message["role"] == "tool":
-        return {"role": "user", "content": f"<tool_response>\n{message.get('content') or ''}\n</tool_response>"}
-    calls = message.get("tool_calls")
-    if not calls:
-        return message
-    written = "\n".join(f"{OPEN}{json.dumps(_plain(call['function']), ensure_ascii=False)}{CLOSE}" for call in calls)
-    content = message.get("content")
-    return {"role": message["role"], "content": f"{content}\n{written}" if content else written}
-
-
-def _plain(function: dict[str, str]) -> JsonObject:
-    try:
-        arguments = parse_json(function.get("arguments") or "{}")
-    except ValueError:
-        arguments = function["arguments"]
-    return {"name": function["name"], "arguments": arguments}

@@ -1,22 +1,34 @@
-"""The bodies of Anthropic's API, and how they become chat requests.
+"""Anthropic's Messages (https://docs.claude.com/en/api/messages).
 
 Anthropic's errors have one form, so the field at fault is named in the message.
 """
 
 import dataclasses
 import json
-from collections.abc import Iterator
-from typing import Annotated, Literal
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
 from settle.infer.tool_calls.types import function_call
-from settle.server.errors import invalid, unsupported
-from settle.server.requests.chat_request import ChatRequest
-from settle.server.requests.content_blocks import merge_turns
-from settle.server.requests.fields import INT32, MOST_TOKENS, Body, Name, Share, effort_arguments, stops, validated
-from settle.server.requests.tools import check_tools, choose, may_repeat
-from settle.server.wire_types import ChatMessage, JsonObject
+from settle.wire.errors import invalid, unsupported
+from settle.wire.exchange import Call, Message, Reply, Request
+from settle.wire.fields import INT32, MOST_TOKENS, Body, Name, Share, effort_arguments, stops, validated
+from settle.wire.formats import (
+    RawBody,
+    WireFormat,
+    arguments_text,
+    content_text,
+    count_of,
+    finish_of,
+    messages_of,
+    settings_of,
+    tools_of,
+)
+from settle.wire.messages import merge_turns
+from settle.wire.requests import ChatRequest
+from settle.wire.tools import check_tools, choose, may_repeat
+from settle.wire.types import ChatMessage, JsonObject
 
 NOT_HERE = {
     "container": "this server has no containers",
@@ -29,6 +41,9 @@ NOT_HERE = {
 # prompt would be found in the cache; llama.cpp's own endpoint leaves it out too
 BOOKKEEPING = "x-anthropic-billing-header:"
 KEEPS_ALL = {"type": "clear_thinking_20251015", "keep": "all"}
+# numbers of tokens of a prompt; the first leaves out the others
+_READ = ("input_tokens", "cache_read_input_tokens", "cache_creation_input_tokens")
+_BLOCKS = {"tool_use", "tool_result", "thinking", "redacted_thinking"}  # that no other API has
 
 
 class Cache(Body):
@@ -42,7 +57,7 @@ class Cached(Body):
     cache_control: Cache | None = None
 
 
-class Text(Cached):
+class TextBlock(Cached):
     type: Literal["text"]
     text: str
     citations: Annotated[list[object], Field(max_length=0)] | None = None
@@ -75,7 +90,7 @@ class ToolResult(Cached):
     toolset_name: None = None
 
 
-class Message(Body):
+class MessageBody(Body):
     role: Literal["user", "assistant", "system"]
     content: str | list[object]
 
@@ -230,7 +245,7 @@ def _tool(value: object, where: str) -> Tool:
 
 def _turns(value: object, where: str, called: dict[str, str]) -> Iterator[ChatMessage]:
     """A message as OpenAI's, one for each block. called: names of tools by the ids of their calls so far."""
-    message = validated(Message, value, where)
+    message = validated(MessageBody, value, where)
     if isinstance(message.content, str) or message.role == "system":
         yield {"role": message.role, "content": _text(message.content, f"{where}.content")}
         return
@@ -242,14 +257,14 @@ def _turns(value: object, where: str, called: dict[str, str]) -> Iterator[ChatMe
 
 def _turn(role: str, value: object, where: str, called: dict[str, str]) -> ChatMessage:
     known: dict[str, type[Body]] = {
-        "text": Text,
+        "text": TextBlock,
         "thinking": Thinking,
         "tool_use": ToolUse,
         "tool_result": ToolResult,
     }
     kind = value.get("type") if isinstance(value, dict) else None
     block = validated(_block_type(known, kind, where), value, where)
-    if isinstance(block, Text):
+    if isinstance(block, TextBlock):
         return {"role": role, "content": block.text}
     if role != ("user" if isinstance(block, ToolResult) else "assistant"):
         raise invalid(where, f"{kind} is not allowed in a message of this role")
@@ -286,6 +301,128 @@ def _text(content: str | list[object], where: str) -> str:
     texts = []
     for number, block in enumerate(content):
         kind = block.get("type") if isinstance(block, dict) else None
-        _block_type({"text": Text}, kind, f"{where}.{number}")
-        texts.append(validated(Text, block, f"{where}.{number}").text)
+        _block_type({"text": TextBlock}, kind, f"{where}.{number}")
+        texts.append(validated(TextBlock, block, f"{where}.{number}").text)
     return "\n".join(text for text in texts if not text.startswith(BOOKKEEPING))
+
+
+class AnthropicFormat(WireFormat):
+    """Recorded bodies: {"system", "messages", "max_tokens", …} and {"content": […], "stop_reason"}, or events of it."""
+
+    rank: ClassVar[int] = 10
+    known: ClassVar[str] = 'Anthropic: {"system", "messages": […], "max_tokens"} and {"content": […], "stop_reason"}'
+    spelled: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "thinking": ("thinking", "type"),
+        "stop": ("stop_sequences",),
+    }
+
+    def request(self, body: RawBody) -> Request | None:
+        turns = body.get("messages")
+        if not isinstance(turns, list) or not turns or "options" in body or not _is_own(body, turns):
+            return None
+        messages: list[Message] = []
+        if system := content_text(body.get("system")):
+            messages.append({"role": "system", "content": system})
+        for turn in turns:
+            if not isinstance(turn, Mapping):
+                return None
+            messages += _recorded_turn(turn)
+        settings = settings_of(body, ("max_tokens", "temperature", "top_p", "top_k"))
+        settings |= {"stop": body["stop_sequences"]} if body.get("stop_sequences") else {}
+        thinking = body.get("thinking")
+        if isinstance(thinking, Mapping):
+            settings["thinking"] = thinking.get("type") != "disabled"
+        tools = tools_of(body.get("tools"))
+        return Request(tuple(messages), tools, settings, str(body.get("model") or ""), None, self.part_name(), body)
+
+    def changed(self, setting: str, value: object) -> JsonObject:
+        if setting == "thinking":
+            return {"thinking": {"type": "enabled" if value else "disabled"}}
+        return super().changed(setting, value)
+
+    def reply(self, body: RawBody) -> Reply | None:
+        kind = body.get("type")
+        if isinstance(kind, str) and (kind.startswith(("content_block_", "message_")) or kind == "ping"):
+            return _event(kind, body)
+        blocks = body.get("content")
+        if not isinstance(blocks, list) or "stop_reason" not in body:
+            return None
+        reply = Reply(finish=finish_of(body["stop_reason"]))
+        for block in blocks:
+            if isinstance(block, Mapping):
+                reply = reply.then(_block(block))
+        return _counted(reply, body.get("usage"))
+
+
+def _is_own(body: RawBody, turns: Sequence[object]) -> bool:
+    if "system" in body or "stop_sequences" in body or "anthropic_version" in body:
+        return True
+    tools = body.get("tools")
+    if isinstance(tools, list) and any(isinstance(tool, Mapping) and "input_schema" in tool for tool in tools):
+        return True
+    blocks = [block for turn in turns if isinstance(turn, Mapping) for block in _listed(turn.get("content"))]
+    return isinstance(body.get("thinking"), Mapping) or any(block.get("type") in _BLOCKS for block in blocks)
+
+
+def _listed(content: object) -> list[RawBody]:
+    return [block for block in content if isinstance(block, Mapping)] if isinstance(content, list) else []
+
+
+def _recorded_turn(turn: RawBody) -> list[Message]:
+    """Return one of Anthropic's turns as OpenAI's messages: results of tools are messages of their own."""
+    results, others, calls, thoughts = [], [], [], []
+    for block in _listed(turn.get("content")):
+        kind = block.get("type")
+        if kind == "tool_result":
+            text = content_text(block.get("content"))
+            results.append({"role": "tool", "tool_call_id": str(block.get("tool_use_id")), "content": text})
+        elif kind == "tool_use":
+            function = {"name": str(block.get("name")), "arguments": json.dumps(block.get("input") or {})}
+            calls.append({"id": str(block.get("id")), "type": "function", "function": function})
+        elif kind == "thinking":
+            thoughts.append(str(block.get("thinking") or ""))
+        else:
+            others.append(block)
+    text = content_text(others) if isinstance(turn.get("content"), list) else content_text(turn.get("content"))
+    message: JsonObject = {"role": str(turn.get("role") or "user"), "content": text}
+    message |= {"tool_calls": calls} if calls else {}
+    message |= {"reasoning_content": "\n".join(thoughts)} if any(thoughts) else {}
+    return [*results, *(messages_of([message]) or ())] if text or calls or not results else list(results)
+
+
+def _block(block: RawBody) -> Reply:
+    kind = block.get("type")
+    if kind == "thinking":
+        return Reply(reasoning=str(block.get("thinking") or ""))
+    if kind == "tool_use":
+        return Reply(calls=(Call(str(block.get("name")), _input(block.get("input"))),))
+    return Reply(text=str(block.get("text") or ""))
+
+
+def _input(value: object) -> str:
+    return arguments_text(value) if value else ""  # a stream's follows in pieces
+
+
+def _event(kind: str, body: RawBody) -> Reply:
+    """Return what an event of a stream adds to the reply."""
+    delta = body.get("delta")
+    delta = delta if isinstance(delta, Mapping) else {}
+    if kind == "content_block_delta":
+        piece = delta.get("partial_json")
+        calls = (Call("", str(piece)),) if piece else ()
+        return Reply(str(delta.get("text") or ""), str(delta.get("thinking") or ""), calls)
+    if kind == "content_block_start" and isinstance(block := body.get("content_block"), Mapping):
+        return _block(block)
+    message = body.get("message")
+    usage = message.get("usage") if isinstance(message, Mapping) else body.get("usage")
+    return _counted(Reply(finish=finish_of(delta.get("stop_reason"))), usage)
+
+
+def _counted(reply: Reply, usage: object) -> Reply:
+    counts = usage if isinstance(usage, Mapping) else {}
+    read = [count_of(counts.get(name)) for name in _READ]
+    return dataclasses.replace(
+        reply,
+        prompt_tokens=sum(count or 0 for count in read) if read[0] is not None else None,
+        written_tokens=count_of(counts.get("output_tokens")),
+    )

@@ -1,4 +1,8 @@
-"""Layouts: one file an API whose requests and answers people record. A layout recognises its bodies by their fields."""
+"""Wire formats, one file an API: bodies that the server takes field by field, and recorded ones that the doctor reads.
+
+What a client sends to the server is validated, and nothing in it is ignored. What was recorded between other clients
+and servers is recognised by its fields, and read as far as it can be.
+"""
 
 import json
 from abc import abstractmethod
@@ -6,46 +10,48 @@ from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 from settle.base.registry import Part
-from settle.doctor.exchanges.exchange import Call, Finish, Message, Reply, Request, Tool
+from settle.wire.exchange import Call, Finish, Message, Reply, Request, Tool
+from settle.wire.types import JsonObject
 
-Body = Mapping[str, object]
+RawBody = Mapping[str, object]  # as it was recorded
 
 
-class Layout(Part):
-    """The contract of a layout. rank: the order in which layouts are tried. known: its bodies, in a few words.
-    spelled: how its API spells our settings, as a path into the body, where it differs from ours."""
+class WireFormat(Part):
+    """The contract of a wire format: how recorded requests and replies of its API are read, and written again."""
 
-    rank: ClassVar[int]
-    known: ClassVar[str]
+    rank: ClassVar[int]  # the order in which formats are tried
+    known: ClassVar[str]  # its bodies, in a few words
+    # how its API spells our settings, as a path into the body, where it differs from ours
     spelled: ClassVar[Mapping[str, tuple[str, ...]]] = {}
 
     @abstractmethod
-    def request(self, body: Body) -> Request | None:
-        """The request that a body is, or None where it is none of this layout."""
+    def request(self, body: RawBody) -> Request | None:
+        """Return the request that a body is, or None where it is none of this format."""
 
     @abstractmethod
-    def reply(self, body: Body) -> Reply | None:
-        """The answer, or the piece of a streamed one, that a body is; None where it is none of this layout."""
+    def reply(self, body: RawBody) -> Reply | None:
+        """Return the reply, or the piece of a streamed one, that a body is; None where it is none of this format."""
 
-    def body(self, request: Request) -> dict[str, object]:
-        """The body that asks for this, of an API that servers are asked by."""
+    def body(self, request: Request) -> JsonObject:
+        """Return the body of a request, for an API that servers are asked through."""
         raise NotImplementedError
 
-    def changed(self, setting: str, value: object) -> dict[str, object]:
-        """The part of a body that sets one setting."""
+    def changed(self, setting: str, value: object) -> JsonObject:
+        """Return the part of a body that sets one setting."""
         *above, last = self.spelled.get(setting, (setting,))
-        changed: dict[str, object] = {last: value}
+        changed: JsonObject = {last: value}
         for name in reversed(above):
             changed = {name: changed}
         return changed
 
 
-def layouts() -> list[Layout]:
-    return sorted((part() for part in Layout.parts().values()), key=lambda layout: layout.rank)
+def wire_formats() -> list[WireFormat]:
+    """Return all formats in the order in which they are tried."""
+    return sorted((part() for part in WireFormat.parts().values()), key=lambda each: each.rank)
 
 
 def messages_of(value: object) -> tuple[Message, ...] | None:
-    """OpenAI's messages, or None where `value` is no list of turns."""
+    """Return OpenAI's messages, or None where `value` is no list of turns."""
     if not isinstance(value, list) or not value:
         return None
     if not all(isinstance(turn, Mapping) and isinstance(turn.get("role"), str) for turn in value):
@@ -53,7 +59,7 @@ def messages_of(value: object) -> tuple[Message, ...] | None:
     return tuple(_message(turn) for turn in value)
 
 
-def _message(turn: Body) -> Message:
+def _message(turn: RawBody) -> Message:
     thought = next((turn[key] for key in ("reasoning_content", "reasoning", "thinking") if turn.get(key)), None)
     kept = {key: turn[key] for key in ("tool_calls", "tool_call_id", "name") if turn.get(key)}
     role = "system" if turn["role"] == "developer" else str(turn["role"])
@@ -65,7 +71,7 @@ def _message(turn: Body) -> Message:
 
 
 def content_text(content: object) -> str:
-    """A message's text, also where it is written in blocks."""
+    """Return the text of a message's content, also where it is written in blocks."""
     if isinstance(content, list):
         blocks = [block if isinstance(block, str) else _block_text(block) for block in content]
         return "\n".join(text for text in blocks if text)
@@ -79,7 +85,7 @@ def _block_text(block: object) -> str:
 
 
 def tools_of(value: object) -> tuple[Tool, ...]:
-    """Tools in OpenAI's form, from any of the forms in which they are sent."""
+    """Return tools in OpenAI's form, from any of the forms in which they are sent."""
     found: list[Tool] = []
     for tool in value if isinstance(value, list) else ():
         if not isinstance(tool, Mapping):
@@ -93,7 +99,7 @@ def tools_of(value: object) -> tuple[Tool, ...]:
 
 
 def calls_of(value: object) -> tuple[Call, ...]:
-    """Calls from OpenAI's or Ollama's `tool_calls`, whole or in pieces."""
+    """Return the calls in OpenAI's or Ollama's `tool_calls`, whole or in pieces."""
     found = []
     for call in value if isinstance(value, list) else ():
         function = call.get("function") if isinstance(call, Mapping) else None
@@ -103,12 +109,12 @@ def calls_of(value: object) -> tuple[Call, ...]:
 
 
 def arguments_text(value: object) -> str:
-    """Arguments of a call as JSON, which some APIs send as an object."""
+    """Return the arguments of a call as JSON text; some APIs send an object."""
     return value if isinstance(value, str) else json.dumps({} if value is None else value)
 
 
 def finish_of(value: object) -> Finish:
-    """Why an answer ended, in OpenAI's words."""
+    """Return why an answer ended, in OpenAI's words."""
     if value in ("length", "max_tokens", "model_length", "limit", "max_output_tokens"):
         return "length"
     if value in ("tool_calls", "tool_use", "function_call"):
@@ -116,9 +122,11 @@ def finish_of(value: object) -> Finish:
     return "stop" if value else ""
 
 
-def settings_of(body: Body, names: Sequence[str]) -> dict[str, object]:
+def settings_of(body: RawBody, names: Sequence[str]) -> JsonObject:
+    """Return those of the named fields that are set."""
     return {name: body[name] for name in names if body.get(name) is not None}
 
 
 def count_of(value: object) -> int | None:
+    """Return a whole number, or None for any other value."""
     return value if isinstance(value, int) and not isinstance(value, bool) else None

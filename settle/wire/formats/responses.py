@@ -1,18 +1,28 @@
-"""The bodies of OpenAI's Responses API, and how they become chat requests."""
+"""OpenAI's Responses (https://platform.openai.com/docs/api-reference/responses)."""
 
 import dataclasses
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
 from settle.infer.tool_calls.types import function_call
-from settle.server.errors import invalid, unsupported
-from settle.server.requests.chat_request import ChatRequest
-from settle.server.requests.content_blocks import merge_turns
-from settle.server.requests.fields import MOST_TOKENS, Body, Name, Share, effort_arguments, validated
-from settle.server.requests.messages import check_messages, text_of
-from settle.server.requests.tools import check_tools, choose, may_repeat
-from settle.server.wire_types import ChatMessage, JsonObject
+from settle.wire.errors import invalid, unsupported
+from settle.wire.exchange import Call, Message, Reply, Request
+from settle.wire.fields import MOST_TOKENS, Body, Name, Share, effort_arguments, validated
+from settle.wire.formats import (
+    RawBody,
+    WireFormat,
+    arguments_text,
+    content_text,
+    count_of,
+    settings_of,
+    tools_of,
+)
+from settle.wire.messages import check_messages, merge_turns, text_of
+from settle.wire.requests import ChatRequest
+from settle.wire.tools import check_tools, choose, may_repeat
+from settle.wire.types import ChatMessage, JsonObject
 
 PROBABILITIES = "message.output_text.logprobs"
 NOT_HERE = {
@@ -32,7 +42,7 @@ class Item(Body):
     status: Status = None
 
 
-class Message(Item):
+class MessageItem(Item):
     type: Literal["message"] = "message"
     role: Literal["user", "assistant", "system", "developer"]
     content: str | list[object]
@@ -76,7 +86,7 @@ class ReasoningItem(Item):
 
 
 ITEMS: dict[str, type[Item]] = {
-    "message": Message,
+    "message": MessageItem,
     "function_call": FunctionCall,
     "function_call_output": FunctionCallOutput,
     "reasoning": ReasoningItem,
@@ -229,7 +239,7 @@ def _turn(value: object, where: str) -> ChatMessage:
     if not isinstance(kind, str) or kind not in ITEMS:
         raise unsupported(where, f"items of type {str(kind)[:60]} are not supported")
     item = validated(ITEMS[kind], value, where)
-    if isinstance(item, Message):
+    if isinstance(item, MessageItem):
         role = {"developer": "system"}.get(item.role, item.role)
         return {"role": role, "content": text_of(item.content, f"{where}.content")}
     if isinstance(item, FunctionCallOutput):
@@ -241,3 +251,84 @@ def _turn(value: object, where: str) -> ChatMessage:
         return turn | {"tool_calls": [function_call(item.call_id, item.name, item.arguments)]}
     assert isinstance(item, ReasoningItem)
     return turn | {"reasoning_content": "\n".join(part.text for part in item.content or item.summary)}
+
+
+class ResponsesFormat(WireFormat):
+    """Recorded bodies: {"input", "instructions", …} and {"output": [items]}, whole or as events."""
+
+    rank: ClassVar[int] = 15
+    known: ClassVar[str] = 'OpenAI Responses: {"input", "instructions"} and {"output": […]}'
+    spelled: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "max_tokens": ("max_output_tokens",),
+        "reasoning_effort": ("reasoning", "effort"),
+    }
+
+    def request(self, body: RawBody) -> Request | None:
+        given = body.get("input")
+        if not isinstance(given, str | list) or not given or "messages" in body or "model" not in body:
+            return None
+        messages: list[Message] = []
+        if instructions := body.get("instructions"):
+            messages.append({"role": "system", "content": str(instructions)})
+        for item in [given] if isinstance(given, str) else given:
+            if isinstance(item, str):
+                messages.append({"role": "user", "content": item})
+            elif isinstance(item, Mapping):
+                messages += _recorded_turn(item)
+        settings = settings_of(body, ("temperature", "top_p", "tool_choice"))
+        length, reasoning = count_of(body.get("max_output_tokens")), body.get("reasoning")
+        settings |= {"max_tokens": length} if length else {}
+        if isinstance(reasoning, Mapping) and reasoning.get("effort"):
+            settings["reasoning_effort"] = reasoning["effort"]
+        tools = tools_of(body.get("tools"))
+        return Request(tuple(messages), tools, settings, str(body["model"]), None, self.part_name(), body)
+
+    def reply(self, body: RawBody) -> Reply | None:
+        kind = body.get("type")
+        if isinstance(kind, str) and kind.startswith("response."):
+            whole = body.get("response")
+            return self.reply(whole) if _is_last(kind) and isinstance(whole, Mapping) else Reply()
+        items = body.get("output")
+        if not isinstance(items, list):
+            return None
+        reply = Reply()
+        for item in items:
+            if isinstance(item, Mapping):
+                reply = reply.then(_recorded_item(item))
+        usage = body.get("usage")
+        counts = usage if isinstance(usage, Mapping) else {}
+        is_cut = body.get("status") == "incomplete"
+        finish = Reply(
+            finish="length" if is_cut else "tool_calls" if reply.calls else "stop",
+            prompt_tokens=count_of(counts.get("input_tokens")),
+            written_tokens=count_of(counts.get("output_tokens")),
+        )
+        return reply.then(finish)
+
+
+def _is_last(kind: str) -> bool:
+    return kind in ("response.completed", "response.incomplete", "response.failed")
+
+
+def _recorded_turn(item: RawBody) -> list[Message]:
+    """Return an item as OpenAI's messages; none for one that is no turn."""
+    kind = item.get("type", "message")
+    if kind == "function_call":
+        function = {"name": str(item.get("name")), "arguments": arguments_text(item.get("arguments"))}
+        call = {"id": str(item.get("call_id")), "type": "function", "function": function}
+        return [{"role": "assistant", "content": "", "tool_calls": [call]}]
+    if kind == "function_call_output":
+        return [{"role": "tool", "tool_call_id": str(item.get("call_id")), "content": content_text(item.get("output"))}]
+    if kind != "message":
+        return []
+    role = str(item.get("role") or "user")
+    return [{"role": "system" if role == "developer" else role, "content": content_text(item.get("content"))}]
+
+
+def _recorded_item(item: RawBody) -> Reply:
+    kind = item.get("type")
+    if kind == "reasoning":
+        return Reply(reasoning=content_text(item.get("content")) or content_text(item.get("summary")))
+    if kind == "function_call":
+        return Reply(calls=(Call(str(item.get("name")), arguments_text(item.get("arguments"))),))
+    return Reply(text=content_text(item.get("content")))

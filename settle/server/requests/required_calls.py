@@ -1,22 +1,136 @@
 """Calls that must come: the grammar that leaves a model no other answer, and the reader of what it wrote."""
 
 import json
+import os
+import re
 import secrets
 from collections.abc import Sequence
+from dataclasses import dataclass
+from weakref import WeakKeyDictionary
 
 from settle.infer.tool_calls.call_reader import repeats
 from settle.infer.tool_calls.types import function_call
 from settle.server.grammar.grammars import MOST_CALLS, required_grammar
 from settle.server.models.loaded_model import LoadedModel
-from settle.server.requests.engine import ask, tokenize
-from settle.server.requests.tool_calls.call_form import CallForm
-from settle.server.wire_types import Delta, JsonObject, Tool, ToolCall
+from settle.server.requests.engine import apply_template, ask, tokenize
+from settle.wire.errors import ApiError
+from settle.wire.types import ChatMessage, Delta, JsonObject, Tool, ToolCall
+
+NAMES, IDS = ("probe_one", "probe_two"), ("call00001", "call00002")  # some templates want ids of nine characters
+VALUES = {"probe_key": "probe_value"}
+WRITTEN_VALUES = re.compile(r'\{\s*"probe_key":\s*"probe_value"\s*\}')
+MOST_FORMS = 64  # remembered of one model
+LONGEST_REPLACED = 64  # characters: of reasoning that a generation prompt opens and a call leaves out
+# where a prompt ends within reasoning, the reasoning is closed before a call
+REASONING = {
+    "<think>": "</think>\n\n",
+    "<|START_THINKING|>": "<|END_THINKING|>",
+    "[THINK]": "[/THINK]",
+    "<seed:think>": "</seed:think>",
+}
+
+
+@dataclass(frozen=True)
+class CallForm:
+    """`opening` NAME `separator` ARGUMENTS, and `between` before the name of each further call; arguments are JSON.
+
+    between: None where a turn holds one call. closing: what may follow the last call. replaced: the end of the
+    generation prompt that gives way to the opening."""
+
+    opening: str
+    separator: str
+    between: str | None
+    closing: str = ""
+    replaced: str = ""
+
+    def prompt(self, rendered: str) -> str:
+        """A rendered prompt that goes on to the name of a call."""
+        text = rendered.removesuffix(self.replaced)
+        if not self.replaced:
+            text += next((end for start, end in REASONING.items() if text.rstrip().endswith(start)), "")
+        return text + self.opening
+
+
+# of templates that have none, or one whose arguments are not JSON
+OWN_FORM = CallForm(
+    '<tool_call>{"name": "', '", "arguments": ', '}</tool_call>\n<tool_call>{"name": "', "}</tool_call>"
+)
+
+
+_FORMS: WeakKeyDictionary[LoadedModel, dict[str, CallForm | None]] = WeakKeyDictionary()
+
+
+async def template_form(loaded: LoadedModel, arguments: JsonObject) -> CallForm | None:
+    """The form of calls of the model's template, or None where it shows none that can be kept to.
+
+    arguments: of the template."""
+    forms, key = _FORMS.setdefault(loaded, {}), json.dumps(arguments, sort_keys=True)
+    if key not in forms:
+        if len(forms) >= MOST_FORMS:  # of arguments that a client makes up
+            forms.clear()
+        forms[key] = await _probe(loaded, arguments)
+    return forms[key]
+
+
+async def _probe(loaded: LoadedModel, arguments: JsonObject) -> CallForm | None:
+    try:
+        before, one = [await _rendered(loaded, arguments, num_calls) for num_calls in (0, 1)]
+    except ApiError:
+        return None
+    try:
+        two = await _rendered(loaded, arguments, 2)
+    except ApiError:  # such as Llama's: one call in a turn
+        two = ""
+    return read_form(before, one, two)
+
+
+def read_form(before: str, one: str, two: str) -> CallForm | None:
+    """The form that three renderings show: a prompt without a call, and the same with one call, and with two."""
+    start = len(os.path.commonprefix([before, one]))
+    name = one.find(NAMES[0], start)
+    values = WRITTEN_VALUES.search(one, name)
+    if name < 0 or not values or len(before) - start > LONGEST_REPLACED:
+        return None
+    opening, separator = one[start:name], one[name + len(NAMES[0]) : values.start()]
+    between, closing = _between(one[values.end() :], two, start)
+    return CallForm(opening, separator, between, closing, before[start:])
+
+
+def _between(rest: str, two: str, start: int) -> tuple[str | None, str]:
+    """What stands between two calls, and the part of it that also closes a single one. rest: what follows that."""
+    first = WRITTEN_VALUES.search(two, start)
+    second = two.find(NAMES[1], first.end()) if first else -1
+    if not first or second < 0 or not WRITTEN_VALUES.search(two, second):
+        return None, ""
+    between = two[first.end() : second]
+    # the ids of calls are theirs, and no part of the form
+    between = between.replace(IDS[1], IDS[0])
+    return between, os.path.commonprefix([between, rest])
+
+
+async def _rendered(loaded: LoadedModel, arguments: JsonObject, num_calls: int) -> str:
+    calls = [function_call(IDS[n], NAMES[n], json.dumps(VALUES)) for n in range(num_calls)]
+    messages: list[ChatMessage] = [{"role": "user", "content": "hello"}]
+    if calls:
+        messages.append({"role": "assistant", "content": "", "tool_calls": calls})
+    for call in calls:
+        name = call["function"]["name"]
+        messages.append({"role": "tool", "content": "probe_result", "tool_call_id": call["id"], "name": name})
+    body: JsonObject = {"messages": messages, "tools": [_tool(name) for name in NAMES]}
+    return await apply_template(loaded, body | ({"chat_template_kwargs": arguments} if arguments else {}))
+
+
+def _tool(name: str) -> Tool:
+    properties = {key: {"type": "string"} for key in VALUES}
+    parameters = {"type": "object", "properties": properties, "required": list(VALUES)}
+    return {"type": "function", "function": {"name": name, "description": "a probe", "parameters": parameters}}
+
 
 MOST_ITEMS = 4  # of an array that its schema does not limit, where an answer has to end
 SHORTEST, LONGEST = 8, 256  # characters of such a text
 MOST_NUMBER = 10**9
 BOUNDS = {"minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"}
-VALUES = {"enum", "const", "required", "default", "examples"}  # keys of a schema that hold no schemas
+VALUE_KEYS = {"enum", "const", "required", "default", "examples"}  # keys of a schema that hold no schemas
 DEFAULT_TOKENS = 1024  # of an answer without a limit
 
 
@@ -124,7 +238,7 @@ def _num_texts(schema: object) -> int:
         return sum(map(_num_texts, schema))
     if not isinstance(schema, dict):
         return 0
-    inner = sum(_num_texts(value) for key, value in schema.items() if key not in VALUES)
+    inner = sum(_num_texts(value) for key, value in schema.items() if key not in VALUE_KEYS)
     return _is_open_text(schema) + inner * (MOST_ITEMS if "items" in schema else 1)
 
 
@@ -139,7 +253,7 @@ def _limited(schema: object, length: int, is_tight: bool) -> object:
         return [_limited(value, length, is_tight) for value in schema]
     if not isinstance(schema, dict):
         return schema
-    result = {key: value if key in VALUES else _limited(value, length, is_tight) for key, value in schema.items()}
+    result = {key: value if key in VALUE_KEYS else _limited(value, length, is_tight) for key, value in schema.items()}
     if _is_open_text(schema):
         result["maxLength"] = max(length, _count(schema, "minLength"))
     if {*schema} & {"enum", "const"}:

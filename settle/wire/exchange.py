@@ -16,50 +16,50 @@ _THOUGHT = re.compile(r"<(think|thinking|reasoning)>.*?(</\1>|\Z)", re.S)
 
 @dataclass(frozen=True)
 class Request:
-    """What a client sent. settings: how to answer, in llama.cpp's words where it has one, else in OpenAI's, such as
-    max_tokens and temperature; `thinking` says whether to reason first. context: tokens that the client asked for, or
-    None. layout: the part that read it, which knows how its API spells a setting. body: as it was sent."""
+    """What a client sent."""
 
     messages: tuple[Message, ...]
     tools: tuple[Tool, ...] = ()
+    # how to answer, in llama.cpp's words where it has one, else in OpenAI's: max_tokens, temperature, …; `thinking` is
+    # whether to reason first
     settings: Mapping[str, object] = field(default_factory=dict)
     model: str = ""
-    context: int | None = None
-    layout: str = "openai"
-    body: Mapping[str, object] = field(default_factory=dict)
+    context: int | None = None  # tokens that the client asked for
+    api: str = "openai"  # the wire format that it was read from
+    body: Mapping[str, object] = field(default_factory=dict)  # as it was sent
 
     def having(self, **settings: object) -> "Request":
-        """The same with other settings; None leaves one out."""
+        """Return this request with other settings; None leaves one out."""
         changed = {**self.settings, **settings}
         return replace(self, settings={key: value for key, value in changed.items() if value is not None})
 
     @property
     def system(self) -> tuple[Message, ...]:
-        """The messages that instruct the model."""
+        """Messages that instruct the model."""
         return tuple(message for message in self.messages if message.get("role") == "system")
 
     @property
     def turns(self) -> tuple[Message, ...]:
-        """All the others."""
+        """Messages that do not instruct the model."""
         return tuple(message for message in self.messages if message.get("role") != "system")
 
     @property
     def instructions(self) -> str:
-        """The text of the system prompt."""
+        """Text of the system prompt."""
         return "\n".join(map(text_of, self.system))
 
     def instructed_as(self, other: "Request") -> "Request":
-        """The same turns behind the system prompt of another."""
+        """Return these turns after the system prompt of another request."""
         return replace(self, messages=(*other.system, *self.turns))
 
     @property
     def question(self) -> str:
-        """The last thing that a person said, or nothing."""
+        """Text of the last message of the user, or nothing."""
         questions = [text_of(message) for message in self.messages if message.get("role") == "user"]
         return questions[-1] if questions else ""
 
     def asking(self, question: str) -> "Request":
-        """The same with another last question, and without what followed it."""
+        """Return this request with another last question, and without what followed it."""
         places = [at for at, message in enumerate(self.messages) if message.get("role") == "user"]
         before = self.messages[: places[-1]] if places else self.messages
         return replace(self, messages=(*before, {"role": "user", "content": question}))
@@ -67,14 +67,14 @@ class Request:
 
 @dataclass(frozen=True)
 class Call:
-    """A call of a tool. arguments: JSON, as it was written; of a call without a name, the next piece in a stream."""
+    """A call of a tool."""
 
     name: str
-    arguments: str = ""
+    arguments: str = ""  # JSON, as it was written; of a call without a name, the next piece in a stream
 
     @property
     def values(self) -> Mapping[str, object] | None:
-        """The arguments, or None where what was written is no JSON object."""
+        """Arguments as an object, or None where what was written is none."""
         try:
             values = parse_json(self.arguments) if self.arguments.strip() else {}
         except ValueError:
@@ -84,25 +84,24 @@ class Call:
 
 @dataclass(frozen=True)
 class Reply:
-    """What came back. reasoning: what the model thought, where the server gives it apart. prompt_tokens,
-    written_tokens: as the server counted, or None. logprobs: of each token, in nats, where they were asked for."""
+    """What came back."""
 
     text: str = ""
-    reasoning: str = ""
+    reasoning: str = ""  # where the server returns it apart from the text
     calls: tuple[Call, ...] = ()
     finish: Finish = ""
-    prompt_tokens: int | None = None
+    prompt_tokens: int | None = None  # as the server counted
     written_tokens: int | None = None
-    logprobs: tuple[float, ...] = ()
+    logprobs: tuple[float, ...] = ()  # of each token, in nats, where they were asked for
 
     @property
     def answer(self) -> str:
-        """The text without thoughts that lie in it."""
+        """Text without the reasoning in it."""
         return _THOUGHT.sub("", self.text).strip()
 
     @property
     def thought(self) -> str:
-        """The reasoning, also where it lies in the text."""
+        """Reasoning, also where it is part of the text."""
         return self.reasoning.strip() or "".join(match[0] for match in _THOUGHT.finditer(self.text))
 
     @property
@@ -110,7 +109,7 @@ class Reply:
         return bool(self.answer or self.calls)
 
     def then(self, piece: "Reply") -> "Reply":
-        """This with what came after it in a stream."""
+        """Return this reply with the next piece of its stream added."""
         calls, finish = _joined(self.calls, piece.calls), piece.finish or self.finish
         return Reply(
             self.text + piece.text,
@@ -125,11 +124,11 @@ class Reply:
 
 @dataclass(frozen=True)
 class Exchange:
-    """reply: None where only the request was recorded. where: in the file, in words."""
+    """A request with its reply."""
 
     request: Request
-    reply: Reply | None
-    where: str
+    reply: Reply | None  # None where only the request was recorded
+    where: str  # place in the file, in words
 
 
 Change = Callable[[Request], Request]
@@ -145,7 +144,7 @@ def _joined(calls: tuple[Call, ...], more: tuple[Call, ...]) -> tuple[Call, ...]
 
 
 def text_of(message: Message) -> str:
-    """The text of a message; of one in blocks, that of its blocks."""
+    """Return the text of a message; of one in blocks, that of its blocks."""
     content = message.get("content")
     if isinstance(content, list):
         return "\n".join(str(block.get("text", "")) for block in content if isinstance(block, Mapping))

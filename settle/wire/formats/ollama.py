@@ -1,25 +1,39 @@
-"""The bodies of Ollama's API (https://docs.ollama.com/api), and how they become requests."""
+"""Ollama's /api/chat, /api/generate and /api/embed (https://docs.ollama.com/api)."""
 
 import re
-from collections.abc import Sequence
-from typing import Annotated, ClassVar, Literal
+from collections.abc import Mapping, Sequence
+from typing import Annotated, ClassVar, Literal, NamedTuple
 
 from pydantic import Field
 
 from settle.infer.child_process import Json
-from settle.server.errors import ApiError, invalid, reject_unknown, unsupported
-from settle.server.models.model_entry import ModelEntry
-from settle.server.models.model_facts import capabilities, template_of
-from settle.server.requests.chat_request import ChatRequest
-from settle.server.requests.fields import MOST_TOKENS, Body, Name, Sampling, Stop, stops
-from settle.server.requests.messages import check_messages
-from settle.server.requests.text_completion import TextRequest
-from settle.server.requests.tools import check_tools, choose
-from settle.server.wire_types import JsonObject
+from settle.wire.errors import invalid, reject_unknown, unsupported
+from settle.wire.exchange import Message, Reply, Request
+from settle.wire.fields import MOST_TOKENS, Body, Name, Sampling, Stop, stops
+from settle.wire.formats import (
+    RawBody,
+    WireFormat,
+    calls_of,
+    content_text,
+    count_of,
+    finish_of,
+    messages_of,
+    settings_of,
+    tools_of,
+)
+from settle.wire.formats.openai import SAMPLING
+from settle.wire.messages import check_messages
+from settle.wire.requests import ChatRequest, TextRequest
+from settle.wire.tools import check_tools, choose
+from settle.wire.types import JsonObject
 
 DURATION = re.compile(r"-?(\d{1,12}(\.\d{1,9})?(ns|us|µs|ms|s|m|h))+|-?\d{1,12}(\.\d{1,9})?")
 MOST_SECONDS = 1e12  # of keep_alive
 SECONDS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
+
+# fields of recorded requests: those that no other API has, and settings
+_OWN = ("options", "think", "keep_alive", "format", "raw", "suffix", "system", "template")
+_SAMPLING = {*SAMPLING, "stop", "num_keep"}
 
 KeepAlive = float | Annotated[str, Field(max_length=64)] | None
 Format = Literal["", "json"] | JsonObject | None
@@ -102,6 +116,14 @@ class Options(LoadOptions, Sampling):
         return fields
 
 
+class Answerer(NamedTuple):
+    """The model that answers a request, as far as the request's meaning depends on it."""
+
+    model: str
+    context: int  # tokens
+    arguments: JsonObject  # of its chat template
+
+
 class AnswerBody(Body):
     """The fields that chat and generate share."""
 
@@ -137,17 +159,16 @@ class AnswerBody(Body):
     def to_turns(
         self,
         messages: Sequence[object],
-        entry: ModelEntry,
-        context: int,
+        answerer: Answerer,
         tools: Sequence[object] | None = None,
         tool_choice: object = None,
     ) -> ChatRequest:
-        """Raises ApiError."""
+        """Return the chat request. Raises ApiError."""
         known, choice = choose(check_tools(tools or []), tool_choice)
         if known and self.json_schema is not None:
             raise invalid("format", "cannot be combined with tools")
         return ChatRequest(
-            model=entry.id,
+            model=answerer.model,
             messages=check_messages(messages),
             tools=known,
             choice=choice,
@@ -155,8 +176,8 @@ class AnswerBody(Body):
             max_tokens=self.options_or_default.max_tokens,
             stop=stops(self.options_or_default.stop),
             top_logprobs=self.probabilities,
-            sampling=self.options_or_default.sampling(context),
-            arguments=_thinking(self.think, entry),
+            sampling=self.options_or_default.sampling(answerer.context),
+            arguments=answerer.arguments,
             trim=bool(self.truncate),
         )
 
@@ -168,10 +189,10 @@ class ChatBody(AnswerBody):
     tools: Annotated[list[object], Field(max_length=512)] | None = None
     tool_choice: str | JsonObject | None = None  # OpenAI's; Ollama has none
 
-    def to_chat(self, entry: ModelEntry, context: int) -> ChatRequest:
-        """Raises ApiError."""
+    def to_chat(self, answerer: Answerer) -> ChatRequest:
+        """Return the chat request. Raises ApiError."""
         turns = _openai_messages(self.messages or [])
-        return self.to_turns(turns, entry, context, self.tools, self.tool_choice)
+        return self.to_turns(turns, answerer, self.tools, self.tool_choice)
 
 
 class GenerateBody(AnswerBody):
@@ -186,17 +207,13 @@ class GenerateBody(AnswerBody):
     template: Literal[""] | None = None
     context: Annotated[list[int], Field(max_length=0)] | None = None
 
-    def is_text(self, entry: ModelEntry) -> bool:
-        """Whether the prompt is completed as it is: because of a field, or because the model has no chat template."""
-        return bool(self.raw or self.suffix) or not template_of(entry)
-
-    def to_chat(self, entry: ModelEntry, context: int) -> ChatRequest:
-        """Raises ApiError."""
+    def to_chat(self, answerer: Answerer) -> ChatRequest:
+        """Return the chat request. Raises ApiError."""
         system = [{"role": "system", "content": self.system}] if self.system else []
-        return self.to_turns([*system, {"role": "user", "content": self.prompt or ""}], entry, context)
+        return self.to_turns([*system, {"role": "user", "content": self.prompt or ""}], answerer)
 
-    def to_text(self, entry: ModelEntry, context: int) -> TextRequest:
-        """Raises ApiError."""
+    def to_text(self, context: int) -> TextRequest:
+        """Return the request of a text that is completed as it is. Raises ApiError."""
         for name in ("system", "think", "truncate"):
             if getattr(self, name):
                 raise unsupported(name, "is for chats only, and this request completes a text")
@@ -252,24 +269,6 @@ def keep_alive_seconds(keep_alive: KeepAlive) -> float | None:
     return value
 
 
-def _thinking(think: bool | str | None, entry: ModelEntry) -> JsonObject:
-    """Arguments of the template. Raises ApiError where the template does not support them."""
-    if think is None:
-        return {}
-    if "thinking" not in capabilities(entry):
-        if think is False:
-            return {}
-        raise unsupported("think", f"{entry.id} does not support thinking")
-    template = template_of(entry) or ""
-    if isinstance(think, str):
-        if "reasoning_effort" not in template:
-            raise unsupported("think", f"{entry.id} has no levels of thinking: true or false")
-        return {"reasoning_effort": think, "enable_thinking": True}
-    if not think and "enable_thinking" not in template:
-        raise unsupported("think", f"{entry.id} always thinks")
-    return {"enable_thinking": think}
-
-
 MESSAGE_FIELDS = {"role", "content", "thinking", "images", "tool_calls", "tool_name", "tool_call_id"}
 
 
@@ -321,12 +320,86 @@ def _calls(calls: object, where: str, number: int) -> list[Json]:
     return converted
 
 
-def check_context(wanted: int | None, context: int, longest: int, entry: ModelEntry) -> None:
-    """Raises ApiError when a num_ctx is longer than the context. context: in tokens, as served; longest: that the model
-    supports."""
-    if wanted is None or wanted <= context:
-        return
-    message = f"options.num_ctx: {entry.id} is served with a context of {context} tokens, but {wanted} are wanted"
-    fix = f"run `settle serve --context {wanted}`" if wanted <= longest else f"the model supports {longest} at most"
-    counts = {"n_ctx": context}
-    raise ApiError(400, f"{message}; {fix}", "context_length_exceeded", "options.num_ctx", counts)
+class OllamaFormat(WireFormat):
+    """Recorded bodies: {"messages" or "prompt", "options": {…}} and {"message" or "response", "done"}."""
+
+    rank: ClassVar[int] = 20
+    known: ClassVar[str] = 'Ollama: {"messages" or "prompt", "options": {…}} and {"message": {…}, "done": …}'
+    spelled: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "max_tokens": ("options", "num_predict"),
+        "context": ("options", "num_ctx"),
+        "thinking": ("think",),
+        **{name: ("options", name) for name in _SAMPLING},
+    }
+
+    def request(self, body: RawBody) -> Request | None:
+        if not any(key in body for key in _OWN):
+            return None
+        messages = messages_of(body.get("messages"))
+        if messages is None and isinstance(prompt := body.get("prompt"), str) and "response" not in body:
+            system = body.get("system")
+            first = ({"role": "system", "content": str(system)},) if system else ()
+            messages = (*first, {"role": "user", "content": prompt})
+        if messages is None:
+            return None
+        options = body.get("options")
+        options = options if isinstance(options, Mapping) else {}
+        settings = settings_of(options, sorted(_SAMPLING))
+        length = options.get("num_predict")
+        settings |= {"max_tokens": length} if isinstance(length, int) and length > 0 else {}
+        settings |= {"thinking": bool(body["think"])} if body.get("think") is not None else {}
+        settings |= _format(body.get("format"))
+        name, context = str(body.get("model") or ""), count_of(options.get("num_ctx"))
+        return Request(messages, tools_of(body.get("tools")), settings, name, context, self.part_name(), body)
+
+    def reply(self, body: RawBody) -> Reply | None:
+        if "done" not in body or not ("message" in body or "response" in body):
+            return None
+        message = body.get("message")
+        message = message if isinstance(message, Mapping) else {"content": body.get("response")}
+        reason = body.get("done_reason") or ("stop" if body.get("done") else None)
+        calls = calls_of(message.get("tool_calls"))
+        return Reply(
+            content_text(message.get("content")),
+            str(message.get("thinking") or body.get("thinking") or ""),
+            calls,
+            "tool_calls" if calls and reason == "stop" else finish_of(reason),
+            count_of(body.get("prompt_eval_count")),
+            count_of(body.get("eval_count")),
+        )
+
+    def body(self, request: Request) -> JsonObject:
+        body: JsonObject = {"model": request.model, "messages": [_own_message(m) for m in request.messages]}
+        body |= {"tools": list(request.tools)} if request.tools else {}
+        options: JsonObject = {"num_ctx": request.context} if request.context else {}
+        for name, value in request.settings.items():
+            if name == "thinking":
+                body["think"] = value
+            elif name == "response_format":
+                body["format"] = _own_format(value)
+            elif name == "max_tokens" or name in _SAMPLING:
+                options["num_predict" if name == "max_tokens" else name] = value
+        return body | ({"options": options} if options else {})
+
+
+def _own_message(message: Message) -> JsonObject:
+    """Return a message as Ollama takes it: arguments of calls are objects, and reasoning has another name."""
+    own = {key: value for key, value in message.items() if key in ("role", "content")}
+    calls = calls_of(message.get("tool_calls"))
+    own |= {"tool_calls": [{"function": {"name": c.name, "arguments": c.values or {}}} for c in calls]} if calls else {}
+    return own | ({"thinking": message["reasoning_content"]} if message.get("reasoning_content") else {})
+
+
+def _own_format(value: object) -> object:
+    """Return OpenAI's response_format as Ollama's format."""
+    schema = value.get("json_schema") if isinstance(value, Mapping) else None
+    return schema.get("schema", "json") if isinstance(schema, Mapping) else "json"
+
+
+def _format(value: object) -> JsonObject:
+    """Return Ollama's format as OpenAI's response_format."""
+    if value == "json":
+        return {"response_format": {"type": "json_object"}}
+    if isinstance(value, Mapping):
+        return {"response_format": {"type": "json_schema", "json_schema": {"name": "answer", "schema": value}}}
+    return {}

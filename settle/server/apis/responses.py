@@ -12,16 +12,17 @@ from starlette.responses import Response
 
 from settle.infer.child_process import Json
 from settle.server.apis import Api
-from settle.server.apis.responses.body import CountBody, ResponseBody
-from settle.server.errors import ApiError, unsupported
 from settle.server.gateway import Call, Endpoint
-from settle.server.http_responses import json_response, streamed
+from settle.server.http_responses import json_response, sse_event, streamed
 from settle.server.models.model_entry import ModelEntry
+from settle.server.models.model_pool import ModelPool
 from settle.server.requests import chat
-from settle.server.requests.chat_request import ChatRequest
-from settle.server.requests.content_blocks import chunks, num_tokens, sse_event
-from settle.server.requests.tools import may_repeat
-from settle.server.wire_types import Chunk, JsonObject, Logprobs, ToolCall, Usage
+from settle.server.requests.engine import tokenize
+from settle.wire.errors import ApiError, unsupported
+from settle.wire.formats.responses import CountBody, ResponseBody
+from settle.wire.requests import ChatRequest
+from settle.wire.tools import may_repeat
+from settle.wire.types import Chunk, JsonObject, Logprobs, ToolCall, Usage
 
 TOKEN_FIELDS = ("token", "logprob", "bytes")
 
@@ -44,37 +45,46 @@ async def responses(call: Call, body: ResponseBody) -> Response:
     call.record.user = body.user or body.safety_identifier or ""
     request = body.to_chat()
     entry = call.find(body.model)
-    answer = Answer(entry.id, body, request.top_logprobs is not None)
+    writer = ResponseWriter(entry.id, body, request.top_logprobs is not None)
     if body.stream:
-        events = _stream(call, request, entry, answer)
-        return await streamed(events, call.record, lambda error: sse_event(answer.fail(error)))
-    async with contextlib.aclosing(chunks(call.backend, request, entry)) as pieces:
+        events = _stream(call, request, entry, writer)
+        return await streamed(events, call.record, lambda error: sse_event(writer.fail(error)))
+    async with contextlib.aclosing(chat.unstreamed_chunks(call.backend, request, entry)) as pieces:
         async for chunk in pieces:
-            for _ in answer.feed(chunk):
+            for _ in writer.feed(chunk):
                 pass
-    await _count(call, entry, answer)
-    for _ in answer.end():
+    await _count(call, entry, writer)
+    for _ in writer.end():
         pass
-    return json_response(answer.response)
+    return json_response(writer.response)
 
 
-async def _stream(call: Call, request: ChatRequest, entry: ModelEntry, answer: "Answer") -> AsyncGenerator[bytes]:
+async def _stream(
+    call: Call, request: ChatRequest, entry: ModelEntry, writer: "ResponseWriter"
+) -> AsyncGenerator[bytes]:
     is_begun = False
     async with contextlib.aclosing(chat.stream(call.backend, request, entry)) as pieces:
         async for chunk in pieces:
             if not is_begun:
                 is_begun = True
-                yield b"".join(map(sse_event, answer.begin()))
-            events = b"".join(map(sse_event, answer.feed(chunk)))
+                yield b"".join(map(sse_event, writer.begin()))
+            events = b"".join(map(sse_event, writer.feed(chunk)))
             if events:
                 yield events
-    await _count(call, entry, answer)
-    yield b"".join(map(sse_event, answer.end()))
+    await _count(call, entry, writer)
+    yield b"".join(map(sse_event, writer.end()))
 
 
-async def _count(call: Call, entry: ModelEntry, answer: "Answer") -> None:
-    call.record.usage(answer.usage)
-    answer.num_reasoning = await num_tokens(call.pool, entry, answer.reasoning)
+async def _count(call: Call, entry: ModelEntry, writer: "ResponseWriter") -> None:
+    call.record.usage(writer.usage)
+    writer.num_reasoning = await _num_tokens(call.pool, entry, writer.reasoning)
+
+
+async def _num_tokens(pool: ModelPool, entry: ModelEntry, text: str) -> int:
+    if not text:
+        return 0
+    async with pool.use(entry) as loaded:
+        return len(await tokenize(loaded, text))
 
 
 async def input_tokens(call: Call, body: CountBody) -> Response:
@@ -86,7 +96,7 @@ async def input_tokens(call: Call, body: CountBody) -> Response:
     return json_response({"object": "response.input_tokens", "input_tokens": number})
 
 
-class Answer:
+class ResponseWriter:
     """OpenAI's chunks as the events of Responses, and as the whole response.
 
     num_reasoning: tokens of reasoning, to be set before the end.

@@ -14,15 +14,14 @@ from starlette.responses import Response
 from settle.base.files import parse_json
 from settle.infer.child_process import Json
 from settle.server.apis import Api
-from settle.server.apis.anthropic.body import CountBody, MessagesBody
-from settle.server.errors import ApiError
 from settle.server.gateway import Call, Endpoint
-from settle.server.http_responses import json_response, streamed
+from settle.server.http_responses import json_response, sse_event, streamed
 from settle.server.models.model_entry import ModelEntry
 from settle.server.requests import chat
-from settle.server.requests.chat_request import ChatRequest
-from settle.server.requests.content_blocks import chunks, sse_event
-from settle.server.wire_types import Choice, Chunk, JsonObject, Timings, ToolCall, Usage
+from settle.wire.errors import ApiError
+from settle.wire.formats.anthropic import CountBody, MessagesBody
+from settle.wire.requests import ChatRequest
+from settle.wire.types import Choice, Chunk, JsonObject, Timings, ToolCall, Usage
 
 ERRORS = {
     401: "authentication_error",
@@ -57,27 +56,29 @@ async def messages(call: Call, body: MessagesBody) -> Response:
     call.record.user = (body.metadata and body.metadata.user_id) or body.user_profile_id or ""
     request = body.to_chat()
     entry = call.find(body.model)
-    answer = Answer(entry.id, request, bool(body.thinking and body.thinking.display == "omitted"))
+    writer = MessageWriter(entry.id, request, bool(body.thinking and body.thinking.display == "omitted"))
     if body.stream:
-        return await streamed(_stream(call, request, entry, answer), call.record, _error_event)
-    async with contextlib.aclosing(chunks(call.backend, request, entry)) as pieces:
+        return await streamed(_stream(call, request, entry, writer), call.record, _error_event)
+    async with contextlib.aclosing(chat.unstreamed_chunks(call.backend, request, entry)) as pieces:
         async for chunk in pieces:
-            for _ in answer.feed(chunk):
+            for _ in writer.feed(chunk):
                 pass
-    for _ in answer.end():
+    for _ in writer.end():
         pass
-    call.record.usage(answer.usage)
-    return json_response(answer.message())
+    call.record.usage(writer.usage)
+    return json_response(writer.message())
 
 
-async def _stream(call: Call, request: ChatRequest, entry: ModelEntry, answer: "Answer") -> AsyncGenerator[bytes]:
+async def _stream(
+    call: Call, request: ChatRequest, entry: ModelEntry, writer: "MessageWriter"
+) -> AsyncGenerator[bytes]:
     async with contextlib.aclosing(chat.stream(call.backend, request, entry)) as pieces:
         async for chunk in pieces:
-            events = b"".join(map(sse_event, answer.feed(chunk)))
+            events = b"".join(map(sse_event, writer.feed(chunk)))
             if events:
                 yield events
-    call.record.usage(answer.usage)
-    yield b"".join(map(sse_event, answer.end()))
+    call.record.usage(writer.usage)
+    yield b"".join(map(sse_event, writer.end()))
 
 
 async def count_tokens(call: Call, body: CountBody) -> Response:
@@ -87,7 +88,7 @@ async def count_tokens(call: Call, body: CountBody) -> Response:
     return json_response({"input_tokens": await chat.count(call.backend, request, entry)})
 
 
-class Answer:
+class MessageWriter:
     """OpenAI's chunks as Anthropic's events, and as the whole message. hides: the text of reasoning."""
 
     def __init__(self, model: str, request: ChatRequest, hides: bool) -> None:
@@ -129,7 +130,7 @@ class Answer:
         yield {"type": "message_stop"}
 
     def message(self) -> JsonObject:
-        """The whole answer, once it has ended."""
+        """The whole writer, once it has ended."""
         for index, text in self._inputs.items():
             self._blocks[index]["input"] = _parsed(text)
         usage = {**self._usage(), "service_tier": "standard"}

@@ -5,48 +5,16 @@ import contextlib
 import secrets
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Protocol
 
 import aiohttp
 
-from settle.server.grammar.answer_check import AnswerCheck
+from settle.server.grammar.grammars import AnswerCheck
 from settle.server.models.loaded_model import LoadedModel
 from settle.server.models.model_entry import ModelEntry
 from settle.server.requests.engine import CHAT_PATH, TEXT_PATH, GrammarWatch, ask, open_stream, read_events
-from settle.server.requests.tools import ToolChoice
-from settle.server.wire_types import ChatMessage, Choice, Chunk, Delta, JsonObject, TextEvent, Timings, Tool, Usage
-
-
-@dataclass(frozen=True)
-class ChatRequest:
-    """messages: see `check_messages`. tools, choice: see `tools.choose`. is_parallel: several calls may come.
-    schema: of the answer, {} for any JSON object.
-    sampling: under llama.cpp's names. arguments: of the template. adapters: further LoRAs by name, and their scales.
-    trim: whether the oldest turns may be dropped when the prompt is too long, which the answer reports.
-    wants_stop: whether a choice that a stop string ended names it, as `stopped_by`. thinking_budget: tokens of
-    reasoning. is_default_effort: the effort is the API's default, so a model without reasoning loses nothing.
-    """
-
-    model: str
-    messages: list[ChatMessage]
-    tools: list[Tool] = field(default_factory=list)
-    choice: ToolChoice = "none"
-    is_parallel: bool = True
-    schema: JsonObject | None = None
-    grammar: str | None = None
-    max_tokens: int | None = None
-    stop: list[str] = field(default_factory=list)
-    n: int = 1
-    top_logprobs: int | None = None
-    sampling: JsonObject = field(default_factory=dict)
-    arguments: JsonObject = field(default_factory=dict)
-    adapters: dict[str, float] = field(default_factory=dict)
-    trim: bool = False
-    timings: bool = False
-    wants_stop: bool = False
-    thinking_budget: int | None = None
-    is_default_effort: bool = False
+from settle.wire.requests import ChatRequest
+from settle.wire.types import Choice, Chunk, Delta, JsonObject, TextEvent, Timings, Usage
 
 
 class CallReading(Protocol):

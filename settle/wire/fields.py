@@ -6,8 +6,8 @@ from typing import Annotated, ClassVar, Literal, NoReturn, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from settle.server.errors import ApiError, invalid
-from settle.server.wire_types import JsonObject
+from settle.wire.errors import ApiError, invalid
+from settle.wire.types import JsonObject
 
 MOST_CONTAINERS, MOST_VALUES = 1 << 18, 1 << 21  # of JSON: what parses in half a second
 PIECE_BYTES = 1 << 18  # of a body, counted at a time
