@@ -17,7 +17,7 @@ from settle.server.gateway import Gateway
 from settle.server.grammar import checker
 from settle.server.guard import Access, Guard, Limits
 from settle.server.http_responses import json_response
-from settle.server.models.backend import Backend
+from settle.server.models.backend import Backend, DocumentAnswerer
 from settle.server.models.model_catalogue import ModelCatalogue
 from settle.server.models.model_loader import PoolSettings
 from settle.server.models.model_pool import ModelPool
@@ -55,7 +55,7 @@ def build_app(
         metrics.changes[change] += 1
 
     pool = ModelPool(catalogue, settings, on_change)
-    backend = Backend(catalogue, pool)
+    backend = Backend(catalogue, pool, _documents)
     gateway = Gateway(backend, StoreChanges(catalogue, pool, pull_from), audit, metrics, on_answer)
 
     @contextlib.asynccontextmanager
@@ -88,6 +88,12 @@ def build_app(
     app.router.redirect_slashes = False
     app.state.gateway, app.state.document = gateway, functools.cache(lambda: openapi_document(apis))
     return ServerApp(Guard(app, access, limits, error_body), gateway)
+
+
+def _documents() -> DocumentAnswerer:
+    from settle.server.requests.document_chat import DocumentChats  # needs the extra `rag`
+
+    return DocumentChats()
 
 
 async def _health(request: Request) -> Response:

@@ -203,7 +203,7 @@ def test_what_is_indexed_meanwhile_is_found(live, stocked):
     index("docs", stocked / "docs", texts)
     told = live.ask("/v1/chat/completions", asked).json["settle"]
     assert not told["refused"] and any(p.endswith("violin.md:3") for s in told["sources"] for p in s["places"])
-    assert len(live.gateway.backend.collections._open) == 1
+    assert len(live.gateway.backend.documents._collections._open) == 1
     index("second", stocked / "second", {"a.md": "# A\n\nOne."})
     assert live.ask("/v1/models/second@tiny").status == 200
     shutil.rmtree(stocked / "collections" / "second")
@@ -220,7 +220,7 @@ def test_many_at_the_same_time(live, saying):
     with ThreadPoolExecutor(12) as pool:
         told = list(pool.map(ask, questions))
     assert [t["settle"]["refused"] for t in told] == [False, True, False] * 4
-    assert all(opened.users == 0 for opened in live.gateway.backend.collections._open.values())
+    assert all(opened.users == 0 for opened in live.gateway.backend.documents._collections._open.values())
 
 
 def test_a_client_that_leaves_stops_the_model(live):
@@ -231,7 +231,7 @@ def test_a_client_that_leaves_stops_the_model(live):
     while any(loaded.busy for loaded in live.gateway.backend.pool.loaded()) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not any(loaded.busy for loaded in live.gateway.backend.pool.loaded())
-    assert not any(opened.users for opened in live.gateway.backend.collections._open.values())
+    assert not any(opened.users for opened in live.gateway.backend.documents._collections._open.values())
 
 
 def test_only_what_was_named_is_served(stocked):

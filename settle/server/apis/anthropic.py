@@ -59,7 +59,7 @@ async def messages(call: Call, body: MessagesBody) -> Response:
     writer = MessageWriter(entry.id, request, bool(body.thinking and body.thinking.display == "omitted"))
     if body.stream:
         return await streamed(_stream(call, request, entry, writer), call.record, _error_event)
-    async with contextlib.aclosing(chat.unstreamed_chunks(call.backend, request, entry)) as pieces:
+    async with contextlib.aclosing(chat.stream(call.backend, request, entry)) as pieces:
         async for chunk in pieces:
             for _ in writer.feed(chunk):
                 pass

@@ -49,7 +49,7 @@ async def responses(call: Call, body: ResponseBody) -> Response:
     if body.stream:
         events = _stream(call, request, entry, writer)
         return await streamed(events, call.record, lambda error: sse_event(writer.fail(error)))
-    async with contextlib.aclosing(chat.unstreamed_chunks(call.backend, request, entry)) as pieces:
+    async with contextlib.aclosing(chat.stream(call.backend, request, entry)) as pieces:
         async for chunk in pieces:
             for _ in writer.feed(chunk):
                 pass

@@ -4,7 +4,6 @@ import contextlib
 import json
 from collections.abc import AsyncGenerator, Callable
 from pathlib import Path
-from types import ModuleType
 
 from settle.base.files import parse_json
 from settle.infer.tool_calls.call_reader import CallReader
@@ -15,7 +14,7 @@ from settle.server.models.loaded_model import LoadedModel
 from settle.server.models.model_catalogue import ModelCatalogue
 from settle.server.models.model_entry import ModelEntry
 from settle.server.models.model_facts import check_template
-from settle.server.requests.chat_plan import ChatPlan, TextPlan
+from settle.server.requests.chat_plan import ChatPlan, TextPlan, collect
 from settle.server.requests.engine import apply_template, require_possible, tokenize
 from settle.server.requests.required_calls import (
     DEFAULT_TOKENS,
@@ -35,7 +34,7 @@ OWN_ARGUMENTS = {"messages", "tools", "add_generation_prompt", "bos_token", "eos
 async def stream(backend: Backend, request: ChatRequest, entry: ModelEntry) -> AsyncGenerator[Chunk]:
     """OpenAI's chunks; the last one has usage and timings. Closing it stops the model. Raises ApiError."""
     if entry.collection:
-        async with contextlib.aclosing(_document_chat().stream(backend, request, entry)) as chunks:
+        async with contextlib.aclosing(backend.documents.stream(backend.pool, request, entry)) as chunks:
             async for chunk in chunks:
                 yield chunk
         return
@@ -49,36 +48,10 @@ async def stream(backend: Backend, request: ChatRequest, entry: ModelEntry) -> A
 async def whole(backend: Backend, request: ChatRequest, entry: ModelEntry) -> Chunk:
     """OpenAI's chat.completion. Raises ApiError."""
     if entry.collection:
-        answer: Chunk = await _document_chat().whole(backend, request, entry)
-        return answer
+        return await collect(backend.documents.stream(backend.pool, request, entry))
     async with backend.pool.use(entry) as loaded:
         plan = await prepare(backend.catalogue, request, entry, loaded)
         return await plan.whole(loaded)
-
-
-async def unstreamed_chunks(backend: Backend, request: ChatRequest, entry: ModelEntry) -> AsyncGenerator[Chunk]:
-    """Yield the chunks of an answer that is not streamed: a single one, unless that would differ. Raises ApiError.
-
-    It differs where llama.cpp continues a message, whose beginning it repeats unless it streams, and for probabilities,
-    which belong to the piece that they came with."""
-    if request.messages[-1]["role"] == "assistant" or request.top_logprobs is not None:
-        async with contextlib.aclosing(stream(backend, request, entry)) as pieces:
-            async for chunk in pieces:
-                yield chunk
-        return
-    answer = await whole(backend, request, entry)
-    choice = answer["choices"][0]
-    message = choice.pop("message")
-    for index, call in enumerate(message.get("tool_calls") or ()):
-        call["index"] = index
-    answer["choices"] = [choice | {"delta": message}]
-    yield answer
-
-
-def _document_chat() -> ModuleType:
-    from settle.server.requests import document_chat  # needs the extra `rag`
-
-    return document_chat
 
 
 async def prepare(catalogue: ModelCatalogue, request: ChatRequest, entry: ModelEntry, loaded: LoadedModel) -> ChatPlan:

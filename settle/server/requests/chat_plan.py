@@ -132,7 +132,7 @@ class TextPlan(ChatPlan):
         self._reader, self._limited_body = new_reader, limited_body
 
     async def chunks(self, loaded: LoadedModel) -> AsyncGenerator[Chunk]:
-        head = chunk_head(self.entry, "chat.completion.chunk")
+        head = chunk_head(self.entry)
         first: Delta | None = {"role": "assistant", "content": None}
         reader = self._reader()
         event: TextEvent = {}
@@ -155,27 +155,15 @@ class TextPlan(ChatPlan):
         yield self._with_trimmed(head | {"choices": [], "usage": usage_of(event), "timings": timings_of(event)})
 
     async def whole(self, loaded: LoadedModel) -> Chunk:
-        event, reader, deltas = await self._read_whole(loaded, self.body)
-        if self._is_cut_off(event, reader):
-            event, reader, deltas = await self._again(loaded)
-        message: Delta = {"role": "assistant", "content": None}
-        _add(message, [*deltas, *await reader.end()])
-        reason = _reason(event, reader)
-        choice: Choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": reason}
-        self._name_stop(choice, event.get("stopping_word"))
-        answer = chunk_head(self.entry, "chat.completion") | {"choices": [choice]}
-        return self._with_trimmed(answer | {"usage": usage_of(event), "timings": timings_of(event)})
+        return await collect(self.chunks(loaded))
 
     def _is_cut_off(self, event: TextEvent, reader: CallReading) -> bool:
         return self._limited_body is not None and event.get("stop_type") == "limit" and not reader.num_calls
 
     async def _again(self, loaded: LoadedModel) -> tuple[TextEvent, CallReading, list[Delta]]:
+        """Return the last event of a second try, its reader, and what that has read."""
         assert self._limited_body
-        return await self._read_whole(loaded, await self._limited_body())
-
-    async def _read_whole(self, loaded: LoadedModel, body: JsonObject) -> tuple[TextEvent, CallReading, list[Delta]]:
-        """The last event, the reader, and what it has read."""
-        last, reader, deltas = TextEvent(), self._reader(), list[Delta]()
+        body, last, reader, deltas = await self._limited_body(), TextEvent(), self._reader(), list[Delta]()
         async with contextlib.aclosing(self._read(loaded, body, reader)) as pieces:
             async for event, more in pieces:
                 last = event
@@ -201,10 +189,23 @@ class TextPlan(ChatPlan):
             raise ConnectionError("the engine ended a stream within an answer")
 
 
-def chunk_head(entry: ModelEntry, kind: str = "chat.completion.chunk") -> Chunk:
+async def collect(chunks: AsyncGenerator[Chunk]) -> Chunk:
+    """Return the whole answer that the chunks of one choice add up to. Raises what they raise."""
+    whole, choice = Chunk(), Choice()
+    message: Delta = {"role": "assistant", "content": None}
+    async with contextlib.aclosing(chunks):
+        async for chunk in chunks:
+            whole |= chunk
+            for choice in chunk["choices"]:
+                _add(message, [choice.pop("delta")])
+    answer: Chunk = {"object": "chat.completion", "choices": [{"index": 0, "message": message} | choice]}
+    return whole | answer
+
+
+def chunk_head(entry: ModelEntry) -> Chunk:
     return {
         "id": f"chatcmpl-{secrets.token_hex(16)}",
-        "object": kind,
+        "object": "chat.completion.chunk",
         "created": int(time.time()),
         "model": entry.id,
         "system_fingerprint": "settle",
@@ -263,10 +264,12 @@ async def _read_message(choice: Choice, reader: CallReading) -> None:
 
 
 def _add(message: Delta, deltas: Sequence[Delta]) -> None:
-    """Adds deltas to a whole message."""
+    """Add deltas to a whole message."""
     for delta in deltas:
-        if "content" in delta:
-            message["content"] = (message["content"] or "") + (delta["content"] or "")
+        if content := delta.get("content"):
+            message["content"] = (message["content"] or "") + content
+        if "annotations" in delta:
+            message["annotations"] = delta["annotations"]
         for call in delta.get("tool_calls", ()):
             del call["index"]
             message.setdefault("tool_calls", []).append(call)

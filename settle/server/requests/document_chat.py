@@ -7,10 +7,12 @@ citations as annotations. A refusal is an answer like others. Searching and chec
 import asyncio
 import contextlib
 import threading
-from collections.abc import AsyncGenerator, Generator, Mapping
-from dataclasses import replace
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
+from typing import TypeVar
 
 from settle.base.errors import EngineError
 from settle.formats.gguf import read_gguf
@@ -24,16 +26,16 @@ from settle.retrieve.answer.retrieval import Retrieval, retrieve
 from settle.retrieve.answer.write_answer import LONGEST, AnswerOptions
 from settle.retrieve.index.catalogue.records import Occurrence
 from settle.retrieve.index.collection import Collection
-from settle.server.models.backend import Backend
-from settle.server.models.collection_pool import CollectionPool
 from settle.server.models.loaded_model import LoadedModel
 from settle.server.models.model_entry import ModelEntry
 from settle.server.models.model_facts import check_template
+from settle.server.models.model_pool import ModelPool
 from settle.server.requests.chat_plan import chunk_head, delta_choice
 from settle.wire.errors import ApiError, invalid, unsupported
 from settle.wire.requests import ChatRequest
 from settle.wire.types import Choice, Chunk, Delta, Usage
 
+NUM_THREADS = 16  # that search
 MOST_TOKENS = 2 * LONGEST  # of an answer, whatever max_tokens allows
 SAMPLING = {
     *("temperature", "top_p", "top_k", "min_p", "seed"),
@@ -42,65 +44,133 @@ SAMPLING = {
 
 _TURNS = ({"role": "system", "content": "a"}, {"role": "user", "content": "b"})
 
-
-async def stream(backend: Backend, request: ChatRequest, entry: ModelEntry) -> AsyncGenerator[Chunk]:
-    """OpenAI's chunks; the last one has usage, and `settle` all that is known of the answer. Raises ApiError."""
-    question, earlier, options = _question(request)
-    pool, head = backend.collections, chunk_head(entry)
-    async with pool.use(entry.collection) as collection:
-        retrieval = await pool.run(lambda: retrieve(collection, question, earlier))
-        whole_answer: Answer | None = None
-        role: Delta = {"role": "assistant"}  # with the first piece: a request that fails must not have begun
-        async with contextlib.aclosing(_pieces(backend, entry, collection, retrieval, options)) as pieces:
-            async for piece in pieces:
-                if isinstance(piece, Answer):
-                    whole_answer = piece
-                else:
-                    yield head | {"choices": [delta_choice(role | {"content": piece})]}
-                    role = {}
-    assert whole_answer is not None
-    if sources := _sources(whole_answer):
-        yield head | {"choices": [delta_choice({"content": sources})]}
-    if notes := _annotations(whole_answer):
-        yield head | {"choices": [delta_choice({"annotations": notes})]}
-    yield head | {"choices": [_last_choice(whole_answer, request)]}
-    yield head | {"choices": [], "usage": _usage(whole_answer), "settle": whole_answer.to_json()}
+T = TypeVar("T")
 
 
-async def whole(backend: Backend, request: ChatRequest, entry: ModelEntry) -> Chunk:
-    """OpenAI's chat.completion. Raises ApiError."""
-    message: Delta = {"role": "assistant", "content": ""}
-    last: Chunk = {}
-    choice: Choice = {}
-    async with contextlib.aclosing(stream(backend, request, entry)) as chunks:
-        async for last in chunks:
-            for choice in last["choices"]:
-                delta = choice.pop("delta")
-                message["content"] = (message["content"] or "") + (delta.get("content") or "")
-                if "annotations" in delta:
-                    message["annotations"] = delta["annotations"]
-    answer: Chunk = last | {"object": "chat.completion", "choices": [choice | {"message": message}]}
-    return answer
+@dataclass(eq=False)
+class _OpenCollection:
+    """A collection while requests use it."""
+
+    collection: Collection
+    stamp: tuple[object, ...]  # of its content when it was opened
+    users: int = 0  # requests that it answers
+    is_old: bool = False
+
+
+@dataclass
+class CollectionPool:
+    """The collections of documents that are open, each once, and the threads that search them.
+
+    One is opened when a request needs it, and again when it has changed.
+    """
+
+    _open: dict[str, _OpenCollection] = field(default_factory=dict)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+    _threads: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(NUM_THREADS, "documents"))
+
+    async def run(self, work: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, work)
+
+    @contextlib.asynccontextmanager
+    async def use(self, name: str) -> AsyncIterator[Collection]:
+        """Yield the collection as it is now, for one request. Raises UsageError when it is gone."""
+        opened = await self.run(lambda: self._fresh(name))
+        try:
+            yield opened.collection
+        finally:
+            opened.users -= 1
+            if opened.is_old and not opened.users:
+                await self.run(opened.collection.close)
+
+    def close(self) -> None:
+        self._threads.shutdown()
+        for opened in self._open.values():
+            opened.collection.close()
+        self._open.clear()
+
+    def _fresh(self, name: str) -> _OpenCollection:
+        with self._lock:
+            known = self._open.get(name)
+            if known is not None and (known.collection.is_replaced or _stamp(known.collection) != known.stamp):
+                del self._open[name]
+                known.is_old = True
+                if not known.users:
+                    known.collection.close()
+                known = None
+            if known is None:
+                collection = Collection(name)
+                known = self._open[name] = _OpenCollection(collection, _stamp(collection))
+            known.users += 1
+            return known
+
+
+def _stamp(collection: Collection) -> tuple[object, ...]:
+    """Return what differs after every change of the collection by anyone."""
+    catalogue = collection.catalogue
+    settings = catalogue.settings
+    return settings.get("next_id", int), settings.get("indexed", float), catalogue.counts()["passages"]
+
+
+@dataclass
+class DocumentChats:
+    """Answers chats from collections of documents."""
+
+    _collections: CollectionPool = field(default_factory=CollectionPool)
+
+    async def stream(self, pool: ModelPool, request: ChatRequest, entry: ModelEntry) -> AsyncGenerator[Chunk]:
+        """Yield OpenAI's chunks; the last one has usage, and `settle` all that is known of the answer.
+
+        Raises ApiError."""
+        question, earlier, options = _question(request)
+        head = chunk_head(entry)
+        async with self._collections.use(entry.collection) as collection:
+            retrieval = await self._collections.run(lambda: retrieve(collection, question, earlier))
+            whole_answer: Answer | None = None
+            role: Delta = {"role": "assistant"}  # with the first piece: a request that fails must not have begun
+            pieces = _pieces(pool, self._collections, entry, collection, retrieval, options)
+            async with contextlib.aclosing(pieces):
+                async for piece in pieces:
+                    if isinstance(piece, Answer):
+                        whole_answer = piece
+                    else:
+                        yield head | {"choices": [delta_choice(role | {"content": piece})]}
+                        role = {}
+        assert whole_answer is not None
+        if sources := _sources(whole_answer):
+            yield head | {"choices": [delta_choice({"content": sources})]}
+        if notes := _annotations(whole_answer):
+            yield head | {"choices": [delta_choice({"annotations": notes})]}
+        yield head | {"choices": [_last_choice(whole_answer, request)]}
+        yield head | {"choices": [], "usage": _usage(whole_answer), "settle": whole_answer.to_json()}
+
+    def close(self) -> None:
+        """Close the collections that are open."""
+        self._collections.close()
 
 
 async def _pieces(
-    backend: Backend, entry: ModelEntry, collection: Collection, retrieval: Retrieval, options: AnswerOptions
+    pool: ModelPool,
+    collections: CollectionPool,
+    entry: ModelEntry,
+    collection: Collection,
+    retrieval: Retrieval,
+    options: AnswerOptions,
 ) -> AsyncGenerator[str | Answer]:
-    """The text of the answer as it comes, and then the answer. Neither a refusal nor an answer with a warning loads a
-    model."""
-    pool = backend.collections
+    """Yield the text of the answer as it comes, and then the answer.
+
+    Neither a refusal nor an answer with a warning loads a model."""
     if not retrieval.evidence.is_sure:
-        async with contextlib.aclosing(_in_thread(pool, stream_answer(collection, None, retrieval))) as pieces:
+        async with contextlib.aclosing(_in_thread(collections, stream_answer(collection, None, retrieval))) as pieces:
             async for piece in pieces:
                 yield piece
         return
     left = threading.Event()
-    async with backend.pool.use(entry) as loaded:
+    async with pool.use(entry) as loaded:
         await check_template(loaded.key.template or "", _TURNS, (), {})
-        model = await pool.run(lambda: _model(entry, loaded))
+        model = await collections.run(lambda: _model(entry, loaded))
         steps = stream_answer(collection, model, retrieval, replace(options, is_cancelled=left.is_set))
         try:
-            async with contextlib.aclosing(_in_thread(pool, steps, left)) as pieces:
+            async with contextlib.aclosing(_in_thread(collections, steps, left)) as pieces:
                 async for piece in pieces:
                     yield piece
         except EngineError as e:
@@ -110,10 +180,11 @@ async def _pieces(
 
 
 async def _in_thread(
-    pool: CollectionPool, steps: Generator[str, None, Answer], left: threading.Event | None = None
+    collections: CollectionPool, steps: Generator[str, None, Answer], left: threading.Event | None = None
 ) -> AsyncGenerator[str | Answer]:
-    """What a generator yields and returns, each step in a thread. left: set when nobody waits for more; the current
-    step then ends by itself."""
+    """Yield what a generator yields and returns, each step in a thread.
+
+    left: set when nobody waits for more; the current step then ends by itself."""
 
     def step() -> str | Answer:
         try:
@@ -126,7 +197,7 @@ async def _in_thread(
     task = None
     try:
         while not isinstance(piece, Answer):
-            task = asyncio.ensure_future(pool.run(step))
+            task = asyncio.ensure_future(collections.run(step))
             piece = await asyncio.shield(task)
             yield piece
     except asyncio.CancelledError:
