@@ -33,11 +33,13 @@ class Choice:
     key: str = field(default="", compare=False)
 
     def named(self, name: str) -> "Choice":
-        """The same choice, of the part `name` where none was asked for. Raises UsageError for settings of others."""
+        """Return this choice, of the part `name` where none was asked for. Raises UsageError for another part's
+        settings.
+        """
         return self if self.name else replace(self, name=name, settings=_checked(self.family, name, self))
 
     def over(self, usual: Mapping[str, object]) -> "Choice":
-        """The same choice with settings that hold where nothing else was asked for."""
+        """Return this choice over settings that hold where nothing else was asked for."""
         return replace(self, settings={**usual, **self.settings})
 
     def to_json(self) -> dict[str, object]:
@@ -109,7 +111,7 @@ class Family:
 
 
 def _instead(key: str, name: str, names: tuple[str, ...]) -> str:
-    """What to choose instead of a name that there is not."""
+    """Say what to choose instead of a name that does not exist."""
     if (key, name) == ("adapter", "qlora"):
         return "--quantize nf4 keeps the base in 4 bits below a LoRA"
     near = difflib.get_close_matches(name, names, n=1, cutoff=0.75)
@@ -125,19 +127,19 @@ def choice(
     suits: Mapping[str, object] | None = None,
     only: Iterable[str] = (),
 ) -> Any:  # what pydantic's own Field is: the default of a field of any type
-    """A field that chooses a part of `family`; see `Family`. default: None where the data decide."""
+    """Declare a field that chooses a part of `family`; see `Family`. default: None where the data decide."""
     info = FieldInfo(default=Choice(family, default), description=description)
     info.metadata.append(Family(family, default, extra or {}, suits or {}, tuple(only)))
     return info
 
 
 def family_of(info: FieldInfo) -> Family | None:
-    """What a field chooses from, when it is a choice."""
+    """Return what a field chooses from, when it is a choice."""
     return next((found for found in info.metadata if isinstance(found, Family)), None)
 
 
 def named_family(info: FieldInfo) -> Family | None:
-    """What a field chooses from or, as plain text, names a part of."""
+    """Return the family that a field chooses from, or whose parts it names as plain text."""
     extra = info.json_schema_extra
     if isinstance(extra, dict) and "parts" in extra:
         return Family(str(extra["parts"]))
@@ -145,13 +147,13 @@ def named_family(info: FieldInfo) -> Family | None:
 
 
 def described(info: FieldInfo) -> str:
-    """The description of a setting, with the parts that it may name."""
+    """Return the description of a setting, with the parts that it may name."""
     family = named_family(info)
     return f"{info.description}; one of: {', '.join(family.names())}" if family else str(info.description)
 
 
 def spelled_out(value: object) -> dict[str, object] | None:
-    """A choice as a name and settings with underscores, whichever way it was given; None when it is no choice."""
+    """Return a choice as a name and settings with underscores, however it was given; None when it is no choice."""
     if isinstance(value, Choice):
         return value.to_json()
     if isinstance(value, str):
@@ -162,7 +164,9 @@ def spelled_out(value: object) -> dict[str, object] | None:
 
 
 def _checked(family: str, name: str | None, asked: Choice, names: tuple[str, ...] = ()) -> Mapping[str, object]:
-    """The settings as the part keeps them. Raises ChoiceError. Where no part is named, some part must have each."""
+    """Return the settings as the part keeps them. Raises ChoiceError. Without a name, some part must have each
+    setting.
+    """
     key, settings = asked.key, asked.settings
     candidates = {n: part(family, n) for n in ([name] if name else names) if n in part_names(family)}
     known = tuple(dict.fromkeys(setting for p in candidates.values() for setting in p.model_fields))

@@ -28,8 +28,10 @@ def missing_bytes(error: BaseException) -> int | None:
 
 
 def held_data() -> int:
-    """Bytes of private memory that this process has taken from the system, used or not: what RLIMIT_DATA counts. 0
-    where the system does not say."""
+    """Return the bytes of private memory that this process holds, used or not: what RLIMIT_DATA counts.
+
+    It is 0 where the system does not say.
+    """
     with contextlib.suppress(OSError):
         for line in Path("/proc/self/status").read_text().splitlines():
             if line.startswith("VmData:"):

@@ -50,7 +50,7 @@ class Part(BaseModel):
 
     @classmethod
     def family(cls) -> str:
-        """The path of the family below `settle/`, such as "model/adapters"."""
+        """Return the path of the family below `settle/`, such as "model/adapters"."""
         contract = next(c for c in reversed(cls.__mro__) if issubclass(c, Part) and c is not Part)
         return contract.__module__.removeprefix("settle.").replace(".", "/")
 
@@ -61,7 +61,7 @@ class Part(BaseModel):
 
     @classmethod
     def part(cls, name: str) -> type[Self]:
-        """The part of this family called `name`. Raises UsageError naming the nearest when there is none."""
+        """Return the part of this family called `name`. Raises UsageError naming the nearest when there is none."""
         return cast(type[Self], part(cls.family(), name))
 
     @classmethod
@@ -71,12 +71,14 @@ class Part(BaseModel):
 
     @classmethod
     def make(cls, name: str, settings: Mapping[str, object]) -> Self:
-        """The part called `name` with these settings. Raises UsageError for the name, ValidationError for settings."""
+        """Make the part called `name` with these settings. Raises UsageError for the name, ValidationError for
+        settings.
+        """
         return cls.part(name).model_validate(dict(settings))
 
     @classmethod
     def part_name(cls) -> str:
-        """The name of this part in its family."""
+        """Return the name of this part in its family."""
         for entry in _joined(cls.family()):
             if entry.value.replace(" ", "") == f"{cls.__module__}:{cls.__qualname__}":
                 return entry.name
@@ -91,7 +93,7 @@ def part_names(family: str) -> tuple[str, ...]:
 
 @cache
 def part(family: str, name: str) -> type[Part]:
-    """The part `name` of `family`. Raises UsageError naming the nearest part when there is none."""
+    """Return the part `name` of `family`. Raises UsageError naming the nearest part when there is none."""
     if name not in part_names(family):
         raise UsageError(f"there is no {name!r} in {family}", nearest(name, part_names(family)))
     for entry in _joined(family):
@@ -111,7 +113,7 @@ def parts(family: str) -> dict[str, type[Part]]:
 
 
 def summary(family: str, name: str) -> str:
-    """The first paragraph of a part's docstring, read from its source: a part of settle's own is not imported."""
+    """Return the first paragraph of a part's docstring, read from its source: settle's own parts are not imported."""
     module = _own_modules(family).get(name)
     spec = find_spec(module) if module else None
     if spec is None or spec.origin is None:
@@ -124,20 +126,22 @@ def summary(family: str, name: str) -> str:
 
 
 def module_of(family: str, name: str) -> str:
-    """The module that defines a part, without importing a part of settle's own."""
+    """Return the module that defines a part, without importing a part of settle's own."""
     return _own_modules(family).get(name) or part(family, name).__module__
 
 
 def nearest(name: str, known: tuple[str, ...]) -> str:
-    """What to do about a name that is none: the nearest that is, or all of them."""
+    """Say what to use instead of an unknown name: the nearest, or all of them."""
     near = difflib.get_close_matches(name, known, n=1)
     return f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
 
 
 @cache
 def _own_modules(family: str) -> dict[str, str]:
-    """Part → module that defines it, of the parts in the family's folder and its groups. Imports nothing: the packages
-    of some families load torch."""
+    """Map each part in the family's folder and its groups to its module.
+
+    Nothing is imported: the packages of some families load torch.
+    """
     loaded = sys.modules.get(_package_name(family))
     places = [Path(place, family) for place in importlib.import_module("settle").__path__]
     folders = list(map(Path, loaded.__path__)) if loaded else places
@@ -153,7 +157,7 @@ def _own_modules(family: str) -> dict[str, str]:
 
 
 def _groups(file: Path) -> tuple[str, ...] | None:
-    """What a family's `__init__.py` assigns to GROUPS, or None."""
+    """Return what a family's `__init__.py` assigns to GROUPS, or None."""
     for node in ast.parse(file.read_bytes()).body:
         if isinstance(node, ast.Assign) and [getattr(target, "id", "") for target in node.targets] == ["GROUPS"]:
             return tuple(ast.literal_eval(node.value))
@@ -161,7 +165,7 @@ def _groups(file: Path) -> tuple[str, ...] | None:
 
 
 def _listed(folders: Iterable[Path], package: str) -> dict[str, tuple[str, bool]]:
-    """name → (module, whether it is a folder) of the public modules of a package."""
+    """Map each public module of a package's folders to its module name, and whether it is a folder."""
     public = (m for m in pkgutil.iter_modules(map(str, folders)) if not m.name.startswith("_"))
     return {m.name: (f"{package}.{m.name}", m.ispkg) for m in public}
 
@@ -189,6 +193,6 @@ def _contract(family: str) -> type[Part]:
 
 
 def _classes_of(module: ModuleType) -> list[type[Part]]:
-    """The parts and contracts that a module itself defines."""
+    """Return the parts and contracts that a module itself defines."""
     classes = [c for _, c in inspect.getmembers(module, inspect.isclass) if c.__module__ == module.__name__]
     return [c for c in classes if issubclass(c, Part)]

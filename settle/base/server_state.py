@@ -23,7 +23,7 @@ class RunningServer(NamedTuple):
 
 
 def note_server(address: str, needs_key: bool) -> None:
-    """Records that a server runs at this address. Where that fails, `settle connect` needs --address."""
+    """Record that a server runs at this address. Where that fails, `settle connect` needs --address."""
     try:
         _folder().mkdir(parents=True, exist_ok=True)
         server = RunningServer(address, os.getpid(), needs_key, psutil.Process().create_time())
@@ -33,14 +33,14 @@ def note_server(address: str, needs_key: bool) -> None:
 
 
 def forget_server(address: str) -> None:
-    """Removes the record of a server that has ended."""
+    """Remove the record of a server that has ended."""
     server = running_server()
     if server and server.address == address:
         (_folder() / "running.json").unlink(missing_ok=True)
 
 
 def running_server() -> RunningServer | None:
-    """The server that was started last, if it still runs."""
+    """Return the server that was started last, if it still runs."""
     path = _folder() / "running.json"
     try:
         record = read_json(path) if path.exists() else None
@@ -59,8 +59,11 @@ def key_file() -> Path:
 
 
 def server_key(create: bool = True) -> str | None:
-    """The key that requests to this machine's server must carry, readable by its owner only. create: make a key when
-    there is none, otherwise return None. Raises ResourceError, and UsageError when others can read the file."""
+    """Return the key that requests to this machine's server must carry, readable by its owner only.
+
+    create: make a key when there is none; otherwise return None. Raises ResourceError, and UsageError when others can
+    read the file.
+    """
     path = key_file()
     try:
         if not path.exists():
@@ -93,7 +96,7 @@ def allowed_origins() -> frozenset[str]:
 
 
 def allow_origins(origins: frozenset[str]) -> None:
-    """These may send requests from now on, and no others."""
+    """Allow these origins to send requests, and no others."""
     _folder().mkdir(parents=True, exist_ok=True)
     write_json(_folder() / "origins.json", sorted(origins))
 

@@ -45,15 +45,17 @@ class Resolved(typing.Generic[S]):
 
 
 def read_recipe(path: Path) -> dict[str, object]:
-    """A recipe as a nested dict, without its version. Raises UsageError with the line when it does not parse, RunError
-    for a version that this settle does not know."""
+    """Read a recipe as a nested dict, without its version.
+
+    Raises UsageError with the line when it does not parse, RunError for a version that this settle does not know.
+    """
     recipe = read_toml(path)
     refuse_newer(recipe, RECIPE_VERSION, str(path))
     return {key: value for key, value in recipe.items() if key != "version"}
 
 
 def read_toml(path: Path) -> dict[str, object]:
-    """A TOML file as a nested dict. Raises UsageError with the line when it does not parse."""
+    """Read a TOML file as a nested dict. Raises UsageError with the line when it does not parse."""
     try:
         values: dict[str, object] = _each_text(tomllib.loads(read_bounded(path)), _from_uri)
         return values
@@ -66,8 +68,10 @@ def read_toml(path: Path) -> dict[str, object]:
 
 
 def recipe_text(values: Mapping[str, object]) -> str:
-    """Settings as the TOML of a recipe; what is None is left out. A path that is not UTF-8, which TOML cannot hold, is
-    written as its `file://` address (RFC 8089)."""
+    """Write settings as the TOML of a recipe; what is None is left out.
+
+    A path that is not UTF-8, which TOML cannot hold, is written as its `file://` address (RFC 8089).
+    """
     return tomli_w.dumps(_each_text({"version": RECIPE_VERSION, **_without_none(values)}, _to_uri))
 
 
@@ -102,7 +106,7 @@ def resolve(model: type[S], layers: Sequence[tuple[str, Mapping[str, object]]]) 
 
 
 def _where(layer: str) -> str:
-    """The file that a wrong setting is in; what was asked for directly needs no place."""
+    """Return the file that a wrong setting is in; what was asked for directly needs no place."""
     return "" if layer == "asked" else f"{layer}: "
 
 
@@ -127,7 +131,7 @@ def _to_uri(text: str) -> str:
 
 
 def _from_uri(text: str) -> str:
-    """The path of an address that `_to_uri` made; any other text stays."""
+    """Return the path of an address that `_to_uri` made; any other text stays."""
     if not text.startswith("file:///"):
         return text
     path = os.fsdecode(unquote_to_bytes(text.removeprefix("file://")))
@@ -139,7 +143,7 @@ def _is_unicode(text: str) -> bool:
 
 
 def group_of(annotation: object) -> type[BaseModel] | None:
-    """The settings that a field groups, also of an optional group."""
+    """Return the settings that a field groups, also of an optional group."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
     if typing.get_origin(annotation) in (typing.Union, types.UnionType):
@@ -159,7 +163,7 @@ def leaves(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, Fiel
 
 
 def _flatten(values: Mapping[str, object], model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, object]]:
-    """The dotted key and value of every setting that is given."""
+    """Yield the dotted key and value of every setting that is given."""
     renamed: Mapping[str, str] = getattr(model, "renamed", {})
     for former, value in values.items():
         key = renamed.get(former, former)

@@ -8,10 +8,10 @@ from types import FrameType, TracebackType
 
 
 class Stopping:
-    """While entered, SIGINT, SIGTERM and SIGHUP end the work as KeyboardInterrupt does: the exit code is 130 for each.
-    SIGHUP stays ignored where it was, as `nohup` does.
+    """While entered, SIGINT, SIGTERM and SIGHUP end the work as KeyboardInterrupt does.
 
-    Within `patiently()` the first one only sets a flag, which `stopping()` reads; a second Ctrl-C still leaves at once.
+    The exit code is 130 for each. SIGHUP stays ignored where it was, as `nohup` does. Within `patiently()` the first
+    signal only sets a flag, which `stopping()` reads; a second Ctrl-C still leaves at once.
     """
 
     def __init__(self) -> None:

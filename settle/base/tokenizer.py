@@ -42,12 +42,13 @@ class Tokenizer(Protocol):
     def byte_length(self) -> "np.ndarray": ...
 
     def encode(self, text: str, specials: bool = False) -> "np.ndarray":
-        """Ids (N,) of a text, nothing added. Control tokens written in it stay text, unless `specials`: then the text
-        is a rendered chat.
+        """Return the ids (N,) of a text, nothing added.
+
+        Control tokens written in it stay text, unless `specials`: then the text is a rendered chat.
         """
 
     def encode_batch(self, texts: Sequence[str]) -> "list[np.ndarray]":
-        """The ids of each text."""
+        """Return the ids of each text."""
 
     def encode_documents(self, text: bytes, ends: "np.ndarray") -> "tuple[np.ndarray, np.ndarray]":
         """Ids (N,) of many documents, each closed by eos, and the position after each: int64 (D,).
@@ -56,10 +57,10 @@ class Tokenizer(Protocol):
         """
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of `ids`, control tokens left out; bytes that are no UTF-8 become U+FFFD."""
+        """Return the text of `ids`, control tokens left out; bytes that are no UTF-8 become U+FFFD."""
 
     def gguf_metadata(self) -> Mapping[str, object]:
-        """The `tokenizer.*` keys of a GGUF file."""
+        """Return the `tokenizer.*` keys of a GGUF file."""
 
     def save(self, folder: Path) -> None:
-        """Writes tokenizer.json, tokenizer_config.json and the chat template, as `transformers` reads them."""
+        """Write tokenizer.json, tokenizer_config.json and the chat template, as `transformers` reads them."""

@@ -6,7 +6,7 @@ __version__ = "0.2.0"
 
 
 def refuse_newer(values: object, newest: int, file: str) -> None:
-    """Raises RunError when `values`, read from `file`, are of a version that this settle does not know."""
+    """Raise RunError when `values`, read from `file`, are of a version that this settle does not know."""
     version = values.get("version", 1) if isinstance(values, dict) else 1
     if not isinstance(version, int) or version > newest:
         raise RunError(

@@ -26,7 +26,7 @@ def visible_line(text: str) -> str:
 
 
 def visible_name(path: str | os.PathLike[str]) -> str:
-    """A path for people to read, also one with bytes that are no text."""
+    """Return a path for people to read, also one with bytes that are no text."""
     return visible_line(os.fspath(path))
 
 

@@ -62,7 +62,7 @@ class ChatTemplate:
         add_generation_prompt: bool = False,
         **arguments: Any,
     ) -> str:
-        """The conversation as text. Raises TemplateFailure with the template's own words, or the limit it ran into."""
+        """Render a conversation. Raises TemplateFailure with the template's own words, or the limit it ran into."""
         (text,) = self.render_cuts(messages, [(len(messages), add_generation_prompt)], tools, arguments)
         return text
 
@@ -73,8 +73,11 @@ class ChatTemplate:
         tools: Sequence[Mapping[str, Any]] | None = None,
         arguments: Mapping[str, Any] = MappingProxyType({}),
     ) -> list[str]:
-        """Several beginnings of a conversation as text, at the price of one: each cut is how many of its messages, and
-        whether the generation prompt follows them. Raises as `render`, for the first cut that fails."""
+        """Render several beginnings of a conversation at the price of one.
+
+        cuts: how many messages each beginning has, and whether the generation prompt follows them. Raises as `render`,
+        for the first cut that fails.
+        """
         given = {"messages": list(messages), "tools": list(tools) if tools else None, "arguments": dict(arguments)}
         texts: list[str] = []
         while len(texts) < len(cuts):
@@ -103,7 +106,7 @@ class ChatTemplate:
 
 
 def complaint(template: object) -> str | None:
-    """What is wrong with a value in the place of a template, as far as can be said without compiling it, or None."""
+    """Return what is wrong with a value in the place of a template, as far as it shows without compiling, or None."""
     if not isinstance(template, str):
         return f"is {template!r:.40}, and no text"
     if len(template) > LONGEST:
@@ -126,7 +129,7 @@ class _Renderers:
 
     @contextmanager
     def of(self, source: str) -> Iterator[FencedChild]:
-        """The child of a template, which stays while it is in use."""
+        """Yield the child of a template, which stays while it is in use."""
         with self._lock:
             child = self._children.get(source) or FencedChild("settle.base.chat_template.render_child", LIMITS)
             self._children[source] = child

@@ -28,19 +28,21 @@ _CHARACTERS = {written: char for char, written in _ESCAPES.items()}
 
 
 def with_default_system(template: str, prompt: str, knows_system: bool) -> str:
-    """The template with that default in place of an earlier one. knows_system: whether it renders system prompts."""
+    """Put a default system prompt into a template, in place of an earlier one. knows_system: it renders system
+    prompts.
+    """
     escaped = "".join(_ESCAPES.get(char, char) for char in prompt)
     rest = _AS_MESSAGE if knows_system else _BEFORE_QUESTION
     return f'{_HEAD}"{escaped}"{rest}{without_default_system(template)}'
 
 
 def default_system(template: str | None) -> str | None:
-    """The default that a template carries; None when it has none of ours."""
+    """Return the default that a template carries; None when it has none of ours."""
     written = _WRITTEN.match(template or "")
     return re.sub(r"\\.", lambda escape: _CHARACTERS[escape[0]], written[1]) if written else None
 
 
 def without_default_system(template: str) -> str:
-    """The template as it was without the default."""
+    """Return the template as it was without the default."""
     written = _WRITTEN.match(template)
     return template[written.end() :] if written else template

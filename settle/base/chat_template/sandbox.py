@@ -60,8 +60,11 @@ class Template:
             raise Refused(str(e) or type(e).__name__) from None
 
     def render(self, values: Mapping[str, Any], now: datetime.datetime | None) -> str:
-        """What it writes, given those names. now: the time told to templates that ask. Raises Refused, and
-        SecurityError (Limited among them) for a template that is stopped."""
+        """Render the template with these names.
+
+        now: the time for templates that ask. Raises Refused, and SecurityError (Limited among them) for a template that
+        is stopped.
+        """
         self._environment.start(now)
         parts: list[str] = []
         size = 0
@@ -152,7 +155,7 @@ class _Environment(ImmutableSandboxedEnvironment):
         self.start(None)
 
     def start(self, now: datetime.datetime | None) -> None:
-        """A new rendering begins, with all of its budget. now: its time, or None for the clock's."""
+        """Begin a new rendering, with a full budget. now: its time, or None for the clock's."""
         self._steps, self._now = 0, now
 
     def _step(self) -> None:
