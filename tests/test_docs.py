@@ -161,7 +161,7 @@ def test_every_setting_of_chat_and_of_the_optimizers_is_documented() -> None:
 
 def test_the_page_of_the_doctor_names_each_check_as_it_is() -> None:
     page = (ROOT / "docs" / "doctor.md").read_text(encoding="utf-8")
-    rows = set(re.findall(r"^\| (\d+) \| `([\w-]+)` \| (.+) \|$", page, re.M))
+    rows = set(re.findall(r"^\|(\d+)\|`([\w-]+)`\|(.+)\|$", page, re.M))
     checks = {(str(c.number), name.replace("_", "-"), c.symptom) for name, c in parts("doctor/checks").items()}
     assert rows == checks
 
