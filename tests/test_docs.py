@@ -190,9 +190,76 @@ def test_the_recipe_in_the_settings_page_resolves() -> None:
 
 def test_the_page_of_results_is_what_its_rows_say() -> None:
     made = runpy.run_path(str(ROOT / "bench/results_page.py"))
-    assert made["PAGE"].read_text(encoding="utf-8") == made["page"](), "run python bench/results_page.py"
-    rows = [row for path in made["FOLDER"].glob("*.toml") for row in tomllib.loads(path.read_text())["row"]]
-    assert len(rows) > 20 and any(not row["met"] for row in rows)
+    page = made["PAGE"].read_text(encoding="utf-8")
+    assert page == made["page"](), "run python bench/results_page.py"
+    rows = [row for section in made["rows"]().values() for row in section]
+    assert 20 < len(rows) <= 300 and len(page.split()) <= 6000
+    assert len({row.id for row in rows}) == len(rows) and any(not row.met for row in rows)
+
+
+SENTENCE_OR_CELL = re.compile(r"-->|[.:;]\s|\|\s|\n\n")
+NUMBER = re.compile(r"(?<![\w@.-])\d[\d,.]*(?<![,.])")
+
+
+def quoted(text: str) -> list[tuple[str, str]]:
+    """Return each figure that a page quotes, with the words before it in its sentence or cell, and its row's id."""
+    marks = re.split(r"<!--row:([\w-]+)-->", text)
+    return [(SENTENCE_OR_CELL.split(before)[-1], row) for before, row in zip(marks[::2], marks[1::2], strict=False)]
+
+
+QUOTES = [
+    (page.name, words, row) for page in PAGES for words, row in quoted(FENCE.sub("", page.read_text(encoding="utf-8")))
+]
+
+
+def _rows_of_results() -> dict[str, BaseModel]:
+    made = runpy.run_path(str(ROOT / "bench/results_page.py"))
+    return {row.id: row for section in made["rows"]().values() for row in section}
+
+
+def test_every_quoted_figure_is_that_of_its_row() -> None:
+    rows = _rows_of_results()
+    assert len(QUOTES) > 10
+    for page, words, name in QUOTES:
+        assert name in rows, f"{page}: no row {name}"
+        row = rows[name].model_dump()
+        said = set(NUMBER.findall(words))
+        assert said & set(NUMBER.findall(row["figure"])), f"{page}: {words!r} quotes no figure of {name}"
+        known = NUMBER.findall(" ".join(str(value) for value in row.values()))
+        assert said <= set(known), f"{page}: {sorted(said - set(known))} in {words!r} differ from the row {name}"
+
+
+def test_the_readme_takes_its_figures_from_rows_and_names_missed_bars() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8").partition("## Measured\n")[2].partition("\n## ")[0]
+    rows = _rows_of_results()
+    for line in re.findall(r"^\| (?!claim).*$", text, re.M):
+        found = re.search(r"<!--row:([\w-]+)--> \| ([^|]+) \|$", line)
+        assert found, line
+        row = rows[found[1]].model_dump()
+        assert found[2].startswith("none set" if row["bar"] == "none set" else "reached" if row["met"] else "missed"), (
+            line
+        )
+
+
+LONG_PAGES = {"method.md": 4500, "settings.md": 3200, "develop.md": 3000}
+
+
+def test_the_documentation_is_short() -> None:
+    words = {page.name: len(page.read_text(encoding="utf-8").split()) for page in (ROOT / "docs").glob("*.md")}
+    assert {name: count for name, count in words.items() if count > LONG_PAGES.get(name, 900)} == {}
+    assert sum(words.values()) <= 40_000
+
+
+def _anchors(page: Path) -> set[str]:
+    """Return the anchors of a page's headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.*)$", FENCE.sub("", page.read_text(encoding="utf-8")), re.M)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_anchor_is_a_heading(page: Path) -> None:
+    for target, anchor in re.findall(r"\]\((?!https?:)([^)#]*)#([^)]+)\)", page.read_text(encoding="utf-8")):
+        assert anchor in _anchors((page.parent / target) if target else page), f"{page.name}: {target}#{anchor}"
 
 
 def test_the_changelog_knows_this_version() -> None:
