@@ -1,19 +1,16 @@
 """Requests sent as a client sends them, and what is wrong with the answers."""
 
 import contextlib
-import http.client
 import json
 import time
-import urllib.error
 import urllib.parse
-import urllib.request
 from collections.abc import Collection
 from dataclasses import dataclass
 
 from settle.audit.session import declare
 from settle.base.files import parse_json
 from settle.connect.clients import ClientRequest, Connection
-from settle.machine.web_request import open_request
+from settle.machine.web_request import WEB_ERRORS, open_response, reason
 
 TIMEOUT_SECONDS = 600.0  # of an answer: the model may have to be loaded first
 LONGEST_MESSAGE = 300
@@ -54,36 +51,23 @@ def check_request(connection: Connection, request: ClientRequest) -> CheckResult
     began = time.monotonic()
     try:
         why = _fault(request, send(connection, request))
-    except (OSError, http.client.HTTPException) as e:
-        why = error_text(e)
+    except WEB_ERRORS as e:
+        why = reason(e)
     return CheckResult(request.what, time.monotonic() - began, why)
 
 
 def send(connection: Connection, request: ClientRequest, seconds: float = TIMEOUT_SECONDS) -> HttpAnswer:
-    """Raises OSError, HTTPException."""
+    """Return the server's answer. Raises WEB_ERRORS."""
     headers = {"User-Agent": "settle-connect"} | dict(request.headers)
     if connection.key and request.expects != "preflight":
         headers["Authorization"] = f"Bearer {connection.key}"
     data = None
     if request.body is not None:
         data, headers["Content-Type"] = json.dumps(request.body).encode(), "application/json"
-    sent = urllib.request.Request(connection.address + request.path, data, headers, method=request.verb)
-    try:
-        declare(urllib.parse.urlsplit(sent.full_url).hostname or "", "the server that clients are set up for")
-        with open_request(sent, seconds) as response:
-            return HttpAnswer(response.status, _lower(response.headers.items()), response.read())
-    except urllib.error.HTTPError as e:
-        with e:
-            return HttpAnswer(e.code, _lower(e.headers.items()), e.read())
-
-
-def error_text(error: Exception) -> str:
-    inner = error.reason if isinstance(error, urllib.error.URLError) else error
-    return getattr(inner, "strerror", None) or str(inner) or type(inner).__name__
-
-
-def _lower(headers: "list[tuple[str, str]]") -> dict[str, str]:
-    return {name.lower(): value for name, value in headers}
+    url = connection.address + request.path
+    declare(urllib.parse.urlsplit(url).hostname or "", "the server that clients are set up for")
+    with open_response(request.verb, url, seconds, headers, data) as response:
+        return HttpAnswer(response.status_code, dict(response.headers), response.read())
 
 
 def _fault(request: ClientRequest, answer: HttpAnswer) -> str:

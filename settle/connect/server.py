@@ -1,14 +1,13 @@
 """The server that a client is connected to: its address and key, and the model that the client is to use."""
 
-import http.client
 from typing import Any
 
 from settle.base.errors import RunError, UsageError
 from settle.base.files import parse_json
 from settle.base.server_state import running_server, server_key
-from settle.connect.check import error_text, send
+from settle.connect.check import send
 from settle.connect.clients import ClientRequest, Connection
-from settle.machine.web_request import is_loopback
+from settle.machine.web_request import WEB_ERRORS, is_loopback, reason
 
 LIST_SECONDS = 30.0
 
@@ -52,8 +51,8 @@ def list_models(address: str, key: str) -> list[Listed]:
     request = ClientRequest("", "/v1/models", expects="models")
     try:
         answer = send(Connection(address, key, ""), request, LIST_SECONDS)
-    except (OSError, http.client.HTTPException) as e:
-        raise RunError(f"no answer from {address}: {error_text(e)}", "start a server: `settle serve`") from None
+    except WEB_ERRORS as e:
+        raise RunError(f"no answer from {address}: {reason(e)}", "start a server: `settle serve`") from None
     if answer.status in (401, 403):
         raise RunError(f"the server at {address} rejects the request: {answer.message}", "give its key with --key")
     try:

@@ -3,25 +3,23 @@
 Reference: https://platform.openai.com/docs/api-reference/embeddings
 """
 
-import http.client
 import json
 import os
 import re
 import time
-import urllib.error
 import urllib.parse
-import urllib.request
 from collections.abc import Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+import httpx
 import numpy as np
 from pydantic import Field
 
 from settle.audit.session import declare
 from settle.base.errors import DataError, ResourceError, SettleError, UsageError
 from settle.base.files import parse_json
-from settle.machine.web_request import open_request
+from settle.machine.web_request import WEB_ERRORS, open_response, reason
 from settle.retrieve.index.embedders import Embedder, Vectorizer, identity_of
 
 if TYPE_CHECKING:
@@ -145,34 +143,32 @@ class _Remote(Vectorizer):
         if self._settings.key_variable:
             headers["Authorization"] = f"Bearer {os.environ[self._settings.key_variable]}"
         try:
-            request = urllib.request.Request(url, body, headers)
-            with open_request(request, self._settings.seconds) as response:
-                answer = parse_json(response.read())
-        except urllib.error.HTTPError as e:
-            with e:
-                raise self._error_of(e, _message_of(e)) from None
-        except urllib.error.URLError as e:
-            raise _Later(str(getattr(e.reason, "strerror", None) or e.reason)) from None
-        except (OSError, http.client.HTTPException) as e:
-            raise _Later(str(e) or type(e).__name__) from None
+            with open_response("POST", url, self._settings.seconds, headers, body) as response:
+                response.read()
+        except WEB_ERRORS as e:
+            raise _Later(reason(e)) from None
+        if not response.is_success:
+            raise self._error_of(response)
+        try:
+            return self._read(parse_json(response.content), len(texts))
         except ValueError:
             raise self._malformed("its answer is no JSON") from None
-        return self._read(answer, len(texts))
 
-    def _error_of(self, error: urllib.error.HTTPError, message: str) -> SettleError | _Later:
-        if error.code in _BUSY:
-            after = error.headers.get("Retry-After", "")
-            return _Later(f"{error.code} {message}", float(after) if after.isdigit() else 0.0)
-        where, what = self._settings.url, f"{error.code} {message}"
-        if error.code in (401, 403):
+    def _error_of(self, response: httpx.Response) -> SettleError | _Later:
+        status, where = response.status_code, self._settings.url
+        what = f"{status} {_message_of(response)}"
+        if status in _BUSY:
+            after = response.headers.get("Retry-After", "")
+            return _Later(what, float(after) if after.isdigit() else 0.0)
+        if status in (401, 403):
             key = self._settings.key_variable
             wrong = f"does not take the key in {key}" if key else "wants a key"
             return UsageError(f"{where} {wrong}: {what}", "--embedder.key_variable NAME of the variable that holds it")
-        if 300 <= error.code < 400:
+        if response.is_redirect:
             return UsageError(
                 f"{where} leads elsewhere: {what}", "give the address itself: the key is sent nowhere else"
             )
-        if error.code == 404:
+        if status == 404:
             return UsageError(
                 f"{where} has no model {self._settings.model!r}, or makes no embeddings: {what}",
                 "check --embedder.model and --embedder.url, which mostly ends in /v1",
@@ -197,9 +193,9 @@ class _Remote(Vectorizer):
         return DataError(f"{self._settings.url} does not answer as OpenAI's embeddings do: {what}", "check the url")
 
 
-def _message_of(error: urllib.error.HTTPError) -> str:
-    """The message in a server's error."""
-    raw = error.read(1 << 16).decode("utf-8", "replace")
+def _message_of(response: httpx.Response) -> str:
+    """Return the message in a server's error."""
+    raw = response.content.decode("utf-8", "replace")
     try:
         body = parse_json(raw)
         body = body.get("error", body)
