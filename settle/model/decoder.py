@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from settle.model.config import DecoderOptions, LayerOptions
-from settle.model.layers.decoder_layer import DecoderLayer, Embedding
+from settle.model.layers.decoder_layer import Embedding, FusedLayer
 from settle.model.layers.freezable import FreezableModule
-from settle.model.layers.norm import RMSNorm
+from settle.model.layers.linear import RMSNorm
 from settle.model.layers.packed_sequences import Packing, RotationTable
 
 # Standard deviations at initialisation; chosen, not yet compared with others in bench/recipe.py.
@@ -30,7 +30,7 @@ class _Body(nn.Module):
         super().__init__()
         last = options.layers[-1]
         self.embed_tokens = Embedding(options.vocab_size, last.width)
-        self.layers = nn.ModuleList(DecoderLayer(layer) for layer in options.layers)
+        self.layers = nn.ModuleList(FusedLayer(layer) for layer in options.layers)
         self.norm = RMSNorm(last.width, last.eps, last.norm_offset)
 
 
@@ -82,9 +82,9 @@ class Decoder(FreezableModule):
         return out
 
     @property
-    def layers(self) -> list[DecoderLayer]:
+    def layers(self) -> list[FusedLayer]:
         """Its layers, from the first to the last."""
-        return [layer for layer in self.model.layers if isinstance(layer, DecoderLayer)]
+        return [layer for layer in self.model.layers if isinstance(layer, FusedLayer)]
 
     @property
     def float32_scores(self) -> tuple[int, ...]:

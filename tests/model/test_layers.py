@@ -1,11 +1,18 @@
 """Every option of a layer: gradients by finite differences, rows alone as packed. Families test what they mean."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor
 
+from settle.model.adapters import Adapter
+from settle.model.adapters.dora import DoRA
+from settle.model.adapters.lora import LoRA
 from settle.model.config import DecoderOptions, Experts, LayerOptions, Rope
 from settle.model.decoder import Decoder
+from settle.model.layers.decoder_layer import DecoderLayer, FusedLayer
+from settle.model.layers.packed_sequences import Packing
 from settle.train.objectives.next_token import NextToken
 
 BASE = {"width": 24, "inner": 20, "heads": 4, "kv_heads": 2, "head_dim": 8, "eps": 1e-5}
@@ -84,3 +91,44 @@ def test_a_skeleton_on_meta_takes_no_memory() -> None:
     assert [(n, p.shape) for n, p in model.named_parameters()] == [
         (n, p.shape) for n, p in Llama.TINY.build(0).named_parameters()
     ]
+
+
+def results(model: Decoder, forward: Callable[..., Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
+    """What a way through the first layer returns, and its gradients of the input and of every weight."""
+    model.compute_dtype = dtype
+    model.zero_grad(set_to_none=True)
+    layer, packing = model.layers[0], Packing(packed(LENGTHS)[2])
+    random = torch.Generator().manual_seed(2)
+    x = torch.randn(sum(LENGTHS), BASE["width"], generator=random).to(dtype).requires_grad_()
+    direction = torch.randn(x.shape, generator=random).to(dtype)
+    out = forward(layer, x, packing, model.table(0, x.device))
+    out.backward(direction)
+    grads = {name: p.grad for name, p in layer.named_parameters() if p.grad is not None}
+    return {"out": out.detach().float(), "x": x.grad.float(), **grads}
+
+
+@pytest.mark.parametrize("adapter", [None, LoRA(rank=2), DoRA(rank=2)], ids=["trained", "lora", "dora"])
+@pytest.mark.parametrize("asked", OPTIONS.values(), ids=OPTIONS.keys())
+def test_the_fused_layer_computes_its_definition(asked: dict, adapter: Adapter | None) -> None:
+    """In float32 but for rounding; in bfloat16 it rounds no more than its definition does."""
+    model = decoder(asked, torch.float32)
+    if adapter is not None:
+        adapter.apply(model, seed=0)
+        random = torch.Generator().manual_seed(3)
+        with torch.no_grad():
+            for p in model.trainable().values():
+                p.add_(torch.randn(p.shape, generator=random), alpha=0.1)
+    exact, fused, rounded, fused_rounded = (
+        results(model, forward, dtype)
+        for dtype in (torch.float32, torch.bfloat16)
+        for forward in (DecoderLayer.forward, FusedLayer.forward)
+    )
+    assert exact.keys() == fused.keys() and len(exact) > 2
+    assert off(fused, exact).max() < 1e-5
+    assert off(fused_rounded, exact).median() < 1.5 * off(rounded, exact).median() < 0.1
+
+
+def off(found: dict[str, Tensor], exact: dict[str, Tensor]) -> Tensor:
+    """The error of each tensor, as a share of its length."""
+    norm = torch.linalg.vector_norm
+    return torch.stack([norm(found[name] - values) / norm(values) for name, values in exact.items()])

@@ -7,6 +7,7 @@ from settle.base.registry import parts
 from settle.model.adapters.dora import DoRA
 from settle.model.adapters.lora import LoRA
 from settle.model.architectures.llama import Llama
+from settle.model.architectures.qwen3_moe import Qwen3Moe
 from settle.train.objectives.next_token import NextToken
 from settle.train.optimizers.muon import orthogonal
 from tests.model.test_llama import packed
@@ -90,3 +91,14 @@ def test_an_adapter_alone_is_trained(name: str, rule, adapter) -> None:
     other = rule().bind(model)
     other.restore(stepper.state())
     assert all(torch.equal(tensor, other.state()[key]) for key, tensor in stepper.state().items())
+
+
+@pytest.mark.parametrize(("name", "rule"), OPTIMIZERS)
+def test_an_expert_that_no_token_chose_is_stepped_too(name: str, rule) -> None:
+    model = Qwen3Moe.TINY.build(seed=0)
+    inputs, targets, bounds = packed([1])
+    NextToken().loss(model, inputs, targets, bounds)[0].backward()
+    unseen = [n for n, p in model.trainable().items() if p.grad is None]
+    assert unseen and all(".experts." in n for n in unseen)
+    rule().bind(model).step(1.0)
+    assert all(torch.isfinite(p).all() for p in model.parameters())

@@ -14,7 +14,7 @@ from settle.formats import LoraPairs, to_float32
 from settle.model.adapters import PREFIX, TARGET_NAMES, Adapter, TargetName, matching
 from settle.model.adapters._lora_of_peft import require_plain, uniform
 from settle.model.decoder import Decoder
-from settle.model.layers.low_rank import LowRank
+from settle.model.layers.linear_adapter import LowRank
 
 NARROW = 512  # hidden width of a base below which the learning rate is raised
 DOWN, UP = ".lora_A.weight", ".lora_B.weight"

@@ -12,8 +12,7 @@ from settle.model.config import Experts, LayerOptions
 from settle.model.layers.attention import attention
 from settle.model.layers.frozen_weights import Owner
 from settle.model.layers.kernels import HeadNorm, Lookup, apply
-from settle.model.layers.linear import Cast, Linear, Stack, Turning
-from settle.model.layers.norm import RMSNorm
+from settle.model.layers.linear import Cast, Linear, RMSNorm, Stack, Turning
 from settle.model.layers.packed_sequences import Packing, RotationTable, Scoring
 
 
@@ -62,20 +61,32 @@ class Attention(nn.Module):
         self.qkv = Stack(members, self.turning, o.norm_offset)
         self.out = Stack([(self.o_proj, 0)])
 
-    def forward(
+    def forward(self, x: Tensor, packing: Packing, table: RotationTable) -> Tensor:
+        """x (N, D), behind its norm → attention(x) (N, D)."""
+        return self.out.linear(self._mixed(self.qkv.linear(x, not self._adds_bias), packing, table))
+
+    def add(
         self, x: Tensor, norm: RMSNorm, packing: Packing, table: RotationTable, after: RMSNorm | None = None
     ) -> Tensor:
-        """x (N, D) → x + attention(norm(x)), or x + after(attention(norm(x)))."""
-        # a bias of 200 added in bfloat16 would round what it is added to
-        is_apart = self.float32_scores and self.q_norm is None and self.qkv.has_bias_apart
-        residual, qkv = self.qkv.norm_linear(x, norm, biased=not is_apart)
-        bias = self.qkv.bias(table.dtype) if is_apart else None
-        if self.q_norm is not None and self.k_norm is not None:
-            qkv = apply(HeadNorm, qkv, self._head_factors(self.q_norm, self.k_norm), self.q_norm.eps)
-        mixed = attention(qkv, packing, table, Scoring(self.window, self.soft_cap, self.float32_scores), bias)
+        """x (N, D) → x + attention(norm(x)), or x + after(attention(norm(x))), in few passes over x."""
+        residual, qkv = self.qkv.norm_linear(x, norm, not self._adds_bias)
+        mixed = self._mixed(qkv, packing, table)
         if after is None:
             return self.out.linear_add(residual, mixed)
         return after.add(residual, self.out.linear(mixed))
+
+    def _mixed(self, qkv: Tensor, packing: Packing, table: RotationTable) -> Tensor:
+        """qkv (N, (H + 2K)·d) → values mixed by attention (N, H·d)."""
+        if self.q_norm is not None and self.k_norm is not None:
+            qkv = apply(HeadNorm, qkv, self._head_factors(self.q_norm, self.k_norm), self.q_norm.eps)
+        bias = self.qkv.bias(table.dtype) if self._adds_bias else None
+        return attention(qkv, packing, table, Scoring(self.window, self.soft_cap, self.float32_scores), bias)
+
+    @property
+    def _adds_bias(self) -> bool:
+        """Whether queries and keys get their bias after the product: one of 200, added in bfloat16, would round what
+        it is added to."""
+        return self.float32_scores and self.q_norm is None and self.qkv.has_bias_apart
 
     def _head_factors(self, q_norm: RMSNorm, k_norm: RMSNorm) -> Tensor:
         """What each query and key head is multiplied by after its norm, (H + K, d), as the heads lie in qkv."""
@@ -100,16 +111,16 @@ class MLP(nn.Module):
         self.gate_up = Stack([(linear, 0) for linear in members], None, o.norm_offset)
         self.down = Stack([(self.down_proj, 0)])
 
-    def forward(self, x: Tensor, norm: RMSNorm, after: RMSNorm | None = None) -> Tensor:
-        """x (N, D) → x + mlp(norm(x)), or x + after(mlp(norm(x)))."""
+    def forward(self, x: Tensor) -> Tensor:
+        """x (N, D), behind its norm → mlp(x) (N, D)."""
+        return self.down.gated(None, self.gate_up.linear(x), self.activation)
+
+    def add(self, x: Tensor, norm: RMSNorm, after: RMSNorm | None = None) -> Tensor:
+        """x (N, D) → x + mlp(norm(x)), or x + after(mlp(norm(x))), in few passes over x."""
         residual, gate_up = self.gate_up.norm_linear(x, norm)
         if after is None:
             return self.down.gated(residual, gate_up, self.activation)
         return after.add(residual, self.down.gated(None, gate_up, self.activation))
-
-    def branch(self, x: Tensor) -> Tensor:
-        """x (N, D), already behind the norm → mlp(x)."""
-        return self.down.gated(None, self.gate_up.linear(x), self.activation)
 
 
 class TopExperts(nn.Module):
@@ -135,11 +146,10 @@ class MixtureOfExperts(nn.Module):
         self.choice, self.normalised = TopExperts(experts.top), experts.normalised
         self.router = Stack([(self.gate, 0)])
 
-    def forward(self, x: Tensor, norm: RMSNorm, after: RMSNorm | None = None) -> Tensor:
-        """x (N, D) → x + the chosen experts' results, weighted."""
-        unit = norm(x)
+    def forward(self, x: Tensor) -> Tensor:
+        """x (N, D), behind its norm → the chosen experts' results, weighted (N, D)."""
         wide = torch.promote_types(x.dtype, torch.float32)
-        chances, chosen = self.choice(self.router.linear(unit).softmax(-1, dtype=wide))
+        chances, chosen = self.choice(self.router.linear(x).softmax(-1, dtype=wide))
         if self.normalised:
             chances = chances / chances.sum(-1, keepdim=True)
         tokens = torch.arange(len(x), device=x.device).repeat_interleave(self.choice.top)
@@ -149,20 +159,26 @@ class MixtureOfExperts(nn.Module):
         ones = torch.ones_like(order)
         counts = order.new_zeros(len(self.experts)).index_add_(0, chosen.flatten(), ones).tolist()
         # gathered and scattered once, not once an expert
-        parts = zip(self.experts, unit.index_select(0, tokens).split(counts), strict=True)
-        results = torch.cat([expert.branch(rows) for expert, rows in parts if isinstance(expert, MLP) and len(rows)])
-        mixed = torch.zeros_like(x).index_add(0, tokens, results * shares)
-        return x + mixed if after is None else after.add(x, mixed)
+        parts = zip(self.experts, x.index_select(0, tokens).split(counts), strict=True)
+        results = torch.cat([expert(rows) for expert, rows in parts if len(rows)])
+        return torch.zeros_like(x).index_add(0, tokens, results * shares)
+
+    def add(self, x: Tensor, norm: RMSNorm, after: RMSNorm | None = None) -> Tensor:
+        """x (N, D) → x + experts(norm(x)), or x + after(experts(norm(x)))."""
+        return x + self(norm(x)) if after is None else after.add(x, self(norm(x)))
 
 
 class DecoderLayer(nn.Module):
-    """Attention and feed-forward, each behind its norm and added to the residual."""
+    """The definition of a layer: attention and feed-forward, each behind its norm and added to the residual.
+
+    Gemma's sandwich norms also normalise what is added. The decoder runs `FusedLayer`, which computes the same.
+    """
 
     def __init__(self, o: LayerOptions) -> None:
         super().__init__()
         self.options = o
         self.self_attn = Attention(o)
-        self.mlp = MLP(o, o.inner) if o.experts is None else MixtureOfExperts(o, o.experts)
+        self.mlp: MLP | MixtureOfExperts = MLP(o, o.inner) if o.experts is None else MixtureOfExperts(o, o.experts)
         self.input_layernorm = RMSNorm(o.width, o.eps, o.norm_offset)
         self.post_attention_layernorm = RMSNorm(o.width, o.eps, o.norm_offset)
         if o.sandwich_norms:
@@ -172,9 +188,28 @@ class DecoderLayer(nn.Module):
     def forward(self, x: Tensor, packing: Packing, table: RotationTable) -> Tensor:
         """x (N, D) → (N, D)."""
         if self.options.sandwich_norms:
-            x = self.self_attn(x, self.input_layernorm, packing, table, self.post_attention_layernorm)
-            out: Tensor = self.mlp(x, self.pre_feedforward_layernorm, self.post_feedforward_layernorm)
+            x = x + self.post_attention_layernorm(self.self_attn(self.input_layernorm(x), packing, table))
+            x = x + self.post_feedforward_layernorm(self.mlp(self.pre_feedforward_layernorm(x)))
         else:
-            x = self.self_attn(x, self.input_layernorm, packing, table)
-            out = self.mlp(x, self.post_attention_layernorm)
-        return out
+            x = x + self.self_attn(self.input_layernorm(x), packing, table)
+            x = x + self.mlp(self.post_attention_layernorm(x))
+        return x
+
+
+class FusedLayer(DecoderLayer):
+    """A layer whose norms, products and residuals are computed together, in half as many passes over activations."""
+
+    def forward(self, x: Tensor, packing: Packing, table: RotationTable) -> Tensor:
+        """x (N, D) → (N, D)."""
+        return self.add_mlp(self.add_attention(x, packing, table))
+
+    def add_attention(self, x: Tensor, packing: Packing, table: RotationTable) -> Tensor:
+        """x (N, D) → the residual stream after attention (N, D)."""
+        after = self.post_attention_layernorm if self.options.sandwich_norms else None
+        return self.self_attn.add(x, self.input_layernorm, packing, table, after)
+
+    def add_mlp(self, x: Tensor) -> Tensor:
+        """x (N, D), the stream after attention → the stream after the layer (N, D)."""
+        if self.options.sandwich_norms:
+            return self.mlp.add(x, self.pre_feedforward_layernorm, self.post_feedforward_layernorm)
+        return self.mlp.add(x, self.post_attention_layernorm)

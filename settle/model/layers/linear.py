@@ -1,6 +1,6 @@
-"""Linears: who owns a weight, and how linears that read the same input are multiplied as one.
+"""Linears and the norms before them: linears that read the same input are multiplied as one.
 
-Letters: N tokens, I inputs, O outputs of a linear, H query heads, K key/value heads, d head width.
+Letters: N tokens, D width, I inputs, O outputs of a linear.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -10,11 +10,39 @@ import torch
 from torch import Tensor, nn
 
 from settle.model.layers.frozen_weights import Joined, Order, Owner, unchanged
-from settle.model.layers.kernels import Gated, LinearAdd, NormLinear, Product, apply, apply_pair
-from settle.model.layers.linear_adapter import LinearAdapter
+from settle.model.layers.kernels import (
+    Gated,
+    LinearAdd,
+    NormAdd,
+    NormLinear,
+    Product,
+    RmsNorm,
+    apply,
+    apply_pair,
+)
+from settle.model.layers.linear_adapter import LinearAdapter, Member, beside
 from settle.model.layers.lora_kernels import Beside, FrozenAdd, FrozenNormLinear
-from settle.model.layers.low_rank import LowRank, Member, beside
-from settle.model.layers.norm import RMSNorm
+
+
+class RMSNorm(nn.Module):
+    """A norm that multiplies by `offset` + its weight (D,); it begins as multiplying by one."""
+
+    def __init__(self, width: int, eps: float, offset: float = 0.0) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.full((width,), 1.0 - offset))
+        self.eps, self.offset = eps, offset
+
+    def factor(self) -> Tensor:
+        """What the unit is multiplied by, (D,)."""
+        return self.weight + self.offset if self.offset else self.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (N, D) → (N, D)."""
+        return apply(RmsNorm, x, self.factor(), self.eps)
+
+    def add(self, residual: Tensor, y: Tensor) -> Tensor:
+        """residual (N, D) + norm(y (N, D))."""
+        return apply(NormAdd, residual, y, self.factor(), self.eps)
 
 
 class Cast:
@@ -202,9 +230,8 @@ class Stack:
         return self.linears[0].frozen is not None
 
     def _is_wrapped(self) -> bool:
-        """Whether an adapter is another one than a low-rank pair, which is not part of the product."""
-        adapters = [linear.adapter for linear in self.linears]
-        return any(adapter is not None and not isinstance(adapter, LowRank) for adapter in adapters)
+        """Return whether an adapter wraps its linear, so that each linear is multiplied by itself."""
+        return any(linear.adapter is not None and linear.adapter.pair is None for linear in self.linears)
 
     def _matrices(self) -> list[Joined]:
         """The frozen matrices as they are multiplied: one of all linears, or one of each, in Hugging Face's order."""
@@ -218,10 +245,10 @@ class Stack:
         return self._joined
 
     def _beside(self, x: Tensor) -> Beside:
-        """What the linears' low-rank pairs add, in the type of x (N, I)."""
+        """Join what the linears' low-rank pairs add, in the type of x (N, I)."""
         members = []
         for linear, order in zip(self.linears, self.orders, strict=True):
-            pair = linear.adapter if isinstance(linear.adapter, LowRank) else None
+            pair = None if linear.adapter is None else linear.adapter.pair
             members.append(Member(pair, linear.outputs, order.ordered))
         return beside(members, self._matrices()[0], x)
 

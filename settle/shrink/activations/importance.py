@@ -18,8 +18,7 @@ from torch import Tensor, nn
 from settle.model.architectures import Architecture
 from settle.model.decoder import Decoder
 from settle.model.layers.kernels import Gated, apply
-from settle.model.layers.linear import Linear, Stack
-from settle.model.layers.norm import RMSNorm
+from settle.model.layers.linear import Linear, RMSNorm, Stack
 from settle.shrink.types.imatrix import Importance
 
 See = Callable[[Sequence[Linear], Tensor], None]

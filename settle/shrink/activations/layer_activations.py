@@ -7,11 +7,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from settle.base.errors import DataError
 from settle.model.decoder import Decoder
-from settle.model.layers.decoder_layer import DecoderLayer
 from settle.model.layers.linear import Linear
 from settle.model.layers.packed_sequences import Packing
 from settle.shrink.activations.importance import observed
@@ -119,34 +118,21 @@ class LayerWalk:
         return torch.linspace(0, self.num_tokens - 1, number, device=self.model.device).round().long()
 
 
-def decoder_layer(model: Decoder, number: int) -> DecoderLayer:
-    layer = model.model.layers[number]
-    assert isinstance(layer, DecoderLayer)
-    return layer
-
-
 @torch.no_grad()
 def layer_activations(model: Decoder, number: int, x: Tensor, packing: Packing) -> LayerActivations:
     """x (N, D) through one dense layer, with everything on the way."""
-    layer = decoder_layer(model, number)
+    layer = model.layers[number]
     names = {id(module): name for name, module in layer.named_modules() if isinstance(module, Linear)}
     read: dict[str, Tensor] = {}
-    streams: list[Tensor] = []
 
     def see(linears: Sequence[Linear], values: Tensor) -> None:
         read.update((names[id(linear)], values) for linear in linears)
 
-    def see_stream(module: nn.Module, values: tuple[Tensor, ...]) -> None:
-        streams.append(values[0])
-
-    hook = layer.mlp.register_forward_pre_hook(see_stream)
-    try:
-        with observed(layer, see):
-            after = model.layer(number, x, packing)
-    finally:
-        hook.remove()
+    with observed(layer, see):
+        between = layer.add_attention(x, packing, model.table(number, x.device))
+        after = layer.add_mlp(between)
     inputs = {stage: next(read[name] for name in modules if name in read) for stage, modules in READ_BY.items()}
-    return LayerActivations(before=x, between=streams[0], after=after, **inputs)
+    return LayerActivations(before=x, between=between, after=after, **inputs)
 
 
 def kl(reference: Tensor, other: Tensor) -> float:

@@ -18,8 +18,8 @@ from torch import Tensor
 from settle.model.architectures import Architecture
 from settle.model.decoder import Decoder
 from settle.model.layers.decoder_layer import MLP
-from settle.model.layers.norm import RMSNorm
-from settle.shrink.activations.layer_activations import READ_BY, LayerActivations, LayerWalk, decoder_layer
+from settle.model.layers.linear import RMSNorm
+from settle.shrink.activations.layer_activations import READ_BY, LayerActivations, LayerWalk
 from settle.shrink.activations.least_squares import error, gram, refitted
 from settle.shrink.prunable_model import PrunableModel, in_layer, require_dense, require_loadable
 from settle.shrink.pruners import OnProgress, Pruned, Pruner, always, num_kept
@@ -98,7 +98,7 @@ def _strengths(walk: LayerWalk, subject: PrunableModel, on_layer: Callable[[int]
             strength += listened / listened.sum()
         power.streams += [_mean_square(p.before for p in parts), _mean_square(p.between for p in parts)]
         if subject.part.options().layers[layer].sandwich_norms:
-            own = decoder_layer(walk.model, layer)
+            own = walk.model.layers[layer]
             assert isinstance(own.mlp, MLP)
             power.branches[layer] = (
                 _mean_square(own.self_attn.out.linear(p.mixed) for p in parts),
@@ -151,7 +151,7 @@ class _Narrow:
                     name = in_layer(layer, f"{module}.{kind}")
                     if name in self.subject.weights:
                         self.model.get_parameter(name)[gone] = 0
-            own = decoder_layer(self.model, layer)
+            own = self.model.layers[layer]
             before, between = power.streams[2 * layer : 2 * layer + 2]
             self._scale(own.input_layernorm, power.missing(before, self.kept))
             if layer in power.branches:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from settle.data.batches import Batch
 from settle.model.layers.freezable import FreezableModule
-from settle.model.layers.low_rank import part_of_batch
+from settle.model.layers.linear_adapter import part_of_batch
 from settle.model.layers.transfer import to_device
 from settle.train.gradient import add_gradient, gradient_of, mean_loss, num_targets
 from settle.train.objectives import Objective

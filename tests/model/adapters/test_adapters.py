@@ -13,7 +13,7 @@ from settle.model.decoder import Decoder
 from settle.model.layers.dequantize import quantize_nf4
 from settle.model.layers.frozen_weights import FrozenBlocks, FrozenDense, FrozenNf4
 from settle.model.layers.linear import Linear, Stack
-from settle.model.layers.low_rank import LowRank, part_of_batch
+from settle.model.layers.linear_adapter import LowRank, part_of_batch
 from settle.train.objectives.next_token import NextToken
 from settle.train.optimizers.adamw import AdamW
 from tests.model.test_layers import OPTIONS, decoder
