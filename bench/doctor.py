@@ -29,14 +29,15 @@ from settle.base.files import write_json
 from settle.base.run import Run, free_name
 from settle.cli import main as main_of_settle
 from settle.doctor.answerers.local_model import LocalModel
-from settle.doctor.checks import Check
-from settle.doctor.edited_file import edited_file, with_file
+from settle.doctor.checks import Check, proposed_trial
 from settle.doctor.examine import LOOK_SECONDS, check_name, checks_for, examine
 from settle.doctor.find_subject import find_subject
 from settle.doctor.known_answers import KNOWN_ANSWERS, PROSE
-from settle.doctor.subject import Running, Subject
+from settle.doctor.model_files import with_file
+from settle.doctor.subject import AskedModel, ExportedRun, IndexedDocuments, ModelFile, Running, Subject, TrainingRun
 from settle.experiment.run import prove
 from settle.formats.gguf import read_gguf
+from settle.formats.gguf.edit import write_edited
 from settle.infer.engine import Engine
 from settle.library.engines import PACKAGE, installed_engine
 from settle.library.facts import read_facts, takes_turns
@@ -52,7 +53,7 @@ from tests.doctor.record import record  # noqa: E402
 # of checks that a model alone does not have; those of runs tune it themselves
 SetUp = tuple[str, Callable[[], Subject]]
 FAILURES = 23  # numbers up to there can be run again
-SUBJECTS = (("run",), ("chat",), ("collection",), ("run", "model"))
+SUBJECTS = (TrainingRun, AskedModel, IndexedDocuments, ExportedRun)
 
 
 def main() -> None:
@@ -77,7 +78,7 @@ def main() -> None:
     (_show_healthy if asked.healthy else _show_injected)(rows)
 
 
-def _injected(subject: Subject, only: list[str]) -> Iterator[dict[str, object]]:
+def _injected(subject: ModelFile, only: list[str]) -> Iterator[dict[str, object]]:
     wanted = {check_name(text) for text in only}
     others = {
         name: part() for name, part in Check.parts().items() if part.about in SUBJECTS and part.number <= FAILURES
@@ -95,16 +96,15 @@ def _injected(subject: Subject, only: list[str]) -> Iterator[dict[str, object]]:
             yield row | _diagnosed(check, broken, Path(folder))
 
 
-def _right_for(check: Check, subject: Subject, folder: Path) -> Subject:
+def _right_for(check: Check, subject: ModelFile, folder: Path) -> Subject:
     """What a check looks at, with nothing wrong: the model, or what is made with it. Raises SettleError."""
-    assert subject.model is not None
-    if check.about == ("chat",):
+    if check.about is AskedModel:
         if not takes_turns(read_gguf(subject.model.weights).metadata):
             raise UsageError("the model takes no turns", "choose one that chats")
         return _sound_answers(subject.model, folder)
-    if check.about == ("collection",):
+    if check.about is IndexedDocuments:
         return _sound_collection(folder)
-    return _exported_run(subject, subject.model) if check.about == ("run", "model") else subject
+    return _exported_run(subject, subject.model) if check.about is ExportedRun else subject
 
 
 def _sound_answers(model: ModelRef, folder: Path) -> Subject:
@@ -120,7 +120,7 @@ def _sound_collection(folder: Path) -> Subject:
     return find_subject(name, Running())
 
 
-def _exported_run(subject: Subject, model: ModelRef) -> Subject:
+def _exported_run(subject: ModelFile, model: ModelRef) -> ExportedRun:
     """A run that exported it, with what the gate keeps: the answers of llama.cpp as it was then, and is now."""
     run = Run.create("train", free_name("bench-exported"))
     with Engine(model.weights, 512) as engine:
@@ -128,7 +128,7 @@ def _exported_run(subject: Subject, model: ModelRef) -> Subject:
         answers = [{"prompt": prompt, "answer": engine.greedy(prompt, 16)} for prompt in prompts]
     write_json(run.path / "plan.json", {"versions": {PACKAGE: installed_engine()}})
     write_json(run.path / "result.json", {"gate": {"answers": answers}})
-    return replace(subject, kind="run", run=run)
+    return ExportedRun(subject.name, run, model, running=subject.running)
 
 
 def _diagnosed(check: Check, broken: Subject, folder: Path) -> dict[str, object]:
@@ -142,7 +142,7 @@ def _diagnosed(check: Check, broken: Subject, folder: Path) -> dict[str, object]
     if own is None:
         return row
     try:
-        trial = check.trial(own, broken, folder)
+        trial = proposed_trial(own, broken, folder)
     except SettleError as e:
         return row | {"unproven": str(e)}
     if trial is None:
@@ -153,7 +153,7 @@ def _diagnosed(check: Check, broken: Subject, folder: Path) -> dict[str, object]
     return row | {"effect": proof.effect and round(proof.effect.difference.value, 3)}
 
 
-def _healthy(subject: Subject, only: list[str]) -> Iterator[dict[str, object]]:
+def _healthy(subject: ModelFile, only: list[str]) -> Iterator[dict[str, object]]:
     """The model as it is, and in other set-ups that are right."""
     with tempfile.TemporaryDirectory() as folder:
         for name, make in itertools.chain(_right(subject, Path(folder)), _right_of_others(subject, Path(folder))):
@@ -165,16 +165,15 @@ def _healthy(subject: Subject, only: list[str]) -> Iterator[dict[str, object]]:
             row: dict[str, object] = {"set_up": name, "look_seconds": round(time.monotonic() - started, 1)}
             states = []
             for finding in seen.findings:
-                trial = Check.part(finding.check)().trial(finding, right, Path(folder))
+                trial = proposed_trial(finding, right, Path(folder))
                 record = Path(folder) / f"{finding.check}.jsonl"
                 record.unlink(missing_ok=True)
                 states.append([finding.check, prove(trial, record, Events()).state if trial else "likely"])
             yield row | {"findings": states, "failed": dict(seen.failed)}
 
 
-def _right(subject: Subject, folder: Path) -> Iterator[SetUp]:
+def _right(subject: ModelFile, folder: Path) -> Iterator[SetUp]:
     model = subject.model
-    assert model is not None
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     ways = {
         "cache q8_0": replace(subject.running, cache="q8_0"),
@@ -187,13 +186,12 @@ def _right(subject: Subject, folder: Path) -> Iterator[SetUp]:
     yield "as it is", lambda: subject
     for name, running in ways.items():
         yield name, partial(replace, subject, running=running)
-    changes = {"general.name": "another name"}
-    yield "another name, beside a copy", lambda: with_file(subject, edited_file(model, folder / "named.gguf", changes))
+    named = partial(write_edited, model.weights, folder / "named.gguf", {"general.name": "another name"})
+    yield "another name, beside a copy", lambda: with_file(subject, named())
 
 
-def _right_of_others(subject: Subject, folder: Path) -> Iterator[SetUp]:
+def _right_of_others(subject: ModelFile, folder: Path) -> Iterator[SetUp]:
     model = subject.model
-    assert model is not None
     turns, documents = takes_turns(read_gguf(model.weights).metadata), cache(partial(_sound_collection, folder))
     yield "exported by this llama.cpp", lambda: _exported_run(subject, model)
     if turns:
@@ -202,7 +200,7 @@ def _right_of_others(subject: Subject, folder: Path) -> Iterator[SetUp]:
             yield name, partial(_sound_chat, model, asked, folder / f"{name.replace(' ', '-')}.jsonl")
     yield "documents, 4 passages", documents
     if turns:
-        yield "documents that it reads", lambda: replace(documents(), reader=model, served=subject.name)
+        yield "documents that it reads", lambda: replace(documents(), reader=model, answered_by=subject.name)
     yield "losses that fall", lambda: _sound_history(folder)
     yield "tuned as usual", lambda: example_run(subject, folder / "tuned", {})
 

@@ -1,19 +1,21 @@
-"""`settle doctor`: looks, proves one finding or all of them, and mends what is proven."""
+"""`settle doctor`: look for causes, prove them, and fix what is proven; and what it says of them."""
 
 import contextlib
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from settle.base.amounts import num_bytes
 from settle.base.errors import UsageError
 from settle.base.event_log import Events
-from settle.base.events import ResultReady, Say, Warn
+from settle.base.events import Listing, ResultReady, Say, Warn
+from settle.base.statistics import PairedTest
 from settle.base.words.amounts import duration
 from settle.doctor.answerers.served_model import Door, is_address
-from settle.doctor.checks import Check
+from settle.doctor.checks import AnyCheck, Check, proposed_fix, proposed_trial
 from settle.doctor.examine import Examination, check_name, examine
 from settle.doctor.find_subject import find_subject
 from settle.doctor.findings import Finding, Fix
@@ -26,8 +28,8 @@ from settle.doctor.proof_folder import (
     remove_copies,
     write_case,
 )
-from settle.doctor.report import findings_listing, proof_sentences
-from settle.doctor.subject import Running, Subject
+from settle.doctor.subject import LoggedHistory, Running, Subject, ThisMachine
+from settle.doctor.trial import Trial
 from settle.experiment.run import prove
 from settle.experiment.two_arms import Proof
 from settle.machine.web_request import is_loopback
@@ -38,32 +40,30 @@ MORE_SAID = 1.3  # times the time that is expected, from which the longest one i
 
 @dataclass(frozen=True)
 class Asked:
-    """What a person asks of the doctor. prove: a check by name or number, "all" for every finding, None to only look.
-    fix: mend what is proven. context, threads, cache, memory, passages: how the person runs the model, see `Running`.
-    transcript: a file of what was asked and answered. model, key: of a server."""
+    """What a user asks of the doctor. context, threads, cache, memory and passages: see `Running`."""
 
     subject: str | None
     only: Sequence[str] = ()
-    prove: str | None = None
-    fix: bool = False
+    prove: str | None = None  # a check by name or number, "all" for every finding, None to only look
+    fix: bool = False  # what is proven
     context: int | None = None
     threads: int | None = None
     cache: str = "f16"
-    transcript: Path | None = None
+    transcript: Path | None = None  # a file of what was asked and answered
     memory: str | None = None
-    model: str | None = None
-    key: str | None = None
+    model: str | None = None  # of a server
+    key: str | None = None  # of that server
     passages: int = 4
 
     @property
     def running(self) -> Running:
-        """How the person runs the model. Raises UsageError for a size that is none."""
+        """How the user runs the model. Raises UsageError for text that is no size."""
         room = num_bytes(self.memory) if self.memory else None
         return Running(self.context, self.threads, self.cache, room, passages=self.passages)
 
 
 class Tried(NamedTuple):
-    """What an A/B came to, also in sentences, and what mends the cause."""
+    """What an A/B came to, also in sentences, and what fixes the cause."""
 
     proof: Proof
     fix: Fix
@@ -83,7 +83,7 @@ def doctor(asked: Asked, events: Events) -> int:
 
 
 def _seen_by_doctor(subject: Subject, asked: Asked, events: Events) -> int:
-    """Looks, and proves and mends what is asked; returns the exit code."""
+    """Look, prove and fix what is asked, and return the exit code."""
     wanted = check_name(asked.prove) if asked.prove and asked.prove != "all" else None
     seen = examine(subject, events, [wanted] if wanted else asked.only)
     if wanted and not seen.findings:
@@ -97,14 +97,14 @@ def _seen_by_doctor(subject: Subject, asked: Asked, events: Events) -> int:
         if trying is not None:
             tried[number] = trying
             if asked.fix and trying.proof.state == "proven":
-                mended[number] = _mend(subject, finding, trying, events)
+                mended[number] = _mend(finding, trying, events)
     events.emit(ResultReady(result=_result(subject, seen, tried, mended)))
     left = [f for n, f in enumerate(seen.findings) if n not in tried or tried[n].proof.state != "ruled out"]
     return FOUND if left or seen.left_out else 0
 
 
 def _show(subject: Subject, seen: Examination, events: Events) -> None:
-    if subject.history is not None:
+    if isinstance(subject, LoggedHistory):
         events.emit(Say(text=subject.history.advice()))
     if seen.findings:
         events.emit(findings_listing(subject, seen.findings))
@@ -121,15 +121,14 @@ def _show(subject: Subject, seen: Examination, events: Events) -> None:
     if seen.left_out:
         names = [name.replace("_", "-") for name in seen.left_out]
         only = " ".join(f"--only {name}" for name in names)
-        again = f"settle doctor {only}" if subject.kind == "machine" else f"settle doctor {subject.name} {only}"
+        again = f"settle doctor {only}" if isinstance(subject, ThisMachine) else f"settle doctor {subject.name} {only}"
         events.emit(Warn(text=f"there was no time for {', '.join(names)}: `{again}` runs them, however long they take"))
 
 
-def _prove(subject: Subject, finding: Finding, events: Events, folder: Path | None = None) -> Tried | None:
-    """The proof of a finding, and what mends it; None where nothing can be run again."""
-    check = Check.part(finding.check)()
+def _prove(subject: Subject, finding: Finding[Any], events: Events, folder: Path | None = None) -> Tried | None:
+    """Return the proof of a finding, and what fixes it; None where nothing can be run again."""
     with opened(folder or folder_for(subject, finding)) as place:
-        trial = check.trial(finding, subject, place)
+        trial = proposed_trial(finding, subject, place)
         if trial is None:
             events.emit(Say(text=f"{finding.what}: nothing can be run again to prove it, so it stays likely"))
             return None
@@ -148,13 +147,14 @@ def _prove(subject: Subject, finding: Finding, events: Events, folder: Path | No
         sentences = tuple(proof_sentences(finding, trial, proof, place))
         for sentence in sentences:
             events.emit(Say(text=sentence))
-        return Tried(proof, trial.fix or check.fix(finding, subject), sentences)
+        return Tried(proof, trial.fix or proposed_fix(finding, subject), sentences)
 
 
-def _mend(subject: Subject, finding: Finding, tried: Tried, events: Events) -> str:
-    """Writes the fix of what was proven, and takes it back where the re-test did not hold; what became of it."""
-    check, fix = Check.part(finding.check)(), tried.fix
-    still: list[Finding] = []
+def _mend(finding: Finding[Any], tried: Tried, events: Events) -> str:
+    """Write the fix of what was proven, take it back where the check finds it still, and return what became of it."""
+    check: AnyCheck = Check.part(finding.check)()
+    fix = tried.fix
+    still: list[Finding[Any]] = []
     if not tried.proof.verified:
         why = "makes something else worse" if tried.proof.holds else "did not hold on other items"
         text = f"the fix {why}, so it is not written: {fix.command}"
@@ -171,13 +171,13 @@ def _mend(subject: Subject, finding: Finding, tried: Tried, events: Events) -> s
 
 
 def _again(folder: Path, asked: Asked, events: Events) -> int:
-    """Runs the proof of a folder again, from its first measurement, beside the earlier one."""
+    """Run the proof of a folder again, from its first measurement, beside the earlier one."""
     case = read_case(folder)
     subject = find_subject(case.subject, case.running, case.transcript, Door(case.served, asked.key))
     with contextlib.closing(subject):
         tried = _prove(subject, case.finding, events, folder / "again")
         if tried is not None and asked.fix and tried.proof.state == "proven":
-            _mend(subject, case.finding, tried, events)
+            _mend(case.finding, tried, events)
     return FOUND if tried is None or tried.proof.state != "ruled out" else 0
 
 
@@ -187,8 +187,49 @@ def _result(subject: Subject, seen: Examination, tried: dict[int, Tried], mended
         | {"number": Check.part(finding.check).number, "state": tried[n].proof.state if n in tried else "likely"}
         | ({"proof": tried[n].proof.to_json() | {"sentences": tried[n].sentences}} if n in tried else {})
         | ({"mended": mended[n]} if n in mended else {})
-        | {"fix": (tried[n].fix if n in tried else Check.part(finding.check)().fix(finding, subject)).command}
+        | {"fix": (tried[n].fix if n in tried else proposed_fix(finding, subject)).command}
         for n, finding in enumerate(seen.findings)
     ]
     figures = {"looked": seen.looked, "failed": dict(seen.failed), "left_out": seen.left_out}
     return {"subject": subject.name, "findings": found, **figures}
+
+
+def findings_listing(subject: Subject, findings: Sequence[Finding[Any]]) -> Listing:
+    """Return a table of number, cause, evidence and fix, a row for each finding."""
+    rows: list[list[object]] = []
+    for finding in findings:
+        number, fix = Check.part(finding.check).number, proposed_fix(finding, subject)
+        rows.append([number, finding.what, "; ".join(finding.evidence), fix.command])
+    return Listing(
+        title=subject.name,
+        columns=["", "likely", "because", "fix"],
+        rows=rows,
+        note="likely, not proven: `--prove NUMBER` re-runs it with that one thing changed, `--prove all` each of them",
+    )
+
+
+def proof_sentences(finding: Finding[Any], trial: Trial, proof: Proof, folder: Path) -> Iterator[str]:
+    """Yield what an A/B came to."""
+    for side, why in proof.failed.items():
+        yield f"{finding.what}: still only likely, since {side} could not be measured: {why}"
+    if proof.effect is not None:
+        yield f"{proof.state}: {finding.what}. {effect_text(trial, proof.effect)}"
+    if proof.retest is not None:
+        held = "holds" if proof.holds else "does not hold"
+        yield f"the fix {held} on other items: {effect_text(trial, proof.retest)}"
+    if proof.guards is not None and proof.harms:  # less is better there, and tests have it the other way round
+        yield f"something else got worse with it: from {-proof.guards.base:.3g} to {-proof.guards.tuned:.3g}"
+    yield f"every measurement is in {folder}; `settle doctor {folder}` runs it again"
+
+
+def effect_text(trial: Trial, test: PairedTest) -> str:
+    """Return the measure before and after the change, with the interval of the difference."""
+    sign = -1.0 if trial.lower else 1.0
+    before, after = sign * test.base, sign * test.tuned
+    low, high = sorted((sign * test.difference.low, sign * test.difference.high))
+    if trial.timed:
+        ratio, ends = math.exp(after - before), (math.exp(low), math.exp(high))
+        middle = f"{math.exp(before):.3g} → {math.exp(after):.3g} {trial.unit}".rstrip()
+        return f"{trial.measure} {middle}, × {ratio:.2f} (95 %: {ends[0]:.2f} to {ends[1]:.2f}, {test.rows} pairs)"
+    middle = f"{before:.3g} → {after:.3g} {trial.unit}".rstrip()
+    return f"{trial.measure} {middle}, {after - before:+.3g} (95 %: {low:+.3g} to {high:+.3g}, {test.rows} items)"

@@ -3,12 +3,13 @@
 import time
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from settle.base.errors import SettleError, UsageError
 from settle.base.event_log import Events
 from settle.base.events import Progress
 from settle.base.registry import nearest
-from settle.doctor.checks import Check
+from settle.doctor.checks import AnyCheck, Check
 from settle.doctor.findings import Finding
 from settle.doctor.likelihood import shared_readers
 from settle.doctor.subject import Subject
@@ -19,33 +20,36 @@ QUICK_SECONDS = 2.0  # checks that take less come before the vital ones, whose r
 
 @dataclass(frozen=True)
 class Examination:
-    """What a look came to. findings: the strongest first. looked: names of the checks that could look. failed: why
-    others could not, by name. left_out: those that there was no time for."""
+    """What a look came to."""
 
-    findings: list[Finding]
-    looked: list[str]
-    failed: Mapping[str, str]
-    left_out: list[str]
+    findings: list[Finding[Any]]  # the strongest first
+    looked: list[str]  # names of the checks that could look
+    failed: Mapping[str, str]  # why others could not, by name
+    left_out: list[str]  # names of the checks that there was no time for
 
 
-def checks_for(subject: Subject, only: Collection[str] = ()) -> dict[str, Check]:
-    """Return the checks that have what they look at, by name: the quick ones, then the vital ones, then those of the
-    subject's kind. only: names or numbers; all if empty."""
-    parts = {name: part() for name, part in Check.parts().items()}
+def checks_for(subject: Subject, only: Collection[str] = ()) -> dict[str, AnyCheck]:
+    """Return the checks that have what they look at, by name.
+
+    The quick ones come first, then the vital ones, then those of the subject's kind. only: names or numbers; all if
+    empty.
+    """
+    kinds: dict[str, type[AnyCheck]] = Check.parts()
+    parts = {name: part() for name, part in kinds.items()}
     wanted = {check_name(text) for text in only} or set(parts)
-    fitting = [name for name, check in parts.items() if name in wanted and _has(subject, check)]
+    fitting = [name for name, check in parts.items() if name in wanted and check.view_of(subject) is not None]
 
     def place(name: str) -> tuple[bool, bool, bool, float, str]:
         check = parts[name]
-        is_of_kind = subject.kind in check.about
+        is_of_kind = isinstance(subject, check.about)
         return check.seconds >= QUICK_SECONDS, not check.is_vital, not is_of_kind, check.seconds, name
 
     return {name: parts[name] for name in sorted(fitting, key=place)}
 
 
 def check_name(text: str) -> str:
-    """The name of the check that a person calls by its name or number. Raises UsageError."""
-    parts = Check.parts()
+    """Return the name of the check that a user calls by its name or number. Raises UsageError."""
+    parts: dict[str, type[AnyCheck]] = Check.parts()
     for name, part in parts.items():
         if text.replace("-", "_") == name or text == str(part.number):
             return name
@@ -60,7 +64,7 @@ def examine(subject: Subject, events: Events, only: Collection[str] = ()) -> Exa
 
 
 def _looked(subject: Subject, events: Events, only: Collection[str]) -> Examination:
-    findings: list[Finding] = []
+    findings: list[Finding[Any]] = []
     looked: list[str] = []
     failed: dict[str, str] = {}
     left_out: list[str] = []
@@ -71,19 +75,9 @@ def _looked(subject: Subject, events: Events, only: Collection[str]) -> Examinat
             continue
         events.emit(Progress(what="looking", done=number, total=len(checks), detail=check.symptom))
         try:
-            findings += check.detect(subject)
+            findings += check.detect(check.view_of(subject))
             looked.append(name)
         except SettleError as e:
             failed[name] = str(e)
     events.emit(Progress(what="looking", done=len(checks), total=len(checks)))
-    return Examination(_sorted(findings), looked, failed, left_out)
-
-
-def _has(subject: Subject, check: Check) -> bool:
-    if not check.about:
-        return subject.kind == "machine"
-    return all(getattr(subject, name) is not None for name in check.about)
-
-
-def _sorted(findings: list[Finding]) -> list[Finding]:
-    return sorted(findings, key=lambda finding: -finding.strength)
+    return Examination(sorted(findings, key=lambda finding: -finding.strength), looked, failed, left_out)

@@ -1,22 +1,36 @@
-"""What a check found, and what mends it."""
+"""What a check found, and what fixes it."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from pydantic import BaseModel, ConfigDict
 
 from settle.doctor.subject import Subject
 
 
-@dataclass(frozen=True)
-class Finding:
-    """A cause that is likely. check: the name of the part that found it. what: a sentence that names the cause.
-    evidence: what was seen, in sentences. strength: from 0 to 1, how sure the look alone makes it; findings are shown
-    in its order. details: what the check needs to know to prove and to mend it; JSON holds it."""
+class Details(BaseModel):
+    """What a check needs to know to prove and to fix what it found; each check has its own. JSON holds it."""
 
-    check: str
-    what: str
-    evidence: tuple[str, ...] = ()
-    strength: float = 0.5
-    details: Mapping[str, object] = field(default_factory=dict)
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    def to_json(self) -> dict[str, object]:
+        """Return the fields that were set."""
+        return self.model_dump(mode="json", by_alias=True, exclude_unset=True)
+
+
+D = TypeVar("D", bound=Details)
+
+
+@dataclass(frozen=True)
+class Finding(Generic[D]):
+    """A likely cause."""
+
+    check: str  # name of the part that found it
+    what: str  # a sentence that names the cause
+    evidence: tuple[str, ...]  # what was seen, in sentences
+    strength: float  # from 0 to 1, how sure the look alone makes it; findings are shown in this order
+    details: D
 
     def to_json(self) -> dict[str, object]:
         return {
@@ -24,18 +38,16 @@ class Finding:
             "what": self.what,
             "evidence": list(self.evidence),
             "strength": round(self.strength, 3),
-            "details": dict(self.details),
+            "details": self.details.to_json(),
         }
 
 
 @dataclass(frozen=True)
 class Fix:
-    """What mends a cause. what: a sentence in the imperative. command: the exact command or setting, to copy. write:
-    does it, and returns what was written, in words; None where only the person can. mended: the subject once it is
-    written, which the check then looks at again. undo: takes it back where that finds it still."""
+    """What removes a cause."""
 
-    what: str
-    command: str
-    write: Callable[[], str] | None = None
-    mended: Callable[[], Subject] | None = None
-    undo: Callable[[], None] | None = None
+    what: str  # a sentence in the imperative
+    command: str  # the exact command or setting, to copy
+    write: Callable[[], str] | None = None  # does it, and returns what was written, in words; None where only users can
+    mended: Callable[[], Subject] | None = None  # the subject once it is written, which the check looks at again
+    undo: Callable[[], None] | None = None  # takes it back where the check still finds it

@@ -1,11 +1,11 @@
 """How likely a set-up finds what it should: nats per token of known answers and of prose, read by llama.cpp.
 
-The engine turns text into ids as it does for a person, and a reader in a second child gives the ids' likelihoods.
+The engine turns text into ids as it does for a user, and a reader in a second child gives the ids' likelihoods.
 """
 
 import contextlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from pathlib import Path
 from typing import NamedTuple
@@ -14,11 +14,13 @@ import numpy as np
 
 from settle.base.errors import SettleError
 from settle.data.likelihoods import Likelihoods
+from settle.doctor.held_side import HeldSide
 from settle.doctor.known_answers import PARAGRAPHS, SPELLED, KnownAnswer
-from settle.doctor.trial import FEWEST_ITEMS, Item, Side, Trial
+from settle.doctor.trial import FEWEST_ITEMS, Item, Trial
 from settle.doctor.turns import rendered, turn_end
 from settle.infer.engine import Engine
 from settle.infer.scorer import AS_IT_IS, Overrides, Scorer
+from settle.library.facts import TEMPLATE_KEY
 from settle.library.reference import ModelRef
 
 SKIPPED = 24  # tokens of a long text, which are guesses whatever the set-up
@@ -26,19 +28,22 @@ CONTEXT = 1024  # tokens, of what is read at once
 PROVEN = 6  # paragraphs that a proof reads
 GUARDED = FEWEST_ITEMS  # texts that may not get worse by a fix
 HARM_NATS = 0.02  # per token, that they may not get worse by
+NATS = "nats per token"
 
 
 class Reading(NamedTuple):
-    """ids: of a text. first: place of the first id whose likelihood counts, at least 1."""
+    """Ids of a text that are read by a model."""
 
     ids: Sequence[int]
-    first: int
+    first: int  # place of the first id whose likelihood counts, at least 1
 
 
 class Reader:
-    """A GGUF file that turns text into ids, and says how likely they are, with its adapter. Use it as a context
-    manager. path: of a file that takes the place of the model's own. overrides: see `Overrides`; the adapter is the
-    model's."""
+    """A GGUF file, with its adapter, that turns text into ids and says how likely they are.
+
+    Use it as a context manager. path: of a file in place of the model's own. overrides: of the context; the adapter is
+    the model's.
+    """
 
     def __init__(
         self, model: ModelRef, path: Path | None = None, context: int = CONTEXT, overrides: Overrides = AS_IT_IS
@@ -58,12 +63,16 @@ class Reader:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End both children."""
         self._scorer.close()
         self.engine.close()
 
     @contextlib.contextmanager
     def overridden(self, overrides: Overrides) -> Iterator[None]:
-        """While it lasts, texts are read with `overrides` of the context. Raises EngineError where that cannot be."""
+        """Read texts with `overrides` of the context while it lasts. Raises EngineError where that cannot be."""
         self._scorer.reopen(overrides)
         try:
             yield
@@ -71,23 +80,23 @@ class Reader:
             self._scorer.reopen(self._overrides)
 
     def nats(self, reading: Reading) -> float:
-        """Mean negative log-likelihood of the ids from `first` on."""
+        """Return the mean negative log-likelihood of the ids from `first` on."""
         return float(np.mean(self.losses(reading)))
 
     def nats_of_end(self, reading: Reading) -> float:
-        """The same; what comes before `first` is only read, which is much quicker where that is long."""
+        """Return what `nats` does, much more quickly where the text before `first` is long."""
         return float(-np.mean(self._scorer.positions(list(reading.ids), 1, reading.first).logprobs[:-1]))
 
     def recorded(self, windows: Sequence[Sequence[int]], folder: Path) -> Likelihoods:
-        """A record of what it expects after each token of some windows, in `folder`."""
+        """Record in `folder` what the model expects after each token of some windows."""
         return self._scorer.likelihoods(windows, folder)
 
     def divergence(self, record: Likelihoods, window: int) -> float:
-        """KL(record ‖ this) over one of its windows, mean nats per token."""
+        """Return KL(record ‖ this) over one of its windows, mean nats per token."""
         return float(self._scorer.compare_window(record, window).kl.mean())
 
     def losses(self, reading: Reading) -> np.ndarray:
-        """Negative log-likelihood of each id from `first` on (L,), in nats."""
+        """Return the negative log-likelihood of each id from `first` on (L,), in nats."""
         rows = self._scorer.rows(list(reading.ids), top=1, sampled=1)
         return -np.asarray(rows.came_logprobs, np.float64)[reading.first - 1 :]
 
@@ -116,7 +125,7 @@ class _SharedReaders:
     def close(self) -> None:
         opened, self._open = self._open, None
         if opened is not None:
-            opened[1].__exit__()
+            opened[1].close()
 
 
 _shared: ContextVar[_SharedReaders | None] = ContextVar("shared_readers", default=None)
@@ -146,22 +155,41 @@ def reader_of(model: ModelRef) -> Iterator[Reader]:
 
 
 def strength_of(gain: float) -> float:
-    """How sure a gain makes of its cause, in nats per token: the cause that explains more is the first."""
+    """Return how sure a gain in nats per token makes of its cause: the cause that explains more comes first."""
     return 1.0 - math.exp(-gain)
 
 
 def text_reading(engine: Engine, text: str, most: int = CONTEXT) -> Reading:
-    """A plain text, at most `most` tokens of it and as far as the model's context goes, of which the first words do not
-    count."""
+    """Return at most `most` tokens of a plain text, within the model's context; the first words do not count."""
     ids = engine.plain(text)[: min(most, engine.context)]
     return Reading(ids, max(1, min(SKIPPED, len(ids) // 4)))
+
+
+def own_template(engine: Engine) -> str | None:
+    """Return the chat template of an engine's file; None where it takes no turns."""
+    return str(engine.metadata[TEMPLATE_KEY]) if engine.takes_turns else None
+
+
+def answer_item(known: KnownAnswer) -> Item:
+    """Return a known answer as the item of a trial; `known_answer` reads it."""
+    return known._asdict()
+
+
+def known_answer(item: Item) -> KnownAnswer:
+    """Return the known answer that an item is. Raises TypeError for another item."""
+    if not isinstance(item, Mapping):
+        raise TypeError(f"{item!r} is not a known answer")
+    return KnownAnswer(str(item["question"]), str(item["answer"]))
 
 
 def answer_reading(
     engine: Engine, known: KnownAnswer, template: str | None, end: str | None, before: KnownAnswer | None = None
 ) -> Reading:
-    """A known answer behind its question. template: None for plain text. end: what must follow it, of a template its
-    own; None for nothing. before: an earlier turn of the conversation."""
+    """Return a known answer behind its question.
+
+    template: None for plain text. end: what must follow the answer, of a template its own; None for nothing. before: an
+    earlier turn of the conversation.
+    """
     answer = engine.tokenize(known.answer)
     if template is None:
         earlier = f"Question: {before.question}\nAnswer: {before.answer}\n" if before else ""
@@ -175,9 +203,11 @@ def answer_reading(
     return Reading([*prompt, *answer, *(engine.tokenize(end, special=True)[:1] if end else ())], len(prompt))
 
 
-class LikelihoodSide(Side):
-    """A set-up measured by the nats per token that it gives each item, and each guard, a plain text. model: whose file
-    is read, or `path` instead. reader: of it, while it is open."""
+class LikelihoodSide(HeldSide[Reader]):
+    """A set-up measured by the nats per token that it gives each item, and each guard, a plain text.
+
+    model: whose file is read, or `path` instead.
+    """
 
     def __init__(
         self,
@@ -190,43 +220,36 @@ class LikelihoodSide(Side):
         self.name, self._model, self._path, self._context = name, model, path, context
         self._overrides = overrides
         self.num_bytes = 2 * (path or model.weights).stat().st_size
-        self.reader: Reader | None = None
 
-    def open(self) -> None:
-        reader = Reader(self._model, self._path, self._context, self._overrides)
-        self.reader = reader.__enter__()
+    def make(self) -> Reader:
+        return Reader(self._model, self._path, self._context, self._overrides).__enter__()
 
     def reading(self, engine: Engine, item: Item) -> Reading:
-        """The ids of an item in this set-up, and from where on they count; of plain text, where the first words are
-        behind."""
+        """Return the ids of an item in this set-up, and from where on they count; here those of plain text."""
         return text_reading(engine, str(item))
 
     def measure(self, item: Item) -> float:
-        assert self.reader is not None
-        return self.reader.nats(self.reading(self.reader.engine, item))
+        return self.held.nats(self.reading(self.held.engine, item))
 
     def guard(self, item: Item) -> float:
-        assert self.reader is not None
-        return self.reader.nats(self.guard_reading(self.reader.engine, item))
+        return self.held.nats(self.guard_reading(self.held.engine, item))
 
     def guard_reading(self, engine: Engine, item: Item) -> Reading:
-        """The ids of a guard in this set-up, and from where on they count."""
+        """Return the ids of a guard in this set-up, and from where on they count."""
         return text_reading(engine, str(item))
 
-    def close(self) -> None:
-        reader, self.reader = self.reader, None
-        if reader is not None:
-            reader.__exit__()
 
+def prose_trial(knob: str, model: ModelRef, path: Path, looked: int, least: float, changed: str = "changed") -> Trial:
+    """Return the A/B of a model and another file by the loss of prose.
 
-def prose_trial(knob: str, before: Side, after: Side, looked: int, least: float) -> Trial:
-    """The A/B of a set-up by the loss of prose. looked: paragraphs that raised the suspicion, which prove nothing."""
+    looked: paragraphs that raised the suspicion, which prove nothing. changed: name of the side with the other file.
+    """
     return Trial(
         knob=knob,
-        before=before,
-        after=after,
+        before=LikelihoodSide("as it is", model),
+        after=LikelihoodSide(changed, model, path),
         measure="loss of prose",
-        unit="nats per token",
+        unit=NATS,
         items=PARAGRAPHS[looked : looked + PROVEN],
         others=PARAGRAPHS[looked + PROVEN :],
         least=least,

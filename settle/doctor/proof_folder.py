@@ -8,14 +8,16 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 
 from settle.base.errors import RunError, cannot_write
 from settle.base.files import home, read_json, write_json
 from settle.base.version import __version__
+from settle.doctor.checks import finding_of
 from settle.doctor.findings import Finding
-from settle.doctor.subject import Running, Subject
+from settle.doctor.subject import RecordedChat, Running, Subject, ThisMachine
 from settle.experiment.two_arms import Proof
 
 FILE, MEASUREMENTS = "proof.json", "measurements.jsonl"
@@ -27,16 +29,16 @@ class Case:
     of a server, or None."""
 
     subject: str | None
-    finding: Finding
+    finding: Finding[Any]
     running: Running
     transcript: Path | None
     served: str | None
 
 
-def folder_for(subject: Subject, finding: Finding) -> Path:
+def folder_for(subject: Subject, finding: Finding[Any]) -> Path:
     """The folder of this proof: the same for the same finding of the same subject, so that a proof goes on."""
     named = [subject.name, _named(subject), subject.served, _running(subject.running)]
-    about = json.dumps([*named, finding.check, finding.details], default=str, sort_keys=True)
+    about = json.dumps([*named, finding.check, finding.details.to_json()], default=str, sort_keys=True)
     name = re.sub(r"[^a-zA-Z0-9._-]+", "-", Path(subject.name).name).strip("-.") or "it"
     return home() / "doctor" / f"{name[:40]}-{finding.check}-{hashlib.sha256(about.encode()).hexdigest()[:8]}"
 
@@ -67,7 +69,7 @@ def remove_copies(folder: Path) -> None:
         shutil.rmtree(record)
 
 
-def write_case(folder: Path, subject: Subject, finding: Finding, knob: str, proof: Proof | None) -> None:
+def write_case(folder: Path, subject: Subject, finding: Finding[Any], knob: str, proof: Proof | None) -> None:
     """Raises ResourceError when the disk is full."""
     try:
         write_json(
@@ -75,7 +77,7 @@ def write_case(folder: Path, subject: Subject, finding: Finding, knob: str, proo
             {
                 "settle": __version__,
                 "subject": _named(subject),
-                "transcript": str(Path(subject.name).resolve()) if subject.kind == "transcript" else None,
+                "transcript": str(Path(subject.name).resolve()) if isinstance(subject, RecordedChat) else None,
                 "served": subject.served,
                 "running": _running(subject.running),
                 "finding": finding.to_json(),
@@ -89,8 +91,10 @@ def write_case(folder: Path, subject: Subject, finding: Finding, knob: str, proo
 
 
 def _named(subject: Subject) -> str | None:
-    """What a person named to look at it."""
-    return {"machine": None, "transcript": subject.answered_by}.get(subject.kind, subject.name)
+    """Return what the user named to look at it."""
+    if isinstance(subject, RecordedChat):
+        return subject.answered_by
+    return None if isinstance(subject, ThisMachine) else subject.name
 
 
 def _running(running: Running) -> dict[str, object]:
@@ -108,9 +112,8 @@ def read_case(folder: Path) -> Case:
     record = read_json(folder / FILE)
     try:
         found = record["finding"]
-        finding = Finding(
-            str(found["check"]), str(found["what"]), tuple(found["evidence"]), found["strength"], found["details"]
-        )
+        evidence = tuple(found["evidence"])
+        finding = finding_of(str(found["check"]), str(found["what"]), evidence, found["strength"], found["details"])
         transcript = record.get("transcript")
         engine = record["running"]["engine"]
         running = Running(**{**record["running"], "engine": Path(engine) if engine else None})

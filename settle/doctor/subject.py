@@ -1,61 +1,140 @@
-"""What the doctor looks at: this machine, a run, a model, a transcript, a server of others, a collection, a history."""
+"""What the doctor looks at: this machine, a run, a model, a chat, a collection, a history of another trainer."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
 from settle.base.run import Run
 from settle.doctor.exchanges.chat import Chat
-from settle.doctor.histories.history import History
+from settle.doctor.history import History
 from settle.library.reference import ModelRef
-
-Kind = Literal["machine", "run", "model", "transcript", "server", "collection", "history"]
 
 
 @dataclass(frozen=True)
 class Running:
-    """How a person runs a model, where it is not as settle would. context: tokens of a prompt and its answer. threads:
-    that compute. cache: the type of the keys and values that are kept. room, room_on_disk: bytes of memory that it may
-    take, and of disk; what is free here where None. load: programs that want to compute; as measured here where None.
-    sampling: llama.cpp's words for how tokens are drawn. engine: a
-    folder with another llama.cpp than the installed one, of the version `engine_version`. passages: that an answer from
-    documents is made from."""
+    """How a user runs a model, where that differs from how settle would."""
 
-    context: int | None = None
-    threads: int | None = None
-    cache: str = "f16"
-    room: int | None = None
-    room_on_disk: int | None = None
-    load: float | None = None
-    sampling: Mapping[str, object] = field(default_factory=dict)
-    engine: Path | None = None
+    context: int | None = None  # tokens of a prompt and its answer
+    threads: int | None = None  # that compute
+    cache: str = "f16"  # type of the keys and values that are kept
+    room: int | None = None  # bytes of memory that it may take; what is free here where None
+    room_on_disk: int | None = None  # bytes; what is free here where None
+    load: float | None = None  # programs that want to compute; as measured here where None
+    sampling: Mapping[str, object] = field(default_factory=dict)  # how tokens are drawn, in llama.cpp's words
+    engine: Path | None = None  # folder with another llama.cpp than the installed one, of version `engine_version`
     engine_version: str | None = None
-    passages: int = 4
+    passages: int = 4  # that an answer from documents is made from
 
 
 @dataclass(frozen=True)
 class Subject:
-    """One thing that is looked at; a check uses what it has. name: as the person gave it. model: a GGUF file, with the
-    adapter over it. base: what it was tuned from, or None. collection: the folder of an index. chat: what was asked and
-    answered, recorded or by a server. history: of another trainer's run. answered_by: the model or server that the
-    person named beside a transcript. served: the model of a server. reader: the model that answers from a collection,
-    whose name is `served` then."""
+    """Something that is looked at; each kind holds what the checks of that kind need."""
 
-    kind: Kind
-    name: str
-    run: Run | None = None
-    model: ModelRef | None = None
-    base: ModelRef | None = None
-    collection: Path | None = None
-    chat: Chat | None = None
-    history: History | None = None
-    answered_by: str | None = None
-    served: str | None = None
-    reader: ModelRef | None = None
-    running: Running = Running()
+    name: str  # as the user gave it
+    running: Running = field(default=Running(), kw_only=True)
+
+    @property
+    def views(self) -> "tuple[Subject, ...]":
+        """This subject, and what else checks can look at in it."""
+        return (self,)
+
+    @property
+    def served(self) -> str | None:
+        """The model of a server, or the one that answers from a collection, by name."""
+        return None
 
     def close(self) -> None:
-        """Ends the model that answers again, if it is running."""
-        if self.chat is not None and self.chat.answerer is not None:
+        """End whatever answers again, if it is running."""
+
+
+@dataclass(frozen=True)
+class ThisMachine(Subject):
+    """This machine, with the store and the runs on it."""
+
+    name: str = "this machine"
+
+
+@dataclass(frozen=True)
+class ModelFile(Subject):
+    """A GGUF file, with the adapter over it."""
+
+    model: ModelRef
+
+
+@dataclass(frozen=True)
+class TrainingRun(Subject):
+    """A run, which need not have made a model."""
+
+    run: Run
+
+
+@dataclass(frozen=True)
+class ExportedRun(TrainingRun):
+    """A run whose model can be loaded."""
+
+    model: ModelRef
+
+    @property
+    def views(self) -> tuple[Subject, ...]:
+        return (self, ModelFile(self.name, self.model, running=self.running))
+
+
+@dataclass(frozen=True)
+class AskedModel(Subject):
+    """What a model was asked and answered, recorded or by a server."""
+
+    chat: Chat
+    model: ModelRef | None = None  # that answers again, where it is a file of this machine
+
+    @property
+    def views(self) -> tuple[Subject, ...]:
+        if self.model is None:
+            return (self,)
+        return (self, ModelFile(self.name, self.model, running=self.running))
+
+    def close(self) -> None:
+        if self.chat.answerer is not None:
             self.chat.answerer.close()
+
+
+@dataclass(frozen=True)
+class RecordedChat(AskedModel):
+    """A file of requests and answers, and the model or server that the user named beside it."""
+
+    answered_by: str | None = None
+    asked_again: str | None = None  # the model of that server
+
+    @property
+    def served(self) -> str | None:
+        return self.asked_again
+
+
+@dataclass(frozen=True)
+class ServedChat(AskedModel):
+    """A server, with what its model answers to short questions."""
+
+    served_model: str = field(kw_only=True)
+
+    @property
+    def served(self) -> str | None:
+        return self.served_model
+
+
+@dataclass(frozen=True)
+class IndexedDocuments(Subject):
+    """A collection, and the model that answers from it."""
+
+    collection: Path  # folder of the index
+    reader: ModelRef | None = None
+    answered_by: str | None = None
+
+    @property
+    def served(self) -> str | None:
+        return self.answered_by
+
+
+@dataclass(frozen=True)
+class LoggedHistory(Subject):
+    """The history of another trainer's run."""
+
+    history: History

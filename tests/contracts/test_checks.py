@@ -3,8 +3,9 @@
 import pytest
 
 from settle.base.event_log import Events
-from settle.doctor.checks import Check
+from settle.doctor.checks import Check, proposed_fix, proposed_trial
 from settle.doctor.examine import examine
+from settle.doctor.subject import LoggedHistory, Subject, ThisMachine
 from settle.experiment.run import prove
 from tests.doctor.chat_model import healthy
 from tests.doctor.faults import FAULTS
@@ -19,8 +20,8 @@ def test_each_has_a_number_of_its_own_and_a_symptom() -> None:
     assert all(part.symptom and part.seconds > 0 for part in CHECKS.values())
 
 
-@pytest.mark.parametrize("about", sorted({part.about for part in CHECKS.values()}))
-def test_nothing_is_found_in_health(about: tuple[str, ...], home) -> None:
+@pytest.mark.parametrize("about", sorted({part.about for part in CHECKS.values()}, key=str))
+def test_nothing_is_found_in_health(about: type[Subject], home) -> None:
     seen = examine(healthy(about), Events())
     assert [finding.what for finding in seen.findings] == [] and not seen.failed
 
@@ -33,16 +34,16 @@ def test_an_injected_failure_is_found_first_proven_and_mended(name: str, home, t
     broken = FAULTS[name](healthy(check.about), tmp_path)
     finding = examine(broken, Events()).findings[0]
     assert finding.check == name
-    trial = check.trial(finding, broken, tmp_path)
+    trial = proposed_trial(finding, broken, tmp_path)
     if trial is None:  # what a machine holds, or another trainer did, cannot be run again
-        assert check.about in ((), ("history",)) or name in ("failed_run", "missing_file")  # no side to run
-        assert check.fix(finding, broken).command
+        assert check.about in (ThisMachine, LoggedHistory) or name in ("failed_run", "missing_file")  # no side to run
+        assert proposed_fix(finding, broken).command
         return
     items = [*map(repr, trial.items), *map(repr, trial.others)]
     assert len(set(items)) == len(items), "the re-test must be on other items than the proof"
     proof = prove(trial, tmp_path / "measurements.jsonl", Events())
     assert (proof.state, proof.verified) == ("proven", True), proof.to_json()
-    fix = check.fix(finding, broken)
+    fix = proposed_fix(finding, broken)
     assert fix.what and fix.command
     if fix.write and fix.undo:
         before = set(tmp_path.iterdir())

@@ -16,9 +16,19 @@ from settle.cli import main
 from settle.data.tokenizer.byte_bpe import ByteBpeTokenizer
 from settle.doctor.answerers.local_model import LocalModel
 from settle.doctor.find_subject import find_subject
-from settle.doctor.histories.history import History
+from settle.doctor.history import History
 from settle.doctor.known_answers import KNOWN_ANSWERS, PARAGRAPHS, PROSE, SPELLED
-from settle.doctor.subject import Running, Subject
+from settle.doctor.subject import (
+    AskedModel,
+    ExportedRun,
+    IndexedDocuments,
+    LoggedHistory,
+    ModelFile,
+    Running,
+    Subject,
+    ThisMachine,
+    TrainingRun,
+)
 from settle.formats.gguf import export_gguf
 from settle.infer.engine import Engine
 from settle.library.engines import PACKAGE, installed_engine
@@ -79,27 +89,27 @@ def _make_keys_uneven(weights: dict[str, torch.Tensor]) -> None:
             weights[query][channel::HEAD] /= LARGE
 
 
-def healthy(about: tuple[str, ...]) -> Subject:
-    """A subject that has what a check looks at, by the names of its fields, and nothing wrong."""
-    if not about:
-        return Subject("machine", "this machine", running=Running(load=0.0))
-    if about == ("run",):
+def healthy(about: type[Subject]) -> Subject:
+    """Return a subject of a kind that checks look at, with nothing wrong."""
+    if about is ThisMachine:
+        return ThisMachine(running=Running(load=0.0))
+    if about is TrainingRun:
         subject, tokens = tuned_run()
         shutil.copytree(tokens, home() / "tokens", dirs_exist_ok=True)
         return subject
-    if about == ("run", "model"):
-        return exported_run(healthy(("model",)))
-    if about == ("collection",):
+    if about is IndexedDocuments:
         return indexed_collection()
-    if about == ("history",):
-        return Subject("history", "sound", history=sound_history())
-    assert about in (("model",), ("chat",)), f"make a healthy subject that has {about}"
+    if about is LoggedHistory:
+        return LoggedHistory("sound", sound_history())
     path = chat_model()
-    model = resolve_gguf(str(path))
-    if about == ("chat",):
+    model = ModelFile(str(path), resolve_gguf(str(path)))
+    if about is ExportedRun:
+        return exported_run(model)
+    if about is AskedModel:
         asked = [Request(({"role": "user", "content": known.question},)) for known in KNOWN_ANSWERS[:3]]
-        return replace(record(LocalModel(model), asked, path.with_name("chat.jsonl")), model=model)
-    return Subject("model", str(path), model=model)
+        return replace(record(LocalModel(model.model), asked, path.with_name("chat.jsonl")), model=model.model)
+    assert about is ModelFile, f"make a healthy {about}"
+    return model
 
 
 def sound_history() -> History:
@@ -111,7 +121,7 @@ def sound_history() -> History:
 
 
 @functools.cache
-def tuned_run() -> tuple[Subject, Path]:
+def tuned_run() -> tuple[ExportedRun, Path]:
     """A run that tuned it as it should be, and the tokens that it learned from."""
     folder = tempfile.TemporaryDirectory()
     tuned_run.folder = folder  # removed with the process
@@ -119,11 +129,11 @@ def tuned_run() -> tuple[Subject, Path]:
         patch.setenv("SETTLE_HOME", folder.name)
         # what it knows by heart is lost sooner than what a model learned from much text
         gently = {"optimizer": {"name": "adamw", "lr": 3e-4}}
-        subject = example_run(healthy(("model",)), Path(folder.name) / "run", gently)
+        subject = example_run(healthy(ModelFile), Path(folder.name) / "run", gently)
     return subject, Path(folder.name) / "tokens"
 
 
-def exported_run(subject: Subject) -> Subject:
+def exported_run(subject: ModelFile) -> ExportedRun:
     """A run that exported it, with what the gate keeps: the answers of llama.cpp as it was then, and is now."""
     run = Run.create("train", "exported")
     with Engine(subject.model.weights, 512) as engine:
@@ -131,7 +141,7 @@ def exported_run(subject: Subject) -> Subject:
         answers = [{"prompt": prompt, "answer": engine.greedy(prompt, 16)} for prompt in prompts]
     write_json(run.path / "plan.json", {"versions": {PACKAGE: installed_engine()}})
     write_json(run.path / "result.json", {"gate": {"answers": answers}})
-    return replace(subject, kind="run", run=run)
+    return ExportedRun(subject.name, run, subject.model)
 
 
 def indexed_collection() -> Subject:

@@ -1,6 +1,5 @@
 """A run of a model's own kind on rows that nobody has seen before: what the checks of training are tested on."""
 
-import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -8,7 +7,7 @@ from pathlib import Path
 from settle.base.files import write_atomic
 from settle.base.run import Run
 from settle.base.settings import recipe_text
-from settle.doctor.subject import Subject
+from settle.doctor.subject import ExportedRun, ModelFile
 from settle.doctor.training.retrain import short_run_of
 from settle.library.reference import ModelRef
 from settle.model.source import Source
@@ -19,12 +18,12 @@ WORDS = ("amber", "birch", "cedar", "delta", "ember", "fjord", "grove", "heron",
 
 
 def example_run(
-    healthy: Subject,
+    healthy: ModelFile,
     folder: Path,
     changes: Mapping[str, object],
     steps: int = STEPS,
     rows: Sequence[Mapping[str, object]] = (),
-) -> Subject:
+) -> ExportedRun:
     """The model of `healthy` tuned on example rows, or on `rows`, by `settle tune` with `changes` of its settings, in a
     folder of its own in `folder`. Raises SettleError."""
     base = healthy.model.weights
@@ -33,7 +32,7 @@ def example_run(
     adapter = next(run.out.glob("*-lora.gguf"))
     below = ModelRef(healthy.model.name, "model", Source(base, "gguf", healthy.model.name))
     model = ModelRef(run.name, "adapter", Source(adapter, "gguf", run.name), below)
-    return dataclasses.replace(healthy, kind="run", name=str(run.path), run=run, model=model, base=below)
+    return ExportedRun(str(run.path), run, model, running=healthy.running)
 
 
 def example_recipe(

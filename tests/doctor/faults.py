@@ -33,14 +33,14 @@ from settle.doctor.checks.files.pre_tokenizer import MODEL, PRE, SPACE_PREFIX
 from settle.doctor.checks.files.rope import _base, _key
 from settle.doctor.checks.files.template import _tokens
 from settle.doctor.checks.machine.busy_machine import BUSY
-from settle.doctor.checks.training.forgot import LEAST_NATS, LOOKED, PROVED, _lost
-from settle.doctor.edited_file import edited_file, with_file
+from settle.doctor.checks.training.forgot import LEAST_NATS, LOOKED, PROVED, _lost, general_texts
 from settle.doctor.exchanges.chat import Chat
 from settle.doctor.exchanges.read_transcript import read_transcript
-from settle.doctor.histories.read_history import read_history
+from settle.doctor.history import read_history
 from settle.doctor.known_answers import KNOWN_ANSWERS, PARAGRAPHS, PROSE
 from settle.doctor.likelihood import Reader
-from settle.doctor.resources.model_memory import (
+from settle.doctor.model_files import with_file
+from settle.doctor.resources import (
     SHORT,
     fitting_tokens,
     held_bytes,
@@ -48,15 +48,25 @@ from settle.doctor.resources.model_memory import (
     needed_bytes,
     peak_bytes,
 )
-from settle.doctor.subject import Subject
+from settle.doctor.subject import (
+    AskedModel,
+    ExportedRun,
+    IndexedDocuments,
+    LoggedHistory,
+    ModelFile,
+    RecordedChat,
+    Subject,
+    ThisMachine,
+    TrainingRun,
+)
 from settle.doctor.training.facts import tuned_facts
-from settle.doctor.training.general_text import general_texts
 from settle.doctor.training.limited_steps import StepChild, Steps
 from settle.doctor.training.rows import Served
 from settle.doctor.trial import FEWEST_ITEMS
 from settle.doctor.turns import FORMS, fitting_forms, turn_end
 from settle.formats import map_file
 from settle.formats.gguf import read_gguf
+from settle.formats.gguf.edit import write_edited
 from settle.formats.gguf.header import read_header
 from settle.formats.gguf.metadata import TOKENS, texts
 from settle.infer.engine import Engine
@@ -72,7 +82,7 @@ from tests.doctor.record import record
 from tests.doctor.starved_run import starve
 from tests.doctor.wider_model import wider_model
 
-Fault = Callable[[Subject, Path], Subject]
+Fault = Callable[..., Subject]  # of a healthy subject, and a folder for files that it needs
 FAULTS: dict[str, Fault] = {}  # by the name of the check
 
 PIRATE = "You are a pirate. Answer every question in French, in one word."
@@ -126,12 +136,12 @@ def fault(make: Fault) -> Fault:
     return make
 
 
-def edited(healthy: Subject, folder: Path, changes: Mapping[str, object]) -> Subject:
+def edited(healthy: ModelFile, folder: Path, changes: Mapping[str, object]) -> Subject:
     """Return the subject with a copy of its file that has other metadata."""
-    return with_file(healthy, edited_file(healthy.model, folder / "broken.gguf", changes))
+    return with_file(healthy, write_edited(healthy.model.weights, folder / "broken.gguf", changes))
 
 
-def logged(healthy: Subject, folder: Path, log: list[dict[str, float]]) -> Subject:
+def logged(healthy: LoggedHistory, folder: Path, log: list[dict[str, float]]) -> Subject:
     """Return a history as the Trainer of transformers writes it."""
     path = folder / "trainer_state.json"
     path.write_text(json.dumps({"log_history": log}), encoding="utf-8")
@@ -142,7 +152,7 @@ def logged(healthy: Subject, folder: Path, log: list[dict[str, float]]) -> Subje
 
 
 @fault
-def changing_start(healthy: Subject, folder: Path) -> Subject:
+def changing_start(healthy: AskedModel, folder: Path) -> Subject:
     """A clock before the instructions."""
     instructions = " ".join(PARAGRAPHS[:4])
     requests = [
@@ -159,16 +169,18 @@ def changing_start(healthy: Subject, folder: Path) -> Subject:
 
 
 @fault
-def empty_answer(healthy: Subject, folder: Path) -> Subject:
+def empty_answer(healthy: AskedModel, folder: Path) -> Subject:
     """A model that thinks whenever it is not told otherwise, as a client saw it that knows nothing of thoughts."""
     changes = {TEMPLATE_KEY: THINKING_TEMPLATE, PLAIN_TEXT_KEY: None}
-    answerer = LocalModel(with_file(healthy, edited_file(healthy.model, folder / "thinks.gguf", changes)).model)
+    thinking = ModelFile(healthy.name, healthy.model)
+    path = write_edited(healthy.model.weights, folder / "thinks.gguf", changes)
+    answerer = LocalModel(with_file(thinking, path).model)
     ask = Request(({"role": "user", "content": "Why is the sky blue?"},), settings={"max_tokens": 48})
     return record(answerer, [ask], folder / "chat.jsonl")
 
 
 @fault
-def forgotten_start(healthy: Subject, folder: Path) -> Subject:
+def forgotten_start(healthy: AskedModel, folder: Path) -> Subject:
     """A long prompt to a server with a small context, recorded as Ollama has it."""
     answerer, request = LocalModel(healthy.model), canary("copper", 2400)
     with contextlib.closing(answerer):
@@ -180,11 +192,11 @@ def forgotten_start(healthy: Subject, folder: Path) -> Subject:
     reply |= {"prompt_eval_count": limit, "eval_count": 16}
     path = folder / "chat.jsonl"
     write_atomic(path, json.dumps({"request": body, "response": reply}) + "\n")
-    return Subject("transcript", str(path), chat=Chat(read_transcript(path).exchanges, answerer))
+    return RecordedChat(str(path), Chat(read_transcript(path).exchanges, answerer))
 
 
 @fault
-def instruction_drift(healthy: Subject, folder: Path) -> Subject:
+def instruction_drift(healthy: AskedModel, folder: Path) -> Subject:
     """A client that sends the last four messages, and nothing before."""
     turns: list[Message] = [{"role": "system", "content": PIRATE}]
     asked = []
@@ -196,7 +208,7 @@ def instruction_drift(healthy: Subject, folder: Path) -> Subject:
 
 
 @fault
-def invented_call(healthy: Subject, folder: Path) -> Subject:
+def invented_call(healthy: AskedModel, folder: Path) -> Subject:
     """A client that asks for JSON with a name and arguments, and does not say which there are."""
     unit = {"type": "string", "enum": ["celsius", "fahrenheit"]}
     schema = {"type": "object", "properties": {"unit": unit}, "required": ["unit"], "additionalProperties": False}
@@ -212,7 +224,7 @@ def invented_call(healthy: Subject, folder: Path) -> Subject:
 
 
 @fault
-def missed_passage(healthy: Subject, folder: Path) -> Subject:
+def missed_passage(healthy: IndexedDocuments, folder: Path) -> Subject:
     """A document beside the others that nobody indexed. It is written to the collection's own folder."""
     with Collection(healthy.collection.name) as collection:
         root = collection.roots[0]
@@ -222,7 +234,7 @@ def missed_passage(healthy: Subject, folder: Path) -> Subject:
 
 
 @fault
-def other_client(healthy: Subject, folder: Path) -> Subject:
+def other_client(healthy: AskedModel, folder: Path) -> Subject:
     """A client that adds a system prompt of its own."""
     question = {"role": "user", "content": KNOWN_ANSWERS[-1].question}
     hidden = {"role": "system", "content": PIRATE}
@@ -232,7 +244,7 @@ def other_client(healthy: Subject, folder: Path) -> Subject:
 
 
 @fault
-def other_engine(healthy: Subject, folder: Path) -> Subject:
+def other_engine(healthy: ExportedRun, folder: Path) -> Subject:
     """A newer llama.cpp that turns positions wrongly, in a folder of its own."""
     package = folder / "engine" / PACKAGE
     package.mkdir(parents=True)
@@ -242,7 +254,7 @@ def other_engine(healthy: Subject, folder: Path) -> Subject:
 
 
 @fault
-def sampler(healthy: Subject, folder: Path) -> Subject:
+def sampler(healthy: AskedModel, folder: Path) -> Subject:
     """A temperature that somebody set for more creative answers."""
     settings = {"temperature": 2.5, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "max_tokens": 48, "seed": 1}
     asked = [Request(({"role": "user", "content": k.question},), settings=settings) for k in KNOWN_ANSWERS[-3:]]
@@ -251,7 +263,7 @@ def sampler(healthy: Subject, folder: Path) -> Subject:
 
 # Files
 @fault
-def damaged_weights(healthy: Subject, folder: Path) -> Subject:
+def damaged_weights(healthy: ModelFile, folder: Path) -> Subject:
     """The rows of one block's matrices are in another order; the file as it was lies beside."""
     source, broken = healthy.model.weights, folder / "broken.gguf"
     shutil.copyfile(source, folder / "sound.gguf")
@@ -269,7 +281,7 @@ def damaged_weights(healthy: Subject, folder: Path) -> Subject:
 
 
 @fault
-def end_of_turn(healthy: Subject, folder: Path) -> Subject:
+def end_of_turn(healthy: ModelFile, folder: Path) -> Subject:
     """The token gets a name that says nothing of an end, and another one is said to be it."""
     metadata: Metadata = read_gguf(healthy.model.weights).metadata
     if not takes_turns(metadata):
@@ -283,7 +295,7 @@ def end_of_turn(healthy: Subject, folder: Path) -> Subject:
 
 
 @fault
-def kv_cache(healthy: Subject, folder: Path) -> Subject:
+def kv_cache(healthy: ModelFile, folder: Path) -> Subject:
     """The coarsest type, where other text than the doctor looks at shows that it does harm."""
     with Reader(healthy.model) as reader:
         harm = sum(_costs(reader, PROSE, folder / "harm.record", "q4_0")) / len(PROSE)
@@ -293,14 +305,14 @@ def kv_cache(healthy: Subject, folder: Path) -> Subject:
 
 
 @fault
-def opening_token(healthy: Subject, folder: Path) -> Subject:
+def opening_token(healthy: ModelFile, folder: Path) -> Subject:
     with Engine(healthy.model.weights, 256) as engine:
         is_set = bool(engine.metadata.get(OPENING))
     return edited(healthy, folder, {OPENING: not is_set})
 
 
 @fault
-def pre_tokenizer(healthy: Subject, folder: Path) -> Subject:
+def pre_tokenizer(healthy: ModelFile, folder: Path) -> Subject:
     metadata = read_gguf(healthy.model.weights).metadata
     if metadata.get(MODEL) == "llama":
         changes: dict[str, object] = {SPACE_PREFIX: not metadata.get(SPACE_PREFIX, True)}
@@ -313,7 +325,7 @@ def pre_tokenizer(healthy: Subject, folder: Path) -> Subject:
 
 
 @fault
-def rope(healthy: Subject, folder: Path) -> Subject:
+def rope(healthy: ModelFile, folder: Path) -> Subject:
     metadata = read_gguf(healthy.model.weights).metadata
     if _base(metadata) is None:
         raise UsageError("this model has no rotary positions", "choose one that has them")
@@ -322,7 +334,7 @@ def rope(healthy: Subject, folder: Path) -> Subject:
 
 
 @fault
-def template(healthy: Subject, folder: Path) -> Subject:
+def template(healthy: ModelFile, folder: Path) -> Subject:
     """Turns as another family writes them."""
     fitting = fitting_forms(_tokens(read_gguf(healthy.model.weights).metadata))
     other = "llama-2" if "llama-2" not in fitting else "chatml"
@@ -332,7 +344,7 @@ def template(healthy: Subject, folder: Path) -> Subject:
 
 # Histories
 @fault
-def held_out_rise(healthy: Subject, folder: Path) -> Subject:
+def held_out_rise(healthy: LoggedHistory, folder: Path) -> Subject:
     points = healthy.history.finite
     half = len(points) // 2
     log: list[dict[str, float]] = [{"step": step, "loss": loss} for step, loss in healthy.history.train]
@@ -342,13 +354,13 @@ def held_out_rise(healthy: Subject, folder: Path) -> Subject:
 
 
 @fault
-def never_evaluated(healthy: Subject, folder: Path) -> Subject:
+def never_evaluated(healthy: LoggedHistory, folder: Path) -> Subject:
     log = [{"step": step, "loss": loss} for step, loss in healthy.history.train]
     return logged(healthy, folder, log)
 
 
 @fault
-def no_number(healthy: Subject, folder: Path) -> Subject:
+def no_number(healthy: LoggedHistory, folder: Path) -> Subject:
     train = list(healthy.history.train)
     log = [{"step": step, "loss": loss if n < len(train) // 2 else 0.0} for n, (step, loss) in enumerate(train)]
     log += [{"step": step, "eval_loss": loss} for step, loss in healthy.history.evaluations]
@@ -357,12 +369,12 @@ def no_number(healthy: Subject, folder: Path) -> Subject:
 
 # The machine
 @fault
-def busy_machine(healthy: Subject, folder: Path) -> Subject:
+def busy_machine(healthy: ThisMachine, folder: Path) -> Subject:
     return replace(healthy, running=replace(healthy.running, load=10 * BUSY * cores().usable))
 
 
 @fault
-def damaged_models(healthy: Subject, folder: Path) -> Subject:
+def damaged_models(healthy: ThisMachine, folder: Path) -> Subject:
     place = home() / "models" / "cut-off"
     place.mkdir(parents=True)
     (place / "cut-off.gguf").write_bytes(b"GGUF\x03\0\0\0" + b"\x01" * 8)
@@ -370,25 +382,25 @@ def damaged_models(healthy: Subject, folder: Path) -> Subject:
 
 
 @fault
-def damaged_runs(healthy: Subject, folder: Path) -> Subject:
+def damaged_runs(healthy: ThisMachine, folder: Path) -> Subject:
     run = Run.create("tune", "half-deleted")
     (run.path / "plan.json").write_text('{"version": 1, ', encoding="utf-8")
     return healthy
 
 
 @fault
-def disk_space(healthy: Subject, folder: Path) -> Subject:
+def disk_space(healthy: ThisMachine, folder: Path) -> Subject:
     return replace(healthy, running=replace(healthy.running, room_on_disk=1 << 20))
 
 
 @fault
-def interrupted_runs(healthy: Subject, folder: Path) -> Subject:
+def interrupted_runs(healthy: ThisMachine, folder: Path) -> Subject:
     write_json(Run.create("tune", "stopped").path / "plan.json", {"version": 1})
     return healthy
 
 
 @fault
-def silent_server(healthy: Subject, folder: Path) -> Subject:
+def silent_server(healthy: ThisMachine, folder: Path) -> Subject:
     (home() / "server").mkdir(exist_ok=True)
     own = {"address": "http://127.0.0.1:9", "pid": os.getpid(), "needs_key": False}
     write_json(home() / "server" / "running.json", {**own, "started": psutil.Process().create_time()})
@@ -396,7 +408,7 @@ def silent_server(healthy: Subject, folder: Path) -> Subject:
 
 
 @fault
-def versions(healthy: Subject, folder: Path) -> Subject:
+def versions(healthy: ThisMachine, folder: Path) -> Subject:
     """An older package in a folder that comes before the others."""
     about = folder / "packages" / "xllamacpp-2024.1.dist-info"
     about.mkdir(parents=True)
@@ -406,7 +418,7 @@ def versions(healthy: Subject, folder: Path) -> Subject:
 
 # Resources
 @fault
-def memory_loading(healthy: Subject, folder: Path) -> Subject:
+def memory_loading(healthy: ModelFile, folder: Path) -> Subject:
     path = healthy.model.weights
     facts = read_facts(path)
     least = max(150e6, 2.5 * facts.bytes)  # of keys and values; pages of a smaller context could go, which is only slow
@@ -419,7 +431,7 @@ def memory_loading(healthy: Subject, folder: Path) -> Subject:
 
 
 @fault
-def memory_training(healthy: Subject, folder: Path) -> Subject:
+def memory_training(healthy: ExportedRun, folder: Path) -> Subject:
     """Another program takes memory once the run has begun, and leaves half of what a step needs."""
     rows, longest, base = 32, 448, healthy.model.weights
     per_token = open_pretrained(str(base)).part.activation_bytes_per_token(longest, 4, None)
@@ -429,10 +441,10 @@ def memory_training(healthy: Subject, folder: Path) -> Subject:
     settings |= {"recompute": False, "dtype": "float32"}
     run, recipe = example_recipe(base, folder / "run", settings, _long_rows(length, 6 * rows))
     with StepChild(Steps("tune", recipe, str(folder / "probe"), 2 * FEWEST_ITEMS)) as child:
-        needed = child.take(child.ready["steps"][0])["held"] - child.ready["built"]
+        needed = child.take(child.ready.steps[0]).held - child.ready.built
     if not starve(recipe, run, needed // 2):
         raise UsageError("the run had memory enough", "choose a larger model")
-    return replace(healthy, kind="run", name=str(run.path), run=run, model=None, base=None)
+    return TrainingRun(str(run.path), run, running=healthy.running)
 
 
 def _long_rows(tokens: int, number: int) -> list[dict[str, str]]:
@@ -447,7 +459,7 @@ def _long_rows(tokens: int, number: int) -> list[dict[str, str]]:
 
 
 @fault
-def paged_weights(healthy: Subject, folder: Path) -> Subject:
+def paged_weights(healthy: ModelFile, folder: Path) -> Subject:
     """A context that leaves the weights too little room; a small model is made wide enough for that to be felt."""
     subject = wider_model(healthy, folder, 64 << 20)  # whose reading from the disk can be felt
     facts = read_facts(subject.model.weights)
@@ -465,34 +477,34 @@ def paged_weights(healthy: Subject, folder: Path) -> Subject:
 
 
 @fault
-def slow_tokens(healthy: Subject, folder: Path) -> Subject:
+def slow_tokens(healthy: ModelFile, folder: Path) -> Subject:
     return replace(healthy, running=replace(healthy.running, threads=8 * cores().usable))
 
 
 # Training
 @fault
-def did_nothing(healthy: Subject, folder: Path) -> Subject:
+def did_nothing(healthy: ExportedRun, folder: Path) -> Subject:
     return example_run(healthy, folder, {"optimizer": {"name": "adamw", "lr": 1e-8}})
 
 
 @fault
-def failed_run(healthy: Subject, folder: Path) -> Subject:
+def failed_run(healthy: ExportedRun, folder: Path) -> Subject:
     run = Run.create("train", "failed")
     write_json(run.path / "plan.json", {"version": 1})
     events = Events(run.events)
     events.emit(PhaseStarted(phase="export", elapsed=3.0))
     events.emit(RunFailed(what="the disk is full", fix="make room"))
     events.close()
-    return Subject("run", run.name, run=run)
+    return TrainingRun(run.name, run)
 
 
 @fault
-def forgot(healthy: Subject, folder: Path) -> Subject:
+def forgot(healthy: ExportedRun, folder: Path) -> Subject:
     """At the first rate that costs the model general text, twice what counts: a small model bears a higher rate."""
     for number, rate in enumerate((4e-3, 8e-3, 1.6e-2)):
         adamw = {"optimizer": {"name": "adamw", "lr": rate}}
         broken = example_run(healthy, folder / str(number), adamw, steps=40)
-        facts = tuned_facts(broken)
+        facts = tuned_facts(broken.run)
         others = general_texts(facts)[LOOKED + PROVED :]  # neither those of the look nor those of the proof
         if _lost(facts.base, Served.of_run(facts.run), others)[1] >= 2 * LEAST_NATS:
             return broken
@@ -500,13 +512,13 @@ def forgot(healthy: Subject, folder: Path) -> Subject:
 
 
 @fault
-def missing_file(healthy: Subject, folder: Path) -> Subject:
+def missing_file(healthy: ExportedRun, folder: Path) -> Subject:
     run = Run(shutil.copytree(healthy.run.path, healthy.run.path.parent / "2026-01-01-tune-lost-abcdef"))
     for path in run.out.glob("*.gguf"):
         path.unlink()
-    return replace(healthy, run=run, model=None)
+    return TrainingRun(healthy.name, run, running=healthy.running)
 
 
 @fault
-def unstable(healthy: Subject, folder: Path) -> Subject:
+def unstable(healthy: ExportedRun, folder: Path) -> Subject:
     return example_run(healthy, folder, {"optimizer": {"name": "adamw", "lr": 3.0}})

@@ -8,14 +8,16 @@ from settle.base.files import write_atomic
 from settle.doctor.answerers import Answerer
 from settle.doctor.exchanges.chat import Chat
 from settle.doctor.exchanges.read_transcript import read_transcript
-from settle.doctor.subject import Subject
+from settle.doctor.subject import RecordedChat
 from settle.wire.exchange import Change, Request
 from settle.wire.formats.openai import OpenAIFormat
 
 
-def record(answerer: Answerer, requests: Sequence[Request], path: Path, as_asked: Change = lambda r: r) -> Subject:
-    """Writes what `answerer` answers to `requests`, one record a line, and returns the transcript as a subject.
-    as_asked: what a server makes of a request before its model sees it. Raises SettleError."""
+def record(answerer: Answerer, requests: Sequence[Request], path: Path, as_asked: Change = lambda r: r) -> RecordedChat:
+    """Record what `answerer` answers to `requests`, one record a line, and return the transcript as a subject.
+
+    as_asked: what a server makes of a request before its model sees it. Raises SettleError.
+    """
     openai = OpenAIFormat()
     answerer.open()
     try:
@@ -25,4 +27,4 @@ def record(answerer: Answerer, requests: Sequence[Request], path: Path, as_asked
     finally:
         answerer.close()
     write_atomic(path, "".join(json.dumps(record) + "\n" for record in records))
-    return Subject("transcript", str(path), chat=Chat(read_transcript(path).exchanges, answerer))
+    return RecordedChat(str(path), Chat(read_transcript(path).exchanges, answerer))

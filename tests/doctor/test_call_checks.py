@@ -47,7 +47,7 @@ def asked(answerer, folder, question, **settings):
 def test_a_demanded_call_that_nobody_needs(tmp_path, setting):
     subject = asked(Obedient(), tmp_path, "Hello, who are you?", **{setting: DEMANDS[setting]})
     (finding,) = CHECK.detect(subject)
-    assert finding.details["needless"] and "Hello, who are you?" in finding.evidence[0]
+    assert finding.details.needless and "Hello, who are you?" in finding.evidence[0]
     proof = prove(CHECK.trial(finding, subject, tmp_path), tmp_path / "m.jsonl", Events())
     assert (proof.state, proof.verified, proof.guards.verdict) == ("proven", True, "too few rows to tell")
     assert f'"{setting}"' in CHECK.fix(finding, subject).command

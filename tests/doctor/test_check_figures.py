@@ -11,18 +11,15 @@ from settle.base.run import Run
 from settle.base.run.course import RunCourse
 from settle.doctor.checks.answers import missed_passage
 from settle.doctor.checks.answers.sampler import USUAL, _effect, repeated_share
+from settle.doctor.checks.files import damaged_weights
 from settle.doctor.checks.resources import paged_weights
 from settle.doctor.checks.training import unstable
 from settle.doctor.exchanges.read_transcript import _bodies
-from settle.doctor.findings import Finding
-from settle.doctor.histories.read_history import find_history
+from settle.doctor.history import find_history
 from settle.doctor.servers.llama_server import LlamaServer
-from settle.doctor.subject import Subject
+from settle.doctor.subject import TrainingRun
 from settle.doctor.training import facts
-from settle.doctor.weights import without_block
 from settle.wire.formats import wire_formats
-
-SUBJECT = Subject("collection", "docs")
 
 
 @pytest.mark.parametrize("setting", USUAL)
@@ -41,9 +38,7 @@ def test_the_share_of_words_that_were_said_before():
 
 def test_the_fix_of_passages_that_are_not_read():
     def fix(fewer, other=None):
-        return missed_passage._reading_fix(
-            Finding("missed_passage", "x", details={"fewer": fewer, "other": other}), SUBJECT
-        )
+        return missed_passage._reading_fix(missed_passage.Stage(stage="unread", fewer=fewer, other=other), "docs")
 
     assert fix(3).command.endswith("--k 3") and "3 passages" in fix(3).what
     assert fix(1, "big").command.endswith("--k 1") and fix(None, "big").command.endswith("--model big")
@@ -54,7 +49,7 @@ def test_what_is_changed_of_a_model_that_does_not_fit():
     asked = paged_weights.Load(Path("a.gguf"), 4096)
 
     def changed(tokens, other=None):
-        return paged_weights._changed(asked, Finding("paged_weights", "x", details={"tokens": tokens, "other": other}))
+        return paged_weights._changed(asked, paged_weights.Paging(context=4096, room=1, tokens=tokens, other=other))
 
     assert (changed(512, "b").context, changed(512, "b").path) == (512, Path("a.gguf"))
     assert (changed(0, "b").context, changed(0, "b").path) == (4096, Path("b"))
@@ -99,7 +94,7 @@ def test_a_run_that_ended_so_is_surer_than_one_that_went_back_once(rollbacks, ve
     known = SimpleNamespace(losses=[1.0], rollbacks=rollbacks, verdict=verdict, rate=1e-3, base=None, evaluations=[])
     monkeypatch.setattr(unstable, "facts_of", lambda run: known)
     monkeypatch.setattr(unstable, "_jump", lambda facts: jump)
-    subject = Subject("run", "r", run=Run(Path("r")))
+    subject = TrainingRun("r", Run(Path("r")))
     (finding,) = unstable.Unstable().detect(subject)
     assert finding.strength == strength
     assert ("left it out" in finding.what) == (strength == 0.5)
@@ -143,8 +138,8 @@ def test_the_block_that_fits_least_is_tried_first(monkeypatch):
         "token_embd.weight": SimpleNamespace(shape=(99, 32)),
         "blk.0.attn_norm.weight": SimpleNamespace(shape=(32,)),
     }
-    monkeypatch.setattr(without_block, "_sizes", lambda tensor: tensor.sizes)
-    found = without_block.oddest_blocks(SimpleNamespace(tensors=tensors))
+    monkeypatch.setattr(damaged_weights, "_sizes", lambda tensor: tensor.sizes)
+    found = damaged_weights.oddest_blocks(SimpleNamespace(tensors=tensors))
     assert found[0] == 3 and sorted(found) == [0, 1, 2, 3, 4, 5]
 
 

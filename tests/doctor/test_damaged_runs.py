@@ -6,6 +6,7 @@ import pytest
 
 from settle.base.files import home as settle_home
 from settle.cli import main
+from settle.doctor.subject import TrainingRun
 from tests.doctor.chat_model import healthy
 
 CHECKS = ("did-nothing", "unstable", "forgot", "failed-run", "memory-training")
@@ -14,7 +15,7 @@ CHECKS = ("did-nothing", "unstable", "forgot", "failed-run", "memory-training")
 @pytest.fixture
 def copied(home, tmp_path):
     """A run of this machine that tuned the chat model."""
-    subject = healthy(("run",))
+    subject = healthy(TrainingRun)
     path = settle_home() / "runs" / "2026-01-01-tune-halved-abcdef"
     shutil.copytree(subject.run.path, path)
     return path

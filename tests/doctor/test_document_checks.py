@@ -7,11 +7,11 @@ import pytest
 
 from settle.base.event_log import Events
 from settle.cli import main
-from settle.doctor.answerers.passage_reader import FactSide, fact_items
 from settle.doctor.answerers.served_model import Door
 from settle.doctor.checks import Check
+from settle.doctor.checks.answers.missed_passage import FactSide, fact_items
 from settle.doctor.find_subject import find_subject
-from settle.doctor.subject import Running
+from settle.doctor.subject import ModelFile, Running
 from settle.experiment.run import prove
 from tests.doctor.chat_model import healthy
 from tests.retrieve.conftest import joined  # noqa: F401  the embedder of the collection
@@ -39,7 +39,7 @@ def indexed(pages, *settings):
 def test_passages_that_are_too_small(pages, joined, tmp_path):  # noqa: F811
     subject = indexed(pages, *WINDOWS, "12")
     (finding,) = CHECK.detect(subject)
-    assert finding.details == {"stage": "cut", "tokens": 12}
+    assert finding.details.to_json() == {"stage": "cut", "tokens": 12}
     proof = prove(CHECK.trial(finding, subject, tmp_path), tmp_path / "measurements.jsonl", Events())
     assert (proof.state, proof.verified) == ("proven", True), proof.to_json()
     assert CHECK.fix(finding, subject).command == "settle index pages --anew --chunker.tokens 200"
@@ -52,13 +52,13 @@ def test_a_passage_that_finds_no_room_in_the_prompt(pages, joined):  # noqa: F81
     """The fact is in the last of the first few; with fewer it is in the prompt."""
     subject = indexed(pages)
     (item,) = fact_items(["How are the models shrunk?"], seed=0)
-    side = FactSide("as it is", healthy(("model",)).model, subject.name, deep=12, k=12)
+    side = FactSide("as it is", healthy(ModelFile).model, subject.name, deep=12, k=12)
     side.open()
     try:
         seen = {}
         for side.k in (12, 1):
-            ids = side.reading(side.reader.engine, item).ids
-            seen[side.k] = side.dropped > 0, item["sentence"] in side.reader.engine.detokenize(ids)
+            ids = side.reading(side.held.engine, item).ids
+            seen[side.k] = side.dropped > 0, item["sentence"] in side.held.engine.detokenize(ids)
         assert seen == {12: (True, False), 1: (False, True)}
     finally:
         side.close()
@@ -67,9 +67,9 @@ def test_a_passage_that_finds_no_room_in_the_prompt(pages, joined):  # noqa: F81
 @pytest.mark.slow
 def test_a_model_that_does_not_read_passages(pages, joined):  # noqa: F811
     indexed(pages)
-    model = healthy(("model",)).model  # it knows some texts by heart, and copies nothing
+    model = healthy(ModelFile).model  # it knows some texts by heart, and copies nothing
     subject = find_subject("pages", Running(), door=Door(str(model.weights)))
     (finding,) = CHECK.detect(subject)
-    assert finding.details == {"stage": "unread", "k": 4, "fewer": None, "other": None}
+    assert finding.details.to_json() == {"stage": "unread", "k": 4, "fewer": None, "other": None}
     assert "does not read" in finding.what and CHECK.trial(finding, subject, pages) is None
     assert "larger model" in CHECK.fix(finding, subject).what

@@ -16,7 +16,7 @@ from settle.doctor.doctor import FOUND
 from settle.doctor.examine import checks_for, examine
 from settle.doctor.find_subject import find_subject
 from settle.doctor.likelihood import reader_of, shared_readers
-from settle.doctor.subject import Running
+from settle.doctor.subject import ModelFile, Running, ThisMachine, TrainingRun
 from settle.machine.cores import cores
 from tests.doctor.chat_model import healthy
 
@@ -29,7 +29,7 @@ def said(capsys):
 
 
 def test_quick_checks_come_first_and_then_the_vital_ones():
-    checks = checks_for(healthy(("model",)))
+    checks = checks_for(healthy(ModelFile))
     names = list(checks)
     slow = [name for name in names if checks[name].seconds >= examining.QUICK_SECONDS]
     assert names[-len(slow) :] == slow and set(slow[:3]) == VITAL
@@ -38,7 +38,7 @@ def test_quick_checks_come_first_and_then_the_vital_ones():
 
 def test_vital_checks_look_however_long_it_takes_and_others_are_named(home, monkeypatch, capsys):
     monkeypatch.setattr(examining, "LOOK_SECONDS", -1.0)
-    subject = healthy(("model",))
+    subject = healthy(ModelFile)
     seen = examine(subject, Events())
     assert set(seen.looked) == VITAL and "end_of_turn" in seen.left_out and not seen.findings
     assert main(["doctor", subject.name, "--json"]) == FOUND, "what was not looked at is not known to be right"
@@ -62,7 +62,7 @@ def test_a_check_that_could_not_look_is_not_nothing_wrong(home, monkeypatch, cap
 @pytest.fixture
 def lost(home):
     """A finished run of this machine whose exported model was deleted."""
-    subject = healthy(("run",))
+    subject = healthy(TrainingRun)
     path = settle_home() / "runs" / "2026-01-01-tune-lost-abcdef"
     shutil.copytree(subject.run.path, path)
     gone = next((path / "out").glob("*.gguf"))
@@ -89,10 +89,9 @@ def test_a_chat_with_it_says_how_to_export_it_again(lost, capsys):
 
 @pytest.mark.parametrize(("load", "found"), [(0.3, False), (1.9, False), (2.0, True), (10.0, True)])
 def test_a_busy_machine_is_a_finding(load, found):
-    subject = healthy(())
     usable = cores().usable
     running = Running(load=load * usable)
-    findings = list(Check.part("busy_machine")().detect(subject.__class__("machine", "this machine", running=running)))
+    findings = list(Check.part("busy_machine")().detect(ThisMachine(running=running)))
     assert bool(findings) == found
     if found:
         assert f"1/{load:.0f} of it" in findings[0].what and f"{usable} cores" in findings[0].evidence[0]
@@ -107,15 +106,14 @@ def test_the_programs_that_compute_are_named():
 
     thread = threading.Thread(target=burn)
     thread.start()
-    subject = healthy(())
     running = Running(load=50.0 * cores().usable)
-    (finding,) = Check.part("busy_machine")().detect(subject.__class__("machine", "this machine", running=running))
+    (finding,) = Check.part("busy_machine")().detect(ThisMachine(running=running))
     thread.join()
     assert "of a core)" in finding.evidence[-1]
 
 
 def test_examinations_in_two_threads_do_not_share_a_reader(home):
-    model = healthy(("model",)).model
+    model = healthy(ModelFile).model
     readers, barrier = [], threading.Barrier(2)
 
     def look():

@@ -13,7 +13,7 @@ from settle.cli import main
 from settle.doctor.checks import Check
 from settle.doctor.examine import examine
 from settle.doctor.find_subject import find_subject
-from settle.doctor.subject import Running
+from settle.doctor.subject import ModelFile, Running, TrainingRun
 from settle.formats import map_file
 from settle.formats.gguf.header import read_header
 from tests.doctor.chat_model import healthy
@@ -69,7 +69,7 @@ def test_want_of_memory_is_its_own_checks(failed):
 
 
 def test_a_rate_that_leaves_nothing_of_the_base_comes_first(home, tmp_path):
-    subject = example_run(healthy(("model",)), tmp_path, {"optimizer": {"name": "adamw", "lr": 30.0}})
+    subject = example_run(healthy(ModelFile), tmp_path, {"optimizer": {"name": "adamw", "lr": 30.0}})
     add_events(subject.run, Opened(), PhaseStarted(phase="export", elapsed=9.0), FAILED)
     findings = examine(subject, Events(), ["unstable", "failed-run"]).findings
     assert [finding.check for finding in findings] == ["unstable", "failed_run"]
@@ -79,13 +79,13 @@ def test_a_rate_that_leaves_nothing_of_the_base_comes_first(home, tmp_path):
 
 def test_a_usual_rate_is_not_unstable_wherever_it_ends(home, tmp_path):
     """One step teaches nothing, and no rate is to blame."""
-    subject = example_run(healthy(("model",)), tmp_path, {"optimizer": {"name": "adamw", "lr": 1e-6}}, steps=12)
+    subject = example_run(healthy(ModelFile), tmp_path, {"optimizer": {"name": "adamw", "lr": 1e-6}}, steps=12)
     assert not list(Check.part("unstable")().detect(subject))
 
 
 def test_a_high_rate_whose_file_holds_no_numbers_is_unstable(home, tmp_path):
     """The losses of the run itself fell."""
-    subject = healthy(("run",))
+    subject = healthy(TrainingRun)
     run = Run(shutil.copytree(subject.run.path, tmp_path / subject.run.path.name))
     plan = read_json(run.path / "plan.json")
     plan["optimizer"]["lr"], plan["origin"]["optimizer.lr"] = 3.0, "asked"

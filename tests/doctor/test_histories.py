@@ -9,9 +9,8 @@ import pytest
 
 from settle.base.errors import DataError
 from settle.cli import main
-from settle.doctor.histories.history import History
-from settle.doctor.histories.read_history import find_history, read_history
-from settle.doctor.histories.tensorboard import scalars
+from settle.doctor.history import History, find_history, read_history
+from settle.doctor.tensorboard import scalars
 
 # what tensorboardX 2.6 wrote for train/loss 4 / n and eval/loss 4.2 / n at the steps 10 n, n from 1 to 8
 EVENTS = zlib.decompress(

@@ -4,11 +4,12 @@ import pytest
 
 from settle.data.tokenizer.byte_bpe import ByteBpeTokenizer
 from settle.doctor.checks.files.rope import _others, _rewritten, _slides
-from settle.doctor.edited_file import edited_file, with_file
 from settle.doctor.known_answers import PARAGRAPHS, PROSE
 from settle.doctor.likelihood import Reader, text_reading
-from settle.doctor.subject import Subject
+from settle.doctor.model_files import with_file
+from settle.doctor.subject import ModelFile
 from settle.formats.gguf import export_gguf
+from settle.formats.gguf.edit import write_edited
 from settle.infer.scorer import Overrides
 from settle.library.resolve import resolve_gguf
 from settle.model.architectures.gemma2 import Gemma2
@@ -39,8 +40,8 @@ def sliding(home, tmp_path):
         if "q_proj" in name or "v_proj" in name:
             weights[name] *= 30
     path = export_gguf(part, weights, tokenizer, tmp_path / "right.gguf", "f16")
-    right = Subject("model", str(path), model=resolve_gguf(str(path)))
-    return with_file(right, edited_file(right.model, tmp_path / "wrong.gguf", {BASE: 10.0})), right
+    right = ModelFile(str(path), resolve_gguf(str(path)))
+    return with_file(right, write_edited(right.model.weights, tmp_path / "wrong.gguf", {BASE: 10.0})), right
 
 
 def test_a_copy_reaches_the_layers_that_an_override_does_not(sliding):
@@ -51,6 +52,6 @@ def test_a_copy_reaches_the_layers_that_an_override_does_not(sliding):
     assert _slides(wrong.model, metadata) and "base 10000" in _others(metadata)
     sound = nats(right)
     asked = nats(wrong, Overrides(rope_base=1e4))
-    copied = _rewritten(wrong, _others(metadata), readings)["base 10000"]
+    copied = _rewritten(wrong.model, _others(metadata), readings)["base 10000"]
     assert copied == pytest.approx(sound, abs=1e-5) != pytest.approx(nats(wrong), abs=1e-3)
     assert asked != pytest.approx(sound, abs=1e-3)

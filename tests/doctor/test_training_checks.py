@@ -10,10 +10,11 @@ import pytest
 from settle.base.event_log import Events
 from settle.base.files import read_json, write_json
 from settle.doctor.checks import Check
-from settle.doctor.edited_file import edited_file
 from settle.doctor.examine import examine
+from settle.doctor.subject import ModelFile, TrainingRun
 from settle.experiment.run import prove
 from settle.formats import map_file
+from settle.formats.gguf.edit import write_edited
 from settle.formats.gguf.header import read_header
 from settle.formats.peft import export_peft
 from settle.library.pretrained import open_pretrained
@@ -27,7 +28,7 @@ CHECK = Check.parts()["did_nothing"]()
 @pytest.fixture
 def tuned(home, tmp_path):
     """A copy of a run that tuned the chat model, as a subject."""
-    subject = healthy(("run",))
+    subject = healthy(TrainingRun)
     run = type(subject.run)(Path(shutil.copytree(subject.run.path, tmp_path / subject.run.path.name)))
     return replace(subject, run=run, name=str(run.path))
 
@@ -48,7 +49,7 @@ def rewire(run, base):
 
 @pytest.mark.slow
 def test_an_adapter_over_another_base(tuned, tmp_path):
-    base = tuned.base.weights
+    base = tuned.model.base.weights
     other = tmp_path / "models" / "other.gguf"
     other.parent.mkdir()
     shutil.copyfile(base, other)
@@ -61,22 +62,22 @@ def test_an_adapter_over_another_base(tuned, tmp_path):
         file.write(rows[::-1].tobytes())
     rewire(tuned.run, other)
     finding, proof = found(tuned, tmp_path)
-    assert finding.details["cause"] == "base" and proof is None, "its own base is nowhere"
+    assert finding.details.cause == "base" and proof is None, "its own base is nowhere"
     shutil.copyfile(base, other.with_name("own.gguf"))
     finding, proof = found(tuned, tmp_path)
-    assert finding.details["other"] == str(other.with_name("own.gguf"))
+    assert finding.details.other == str(other.with_name("own.gguf"))
     assert proof.state == "proven" and proof.verified
     assert CHECK.fix(finding, tuned).command.endswith(f"--base {other.with_name('own.gguf')}")
 
 
 def test_a_base_that_computes_the_same_is_right(tuned, tmp_path):
-    rewire(tuned.run, edited_file(tuned.base, tmp_path / "edited.gguf", {"general.name": "other"}))
+    rewire(tuned.run, write_edited(tuned.model.base.weights, tmp_path / "edited.gguf", {"general.name": "other"}))
     assert not list(CHECK.detect(tuned))
 
 
 @pytest.mark.slow
 def test_an_adapter_that_was_lost_in_the_export(tuned, tmp_path):
-    base = open_pretrained(str(tuned.base.weights))
+    base = open_pretrained(str(tuned.model.base.weights))
     (lora,) = tuned.run.out.glob("*-lora.gguf")
     kept = adapter_of_gguf(lora, base.part)
     with lora.open("r+b") as file:
@@ -85,7 +86,7 @@ def test_an_adapter_that_was_lost_in_the_export(tuned, tmp_path):
                 file.seek(tensor.start)
                 file.write(bytes(tensor.num_bytes))
     finding, proof = found(tuned, tmp_path)
-    assert finding.details["cause"] == "export" and "training loss fell" in " ".join(finding.evidence)
+    assert finding.details.cause == "export" and "training loss fell" in " ".join(finding.evidence)
     assert proof is None, "the run keeps no other weights"
     export_peft(base.part, replace(kept, base_sha256=base.source.sha256), tuned.run.out / "adapter")
     _, proof = found(tuned, tmp_path)
@@ -114,9 +115,9 @@ def thanked(mark=None):
 )
 def test_answers_that_were_left_out(home, tmp_path, settings, mark):
     gently = {"optimizer": {"name": "adamw", "lr": 1e-3}, **settings}
-    subject = example_run(healthy(("model",)), tmp_path / "run", gently, rows=thanked(mark))
+    subject = example_run(healthy(ModelFile), tmp_path / "run", gently, rows=thanked(mark))
     finding, proof = found(subject, tmp_path)
-    assert finding.details["cause"] == "mask" and finding.details["marked"] == bool(mark)
+    assert finding.details.cause == "mask" and finding.details.marked == bool(mark)
     assert (proof.state, proof.verified) == ("proven", True), proof.to_json()
     assert CHECK.fix(finding, subject).command
 
@@ -124,4 +125,4 @@ def test_answers_that_were_left_out(home, tmp_path, settings, mark):
 @pytest.mark.slow
 def test_answers_that_were_learned_are_not_missed(home, tmp_path):
     gently = {"optimizer": {"name": "adamw", "lr": 1e-3}}
-    assert not list(CHECK.detect(example_run(healthy(("model",)), tmp_path / "run", gently, rows=thanked())))
+    assert not list(CHECK.detect(example_run(healthy(ModelFile), tmp_path / "run", gently, rows=thanked())))

@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 
 from settle.base.errors import UsageError
-from settle.doctor.edited_file import with_file
-from settle.doctor.subject import Subject
+from settle.doctor.model_files import with_file
+from settle.doctor.subject import ModelFile
 from settle.formats import LazyTensor, beside, write_array
 from settle.formats.gguf import read_gguf
 from settle.formats.gguf.layout import Entry, layout
@@ -16,7 +16,7 @@ from settle.formats.gguf.types import GGML
 ROWS, COLUMNS = ("ffn_gate", "ffn_up"), ("ffn_down",)
 
 
-def wider_model(healthy: Subject, folder: Path, num_bytes: int) -> Subject:
+def wider_model(healthy: ModelFile, folder: Path, num_bytes: int) -> ModelFile:
     """A model with a file of about `num_bytes` at least, written to `folder` where its own is smaller. Raises
     UsageError for a small model that cannot be made wider."""
     path = healthy.model.weights

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import ClassVar
 
 from settle.doctor.checks import Check
-from settle.doctor.findings import Finding, Fix
+from settle.doctor.findings import Details, Fix
+from settle.doctor.subject import ThisMachine
 from settle.doctor.trial import Side, Trial
 
 ITEMS = [f"item {i}" for i in range(8)]
@@ -42,20 +43,26 @@ def hash_of(item):
     return sum(map(ord, item))
 
 
-class WobblyKnob(Check):
+class Height(Details):
+    """Of the level."""
+
+    level: float
+
+
+class WobblyKnob(Check[ThisMachine, Height]):
     """The level should be at most 3."""
 
     number: ClassVar[int] = 901
     symptom: ClassVar[str] = "wobbling"
-    about: ClassVar[tuple[str, ...]] = ()
 
     def detect(self, subject):
         level = float(level_file().read_text()) if level_file().exists() else 0.0
         if level > 3:
-            yield Finding("wobbly_knob", f"the level is {level:g}", ("seen in its file",), 0.9, {"level": level})
+            details = Height(level=level)
+            yield self.finding(f"the level is {level:g}", "seen in its file", strength=0.9, details=details)
 
     def trial(self, finding, subject, folder):
-        before, after = Level("as it is", finding.details["level"]), Level("lower", 2.0)
+        before, after = Level("as it is", finding.details.level), Level("lower", 2.0)
         guards = ITEMS[:6] if level_file().with_name("harm").exists() else ()
         return Trial(
             "level = 2", before, after, "wobble", "mm", ITEMS, OTHERS, least=0.5, guards=guards, harm=0.1, seconds=0.01
@@ -69,6 +76,6 @@ class WobblyKnob(Check):
             return "wrote level = 2"
 
         def undo():
-            level_file().write_text(f"{finding.details['level']:g}")
+            level_file().write_text(f"{finding.details.level:g}")
 
         return Fix("lower the level", "echo 2 > level", write, lambda: subject, undo)

@@ -10,7 +10,7 @@ import pytest
 from settle.base import events as kinds
 from settle.base.run import Run
 from settle.cli import main
-from settle.doctor.histories.tensorboard import scalars
+from settle.doctor.tensorboard import scalars
 from settle.jobs.exporters import Exporter
 from settle.jobs.exporters._history import history
 from settle.jobs.exporters.tensorboard import _checksum

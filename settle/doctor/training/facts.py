@@ -4,41 +4,50 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
-from settle.base.errors import SettleError
+from settle.base.errors import SettleError, UsageError
 from settle.base.run import Run
 from settle.base.run.course import RunCourse
 from settle.base.settings import read_recipe
-from settle.doctor.subject import Subject
 
 COMMANDS = ("train", "tune")  # whose runs can be trained again in short
 
 
 @dataclass(frozen=True)
 class TrainingFacts:
-    """plan: of plan.json. recipe: what was asked. base: the file that it was tuned from, None for a model from scratch.
-    rate: learning rate. steps: that were taken. step_seconds: of one, or None. losses: of training, a step each, with
-    infinity for one that is no number; evaluations: (step, loss) of the held-out text."""
+    """Figures of a run."""
 
     run: Run
-    plan: Mapping[str, object]
-    recipe: Mapping[str, object]
-    base: Path | None
-    base_sha256: str
-    rate: float
+    corpus: str  # fingerprint of the tokens that it learned from
+    recipe: Mapping[str, object]  # what was asked
+    base: Path | None  # file that it was tuned from, None for a model from scratch
+    rate: float  # learning rate
     rate_is_asked: bool
-    whole: bool
-    steps: int
-    step_seconds: float | None
-    losses: list[float]
-    evaluations: list[tuple[int, float]]
+    whole: bool  # all weights are trained, and not an adapter
+    steps: int  # that were taken
+    step_seconds: float | None  # of one
+    losses: list[float]  # of training, a step each, with infinity for one that is no number
+    evaluations: list[tuple[int, float]]  # step and loss of the held-out text
     rollbacks: int
     verdict: str
 
 
+@dataclass(frozen=True)
+class TunedFacts(TrainingFacts):
+    """Figures of a run that tuned a GGUF file."""
+
+    base: Path
+
+
+F = TypeVar("F", bound=TrainingFacts)
+
+
 def facts_of(run: Run) -> TrainingFacts | None:
-    """The facts of a run of `settle train` or `settle tune`; None for another, and for one that has not begun. Raises
-    RunError for files that are damaged."""
+    """Return the facts of a run of `settle train` or `settle tune`; None for another, and for one that has not begun.
+
+    Raises RunError for files that are damaged.
+    """
     if run.command not in COMMANDS:
         return None
     plan, result = run.read("plan.json"), run.read("result.json")
@@ -48,12 +57,12 @@ def facts_of(run: Run) -> TrainingFacts | None:
     tuning = plan.get("tuning") or {}
     speeds = [s.tokens_per_second for s in course.steps if s.tokens_per_second > 0 and math.isfinite(s.loss)]
     tokens = plan["loop"].get("tokens_per_step") or 0
-    return TrainingFacts(
+    base = Path(tuning["base"]) if tuning.get("base") else None
+    facts = TrainingFacts(
         run=run,
-        plan=plan,
+        corpus=str(plan.get("corpus")),
         recipe=_recipe(run, plan),
-        base=Path(tuning["base"]) if tuning.get("base") else None,
-        base_sha256=str(tuning.get("base_sha256") or ""),
+        base=base,
         rate=float((plan.get("optimizer") or {}).get("lr") or 0.0),
         rate_is_asked=(plan.get("origin") or {}).get("optimizer.lr", "default") != "default",
         whole=tuning.get("adapter_name") == "full",
@@ -64,12 +73,29 @@ def facts_of(run: Run) -> TrainingFacts | None:
         rollbacks=len(course.rollbacks),
         verdict=str(result.get("verdict") or "") if isinstance(result, dict) else "",
     )
+    return TunedFacts(**vars(facts)) if base is not None and base.suffix == ".gguf" else facts
 
 
-def tuned_facts(subject: Subject) -> TrainingFacts | None:
-    """The facts of a run that tuned a GGUF file; None for another."""
-    facts = facts_of(subject.run) if subject.run is not None else None
-    return facts if facts is not None and facts.base is not None and facts.base.suffix == ".gguf" else None
+def tuned_facts(run: Run) -> TunedFacts | None:
+    """Return the facts of a run that tuned a GGUF file; None for another."""
+    facts = facts_of(run)
+    return facts if isinstance(facts, TunedFacts) else None
+
+
+def known_facts(run: Run) -> TrainingFacts:
+    """Return the facts of a run that was found to have some. Raises UsageError where they are gone since."""
+    return _known(facts_of(run), run)
+
+
+def known_tuned_facts(run: Run) -> TunedFacts:
+    """Return the facts of a run that was found to have tuned a GGUF file. Raises UsageError where they are gone."""
+    return _known(tuned_facts(run), run)
+
+
+def _known(facts: F | None, run: Run) -> F:
+    if facts is None:
+        raise UsageError(f"{run.name} has no record of its training any more", "run it again")
+    return facts
 
 
 def _recipe(run: Run, plan: Mapping[str, object]) -> dict[str, object]:

@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 from settle.base.chat_template import ChatTemplate
+from settle.base.errors import UsageError
 from settle.base.files import write_atomic
 from settle.data.layouts import Broken, Example
 from settle.data.rows.prepare import prepared_rows
 from settle.data.rows.render import Rendered, Renderer
 from settle.data.rows.supervision import Supervision
 from settle.data.tokenizer.pretrained import PretrainedTokenizer
-from settle.doctor.training.facts import TrainingFacts
+from settle.doctor.training.facts import TrainingFacts, TunedFacts
 from settle.doctor.training.rows import LONGEST
 from settle.doctor.trial import Item
 from settle.formats.gguf import read_gguf
@@ -23,18 +24,17 @@ LEAST_SHARE = 0.5  # of the text of all answers, that has to be left out for it 
 
 
 class LeftOut(NamedTuple):
-    """items: each a conversation up to the end of such an answer. share: of the text of all answers that they are.
-    marked: whether the rows themselves leave some of them out."""
+    """Answers that were no targets."""
 
-    items: list[Item]
-    share: float
-    marked: bool
+    items: list[Item]  # each a conversation up to the end of such an answer
+    share: float  # of the text of all answers
+    marked: bool  # whether the rows themselves leave some of them out
 
 
-def left_out(facts: TrainingFacts) -> LeftOut | None:
-    """The answers that a run was not to learn; None where these are few, or its rows are no conversations."""
-    corpus = prepared_rows(str(facts.plan.get("corpus")))
-    if corpus is None or corpus.kind != "chat" or facts.base is None or _asked(facts) == "all":
+def left_out(facts: TunedFacts) -> LeftOut | None:
+    """Return the answers that a run was not to learn; None where these are few, or its rows are no conversations."""
+    corpus = prepared_rows(facts.corpus)
+    if corpus is None or corpus.kind != "chat" or _asked(facts) == "all":
         return None
     tokenizer = PretrainedTokenizer(read_gguf(facts.base).metadata)
     supervision = Supervision(tokenizer)
@@ -58,7 +58,7 @@ def left_out(facts: TrainingFacts) -> LeftOut | None:
 
 
 def with_all_answers(facts: TrainingFacts, folder: Path, marked: bool) -> dict[str, object]:
-    """The run's recipe, by which it learns every answer; rows that leave some out are written anew to `folder`."""
+    """Return a recipe by which the run learns every answer; rows that leave some out are written anew to `folder`."""
     rows = facts.recipe.get("rows")
     recipe = {**facts.recipe, "rows": {**(rows if isinstance(rows, Mapping) else {}), "supervise": "assistant"}}
     if marked:
@@ -70,7 +70,7 @@ def with_all_answers(facts: TrainingFacts, folder: Path, marked: bool) -> dict[s
 
 
 def _asked(facts: TrainingFacts) -> str:
-    """What the run was asked to learn of its rows."""
+    """Return what the run was asked to learn of its rows."""
     rows = facts.recipe.get("rows")
     return str(rows.get("supervise") or "assistant") if isinstance(rows, Mapping) else "assistant"
 
@@ -83,7 +83,7 @@ def _rendered(renderer: Renderer, example: Example) -> list[Rendered]:
 
 
 def _item(supervision: Supervision, row: Rendered, start: int, end: int) -> Iterator[Item]:
-    """A row up to the end of one of its answers, whose tokens count; of a long one the end."""
+    """Yield a row up to the end of one of its answers, whose tokens count; of a long one the end."""
     text = row.text[:end]
     whole, before = (supervision.ids(part) for part in (text, text[:start]))
     cut = max(0, len(whole) - LONGEST)
@@ -92,9 +92,10 @@ def _item(supervision: Supervision, row: Rendered, start: int, end: int) -> Iter
 
 
 def _unmarked(facts: TrainingFacts) -> Iterator[dict[str, object]]:
-    """All rows of a run, without marks of what is not to be learned."""
-    corpus = prepared_rows(str(facts.plan.get("corpus")))
-    assert corpus is not None, "they were there for the look"
+    """Yield all rows of a run, without marks of what is not to be learned. Raises UsageError if they are gone."""
+    corpus = prepared_rows(facts.corpus)
+    if corpus is None:
+        raise UsageError(f"the rows of {facts.run.name} were deleted since the look", "run it again")
     for side in ("train", "selection", "held_out"):
         for example in corpus.examples(side):
             messages = [{key: value for key, value in m.items() if key != "weight"} for m in example.messages]

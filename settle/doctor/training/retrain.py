@@ -1,4 +1,4 @@
-"""The same run with one setting changed: trained again in short for a proof, and as a recipe for a person."""
+"""A run with one setting changed: trained again in short for a proof, and as a recipe for the user."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -9,7 +9,7 @@ from settle.base.files import write_atomic
 from settle.base.run import Run
 from settle.base.settings import recipe_text
 from settle.doctor.findings import Fix
-from settle.doctor.training.facts import TrainingFacts
+from settle.doctor.training.facts import TrainingFacts, TunedFacts
 from settle.doctor.training.rows import Served
 
 TRAINING_SECONDS = 60.0  # that one side of a proof may train
@@ -22,33 +22,33 @@ NOT_AGAIN = (
 
 
 def most_steps(facts: TrainingFacts) -> int:
-    """Steps that a side of a proof can take in its time."""
+    """Return the steps that a side of a proof can take in its time."""
     if not facts.step_seconds:
         return 2 * FEWEST_STEPS
     return max(FEWEST_STEPS, min(MOST_STEPS, int(TRAINING_SECONDS / facts.step_seconds)))
 
 
 def training_seconds(facts: TrainingFacts, steps: int) -> float:
-    """That it takes to train so many steps, and to make the file ready."""
+    """Return the time that so many steps take, with making the file ready."""
     return steps * (facts.step_seconds or 3.0) + LOADING_SECONDS
 
 
 def with_rate(recipe: Mapping[str, object], rate: float) -> dict[str, object]:
-    """A recipe with another learning rate."""
+    """Return a recipe with another learning rate."""
     optimizer = recipe.get("optimizer")
     own = dict(optimizer) if isinstance(optimizer, Mapping) else {"name": optimizer} if optimizer else {}
     return {**recipe, "optimizer": {**own, "lr": rate}}
 
 
 def usual_rate(facts: TrainingFacts) -> float:
-    """The rate of a run that nobody asked one for: its own where that is so, else that of usual widths."""
+    """Return the rate of a run that nobody asked one for: its own where that is so, else that of usual widths."""
     if not facts.rate_is_asked and facts.rate:
         return facts.rate
     return USUAL_RATE["full" if facts.whole else "adapter"]
 
 
 def retrained(facts: TrainingFacts, recipe: Mapping[str, object], steps: int, folder: Path) -> Callable[[], Served]:
-    """What makes the run again by `recipe`, `steps` steps long, in `folder`, where it is not there yet."""
+    """Return what makes the run again by `recipe`, `steps` steps long, in `folder`, where it is not there yet."""
 
     def make() -> Served:
         if "-" in _inputs(recipe):
@@ -56,28 +56,33 @@ def retrained(facts: TrainingFacts, recipe: Mapping[str, object], steps: int, fo
         short = {key: value for key, value in recipe.items() if key not in NOT_AGAIN}
         run = Run(folder)
         short_run_of(facts.run.command, {**short, "steps": steps}, run)
-        served = Served.of_run(run)
-        assert served is not None, "a short run exports what it trained"
-        return served
+        return served_by(run)
 
     return make
 
 
+def served_by(run: Run) -> Served:
+    """Return what a run made. Raises UsageError where that is gone."""
+    served = Served.of_run(run)
+    if served is None:
+        raise UsageError(f"{run.name} has made no model that is still there", "export it again")
+    return served
+
+
 def short_run_of(command: str, recipe: Mapping[str, object], run: Run) -> None:
-    """As `short_run`."""
+    """Train by `recipe` in the folder of `run`, without forecast, proof and gate. Raises SettleError."""
     _short_runs().short_run(command, recipe, run)
 
 
 def keeps_adapter(run: Run) -> bool:
-    """Whether the weights that it trained are there beside what it exported."""
+    """Return whether the weights that it trained are there beside what it exported."""
     return (run.out / "adapter").is_dir()
 
 
-def exported_again(facts: TrainingFacts, path: Path) -> Callable[[], Served]:
-    """What makes a run's adapter again for llama.cpp, at `path`, from the weights that the run keeps."""
+def exported_again(facts: TunedFacts, path: Path) -> Callable[[], Served]:
+    """Return what makes a run's adapter again for llama.cpp, at `path`, from the weights that the run keeps."""
 
     def make() -> Served:
-        assert facts.base is not None
         return Served(facts.base, _short_runs().exported_again(facts.run, facts.base, path))
 
     return make
@@ -90,7 +95,7 @@ def _short_runs() -> ModuleType:
 
 
 def recipe_fix(run: Run, recipe: Mapping[str, object], what: str) -> Fix:
-    """A recipe in this folder with the change, which the person then runs. what: a sentence in the imperative."""
+    """Return the fix that writes a changed recipe into this folder, for the user to run. what: in the imperative."""
     out = Path.cwd() / f"{run.name}-fixed.toml"
     command = f"settle {run.command} --recipe {out.name}"
 

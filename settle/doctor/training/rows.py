@@ -14,8 +14,9 @@ from settle.data.prepare import prepared
 from settle.data.rows.prepare import prepared_rows
 from settle.data.rows.store import RowStore
 from settle.data.store import TokenStore
+from settle.doctor.held_side import HeldSide
 from settle.doctor.training.facts import TrainingFacts
-from settle.doctor.trial import Item, Side
+from settle.doctor.trial import Item
 from settle.formats.gguf import read_gguf
 from settle.infer.scorer import AS_IT_IS, Scorer
 from settle.library.facts import longest_context
@@ -34,7 +35,7 @@ class Served:
 
     @classmethod
     def of_run(cls, run: Run) -> "Served | None":
-        """What a run made; None where it made nothing."""
+        """Return what a run made; None where it made nothing."""
         for made in models_of(run):
             if made.kind == "model":
                 return cls(Path(made.path))
@@ -45,28 +46,32 @@ class Served:
 
 @dataclass(frozen=True)
 class RunRows:
-    """What a run learned from. places: of pieces of it, in an order that is the same every time."""
+    """What a run learned from."""
 
     store: TokenStore | None
-    places: Sequence[tuple[int, int]]  # document, first token
+    places: Sequence[tuple[int, int]]  # document and first token of pieces, in an order that is the same every time
 
     @classmethod
     def without_rows(cls) -> "RunRows":
-        """For who reads other text."""
+        """Return no rows, to read other text."""
         return cls(None, ())
 
     def items(self, first: int, number: int) -> list[Item]:
-        """Pieces as the items of a trial."""
+        """Return pieces as the items of a trial."""
         return [{"document": d, "begin": b} for d, b in self.places[first : first + number]]
 
     def piece(self, item: Item, longest: int = LONGEST) -> tuple[list[int], np.ndarray]:
-        """Ids (L,), at most `longest` of them, and which of them are targets, bool (L,). item: a piece of a row, or
-        {"ids", "first"}: any text, whose ids count from `first` on."""
-        assert isinstance(item, Mapping)
+        """Return ids (L,), at most `longest` of them, and which of them are targets, bool (L,).
+
+        item: a piece of a row, or {"ids", "first"}: any text, whose ids count from `first` on.
+        """
+        if not isinstance(item, Mapping):
+            raise TypeError(f"{item!r} is neither a piece of a row nor ids")
         if "ids" in item:
             text = [int(i) for i in cast(Sequence[int], item["ids"])][:longest]
             return text, np.arange(len(text)) >= cast(int, item["first"])
-        assert self.store is not None
+        if self.store is None:
+            raise TypeError("there are no rows to take a piece of")
         document, begin = cast(int, item["document"]), cast(int, item["begin"])
         size = longest if isinstance(self.store, RowStore) else min(longest, WINDOW)
         ids = self.store.document(document)[begin : begin + size]
@@ -79,9 +84,8 @@ class RunRows:
 
 
 def rows_of(facts: TrainingFacts) -> RunRows:
-    """Raises UsageError when they were deleted."""
-    fingerprint = str(facts.plan.get("corpus"))
-    corpus = prepared_rows(fingerprint) if facts.base else prepared(fingerprint)
+    """Return the rows of a run. Raises UsageError when they were deleted."""
+    corpus = prepared_rows(facts.corpus) if facts.base else prepared(facts.corpus)
     if corpus is None:
         raise UsageError(
             f"the tokens that {facts.run.name} learned from were deleted", "run it again: they are made anew"
@@ -112,10 +116,14 @@ class LossReader:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the child that reads."""
         self._scorer.close()
 
     def nats(self, item: Item) -> float:
-        """Mean over the targets of a row, at most `worst`."""
+        """Return the mean over the targets of a row, at most `worst`."""
         ids, mask = self._rows.piece(item, self._longest)
         try:
             logprobs = np.asarray(self._scorer.rows(ids, top=1, sampled=1).came_logprobs, np.float64)
@@ -128,31 +136,25 @@ class LossReader:
 
 
 def losses_of(served: Served, rows: RunRows, items: Sequence[Item]) -> list[float]:
-    """Nats per token of each item."""
+    """Return nats per token of each item."""
     with LossReader(served, rows) as reader:
         return [reader.nats(item) for item in items]
 
 
-class RowSide(Side):
+class RowSide(HeldSide[LossReader]):
     """Rows of a run, read by what `make` makes ready."""
 
     def __init__(self, name: str, rows: RunRows, make: Callable[[], Served], num_bytes: int = 0) -> None:
-        self.name, self._rows, self._make, self.num_bytes = name, rows, make, num_bytes
-        self._reader: LossReader | None = None
+        self.name, self._rows, self._made, self.num_bytes = name, rows, make, num_bytes
 
-    def open(self) -> None:
-        self._reader = LossReader(self._make(), self._rows).__enter__()
+    def make(self) -> LossReader:
+        return LossReader(self._made(), self._rows).__enter__()
 
     def measure(self, item: Item) -> float:
-        assert self._reader is not None
-        return self._reader.nats(item)
+        return self.held.nats(item)
 
     def guard(self, item: Item) -> float:
-        """How far the row is from being as much likelier than to the base as it should be, in nats per token."""
-        assert isinstance(item, Mapping)
+        """Return how far a row is from being as much likelier than to the base as it should be, in nats per token."""
+        if not isinstance(item, Mapping):
+            raise TypeError(f"{item!r} is no row")
         return max(0.0, self.measure(item) - cast(float, item["should"]))
-
-    def close(self) -> None:
-        reader, self._reader = self._reader, None
-        if reader is not None:
-            reader.__exit__()

@@ -23,7 +23,7 @@ MOST_STEPS = 400  # of a run, among which the largest are searched
 
 
 def changed_plan(plan: TrainingPlan, micro_batches: int | None, recompute: int | None) -> TrainingPlan:
-    """The plan with its steps in that many parts, and layers computed again or not."""
+    """Return the plan with its steps in that many parts, and layers computed again or not."""
     parts = micro_batches or plan.loop.micro_batches
     if plan.tuning is not None:
         rows = plan.tuning.rows * plan.loop.micro_batches // parts
@@ -33,7 +33,7 @@ def changed_plan(plan: TrainingPlan, micro_batches: int | None, recompute: int |
 
 
 def largest_steps(trainer: Trainer, steps: int) -> list[int]:
-    """The run's steps, those first in which most goes through the model at once."""
+    """Return the run's steps, those first in which most goes through the model at once."""
     parts = trainer.plan.micro_batches
 
     def size(step: int) -> int:
@@ -49,7 +49,7 @@ def _answer(values: dict[str, object]) -> None:
 
 
 def _limit(asked: dict[str, object]) -> None:
-    """limit: bytes of private memory in all; free: beside what it holds now."""
+    """Limit private memory to `limit` bytes in all, or to `free` beside what it holds now."""
     limit, free = asked.get("limit"), asked.get("free")
     if isinstance(limit, int):
         limit_data(limit)
@@ -58,7 +58,7 @@ def _limit(asked: dict[str, object]) -> None:
 
 
 def _take(trainer: Trainer, step: int) -> dict[str, object]:
-    """One step, after which the weights are as they were."""
+    """Take one step, after which the weights are as they were."""
     try:
         loss = trainer.take_step(LoopState(position=step * trainer.plan.micro_batches), 0.0).loss
         return {"missing": None, "held": held_data(), "loss": loss if math.isfinite(loss) else None}

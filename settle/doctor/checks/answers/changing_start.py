@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import ClassVar
 
 from settle.doctor.checks import Check
-from settle.doctor.findings import Finding, Fix
+from settle.doctor.findings import Details, Finding, Fix
+from settle.doctor.held_side import HeldSide
 from settle.doctor.known_answers import KNOWN_ANSWERS
-from settle.doctor.subject import Subject
-from settle.doctor.trial import LEAST_RATIO, Item, Side, Trial
+from settle.doctor.subject import AskedModel
+from settle.doctor.trial import LEAST_RATIO, Item, Trial
 from settle.infer.engine import Engine
 from settle.library.reference import ModelRef
 from settle.wire.exchange import Request, text_of
@@ -22,37 +23,41 @@ SHOWN = 60  # characters of what changes
 LONGEST = 6000  # characters of two starts that are compared
 
 
-class ChangingStart(Check):
+class TwoStarts(Details):
+    """The starts of two prompts, and what differs in the second."""
+
+    first: str
+    second: str
+    changing: str
+
+
+class ChangingStart(Check[AskedModel, TwoStarts]):
     """A time or a name at the start of a system prompt makes the whole prompt new in every request."""
 
     number: ClassVar[int] = 5
     symptom: ClassVar[str] = "the first token comes slowly, also where most of the prompt was sent before"
-    about: ClassVar[tuple[str, ...]] = ("chat",)
     seconds: ClassVar[float] = 0.2
 
-    def detect(self, subject: Subject) -> Iterator[Finding]:
-        assert subject.chat is not None
+    def detect(self, subject: AskedModel) -> Iterator[Finding[TwoStarts]]:
         starts = [_start(exchange.request) for exchange in subject.chat.exchanges]
         found = [at for at in range(1, len(starts)) if _is_rewritten(starts[at - 1], starts[at])]
         if not found:
             return
         first, second = starts[found[0] - 1], starts[found[0]]
         at = len(os.path.commonprefix([first, second]))
-        yield Finding(
-            check=self.part_name(),
-            what="a part near the start of the prompt changes with every request",
-            evidence=(
-                f"{len(found)} of {len(starts) - 1} requests begin nearly as the one before, and differ from character "
-                f"{at + 1} on: {second[at : at + SHOWN]!r}",
-            ),
+        changing = second[at : at + SHOWN]
+        yield self.finding(
+            "a part near the start of the prompt changes with every request",
+            f"{len(found)} of {len(starts) - 1} requests begin nearly as the one before, and differ from character "
+            f"{at + 1} on: {changing!r}",
             strength=0.9,
-            details={"first": first, "second": second, "changing": second[at : at + SHOWN]},
+            details=TwoStarts(first=first, second=second, changing=changing),
         )
 
-    def trial(self, finding: Finding, subject: Subject, folder: Path) -> Trial | None:
+    def trial(self, finding: Finding[TwoStarts], subject: AskedModel, folder: Path) -> Trial | None:
         if subject.model is None:
             return None
-        first, second = str(finding.details["first"]), str(finding.details["second"])
+        first, second = finding.details.first, finding.details.second
         questions: list[Item] = [known.question for known in KNOWN_ANSWERS]
         return Trial(
             knob="the same start in every request",
@@ -67,36 +72,29 @@ class ChangingStart(Check):
             seconds=2.0,
         )
 
-    def fix(self, finding: Finding, subject: Subject) -> Fix:
-        changing = str(finding.details["changing"])
+    def fix(self, finding: Finding[TwoStarts], subject: AskedModel) -> Fix:
         return Fix(
             "put what changes behind what does not",
-            f"move {changing!r} from the start of the prompt to the last message",
+            f"move {finding.details.changing!r} from the start of the prompt to the last message",
         )
 
 
-class _FirstToken(Side):
+class _FirstToken(HeldSide[Engine]):
     """How long the second of two prompts takes to read. starts: of the first prompt, and of the second."""
 
     def __init__(self, name: str, model: ModelRef, starts: tuple[str, str]) -> None:
         self.name, self.num_bytes = name, model.weights.stat().st_size
         self._model, self._starts = model, starts
-        self._engine: Engine | None = None
 
-    def open(self) -> None:
+    def make(self) -> Engine:
         longest = max(map(len, self._starts)) + 1024  # a token is a character at least
-        self._engine = Engine(self._model.weights, longest, adapter=self._model.adapter)
-        self._engine.start()
+        engine = Engine(self._model.weights, longest, adapter=self._model.adapter)
+        engine.start()
+        return engine
 
     def measure(self, item: Item) -> float:
-        assert self._engine is not None
-        self._engine.reading_ms(_ids(self._engine, self._starts[0], "Hello."))
-        return self._engine.reading_ms(_ids(self._engine, self._starts[1], str(item)))
-
-    def close(self) -> None:
-        engine, self._engine = self._engine, None
-        if engine is not None:
-            engine.close()
+        self.held.reading_ms(_ids(self.held, self._starts[0], "Hello."))
+        return self.held.reading_ms(_ids(self.held, self._starts[1], str(item)))
 
 
 def _ids(engine: Engine, start: str, question: str) -> Sequence[int]:
@@ -106,12 +104,12 @@ def _ids(engine: Engine, start: str, question: str) -> Sequence[int]:
 
 
 def _start(request: Request) -> str:
-    """The text that a request begins with, before the last question."""
+    """Return the text that a request begins with, before the last question."""
     return "\n".join(text_of(message) for message in request.messages[:-1])
 
 
 def _is_rewritten(one: str, other: str) -> bool:
-    """Whether two starts are nearly the same, and differ near their beginning."""
+    """Return whether two starts are nearly the same, and differ near their beginning."""
     shorter = min(len(one), len(other))
     if shorter < FEWEST_CHARACTERS or len(os.path.commonprefix([one, other])) >= KEPT * shorter:
         return False

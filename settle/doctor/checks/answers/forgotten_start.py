@@ -2,17 +2,17 @@
 
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import ClassVar
 
+from settle.doctor.answerers import Answerer
 from settle.doctor.answerers.local_model import LocalModel
 from settle.doctor.answerers.served_model import ServedModel
-from settle.doctor.checks import Check
+from settle.doctor.asking import AskedAgain
 from settle.doctor.exchanges.chat import Chat
 from settle.doctor.exchanges.fix_request import request_fix
-from settle.doctor.findings import Finding, Fix
+from settle.doctor.findings import Details, Finding, Fix
 from settle.doctor.known_answers import PROSE
-from settle.doctor.subject import Subject
+from settle.doctor.subject import AskedModel, ServedChat
 from settle.doctor.trial import Item, Side, Trial
 from settle.wire.exchange import Exchange, Request, text_of
 
@@ -35,40 +35,43 @@ WORDS = (
 )
 
 
-class ForgottenStart(Check):
+class CutPrompt(Details):
+    """The exchange, or -1 for a prompt of the look, the tokens that were sent, and those that were read."""
+
+    exchange: int
+    sent: int
+    read: int
+
+
+class ForgottenStart(AskedAgain[CutPrompt]):
     """Servers cut a prompt that does not fit their context, most at its start, and answer as if nothing were wrong."""
 
     number: ClassVar[int] = 14
     symptom: ClassVar[str] = "it forgets or ignores what stood at the start of a long prompt"
-    about: ClassVar[tuple[str, ...]] = ("chat",)
     seconds: ClassVar[float] = 4.0
 
-    def detect(self, subject: Subject) -> Iterator[Finding]:
+    def detect(self, subject: AskedModel) -> Iterator[Finding[CutPrompt]]:
         chat = subject.chat
-        assert chat is not None
         found = [cut for at, exchange, _ in chat.answered if (cut := _cut(chat, at, exchange))]
-        if not found and subject.kind == "server" and isinstance(chat.answerer, ServedModel):
+        if not found and isinstance(subject, ServedChat) and isinstance(chat.answerer, ServedModel):
             found = list(_probed(chat.answerer))
         if not found:
             return
         at, own, read = found[0]
-        yield Finding(
-            check=self.part_name(),
-            what=f"the start of the prompt was cut off: of {own:,} tokens the model read {read:,}",
-            evidence=tuple(
-                f"{f'exchange {place + 1}' if place >= 0 else 'a long prompt'}: {sent:,} tokens were sent, and the "
-                f"server counted {seen:,}"
-                for place, sent, seen in found[:3]
-            ),
+        evidence = (
+            f"{f'exchange {place + 1}' if place >= 0 else 'a long prompt'}: {sent:,} tokens were sent, and the server "
+            f"counted {seen:,}"
+            for place, sent, seen in found[:3]
+        )
+        yield self.finding(
+            f"the start of the prompt was cut off: of {own:,} tokens the model read {read:,}",
+            *evidence,
             strength=0.97,
-            details={"exchange": at, "sent": own, "read": read},
+            details=CutPrompt(exchange=at, sent=own, read=read),
         )
 
-    def trial(self, finding: Finding, subject: Subject, folder: Path) -> Trial | None:
-        assert subject.chat is not None
-        answerer = subject.chat.answerer
-        sent, read = finding.details["sent"], finding.details["read"]
-        assert isinstance(sent, int) and isinstance(read, int)
+    def asked_again(self, finding: Finding[CutPrompt], subject: AskedModel, answerer: Answerer) -> Trial | None:
+        sent, read = finding.details.sent, finding.details.read
         if isinstance(answerer, LocalModel):
             length = min(sent, max(FEWEST_TOKENS, round(CUT_TOKENS / (1 - read / sent))))
             limit = round(length * read / sent)
@@ -99,10 +102,8 @@ class ForgottenStart(Check):
             seconds=seconds,
         )
 
-    def fix(self, finding: Finding, subject: Subject) -> Fix:
-        assert subject.chat is not None
-        sent, at = finding.details["sent"], finding.details["exchange"]
-        assert isinstance(sent, int) and isinstance(at, int)
+    def fix(self, finding: Finding[CutPrompt], subject: AskedModel) -> Fix:
+        sent, at = finding.details.sent, finding.details.exchange
         context = 1 << (sent + 1024 - 1).bit_length()  # with room for an answer
         answerer = subject.chat.answerer
         is_ollama = isinstance(answerer, ServedModel) and answerer.kind.api == "ollama"
@@ -111,13 +112,13 @@ class ForgottenStart(Check):
         commands = {"llama-server": f"llama-server --ctx-size {context}", "Ollama": f"OLLAMA_CONTEXT_LENGTH={context}"}
         title = answerer.kind.title if isinstance(answerer, ServedModel) else ""
         return Fix(
-            f"give the server a context of {context:,} tokens, or send at most {finding.details['read']:,}",
+            f"give the server a context of {context:,} tokens, or send at most {finding.details.read:,}",
             commands.get(title, f"settle serve --context {context}"),
         )
 
 
 def _cut(chat: Chat, at: int, exchange: Exchange) -> tuple[int, int, int] | None:
-    """The place of an exchange, the tokens of its prompt, and how many of them the server counted, where it is less."""
+    """Return the place of an exchange, the tokens of its prompt, and those that the server counted, if it is less."""
     reply, request = exchange.reply, exchange.request
     read = reply.prompt_tokens if reply is not None else None
     characters = sum(len(text_of(message)) for message in request.messages)
@@ -130,7 +131,7 @@ def _cut(chat: Chat, at: int, exchange: Exchange) -> tuple[int, int, int] | None
 
 
 def _probed(server: ServedModel) -> Iterator[tuple[int, int, int]]:
-    """A prompt as long as the server reads in seconds, if it cuts that."""
+    """Yield a prompt as long as the server reads in seconds, if it cuts that."""
     started = time.monotonic()
     sample = Request(({"role": "user", "content": _filler(1500)},), settings={"max_tokens": 1})
     count = server.ask(sample).prompt_tokens
@@ -147,8 +148,10 @@ def _probed(server: ServedModel) -> Iterator[tuple[int, int, int]]:
 
 
 class _LocalStart(Side):
-    """Whether what a model of this machine expects next depends on the start. length: of a prompt, in tokens. limit: to
-    which it is cut as servers do, or None."""
+    """Whether what a model of this machine expects next depends on the start.
+
+    length: of a prompt, in tokens. limit: to which it is cut as servers do, or None.
+    """
 
     def __init__(self, name: str, model: LocalModel, length: int, limit: int | None) -> None:
         self.name, self._model, self._length, self._limit = name, model, length, limit
@@ -188,13 +191,13 @@ class _ServedStart(Side):
 
 
 def canary(word: str, characters: int) -> Request:
-    """A prompt with a fact at its start, and a question about it at its end."""
+    """Return a prompt with a fact at its start, and a question about it at its end."""
     text = f"The code word is {word}. Remember it.\n\n{_filler(characters)}\n\nWhat is the code word? The code word is"
     return Request(({"role": "user", "content": text},))
 
 
 def cut_ids(ids: list[int], limit: int) -> list[int]:
-    """What is left of a prompt by a server that cuts it: its very start, and its end."""
+    """Return what a server that cuts a prompt leaves of it: its very start, and its end."""
     return ids if len(ids) <= limit else [*ids[:KEPT], *ids[len(ids) - limit + KEPT :]]
 
 

@@ -1,31 +1,44 @@
 """The instructions of a conversation are no longer in what the client sends."""
 
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
+from pydantic import ConfigDict, Field
+
 from settle.base.errors import UsageError
 from settle.base.files import write_json
-from settle.doctor.answerers.agreement import agreement_trial
-from settle.doctor.checks import Check
-from settle.doctor.findings import Finding, Fix
-from settle.doctor.subject import Subject
+from settle.doctor.answerers import Answerer
+from settle.doctor.asking import AskedAgain, agreement_trial
+from settle.doctor.findings import Details, Finding, Fix
+from settle.doctor.subject import AskedModel
 from settle.doctor.trial import Trial
 from settle.wire.exchange import Message, Request
 from settle.wire.formats.openai import OpenAIFormat
 
 
-class InstructionDrift(Check):
+class LostInstructions(Details):
+    """Two exchanges of a conversation: the first has the instructions, and the second does not."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+
+    first: int = Field(alias="with")
+    later: int = Field(alias="without")
+
+    def requests(self, subject: AskedModel) -> tuple[Request, Request]:
+        """Return the requests of both."""
+        exchanges = subject.chat.exchanges
+        return exchanges[self.first].request, exchanges[self.later].request
+
+
+class InstructionDrift(AskedAgain[LostInstructions]):
     """A client that keeps the last turns alone drops the system prompt with the first ones."""
 
     number: ClassVar[int] = 15
     symptom: ClassVar[str] = "after some turns it no longer keeps to its instructions"
-    about: ClassVar[tuple[str, ...]] = ("chat",)
     seconds: ClassVar[float] = 0.1
 
-    def detect(self, subject: Subject) -> Iterator[Finding]:
-        assert subject.chat is not None
+    def detect(self, subject: AskedModel) -> Iterator[Finding[LostInstructions]]:
         lost = [
             (before, at)
             for at, exchange in enumerate(subject.chat.exchanges)
@@ -36,32 +49,21 @@ class InstructionDrift(Check):
             return
         before, at = lost[0]
         num = len({later for _, later in lost})
-        yield Finding(
-            check=self.part_name(),
-            what="the client no longer sends the instructions that the conversation began with",
-            evidence=(f"they are in exchange {before + 1}, and in {num} later ones they are missing",),
+        yield self.finding(
+            "the client no longer sends the instructions that the conversation began with",
+            f"they are in exchange {before + 1}, and in {num} later ones they are missing",
             strength=0.95,
-            details={"with": before, "without": at},
+            details=LostInstructions(first=before, later=at),
         )
 
-    def trial(self, finding: Finding, subject: Subject, folder: Path) -> Trial | None:
-        assert subject.chat is not None
-        answerer = subject.chat.answerer
-        if answerer is None:
-            return None
-        first, later = _requests(finding, subject)
+    def asked_again(self, finding: Finding[LostInstructions], subject: AskedModel, answerer: Answerer) -> Trial:
+        first, later = finding.details.requests(subject)
+        knob, measure = "the instructions sent with every turn", "answers as the instructions make them"
         kept = later.instructed_as(first)
-        return agreement_trial(
-            knob="the instructions sent with every turn",
-            measure="answers as the instructions make them",
-            answerer=answerer,
-            asked=later,
-            change=lambda request: request.instructed_as(first),
-            wanted=kept,
-        )
+        return agreement_trial(knob, measure, answerer, (later, kept), wanted=kept)
 
-    def fix(self, finding: Finding, subject: Subject) -> Fix:
-        first, later = _requests(finding, subject)
+    def fix(self, finding: Finding[LostInstructions], subject: AskedModel) -> Fix:
+        first, later = finding.details.requests(subject)
         out = Path.cwd() / "request-fixed.json"
 
         def write() -> str:
@@ -75,7 +77,7 @@ class InstructionDrift(Check):
 
 
 def _has_lost(one: Request, later: Request) -> bool:
-    """Whether a later request of the same conversation lacks the instructions of an earlier one."""
+    """Return whether a later request of the same conversation lacks the instructions of an earlier one."""
     if not one.instructions or later.instructions:
         return False
     return len(later.turns) > 1 and bool(one.turns) and any(_same(one.turns[-1], turn) for turn in later.turns[:-1])
@@ -83,11 +85,3 @@ def _has_lost(one: Request, later: Request) -> bool:
 
 def _same(one: Message, other: Message) -> bool:
     return one.get("role") == other.get("role") and one.get("content") == other.get("content")
-
-
-def _requests(finding: Finding, subject: Subject) -> tuple[Request, Request]:
-    assert subject.chat is not None
-    first, later = finding.details["with"], finding.details["without"]
-    assert isinstance(first, int) and isinstance(later, int)
-    request = subject.chat.exchanges[later].request
-    return subject.chat.exchanges[first].request, replace(request)

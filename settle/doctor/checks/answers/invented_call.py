@@ -4,15 +4,14 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, cast
 
-from settle.doctor.answerers.asking_side import AskingSide, unchanged
-from settle.doctor.checks import Check
+from settle.doctor.answerers import Answerer
+from settle.doctor.asking import AskedAgain, AskingSide, AtExchange
 from settle.doctor.exchanges.fix_request import request_fix
 from settle.doctor.findings import Finding, Fix
 from settle.doctor.known_answers import KNOWN_ANSWERS
-from settle.doctor.subject import Subject
+from settle.doctor.subject import AskedModel
 from settle.doctor.trial import FEWEST_ITEMS, Item, Trial
 from settle.infer.tool_calls.call_reader import calls_in
 from settle.wire.exchange import Reply, Request, Tool
@@ -35,31 +34,36 @@ CITIES = (
 )
 
 
-class InventedCall(Check):
-    """A grammar of the tools' own names and arguments leaves a model nothing to invent; one that allows nothing but
-    calls, or a client that demands one, makes it call a tool for a greeting too."""
+class WrongCall(AtExchange):
+    """An exchange with a wrong call. needless: nothing but that no tool was needed."""
+
+    needless: bool = False
+
+
+class InventedCall(AskedAgain[WrongCall]):
+    """A grammar of the tools' own names and arguments leaves a model nothing to invent.
+
+    One that allows nothing but calls, or a client that demands one, makes it call a tool for a greeting too.
+    """
 
     number: ClassVar[int] = 17
     symptom: ClassVar[str] = (
         "it calls tools that do not exist, or with arguments that they do not have, or where none is needed"
     )
-    about: ClassVar[tuple[str, ...]] = ("chat",)
     seconds: ClassVar[float] = 0.1
 
-    def detect(self, subject: Subject) -> Iterator[Finding]:
-        assert subject.chat is not None
+    def detect(self, subject: AskedModel) -> Iterator[Finding[WrongCall]]:
         wrong = [
             (at, fault)
             for at, exchange, reply in subject.chat.answered
             if exchange.request.tools and (fault := _fault(exchange.request.tools, reply))
         ]
         if wrong:
-            yield Finding(
-                check=self.part_name(),
-                what="the model calls what is not there",
-                evidence=tuple(f"exchange {at + 1}: {fault}" for at, fault in wrong[:3]),
+            yield self.finding(
+                "the model calls what is not there",
+                *(f"exchange {at + 1}: {fault}" for at, fault in wrong[:3]),
                 strength=0.95,
-                details={"exchange": wrong[0][0]},
+                details=WrongCall(exchange=wrong[0][0]),
             )
             return
         needless = [
@@ -68,20 +72,16 @@ class InventedCall(Check):
             if _calls(reply) and _is_forced(exchange.request) and not _is_about(exchange.request)
         ]
         if needless:
-            yield Finding(
-                check=self.part_name(),
-                what="the client makes the model call a tool, where none is needed",
-                evidence=tuple(f"exchange {at + 1}: it is asked {r.question[:60]!r}" for at, r in needless[:3]),
+            yield self.finding(
+                "the client makes the model call a tool, where none is needed",
+                *(f"exchange {at + 1}: it is asked {r.question[:60]!r}" for at, r in needless[:3]),
                 strength=0.8,
-                details={"exchange": needless[0][0], "needless": True},
+                details=WrongCall(exchange=needless[0][0], needless=True),
             )
 
-    def trial(self, finding: Finding, subject: Subject, folder: Path) -> Trial | None:
-        assert subject.chat is not None
-        answerer, request = subject.chat.answerer, _request(finding, subject)
-        if answerer is None:
-            return None
-        tools, is_needless = request.tools, bool(finding.details.get("needless"))
+    def asked_again(self, finding: Finding[WrongCall], subject: AskedModel, answerer: Answerer) -> Trial:
+        request, is_needless = finding.details.request(subject), finding.details.needless
+        tools = request.tools
         base = (_in_prompt(request) if "response_format" in request.settings else request).having(
             max_tokens=TOKENS, temperature=0, seed=0
         )
@@ -106,8 +106,8 @@ class InventedCall(Check):
         score, guarded = (silent, invalid) if is_needless else (valid, calls)
         return Trial(
             knob=_format_text(request, is_needless) if setting == "response_format" else "tool_choice = auto",
-            before=AskingSide("as it is", answerer, base, unchanged, score, guarded=guarded),
-            after=AskingSide("changed", answerer, changed, unchanged, score, guarded=guarded),
+            before=AskingSide("as it is", answerer, base, score, guarded=guarded),
+            after=AskingSide("changed", answerer, changed, score, guarded=guarded),
             measure="answers in words where no tool is needed" if is_needless else "answers that call a tool as it is",
             unit="of one",
             items=items[:ITEMS],
@@ -118,13 +118,13 @@ class InventedCall(Check):
             seconds=3.0,
         )
 
-    def fix(self, finding: Finding, subject: Subject) -> Fix:
-        request = _request(finding, subject)
-        return request_fix(request, *_change(request, bool(finding.details.get("needless"))))
+    def fix(self, finding: Finding[WrongCall], subject: AskedModel) -> Fix:
+        request = finding.details.request(subject)
+        return request_fix(request, *_change(request, finding.details.needless))
 
 
 def strict_format(tools: Sequence[Tool], *others: Mapping[str, object]) -> dict[str, object]:
-    """OpenAI's response_format for a call of one of `tools`, or for one of `others`."""
+    """Return OpenAI's response_format for a call of one of `tools`, or for one of `others`."""
     calls: list[Mapping[str, object]] = [
         {
             "type": "object",
@@ -138,7 +138,7 @@ def strict_format(tools: Sequence[Tool], *others: Mapping[str, object]) -> dict[
 
 
 def _change(request: Request, is_needless: bool) -> tuple[str, object]:
-    """The setting to change, and its value: whoever leaves the choice of a call to the model shall go on to."""
+    """Return the setting to change, and its value: where the choice of a call is left to the model, it stays so."""
     if is_needless and "response_format" not in request.settings:
         return "tool_choice", "auto"
     others = () if _is_forced(request) and not is_needless else (ANSWER,)
@@ -151,14 +151,14 @@ def _format_text(request: Request, is_needless: bool) -> str:
 
 
 def _is_forced(request: Request) -> bool:
-    """Whether what is asked for can be nothing but a call."""
+    """Return whether what is asked for can be nothing but a call."""
     if "response_format" in request.settings:
         return all("name" in each and "arguments" in each for each in _formats(request.settings["response_format"]))
     return request.settings.get("tool_choice") not in (None, "auto", "none")
 
 
 def _formats(value: object) -> list[Mapping[str, object]]:
-    """The properties of each alternative that a response_format has."""
+    """Return the properties of each alternative that a response_format has."""
     for name in ("json_schema", "schema"):
         value = value.get(name) if isinstance(value, Mapping) else None
     schema = value if isinstance(value, Mapping) else {}
@@ -168,7 +168,7 @@ def _formats(value: object) -> list[Mapping[str, object]]:
 
 
 def _is_about(request: Request) -> bool:
-    """Whether a question shares a word with what its tools say of themselves."""
+    """Return whether a question shares a word with what its tools say of themselves."""
     asked = _words(request.question)
     return any(asked & _words(json.dumps(_function(tool))) for tool in request.tools)
 
@@ -178,9 +178,7 @@ def _words(text: str) -> set[str]:
 
 
 def _function(tool: Tool) -> Mapping[str, object]:
-    function = tool["function"]
-    assert isinstance(function, Mapping)
-    return function
+    return cast(Mapping[str, object], tool["function"])  # a request without one is of no known layout
 
 
 def _purpose(tool: Tool) -> str:
@@ -188,7 +186,7 @@ def _purpose(tool: Tool) -> str:
 
 
 def _in_prompt(request: Request) -> Request:
-    """The same with the tools as text in the system prompt, as servers have it that leave no grammar beside tools."""
+    """Return the request with its tools as text in the system prompt, as servers do without a grammar beside tools."""
     tools = "\n".join(json.dumps(_function(tool)) for tool in request.tools)
     text = (
         f'{request.instructions}\nAnswer with a call of a tool: {{"name": …, "arguments": …}}. Tools:\n{tools}'.strip()
@@ -198,12 +196,12 @@ def _in_prompt(request: Request) -> Request:
 
 
 def _calls(reply: Reply) -> list[tuple[str, object]]:
-    """Names and arguments of calls, also of those that lie in the text."""
+    """Return names and arguments of calls, also of those in the text."""
     return [(call.name, call.values) for call in reply.calls] or calls_in(reply.answer)
 
 
 def _fault(tools: Sequence[Tool], reply: Reply) -> str:
-    """What is wrong with the calls of an answer, or nothing."""
+    """Return what is wrong with the calls of an answer, or nothing."""
     known = {str(_function(tool)["name"]): _function(tool)["parameters"] for tool in tools}
     for name, arguments in _calls(reply):
         if name not in known:
@@ -220,9 +218,3 @@ def _fault(tools: Sequence[Tool], reply: Reply) -> str:
             what = f"has no {unknown[0]!r}" if unknown else f"needs {missing[0]!r}"
             return f"it calls {name}, which {what}"
     return ""
-
-
-def _request(finding: Finding, subject: Subject) -> Request:
-    at = finding.details["exchange"]
-    assert subject.chat is not None and isinstance(at, int)
-    return subject.chat.exchanges[at].request

@@ -1,24 +1,33 @@
-"""The documents say it, and the answer does not: the passage is not in the index, or not among the first, or the
-documents are cut into pieces that are too small to say it, or the model does not read what it is given."""
+"""The documents say it, and the answer does not.
+
+The passage is not in the index, or not among the first, or the documents are cut into pieces that are too small to say
+it, or the model does not read what it is given.
+"""
 
 import random
 import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
+from dataclasses import replace
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Literal
 
+from settle.base.errors import UsageError
 from settle.base.event_log import Events
-from settle.doctor.answerers.passage_reader import FactSide, fact_items
 from settle.doctor.checks import Check
-from settle.doctor.findings import Finding, Fix
-from settle.doctor.subject import Subject
-from settle.doctor.trial import FEWEST_ITEMS, Item, Side, Trial
+from settle.doctor.demonstration.made_up_facts import Fact, made_up_fact
+from settle.doctor.findings import Details, Finding, Fix
+from settle.doctor.held_side import HeldSide
+from settle.doctor.likelihood import NATS, LikelihoodSide, Reading
+from settle.doctor.subject import IndexedDocuments
+from settle.doctor.trial import FEWEST_ITEMS, Item, Trial
+from settle.infer.engine import Engine
 from settle.library.facts import answering_models
 from settle.library.reference import ModelRef
 from settle.library.resolve import resolve_gguf
 from settle.machine import memory
+from settle.retrieve.answer.write_answer import AnswerOptions, Prompt
 from settle.retrieve.check.synthetic_questions.questions import Question, make
 from settle.retrieve.index.catalogue.catalogue import Catalogue
 from settle.retrieve.index.changes import find_changes
@@ -41,18 +50,30 @@ FACTS, PROVEN_FACTS = 2, 8  # made-up facts that a look puts into passages, and 
 UNREAD_NATS = 1.0  # per token: four digits by chance cost more than two
 FACT_SECONDS = 2.0  # that a small model takes for the passages of one question
 MEMORY_SHARE = 0.5  # of what is free, for another model
+CONTEXT = 2048  # tokens: passages take 1,536 at most
 _WORD = re.compile(r"\w+")
 
 
-class MissedPassage(Check):
+class Stage(Details):
+    """Where a passage is lost: not in the index, cut, not among the first `k`, or not read."""
+
+    stage: Literal["index", "cut", "k", "unread"]
+    paths: list[str] = []  # of documents that are not in the index as they are now
+    tokens: int = 0  # of a passage that is too small
+    k: int = 0  # passages that an answer is made from
+    wider: int = 0  # passages among which it is found
+    fewer: int | None = None  # passages that are read
+    other: str | None = None  # a larger model that may read them
+
+
+class MissedPassage(Check[IndexedDocuments, Stage]):
     """Stage by stage: is the passage in the index, is it among the first k, and does the model read it there?"""
 
     number: ClassVar[int] = 16
     symptom: ClassVar[str] = "the documents say it, and the answer does not"
-    about: ClassVar[tuple[str, ...]] = ("collection",)
     seconds: ClassVar[float] = 5.0
 
-    def detect(self, subject: Subject) -> Iterator[Finding]:
+    def detect(self, subject: IndexedDocuments) -> Iterator[Finding[Stage]]:
         with _opened(subject) as collection:
             changes = find_changes(collection.catalogue, collection.roots, Events())
             unread = sorted(file.path for file, _ in changes.new)
@@ -61,40 +82,37 @@ class MissedPassage(Check):
             ranks = [_rank(collection, q.text, text) for q, text in zip(questions, passages, strict=True)]
             tokens = _passage_tokens(collection.config)
         if unread:
-            yield Finding(
-                check=self.part_name(),
-                what=f"{len(unread)} documents are new or changed since they were indexed",
-                evidence=(f"not in the index as they are now: {', '.join(Path(path).name for path in unread[:3])}",),
+            yield self.finding(
+                f"{len(unread)} documents are new or changed since they were indexed",
+                f"not in the index as they are now: {', '.join(Path(path).name for path in unread[:3])}",
                 strength=0.9,
-                details={"stage": "index", "paths": unread},
+                details=Stage(stage="index", paths=unread),
             )
         words = sorted(len(text.split()) for text in passages)
         if tokens and tokens < SMALL and words and words[len(words) // 2] < SMALL:
-            yield Finding(
-                check=self.part_name(),
-                what=f"documents are cut into passages of {tokens} tokens, which are torn from what they belong to",
-                evidence=(
-                    f"an answer is made from {subject.running.passages} of them, so from some {tokens} tokens each",
-                ),
+            yield self.finding(
+                f"documents are cut into passages of {tokens} tokens, which are torn from what they belong to",
+                f"an answer is made from {subject.running.passages} of them, so from some {tokens} tokens each",
                 strength=0.7,
-                details={"stage": "cut", "tokens": tokens},
+                details=Stage(stage="cut", tokens=tokens),
             )
             return
         k = subject.running.passages
         late = sum(k <= rank < max(DEPTH, 2 * k) for rank in ranks)
         if ranks and late >= SUSPECT_SHARE * len(ranks):
-            yield Finding(
-                check=self.part_name(),
-                what=f"an answer is made from the first {_passages(k)}, and the right one often comes later",
-                evidence=(f"it is further down in {late} of {len(ranks)} questions made from the documents",),
+            yield self.finding(
+                f"an answer is made from the first {_passages(k)}, and the right one often comes later",
+                f"it is further down in {late} of {len(ranks)} questions made from the documents",
                 strength=0.4 + late / len(ranks) / 2,
-                details={"stage": "k", "k": k, "wider": max(DEPTH, 2 * k)},
+                details=Stage(stage="k", k=k, wider=max(DEPTH, 2 * k)),
             )
         elif subject.reader is not None and len(questions) >= FACTS:
             yield from self._unread(subject, subject.reader, [question.text for question in questions[:FACTS]])
 
-    def _unread(self, subject: Subject, reader: ModelRef, questions: Sequence[str]) -> Iterator[Finding]:
-        """Facts that are in the passages, and that the model finds no likelier for that."""
+    def _unread(
+        self, subject: IndexedDocuments, reader: ModelRef, questions: Sequence[str]
+    ) -> Iterator[Finding[Stage]]:
+        """Yield facts that are in the passages, and that the model finds no likelier for that."""
         k, items = subject.running.passages, fact_items(questions, seed=1)
         side = FactSide("as it is", reader, subject.name, k, k)
         try:
@@ -109,31 +127,30 @@ class MissedPassage(Check):
         what = f"{reader.name} does not read the last of {_passages(k)}"
         if dropped:
             what = f"of {_passages(k)} {dropped} find no room in the prompt"
-        details: dict[str, object] = {"stage": "unread", "k": k, "fewer": fewer}
+        details = Stage(stage="unread", k=k, fewer=fewer)
         if fewer is None:
             what = f"{reader.name} does not read the passages that it is given"
-            details["other"] = _larger(reader)
-        yield Finding(self.part_name(), what, (seen,), 0.8, details)
+            details = Stage(stage="unread", k=k, fewer=fewer, other=_larger(reader))
+        yield self.finding(what, seen, strength=0.8, details=details)
 
-    def trial(self, finding: Finding, subject: Subject, folder: Path) -> Trial | None:
-        assert subject.collection is not None
-        k = subject.running.passages
-        if finding.details["stage"] == "unread":
-            return _reading_trial(finding, subject)
-        if finding.details["stage"] == "k":
-            wider = int(str(finding.details["wider"]))
+    def trial(self, finding: Finding[Stage], subject: IndexedDocuments, folder: Path) -> Trial | None:
+        k, found = subject.running.passages, finding.details
+        if found.stage == "unread":
+            return _reading_trial(found, subject)
+        if found.stage == "k":
+            wider = found.wider
             with _opened(subject) as collection:
                 items = [_item(collection, question) for question in make(collection, MADE, seed=2)]
             sides = (_Search(_passages(k), subject, None, k), _Search(f"{wider} passages", subject, None, wider))
             knob = f"{wider} passages in place of {k}"
-        elif finding.details["stage"] == "cut":
+        elif found.stage == "cut":
             if _is_remote(subject):
                 return None  # a store of others is looked at, and not filled
             torn, whole = _recut(subject, folder)
             with Collection(subject.collection.name, whole) as collection:
                 items = [_item(collection, question) for question in make(collection, MADE, seed=2)]
             sides = (_Search("as it is cut", subject, torn, k, True), _Search("cut anew", subject, whole, k, True))
-            knob = f"passages of {USUAL} tokens in place of {finding.details['tokens']}"
+            knob = f"passages of {USUAL} tokens in place of {found.tokens}"
         else:
             fresh = folder / "fresh"
             shutil.rmtree(fresh, ignore_errors=True)
@@ -141,9 +158,7 @@ class MissedPassage(Check):
                 shutil.copytree(collection.folder, fresh)
             with Collection(subject.collection.name, fresh) as collection:
                 update(collection, Events())
-                paths = finding.details["paths"]
-                assert isinstance(paths, list)
-                items = [_item(collection, question) for question in _about(collection, set(map(str, paths)))]
+                items = [_item(collection, question) for question in _about(collection, set(found.paths))]
             sides = (_Search("the index as it is", subject, None, k), _Search("indexed again", subject, fresh, k))
             knob = "the documents are indexed as they are now"
         if len(items) < 2 * FEWEST_ITEMS:
@@ -162,49 +177,101 @@ class MissedPassage(Check):
             seconds=0.1,
         )
 
-    def fix(self, finding: Finding, subject: Subject) -> Fix:
-        if finding.details["stage"] == "index":
+    def fix(self, finding: Finding[Stage], subject: IndexedDocuments) -> Fix:
+        found = finding.details
+        if found.stage == "index":
             return Fix("index what changed", f"settle index {subject.name}")
-        if finding.details["stage"] == "cut":
+        if found.stage == "cut":
             return Fix("cut the documents anew", f"settle index {subject.name} --anew --chunker.tokens {USUAL}")
-        if finding.details["stage"] == "unread":
-            return _reading_fix(finding, subject)
-        wider = finding.details["wider"]
-        return Fix(f"ask with {wider} passages", f'settle ask {subject.name} "…" --k {wider}')
+        if found.stage == "unread":
+            return _reading_fix(found, subject.name)
+        return Fix(f"ask with {found.wider} passages", f'settle ask {subject.name} "…" --k {found.wider}')
 
 
-class _Search(Side):
-    """Whether the passage that answers is among the first k. folder: of the index, None for the current one. together:
-    whether it may lie in several of them."""
+class _Search(HeldSide[Collection]):
+    """Whether the passage that answers is among the first k.
 
-    def __init__(self, name: str, subject: Subject, folder: Path | None, k: int, together: bool = False) -> None:
-        assert subject.collection is not None
+    folder: of the index, None for the current one. together: whether it may lie in several of them.
+    """
+
+    def __init__(
+        self, name: str, subject: IndexedDocuments, folder: Path | None, k: int, together: bool = False
+    ) -> None:
         self.name, self._collection_name, self._folder, self._k = name, subject.collection.name, folder, k
         self._together = together
-        self._collection: Collection | None = None
 
-    def open(self) -> None:
-        self._collection = Collection(self._collection_name, self._folder)
+    def make(self) -> Collection:
+        return Collection(self._collection_name, self._folder)
 
     def measure(self, item: Item) -> float:
-        assert self._collection is not None and isinstance(item, Mapping)
+        if not isinstance(item, Mapping):
+            raise TypeError(f"{item!r} is no question about a passage")
+        question, passage = str(item["question"]), str(item["passage"])
         if self._together:
-            return float(_is_covered(self._collection, str(item["question"]), str(item["passage"]), self._k))
-        return float(_rank(self._collection, str(item["question"]), str(item["passage"]), self._k) < self._k)
+            return float(_is_covered(self.held, question, passage, self._k))
+        return float(_rank(self.held, question, passage, self._k) < self._k)
+
+
+class FactSide(LikelihoodSide):
+    """The nats per token of a fact that no text ever stated, put into the last of the first `deep` passages.
+
+    It is the furthest from the question there. k: passages that the prompt has, that one among them.
+    """
+
+    def __init__(self, name: str, model: ModelRef, collection_name: str, deep: int, k: int) -> None:
+        super().__init__(name, model, context=CONTEXT)
+        self._collection_name, self._deep, self.k = collection_name, deep, k
+        self._collection: Collection | None = None
+        self.dropped = 0  # passages that found no room in the latest prompt
 
     def close(self) -> None:
         collection, self._collection = self._collection, None
         if collection is not None:
             collection.close()
+        super().close()
+
+    @property
+    def collection(self) -> Collection:
+        """The collection, open from here on."""
+        if self._collection is None:
+            self._collection = Collection(self._collection_name)
+        return self._collection
+
+    def mean(self, items: Sequence[Item], k: int) -> float:
+        """Return the mean of some items with that many passages."""
+        self.k = k
+        return sum(map(self.measure, items)) / len(items)
+
+    def measure(self, item: Item) -> float:
+        return self.held.nats_of_end(self.reading(self.held.engine, item))
+
+    def reading(self, engine: Engine, item: Item) -> Reading:
+        if not isinstance(item, Mapping):
+            raise TypeError(f"{item!r} is no fact")
+        fact = Fact(*(str(item[name]) for name in Fact._fields))
+        hits = search(self.collection, str(item["beside"]), self._deep)
+        last = hits[-1]
+        passage = last.passage._replace(text=f"{last.passage.text}\n{fact.sentence}")
+        hits = [*hits[:-1][: self.k - 1], replace(last, passage=passage)]
+        prompt = Prompt(self.collection, engine, fact.question, hits, AnswerOptions())
+        self.dropped = len(prompt.packed.dropped)
+        begun = [*prompt.ids, *engine.tokenize(fact.begun)]
+        return Reading([*begun, *engine.tokenize(fact.answer)], len(begun))
+
+
+def fact_items(questions: Sequence[str], seed: int) -> list[Item]:
+    """Return a made-up fact for each question; it goes into the passages that the question finds."""
+    draws = random.Random(seed)
+    return [{**made_up_fact(draws)._asdict(), "beside": question} for question in questions]
 
 
 def _fewer(k: int) -> list[int]:
-    """Numbers of passages that are tried in place of k, the most first."""
+    """Return numbers of passages that are tried in place of k, the most first."""
     return sorted({n for n in (k // 2, k // 4, 1) if 0 < n < k}, reverse=True)
 
 
 def _larger(reader: ModelRef) -> str | None:
-    """The largest other model here that may answer from documents, where it is larger and fits into memory."""
+    """Return the largest other model here that may answer from documents, if it is larger and fits into memory."""
     refs = [resolve_gguf(name) for name in answering_models()]
     sizes = {ref.name: ref.weights.stat().st_size for ref in refs if ref.weights != reader.weights}
     free = memory().available * MEMORY_SHARE
@@ -212,26 +279,26 @@ def _larger(reader: ModelRef) -> str | None:
     return max(fitting, key=fitting.__getitem__, default=None)
 
 
-def _reading_trial(finding: Finding, subject: Subject) -> Trial | None:
-    """The same facts in fewer passages, or read by another model."""
-    assert subject.reader is not None
-    k, fewer, other = (finding.details.get(name) for name in ("k", "fewer", "other"))
-    assert isinstance(k, int)
+def _reading_trial(found: Stage, subject: IndexedDocuments) -> Trial | None:
+    """Return the A/B of facts in fewer passages, or read by another model."""
+    k, fewer, other, reader = found.k, found.fewer, found.other, subject.reader
     with _opened(subject) as collection:
         questions = [question.text for question in make(collection, 2 * PROVEN_FACTS, seed=2)]
-    if len(questions) < 2 * FEWEST_ITEMS or (fewer is None and other is None):
+    if reader is None or len(questions) < 2 * FEWEST_ITEMS:
         return None
     items, half = fact_items(questions, seed=2), len(questions) // 2
-    if isinstance(fewer, int):
-        after, knob = FactSide(_passages(fewer), subject.reader, subject.name, k, fewer), f"{fewer} in place of {k}"
+    if fewer is not None:
+        after, knob = FactSide(_passages(fewer), reader, subject.name, k, fewer), f"{fewer} in place of {k}"
+    elif other is not None:
+        after, knob = FactSide(other, resolve_gguf(other), subject.name, k, k), f"{other} reads them"
     else:
-        after, knob = FactSide(str(other), resolve_gguf(str(other)), subject.name, k, k), f"{other} reads them"
+        return None
     return Trial(
         knob=knob,
-        before=FactSide("as it is", subject.reader, subject.name, k, k),
+        before=FactSide("as it is", reader, subject.name, k, k),
         after=after,
         measure="loss of facts that are in the passages",
-        unit="nats per token",
+        unit=NATS,
         items=items[:half],
         others=items[half:],
         least=UNREAD_NATS / 2,
@@ -239,12 +306,11 @@ def _reading_trial(finding: Finding, subject: Subject) -> Trial | None:
     )
 
 
-def _reading_fix(finding: Finding, subject: Subject) -> Fix:
-    fewer, other = finding.details["fewer"], finding.details.get("other")
-    if fewer is not None:
-        return Fix(f"ask with {fewer} passages", f'settle ask {subject.name} "…" --k {fewer}')
-    if other is not None:
-        return Fix(f"let {other} answer", f'settle ask {subject.name} "…" --model {other}')
+def _reading_fix(found: Stage, name: str) -> Fix:
+    if found.fewer is not None:
+        return Fix(f"ask with {found.fewer} passages", f'settle ask {name} "…" --k {found.fewer}')
+    if found.other is not None:
+        return Fix(f"let {found.other} answer", f'settle ask {name} "…" --model {found.other}')
     return Fix("let a larger model answer; none is here", "settle models fit")
 
 
@@ -252,27 +318,27 @@ def _passages(number: int) -> str:
     return "passage" if number == 1 else f"{number} passages"
 
 
-def _opened(subject: Subject) -> Collection:
-    assert subject.collection is not None
+def _opened(subject: IndexedDocuments) -> Collection:
     return Collection(subject.collection.name)
 
 
-def _is_remote(subject: Subject) -> bool:
+def _is_remote(subject: IndexedDocuments) -> bool:
     with _opened(subject) as collection:
         return collection.vectors.is_remote
 
 
 def _passage_tokens(config: IndexConfig | None) -> int | None:
-    """Of a passage, where the chunker has such a setting."""
+    """Return the tokens of a passage, where the chunker has such a setting."""
     tokens = config.record("chunker").get("tokens") if config else None
     return tokens if isinstance(tokens, int) else None
 
 
-def _recut(subject: Subject, folder: Path) -> tuple[Path, Path]:
-    """Some of the documents in two new indexes, cut as the collection is and as usual."""
+def _recut(subject: IndexedDocuments, folder: Path) -> tuple[Path, Path]:
+    """Index some of the documents twice, cut as the collection is and as usual, and return both folders."""
     with _opened(subject) as collection:
         config = collection.config
-        assert config is not None
+        if config is None:
+            raise UsageError(f"{subject.name} has no settings to cut its documents by", "index it again")
         paths = sorted(collection.catalogue.documents.stamps())
     paths = random.Random(0).sample(paths, min(RECUT, len(paths)))
     records = {"torn": config.record("chunker"), "whole": {**config.record("chunker"), "tokens": USUAL}}
@@ -283,9 +349,8 @@ def _recut(subject: Subject, folder: Path) -> tuple[Path, Path]:
     return folder / "torn", folder / "whole"
 
 
-def _index(subject: Subject, folder: Path, paths: Sequence[str], parts: IndexParts) -> None:
-    """Documents in a new index in `folder`, in place of an earlier one."""
-    assert subject.collection is not None
+def _index(subject: IndexedDocuments, folder: Path, paths: Sequence[str], parts: IndexParts) -> None:
+    """Index documents anew in `folder`, in place of an earlier index."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     Catalogue(folder / CATALOGUE).close()
@@ -300,12 +365,12 @@ def _item(collection: Collection, question: Question) -> Item:
 
 
 def _passage(collection: Collection, question: Question) -> str:
-    """The text of the passage that a question was made from."""
+    """Return the text of the passage that a question was made from."""
     return collection.catalogue.passages.get([question.passage])[question.passage].text
 
 
 def _about(collection: Collection, paths: AbstractSet[str]) -> list[Question]:
-    """Different questions about some documents: each draw asks one of each of their passages, and these may be few."""
+    """Return different questions about some documents: each draw asks one of each passage, which may be few."""
     made: dict[str, Question] = {}
     for seed in range(2, 2 + DRAWS):
         made |= {q.text.lower(): q for q in make(collection, MADE, seed, among=paths) if q.text.lower() not in made}
@@ -315,14 +380,14 @@ def _about(collection: Collection, paths: AbstractSet[str]) -> list[Question]:
 
 
 def _is_covered(collection: Collection, question: str, passage: str, k: int) -> bool:
-    """Whether the first k passages together say what a passage does."""
+    """Return whether the first k passages together say what a passage does."""
     wanted = set(_WORD.findall(passage.lower()))
     found = {word for hit in search(collection, question, k) for word in _WORD.findall(hit.passage.text.lower())}
     return len(wanted & found) >= SAME_WORDS * len(wanted)
 
 
 def _rank(collection: Collection, question: str, passage: str, depth: int = 2 * DEPTH) -> int:
-    """The place of a passage among what is found, from 0; `depth` where it is not."""
+    """Return the place of a passage among what is found, from 0; `depth` where it is not."""
     wanted = set(_WORD.findall(passage.lower()))
     for place, hit in enumerate(search(collection, question, depth)):
         if len(wanted & set(_WORD.findall(hit.passage.text.lower()))) >= SAME_WORDS * len(wanted):

@@ -2,14 +2,13 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import ClassVar
 
-from settle.doctor.answerers.agreement import agreement_trial, likeliest
-from settle.doctor.checks import Check
+from settle.doctor.answerers import Answerer
+from settle.doctor.asking import AskedAgain, agreement_trial, likeliest
 from settle.doctor.exchanges.fix_request import request_fix, setting_text
-from settle.doctor.findings import Finding, Fix
-from settle.doctor.subject import Subject
+from settle.doctor.findings import Details, Finding, Fix
+from settle.doctor.subject import AskedModel
 from settle.doctor.trial import Trial
 from settle.wire.exchange import Change, Request
 
@@ -17,16 +16,25 @@ CHANCE = {"seed", "max_tokens", "stream", "logprobs"}  # settings that make no c
 SYSTEM, TOOLS, HISTORY = "the system prompt", "the tools", "the earlier turns"
 
 
-class OtherClient(Check):
+class TwoClients(Details):
+    """Two exchanges that ask the same."""
+
+    one: int
+    other: int
+
+    def requests(self, subject: AskedModel) -> tuple[Request, Request]:
+        """Return the requests of both."""
+        return subject.chat.exchanges[self.one].request, subject.chat.exchanges[self.other].request
+
+
+class OtherClient(AskedAgain[TwoClients]):
     """Clients add a system prompt, earlier turns, tools or settings of their own, which nobody sees."""
 
     number: ClassVar[int] = 23
     symptom: ClassVar[str] = "another client, or another day, gives another answer to the same question"
-    about: ClassVar[tuple[str, ...]] = ("chat",)
     seconds: ClassVar[float] = 0.1
 
-    def detect(self, subject: Subject) -> Iterator[Finding]:
-        assert subject.chat is not None
+    def detect(self, subject: AskedModel) -> Iterator[Finding[TwoClients]]:
         first: dict[str, int] = {}
         for at, exchange, reply in subject.chat.answered:
             before = first.setdefault(exchange.request.question, at)
@@ -36,21 +44,16 @@ class OtherClient(Check):
                 continue
             if _is_later(other.request, exchange.request):
                 continue
-            yield Finding(
-                check=self.part_name(),
-                what=f"the same question was sent with another {' and '.join(sorted(apart))[:80]}",
-                evidence=(f"exchanges {before + 1} and {at + 1} ask the same and were answered differently",),
+            yield self.finding(
+                f"the same question was sent with another {' and '.join(sorted(apart))[:80]}",
+                f"exchanges {before + 1} and {at + 1} ask the same and were answered differently",
                 strength=0.9,
-                details={"one": before, "other": at},
+                details=TwoClients(one=before, other=at),
             )
             return
 
-    def trial(self, finding: Finding, subject: Subject, folder: Path) -> Trial | None:
-        assert subject.chat is not None
-        answerer = subject.chat.answerer
-        if answerer is None:
-            return None
-        one, other = _requests(finding, subject)
+    def asked_again(self, finding: Finding[TwoClients], subject: AskedModel, answerer: Answerer) -> Trial:
+        one, other = finding.details.requests(subject)
         wanted = likeliest(answerer, one)
         apart = differences(other, one)
         explains = next(
@@ -60,19 +63,18 @@ class OtherClient(Check):
             knob=f"{explains} of the first request in the second",
             measure="answers that are the same in both clients",
             answerer=answerer,
-            asked=other,
-            change=apart[explains],
+            requests=(other, apart[explains](other)),
             wanted=one,
             fix=_fix(one, other, explains),
         )
 
-    def fix(self, finding: Finding, subject: Subject) -> Fix:
-        one, other = _requests(finding, subject)
+    def fix(self, finding: Finding[TwoClients], subject: AskedModel) -> Fix:
+        one, other = finding.details.requests(subject)
         return _fix(one, other, next(iter(differences(other, one))))
 
 
 def differences(base: Request, wanted: Request) -> dict[str, Change]:
-    """What differs in two requests, with the change that makes it in `base` what it is in `wanted`."""
+    """Return what differs in two requests, with the change that makes it in `base` what it is in `wanted`."""
     found: dict[str, Change] = {}
     if base.instructions != wanted.instructions:
         found[SYSTEM] = lambda request: request.instructed_as(wanted)
@@ -87,16 +89,9 @@ def differences(base: Request, wanted: Request) -> dict[str, Change]:
 
 
 def _is_later(one: Request, other: Request) -> bool:
-    """Whether one request is the other's conversation, further on: its question was repeated."""
+    """Return whether one request is the other's conversation, further on: its question was repeated."""
     turns, more = one.turns, other.turns
     return len(more) > len(turns) and more[: len(turns)] == turns
-
-
-def _requests(finding: Finding, subject: Subject) -> tuple[Request, Request]:
-    assert subject.chat is not None
-    one, other = finding.details["one"], finding.details["other"]
-    assert isinstance(one, int) and isinstance(other, int)
-    return subject.chat.exchanges[one].request, subject.chat.exchanges[other].request
 
 
 def _fix(one: Request, other: Request, name: str) -> Fix:

@@ -7,10 +7,12 @@ from typing import ClassVar
 
 from settle.base.run import Run
 from settle.doctor.checks import Check
-from settle.doctor.findings import Finding, Fix
+from settle.doctor.findings import Details, Finding, Fix
+from settle.doctor.held_side import HeldSide
 from settle.doctor.known_answers import KNOWN_ANSWERS, PROSE
-from settle.doctor.subject import Subject
-from settle.doctor.trial import Item, Side, Trial
+from settle.doctor.likelihood import NATS
+from settle.doctor.subject import ExportedRun, Running
+from settle.doctor.trial import Item, Trial
 from settle.infer.engine import Engine
 from settle.library.engines import PACKAGE, engine_versions, installed_engine, unpacked_engine
 from settle.library.reference import ModelRef
@@ -24,44 +26,47 @@ TOP = 512  # tokens whose probabilities are asked for; one that is none of them 
 Kept = tuple[list[int], list[int]]  # a prompt and its answer, as ids
 
 
-class OtherEngine(Check):
+class Versions(Details):
+    """The version of llama.cpp at the export, and the one of today."""
+
+    then: str
+    now: str
+
+
+class OtherEngine(Check[ExportedRun, Versions]):
     """The gate keeps what the exported file answered; the same file must answer the same today."""
 
     number: ClassVar[int] = 22
     symptom: ClassVar[str] = "it worked last week: the same file answers otherwise than when it was exported"
-    about: ClassVar[tuple[str, ...]] = ("run", "model")
     seconds: ClassVar[float] = 4.0
 
-    def detect(self, subject: Subject) -> Iterator[Finding]:
-        assert subject.run is not None and subject.model is not None
+    def detect(self, subject: ExportedRun) -> Iterator[Finding[Versions]]:
         then, now = _recorded(subject.run), subject.running.engine_version or installed_engine()
         kept = _kept(subject.run)
         if not then or then == now or not kept:
             return
         changed = _changed(subject.model, subject.running.engine, kept)
         if changed >= FEWEST_CHANGED:
-            yield Finding(
-                check=self.part_name(),
-                what=f"llama.cpp is {PACKAGE} {now}, and the model was exported with {then}",
-                evidence=(f"{changed} of {len(kept)} answers are not those of the day of the export",),
+            yield self.finding(
+                f"llama.cpp is {PACKAGE} {now}, and the model was exported with {then}",
+                f"{changed} of {len(kept)} answers are not those of the day of the export",
                 strength=min(0.95, 0.4 + 0.5 * changed / len(kept)),
-                details={"then": then, "now": now},
+                details=Versions(then=then, now=now),
             )
 
-    def trial(self, finding: Finding, subject: Subject, folder: Path) -> Trial:
-        assert subject.run is not None and subject.model is not None
-        good, bad = _narrowed(subject, str(finding.details["then"]), str(finding.details["now"]))
-        before = _Text(f"with {bad}", subject.model, _folder(subject, bad))
-        after = _Text(f"with {good}", subject.model, _folder(subject, good))
+    def trial(self, finding: Finding[Versions], subject: ExportedRun, folder: Path) -> Trial:
+        good, bad = _narrowed(subject, finding.details)
+        before = _Text(f"with {bad}", subject.model, _folder(subject.running, bad))
+        after = _Text(f"with {good}", subject.model, _folder(subject.running, good))
         began = time.monotonic()
-        texts = list(_written(subject.model, _folder(subject, good)))
+        texts = list(_written(subject.model, _folder(subject.running, good)))
         seconds = (time.monotonic() - began) / len(texts)  # to write a text takes about as long as to read it
         return Trial(
             knob=f"{PACKAGE} {good} in place of {bad}",
             before=before,
             after=after,
             measure=f"loss of what {good} writes",
-            unit="nats per token",
+            unit=NATS,
             items=texts[:PROVEN],
             others=texts[PROVEN:],
             least=LEAST_NATS,
@@ -69,13 +74,16 @@ class OtherEngine(Check):
             fix=_pinned(good),
         )
 
-    def fix(self, finding: Finding, subject: Subject) -> Fix:
-        return _pinned(str(finding.details["then"]))
+    def fix(self, finding: Finding[Versions], subject: ExportedRun) -> Fix:
+        return _pinned(finding.details.then)
 
 
 def _written(model: ModelRef, folder: Path | None) -> Iterator[Item]:
-    """What the model writes after beginnings of texts, drawn from its own distribution: the mean difference of two
-    versions' losses on it is the KL divergence between them, whatever the model was trained on."""
+    """Yield what the model writes after beginnings of texts, drawn from its own distribution.
+
+    The mean difference of two versions' losses on it is the KL divergence between them, whatever the model was trained
+    on.
+    """
     with _engine(model, folder) as engine:
         for seed, text in enumerate([*PROSE, *(known.question for known in KNOWN_ANSWERS)][:TEXTS]):
             given = engine.tokenize(text, opening=True)[:GIVEN]
@@ -83,36 +91,28 @@ def _written(model: ModelRef, folder: Path | None) -> Iterator[Item]:
             yield {"given": len(given), "ids": [*given, *engine.tokenize(went_on)][: GIVEN + WRITTEN]}
 
 
-class _Text(Side):
+class _Text(HeldSide[Engine]):
     """Texts, read by one version of llama.cpp: nats per token of what was written."""
 
     def __init__(self, name: str, model: ModelRef, engine: Path | None) -> None:
         self.name, self.num_bytes = name, model.weights.stat().st_size
         self._model, self._folder = model, engine
-        self._engine: Engine | None = None
 
-    def open(self) -> None:
+    def make(self) -> Engine:
         engine = _engine(self._model, self._folder)
         engine.start()
-        self._engine = engine
+        return engine
 
     def measure(self, item: Item) -> float:
-        assert self._engine is not None and isinstance(item, Mapping)
-        ids, given = item["ids"], item["given"]
-        assert isinstance(ids, list) and isinstance(given, int)
-        losses = [self._loss(ids[:at], ids[at]) for at in range(given, len(ids))]
+        if not isinstance(item, Mapping) or not isinstance(ids := item["ids"], list):
+            raise TypeError(f"{item!r} is no written text")
+        losses = [self._loss(ids[:at], ids[at]) for at in range(int(str(item["given"])), len(ids))]
         return sum(min(loss, MOST_NATS) for loss in losses) / max(1, len(losses))
 
     def _loss(self, before: list[int], token: int) -> float:
-        """Of a token, in nats; at most that of the least likely one that is known."""
-        assert self._engine is not None
-        known = self._engine.next_token_logprobs(before, TOP)
+        """Return the loss of a token in nats, at most that of the least likely one that is known."""
+        known = self.held.next_token_logprobs(before, TOP)
         return -known.get(token, min(known.values()))
-
-    def close(self) -> None:
-        engine, self._engine = self._engine, None
-        if engine is not None:
-            engine.close()
 
 
 def _engine(model: ModelRef, folder: Path | None) -> Engine:
@@ -120,13 +120,13 @@ def _engine(model: ModelRef, folder: Path | None) -> Engine:
 
 
 def _changed(model: ModelRef, folder: Path | None, kept: Sequence[Kept]) -> int:
-    """How many answers of a version of llama.cpp are not those that were kept."""
+    """Return how many answers of a version of llama.cpp are not those that were kept."""
     with _engine(model, folder) as engine:
         return sum(engine.greedy(prompt, len(answer))[: len(answer)] != answer for prompt, answer in kept)
 
 
 def _recorded(run: Run) -> str | None:
-    """The version of llama.cpp that the run's gate used."""
+    """Return the version of llama.cpp that the run's gate used."""
     plan = run.read("plan.json")
     versions = plan.get("versions") if isinstance(plan, dict) else None
     found = versions.get(PACKAGE) if isinstance(versions, dict) else None
@@ -134,7 +134,7 @@ def _recorded(run: Run) -> str | None:
 
 
 def _kept(run: Run) -> list[Kept]:
-    """Prompts and answers of the gate, as ids."""
+    """Return prompts and answers of the gate, as ids."""
     result = run.read("result.json")
     gate = result.get("gate") if isinstance(result, dict) else None
     answers = gate.get("answers") if isinstance(gate, dict) else None
@@ -142,20 +142,19 @@ def _kept(run: Run) -> list[Kept]:
     return [(list(a["prompt"]), list(a["answer"])) for a in kept if a.get("prompt") and a.get("answer")]
 
 
-def _folder(subject: Subject, version: str) -> Path | None:
-    """Where a version of llama.cpp lies; None for the installed one. Raises UsageError when it is not here."""
-    running = subject.running
+def _folder(running: Running, version: str) -> Path | None:
+    """Return the folder of a version of llama.cpp; None for the installed one. Raises UsageError if it is not here."""
     return running.engine if running.engine and version == running.engine_version else unpacked_engine(version)
 
 
-def _narrowed(subject: Subject, good: str, bad: str) -> tuple[str, str]:
-    """The last version that answers as then and the first that does not, of those that are here, by halving."""
-    assert subject.run is not None and subject.model is not None
+def _narrowed(subject: ExportedRun, versions: Versions) -> tuple[str, str]:
+    """Return the last version that answers as then and the first that does not, of those that are here, by halving."""
+    good, bad = versions.then, versions.now
     inside = [v for v in {*engine_versions(), installed_engine()} if _order(good) < _order(v) < _order(bad)]
     inside.sort(key=_order)
     while inside:
         at = len(inside) // 2
-        if _changed(subject.model, _folder(subject, inside[at]), _kept(subject.run)) >= FEWEST_CHANGED:
+        if _changed(subject.model, _folder(subject.running, inside[at]), _kept(subject.run)) >= FEWEST_CHANGED:
             bad, inside = inside[at], inside[:at]
         else:
             good, inside = inside[at], inside[at + 1 :]

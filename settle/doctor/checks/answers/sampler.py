@@ -1,28 +1,27 @@
 """How tokens are drawn makes answers random, or makes them go round in circles."""
 
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import ClassVar, NamedTuple
 
 from settle.base.errors import EngineError
-from settle.doctor.answerers.asking_side import AskingSide, unchanged
-from settle.doctor.checks import Check
+from settle.doctor.answerers import Answerer
+from settle.doctor.asking import AskedAgain, AskingSide, AtExchange
 from settle.doctor.exchanges.fix_request import request_fix, setting_text
 from settle.doctor.findings import Finding, Fix
 from settle.doctor.known_answers import KNOWN_ANSWERS
-from settle.doctor.subject import Subject
+from settle.doctor.subject import AskedModel
 from settle.doctor.trial import FEWEST_ITEMS, Trial
 from settle.wire.exchange import Reply, Request
 
 
 class Usual(NamedTuple):
-    """The range in which a setting does no harm, what a value below and above it makes of answers, and a sound one."""
+    """The range in which a setting does no harm."""
 
     low: float
     high: float
-    below: str
+    below: str  # what a value below the range makes of answers
     above: str
-    sound: float
+    sound: float  # a value that does no harm
 
 
 LOOPS, RANDOM = "goes round in circles", "is random"
@@ -40,16 +39,22 @@ GRAM, FEWEST_WORDS, REPEATED = 4, 30, 0.4  # words in a row; of an answer, to te
 HIGHEST_NATS = 3.0  # per token, of an answer that is not random
 
 
-class Sampler(Check):
+class Drawing(AtExchange):
+    """The setting to blame, a sound value of it, and whether answers go round in circles rather than being random."""
+
+    setting: str
+    value: float
+    loops: bool
+
+
+class Sampler(AskedAgain[Drawing]):
     """A temperature or a penalty far from the usual draws tokens that the model finds unlikely, or the same ones."""
 
     number: ClassVar[int] = 13
     symptom: ClassVar[str] = "random words, or the same words again and again"
-    about: ClassVar[tuple[str, ...]] = ("chat",)
     seconds: ClassVar[float] = 0.1
 
-    def detect(self, subject: Subject) -> Iterator[Finding]:
-        assert subject.chat is not None
+    def detect(self, subject: AskedModel) -> Iterator[Finding[Drawing]]:
         for at, exchange, reply in subject.chat.answered:
             for setting, value in exchange.request.settings.items():
                 effect = _effect(setting, value)
@@ -62,29 +67,23 @@ class Sampler(Check):
                 yield self._finding(at, "repeat_penalty", 1.1, LOOPS, shown, 0.7)
                 return
 
-    def _finding(self, at: int, setting: str, value: float, effect: str, seen: str, strength: float) -> Finding:
-        return Finding(
-            check=self.part_name(),
-            what=f"tokens are drawn so that the answer {effect}: {setting}",
-            evidence=(seen,),
-            strength=strength,
-            details={"exchange": at, "setting": setting, "value": value, "loops": effect == LOOPS},
-        )
+    def _finding(
+        self, at: int, setting: str, value: float, effect: str, seen: str, strength: float
+    ) -> Finding[Drawing]:
+        details = Drawing(exchange=at, setting=setting, value=value, loops=effect == LOOPS)
+        what = f"tokens are drawn so that the answer {effect}: {setting}"
+        return self.finding(what, seen, strength=strength, details=details)
 
-    def trial(self, finding: Finding, subject: Subject, folder: Path) -> Trial | None:
-        assert subject.chat is not None
-        answerer, request = subject.chat.answerer, _request(finding, subject)
-        setting, value = str(finding.details["setting"]), finding.details["value"]
-        if answerer is None:
-            return None
-        loops = finding.details["loops"]
+    def asked_again(self, finding: Finding[Drawing], subject: AskedModel, answerer: Answerer) -> Trial:
+        found, request = finding.details, finding.details.request(subject)
+        setting, value, loops = found.setting, found.value, found.loops
         base = request.having(max_tokens=LOOPING_TOKENS if loops else TOKENS, logprobs=True, seed=0)
         score, guard = (_repeated, _unlikely) if loops else (_nats, _looping)
         questions = [known.question for known in KNOWN_ANSWERS]
         return Trial(
             knob=setting_text(request, setting, value),
-            before=AskingSide("as it is", answerer, base, unchanged, score, guarded=guard),
-            after=AskingSide("changed", answerer, base, lambda r: r.having(**{setting: value}), score, guarded=guard),
+            before=AskingSide("as it is", answerer, base, score, guarded=guard),
+            after=AskingSide("changed", answerer, base.having(**{setting: value}), score, guarded=guard),
             measure="words said before" if loops else "loss of the answers",
             unit="of one" if loops else "nats per token",
             items=questions[:ITEMS],
@@ -94,33 +93,27 @@ class Sampler(Check):
             seconds=3.0 if loops else 1.0,
         )
 
-    def fix(self, finding: Finding, subject: Subject) -> Fix:
-        return request_fix(_request(finding, subject), str(finding.details["setting"]), finding.details["value"])
+    def fix(self, finding: Finding[Drawing], subject: AskedModel) -> Fix:
+        return request_fix(finding.details.request(subject), finding.details.setting, finding.details.value)
 
 
 def repeated_share(text: str) -> float:
-    """The share of words in a row that were in the text before."""
+    """Return the share of words in a row that were in the text before."""
     words = text.lower().split()
     grams = [tuple(words[at : at + GRAM]) for at in range(len(words) - GRAM + 1)]
     return 1 - len(set(grams)) / len(grams) if len(words) >= FEWEST_WORDS else 0.0
 
 
 def _effect(setting: str, value: object) -> str:
-    """What a value does to answers, or nothing."""
+    """Return what a value does to answers, or nothing."""
     usual = USUAL.get(setting)
     if usual is None or isinstance(value, bool) or not isinstance(value, int | float):
         return ""
     return usual.below if value < usual.low else usual.above if value > usual.high else ""
 
 
-def _request(finding: Finding, subject: Subject) -> Request:
-    at = finding.details["exchange"]
-    assert subject.chat is not None and isinstance(at, int)
-    return subject.chat.exchanges[at].request
-
-
 def _nats(_: Request, reply: Reply) -> float:
-    """Per token of what was drawn, as the model finds it. Raises EngineError where a server gives no probabilities."""
+    """Return nats per token of what was drawn. Raises EngineError where a server gives no probabilities."""
     if not reply.logprobs:
         raise EngineError("the server gives no probabilities of what it draws", "prove it with the model's file")
     return -sum(reply.logprobs) / len(reply.logprobs)

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import ClassVar
 
 from settle.data.tokenizer.token_types import CONTROL, ENDS, USER_DEFINED
-from settle.doctor.checks import Check
-from settle.doctor.edited_file import edited_file, fix_of
-from settle.doctor.findings import Finding, Fix
-from settle.doctor.known_answers import KNOWN_ANSWERS, PROSE
-from settle.doctor.likelihood import reader_of, strength_of
-from settle.doctor.subject import Subject
-from settle.doctor.trial import FEWEST_ITEMS, Item, Side, Trial
+from settle.doctor.findings import Details, Finding
+from settle.doctor.held_side import HeldSide
+from settle.doctor.known_answers import KNOWN_ANSWERS, PROSE, KnownAnswer
+from settle.doctor.likelihood import answer_item, known_answer, reader_of, strength_of
+from settle.doctor.model_files import MetadataCheck
+from settle.doctor.subject import ModelFile
+from settle.doctor.trial import FEWEST_ITEMS, Item, Trial
 from settle.formats.gguf.metadata import TOKENS, texts
 from settle.infer.engine import Engine
 from settle.library.facts import END_KEYS, Metadata
@@ -28,16 +28,21 @@ TYPES = "tokenizer.ggml.token_type"
 EOS, EOT, _ = END_KEYS
 
 
-class EndOfTurn(Check):
+class OwnEnd(Details):
+    """The token that the model ends its answers with."""
+
+    end: int
+    token: str
+
+
+class EndOfTurn(MetadataCheck[OwnEnd]):
     """An answer ends where the model says so, by a token that the file has to name."""
 
     number: ClassVar[int] = 7
     symptom: ClassVar[str] = "never stops, or breaks off: the token that ends an answer is not the model's own"
-    about: ClassVar[tuple[str, ...]] = ("model",)
     seconds: ClassVar[float] = 3.0
 
-    def detect(self, subject: Subject) -> Iterator[Finding]:
-        assert subject.model is not None
+    def detect(self, subject: ModelFile) -> Iterator[Finding[OwnEnd]]:
         with reader_of(subject.model) as reader:
             engine = reader.engine
             if not engine.takes_turns:
@@ -49,26 +54,20 @@ class EndOfTurn(Check):
         wrong = sorted(ends & prose)
         if end is None or shares[end] < SURE or (end in ends and not wrong):
             return
-        yield Finding(
-            check=self.part_name(),
-            what=f"answers end with {tokens[end]}, and the file "
+        yield self.finding(
+            f"answers end with {tokens[end]}, and the file "
             + (f"ends them at {tokens[wrong[0]]!r} too" if wrong else "does not say that this ends them"),
-            evidence=(
-                f"the model gives {tokens[end]} a probability of {shares[end]:.0%} behind a whole answer",
-                f"the file ends answers at {', '.join(tokens[token] for token in sorted(ends)) or 'nothing'}",
-            ),
+            f"the model gives {tokens[end]} a probability of {shares[end]:.0%} behind a whole answer",
+            f"the file ends answers at {', '.join(tokens[token] for token in sorted(ends)) or 'nothing'}",
             strength=strength_of(shares[end]),
-            details={"end": end, "token": tokens[end]},
+            details=OwnEnd(end=end, token=tokens[end]),
         )
 
-    def trial(self, finding: Finding, subject: Subject, folder: Path) -> Trial:
-        assert subject.model is not None
-        end = finding.details["end"]
-        assert isinstance(end, int)
-        fixed = edited_file(subject.model, folder / "fixed.gguf", _changes(end))
-        answers: list[Item] = [known._asdict() for known in KNOWN_ANSWERS[LOOKED:]]
+    def trial(self, finding: Finding[OwnEnd], subject: ModelFile, folder: Path) -> Trial:
+        end, fixed = finding.details.end, self.fixed_file(finding, subject, folder)
+        answers = [*map(answer_item, KNOWN_ANSWERS[LOOKED:])]
         return Trial(
-            knob=f"{EOS} = {end} ({finding.details['token']})",
+            knob=f"{EOS} = {end} ({finding.details.token})",
             before=_Ended("as it is", subject.model, end),
             after=_Ended("changed", subject.model, end, fixed),
             measure="answers that do not end where the model ends them",
@@ -80,52 +79,48 @@ class EndOfTurn(Check):
             seconds=2.0,
         )
 
-    def fix(self, finding: Finding, subject: Subject) -> Fix:
-        end = finding.details["end"]
-        assert isinstance(end, int)
-        return fix_of(subject, self.number, _changes(end))
+    def changes(self, finding: Finding[OwnEnd], subject: ModelFile) -> Mapping[str, object]:
+        return {EOS: finding.details.end, EOT: finding.details.end}
 
 
-class _Ended(Side):
-    """Whether an answer ends where the model ends it: 1 when it goes on after that, or ends at another token. It begins
-    with the whole of a known one, so that the end is not far."""
+class _Ended(HeldSide[Engine]):
+    """Whether an answer ends where the model ends it: 1 when it goes on after that, or ends at another token.
+
+    It begins with the whole of a known one, so that the end is not far.
+    """
 
     def __init__(self, name: str, model: ModelRef, end: int, path: Path | None = None) -> None:
         self.name, self._end, self._weights, self._adapter = name, end, path or model.weights, model.adapter
         self.num_bytes = self._weights.stat().st_size
-        self._engine: Engine | None = None
 
-    def open(self) -> None:
-        self._engine = Engine(self._weights, 1024, adapter=self._adapter)
-        self._engine.start()
+    def make(self) -> Engine:
+        engine = Engine(self._weights, 1024, adapter=self._adapter)
+        engine.start()
+        return engine
 
     def measure(self, item: Item) -> float:
-        assert self._engine is not None
-        assert isinstance(item, Mapping)
-        prompt = self._engine.turns([{"role": "user", "content": item["question"]}])
-        ids = self._engine.greedy([*prompt, *self._engine.tokenize(str(item["answer"]))], LONGEST)
+        known = known_answer(item)
+        ids = self.held.greedy([*_asked(self.held, known), *self.held.tokenize(known.answer)], LONGEST)
         return float(self._end in ids[:-1] or (len(ids) < LONGEST and ids[-1:] != [self._end]))
 
     def guard(self, item: Item) -> float:
-        """1 where an answer ends in its middle."""
-        assert self._engine is not None
-        assert isinstance(item, Mapping)
-        prompt = self._engine.turns([{"role": "user", "content": item["question"]}])
-        answer = self._engine.tokenize(str(item["answer"]))
-        return float(len(self._engine.greedy([*prompt, *answer[: len(answer) // 2]], GOES_ON)) < GOES_ON)
+        """Return 1 where an answer ends in its middle."""
+        known = known_answer(item)
+        answer = self.held.tokenize(known.answer)
+        begun = [*_asked(self.held, known), *answer[: len(answer) // 2]]
+        return float(len(self.held.greedy(begun, GOES_ON)) < GOES_ON)
 
-    def close(self) -> None:
-        engine, self._engine = self._engine, None
-        if engine is not None:
-            engine.close()
+
+def _asked(engine: Engine, known: KnownAnswer) -> list[int]:
+    """Return the ids of a question in turns."""
+    return [*engine.turns([{"role": "user", "content": known.question}])]
 
 
 def _shares(engine: Engine) -> dict[int, float]:
-    """The mean probability behind a whole answer of each special token that is among the likeliest."""
+    """Return the mean probability behind a whole answer of each special token that is among the likeliest."""
     shares: defaultdict[int, float] = defaultdict(float)
     for known in KNOWN_ANSWERS[:LOOKED]:
-        prompt = engine.turns([{"role": "user", "content": known.question}])
-        after = engine.next_token_logprobs([*prompt, *engine.tokenize(known.answer)], TOP)
+        after = engine.next_token_logprobs([*_asked(engine, known), *engine.tokenize(known.answer)], TOP)
         for token, logprob in after.items():
             if _is_special(engine.metadata, token):
                 shares[token] += math.exp(logprob) / LOOKED
@@ -133,7 +128,7 @@ def _shares(engine: Engine) -> dict[int, float]:
 
 
 def _ends(metadata: Metadata) -> set[int]:
-    """Ids that end an answer: those that the file names, and those that llama.cpp knows by their text."""
+    """Return the ids that end an answer: those that the file names, and those that llama.cpp knows by their text."""
     named = {value for key in END_KEYS if isinstance(value := metadata.get(key), int)}
     return named | {i for i, text in enumerate(texts(metadata, TOKENS)) if text in ENDS}
 
@@ -141,7 +136,3 @@ def _ends(metadata: Metadata) -> set[int]:
 def _is_special(metadata: Metadata, token: int) -> bool:
     types = metadata.get(TYPES)
     return isinstance(types, list) and types[token] in (CONTROL, USER_DEFINED)
-
-
-def _changes(end: int) -> Mapping[str, object]:
-    return {EOS: end, EOT: end}

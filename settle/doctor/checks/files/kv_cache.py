@@ -11,11 +11,11 @@ from typing import ClassVar
 
 from settle.data.likelihoods import Likelihoods
 from settle.doctor.checks import Check
-from settle.doctor.findings import Finding, Fix
+from settle.doctor.findings import Details, Finding, Fix
 from settle.doctor.known_answers import PARAGRAPHS, SPELLED
-from settle.doctor.likelihood import CONTEXT, Reader, reader_of, strength_of, text_reading
-from settle.doctor.subject import Subject
-from settle.doctor.trial import Item, Side, Trial
+from settle.doctor.likelihood import NATS, LikelihoodSide, Reader, reader_of, strength_of, text_reading
+from settle.doctor.subject import ModelFile
+from settle.doctor.trial import Item, Trial
 from settle.infer.scorer import Overrides
 from settle.library.reference import ModelRef
 
@@ -24,34 +24,36 @@ LOOKED = 2  # paragraphs that a look reads
 LEAST_NATS = 0.02  # per token
 
 
-class KvCache(Check):
+class CacheType(Details):
+    """The type that keys and values are kept in."""
+
+    cache: str
+
+
+class KvCache(Check[ModelFile, CacheType]):
     """What is kept of the tokens before is rounded like weights, and some models bear that badly."""
 
     number: ClassVar[int] = 12
     symptom: ClassVar[str] = "worse answers the longer a chat gets: the KV cache is rounded too coarsely"
-    about: ClassVar[tuple[str, ...]] = ("model",)
     seconds: ClassVar[float] = 3.0
 
-    def detect(self, subject: Subject) -> Iterator[Finding]:
+    def detect(self, subject: ModelFile) -> Iterator[Finding[CacheType]]:
         cache = subject.running.cache
         if cache in (WHOLE, "f32", "bf16"):
             return
-        assert subject.model is not None
         with reader_of(subject.model) as reader, tempfile.TemporaryDirectory() as folder:
             costs = _costs(reader, PARAGRAPHS[:LOOKED], Path(folder), cache)
         cost = sum(costs) / LOOKED
         if cost > LEAST_NATS:
-            yield Finding(
-                check=self.part_name(),
-                what=f"a KV cache in {cache} is too coarse for this model",
-                evidence=(f"what it expects next lies {cost:.3f} nats per token from what it expects with {WHOLE}",),
+            yield self.finding(
+                f"a KV cache in {cache} is too coarse for this model",
+                f"what it expects next lies {cost:.3f} nats per token from what it expects with {WHOLE}",
                 strength=strength_of(cost),
-                details={"cache": cache},
+                details=CacheType(cache=cache),
             )
 
-    def trial(self, finding: Finding, subject: Subject, folder: Path) -> Trial:
-        assert subject.model is not None
-        cache, texts = str(finding.details["cache"]), [*PARAGRAPHS[LOOKED:], *SPELLED]
+    def trial(self, finding: Finding[CacheType], subject: ModelFile, folder: Path) -> Trial:
+        cache, texts = finding.details.cache, [*PARAGRAPHS[LOOKED:], *SPELLED]
         with Reader(subject.model) as reader:
             record = _recorded(reader, texts, folder / "whole.record")
         items: list[Item] = [{"window": at, "text": text} for at, text in enumerate(texts)]
@@ -60,48 +62,40 @@ class KvCache(Check):
             before=_Cached(cache, subject.model, record),
             after=_Cached(WHOLE, subject.model, record),
             measure="KL divergence from the model with all of its precision",
-            unit="nats per token",
+            unit=NATS,
             items=items[::2],
             others=items[1::2],
             least=LEAST_NATS / 2,
             seconds=1.0,
         )
 
-    def fix(self, finding: Finding, subject: Subject) -> Fix:
+    def fix(self, finding: Finding[CacheType], subject: ModelFile) -> Fix:
         return Fix(
             what="keep keys and values in f16, or in q8_0 where memory is short",
             command=f"llama-server --cache-type-k {WHOLE} --cache-type-v {WHOLE}, or OLLAMA_KV_CACHE_TYPE={WHOLE}",
         )
 
 
-class _Cached(Side):
+class _Cached(LikelihoodSide):
     """Texts by a model whose keys and values are kept in a type. record: what it expects with all of the precision."""
 
     def __init__(self, cache: str, model: ModelRef, record: Likelihoods) -> None:
-        self.name, self._model, self._record = cache, model, record
-        self.num_bytes = 2 * model.weights.stat().st_size
-        self._reader: Reader | None = None
-
-    def open(self) -> None:
-        self._reader = Reader(self._model, None, CONTEXT, Overrides(cache=self.name)).__enter__()
+        super().__init__(cache, model, overrides=Overrides(cache=cache))
+        self._record = record
 
     def measure(self, item: Item) -> float:
-        assert self._reader is not None and isinstance(item, Mapping)
-        return self._reader.divergence(self._record, int(str(item["window"])))
-
-    def close(self) -> None:
-        reader, self._reader = self._reader, None
-        if reader is not None:
-            reader.__exit__()
+        if not isinstance(item, Mapping):
+            raise TypeError(f"{item!r} is no window of the record")
+        return self.held.divergence(self._record, int(str(item["window"])))
 
 
 def _recorded(reader: Reader, texts: Sequence[str], folder: Path) -> Likelihoods:
-    """What the model expects at every place of some texts, with all of the precision."""
+    """Record what the model expects at every place of some texts, with all of the precision."""
     return reader.recorded([text_reading(reader.engine, text).ids for text in texts], folder)
 
 
 def _costs(reader: Reader, texts: Sequence[str], folder: Path, cache: str) -> list[float]:
-    """Of each text, the KL divergence that a type of the cache makes, in nats per token."""
+    """Return for each text the KL divergence that a type of the cache makes, in nats per token."""
     record = _recorded(reader, texts, folder)
     with reader.overridden(Overrides(cache=cache)):
         return [reader.divergence(record, at) for at in range(len(texts))]

@@ -4,23 +4,25 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import ClassVar
 
-from settle.doctor.checks import Check
-from settle.doctor.edited_file import edited_file, fix_of
-from settle.doctor.findings import Finding, Fix
-from settle.doctor.known_answers import KNOWN_ANSWERS, PROSE, SPELLED, KnownAnswer
+from settle.doctor.findings import Details, Finding
+from settle.doctor.known_answers import KNOWN_ANSWERS, PROSE, SPELLED
 from settle.doctor.likelihood import (
     GUARDED,
     HARM_NATS,
+    NATS,
     LikelihoodSide,
     Reading,
+    answer_item,
     answer_reading,
+    known_answer,
+    own_template,
     reader_of,
     strength_of,
 )
-from settle.doctor.subject import Subject
+from settle.doctor.model_files import MetadataCheck
+from settle.doctor.subject import ModelFile
 from settle.doctor.trial import Item, Trial
 from settle.infer.engine import Engine
-from settle.library.facts import TEMPLATE_KEY
 
 KEY = "tokenizer.ggml.add_bos_token"
 LOOKED = 8  # texts that a look reads the beginning of
@@ -31,16 +33,20 @@ BEGINNING = 8  # tokens of a text, in which the token before it shows: what foll
 LEAST_TO_LEAVE_OUT, LEAST_TO_ADD = 0.15, 1.0
 
 
-class OpeningToken(Check):
+class Opening(Details):
+    """Whether the file adds the token."""
+
+    is_set: bool
+
+
+class OpeningToken(MetadataCheck[Opening]):
     """A text should begin with the token that the model saw at the beginning of its texts, once."""
 
     number: ClassVar[int] = 8
     symptom: ClassVar[str] = "rambling from the first word on: the opening token is missing, or there twice"
-    about: ClassVar[tuple[str, ...]] = ("model",)
     seconds: ClassVar[float] = 3.0
 
-    def detect(self, subject: Subject) -> Iterator[Finding]:
-        assert subject.model is not None
+    def detect(self, subject: ModelFile) -> Iterator[Finding[Opening]]:
         with reader_of(subject.model) as reader:
             metadata = reader.engine.metadata
             opening = metadata.get("tokenizer.ggml.bos_token_id")
@@ -56,40 +62,35 @@ class OpeningToken(Check):
         gain = sum(gains) / len(gains) * (1 if is_set else -1)
         if gain > _least(is_set):
             state = "adds" if is_set else "leaves out"
-            yield Finding(
-                check=self.part_name(),
-                what=f"the file {state} the token that opens a text, and the model was trained otherwise",
-                evidence=(
-                    f"{KEY} is {str(is_set).lower()}",
-                    f"the first words of prose are {gain:.2f} nats per token likelier otherwise",
-                ),
+            yield self.finding(
+                f"the file {state} the token that opens a text, and the model was trained otherwise",
+                f"{KEY} is {str(is_set).lower()}",
+                f"the first words of prose are {gain:.2f} nats per token likelier otherwise",
                 strength=strength_of(gain * BEGINNING / SENTENCE),  # other causes are as strong as in whole sentences
-                details={"is_set": is_set},
+                details=Opening(is_set=is_set),
             )
 
-    def trial(self, finding: Finding, subject: Subject, folder: Path) -> Trial:
-        assert subject.model is not None
-        wanted = not finding.details["is_set"]
-        fixed = edited_file(subject.model, folder / "fixed.gguf", {KEY: wanted})
+    def trial(self, finding: Finding[Opening], subject: ModelFile, folder: Path) -> Trial:
+        is_set, fixed = finding.details.is_set, self.fixed_file(finding, subject, folder)
         return Trial(
-            knob=f"{KEY} = {str(wanted).lower()}",
-            before=_Prose("as it is", subject.model),
-            after=_Prose("changed", subject.model, fixed),
+            knob=f"{KEY} = {str(not is_set).lower()}",
+            before=_Beginning("as it is", subject.model),
+            after=_Beginning("changed", subject.model, fixed),
             measure="loss of the first words",
-            unit="nats per token",
+            unit=NATS,
             items=[*PROSE[LOOKED::2], *SPELLED[::2]],
             others=[*PROSE[LOOKED + 1 :: 2], *SPELLED[1::2]],
-            least=_least(not wanted),
-            guards=[known._asdict() for known in KNOWN_ANSWERS[:GUARDED]],
+            least=_least(is_set),
+            guards=[*map(answer_item, KNOWN_ANSWERS[:GUARDED])],
             harm=HARM_NATS,
             seconds=0.3,
         )
 
-    def fix(self, finding: Finding, subject: Subject) -> Fix:
-        return fix_of(subject, self.number, {KEY: not finding.details["is_set"]})
+    def changes(self, finding: Finding[Opening], subject: ModelFile) -> Mapping[str, object]:
+        return {KEY: not finding.details.is_set}
 
 
-class _Prose(LikelihoodSide):
+class _Beginning(LikelihoodSide):
     """The beginning of prose as llama.cpp reads it by the file's settings."""
 
     def reading(self, engine: Engine, item: Item) -> Reading:
@@ -98,10 +99,8 @@ class _Prose(LikelihoodSide):
         return Reading(ids[: first + BEGINNING], first)
 
     def guard_reading(self, engine: Engine, item: Item) -> Reading:
-        """An answer in turns, whose template may write the token itself."""
-        assert isinstance(item, Mapping)
-        known = KnownAnswer(str(item["question"]), str(item["answer"]))
-        return answer_reading(engine, known, str(engine.metadata[TEMPLATE_KEY]) if engine.takes_turns else None, None)
+        """Return an answer in turns, whose template may write the token itself."""
+        return answer_reading(engine, known_answer(item), own_template(engine), None)
 
 
 def _least(is_set: bool) -> float:

@@ -1,18 +1,17 @@
 """The file cuts a text into other words, before merging, than the tokenizer that the model was trained with."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar
 
 from settle.base.errors import FormatError
 from settle.data.tokenizer.pre_tokenizers import WAYS, words
 from settle.data.tokenizer.pretrained import PretrainedTokenizer
-from settle.doctor.checks import Check
-from settle.doctor.edited_file import edited_file, fix_of
-from settle.doctor.findings import Finding, Fix
+from settle.doctor.findings import Details, Finding
 from settle.doctor.known_answers import PROSE, SPELLED
 from settle.doctor.likelihood import GUARDED, LikelihoodSide, Reader, Reading, reader_of, strength_of
-from settle.doctor.subject import Subject
+from settle.doctor.model_files import MetadataCheck
+from settle.doctor.subject import ModelFile
 from settle.doctor.trial import Item, Trial
 from settle.library.facts import Metadata
 
@@ -27,16 +26,20 @@ LOOKED, PROVEN = 2, 10  # texts that a look reads, and a proof
 LEAST_NATS = 0.02  # per byte
 
 
-class PreTokenizer(Check):
+class Cut(Details):
+    """The way of cutting words in training."""
+
+    way: str
+
+
+class PreTokenizer(MetadataCheck[Cut]):
     """Numbers, spaces and signs have to be cut as in training: other pieces are tokens that hardly ever came there."""
 
     number: ClassVar[int] = 9
     symptom: ClassVar[str] = "odd spacing, wrong digits: texts are cut into other tokens than in training"
-    about: ClassVar[tuple[str, ...]] = ("model",)
     seconds: ClassVar[float] = 4.0
 
-    def detect(self, subject: Subject) -> Iterator[Finding]:
-        assert subject.model is not None
+    def detect(self, subject: ModelFile) -> Iterator[Finding[Cut]]:
         with reader_of(subject.model) as reader:
             own, losses = _losses(reader)
         if not losses:
@@ -45,25 +48,20 @@ class PreTokenizer(Check):
         gain = own - losses[best]
         if gain > LEAST_NATS:
             key, value = _setting(best)
-            yield Finding(
-                check=self.part_name(),
-                what=f"texts are cut into other tokens than in training, where it was {key} = {_shown(value)}",
-                evidence=(
-                    f"{key} is {_shown(reader.engine.metadata.get(key))}",
-                    f"texts with numbers and signs cost {own:.3f} nats per byte as it is, {losses[best]:.3f} so",
-                ),
+            yield self.finding(
+                f"texts are cut into other tokens than in training, where it was {key} = {_shown(value)}",
+                f"{key} is {_shown(reader.engine.metadata.get(key))}",
+                f"texts with numbers and signs cost {own:.3f} nats per byte as it is, {losses[best]:.3f} so",
                 strength=strength_of(4 * gain),  # a token is some four bytes
-                details={"way": best},
+                details=Cut(way=best),
             )
 
-    def trial(self, finding: Finding, subject: Subject, folder: Path) -> Trial:
-        assert subject.model is not None
-        key, value = _setting(str(finding.details["way"]))
-        fixed = edited_file(subject.model, folder / "fixed.gguf", {key: value})
+    def trial(self, finding: Finding[Cut], subject: ModelFile, folder: Path) -> Trial:
+        key, value = _setting(finding.details.way)
         return Trial(
             knob=f"{key} = {_shown(value)}",
             before=_Spelled("as it is", subject.model),
-            after=_Spelled("changed", subject.model, fixed),
+            after=_Spelled("changed", subject.model, self.fixed_file(finding, subject, folder)),
             measure="loss of texts with numbers and signs",
             unit="nats per byte",
             items=SPELLED[LOOKED : LOOKED + PROVEN],
@@ -74,25 +72,23 @@ class PreTokenizer(Check):
             seconds=0.5,
         )
 
-    def fix(self, finding: Finding, subject: Subject) -> Fix:
-        key, value = _setting(str(finding.details["way"]))
-        return fix_of(subject, self.number, {key: value})
+    def changes(self, finding: Finding[Cut], subject: ModelFile) -> Mapping[str, object]:
+        key, value = _setting(finding.details.way)
+        return {key: value}
 
 
 class _Spelled(LikelihoodSide):
     """A text as llama.cpp cuts it by the file's settings, in nats per byte: the number of tokens differs."""
 
     def measure(self, item: Item) -> float:
-        assert self.reader is not None
-        return _per_byte(self.reader, self.reader.engine.plain(str(item)), str(item))
+        return _per_byte(self.held, self.held.engine.plain(str(item)), str(item))
 
     def guard(self, item: Item) -> float:
         return self.measure(item)
 
 
 def _losses(reader: Reader) -> tuple[float, dict[str, float]]:
-    """Nats per byte of the texts that a look reads, as the file cuts them, and in each other way that cuts them
-    otherwise."""
+    """Return nats per byte of the texts of a look as the file cuts them, and in each way that cuts them otherwise."""
     metadata, texts = reader.engine.metadata, SPELLED[:LOOKED]
     cuts = {name: [reader.engine.opened(ids) for ids in each] for name, each in _cuts(metadata, texts).items()}
     own = [reader.engine.plain(text) for text in texts]
@@ -105,7 +101,7 @@ def _losses(reader: Reader) -> tuple[float, dict[str, float]]:
 
 
 def _cuts(metadata: Metadata, texts: Sequence[str]) -> dict[str, list[list[int]]]:
-    """The ids of texts in each way that there is."""
+    """Return the ids of texts in each way that there is."""
     if metadata.get(MODEL) == "llama":
         changes: dict[str, dict[str, object]] = {
             name: {SPACE_PREFIX: name == "space"} for name in ("space", "no space")
@@ -124,8 +120,11 @@ def _cuts(metadata: Metadata, texts: Sequence[str]) -> dict[str, list[list[int]]
 
 
 def _plausible(metadata: Metadata) -> list[str]:
-    """The ways in which the vocabulary was most likely made: merging never crosses a cut, so the tokens of a vocabulary
-    are whole in its own way; of several such ways it is the one that cuts most, or tokens would be across its cuts."""
+    """Return the ways in which the vocabulary was most likely made.
+
+    Merging never crosses a cut, so the tokens of a vocabulary are whole in its own way; of several such ways it is the
+    one that cuts most, or tokens would be across its cuts.
+    """
     vocabulary = PretrainedTokenizer({**metadata, PRE: NAMES[0]})
     tokens = [raw.decode(errors="ignore") for raw in vocabulary.token_bytes[::EVERY]]
     ranks = []

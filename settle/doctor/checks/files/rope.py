@@ -6,12 +6,11 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar
 
-from settle.doctor.checks import Check
-from settle.doctor.edited_file import edited_file, fix_of
-from settle.doctor.findings import Finding, Fix
+from settle.doctor.findings import Details, Finding, Fix
+from settle.doctor.held_side import HeldSide
 from settle.doctor.known_answers import PARAGRAPHS, PROSE, SENTENCES
 from settle.doctor.likelihood import (
-    LikelihoodSide,
+    NATS,
     Reader,
     Reading,
     prose_trial,
@@ -19,9 +18,11 @@ from settle.doctor.likelihood import (
     strength_of,
     text_reading,
 )
-from settle.doctor.subject import Subject
-from settle.doctor.trial import Item, Side, Trial
+from settle.doctor.model_files import MetadataCheck
+from settle.doctor.subject import ModelFile
+from settle.doctor.trial import Item, Trial
 from settle.formats.gguf import read_gguf
+from settle.formats.gguf.edit import write_edited
 from settle.infer.engine import Engine
 from settle.infer.scorer import Overrides, Scorer
 from settle.library.facts import Metadata, longest_context
@@ -38,17 +39,22 @@ BLOCK, BLOCKS = 64, 12  # tokens behind the trained context that a proof reads t
 NEAR = 512  # tokens before them that are read alone
 
 
-class Rope(Check):
+class Positions(Details):
+    """What the positions should be: "base N", "factor N", or "context" for one that the model was `trained` on."""
+
+    change: str
+    trained: int = 0
+
+
+class Rope(MetadataCheck[Positions]):
     """The angles by which positions are told apart belong to the weights: others blur what was written before."""
 
     number: ClassVar[int] = 10
     symptom: ClassVar[str] = "gibberish, the more the longer the text: rotary positions are not the model's own"
-    about: ClassVar[tuple[str, ...]] = ("model",)
     seconds: ClassVar[float] = 5.0
     is_vital: ClassVar[bool] = True
 
-    def detect(self, subject: Subject) -> Iterator[Finding]:
-        assert subject.model is not None
+    def detect(self, subject: ModelFile) -> Iterator[Finding[Positions]]:
         yield from self._too_long(subject)
         with reader_of(subject.model) as reader:
             metadata = reader.engine.metadata
@@ -61,74 +67,68 @@ class Rope(Check):
                 with reader.overridden(overrides):
                     losses[name] = sum(map(reader.nats, readings)) / LOOKED
             if own - min(losses.values()) <= LEAST_NATS and _slides(subject.model, metadata):
-                losses |= _rewritten(subject, losses, readings)
+                losses |= _rewritten(subject.model, losses, readings)
         best = min(losses, key=losses.__getitem__)
         gain = own - losses[best]
         if gain > LEAST_NATS:
-            yield Finding(
-                check=self.part_name(),
-                what="the file's rotary positions are not those that the model was trained with",
-                evidence=(
-                    f"prose costs {own:.2f} nats per token as it is, {losses[best]:.2f} with {best}",
-                    f"the file says base {_base(metadata):g}, factor {_factor(metadata):g}",
-                ),
+            yield self.finding(
+                "the file's rotary positions are not those that the model was trained with",
+                f"prose costs {own:.2f} nats per token as it is, {losses[best]:.2f} with {best}",
+                f"the file says base {_base(metadata):g}, factor {_factor(metadata):g}",
                 strength=strength_of(gain),
-                details={"change": best},
+                details=Positions(change=best),
             )
 
-    def _too_long(self, subject: Subject) -> Iterator[Finding]:
-        """A context that the model was not trained on."""
-        assert subject.model is not None
+    def _too_long(self, subject: ModelFile) -> Iterator[Finding[Positions]]:
+        """Yield a context that the model was not trained on."""
         weights, asked = subject.model.weights, subject.running.context or 0
         trained = longest_context(weights.name, read_gguf(weights).metadata)
         if asked > trained:
             what = f"a context of {asked:,} tokens is longer than the model was trained on"
             seen = f"the file says {trained:,}; what is further back is turned by angles that it never saw"
-            yield Finding(self.part_name(), what, (seen,), 0.7, {"change": "context", "trained": trained})
+            details = Positions(change="context", trained=trained)
+            yield self.finding(what, seen, strength=0.7, details=details)
 
-    def trial(self, finding: Finding, subject: Subject, folder: Path) -> Trial | None:
-        assert subject.model is not None
-        if finding.details["change"] == "context":
-            return _late_trial(subject.model, int(str(finding.details["trained"])))
-        changes = _changes(subject, str(finding.details["change"]))
-        fixed = edited_file(subject.model, folder / "fixed.gguf", changes)
-        return prose_trial(
-            knob=str(finding.details["change"]),
-            before=LikelihoodSide("as it is", subject.model),
-            after=LikelihoodSide("changed", subject.model, fixed),
-            looked=LOOKED,
-            least=LEAST_NATS / 2,
-        )
+    def trial(self, finding: Finding[Positions], subject: ModelFile, folder: Path) -> Trial | None:
+        change = finding.details.change
+        if change == "context":
+            return _late_trial(subject.model, finding.details.trained)
+        fixed = self.fixed_file(finding, subject, folder)
+        return prose_trial(change, subject.model, fixed, LOOKED, LEAST_NATS / 2)
 
-    def fix(self, finding: Finding, subject: Subject) -> Fix:
-        if finding.details["change"] == "context":
-            trained = finding.details["trained"]
+    def fix(self, finding: Finding[Positions], subject: ModelFile) -> Fix:
+        if finding.details.change == "context":
+            trained = finding.details.trained
             return Fix(
                 f"ask for {trained:,} tokens of context at most", f"settle chat {subject.name} --context {trained}"
             )
-        return fix_of(subject, self.number, _changes(subject, str(finding.details["change"])))
+        return super().fix(finding, subject)
+
+    def changes(self, finding: Finding[Positions], subject: ModelFile) -> Mapping[str, object]:
+        return _changes(subject.model, finding.details.change)
 
 
-class _Late(Side):
-    """Nats per token of a block behind the context that the model was trained on. near: tokens before it that are read
-    alone, so that no angle is new; None for all of the text."""
+class _Late(HeldSide[Scorer]):
+    """Nats per token of a block behind the context that the model was trained on.
+
+    near: tokens before it that are read alone, so that no angle is new; None for all of the text.
+    """
 
     def __init__(self, name: str, model: ModelRef, longest: int, near: int | None) -> None:
         self.name, self._model, self._longest, self._near = name, model, longest, near
         self.num_bytes = 2 * model.weights.stat().st_size
-        self._scorer: Scorer | None = None
         self._read: dict[str, list[float]] = {}  # by text, once it was read as a whole
 
-    def open(self) -> None:
+    def make(self) -> Scorer:
         overrides = Overrides(adapter=self._model.adapter)
         scorer = Scorer(self._model.weights, self._longest - 1, overrides=overrides, beyond=True)
         scorer.start()
-        self._scorer = scorer
+        return scorer
 
     def measure(self, item: Item) -> float:
-        assert isinstance(item, Mapping)
-        ids, begin, text = item["ids"], int(str(item["begin"])), str(item["text"])
-        assert isinstance(ids, list)
+        if not isinstance(item, Mapping) or not isinstance(ids := item["ids"], list):
+            raise TypeError(f"{item!r} is no block of a text")
+        begin, text = int(str(item["begin"])), str(item["text"])
         if self._near is not None:
             first = begin - self._near
             losses = self._losses(ids[first : begin + BLOCK])[-BLOCK:]
@@ -139,37 +139,32 @@ class _Late(Side):
         return sum(losses) / len(losses)
 
     def _losses(self, ids: list[int]) -> list[float]:
-        """Of every id but the first."""
-        assert self._scorer is not None
-        return [-float(logprob) for logprob in self._scorer.rows(ids, top=1, sampled=1).came_logprobs]
-
-    def close(self) -> None:
-        scorer, self._scorer = self._scorer, None
-        if scorer is not None:
-            scorer.close()
+        """Return nats of every id but the first."""
+        return [-float(logprob) for logprob in self.held.rows(ids, top=1, sampled=1).came_logprobs]
 
 
 def _slides(model: ModelRef, metadata: Metadata) -> bool:
-    """Whether a base that is only asked for does not reach all layers: llama.cpp turns those that look back over a
-    window by the base of the file."""
+    """Return whether a base that is only asked for does not reach all layers.
+
+    llama.cpp turns those that look back over a window by the base of the file.
+    """
     window = metadata.get(f"{metadata['general.architecture']}.attention.sliding_window")
     return bool(window) and model.weights.stat().st_size <= REWRITTEN_BYTES
 
 
-def _rewritten(subject: Subject, names: Collection[str], readings: Sequence[Reading]) -> dict[str, float]:
-    """The loss with each other base in a copy of the file, by what is changed."""
-    assert subject.model is not None
+def _rewritten(model: ModelRef, names: Collection[str], readings: Sequence[Reading]) -> dict[str, float]:
+    """Return the loss with each other base in a copy of the file, by what is changed."""
     losses = {}
     with tempfile.TemporaryDirectory() as folder:
         for name in (name for name in names if name.startswith("base")):
-            path = edited_file(subject.model, Path(folder) / "other.gguf", _changes(subject, name))
-            with Reader(subject.model, path) as reader:
+            path = write_edited(model.weights, Path(folder) / "other.gguf", _changes(model, name))
+            with Reader(model, path) as reader:
                 losses[name] = sum(map(reader.nats, readings)) / LOOKED
     return losses
 
 
 def _late_trial(model: ModelRef, trained: int) -> Trial | None:
-    """The A/B of what stands behind the trained context, by whether what is far before it is read at all."""
+    """Return the A/B of text behind the trained context, by whether what is far before it is read at all."""
     if trained > LONGEST_PROVEN:
         return None
     longest, near = trained + BLOCK * BLOCKS, min(NEAR, trained // 2)
@@ -189,7 +184,7 @@ def _late_trial(model: ModelRef, trained: int) -> Trial | None:
         before=_Late("as long as it is", model, longest, None),
         after=_Late("as the model was trained", model, longest, near),
         measure="loss of prose behind the trained context",
-        unit="nats per token",
+        unit=NATS,
         items=items[0],
         others=items[1],
         least=LEAST_NATS / 2,
@@ -198,7 +193,7 @@ def _late_trial(model: ModelRef, trained: int) -> Trial | None:
 
 
 def _others(metadata: Metadata) -> dict[str, Overrides]:
-    """What the positions may be instead, by what is changed."""
+    """Return what the positions may be instead, by what is changed."""
     base, factor = _base(metadata) or BASES[0], _factor(metadata)
     others = {
         f"base {other:g}": Overrides(rope_base=other) for other in BASES if not base / FACTOR < other < base * FACTOR
@@ -207,10 +202,9 @@ def _others(metadata: Metadata) -> dict[str, Overrides]:
     return others | {f"factor {changed:g}": Overrides(rope_scale=1 / changed)}
 
 
-def _changes(subject: Subject, change: str) -> dict[str, object]:
-    """Of the metadata, for a change by its name."""
-    assert subject.model is not None
-    metadata = read_gguf(subject.model.weights).metadata
+def _changes(model: ModelRef, change: str) -> dict[str, object]:
+    """Return the changes of the metadata for a change by its name."""
+    metadata = read_gguf(model.weights).metadata
     what, _, value = change.partition(" ")
     if what == "base":
         return {_key(metadata, "freq_base"): float(value)}
@@ -219,7 +213,7 @@ def _changes(subject: Subject, change: str) -> dict[str, object]:
 
 
 def _base(metadata: Metadata) -> float | None:
-    """None where the model has no rotary positions."""
+    """Return the base of the angles; None where the model has no rotary positions."""
     value = metadata.get(_key(metadata, "freq_base"))
     has_rope = value is not None or _key(metadata, "dimension_count") in metadata
     return (float(value) if isinstance(value, int | float) else BASES[0]) if has_rope else None

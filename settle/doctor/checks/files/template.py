@@ -6,21 +6,24 @@ from typing import ClassVar, NamedTuple
 
 import numpy as np
 
-from settle.doctor.checks import Check
-from settle.doctor.edited_file import edited_file, fix_of
-from settle.doctor.findings import Finding, Fix
-from settle.doctor.known_answers import KNOWN_ANSWERS, KnownAnswer
+from settle.doctor.findings import Details, Finding
+from settle.doctor.known_answers import KNOWN_ANSWERS
 from settle.doctor.likelihood import (
     GUARDED,
     HARM_NATS,
+    NATS,
     LikelihoodSide,
     Reader,
     Reading,
+    answer_item,
     answer_reading,
+    known_answer,
+    own_template,
     reader_of,
     strength_of,
 )
-from settle.doctor.subject import Subject
+from settle.doctor.model_files import MetadataCheck
+from settle.doctor.subject import ModelFile
 from settle.doctor.trial import Item, Trial
 from settle.doctor.turns import FORMS, fitting_forms, turn_end
 from settle.formats.gguf import read_gguf
@@ -36,25 +39,29 @@ PLAIN = "plain text"  # no turns
 
 
 class Loss(NamedTuple):
-    """Nats per token of answers with their ends, of answers alone, and of ends alone (nan where there are none)."""
+    """Nats per token of known answers."""
 
-    whole: float
-    answer: float
-    end: float
+    whole: float  # answers with their ends
+    answer: float  # answers alone
+    end: float  # ends alone, nan where there are none
 
 
-class Template(Check):
+class TurnForm(Details):
+    """How turns were written in training."""
+
+    form: str
+
+
+class Template(MetadataCheck[TurnForm]):
     """Turns have to be written as they were in training, or the model does not see what is asked, and when to end."""
 
     number: ClassVar[int] = 6
     symptom: ClassVar[str] = "garbage, or role words in the answer: the chat template is not the model's own"
-    about: ClassVar[tuple[str, ...]] = ("model",)
     seconds: ClassVar[float] = 4.0
     is_vital: ClassVar[bool] = True
 
-    def detect(self, subject: Subject) -> Iterator[Finding]:
+    def detect(self, subject: ModelFile) -> Iterator[Finding[TurnForm]]:
         model = subject.model
-        assert model is not None
         if model.adapter is not None and adapter_template(model.adapter):
             return  # the adapter was trained with the template that it brings
         with reader_of(model) as reader:
@@ -71,27 +78,20 @@ class Template(Check):
         best = max(gains, key=lambda name: gains[name][0])
         gain, before, after = gains[best]
         if gain > LEAST_NATS and (own or after.end < KNOWN_END_NATS):
-            yield Finding(
-                check=self.part_name(),
-                what=_cause(own is not None, best),
-                evidence=_evidence(before, after, best),
-                strength=strength_of(gain),
-                details={"form": best},
-            )
+            cause, evidence = _cause(own is not None, best), _evidence(before, after, best)
+            yield self.finding(cause, *evidence, strength=strength_of(gain), details=TurnForm(form=best))
 
-    def trial(self, finding: Finding, subject: Subject, folder: Path) -> Trial:
-        assert subject.model is not None
-        form = str(finding.details["form"])
-        fixed = edited_file(subject.model, folder / "fixed.gguf", _changes(form))
+    def trial(self, finding: Finding[TurnForm], subject: ModelFile, folder: Path) -> Trial:
+        form, fixed = finding.details.form, self.fixed_file(finding, subject, folder)
         metadata = read_gguf(subject.model.weights).metadata
         end = turn_end(metadata, FORMS[form].template) if form != PLAIN else None
-        answers: list[Item] = [known._asdict() for known in KNOWN_ANSWERS[LOOKED:]]
+        answers = [*map(answer_item, KNOWN_ANSWERS[LOOKED:])]
         return Trial(
             knob=f"turns as in {form}",
             before=_Answers("as it is", subject.model, end),
             after=_Answers("changed", subject.model, end, fixed),
             measure="loss of known answers" if end is None else "loss of known answers and their ends",
-            unit="nats per token",
+            unit=NATS,
             items=answers[:PROVEN],
             others=answers[PROVEN:],
             least=LEAST_NATS,
@@ -100,35 +100,33 @@ class Template(Check):
             seconds=0.5,
         )
 
-    def fix(self, finding: Finding, subject: Subject) -> Fix:
-        return fix_of(subject, self.number, _changes(str(finding.details["form"])))
+    def changes(self, finding: Finding[TurnForm], subject: ModelFile) -> Mapping[str, object]:
+        form = finding.details.form
+        if form == PLAIN:
+            return {TEMPLATE_KEY: None}
+        return {TEMPLATE_KEY: FORMS[form].template, PLAIN_TEXT_KEY: None}
 
 
 class _Answers(LikelihoodSide):
-    """Known answers behind their questions, in the turns that the file has. end: what a file without turns is asked
-    for behind an answer, None to leave the ends out."""
+    """Known answers behind their questions, in the turns that the file has.
+
+    end: what a file without turns is asked for behind an answer, None to leave the ends out.
+    """
 
     def __init__(self, name: str, model: ModelRef, end: str | None, path: Path | None = None) -> None:
         super().__init__(name, model, path)
         self._end = end
 
     def reading(self, engine: Engine, item: Item) -> Reading:
-        template = str(engine.metadata[TEMPLATE_KEY]) if engine.takes_turns else None
-        return answer_reading(engine, _known(item), template, self._end)
+        return answer_reading(engine, known_answer(item), own_template(engine), self._end)
 
     def guard_reading(self, engine: Engine, item: Item) -> Reading:
-        """The second answer of a conversation."""
-        template = str(engine.metadata[TEMPLATE_KEY]) if engine.takes_turns else None
-        return answer_reading(engine, _known(item), template, None, KNOWN_ANSWERS[0])
-
-
-def _known(item: Item) -> KnownAnswer:
-    assert isinstance(item, Mapping)
-    return KnownAnswer(str(item["question"]), str(item["answer"]))
+        """Return the second answer of a conversation."""
+        return answer_reading(engine, known_answer(item), own_template(engine), None, KNOWN_ANSWERS[0])
 
 
 def _loss(reader: Reader, template: str | None, end: str | None = None) -> Loss:
-    """Of the answers that a look reads. template: by which turns are written, None for plain text."""
+    """Return the loss of the answers of a look. template: by which turns are written, None for plain text."""
     answers, ends = [], []
     has_end = template is not None or end is not None
     for known in KNOWN_ANSWERS[:LOOKED]:
@@ -141,13 +139,6 @@ def _loss(reader: Reader, template: str | None, end: str | None = None) -> Loss:
 def _tokens(metadata: Metadata) -> list[str]:
     tokens = metadata.get("tokenizer.ggml.tokens")
     return tokens if isinstance(tokens, list) else []
-
-
-def _changes(form: str) -> dict[str, object]:
-    """Of the metadata, for a file whose model was trained on turns of that form."""
-    if form == PLAIN:
-        return {TEMPLATE_KEY: None}
-    return {TEMPLATE_KEY: FORMS[form].template, PLAIN_TEXT_KEY: None}
 
 
 def _cause(has_turns: bool, form: str) -> str:

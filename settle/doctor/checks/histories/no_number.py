@@ -2,28 +2,30 @@
 
 import math
 from collections.abc import Iterator
-from pathlib import Path
 from typing import ClassVar
 
 from settle.doctor.checks import Check
-from settle.doctor.findings import Finding, Fix
-from settle.doctor.subject import Subject
-from settle.doctor.trial import Trial
+from settle.doctor.findings import Details, Finding, Fix
+from settle.doctor.subject import LoggedHistory
 
 ZEROS = 3  # training losses of exactly zero, one after the other, that are no learning
 
 
-class NoNumber(Check):
+class LostStep(Details):
+    """The first step whose loss is no number, or zero."""
+
+    step: int | None
+
+
+class NoNumber(Check[LoggedHistory, LostStep]):
     """Every loss that a trainer logs should be a positive number."""
 
     number: ClassVar[int] = 32
     symptom: ClassVar[str] = "the loss became no number, or zero"
-    about: ClassVar[tuple[str, ...]] = ("history",)
     seconds: ClassVar[float] = 0.1
 
-    def detect(self, subject: Subject) -> Iterator[Finding]:
+    def detect(self, subject: LoggedHistory) -> Iterator[Finding[LostStep]]:
         history = subject.history
-        assert history is not None
         points = sorted([*history.train, *history.evaluations])
         first = next((step for step, loss in points if not math.isfinite(loss)), None)
         what = f"the loss is no number at step {first:,}" if first is not None else ""
@@ -33,13 +35,11 @@ class NoNumber(Check):
             what = f"the training loss is exactly zero from step {zero:,} on"
         if what:
             seen = "transformers writes the recent average or zero in the place of a loss that is no number, by default"
-            yield Finding(self.part_name(), what, (seen,), 1.0, {"step": first if first is not None else zero})
+            step = first if first is not None else zero
+            yield self.finding(what, seen, strength=1.0, details=LostStep(step=step))
 
-    def trial(self, finding: Finding, subject: Subject, folder: Path) -> Trial | None:
-        return None
-
-    def fix(self, finding: Finding, subject: Subject) -> Fix:
-        what = f"go back to a checkpoint before step {finding.details['step']}, with a lower learning rate"
+    def fix(self, finding: Finding[LostStep], subject: LoggedHistory) -> Fix:
+        what = f"go back to a checkpoint before step {finding.details.step}, with a lower learning rate"
         return Fix(what, "bf16=True instead of fp16, max_grad_norm=1.0, logging_nan_inf_filter=False")
 
 

@@ -2,15 +2,13 @@
 
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import ClassVar
 
 import psutil
 
 from settle.doctor.checks import Check
-from settle.doctor.findings import Finding, Fix
-from settle.doctor.subject import Subject
-from settle.doctor.trial import Trial
+from settle.doctor.findings import Details, Finding, Fix
+from settle.doctor.subject import ThisMachine
 from settle.machine.cores import cores
 
 BUSY = 2.0  # programs for each core that want to compute: each then has half of it at most
@@ -19,15 +17,14 @@ MOST_NAMED = 3
 SHOWN_SHARE = 0.02  # of a core, from which a program is named: on a busy machine nobody has much
 
 
-class BusyMachine(Check):
+class BusyMachine(Check[ThisMachine, Details]):
     """Fewer programs should want to compute than would leave each half of a core."""
 
     number: ClassVar[int] = 35
     symptom: ClassVar[str] = "training and answers are several times slower than forecast"
-    about: ClassVar[tuple[str, ...]] = ()
     seconds: ClassVar[float] = 0.6
 
-    def detect(self, subject: Subject) -> Iterator[Finding]:
+    def detect(self, subject: ThisMachine) -> Iterator[Finding[Details]]:
         load, usable = subject.running.load, cores().usable
         load = psutil.getloadavg()[0] if load is None else load
         if load < BUSY * usable:
@@ -36,12 +33,9 @@ class BusyMachine(Check):
         names = ", ".join(_computing())
         evidence = (seen, f"the busiest: {names}") if names else (seen,)
         what = f"the machine is busy with other programs: a run gets about 1/{load / usable:.0f} of it"
-        yield Finding(self.part_name(), what, evidence, 0.5)
+        yield self.finding(what, *evidence, strength=0.5)
 
-    def trial(self, finding: Finding, subject: Subject, folder: Path) -> Trial | None:
-        return None  # other people's programs are not stopped to see what that changes
-
-    def fix(self, finding: Finding, subject: Subject) -> Fix:
+    def fix(self, finding: Finding[Details], subject: ThisMachine) -> Fix:
         return Fix("end or pause those programs, or wait for them; then times hold again", "settle doctor --only 35")
 
 

@@ -7,33 +7,37 @@ from typing import ClassVar
 from settle.base.errors import SettleError
 from settle.base.run import Run
 from settle.doctor.checks import Check
-from settle.doctor.findings import Finding, Fix
-from settle.doctor.subject import Subject
-from settle.doctor.trial import Trial
+from settle.doctor.findings import Details, Finding, Fix
+from settle.doctor.subject import ThisMachine
 from settle.library.run_models import missing_files, models_of
 
 
-class DamagedRuns(Check):
+class DamagedRun(Details):
+    """The run, and the command that makes again what is missing of it, or ""."""
+
+    run: str
+    name: str
+    again: str
+
+
+class DamagedRuns(Check[ThisMachine, DamagedRun]):
     """Every run should have the files that its result names, and the base that its adapter is for."""
 
     number: ClassVar[int] = 25
     symptom: ClassVar[str] = "a run cannot be shown, resumed or served"
-    about: ClassVar[tuple[str, ...]] = ()
     seconds: ClassVar[float] = 0.5
 
-    def detect(self, subject: Subject) -> Iterator[Finding]:
+    def detect(self, subject: ThisMachine) -> Iterator[Finding[DamagedRun]]:
         for run in Run.all():
             if why := _damage(run):
-                details = {"run": run.path.name, "name": run.name, "again": next(iter(_missing(run).values()), "")}
-                yield Finding(self.part_name(), f"the run {run.name} is damaged", (why,), 0.8, details)
+                again = next(iter(_missing(run).values()), "")
+                details = DamagedRun(run=run.path.name, name=run.name, again=again)
+                yield self.finding(f"the run {run.name} is damaged", why, strength=0.8, details=details)
 
-    def trial(self, finding: Finding, subject: Subject, folder: Path) -> Trial | None:
-        return None
-
-    def fix(self, finding: Finding, subject: Subject) -> Fix:
-        name = finding.details["name"]
-        if again := finding.details["again"]:
-            return Fix(f"export it again, or delete {name}", str(again))
+    def fix(self, finding: Finding[DamagedRun], subject: ThisMachine) -> Fix:
+        name = finding.details.name
+        if again := finding.details.again:
+            return Fix(f"export it again, or delete {name}", again)
         return Fix(f"put back what is missing of {name}, or delete it", f"settle runs remove {name}")
 
 
@@ -45,7 +49,7 @@ def _missing(run: Run) -> dict[Path, str]:
 
 
 def _damage(run: Run) -> str:
-    """What is wrong with its folder; empty where nothing is."""
+    """Return what is wrong with its folder; empty where nothing is."""
     try:
         run.read("plan.json")
         result = run.result()

@@ -8,23 +8,21 @@ from typing import ClassVar
 from settle.base.files import home
 from settle.base.run import Run
 from settle.doctor.checks import Check
-from settle.doctor.findings import Finding, Fix
-from settle.doctor.subject import Subject
-from settle.doctor.trial import Trial
+from settle.doctor.findings import Details, Finding, Fix
+from settle.doctor.subject import ThisMachine
 
 LEAST_BYTES = 2e9  # that should be free, and at least as much as the largest model takes
 MOST_FILES = 20_000  # that are looked at
 
 
-class DiskSpace(Check):
+class DiskSpace(Check[ThisMachine, Details]):
     """The disk of settle's home should have room for another copy of the largest file on it."""
 
     number: ClassVar[int] = 24
     symptom: ClassVar[str] = "a run stops because the disk is full"
-    about: ClassVar[tuple[str, ...]] = ()
     seconds: ClassVar[float] = 0.3
 
-    def detect(self, subject: Subject) -> Iterator[Finding]:
+    def detect(self, subject: ThisMachine) -> Iterator[Finding[Details]]:
         free = subject.running.room_on_disk
         free = shutil.disk_usage(home()).free if free is None else free
         sizes = _sizes()
@@ -35,17 +33,14 @@ class DiskSpace(Check):
         most = ", ".join(f"{run.name} {_under(sizes, run.path) / 1e9:.1f} GB" for run in runs)
         seen = f"{free / 1e9:.1f} GB are free, and settle keeps {sum(sizes.values()) / 1e9:.1f} GB in {home()}"
         evidence = (seen, f"the largest runs: {most}") if most else (seen,)
-        yield Finding(self.part_name(), "the disk is nearly full", evidence, 0.9)
+        yield self.finding("the disk is nearly full", *evidence, strength=0.9)
 
-    def trial(self, finding: Finding, subject: Subject, folder: Path) -> Trial | None:
-        return None
-
-    def fix(self, finding: Finding, subject: Subject) -> Fix:
+    def fix(self, finding: Finding[Details], subject: ThisMachine) -> Fix:
         return Fix("delete runs and models that you no longer need", "settle runs remove NAME")
 
 
 def _sizes() -> dict[Path, int]:
-    """Bytes of the files in settle's home, of a file with several names once."""
+    """Return the bytes of the files in settle's home, counting a file with several names once."""
     sizes: dict[Path, int] = {}
     seen: set[tuple[int, int]] = set()
     for path in home().rglob("*"):

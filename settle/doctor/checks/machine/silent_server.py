@@ -3,44 +3,44 @@
 import http.client
 import urllib.parse
 from collections.abc import Iterator
-from pathlib import Path
 from typing import ClassVar
 
 from settle.base.server_state import running_server
 from settle.doctor.checks import Check
-from settle.doctor.findings import Finding, Fix
-from settle.doctor.subject import Subject
-from settle.doctor.trial import Trial
+from settle.doctor.findings import Details, Finding, Fix
+from settle.doctor.subject import ThisMachine
 
 SECONDS = 3.0  # in which a server should answer
 
 
-class SilentServer(Check):
+class SilentProcess(Details):
+    """The process of the server."""
+
+    pid: int
+
+
+class SilentServer(Check[ThisMachine, SilentProcess]):
     """A server that runs should answer."""
 
     number: ClassVar[int] = 27
     symptom: ClassVar[str] = "a client cannot reach settle's server"
-    about: ClassVar[tuple[str, ...]] = ()
     seconds: ClassVar[float] = SECONDS
 
-    def detect(self, subject: Subject) -> Iterator[Finding]:
+    def detect(self, subject: ThisMachine) -> Iterator[Finding[SilentProcess]]:
         server = running_server()
         if server is None:
             return
         why = _why_silent(server.address)
         if why:
             what = f"the server at {server.address} runs and does not answer"
-            yield Finding(self.part_name(), what, (why,), 0.9, {"pid": server.pid})
+            yield self.finding(what, why, strength=0.9, details=SilentProcess(pid=server.pid))
 
-    def trial(self, finding: Finding, subject: Subject, folder: Path) -> Trial | None:
-        return None
-
-    def fix(self, finding: Finding, subject: Subject) -> Fix:
-        return Fix(f"end process {finding.details['pid']}, and start the server again", "settle serve")
+    def fix(self, finding: Finding[SilentProcess], subject: ThisMachine) -> Fix:
+        return Fix(f"end process {finding.details.pid}, and start the server again", "settle serve")
 
 
 def _why_silent(address: str) -> str:
-    """Why nothing answers at an address of this machine; empty where something does, be it an error."""
+    """Return why nothing answers at an address of this machine; empty where something does, be it an error."""
     place = urllib.parse.urlsplit(address)
     connection = http.client.HTTPConnection(place.hostname or "127.0.0.1", place.port, timeout=SECONDS)
     try:

@@ -7,23 +7,28 @@ from pathlib import Path
 from typing import ClassVar
 
 from settle.doctor.checks import Check
-from settle.doctor.findings import Finding, Fix
-from settle.doctor.subject import Subject
-from settle.doctor.trial import Trial
+from settle.doctor.findings import Details, Finding, Fix
+from settle.doctor.subject import ThisMachine
 
 DISTRIBUTION = "settle-lm"
 OLDEST = re.compile(r"([A-Za-z0-9._-]+)\s*>=\s*([0-9.]+)$")  # a requirement with neither extra nor marker
 
 
-class Versions(Check):
+class OldPackage(Details):
+    """The package, and the oldest version that works."""
+
+    name: str
+    oldest: str
+
+
+class Versions(Check[ThisMachine, OldPackage]):
     """Every package should be as new as settle says that it has to be."""
 
     number: ClassVar[int] = 29
     symptom: ClassVar[str] = "commands fail with errors of other packages"
-    about: ClassVar[tuple[str, ...]] = ()
     seconds: ClassVar[float] = 0.5
 
-    def detect(self, subject: Subject) -> Iterator[Finding]:
+    def detect(self, subject: ThisMachine) -> Iterator[Finding[OldPackage]]:
         try:
             needed = [match for text in requires(DISTRIBUTION) or () if (match := OLDEST.match(text))]
         except PackageNotFoundError:
@@ -34,18 +39,15 @@ class Versions(Check):
             if version is None or _order(version) < _order(oldest):
                 what = f"{name} {version} is installed" if version else f"{name} is not installed"
                 seen = f"settle needs {oldest} or newer"
-                yield Finding(self.part_name(), what, (seen,), 0.9, {"name": name, "oldest": oldest})
+                yield self.finding(what, seen, strength=0.9, details=OldPackage(name=name, oldest=oldest))
 
-    def trial(self, finding: Finding, subject: Subject, folder: Path) -> Trial | None:
-        return None
-
-    def fix(self, finding: Finding, subject: Subject) -> Fix:
-        name, oldest = finding.details["name"], finding.details["oldest"]
+    def fix(self, finding: Finding[OldPackage], subject: ThisMachine) -> Fix:
+        name, oldest = finding.details.name, finding.details.oldest
         return Fix(f"install a newer {name}", f"pip install --upgrade '{name}>={oldest}'")
 
 
 def _installed(first: Path | None) -> Mapping[str, str]:
-    """Version of each package by its plain name, of those in the folder `first` before others."""
+    """Return the version of each package by its plain name; packages in the folder `first` come before others."""
     own = distributions(path=[str(first)]) if first is not None else ()
     found: dict[str, str] = {}
     for distribution in (*own, *distributions()):

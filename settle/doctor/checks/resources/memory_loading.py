@@ -5,32 +5,38 @@ from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
-from settle.doctor.checks import Check
-from settle.doctor.findings import Finding, Fix
-from settle.doctor.resources.model_memory import (
+from settle.doctor.findings import Details, Finding, Fix
+from settle.doctor.resources import (
     SHORT,
     FailedLoads,
+    ResourceCheck,
     fitting_tokens,
     held_bytes,
     load_of,
     needed_bytes,
     room_of,
 )
-from settle.doctor.subject import Subject
+from settle.doctor.subject import ModelFile
 from settle.doctor.trial import FEWEST_ITEMS, Item, Trial
 from settle.plan.fit.model_shapes import shape_of_file
 
 
-class MemoryLoading(Check):
+class TooLong(Details):
+    """The context that was asked for, the longest that fits into `room` bytes, or 0, and that room."""
+
+    context: int
+    tokens: int
+    room: int
+
+
+class MemoryLoading(ResourceCheck[TooLong]):
     """A model with its context should take less memory than there is."""
 
     number: ClassVar[int] = 1
     symptom: ClassVar[str] = "out of memory while the model loads"
-    about: ClassVar[tuple[str, ...]] = ("model",)
     seconds: ClassVar[float] = 0.2
 
-    def detect(self, subject: Subject) -> Iterator[Finding]:
-        assert subject.model is not None
+    def detect(self, subject: ModelFile) -> Iterator[Finding[TooLong]]:
         named = shape_of_file(subject.model.weights, subject.model.name)
         context, room = subject.running.context or SHORT, room_of(subject)
         if held_bytes(named, context) <= room:
@@ -40,11 +46,10 @@ class MemoryLoading(Check):
         if not tokens:
             what = f"{subject.model.weights.name} does not fit into memory, with any context"
         seen = f"it takes about {needed / 1e9:.2f} GB, and {room / 1e9:.2f} GB are free"
-        details = {"context": context, "tokens": tokens, "room": room}
-        yield Finding(self.part_name(), what, (seen,), 1.0, details)
+        yield self.finding(what, seen, strength=1.0, details=TooLong(context=context, tokens=tokens, room=room))
 
-    def trial(self, finding: Finding, subject: Subject, folder: Path) -> Trial | None:
-        tokens, room = int(str(finding.details["tokens"])), int(str(finding.details["room"]))
+    def trial(self, finding: Finding[TooLong], subject: ModelFile, folder: Path) -> Trial | None:
+        tokens, room = finding.details.tokens, finding.details.room
         if not tokens:
             return None
         load = load_of(subject)
@@ -61,9 +66,7 @@ class MemoryLoading(Check):
             seconds=1.5 + load.path.stat().st_size / 1e9,
         )
 
-    def fix(self, finding: Finding, subject: Subject) -> Fix:
-        assert subject.model is not None
-        tokens = int(str(finding.details["tokens"]))
-        if not tokens:
+    def fix(self, finding: Finding[TooLong], subject: ModelFile) -> Fix:
+        if not finding.details.tokens:
             return Fix("take a smaller file", f"settle shrink {subject.name}")
-        return Fix(f"ask for {tokens:,} tokens of context", f"settle chat {subject.name} --context {tokens}")
+        return self.shorter(subject, finding.details.tokens)

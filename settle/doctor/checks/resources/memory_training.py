@@ -12,10 +12,10 @@ from settle.base.out_of_memory import kernel_kills
 from settle.base.run import Run
 from settle.base.settings import read_recipe
 from settle.doctor.checks import Check
-from settle.doctor.findings import Finding, Fix
-from settle.doctor.subject import Subject
+from settle.doctor.findings import Details, Finding, Fix
+from settle.doctor.subject import TrainingRun
 from settle.doctor.training.facts import COMMANDS
-from settle.doctor.training.limited_steps import FailedSteps, Steps
+from settle.doctor.training.limited_steps import FailedSteps, Ready, Steps
 from settle.doctor.training.retrain import recipe_fix
 from settle.doctor.trial import FEWEST_ITEMS, Item, Trial
 from settle.library.run_models import models_of
@@ -29,17 +29,22 @@ KEPT = 0.7  # of what was free beside the model, that a change may take: over a 
 TRIED = 3  # steps, which a change must bear one after the other
 
 
-class MemoryTraining(Check):
+class Shortage(Details):
+    """The bytes of private memory that the run could have: in all, or beside the model."""
+
+    limit: int | None = None
+    free: int | None = None
+
+
+class MemoryTraining(Check[TrainingRun, Shortage]):
     """A step in more parts takes less memory, and its gradient is the same."""
 
     number: ClassVar[int] = 2
     symptom: ClassVar[str] = "out of memory while it trains, or a run that ends without a word"
-    about: ClassVar[tuple[str, ...]] = ("run",)
     seconds: ClassVar[float] = 0.3
 
-    def detect(self, subject: Subject) -> Iterator[Finding]:
+    def detect(self, subject: TrainingRun) -> Iterator[Finding[Shortage]]:
         run = subject.run
-        assert run is not None
         if run.command not in COMMANDS or run.read("result.json") is not None or models_of(run):
             return
         if run.status == "running":
@@ -50,12 +55,12 @@ class MemoryTraining(Check):
         if ends:
             end = ends[-1]
             seen = f"it held {end.held / 1e9:.2f} GB, and could not get {end.missing / 1e6:,.0f} MB more"
-            yield self._finding(run, (seen,), 0.98, {"limit": end.held + end.missing // 2})
+            yield self._found(run, (seen,), 0.98, Shortage(limit=end.held + end.missing // 2))
         elif not (session and isinstance(session[-1], Say | RunFailed)):  # who stops a run is told how it is resumed
             yield from self._killed(run, session)
 
-    def _killed(self, run: Run, session: list[Event]) -> Iterator[Finding]:
-        """What the folder says of a run that ended without a word."""
+    def _killed(self, run: Run, session: list[Event]) -> Iterator[Finding[Shortage]]:
+        """Yield what the folder says of a run that ended without a word."""
         last = session[-1].time if session else run.path.stat().st_mtime
         plan, expected = run.read("plan.json") or {}, _peak(run.read("forecast.json"))
         free = _available(plan)
@@ -66,25 +71,24 @@ class MemoryTraining(Check):
         evidence = ["the kernel ended a process for want of memory when the run ended"] if killed else []
         if expected is not None and free is not None:
             evidence += [f"it was expected to take {expected / 1e9:.2f} GB, and {free / 1e9:.2f} GB were free"]
-        details = {"free": free if free is not None else memory().available}
-        yield self._finding(run, tuple(evidence), 0.95 if killed else 0.6, details)
+        details = Shortage(free=free if free is not None else memory().available)
+        yield self._found(run, evidence, 0.95 if killed else 0.6, details)
 
-    def _finding(self, run: Run, evidence: tuple[str, ...], strength: float, details: Mapping[str, object]) -> Finding:
+    def _found(self, run: Run, evidence: Sequence[str], strength: float, details: Shortage) -> Finding[Shortage]:
         at_once = _at_once(run)
         what = f"{run.name} ran out of memory" + (f" with {at_once} at once" if at_once else "")
-        return Finding(self.part_name(), what, evidence, strength, details)
+        return self.finding(what, *evidence, strength=strength, details=details)
 
-    def trial(self, finding: Finding, subject: Subject, folder: Path) -> Trial | None:
+    def trial(self, finding: Finding[Shortage], subject: TrainingRun, folder: Path) -> Trial | None:
         run = subject.run
-        assert run is not None
-        before = FailedSteps("as it was", _asked(run, finding, folder / "before"))
-        before.open()
-        order = [int(str(step)) for step in _list(before.ready["steps"])]
-        after = _fitting(replace(before.steps, folder=str(folder / "after")), before.ready, order[:TRIED])
+        before = FailedSteps("as it was", _asked(run, finding.details, folder / "before"))
+        ready = before.held.ready
+        order = ready.steps
+        after = _fitting(replace(before.steps, folder=str(folder / "after")), ready, order[:TRIED])
         if after is None or len(order) < 2 * FEWEST_ITEMS:
             before.close()
             return None
-        settings = _settings(run, before.ready, after.steps)
+        settings = _settings(run, ready, after.steps)
         items: list[Item] = [{"step": step} for step in order[: 2 * FEWEST_ITEMS]]
         return Trial(
             knob=", ".join(f"{name} = {str(value).lower()}" for name, value in settings.items()),
@@ -99,9 +103,8 @@ class MemoryTraining(Check):
             fix=_fix(run, settings),
         )
 
-    def fix(self, finding: Finding, subject: Subject) -> Fix:
+    def fix(self, finding: Finding[Shortage], subject: TrainingRun) -> Fix:
         run = subject.run
-        assert run is not None
         name = "micro_rows" if run.command == "tune" else "micro_tokens"
         return Fix(
             "let fewer go through the model at once: the proof finds how many fit, and steps stay as large",
@@ -109,11 +112,10 @@ class MemoryTraining(Check):
         )
 
 
-def _asked(run: Run, finding: Finding, folder: Path) -> Steps:
-    """The run's steps as it took them, within the memory that it could have."""
+def _asked(run: Run, found: Shortage, folder: Path) -> Steps:
+    """Return the run's steps as it took them, within the memory that it could have."""
     loop = (run.read("plan.json") or {}).get("loop") or {}
     tuning = (run.read("plan.json") or {}).get("tuning") or {}
-    limit, free = finding.details.get("limit"), finding.details.get("free")
     return Steps(
         command=run.command,
         recipe=read_recipe(run.path / "recipe.toml"),
@@ -121,21 +123,23 @@ def _asked(run: Run, finding: Finding, folder: Path) -> Steps:
         steps=min(SEARCHED, loop.get("max_steps") or SEARCHED),
         micro_batches=loop.get("micro_batches"),
         recompute=tuning.get("recompute"),
-        limit=int(str(limit)) if limit else None,
-        free=int(str(free)) if free else None,
+        limit=found.limit,
+        free=found.free,
     )
 
 
-def _fitting(asked: Steps, ready: Mapping[str, object], largest: Sequence[int]) -> FailedSteps | None:
-    """The first change with which the largest steps can be taken one after the other with something left: steps in more
-    parts, and then layers that are computed again; None where none helps."""
-    whole, least, parts, built = (int(str(ready[name])) for name in ("whole", "least", "parts", "built"))
+def _fitting(asked: Steps, ready: Ready, largest: Sequence[int]) -> FailedSteps | None:
+    """Return the first change with which the largest steps can be taken one after the other with something left.
+
+    Tried are steps in more parts, and then layers that are computed again. None where none helps.
+    """
+    whole, built = ready.whole, ready.built
     tight = replace(
         asked,
         limit=None if asked.limit is None else built + int(KEPT * (asked.limit - built)),
         free=None if asked.free is None else int(KEPT * asked.free),
     )
-    divisors = [n for n in range(whole // parts // 2, least - 1, -1) if whole % n == 0]
+    divisors = [n for n in range(whole // ready.parts // 2, ready.least - 1, -1) if whole % n == 0]
     changes = []
     while divisors:
         changes.append(replace(tight, micro_batches=whole // divisors[0]))
@@ -156,14 +160,14 @@ def _fitting(asked: Steps, ready: Mapping[str, object], largest: Sequence[int]) 
     return None
 
 
-def _settings(run: Run, ready: Mapping[str, object], changed: Steps) -> dict[str, object]:
-    """The change as settings of the run."""
-    whole, parts = int(str(ready["whole"])), changed.micro_batches or int(str(ready["parts"]))
-    settings: dict[str, object] = {"micro_rows" if run.command == "tune" else "micro_tokens": whole // parts}
+def _settings(run: Run, ready: Ready, changed: Steps) -> dict[str, int | bool]:
+    """Return the change as settings of the run."""
+    at_once = ready.whole // (changed.micro_batches or ready.parts)
+    settings: dict[str, int | bool] = {"micro_rows" if run.command == "tune" else "micro_tokens": at_once}
     return settings | ({"recompute": True} if changed.recompute else {})
 
 
-def _fix(run: Run, settings: Mapping[str, object]) -> Fix:
+def _fix(run: Run, settings: Mapping[str, int | bool]) -> Fix:
     shown = " ".join(f"--{name.replace('_', '-')} {str(value).lower()}" for name, value in settings.items())
     recipe = {**read_recipe(run.path / "recipe.toml"), **settings}
     return recipe_fix(run, recipe, f"train with {shown}: steps stay as large, and so do their gradients")
@@ -182,13 +186,8 @@ def _peak(forecast: object) -> float | None:
 
 
 def _available(plan: Mapping[str, object]) -> int | None:
-    """Bytes that were free when the run had its plan."""
+    """Return the bytes that were free when the run had its plan."""
     machine = plan.get("machine")
     free = machine.get("memory") if isinstance(machine, Mapping) else None
     value = free.get("available") if isinstance(free, Mapping) else None
     return value if isinstance(value, int) else None
-
-
-def _list(value: object) -> list[object]:
-    assert isinstance(value, list)
-    return value

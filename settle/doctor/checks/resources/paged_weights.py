@@ -5,22 +5,26 @@ from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
-from settle.doctor.checks import Check
-from settle.doctor.findings import Finding, Fix
+from settle.doctor.findings import Details, Finding, Fix
 from settle.doctor.likelihood import reader_of
-from settle.doctor.resources.disk_reads import Pace, TokenTime, memory_pressure, pace, running
-from settle.doctor.resources.model_memory import (
+from settle.doctor.model_files import other_files
+from settle.doctor.resources import (
     KEPT,
+    Pace,
+    PagedTime,
+    ResourceCheck,
+    file_bytes,
     fitting_tokens,
     held_bytes,
     load_of,
+    memory_pressure,
     needed_bytes,
+    pace,
     room_of,
+    running,
 )
-from settle.doctor.resources.writing_speed import openings
-from settle.doctor.subject import Subject
-from settle.doctor.trial import LEAST_RATIO, Trial
-from settle.doctor.weights.same_model import other_files
+from settle.doctor.subject import ModelFile
+from settle.doctor.trial import Trial
 from settle.formats.gguf import read_gguf
 from settle.infer.child_process import Load
 from settle.machine import bandwidth, read_from_disk
@@ -28,69 +32,64 @@ from settle.plan.fit.model_shapes import NamedShape, shape_of_file
 
 LEAST_SHARE = 0.1  # of the file, that is read from the disk for each token: less is what was never read before
 MEASURED_BYTES = 1 << 30  # of a file that a look loads once more; of a larger one its size says enough
-PAIRS = 12  # of times
 LOOKED = 3  # tokens that a look writes
 
 
-class PagedWeights(Check):
+class Paging(Details):
+    """The context and the bytes of room of a model, and the one thing to change: a shorter context, or another file."""
+
+    context: int
+    room: int
+    tokens: int = 0  # of a context that leaves the weights in memory
+    other: str | None = None  # a smaller file of the same model
+
+
+class PagedWeights(ResourceCheck[Paging]):
     """A model with its context should stay in memory as a whole."""
 
     number: ClassVar[int] = 4
     symptom: ClassVar[str] = "seconds or minutes for each token, while the disk is busy"
-    about: ClassVar[tuple[str, ...]] = ("model",)
     seconds: ClassVar[float] = 1.5
 
-    def detect(self, subject: Subject) -> Iterator[Finding]:
-        assert subject.model is not None
+    def detect(self, subject: ModelFile) -> Iterator[Finding[Paging]]:
         load, room = load_of(subject), room_of(subject)
         named = shape_of_file(load.path, subject.model.name)
-        assert named.bytes is not None
+        size = file_bytes(named)
         if held_bytes(named, load.context) > room:
             return  # it would not load at all, which is another check's
         needed = needed_bytes(named, load.context)
-        measured = _measured(subject, load, room, fits=needed <= room, size=named.bytes)
-        if (measured is None and needed <= room) or (measured and measured.read < LEAST_SHARE * named.bytes):
+        measured = _measured(subject, load, room, fits=needed <= room, size=size)
+        if (measured is None and needed <= room) or (measured and measured.read < LEAST_SHARE * size):
             return
         what = f"the weights do not stay in memory beside a context of {load.context:,} tokens"
         if needed <= room:
             what = "other programs push the weights out of memory"
-        evidence = (_memory_text(needed, room), *(_pace_text(measured, named.bytes) if measured else ()))
-        details = {"context": load.context, "room": room, **_knob(subject, named, load.context, room)}
-        yield Finding(self.part_name(), what, evidence, 0.95 if measured else 0.8, details)
+        evidence = (_memory_text(needed, room), *(_pace_text(measured, size) if measured else ()))
+        details = _knob(subject, named, load.context, room)
+        yield self.finding(what, *evidence, strength=0.95 if measured else 0.8, details=details)
 
-    def trial(self, finding: Finding, subject: Subject, folder: Path) -> Trial | None:
-        details, asked = finding.details, replace(load_of(subject), room=int(str(finding.details["room"])))
-        changed = _changed(asked, finding)
+    def trial(self, finding: Finding[Paging], subject: ModelFile, folder: Path) -> Trial | None:
+        found, asked = finding.details, replace(load_of(subject), room=finding.details.room)
+        changed = _changed(asked, found)
         if changed == asked:
             return None
-        size = asked.path.stat().st_size
-        return Trial(
-            knob=f"{details['other']} in its place" if details["other"] else f"a context of {changed.context:,} tokens",
-            before=TokenTime("as it is", asked),
-            after=TokenTime("changed", changed),
-            measure="seconds for a token",
-            unit="s",
-            items=openings(0, PAIRS),
-            others=openings(PAIRS, PAIRS),
-            least=LEAST_RATIO,
-            timed=True,
-            seconds=1.5 + size / 2e8,
-            apart=True,
-        )
+        knob = f"{found.other} in its place" if found.other else f"a context of {changed.context:,} tokens"
+        seconds = 1.5 + asked.path.stat().st_size / 2e8
+        return self.speed_trial(knob, PagedTime("as it is", asked), PagedTime("changed", changed), seconds, apart=True)
 
-    def fix(self, finding: Finding, subject: Subject) -> Fix:
-        tokens, other = int(str(finding.details["tokens"])), finding.details["other"]
-        if tokens:
-            return Fix(f"ask for {tokens:,} tokens of context", f"settle chat {subject.name} --context {tokens}")
-        if other:
-            return Fix("use the smaller file", f"settle chat {other}")
+    def fix(self, finding: Finding[Paging], subject: ModelFile) -> Fix:
+        if finding.details.tokens:
+            return self.shorter(subject, finding.details.tokens)
+        if finding.details.other:
+            return Fix("use the smaller file", f"settle chat {finding.details.other}")
         return Fix("take a smaller file, or end other programs", f"settle shrink {subject.name}")
 
 
-def _measured(subject: Subject, load: Load, room: int, fits: bool, size: int) -> Pace | None:
-    """How a token is written: by the reader of the look where it should fit, else within that much memory; None where
-    loading it once more takes too long."""
-    assert subject.model is not None
+def _measured(subject: ModelFile, load: Load, room: int, fits: bool, size: int) -> Pace | None:
+    """Return what a token takes, by the reader of the look where it should fit, else within that much memory.
+
+    None where loading it once more takes too long.
+    """
     if fits:
         with reader_of(subject.model) as reader:
             before, answer = read_from_disk(reader.engine.pid), reader.engine.timed("Once", LOOKED)
@@ -116,20 +115,18 @@ def _pace_text(pace: Pace, size: int) -> tuple[str, str]:
     )
 
 
-def _knob(subject: Subject, named: NamedShape, context: int, room: int) -> dict[str, object]:
-    """The one thing to change: a shorter context, else a smaller file of the same model that is here."""
-    assert subject.model is not None
+def _knob(subject: ModelFile, named: NamedShape, context: int, room: int) -> Paging:
+    """Return the one thing to change: a shorter context, else a smaller file of the same model that is here."""
     path = subject.model.weights
     tokens = fitting_tokens(named, context, room)
     if tokens:
-        return {"tokens": tokens if tokens < context else 0, "other": None}
+        return Paging(context=context, room=room, tokens=tokens if tokens < context else 0, other=None)
     files = [shape_of_file(other, str(other)) for other in other_files(path, read_gguf(path))]
     smaller = [file.name for file in files if needed_bytes(file, context) <= KEPT * room]
-    return {"tokens": 0, "other": smaller[0] if smaller else None}
+    return Paging(context=context, room=room, tokens=0, other=smaller[0] if smaller else None)
 
 
-def _changed(asked: Load, finding: Finding) -> Load:
-    tokens, other = int(str(finding.details["tokens"])), finding.details["other"]
-    if tokens:
-        return replace(asked, context=tokens)
-    return replace(asked, path=Path(str(other))) if other else asked
+def _changed(asked: Load, found: Paging) -> Load:
+    if found.tokens:
+        return replace(asked, context=found.tokens)
+    return replace(asked, path=Path(found.other)) if found.other else asked

@@ -1,19 +1,22 @@
-"""A tuned model answers as its base does: the rate was too low, or the steps too few, to learn anything; or what it
-learned is not in the file, or lies over another base; or the answers were left out of what it learned."""
+"""A tuned model answers as its base does.
+
+The rate was too low, or the steps too few, to learn anything; or what it learned is not in the file, or lies over
+another base; or the answers were left out of what it learned.
+"""
 
 import shlex
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import ClassVar
-
-import numpy as np
+from statistics import fmean
+from typing import ClassVar, Literal
 
 from settle.doctor.checks import Check
-from settle.doctor.findings import Finding, Fix
-from settle.doctor.subject import Subject
-from settle.doctor.training.facts import TrainingFacts, tuned_facts
+from settle.doctor.findings import Details, Finding, Fix
+from settle.doctor.likelihood import NATS
+from settle.doctor.model_files import other_files
+from settle.doctor.subject import TrainingRun
+from settle.doctor.training.facts import TunedFacts, known_tuned_facts, tuned_facts
 from settle.doctor.training.left_out import left_out, with_all_answers
-from settle.doctor.training.lost_adapter import find_base, has_learned, wanted_base
 from settle.doctor.training.retrain import (
     FEWEST_STEPS,
     exported_again,
@@ -26,37 +29,51 @@ from settle.doctor.training.retrain import (
     with_rate,
 )
 from settle.doctor.training.rows import RowSide, RunRows, Served, losses_of, rows_of
-from settle.doctor.trial import FEWEST_ITEMS, Trial
+from settle.doctor.trial import FEWEST_ITEMS, Item, Trial
+from settle.formats.gguf import read_gguf
+from settle.formats.gguf.metadata import text
+from settle.formats.lora_gguf import BASE_SHA256
+from settle.library.resolve import all_refs
+from settle.model.source import hash_of
 
 LOOKED = 4  # rows that a look reads
 LEAST_SHARE, LEAST_NATS = 0.04, 0.04  # of the base's loss; per token: less than both together is nothing
 KNOWN_NATS = 0.1  # per token: rows that the base finds likelier than that teach nothing
 LOW_RATE = 0.2  # of the usual one: below that, the rate is to blame and not the steps
+MOST_HASHED = 4 << 30  # bytes of a base that a look reads
+LEARNED_NATS, LEARNED_SHARE = 0.5, 0.15  # per token; of the first: training loss that fell by more, learned something
+PART = 4  # of the steps, at the beginning and at the end, whose losses are compared
+Cause = Literal["rate", "steps", "export", "base", "mask"]
 
 
-class DidNothing(Check):
+class Unlearned(Details):
+    """Why the model learned nothing, and nats per token of its rows to its base."""
+
+    cause: Cause
+    base: float
+    other: str | None = None  # the file that the adapter was trained on, where that is found
+    marked: bool = False  # whether the rows themselves leave answers out
+
+
+class DidNothing(Check[TrainingRun, Unlearned]):
     """A tuned model should find the rows that it learned from likelier than its base does."""
 
     number: ClassVar[int] = 19
     symptom: ClassVar[str] = "the tuned model answers as its base does"
-    about: ClassVar[tuple[str, ...]] = ("run",)
     seconds: ClassVar[float] = 4.0
 
-    def detect(self, subject: Subject) -> Iterator[Finding]:
-        facts = tuned_facts(subject)
+    def detect(self, subject: TrainingRun) -> Iterator[Finding[Unlearned]]:
+        facts = tuned_facts(subject.run)
         if facts is None or facts.rollbacks:  # a run that was unstable learned nothing for that reason
             return
-        assert facts.base is not None
         served = Served.of_run(facts.run)
         if served is None:
             if facts.verdict == "broken":
                 seen = f"after {facts.steps:,} steps it was no better than its base, so no model was made"
-                yield self._finding(facts, _little(facts), (seen,), 0.9)
+                yield self._found(facts, _little(facts), (seen,), 0.9)
             return
         rows = rows_of(facts)
-        items = rows.items(0, LOOKED)
-        before, after = (losses_of(side, rows, items) for side in (Served(facts.base), served))
-        base, gain = float(np.mean(before)), float(np.mean(before) - np.mean(after))
+        base, gain = _gain(facts, served, rows, rows.items(0, LOOKED))
         if base < KNOWN_NATS or gain >= _least(base):
             yield from self._left_out(facts, served)
             return
@@ -68,139 +85,165 @@ class DidNothing(Check):
         seen = f"its training rows are {gain:.3f} nats per token likelier than to its base, which gives them {base:.2f}"
         if served.adapter is not None and has_learned(facts):
             learned = f"its training loss fell from {facts.losses[0]:.2f} to {facts.losses[-1]:.2f}"
-            yield self._finding(facts, "export", (seen, learned), 0.95, base)
+            yield self._found(facts, "export", (seen, learned), 0.95, base)
             return
-        yield self._finding(facts, _little(facts), (seen,), 0.9, base)
+        yield self._found(facts, _little(facts), (seen,), 0.9, base)
 
-    def _left_out(self, facts: TrainingFacts, served: Served) -> Iterator[Finding]:
-        """The run learned what it was given, and most answers were no part of that."""
-        assert facts.base is not None
+    def _left_out(self, facts: TunedFacts, served: Served) -> Iterator[Finding[Unlearned]]:
+        """Yield that the run learned what it was given, and most answers were no part of that."""
         out = left_out(facts)
         if out is None or len(out.items) < LOOKED:
             return
-        rows, items = RunRows.without_rows(), out.items[:LOOKED]
-        before, after = (losses_of(side, rows, items) for side in (Served(facts.base), served))
-        base, gain = float(np.mean(before)), float(np.mean(before) - np.mean(after))
+        base, gain = _gain(facts, served, RunRows.without_rows(), out.items[:LOOKED])
         if base < KNOWN_NATS or gain >= _least(base):
             return
-        yield Finding(
-            self.part_name(),
+        yield self.finding(
             f"the model learned other answers than most: {out.share:.0%} of their text was left out of what it learns",
-            (
-                f"they are {gain:.3f} nats per token likelier than to its base, which gives them {base:.2f}",
-                "the rows mark them so" if out.marked else "`--rows.supervise` leaves them out",
-            ),
-            0.85,
-            {"cause": "mask", "base": base, "marked": out.marked},
+            f"they are {gain:.3f} nats per token likelier than to its base, which gives them {base:.2f}",
+            "the rows mark them so" if out.marked else "`--rows.supervise` leaves them out",
+            strength=0.85,
+            details=Unlearned(cause="mask", base=base, marked=out.marked),
         )
 
-    def _over_another(self, served: Served, sha256: str, gain: float, base: float) -> Finding:
+    def _over_another(self, served: Served, sha256: str, gain: float, base: float) -> Finding[Unlearned]:
         other = find_base(sha256, served.weights)
-        seen = f"it was trained on a base with sha256 {sha256[:12]}…, and lies over {served.weights.name}"
-        worse = f"its training rows cost {base - gain:.2f} nats per token, and {base:.2f} without it"
-        details = {"cause": "base", "base": base, "other": str(other) if other else None}
-        return Finding(
-            self.part_name(), "the adapter lies over another base than its own", (seen, worse), 0.95, details
+        return self.finding(
+            "the adapter lies over another base than its own",
+            f"it was trained on a base with sha256 {sha256[:12]}…, and lies over {served.weights.name}",
+            f"its training rows cost {base - gain:.2f} nats per token, and {base:.2f} without it",
+            strength=0.95,
+            details=Unlearned(cause="base", base=base, other=str(other) if other else None),
         )
 
-    def _finding(
-        self, facts: TrainingFacts, cause: str, evidence: tuple[str, ...], strength: float, base: float = 1.0
-    ) -> Finding:
+    def _found(
+        self, facts: TunedFacts, cause: Cause, evidence: tuple[str, ...], strength: float, base: float = 1.0
+    ) -> Finding[Unlearned]:
         what = {
             "rate": f"the model learned next to nothing: a learning rate of {facts.rate:.2g} is too low",
             "steps": f"the model learned next to nothing in {facts.steps:,} steps",
             "export": "the run learned, and the adapter that it exported has nothing of it",
         }[cause]
-        details = {"cause": cause, "base": base}
-        return Finding(self.part_name(), what, (*evidence, f"learning rate {facts.rate:.2g}"), strength, details)
+        seen = (*evidence, f"learning rate {facts.rate:.2g}")
+        return self.finding(what, *seen, strength=strength, details=Unlearned(cause=cause, base=base))
 
-    def trial(self, finding: Finding, subject: Subject, folder: Path) -> Trial | None:
-        facts = tuned_facts(subject)
-        assert facts is not None and facts.base is not None
-        served, cause = Served.of_run(facts.run) or Served(facts.base), finding.details["cause"]
+    def trial(self, finding: Finding[Unlearned], subject: TrainingRun, folder: Path) -> Trial | None:
+        facts, found = known_tuned_facts(subject.run), finding.details
+        served, cause = Served.of_run(facts.run) or Served(facts.base), found.cause
         out = left_out(facts) if cause == "mask" else None
         rows = RunRows.without_rows() if out else rows_of(facts)
         pieces = out.items if out else rows.items(0, len(rows.places))
         half = min(12, (len(pieces) - LOOKED) // 2)
         if half < FEWEST_ITEMS:
             return None
-        steps, preparing = self._steps(finding, facts), 0.0
+        steps, preparing = _steps(cause, facts), 0.0
         if cause == "base":
-            other = finding.details["other"]
-            if other is None:
+            if found.other is None:
                 return None
-            after = RowSide("over its own base", rows, lambda: Served(Path(str(other)), served.adapter))
+            own = Served(Path(found.other), served.adapter)
+            after = RowSide("over its own base", rows, lambda: own)
         elif cause == "export":
             if not keeps_adapter(facts.run):
                 return None
             after = RowSide("exported again", rows, exported_again(facts, folder / "again-lora.gguf"))
         else:
-            recipe = with_all_answers(facts, folder, out.marked) if out else self._recipe(finding, facts)
+            recipe = with_all_answers(facts, folder, out.marked) if out else _recipe(cause, facts)
             preparing = training_seconds(facts, steps)
             after = RowSide("trained again", rows, retrained(facts, recipe, steps, folder / "after"))
         return Trial(
-            knob=self._knob(finding, facts, steps),
+            knob=_knob(found, facts, steps),
             before=RowSide("as it is", rows, lambda: served),
             after=after,
             measure="loss of the answers that were left out" if out else "loss of its training rows",
-            unit="nats per token",
+            unit=NATS,
             items=pieces[LOOKED : LOOKED + half],
             others=pieces[LOOKED + half : LOOKED + 2 * half],
-            least=_least(float(str(finding.details["base"]))),
+            least=_least(found.base),
             seconds=0.2,
             preparing=preparing,
         )
 
-    def fix(self, finding: Finding, subject: Subject) -> Fix:
-        facts = tuned_facts(subject)
-        assert facts is not None
-        recipe, other = self._recipe(finding, facts), finding.details.get("other")
-        if finding.details["cause"] == "base":
-            name = shlex.quote(str(other)) if other else "FILE"
-            command = f"settle export {facts.run.name} --base {name}"
-            return Fix("use it over the base that it was trained on, or merged into that", command)
-        if finding.details["cause"] == "export":
-            out = next(facts.run.out.glob("*-lora.gguf"), facts.run.out / f"{facts.run.name}-lora.gguf")
-            command = f"settle export {facts.run.name} --to lora-gguf --out {shlex.quote(str(out))} --force"
-            return Fix("export it again", command)
-        if finding.details["cause"] == "rate":
-            return recipe_fix(facts.run, recipe, f"train with a learning rate of {usual_rate(facts):g}")
-        if finding.details["cause"] == "mask":
-            if finding.details["marked"]:
-                what = 'leave out `"weight": 0` and `"train": false` at the answers of the rows, and train again'
-                return Fix(
-                    what, f"settle {facts.run.command} --recipe {shlex.quote(str(facts.run.path / 'recipe.toml'))}"
-                )
-            return recipe_fix(
-                facts.run, with_all_answers(facts, facts.run.path, False), "learn all answers of the rows"
+    def fix(self, finding: Finding[Unlearned], subject: TrainingRun) -> Fix:
+        facts, found = known_tuned_facts(subject.run), finding.details
+        run, recipe = facts.run, _recipe(found.cause, facts)
+        if found.cause == "base":
+            name = shlex.quote(found.other) if found.other else "FILE"
+            what = "use it over the base that it was trained on, or merged into that"
+            return Fix(what, f"settle export {run.name} --base {name}")
+        if found.cause == "export":
+            out = next(run.out.glob("*-lora.gguf"), run.out / f"{run.name}-lora.gguf")
+            return Fix(
+                "export it again", f"settle export {run.name} --to lora-gguf --out {shlex.quote(str(out))} --force"
             )
+        if found.cause == "rate":
+            return recipe_fix(run, recipe, f"train with a learning rate of {usual_rate(facts):g}")
+        if found.cause == "mask" and found.marked:
+            what = 'leave out `"weight": 0` and `"train": false` at the answers of the rows, and train again'
+            return Fix(what, f"settle {run.command} --recipe {shlex.quote(str(run.path / 'recipe.toml'))}")
+        if found.cause == "mask":
+            return recipe_fix(run, with_all_answers(facts, run.path, False), "learn all answers of the rows")
         longer = {key: value for key, value in recipe.items() if key not in ("steps", "tokens", "epochs", "time")}
-        return recipe_fix(facts.run, longer, "train until the model has settled, without a limit")
+        return recipe_fix(run, longer, "train until the model has settled, without a limit")
 
-    def _steps(self, finding: Finding, facts: TrainingFacts) -> int:
-        if finding.details["cause"] in ("rate", "mask"):
-            return min(most_steps(facts), max(facts.steps, FEWEST_STEPS))
-        return most_steps(facts)
 
-    def _recipe(self, finding: Finding, facts: TrainingFacts) -> Mapping[str, object]:
-        return with_rate(facts.recipe, usual_rate(facts)) if finding.details["cause"] == "rate" else facts.recipe
+def wanted_base(served: Served) -> str | None:
+    """Return the sha256 of the base that an adapter was trained on, where it lies over another file."""
+    wanted = text(read_gguf(served.adapter).metadata, BASE_SHA256) if served.adapter else None
+    if not wanted or served.weights.stat().st_size > MOST_HASHED:
+        return None
+    return wanted if hash_of(served.weights) != wanted else None
 
-    def _knob(self, finding: Finding, facts: TrainingFacts, steps: int) -> str:
-        if finding.details["cause"] == "base":
-            return f"{finding.details['other']} below the adapter"
-        if finding.details["cause"] == "export":
-            return "the adapter exported again from the weights that the run keeps"
-        if finding.details["cause"] == "mask":
-            return "all answers of the rows are learned"
-        if finding.details["cause"] == "rate":
-            return f"learning rate {usual_rate(facts):g} instead of {facts.rate:.2g}"
-        return f"{steps:,} steps instead of {facts.steps:,}"
+
+def find_base(sha256: str, beside: Path) -> Path | None:
+    """Return the file with that hash, in the store or among the files of the same model; None where it is not here."""
+    return next((path for path in _candidates(sha256, beside) if hash_of(path) == sha256), None)
+
+
+def _candidates(sha256: str, beside: Path) -> Iterator[Path]:
+    for ref in all_refs():
+        if ref.kind == "model" and ref.source.kind == "gguf" and ref.source.recorded == sha256:
+            yield ref.path
+    yield from other_files(beside, read_gguf(beside))
+
+
+def has_learned(facts: TunedFacts) -> bool:
+    """Return whether the training loss fell by more than the batches differ."""
+    number = len(facts.losses) // PART
+    if not number:
+        return False
+    first, last = fmean(facts.losses[:number]), fmean(facts.losses[-number:])
+    return first - last > max(LEARNED_NATS, LEARNED_SHARE * first)
+
+
+def _gain(facts: TunedFacts, served: Served, rows: RunRows, items: list[Item]) -> tuple[float, float]:
+    """Return nats per token of some rows to the base, and how much likelier they are to the tuned model."""
+    before, after = (fmean(losses_of(side, rows, items)) for side in (Served(facts.base), served))
+    return before, before - after
 
 
 def _least(base: float) -> float:
-    """Nats per token that count, where the base's loss is `base`."""
+    """Return the nats per token that count, where the base's loss is `base`."""
     return LEAST_NATS + LEAST_SHARE * base
 
 
-def _little(facts: TrainingFacts) -> str:
+def _little(facts: TunedFacts) -> Cause:
     return "rate" if facts.rate < LOW_RATE * usual_rate(facts) else "steps"
+
+
+def _steps(cause: Cause, facts: TunedFacts) -> int:
+    if cause in ("rate", "mask"):
+        return min(most_steps(facts), max(facts.steps, FEWEST_STEPS))
+    return most_steps(facts)
+
+
+def _recipe(cause: Cause, facts: TunedFacts) -> Mapping[str, object]:
+    return with_rate(facts.recipe, usual_rate(facts)) if cause == "rate" else facts.recipe
+
+
+def _knob(found: Unlearned, facts: TunedFacts, steps: int) -> str:
+    return {
+        "base": f"{found.other} below the adapter",
+        "export": "the adapter exported again from the weights that the run keeps",
+        "mask": "all answers of the rows are learned",
+        "rate": f"learning rate {usual_rate(facts):g} instead of {facts.rate:.2g}",
+        "steps": f"{steps:,} steps instead of {facts.steps:,}",
+    }[found.cause]

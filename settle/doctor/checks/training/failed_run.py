@@ -1,7 +1,6 @@
 """A run that ended with an error: in its own words, and what it said could be done."""
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import ClassVar
 
 from settle.base.errors import SettleError
@@ -10,22 +9,26 @@ from settle.base.events import Event, Opened, OutOfMemory, PhaseStarted
 from settle.base.run import Run
 from settle.base.run.course import TAIL_BYTES, RunCourse
 from settle.doctor.checks import Check
-from settle.doctor.findings import Finding, Fix
-from settle.doctor.subject import Subject
-from settle.doctor.trial import Trial
+from settle.doctor.findings import Details, Finding, Fix
+from settle.doctor.subject import TrainingRun
 
 
-class FailedRun(Check):
+class Failure(Details):
+    """What the run advised, and its name."""
+
+    fix: str
+    name: str
+
+
+class FailedRun(Check[TrainingRun, Failure]):
     """The latest session of a run should not end with an error. What caused it is other checks' to find."""
 
     number: ClassVar[int] = 33
     symptom: ClassVar[str] = "a run ended with an error"
-    about: ClassVar[tuple[str, ...]] = ("run",)
     seconds: ClassVar[float] = 0.2
 
-    def detect(self, subject: Subject) -> Iterator[Finding]:
+    def detect(self, subject: TrainingRun) -> Iterator[Finding[Failure]]:
         run = subject.run
-        assert run is not None
         if run.status == "running" or run.read("result.json") is not None:
             return
         session = _latest_session(run)
@@ -35,15 +38,12 @@ class FailedRun(Check):
         phases = [event.phase for event in session if isinstance(event, PhaseStarted)]
         where = f" in the stage {phases[-1]!r}" if phases else ""
         evidence = (f"its advice: {end.fix}",) if end.fix else ()
-        details = {"fix": end.fix, "name": run.name}
-        yield Finding(self.part_name(), f"{run.name} failed{where}: {end.what}", evidence, 0.6, details)
+        details = Failure(fix=end.fix, name=run.name)
+        yield self.finding(f"{run.name} failed{where}: {end.what}", *evidence, strength=0.6, details=details)
 
-    def trial(self, finding: Finding, subject: Subject, folder: Path) -> Trial | None:
-        return None  # the cause is another check's, and so is its one change
-
-    def fix(self, finding: Finding, subject: Subject) -> Fix:
-        advice = str(finding.details["fix"]) or "fix what it says"
-        return Fix(f"{advice}; then resume it", f"settle resume {finding.details['name']}")
+    def fix(self, finding: Finding[Failure], subject: TrainingRun) -> Fix:
+        advice = finding.details.fix or "fix what it says"
+        return Fix(f"{advice}; then resume it", f"settle resume {finding.details.name}")
 
 
 def _latest_session(run: Run) -> list[Event]:

@@ -7,9 +7,10 @@ from typing import ClassVar
 
 from settle.base.errors import UsageError
 from settle.doctor.checks import Check
-from settle.doctor.findings import Finding, Fix
-from settle.doctor.subject import Subject
-from settle.doctor.training.facts import TrainingFacts, facts_of
+from settle.doctor.findings import Details, Finding, Fix
+from settle.doctor.likelihood import NATS
+from settle.doctor.subject import TrainingRun
+from settle.doctor.training.facts import TrainingFacts, facts_of, known_facts
 from settle.doctor.training.retrain import most_steps, recipe_fix, retrained, training_seconds, usual_rate, with_rate
 from settle.doctor.training.rows import LossReader, RowSide, Served, rows_of
 from settle.doctor.trial import FEWEST_ITEMS, Trial
@@ -23,16 +24,20 @@ CHANCE_SHARE, ENOUGH_STEPS = 0.98, 6  # of the nats of a token drawn from the vo
 LOWER = 10.0  # as many times as small is a rate that nothing usual is known of
 
 
-class Unstable(Check):
+class Rate(Details):
+    """The learning rate of the run."""
+
+    rate: float
+
+
+class Unstable(Check[TrainingRun, Rate]):
     """A run should need no return to an earlier checkpoint."""
 
     number: ClassVar[int] = 21
     symptom: ClassVar[str] = "the loss is no number, or jumps, in training"
-    about: ClassVar[tuple[str, ...]] = ("run",)
     seconds: ClassVar[float] = 0.5
 
-    def detect(self, subject: Subject) -> Iterator[Finding]:
-        assert subject.run is not None
+    def detect(self, subject: TrainingRun) -> Iterator[Finding[Rate]]:
         facts = facts_of(subject.run)
         if facts is None:
             return
@@ -47,12 +52,10 @@ class Unstable(Check):
         what = f"training was unstable: a learning rate of {facts.rate:.2g} is too high"
         if not ended and not _is_high(facts):
             what = "a batch of rows made the loss jump; the run left it out"
-        yield Finding(self.part_name(), what, tuple(evidence), 0.98 if ended else 0.5, {"rate": facts.rate})
+        yield self.finding(what, *evidence, strength=0.98 if ended else 0.5, details=Rate(rate=facts.rate))
 
-    def trial(self, finding: Finding, subject: Subject, folder: Path) -> Trial | None:
-        assert subject.run is not None
-        facts = facts_of(subject.run)
-        assert facts is not None
+    def trial(self, finding: Finding[Rate], subject: TrainingRun, folder: Path) -> Trial | None:
+        facts = known_facts(subject.run)
         rows = rows_of(facts)
         half = min(12, len(rows.places) // 2)
         if half < FEWEST_ITEMS:
@@ -61,9 +64,9 @@ class Unstable(Check):
         return Trial(
             knob=f"learning rate {_lower(facts):.2g} instead of {facts.rate:.2g}",
             before=RowSide("as it was", rows, retrained(facts, facts.recipe, steps, folder / "before")),
-            after=RowSide("trained again", rows, retrained(facts, self._recipe(facts), steps, folder / "after")),
+            after=RowSide("trained again", rows, retrained(facts, _recipe(facts), steps, folder / "after")),
             measure="loss of its training rows",
-            unit="nats per token",
+            unit=NATS,
             items=rows.items(0, half),
             others=rows.items(half, half),
             least=LEAST_NATS,
@@ -71,19 +74,20 @@ class Unstable(Check):
             preparing=2 * training_seconds(facts, steps),
         )
 
-    def fix(self, finding: Finding, subject: Subject) -> Fix:
-        assert subject.run is not None
-        facts = facts_of(subject.run)
-        assert facts is not None
-        return recipe_fix(facts.run, self._recipe(facts), f"train with a learning rate of {_lower(facts):.2g}")
+    def fix(self, finding: Finding[Rate], subject: TrainingRun) -> Fix:
+        facts = known_facts(subject.run)
+        return recipe_fix(facts.run, _recipe(facts), f"train with a learning rate of {_lower(facts):.2g}")
 
-    def _recipe(self, facts: TrainingFacts) -> Mapping[str, object]:
-        return with_rate(facts.recipe, _lower(facts))
+
+def _recipe(facts: TrainingFacts) -> Mapping[str, object]:
+    return with_rate(facts.recipe, _lower(facts))
 
 
 def _jump(facts: TrainingFacts) -> str:
-    """How the loss of text that is always the same jumped while that of training was above its first; overfitting
-    lowers the latter. Empty where it did not."""
+    """Return how the held-out loss jumped while that of training was above its first, which overfitting lowers.
+
+    Empty where it did not jump.
+    """
     if not facts.evaluations or not facts.losses:
         return ""
     start = facts.evaluations[0][1]
@@ -97,8 +101,11 @@ def _jump(facts: TrainingFacts) -> str:
 
 
 def _no_better_than_chance(facts: TrainingFacts) -> str:
-    """How a run with a high rate ended where guessing would: its weights went so far that nothing of its base is left,
-    which need not show as a jump in a model that is no better at the start. Empty where that is not so."""
+    """Return how a run with a high rate ended where guessing would; empty where it did not.
+
+    Its weights went so far that nothing of its base is left, which need not show as a jump in a model that is no better
+    at the start.
+    """
     last = sorted(facts.losses[len(facts.losses) // 2 :])
     if facts.base is None or not _is_high(facts) or len(last) < ENOUGH_STEPS:
         return ""
@@ -109,8 +116,10 @@ def _no_better_than_chance(facts: TrainingFacts) -> str:
 
 
 def _no_likelihood(facts: TrainingFacts) -> str:
-    """How the file that a run with a high rate made cannot read what it was trained on: weights that went too far
-    overflow in the file's type, which the run's own losses need not show. Empty where that is not so."""
+    """Return how the file that a run with a high rate made cannot read what it was trained on; empty where it can.
+
+    Weights that went too far overflow in the file's type, which the run's own losses need not show.
+    """
     served = Served.of_run(facts.run) if _is_high(facts) else None
     if served is None:
         return ""
@@ -128,5 +137,5 @@ def _is_high(facts: TrainingFacts) -> bool:
 
 
 def _lower(facts: TrainingFacts) -> float:
-    """The rate that is tried instead."""
+    """Return the rate that is tried instead."""
     return usual_rate(facts) if _is_high(facts) else facts.rate / LOWER

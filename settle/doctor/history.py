@@ -1,27 +1,108 @@
-"""Finds and reads what a trainer logged: trainer_state.json of transformers, TensorBoard's event files, CSV."""
+"""Training histories of other trainers: losses by step, kept checkpoints, and which of them the evaluations favour.
+
+Read are trainer_state.json of transformers, TensorBoard's event files and CSV.
+"""
 
 import csv
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean, median
 
 from settle.base.errors import DataError, RunError
 from settle.base.files import read_json
-from settle.doctor.histories.history import History
-from settle.doctor.histories.tensorboard import scalars
+from settle.doctor.tensorboard import scalars
 
+FEW = 5  # evaluations, below which a minimum may be chance
+NEIGHBOURS = 1  # evaluations on either side that a smoothed one is the mean of
+NOISE_STDERRS = 2.0  # a difference of fewer is noise
+LEAST_SHARE = 0.005  # of the loss: a smaller rise does not matter, however sure it is
 STATE, EVENTS = "trainer_state.json", "events.out.tfevents."
 CHECKPOINT = re.compile(r"(?:checkpoint|step|global_step|iter|epoch)[-_=]?(\d+)\b.*")
 STEPS = ("global_step", "step", "steps", "iteration", "iter", "batch", "epoch")
 EVALUATED = re.compile(r"(?:^|[^a-z])(?:eval|evaluation|val|valid|validation|test|dev)(?:[^a-z]|$)")
 PARTS = ("eval", "val", "validation", "test")  # folders whose writer logs what was held out
 DEPTH = 3  # folders below the one that is named
+
+Point = tuple[int, float]  # step, loss
 Points = dict[int, float]
 
 
+@dataclass(frozen=True)
+class History:
+    """What a trainer logged."""
+
+    path: Path  # that was read
+    train: Sequence[Point]  # in the order of the steps, finite or not
+    evaluations: Sequence[Point]
+    checkpoints: Sequence[int] = ()  # steps that there is a folder of
+    keeps_best: bool = False  # whether the trainer says that it kept the best weights
+
+    @property
+    def finite(self) -> list[Point]:
+        return [(step, loss) for step, loss in self.evaluations if math.isfinite(loss)]
+
+    @property
+    def noise(self) -> float:
+        """Standard deviation of one evaluation about its trend, by second differences.
+
+        They are zero on a straight line, and for independent noise have six times its variance.
+        """
+        losses = [loss for _, loss in self.finite]
+        bends = [a - 2 * b + c for a, b, c in zip(losses, losses[1:], losses[2:], strict=False)]
+        return 1.4826 * median(abs(bend) for bend in bends) / math.sqrt(6) if bends else math.inf
+
+    @property
+    def smoothed(self) -> list[Point]:
+        """Each evaluation as the mean of it and its neighbours."""
+        points = self.finite
+        return [
+            (step, fmean(loss for _, loss in points[max(0, at - NEIGHBOURS) : at + NEIGHBOURS + 1]))
+            for at, (step, _) in enumerate(points)
+        ]
+
+    def best(self) -> Point | None:
+        """Return the smoothed evaluation with the lowest loss; None where there are too few."""
+        return min(self.smoothed, key=lambda point: point[1]) if len(self.finite) >= FEW else None
+
+    def rise(self) -> tuple[float, float] | None:
+        """Return how much higher the loss is at the end than at its best, and how much of that noise could make.
+
+        None where there are too few evaluations.
+        """
+        best = self.best()
+        if best is None:
+            return None
+        end = fmean(loss for _, loss in self.finite[-1 - NEIGHBOURS :])
+        both, lowest = math.sqrt(1 / (1 + NEIGHBOURS) + 1 / (1 + 2 * NEIGHBOURS)), math.sqrt(1 / (1 + 2 * NEIGHBOURS))
+        # the lowest of n is low by chance too: by sqrt(2 ln n) standard deviations at most, as n grows
+        could_be = self.noise * (NOISE_STDERRS * both + math.sqrt(2 * math.log(len(self.finite))) * lowest)
+        return end - best[1], max(could_be, LEAST_SHARE * abs(best[1]))
+
+    def checkpoint(self) -> int | None:
+        """Return the step of the kept checkpoint nearest to the best evaluation; None where none is kept."""
+        best = self.best()
+        return min(self.checkpoints, key=lambda step: abs(step - best[0])) if best and self.checkpoints else None
+
+    def advice(self) -> str:
+        """Return which checkpoint to take, in a sentence."""
+        best, rise = self.best(), self.rise()
+        counts = f"{len(self.train):,} training losses, {len(self.evaluations):,} evaluations"
+        if best is None or rise is None:
+            return f"{self.path.name}: {counts}: too few evaluations to say which checkpoint is best"
+        if rise[0] <= rise[1]:
+            advice = "the end is as good as the best within the noise of the evaluations, so take the last checkpoint"
+        else:
+            kept = self.checkpoint()
+            take = f"take checkpoint {kept:,}" if kept is not None else "no checkpoint from there was kept"
+            advice = f"the loss was lowest about step {best[0]:,}: {take}"
+        return f"{self.path.name}: {counts}; {advice}"
+
+
 def find_history(path: Path) -> list[Path]:
-    """The files of a history at a path: the file itself, or of a folder the newest of its kind; none where there is no
-    history."""
+    """Return the files of a history at a path: the file itself, or the newest of its kind in a folder; [] for none."""
     if path.is_file():
         return [path] if _is_history(path) else []
     if not path.is_dir():
@@ -40,7 +121,7 @@ def find_history(path: Path) -> list[Path]:
 
 
 def read_history(path: Path) -> History:
-    """The history at a path that `find_history` finds one at. Raises DataError for a file that is damaged."""
+    """Return the history at a path where `find_history` finds one. Raises DataError for a damaged file."""
     files = find_history(path)
     if not files:
         known = f"{STATE}, TensorBoard's {EVENTS}…, or CSV with a column of steps and one of losses"
@@ -103,7 +184,7 @@ def _of_state(path: Path, kept: Sequence[int]) -> History:
 
 
 def _logged(files: Sequence[Path]) -> Iterator[tuple[str, int, float]]:
-    """Name, step and value of every loss that files hold."""
+    """Yield name, step and value of every loss that files hold."""
     for file in files:
         if file.name.startswith(EVENTS):
             own = file.parent.name.lower()

@@ -23,7 +23,7 @@ class Scalar(NamedTuple):
 
 
 def scalars(path: Path) -> Iterator[Scalar]:
-    """The scalars of a file in order; a record that a crash tore ends it. Raises DataError for a file that is none."""
+    """Yield the scalars of a file in order; a torn record ends it. Raises DataError for another kind of file."""
     with path.open("rb") as file:
         data = file.read(MOST_BYTES)
     at = 0
@@ -61,7 +61,7 @@ def _of_event(record: bytes) -> Iterator[Scalar]:
 
 
 def _of_tensor(data: bytes) -> float | None:
-    """The number in a tensor of one; None for another."""
+    """Return the number in a tensor of one element; None for another tensor."""
     kinds = {1: "<f", 2: "<d"}  # DT_FLOAT, DT_DOUBLE
     kind = None
     for field, value in _fields(data):
@@ -75,7 +75,7 @@ def _of_tensor(data: bytes) -> float | None:
 
 
 def _fields(data: bytes) -> Iterator[tuple[int, Value]]:
-    """Number and value of each field of a message. Raises IndexError where it is torn."""
+    """Yield number and value of each field of a message. Raises IndexError where it is torn."""
     at = 0
     while at < len(data):
         key, at = _varint(data, at)
@@ -98,7 +98,7 @@ def _fields(data: bytes) -> Iterator[tuple[int, Value]]:
 
 
 def _varint(data: bytes, at: int) -> tuple[int, int]:
-    """A number of up to 64 bits, and the place behind it. Raises IndexError for a longer one."""
+    """Return a number of up to 64 bits and the place behind it. Raises IndexError for a longer one."""
     value = 0
     for shift in range(0, LONGEST_VARINT * 7, 7):
         byte = data[at]

@@ -1,0 +1,85 @@
+"""Files of a model: a copy with other metadata, which proves and fixes a failure, and other files of the same model."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from settle.base.errors import SettleError, UsageError
+from settle.doctor.checks import Check
+from settle.doctor.findings import D, Finding, Fix
+from settle.doctor.subject import ModelFile
+from settle.formats import Weights
+from settle.formats.gguf import read_gguf
+from settle.formats.gguf.edit import write_edited
+from settle.formats.gguf.metadata import TOKENS
+from settle.library.reference import ModelRef
+from settle.library.resolve import all_refs
+from settle.model.source import Source
+
+MOST_FILES = 12  # of a folder, and of the store
+
+
+class MetadataCheck(Check[ModelFile, D]):
+    """A failure in a file's metadata: proven and fixed by a copy of the file with other values."""
+
+    def changes(self, finding: Finding[D], subject: ModelFile) -> Mapping[str, object]:
+        """Return the metadata that fixes a finding; None leaves a key out."""
+        raise NotImplementedError
+
+    def fixed_file(self, finding: Finding[D], subject: ModelFile, folder: Path) -> Path:
+        """Write a copy with the right metadata to the folder of a proof, and return its path. Raises SettleError."""
+        return write_edited(subject.model.weights, folder / "fixed.gguf", self.changes(finding, subject))
+
+    def fix(self, finding: Finding[D], subject: ModelFile) -> Fix:
+        """Return the fix that writes such a copy into this folder; the model's own file is never written to."""
+        weights, changes = subject.model.weights, self.changes(finding, subject)
+        out = Path.cwd() / f"{weights.stem}-fixed.gguf"
+
+        def write() -> str:
+            if out.exists():
+                raise UsageError(f"{out.name} is there already", "move it away, or use it")
+            write_edited(weights, out, changes)
+            return f"wrote {out}, with {_changes_text(changes)}; the file that you have is as it was"
+
+        return Fix(
+            what=f"use a file with {_changes_text(changes)}",
+            command=f"settle doctor {subject.name} --prove {self.number} --fix",
+            write=write,
+            mended=lambda: with_file(subject, out),
+            undo=lambda: out.unlink(missing_ok=True),
+        )
+
+
+def with_file(subject: ModelFile, path: Path) -> ModelFile:
+    """Return the subject with another file in place of its model's."""
+    return ModelFile(str(path), ModelRef(path.stem, "model", Source(path, "gguf", path.stem)), running=subject.running)
+
+
+def other_files(path: Path, weights: Weights) -> Iterator[Path]:
+    """Yield files in the folder of `path` and in the store that hold the same model: the same shapes and tokens."""
+    stored = [ref.path for ref in all_refs() if ref.kind == "model" and ref.source.kind == "gguf"]
+    seen = {path.resolve()}
+    for other in [*sorted(path.parent.glob("*.gguf"))[:MOST_FILES], *stored[:MOST_FILES]]:
+        if other.resolve() in seen or not other.is_file():
+            continue
+        seen.add(other.resolve())
+        try:
+            theirs = read_gguf(other)
+        except (SettleError, OSError):
+            continue
+        if _shapes(theirs) == _shapes(weights) and theirs.metadata.get(TOKENS) == weights.metadata.get(TOKENS):
+            yield other
+
+
+def _shapes(weights: Weights) -> Mapping[str, tuple[int, ...]]:
+    return {name: tensor.shape for name, tensor in weights.tensors.items()}
+
+
+def _changes_text(changes: Mapping[str, object]) -> str:
+    return ", ".join(f"no {key}" if value is None else f"{key} = {_short(value)}" for key, value in changes.items())
+
+
+def _short(value: object) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    text = str(value).replace("\n", "\\n")
+    return text if len(text) <= 60 else text[:57] + "…"
