@@ -150,7 +150,7 @@ def test_bodies_are_found_in_whatever_holds_them():
 
 
 def test_a_body_says_its_model_and_its_tokens():
-    by_name = {type(each).__name__: each for each in wire_formats()}
+    by_name = {type(each).__name__.removesuffix("Format"): each for each in wire_formats()}
     asked = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 5, "system": "Be brief."}
     for name in ("OpenAI", "Anthropic"):
         assert by_name[name].request(asked | {"model": "m"}).model == "m" and by_name[name].request(asked).model == ""

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from typing import ClassVar
 
 from settle.doctor.answerers import Answerer
-from settle.doctor.asking import AskedAgain, AskingSide, AtExchange
+from settle.doctor.asked_again import AskedAgain, AskingSide, AtExchange
 from settle.doctor.exchanges.chat import Chat
 from settle.doctor.exchanges.fix_request import request_fix, setting_text
 from settle.doctor.findings import Finding, Fix

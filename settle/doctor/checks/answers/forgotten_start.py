@@ -7,7 +7,7 @@ from typing import ClassVar
 from settle.doctor.answerers import Answerer
 from settle.doctor.answerers.local_model import LocalModel
 from settle.doctor.answerers.served_model import ServedModel
-from settle.doctor.asking import AskedAgain
+from settle.doctor.asked_again import AskedAgain
 from settle.doctor.exchanges.chat import Chat
 from settle.doctor.exchanges.fix_request import request_fix
 from settle.doctor.findings import Details, Finding, Fix

@@ -9,7 +9,7 @@ from pydantic import ConfigDict, Field
 from settle.base.errors import UsageError
 from settle.base.files import write_json
 from settle.doctor.answerers import Answerer
-from settle.doctor.asking import AskedAgain, agreement_trial
+from settle.doctor.asked_again import AskedAgain, agreement_trial
 from settle.doctor.findings import Details, Finding, Fix
 from settle.doctor.subject import AskedModel
 from settle.doctor.trial import Trial

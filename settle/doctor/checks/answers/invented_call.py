@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import ClassVar, cast
 
 from settle.doctor.answerers import Answerer
-from settle.doctor.asking import AskedAgain, AskingSide, AtExchange
+from settle.doctor.asked_again import AskedAgain, AskingSide, AtExchange
 from settle.doctor.exchanges.fix_request import request_fix
 from settle.doctor.findings import Finding, Fix
 from settle.doctor.known_answers import KNOWN_ANSWERS
