@@ -11,7 +11,7 @@ seconds. Ratios are of turns of one round. "begun busy" is a run of this tree th
 computes, as its number of threads is chosen then. `others` is how many cores were in use with all jobs stopped: a
 figure above 0.2 means that the machine was not free, and the table says nothing about an idle one.
 
-The table goes to bench/results/busy.md.
+Prints a table in Markdown.
 """
 
 import argparse
@@ -31,7 +31,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parents[1]
-TABLE = HERE / "bench" / "results" / "busy.md"
 START_SECONDS = 240
 STEPS = "4000"  # more than a run takes in its turns, few enough for a short forecast
 SETTLE = (sys.executable, "-P", "-m", "settle")  # -P: the tree is that of PYTHONPATH, wherever we are
@@ -262,9 +261,7 @@ def main() -> None:
         print("\n".join(head), flush=True)
         for what in kinds:
             if what.split()[0] in asked.only:
-                head.append(measure(what, trees, work, data, asked))
-                print(head[-1], flush=True)
-                TABLE.write_text("\n".join(head) + "\n", encoding="utf-8")
+                print(measure(what, trees, work, data, asked), flush=True)
     print(f"{time.time() - began:.0f} s")
 
 

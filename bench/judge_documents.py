@@ -1,5 +1,5 @@
 """The documents that the questions in `judge_questions/` are about, fetched and laid out as a person would have them.
-Those in `judge_hard/` and `asked/` are found by their names, too.
+Those in `asked/` are found by their names, too.
 
     python bench/judge_documents.py FOLDER [NAME ...]    # writes FOLDER/NAME/documents, and verifies the phrases
 
@@ -34,7 +34,7 @@ from lxml import html as web
 from sources import markdown, plain, unpacked
 
 BENCH = Path(__file__).parent
-FOLDERS = (BENCH / "judge_questions", BENCH / "judge_hard", BENCH / "asked")
+FOLDERS = (BENCH / "judge_questions", BENCH / "asked")
 AROUND = 250  # characters before and behind a phrase that are its neighbourhood
 _FORM_WORDS = frozenset(
     re.findall(

@@ -2,8 +2,7 @@
 
     python bench/judge_lists.py FOLDER [NAME ...] --out lists.jsonl
 
-NAME.txt in `judge_questions/` has the questions, all of them where no NAME is given, or in `judge_hard/`, whose
-unanswerable ones are about what a page speaks of and does not say; in the format of `asked/`:
+NAME.txt in `judge_questions/` has the questions, all of them where no NAME is given, in the format of `asked/`:
 "@ document", "+ question => words of the answer | other words of it", and "- question" for one that the documents do
 not answer. Another file of that kind is named by its path. `judge_documents.py` puts the documents that a head names
 below FOLDER.

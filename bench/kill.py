@@ -1,7 +1,7 @@
 """The kill matrix: a run is stopped in every way, `settle resume` goes on, the weights end byte for byte the same.
 
-    python bench/kill.py                    # everything, writes bench/results/kill.md
-    python bench/kill.py --tune             # the same of a LoRA over a tiny base, past its first epoch: kill-tune.md
+    python bench/kill.py                    # everything
+    python bench/kill.py --tune             # the same of a LoRA over a tiny base, past its first epoch
     python bench/kill.py --reduced --json   # what the tests run
 
 Every session is a process of its own that runs the real command line and is really killed. It is forked from one that
@@ -477,7 +477,7 @@ def run() -> int:
     parser.add_argument("--reduced", action="store_true", help="a small part of it, for the tests")
     parser.add_argument("--tune", action="store_true", help="of a LoRA, not of training from nothing")
     parser.add_argument("--only", type=int, nargs="*", help="numbers of rows, from 0")
-    parser.add_argument("--json", action="store_true", help="the table as JSON, written nowhere")
+    parser.add_argument("--json", action="store_true", help="the table as JSON")
     asked = parser.parse_args()
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
@@ -491,10 +491,7 @@ def run() -> int:
     if asked.json:
         print(json.dumps({"rows": told, "failures": matrix.failures}))
     else:
-        text = report(told, matrix.failures, time.monotonic() - began, asked.tune)
-        name = "kill-tune.md" if asked.tune else "kill.md"
-        (Path(__file__).parent / "results" / name).write_text(text)
-        print(text)
+        print(report(told, matrix.failures, time.monotonic() - began, asked.tune))
     return 1 if matrix.failures or any(good < cases for _, good, cases, _ in told) else 0
 
 
