@@ -22,10 +22,10 @@ _OPT, _COOKIE_BYTES = 41, 44  # the record of a question's options, and the most
 
 
 def described(raw: bytes, domain: int | None) -> Address | None:
-    """A socket address as it is written down; None for one that means "nowhere".
+    """Return a socket address as it is written down; None for one that means "nowhere".
 
     domain: the family of the socket that sends to it, which decides where the address has none of its own; None for
-    `connect`, where such an address gives a connection up.
+    `connect`, where such an address dissolves a connection.
     """
     family = struct.unpack_from("=H", raw)[0] if len(raw) >= 2 else 0
     if family == 0 and domain is not None and len(raw) >= 2:
@@ -99,7 +99,7 @@ def _ip(address: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
 
 
 def asked_name(payload: bytes, size: int) -> str | None:
-    """The name that a question to a name server is about; None for anything else, which may be more than a question.
+    """Return the name that a DNS query asks for; None for anything else, which may carry more than a query.
 
     payload: its beginning; size: bytes of all of it.
     """
@@ -134,11 +134,11 @@ Sent = tuple[bytes | None, bytes, int, list[tuple[int, int]]]
 
 
 def sent(read: Callable[[int, int], bytes], call: str, args: list[int], is_query: bool) -> Iterator[Sent]:
-    """(socket address, the beginning of what is sent, bytes of all of it, level and type of each option) of each
-    message of a call. No address: it goes where the socket is connected to; such a message is given when it is a
-    question to a name server, and, with an empty address, when it has options.
+    """Yield the destination, the beginning, the size and the options of each message of a call.
 
-    read: bytes of the caller's memory, from its address and size.
+    The options are pairs of level and type. No address: it goes where the socket is connected to; such a message is
+    yielded when it is a DNS query and, with an empty address, when it has options. read: returns bytes of the caller's
+    memory, from its address and size.
     """
     if call == "connect":
         yield read(args[1], min(args[2] & 0xFFFFFFFF, 128)), b"", 0, []

@@ -38,7 +38,7 @@ class Hook:
         sys.addaudithook(self._see)
 
     def open(self, write: Callable[[Line], None]) -> None:
-        """A ledger begins."""
+        """Begin a ledger."""
         self._seen.clear()
         self._hosts.clear()
         self.write = write
@@ -47,7 +47,7 @@ class Hook:
             setattr(socket, name, self._watched(name))
 
     def close(self) -> None:
-        """The ledger has ended."""
+        """End the ledger."""
         self.write = None
         for name, lookup in self._lookups.items():
             if getattr(getattr(socket, name), "__wrapped__", None) is lookup:  # nobody has put another in its place

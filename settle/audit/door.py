@@ -19,7 +19,7 @@ def open_door(host: str, port: int) -> str:
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A socket to serve on; port 0 takes a free one. Raises UsageError."""
+    """Return a socket to serve on; port 0 takes a free one. Raises UsageError."""
     return _doors.pop((host, port), None) or _opened(host, port)
 
 

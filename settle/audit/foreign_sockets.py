@@ -16,8 +16,11 @@ _PIDFD_THREAD = os.O_EXCL  # Linux 6.9
 
 @dataclass(frozen=True)
 class SocketFacts:
-    """family: AF_INET and so on. bound, peer: address and port, or the name of a file; None where there is none.
-    is_handed_down: this process has it from who started it."""
+    """What the system says of a socket.
+
+    family: AF_INET and so on. bound, peer: address and port, or the name of a file; None where there is none.
+    is_handed_down: this process inherited it.
+    """
 
     family: int
     bound: tuple[str, int] | str | None
@@ -52,7 +55,7 @@ def _address(one: socket.socket, name: Any) -> tuple[str, int] | str | None:
 
 
 def own_sockets() -> dict[int, SocketFacts]:
-    """The sockets of this process by descriptor; none where the system does not say."""
+    """Return the sockets of this process by descriptor; none where the system does not say."""
     found = {}
     with contextlib.suppress(OSError):
         for name in os.listdir("/proc/self/fd"):  # noqa: PTH208  pathlib is slow to load

@@ -16,9 +16,11 @@ _ORDER = (OBSERVED, "watched", PROVED)
 
 @dataclass(frozen=True)
 class Connection:
-    """One address that one process reached, or tried to. time: of the first; count: how often; site: file:line of
-    Python; host: the name that was asked for, where it is known; guessed: it was asked for, but perhaps for another
-    connection."""
+    """One address that one process reached, or tried to.
+
+    time: of the first connection; count: how many; site: file:line of Python; host: the name that was resolved, where
+    it is known; guessed: that name may have been for another connection.
+    """
 
     time: float
     pid: int
@@ -49,8 +51,11 @@ class Connection:
 
 @dataclass
 class Ledger:
-    """All sessions of a run. gaps: why it is not complete. denied: calls that were refused. is_closed: repeats are
-    counted, which is done at the end of a session."""
+    """All sessions of a run.
+
+    gaps: why it is not complete. denied: calls that were refused. is_closed: repeats are counted, which is done at the
+    end of a session.
+    """
 
     level: str = ""
     why: str = ""
@@ -228,7 +233,7 @@ def _shown(connection: Connection) -> dict[str, object]:
 
 
 def _lines(path: Path) -> list[Mapping[str, object]]:
-    """The lines that are whole."""
+    """Return the lines that are whole."""
     found: list[Mapping[str, object]] = []
     for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:

@@ -11,8 +11,10 @@ LOOKUP_SECONDS = 60.0  # in which a process connects to what it looked up
 
 @dataclass(frozen=True)
 class Reach:
-    """A host, with all below it, that may be connected to. why: what for. host: a name or an address; "": any, but only
-    by processes of the Python module `module`."""
+    """A host, with its subdomains, that may be connected to.
+
+    why: the purpose. host: a name or an address; "": any host, but only for processes of the Python module `module`.
+    """
 
     host: str
     why: str
@@ -50,11 +52,11 @@ class Names:
             self._asked.setdefault(line.get("pid"), []).append((_time(line), str(name)))
 
     def site(self, line: Line) -> Line:
-        """The line of Python's hook about the same address; empty where there is none."""
+        """Return the line of Python's hook about the same address; empty where there is none."""
         return self._sites.get((line.get("address"), line.get("port")), {})
 
     def of(self, line: Line) -> list[str]:
-        """The names of what a line reached, the likeliest first; empty where none is known."""
+        """Return the names of what a line reached, the likeliest first; empty where none is known."""
         return self._known(line) or self._guessed(line)
 
     def is_guess(self, line: Line) -> bool:
@@ -74,8 +76,10 @@ class Names:
         return list(dict.fromkeys(reversed(asked)))
 
     def is_declared(self, line: Line, reaches: Iterable[Reach], module: str) -> bool:
-        """Of several names that may be meant, each has to be declared. A name server of this machine's settings is
-        declared with anything that is; what is sent to it has to be a question."""
+        """Return whether every name that a line may mean is declared.
+
+        A name server of this machine's settings is declared with anything that is; only queries may be sent to it.
+        """
         reaches, names = list(reaches), self.of(line)
         if line.get("is_question") is False:
             return False
@@ -89,8 +93,10 @@ class Names:
 
 
 def scope_of(address: str) -> str:
-    """Of an address that only Python's hook saw, or a name that is still to be looked up: whether it is this machine.
-    Only a whole address is: 127.example.org is anybody's."""
+    """Return the scope of an address that only Python's hook saw, or of a name before it is resolved.
+
+    Only a whole address can be: 127.example.org is anybody's.
+    """
     if address == "localhost" or address.startswith("/"):
         return "loopback"
     try:

@@ -15,7 +15,7 @@ MOST_LISTED = 40
 
 
 def show_ledger(subject: str, events: Events) -> None:
-    """The connections of a run, or of the newest command of that name. Raises UsageError when there is no ledger."""
+    """Show the connections of a run, or of the newest command of that name. Raises UsageError without a ledger."""
     run = Run.named(subject)
     if run is not None:
         found = read_ledger(run.path, is_running=run.status == "running")
@@ -34,7 +34,7 @@ def show_ledger(subject: str, events: Events) -> None:
 
 
 def list_ledgers(events: Events) -> None:
-    """The newest ledgers, each with its sentence."""
+    """List the newest ledgers, each with its sentence."""
     rows = []
     for path in reversed(_ledgers()[-MOST_LISTED:]):
         rows.append((_began(path), _command(path), read_sessions([path]).sentence))

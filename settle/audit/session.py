@@ -36,8 +36,11 @@ MOST_KEPT = 200  # ledgers in settle's home; those of runs lie with them
 
 
 class Session:
-    """One ledger file. on_undeclared: called, from another thread, with each connection that nobody declared.
-    listens: addresses that it may listen on."""
+    """One ledger file.
+
+    on_undeclared: called, from another thread, with each undeclared connection. listens: addresses that it may listen
+    on.
+    """
 
     def __init__(self, command: str, reaches: Sequence[Reach]) -> None:
         self.reaches = list(reaches)
@@ -55,8 +58,11 @@ class Session:
         self._is_lossy = False
 
     def start(self, watches: bool, offline: bool) -> None:
-        """Opens the ledger. watches: this process is the command's own, and may be watched from now on. offline: it has
-        no network from now on. Raises UsageError where that cannot be."""
+        """Open the ledger.
+
+        watches: this process is the command's own, and may be watched from now on. offline: it has no network from now
+        on. Raises UsageError where that cannot be ensured.
+        """
         before = own_sockets() if watches else {}
         try:
             if offline:
@@ -86,7 +92,7 @@ class Session:
             self._write_reach(reach)
 
     def put_into(self, run: Path) -> None:
-        """The ledger is in the run's folder, too: the same file, or a link where the disk knows no second name."""
+        """Put the ledger into the run's folder, too: the same file, or a link where the disk knows no second name."""
         folder = run / LEDGER_FOLDER
         folder.mkdir(exist_ok=True)
         place = folder / self.path.name
@@ -106,7 +112,7 @@ class Session:
             self._is_lossy = True
 
     def close(self) -> None:
-        """The command has ended; who watches it writes the last line."""
+        """End the ledger of the command; who watches it writes the last line."""
         _hook().close()
         if self.level == OBSERVED:
             self.write({"kind": "closed"})
@@ -136,14 +142,14 @@ class Session:
             self._judge(line)
 
     def _see(self, line: Line) -> None:
-        """What Python's hook saw."""
+        """Record what Python's hook saw."""
         self._names.add(line)
         self.write(line)
         if self.level == OBSERVED and line["kind"] == "site" and scope_of(str(line["address"])) == "beyond":
             self._judge(line)
 
     def _watch(self, watches: bool, offline: bool) -> None:
-        """Raises NotWatchedError, with nothing changed unless the network is gone already."""
+        """Watch this process. Raises NotWatchedError, with nothing changed unless the network is gone already."""
         if not watches:
             raise NotWatchedError("a library must not put a filter on the process that uses it")
         heard = watch_this_process(self._fd, offline)
@@ -154,7 +160,7 @@ class Session:
         self.path.unlink(missing_ok=True)
 
     def _listen(self, heard: int) -> None:
-        """Reads what goes beyond this machine, and passes on what was not declared."""
+        """Read what goes beyond this machine, and pass on what was not declared."""
         with os.fdopen(heard, "rb") as lines:
             for text in lines:
                 line: Line = json.loads(text)
@@ -162,7 +168,7 @@ class Session:
                 self._judge(line)
 
     def _judge(self, line: Line) -> None:
-        """Passes on what nobody declared."""
+        """Pass a line on if nobody declared its connection."""
         if line["kind"] == "listen" and line.get("address") in self.listens:
             return
         names = self._names.of(line)
@@ -171,8 +177,10 @@ class Session:
 
 
 def _leads_out(number: int, facts: SocketFacts) -> bool:
-    """Whether a socket that was there before could lead out of an empty network. Standard streams may be a terminal's,
-    and a door has been opened on purpose."""
+    """Return whether a socket that existed before could lead out of an empty network.
+
+    Standard streams may be a terminal's, and a door has been opened on purpose.
+    """
     return number > 2 and (facts.is_handed_down or isinstance(facts.peer, tuple))
 
 
@@ -191,7 +199,7 @@ def _encoded(line: Line) -> bytes:
 
 @functools.cache
 def _hook() -> Hook:
-    """The one of this process: an audit hook stays for ever."""
+    """Return the hook of this process: an audit hook cannot be removed."""
     return Hook()
 
 
@@ -205,8 +213,10 @@ _is_command_line = False
 
 
 def from_command_line(offline: bool) -> None:
-    """This process is settle's own, from its start to its end: it may be watched. offline: libraries that are loaded
-    later need not try to connect."""
+    """Mark this process as settle's own, from its start to its end: it may be watched.
+
+    offline: libraries that are loaded later need not try to connect.
+    """
     global _is_command_line
     _is_command_line = True
     if offline:
@@ -225,8 +235,10 @@ def declare(host: str, why: str, module: str = "") -> None:
 
 
 def network_record(folder: Path, events: Events) -> dict[str, object]:
-    """What has been reached until now in all sessions of the work in that folder, for its result.json; its sentence is
-    said. {} where there is no ledger."""
+    """Return what was reached in all sessions of the work in that folder, for result.json, and emit its sentence.
+
+    It is {} where there is no ledger.
+    """
     found = read_ledger(folder, is_running=True)
     if found is None:
         return {}
@@ -235,21 +247,23 @@ def network_record(folder: Path, events: Events) -> dict[str, object]:
 
 
 def declared() -> list[dict[str, str]]:
-    """What may be reached beyond this machine, for plan.json; [] for nothing."""
+    """Return what may be reached beyond this machine, for plan.json; [] for nothing."""
     reaches = _current.reaches if _current is not None else []
     return [{"host": reach.host or f"any, by {reach.module}", "why": reach.why} for reach in reaches]
 
 
 def declare_proxies() -> None:
-    """What goes beyond this machine may go through the person's own proxy."""
+    """Declare the user's own proxies, which connections beyond this machine may go through."""
     for address in urllib.request.getproxies().values():
         declare(urllib.parse.urlsplit(address).hostname or "", "the proxy of your settings")
 
 
 @contextlib.contextmanager
 def ledger(command: str, reaches: Sequence[Reach] = (), offline: bool = False) -> Iterator[Session]:
-    """The ledger of all that is done meanwhile: the one that is open already, or a new one. Raises OSError, and
-    UsageError where `offline` cannot be proved."""
+    """Keep the ledger of all that is done meanwhile: the open one, or a new one.
+
+    Raises OSError, and UsageError where `offline` cannot be proved.
+    """
     global _current
     if _current is not None:
         yield _current
@@ -266,9 +280,10 @@ def ledger(command: str, reaches: Sequence[Reach] = (), offline: bool = False) -
 
 @contextlib.contextmanager
 def ledger_of(command: "Watchable", events: Events, offline: bool) -> Iterator[None]:
-    """The ledger of a command of the command line; an undeclared connection becomes an event at once.
+    """Keep the ledger of a command of the command line; an undeclared connection becomes an event at once.
 
-    Raises UsageError where it shall have no network, and that cannot be proved."""
+    Raises UsageError where `offline` cannot be proved.
+    """
     if not command.is_watched and not offline:
         yield
         return

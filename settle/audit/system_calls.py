@@ -28,8 +28,10 @@ _X32 = 0x40000000  # set in the numbers of the x32 ABI
 
 @dataclass(frozen=True)
 class Abi:
-    """The numbers of one processor's kernel interface. compat: its 32-bit sibling's network calls, which are refused:
-    nothing that settle starts is a 32-bit program."""
+    """The numbers of one processor's kernel interface.
+
+    compat: its 32-bit sibling's network calls, which are refused: nothing that settle starts is a 32-bit program.
+    """
 
     audit_arch: int
     seccomp: int
@@ -78,9 +80,11 @@ def native_abi() -> Abi | None:
 
 
 def filter_program(abi: Abi, is_fenced: bool, asks: bool = False) -> bytes:
-    """The BPF program: network calls with an address are reported, others allowed. is_fenced: the process is in an
-    empty namespace, and the ways out of it are refused. asks: this process looks at its children's sockets for who
-    watches it, and must not wait for that one meanwhile."""
+    """Return the BPF program that reports network calls with an address and allows others.
+
+    is_fenced: the process is in an empty namespace, and the ways out of it are refused. asks: this process looks at its
+    children's sockets for its watcher, and must not wait for that one meanwhile.
+    """
     p = _Program()
     p.load(_ARCH)
     p.jump(_EQUAL, abi.audit_arch, no="foreign")
@@ -118,7 +122,7 @@ def filter_program(abi: Abi, is_fenced: bool, asks: bool = False) -> bytes:
 
 
 def _judge_option(p: "_Program") -> None:
-    """A socket's options are allowed, but for those that lead elsewhere."""
+    """Allow a socket's options, but for those that lead elsewhere."""
     p.label("setsockopt")
     p.load(_ARGS + 8)
     for level in (0, 41):
@@ -217,7 +221,7 @@ def notification_sizes(abi: Abi) -> tuple[int, int]:
 
 
 def allow_reader(pid: int) -> None:
-    """The process may read our memory, where Yama restricts who may; elsewhere it may already."""
+    """Allow a process to read our memory where Yama restricts who may; elsewhere it may already."""
     ctypes.CDLL(None).prctl(PR_SET_PTRACER, pid, 0, 0, 0)
 
 
@@ -231,8 +235,10 @@ def adopt_orphans_under_yama() -> bool:
 
 
 def shorten_slice(abi: Abi, pid: int) -> None:
-    """The scheduler runs the process in short slices, and so soon after it wakes, also while others need every core
-    (Linux 6.12; elsewhere nothing happens)."""
+    """Schedule the process in short slices, so that it runs soon after it wakes, also on a busy machine.
+
+    Needs Linux 6.12; elsewhere nothing happens.
+    """
     attributes = struct.pack("=IIQiIQQQ", 48, 0, 0, os.getpriority(os.PRIO_PROCESS, pid), 0, SLICE_NS, 0, 0)
     ctypes.CDLL(None).syscall(*_longs(abi.sched_setattr, pid), attributes, ctypes.c_long(0))
 

@@ -16,6 +16,6 @@ SWITCHES: Mapping[str, str] = {
 
 
 def switch_off() -> None:
-    """A person's own value of a switch stays."""
+    """Switch telemetry of libraries off; a switch that the user set stays."""
     for name, value in SWITCHES.items():
         os.environ.setdefault(name, value)

@@ -29,10 +29,10 @@ class NotWatchedError(Exception):
 
 
 def watch_this_process(ledger: int, offline: bool) -> int:
-    """From now on every network call of this process and of all that it starts is written to a file before it is
-    carried out. Returns a descriptor to read: the lines about what goes beyond this machine.
+    """Write every network call of this process and of its children to a file before it is carried out.
 
-    ledger: descriptor of the file. offline: the network is made empty first. Raises NotWatchedError.
+    Returns a descriptor to read: the lines about what goes beyond this machine. ledger: descriptor of the file.
+    offline: the network is made empty first. Raises NotWatchedError.
     """
     abi = system_calls.native_abi()
     if abi is None:
@@ -91,7 +91,7 @@ def watch_this_process(ledger: int, offline: bool) -> int:
 
 
 def _read_for_watcher(channel: socket.socket) -> None:
-    """Reads memory and sockets of our children for the watcher, where only ancestors of a process may."""
+    """Read memory and sockets of our children for the watcher, where only ancestors of a process may."""
     with contextlib.suppress(OSError):  # it has ended
         while request := channel.recv(64):
             tid, pid, at, size = struct.unpack("=IIQI", request)
@@ -108,7 +108,7 @@ def _read_for_watcher(channel: socket.socket) -> None:
 
 
 def _start(channel: socket.socket, ledger: int, alarm: int) -> subprocess.Popen[bytes]:
-    """The watching process; its ends of the channel and of the pipe are closed here."""
+    """Start the watching process; its ends of the channel and of the pipe are closed here."""
     fds = channel.fileno(), ledger, alarm
     script = Path(__file__).with_name("watcher_child.py")
     nowhere = subprocess.DEVNULL
@@ -127,9 +127,9 @@ def _start(channel: socket.socket, ledger: int, alarm: int) -> subprocess.Popen[
 
 
 def _hand_over(abi: system_calls.Abi, channel: socket.socket, is_fenced: bool, asks: bool) -> None:
-    """Puts the filter on this thread and sends its descriptor to the watcher. Raises OSError.
+    """Install the filter on this thread and send its descriptor to the watcher. Raises OSError.
 
-    A second thread sends it: the call is one that the filter holds back until somebody watches.
+    A second thread sends it: the filter holds that call back until somebody watches.
     """
     fd, is_set = -1, threading.Event()
 

@@ -49,8 +49,11 @@ class Refused(Exception):  # noqa: N818
 
 
 class Watcher:
-    """listener: the descriptor of the reports. ledger: of the file. alarm: of a pipe to the run, for what goes beyond
-    this machine. channel: to the run. task: of `watcher.py`."""
+    """The process that watches a run.
+
+    listener: descriptor of the reports. ledger: of the file. alarm: of a pipe to the run, for what goes beyond this
+    machine. channel: to the run. task: of `watcher.py`.
+    """
 
     def __init__(self, listener: int, ledger: int, alarm: int, channel: socket.socket, task: Line) -> None:
         self.listener, self.alarm = listener, alarm
@@ -81,7 +84,7 @@ class Watcher:
             self.answer(report)
 
     def answer(self, report: bytearray) -> None:
-        """Writes one report down, then lets the call go on, whatever happens to the writing."""
+        """Write one report down, then let the call continue, whether or not it could be written."""
         number, tid, _, call, arch, _, *args = struct.unpack_from("=QIIiIQ6Q", report)
         error = 0
         try:
@@ -97,7 +100,7 @@ class Watcher:
             fcntl.ioctl(self.listener, ANSWER, answer)
 
     def record(self, number: int, tid: int, call: int, arch: int, args: list[int]) -> int:
-        """The error number that the caller gets; 0: it goes on."""
+        """Record a call; return the error number that the caller gets, 0 where the call continues."""
         who = self.process(tid)
         name = self.calls.get(call) if arch == self.arch else None
         if name is None or name.startswith("io_uring"):
@@ -127,7 +130,7 @@ class Watcher:
         return error
 
     def refusal(self, who: Line, what: str) -> Refused:
-        """It would lead somewhere else than the address says."""
+        """Refuse a call that would lead somewhere else than its address says."""
         self.line(who, {"kind": "denied", "call": what}, False)
         return Refused(errno.EPERM)
 
@@ -158,7 +161,7 @@ class Watcher:
             self.line(who, {"kind": "listen", **address}, True)
 
     def reached(self, who: Line, call: str, address: Address, payload: bytes, size: int, fd: int) -> None:
-        """A call that goes to an address. size: bytes of all that is sent, of which payload is the beginning."""
+        """Record a call that goes to an address. size: bytes of all that is sent, of which payload is the beginning."""
         key = who["pid"], fd
         port = address.get("port")
         if port == DNS and call == "connect":
@@ -173,8 +176,7 @@ class Watcher:
     def addresses(
         self, number: int, who: Line, call: str, args: list[int], fd: int
     ) -> Iterator[tuple[Address, bytes, int]]:
-        """(address, the beginning of what is sent, bytes of all of it) of each message. Raises OSError where memory is
-        unreadable."""
+        """Yield the address, the beginning and the size of each message. Raises OSError where memory is unreadable."""
         with self.memory(who["pid"], who["tid"]) as memory:
 
             def read(at: int, size: int) -> bytes:
@@ -199,7 +201,7 @@ class Watcher:
                 yield address, payload, size
 
     def facts(self, who: Line, fd: int) -> SocketFacts:
-        """Raises OSError where they cannot be had."""
+        """Return a socket's facts. Raises OSError where they are unavailable."""
         try:
             if self.asks and who["pid"] != self.run_pid:
                 raise PermissionError(errno.EPERM, "told to ask")
@@ -209,8 +211,10 @@ class Watcher:
             return SocketFacts(family, tuple(bound) if isinstance(bound, list) else bound)
 
     def memory(self, pid: int, tid: int) -> "BinaryIO | AskedMemory":
-        """The memory of a thread. Where only ancestors may read it, as Yama has it, the run reads that of its children.
-        Raises OSError."""
+        """Open the memory of a thread. Raises OSError.
+
+        Where only ancestors may read it, as Yama has it, the run reads that of its children.
+        """
         try:
             if self.asks and pid != self.run_pid:
                 raise PermissionError(errno.EPERM, "told to ask")
@@ -219,7 +223,7 @@ class Watcher:
             return AskedMemory(self.channel, tid, pid)
 
     def process(self, tid: int) -> Line:
-        """The process of a thread; written down when it is first seen, and again under another program."""
+        """Return the process of a thread; write it down when it is first seen, and again under another program."""
         with open(f"/proc/{tid}/status", "rb") as f:
             status = f.read(512)
         pid, parent = (int(status.partition(key)[2].split(None, 1)[0]) for key in (b"\nTgid:", b"\nPPid:"))
@@ -236,7 +240,7 @@ class Watcher:
         return {"pid": pid, "tid": tid}
 
     def line(self, who: Line, line: Line, is_alarm: bool) -> None:
-        """Writes a line unless its like was written often enough; then it is counted."""
+        """Write a line unless its like was written often enough; then count it."""
         key = (who["pid"], self.processes.get(who["pid"]), *(line.get(k) for k in ("kind", "call", "address", "port")))
         count = self.counts[key] = self.counts.get(key, 0) + 1
         if count == 1 or (is_alarm and count <= MOST_REPEATS):
@@ -257,8 +261,11 @@ class Watcher:
 
 
 class AskedMemory:
-    """Memory that the run reads for us. It may be unable to answer, as when native code holds the interpreter's lock:
-    then nothing is known of the address, and the run goes on."""
+    """Memory that the run reads for us.
+
+    The run may be unable to answer, as when native code holds the interpreter's lock: then nothing is known of the
+    address, and the run continues.
+    """
 
     def __init__(self, channel: socket.socket, tid: int, pid: int) -> None:
         self.channel, self.tid, self.pid, self.at = channel, tid, pid, 0
@@ -273,11 +280,11 @@ class AskedMemory:
         self.at = at
 
     def read(self, size: int) -> bytes:
-        """Raises OSError."""
+        """Read `size` bytes. Raises OSError."""
         return self.ask(self.at, size) if size else b""
 
     def facts(self, fd: int) -> bytes:
-        """What the process's socket is, as JSON. Raises OSError."""
+        """Return what the process's socket is, as JSON. Raises OSError."""
         return self.ask(fd, 0)
 
     def ask(self, at: int, size: int) -> bytes:
@@ -321,7 +328,7 @@ class Lines:
 
 
 def python_module(pid: int) -> str | None:
-    """The module or script of a Python process, without its arguments, which may hold secrets."""
+    """Return the module or script of a Python process, without its arguments, which may hold secrets."""
     with contextlib.suppress(OSError):
         with open(f"/proc/{pid}/cmdline", "rb") as f:
             argv = f.read().split(b"\0")

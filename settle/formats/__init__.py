@@ -32,7 +32,7 @@ class Place:
     num_bytes: int
 
     def bytes(self, first: int = 0, last: int | None = None) -> np.ndarray:
-        """Some of them, read-only, uint8: a view that reads the file as it is looked at."""
+        """Return some bytes, read-only, uint8: a view that reads the file lazily."""
         end = self.num_bytes if last is None else last
         return np.frombuffer(self.data, np.uint8, end - first, self.start + first)
 
@@ -193,16 +193,18 @@ class Format(Part):
 
     @classmethod
     def dtypes(cls) -> tuple[str, ...]:
-        """The types that it can write."""
+        """Return the types that it can write."""
         return get_args(cls.model_fields["dtype"].annotation)
 
     @abc.abstractmethod
     def read(self, path: Path) -> Weights:
-        """Raises FormatError, with the place, for anything that is not a sound file of this format."""
+        """Read a file. Raises FormatError, with the place, for anything that is not a sound file of this format."""
 
     def write(self, path: Path, model: ModelContents) -> Path:
-        """Write a model. Returns what was written. Raises ResourceError on a full disk, FormatError for what the format
-        cannot hold."""
+        """Write a model and return what was written.
+
+        Raises ResourceError on a full disk, FormatError for what the format cannot hold.
+        """
         raise NotImplementedError(f"{self.part_name()} holds no models")
 
     def write_adapter(self, path: Path, adapter: AdapterContents) -> Path:
@@ -210,7 +212,7 @@ class Format(Part):
         raise NotImplementedError(f"{self.part_name()} holds no adapters")
 
     def gguf(self, path: Path) -> Path:
-        """The GGUF file in what was written at `path`, which the gate loads: of a model, or of an adapter."""
+        """Return the GGUF file in what was written at `path`, which the gate loads: of a model, or of an adapter."""
         return path
 
     def default_path(self, name: str) -> Path:
@@ -219,7 +221,7 @@ class Format(Part):
 
 
 def map_file(path: Path) -> mmap.mmap:
-    """A whole file, mapped to be read. Raises FormatError."""
+    """Map a whole file for reading. Raises FormatError."""
     try:
         with path.open("rb") as f:
             return mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ)
@@ -232,7 +234,7 @@ def map_file(path: Path) -> mmap.mmap:
 
 
 def to_float32(tensor: TensorLike) -> np.ndarray:
-    """A torch or numpy tensor of any float type as a contiguous float32 array; no copy when it is one already."""
+    """Return a torch or numpy float tensor as a contiguous float32 array; no copy when it is one already."""
     if hasattr(tensor, "detach"):
         tensor = tensor.detach().cpu().float().numpy()
     return np.ascontiguousarray(tensor, dtype=np.float32)
@@ -252,10 +254,10 @@ def from_bfloat16(bits: np.ndarray) -> np.ndarray:
 
 @contextlib.contextmanager
 def beside(path: Path, num_bytes: int) -> Iterator[Path]:
-    """A path next to `path` to write to; fsynced and renamed to `path` at the end, removed after any error.
+    """Yield a path next to `path` to write to; fsynced and renamed to `path` at the end, removed after any error.
 
-    num_bytes: what is going to be written. Raises ResourceError before the start when it cannot fit, and when
-    the disk fills up all the same.
+    num_bytes: bytes to be written. Raises ResourceError before the start when they cannot fit, and when the disk fills
+    up all the same.
     """
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     sweep_leftovers(path.parent, f".{path.name}.")
@@ -281,7 +283,7 @@ def beside(path: Path, num_bytes: int) -> Iterator[Path]:
 
 
 def write_array(f: IO[bytes], array: np.ndarray) -> None:
-    """The array's bytes, little-endian, through the file object (so that a full disk is an honest OSError)."""
+    """Write the array's bytes, little-endian, through the file object (so that a full disk is an honest OSError)."""
     f.write(np.ascontiguousarray(array).data.cast("B") if array.size else b"")
 
 

@@ -47,7 +47,7 @@ class LmStudio(Format):
         return files[0]
 
     def default_path(self, name: str) -> Path:
-        """The folder that LM Studio will find the model in; under the working directory where it is not installed."""
+        """Return the folder where LM Studio finds the model; under the working directory where it is not installed."""
         models = models_folder()
         return (models if models.is_dir() else Path("lmstudio-models")) / PUBLISHER / name
 

@@ -85,7 +85,7 @@ def export_lora(
 
 
 def read_lora(path: Path) -> Weights:
-    """The checked file of an adapter. Raises FormatError for a file that is no LoRA or whose pairs do not fit."""
+    """Read and check an adapter's file. Raises FormatError for a file that is no LoRA or whose pairs do not fit."""
     weights = read_gguf(path)
     file = Path(path).name
     if weights.metadata.get("general.type") != "adapter" or weights.metadata.get("adapter.type") != "lora":
@@ -103,7 +103,7 @@ def read_lora(path: Path) -> Weights:
 
 
 def require_fit(lora: Weights, base: Weights, names: tuple[str, str]) -> None:
-    """Raises FormatError when an adapter's file does not fit over a base's file. names: of the two, for the error."""
+    """Raise FormatError when an adapter's file does not fit over a base's file. names: of the two, for the error."""
     theirs, ours = lora.metadata["general.architecture"], base.metadata["general.architecture"]
     if theirs != ours:
         raise FormatError(f"{names[0]} is an adapter of a {theirs} model, and {names[1]} is {ours}", "use its own base")
@@ -121,8 +121,10 @@ def require_fit(lora: Weights, base: Weights, names: tuple[str, str]) -> None:
 
 
 def read_pairs(path: Path, part: ModelLayout) -> LoraPairs:
-    """The pairs of an adapter's file, which are for a model of this architecture. Raises FormatError for modules it
-    does not have, for stacked experts, and for pairs of several ranks."""
+    """Read the pairs of an adapter's file, which are for a model of this architecture.
+
+    Raises FormatError for modules it does not have, for stacked experts, and for pairs of several ranks.
+    """
     file = read_lora(path)
     parameters = {theirs: ours for ours, theirs in part.gguf_names().items()}
     modules = {ours: hf.removesuffix(".weight") for ours, hf in part.hf_names().items()}
@@ -142,8 +144,10 @@ def read_pairs(path: Path, part: ModelLayout) -> LoraPairs:
 
 
 def _tensors(part: ModelLayout, parameters: Mapping[str, str], lora: LoraPairs, dtype: str) -> dict[str, np.ndarray]:
-    """llama.cpp's name → array. B's rows are in the order of the rows of the weight they are added to. parameters: of
-    the architecture, by module."""
+    """Map llama.cpp's names to arrays; B's rows are in the order of the rows of the weight they are added to.
+
+    parameters: of the architecture, by module.
+    """
     names, pieces = part.gguf_names(), defaultdict(list)
     code = np.float16 if dtype == "f16" else np.float32
     modules = {parameter: module for module, parameter in parameters.items()}
@@ -161,7 +165,7 @@ def _tensors(part: ModelLayout, parameters: Mapping[str, str], lora: LoraPairs, 
 
 
 def _joined(name: str, pieces: list[np.ndarray], number: int) -> np.ndarray:
-    """A tensor of the file; of experts, which lie on each other, all must have been adapted."""
+    """Join the pieces of a tensor of the file; of stacked experts, all must have been adapted."""
     if len(pieces) != number:
         raise FormatError(
             f"the adapter is for {len(pieces)} of the {number} experts behind {name}, llama.cpp wants all or none",

@@ -67,7 +67,7 @@ def _modelfile_of(contents: ModelContents | AdapterContents, source: str, adapte
 
 @contextlib.contextmanager
 def _folder(path: Path) -> Iterator[None]:
-    """A folder to write to."""
+    """Yield a folder to write to."""
     try:
         path.mkdir(parents=True, exist_ok=True)
         yield
@@ -76,8 +76,11 @@ def _folder(path: Path) -> Iterator[None]:
 
 
 def modelfile(source: str, tokenizer: Tokenizer, context: int, base: bool = False, adapter: str | None = None) -> str:
-    """For `ollama create NAME -f Modelfile`. source: the GGUF as the Modelfile finds it; adapter: a LoRA-GGUF over it,
-    served without a merge; base: whether the model completes plain text, so that nothing may be put around it."""
+    """Return the Modelfile for `ollama create NAME -f Modelfile`.
+
+    source: the GGUF as the Modelfile finds it; adapter: a LoRA-GGUF over it, served without a merge; base: whether the
+    model completes plain text, so that nothing may be put around it.
+    """
     lines = [f"FROM {source}", *([f"ADAPTER {adapter}"] if adapter else []), f"PARAMETER num_ctx {context}"]
     source_template = tokenizer.chat_template
     system = default_system(source_template)
@@ -109,7 +112,7 @@ class _Turns:
         return out + self.opening
 
     def go(self) -> str:
-        """The same in Go's text/template, every literal quoted so that no space is lost."""
+        """Return the turns in Go's text/template, every literal quoted so that no space is lost."""
         branches = [
             f'{{{{ {"else if" if n else "if"} eq .Role "{role}" }}}}'
             f"{_quoted(self.before[role])}{{{{ .Content }}}}{_quoted(self.after[role])}"
@@ -122,11 +125,11 @@ class _Turns:
 
 
 def turns(tokenizer: Tokenizer, source: str | None = None) -> str | None:
-    """The chat template in Go's language; None when it is not a plain sequence of turns. source: a template in place of
-    the tokenizer's own.
+    """Translate the chat template into Go's language; None when it is not a plain sequence of turns.
 
-    What the Jinja template puts around messages is read off a few renderings, and used only when it renders other
-    conversations to the same characters. An opening token that llama.cpp adds by itself is left out.
+    source: a template in place of the tokenizer's own. What the Jinja template puts around messages is read off a few
+    renderings, and used only when it renders other conversations to the same characters. An opening token that
+    llama.cpp adds by itself is left out.
     """
     ids = {"bos_token": tokenizer.bos_id, "eos_token": tokenizer.eos_id}
     tokens = {key: "" if i is None else tokenizer.tokens[i] for key, i in ids.items()}
@@ -168,7 +171,7 @@ PROBES: tuple[list[dict[str, str]], ...] = (
 
 
 def _read_off(rendered: Callable[..., str]) -> _Turns | None:
-    """The text around messages; without "system" when the template has no such turn."""
+    """Read off the text around messages; without "system" when the template has no such turn."""
     user, answer = {"role": "user", "content": USER}, {"role": "assistant", "content": ANSWER}
     first, closed = rendered([user], False).split(USER)
     opened = rendered([user]).split(USER)[1]
@@ -196,7 +199,7 @@ def _read_off(rendered: Callable[..., str]) -> _Turns | None:
 
 
 def _quoted(text: str) -> str:
-    """A piece of text as a Go template's string constant; nothing for no text."""
+    """Quote a piece of text as a Go template's string constant; nothing for no text."""
     for plain, written in (("\\", "\\\\"), ('"', '\\"'), ("\n", "\\n"), ("\r", "\\r"), ("\t", "\\t")):
         text = text.replace(plain, written)
     return f'{{{{ "{text}" }}}}' if text else ""

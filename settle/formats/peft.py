@@ -76,7 +76,7 @@ def export_peft(part: ModelLayout, adapter: AdapterWeights, path: Path, dtype: s
 
 
 def read_peft(path: Path) -> PeftFolder:
-    """A folder that peft, Unsloth or settle saved an adapter to. Raises FormatError for any other folder."""
+    """Read a folder that peft, Unsloth or settle saved an adapter to. Raises FormatError for any other folder."""
     path = Path(path)
     if not (path / CONFIG).is_file():
         raise FormatError(f"there is no {CONFIG} in {path}", "give the folder that the adapter was saved to")

@@ -43,8 +43,10 @@ SHARD_BYTES = 5_000_000_000  # transformers' own limit for a file, so that any f
 
 
 class Safetensors(Format):
-    """A folder: model.safetensors, config.json, generation_config.json and the tokenizer's files. Large models lie in
-    several numbered files beside an index."""
+    """A folder: model.safetensors, config.json, generation_config.json and the tokenizer's files.
+
+    Large models lie in several numbered files beside an index.
+    """
 
     suffix: ClassVar[str] = ""
     for_llama_cpp: ClassVar[bool] = False
@@ -64,12 +66,11 @@ class Safetensors(Format):
 
 
 def read_safetensors(path: Path) -> Weights:
-    """The checked header of a .safetensors file, or of a folder's model.safetensors or all files that its index names;
-    tensors mapped, not read.
+    """Read the checked header of a .safetensors file, or of a folder's model or numbered files; tensors are mapped.
 
-    Format: https://huggingface.co/docs/safetensors. Raises FormatError for a header that lies about its size, its
-    types or where tensors are; gaps between tensors are refused as the library refuses them; for a file that the index
-    names and that is not there.
+    Format: https://huggingface.co/docs/safetensors. Raises FormatError for a header that lies about its size, its types
+    or where tensors are; gaps between tensors are refused as the library refuses them; for a file that the index names
+    and that is not there.
     """
     path = Path(path)
     if not path.is_dir():
@@ -203,7 +204,7 @@ def _unsound(file: str, what: str) -> FormatError:
 
 
 def _header(data: mmap.mmap, file: str) -> tuple[dict[str, object], int]:
-    """The JSON header and where the data starts."""
+    """Return the JSON header and where the data starts."""
     if len(data) < 8:
         raise _unsound(file, f"it is {len(data)} bytes long")
     (size,) = struct.unpack("<Q", data[:8])

@@ -79,10 +79,10 @@ class Gguf(Format):
 
 
 def read_gguf(path: Path) -> Weights:
-    """The checked header of a GGUF file and its tensors, mapped, not read. Raises FormatError.
+    """Read the checked header of a GGUF file; its tensors are mapped, not read. Raises FormatError.
 
-    First the header is checked: see `header`; then the tokenizer's lists against each other and
-    against the embedding, and the chat template's grammar.
+    First the header is checked: see `header`; then the tokenizer's lists against each other and against the embedding,
+    and the chat template's grammar.
     """
     file = read_tensors(path)
     shapes = {name: tensor.shape for name, tensor in file.tensors.items()}
@@ -94,7 +94,7 @@ def read_gguf(path: Path) -> Weights:
 
 
 def read_tensors(path: Path) -> Weights:
-    """The same for a GGUF file that need not be a model: the header is sound, what the metadata means is not asked."""
+    """Read a GGUF file that need not be a model: the header is checked, what the metadata means is not."""
     path = Path(path)
     data = map_file(path)
     header = read_header(data, path.name)
@@ -181,7 +181,7 @@ class _Tensor:
 def _tensors(
     part: GgufLayout, names: Mapping[str, str], weights: Mapping[str, TensorLike], dtype: str
 ) -> list[_Tensor]:
-    """What the file holds, in its order: parameters that share a name become one stacked tensor."""
+    """Return the file's tensors, in its order: parameters that share a name become one stacked tensor."""
     members: dict[str, list[str]] = {}
     for parameter, name in names.items():
         members.setdefault(name, []).append(parameter)
@@ -204,7 +204,7 @@ def _piece(part: GgufLayout, parameter: str, tensor: TensorLike, stored: GgmlTyp
 
 
 def card_of(path: Path) -> dict[str, object]:
-    """What `export_gguf` was given as metadata, read back from a file; {} when there is no file."""
+    """Read back the metadata that `export_gguf` was given; {} when there is no file."""
     if not path.exists():
         return {}
     stored = read_gguf(path).metadata
@@ -213,8 +213,10 @@ def card_of(path: Path) -> dict[str, object]:
 
 
 def _type_of(name: str, shape: tuple[int, ...], dtype: str) -> GgmlType:
-    """Vectors and what is in ALWAYS_F32 stay f32, tables are never coarser than Q8_0; a row that the blocks do not
-    divide becomes f16."""
+    """Return a tensor's type: vectors and ALWAYS_F32 stay f32, tables are never coarser than Q8_0.
+
+    A row that the blocks do not divide becomes f16.
+    """
     wanted = ggml_type(dtype)
     if len(shape) == 1 or name.endswith(ALWAYS_F32):
         wanted = ggml_type("F32")
@@ -313,7 +315,7 @@ def _lazy(data: mmap.mmap, info: TensorInfo) -> LazyTensor:
 
 
 def rows(table: LazyTensor, which: Sequence[int]) -> np.ndarray:
-    """Some rows of a matrix in a GGUF file, (len(which), W), as `load` gives them; the others are not read."""
+    """Read some rows of a matrix in a GGUF file, (len(which), W), as `load` returns them; the others are not read."""
     size = table.num_bytes // table.shape[0]
     raw = [table.place.bytes(row * size, (row + 1) * size) for row in which]
     return _numbers(np.concatenate(raw), table.dtype, (len(which), *table.shape[1:]), table.name)
@@ -344,7 +346,7 @@ def _numbers(raw: np.ndarray, dtype: str, shape: tuple[int, ...], name: str) -> 
 
 
 def _complaints(metadata: Mapping[str, object], shapes: Mapping[str, tuple[int, ...]]) -> Iterator[str]:
-    """What llama.cpp does not check: names of the right type, lists of equal length, ids inside the vocabulary."""
+    """Check what llama.cpp does not: names of the right type, lists of equal length, ids inside the vocabulary."""
     architecture = metadata.get("general.architecture")
     if not isinstance(architecture, str):
         yield "general.architecture is missing"

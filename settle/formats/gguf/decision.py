@@ -1,6 +1,6 @@
-"""The keys of a GGUF file by which llama.cpp answers typed questions at /v1/systemone, and what settle keeps there
-(tools/server/server-decision.cpp of llama.cpp, as of October 2026).
+"""The keys of a GGUF file by which llama.cpp answers typed questions at /v1/systemone.
 
+They are those of tools/server/server-decision.cpp of llama.cpp, as of October 2026, with what settle keeps there.
 llama.cpp renders the template of a question, reads the logits of the options' labels after it, divides them by the
 temperature of the question's type, and takes the softmax. Which labels those are depends on the type of the model.
 """
@@ -41,7 +41,7 @@ class DecisionKeys:
     families: tuple[int, ...] = ()
 
     def metadata(self, architecture: str) -> dict[str, object]:
-        """The keys as a file of that architecture holds them."""
+        """Return the keys as a file of that architecture holds them."""
         own: dict[str, object] = {f"{architecture}.decision.type": self.read_out, TEMPLATE_KEY: self.template}
         own |= {f"{architecture}.decision.temperature.{name}": float(t) for name, t in self.temperatures.items()}
         if self.questions:
@@ -56,7 +56,7 @@ class DecisionKeys:
 
 
 def read_decision(metadata: Mapping[str, object]) -> DecisionKeys | None:
-    """The decision keys of a file whose header was checked, or None where it is no decision model."""
+    """Return the decision keys of a file whose header was checked, or None where it is no decision model."""
     architecture = metadata.get("general.architecture")
     read_out, template = metadata.get(f"{architecture}.decision.type"), metadata.get(TEMPLATE_KEY)
     if not isinstance(read_out, str) or not isinstance(template, str):
@@ -74,7 +74,7 @@ def read_decision(metadata: Mapping[str, object]) -> DecisionKeys | None:
 
 
 def decision_complaints(metadata: Mapping[str, object]) -> Iterator[str]:
-    """What is wrong with a file's decision keys; nothing where it has none."""
+    """Yield what is wrong with a file's decision keys; nothing where it has none."""
     architecture = metadata.get("general.architecture")
     key = f"{architecture}.decision.type"
     if key not in metadata:
@@ -105,7 +105,7 @@ def _temperatures(metadata: Mapping[str, object]) -> Iterator[tuple[str, float]]
 
 
 def _questions(metadata: Mapping[str, object]) -> dict[str, object]:
-    """Raises ValueError for what is no JSON."""
+    """Read the questions. Raises ValueError for what is no JSON."""
     written = metadata.get(QUESTIONS_KEY, "{}")
     value = json.loads(written) if isinstance(written, str) else None
     if not isinstance(value, dict):

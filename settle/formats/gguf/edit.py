@@ -14,9 +14,11 @@ _BOOL, _FLOAT, _INT, _COUNT = 7, 6, 5, 4
 
 
 def write_edited(path: Path, out: Path, changes: Mapping[str, object]) -> Path:
-    """Writes the file at `path` to `out`, beside and renamed, with `changes` of its metadata: a value by key, None
-    leaves the key out. A key that is there keeps its type. Raises FormatError for a file that is not sound, UsageError
-    for a value that GGUF has no type for, ResourceError when the disk is full."""
+    """Write the file at `path` to `out`, beside and renamed, with `changes` of its metadata.
+
+    changes: a value by key; None leaves the key out. An existing key keeps its type. Raises FormatError for a file that
+    is not sound, UsageError for a value that GGUF has no type for, ResourceError when the disk is full.
+    """
     data = map_file(path)
     header = read_header(data, path.name)
     keys = [
@@ -44,13 +46,13 @@ def _alignment(metadata: Mapping[str, object]) -> int:
 
 
 def _type_at(data: mmap.mmap | bytes, first: int, key: str) -> int:
-    """The type of the value of a key that begins at byte `first`."""
+    """Return the type of the value of a key that begins at byte `first`."""
     at = first + 8 + len(key.encode())
     return int.from_bytes(data[at : at + 4], "little")
 
 
 def _encoded(key: str, value: object, code: int | None) -> bytes:
-    """A key with its value. code: the type, by the value where None."""
+    """Encode a key with its value. code: the type; None chooses it by the value."""
     name = key.encode()
     kind = code if code is not None and code != ARRAY else _code(key, value)
     return struct.pack("<Q", len(name)) + name + struct.pack("<I", kind) + _bytes(key, value, kind)

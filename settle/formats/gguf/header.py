@@ -45,8 +45,11 @@ class TensorInfo:
 
 @dataclass(frozen=True)
 class Header:
-    """metadata: values by key; places: first byte and the byte after the last of each key with its value, as they lie
-    in the file; tensors: in the file's order."""
+    """The header of a GGUF file.
+
+    metadata: values by key; places: first byte and the byte after the last of each key with its value, as they lie in
+    the file; tensors: in the file's order.
+    """
 
     metadata: dict[str, object]
     places: dict[str, tuple[int, int]]
@@ -85,7 +88,7 @@ class Cursor:
         return self.take(length, what)
 
     def strings(self, number: int, what: str) -> list[str]:
-        """That many strings. A vocabulary is most of a header, so this is `string` without its calls."""
+        """Read `number` strings. A vocabulary is most of a header, so this is `string` without its calls."""
         data, at, size, length_at = self.data, self.at, self.size, struct.Struct("<Q").unpack_from
         texts = []
         for _ in range(number):
@@ -102,7 +105,7 @@ class Cursor:
         return texts
 
     def count(self, what: str, most: int, smallest: int) -> int:
-        """A number of things of at least `smallest` bytes each: it must fit into what is left."""
+        """Read a number of things of at least `smallest` bytes each: they must fit into what is left."""
         number = self.integer("Q", f"the number of {what}")
         if number > most or number * smallest > self.size - self.at:
             raise self.fail(f"it says it has {number} {what}, which cannot be in {self.size} bytes")
@@ -137,7 +140,7 @@ def read_header(data: mmap.mmap | bytes, file: str) -> Header:
 
 
 def weights_begin(data: mmap.mmap | bytes, file: str, at: int, tensors: int, alignment: int) -> tuple[bytes, int]:
-    """The descriptions of so many tensors, as they lie from byte `at` on, and the byte at which the weights begin."""
+    """Return the descriptions of so many tensors from byte `at` on, and the byte at which the weights begin."""
     cursor = Cursor(data, file)
     cursor.at = at
     for _ in range(tensors):

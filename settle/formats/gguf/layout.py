@@ -44,11 +44,11 @@ class Layout:
 
 
 def layout(source: Weights, entries: Sequence[Entry], changes: Mapping[str, object]) -> Layout:
-    """The header of a file with the metadata of `source` and these tensors.
+    """Lay out a file with the metadata of `source` and these tensors.
 
     changes: keys to set (str, bool, int, float, a list of str, or numbers as a numpy array whose dtype is theirs in the
-    file), or to drop with None. Set keys go to the end, in
-    this order; the others stay as they are, byte for byte. Raises FormatError for a value GGUF cannot hold.
+    file), or to drop with None. Set keys go to the end, in this order; the others stay as they are, byte for byte.
+    Raises FormatError for a value GGUF cannot hold.
     """
     keys = [place.bytes().tobytes() for key, place in source.places.items() if key not in changes]
     keys += [_key(key, value) for key, value in changes.items() if value is not None]
@@ -65,7 +65,7 @@ def layout(source: Weights, entries: Sequence[Entry], changes: Mapping[str, obje
 
 
 def dimensions(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """A shape, outermost first, without outermost dimensions of one: ggml writes only those that it counts."""
+    """Return a shape, outermost first, without outermost dimensions of one: ggml writes only those that it counts."""
     while len(shape) > 1 and shape[0] == 1:
         shape = shape[1:]
     return shape

@@ -9,7 +9,7 @@ TOKENS = "tokenizer.ggml.tokens"
 
 
 def number(metadata: Metadata, key: str) -> float:
-    """Raises KeyError when the key is missing, FormatError for anything that is no number."""
+    """Return a number. Raises KeyError when the key is missing, FormatError for anything that is no number."""
     value = metadata[key]
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise FormatError(f"{key} is {value!r}, not a number", "get the file again")

@@ -114,7 +114,7 @@ GGML: dict[str, GgmlType] = {row.name: row for row in _ROWS}
 
 
 def ggml_type(name: str) -> GgmlType:
-    """The row of a type, in capitals or not. Raises FormatError for one that is not in the table."""
+    """Return the row of a type, in capitals or not. Raises FormatError for one that is not in the table."""
     row = GGML.get(name.upper())
     if row is None:
         raise FormatError(f"the type {name} is not read here", f"use a file of another type: {', '.join(GGML)}")
@@ -132,7 +132,7 @@ def exported() -> tuple[str, ...]:
 
 
 def block_id(name: str) -> int:
-    """ggml's number of a type, of weights or not."""
+    """Return the number that ggml gives a type, of weights or not."""
     from gguf.constants import GGMLQuantizationType
 
     return GGML[name].id if name in GGML else int(GGMLQuantizationType[name])
