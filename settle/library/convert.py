@@ -22,7 +22,7 @@ Dtype = Literal["f32", "f16", "bf16"]
 
 
 def to_gguf(model: Pretrained, path: Path, dtype: Dtype, tokenizer: PretrainedTokenizer | None = None) -> Path:
-    """Writes the model's weights as one GGUF file, reading them piece by piece. tokenizer: instead of its own."""
+    """Write the model's weights as one GGUF file, reading them piece by piece. tokenizer: instead of its own."""
     return export_gguf(
         model.part,
         model.lazy_weights(),
@@ -35,7 +35,7 @@ def to_gguf(model: Pretrained, path: Path, dtype: Dtype, tokenizer: PretrainedTo
 
 
 def convert_stored(stored: StoredModel) -> Path:
-    """The GGUF file of a model in the store; made once, and kept there."""
+    """Return the GGUF file of a model in the store; it is made once, and kept there."""
     if not stored.gguf.exists():
         to_gguf(Pretrained.open(stored.source), stored.gguf, "bf16")
     return stored.gguf
@@ -43,8 +43,10 @@ def convert_stored(stored: StoredModel) -> Path:
 
 @contextlib.contextmanager
 def as_gguf(model: Pretrained, folder: Path, tokenizer: PretrainedTokenizer | None = None) -> Iterator[ModelRef]:
-    """The model as llama.cpp serves it; one in Hugging Face's layout is a GGUF file in `folder` for as long as this
-    lasts."""
+    """Yield the model as llama.cpp serves it.
+
+    One in Hugging Face's layout is a GGUF file in `folder` for as long as this lasts.
+    """
     if model.source.kind == "gguf":
         yield ModelRef(model.name, "model", model.source)
         return
@@ -54,7 +56,7 @@ def as_gguf(model: Pretrained, folder: Path, tokenizer: PretrainedTokenizer | No
 
 
 def unquantized_type(model: Pretrained) -> Dtype:
-    """The GGUF type that keeps the weights of a model in Hugging Face's layout best: BF16 where most are BF16."""
+    """Return the GGUF type that keeps the weights of a model in Hugging Face's layout best: BF16 where most are."""
     return "bf16" if max(model.kinds, key=model.kinds.__getitem__) == "BF16" else "f16"
 
 

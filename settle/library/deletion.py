@@ -115,7 +115,7 @@ def _adapters_over(folder: Path) -> list[str]:
 
 
 def _working_folders(run: Run) -> list[Path]:
-    """The folders that only resuming the run reads; none while it is not finished."""
+    """Return the folders that only resuming the run reads; none while it is not finished."""
     if not (run.path / "result.json").exists():
         return []
     try:

@@ -23,15 +23,17 @@ def installed_engine() -> str:
 
 
 def engine_versions() -> list[str]:
-    """The versions that are here as wheels, oldest first."""
+    """Return the versions that are here as wheels, oldest first."""
     folder = engines_folder()
     found = [match[1] for path in folder.glob("*.whl") if (match := _WHEEL.fullmatch(path.name))] if folder else []
     return sorted(set(found), key=_numbers)
 
 
 def unpacked_engine(wanted: str) -> Path | None:
-    """A folder with the package of that version, or None for the one that is installed. Raises UsageError when its
-    wheel is not here, FormatError for a damaged one, ResourceError when the disk is full."""
+    """Return a folder with the package of that version, or None for the installed one.
+
+    Raises UsageError when its wheel is not here, FormatError for a damaged one, ResourceError when the disk is full.
+    """
     if wanted == installed_engine():
         return None
     folder = engines_folder() / wanted

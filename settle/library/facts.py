@@ -81,14 +81,16 @@ class Facts:
 
 
 def read_facts(path: Path) -> Facts:
-    """The facts of a GGUF file, read once while it is unchanged. Raises FormatError when it is not sound or cannot be
-    read."""
+    """Return the facts of a GGUF file, read once while it is unchanged.
+
+    Raises FormatError when it is not sound or cannot be read.
+    """
     with malformed_is_format_error(path.name):
         return _facts(path, stamp_of(path))
 
 
 def adapter_template(path: Path) -> str | None:
-    """An adapter's own chat template, or None. Raises FormatError, OSError."""
+    """Return an adapter's own chat template, or None. Raises FormatError, OSError."""
     return _adapter_template(path, stamp_of(path))
 
 
@@ -98,16 +100,20 @@ def takes_turns(metadata: Metadata) -> bool:
 
 
 def templates(metadata: Metadata) -> tuple[str, ...]:
-    """Every chat template of a GGUF file: llama.cpp compiles also those that are meant for special uses. That of a
-    decision model is none: it reads no messages."""
+    """Return every chat template of a GGUF file: llama.cpp also compiles those for special uses.
+
+    The template of a decision model is none: it reads no messages.
+    """
     named = (value for key, value in metadata.items() if key.startswith(TEMPLATE_KEY) and key != DECISION_TEMPLATE_KEY)
     return tuple(value for value in named if isinstance(value, str))
 
 
 def answering_models(fewest: int | None = None) -> list[str]:
-    """Names of the models on this machine that may answer from documents: they have a chat template of their own, at
-    least so many parameters (FEWEST_PARAMETERS), and were not tuned for one kind of answer. A model that is still to be
-    converted is believed to."""
+    """Return the names of the models on this machine that may answer from documents.
+
+    They have a chat template of their own, at least so many parameters (FEWEST_PARAMETERS), and were not tuned for one
+    kind of answer. A model that is still to be converted is assumed to qualify.
+    """
     fewest = FEWEST_PARAMETERS if fewest is None else fewest
     refs = [ref for ref in all_refs() if _chats(ref, fewest) and not _is_specialist(ref)]
     wholes = {ref.name for ref in refs if ref.kind == "model"}
@@ -131,7 +137,7 @@ def bytes_per_token(metadata: Metadata) -> int:
 
 
 def control_tokens(metadata: Metadata) -> tuple[str, ...]:
-    """The tokens of a file that stand for no text, as `Vocabulary.special_tokens` counts them, the longest first."""
+    """Return a file's tokens that stand for no text, as `Vocabulary.special_tokens` counts them, the longest first."""
     tokens, types = _tokens(metadata), metadata.get("tokenizer.ggml.token_type")
     kinds = types if isinstance(types, list) else [None] * len(tokens)
     pairs = zip(map(str, tokens), kinds, strict=False)
@@ -245,7 +251,7 @@ def _quantization(metadata: Metadata) -> str:
 
 
 def _largest(metadata: Metadata, key: str) -> int:
-    """The largest value where each layer has its own; 0 when the file does not say."""
+    """Return the largest value where each layer has its own; 0 when the file does not say."""
     value = metadata.get(f"{metadata['general.architecture']}.{key}", 0)
     values = value if isinstance(value, list) else [value]
     return max((v for v in values if type(v) is int), default=0)

@@ -191,8 +191,10 @@ def shape_from_gguf(metadata: Mapping[str, object], sizes: Mapping[str, int]) ->
 
 
 def _number(config: Mapping[str, Any], *names: str) -> int:
-    """The first of these that a config has, of layers that differ the first; families call the same number
-    differently. 0 when it has none."""
+    """Return the first of these numbers that a config has, 0 when it has none: families name it differently.
+
+    Where layers differ, it is that of the first.
+    """
     found = next((config[name] for name in names if config.get(name)), 0)
     return int(found[0] if isinstance(found, list) else found)
 

@@ -7,6 +7,8 @@ from settle.model.pretrained import Pretrained
 
 
 def open_pretrained(name: str | Path) -> Pretrained:
-    """The whole model that a name or a path stands for; no weights are read. Raises what `resolve_whole` and
-    `Pretrained.open` raise."""
+    """Open the whole model that a name or a path stands for; no weights are read.
+
+    Raises what `resolve_whole` and `Pretrained.open` raise.
+    """
     return Pretrained.open(resolve_whole(name).source)

@@ -80,7 +80,7 @@ class Prices(BaseModel):
     api: _Api
 
     def api_price(self, name: str) -> ApiPrice:
-        """The price of an API's model. Raises UsageError with the nearest names."""
+        """Return the price of an API's model. Raises UsageError with the nearest names."""
         known = {price.id.lower(): price for price in self.api.models}
         key = name.lower().rpartition("/")[2].replace(" ", "-")
         if key in known:
@@ -99,12 +99,12 @@ def _whence(source: str, as_of: datetime.date) -> str:
 
 @functools.cache
 def prices() -> Prices:
-    """The person's update, or the table that comes with settle. Raises DataError for a file that is broken."""
+    """Read the user's update, or the table that comes with settle. Raises DataError for a broken file."""
     return read_prices(dated_file("prices", SHIPPED))
 
 
 def read_prices(path: Path) -> Prices:
-    """Raises DataError with the row that is wrong, for a date in the future too; OSError."""
+    """Read a table of prices. Raises OSError, and DataError with the row that is wrong, also for a future date."""
     try:
         table = Prices.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
     except (ValidationError, tomllib.TOMLDecodeError, UnicodeDecodeError) as e:

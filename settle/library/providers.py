@@ -16,8 +16,11 @@ COLUMNS = ("provider", "plan", "trains on it", "keeps", "read", "link")
 
 
 class Terms(BaseModel):
-    """One plan of one provider. read: the day its page was read; verified: whether all of it was read at the link;
-    note: what was not, and who says so."""
+    """One plan of one provider.
+
+    read: the day its page was read; verified: whether all of it was read at the link; note: what was not, and who says
+    so.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -43,7 +46,7 @@ class Providers(BaseModel):
 
 
 def providers() -> Providers:
-    """The person's update, or the table that comes with settle. Raises DataError for a file that is broken."""
+    """Read the user's update, or the table that comes with settle. Raises DataError for a broken file."""
     path = dated_file("providers", SHIPPED)
     try:
         return Providers.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))

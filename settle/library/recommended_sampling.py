@@ -43,12 +43,12 @@ def recommended_sampling(metadata: Metadata, takes_turns: bool) -> Recommended:
 
 
 def sampling_in_file(metadata: Metadata) -> dict[str, float]:
-    """What a GGUF file itself recommends."""
+    """Return what a GGUF file itself recommends."""
     return _valid({name: metadata.get(key) for name, (key, _, _) in FIELDS.items()})
 
 
 def sampling_keys(source: Source, metadata: Metadata) -> dict[str, object]:
-    """The keys of a GGUF file that is made of a model, with what is recommended for that one. metadata: of its file."""
+    """Return the GGUF keys that recommend a model's sampling. metadata: of its file."""
     if source.kind == "gguf":
         found = recommended_sampling(metadata, True)
         settings = {} if found.settings is CHAT else dict(found.settings)
@@ -58,7 +58,7 @@ def sampling_keys(source: Source, metadata: Metadata) -> dict[str, object]:
 
 
 def _in_folder(source: Source) -> dict[str, float]:
-    """What generation_config.json recommends; {} where it draws nothing, or is not there or not sound."""
+    """Return what generation_config.json recommends; {} where it samples nothing, is missing or is damaged."""
     path = source.path / "generation_config.json"
     try:
         config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
@@ -70,7 +70,7 @@ def _in_folder(source: Source) -> dict[str, float]:
 
 
 def _valid(values: Mapping[str, object]) -> dict[str, float]:
-    """The values that a sampler takes: a file may say anything."""
+    """Return the values that a sampler takes: a file may say anything."""
     return {
         name: int(value) if name == "top_k" else round(float(value), 4)
         for name, value in values.items()

@@ -10,8 +10,10 @@ RefKind = Literal["model", "adapter", "draft", "collection"]
 
 
 class Proposal(NamedTuple):
-    """How a draft proposes tokens, as it was measured to be best: see `settle.infer.child_process.Draft`. speed_up: how
-    many times as fast its model was with it."""
+    """How a draft proposes tokens best, as measured: see `settle.infer.child_process.Draft`.
+
+    speed_up: how many times as fast its model was with it.
+    """
 
     tokens: int
     sure: float

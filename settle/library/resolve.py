@@ -32,8 +32,11 @@ T = TypeVar("T")
 
 
 def resolve(name: str | Path) -> ModelRef:
-    """What a name or a path stands for. Raises UsageError when there is no such model, when its files are gone, and
-    when the name means several; RunError for a damaged record; FormatError for a folder without a model."""
+    """Return what a name or a path stands for.
+
+    Raises UsageError when there is no such model, when its files are gone, and when the name means several; RunError
+    for a damaged record; FormatError for a folder without a model.
+    """
     text = str(name)
     if not text:
         raise UsageError("no model is named", "`settle models` lists those there are")
@@ -65,8 +68,11 @@ def resolve_whole(name: str | Path) -> ModelRef:
 
 
 def resolve_gguf(name: str | Path) -> ModelRef:
-    """`resolve` for llama.cpp: the file is GGUF, and an adapter may be over it. A model of the store in Hugging Face's
-    layout is converted at its first use. Raises UsageError for a folder that is not in the store."""
+    """Resolve for llama.cpp: the file is GGUF, and an adapter may be over it.
+
+    A model of the store in Hugging Face's layout is converted at its first use. Raises UsageError for a folder that is
+    not in the store.
+    """
     ref = _require_model(resolve(name))
     if ref.source.kind == "gguf":
         return ref
@@ -83,8 +89,10 @@ def resolve_gguf(name: str | Path) -> ModelRef:
 
 
 def find_run(name: str) -> Run | None:
-    """The run that a name stands for, whatever it made; None when it stands for something else, or for nothing. Raises
-    UsageError for a name that means several models."""
+    """Return the run that a name stands for, whatever it made; None when it stands for something else, or nothing.
+
+    Raises UsageError for a name that means several models.
+    """
     place, _, rest = name.partition(":")
     if is_path(name):
         return next((run for run in Run.all() if run.path == Path(name).expanduser()), None)
@@ -95,8 +103,10 @@ def find_run(name: str) -> Run | None:
 
 
 def resolve_draft(name: str) -> ModelRef:
-    """The draft that a run of `settle distill --draft` made, or any whole model that is small enough to be one. Raises
-    UsageError."""
+    """Return the draft that a run of `settle distill --draft` made, or any whole model that is small enough to be one.
+
+    Raises UsageError.
+    """
     run = find_run(name)
     draft = next((made for made in models_of(run) if made.kind == "draft"), None) if run else None
     if run and draft and draft.draft_tokens is not None and draft.draft_sure is not None:
@@ -148,18 +158,18 @@ def is_collection(name: str) -> bool:
 
 
 def collection_ref(name: str, model: ModelRef) -> ModelRef:
-    """The documents of a collection, answered from by `model`."""
+    """Return the documents of a collection, answered from by `model`."""
     return ModelRef(name, "collection", Source(home() / "collections" / name, "gguf", name), base=model)
 
 
 def portable_name(what: str) -> str:
-    """The same model or file, named so that it is found from any folder: a path becomes absolute, a name stays."""
+    """Name a model or file so that it is found from any folder: a path becomes absolute, a name stays."""
     path = Path(what).expanduser()
     return str(path.absolute()) if is_model(path) else what
 
 
 def shown(text: str) -> str:
-    """A name in quotes, also one with bytes that are no text."""
+    """Quote a name, also one with bytes that are no text."""
     return repr(text.encode(errors="surrogateescape").decode(errors="backslashreplace"))
 
 
@@ -171,8 +181,10 @@ def _require_model(ref: ModelRef) -> ModelRef:
 
 
 def _only_meaning(text: str) -> ModelRef | SettleError | None:
-    """What a bare name stands for, or what is wrong with that; None when there is nothing of that name. Raises
-    UsageError when there are several."""
+    """Return what a bare name stands for, or what is wrong with that; None when there is nothing of that name.
+
+    Raises UsageError when there are several.
+    """
     candidates = list(_candidates(text))
     if len(candidates) > 1:
         meanings = ", ".join(f"{spelling} ({what})" for spelling, what, _ in candidates)
@@ -248,7 +260,7 @@ def _of_store(stored: StoredModel) -> ModelRef:
 
 
 def _of_run(run: Run) -> ModelRef:
-    """The whole model or the adapter that a run made. Raises UsageError where there is none, saying why."""
+    """Return the whole model or the adapter that a run made. Raises UsageError where there is none, saying why."""
     usable = [made for made in models_of(run) if made.kind == "model" or (made.kind == "adapter" and made.base)]
     if not usable:
         require_exported(run)
@@ -259,7 +271,7 @@ def _of_run(run: Run) -> ModelRef:
 
 
 def _refs_of(run: Run) -> Iterator[ModelRef]:
-    """The models and adapters of a run that can be used; a damaged run has none."""
+    """Yield the models and adapters of a run that can be used; a damaged run has none."""
     made = _or_error(lambda: models_of(run))
     for model in () if isinstance(made, SettleError) else made:
         if model.kind == "model" or (model.kind == "adapter" and model.base and Path(model.base).is_file()):
@@ -282,7 +294,7 @@ def _made_source(run: Run, made: MadeModel) -> Source:
 
 
 def _over(adapter: ModelRef, names: dict[Path, str]) -> ModelRef:
-    """An adapter whose base goes by its name on this machine."""
+    """Return an adapter whose base goes by its name on this machine."""
     assert adapter.base is not None
     name = names.get(adapter.base.path.resolve(), adapter.base.name)
     return replace(adapter, base=replace(adapter.base, name=name))

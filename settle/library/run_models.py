@@ -19,9 +19,11 @@ MadeKind = Literal["model", "adapter", "draft"]
 
 
 class MadeModel(BaseModel):
-    """One file in a run's out/. path: relative to out/, or absolute. base, base_name: of an adapter, the file that it
-    is served over and what that model is called. draft_tokens, draft_sure: of a draft, how it proposes best (see
-    `settle.infer.child_process.Draft`); speed_up: how many times as fast its model was with it when it was measured.
+    """One file in a run's out/.
+
+    path: relative to out/, or absolute. base, base_name: of an adapter, the file that it is served over and that
+    model's name. draft_tokens, draft_sure: of a draft, how it proposes best (see `settle.infer.child_process.Draft`);
+    speed_up: how many times as fast its model was with it when it was measured.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -43,8 +45,11 @@ class _Record(BaseModel):
 
 
 def record_made(run: Run, files: Mapping[str, str], base: Source | None = None) -> None:
-    """Records what was exported into the run's out/. files: by kind, as `settle.evaluate.gate.export` returns them;
-    "gguf" is a whole model, "lora_gguf" an adapter that is served over `base`."""
+    """Record what was exported into the run's out/.
+
+    files: by kind, as `settle.evaluate.gate.export` returns them; "gguf" is a whole model, "lora_gguf" an adapter that
+    is served over `base`.
+    """
     models = [MadeModel(kind="model", path=Path(files["gguf"]).name)] if "gguf" in files else []
     if "lora_gguf" in files:
         assert base is not None, "an adapter has a base"
@@ -54,13 +59,13 @@ def record_made(run: Run, files: Mapping[str, str], base: Source | None = None) 
 
 
 def record_draft(run: Run, path: Path, proposal: Proposal) -> None:
-    """Records a draft in the run's out/, and how it proposes best."""
+    """Record a draft in the run's out/, and how it proposes best."""
     tokens, sure, speed_up = proposal
     _add(run, [MadeModel(kind="draft", path=path.name, draft_tokens=tokens, draft_sure=sure, speed_up=speed_up)])
 
 
 def _add(run: Run, models: Sequence[MadeModel]) -> None:
-    """An entry for the same file is replaced."""
+    """Add entries; one for the same file is replaced."""
     earlier = _recorded(run) or ()
     paths = {model.path for model in models}
     kept = (*(model for model in earlier if model.path not in paths), *models)
@@ -68,8 +73,10 @@ def _add(run: Run, models: Sequence[MadeModel]) -> None:
 
 
 def models_of(run: Run) -> tuple[MadeModel, ...]:
-    """What the run made, as far as the files are there, with absolute paths. Raises RunError for a damaged record, or
-    one of a newer version."""
+    """Return what the run made, as far as the files are there, with absolute paths.
+
+    Raises RunError for a damaged record, or one of a newer version.
+    """
     made = _recorded(run)
     if made is None:
         made = tuple(_by_endings(run))
@@ -78,8 +85,10 @@ def models_of(run: Run) -> tuple[MadeModel, ...]:
 
 
 def missing_files(run: Run) -> dict[Path, str]:
-    """Return the models that the run exported and that are no longer there, each with the command that writes it again.
-    Raises RunError as `models_of`."""
+    """Return the exported models that are gone, each with the command that writes it again.
+
+    Raises RunError as `models_of`.
+    """
     again = {
         "model": f"settle export {run.name} --out {{}}",
         "adapter": f"settle export {run.name} --to lora-gguf --out {{}}",
@@ -90,7 +99,7 @@ def missing_files(run: Run) -> dict[Path, str]:
 
 
 def require_exported(run: Run) -> Path:
-    """The whole model that the run made, as a GGUF file. Raises UsageError where there is none, saying why."""
+    """Return the whole model that the run made, as a GGUF file. Raises UsageError where there is none, saying why."""
     made = models_of(run)
     path = next((Path(model.path) for model in made if model.kind == "model"), None)
     if path is not None:
@@ -127,7 +136,7 @@ def _recorded(run: Run) -> tuple[MadeModel, ...] | None:
 
 
 def _by_endings(run: Run) -> Iterator[MadeModel]:
-    """The files of a run without a record, told apart by the ends of their names."""
+    """Infer file kinds from suffixes, for runs without a record."""
     adapter, draft = (run.out / f"{run.name}-{ending}.gguf" for ending in ("lora", "draft"))
     files = [path for path in run.out.glob("[!.]*.gguf") if path not in (adapter, draft)]
     if adapter.is_file():

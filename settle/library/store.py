@@ -35,8 +35,10 @@ class StoredModel:
 
     @property
     def gguf(self) -> Path:
-        """The file that llama.cpp reads: of a folder in Hugging Face's layout, its copy, which is written when it is
-        first used."""
+        """Return the file that llama.cpp reads.
+
+        Of a folder in Hugging Face's layout it is a copy, which is written at first use.
+        """
         return self.path if self.kind == "gguf" else self.folder / f"{self.name}-bf16.gguf"
 
     @property
@@ -57,12 +59,15 @@ def all_models() -> list[StoredModel]:
 
 
 def damaged_models() -> list[RunError]:
-    """What is wrong with each model.json that cannot be read."""
+    """Return what is wrong with each model.json that cannot be read."""
     return [error for error in _read_all() if isinstance(error, RunError)]
 
 
 def find_model(name: str) -> StoredModel | None:
-    """The model of that name, or None. Raises UsageError when its files are gone, RunError for a damaged model.json."""
+    """Return the model of that name, or None.
+
+    Raises UsageError when its files are gone, RunError for a damaged model.json.
+    """
     folder = store() / name
     if not NAME.fullmatch(name) or not (folder / "model.json").is_file():
         return None
@@ -73,7 +78,7 @@ def find_model(name: str) -> StoredModel | None:
 
 
 def linked_model(path: Path) -> StoredModel | None:
-    """The model of the store whose file or folder `path` is, under whatever name, or None."""
+    """Return the model of the store whose file or folder `path` is, under whatever name, or None."""
     return next((m for m in all_models() if m.path.exists() and path.exists() and m.path.samefile(path)), None)
 
 
@@ -95,7 +100,7 @@ def model_name(wanted: str) -> str:
 
 
 def stamp_of(path: Path) -> str:
-    """Number, sizes and latest time of a model's files: while the stamp is the same, so is the hash."""
+    """Return number, sizes and latest time of a model's files: while the stamp is the same, so is the hash."""
     files = [p for p in path.iterdir() if p.is_file()] if path.is_dir() else [path]
     stats = [p.stat() for p in files]
     return f"{len(stats)}:{sum(s.st_size for s in stats)}:{max((s.st_mtime_ns for s in stats), default=0)}"

@@ -25,7 +25,7 @@ KINDS: Mapping[str, tuple[str, type[BaseModel]]] = {
 
 
 def update_data(file: str, sha256: str | None, events: Events) -> None:
-    """Checks the file, its hash and every row, then keeps it. Raises UsageError, DataError; what was there stays."""
+    """Check the file, its hash and every row, then keep it. Raises UsageError, DataError; the old file stays then."""
     path = Path(file)
     text = read_update(path)
     check_pin(path, sha256)

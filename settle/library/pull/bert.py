@@ -42,7 +42,7 @@ def is_bert(folder: Path) -> bool:
 
 
 def bert_to_gguf(folder: Path, path: Path, name: str, license: str) -> Path:
-    """Writes the embedder of a folder as GGUF, its matrices in F16. The same folder gives the same bytes.
+    """Write the embedder of a folder as GGUF, its matrices in F16. The same folder gives the same bytes.
 
     Raises FormatError for weights or a tokenizer that are not BERT's.
     """

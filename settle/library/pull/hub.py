@@ -27,7 +27,7 @@ PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 
 
 def offer(what: str) -> Offer | None:
-    """A model of the hub; None when `what` is no hub id."""
+    """Return a model of the hub; None when `what` is no hub id."""
     match = ID.fullmatch(what)
     if match is None:
         return None
@@ -46,7 +46,7 @@ def offer(what: str) -> Offer | None:
 
 
 def host() -> str:
-    """The hub's, as the environment sets it."""
+    """Return the hub's host, as the environment sets it."""
     from huggingface_hub.constants import ENDPOINT
 
     return urllib.parse.urlsplit(ENDPOINT).hostname or ""
@@ -121,7 +121,7 @@ def _translated(repo: str, revision: str | None) -> Iterator[None]:
 
 
 def _choose(repo: str, sizes: dict[str, int], part: str | None) -> list[str]:
-    """The files that make up the model: safetensors if there are any and no GGUF file is asked for."""
+    """Choose the files that make up the model: safetensors if there are any and no GGUF file is asked for."""
     ggufs = [n for n in sizes if n.endswith(".gguf") and not n.rpartition("/")[2].startswith("mmproj")]
     weights = [n for n in sizes if n in (SINGLE, INDEX) or re.fullmatch(r"model-\d+-of-\d+\.safetensors", n)]
     if part is not None:
@@ -154,7 +154,7 @@ def _make_room(folder: Path, num_bytes: int) -> None:
 
 
 def _in_own_folder(folder: Path) -> Path:
-    """The fetched files in a folder of their own, inside `folder`."""
+    """Move the fetched files to a folder of their own, inside `folder`."""
     entries = list(folder.iterdir())
     model = folder / "model"
     model.mkdir()
@@ -164,7 +164,7 @@ def _in_own_folder(folder: Path) -> Path:
 
 
 def _bar(events: Events, total: int) -> type:
-    """A progress bar as the hub's library wants one, which emits events instead of drawing."""
+    """Return a progress bar class for the hub's library, which emits events instead of drawing."""
     from huggingface_hub.utils.tqdm import tqdm
 
     done = [0]

@@ -13,7 +13,7 @@ from settle.model.pretrained import Pretrained
 
 
 def list_available(events: Events) -> None:
-    """The models of the store, of other programs on this machine, and of the catalogue."""
+    """List the models of the store, of other programs on this machine, and of the catalogue."""
     for error in damaged_models():
         events.emit(Warn(text=str(error)))
     models, others = all_models(), list(neighbours())
@@ -27,8 +27,10 @@ def list_available(events: Events) -> None:
 
 
 def show_offer(what: str, name: str | None, events: Events) -> None:
-    """Where a model would come from, what it takes, and under which name; nothing is fetched. Raises what `find_offer`
-    raises."""
+    """Show where a model would come from, what it takes, and its name; nothing is fetched.
+
+    Raises what `find_offer` raises.
+    """
     offer = find_offer(what)
     facts, here = offer.facts(), known_already(name or offer.name)
     size = "its size is only known as it is fetched" if facts.num_bytes is None else amount(facts.num_bytes, "bytes")
@@ -41,7 +43,7 @@ def show_offer(what: str, name: str | None, events: Events) -> None:
 
 
 def usage_of(model: StoredModel) -> str:
-    """What can be done with a model, in a line."""
+    """Say what can be done with a model, in a line."""
     if model.kind == "gguf" and embeds(read_gguf(model.path).metadata):
         return "`settle index` finds documents with it, and `settle serve` gives its vectors at /v1/embeddings"
     try:

