@@ -205,7 +205,7 @@ def test_a_disk_that_is_too_small(tmp_path, monkeypatch):
     logits, _, ids = pair(300, 1.0, 0.0)
     with LikelihoodsWriter(tmp_path / "record", 300, {}) as writer:
         monkeypatch.setattr(writer, "_files", writer._files | {"ids": _Full()})
-        with pytest.raises(ResourceError, match="disk is full"):
+        with pytest.raises(ResourceError, match="No space left"):
             writer.append(ids, rows_of(logits, ids))
         monkeypatch.undo()
     assert not list(tmp_path.iterdir())
