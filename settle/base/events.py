@@ -40,11 +40,12 @@ class RunStarted(BaseEvent):
 
 
 class WorkStarted(BaseEvent):
-    """What was asked for is in order, and the work on something other than a run begins. what: a command's name."""
+    """The work of a command that makes no run has begun."""
 
     kind: Literal["work"] = "work"
-    what: str
+    what: str  # the command's name
     name: str
+    path: str = ""  # its folder, where it has one from the start
 
 
 class Say(BaseEvent):

@@ -10,10 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from settle.base.errors import RunError, cannot_write
 from settle.base.files import home, read_json, write_json
+from settle.base.run import WorkFolder
 from settle.base.version import __version__
 from settle.doctor.checks import finding_of
 from settle.doctor.findings import Finding
@@ -45,20 +44,10 @@ def folder_for(subject: Subject, finding: Finding[Any]) -> Path:
 
 @contextlib.contextmanager
 def opened(folder: Path) -> Iterator[Path]:
-    """The folder, for this process alone. Raises RunError when another doctor works in it, ResourceError when it
+    """Hold the folder for this process alone. Raises RunError when another doctor works in it, ResourceError when it
     cannot be written."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / ".lock", timeout=0, is_singleton=False)
-        lock.acquire()
-    except Timeout:
-        raise RunError("another settle is proving this", "wait for it, or stop it, and try again") from None
-    except OSError as e:
-        raise cannot_write(folder, e) from None
-    try:
+    with WorkFolder(folder, folder.name, "proving this").lock():
         yield folder
-    finally:
-        lock.release()
 
 
 def remove_copies(folder: Path) -> None:

@@ -20,7 +20,7 @@ from settle.library.resolve import resolve_gguf
 from settle.retrieve.index.changes import unseen
 from settle.retrieve.index.chunkers import Chunker
 from settle.retrieve.index.collection import Collection
-from settle.retrieve.index.collection_folder import collection_names
+from settle.retrieve.index.collection_folder import CollectionFolder, collection_names
 from settle.retrieve.index.config import IndexParts, PartRecord
 from settle.retrieve.index.embedders import Embedder
 from settle.retrieve.index.lifecycle import create, delete, rebuilt
@@ -57,7 +57,7 @@ def index(settings: IndexSettings, events: Events) -> str | None:
         events.emit(Say(text=f"{name} is deleted; its documents are where they were"))
         events.emit(ResultReady(result={"deleted": name}))
         return None
-    events.emit(WorkStarted(what="index", name=name))
+    events.emit(WorkStarted(what="index", name=name, path=str(CollectionFolder(name).path)))
     with Stopping():
         try:
             report = bring_up_to_date(name, paths, settings, events)

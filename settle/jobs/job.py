@@ -102,7 +102,8 @@ def start(job: Job[C], settings: JobSettings, events: Events) -> C:
     settings = resolved.value
     settings.check(job.name)
     run = Run.create(job.name, settings.name or free_name(settings.usual_name()))
-    events.emit(RunStarted(name=run.name, path=str(run.path)))
+    if not settings.dry:
+        events.emit(RunStarted(name=run.name, path=str(run.path)))
     with run.lock(), Stopping() as stopping:
         events.move_to(run.events)  # before the first stage: reading and measuring may take minutes
         try:
@@ -110,11 +111,11 @@ def start(job: Job[C], settings: JobSettings, events: Events) -> C:
             context = job.context(run, settings, resolved.origin, events, stopping)
             return follow(job, context)
         except KeyboardInterrupt:
-            if not (run.path / "plan.json").exists():
+            if not run.has_begun:
                 events.emit(Say(text=NOTHING_KEPT))
             raise
         finally:
-            if not (run.path / "plan.json").exists():
+            if not run.has_begun:
                 events.close()
                 shutil.rmtree(run.path)  # there is nothing to resume
 

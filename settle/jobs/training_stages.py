@@ -100,7 +100,7 @@ class TrainingContext(Context):
         return EXPORT if stage == EXPORT else f"{stage} {type(self.settings).__name__}"
 
     def needs_less(self) -> str:
-        if (self.run.path / "plan.json").exists():
+        if self.run.has_begun:
             return f"`settle doctor {self.run.name} --prove 2 --fix` finds how much at once fits"
         return "take less at once: --micro-rows, --recompute" if self.base else "take less at once: --micro-tokens"
 

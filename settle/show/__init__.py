@@ -6,7 +6,8 @@ import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from settle.base.events import AnswerText, Event, ForecastComparison, Listing, ResultReady, Say
+from settle.base.event_log import to_record
+from settle.base.events import AnswerText, Event, ForecastComparison, Listing, ResultReady, RunStarted, Say, WorkStarted
 from settle.base.visible import visible
 from settle.base.words.figures import comparison
 from settle.base.words.sentences import WHY_FITS
@@ -18,18 +19,24 @@ if TYPE_CHECKING:
 
 
 class Face:
-    """Renders events. With `json`, the result is the last line of stdout and nothing else is on it. raw: the text of an
-    answer is written as it is, for a pipe; on a terminal its control characters are visible signs, as everywhere."""
+    """A terminal, or a pipe, that events are shown on."""
 
     def __init__(self, json: bool = False, raw: bool = False) -> None:
+        """json: stdout has the folder of the work as its first line, where there is one, and the result as its last.
+
+        raw: write the text of an answer as it is, for a pipe; elsewhere its control characters become visible signs.
+        """
         self.json, self._is_raw = json, raw
         self._talk: Talk | None = None
         self._result: Mapping[str, object] | None = None
-        self._is_silent = False
+        self._is_silent = self._has_folder = False
 
     def __call__(self, event: Event) -> None:
         if isinstance(event, ResultReady):
             self._result = event.result
+        elif isinstance(event, RunStarted | WorkStarted) and event.path and self.json and not self._has_folder:
+            self._has_folder = True
+            _write(jsonlib.dumps(to_record(event)) + "\n")
         if not (self._is_raw and isinstance(event, AnswerText)):
             event = visible_event(event)
         if isinstance(event, AnswerText):

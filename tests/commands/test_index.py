@@ -38,7 +38,7 @@ def index(capfd):
     def run(*arguments, code=0):
         assert main(["index", *map(str, arguments), "--json"]) == code
         out, err = capfd.readouterr()
-        return json.loads(out) if out else None, err
+        return json.loads(out.splitlines()[-1]) if out else None, err
 
     return run
 

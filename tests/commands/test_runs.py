@@ -9,8 +9,7 @@ from settle.base.errors import RunError
 from settle.base.event_log import Events
 from settle.base.events import Eval, Step
 from settle.base.files import write_json
-from settle.base.run import Run
-from settle.base.run.course import TAIL_BYTES
+from settle.base.run import TAIL_BYTES, Run
 from settle.cli import main
 from settle.jobs.run_reports import RunSummary
 from settle.library import deletion

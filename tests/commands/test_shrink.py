@@ -49,7 +49,7 @@ def here(kept, monkeypatch):
 
 def shrunk(capsys, *arguments, code=0):
     assert main(["shrink", *map(str, arguments), "--json"]) == code
-    return json.loads(capsys.readouterr().out)
+    return json.loads(capsys.readouterr().out.splitlines()[-1])
 
 
 def quantized(kept, mix):
@@ -168,7 +168,7 @@ def test_a_killed_one_begins_again(kept, capsys):
     write_atomic(run.path / "recipe.toml", recipe_text(recipe))
     (run.path / ".work-abc").mkdir()
     assert main(["resume", "killed", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["gate"]["passed"]
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["gate"]["passed"]
     assert run.status == "finished" and not list(run.path.glob(".work-*"))
 
 
@@ -180,7 +180,7 @@ def test_one_that_was_killed_once_the_types_were_chosen_exports_those(kept, caps
     (run.path / "result.json").unlink()
     Path(result["files"]["gguf"]).unlink()
     assert main(["resume", "chosen", "--json"]) == 0
-    again = json.loads(capsys.readouterr().out)
+    again = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert again["kinds"] == result["kinds"] and Path(again["files"]["gguf"]).read_bytes() == before
     (run.path / "result.json").unlink()
     (kept / "text.txt").rename(kept / "before.txt")

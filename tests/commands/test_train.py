@@ -34,6 +34,7 @@ def test_from_a_folder_to_a_file_that_answers(home, notes, capfd):
     out, err = capfd.readouterr()
     result = json.loads(out.splitlines()[-1])
     run = Run.find("first")
+    assert json.loads(out.splitlines()[0]).items() >= {"kind": "run", "path": str(run.path)}.items()
     assert result == run.read("result.json") and result["verdict"] == "out of budget" and result["gate"]["passed"]
     assert {"recipe.toml", "plan.json", "forecast.json", "events.jsonl", "out", "result.json"} <= {
         p.name for p in run.path.iterdir()

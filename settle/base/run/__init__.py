@@ -11,23 +11,85 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from settle.base.errors import RunError, UsageError, cannot_write
+from settle.base.event_log import tail
+from settle.base.events import PhaseStarted, RunFailed
 from settle.base.files import home, read_json
 from settle.base.run.result import Result, parse_result
 
+TAIL_BYTES = 256 << 10  # the end of events.jsonl that surely holds the latest evaluation
 ELSEWHERE = "or set SETTLE_HOME to a folder that has both"
 NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9._-]{0,63}")
 
 
-class Run:
+class WorkFolder:
+    """A folder of work that can be resumed: a run, a choice, a pick, a proof or a collection.
+
+    One process at a time works in it. Its status is derived from what lies in it: result.json is written last.
+    """
+
+    lock_file = ".lock"
+
+    def __init__(self, path: Path, name: str, work: str = "working on it") -> None:
+        self.path, self.name, self._work = path, name, work
+        self.events = path / "events.jsonl"
+
+    @property
+    def status(self) -> str:
+        """The word for its state: finished, running or interrupted."""
+        if (self.path / "result.json").exists():
+            return "finished"
+        try:
+            with self.lock():
+                return "interrupted"
+        except RunError:
+            return "running"
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether the work has its plan: what was asked for is in order, and a stop from now on leaves it to resume."""
+        return (self.path / "plan.json").exists()
+
+    @property
+    def failure(self) -> RunFailed | None:
+        """The error that the latest session ended with; None where it ended otherwise, or has not ended."""
+        events = reversed(tail(self.events, TAIL_BYTES))
+        latest = next((event for event in events if isinstance(event, RunFailed | PhaseStarted)), None)
+        return latest if isinstance(latest, RunFailed) else None
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the folder for this process; the system releases it when the process ends, however it ends.
+
+        Raises RunError where another process holds it, ResourceError where it cannot be written.
+        """
+        try:
+            lock = FileLock(self.path / self.lock_file, timeout=0, is_singleton=False)
+            lock.acquire()
+        except Timeout:
+            raise RunError(f"another settle is {self._work}", "wait for it, or stop it, and try again") from None
+        except OSError as e:
+            raise cannot_write(self.path, e, ELSEWHERE) from None
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def read(self, file: str) -> Any:
+        """A JSON file of the folder, or None when it does not exist."""
+        path = self.path / file
+        return read_json(path) if path.exists() else None
+
+
+class Run(WorkFolder):
     """One run folder: recipe.toml, plan.json, forecast.json, events.jsonl, checkpoints/, out/, result.json."""
 
     def __init__(self, path: Path) -> None:
-        self.path = path
-        self.command = path.name.split("-", 4)[3] if path.name.count("-") >= 5 else ""
-        self.name = path.name.split("-", 4)[-1].rsplit("-", 1)[0] if path.name.count("-") >= 5 else path.name
+        is_dated = path.name.count("-") >= 5  # <date>-<command>-<name>-<id>
+        name = path.name.split("-", 4)[-1].rsplit("-", 1)[0] if is_dated else path.name
+        super().__init__(path, name, f"working on {name!r}")
+        self.command = path.name.split("-", 4)[3] if is_dated else ""
         self.out = path / "out"
         self.checkpoints = path / "checkpoints"
-        self.events = path / "events.jsonl"
 
     @classmethod
     def create(cls, command: str, name: str) -> "Run":
@@ -72,43 +134,10 @@ class Run:
         """The newest run of that name (or folder name), or None."""
         return next((run for run in reversed(cls.all()) if name in (run.name, run.path.name)), None)
 
-    @property
-    def status(self) -> str:
-        """finished | running | interrupted, derived from result.json and the lock."""
-        if (self.path / "result.json").exists():
-            return "finished"
-        try:
-            with self.lock():
-                return "interrupted"
-        except RunError:
-            return "running"
-
-    @contextlib.contextmanager
-    def lock(self) -> Iterator[None]:
-        """Hold the run for this process; the system releases it when the process ends, however it ends."""
-        lock = FileLock(self.path / ".lock", timeout=0, is_singleton=False)
-        try:
-            lock.acquire()
-        except Timeout:
-            raise RunError(
-                f"another settle is working on {self.name!r}", "wait for it, or stop it, and try again"
-            ) from None
-        except OSError as e:
-            raise cannot_write(self.path, e, ELSEWHERE) from None
-        try:
-            yield
-        finally:
-            lock.release()
-
     def result(self) -> Result | None:
         """The run's result; None while it is not finished. Raises RunError when a newer settle wrote it."""
         values = self.read("result.json")
         return None if values is None else parse_result(values, self.path / "result.json")
-
-    def read(self, file: str) -> Any:
-        """A JSON file of the run, or None when it does not exist."""
-        path = self.path / file
-        return read_json(path) if path.exists() else None
 
 
 def free_name(wanted: str, taken: Collection[str] | None = None) -> str:

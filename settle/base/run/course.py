@@ -23,6 +23,7 @@ from settle.base.events import (
     Step,
 )
 from settle.base.files import parse_json
+from settle.base.run import TAIL_BYTES
 from settle.base.statistics import FORECAST_LEVEL
 
 LOOP = "loop"  # the stage that trains
@@ -31,7 +32,6 @@ SPEED_SMOOTHING = 0.9  # weight of the earlier speed; a smooth number is easier 
 LEAST_SPREAD, MOST_PASSED = 0.01, 1 - 1e-9  # of a forecast's logarithm; the last quantile that is asked for
 LATE_SHARE = 0.01  # what is left at the least, of what is done, when a forecast is long passed
 ALMOST_DONE = 0.995  # the largest fraction shown while the run still continues
-TAIL_BYTES = 256 << 10  # the end of events.jsonl that surely holds the latest evaluation
 
 S = TypeVar("S", Step, Eval, SettledEvidence, LossForecast)
 

@@ -61,7 +61,7 @@ def _choose(settings: ChooseSettings, name: str, events: Events) -> int:
     folder = choice_folder.folder_for(
         settings, ref, [[c.messages, c.reference] for c in (*examples.train_cases, *examples.test)]
     )
-    events.emit(WorkStarted(what="choose", name=folder.name))
+    events.emit(WorkStarted(what="choose", name=folder.name, path=str(folder)))
     with ledger("choose") as connections, ModelInTurns(ref, threads=settings.threads) as model:
         connections.put_into(folder)
         longest = settings.max_tokens or choice_folder.noted(folder).get("max_tokens")

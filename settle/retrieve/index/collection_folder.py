@@ -5,23 +5,21 @@
 A collection that is rebuilt fills another folder beside the old one; renaming that folder makes it the one that counts.
 """
 
-import contextlib
-from collections.abc import Iterator
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
-from settle.base.errors import RunError
 from settle.base.files import fsync_folder, home
+from settle.base.run import WorkFolder
 
 CATALOGUE = "catalogue.sqlite"  # a version without one does not count
 
 
-class CollectionFolder:
-    """The folder of one collection, whether it exists or not."""
+class CollectionFolder(WorkFolder):
+    """The folder of one collection, whether it exists or not; one process at a time changes it."""
+
+    lock_file = "lock"
 
     def __init__(self, name: str) -> None:
-        self.name, self.path = name, home() / "collections" / name
+        super().__init__(home() / "collections" / name, name, f"indexing {name!r}")
 
     def versions(self) -> list[Path]:
         """Versions that count or have counted, the oldest first."""
@@ -44,15 +42,6 @@ class CollectionFolder:
         """Makes this version the current one."""
         version.rename(self.path / str(_number(version)))
         fsync_folder(self.path)
-
-    @contextlib.contextmanager
-    def lock(self) -> Iterator[None]:
-        """One process at a time changes a collection. Raises RunError when another does."""
-        try:
-            with FileLock(self.path / "lock", timeout=0):
-                yield
-        except Timeout:
-            raise RunError(f"{self.name} is being indexed by another process", "wait for it, or end it") from None
 
 
 def collection_names() -> list[str]:

@@ -11,6 +11,7 @@ from nicegui import ui
 from settle.base.errors import SettleError
 from settle.base.events import Event, RunStarted, WorkStarted
 from settle.base.registry import Part
+from settle.base.run import Run
 from settle.base.words.figures import comparison
 from settle.studio.command_child import CommandChild, start_command
 from settle.studio.field import Field
@@ -145,7 +146,7 @@ class NewRunForm:
 def has_begun(events: Sequence[Event]) -> bool:
     """Whether the work of a command has begun: a run has its plan by then, and nothing is wrong with what was asked."""
     first = _first_of(events)
-    return isinstance(first, WorkStarted) or (first is not None and (Path(first.path) / "plan.json").exists())
+    return isinstance(first, WorkStarted) or (first is not None and Run(Path(first.path)).has_begun)
 
 
 def show_begun(events: Sequence[Event]) -> None:

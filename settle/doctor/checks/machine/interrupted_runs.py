@@ -5,7 +5,6 @@ from typing import ClassVar
 
 from settle.base.errors import SettleError
 from settle.base.run import Run
-from settle.base.run.course import RunCourse
 from settle.doctor.checks import Check
 from settle.doctor.findings import Details, Finding, Fix
 from settle.doctor.subject import ThisMachine
@@ -31,7 +30,7 @@ class InterruptedRuns(Check[ThisMachine, StoppedRun]):
                 stopped = run.status == "interrupted" and run.read("plan.json") is not None
             except (SettleError, OSError):
                 continue  # a damaged run is another check's
-            failure = RunCourse.latest(run.events).failure if stopped else None
+            failure = run.failure if stopped else None
             if failure is not None:
                 details = StoppedRun(name=run.name, failed=True)
                 yield self.finding(f"the run {run.name} failed", failure.what, strength=0.4, details=details)

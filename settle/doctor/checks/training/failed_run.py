@@ -6,8 +6,8 @@ from typing import ClassVar
 from settle.base.errors import SettleError
 from settle.base.event_log import tail
 from settle.base.events import Event, Opened, OutOfMemory, PhaseStarted
-from settle.base.run import Run
-from settle.base.run.course import TAIL_BYTES, RunCourse
+from settle.base.run import TAIL_BYTES, Run
+from settle.base.run.course import RunCourse
 from settle.doctor.checks import Check
 from settle.doctor.findings import Details, Finding, Fix
 from settle.doctor.subject import TrainingRun
