@@ -42,6 +42,7 @@ def test_every_chunker_with_its_settings():
 
 
 def test_limits():
-    assert f"may take {reader_pool.SECONDS:.0f} seconds and {reader_child.MEMORY >> 30} GiB" in PAGE
-    assert f"{reader_child.MOST_TEXT >> 20} million characters" in PAGE
-    assert decode.LONGEST_LINE >> 20 == 1 and "a line of more than a million characters" in PAGE
+    words = " ".join(PAGE.split())
+    assert f"may take {reader_pool.SECONDS:.0f} seconds and {reader_child.MEMORY >> 30} GiB" in words
+    assert f"{reader_child.MOST_TEXT >> 20} million characters" in words
+    assert decode.LONGEST_LINE >> 20 == 1 and "a line of more than a million characters" in words
