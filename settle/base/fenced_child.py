@@ -6,24 +6,20 @@ another one for the next request. It ends with its parent. Where the system keep
 (memory on macOS, both on Windows), the clock is what bounds it.
 """
 
-import atexit
 import contextlib
 import json
 import os
 import signal
-import subprocess
 import sys
 import threading
-import time
-import weakref
 from collections.abc import Callable
 from dataclasses import astuple, dataclass
 
+from settle.base.child.line_child import LineChild
 from settle.base.child.python_command import module_command
 
 START_SECONDS = 60.0  # for the process to start, beside what its first request may take
 _GRACE_SECONDS = 5  # after the time in which the parent ends the child: for when the parent is gone itself
-_POLL_SECONDS = 0.25
 
 
 @dataclass(frozen=True)
@@ -47,125 +43,36 @@ class FencedChild:
     """
 
     def __init__(self, module: str, limits: Limits = Limits()) -> None:  # noqa: B008  frozen
-        self._module, self._limits = module, limits
-        self._process: subprocess.Popen[bytes] | None = None
+        self._limits = limits
+        self._child = LineChild(module_command(module, json.dumps(astuple(limits))), START_SECONDS)
         self._turn = threading.Lock()
-        self._is_late = False
-        _LIVING.add(self)
 
     def ask(self, request: object) -> object:
-        """The child's answer to a JSON value. Raises ChildEnded, and what `json.dumps` raises."""
-        line = json.dumps(request).encode("ascii") + b"\n"
+        """Return the child's answer to a JSON value. Raises ChildEnded, and what `json.dumps` raises."""
+        line, limits, child = json.dumps(request).encode("ascii"), self._limits, self._child
         with self._turn:
-            process, seconds = self._started()
-            _WATCH.begin(self, process, seconds)
-            try:
-                return self._exchange(process, line)
-            finally:
-                _WATCH.end(self)
+            answer = child.ask(line, limits.wall, limits.answer)
+            if not answer.endswith(b"\n"):
+                is_large = len(answer) >= limits.answer
+                code = child.exit_code(0 if is_large else 5)
+                child.close()
+                raise ChildEnded("its answer is too large" if is_large else self._cause(code))
+            kind, value = json.loads(answer.decode("utf-8", "surrogatepass"))
+            if kind == "memory":
+                child.close()
+                raise ChildEnded(f"it takes more than {limits.memory >> 20} MiB of memory")
+            return value
 
     def close(self) -> None:
-        """Ends the process, also in the middle of a request; the next request starts another one."""
-        process, self._process = self._process, None
-        if process is None:
-            return
-        process.kill()
-        process.wait()
-        for stream in (process.stdin, process.stdout):
-            if stream:
-                with contextlib.suppress(OSError):
-                    stream.close()
-
-    def end_late(self, process: "subprocess.Popen[bytes]") -> None:
-        """Ends a process whose request takes too long."""
-        self._is_late = True
-        process.kill()
-
-    def _started(self) -> "tuple[subprocess.Popen[bytes], float]":
-        """The process, and the seconds until it must have answered."""
-        self._is_late = False
-        if self._process is not None and self._process.poll() is None:
-            return self._process, self._limits.wall
-        self.close()
-        self._process = subprocess.Popen(
-            module_command(self._module, json.dumps(astuple(self._limits))),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            process_group=0,  # Ctrl-C is for us: we end it
-        )
-        return self._process, self._limits.wall + START_SECONDS
-
-    def _exchange(self, process: "subprocess.Popen[bytes]", line: bytes) -> object:
-        assert process.stdin and process.stdout
-        answer = b""
-        with contextlib.suppress(OSError, ValueError):  # it is dead, or was closed by another thread
-            process.stdin.write(line)
-            process.stdin.flush()
-            answer = process.stdout.readline(self._limits.answer)
-        if not answer.endswith(b"\n"):
-            is_large = len(answer) >= self._limits.answer
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(0 if is_large else 5.0)
-            code = process.returncode
-            self.close()
-            raise ChildEnded("its answer is too large" if is_large else self._cause(code))
-        kind, value = json.loads(answer.decode("utf-8", "surrogatepass"))
-        if kind == "memory":
-            self.close()
-            raise ChildEnded(f"it takes more than {self._limits.memory >> 20} MiB of memory")
-        return value
+        """End the process, also in the middle of a request; the next request starts another one."""
+        self._child.close()
 
     def _cause(self, code: int | None) -> str:
-        if self._is_late:
+        if self._child.is_late:
             return f"it takes more than {self._limits.wall:.0f} s"
         if code is not None and code == -getattr(signal, "SIGPROF", 0):
             return f"it takes more than {self._limits.cpu:g} s of processor time"
         return f"it ended its process ({signal.Signals(-code).name})" if code and code < 0 else "it ended its process"
-
-
-class _Watch:
-    """One thread that ends the children whose time is over."""
-
-    def __init__(self) -> None:
-        self._ends: dict[FencedChild, tuple[subprocess.Popen[bytes], float]] = {}
-        self._lock = threading.Lock()
-        self._is_running = False
-
-    def begin(self, child: FencedChild, process: "subprocess.Popen[bytes]", seconds: float) -> None:
-        with self._lock:
-            self._ends[child] = process, time.monotonic() + seconds
-            if not self._is_running:
-                self._is_running = True
-                threading.Thread(target=self._run, name="fenced children", daemon=True).start()
-
-    def end(self, child: FencedChild) -> None:
-        with self._lock:
-            self._ends.pop(child, None)
-
-    def _run(self) -> None:
-        idle = 0.0
-        while True:
-            time.sleep(_POLL_SECONDS)
-            with self._lock:
-                now = time.monotonic()
-                for child, (process, end) in self._ends.items():
-                    if now > end:
-                        child.end_late(process)
-                idle = 0.0 if self._ends else idle + _POLL_SECONDS
-                if idle > 2.0:
-                    self._is_running = False
-                    return
-
-
-_WATCH = _Watch()
-_LIVING: "weakref.WeakSet[FencedChild]" = weakref.WeakSet()
-
-
-@atexit.register
-def _close_all() -> None:
-    for child in list(_LIVING):
-        child.close()
 
 
 def answer_requests(answer: Callable[[object], object]) -> None:

@@ -3,7 +3,6 @@
 import contextlib
 import json
 import signal
-import subprocess
 import threading
 from collections import deque
 from collections.abc import Generator, Iterable
@@ -11,6 +10,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path, PurePath
 
+from settle.base.child.line_child import LineChild
 from settle.base.child.python_command import module_command
 from settle.base.errors import UsageError
 from settle.documents.blocks import Block, Place
@@ -120,93 +120,49 @@ class _Child:
     """The process that reads: started for the first document, and again after it had to be ended."""
 
     def __init__(self, seconds: float, roots: str) -> None:
-        self._seconds, self._roots = seconds, roots
-        self._process: subprocess.Popen[str] | None = None
-        self._closed = False
-        self._lock = threading.Lock()
+        self._seconds = seconds
+        self._child = LineChild(module_command("settle.documents.reader_child", roots))
 
     def read(self, path: Path, reader: str) -> Read:
-        process = self._started()
-        if process is None:
-            return Read(path, [], (), "reading was ended")
-        late = threading.Event()
-        timer = threading.Timer(self._seconds, _kill_late, (process, late))
-        timer.start()
-        try:
-            document, continues = _answer(
-                process, path, {"path": str(path), "reader": reader, "seconds": self._seconds}
-            )
-        except (BrokenPipeError, json.JSONDecodeError, EOFError):
-            self._end()
-            why = f"reading it takes more than {self._seconds:.0f} s" if late.is_set() else _cause(process.wait())
-            return Read(path, [], (), why)
-        finally:
-            timer.cancel()
-        if late.is_set() or not continues:
-            self._end()
-        return document
+        """Return a document. Raises UsageError for a library that is missing."""
+        request: Request = {"path": str(path), "reader": reader, "seconds": self._seconds}
+        blocks: list[Block] = []
+        notes: list[str] = []
+        with contextlib.closing(self._child.lines(json.dumps(request).encode(), self._seconds)) as lines:
+            for line in lines:
+                if not line.endswith(b"\n"):
+                    break
+                kind, *rest = json.loads(line)
+                if kind == "block":
+                    block_kind, text, place, level, lined, header = rest
+                    blocks.append(Block(block_kind, text, Place(*place), level, lined, header))
+                elif kind == "note":
+                    notes.append(rest[0])
+                elif kind == "missing":
+                    raise UsageError(f"reading {path.name} needs {rest[0]}", "pip install 'settle-lm[rag]'")
+                else:
+                    error, continues = rest
+                    if not continues or self._child.is_late:
+                        self._child.close()
+                    return Read(path, [] if error else blocks, tuple(notes), error)
+        return Read(path, [], (), self._cause())
 
     def close(self) -> None:
-        """Ends the process for good, also in the middle of a document that another thread waits for."""
-        with self._lock:
-            self._closed = True
-        self._end()
+        """End the process for good, also in the middle of a document that another thread waits for."""
+        self._child.close(is_over=True)
 
-    def _started(self) -> "subprocess.Popen[str] | None":
-        with self._lock:
-            if self._process is None and not self._closed:
-                self._process = subprocess.Popen(
-                    module_command("settle.documents.reader_child", self._roots),
-                    stdin=subprocess.PIPE,
-                    stdout=subprocess.PIPE,
-                    stderr=subprocess.DEVNULL,
-                    encoding="utf-8",
-                    process_group=0,  # Ctrl-C is for us: we end it
-                )
-            return self._process
-
-    def _end(self) -> None:
-        with self._lock:
-            process, self._process = self._process, None
-        if process is None:
-            return
-        process.kill()
-        process.wait()
-        for stream in (process.stdin, process.stdout):
-            if stream:
-                with contextlib.suppress(OSError):
-                    stream.close()
-
-
-def _kill_late(process: "subprocess.Popen[str]", late: threading.Event) -> None:
-    late.set()
-    process.kill()
-
-
-def _answer(process: "subprocess.Popen[str]", path: Path, request: Request) -> tuple[Read, bool]:
-    """The document, and whether the process can read another one. Raises EOFError when it dies."""
-    assert process.stdin and process.stdout
-    process.stdin.write(json.dumps(request) + "\n")
-    process.stdin.flush()
-    blocks: list[Block] = []
-    notes: list[str] = []
-    for line in process.stdout:
-        kind, *rest = json.loads(line)
-        if kind == "block":
-            block_kind, text, place, level, lined, header = rest
-            blocks.append(Block(block_kind, text, Place(*place), level, lined, header))
-        elif kind == "note":
-            notes.append(rest[0])
-        elif kind == "missing":
-            raise UsageError(f"reading {path.name} needs {rest[0]}", "pip install 'settle-lm[rag]'")
-        else:
-            error, continues = rest
-            return Read(path, [] if error else blocks, tuple(notes), error), continues
-    raise EOFError
+    def _cause(self) -> str:
+        """Return why a document is unreadable whose reader died."""
+        code = self._child.exit_code()
+        if self._child.is_late:
+            return f"reading it takes more than {self._seconds:.0f} s"
+        if code is None:
+            return "reading was ended"
+        return _cause(code)
 
 
 def _cause(code: int) -> str:
-    """Why a document is unreadable whose reader died. code: as subprocess reports it."""
+    """Return why a reader died. code: as subprocess reports it."""
     if code >= 0:
         return "its reader ended without a word"
     name = signal.Signals(-code).name

@@ -110,7 +110,7 @@ def test_a_child_that_is_late_or_gone() -> None:
     child = FencedChild("settle.base.chat_template.render_child", Limits(wall=0.5, cpu=100))
     request = {"source": "{{ 1 }}", "tokens": {}, "now": None, "messages": [], "tools": None, "arguments": {}}
     assert child.ask(request | {"cuts": [[0, False]]}) == [["1"], None]
-    process = child._process
+    process = child._child._process
     assert process is not None
     with pytest.raises(ChildEnded, match="0 s"):
         child.ask(request | {"source": REVIEW["int square"], "cuts": [[0, False]]})

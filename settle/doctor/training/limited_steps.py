@@ -1,14 +1,13 @@
 """A run's steps within a limit of memory, each measured by whether it fails."""
 
-import contextlib
 import json
-import subprocess
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
+from settle.base.child.line_child import LineChild
 from settle.base.child.python_command import module_command
 from settle.base.errors import ResourceError, RunError
 from settle.doctor.held_side import HeldSide
@@ -50,20 +49,16 @@ class Taken(NamedTuple):
 
 
 class StepChild:
-    """The process that takes them. Use it as a context manager."""
+    """The process that takes steps. Use it as a context manager."""
 
     def __init__(self, steps: Steps) -> None:
         self._steps = steps
-        self._process: subprocess.Popen[str] | None = None
         self.ready = Ready()
 
     def __enter__(self) -> "StepChild":
         """Start it. Raises RunError when it ends, ResourceError when that is for want of memory."""
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the process
-        self._process = subprocess.Popen(
-            module_command(CHILD), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors,
-            text=True, process_group=0,
-        )  # fmt: skip
+        self._child = LineChild(module_command(CHILD), errors=self._errors)
         try:
             self.ready = Ready(**self._ask(asdict(self._steps) | {"recipe": dict(self._steps.recipe)}))
         except BaseException:
@@ -76,26 +71,17 @@ class StepChild:
 
     def close(self) -> None:
         """End the process."""
-        process, self._process = self._process, None
-        if process is not None:
-            process.kill()
-            process.communicate()
-            self._errors.close()
+        self._child.close(is_over=True)
+        self._errors.close()
 
     def take(self, step: int) -> Taken:
         """Take a step, after which the weights are as they were."""
         return Taken(**self._ask({"step": step}))
 
-    def _ask(self, line: Mapping[str, object]) -> dict[str, Any]:
-        process = self._process
-        if process is None or not process.stdin or not process.stdout:
-            raise RunError("the run's steps are not being taken", "open it first")
-        with contextlib.suppress(BrokenPipeError):
-            process.stdin.write(json.dumps(line) + "\n")
-            process.stdin.flush()
-        answer = process.stdout.readline()
+    def _ask(self, request: Mapping[str, object]) -> dict[str, Any]:
+        answer = self._child.ask(json.dumps(request).encode())
         if not answer:
-            code = process.wait()
+            code = self._child.exit_code()
             self._errors.seek(0)
             lines = self._errors.read().decode("utf-8", "replace").strip().splitlines()
             last = lines[-1] if lines else f"exit code {code}"

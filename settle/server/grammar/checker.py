@@ -6,12 +6,10 @@ than llama.cpp's threads and limits on memory and time, so they can compile what
 """
 
 import asyncio
-import atexit
 import json
-import subprocess
-import threading
 from concurrent.futures import ThreadPoolExecutor
 
+from settle.base.child.line_child import LineChild
 from settle.base.child.python_command import module_command
 from settle.server.models.loaded_model import LoadedModel
 from settle.wire.types import JsonObject
@@ -19,7 +17,7 @@ from settle.wire.types import JsonObject
 SECONDS = 60.0  # on a busy machine, for the process to start, to read a model's tokens, and to check; it limits itself
 
 _THREAD = ThreadPoolExecutor(1, "grammars")  # one after the other
-_processes: list[subprocess.Popen[str]] = []
+_CHILD = LineChild(module_command("settle.server.grammar.checker_child"))
 
 
 class GrammarError(Exception):
@@ -44,45 +42,19 @@ async def check_json(schema: JsonObject, text: str) -> None:
     await _ask("json", schema, text)
 
 
-@atexit.register
 def close() -> None:
     """End the process; the next request makes a new one."""
-    while _processes:
-        process = _processes.pop()
-        process.kill()
-        process.communicate()
+    _CHILD.close()
 
 
 async def _ask(*request: object) -> str:
-    return await asyncio.get_running_loop().run_in_executor(_THREAD, _ask_process, json.dumps(request) + "\n")
+    return await asyncio.get_running_loop().run_in_executor(_THREAD, _ask_process, json.dumps(request).encode())
 
 
-def _ask_process(request: str) -> str:
-    if not _processes:
-        _processes.append(
-            subprocess.Popen(
-                module_command("settle.server.grammar.checker_child"),
-                text=True,
-                encoding="ascii",
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
-            )
-        )
-    process = _processes[0]
-    timer = threading.Timer(SECONDS, process.kill)
-    timer.start()
-    try:
-        assert process.stdin and process.stdout
-        process.stdin.write(request)
-        process.stdin.flush()
-        answer = process.stdout.readline()
-    except OSError:
-        answer = ""
-    finally:
-        timer.cancel()
-    if not answer.endswith("\n"):
-        status = process.wait(1)
+def _ask_process(request: bytes) -> str:
+    answer = _CHILD.ask(request, SECONDS)
+    if not answer.endswith(b"\n"):
+        status = _CHILD.exit_code(1.0)
         close()
         if status == 1:
             raise RuntimeError("the checker of grammars does not start")

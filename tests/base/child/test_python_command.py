@@ -47,7 +47,7 @@ HERE = {
     """,
     "grammar": """
         from settle.server.grammar import checker
-        checker._ask_process('["json", {"type": "string"}, "\\\\"text\\\\""]\\n')
+        checker._ask_process(b'["json", {"type": "string"}, "\\\\"text\\\\""]')
     """,
     "quantizer": """
         from pathlib import Path
