@@ -19,7 +19,7 @@ from settle.jobs.job import INTERRUPTED, follow, start_job
 from settle.jobs.ranks.crew import joined
 from settle.jobs.ranks.launch_script import script
 from settle.jobs.resume import asked_settings, job_of, resume
-from settle.jobs.seeds.seeds import start_or_repeat
+from settle.jobs.seeds import start_or_repeat
 from settle.jobs.settings import TrainSettings, TuneSettings
 
 LAST_WORD = 1.5  # seconds in which rank 0 says what is wrong: torchrun ends all ranks once one has ended

@@ -8,18 +8,22 @@ from settle.base.errors import RunError, UsageError
 from settle.base.event_log import Events
 from settle.base.events import Listing, ResultReady, Say
 from settle.base.run import Run
+from settle.base.run.result import Result
 from settle.base.settings import read_recipe
+from settle.base.words.amounts import duration
+from settle.experiment.seeds import Difference, Spread, compare
 from settle.jobs.job import INTERRUPTED, start_job
 from settle.jobs.resume import resume
-from settle.jobs.seeds.spread import Difference, Spread, compare
 from settle.jobs.settings import TrainSettings, TuneSettings
 
 MARK = "-seed"  # between the name of a recipe's runs and their seed
 
 
 def start_or_repeat(job: str, settings: TrainSettings | TuneSettings, events: Events) -> int:
-    """One run of a job, or several where `--seeds` asks for them; the exit code is the worst of theirs. A seed that is
-    finished is not run again, and one that was stopped continues. Raises SettleError."""
+    """Run a job once, or several times where `--seeds` asks for it, and return the worst exit code.
+
+    A seed that is finished is not run again, and one that was stopped continues. Raises SettleError.
+    """
     whole = settings.with_recipe().value
     if whole.seeds == 1 or whole.dry:
         return start_job(job, settings, events).exit_code or 0
@@ -33,7 +37,7 @@ def start_or_repeat(job: str, settings: TrainSettings | TuneSettings, events: Ev
         one = whole.model_copy(
             update={"seed": seed, "name": f"{name}{MARK}{seed}", "seeds": 1, "recipe": None},
         )
-        is_new = _result_of(str(one.name)) is None
+        is_new = (run := Run.named(str(one.name))) is None or run.result() is None
         events.emit(Say(text=f"seed {seed}, run {number + 1} of {whole.seeds}: {one.name}"))
         codes.append(_run(job, one, events))
         if codes[-1] == INTERRUPTED:
@@ -42,14 +46,14 @@ def start_or_repeat(job: str, settings: TrainSettings | TuneSettings, events: Ev
         made += is_new
         if is_new and number + 1 < whole.seeds:
             left = (time.monotonic() - began) / made * (whole.seeds - number - 1)
-            events.emit(Say(text=f"the other seeds take about {left / 60:.0f} min"))
+            events.emit(Say(text=f"the other seeds take about {duration(left)}"))
     result = report(name, events)
     events.emit(ResultReady(result=result | {"command": job}))
     return max(codes)
 
 
 def report(name: str, events: Events) -> dict[str, object]:
-    """What the finished runs of a recipe say together, as events and as JSON. Raises RunError for fewer than two."""
+    """Show what the finished runs of a recipe say together, and return it. Raises RunError for fewer than two."""
     results = results_of(name)
     spreads = {figure: Spread.of(values) for figure, values in figures(list(results.values())).items()}
     rows = [
@@ -70,19 +74,19 @@ def report(name: str, events: Events) -> dict[str, object]:
             f"with {len(results)} seeds each"
         )
         events.emit(Say(text=text))
-    verdicts = [str(_comparison(r).get("verdict")) for r in results.values() if _comparison(r)]
+    verdicts = [r.comparison.get("verdict") for r in results.values() if r.comparison]
     if verdicts:
         events.emit(Say(text=f"better than its base with {verdicts.count('better')} of {len(verdicts)} seeds"))
     return {
         "recipe": name,
         "seeds": sorted(results),
         "figures": {figure: s.to_json() for figure, s in spreads.items()},
-        "verdicts": [r.get("verdict") for r in results.values()],
+        "verdicts": [r.verdict for r in results.values()],
     }
 
 
 def compare_recipes(names: Sequence[str], events: Events) -> None:
-    """Two recipes by the noise of their seeds. Raises UsageError for runs that were judged on different rows."""
+    """Show two recipes by the noise of their seeds. Raises UsageError for runs that were judged on different rows."""
     if len(names) != 2:
         raise UsageError("two recipes are compared", "`settle runs compare NAME NAME`, each run with --seeds 3 or more")
     one, other = names
@@ -107,22 +111,23 @@ def compare_recipes(names: Sequence[str], events: Events) -> None:
     events.emit(ResultReady(result={"recipes": [one, other], "figures": {f: d.to_json() for f, d in found.items()}}))
 
 
-def results_of(name: str) -> dict[int, Mapping[str, object]]:
-    """result.json of a recipe's finished runs, by seed. Raises RunError for fewer than two."""
-    found = {_seed(run): result for run in _runs(name) if (result := run.read("result.json"))}
+def results_of(name: str) -> dict[int, Result]:
+    """Return the results of a recipe's finished runs, by seed. Raises RunError for fewer than two."""
+    found = {_seed(run): result for run in _runs(name) if (result := run.result())}
     if len(found) < 2:
         raise RunError(f"{len(found)} finished runs of {name} differ in their seed alone", "run it with --seeds 3")
     return dict(sorted(found.items()))
 
 
-def figures(results: Sequence[Mapping[str, object]]) -> dict[str, list[float]]:
-    """What all runs have a number for: the loss that was delivered, and the score of a tuned model."""
+def figures(results: Sequence[Result]) -> dict[str, list[float]]:
+    """Return what all runs have a number for: the loss that was delivered, and the score of a tuned model."""
     found: dict[str, list[float]] = {}
     for result in results:
-        best, score = result.get("best"), _comparison(result).get("score")
-        loss = best.get("loss") if isinstance(best, Mapping) else None
+        comparison = result.comparison or {}
+        score = comparison.get("score")
         tuned = score.get("tuned") if isinstance(score, Mapping) else None
-        named = {"held-out loss": loss, str(_comparison(result).get("measure", "score")): tuned}
+        loss = result.best.loss if result.best else None
+        named = {"held-out loss": loss, str(comparison.get("measure", "score")): tuned}
         for name, value in named.items():
             if isinstance(value, int | float):
                 found.setdefault(name, []).append(float(value))
@@ -130,8 +135,7 @@ def figures(results: Sequence[Mapping[str, object]]) -> dict[str, list[float]]:
 
 
 def _run(job: str, settings: TrainSettings | TuneSettings, events: Events) -> int:
-    """A run of that name, begun, continued, or read where it is finished. Raises UsageError where another recipe made
-    it."""
+    """Begin, continue or read the run of that name. Raises UsageError where another recipe made it."""
     run = Run.named(str(settings.name))
     if run is None:
         return start_job(job, settings, events).exit_code or 0
@@ -148,16 +152,6 @@ def _runs(name: str) -> list[Run]:
 
 def _seed(run: Run) -> int:
     return int(run.name.rpartition(MARK)[2])
-
-
-def _result_of(name: str) -> object:
-    run = Run.named(name)
-    return run.read("result.json") if run else None
-
-
-def _comparison(result: Mapping[str, object]) -> Mapping[str, object]:
-    found = result.get("comparison")
-    return found if isinstance(found, Mapping) else {}
 
 
 def _sentence(figure: str, one: str, other: str, difference: Difference) -> str:

@@ -1,4 +1,5 @@
-"""What runs of one recipe with different seeds differ by, and whether two recipes differ by more than that.
+"""Runs of one recipe that differ in their seed alone: what a single run's figure is worth, and whether two recipes
+differ by more than that.
 
 Legend: n seeds of a recipe.
 """
@@ -17,7 +18,12 @@ FREEDOM_OF_POWER = 0.625  # of each seed but two, by which the power of 3 to 10 
 
 @dataclass(frozen=True)
 class Spread:
-    """A figure of n ≥ 2 runs. mean: with the interval that Student's t gives it. std: between seeds."""
+    """A figure of n ≥ 2 runs.
+
+    Attributes:
+        mean: with the interval that Student's t gives it.
+        std: between seeds.
+    """
 
     values: tuple[float, ...]
     mean: Interval
@@ -42,8 +48,13 @@ class Spread:
 
 @dataclass(frozen=True)
 class Difference:
-    """Two recipes by one figure. difference: of the second minus the first. p_value: two-sided. visible: the smallest
-    difference that so many seeds show in four cases of five."""
+    """Two recipes by one figure.
+
+    Attributes:
+        difference: of the second minus the first.
+        p_value: two-sided.
+        visible: the smallest difference that so many seeds show in four cases of five.
+    """
 
     difference: Interval
     p_value: float
@@ -59,7 +70,8 @@ class Difference:
 
 
 def compare(first: Spread, second: Spread) -> Difference:
-    """Welch's test (1947): each recipe has its own spread, and no seed of one belongs to a seed of the other."""
+    """Compare two recipes by Welch's test (1947): each has its own spread, and no seed of one belongs to one of the
+    other."""
     parts = [spread.std**2 / len(spread.values) for spread in (first, second)]
     apart, error = second.mean.value - first.mean.value, math.sqrt(sum(parts))
     if not error:
@@ -72,7 +84,9 @@ def compare(first: Spread, second: Spread) -> Difference:
 
 
 def _visible(error: float, seeds: int) -> float:
-    """The difference that is seen with POWER, were its standard error that. Of so few seeds the spread is hardly known,
-    and the test has fewer degrees of freedom than seeds minus two."""
+    """The difference that is seen with POWER, were its standard error that.
+
+    Of so few seeds the spread is hardly known, and the test has fewer degrees of freedom than seeds minus two.
+    """
     freedom = FREEDOM_OF_POWER * (seeds - 2)
     return (student_quantile(1 - VERDICT_ERROR / 2, freedom) + student_quantile(POWER, freedom)) * error
