@@ -35,14 +35,13 @@ from settle.base.event_log import Events
 from settle.base.events import Say, Warn
 from settle.data.tokenizer.byte_bpe import ByteBpeTokenizer
 from settle.evaluate.compare.cases import Case
-from settle.experiment.arm import Reply
-from settle.experiment.race import Race
+from settle.experiment.race import ERROR_OF_WAYS, Race
+from settle.jobs.choose.answerer import ModelInTurns, with_passages
 from settle.jobs.choose.choose import choose
 from settle.jobs.choose.documents import PASSAGES
 from settle.jobs.choose.settings import ChooseSettings
-from settle.jobs.choose.setup import ModelInTurns, Setup, with_passages
-from settle.jobs.choose.verdict import ERROR, decide
-from settle.jobs.choose.ways import Built, Measured, possible_ways
+from settle.jobs.choose.verdict import decide
+from settle.jobs.choose.way import possible_ways
 from settle.library.resolve import resolve_gguf
 
 RIGHT = {"facts": "documents", "style": "prompt", "labels": "decide", "solved": "zero-shot"}
@@ -405,15 +404,11 @@ def _simulated(shares: Sequence[float], right: int, size: int, seed: int) -> np.
     skill = hard + math.sqrt(0.5) * rng.normal(size=(len(shares), size))
     scores = (skill < np.array([NormalDist().inv_cdf(share) for share in shares])[:, None]).astype(float)
     names = possible_ways(has_documents=True, is_closed=False)
-    race = Race(names, range(size), True, ERROR, seed, may_stop=False)
+    race = Race(names, range(size), True, ERROR_OF_WAYS, seed, may_stop=False)
     rows = race.next_rows(size)
     race.record({k: scores[k, rows].tolist() for k in range(len(scores))})
     outcome = race.outcome()
-    ways = [
-        Measured(Built(name, None, Setup(), ""), of_way, [Reply("")] * size)  # type: ignore[arg-type]
-        for name, of_way in zip(names, scores.tolist(), strict=True)
-    ]
-    verdict = decide(ways, outcome, range(size), MARGIN, True)
+    verdict = decide(outcome, MARGIN, True)
     shown = [(p.better, p.first + p.second - p.better) for p in outcome.pairs if p.better is not None]
     false = any(shares[better] <= shares[worse] for better, worse in shown)
     sure, taken = verdict.is_shown, verdict.chosen

@@ -24,16 +24,23 @@ from settle.evaluate.compare.sample_size import HARDLY, chance_to_decide, more_r
 STAKES = 32  # shares of the wealth that are bet, evenly spread from 0 to 1; each has as much of it at the start
 STEPS = 10  # halvings of the range in which an end of an interval is looked for
 ERROR = 0.02  # chance of any false "better" among all pairs
+ERROR_OF_WAYS = 0.05  # the same, where few are compared and the cheapest is taken in doubt
+ALONE = 0.05  # one-sided error of a pair by itself, from which on a lead is no chance as likely as not
 EARLY_SHARE = 0.25  # of the error, for candidates that drop out before all rows are asked
 FEWEST_TO_STOP = 8  # families asked before the rest may be left out for showing nothing
 
 
 @dataclass(frozen=True)
-class Pair:
-    """Two candidates by number. difference: mean score of `first` minus that of `second`, on the `rows` that both
-    answered. is_shown: it is no chance. early: shown before all rows were asked; the interval then holds whenever one
-    stops. p_value: corrected for all pairs; of an early one the inverse of the evidence, times the pairs.
-    more: how many rows more would show a difference as large as this one, None where hardly any number would.
+class ComparedPair:
+    """Two candidates by number.
+
+    Attributes:
+        difference: mean score of `first` minus that of `second`, on the `rows` that both answered.
+        p_value: corrected for all pairs; of an early one the inverse of the evidence, times the pairs.
+        is_shown: it is no chance.
+        early: shown before all rows were asked; the interval then holds whenever one stops.
+        more: how many rows more would show a difference as large as this one, None where hardly any number would.
+        p_alone: of the test at the end by itself; 1 where none was made.
     """
 
     first: int
@@ -44,10 +51,11 @@ class Pair:
     is_shown: bool
     early: bool = False
     more: int | None = None
+    p_alone: float = 1.0
 
     @property
     def better(self) -> int | None:
-        """The candidate that is shown to be better."""
+        """The candidate that is shown to be better, if any."""
         if not self.is_shown:
             return None
         return self.first if self.difference.value > 0 else self.second
@@ -55,17 +63,24 @@ class Pair:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a race ended. means: of each candidate, on the rows that it answered; asked: how many those were. left:
-    candidates that none is shown to be better than, by number. rows: that there were. why: it ended before all were
-    asked, or ""."""
+    """The end of a race.
+
+    Attributes:
+        means: of each candidate, on the rows that it answered; asked: how many those were.
+        left: candidates that none is shown to be better than, by number.
+        rows: that there were.
+        why: it ended before all were asked, or "".
+        error: chance of any false claim among all pairs.
+    """
 
     names: Sequence[str]
     means: Sequence[float]
     asked: Sequence[int]
-    pairs: Sequence[Pair]
+    pairs: Sequence[ComparedPair]
     left: Sequence[int]
     rows: int
     why: str = ""
+    error: float = ERROR
 
     @property
     def saved(self) -> float:
@@ -74,25 +89,33 @@ class Outcome:
 
     @property
     def leader(self) -> int:
-        """Of those left the one with the highest mean; the first where several have it."""
+        """The candidate left with the highest mean; the first where several have it."""
         return max(self.left, key=lambda k: self.means[k])
 
-    def pair(self, first: int, second: int) -> Pair:
-        """The pair of two candidates, in the order in which it is asked for."""
+    def pair(self, first: int, second: int) -> ComparedPair:
+        """Return the pair of two candidates, in the order in which it is asked for."""
         found = next(p for p in self.pairs if {p.first, p.second} == {first, second})
         if found.first == first:
             return found
         d = found.difference
         turned = Interval(-d.value, -d.high, -d.low, d.level)
-        return Pair(first, second, turned, found.rows, found.p_value, found.is_shown, found.early, found.more)
+        return replace(found, first=first, second=second, difference=turned)
+
+    def leads(self, over: int, by: float) -> list[int]:
+        """Return the candidates left, later than `over`, that scored more by over `by`, and hardly by chance."""
+        later = [k for k in self.left if k > over and self.means[k] - self.means[over] > by]
+        return [k for k in later if self.pair(k, over).p_alone <= 2 * ALONE]
 
 
 class Race:
     """Candidates answer rows in turns; see the module.
 
-    names: of the candidates. families: (n,), the same number for rows that belong together. is_share: scores are from
-    0 to 1; others have no bounds to bet within, so nobody drops out early. error: chance of any false claim. may_stop:
-    all rows are asked of everybody where it is not set, and the whole error is spent at the end.
+    Attributes:
+        names: of the candidates.
+        families: (n,), the same number for rows that belong together.
+        is_share: scores are from 0 to 1; others have no bounds to bet within, so nobody drops out early.
+        error: chance of any false claim.
+        may_stop: all rows are asked of everybody where it is not set, and the whole error is spent at the end.
     """
 
     def __init__(
@@ -105,7 +128,7 @@ class Race:
         may_stop: bool = True,
     ) -> None:
         self.names = list(names)
-        self._seed, self._may_stop = seed, may_stop
+        self._seed, self._may_stop, self._error = seed, may_stop, error
         self._pairs = list(itertools.combinations(range(len(self.names)), 2))
         early = error * EARLY_SHARE if is_share and may_stop else 0.0
         self._final_error = error - early
@@ -114,7 +137,7 @@ class Race:
         self._families = [families[row] for row in self.order]
         self._largest = max(np.bincount(np.unique(self._families, return_inverse=True)[1]), default=1)
         self._scores: list[list[float]] = [[] for _ in self.names]
-        self._early: dict[tuple[int, int], Pair] = {}
+        self._early: dict[tuple[int, int], ComparedPair] = {}
         self._why = ""
 
     @property
@@ -129,7 +152,7 @@ class Race:
         return smallest_visible(len(set(self._families)), self._final_error / max(1, len(self._pairs)))
 
     def next_rows(self, number: int) -> list[int]:
-        """The next rows that everybody left answers: `number`, and what belongs to the last of them; [] at the end."""
+        """Return the next rows that everybody left answers: `number`, and the rest of the last family."""
         begin = self._done
         end = min(begin + number, len(self.order))
         while 0 < end < len(self.order) and self._families[end] == self._families[end - 1]:
@@ -137,7 +160,7 @@ class Race:
         return [] if self._why else self.order[begin:end]
 
     def record(self, scores: Mapping[int, Sequence[float]]) -> list[int]:
-        """Takes the scores of the next rows, by candidate, and returns who is shown to be worse by now."""
+        """Take the scores of the next rows, by candidate, and return who is shown to be worse by now."""
         before = self.left
         for candidate in before:
             self._scores[candidate] += scores[candidate]
@@ -151,7 +174,7 @@ class Race:
         return [k for k in before if k not in after]
 
     def outcome(self) -> Outcome:
-        """What the rows that were asked show."""
+        """Return what the rows that were asked show."""
         left = self.left
         final = self._final(left)
         worse = {pair.second if pair.better == pair.first else pair.first for pair in final if pair.is_shown}
@@ -167,6 +190,7 @@ class Race:
             left=[k for k in left if k not in worse],
             rows=len(self.order),
             why=self._why if self._done < len(self.order) else "",
+            error=self._error,
         )
 
     @property
@@ -174,7 +198,7 @@ class Race:
         return max(map(len, self._scores), default=0)
 
     def _differences(self, first: int, second: int) -> np.ndarray:
-        """By row, of the rows that both answered."""
+        """Differences of the rows that both answered."""
         both = min(len(self._scores[first]), len(self._scores[second]))
         pairs = zip(self._scores[first][:both], self._scores[second][:both], strict=True)
         return np.array([ours - theirs for ours, theirs in pairs], float)
@@ -193,16 +217,18 @@ class Race:
         if won >= self._enough:
             self._early[first, second] = self._anytime(first, second, 2 * len(self._pairs) / won, True)
 
-    def _anytime(self, first: int, second: int, p_value: float, is_shown: bool) -> Pair:
+    def _anytime(self, first: int, second: int, p_value: float, is_shown: bool) -> ComparedPair:
         differences = self._differences(first, second)
         sums = self._sums(differences)
         scale = self._largest * len(sums) / max(1, len(differences))
         interval = anytime_interval(sums)
         ends = [max(-1.0, min(1.0, scale * end)) for end in interval.ends]
-        return Pair(first, second, Interval(*ends), len(differences), min(1.0, p_value), is_shown, early=is_shown)
+        return ComparedPair(
+            first, second, Interval(*ends), len(differences), min(1.0, p_value), is_shown, early=is_shown
+        )
 
-    def _final(self, left: Sequence[int]) -> list[Pair]:
-        """The pairs of those that are left, by the paired test, corrected together."""
+    def _final(self, left: Sequence[int]) -> list[ComparedPair]:
+        """Return the pairs of those that are left, by the paired test, corrected together."""
         pairs = list(itertools.combinations(left, 2))
         if not pairs or not self._done:
             return []
@@ -215,15 +241,16 @@ class Race:
         ours, theirs = self._scores[first], self._scores[second]
         return paired_test(theirs, ours, self._families[: len(ours)], self._seed)
 
-    def _judged(self, pair: tuple[int, int], test: PairedTest, error: float) -> Pair:
+    def _judged(self, pair: tuple[int, int], test: PairedTest, error: float) -> ComparedPair:
         differences = self._differences(*pair)
         excludes_zero = test.difference.low > 0 or test.difference.high < 0
         is_shown = excludes_zero and test.adjusted_p <= self._final_error
         more = None if is_shown else more_rows(differences, error)
-        return Pair(*pair, test.difference, test.rows, test.adjusted_p, is_shown, more=more)
+        shown = ComparedPair(*pair, test.difference, test.rows, test.adjusted_p, is_shown)
+        return replace(shown, more=more, p_alone=test.p_value)
 
     def _is_futile(self, left: Sequence[int]) -> bool:
-        """Whether no pair has a chance to be decided by the rows that are left."""
+        """Return whether no pair has a chance to be decided by the rows that are left."""
         pairs = list(itertools.combinations(left, 2))
         sums = {pair: self._sums(self._differences(*pair)) for pair in pairs}
         if min(map(len, sums.values()), default=0) < FEWEST_TO_STOP:
@@ -246,7 +273,7 @@ def _shuffled(families: Sequence[int], seed: int) -> list[int]:
 
 
 def evidence(differences: "Sequence[float] | np.ndarray", mean: float = 0.0) -> float:
-    """The most that a unit of wealth ever grew to by betting that differences (n,), each from -1 to 1, are above
+    """Return the most that a unit of wealth ever grew to by betting that differences (n,), each from -1 to 1, are above
     `mean` on average. At 1/α it is shown with an error of α, however often it was looked at before."""
     values = np.asarray(differences, float)
     if not len(values):
@@ -258,8 +285,8 @@ def evidence(differences: "Sequence[float] | np.ndarray", mean: float = 0.0) -> 
 
 
 def anytime_interval(differences: "Sequence[float] | np.ndarray", level: float = LEVEL) -> Interval:
-    """The mean of differences (n,), each from -1 to 1, with the interval that no bets at error 1 - `level` exclude. It
-    holds whenever the asking was stopped, and for whatever reason."""
+    """Return the mean of differences (n,), each from -1 to 1, with the interval that no bets at error 1 - `level`
+    exclude. It holds whenever the asking was stopped, and for whatever reason."""
     values = np.asarray(differences, float)
     if not len(values):
         return Interval(0.0, -1.0, 1.0, level)
@@ -290,8 +317,10 @@ def _stakes() -> np.ndarray:
 
 
 def shaffer(tests: Sequence[PairedTest], candidates: int) -> list[PairedTest]:
-    """Tests of all pairs of so many candidates, with p-values that are corrected together (Shaffer 1986): where two
-    candidates differ, a third differs from one of them, so fewer claims can be false at once than Holm counts."""
+    """Correct the p-values of the tests of all pairs together (Shaffer 1986).
+
+    Where two candidates differ, a third differs from one of them: fewer claims can be false at once than Holm counts.
+    """
     possible = _numbers_of_equal_pairs(candidates)
     adjusted, largest = list(tests), 0.0
     for rank, i in enumerate(sorted(range(len(tests)), key=lambda i: tests[i].p_value)):
@@ -302,7 +331,7 @@ def shaffer(tests: Sequence[PairedTest], candidates: int) -> list[PairedTest]:
 
 
 def _numbers_of_equal_pairs(candidates: int) -> set[int]:
-    """How many pairs can be equal, when candidates fall into groups that are alike."""
+    """Return the numbers of pairs that can be equal, when candidates fall into groups that are alike."""
     if candidates < 2:
         return {0}
     sizes = range(1, candidates + 1)

@@ -17,7 +17,7 @@ from settle.experiment.arm import Reply, Value, digest
 CONTINUES = "and run the same command again: what was measured is kept"
 
 
-class Record(ABC, Generic[Value]):
+class MeasureRecord(ABC, Generic[Value]):
     """A file of measurements, one JSON line each, which only grows. A damaged line is passed over and made again."""
 
     def __init__(self, path: Path) -> None:
@@ -48,7 +48,7 @@ class Record(ABC, Generic[Value]):
         """Return the line of a measurement."""
 
 
-class ReplyRecord(Record[Reply]):
+class ReplyRecord(MeasureRecord[Reply]):
     """The replies of one arm, by the key of the question."""
 
     def __init__(self, arm_key: str) -> None:
@@ -72,7 +72,7 @@ def _reply() -> TypeAdapter[Reply]:
     return TypeAdapter(Reply)
 
 
-class ProofRecord(Record[float]):
+class ProofRecord(MeasureRecord[float]):
     """The measurements of one part and side of an A/B, by the place of the item; all of an A/B are in one file."""
 
     def __init__(self, path: Path, part: str, side: str) -> None:

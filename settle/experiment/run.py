@@ -20,7 +20,7 @@ from settle.base.words.amounts import duration
 from settle.evaluate.compare.cases import Case
 from settle.experiment.arm import Arm, Item, Reply, Value, question_key
 from settle.experiment.race import Outcome, Race
-from settle.experiment.record import ProofRecord, Record, ReplyRecord
+from settle.experiment.record import MeasureRecord, ProofRecord, ReplyRecord
 from settle.experiment.two_arms import (
     RETESTED,
     GuardedArm,
@@ -53,7 +53,7 @@ def in_turn(arms: Sequence[T], turn: int) -> Sequence[T]:
 # --- how long it takes ---
 
 
-class Pace:
+class ArmPace:
     """The seconds that an item of one arm takes. expected: before anything ran, None where nobody knows."""
 
     def __init__(self, expected: float | None = None) -> None:
@@ -83,7 +83,7 @@ class Pace:
         return sum(log * spread**-2 for log, spread in parts) / precision, precision**-0.5
 
 
-def seconds_left(paces: Sequence[Pace], items: Sequence[int]) -> Interval | None:
+def seconds_left(paces: Sequence[ArmPace], items: Sequence[int]) -> Interval | None:
     """Forecast the seconds that so many further items of each arm take; None where nothing is known of any arm.
 
     A busy machine slows all of them down alike, so their errors add up.
@@ -118,8 +118,8 @@ class Lane(Generic[Item, Value]):
     """
 
     arm: Arm[Item, Value]
-    record: Record[Value]
-    pace: Pace = field(default_factory=Pace)
+    record: MeasureRecord[Value]
+    pace: ArmPace = field(default_factory=ArmPace)
     items: Sequence[Item] = ()
     keys: Sequence[str] = ()
     wanted: Sequence[int] = ()
@@ -288,7 +288,7 @@ class _RaceRun:
         events: Events,
     ) -> None:
         records = {arm.key: ReplyRecord(arm.key) for arm in arms}
-        self.lanes = [CaseLane(arm, records[arm.key], Pace(arm.seconds or records[arm.key].seconds)) for arm in arms]
+        self.lanes = [CaseLane(arm, records[arm.key], ArmPace(arm.seconds or records[arm.key].seconds)) for arm in arms]
         self._cases, self._new_race, self._score, self._events = cases, race, score, events
         self._runner = Runner(self.lanes, events, "answers")
         self._scores: dict[tuple[str, int], float] = {}
@@ -425,7 +425,7 @@ class _ProofRun:
     def __init__(self, design: TwoArms, path: Path, events: Events) -> None:
         self._design, self._events, self._is_said = design, events, False
         sides = {"before": design.before, "after": design.after}
-        paces = {side: Pace() for side in sides}  # what was expected is a guess: it is forgotten once one is measured
+        paces = {side: ArmPace() for side in sides}  # what was expected is a guess
         guards = {side: _Guards(arm) for side, arm in sides.items()}
 
         def lanes(

@@ -14,14 +14,14 @@ from settle.cli import main
 from settle.evaluate.compare.cases import asking
 from settle.evaluate.tasks import named
 from settle.formats.gguf import export_gguf
-from settle.jobs.choose import documents
-from settle.jobs.choose.answer_form import form_of
-from settle.jobs.choose.examples import read_examples
+from settle.jobs.choose import documents, ways
+from settle.jobs.choose.answerer import ModelInTurns, Setup, answers
+from settle.jobs.choose.examples import form_of, read_examples
+from settle.jobs.choose.folder import ChoiceFolder
 from settle.jobs.choose.settings import ChooseSettings
-from settle.jobs.choose.setup import ModelInTurns, Setup, answers
-from settle.jobs.choose.ways import TUNE, Built, build, changed_fact
-from settle.jobs.choose.ways.tune_ways import Tuned
-from settle.jobs.choose.ways.work import Work
+from settle.jobs.choose.tune_way import Tuned
+from settle.jobs.choose.way import TUNE, Built
+from settle.jobs.choose.work import Work
 from settle.jobs.index_settings import IndexSettings
 from settle.library.resolve import resolve_gguf
 from tests.retrieve.conftest import joined  # noqa: F401  a fixture
@@ -96,12 +96,12 @@ def test_a_stop_between_ways_is_resumed_and_a_way_that_fails_is_reported(made, h
 
     given = (made / "rows.jsonl", "--model", made / "tiny.gguf", "--score", "exact", "--max-tokens", 6)
     given += ("--threads", 1, "--every")
-    monkeypatch.setattr(build, "tuned", stop)
+    monkeypatch.setattr(ways, "tuned", stop)
     code, _, err = run(capsys, *given)
     assert code == 130 and "the same command continues" in err
     (choice,) = (home / "choices").iterdir()
     known = (choice / "progress.json").read_text()
-    monkeypatch.setattr(build, "tuned", fail)
+    monkeypatch.setattr(ways, "tuned", fail)
     code, result, err = run(capsys, *given)
     assert code == 0 and [f["name"] for f in result["failed"]] == ["tune"], err
     assert "tune could not be built: the tuning broke" in err and "nothing is known of tune" in result["why"]
@@ -133,17 +133,17 @@ def test_a_changed_fact_is_tuned_again_on_examples_that_differ_in_it(made, home,
         runs.append(recipe)
         return Tuned(base, recipe.run, 2.0)
 
-    monkeypatch.setattr(changed_fact, "tuned", tuned)
+    monkeypatch.setattr(ways, "tuned", tuned)
     settings = ChooseSettings(examples=made / "rows.jsonl", model=str(made / "tiny.gguf"), threads=1)
     examples = read_examples(settings.examples, None, 0.4, Events())
     with ModelInTurns(base, 6, 1) as model:
-        work = Work(settings, Events(), tmp_path, model, examples, named("exact"))
-        way = changed_fact.with_fact_tuned_again(work, Built(TUNE, model, Setup(), ""))
+        work = Work(settings, Events(), ChoiceFolder(tmp_path), model, examples, named("exact"))
+        way = ways.with_fact_tuned_again(work, Built(TUNE, model, Setup(), ""))
     assert way.change_seconds == 2.0 and "not learned" in way.change_note
     rows = [json.loads(line)["messages"][-1]["content"] for line in runs[0].rows.read_text().splitlines()]
     assert sum(a != b.reference for a, b in zip(rows, examples.train_cases, strict=True)) == 1
     assert runs[0].run.endswith("-tune-changed")
-    assert changed_fact.with_fact_tuned_again(work, way) == way and len(runs) == 1
+    assert ways.with_fact_tuned_again(work, way) == way and len(runs) == 1
 
 
 def test_an_answer_is_held_to_the_form_of_the_examples(made, home):
@@ -158,4 +158,3 @@ def test_an_answer_is_held_to_the_form_of_the_examples(made, home):
             form = form_of(answers_of_form, [] if answers_of_form else ["red", "blue"])
             (reply,) = answers(Setup(grammar=form.grammar).over(model, "tiny"), [asking(QUESTIONS[0])])
             assert re.fullmatch(pattern, reply.text), reply.text
-        assert Setup.from_json(Setup(grammar="x").to_json()).grammar == "x"

@@ -4,7 +4,7 @@ import pytest
 
 from settle.base.statistics import Interval
 from settle.evaluate.footprint import Measured as Figures
-from settle.experiment.race import Outcome, Pair
+from settle.experiment.race import ComparedPair, Outcome
 from settle.jobs.pick.candidates import Candidate, shortlist
 from settle.jobs.pick.measure import Taken
 from settle.jobs.pick.report import best_models, rows
@@ -24,7 +24,7 @@ def outcome(means, pairs, left):
 
 
 def pair(value, low, high, is_shown=False, more=None):
-    return Pair(0, 1, Interval(value, low, high), 40, 0.001 if is_shown else 0.5, is_shown, more=more)
+    return ComparedPair(0, 1, Interval(value, low, high), 40, 0.001 if is_shown else 0.5, is_shown, more=more)
 
 
 def test_the_better_one_is_taken_though_it_is_larger():

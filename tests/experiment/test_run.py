@@ -13,7 +13,7 @@ from settle.experiment import arm as arm_module
 from settle.experiment import run as run_module
 from settle.experiment.arm import SLOTS, Arm, ModelArm, Reply, Rewritten
 from settle.experiment.race import Race
-from settle.experiment.run import Pace, run_race, seconds_left
+from settle.experiment.run import ArmPace, run_race, seconds_left
 from settle.jobs import short_run
 from settle.library.reference import ModelRef
 from settle.machine.memory import Memory
@@ -172,7 +172,7 @@ def test_the_time_is_told_before_and_as_it_goes(home, monkeypatch):
 
 
 def test_expected_and_measured_are_weighed_by_what_each_is_worth():
-    pace = Pace(expected=1.0)
+    pace = ArmPace(expected=1.0)
     before = seconds_left([pace], [100])
     assert before.value == pytest.approx(100) and before.high / before.value == pytest.approx(1.566, rel=0.01)
     for _ in range(10):
@@ -180,8 +180,8 @@ def test_expected_and_measured_are_weighed_by_what_each_is_worth():
     after = seconds_left([pace], [10])
     assert after.value == pytest.approx(20, rel=0.05) and after.contains(20)
     assert after.high / after.value < before.high / before.value
-    assert seconds_left([Pace(), Pace()], [3, 3]) is None and seconds_left([Pace()], [0]).value == 0
-    both = seconds_left([pace, Pace()], [0, 10])
+    assert seconds_left([ArmPace(), ArmPace()], [3, 3]) is None and seconds_left([ArmPace()], [0]).value == 0
+    both = seconds_left([pace, ArmPace()], [0, 10])
     assert both.value == pytest.approx(20, rel=0.05) and both.high / both.value > 2, "as the other one, and who knows"
 
 
@@ -200,7 +200,7 @@ def test_a_line_that_a_crash_tore_is_asked_again(home):
 
 
 def test_answers_faster_than_a_second_count():
-    pace = Pace()
+    pace = ArmPace()
     pace.record(0, 5.0)
     pace.record(4, 0.0)
     assert pace.estimate is None

@@ -13,7 +13,7 @@ from settle.base.statistics import Interval
 from settle.evaluate.compare.cases import asking
 from settle.evaluate.footprint import Measured as Figures
 from settle.evaluate.tasks.exact import Exact
-from settle.experiment.race import Outcome, Pair, Race
+from settle.experiment.race import ComparedPair, Outcome, Race
 from settle.jobs.pick import candidates as candidates_module
 from settle.jobs.pick import ledger
 from settle.jobs.pick import pick as pick_module
@@ -286,7 +286,7 @@ def outcome(means, pairs, left, names=("big", "small"), why=""):
 
 
 def pair(value, low, high, is_shown=False, more=None, early=False):
-    return Pair(0, 1, Interval(value, low, high), 40, 0.25, is_shown, early, more)
+    return ComparedPair(0, 1, Interval(value, low, high), 40, 0.25, is_shown, early, more)
 
 
 BIG, SMALL = model("big", 4.0, 5.0, 0.8), model("small", 1.0, 20.0, 0.78, cut=5)

@@ -5,7 +5,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from settle.base.event_log import Events
@@ -31,23 +31,29 @@ _WORD = re.compile(r"\w+")
 
 @dataclass(frozen=True)
 class Found:
-    """What a search brought for a question. passages: the best first, as a model reads them. gold: the passage that
-    holds the wanted answer, or "" where none was found; is_found: it is among the passages. seconds: of the search."""
+    """What a search brought for a question.
+
+    Attributes:
+        passages: the best first, as a model reads them.
+        gold: the passage that holds the wanted answer, or "" where none was found.
+        seconds: of the search.
+    """
 
     passages: tuple[str, ...]
-    gold: str
-    seconds: float
+    gold: str = ""
+    seconds: float = 0.0
 
     @property
     def is_found(self) -> bool:
+        """Whether the passage with the answer is among them."""
         return bool(self.gold) and self.gold in self.passages
 
 
 class Documents:
-    """A collection over the person's documents. Use it as a context manager."""
+    """A collection over the user's documents. Use it as a context manager."""
 
     def __init__(self, name: str, folder: Path, events: Events) -> None:
-        """Indexes what changed since the last time. Raises DataError where nothing can be read."""
+        """Index what changed since the last time. Raises DataError where nothing can be read."""
         began = time.monotonic()
         self.name, self.folder = name, folder.expanduser().resolve()
         report = bring_up_to_date(name, [self.folder], IndexSettings(), events)
@@ -62,7 +68,7 @@ class Documents:
         self._collection.close()
 
     def find(self, case: Case) -> Found:
-        """The passages for a question, and the one that holds the wanted answer."""
+        """Return the passages for a question, and the one that holds the wanted answer."""
         began = time.monotonic()
         hits = retrieve(self._collection, case.question, k=PASSAGES).hits
         seconds = time.monotonic() - began
@@ -70,8 +76,10 @@ class Documents:
         return Found(passages, self._gold(case, passages), seconds)
 
     def holds_verbatim(self, case: Case) -> bool:
-        """Whether a passage has the question in its own words and the wanted answer: the documents then hold the
-        row itself, and finding it again would show nothing."""
+        """Return whether a passage has the question in its own words and the wanted answer.
+
+        The documents then hold the row itself, and finding it again would show nothing.
+        """
         asked = _plain_words(case.question)
         if len(asked) < VERBATIM:
             return False
@@ -92,7 +100,7 @@ class Documents:
         return next((h.passage.embedded for h in hits if holds(h.passage.embedded, case.reference)), "")
 
     def place(self, passage: str) -> Path | None:
-        """The document that a passage is from."""
+        """Return the document that a passage is from."""
         for hit in search(self._collection, passage[:400], PASSAGES):
             if hit.passage.embedded == passage:
                 return Path(hit.occurrences[0].path)
@@ -100,14 +108,16 @@ class Documents:
 
 
 def holds(passage: str, answer: str) -> bool:
-    """Whether a passage has nearly all words of an answer."""
+    """Return whether a passage has nearly all words of an answer."""
     wanted = words(answer)
     return bool(wanted) and len(set(wanted) & set(words(passage))) >= HOLDS * len(set(wanted))
 
 
 class Findings(Mapping[int, Found]):
-    """What the documents have for each of some questions, by its number; searched for when it is first wanted. Empty
-    without documents."""
+    """What the documents have for each of some questions, by its number; searched for when it is first wanted.
+
+    Empty without documents.
+    """
 
     def __init__(self, cases: Sequence[Case] = (), documents: Documents | None = None) -> None:
         self._documents, self._cases = documents, {case.number: case for case in cases}
@@ -131,49 +141,35 @@ class Findings(Mapping[int, Found]):
 
     @property
     def known(self) -> Mapping[int, Found]:
-        """Those that were searched for."""
+        """What was searched for so far."""
         return self._known
 
     def complete(self, events: Events) -> None:
-        """Searches for the rest of them."""
+        """Search for the rest of them."""
         missing = [number for number in self._cases if number not in self._known]
         for done, number in enumerate(missing, 1):
             self[number]
             events.emit(Progress(what="searching", done=done, total=len(missing), unit="questions"))
 
 
-class PassagesFound(Mapping[int, tuple[str, ...]]):
-    """The passages alone, by the number of the question."""
-
-    def __init__(self, found: Mapping[int, Found]) -> None:
-        self._found = found
-
-    def __getitem__(self, number: int) -> tuple[str, ...]:
-        return self._found[number].passages
-
-    def __contains__(self, number: object) -> bool:
-        return number in self._found
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(self._found)
-
-    def __len__(self) -> int:
-        return len(self._found)
-
-
 @dataclass(frozen=True)
 class ChangedFact:
-    """What it took to make a changed document count: seconds until it was indexed again; whether the passages for the
-    question then had the new answer; and the passages."""
+    """A changed document that counts.
+
+    Attributes:
+        seconds: until it was indexed again.
+        found: what a search then brought for the question, whose gold is a passage with the new answer.
+    """
 
     seconds: float
-    is_found: bool
-    passages: tuple[str, ...]
+    found: Found
 
 
 def change_fact(document: Path, case: Case, new: str, events: Events) -> ChangedFact | None:
-    """Changes one answer in a copy of a document, as a person would, and brings a collection of it up to date. None
-    where the document does not have the answer as it is written in the example: then nothing can be changed."""
+    """Change one answer in a copy of a document, as a user would, and bring a collection of it up to date.
+
+    Return None where the document does not have the answer as it is written in the example.
+    """
     try:
         text = document.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):
@@ -189,8 +185,7 @@ def change_fact(document: Path, case: Case, new: str, events: Events) -> Changed
         bring_up_to_date(name, [copy.parent], IndexSettings(), events)
         copy.write_text(text.replace(case.reference, new), encoding="utf-8")
         with Documents(name, copy.parent, events) as changed:
-            found = changed.find(case)
-            return ChangedFact(changed.build_seconds, any(holds(p, new) for p in found.passages), found.passages)
+            return ChangedFact(changed.build_seconds, changed.find(replace(case, reference=new)))
     finally:
         delete(name)
         shutil.rmtree(work, ignore_errors=True)

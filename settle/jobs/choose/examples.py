@@ -4,6 +4,8 @@ Legend: n rows.
 """
 
 import collections
+import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,6 +14,7 @@ import numpy as np
 
 from settle.base.errors import DataError, UsageError
 from settle.base.event_log import Events
+from settle.base.files import parse_json
 from settle.data.layouts import Example
 from settle.data.rows.families import buffered, prompt_hash, words
 from settle.data.similarity import Similarity
@@ -23,6 +26,25 @@ from settle.evaluate.tasks import plain
 MOST_LABELS = 50  # more different answers are no closed set
 LABEL_ROWS = 3.0  # rows of each answer on average, from which on the answers are a closed set
 LABEL_LETTERS = 80  # of the longest label
+_NUMBER = (re.compile(r"-?\d+(\.\d+)?"), "a number", 'root ::= "-"? [0-9]+ ("." [0-9]+)?')
+_DATE = (
+    re.compile(r"\d{4}-\d\d-\d\d"),
+    "a date",
+    'root ::= [0-9] [0-9] [0-9] [0-9] "-" [0-9] [0-9] "-" [0-9] [0-9]',
+)
+_VALUE = r"""
+value ::= string | number | "true" | "false" | "null"
+number ::= "-"? [0-9]+ ("." [0-9]+)?
+string ::= "\"" ([^"\\\x00-\x1F] | "\\" ["\\/bfnrtu])* "\""
+"""
+
+
+@dataclass(frozen=True)
+class AnswerForm:
+    """title: for people. grammar: of a whole answer, in GBNF."""
+
+    title: str
+    grammar: str
 
 
 @dataclass(frozen=True)
@@ -41,6 +63,11 @@ class ExampleSet:
     def train_cases(self) -> list[Case]:
         """The training examples as questions, numbered from 1."""
         return cases(self.train)
+
+    @property
+    def form(self) -> AnswerForm | None:
+        """The form of all wanted answers of the training examples, where they have one."""
+        return form_of([case.reference for case in self.train_cases], self.labels)
 
     def without(self, test: Sequence[Case]) -> "ExampleSet":
         """Without these test questions, which the documents hold."""
@@ -141,3 +168,42 @@ def _answer(row: Example) -> str:
 
 def _is_within(path: Path, folder: Path) -> bool:
     return path.expanduser().resolve().is_relative_to(folder.expanduser().resolve())
+
+
+# --- the form that all wanted answers have ---
+
+
+def form_of(answers: Sequence[str], labels: Sequence[str]) -> AnswerForm | None:
+    """The form of all these answers. labels: they are a closed set of these, if any are given."""
+    if labels:
+        return AnswerForm("one of the known answers", only(labels))
+    texts = [answer.strip() for answer in answers]
+    for pattern, title, grammar in (_NUMBER, _DATE):
+        if texts and all(pattern.fullmatch(text) for text in texts):
+            return AnswerForm(title, grammar)
+    keys = {_keys(text) for text in texts}
+    (same,) = keys if len(keys) == 1 else ((),)
+    if not same:
+        return None
+    pairs = ' "," " "? '.join(f'{_quoted(json.dumps(key) + ":")} " "? value' for key in same)
+    return AnswerForm(f"JSON with {', '.join(same)}", f'root ::= "{{" {pairs} "}}"{_VALUE}')
+
+
+def only(labels: Sequence[str]) -> str:
+    """The grammar of an answer that is one of the labels."""
+    return "root ::= " + " | ".join(map(_quoted, labels))
+
+
+def _quoted(text: str) -> str:
+    escaped = text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+    return f'"{escaped}"'
+
+
+def _keys(text: str) -> tuple[str, ...]:
+    """The keys of a JSON object without others in it; () for anything else."""
+    try:
+        value = parse_json(text)
+    except ValueError:
+        return ()
+    is_flat = isinstance(value, dict) and not any(isinstance(v, dict | list) for v in value.values())
+    return tuple(value) if is_flat else ()

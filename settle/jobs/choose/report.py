@@ -1,15 +1,16 @@
 """What was measured on one page: a table with intervals, what each way costs, rows on which they differ."""
 
-import shlex
 from collections.abc import Mapping, Sequence
 
 from settle.base.statistics import bootstrap_mean, share_interval
 from settle.base.visible import visible_line
+from settle.base.words.amounts import duration
 from settle.evaluate.compare.cases import Case
 from settle.experiment.race import Outcome
+from settle.experiment.report import pairs_json
 from settle.jobs.choose.triage import Triage
 from settle.jobs.choose.verdict import Verdict
-from settle.jobs.choose.ways import Failed, Measured
+from settle.jobs.choose.way import Failed, Measured
 
 DIFFERING = 5  # rows that are shown
 LETTERS = 300  # of a question or an answer on the page
@@ -17,7 +18,7 @@ COLUMNS = ("", "score (95 %)", "build", "an answer", "tokens", "memory", "energy
 
 
 def rows(measured: Sequence[Measured], verdict: Verdict, families: Sequence[int], is_share: bool) -> list[list[str]]:
-    """A row of COLUMNS for each way, the cheapest first; → marks the one to take."""
+    """Return a row of COLUMNS for each way, the cheapest first; → marks the one to take."""
     return [
         [
             f"{'→' if k == verdict.chosen else ' '} {m.name}",
@@ -41,7 +42,7 @@ def to_json(
     triage: Triage,
     about: Mapping[str, object],
 ) -> dict[str, object]:
-    """All figures, for result.json."""
+    """Return all figures, for result.json."""
     chosen = measured[verdict.chosen]
     return {
         **about,
@@ -71,17 +72,7 @@ def to_json(
             for m in measured
         ],
         "failed": [vars(f) for f in failed],
-        "pairs": [
-            {
-                "first": outcome.names[p.first],
-                "second": outcome.names[p.second],
-                "difference": p.difference.to_json(),
-                "p": p.p_value,
-                "shown": p.is_shown,
-                "more_rows": p.more,
-            }
-            for p in outcome.pairs
-        ],
+        "pairs": pairs_json(outcome, "rows"),
     }
 
 
@@ -98,7 +89,7 @@ def page(
     lines: Sequence[str],
     differ: Sequence[str],
 ) -> str:
-    """The page, in Markdown. lines: what to know about the figures; differ: rows on which the ways differ."""
+    """Return the page, in Markdown. lines: what to know about the figures; differ: rows on which the ways differ."""
     head = [f"| {' | '.join(COLUMNS)} |", "|---|" + "---|" * (len(COLUMNS) - 1)]
     body = [f"| {' | '.join(_cell(cell) for cell in row)} |" for row in table]
     out = [f"# {_cell(title)}", "", f"**{_cell(str(result['why']))}.**", "", *head, *body, ""]
@@ -111,7 +102,7 @@ def page(
 
 
 def differing(measured: Sequence[Measured], test: Sequence[Case]) -> list[str]:
-    """Rows on which the scores of the ways are furthest apart, each with all answers, as lines of Markdown."""
+    """Return the rows on which the scores of the ways are furthest apart, each with all answers, in Markdown."""
     spread = [max(m.scores[i] for m in measured) - min(m.scores[i] for m in measured) for i in range(len(test))]
     lines: list[str] = []
     for i in sorted(range(len(test)), key=lambda i: -spread[i])[:DIFFERING]:
@@ -121,16 +112,6 @@ def differing(measured: Sequence[Measured], test: Sequence[Case]) -> list[str]:
         lines += [f"- {m.name} ({m.scores[i]:g}): {_short(m.replies[i].text) or 'nothing'}" for m in measured]
         lines += [""]
     return lines or ["Nowhere: each question was answered as well by every way."]
-
-
-def duration(seconds: float) -> str:
-    """Seconds for people."""
-    return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
-
-
-def quoted(*words: object) -> str:
-    """A command line."""
-    return " ".join(shlex.quote(str(word)) for word in words)
 
 
 def _score(m: Measured, families: Sequence[int], is_share: bool) -> str:
@@ -150,6 +131,6 @@ def _short(text: str) -> str:
 
 
 def _cell(text: str) -> str:
-    """A text on one line, which opens no column and no markup of its own."""
+    """Return a text on one line, which opens no column and no markup of its own."""
     line = visible_line(" ".join(text.split()))
     return line.replace("|", "\\|").replace("<", "&lt;").replace("`", "'")

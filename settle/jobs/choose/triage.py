@@ -1,7 +1,7 @@
 """A first look at a few training examples, before anything expensive: what is missing, and which ways can still win."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -9,11 +9,11 @@ from settle.base.statistics import Interval, bootstrap_mean
 from settle.evaluate.compare.cases import Case
 from settle.evaluate.tasks import Task
 from settle.experiment.arm import Reply
-from settle.jobs.choose.answer_form import form_of
+from settle.jobs.choose.answerer import Passages, Setup
 from settle.jobs.choose.documents import Found
-from settle.jobs.choose.setup import NO_PASSAGES, Passages, Setup
-from settle.jobs.choose.ways import DECIDE, DOCUMENTS, PROMPT, TUNE, TUNE_DOCUMENTS, ZERO_SHOT
-from settle.jobs.choose.ways.prompts import choose_shots, score_of
+from settle.jobs.choose.examples import ExampleSet
+from settle.jobs.choose.prompts import choose_shots, score_of
+from settle.jobs.choose.way import DECIDE, DOCUMENTS, PROMPT, TUNE, TUNE_DOCUMENTS, ZERO_SHOT
 
 ROWS, FEWEST = 30, 10  # training examples that it takes, at most and at least
 SHOTS = 8  # examples in the prompt
@@ -33,9 +33,15 @@ Ask = Callable[[Setup, Passages, Sequence[Case]], list[Reply]]
 
 @dataclass(frozen=True)
 class Triage:
-    """What the first look showed. scores: mean score by what was tried; seconds: of an answer, by the same; gains: over
-    the model as it is, in pairs, with 95 % intervals. in_documents: share of answers that a passage holds. prediction:
-    the way that is expected to win, and why; ruled_out: the ways that cannot win, and why."""
+    """What the first look showed.
+
+    Attributes:
+        scores, seconds: mean score, and time of an answer, by what was tried.
+        gains: over the model as it is, in pairs, with 95 % intervals.
+        in_documents: share of answers that a passage holds.
+        prediction: the way that is expected to win, and why.
+        ruled_out: the ways that cannot win, and why.
+    """
 
     rows: int
     scores: Mapping[str, float]
@@ -50,27 +56,28 @@ class Triage:
         return {**vars(self), "gains": {name: gain.to_json() for name, gain in self.gains.items()}}
 
 
-def triage(
-    train: Sequence[Case], labels: Sequence[str], found: Mapping[int, Found], task: Task, ask: Ask, seed: int
-) -> Triage:
-    """Asks up to ROWS training examples in each way that is tried. found: what the documents have for each, by its
-    number; empty without documents. Examples in the prompt are others than those that are asked."""
+def triage(examples: ExampleSet, found: Mapping[int, Found], task: Task, ask: Ask, seed: int) -> Triage:
+    """Ask up to ROWS training examples in each way that is tried.
+
+    Examples in the prompt are others than those that are asked. found: what the documents have for each, by its number;
+    empty without documents.
+    """
+    train, labels, form = examples.train_cases, examples.labels, examples.form
     order = np.random.default_rng(seed).permutation(len(train)).tolist()
     shots = choose_shots([train[i] for i in order], labels, SHOTS)
     taken = {case.number for case in shots}
     rows = [train[i] for i in order if train[i].number not in taken][:ROWS]
-    examples = Setup(shots=tuple((case.question, case.reference) for case in shots))
+    shown = Setup(shots=tuple((case.question, case.reference) for case in shots))
     gold = {case.number: _with_gold(found[case.number]) for case in rows if case.number in found}
     tried: dict[str, tuple[Setup, Passages]] = {
-        AS_IT_IS: (Setup(), NO_PASSAGES),
-        EXAMPLES: (examples, NO_PASSAGES),
+        AS_IT_IS: (Setup(), {}),
+        EXAMPLES: (shown, {}),
     }
     in_documents = sum(bool(found[c.number].gold) for c in rows if c.number in found) / max(1, len(rows))
     if in_documents >= IN_DOCUMENTS:
-        tried |= {GOLD: (Setup(), gold), GOLD_EXAMPLES: (examples, gold)}
-    form = form_of([case.reference for case in train], labels)
+        tried |= {GOLD: (Setup(), gold), GOLD_EXAMPLES: (shown, gold)}
     if form:
-        tried[FORM] = (Setup(grammar=form.grammar), NO_PASSAGES)
+        tried[FORM] = (Setup(grammar=form.grammar), {})
     replies = {name: ask(*what, rows) for name, what in tried.items()}
     scores = {
         name: [score_of(task, reply, case) for reply, case in zip(of_name, rows, strict=True)]
@@ -89,7 +96,7 @@ def triage(
 
 
 def predict(means: Mapping[str, float], is_closed: bool) -> tuple[str, str]:
-    """The way that is expected to win, and why."""
+    """Return the way that is expected to win, and why."""
     asked, prompted = means[AS_IT_IS], max(means[EXAMPLES], means.get(FORM, 0.0))
     read = max(means.get(GOLD, 0.0), means.get(GOLD_EXAMPLES, 0.0))
     if asked >= SOLVED:
@@ -106,7 +113,7 @@ def predict(means: Mapping[str, float], is_closed: bool) -> tuple[str, str]:
 
 
 def _ruled_out(means: Mapping[str, float], in_documents: float, has_documents: bool, is_closed: bool) -> dict[str, str]:
-    """The ways that cannot win any more, with the reason."""
+    """Return the ways that cannot win any more, with the reason."""
     out: dict[str, str] = {}
     asked, prompted = means[AS_IT_IS], max(means[EXAMPLES], means.get(FORM, 0.0))
     read = max(means.get(GOLD, 0.0), means.get(GOLD_EXAMPLES, 0.0))
@@ -126,8 +133,8 @@ def _ruled_out(means: Mapping[str, float], in_documents: float, has_documents: b
     return out
 
 
-def _with_gold(found: Found) -> tuple[str, ...]:
+def _with_gold(found: Found) -> Found:
     """The passages for a question with the right one among them."""
     if not found.gold or found.is_found:
-        return found.passages
-    return (found.gold, *found.passages[:-1])
+        return found
+    return replace(found, passages=(found.gold, *found.passages[:-1]))

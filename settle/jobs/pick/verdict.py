@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from settle.base.statistics import Interval
 from settle.evaluate.compare.sample_size import next_step
-from settle.experiment.race import ERROR, Outcome, Pair
+from settle.experiment.race import ERROR, ComparedPair, Outcome
 from settle.jobs.pick.candidates import Candidate
 from settle.jobs.pick.measure import Taken
 
@@ -116,7 +116,7 @@ def _undecided(
     return sentence, notes
 
 
-def _behind(name: str, pair: Pair, is_share: bool) -> str:
+def _behind(name: str, pair: ComparedPair, is_share: bool) -> str:
     """Of one that scored less and is not shown to be worse."""
     text = f"{name} is not shown to be worse: {_range(pair.difference, is_share)} less was measured"
     return f"{text}; about {pair.more} more prompts would decide it" if pair.more else text

@@ -2,7 +2,7 @@
 
 import pytest
 
-from settle.jobs.choose.answer_form import form_of, only
+from settle.jobs.choose.examples import form_of, only
 
 
 @pytest.mark.parametrize(

@@ -3,10 +3,9 @@
 import json
 
 from settle.evaluate.compare.cases import asking, cases
-from settle.jobs.choose.setup import Setup, answers
+from settle.jobs.choose.answerer import NAME, DecisionModel, Setup, answers, question, write_decisions
 from settle.jobs.choose.triage import AS_IT_IS, EXAMPLES, FORM, _ruled_out
-from settle.jobs.choose.ways import DECIDE, possible_ways
-from settle.jobs.choose.ways.decide_way import NAME, DecisionModel, question, write_decisions
+from settle.jobs.choose.way import DECIDE, possible_ways
 from settle.library.resolve import resolve_gguf
 from tests import decision_model
 from tests.jobs.choose.test_examples import row

@@ -4,8 +4,9 @@ import pytest
 
 from settle.base.event_log import Events
 from settle.evaluate.compare.cases import asking
-from settle.jobs.choose import choice_folder, documents
+from settle.jobs.choose import documents
 from settle.jobs.choose.documents import Documents, change_fact
+from settle.jobs.choose.folder import ChoiceFolder
 from settle.jobs.index_settings import IndexSettings
 from tests.retrieve.conftest import joined  # noqa: F401  a fixture
 
@@ -40,7 +41,7 @@ def test_what_documents_hold_and_what_a_changed_fact_costs(folder, home):
         assert held.holds_verbatim(wanting("How long does the guarantee of the kiln last?", "seven years"))
         assert not held.holds_verbatim(weight)
     changed = change_fact(folder / "mill.md", weight, "99 kilograms", Events())
-    assert changed.is_found and changed.seconds > 0 and any("99 kilograms" in text for text in changed.passages)
+    assert changed.found.is_found and changed.seconds > 0 and "99 kilograms" in changed.found.gold
     assert "14 kilograms" in (folder / "mill.md").read_text()  # the person's own document is as it was
     assert change_fact(folder / "mill.md", wanting("q", "no such words"), "x", Events()) is None
     assert [p.name for p in (home / "collections").iterdir()] == ["made"]
@@ -49,5 +50,6 @@ def test_what_documents_hold_and_what_a_changed_fact_costs(folder, home):
 
 def test_what_belongs_to_a_choice_keeps_its_name(tmp_path):
     """A run or a collection of that name that something else made is never taken for its own."""
-    assert choice_folder.own_name(tmp_path, "run tune", "rows-tune", ["rows-tune"]) == "rows-tune-2"
-    assert choice_folder.own_name(tmp_path, "run tune", "rows-tune", []) == "rows-tune-2"
+    folder = ChoiceFolder(tmp_path)
+    assert folder.own_name("run tune", "rows-tune", ["rows-tune"]) == "rows-tune-2"
+    assert folder.own_name("run tune", "rows-tune", []) == "rows-tune-2"

@@ -15,18 +15,19 @@ from settle.evaluate.compare.cases import Case, asking
 from settle.evaluate.compare.sample_size import smallest_visible
 from settle.evaluate.tasks.exact import Exact
 from settle.experiment.arm import Arm, Reply
-from settle.experiment.race import Outcome, Pair
-from settle.jobs.choose import choice_folder, ready, report
+from settle.experiment.race import ComparedPair, Outcome
 from settle.jobs.choose import choose as choose_module
 from settle.jobs.choose import forecast as forecast_module
-from settle.jobs.choose.answer_form import only
+from settle.jobs.choose import report, ways
+from settle.jobs.choose.answerer import Setup, answers, with_passages
 from settle.jobs.choose.documents import Findings, Found
-from settle.jobs.choose.examples import ExampleSet
+from settle.jobs.choose.examples import ExampleSet, only
+from settle.jobs.choose.folder import PROGRESS, RESULT, ChoiceFolder, choices
 from settle.jobs.choose.settings import ChooseSettings
-from settle.jobs.choose.setup import Setup, answers, with_passages
 from settle.jobs.choose.triage import AS_IT_IS, EXAMPLES, FORM, GOLD, GOLD_EXAMPLES, predict, triage
+from settle.jobs.choose.tune_way import tuning_recipe
 from settle.jobs.choose.verdict import decide
-from settle.jobs.choose.ways import (
+from settle.jobs.choose.way import (
     DECIDE,
     DOCUMENTS,
     PROMPT,
@@ -36,12 +37,10 @@ from settle.jobs.choose.ways import (
     Built,
     Failed,
     Measured,
-    build,
-    changed_fact,
     possible_ways,
 )
-from settle.jobs.choose.ways.build import MOST_SHOTS, READING, best_prompt, reading_prompt
-from settle.jobs.choose.ways.work import Work, tuning_recipe
+from settle.jobs.choose.ways import MOST_SHOTS, READING, best_prompt, reading_prompt
+from settle.jobs.choose.work import Work
 from settle.library.reference import ModelRef
 from settle.model.source import Source
 from tests.jobs.choose.test_prompts import rows
@@ -63,8 +62,8 @@ def tried_as(setup, passages):
 def first_look(right, labels=(), gold=None):
     """The first look at ten rows, and what was asked. right: rows answered rightly, by what is tried; gold: rows whose
     answer a passage holds, None without documents."""
-    train = [wanting(n, labels[n % len(labels)] if labels else f"answer {n}") for n in range(1, 19)]
-    asked = []
+    train = rows(18, lambda n: labels[(n + 1) % len(labels)] if labels else f"answer {n + 1}")
+    examples, asked = ExampleSet(train, [], [], {}, labels), []
 
     def ask(setup, passages, cases):
         asked.append((setup, passages, [case.number for case in cases]))
@@ -73,11 +72,11 @@ def first_look(right, labels=(), gold=None):
 
     found = {}
     if gold is not None:
-        triage(train, labels, {}, Exact(), ask, 3)
+        triage(examples, {}, Exact(), ask, 3)
         numbers = asked[0][2]
         found = {n: Found(("one", "two", "three"), "gold" if n in numbers[:gold] else "", 0.0) for n in range(1, 19)}
         asked.clear()
-    return triage(train, labels, found, Exact(), ask, 3), asked
+    return triage(examples, found, Exact(), ask, 3), asked
 
 
 def test_the_first_look_asks_rows_that_are_no_examples():
@@ -86,7 +85,7 @@ def test_the_first_look_asks_rows_that_are_no_examples():
     assert set(first.gains) == {EXAMPLES} and first.gains[EXAMPLES].value == pytest.approx(0.5)
     (plain, _, numbers), (shown, _, again) = asked
     assert not plain.shots and len(shown.shots) == 8 and numbers == again and len(set(numbers)) == 10
-    assert not {question for question, _ in shown.shots} & {f"question {n}" for n in numbers}
+    assert not {question for question, _ in shown.shots} & {f"q{n - 1}" for n in numbers}
     assert first.prediction == PROMPT and first.to_json()["gains"][EXAMPLES]["value"] == pytest.approx(0.5)
 
 
@@ -94,7 +93,10 @@ def test_the_right_passage_is_among_those_that_are_read():
     first, asked = first_look({GOLD: 6}, gold=4)
     assert first.in_documents == 0.4 and set(first.scores) == {AS_IT_IS, EXAMPLES, GOLD, GOLD_EXAMPLES}
     (passages,) = (p for setup, p, _ in asked if p and not setup.shots)
-    assert sorted(passages.values()) == [("gold", "one", "two")] * 4 + [("one", "two", "three")] * 6
+    assert (
+        sorted(found.passages for found in passages.values())
+        == [("gold", "one", "two")] * 4 + [("one", "two", "three")] * 6
+    )
     assert first.prediction == DOCUMENTS and DOCUMENTS not in first.ruled_out
     # examples of other answers do not teach what only the documents hold
     assert set(first.ruled_out) == {TUNE}
@@ -134,40 +136,37 @@ def measured(name, scores, **way):
     return Measured(Built(name, None, Setup(), name, **way), list(map(float, scores)), replies, 2 * 10**9)
 
 
-def two(means, value, p_value=0.5, more=None):
-    pair = Pair(0, 1, Interval(-value, -value - 0.1, -value + 0.1), 40, p_value, False, more=more)
+def two(means, value, more=None, p_alone=0.05):
+    pair = ComparedPair(0, 1, Interval(-value, -value - 0.1, -value + 0.1), 40, 0.5, False, more=more, p_alone=p_alone)
     return Outcome([ZERO_SHOT, PROMPT], means, [40, 40], [pair], [0, 1], 40)
 
 
 def test_a_dearer_way_must_be_ahead_by_more_than_the_margin():
-    cheap, dear = measured(ZERO_SHOT, [1] * 30 + [0] * 10), measured(PROMPT, [1] * 35 + [0] * 5)
     known = two([0.75, 0.85], 0.1, more=50)
-    verdict = decide([cheap, dear], known, range(40), 0.02, True)
-    assert not verdict.is_shown and verdict.more == 50 and "10 points (95 %: 0 points to 20 points)" in verdict.sentence
-    verdict = decide([cheap, dear], known, range(40), 0.15, True)
+    verdict = decide(known, 0.02, True)
+    assert not verdict.is_shown and verdict.more == 50 and "10 points (95 %: 0 to 20)" in verdict.sentence
+    verdict = decide(known, 0.15, True)
     assert (verdict.chosen, verdict.is_shown, verdict.more) == (0, True, None)
     assert "20 points at most (10 points measured); about 50 more" in verdict.notes[0]
-    # the rows that differ are of one family: they show next to nothing
-    assert decide([cheap, dear], known, [*range(30), *[30] * 5, *range(31, 36)], 0.02, True).is_shown
+    # a lead that is chance as likely as not is none
+    assert decide(two([0.75, 0.85], 0.1, p_alone=0.101), 0.02, True).is_shown
     # of a score without bounds the margin is a share of the best
-    cheap, dear = measured(ZERO_SHOT, [100.0] * 40), measured(PROMPT, [103.0] * 39 + [102.0])
-    assert not decide([cheap, dear], two([100.0, 103.0], 3.0), range(40), 0.02, False).is_shown
-    assert decide([cheap, dear], two([100.0, 103.0], 3.0), range(40), 0.04, False).is_shown
+    assert not decide(two([100.0, 103.0], 3.0), 0.02, False).is_shown
+    assert decide(two([100.0, 103.0], 3.0), 0.04, False).is_shown
 
 
 def test_the_table_has_what_each_way_takes():
     one = measured(PROMPT, [1, 0, 1, 0], build_seconds=200.0, search_seconds=0.25, change_seconds=5.0)
     assert (one.score, one.seconds, one.tokens, one.joules) == (0.5, 1.75, 13.5, 3.0)
     assert (one.cut, one.unasked) == (1, 2)
-    known = decide([one], Outcome([PROMPT], [0.5], [4], [], [0], 4), range(4), 0.02, True)
+    known = decide(Outcome([PROMPT], [0.5], [4], [], [0], 4), 0.02, True)
     (row,) = report.rows([one], known, range(4), True)
-    assert row[0] == "→ prompt" and row[2:] == ["3 min", "1.8 s", "14", "2.00 GB", "3 J", "5.0 s"]
+    assert row[0] == "→ prompt" and row[2:] == ["3 min 20 s", "1.8 s", "14", "2.00 GB", "3 J", "5.0 s"]
     assert row[1].startswith("50 % (")
     low, high = (float(end) for end in row[1][6:-1].split("–"))
     assert 0 <= low < 50 < high <= 100
     (other,) = report.rows([measured(PROMPT, [7, 8, 9, 8], change_note="never")], known, range(4), False)
     assert other[1].startswith("8.000 (") and other[2] == "–" and other[-1] == "never"
-    assert [report.duration(s) for s in (9.9, 10, 89, 90, 600)] == ["9.9 s", "10 s", "89 s", "2 min", "10 min"]
 
 
 def test_ways_that_there_are():
@@ -207,7 +206,7 @@ def work_of(folder, model, number=30, labels=(), found=None, **settings):
     examples = ExampleSet(rows(number), [wanting(n, str(n)) for n in range(1, 13)], list(range(12)), {}, labels)
     asked = ChooseSettings.model_validate({"examples": folder / "rows.jsonl", "model": "told", **settings})
     train, test = (findings({n: found[n] for n in range(1, end)}) if found else Findings() for end in (number + 1, 13))
-    return Work(asked, Events(), folder, model, examples, Exact(), None, train, test)
+    return Work(asked, Events(), ChoiceFolder(folder), model, examples, Exact(), None, train, test)
 
 
 def test_what_was_answered_is_not_asked_again(home):
@@ -229,22 +228,20 @@ def test_the_best_prompt_is_kept_and_beside_passages_it_has_to_help(home, tmp_pa
     found = {n: Found(("a passage",), "a passage", 0.5) for n in range(1, 31)}
     work = work_of(tmp_path, Told(say), found=found)
     assert work.search_seconds == pytest.approx(0.5)
-    setup, seconds, about = best_prompt(work)
-    assert len(setup.shots) == 4 and not setup.system and about.startswith("4 examples before every question")
-    assert about.endswith("held to their form") and set(work.model.forms) == {setup.grammar} != {""}
-    read, longer, beside = reading_prompt(work)
-    assert (
-        read == Setup(system=READING, grammar=setup.grammar)
-        and beside == "passages before every question"
-        and longer >= seconds
-    )
+    best = best_prompt(work)
+    assert len(best.shots) == 4 and not best.system and best.about.startswith("4 examples before every question")
+    assert best.about.endswith("held to their form") and set(work.model.forms) == {best.grammar} != {""}
+    read = reading_prompt(work)
+    assert read.setup == Setup(system=READING, grammar=best.grammar)
+    assert read.about == "passages before every question" and read.seconds >= best.seconds
     number = len(work.model.asked_for)
-    assert best_prompt(work) == (setup, seconds, about) and reading_prompt(work) == (read, longer, beside)
+    assert best_prompt(work) == best and reading_prompt(work) == read
     assert len(work.model.asked_for) == number, "both are kept"
     (tmp_path / "other").mkdir()
     helped = work_of(tmp_path / "other", Told(lambda c: c.question.rsplit("q", 1)[-1] if len(c.messages) > 2 else ""))
-    read, _, beside = reading_prompt(helped)
-    assert len(read.shots) == MOST_SHOTS and read.system == READING and beside.startswith("passages, with 4 examples")
+    read = reading_prompt(helped)
+    assert len(read.shots) == MOST_SHOTS and read.system == READING
+    assert read.about.startswith("passages, with 4 examples")
 
 
 def test_questions_are_searched_for_once_and_when_they_are_wanted():
@@ -263,10 +260,10 @@ def test_the_pace_is_of_answers_after_the_first(home, tmp_path, monkeypatch):
     times = iter([9.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0])
     model = Told(str)
     model.measure = lambda case: Reply("x", read=40 if "Passages" in case.question else 8, seconds=next(times))
-    pace = forecast_module.measure_pace(work := work_of(tmp_path, model, found=found))
+    pace = forecast_module.measure_costs(work := work_of(tmp_path, model, found=found))
     answers_take = {"plain": 2.0, "with_passages": 5.0, "with_examples": 8.0, "search": 0.25}
     assert vars(pace) == answers_take | {"tuning": 90.0, "steps": 60.0, "deciding": 0.0, "longer": 5.0}
-    assert forecast_module.measure_pace(work) == pace, "it is measured once"
+    assert forecast_module.measure_costs(work) == pace, "it is measured once"
     looked = {AS_IT_IS: 1.0, EXAMPLES: 3.0, GOLD: 4.0}
     assert vars(pace.after(looked, 0.5)) == vars(pace) | {
         "plain": 1.0,
@@ -291,14 +288,14 @@ def test_tuning_a_decision_is_timed_by_its_own_rows_where_it_can_be_tuned(home, 
     for threads, deciding in ((2, 150.0), (3, 90.0)):
         (folder := tmp_path / str(threads)).mkdir()
         work = work_of(folder, Told(str), labels=["1", "2"], threads=threads)
-        pace = forecast_module.measure_pace(work)
+        pace = forecast_module.measure_costs(work)
         assert (pace.tuning, pace.deciding) == (90.0, deciding)
     judged = [json.loads(line)["targets"] for line in (tmp_path / "2" / "decide-test.jsonl").read_text().splitlines()]
     assert judged == [{"answer": "1"}, {"answer": "2"}], "of the test questions those that want a label"
 
 
 def test_the_first_look_and_each_way_are_forecast():
-    pace = forecast_module.Pace(1.0, 2.0, 4.0, 0.5, 100.0, 60.0, longer=3.0)
+    pace = forecast_module.Costs(1.0, 2.0, 4.0, 0.5, 100.0, 60.0, longer=3.0)
     assert forecast_module.forecast_triage(pace, 20, False, False) == 20 * (1 + 2)
     assert forecast_module.forecast_triage(pace, 20, False, True) == 20 * (2 + 2)
     # a search, the passages alone, and the passages behind examples
@@ -339,11 +336,11 @@ def test_a_way_that_cannot_be_built_is_left_out(home, tmp_path, monkeypatch):
     work = work_of(tmp_path, Told(str))
     ways, failed = choose_module.build_all([ZERO_SHOT, TUNE], work)
     assert [w.name for w in ways] == [ZERO_SHOT] and [(f.name, f.why) for f in failed] == [(TUNE, "no memory")]
-    assert set(work.spent()) == {ZERO_SHOT, TUNE}, "the time of a failure counts"
-    with work.timed(TUNE):
+    assert set(work.folder.spent()) == {ZERO_SHOT, TUNE}, "the time of a failure counts"
+    with work.folder.timed(TUNE):
         pass
     one = measured(TUNE, [1, 0, 1])
-    choice_folder.note(tmp_path, spent={TUNE: 7.0, DOCUMENTS: 2.0})
+    work.folder.keep("spent", {TUNE: 7.0, DOCUMENTS: 2.0})
     assert choose_module.actual_seconds(work, [one]) == {TUNE: 10.0, DOCUMENTS: 2.0}
     said = choose_module._forecast_and_actual({TUNE: 20.0, PROMPT: 9.0}, {TUNE: 10.0})
     assert said == "the ways took 10 s, forecast 20 s: tune 10 s (20 s)"
@@ -369,7 +366,7 @@ def test_the_page_and_the_exit_code(home, tmp_path):
     work.events = Events(listeners=[seen.append])
     ways = [measured(ZERO_SHOT, [1] * 12, about="as it is"), measured(PROMPT, [0] * 12)]
     shown = Outcome([ZERO_SHOT, PROMPT], [1.0, 0.0], [12, 12], [], [0], 12)
-    verdict = decide(ways, shown, range(12), 0.02, True)
+    verdict = decide(shown, 0.02, True)
     result = {"why": "because", "command": "settle chat x"}
     failed = [Failed(TUNE, "it broke")]
     assert choose_module.finish(work, ways, failed, verdict, result) == 0
@@ -377,7 +374,7 @@ def test_the_page_and_the_exit_code(home, tmp_path):
     assert "tune could not be measured: it broke" in page and "zero-shot: as it is" in page
     # one reply of twelve was cut, which is no tenth and is told; two were not asked
     assert page.count("2 test questions were too long for") == 2 and page.count("1 of 12 answers of") == 0
-    assert json.loads((tmp_path / choice_folder.RESULT).read_text()) == result
+    assert json.loads((tmp_path / RESULT).read_text()) == result
     texts = [event.text for event in seen if isinstance(event, Say)]
     assert texts[0] == "because" and texts[-2] == "to make it ready: settle chat x"
     assert choose_module.finish(work, ways, [], replace(verdict, is_shown=False), result) == 3
@@ -414,14 +411,14 @@ def test_a_tuned_way_with_documents_takes_its_index_and_its_run(monkeypatch):
         "tuning_recipe": lambda *_: SimpleNamespace(command="settle tune"), "tuned": lambda *_: made,
         "tuned_model": lambda *_: None, "_ready": lambda _: "", "with_fact_indexed_again": lambda _, way: way,
     }.items():  # fmt: skip
-        monkeypatch.setattr(build, name, answer)
-    way = build._tune_documents(work)
+        monkeypatch.setattr(ways, name, answer)
+    way = ways._tune_documents(work)
     assert way.build_seconds == 340.0 and way.search_seconds == 0.5
 
 
 def test_a_changed_answer_changes_nothing_else():
     (row,) = rows(1)
-    changed = changed_fact._answering(row, "new")
+    changed = ways._answering(row, "new")
     assert (
         changed.messages == [row.messages[0], {"role": "assistant", "content": "new"}]
         and row.messages[1]["content"] == "0"
@@ -444,7 +441,7 @@ def test_a_choice_has_a_folder_of_its_own_and_continues_there(home, tmp_path):
     ref = Told(str, tmp_path / "m.gguf").ref
 
     def folder(rows=(1,), **asked):
-        return choice_folder.folder_for(ChooseSettings.model_validate({"examples": "rows.jsonl", **asked}), ref, rows)
+        return ChoiceFolder.of(ChooseSettings.model_validate({"examples": "rows.jsonl", **asked}), ref, rows).path
 
     first = folder()
     assert first.name == "rows" and folder() == first and folder(threads=3, dry=True) == first
@@ -455,41 +452,47 @@ def test_a_choice_has_a_folder_of_its_own_and_continues_there(home, tmp_path):
         folder(rows=(9,), name="../x")
     named = folder(rows=(9,), name="mine")
     assert named.name == "mine" and folder(rows=(9,), name="mine") == named == folder(rows=(9,))
-    choice_folder.note(first, a=1, b=2)
-    choice_folder.note(first, b=3)
-    assert choice_folder.noted(first) == {"a": 1, "b": 3}
+    kept = ChoiceFolder(first)
+    kept.keep("a", 1)
+    kept.keep("b", 2)
+    kept.keep("b", 3)
+    assert json.loads((first / PROGRESS).read_text()) == {"a": 1, "b": 3}
+    assert (kept.kept("b", int), kept.kept("b", dict[str, int]), kept.kept("c", int)) == (3, None, None)
 
 
 def test_a_finished_choice_answers_as_it_was_measured(home, tmp_path, monkeypatch):
-    folder = choice_folder.choices() / "mine"
-    folder.mkdir(parents=True)
+    folder = ChoiceFolder(choices() / "mine")
+    folder.path.mkdir(parents=True)
     (tmp_path / "m.gguf").write_bytes(b"x")
     setup = Setup("Be brief.", (("x", "y"),))
     model = Told(lambda case: "" if "nothing" in case.question else case.messages[0]["content"], tmp_path / "m.gguf")
-    record = {**setup.to_json(), "collection": "", "max_tokens": 5, "labels": []}
-    choice_folder.keep_way(folder, "documents + tune", model.ref, record)
-    assert (folder / "way-documents-tune.json").is_file()
-    assert Setup.from_json(choice_folder.kept_way(folder, "documents + tune")) == setup
+    before = {"system": setup.system, "shots": [["x", "y"]], "grammar": "", "collection": "", "max_tokens": 5}
+    before |= {"labels": [], "weights": str(tmp_path / "m.gguf"), "adapter": None, "model": "told"}
+    write_json(folder.path / "way-documents-tune.json", before)
+    kept = folder.kept_way("documents + tune")
+    assert kept.setup == setup and kept.ref == model.ref
+    folder.keep_way("documents + tune", kept)
+    assert json.loads((folder.path / "way-documents-tune.json").read_text()) == before
     with pytest.raises(UsageError, match="there are: none yet"):
-        ready.answer("mine", "q", None, Events())
-    write_json(folder / choice_folder.RESULT, {"chosen": "documents + tune"})
+        choose_module.answer("mine", "q", None, Events())
+    write_json(folder.path / RESULT, {"chosen": "documents + tune"})
     with pytest.raises(UsageError, match="no finished choice 'other'; there are: mine"):
-        ready.answer("other", "q", None, Events())
+        choose_module.answer("other", "q", None, Events())
     with pytest.raises(UsageError, match="nothing to answer"):
-        ready.answer("mine", "  ", None, Events())
+        choose_module.answer("mine", "  ", None, Events())
     seen = []
-    monkeypatch.setattr(ready, "_model", lambda record, tokens, threads: model)
-    assert ready.answer("mine", "q", None, Events(listeners=[seen.append])) == 0 and model.closed == 1
+    monkeypatch.setattr(choose_module, "_model", lambda kept, threads: model)
+    assert choose_module.answer("mine", "q", None, Events(listeners=[seen.append])) == 0 and model.closed == 1
     assert [event.text for event in seen if isinstance(event, AnswerText)] == ["Be brief.\n"]
-    assert ready.answer("mine", "nothing", None, Events()) == 3 and model.closed == 2
+    assert choose_module.answer("mine", "nothing", None, Events()) == 3 and model.closed == 2
     monkeypatch.undo()
     (tmp_path / "m.gguf").unlink()
     monkeypatch.setenv("SETTLE_HOME", str(home))
     with pytest.raises(UsageError, match="is gone"):
-        ready.answer("mine", "q", None, Events())
-    write_json(folder / choice_folder.RESULT, {"chosen": "tune"})
+        choose_module.answer("mine", "q", None, Events())
+    write_json(folder.path / RESULT, {"chosen": "tune"})
     with pytest.raises(UsageError, match="no way 'tune' that is ready"):
-        ready.answer("mine", "q", None, Events())
+        choose_module.answer("mine", "q", None, Events())
 
 
 def test_passages_are_numbered_before_the_question():

@@ -1,10 +1,10 @@
 """How long a choice takes."""
 
-from settle.jobs.choose.forecast import OTHER_SECONDS, Pace, forecast, forecast_triage
+from settle.jobs.choose.forecast import OTHER_SECONDS, Costs, forecast, forecast_triage
 from settle.jobs.choose.triage import AS_IT_IS, EXAMPLES, GOLD
-from settle.jobs.choose.ways import DECIDE, DOCUMENTS, PROMPT, TUNE, TUNE_DOCUMENTS, ZERO_SHOT
+from settle.jobs.choose.way import DECIDE, DOCUMENTS, PROMPT, TUNE, TUNE_DOCUMENTS, ZERO_SHOT
 
-PACE = Pace(
+PACE = Costs(
     plain=1.0, with_examples=2.0, with_passages=4.0, search=0.5, tuning=100.0, steps=60.0, deciding=150.0, longer=5.0
 )
 WAYS = {ZERO_SHOT: False, PROMPT: False, DOCUMENTS: True, TUNE: False, TUNE_DOCUMENTS: True, DECIDE: False}

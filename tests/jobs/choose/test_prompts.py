@@ -6,10 +6,11 @@ from settle.data.layouts import Example
 from settle.evaluate.compare.cases import cases
 from settle.evaluate.tasks.exact import Exact
 from settle.experiment.arm import Reply
+from settle.jobs.choose.answerer import Setup, with_passages
 from settle.jobs.choose.documents import Found, holds
-from settle.jobs.choose.setup import Setup, with_passages
-from settle.jobs.choose.ways.prompts import CALLS, SHOT_LETTERS, choose_shots, search_prompt
-from settle.jobs.choose.ways.tune_ways import write_rows
+from settle.jobs.choose.examples import ExampleSet
+from settle.jobs.choose.prompts import CALLS, SHOT_LETTERS, choose_shots, search_prompt
+from settle.jobs.choose.tune_way import write_rows
 
 
 def rows(number, answer=str):
@@ -30,7 +31,7 @@ def test_the_search_finds_what_helps_within_its_calls():
         assert not shown & {case.question for case in some}, "a row that is an example answers nothing"
         return [Reply(case.reference if len(setup.shots) == 8 else "?") for case in some]
 
-    tried = search_prompt(cases(rows(40)), [], Exact(), ask, 0)
+    tried = search_prompt(ExampleSet(rows(40), [], []), Exact(), ask, 0)
     assert len(tried[0].setup.shots) == 8 and tried[0].score == 1.0
     assert len(asked) <= CALLS
     assert tried[0].setup.system == ""  # of those that are as good the shortest

@@ -4,12 +4,12 @@ import numpy as np
 
 from settle.evaluate.compare.cases import asking
 from settle.experiment.arm import Reply
-from settle.experiment.race import Race
+from settle.experiment.race import ERROR_OF_WAYS, Race
 from settle.jobs.choose import report
-from settle.jobs.choose.setup import Setup
+from settle.jobs.choose.answerer import Setup
 from settle.jobs.choose.triage import AS_IT_IS, EXAMPLES, FORM, GOLD, GOLD_EXAMPLES, Triage, predict
-from settle.jobs.choose.verdict import ERROR, decide
-from settle.jobs.choose.ways import DECIDE, DOCUMENTS, PROMPT, TUNE, ZERO_SHOT, Built, Failed, Measured
+from settle.jobs.choose.verdict import decide
+from settle.jobs.choose.way import DECIDE, DOCUMENTS, PROMPT, TUNE, ZERO_SHOT, Built, Failed, Measured
 
 
 def measured(name, scores):
@@ -20,11 +20,11 @@ def measured(name, scores):
 
 def decided(*scores, margin=0.02):
     ways = [measured(name, s) for name, s in zip((ZERO_SHOT, PROMPT, DOCUMENTS, TUNE), scores, strict=False)]
-    race = Race([way.name for way in ways], range(len(scores[0])), True, ERROR, 0, may_stop=False)
+    race = Race([way.name for way in ways], range(len(scores[0])), True, ERROR_OF_WAYS, 0, may_stop=False)
     rows = race.next_rows(len(scores[0]))
     race.record({k: [way.scores[row] for row in rows] for k, way in enumerate(ways)})
     outcome = race.outcome()
-    return ways, outcome, decide(ways, outcome, range(len(scores[0])), margin, True)
+    return ways, outcome, decide(outcome, margin, True)
 
 
 def test_the_cheapest_that_is_not_behind_is_taken():
@@ -43,7 +43,9 @@ def test_it_says_when_it_cannot_tell_and_how_many_rows_would():
     _, outcome, verdict = decided([0] * 10 + [1] * 20, [1] * 2 + [0] * 8 + [1] * 20)
     assert (verdict.chosen, verdict.is_shown) == (0, True) and "may be ahead by" in verdict.notes[0]
     high = round(100 * outcome.pair(1, 0).difference.high)
-    assert f"nothing dearer is shown to be better, but prompt may be up to {high} points ahead; " in verdict.sentence
+    assert (
+        f"nothing dearer is shown to be better, but prompt may be up to {high} points ahead, and " in verdict.sentence
+    )
     assert verdict.sentence.endswith(" more test questions would show 5 points") and 15 <= high <= 25
     _, _, verdict = decided([0] * 30, [0] * 30)
     assert not verdict.is_shown and "no way got any" in verdict.sentence

@@ -13,8 +13,10 @@ from settle.base.events import Event, PlanReady, Progress, ResultReady, Step
 from settle.base.files import write_atomic
 from settle.base.run import Run
 from settle.data.layouts import Example
+from settle.jobs.choose.answerer import AnsweringModel, DecisionModel, ModelInTurns, with_passages, write_decisions
 from settle.jobs.choose.documents import PASSAGES, Found
-from settle.jobs.choose.setup import with_passages
+from settle.jobs.choose.way import DECIDE, TUNE_DOCUMENTS
+from settle.jobs.choose.work import Work
 from settle.jobs.job import INTERRUPTED, start_job
 from settle.jobs.resume import resume
 from settle.jobs.settings import TuneSettings
@@ -38,8 +40,13 @@ class Tuned:
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a model is tuned: its name, the rows, the passes over them, and what else the run is given. judged: the rows
-    that judge it, where it learns decisions, not answers."""
+    """How a model is tuned.
+
+    Attributes:
+        run: its name.
+        epochs: passes over the rows.
+        judged: rows that judge it, where it learns decisions, not answers.
+    """
 
     run: str
     rows: Path
@@ -55,20 +62,14 @@ class Recipe:
 
     @property
     def settings(self) -> TuneSettings:
-        asked: dict[str, object] = {
-            "model": self.model,
-            "inputs": [str(self.rows)],
-            "name": self.run,
-            "epochs": self.epochs,
-            "seed": self.seed,
-        }
-        if self.judged:
-            asked |= {"objective": "decision", "rows": {"held_out_from": self.judged}}
-        else:
-            asked |= {"compare": False, "rows": {"held_out": HELD_OUT, "repeats": True}}
-        if self.threads is not None:
-            asked["threads"] = self.threads
-        return TuneSettings.model_validate(asked)
+        by_kind = (
+            {"objective": "decision", "rows": {"held_out_from": self.judged}}
+            if self.judged
+            else {"compare": False, "rows": {"held_out": HELD_OUT, "repeats": True}}
+        )
+        threads = {} if self.threads is None else {"threads": self.threads}
+        named = {"model": self.model, "inputs": [str(self.rows)], "name": self.run}
+        return TuneSettings.model_validate({**named, "epochs": self.epochs, "seed": self.seed, **by_kind, **threads})
 
     @property
     def command(self) -> str:
@@ -77,9 +78,11 @@ class Recipe:
 
 
 def write_rows(path: Path, rows: Sequence[Example], found: Mapping[int, Found] | None, seed: int) -> None:
-    """Training rows as messages. found: what the documents have for each row, by its number from 1: the passages then
-    come before the question, the one with the answer among them in four rows of five where it is known, and always some
-    that do not answer."""
+    """Write training rows as messages.
+
+    found: what the documents have for each row, by its number from 1. The passages then come before the question, the
+    one with the answer among them in four rows of five where it is known, and always some that do not answer.
+    """
     random = np.random.default_rng(seed)
     lines = []
     for number, row in enumerate(rows, 1):
@@ -103,8 +106,10 @@ def _mixed(found: Found, random: np.random.Generator) -> list[str]:
 
 
 def tuned(recipe: Recipe, events: Events) -> Tuned:
-    """The tuned model: made, resumed where it was stopped, or taken as it is where it is finished. Raises SettleError,
-    and KeyboardInterrupt where the person stopped it."""
+    """Make the tuned model, resume it where it was stopped, or take it as it is where it is finished.
+
+    Raises SettleError, and KeyboardInterrupt where the user stopped it.
+    """
     run = Run.named(recipe.run)
     quiet = Events(listeners=[_progress(events, recipe.run)])
     if run is None:
@@ -128,7 +133,7 @@ def tuned(recipe: Recipe, events: Events) -> Tuned:
 
 
 def forecast_seconds(recipe: Recipe, events: Events) -> tuple[float, float]:
-    """Seconds that tuning is expected to take, and its steps among them, measured by a few of its own steps."""
+    """Forecast the seconds that tuning takes, and its steps among them, by a few of its own steps."""
     result: dict[str, object] = {}
 
     def listen(event: Event) -> None:
@@ -148,7 +153,7 @@ def forecast_seconds(recipe: Recipe, events: Events) -> tuple[float, float]:
 
 
 def _progress(events: Events, name: str) -> Callable[[Event], None]:
-    """Passes on how far a run is, and nothing else of its talk."""
+    """Return a listener that passes on how far a run is, and nothing else of its talk."""
     steps: float | None = None
 
     def listen(event: Event) -> None:
@@ -162,3 +167,30 @@ def _progress(events: Events, name: str) -> Callable[[Event], None]:
             events.emit(Progress(what=f"{name}: training", done=event.step, total=steps, unit="steps"))
 
     return listen
+
+
+def tuning_recipe(work: Work, way: str, suffix: str = "") -> Recipe:
+    """Write the rows of a way, and return how it is tuned. suffix: of the names, for other examples than the
+    choice's."""
+    settings, reads, folder = work.settings, way == TUNE_DOCUMENTS, work.folder
+    path = folder.path / f"{way.replace(' + ', '-')}{suffix}.jsonl"
+    judged = folder.path / f"{path.stem}-test.jsonl" if way == DECIDE else None
+    if judged is not None and not judged.exists():
+        write_decisions(judged, work.examples.test, work.examples.labels)
+    if not path.exists():  # an earlier session's run was made of it
+        if judged is not None:
+            write_decisions(path, work.examples.train_cases, work.examples.labels)
+        else:
+            if reads:
+                work.found_train.complete(work.events)
+            write_rows(path, work.examples.train, work.found_train if reads else None, settings.seed)
+    name = folder.own_name(f"run {way}{suffix}", f"{folder.name}-{path.stem}", [run.name for run in Run.all()])
+    epochs = settings.epochs * (PASSAGE_EPOCHS if reads else 1.0)
+    return Recipe(name, path, epochs, str(settings.model), settings.seed, settings.threads, judged)
+
+
+def tuned_model(work: Work, way: str, ref: ModelRef) -> AnsweringModel:
+    """Return what answers for a way whose weights were tuned, in a process of its own."""
+    if way == DECIDE:
+        return DecisionModel(ref, work.examples.labels, work.settings.threads)
+    return ModelInTurns(ref, work.model.max_tokens, work.settings.threads)

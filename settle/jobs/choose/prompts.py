@@ -9,8 +9,8 @@ import numpy as np
 from settle.evaluate.compare.cases import Case
 from settle.evaluate.tasks import Task, plain
 from settle.experiment.arm import Reply
-from settle.jobs.choose.answer_form import form_of
-from settle.jobs.choose.setup import Setup
+from settle.jobs.choose.answerer import Setup
+from settle.jobs.choose.examples import ExampleSet
 
 CALLS = 60  # answers that the whole search may take
 FIRST_ROWS = 5  # that every prompt answers; then the better half answers as many more as the calls allow
@@ -32,14 +32,17 @@ class Tried:
     rows: int
 
 
-def search_prompt(train: Sequence[Case], labels: Sequence[str], task: Task, ask: Ask, seed: int) -> list[Tried]:
-    """All prompts that were tried, the best first; of those that score alike the shortest. Examples in a prompt and
-    rows that it is tried on are different training examples. Successive halving (Jamieson and Talwalkar 2016)."""
+def search_prompt(examples: ExampleSet, task: Task, ask: Ask, seed: int) -> list[Tried]:
+    """Try prompts by successive halving (Jamieson and Talwalkar 2016), and return them, the best first.
+
+    Of those that score alike the shortest comes first. Examples in a prompt and rows that it is tried on are different
+    training examples.
+    """
+    train, labels, form = examples.train_cases, examples.labels, examples.form
     order = np.random.default_rng(seed).permutation(len(train)).tolist()
     shots = choose_shots([train[i] for i in order], labels, max(SHOTS))
     taken = {case.number for case in shots}
     rows = [train[i] for i in order if train[i].number not in taken] or list(train)
-    form = form_of([case.reference for case in train], labels)
     setups = list(dict.fromkeys(_candidates(shots, labels, form.grammar if form else "")))
     scores: dict[Setup, list[float]] = {setup: [] for setup in setups}
     left, calls = setups, 0
@@ -53,22 +56,24 @@ def search_prompt(train: Sequence[Case], labels: Sequence[str], task: Task, ask:
             replies = ask(setup, group)
             scores[setup] += [score_of(task, reply, case) for reply, case in zip(replies, group, strict=True)]
         calls += len(group) * len(left)
-        left = sorted(left, key=lambda s: (-np.mean(scores[s]), length(s)))[: max(1, len(left) // 2)]
+        left = sorted(left, key=lambda s: (-np.mean(scores[s]), s.length))[: max(1, len(left) // 2)]
         if calls > CALLS - len(left):
             break
     tried = [Tried(s, float(np.mean(values)), len(values)) for s, values in scores.items() if values]
     # what was tried on few rows and dropped out is behind whatever stayed
-    return sorted(tried, key=lambda t: (-t.rows, -t.score, length(t.setup)))
+    return sorted(tried, key=lambda t: (-t.rows, -t.score, t.setup.length))
 
 
 def score_of(task: Task, reply: Reply, case: Case) -> float:
-    """How right a reply is; 0 where the question did not fit."""
+    """Return how right a reply is; 0 where the question did not fit."""
     return task.score(reply.text, case) if reply.asked else 0.0
 
 
 def choose_shots(train: Sequence[Case], labels: Sequence[str], number: int) -> list[Case]:
-    """Examples of all kinds: of a closed set each answer in turn, of others as they come; short enough to be read
-    before every question. Rows of several turns are no examples."""
+    """Choose examples of all kinds, short enough to be read before every question.
+
+    Of a closed set each answer comes in turn, of others as they are. Rows of several turns are no examples.
+    """
     usable = [case for case in train if case.prompt is not None]
     if labels:
         by_label = [[c for c in usable if plain(c.reference) == plain(label)] for label in labels]
@@ -79,11 +84,6 @@ def choose_shots(train: Sequence[Case], labels: Sequence[str], number: int) -> l
         if len(chosen) < number and letters <= SHOT_LETTERS:
             chosen.append(case)
     return chosen
-
-
-def length(setup: Setup) -> int:
-    """Letters before every question."""
-    return len(setup.system) + sum(len(q) + len(a) for q, a in setup.shots)
 
 
 def _candidates(shots: Sequence[Case], labels: Sequence[str], grammar: str) -> list[Setup]:

@@ -1,50 +1,66 @@
-"""What answers: a model in llama.cpp, and what is put before a question."""
+"""What answers: a model in llama.cpp, what is put before a question, and a head over a closed set of answers."""
 
+import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
+from pathlib import Path
 from typing import Self
 
 from settle.base.errors import UsageError
+from settle.base.files import write_atomic
+from settle.data.decisions.questions import Option, Question
 from settle.evaluate.compare.candidate import without_thoughts
 from settle.evaluate.compare.cases import Case
 from settle.evaluate.footprint import peak_bytes
 from settle.experiment.arm import Arm, Reply, Rewritten, digest, question_key
 from settle.experiment.record import ReplyRecord
+from settle.infer.decisions.decider import Decider
 from settle.infer.engine import Engine
 from settle.infer.safe_prompt import Fence, Turn
+from settle.jobs.choose.documents import Found
 from settle.library.facts import read_facts
 from settle.library.reference import ModelRef
 from settle.library.store import stamp_of
 from settle.machine.power import EnergyMeter
 
 CONTEXT = 2048  # tokens that a question takes, with all that is put before it and its answer
-Passages = Mapping[int, Sequence[str]]  # of each case, by its number
-NO_PASSAGES: Passages = {}
+NAME, INSTRUCTIONS = "answer", "Which of these is the answer?"  # of the one question of a decision model
+Passages = Mapping[int, Found]  # what a question is answered from, by the number of its case
 
 
 @dataclass(frozen=True)
 class Setup:
-    """What is put before a question. system: instructions. shots: questions with their answers, which the model sees as
-    earlier turns. grammar: that the whole answer is held to, in GBNF, or ""."""
+    """What is put before a question.
+
+    Attributes:
+        system: instructions.
+        shots: questions with their answers, which the model sees as earlier turns.
+        grammar: that the whole answer is held to, in GBNF, or "".
+    """
 
     system: str = ""
     shots: tuple[tuple[str, str], ...] = ()
     grammar: str = ""
 
-    def over(self, model: "AnsweringModel", name: str, passages: Passages = NO_PASSAGES) -> Rewritten:
-        """The model asked in this setup, with the passages of each case."""
+    def over(self, model: "AnsweringModel", name: str, passages: Passages | None = None) -> Rewritten:
+        """Return the model asked in this setup, with the passages of each case."""
         held = model.held_to(self.grammar) if self.grammar else model
-        return Rewritten(held, name, lambda case: self.asked(case, passages.get(case.number, ())))
+
+        def asked(case: Case) -> Case:
+            found = (passages or {}).get(case.number)
+            return self.asked(case, found.passages if found else ())
+
+        return Rewritten(held, name, asked)
 
     def asked(self, case: Case, passages: Sequence[str] = ()) -> Case:
-        """The case with everything that the model reads as its messages."""
+        """Return the case with everything that the model reads as its messages."""
         turns = [{"role": role, "content": text} for role, text in self.turns(case, passages)]
         return replace(case, messages=tuple(turns), prompt=None)
 
     def turns(self, case: Case, passages: Sequence[str] = ()) -> list[tuple[str, str]]:
-        """(role, text) of everything that the model reads."""
+        """Return (role, text) of everything that the model reads."""
         own = "\n\n".join(str(m["content"]) for m in case.messages if m["role"] == "system")
         system = "\n\n".join(filter(None, (own, self.system)))
         turns = [("system", system)] if system else []
@@ -54,20 +70,14 @@ class Setup:
         role, question = turns[-1]
         return [*turns[:-1], (role, with_passages(question, passages))]
 
-    def to_json(self) -> dict[str, object]:
-        shots = [list(shot) for shot in self.shots]
-        return {"system": self.system, "shots": shots, "grammar": self.grammar}
-
-    @classmethod
-    def from_json(cls, record: Mapping[str, object]) -> Self:
-        shots = record["shots"]
-        assert isinstance(shots, list)
-        pairs = tuple((str(question), str(answer)) for question, answer in shots)
-        return cls(str(record["system"]), pairs, str(record.get("grammar", "")))
+    @property
+    def length(self) -> int:
+        """Letters before every question."""
+        return len(self.system) + sum(len(q) + len(a) for q, a in self.shots)
 
 
 def with_passages(question: str, passages: Sequence[str]) -> str:
-    """A question behind the passages that may answer it; as it is where there are none."""
+    """Put the passages that may answer a question before it, where there are any."""
     if not passages:
         return question
     read = "\n\n".join(f"[{number}] {passage}" for number, passage in enumerate(passages, 1))
@@ -81,7 +91,7 @@ class AnsweringModel(Arm[Case, Reply]):
         self.name, self.ref, self.process_peak = ref.name, ref, 0
 
     def held_to(self, grammar: str) -> "AnsweringModel":
-        """The same process, whose answers have the form of a grammar, in GBNF."""
+        """Return an arm of the same process whose answers have the form of a grammar, in GBNF."""
         raise NotImplementedError
 
 
@@ -120,7 +130,7 @@ class ModelInTurns(AnsweringModel):
         self.close()
 
     def limited(self, max_tokens: int) -> "ModelInTurns":
-        """The same process with another limit of the answers."""
+        """Return an arm of the same process with another limit of the answers."""
         return ModelInTurns(self.ref, max_tokens, self._threads, self._grammar, shares=self)
 
     def held_to(self, grammar: str) -> "ModelInTurns":
@@ -139,7 +149,10 @@ class ModelInTurns(AnsweringModel):
             llama.close()
 
     def llama(self) -> Engine:
-        """The process. Raises UsageError for a model that takes no turns, and what `Engine` raises."""
+        """Return the process, started if need be.
+
+        Raises UsageError for a model that takes no turns, and what `Engine` raises.
+        """
         if self._loader is not self:
             return self._loader.llama()
         if self._llama is None:
@@ -154,7 +167,7 @@ class ModelInTurns(AnsweringModel):
         return self._llama
 
     def tokenize(self, text: str) -> list[int]:
-        """Ids of a text."""
+        """Return the ids of a text."""
         return self.llama().plain(text)
 
     def measure(self, item: Case) -> Reply:
@@ -176,7 +189,7 @@ class ModelInTurns(AnsweringModel):
         )
 
     def _prompt(self, case: Case) -> list[int]:
-        """Ids of the messages. No text in them can end its turn, but where tools are rendered with them."""
+        """Return the ids of the messages. No text in them can end its turn, but where tools are rendered with them."""
         llama, fence = self.llama(), self._loader._fence
         assert fence is not None
         if case.tools:
@@ -184,9 +197,68 @@ class ModelInTurns(AnsweringModel):
         return fence.ids([Turn(str(m["role"]), [str(m["content"])]) for m in case.messages])
 
 
+class DecisionModel(AnsweringModel):
+    """A decision model in llama.cpp that is asked which of the labels answers a question."""
+
+    def __init__(self, ref: ModelRef, labels: Sequence[str], threads: int | None = None) -> None:
+        super().__init__(ref)
+        self._question, self._threads = question(labels), threads
+        self._decider: Decider | None = None
+        self.key = digest([str(ref.weights.resolve()), stamp_of(ref.weights), version("xllamacpp"), list(labels)])
+        self.num_bytes = ref.weights.stat().st_size
+
+    def held_to(self, grammar: str) -> "DecisionModel":
+        """Return the model itself: it answers with one of the labels, whatever the grammar."""
+        return self
+
+    def load(self) -> None:
+        if self._decider is None:
+            decider = Decider(self.ref.weights, threads=self._threads)
+            decider.start()
+            self._decider = decider
+
+    def close(self) -> None:
+        decider, self._decider = self._decider, None
+        if decider is not None:
+            decider.close()
+
+    def measure(self, item: Case) -> Reply:
+        self.load()
+        assert self._decider is not None
+        began, meter = time.monotonic(), EnergyMeter().start()
+        answer = self._decider.decide(state_of(item), [self._question])[0]
+        self.process_peak = max(self.process_peak, peak_bytes(self._decider.pid or 0))
+        probabilities = dict(zip(self._question.keys, answer.probabilities, strict=True))
+        seconds, joules = time.monotonic() - began, meter.read().joules
+        return Reply(answer.key, seconds=seconds, probabilities=probabilities, joules=joules)
+
+
+def question(labels: Sequence[str]) -> Question:
+    """Return the one question, with the labels as its options in a fixed order."""
+    return Question("choice", INSTRUCTIONS, tuple(Option(label) for label in sorted(labels)))
+
+
+def state_of(case: Case) -> str:
+    """Return what is decided about: the user's turns."""
+    return "\n\n".join(str(m["content"]) for m in case.messages if m["role"] != "system")
+
+
+def write_decisions(path: Path, cases: Sequence[Case], labels: Sequence[str]) -> None:
+    """Write examples as rows of decisions, without those whose answer is none of the labels."""
+    asked = {NAME: question(labels).to_json()}
+    rows = [
+        {"state": state_of(case), "questions": asked, "targets": {NAME: case.reference.strip()}}
+        for case in cases
+        if case.reference.strip() in labels
+    ]
+    write_atomic(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
 def answers(arm: Arm[Case, Reply], cases: Sequence[Case], on_progress: Callable[[int], object] = int) -> list[Reply]:
-    """An answer to each case; what the arm answered before is known. on_progress: called with how many there are.
-    Raises SettleError."""
+    """Return an answer to each case; what the arm answered before is known.
+
+    on_progress: called with how many there are. Raises SettleError.
+    """
     record, replies = ReplyRecord(arm.key), list[Reply]()
     for case in cases:
         asked = arm.asked(case)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from settle.experiment.arm import Reply
-from settle.jobs.choose.setup import AnsweringModel, Setup
+from settle.jobs.choose.answerer import AnsweringModel, Setup
 
 ZERO_SHOT, PROMPT, DOCUMENTS, DECIDE, TUNE, TUNE_DOCUMENTS = (
     "zero-shot",
@@ -21,9 +21,14 @@ WITH_DOCUMENTS = (DOCUMENTS, TUNE_DOCUMENTS)
 
 @dataclass(frozen=True)
 class Built:
-    """A way that can be asked. build_seconds: that it took to make; search_seconds: of finding passages, a question.
-    change_seconds: until a changed fact counts, None where it was not measured; change_note: the same for people.
-    command: that makes it ready. about: what it is."""
+    """A way that can be asked.
+
+    Attributes:
+        command: makes it ready to be used.
+        build_seconds: that it took to make; search_seconds: of finding passages, a question.
+        change_seconds: until a changed fact counts, None where it was not measured; change_note: how, for the user.
+        about: what it is.
+    """
 
     name: str
     model: AnsweringModel
@@ -38,8 +43,11 @@ class Built:
 
 @dataclass(frozen=True)
 class Measured:
-    """A way with its scores and replies on the test questions, in their order. peak: the most memory of llama.cpp's
-    process, in bytes."""
+    """A way with its scores and replies on the test questions, in their order.
+
+    Attributes:
+        peak: the most memory of llama.cpp's process, in bytes.
+    """
 
     way: Built
     scores: Sequence[float]
@@ -56,27 +64,27 @@ class Measured:
 
     @property
     def seconds(self) -> float:
-        """Seconds of an answer, in the mean."""
+        """Mean time of an answer."""
         return sum(r.seconds for r in self.replies) / len(self.replies) + self.way.search_seconds
 
     @property
     def tokens(self) -> float:
-        """Tokens that an answer takes, read and written, in the mean."""
+        """Mean tokens of an answer, read and written."""
         return sum(r.read + r.written for r in self.replies) / len(self.replies)
 
     @property
     def joules(self) -> float:
-        """Energy of an answer, in the mean."""
+        """Mean energy of an answer."""
         return sum(r.joules for r in self.replies) / len(self.replies)
 
     @property
     def cut(self) -> int:
-        """Answers that were stopped for their length."""
+        """Number of answers that were stopped for their length."""
         return sum(not r.ended for r in self.replies)
 
     @property
     def unasked(self) -> int:
-        """Questions that did not fit into the context."""
+        """Number of questions that did not fit into the context."""
         return sum(not r.asked for r in self.replies)
 
 
@@ -89,7 +97,7 @@ class Failed:
 
 
 def possible_ways(has_documents: bool, is_closed: bool) -> tuple[str, ...]:
-    """The ways that there are with and without documents, for a closed set of answers and for others."""
+    """Return the ways that there are with and without documents, for a closed set of answers and for others."""
     return tuple(
         way for way in CHEAPEST_FIRST if (has_documents or way not in WITH_DOCUMENTS) and (is_closed or way != DECIDE)
     )
