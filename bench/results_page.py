@@ -83,9 +83,9 @@ def _line(row: Row) -> str:
 
 
 def _script(row: Row) -> str:
-    """Return the first script, test or command of a row's command, without its settings."""
-    found = re.search(r"(?:bench|tests)/[\w/]+(?:\.py)?", row.command)
-    return found[0] if found else " ".join(row.command.split()[:2])
+    """Return the script, test or command that measures a row, without its settings: the last that its command names."""
+    found = re.findall(r"(?:bench|tests)/[\w/]+(?:\.py)?", row.command)
+    return found[-1] if found else " ".join(row.command.split()[:2])
 
 
 def main() -> int:

@@ -241,6 +241,16 @@ def test_the_readme_takes_its_figures_from_rows_and_names_missed_bars() -> None:
         )
 
 
+def test_every_bench_makes_a_row_or_a_constant_or_serves_one_that_does() -> None:
+    scripts = sorted((ROOT / "bench").rglob("*.py"))
+    users = [*scripts, *(ROOT / "settle").rglob("*.py"), *(ROOT / "bench/results").glob("*.toml"), *PAGES]
+    users += [ROOT / "CONTRIBUTING.md", ROOT / "Makefile", *(ROOT / "bench/results").glob("*.md")]
+    texts = {path: path.read_text(encoding="utf-8") for path in users}
+    for script in scripts:
+        named = re.compile(rf"\b{script.stem}\.py\b|\b(?:from|import|-p) (?:\w+\.)*{script.stem}\b")
+        assert any(named.search(text) for path, text in texts.items() if path != script), script
+
+
 LONG_PAGES = {"method.md": 4500, "settings.md": 3200, "develop.md": 3000}
 
 
