@@ -7,6 +7,7 @@ from typing import Literal
 
 from settle.base.files import parse_json
 
+Fields = Mapping[str, object]  # of an object, as it was recorded
 Message = Mapping[str, object]  # OpenAI's: role and content, with tool_calls, tool_call_id or reasoning_content
 Tool = Mapping[str, object]  # {"type": "function", "function": {"name", "parameters", …}}
 Finish = Literal["stop", "length", "tool_calls", ""]
@@ -144,8 +145,27 @@ def _joined(calls: tuple[Call, ...], more: tuple[Call, ...]) -> tuple[Call, ...]
 
 
 def text_of(message: Message) -> str:
-    """Return the text of a message; of one in blocks, that of its blocks."""
-    content = message.get("content")
-    if isinstance(content, list):
-        return "\n".join(str(block.get("text", "")) for block in content if isinstance(block, Mapping))
-    return "" if content is None else str(content)
+    """Return the text of a message."""
+    return content_text(message.get("content"))
+
+
+def content_text(content: object) -> str:
+    """Return the text of a message's content, also where it is written in blocks."""
+    if not isinstance(content, list):
+        return "" if content is None else str(content)
+    blocks = [block if isinstance(block, str) else _block_text(fields_of(block)) for block in content]
+    return "\n".join(text for text in blocks if text)
+
+
+def _block_text(block: Fields) -> str:
+    return str(block.get("text") or block.get("input_text") or block.get("output_text") or "")
+
+
+def fields_of(value: object) -> Fields:
+    """Return the fields of a recorded object; none of any other value."""
+    return value if isinstance(value, Mapping) else {}
+
+
+def objects_in(value: object) -> list[Fields]:
+    """Return the objects in a recorded list; none in any other value."""
+    return [item for item in value if isinstance(item, Mapping)] if isinstance(value, list) else []

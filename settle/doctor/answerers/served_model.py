@@ -1,6 +1,5 @@
 """A model that a server of others runs: looked at and asked, never changed."""
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
@@ -11,7 +10,7 @@ from settle.doctor.answerers import Answerer
 from settle.doctor.answerers.web import Web
 from settle.doctor.known_answers import KNOWN_ANSWERS
 from settle.doctor.servers import Served, ServerKind
-from settle.wire.exchange import Exchange, Reply, Request, text_of
+from settle.wire.exchange import Exchange, Fields, Reply, Request, fields_of, text_of
 from settle.wire.formats import WireFormat
 
 FIRST_SECONDS, MOST_SECONDS = 60.0, 600.0  # to the first of an answer, which may have to wait for the model; for all
@@ -81,9 +80,9 @@ class ServedModel(Answerer):
         whole, num_pieces = [], 0
         for line in self.web.lines(self.kind.path, body, first, seconds, must_end):
             value = _parsed(line.removeprefix("data:").strip())
-            if isinstance(value, dict) and value.get("error"):
+            if value.get("error"):
                 raise RunError(f"{self.web.address} fails: {str(value['error'])[:200]}", "look at its log")
-            piece = self._format.reply(value) if isinstance(value, dict) else None
+            piece = self._format.reply(value)
             if piece is not None:
                 num_pieces += 1
                 yield piece
@@ -93,8 +92,7 @@ class ServedModel(Answerer):
 
     def _whole(self, text: str) -> Reply:
         """An answer that was not streamed."""
-        value = _parsed(text)
-        reply = self._format.reply(value) if isinstance(value, dict) else None
+        reply = self._format.reply(_parsed(text))
         if reply is None:
             raise RunError(
                 f"{self.web.address}{self.kind.path} answers no chat: {text.strip()[:160]!r}", "check what runs there"
@@ -137,9 +135,9 @@ def _named(models: list[Served], name: str) -> Served | None:
     return next((m for m in models if name.removesuffix(":latest") == m.name.removesuffix(":latest")), None)
 
 
-def _parsed(text: str) -> object:
+def _parsed(text: str) -> Fields:
+    """Return the object that a line is; no fields where it is none."""
     try:
-        value: object = parse_json(text)
-        return value
-    except json.JSONDecodeError:
-        return None
+        return fields_of(parse_json(text))
+    except ValueError:
+        return {}

@@ -12,8 +12,8 @@ from typing import NamedTuple
 
 from settle.base.errors import DataError
 from settle.base.files import parse_json, read_bounded
-from settle.wire.exchange import Exchange, Message, Reply, Request, text_of
-from settle.wire.formats import RawBody, calls_of, content_text, messages_of, wire_formats
+from settle.wire.exchange import Exchange, Message, Reply, Request, content_text, fields_of, objects_in, text_of
+from settle.wire.formats import RawBody, calls_of, messages_of, wire_formats
 
 MOST_BYTES = 64 << 20
 MOST_DEPTH = 4  # of records within records
@@ -67,9 +67,8 @@ def _records(text: str, name: str) -> list[tuple[str, object]]:
                 if number < len(text.splitlines()):
                     raise DataError(f"line {number} of {name} is no JSON", "mend that line, or leave it out") from None
         return records
-    if isinstance(value, Mapping) and isinstance(log := value.get("log"), Mapping):  # HAR
-        entries = log.get("entries")
-        return [(f"entry {n}", e) for n, e in enumerate(entries, 1)] if isinstance(entries, list) else []
+    if log := fields_of(fields_of(value).get("log")):  # HAR
+        return [(f"entry {n}", entry) for n, entry in enumerate(objects_in(log.get("entries")), 1)]
     if isinstance(value, list) and messages_of(value) is None and not _shared(value):
         return [(f"record {number}", record) for number, record in enumerate(value, 1)]
     return [("the file", value)]
@@ -116,7 +115,7 @@ class _Reader:
 
     def _is_beside(self, record: object) -> bool:
         """Whether a record has nothing to do with a model, such as a page's picture in a HAR."""
-        return isinstance(record, Mapping) and isinstance(record.get("request"), Mapping) and "url" in record["request"]
+        return "url" in fields_of(fields_of(record).get("request"))
 
     def _add(self, value: object, where: str, depth: int) -> bool:
         """Adds what `value` holds; whether it holds anything."""
@@ -202,7 +201,7 @@ def _bodies(value: object) -> list[RawBody]:
     if isinstance(value, Mapping):
         return [value]
     if isinstance(value, list):
-        return [body for body in value if isinstance(body, Mapping)]
+        return objects_in(value)
     if not isinstance(value, str):
         return []
     try:
@@ -212,7 +211,7 @@ def _bodies(value: object) -> list[RawBody]:
     events = _events(value)
     if events is None:
         events = list(_lines(value))
-    return [body for body in events if isinstance(body, Mapping)]
+    return objects_in(events)
 
 
 def _lines(text: str) -> Iterator[object]:
@@ -225,8 +224,8 @@ def _lines(text: str) -> Iterator[object]:
 
 def _shared(value: object) -> tuple[Message, ...]:
     """ShareGPT's turns, {"from", "value"}, as messages; none where `value` is something else."""
-    turns = value if isinstance(value, list) else []
-    if not turns or not all(isinstance(turn, Mapping) and {"from", "value"} <= set(turn) for turn in turns):
+    turns = objects_in(value)
+    if not turns or turns != value or not all({"from", "value"} <= set(turn) for turn in turns):
         return ()
     speakers = [str(turn["from"]).lower() for turn in turns]
     return tuple(

@@ -7,6 +7,7 @@ from typing import ClassVar
 
 from settle.base.registry import Part
 from settle.doctor.answerers.web import Web
+from settle.wire.exchange import fields_of, objects_in
 
 
 @dataclass(frozen=True)
@@ -41,8 +42,8 @@ class ServerKind(Part):
 
 def listed(value: object, name: str) -> list[Mapping[str, object]] | None:
     """The objects of a list in an answer, or None where there is no such list."""
-    items = value.get(name) if isinstance(value, Mapping) else None
-    return [item for item in items if isinstance(item, Mapping)] if isinstance(items, list) else None
+    items = fields_of(value).get(name)
+    return objects_in(items) if isinstance(items, list) else None
 
 
 def number(*values: object) -> int | None:

@@ -1,12 +1,12 @@
 """llama.cpp's llama-server, and settle's own, which answers like it."""
 
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import ClassVar
 
 from settle.doctor.answerers.web import Web
 from settle.doctor.servers import Served, ServerKind, listed, number
 from settle.doctor.servers.openai import served
+from settle.wire.exchange import fields_of
 from settle.wire.formats.openai import SAMPLING
 
 
@@ -17,19 +17,17 @@ class LlamaServer(ServerKind):
     title: ClassVar[str] = "llama-server"
 
     def models(self, web: Web) -> list[Served] | None:
-        props = web.get("/props")
-        if not isinstance(props, Mapping) or "default_generation_settings" not in props:
+        props = fields_of(web.get("/props"))
+        if "default_generation_settings" not in props:
             return None
         models = [served(model) for model in listed(web.get("/v1/models"), "data") or () if model.get("id")]
         return models or [Served(str(props.get("model_alias") or props.get("model_path") or "default"))]
 
     def described(self, web: Web, model: Served) -> Served:
-        props = web.get("/props")
-        defaults = props.get("default_generation_settings") if isinstance(props, Mapping) else None
-        if not isinstance(defaults, Mapping):
+        defaults = fields_of(fields_of(web.get("/props")).get("default_generation_settings"))
+        if not defaults:
             return model
-        settings = defaults.get("params")
-        settings = settings if isinstance(settings, Mapping) else {}
+        settings = fields_of(defaults.get("params"))
         known = {name: settings[name] for name in SAMPLING if settings.get(name) is not None}
         length = number(settings.get("n_predict"), settings.get("max_tokens"))
         known |= {"max_tokens": length} if length else {}

@@ -6,6 +6,7 @@ from typing import ClassVar
 
 from settle.doctor.answerers.web import Web
 from settle.doctor.servers import Served, ServerKind, listed, number
+from settle.wire.exchange import fields_of
 from settle.wire.formats.openai import SAMPLING
 
 
@@ -29,15 +30,14 @@ class OllamaServer(ServerKind):
         ]
 
     def described(self, web: Web, model: Served) -> Served:
-        shown = web.post("/api/show", {"model": model.name})
-        if not isinstance(shown, Mapping):
+        shown = fields_of(web.post("/api/show", {"model": model.name}))
+        if not shown:
             return model
         settings = _parameters(str(shown.get("parameters") or ""))
         context = model.context or number(settings.pop("num_ctx", None))
         length = number(settings.pop("num_predict", None))
         settings |= {"max_tokens": length} if length else {}
-        about = shown.get("model_info")
-        about = about if isinstance(about, Mapping) else {}
+        about = fields_of(shown.get("model_info"))
         longest = number(*(value for key, value in about.items() if str(key).endswith(".context_length")))
         can = shown.get("capabilities")
         chats = not isinstance(can, list) or "completion" in can

@@ -5,6 +5,7 @@ from typing import ClassVar
 
 from settle.doctor.answerers.web import Web
 from settle.doctor.servers import Served, ServerKind, listed, number
+from settle.wire.exchange import fields_of
 
 _CONTEXTS = ("max_model_len", "context_length", "context_window", "max_context_length", "loaded_context_length")
 
@@ -24,8 +25,7 @@ class OpenAIServer(ServerKind):
 
 def served(model: Mapping[str, object]) -> Served:
     """A row of /v1/models; servers add fields of their own."""
-    meta = model.get("meta")
-    meta = meta if isinstance(meta, Mapping) else {}
+    meta = fields_of(model.get("meta"))
     can = model.get("capabilities")
     chats = not (isinstance(can, list) and can and "embedding" in can) and "embed" not in str(model.get("type") or "")
     context = number(*(model.get(name) for name in _CONTEXTS), meta.get("n_ctx"))

@@ -10,10 +10,21 @@ from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 from settle.base.registry import Part
-from settle.wire.exchange import Call, Finish, Message, Reply, Request, Tool
+from settle.wire.exchange import (
+    Call,
+    Fields,
+    Finish,
+    Message,
+    Reply,
+    Request,
+    Tool,
+    content_text,
+    fields_of,
+    objects_in,
+)
 from settle.wire.types import JsonObject
 
-RawBody = Mapping[str, object]  # as it was recorded
+RawBody = Fields
 
 
 class WireFormat(Part):
@@ -52,11 +63,10 @@ def wire_formats() -> list[WireFormat]:
 
 def messages_of(value: object) -> tuple[Message, ...] | None:
     """Return OpenAI's messages, or None where `value` is no list of turns."""
-    if not isinstance(value, list) or not value:
+    turns = objects_in(value)
+    if not turns or turns != value or not all(isinstance(turn.get("role"), str) for turn in turns):
         return None
-    if not all(isinstance(turn, Mapping) and isinstance(turn.get("role"), str) for turn in value):
-        return None
-    return tuple(_message(turn) for turn in value)
+    return tuple(map(_message, turns))
 
 
 def _message(turn: RawBody) -> Message:
@@ -70,28 +80,12 @@ def _message(turn: RawBody) -> Message:
     )
 
 
-def content_text(content: object) -> str:
-    """Return the text of a message's content, also where it is written in blocks."""
-    if isinstance(content, list):
-        blocks = [block if isinstance(block, str) else _block_text(block) for block in content]
-        return "\n".join(text for text in blocks if text)
-    return "" if content is None else str(content)
-
-
-def _block_text(block: object) -> str:
-    if not isinstance(block, Mapping):
-        return ""
-    return str(block.get("text") or block.get("input_text") or block.get("output_text") or "")
-
-
 def tools_of(value: object) -> tuple[Tool, ...]:
     """Return tools in OpenAI's form, from any of the forms in which they are sent."""
     found: list[Tool] = []
-    for tool in value if isinstance(value, list) else ():
-        if not isinstance(tool, Mapping):
-            continue
-        function = tool.get("function", tool)
-        if isinstance(function, Mapping) and isinstance(function.get("name"), str):
+    for tool in objects_in(value):
+        function = fields_of(tool.get("function", tool))
+        if isinstance(function.get("name"), str):
             schema = function.get("parameters") or function.get("input_schema") or {"type": "object", "properties": {}}
             about = {"name": function["name"], "description": function.get("description") or "", "parameters": schema}
             found.append({"type": "function", "function": about})
@@ -100,12 +94,8 @@ def tools_of(value: object) -> tuple[Tool, ...]:
 
 def calls_of(value: object) -> tuple[Call, ...]:
     """Return the calls in OpenAI's or Ollama's `tool_calls`, whole or in pieces."""
-    found = []
-    for call in value if isinstance(value, list) else ():
-        function = call.get("function") if isinstance(call, Mapping) else None
-        if isinstance(function, Mapping):
-            found.append(Call(str(function.get("name") or ""), arguments_text(function.get("arguments"))))
-    return tuple(found)
+    functions = objects_in([call.get("function") for call in objects_in(value)])
+    return tuple(Call(str(f.get("name") or ""), arguments_text(f.get("arguments"))) for f in functions)
 
 
 def arguments_text(value: object) -> str:

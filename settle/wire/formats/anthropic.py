@@ -6,19 +6,18 @@ Anthropic's errors have one form, so the field at fault is named in the message.
 import dataclasses
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, TypeVar
 
 from pydantic import Field
 
 from settle.infer.tool_calls.types import function_call
 from settle.wire.errors import invalid, unsupported
-from settle.wire.exchange import Call, Message, Reply, Request
+from settle.wire.exchange import Call, Message, Reply, Request, content_text, fields_of, objects_in
 from settle.wire.fields import INT32, MOST_TOKENS, Body, Name, Share, effort_arguments, stops, validated
 from settle.wire.formats import (
     RawBody,
     WireFormat,
     arguments_text,
-    content_text,
     count_of,
     finish_of,
     messages_of,
@@ -57,23 +56,44 @@ class Cached(Body):
     cache_control: Cache | None = None
 
 
-class TextBlock(Cached):
+class Block(Body):
+    """A block of a message. speaker: the only role whose messages may have it."""
+
+    speaker: ClassVar[str | None] = "assistant"
+
+    def turn(self, role: str, where: str, called: dict[str, str]) -> ChatMessage:
+        """Return the block as OpenAI's message. called: names of tools by the ids of their calls so far."""
+        raise NotImplementedError
+
+
+BlockT = TypeVar("BlockT", bound=Block)
+
+
+class TextBlock(Block, Cached):
+    speaker: ClassVar[str | None] = None
+
     type: Literal["text"]
     text: str
     citations: Annotated[list[object], Field(max_length=0)] | None = None
 
+    def turn(self, role: str, where: str, called: dict[str, str]) -> ChatMessage:
+        return {"role": role, "content": self.text}
 
-class Thinking(Body):
+
+class Thinking(Block):
     type: Literal["thinking"]
     thinking: str
     signature: str = ""
+
+    def turn(self, role: str, where: str, called: dict[str, str]) -> ChatMessage:
+        return {"role": role, "content": "", "reasoning_content": self.thinking}
 
 
 class Direct(Body):
     type: Literal["direct"]
 
 
-class ToolUse(Cached):
+class ToolUse(Block, Cached):
     type: Literal["tool_use"]
     id: Name
     name: Name
@@ -81,13 +101,36 @@ class ToolUse(Cached):
     caller: Direct | None = None
     toolset_name: None = None
 
+    def turn(self, role: str, where: str, called: dict[str, str]) -> ChatMessage:
+        called[self.id] = self.name
+        call = function_call(self.id, self.name, json.dumps(self.input, ensure_ascii=False))
+        return {"role": role, "content": "", "tool_calls": [call]}
 
-class ToolResult(Cached):
+
+class ToolResult(Block, Cached):
+    speaker: ClassVar[str | None] = "user"
+
     type: Literal["tool_result"]
     tool_use_id: Name
     content: str | list[object] | None = None
     is_error: bool | None = None
     toolset_name: None = None
+
+    def turn(self, role: str, where: str, called: dict[str, str]) -> ChatMessage:
+        text = _text(self.content or "", f"{where}.content")
+        text = f"Error: {text}" if self.is_error else text
+        result: ChatMessage = {"role": "tool", "tool_call_id": self.tool_use_id, "content": text}
+        if self.tool_use_id in called:
+            result["name"] = called[self.tool_use_id]
+        return result
+
+
+BLOCKS: dict[str, type[Block]] = {
+    "text": TextBlock,
+    "thinking": Thinking,
+    "tool_use": ToolUse,
+    "tool_result": ToolResult,
+}
 
 
 class MessageBody(Body):
@@ -237,7 +280,7 @@ class MessagesBody(CountBody):
 
 
 def _tool(value: object, where: str) -> Tool:
-    kind = value.get("type") if isinstance(value, dict) else None
+    kind = fields_of(value).get("type")
     if kind not in (None, "custom"):
         raise unsupported(f"{where}.type", f"{str(kind)[:60]} is not supported, only tools of type custom")
     return validated(Tool, value, where)
@@ -256,53 +299,27 @@ def _turns(value: object, where: str, called: dict[str, str]) -> Iterator[ChatMe
 
 
 def _turn(role: str, value: object, where: str, called: dict[str, str]) -> ChatMessage:
-    known: dict[str, type[Body]] = {
-        "text": TextBlock,
-        "thinking": Thinking,
-        "tool_use": ToolUse,
-        "tool_result": ToolResult,
-    }
-    kind = value.get("type") if isinstance(value, dict) else None
-    block = validated(_block_type(known, kind, where), value, where)
-    if isinstance(block, TextBlock):
-        return {"role": role, "content": block.text}
-    if role != ("user" if isinstance(block, ToolResult) else "assistant"):
-        raise invalid(where, f"{kind} is not allowed in a message of this role")
-    if isinstance(block, Thinking):
-        return {"role": role, "content": "", "reasoning_content": block.thinking}
-    if isinstance(block, ToolUse):
-        called[block.id] = block.name
-        call = function_call(block.id, block.name, json.dumps(block.input, ensure_ascii=False))
-        return {"role": role, "content": "", "tool_calls": [call]}
-    assert isinstance(block, ToolResult)
-    text = _text(block.content or "", f"{where}.content")
-    result: ChatMessage = {
-        "role": "tool",
-        "tool_call_id": block.tool_use_id,
-        "content": f"Error: {text}" if block.is_error else text,
-    }
-    if block.tool_use_id in called:
-        result["name"] = called[block.tool_use_id]
-    return result
+    block = _block(BLOCKS, value, where)
+    if block.speaker not in (None, role):
+        raise invalid(where, f"{fields_of(value)['type']} is not allowed in a message of this role")
+    return block.turn(role, where, called)
 
 
-def _block_type(known: dict[str, type[Body]], kind: object, where: str) -> type[Body]:
+def _block(known: Mapping[str, type[BlockT]], value: object, where: str) -> BlockT:
+    """Return a block of one of the known types. Raises ApiError."""
+    kind = fields_of(value).get("type")
     if not isinstance(kind, str):
         raise invalid(where, "must be an object with a type")
     if kind not in known:
         raise unsupported(where, f"{kind[:60]} is not supported; this model reads text")
-    return known[kind]
+    return validated(known[kind], value, where)
 
 
 def _text(content: str | list[object], where: str) -> str:
     """A text, or a list of text blocks, as one text. Raises ApiError."""
     if isinstance(content, str):
         return content
-    texts = []
-    for number, block in enumerate(content):
-        kind = block.get("type") if isinstance(block, dict) else None
-        _block_type({"text": TextBlock}, kind, f"{where}.{number}")
-        texts.append(validated(TextBlock, block, f"{where}.{number}").text)
+    texts = [_block({"text": TextBlock}, block, f"{where}.{number}").text for number, block in enumerate(content)]
     return "\n".join(text for text in texts if not text.startswith(BOOKKEEPING))
 
 
@@ -317,20 +334,17 @@ class AnthropicFormat(WireFormat):
     }
 
     def request(self, body: RawBody) -> Request | None:
-        turns = body.get("messages")
-        if not isinstance(turns, list) or not turns or "options" in body or not _is_own(body, turns):
+        turns = objects_in(body.get("messages"))
+        if not turns or turns != body["messages"] or "options" in body or not _is_own(body, turns):
             return None
         messages: list[Message] = []
         if system := content_text(body.get("system")):
             messages.append({"role": "system", "content": system})
         for turn in turns:
-            if not isinstance(turn, Mapping):
-                return None
             messages += _recorded_turn(turn)
         settings = settings_of(body, ("max_tokens", "temperature", "top_p", "top_k"))
         settings |= {"stop": body["stop_sequences"]} if body.get("stop_sequences") else {}
-        thinking = body.get("thinking")
-        if isinstance(thinking, Mapping):
+        if thinking := fields_of(body.get("thinking")):
             settings["thinking"] = thinking.get("type") != "disabled"
         tools = tools_of(body.get("tools"))
         return Request(tuple(messages), tools, settings, str(body.get("model") or ""), None, self.part_name(), body)
@@ -341,37 +355,31 @@ class AnthropicFormat(WireFormat):
         return super().changed(setting, value)
 
     def reply(self, body: RawBody) -> Reply | None:
-        kind = body.get("type")
-        if isinstance(kind, str) and (kind.startswith(("content_block_", "message_")) or kind == "ping"):
+        kind = str(body.get("type"))
+        if kind.startswith(("content_block_", "message_")) or kind == "ping":
             return _event(kind, body)
         blocks = body.get("content")
         if not isinstance(blocks, list) or "stop_reason" not in body:
             return None
         reply = Reply(finish=finish_of(body["stop_reason"]))
-        for block in blocks:
-            if isinstance(block, Mapping):
-                reply = reply.then(_block(block))
+        for block in objects_in(blocks):
+            reply = reply.then(_recorded_block(block))
         return _counted(reply, body.get("usage"))
 
 
-def _is_own(body: RawBody, turns: Sequence[object]) -> bool:
+def _is_own(body: RawBody, turns: Sequence[RawBody]) -> bool:
     if "system" in body or "stop_sequences" in body or "anthropic_version" in body:
         return True
-    tools = body.get("tools")
-    if isinstance(tools, list) and any(isinstance(tool, Mapping) and "input_schema" in tool for tool in tools):
+    if any("input_schema" in tool for tool in objects_in(body.get("tools"))):
         return True
-    blocks = [block for turn in turns if isinstance(turn, Mapping) for block in _listed(turn.get("content"))]
-    return isinstance(body.get("thinking"), Mapping) or any(block.get("type") in _BLOCKS for block in blocks)
-
-
-def _listed(content: object) -> list[RawBody]:
-    return [block for block in content if isinstance(block, Mapping)] if isinstance(content, list) else []
+    blocks = [block for turn in turns for block in objects_in(turn.get("content"))]
+    return bool(fields_of(body.get("thinking"))) or any(block.get("type") in _BLOCKS for block in blocks)
 
 
 def _recorded_turn(turn: RawBody) -> list[Message]:
     """Return one of Anthropic's turns as OpenAI's messages: results of tools are messages of their own."""
     results, others, calls, thoughts = [], [], [], []
-    for block in _listed(turn.get("content")):
+    for block in objects_in(turn.get("content")):
         kind = block.get("type")
         if kind == "tool_result":
             text = content_text(block.get("content"))
@@ -390,7 +398,7 @@ def _recorded_turn(turn: RawBody) -> list[Message]:
     return [*results, *(messages_of([message]) or ())] if text or calls or not results else list(results)
 
 
-def _block(block: RawBody) -> Reply:
+def _recorded_block(block: RawBody) -> Reply:
     kind = block.get("type")
     if kind == "thinking":
         return Reply(reasoning=str(block.get("thinking") or ""))
@@ -405,21 +413,19 @@ def _input(value: object) -> str:
 
 def _event(kind: str, body: RawBody) -> Reply:
     """Return what an event of a stream adds to the reply."""
-    delta = body.get("delta")
-    delta = delta if isinstance(delta, Mapping) else {}
+    delta = fields_of(body.get("delta"))
     if kind == "content_block_delta":
         piece = delta.get("partial_json")
         calls = (Call("", str(piece)),) if piece else ()
         return Reply(str(delta.get("text") or ""), str(delta.get("thinking") or ""), calls)
-    if kind == "content_block_start" and isinstance(block := body.get("content_block"), Mapping):
-        return _block(block)
-    message = body.get("message")
-    usage = message.get("usage") if isinstance(message, Mapping) else body.get("usage")
+    if kind == "content_block_start":
+        return _recorded_block(fields_of(body.get("content_block")))
+    usage = (fields_of(body.get("message")) or body).get("usage")
     return _counted(Reply(finish=finish_of(delta.get("stop_reason"))), usage)
 
 
 def _counted(reply: Reply, usage: object) -> Reply:
-    counts = usage if isinstance(usage, Mapping) else {}
+    counts = fields_of(usage)
     read = [count_of(counts.get(name)) for name in _READ]
     return dataclasses.replace(
         reply,

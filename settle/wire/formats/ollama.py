@@ -8,13 +8,12 @@ from pydantic import Field
 
 from settle.infer.child_process import Json
 from settle.wire.errors import invalid, reject_unknown, unsupported
-from settle.wire.exchange import Message, Reply, Request
+from settle.wire.exchange import Message, Reply, Request, content_text, fields_of
 from settle.wire.fields import MOST_TOKENS, Body, Name, Sampling, Stop, stops
 from settle.wire.formats import (
     RawBody,
     WireFormat,
     calls_of,
-    content_text,
     count_of,
     finish_of,
     messages_of,
@@ -342,11 +341,10 @@ class OllamaFormat(WireFormat):
             messages = (*first, {"role": "user", "content": prompt})
         if messages is None:
             return None
-        options = body.get("options")
-        options = options if isinstance(options, Mapping) else {}
+        options = fields_of(body.get("options"))
         settings = settings_of(options, sorted(_SAMPLING))
-        length = options.get("num_predict")
-        settings |= {"max_tokens": length} if isinstance(length, int) and length > 0 else {}
+        length = count_of(options.get("num_predict")) or 0
+        settings |= {"max_tokens": length} if length > 0 else {}
         settings |= {"thinking": bool(body["think"])} if body.get("think") is not None else {}
         settings |= _format(body.get("format"))
         name, context = str(body.get("model") or ""), count_of(options.get("num_ctx"))
@@ -355,8 +353,7 @@ class OllamaFormat(WireFormat):
     def reply(self, body: RawBody) -> Reply | None:
         if "done" not in body or not ("message" in body or "response" in body):
             return None
-        message = body.get("message")
-        message = message if isinstance(message, Mapping) else {"content": body.get("response")}
+        message = fields_of(body.get("message")) or {"content": body.get("response")}
         reason = body.get("done_reason") or ("stop" if body.get("done") else None)
         calls = calls_of(message.get("tool_calls"))
         return Reply(
@@ -392,8 +389,7 @@ def _own_message(message: Message) -> JsonObject:
 
 def _own_format(value: object) -> object:
     """Return OpenAI's response_format as Ollama's format."""
-    schema = value.get("json_schema") if isinstance(value, Mapping) else None
-    return schema.get("schema", "json") if isinstance(schema, Mapping) else "json"
+    return fields_of(fields_of(value).get("json_schema")).get("schema", "json")
 
 
 def _format(value: object) -> JsonObject:

@@ -7,13 +7,12 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 
 from settle.wire.errors import invalid, reject_unknown
-from settle.wire.exchange import Call, Reply, Request
+from settle.wire.exchange import Call, Reply, Request, content_text, fields_of, objects_in
 from settle.wire.fields import MOST_TOKENS, Adapter, Body, Name, Sampling, Stop, effort_arguments, stops
 from settle.wire.formats import (
     RawBody,
     WireFormat,
     calls_of,
-    content_text,
     count_of,
     finish_of,
     messages_of,
@@ -216,11 +215,11 @@ class OpenAIFormat(WireFormat):
         if messages is None:
             return None
         settings = settings_of(body, (*SAMPLING, *_OTHERS))
-        length = next((body[name] for name in _LENGTHS if body.get(name)), None)
-        settings |= {"max_tokens": length} if isinstance(length, int) and length > 0 else {}
+        length = count_of(next((body[name] for name in _LENGTHS if body.get(name)), None)) or 0
+        settings |= {"max_tokens": length} if length > 0 else {}
         settings |= {"repeat_penalty": body["repetition_penalty"]} if body.get("repetition_penalty") else {}
-        arguments = body.get("chat_template_kwargs")
-        if isinstance(arguments, Mapping) and "enable_thinking" in arguments:
+        arguments = fields_of(body.get("chat_template_kwargs"))
+        if "enable_thinking" in arguments:
             settings["thinking"] = bool(arguments["enable_thinking"])
         tools = tools_of(body.get("tools") or body.get("functions"))
         return Request(messages, tools, settings, str(body.get("model") or ""), api=self.part_name(), body=body)
@@ -229,16 +228,13 @@ class OpenAIFormat(WireFormat):
         choices = body.get("choices")
         if not isinstance(choices, list):
             return None
-        usage = body.get("usage")
-        counts = usage if isinstance(usage, Mapping) else {}
+        counts = fields_of(body.get("usage"))
         reply = Reply(
             prompt_tokens=count_of(counts.get("prompt_tokens")),
             written_tokens=count_of(counts.get("completion_tokens")),
         )
-        choice = choices[0] if choices and isinstance(choices[0], Mapping) else {}
-        message = choice.get("message") or choice.get("delta") or {"content": choice.get("text")}
-        if not isinstance(message, Mapping):
-            return reply
+        choice = fields_of(choices[0] if choices else None)
+        message = fields_of(choice.get("message") or choice.get("delta") or {"content": choice.get("text")})
         thought = message.get("reasoning_content") or message.get("reasoning") or ""
         return replace(
             reply,
@@ -272,11 +268,10 @@ class OpenAIFormat(WireFormat):
 
 
 def _logprobs(value: object) -> tuple[float, ...]:
-    tokens = value.get("content") if isinstance(value, Mapping) else None
-    found = [token.get("logprob") for token in tokens or () if isinstance(token, Mapping)]
+    found = [token.get("logprob") for token in objects_in(fields_of(value).get("content"))]
     return tuple(float(number) for number in found if isinstance(number, int | float))
 
 
 def _calls(message: RawBody) -> tuple[Call, ...]:
     old = message.get("function_call")  # of OpenAI's first form
-    return calls_of(message.get("tool_calls") or ([{"function": old}] if isinstance(old, Mapping) else []))
+    return calls_of(message.get("tool_calls") or [{"function": old}])

@@ -8,13 +8,12 @@ from pydantic import Field
 
 from settle.infer.tool_calls.types import function_call
 from settle.wire.errors import invalid, unsupported
-from settle.wire.exchange import Call, Message, Reply, Request
+from settle.wire.exchange import Call, Message, Reply, Request, content_text, fields_of, objects_in
 from settle.wire.fields import MOST_TOKENS, Body, Name, Share, effort_arguments, validated
 from settle.wire.formats import (
     RawBody,
     WireFormat,
     arguments_text,
-    content_text,
     count_of,
     settings_of,
     tools_of,
@@ -41,12 +40,20 @@ class Item(Body):
     id: Name | None = None
     status: Status = None
 
+    def turn(self, where: str) -> ChatMessage:
+        """Return the item as a message of OpenAI's chat API. Raises ApiError."""
+        raise NotImplementedError
+
 
 class MessageItem(Item):
     type: Literal["message"] = "message"
     role: Literal["user", "assistant", "system", "developer"]
     content: str | list[object]
     phase: None = None
+
+    def turn(self, where: str) -> ChatMessage:
+        role = {"developer": "system"}.get(self.role, self.role)
+        return {"role": role, "content": text_of(self.content, f"{where}.content")}
 
 
 class Direct(Body):
@@ -61,6 +68,10 @@ class FunctionCall(Item):
     caller: Direct | None = None
     namespace: None = None
 
+    def turn(self, where: str) -> ChatMessage:
+        call = function_call(self.call_id, self.name, self.arguments)
+        return {"role": "assistant", "content": "", "tool_calls": [call]}
+
 
 class FunctionCallOutput(Item):
     type: Literal["function_call_output"]
@@ -69,6 +80,11 @@ class FunctionCallOutput(Item):
     name: Name | None = None
     caller: Direct | None = None
     namespace: None = None
+
+    def turn(self, where: str) -> ChatMessage:
+        text = text_of(self.output, f"{where}.output")
+        result: ChatMessage = {"role": "tool", "tool_call_id": self.call_id, "content": text}
+        return result | {"name": self.name} if self.name else result
 
 
 class ReasoningText(Body):
@@ -83,6 +99,10 @@ class ReasoningItem(Item):
     summary: list[ReasoningText] = []
     content: list[ReasoningText] | None = None
     encrypted_content: None = None
+
+    def turn(self, where: str) -> ChatMessage:
+        reasoning = "\n".join(part.text for part in self.content or self.summary)
+        return {"role": "assistant", "content": "", "reasoning_content": reasoning}
 
 
 ITEMS: dict[str, type[Item]] = {
@@ -227,7 +247,7 @@ class ResponseBody(CountBody):
 
 
 def _tool(value: object, where: str) -> Tool:
-    kind = value.get("type") if isinstance(value, dict) else None
+    kind = fields_of(value).get("type")
     if isinstance(kind, str) and kind != "function":
         raise unsupported(f"{where}.type", f"{kind[:60]} is not supported, only functions")
     return validated(Tool, value, where)
@@ -235,22 +255,10 @@ def _tool(value: object, where: str) -> Tool:
 
 def _turn(value: object, where: str) -> ChatMessage:
     """An item as a message of OpenAI's chat API. Raises ApiError."""
-    kind = value.get("type", "message") if isinstance(value, dict) else "message"
+    kind = fields_of(value).get("type", "message")
     if not isinstance(kind, str) or kind not in ITEMS:
         raise unsupported(where, f"items of type {str(kind)[:60]} are not supported")
-    item = validated(ITEMS[kind], value, where)
-    if isinstance(item, MessageItem):
-        role = {"developer": "system"}.get(item.role, item.role)
-        return {"role": role, "content": text_of(item.content, f"{where}.content")}
-    if isinstance(item, FunctionCallOutput):
-        text = text_of(item.output, f"{where}.output")
-        result: ChatMessage = {"role": "tool", "tool_call_id": item.call_id, "content": text}
-        return result | {"name": item.name} if item.name else result
-    turn: ChatMessage = {"role": "assistant", "content": ""}
-    if isinstance(item, FunctionCall):
-        return turn | {"tool_calls": [function_call(item.call_id, item.name, item.arguments)]}
-    assert isinstance(item, ReasoningItem)
-    return turn | {"reasoning_content": "\n".join(part.text for part in item.content or item.summary)}
+    return validated(ITEMS[kind], value, where).turn(where)
 
 
 class ResponsesFormat(WireFormat):
@@ -271,32 +279,25 @@ class ResponsesFormat(WireFormat):
         if instructions := body.get("instructions"):
             messages.append({"role": "system", "content": str(instructions)})
         for item in [given] if isinstance(given, str) else given:
-            if isinstance(item, str):
-                messages.append({"role": "user", "content": item})
-            elif isinstance(item, Mapping):
-                messages += _recorded_turn(item)
+            messages += _recorded_turn({"content": item} if isinstance(item, str) else fields_of(item))
         settings = settings_of(body, ("temperature", "top_p", "tool_choice"))
-        length, reasoning = count_of(body.get("max_output_tokens")), body.get("reasoning")
+        length, effort = count_of(body.get("max_output_tokens")), fields_of(body.get("reasoning")).get("effort")
         settings |= {"max_tokens": length} if length else {}
-        if isinstance(reasoning, Mapping) and reasoning.get("effort"):
-            settings["reasoning_effort"] = reasoning["effort"]
+        settings |= {"reasoning_effort": effort} if effort else {}
         tools = tools_of(body.get("tools"))
         return Request(tuple(messages), tools, settings, str(body["model"]), None, self.part_name(), body)
 
     def reply(self, body: RawBody) -> Reply | None:
-        kind = body.get("type")
-        if isinstance(kind, str) and kind.startswith("response."):
-            whole = body.get("response")
-            return self.reply(whole) if _is_last(kind) and isinstance(whole, Mapping) else Reply()
+        kind = str(body.get("type"))
+        if kind.startswith("response."):
+            return _is_last(kind) and self.reply(fields_of(body.get("response"))) or Reply()
         items = body.get("output")
         if not isinstance(items, list):
             return None
         reply = Reply()
-        for item in items:
-            if isinstance(item, Mapping):
-                reply = reply.then(_recorded_item(item))
-        usage = body.get("usage")
-        counts = usage if isinstance(usage, Mapping) else {}
+        for item in objects_in(items):
+            reply = reply.then(_recorded_item(item))
+        counts = fields_of(body.get("usage"))
         is_cut = body.get("status") == "incomplete"
         finish = Reply(
             finish="length" if is_cut else "tool_calls" if reply.calls else "stop",
@@ -312,7 +313,7 @@ def _is_last(kind: str) -> bool:
 
 def _recorded_turn(item: RawBody) -> list[Message]:
     """Return an item as OpenAI's messages; none for one that is no turn."""
-    kind = item.get("type", "message")
+    kind = item.get("type", "message") if item else None
     if kind == "function_call":
         function = {"name": str(item.get("name")), "arguments": arguments_text(item.get("arguments"))}
         call = {"id": str(item.get("call_id")), "type": "function", "function": function}
