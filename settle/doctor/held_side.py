@@ -1,9 +1,10 @@
-"""A side of an A/B that is measured by something that is open meanwhile."""
+"""Sides of an A/B that are measured by something that is open meanwhile, and the items that they measure."""
 
 from abc import abstractmethod
-from typing import Generic, Protocol, TypeVar
+from collections.abc import Callable, Mapping
+from typing import Any, Generic, Protocol, TypeVar
 
-from settle.doctor.trial import Side
+from settle.doctor.trial import Item, Side
 
 
 class Closable(Protocol):
@@ -13,6 +14,15 @@ class Closable(Protocol):
 
 
 R = TypeVar("R", bound=Closable)
+T = TypeVar("T")
+
+
+def typed(item: Item, kind: Callable[..., T]) -> T:
+    """Return an item of a trial as the kind of thing that it was made from. Raises TypeError for another item."""
+    values: Any = item
+    if not isinstance(values, Mapping):
+        raise TypeError(f"{item!r} is not what this side measures")
+    return kind(**values)
 
 
 class HeldSide(Side, Generic[R]):

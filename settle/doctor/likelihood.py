@@ -5,7 +5,7 @@ The engine turns text into ids as it does for a user, and a reader in a second c
 
 import contextlib
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextvars import ContextVar
 from pathlib import Path
 from typing import NamedTuple
@@ -14,7 +14,7 @@ import numpy as np
 
 from settle.base.errors import SettleError
 from settle.data.likelihoods import Likelihoods
-from settle.doctor.held_side import HeldSide
+from settle.doctor.held_side import HeldSide, typed
 from settle.doctor.known_answers import PARAGRAPHS, SPELLED, KnownAnswer
 from settle.doctor.trial import FEWEST_ITEMS, Item, Trial
 from settle.doctor.turns import rendered, turn_end
@@ -177,9 +177,7 @@ def answer_item(known: KnownAnswer) -> Item:
 
 def known_answer(item: Item) -> KnownAnswer:
     """Return the known answer that an item is. Raises TypeError for another item."""
-    if not isinstance(item, Mapping):
-        raise TypeError(f"{item!r} is not a known answer")
-    return KnownAnswer(str(item["question"]), str(item["answer"]))
+    return typed(item, KnownAnswer)
 
 
 def answer_reading(

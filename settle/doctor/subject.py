@@ -35,7 +35,7 @@ class Subject:
 
     @property
     def views(self) -> "tuple[Subject, ...]":
-        """This subject, and what else checks can look at in it."""
+        """The subject itself, and what else checks can look at in it."""
         return (self,)
 
     @property
@@ -49,7 +49,7 @@ class Subject:
 
 @dataclass(frozen=True)
 class ThisMachine(Subject):
-    """This machine, with the store and the runs on it."""
+    """The machine that settle runs on, with its store and runs."""
 
     name: str = "this machine"
 

@@ -12,14 +12,14 @@ QUESTION, ANSWER = "Which colour is it?", "It is green."
 
 
 class Form(NamedTuple):
-    """A way to write turns. tokens: that a vocabulary must have for it; none where its marks are plain words."""
+    """A way to write turns."""
 
-    tokens: tuple[str, ...]
+    tokens: tuple[str, ...]  # that a vocabulary must have for it; none where its marks are plain words
     template: str
 
 
 def _form(before: str, after: str, end: str, tokens: tuple[str, ...] = ()) -> Form:
-    """before, after: a question. end: behind an answer, "" for the token that ends a text."""
+    """Return a form by what stands before and after a question, and behind an answer ("": the end of a text)."""
     ended = _quoted(end) if end else "eos_token"
     template = (
         "{%- for message in messages -%}{%- if message.role == 'assistant' -%}"
@@ -92,23 +92,24 @@ FORMS: Mapping[str, Form] = {
 
 
 def fitting_forms(tokens: Collection[str]) -> list[str]:
-    """Names of the forms whose own tokens a vocabulary has; those in plain words where it has none of any."""
+    """Return the names of the forms whose tokens a vocabulary has; of those in plain words where it has none."""
     held = set(tokens)
     own = [name for name, form in FORMS.items() if form.tokens and held.issuperset(form.tokens)]
     return own or [name for name, form in FORMS.items() if not form.tokens]
 
 
 def turn_end(metadata: Metadata, source: str) -> str:
-    """What a chat template writes behind an answer; the token that ends a text where it writes nothing. Raises
-    TemplateFailure."""
+    """Return what a chat template writes behind an answer, or the token that ends a text. Raises TemplateFailure."""
     template = compiled_template(metadata, source)
     turns = [{"role": "user", "content": QUESTION}, {"role": "assistant", "content": ANSWER}]
     return template.render(turns).rpartition(ANSWER)[2] or special_token(metadata, "eos")
 
 
 def rendered(metadata: Metadata, source: str, question: str, earlier: Sequence[tuple[str, str]] = ()) -> str:
-    """A question by a chat template, ready for an answer. earlier: questions and answers before it. Raises
-    TemplateFailure."""
+    """Return a question by a chat template, ready for an answer. Raises TemplateFailure.
+
+    earlier: questions and answers before it.
+    """
     turns = [
         {"role": role, "content": text}
         for turn in earlier
@@ -119,12 +120,12 @@ def rendered(metadata: Metadata, source: str, question: str, earlier: Sequence[t
 
 
 def compiled_template(metadata: Metadata, source: str) -> ChatTemplate:
-    """A chat template with the special tokens of a file. Raises TemplateFailure."""
+    """Compile a chat template with the special tokens of a file. Raises TemplateFailure."""
     return _compiled(source, special_token(metadata, "bos"), special_token(metadata, "eos"))
 
 
 def special_token(metadata: Metadata, name: str) -> str:
-    """The text of a special token, such as "eos"; "" where the file has none."""
+    """Return the text of a special token, such as "eos"; "" where the file has none."""
     number, tokens = metadata.get(f"tokenizer.ggml.{name}_token_id"), metadata.get("tokenizer.ggml.tokens")
     return str(tokens[number]) if isinstance(number, int) and isinstance(tokens, list) else ""
 

@@ -8,31 +8,33 @@ from settle.wire.exchange import Reply, Request
 
 
 class Answerer(ABC):
-    """Answers requests. name: to show. num_bytes: of memory that it takes while it is open."""
+    """Someone who answers requests."""
 
-    name: str
-    num_bytes: int = 0
+    name: str  # to show
+    num_bytes: int = 0  # of memory that it takes while it is open
 
     def open(self) -> None:  # noqa: B027 - a server runs already
-        """Makes it ready; calling it twice is harmless. Raises SettleError."""
+        """Make it ready; calling it twice is harmless. Raises SettleError."""
 
     @abstractmethod
     def pieces(self, request: Request) -> Iterator[Reply]:
-        """The answer as it comes. Closing it stops the model. Raises SettleError."""
+        """Yield the answer as it comes; closing the iterator stops the model. Raises SettleError."""
 
     def num_prompt_tokens(self, request: Request) -> int | None:
-        """Tokens of the whole prompt that a request becomes, none cut off; None where that cannot be known. Raises
-        SettleError."""
+        """Return the tokens of the whole prompt that a request becomes; None where unknown. Raises SettleError."""
         return None
 
     def close(self) -> None:  # noqa: B027 - a server is not ours to end
-        """Ends what `open` began; `open` makes it ready again."""
+        """End what `open` began; `open` makes it ready again."""
 
     def ask(
         self, request: Request, enough: Callable[[Reply], bool] | None = None, seconds: float | None = None
     ) -> Reply:
-        """The answer. enough: of the answer so far, after which no more is read. seconds: after which it is cut off.
-        Raises SettleError."""
+        """Return the answer.
+
+        enough: of the answer so far, after which no more is read. seconds: after which it is cut off. Raises
+        SettleError.
+        """
         reply, started = Reply(), time.monotonic()
         for piece in self.pieces(request):
             reply = reply.then(piece)

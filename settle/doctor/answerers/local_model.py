@@ -13,7 +13,7 @@ _TEMPLATE_SETTINGS = {"thinking": "enable_thinking", "reasoning_effort": "reason
 
 
 class LocalModel(Answerer):
-    """context: tokens that the person runs it with, or None."""
+    """A model of this machine. context: tokens that the user runs it with, or None."""
 
     def __init__(self, model: ModelRef, context: int | None = None, threads: int | None = None) -> None:
         self.name, self.model = model.name, model
@@ -50,7 +50,7 @@ class LocalModel(Answerer):
         return len(self.prompt(request))
 
     def prompt(self, request: Request) -> list[int]:
-        """Ids of the prompt that a request becomes."""
+        """Return the ids of the prompt that a request becomes."""
         engine = self.engine
         if not engine.takes_turns:
             return engine.plain(_plain_prompt(request))
@@ -58,7 +58,7 @@ class LocalModel(Answerer):
         return engine.opened(engine.tokenize(rendered, special=True))
 
     def _completed(self, request: Request) -> Iterator[Reply]:
-        """A model without a chat template completes the conversation as text."""
+        """Complete the conversation as text, for a model without a chat template."""
         sampling = _sampling(request)
         sampling["n_predict"] = sampling.pop("max_tokens", -1)
         sampling |= {"n_probs": 1, "post_sampling_probs": False} if sampling.pop("logprobs", False) else {}
@@ -83,5 +83,5 @@ def _sampling(request: Request) -> dict[str, object]:
 
 
 def _arguments(request: Request) -> dict[str, object]:
-    """Of the chat template."""
+    """Return the arguments of the chat template."""
     return {_TEMPLATE_SETTINGS[name]: value for name, value in request.settings.items() if name in _TEMPLATE_SETTINGS}

@@ -46,8 +46,10 @@ class Check(Part, Generic[S, D]):
         raise NotImplementedError
 
     def trial(self, finding: Finding[D], subject: S, folder: Path) -> Trial | None:
-        """Return the A/B that proves a finding; None where nothing can be run again. folder: of the proof, for files
-        that a side needs. Raises SettleError."""
+        """Return the A/B that proves a finding; None where nothing can be run again. Raises SettleError.
+
+        folder: of the proof, for files that a side needs.
+        """
         return None
 
     def fix(self, finding: Finding[D], subject: S) -> Fix:

@@ -6,12 +6,82 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from settle.base.errors import SettleError, UsageError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+
+from settle.base.errors import RunError, SettleError, UsageError
 from settle.base.run import Run
 from settle.base.run.course import RunCourse
 from settle.base.settings import read_recipe
 
 COMMANDS = ("train", "tune")  # whose runs can be trained again in short
+
+
+class Recorded(BaseModel):
+    """A part of a JSON file of a run: what the doctor reads of it. Values that are null are left at their defaults."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_nulls(cls, values: object) -> object:
+        return {k: v for k, v in values.items() if v is not None} if isinstance(values, Mapping) else values
+
+
+class LoopRecord(Recorded):
+    """The loop of plan.json."""
+
+    tokens_per_step: int = 0
+    max_steps: int | None = None
+    micro_batches: int | None = None
+
+
+class TuningRecord(Recorded):
+    """What plan.json says of tuning."""
+
+    base: Path | None = None
+    adapter_name: str = ""
+    rows: int = 0  # that go through the model at once
+    recompute: int | None = None
+
+
+class OptimizerRecord(Recorded):
+    """The optimizer of plan.json."""
+
+    lr: float = 0.0
+
+
+class MemoryRecord(Recorded):
+    """The machine's memory when a run had its plan."""
+
+    available: int | None = None
+
+
+class MachineRecord(Recorded):
+    """The machine of plan.json."""
+
+    memory: MemoryRecord = MemoryRecord()
+
+
+class PlanRecord(Recorded):
+    """A run's plan.json."""
+
+    loop: LoopRecord | None = None
+    tuning: TuningRecord = TuningRecord()
+    optimizer: OptimizerRecord = OptimizerRecord()
+    machine: MachineRecord = MachineRecord()
+    origin: dict[str, str] = {}  # of settings
+    asked: dict[str, object] = {}
+    versions: dict[str, str] = {}  # of packages
+    corpus: str = ""
+
+    @classmethod
+    def of(cls, run: Run) -> "PlanRecord":
+        """Return the plan of a run, empty where it has none. Raises RunError for a file that is damaged."""
+        try:
+            return cls.model_validate(run.read("plan.json") or {})
+        except ValidationError as e:
+            place = ".".join(map(str, e.errors()[0]["loc"]))
+            raise RunError(f"{run.path / 'plan.json'} is damaged at {place}", "run it again") from None
 
 
 @dataclass(frozen=True)
@@ -50,22 +120,20 @@ def facts_of(run: Run) -> TrainingFacts | None:
     """
     if run.command not in COMMANDS:
         return None
-    plan, result = run.read("plan.json"), run.read("result.json")
-    if not isinstance(plan, dict) or not isinstance(plan.get("loop"), dict):
+    plan, result = PlanRecord.of(run), run.read("result.json")
+    if plan.loop is None:
         return None
-    course = RunCourse.read(run.events)
-    tuning = plan.get("tuning") or {}
+    course, base = RunCourse.read(run.events), plan.tuning.base
     speeds = [s.tokens_per_second for s in course.steps if s.tokens_per_second > 0 and math.isfinite(s.loss)]
-    tokens = plan["loop"].get("tokens_per_step") or 0
-    base = Path(tuning["base"]) if tuning.get("base") else None
+    tokens = plan.loop.tokens_per_step
     facts = TrainingFacts(
         run=run,
-        corpus=str(plan.get("corpus")),
+        corpus=plan.corpus,
         recipe=_recipe(run, plan),
         base=base,
-        rate=float((plan.get("optimizer") or {}).get("lr") or 0.0),
-        rate_is_asked=(plan.get("origin") or {}).get("optimizer.lr", "default") != "default",
-        whole=tuning.get("adapter_name") == "full",
+        rate=plan.optimizer.lr,
+        rate_is_asked=plan.origin.get("optimizer.lr", "default") != "default",
+        whole=plan.tuning.adapter_name == "full",
         steps=course.steps[-1].step if course.steps else 0,
         step_seconds=tokens / sorted(speeds)[len(speeds) // 2] if speeds and tokens else None,
         losses=[s.loss if math.isfinite(s.loss) else math.inf for s in course.steps],
@@ -98,9 +166,8 @@ def _known(facts: F | None, run: Run) -> F:
     return facts
 
 
-def _recipe(run: Run, plan: Mapping[str, object]) -> dict[str, object]:
+def _recipe(run: Run, plan: PlanRecord) -> dict[str, object]:
     try:
         return read_recipe(run.path / "recipe.toml")
     except SettleError:
-        asked = plan.get("asked")
-        return dict(asked) if isinstance(asked, dict) else {}
+        return plan.asked

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from settle.base.child.line_child import LineChild
 from settle.base.child.python_command import module_command
 from settle.base.errors import ResourceError, RunError
-from settle.doctor.held_side import HeldSide
+from settle.doctor.held_side import HeldSide, typed
 from settle.doctor.trial import Item
 
 CHILD = "settle.doctor.training.step_child"
@@ -91,6 +91,12 @@ class StepChild:
         return values
 
 
+class Step(NamedTuple):
+    """A step, by its number."""
+
+    step: int
+
+
 class FailedSteps(HeldSide[StepChild]):
     """1 for a step that cannot be taken for want of memory, 0 for one that can."""
 
@@ -101,12 +107,11 @@ class FailedSteps(HeldSide[StepChild]):
         return StepChild(self.steps).__enter__()
 
     def measure(self, item: Item) -> float:
-        if not isinstance(item, Mapping):
-            raise TypeError(f"{item!r} is no step")
+        step = typed(item, Step).step
         self.open()
         began = time.monotonic()
         try:
-            missing = self.held.take(int(str(item["step"]))).missing
+            missing = self.held.take(step).missing
             self.step_seconds = time.monotonic() - began
             return float(missing is not None)
         except ResourceError:  # a library of C ends where another raises an error

@@ -1,10 +1,10 @@
 """The rows of a run as its model read them, and how likely a file finds them in llama.cpp."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import NamedTuple
 
 import numpy as np
 
@@ -14,7 +14,7 @@ from settle.data.prepare import prepared
 from settle.data.rows.prepare import prepared_rows
 from settle.data.rows.store import RowStore
 from settle.data.store import TokenStore
-from settle.doctor.held_side import HeldSide
+from settle.doctor.held_side import HeldSide, typed
 from settle.doctor.training.facts import TrainingFacts
 from settle.doctor.trial import Item
 from settle.formats.gguf import read_gguf
@@ -44,6 +44,16 @@ class Served:
         return None
 
 
+class Piece(NamedTuple):
+    """A piece of a row, or any text as ids."""
+
+    document: int = 0
+    begin: int = 0  # its first token
+    ids: Sequence[int] = ()
+    first: int = 0  # of the ids, from which on they count
+    should: float = 0.0  # nats per token that it should cost at most
+
+
 @dataclass(frozen=True)
 class RunRows:
     """What a run learned from."""
@@ -57,22 +67,16 @@ class RunRows:
         return cls(None, ())
 
     def items(self, first: int, number: int) -> list[Item]:
-        """Return pieces as the items of a trial."""
+        """Return pieces as the items of a trial; see `Piece`."""
         return [{"document": d, "begin": b} for d, b in self.places[first : first + number]]
 
     def piece(self, item: Item, longest: int = LONGEST) -> tuple[list[int], np.ndarray]:
-        """Return ids (L,), at most `longest` of them, and which of them are targets, bool (L,).
-
-        item: a piece of a row, or {"ids", "first"}: any text, whose ids count from `first` on.
-        """
-        if not isinstance(item, Mapping):
-            raise TypeError(f"{item!r} is neither a piece of a row nor ids")
-        if "ids" in item:
-            text = [int(i) for i in cast(Sequence[int], item["ids"])][:longest]
-            return text, np.arange(len(text)) >= cast(int, item["first"])
-        if self.store is None:
-            raise TypeError("there are no rows to take a piece of")
-        document, begin = cast(int, item["document"]), cast(int, item["begin"])
+        """Return the ids of a `Piece` (L,), at most `longest` of them, and which of them are targets, bool (L,)."""
+        piece = typed(item, Piece)
+        if piece.ids or self.store is None:
+            text = [int(i) for i in piece.ids][:longest]
+            return text, np.arange(len(text)) >= piece.first
+        document, begin = piece.document, piece.begin
         size = longest if isinstance(self.store, RowStore) else min(longest, WINDOW)
         ids = self.store.document(document)[begin : begin + size]
         if isinstance(self.store, RowStore):
@@ -155,6 +159,4 @@ class RowSide(HeldSide[LossReader]):
 
     def guard(self, item: Item) -> float:
         """Return how far a row is from being as much likelier than to the base as it should be, in nats per token."""
-        if not isinstance(item, Mapping):
-            raise TypeError(f"{item!r} is no row")
-        return max(0.0, self.measure(item) - cast(float, item["should"]))
+        return max(0.0, self.measure(item) - typed(item, Piece).should)

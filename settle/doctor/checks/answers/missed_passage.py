@@ -7,18 +7,18 @@ it, or the model does not read what it is given.
 import random
 import re
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import replace
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, NamedTuple
 
 from settle.base.errors import UsageError
 from settle.base.event_log import Events
 from settle.doctor.checks import Check
-from settle.doctor.demonstration.made_up_facts import Fact, made_up_fact
+from settle.doctor.demonstration.made_up_facts import made_up_fact
 from settle.doctor.findings import Details, Finding, Fix
-from settle.doctor.held_side import HeldSide
+from settle.doctor.held_side import HeldSide, typed
 from settle.doctor.likelihood import NATS, LikelihoodSide, Reading
 from settle.doctor.subject import IndexedDocuments
 from settle.doctor.trial import FEWEST_ITEMS, Item, Trial
@@ -55,7 +55,7 @@ _WORD = re.compile(r"\w+")
 
 
 class Stage(Details):
-    """Where a passage is lost: not in the index, cut, not among the first `k`, or not read."""
+    """Where a passage is lost."""
 
     stage: Literal["index", "cut", "k", "unread"]
     paths: list[str] = []  # of documents that are not in the index as they are now
@@ -188,6 +188,13 @@ class MissedPassage(Check[IndexedDocuments, Stage]):
         return Fix(f"ask with {found.wider} passages", f'settle ask {subject.name} "…" --k {found.wider}')
 
 
+class Answered(NamedTuple):
+    """A question, and the text of the passage that answers it."""
+
+    question: str
+    passage: str
+
+
 class _Search(HeldSide[Collection]):
     """Whether the passage that answers is among the first k.
 
@@ -204,12 +211,20 @@ class _Search(HeldSide[Collection]):
         return Collection(self._collection_name, self._folder)
 
     def measure(self, item: Item) -> float:
-        if not isinstance(item, Mapping):
-            raise TypeError(f"{item!r} is no question about a passage")
-        question, passage = str(item["question"]), str(item["passage"])
+        question, passage = typed(item, Answered)
         if self._together:
             return float(_is_covered(self.held, question, passage, self._k))
         return float(_rank(self.held, question, passage, self._k) < self._k)
+
+
+class PlacedFact(NamedTuple):
+    """A made-up fact (see `Fact`), and the question whose passages it goes into."""
+
+    sentence: str
+    question: str
+    begun: str
+    answer: str
+    beside: str
 
 
 class FactSide(LikelihoodSide):
@@ -246,23 +261,21 @@ class FactSide(LikelihoodSide):
         return self.held.nats_of_end(self.reading(self.held.engine, item))
 
     def reading(self, engine: Engine, item: Item) -> Reading:
-        if not isinstance(item, Mapping):
-            raise TypeError(f"{item!r} is no fact")
-        fact = Fact(*(str(item[name]) for name in Fact._fields))
-        hits = search(self.collection, str(item["beside"]), self._deep)
+        placed = typed(item, PlacedFact)
+        hits = search(self.collection, placed.beside, self._deep)
         last = hits[-1]
-        passage = last.passage._replace(text=f"{last.passage.text}\n{fact.sentence}")
+        passage = last.passage._replace(text=f"{last.passage.text}\n{placed.sentence}")
         hits = [*hits[:-1][: self.k - 1], replace(last, passage=passage)]
-        prompt = Prompt(self.collection, engine, fact.question, hits, AnswerOptions())
+        prompt = Prompt(self.collection, engine, placed.question, hits, AnswerOptions())
         self.dropped = len(prompt.packed.dropped)
-        begun = [*prompt.ids, *engine.tokenize(fact.begun)]
-        return Reading([*begun, *engine.tokenize(fact.answer)], len(begun))
+        begun = [*prompt.ids, *engine.tokenize(placed.begun)]
+        return Reading([*begun, *engine.tokenize(placed.answer)], len(begun))
 
 
 def fact_items(questions: Sequence[str], seed: int) -> list[Item]:
     """Return a made-up fact for each question; it goes into the passages that the question finds."""
     draws = random.Random(seed)
-    return [{**made_up_fact(draws)._asdict(), "beside": question} for question in questions]
+    return [PlacedFact(*made_up_fact(draws), beside=question)._asdict() for question in questions]
 
 
 def _fewer(k: int) -> list[int]:
@@ -361,7 +374,7 @@ def _index(subject: IndexedDocuments, folder: Path, paths: Sequence[str], parts:
 
 
 def _item(collection: Collection, question: Question) -> Item:
-    return {"question": question.text, "passage": _passage(collection, question)}
+    return Answered(question.text, _passage(collection, question))._asdict()
 
 
 def _passage(collection: Collection, question: Question) -> str:

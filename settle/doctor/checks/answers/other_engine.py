@@ -1,17 +1,18 @@
 """The model answers otherwise than when it was exported, since llama.cpp is another version."""
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 from settle.base.run import Run
 from settle.doctor.checks import Check
 from settle.doctor.findings import Details, Finding, Fix
-from settle.doctor.held_side import HeldSide
+from settle.doctor.held_side import HeldSide, typed
 from settle.doctor.known_answers import KNOWN_ANSWERS, PROSE
 from settle.doctor.likelihood import NATS
 from settle.doctor.subject import ExportedRun, Running
+from settle.doctor.training.facts import PlanRecord, Recorded
 from settle.doctor.trial import Item, Trial
 from settle.infer.engine import Engine
 from settle.library.engines import PACKAGE, engine_versions, installed_engine, unpacked_engine
@@ -33,6 +34,25 @@ class Versions(Details):
     now: str
 
 
+class KeptAnswer(Recorded):
+    """What the exported file answered, as ids."""
+
+    prompt: list[int] = []
+    answer: list[int] = []
+
+
+class GateRecord(Recorded):
+    """What the gate of a run kept."""
+
+    answers: list[KeptAnswer] = []
+
+
+class ResultRecord(Recorded):
+    """A run's result.json."""
+
+    gate: GateRecord = GateRecord()
+
+
 class OtherEngine(Check[ExportedRun, Versions]):
     """The gate keeps what the exported file answered; the same file must answer the same today."""
 
@@ -41,7 +61,10 @@ class OtherEngine(Check[ExportedRun, Versions]):
     seconds: ClassVar[float] = 4.0
 
     def detect(self, subject: ExportedRun) -> Iterator[Finding[Versions]]:
-        then, now = _recorded(subject.run), subject.running.engine_version or installed_engine()
+        then, now = (
+            PlanRecord.of(subject.run).versions.get(PACKAGE),
+            subject.running.engine_version or installed_engine(),
+        )
         kept = _kept(subject.run)
         if not then or then == now or not kept:
             return
@@ -88,7 +111,14 @@ def _written(model: ModelRef, folder: Path | None) -> Iterator[Item]:
         for seed, text in enumerate([*PROSE, *(known.question for known in KNOWN_ANSWERS)][:TEXTS]):
             given = engine.tokenize(text, opening=True)[:GIVEN]
             went_on = engine.answer(given, WRITTEN, temperature=1.0, seed=seed).text
-            yield {"given": len(given), "ids": [*given, *engine.tokenize(went_on)][: GIVEN + WRITTEN]}
+            yield Written(len(given), [*given, *engine.tokenize(went_on)][: GIVEN + WRITTEN])._asdict()
+
+
+class Written(NamedTuple):
+    """A text that the model wrote."""
+
+    given: int  # tokens of its beginning, which the model was given
+    ids: list[int]
 
 
 class _Text(HeldSide[Engine]):
@@ -104,9 +134,8 @@ class _Text(HeldSide[Engine]):
         return engine
 
     def measure(self, item: Item) -> float:
-        if not isinstance(item, Mapping) or not isinstance(ids := item["ids"], list):
-            raise TypeError(f"{item!r} is no written text")
-        losses = [self._loss(ids[:at], ids[at]) for at in range(int(str(item["given"])), len(ids))]
+        given, ids = typed(item, Written)
+        losses = [self._loss(ids[:at], ids[at]) for at in range(given, len(ids))]
         return sum(min(loss, MOST_NATS) for loss in losses) / max(1, len(losses))
 
     def _loss(self, before: list[int], token: int) -> float:
@@ -125,21 +154,10 @@ def _changed(model: ModelRef, folder: Path | None, kept: Sequence[Kept]) -> int:
         return sum(engine.greedy(prompt, len(answer))[: len(answer)] != answer for prompt, answer in kept)
 
 
-def _recorded(run: Run) -> str | None:
-    """Return the version of llama.cpp that the run's gate used."""
-    plan = run.read("plan.json")
-    versions = plan.get("versions") if isinstance(plan, dict) else None
-    found = versions.get(PACKAGE) if isinstance(versions, dict) else None
-    return found if isinstance(found, str) else None
-
-
 def _kept(run: Run) -> list[Kept]:
     """Return prompts and answers of the gate, as ids."""
-    result = run.read("result.json")
-    gate = result.get("gate") if isinstance(result, dict) else None
-    answers = gate.get("answers") if isinstance(gate, dict) else None
-    kept = [a for a in answers if isinstance(a, Mapping)] if isinstance(answers, Sequence) else []
-    return [(list(a["prompt"]), list(a["answer"])) for a in kept if a.get("prompt") and a.get("answer")]
+    answers = ResultRecord.model_validate(run.read("result.json") or {}).gate.answers
+    return [(kept.prompt, kept.answer) for kept in answers if kept.prompt and kept.answer]
 
 
 def _folder(running: Running, version: str) -> Path | None:

@@ -5,13 +5,14 @@ KL divergence of whole distributions. The loss of a text rises by as much on ave
 """
 
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 from settle.data.likelihoods import Likelihoods
 from settle.doctor.checks import Check
 from settle.doctor.findings import Details, Finding, Fix
+from settle.doctor.held_side import typed
 from settle.doctor.known_answers import PARAGRAPHS, SPELLED
 from settle.doctor.likelihood import NATS, LikelihoodSide, Reader, reader_of, strength_of, text_reading
 from settle.doctor.subject import ModelFile
@@ -56,7 +57,7 @@ class KvCache(Check[ModelFile, CacheType]):
         cache, texts = finding.details.cache, [*PARAGRAPHS[LOOKED:], *SPELLED]
         with Reader(subject.model) as reader:
             record = _recorded(reader, texts, folder / "whole.record")
-        items: list[Item] = [{"window": at, "text": text} for at, text in enumerate(texts)]
+        items: list[Item] = [Window(at, text)._asdict() for at, text in enumerate(texts)]
         return Trial(
             knob=f"KV cache {WHOLE} in place of {cache}",
             before=_Cached(cache, subject.model, record),
@@ -76,6 +77,13 @@ class KvCache(Check[ModelFile, CacheType]):
         )
 
 
+class Window(NamedTuple):
+    """A text of the record, by its number."""
+
+    window: int
+    text: str
+
+
 class _Cached(LikelihoodSide):
     """Texts by a model whose keys and values are kept in a type. record: what it expects with all of the precision."""
 
@@ -84,9 +92,7 @@ class _Cached(LikelihoodSide):
         self._record = record
 
     def measure(self, item: Item) -> float:
-        if not isinstance(item, Mapping):
-            raise TypeError(f"{item!r} is no window of the record")
-        return self.held.divergence(self._record, int(str(item["window"])))
+        return self.held.divergence(self._record, typed(item, Window).window)
 
 
 def _recorded(reader: Reader, texts: Sequence[str], folder: Path) -> Likelihoods:

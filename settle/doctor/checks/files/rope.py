@@ -4,10 +4,10 @@ import random
 import tempfile
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 from settle.doctor.findings import Details, Finding, Fix
-from settle.doctor.held_side import HeldSide
+from settle.doctor.held_side import HeldSide, typed
 from settle.doctor.known_answers import PARAGRAPHS, PROSE, SENTENCES
 from settle.doctor.likelihood import (
     NATS,
@@ -108,6 +108,14 @@ class Rope(MetadataCheck[Positions]):
         return _changes(subject.model, finding.details.change)
 
 
+class Block(NamedTuple):
+    """Some tokens of a long text."""
+
+    text: int  # its number
+    ids: list[int]  # of the whole text
+    begin: int  # the first token of the block
+
+
 class _Late(HeldSide[Scorer]):
     """Nats per token of a block behind the context that the model was trained on.
 
@@ -117,7 +125,7 @@ class _Late(HeldSide[Scorer]):
     def __init__(self, name: str, model: ModelRef, longest: int, near: int | None) -> None:
         self.name, self._model, self._longest, self._near = name, model, longest, near
         self.num_bytes = 2 * model.weights.stat().st_size
-        self._read: dict[str, list[float]] = {}  # by text, once it was read as a whole
+        self._read: dict[int, list[float]] = {}  # by text, once it was read as a whole
 
     def make(self) -> Scorer:
         overrides = Overrides(adapter=self._model.adapter)
@@ -126,9 +134,7 @@ class _Late(HeldSide[Scorer]):
         return scorer
 
     def measure(self, item: Item) -> float:
-        if not isinstance(item, Mapping) or not isinstance(ids := item["ids"], list):
-            raise TypeError(f"{item!r} is no block of a text")
-        begin, text = int(str(item["begin"])), str(item["text"])
+        text, ids, begin = typed(item, Block)
         if self._near is not None:
             first = begin - self._near
             losses = self._losses(ids[first : begin + BLOCK])[-BLOCK:]
@@ -176,8 +182,7 @@ def _late_trial(model: ModelRef, trained: int) -> Trial | None:
                 ids = [*ids, *engine.tokenize(" ".join(draws.sample(sentences, len(sentences))) + "\n")]
             texts.append(ids[:longest])
     items: list[list[Item]] = [
-        [{"text": seed, "ids": ids, "begin": trained + BLOCK * n} for n in range(BLOCKS)]
-        for seed, ids in enumerate(texts)
+        [Block(seed, ids, trained + BLOCK * n)._asdict() for n in range(BLOCKS)] for seed, ids in enumerate(texts)
     ]
     return Trial(
         knob=f"at most {trained:,} tokens of context",

@@ -14,7 +14,7 @@ from settle.base.settings import read_recipe
 from settle.doctor.checks import Check
 from settle.doctor.findings import Details, Finding, Fix
 from settle.doctor.subject import TrainingRun
-from settle.doctor.training.facts import COMMANDS
+from settle.doctor.training.facts import COMMANDS, LoopRecord, PlanRecord, Recorded
 from settle.doctor.training.limited_steps import FailedSteps, Ready, Steps
 from settle.doctor.training.retrain import recipe_fix
 from settle.doctor.trial import FEWEST_ITEMS, Item, Trial
@@ -34,6 +34,18 @@ class Shortage(Details):
 
     limit: int | None = None
     free: int | None = None
+
+
+class Estimate(Recorded):
+    """A figure of forecast.json."""
+
+    value: float | None = None
+
+
+class Forecast(Recorded):
+    """A run's forecast.json."""
+
+    peak_memory: Estimate = Estimate()
 
 
 class MemoryTraining(Check[TrainingRun, Shortage]):
@@ -62,8 +74,7 @@ class MemoryTraining(Check[TrainingRun, Shortage]):
     def _killed(self, run: Run, session: list[Event]) -> Iterator[Finding[Shortage]]:
         """Yield what the folder says of a run that ended without a word."""
         last = session[-1].time if session else run.path.stat().st_mtime
-        plan, expected = run.read("plan.json") or {}, _peak(run.read("forecast.json"))
-        free = _available(plan)
+        free, expected = PlanRecord.of(run).machine.memory.available, _peak(run)
         killed = any(last - SECONDS_BEFORE < at < last + SECONDS_AFTER for at in kernel_kills())
         tight = expected is not None and free is not None and expected > NEAR * free
         if not killed and not tight:
@@ -114,15 +125,15 @@ class MemoryTraining(Check[TrainingRun, Shortage]):
 
 def _asked(run: Run, found: Shortage, folder: Path) -> Steps:
     """Return the run's steps as it took them, within the memory that it could have."""
-    loop = (run.read("plan.json") or {}).get("loop") or {}
-    tuning = (run.read("plan.json") or {}).get("tuning") or {}
+    plan = PlanRecord.of(run)
+    loop = plan.loop or LoopRecord()
     return Steps(
         command=run.command,
         recipe=read_recipe(run.path / "recipe.toml"),
         folder=str(folder),
-        steps=min(SEARCHED, loop.get("max_steps") or SEARCHED),
-        micro_batches=loop.get("micro_batches"),
-        recompute=tuning.get("recompute"),
+        steps=min(SEARCHED, loop.max_steps or SEARCHED),
+        micro_batches=loop.micro_batches,
+        recompute=plan.tuning.recompute,
         limit=found.limit,
         free=found.free,
     )
@@ -174,20 +185,10 @@ def _fix(run: Run, settings: Mapping[str, int | bool]) -> Fix:
 
 
 def _at_once(run: Run) -> str:
-    plan = run.read("plan.json") or {}
-    rows = (plan.get("tuning") or {}).get("rows")
+    rows = PlanRecord.of(run).tuning.rows
     return f"{rows} rows" if rows else ""
 
 
-def _peak(forecast: object) -> float | None:
-    peak = forecast.get("peak_memory") if isinstance(forecast, Mapping) else None
-    value = peak.get("value") if isinstance(peak, Mapping) else None
-    return float(value) if isinstance(value, int | float) else None
-
-
-def _available(plan: Mapping[str, object]) -> int | None:
-    """Return the bytes that were free when the run had its plan."""
-    machine = plan.get("machine")
-    free = machine.get("memory") if isinstance(machine, Mapping) else None
-    value = free.get("available") if isinstance(free, Mapping) else None
-    return value if isinstance(value, int) else None
+def _peak(run: Run) -> float | None:
+    """Return the bytes that a run was expected to take at its peak."""
+    return Forecast.model_validate(run.read("forecast.json") or {}).peak_memory.value
