@@ -30,7 +30,7 @@ class Row(BaseModel):
 
     Attributes:
         id: the name by which pages quote the row.
-        interval: the 95 % interval of a single figure.
+        interval: the 95 % interval of a single figure, which names it too.
         bar: what the figure has to reach, or "none set".
         judged_on: the data, and whether they were seen before.
         machine: the processor and its load.
@@ -76,7 +76,7 @@ def page() -> str:
 
 def _line(row: Row) -> str:
     met = "no bar" if row.bar == NO_BAR else "met" if row.met else "**missed**"
-    figure = row.figure + (f" ({row.interval})" if row.interval else "") + (f"; peer: {row.peer}" if row.peer else "")
+    figure = f"{row.figure}; peer: {row.peer}" if row.peer else row.figure
     judged_on = f"{row.judged_on}; {row.machine}" if row.machine else row.judged_on
     cells = [met, row.claim, figure, "–" if row.bar == NO_BAR else row.bar, judged_on, f"`{_script(row)}` {row.date}"]
     return f"|{'|'.join(cell.replace('|', '/') for cell in cells)}|\n"
@@ -84,7 +84,7 @@ def _line(row: Row) -> str:
 
 def _script(row: Row) -> str:
     """Return the script, test or command that measures a row, without its settings: the last that its command names."""
-    found = re.findall(r"(?:bench|tests)/[\w/]+(?:\.py)?", row.command)
+    found = re.findall(r"bench/[\w/]+\.py|tests/[\w/.]+", row.command)
     return found[-1] if found else " ".join(row.command.split()[:2])
 
 
