@@ -3,7 +3,7 @@
 import hashlib
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -12,6 +12,7 @@ import numpy as np
 from settle.base.errors import UsageError
 from settle.base.events import Progress, Say
 from settle.base.files import home, read_json, write_json
+from settle.base.run.result import Result
 from settle.data.rows.batches import pack_rows
 from settle.data.rows.prepare import RowCorpus, prepare_rows, prepared_rows
 from settle.data.settings import RowSettings
@@ -69,6 +70,14 @@ class _TooSlow(Exception):
 class DistillContext(TuningContext):
     settings: DistillSettings
     teacher: Pretrained = field(init=False)
+    pair: Mapping[str, object] | None = None  # the draft model beside its teacher, measured
+
+    def made(self, audit: Mapping[str, object]) -> Result:
+        made = read_json(self.made_file) if self.made_file.exists() else None
+        more: dict[str, object] = {"student": {"name": self.tuning.base_name, "made": made}}
+        if self.pair is not None:
+            more["pair"] = self.pair
+        return super().made(audit).model_copy(update=more)
 
     def comparing(self, seconds_per_token: float) -> float:
         return super().comparing(seconds_per_token) + self.draft_seconds
@@ -165,8 +174,6 @@ def cache(c: DistillContext) -> None:
 
 def compare(c: DistillContext) -> None:
     """The student against its teacher on held-out rows, before it learned and after."""
-    made = read_json(c.made_file) if c.made_file.exists() else None
-    c.figures["student"] = {"name": c.tuning.base_name, "made": made}
     if not c.is_usable:
         return
     live = c.live
@@ -179,7 +186,7 @@ def compare(c: DistillContext) -> None:
     nearness = learned(live.model, live.objective, rows, before, best, name, c.events, seconds)
     if not nearness.is_whole:
         c.leave_out_pace()
-    c.figures["comparison"], c.compared = nearness.to_json(), nearness.card_lines()
+    c.comparison, c.compared = nearness.to_json(), nearness.card_lines()
 
 
 def draft(c: DistillContext) -> None:
@@ -198,7 +205,7 @@ def draft(c: DistillContext) -> None:
     c.events.emit(Say(text=pair.headline))
     if pair.speed_up > 1:
         c.events.emit(Say(text=f"`settle chat {c.teacher.name} --draft {c.run.name}` and `settle serve` use it"))
-    c.figures["pair"], c.compared = pair.to_json(), [*c.compared, *pair.card_lines()]
+    c.pair, c.compared = pair.to_json(), [*c.compared, *pair.card_lines()]
     c.add_files({"draft": str(file)})
 
 

@@ -11,7 +11,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from importlib import import_module
 from importlib.util import find_spec
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from settle.audit.session import ledger
 from settle.base.errors import FULL_DISK, ResourceError, RunError, SettleError, UsageError, disk_is_full
@@ -44,7 +44,7 @@ class Context:
     origin: Mapping[str, str]
     events: Events
     stopping: Stopping
-    record: Mapping[str, object] | None = None
+    record: Mapping[str, Any] | None = None
     spending: Spending = field(default_factory=Spending)
     safe: str = ""
     exit_code: int | None = None

@@ -1,7 +1,7 @@
 """settle shrink: make a model smaller or faster within a budget, and measure what that loses."""
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -49,6 +49,17 @@ KNOWN_TEXT_TOKENS = 60_000  # of a run's held-out text
 PLAN_VERSION = 1
 
 
+class ShrinkResult(Result):
+    """What result.json has of a run that made a model smaller, or measured how small it could be."""
+
+    candidates: Sequence[Mapping[str, object]]  # that were measured and not chosen
+    base: Mapping[str, object] | None = None
+    chosen: Mapping[str, object] | None = None
+    reference: Mapping[str, object] | None = None
+    kinds: Mapping[str, str] | None = None  # the type of each tensor
+    vocabulary: Mapping[str, object] | None = None  # what was cut of it
+
+
 @dataclass
 class ShrinkContext(Context):
     """What the stages make, in the order in which they make it. expected: tokens per second by a candidate's name."""
@@ -65,7 +76,9 @@ class ShrinkContext(Context):
     chosen: Candidate | None = None
     exported: Path | None = None
     loss_on_text: TextLoss | None = None
-    figures: dict[str, object] = field(default_factory=dict)
+    gate: Mapping[str, object] | None = None
+    comparison: Mapping[str, object] | None = None
+    made: ShrinkResult = field(init=False)
 
 
 def source(c: ShrinkContext) -> None:
@@ -189,7 +202,7 @@ def export(c: ShrinkContext) -> None:
     gate = c.session.export(chosen.kinds, c.exported, chosen.mix)
     record_made(c.run, {"gguf": str(c.exported)})
     emit_gate_checks(gate, c.events)
-    c.figures["gate"] = gate
+    c.gate = gate
 
 
 def compare(c: ShrinkContext) -> None:
@@ -203,7 +216,7 @@ def compare(c: ShrinkContext) -> None:
     with both_in_llamacpp(whole, small) as (ours, theirs):
         comparison = compare_models(ours, theirs, examples, c.events, options, readers(whole, small))
     report_comparison(comparison, c.events)
-    c.figures["comparison"] = comparison.to_json()
+    c.comparison = comparison.to_json()
 
 
 def report(c: ShrinkContext) -> None:
@@ -212,7 +225,7 @@ def report(c: ShrinkContext) -> None:
         points = [c.reference.point(), *(m.point() for m in _measured(c))]
         title, why = "measured", f"{len(points) - 1} routes"
         rows = [r.to_json() | {"expected_speed": c.expected.get(r.name)} for r in [c.reference, *_measured(c)]]
-        c.figures |= {"verdict": "planned", "why": why, "candidates": rows}
+        made = ShrinkResult(name=c.run.name, verdict="planned", why=why, candidates=rows)
     else:
         before, after = footprints([c.session.whole.source.path, c.exported], threads=c.session.model.threads)
         c.reference, chosen = c.candidates.reference(before), c.chosen
@@ -222,16 +235,16 @@ def report(c: ShrinkContext) -> None:
         others = [m for m in _measured(c) if m.name != c.chosen.name]
         measured = [m.point() for m in others if m.divergence]
         title, points = "", [c.reference.point(), c.chosen.point(chosen=True), *measured]
-        c.figures |= {"verdict": "within budget", "candidates": [m.to_json() for m in others], **_losses(c, c.chosen)}
+        made = _losses(c, c.chosen, others)
     c.events.emit(Listing(title=title, columns=COLUMNS, rows=pareto_rows(points)))
     picture = draw_pareto(points, c.run.out / "pareto.png", f"{c.session.model.source.name}: size, speed and loss")
     files = {} if c.exported is None else {"gguf": str(c.exported), "card": str(c.run.out / "card.md")}
-    c.figures["files"] = files | {"picture": str(picture)}
+    c.made = made.model_copy(update={"files": files | {"picture": str(picture)}})
 
 
 def result(c: ShrinkContext) -> None:
     """Card, and result.json last: its presence means that the run is finished."""
-    made = Result.model_validate({"name": c.run.name, **c.figures, "audit": network_record(c.run.path, c.events)})
+    made = c.made.model_copy(update={"audit": network_record(c.run.path, c.events)})
     if c.chosen is not None:
         facts = CardFacts(
             c.run.name,
@@ -245,7 +258,7 @@ def result(c: ShrinkContext) -> None:
         )
         write_card(c.run.out / "card.md", facts, c.session)
         c.events.emit(Say(text=made.why))
-    write_json(c.run.path / "result.json", made.to_json())
+    c.run.finish(made)
     c.events.emit(ResultReady(result=made.to_json()))
     c.exit_code = 0
 
@@ -285,8 +298,8 @@ def _base(c: ShrinkContext) -> Mapping[str, object]:
     return {"name": c.session.whole.name, "sha256": c.session.whole.source.sha256}
 
 
-def _losses(c: ShrinkContext, chosen: Candidate) -> dict[str, object]:
-    """What the result says of the chosen file beside the model."""
+def _losses(c: ShrinkContext, chosen: Candidate, others: Sequence[Candidate]) -> ShrinkResult:
+    """Return the result: the chosen file compared with the model. others: that were measured."""
     assert c.exported is not None and chosen.divergence is not None
     assert chosen.footprint is not None and c.reference.footprint is not None
     c.loss_on_text = c.session.text_loss(c.exported)
@@ -296,24 +309,30 @@ def _losses(c: ShrinkContext, chosen: Candidate) -> dict[str, object]:
     before, after = (f"{f.peak_bytes / 1e6:,.0f}" for f in (c.reference.footprint, chosen.footprint))
     rises = chosen.footprint.peak_bytes > c.reference.footprint.peak_bytes
     memory = f"{'rises' if rises else 'falls'} from {before} to {after} MB" if before != after else f"stays {after} MB"
-    figures: dict[str, object] = {
-        "why": f"{c.exported.stat().st_size / c.reference.num_bytes:.0%} of the size, {faster:.2f} times as fast, "
+    vocabulary = None
+    if c.loss_on_text and c.session.cut_report:
+        vocabulary = c.session.cut_report.to_json() | {"text": c.loss_on_text.to_json()}
+    return ShrinkResult(
+        name=c.run.name,
+        verdict="within budget",
+        why=f"{c.exported.stat().st_size / c.reference.num_bytes:.0%} of the size, {faster:.2f} times as fast, "
         f"memory {memory}, and the loss on {c.session.model.data.name} changes by {rise:+.2%}",
-        "base": _base(c),
-        "chosen": chosen.to_json(),
-        "reference": c.reference.to_json(),
-        "kinds": dict(chosen.kinds),
-        "forecast": {"kl": c.candidates.expected_kl(chosen)},
-        "actual": {
+        candidates=[other.to_json() for other in others],
+        base=_base(c),
+        chosen=chosen.to_json(),
+        reference=c.reference.to_json(),
+        kinds=dict(chosen.kinds),
+        vocabulary=vocabulary,
+        forecast={"kl": c.candidates.expected_kl(chosen)},
+        actual={
             "kl": chosen.divergence.kl.value,
             "time": used["seconds"],
             "peak_memory": used["peak_memory"],
             "energy": used["joules"],
         },
-    }
-    if c.loss_on_text and c.session.cut_report:
-        figures["vocabulary"] = c.session.cut_report.to_json() | {"text": c.loss_on_text.to_json()}
-    return figures
+        gate=c.gate,
+        comparison=c.comparison,
+    )
 
 
 JOB = Job(

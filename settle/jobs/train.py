@@ -93,14 +93,13 @@ def export(c: TrainContext) -> None:
     """The best weights as files, through the gate."""
     if not c.is_usable:
         return
-    live, best = c.live, c.figures["best"]
-    card = {"base": True, "verdict": c.figures["verdict"], **(best if isinstance(best, dict) else {})}
+    live = c.live
+    card = {"base": True, "verdict": c.verdict.verdict, **c.best.model_dump(exclude_none=True)}
     texts = held_out_texts(c.corpus.held_out, live.tokenizer)
     whole = ExportedModel(c.run.name, live.model, live.architecture, c.outcome.best, live.tokenizer, texts, card)
-    files, gate = export_run_model(whole, c.run.out, c.events)
+    files, c.gate = export_run_model(whole, c.run.out, c.events)
     record_made(c.run, files)
     c.add_files(files)
-    c.figures["gate"] = gate
 
 
 def _shown(c: TrainContext) -> dict[str, object]:

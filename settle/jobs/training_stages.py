@@ -14,7 +14,7 @@ from settle.base.events import Eval, ForecastReady, ResultReady, Say, Warn
 from settle.base.files import write_json
 from settle.base.run import Run
 from settle.base.run.launcher import launched
-from settle.base.run.result import Result
+from settle.base.run.result import Evaluated, Result
 from settle.base.statistics import Interval
 from settle.base.version import refuse_newer
 from settle.data.prepare import Corpus
@@ -35,11 +35,12 @@ from settle.plan.outlook import CurveStart, Outlook, TuningStart
 from settle.plan.phases import EXPORT, beside_others, remember, too_short
 from settle.plan.training_plan import require_dtype
 from settle.train.checkpoint import newest_state
+from settle.train.evaluation import EvaluationFigures
 from settle.train.live_run import IDENTITY, LiveRun
 from settle.train.loop import Loop
 from settle.train.state import Outcome
 from settle.train.training_plan import PLAN_VERSION, TrainingPlan
-from settle.train.verdict import verdict
+from settle.train.verdict import LoopVerdict, verdict
 
 HOUR = 3600.0
 RESULT_SECONDS = 1.5  # the card, the picture and the end of the process, on a machine with nothing else to do
@@ -48,13 +49,59 @@ UNUSABLE = ("diverged", "broken")  # verdicts after which nothing is exported
 
 
 @dataclass
-class TrainingContext(Context):
+class LoopContext(Context):
+    """What the stages of every job with a loop make, in the order in which they make it."""
+
+    settings: TrainSettings | TuneSettings | DistillSettings
+
+    loop: Loop = field(init=False)
+    outcome: Outcome = field(init=False)
+    verdict: LoopVerdict = field(init=False)
+    best: Evaluated = field(init=False)  # the best weights on held-out data that chose nothing
+    actual: dict[str, float | None] = field(default_factory=dict)  # figures beside those of the forecast
+    files: dict[str, str] = field(default_factory=dict)  # by kind
+    gate: Mapping[str, object] | None = None  # the report of the check of the exported file
+    comparison: Mapping[str, object] | None = None
+    compared: list[str] = field(default_factory=list)  # lines for the model card on that comparison
+
+    @property
+    def is_usable(self) -> bool:
+        """Whether the weights are worth exporting: those of a run that the loop stopped as *broken* are, when they are
+        better than the first ones, since a slow starter cannot be told from a run that never starts."""
+        state = self.outcome.state
+        return self.verdict.verdict not in UNUSABLE or (state.stop == "broken" and state.best_step > 0)
+
+    def add_files(self, files: Mapping[str, str]) -> None:
+        """Add files that were made, by kind; they come before the card and the picture."""
+        self.files = {**files, **self.files}
+
+    def next_steps(self) -> str:
+        """Commands that use what was made; empty when nothing was."""
+        return ""
+
+    def made(self, audit: Mapping[str, object]) -> Result:
+        """Return what becomes result.json. audit: what left this machine."""
+        return Result(
+            name=self.run.name,
+            **vars(self.verdict),
+            best=self.best,
+            actual=self.actual,
+            proof=(self.record or {}).get("proof"),
+            gate=self.gate,
+            comparison=self.comparison,
+            audit=audit,
+            files=self.files,
+        )
+
+
+@dataclass
+class TrainingContext(LoopContext):
     """What the stages of training make, in the order in which they make it.
 
-    base: the pretrained model, when one is trained further. figures: what becomes result.json. compared: lines for the
-    model card on how the model does against its base or its teacher. phases: planned seconds by the name of the stage;
+    base: the pretrained model, when one is trained further. phases: planned seconds by the name of the stage;
     estimates: seconds that a stage would take as a whole, of those that the machine remembers. further: what an hour
-    more would have taken off the final loss, as a share of it; None without a forecast.
+    more would have taken off the final loss, as a share of it; None without a forecast. outlook: the last forecast
+    that was made by half of the run.
     """
 
     settings: TrainSettings | TuneSettings | DistillSettings
@@ -62,11 +109,8 @@ class TrainingContext(Context):
     base: Pretrained | None = None
     plan: TrainingPlan = field(init=False)
     live: LiveRun = field(init=False)
-    loop: Loop = field(init=False)
-    outcome: Outcome = field(init=False)
     further: Interval | None = None
-    figures: dict[str, object] = field(default_factory=dict)
-    compared: list[str] = field(default_factory=list)
+    outlook: Mapping[str, object] | None = None
     phases: Mapping[str, float] = field(default_factory=dict)
     estimates: dict[str, float] = field(default_factory=dict)
 
@@ -104,13 +148,6 @@ class TrainingContext(Context):
             return f"`settle doctor {self.run.name} --prove 2 --fix` finds how much at once fits"
         return "take less at once: --micro-rows, --recompute" if self.base else "take less at once: --micro-tokens"
 
-    @property
-    def is_usable(self) -> bool:
-        """Whether the weights are worth exporting: those of a run that the loop stopped as *broken* are, when they are
-        better than the first ones, since a slow starter cannot be told from a run that never starts."""
-        state = self.outcome.state
-        return self.figures["verdict"] not in UNUSABLE or (state.stop == "broken" and state.best_step > 0)
-
     def sample(self, step: int, moment: str) -> None:
         """What the model makes of the person's prompt now, when one was given."""
         prompt, live = self.settings.sample, self.live
@@ -138,10 +175,11 @@ class TrainingContext(Context):
         prompt = "" if chats else " " + shlex.quote(self.settings.sample or "Once")
         return f"`settle chat {name}{prompt}` · `settle serve` · `settle runs show {name}`"
 
-    def add_files(self, files: Mapping[str, str]) -> None:
-        """Files that were made, by kind; they come before the card and the picture."""
-        earlier = self.figures["files"]
-        self.figures["files"] = {**files, **(earlier if isinstance(earlier, dict) else {})}
+    def made(self, audit: Mapping[str, object]) -> Result:
+        more = {"budget": _budget_used(self), "forecast": self.run.read("forecast.json") or {}}
+        if self.outlook is not None:
+            more["outlook"] = self.outlook
+        return super().made(audit).model_copy(update=more)
 
 
 def earlier_session(c: TrainingContext) -> None:
@@ -239,18 +277,23 @@ def loop(c: TrainingContext) -> None:
     c.live.join(gather(c.live, c.run))
     outlook = _outlook(c)
     c.loop = c.live.loop(c.run, c.events, c.stopping, c.spending, lambda: c.spending.total, c.sample)
-    with c.stopping.patiently():
-        c.outcome = c.loop.train()
+    train_loop(c)
     if outlook is not None:
         c.events.listeners.remove(outlook)
-        c.figures["outlook"] = outlook.figures()
+        c.outlook = outlook.figures()
         state = c.outcome.state
         pace = state.step * c.plan.loop.tokens_per_step / max(state.seconds, 1e-9)
         c.further = outlook.further(state.best_loss, HOUR * pace)
-    if c.outcome.interrupted or c.stopping():
-        interrupt(c, f"saved at step {c.loop.saved_step:,}" if c.loop.saved_step >= 0 else "stopped")
     c.outcome = c.live.leave(c.outcome)
     c.safe = "the trained weights are safe"
+
+
+def train_loop(c: LoopContext) -> None:
+    """Take the steps of the loop; where it is stopped on the way, the session ends with it."""
+    with c.stopping.patiently():
+        c.outcome = c.loop.train()
+    if c.outcome.interrupted or c.stopping():
+        interrupt(c, f"saved at step {c.loop.saved_step:,}" if c.loop.saved_step >= 0 else "stopped")
 
 
 def _outlook(c: TrainingContext) -> Outlook | None:
@@ -273,31 +316,32 @@ def judge(c: TrainingContext) -> None:
     usual = c.live.judged_tokens(state.step)
     best = c.live.judge(c.outcome.best, state, c.loop.watch.time.judged_tokens(state, usual, c.spending.total))
     c.sample(state.best_step, "end")
+    c.verdict = verdict(state, c.plan.loop, tokens / max(state.seconds, 1e-9), c.further)
+    c.add_files({"card": str(c.run.out / "card.md")})
+    note_judged(c, best, tokens)
+
+
+def note_judged(c: LoopContext, best: EvaluationFigures, tokens: int) -> None:
+    """Keep and emit the evaluation of the best weights. tokens: that the loop has trained on."""
+    c.best = Evaluated.model_validate(best)
     c.events.emit(Eval.model_validate({"whole": True, **best}))
-    c.figures = {
-        **c.figures,
-        "name": c.run.name,
-        **verdict(state, c.plan.loop, tokens / max(state.seconds, 1e-9), c.further),
-        "budget": _budget_used(c),
-        "best": best,
-        "actual": {"peak_memory": c.loop.spent()["peak_memory"], "tokens": tokens, "loss": best["loss"]},
-        "forecast": c.run.read("forecast.json"),
-        "proof": (c.record or {}).get("proof"),
-        "files": {"card": str(c.run.out / "card.md"), "curves": str(c.run.out / "curves.png")},
-    }
+    c.actual = {"peak_memory": c.loop.spent()["peak_memory"], "tokens": tokens, "loss": best["loss"]}
+    c.files["curves"] = str(c.run.out / "curves.png")
 
 
 def result(c: TrainingContext) -> None:
     """Card, picture, and result.json last: its presence means that the run is finished, and needs no checkpoints."""
-    c.figures["audit"] = network_record(c.run.path, c.events)
-    actual = c.figures["actual"]
-    assert isinstance(actual, dict)
-    c.figures["actual"] = {**_used(c), **actual, "others_share": others_share(c.run)}
-    made = Result.model_validate(c.figures)
+    c.actual = {**_used(c), **c.actual, "others_share": others_share(c.run)}
+    made = c.made(network_record(c.run.path, c.events))
     record = {**(c.record or {}), "num_parameters": c.live.architecture.num_parameters}
-    write_card(c.run.out / "card.md", c.run.name, record, c.figures, c.corpus.ledger, c.compared)
+    write_card(c.run.out / "card.md", c.run.name, record, made.to_json(), c.corpus.ledger, c.compared)
+    finish(c, made)
+
+
+def finish(c: LoopContext, made: Result) -> None:
+    """Draw the curves, and write result.json last."""
     draw_curves(c.run, made)
-    write_json(c.run.path / "result.json", made.to_json())
+    c.run.finish(made)
     if not c.settings.keep_checkpoints:
         prune(c.run)
     c.events.emit(ResultReady(result=made.to_json()))

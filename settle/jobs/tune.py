@@ -1,10 +1,12 @@
 """settle tune: fine-tune a pretrained model on a person's examples, and compare it with its base."""
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import ClassVar
 
 from settle.base.events import Say, Warn
 from settle.base.run import Run
+from settle.base.run.result import Result
 from settle.data.decisions.label_column import are_labels
 from settle.data.rows.prepare import prepare_rows, prepared_rows
 from settle.evaluate.compare.candidate_pair import both_in_llamacpp, readers
@@ -33,6 +35,15 @@ class TuneContext(TuningContext):
     can_skip_comparison: ClassVar[bool] = True
 
     settings: TuneSettings
+
+    def made(self, audit: Mapping[str, object]) -> Result:
+        base = {
+            "name": self.tuning.base_name,
+            "sha256": self.tuning.base_sha256,
+            "transformers": transformers_name(self.pretrained.source),
+        }
+        system_prompt = self.corpus.ledger["rows"].get("system_prompt")
+        return super().made(audit).model_copy(update={"base": base, "system_prompt": system_prompt})
 
     def comparison_estimate(self, seconds_per_token: float) -> float:
         if not self.settings.compare:
@@ -92,12 +103,6 @@ def judging(c: TuneContext) -> None:
 
 def compare(c: TuneContext) -> None:
     """The tuned model and its base on the held-out rows: better, worse, no different, or too few rows to tell."""
-    c.figures["base"] = {
-        "name": c.tuning.base_name,
-        "sha256": c.tuning.base_sha256,
-        "transformers": transformers_name(c.pretrained.source),
-    }
-    c.figures["system_prompt"] = c.corpus.ledger["rows"].get("system_prompt")
     if not c.is_usable or not c.settings.compare:
         return
     if c.budget is not None and not c.plan.loop.seconds_comparing:
@@ -113,7 +118,7 @@ def compare(c: TuneContext) -> None:
     report(comparison, c.events)
     if comparison.shortened:
         c.leave_out_pace()
-    c.figures["comparison"], c.compared = comparison.to_json(), comparison.card_lines()
+    c.comparison, c.compared = comparison.to_json(), comparison.card_lines()
 
 
 def _judged_before(c: TuneContext) -> int:

@@ -144,11 +144,9 @@ def export(c: TuningContext) -> None:
         return
     live, base, corpus = c.live, c.pretrained, c.corpus
     texts = held_out_texts(corpus.held_out, c.tokenizer)
-    best = c.figures["best"]
-    assert isinstance(best, dict)
     took_turns = bool(base.tokenizer.chat_template) and not base.metadata.get("settle.base")
     learned_turns = bool(corpus.template) and corpus.kind != "text"
-    card = {"verdict": c.figures["verdict"], **{key: value for key, value in best.items() if value is not None}}
+    card = {"verdict": c.verdict.verdict, **c.best.model_dump(exclude_none=True)}
     if not took_turns and not learned_turns:
         card["base"] = True
     if live.whole:
@@ -156,7 +154,7 @@ def export(c: TuningContext) -> None:
             *(c.run.name, live.model, live.architecture, c.outcome.best, c.tokenizer, texts, card),
             gguf_keys=sampling_keys(base.source, base.metadata),
         )
-        files, gate = export_run_model(whole, c.run.out, c.events)
+        files, c.gate = export_run_model(whole, c.run.out, c.events)
         record_made(c.run, files)
     else:
         live.model.load_trainable(c.outcome.best)
@@ -165,10 +163,9 @@ def export(c: TuningContext) -> None:
         base_name = transformers_name(base.source) or base.name
         adapter = TrainedAdapter.of_model(live.model, adapter_of(c.tuning), base_name, base.source.sha256)
         exported = ExportedAdapter(c.run.name, base, adapter, c.tokenizer, texts, card)
-        files, gate = export_run_adapter(exported, c.run.out, c.events)
+        files, c.gate = export_run_adapter(exported, c.run.out, c.events)
         record_made(c.run, files, base.source)
     c.add_files(files)
-    c.figures["gate"] = gate
 
 
 def _warn_of_memory(c: TuningContext, expected: float) -> None:

@@ -1,8 +1,8 @@
 """The verdict of a finished loop, from its state alone."""
 
 import math
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 
 from settle.base.statistics import NO_ESTIMATE, Interval
 from settle.train.evaluation import Evaluation
@@ -19,49 +19,58 @@ TOO_EARLY = "it is too early to say what a further hour would bring"
 LEARNED_SHARE = 0.5  # of the first held-out loss: rows that cost less in training have taught something
 
 
-def verdict(
-    state: LoopState, plan: LoopPlan, tokens_per_second: float, further: Interval | None = None
-) -> dict[str, object]:
-    """`verdict` (settled, learned, out of budget, overfitting, diverged, broken), `why`, and the evidence for it.
+@dataclass(frozen=True)
+class LoopVerdict:
+    """What a loop ended with, and the evidence for it."""
+
+    verdict: str  # settled, learned, out of budget, overfitting, diverged or broken
+    why: str
+    evidence: Mapping[str, object] = field(default_factory=dict)
+    rollbacks: Sequence[Mapping[str, object]] | None = None  # of a run that diverged
+    gain_per_hour: Mapping[str, float | None] | None = None  # of one that ran out of budget; None where it is not known
+
+
+def verdict(state: LoopState, plan: LoopPlan, tokens_per_second: float, further: Interval | None = None) -> LoopVerdict:
+    """Return the verdict on a loop.
 
     further: the share of the delivered loss that another hour would take off, with the decay in both cases; NaN where
     the forecast does not reach, None where there is no forecast. Then the evaluations at the constant rate are used.
     """
     stable = [e for e in state.history if state.schedule.decay_start is None or e.step <= state.schedule.decay_start]
-    result: dict[str, object] = {"evidence": state.judgement.get("evidence", {})}
+    judged = state.judgement.get("evidence")
+    evidence = judged if isinstance(judged, Mapping) else {}
     if state.stop == "diverged":
         last = state.rollbacks[-1]
         batch = last.batches[-1]
-        return result | {
-            "verdict": "diverged",
-            "why": f"rolled back {len(state.rollbacks)} times, last at step {last.step:,} (loss {last.loss}): batch "
-            f"{batch.position}, which begins with {batch.rows[0].source}",
-            "rollbacks": [asdict(note) for note in state.rollbacks],
-        }
+        why = (
+            f"rolled back {len(state.rollbacks)} times, last at step {last.step:,} (loss {last.loss}): batch "
+            f"{batch.position}, which begins with {batch.rows[0].source}"
+        )
+        return LoopVerdict("diverged", why, evidence, [asdict(note) for note in state.rollbacks])
     if state.stop == "broken":
-        return result | {"verdict": "broken", "why": state.judgement["why"]}
+        return LoopVerdict("broken", str(state.judgement["why"]), evidence)
     if why := _nothing_learned(state):
-        return result | {"verdict": "broken", "why": why}
+        return LoopVerdict("broken", why, evidence)
     rise = _rise(state)
     if state.stop == "overfitting" or rise:
-        return result | {"verdict": "overfitting", "why": rise or state.judgement["why"]}
+        return LoopVerdict("overfitting", rise or str(state.judgement["why"]), evidence)
     if state.stop == "learned":
-        return result | {"verdict": "learned", "why": f"{state.judgement['why']}. {_decayed(stable, state)}".rstrip()}
+        return LoopVerdict("learned", f"{state.judgement['why']}. {_decayed(stable, state)}".rstrip(), evidence)
     if state.stop == "passes":
         why = f"{plan.most_passes:g} passes over the rows, the most that a run without a budget makes"
         why = f"{why}; the rows that choose the weights are too few to tell whether more would help"
-        return result | {"verdict": "out of budget", "why": f"{why}. {_decayed(stable, state)}".rstrip()}
+        return LoopVerdict("out of budget", f"{why}. {_decayed(stable, state)}".rstrip(), evidence)
     decayed = _decayed(stable, state)
     if state.stop == "settled":
-        return result | {"verdict": "settled", "why": f"{state.judgement['why']}. {decayed}{UNSEEN}"}
+        return LoopVerdict("settled", f"{state.judgement['why']}. {decayed}{UNSEEN}", evidence)
     if further is not None:
         why, gain = _hour(further, "a further hour"), further
     else:
         gain = _constant_gain(stable, plan, tokens_per_second * 3600)
         why = _hour(gain, "a further hour at the constant learning rate")
         why = f"{why}. {decayed}".rstrip() if decayed else why
-    known = {} if math.isnan(gain.value) else {"gain_per_hour": gain.to_json()}
-    return result | {"verdict": "out of budget", "why": why} | known
+    known = None if math.isnan(gain.value) else gain.to_json()
+    return LoopVerdict("out of budget", why, evidence, gain_per_hour=known)
 
 
 def _constant_gain(stable: Sequence[Evaluation], plan: LoopPlan, tokens: float) -> Interval:

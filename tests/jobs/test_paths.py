@@ -151,19 +151,19 @@ def test_a_rounding_that_is_refused_is_tried_more_exactly(home: Path, monkeypatc
 
 
 def test_a_broken_encoder_is_not_exported(monkeypatch: pytest.MonkeyPatch) -> None:
-    c: Any = SimpleNamespace(figures={"verdict": "broken"}, settings=SimpleNamespace(compare=True))
+    c: Any = SimpleNamespace(is_usable=False, settings=SimpleNamespace(compare=True))
     encoder.export(c)
     encoder.compare(c)
-    assert c.figures == {"verdict": "broken"}
+    assert set(vars(c)) == {"is_usable", "settings"}
     made: list[Any] = []
     monkeypatch.setattr(encoder, "export_encoder", lambda *given: ({"gguf": "g"}, {"passed": True}))
     monkeypatch.setattr(encoder, "record_made", lambda run, files: made.append(files))
     c = SimpleNamespace(
-        figures={"verdict": "settled", "files": {"curves": "c"}}, model=SimpleNamespace(eval=lambda: None), source=None,
+        is_usable=True, add_files=made.append, model=SimpleNamespace(eval=lambda: None), source=None,
         file=None, run=None, held_out=lambda side: SimpleNamespace(batches=[side, 2]),
     )  # fmt: skip
     encoder.export(c)
-    assert made == [{"gguf": "g"}] and list(c.figures["files"]) == ["gguf", "curves"] and c.figures["gate"]["passed"]
+    assert made == [{"gguf": "g"}] * 2 and c.gate["passed"]
 
 
 def test_a_finished_run_says_its_verdict(home: Path) -> None:

@@ -11,6 +11,7 @@ import pytest
 
 from settle.base.errors import DataError, UsageError
 from settle.base.event_log import Events
+from settle.base.run.result import Evaluated
 from settle.base.statistics import Interval
 from settle.jobs import index, run_reports
 from settle.jobs.index_settings import IndexSettings
@@ -125,10 +126,10 @@ def test_the_loss_that_is_quoted_has_its_standard_error(rows: int) -> None:
     """stderr: of the mean, by the n - 1 of a sample."""
     shares = np.linspace(0.2, 0.9, rows)
     targets = np.array([[1.0, 0.0]] * rows)
-    context = SimpleNamespace(figures={"best": {"step": 3}, "actual": {"time": 1.0}})
+    context = SimpleNamespace(best=Evaluated(step=3), actual={"time": 1.0})
     decision._quote_loss(cast(Any, context), np.stack([shares, 1 - shares], 1), targets)
     losses = -np.log(shares)
-    best, actual = context.figures["best"], context.figures["actual"]
-    assert best["loss"] == actual["loss"] == pytest.approx(losses.mean())
-    assert best["stderr"] == pytest.approx(np.sqrt(losses.var(ddof=1) / rows) if rows > 1 else 0.0)
-    assert best["step"] == 3 and actual["time"] == 1.0
+    best, actual = context.best, context.actual
+    assert best.loss == actual["loss"] == pytest.approx(losses.mean())
+    assert best.stderr == pytest.approx(np.sqrt(losses.var(ddof=1) / rows) if rows > 1 else 0.0)
+    assert best.step == 3 and actual["time"] == 1.0

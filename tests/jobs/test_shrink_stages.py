@@ -11,7 +11,7 @@ from settle.base.event_log import Events
 from settle.base.events import Listing, Say, Warn
 from settle.base.files import read_json
 from settle.jobs import shrink
-from settle.jobs.shrink import _requantizing, _warn_of_loss
+from settle.jobs.shrink import ShrinkResult, _requantizing, _warn_of_loss
 from settle.jobs.shrink_settings import ShrinkSettings
 from settle.shrink.candidates import Candidate
 
@@ -56,7 +56,7 @@ def context(tmp_path: Path, heard: list[Any], record: Any = None, **asked: Any) 
     c: Any = shrink.ShrinkContext.__new__(shrink.ShrinkContext)
     c.settings = ShrinkSettings.model_validate({"model": "m", "compare": False} | asked)
     c.events, c.record, c.candidates = Events(listeners=[heard.append]), record, Candidates()
-    c.routes, c.expected, c.chosen, c.exported, c.figures = [], {}, None, None, {}
+    c.routes, c.expected, c.chosen, c.exported = [], {}, None, None
     (tmp_path / "out").mkdir(exist_ok=True)
     c.run, c.fingerprint = SimpleNamespace(name="r", path=tmp_path, out=tmp_path / "out"), "f"
     model = SimpleNamespace(file="file", threads=1, data=SimpleNamespace(name="a text", examples=()))
@@ -134,7 +134,7 @@ def test_the_file_is_named_by_what_it_is(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(shrink, "emit_gate_checks", lambda gate, events: None)
     c = context(tmp_path, [], to="400MB")
     shrink.export(c)
-    assert c.exported is None and not c.figures
+    assert c.exported is None and c.gate is None
     c.session.export = lambda kinds, path, mix: exported.append(path) or {"passed": True}
     for chosen in (
         Candidate("x", {"t": "Q4_K"}, 10**6, "Q4_K_M"),
@@ -144,7 +144,7 @@ def test_the_file_is_named_by_what_it_is(tmp_path: Path, monkeypatch: pytest.Mon
         c.chosen = chosen
         shrink.export(c)
     assert [path.name for path in exported] == ["r-Q4_K_M.gguf", "r-auto-12.3MB.gguf", "r-vocabulary.gguf"]
-    assert c.figures["gate"] == {"passed": True}
+    assert c.gate == {"passed": True}
 
 
 def measured(name: str, size: int, speed: float, peak: int, rise: float = 0.02) -> Candidate:
@@ -168,15 +168,15 @@ def test_the_result_says_what_was_gained_and_lost(peak: int, says: str, tmp_path
     c.reference = measured("F16", 1000, 10.0, 900_000_000)
     c.session.text_loss = lambda path: None
     c.spending = lambda: {"seconds": 7.0, "peak_memory": 9.0, "joules": 11.0}
-    figures = shrink._losses(c, measured("x", 250, 25.0, peak))
-    assert figures["why"] == f"25% of the size, 2.50 times as fast, {says}, and the loss on a text changes by +2.00%"
-    assert figures["actual"] == {"kl": 0.1, "time": 7.0, "peak_memory": 9.0, "energy": 11.0}
-    assert figures["forecast"] == {"kl": 0.25} and figures["base"] == {"name": "m", "sha256": "5"}
+    made = shrink._losses(c, measured("x", 250, 25.0, peak), [])
+    assert made.why == f"25% of the size, 2.50 times as fast, {says}, and the loss on a text changes by +2.00%"
+    assert made.actual == {"kl": 0.1, "time": 7.0, "peak_memory": 9.0, "energy": 11.0}
+    assert made.forecast == {"kl": 0.25} and made.base == {"name": "m", "sha256": "5"}
     c.session.cut_report = SimpleNamespace(to_json=lambda: {"tokens": 3})
     c.session.text_loss = lambda path: SimpleNamespace(rise=SimpleNamespace(value=-0.01), to_json=lambda: {"bits": 1})
-    figures = shrink._losses(c, measured("x", 250, 25.0, peak))
-    assert str(figures["why"]).endswith("changes by -1.00%")
-    assert figures["vocabulary"] == {"tokens": 3, "text": {"bits": 1}}
+    made = shrink._losses(c, measured("x", 250, 25.0, peak), [])
+    assert made.why.endswith("changes by -1.00%")
+    assert made.vocabulary == {"tokens": 3, "text": {"bits": 1}}
 
 
 def test_a_report_has_the_chosen_file_and_the_others_largest_first(
@@ -190,13 +190,13 @@ def test_a_report_has_the_chosen_file_and_the_others_largest_first(
     c.candidates.known = {name: measured(name, size, 1.0, 1) for name, size in (("a", 300), ("b", 500))}
     c.expected = {"a": 12.0}
     shrink.report(c)
-    assert (c.figures["verdict"], c.figures["why"]) == ("planned", "2 routes")
-    assert [(r["name"], r["expected_speed"]) for r in c.figures["candidates"]] == [
+    assert (c.made.verdict, c.made.why) == ("planned", "2 routes")
+    assert [(r["name"], r["expected_speed"]) for r in c.made.candidates] == [
         ("F16", None),
         ("b", None),
         ("a", 12.0),
     ]
-    assert list(c.figures["files"]) == ["picture"]
+    assert list(c.made.files) == ["picture"]
     c.exported, c.chosen = tmp_path / "x.gguf", c.candidates.known["a"]
     c.exported.write_bytes(b"x")
     sides = [measured("n", 1, s, 1).footprint for s in (10.0, 30.0)]
@@ -204,13 +204,15 @@ def test_a_report_has_the_chosen_file_and_the_others_largest_first(
     c.candidates.reference = lambda before: measured("F16", 1000, 10.0, 1)
     judged = measured("n", 1, 1.0, 1, rise=0.5).divergence
     c.session.model.judge = lambda path: judged
-    monkeypatch.setattr(shrink, "_losses", lambda c, chosen: {"why": "w"})
+    monkeypatch.setattr(
+        shrink, "_losses", lambda c, chosen, others: ShrinkResult(verdict="v", candidates=[m.to_json() for m in others])
+    )
     shrink.report(c)
     assert c.chosen.footprint is sides[1] and c.chosen.divergence is judged
     assert c.chosen.selection is c.candidates.known["a"].divergence, "what chose it is kept beside what judges it"
     assert [p.name for p in drawn[-1]] == ["F16", "a", "b"] and [p.chosen for p in drawn[-1]] == [False, True, False]
-    assert [r["name"] for r in c.figures["candidates"]] == ["b"]
-    assert list(c.figures["files"]) == ["gguf", "card", "picture"]
+    assert [r["name"] for r in c.made.candidates] == ["b"]
+    assert list(c.made.files) == ["gguf", "card", "picture"]
     assert len([e for e in heard if isinstance(e, Listing)]) == 2
 
 

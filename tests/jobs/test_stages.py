@@ -16,6 +16,7 @@ from settle.base.errors import ResourceError, RunError
 from settle.base.event_log import Events
 from settle.base.files import write_json
 from settle.base.run import Run
+from settle.base.run.result import Evaluated
 from settle.base.words.sentences import NOTHING_KEPT
 from settle.data.layouts import Example
 from settle.jobs import distill, job, training_stages, tune, tuning_stages
@@ -25,6 +26,7 @@ from settle.jobs.resume import asked_settings, job_of
 from settle.jobs.settings import DistillSettings, TrainSettings, TuneSettings
 from settle.jobs.training_stages import TrainingContext, _flat, _refuse_changes, seconds_noted, seconds_of
 from settle.jobs.tuning_stages import TuningContext
+from settle.train.verdict import LoopVerdict
 from tests.records import into
 
 
@@ -46,7 +48,8 @@ def context(kind: type[Any] = TrainingContext, settings: Any = None, **more: Any
     plan = SimpleNamespace(loop=loop, device="cpu")
     usual = {
         "plan": plan, "spending": SimpleNamespace(total=40.0, seconds=4.0), "phases": {}, "estimates": {},
-        "figures": {},
+        "verdict": LoopVerdict("settled", "why"), "best": Evaluated(), "actual": {}, "files": {}, "gate": None,
+        "comparison": None, "outlook": None,
         "record": None, "base": None, "settings": settings or TrainSettings.model_validate({"inputs": ["x"]}),
         "compared": [], "resources": None, "exit_code": None, "safe": "",
         "loop": SimpleNamespace(watch=SimpleNamespace(time=SimpleNamespace(slowdown=1.0))),
@@ -94,7 +97,9 @@ def test_a_stage_s_pace_is_remembered_where_it_was_estimated(monkeypatch: pytest
     monkeypatch.setattr(training_stages, "remember", lambda *what: kept.append(what))
     state = SimpleNamespace(stop="settled", best_step=3)
     c = context(
-        estimates={"export": 4.0, "compare": 9.0}, outcome=SimpleNamespace(state=state), figures={"verdict": "settled"}
+        estimates={"export": 4.0, "compare": 9.0},
+        outcome=SimpleNamespace(state=state),
+        verdict=LoopVerdict("settled", "why"),
     )
     for stage in ("export", "compare", "loop"):
         c.finished(stage, 5.0)
@@ -103,7 +108,7 @@ def test_a_stage_s_pace_is_remembered_where_it_was_estimated(monkeypatch: pytest
     c.loop = SimpleNamespace(watch=SimpleNamespace(time=SimpleNamespace(slowdown=2.0)))
     c.finished("export", 5.0)
     assert kept.pop() == ("export", 2, 8.0, 5.0)
-    c.figures = {"verdict": "broken"}
+    c.verdict = LoopVerdict("broken", "why")
     c.finished("export", 5.0)
     assert len(kept) == 2
 
@@ -117,13 +122,15 @@ def test_a_stage_s_pace_is_remembered_where_it_was_estimated(monkeypatch: pytest
 )  # fmt: skip
 def test_a_slow_starter_s_weights_are_usable(verdict: str, stop: str, best: int, is_usable: bool) -> None:
     state = SimpleNamespace(stop=stop, best_step=best)
-    c = context(outcome=SimpleNamespace(state=state), figures={"verdict": verdict}, run=SimpleNamespace(name="r"))
+    c = context(
+        outcome=SimpleNamespace(state=state), verdict=LoopVerdict(verdict, "why"), run=SimpleNamespace(name="r")
+    )
     c.live = SimpleNamespace(tokenizer=SimpleNamespace(chat_template=""))
     assert c.is_usable == is_usable and bool(c.next_steps()) == is_usable
 
 
 def test_the_next_command_completes_a_text_or_chats() -> None:
-    c = context(figures={"verdict": "settled"}, run=SimpleNamespace(name="r"))
+    c = context(verdict=LoopVerdict("settled", "why"), run=SimpleNamespace(name="r"))
     c.outcome, c.live = SimpleNamespace(state=None), SimpleNamespace(tokenizer=SimpleNamespace(chat_template="x"))
     assert c.next_steps() == "`settle chat r Once` · `settle serve` · `settle runs show r`"
     c.base = object()
@@ -133,9 +140,9 @@ def test_the_next_command_completes_a_text_or_chats() -> None:
 
 
 def test_files_of_the_model_come_before_the_card() -> None:
-    c = context(figures={"files": {"card": "c", "gguf": "old"}})
+    c = context(files={"card": "c", "gguf": "old"})
     c.add_files({"gguf": "g"})
-    assert list(c.figures["files"]) == ["gguf", "card"]
+    assert list(c.files) == ["gguf", "card"]
 
 
 # Changes of a plan
@@ -295,7 +302,8 @@ def job_of_stages(*stages: Any) -> Job[Any]:
 def test_stages_run_in_order_until_one_ends_the_session(home: Path, tmp_path: Path) -> None:
     heard: list[Any] = []
     done: list[str] = []
-    c = context(events=heard_by(heard), run=SimpleNamespace(name="r", path=tmp_path), resources=ExitStack())
+    run = Run(tmp_path)
+    c = context(events=heard_by(heard), run=run, resources=ExitStack())
     c.phases = {"first": 2.0, "last": 3.0}
     c.finished = lambda stage, seconds: done.append(f"{stage} {seconds >= 0}")
     c.resources.callback(lambda: done.append("closed"))
@@ -311,14 +319,14 @@ def test_stages_run_in_order_until_one_ends_the_session(home: Path, tmp_path: Pa
     assert [(e["phase"], e["elapsed"], e["left"]) for e in heard if e["kind"] == "phase"] == [
         ("first", 40.0, 60.0), ("last", 40.0, 60.0),
     ]  # fmt: skip
-    assert heard[-1]["text"] == "saved at step 7; `settle resume r` continues from there"
+    assert heard[-1]["text"] == f"saved at step 7; `settle resume {run.name}` continues from there"
 
 
 @pytest.mark.parametrize(
     ("error", "safe", "says"),
     [
-        (OSError(errno.ENOSPC, "full"), "the weights are safe", "the disk of .* is full; the weights are safe"),
-        (OSError(errno.EDQUOT, "full"), "the weights are safe", "the disk of .* is full; the weights are safe"),
+        (OSError(errno.ENOSPC, "full"), "the weights are safe", "the disk is full: .*; the weights are safe"),
+        (OSError(errno.EDQUOT, "full"), "the weights are safe", "the disk is full: .*; the weights are safe"),
         (ResourceError("no room", "x"), "the weights are safe", "no room; the weights are safe"),
         (OSError(errno.ENOSPC, "full"), "", "full"),
         (OSError(errno.EACCES, "denied"), "the weights are safe", "denied"),
@@ -339,7 +347,8 @@ def test_memory_that_runs_out_is_said_and_kept_in_the_events(home: Path, tmp_pat
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 5000000 bytes.")
 
     heard: list[dict[str, Any]] = []
-    c = context(events=heard_by(heard), run=SimpleNamespace(name="r", path=tmp_path), resources=ExitStack())
+    run = Run(tmp_path)
+    c = context(events=heard_by(heard), run=run, resources=ExitStack())
     with pytest.raises(ResourceError, match="could not get 5 MB.*--micro-tokens"):
         follow(job_of_stages(stage), c)
     assert [event["missing"] for event in heard if event["kind"] == "out_of_memory"] == [5_000_000]
@@ -456,13 +465,13 @@ def test_a_tuned_model_is_compared_on_rows_that_judge(home: Path, monkeypatch: p
     c.live = SimpleNamespace(plan=plan, base=SimpleNamespace(source="s"), tokenizer=object())
     monkeypatch.setattr(tune.TuneContext, "tokenizer", "tokenizer")
     c.outcome = SimpleNamespace(state=SimpleNamespace(stop="settled", best_step=3))
-    c.figures = {"verdict": "settled"}
     tune.compare(c)
     assert corpus.sides == ["held_out"] and asked["examples"] == ["held_out rows"]
     assert asked["models"] == ("base", f"tuned run:{run.path.name}") and asked["judged"] is None
     assert (asked["options"].score, asked["options"].limit) == ("exact", 7)
-    assert c.figures["comparison"] == {"before": 1}, "one other run was compared on these rows"
-    assert c.figures["system_prompt"] == "Be kind." and c.figures["base"]["transformers"] == "org/base"
+    assert c.comparison == {"before": 1}, "one other run was compared on these rows"
+    made = c.made({}).to_json()
+    assert made["system_prompt"] == "Be kind." and made["base"]["transformers"] == "org/base"
     assert "compare" not in c.estimates, "a shortened comparison says nothing of a whole one's time"
     c.settings = c.settings.model_copy(update={"compare": False})
     tune.compare(c)

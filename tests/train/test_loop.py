@@ -176,7 +176,7 @@ def test_a_rate_at_which_nothing_can_be_learned_ends_as_diverged_with_the_batch(
     outcome = made.train()
     assert outcome.state.stop == "diverged" and len(outcome.state.rollbacks) == MAX_ROLLBACKS + 1
     told = verdict(outcome.state, PLAN, 1.0)
-    assert told["verdict"] == "diverged" and ".txt:" in told["why"]
+    assert told.verdict == "diverged" and ".txt:" in told.why
     assert all(torch.isfinite(v).all() for v in outcome.best.values())
     # what lies on disk is whole and finite, and a resume knows that it is over
     again = loop(corpus, run, [], lr=1e30, table_lr=1e30).train()

@@ -31,35 +31,35 @@ def state(*blocks: tuple[float, ...]) -> LoopState:
 )
 def test_a_run_that_learned_nothing_says_so(blocks: tuple[tuple[float, ...], ...]):
     told = verdict(state(*blocks), PLAN, 1.0)
-    assert told["verdict"] == "broken" and told["verdict"] in UNUSABLE
-    assert "nothing was learned in one step" in str(told["why"]) and "--time" in str(told["why"])
+    assert told.verdict == "broken" and told.verdict in UNUSABLE
+    assert "nothing was learned in one step" in str(told.why) and "--time" in str(told.why)
 
 
 def test_rows_that_were_learned_have_taught_something_however_few_judge() -> None:
     few = state((1.38, 1.40, 1.39, 1.41), (0.02, 1.40, 0.90, 2.00))  # better, and not shown to be
-    assert verdict(few, PLAN, 1.0)["verdict"] == "broken"
+    assert verdict(few, PLAN, 1.0).verdict == "broken"
     few.train_losses = [1.4, *[0.3] * LATEST]
-    assert verdict(few, PLAN, 1.0)["verdict"] == "out of budget"
+    assert verdict(few, PLAN, 1.0).verdict == "out of budget"
     few.train_losses = [0.8] * LATEST  # more than half of the first loss
-    assert verdict(few, PLAN, 1.0)["verdict"] == "broken"
+    assert verdict(few, PLAN, 1.0).verdict == "broken"
     few.train_losses = [0.3] * (LATEST - 1)
-    assert verdict(few, PLAN, 1.0)["verdict"] == "broken"
+    assert verdict(few, PLAN, 1.0).verdict == "broken"
     few.train_losses, few.best_step = [0.3] * LATEST, 0
-    assert verdict(few, PLAN, 1.0)["verdict"] == "broken"  # nothing was better than the first weights
+    assert verdict(few, PLAN, 1.0).verdict == "broken"  # nothing was better than the first weights
 
 
 def test_a_little_learned_is_learned():
-    assert verdict(state((0.50, 0.52, 0.48), (0.49, 0.51, 0.475)), PLAN, 1.0)["verdict"] == "out of budget"
-    assert verdict(state((0.50,), (0.49,)), PLAN, 1.0)["verdict"] == "out of budget"  # one block says nothing of noise
+    assert verdict(state((0.50, 0.52, 0.48), (0.49, 0.51, 0.475)), PLAN, 1.0).verdict == "out of budget"
+    assert verdict(state((0.50,), (0.49,)), PLAN, 1.0).verdict == "out of budget"  # one block says nothing of noise
 
 
 def test_a_settled_run_says_what_the_decay_brought_and_what_it_cannot_exclude():
     settled = state(*[(3.0 - 0.01 * i,) for i in range(10)], (2.5,))
     settled.stop, settled.schedule, settled.judgement = "settled", Schedule(1, 9, 1), {"why": "nothing to gain"}
-    why = str(verdict(settled, PLAN, 1.0)["why"])
+    why = str(verdict(settled, PLAN, 1.0).why)
     assert why.startswith("nothing to gain. The decay then took it from 2.9300 to 2.5000.") and "second fall" in why
     with_forecast = verdict(settled, PLAN, 1.0, Interval(0.012, 0.004, 0.02))
-    assert with_forecast["why"] == why  # of what is still to come it says the gain of 10 % more tokens alone
+    assert with_forecast.why == why  # of what is still to come it says the gain of 10 % more tokens alone
 
 
 def risen(by: float, spread: float, level: float = 1.0) -> LoopState:
@@ -79,16 +79,16 @@ def risen(by: float, spread: float, level: float = 1.0) -> LoopState:
 )
 def test_a_rise_at_the_end_is_four_standard_errors_and_half_a_percent(by: float, spread: float, is_rise: bool):
     said = verdict(risen(by, spread), PLAN, 1.0)
-    assert (said["verdict"] == "overfitting") == is_rise, said
-    assert verdict(risen(100 * by, 100 * spread, 100.0), PLAN, 1.0)["verdict"] == said["verdict"]
+    assert (said.verdict == "overfitting") == is_rise, said
+    assert verdict(risen(100 * by, 100 * spread, 100.0), PLAN, 1.0).verdict == said.verdict
     if is_rise:
-        assert said["why"] == f"held-out loss rose from 1.0000 at step 1 to {1 + by:.4f}; the best was kept"
+        assert said.why == f"held-out loss rose from 1.0000 at step 1 to {1 + by:.4f}; the best was kept"
 
 
 def test_one_block_shows_no_rise_and_the_best_of_all_is_none():
-    assert verdict(state((2.0,), (1.0,), (1.5,)), PLAN, 1.0)["verdict"] == "out of budget"
-    assert verdict(state((2.0, 2.0), (1.5, 1.5), (1.0, 1.0)), PLAN, 1.0)["verdict"] == "out of budget"
-    assert verdict(state((2.0, 2.0), (1.0, 1.0), (1.5, 1.5)), PLAN, 1.0)["verdict"] == "overfitting"
+    assert verdict(state((2.0,), (1.0,), (1.5,)), PLAN, 1.0).verdict == "out of budget"
+    assert verdict(state((2.0, 2.0), (1.5, 1.5), (1.0, 1.0)), PLAN, 1.0).verdict == "out of budget"
+    assert verdict(state((2.0, 2.0), (1.0, 1.0), (1.5, 1.5)), PLAN, 1.0).verdict == "overfitting"
 
 
 def test_a_fall_of_two_standard_errors_is_noise():
@@ -107,8 +107,8 @@ def test_a_diverged_run_names_the_last_batch_that_did_it():
     run = state((2.0,), (1.0,))
     run.stop, run.rollbacks = "diverged", [note(20), note(30)]
     said = verdict(run, PLAN, 1.0)
-    assert said["verdict"] == "diverged" and len(said["rollbacks"]) == 2  # type: ignore[arg-type]
-    assert said["why"] == "rolled back 2 times, last at step 30 (loss nan): batch 31, which begins with 30.txt:1"
+    assert said.verdict == "diverged" and len(said.rollbacks) == 2  # type: ignore[arg-type]
+    assert said.why == "rolled back 2 times, last at step 30 (loss nan): batch 31, which begins with 30.txt:1"
 
 
 def test_a_further_hour_is_judged_without_the_decay():
@@ -120,11 +120,9 @@ def test_a_further_hour_is_judged_without_the_decay():
     run = state(*stable, (1.5,), (1.2,))
     run.schedule = Schedule(1, 29, 2)
     after = verdict(run, PLAN, 1.0)
-    assert after["gain_per_hour"] == before["gain_per_hour"]
-    assert str(after["why"]).endswith(
-        f"The decay then took it from {sum(b for (b,) in stable[-5:]) / 5:.4f} to 1.2000."
-    )
-    assert "at the constant learning rate" in str(after["why"]) and "decay" not in str(before["why"])
+    assert after.gain_per_hour == before.gain_per_hour
+    assert str(after.why).endswith(f"The decay then took it from {sum(b for (b,) in stable[-5:]) / 5:.4f} to 1.2000.")
+    assert "at the constant learning rate" in str(after.why) and "decay" not in str(before.why)
 
 
 def test_a_run_that_stopped_as_broken_says_why_and_one_that_overfits_too():
@@ -133,9 +131,9 @@ def test_a_run_that_stopped_as_broken_says_why_and_one_that_overfits_too():
     for stop, name in (("broken", "broken"), ("overfitting", "overfitting")):
         run.stop = stop
         said = verdict(run, PLAN, 1.0)
-        assert (said["verdict"], said["why"], said["evidence"]) == (name, "it rests", {"a": 1})
+        assert (said.verdict, said.why, said.evidence) == (name, "it rests", {"a": 1})
     run.stop = "budget"
-    assert verdict(run, PLAN, 1.0)["why"] == TOO_EARLY
+    assert verdict(run, PLAN, 1.0).why == TOO_EARLY
 
 
 @pytest.mark.parametrize(("stop", "name"), [("learned", "learned"), ("passes", "out of budget")])
@@ -144,16 +142,16 @@ def test_a_run_whose_rows_were_used_up_says_so(stop: str, name: str):
     run.stop, run.schedule, run.judgement = stop, Schedule(1, 9, 1), {"why": "the rows are learned"}
     said = verdict(run, PLAN.model_copy(update={"most_passes": 20.0}), 1.0)
     begins = {"learned": "the rows are learned. The", "passes": "20 passes over the rows, the most"}[stop]
-    assert said["verdict"] == name and str(said["why"]).startswith(begins)
-    assert "took it from 2.9300 to 2.5000." in str(said["why"])
+    assert said.verdict == name and str(said.why).startswith(begins)
+    assert "took it from 2.9300 to 2.5000." in str(said.why)
 
 
 def test_a_short_run_tells_what_an_hour_more_would_bring_where_a_forecast_knows_it():
     short = state((3.0,), (2.5,), (2.4,))
     told = verdict(short, PLAN, 1.0, Interval(0.2, 0.1, 0.3))
-    assert "a further hour would lower the loss by about 20.0% (10.0% to 30.0%)" in str(told["why"])
-    assert told["gain_per_hour"] == Interval(0.2, 0.1, 0.3).to_json()
-    assert verdict(short, PLAN, 1.0)["why"] == TOO_EARLY
+    assert "a further hour would lower the loss by about 20.0% (10.0% to 30.0%)" in str(told.why)
+    assert told.gain_per_hour == Interval(0.2, 0.1, 0.3).to_json()
+    assert verdict(short, PLAN, 1.0).why == TOO_EARLY
 
 
 @pytest.mark.parametrize(
@@ -169,12 +167,12 @@ def test_a_short_run_tells_what_an_hour_more_would_bring_where_a_forecast_knows_
     ],
 )
 def test_a_further_hour_is_told_as_far_as_it_is_known(gain: Interval, why: str):
-    assert str(verdict(state((3.0,), (2.5,), (2.4,)), PLAN, 1.0, gain)["why"]).startswith(why)
+    assert str(verdict(state((3.0,), (2.5,), (2.4,)), PLAN, 1.0, gain).why).startswith(why)
 
 
 def test_evaluations_say_nothing_of_an_hour_that_would_bring_many_times_their_tokens():
     run = state(*[(4.0 - 0.3 * math.log(n + 1),) for n in range(30)])
     run.schedule = Schedule(1)
     near, far = (verdict(run, PLAN, FURTHEST * 29 * 64 / 3600 * times) for times in (0.99, 1.01))
-    assert "would lower the loss by about" in str(near["why"]) and "gain_per_hour" in near
-    assert far["why"] == TOO_EARLY and "gain_per_hour" not in far
+    assert "would lower the loss by about" in str(near.why) and near.gain_per_hour
+    assert far.why == TOO_EARLY and far.gain_per_hour is None

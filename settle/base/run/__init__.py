@@ -13,7 +13,7 @@ from filelock import FileLock, Timeout
 from settle.base.errors import RunError, UsageError, cannot_write
 from settle.base.event_log import tail
 from settle.base.events import PhaseStarted, RunFailed
-from settle.base.files import home, read_json
+from settle.base.files import home, read_json, write_json
 from settle.base.run.result import Result, parse_result
 
 TAIL_BYTES = 256 << 10  # the end of events.jsonl that surely holds the latest evaluation
@@ -133,6 +133,10 @@ class Run(WorkFolder):
     def named(cls, name: str) -> "Run | None":
         """The newest run of that name (or folder name), or None."""
         return next((run for run in reversed(cls.all()) if name in (run.name, run.path.name)), None)
+
+    def finish(self, made: Result) -> None:
+        """Write result.json: its presence means that the run is finished."""
+        write_json(self.path / "result.json", made.to_json())
 
     def result(self) -> Result | None:
         """The run's result; None while it is not finished. Raises RunError when a newer settle wrote it."""

@@ -57,6 +57,9 @@ class Result(BaseModel):
     verdict: str
     budget: str | None = None
     why: str = ""
+    evidence: Mapping[str, object] | None = None
+    rollbacks: Sequence[Mapping[str, object]] | None = None
+    gain_per_hour: Mapping[str, float | None] | None = None
     best: Evaluated | None = None
     actual: Mapping[str, object] = Field({})
     forecast: Mapping[str, object] = Field({})

@@ -1,6 +1,6 @@
 """The decision model as files: always whole, with the keys by which llama.cpp asks it, and through both gates."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 from settle.base.event_log import Events
 from settle.base.events import Say
@@ -21,12 +21,10 @@ def export(c: DecisionContext) -> None:
     if not c.is_usable:
         return
     live, base, name = c.live, c.pretrained, c.run.name
-    best, decision = c.figures["best"], c.figures["decision"]
-    assert isinstance(best, dict) and isinstance(decision, Mapping)
-    keys = keys_of(decision)
+    keys = keys_of(c.keys)
     gguf_keys = keys.metadata(live.architecture.gguf_architecture)
     texts = held_out_texts(c.corpus.held_out, c.tokenizer)
-    card = {"verdict": c.figures["verdict"], **{key: value for key, value in best.items() if value is not None}}
+    card = {"verdict": c.verdict.verdict, **c.best.model_dump(exclude_none=True)}
     if base.metadata.get(PLAIN_TEXT_KEY):
         card["base"] = True
     live.model.load_trainable(c.outcome.best)
@@ -36,7 +34,7 @@ def export(c: DecisionContext) -> None:
             name, live.model, live.architecture, c.outcome.best, c.tokenizer, texts, card, gguf_keys=gguf_keys
         )
         gate = DecisionGate(live.model, c.decision, c.encoder, keys, rows)
-        files, figures = in_fine_enough_type(
+        files, c.gate = in_fine_enough_type(
             lambda dtype: export_run_model(whole, c.run.out, c.events, dtype, gate.run), c.events
         )
     else:
@@ -44,12 +42,11 @@ def export(c: DecisionContext) -> None:
         adapter = TrainedAdapter.of_model(live.model, adapter_of(c.tuning), base_name, base.source.sha256)
         exported = ExportedAdapter(name, base, adapter, c.tokenizer, texts, card, gguf_keys)
         gate = DecisionGate(exported.model, c.decision, c.encoder, keys, rows)
-        files, figures = in_fine_enough_type(
+        files, c.gate = in_fine_enough_type(
             lambda dtype: export_run_adapter(exported, c.run.out, c.events, dtype, gate.run), c.events
         )
     record_made(c.run, files, base.source)
     c.add_files(files)
-    c.figures["gate"] = figures
 
 
 def in_fine_enough_type(

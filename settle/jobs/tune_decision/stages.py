@@ -12,6 +12,7 @@ import numpy as np
 from settle.base.errors import DataError, UsageError
 from settle.base.events import Progress, Say, Warn
 from settle.base.files import write_json
+from settle.base.run.result import Result
 from settle.base.statistics import NO_DIFFERENT, TOO_FEW, VERDICT_P, Interval, PairedTest, holm, paired_test
 from settle.data.decisions.corpus import DecisionCorpus, open_decisions, prepare_decisions
 from settle.data.decisions.encode import DecisionEncoder, own_order
@@ -47,6 +48,10 @@ class DecisionContext(TuningContext):
 
     settings: TuneSettings
     corpus: DecisionCorpus = field(init=False)
+    keys: Mapping[str, Any] = field(default_factory=dict)  # decision.json: how the model is asked, and its report
+
+    def made(self, audit: Mapping[str, object]) -> Result:
+        return super().made(audit).model_copy(update={"decision": self.keys} if self.keys else {})
 
     @property
     def decision(self) -> Decision:
@@ -174,7 +179,7 @@ def compare(c: DecisionContext) -> None:
     right = _right(shares, scored.targets)
     others = _baselines(c, judging, scored)
     tests = _tests(others, scored.targets, right, families)
-    c.figures["comparison"] = comparison = _comparison(tests, report.warning)
+    c.comparison = comparison = _comparison(tests, report.warning)
     surest = _untrained_rows(c, fitting.probabilities(temperatures), fitting.targets, shares, scored.targets)
     changes = _order_changes(c, judging, per_row)
     decision = {
@@ -192,7 +197,7 @@ def compare(c: DecisionContext) -> None:
         },
         **surest,
     }
-    c.figures["decision"] = decision
+    c.keys = decision
     write_json(c.run.out / "decision.json", decision)
     c.add_files({"decision": str(c.run.out / "decision.json")})
     c.compared = [str(comparison["headline"]), *(f"! {note}" for note in comparison["notes"])]
@@ -253,10 +258,9 @@ def _order_changes(c: DecisionContext, judging: list[DecisionRow], per_row: floa
 def _quote_loss(c: DecisionContext, shares: np.ndarray, targets: np.ndarray) -> None:
     """The loss of what is exported: the weights with the temperatures that other rows have fitted."""
     losses = divergences(shares, targets)
-    best, actual = c.figures["best"], c.figures["actual"]
-    assert isinstance(best, dict) and isinstance(actual, dict)
     loss, stderr = float(losses.mean()), float(losses.std(ddof=1) / math.sqrt(len(losses))) if len(losses) > 1 else 0.0
-    c.figures |= {"best": best | {"loss": loss, "stderr": stderr}, "actual": actual | {"loss": loss}}
+    c.best = c.best.model_copy(update={"loss": loss, "stderr": stderr})
+    c.actual["loss"] = loss
 
 
 def _baselines(c: DecisionContext, judging: list[DecisionRow], scored: Scored) -> dict[str, np.ndarray]:

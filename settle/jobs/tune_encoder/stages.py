@@ -2,7 +2,6 @@
 
 import importlib.metadata
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -13,22 +12,20 @@ from settle.audit.session import declared, network_record
 from settle.base.amounts import count, seconds
 from settle.base.choice import Choice
 from settle.base.errors import ProofError, UsageError
-from settle.base.events import Eval, PlanReady, ResultReady, Say
+from settle.base.events import PlanReady, Say
 from settle.base.files import write_json
-from settle.base.run.result import Result
 from settle.base.version import __version__
 from settle.data.batches import Batch
 from settle.data.pairs import PairCorpus, prepare_pairs
 from settle.data.rows.batches import RowBatches, held_out_rows
 from settle.data.tokenizer.fast import fast_tokenizer
 from settle.evaluate.pair_scores import compare_scores, pair_scores
-from settle.evaluate.report.curves import draw_curves
 from settle.formats import Weights
 from settle.formats.gguf import read_gguf
-from settle.jobs.job import Context, end_dry, interrupt, require_same_data
+from settle.jobs.job import end_dry, require_same_data
 from settle.jobs.settings import TuneSettings
+from settle.jobs.training_stages import LoopContext, finish, note_judged, train_loop
 from settle.jobs.tune_encoder.export import export_encoder, export_reranker
-from settle.library.deletion import prune
 from settle.library.resolve import resolve_whole
 from settle.library.run_models import record_made
 from settle.machine import keep_freed_memory, use_torch_threads
@@ -42,7 +39,7 @@ from settle.train.objectives import Objective
 from settle.train.optimizers import Optimizer
 from settle.train.proof.definition import require_definition
 from settle.train.recovery import Session
-from settle.train.state import LoopPlan, Outcome
+from settle.train.state import LoopPlan
 from settle.train.trainer import Trainer
 from settle.train.verdict import verdict
 
@@ -57,7 +54,7 @@ APART = 1e-3  # of the logits or cosines of a pair scored alone and among others
 
 
 @dataclass
-class EncoderContext(Context):
+class EncoderContext(LoopContext):
     """What the stages make. model: the reranker or the encoder, what is trained."""
 
     settings: TuneSettings
@@ -69,9 +66,6 @@ class EncoderContext(Context):
     objective: Objective = field(init=False)
     optimizer: Optimizer = field(init=False)
     model: Encoder | Reranker = field(init=False)
-    loop: Loop = field(init=False)
-    outcome: Outcome = field(init=False)
-    figures: dict[str, object] = field(default_factory=dict)
 
     @property
     def objective_name(self) -> str:
@@ -226,10 +220,7 @@ def loop(c: EncoderContext) -> None:
     trainer = Trainer(c.plan, c.model, c.objective, c.optimizer, batches)
     session = Session(c.run, c.events, c.stopping, dict(c.record or {}), c.spending, elapsed=lambda: c.spending.total)
     c.loop = Loop(trainer, c.held_out("held_out"), session)
-    with c.stopping.patiently():
-        c.outcome = c.loop.train()
-    if c.outcome.interrupted or c.stopping():
-        interrupt(c, f"saved at step {c.loop.saved_step:,}" if c.loop.saved_step >= 0 else "stopped")
+    train_loop(c)
 
 
 def judge(c: EncoderContext) -> None:
@@ -237,52 +228,35 @@ def judge(c: EncoderContext) -> None:
     state = c.outcome.state
     c.model.load_trainable(c.outcome.best)
     tokens = state.step * c.plan.tokens_per_step
-    best = evaluate(c.model, c.objective, c.held_out("judgement"), state.best_step, tokens).figures()
-    c.events.emit(Eval.model_validate({"whole": True, **best}))
-    used = c.loop.spent()
-    actual = {"time": used["seconds"], "peak_memory": used["peak_memory"], "tokens": tokens, "loss": best["loss"]}
-    c.figures = {
-        "name": c.run.name,
-        **verdict(state, c.plan, tokens / max(state.seconds, 1e-9)),
-        "best": best,
-        "actual": actual,
-        "proof": (c.record or {}).get("proof"),
-        "files": {"curves": str(c.run.out / "curves.png")},
-    }
+    c.verdict = verdict(state, c.plan, tokens / max(state.seconds, 1e-9))
+    note_judged(c, evaluate(c.model, c.objective, c.held_out("judgement"), state.best_step, tokens).figures(), tokens)
+    c.actual["time"] = c.loop.spent()["seconds"]
 
 
 def export(c: EncoderContext) -> None:
     """The reranker as safetensors, or the encoder as GGUF; read again, it scores as the trained one does."""
-    if c.figures["verdict"] in ("diverged", "broken"):
+    if not c.is_usable:
         return
     c.model.eval()
     if isinstance(c.model, Reranker):
-        files, gate = export_reranker(c.model, c.source, c.run, c.held_out("judgement").batches[:1])
+        files, c.gate = export_reranker(c.model, c.source, c.run, c.held_out("judgement").batches[:1])
     else:
-        files, gate = export_encoder(c.model, c.file, c.run, c.held_out("judgement").batches[:1])
+        files, c.gate = export_encoder(c.model, c.file, c.run, c.held_out("judgement").batches[:1])
         record_made(c.run, files)
-    earlier = c.figures["files"]
-    assert isinstance(earlier, Mapping)
-    c.figures |= {"files": {**files, **earlier}, "gate": gate}
+    c.add_files(files)
 
 
 def compare(c: EncoderContext) -> None:
-    """Pairs that answer told from those that do not, against the cosine of the base, on pairs that chose nothing."""
-    if c.figures["verdict"] in ("diverged", "broken") or not c.settings.compare:
+    """Compare ranking on held-out pairs with the base model's cosine similarity."""
+    if not c.is_usable or not c.settings.compare:
         return
     batches = c.held_out("judgement").batches
     base_scores = pair_scores(encoder_of_gguf(c.file), batches)
     comparison = compare_scores(base_scores, pair_scores(c.model, batches), batches)
-    c.figures["comparison"] = comparison
+    c.comparison = comparison
     c.events.emit(Say(text=str(comparison["headline"])))
 
 
 def result(c: EncoderContext) -> None:
     """The picture, and result.json last."""
-    made = Result.model_validate({**c.figures, "audit": network_record(c.run.path, c.events)})
-    draw_curves(c.run, made)
-    write_json(c.run.path / "result.json", made.to_json())
-    if not c.settings.keep_checkpoints:
-        prune(c.run)
-    c.events.emit(ResultReady(result=made.to_json()))
-    c.exit_code = made.exit_code
+    finish(c, c.made(network_record(c.run.path, c.events)))
