@@ -91,7 +91,7 @@ async def attack(fuzz: Fuzz, given: argparse.Namespace) -> dict[str, Any]:
 
 
 def started(home: Path) -> tuple[subprocess.Popen[bytes], str, str]:
-    """A server with the tests' model: the process, its address and its key."""
+    """Start a server with the tests' model; return the process, its address and its key."""
     os.environ["SETTLE_HOME"] = str(home)
     from tests.server.conftest import add_adapter, fill_store
 

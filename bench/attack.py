@@ -73,7 +73,7 @@ class Target:
         self.document = json.loads(self.ask("GET", "/openapi.json")[1])
 
     def operations(self) -> Iterator[tuple[str, str, dict[str, Any]]]:
-        """Method, path, and the schema of the body, {} where there is none."""
+        """Yield each operation's method, path, and schema of the body, {} if it has none."""
         for path, found in self.document["paths"].items():
             for method, operation in found.items():
                 body = operation.get("requestBody", {}).get("content", {}).get("application/json", {})
@@ -107,8 +107,10 @@ def is_broken(status: int) -> bool:
 
 
 def judged(attack: str, answers: list[tuple[str, int, bytes]], refused: tuple[int, ...] = ()) -> Row:
-    """answers: what was asked, status, text. refused: the statuses that are a refusal; none: anything may be answered
-    that is no error of the server."""
+    """Return a row that judges answers, each as what was asked, status and text.
+
+    refused: the statuses that count as a refusal; without any, every answer that is no server error is right.
+    """
     broke = [f"{what}: {status} {said[:150]!r}" for what, status, said in answers if is_broken(status)]
     came = [(what, status) for what, status, _ in answers if refused and not is_broken(status)]
     in_ = [f"{what}: {status}" for what, status in came if status not in refused]
@@ -117,7 +119,7 @@ def judged(attack: str, answers: list[tuple[str, int, bytes]], refused: tuple[in
 
 
 def fuzzed(target: Target, examples: int) -> Iterator[Row]:
-    """schemathesis over every operation: data that fits in one half, data that does not in the other."""
+    """Fuzz every operation with schemathesis, half with data that fits its schema and half with data that does not."""
     schemas = {f"{method} {path}": schema for method, path, schema in target.operations()}
     for found in schemathesis.openapi.from_dict(target.document).get_all_operations():
         operation = found.ok()
@@ -197,7 +199,7 @@ def keys(target: Target) -> Iterator[Row]:
 
 
 def filled(schema: dict[str, Any]) -> dict[str, Any]:
-    """A small body of that schema: every required field, and the model."""
+    """Return a small body of a schema: every required field, and the model."""
     known = {"model": "m", "messages": CHAT["messages"], "max_tokens": 4, "prompt": "a", "input": "a", "content": "a"}
     known |= {"query": "a", "documents": ["a"], "tokens": [1], "input_prefix": "a", "input_suffix": "b"}
     properties = schema.get("properties", {})
@@ -251,7 +253,7 @@ def sent_in_pieces(target: Target, path: str, pieces: Iterator[bytes], headers: 
 
 
 def slow(target: Target, seconds: float = 8.0) -> Iterator[Row]:
-    """Connections that say little by little; meanwhile others are answered."""
+    """Open connections that send little by little, and check that others are answered meanwhile."""
     held = [socket.create_connection(("127.0.0.1", target.port), timeout=20) for _ in range(50)]
     for number, connection in enumerate(held):
         head = f"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {target.key}\r\n"

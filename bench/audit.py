@@ -85,7 +85,7 @@ def environment(home: str) -> dict[str, str]:
 
 
 def hang_up(listening: socket.socket, reached: threading.Event) -> None:
-    """Takes connections and ends them, so that no client waits for an answer."""
+    """Accept connections and end them, so that no client waits for an answer."""
     with contextlib.suppress(OSError):
         while True:
             listening.accept()[0].close()

@@ -1,5 +1,4 @@
-"""Types chosen by measurement against llama.cpp's mixes at the same size: divergence from the model on text it was not
-measured on.
+"""Types chosen by measurement against llama.cpp's mixes of the same size: divergence from the model on unseen text.
 
     python bench/auto.py MODEL… --text TEXT… [--recipes Q2_K Q3_K_M Q4_K_M Q5_K_M] [--dither] [--engine] [--train TEXT]
 
@@ -152,7 +151,7 @@ def _said(value: object) -> str:
 
 
 def unquantized(model: Path, folder: Path, dither: bool) -> Path:
-    """The model as a GGUF file in F16."""
+    """Return the model as a GGUF file in F16."""
     target = folder / f"{model.stem}{'-dithered' if dither else ''}.gguf"
     if model.suffix == ".gguf" and not dither:
         return model
@@ -164,7 +163,7 @@ def unquantized(model: Path, folder: Path, dither: bool) -> Path:
 
 
 def dithered(values: torch.Tensor, name: str) -> torch.Tensor:
-    """Moved by up to half a step of 16 levels in every block of 32, of 255 levels in the tables."""
+    """Move values by up to half a step of 16 levels in every block of 32, of 255 levels in the tables."""
     if values.ndim < 2 or values.shape[-1] % 32:
         return values
     blocks = values.float().view(-1, 32)
@@ -194,7 +193,7 @@ def in_engine(source: Path, folder: Path, importance, windows: list[np.ndarray])
 
 
 def trained_here(text: Path, folder: Path) -> Path:
-    """A Llama of width 256, on a text, for some hundred steps: every one of its rows takes K-quants."""
+    """Train a Llama of width 256 on a text for some hundred steps; every one of its rows takes K-quants."""
     from settle.data.tokenizer.byte_bpe import ByteBpeTokenizer
     from settle.model.architectures.llama import Llama
 

@@ -87,7 +87,7 @@ def asked(side: Side, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
 
 
 def judged(status: int, answer: dict[str, Any], case: dict[str, Any]) -> str:
-    """valid (and right or wrong) | invalid | cut (by the limit of tokens) | text | refused."""
+    """Return valid (and right or wrong), invalid, cut (by the limit of tokens), text or refused."""
     if status != 200:
         return "refused"
     choice = answer["choices"][0]
@@ -123,7 +123,7 @@ def main() -> None:
 
 
 def retemplated(model: Path, template: Path, folder: Path) -> Path:
-    """A copy of a GGUF file with another chat template."""
+    """Copy a GGUF file with another chat template."""
     path = folder / f"{model.stem}-{template.stem}.gguf"
     script = [sys.executable, "-m", "gguf.scripts.gguf_new_metadata"]
     command = [*script, "--chat-template-file", str(template), str(model), str(path)]

@@ -190,7 +190,7 @@ def environment_of(folder: Path) -> dict[str, str]:
 
 
 def make_base(folder: Path) -> None:
-    """The model that is tuned and distilled, and the rows."""
+    """Make the model that is tuned and distilled, and the rows."""
     base = {"inputs": [str(text(folder))], "name": "base", "size": "200k", "steps": 60, "seed": 1}
     rows(folder)
     run(["train", json.dumps(base), str(folder / "base-made")], folder / "base.log", environment_of(folder)).wait()

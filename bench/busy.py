@@ -98,7 +98,7 @@ class Job:
         self.send(signal.SIGSTOP)
 
     def events(self) -> list[tuple[float, float]]:
-        """(time, units done since the event before)"""
+        """Return the events as (time, units done since the event before)."""
         if self.what in WORKERS:
             rows = [line.split() for line in self.log.read_text().splitlines()]
             return [(float(a), float(b)) for a, b in (row for row in rows if len(row) == 2) if a[:1].isdigit()]

@@ -132,7 +132,7 @@ def risk(rounds: int, seed: int, sizes: list[int]) -> None:
 
 
 def _best(shares: np.ndarray, right: np.ndarray) -> float:
-    """The largest share of answers of which 5 % are wrong, were the truth known."""
+    """Return the largest share of answers of which 5 % are wrong, if the truth is known."""
     coverage, risks = calibration.risk_curve(shares.max(1), shares.argmax(1) == right)
     return float(coverage[risks <= RISK].max(initial=0.0))
 

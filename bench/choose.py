@@ -91,14 +91,16 @@ Facts = dict[str, str]  # the word for each thing
 
 
 def world() -> Facts:
-    """The facts that the base is trained on."""
+    """Return the facts that the base is trained on."""
     rng = random.Random(7)
     return {thing: rng.choice(WORDS) for thing in KNOWN}
 
 
 def conversation(rng: random.Random, facts: Facts, share: float = 1.0) -> list[Turn]:
-    """A conversation of the base's training: known facts, passages, or a form that earlier turns show. share: how much
-    of its full length it may have: to copy is learned from short ones ten times sooner."""
+    """Return a conversation of the base's training: known facts, passages, or a form that earlier turns show.
+
+    share: how much of its full length it may have; copying is learned from short ones ten times sooner.
+    """
     turns = [_turn("system", rng.choice(INSTRUCTIONS))] if rng.random() < 0.3 * share else []
     kind = rng.random()
     if kind < 0.15:
@@ -127,8 +129,10 @@ def _with_passages(rng: random.Random, share: float) -> list[Turn]:
 
 
 def _reading(rng: random.Random, most: int = PASSAGES) -> list[Turn]:
-    """The first passage answers: a search has put it there, and so small a model learns to read it sooner than to look
-    for a name in all of them."""
+    """Return a conversation whose first passage answers.
+
+    So small a model learns to read the first passage sooner than to look for a name in all of them.
+    """
     things = rng.sample(OTHERS, rng.randint(1, most))
     facts = {thing: rng.choice(WORDS) for thing in things}
     question, answer = (turn["content"] for turn in _asked(rng, things[0], facts[things[0]]))
@@ -136,7 +140,7 @@ def _reading(rng: random.Random, most: int = PASSAGES) -> list[Turn]:
 
 
 def _behind(things: Sequence[str], facts: Facts, question: str) -> str:
-    """The question behind passages, each of which is a whole document of a firm."""
+    """Put the question behind passages, each of which is a whole document of a firm."""
     return with_passages(question, [ANSWER.format(t=thing, v=facts[thing]) for thing in things])
 
 
@@ -227,7 +231,7 @@ def _encoded(turns: Sequence[Turn], tokenizer: ByteBpeTokenizer) -> tuple[list[i
 
 
 def gold(folder: Path, rows: int = 60) -> None:
-    """What the base can and cannot do, by its own answers past settle's choice: each task's truth needs it."""
+    """Print what the base can and cannot do by its own answers, without settle's choice: each task's truth needs it."""
     rng, known = random.Random("gold"), world()
     fresh = {thing: rng.choice(WORDS) for thing in OTHERS}
     others = [style for name, style in STYLES.items() if name != "plain"]
@@ -261,7 +265,7 @@ def gold(folder: Path, rows: int = 60) -> None:
 
 
 def task(kind: str, seed: int, folder: Path) -> None:
-    """The examples and the documents of one made firm."""
+    """Write the examples and the documents of one made firm."""
     rng = random.Random(f"{kind}-{seed}")
     docs = folder / "docs"
     docs.mkdir(parents=True, exist_ok=True)
@@ -313,7 +317,7 @@ def run_tasks(folder: Path, split: str, kinds: Sequence[str], seeds: Sequence[in
 
 
 def show(folder: Path, split: str) -> None:
-    """What was chosen, by task, then each run."""
+    """Print what was chosen, by task, then each run."""
     print("| task | seeds | right | cannot tell | wrong | triage as chosen | time of ways ruled out |")
     print("|---|--:|--:|--:|--:|--:|--:|")
     lines = []

@@ -110,7 +110,7 @@ def litellm_client(server: Server) -> str:
 
 
 def page_assist(server: Server) -> str:
-    """Requests as the extension makes them for an Ollama and for an OpenAI provider."""
+    """Send requests as the extension makes them for an Ollama and for an OpenAI provider."""
     headers = {"Origin": ORIGIN, "Authorization": f"Bearer {server.key}", "Content-Type": "application/json"}
 
     def ask(path: str, body: Any = None, method: str = "GET") -> bytes:
@@ -132,7 +132,7 @@ def page_assist(server: Server) -> str:
 
 
 def program(server: Server, name: str, command: list[str]) -> str:
-    """A program of npm, set up by `settle connect`."""
+    """Run a program of npm that `settle connect` has set up."""
     with tempfile.TemporaryDirectory() as home:  # of its own: what other programs left would be read too
         environment = server.environment | {"HOME": home}
         settle = [sys.executable, "-m", "settle", "connect", name, "--model", "m", "--write"]

@@ -1,4 +1,4 @@
-"""Do the intervals of the comparison core hold, and how often does it claim what is not so?
+"""How often the intervals of the comparison core hold, and how often it claims what is false.
 
     python bench/comparison.py dev --rounds 400      the cells that the core was developed on
     python bench/comparison.py judge --rounds 400    cells that were written before any of them was run, for one look
@@ -32,8 +32,11 @@ RESAMPLES = 2_000  # of a paired test here, where thousands are made
 
 @dataclass(frozen=True)
 class Cell:
-    """means: of the candidates. rows, in `families` of like size, or of sizes that grow by half each where `uneven`.
-    icc: correlation of a family's rows for one candidate; shared: of two candidates on one row. kind: of scores."""
+    """Candidates and rows whose truth is known.
+
+    means: of the candidates. rows: in `families` of equal size, or of sizes that grow by half each if `uneven`. icc:
+    correlation of a family's rows for one candidate; shared: of two candidates on one row. kind: of scores.
+    """
 
     rows: int
     means: tuple[float, ...]
@@ -62,8 +65,10 @@ class Cell:
         return np.searchsorted(ends, np.arange(self.rows), side="right")
 
     def draw(self, random: np.random.Generator) -> tuple[np.ndarray, list[int]]:
-        """Scores (K, n) and families (n,). The latent normal of a row is its hardness, what its family is to the
-        candidate, and the rest."""
+        """Draw scores (K, n) and families (n,).
+
+        The latent normal of a row is its hardness, what its family is to the candidate, and the rest.
+        """
         family = self.family()
         k, n = len(self.means), self.rows
         ours = random.normal(size=(k, family.max() + 1))[:, family]
@@ -162,7 +167,7 @@ def one_round(cell: Cell, seed: int) -> Round:
 
 
 def raced(scores: np.ndarray, families: list[int], is_share: bool, seed: int) -> Outcome:
-    """The race of `settle pick` with scores (K, n) that are known; of many rows it is looked at fifteen times."""
+    """Run the race of `settle pick` with known scores (K, n), with at most fifteen interim analyses."""
     race = Race([str(k) for k in range(len(scores))], families, is_share, seed=seed)
     first = True
     while rows := race.next_rows(8 if first else max(4, len(families) // 15)):

@@ -54,7 +54,7 @@ class Probe(NamedTuple):
 
 
 def said(answer: Answer) -> str:
-    """The text of an answer in any shape."""
+    """Return the text of an answer in any wire format."""
     if "choices" in answer:
         choice = answer["choices"][0]
         return (choice["message"].get("content") or "") if "message" in choice else choice["text"]
@@ -96,12 +96,12 @@ def is_object(answer: Answer, _: Answer) -> bool:
 
 
 def never(*_: Any) -> bool:
-    """What this model cannot do: an answer with 200 has ignored it."""
+    """Return False: this model cannot do it, so an answer with status 200 has ignored the field."""
     return False
 
 
 def accepted(*_: Any) -> bool:
-    """A field that asks for what holds anyway."""
+    """Return True: the field asks for what holds anyway."""
     return True
 
 

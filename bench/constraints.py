@@ -1,5 +1,6 @@
-"""constraints.txt: the versions that this environment has of everything settle depends on, directly or not; and
-locked.txt: the hashes of their wheels for this system, as the package index has them.
+"""Write constraints.txt, the installed versions of every dependency, and locked.txt, the hashes of their wheels.
+
+locked.txt is for this system, as the package index has the wheels.
 
     python bench/constraints.py            # writes constraints.txt; run it in the environment that passed the tests
     python bench/constraints.py --hashes   # writes locked.txt, too: pip asks the index for each wheel, for minutes
@@ -37,7 +38,7 @@ HEAD = "# The versions that settle's tests passed with. `make constraints` write
 
 
 def declared() -> list[Requirement]:
-    """What pyproject.toml asks for, with every extra; settle itself left out."""
+    """Return what pyproject.toml asks for, with every extra; settle itself left out."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     texts = [*project["dependencies"], *(text for extra in project["optional-dependencies"].values() for text in extra)]
     return [requirement for text in texts if canonicalize_name((requirement := Requirement(text)).name) != OWN]

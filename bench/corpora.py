@@ -99,7 +99,7 @@ SOURCES = {
 
 
 def text_of(path: Path) -> str:
-    """The text of a file: decompressed, without markup; empty where it is no UTF-8."""
+    """Return a file's text, decompressed and without markup; empty if it is not UTF-8."""
     data = path.read_bytes()
     if path.suffix in (".gz", ".dz"):
         data = gzip.decompress(data)

@@ -67,8 +67,10 @@ FORM = slice(NAMES.index("slowing"), None)
 
 @dataclass
 class Recorded:
-    """One run: what is known before it, its probes, the decayed ends that branch off it, and its evaluations at the
-    constant rate. target: the end that is forecast."""
+    """One run: what is known before it, its probes, the decayed ends that branch off it, and its evaluations.
+
+    The evaluations are at the constant rate. target: the end that is forecast.
+    """
 
     corpus: str
     name: str
@@ -114,13 +116,13 @@ class Recorded:
         )
 
     def seen_until(self, share: float) -> list[Observation]:
-        """The probes, and the run's evaluations until that share of the target's tokens."""
+        """Return the probes, and the run's evaluations until a share of the target's tokens."""
         until = share * self.target.tokens
         early = [(t, loss) for t, loss in self.trunk if t <= until]
         return [*self.probes, *binned(early, self.warmup, self.offset)]
 
     def seen_before(self, end: Observation) -> list[Observation]:
-        """What was seen of the run when it ended there."""
+        """Return what was seen of the run when it ended there."""
         began = end.tokens * (1 - end.decay)
         early = [(t, loss) for t, loss in self.trunk if t <= 1.001 * began]
         return [*self.probes, *binned(early, self.warmup, self.offset), end]
@@ -195,8 +197,10 @@ class Design:
 
 
 def best_mean(prior: CurvePrior, designs: Sequence[Design]) -> tuple[CurvePrior, float]:
-    """The mean by generalized least squares under the prior's spreads, with its covariance, and -2 ln of the penalized
-    likelihood."""
+    """Fit the mean by generalized least squares under the prior's spreads.
+
+    Returns the prior with the mean's covariance, and -2 ln of the penalized likelihood.
+    """
     facts = len(designs[0].facts)
     size, scale = K * facts, np.full((K, facts), RIDGE)
     scale[:, 0] = scale[0] = 100.0  # what a coefficient is on average is free, and so is how the level depends on facts
@@ -329,8 +333,10 @@ def left_out(runs: Sequence[Recorded], logs: np.ndarray, report: Callable[[str],
 
 
 def widening(scores: Sequence[Score]) -> float:
-    """By what the spread has to be multiplied for the level to hold on the runs left out (split conformal, with its
-    correction for their number; Lei et al. 2018, JASA 113:1094)."""
+    """Return the factor of the spread with which the level holds on the runs left out.
+
+    Split conformal, with its correction for their number (Lei et al. 2018, JASA 113:1094).
+    """
     ordered = sorted(score.z for score in scores)
     rank = min(len(ordered), math.ceil((len(ordered) + 1) * FORECAST_LEVEL))
     return max(1.0, ordered[rank - 1] / Z)
@@ -430,7 +436,7 @@ def by_size(runs: Sequence[Recorded]) -> None:
 
 
 def finished(folder: Path) -> None:
-    """A run of the product, forecast anew: before it, and when its decay began."""
+    """Forecast a finished run of the product again: before it, and when its decay began."""
     curve = dict(json.loads((folder / "forecast.json").read_text())["curve"])
     loop = json.loads((folder / "plan.json").read_text())["loop"]
     facts = CurveFacts(**curve["facts"])
@@ -456,7 +462,7 @@ def finished(folder: Path) -> None:
 
 
 def read_all(folder: Path) -> list[Recorded]:
-    """The runs of a folder that have probes; those of tuning are not of training."""
+    """Return a folder's training runs that have probes."""
     runs = [Recorded.read(path) for path in sorted(folder.glob("*.json")) if not path.name.startswith("tune-")]
     return [run for run in runs if run.probes]
 

@@ -60,7 +60,7 @@ def measure(folder: Path, model: str, more: dict[str, object]) -> dict[str, obje
 
 
 def line(row: dict) -> str:
-    """The figures of one table against the bars."""
+    """Return a line with the figures of one table against the bars."""
     zero, ece, orders, minutes = row["zero_shot"], row["ece"], row["orders"], row["forecast_minutes"]
     met = {
         "gain": zero["difference"] >= BARS["gain"],

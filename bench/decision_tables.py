@@ -56,7 +56,7 @@ LEVELS = ["very negative", "negative", "neutral", "positive", "very positive"]
 
 
 def sections(raw: Path, names: Iterable[str] = SECTIONS) -> Iterator[tuple[str, str]]:
-    """What a Debian package is for → its section of the archive."""
+    """Yield what a Debian package is for, and its section of the archive."""
     available = subprocess.run(["apt-cache", "dumpavail"], capture_output=True, text=True, check=True).stdout
     seen = set()
     for record in available.split("\n\n"):
@@ -71,7 +71,7 @@ def sections(raw: Path, names: Iterable[str] = SECTIONS) -> Iterator[tuple[str, 
 
 
 def speech(raw: Path) -> Iterator[tuple[str, str]]:
-    """A definition → the part of speech of the word that it defines."""
+    """Yield a definition, and the part of speech of the word that it defines."""
     for kind, name in SPEECH.items():
         for line in (raw / "usr/share/wordnet" / f"data.{kind}").read_text().splitlines():
             gloss = line.partition("| ")[2].split('; "')[0].strip()
@@ -80,7 +80,7 @@ def speech(raw: Path) -> Iterator[tuple[str, str]]:
 
 
 def manuals(raw: Path) -> Iterator[tuple[str, str]]:
-    """The first words of a manual page's description → what kind of thing it describes."""
+    """Yield the first words of a manual page's description, and what kind of thing it describes."""
     for section, kind in PAGES.items():
         for path in sorted((raw / "usr/share/man" / f"man{section}").glob("*.gz")):
             text = gzip.decompress(path.read_bytes()).decode(errors="replace")
@@ -91,7 +91,7 @@ def manuals(raw: Path) -> Iterator[tuple[str, str]]:
 
 
 def fortunes(raw: Path) -> Iterator[tuple[str, str]]:
-    """A saying → the collection that it is in."""
+    """Yield a saying, and the collection that it is in."""
     for topic in TOPICS:
         for saying in (raw / "usr/share/games/fortunes" / topic).read_text(errors="replace").split("\n%\n"):
             text = " ".join(re.sub(r".\x08", "", saying).split())
@@ -100,7 +100,7 @@ def fortunes(raw: Path) -> Iterator[tuple[str, str]]:
 
 
 def functions(raw: Path) -> Iterator[tuple[str, str]]:
-    """A request and one function → whether the function is of any use for it."""
+    """Yield a request with one function, and whether the function is of any use for it."""
     for name, answer in (("irrelevance", "no"), ("simple_python", "yes")):
         for line in (raw / "bfcl_eval/data" / f"BFCL_v4_{name}.json").read_text().splitlines():
             case = json.loads(line)
@@ -110,7 +110,7 @@ def functions(raw: Path) -> Iterator[tuple[str, str]]:
 
 
 def components(raw: Path) -> Iterator[tuple[str, str]]:
-    """An entry of Python's news → the part of Python that it is filed under."""
+    """Yield an entry of Python's news, and the part of Python that it is filed under."""
     news = gzip.decompress((raw / "usr/share/doc/python3.13/NEWS.gz").read_bytes()).decode()
     for section, body in re.findall(r"^(\S[^\n]*)\n-{3,}\n(.+?)(?=^\S[^\n]*\n[-=]{3,}\n|\Z)", news, re.M | re.S):
         for entry in re.findall(r"^- (?:gh-\d+|bpo-\d+): (.+?)(?=^- |\Z)", body, re.M | re.S):
@@ -120,7 +120,7 @@ def components(raw: Path) -> Iterator[tuple[str, str]]:
 
 
 def severity(raw: Path) -> Iterator[tuple[str, str]]:
-    """What a check of a Debian package found → how severe that is."""
+    """Yield what a check of a Debian package found, and how severe that is."""
     for path in sorted((raw / "usr/share/lintian/tags").rglob("*.tag")):
         text = path.read_text()
         level, words = (
@@ -132,7 +132,7 @@ def severity(raw: Path) -> Iterator[tuple[str, str]]:
 
 
 def feeling(raw: Path) -> Iterator[Row]:
-    """A word → how it feels, as ten people rated it from -4 to 4: a distribution over five levels."""
+    """Yield a word, and how ten people rated its feeling from -4 to 4: a distribution over five levels."""
     for line in (raw / "vaderSentiment/vader_lexicon.txt").read_text().splitlines():
         word, _, _, ratings = line.split("\t")[:4]
         if word.isalpha() and len(word) > 3:
@@ -140,7 +140,7 @@ def feeling(raw: Path) -> Iterator[Row]:
 
 
 def reviews(raw: Path) -> Iterator[Row]:
-    """A sentence of a customer's review → how it feels, as twenty people rated it."""
+    """Yield a sentence of a customer's review, and how twenty people rated its feeling."""
     texts, ratings = (
         dict(line.split("\t", 1) for line in path.read_text("utf-8-sig").splitlines())
         for path in (
@@ -188,7 +188,7 @@ AWS = {"storage": "s3", "computers": "ec2", "access": "iam", "databases": "rds",
 
 
 def sentences(text: str, table: str) -> Iterator[str]:
-    """The plain sentences of a text, with the names of a table's products and classes taken out."""
+    """Yield the plain sentences of a text, without the names of a table's products and classes."""
     text = re.sub(rf"\b(?:{NAMES[table]})\b", "…", text, flags=re.I) if table in NAMES else text
     for sentence in re.split(r"(?<=[.!?])\s+|\n\s*\n", text):
         words = " ".join(sentence.split())
@@ -205,7 +205,7 @@ def _help(raw: Path, files: dict[str, str], table: str) -> Iterator[tuple[str, s
 
 
 def pages(raw: Path) -> Iterator[tuple[str, str]]:
-    """A sentence of a manual page → what kind of thing the page describes."""
+    """Yield a sentence of a manual page, and what kind of thing the page describes."""
     for section, kind in PAGES.items():
         if section == "8":
             section, kind = "7", "overview"
@@ -218,7 +218,7 @@ def pages(raw: Path) -> Iterator[tuple[str, str]]:
 
 
 def faq(raw: Path) -> Iterator[tuple[str, str]]:
-    """A frequent question → what it is asked about."""
+    """Yield a frequent question, and what it is asked about."""
     for row in json.loads((raw / "faq_questions.json").read_text()):
         if row["src"] != "git":
             text = re.sub(rf"\b(?:{NAMES['faq']})\b", "…", row["q"], flags=re.I)

@@ -38,7 +38,7 @@ def functions(tree: ast.Module, source: str) -> Iterator[tuple[str, str]]:
 
 
 def rows(library: Path, count: int, characters: int) -> list[dict[str, list[dict[str, str]]]]:
-    """The rows with the smallest hashes; fewer than `count` in the library is an error."""
+    """Return the rows with the smallest hashes; raise an error if the library has fewer than `count`."""
     found: dict[str, tuple[str, str]] = {}
     for path in sorted(library.rglob("*.py")):
         if SKIPPED & set(path.relative_to(library).parts):

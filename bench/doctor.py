@@ -97,7 +97,7 @@ def _injected(subject: ModelFile, only: list[str]) -> Iterator[dict[str, object]
 
 
 def _right_for(check: Check, subject: ModelFile, folder: Path) -> Subject:
-    """What a check looks at, with nothing wrong: the model, or what is made with it. Raises SettleError."""
+    """Return what a check looks at with nothing wrong: the model, or what is made with it. Raises SettleError."""
     if check.about is AskedModel:
         if not takes_turns(read_gguf(subject.model.weights).metadata):
             raise UsageError("the model takes no turns", "choose one that chats")
@@ -113,7 +113,7 @@ def _sound_answers(model: ModelRef, folder: Path) -> Subject:
 
 
 def _sound_collection(folder: Path) -> Subject:
-    """A copy of settle's own documentation, by the usual embedder: a failure is written beside the pages."""
+    """Index a copy of settle's own documentation by the usual embedder; a failure is written next to the pages."""
     name, pages = f"bench-{folder.name}", folder / "docs"
     shutil.copytree(Path(__file__).parent.parent / "docs", pages)
     assert main_of_settle(["index", str(pages), "--name", name]) == 0
@@ -121,7 +121,7 @@ def _sound_collection(folder: Path) -> Subject:
 
 
 def _exported_run(subject: ModelFile, model: ModelRef) -> ExportedRun:
-    """A run that exported it, with what the gate keeps: the answers of llama.cpp as it was then, and is now."""
+    """Make a run that exported the model, with what the gate keeps: llama.cpp's answers then and now."""
     run = Run.create("train", free_name("bench-exported"))
     with Engine(model.weights, 512) as engine:
         prompts = [engine.tokenize(text)[:8] for text in PROSE[:6]]
@@ -154,7 +154,7 @@ def _diagnosed(check: Check, broken: Subject, folder: Path) -> dict[str, object]
 
 
 def _healthy(subject: ModelFile, only: list[str]) -> Iterator[dict[str, object]]:
-    """The model as it is, and in other set-ups that are right."""
+    """Check the model as it is, and in other set-ups that are right."""
     with tempfile.TemporaryDirectory() as folder:
         for name, make in itertools.chain(_right(subject, Path(folder)), _right_of_others(subject, Path(folder))):
             if only and name not in only:
@@ -210,7 +210,7 @@ def _sound_chat(model: ModelRef, asked: list[Request], path: Path) -> Subject:
 
 
 def _right_requests() -> dict[str, list[Request]]:
-    """What clients ask that do nothing wrong."""
+    """Return what clients ask that do nothing wrong."""
     questions = [known.question for known in KNOWN_ANSWERS[8:12]]
     one = [{"role": "user", "content": question} for question in questions]
     system = {"role": "system", "content": "You are a helpful assistant. Answer in one sentence."}

@@ -35,10 +35,13 @@ STEPS, DOCUMENTS, RATE, VOCABULARY = 160, 14, 4e-3, 800
 
 
 class Family(NamedTuple):
-    """part: its architecture. settings: beside those that every tiny model has. template: its chat template. turn: a
+    """How the tiny model of a family differs from the others.
+
+    part: its architecture. settings: beyond those that every tiny model has. template: its chat template. turn: a
     question and its answer in those turns, in ChatML's tokens, which `names` renames. seed: of weights and rows. pre:
-    how texts are cut before merging. opened: every text begins with a token of its own, the one for padding; and the
-    token that ends a text ends an answer."""
+    how texts are cut before merging. opened: every text begins with a token of its own, the one for padding, and the
+    token that ends a text ends an answer.
+    """
 
     part: type[Qwen3] | type[Phi3] | type[Gemma2]
     settings: Mapping[str, object]
@@ -134,7 +137,7 @@ def main() -> None:
 
 
 def _tokenizer(pre: str, texts: list[str], folder: Path) -> ByteBpeTokenizer:
-    """settle's own, learned from words as `pre` cuts them."""
+    """Train settle's own tokenizer on words as `pre` cuts them."""
     tokenizer = ByteBpeTokenizer.train(texts, VOCABULARY, folder)
     if pre == tokenizer.pre:
         return tokenizer

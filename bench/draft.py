@@ -43,7 +43,7 @@ number ::= "-"? [0-9]+ ("." [0-9]+)?
 
 
 def made(given: argparse.Namespace) -> dict[str, Any]:
-    """The pair's figures of a run that makes the draft."""
+    """Make the draft in a run, and return the pair's figures."""
     command = [sys.executable, "-m", "settle", "distill", given.model, *given.rows, "--draft", "--json", "--name", "d"]
     command += ["--draft-type", given.draft_type, "--answer-tokens", str(given.answer_tokens)]
     command += ["--compare-rows", str(given.prompts), *given.settings.split()]
@@ -68,7 +68,7 @@ def prompts_of(model: Pretrained, given: argparse.Namespace) -> list[list[int]]:
 
 
 def there(given: argparse.Namespace) -> dict[str, Any]:
-    """The figures of a pair of files."""
+    """Return the figures of a pair of files."""
     model = Pretrained.open(given.model)
     prompts = prompts_of(model, given)
     said = Events(listeners=[lambda event: print(getattr(event, "text", ""), file=sys.stderr)])
@@ -76,7 +76,7 @@ def there(given: argparse.Namespace) -> dict[str, Any]:
 
 
 def answered(engine: Engine, prompt: list[int], most: int, settings: dict[str, Any]) -> tuple[str, dict[str, Any]]:
-    """An answer, and llama.cpp's timings of it."""
+    """Return an answer, and llama.cpp's timings of it."""
     pieces, text = engine.complete(prompt, most, **settings), ""
     while True:
         try:
@@ -86,7 +86,7 @@ def answered(engine: Engine, prompt: list[int], most: int, settings: dict[str, A
 
 
 def as_asked(given: argparse.Namespace) -> None:
-    """Prints how many times as fast each way of asking is, and how many answers are the same."""
+    """Print how many times as fast each way of asking is, and how many answers are the same."""
     model = Path(given.model)
     draft = draft_for(resolve_gguf(model), given.pair, Events())
     opened = Pretrained.open(model)

@@ -57,7 +57,7 @@ def main() -> None:
 
 
 def get_model(work: Path) -> None:
-    """The model for both sides, of the same files."""
+    """Get the model for both sides, from the same files."""
     from settle.base.event_log import Events
     from settle.library.pull.pull import find_offer
     from settle.retrieve.index.embedders.minilm import Minilm
@@ -114,7 +114,7 @@ def write_documents(folder: Path, most: int) -> None:
 
 
 def index(work: Path, name: str) -> int:
-    """The whole of ours, into a new collection; how many passages it has."""
+    """Index everything into a new collection with settle; return the number of passages."""
     from settle.base.event_log import Events
     from settle.retrieve.index.chunkers.structure import Structure
     from settle.retrieve.index.config import IndexParts
@@ -130,7 +130,7 @@ def index(work: Path, name: str) -> int:
 
 
 def cut(work: Path) -> list[str]:
-    """The passages that ours makes of the documents."""
+    """Return the passages that settle makes of the documents."""
     from settle.retrieve.index.collection import Collection
 
     index(work, "first")
@@ -174,7 +174,7 @@ class Side:
         return self.said(), self._cpu() - before
 
     def said(self) -> float:
-        """The seconds that it tells."""
+        """Return the seconds that it reports."""
         assert self.process.stdout
         return float(self.process.stdout.readline())
 

@@ -1,5 +1,6 @@
-"""Families of held-out losses with known futures, in two halves: a stopping rule is developed on the
-first, DEVELOPMENT, and judged once on the second, JUDGEMENT.
+"""Families of held-out losses with known futures, in two halves.
+
+A stopping rule is developed on the first, DEVELOPMENT, and judged once on the second, JUDGEMENT.
 
 A family is a shape (steps → loss without noise) with a noise. The halves share neither shape nor noise. `falls_again`
 marks families with a second fall after a stretch in which less was to be had than the tolerance: no rule that sees only
@@ -36,7 +37,7 @@ def log_uniform(random: np.random.Generator, low: float, high: float) -> float:
 
 
 def ends(random: np.random.Generator) -> tuple[float, float]:
-    """(what can be reached, the fall to there): first losses are about the logarithm of a vocabulary."""
+    """Return what can be reached, and the fall to there; first losses are about the logarithm of a vocabulary."""
     last = random.uniform(1, 3.5)
     return last, random.uniform(5, 9) - last
 
@@ -61,7 +62,7 @@ def by_look(correlation: float) -> MakeNoise:
 
 
 def by_step(scale: float) -> MakeNoise:
-    """An Ornstein-Uhlenbeck process with a correlation time in steps."""
+    """Return an Ornstein-Uhlenbeck process with a correlation time in steps."""
 
     def noise(random: np.random.Generator, steps: np.ndarray) -> np.ndarray:
         out = random.normal(size=len(steps))
@@ -127,7 +128,7 @@ def log_periodic(random: np.random.Generator) -> Shape:
 
 
 def seasons(random: np.random.Generator) -> Shape:
-    """The text changes with a period in steps."""
+    """Draw a curve of a text that changes with a period in steps."""
     last, drop = ends(random)
     exponent, scale = random.uniform(0.2, 0.7), log_uniform(random, 0.5, 2)
     period, depth = log_uniform(random, 2.5, 3.5), random.uniform(0.0005, 0.003)
@@ -146,7 +147,7 @@ def plateau_then_drop(random: np.random.Generator) -> Shape:
 
 
 def restarts(random: np.random.Generator) -> Shape:
-    """A step down at every doubling."""
+    """Draw a curve with a step down at every doubling."""
     last, drop = ends(random)
     exponent, scale, phase = random.uniform(0.2, 0.5), log_uniform(random, 0.5, 2), random.uniform(0, 1)
 
@@ -188,7 +189,7 @@ def two_exponentials(random: np.random.Generator) -> Shape:
 
 
 def staircase(random: np.random.Generator) -> Shape:
-    """A small step down at each pass over the data."""
+    """Draw a curve with a small step down at each pass over the data."""
     last, drop = ends(random)
     exponent, scale = random.uniform(0.25, 0.7), log_uniform(random, 0.5, 2)
     period, depth = log_uniform(random, 2.7, 3.7), random.uniform(0.1, 0.4)

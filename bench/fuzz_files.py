@@ -30,7 +30,7 @@ SECONDS, MEMORY = 20, 4 << 30
 
 
 def fuzz(kind: str, source: Path, files: int, seed: int, out: Path) -> None:
-    """Reads that many files of one kind, and prints what came of them as a line of JSON."""
+    """Read many damaged files of one kind, and print the outcomes as a line of JSON."""
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     signal.signal(signal.SIGALRM, _late)
     me, outcomes, slowest = psutil.Process(), collections.Counter[str](), 0.0

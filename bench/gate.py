@@ -65,7 +65,7 @@ def exports(live: LiveModel, texts: list[str], folder: Path) -> Iterator[str]:
 
 
 def broken(live: LiveModel) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Exports that load and look right and are wrong: a name and what to change in `export_gguf`'s arguments."""
+    """Yield exports that load and look right and are wrong: a name, and changed arguments of `export_gguf`."""
     weights, tokenizer, part = live.weights, live.tokenizer, live.part
     last = part.num_hidden_layers - 1
 

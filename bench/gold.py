@@ -72,9 +72,12 @@ FRAMES = {
 
 @dataclass(frozen=True)
 class Asked:
-    """Something a document says. text: what a question is made of; title: words that must not be in the question;
-    same: what makes two of them the same, where it is not their words; section: of the document; verb: the first word
-    is one; other: another name for it, which is asked for instead."""
+    """Something that a document states and a question can be made of.
+
+    text: what a question is made of; title: words that must not be in the question; same: what makes two of them the
+    same, if it is not their words; section: of the document; verb: the first word is one; other: another name for it,
+    which is asked for instead.
+    """
 
     text: str
     frames: list[str]
@@ -96,15 +99,17 @@ class Document:
 
 
 def file_name(title: str, suffix: str = ".txt") -> str:
-    """A name that says nothing: the headword that is asked for is no name of a file, which settle reads as a title."""
+    """Return a name that says nothing, since settle reads the name of a file as a title."""
     name = hashlib.sha256(title.encode()).hexdigest()[:16]
     return f"{name[:2]}/{name}{suffix}"
 
 
 def dictionary(roots: list[Path], least: int = 20) -> Iterator[Document]:
-    """An entry is a file; those of fewer than `least` words are left out: most only name another one. Of what has
-    several names, the first is asked for, unless the entry begins with one that is the other's initials and nobody
-    else's."""
+    """Yield a document for each entry of at least `least` words; shorter ones mostly only name another entry.
+
+    If an entry has several names, the first is asked for, unless the entry begins with one that is the other's initials
+    and nobody else's.
+    """
     index = next((roots[0] / "usr/share/dictd").glob("*.index"))
     text = gzip.decompress(index.with_suffix(".dict.dz").read_bytes())
     digits = {c: i for i, c in enumerate("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/")}
@@ -130,7 +135,7 @@ def dictionary(roots: list[Path], least: int = 20) -> Iterator[Document]:
 
 
 def _other_name(entry: str, title: str) -> str:
-    """That an entry begins with in brackets, of which the title has the initials or which has the title's, or ""."""
+    """Return the name in brackets that an entry begins with and whose initials match the title's, or ""."""
     bracket = re.match(r"[^\n]+\n\s*(?:<[^>]*>\s*)?\(([^()]{2,90})\)", entry)
     names = re.split(r",\s|\bor\b|\"", " ".join(bracket[1].split())) if bracket else []
     for name in (name.strip() for name in names):
@@ -146,7 +151,7 @@ def _initials(name: str) -> str:
 
 
 def wordnet_entries(database: WordNet, draw: random.Random, number: int) -> Iterator[Document]:
-    """An entry of a word with its senses, as `wn -over` shows them, is a file; one sense of it is asked for."""
+    """Yield a document for each entry of a word with its senses, as `wn -over` shows them; one sense is asked for."""
     kinds = {"n": "Noun", "v": "Verb", "a": "Adjective", "r": "Adverb"}
     by_lemma: dict[str, list[tuple[str, str]]] = defaultdict(list)
     for (_, lemma), senses in database.senses.items():
@@ -193,7 +198,7 @@ def _text(node: LexborNode) -> str:
 def sphinx_pages(
     roots: list[Path], library: str, database: WordNet, draw: random.Random, most: int
 ) -> Iterator[tuple[Document, list[tuple[str, str, str]]]]:
-    """A page is a file, as it is. A heading of one or two words, or that others have too, is asked with the page's."""
+    """Yield each page as a document; a heading of one or two words, or shared by others, is asked with the page's."""
     folder = next((roots[0] / "usr/share/doc").glob("*/html"))
     paths = sorted(p for part in PARTS[library] for p in (folder / part).rglob("*.html") if p.stem != "index")
     paths = [path for path in paths if path.stat().st_size < 20 * LONGEST]
@@ -221,13 +226,15 @@ def sphinx_pages(
 
 
 def _bare(heading: str) -> str:
-    """A heading without its number and the module's name before a dash."""
+    """Return a heading without its number and the module's name before a dash."""
     return re.sub(r"^[\w. ,]+ — ", "", re.sub(r"^[\dA-Z]+(\.\d+)*\. ", "", heading))
 
 
 def man(roots: list[Path], database: WordNet) -> Iterator[Document]:
-    """A page is a file. Its summary is what stands behind the dash below NAME; pages that only name another one are
-    left out, and very long ones."""
+    """Yield a document for each manual page.
+
+    Its summary is what follows the dash below NAME; pages that only name another one are left out, and very long ones.
+    """
     paths = sorted(p for root in roots for p in root.glob("usr/share/man/man?/*.gz") if not p.is_symlink())
     with ThreadPoolExecutor(2) as pool:
         for path, text in zip(paths, pool.map(_shown, paths), strict=True):
@@ -244,7 +251,7 @@ def man(roots: list[Path], database: WordNet) -> Iterator[Document]:
 
 
 def _shown(path: Path) -> str:
-    """A manual page as plain text, 80 columns, neither justified nor hyphenated."""
+    """Return a manual page as plain text, 80 columns, neither justified nor hyphenated."""
     source = gzip.decompress(path.read_bytes())
     if re.search(rb"^\.so ", source, re.MULTILINE):
         return ""
@@ -253,7 +260,7 @@ def _shown(path: Path) -> str:
 
 
 def build(folder: Path, name: str, documents: list[Document], words: Paraphraser, seed: int) -> None:
-    """Writes a set: documents that are not held out, questions about them, and questions about the others."""
+    """Write a set: documents that are not held out, questions about them, and questions about the others."""
     draw = random.Random(f"{seed} {name}")
     held = set(draw.sample(range(len(documents)), round(HELD_OUT[KINDS.get(name, name)] * len(documents))))
     kept = [(d, a) for i, d in enumerate(documents) if i not in held for a in d.asked]
@@ -324,7 +331,7 @@ class _Near:
                 self.having[stem].append(i)
 
     def share(self, text: str) -> float:
-        """The largest Jaccard index with one of them."""
+        """Return the largest Jaccard index with one of them."""
         wanted = stems(text)
         common = Counter(i for stem in wanted for i in self.having.get(stem, ()))
         return max((n / len(wanted | self.sets[i]) for i, n in common.items()), default=0.0)
@@ -343,7 +350,7 @@ class _Said:
                 self.number += 1
 
     def share(self, text: str) -> float:
-        """The largest share. What stands nowhere tells as much as what stands once."""
+        """Return the largest share; what occurs nowhere counts as much as what occurs once."""
         tells = {stem: log(self.number / max(1, len(self.having.get(stem, ())))) for stem in stems(text)}
         told: dict[int, float] = defaultdict(float)
         for stem, tell in tells.items():

@@ -31,7 +31,7 @@ TIMED = 8  # steps after the two that warm up
 
 
 def card(asked: argparse.Namespace) -> dict[str, Any]:
-    """What computes, and the most operations per second of its types at the shapes of a layer."""
+    """Return what computes, and the most operations per second of its types at the shapes of a layer."""
     import torch
 
     from settle.machine import accelerator, ceiling
@@ -147,7 +147,7 @@ PARTS: dict[str, Callable[[argparse.Namespace], Any]] = {
 
 
 def section(found: dict[str, Any]) -> str:
-    """The figures, for a person."""
+    """Return the figures for a reader."""
     here = found.get("card", {})
     lines = [f"{here.get('name')}, torch {here.get('torch')}, `python bench/gpu.py`.", ""]
     if "agreement" in found:

@@ -50,7 +50,7 @@ SHAPES = (
 
 
 def step_of(shape: Shape, device: str, is_fake: bool = False) -> tuple["Trainer", "Architecture"]:
-    """A trainer of the shape, whose micro-batches are all full rows of one token."""
+    """Return a trainer of the shape, whose micro-batches are all full rows of one token."""
     import torch
 
     from settle.data.batches import Batch
@@ -72,8 +72,11 @@ def step_of(shape: Shape, device: str, is_fake: bool = False) -> tuple["Trainer"
 
 
 def step_bytes(part: "Architecture", shape: Shape) -> int:
-    """What the planner's terms give for a step: weights, gradients, the optimizer's state, the copy that is computed
-    with, and activations (`settle/plan/memory.needed` without what lies on the host beside a card)."""
+    """Return what the planner's terms give for a step.
+
+    Weights, gradients, the optimizer's state, the copy that is computed with, and activations
+    (`settle/plan/memory.needed` without what a card's host holds).
+    """
     from settle.train.optimizers import Optimizer
 
     number = 4 if shape.dtype == "float32" else 2

@@ -1,4 +1,4 @@
-"""Every architecture through every kind of work on a card that is not there: is anything on the wrong device?
+"""Every architecture through every kind of work on a card that is not there, to find what is on the wrong device.
 
 `tests/pretend_card` says how. Prints a table of waits of the host in a warm step, lists errors, the operations that
 were met, and those that Apple's MPS has no kernel for, by torch's own table (native_functions.yaml).

@@ -36,7 +36,7 @@ def non_blank(text: str) -> int:
 
 
 def num_any(tree: ast.AST) -> int:
-    """Uses of typing.Any, wherever it stands, its imports too."""
+    """Return the number of uses of typing.Any, imports included."""
     return sum(
         (isinstance(node, ast.Name) and node.id == "Any") or (isinstance(node, ast.alias) and node.name == "Any")
         for node in ast.walk(tree)
@@ -69,7 +69,7 @@ def in_functions(tree: ast.AST) -> int:
 
 
 def cycles(edges: dict[str, set[str]]) -> list[list[str]]:
-    """Groups of modules that import each other (Tarjan's strongly connected components of more than one)."""
+    """Return groups of modules that import each other (Tarjan's strongly connected components of more than one)."""
     index: dict[str, int] = {}
     low: dict[str, int] = {}
     stack: list[str] = []

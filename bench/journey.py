@@ -67,7 +67,7 @@ def main() -> None:
 
 
 def make_inputs(folder: Path) -> None:
-    """Notes, rows of questions and answers, and documents."""
+    """Write notes, rows of questions and answers, and documents."""
     draw = random.Random(3)
     things = ("printer", "router", "phone", "laptop", "screen", "keyboard", "camera", "speaker")
     verbs = ("restart", "clean", "update", "replace", "connect", "unplug")
@@ -94,8 +94,10 @@ def make_inputs(folder: Path) -> None:
 
 
 def readme(folder: Path) -> Iterator[Step]:
-    """Its commands, with options that make them small. Those that download, serve or connect are `network`'s and the
-    test suite's."""
+    """Yield the README's commands, with options that make them small.
+
+    Those that download, serve or connect are left to `network` and the test suite.
+    """
     tune = "--steps 8 --threads 1 --dtype float32 --batch-rows 4 --compare-rows 6"
     commands = (
         f"train notes --name notes {TINY} --dry",
@@ -134,7 +136,7 @@ def wrong(folder: Path) -> Iterator[Step]:
 
 
 def files(folder: Path) -> None:
-    """What is no text, no model and no rows."""
+    """Write files that are no text, no model and no rows."""
     (folder / "empty.txt").write_bytes(b"")
     (folder / "empty.jsonl").write_bytes(b"")
     (folder / "zeros.bin").write_bytes(bytes(4096))
@@ -173,7 +175,7 @@ def bad_files() -> Iterator[list[str]]:
 
 
 def bad_options() -> Iterator[list[str]]:
-    """A value that no number, time, share, file or choice has, for every option of every command."""
+    """Yield a value that no number, time, share, file or choice has, for every option of every command."""
     from settle.base.registry import parts
 
     good = {"train": ["docs"], "tune": ["hf", "one.jsonl"], "distill": ["hf", "one.jsonl"], "shrink": ["hf"],
@@ -194,7 +196,7 @@ def bad_options() -> Iterator[list[str]]:
 
 
 def leftovers(folder: Path) -> set[str]:
-    """Runs, and half-written files: a wrong input begins nothing."""
+    """Return runs and half-written files: a wrong input begins nothing."""
     home = Path(os.environ["SETTLE_HOME"])
     runs = {f"run {path.name}" for path in (home / "runs").glob("*")}
     return runs | {str(path) for path in folder.glob(".*") if path.name.startswith((".unproven", ".work"))}
@@ -222,8 +224,11 @@ def network(folder: Path) -> Iterator[Step]:
 
 
 def disk(folder: Path) -> Iterator[Step]:
-    """Whatever was being written: the words say that the disk is full, and once there is room the same command, or
-    `settle resume`, does it."""
+    """Yield commands on a full disk.
+
+    Whatever was being written, the words say that the disk is full, and once there is room the same command, or `settle
+    resume`, completes it.
+    """
     place = folder / "full"
     place.mkdir()
     if subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={DISK}", "tmpfs", place], capture_output=True).returncode:
@@ -257,7 +262,7 @@ def fill(path: Path, leave: int) -> None:
 
 
 def settle(command: str, before: list[str] | None = None) -> tuple[int, str]:
-    """The exit code of a process, and what it said on stderr and stdout."""
+    """Run a process; return its exit code, and what it wrote to stderr and stdout."""
     line = [*(before or []), sys.executable, "-m", "settle", *shlex.split(command)]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     try:
@@ -270,7 +275,7 @@ def settle(command: str, before: list[str] | None = None) -> tuple[int, str]:
 
 
 def in_process(arguments: list[str]) -> tuple[int, str]:
-    """The same without the time that a process needs to start; nothing that is wrong gets far."""
+    """Run a command without the time that a process needs to start; nothing that is wrong gets far."""
     from settle.cli import main
 
     raw, code, fault = io.BytesIO(), -1, ""

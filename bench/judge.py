@@ -176,7 +176,7 @@ def train(model: Reranker, questions: Questions, minutes: float) -> None:
 
 
 def stored(model: Reranker) -> dict[str, np.ndarray]:
-    """The weights as the product reads them."""
+    """Return the weights as the product reads them."""
     names, out = file_names(len(model.encoder.blocks)), {}
     for name, weight in model.state_dict().items():
         array = weight.detach().numpy()

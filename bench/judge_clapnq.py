@@ -21,7 +21,7 @@ _MARKS = (
 
 
 def joined(text: str) -> str:
-    """A text whose marks a tokenizer has set apart."""
+    """Join the marks of a text that a tokenizer has set apart."""
     for apart, whole in _MARKS:
         text = text.replace(apart, whole)
     return re.sub(r"\s+([.,;:?!)'])", r"\1", " ".join(text.split()))

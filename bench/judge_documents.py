@@ -1,4 +1,5 @@
 """The documents that the questions in `judge_questions/` are about, fetched and laid out as a person would have them.
+
 Those in `asked/` are found by their names, too.
 
     python bench/judge_documents.py FOLDER [NAME ...]    # writes FOLDER/NAME/documents, and verifies the phrases
@@ -69,7 +70,7 @@ def read(name: str) -> Iterator[Asked]:
 
 
 def documents_of(name: str, folder: Path) -> Path:
-    """Writes `FOLDER/NAME/documents` if it is not there → where they are."""
+    """Write `FOLDER/NAME/documents` if it is not there, and return where they are."""
     target = folder / name / "documents"
     if target.is_dir():
         return target

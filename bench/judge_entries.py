@@ -114,7 +114,7 @@ def of_dictionary(name: str, folder: Path, draw: random.Random) -> Made:
 
 
 def _meaning(text: str) -> str:
-    """The first sentence or clause of what an entry says, without marks."""
+    """Return the first sentence or clause of what an entry says, without marks."""
     text = re.sub(r"\[[^\]]*\]|\{|\}|^\s*(n|v|vt|vi|adj|adv|prep|a|v\. t|v\. i)\.(,|\s)", " ", " ".join(text.split()))
     if "Atomic weight" in text:
         text = re.sub(r"^.*Atomic weight: \S+ ", "", text)
@@ -167,7 +167,7 @@ def of_man(folder: Path, draw: random.Random) -> Made:
 
 
 def _summary(path: str, summary: str, tool: str, draw: random.Random) -> Entry:
-    """A thing, or what can be done, as verbs in the imperative or in the third person."""
+    """Return an entry about a thing, or about what can be done, as verbs in the imperative or the third person."""
     first, _, rest = summary.rstrip(".").partition(" ")
     verb = re.sub(r"(?<=s|x|z)es$|(?<=ch|sh)es$|(?<=[a-rt-z])s$", "", first.lower()) if first[-3:] != "ous" else ""
     if verb in VERBS:
@@ -260,7 +260,7 @@ def of_docstrings(folder: Path, draw: random.Random) -> Made:
 
 
 def _documented(path: str, source: str) -> Iterator[tuple[str, str, str]]:
-    """Module, name and docstring of what is public; of a long docstring the beginning."""
+    """Yield module, name and docstring of what is public; of a long docstring the beginning."""
     try:
         tree = ast.parse(source)
     except SyntaxError:
@@ -289,7 +289,7 @@ class Elsewhere:
                 self._path.append(path)
 
     def share(self, text: str, own: str) -> float:
-        """The largest share outside the document `own`."""
+        """Return the largest share outside the document `own`."""
         tells = {stem: log(len(self._path) / max(1, len(self._having.get(stem, ())))) for stem in stems(text)}
         by_sentence: dict[int, float] = defaultdict(float)
         for stem, tell in tells.items():

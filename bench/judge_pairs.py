@@ -59,7 +59,7 @@ class Passage:
     section: str
 
     def shown(self, depth: int | None) -> str:
-        """The passage below its headings; depth: how many of them, the innermost left out first."""
+        """Return the passage below its headings; depth: how many of them, the innermost left out first."""
         return with_headings(self.headings if depth is None else self.headings[:depth], self.text)
 
 

@@ -1,5 +1,6 @@
-"""Rows of pairs from public sets of questions, for `judge_pairs.py`: each question with a passage that answers it, if
-any does, and the passages beside that which share most words with it.
+"""Rows of pairs from public sets of questions, for `judge_pairs.py`.
+
+Each is a question with a passage that answers it, if any does, and the passages that share most words with it.
 
 SQuAD 2.0 (Rajpurkar et al. 2018, CC BY-SA 4.0): crowd workers' questions about paragraphs of Wikipedia, half of them
 asked so that the paragraph does not answer. Sentences (Du et al. 2017, github.com/xinyadu/nqg): the sentences of
@@ -118,7 +119,7 @@ class Near:
 
 
 def _two_and_one(others: Sequence[Any], random: Random) -> list[Any]:
-    """The two nearest, and one of the six that follow."""
+    """Return the two nearest, and one of the six that follow."""
     return [*others[:2], *random.sample(others[2:8], min(1, len(others[2:8])))]
 
 
@@ -131,7 +132,7 @@ def _windows(sentences: Sequence[str], random: Random) -> Iterator[str]:
 
 
 def _around(sentences: Sequence[str], at: int, wanted: int, random: Random) -> str:
-    """The sentence `at` with some before and behind it, `wanted` words or a little more."""
+    """Return the sentence `at` with some before and behind it, `wanted` words or a little more."""
     first, last = at, at
     while len(" ".join(sentences[first : last + 1]).split()) < wanted and last - first + 1 < len(sentences):
         if first > 0 and (random.random() < 0.5 or last == len(sentences) - 1):
@@ -142,7 +143,7 @@ def _around(sentences: Sequence[str], at: int, wanted: int, random: Random) -> s
 
 
 def _at(text: str, sentences: Sequence[str], start: int) -> int:
-    """The sentence that the character `start` of a text is in."""
+    """Return the sentence that the character `start` of a text is in."""
     found, end = 0, 0
     for number, sentence in enumerate(sentences):
         begins = text.find(sentence, end)

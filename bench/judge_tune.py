@@ -126,7 +126,7 @@ def units(text: str) -> list[tuple[int, int]]:
 
 
 def gutted(hit: dict[str, Any]) -> dict[str, Any] | None:
-    """A passage that answers, less its lines or sentences that do; None where that leaves nothing, or the answer."""
+    """Return a passage without its lines or sentences that answer; None if that leaves nothing, or the answer."""
     if not hit["span"]:
         return None
     text, (begin, end) = hit["text"], hit["span"]
@@ -136,7 +136,7 @@ def gutted(hit: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def with_gap(hit: dict[str, Any], random: Random) -> dict[str, Any]:
-    """A passage less one of the lines or sentences that do not answer, where it is known which do."""
+    """Return a passage without one of the lines or sentences that do not answer, if it is known which do."""
     if not hit["span"]:
         return hit
     text, (begin, end) = hit["text"], hit["span"]
@@ -214,7 +214,7 @@ def train(model: Reranker, lists: Lists, minutes: float, constant: float, out: P
 
 
 def restore(model: Reranker, path: Path) -> None:
-    """Puts weights as `judge.py` stores them into a model."""
+    """Read weights as `judge.py` stores them into a model."""
     file = load_file(path)
     own = {gguf: name for name, gguf in file_names(len(model.encoder.blocks)).items()}
     weights = {

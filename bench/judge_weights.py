@@ -49,7 +49,7 @@ def rows_of(name: str, collection: Collection, asked: Sequence[Question]) -> Ite
 
 
 def row_of(name: str, collection: Collection, question: str) -> tuple[list[Hit], dict[str, Any]]:
-    """The hits of a question as the search orders them, and what the evidence is judged by."""
+    """Return the hits of a question as the search orders them, and what the evidence is judged by."""
     hits = search(collection, question, EXAMINED)
     in_order, readings = read_best(collection, question, hits)
     return hits, {
@@ -147,7 +147,7 @@ def report(rows: Sequence[dict[str, Any]]) -> None:
 
 
 def show(name: str, scores: np.ndarray, kinds: np.ndarray, sets: np.ndarray) -> None:
-    """What separates, and where the outcomes lie."""
+    """Print what separates the kinds, and how often each outcome occurs."""
     there, gone, off = (scores[kinds == kind] for kind in ("there", "gone", "off"))
     by_set = [
         auroc(*(scores[(kinds == kind) & (sets == s)] for kind in ("there", "gone"))) for s in dict.fromkeys(sets)

@@ -90,13 +90,13 @@ _WORD = re.compile(r"[A-Za-z][A-Za-z'-]+")
 
 
 def frames(kind: Sequence[str], is_training: bool) -> Sequence[str]:
-    """The frames of a kind that training uses, or those that it does not."""
+    """Return the frames of a kind that training uses, or those that it does not."""
     cut = round(len(kind) * REHEARSED)
     return kind[:cut] if is_training else kind[cut:]
 
 
 def worded_again(question: str, synonyms: Mapping[str, Sequence[str]], random: Random, strength: float = 1.0) -> str:
-    """A question as another person would ask it: synonyms, contractions, fillers, typos, only its key words."""
+    """Return a question as another person would ask it: synonyms, contractions, fillers, typos, only its key words."""
 
     def chance(p: float) -> bool:
         return random.random() < p * strength

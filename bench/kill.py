@@ -60,7 +60,7 @@ PATIENCE = 120.0  # seconds after which a session counts as hung
 
 
 def killed_after(step: int) -> Any:
-    """A hook that kills the process once the save of `step` has returned: all of the run but the hand-over."""
+    """Return a hook that kills the process once the save of `step` has returned: all of the run but the export."""
 
     def hook(frame: Any, event: str, arg: Any) -> None:
         if event == "return" and frame.f_code is checkpoint.save.__code__ and frame.f_locals["checkpoint"].step == step:
@@ -173,7 +173,7 @@ class Matrix:
         self.number = 0
 
     def _base_and_rows(self) -> list[str]:
-        """A base, trained for a moment, and rows for it."""
+        """Train a base for a moment, and write rows for it."""
         home, rows = self.folder / "base", self.folder / "rows.jsonl"
         made = session(home, ["train", str(self.data), *SETTINGS, "--context", "128"])
         assert made.code == 0, made.output
@@ -184,14 +184,14 @@ class Matrix:
         return [str(next((home / "runs").iterdir()) / "out" / "hf"), str(rows)]
 
     def copy(self, source: Path) -> Path:
-        """A home of its own for one case, as `source` is."""
+        """Copy `source` as a home of its own for one case."""
         self.number += 1
         home = self.folder / f"case{self.number}"
         shutil.copytree(source, home)
         return home
 
     def fresh(self) -> Path:
-        """A home where the data is prepared, and no run yet."""
+        """Return a home where the data is prepared, and no run yet."""
         home = self.copy(self.folder / "whole")
         shutil.rmtree(home / "runs")
         return home
@@ -280,7 +280,7 @@ class Matrix:
         return good, count
 
     def full_in_a_save(self) -> tuple[int, int]:
-        """One run in which the first attempt at the save fails at its first file event, the second at its second …"""
+        """Run with a disk that is full at the n-th file event of the n-th attempt at a save."""
         failed = [0]
         writing = {"mkdir", "open", "write", "flush", "fsync", "rename", "replace"}
         read, write = os.pipe()
@@ -312,7 +312,7 @@ class Matrix:
         return times if good else 0, times
 
     def small_disk(self, step_kb: int) -> tuple[int, int, str]:
-        """A tmpfs of every size from nothing to enough: whatever write is the first not to fit, it fails there."""
+        """Run on a tmpfs of every size from nothing to enough, so that every write is once the first not to fit."""
         place = self.folder / "small"
         place.mkdir()
         if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "settle", place], capture_output=True).returncode:
@@ -353,7 +353,7 @@ class Matrix:
             time.sleep(0.02)
 
     def damaged(self, every_file: bool) -> tuple[int, int]:
-        """The newest of two checkpoints is damaged: the run goes on from the one before and says so."""
+        """Damage the newest of two checkpoints: the run continues from the one before and says so."""
         template = self.folder / "late"
         shutil.copytree(self.half, template)
 

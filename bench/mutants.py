@@ -127,7 +127,7 @@ def note_calls(path: Path) -> None:
 
 
 def draw(options: argparse.Namespace) -> list[Fault]:
-    """The faults to try, in a fixed order."""
+    """Return the faults to try, in a fixed order."""
     paths = paths_of(options.room or ROOMS)
     drawn = [fault for fault in named(ROOT) if not options.room or fault.path in paths] if options.named else []
     if options.named and options.count is None:
@@ -156,21 +156,23 @@ def draw(options: argparse.Namespace) -> list[Fault]:
 
 
 def room_of(path: str) -> str:
-    """The room of a file: of those in ROOMS the one that holds the fewest others."""
+    """Return the room of a file: of those in ROOMS that hold it, the one with the fewest files."""
     inside = path.removeprefix("settle/")
     return next((room for room in ROOMS[::-1] if (inside + "/").startswith(room + "/")), inside.split("/")[0])
 
 
 def paths_of(rooms: Sequence[str]) -> list[str]:
-    """The files of rooms, but for pictures."""
+    """Return the files of rooms, except pictures."""
     places = [ROOT / "settle" / room for room in rooms]
     files = sorted({path for place in places for path in ([place] if place.is_file() else place.rglob("*.py"))})
     return [p for path in files if not (p := path.relative_to(ROOT).as_posix()).endswith(PICTURES)]
 
 
 def caught_before(most: int, seed: int = 1) -> list[tuple[Fault, str]]:
-    """Recorded faults whose line is as it was, each with the cheap test that catches it by itself: of files that
-    changed since the commit before first."""
+    """Return recorded faults whose line is unchanged, each with the cheap test that catches it by itself.
+
+    Faults of files that changed since the previous commit come first.
+    """
     records = [r for r in recorded(ROOT) if r["by"] and r["seconds"] < CHEAP and NOT_ENDED not in r["by"]]
     records = [r for r in records if r.get("alone")]  # its test was seen to catch it by itself
     random.Random(seed).shuffle(records)
@@ -197,7 +199,7 @@ def changed(commit: str) -> set[str]:
 
 
 def named(root: Path) -> list[Fault]:
-    """The faults of named.toml. One whose text is gone has to be written anew, or has lost its object."""
+    """Return the faults of named.toml. One whose text is gone must be written anew, or has lost its object."""
     faults = []
     for entry in tomllib.loads((root / NAMED).read_text(encoding="utf-8"))["fault"]:
         path = root / entry["path"]
@@ -215,7 +217,7 @@ def named(root: Path) -> list[Fault]:
 
 
 def recorded(root: Path) -> list[dict]:
-    """The last record of each fault; `at_first`: whether its first one says that it was caught."""
+    """Return the last record of each fault; `at_first`: whether its first one says that it was caught."""
     path = root / RESULTS
     records: dict[str, dict] = {}
     for record in map(json.loads, path.read_text(encoding="utf-8").splitlines() if path.exists() else []):
@@ -280,7 +282,7 @@ def read_calls(path: Path) -> tuple[dict[str, set[str]], dict[str, float]]:
 
 
 def nearest_tests(fault: Fault, calls: dict[str, set[str]], seconds: dict[str, float], most: float) -> list[str]:
-    """Tests that call the function: those of its room first among equals, cheapest first."""
+    """Return tests that call the function: those of its room first among equals, cheapest first."""
     room = fault.path.split("/")[1]
 
     def price(test: str) -> tuple[float, str]:
@@ -296,15 +298,18 @@ def nearest_tests(fault: Fault, calls: dict[str, set[str]], seconds: dict[str, f
 
 
 def in_order(calling: list[str], naming: list[str], files: list[str]) -> list[str]:
-    """At most TESTS: of those that call the function the ones in `files` that name it, then others that name it, then
-    other callers, cheap or not."""
+    """Return at most TESTS tests in the order to run them.
+
+    First those that call the function and are in `files` that name it, then others that name it, then other callers,
+    cheap or not.
+    """
     own = set(files)
     near = [test for test in calling if test.split("::")[0] in own]
     return list(dict.fromkeys([*near, *naming, *calling]))[:TESTS]
 
 
 def report(records: list[dict]) -> list[str]:
-    """A table by room of the faults whose line is as it was, and those that were missed."""
+    """Return a table by room of the faults whose line is unchanged, and those that were missed."""
     same = equivalent(ROOT)
     present = {fault.key: (room_of(path), "all") for path in paths_of(ROOMS) for fault in faults_of(ROOT, path)}
     present |= {fault.key: ("named",) for fault in named(ROOT)}

@@ -52,7 +52,7 @@ def peer(checkout: Path, text: Path, number: int) -> dict[str, float]:
 
 
 def halves(text: Path) -> tuple[str, str]:
-    """What is trained on and what is held out, as nanoGPT's `prepare.py` divides it."""
+    """Return what is trained on and what is held out, as nanoGPT's `prepare.py` divides it."""
     content = text.read_text(encoding="utf-8")
     return content[: int(len(content) * 0.9)], content[int(len(content) * 0.9) :]
 

@@ -1,5 +1,6 @@
-"""Questions out of headings, glosses and summaries, by rule, so that the words of a question are not the document's,
-and somebody who knows the matter still sees what is asked.
+"""Questions made from headings, glosses and summaries by rule, in other words than the document's.
+
+Somebody who knows the matter still sees what is asked.
 
 The rules, the same for every system that is compared; all choices are drawn with a seed of the question:
 
@@ -158,8 +159,10 @@ class Paraphraser:
         self.wordnet, self.general, self.like = wordnet, general, like()[general]
 
     def question(self, text: str, frames: Sequence[str], seed: str, verb: bool = False) -> str | None:
-        """A question about what `text` says, or None (rule 7). frames: each with `{}` where the text goes; verb: the
-        first word is one."""
+        """Return a question about what `text` says, or None (rule 7).
+
+        frames: each with `{}` where the text goes; verb: the first word is one.
+        """
         draw = random.Random(seed)
         clauses = [c.strip() for c in text.split(";") if c.strip()]
         if len(clauses) > 1 and draw.random() < 0.5:
@@ -189,8 +192,11 @@ class Paraphraser:
         return draw.choice(frames).format(said)
 
     def _in_place(self, tokens: Sequence[str], i: int, reading: tuple[str, str], verb: bool) -> tuple[str, str] | None:
-        """The reading of a term where it stands: a verb after `_BEFORE_VERBS` and where a verb text begins; elsewhere
-        a verb without an ending, with -s or with -ing is a noun, if it is anything."""
+        """Return the reading of a term at its place.
+
+        It is a verb after `_BEFORE_VERBS` and where a verb text begins; elsewhere a verb without an ending, with -s or
+        with -ing is a noun, if it is anything.
+        """
         before, word = tokens[i - 1].lower() if i else "", tokens[i].lower()
         begins = verb and (i == 0 or (i == 2 and before in ("and", "or", ",")))
         if (begins or before in _BEFORE_VERBS) and (verbs := self.wordnet.lemmas(word, "v")):
@@ -221,7 +227,7 @@ class Paraphraser:
         return whole and len(words) == size and self.wordnet.reading("_".join(words).lower()) is not None
 
     def _plain(self, term: str, titled: bool) -> tuple[str, str] | None:
-        """The reading of a term that is neither a function word nor a name. titled: its capitals say nothing."""
+        """Return the reading of a term that is neither a function word nor a name. titled: its capitals say nothing."""
         words = term.split()
         if term.lower() in FUNCTION or not all(_WORD.fullmatch(w) and w[1:] == w[1:].lower() for w in words):
             return None
@@ -232,7 +238,7 @@ class Paraphraser:
         return reading if any(w.islower() for w in spelled) else None
 
     def _inflected(self, word: str, like: str, lemma: str, pos: str) -> str:
-        """A synonym with the ending of the word `like`, a form of `lemma`: of a verb of several words the first one."""
+        """Return a synonym with the ending of `like`, a form of `lemma`; a verb of several words changes its first."""
         if like == lemma or pos not in "nv" or not word.islower():
             return word
         if pos == "v" and " " in word:

@@ -56,7 +56,7 @@ SCENES: dict[str, tuple[float, ...]] = {
 
 
 def simulate(races: int, sizes: list[int]) -> None:
-    """A table of what a race claims where the truth is known."""
+    """Print a table of what a race claims where the truth is known."""
     print("| truth | prompts | false claims | all best left | shown | answers saved | coverage | alike | up to holds |")
     print("|---|--:|--:|--:|--:|--:|--:|--:|--:|")
     for scene, shares in SCENES.items():
@@ -78,8 +78,10 @@ def _row(scene: str, shares: tuple[float, ...], size: int, outcomes: list[Outcom
 
 
 def _bound_holds(outcome: Outcome, truth: tuple[float, ...]) -> bool | None:
-    """Whether no model is further ahead of the one taken than is said, were the last of the models the smallest; None
-    where nothing is said of it."""
+    """Return whether no model leads the one taken by more than is said; None if nothing is said of it.
+
+    The last of the models counts as the smallest.
+    """
     near = [k for k in outcome.left if outcome.means[outcome.leader] - outcome.means[k] <= MARGIN]
     if len(near) < 2:
         return None
@@ -102,7 +104,7 @@ def _raced(shares: tuple[float, ...], size: int, seed: int) -> Outcome:
 
 
 def race(scores: np.ndarray, families: list[int], is_share: bool, seed: int) -> Outcome:
-    """The race of `settle pick` with scores (K, n) that are known."""
+    """Run the race of `settle pick` with known scores (K, n)."""
     runner = Race([str(k) for k in range(len(scores))], families, is_share, seed=seed)
     first = True
     while rows := runner.next_rows(8 if first else 4):
@@ -242,7 +244,7 @@ def scored(place: Path) -> Scored:
 
 
 def tasks(folder: Path, seeds: int, size: int) -> None:
-    """A table: for each task how often the pick on `size` prompts is right by the truth of all prompts."""
+    """Print for each task how often the pick on `size` prompts is right by the truth of all prompts."""
     print("| task | mean scores | right | no different | wrong | wrong “better” | answers saved |")
     print("|---|---|--:|--:|--:|--:|--:|")
     totals = []
@@ -256,7 +258,10 @@ def tasks(folder: Path, seeds: int, size: int) -> None:
 
 
 def _picked(known: Scored, size: int, seed: int) -> tuple[str, bool, float]:
-    """What a pick on `size` prompts says: right, no different or wrong; whether any claim is false; what was saved."""
+    """Return what a pick on `size` prompts says, whether any claim is false, and what was saved.
+
+    It says right, no different or wrong.
+    """
     rows = np.random.default_rng(1000 + seed).permutation(known.scores.shape[1])[:size]
     truth = known.scores.mean(1)
     outcome = race(known.scores[:, rows], list(range(len(rows))), known.is_share, seed)

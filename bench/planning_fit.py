@@ -83,8 +83,10 @@ def left_out(
     terms: np.ndarray, seconds: np.ndarray, rows: Sequence[Row], names: Sequence[str], law: tuple[str, str] = ("", ""),
     by_table: bool = False,
 ) -> np.ndarray:  # fmt: skip
-    """Predicted over actual speed, minus one: each chip from the others, or each table; NaN where the rest is too
-    little for a fit."""
+    """Return predicted over actual speed, minus one, of each chip or table from the others.
+
+    NaN where the rest is too little for a fit.
+    """
     chips = len({row.group for row in rows})
     groups = np.array([table_of(row) if by_table else row.group if chips > 2 else row.model for row in rows])
     errors = np.zeros(len(rows))
@@ -169,8 +171,10 @@ def kinds(rows: Sequence[Row]) -> list[Kind]:
 
 
 def widths(kind: Kind) -> tuple[float, float]:
-    """The 80 % quantile of |ln(predicted / actual)| of chips left out, and of tables left out, each table as heavy as
-    another; NaN without two tables that can be left out."""
+    """Return the 80 % quantiles of absolute ln(predicted / actual) of chips and of tables left out.
+
+    Each table has the same weight; NaN without two tables that can be left out.
+    """
     by_chip = np.abs(np.log1p(kind.errors()))
     by_table = np.abs(np.log1p(kind.errors(by_table=True)))
     heavy = Counter(table_of(row) for row, error in zip(kind.rows, by_table, strict=True) if np.isfinite(error))
@@ -179,7 +183,7 @@ def widths(kind: Kind) -> tuple[float, float]:
 
 
 def quantile(values: np.ndarray, weights: np.ndarray) -> float:
-    """The weighted 80 % quantile of the finite values; NaN of none."""
+    """Return the weighted 80 % quantile of the finite values; NaN of none."""
     finite = np.isfinite(values)
     if not finite.any():
         return math.nan
@@ -189,8 +193,10 @@ def quantile(values: np.ndarray, weights: np.ndarray) -> float:
 
 
 def table_ratio(found: Sequence[Kind]) -> float:
-    """By how much a table that was left out differs more than the rest of its law says: the 80 % quantile over all
-    laws, each table as heavy as another. Laws are too few to ask each alone."""
+    """Return by how much a left-out table differs more than the rest of its law says.
+
+    It is the 80 % quantile over all laws, each table with the same weight; one law alone has too few tables.
+    """
     ratios, weights = [], []
     for kind in found:
         for table in dict.fromkeys(map(table_of, kind.rows)):
@@ -209,12 +215,12 @@ def errors_of(kind: Kind, table: str, rest: Kind) -> np.ndarray:
 
 
 def own_width(kind: Kind) -> float:
-    """The 80 % quantile of |ln(predicted / actual)| of what this law leaves out, the wider of chips and tables."""
+    """Return the 80 % quantile of absolute ln(predicted / actual) of what this law leaves out, chips or tables."""
     return float(np.nanmax([*widths(kind), -1.0])) if len(kind.rows) > 4 else math.nan
 
 
 def spread_of(kind: Kind, ratio: float) -> float:
-    """The standard deviation of ln(predicted / actual) whose 80 % interval holds 80 % of tables that were left out."""
+    """Return the standard deviation of ln(predicted / actual) whose 80 % interval holds 80 % of left-out tables."""
     own = own_width(kind)
     return ratio * (own / Z80 if math.isfinite(own) else 0.25)
 

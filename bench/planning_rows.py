@@ -88,7 +88,7 @@ def read_rows(folder: Path) -> Rows:
 
 
 def machine_of(text: str, rows: Rows, table: str, default_gib: float | None = None) -> Machine | None:
-    """What a table's words name, or None."""
+    """Return the machine that a table's words name, or None."""
     text = re.sub(r"\bb\d{4}\b|\(.*?unspecified\)|\bNot sure.*$", "", text.replace("Al Max", "AI Max"))
     found = re.search(r"\((?:Nvidia|AMD|Intel)\s+(.*?)\)", text)  # a board with a card: the card computes
     text = found[1] if found else text
@@ -127,7 +127,7 @@ _TYPES = (
 
 
 def number(value: object) -> float | None:
-    """A positive number, or None for what is empty, a range or a word."""
+    """Return a positive number, or None for what is empty, a range or a word."""
     try:
         found = float(str(value))
     except ValueError:
@@ -173,7 +173,7 @@ def _speed_row(raw: dict[str, object], rows: Rows) -> None:
 
 
 def build_of(table: str, machine: Machine, backend: str, hw: str) -> str:
-    """The build of the runtime, as laws.toml names it."""
+    """Return the build of the runtime, as laws.toml names it."""
     text = backend.lower()
     if table == "litgpt-inference":
         return "pytorch"

@@ -95,7 +95,7 @@ def _wall_hours(r: dict[str, float]) -> float:
 
 
 def _checked(folder: Path) -> list[Published]:
-    """Runs of which the operations are published, with the weights that the name says."""
+    """Return runs whose operations are published, with the weights that the name says."""
     found = []
     for r in _read(folder / "check_implied_mfu.csv"):
         size = re.search(r"(\d+(?:\.\d+)?)B", r["run"])
@@ -159,8 +159,10 @@ def shape_of(run: Published) -> Shape:
 
 
 def clean_hours(run: Published) -> float:
-    """Device-hours of steady steps alone, in the fastest layout that fits; the whole number of nodes nearest to the
-    run's devices that divides."""
+    """Return device-hours of steady steps alone, in the fastest layout that fits.
+
+    The number of nodes is the whole number nearest to the run's devices that divides.
+    """
     shape = shape_of(run)
     machine = replace(run.machine, count=2 ** round(math.log2(run.machine.count)))
     try:
@@ -171,8 +173,10 @@ def clean_hours(run: Published) -> float:
 
 
 def fit(runs: Sequence[Published], clean: Sequence[float]) -> tuple[np.ndarray, list[float]]:
-    """centre, slope with size and what experts add, of the logarithm of the share; and the residuals of each run by a
-    fit without it, so that their spread is that of a further run."""
+    """Fit centre, slope with size and what experts add, of the logarithm of the share.
+
+    The residual of each run is by a fit without it, so that their spread is that of a further run.
+    """
     y = np.array([math.log(c / run.hours) for run, c in zip(runs, clean, strict=True)])
     x = np.array([features(run) for run in runs])
     residuals = []
@@ -229,12 +233,12 @@ def main(folder: Path | None = None) -> None:
 
 
 def maker(run: Published) -> str:
-    """The first word of a run's name: who makes several runs makes them alike."""
+    """Return the first word of a run's name: who makes several runs makes them alike."""
     return re.split(r"[\s\-\d.]", run.name.lower().replace("amazon ", ""))[0]
 
 
 def _without(held: set[int], i: int, runs: list[Published], clean: list[float]) -> Interval:
-    """The interval of run i from those that are not `held` out."""
+    """Return the interval of run i from those that are not `held` out."""
     rest = [j for j in range(len(runs)) if j not in held and is_watched(runs[j])]
     beta, residuals = fit([runs[j] for j in rest], [clean[j] for j in rest])
     low, high = whole_run.share_ends(tuple(sorted(residuals)))

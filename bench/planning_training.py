@@ -143,8 +143,10 @@ def _megatron_bridge(folder: Path) -> list[Row]:
 
 
 def _megatron(folder: Path) -> list[Row]:
-    """Megatron's own tables on clusters: operations a second, of which tokens a second follow. Those of 2021 count the
-    recomputed forward pass."""
+    """Return Megatron's own tables on clusters: operations a second, from which tokens a second follow.
+
+    Those of 2021 count the recomputed forward pass.
+    """
     rows = []
     for r in _read(folder / "throughput_misc.csv"):
         known = {"megatron-lm-h100-r0.8": "h100 sxm", "megatron-sc21-a100": "a100 sxm 80gb"}
@@ -185,8 +187,10 @@ def log_error(row: Row, law: Law) -> float:
 
 
 def fit(rows: Sequence[Row]) -> Law:
-    """Penalized least squares of the logarithms: dense rows first, then what experts add. A group counts as a few rows
-    however many it has, since its rows repeat one configuration."""
+    """Fit the logarithms by penalized least squares: dense rows first, then what experts add.
+
+    A group counts as a few rows however many it has, since its rows repeat one configuration.
+    """
     start = published_or_prior()
     dense = [row for row in rows if not row.shape.experts]
     devices = sorted({_kind(row.machine) for row in dense})
@@ -299,7 +303,7 @@ def write(law: Law, errors: dict[str, list[tuple[Row, float]]], path: Path) -> N
 
 
 def main(folder: Path | None = None) -> None:
-    """The shipped constants on the folder's rows, and each configuration by constants fitted without it."""
+    """Print the shipped constants on the folder's rows, and each configuration by constants fitted without it."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("folder", type=Path, nargs="?", default=FOLDER)
     parser.add_argument("--write", action="store_true")

@@ -122,7 +122,7 @@ def peft(folder: Path) -> list[tuple[str, float, float]]:
 
 
 def listed(folder: Path) -> list[tuple[str, float, float]]:
-    """torchtune's and litgpt's rows with their configuration, of finetune_memory.yaml."""
+    """Return torchtune's and litgpt's rows with their configuration, of finetune_memory.yaml."""
     path = folder / "finetune_memory.yaml"
     rows = yaml.safe_load(path.read_text(encoding="utf-8"))["rows"] if path.exists() else []
     found = []
@@ -183,8 +183,11 @@ def _note_rules(value: float, shape: ModelShape, tuning: Tuning) -> None:
 
 
 def rules(shape: ModelShape, method: str, bits: int) -> dict[str, float]:
-    """GiB by what others compute: accelerate's estimate-memory (weights, four times that for Adam), LLaMA-Factory's
-    table (bytes a weight), and gpu_poor's 650 MB of CUDA beside weights, gradients and optimizer."""
+    """Return GiB as others compute them.
+
+    accelerate's estimate-memory (weights, four times that for Adam), LLaMA-Factory's table (bytes a weight), and
+    gpu_poor's 650 MB of CUDA plus weights, gradients and optimizer.
+    """
     weights = shape.parameters * {16: 2.0, 8: 1.0, 4: 0.5}[bits] / GIB
     full = method == "full"
     return {

@@ -115,7 +115,7 @@ def compared(name, model, part, lengths, exact_dtype):
 
 
 def biased(part, shares):
-    """A fresh model whose biases put SCORE times a share on every key of a layer."""
+    """Make a fresh model whose biases put SCORE times a share on every key of a layer."""
     model = part.build(seed=0)
     with torch.no_grad():
         for layer, share in zip(model.layers, shares, strict=True):

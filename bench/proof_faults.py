@@ -74,7 +74,7 @@ def drawn(vocab_size: int, seed: int, supervised: bool) -> Batch:
 
 
 def recipe(family: str, adapter: str, objective: str, dtype: str, seed: int, optimizer: str = "adamw") -> Recipe:
-    """A sound recipe of that cell."""
+    """Return a sound recipe of a cell."""
     tuned = adapter != "scratch"
     tiny = part("model/architectures", family).TINY
     model = tiny.build(seed=seed)
@@ -96,7 +96,7 @@ def recipe(family: str, adapter: str, objective: str, dtype: str, seed: int, opt
 
 
 def decisions(data: Batch, seed: int) -> Batch:
-    """The rows as decisions: the last token of each is a label, and shares of the options are drawn."""
+    """Return the rows as decisions: the last token of each is a label, and shares of the options are drawn."""
     random = np.random.default_rng(seed)
     shares = random.dirichlet(np.ones(OPTIONS), len(data.cu_seqlens) - 1).astype(np.float32)
     shares[::2, -1] = -1  # every second row has an option less
@@ -116,7 +116,7 @@ def cells() -> Iterator[tuple[str, str, str, str]]:
 
 
 def refusal(what: Recipe) -> str:
-    """The check that refused, or nothing."""
+    """Return the check that refused, or nothing."""
     shown: list[str] = []
     try:
         prove(what, Events(listeners=[lambda event: shown.append(event.check)]))
@@ -242,7 +242,7 @@ def reversed_preferences():
 
 
 def reversed_divergence():
-    """The other way round, and the Jensen-Shannon divergence with the shares exchanged."""
+    """Reverse the divergence, or exchange the shares of the Jensen-Shannon divergence."""
     own = LinearDivergence.forward
 
     def forward(ctx, hidden, cast, head, targets, teacher, measure, *rest):
@@ -258,19 +258,19 @@ def other_heat():
 
 
 def absent_options():
-    """A decision's options that a row does not have are told apart as the others are."""
+    """Score a decision's options that a row does not have like the others."""
     own = Decision.scores
     return patch.object(Decision, "scores", lambda self, m, i, c, shares: own(self, m, i, c, shares.clamp_min(0)))
 
 
 def other_labels():
-    """The labels of a decision are exchanged in the loss."""
+    """Exchange the labels of a decision in the loss."""
     own = Decision.scores
     return patch.object(Decision, "scores", lambda self, m, i, c, s: own(self, m, i, c, s.clamp_min(0)).roll(1, 1))
 
 
 def stale_head():
-    """The output table is a copy of what it was when it was first used."""
+    """Make the output table a copy of what it was when it was first used."""
     own, copies = Decoder.head_operands, {}
 
     def head_operands(self):
@@ -405,7 +405,7 @@ def sound(seeds: range) -> None:
 
 
 def pretrained_recipe(base: Pretrained, adapter: str, dtype: str, size: int) -> Recipe:
-    """A sound recipe on four rows of `size` tokens of plain text."""
+    """Return a sound recipe on four rows of `size` tokens of plain text."""
     text = Path(__file__).read_text()
     ids = base.tokenizer.encode(text[: size * 20])[: 4 * size + 1].astype(np.int64)
     lengths = [size] * 4

@@ -1,4 +1,4 @@
-"""Questions as people ask them, about documents that nothing in settle was tuned on: found, answered, refused?
+"""Questions as people ask them, about documents that nothing in settle was tuned on: found, answered, refused.
 
     python bench/questions.py FOLDER                                    # makes the documents and measures the dev half
     python bench/questions.py FOLDER --split judgement --check 100      # and what `--check` says of the same collection
@@ -99,7 +99,7 @@ def wordings() -> Iterator[tuple[str, str, list[str]]]:
 
 
 def make_documents(folder: Path) -> None:
-    """Writes `FOLDER/SET/documents` for each set that is not there."""
+    """Write `FOLDER/SET/documents` for each set that is not there."""
     if not (folder / "stars").is_dir():
         (root,) = unpacked(folder, ["kstars-data"])
         target = folder / "stars" / "documents"
@@ -159,7 +159,7 @@ def measured(collection: Collection, asked: Sequence[Question], quotes: bool = T
 
 
 def judged(rows: Sequence[Row], weights: EvidenceWeights) -> list[Row]:
-    """The rows with their score, and whether they are answered, perhaps or refused, by some weights."""
+    """Return the rows with their score, and whether they are answered, perhaps or refused, by some weights."""
     found = []
     for row in rows:
         score = weights.score(np.array(row["features"]))
@@ -225,7 +225,7 @@ def table_row(name: str, of: dict[str, Any], other: list[bool]) -> str:
 
 
 def said(result: CheckResult) -> str:
-    """What `--check` says of its own questions."""
+    """Return what `--check` says of its own questions."""
     figures = {
         "unanswerable refused": result.refused,
         "answerable refused": result.false_refusals,

@@ -137,7 +137,7 @@ class Trunk:
         self.floor = Watch(self.trainer, self.held_out, Events()).settled.floor
 
     def to_json(self, probes: Sequence[dict[str, object]] = ()) -> dict[str, object]:
-        """The losses, and what the rule said."""
+        """Return the losses, and what the rule said."""
         return {
             "floor": round(self.floor or 0.0, 5),
             "stop": self.stops[min(self.stops)] if self.stops else None,
@@ -190,7 +190,7 @@ class Trunk:
         return stopped
 
     def _branch(self, until: int, kind: str) -> None:
-        """A decay to zero from here to step `until`; then everything is as it was."""
+        """Decay to zero from here to step `until`; then restore everything."""
         trainer, state, step, position = self.trainer, self.state, self.state.step, self.state.position
         weights = trainer.weights()
         kept = {k: v.clone() for k, v in trainer.stepper.state().items()}
@@ -205,7 +205,7 @@ class Trunk:
 
 
 def _probes(plan: TrainingPlan, corpus: Corpus, sample: HeldOut) -> Iterator[dict[str, object]]:
-    """The product's own probes (settle/plan/probe.py): short, with a warm-up and a decay of their own."""
+    """Yield the product's own probes (settle/plan/probe.py): short, with a warm-up and a decay of their own."""
     longer = probe_steps(plan.loop.max_steps or 50 * plan.loop.warmup_steps)
     for steps in [longer // SHORTER, longer] if longer >= SHORTER * FEWEST_SHORTER else [longer]:
         job = LiveRun.build(plan, corpus)

@@ -40,8 +40,10 @@ Measured = tuple[np.ndarray, np.ndarray]  # features of the answerable questions
 
 
 def features(collection: Collection, folder: Path, split: str, most: int) -> tuple[Measured, tuple[float, float]]:
-    """Of at most so many questions of each kind, drawn evenly, and a question's median processor time in seconds: of
-    search and judge, and of the features."""
+    """Measure at most so many questions of each kind, drawn evenly.
+
+    Also returns a question's median processor time in seconds: of search and judge, and of the features.
+    """
     found, seconds = [], []
     for kind in KINDS:
         rows = [row["question"] for row in read(folder / f"{kind}.jsonl") if split in (row["split"], "both")]

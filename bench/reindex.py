@@ -83,7 +83,7 @@ def write_states(folder: Path, seed: int = 1) -> tuple[Path, Path]:
 
 
 def contents(home: Path) -> dict[str, list[Any]]:
-    """What an index holds: by document its passages with their places and vectors, as one hash each."""
+    """Return what an index holds: by document its passages with their places and vectors, as one hash each."""
     os.environ["SETTLE_HOME"] = str(home)
     from settle.retrieve.index.collection import Collection
 
@@ -136,7 +136,7 @@ class Trial:
         self.failures: list[str] = []
 
     def place(self, state: Path) -> None:
-        """The documents are as in this state now."""
+        """Put the documents into this state."""
         shutil.rmtree(self.docs, ignore_errors=True)
         shutil.copytree(state, self.docs)
 
@@ -157,7 +157,7 @@ class Trial:
 
     @contextmanager
     def case(self, what: str) -> Iterator[Path]:
-        """A home with the first state's index and the second state's documents; what was wrong is noted."""
+        """Yield a home with the first state's index and the second state's documents, and note what was wrong."""
         self.number += 1
         home = self.folder / f"case{self.number}"
         shutil.copytree(self.folder / "first", home)
@@ -220,7 +220,7 @@ def full(trial: Trial, limits: int) -> tuple[int, int]:
 
 
 def small_disk(trial: Trial, limits: int) -> tuple[int, int]:
-    """The same on file systems of ever larger sizes; (0, 0) where none can be mounted."""
+    """Repeat the trial on file systems of ever larger sizes; return (0, 0) if none can be mounted."""
     place = trial.folder / "small"
     place.mkdir()
     first, second = (sum(p.stat().st_size for p in (trial.folder / n).rglob("*")) for n in ("first", "second"))

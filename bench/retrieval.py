@@ -42,7 +42,7 @@ Found = list[tuple[str, str]]  # (path below the documents, text), the best firs
 
 @contextmanager
 def indexed(documents: Path) -> Iterator[Collection]:
-    """A collection with defaults, made where SETTLE_HOME is."""
+    """Yield a collection with defaults, made where SETTLE_HOME is."""
     with create(documents.parent.name) as collection:
         embedder = Embedder.make("minilm", {})
         embedder.prepare(Events())
@@ -62,7 +62,7 @@ def settle(documents: Path, questions: list[dict]) -> Iterator[Found]:
 def peers(
     systems: list[str], documents: Path, questions: list[dict], args: argparse.Namespace
 ) -> dict[str, list[Found]]:
-    """What each of the peers finds, all in one process."""
+    """Return what each of the peers finds, all in one process."""
     with tempfile.TemporaryDirectory() as folder:
         asked, out = Path(folder, "asked"), Path(folder, "out")
         out.mkdir()
@@ -98,7 +98,7 @@ class Judge:
         return None
 
     def places(self, path: str, text: str) -> tuple[tuple[str, str], set[tuple[str, str]]]:
-        """What a passage is listed as, and all that it belongs to."""
+        """Return what a passage is listed as, and all that it belongs to."""
         if not self.sections:
             return (path, ""), {(path, "")}
         own = runs(text)
@@ -156,8 +156,10 @@ def row_of(ranks: list) -> str:
 
 
 def compare(ranks: dict[str, dict[str, list]], k: int) -> None:
-    """recall@k against each of the peers, in points: the lead on every set, how many sets it is clear on, and last the
-    mean, of which one set may be the whole."""
+    """Print recall@k against each of the peers, in points.
+
+    The lead on every set, how many sets it is clear on, and last the mean, which one set may dominate.
+    """
     hits = {name: {s: [float(bool(r) and r <= k) for r in of] for s, of in by.items()} for name, by in ranks.items()}
     for system in PEERS:
         tests = {

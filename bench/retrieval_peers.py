@@ -102,7 +102,7 @@ def _chroma(embed: Embedder, texts: list[str], paths: list[str]) -> Search:
 
 
 def chroma_whole(documents: Path, embed: Embedder) -> Search:
-    """A document is one record, as in its getting started."""
+    """Index each document as one record, as in Chroma's getting started."""
     paths = files(documents)
     return _chroma(embed, [_plain(p) for p in paths], [str(p.relative_to(documents)) for p in paths])
 
@@ -117,9 +117,12 @@ def chroma(documents: Path, embed: Embedder) -> Search:
 
 
 def _llamaindex(documents: Path, embed: Embedder):
-    """SimpleDirectoryReader (web pages by its HTMLTagReader), SentenceSplitter and VectorStoreIndex with defaults, but
-    pieces of at most the embedder's own length: the default of 1,024 tokens would be cut at the first 256 of each. The
-    embedder's tokenizer counts them. Names say nothing here, so the path is not embedded with the text."""
+    """Index by SimpleDirectoryReader, SentenceSplitter and VectorStoreIndex with defaults, in pieces that fit.
+
+    Pieces have at most the embedder's own length, counted by its tokenizer: the default of 1,024 tokens would be cut at
+    the first 256 of each. Web pages are read by its HTMLTagReader. Names say nothing here, so the path is not embedded
+    with the text.
+    """
     from llama_index.core import SimpleDirectoryReader, VectorStoreIndex
     from llama_index.core.embeddings import BaseEmbedding
     from llama_index.core.node_parser import SentenceSplitter
@@ -157,7 +160,7 @@ def _retrieved(retriever, documents: Path) -> Search:
 
 
 def llamaindex(documents: Path, embed: Embedder) -> Search:
-    """The index's own retriever."""
+    """Return the index's own retriever."""
     return _retrieved(_llamaindex(documents, embed).as_retriever(similarity_top_k=FOUND), documents)
 
 
@@ -178,8 +181,10 @@ def llamaindex_hybrid(documents: Path, embed: Embedder) -> Search:
 
 
 def _haystack(documents: Path, embed: Embedder):
-    """The documents in an InMemoryDocumentStore, by its converters and DocumentSplitter: of its default of 200 words
-    or fewer, the most for which 19 of 20 pieces are no longer than the embedder reads."""
+    """Index in an InMemoryDocumentStore, by Haystack's converters and DocumentSplitter.
+
+    Of its default of 200 words or fewer, the most for which 19 of 20 pieces are no longer than the embedder reads.
+    """
     from haystack.components.converters import HTMLToDocument, TextFileToDocument
     from haystack.components.preprocessors import DocumentSplitter
     from haystack.document_stores.in_memory import InMemoryDocumentStore

@@ -65,7 +65,7 @@ class Bench:
         self.number = 0
 
     def run(self, name: str, is_sharded: bool, **changes: object) -> Run:
-        """A run that is ready to be trained."""
+        """Return a run that is ready to be trained."""
         asked = {
             "size": self.size,
             "steps": self.steps,
@@ -92,7 +92,7 @@ def losses(run: Run) -> dict[int, float]:
 
 
 def worst(run: Run, alone: Run) -> float:
-    """The largest relative difference of an evaluation's loss."""
+    """Return the largest relative difference of an evaluation's loss."""
     mine, theirs = losses(run), losses(alone)
     return (
         max((abs(mine[s] - theirs[s]) / theirs[s] for s in theirs), default=1.0)
@@ -110,7 +110,7 @@ def say(**figures: object) -> None:
 
 
 def curves(bench: Bench) -> None:
-    """The same curve and order on any number of ranks, over two namespaces, and on a number that changes."""
+    """Compare curve and order on any number of ranks, over two namespaces, and on a number that changes."""
     alone = bench.run("alone", False)
     Ranks(alone, 1, bench.steps).start().wait()
     with namespaces() as hosts:
@@ -126,7 +126,7 @@ def curves(bench: Bench) -> None:
 
 
 def kills(bench: Bench, moments: int, is_sharded: bool) -> None:
-    """A rank of two is killed at a random moment; both are started again, as torchrun does."""
+    """Kill a rank of two at a random moment; both are started again, as torchrun does."""
     alone = bench.run("alone", False)
     Ranks(alone, 1, bench.steps).start().wait()
     good, late, lost = 0, [0.0], [0]
@@ -177,7 +177,7 @@ def _kill(ranks: Ranks, victim: int) -> float:
 
 
 def _lines(run: Run) -> int:
-    """Steps that the order ledger has."""
+    """Return the number of steps in the order ledger."""
     return (run.path / FILE).read_bytes().count(b"\n") if (run.path / FILE).exists() else 0
 
 
@@ -190,7 +190,7 @@ def _is_back(run: Run, ranks: Ranks) -> bool:
 
 
 def _resumed(run: Run) -> int | None:
-    """The step from which the run went on last."""
+    """Return the step from which the run resumed last."""
     found = [e["step"] for e in _events(run) if e["kind"] == "resumed"]
     return int(str(found[-1])) if found else None
 
@@ -202,7 +202,7 @@ def _events(run: Run) -> list[dict[str, object]]:
 
 
 def disk(bench: Bench, is_sharded: bool) -> None:
-    """The disk of the checkpoints fills up in the middle of a run, and gets room again."""
+    """Fill the disk of the checkpoints in the middle of a run, and make room again."""
     place = bench.folder / "small"
     place.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "settle", str(place)], check=True)
@@ -267,8 +267,10 @@ def speed(bench: Bench, pairs: int) -> None:
 
 
 def memory(bench: Bench, ranks: int = 4) -> None:
-    """What each of four ranks holds, against one rank, and against the forecast. What processes of a tiny model hold is
-    subtracted: code and buffers that any run has."""
+    """Measure what each of four ranks holds, against one rank and against the forecast.
+
+    What processes of a tiny model hold is subtracted: code and buffers that any run has.
+    """
     sizes, held, size = (1, ranks), dict[tuple[str, int], list[dict[str, float]]](), bench.size
     for bench.size in ("60k", size):
         for number in sizes:
@@ -287,7 +289,7 @@ def memory(bench: Bench, ranks: int = 4) -> None:
 
 
 def _note_memory(loop: Loop, rank: int) -> None:
-    """The states, and the most that the process holds in steps and saves beyond what it held before the model."""
+    """Note the states, and the most that the process holds in steps and saves beyond what it held before the model."""
     trainer, take, peak = loop.trainer, loop.trainer.take_step, PeakMemory()
     steps = [0]
 
@@ -306,7 +308,7 @@ def _note_memory(loop: Loop, rank: int) -> None:
 
 
 def save(bench: Bench) -> None:
-    """What a save costs the training: seconds in which it stands still, and by which the steps beside it are longer."""
+    """Measure what a save costs the training: seconds of standstill, and longer steps."""
     run = bench.run("save", True, checkpoint_steps=20, evaluation_cost=0.01)
     Ranks(run, 2, bench.steps, hear=_note_saves).start().wait()
     notes = [json.loads(line) for line in (run.path / "saves.jsonl").read_text().splitlines()]
@@ -356,7 +358,7 @@ def muon(bench: Bench) -> None:
 
 
 def _note_updates(loop: Loop, rank: int) -> None:
-    """Steps on the gradient of one batch: ours, then torch's, in turns."""
+    """Time steps on the gradient of one batch: ours, then torch's, in turns."""
     trainer, path = loop.trainer, loop.session.run.path / "updates.json"
     rates = trainer.stepper.rates
     take = trainer.take_step

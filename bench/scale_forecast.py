@@ -22,7 +22,7 @@ SECONDS = 45  # that a run's loop is to take, about
 
 
 def drawn(number: int, seed: int) -> list[str]:
-    """A recipe that nobody chose."""
+    """Return a recipe that nobody chose."""
     random.seed(f"{seed}/{number}")
     size = round(10 ** random.uniform(4.7, 6.4))
     batch = random.choice([512, 1024, 2048, 4096])

@@ -51,7 +51,7 @@ class Ranks:
         return self
 
     def wait(self) -> list[int | None]:
-        """The exit codes. What still runs once one rank has failed is ended, as torchrun does."""
+        """Return the exit codes. What still runs once one rank has failed is ended, as torchrun does."""
         until = time.monotonic() + PATIENCE
         while any(p.is_alive() for p in self.processes) and time.monotonic() < until:
             if any(p.exitcode for p in self.processes):
@@ -84,7 +84,7 @@ class Ranks:
         os._exit(0)
 
     def _train(self, rank: int, store: Path) -> None:
-        """The loop of `settle.jobs.prove_scale.rank_child`."""
+        """Run the loop of `settle.jobs.prove_scale.rank_child`."""
         launch, record = launched(), self.run.read("plan.json")
         corpus = prepared(str(record["corpus"]))
         with contextlib.ExitStack() as closing:

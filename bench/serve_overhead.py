@@ -31,8 +31,11 @@ class Measurement(NamedTuple):
 
 
 class Overhead(NamedTuple):
-    """The result of a number of streams at once. bare, settle: medians over the rounds. ratios, added: the ratio of the
-    rates, and the seconds that settle adds to the first token, one per round."""
+    """The result of a number of streams at once.
+
+    bare, settle: medians over the rounds. ratios, added: the ratio of the rates, and the seconds that settle adds to
+    the first token, one per round.
+    """
 
     streams: int
     bare: Measurement

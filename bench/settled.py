@@ -91,7 +91,7 @@ def observe(cells: list[tuple[str, Family, float | None]], seed: int) -> Curves:
 
 
 def askings(steps: np.ndarray) -> Iterator[int]:
-    """The evaluations at which the rule is asked."""
+    """Yield the evaluations at which the rule is asked."""
     asked = 0.0
     for k in range(MIN_HISTORY - 1, len(steps)):
         if steps[k] >= asked * (1 + ASK_EVERY):
@@ -157,7 +157,7 @@ def patience(curves: Curves, every: float) -> np.ndarray:
 
 
 def ols_slope(curves: Curves, deviates: float) -> np.ndarray:
-    """The slope over the last half of the tokens, plus so many of its standard errors, is below the tolerance."""
+    """Return where the slope over the last half of the tokens, plus some standard errors, is below the tolerance."""
     stops = np.full(len(curves.seen), -1)
     for k in range(MIN_HISTORY, len(curves.steps)):
         inside = np.flatnonzero(curves.steps[: k + 1] >= curves.steps[k] / 2)

@@ -66,12 +66,12 @@ class Trunk:
         return self.history[-1].tokens
 
     def delivered(self, tokens: float) -> float:
-        """The loss after a decay that begins at `tokens`, on the run's own sample."""
+        """Return the loss after a decay that begins at `tokens`, on the run's own sample."""
         at, losses = zip(*self.decays, strict=True)
         return math.exp(np.interp(math.log(tokens), np.log(at), np.log(losses)))
 
     def stop(self, tolerance: float) -> tuple[str, int] | None:
-        """The verdict of the product's rule and its tokens; None when it improves to the end."""
+        """Return the verdict of the product's rule and its tokens; None when the run improves to the end."""
         rule = Settled(tolerance, self.since, self.floor)
         for n in range(1, len(self.history) + 1):
             if rule.asks(self.history[:n]):
@@ -81,7 +81,7 @@ class Trunk:
         return None
 
     def gain(self, tokens: float) -> tuple[float, float]:
-        """What 10 % more tokens bring at `tokens` as a fraction of the loss, by what came before and after; stderr."""
+        """Return what 10 % more tokens bring at `tokens` as a fraction of the loss, by both sides, and its stderr."""
         near = [e for e in self.history if e.tokens and abs(math.log(e.tokens / tokens)) < AROUND]
         x = np.log([e.tokens / tokens for e in near])
         y = np.array([e.loss for e in near])
@@ -100,7 +100,7 @@ class Trunk:
         return -float(step @ solved) / float(solved[0]), error / float(solved[0])
 
     def patience(self, every: int, most: int = 3) -> int:
-        """The tokens at which it stops, or those of the whole trunk."""
+        """Return the tokens at which patience stops, or those of the whole trunk."""
         looks = [e for e in self.history if e.tokens > self.since][every - 1 :: every]
         best = 0
         for i, e in enumerate(looks):
@@ -139,7 +139,7 @@ class Row:
         return self.trunk.delivered(self.tokens)
 
     def price(self, tokens: float) -> float:
-        """ln of compute plus what the loss is worth."""
+        """Return ln of compute plus what the loss is worth."""
         return math.log(tokens) + math.log(self.trunk.delivered(tokens)) / self.tolerance * PRICE
 
     @property

@@ -90,7 +90,7 @@ class Soak:
         return {"model": chance.choice(self.models), "messages": messages, "max_tokens": 100}
 
     async def whole(self, session: aiohttp.ClientSession, path: str, body: dict[str, Any]) -> Any:
-        """The parsed answer, or a text that tells of an error."""
+        """Return the parsed answer, or a text that describes an error."""
         async with session.post(self.address + path, json=body, headers=self.headers) as answer:
             told = await answer.json()
             return told if answer.status == 200 else f"error: {answer.status} {json.dumps(told)[:200]}"
@@ -147,7 +147,7 @@ class Soak:
         return told if isinstance(told, str) else same(json.loads(told["message"]["content"])["said"], marker)
 
     async def watch(self, until: float, adapter: Path, base: Path) -> None:
-        """Samples of the gateway itself, and new adapters."""
+        """Sample the gateway itself, and add new adapters."""
         reloaded, number = time.monotonic(), 0
         while time.monotonic() < until:
             await asyncio.sleep(SAMPLE_SECONDS)
@@ -177,7 +177,7 @@ async def soak(address: str, key: str, pid: int, given: argparse.Namespace, base
 
 
 def started(home: str) -> tuple[subprocess.Popen, str, str]:
-    """The server, its address and its key."""
+    """Start the server; return it with its address and key."""
     command = [sys.executable, "-m", "settle", "serve", "--port", "0", "--context", "1024", "--slots", str(SLOTS)]
     server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     note = Path(home, "server", "running.json")

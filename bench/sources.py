@@ -13,7 +13,7 @@ LEFT_OUT = ("indexterm", "mediaobject", "sect1info", "footnote", "screenshot")
 
 
 def unpacked(folder: Path, packages: list[str]) -> list[Path]:
-    """The packages' files below `folder`."""
+    """Return the packages' files below `folder`."""
     debs, roots = folder / "packages", []
     debs.mkdir(parents=True, exist_ok=True)
     for name in packages:
@@ -34,7 +34,7 @@ def plain(text: str) -> str:
 
 
 def markdown(docbook: str) -> str:
-    """An article of KStars' handbook."""
+    """Return an article of KStars' handbook as Markdown."""
     keep = ("amp", "lt", "gt", "quot", "apos")
     known = re.sub(
         r"&(\w[\w-]*);",

@@ -59,7 +59,7 @@ def size_of(folder: Path) -> int:
 
 
 def peak() -> int:
-    """The most bytes that this process has held at once."""
+    """Return the most bytes that this process has held at once."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
 
@@ -83,7 +83,7 @@ def times_of(ask: Callable[[np.ndarray], Any], questions: np.ndarray) -> dict[st
 
 
 def near(store: str, count: int, file: str | None) -> dict[str, Any]:
-    """Adds vectors as indexing does, then asks as a search does: candidates of the store, compared in full."""
+    """Add vectors as indexing does, then query as a search does: candidates of the store, compared in full."""
     vectors = np.load(file)[: count + QUESTIONS] if file else made_vectors(count + QUESTIONS, 1)
     vectors, questions = vectors[:-QUESTIONS], vectors[-QUESTIONS:]
     best = np.argsort(-(questions @ vectors.T), axis=1)[:, :NEAREST]
@@ -121,7 +121,7 @@ def near(store: str, count: int, file: str | None) -> dict[str, Any]:
 
 
 def rounds(store: str, passages: int) -> dict[str, Any]:
-    """A collection whose documents are all removed and come back, twenty times, against one made at once."""
+    """Compare a collection whose documents are all removed and added twenty times with one made at once."""
     from settle.base.event_log import Events
     from settle.base.registry import part
     from settle.retrieve.index.chunkers.structure import Structure
@@ -257,7 +257,7 @@ def apart(*arguments: str) -> dict[str, Any]:
 
 
 def one(asked: argparse.Namespace) -> dict[str, Any]:
-    """The measurement of one store and one count, in this process."""
+    """Return the measurement of one store and one count, in this process."""
     store, count = asked.stores[0], asked.counts[0]
     if asked.what == "near":
         return near(store, count, asked.vectors)

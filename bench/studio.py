@@ -68,7 +68,7 @@ def let_in(browser: Browser, live: LiveStudio) -> BrowserContext:
 
 
 def first_page(browser: Browser, live: LiveStudio, rounds: int = 7) -> None:
-    """A profile that has nothing in its cache; before each an empty page, which takes what the browser itself does."""
+    """Measure the first page with an empty cache, after an empty page that takes what the browser itself does."""
     cookies = let_in(browser, live).cookies()
     seconds, transfers, empty = [], [], []
     for _ in range(rounds):
@@ -156,7 +156,7 @@ def many_tabs(context: BrowserContext, live: LiveStudio, tabs: int) -> None:
 
 
 def large_upload(context: BrowserContext, live: LiveStudio, gigabytes: float) -> None:
-    """A file that is dropped on a form: how long until it is stored, and what the studio's memory does meanwhile."""
+    """Drop a large file on a form; measure how long until it is stored, and the studio's memory meanwhile."""
     process, file = psutil.Process(live.process.pid), live.home / "large.bin"
     with file.open("wb") as made:
         made.truncate(round(gigabytes * 1e9))

@@ -28,8 +28,11 @@ PIECES = [
 
 
 def texts(tokenizer: PretrainedTokenizer, number: int) -> list[str]:
-    """A third each: mixed at random out of awkward pieces and the model's own special tokens, any code points, and
-    pieces of the standard library's source."""
+    """Return random texts of three kinds, a third each.
+
+    Awkward pieces mixed with the model's own special tokens, any code points, and pieces of the standard library's
+    source.
+    """
     draw = random.Random(0)
     own = [
         *list(tokenizer.special_tokens)[:60],
@@ -54,7 +57,7 @@ def texts(tokenizer: PretrainedTokenizer, number: int) -> list[str]:
 
 
 def compared(name: str, number: int) -> dict:
-    """Counts for one model."""
+    """Return the counts for one model."""
     model = Pretrained.open(name)
     tokenizer, given = model.tokenizer, texts(model.tokenizer, number)
     counts = {"model": name, "texts": len(given), "equal_as_text": 0, "equal_as_chat": 0, "first_difference": None}

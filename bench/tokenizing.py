@@ -36,7 +36,7 @@ ROUNDS = 5
 
 
 def documents(megabytes: float, folder: Path) -> Iterator[str]:
-    """The standard library over and over, its lines in a new order each time so that no file is met twice."""
+    """Yield the standard library over and over, its lines in a new order each time so that no file is met twice."""
     files = find_files(["stdlib"], folder, Ledger())
     texts = [f.path.read_text("utf-8", "replace") for f in files]
     rng, missing = random.Random(0), megabytes * 1e6

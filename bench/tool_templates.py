@@ -1,4 +1,4 @@
-"""Tool calls by chat template: is a call that must come one, and is a call in the template's own form read as one?
+"""Tool calls by chat template: whether required calls come, and calls in the template's own form are recognised.
 
     python bench/tool_templates.py MODEL.gguf [TEMPLATES] > bench/results/tool_templates.md
 
@@ -78,7 +78,7 @@ def row(model: Path, template: Path) -> str:
 
 
 def props(bare: Side) -> dict[str, bool]:
-    """What llama.cpp says of the template."""
+    """Return what llama.cpp says of the template."""
     request = urllib.request.Request(f"{bare.url}/props", headers={"Authorization": f"Bearer {bare.key}"})
     with urllib.request.urlopen(request, timeout=60) as answer:
         caps: dict[str, bool] = json.load(answer)["chat_template_caps"]
@@ -86,7 +86,7 @@ def props(bare: Side) -> dict[str, bool]:
 
 
 def rendered(side: Side, num_calls: int) -> str:
-    """The template's prompt before a call, or behind as many."""
+    """Return the template's prompt before a call, or after a number of calls."""
     calls = [function_call(IDS[n], NAMES[n], json.dumps(VALUES)) for n in range(num_calls)]
     turns: list[dict[str, Any]] = [{"role": "user", "content": "hello"}]
     turns += [{"role": "assistant", "content": "", "tool_calls": calls}] if calls else []
@@ -114,7 +114,7 @@ def is_read(form: CallForm | None) -> str:
 
 
 def closers(text: str) -> str:
-    """What closes the brackets that a text leaves open."""
+    """Return what closes the brackets that a text leaves open."""
     open_ones: list[str] = []
     for sign in text:
         if sign in "{[":

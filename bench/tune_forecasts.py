@@ -50,7 +50,7 @@ SAID = ("time", "peak_memory", "loss", "tokens")
 
 
 def limited(settings: str, option: str, most: int | None) -> str:
-    """The settings with a number that is at most `most`."""
+    """Return the settings with a number that is at most `most`."""
     if most is None:
         return settings
     words = settings.split()

@@ -52,7 +52,7 @@ def high_water(pid: int) -> int:
 
 
 def watch(command: list[str], home: Path, steps: int) -> dict[str, Any]:
-    """The run up to its last step: peak memory, its forecast, tokens a second."""
+    """Watch the run up to its last step: peak memory, its forecast, tokens a second."""
     process = subprocess.Popen(command, env={**os.environ, "SETTLE_HOME": str(home)}, stdout=subprocess.DEVNULL)
     made: list[dict[str, Any]] = []
     peak = 0

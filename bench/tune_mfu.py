@@ -33,7 +33,7 @@ TOGETHER = (("q_proj", "k_proj", "v_proj"), ("o_proj",), ("gate_proj", "up_proj"
 
 
 def products_of(model: Decoder) -> Iterator[tuple[int, int]]:
-    """(inputs, outputs) of every product of the layers; linears that read the same input are one."""
+    """Yield (inputs, outputs) of every product of the layers; linears that read the same input are one."""
     linears = model.linears()
     for number in range(len(model.options.layers)):
         of_layer = {n.rpartition(".")[2]: m for n, m in linears.items() if f".layers.{number}." in n}

@@ -67,7 +67,7 @@ GEMMA = (
 
 
 def save_tokenizer(gguf: Path, out: Path) -> None:
-    """The GGUF's tokenizer with the template the benches use; turns end with the template's own token."""
+    """Write the GGUF's tokenizer with the template the benches use; turns end with the template's own token."""
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
@@ -104,7 +104,7 @@ def as_read(folder: Path) -> None:
 
 
 def shape(name: str, gguf: Path, out: Path) -> None:
-    """A folder with seeded random weights (standard deviation 0.02) of a published shape, in bf16."""
+    """Write a folder with seeded random weights (standard deviation 0.02) of a published shape, in bf16."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
     save_tokenizer(gguf, out)
@@ -115,7 +115,7 @@ def shape(name: str, gguf: Path, out: Path) -> None:
 
 
 def from_gguf(gguf: Path, out: Path) -> None:
-    """A folder with the GGUF's weights, dequantized and rounded to bf16."""
+    """Write a folder with the GGUF's weights, dequantized and rounded to bf16."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
     save_tokenizer(gguf, out)

@@ -101,7 +101,7 @@ def by_trl(work: Work, trials: list[Trial], epochs: float) -> list[Tuned]:
 
 
 def written(work: Work, side: str) -> Path:
-    """A side of the corpus as JSON lines of prompt and completion: turns, or plain text where there is no template."""
+    """Write a side of the corpus as JSON lines of prompt and completion: turns, or plain text without a template."""
     path = work.folder / f"{side}.jsonl"
     if not path.exists():
         rows = ((example.messages[:-1], example.messages[-1:]) for example in work.corpus.examples(side))

@@ -101,7 +101,7 @@ class Side:
 def start(
     name: str, python: Path, asked: argparse.Namespace, rows: Path, folder: Path, warmup: int
 ) -> tuple[Side, dict[str, Any]]:
-    """A side that has loaded everything and waits, and what it said."""
+    """Return a side that has loaded everything and waits, and what it reported."""
     same = {"dtype": asked.dtype} if asked.dtype else {}
     threads = {"OMP_NUM_THREADS": asked.threads, "OPENBLAS_NUM_THREADS": asked.threads}
     settings = threads | PRESETS[asked.preset][name] | same | asked.settings.get(name, {})
@@ -160,7 +160,7 @@ def compare(made: list[dict[str, dict[str, Any]]], names: list[str], skip: int) 
 
 
 def in_order(rows: Path, order: list[int] | None, out: Path) -> Path:
-    """The rows as a file in the order that our side draws them."""
+    """Write the rows as a file in the order that settle draws them."""
     lines = rows.read_text(encoding="utf-8").splitlines(keepends=True)
     out.write_text("".join(lines if order is None else [lines[i] for i in order]), encoding="utf-8")
     return out

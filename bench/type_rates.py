@@ -81,7 +81,7 @@ def _spent(child: Child) -> list[float]:
 
 
 def _write(path: Path, source: GGUFReader, kind: str, inner: int) -> None:
-    """A model of LAYERS layers whose matrices are of a type, with the tokenizer of `source`."""
+    """Write a model of LAYERS layers whose matrices are of a type, with the tokenizer of `source`."""
     writer = GGUFWriter(path, "llama")
     for field in source.fields.values():
         if field.name.startswith("tokenizer."):

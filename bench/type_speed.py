@@ -45,7 +45,7 @@ def main() -> None:
 
 
 def _partner(kind: str) -> str:
-    """The type that llama.cpp turns activations into for it."""
+    """Return the type that llama.cpp turns activations into for it."""
     if ggml.block(kind)[0] == 256:
         return "q8_K"
     return "q8_1" if kind.endswith("_1") else "q8_0"

@@ -45,9 +45,12 @@ HOPELESS = 0.93  # of the t distribution: below this no verdict is near
 
 @dataclass(frozen=True)
 class Cell:
-    """rows that judge; families among them, None: every row its own. icc: of the rows of a family. looks, length: how
+    """A kind of comparison whose truth is known.
+
+    rows: that judge; families among them, None: every row its own. icc: of the rows of a family. looks, length: how
     many evaluations, and over how many an effect lasts. shape: of the effects of rows. score: correlation of what is
-    compared with the loss, 1: the loss. falls: whether the gain goes again. scores: further ones in the report."""
+    compared with the loss, 1: the loss. falls: whether the gain disappears again. scores: further ones in the report.
+    """
 
     rows: int
     families: int | None = None
@@ -90,7 +93,7 @@ JUDGE = [
 
 
 def shaped(z: np.ndarray, shape: str, random: np.random.Generator) -> np.ndarray:
-    """Standard normal effects (rows, looks) in another shape, each of mean 0 and about the same size."""
+    """Return standard normal effects (rows, looks) in another shape, each of mean 0 and about the same size."""
     if shape == "t3":
         return z / np.sqrt(random.chisquare(3, (len(z), 1)) / 3) / math.sqrt(3)
     if shape == "uniform":
@@ -108,7 +111,7 @@ def shaped(z: np.ndarray, shape: str, random: np.random.Generator) -> np.ndarray
 
 
 def families_of(cell: Cell, rows: int, random: np.random.Generator) -> np.ndarray:
-    """The family of each row (rows,)."""
+    """Return the family of each row (rows,)."""
     if cell.families is None:
         return np.arange(rows)
     families = max(2, round(cell.families * rows / cell.rows))
@@ -140,14 +143,14 @@ def side(
 
 @cache
 def root_of(looks: int, length: float) -> np.ndarray:
-    """The root of the covariance of an effect over the evaluations, (looks, looks)."""
+    """Return the root of the covariance of an effect over the evaluations, (looks, looks)."""
     apart = np.arange(looks)
     kernel: np.ndarray = np.exp(-0.5 * ((apart[:, None] - apart) / length) ** 2) + 1e-6 * np.eye(looks)
     return np.linalg.cholesky(kernel)
 
 
 def chosen(falls: np.ndarray) -> int | None:
-    """The evaluation of the lowest loss of (rows, looks); None: the base was better than all."""
+    """Return the evaluation of the lowest loss of (rows, looks); None if the base was better than all."""
     means = falls.mean(0)
     return int(means.argmax()) if means.max() > 0 else None
 
@@ -173,7 +176,7 @@ def is_better_by_t(differences: np.ndarray, families: np.ndarray, probability: f
 
 
 def rates(cell: Cell, size: float, rounds: int) -> dict[str, list[bool]]:
-    """What is said in each round. size: of the true gain, in standard errors of the judgement rows' mean."""
+    """Return the verdict of each round. size: of the true gain, in standard errors of the judgement rows' mean."""
     random = np.random.default_rng(zlib.crc32(f"{cell} {size}".encode()))
     independent = cell.families or cell.rows
     design = 1 + (cell.rows / independent - 1) * cell.icc
@@ -196,9 +199,12 @@ def rates(cell: Cell, size: float, rounds: int) -> dict[str, list[bool]]:
 
 @dataclass(frozen=True)
 class Answers:
-    """rows, of which the base gets a `share` right and the tuned model `gain` more; alike: rows of one family; icc: of
-    the latent rightness of a family's rows; shared: correlation of both models' on one row. parts: of each answer, of
-    which the score is the share that is right; 1: right or wrong."""
+    """Answers of a base and a tuned model whose truth is known.
+
+    rows: of which the base gets a `share` right and the tuned model `gain` more; alike: rows of one family; icc: of the
+    latent rightness of a family's rows; shared: correlation of both models' on one row. parts: of each answer, of which
+    the score is the share that is right; 1: right or wrong.
+    """
 
     rows: int
     share: float
@@ -243,9 +249,11 @@ ANSWERS = [
 
 
 def said_of_answers(cell: Answers, rounds: int, seed: int) -> None:
-    """Prints how often each verdict is given, and how often the interval holds the truth. Of rows apart that are right
-    or wrong that is computed for all outcomes, elsewhere simulated. A report on answers of several parts has two
-    scores, of which the share of parts decides and exact match is beside it."""
+    """Print how often each verdict is given, and how often the interval holds the truth.
+
+    For right-or-wrong answers on independent rows it is computed over all outcomes, elsewhere simulated. A report on
+    answers of several parts has two scores: the share of parts decides, and exact match is reported too.
+    """
     if cell.parts == cell.alike == 1:
         better, worse, few, held = exactly(cell)
         ends = [f"{100 * better:.2f} %", f"{100 * worse:.2f} %", f"{1 - better - worse - few:.0%}", f"{few:.0%}"]
@@ -268,7 +276,7 @@ def said_of_answers(cell: Answers, rounds: int, seed: int) -> None:
 
 
 def exactly(cell: Answers) -> tuple[float, float, float, float]:
-    """The chances of "better", of "worse", of "too few rows to tell", and that the interval holds the true gain."""
+    """Return the chances of "better", "worse" and "too few rows to tell", and that the interval holds the true gain."""
     n, normal = cell.rows, NormalDist()
     nodes, weights = np.polynomial.hermite_e.hermegauss(80)
     a, b = normal.inv_cdf(cell.share), normal.inv_cdf(cell.share + cell.gain)
@@ -365,7 +373,7 @@ def made_rows(kind: str, number: int, random: np.random.Generator) -> list[dict[
 
 
 def judged_families(rows: list[dict[str, str]], folder: Path) -> list[int]:
-    """The families of the rows that judge, as `settle tune` splits rows and as its comparison counts them."""
+    """Return the families of the rows that judge, as `settle tune` splits rows and as its comparison counts them."""
     path = folder / "rows.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     ledger = Ledger()

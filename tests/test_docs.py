@@ -124,7 +124,7 @@ def _rows(page: str) -> set[str]:
 
 
 def _settings(model: type[BaseModel], prefix: str) -> set[str]:
-    """The table's rows, of every group too."""
+    """Return the table's rows, of every group too."""
     rows: set[str] = set()
     for name, field in model.model_fields.items():
         group = group_of(field.annotation)

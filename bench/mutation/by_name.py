@@ -26,7 +26,7 @@ def _texts(root: Path) -> Mapping[str, str]:
 
 
 def _names(fault: Fault) -> list[str]:
-    """The names that a test has for the function, nearest first."""
+    """Return the names that a test has for the function, nearest first."""
     *classes, name = fault.function.split(".")
     stem = Path(fault.path).stem
     return [n for n in (name, *classes[::-1], Path(fault.path).parent.name if stem == "__init__" else stem) if n]

@@ -46,8 +46,11 @@ SPEAKS = {"SettleError", "emit", "print", "write", "warn", "Field", "debug", "in
 
 @dataclass(frozen=True, order=True)
 class Fault:
-    """path: relative to the tree, with forward slashes. function: its qualified name. start, end: the bytes that
-    `new` takes the place of. statement: the text of its line; nth: among equal faults of the function."""
+    """A change of some bytes of a file.
+
+    path: relative to the tree, with forward slashes. function: its qualified name. start, end: the bytes that `new`
+    replaces. statement: the text of its line; nth: among equal faults of the function.
+    """
 
     path: str
     function: str
@@ -82,7 +85,7 @@ def faults_of(root: Path, path: str) -> list[Fault]:
 
 
 def _functions(tree: ast.AST, before: str = "") -> Iterator[tuple[str, ast.FunctionDef | ast.AsyncFunctionDef]]:
-    """The outermost functions and methods, by qualified name; what lies within one belongs to it."""
+    """Yield the outermost functions and methods by qualified name; what lies within one belongs to it."""
     for node in ast.iter_child_nodes(tree):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             yield before + node.name, node
@@ -135,7 +138,7 @@ class _Places(ast.NodeVisitor):
             self.found.append(Fault(self.path, self.function, line, start, end, old, new, text))
 
     def _between(self, left: ast.expr, right: ast.expr, old: str, news: tuple[str, ...]) -> None:
-        """An operator stands between its operands, perhaps after a bracket that closes."""
+        """Replace an operator between its operands, perhaps after a closing bracket."""
         start, end = self._span(left)[1], self._span(right)[0]
         gap = self.source[start:end]
         at = gap.find(old.encode())
@@ -203,7 +206,7 @@ class _Places(ast.NodeVisitor):
         self.generic_visit(node)
 
     def visit_Expr(self, node: ast.Expr) -> None:
-        """A statement for its effect alone: it is left out."""
+        """Leave out a statement that has only an effect."""
         if isinstance(node.value, ast.Constant) or _speaks(node.value):
             return
         start, end = self._span(node)
@@ -229,7 +232,7 @@ class _Places(ast.NodeVisitor):
         self._put(*self._span(node), "break")
 
     def visit_Raise(self, node: ast.Raise) -> None:
-        """What an error says is not a computation."""
+        """Skip what an error says, which is not a computation."""
 
     visit_JoinedStr = visit_Assert = visit_Global = visit_Raise
 

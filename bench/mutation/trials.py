@@ -79,8 +79,10 @@ class Trials:
         self.functions = functions_of(root)
 
     def outcome(self, fault: Fault, tests: Sequence[str], seconds: float = CPU_SECONDS) -> Outcome:
-        """Run tests in turn until one fails that does not fail without the fault. seconds: of CPU, after which no
-        further test begins."""
+        """Run tests in turn until one fails that does not fail without the fault.
+
+        seconds: of CPU, after which no further test begins.
+        """
         self.seconds, self.limit = seconds, min(CPU_SECONDS, LEAST_CPU_SECONDS + round(2 * seconds))
         path = self.root / fault.path
         source, functions = path.read_bytes(), self.functions.get((str(path), fault.function), [])
@@ -105,7 +107,7 @@ class Trials:
         return Outcome("", ran)
 
     def _run(self, tests: Sequence[str], change: Callable[[], None]) -> str:
-        """The first of the tests that fails in a fork of this process after `change`, or nothing."""
+        """Return the first of the tests that fails in a fork of this process after `change`, or nothing."""
         read, write = os.pipe()
         pid = os.fork()
         if pid == 0:
@@ -149,7 +151,7 @@ def _cpu_seconds() -> float:
 
 
 def _until_it_ends(pid: int, read: int) -> str:
-    """What a child wrote; it and its own children are ended after WALL_SECONDS."""
+    """Return what a child wrote; it and its own children are ended after WALL_SECONDS."""
     os.set_blocking(read, False)
     until, said = time.monotonic() + WALL_SECONDS, b""
     ended = False
@@ -202,7 +204,7 @@ def _codes(source: bytes, path: str) -> Iterator[types.CodeType]:
 
 
 def module_of(path: str) -> str:
-    """The name of the module in a file below the root."""
+    """Return the name of the module in a file below the root."""
     return path.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 
 def arguments() -> argparse.Namespace:
-    """What every side is told: the work, and settings of its own as JSON."""
+    """Return the arguments of every side: the work, and settings of its own as JSON."""
     parser = argparse.ArgumentParser()
     parser.add_argument("model", type=Path)
     parser.add_argument("rows", type=Path)
@@ -31,7 +31,7 @@ def arguments() -> argparse.Namespace:
 
 
 def peak_bytes() -> int:
-    """The most resident memory since the start or the last `forget_peak`, in bytes; 0 where the system has no such."""
+    """Return the most resident bytes since the start or the last `forget_peak`; 0 if the system does not say."""
     status = Path("/proc/self/status")
     if not status.exists():
         return 0
@@ -74,7 +74,7 @@ class Pace:
         self.seconds, self.cpu = time.perf_counter(), time.process_time()
 
     def end(self) -> None:
-        """The step is made: its clock stops here."""
+        """Stop the clock of a step."""
         self.seconds = time.perf_counter() - self.seconds
         self.cpu = time.process_time() - self.cpu
 

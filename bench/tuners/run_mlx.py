@@ -54,7 +54,7 @@ class Steps(TrainingCallback):
 
 
 def rate(step: mx.array) -> mx.array:
-    """The rate of a step, the first of which is 0."""
+    """Return the rate of a step, the first of which is 0."""
     return asked.lr * mx.minimum(1.0, (step + 1) / asked.warmup)
 
 

@@ -64,7 +64,7 @@ def _version() -> str:
 
 
 def drawn(corpus: RowCorpus, batch: int, steps: int) -> tuple[list[int], list[tuple[int, int]]]:
-    """The rows of the file in the order they are drawn, and (tokens, supervised tokens) of each step."""
+    """Return the rows in the order they are drawn, and (tokens, supervised tokens) of each step."""
     batches = RowBatches(corpus.train, batch, SEED)
     order, counts = [], []
     for step in range(steps):

@@ -26,7 +26,7 @@ LINEAR = {"r": asked.rank, "lora_alpha": asked.alpha, "lora_dropout": 0.0, "targ
 
 
 def dialogue(row: dict[str, Any]) -> dict[str, Any]:
-    """The same row in the form whose answer alone is supervised."""
+    """Return the row in the form whose answer alone is supervised."""
     return {"prompt": row["messages"][:-1], "completion": row["messages"][-1:]}
 
 
