@@ -76,7 +76,7 @@ class FencedChild:
 
 
 def answer_requests(answer: Callable[[object], object]) -> None:
-    """The child's side: answers each line of stdin until it ends, within the limits that it was started with."""
+    """Answer each line of stdin until it ends, within the limits that this process was started with."""
     limits = Limits(*json.loads(sys.argv[1]))
     # what prints must not break the protocol
     out = os.fdopen(os.dup(1), "wb")

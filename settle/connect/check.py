@@ -71,7 +71,7 @@ def send(connection: Connection, request: ClientRequest, seconds: float = TIMEOU
 
 
 def _fault(request: ClientRequest, answer: HttpAnswer) -> str:
-    """What is wrong with an answer, or ""."""
+    """Return what is wrong with an answer, or ""."""
     if request.expects == "preflight":
         allowed = answer.headers.get("access-control-allow-origin") == request.headers["Origin"]
         return "" if answer.status == 204 and allowed else f"{answer.status}: {answer.message}"
@@ -94,7 +94,7 @@ def _fault(request: ClientRequest, answer: HttpAnswer) -> str:
 
 
 def _events_fault(answer: HttpAnswer, last: Collection[str]) -> str:
-    """What is wrong with a stream of named events, or "". last: the kinds that a whole answer ends with."""
+    """Return what is wrong with a stream of named events, or "". last: the kinds that a whole answer ends with."""
     events = [parse_json(line[6:]) for line in answer.body.splitlines() if line.startswith(b"data: {")]
     error = next((event for event in events if event.get("type") in ("error", "response.failed")), None)
     if error:

@@ -16,14 +16,14 @@ def client_names() -> list[str]:
 
 
 def find_client(name: str) -> Client:
-    """Raises UsageError that lists the clients."""
+    """Return a client. Raises UsageError that lists the clients."""
     if name not in client_names():
         raise UsageError(f"there is no client {name!r}", f"known: {', '.join(client_names())}")
     return Client.make(name.replace("-", "_"), {})
 
 
 def list_clients(events: Events) -> None:
-    """Emits the server's address and key, and all clients."""
+    """Emit the server's address and key, and all clients."""
     server = running_server()
     key = server_key(create=False) if server is None or server.needs_key else None
     rows = [["address", server.address if server else "no server runs: `settle serve` starts one"]]
@@ -39,7 +39,7 @@ def list_clients(events: Events) -> None:
 
 
 def disconnect(name: str, force: bool, events: Events) -> None:
-    """Takes back what `connect` wrote. Raises UsageError, RunError."""
+    """Undo what `connect` wrote. Raises UsageError, RunError."""
     find_client(name)
     done = undo(name, force)
     for line in done or ["nothing was left to undo"]:
@@ -48,8 +48,10 @@ def disconnect(name: str, force: bool, events: Events) -> None:
 
 
 def connect(name: str, connection: Connection, is_written: bool, is_checked: bool, events: Events) -> bool:
-    """Shows what to configure; is_written: writes it too; is_checked: sends the client's requests. Returns whether all
-    of them passed. Raises CannotMerge with what to put into the file by hand."""
+    """Show what to configure, and return whether all of the client's requests passed.
+
+    is_written: writes it too; is_checked: sends the client's requests. Raises CannotMerge with what to put into the
+    file by hand."""
     client = find_client(name)
     files, steps, note = client.files(connection), client.steps(connection), client.note(connection)
     for file in files:

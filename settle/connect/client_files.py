@@ -20,8 +20,10 @@ _Record = dict[str, Any]
 
 
 def save(name: str, files: list[ConfigFile], origins: frozenset[str]) -> list[Path]:
-    """Writes our part into a client's files, and lets its origins in. What was there before is kept for `undo`.
-    Raises CannotMerge, ResourceError, and RunError when another file of the same client can still be undone."""
+    """Write our part into a client's files, and let its origins in.
+
+    What was there before is kept for `undo`. Raises CannotMerge, ResourceError, and RunError when another file of
+    the same client can still be undone."""
     record = _read_record(name)
     if record and [saved["path"] for saved in record["files"]] != [str(file.path.resolve()) for file in files]:
         places = ", ".join(saved["path"] for saved in record["files"]) or "none"
@@ -56,8 +58,9 @@ def save(name: str, files: list[ConfigFile], origins: frozenset[str]) -> list[Pa
 
 
 def undo(name: str, force: bool) -> list[str]:
-    """Takes back what `save` did; returns what was done, in words. Raises UsageError when there is nothing to undo, and
-    RunError when a file was changed since, unless `force`."""
+    """Undo what `save` did; return what was done, in words.
+
+    Raises UsageError when there is nothing to undo, and RunError when a file was changed since, unless `force`."""
     record = _read_record(name)
     if record is None:
         raise UsageError(f"there is nothing to undo for {name}", "`settle connect` lists what is connected")

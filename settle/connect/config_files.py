@@ -20,8 +20,9 @@ T = TypeVar("T")
 
 
 def merge_yaml(old: str | None, head: Mapping[str, object], keys: Sequence[str], entry: Entry, name: str) -> str:
-    """YAML with `entry` in the list under `keys`, replacing the one that has the same `name`. head: the beginning of a
-    new file. Raises CannotMerge."""
+    """Return YAML with `entry` in the list under `keys`, replacing the one that has the same `name`.
+
+    head: the beginning of a new file. Raises CannotMerge."""
     if old is None or not old.strip():
         return (old or "") + _dump({**head, **_nested(keys, entry)})
     try:
@@ -47,8 +48,9 @@ def merge_yaml(old: str | None, head: Mapping[str, object], keys: Sequence[str],
 
 
 def merge_json(old: str | None, empty: T, change: Callable[[T], T], part: str) -> str:
-    """JSON after `change` of its value. part: what to add by hand. Raises CannotMerge for what is not plain JSON, such
-    as comments, which would be lost."""
+    """Return JSON after `change` of its value.
+
+    part: what to add by hand. Raises CannotMerge for what is not plain JSON, such as comments, which would be lost."""
     if old is None or not old.strip():
         return json.dumps(change(empty), indent=2, ensure_ascii=False) + "\n"
     try:
@@ -98,7 +100,7 @@ def _placed(text: str, root: yaml.Node, keys: list[str], entry: Entry, name: str
 
 
 def _in_flow(text: str, node: yaml.SequenceNode, same: list[yaml.Node], entry: Entry, depth: int, newline: str) -> str:
-    """A list in brackets: JSON is YAML there. An empty one becomes a block."""
+    """Return a list in brackets with the entry: JSON is YAML there. An empty one becomes a block."""
     start, end = node.start_mark.index, node.end_mark.index
     if not node.value:
         rest = text[end:].partition("\n")
@@ -120,7 +122,7 @@ def _inserted(text: str, node: yaml.Node, block: str, column: int, newline: str)
 
 
 def _end(node: yaml.Node) -> int:
-    """The end of the last value in a node; the parser ends a block only where the next one begins."""
+    """Return the end of the last value in a node; the parser ends a block only where the next one begins."""
     while isinstance(node, yaml.CollectionNode) and not node.flow_style and node.value:
         last = node.value[-1]
         node = last[1] if isinstance(last, tuple) else last
@@ -134,7 +136,7 @@ def _name_of(node: yaml.Node, name: str) -> object:
 
 
 def _expected(before: object, keys: Sequence[str], entry: Entry, name: str) -> Entry | None:
-    """The value that the file should have afterwards; None where that is unclear."""
+    """Return the value that the file should have afterwards; None where that is unclear."""
     if not isinstance(before, dict | None):
         return None
     value: Entry = dict(before or {})
@@ -149,7 +151,7 @@ def _expected(before: object, keys: Sequence[str], entry: Entry, name: str) -> E
 
 
 def _current(value: object, keys: Sequence[str], entry: Entry, name: str) -> Entry:
-    """The entry as it is now, with fields that a person added; {} when there is none."""
+    """Return the entry as it is now, with fields that the user added; {} when there is none."""
     for key in keys:
         value = value.get(key) if isinstance(value, dict) else None
     items = value if isinstance(value, list) else []

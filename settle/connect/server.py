@@ -18,8 +18,10 @@ Listed = dict[str, Any]  # a model in a server's list; servers other than settle
 def open_connection(
     address: str | None, key: str | None, model: str | None, origin: str = "", replaces: bool = False
 ) -> Connection:
-    """address, key: None takes those of the server that runs here. model: None takes the first that chats. Raises
-    RunError without a server, UsageError for a model that it does not have."""
+    """Return the connection to a server, with the model that the client is to use.
+
+    address, key: None takes those of the server that runs here. model: None takes the first that chats. Raises RunError
+    without a server, UsageError for a model that it does not have."""
     server = running_server()
     if address is None:
         if server is None:
@@ -47,7 +49,7 @@ def open_connection(
 
 
 def list_models(address: str, key: str) -> list[Listed]:
-    """The models that a server lists. Raises RunError when there is no server, or it does not let us in."""
+    """Return the models that a server lists. Raises RunError when there is no server, or it does not let us in."""
     request = ClientRequest("", "/v1/models", expects="models")
     try:
         answer = send(Connection(address, key, ""), request, LIST_SECONDS)
@@ -70,7 +72,7 @@ def _capabilities(model: Listed) -> list[str]:
 
 
 def _choose(models: list[Listed], wanted: str | None) -> Listed:
-    """The model of that name, else the first that chats. Raises UsageError."""
+    """Return the model of that name, else the first that chats. Raises UsageError."""
     names = ", ".join(model["id"] for model in models)
     if not models:
         raise UsageError("the server has no models yet", "`settle pull smollm2`")

@@ -34,7 +34,7 @@ class Read:
 
 
 def reader_of(name: str) -> str | None:
-    """The reader of a file of that name: by its suffix, or by the word that it begins with."""
+    """Return the reader of a file of that name: by its suffix, or by the word that it begins with."""
     path = PurePath(name.lower())
     return _readers().get(path.suffix or path.name.split("-")[0])
 
@@ -51,10 +51,10 @@ def _readers() -> dict[str, str]:
 def read_all(
     paths: Iterable[tuple[Path, str]], seconds: float = SECONDS, roots: Iterable[Path | str] | None = None
 ) -> Generator[Read, None, None]:
-    """Reads each (path, reader), in order; seconds: how long one may take. roots: files and folders that the documents
-    lie in; on Linux the child can read no others. Closing the iterator ends the child.
+    """Read each (path, reader), in order. Closing the iterator ends the child.
 
-    Raises UsageError when a library is missing that a reader needs.
+    seconds: how long one may take. roots: files and folders that the documents lie in; on Linux the child can read no
+    others. Raises UsageError when a library is missing that a reader needs.
     """
     child, ahead = _Child(seconds, roots_as(roots)), _Queue()
 
@@ -90,7 +90,7 @@ class _Queue:
         self._changed = threading.Condition()
 
     def put(self, document: Read | BaseException | None) -> bool:
-        """Waits for room. False when nothing is needed any more."""
+        """Wait for room; return False when nothing is needed any more."""
         with self._changed:
             self._changed.wait_for(lambda: self._stopped or self._size < AHEAD)
             self._documents.append(document)

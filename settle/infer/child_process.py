@@ -39,8 +39,10 @@ Json = dict[str, Any]  # an answer of the child: whoever asked knows its fields
 
 @dataclasses.dataclass(frozen=True)
 class Draft:
-    """A small model of the same tokenizer that proposes up to `tokens` tokens, as long as it gives each at least the
-    probability `sure`; the model then reads them all at once and keeps those that it would have written itself."""
+    """A small model of the same tokenizer that proposes tokens.
+
+    It proposes up to `tokens`, as long as it gives each at least the probability `sure`; the model then reads them
+    all at once and keeps those that it would have written itself."""
 
     path: Path
     tokens: int = 16
@@ -89,7 +91,7 @@ class Load:
 
 
 def load_seconds(num_bytes: int) -> float:
-    """How long a child of a server may take to load a file of that size."""
+    """Return how long a child of a server may take to load a file of that size."""
     return LOAD_SECONDS + num_bytes / LOAD_BYTES_PER_SECOND
 
 
@@ -117,11 +119,11 @@ class ChildProcess:
         self.num_grammar_errors, self.grammar_error = 0, ""  # of all requests: llama.cpp does not say which; the latest
 
     def start(self) -> None:
-        """Starts the process and waits until it has loaded the model. Raises EngineError."""
+        """Start the process and wait until it has loaded the model. Raises EngineError."""
         self._begin()
 
     def _begin(self) -> Json:
-        """Starts the process, waits until it has loaded the model, and returns its answer. Raises EngineError."""
+        """Start the process, wait until it has loaded the model, and return its answer. Raises EngineError."""
         process = self._process = subprocess.Popen(
             script_command(self._script),
             stdin=subprocess.PIPE,
@@ -154,7 +156,7 @@ class ChildProcess:
         return ready
 
     def close(self) -> None:
-        """Ends the process: terminate, three seconds, kill. Calling it twice is harmless."""
+        """End the process: terminate, three seconds, kill. Calling it twice is harmless."""
         process, self._process = self._process, None
         if process is None:
             return
@@ -192,18 +194,18 @@ class ChildProcess:
         return "export the model again, or ask for a smaller context if memory is short"
 
     def died(self) -> EngineError:
-        """The error of a request that got no answer."""
+        """Return the error of a request that got no answer."""
         self._read_to_the_end(STOP_SECONDS)  # it may live, and only the connection be broken
         return EngineError(f"llama.cpp died with {self.name} loaded{self.tail()}", self.fix)
 
     def tail(self) -> str:
-        """The end of llama.cpp's output: its errors where it names some."""
+        """Return the end of llama.cpp's output: its errors where it names some."""
         lines = list(self._stderr)
         errors = [line for line in lines if " E " in line or "error" in line.lower()]
         return "".join("\n  " + line for line in (errors or lines)[-SHOWN_LINES:])
 
     def _read_to_the_end(self, seconds: float) -> None:
-        """Gives a process that is ending `seconds` to end by itself, and reads its stderr to the end."""
+        """Give a process that is ending `seconds` to end by itself, and read its stderr to the end."""
         process = self._process  # another thread may close it meanwhile
         if process is not None:
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -236,14 +238,15 @@ class Child(ChildProcess):
         super().__init__("server_child.py", settings, load.path.name, environment, ready_seconds)
 
     def start(self) -> None:
-        """Starts the process and waits until it has loaded the model. Raises EngineError."""
+        """Start the process and wait until it has loaded the model. Raises EngineError."""
         ready = self._begin()
         self.address = urllib.parse.urlsplit(ready["address"])
         self.is_guided: bool = ready["is_guided"]  # knows llguidance's grammars
 
     def open(self, path: str, body: Mapping[str, object]) -> tuple[HTTPConnection, HTTPResponse]:
-        """Its answer to a request, which may still be coming; close the connection. Raises EngineError when it refuses,
-        is gone, or cannot be reached."""
+        """Return its answer to a request, which may still be coming; close the connection.
+
+        Raises EngineError when it refuses, is gone, or cannot be reached."""
         if not self.is_open:
             raise EngineError("the engine is not running", "use it as a context manager: `with … as engine:`")
         connection = HTTPConnection(self.address.hostname or "", self.address.port)
@@ -266,7 +269,7 @@ class Child(ChildProcess):
         return connection, response
 
     def post(self, path: str, body: Mapping[str, object]) -> Json:
-        """Its whole answer to a request. Raises EngineError."""
+        """Return its whole answer to a request. Raises EngineError."""
         connection, response = self.open(path, body)
         try:
             # errors="replace": a byte-level token can be half a character.

@@ -28,8 +28,10 @@ class WholeAnswer(NamedTuple):
 
 @dataclass(frozen=True)
 class TimedAnswer:
-    """An answer's ids, the seconds that llama.cpp spent on them after the prompt, and how many tokens a draft proposed
-    and the model agreed with."""
+    """An answer's ids, and what it took.
+
+    seconds: that llama.cpp spent on them after the prompt. drafted, accepted: tokens that a draft proposed, and
+    those that the model agreed with."""
 
     ids: list[int]
     seconds: float
@@ -60,9 +62,10 @@ class LlamaClient(PromptEncoder):
         grammar: str | None = None,
         sampling: Mapping[str, object] = NOTHING,
     ) -> Generator[str, None, Json]:
-        """Yields pieces of the answer as they come, and returns llama.cpp's last report. A str prompt is plain text
-        (see `plain`). grammar: of the whole answer, in GBNF. sampling: further settings of how tokens are drawn, in
-        llama.cpp's words. Closing the generator stops llama.cpp."""
+        """Yield pieces of the answer as they come, and return llama.cpp's last report.
+
+        A str prompt is plain text (see `plain`). grammar: of the whole answer, in GBNF. sampling: further settings
+        of how tokens are drawn, in llama.cpp's words. Closing the generator stops llama.cpp."""
         event: Json = {}
         body = self._request(prompt, max_tokens, temperature, top_p, top_k, seed, stop, grammar)
         for event in self._stream("/completion", {**body, **sampling}):
@@ -71,15 +74,15 @@ class LlamaClient(PromptEncoder):
         return event
 
     def chat_chunks(self, body: Mapping[str, object]) -> Iterator[Json]:
-        """The chunks of OpenAI's chat completions, by llama.cpp's own reading of the model's answer."""
+        """Yield the chunks of OpenAI's chat completions, by llama.cpp's own reading of the model's answer."""
         return self._stream("/v1/chat/completions", self._with_lora(body))
 
     def text_chunks(self, body: Mapping[str, object]) -> Iterator[Json]:
-        """llama.cpp's events of a completion; the prompt of `body` is ids or text."""
+        """Yield llama.cpp's events of a completion; the prompt of `body` is ids or text."""
         return self._stream("/completion", self._with_lora(body))
 
     def timed(self, prompt: str | Sequence[int], max_tokens: int) -> TimedAnswer:
-        """The likeliest answer as by `greedy`, and what it took."""
+        """Return the likeliest answer as by `greedy`, and what it took."""
         answer = self._greedy(prompt, max_tokens)
         timings = answer["timings"]
         drafted, accepted = timings.get("draft_n") or 0, timings.get("draft_n_accepted") or 0
@@ -97,26 +100,30 @@ class LlamaClient(PromptEncoder):
         seed: int = 0,
         grammar: str | None = None,
     ) -> WholeAnswer:
-        """A whole answer, the likeliest one unless `temperature` is given. grammar: of the whole answer, in GBNF."""
+        """Return a whole answer, the likeliest one unless `temperature` is given.
+
+        grammar: of the whole answer, in GBNF."""
         body = self._request(prompt, max_tokens, temperature, seed=seed, grammar=grammar)
         answer = self._child.post("/completion", body)
         return WholeAnswer(answer["content"], answer["stop_type"] != "limit", answer["tokens_predicted"])
 
     def timings(self, ids: Sequence[int], num_tokens: int) -> Mapping[str, float]:
-        """How long llama.cpp took to read `ids` with nothing of them cached, and to make `num_tokens` more, ends of a
-        text passed over: "prompt_n", "prompt_ms", "predicted_n", "predicted_ms"."""
+        """Return how long llama.cpp took to read `ids` with nothing of them cached, and to make `num_tokens` more.
+
+        Ends of a text are passed over. The keys are "prompt_n", "prompt_ms", "predicted_n" and "predicted_ms"."""
         body = self._request(ids, num_tokens) | {"cache_prompt": False, "ignore_eos": True}
         timings: Mapping[str, float] = self._child.post("/completion", body)["timings"]
         return timings
 
     def reading_ms(self, ids: Sequence[int]) -> float:
-        """Milliseconds that llama.cpp took to read `ids`, as far as they are not those of the prompt before."""
+        """Return the milliseconds that llama.cpp took to read `ids`, except those of the prompt before."""
         milliseconds: float = self._child.post("/completion", self._request(ids, 1))["timings"]["prompt_ms"]
         return milliseconds
 
     def next_token_logprobs(self, ids: Sequence[int], top: int | None = None, reuse: bool = True) -> dict[int, float]:
-        """Natural log-probabilities of the token after `ids`, most likely first. top: how many; None = all. reuse: of
-        what is cached of the ids; without it, the same ids have the same numbers.
+        """Return natural log-probabilities of the token after `ids`, most likely first.
+
+        top: how many; None = all. reuse: of what is cached of the ids; without it, the same ids have the same numbers.
 
         Consecutive calls whose ids extend each other reuse llama.cpp's cache and cost one token each.
         """
@@ -147,7 +154,7 @@ class LlamaClient(PromptEncoder):
         stop: Sequence[str] = (),
         grammar: str | None = None,
     ) -> dict[str, object]:
-        """The body of a request; the likeliest tokens unless a temperature is given."""
+        """Return the body of a request; the likeliest tokens unless a temperature is given."""
         extras: dict[str, object] = {"grammar": grammar} if grammar else {}
         return self._with_lora(extras) | {
             "prompt": self.plain(prompt) if isinstance(prompt, str) else list(map(int, prompt)),

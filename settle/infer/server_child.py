@@ -21,14 +21,14 @@ HTTP_THREADS = 8  # beside those of requests in progress: for tokenizing, render
 
 
 def die_with_parent() -> None:
-    """Blocks until stdin ends, then leaves without llama.cpp's destructors, which may hang at exit."""
+    """Block until stdin ends, then leave without llama.cpp's destructors, which may hang at exit."""
     while sys.stdin.buffer.read(4096):
         pass
     os._exit(0)
 
 
 def openable(path: str, links: str) -> str:
-    """A path that llama.cpp can open: it takes UTF-8 alone. To any other, a link in the folder `links`."""
+    """Return a path that llama.cpp can open: it takes UTF-8 alone. To any other, a link in the folder `links`."""
     try:
         path.encode()
     except UnicodeEncodeError:
@@ -39,7 +39,7 @@ def openable(path: str, links: str) -> str:
 
 
 def serve(settings: dict[str, Any]) -> str:
-    """Loads the model and starts the server; returns its address. The server lives in a global on purpose."""
+    """Load the model and start the server; return its address. The server lives in a global on purpose."""
     links = tempfile.mkdtemp(prefix="settle-")
     try:
         return _serve(settings, links)
@@ -97,7 +97,7 @@ def _serve(settings: dict[str, Any], links: str) -> str:
 
 
 def is_guided() -> bool:
-    """Whether this llama.cpp was built with llguidance."""
+    """Return whether this llama.cpp was built with llguidance."""
     import xllamacpp
 
     grammar: str = xllamacpp.json_schema_to_grammar('{"type": "object"}')
@@ -105,12 +105,12 @@ def is_guided() -> bool:
 
 
 def adapt_waiting(threads: int) -> None:
-    """settle's `machine/openmp_wait.py`, by its path: importing the package takes memory and time of every child."""
+    """Run settle's `machine/openmp_wait.py` by its path: importing the package takes memory and time of every child."""
     runpy.run_path(str(MACHINE / "openmp_wait.py"))["adapt_waiting"](threads)
 
 
 def keep_within(room: int, path: str) -> None:
-    """settle's `machine/memory_room.py`, likewise."""
+    """Run settle's `machine/memory_room.py` by its path."""
     runpy.run_path(str(MACHINE / "memory_room.py"))["keep_within"](room, path)
 
 
@@ -127,7 +127,7 @@ def bound_memory(most: int) -> None:
 
 
 def keep_memory_private() -> None:
-    """A crash leaves no copy of the conversations on disk, and ends at once."""
+    """Let a crash leave no copy of the conversations on disk, and end at once."""
     with contextlib.suppress(ImportError, ValueError, OSError):  # not on Windows
         import resource
 

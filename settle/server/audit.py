@@ -18,8 +18,9 @@ LARGEST = 16 << 20  # bytes of the file before it is rotated; one older file is 
 
 @dataclass
 class Record:
-    """What is known of a request so far. began, first_token: monotonic seconds. prompt: its body, where that is
-    logged."""
+    """What is known of a request so far.
+
+    began, first_token: monotonic seconds. prompt: its body, where that is logged."""
 
     route: str
     client: str = ""
@@ -44,7 +45,7 @@ class Record:
             self.first_token = time.monotonic()
 
     def line(self, method: str, path: str) -> str:
-        """What a terminal shows of it."""
+        """Return what a terminal shows of it."""
         tokens = f"{self.prompt_tokens:,} + {self.completion_tokens:,} tokens" if self.prompt_tokens else ""
         parts = (method, path[:200], self.model, str(self.status), tokens, f"{self.seconds:.2f} s")
         return "  ".join(part for part in parts if part)
@@ -63,7 +64,7 @@ class Audit:
         self._is_broken = False
 
     def write(self, record: Record) -> None:
-        """A full disk loses lines but no answer; it is reported once."""
+        """Write the line of a request. A full disk loses lines but no answer; it is reported once."""
         if self.path is None:
             return
         line: dict[str, object] = {
@@ -132,7 +133,7 @@ class Metrics:
                 self._first[bucket] += seconds <= bucket
 
     def text(self, loaded: Sequence[LoadedModel]) -> str:
-        """The page of metrics. loaded: the models in memory."""
+        """Return the page of metrics. loaded: the models in memory."""
         lines = ["# TYPE settle_requests_total counter"]
         for (route, status), number in sorted(self.requests.items()):
             lines.append(f'settle_requests_total{{route="{_escaped(route)}",status="{status}"}} {number}')

@@ -53,7 +53,7 @@ class Call:
         return self.request.path_params
 
     async def body(self, model: type[Body]) -> Body:
-        """The body as an endpoint takes it. Raises ApiError."""
+        """Return the body as an endpoint takes it. Raises ApiError."""
         raw = await self.request.body() or b"{}"
         value = parse(raw) if len(raw) < LARGE_BODY else await asyncio.to_thread(parse, raw)
         if self.gateway.audit.prompts:
@@ -61,7 +61,7 @@ class Call:
         return validated(model, value)
 
     def find(self, name: str) -> ModelEntry:
-        """The entry of that name, noted in the audit. Raises ApiError."""
+        """Return the entry of that name, noted in the audit. Raises ApiError."""
         entry = self.backend.catalogue.find(name)
         self.record.model = entry.id
         return entry
@@ -74,8 +74,9 @@ PROMPT_FIELDS = ("messages", "input", "state", "documents", "input_prefix", "pro
 
 
 class Endpoint:
-    """One route of an API: an ASGI app. handler: answers a call, and takes its `body` where it has one. error: formats
-    an error as the API does."""
+    """One route of an API: an ASGI app.
+
+    handler: answers a call, and takes its `body` where it has one. error: formats an error as the API does."""
 
     def __init__(self, handler: Handler, name: str, error: Callable[[ApiError], Mapping[str, object]]) -> None:
         self.handler, self.name, self.error = handler, name, error
@@ -110,7 +111,7 @@ class Endpoint:
             gateway.on_answer(record.line(request.method, request.url.path))
 
     async def _response(self, call: Call, receive: Receive) -> Response | None:
-        """The response, or None when the client left before it was ready: then its work is stopped."""
+        """Return the response, or None when the client left before it was ready: then its work is stopped."""
         try:
             await call.request.body()
         except ClientDisconnect:

@@ -22,7 +22,9 @@ METHODS = b"GET, HEAD, POST, DELETE, OPTIONS"
 
 @dataclass(frozen=True)
 class Limits:
-    """body: bytes. requests: at the same time, and as many whose body is still on its way. seconds: from the first byte
+    """Limits of a request.
+
+    body: bytes. requests: at the same time, and as many whose body is still on its way. seconds: from the first byte
     to the last of the response."""
 
     body: int = 32 << 20
@@ -32,9 +34,11 @@ class Limits:
 
 @dataclass(frozen=True)
 class Access:
-    """Who is let in. key: None lets every program of this machine in. origins: of web pages and extensions, read at
-    every request so that `settle connect` can add one while the server runs. hosts: names beside the loopback's own.
-    is_local: whether the server listens on the loopback only; otherwise any address may be its name."""
+    """Who is let in.
+
+    key: None lets every program of this machine in. origins: of web pages and extensions, read at every request so
+    that `settle connect` can add one while the server runs. hosts: names beside the loopback's own. is_local:
+    whether the server listens on the loopback only; otherwise any address may be its name."""
 
     key: str | None = None
     origins: Callable[[], frozenset[str]] = frozenset
@@ -94,8 +98,9 @@ class Guard:
             self._bodies.discard(body)
 
     def _make_room(self) -> None:
-        """Of bodies that do not come to their end, the one that was silent for the longest gives way. Raises ApiError
-        where too many requests are being answered."""
+        """Give up the body that was silent for the longest, of those that do not come to their end.
+
+        Raises ApiError where too many requests are being answered."""
         unfinished = [body for body in self._bodies if not body.is_whole]
         if len(self._bodies) - len(unfinished) >= self._limits.requests:
             raise ApiError(503, "too many requests at the same time", "overloaded", retry_seconds=5)
@@ -142,8 +147,10 @@ class Guard:
 
 
 def require_host(scope: Scope, hosts: Collection[str] = (), is_local: bool = True) -> None:
-    """A web page whose own name points at this machine (DNS rebinding) still sends that name as the host. hosts: names
-    beside the loopback's own; is_local: only the loopback's. Raises ApiError."""
+    """Refuse a host that is not this server's. Raises ApiError.
+
+    A web page whose own name points at this machine (DNS rebinding) still sends that name as the host. hosts: names
+    beside the loopback's own; is_local: only the loopback's."""
     sent = [value.decode("latin-1") for name, value in scope["headers"] if name.lower() == b"host"]
     if len(sent) != 1:
         raise ApiError(400, "exactly one Host header is needed", "forbidden_host")
@@ -160,7 +167,7 @@ def require_host(scope: Scope, hosts: Collection[str] = (), is_local: bool = Tru
 
 
 def _host(header: str) -> str:
-    """The name in a Host header, without its port; the whole header where what follows is no port."""
+    """Return the name in a Host header, without its port; the whole header where what follows is no port."""
     found = _HOST.fullmatch(header.lower())
     return (found[1] or found[2]).rstrip(".") if found else header
 
@@ -222,7 +229,7 @@ class IncomingBody:
         self.is_given_up = False
 
     async def receive(self) -> Message:
-        """The next piece. Raises ApiError when it is too late or too large."""
+        """Return the next piece. Raises ApiError when it is too late or too large."""
         if self.is_whole:
             return await self._receive()
         try:
@@ -238,7 +245,7 @@ class IncomingBody:
         return message
 
     def give_up(self) -> None:
-        """From now on it is too late."""
+        """Let it be too late from now on."""
         self.is_given_up = True
         self._end = asyncio.get_running_loop().time()
         if self._waiting is not None:

@@ -44,7 +44,7 @@ def json_response(value: object, status: int = 200) -> Response:
 
 
 def data_event(value: object) -> bytes:
-    """A server-sent event without a name."""
+    """Return a server-sent event without a name."""
     return b"data: " + json.dumps(value, ensure_ascii=False).encode() + b"\n\n"
 
 
@@ -59,7 +59,7 @@ def internal_error(error: Exception) -> ApiError:
 
 
 async def fetch_first(pieces: AsyncGenerator[bytes]) -> AsyncGenerator[bytes]:
-    """The same pieces, after the first was made: what fails before is still a response with a status of its own."""
+    """Return the pieces once the first is made: what fails before is a response with a status of its own."""
     try:
         first = await anext(pieces)
     except StopAsyncIteration:
@@ -83,8 +83,9 @@ async def streamed(
     error: Callable[[ApiError], bytes],
     media_type: str = "text/event-stream",
 ) -> Response:
-    """The response of a stream; where it breaks off, the piece that `error` makes is the last. Raises what the first
-    piece raises."""
+    """Return the response of a stream. Raises what the first piece raises.
+
+    Where it breaks off, the piece that `error` makes is the last."""
     return StreamedResponse(await fetch_first(with_error_event(pieces, record, error)), record, media_type)
 
 

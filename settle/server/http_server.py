@@ -20,8 +20,10 @@ MOST_FRAMING_SHARE = 16  # bytes of framing for one of a body: six where every b
 
 
 class HttpProtocol(HttpToolsProtocol):
-    """Closes connections whose header takes too long or grows too large (slow loris), whose body is all framing (chunk
-    extensions, and trailers, which nobody here reads), or that send requests without waiting for answers."""
+    """A protocol that closes connections which take more than their share.
+
+    Their header takes too long or grows too large (slow loris), their body is all framing (chunk extensions, and
+    trailers, which nobody here reads), or they send requests without waiting for answers."""
 
     _timer: asyncio.TimerHandle | None = None
     _header_bytes = 0
@@ -134,5 +136,5 @@ class Server(uvicorn.Server):
 
 
 def run(app: ASGIApp, listening: socket.socket, on_ready: Callable[[], None], websockets: bool = False) -> None:
-    """Serves until the process is told to stop."""
+    """Serve until the process is told to stop."""
     Server(app, on_ready, websockets).run(sockets=[listening])

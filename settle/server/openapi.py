@@ -91,7 +91,7 @@ def _error_name(api: Api) -> str:
 
 
 def _error_schema(api: Api) -> JsonObject:
-    """Derived from two errors of an API: one with all fields, and one with as few as there can be."""
+    """Derive a schema from two errors of an API: one with all fields, and one with as few as there can be."""
     return _common(api.error(ApiError(400, "said", "code", "param")), api.error(ApiError(400, "said")))
 
 

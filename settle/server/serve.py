@@ -40,9 +40,10 @@ class ModelChoice:
 
 @dataclass(frozen=True)
 class Network:
-    """Where the server listens, and whom it lets in. origins, hosts: beside those of `settle connect` and the
-    loopback. pull_from: sources that clients may pull models from.
-    requests: at the same time; seconds: that one may take."""
+    """Where the server listens, and whom it lets in.
+
+    origins, hosts: beside those of `settle connect` and the loopback. pull_from: sources that clients may pull
+    models from. requests: at the same time; seconds: that one may take."""
 
     host: str = "127.0.0.1"
     port: int = 7388
@@ -59,7 +60,7 @@ class Network:
 
 
 def serve(models: ModelChoice, network: Network, settings: PoolSettings, log_prompts: bool, events: Events) -> None:
-    """Serves until the process is told to stop. Raises UsageError."""
+    """Serve until the process is told to stop. Raises UsageError."""
     if not network.needs_key and not network.is_local:
         raise UsageError("--no-key is only allowed on loopback", "leave out --no-key, or --host")
     key = server_key() if network.needs_key else None
@@ -101,7 +102,7 @@ def serve(models: ModelChoice, network: Network, settings: PoolSettings, log_pro
 
 
 def find_entries(models: ModelChoice) -> list[ModelEntry]:
-    """The models that were named. Raises UsageError for one that does not exist."""
+    """Return the models that were named. Raises UsageError for one that does not exist."""
     entries: list[ModelEntry] = []
     for name in models.names:
         entries.append(_entry(name, entries))
@@ -146,7 +147,7 @@ def _adapter_entry(path: Path, base: ModelEntry) -> ModelEntry:
 
 
 def _drafts(name: str, entries: Sequence[ModelEntry], events: Events) -> dict[Path, Draft]:
-    """The draft, by the file of the first model."""
+    """Return the draft, by the file of the first model."""
     if not entries:
         raise UsageError("--draft needs a model", "settle serve MODEL --draft NAME")
     first = entries[0]

@@ -8,8 +8,10 @@ OPENAI_TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_
 
 
 class ApiError(Exception):
-    """status: of HTTP. code: machine-readable, OpenAI's where it has one. param: the field at fault.
-    extra: further fields of the error, such as counts. retry_seconds: when to try again."""
+    """A request that fails.
+
+    status: of HTTP. code: machine-readable, OpenAI's where it has one. param: the field at fault. extra: further
+    fields of the error, such as counts. retry_seconds: when to try again."""
 
     def __init__(
         self,
@@ -30,7 +32,7 @@ class ApiError(Exception):
 
 
 def unsupported(param: str, why: str) -> ApiError:
-    """A field that this server does not support; such a field is never ignored."""
+    """Return the error of a field that this server does not support; such a field is never ignored."""
     return ApiError(400, f"{param}: {why}", "unsupported_parameter", param)
 
 
@@ -39,14 +41,14 @@ def invalid(param: str | None, why: str) -> ApiError:
 
 
 def reject_unknown(value: Mapping[str, object], known: Collection[str], where: str) -> None:
-    """Raises ApiError for unknown keys: they are rejected, never ignored."""
+    """Reject unknown keys, which are never ignored. Raises ApiError."""
     unknown = sorted(str(key) for key in value if key not in known)
     if unknown:
         raise invalid(where, f"unrecognized: {', '.join(unknown)[:200]}")
 
 
 def openai_error(error: ApiError) -> dict[str, object]:
-    """The body of an error as all APIs of OpenAI format it."""
+    """Return the body of an error as all APIs of OpenAI format it."""
     kind = OPENAI_TYPES.get(error.status, "invalid_request_error" if error.status < 500 else "server_error")
     fields = {"message": error.message, "type": kind, "param": error.param, "code": error.code}
     return {"error": fields | error.extra}

@@ -73,7 +73,7 @@ class Sampling(Body):
     cache_prompt: bool | None = None
 
     def llama(self) -> JsonObject:
-        """The fields that are set, under llama.cpp's names."""
+        """Return the fields that are set, under llama.cpp's names."""
         values = {name: getattr(self, name) for name in Sampling.model_fields}
         fields = {self.NAMES.get(name, name): value for name, value in values.items() if value is not None}
         if self.seed is not None:
@@ -89,7 +89,7 @@ BodyT = TypeVar("BodyT", bound=BaseModel)
 
 
 def parse(raw: bytes) -> object:
-    """JSON without NaN, broken characters, deep nesting or millions of values. Raises ApiError."""
+    """Return JSON without NaN, broken characters, deep nesting or millions of values. Raises ApiError."""
     _check_amount(raw)
     try:
         value: object = json.loads(raw, parse_constant=_no_constant)
@@ -109,8 +109,9 @@ def parse(raw: bytes) -> object:
 
 
 def validated(model: type[BodyT], value: object, where: str = "") -> BodyT:
-    """A parsed body, or the part of one at the path `where`, as a model. Raises ApiError that names the field at
-    fault."""
+    """Return a parsed body, or the part of one at the path `where`, as a model.
+
+    Raises ApiError that names the field at fault."""
     if not isinstance(value, dict):
         raise invalid(where, "must be an object") if where else _no_object()
     try:
@@ -122,14 +123,14 @@ def validated(model: type[BodyT], value: object, where: str = "") -> BodyT:
 
 
 def effort_arguments(effort: str | None) -> JsonObject:
-    """The effort of reasoning, as arguments of a chat template."""
+    """Return the effort of reasoning as arguments of a chat template."""
     if effort is None:
         return {}
     return {"reasoning_effort": effort} | ({"enable_thinking": False} if effort == "none" else {})
 
 
 def stops(stop: Stop, param: str = "stop") -> list[str]:
-    """Stop strings as a list. Raises ApiError."""
+    """Return stop strings as a list. Raises ApiError."""
     texts = [stop] if isinstance(stop, str) else stop or []
     if len(texts) > 16 or any(not text or len(text) > 1024 for text in texts):
         raise invalid(param, "1 to 16 texts of 1 to 1,024 characters")
@@ -171,8 +172,9 @@ def _no_constant(name: str) -> NoReturn:
 
 
 def _check_amount(raw: bytes) -> None:
-    """Before it is parsed: nobody else is answered while that takes its seconds. Piece by piece: a body of too
-    much ends this early."""
+    """Reject a body of too much before it is parsed: nobody else is answered while that takes its seconds.
+
+    Piece by piece, so that this ends early."""
     if not _is_much(*_amounts(raw)):
         return
     raw = raw.replace(b"\\\\", b"").replace(b'\\"', b"")

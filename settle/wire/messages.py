@@ -78,8 +78,9 @@ def _checked_call(call: object, where: str) -> ToolCall:
 
 
 def text_of(content: object, where: str) -> str:
-    """The text of a message's content: a text, or OpenAI's list of parts. Raises ApiError for parts that are not
-    text."""
+    """Return the text of a message's content: a text, or OpenAI's list of parts.
+
+    Raises ApiError for parts that are not text."""
     if content is None:
         return ""
     if isinstance(content, str):

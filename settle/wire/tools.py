@@ -46,7 +46,7 @@ def check_tools(tools: Sequence[object]) -> list[Tool]:
 
 
 def choose(tools: list[Tool], choice: object) -> tuple[list[Tool], ToolChoice]:
-    """Applies OpenAI's `tool_choice`: the tools that may be called, and whether one must be. Raises ApiError."""
+    """Apply OpenAI's `tool_choice`: return the tools that may be called, and whether one must be. Raises ApiError."""
     if choice is None or choice == "auto":
         return tools, "auto" if tools else "none"
     if choice == "none":
@@ -63,13 +63,14 @@ def choose(tools: list[Tool], choice: object) -> tuple[list[Tool], ToolChoice]:
 
 
 def may_repeat(asked: bool | None, choice: object) -> bool:
-    """Whether an answer may hold several calls. asked: `parallel_tool_calls`. By default it may, as in OpenAI's API,
-    unless the function is named: then it is one call."""
+    """Return whether an answer may hold several calls. asked: `parallel_tool_calls`.
+
+    By default it may, as in OpenAI's API, unless the function is named: then it is one call."""
     return asked if asked is not None else not (isinstance(choice, dict) and choice.get("type") == "function")
 
 
 def _allowed(tools: list[Tool], choice: JsonObject) -> tuple[list[Tool], ToolChoice]:
-    """The choice `allowed_tools`. OpenAI's two APIs have the list in two places."""
+    """Apply the choice `allowed_tools`. OpenAI's two APIs have the list in two places."""
     allowed = choice.get("allowed_tools", choice)
     listed = allowed.get("tools") if isinstance(allowed, dict) else None
     if not isinstance(allowed, dict) or not isinstance(listed, list):
@@ -84,7 +85,7 @@ def _allowed(tools: list[Tool], choice: JsonObject) -> tuple[list[Tool], ToolCho
 
 
 def _named(tool: object) -> str:
-    """The name in {type, function: {name}} or {type, name}."""
+    """Return the name in {type, function: {name}} or {type, name}."""
     inner = tool.get("function", tool) if isinstance(tool, dict) else None
     if not isinstance(tool, dict) or not isinstance(inner, dict) or not isinstance(inner.get("name"), str):
         raise invalid("tool_choice", "the function has no name")

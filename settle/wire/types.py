@@ -48,16 +48,15 @@ class ChatMessage(TypedDict):
 
 
 class Choice(TypedDict, total=False):
-    """delta: of a chunk; message: of a whole answer; text: of a completion. stopped_by: the stop string that ended it,
-    where the request wants to know."""
+    """One of the answers to a request."""
 
     index: int
-    delta: Delta
-    message: Delta
-    text: str
+    delta: Delta  # of a chunk
+    message: Delta  # of a whole answer
+    text: str  # of a completion
     logprobs: Logprobs | None
     finish_reason: str | None
-    stopped_by: str
+    stopped_by: str  # the stop string that ended it, where the request wants to know
 
 
 class Chunk(TypedDict, total=False):

@@ -10,19 +10,22 @@ from pathlib import Path
 
 
 def module_command(module: str, *arguments: str) -> list[str]:
-    """Command line that runs a module."""
+    """Return the command line that runs a module."""
     return [sys.executable, "-P", "-m", module, *arguments]
 
 
 def script_command(script: Path, *arguments: str, isolated: bool = False) -> list[str]:
-    """Command line that runs a file, without its folder on the module path. isolated: with Python's own library only,
-    and without Python's environment variables."""
+    """Return the command line that runs a file, without its folder on the module path.
+
+    isolated: with Python's own library only, and without Python's environment variables."""
     return [sys.executable, *(("-I", "-S") if isolated else ("-P",)), str(script), *arguments]
 
 
 def leave_current_folder(package: Path) -> None:
-    """Take the current folder off the module path of this process and its children, where `python -m` or an empty
-    element of PYTHONPATH put it. package: settle's own folder; the folder that it is imported from stays."""
+    """Take the current folder off the module path of this process and its children.
+
+    `python -m` or an empty element of PYTHONPATH put it there. package: settle's own folder; the folder that it is
+    imported from stays."""
     folder, searched = str(Path.cwd()), os.environ.get("PYTHONPATH", "").split(os.pathsep)
     named = [element for element in searched if element]
     if "PYTHONPATH" in os.environ:

@@ -19,9 +19,11 @@ class CannotMerge(SettleError):
 
 @dataclass(frozen=True)
 class Connection:
-    """What a client needs to know of a server. address: without /v1. capabilities, context: of the model.
-    embedder: a model for embeddings on the same server, or "". origin: of a browser extension, where a person gave it.
-    replaces: whether another server's entry may be replaced, where a client has room for one only."""
+    """What a client needs to know of a server.
+
+    address: without /v1. capabilities, context: of the model. embedder: a model for embeddings on the same server,
+    or "". origin: of a browser extension, where the user gave it. replaces: whether another server's entry may be
+    replaced, where a client has room for one only."""
 
     address: str
     key: str
@@ -39,8 +41,10 @@ class Connection:
 
 @dataclass(frozen=True)
 class ConfigFile:
-    """A file that a client reads. merged: takes its text, None where there is no file, and adds our part; raises
-    CannotMerge. part: what is added, for a person to see."""
+    """A file that a client reads.
+
+    merged: takes its text, None where there is no file, and adds our part; raises CannotMerge. part: what is added, to
+    show."""
 
     path: Path
     part: str
@@ -78,25 +82,25 @@ class Client(Part):
         return ""
 
     def note(self, connection: Connection) -> str:
-        """What a person should know beside it, or ""."""
+        """Return what the user should also know, or ""."""
         return ""
 
     def origins(self, connection: Connection) -> frozenset[str]:
-        """The origins of browser extensions, which must be let in."""
+        """Return the origins of browser extensions, which must be let in."""
         return frozenset()
 
     def requests(self, connection: Connection) -> list[ClientRequest]:
-        """The requests that it sends once it is set up."""
+        """Return the requests that it sends once it is set up."""
         raise NotImplementedError
 
 
 def cli_name(name: str) -> str:
-    """The name of a client's file as people write it, and the reverse."""
+    """Return the name of a client's file as people write it, and the reverse."""
     return name.replace("_", "-") if "_" in name else name.replace("-", "_")
 
 
 def environment(*names: str) -> Path | None:
-    """The first of these variables that is set, as a path."""
+    """Return the first of these variables that is set, as a path."""
     value = next((os.environ[name].strip() for name in names if os.environ.get(name, "").strip()), None)
     return Path(value).expanduser() if value else None
 

@@ -9,7 +9,7 @@ QUESTION = "Say hello in one short sentence."
 
 
 def tool(name: str, about: str, parameter: str, parameter_about: str) -> dict[str, object]:
-    """A function with one text as its argument; coding agents have dozens of them."""
+    """Return a function with one text as its argument; coding agents have dozens of them."""
     return {
         "type": "function",
         "function": {
@@ -35,7 +35,7 @@ def chat(
     headers: Mapping[str, str] | None = None,
     **more: object,
 ) -> ClientRequest:
-    """A chat, streamed unless `stream` is false. more: fields of the body."""
+    """Return a chat, streamed unless `stream` is false. more: fields of the body."""
     messages = [{"role": "system", "content": system}] if system else []
     messages.append({"role": "user", "content": QUESTION})
     body: dict[str, object] = {

@@ -48,7 +48,7 @@ class Cline(Client):
 
 
 def _path() -> Path:
-    """The path that Cline reads."""
+    """Return the path that Cline reads."""
     exact = environment("CLINE_PROVIDER_SETTINGS_PATH")
     if exact:
         return exact
@@ -68,7 +68,7 @@ def _provider(connection: Connection) -> dict[str, object]:
 
 
 def _with(value: dict[str, object], provider: dict[str, object], connection: Connection) -> dict[str, object]:
-    """Raises CannotMerge where another server has the only place."""
+    """Return the settings with our server. Raises CannotMerge where another server has the only place."""
     others = _object(value.get("providers"))
     current = _object(others.get(PROVIDER))
     settings = _object(current.get("settings"))
@@ -84,7 +84,7 @@ def _with(value: dict[str, object], provider: dict[str, object], connection: Con
 
 
 def _object(value: object) -> dict[str, object]:
-    """Raises TypeError, which makes the file one that cannot be extended."""
+    """Return an object. Raises TypeError, which makes the file one that cannot be extended."""
     if not isinstance(value, dict | None):
         raise TypeError(f"{str(value)[:40]} is not an object")
     return value or {}

@@ -49,6 +49,8 @@ class PageAssist(Client):
 
 
 def _by_name(url: str) -> str:
-    """Page Assist makes the browser rewrite the origin of requests to the host of its Ollama, by default 127.0.0.1; the
+    """Return the server's address by a name.
+
+    Page Assist makes the browser rewrite the origin of requests to the host of its Ollama, by default 127.0.0.1; the
     same server under another name avoids that."""
     return url.replace("//127.0.0.1:", "//localhost:", 1)

@@ -55,7 +55,7 @@ def _provider(connection: Connection) -> Entry:
 
 
 def _with(value: Entry, provider: Entry) -> Entry:
-    """The settings with our provider, which replaces the one of the same name."""
+    """Return the settings with our provider, which replaces the one of the same name."""
     models = value.get("language_models", {})
     if not isinstance(models, dict) or not isinstance(compatible := models.get("openai_compatible", {}), dict):
         raise ValueError("language_models is no object")

@@ -27,7 +27,7 @@ class Door:
     key: str | None = None
 
     def key_of(self, address: str) -> str | None:
-        """The key for an address: that of settle's own server is known here."""
+        """Return the key for an address: that of settle's own server is known here."""
         server = running_server()
         if self.key is None and server is not None and address.startswith(server.address) and server.needs_key:
             return server_key(create=False)
@@ -45,8 +45,9 @@ class ServedModel(Answerer):
         return self._pieces(request, FIRST_SECONDS, MOST_SECONDS)
 
     def probes(self) -> list[Exchange]:
-        """Short questions with the server's own settings; those that it answers in seconds. Raises RunError for a
-        server that does not answer, or answers nonsense."""
+        """Return short questions with the server's own settings, and its answers, those that take seconds.
+
+        Raises RunError for a server that does not answer, or answers nonsense."""
         found = []
         for number, at in enumerate(PROBES):
             question: tuple[dict[str, object], ...] = ({"role": "user", "content": KNOWN_ANSWERS[at].question},)
@@ -91,7 +92,7 @@ class ServedModel(Answerer):
             yield self._whole("\n".join(whole))
 
     def _whole(self, text: str) -> Reply:
-        """An answer that was not streamed."""
+        """Return an answer that was not streamed."""
         reply = self._format.reply(_parsed(text))
         if reply is None:
             raise RunError(
@@ -105,8 +106,9 @@ def is_address(text: str) -> bool:
 
 
 def open_server(web: Web, wanted: str | None, likely: str | None = None) -> ServedModel:
-    """The server at an address, and the model of it that is `wanted`, else `likely`, loaded, or the first. Raises
-    RunError when nothing that is known answers, UsageError for a model that it does not have."""
+    """Return the model of a server that is `wanted`, else `likely`, loaded, or the first.
+
+    Raises RunError when nothing that is known answers, UsageError for a model that it does not have."""
     kinds = sorted((part() for part in ServerKind.parts().values()), key=lambda kind: kind.rank)
     for kind in kinds:
         models = kind.models(web)

@@ -15,7 +15,7 @@ FILE = "request-fixed.json"
 
 
 def request_fix(request: Request, setting: str, value: object) -> Fix:
-    """Sends `setting` with every request; what can be written is the recorded request with it."""
+    """Return the fix that sends `setting` with every request; it can write the recorded request with it."""
     changed = WireFormat.part(request.api)().changed(setting, value)
     command, out = json.dumps(changed, ensure_ascii=False)[1:-1], Path.cwd() / FILE
 
@@ -29,7 +29,7 @@ def request_fix(request: Request, setting: str, value: object) -> Fix:
 
 
 def setting_text(request: Request, setting: str, value: object) -> str:
-    """A setting as the client would write it."""
+    """Return a setting as the client would write it."""
     return json.dumps(WireFormat.part(request.api)().changed(setting, value), ensure_ascii=False)[1:-1]
 
 

@@ -75,7 +75,7 @@ def _records(text: str, name: str) -> list[tuple[str, object]]:
 
 
 def _events(text: str) -> list[object] | None:
-    """The data of server-sent events, or None where a text has none."""
+    """Return the data of server-sent events, or None where a text has none."""
     lines = [line[5:].strip() for line in text.splitlines() if line.startswith("data:")]
     found: list[object] = []
     for line in lines:
@@ -108,7 +108,7 @@ class _Reader:
         return self._exchanges
 
     def _turn(self, record: RawBody) -> tuple[Message, ...]:
-        """The turn that a record is, where it is neither a request nor an API's answer."""
+        """Return the turn that a record is, where it is neither a request nor an API's answer."""
         if "messages" in record or any(wire_format.reply(record) for wire_format in self._formats):
             return ()
         return messages_of([record]) or ()
@@ -118,7 +118,7 @@ class _Reader:
         return "url" in fields_of(fields_of(record).get("request"))
 
     def _add(self, value: object, where: str, depth: int) -> bool:
-        """Adds what `value` holds; whether it holds anything."""
+        """Add what `value` holds; return whether it holds anything."""
         if isinstance(value, list) and (turns := messages_of(value) or _shared(value)):
             found = _conversation(turns, where)
             self._exchanges += found
@@ -137,14 +137,16 @@ class _Reader:
         return bool(turns) and self._add(list(turns), where, depth + 1)
 
     def _asked(self, request: Request, where: str) -> list[Exchange]:
-        """A request without its answer; where it ends with an answer and has no settings, it is a conversation."""
+        """Return a request without its answer.
+
+        Where it ends with an answer and has no settings, it is a conversation."""
         last = request.messages[-1]
         if last.get("role") != "assistant" or request.settings:
             return [Exchange(request, None, where)]
         return _conversation(request.messages, where, request)
 
     def _answered(self, reply: Reply) -> bool:
-        """Gives an answer, or the next piece of one, to the request before it."""
+        """Give an answer, or the next piece of one, to the request before it."""
         if not self._exchanges:
             return False
         last = self._exchanges[-1]
@@ -152,7 +154,7 @@ class _Reader:
         return True
 
     def _pair(self, record: RawBody) -> tuple[Request, Reply | None] | None:
-        """A request and its answer, from a record that names both."""
+        """Return a request and its answer, from a record that names both."""
         asked = next((r for key in _ASKED if key in record and (r := self._inner_request(record[key]))), None)
         if asked is None:
             return None
@@ -190,14 +192,14 @@ class _Reader:
 
 
 def _message_reply(body: RawBody) -> Reply | None:
-    """The answer that one message is, as some logs have it."""
+    """Return the answer that one message is, as some logs have it."""
     if body.get("role") != "assistant" or "content" not in body:
         return None
     return _spoken(messages_of([dict(body)])[0])  # type: ignore[index]
 
 
 def _bodies(value: object) -> list[RawBody]:
-    """The JSON objects that a value is or holds: as text, as lines of it, as server-sent events."""
+    """Return the JSON objects that a value is or holds: as text, as lines of it, as server-sent events."""
     if isinstance(value, Mapping):
         return [value]
     if isinstance(value, list):
@@ -223,7 +225,7 @@ def _lines(text: str) -> Iterator[object]:
 
 
 def _shared(value: object) -> tuple[Message, ...]:
-    """ShareGPT's turns, {"from", "value"}, as messages; none where `value` is something else."""
+    """Return ShareGPT's turns, {"from", "value"}, as messages; none where `value` is something else."""
     turns = objects_in(value)
     if not turns or turns != value or not all({"from", "value"} <= set(turn) for turn in turns):
         return ()
@@ -235,7 +237,7 @@ def _shared(value: object) -> tuple[Message, ...]:
 
 
 def _conversation(turns: Iterable[Message], where: str, request: Request | None = None) -> list[Exchange]:
-    """An exchange for each answer of a conversation; one without an answer where its last turn has none."""
+    """Return an exchange for each answer of a conversation, and for a last question without one."""
     messages = tuple(turns)
     base = request or Request(())
     found = [
@@ -249,5 +251,5 @@ def _conversation(turns: Iterable[Message], where: str, request: Request | None 
 
 
 def _spoken(message: Message) -> Reply:
-    """The answer that a message is."""
+    """Return the answer that a message is."""
     return Reply(text_of(message), str(message.get("reasoning_content") or ""), calls_of(message.get("tool_calls")))

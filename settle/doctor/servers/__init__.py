@@ -1,4 +1,4 @@
-"""Servers of others: one file a program, how it is recognised, and what it says of the models that it serves."""
+"""Third-party servers: one file a program, how it is recognised, and what it says of the models that it serves."""
 
 from abc import abstractmethod
 from collections.abc import Mapping
@@ -12,15 +12,14 @@ from settle.wire.exchange import fields_of, objects_in
 
 @dataclass(frozen=True)
 class Served:
-    """A model of a server. context: tokens that it is loaded with, or None where it does not say. longest: that the
-    model knows, or None. settings: that a request without any gets, in llama.cpp's words, as far as it says."""
+    """A model of a server, as far as it says."""
 
     name: str
     chats: bool = True
     is_loaded: bool = False
-    context: int | None = None
-    longest: int | None = None
-    settings: Mapping[str, object] = field(default_factory=dict)
+    context: int | None = None  # tokens that it is loaded with
+    longest: int | None = None  # tokens that the model was made for
+    settings: Mapping[str, object] = field(default_factory=dict)  # of a request without any, in llama.cpp's words
 
 
 class ServerKind(Part):
@@ -33,19 +32,19 @@ class ServerKind(Part):
 
     @abstractmethod
     def models(self, web: Web) -> list[Served] | None:
-        """The models that it has; None where the server is of another kind. Raises RunError."""
+        """Return the models that it has; None where the server is of another kind. Raises RunError."""
 
     def described(self, web: Web, model: Served) -> Served:
-        """What it says of one of them, asked for once it is chosen. Raises RunError."""
+        """Return what it says of one of them, asked for once it is chosen. Raises RunError."""
         return model
 
 
 def listed(value: object, name: str) -> list[Mapping[str, object]] | None:
-    """The objects of a list in an answer, or None where there is no such list."""
+    """Return the objects of a list in an answer, or None where there is no such list."""
     items = fields_of(value).get(name)
     return objects_in(items) if isinstance(items, list) else None
 
 
 def number(*values: object) -> int | None:
-    """The first whole number above zero."""
+    """Return the first whole number above zero."""
     return next((v for v in values if isinstance(v, int) and not isinstance(v, bool) and v > 0), None)

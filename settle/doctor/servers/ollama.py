@@ -49,7 +49,7 @@ def _loaded(web: Web) -> list[Mapping[str, object]]:
 
 
 def _parameters(text: str) -> dict[str, object]:
-    """The settings of a Modelfile, one a line: `temperature    0.7`."""
+    """Return the settings of a Modelfile, one a line: `temperature    0.7`."""
     found: dict[str, object] = {}
     for line in text.splitlines():
         name, _, value = line.strip().partition(" ")

@@ -24,7 +24,7 @@ class OpenAIServer(ServerKind):
 
 
 def served(model: Mapping[str, object]) -> Served:
-    """A row of /v1/models; servers add fields of their own."""
+    """Return a row of /v1/models as a model; servers add fields of their own."""
     meta = fields_of(model.get("meta"))
     can = model.get("capabilities")
     chats = not (isinstance(can, list) and can and "embedding" in can) and "embed" not in str(model.get("type") or "")

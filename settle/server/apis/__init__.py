@@ -14,11 +14,11 @@ class Api(Part):
     is_fallback: ClassVar[bool] = False
 
     def endpoints(self) -> list[tuple[str, str, Endpoint]]:
-        """Method, path, and what answers it."""
+        """Return method, path and endpoint of every route."""
         raise NotImplementedError
 
     def error(self, error: ApiError) -> Mapping[str, object]:
-        """The body of an error: OpenAI's, unless an API has its own."""
+        """Return the body of an error: OpenAI's, unless an API has its own."""
         return openai_error(error)
 
     def owns(self, path: str) -> bool:

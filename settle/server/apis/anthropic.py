@@ -130,7 +130,7 @@ class MessageWriter:
         yield {"type": "message_stop"}
 
     def message(self) -> JsonObject:
-        """The whole writer, once it has ended."""
+        """Return the whole message, once it has ended."""
         for index, text in self._inputs.items():
             self._blocks[index]["input"] = _parsed(text)
         usage = {**self._usage(), "service_tier": "standard"}
@@ -154,7 +154,7 @@ class MessageWriter:
         yield self._delta({"type": f"{kind}_delta", kind: text})
 
     def _cite(self, cited: Json) -> Iterator[JsonObject]:
-        """Adds a citation to the last block, which cites a passage of a document."""
+        """Add a citation to the last block, which cites a passage of a document."""
         citations = self._blocks[-1].setdefault("citations", [])
         citation = {
             "type": "search_result_location",
@@ -218,7 +218,7 @@ def _usage(prompt: int, cached: int, completion: int) -> dict[str, int]:
 
 
 def _parsed(arguments: str) -> JsonObject:
-    """The input of a call; one that was cut off under the key that Anthropic uses for it."""
+    """Return the input of a call; one that was cut off under the key that Anthropic uses for it."""
     try:
         value = parse_json(arguments or "{}")
     except ValueError:

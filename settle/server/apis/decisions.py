@@ -1,7 +1,7 @@
-"""OpenAI's Decisions API (https://platform.openai.com/docs/api-reference/decisions), in public beta, as openai-python
-3.57 of November 2026 has it: a predicate is a noul, choices and levels are listed. Whatever changes in it changes here.
+"""OpenAI's Decisions API (https://platform.openai.com/docs/api-reference/decisions), in public beta.
 
-Images are refused. Values of choices are typed: true and "true" are two choices.
+It is as openai-python 3.57 of November 2026 has it: a predicate is a noul, choices and levels are listed. Whatever
+changes in it changes here. Images are refused. Values of choices are typed: true and "true" are two choices.
 """
 
 from typing import Annotated, ClassVar, Literal
@@ -36,7 +36,7 @@ class Part(Body):
     prompt_cache_breakpoint: JsonObject | None = None
 
     def read(self, param: str) -> str:
-        """Raises ApiError for an image, and for a part that lacks its field."""
+        """Return the text of the part. Raises ApiError for an image, and for a part that lacks its field."""
         if self.type == "input_image":
             raise unsupported(param, "this model reads no images")
         value = getattr(self, TEXTS.get(self.type, ""), None)
@@ -75,7 +75,7 @@ class Item(Body):
     }
 
     def read(self) -> JsonObject:
-        """The fields that say something, their parts as text. Raises ApiError."""
+        """Return the fields that say something, their parts as text. Raises ApiError."""
         values = {name: getattr(self, name) for name in self.NEEDS[self.type]}
         missing = [name for name, value in values.items() if value is None]
         if missing:
@@ -108,7 +108,7 @@ class DecisionQuestion(Body):
     levels: Annotated[list[Level], Field(min_length=2, max_length=10)] | None = None
 
     def question(self, param: str) -> Question:
-        """Raises ApiError."""
+        """Return the question in the form of decision models. Raises ApiError."""
         wanted = {"predicate": None, "choice": "choices", "score": "levels"}[self.type]
         for field in ("choices", "levels"):
             if (getattr(self, field) is not None) != (field == wanted):
@@ -125,7 +125,7 @@ class DecisionQuestion(Body):
         return question_of(question, param)
 
     def keys(self) -> list[str]:
-        """The choices as text; a boolean is told from a text of the same letters."""
+        """Return the choices as text; a boolean is told from a text of the same letters."""
         texts = {choice.value for choice in self.choices or () if isinstance(choice.value, str)}
         words = [c.value if isinstance(c.value, str) else str(c.value).lower() for c in self.choices or ()]
         return [
@@ -134,7 +134,7 @@ class DecisionQuestion(Body):
         ]
 
     def answer(self, answer: Answer) -> JsonObject:
-        """The answer as this API formats it."""
+        """Return the answer as this API formats it."""
         head: JsonObject = {"type": self.type, "name": self.name}
         if self.type == "predicate":
             return head | {"probability": answer.expected}
@@ -165,7 +165,7 @@ class DecisionsBody(Body):
     safety_identifier: Name | None = None
 
     def state(self) -> str:
-        """A text, or one message of a user, as it is; anything else as a JSON list. Raises ApiError."""
+        """Return a text, or one message of a user, as it is; anything else as a JSON list. Raises ApiError."""
         if isinstance(self.input, str):
             return self.input
         items = [item.read() for item in self.input]

@@ -1,5 +1,8 @@
-"""llama.cpp's own API (https://github.com/ggml-org/llama.cpp/blob/master/tools/server/README.md), as far as clients
-use it: completion, fill-in-the-middle (Mistral's form too), tokens, templates, and reranking."""
+"""llama.cpp's own API (https://github.com/ggml-org/llama.cpp/blob/master/tools/server/README.md).
+
+It is served as far as clients use it: completion, fill-in-the-middle (Mistral's form too), tokens, templates, and
+reranking.
+"""
 
 import asyncio
 import secrets
@@ -81,7 +84,7 @@ class CompletionBody(Sampling):
         return {str(token): -100.0 if bias is False else bias for token, bias in biases}
 
     def to_text(self, entry: ModelEntry) -> TextRequest:
-        """Raises ApiError."""
+        """Return the request of a text. Raises ApiError."""
         if self.json_schema is not None and self.grammar:
             raise invalid("grammar", "cannot be combined with a JSON schema")
         if self.post_sampling_probs and not self.n_probs:
@@ -116,7 +119,7 @@ class InfillBody(CompletionBody):
     input_extra: Annotated[list[Extra], Field(max_length=1024)] | None = None
 
     def to_text(self, entry: ModelEntry) -> TextRequest:
-        """Raises ApiError."""
+        """Return the request of a text. Raises ApiError."""
         extra = [(file.filename, file.text) for file in self.input_extra or []]
         request = super().to_text(entry)
         return replace(request, before=self.input_prefix, suffix=self.input_suffix, extra=extra)
@@ -135,7 +138,7 @@ class FimBody(Sampling):
     random_seed: Annotated[int, Field(ge=0, le=(1 << 64) - 1)] | None = None
 
     def to_text(self) -> TextRequest:
-        """Raises ApiError. Without a suffix there is no gap, and the text is completed."""
+        """Return the request of a text, completed where it has no suffix, and so no gap. Raises ApiError."""
         if self.random_seed is not None and self.seed is not None:
             raise invalid("random_seed", "cannot be combined with seed")
         seeded = self.model_copy(update={"seed": self.random_seed if self.seed is None else self.seed})
@@ -336,14 +339,16 @@ async def props(call: Call) -> Response:
 
 
 async def _any_use(entry: ModelEntry) -> Literal["generate", "embed", "rerank"]:
-    """A use that the model supports: every child has the tokenizer. Raises ApiError."""
+    """Return a use that the model supports: every child has the tokenizer. Raises ApiError."""
     await asyncio.to_thread(make_file, entry)
     known = facts(entry.path)
     return "rerank" if known.reranks else "embed" if known.embeds else "generate"
 
 
 def _one_prompt(prompt: str | list[int | str], entry: ModelEntry) -> str | list[int | str]:
-    """A text, or token ids and texts in a row. Raises ApiError for several prompts, which llama.cpp answers as one."""
+    """Return a text, or token ids and texts in a row.
+
+    Raises ApiError for several prompts, which llama.cpp answers as one."""
     if isinstance(prompt, str):
         return prompt
     if len(prompt) == 1 and isinstance(prompt[0], str):

@@ -82,7 +82,7 @@ async def chat_completions(call: Call, body: ChatBody) -> Response:
 
 
 async def _chat_stream(call: Call, body: ChatBody, request: ChatRequest, entry: ModelEntry) -> AsyncGenerator[bytes]:
-    """The statistics come with usage, in a last event of their own."""
+    """Yield the events; the statistics come with usage, in a last event of their own."""
     reason = None
     async for chunk in chat.stream(call.backend, request, entry):
         for choice in chunk["choices"]:

@@ -202,8 +202,9 @@ DONE = b"data: [DONE]\n\n"
 
 @dataclass(frozen=True)
 class Completion:
-    """A completion while it is answered. extra: fields of the answer beside OpenAI's, made from the part of it that has
-    the timings."""
+    """A completion while it is answered.
+
+    extra: fields of the answer beside OpenAI's, made from the part of it that has the timings."""
 
     call: Call
     body: CompletionBody
@@ -211,7 +212,7 @@ class Completion:
     extra: Callable[[Chunk], JsonObject] = lambda _: {}
 
     async def respond(self) -> Response:
-        """Raises ApiError."""
+        """Return the response. Raises ApiError."""
         body = self.body
         self.call.record.user = body.user or ""
         prompts = prompts_of(body.prompt)
@@ -280,7 +281,7 @@ class Completion:
         yield DONE
 
     async def _request(self, loaded: LoadedModel) -> JsonObject:
-        """The body for llama.cpp, without the prompt. Raises ApiError."""
+        """Return the body for llama.cpp, without the prompt. Raises ApiError."""
         request = await prepare(self.call.backend.catalogue, self.body.to_text(), self.entry, loaded)
         return request | {"model": self.entry.id}
 

@@ -148,7 +148,7 @@ class ResponseWriter:
         yield self._event(f"response.{self.response['status']}", response=self.response)
 
     def fail(self, error: ApiError) -> JsonObject:
-        """The event of an answer that broke off."""
+        """Return the event of an answer that broke off."""
         code = "rate_limit_exceeded" if error.status == 429 else "server_error"
         self.response |= {"status": "failed", "error": {"code": code, "message": error.message}}
         return self._event("response.failed", response=self.response)
@@ -171,7 +171,7 @@ class ResponseWriter:
         yield self._event(f"response.{part_kind}.delta", **self._place(), **fields)
 
     def _annotate(self, note: Json) -> Iterator[JsonObject]:
-        """Adds a citation to the last part of the message."""
+        """Add a citation to the last part of the message."""
         annotations = self._items[-1]["content"][0]["annotations"]
         annotations.append({"type": note["type"], **note["url_citation"]})
         fields = {"annotation_index": len(annotations) - 1, "annotation": annotations[-1]}
@@ -194,7 +194,7 @@ class ResponseWriter:
         yield self._event("response.output_item.added", output_index=len(self._items) - 1, item=item)
 
     def _close(self, status: str | None = None) -> Iterator[JsonObject]:
-        """Ends the item that is open. status: None for the last, which may have been cut off."""
+        """End the item that is open. status: None for the last, which may have been cut off."""
         if not self._items:
             return
         item = self._items[-1]
@@ -240,13 +240,13 @@ def _item(kind: str) -> Json:
 
 
 def _tidied(token: Json) -> Json:
-    """A token and its probability, without what llama.cpp adds."""
+    """Return a token and its probability, without what llama.cpp adds."""
     tops = [{name: top[name] for name in TOKEN_FIELDS} for top in token.get("top_logprobs", ())]
     return {name: token[name] for name in TOKEN_FIELDS} | {"top_logprobs": tops}
 
 
 def _empty(model: str, body: ResponseBody) -> JsonObject:
-    """The response before anything was written: the request, as the server understands it."""
+    """Return the response before anything was written: the request, as the server understands it."""
     text = body.text.model_dump(by_alias=True, exclude_none=True) if body.text else {}
     tools = [tool.model_dump(by_alias=True, exclude_none=True) for tool in body.functions()]
     reasoning = body.reasoning

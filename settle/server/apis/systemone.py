@@ -1,8 +1,8 @@
-"""TypeSafe's System One API (https://docs.typesafe.ai, and llama.cpp's tools/server/README.md), as of 26 November 2026:
-typed questions about a state, answered with probabilities. It is weeks old: whatever changes in it changes here.
+"""TypeSafe's System One API (https://docs.typesafe.ai), as of 26 November 2026.
 
-Its questions are the form that `settle.data.decisions` has too. Images (`assets`, and llama.cpp's `images` and `files`)
-and box questions are refused.
+It has typed questions about a state, answered with probabilities; llama.cpp's tools/server/README.md describes it too.
+It is weeks old: whatever changes in it changes here. Its questions have the form of `settle.data.decisions`. Images
+(`assets`, and llama.cpp's `images` and `files`) and box questions are refused.
 """
 
 from typing import Annotated

@@ -25,20 +25,22 @@ class GrammarError(Exception):
 
 
 async def check_grammar(grammar: str, loaded: LoadedModel, is_gbnf: bool = False) -> str:
-    """The grammar for llguidance, from llguidance's own format or llama.cpp's GBNF. Raises GrammarError."""
+    """Return the grammar for llguidance, from its own format or llama.cpp's GBNF. Raises GrammarError."""
     return await _ask("grammar", grammar, is_gbnf, str(loaded.key.path), loaded.key.stamp)
 
 
 async def check_answer(
     grammar: str, loaded: LoadedModel, schema: JsonObject | None, text: str, has_ended: bool
 ) -> None:
-    """Raises GrammarError for a text that is not what the grammar allows, or the beginning of it where the text has not
-    ended, and for one that has ended and does not fit the schema."""
+    """Check a text against a grammar and a schema. Raises GrammarError.
+
+    It must be what the grammar allows, or the beginning of it where the text has not ended, and fit the schema where it
+    has."""
     await _ask("answer", grammar, str(loaded.key.path), loaded.key.stamp, schema, text, has_ended)
 
 
 async def check_json(schema: JsonObject, text: str) -> None:
-    """Raises GrammarError for a text that is not JSON of the schema."""
+    """Check that a text is JSON of the schema. Raises GrammarError."""
     await _ask("json", schema, text)
 
 

@@ -67,7 +67,9 @@ class _Vocabulary:
 
 
 class _Tokenizer:
-    """is_structure: of each token, whether it leads to another part of a JSON document. Shape (tokens,). special: the
+    """A model's tokens for llguidance.
+
+    is_structure: of each token, whether it leads to another part of a JSON document. Shape (tokens,). special: the
     texts of control tokens."""
 
     def __init__(self, path: str) -> None:
@@ -84,7 +86,7 @@ def _tokenizer(path: str, stamp: str) -> _Tokenizer:
 
 @functools.lru_cache(256)
 def check_grammar(grammar: str, is_gbnf: bool, model: str, stamp: str) -> tuple[str, str | None]:
-    """The grammar for llguidance, and why the engine cannot keep to it."""
+    """Return the grammar for llguidance, and why the engine cannot keep to it."""
     _limit(TOKENIZER_SECONDS, MEMORY_BYTES)
     tokenizer = _tokenizer(model, stamp)
     _limit(GRAMMAR_SECONDS, MEMORY_BYTES)
@@ -103,8 +105,10 @@ def check_grammar(grammar: str, is_gbnf: bool, model: str, stamp: str) -> tuple[
 
 
 def _spelled_freely(lark: str) -> str:
-    """The grammar without forced tokens. Where one text is all that is allowed, the engine takes its tokens as
-    llama.cpp would read them in a prompt, where the text `<|im_end|>` is the end of a turn; now the model spells it."""
+    """Return the grammar without forced tokens.
+
+    Where one text is all that is allowed, the engine takes its tokens as llama.cpp would read them in a prompt,
+    where the text `<|im_end|>` is the end of a turn; now the model spells it."""
     options = OPTIONS.match(lark)
     if options is None:
         return lark
@@ -112,7 +116,7 @@ def _spelled_freely(lark: str) -> str:
 
 
 def _unescaped(text: str) -> str:
-    """A grammar with one level of escapes undone: JSON's around a text, a pattern's inside of it."""
+    """Return a grammar with one level of escapes undone: JSON's around a text, a pattern's inside of it."""
     return ESCAPED.sub(lambda m: chr(int(m[1], 16)) if m[1] else m[2], text)
 
 
@@ -123,7 +127,7 @@ def _names_special(text: str, tokenizer: _Tokenizer) -> bool:
 def check_answer(
     grammar: str, model: str, stamp: str, schema: dict[str, object] | None, text: str, has_ended: bool
 ) -> tuple[str, str | None]:
-    """The text, and why it is not what the grammar allows, or the beginning of it where the text has not ended."""
+    """Return the text, and why it is not what the grammar allows, or its beginning where it has not ended."""
     _limit(TOKENIZER_SECONDS, MEMORY_BYTES)
     tokenizer = _tokenizer(model, stamp)
     _limit(ANSWER_SECONDS, MEMORY_BYTES)
@@ -137,13 +141,13 @@ def check_answer(
 
 
 def check_json(schema: dict[str, object], text: str) -> tuple[str, str | None]:
-    """The text, and why it does not fit the schema."""
+    """Return the text, and why it does not fit the schema."""
     _limit(ANSWER_SECONDS, MEMORY_BYTES)
     return text, _misfit(schema, text)
 
 
 def _misfit(schema: dict[str, object], text: str) -> str | None:
-    """Why a text does not fit a schema. A schema that no validator understands is the grammar's alone to keep."""
+    """Return why a text does not fit a schema; one that no validator understands is the grammar's alone to keep."""
     try:
         value = json.loads(text)
     except ValueError as e:
@@ -159,8 +163,9 @@ def _misfit(schema: dict[str, object], text: str) -> str | None:
 
 
 def _walk(matcher: LLMatcher, tokenizer: _Tokenizer, draw: random.Random) -> tuple[str | None, str]:
-    """Writes the beginning of an answer that fits; the error that it meets, and the texts that were forced on the way,
-    one a line."""
+    """Write the beginning of an answer that fits.
+
+    Return the error that it meets, and the texts that were forced on the way, one a line."""
     forced: list[str] = []
     for _ in range(WALK_TOKENS):
         if matcher.is_stopped() and not matcher.is_error():
@@ -180,7 +185,7 @@ def _walk(matcher: LLMatcher, tokenizer: _Tokenizer, draw: random.Random) -> tup
 
 
 def _limit(cpu_seconds: int, more_bytes: int) -> None:
-    """From here on the process may take so much processor time and memory."""
+    """Limit the processor time and memory that this process may take from here on."""
     process = psutil.Process()
     seconds = int(sum(process.cpu_times()[:2])) + 1 + cpu_seconds
     with contextlib.suppress(ImportError):  # Windows: `checker.py` limits the time alone

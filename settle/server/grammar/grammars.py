@@ -30,19 +30,20 @@ LIMITS = (
 
 
 async def json_grammar(schema: JsonObject, loaded: LoadedModel, param: str) -> str:
-    """JSON that fits a schema, {} for any object. Raises ApiError."""
+    """Return the grammar of JSON that fits a schema, {} for any object. Raises ApiError."""
     json_rule = f"json: %json {_with_spacing(answer_schema(schema, param))}"
     return await _checked(f"{HEAD}start: json{_end(loaded)}\n{json_rule}", loaded, param)
 
 
 def answer_schema(schema: JsonObject, param: str) -> JsonObject:
-    """The schema that the engine keeps to, of a request's own, {} for any object. Raises ApiError."""
+    """Return the schema that the engine keeps to, of a request's own, {} for any object. Raises ApiError."""
     return engine_schema(schema or {"type": "object"}, param)
 
 
 async def call_grammar(tools: Sequence[Tool], is_required: bool, is_parallel: bool, loaded: LoadedModel) -> str:
-    """Calls of `tools` whose arguments fit their schemas; any text before or instead of one, unless one is required.
-    Raises ApiError."""
+    """Return the grammar of calls of `tools` whose arguments fit their schemas. Raises ApiError.
+
+    Any text may come before or instead of one, unless one is required."""
     opening = f'"{OPEN}" json' if is_required else "before json"
     more = f' ("\\n{OPEN}" json "{CLOSE}"){{0,{MOST_CALLS - 1}}}' if is_parallel else ""
     calls = f'{opening} "{CLOSE}"{more}'
@@ -54,7 +55,7 @@ async def call_grammar(tools: Sequence[Tool], is_required: bool, is_parallel: bo
 
 
 def native_tools(tools: Sequence[Tool]) -> list[Tool]:
-    """Tools for a template that knows them, and for the grammar that llama.cpp makes of them. Raises ApiError."""
+    """Return tools for a template that knows them, and for llama.cpp's grammar of them. Raises ApiError."""
     return [
         {**tool, "function": {**function, "parameters": without_unknown_formats(function["parameters"], where)}}
         for tool, function, where in (
@@ -64,8 +65,9 @@ def native_tools(tools: Sequence[Tool]) -> list[Tool]:
 
 
 async def required_grammar(start: str, call: str, parameters: Sequence[JsonObject], loaded: LoadedModel) -> str:
-    """Calls and nothing else. start, call: rules in Lark, of `call`s, and of the arguments `a0`, `a1`, … whose schemas
-    are `parameters`. Raises ApiError."""
+    """Return the grammar of calls and nothing else. Raises ApiError.
+
+    start, call: rules in Lark, of `call`s, and of the arguments `a0`, `a1`, … whose schemas are `parameters`."""
     lines = [f"start: {start}{_end(loaded)}", f"call: {call}"]
     for number, schema in enumerate(parameters):
         own = engine_schema(schema, f"tools.{number}.function.parameters")
@@ -75,7 +77,7 @@ async def required_grammar(start: str, call: str, parameters: Sequence[JsonObjec
 
 
 async def own_grammar(gbnf: str, loaded: LoadedModel) -> str:
-    """A request's own grammar: llama.cpp's GBNF, or llguidance's Lark. Raises ApiError."""
+    """Return the grammar of a request's own: llama.cpp's GBNF, or llguidance's Lark. Raises ApiError."""
     end = _end(loaded)
     if gbnf.startswith("%llguidance"):
         return await _checked(gbnf, loaded, "grammar")
@@ -129,7 +131,7 @@ def _with_spacing(schema: JsonObject) -> str:
 
 
 def _end(loaded: LoadedModel) -> str:
-    """llguidance knows one token that ends a text; a chat model ends its answer with another one."""
+    """Return what may end an answer: llguidance knows one token that ends a text, and a chat model uses another."""
     if not loaded.child.is_guided:
         raise ApiError(400, "this build of llama.cpp cannot constrain an answer with a grammar", "not_supported")
     ends = loaded.facts.ends
@@ -200,13 +202,13 @@ FREE = frozenset(("password", "binary", "path", "file-path", "directory-path")) 
 
 
 def engine_schema(schema: JsonObject, param: str) -> JsonObject:
-    """The schema as the engine is given it. Raises ApiError for a count that is out of its bounds."""
+    """Return the schema as the engine is given it. Raises ApiError for a count that is out of its bounds."""
     _check_numbers(schema, param)
     return _Rewriter(param).schema(schema, ())
 
 
 def _check_numbers(value: object, param: str) -> None:
-    """The engine reads other numbers as the nearest that 64 bits hold."""
+    """Refuse longer numbers than 64 bits hold, which the engine reads as the nearest of those. Raises ApiError."""
     if isinstance(value, int) and not -(1 << 63) <= value < 1 << 64:
         raise invalid(param, f"the engine cannot keep to the number {str(value)[:60]}: it is longer than 64 bits")
     for inner in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
@@ -214,8 +216,9 @@ def _check_numbers(value: object, param: str) -> None:
 
 
 def without_unknown_formats(schema: JsonObject, param: str) -> JsonObject:
-    """The schema for a template that shows it to the model, and for the grammar that the engine makes of it: a format
-    that the engine does not know is left out, where a pattern would fill the prompt. Raises ApiError."""
+    """Return the schema for a template that shows it, and for the grammar that the engine makes of it.
+
+    A format that the engine does not know is left out, where a pattern would fill the prompt. Raises ApiError."""
     return _Rewriter(param, has_patterns=False).schema(schema, ())
 
 
@@ -266,8 +269,10 @@ SPECIAL_TOKEN = "<["  # in a grammar: one ends an answer; others are not in the 
 
 
 class AnswerCheck:
-    """The texts of one request, by the index of their choice. grammar: as the engine has it, None leaves them free.
-    schema: that the grammar was made from, if any. can_be_cut: whether a stop string of the request may end a text."""
+    """The texts of one request, by the index of their choice.
+
+    grammar: as the engine has it, None leaves them free. schema: that the grammar was made from, if any. can_be_cut:
+    whether a stop string of the request may end a text."""
 
     def __init__(self, loaded: LoadedModel, grammar: object, schema: JsonObject | None, can_be_cut: bool) -> None:
         self._loaded, self._grammar, self._can_be_cut = loaded, grammar, can_be_cut

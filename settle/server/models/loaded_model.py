@@ -33,8 +33,10 @@ class ModelKey:
 
 @dataclass(eq=False)
 class LoadedModel:
-    """A child that is up. session: that requests to it share. adapters: in the order in which llama.cpp numbers them.
-    needs: bytes, as estimated. capabilities: of the chat template, as llama.cpp reports them."""
+    """A child that is up.
+
+    session: that requests to it share. adapters: in the order in which llama.cpp numbers them. needs: bytes, as
+    estimated. capabilities: of the chat template, as llama.cpp reports them."""
 
     key: ModelKey
     child: Child
@@ -77,8 +79,9 @@ class LoadedModel:
         return float("inf") if self.busy or self.idle_seconds <= 0 else self.used + self.idle_seconds
 
     def spins(self, now: float) -> bool:
-        """Whether it works on for nobody, as a chat template without an end does when its client has left. Asked now
-        and then."""
+        """Return whether it works on for nobody; asked now and then.
+
+        A chat template without an end does when its client has left."""
         pid = self.child.pid
         if self.busy or pid is None:
             self._rest = None
@@ -146,7 +149,7 @@ class LoadedModels:
         return [*self.up.values(), *self.leaving]
 
     def recent(self, entry: ModelEntry, use: Use) -> LoadedModel | None:
-        """The child that answered for `entry` before, if it still can."""
+        """Return the child that answered for `entry` before, if it still can."""
         model = self._recent.get((entry, use))
         is_usable = model is not None and self.up.get(model.key) is model and model.child.alive()
         return model if model is not None and is_usable and model.is_fresh(entry) else None

@@ -21,7 +21,9 @@ from settle.wire.errors import ApiError
 
 
 class ModelCatalogue:
-    """models: entries to serve. is_fixed: serve these and adapters over them only, whatever comes into the store.
+    """The models that can be asked for.
+
+    models: entries to serve. is_fixed: serve these and adapters over them only, whatever comes into the store.
     drafts: by the resolved file of the model that they propose tokens for."""
 
     def __init__(
@@ -46,7 +48,7 @@ class ModelCatalogue:
         return [*models, *document_models(models)]
 
     def find(self, name: str) -> ModelEntry:
-        """The entry of that name. Raises ApiError (404) that lists the models."""
+        """Return the entry of that name. Raises ApiError (404) that lists the models."""
         wanted = name.removesuffix(":latest")
         known, stamp = self._known.get(wanted, (None, ()))
         if known is not None and stamp == _stamps(known):
@@ -96,7 +98,7 @@ def _changed(path: Path) -> int:
 
 
 def _library_entries() -> list[ModelEntry]:
-    """The models and adapters of the library, under its names, with the files that llama.cpp reads."""
+    """Return the models and adapters of the library, under its names, with the files that llama.cpp reads."""
     converted = {model.path: model.gguf for model in all_models() if model.gguf != model.path}
     entries = []
     for ref in all_refs():
@@ -127,7 +129,7 @@ def aliases() -> dict[str, str]:
 
 
 def set_alias(name: str, target: str | None) -> None:
-    """Sets the name, or removes it when `target` is None. Raises OSError when the file cannot be written."""
+    """Set the name, or remove it when `target` is None. Raises OSError when the file cannot be written."""
     folder = home() / "server"
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / "aliases.lock", LOCK_SECONDS):  # requests run in threads, and other servers may be there

@@ -13,18 +13,16 @@ CONVERT_SECONDS = 1800
 
 @dataclass(frozen=True)
 class ModelEntry:
-    """id: the name that clients ask for; adapters are called `base:adapter`. path: of the GGUF file. is_converted:
-    whether that file is made from a model in Hugging Face's layout when it is first used. aliases: other names for it.
-    collection: of documents that it answers from (see `document_models.py`), "" for the model itself."""
+    """A model that can be asked for."""
 
-    id: str
-    path: Path
+    id: str  # the name that clients ask for; adapters are called `base:adapter`
+    path: Path  # of the GGUF file
     adapter: Path | None = None
     base: str = ""
-    aliases: tuple[str, ...] = ()
+    aliases: tuple[str, ...] = ()  # other names for it
     origin: str = ""
-    collection: str = ""
-    is_converted: bool = False
+    collection: str = ""  # of documents that it answers from, "" for the model itself: see `document_models`
+    is_converted: bool = False  # that file is made from a model in Hugging Face's layout when it is first used
 
     @property
     def created(self) -> int:
@@ -33,14 +31,14 @@ class ModelEntry:
         return int(file.stat().st_mtime) if file.exists() else 0
 
     def require_no_documents(self, why: str) -> None:
-        """Raises ApiError for a collection of documents, which supports chats only."""
+        """Refuse a collection of documents, which supports chats only. Raises ApiError."""
         if self.collection:
             message = f"{self.id} answers questions in chats, from documents: {why}"
             raise ApiError(400, message, "wrong_model", "model")
 
 
 def file_stamp(entry: ModelEntry, path: Path) -> str:
-    """Raises ApiError when a file of the entry is gone."""
+    """Return the stamp of a file of the entry. Raises ApiError when it is gone."""
     try:
         return stamp_of(path)
     except OSError:
@@ -48,7 +46,7 @@ def file_stamp(entry: ModelEntry, path: Path) -> str:
 
 
 def make_file(entry: ModelEntry) -> None:
-    """Converts a model that has no GGUF file yet, in a process of its own because it loads torch. Raises ApiError."""
+    """Convert a model that has no GGUF file yet, in a process of its own because it loads torch. Raises ApiError."""
     if entry.path.exists():
         return
     if not entry.is_converted:

@@ -17,7 +17,7 @@ REASONING = ("reasoning_content", "enable_thinking", "reasoning_effort", "<think
 
 
 def facts(path: Path) -> Facts:
-    """Raises ApiError when the file is not a valid GGUF."""
+    """Return what a file says of its model. Raises ApiError when it is not a valid GGUF."""
     try:
         return read_facts(path)
     except FormatError as e:
@@ -25,7 +25,7 @@ def facts(path: Path) -> Facts:
 
 
 def template_of(entry: ModelEntry) -> str | None:
-    """The chat template of an entry: its adapter's own where that has one. Raises ApiError."""
+    """Return the chat template of an entry: its adapter's own where that has one. Raises ApiError."""
     try:
         with malformed_is_format_error(entry.id):
             own = adapter_template(entry.adapter) if entry.adapter else None
@@ -35,7 +35,7 @@ def template_of(entry: ModelEntry) -> str | None:
 
 
 def completes_only(entry: ModelEntry) -> bool:
-    """Whether it was trained on plain text, and no adapter has taught it to take turns. Raises ApiError."""
+    """Return whether it was trained on plain text, and no adapter has taught it to take turns. Raises ApiError."""
     return facts(entry.path).completes and not (entry.adapter and adapter_template(entry.adapter))
 
 

@@ -28,8 +28,9 @@ USES = {"embed": "embeddings", "rerank": "reranker", "generate": ""}
 
 
 def list_models(names: Sequence[str], measure: bool, events: Events) -> int:
-    """Lists the models of these names, or all; returns the exit code. measure: first measure how fast they are, those
-    named or all that write. Raises UsageError for an unknown name."""
+    """List the models of these names, or all; return the exit code. Raises UsageError for an unknown name.
+
+    measure: first measure how fast they are, those named or all that write."""
     catalogue = ModelCatalogue()
     entries = [_find(catalogue, name) for name in names] or catalogue.entries()
     failed = _measure_all(entries, bool(names), events) if measure else []
@@ -47,7 +48,7 @@ def list_models(names: Sequence[str], measure: bool, events: Events) -> int:
 
 
 def show_model(name: str, events: Events) -> None:
-    """Shows all that is known of one model. Raises UsageError for an unknown name."""
+    """Show all that is known of one model. Raises UsageError for an unknown name."""
     catalogue = ModelCatalogue()
     entry = _find(catalogue, name)
     info = describe(entry)
@@ -75,7 +76,7 @@ def show_model(name: str, events: Events) -> None:
 
 
 def _measure_all(entries: Sequence[ModelEntry], are_named: bool, events: Events) -> list[dict[str, str]]:
-    """Measures the speed of the models; returns those that could not be measured, and why."""
+    """Measure the speed of the models; return those that could not be measured, and why."""
     failed = []
     chosen = [entry for entry in entries if are_named or _is_measured_unasked(describe(entry))]
     for done, entry in enumerate(chosen):
@@ -91,7 +92,9 @@ def _measure_all(entries: Sequence[ModelEntry], are_named: bool, events: Events)
 
 
 def _is_measured_unasked(model: Json) -> bool:
-    """An adapter is as fast as its base; a broken, too large, or unconverted model is measured only by its name."""
+    """Return whether a model is measured unless it is named.
+
+    An adapter is as fast as its base; a broken, too large, or unconverted model is measured only by its name."""
     return not model["adapter"] and model.get("kind") == "generate" and model["fits"] == "yes"
 
 
@@ -167,7 +170,7 @@ def _speed(model: Json) -> str:
 
 
 def _sha256(entry: ModelEntry, stored: StoredModel | None) -> str:
-    """The recorded hash while the stored files are unchanged; otherwise computed from the file."""
+    """Return the recorded hash while the stored files are unchanged; otherwise compute it from the file."""
     if stored and stored.path.exists() and stored.stamp == stamp_of(stored.path):
         return stored.sha256
     path = entry.adapter or entry.path
@@ -186,7 +189,7 @@ Speed = dict[str, float]  # tokens per second: "prompt", "written"
 
 
 def describe(entry: ModelEntry) -> Json:
-    """All that is known of a model without running it.
+    """Return all that is known of a model without running it.
 
     broken: why nothing more is known. unconverted: the GGUF file does not exist yet. The fields from `bytes` on are
     missing then. kind: generate, embed or rerank. needs: bytes of memory.

@@ -34,7 +34,9 @@ _THREADS = ThreadPoolExecutor(32, "loading")  # of their own: children that hang
 
 @dataclass(frozen=True)
 class PoolSettings:
-    """context, slots: None lets the free memory decide. idle_seconds: after which an unused model is unloaded; 0 keeps
+    """Settings of the models in memory.
+
+    context, slots: None lets the free memory decide. idle_seconds: after which an unused model is unloaded; 0 keeps
     it for ever. waiting: requests that may wait for a slot of a model."""
 
     context: int | None = None
@@ -73,7 +75,7 @@ class ModelLoader:
         session: aiohttp.ClientSession,
         make_room: Callable[[int], Awaitable[None]],
     ) -> LoadedModel:
-        """A new child for `key`. make_room: frees so many bytes, or raises. Raises ApiError."""
+        """Return a new child for `key`. make_room: frees so many bytes, or raises. Raises ApiError."""
         known = await asyncio.to_thread(facts, key.path)
         _require_use(entry, known, key.use)
         if key.use == "generate":
@@ -104,7 +106,7 @@ class ModelLoader:
         return model
 
     async def _plan(self, key: ModelKey, known: Facts, adapters: tuple[AdapterFile, ...]) -> tuple[Load, int]:
-        """What a child is started with, and the bytes that it will need."""
+        """Return what a child is started with, and the bytes that it will need."""
         draft = self.catalogue.draft_of(key.path) if key.use == "generate" else None
         draft_facts = await asyncio.to_thread(facts, draft.path) if draft else None
         context, slots = self._size(known, draft_facts, key.use)
@@ -128,8 +130,9 @@ class ModelLoader:
         return load, needs
 
     def _adapters(self, entry: ModelEntry, key: ModelKey) -> tuple[AdapterFile, ...]:
-        """Every adapter over this file with this template. One that does not fit is left out, unless it is the one
-        that the request is for. Raises ApiError then."""
+        """Return every adapter over this file with this template. Raises ApiError.
+
+        One that does not fit is left out, unless it is the one that the request is for."""
         base = read_gguf(key.path)
         fitting: list[AdapterFile] = []
         others = [e for e in self.catalogue.entries() if e.path == key.path and e.adapter]

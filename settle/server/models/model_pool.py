@@ -80,8 +80,9 @@ class Loadings:
 
 
 class ModelPool:
-    """Hands out children to requests. Loading continues when the request that began it leaves, as long as others wait
-    for it."""
+    """The children that answer requests.
+
+    Loading continues when the request that began it leaves, as long as others wait for it."""
 
     def __init__(self, catalogue: ModelCatalogue, settings: PoolSettings, on_change: OnChange) -> None:
         self.catalogue, self.settings = catalogue, settings
@@ -102,7 +103,7 @@ class ModelPool:
         self._tasks.spawn(self._tidy())
 
     async def close(self) -> None:
-        """Ends every child; none is left when it returns."""
+        """End every child; none is left when it returns."""
         self._tasks.cancel()
         children = [*self._loader.starting, *(model.child for model in self.loaded())]
         await asyncio.gather(*(asyncio.to_thread(child.close) for child in children))
@@ -112,7 +113,7 @@ class ModelPool:
         return self._models.all()
 
     def find(self, entry: ModelEntry) -> LoadedModel | None:
-        """The child that serves an entry now, or None."""
+        """Return the child that serves an entry now, or None."""
         for model in list(self._models.up.values()):
             is_known = not entry.adapter or any(path == entry.adapter for path, _ in model.adapters)
             if model.key.path == entry.path and is_known:
@@ -121,8 +122,9 @@ class ModelPool:
 
     @contextlib.asynccontextmanager
     async def use(self, entry: ModelEntry, use: Use = "generate") -> AsyncIterator[LoadedModel]:
-        """A child that serves `entry`, for one request. Raises ApiError when there is none, and when the child died
-        during the request."""
+        """Yield a child that serves `entry`, for one request.
+
+        Raises ApiError when there is none, and when the child died during the request."""
         model = await self._get(entry, use)
         if model.busy >= model.slots + self.settings.waiting:
             message = f"{model.busy} requests for {entry.id} are waiting already"
@@ -141,7 +143,7 @@ class ModelPool:
                 await self._models.end(model)
 
     async def unload(self, entry: ModelEntry) -> bool:
-        """Ends the children of an entry once they are idle; whether there was one."""
+        """End the children of an entry once they are idle; return whether there was one."""
         models = [model for model in self._models.up.values() if model.key.path == entry.path]
         for model in models:
             self._models.retire(model)
@@ -175,8 +177,9 @@ class ModelPool:
         raise ApiError(503, message, "model_broken", "model", retry_seconds=2)
 
     async def _bring_up(self, entry: ModelEntry, key: ModelKey, wanted: AdapterFile | None) -> None:
-        """Replaces the child of `key` by one that knows the adapter; the old one answers until the new one is up,
-        where there is memory for both."""
+        """Replace the child of `key` by one that knows the adapter.
+
+        The old one answers until the new one is up, where there is memory for both."""
         async with self._locks.setdefault(key, asyncio.Lock()):
             before = self._models.up.get(key)
             if before is not None and not before.child.alive():
@@ -198,8 +201,9 @@ class ModelPool:
             self._on_change("swapped" if before is not None else "loaded", entry.id)
 
     async def _make_room(self, entry: ModelEntry, needs: int, before: LoadedModel | None) -> None:
-        """Ends idle models, the longest unused first, until `needs` bytes are free. Raises ApiError when they cannot
-        be."""
+        """End idle models, the longest unused first, until `needs` bytes are free.
+
+        Raises ApiError when they cannot be."""
         if not can_ever_fit(needs):
             raise self._too_large(entry, needs)
         waited = 0.0
@@ -240,7 +244,7 @@ class ModelPool:
         return ApiError(503, message, "insufficient_memory", "model", retry_seconds=10 if busy else None)
 
     async def _tidy(self) -> None:
-        """Ends children that were idle for too long or that work for nobody, and forgets those that died unnoticed."""
+        """End children that were idle for too long or work for nobody, and forget those that died unnoticed."""
         while True:
             await asyncio.sleep(CHECK_SECONDS)
             now = time.monotonic()

@@ -52,14 +52,15 @@ class StoreChanges:
     _changing: set[str] = field(default_factory=set)  # names that a request is just changing
 
     def require_open(self) -> None:
-        """Raises ApiError where the models were named at the start."""
+        """Refuse changes where the models were named at the start. Raises ApiError."""
         if self.catalogue.is_fixed:
             message = "this server serves the models that it was started with; run `settle serve` without names"
             raise ApiError(403, message, "not_allowed")
 
     async def copy(self, entry: ModelEntry, new_name: str) -> None:
-        """`entry` under another name. A model's files are shared and stay until the last name is deleted; an adapter
-        gets a further name. Raises ApiError."""
+        """Give `entry` another name. Raises ApiError.
+
+        A model's files are shared and stay until the last name is deleted; an adapter gets a further name."""
         self.require_open()
         entry.require_no_documents("it cannot have another name")
         name = self._free_name(new_name)
@@ -70,8 +71,9 @@ class StoreChanges:
                 await asyncio.to_thread(_copy, entry, name)
 
     async def delete(self, entry: ModelEntry) -> None:
-        """Removes a model from the store; of a linked one only the link. Raises ApiError for runs, which are a
-        person's work, and for a model that adapters depend on."""
+        """Remove a model from the store; of a linked one only the link.
+
+        Raises ApiError for runs, which are the user's work, and for a model that adapters depend on."""
         self.require_open()
         entry.require_no_documents(f"delete them with `settle index {entry.collection} --delete`")
         with self._change(entry.id):
@@ -90,8 +92,9 @@ class StoreChanges:
             await asyncio.to_thread(_remove, stored)
 
     async def pull(self, offer: "Offer") -> AsyncGenerator[JsonObject]:
-        """Ollama's status lines while a model is pulled; the last one is `success`. Closing it ends the pull at its
-        next report. Raises ApiError."""
+        """Yield Ollama's status lines while a model is pulled; the last one is `success`. Raises ApiError.
+
+        Closing it ends the pull at its next report."""
         from settle.library.pull.pull import known_already, pull  # loads the clients of hubs
 
         stored, origin = known_already(offer.name), f"{offer.where}:{offer.what}"
@@ -163,7 +166,7 @@ def _finish(queue: asyncio.Queue[Event | None], task: "asyncio.Future[None]") ->
 
 
 def find_offer(wanted: str, allowed: frozenset[str]) -> "Offer":
-    """What a client may pull by that name: names only, no path and no address. Raises ApiError."""
+    """Return what a client may pull by that name: names only, no path and no address. Raises ApiError."""
     from settle.library.pull import hub, neighbours, wheels  # loads the clients of hubs
 
     prefix = next((prefix for prefix in HUB_PREFIXES if wanted.startswith(prefix)), "")
@@ -210,7 +213,7 @@ def _stored(entry: ModelEntry) -> StoredModel | None:
 
 
 def _copy(entry: ModelEntry, name: str) -> None:
-    """A folder of the store with links to the same files; all appear at once, or none."""
+    """Make a folder of the store with links to the same files; all appear at once, or none."""
     stored = _stored(entry)
     source = stored.path if stored else entry.path
     model = stored or StoredModel(name, "gguf", source, hash_of(source), entry.origin, "", stamp_of(source))
@@ -231,7 +234,7 @@ def _copy(entry: ModelEntry, name: str) -> None:
 
 
 def _link(source: str | Path, target: str | Path) -> None:
-    """The same file under a second name; a copy on disks without hard links."""
+    """Give a file a second name; copy it on disks without hard links."""
     try:
         os.link(source, target)
     except OSError:

@@ -86,7 +86,7 @@ async def prepare(catalogue: ModelCatalogue, request: ChatRequest, entry: ModelE
 
 
 def drawn(sampling: JsonObject, loaded: LoadedModel) -> JsonObject:
-    """What a request sets, and else what is recommended for the model. The likeliest token is drawn as it is."""
+    """Return what a request sets, and else what is recommended for the model; the likeliest token is drawn as it is."""
     is_greedy = sampling.get("temperature") == 0
     return ({"repeat_penalty": 1.0} if is_greedy else dict(loaded.facts.sampling.settings)) | sampling
 
@@ -99,7 +99,7 @@ async def count(backend: Backend, request: ChatRequest, entry: ModelEntry) -> in
 
 
 async def rendered(catalogue: ModelCatalogue, request: ChatRequest, entry: ModelEntry, loaded: LoadedModel) -> str:
-    """The prompt of a request. Raises ApiError."""
+    """Return the prompt of a request. Raises ApiError."""
     entry.require_no_documents("its prompts are made from passages")
     if not loaded.key.template:
         raise ApiError(400, f"{entry.id} has no chat template", "no_chat_template", "model")
@@ -122,7 +122,7 @@ class _Prompt:
             self.messages = _with_instructions(request.messages, request.tools, request.choice, has_system)
 
     async def check(self, messages: list[ChatMessage]) -> None:
-        """Renders the template in the sandbox as llama.cpp will render it. Raises ApiError."""
+        """Render the template in the sandbox as llama.cpp will render it. Raises ApiError."""
         request, template = self.request, self.loaded.key.template
         for name in request.arguments:
             if name in OWN_ARGUMENTS:
@@ -133,8 +133,9 @@ class _Prompt:
         await check_template(template, messages, request.tools, request.arguments)
 
     async def trim(self) -> dict[str, int] | None:
-        """Drops the oldest turns until the prompt and a quarter of the context, or max_tokens, fit; returns how many
-        messages and tokens were dropped."""
+        """Drop the oldest turns until the prompt and a quarter of the context, or max_tokens, fit.
+
+        Return how many messages and tokens were dropped."""
         limit, context = self.request.max_tokens, self.loaded.context
         room = context - min(limit or context, context // 4)
         left, before = list(self.messages), await self._count(self.messages)
@@ -189,7 +190,7 @@ def _with_instructions(
 
 
 def _as_text(message: ChatMessage) -> ChatMessage:
-    """A call, or the result of one, as a message that every template supports."""
+    """Return a call, or the result of one, as a message that every template supports."""
     if message["role"] == "tool":
         return {"role": "user", "content": f"<tool_response>\n{message.get('content') or ''}\n</tool_response>"}
     calls = message.get("tool_calls")
@@ -265,7 +266,7 @@ async def _emulated_body(prompt: _Prompt) -> JsonObject:
 async def _required_plan(
     prompt: _Prompt, form: CallForm, entry: ModelEntry, common: JsonObject, trimmed: dict[str, int] | None
 ) -> TextPlan:
-    """A request whose answer has to be a call: the model completes one in its template's form."""
+    """Plan a request whose answer has to be a call: the model completes one in its template's form."""
     request, loaded = prompt.request, prompt.loaded
     calls = RequiredCalls(form, request.tools, request.is_parallel)
     body = common | {"prompt": form.prompt(await prompt.render(prompt.messages)), "cache_prompt": True}
@@ -278,7 +279,8 @@ async def _required_plan(
 
 
 async def _required_form(request: ChatRequest, loaded: LoadedModel) -> CallForm | None:
-    """How the call that must come is written: as the template does, else as settle does; None where none must come.
+    """Return how a required call is written: as the template does, else as settle does; None where none is required.
+
     llama.cpp does not enforce that a call comes: its grammar lets text pass without end."""
     if request.choice != "required":
         return None
@@ -336,7 +338,7 @@ def check_biases(sampling: JsonObject, loaded: LoadedModel) -> None:
 
 
 def _check_reasoning(request: ChatRequest, loaded: LoadedModel) -> None:
-    """An effort that the template does not support would be lost."""
+    """Refuse an effort that the template does not support: it would be lost. Raises ApiError."""
     effort = request.arguments.get("reasoning_effort")
     template = loaded.key.template or ""
     knows = "reasoning_effort" in template or "enable_thinking" in template

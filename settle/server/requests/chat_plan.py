@@ -1,5 +1,7 @@
-"""A chat request in the form that all APIs translate to, and how it is put to a child: natively, or as a text
-whose calls are read here. The answer is read as OpenAI's chunks, or its chat.completion."""
+"""How a chat request is put to a child: natively, or as a text whose calls are read here.
+
+The answer is read as OpenAI's chunks, or its chat.completion.
+"""
 
 import contextlib
 import secrets
@@ -18,8 +20,9 @@ from settle.wire.types import Choice, Chunk, Delta, JsonObject, TextEvent, Timin
 
 
 class CallReading(Protocol):
-    """Separates text from calls while an answer is streamed, as OpenAI's deltas. is_over: a call has come again, and
-    nothing else is to come: small models repeat themselves without end."""
+    """A reader that separates text from calls while an answer is streamed, as OpenAI's deltas.
+
+    is_over: a call has come again, and nothing else is to come: small models repeat themselves without end."""
 
     num_calls: int
     is_over: bool
@@ -173,7 +176,7 @@ class TextPlan(ChatPlan):
     async def _read(
         self, loaded: LoadedModel, body: JsonObject, reader: CallReading
     ) -> AsyncGenerator[tuple[TextEvent, list[Delta]]]:
-        """The engine's events with what each adds, until the answer ends, or repeats a call. Raises ApiError."""
+        """Yield the engine's events with what each adds, until the answer ends, or repeats a call. Raises ApiError."""
         event: TextEvent = {}
         watch = GrammarWatch(loaded, body)
         check = AnswerCheck(loaded, body.get("grammar"), self.request.schema, bool(self.request.stop))
@@ -232,7 +235,7 @@ def timings_of(event: TextEvent) -> Timings:
 
 
 async def _read_calls(choice: Choice, reader: CallReading) -> list[Choice]:
-    """A chunk's choice as one or more, with the calls that its text holds; none while the text is still held back."""
+    """Return a chunk's choice as one or more, with the calls in its text; none while the text is still held back."""
     delta, reason = choice["delta"], choice.get("finish_reason")
     for call in delta.get("tool_calls") or ():
         reader.num_calls = max(reader.num_calls, call.get("index", 0) + 1)
@@ -253,7 +256,7 @@ async def _read_calls(choice: Choice, reader: CallReading) -> list[Choice]:
 
 
 async def _read_message(choice: Choice, reader: CallReading) -> None:
-    """Moves the calls that the text of a whole answer holds to where calls are."""
+    """Move the calls in the text of a whole answer to where calls are."""
     message = choice["message"]
     content = message["content"] or ""
     message["content"] = None

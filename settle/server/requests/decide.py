@@ -48,7 +48,7 @@ def text_of(value: object) -> str:
 
 
 def question_of(value: Mapping[str, object], param: str) -> Question:
-    """A question in the form of `/v1/systemone`; instructions and descriptions may be JSON. Raises ApiError."""
+    """Return a question in the form of `/v1/systemone`; instructions and descriptions may be JSON. Raises ApiError."""
     question: JsonObject = {**value}
     if isinstance(question.get("instructions"), dict | list):
         question["instructions"] = text_of(question["instructions"])

@@ -212,7 +212,7 @@ async def _in_thread(
 
 
 def _question(request: ChatRequest) -> tuple[str, list[str], AnswerOptions]:
-    """The question, those before it, and how the answer is to be written. Raises ApiError for what is unsupported."""
+    """Return the question, those before it, and how to write the answer. Raises ApiError for what is unsupported."""
     what = f"{request.model} answers from documents"
     turns = request.messages
     if request.tools or any(turn["role"] == "tool" or turn.get("tool_calls") for turn in turns):
@@ -238,7 +238,7 @@ def _question(request: ChatRequest) -> tuple[str, list[str], AnswerOptions]:
 
 
 def _model(entry: ModelEntry, loaded: LoadedModel) -> LlamaClient:
-    """The child as the model that writes the answer."""
+    """Return the child as the model that writes the answer."""
     template = loaded.key.template or ""
     metadata = {**_metadata(entry.path, stamp_of(entry.path)), TEMPLATE_KEY: template}
     scales = loaded.lora_scales({entry.adapter: 1.0} if entry.adapter else {})
@@ -265,7 +265,7 @@ def _usage(whole_answer: Answer) -> Usage:
 
 
 def _sources(whole_answer: Answer) -> str:
-    """The cited places as lines below the answer."""
+    """Return the cited places as lines below the answer."""
     if not whole_answer.cited:
         return ""
     lines = [f"[{source.number}] {piece.place} — {source.title}" for source, piece in whole_answer.cited]
@@ -291,6 +291,6 @@ def _annotations(whole_answer: Answer) -> list[Json]:
 
 
 def _url(occurrence: Occurrence) -> str:
-    """A place in a file as a URL: lines as `#L12`."""
+    """Return a place in a file as a URL: lines as `#L12`."""
     suffix = occurrence.place.suffix
     return Path(occurrence.path).as_uri() + (f"#L{suffix[1:]}" if suffix.startswith(":") else suffix)

@@ -12,7 +12,9 @@ from settle.wire.errors import invalid, unsupported
 async def embed_texts(
     pool: ModelPool, entry: ModelEntry, inputs: Sequence[str | list[int]]
 ) -> tuple[list[list[float]], int]:
-    """Vectors of length 1, and the number of tokens read. inputs: texts or lists of token ids. Raises ApiError."""
+    """Return vectors of length 1, and the number of tokens read. Raises ApiError.
+
+    inputs: texts or lists of token ids."""
     entry.require_no_documents("it makes no vectors")
     if any(not text for text in inputs):
         raise invalid("input", "a text is empty")
@@ -24,7 +26,7 @@ async def embed_texts(
 
 
 async def truncate_texts(pool: ModelPool, entry: ModelEntry, texts: Sequence[str]) -> tuple[list[str | list[int]], int]:
-    """Texts, those that are too long as their first tokens, and how many those are. Raises ApiError."""
+    """Return texts, the long ones as their first tokens, and how many those are. Raises ApiError."""
     inputs: list[str | list[int]] = []
     async with pool.use(entry, "embed") as loaded:
         for text in texts:
@@ -36,7 +38,7 @@ async def truncate_texts(pool: ModelPool, entry: ModelEntry, texts: Sequence[str
 async def rank_documents(
     pool: ModelPool, entry: ModelEntry, query: str, documents: Sequence[str]
 ) -> tuple[list[Json], int]:
-    """The rank of each document, the best first, and the number of tokens read. Raises ApiError."""
+    """Return the rank of each document, the best first, and the number of tokens read. Raises ApiError."""
     async with pool.use(entry, "rerank") as loaded:
         answer = await ask(loaded, "/v1/rerank", {"query": query, "documents": documents})
     ranks = [{"index": r["index"], "relevance_score": r["relevance_score"]} for r in answer["results"]]

@@ -21,7 +21,7 @@ REQUEST_FAULTS = ("template", "jinja", "grammar", "parse")  # in messages of err
 
 
 async def open_stream(loaded: LoadedModel, path: str, body: Mapping[str, object]) -> aiohttp.ClientResponse:
-    """The response of a child; close it to stop the child. Raises ApiError."""
+    """Return the response of a child; close it to stop the child. Raises ApiError."""
     # llama.cpp closes a connection after a stream, and one that was idle for long: a request that is sent on it at that
     # moment is lost before it is read, while the child is well
     headers = loaded.headers | ({"Connection": "close"} if body.get("stream") else {})
@@ -42,7 +42,7 @@ async def open_stream(loaded: LoadedModel, path: str, body: Mapping[str, object]
 
 
 async def ask(loaded: LoadedModel, path: str, body: Mapping[str, object]) -> Any:
-    """A whole answer, parsed: of the type that the path has. Raises ApiError."""
+    """Return a whole answer, parsed: of the type that the path has. Raises ApiError."""
     watch = GrammarWatch(loaded, body)
     async with await open_stream(loaded, path, body) as response:
         # errors="replace": a byte-level token can be half a character
@@ -70,8 +70,9 @@ def is_constrained(body: Mapping[str, object]) -> bool:
 
 
 def require_possible(texts: Iterable[object], loaded: LoadedModel) -> None:
-    """Raises ApiError for a prompt with more bytes than a full context of the longest tokens: to count them takes
-    minutes."""
+    """Refuse a prompt with more bytes than a full context of the longest tokens: to count them takes minutes.
+
+    Raises ApiError."""
     num_bytes, longest = sum(len(text.encode()) for text in texts if isinstance(text, str)), loaded.facts.longest_token
     least = num_bytes // longest if longest else 0
     if least > loaded.context:
@@ -82,22 +83,24 @@ def require_possible(texts: Iterable[object], loaded: LoadedModel) -> None:
 
 
 class GrammarWatch:
-    """Whether llama.cpp gave up the grammar of a request: it says so on stderr only, and answers without it. It does
-    not say for which request, so every answer that is constrained at that moment is in doubt."""
+    """Watch over whether llama.cpp gives up the grammar of a request.
+
+    It says so on stderr only, and answers without it. It does not say for which request, so every answer that is
+    constrained at that moment is in doubt."""
 
     def __init__(self, loaded: LoadedModel, body: Mapping[str, object]) -> None:
         self._child, self._is_constrained = loaded.child, is_constrained(body)
         self._num_before = self._child.num_grammar_errors
 
     def check(self) -> None:
-        """Raises ApiError."""
+        """Raise ApiError where a grammar was given up since the request began."""
         if self._is_constrained and self._child.num_grammar_errors > self._num_before:
             message = f"the engine stopped keeping to the schema or grammar: {self._child.grammar_error[:300]}"
             raise ApiError(502, message, "engine_error")
 
 
 async def read_events(response: aiohttp.ClientResponse, watch: GrammarWatch) -> AsyncGenerator[Any]:
-    """The events of a stream: of the type that its path has. Raises ApiError where it breaks off with an error."""
+    """Yield the events of a stream, of the type that its path has. Raises ApiError where it breaks off."""
     rest = b""
     async for piece in response.content.iter_any():
         *lines, rest = (rest + piece).split(b"\n")

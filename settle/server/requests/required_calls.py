@@ -44,7 +44,7 @@ class CallForm:
     replaced: str = ""
 
     def prompt(self, rendered: str) -> str:
-        """A rendered prompt that goes on to the name of a call."""
+        """Return a rendered prompt that leads to the name of a call."""
         text = rendered.removesuffix(self.replaced)
         if not self.replaced:
             text += next((end for start, end in REASONING.items() if text.rstrip().endswith(start)), "")
@@ -61,7 +61,7 @@ _FORMS: WeakKeyDictionary[LoadedModel, dict[str, CallForm | None]] = WeakKeyDict
 
 
 async def template_form(loaded: LoadedModel, arguments: JsonObject) -> CallForm | None:
-    """The form of calls of the model's template, or None where it shows none that can be kept to.
+    """Return the form of calls of the model's template, or None where it shows none that can be kept to.
 
     arguments: of the template."""
     forms, key = _FORMS.setdefault(loaded, {}), json.dumps(arguments, sort_keys=True)
@@ -85,7 +85,7 @@ async def _probe(loaded: LoadedModel, arguments: JsonObject) -> CallForm | None:
 
 
 def read_form(before: str, one: str, two: str) -> CallForm | None:
-    """The form that three renderings show: a prompt without a call, and the same with one call, and with two."""
+    """Return the form that three renderings show: a prompt without a call, and with one call, and with two."""
     start = len(os.path.commonprefix([before, one]))
     name = one.find(NAMES[0], start)
     values = WRITTEN_VALUES.search(one, name)
@@ -97,7 +97,9 @@ def read_form(before: str, one: str, two: str) -> CallForm | None:
 
 
 def _between(rest: str, two: str, start: int) -> tuple[str | None, str]:
-    """What stands between two calls, and the part of it that also closes a single one. rest: what follows that."""
+    """Return what is between two calls, and the part of it that also closes a single one.
+
+    rest: what follows that."""
     first = WRITTEN_VALUES.search(two, start)
     second = two.find(NAMES[1], first.end()) if first else -1
     if not first or second < 0 or not WRITTEN_VALUES.search(two, second):
@@ -143,8 +145,9 @@ class RequiredCalls:
         self._visible = form.between or ""
 
     async def grammar(self, loaded: LoadedModel, most_tokens: int | None = None) -> str:
-        """The grammar of what follows the opening. most_tokens: within which the answer has to end; None leaves texts
-        as long as the model writes them. Raises ApiError."""
+        """Return the grammar of what follows the opening. Raises ApiError.
+
+        most_tokens: within which the answer has to end; None leaves texts as long as the model writes them."""
         form = self.form
         separator, _ = await _literal(loaded, form.separator)
         call = " | ".join(
@@ -166,10 +169,10 @@ class RequiredCalls:
 
 
 class RequiredCallReader:
-    """Reads calls while they are streamed; each is given as a whole, once it is complete. One that was made before ends
-    the answer.
+    """A reader of calls while they are streamed; each is given as a whole, once it is complete.
 
-    betweens: what may stand between two calls: llama.cpp leaves special tokens out of a text."""
+    One that was made before ends the answer. betweens: what may be between two calls: llama.cpp leaves special
+    tokens out of a text."""
 
     def __init__(self, opening: str, betweens: Sequence[str], names: Sequence[str]) -> None:
         self.num_calls, self.is_over = 0, False
@@ -185,7 +188,7 @@ class RequiredCallReader:
         return deltas
 
     async def end(self) -> list[Delta]:
-        """A call that was cut off is returned as text, so that nothing is lost."""
+        """Return a call that was cut off as text, so that nothing is lost."""
         text = self._opening + self._held if self._held and not self.num_calls else ""
         self._held = ""
         return [{"content": text}] if text else []
@@ -213,10 +216,10 @@ class RequiredCallReader:
 
 
 def limited(schema: JsonObject, most_tokens: int) -> JsonObject:
-    """A schema under which an answer ends: texts, arrays and numbers that it leaves open are given a length. Optional
-    properties are left out where the names alone would take the tokens.
+    """Return a schema under which an answer ends: open texts, arrays and numbers are given a length.
 
-    A small model may repeat itself without end in a text that nothing limits. What fits the result fits the schema."""
+    Optional properties are left out where the names alone would take the tokens. A small model may repeat itself
+    without end in a text that nothing limits. What fits the result fits the schema."""
     length = max(SHORTEST, min(LONGEST, most_tokens // (2 * max(1, _num_texts(schema)))))
     result = _limited(schema, length, _num_name_characters(schema) > most_tokens)
     assert isinstance(result, dict)
@@ -283,8 +286,9 @@ def _count(schema: JsonObject, key: str) -> int:
 
 
 async def _literal(loaded: LoadedModel, text: str) -> tuple[str, str]:
-    """A text in Lark, in which the model's special tokens are tokens: as text they would be spelled out. And the part
-    of it that llama.cpp shows in an answer."""
+    """Return a text in Lark, and the part of it that llama.cpp shows in an answer.
+
+    The model's special tokens are tokens in it: as text they would be spelled out."""
     plain = set(await tokenize(loaded, text, add_special=False, parse_special=False))
     body = {"content": text, "add_special": False, "parse_special": True, "with_pieces": True}
     tokens = (await ask(loaded, "/tokenize", body))["tokens"]

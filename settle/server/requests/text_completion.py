@@ -56,7 +56,7 @@ def answer_check(request: TextRequest, loaded: LoadedModel, body: JsonObject) ->
 
 
 async def chunks(backend: Backend, request: TextRequest, entry: ModelEntry) -> AsyncGenerator[Chunk]:
-    """The answer as OpenAI's chunks of a chat; the last one has usage and timings. Raises ApiError."""
+    """Yield the answer as OpenAI's chunks of a chat; the last one has usage and timings. Raises ApiError."""
     head: Chunk = {"id": f"cmpl-{secrets.token_hex(16)}", "object": "chat.completion.chunk"}
     head |= {"created": int(time.time()), "model": entry.id}
     async for event in stream(backend, request, entry):
@@ -74,7 +74,7 @@ async def chunks(backend: Backend, request: TextRequest, entry: ModelEntry) -> A
 async def prepare(
     catalogue: ModelCatalogue, request: TextRequest, entry: ModelEntry, loaded: LoadedModel
 ) -> JsonObject:
-    """The body for llama.cpp. Raises ApiError for what the model does not support."""
+    """Return the body for llama.cpp. Raises ApiError for what the model does not support."""
     entry.require_no_documents("it does not complete texts")
     chat.check_biases(request.sampling, loaded)
     chat.check_probabilities(request.top_logprobs, loaded)
@@ -96,7 +96,7 @@ async def prepare(
 
 
 def _tidied(event: TextEvent, request: TextRequest, entry: ModelEntry) -> TextEvent:
-    """An event under our name of the model. llama.cpp gives one token even where none was wanted."""
+    """Return an event under our name of the model. llama.cpp gives one token even where none was wanted."""
     if "model" in event:
         event["model"] = entry.id
     if request.max_tokens == 0:

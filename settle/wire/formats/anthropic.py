@@ -210,7 +210,7 @@ class CountBody(Cached):
     inference_geo: object = None
 
     def to_chat(self) -> ChatRequest:
-        """Raises ApiError."""
+        """Return the chat request. Raises ApiError."""
         for field, why in NOT_HERE.items():
             if getattr(self, field) is not None:
                 raise unsupported(field, why)
@@ -287,7 +287,7 @@ def _tool(value: object, where: str) -> Tool:
 
 
 def _turns(value: object, where: str, called: dict[str, str]) -> Iterator[ChatMessage]:
-    """A message as OpenAI's, one for each block. called: names of tools by the ids of their calls so far."""
+    """Yield a message as OpenAI's, one for each block. called: names of tools by the ids of their calls so far."""
     message = validated(MessageBody, value, where)
     if isinstance(message.content, str) or message.role == "system":
         yield {"role": message.role, "content": _text(message.content, f"{where}.content")}
@@ -316,7 +316,7 @@ def _block(known: Mapping[str, type[BlockT]], value: object, where: str) -> Bloc
 
 
 def _text(content: str | list[object], where: str) -> str:
-    """A text, or a list of text blocks, as one text. Raises ApiError."""
+    """Return a text, or a list of text blocks, as one text. Raises ApiError."""
     if isinstance(content, str):
         return content
     texts = [_block({"text": TextBlock}, block, f"{where}.{number}").text for number, block in enumerate(content)]

@@ -76,7 +76,7 @@ class LoadOptions(Body):
     use_mlock: bool | None = None
 
     def check(self) -> None:
-        """Raises ApiError for options that this server does not fulfil."""
+        """Refuse options that this server does not fulfil. Raises ApiError."""
         for name, values in self.FIXED.items():
             value = getattr(self, name, None)
             if value is not None and value not in values:
@@ -272,8 +272,10 @@ MESSAGE_FIELDS = {"role", "content", "thinking", "images", "tool_calls", "tool_n
 
 
 def _openai_messages(messages: Sequence[object]) -> list[JsonObject]:
-    """Ollama's messages in OpenAI's form. Calls have no ids in Ollama's: they are numbered, and each result belongs to
-    the first call of its name that has none yet. Raises ApiError."""
+    """Return Ollama's messages in OpenAI's form. Raises ApiError.
+
+    Calls have no ids in Ollama's: they are numbered, and each result belongs to the first call of its name that has
+    none."""
     converted: list[JsonObject] = []
     open_calls: list[tuple[str, str]] = []  # name and id
     number = 0
@@ -304,7 +306,9 @@ def _openai_messages(messages: Sequence[object]) -> list[JsonObject]:
 
 
 def _calls(calls: object, where: str, number: int) -> list[Json]:
-    """number: of the first. Ids are nine letters and digits: some templates accept no others."""
+    """Return calls in OpenAI's form. number: of the first.
+
+    Ids are nine letters and digits: some templates accept no others."""
     if not isinstance(calls, list):
         raise invalid(where, "must be a list")
     converted: list[Json] = []

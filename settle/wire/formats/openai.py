@@ -83,7 +83,7 @@ class ChatBody(Sampling):
         return bool(self.stream_options and self.stream_options.include_usage)
 
     def to_chat(self) -> ChatRequest:
-        """Raises ApiError."""
+        """Return the chat request. Raises ApiError."""
         tools, choice = choose(check_tools(self.tools or []), self.tool_choice)
         if self.top_logprobs is not None and not self.logprobs:
             raise invalid("top_logprobs", "needs logprobs to be true")
@@ -176,7 +176,7 @@ def prompts_of(prompt: str | Sequence[str | int | list[int]]) -> list[Prompt]:
 
 
 def _schema(form: JsonObject) -> JsonObject | None:
-    """The JSON schema of `response_format`, {} for any object, None for text. Raises ApiError."""
+    """Return the JSON schema of `response_format`, {} for any object, None for text. Raises ApiError."""
     where = "response_format"
     kind = form.get("type")
     if kind == "text":

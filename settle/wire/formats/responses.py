@@ -147,7 +147,7 @@ class Format(Body):
     strict: bool | None = None
 
     def to_schema(self) -> JsonObject | None:
-        """The schema of the answer, {} for any object, None for text."""
+        """Return the schema of the answer, {} for any object, None for text."""
         if (self.schema_ is not None) != (self.type == "json_schema"):
             raise invalid("text.format.schema", "is for type json_schema only")
         if self.type == "text":
@@ -181,7 +181,7 @@ class CountBody(Body):
     prompt: object = None
 
     def to_chat(self) -> ChatRequest:
-        """Raises ApiError."""
+        """Return the chat request. Raises ApiError."""
         for field, why in NOT_HERE.items():
             if getattr(self, field) is not None:
                 raise unsupported(field, why)
@@ -199,7 +199,7 @@ class CountBody(Body):
         )
 
     def functions(self) -> list[Tool]:
-        """Raises ApiError for tools that are not functions."""
+        """Return the tools. Raises ApiError for tools that are not functions."""
         return [_tool(tool, f"tools.{number}") for number, tool in enumerate(self.tools or ())]
 
     def _messages(self) -> list[ChatMessage]:
@@ -254,7 +254,7 @@ def _tool(value: object, where: str) -> Tool:
 
 
 def _turn(value: object, where: str) -> ChatMessage:
-    """An item as a message of OpenAI's chat API. Raises ApiError."""
+    """Return an item as a message of OpenAI's chat API. Raises ApiError."""
     kind = fields_of(value).get("type", "message")
     if not isinstance(kind, str) or kind not in ITEMS:
         raise unsupported(where, f"items of type {str(kind)[:60]} are not supported")

@@ -206,5 +206,5 @@ def _message_of(response: httpx.Response) -> str:
 
 
 def _estimate_tokens(text: str) -> int:
-    """An estimate of a text's tokens, rather too high."""
+    """Estimate the tokens of a text, rather too high."""
     return len(_TOKEN.findall(text)) + 2 * len(_TWO_TOKENS.findall(text))

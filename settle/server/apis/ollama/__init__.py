@@ -115,7 +115,7 @@ async def generate(call: Call, body: GenerateBody) -> Response:
 
 
 async def _begin(call: Call, body: AnswerBody, entry: ModelEntry) -> LineWriter:
-    """Loads the model, unless the request cannot succeed. Raises ApiError."""
+    """Load the model, unless the request cannot succeed. Raises ApiError."""
     keep_alive_seconds(body.keep_alive)
     began = time.monotonic_ns()
     context = await _load(call, entry, body.options_or_default, "generate")
@@ -160,7 +160,7 @@ async def _respond(call: Call, body: AnswerBody, writer: LineWriter, chunks: Asy
 async def _lines(
     call: Call, body: AnswerBody, writer: LineWriter, chunks: AsyncGenerator[Chunk]
 ) -> AsyncGenerator[Json]:
-    """The lines; afterwards the model is kept for as long as the request wants."""
+    """Yield the lines; afterwards the model is kept for as long as the request wants."""
     is_begun = False
     try:
         async for chunk in chunks:

@@ -20,10 +20,10 @@ FIELD_NAMES = {"response_format": "format", "reasoning_effort": "think"}  # Open
 
 
 class LineWriter:
-    """The lines of /api/chat, which have `message`, or of /api/generate, which have `response` and `thinking`. The last
-    one has counts and durations in nanoseconds too.
+    """Writer of lines of /api/chat, with `message`, or of /api/generate, with `response` and `thinking`.
 
-    name: of the model, as the client called it. loading: nanoseconds that loading the model took.
+    The last one has counts and durations in nanoseconds too. name: of the model, as the client called it. loading:
+    nanoseconds that loading the model took.
     """
 
     def __init__(self, entry: ModelEntry, name: str, is_chat: bool, context: int, loading: int) -> None:
@@ -109,7 +109,7 @@ class LineWriter:
 
 
 def _counts(chunk: Chunk) -> Json:
-    """The counts in the last chunk of an answer; durations in nanoseconds."""
+    """Return the counts in the last chunk of an answer; durations in nanoseconds."""
     usage, timings = chunk["usage"], chunk.get("timings", {})
     counts: Json = {
         "prompt_eval_count": usage["prompt_tokens"],
@@ -121,14 +121,14 @@ def _counts(chunk: Chunk) -> Json:
 
 
 def _tidied(token: Json) -> Json:
-    """A token's probability without fields that Ollama does not have."""
+    """Return a token's probability without fields that Ollama does not have."""
     fields = {name: value for name, value in token.items() if name in ("token", "logprob", "bytes")}
     tops = token.get("top_logprobs")
     return fields | ({"top_logprobs": [_tidied(top) for top in tops]} if tops else {})
 
 
 async def streamed_lines(call: Call, lines: AsyncGenerator[JsonObject]) -> Response:
-    """Raises what the first line raises."""
+    """Return a response of lines. Raises what the first line raises."""
     pieces = (_written(line) async for line in lines)
     return await streamed(pieces, call.record, lambda error: _written(error_line(error)), LINES)
 

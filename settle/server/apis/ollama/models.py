@@ -22,7 +22,7 @@ FOR_EVER = datetime.datetime(2318, 1, 1, tzinfo=datetime.UTC)  # about what Olla
 
 
 def tagged(name: str) -> str:
-    """A name as Ollama writes it: clients add the tag themselves, and look for the result in the list."""
+    """Return a name as Ollama writes it: clients add the tag themselves, and look for the result in the list."""
     return name if ":" in name else f"{name}:latest"
 
 
@@ -32,7 +32,7 @@ def listed(catalogue: ModelCatalogue) -> list[Json]:
 
 
 def running(pool: ModelPool) -> list[Json]:
-    """The models that are loaded, each once, with the memory of all its children."""
+    """Return the models that are loaded, each once, with the memory of all its children."""
     stored = {model.name: model for model in all_models()}
     entries = {entry.path: entry for entry in pool.catalogue.entries() if not entry.adapter}
     rows: dict[str, Json] = {}
@@ -50,7 +50,7 @@ def running(pool: ModelPool) -> list[Json]:
 
 
 def shown(pool: ModelPool, entry: ModelEntry, verbose: bool) -> JsonObject:
-    """A model in detail. Raises ApiError."""
+    """Return a model in detail. Raises ApiError."""
     known = facts(entry.path)
     stored = next((model for model in all_models() if model.name == entry.id), None)
     template = template_of(entry) or ""
@@ -75,7 +75,7 @@ def shown(pool: ModelPool, entry: ModelEntry, verbose: bool) -> JsonObject:
 
 
 def now() -> str:
-    """The time as Ollama writes it."""
+    """Return the time as Ollama writes it."""
     return _written(datetime.datetime.now(datetime.UTC))
 
 
@@ -103,7 +103,7 @@ def _details(entry: ModelEntry, known: Facts) -> Json:
 
 
 def _info(entry: ModelEntry, known: Facts, verbose: bool) -> JsonObject:
-    """The metadata of the file. verbose: with the lists of its tokenizer, which are long."""
+    """Return the metadata of the file. verbose: with the lists of its tokenizer, which are long."""
     meta = read_gguf(entry.path).metadata
     fields = {k: None if isinstance(v, list) and not verbose else v for k, v in meta.items() if k != TEMPLATE_KEY}
     fields = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in fields.items()}
@@ -116,7 +116,9 @@ def _info(entry: ModelEntry, known: Facts, verbose: bool) -> JsonObject:
 
 
 def _digest(entry: ModelEntry, stored: dict[str, StoredModel]) -> str:
-    """The sha256 of the file where the store knows it; else of its name, size and time, which change when it does."""
+    """Return the sha256 of the file where the store knows it.
+
+    Else it is of its name, size and time, which change when the file does."""
     model = stored.get(entry.id)
     if model is not None and not entry.adapter and model.path == entry.path and model.sha256:
         return model.sha256

@@ -51,8 +51,10 @@ class DeleteBody(OneModel):
 
 
 class CreateBody(Body):
-    """What /api/create takes: a model that is here, and an adapter over it that is here. What Ollama adds to a
-    model (template, system, parameters, messages, license) belongs into requests, and files come by `settle pull`.
+    """What /api/create takes: a model that is here, and an adapter over it that is here.
+
+    What Ollama adds to a model (template, system, parameters, messages, license) belongs into requests, and files come
+    by `settle pull`.
     """
 
     model: RequiredName
@@ -104,7 +106,7 @@ async def blobs(call: Call) -> Response:
 
 
 async def _respond(call: Call, stream: bool | None, lines: AsyncGenerator[JsonObject]) -> Response:
-    """The lines of a change, or the last one."""
+    """Return the lines of a change, or the last one."""
     if stream is False:
         return json_response([line async for line in lines][-1])
     return await streamed_lines(call, lines)
