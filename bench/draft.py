@@ -26,8 +26,7 @@ from settle.base.event_log import Events
 from settle.data.rows.prepare import prepare_rows
 from settle.data.settings import RowSettings
 from settle.evaluate.speculative import measure_pair
-from settle.infer.draft import draft_for
-from settle.infer.engine import Engine
+from settle.infer.engine import Engine, draft_for
 from settle.jobs.distill import draft_prompts
 from settle.library.resolve import resolve_gguf
 from settle.model.pretrained import Pretrained

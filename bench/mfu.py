@@ -14,8 +14,8 @@ from collections.abc import Callable
 import torch
 
 from settle.machine import keep_freed_memory
-from settle.model import default_shape
 from settle.model.architectures.llama import Llama
+from settle.model.config import default_context
 from settle.train.objectives.next_token import NextToken
 from settle.train.optimizers.muon import Muon
 
@@ -69,7 +69,7 @@ def main() -> None:
     # One thread: its processor time, which other processes disturb less than the clock on the wall.
     clock = time.process_time if asked.threads == 1 else time.perf_counter
     for size in asked.sizes:
-        context = default_shape.context(int(size))
+        context = default_context(int(size))
         architecture = Llama.sized(int(size), VOCAB, context)
         for dtype in (torch.float32, torch.bfloat16):
             bare, whole = (

@@ -31,7 +31,7 @@ from settle.train.objectives.next_token import NextToken  # noqa: E402
 from tests.model.architectures.cases import CASES, random_model  # noqa: E402
 
 if "TREE" not in os.environ:
-    from settle.model.score_sizes import score_sizes, too_large
+    from settle.model.decoder import score_sizes, too_large
     from tests.model.large_scores import KEY_BIAS, SCORE, with_large_scores
 
 LENGTHS = [7, 30, 16, 21, 30]

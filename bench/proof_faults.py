@@ -32,7 +32,7 @@ from settle.base.errors import ProofError  # noqa: E402
 from settle.base.event_log import Events  # noqa: E402
 from settle.base.registry import part, part_names  # noqa: E402
 from settle.data.batches import Batch  # noqa: E402
-from settle.evaluate.gate.row_check import damaged_rows  # noqa: E402
+from settle.evaluate.gate.diagnose import damaged_rows  # noqa: E402
 from settle.formats.gguf import rounded  # noqa: E402
 from settle.formats.gguf.types import GGML, exported, ggml_type  # noqa: E402
 from settle.model.adapters.dora import DoRA  # noqa: E402

@@ -27,7 +27,7 @@ from settle.train.evaluation import HeldOut, evaluate
 from settle.train.objectives.next_token import NextToken
 from settle.train.optimizers.adamw import AdamW
 from settle.train.optimizers.muon import Muon
-from settle.train.schedule import Schedule
+from settle.train.state import Schedule
 
 BASE: dict[str, Any] = {"width": 128, "layers": 4, "head_dim": 64, "context": 128, "tokens": 2048, "decay": 0.4}
 VARIANTS: dict[str, dict[str, Any]] = {

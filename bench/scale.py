@@ -48,7 +48,7 @@ from settle.plan.training_plan import plan_training
 from settle.train import checkpoint as checkpoints
 from settle.train.loop import Loop
 from settle.train.training_plan import TrainingPlan
-from settle.train.world.order_ledger import FILE
+from settle.train.world.row_share import FILE
 
 sys.path.insert(0, str(Path(__file__).parent))
 from scale_ranks import PATIENCE, Ranks, namespaces  # noqa: E402

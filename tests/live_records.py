@@ -8,7 +8,7 @@ import torch
 
 from settle.data.distributions import SAMPLED, TOP, Compared, Rows, compare, draws, sizes, summarise
 from settle.data.likelihoods import LikelihoodsWriter
-from settle.infer.live.sample import evaluating, logprobs
+from settle.infer.live_sampling import evaluating, logprobs
 
 LOGITS_BYTES = 64 << 20  # of the positions that are computed together
 

@@ -13,7 +13,7 @@ from statistics import fmean, median
 
 from settle.base.errors import DataError, RunError
 from settle.base.files import read_json
-from settle.doctor.tensorboard import scalars
+from settle.jobs.exporters.tensorboard import scalars
 
 FEW = 5  # evaluations, below which a minimum may be chance
 NEIGHBOURS = 1  # evaluations on either side that a smoothed one is the mean of

@@ -7,7 +7,7 @@ from settle.base.events import Sample
 from settle.base.tokenizer import Tokenizer
 from settle.evaluate.compare.candidate import LiveModel
 from settle.evaluate.compare.cases import asking
-from settle.infer.live.sample import generate
+from settle.infer.live_sampling import generate
 from settle.model.decoder import Decoder
 
 TOKENS, SECONDS = 64, 6.0  # of a sample, at most

@@ -3,16 +3,19 @@
 from pathlib import Path
 
 from settle.base.errors import UsageError
+from settle.base.event_log import Events
+from settle.base.events import Warn
 from settle.data.tokenizer.compatibility import require_same_tokens
 from settle.formats.gguf import embeds, read_gguf
 from settle.formats.gguf.metadata import text
 from settle.formats.lora_gguf import read_lora, require_fit
-from settle.infer.child_model import ChildModel
+from settle.infer.child_model import ChildModel, fitting_context, needed_bytes
 from settle.infer.child_process import SPARE_BYTES, Child, Draft, Load
 from settle.infer.client import LORA, LlamaClient
-from settle.infer.context import fitting_context, needed_bytes
 from settle.infer.template_check import require_sound_model
 from settle.library.facts import PLAIN_TEXT_KEY, TEMPLATE_KEY, Metadata, bytes_per_token
+from settle.library.reference import ModelRef
+from settle.library.resolve import resolve_draft
 
 
 class Engine(ChildModel[Child], LlamaClient):
@@ -82,3 +85,19 @@ class Engine(ChildModel[Child], LlamaClient):
 
     def _lora(self) -> list[LORA]:
         return [{"id": 0, "scale": self.adapter_scale}] if self.adapter else []
+
+
+def draft_for(model: ModelRef, name: str, events: Events) -> Draft:
+    """Raises UsageError for what is not there or is no draft; whoever opens both files checks that their tokens are the
+    same."""
+    ref = resolve_draft(name)
+    if ref.path.resolve() == model.weights.resolve():
+        raise UsageError(
+            f"{name} is the model itself", "a draft is a smaller one: `settle distill MODEL INPUTS --draft`"
+        )
+    if ref.proposal is None:
+        return Draft(ref.path)
+    speed_up = ref.proposal.speed_up
+    if speed_up < 1:
+        events.emit(Warn(text=f"with {name} its model was {speed_up:.2f} times as fast as alone when it was measured"))
+    return Draft(ref.path, ref.proposal.tokens, ref.proposal.sure)

@@ -21,9 +21,8 @@ from settle.data.likelihoods import Likelihoods, LikelihoodsWriter
 from settle.formats.gguf import read_gguf
 from settle.formats.gguf.metadata import TOKENS, texts
 from settle.formats.gguf.types import block_id
-from settle.infer.child_model import ChildModel
+from settle.infer.child_model import ChildModel, fitting_context
 from settle.infer.child_process import ChildProcess
-from settle.infer.context import fitting_context
 from settle.infer.tokens.next_token import GREEDY, LIKELIEST, Positions, Sampler
 from settle.library.facts import longest_context
 from settle.machine import num_threads

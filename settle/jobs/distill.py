@@ -19,9 +19,8 @@ from settle.data.settings import RowSettings
 from settle.data.tokenizer.compatibility import require_same_tokenizer
 from settle.evaluate.compare.candidate import LiveModel
 from settle.evaluate.compare.cases import cases
-from settle.evaluate.distillation import learned
+from settle.evaluate.distillation import answer_all, learned
 from settle.evaluate.speculative import measure_pair
-from settle.evaluate.teacher_answers import answer_all
 from settle.formats.gguf import export_gguf
 from settle.infer.scorer import Scorer
 from settle.jobs.job import Job

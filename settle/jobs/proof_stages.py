@@ -16,13 +16,12 @@ from settle.data.rows.prepare import RowCorpus
 from settle.data.rows.store import RowStore
 from settle.jobs.training_stages import TrainingContext
 from settle.machine import describe
-from settle.model.score_sizes import score_sizes, too_large
+from settle.model.decoder import score_sizes, too_large
 from settle.train.gradient import backward
 from settle.train.proof.compute_type import RoundingError
-from settle.train.proof.prove import Recipe, prove
-from settle.train.proof.rows import whole_rows
+from settle.train.proof.prove import Recipe, prove, whole_rows
 from settle.train.proof.source import SourceRow, require_text
-from settle.train.schedule import Schedule
+from settle.train.state import Schedule
 
 PACKAGES = ("torch", "numpy", "tokenizers", "safetensors", "gguf", "xllamacpp")  # whose versions plan.json keeps
 MEASURED_TOKENS = 512  # of the forward pass that measures the scores

@@ -31,17 +31,15 @@ from settle.library.run_models import record_made
 from settle.machine import describe, num_threads
 from settle.model.pretrained import Pretrained
 from settle.model.source import Source
-from settle.shrink.calibration_data import calibration_data
-from settle.shrink.candidates import Candidate, Candidates
+from settle.shrink.calibration import calibration_data
+from settle.shrink.candidates import Candidate, Candidates, ThroughputModel
 from settle.shrink.card import CardFacts, write_card
 from settle.shrink.measured_model import MeasuredModel, require_room
 from settle.shrink.pareto import COLUMNS, draw_pareto, pareto_rows
 from settle.shrink.quantizers import Quantizer
 from settle.shrink.search import best_at_speed, best_within_size, predicted_speeds, routes, smallest_within_loss
 from settle.shrink.session import Session
-from settle.shrink.throughput_model import ThroughputModel
-from settle.shrink.types.quantize_file import quantized_already
-from settle.shrink.types.type_fallback import find_fallback
+from settle.shrink.types.quantize_file import find_fallback, quantized_already
 
 WORK_PREFIX = ".work-"  # of the folder inside the run's where candidates are written
 WORK_SPACE = 2.5  # times the unquantized file: the candidates beside it, and what is measured

@@ -82,7 +82,7 @@ def resolve_gguf(name: str | Path) -> ModelRef:
             f"{shown(str(name))} is not GGUF, which llama.cpp reads", f"`settle pull {name}`, and then use its name"
         )
     if not stored.gguf.exists():
-        from settle.library.convert import convert_stored  # loads torch, which a GGUF file does not need
+        from settle.library.convert import convert_stored
 
         convert_stored(stored)
     return replace(ref, source=Source(stored.gguf, "gguf", stored.name, origin=stored.origin, license=stored.license))

@@ -8,8 +8,8 @@ from settle.base.amounts import count, seconds
 from settle.base.errors import UsageError
 from settle.data.prepare import Corpus
 from settle.machine import Accelerator, num_threads, power
-from settle.model import default_shape
 from settle.model.architectures import Architecture
+from settle.model.config import default_context, tokens_per_batch
 from settle.plan.loss_law import left_over, worth
 from settle.plan.settings import RunSettings, TrainingSettings
 from settle.plan.speed import Speed, measure_speed
@@ -110,10 +110,10 @@ class _Choice:
         return seconds / self.speed.step(architecture, batch, context) * batch
 
     def context(self, parameters: int) -> int:
-        return self.settings.context or default_shape.context(parameters)
+        return self.settings.context or default_context(parameters)
 
     def batch(self, parameters: int) -> int:
-        return self.settings.batch_tokens or default_shape.tokens_per_batch(parameters)
+        return self.settings.batch_tokens or tokens_per_batch(parameters)
 
 
 def requested_seconds(settings: RunSettings, device: Accelerator) -> float | None:

@@ -14,7 +14,7 @@ from settle.base.server_state import allowed_origins, forget_server, key_file, n
 from settle.data.tokenizer.compatibility import require_same_tokens
 from settle.formats.gguf import read_gguf
 from settle.infer.child_process import Draft
-from settle.infer.draft import draft_for
+from settle.infer.engine import draft_for
 from settle.library.reference import ModelRef
 from settle.library.resolve import is_collection, resolve_gguf
 from settle.model.source import Source

@@ -5,8 +5,8 @@ again: by the next `settle shrink` of the model, and by one that was interrupted
 """
 
 import shutil
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
@@ -23,15 +23,68 @@ from settle.evaluate.divergence import Divergence, divergence
 from settle.formats import Weights
 from settle.formats.gguf import read_gguf
 from settle.infer.scorer import Scorer
+from settle.library.pretrained import open_pretrained
 from settle.model.pretrained import Pretrained
 from settle.model.source import hash_of
-from settle.shrink.calibration_data import CalibrationData
-from settle.shrink.measurements import Measurements, measure
-from settle.shrink.types.cost_table import CostTable
+from settle.shrink.activations.importance import Inputs, curvature
+from settle.shrink.calibration import CalibrationData
+from settle.shrink.types.budget import CostTable
 from settle.shrink.types.imatrix import Importance, read_imatrix, write_imatrix
+from settle.shrink.types.sensitivity import TYPES, measure_costs
 
 STORE_VERSION = 3  # increase it when the way of measuring changes
 BYTES_PER_TOKEN = 1024  # size of the reference's likelihoods on disk
+
+
+BATCH = 512  # tokens of one backward pass
+Report = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Measurements:
+    """importance: of every matrix's inputs. costs: what each tensor costs in each type."""
+
+    importance: Importance
+    costs: CostTable
+
+
+def measure(
+    source: Path,
+    windows: Sequence[np.ndarray],
+    dataset: str = "",
+    types: Sequence[str] = TYPES,
+    importance: Importance | None = None,
+    seed: int = 0,
+    on_progress: Report | None = None,
+) -> Measurements:
+    """Measure the model of a GGUF file on `windows` of ids.
+
+    importance: taken instead of the one that is measured on the way. on_progress: called with (what is
+    done, steps done, steps in all). The same model, windows and seed give the same table.
+    """
+    report = on_progress or (lambda what, done, total: None)
+    opened = open_pretrained(source)
+    file = read_gguf(Path(source))
+    model = opened.load(trainable=True)
+    inputs = Inputs(model)
+    grouped = batches(windows, BATCH)
+    blocks = curvature(model, grouped, seed, inputs, lambda done, total: report("sensitivity", done, total))
+    importance = importance or inputs.importance(opened.part, dataset)
+    table = measure_costs(
+        file, opened.part, blocks, importance, types, seed, lambda done, total: report("types", done, total)
+    )
+    about = {"dataset": dataset, "tokens": int(sum(map(len, windows))), "seed": seed, "types": list(types)}
+    return Measurements(importance, replace(table, about=about))
+
+
+def batches(windows: Sequence[np.ndarray], num_tokens: int) -> list[list[np.ndarray]]:
+    """Windows in groups of about `num_tokens` tokens."""
+    groups: list[list[np.ndarray]] = [[]]
+    for window in windows:
+        if groups[-1] and sum(map(len, groups[-1])) + len(window) > num_tokens:
+            groups.append([])
+        groups[-1].append(window)
+    return groups
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from settle.evaluate.divergence import TextLoss, text_loss
 from settle.evaluate.gate.quantized_gate import shrunk_through_gate
 from settle.infer.scorer import Scorer
 from settle.model.pretrained import Pretrained
-from settle.shrink.calibration_data import CalibrationData
+from settle.shrink.calibration import CalibrationData
 from settle.shrink.measured_model import MeasuredModel
 from settle.shrink.pruners.vocabulary import Vocabulary, VocabularyReport
 from settle.shrink.types.imatrix import metadata_of

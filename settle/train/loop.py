@@ -9,8 +9,7 @@ from settle.base.events import Resumed, Step
 from settle.machine.resource_usage import UsageSampler
 from settle.train.evaluation import HeldOut
 from settle.train.recovery import SPIKE_WINDOW, Recovery, Session
-from settle.train.schedule import Schedule
-from settle.train.state import LoopState, Outcome
+from settle.train.state import LoopState, Outcome, Schedule
 from settle.train.thread_choice import ThreadWatch
 from settle.train.trainer import StepResult, Trainer
 from settle.train.watch import Watch

@@ -10,12 +10,11 @@ from settle.base.errors import CheckpointError
 from settle.base.event_log import Events
 from settle.base.events import Rollback
 from settle.base.run import Run
-from settle.train.checkpoint import Checkpoint, Weights
-from settle.train.checkpoint_store import CheckpointStore, LocalStore
+from settle.train.checkpoint import Checkpoint, CheckpointStore, LocalStore, Weights
 from settle.train.state import LoopState, NamedBatch, NamedRow, RollbackNote
 from settle.train.trainer import StepResult, Trainer
-from settle.train.world.order_ledger import FILE, OrderLedger
-from settle.train.world.shard_store import ShardStore
+from settle.train.world.row_share import FILE, OrderLedger
+from settle.train.world.weight_shards import ShardStore
 
 MAX_ROLLBACKS = 5  # within one run: after that the recipe itself is at fault
 SPIKE_WINDOW = 127  # training losses that are kept, and among which a spike is detected

@@ -14,12 +14,12 @@ from settle.machine import FreedMemory
 from settle.model.layers.freezable import FreezableModule
 from settle.model.layers.linear import refresh_casts
 from settle.train.checkpoint import Checkpoint, Weights
-from settle.train.gradient import backward, gradient_of
+from settle.train.gradient import backward, gradient_of, shared_backward
 from settle.train.objectives import Objective
 from settle.train.optimizers import Optimizer
 from settle.train.state import LoopPlan, LoopState
 from settle.train.world import World, single
-from settle.train.world.shared_gradient import StepRows, shared_backward
+from settle.train.world.row_share import StepRows
 from settle.train.world.weight_shards import local_part
 
 

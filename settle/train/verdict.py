@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from settle.base.statistics import NO_ESTIMATE, Interval
 from settle.train.evaluation import Evaluation
 from settle.train.settled import gain_for
-from settle.train.settled.paired_fall import is_noise
+from settle.train.settled.trend import is_noise
 from settle.train.state import LoopPlan, LoopState
 
 UNSEEN = "A second fall after a plateau cannot be seen from here."

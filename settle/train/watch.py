@@ -7,7 +7,7 @@ import math
 import statistics
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from settle.base.event_log import Events
@@ -15,8 +15,7 @@ from settle.base.events import DecayStarted, Eval, SettledEvidence
 from settle.train.checkpoint import Weights
 from settle.train.evaluation import Evaluation, HeldOut, evaluate
 from settle.train.settled import Judgement, Settled, decay_tokens, next_evaluation
-from settle.train.settled.paired_fall import is_noise
-from settle.train.settled.row_memory import learned
+from settle.train.settled.trend import is_noise
 from settle.train.state import LoopPlan, LoopState
 from settle.train.trainer import Trainer
 
@@ -297,3 +296,33 @@ class Pace:
             (began, first), (now, last) = self._first, self._latest[-1]
             pace = (now - began) / max(1, last - first)
         return min(MOST_SLOWDOWN, pace / planned)
+
+
+LEFT_SHARE = 0.05  # of the floor, that learned rows cost at most
+EVALUATIONS = 5  # whose standard errors' median counts
+FEWEST_PASSES = 2.0  # over the rows, of which the last is averaged
+
+
+def learned(
+    history: Sequence[Evaluation],
+    train_losses: Sequence[float],
+    passes: float,
+    steps: int,
+    floor: float | None = None,
+) -> str:
+    """Why the rows count as learned, empty while they do not. train_losses: of the latest of `steps` steps (at least of
+    some hundred, where a pass takes more), which were `passes` over the rows. floor: the loss of knowing only how often
+    each target occurs. Losses in the units of the held-out loss.
+    """
+    if passes < FEWEST_PASSES:
+        return ""
+    last = train_losses[-max(1, round(steps / passes)) :]
+    left = sum(last) / len(last)
+    stderr = statistics.median(e.stderr for e in history[-EVALUATIONS:])  # that of the lowest loss is low by luck
+    # a handful of held-out rows is unsure by half a nat, with which many rows are not learned yet
+    if len(history) < EVALUATIONS or not left < stderr or (floor is not None and left > LEFT_SHARE * floor):
+        return ""
+    return (
+        f"the training rows are learned: over the last pass their loss was {left:.4f}, less than the held-out rows can "
+        f"tell apart ({history[-1].loss:.4f} ± {stderr:.4f}); more rows would help, more passes hardly"
+    )

@@ -17,7 +17,7 @@ from settle.base.run import Run
 from settle.cli import main
 from settle.formats.gguf import export_gguf
 from settle.infer.child_process import Draft
-from settle.infer.draft import draft_for
+from settle.infer.engine import draft_for
 from settle.library.resolve import resolve_gguf
 
 

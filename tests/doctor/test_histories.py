@@ -10,7 +10,7 @@ import pytest
 from settle.base.errors import DataError
 from settle.cli import main
 from settle.doctor.history import History, find_history, read_history
-from settle.doctor.tensorboard import scalars
+from settle.jobs.exporters.tensorboard import scalars
 
 # what tensorboardX 2.6 wrote for train/loss 4 / n and eval/loss 4.2 / n at the steps 10 n, n from 1 to 8
 EVENTS = zlib.decompress(

@@ -17,7 +17,7 @@ from settle.doctor.demonstration.session import all_lessons
 from settle.doctor.lessons import Lesson
 from settle.formats.gguf import export_gguf
 from settle.formats.safetensors import export_safetensors
-from settle.infer.live.sample import logprobs
+from settle.infer.live_sampling import logprobs
 from settle.library.reference import ModelRef
 from settle.model.source import Source
 from tests.trained import trained

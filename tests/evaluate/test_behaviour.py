@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from settle.base.errors import GateError
-from settle.evaluate.gate import behaviour, row_check
+from settle.evaluate.gate import behaviour, diagnose
 from settle.evaluate.gate.behaviour import (
     Difference,
     Effort,
@@ -27,9 +27,9 @@ from settle.evaluate.gate.behaviour import (
     lookalikes,
     spread,
 )
+from settle.evaluate.gate.diagnose import LARGEST, damaged_rows
 from settle.evaluate.gate.gate import Merge, _bars, _pieces, _require_merge, _sequences, in_fp32, require
 from settle.evaluate.gate.held_out import PROSE
-from settle.evaluate.gate.row_check import LARGEST, damaged_rows
 from settle.formats.gguf import rounded
 from settle.formats.gguf.types import Bars, ggml_type
 
@@ -422,7 +422,7 @@ def test_vectors_and_many_rows_are_compared_too(monkeypatch: pytest.MonkeyPatch)
         damaged_rows(other, vector, "F32", True).tolist() == [3] and not damaged_rows(vector, vector, "F32", True).size
     )
 
-    monkeypatch.setattr(row_check, "CHUNK", 8)  # pieces of two rows
+    monkeypatch.setattr(diagnose, "CHUNK", 8)  # pieces of two rows
     wanted = np.random.default_rng(0).normal(size=(7, 4)).astype(np.float32)
     there = wanted.copy()
     there[[1, 4, 6]] *= 2

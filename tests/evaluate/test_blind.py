@@ -14,10 +14,15 @@ from settle.base.errors import ResourceError, UsageError
 from settle.base.event_log import Events
 from settle.base.statistics import add_two_interval
 from settle.cli import main
-from settle.evaluate.blind.answers import Answers
-from settle.evaluate.blind.difference import SAME_NATS, require_different_weights
 from settle.evaluate.blind.preference import FEWEST, preferences
-from settle.evaluate.blind.session import BlindSession, engine_beside, stamp
+from settle.evaluate.blind.session import (
+    SAME_NATS,
+    Answers,
+    BlindSession,
+    engine_beside,
+    require_different_weights,
+    stamp,
+)
 from settle.evaluate.blind.votes import AnswerPair, Ballots, add_pair, reveal, vote
 from settle.infer.chat_session import ChatSession, Sampling
 from settle.library.reference import ModelRef

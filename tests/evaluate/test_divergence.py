@@ -11,7 +11,7 @@ from settle.data.distributions import Compared, draws, sizes, summarise
 from settle.data.likelihoods import LikelihoodsWriter
 from settle.data.windows import Windows, text_windows
 from settle.evaluate.divergence import divergence, text_loss
-from settle.infer.live.sample import logprobs
+from settle.infer.live_sampling import logprobs
 from tests.live_records import live_compare, live_likelihoods
 
 

@@ -10,9 +10,8 @@ from settle.base.errors import UsageError
 from settle.base.event_log import Events
 from settle.base.files import write_json
 from settle.base.run import Run
-from settle.evaluate.gate import export_by_name as module
-from settle.evaluate.gate.export import ADAPTER_FOLDER, HF_FOLDER, export
-from settle.evaluate.gate.export_by_name import _exported, _turns, export_by_name
+from settle.evaluate.gate import export as module
+from settle.evaluate.gate.export import ADAPTER_FOLDER, HF_FOLDER, _exported, _turns, export, export_by_name
 from settle.formats import Format
 from tests.records import into
 

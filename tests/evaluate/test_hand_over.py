@@ -6,9 +6,8 @@ import pytest
 
 from settle.base.errors import GateError
 from settle.base.event_log import Events
-from settle.evaluate.gate.export import ExportedModel, export_run_model
+from settle.evaluate.gate.export import ExportedModel, export_run_model, load
 from settle.formats.gguf import card_of
-from settle.infer.live.exported_model import load
 from settle.model.architectures.llama import Llama
 from tests.records import into
 

@@ -16,12 +16,11 @@ from settle.base.statistics import paired_test
 from settle.data.batches import Batch
 from settle.data.distributions import Compared
 from settle.data.layouts import Example
-from settle.evaluate import distillation, footprint, pair_scores, samples, teacher_answers
+from settle.evaluate import distillation, footprint, pair_scores, samples
 from settle.evaluate.compare.candidate import Answer
-from settle.evaluate.distillation import STRETCH, Learned, Nearness, _against_live, _stretches, learned
+from settle.evaluate.distillation import STRETCH, Learned, Nearness, _against_live, _stretches, answer_all, learned
 from settle.evaluate.footprint import footprints
 from settle.evaluate.pair_scores import compare_scores, separation
-from settle.evaluate.teacher_answers import answer_all
 from tests.fake_time import set_time
 from tests.records import into
 
@@ -277,8 +276,8 @@ def answered(
 ) -> tuple[Path, list[dict[str, Any]], Teacher, list[dict[str, Any]]]:
     clock = [0.0]
     teacher, heard = Teacher(chats, clock), [{}] * 0
-    monkeypatch.setattr(teacher_answers.FileModel, "open", lambda *args: teacher)
-    set_time(monkeypatch, teacher_answers, monotonic=lambda: clock[0])
+    monkeypatch.setattr(distillation.FileModel, "open", lambda *args: teacher)
+    set_time(monkeypatch, distillation, monotonic=lambda: clock[0])
     messages = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "!"}]
     model: Any = SimpleNamespace(weights=None, name="big", adapter=None)
     rows = [Example("chat", messages, [{"type": "function"}] if n == 0 else []) for n in range(number)]

@@ -5,7 +5,7 @@ import pytest
 
 from settle.data.decisions.questions import Question
 from settle.data.decisions.rows import DecisionRow
-from settle.evaluate.word_baseline import naive_bayes
+from settle.evaluate.decisions import naive_bayes
 
 QUEUE = Question.from_json({"type": "choice", "instructions": "Which?", "criteria": ["bills", "parcels", "other"]})
 TURNED = Question.from_json({"type": "choice", "instructions": "Which?", "criteria": ["parcels", "bills"]})

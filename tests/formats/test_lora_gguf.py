@@ -9,7 +9,7 @@ from settle.base.errors import FormatError
 from settle.formats.gguf import export_gguf, read_gguf
 from settle.formats.lora_gguf import export_lora, read_lora, require_fit
 from settle.infer.engine import Engine
-from settle.infer.live.sample import logprobs
+from settle.infer.live_sampling import logprobs
 from settle.model.adapters.dora import DoRA
 from settle.model.adapters.lora import LoRA
 from settle.model.load_adapter import TrainedAdapter

@@ -14,7 +14,7 @@ from settle.data.likelihoods import Likelihoods
 from settle.formats.gguf import export_gguf
 from settle.infer import scorer as scorer_module
 from settle.infer.engine import Engine
-from settle.infer.live.sample import logprobs
+from settle.infer.live_sampling import logprobs
 from settle.infer.scorer import Scorer
 from tests.infer.test_engine import gone, wait_until
 from tests.live_records import live_compare, live_likelihoods

@@ -19,7 +19,7 @@ from settle.jobs.ranks.crew import joined
 from settle.jobs.ranks.setup import compare, differences
 from settle.train import checkpoint as checkpoints
 from settle.train.world import World
-from settle.train.world.shard_store import ShardStore
+from settle.train.world.weight_shards import ShardStore
 from tests.records import into
 from tests.train.ranks import on_ranks
 from tests.train.test_weight_shards import made

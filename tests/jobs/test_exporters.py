@@ -10,10 +10,9 @@ import pytest
 from settle.base import events as kinds
 from settle.base.run import Run
 from settle.cli import main
-from settle.doctor.tensorboard import scalars
 from settle.jobs.exporters import Exporter
 from settle.jobs.exporters._history import history
-from settle.jobs.exporters.tensorboard import _checksum
+from settle.jobs.exporters.tensorboard import _checksum, scalars
 from tests.studio.made_runs import training, write_run
 
 

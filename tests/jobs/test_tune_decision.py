@@ -23,7 +23,7 @@ from settle.data.decisions.temperature import fit_temperature
 from settle.data.rows.batches import RowBatches
 from settle.data.settings import RowSettings
 from settle.evaluate.decisions import ORDERS
-from settle.evaluate.gate.export_by_name import export_by_name
+from settle.evaluate.gate.export import export_by_name
 from settle.formats.gguf import Gguf, export_gguf, read_gguf
 from settle.formats.gguf.decision import read_decision
 from settle.infer.decisions.decider import Decider

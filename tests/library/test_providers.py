@@ -5,7 +5,7 @@ import pytest
 
 from settle.base.errors import DataError
 from settle.cli import main
-from settle.library.providers import SHIPPED, providers
+from settle.library.update import SHIPPED, providers
 
 
 def test_the_shipped_table_names_a_page_and_a_day_for_each_plan(home):
@@ -24,7 +24,7 @@ def test_an_unverified_row_is_shown_as_such(home, capsys):
 
 def test_terms_that_were_read_long_ago_are_warned_of(home, capsys, monkeypatch):
     def said(day):
-        for module in ("settle.base.files.dated_file", "settle.library.providers"):
+        for module in ("settle.base.files.dated_file", "settle.library.update"):
             monkeypatch.setattr(f"{module}.today", lambda: day)
         assert main(["runs", "audit", "providers"]) == 0
         return capsys.readouterr()
@@ -52,6 +52,6 @@ def test_a_newer_table_replaces_it(home, tmp_path, capsys):
 
 def test_a_broken_table_is_said_to_be(home, monkeypatch, tmp_path):
     (tmp_path / "x.toml").write_text("date = 2026-01-01\nprovider = 3\n")
-    monkeypatch.setattr("settle.library.providers.SHIPPED", tmp_path / "x.toml")
+    monkeypatch.setattr("settle.library.update.SHIPPED", tmp_path / "x.toml")
     with pytest.raises(DataError, match="no table of providers"):
         providers()

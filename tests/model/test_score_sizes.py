@@ -5,9 +5,8 @@ import copy
 import pytest
 import torch
 
-from settle.model.decoder import Decoder
+from settle.model.decoder import Decoder, score_sizes, too_large
 from settle.model.kv_cache import continued
-from settle.model.score_sizes import score_sizes, too_large
 from settle.train.objectives.next_token import NextToken
 from tests.model.architectures.cases import CASES, random_model
 from tests.model.large_scores import SCORE, with_large_scores

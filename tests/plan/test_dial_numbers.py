@@ -7,8 +7,8 @@ import pytest
 
 from settle.base.errors import UsageError
 from settle.machine import accelerator
-from settle.model import default_shape
 from settle.model.architectures.llama import Llama
+from settle.model.config import default_context, tokens_per_batch
 from settle.plan import size as sizes
 from settle.plan import speed as speeds
 from settle.plan import training_plan
@@ -46,7 +46,7 @@ def chosen(unique: int = 10**9, spent: float = 0.0, **asked: Any) -> tuple[sizes
 
 def seconds_of(tokens: float, size: int) -> float:
     """Seconds of so many tokens with a model of that size."""
-    context, batch = default_shape.context(size), default_shape.tokens_per_batch(size)
+    context, batch = default_context(size), tokens_per_batch(size)
     return tokens / batch * FAST.step(Family.sized(size, 1024, context), batch, context)
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from settle.base.event_log import Events
 from settle.data.batches import Batch
-from settle.infer.live.sample import generate
+from settle.infer.live_sampling import generate
 from settle.model.adapters import Adapter
 from settle.model.architectures import Architecture
 from settle.model.decoder import Decoder

@@ -10,8 +10,8 @@ from settle.base.errors import DataError
 from settle.base.event_log import Events
 from settle.data.rows.known_templates import KNOWN
 from settle.data.tokenizer.byte_bpe import ByteBpeTokenizer
-from settle.shrink import calibration_data as module
-from settle.shrink.calibration_data import EVERY, calibration_data
+from settle.shrink import calibration as module
+from settle.shrink.calibration import EVERY, calibration_data
 
 WORDS = [f"{a}{b}{c}" for a in "bdfgk" for b in "aeiou" for c in "lmnrst"]
 

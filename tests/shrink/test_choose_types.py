@@ -7,8 +7,7 @@ import pytest
 from settle.formats.gguf import read_gguf
 from settle.shrink.quantizers.auto import Auto
 from settle.shrink.types import ggml
-from settle.shrink.types.choose_types import cheapest_types
-from settle.shrink.types.cost_table import CostTable
+from settle.shrink.types.budget import CostTable, cheapest_types
 from settle.shrink.types.mixes import mix_types, quantizable
 from settle.shrink.types.quantize_file import file_bytes
 from settle.shrink.types.sensitivity import candidates

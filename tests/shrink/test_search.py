@@ -16,22 +16,21 @@ from settle.evaluate.divergence import Divergence
 from settle.evaluate.footprint import Footprint, Measured
 from settle.formats.gguf.types import ggml_type
 from settle.shrink import candidates as candidates_module
-from settle.shrink.candidates import Candidate, Candidates
-from settle.shrink.measurements import batches
+from settle.shrink.candidates import Candidate, Candidates, ThroughputModel, bytes_read
+from settle.shrink.measured_model import batches
 from settle.shrink.search import (
+    Size,
+    _between,
     _crossing,
     best_at_speed,
     best_within_size,
+    find_size,
     predicted_speeds,
     routes,
     smallest_within_loss,
 )
-from settle.shrink.size_search import Size, _between, find_size
-from settle.shrink.throughput_model import ThroughputModel, bytes_read
-from settle.shrink.types import choose_types
-from settle.shrink.types.budget import _unit, _useful
-from settle.shrink.types.choose_types import _within
-from settle.shrink.types.cost_table import CostTable
+from settle.shrink.types import budget as budgets
+from settle.shrink.types.budget import CostTable, _unit, _useful, _within
 from tests.records import into
 
 MB = 1_000_000
@@ -329,7 +328,7 @@ def test_padding_is_made_room_for(monkeypatch: pytest.MonkeyPatch) -> None:
     """Files are 7 bytes larger than their tensors: less is spent until the file fits."""
 
     monkeypatch.setattr(
-        choose_types, "file_bytes", lambda file, kinds: 7 + sum(table().num_bytes[n][kinds[n]] for n in kinds)
+        budgets, "file_bytes", lambda file, kinds: 7 + sum(table().num_bytes[n][kinds[n]] for n in kinds)
     )
     assert _within(cast(Any, None), table(), 42, 42) == {"a": "L", "b": "S"}
     assert _within(cast(Any, None), table(), 41, 41) == {"a": "S", "b": "S"}

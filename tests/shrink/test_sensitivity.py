@@ -9,12 +9,10 @@ from settle.base.errors import DataError, UsageError
 from settle.base.registry import parts
 from settle.formats.gguf import export_gguf, read_gguf
 from settle.formats.gguf.types import is_float
-from settle.shrink.activations.curvature import curvature
-from settle.shrink.activations.importance import Inputs
-from settle.shrink.measurements import batches, measure
+from settle.shrink.activations.importance import Inputs, curvature
+from settle.shrink.measured_model import batches, measure
 from settle.shrink.quantizers.auto import Auto
-from settle.shrink.types.choose_types import cheapest_types
-from settle.shrink.types.cost_table import CostTable
+from settle.shrink.types.budget import CostTable, cheapest_types
 from settle.shrink.types.mixes import MIXES, mix_types
 from settle.shrink.types.quantize_file import file_bytes, quantize_gguf
 from settle.shrink.types.sensitivity import candidates, measure_costs

@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from settle.shrink.size_search import Size, find_size
+from settle.shrink.search import Size, find_size
 
 
 def measured(value, step=1):

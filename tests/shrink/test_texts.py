@@ -13,8 +13,7 @@ from settle.base.statistics import Interval
 from settle.evaluate.divergence import Divergence, TextLoss
 from settle.evaluate.footprint import Footprint, Measured
 from settle.shrink import measured_model
-from settle.shrink.calibration import calibration_windows, familiarity
-from settle.shrink.calibration_data import (
+from settle.shrink.calibration import (
     CALIBRATION_TOKENS,
     PASSAGE,
     CalibrationData,
@@ -23,6 +22,8 @@ from settle.shrink.calibration_data import (
     _passages,
     _spread,
     _too_few,
+    calibration_windows,
+    familiarity,
 )
 from settle.shrink.candidates import Candidate
 from settle.shrink.card import CardFacts, card

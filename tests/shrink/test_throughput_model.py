@@ -1,6 +1,6 @@
 import pytest
 
-from settle.shrink.throughput_model import ThroughputModel
+from settle.shrink.candidates import ThroughputModel
 
 
 def test_two_files_tell_of_a_third():

@@ -2,8 +2,7 @@
 
 from settle.formats.gguf import read_gguf
 from settle.shrink.types.mixes import mix_types
-from settle.shrink.types.quantize_file import quantize_gguf
-from settle.shrink.types.type_fallback import expected_error, find_fallback
+from settle.shrink.types.quantize_file import expected_error, find_fallback, quantize_gguf
 from tests.shrink.files import make_gguf
 
 

@@ -11,7 +11,7 @@ import torch
 from settle.data.tokenizer.byte_bpe import ByteBpeTokenizer
 from settle.data.tokenizer.byte_characters import BYTE_CHARACTERS
 from settle.formats.gguf import export_gguf
-from settle.infer.live.sample import logprobs
+from settle.infer.live_sampling import logprobs
 from settle.infer.tokens.next_token import Sampler, describe
 from settle.infer.tokens.token_reader import TokenReader
 from settle.library.reference import ModelRef

@@ -12,8 +12,7 @@ from typing import Any
 from torch.distributed import FileStore
 
 from settle.train.world import single
-from settle.train.world.process_group import ProcessGroup
-from settle.train.world.pulse import Pulse
+from settle.train.world.process_group import ProcessGroup, Pulse
 
 PATIENCE, LAST_WORD = 120.0, 2.0  # seconds after which a rank counts as hung; the same once another one has failed
 

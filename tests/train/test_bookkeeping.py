@@ -15,9 +15,8 @@ from settle.train.evaluation import Evaluation, HeldOut, evaluate
 from settle.train.objectives import Objective
 from settle.train.objectives.next_token import NextToken
 from settle.train.recovery import Recovery
-from settle.train.schedule import Schedule
 from settle.train.settled import next_evaluation
-from settle.train.state import LoopPlan, LoopState
+from settle.train.state import LoopPlan, LoopState, Schedule
 from settle.train.trainer import StepResult
 from settle.train.watch import FEWEST_TO_SLOW, MOST_SLOWDOWN, SLACK, Pace, Watch, kept_for_the_end
 from settle.train.world import single

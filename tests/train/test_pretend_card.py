@@ -13,7 +13,7 @@ from settle.model.architectures import Architecture
 from tests.pretend_card import PretendCard, pretend_card
 from tests.pretend_card.works import GGUF_TYPES, WORKS, Bench, dequantized
 
-ONCE_A_STEP = {("to the CPU", "train/world/shared_gradient.py")}  # the losses and the gradient's norm, together
+ONCE_A_STEP = {("to the CPU", "train/gradient.py")}  # the losses and the gradient's norm, together
 
 
 def waits(card: PretendCard) -> set[tuple[str, str]]:

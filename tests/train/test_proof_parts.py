@@ -32,9 +32,7 @@ from settle.train.proof.compute_type import (
     require_within,
 )
 from settle.train.proof.definition import stepped
-from settle.train.proof.first_loss import require_first_loss
-from settle.train.proof.prove import Recipe
-from settle.train.proof.rows import between, row_by_row, shorten, tails, whole_rows
+from settle.train.proof.prove import Recipe, between, require_first_loss, row_by_row, shorten, tails, whole_rows
 from settle.train.proof.sequence import _another, _require_segment, attention_by_definition
 from settle.train.proof.source import SourceRow, _difference, require_targets, require_text
 from tests.train.test_proof import batch

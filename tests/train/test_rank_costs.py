@@ -16,7 +16,6 @@ from settle.train.state import LoopPlan
 from settle.train.training_plan import TrainingPlan
 from settle.train.world import World, single
 from settle.train.world import rank_costs as costs_module
-from settle.train.world.order_ledger import FILE
 from settle.train.world.rank_costs import (
     FEW,
     FEWEST,
@@ -29,6 +28,7 @@ from settle.train.world.rank_costs import (
     rehearsal_steps,
     rehearse,
 )
+from settle.train.world.row_share import FILE
 from tests.train.ranks import on_ranks
 
 STEPS = 12

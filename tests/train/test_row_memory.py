@@ -3,7 +3,7 @@
 import pytest
 
 from settle.train.evaluation import Evaluation
-from settle.train.settled.row_memory import LEFT_SHARE, learned
+from settle.train.watch import LEFT_SHARE, learned
 
 
 def history(*losses: float, stderr: float = 0.1) -> list[Evaluation]:

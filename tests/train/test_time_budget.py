@@ -16,8 +16,7 @@ from settle.train.loop import Loop
 from settle.train.objectives.next_token import NextToken
 from settle.train.optimizers.adamw import AdamW
 from settle.train.recovery import Session
-from settle.train.schedule import Schedule
-from settle.train.state import LoopPlan, LoopState, Outcome
+from settle.train.state import LoopPlan, LoopState, Outcome, Schedule
 from settle.train.trainer import StepResult, Trainer
 from settle.train.watch import MOST_SLOWDOWN, SLACK, Pace
 

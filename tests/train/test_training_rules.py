@@ -21,8 +21,7 @@ from settle.train.objectives.next_token import NextToken
 from settle.train.optimizers import Optimizer, Stepper
 from settle.train.optimizers.adamw import AdamW, role
 from settle.train.optimizers.muon import Muon
-from settle.train.schedule import Schedule
-from settle.train.state import LoopPlan, LoopState
+from settle.train.state import LoopPlan, LoopState, Schedule
 from settle.train.trainer import Trainer
 from settle.train.watch import Watch
 from tests.train.test_proof import batch

@@ -7,9 +7,8 @@ import pytest
 from settle.base.statistics import NO_ESTIMATE, Interval
 from settle.jobs.training_stages import UNUSABLE
 from settle.train.evaluation import Evaluation
-from settle.train.schedule import Schedule
-from settle.train.settled.paired_fall import is_noise
-from settle.train.state import LoopPlan, LoopState, NamedBatch, NamedRow, RollbackNote
+from settle.train.settled.trend import is_noise
+from settle.train.state import LoopPlan, LoopState, NamedBatch, NamedRow, RollbackNote, Schedule
 from settle.train.verdict import FURTHEST, LATEST, TOO_EARLY, verdict
 
 PLAN = LoopPlan(tokens_per_step=64, sequence_length=32, warmup_steps=1, decay_fraction=0.4, checkpoint_steps=8)

@@ -32,9 +32,8 @@ from settle.train.recovery import Session
 from settle.train.state import LoopState
 from settle.train.trainer import StepResult, Trainer
 from settle.train.world import World, single
-from settle.train.world.order_ledger import FILE
-from settle.train.world.shard_store import ShardStore
-from settle.train.world.weight_shards import gather, local_part, on_whole, shard, whole
+from settle.train.world.row_share import FILE
+from settle.train.world.weight_shards import ShardStore, gather, local_part, on_whole, shard, whole
 from tests.train.ranks import in_parts, on_ranks
 from tests.train.test_world import PLAN, batches_of
 

@@ -30,9 +30,7 @@ from settle.train.recovery import Session
 from settle.train.state import LoopPlan, LoopState
 from settle.train.trainer import Trainer
 from settle.train.world import World, single
-from settle.train.world.order_ledger import FILE, OrderLedger, check_order
-from settle.train.world.row_share import marks_sum, share
-from settle.train.world.shared_gradient import StepRows
+from settle.train.world.row_share import FILE, OrderLedger, StepRows, check_order, marks_sum, share
 from tests.train.ranks import in_parts, on_ranks
 
 PLAN = LoopPlan(

@@ -40,7 +40,7 @@ class Export(ThreadSettings, Command):
     )
 
     def run(self, events: Events) -> int:
-        from settle.evaluate.gate.export_by_name import export_by_name
+        from settle.evaluate.gate.export import export_by_name
 
         name = str(self.to.name)
         shown = name.replace("_", "-")

@@ -26,16 +26,16 @@ class Pull(Command):
     dry: bool = Field(False, description="only say from which host it would come, and how large it is")
 
     def run(self, events: Events) -> int:
-        from settle.library.pull import list_available, pull
+        from settle.library.pull import pull
 
         if not self.what:
-            list_available.list_available(events)
+            pull.list_available(events)
             return 0
         if self.dry:
-            list_available.show_offer(self.what, self.name, events)
+            pull.show_offer(self.what, self.name, events)
             return 0
         model = pull.pull_by_name(self.what, self.name, self.again, events)
-        events.emit(Say(text=f"{model.name} is here: {list_available.usage_of(model)}"))
+        events.emit(Say(text=f"{model.name} is here: {pull.usage_of(model)}"))
         result = {"name": model.name, "kind": model.kind, "path": str(model.path), "sha256": model.sha256}
         events.emit(ResultReady(result=result | {"origin": model.origin, "license": model.license}))
         return 0

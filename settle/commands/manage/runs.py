@@ -16,7 +16,7 @@ from settle.jobs.exporters import Exporter, export_history
 from settle.jobs.run_reports import list_runs, show_ledger, show_run
 from settle.jobs.seeds import compare_recipes
 from settle.library.deletion import prune_runs, remove_runs
-from settle.library.providers import show_providers
+from settle.library.update import show_providers
 
 ACTIONS = ("list", "show", "compare", "export", "audit", "prune", "remove")
 

@@ -1,23 +1,71 @@
 """A blind comparison: two models answer the same messages as A and B, in an order that is drawn for each pair."""
 
+import contextlib
 import math
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from functools import partial
 from random import Random
+from typing import NamedTuple
 
 from settle.base.errors import UsageError
 from settle.base.event_log import Events
-from settle.evaluate.blind.answers import Answers
-from settle.evaluate.blind.difference import WeightDifference, require_different_weights
 from settle.evaluate.blind.votes import AnswerPair, add_pair, reveal, vote
+from settle.formats.gguf.metadata import TOKENS
 from settle.infer.chat_session import ChatSession, Sampling
 from settle.infer.engine import Engine
 from settle.library.reference import ModelRef
 from settle.library.store import stamp_of
 from settle.machine import num_threads
+
+Writer = Callable[[], Generator[str, None, None]]  # begins an answer: its pieces as they come
+
+
+class Answers:
+    """Begins at once, each answer in a thread. Of several, all are shown at the pace of the slowest: how fast a model
+    writes would say which one it is."""
+
+    def __init__(self, writers: Sequence[Writer]) -> None:
+        self.texts = [""] * len(writers)
+        self.is_stopped = False
+        self._longest: int | None = None  # characters of each that are shown, once it was stopped
+        pool = ThreadPoolExecutor(len(writers))
+        self._work = [pool.submit(self._write, number, writer) for number, writer in enumerate(writers)]
+        pool.shutdown(wait=False)
+
+    @property
+    def shown(self) -> list[str]:
+        """What there is of each answer."""
+        ready = [len(text) for text, work in zip(self.texts, self._work, strict=True) if not work.done()]
+        longest = self._longest if self.is_stopped else min(ready, default=None)
+        return [text[:longest] for text in self.texts]
+
+    def stop(self) -> None:
+        """Ends all of them where they are, at the next token."""
+        if not self.is_stopped and not all(work.done() for work in self._work):
+            self._longest = max(map(len, self.shown), default=0)
+            self.is_stopped = True
+
+    def wait(self) -> list[str]:
+        """The answers as far as they are shown, once all have ended. Raises what one of them has ended with."""
+        for work in self._work:
+            work.result()
+        return self.shown
+
+    def _write(self, number: int, writer: Writer) -> None:
+        try:
+            with contextlib.closing(writer()) as pieces:
+                for piece in pieces:
+                    self.texts[number] += piece
+                    if self.is_stopped:
+                        break
+        except BaseException:
+            self.is_stopped = True  # without it, the others would write for nothing
+            raise
+
 
 Messages = list[dict[str, str]]
 
@@ -131,3 +179,44 @@ def stamp(model: ModelRef) -> str:
     """Tells the files of a model, and of the adapter over it, from others of the same name."""
     whole = model.base.source if model.adapter and model.base else model.source
     return "+".join([whole.recorded or stamp_of(whole.path), *([stamp_of(model.adapter)] if model.adapter else [])])
+
+
+TEXTS = ("The capital of France is", "12 + 30 =", "def main():\n    ")
+LIKELIEST = 256  # tokens after each text whose probabilities are compared
+SAME_NATS = 1e-3  # below it two models are one, but for rounding: no answers would tell them apart
+
+
+class WeightDifference(NamedTuple):
+    """nats: the largest difference of a token's log-probability after any of the texts; infinite where the models hold
+    no token likely that both know."""
+
+    nats: float
+
+    @property
+    def sentence(self) -> str:
+        apart = f"up to {self.nats:.3g} nats" if math.isfinite(self.nats) else "all they hold likely"
+        return f"They are different weights: after {len(TEXTS)} fixed texts their log-probabilities differ by {apart}."
+
+
+def require_different_weights(one: Engine, two: Engine, names: tuple[str, str]) -> WeightDifference:
+    """Asks the very processes that will answer. Raises UsageError where they are the same weights, EngineError."""
+    nats = max(_apart(_likeliest(one, text), _likeliest(two, text)) for text in TEXTS)
+    if nats < SAME_NATS:
+        raise UsageError(
+            f"{names[0]} and {names[1]} are the same weights: after {len(TEXTS)} fixed texts no log-probability "
+            f"differs by more than {nats:.1g} nats",
+            "choose another model to compare with",
+        )
+    return WeightDifference(nats)
+
+
+def _apart(one: dict[str, float], two: dict[str, float]) -> float:
+    return max((abs(one[token] - two[token]) for token in one.keys() & two.keys()), default=math.inf)
+
+
+def _likeliest(engine: Engine, text: str) -> dict[str, float]:
+    """Log-probabilities of the likeliest tokens after a text, by how they are spelled: ids depend on the tokenizer."""
+    tokens = engine.metadata[TOKENS]
+    assert isinstance(tokens, list)
+    found = engine.next_token_logprobs(engine.plain(text), LIKELIEST, reuse=False)
+    return {str(tokens[token]): logprob for token, logprob in found.items() if math.isfinite(logprob)}

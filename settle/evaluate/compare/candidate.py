@@ -18,7 +18,7 @@ from settle.base.errors import UsageError
 from settle.base.tokenizer import Tokenizer
 from settle.evaluate.compare.cases import Case
 from settle.infer.engine import Engine
-from settle.infer.live.sample import generate, logprobs
+from settle.infer.live_sampling import generate, logprobs
 from settle.model.decoder import Decoder
 
 SLOTS = 8  # answers at the same time: a step of eight costs little more than a step of one

@@ -15,7 +15,7 @@ from settle.base.tokenizer import Tokenizer
 from settle.formats.gguf.metadata import text as text_of
 from settle.formats.gguf.types import Bars
 from settle.infer.engine import Engine
-from settle.infer.live.sample import logprobs
+from settle.infer.live_sampling import logprobs
 from settle.model.decoder import Decoder
 
 Item = TypeVar("Item")

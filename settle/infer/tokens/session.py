@@ -10,9 +10,8 @@ from settle.base.errors import UsageError
 from settle.base.event_log import Events
 from settle.base.events import AnswerText, Listing, ResultReady, Say, Warn
 from settle.infer.tokens.next_token import GREEDY, LIKELIEST, Sampler
-from settle.infer.tokens.text_reading import ReadingPair, TextReading
+from settle.infer.tokens.text_reading import ReadingPair, TextReading, token_text
 from settle.infer.tokens.token_reader import TokenReader
-from settle.infer.tokens.token_text import token_text
 from settle.library.resolve import resolve
 
 INSTEAD = 3  # alternatives beside each token of the table

@@ -18,7 +18,7 @@ from settle.experiment.arm import Arm, Reply, Rewritten, digest, question_key
 from settle.experiment.record import ReplyRecord
 from settle.infer.decisions.decider import Decider
 from settle.infer.engine import Engine
-from settle.infer.safe_prompt import Fence, Turn
+from settle.infer.prompt_encoder import Fence, Turn
 from settle.jobs.choose.documents import Found
 from settle.library.facts import read_facts
 from settle.library.reference import ModelRef

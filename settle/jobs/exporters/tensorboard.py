@@ -1,13 +1,15 @@
-"""TensorBoard's event files, written without its library, which brings a server and three more packages.
+"""TensorBoard's event files: TFRecord frames around protocol buffers, written and read without either library.
 
-Layouts: tensorflow/core/lib/io/record_writer.h, core/util/event.proto, core/framework/summary.proto; CRC-32C: RFC 3720,
-section 12.1.
+Layouts: tensorflow/core/lib/io/record_writer.h, core/util/event.proto, core/framework/summary.proto and tensor.proto;
+CRC-32C: RFC 3720, section 12.1.
 """
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import NamedTuple
 
+from settle.base.errors import DataError
 from settle.base.run import Run
 from settle.jobs.exporters import Exporter
 from settle.jobs.exporters._history import history
@@ -15,6 +17,10 @@ from settle.jobs.exporters._history import history
 CASTAGNOLI = 0x82F63B78  # the polynomial, its bits reversed
 MASK_DELTA = 0xA282EAD8  # TensorFlow stores checksums rotated and with this added
 NUMBER, DOUBLE, BYTES, FLOAT = 0, 1, 2, 5  # wire types of protocol buffers
+FRAME, CRC = 12, 4  # bytes: length with its checksum, checksum of the data
+MOST_BYTES = 256 << 20  # of a file that is read
+LONGEST_VARINT = 10  # bytes: seven bits each of 64
+Value = int | bytes  # of a field: a number as it lies in the file, or what has a length
 
 
 class TensorBoard(Exporter):
@@ -23,33 +29,132 @@ class TensorBoard(Exporter):
     def write(self, run: Run, folder: Path) -> Path:
         place = folder / run.name
         place.mkdir(parents=True, exist_ok=True)
-        with (place / f"events.out.tfevents.{run.path.name}").open("wb") as file:
-            for event in _events(run):
-                file.write(_record(event))
+        events = (Figures(time, step, figures) for time, step, figures, _ in history(run))
+        write_scalars(place / f"events.out.tfevents.{run.path.name}", events)
         return place
 
 
-def _events(run: Run) -> Iterator[bytes]:
-    """Messages of type Event: the version of the file, then one a figure."""
-    is_first = True
-    for time, step, figures, _ in history(run):
-        if is_first:
-            yield _field(1, DOUBLE, struct.pack("<d", time)) + _field(3, BYTES, b"brain.Event:2")
-            is_first = False
-        values = b"".join(
-            _field(1, BYTES, _field(1, BYTES, tag.encode()) + _field(2, FLOAT, struct.pack("<f", value)))
-            for tag, value in figures.items()
-        )
-        head = _field(1, DOUBLE, struct.pack("<d", time)) + _field(2, NUMBER, _varint(step))
-        yield head + _field(5, BYTES, values)
+class Figures(NamedTuple):
+    """Scalars of one step. time: seconds since 1970."""
+
+    time: float
+    step: int
+    values: Mapping[str, float]
+
+
+class Scalar(NamedTuple):
+    tag: str
+    step: int
+    value: float
+
+
+def write_scalars(path: Path, figures: Iterable[Figures]) -> None:
+    """Write an event file: its version, then an event for the figures of each step."""
+    with path.open("wb") as file:
+        for number, (time, step, values) in enumerate(figures):
+            at = _field(1, DOUBLE, struct.pack("<d", time))
+            if number == 0:
+                file.write(_record(at + _field(3, BYTES, b"brain.Event:2")))
+            summary = b"".join(
+                _field(1, BYTES, _field(1, BYTES, tag.encode()) + _field(2, FLOAT, struct.pack("<f", value)))
+                for tag, value in values.items()
+            )
+            file.write(_record(at + _field(2, NUMBER, _encoded(step)) + _field(5, BYTES, summary)))
+
+
+def scalars(path: Path) -> Iterator[Scalar]:
+    """Yield the scalars of a file in order; a record that a crash tore ends it. Raises DataError for another file."""
+    with path.open("rb") as file:
+        data = file.read(MOST_BYTES)
+    at = 0
+    while at + FRAME <= len(data):
+        size = int.from_bytes(data[at : at + 8], "little")
+        record = data[at + FRAME : at + FRAME + size]
+        if len(record) < size:
+            return
+        at += FRAME + size + CRC
+        try:
+            yield from _of_event(record)
+        except (IndexError, OverflowError, struct.error, UnicodeDecodeError):
+            raise DataError(f"{path.name} is not an event file of TensorBoard", "check the file") from None
+
+
+def _of_event(record: bytes) -> Iterator[Scalar]:
+    step, summary = 0, b""
+    for field, value in _fields(record):
+        if field == 2 and isinstance(value, int):
+            step = value
+        elif field == 5 and isinstance(value, bytes):
+            summary = value
+    for field, value in _fields(summary):
+        if field == 1 and isinstance(value, bytes):
+            tag, number = "", None
+            for inner, held in _fields(value):
+                if inner == 1 and isinstance(held, bytes):
+                    tag = held.decode()
+                elif inner == 2 and isinstance(held, int):
+                    number = struct.unpack("<f", held.to_bytes(4, "little"))[0]
+                elif inner == 8 and isinstance(held, bytes):
+                    number = _of_tensor(held)
+            if number is not None:
+                yield Scalar(tag, step, number)
+
+
+def _of_tensor(data: bytes) -> float | None:
+    """Return the number in a tensor of one; None for another."""
+    kinds = {1: "<f", 2: "<d"}  # DT_FLOAT, DT_DOUBLE
+    kind = None
+    for field, value in _fields(data):
+        if field == 1 and isinstance(value, int):
+            kind = kinds.get(value)
+        elif field in (4, 5, 6) and isinstance(value, bytes) and kind and len(value) == struct.calcsize(kind):
+            return float(struct.unpack(kind, value)[0])
+        elif field in (5, 6) and isinstance(value, int) and kind:
+            return float(struct.unpack(kind, value.to_bytes(struct.calcsize(kind), "little"))[0])
+    return None
+
+
+def _fields(data: bytes) -> Iterator[tuple[int, Value]]:
+    """Yield number and value of each field of a message. Raises IndexError where it is torn."""
+    at = 0
+    while at < len(data):
+        key, at = _varint(data, at)
+        kind = key & 7
+        if kind == NUMBER:
+            value, at = _varint(data, at)
+            yield key >> 3, value
+        elif kind in (DOUBLE, FLOAT):
+            size = 8 if kind == DOUBLE else 4
+            yield key >> 3, int.from_bytes(data[at : at + size], "little")
+            at += size
+        elif kind == BYTES:
+            size, at = _varint(data, at)
+            if at + size > len(data):
+                raise IndexError
+            yield key >> 3, data[at : at + size]
+            at += size
+        else:
+            raise IndexError
+
+
+def _varint(data: bytes, at: int) -> tuple[int, int]:
+    """Return a number of up to 64 bits, and the place behind it. Raises IndexError for a longer one."""
+    value = 0
+    for shift in range(0, LONGEST_VARINT * 7, 7):
+        byte = data[at]
+        at += 1
+        value |= (byte & 127) << shift
+        if byte < 128:
+            return value, at
+    raise IndexError
 
 
 def _field(number: int, kind: int, data: bytes) -> bytes:
-    size = _varint(len(data)) if kind == BYTES else b""
-    return _varint(number << 3 | kind) + size + data
+    size = _encoded(len(data)) if kind == BYTES else b""
+    return _encoded(number << 3 | kind) + size + data
 
 
-def _varint(value: int) -> bytes:
+def _encoded(value: int) -> bytes:
     out = bytearray()
     while value > 127:
         out.append(value & 127 | 128)

@@ -23,8 +23,7 @@ from settle.plan.training_plan import plan_training
 from settle.train import checkpoint as checkpoints
 from settle.train.live_run import LiveRun
 from settle.train.training_plan import TrainingPlan
-from settle.train.world.order_ledger import FILE, Order, check_order
-from settle.train.world.row_share import Row
+from settle.train.world.row_share import FILE, Order, Row, check_order
 
 MOST_RELATIVE = 1e-5  # of a loss from that of one rank: what another order of sums in float32 may change
 CHANGES = 4  # times that the number of ranks changes on the way

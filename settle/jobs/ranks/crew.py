@@ -29,8 +29,7 @@ from settle.jobs.ranks.setup import JOIN_SECONDS, SAY_SECONDS, compare, setup_of
 from settle.train.live_run import LiveRun
 from settle.train.training_plan import TrainingPlan
 from settle.train.world import World, single
-from settle.train.world.process_group import ProcessGroup
-from settle.train.world.pulse import Pulse
+from settle.train.world.process_group import ProcessGroup, Pulse
 from settle.train.world.rank_costs import ONE, RankCosts, Ranks, rehearse
 
 SEEN_SECONDS = 30.0  # in which a file that one host wrote has to be seen by the others

@@ -23,8 +23,7 @@ from settle.data.decisions.temperature import divergences
 from settle.data.files import stored_corpus
 from settle.evaluate.calibration import RISKS, CalibrationReport, brier
 from settle.evaluate.compare.sample_size import smallest_visible, unshown
-from settle.evaluate.decisions import ORDERS, Scored, order_changes, score_rows
-from settle.evaluate.word_baseline import naive_bayes
+from settle.evaluate.decisions import ORDERS, Scored, naive_bayes, order_changes, score_rows
 from settle.jobs.settings import TuneSettings
 from settle.jobs.training_stages import restored_data
 from settle.jobs.tuning_stages import TuningContext

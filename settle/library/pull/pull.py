@@ -11,15 +11,25 @@ from pathlib import Path
 
 from settle.base.errors import FormatError, SettleError, UsageError, cannot_write
 from settle.base.event_log import Events
-from settle.base.events import Say
+from settle.base.events import Listing, ResultReady, Say, Warn
 from settle.base.files import sweep_leftovers
 from settle.base.run import NAME
-from settle.formats.gguf import read_gguf
+from settle.base.words.amounts import amount
+from settle.formats.gguf import embeds, read_gguf
 from settle.library.catalogue import catalogue, catalogue_file
 from settle.library.pull import hub, neighbours, wheels
 from settle.library.pull.bert import bert_to_gguf, is_bert
 from settle.library.pull.offer import Offer
-from settle.library.store import StoredModel, add_model, find_model, model_name, stamp_of, store
+from settle.library.store import (
+    StoredModel,
+    add_model,
+    all_models,
+    damaged_models,
+    find_model,
+    model_name,
+    stamp_of,
+    store,
+)
 from settle.model.pretrained import Pretrained
 from settle.model.source import Kind, Source, hash_of
 
@@ -176,3 +186,48 @@ def _room(folder: Path) -> Iterator[None]:
         if isinstance(e, SettleError) or e.filename is not None and not str(e.filename).startswith(str(folder)):
             raise
         raise cannot_write(folder, e) from None
+
+
+def list_available(events: Events) -> None:
+    """List the models of the store, of other programs on this machine, and of the catalogue."""
+    for error in damaged_models():
+        events.emit(Warn(text=str(error)))
+    models, others = all_models(), list(neighbours.neighbours())
+    taken = {m.origin for m in models}
+    rows = [[m.name, "here", m.origin, m.license] for m in models]
+    rows += [[n.name, n.where, "", ""] for n in others if f"{n.where}:{n.name}" not in taken]
+    rows += [[name, "wheel", e.about, e.license] for name, e in catalogue().items() if f"wheel:{name}" not in taken]
+    events.emit(Listing(columns=("name", "where", "what", "license"), rows=rows, note="`settle pull NAME` gets one"))
+    listed = [{"name": m.name, "path": str(m.path), "sha256": m.sha256, "origin": m.origin} for m in models]
+    events.emit(ResultReady(result={"models": listed, "others": [{"where": n.where, "name": n.name} for n in others]}))
+
+
+def show_offer(what: str, name: str | None, events: Events) -> None:
+    """Show where a model would come from, what it takes, and its name; nothing is fetched.
+
+    Raises what `find_offer` raises.
+    """
+    offer = find_offer(what)
+    facts, here = offer.facts(), known_already(name or offer.name)
+    size = "its size is only known as it is fetched" if facts.num_bytes is None else amount(facts.num_bytes, "bytes")
+    takes = f"{size}, from {facts.host}" if facts.host else "on this machine already, and linked from there"
+    text = f"{offer.origin}: {takes}; it would be called {name or offer.name}"
+    events.emit(Say(text=text + (f", which is {here.origin} now" if here else "")))
+    result = {"name": name or offer.name, "origin": offer.origin, "host": facts.host, "bytes": facts.num_bytes,
+              "files": list(facts.files), "license": offer.license, "here": here.origin if here else None}  # fmt: skip
+    events.emit(ResultReady(result=result))
+
+
+def usage_of(model: StoredModel) -> str:
+    """Say what can be done with a model, in a line."""
+    if model.kind == "gguf" and embeds(read_gguf(model.path).metadata):
+        return "`settle index` finds documents with it, and `settle serve` gives its vectors at /v1/embeddings"
+    try:
+        opened = Pretrained.open(model.source)
+    except SettleError as e:
+        return f"`settle chat {model.name}` talks to it, and it cannot be tuned: {e.what}"
+    millions = opened.part.num_parameters / 1e6
+    return (
+        f"{millions:,.0f} M parameters ({opened.part.model_type}); "
+        f"`settle chat {model.name}` talks to it, `settle tune {model.name} FILE` tunes it"
+    )

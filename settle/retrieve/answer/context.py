@@ -1,6 +1,6 @@
 """Passages → the numbered sources of a prompt: neighbours joined, in the order that suits small models.
 
-Every passage is tokenized by itself (see `settle.infer.safe_prompt`), so the tokens of a prompt are the sum of its
+Every passage is tokenized by itself (see `settle.infer.prompt_encoder`), so the tokens of a prompt are the sum of its
 pieces' tokens, and what fits is known before the model runs.
 """
 

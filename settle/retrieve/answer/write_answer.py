@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from settle.base.errors import UsageError
 from settle.infer.client import LlamaClient
-from settle.infer.safe_prompt import Fence, Turn
+from settle.infer.prompt_encoder import Fence, Turn
 from settle.retrieve.answer.context import TOKENS, Packed, pack
 from settle.retrieve.index.collection import Collection
 from settle.retrieve.index.words import words

@@ -12,8 +12,8 @@ import aiohttp
 from settle.base.errors import EngineError, SettleError
 from settle.formats.gguf import read_gguf
 from settle.formats.lora_gguf import read_lora, require_fit
+from settle.infer.child_model import needed_bytes
 from settle.infer.child_process import SPARE_BYTES, Child, Load, load_seconds
-from settle.infer.context import needed_bytes
 from settle.library.facts import Facts, Use
 from settle.library.store import stamp_of
 from settle.machine import memory, resident

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from settle.base.errors import DataError
 from settle.data.decisions.answers import Answer
 from settle.data.decisions.questions import Question
-from settle.infer.decisions.llama_form import PATH, LlamaForm
+from settle.infer.decisions.decider import PATH, LlamaForm
 from settle.server.models.model_entry import ModelEntry, make_file
 from settle.server.models.model_facts import facts
 from settle.server.models.model_pool import ModelPool

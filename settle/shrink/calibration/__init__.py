@@ -7,15 +7,26 @@ has more.
 Letters: W windows, L ids of a window.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import cache
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
 
 from settle.base.errors import DataError
+from settle.base.event_log import Events
 from settle.base.tokenizer import Tokenizer
+from settle.data.files import find_files
+from settle.data.layouts import Example
+from settle.data.ledger import Ledger
+from settle.data.rows.prepare import RowCorpus, prepare_rows
+from settle.data.rows.read_rows import ExampleReader
+from settle.data.settings import ColumnSettings, RowSettings
+from settle.data.store import TokenStore
+from settle.data.windows import Windows, first_texts, text_windows
+from settle.data.workspace import workspace
 
 NAME = "settle's own calibration text"
 BETWEEN = "\n=====\n"  # between the passages of a file
@@ -107,3 +118,187 @@ def familiarity(ids: np.ndarray, others: np.ndarray) -> tuple[float, float]:
     starts = np.linspace(0, len(others) - size, 4).astype(int)
     shares = [float(np.isin(second_half, others[start : start + size]).mean()) for start in starts]
     return max(shares), float(np.isin(second_half, ids[:middle][:size]).mean())
+
+
+WINDOW = 512  # ids of a window that a model is judged on, where it knows so many
+CALIBRATION_TOKENS = 8_192
+HELD_OUT_TOKENS = 16_384
+HELD_OUT_SHARE = 0.22  # half as much again selects
+PASSAGE = 3000  # characters that a plain text is cut into
+EVERY = 3  # every third text is held out, where the texts are not the person's own files
+
+
+@dataclass(frozen=True)
+class CalibrationData:
+    """calibration: windows of ids that importance and sensitivity are measured on. fitted: text that may be
+    fitted to, all of it. selection: windows that files are chosen by, each of `window` ids at most; texts: the same as
+    text. held_out: windows that the chosen file is judged on; judged: the same as text. examples: held-out rows that
+    ask something, if there are any.
+    """
+
+    name: str
+    calibration: Sequence[np.ndarray]
+    selection: Windows
+    texts: Sequence[str]
+    held_out: Windows
+    judged: Sequence[str]
+    fitted: Sequence[str]
+    window: int
+    examples: Sequence[Example] = ()
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of all ids."""
+        digest = sha256()
+        for windows in (self.calibration, self.selection.ids, self.held_out.ids):
+            for ids in windows:
+                digest.update(np.asarray(ids, "<i4").tobytes() + b"|")
+            digest.update(b"||")
+        return digest.hexdigest()[:16]
+
+    def in_tokens_of(self, tokenizer: Tokenizer) -> "CalibrationData":
+        """The same texts in the ids of a tokenizer with fewer tokens."""
+        windows = calibration_windows(tokenizer, self.fitted, CALIBRATION_TOKENS, min(LENGTH, self.window)).windows
+        selection, held_out = (text_windows(tokenizer, texts, self.window) for texts in (self.texts, self.judged))
+        return replace(self, calibration=windows, selection=selection, held_out=held_out)
+
+
+def calibration_data(
+    inputs: Sequence[str],
+    calibration: Sequence[str],
+    tokenizer: Tokenizer,
+    context: int,
+    events: Events,
+    known: Sequence[str] = (),
+) -> CalibrationData:
+    """inputs: the person's files. calibration: other files to calibrate on. context: the model's context in tokens.
+    known: texts of the kind that the model was trained on, used where there are no inputs; settle's own otherwise.
+
+    Raises DataError for inputs that cannot be used or that hold next to nothing.
+    """
+    window = min(WINDOW, context)
+    if not inputs:
+        name, texts = ("its held-out text", known) if len(known) >= 2 * EVERY else (NAME, calibration_texts())
+        return _of_texts(name, texts, calibration, tokenizer, window, events)
+    plain = _plain_text(inputs, events)
+    if plain is not None:
+        return _of_texts(_named(inputs), plain, calibration, tokenizer, window, events)
+    corpus = _corpus(inputs, tokenizer, window, events)
+    sides = (corpus.selection, corpus.held_out)
+    selection, held_out = (_judged(side, tokenizer) for side in sides)
+    texts, judged = ([tokenizer.decode(ids) for ids in _spread(side, HELD_OUT_TOKENS)] for side in sides)
+    if calibration:
+        calibrated = _calibrated(calibration, tokenizer, window, events, [*texts, *judged])
+    else:
+        windows = [np.asarray(ids, np.int64) for ids in _spread(corpus.train, CALIBRATION_TOKENS)]
+        calibrated = windows, _too_few(windows)
+    examples = list(corpus.examples())
+    fitted = [tokenizer.decode(corpus.train.document(i)) for i in range(corpus.train.num_documents)]
+    return CalibrationData(
+        _named(inputs), calibrated[0], selection, texts, held_out, judged, fitted, window, examples, calibrated[1]
+    )
+
+
+def _of_texts(
+    name: str, passages: Sequence[str], calibration: Sequence[str], tokenizer: Tokenizer, window: int, events: Events
+) -> CalibrationData:
+    kept = [text for number, text in enumerate(passages) if number % EVERY == 0]
+    fitted = [text for number, text in enumerate(passages) if number % EVERY]
+    if calibration:
+        calibrated = _calibrated(calibration, tokenizer, window, events, kept)
+    else:
+        windows = calibration_windows(tokenizer, fitted, CALIBRATION_TOKENS, min(LENGTH, window)).windows
+        calibrated = windows, _too_few(windows)
+    texts, judged = (first_texts(tokenizer, side, HELD_OUT_TOKENS) for side in _halves(kept))
+    selection, held_out = (text_windows(tokenizer, side, window) for side in (texts, judged))
+    return CalibrationData(name, calibrated[0], selection, texts, held_out, judged, fitted, window, (), calibrated[1])
+
+
+def _halves(passages: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Every other passage; of a single one its two halves."""
+    if len(passages) == 1:
+        middle = len(passages[0]) // 2
+        passages = [passages[0][:middle], passages[0][middle:]]
+    return list(passages[::2]), list(passages[1::2])
+
+
+def _calibrated(
+    inputs: Sequence[str], tokenizer: Tokenizer, window: int, events: Events, judged: Sequence[str]
+) -> tuple[list[np.ndarray], tuple[str, ...]]:
+    texts = _plain_text(inputs, events)
+    if texts is None:
+        corpus = _corpus(inputs, tokenizer, window, events)
+        texts = [tokenizer.decode(corpus.train.document(i)) for i in range(corpus.train.num_documents)]
+    cut = calibration_windows(tokenizer, texts, CALIBRATION_TOKENS, min(LENGTH, window), judged)
+    return cut.windows, cut.warnings
+
+
+def _plain_text(inputs: Sequence[str], events: Events) -> list[str] | None:
+    """Files of plain text in passages, so that a single file has several; None for examples that ask something."""
+    ledger = Ledger()
+    with workspace() as work:
+        reading = ExampleReader(
+            find_files(list(inputs), work, ledger), ColumnSettings.model_validate({}), ledger, events
+        )
+        passages: list[str] = []
+        for _, _, example in reading.examples():
+            if example.kind != "text":
+                return None
+            passages += _passages(example.text)
+    if not passages:
+        raise DataError(f"there is no text in {_named(inputs)}", "give a file of text or of examples")
+    return passages
+
+
+def _passages(text: str) -> Iterator[str]:
+    """A text in parts of about PASSAGE characters, cut between paragraphs or lines where there are some."""
+    at = 0
+    while at < len(text):
+        end = at + PASSAGE
+        if end < len(text):
+            cuts = (text.rfind(mark, at + PASSAGE // 2, end) for mark in ("\n\n", "\n", " "))
+            end = next((cut for cut in cuts if cut > 0), end)
+        yield text[at:end].strip("\n")
+        at = end
+
+
+def _named(inputs: Sequence[str]) -> str:
+    return ", ".join(Path(path).name for path in inputs[:3]) + (", …" if len(inputs) > 3 else "")
+
+
+def _corpus(inputs: Sequence[str], tokenizer: Tokenizer, window: int, events: Events) -> RowCorpus:
+    settings = RowSettings.model_validate({"held_out": HELD_OUT_SHARE, "max_tokens": window, "most_too_long": 1.0})
+    corpus = prepare_rows(list(inputs), tokenizer, settings, events)
+    if any(
+        side.num_tokens < 2 * side.num_documents or not side.num_documents
+        for side in (corpus.selection, corpus.held_out)
+    ):
+        raise DataError("there is too little text to judge a model by", "give more of it, or none: settle brings some")
+    return corpus
+
+
+def _judged(store: TokenStore, tokenizer: Tokenizer) -> Windows:
+    ids = [document.tolist() for document in _spread(store, HELD_OUT_TOKENS)]
+    lengths = tokenizer.byte_length
+    num_bytes = np.array([int(lengths[np.asarray(window[1:])].sum()) for window in ids])
+    return Windows(ids, np.arange(len(ids)), num_bytes)
+
+
+def _spread(store: TokenStore, most_tokens: int) -> Iterator[np.ndarray]:
+    """Documents of a store, evenly over it, about `most_tokens` in all."""
+    step = max(1, round(store.num_tokens / most_tokens))
+    for index in range(0, store.num_documents, step):
+        document = store.document(index)
+        if len(document) > 1:
+            yield document
+
+
+def _too_few(windows: Sequence[np.ndarray]) -> tuple[str, ...]:
+    number = sum(map(len, windows))
+    if number >= CALIBRATION_TOKENS // 2:
+        return ()
+    return (
+        f"your text is short to calibrate on: {number:,} tokens, where {CALIBRATION_TOKENS // 2:,} or more tell chance "
+        "apart; --calibration takes another text like it",
+    )

@@ -9,8 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from settle.shrink.activations.layer_activations import LayerWalk
-from settle.shrink.activations.least_squares import eliminate, error, gram
+from settle.shrink.activations.layer_activations import LayerWalk, eliminate, error, gram
 from settle.shrink.prunable_model import PrunableModel, in_layer
 from settle.shrink.pruners import OnProgress
 

@@ -16,10 +16,9 @@ from settle.base.errors import DataError, UsageError
 from settle.base.tokenizer import Tokenizer
 from settle.data.tokenizer.pretrained import PretrainedTokenizer
 from settle.formats.gguf import read_gguf
-from settle.shrink.cut_gguf import cut_rows
 from settle.shrink.prunable_model import PrunableModel
 from settle.shrink.pruners import OnProgress, Pruned, Pruner, always
-from settle.shrink.vocabulary import Tokens, counted, cut_tokenizer, scripts_of
+from settle.shrink.vocabulary import Tokens, counted, cut_rows, cut_tokenizer, scripts_of
 
 TABLES = ("model.embed_tokens.weight", "lm_head.weight")
 _STEP = 64  # the number of tokens is a multiple of it, so that products with the table have whole tiles

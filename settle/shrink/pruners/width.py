@@ -19,8 +19,7 @@ from settle.model.architectures import Architecture
 from settle.model.decoder import Decoder
 from settle.model.layers.decoder_layer import MLP
 from settle.model.layers.linear import RMSNorm
-from settle.shrink.activations.layer_activations import READ_BY, LayerActivations, LayerWalk
-from settle.shrink.activations.least_squares import error, gram, refitted
+from settle.shrink.activations.layer_activations import READ_BY, LayerActivations, LayerWalk, error, gram, refitted
 from settle.shrink.prunable_model import PrunableModel, in_layer, require_dense, require_loadable
 from settle.shrink.pruners import OnProgress, Pruned, Pruner, always, num_kept
 from settle.shrink.pruners._columns import spread_out

@@ -5,7 +5,7 @@ from typing import Protocol
 
 from settle.base.registry import Part
 from settle.formats import Weights
-from settle.shrink.types.cost_table import CostTable
+from settle.shrink.types.budget import CostTable
 from settle.shrink.types.imatrix import Importance
 
 

@@ -6,7 +6,7 @@ Nothing of a mix of llama.cpp's is in it, so it only ties with one where that ha
 from pydantic import Field
 
 from settle.shrink.quantizers import Quantizer, QuantizerInput
-from settle.shrink.types.choose_types import cheapest_types
+from settle.shrink.types.budget import cheapest_types
 
 
 class Auto(Quantizer):

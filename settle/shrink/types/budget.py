@@ -9,10 +9,51 @@ Letters: S sums of bytes.
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 
-from settle.base.errors import UsageError
+from settle.base.errors import DataError, UsageError
+from settle.base.files import read_json, write_json
+from settle.formats import Weights
+from settle.formats.gguf.types import GGML
+from settle.shrink.types.quantize_file import file_bytes
+
+
+@dataclass(frozen=True)
+class CostTable:
+    """costs: tensor → type → nats per token. num_bytes: tensor → type → bytes. about: how it was measured."""
+
+    costs: Mapping[str, Mapping[str, float]]
+    num_bytes: Mapping[str, Mapping[str, int]]
+    about: Mapping[str, object] = field(default_factory=dict)
+
+    def predicted(self, kinds: Mapping[str, str]) -> float:
+        """Nats per token that a file with these types diverges. A tensor that stays as it is costs nothing."""
+        return sum(costs[kinds[name]] for name, costs in self.costs.items() if kinds.get(name) in costs)
+
+    def without(self, types: frozenset[str]) -> "CostTable":
+        """The table without some types, for tensors that have another."""
+        left = {name: [k for k in costs if k not in types] or list(costs) for name, costs in self.costs.items()}
+        costs = {name: {k: self.costs[name][k] for k in kinds} for name, kinds in left.items()}
+        sizes = {name: {k: self.num_bytes[name][k] for k in kinds} for name, kinds in left.items()}
+        return CostTable(costs, sizes, self.about)
+
+    def save(self, path: Path) -> None:
+        write_json(path, {"about": self.about, "costs": self.costs, "num_bytes": self.num_bytes})
+
+    @classmethod
+    def open(cls, path: Path) -> "CostTable":
+        """Raises DataError for a file that is no such table."""
+        stored = read_json(path)
+        try:
+            return cls(stored["costs"], stored["num_bytes"], stored["about"])
+        except (KeyError, TypeError):
+            raise DataError(
+                f"{path.name} is no table of sensitivities", "delete it, so that it is measured again"
+            ) from None
+
 
 _MOST_SUMS = 1 << 16
 
@@ -78,3 +119,40 @@ def _unit(sizes: list[int], spare: int, num_tensors: int) -> int:
     if spare // divisor < _MOST_SUMS:
         return divisor
     return max(divisor, spare // max(_MOST_SUMS, 16 * num_tensors))
+
+
+_SLOW_TYPES = frozenset(row.name for row in GGML.values() if row.slow)
+
+
+def cheapest_types(file: Weights, table: CostTable, budget: int, slow_below: float) -> dict[str, str]:
+    """Tensor → type for the file of least predicted divergence that has at most `budget` bytes, header and all.
+
+    slow_below: types that llama.cpp reads slowly, as their values are looked up in tables, are taken where they bring
+    the divergence below this share of what it is without them.
+
+    Raises UsageError naming the smallest file when the budget cannot be met.
+    """
+    smallest = {name: min(sizes, key=lambda k: sizes[k]) for name, sizes in table.num_bytes.items()}
+    least = file_bytes(file, smallest)
+    if least > budget:
+        raise UsageError(
+            f"the smallest file of this model has {least / 1e6:.1f} MB; {budget / 1e6:.1f} MB were asked for",
+            "ask for more, or prune the model first",
+        )
+    spare = budget - least + sum(table.num_bytes[name][kind] for name, kind in smallest.items())
+    best = _within(file, table, budget, spare)
+    try:
+        fast = _within(file, table.without(_SLOW_TYPES), budget, spare)
+    except UsageError:  # only slow types are small enough
+        return best
+    return best if table.predicted(best) < slow_below * table.predicted(fast) else fast
+
+
+def _within(file: Weights, table: CostTable, budget: int, spare: int) -> dict[str, str]:
+    """spare: bytes for the tensors of the table, give or take the padding between them."""
+    while True:
+        kinds = cheapest(table.costs, table.num_bytes, spare)
+        over = file_bytes(file, kinds) - budget
+        if over <= 0:
+            return kinds
+        spare -= over

@@ -20,9 +20,9 @@ from torch import Tensor
 from settle.formats import LazyTensor, Weights
 from settle.formats.gguf.types import GGML, ggml_type
 from settle.model.architectures import Architecture
-from settle.shrink.activations.curvature import BLOCK
+from settle.shrink.activations.importance import BLOCK
 from settle.shrink.types import ggml
-from settle.shrink.types.cost_table import CostTable
+from settle.shrink.types.budget import CostTable
 from settle.shrink.types.imatrix import Importance
 from settle.shrink.types.mixes import quantizable
 

@@ -15,9 +15,8 @@ from settle.base.events import Event, Warn
 from settle.base.registry import Part
 from settle.base.settings import resolve
 from settle.base.visible import visible
-from settle.evaluate.blind.answers import Answers
 from settle.evaluate.blind.preference import FEWEST, list_votes, preferences
-from settle.evaluate.blind.session import BlindSession, engine_beside
+from settle.evaluate.blind.session import Answers, BlindSession, engine_beside
 from settle.evaluate.blind.votes import VOTES, AnswerPair, Ballots, Vote
 from settle.infer.chat_session import ChatSession, Sampling
 from settle.infer.engine import Engine

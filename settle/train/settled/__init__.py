@@ -23,8 +23,7 @@ from typing import Literal, Protocol
 import numpy as np
 
 from settle.base.statistics import FORECAST_LEVEL, LEVEL, NO_ESTIMATE, Interval
-from settle.train.settled.paired_fall import is_noise
-from settle.train.settled.trend import MORE, Posterior, Window
+from settle.train.settled.trend import MORE, Posterior, Window, is_noise
 
 State = Literal["improving", "settled", "learned", "overfitting", "broken"]
 

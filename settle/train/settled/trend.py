@@ -27,6 +27,20 @@ import torch
 
 from settle.base.statistics import Interval
 
+NOISE_STDERRS = 2.0  # a fall of the loss by less than so many standard errors is no learning
+
+
+def is_noise(before: Sequence[float], after: Sequence[float], stderrs: float = NOISE_STDERRS) -> bool:
+    """Whether losses of the same blocks fell by no more than so many standard errors of their mean difference; False of
+    fewer than two blocks."""
+    if len(before) < 2:
+        return False
+    falls = [b - a for b, a in zip(before, after, strict=True)]
+    mean = sum(falls) / len(falls)
+    stderr = math.sqrt(sum((f - mean) ** 2 for f in falls) / (len(falls) - 1) / len(falls))
+    return mean <= stderrs * stderr
+
+
 MORE = 0.10  # the gain is for so many more tokens
 NEXT = math.log1p(MORE)
 MOST_POINTS = 40  # means of neighbouring evaluations are taken where a window has more

@@ -9,7 +9,7 @@ import torch
 
 from settle.formats.gguf import export_gguf
 from settle.infer.engine import Engine
-from settle.infer.live.sample import logprobs
+from settle.infer.live_sampling import logprobs
 from settle.model.architectures import Architecture
 from settle.model.pretrained import Pretrained
 from settle.shrink.prunable_model import PrunableModel

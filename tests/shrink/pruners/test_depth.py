@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from settle.base.errors import UsageError
-from settle.infer.live.sample import logprobs
+from settle.infer.live_sampling import logprobs
 from settle.shrink.activations.layer_activations import LayerWalk, kl
 from settle.shrink.prunable_model import PrunableModel
 from settle.shrink.pruners.depth import Depth, without

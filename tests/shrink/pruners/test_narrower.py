@@ -5,9 +5,8 @@ import torch
 
 from settle.base.errors import DataError, UsageError
 from settle.base.registry import parts
-from settle.infer.live.sample import logprobs
-from settle.shrink.activations.layer_activations import LayerWalk, kl
-from settle.shrink.activations.least_squares import eliminate, error, gram, refitted
+from settle.infer.live_sampling import logprobs
+from settle.shrink.activations.layer_activations import LayerWalk, eliminate, error, gram, kl, refitted
 from settle.shrink.prunable_model import PrunableModel
 from settle.shrink.pruners import Pruner, kept_number
 from settle.shrink.pruners.channels import Channels

@@ -10,9 +10,8 @@ import torch
 from settle.base.errors import UsageError
 from settle.model.architectures.llama import Llama
 from settle.model.layers.linear import Stack
-from settle.shrink.activations.curvature import _drawn
-from settle.shrink.activations.importance import observed
-from settle.shrink.activations.least_squares import eliminate, error, gram, refitted, ridged
+from settle.shrink.activations.importance import _drawn, observed
+from settle.shrink.activations.layer_activations import eliminate, error, gram, refitted, ridged
 from settle.shrink.pruners import FEWEST_WINDOWS, PASSES, kept_number, num_kept
 from settle.shrink.pruners._columns import _better, spread_out
 from settle.shrink.pruners.channels import Channels

@@ -12,7 +12,7 @@ from settle.evaluate.gate.gate import Reference, run_gate
 from settle.evaluate.gate.held_out import PROSE
 from settle.formats.gguf import read_gguf
 from settle.infer.engine import Engine
-from settle.infer.live.sample import logprobs
+from settle.infer.live_sampling import logprobs
 from settle.model.pretrained import Pretrained
 from settle.shrink.prunable_model import PrunableModel
 from settle.shrink.pruners.vocabulary import Vocabulary, cut_subject

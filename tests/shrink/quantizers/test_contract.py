@@ -11,7 +11,7 @@ from settle.formats import Weights
 from settle.formats.gguf import read_gguf
 from settle.formats.gguf.types import ggml_type
 from settle.shrink.quantizers import Quantizer
-from settle.shrink.types.cost_table import CostTable
+from settle.shrink.types.budget import CostTable
 from settle.shrink.types.imatrix import Importance
 from settle.shrink.types.mixes import quantizable
 from settle.shrink.types.quantize_file import file_bytes, quantize_gguf

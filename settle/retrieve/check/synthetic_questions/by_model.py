@@ -7,7 +7,7 @@ one, in its own words, and most of its weight is in words of the passage, so tha
 import re
 
 from settle.infer.client import LlamaClient
-from settle.infer.safe_prompt import Fence, Turn
+from settle.infer.prompt_encoder import Fence, Turn
 
 LONGEST = 40  # tokens of a question
 _READ = 1200  # characters of a passage
