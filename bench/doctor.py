@@ -22,12 +22,12 @@ from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
 
-import settle.doctor.examine
 from settle.base.errors import SettleError, UsageError
 from settle.base.event_log import Events
 from settle.base.files import write_json
 from settle.base.run import Run, free_name
 from settle.cli import main as main_of_settle
+from settle.doctor import examine as examining
 from settle.doctor.answerers.local_model import LocalModel
 from settle.doctor.checks import Check, proposed_trial
 from settle.doctor.examine import LOOK_SECONDS, check_name, checks_for, examine
@@ -65,7 +65,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=LOOK_SECONDS, help="of a look: more on a machine that is busy")
     parser.add_argument("--out", type=Path)
     asked = parser.parse_args()
-    settle.doctor.examine.LOOK_SECONDS = asked.seconds
+    examining.LOOK_SECONDS = asked.seconds
     rows = []
     for name in asked.models:
         subject = find_subject(name, Running())

@@ -1,6 +1,6 @@
 """Files of a model: a copy with other metadata, which proves and fixes a failure, and other files of the same model."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from settle.base.errors import SettleError, UsageError
@@ -15,14 +15,15 @@ from settle.library.reference import ModelRef
 from settle.library.resolve import all_refs
 from settle.model.source import Source
 
+Changes = Mapping[str, str | float | bool | Sequence[str] | None]  # of metadata, by key; None leaves it out
 MOST_FILES = 12  # of a folder, and of the store
 
 
 class MetadataCheck(Check[ModelFile, D]):
     """A failure in a file's metadata: proven and fixed by a copy of the file with other values."""
 
-    def changes(self, finding: Finding[D], subject: ModelFile) -> Mapping[str, object]:
-        """Return the metadata that fixes a finding; None leaves a key out."""
+    def changes(self, finding: Finding[D], subject: ModelFile) -> Changes:
+        """Return the metadata that fixes a finding."""
         raise NotImplementedError
 
     def fixed_file(self, finding: Finding[D], subject: ModelFile, folder: Path) -> Path:
@@ -74,7 +75,7 @@ def _shapes(weights: Weights) -> Mapping[str, tuple[int, ...]]:
     return {name: tensor.shape for name, tensor in weights.tensors.items()}
 
 
-def _changes_text(changes: Mapping[str, object]) -> str:
+def _changes_text(changes: Changes) -> str:
     return ", ".join(f"no {key}" if value is None else f"{key} = {_short(value)}" for key, value in changes.items())
 
 

@@ -38,7 +38,7 @@ def test_the_share_of_words_that_were_said_before():
 
 def test_the_fix_of_passages_that_are_not_read():
     def fix(fewer, other=None):
-        return missed_passage._reading_fix(missed_passage.Stage(stage="unread", fewer=fewer, other=other), "docs")
+        return missed_passage._reading_fix(missed_passage.Unread(stage="unread", k=4, fewer=fewer, other=other), "docs")
 
     assert fix(3).command.endswith("--k 3") and "3 passages" in fix(3).what
     assert fix(1, "big").command.endswith("--k 1") and fix(None, "big").command.endswith("--model big")

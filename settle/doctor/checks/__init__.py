@@ -5,6 +5,8 @@ from pathlib import Path
 from types import GenericAlias
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, cast, get_args
 
+from pydantic import TypeAdapter
+
 from settle.base.errors import UsageError
 from settle.base.registry import Part
 from settle.doctor.findings import D, Details, Finding, Fix
@@ -24,7 +26,7 @@ class Check(Part, Generic[S, D]):
     number: ClassVar[int]  # by which `--prove` calls it; never reused
     symptom: ClassVar[str]  # what a user sees
     about: ClassVar[type[Subject]]  # S
-    details: ClassVar[type[Details]]  # D
+    details: ClassVar[Any]  # D, which may be a union of kinds
     seconds: ClassVar[float] = 1.0  # that the look takes at most on a small model
     is_vital: ClassVar[bool] = False  # it looks however long the others took: what it finds makes every answer wrong
 
@@ -38,7 +40,7 @@ class Check(Part, Generic[S, D]):
         for argument in get_args(cls.__dict__.get("__orig_bases__", (None,))[0]):
             if isinstance(argument, type) and issubclass(argument, Subject):
                 cls.about = argument
-            elif isinstance(argument, type) and issubclass(argument, Details):
+            elif not isinstance(argument, TypeVar):
                 cls.details = argument
 
     def detect(self, subject: S) -> Iterator[Finding[D]]:
@@ -58,7 +60,7 @@ class Check(Part, Generic[S, D]):
 
     def finding(self, what: str, *evidence: str, strength: float, details: D | None = None) -> Finding[D]:
         """Return a finding of this check."""
-        return Finding(self.part_name(), what, evidence, strength, details or cast(D, self.details()))
+        return Finding(self.part_name(), what, evidence, strength, details or cast(D, Details()))
 
     @classmethod
     def view_of(cls, subject: Subject) -> S | None:
@@ -82,7 +84,7 @@ def proposed_fix(finding: Finding[Any], subject: Subject) -> Fix:
 
 def finding_of(check: str, what: str, evidence: tuple[str, ...], strength: float, details: object) -> Finding[Any]:
     """Return a finding that JSON held. Raises ValueError for details that are not its check's."""
-    return Finding(check, what, evidence, strength, Check.part(check).details.model_validate(details))
+    return Finding(check, what, evidence, strength, TypeAdapter(Check.part(check).details).validate_python(details))
 
 
 def _check(finding: Finding[Any]) -> type[AnyCheck]:

@@ -13,6 +13,7 @@ from settle.base.run import Run
 from settle.base.run.course import RunCourse
 from settle.base.settings import read_recipe
 
+Recipe = Mapping[str, object]  # values of settings by name, as recipe.toml holds them
 COMMANDS = ("train", "tune")  # whose runs can be trained again in short
 
 
@@ -90,7 +91,7 @@ class TrainingFacts:
 
     run: Run
     corpus: str  # fingerprint of the tokens that it learned from
-    recipe: Mapping[str, object]  # what was asked
+    recipe: Recipe  # what was asked
     base: Path | None  # file that it was tuned from, None for a model from scratch
     rate: float  # learning rate
     rate_is_asked: bool
@@ -166,7 +167,7 @@ def _known(facts: F | None, run: Run) -> F:
     return facts
 
 
-def _recipe(run: Run, plan: PlanRecord) -> dict[str, object]:
+def _recipe(run: Run, plan: PlanRecord) -> Recipe:
     try:
         return read_recipe(run.path / "recipe.toml")
     except SettleError:

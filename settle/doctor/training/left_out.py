@@ -14,7 +14,7 @@ from settle.data.rows.prepare import prepared_rows
 from settle.data.rows.render import Rendered, Renderer
 from settle.data.rows.supervision import Supervision
 from settle.data.tokenizer.pretrained import PretrainedTokenizer
-from settle.doctor.training.facts import TrainingFacts, TunedFacts
+from settle.doctor.training.facts import Recipe, TrainingFacts, TunedFacts
 from settle.doctor.training.rows import LONGEST
 from settle.doctor.trial import Item
 from settle.formats.gguf import read_gguf
@@ -57,7 +57,7 @@ def left_out(facts: TunedFacts) -> LeftOut | None:
     return LeftOut(items, share, marked) if share >= LEAST_SHARE else None
 
 
-def with_all_answers(facts: TrainingFacts, folder: Path, marked: bool) -> dict[str, object]:
+def with_all_answers(facts: TrainingFacts, folder: Path, marked: bool) -> Recipe:
     """Return a recipe by which the run learns every answer; rows that leave some out are written anew to `folder`."""
     rows = facts.recipe.get("rows")
     recipe = {**facts.recipe, "rows": {**(rows if isinstance(rows, Mapping) else {}), "supervise": "assistant"}}

@@ -11,6 +11,7 @@ from settle.base.child.line_child import LineChild
 from settle.base.child.python_command import module_command
 from settle.base.errors import ResourceError, RunError
 from settle.doctor.held_side import HeldSide, typed
+from settle.doctor.training.facts import Recipe
 from settle.doctor.trial import Item
 
 CHILD = "settle.doctor.training.step_child"
@@ -21,7 +22,7 @@ class Steps:
     """Which steps are taken, and how. Without `limit` and `free` they get whatever memory there is."""
 
     command: str
-    recipe: Mapping[str, object]
+    recipe: Recipe
     folder: str  # for what the run needs meanwhile
     steps: int  # of the run, among which the largest are taken first
     micro_batches: int | None = None  # parts of a step that go through the model one after the other; None: as it was

@@ -9,7 +9,7 @@ from settle.base.files import write_atomic
 from settle.base.run import Run
 from settle.base.settings import recipe_text
 from settle.doctor.findings import Fix
-from settle.doctor.training.facts import TrainingFacts, TunedFacts
+from settle.doctor.training.facts import Recipe, TrainingFacts, TunedFacts
 from settle.doctor.training.rows import Served
 
 TRAINING_SECONDS = 60.0  # that one side of a proof may train
@@ -33,7 +33,7 @@ def training_seconds(facts: TrainingFacts, steps: int) -> float:
     return steps * (facts.step_seconds or 3.0) + LOADING_SECONDS
 
 
-def with_rate(recipe: Mapping[str, object], rate: float) -> dict[str, object]:
+def with_rate(recipe: Recipe, rate: float) -> Recipe:
     """Return a recipe with another learning rate."""
     optimizer = recipe.get("optimizer")
     own = dict(optimizer) if isinstance(optimizer, Mapping) else {"name": optimizer} if optimizer else {}
@@ -47,7 +47,7 @@ def usual_rate(facts: TrainingFacts) -> float:
     return USUAL_RATE["full" if facts.whole else "adapter"]
 
 
-def retrained(facts: TrainingFacts, recipe: Mapping[str, object], steps: int, folder: Path) -> Callable[[], Served]:
+def retrained(facts: TrainingFacts, recipe: Recipe, steps: int, folder: Path) -> Callable[[], Served]:
     """Return what makes the run again by `recipe`, `steps` steps long, in `folder`, where it is not there yet."""
 
     def make() -> Served:
@@ -69,7 +69,7 @@ def served_by(run: Run) -> Served:
     return served
 
 
-def short_run_of(command: str, recipe: Mapping[str, object], run: Run) -> None:
+def short_run_of(command: str, recipe: Recipe, run: Run) -> None:
     """Train by `recipe` in the folder of `run`, without forecast, proof and gate. Raises SettleError."""
     _short_runs().short_run(command, recipe, run)
 
@@ -94,7 +94,7 @@ def _short_runs() -> ModuleType:
     return short_run
 
 
-def recipe_fix(run: Run, recipe: Mapping[str, object], what: str) -> Fix:
+def recipe_fix(run: Run, recipe: Recipe, what: str) -> Fix:
     """Return the fix that writes a changed recipe into this folder, for the user to run. what: in the imperative."""
     out = Path.cwd() / f"{run.name}-fixed.toml"
     command = f"settle {run.command} --recipe {out.name}"
@@ -109,6 +109,6 @@ def recipe_fix(run: Run, recipe: Mapping[str, object], what: str) -> Fix:
     return Fix(what, command, write, undo=lambda: out.unlink(missing_ok=True))
 
 
-def _inputs(recipe: Mapping[str, object]) -> list[object]:
+def _inputs(recipe: Recipe) -> list[object]:
     inputs = recipe.get("inputs")
     return list(inputs) if isinstance(inputs, list | tuple) else []

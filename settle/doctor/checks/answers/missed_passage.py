@@ -54,16 +54,38 @@ CONTEXT = 2048  # tokens: passages take 1,536 at most
 _WORD = re.compile(r"\w+")
 
 
-class Stage(Details):
-    """Where a passage is lost."""
+class NotIndexed(Details):
+    """Documents that are not in the index as they are now."""
 
-    stage: Literal["index", "cut", "k", "unread"]
-    paths: list[str] = []  # of documents that are not in the index as they are now
-    tokens: int = 0  # of a passage that is too small
-    k: int = 0  # passages that an answer is made from
-    wider: int = 0  # passages among which it is found
-    fewer: int | None = None  # passages that are read
-    other: str | None = None  # a larger model that may read them
+    stage: Literal["index"]
+    paths: list[str]
+
+
+class Torn(Details):
+    """Passages that are too small to say a whole thing."""
+
+    stage: Literal["cut"]
+    tokens: int  # of a passage
+
+
+class TooFew(Details):
+    """A passage that comes after the first `k`, and is among `wider`."""
+
+    stage: Literal["k"]
+    k: int
+    wider: int
+
+
+class Unread(Details):
+    """A passage among the first `k` that the model does not read."""
+
+    stage: Literal["unread"]
+    k: int
+    fewer: int | None  # passages that it reads
+    other: str | None = None  # a larger model, which may read them
+
+
+Stage = NotIndexed | Torn | TooFew | Unread  # at which a passage is lost
 
 
 class MissedPassage(Check[IndexedDocuments, Stage]):
@@ -86,7 +108,7 @@ class MissedPassage(Check[IndexedDocuments, Stage]):
                 f"{len(unread)} documents are new or changed since they were indexed",
                 f"not in the index as they are now: {', '.join(Path(path).name for path in unread[:3])}",
                 strength=0.9,
-                details=Stage(stage="index", paths=unread),
+                details=NotIndexed(stage="index", paths=unread),
             )
         words = sorted(len(text.split()) for text in passages)
         if tokens and tokens < SMALL and words and words[len(words) // 2] < SMALL:
@@ -94,7 +116,7 @@ class MissedPassage(Check[IndexedDocuments, Stage]):
                 f"documents are cut into passages of {tokens} tokens, which are torn from what they belong to",
                 f"an answer is made from {subject.running.passages} of them, so from some {tokens} tokens each",
                 strength=0.7,
-                details=Stage(stage="cut", tokens=tokens),
+                details=Torn(stage="cut", tokens=tokens),
             )
             return
         k = subject.running.passages
@@ -104,7 +126,7 @@ class MissedPassage(Check[IndexedDocuments, Stage]):
                 f"an answer is made from the first {_passages(k)}, and the right one often comes later",
                 f"it is further down in {late} of {len(ranks)} questions made from the documents",
                 strength=0.4 + late / len(ranks) / 2,
-                details=Stage(stage="k", k=k, wider=max(DEPTH, 2 * k)),
+                details=TooFew(stage="k", k=k, wider=max(DEPTH, 2 * k)),
             )
         elif subject.reader is not None and len(questions) >= FACTS:
             yield from self._unread(subject, subject.reader, [question.text for question in questions[:FACTS]])
@@ -127,23 +149,23 @@ class MissedPassage(Check[IndexedDocuments, Stage]):
         what = f"{reader.name} does not read the last of {_passages(k)}"
         if dropped:
             what = f"of {_passages(k)} {dropped} find no room in the prompt"
-        details = Stage(stage="unread", k=k, fewer=fewer)
+        details = Unread(stage="unread", k=k, fewer=fewer)
         if fewer is None:
             what = f"{reader.name} does not read the passages that it is given"
-            details = Stage(stage="unread", k=k, fewer=fewer, other=_larger(reader))
+            details = Unread(stage="unread", k=k, fewer=fewer, other=_larger(reader))
         yield self.finding(what, seen, strength=0.8, details=details)
 
     def trial(self, finding: Finding[Stage], subject: IndexedDocuments, folder: Path) -> Trial | None:
         k, found = subject.running.passages, finding.details
-        if found.stage == "unread":
+        if isinstance(found, Unread):
             return _reading_trial(found, subject)
-        if found.stage == "k":
+        if isinstance(found, TooFew):
             wider = found.wider
             with _opened(subject) as collection:
                 items = [_item(collection, question) for question in make(collection, MADE, seed=2)]
             sides = (_Search(_passages(k), subject, None, k), _Search(f"{wider} passages", subject, None, wider))
             knob = f"{wider} passages in place of {k}"
-        elif found.stage == "cut":
+        elif isinstance(found, Torn):
             if _is_remote(subject):
                 return None  # a store of others is looked at, and not filled
             torn, whole = _recut(subject, folder)
@@ -179,11 +201,11 @@ class MissedPassage(Check[IndexedDocuments, Stage]):
 
     def fix(self, finding: Finding[Stage], subject: IndexedDocuments) -> Fix:
         found = finding.details
-        if found.stage == "index":
+        if isinstance(found, NotIndexed):
             return Fix("index what changed", f"settle index {subject.name}")
-        if found.stage == "cut":
+        if isinstance(found, Torn):
             return Fix("cut the documents anew", f"settle index {subject.name} --anew --chunker.tokens {USUAL}")
-        if found.stage == "unread":
+        if isinstance(found, Unread):
             return _reading_fix(found, subject.name)
         return Fix(f"ask with {found.wider} passages", f'settle ask {subject.name} "…" --k {found.wider}')
 
@@ -292,7 +314,7 @@ def _larger(reader: ModelRef) -> str | None:
     return max(fitting, key=fitting.__getitem__, default=None)
 
 
-def _reading_trial(found: Stage, subject: IndexedDocuments) -> Trial | None:
+def _reading_trial(found: Unread, subject: IndexedDocuments) -> Trial | None:
     """Return the A/B of facts in fewer passages, or read by another model."""
     k, fewer, other, reader = found.k, found.fewer, found.other, subject.reader
     with _opened(subject) as collection:
@@ -319,7 +341,7 @@ def _reading_trial(found: Stage, subject: IndexedDocuments) -> Trial | None:
     )
 
 
-def _reading_fix(found: Stage, name: str) -> Fix:
+def _reading_fix(found: Unread, name: str) -> Fix:
     if found.fewer is not None:
         return Fix(f"ask with {found.fewer} passages", f'settle ask {name} "…" --k {found.fewer}')
     if found.other is not None:

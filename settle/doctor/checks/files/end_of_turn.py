@@ -2,7 +2,7 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import ClassVar
 
@@ -11,7 +11,7 @@ from settle.doctor.findings import Details, Finding
 from settle.doctor.held_side import HeldSide
 from settle.doctor.known_answers import KNOWN_ANSWERS, PROSE, KnownAnswer
 from settle.doctor.likelihood import answer_item, known_answer, reader_of, strength_of
-from settle.doctor.model_files import MetadataCheck
+from settle.doctor.model_files import Changes, MetadataCheck
 from settle.doctor.subject import ModelFile
 from settle.doctor.trial import FEWEST_ITEMS, Item, Trial
 from settle.formats.gguf.metadata import TOKENS, texts
@@ -79,7 +79,7 @@ class EndOfTurn(MetadataCheck[OwnEnd]):
             seconds=2.0,
         )
 
-    def changes(self, finding: Finding[OwnEnd], subject: ModelFile) -> Mapping[str, object]:
+    def changes(self, finding: Finding[OwnEnd], subject: ModelFile) -> Changes:
         return {EOS: finding.details.end, EOT: finding.details.end}
 
 

@@ -1,6 +1,6 @@
 """The token that opens a text is missing, or is there where the model was trained without it."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import ClassVar
 
@@ -19,7 +19,7 @@ from settle.doctor.likelihood import (
     reader_of,
     strength_of,
 )
-from settle.doctor.model_files import MetadataCheck
+from settle.doctor.model_files import Changes, MetadataCheck
 from settle.doctor.subject import ModelFile
 from settle.doctor.trial import Item, Trial
 from settle.infer.engine import Engine
@@ -86,7 +86,7 @@ class OpeningToken(MetadataCheck[Opening]):
             seconds=0.3,
         )
 
-    def changes(self, finding: Finding[Opening], subject: ModelFile) -> Mapping[str, object]:
+    def changes(self, finding: Finding[Opening], subject: ModelFile) -> Changes:
         return {KEY: not finding.details.is_set}
 
 

@@ -1,6 +1,6 @@
 """The file cuts a text into other words, before merging, than the tokenizer that the model was trained with."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import ClassVar
 
@@ -10,7 +10,7 @@ from settle.data.tokenizer.pretrained import PretrainedTokenizer
 from settle.doctor.findings import Details, Finding
 from settle.doctor.known_answers import PROSE, SPELLED
 from settle.doctor.likelihood import GUARDED, LikelihoodSide, Reader, Reading, reader_of, strength_of
-from settle.doctor.model_files import MetadataCheck
+from settle.doctor.model_files import Changes, MetadataCheck
 from settle.doctor.subject import ModelFile
 from settle.doctor.trial import Item, Trial
 from settle.library.facts import Metadata
@@ -72,7 +72,7 @@ class PreTokenizer(MetadataCheck[Cut]):
             seconds=0.5,
         )
 
-    def changes(self, finding: Finding[Cut], subject: ModelFile) -> Mapping[str, object]:
+    def changes(self, finding: Finding[Cut], subject: ModelFile) -> Changes:
         key, value = _setting(finding.details.way)
         return {key: value}
 
@@ -103,9 +103,7 @@ def _losses(reader: Reader) -> tuple[float, dict[str, float]]:
 def _cuts(metadata: Metadata, texts: Sequence[str]) -> dict[str, list[list[int]]]:
     """Return the ids of texts in each way that there is."""
     if metadata.get(MODEL) == "llama":
-        changes: dict[str, dict[str, object]] = {
-            name: {SPACE_PREFIX: name == "space"} for name in ("space", "no space")
-        }
+        changes: dict[str, Changes] = {name: {SPACE_PREFIX: name == "space"} for name in ("space", "no space")}
     elif metadata.get(MODEL) == "gpt2":
         changes = {name: {PRE: name} for name in _plausible(metadata)}
     else:
@@ -143,7 +141,7 @@ def _per_byte(reader: Reader, ids: Sequence[int], text: str) -> float:
     return float(reader.losses(Reading(ids, 1)).sum()) / len(text.encode())
 
 
-def _setting(way: str) -> tuple[str, object]:
+def _setting(way: str) -> tuple[str, str | bool]:
     return (SPACE_PREFIX, way == "space") if way in ("space", "no space") else (PRE, way)
 
 

@@ -2,7 +2,7 @@
 
 import random
 import tempfile
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import ClassVar, NamedTuple
 
@@ -18,7 +18,7 @@ from settle.doctor.likelihood import (
     strength_of,
     text_reading,
 )
-from settle.doctor.model_files import MetadataCheck
+from settle.doctor.model_files import Changes, MetadataCheck
 from settle.doctor.subject import ModelFile
 from settle.doctor.trial import Item, Trial
 from settle.formats.gguf import read_gguf
@@ -104,7 +104,7 @@ class Rope(MetadataCheck[Positions]):
             )
         return super().fix(finding, subject)
 
-    def changes(self, finding: Finding[Positions], subject: ModelFile) -> Mapping[str, object]:
+    def changes(self, finding: Finding[Positions], subject: ModelFile) -> Changes:
         return _changes(subject.model, finding.details.change)
 
 
@@ -207,7 +207,7 @@ def _others(metadata: Metadata) -> dict[str, Overrides]:
     return others | {f"factor {changed:g}": Overrides(rope_scale=1 / changed)}
 
 
-def _changes(model: ModelRef, change: str) -> dict[str, object]:
+def _changes(model: ModelRef, change: str) -> Changes:
     """Return the changes of the metadata for a change by its name."""
     metadata = read_gguf(model.weights).metadata
     what, _, value = change.partition(" ")

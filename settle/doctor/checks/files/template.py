@@ -1,6 +1,6 @@
 """The chat template writes turns in another way than the model was trained on."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import ClassVar, NamedTuple
 
@@ -22,7 +22,7 @@ from settle.doctor.likelihood import (
     reader_of,
     strength_of,
 )
-from settle.doctor.model_files import MetadataCheck
+from settle.doctor.model_files import Changes, MetadataCheck
 from settle.doctor.subject import ModelFile
 from settle.doctor.trial import Item, Trial
 from settle.doctor.turns import FORMS, fitting_forms, turn_end
@@ -100,7 +100,7 @@ class Template(MetadataCheck[TurnForm]):
             seconds=0.5,
         )
 
-    def changes(self, finding: Finding[TurnForm], subject: ModelFile) -> Mapping[str, object]:
+    def changes(self, finding: Finding[TurnForm], subject: ModelFile) -> Changes:
         form = finding.details.form
         if form == PLAIN:
             return {TEMPLATE_KEY: None}

@@ -5,7 +5,7 @@ another base; or the answers were left out of what it learned.
 """
 
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from statistics import fmean
 from typing import ClassVar, Literal
@@ -15,7 +15,7 @@ from settle.doctor.findings import Details, Finding, Fix
 from settle.doctor.likelihood import NATS
 from settle.doctor.model_files import other_files
 from settle.doctor.subject import TrainingRun
-from settle.doctor.training.facts import TunedFacts, known_tuned_facts, tuned_facts
+from settle.doctor.training.facts import Recipe, TunedFacts, known_tuned_facts, tuned_facts
 from settle.doctor.training.left_out import left_out, with_all_answers
 from settle.doctor.training.retrain import (
     FEWEST_STEPS,
@@ -235,7 +235,7 @@ def _steps(cause: Cause, facts: TunedFacts) -> int:
     return most_steps(facts)
 
 
-def _recipe(cause: Cause, facts: TunedFacts) -> Mapping[str, object]:
+def _recipe(cause: Cause, facts: TunedFacts) -> Recipe:
     return with_rate(facts.recipe, usual_rate(facts)) if cause == "rate" else facts.recipe
 
 

@@ -1,7 +1,7 @@
 """A tuned model lost what its base knew: the rate was too high, or it saw its rows too often."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import ClassVar, Literal
@@ -11,7 +11,7 @@ from settle.doctor.findings import Details, Finding, Fix
 from settle.doctor.known_answers import KNOWN_ANSWERS, PROSE
 from settle.doctor.likelihood import NATS
 from settle.doctor.subject import TrainingRun
-from settle.doctor.training.facts import TunedFacts, known_tuned_facts, tuned_facts
+from settle.doctor.training.facts import Recipe, TunedFacts, known_tuned_facts, tuned_facts
 from settle.doctor.training.retrain import (
     most_steps,
     recipe_fix,
@@ -111,7 +111,7 @@ def general_texts(facts: TunedFacts) -> list[Item]:
     return items
 
 
-def _changed(cause: str, facts: TunedFacts) -> tuple[Mapping[str, object], int]:
+def _changed(cause: str, facts: TunedFacts) -> tuple[Recipe, int]:
     """Return the recipe and the steps of the fix."""
     if cause == "rate":
         return with_rate(facts.recipe, usual_rate(facts)), facts.steps

@@ -1,7 +1,7 @@
 """Training went wrong: a loss that is no number, a spike, a run that went back until it gave up."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import ClassVar
 
@@ -10,7 +10,7 @@ from settle.doctor.checks import Check
 from settle.doctor.findings import Details, Finding, Fix
 from settle.doctor.likelihood import NATS
 from settle.doctor.subject import TrainingRun
-from settle.doctor.training.facts import TrainingFacts, facts_of, known_facts
+from settle.doctor.training.facts import Recipe, TrainingFacts, facts_of, known_facts
 from settle.doctor.training.retrain import most_steps, recipe_fix, retrained, training_seconds, usual_rate, with_rate
 from settle.doctor.training.rows import LossReader, RowSide, Served, rows_of
 from settle.doctor.trial import FEWEST_ITEMS, Trial
@@ -79,7 +79,7 @@ class Unstable(Check[TrainingRun, Rate]):
         return recipe_fix(facts.run, _recipe(facts), f"train with a learning rate of {_lower(facts):.2g}")
 
 
-def _recipe(facts: TrainingFacts) -> Mapping[str, object]:
+def _recipe(facts: TrainingFacts) -> Recipe:
     return with_rate(facts.recipe, _lower(facts))
 
 
