@@ -104,14 +104,14 @@ class Shape:
 
 
 def shape_of_width(width: int) -> Shape:
-    """The shape a width gets: layers grow with it slowly, F ≈ 8/3 D in whole cache lines."""
+    """Return the shape a width gets: layers grow with it slowly, F ≈ 8/3 D in whole cache lines."""
     layers = max(2, round(width / 64))
     head_dim = 64 if width % 64 == 0 else 32
     return Shape(width, round(width * 8 / 3 / 64) * 64, layers, width // head_dim, head_dim, tied=False)
 
 
 def default_shape(num_parameters: int, vocab_size: int) -> Shape:
-    """The shape whose number of parameters comes nearest to `num_parameters` (by ratio)."""
+    """Return the shape whose number of parameters comes nearest to `num_parameters` (by ratio)."""
     widths = [*range(32, 256, 32), *range(256, 8193, 64)]
     return min(map(shape_of_width, widths), key=lambda s: abs(math.log(s.parameters(vocab_size) / num_parameters)))
 

@@ -70,7 +70,7 @@ class Decoder(FreezableModule):
                 weight.normal_(0.0, std * shrink, generator=random)
 
     def forward(self, inputs: Tensor, cu_seqlens: Tensor | Packing) -> Tensor:
-        """inputs (N,) token ids, cu_seqlens (S+1,) bounds of the segments → (N, D) after the final norm."""
+        """Compute inputs (N,) token ids, cu_seqlens (S+1,) bounds of the segments → (N, D) after the final norm."""
         packing = cu_seqlens if isinstance(cu_seqlens, Packing) else Packing(cu_seqlens)
         x = self.embed(inputs)
         for i, layer in enumerate(self.layers):
@@ -98,19 +98,19 @@ class Decoder(FreezableModule):
             layer.self_attn.float32_scores = i in layers
 
     def embed(self, inputs: Tensor) -> Tensor:
-        """inputs (N,) token ids → (N, D) before the first layer."""
+        """Embed inputs (N,) token ids → (N, D) before the first layer."""
         x: Tensor = self.model.embed_tokens(inputs, self.compute_dtype)
         if self.options.embedding_scale is not None:
             x = x * torch.tensor(self.options.embedding_scale, dtype=x.dtype)
         return x
 
     def layer(self, number: int, x: Tensor, packing: Packing) -> Tensor:
-        """x (N, D) before a layer → (N, D) behind it."""
+        """Compute x (N, D) before a layer → (N, D) behind it."""
         out: Tensor = self.model.layers[number](x, packing, self.table(number, x.device))
         return out
 
     def table(self, number: int, device: torch.device) -> RotationTable:
-        """The rotations of a layer."""
+        """Return the rotations of a layer."""
         return self._table(self.layers[number].options, device)
 
     @property
@@ -120,7 +120,7 @@ class Decoder(FreezableModule):
         return table.cast(self.compute_dtype) if table.weight is None else table.weight
 
     def head_operands(self) -> tuple[Tensor, Tensor]:
-        """The output table in the compute type without gradient, and its owner: the parameter, or the same tensor.
+        """Return the output table in the compute type without gradient, and the parameter, or the same tensor.
 
         A quantized table is turned into numbers once, and only for as long as the result is held.
         """
@@ -137,7 +137,7 @@ class Decoder(FreezableModule):
         return self.computes_on or self.model.norm.weight.device
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """hidden (N, D) → (N, V) in fp32 (fp64 stays fp64); soft-capped where the family does.
+        """Compute hidden (N, D) → (N, V) in fp32 (fp64 stays fp64); soft-capped where the family does.
 
         A table in less than fp32 is widened piece by piece.
         """
@@ -205,5 +205,5 @@ def score_sizes(model: Decoder, inputs: Tensor, cu_seqlens: Tensor) -> list[floa
 
 
 def too_large(sizes: list[float]) -> tuple[int, ...]:
-    """The layers whose scores should be in float32."""
+    """Return the layers whose scores should be in float32."""
     return tuple(layer for layer, size in enumerate(sizes) if not size <= LARGEST_HALF_SCORE)

@@ -80,7 +80,7 @@ class Encoder(FreezableModule):
         return self.norm.weight.device
 
     def states(self, ids: Tensor, mask: Tensor, layers: int | None = None) -> Tensor:
-        """ids (B, L), mask (B, L), true where there is a token → (B, L, W) behind the first `layers`, or all."""
+        """Compute ids (B, L), mask (B, L), true at tokens → (B, L, W) behind the first `layers`, or all."""
         positions = self.positions.weight[: ids.shape[1]]
         x: Tensor = self.norm(self.tokens(ids) + positions + self.types.weight[0])
         seen = None if bool(mask.all()) else mask[:, None, None]
@@ -89,11 +89,11 @@ class Encoder(FreezableModule):
         return x
 
     def vectors(self, ids: Tensor, mask: Tensor) -> Tensor:
-        """ids (B, L), mask (B, L) → (B, W), each of length 1."""
+        """Compute ids (B, L), mask (B, L) → (B, W), each of length 1."""
         return self.pooled(self.states(ids, mask), mask)
 
     def pooled(self, states: Tensor, mask: Tensor) -> Tensor:
-        """states (B, L, W), mask (B, L) → the texts' vectors (B, W), each of length 1."""
+        """Pool states (B, L, W), mask (B, L) → the texts' vectors (B, W), each of length 1."""
         weight = mask[..., None].to(states.dtype)
         pooled = states[:, 0] if self.options.takes_first else (states * weight).sum(1) / weight.sum(1)
         return F.normalize(pooled, dim=-1)
@@ -111,7 +111,7 @@ def padded(rows: Sequence[Sequence[int]] | Sequence[Tensor], device: torch.devic
 
 
 def gguf_names(layers: int) -> dict[str, str]:
-    """The tensors of a GGUF file → the parameters of an encoder."""
+    """Map the tensors of a GGUF file to the parameters of an encoder."""
     stems = dict(_NORM)
     for layer in range(layers):
         stems |= {f"blk.{layer}.{gguf}": f"blocks.{layer}.{ours}" for gguf, ours in _OF_LAYER.items()}
@@ -120,7 +120,7 @@ def gguf_names(layers: int) -> dict[str, str]:
 
 
 def encoder_of_gguf(file: Weights) -> Encoder:
-    """The encoder of a checked GGUF file, in fp32. Raises FormatError when it is no whole BERT."""
+    """Build the encoder of a checked GGUF file, in fp32. Raises FormatError when it is no whole BERT."""
     meta = file.metadata
     if meta.get("general.architecture") != "bert":
         raise FormatError("it is no BERT encoder", "choose an embedder such as minilm")

@@ -41,7 +41,7 @@ class Growing(Packing):
         self._is_first, self._layer = False, 0
 
     def attend(self, qkv: Tensor, table: RotationTable, scoring: Scoring, bias: Tensor | None) -> Tensor:
-        """As `attention`; qkv (N, (H + 2K)·d) of the whole batch at first, later (B, …) of the newest tokens."""
+        """Attend; qkv (N, (H + 2K)·d) of the whole batch at first, later (B, …) of the newest tokens."""
         dtype, (window, soft_cap, in_float32) = qkv.dtype, scoring
         if in_float32:
             qkv = qkv.to(table.dtype) if bias is None else qkv + bias
@@ -81,7 +81,7 @@ class Growing(Packing):
 
 
 def _turned(rows: Tensor, turn: Tensor) -> Tensor:
-    """rows (N, n·d), turn (N, n, d/2) complex → (N, n, d) in the type of `rows`."""
+    """Turn rows (N, n·d) by turn (N, n, d/2) complex → (N, n, d) in the type of `rows`."""
     pairs = torch.view_as_complex(rows.to(turn.real.dtype).view(*turn.shape, 2))
     return torch.view_as_real(pairs * turn).flatten(2).to(rows.dtype)
 
@@ -118,7 +118,7 @@ def continued(
 
 
 def _drawn(logits: Tensor, soft_cap: float | None, temperature: float) -> Tensor:
-    """logits (B, V) → ids (B,)."""
+    """Draw from logits (B, V) → ids (B,)."""
     if not temperature:
         return logits.argmax(-1)
     scores = logits.float()

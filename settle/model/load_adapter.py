@@ -50,7 +50,7 @@ class TrainedAdapter:
 
     @classmethod
     def of_model(cls, model: Decoder, method: Adapter, base: str, base_sha256: str) -> Self:
-        """What a model holds of an adapter."""
+        """Collect what a model holds of an adapter."""
         numbers = {name: tensor.detach().float().cpu().numpy() for name, tensor in state(model).items()}
         return cls(method, numbers, base, base_sha256)
 
@@ -70,11 +70,11 @@ class TrainedAdapter:
         return self.method.lora_pairs(self.state)
 
     def peft_config(self, architecture: ModelLayout) -> dict[str, JsonValue]:
-        """What PEFT needs to know of it, but for its base."""
+        """Return what PEFT needs to know of it, but for its base."""
         return self.method.peft_config(_targets(self.modules, architecture))
 
     def require_base(self, sha256: str | None, name: str) -> None:
-        """Raises FormatError when the adapter says that it was trained on other weights than these."""
+        """Raise FormatError when the adapter says that it was trained on other weights than these."""
         if self.base_sha256 and sha256 and self.base_sha256 != sha256:
             raise FormatError(
                 f"the adapter was trained on {self.base or 'a model'} with sha256 {self.base_sha256[:12]}…, "
@@ -83,7 +83,7 @@ class TrainedAdapter:
             )
 
     def parameters(self, architecture: ModelLayout) -> dict[str, str]:
-        """Module → the parameter that it changes. Raises FormatError naming a module the model has not."""
+        """Map each module to the parameter that it changes. Raises FormatError naming a module the model has not."""
         by_hf = {hf: ours for ours, hf in architecture.hf_names().items()}
         by_module: dict[str, str] = {}
         for module in self.modules:
@@ -97,7 +97,7 @@ class TrainedAdapter:
 
 
 def open_adapter(folder: Path) -> TrainedAdapter:
-    """An adapter saved by peft, Unsloth or settle. Raises FormatError for what is none, or of no method known here."""
+    """Open an adapter saved by peft, Unsloth or settle. Raises FormatError for another folder or an unknown method."""
     methods = Adapter.parts()
     with malformed_is_format_error(str(folder)):
         saved = read_peft(folder)
@@ -113,19 +113,21 @@ def open_adapter(folder: Path) -> TrainedAdapter:
 
 
 def adapter_of_gguf(path: Path, architecture: Architecture) -> TrainedAdapter:
-    """The adapter in a file of llama.cpp's. Raises FormatError for one that is not supported here."""
+    """Read the adapter in a file of llama.cpp's. Raises FormatError for one that is not supported here."""
     return TrainedAdapter(*LoRA.of_pairs(read_pairs(path, architecture)))
 
 
 def attach(model: Decoder, adapter: TrainedAdapter) -> None:
-    """Freeze `model` and put the adapter beside its linears, whoever trained it. Raises UsageError for a module that
-    the model has not, FormatError for shapes that do not fit."""
+    """Freeze `model` and put the adapter next to its linears, whoever trained it.
+
+    Raises UsageError for a module that the model has not, FormatError for shapes that do not fit.
+    """
     adapter.method.apply(model)
     load(model, {name: torch.as_tensor(tensor) for name, tensor in adapter.state.items()})
 
 
 def adapted(base: Pretrained, adapter: TrainedAdapter) -> Decoder:
-    """The base with an adapter, in fp32 and in evaluation mode, its own quantized blocks kept as they are.
+    """Load the base with an adapter, in fp32 and in evaluation mode, its own quantized blocks kept as they are.
 
     Raises FormatError when the adapter says that it was trained on other weights.
     """
@@ -138,13 +140,13 @@ def adapted(base: Pretrained, adapter: TrainedAdapter) -> Decoder:
 
 
 def _split(name: str, endings: tuple[str, ...]) -> tuple[str, str]:
-    """The module and the ending of a tensor's name; "" for a name that has none of these endings."""
+    """Split a tensor's name into module and ending; "" for a name that has none of these endings."""
     ending = next((e for e in endings if name.startswith(PREFIX) and name.endswith(e)), "")
     return name.removeprefix(PREFIX).removesuffix(ending), ending
 
 
 def _targets(modules: tuple[str, ...], architecture: ModelLayout) -> list[str]:
-    """The shortest `target_modules` that mean exactly these modules: last names where they are enough."""
+    """Return the shortest `target_modules` that mean exactly these modules: last names where they are enough."""
     everything = {hf.removesuffix(".weight") for hf in architecture.hf_names().values() if hf.endswith(".weight")}
     last: dict[str, set[str]] = defaultdict(set)
     for module in everything:

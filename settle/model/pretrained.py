@@ -46,8 +46,11 @@ class _Stored:
 
 @dataclass(frozen=True)
 class Pretrained:
-    """part: the architecture. tokenizer: with its chat template. source: the files. metadata: of a GGUF file, or of
-    config.json. stored: parameter name → where it lies."""
+    """A pretrained model, not yet loaded.
+
+    part: the architecture. tokenizer: with its chat template. source: the files. metadata: of a GGUF file, or of
+    config.json. stored: parameter name → where it lies.
+    """
 
     part: Architecture
     tokenizer: PretrainedTokenizer
@@ -57,8 +60,9 @@ class Pretrained:
 
     @classmethod
     def open(cls, model: Source | Path | str) -> "Pretrained":
-        """A .gguf file or a folder in Hugging Face's layout; no weights are read. Names of models are resolved by
-        `settle.library.pretrained.open_pretrained`.
+        """Open a .gguf file or a folder in Hugging Face's layout; no weights are read.
+
+        Names of models are resolved by `settle.library.pretrained.open_pretrained`.
 
         Raises UsageError when there is nothing at the path, FormatError for files that are not sound or not whole, for
         an architecture that is not known (naming the known), for types of tensors that are not read.
@@ -81,7 +85,7 @@ class Pretrained:
 
     @property
     def license(self) -> str:
-        """As the file or the store says, or ""."""
+        """License that the file or the store names, or ""."""
         return self.source.license or str(self.metadata.get("general.license") or "")
 
     @cached_property
@@ -100,7 +104,7 @@ class Pretrained:
     def load(
         self, trainable: bool = False, dtype: torch.dtype = torch.float32, quantize: Quantize | None = None
     ) -> Decoder:
-        """The model with its weights, on the processor.
+        """Load the model with its weights, on the processor.
 
         trainable: all weights are parameters in fp32. Otherwise they are frozen: dense in `dtype`; the layers' matrices
         in NF4 ("nf4"); or every quantized matrix in the file's own blocks ("as-is"), which stay in the mapped file as
@@ -168,7 +172,7 @@ class LazyWeight:
 
 @contextlib.contextmanager
 def _one_thread() -> Iterator[None]:
-    """The pieces are small: threads would wait for each other more than work, on a busy machine most of the time."""
+    """Use one thread: the pieces are small, and threads would wait for each other more than work."""
     number = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -24,8 +24,10 @@ BEGIN = 0.01  # spread of the first shares' weights: all tokens share nearly ali
 
 
 def file_names(layers: int) -> dict[str, str]:
-    """The parameters of a reranker over an encoder of `layers` that are named as an encoder's are in GGUF → their names
-    in its file; the others keep theirs."""
+    """Map a reranker's parameters that are named as an encoder's are in GGUF to their names in its file.
+
+    The encoder has so many `layers`; other parameters keep their names.
+    """
     first = layers_apart(layers)
     ours = {own: gguf for gguf, own in gguf_names(layers).items() if own.startswith("blocks.")}
     return {
@@ -74,7 +76,7 @@ class Reranker(FreezableModule):
         return self.read(questions, passages)[0]
 
     def read(self, questions: Sequence[Tensor], passages: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """The same → logits (B,), and the logarithm of each passage token's share of the evidence (B, N)."""
+        """Compute logits (B,), and the logarithm of each passage token's share of the evidence (B, N)."""
         asked, asked_mask = padded(questions, self.device)
         shown, shown_mask = padded(passages, self.device)
         sides = [self._apart(asked, asked_mask), self._apart(shown, shown_mask)]
@@ -107,14 +109,16 @@ class Reranker(FreezableModule):
 
     @torch.no_grad()
     def _apart(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Of each token the word's vector, centred, and its state behind the layers that read one text, (B, L, W)."""
+        """Return each token's word vector, centred, and its state behind the layers that read one text, (B, L, W)."""
         table = self.encoder.tokens.weight
         return table[ids] - table.mean(0), self.encoder.states(ids, mask, layers_apart(len(self.encoder.blocks)))
 
 
 def _figures(of: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor], mask: Tensor) -> Tensor:
-    """How like each token (B, L, W) is to the nearest one of the other text, which has tokens where `mask` (B, K) says
-    so → cosines (B, L, FIGURES)."""
+    """Compute how like each token (B, L, W) is to the nearest one of the other text → cosines (B, L, FIGURES).
+
+    The other text has tokens where `mask` (B, K) says so.
+    """
     unseen = ~mask[:, None]
     likes = (F.normalize(a, dim=-1) @ F.normalize(b, dim=-1).mT for a, b in zip(of, other, strict=True))
     return torch.stack([like.masked_fill(unseen, -1).amax(-1) for like in likes], -1)

@@ -16,8 +16,11 @@ _PIECE_BYTES = 1 << 20  # read at a time
 
 @dataclass(frozen=True)
 class Source:
-    """path: a GGUF file, or a folder in Hugging Face's layout. name: of the model, to show and to build names from.
-    recorded: the sha256 that is known of the files as they are now, or "". origin: their origin, or ""."""
+    """Where a model's files are.
+
+    path: a GGUF file, or a folder in Hugging Face's layout. name: of the model, to show and to build names from.
+    recorded: the sha256 that is known of the files as they are now, or "". origin: their origin, or "".
+    """
 
     path: Path
     kind: Kind
@@ -28,7 +31,7 @@ class Source:
 
     @classmethod
     def at(cls, path: Path) -> Self:
-        """The model at a path. Raises UsageError when nothing is there, FormatError for a folder without a model."""
+        """Return the model at a path. Raises UsageError for no path, FormatError for a folder without a model."""
         if path.is_dir():
             if not (path / "config.json").is_file():
                 raise FormatError(

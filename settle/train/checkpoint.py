@@ -93,7 +93,10 @@ def begin(folder: Path, step: int) -> None:
 
 
 def write(folder: Path, checkpoint: Checkpoint, rank: int | None = None) -> Manifest:
-    """The tensors, beside the checkpoints; what the manifest will say of their files. rank: whose rows they are."""
+    """Write the tensors into files next to the checkpoints; return what the manifest will say of them.
+
+    rank: whose rows they are.
+    """
     beside, part = _beside(folder, checkpoint.step), "" if rank is None else f".{rank}"
     names = {name: name.replace(".", f"{part}.", 1) for name in checkpoint.tensors}
     return {names[name]: _write(beside / names[name], _safetensors(t)) for name, t in checkpoint.tensors.items()}
@@ -172,11 +175,10 @@ def wait_for_room(folder: Path, need: int, events: Events, stopping: Callable[[]
 def load_newest(
     folder: Path, events: Events, at_most: int | None = None, every: int | None = None, rank: int = 0, size: int = 1
 ) -> Checkpoint | None:
-    """The newest checkpoint whose manifest matches; damaged ones are skipped with a warning.
+    """Load the newest checkpoint whose manifest matches; damaged ones are skipped with a warning.
 
     at_most: no later step than this. every: regular checkpoints only, those at a multiple of it. rank, size: only the
-    rows of a rank.
-    Returns None when there is no checkpoint at all. Raises CheckpointError when none can be believed.
+    rows of a rank. Returns None when there is no checkpoint at all. Raises CheckpointError when none can be believed.
     """
     paths = [
         p
@@ -195,7 +197,7 @@ def load_newest(
 
 
 def load(folder: Path, step: int, rank: int = 0, size: int = 1) -> Checkpoint:
-    """The checkpoint of a step, or a rank's rows of it. Raises CheckpointError when its manifest does not match."""
+    """Load a step's checkpoint, or a rank's rows of it. Raises CheckpointError when its manifest does not match."""
     path = folder / f"{step:08d}"
     try:
         _check(path)
@@ -207,7 +209,7 @@ def load(folder: Path, step: int, rank: int = 0, size: int = 1) -> Checkpoint:
 
 
 def newest_state(folder: Path) -> dict[str, object] | None:
-    """The state of the newest checkpoint whose state.json is as it was written; tensors are not read."""
+    """Read the state of the newest checkpoint whose state.json is intact; tensors are not read."""
     for path in reversed(steps(folder)):
         try:
             _check(path, only="state.json")
@@ -218,7 +220,7 @@ def newest_state(folder: Path) -> dict[str, object] | None:
 
 
 def steps(folder: Path) -> list[Path]:
-    """The checkpoints there are, oldest first, whole or not."""
+    """List the checkpoints, oldest first, whole or not."""
     return sorted(p for p in folder.iterdir() if p.name.isdigit() and p.name.isascii()) if folder.is_dir() else []
 
 
@@ -246,7 +248,7 @@ def _write(path: Path, pieces: Iterable[bytes | memoryview]) -> dict[str, str | 
 
 
 def _safetensors(tensors: Mapping[str, Tensor]) -> Iterator[bytes | memoryview]:
-    """A safetensors file piece by piece. The library's own writer needs all of it in memory, and hides ENOSPC.
+    """Yield a safetensors file piece by piece. The library's own writer needs all of it in memory, and hides ENOSPC.
 
     Format: https://huggingface.co/docs/safetensors.
     """
@@ -338,13 +340,13 @@ def _load(path: Path, rank: int, size: int) -> Checkpoint:
 
 
 def _files(path: Path, name: str) -> list[Path]:
-    """The files of that name, in the order of the ranks that wrote them."""
+    """List the files of that name, in the order of the ranks that wrote them."""
     whole, parts = path / f"{name}.safetensors", list(path.glob(f"{name}.*.safetensors"))
     return [whole] if whole.exists() else sorted(parts, key=lambda part: int(part.name.split(".")[1]))
 
 
 def _rows(files: Sequence[Path], rank: int, size: int) -> Weights:
-    """A rank's rows of every tensor in those files, one behind the other; a number without rows is the same in all."""
+    """Read a rank's rows of every tensor in those files, concatenated; a number without rows is the same in all."""
     if size == 1 and len(files) == 1:
         return _tensors(files[0])
     pieces: dict[str, list[tuple[int, Any]]] = {}  # rows, and what reads them
@@ -363,7 +365,7 @@ def _rows(files: Sequence[Path], rank: int, size: int) -> Weights:
 
 
 def _joined(pieces: Sequence[tuple[int, Any]], rank: int, size: int) -> Tensor:
-    """A rank's rows of one tensor."""
+    """Join a rank's rows of one tensor."""
     if isinstance(pieces[0][1], Tensor):
         return pieces[0][1]
     start, stop = rows_of_rank(sum(rows for rows, _ in pieces), rank, size)
@@ -385,7 +387,7 @@ def _state(path: Path) -> dict[str, object]:
 
 
 def _tensors(path: Path) -> Weights:
-    """The tensors of one file, its header checked by our reader first: a hash does not stop a deliberate change."""
+    """Read one file's tensors, its header checked by our reader first: a hash does not stop a deliberate change."""
     try:
         read_safetensors(path)
         return safetensors.torch.load_file(path)
@@ -394,14 +396,18 @@ def _tensors(path: Path) -> Weights:
 
 
 class CheckpointStore(ABC):
-    """The checkpoints of one run, by step. Every rank calls every method. No method leaves a checkpoint that is half
-    written under its name."""
+    """The checkpoints of one run, by step.
+
+    Every rank calls every method. No method leaves a checkpoint that is half written under its name.
+    """
 
     @abstractmethod
     def save(self, checkpoint: Checkpoint, stopping: Callable[[], bool], wait: bool) -> bool:
-        """Keep a checkpoint, and drop those that are not needed any more. On a full disk it waits for room; False: not
-        saved, as `stopping` ended the wait. wait: until it is kept; otherwise `flush` does that. Raises
-        CheckpointError."""
+        """Keep a checkpoint, and drop those that are no longer needed.
+
+        On a full disk it waits for room; False: not saved, as `stopping` ended the wait. wait: until it is kept;
+        otherwise `flush` does that. Raises CheckpointError.
+        """
 
     @abstractmethod
     def flush(self) -> bool:
@@ -409,8 +415,11 @@ class CheckpointStore(ABC):
 
     @abstractmethod
     def newest(self, at_most: int | None = None) -> Checkpoint | None:
-        """The newest checkpoint that is whole, leftovers of a killed process put in order; None when there is none at
-        all. at_most: a regular one, of no later step. Raises CheckpointError when none can be believed."""
+        """Load the newest checkpoint that is whole, after leftovers of a killed process are put in order.
+
+        Returns None when there is none at all. at_most: a regular one, of no later step. Raises CheckpointError when
+        none can be believed.
+        """
 
     @abstractmethod
     def drop_after(self, step: int) -> None:
@@ -418,8 +427,10 @@ class CheckpointStore(ABC):
 
 
 class LocalStore(CheckpointStore):
-    """Safetensors in a folder, which every rank sees and rank 0 writes. every: steps from one regular checkpoint to the
-    next."""
+    """Safetensors in a folder, which every rank sees and rank 0 writes.
+
+    every: steps from one regular checkpoint to the next.
+    """
 
     def __init__(self, folder: Path, every: int, events: Events, world: World) -> None:
         self.folder, self.every, self.events, self.world = folder, every, events, world

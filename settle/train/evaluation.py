@@ -71,7 +71,7 @@ class HeldOut:
 def evaluate(
     model: FreezableModule, objective: Objective, held_out: HeldOut, step: int, tokens: int, world: World | None = None
 ) -> Evaluation:
-    """The loss of `model` after `step` steps and `tokens` tokens of training.
+    """Evaluate the loss of `model` after `step` steps and `tokens` tokens of training.
 
     world: ranks that evaluate it together, each some of the blocks where a block's loss does not depend on the others;
     the losses are those that one rank finds, to the last bit.
@@ -97,8 +97,10 @@ def evaluate(
 
 
 def _sharded_sums(model: FreezableModule, objective: Objective, batches: Sequence[Batch], world: World) -> torch.Tensor:
-    """Sum and count of each block, (2, blocks), where the ranks need each other in every layer: all of them evaluate as
-    many blocks, the last of them for nothing at some."""
+    """Return sum and count of each block, (2, blocks), where the ranks need each other in every layer.
+
+    All of them evaluate the same number of blocks; at some, the last of them counts for nothing.
+    """
     found = torch.zeros(2, len(batches), dtype=torch.float64)
     training = model.training
     model.eval()

@@ -51,8 +51,10 @@ def mean_loss(sums: Sequence[float], count: int) -> float:
 
 
 def gradient_of(parameter: Tensor) -> Tensor:
-    """Return the gradient of a trained parameter; of a sharded one, the rows that this rank owns. Zeros where nothing
-    was learned, such as of an expert that no token chose."""
+    """Return the gradient of a trained parameter; of a sharded one, the rows that this rank owns.
+
+    Zeros where nothing was learned, such as of an expert that no token chose.
+    """
     if parameter.grad is None:
         parameter.grad = torch.zeros_like(parameter)
     return local_part(parameter.grad)
@@ -77,8 +79,10 @@ class SharedGradient:
     rows: StepRows | None
 
     def read(self, norm: Tensor) -> tuple[float, float, StepRows]:
-        """Return the mean loss in nats per token, the gradient's `norm` (), and the rows. Waits for the device, once a
-        step: nothing else of it does."""
+        """Return the mean loss in nats per token, the gradient's `norm` (), and the rows.
+
+        Waits for the device, once a step: nothing else of it does.
+        """
         *figures, grad_norm = torch.cat([self.figures, norm.reshape(1).to(self.figures.device)]).tolist()
         if self.rows is not None:
             return mean_loss(figures, self.count), grad_norm, self.rows
@@ -140,8 +144,10 @@ def _part_backward(
 def _sharded_backward(
     model: FreezableModule, objective: Objective, batch: Batch, part: RowShare, count: int
 ) -> list[Tensor]:
-    """Do the work of `_part_backward` where the ranks need each other in every layer: a rank without a row computes
-    one for nothing."""
+    """Do the work of `_part_backward` where the ranks need each other in every layer.
+
+    A rank without a row computes one for nothing.
+    """
     if part.batch is not None:
         return add_gradient(model, objective, [part.batch], count)
     one = share(batch, objective.segments_per_row, 0, len(batch.cu_seqlens) - 1).batch
@@ -157,7 +163,7 @@ def _sum_gradients(world: World, model: FreezableModule) -> None:
 
 
 def buckets(tensors: Sequence[Tensor]) -> list[list[Tensor]]:
-    """The tensors in their order, as many together as are sent at once."""
+    """Group the tensors in their order, as many together as are sent at once."""
     made: list[list[Tensor]] = [[]]
     for tensor in tensors:
         made[-1].append(tensor)

@@ -61,7 +61,10 @@ class LiveRun:
 
     @classmethod
     def build(cls, plan: TrainingPlan, corpus: Corpus | RowCorpus, base: Pretrained | None = None) -> "LiveRun":
-        """base: the model that is tuned, when it is open already. Raises FormatError when it is not the plan's."""
+        """Build what the plan names.
+
+        base: the model that is tuned, when it is open already. Raises FormatError when it is not the plan's.
+        """
         use_torch_threads(plan.loop.threads)
         keep_freed_memory()
         if plan.tuning is not None:
@@ -90,7 +93,7 @@ class LiveRun:
             shard(self.model, world, self.plan.loop.offloads)
 
     def leave(self, outcome: Outcome) -> Outcome:
-        """The end of what the ranks share: rank 0 gets the best weights whole, and a model of its own."""
+        """End what the ranks share: rank 0 gets the best weights whole, and a model of its own."""
         if not self.model.is_sharded:
             return outcome
         best = gather(self.world, outcome.best, self.model.trainable())
@@ -100,11 +103,11 @@ class LiveRun:
 
     @property
     def whole(self) -> bool:
-        """Whether every weight of a model that others trained is trained on."""
+        """True when every weight of a pretrained model is trained."""
         return self.base is not None and self.plan.tuning is not None and self.plan.tuning.adapter_name == "full"
 
     def initial(self, name: str) -> torch.Tensor:
-        """A weight of the base, as it was before the first step."""
+        """Read a weight of the base, as it was before the first step."""
         assert self.base is not None
         return self.base.read(name)
 
@@ -136,8 +139,10 @@ class LiveRun:
         return Loop(trainer, HeldOut(self.selection, self.tokenizer.byte_length), session, watch)
 
     def choose_threads(self) -> None:
-        """Put the number of threads that the run's own step is fastest with into the plan, unless somebody asked for
-        one. The optimizer's state of this comparison is thrown away; the weights stay as they are."""
+        """Put the number of threads that the run's own step is fastest with into the plan, unless one was asked for.
+
+        The optimizer's state of this comparison is thrown away; the weights stay as they are.
+        """
         most, budget = num_threads(), self.plan.loop.seconds
         if self.plan.device == "cpu" and most > 1 and self._threads_are_free():
             longest = LONGEST if budget is None else min(LONGEST, SHARE_OF_TIME * budget)
@@ -150,9 +155,10 @@ class LiveRun:
         return Trainer(self.plan.loop, self.model, self.objective, self.optimizer, self.batches, self.world)
 
     def judge(self, weights: Weights, state: LoopState, most_tokens: float | None = None) -> EvaluationFigures:
-        """The evaluation of `weights` on the held-out text, which nothing has read before: all of it, or as much as a
-        twentieth of the run's time allows; and which share that is. most_tokens: instead of that, but for the sample of
-        an evaluation, which is read in any case.
+        """Evaluate `weights` on the held-out text, which nothing has read before; report which share of it was read.
+
+        It reads all of it, or as much as a twentieth of the run's time allows. most_tokens: instead of that, but for
+        the sample of an evaluation, which is read in any case.
 
         The loop picks the best of many evaluations of the selection text, whose loss is too low for that; this is the
         figure to quote.
@@ -175,7 +181,7 @@ class LiveRun:
 
 
 def _model(plan: TrainingPlan, base: Pretrained | None) -> tuple[Architecture, Decoder]:
-    """What is trained, as it is before the first step."""
+    """Build what is trained, as it is before the first step."""
     if plan.tuning is not None:
         assert base is not None
         architecture, model = base.part, tuned_model(plan, plan.tuning, base)
@@ -209,7 +215,7 @@ def _size(store: TokenStore) -> int:
 
 
 def tokenizer_of(base: Pretrained | None, corpus: Corpus | RowCorpus) -> Tokenizer:
-    """The run's tokenizer, with the template that its rows were rendered with."""
+    """Return the run's tokenizer, with the template that its rows were rendered with."""
     if isinstance(corpus, Corpus):
         return corpus.tokenizer
     assert base is not None
@@ -218,7 +224,7 @@ def tokenizer_of(base: Pretrained | None, corpus: Corpus | RowCorpus) -> Tokeniz
 
 
 def open_base(tuning: Tuning) -> Pretrained:
-    """The model that is tuned. Raises FormatError when its files are not what the plan was made for."""
+    """Open the model that is tuned. Raises FormatError when its files are not what the plan was made for."""
     base = open_pretrained(tuning.base)
     if base.source.sha256 != tuning.base_sha256:
         raise FormatError(
@@ -230,12 +236,12 @@ def open_base(tuning: Tuning) -> Pretrained:
 
 
 def adapter_of(tuning: Tuning) -> Adapter:
-    """The adapter that a plan names."""
+    """Make the adapter that a plan names."""
     return Adapter.make(tuning.adapter_name, tuning.adapter)
 
 
 def tuned_model(plan: TrainingPlan, tuning: Tuning, base: Pretrained) -> Decoder:
-    """The base with what is to be trained, as it is before the first step."""
+    """Load the base with what is to be trained, as it is before the first step."""
     dtype, quantize = getattr(torch, plan.dtype), tuning.quantize
     whole = tuning.adapter_name == "full"
     model = base.load(trainable=whole, dtype=dtype, quantize=quantize)  # type: ignore[arg-type]

@@ -44,8 +44,10 @@ class Session:
 
 
 class Recovery:
-    """The checkpoints of one run. saved_step: of the newest one, when it holds the state as it is, else -1. order: the
-    rows of the steps up to where it is."""
+    """The checkpoints of one run.
+
+    saved_step: of the newest one, when it holds the state as it is, else -1. order: the rows of the steps so far.
+    """
 
     def __init__(self, trainer: Trainer, session: Session) -> None:
         self.trainer, self.plan, self.session = trainer, trainer.plan, session
@@ -60,8 +62,10 @@ class Recovery:
     # --- checkpoints ---
 
     def save(self, state: LoopState, best: Weights, wait: bool = True) -> bool:
-        """Whether the state as it is lies on disk: not when the disk is full and someone asks to stop. wait: until it
-        does; otherwise a later save, or `resume`, does that."""
+        """Save the state; return False when the disk is full and someone asks to stop.
+
+        wait: until it is on disk; otherwise a later save, or `resume`, does that.
+        """
         if self.saved_step == state.step and (not wait or self.store.flush()):
             return True
         state.spent = self.spent()
@@ -79,7 +83,7 @@ class Recovery:
         return True
 
     def resume(self) -> tuple[LoopState, Weights] | None:
-        """The state and the best weights of the newest checkpoint, its tensors loaded; None when there is none."""
+        """Load the newest checkpoint; return its state and best weights, or None when there is none."""
         newest = self.store.newest()
         self.order.cut(0 if newest is None else newest.step)
         if newest is None:
@@ -162,11 +166,11 @@ class Recovery:
 
 
 def steps_astray(before: Sequence[float], loss: float) -> int:
-    """The number of steps, the last included, in which the training loss has been astray; 0 if it is not.
+    """Count the steps, the last included, in which the training loss has been astray; 0 if it is not.
 
     A spike differs from a hard batch in that it stays: three steps in a row that are more than 8 robust standard
-    deviations (1.4826 × median absolute deviation) and more than a tenth above the median of the 64 steps before
-    them. A loss that is not a number counts at once. `before` (any length): the losses of the steps before.
+    deviations (1.4826 × median absolute deviation) and more than a tenth above the median of the 64 steps before them.
+    A loss that is not a number counts at once. `before` (any length): the losses of the steps before.
     """
     stay, window = 3, 64
     if not math.isfinite(loss):

@@ -35,11 +35,11 @@ class Schedule:
         return None if self._planned_at is None else self._planned_at + self.decay_steps
 
     def decay_from(self, step: int, steps: int) -> "Schedule":
-        """The same schedule with the decay fixed to `steps` steps from `step`."""
+        """Return the schedule with the decay fixed to `steps` steps from `step`."""
         return Schedule(self.warmup_steps, step, max(1, steps))
 
     def replanned(self, step: int, steps: int) -> "Schedule":
-        """The same decay with `steps` steps left at `step`, from the level that it has reached."""
+        """Return the schedule with `steps` steps left of its decay at `step`, from the level that it has reached."""
         return replace(self, replanned_at=step, decay_steps=max(1, steps), level=self._decay(step - 1))
 
     @property
@@ -47,7 +47,7 @@ class Schedule:
         return self.decay_start if self.replanned_at is None else self.replanned_at
 
     def _decay(self, step: int) -> float:
-        """What is left of the learning rate, warm-up aside."""
+        """Return what is left of the learning rate, warm-up aside."""
         if self.decay_start is None or step < self.decay_start:
             return 1.0
         assert self.end is not None
@@ -148,20 +148,20 @@ class LoopState:
 
     @classmethod
     def from_json(cls, values: Mapping[str, object]) -> "LoopState":
-        """Raises ValueError when `to_json` of this version did not write the values."""
+        """Read what `to_json` wrote. Raises ValueError when it was not this version's."""
         if unknown := values.keys() - {f.name for f in fields(cls)}:
             raise ValueError(f"unknown state {min(unknown)!r}")
         return _STATE.validate_python(values)
 
     def draw(self) -> int:
-        """The position of the next micro-batch, which is then taken."""
+        """Take the next micro-batch; return its position."""
         while self.position in self.skipped:
             self.position += 1
         self.position += 1
         return self.position - 1
 
     def last_drawn(self, count: int) -> list[int]:
-        """The `count` positions drawn last, in order."""
+        """Return the `count` positions drawn last, in order."""
         drawn: list[int] = []
         position = self.position
         while len(drawn) < count and position > 0:

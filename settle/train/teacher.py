@@ -25,8 +25,10 @@ REMEMBERED_BYTES = 1 << 28  # cache of a teacher's outputs on held-out text, whi
 
 @dataclass(frozen=True)
 class TeacherOutput:
-    """What a teacher computes for a batch: distributions of its P learned tokens, and the outputs (P, T) of the layers
-    that were requested."""
+    """What a teacher computes for a batch.
+
+    Distributions of its P learned tokens, and the outputs (P, T) of the layers that were requested.
+    """
 
     distributions: TeacherBatch
     states: tuple[Tensor, ...] = ()
@@ -45,8 +47,11 @@ class LiveTeacher:
         self.model.compute_dtype = student.compute_dtype
 
     def output(self, inputs: Tensor, cu_seqlens: Tensor, counted: Tensor, record: Tensor | None) -> TeacherOutput:
-        """inputs (N,), cu_seqlens (S+1,), counted (P,): which of the N. Without a gradient the batch is held-out text,
-        whose output is cached."""
+        """Compute what the student is compared with.
+
+        inputs (N,), cu_seqlens (S+1,), counted (P,): which of the N. Without a gradient the batch is held-out text,
+        whose output is cached.
+        """
         key = _key(self.model.compute_dtype, inputs, cu_seqlens, counted) if not torch.is_grad_enabled() else b""
         cached = self._remembered.get(key)
         if cached is None:
@@ -78,14 +83,14 @@ class RecordedTeacher:
 
     @classmethod
     def open(cls, folder: Path) -> "RecordedTeacher":
-        """Raises DataError when the folder holds no whole record."""
+        """Open a record. Raises DataError when the folder holds no whole one."""
         return cls(Likelihoods(folder))
 
     def follow(self, student: FreezableModule) -> None:
         """No-op: recorded distributions have a fixed dtype."""
 
     def find(self, batch: Batch) -> Batch:
-        """The batch with the position of each of its tokens in the record. Raises DataError for a row it never saw."""
+        """Return the batch with the position of each token in the record. Raises DataError for a row it never saw."""
         if batch.record is not None:
             return batch
         places = [self._place(window) for window in windows_of(batch)]
@@ -102,7 +107,7 @@ class RecordedTeacher:
         return np.arange(first, first + len(window) - 1)
 
     def output(self, inputs: Tensor, cu_seqlens: Tensor, counted: Tensor, record: Tensor | None) -> TeacherOutput:
-        """record (N,): of each token."""
+        """Read the record at the positions `record` (N,) of each token."""
         assert record is not None, "find the batch first"
         rows = self.record.at(record[counted].cpu().numpy())
         ids, drawn = (np.asarray(rows.top_ids, np.int64), np.asarray(rows.sampled_ids, np.int64))
@@ -113,7 +118,7 @@ class RecordedTeacher:
     def losses(
         self, inputs: Tensor, cu_seqlens: Tensor, counted: Tensor, targets: Tensor, record: Tensor | None
     ) -> Tensor:
-        """As `LiveTeacher.losses`."""
+        """Compute what `LiveTeacher.losses` does."""
         assert record is not None, "find the batch first"
         return -torch.from_numpy(np.asarray(self.record.came_logprobs[record[counted].cpu().numpy()]))
 
@@ -122,7 +127,7 @@ Teacher = LiveTeacher | RecordedTeacher
 
 
 def windows_of(batch: Batch) -> list[np.ndarray]:
-    """What the segments of a batch are recorded as: their inputs and the last target, 0 where that is not learned."""
+    """Return what the segments of a batch are recorded as: inputs and last target, 0 where that is not learned."""
     bounds = batch.cu_seqlens.tolist()
     pairs = zip(bounds, bounds[1:], strict=False)
     return [np.append(batch.inputs[a:b], max(int(batch.targets[b - 1]), 0)) for a, b in pairs]
@@ -131,7 +136,7 @@ def windows_of(batch: Batch) -> list[np.ndarray]:
 def with_states(
     model: Decoder, inputs: Tensor, cu_seqlens: Tensor, layers: Sequence[int]
 ) -> tuple[Tensor, list[Tensor]]:
-    """The model's result (N, D), and the outputs (N, D) of some of its layers."""
+    """Return the model's result (N, D), and the outputs (N, D) of some of its layers."""
     states: dict[int, Tensor] = {}
 
     def keep(number: int) -> Callable[[object, object, Tensor], None]:

@@ -29,10 +29,10 @@ WARN_REST, WARNINGS = 600.0, 3  # seconds between two warnings, and how many a s
 
 
 def choose_threads(trainer: Trainer, most: int, longest: float = LONGEST) -> tuple[int, str]:
-    """The number of threads that the run's own step is fastest with, and why: half as many as long as that pays.
+    """Choose the number of threads that the run's own step is fastest with, and say why.
 
-    longest: seconds of a comparison. The rates are 0, and the optimizer's state changes: use a trainer that is not
-    needed afterwards.
+    It halves the number as long as that pays. longest: seconds of a comparison. The rates are 0, and the optimizer's
+    state changes: use a trainer that is not needed afterwards.
     """
     chosen, why = most, "every core"
     may_change = _may_change(trainer)
@@ -71,14 +71,16 @@ def _timed(work: Callable[[], object], threads: int) -> float:
 
 
 def _may_change(trainer: Trainer) -> bool:
-    """Whether the type promises no identical bytes, so that the number of threads is free."""
+    """Return whether the type promises no identical bytes, so that the number of threads is free."""
     return trainer.model.compute_dtype != torch.float32
 
 
 @dataclass
 class Trial:
-    """Steps of the run with two numbers of threads in turns. In each turn the first step is left out: it finds its
-    memory. seconds, tokens: by number of threads."""
+    """Steps of the run with two numbers of threads in turns.
+
+    In each turn the first step is left out: it finds its memory. seconds, tokens: by number of threads.
+    """
 
     current: int
     other: int
@@ -130,7 +132,7 @@ class ThreadWatch:
         self._warnings = 0
 
     def take(self, step: Callable[[], StepResult]) -> StepResult:
-        """The step's result, taken with the number of threads that is its turn."""
+        """Take a step with the number of threads whose turn it is."""
         threads = self._trial.threads if self._trial else self.threads
         if torch.get_num_threads() != threads:
             torch.set_num_threads(threads)

@@ -38,14 +38,17 @@ class TrainingBatches(Protocol):
         ...
 
     def rows_of(self, position: int) -> list[tuple[int, int, int]]:
-        """The rows of a batch as (document, start, stop)."""
+        """Return the rows of a batch as (document, start, stop)."""
         ...
 
 
 @dataclass(frozen=True)
 class StepResult:
-    """loss: mean, nats per token; grad_norm: before clipping. Either may be no finite number; then nothing changed.
-    tokens: read in this step by this process. rows: those that all ranks took."""
+    """What came of a step.
+
+    loss: mean, nats per token; grad_norm: before clipping. Either may be no finite number; then nothing changed.
+    tokens: read in this step by this process. rows: those that all ranks took.
+    """
 
     loss: float
     grad_norm: float
@@ -110,8 +113,10 @@ class Trainer:
         return norm
 
     def rehearse(self, updates: bool) -> None:
-        """The work of a step on its first micro-batch, to time it. The weights stay as they are; with `updates` the
-        optimizer works too, at rates of 0, and its own state changes."""
+        """Do the work of a step on its first micro-batch, to time it. The weights stay as they are.
+
+        updates: the optimizer works too, at rates of 0, and its own state changes.
+        """
         self.model.zero_grad(set_to_none=True)
         backward(self.model, self.objective, [self.batches.at(0)])
         if updates:
@@ -124,11 +129,11 @@ class Trainer:
         return state.step * self.plan.tokens_per_step
 
     def weights(self) -> Weights:
-        """A copy of the trained weights on the CPU, as far as they are this rank's."""
+        """Copy the trained weights to the CPU, as far as they are this rank's."""
         return {k: v.to("cpu", copy=True) for k, v in self.own_weights().items()}
 
     def own_weights(self) -> Weights:
-        """The trained weights as they lie, as far as they are this rank's."""
+        """Return the trained weights where they are, as far as they are this rank's."""
         return {k: local_part(v.detach()) for k, v in self.model.trainable().items()}
 
     def weights_are_finite(self) -> bool:

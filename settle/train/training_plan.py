@@ -56,11 +56,11 @@ class TrainingPlan:
         return Architecture.make(self.architecture_name, self.architecture).num_parameters
 
     def with_loop(self, **changes: object) -> "TrainingPlan":
-        """The same plan with other numbers of the loop."""
+        """Return the plan with other numbers of the loop."""
         return replace(self, loop=self.loop.model_copy(update=changes))
 
     def with_threads(self, threads: int, why: str) -> "TrainingPlan":
-        """The same plan with a number of threads that was measured."""
+        """Return the plan with a number of threads that was measured."""
         plan = self.with_loop(threads=threads)
         return replace(plan, origin={**self.origin, "threads": "measured"}, why={**self.why, "threads": why})
 
@@ -69,6 +69,6 @@ class TrainingPlan:
 
     @classmethod
     def from_json(cls, values: Mapping[str, object]) -> "TrainingPlan":
-        """The plan in a plan.json, which holds more. Raises RunError for a newer version, ValueError for no plan."""
+        """Read the plan in a plan.json, which holds more. Raises RunError for a newer version, else ValueError."""
         refuse_newer(values, PLAN_VERSION, "plan.json")
         return cls(**{f.name: values[f.name] for f in fields(cls) if f.name in values})  # type: ignore[arg-type]  # checked

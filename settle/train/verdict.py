@@ -74,14 +74,14 @@ def verdict(state: LoopState, plan: LoopPlan, tokens_per_second: float, further:
 
 
 def _constant_gain(stable: Sequence[Evaluation], plan: LoopPlan, tokens: float) -> Interval:
-    """The improvement from `tokens` more at the constant learning rate, where the evaluations reach so far."""
+    """Estimate the gain from `tokens` more at the constant learning rate, where the evaluations reach so far."""
     if not stable or tokens > FURTHEST * stable[-1].tokens:
         return NO_ESTIMATE
     return gain_for(stable, tokens, plan.warmup_steps * plan.tokens_per_step)
 
 
 def _hour(gain: Interval, hour: str) -> str:
-    """What `hour` would do to the loss."""
+    """Say what `hour` would do to the loss."""
     if math.isnan(gain.value) or gain.high - gain.low > WIDEST:
         return TOO_EARLY
     if gain.low > 0:
@@ -94,7 +94,7 @@ def _hour(gain: Interval, hour: str) -> str:
 
 
 def _decayed(stable: Sequence[Evaluation], state: LoopState) -> str:
-    """What the final decay has brought, which no statement about the constant learning rate includes."""
+    """Say what the final decay has brought, which no statement about the constant learning rate includes."""
     last = [e.loss for e in stable[-DECAY_EVALUATIONS:]]
     if state.schedule.decay_start is None or len(last) < DECAY_EVALUATIONS:
         return ""
@@ -102,8 +102,10 @@ def _decayed(stable: Sequence[Evaluation], state: LoopState) -> str:
 
 
 def _nothing_learned(state: LoopState) -> str:
-    """Why the best weights are no better than those before the first step; empty when something was learned. Of a few
-    held-out rows a fall is seldom shown; what the rows of the training cost then says that it is no accident."""
+    """Say why the best weights are no better than those before the first step; empty when something was learned.
+
+    With few held-out rows, the training loss is used as evidence of learning.
+    """
     first = state.history[0]
     best = next(e for e in state.history if e.step == state.best_step)
     steps = "one step" if state.step == 1 else f"{state.step:,} steps"
@@ -119,13 +121,13 @@ def _nothing_learned(state: LoopState) -> str:
 
 
 def _knows_its_rows(state: LoopState) -> bool:
-    """Whether the latest training losses are far below the first held-out one."""
+    """Return whether the latest training losses are far below the first held-out one."""
     latest = state.train_losses[-LATEST:]
     return len(latest) == LATEST and sum(latest) / LATEST < LEARNED_SHARE * state.history[0].loss
 
 
 def _rise(state: LoopState) -> str:
-    """Whether the loss at the end is significantly above the best one, by paired blocks; from where it rose."""
+    """Say whether the loss at the end is significantly above the best one, by paired blocks; from where it rose."""
     best = next(e for e in state.history if e.step == state.best_step)
     last = state.history[-1]
     if best.step == last.step or len(best.blocks) < 2:

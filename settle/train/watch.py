@@ -90,8 +90,10 @@ class Watch:
                 self._act_on(judgement, state)
 
     def _is_kept(self, last: Evaluation, state: LoopState) -> bool:
-        """Whether the decayed weights are taken although others had a lower loss, by less than two standard errors: the
-        lowest of twenty is that much lower by luck."""
+        """Return whether the decayed weights are taken although others had a lower loss, by less than its noise.
+
+        Less than two standard errors: the lowest of twenty is that much lower by luck.
+        """
         if not self.trainer.objective.prefers_last or state.step != state.schedule.end or not state.best_step:
             return False
         best = next(e for e in state.history if e.step == state.best_step)
@@ -104,15 +106,17 @@ class Watch:
             state.stop = "broken"
 
     def _settled_decay(self, state: LoopState) -> int:
-        """Steps of the decay of a run that does not end by its budget."""
+        """Return the steps of the decay of a run that does not end by its budget."""
         steps = max(1, round(decay_tokens(self.trainer.tokens(state)) / self.plan.tokens_per_step))
         return min(steps, self.time.affordable_steps(state))
 
     # --- budgets ---
 
     def spend_budget(self, state: LoopState) -> None:
-        """Begin the decay when the budget asks for it: in steps when known beforehand, else by the clock, which also
-        says anew before every step how long the decay can be."""
+        """Begin the decay when the budget asks for it: in steps when known beforehand, else by the clock.
+
+        The clock decides again before every step how long the decay can be.
+        """
         plan = self.plan
         self.time.begin_step(state)
         if state.schedule.decay_start is not None:
@@ -132,7 +136,7 @@ class Watch:
             self._begin_decay(state, "time", self.time.affordable_steps(state))
 
     def is_past_half(self, state: LoopState) -> bool:
-        """Whether half of the budget is spent; without one, whether the end has begun."""
+        """Return whether half of the budget is spent; without one, whether the end has begun."""
         plan = self.plan
         if plan.max_steps is not None and state.step >= plan.max_steps / 2:
             return True
@@ -174,28 +178,33 @@ class TimeBudget:
         self._evaluations: deque[float] = deque(maxlen=LATEST_EVALUATIONS)
 
     def begin_step(self, state: LoopState) -> None:
-        """A step is about to be taken."""
+        """Note that a step is about to be taken."""
         if self.plan.seconds is not None:
             self._pace.add(self._spent(state), state.step)
 
     def evaluated(self, seconds: float) -> None:
-        """An evaluation of the held-out sample took so long."""
+        """Note how long an evaluation of the held-out sample took."""
         if self.plan.seconds is not None:
             self._evaluations.append(self.world.agree(seconds))
 
     @property
     def slowdown(self) -> float:
-        """How many times slower the latest steps were than those of the probe, within limits; per rank of those that
-        share a step, since one alone does what follows the loop."""
+        """How many times slower the latest steps were than those of the probe, within limits.
+
+        Per rank of those that share a step, since one alone does what follows the loop.
+        """
         return self._pace.slowdown(self._planned)
 
     def seconds_left(self, state: LoopState) -> float:
-        """What the time budget leaves for the loop at the present pace."""
+        """Return what the time budget leaves for the loop at the present pace."""
         return self._left(state, self.slowdown)
 
     def leaves_the_decay(self, state: LoopState) -> bool:
-        """Whether what is left is the share of the decay, at the pace of the session where that is faster than the
-        present one: a decay that begins late can be made shorter, down to a half at the present pace."""
+        """Return whether what is left is the share of the decay.
+
+        It counts at the pace of the session where that is faster than the present one: a decay that begins late can be
+        made shorter, down to a half at the present pace.
+        """
         whole = self._pace.slowdown(self._planned, is_whole=True)
         left, most = self.seconds_left(state), self._left(state, min(self.slowdown, whole))
         share = self.plan.decay_fraction * (state.seconds + most)
@@ -211,8 +220,11 @@ class TimeBudget:
         return max(1, math.floor(min(left, 1e9)))
 
     def judged_tokens(self, state: LoopState, usual: float, spent: float) -> float:
-        """Held-out tokens to judge the best weights on, after `spent` seconds: the `usual` number; where the clock ends
-        the run, as many as its time has room for, and what a comparison needs is left to it."""
+        """Return the held-out tokens to judge the best weights on, after `spent` seconds.
+
+        The `usual` number; where the clock ends the run, as many as its time has room for, and what a comparison needs
+        is left to it.
+        """
         plan, per_token = self.plan, self._seconds_per_evaluated_token
         if plan.seconds is None or per_token is None:
             return usual
@@ -247,9 +259,11 @@ class TimeBudget:
 
 
 def kept_for_the_end(plan: LoopPlan, slowdown: float, judging: float | None = None) -> float:
-    """Seconds of a time budget that are kept for what follows the loop. It will be as slow as the loop is now, which
-    the comparison makes up for with up to half of its time: it uses fewer rows. judging: of them, those of the last
-    evaluations, where the loop's own say it."""
+    """Return the seconds of a time budget that are kept for what follows the loop.
+
+    It will be as slow as the loop is now, which the comparison makes up for with up to half of its time: it uses fewer
+    rows. judging: of them, those of the last evaluations, where the loop's own say it.
+    """
     judging = plan.seconds_judging * slowdown if judging is None else judging
     after, comparing = (plan.seconds_after - plan.seconds_judging) * slowdown + judging, plan.seconds_comparing
     late = max(0.0, after - plan.seconds_after)
@@ -287,8 +301,10 @@ class Pace:
         return statistics.median((now - began) / (last - first) for (began, first), (now, last) in blocks)
 
     def slowdown(self, planned: float, is_whole: bool = False) -> float:
-        """The present seconds per step ÷ the planned ones; 1 when either is not known, or the steps are the first.
-        is_whole: of the whole session."""
+        """Return the present seconds per step ÷ the planned ones.
+
+        It is 1 when either is not known, or the steps are the first. is_whole: of the whole session.
+        """
         pace = self.seconds_per_step
         if not pace or not planned or self._first is None or len(self._latest) <= FEWEST_TO_SLOW:
             return 1.0
@@ -310,9 +326,15 @@ def learned(
     steps: int,
     floor: float | None = None,
 ) -> str:
-    """Why the rows count as learned, empty while they do not. train_losses: of the latest of `steps` steps (at least of
-    some hundred, where a pass takes more), which were `passes` over the rows. floor: the loss of knowing only how often
-    each target occurs. Losses in the units of the held-out loss.
+    """Say why the rows count as learned; empty while they do not.
+
+    train_losses: of the latest of `steps` steps (at least of some hundred, where a pass takes more), which were
+    `passes` over the rows. floor: the loss of knowing only how often each target occurs. Losses in the units of the
+    held-out loss.
+
+    Few rows choose the weights: too few to tell *settled* or *overfitting* from their loss, which jumps from one
+    evaluation to the next while the rows are memorized. The loss on the training rows shows it: once a whole pass costs
+    less than the standard error of the held-out loss, what is left in them is less than that sample can show.
     """
     if passes < FEWEST_PASSES:
         return ""

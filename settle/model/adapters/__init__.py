@@ -40,16 +40,16 @@ class Adapter(Part):
     LEARNING_RATE: ClassVar[float] = 3e-4
 
     def rate(self, width: int) -> float:
-        """The learning rate of AdamW over a base of this hidden width, when nobody gives one."""
+        """Return the default learning rate of AdamW over a base of this hidden width."""
         return self.LEARNING_RATE
 
     @abstractmethod
     def targeted(self, linears: Iterable[str]) -> list[str]:
-        """The names of the linears that are adapted. Raises UsageError when a target matches nothing."""
+        """Return the names of the linears that are adapted. Raises UsageError when a target matches nothing."""
 
     @abstractmethod
     def beside(self, name: str, inputs: int, outputs: int) -> LinearAdapter:
-        """What is trained beside one linear, not yet initialised."""
+        """Make what is trained next to one linear, not yet initialised."""
 
     @abstractmethod
     def kept_per_token(self, name: str, inputs: int, outputs: int) -> int:
@@ -57,19 +57,24 @@ class Adapter(Part):
 
     @abstractmethod
     def peft_config(self, targets: list[str]) -> dict[str, JsonValue]:
-        """The keys of PEFT's adapter_config.json that are this method's. targets: the shortest `target_modules`."""
+        """Return this method's keys of PEFT's adapter_config.json. targets: the shortest `target_modules`."""
 
     @classmethod
     @abstractmethod
     def from_peft(
         cls, config: Mapping[str, JsonValue], tensors: Mapping[str, np.ndarray]
     ) -> tuple[Self, Mapping[str, np.ndarray]] | None:
-        """The settings that a folder of PEFT's describes, and its tensors by the names of `state`; None for a folder of
-        another method. Raises FormatError for a setting that is not supported, and for tensors that do not fit it."""
+        """Return the settings that a folder of PEFT's describes, and its tensors by the names of `state`.
+
+        None for a folder of another method. Raises FormatError for a setting that is not supported, and for tensors
+        that do not fit it.
+        """
 
     def lora_pairs(self, tensors: Mapping[str, np.ndarray]) -> LoraPairs | None:
-        """What llama.cpp has to add to the base's weights as it serves them. None when it cannot: then a GGUF file is
-        written of merged weights."""
+        """Return what llama.cpp has to add to the base's weights as it serves them.
+
+        None when it cannot: then a GGUF file is written of merged weights.
+        """
         return None
 
     def apply(self, model: Decoder, seed: int = 0) -> list[str]:
@@ -101,7 +106,7 @@ class Adapter(Part):
 
 
 def matching(linears: Iterable[str], targets: Sequence[str] | TargetName) -> list[str]:
-    """The linears that `targets` name, by their whole name or by its end, as in PEFT.
+    """Return the linears that `targets` name, by their whole name or by its end, as in PEFT.
 
     "all-linear": all but the head and the routers of experts; "last-third": those of them in the last third of the
     layers. Raises UsageError naming what comes near.
@@ -132,7 +137,7 @@ def _fits(name: str, target: str) -> bool:
 
 
 def state(model: Decoder) -> dict[str, Tensor]:
-    """What the adapter trains, by PEFT's names; the tensors are the live ones."""
+    """Return what the adapter trains, by PEFT's names; the tensors are the live ones."""
     return {
         f"{PREFIX}{name}.{adapter.FILE_NAMES.get(leaf, leaf)}": parameter
         for name, _, adapter in _adapted(model)

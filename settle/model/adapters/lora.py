@@ -51,8 +51,11 @@ class LoRA(Adapter):
         return self.alpha / (math.sqrt(self.rank) if self.rslora else self.rank)
 
     def rate(self, width: int) -> float:
-        """Larger below `NARROW`: what a step of Adam changes of a product falls with the width (Yang et al. 2022), so
-        that the usual rate teaches a base of width 64 next to nothing."""
+        """Return the default rate, larger below `NARROW`.
+
+        What a step of Adam changes of a product falls with the width (Yang et al. 2022), so that the usual rate teaches
+        a base of width 64 next to nothing.
+        """
         return self.LEARNING_RATE * max(1.0, NARROW / width)
 
     def targeted(self, linears: Iterable[str]) -> list[str]:
@@ -106,7 +109,7 @@ class LoRA(Adapter):
 
     @classmethod
     def of_pairs(cls, pairs: LoraPairs) -> tuple[Self, dict[str, np.ndarray]]:
-        """The inverse of `lora_pairs`, for pairs of one rank."""
+        """Invert `lora_pairs`, for pairs of one rank."""
         ranks = {len(down) for down, _ in pairs.pairs.values()}
         method = cls(rank=max(ranks), alpha=pairs.alpha, targets=[*pairs.pairs])
         downs = {PREFIX + module + DOWN: down for module, (down, _) in pairs.pairs.items()}
@@ -126,7 +129,7 @@ BASE_CHANGING = ("pissa", "olora", "corda", "lora_ga", "loftq")
 
 
 def require_plain(config: Mapping[str, JsonValue]) -> None:
-    """Raises FormatError for what is more than W + scale · B A on linears, naming the setting."""
+    """Raise FormatError for what is more than W + scale · B A on linears, naming the setting."""
     for key, neutral in NEUTRAL.items():
         value = config.get(key)
         if value is not None and value not in neutral:
@@ -145,7 +148,7 @@ def require_plain(config: Mapping[str, JsonValue]) -> None:
 def uniform(
     stored: Mapping[str, np.ndarray], config: Mapping[str, JsonValue]
 ) -> tuple[dict[str, np.ndarray], float, int]:
-    """The tensors with one rank, the alpha that gives each module its scale, and the rank.
+    """Return the tensors with one rank, the alpha that gives each module its scale, and the rank.
 
     Modules of smaller rank (`rank_pattern`) are padded with zeros and `alpha_pattern` is folded into B; both are exact.
     Raises FormatError for a pair whose halves do not fit each other.
@@ -180,13 +183,13 @@ def uniform(
 
 
 def _named(name: str) -> str:
-    """A tensor's name without that of the adapter in it ("default")."""
+    """Return a tensor's name without that of the adapter in it ("default")."""
     name = re.sub(r"\.(lora_[AB])\.[^.]+\.weight$", r".\1.weight", name)
     return re.sub(rf"({MAGNITUDE})\..*$", r"\1", name)
 
 
 def _alphas(downs: Sequence[str], config: Mapping[str, JsonValue], default: float) -> dict[str, float]:
-    """The alpha of each module: that of the first pattern that matches it. Raises FormatError."""
+    """Return the alpha of each module: that of the first pattern that matches it. Raises FormatError."""
     patterns = config.get("alpha_pattern") or {}
     if not isinstance(patterns, dict):
         raise FormatError(f"the adapter's alpha_pattern is {patterns!r:.40}", "save it again")
@@ -207,7 +210,7 @@ def _alphas(downs: Sequence[str], config: Mapping[str, JsonValue], default: floa
 
 
 def _number(key: str, value: JsonValue, default: float) -> float:
-    """A positive number; the default where there is none. Raises FormatError for anything else."""
+    """Return a positive number; the default where there is none. Raises FormatError for anything else."""
     if value is None or value == 0:
         return default
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:

@@ -1,5 +1,6 @@
-"""Architectures: each holds the fields of its Hugging Face `config.json` and knows its size, its cost, and where its
-parameters lie in files.
+"""Architectures: each holds the fields of its Hugging Face `config.json`.
+
+It knows its size, its cost, and where its parameters lie in files.
 """
 
 from abc import abstractmethod
@@ -28,35 +29,35 @@ class Architecture(Size, HfLayout, GgufLayout, Part):
 
     @abstractmethod
     def options(self) -> DecoderOptions:
-        """What the layers must be."""
+        """Return what the layers must be."""
 
     def build(self, seed: int, device: str = "cpu") -> Decoder:
-        """A freshly initialised model; the same seed gives the same weights everywhere."""
+        """Build a freshly initialised model; the same seed gives the same weights everywhere."""
         model = self.skeleton("cpu")
         model.initialise(torch.Generator().manual_seed(seed))
         return model.to(device)
 
     def skeleton(self, device: str = "meta") -> Decoder:
-        """The model with weights that hold nothing yet; on "meta" they take no memory either."""
+        """Build the model with weights that hold nothing yet; on "meta" they take no memory either."""
         with torch.device(device):
             return Decoder(self.options())
 
     def with_fields(self, **fields: object) -> Self:
-        """The same but for some fields, which are checked as always."""
+        """Return a copy with other values of some fields, which are checked as always."""
         return type(self)(**self.model_dump() | fields)
 
     def shortened(self, layers: int) -> Self:
-        """The same with fewer layers; kinds of layers follow each other as llama.cpp has them in this family."""
+        """Return a copy with fewer layers; kinds of layers follow each other as llama.cpp has them in this family."""
         return self.with_fields(num_hidden_layers=layers)
 
     @classmethod
     @abstractmethod
     def sized(cls, num_parameters: int, vocab_size: int, context: int) -> Self:
-        """The shape of this family whose number of parameters comes nearest."""
+        """Return the shape of this family whose number of parameters comes nearest."""
 
 
 def of_hf_config(config: HfConfig) -> Architecture:
-    """The architecture that a `config.json` describes. Raises FormatError for a family that is not known."""
+    """Return the architecture that a `config.json` describes. Raises FormatError for a family that is not known."""
     families = Architecture.parts()
     kind = config.get("model_type")
     if kind not in families:
@@ -65,7 +66,7 @@ def of_hf_config(config: HfConfig) -> Architecture:
 
 
 def of_gguf(metadata: GgufMetadata, tensors: Mapping[str, LazyTensor]) -> Architecture:
-    """The architecture that a GGUF file describes. Raises FormatError for a family that is not known.
+    """Return the architecture that a GGUF file describes. Raises FormatError for a family that is not known.
 
     Of two families that GGUF writes as one (a Mistral is a Llama there) the one that bears its name is taken.
     """

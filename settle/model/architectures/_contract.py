@@ -82,8 +82,10 @@ class GgufLayout(ABC):
 
     @abstractmethod
     def gguf_names(self) -> dict[str, str]:
-        """Parameter name → name in a GGUF file, in the file's order. Parameters that share a name are one tensor there:
-        the first is its slice 0 along a new first axis, and so on (experts).
+        """Map each parameter's name to its name in a GGUF file, in the file's order.
+
+        Parameters that share a name are one tensor there: the first is its slice 0 along a new first axis, and so on
+        (experts).
         """
 
     @abstractmethod
@@ -97,16 +99,18 @@ class GgufLayout(ABC):
     @classmethod
     @abstractmethod
     def from_gguf(cls, metadata: GgufMetadata, tensors: Mapping[str, LazyTensor]) -> Self:
-        """From a GGUF file's metadata and lazy tensors (name → `.shape`, `.load()`; only constants are loaded). Raises
-        FormatError naming the key that is missing or not supported.
+        """Read a GGUF file's metadata and lazy tensors (name → `.shape`, `.load()`; only constants are loaded).
+
+        Raises FormatError naming the key that is missing or not supported.
         """
 
     def to_gguf(self, name: str, values: Rows) -> Rows:
-        """A parameter's values (numpy or torch) as a GGUF file holds them. Matrices change the order of their rows at
-        most, so rows of quantized blocks may be given too.
+        """Return a parameter's values (numpy or torch) as a GGUF file holds them.
+
+        Matrices change the order of their rows at most, so rows of quantized blocks may be given too.
         """
         return values
 
     def from_gguf_tensor(self, name: str, values: Rows) -> Rows:
-        """The inverse of `to_gguf`."""
+        """Invert `to_gguf`."""
         return values

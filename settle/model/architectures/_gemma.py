@@ -1,5 +1,7 @@
-"""What Gemma 2 and Gemma 3 share (arXiv:2408.00118, arXiv:2503.19786): norms before and behind each branch that
-multiply by 1 + weight, a GELU gate, scaled embeddings, and layers that look back over a window only.
+"""What Gemma 2 and Gemma 3 share (arXiv:2408.00118, arXiv:2503.19786).
+
+Norms before and behind each branch that multiply by 1 + weight, a GELU gate, scaled embeddings, and layers that look
+back over a window only.
 """
 
 from collections.abc import Mapping
@@ -62,7 +64,7 @@ class Gemma(Transformer):
         return self.with_fields(num_hidden_layers=layers, layer_types=None)
 
     def slides(self, layer: int) -> bool:
-        """Whether a layer looks back over the window only."""
+        """Return whether a layer looks back over the window only."""
         if self.layer_types is not None:
             return self.layer_types[layer] == "sliding_attention"
         return (layer + 1) % self.PERIOD != 0

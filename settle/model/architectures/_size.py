@@ -67,7 +67,7 @@ class TransformerLayers(Architecture):
         return None
 
     def rope(self, layer: int) -> Rope:
-        """The rotation of this layer's queries and keys."""
+        """Return the rotation of this layer's queries and keys."""
         return rope_options(self.rotary_width, self.rope_theta, self.max_position_embeddings, self.rope_scaling)
 
     @property
@@ -76,7 +76,7 @@ class TransformerLayers(Architecture):
         return self.head_dim
 
     def layer_options(self, layer: int) -> LayerOptions:
-        """What this layer asks of the layers' code."""
+        """Return the options of one layer for the layers' code."""
         return LayerOptions(
             width=self.hidden_size,
             inner=self.intermediate_size,
@@ -89,7 +89,7 @@ class TransformerLayers(Architecture):
         )
 
     def options(self) -> DecoderOptions:
-        """What the whole decoder asks of it."""
+        """Return the options of the whole decoder."""
         layers = tuple(map(self.layer_options, range(self.num_hidden_layers)))
         return DecoderOptions(self.vocab_size, layers, self.tie_word_embeddings)
 
@@ -154,7 +154,7 @@ class TransformerSize(TransformerLayers):
         return sum(width * heads * TURN_BYTES for width, heads, *_ in tables)
 
     def share_met(self, linear: str) -> float:
-        """The share of all tokens that pass through a linear of a layer."""
+        """Return the share of all tokens that pass through a linear of a layer."""
         return 1.0
 
     @classmethod
@@ -180,13 +180,16 @@ def keys_met(context: int, window: int | None) -> float:
 
 
 def is_for_flash(o: LayerOptions) -> bool:
-    """Whether torch's attention on packed rows knows a layer's scores and the width of its heads."""
+    """Return whether torch's attention on packed rows knows a layer's scores and the width of its heads."""
     return o.soft_cap is None and o.head_dim <= FLASH_WIDTH and o.head_dim % 8 == 0
 
 
 def _kept_by_attention(o: LayerOptions, context: int, flash: float | None) -> float:
-    """Numbers per token that the backward pass of one layer's attention needs; see `activation_bytes_per_token`. flash:
-    numbers that a kernel keeps in the place of the probabilities; None: it keeps those."""
+    """Count the numbers per token that the backward pass of one layer's attention needs.
+
+    See `activation_bytes_per_token`. flash: numbers that a kernel keeps in the place of the probabilities; None: it
+    keeps those.
+    """
     query, key = o.heads * o.head_dim, o.kv_heads * o.head_dim
     numbers: float = o.width + 1 + query
     if flash is None:
@@ -201,7 +204,10 @@ def _kept_by_attention(o: LayerOptions, context: int, flash: float | None) -> fl
 
 
 def _kept_by_feed_forward(o: LayerOptions, frozen: bool) -> int:
-    """The same of one layer's feed-forward. Trained, it keeps gate, up, what the gate lets through, and the product."""
+    """Count the numbers per token that the backward pass of one layer's feed-forward needs.
+
+    Trained, it keeps gate, up, what the gate lets through, and the product.
+    """
     times = 2 if frozen else 4
     numbers = o.width + 1 + (o.width + 1 if o.sandwich_norms else 0)
     if o.experts is None:

@@ -53,7 +53,7 @@ class TransformerHf(TransformerSize):
 
     @classmethod
     def hf_values(cls, config: HfConfig) -> dict[str, object]:
-        """The fields that a `config.json` gives; those it leaves out as Hugging Face's class has them."""
+        """Return the fields that a `config.json` gives; those it leaves out as Hugging Face's class has them."""
         values = dict(cls.HF_DEFAULTS)
         for name in cls.model_fields:
             if config.get(name) is not None or (name in config and name in _NULLABLE):
@@ -148,7 +148,7 @@ class Transformer(TransformerHf):
 
     @classmethod
     def gguf_values(cls, fields: "GgufFields", tensors: Mapping[str, LazyTensor]) -> dict[str, object]:
-        """The fields that a GGUF file gives."""
+        """Return the fields that a GGUF file gives."""
         if "token_embd.weight" not in tensors:
             raise FormatError("it has no token_embd.weight", "get the file again")
         heads = fields.whole("attention.head_count")
@@ -181,7 +181,7 @@ class GgufFields:
         return self.metadata.get(f"{self.architecture}.{key}", default)
 
     def number(self, key: str, default: float | None = None) -> float:
-        """A number; a list of one and the same for each layer counts as it. Raises FormatError."""
+        """Read a number; a list of one and the same for each layer counts as it. Raises FormatError."""
         value = self.get(key, default)
         if isinstance(value, list) and value and all(v == value[0] for v in value):
             value = value[0]
@@ -192,7 +192,7 @@ class GgufFields:
         return value if isinstance(value, int) else _shortest(value)
 
     def whole(self, key: str, default: int | None = None) -> int:
-        """As `number`, for whole numbers."""
+        """Read a whole number, as `number` does."""
         return whole({key: self.number(key, default)}, key)
 
     def rope_scaling(self) -> dict[str, object] | None:
@@ -205,6 +205,6 @@ class GgufFields:
 
 
 def _shortest(value: float) -> float:
-    """The shortest number that rounds to the same fp32 as `value`: 1e-05, not 9.99…e-06."""
+    """Return the shortest number that rounds to the same fp32 as `value`: 1e-05, not 9.99…e-06."""
     short = float(f"{value:.7g}")
     return short if abs(value) < 1e38 and struct.pack("<f", short) == struct.pack("<f", value) else value

@@ -8,8 +8,11 @@ from settle.model.architectures.llama import Llama
 
 
 class Mistral(Llama):
-    """A Mistral decoder. In a GGUF file it is a Llama, which llama.cpp computes without the window: the file's
-    context ends where the window would begin to hide something."""
+    """A Mistral decoder.
+
+    In a GGUF file it is a Llama, which llama.cpp computes without the window: the file's context ends where the window
+    would begin to hide something.
+    """
 
     model_type: ClassVar[str] = "mistral"
     HF_CLASS: ClassVar[str] = "MistralForCausalLM"

@@ -17,8 +17,10 @@ _LONG, _SHORT = "rope_factors_long.weight", "rope_factors_short.weight"
 
 
 class Phi3(Transformer):
-    """A Phi-3 decoder. llama.cpp computes it without windows: a GGUF file's context ends where they would begin to
-    hide something."""
+    """A Phi-3 decoder.
+
+    llama.cpp computes it without windows: a GGUF file's context ends where they would begin to hide something.
+    """
 
     model_type: ClassVar[str] = "phi3"
     gguf_architecture: ClassVar[str] = "phi3"

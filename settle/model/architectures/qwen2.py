@@ -10,8 +10,10 @@ from settle.model.config import LayerOptions
 
 
 class Qwen2(Transformer):
-    """A Qwen2 decoder. llama.cpp computes it without windows: a GGUF file's context ends where they would begin to
-    hide something."""
+    """A Qwen2 decoder.
+
+    llama.cpp computes it without windows: a GGUF file's context ends where they would begin to hide something.
+    """
 
     model_type: ClassVar[str] = "qwen2"
     gguf_architecture: ClassVar[str] = "qwen2"

@@ -17,7 +17,7 @@ from settle.model.layers.packed_sequences import Bucket, Packing, RotationTable,
 
 @cache
 def _varlen_kernel() -> Callable[..., object] | None:
-    """torch's attention on packed rows; None before torch 2.10, where the buckets serve CUDA too.
+    """Return torch's attention on packed rows; None before torch 2.10, where the buckets serve CUDA too.
 
     Imported when a card asks for it: it takes a second and the compiler with it.
     """
@@ -30,13 +30,13 @@ def _varlen_kernel() -> Callable[..., object] | None:
 
 @cache
 def _has_varlen(device: torch.device, width: int) -> bool:
-    """Whether flash attention runs there: on cards since Ampere, for heads of at most 256 numbers, in eights."""
+    """Return whether flash attention runs there: on cards since Ampere, for heads of at most 256 numbers, in eights."""
     is_cuda = device.type == "cuda"
     return is_cuda and width <= 256 and width % 8 == 0 and torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 def keeps_no_probabilities(device: str, dtype: str) -> bool:
-    """Whether training there runs flash attention, where a layer's shape and scores allow it."""
+    """Return whether training there runs flash attention, where a layer's shape and scores allow it."""
     if device != "cuda" or dtype not in ("bfloat16", "float16"):
         return False
     return _has_varlen(torch.device("cuda"), 8) and _varlen_kernel() is not None
@@ -45,8 +45,10 @@ def keeps_no_probabilities(device: str, dtype: str) -> bool:
 def attention(
     qkv: Tensor, packing: Packing, table: RotationTable, scoring: Scoring, bias: Tensor | None = None
 ) -> Tensor:
-    """Attention within each segment. qkv (N, (H + 2K)·d), query and key heads in interleaved rotation order →
-    (N, H·d). bias ((H + 2K)·d,): what qkv still lacks, in the type in which it is rotated.
+    """Attend within each segment.
+
+    qkv (N, (H + 2K)·d), query and key heads in interleaved rotation order → (N, H·d). bias ((H + 2K)·d,): what qkv
+    still lacks, in the type in which it is rotated.
     """
     if packing.attends_itself:
         return packing.attend(qkv, table, scoring, bias)
@@ -56,15 +58,19 @@ def attention(
 def attention_over(
     qkv: Tensor, packing: Packing, table: RotationTable, scoring: Scoring, bias: Tensor | None = None
 ) -> Tensor:
-    """The same of a whole batch. The framework's kernels know no soft cap, and round queries and keys to half types."""
+    """Attend within each segment of a whole batch, as `attention`.
+
+    The framework's kernels know no soft cap, and round queries and keys to half types.
+    """
     if qkv.device.type == "cpu" or scoring.soft_cap is not None or scoring.in_float32:
         return apply(RotatedAttention, qkv, bias, packing, table, scoring)
     return fused_attention(qkv if bias is None else qkv + bias.to(qkv.dtype), packing, table, scoring.window)
 
 
 def fused_attention(qkv: Tensor, packing: Packing, table: RotationTable, window: int | None = None) -> Tensor:
-    """The same through the framework's kernels: variable-length flash attention on CUDA in half precision, else
-    scaled_dot_product_attention per bucket.
+    """Attend through the framework's kernels, as `attention`.
+
+    Variable-length flash attention on CUDA in half precision, else scaled_dot_product_attention per bucket.
     """
     heads, kv_heads, width = table.heads, table.kv_heads, table.head_dim
     by_head = qkv.view(-1, heads + 2 * kv_heads, width)
@@ -89,8 +95,10 @@ def fused_attention(qkv: Tensor, packing: Packing, table: RotationTable, window:
 
 
 class PackedRotation(Function):
-    """Heads of packed rows turned by their positions, rounded once; no row is kept. rows (N, n, d), cos and
-    sin (N, n, d/2) in a wider type → (N, n, d)."""
+    """Heads of packed rows turned by their positions, rounded once; no row is kept.
+
+    rows (N, n, d), cos and sin (N, n, d/2) in a wider type → (N, n, d).
+    """
 
     @staticmethod
     def forward(ctx: Context, rows: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -227,8 +235,9 @@ def _attend_backward(
 
 
 def rotate(rows: Tensor, turn: Tensor, segments: int, bias: Tensor | None = None) -> Tensor:
-    """Turn pairs of neighbours as complex numbers, after their bias (n·d,) is added. rows (B*T, n·d), turn
-    (T, n, d/2) complex → (B, T, n, d) in the real type of `turn`.
+    """Turn pairs of neighbours as complex numbers, after their bias (n·d,) is added.
+
+    rows (B*T, n·d), turn (T, n, d/2) complex → (B, T, n, d) in the real type of `turn`.
     """
     length, heads, half = turn.shape
     wide = rows.to(turn.real.dtype, copy=True, memory_format=torch.contiguous_format)

@@ -30,7 +30,7 @@ class Embedding(Owner):
         return apply(Lookup, ids, self._cast(dtype, self.weight), self.weight)
 
     def cast(self, dtype: torch.dtype) -> Tensor:
-        """The table in `dtype`, without gradient; only to be read."""
+        """Return the table in `dtype`, without gradient; only to be read."""
         return self.numbers(dtype) if self.weight is None else self._cast(dtype, self.weight)
 
 
@@ -62,13 +62,13 @@ class Attention(nn.Module):
         self.out = Stack([(self.o_proj, 0)])
 
     def forward(self, x: Tensor, packing: Packing, table: RotationTable) -> Tensor:
-        """x (N, D), behind its norm → attention(x) (N, D)."""
+        """Compute attention of x (N, D), behind its norm → (N, D)."""
         return self.out.linear(self._mixed(self.qkv.linear(x, not self._adds_bias), packing, table))
 
     def add(
         self, x: Tensor, norm: RMSNorm, packing: Packing, table: RotationTable, after: RMSNorm | None = None
     ) -> Tensor:
-        """x (N, D) → x + attention(norm(x)), or x + after(attention(norm(x))), in few passes over x."""
+        """Compute x (N, D) → x + attention(norm(x)), or x + after(attention(norm(x))), in few passes over x."""
         residual, qkv = self.qkv.norm_linear(x, norm, not self._adds_bias)
         mixed = self._mixed(qkv, packing, table)
         if after is None:
@@ -76,7 +76,7 @@ class Attention(nn.Module):
         return after.add(residual, self.out.linear(mixed))
 
     def _mixed(self, qkv: Tensor, packing: Packing, table: RotationTable) -> Tensor:
-        """qkv (N, (H + 2K)·d) → values mixed by attention (N, H·d)."""
+        """Mix the values of qkv (N, (H + 2K)·d) by attention → (N, H·d)."""
         if self.q_norm is not None and self.k_norm is not None:
             qkv = apply(HeadNorm, qkv, self._head_factors(self.q_norm, self.k_norm), self.q_norm.eps)
         bias = self.qkv.bias(table.dtype) if self._adds_bias else None
@@ -84,12 +84,14 @@ class Attention(nn.Module):
 
     @property
     def _adds_bias(self) -> bool:
-        """Whether queries and keys get their bias after the product: one of 200, added in bfloat16, would round what
-        it is added to."""
+        """True when queries and keys get their bias after the product.
+
+        A bias of 200, added in bfloat16, would round what it is added to.
+        """
         return self.float32_scores and self.q_norm is None and self.qkv.has_bias_apart
 
     def _head_factors(self, q_norm: RMSNorm, k_norm: RMSNorm) -> Tensor:
-        """What each query and key head is multiplied by after its norm, (H + K, d), as the heads lie in qkv."""
+        """Return what each query and key head is multiplied by after its norm, (H + K, d), as the heads lie in qkv."""
         q, k = (self.turning.neighbours(norm.factor()) for norm in (q_norm, k_norm))
         return torch.cat([q.expand(self.heads, -1), k.expand(self.kv_heads, -1)])
 
@@ -112,11 +114,11 @@ class MLP(nn.Module):
         self.down = Stack([(self.down_proj, 0)])
 
     def forward(self, x: Tensor) -> Tensor:
-        """x (N, D), behind its norm → mlp(x) (N, D)."""
+        """Compute mlp of x (N, D), behind its norm → (N, D)."""
         return self.down.gated(None, self.gate_up.linear(x), self.activation)
 
     def add(self, x: Tensor, norm: RMSNorm, after: RMSNorm | None = None) -> Tensor:
-        """x (N, D) → x + mlp(norm(x)), or x + after(mlp(norm(x))), in few passes over x."""
+        """Compute x (N, D) → x + mlp(norm(x)), or x + after(mlp(norm(x))), in few passes over x."""
         residual, gate_up = self.gate_up.norm_linear(x, norm)
         if after is None:
             return self.down.gated(residual, gate_up, self.activation)
@@ -131,7 +133,7 @@ class TopExperts(nn.Module):
         self.top = top
 
     def forward(self, chances: Tensor) -> tuple[Tensor, Tensor]:
-        """chances (N, E) → those of the likeliest experts (N, K), and which they are (N, K)."""
+        """Choose by chances (N, E) → those of the likeliest experts (N, K), and which they are (N, K)."""
         largest, chosen = chances.topk(self.top, dim=-1)
         return largest, chosen
 
@@ -147,7 +149,7 @@ class MixtureOfExperts(nn.Module):
         self.router = Stack([(self.gate, 0)])
 
     def forward(self, x: Tensor) -> Tensor:
-        """x (N, D), behind its norm → the chosen experts' results, weighted (N, D)."""
+        """Compute the chosen experts' results of x (N, D), behind its norm, weighted → (N, D)."""
         wide = torch.promote_types(x.dtype, torch.float32)
         chances, chosen = self.choice(self.router.linear(x).softmax(-1, dtype=wide))
         if self.normalised:
@@ -164,7 +166,7 @@ class MixtureOfExperts(nn.Module):
         return torch.zeros_like(x).index_add(0, tokens, results * shares)
 
     def add(self, x: Tensor, norm: RMSNorm, after: RMSNorm | None = None) -> Tensor:
-        """x (N, D) → x + experts(norm(x)), or x + after(experts(norm(x)))."""
+        """Compute x (N, D) → x + experts(norm(x)), or x + after(experts(norm(x)))."""
         return x + self(norm(x)) if after is None else after.add(x, self(norm(x)))
 
 
@@ -186,7 +188,7 @@ class DecoderLayer(nn.Module):
             self.post_feedforward_layernorm = RMSNorm(o.width, o.eps, o.norm_offset)
 
     def forward(self, x: Tensor, packing: Packing, table: RotationTable) -> Tensor:
-        """x (N, D) → (N, D)."""
+        """Compute x (N, D) → (N, D)."""
         if self.options.sandwich_norms:
             x = x + self.post_attention_layernorm(self.self_attn(self.input_layernorm(x), packing, table))
             x = x + self.post_feedforward_layernorm(self.mlp(self.pre_feedforward_layernorm(x)))
@@ -200,16 +202,16 @@ class FusedLayer(DecoderLayer):
     """A layer whose norms, products and residuals are computed together, in half as many passes over activations."""
 
     def forward(self, x: Tensor, packing: Packing, table: RotationTable) -> Tensor:
-        """x (N, D) → (N, D)."""
+        """Compute x (N, D) → (N, D)."""
         return self.add_mlp(self.add_attention(x, packing, table))
 
     def add_attention(self, x: Tensor, packing: Packing, table: RotationTable) -> Tensor:
-        """x (N, D) → the residual stream after attention (N, D)."""
+        """Compute x (N, D) → the residual stream after attention (N, D)."""
         after = self.post_attention_layernorm if self.options.sandwich_norms else None
         return self.self_attn.add(x, self.input_layernorm, packing, table, after)
 
     def add_mlp(self, x: Tensor) -> Tensor:
-        """x (N, D), the stream after attention → the stream after the layer (N, D)."""
+        """Compute x (N, D), the stream after attention → the stream after the layer (N, D)."""
         if self.options.sandwich_norms:
             return self.mlp.add(x, self.pre_feedforward_layernorm, self.post_feedforward_layernorm)
         return self.mlp.add(x, self.post_attention_layernorm)

@@ -28,12 +28,12 @@ Unpack = Callable[[Tensor, Tensor], None]  # blocks (n, bytes) uint8, out (n, va
 def dequantize(
     blocks: Tensor, kind: str, shape: Sequence[int], dtype: torch.dtype = torch.float32, out: Tensor | None = None
 ) -> Tensor:
-    """The numbers of a tensor that lies in memory as a GGUF file has it.
+    """Return the numbers of a tensor that lies in memory as a GGUF file has it.
 
-    blocks: uint8, any shape, contiguous, the tensor's bytes in the file's order. kind: ggml's name of the type
-    ("Q4_K", "F16" …). shape: outermost first. out: contiguous, of that shape and dtype, filled instead of a new one.
-    Computed in fp32 and rounded once to `dtype`. Raises FormatError for a type that is not known, or for bytes that
-    do not fill the shape.
+    blocks: uint8, any shape, contiguous, the tensor's bytes in the file's order. kind: ggml's name of the type ("Q4_K",
+    "F16" …). shape: outermost first. out: contiguous, of that shape and dtype, filled instead of a new one. Computed in
+    fp32 and rounded once to `dtype`. Raises FormatError for a type that is not known, or for bytes that do not fill the
+    shape.
     """
     row = ggml_type(kind)
     if math.prod(shape) % row.block or blocks.numel() != row.num_bytes(shape):
@@ -81,12 +81,12 @@ def _there(constant: Tensor, device: torch.device) -> Tensor:
 
 
 def _half(blocks: Tensor, at: int) -> Tensor:
-    """The fp16 at byte `at` of each block, as fp32 (n, 1)."""
+    """Read the fp16 at byte `at` of each block, as fp32 (n, 1)."""
     return blocks[:, at : at + 2].contiguous().view(torch.float16).float()
 
 
 def _low_high(packed: Tensor, low: Tensor, high: Tensor) -> None:
-    """The two halves of each byte into two places."""
+    """Put the two halves of each byte into two places."""
     low.copy_(packed & 15)
     high.copy_(packed >> 4)
 
@@ -114,7 +114,10 @@ def _q4_1(blocks: Tensor, out: Tensor) -> None:
 
 
 def _five_bits(fours: Tensor, ones: Tensor) -> Tensor:
-    """The 32 numbers of 5 bits of each block, uint8. fours (n, 16): low four bits, ones (n, 4): bit j is value j's."""
+    """Return the 32 numbers of 5 bits of each block, uint8.
+
+    fours (n, 16): low four bits, ones (n, 4): bit j is value j's.
+    """
     low = torch.cat([fours & 15, fours >> 4], 1)
     return low | (ones.unsqueeze(2) >> _there(_EIGHT, ones.device) & 1).view(-1, 32) << 4
 
@@ -261,7 +264,7 @@ class Nf4:
 
 
 def quantize_nf4(weight: Tensor) -> Nf4:
-    """A float tensor in NF4 with double quantization. Raises FormatError when 64 does not divide its size."""
+    """Quantize a float tensor to NF4 with double quantization. Raises FormatError when 64 does not divide its size."""
     if weight.numel() % _NF4_BLOCK:
         raise FormatError(f"a tensor of {weight.numel()} numbers has no whole blocks of {_NF4_BLOCK}", "keep it dense")
     blocks = weight.detach().reshape(-1, _NF4_BLOCK)
@@ -285,7 +288,7 @@ def quantize_nf4(weight: Tensor) -> Nf4:
 
 
 def dequantize_nf4(packed: Nf4, dtype: torch.dtype = torch.float32, out: Tensor | None = None) -> Tensor:
-    """The numbers of an NF4 tensor, computed in fp32 and rounded once to `dtype`; out as in `dequantize`."""
+    """Return the numbers of an NF4 tensor, computed in fp32 and rounded once to `dtype`; out as in `dequantize`."""
     device = packed.codes.device
     if out is None:
         out = torch.empty(packed.shape, dtype=dtype, device=device)
@@ -303,5 +306,5 @@ def dequantize_nf4(packed: Nf4, dtype: torch.dtype = torch.float32, out: Tensor 
 
 
 def _nf4_scales(scales: Tensor, seconds: Tensor, mean: Tensor) -> Tensor:
-    """What each block's levels are multiplied by, fp32 (n/64,)."""
+    """Return what each block's levels are multiplied by, fp32 (n/64,)."""
     return seconds.repeat_interleave(_NF4_SECOND)[: len(scales)] * scales + mean

@@ -35,7 +35,7 @@ class FreezableModule(nn.Module):
         raise NotImplementedError
 
     def trainable(self) -> dict[str, nn.Parameter]:
-        """What an optimizer steps and a checkpoint holds, by name, in the model's order."""
+        """Return what an optimizer steps and a checkpoint holds, by name, in the model's order."""
         return {name: p for name, p in self.named_parameters() if p.requires_grad}
 
     @torch.no_grad()
@@ -89,12 +89,12 @@ class FreezableModule(nn.Module):
         return {name: m for name, m in self.named_modules() if isinstance(m, Linear)}
 
     def lr_scale(self, name: str) -> float:
-        """What the learning rate of a trainable parameter is multiplied by."""
+        """Return what the learning rate of a trainable parameter is multiplied by."""
         return self.lr_scales.get(name.rpartition(".")[2], 1.0)
 
     @contextlib.contextmanager
     def without_adapters(self) -> Iterator[None]:
-        """The base model alone, as long as this lasts."""
+        """Compute the base model alone, as long as this lasts."""
         adapters = [m for m in self.modules() if isinstance(m, LinearAdapter)]
         for adapter in adapters:
             adapter.active = False

@@ -28,7 +28,7 @@ class Frozen(ABC):
         """All numbers (O, I); may be the very tensor that is kept, so it is only to be read."""
 
     def rows(self, ids: Tensor, dtype: torch.dtype) -> Tensor:
-        """The rows `ids` (N,) → (N, I)."""
+        """Return the rows `ids` (N,) → (N, I)."""
         return self.dense(dtype).index_select(0, ids)
 
     def into(self, out: Tensor) -> None:
@@ -47,7 +47,7 @@ class Frozen(ABC):
 
     @abstractmethod
     def to(self, device: torch.device) -> "Frozen":
-        """The same on another device."""
+        """Return a copy on another device."""
 
     def __deepcopy__(self, memo: dict[int, object]) -> "Frozen":
         return self  # nobody writes to it
@@ -178,7 +178,7 @@ class Owner(nn.Module):
             self.weight, self.frozen = nn.Parameter(value.detach().float()), None
 
     def numbers(self, dtype: torch.dtype) -> Tensor:
-        """The matrix (O, I) in Hugging Face's layout, without gradient; only to be read."""
+        """Return the matrix (O, I) in Hugging Face's layout, without gradient; only to be read."""
         if self.frozen is not None:
             return self.frozen.dense(dtype)
         assert self.weight is not None
@@ -220,8 +220,9 @@ class Joined:
         return whole.t() if self.is_wide else whole
 
     def numbers(self, like: Tensor, below: Tensor | None = None, beside: Tensor | None = None) -> Tensor:
-        """W, or its transpose when it is wide, then below its last row the rows of `below`, or right of its last
-        column the columns of `beside`; as `weight`.
+        """Return W, or its transpose when it is wide, with more rows or columns; as `weight`.
+
+        below: rows after its last one. beside: columns right of its last one.
         """
         size, length = sorted((self.outputs, self.inputs))
         rows = size + (0 if below is None else below.shape[0])
@@ -234,8 +235,10 @@ class Joined:
         return whole
 
     def make_room(self, like: Tensor, rank: int) -> None:
-        """Lie from now on as a product with an adapter of that rank needs it: where numbers lie decides how sums over
-        them are rounded, and a resumed run must round as the one that it continues.
+        """Lie from now on as a product with an adapter of that rank needs it.
+
+        Where numbers lie decides how sums over them are rounded, and a resumed run must round as the one that it
+        continues.
         """
         if any(owner.frozen is None or owner.frozen.dtype != like.dtype for owner, _, _ in self.owners):
             return  # made anew at every use
@@ -243,7 +246,7 @@ class Joined:
         self._held(like, *((size + rank, length) if self.is_wide else (size, length + rank)))
 
     def _held(self, like: Tensor, rows: int, columns: int) -> Tensor:
-        """A matrix of at least that size, with W or its transpose in it."""
+        """Return a matrix of at least that size, with W or its transpose in it."""
         cached = self._kept
         fits = cached is not None and cached.dtype == like.dtype and cached.device == like.device
         if cached is None or not fits or cached.shape[0] < rows or cached.shape[1] < columns:

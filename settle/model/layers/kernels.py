@@ -22,13 +22,13 @@ Remake = Callable[..., Tensor] | None  # (dtype, *parameters) → what a product
 
 
 def apply(function: type[Function], *arguments: object) -> Tensor:
-    """The result of a function with a gradient of its own."""
+    """Call a function with a gradient of its own."""
     out: Tensor = function.apply(*arguments)
     return out
 
 
 def apply_pair(function: type[Function], *arguments: object) -> tuple[Tensor, Tensor]:
-    """The same of a function with two results."""
+    """Call a function with a gradient of its own and two results."""
     first, second = function.apply(*arguments)
     return first, second
 
@@ -225,7 +225,7 @@ class Gated(Function):
 
 
 def activate(gate: Tensor, activation: str) -> Tensor:
-    """silu or gelu_tanh of each number."""
+    """Compute silu or gelu_tanh of each number."""
     if activation == "silu":
         return torch.nn.functional.silu(gate)
     return torch.nn.functional.gelu(gate, approximate="tanh")

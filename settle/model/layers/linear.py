@@ -33,15 +33,15 @@ class RMSNorm(nn.Module):
         self.eps, self.offset = eps, offset
 
     def factor(self) -> Tensor:
-        """What the unit is multiplied by, (D,)."""
+        """Return what the unit is multiplied by, (D,)."""
         return self.weight + self.offset if self.offset else self.weight
 
     def forward(self, x: Tensor) -> Tensor:
-        """x (N, D) → (N, D)."""
+        """Normalise x (N, D) → (N, D)."""
         return apply(RmsNorm, x, self.factor(), self.eps)
 
     def add(self, residual: Tensor, y: Tensor) -> Tensor:
-        """residual (N, D) + norm(y (N, D))."""
+        """Compute residual (N, D) + norm(y (N, D))."""
         return apply(NormAdd, residual, y, self.factor(), self.eps)
 
 
@@ -101,7 +101,7 @@ class Turning:
         return self._swap(rows, 2, self.rotary_dim // 2)
 
     def halves(self, rows: Tensor) -> Tensor:
-        """The inverse of `neighbours`."""
+        """Invert `neighbours`."""
         return self._swap(rows, self.rotary_dim // 2, 2)
 
     def _swap(self, rows: Tensor, outer: int, inner: int) -> Tensor:
@@ -133,7 +133,7 @@ class RowOrder:
         return front if self.turned == len(rows) else torch.cat([front, rows[self.turned :]])
 
     def restored(self, rows: Tensor) -> Tensor:
-        """The inverse of `ordered`."""
+        """Invert `ordered`."""
         if not self.turned or self.turning is None:
             return rows
         front = self.turning.halves(rows[: self.turned])
@@ -161,7 +161,7 @@ class Stack:
         self._is_apart = False
 
     def norm_linear(self, x: Tensor, norm: RMSNorm, biased: bool = True) -> tuple[Tensor, Tensor]:
-        """x (N, I) → (x for the residual, norm(x) through the linears (N, O)). biased: with `bias` added."""
+        """Compute x (N, I) → (x for the residual, norm(x) through the linears (N, O)). biased: with `bias` added."""
         if self._is_frozen() and (norm.weight.requires_grad or self._is_wrapped()):
             return x, self.linear(norm(x), biased)
         bias = self.bias(x.dtype) if biased else None
@@ -178,7 +178,7 @@ class Stack:
         return residual, out
 
     def linear(self, x: Tensor, biased: bool = True) -> Tensor:
-        """x (N, I) → (N, O). biased: with `bias` added."""
+        """Compute x (N, I) → (N, O). biased: with `bias` added."""
         if self._is_wrapped():
             members = zip(self.linears, self.orders, self._matrices(), strict=True)
             return torch.cat([order.ordered(_wrapped(linear, matrix, x).t()) for linear, order, matrix in members]).t()
@@ -192,7 +192,7 @@ class Stack:
         return out
 
     def linear_add(self, residual: Tensor, x: Tensor) -> Tensor:
-        """residual (N, O) + x (N, I) through the linears. Only for one linear that does not turn."""
+        """Compute residual (N, O) + x (N, I) through the linears. Only for one linear that does not turn."""
         if self._is_wrapped():
             return residual + self.linear(x)
         bias = self.bias(x.dtype)
@@ -203,7 +203,7 @@ class Stack:
         return out if bias is None else out + bias
 
     def gated(self, residual: Tensor | None, gate_up: Tensor, activation: str) -> Tensor:
-        """residual (N, O) or nothing + activation(gate) · up through the linears; gate_up (N, 2I)."""
+        """Compute residual (N, O) or nothing + activation(gate) · up through the linears; gate_up (N, 2I)."""
         if self._is_frozen() and not self._is_wrapped():
             inner = gate_up[:, : self.linears[0].inputs]  # only its size and type are looked at
             beside = self._beside(inner)
@@ -213,7 +213,7 @@ class Stack:
         return self.linear(inner) if residual is None else self.linear_add(residual, inner)
 
     def bias(self, dtype: torch.dtype) -> Tensor | None:
-        """The linears' biases in the order of the product, (O,); None without any."""
+        """Return the linears' biases in the order of the product, (O,); None without any."""
         biases = [linear.bias for linear in self.linears if linear.bias is not None]
         if not biases:
             return None
@@ -221,7 +221,7 @@ class Stack:
 
     @property
     def has_bias_apart(self) -> bool:
-        """Whether a product without `bias` can be had: an adapter that is multiplied by itself adds it on its own."""
+        """True when a product without `bias` can be had: an adapter that wraps its linear adds it on its own."""
         return not self._is_wrapped()
 
     # --- frozen ---
@@ -234,7 +234,7 @@ class Stack:
         return any(linear.adapter is not None and linear.adapter.pair is None for linear in self.linears)
 
     def _matrices(self) -> list[Joined]:
-        """The frozen matrices as they are multiplied: one of all linears, or one of each, in Hugging Face's order."""
+        """Return the frozen matrices as they are multiplied: one of all linears, or each in Hugging Face's order."""
         if not self._joined or self._is_apart != self._is_wrapped():
             self._is_apart = self._is_wrapped()
             if self._is_apart:
@@ -280,8 +280,10 @@ def keep_casts(model: nn.Module, is_kept: bool) -> None:
 
 
 def refresh_casts(model: nn.Module) -> None:
-    """Drop the copies of a model's weights after an optimizer's step. A sharding framework may keep version counters,
-    and hands out the same storage again."""
+    """Drop the copies of a model's weights after an optimizer's step.
+
+    A sharding framework may keep version counters, and hands out the same storage again.
+    """
     for cast in _casts(model):
         cast.value = None
 
@@ -294,7 +296,7 @@ def _casts(model: nn.Module) -> Iterator[Cast]:
 
 
 def _wrapped(linear: Linear, matrix: Joined, x: Tensor) -> Tensor:
-    """x (N, I) → (N, O) through one frozen linear and the adapter around it, rows in Hugging Face's order."""
+    """Compute x (N, I) → (N, O) through one frozen linear and its adapter, rows in Hugging Face's order."""
 
     def product(inner: Tensor) -> Tensor:
         bias = None if linear.bias is None else linear.bias.to(inner.dtype)

@@ -123,8 +123,10 @@ class Member:
 
 
 def beside(members: Sequence[Member], matrix: Joined, x: Tensor) -> Beside:
-    """Join the pairs of linears that are multiplied as one `matrix`, in the type of x (N, I), with gradients back to
-    the pairs."""
+    """Join the pairs of linears that are multiplied as one `matrix`, in the type of x (N, I).
+
+    Gradients go back to the pairs.
+    """
     adapted = [member.pair for member in members if member.pair is not None]
     if not adapted:
         return Beside()

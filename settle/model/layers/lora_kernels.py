@@ -138,7 +138,7 @@ class FrozenAdd(Function):
 
 
 def _forward(matrix: Matrix, x: Tensor, a: Beside, residual: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-    """x (N, I) → residual + W x + up down x (N, O), and down x (N, R).
+    """Compute x (N, I) → residual + W x + up down x (N, O), and down x (N, R).
 
     One product sums it all before it rounds. In half precision what an adapter adds in its first steps is less than
     half a unit in the last place of W x, and would be rounded away if it were added afterwards.

@@ -16,8 +16,10 @@ from settle.model.layers.transfer import on_host, to_device
 
 
 class Scoring(NamedTuple):
-    """What a layer does with the scores of its attention. window, soft_cap: see `LayerOptions`. in_float32: queries,
-    keys and scores are not rounded to a half type, which is 4 off at a score of 1,000.
+    """What a layer does with the scores of its attention.
+
+    window, soft_cap: see `LayerOptions`. in_float32: queries, keys and scores are not rounded to a half type, which is
+    4 off at a score of 1,000.
     """
 
     window: int | None = None
@@ -82,7 +84,7 @@ class Packing:
 
     @property
     def is_uniform(self) -> bool:
-        """Whether every segment has the same length, so that the batch is its own only bucket."""
+        """True when every segment has the same length, so that the batch is its own only bucket."""
         return self.buckets[0].gather is None
 
     @cached_property
@@ -151,7 +153,7 @@ class RotationTable:
         return torch.nn.functional.pad(angles, (0, (self.head_dim - self.rotary_dim) // 2))
 
     def turn(self, length: int, back: bool = False) -> Tensor:
-        """Turns of positions 0 … length - 1, (length, H + K, d/2) complex; `back` carries gradients back."""
+        """Return the turns of positions 0 … length - 1, (length, H + K, d/2) complex; `back` carries gradients back."""
         key = (length, back)
         if key not in self._turns:
             angles = self.angles(length)

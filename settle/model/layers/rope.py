@@ -47,8 +47,9 @@ class RopeScaling(BaseModel):
 
     @classmethod
     def from_hf(cls, config: Mapping[str, object] | None) -> Self | None:
-        """From `rope_scaling` or `rope_parameters` in any of their spellings; None for plain rotations. Raises
-        FormatError for an unsupported kind.
+        """Read `rope_scaling` or `rope_parameters` in any of their spellings; None for plain rotations.
+
+        Raises FormatError for an unsupported kind.
         """
         config = config or {}
         kind = config.get("rope_type") or config.get("type") or "default"
@@ -61,12 +62,12 @@ class RopeScaling(BaseModel):
         return cls.model_validate(known | {"rope_type": kind})
 
     def to_hf(self) -> dict[str, object]:
-        """As `rope_scaling` in a `config.json`, under the new and the old name of its type."""
+        """Return the `rope_scaling` of a `config.json`, under the new and the old name of its type."""
         return {"type": self.rope_type, **self.model_dump(mode="json", exclude_none=True)}
 
 
 def rope_options(width: int, theta: float, context: int, scaling: RopeScaling | None) -> Rope:
-    """The rotation of a layer. width: rotated numbers of a head; context: tokens of the longest text."""
+    """Return the rotation of a layer. width: rotated numbers of a head; context: tokens of the longest text."""
     if scaling is None:
         return Rope(theta, rotary_dim=width)
     frequencies = _frequencies(width, theta, divisors(scaling, width, theta, context))
@@ -83,7 +84,7 @@ def rope_options(width: int, theta: float, context: int, scaling: RopeScaling | 
 
 
 def divisors(scaling: RopeScaling, width: int, theta: float, context: int) -> tuple[float, ...]:
-    """What plain frequencies are divided by, (d/2,); for longrope, in texts within the old context."""
+    """Return what plain frequencies are divided by, (d/2,); for longrope, in texts within the old context."""
     if scaling.rope_type == "longrope":
         return scaling.short_factor or ()
     factor = scaling.factor or 1.0
@@ -97,7 +98,7 @@ def divisors(scaling: RopeScaling, width: int, theta: float, context: int) -> tu
 
 
 def attention_factor(scaling: RopeScaling, context: int) -> float:
-    """What longrope multiplies cos and sin by."""
+    """Return what longrope multiplies cos and sin by."""
     if scaling.attention_factor is not None:
         return scaling.attention_factor
     old = scaling.original_max_position_embeddings or context
@@ -112,8 +113,9 @@ def _frequencies(width: int, theta: float, by: Sequence[float] | None = None) ->
 
 
 def llama3_scaling(freqs: Sequence[float], width: int, theta: float) -> RopeScaling:
-    """The `rope_scaling` behind a GGUF file's rope_freqs (d/2,), which keeps only its results. Raises FormatError
-    for divisors that are not those of a Llama 3.
+    """Return the `rope_scaling` behind a GGUF file's rope_freqs (d/2,), which keeps only its results.
+
+    Raises FormatError for divisors that are not those of a Llama 3.
     """
     factor = round(max(freqs, default=1.0), 3)
     for old in _OLD_CONTEXTS:

@@ -12,7 +12,7 @@ _host_copies = WeakTensorKeyDictionary()  # tensor of a device → the same numb
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """A tensor of the CPU on `device`: the tensor itself where that is the CPU. Nobody writes to either afterwards."""
+    """Copy a tensor of the CPU to `device`; the tensor itself where that is the CPU. Nobody writes to either later."""
     if device.type == "cpu":
         return tensor
     is_cuda = device.type == "cuda"
@@ -22,7 +22,7 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
 
 
 def on_host(tensor: Tensor) -> Tensor:
-    """The same numbers on the CPU; without waiting for the device where `to_device` brought them there."""
+    """Return a tensor's numbers on the CPU, without waiting for the device where `to_device` brought them there."""
     if tensor.device.type == "cpu":
         return tensor
     known = _host_copies.get(tensor)

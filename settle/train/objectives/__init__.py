@@ -31,8 +31,10 @@ ROW_NAMES: dict[Rows, str] = {
 
 
 class Preferences(NamedTuple):
-    """Pairs of answers, each tensor (P,): by how many nats the better answer is likelier than the worse one, to the
-    base and to the tuned model; rewards: the reward of the better answer less that of the worse one.
+    """Pairs of answers, each tensor (P,).
+
+    base, tuned: by how many nats the better answer is likelier than the worse one, to the base and to the tuned model.
+    rewards: the reward of the better answer less that of the worse one.
     """
 
     base: Tensor
@@ -59,22 +61,22 @@ class Objective(Part):
 
     @classmethod
     def suits(cls, kind: str) -> bool:
-        """Whether it learns from rows of this kind (`RowCorpus.kind`)."""
+        """Return whether it learns from rows of this kind (`RowCorpus.kind`)."""
         return cls.rows == (kind if kind in ("preference", "pair", "decision") else "text")
 
     @abstractmethod
     def loss(self, model: FreezableModule, inputs: Tensor, targets: Tensor, cu_seqlens: Tensor) -> tuple[Tensor, int]:
-        """inputs, targets (N,), cu_seqlens (S+1,) → (sum of nats with gradient, how many targets were counted).
+        """Compute the loss of inputs, targets (N,) in segments cu_seqlens (S+1,).
 
-        A target of -1 is not counted.
+        Returns the sum of nats with its gradient, and how many targets were counted. A target of -1 is not counted.
         """
 
     def count(self, batch: Batch) -> int:
-        """What the sum of `loss` will be divided by."""
+        """Return what the sum of `loss` will be divided by."""
         return int((batch.targets >= 0).sum())
 
     def guessing(self, vocab_size: int) -> str:
-        """The loss of a model that knows nothing, for a person."""
+        """Say what the loss of a model that knows nothing is."""
         return f"ln(V) = {math.log(vocab_size):.3f}"
 
     def batch_loss(self, model: FreezableModule, batch: Batch) -> tuple[Tensor, int]:
@@ -82,28 +84,32 @@ class Objective(Part):
         return self.loss(model, *on_device(model, batch))
 
     def held_out_losses(self, model: FreezableModule, batches: Sequence[Batch]) -> list[tuple[float, int]]:
-        """Of each batch of rows that nothing is learned from: a sum of nats and a count."""
+        """Evaluate batches of rows that nothing is learned from: a sum of nats and a count for each."""
         losses = [self.batch_loss(model, batch) for batch in batches]
         totals = torch.stack([total for total, _ in losses]).tolist()  # at once: each question waits for the device
         return [(total, count) for total, (_, count) in zip(totals, losses, strict=True)]
 
     def frequency_loss(self, train: TokenStore, held_out: Sequence[Batch], vocab_size: int) -> float:
-        """The held-out loss of knowing only how often each target occurs in (a bounded part of) the training data."""
+        """Return the held-out loss of knowing only how often each target occurs in (a part of) the training data."""
         counts = np.bincount(train.tokens[:FLOOR_TOKENS], minlength=vocab_size)
         targets = [np.bincount(b.targets[b.targets >= 0], minlength=vocab_size) for b in held_out]
         return frequency_loss(counts, np.sum(targets, axis=0))
 
     def by_definition(self, model: FreezableModule, batch: Batch) -> tuple[float, int] | None:
-        """Compute the sum and the count of `batch_loss` from the published formula: in numpy, from the model's outputs,
-        without a line that `loss` uses. The proof before the first step compares the two. None: not stated.
+        """Compute the sum and the count of `batch_loss` from the published formula.
+
+        In numpy, from the model's outputs, without a line that `loss` uses. The proof before the first step compares
+        the two. None: not stated.
         """
         return None
 
     # --- for an objective that needs more than the model and its rows ---
 
     def resolved(self, base: Pretrained) -> Self:
-        """With everything pinned down that its settings only name, as a plan keeps it. base: the `Pretrained` that is
-        trained. Raises UsageError for what does not go together."""
+        """Return it with everything pinned down that its settings only name, as a plan keeps it.
+
+        base: the `Pretrained` that is trained. Raises UsageError for what does not go together.
+        """
         return self
 
     def prepared(self, model: FreezableModule) -> Self:
@@ -119,11 +125,11 @@ class Objective(Part):
         return 0.0
 
     def annotated(self, batch: Batch) -> Batch:
-        """The batch with what must be computed while its rows are whole."""
+        """Return the batch with what must be computed while its rows are whole."""
         return batch
 
     def reference(self, model: FreezableModule, batch: Batch) -> tuple[float, int] | None:
-        """The teacher's own loss on the targets: a sum of nats and a count; None without a teacher."""
+        """Return the teacher's own loss on the targets: a sum of nats and a count; None without a teacher."""
         return None
 
     def preferences(self, model: FreezableModule, batch: Batch) -> Preferences:
@@ -132,7 +138,7 @@ class Objective(Part):
 
 
 def on_device(model: FreezableModule, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-    """inputs (N,), targets (N,), cu_seqlens (S+1,) where the model is."""
+    """Return inputs (N,), targets (N,), cu_seqlens (S+1,) on the model's device."""
     device = model.device
     inputs, targets, cu_seqlens = (
         to_device(torch.from_numpy(a), device) for a in (batch.inputs, batch.targets, batch.cu_seqlens)
@@ -141,5 +147,5 @@ def on_device(model: FreezableModule, batch: Batch) -> tuple[Tensor, Tensor, Ten
 
 
 def supervised(targets: Tensor) -> Tensor:
-    """The places of the targets (N,) that are counted, (P,), where the targets are."""
+    """Return the places of the targets (N,) that are counted, (P,), on the targets' device."""
     return to_device((on_host(targets) >= 0).nonzero().squeeze(1), targets.device)

@@ -77,8 +77,10 @@ def divergence(kind: str, log_p: np.ndarray, log_q: np.ndarray, mixture: float) 
 
 
 def divergence_from_record(kind: str, known: Rows, log_q: np.ndarray, mixture: float) -> np.ndarray:
-    """Return what `divergence` is by a record of p: with the drawn tokens in the place of all unrecorded ones, or of
-    the recorded tokens and one outcome that is any other."""
+    """Return what `divergence` is by a record of p.
+
+    The drawn tokens stand for all unrecorded ones; or there are the recorded tokens and one outcome that is any other.
+    """
     own, log_p = np.take_along_axis(log_q, known.top_ids.astype(int), 1), known.top_logprobs.astype(float)
     if kind == "forward":
         drawn = known.sampled_logprobs - np.take_along_axis(log_q, known.sampled_ids.astype(int), 1)

@@ -39,11 +39,13 @@ class TeacherChunk(Protocol):
     """A teacher's distributions of n tokens."""
 
     def part(self, rows: slice) -> "TeacherChunk":
-        """The distributions of some of the tokens."""
+        """Return the distributions of some of the tokens."""
 
     def apart(self, log_q: Tensor, measure: Measure) -> tuple[Tensor, Tensor]:
-        """log_q (n, V), log-probabilities of the student → (divergence (n,), its gradient at the scores that `log_q`
-        is the log-softmax of (n, V))."""
+        """Compute the divergence (n,) and its gradient at the scores.
+
+        log_q (n, V): log-probabilities of the student, the log-softmax of those scores (n, V).
+        """
 
 
 class TeacherBatch(Protocol):
@@ -182,15 +184,17 @@ def _gap(p: Tensor, log_p: Tensor, q: Tensor, log_q: Tensor) -> Tensor:
 
 
 def _through_softmax(q: Tensor, slope: Tensor) -> Tensor:
-    """The gradient at the scores (n, V) where the slope along q is `slope` up to a constant. Overwrites q."""
+    """Return the gradient at the scores (n, V) where the slope along q is `slope` up to a constant. Overwrites q."""
     return q.mul_(slope - (q * slope).sum(-1, keepdim=True))
 
 
 @dataclass(frozen=True)
 class Sparse:
-    """What a record keeps of a teacher: ids (N, K) of the likeliest tokens and their log-probabilities, `drawn` (N, S)
-    ids drawn from all others in proportion to their probability and theirs, and `rest` (N,), the log of the others'
-    mass. S is 0 where K is the whole vocabulary.
+    """What a record keeps of a teacher.
+
+    ids (N, K) of the likeliest tokens and their log-probabilities, `drawn` (N, S) ids drawn from all others in
+    proportion to their probability and theirs, and `rest` (N,), the log of the others' mass. S is 0 where K is the
+    whole vocabulary.
     """
 
     ids: Tensor
@@ -205,8 +209,10 @@ class Sparse:
     part = at
 
     def apart(self, log_q: Tensor, measure: Measure) -> tuple[Tensor, Tensor]:
-        """Forward KL without bias: the drawn tokens represent all the rest. The other divergences are those of the
-        K tokens and one more that is "any other": never more than the whole ones.
+        """Compute forward KL without bias: the drawn tokens represent all the rest.
+
+        The other divergences are those of the K tokens and one more that is "any other": never more than the whole
+        ones.
         """
         assert measure.temperature == 1.0, "a record is of the distribution as it is"
         log_p, rest = self.logprobs.to(log_q.dtype), self.rest.to(log_q.dtype).unsqueeze(1)

@@ -1,5 +1,7 @@
-"""Contrastive: a question's vector is brought nearer to its passage than to the other passages of the batch
-(arXiv:1807.03748, InfoNCE)."""
+"""Contrastive: a question's vector moves nearer to its passage than to the other passages of the batch.
+
+InfoNCE, arXiv:1807.03748.
+"""
 
 from typing import ClassVar
 

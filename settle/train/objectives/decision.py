@@ -74,7 +74,7 @@ class Decision(Objective):
         return self.scale or 1.0
 
     def loss(self, model: FreezableModule, inputs: Tensor, targets: Tensor, cu_seqlens: Tensor) -> tuple[Tensor, int]:
-        """The last target of each segment is its label, of all labels."""
+        """Compute the loss of each segment's last target, which is its label, among all labels."""
         return self._apart(model, inputs, cu_seqlens, self._shares(targets, cu_seqlens))
 
     def count(self, batch: Batch) -> int:
@@ -100,8 +100,10 @@ class Decision(Objective):
         return total, len(last)
 
     def held_out_losses(self, model: FreezableModule, batches: Sequence[Batch]) -> list[tuple[float, int]]:
-        """At the one temperature that suits them all: what was tuned on few rows is right long before it is as sure as
-        it may be, which is put right when it is exported."""
+        """Evaluate at the one temperature that suits all batches.
+
+        Models tuned on few rows become accurate before they become calibrated, which is corrected at export.
+        """
         scores, shares = [], []
         for batch in batches:
             inputs, cu_seqlens, own = self._with_shares(model, batch)
@@ -119,7 +121,10 @@ class Decision(Objective):
         ]
 
     def frequency_loss(self, train: TokenStore, held_out: Sequence[Batch], vocab_size: int) -> float:
-        """Of how often each label is right among as many options; before it learns, a model rests there."""
+        """Return the loss of knowing how often each label is right among as many options.
+
+        Before it learns, a model rests there.
+        """
         assert isinstance(train, RowStore) and train.shares is not None
         wanted = np.concatenate([batch.shares for batch in held_out if batch.shares is not None]).astype(float)
         counts = (train.shares >= 0).sum(1)
@@ -131,7 +136,7 @@ class Decision(Objective):
         return total / len(wanted)
 
     def _with_shares(self, model: FreezableModule, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-        """inputs (N,), cu_seqlens (S+1,) and shares (S, K) where the model is."""
+        """Return inputs (N,), cu_seqlens (S+1,) and shares (S, K) on the model's device."""
         inputs, targets, cu_seqlens = on_device(model, batch)
         if batch.shares is None:
             return inputs, cu_seqlens, self._shares(targets, cu_seqlens)
@@ -145,8 +150,10 @@ class Decision(Objective):
         return _gaps(self.scores(model, inputs, cu_seqlens, shares) / self.heat, shares).sum(), len(shares)
 
     def scores(self, model: FreezableModule, inputs: Tensor, cu_seqlens: Tensor, shares: Tensor) -> Tensor:
-        """Logits (S, K) of the labels behind each segment in fp32 (fp64 stays fp64), -inf where `shares` (S, K) is
-        negative: beyond a row's options."""
+        """Return the logits (S, K) of the labels behind each segment, in fp32 (fp64 stays fp64).
+
+        They are -inf where `shares` (S, K) is negative: beyond a row's options.
+        """
         model = as_decoder(model)
         hidden = model(inputs, cu_seqlens).index_select(0, cu_seqlens[1:].long() - 1)
         labels = to_device(torch.tensor(self.labels[: shares.shape[1]]), inputs.device)
@@ -162,11 +169,14 @@ class Decision(Objective):
 
 @torch.no_grad()
 def label_scale(model: Decoder, labels: Sequence[int]) -> float:
-    """At most 1: the lead that one label can have before another, in nats, as a share of FULL_LEAD_NATS; the median of
-    all pairs. The final norm gives every hidden state the length √D, so that a pair's lead is at most √D times the
-    distance of the two rows of the output table. Where a base has hardly ever seen the labels these rows are nearly the
-    same: a loss of the scores as they are would then push each row of data to the ends of what the model can say, where
-    gradients vanish, and rows that are not told apart yet would never be."""
+    """Return what label scores are multiplied by, at most 1.
+
+    It is the lead that one label can have over another, in nats, as a share of FULL_LEAD_NATS; the median of all pairs.
+    The final norm gives every hidden state the length √D, so that a pair's lead is at most √D times the distance of the
+    two rows of the output table. Where a base has hardly ever seen the labels these rows are nearly the same: a loss of
+    the scores as they are would then push each row of data to the ends of what the model can say, where gradients
+    vanish, and rows that are not told apart yet would never be.
+    """
     factor = model.model.norm.factor().float()
     table = model.head_operands()[0]
     rows = table.index_select(0, to_device(torch.tensor(labels), table.device)).float() * factor

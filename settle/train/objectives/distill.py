@@ -144,7 +144,7 @@ class Distill(Objective):
         return self.with_teacher(LiveTeacher(live, self.layer_map if self.hidden else ()))
 
     def with_teacher(self, teacher: Teacher) -> Self:
-        """A copy with its teacher loaded."""
+        """Return a copy with its teacher loaded."""
         objective = self.model_copy()
         objective._teacher = teacher
         return objective
@@ -225,7 +225,7 @@ class Distill(Objective):
     def own_words(
         self, model: Decoder, inputs: Tensor, targets: Tensor, cu_seqlens: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """The batch with every row's answer, from its first one on, in the student's own words and no longer than it.
+        """Return the batch with every row's answer, from its first one on, in the student's own words and no longer.
 
         A plain text is completed after its first quarter. Draws come from torch's generator, which the loop seeds by
         position: a resumed run draws the same.

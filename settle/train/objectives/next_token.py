@@ -95,7 +95,7 @@ class LinearCrossEntropy(Function):
 def summed(
     ctx: GradContext, hidden: Tensor, cast: Tensor, head: Tensor, chunks: Iterator[tuple[slice, Tensor, Tensor]]
 ) -> Tensor:
-    """The sum of losses that hang on hidden @ head.T, its gradient kept in `ctx` for `scaled`.
+    """Sum the losses that hang on hidden @ head.T, and keep the gradient in `ctx` for `scaled`.
 
     hidden, cast, head: the first three inputs of the function. chunks: rows, losses of them (n,), and the losses'
     gradient at the logits (n, V), which the next one overwrites.
@@ -118,13 +118,13 @@ def summed(
 
 
 def scaled(ctx: GradContext, scale: Tensor) -> tuple[Tensor, Tensor | None]:
-    """What `summed` kept, of hidden and of the head, times the gradient of the sum."""
+    """Return the gradients of hidden and of the head that `summed` kept, times the gradient of the sum."""
     grad_hidden, grad_head = ctx.saved_tensors
     return grad_hidden * scale.to(grad_hidden.dtype), grad_head * scale if ctx.needs_input_grad[2] else None
 
 
 class TokenLosses(Function):
-    """As `LinearCrossEntropy`, a loss for each token (N,) fp32 and no gradient of the head."""
+    """`LinearCrossEntropy` with a loss for each token (N,), in fp32, and without a gradient of the head."""
 
     @staticmethod
     def forward(
@@ -150,11 +150,10 @@ class TokenLosses(Function):
 def _chunks(
     hidden: Tensor, cast: Tensor, targets: Tensor, chunk_logits: int, soft_cap: float | None, with_grad: bool
 ) -> Iterator[tuple[slice, Tensor, Tensor]]:
-    """Rows, losses of them (n,) fp32 and, `with_grad`, the losses' gradient at the logits (n, V) in the compute type,
-    which is overwritten by the next.
+    """Yield rows, their losses (n,) in fp32 and, `with_grad`, the losses' gradient at the logits (n, V).
 
-    A product has at least as many rows as make it quick, also when V is large; only what is made in fp32 is held to
-    `chunk_logits`.
+    The gradient is in the compute type, and overwritten by the next. A product has at least as many rows as make it
+    quick, also when V is large; only what is made in fp32 is held to `chunk_logits`.
     """
     size = max(1, chunk_logits // cast.shape[0])
     step = min(len(hidden), max(size, QUICK_ROWS))

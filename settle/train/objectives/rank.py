@@ -58,7 +58,7 @@ def _reranker(model: FreezableModule) -> Reranker:
 
 
 def segments(inputs: Tensor, targets: Tensor, cu_seqlens: Tensor) -> tuple[list[Tensor], Tensor]:
-    """The texts of a batch, each its ids, and the mark of each pair (P,): 1 where the passage answers."""
+    """Split a batch into its texts, each its ids, and the mark of each pair (P,): 1 where the passage answers."""
     bounds = cu_seqlens.tolist()
     texts = [inputs[start:end] for start, end in zip(bounds, bounds[1:], strict=False)]
     return texts, targets[cu_seqlens[2::2].long() - 1]

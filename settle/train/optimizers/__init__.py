@@ -32,11 +32,14 @@ class Optimizer(Part):
 
     @abstractmethod
     def bind(self, model: FreezableModule) -> Stepper:
-        """The rule on every trainable parameter of `model`."""
+        """Bind the rule to every trainable parameter of `model`."""
 
     def shares_of_first_step(self, model: FreezableModule, steps: Mapping[str, Tensor]) -> dict[str, float]:
-        """Return the size of each tensor's change in a first step as a share of what its rate asks for: 1 where the
-        rate is multiplied by 1. Empty: the rule does not say. The proof before the first step compares."""
+        """Return the size of each tensor's change in a first step as a share of what its rate asks for.
+
+        It is 1 where the rate is multiplied by 1. Empty: the rule does not say. The proof before the first step
+        compares.
+        """
         return {}
 
     @abstractmethod

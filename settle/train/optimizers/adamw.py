@@ -14,8 +14,9 @@ from settle.train.world.weight_shards import local_part
 
 
 class AdamW(Optimizer):
-    """AdamW on every parameter. The rate of matrices and of the output table falls as 1/√(width / 256); that of an
-    adapter does not.
+    """AdamW on every parameter.
+
+    The rate of matrices and of the output table falls as 1/√(width / 256); that of an adapter does not.
     """
 
     lr: float = Field(3e-3, gt=0, description="learning rate at width 256")
@@ -42,7 +43,10 @@ class AdamW(Optimizer):
         return AdamStepper(adam, (self.beta1, self.beta2), self.eps)
 
     def shares_of_first_step(self, model: FreezableModule, steps: Mapping[str, Tensor]) -> dict[str, float]:
-        """A first step moves each number by its rate: the mean gradient over its own root mean square is 1."""
+        """Return 1 for each tensor: a first step moves each number by its rate.
+
+        The mean gradient over its own root mean square is 1.
+        """
         lr, width = self.lr, width_factor(model)
         rates = {"matrix": lr * width, "head": lr * width, "table": self.table_lr, "norm": lr, "adapter": lr}
         own = dict(model.named_parameters())
@@ -54,7 +58,7 @@ class AdamW(Optimizer):
 
 
 def role(name: str, parameter: nn.Parameter) -> str:
-    """What a parameter is to an optimizer: "matrix", "table" (input), "head" (output), "norm" or "adapter"."""
+    """Return what a parameter is to an optimizer: "matrix", "table" (input), "head" (output), "norm" or "adapter"."""
     if ".adapter." in name:
         return "adapter"
     if parameter.ndim < 2:

@@ -54,7 +54,7 @@ class Muon(Optimizer):
         return MuonStepper(self, members["matrix"], adam, torch.bfloat16 if half else torch.float32)
 
     def shares_of_first_step(self, model: FreezableModule, steps: Mapping[str, Tensor]) -> dict[str, float]:
-        """A matrix's step has a spectral norm of its rate, whatever its gradient."""
+        """Return the shares of a rule whose matrix steps have a spectral norm of their rate, whatever the gradient."""
         own, shares = dict(model.named_parameters()), {}
         for name, step in steps.items():
             if role(name, own[name]) in ("matrix", "adapter") and step.ndim == 2:
@@ -105,7 +105,7 @@ class MuonStepper(Stepper):
             torch._foreach_add_(parameters, direction.unbind(0), alpha=-lr * max(1.0, shape[0] / shape[1]) ** 0.5)
 
     def _direction(self, update: Tensor, parameter: nn.Parameter) -> Tensor:
-        """The orthogonal factor of each matrix in update (n, O, I), or of those whose rows (n, ≤R, I) it holds."""
+        """Orthogonalise each matrix in update (n, O, I), or those whose rows (n, ≤R, I) it holds."""
         if not is_sharded(parameter):
             return orthogonal(update, self.rates.ns_steps, self.dtype)
         work = lambda matrices: orthogonal(matrices, self.rates.ns_steps, self.dtype)  # noqa: E731
@@ -143,7 +143,7 @@ _POLYNOMIALS = [
 
 
 def orthogonal(matrices: Tensor, steps: int, dtype: torch.dtype) -> Tensor:
-    """The orthogonal factor of each matrix, (n, O, I) → (n, O, I) in fp32, singular values within about 0.1 of 1."""
+    """Orthogonalise each matrix, (n, O, I) → (n, O, I) in fp32, singular values within about 0.1 of 1."""
     tall = matrices.shape[-2] > matrices.shape[-1]
     x = matrices.mT if tall else matrices
     norm = torch.linalg.vector_norm(x, dim=(-2, -1), keepdim=True).mul_(1.02).add_(1e-7)

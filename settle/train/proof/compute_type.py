@@ -42,11 +42,10 @@ LEAST_OF_TENSOR = 3.0
 
 
 class EmulatedRounding(TorchDispatchMode):
-    """Rounds the operands and results of matrix products to `dtype`, and the results of what is BETWEEN them; they stay
-    in the type that they have.
+    """Rounding of the operands and results of matrix products to `dtype`, and of the results BETWEEN them.
 
-    vocabulary: width of logits, which are wide in any type. seed: each time on another grid of as many digits, so that
-    one rounding is as good as another; None: on the type's own.
+    They stay in the type that they have. vocabulary: width of logits, which are wide in any type. seed: each time on
+    another grid of as many digits, so that one rounding is as good as another; None: on the type's own.
     """
 
     def __init__(self, dtype: torch.dtype, vocabulary: int, seed: int | None = None) -> None:
@@ -56,7 +55,7 @@ class EmulatedRounding(TorchDispatchMode):
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
-        """False, or torch imports its compiler for this mode: 75 MB that nothing here uses."""
+        """Return False, or torch imports its compiler for this mode: 75 MB that nothing here uses."""
         return False
 
     def __torch_dispatch__(
@@ -78,7 +77,7 @@ class EmulatedRounding(TorchDispatchMode):
         return out.copy_(self._rounded(out)) if isinstance(out, Tensor) else out
 
     def _product(self, a: Tensor, b: Tensor) -> Tensor:
-        """a (M, K) @ b (K, N), in pieces along the longest of the three where an operand is large."""
+        """Compute a (M, K) @ b (K, N), in pieces along the longest of the three where an operand is large."""
         (m, k), n = a.shape, b.shape[1]
         pieces = -(-max(a.numel(), b.numel()) // LARGE)
         if pieces == 1 or k >= max(m, n):
@@ -153,7 +152,7 @@ def require_within(
     most_of_tensor: float,
     draw: Callable[[int], Deviation],
 ) -> str:
-    """The gradient in `dtype` is as near to the exact one as its rounding allows; returns by how much it is off.
+    """Check that the gradient in `dtype` is as near to the exact one as its rounding allows; say how far off it is.
 
     emulated: of the exact computation with emulated rounding. most, most_of_tensor: what is too much in any case. draw:
     the same as `emulated` with other grids, by their seed. Raises RoundingError.
@@ -162,7 +161,7 @@ def require_within(
     draws = [emulated]
 
     def signed(value: float, of: Callable[[Deviation], float], least: float, most: float) -> float:
-        """What is allowed of an error that has a sign."""
+        """Return what is allowed of an error that has a sign."""
         if abs(value) > bar(of(emulated), least, most) and math.isfinite(value):
             draws.extend(draw(seed) for seed in range(len(draws), 1 + DRAWS))
         squares = [of(each) ** 2 for each in draws]

@@ -21,7 +21,7 @@ MOST_TIMES = 2.0  # longer or shorter than its rate says, that a first step may 
 
 
 def require_definition(model: FreezableModule, objective: Objective, batch: Batch) -> str:
-    """The loss of a batch and its count are what the objective's formula gives in numpy, from the model's outputs.
+    """Check that a batch's loss and count follow from the objective's formula in numpy, from the model's outputs.
 
     Run it where the weights are not special: before the first step a model and its base, or a student and its teacher,
     may be one and the same. Raises ProofError.
@@ -49,7 +49,7 @@ def require_definition(model: FreezableModule, objective: Objective, batch: Batc
 
 
 def require_tied(model: Decoder) -> None:
-    """The trained output table of a tied model is the input table itself, and not a copy. Raises ProofError."""
+    """Check that the trained output table of a tied model is the input table itself. Raises ProofError."""
     table = model.model.embed_tokens.weight
     if model.options.tied and table is not None and model.head_operands()[1] is not table:
         raise ProofError(
@@ -69,8 +69,10 @@ def moves_loss(parameter: torch.nn.Parameter, loss: Callable[[], float], roundin
 
 
 def stepped(model: Decoder) -> dict[str, torch.nn.Parameter]:
-    """Return the tensors that take the proof's step: all, or the first ones where all are too many to have a state
-    beside them; the others are frozen from then on."""
+    """Return the tensors that take the proof's step.
+
+    All, or the first ones where all are too many to have a state next to them; the others are frozen from then on.
+    """
     chosen: dict[str, torch.nn.Parameter] = {}
     numbers = 0
     for name, parameter in model.trainable().items():
@@ -84,7 +86,7 @@ def stepped(model: Decoder) -> dict[str, torch.nn.Parameter]:
 
 
 def require_rate(optimizer: Optimizer, model: FreezableModule, steps: Mapping[str, Tensor], scale: float) -> str:
-    """The first step is as long as the rates say. steps: the change of each tensor. Raises ProofError.
+    """Check that the first step is as long as the rates say. steps: the change of each tensor. Raises ProofError.
 
     scale: what the rates were multiplied by. The median over tensors counts: of one that is large, or that has hardly
     any gradient, rounding may decide.

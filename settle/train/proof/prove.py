@@ -84,13 +84,15 @@ class ExpertChoice:
 
 
 def has_experts(model: nn.Module) -> bool:
-    """Whether `model` chooses experts."""
+    """Return whether `model` chooses experts."""
     return bool(_routers(model))
 
 
 def learns_elsewhere(name: str, alive: Collection[str]) -> bool:
-    """Return whether the same tensor of another expert of its layer is among the names `alive`: no token of a small
-    batch that counts may have chosen this one."""
+    """Return whether another expert's tensor of that layer is among the names `alive`.
+
+    No token of a small batch that counts may have chosen this one.
+    """
     layer, marker, rest = name.partition(".experts.")
     tensor = rest.partition(".")[2]
     others = (other.partition(".experts.") for other in alive)
@@ -106,10 +108,11 @@ AGREEING_NATS = 1e-4  # below this KL a student and its teacher differ by roundi
 
 @dataclass(frozen=True)
 class _Precision:
-    """Bars of the exact checks. rounding: relative difference of losses; gradient: of a tensor's gradient;
-    rise: how much each tensor's step of a finite difference changes the loss, far above rounding and still small, and
-    most: all tensors' steps together; difference: of finite differences from the gradient of one tensor, and of all
-    together, relative.
+    """Bars of the exact checks.
+
+    rounding: relative difference of losses; gradient: of a tensor's gradient; rise: how much each tensor's step of a
+    finite difference changes the loss, far above rounding and still small, and most: all tensors' steps together;
+    difference: of finite differences from the gradient of one tensor, and of all together, relative.
     """
 
     rounding: float
@@ -257,7 +260,7 @@ class _Proof:
         return whole_rows(self.batch, min(WHOLE_TOKENS, max(FEWEST_TOKENS, size)), self.objective.segments_per_row)
 
     def _record_experts(self) -> None:
-        """What the exact computation will choose, where a model chooses: the compute type is computed before it."""
+        """Record what the exact computation will choose, where a model chooses: the compute type runs before it."""
         if not has_experts(self.model):
             return
         self.model.compute_dtype = torch.float32
@@ -321,7 +324,7 @@ class _Proof:
         return f"{len(pieces)} rows, worst tensor {name}: {worst:.1e}"
 
     def _leaking(self, pieces: list[Batch]) -> str:
-        """The first row that affects the rows before it or that they affect."""
+        """Name the first row that affects the rows before it or that they affect."""
         step = self.objective.segments_per_row
         with torch.no_grad():
             for i in range(1, len(pieces)):
@@ -334,7 +337,7 @@ class _Proof:
         return "a row"
 
     def finite_differences(self) -> str:
-        """The slope of the loss along one direction in all tensors at once; on failure, tensor by tensor.
+        """Check the slope of the loss along one direction in all tensors at once; on failure, tensor by tensor.
 
         The direction is the gradient, which shows a wrong scale, plus a random one, which shows a wrong angle; each
         tensor's share is such that all of them change the loss equally.
@@ -366,7 +369,7 @@ class _Proof:
         return f"{len(parameters)} tensors, relative difference below {self.bars.difference:.0e}"
 
     def descends(self) -> str:
-        """A step of the run's own optimizer, at its first rate or a share of that, lowers the loss on its batch."""
+        """Check that a step of the optimizer, at its first rate or a share of that, lowers the loss on its batch."""
         chosen = stepped(self.exact)
         before = {name: p.detach().clone() for name, p in chosen.items()}
         loss, rounding, length = self._loss(), self.bars.rounding, ""
@@ -394,11 +397,11 @@ class _Proof:
         return float(total) / count
 
     def _least_difference(self, parameter: dict[str, torch.nn.Parameter]) -> float:
-        """The smallest difference for one tensor over several steps; a wrong gradient is wrong along each.
+        """Return the smallest difference for one tensor over several steps; a wrong gradient is wrong along each.
 
-        A tensor with hardly any gradient moves far for the loss to change, and the loss bends on the way: what
-        is left of that after the smallest step is taken off by Richardson's extrapolation from half of it, and the
-        mean over a few directions outweighs the rounding.
+        A tensor with hardly any gradient moves far for the loss to change, and the loss bends on the way: what is left
+        of that after the smallest step is taken off by Richardson's extrapolation from half of it, and the mean over a
+        few directions outweighs the rounding.
         """
         least = math.inf
         for number, part in enumerate(PARTS):
@@ -446,7 +449,7 @@ class _Proof:
 def require_first_loss(
     model: Decoder, objective: Objective, batch: Batch, rows: Sequence[SourceRow], vocab_size: int, tuned: bool
 ) -> str:
-    """The first loss is what it must be; returns it in words.
+    """Check that the first loss is what it must be; return it in words.
 
     rows: what `batch` is made of. tuned: the model is a pretrained one. Raises ProofError.
     """
@@ -476,7 +479,10 @@ def require_first_loss(
 def _of_pretrained(
     loss: float, reference: tuple[float, int] | None, named: str, objective: Objective, vocab_size: int
 ) -> str:
-    """reference: the teacher's own loss as a sum of nats and a count; None without a teacher."""
+    """Check the first loss of a pretrained model; return it in words.
+
+    reference: the teacher's own loss as a sum of nats and a count; None without a teacher.
+    """
     expected = math.log(vocab_size)
     who, nats = ("base", loss) if reference is None else ("teacher", reference[0] / reference[1])
     if not nats < 1.25 * expected:
@@ -500,7 +506,7 @@ ROW_HEAD_TOKENS = 4
 
 
 def shorten(batch: Batch, tokens: int, segments: int) -> Batch:
-    """The beginning of a packed batch: at most `tokens` and `segments`, cut into at least two segments."""
+    """Cut a packed batch to its beginning: at most `tokens` and `segments`, in at least two segments."""
     n = min(tokens, len(batch.inputs))
     cuts = [int(c) for c in batch.cu_seqlens if c < n][:segments]
     if len(cuts) == segments:
@@ -512,8 +518,9 @@ def shorten(batch: Batch, tokens: int, segments: int) -> Batch:
 
 
 def whole_rows(batch: Batch, tokens: int, step: int) -> Batch:
-    """As many rows of `step` segments from the first on as fit into `tokens`, whole. Of rows so long that not even two
-    fit, the `tails` of two.
+    """Take as many whole rows of `step` segments, from the first on, as fit into `tokens`.
+
+    Where not even two rows fit, take the `tails` of two.
     """
     num_rows = (len(batch.cu_seqlens) - 1) // step
     ends = batch.cu_seqlens[step::step]
@@ -524,7 +531,7 @@ def whole_rows(batch: Batch, tokens: int, step: int) -> Batch:
 
 
 def tails(batch: Batch, tokens: int, segments: int) -> Batch:
-    """The ends of the first `segments` rows, where answers are, after their first tokens; at most `tokens` in all."""
+    """Take the ends of the first `segments` rows, where answers are, after their first tokens; at most `tokens`."""
     bounds = batch.cu_seqlens[: segments + 1].tolist()
     each = tokens // (len(bounds) - 1)
     head = min(ROW_HEAD_TOKENS, each // 2)
@@ -541,7 +548,7 @@ def tails(batch: Batch, tokens: int, segments: int) -> Batch:
 
 
 def between(batch: Batch, edges: np.ndarray) -> Batch:
-    """The part of a batch between the first and the last edge, its segments bounded by `edges` (S+1,)."""
+    """Take the part of a batch between the first and the last edge, its segments bounded by `edges` (S+1,)."""
     first, last = int(edges[0]), int(edges[-1])
     positions = np.concatenate([np.arange(b - a) for a, b in zip(edges[:-1], edges[1:], strict=True)])
     record = None if batch.record is None else batch.record[first:last]

@@ -23,17 +23,17 @@ MOVED = {torch.float64: 1e-8, torch.float32: 1e-4}  # relative: a larger change 
 
 
 def require_sight(model: Decoder, batch: Batch, rows: Sequence[object]) -> str:
-    """A token sees itself and what is before it in its document, in its order, and nothing else; raises as below."""
+    """Check that a token sees itself and what is before it in its document, in its order; raises as below."""
     seen = require_causal(model, batch, rows)
     return f"{seen}; attention by its definition: {require_attention(model, batch)}"
 
 
 @torch.no_grad()
 def require_causal(model: Decoder, batch: Batch, rows: Sequence[object]) -> str:
-    """Exchange a token in the middle of every second document, then of the others: outputs before it and in other
-    documents stay as they are, its own and a later one move.
+    """Exchange a token in every second document, then in the others, and check which outputs move.
 
-    rows: names of the batch's segments. Raises ProofError naming the row.
+    Outputs before it and in other documents stay as they are; its own and a later one move. rows: names of the batch's
+    segments. Raises ProofError naming the row.
     """
     bounds = batch.cu_seqlens.tolist()
     segments = [i for i, (a, b) in enumerate(zip(bounds, bounds[1:], strict=False)) if b - a >= FEWEST_TOKENS]
@@ -56,7 +56,10 @@ def require_causal(model: Decoder, batch: Batch, rows: Sequence[object]) -> str:
 
 
 def _require_segment(moved: np.ndarray, place: int | None, name: str) -> None:
-    """moved: which outputs of a segment changed; place: of the token that was exchanged in it, None in another one."""
+    """Check which outputs of a segment moved.
+
+    moved: whether each output changed; place: of the token that was exchanged in it, None in another one.
+    """
     if place is None:
         if moved.any():
             raise ProofError(
@@ -120,8 +123,9 @@ class _Watched(Packing):
 
 @torch.no_grad()
 def require_attention(model: Decoder, batch: Batch) -> str:
-    """Each layer's attention is what its options say: its mask, window, rotations, scale and cap; and the order of the
-    tokens that the last one sees matters to it. Raises ProofError naming the layer.
+    """Check that each layer's attention is what its options say: mask, window, rotations, scale and cap.
+
+    Also that the order of the tokens that the last one sees matters to it. Raises ProofError naming the layer.
     """
     edges = torch.from_numpy(batch.cu_seqlens).to(model.device)
     packing = _Watched(edges, [layer.options for layer in model.layers])

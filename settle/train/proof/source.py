@@ -52,10 +52,10 @@ class SourceRow:
 
 
 def require_targets(batch: Batch, rows: Sequence[SourceRow], decode: Decode | None = None) -> str:
-    """The batch is what its documents say: each segment ends where its document's part ends, the inputs are the
-    documents' tokens, and each target is the token that follows. Returns the first row's targets as text.
+    """Check that the batch is what its documents say; return the first row's targets as text.
 
-    Raises ProofError naming the row, and in which way targets are wrong if that is one of the usual ways.
+    Each segment ends where its document's part ends, the inputs are the documents' tokens, and each target is the token
+    that follows. Raises ProofError naming the row, and in which way targets are wrong if that is one of the usual ways.
     """
     ends = np.cumsum([row.stop - row.start for row in rows])
     for row in rows:
@@ -89,7 +89,7 @@ def require_targets(batch: Batch, rows: Sequence[SourceRow], decode: Decode | No
 
 
 def require_text(rows: Sequence[SourceRow], decode: Decode, encode: Encode) -> None:
-    """The ids of plain text stand for text: encoded again, it gives the ids. Raises ProofError naming the row.
+    """Check that the ids of plain text, decoded and encoded again, are the ids. Raises ProofError naming the row.
 
     Documents that are too long, or whose bytes are no UTF-8, are passed over.
     """

@@ -103,8 +103,11 @@ class Rise:
 
 @dataclass(frozen=True)
 class Judgement:
-    """What the evaluations say. `gain`: expected improvement for 10 % more tokens, as a fraction of the present loss;
-    NaN while there are too few evaluations."""
+    """What the evaluations say.
+
+    gain: expected improvement for 10 % more tokens, as a fraction of the present loss; NaN while there are too few
+    evaluations.
+    """
 
     state: State
     why: str
@@ -112,7 +115,7 @@ class Judgement:
     evidence: dict[str, object] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, object]:
-        """The form of events and checkpoints: the interval's ends beside the other fields, NaN included."""
+        """Return the form of events and checkpoints: the interval's ends next to the other fields, NaN included."""
         return _flat_gain(self)
 
 
@@ -140,13 +143,12 @@ class Settled:
     trigram_loss: float | None = None
 
     def asks(self, history: Sequence[Evaluation]) -> bool:
-        """Whether the last evaluation of `history` is one to judge: those between say nothing new."""
+        """Return whether the last evaluation of `history` is one to judge: those between say nothing new."""
         usable = [e for e in history if e.tokens > self.since_tokens]
         return len(usable) < MIN_HISTORY or _is_asked(usable) or rise_of(usable, self.tolerance) is not None
 
     def judge(self, history: Sequence[Evaluation]) -> Judgement:
-        """The verdict after the last evaluation of `history` (all of them, oldest first, learning rate not yet
-        decaying)."""
+        """Judge the last evaluation of `history` (all of them, oldest first, the learning rate not yet decaying)."""
         usable = [e for e in history if e.tokens > self.since_tokens]
         trend = trend_of(usable, self.tolerance)
         too_few = Judgement("improving", f"{len(usable)} of {MIN_HISTORY} evaluations needed for a verdict")
@@ -173,14 +175,17 @@ class Settled:
         return Judgement("improving", expected, gain, evidence)
 
     def _has_learned(self, history: Sequence[Evaluation], now: Trend) -> bool:
-        """Whether the loss lies below the untrained model's and below what frequencies alone give."""
+        """Return whether the loss lies below the untrained model's and below what frequencies alone give."""
         spread = 4 * now.noise / math.sqrt(now.points)
         first = history[0].loss if history[0].tokens == 0 else math.inf
         return now.loss <= first - spread and (self.floor is None or now.loss <= self.floor - spread)
 
     def _may_rest(self, usable: Sequence[Evaluation], now: Trend) -> bool:
-        """Whether the loss may lie on the plateau of a slow starter, which knows no more than counts of pairs or of
-        triples of tokens do. A model too small to know more is believed once it has rested for long."""
+        """Return whether the loss may lie on the plateau of a slow starter.
+
+        Such a model knows no more than counts of pairs or of triples of tokens do. One that is too small to know more
+        is believed once it has rested for long.
+        """
         level = now.loss + 4 * now.noise / math.sqrt(now.points)
         if self.bigram_loss is not None and level > self.bigram_loss:
             return usable[-1].step < LONGEST_REST
@@ -206,7 +211,7 @@ class Settled:
 
 
 def _is_asked(usable: Sequence[Evaluation]) -> bool:
-    """Whether `ASK_EVERY` more tokens were seen at the last evaluation than when the verdict was last asked for."""
+    """Return whether `ASK_EVERY` more tokens were seen at the last evaluation than at the last verdict."""
     asked = usable[MIN_HISTORY - 1].tokens
     for e in usable[MIN_HISTORY:]:
         asked = e.tokens if e.tokens >= asked * (1 + ASK_EVERY) else asked
@@ -214,8 +219,7 @@ def _is_asked(usable: Sequence[Evaluation]) -> bool:
 
 
 def recent(usable: Sequence[Evaluation]) -> list[Evaluation]:
-    """The window: back to `REACH` of the tokens seen, or to where the loss was so high that it says nothing about the
-    end."""
+    """Return the window: back to `REACH` of the tokens seen, or to where a high loss says nothing about the end."""
     window = [e for e in usable if e.tokens >= REACH * usable[-1].tokens]
     if len(window) < MIN_POINTS:
         return []
@@ -224,15 +228,17 @@ def recent(usable: Sequence[Evaluation]) -> list[Evaluation]:
 
 
 def first_near(losses: np.ndarray) -> np.ndarray:
-    """(C,) index of the evaluation from which on the losses (C, n) stay below `MOST_ABOVE` × the latest; both are
-    medians of five."""
+    """Return the index (C,) of the evaluation from which on the losses (C, n) stay near the latest.
+
+    Near: below `MOST_ABOVE` × the latest; both are medians of five.
+    """
     medians = np.median(np.lib.stride_tricks.sliding_window_view(losses, 5, axis=1), -1)
     is_far = medians > MOST_ABOVE * medians[:, -1:]
     return np.asarray(np.where(is_far, np.arange(5, losses.shape[1] + 1), 0).max(1))
 
 
 def trend_of(usable: Sequence[Evaluation], tolerance: float) -> Trend | None:
-    """The trend at the last evaluation; None while there are too few."""
+    """Fit the trend at the last evaluation; None while there are too few."""
     fitted = _fit(usable)
     if fitted is None:
         return None
@@ -251,8 +257,10 @@ def trend_of(usable: Sequence[Evaluation], tolerance: float) -> Trend | None:
 
 
 def _fit(usable: Sequence[Evaluation]) -> tuple[list[Evaluation], Posterior, float] | None:
-    """The window at the end, the posterior of the gain, and its standard error through the finite sample, in nats; None
-    while there are too few evaluations."""
+    """Return the window at the end, the posterior of the gain, and its standard error in nats.
+
+    The standard error is through the finite sample. None while there are too few evaluations.
+    """
     window = recent(usable)
     if len(window) < MIN_POINTS:
         return None
@@ -292,8 +300,10 @@ def rise_of(usable: Sequence[Evaluation], tolerance: float) -> Rise | None:
 
 
 def _around_parabola(usable: Sequence[Evaluation]) -> tuple[float, float]:
-    """(standard deviation of one evaluation, lag-1 correlation) around a parabola in ln(tokens) through the last
-    stretch, which is long enough for the lowest loss and the rise after it."""
+    """Return the standard deviation of one evaluation and the lag-1 correlation around a parabola in ln(tokens).
+
+    The parabola goes through the last stretch, which is long enough for the lowest loss and the rise after it.
+    """
     now = usable[-1].tokens
     recent = [e for e in usable if e.tokens >= PARABOLA_REACH * now]
     stretch = recent if len(recent) >= MIN_POINTS else usable[-MIN_POINTS:]
@@ -323,10 +333,10 @@ def _noise(residuals: np.ndarray, design: np.ndarray, inverse: np.ndarray) -> tu
 
 
 def gain_for(history: Sequence[Evaluation], more_tokens: float, since_tokens: int = 0) -> Interval:
-    """The improvement from `more_tokens` further tokens at the constant learning rate, as a fraction of the present
-    loss, with an 80 % interval; NaN while there are too few evaluations.
+    """Estimate the improvement from `more_tokens` further tokens at the constant learning rate.
 
-    A loss does not fall below nothing, so falls are those of its logarithm.
+    As a fraction of the present loss, with an 80 % interval; NaN while there are too few evaluations. A loss does not
+    fall below nothing, so falls are those of its logarithm.
     """
     usable = [e for e in history if e.tokens > since_tokens]
     fitted = _fit(usable)
@@ -338,7 +348,7 @@ def gain_for(history: Sequence[Evaluation], more_tokens: float, since_tokens: in
 
 
 def further(near: Interval, ratio: float) -> Interval:
-    """The improvement until `ratio` times the tokens seen, as a fraction of the loss, from that for MORE tokens.
+    """Extrapolate the improvement for MORE tokens to `ratio` times the tokens seen, as a fraction of the loss.
 
     How the loss will fall is not known: it is taken to follow E + A·tokens^-κ, with κ of `FURTHER_KAPPAS`.
     """
@@ -360,7 +370,7 @@ def further(near: Interval, ratio: float) -> Interval:
 
 
 def next_evaluation(last_tokens: int, sample_tokens: int, cost: float = EVALUATION_COST) -> int:
-    """The token count of the next evaluation, after one at `last_tokens`; each reads `sample_tokens`.
+    """Return the token count of the next evaluation, after one at `last_tokens`; each reads `sample_tokens`.
 
     While tokens are few the spacing keeps evaluating (a forward pass: a third of a training step) at a share `cost` of
     the computing time; once 2 % of the tokens seen is the wider spacing, that is taken, and the share falls.
@@ -384,7 +394,7 @@ def decay_tokens(tokens: int) -> int:
 
 
 def frequency_loss(train_counts: np.ndarray, held_out_counts: np.ndarray) -> float:
-    """What knowing only the token frequencies of the training text gives on held-out text, nats per token.
+    """Return the held-out loss of knowing only the token frequencies of the training text, nats per token.
 
     Both (V,), counts of each token id; frequencies are smoothed by adding one.
     """

@@ -1,8 +1,8 @@
-"""What a further stretch of training would bring, from noisy losses: a posterior over curves that bend and noise that
-lasts.
+"""What a further stretch of training would bring, from noisy losses.
 
-Losses of one window are a mean, of a curve that falls as tokens^-κ, plus noise. Neither is known, so many pairs of both
-are fitted by generalized least squares and weighed by how well each explains the losses:
+It is a posterior over curves that bend and noise that lasts. Losses of one window are a mean, of a curve that falls as
+tokens^-κ, plus noise. Neither is known, so many pairs of both are fitted by generalized least squares and weighed by
+how well each explains the losses:
 
 * κ from -1 (the fall gets faster) over 0 (straight in the logarithm) to 2 (it is nearly over);
 * noise that is independent from one evaluation to the next, or a first-order autoregression with a correlation of up to
@@ -31,8 +31,10 @@ NOISE_STDERRS = 2.0  # a fall of the loss by less than so many standard errors i
 
 
 def is_noise(before: Sequence[float], after: Sequence[float], stderrs: float = NOISE_STDERRS) -> bool:
-    """Whether losses of the same blocks fell by no more than so many standard errors of their mean difference; False of
-    fewer than two blocks."""
+    """Return whether losses of the same blocks fell by no more than their noise.
+
+    stderrs: standard errors of their mean difference. False of fewer than two blocks.
+    """
     if len(before) < 2:
         return False
     falls = [b - a for b, a in zip(before, after, strict=True)]
@@ -61,7 +63,7 @@ SMOOTHS = [
 
 @dataclass(frozen=True)
 class Posterior:
-    """Of C windows: M Student distributions of the gain, in nats, with their weights, all (C, M).
+    """M Student distributions of the gain, in nats, with their weights, for each of C windows, all (C, M).
 
     loss: (C,) the curve at the window's end. noise: (C,) standard deviation of one point. correlation: (C,) of
     neighbouring points, both in the mean. response: (C, n) what the gain changes by with each loss.
@@ -96,7 +98,7 @@ class Posterior:
         return np.asarray((low + high) / 2)
 
     def interval(self, level: float, whole: float) -> Interval:
-        """The median and the central interval of the first curve's gain, as fractions of `whole`."""
+        """Return the median and the central interval of the first curve's gain, as fractions of `whole`."""
         value, low, high = (float(self.quantile(p)[0]) / whole for p in (0.5, (1 - level) / 2, (1 + level) / 2))
         return Interval(value, low, high, level)
 
@@ -189,11 +191,10 @@ def _curves(
     at_end: np.ndarray,
     prior: np.ndarray,
 ) -> tuple[np.ndarray, ...]:
-    """Inverses of the covariances (G, n, n), and of each noise with each of K curves, G·K pairs: projections, gains,
-    levels, variances, evidence, as in `_Pairs`.
+    """Return the inverses of the covariances (G, n, n), and the fits of each noise with each of K curves.
 
-    ahead, at_end (G, n), prior (G,): covariances of the smooth departure's gain and level with the losses, and the
-    variance of its gain.
+    For G·K pairs: projections, gains, levels, variances, evidence, as in `_Pairs`. ahead, at_end (G, n), prior (G,):
+    covariances of the smooth departure's gain and level with the losses, and the variance of its gain.
     """
     inverse, log_determinant = np.linalg.inv(covariances), np.linalg.slogdet(covariances)[1]
     design = np.array([np.stack([np.ones(len(x)), -_fall(kappa, x)], 1) for kappa in kappas])  # (K, n, 2)
@@ -218,7 +219,7 @@ def _curves(
 
 
 def _fall(kappa: float, x: np.ndarray) -> np.ndarray:
-    """The fall of a curve in tokens^-κ from the end of the window to x, in units of its fall for MORE tokens."""
+    """Return the fall of a curve in tokens^-κ from the end of the window to x, in units of its fall for MORE tokens."""
     if kappa == 0:
         return x / NEXT
     return np.asarray(np.expm1(-kappa * x) / math.expm1(-kappa * NEXT))
@@ -231,8 +232,10 @@ def _matern(apart: np.ndarray, departure: tuple[float, float]) -> np.ndarray:
 
 
 def _as_normal(t: np.ndarray, freedom: int) -> np.ndarray:
-    """The normal deviate with the tail of Student's t, to three digits from four degrees of freedom on (Wallace
-    1959)."""
+    """Return the normal deviate with the tail of Student's t (Wallace 1959).
+
+    It has three digits from four degrees of freedom on.
+    """
     factor = (8 * freedom + 1) / (8 * freedom + 3)
     return np.asarray(np.sign(t) * factor * np.sqrt(freedom * np.log1p(t * t / freedom)))
 

@@ -15,8 +15,11 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Shards:
-    """Whose rows of a shared-out model are whose. rank: of the `size` ranks that hold all rows together. copy: which of
-    the `copies` such groups this rank is in; the first one writes checkpoints."""
+    """Which rows of a sharded model belong to which rank.
+
+    rank: of the `size` ranks that hold all rows together. copy: which of the `copies` such groups this rank is in; the
+    first one writes checkpoints.
+    """
 
     rank: int
     size: int
@@ -25,8 +28,11 @@ class Shards:
 
 
 class World:
-    """One process alone; `ProcessGroup` is of many. rank: 0 leads. size: number of processes. host_size: of each host,
-    whose ranks follow each other. is_hybrid: whether each host holds the whole of a shared-out model."""
+    """One process alone; `ProcessGroup` is of many.
+
+    rank: 0 leads. size: number of processes. host_size: of each host, whose ranks follow each other. is_hybrid: whether
+    each host holds the whole of a sharded model.
+    """
 
     rank: int = 0
     size: int = 1
@@ -52,17 +58,21 @@ class World:
         return number
 
     def any(self, flag: bool) -> bool:
-        """Whether the flag is set at one rank at least, such as by a signal that reached only that one."""
+        """Return whether the flag is set at any rank, such as by a signal that reached only that one."""
         return flag
 
     def lead(self, work: Callable[[], T]) -> T:
-        """What `work` returns at rank 0, which alone does it; the others wait, however long it takes. The value is one
-        that JSON knows. Raises what rank 0 raises, at every rank."""
+        """Return what `work` returns at rank 0, which alone does it; the others wait, however long it takes.
+
+        The value is one that JSON knows. Raises what rank 0 raises, at every rank.
+        """
         return work()
 
     def each(self, work: Callable[[], T]) -> list[T]:
-        """What `work` returns at each rank, in their order, once all are done, however long that takes. The value is
-        one that JSON knows. `work` raises nothing."""
+        """Return what `work` returns at each rank, in their order, once all are done, however long that takes.
+
+        The value is one that JSON knows. `work` raises nothing.
+        """
         return [work()]
 
     def together(self, what: str) -> contextlib.AbstractContextManager[None]:
@@ -70,11 +80,13 @@ class World:
         return contextlib.nullcontext()
 
     def at_step(self, step: int) -> None:
-        """A step begins: what is said of a rank that hangs."""
+        """Note that a step begins, which is reported of a rank that hangs."""
 
     def spending(self, own: Callable[[], dict[str, float]]) -> Callable[[], dict[str, float]]:
-        """What this rank has used; at rank 0 with the joules of all ranks, as far as they have left word of them.
-        own: seconds, joules and peak bytes of this rank."""
+        """Return what this rank has used; at rank 0 with the joules of all ranks, as far as they have reported them.
+
+        own: seconds, joules and peak bytes of this rank.
+        """
         return own
 
 
@@ -82,5 +94,5 @@ ALONE = World()
 
 
 def single() -> World:
-    """The world of one process."""
+    """Return the world of one process."""
     return ALONE

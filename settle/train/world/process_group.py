@@ -28,8 +28,11 @@ ANSWER = 3.0  # seconds that a rank has to show its stack
 
 @dataclass(frozen=True)
 class Sign:
-    """What a rank says of itself. beats: signs so far. meeting: number of the last meeting of all ranks that it came
-    to. what: it does there. joules: that it has used."""
+    """What a rank says of itself.
+
+    beats: signs so far. meeting: number of the last meeting of all ranks that it came to. what: it does there. joules:
+    that it has used.
+    """
 
     beats: int
     step: int
@@ -43,8 +46,15 @@ def _nothing() -> float:
 
 
 class Pulse:
-    """report: called with a text when the ranks end because one hangs. settle_seconds: between the loss of a rank and
-    the error about it, in which the system delivers what killed it."""
+    """The pulse of a rank: every second it reports that it lives and where it is, and ends what waits for a hung rank.
+
+    A rank that another one waits for longer than `limit` is named with its step and its stack, and the waiting ranks
+    end, so that torchrun starts all of them again. Before the first step, which may be the slowest, the limit is
+    FIRST_LIMIT.
+
+    report: called with a text when the ranks end because one hangs. settle_seconds: between the loss of a rank and the
+    error about it, in which the system delivers what killed it.
+    """
 
     settle_seconds = 0.5
 
@@ -68,7 +78,7 @@ class Pulse:
             self._say()
 
     def count(self, joules: Callable[[], float]) -> None:
-        """What this rank uses, which it leaves word of with every sign."""
+        """Count what this rank uses, which it reports with every sign."""
         self._joules = joules
 
     def joules_elsewhere(self) -> float:
@@ -86,7 +96,7 @@ class Pulse:
         self.step, self._step_began = step, now
 
     def restart(self) -> None:
-        """The steps until now were of another run: the next one may be slow again."""
+        """Forget the steps until now, which were of another run: the next one may be slow again."""
         self.step, self._first, self._longest, self._step_began = 0, True, 0.0, 0.0
 
     @contextlib.contextmanager
@@ -103,7 +113,7 @@ class Pulse:
         return self.wait_for(0, key)
 
     def wait_for(self, rank: int, key: str) -> bytes:
-        """What a rank leaves under `key`, however long that takes. Raises RunError once it shows no sign of life."""
+        """Wait for what a rank leaves under `key`, however long. Raises RunError when it shows no sign of life."""
         pause, seen, heard = 0.001, -1, time.monotonic()
         while not self.store.check([key]):
             time.sleep(pause)
@@ -184,8 +194,11 @@ COLLECTIVE_LIMIT = datetime.timedelta(days=1)  # the pulse ends a rank that wait
 
 
 class ProcessGroup(World):
-    """The ranks of one job. store: what they leave word for each other in; device: "cpu" or "cuda". host_size: ranks of
-    a host, all of them if not given."""
+    """The ranks of one job.
+
+    store: what they leave messages for each other in; device: "cpu" or "cuda". host_size: ranks of a host, all of them
+    if not given.
+    """
 
     def __init__(
         self, store: Store, rank: int, size: int, device: str, pulse: Pulse, host_size: int | None = None
@@ -202,7 +215,7 @@ class ProcessGroup(World):
         )
 
     def close(self) -> None:
-        """The ranks part."""
+        """Part from the other ranks."""
         with contextlib.suppress(RuntimeError):  # another one has gone already
             dist.destroy_process_group()
 
@@ -277,7 +290,7 @@ class ProcessGroup(World):
 
 
 def _read(raw: bytes) -> object:
-    """What rank 0 returned or raised."""
+    """Return what rank 0 returned, or raise what it raised."""
     result = json.loads(raw)
     if "error" in result:
         raise RunError(*result["error"])

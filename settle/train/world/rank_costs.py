@@ -28,9 +28,12 @@ TRIMMED = 0.05  # share of the steps, at each end, that say nothing of the other
 
 @dataclass(frozen=True)
 class RankCosts:
-    """Of all ranks together. step: seconds, with its share of the saves; spread: standard deviation of a step, as a
-    share of it. evaluation: seconds per held-out token. beside: seconds that a loop takes whatever its length, without
-    its evaluations: until the ranks have met, the first steps, two saves. watts: of all ranks while they train."""
+    """What a run costs all ranks together.
+
+    step: seconds, with its share of the saves; spread: standard deviation of a step, as a share of it. evaluation:
+    seconds per held-out token. beside: seconds that a loop takes whatever its length, without its evaluations: until
+    the ranks have met, the first steps, two saves. watts: of all ranks while they train.
+    """
 
     step: float
     spread: float
@@ -43,7 +46,7 @@ class RankCosts:
         return self.beside + steps * self.step + evaluations * self.evaluation
 
     def words(self, size: int, alone: float) -> str:
-        """What is said of them. alone: seconds of one process's step."""
+        """Say what they are. alone: seconds of one process's step."""
         share = f"{100 * self.step / alone:.0f} % of one process's time"
         return f"a step of {size} ranks takes {1000 * self.step:,.1f} ms, {share}"
 
@@ -61,8 +64,11 @@ class Ranks:
         return 1
 
     def rehearse(self, live: LiveRun, steps: int, watts: float | None) -> RankCosts:
-        """What the steps of a plan cost on all ranks, by some of them. live: this rank's; its weights change. watts:
-        power of each host, where the person says it. Raises RunError where a rank cannot take part."""
+        """Measure what the steps of a plan cost on all ranks, by some of them.
+
+        live: this rank's; its weights change. watts: power of each host, where the user gives it. Raises RunError where
+        a rank cannot take part.
+        """
         raise NotImplementedError
 
 
@@ -98,7 +104,7 @@ def rehearse(live: LiveRun, world: World, folder: Path, steps: int, watts: float
 
 
 def _rehearsal(plan: TrainingPlan, steps: int) -> TrainingPlan:
-    """The plan of so many steps, which ends with them and evaluates before and after them."""
+    """Return the plan of so many steps, which ends with them and evaluates before and after them."""
     plan = plan.with_loop(
         max_steps=steps,
         seconds=None,
@@ -112,8 +118,10 @@ def _rehearsal(plan: TrainingPlan, steps: int) -> TrainingPlan:
 
 
 def _step(gaps: np.ndarray, plan: TrainingPlan) -> tuple[float, float, float]:
-    """Seconds of a step and of a save, and the spread of steps as a share. gaps: (steps - 1,) seconds from one step's
-    end to the next one's."""
+    """Return the seconds of a step and of a save, and the spread of steps as a share.
+
+    gaps: (steps - 1,) seconds from one step's end to the next one's.
+    """
     every = plan.loop.checkpoint_steps
     saves = list(range(every - 1, len(gaps), every))  # the gaps in which the training waits for a save
     first = every // 2 if saves else 1  # the steps before it find their memory and their kernels

@@ -26,8 +26,11 @@ _STEP = np.uint64(0x9E3779B97F4A7C15)
 
 @dataclass(frozen=True)
 class RowShare:
-    """A rank's rows of a batch. batch: those rows, None when there is none. rows: their numbers. tokens: the places of
-    their tokens in the whole batch, int64 (n,). whole: tokens of the whole batch, N."""
+    """A rank's rows of a batch.
+
+    batch: those rows, None when there is none. rows: their numbers. tokens: the places of their tokens in the whole
+    batch, int64 (n,). whole: tokens of the whole batch, N.
+    """
 
     batch: Batch | None
     rows: np.ndarray
@@ -37,8 +40,11 @@ class RowShare:
 
 @dataclass(frozen=True)
 class StepRows:
-    """The rows of a step. positions: of its micro-batches. count: rows that ranks took, all together; marks: the sum of
-    their marks (`marks_sum`)."""
+    """The rows of a step.
+
+    positions: of its micro-batches. count: rows that ranks took, all together; marks: the sum of their marks
+    (`marks_sum`).
+    """
 
     positions: tuple[int, ...] = ()
     count: int = 0
@@ -46,7 +52,7 @@ class StepRows:
 
 
 def share(batch: Batch, segments_per_row: int, rank: int, size: int) -> RowShare:
-    """The rows of `batch` that `rank` of `size` takes, in the order of the batch."""
+    """Return the rows of `batch` that `rank` of `size` takes, in the order of the batch."""
     bounds = batch.cu_seqlens.astype(np.int64)
     num_rows = (len(bounds) - 1) // segments_per_row
     lengths = np.diff(bounds[::segments_per_row])
@@ -78,8 +84,11 @@ def rows_of_rank(rows: int, rank: int, size: int) -> tuple[int, int]:
 
 
 def marks_sum(rows: Sequence[Row]) -> int:
-    """The sum modulo 2^64 of a number that stands for each row: the same for the same rows in any order, and in all
-    likelihood for no others. Mixing: splitmix64 (Steele et al. 2014)."""
+    """Sum, modulo 2^64, a number that stands for each row.
+
+    It is the same for the same rows in any order, and in all likelihood for no others. Mixing: splitmix64 (Steele et
+    al. 2014).
+    """
     numbers = np.array(rows, dtype=np.uint64).reshape(-1, 3)
     mark = np.zeros(len(numbers), np.uint64)
     with np.errstate(over="ignore"):
@@ -95,8 +104,14 @@ FILE = "order.jsonl"
 
 
 class OrderLedger:
-    """The ledger of one run. What a full disk does not take is written once there is room. is_kept: False at the ranks
-    that write nothing."""
+    """The ledger of one run: which rows each step took, a line a step, the same lines on any number of ranks.
+
+        {"step": 12, "positions": [11], "rows": 37, "marks": "8c1f…"}
+
+    positions: of the step's micro-batches, from which anybody can say which rows those are. rows: how many rows the
+    ranks really took, all together; marks: the sum of those rows' marks (`marks_sum`), which only the same rows have.
+    What a full disk does not take is written once there is room. is_kept: False at the ranks that write nothing.
+    """
 
     def __init__(self, path: Path, is_kept: bool = True) -> None:
         self.path, self._is_kept = path, is_kept
@@ -110,7 +125,7 @@ class OrderLedger:
             self._write()
 
     def cut(self, step: int) -> None:
-        """The run has gone back to after `step`: later lines go."""
+        """Drop the lines of later steps: the run has gone back to after `step`."""
         self._waiting, kept = b"", 0
         if self._is_kept and self.path.exists():
             with self.path.open("rb") as f:
@@ -122,7 +137,7 @@ class OrderLedger:
         self._size = kept
 
     def sync(self) -> None:
-        """What was added is on the disk before a checkpoint says so."""
+        """Sync the lines to disk before a checkpoint counts on them."""
         if self._is_kept:
             self._write()
             with contextlib.suppress(OSError), self.path.open("rb") as f:
@@ -141,7 +156,7 @@ class OrderLedger:
 
 
 def _step(line: bytes) -> int:
-    """The step of a line; beyond every step where it cannot be read."""
+    """Return the step of a line; a number beyond every step where it cannot be read."""
     try:
         record = parse_json(line)
         return int(record["step"])
@@ -162,8 +177,10 @@ class Order:
 def check_order(
     path: Path, rows_of: Callable[[int], Sequence[Row]], samples_of: Callable[[Row], Iterable[int]], num_samples: int
 ) -> Order:
-    """Hold a ledger against the data. rows_of: the rows of a position; samples_of: the samples in a row, of
-    `num_samples` in all. Raises RunError naming the first step that did not take what its positions say."""
+    """Check a ledger against the data. Raises RunError naming the first step that took other rows than its positions'.
+
+    rows_of: the rows of a position; samples_of: the samples in a row, of `num_samples` in all.
+    """
     seen: Counter[int] = Counter()
     positions: set[int] = set()
     steps = total = 0

@@ -66,7 +66,7 @@ def rest(model: FreezableModule) -> None:
 
 
 def is_sharded(tensor: Tensor) -> bool:
-    """Whether this rank owns only some of its rows."""
+    """Return whether this rank owns only some of the tensor's rows."""
     return hasattr(tensor, "_local_tensor")
 
 
@@ -78,14 +78,16 @@ def num_shards(parameter: nn.Parameter) -> int:
 
 
 def local_part(tensor: Tensor) -> Tensor:
-    """The rows of a tensor that this rank owns, sharing its memory; all of one that is not shared out."""
+    """Return the rows of a tensor that this rank owns, sharing its memory; all of one that is not sharded."""
     own: Tensor | None = getattr(tensor, "_local_tensor", None)
     return tensor if own is None else own
 
 
 def gather(world: World, parts: Mapping[str, Tensor], like: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """At rank 0 the whole tensors, of which `parts` are this rank's rows; at the others nothing. like: tensors of the
-    whole shapes."""
+    """Return the whole tensors at rank 0, of which `parts` are this rank's rows; at the others nothing.
+
+    like: tensors of the whole shapes.
+    """
     whole: dict[str, Tensor] = {}
     for name, part in parts.items():
         rows = torch.zeros(like[name].shape, dtype=part.dtype, device=like[name].device)
