@@ -22,8 +22,10 @@ HELP = (
 
 @dataclass(frozen=True)
 class Sampling:
-    """How an answer is drawn: see `LlamaClient.complete`. seed: None draws one; None of the others is what is
-    recommended for the model."""
+    """How an answer is drawn: see `LlamaClient.complete`.
+
+    seed: None draws one; None of the others is what is recommended for the model.
+    """
 
     max_tokens: int
     temperature: float | None = None
@@ -49,8 +51,10 @@ def chat(
     draft: str | None = None,
     context: int | None = None,
 ) -> int:
-    """Answers `prompt`, or text on stdin, or talks on the terminal; returns the exit code. template: take turns by the
-    chat template, even if the model was trained on plain text. Raises SettleError."""
+    """Answer `prompt`, or text on stdin, or talk on the terminal; return the exit code.
+
+    template: take turns by the chat template, even if the model was trained on plain text. Raises SettleError.
+    """
     model = resolve_gguf(name)
     proposing = draft_for(model, draft, events) if draft else None
     with Engine(model.weights, context, adapter=model.adapter, draft=proposing) as engine:
@@ -88,7 +92,7 @@ class ChatSession:
         messages: list[dict[str, str]] | None = None,
         forgets: bool = True,
     ) -> None:
-        """Raises UsageError for settings that the model cannot follow."""
+        """Prepare a conversation. Raises UsageError for settings that the model cannot follow."""
         if template and not engine.metadata.get(TEMPLATE_KEY):
             raise UsageError(f"{engine.path.name} has no chat template", "leave --template out")
         self._engine, self._sampling, self._events = engine, sampling, events
@@ -109,7 +113,7 @@ class ChatSession:
         return "It was trained on plain text and completes what you write (--template makes it take turns)."
 
     def converse(self) -> None:
-        """Turns on the terminal until the person leaves."""
+        """Take turns on the terminal until the user leaves."""
         try:
             import readline  # noqa: F401  line editing and history for input()
         except ImportError:

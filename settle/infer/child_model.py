@@ -17,8 +17,11 @@ def needed_bytes(weights: int, context: int) -> int:
 
 
 def fitting_context(name: str, metadata: Metadata, asked: int | None, slots: int, beyond: bool = False) -> int:
-    """Tokens of context for each slot: never more than the model knows, unless `beyond` that was asked for, nor than
-    memory holds, whatever the file says. Raises ResourceError when what was asked for does not fit."""
+    """Return the tokens of context for each slot.
+
+    Never more than the model knows, unless `beyond` that was asked for, nor than memory holds, whatever the file says.
+    Raises ResourceError when what was asked for does not fit.
+    """
     longest, per_token = longest_context(name, metadata), bytes_per_token(metadata) * slots
     longest = max(longest, asked or 0) if beyond else longest
     fits = memory().available // 2 // max(per_token, 1)  # half is left for everything else
@@ -47,11 +50,11 @@ class ChildModel(Generic[C]):
         self.close()
 
     def start(self) -> None:
-        """Starts the child and waits until it has loaded the model. Raises EngineError."""
+        """Start the child and wait until it has loaded the model. Raises EngineError."""
         self._child.start()
 
     def close(self) -> None:
-        """Ends the child. Calling it twice is harmless."""
+        """End the child. Calling it twice is harmless."""
         self._child.close()
 
     def alive(self) -> bool:

@@ -37,8 +37,11 @@ class VectorEngine(ChildModel[Child]):
         )
 
     def embed(self, inputs: Sequence[Input]) -> NDArray[np.float32]:
-        """Texts, or ids with everything around them, none of them empty, as float32 (len(inputs), width), each of
-        length 1. Raises EngineError for one that is too long: nothing is cut off."""
+        """Embed texts, or ids with everything around them, none of them empty.
+
+        Returns float32 (len(inputs), width), each of length 1. Raises EngineError for one that is too long: nothing is
+        cut off.
+        """
         texts = [text if isinstance(text, str) else list(map(int, text)) for text in inputs]
         answer = self._child.post("/v1/embeddings", {"input": texts, "encoding_format": "base64"})
         rows = sorted(answer["data"], key=lambda row: row["index"])

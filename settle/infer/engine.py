@@ -79,7 +79,7 @@ class Engine(ChildModel[Child], LlamaClient):
         LlamaClient.__init__(self, Child(load, ready_seconds), metadata)
 
     def start(self) -> None:
-        """Starts llama.cpp and waits until it has loaded the model. Raises EngineError."""
+        """Start llama.cpp and wait until it has loaded the model. Raises EngineError."""
         require_sound_model(self.path.name, self.metadata)
         super().start()
 
@@ -88,8 +88,11 @@ class Engine(ChildModel[Child], LlamaClient):
 
 
 def draft_for(model: ModelRef, name: str, events: Events) -> Draft:
-    """Raises UsageError for what is not there or is no draft; whoever opens both files checks that their tokens are the
-    same."""
+    """Return the draft that the user names for a model.
+
+    Raises UsageError for what is not there or is no draft; whoever opens both files checks that their tokens are the
+    same.
+    """
     ref = resolve_draft(name)
     if ref.path.resolve() == model.weights.resolve():
         raise UsageError(

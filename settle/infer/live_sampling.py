@@ -19,7 +19,7 @@ ROWS = 32  # a kernel is compiled, and kept for a while, for every number of row
 
 @contextlib.contextmanager
 def evaluating(model: "Decoder") -> Iterator[None]:
-    """Evaluation mode without gradients, as long as this lasts."""
+    """Switch to evaluation mode without gradients, as long as this lasts."""
     import torch
 
     training = model.training

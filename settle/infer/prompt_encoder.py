@@ -35,19 +35,25 @@ class PromptEncoder:
 
     @property
     def takes_turns(self) -> bool:
-        """Whether the model answers through a chat template; otherwise it completes text."""
+        """True when the model answers through a chat template; otherwise it completes text."""
         return takes_turns(self.metadata)
 
     def tokenize(self, text: str, special: bool = False, opening: bool = False) -> list[int]:
-        """Ids of a text. special: whether `<|end|>` and its like in it become tokens; opening: whether llama.cpp may
-        put before it the token that opens a text by the file's own settings."""
+        """Return the ids of a text.
+
+        special: whether `<|end|>` and its like in it become tokens; opening: whether llama.cpp may put before it the
+        token that opens a text by the file's own settings.
+        """
         body = {"content": text, "add_special": opening, "parse_special": special}
         ids: list[int] = self._child.post("/tokenize", body)["tokens"]
         return ids
 
     def plain(self, text: str) -> list[int]:
-        """Ids of a text to complete: no template, special tokens in it are text, and before it the token that opens a
-        text where the file says that its model expects one, or where there is no text."""
+        """Return the ids of a text to complete: no template, and special tokens in it are text.
+
+        Before it comes the token that opens a text where the file says that its model expects one, or where there is no
+        text.
+        """
         ids = self.tokenize(text)
         return ids if ids and not self._is_opened else self._opened(ids)
 
@@ -61,8 +67,10 @@ class PromptEncoder:
         tools: Sequence[Message] = (),
         arguments: Mapping[str, object] = MappingProxyType({}),
     ) -> str:
-        """Messages (`{"role", "content"}`), and the tools they may call, through the file's own chat template, ready
-        for an answer. arguments: of the template."""
+        """Render messages (`{"role", "content"}`), and the tools they may call, ready for an answer.
+
+        It goes through the file's own chat template. arguments: of the template.
+        """
         body: dict[str, object] = {"messages": list(messages)}
         body |= {"tools": list(tools)} if tools else {}
         body |= {"chat_template_kwargs": dict(arguments)} if arguments else {}
@@ -70,8 +78,10 @@ class PromptEncoder:
         return prompt
 
     def turns(self, messages: Sequence[Message], tools: Sequence[Message] = ()) -> list[int]:
-        """Ids of rendered messages; llama.cpp leaves out the token that opens a text where the file says that every
-        text has it."""
+        """Return the ids of rendered messages.
+
+        llama.cpp leaves out the token that opens a text where the file says that every text has it.
+        """
         return self.opened(self.tokenize(self.render(messages, tools), special=True))
 
     def opened(self, ids: list[int]) -> list[int]:
@@ -80,7 +90,7 @@ class PromptEncoder:
 
     @property
     def _is_opened(self) -> bool:
-        """Whether the file says that every text begins with a token of its own."""
+        """True when the file says that every text begins with a token of its own."""
         is_spm = self.metadata.get("tokenizer.ggml.model") == "llama"  # llama.cpp's default where the file is silent
         return bool(self.metadata.get("tokenizer.ggml.add_bos_token", is_spm))
 
@@ -106,8 +116,10 @@ class Fence:
         self._model, self._arguments = model, arguments
 
     def ids(self, turns: Sequence[Turn]) -> list[int]:
-        """Ids of a prompt, ready for an answer: through the chat template, or the texts one after the other where the
-        model takes no turns."""
+        """Return the ids of a prompt, ready for an answer.
+
+        Through the chat template, or the texts one after the other where the model takes no turns.
+        """
         if not self._model.takes_turns:
             return self._model.opened([i for turn in turns for text in turn.texts for i in self.tokens(text)])
         ids: list[int] = []
@@ -124,7 +136,7 @@ class Fence:
         return self._model.tokenize(text)
 
     def _rendered(self, roles: Sequence[str]) -> list[tuple[str, int | None]]:
-        """(what the template writes, which turn comes after it), in order."""
+        """Return (what the template writes, which turn comes after it), in order."""
         mark = f"q{secrets.token_hex(8)}q"
         messages = [{"role": role, "content": f"{mark}{i}{mark}"} for i, role in enumerate(roles)]
         prompt = self._model.render(messages, arguments=self._arguments)
@@ -133,8 +145,11 @@ class Fence:
 
     @cached_property
     def _signs(self) -> re.Pattern[str] | None:
-        """What a model would take for the template's own even in plain text: tokens that llama.cpp finds in every text,
-        and what the template writes around turns in plain letters, such as `[/INST]`."""
+        """What a model would take for the template's own even in plain text.
+
+        Tokens that llama.cpp finds in every text, and what the template writes around turns in plain letters, such as
+        `[/INST]`.
+        """
         metadata = self._model.metadata
         tokens, types = metadata.get("tokenizer.ggml.tokens"), metadata.get("tokenizer.ggml.token_type")
         pairs = zip(tokens, types, strict=False) if isinstance(tokens, list) and isinstance(types, list) else ()
@@ -150,5 +165,5 @@ class Fence:
 
 
 def _is_sign(text: str, line: str) -> bool:
-    """A bare word, such as a role's name, is no sign: it is in every document."""
+    """Return whether a line is a sign. A bare word, such as a role's name, is none: it is in every document."""
     return len(text) > 2 and not text.isalnum() and (text == line.strip() or text[0] in "[<")

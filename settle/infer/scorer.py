@@ -41,9 +41,11 @@ CACHES = ("f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl"
 
 
 class Overrides(NamedTuple):
-    """What a file is read with instead of as it says. adapter: a LoRA in a GGUF file of its own, merged as it is read.
-    cache: ggml's type of the keys and values that are kept. rope_base, rope_scale: of the rotary positions, as in
-    `rope.freq_base` and 1 / `rope.scaling.factor`."""
+    """What a file is read with instead of as it says.
+
+    adapter: a LoRA in a GGUF file of its own, merged as it is read. cache: ggml's type of the keys and values that are
+    kept. rope_base, rope_scale: of the rotary positions, as in `rope.freq_base` and 1 / `rope.scaling.factor`.
+    """
 
     adapter: Path | None = None
     cache: str = "f16"
@@ -97,18 +99,20 @@ class Scorer(ChildModel["ScorerChild"]):
         self.num_vocab = self._child.num_vocab
 
     def reopen(self, overrides: Overrides) -> None:
-        """Reads with other overrides from now on, but for the adapter, without loading the weights again."""
+        """Read with other overrides from now on, but for the adapter, without loading the weights again."""
         self._child.ask({"reopen": _context_settings(overrides)})
 
     def rows(self, ids: Sequence[int], top: int = TOP, sampled: int = SAMPLED) -> Rows:
-        """What is kept of the distributions over one window (L,), for all its tokens but the first."""
+        """Summarise the distributions over one window (L,), for all its tokens but the first."""
         self._require_window(ids)
         top, sampled = sizes(self.num_vocab, top, sampled)
         return Rows(*self._child.ask({"ids": list(map(int, ids)), "top": top, "sampled": sampled}))
 
     def positions(self, ids: Sequence[int], likeliest: int = LIKELIEST, first: int = 1) -> Positions:
-        """What may follow before token `first` of a window (L,) and before each later one, and after the last; L is
-        `context` at most."""
+        """Describe what may follow before token `first` of a window (L,) and before each later one, and after the last.
+
+        L is `context` at most.
+        """
         self._require_window([*ids, 0])
         request = {"ids": list(map(int, ids)), "likeliest": likeliest, "first": first}
         return Positions(*self._child.ask(request))
@@ -116,8 +120,10 @@ class Scorer(ChildModel["ScorerChild"]):
     def write(
         self, ids: Sequence[int], most: int, sampler: Sampler = GREEDY, seed: int = 0, stops: Sequence[int] = ()
     ) -> list[int]:
-        """The ids that follow a window, at most `most` and as many as the context holds, the last one a stop if one
-        was drawn. The same seed draws the same."""
+        """Write the ids that follow a window, at most `most` and as many as the context holds.
+
+        The last one is a stop if one was drawn. The same seed draws the same.
+        """
         self._require_window([*ids, 0])
         room = min(most, self.context - len(ids))
         request = {"ids": list(map(int, ids)), "most": room, "sampler": sampler, "seed": seed, "stops": list(stops)}
@@ -131,7 +137,7 @@ class Scorer(ChildModel["ScorerChild"]):
         about: Mapping[str, object] | None = None,
         on_tokens: OnTokens = ignore_progress,
     ) -> Likelihoods:
-        """The record of this model over windows of ids, written to `folder`, in place of an earlier one.
+        """Record this model over windows of ids in `folder`, in place of an earlier record.
 
         windows: each of at least two ids and at most `context` + 1. about: what is known of the model, kept in the
         record. Raises UsageError for a window that is too short, too long or has ids that the model does not know, and
@@ -149,7 +155,7 @@ class Scorer(ChildModel["ScorerChild"]):
     def compare(
         self, reference: Likelihoods, on_tokens: OnTokens = ignore_progress, most_windows: int | None = None
     ) -> Compared:
-        """This model against a record of another one, over the record's windows, or the first `most_windows`.
+        """Compare this model with a record of another one, over the record's windows, or the first `most_windows`.
 
         Raises UsageError when the two do not share a vocabulary's size: then only the text that they hold likely can be
         compared, in bits per byte.
@@ -168,7 +174,7 @@ class Scorer(ChildModel["ScorerChild"]):
         return Compared.joined(parts)
 
     def compare_window(self, reference: Likelihoods, index: int) -> Compared:
-        """The same over one window of the record, whose vocabulary is this model's."""
+        """Compare this model with one window of the record, whose vocabulary is this model's."""
         self._require_window(reference.window(index))
         return Compared(*self._child.ask({"folder": str(reference.folder.resolve()), "window": index}))
 
@@ -192,7 +198,7 @@ class Scorer(ChildModel["ScorerChild"]):
 
 
 def _context_settings(overrides: Overrides) -> dict[str, object]:
-    """Raises UsageError for a type that keys and values are not kept in."""
+    """Return the settings of a context. Raises UsageError for a type that keys and values are not kept in."""
     if overrides.cache not in CACHES:
         raise UsageError(f"keys and values are not kept as {overrides.cache}", f"known: {', '.join(CACHES)}")
     settings = {"cache": block_id(overrides.cache.upper())}
@@ -213,7 +219,7 @@ class ScorerChild(ChildProcess):
         self.num_vocab = int(self._begin()["num_vocab"])
 
     def ask(self, request: Mapping[str, object]) -> list[Array]:
-        """The arrays that answer one line. Raises EngineError."""
+        """Return the arrays that answer one line. Raises EngineError."""
         if not self.is_open:
             raise EngineError("the scorer is not running", "use it inside `with Scorer(path) as scorer:`")
         try:

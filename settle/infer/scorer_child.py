@@ -39,20 +39,26 @@ class ReadableModel(Protocol):
     num_vocab: int
 
     def reopen(self, changes: Mapping[str, Any]) -> None:
-        """Reads with other settings of the context from now on."""
+        """Read with other settings of the context from now on."""
 
     def logits(self, ids: Sequence[int], start: int = 0) -> Iterator[np.ndarray]:
-        """Logits (P, V) after every token from `start` on but the last, in order, P at a time; each array only until
-        the next."""
+        """Yield logits (P, V) after every token from `start` on but the last, in order, P at a time.
+
+        Each array is valid only until the next.
+        """
 
     def next_logits(self, ids: Sequence[int]) -> np.ndarray:
-        """Logits (V,) after the last token, float32, only until the next call. What was read before is not read again
-        where the ids begin alike."""
+        """Return logits (V,) after the last token, float32, only until the next call.
+
+        What was read before is not read again where the ids begin alike.
+        """
 
 
 class Model:
-    """A GGUF file in llama.cpp, on the processor. settings: path, context (tokens of the longest window), threads, and
-    what `scorer.Overrides` has."""
+    """A GGUF file in llama.cpp, on the processor.
+
+    settings: path, context (tokens of the longest window), threads, and what `scorer.Overrides` has.
+    """
 
     def __init__(self, settings: Mapping[str, Any]) -> None:
         from llama_cpp_py_sync._cffi_bindings import get_ffi, get_lib
@@ -74,7 +80,7 @@ class Model:
         self._kept: list[int] = []  # the ids whose keys and values are kept
 
     def reopen(self, changes: Mapping[str, Any]) -> None:
-        """Reads with other settings of the context from now on; the weights stay as they are loaded."""
+        """Read with other settings of the context from now on; the weights stay as they are loaded."""
         self._lib.llama_free(self._context)
         self._settings |= changes
         self._kept, self._context = [], self._open(self._settings)
@@ -104,8 +110,10 @@ class Model:
             raise Unreadable("error: the adapter does not fit the model")
 
     def logits(self, ids: Sequence[int], start: int = 0) -> Iterator[np.ndarray]:
-        """Logits (P, V) after every token from `start` on but the last, in order, P at a time; each array only until
-        the next."""
+        """Yield logits (P, V) after every token from `start` on but the last, in order, P at a time.
+
+        Each array is valid only until the next.
+        """
         self._forget(0)
         for first in range(0, len(ids) - 1, self.together):
             logits = self._decode(ids[first : min(first + self.together, len(ids) - 1)], first, start - first)
@@ -113,7 +121,7 @@ class Model:
                 yield logits
 
     def next_logits(self, ids: Sequence[int]) -> np.ndarray:
-        """As `ReadableModel.next_logits`."""
+        """Return logits, as `ReadableModel.next_logits`."""
         pairs = enumerate(zip(self._kept, ids, strict=False))
         known = min(next((at for at, (a, b) in pairs if a != b), min(len(self._kept), len(ids))), len(ids) - 1)
         known = self._forget(known)
@@ -126,7 +134,7 @@ class Model:
         return row
 
     def _forget(self, known: int) -> int:
-        """Keeps the first `known` tokens of what was read, or nothing where that cannot be; returns how many."""
+        """Keep the first `known` tokens of what was read, or nothing where that cannot be; return how many."""
         memory = self._lib.llama_get_memory(self._context)
         if not known or not self._lib.llama_memory_seq_rm(memory, 0, known, -1):
             self._lib.llama_memory_clear(memory, True)
@@ -135,8 +143,10 @@ class Model:
         return known
 
     def _decode(self, piece: Sequence[int], first: int, skipped: int) -> np.ndarray:
-        """Reads some tokens, of which the first is token `first` of its window. Logits (P, V) after each of them but
-        the first `skipped`."""
+        """Read some tokens, of which the first is token `first` of its window.
+
+        Returns logits (P, V) after each of them but the first `skipped`.
+        """
         batch = self._batch
         batch.n_tokens = len(piece)
         for i, token in enumerate(piece):
@@ -151,14 +161,14 @@ class Model:
 
 
 def summarised(model: ReadableModel, ids: Sequence[int], top: int, sampled: int, pool: ThreadPoolExecutor) -> Rows:
-    """What is kept of the distributions over a window."""
+    """Summarise the distributions over a window."""
     window = np.asarray(ids, np.int32)
     drawn, after = draws(window, sampled), window[1:]
     return Rows.joined([summarise(logits, after[at], drawn[at], top, pool) for logits, at in placed(model, ids)])
 
 
 def compared(model: ReadableModel, ids: Sequence[int], rows: Rows, pool: ThreadPoolExecutor) -> Compared:
-    """The distributions over a window against a reference's."""
+    """Compare the distributions over a window with a reference's."""
     after = np.asarray(ids, np.int32)[1:]
     return Compared.joined([compare(rows[at], logits, after[at], pool) for logits, at in placed(model, ids)])
 
@@ -172,7 +182,7 @@ def placed(model: ReadableModel, ids: Sequence[int], start: int = 0) -> Iterator
 
 
 def positions(model: ReadableModel, ids: Sequence[int], likeliest: int, first: int) -> list[np.ndarray]:
-    """The arrays of `Positions` before token `first` of a window, before each later one, and after the last."""
+    """Return the arrays of `Positions` before token `first` of a window, before each later one, and after the last."""
     following, parts = np.asarray([*ids[1:], -1]), []
     for logits, at in placed(model, [*ids, 0], first - 1):
         parts.append(describe(logits, following[at], likeliest))
@@ -180,7 +190,7 @@ def positions(model: ReadableModel, ids: Sequence[int], likeliest: int, first: i
 
 
 def written(model: ReadableModel, request: Mapping[str, Any]) -> list[np.ndarray]:
-    """The ids (N,) that follow a window, at most `most` of them, the last one a stop if one was drawn."""
+    """Write the ids (N,) that follow a window, at most `most` of them, the last one a stop if one was drawn."""
     ids, sampler, random = list(request["ids"]), Sampler(*request["sampler"]), np.random.default_rng(request["seed"])
     first = len(ids)
     while len(ids) - first < request["most"] and not (len(ids) > first and ids[-1] in request["stops"]):
@@ -191,8 +201,11 @@ def written(model: ReadableModel, request: Mapping[str, Any]) -> list[np.ndarray
 def answer(
     model: ReadableModel, request: dict[str, Any], pool: ThreadPoolExecutor, known: dict[str, Likelihoods]
 ) -> list[np.ndarray]:
-    """The arrays that answer one line: those of `Rows`, of `Compared` when it names a record and a window of it, of
-    `Positions` when it asks for the likeliest tokens, or the ids that are written."""
+    """Return the arrays that answer one line.
+
+    Those of `Rows`, of `Compared` when it names a record and a window of it, of `Positions` when it asks for the
+    likeliest tokens, or the ids that are written.
+    """
     if "reopen" in request:
         model.reopen(request["reopen"])
         return []
@@ -227,7 +240,7 @@ def read_lines(lines: "queue.SimpleQueue[bytes]") -> None:
 
 
 def serve(load: Callable[[Mapping[str, Any]], ReadableModel]) -> None:
-    """Loads a model as the first line says, and answers the lines that follow."""
+    """Load a model as the first line says, and answer the lines that follow."""
     # llama.cpp writes to stdout too, now and then: the answers have a channel of their own
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)

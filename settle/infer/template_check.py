@@ -27,7 +27,7 @@ TOOLS = ({"type": "function", "function": {"name": "look", "description": "Look.
 
 @functools.lru_cache(64)
 def compiled(source: str) -> ChatTemplate:
-    """The template, compiled once. Raises TemplateFailure."""
+    """Compile the template once. Raises TemplateFailure."""
     return ChatTemplate(source)
 
 
@@ -37,8 +37,11 @@ def require_end(
     tools: Sequence[Mapping[str, object]] = (),
     arguments: Mapping[str, object] = MappingProxyType({}),
 ) -> None:
-    """Render one request: a template that would not end there must not run in llama.cpp either. What else fails here
-    llama.cpp may still render: it fits messages to a template. Raises TemplateRunaway, TemplateGrammar."""
+    """Render one request: a template that would not end there must not run in llama.cpp either.
+
+    What else fails here llama.cpp may still render: it fits messages to a template. Raises TemplateRunaway,
+    TemplateGrammar.
+    """
     try:
         compiled(source).render(messages, tools, add_generation_prompt=True, **arguments)
     except (TemplateRunaway, TemplateGrammar):
@@ -49,8 +52,11 @@ def require_end(
 
 @functools.lru_cache(64)
 def require_renders(source: str) -> None:
-    """Render a greeting, since what fails here and runs in llama.cpp is not known to end there. Only a template's own
-    `raise_exception` may refuse it, or one for tools where there are none. Raises TemplateFailure."""
+    """Render a greeting, since what fails here and runs in llama.cpp is not known to end there.
+
+    Only a template's own `raise_exception` may refuse it, or one for tools where there are none. Raises
+    TemplateFailure.
+    """
     template = compiled(source)
     try:
         template.render(GREETING, add_generation_prompt=True)

@@ -33,8 +33,10 @@ class TokenStates:
         self.words: np.ndarray = self._w["token_embd.weight"] - self._w["token_embd.weight"].mean(0)  # centred
 
     def read(self, ids: Sequence[Sequence[int]], layers: int | None = None) -> tuple[np.ndarray, np.ndarray]:
-        """Texts as ids, with the tokens around them → states behind the first `layers`, or all, float32 (B, L, W), and
-        which places hold a token (B, L)."""
+        """Read texts as ids, with the tokens around them → states behind the first `layers`, or all.
+
+        Returns float32 (B, L, W), and which places hold a token (B, L).
+        """
         longest = max(map(len, ids))
         padded = np.zeros((len(ids), longest), np.int64)
         mask = np.zeros((len(ids), longest), bool)
@@ -88,7 +90,7 @@ class TokenStates:
 
 
 def layer_norm(x: np.ndarray, weight: np.ndarray, bias: np.ndarray, epsilon: np.float32) -> np.ndarray:
-    """x (…, W), each row with mean 0 and variance 1 before `weight` (W,) and `bias` (W,)."""
+    """Normalise x (…, W), each row with mean 0 and variance 1 before `weight` (W,) and `bias` (W,)."""
     centred = x - x.mean(-1, keepdims=True)
     variance = np.einsum("...i,...i->...", centred, centred)[..., None] / np.float32(x.shape[-1])
     normed: np.ndarray = centred / np.sqrt(variance + epsilon)
@@ -98,7 +100,7 @@ def layer_norm(x: np.ndarray, weight: np.ndarray, bias: np.ndarray, epsilon: np.
 
 
 def gelu(x: np.ndarray) -> np.ndarray:
-    """x · Φ(x), by the approximation with tanh."""
+    """Compute x · Φ(x), by the approximation with tanh."""
     inner = x * x
     inner *= _GELU_CUBIC
     inner += np.float32(1)

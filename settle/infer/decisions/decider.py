@@ -27,19 +27,23 @@ class LlamaForm:
 
     @classmethod
     def of(cls, keys: DecisionKeys, controls: Sequence[str]) -> "LlamaForm":
-        """For a model with these keys. controls: its tokens that stand for no text. Raises DataError for keys whose
-        questions are none."""
+        """Read the form of a model with these keys.
+
+        controls: its tokens that stand for no text. Raises DataError for keys whose questions are none.
+        """
         trained = tuple(Question.from_json(question, name) for name, question in keys.questions.items())
         return cls(DecisionPrompt("", "", tuple(controls)), trained)
 
     def request(self, state: object, questions: Sequence[Question]) -> dict[str, object]:
-        """The body for llama.cpp. state: text, or JSON. Raises DataError for options that it cannot tell apart."""
+        """Make the body for llama.cpp. state: text, or JSON. Raises DataError for options that it cannot tell apart."""
         body = {str(i): self._spelled(question) for i, question in enumerate(questions)}
         return {"state": self.prompt.plain(state_text(state)), "questions": body}
 
     def answers(self, reply: Mapping[str, object], questions: Sequence[Question]) -> list[Answer]:
-        """What llama.cpp answered, in the order of the questions and their options. Raises DataError for a reply of
-        another form."""
+        """Read what llama.cpp answered, in the order of the questions and their options.
+
+        Raises DataError for a reply of another form.
+        """
         given = reply.get("answers")
         try:
             assert isinstance(given, Mapping)
@@ -48,7 +52,7 @@ class LlamaForm:
             raise DataError("llama.cpp answered in another form than is known here", "update settle") from None
 
     def _ordered(self, question: Question) -> Question:
-        """The same question as the model was tuned for it."""
+        """Return the question as the model was tuned for it."""
         alike = (own for own in self.trained if own.type == question.type == "choice")
         return next((own for own in alike if set(own.options) == set(question.options)), question)
 
@@ -103,7 +107,7 @@ class Decider(ChildModel[Child]):
         self._child = Child(Load(self.path, fitting, slots, threads=threads))
 
     def start(self) -> None:
-        """Starts llama.cpp and waits until it has loaded the model. Raises EngineError."""
+        """Start llama.cpp and wait until it has loaded the model. Raises EngineError."""
         require_sound_model(self.path.name, self.metadata)
         super().start()
 

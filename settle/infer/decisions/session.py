@@ -57,8 +57,11 @@ class Table:
         return list(dict.fromkeys(str(name) for row in self.rows if isinstance(row, Mapping) for name in row))
 
     def states(self, columns: Sequence[str]) -> Iterator[object]:
-        """What is decided about in each row: its `state`, or those columns that the model was tuned on, or its only
-        one; None for a row that has no values. Raises DataError for a table that lacks columns."""
+        """Yield what is decided about in each row.
+
+        Its `state`, or those columns that the model was tuned on, or its only one; None for a row that has no values.
+        Raises DataError for a table that lacks columns.
+        """
         present = self.columns
         wanted = [STATE] if STATE in present else list(columns) or present
         missing = [name for name in wanted if name not in present]
@@ -82,8 +85,10 @@ class Table:
 
     @contextmanager
     def writer(self, out: Path | None, added: Sequence[str], events: Events) -> Iterator[Write]:
-        """What writes a row with its answers to the file, which is there once everything is, or to stdout. added: the
-        columns of the answers; one that the table has already gets another name."""
+        """Open what writes a row with its answers to stdout, or to the file, which is there once everything is.
+
+        added: the columns of the answers; one that the table has already gets another name.
+        """
         own = self.columns
         names = {name: name if name not in own else f"{name}_decided" for name in added}
         header = [*own, *names.values()]
@@ -119,7 +124,7 @@ class Table:
 
 
 def read_table(path: Path, stdin: BinaryIO) -> Table:
-    """The rows of a file, or of stdin for `-`. Raises UsageError, DataError."""
+    """Read the rows of a file, or of stdin for `-`. Raises UsageError, DataError."""
     if path == STDIN:
         data = stdin.read()
         name = "jsonl" if data.lstrip()[:1] == b"{" else "csv"
@@ -148,8 +153,11 @@ def _table(records: Sequence[Record], is_csv: bool, name: str) -> Table:
 
 @dataclass(frozen=True)
 class Asking:
-    """questions: a file of them, None for those that the model was tuned for. risk: so many answers are refused that at
-    most this share of the others is wrong; None refuses none."""
+    """What is asked of a decision model.
+
+    questions: a file of them, None for those that the model was tuned for. risk: so many answers are refused that at
+    most this share of the others is wrong; None refuses none.
+    """
 
     questions: Path | None = None
     risk: float | None = None
@@ -187,14 +195,14 @@ class DecisionSession:
         self.refusal = self._refusal(asking.risk) if asking.risk is not None else None
 
     def decide(self, state: object) -> Decided:
-        """Raises DataError, EngineError."""
+        """Decide about a state. Raises DataError, EngineError."""
         answers = dict(zip(self.questions, self._decider.decide(state, list(self.questions.values())), strict=True))
         refusal = self.refusal
         is_refused = (name for name, a in answers.items() if refusal is not None and refusal.refuses(a.highest))
         return Decided(answers, frozenset(is_refused))
 
     def _refusal(self, risk: float) -> Refusal:
-        """Raises UsageError where no threshold can be vouched for."""
+        """Fit the refusals. Raises UsageError where no threshold can be vouched for."""
         keys, name = self._decider.keys, self._decider.path.name
         if not keys.families:
             raise UsageError(
@@ -220,7 +228,7 @@ class DecisionSession:
         return [column for name, own in ends for column in (name, *(name + end for end in own))] + ["error"]
 
     def alive(self) -> bool:
-        """Whether llama.cpp still runs."""
+        """Return whether llama.cpp still runs."""
         return self._decider.alive()
 
     @property
@@ -245,7 +253,7 @@ class DecisionSession:
 
 
 def read_questions(path: Path) -> dict[str, Question]:
-    """The questions of a JSON file: one, or an object of them by name. Raises UsageError, DataError."""
+    """Read the questions of a JSON file: one, or an object of them by name. Raises UsageError, DataError."""
     try:
         value = json.loads(read_bounded(path))
     except OSError as e:
@@ -268,8 +276,11 @@ def decide(
     out: Path | None = None,
     context: int | None = None,
 ) -> int:
-    """Decides about `text`, about what stdin holds, or about each row of the table `rows`; returns the exit code: 3
-    where every answer is refused. out: a file for the table with the answers, stdout when None. Raises SettleError."""
+    """Decide about `text`, about what stdin holds, or about each row of the table `rows`; return the exit code.
+
+    It is 3 where every answer is refused. out: a file for the table with the answers, stdout when None. Raises
+    SettleError.
+    """
     if rows and text is not None:
         raise UsageError("a text and --rows are given", "leave one of them out")
     table = read_table(rows, sys.stdin.buffer) if rows else None
@@ -293,7 +304,7 @@ def decide(
 
 
 def _decide_rows(session: DecisionSession, table: Table, out: Path | None, events: Events) -> int:
-    """Writes the table with a column for each answer, its probability, and what went wrong."""
+    """Write the table with a column for each answer, its probability, and what went wrong."""
 
     def result(state: object) -> Decided | str:
         try:
@@ -327,7 +338,7 @@ def _decide_rows(session: DecisionSession, table: Table, out: Path | None, event
 
 
 def _cells(decided: Decided) -> Row:
-    """The columns that a row gets: of a refused answer, only the probability."""
+    """Return the columns that a row gets: of a refused answer, only the probability."""
     cells: dict[str, object] = {}
     for name, answer in decided.answers.items():
         cells[name] = None if name in decided.refused else answer.name_of(answer.best)

@@ -1,9 +1,9 @@
-"""What may follow a text: the likeliest tokens one by one, and all others in so few numbers that every setting of
-sampling can be computed without asking the model again.
+"""What may follow a text: the likeliest tokens one by one, and all others in few numbers.
 
-The others lie in bins of their log-probability, each with how many tokens it has and their mass. Temperature, top-k and
-top-p depend on a token only by its probability, so bins this narrow answer for the vocabulary. More tokens than people
-look at are known one by one: the usual top-k of 40 cuts exactly.
+Every setting of sampling can be computed from them without asking the model again. The others lie in bins of their
+log-probability, each with how many tokens it has and their mass. Temperature, top-k and top-p depend on a token only by
+its probability, so bins this narrow answer for the vocabulary. More tokens than people look at are known one by one:
+the usual top-k of 40 cuts exactly.
 
 P positions, V vocabulary, K likeliest tokens, B bins. Logarithms are natural.
 """
@@ -20,8 +20,11 @@ NUM_BINS = 320  # what is less likely than exp(-80) is in the last one
 
 
 class Sampler(NamedTuple):
-    """How a token is drawn, in llama.cpp's order: of the `top_k` likeliest (0: of all), the fewest that hold `top_p` of
-    the mass, by their probabilities at a temperature; 0 takes the likeliest."""
+    """How a token is drawn, in llama.cpp's order.
+
+    Of the `top_k` likeliest (0: of all), the fewest that hold `top_p` of the mass, by their probabilities at a
+    temperature; 0 takes the likeliest.
+    """
 
     temperature: float = 0.0
     top_k: int = 0
@@ -55,7 +58,7 @@ class Positions:
         return [getattr(self, field.name) for field in fields(self)]
 
     def at(self, index: int) -> "Distribution":
-        """What may follow after one of the tokens."""
+        """Return what may follow after one of the tokens."""
         counts = self.bin_counts[index]
         (used,) = np.nonzero(counts)
         means = self.bin_logmasses[index][used].astype(float) - np.log(counts[used])
@@ -65,8 +68,11 @@ class Positions:
 
 @dataclass(frozen=True)
 class Distribution:
-    """What may follow at one place. ids, logprobs (K,): the likeliest first. counts, means (B,): of the bins that have
-    tokens, how many, and the logarithm of their mean probability. entropy: nats."""
+    """What may follow at one place.
+
+    ids, logprobs (K,): the likeliest first. counts, means (B,): of the bins that have tokens, how many, and the
+    logarithm of their mean probability. entropy: nats.
+    """
 
     ids: np.ndarray
     logprobs: np.ndarray
@@ -75,12 +81,12 @@ class Distribution:
     entropy: float
 
     def drawn(self, sampler: Sampler) -> np.ndarray:
-        """The probabilities (K,) with which the likeliest tokens are drawn; what is missing to 1 is that of others."""
+        """Return the probabilities (K,) of drawing the likeliest tokens; what is missing to 1 is of others."""
         weights = self._weights(sampler)
         return np.asarray(weights[: len(self.ids)] / weights.sum())
 
     def tempered(self, logprob: float, temperature: float) -> float:
-        """The log-probability, at a temperature above 0, of a token that has `logprob` at 1."""
+        """Return the log-probability, at a temperature above 0, of a token that has `logprob` at 1."""
         values, counts = self._levels()
         scaled = values / temperature
         largest = scaled.max()
@@ -92,7 +98,7 @@ class Distribution:
         return np.concatenate([self.logprobs, self.means]), counts
 
     def _weights(self, sampler: Sampler) -> np.ndarray:
-        """What each level weighs in a draw, not yet normalised."""
+        """Return what each level weighs in a draw, not yet normalised."""
         values, counts = self._levels()
         if sampler.temperature <= 0:
             return np.asarray(np.eye(1, len(values))[0])
@@ -109,8 +115,11 @@ class Distribution:
 
 
 def describe(logits: np.ndarray, following: Sequence[int] | np.ndarray, likeliest: int = LIKELIEST) -> Positions:
-    """Positions of logits (P, V), float32. following: the token after each of them, -1 where the text ends. Raises
-    ValueError where a logit is NaN or infinite upwards."""
+    """Describe the positions of logits (P, V), float32.
+
+    following: the token after each of them, -1 where the text ends. Raises ValueError where a logit is NaN or infinite
+    upwards.
+    """
     num_positions, num_vocab = logits.shape
     top = min(likeliest, num_vocab)
     made = Positions(
@@ -145,7 +154,7 @@ def joined(parts: Sequence[Positions]) -> Positions:
 
 
 def draw(logits: np.ndarray, sampler: Sampler, random: np.random.Generator) -> int:
-    """A token drawn by logits (V,), float32. Raises ValueError where a logit is NaN or infinite upwards."""
+    """Draw a token by logits (V,), float32. Raises ValueError where a logit is NaN or infinite upwards."""
     logprobs = log_softmax(logits)
     if sampler.temperature <= 0:
         return int(logprobs.argmax())
@@ -170,7 +179,7 @@ def log_softmax(logits: np.ndarray) -> np.ndarray:
 
 
 def _likeliest(logprobs: np.ndarray, top: int) -> np.ndarray:
-    """The ids of the `top` largest, the largest first, equal ones by their id."""
+    """Return the ids of the `top` largest, the largest first, equal ones by their id."""
     threshold = np.partition(logprobs, len(logprobs) - top)[len(logprobs) - top]
     candidates = np.flatnonzero(logprobs >= threshold)
     ids: np.ndarray = candidates[np.argsort(-logprobs[candidates], kind="stable")[:top]]

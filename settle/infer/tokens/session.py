@@ -20,10 +20,13 @@ LEAST_SHOWN = 0.001  # probability below which it is shown with one digit that c
 
 @dataclass(frozen=True)
 class Asked:
-    """text: None or - reads stdin. template: it is a question, and becomes a turn. specials: control tokens that are
+    """What is asked about a text.
+
+    text: None or - reads stdin. template: it is a question, and becomes a turn. specials: control tokens that are
     written in it become tokens. beside: a second model. at: the token whose alternatives are shown; after the text if
-    None. take: the rank of the alternative to continue with there. most: tokens to write. sampling: temperature,
-    top-k and top-p, None where nothing was asked."""
+    None. take: the rank of the alternative to continue with there. most: tokens to write. sampling: temperature, top-k
+    and top-p, None where nothing was asked.
+    """
 
     text: str | None
     template: bool = False
@@ -43,7 +46,10 @@ class Asked:
 
 
 def tokens(name: str, asked: Asked, events: Events) -> int:
-    """Shows the tokens of a text with their probabilities in the model `name`; the exit code. Raises SettleError."""
+    """Show the tokens of a text with their probabilities in the model `name`; return the exit code.
+
+    Raises SettleError.
+    """
     text = asked.text
     if text in (None, "-"):
         if sys.stdin.isatty():
@@ -72,7 +78,7 @@ def tokens(name: str, asked: Asked, events: Events) -> int:
 
 
 def beside(reading: TextReading, other: TokenReader, text: str, specials: bool = False) -> ReadingPair:
-    """The same tokens in a second model, or the same text where it has another tokenizer."""
+    """Read the same tokens in a second model, or the same text where it has another tokenizer."""
     pair = ReadingPair.of(reading, TextReading(other.name, other.engine, other.tokenizer, [], reading.positions))
     ids = other.encode(text, specials) if pair.difference else reading.ids
     return ReadingPair(reading, other.read(ids), pair.difference)
@@ -81,8 +87,10 @@ def beside(reading: TextReading, other: TokenReader, text: str, specials: bool =
 def branch(
     reader: TokenReader, reading: TextReading, at: int, token: int | None, most: int, sampler: Sampler, seed: int = 0
 ) -> TextReading:
-    """The text up to token `at`, with another token there, or as it continues by itself where that is None, and what
-    follows, read again. Raises UsageError where there is no such place."""
+    """Read the text up to token `at` again, with another token there, and what follows.
+
+    token: None, the text continues by itself. Raises UsageError where there is no such place.
+    """
     if not 1 <= at <= len(reading.ids):
         raise UsageError(f"there is no token {at} to branch at", f"give one of 1 to {len(reading.ids)}")
     begun = [*reading.ids[:at], *([] if token is None else [token])]
@@ -114,7 +122,7 @@ def _place(asked: Asked, reading: TextReading) -> int:
 
 
 def summary(reading: TextReading, pair: ReadingPair | None = None) -> str:
-    """What was read of a text and by what, and how the second model compares, in a sentence or two."""
+    """Say what was read of a text and by what, and how the second model compares, in a sentence or two."""
     text = f"{len(reading.ids):,} tokens, read by {reading.engine}"
     text += f"; {reading.skipped:,} before them did not fit into the context" if reading.skipped else ""
     return f"{text}. {_pair_line(pair)}" if pair else f"{text}."
@@ -151,7 +159,7 @@ def _token_table(reading: TextReading, pair: ReadingPair | None) -> Listing:
 
 
 def _instead(reading: TextReading, at: int) -> Iterator[str]:
-    """The tokens that were held likelier than the one that stands there."""
+    """Yield the tokens ranked above the actual one."""
     distribution = reading.before(at)
     ahead = int(reading.positions.ranks[at - 1]) - 1
     if distribution is not None:
@@ -181,5 +189,5 @@ def _pair_line(pair: ReadingPair) -> str:
 
 
 def percent(probability: float) -> str:
-    """A probability with one digit after the point, and one that counts where it is small."""
+    """Format a probability with one digit after the point, and one that counts where it is small."""
     return f"{100 * probability:.1f} %" if probability >= LEAST_SHOWN else f"{100 * probability:.1g} %"

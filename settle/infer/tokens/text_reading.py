@@ -15,8 +15,11 @@ from settle.infer.tokens.next_token import Distribution, Positions, Sampler
 
 
 class TokenText(NamedTuple):
-    """text: what a token stands for; the name of a special one; `<0xE2><0x82>` where it is a piece of a character.
-    whole: the characters that such a piece belongs to with its neighbours, "" for other tokens."""
+    """A token as people read it.
+
+    text: what it stands for; the name of a special one; `<0xE2><0x82>` where it is a piece of a character. whole: the
+    characters that such a piece belongs to with its neighbours, "" for other tokens.
+    """
 
     id: int
     text: str
@@ -44,7 +47,7 @@ def token_text(tokenizer: Tokenizer, token: int) -> TokenText:
 
 
 def token_texts(tokenizer: Tokenizer, ids: Sequence[int]) -> list[TokenText]:
-    """The tokens of a text in order; pieces of a character know it."""
+    """Return the tokens of a text in order; pieces of a character know it."""
     texts = [token_text(tokenizer, token) for token in ids]
     for first, last in _pieces(tokenizer, ids):
         raw = b"".join(tokenizer.token_bytes[token] for token in ids[first:last])
@@ -54,8 +57,10 @@ def token_texts(tokenizer: Tokenizer, ids: Sequence[int]) -> list[TokenText]:
 
 
 def _pieces(tokenizer: Tokenizer, ids: Sequence[int]) -> Iterator[tuple[int, int]]:
-    """Runs of tokens that are no whole characters alone, each as (first, behind the last): as short as gives whole
-    characters together."""
+    """Yield runs of tokens that are no whole characters alone, each as (first, behind the last).
+
+    They are as short as gives whole characters together.
+    """
     raw, first = b"", 0
     for at, token in enumerate(ids):
         piece = tokenizer.token_bytes[token] if token < tokenizer.vocab_size else b""
@@ -79,7 +84,7 @@ def _is_text(raw: bytes) -> bool:
 
 
 def _name(tokenizer: Tokenizer, token: int) -> str:
-    """Of a token that stands for no text; a vocabulary may be padded with ids that have no token."""
+    """Return the name of a token that stands for no text; a vocabulary may be padded with ids that have no token."""
     return tokenizer.tokens[token] if token < tokenizer.vocab_size else f"[{token}]"
 
 
@@ -88,8 +93,11 @@ SHOWN = 20  # likeliest tokens that people see
 
 @dataclass(frozen=True)
 class TextReading:
-    """model: its name. engine: what computed it. ids (N,): of the text as the model reads it. positions: what may
-    follow after each. skipped: tokens before these that did not fit into the context."""
+    """A text as a model read it.
+
+    model: its name. engine: what computed it. ids (N,): of the text as the model reads it. positions: what may follow
+    after each. skipped: tokens before these that did not fit into the context.
+    """
 
     model: str
     engine: str
@@ -107,15 +115,17 @@ class TextReading:
         return float(self.positions.logprobs[index - 1]) if index else None
 
     def before(self, index: int) -> Distribution | None:
-        """What could have been at token `index`, or what comes after the text for N; None where nothing stands
-        before it."""
+        """Return what could have been at token `index`, or comes after the text for N; None where nothing precedes."""
         return self.positions.at(index - 1) if index else None
 
     def alternatives(
         self, distribution: Distribution, sampler: Sampler | None = None, top: int = SHOWN
     ) -> list[dict[str, Any]]:
-        """The `top` likeliest tokens, each {"rank", "id", "text", "special", "logprob", "probability"}, and with how
-        often it is "drawn" where a sampler is given."""
+        """Return the `top` likeliest tokens.
+
+        Each is {"rank", "id", "text", "special", "logprob", "probability"}, and has how often it is "drawn" where a
+        sampler is given.
+        """
         drawn = distribution.drawn(sampler) if sampler else None
         pairs = enumerate(zip(distribution.ids[:top].tolist(), distribution.logprobs.tolist(), strict=False))
         return [
@@ -127,7 +137,7 @@ class TextReading:
 
     @property
     def bits_per_byte(self) -> float | None:
-        """Of the tokens that are predicted; None where they stand for no text."""
+        """Bits per byte of the tokens that are predicted; None where they stand for no text."""
         num_bytes = sum(int(self.tokenizer.byte_length[token]) for token in self.ids[1:])
         total = float(self.positions.logprobs[: len(self.ids) - 1].sum())
         return -total / math.log(2) / num_bytes if num_bytes else None
@@ -143,7 +153,7 @@ class TextReading:
         }
 
     def token_json(self, index: int, sampler: Sampler | None = None, top: int = SHOWN) -> dict[str, object]:
-        """A token of the text, its log-probability and rank, and what could have been in its place."""
+        """Return a token of the text, its log-probability and rank, and what could have been in its place."""
         return self.texts[index].to_json() | self.figures_json(index) | self.place_json(index, sampler, top)
 
     def figures_json(self, index: int) -> dict[str, object]:
@@ -157,8 +167,10 @@ class TextReading:
         }
 
     def place_json(self, index: int, sampler: Sampler | None = None, top: int = SHOWN) -> dict[str, Any]:
-        """Entropy in nats, the `top` likeliest tokens, and all others, the likeliest first, as (how many, log of their
-        mean probability)."""
+        """Return entropy in nats, the `top` likeliest tokens, and all others, the likeliest first.
+
+        The others are pairs of (how many, log of their mean probability).
+        """
         distribution = self.before(index)
         if distribution is None:
             return {"entropy": None, "top": [], "tail": []}
@@ -182,7 +194,7 @@ class ReadingPair:
 
     @property
     def gains(self) -> Sequence[float | None]:
-        """By how many nats the other one holds each token likelier; none where they do not read the same tokens."""
+        """Log-probability differences of the other model, nats a token; none where the tokens are not the same."""
         if self.difference:
             return []
         pairs = [(self.one.logprob(at), self.other.logprob(at)) for at in range(len(self.one.ids))]

@@ -72,7 +72,7 @@ def context_of(source: Source) -> int:
 
 
 def tokenizer_of(source: Source) -> PretrainedTokenizer:
-    """The tokenizer of a model. Raises FormatError for one that is not supported."""
+    """Return the tokenizer of a model. Raises FormatError for one that is not supported."""
     if source.kind == "gguf":
         return PretrainedTokenizer(read_gguf(source.path).metadata)
     return PretrainedTokenizer.from_folder(source.path)
@@ -119,8 +119,10 @@ class TokenReader:
         return tuple(dict.fromkeys((self.tokenizer.eos_id, self.tokenizer.turn_end_id)))
 
     def encode(self, text: str, specials: bool = False) -> list[int]:
-        """Ids of a text to complete, behind the token that opens a text where the model expects one, or where there is
-        no text. specials: whether `<|end|>` and its like in it become tokens."""
+        """Return the ids of a text to complete, behind the token that opens a text where the model expects one.
+
+        It is also there where there is no text. specials: whether `<|end|>` and its like in it become tokens.
+        """
         ids = [int(token) for token in self.tokenizer.encode(text, specials)]
         return self.opened(ids) if self.tokenizer.add_bos or not ids else ids
 
@@ -131,8 +133,10 @@ class TokenReader:
         return list(ids) if list(ids[:1]) == [opening] else [opening, *ids]
 
     def question(self, text: str, template: str | None = None) -> list[int]:
-        """Ids of a question in the model's chat template, or in another one, ready for an answer. Raises UsageError
-        where the model has none, TemplateFailure."""
+        """Return the ids of a question in the model's chat template, or in another one, ready for an answer.
+
+        Raises UsageError where the model has none, TemplateFailure.
+        """
         template = self.chat_template if template is None else template
         if not template:
             raise UsageError(f"{self.name} has no chat template", "leave --template out: it completes text")
@@ -143,36 +147,40 @@ class TokenReader:
         return self.opened(ids) if self.tokenizer.add_bos else ids
 
     def read(self, ids: Sequence[int], likeliest: int = LIKELIEST) -> TextReading:
-        """Every token of a text with its probability; of a text that is longer than the context, its last tokens.
-        Raises EngineError."""
+        """Read every token of a text with its probability; of a text that is longer than the context, its last tokens.
+
+        Raises EngineError.
+        """
         kept = self._fitting(ids)
         with self._lock:
             positions = self._scorer.positions(kept, likeliest)
         return TextReading(self.name, self.engine, self.tokenizer, kept, positions, len(ids) - len(kept))
 
     def positions(self, ids: Sequence[int], first: int) -> Positions:
-        """What may stand at place `first` of a text that fits into the context, at each later one, and behind it.
-        Raises UsageError for one that does not fit."""
+        """Describe what may be at place `first` of a text that fits into the context, at each later one, and behind it.
+
+        Raises UsageError for one that does not fit.
+        """
         with self._lock:
             return self._scorer.positions(ids, first=first)
 
     def write(self, ids: Sequence[int], most: int, sampler: Sampler = GREEDY, seed: int = 0) -> list[int]:
-        """The ids that follow a text, as far as the context goes; the last one is a stop where one was drawn."""
+        """Write the ids that follow a text, as far as the context goes; the last one is a stop where one was drawn."""
         kept = self._fitting(ids)
         with self._lock:
             return self._scorer.write(kept, most, sampler, seed, self.stops)
 
     def text(self, ids: Sequence[int]) -> str:
-        """What ids stand for, control tokens left out; bytes that are no whole character become U+FFFD."""
+        """Return what ids stand for, control tokens left out; bytes that are no whole character become U+FFFD."""
         return b"".join(self.tokenizer.token_bytes[token] for token in ids).decode("utf-8", "replace")
 
     def shown_text(self, ids: Sequence[int]) -> str:
-        """As `text`, with control tokens by their names."""
+        """Return what ids stand for, with control tokens by their names."""
         texts = token_texts(self.tokenizer, ids)
         return "".join(text.text if text.is_special else self.text([text.id]) for text in texts)
 
     def _fitting(self, ids: Sequence[int]) -> list[int]:
-        """The last ids that fit, behind the token that opens a text where the model expects one."""
+        """Return the last ids that fit, behind the token that opens a text where the model expects one."""
         if len(ids) <= self.context:
             return list(ids)
         if self.tokenizer.add_bos and self.context > 1:

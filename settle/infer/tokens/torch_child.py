@@ -21,8 +21,10 @@ ROOM = 256  # tokens that a window may grow by before it is read again
 
 
 class TorchModel:
-    """A folder in Hugging Face's layout, or a GGUF file. settings: path, adapter (a LoRA in a GGUF file, or None),
-    threads."""
+    """A folder in Hugging Face's layout, or a GGUF file.
+
+    settings: path, adapter (a LoRA in a GGUF file, or None), threads.
+    """
 
     def __init__(self, settings: Mapping[str, Any]) -> None:
         torch.set_num_threads(settings["threads"])
@@ -40,7 +42,7 @@ class TorchModel:
 
     @torch.no_grad()
     def logits(self, ids: Sequence[int], start: int = 0) -> Iterator[np.ndarray]:
-        """As `ReadableModel.logits`."""
+        """Yield logits, as `ReadableModel.logits`."""
         bounds = torch.tensor([0, len(ids) - 1], dtype=torch.int32)
         hidden = self._model(torch.tensor(ids[:-1]), bounds)[start:]
         step = max(1, LOGITS_BYTES // (4 * self.num_vocab))
@@ -49,7 +51,7 @@ class TorchModel:
 
     @torch.no_grad()
     def next_logits(self, ids: Sequence[int]) -> np.ndarray:
-        """As `ReadableModel.next_logits`."""
+        """Return logits, as `ReadableModel.next_logits`."""
         if self._growing is not None and self._room and list(ids[:-1]) == self._ids:
             self._growing.read()
             hidden = self._model(torch.tensor([ids[-1]]), self._growing)

@@ -29,11 +29,14 @@ LONGEST_LEAD = 400  # characters of the text before a block that are looked at
 
 
 class CallReader:
-    """Separates text from calls. A call in a marked form counts as soon as it is complete; one that is written as plain
-    JSON or Python, or in a fence, only where nothing but calls follows: otherwise it is shown, not made.
+    """The separation of text from calls.
+
+    A call in a marked form counts as soon as it is complete; one that is written as plain JSON or Python, or in a
+    fence, only where nothing but calls follows: otherwise it is shown, not made.
 
     fits: whether arguments, as JSON, fit a schema. A call of an unknown function, or one that does not fit, is text.
-    ends_at_repeats: a call that equals an earlier one ends the answer, and is none."""
+    ends_at_repeats: a call that equals an earlier one ends the answer, and is none.
+    """
 
     def __init__(self, tools: Sequence[Tool], fits: Fits, ends_at_repeats: bool = True) -> None:
         self._ends_at_repeats = ends_at_repeats
@@ -58,7 +61,7 @@ class CallReader:
         return await self._read(is_end=False)
 
     async def end(self) -> list[Delta]:
-        """The rest. A call that was cut off is returned as text, so that nothing is lost."""
+        """Return the rest. A call that was cut off is returned as text, so that nothing is lost."""
         return [*await self._read(is_end=True), *self._give(len(self._held))]
 
     async def _read(self, is_end: bool) -> list[Delta]:
@@ -77,7 +80,7 @@ class CallReader:
                 return deltas
 
     async def _in_text(self, is_end: bool) -> list[Delta]:
-        """Gives text on up to what may be a call."""
+        """Give text on up to what may be a call."""
         opening = self._opening.search(self._held)
         if opening is None:
             return self._give(len(self._held) - (0 if is_end else self._num_open()))
@@ -91,7 +94,7 @@ class CallReader:
         return deltas
 
     async def _in_marked(self, is_end: bool) -> list[Delta]:
-        """Reads the call after a marker: it counts as soon as it is complete."""
+        """Read the call after a marker: it counts as soon as it is complete."""
         if self._marker == TURN and self._held.startswith(f"{TURN}all\n"):
             self._drop(len(f"{TURN}all\n"))
             self._mode = "text"
@@ -126,7 +129,7 @@ class CallReader:
         return []
 
     async def _in_plain(self, is_end: bool) -> list[Delta]:
-        """Reads calls that count only where nothing else follows them."""
+        """Read calls that count only where nothing else follows them."""
         place = skip(self._held, self._num_read, PLAIN_SEPARATORS)
         rest = self._held[place:]
         if not rest:
@@ -155,7 +158,7 @@ class CallReader:
         return self._give(place + (len(rest.partition("\n")[0]) if is_fence else 1))
 
     async def _in_fence(self, is_end: bool) -> list[Delta]:
-        """Gives a block on that holds something else."""
+        """Give a block on that holds something else."""
         before, closing, _ = self._held.partition(f"\n{FENCE}")
         if closing:
             self._mode = "text"
@@ -163,7 +166,7 @@ class CallReader:
         return self._give(len(self._held) - (0 if is_end else len(FENCE)))
 
     async def _fitting(self, found: object) -> list[Written]:
-        """The calls that were found, or none where one of them does not fit."""
+        """Return the calls that were found, or none where one of them does not fit."""
         fitting: list[Written] = []
         for call in found.calls if isinstance(found, Payload) else ():
             arguments = call.arguments
@@ -194,7 +197,7 @@ class CallReader:
         return deltas
 
     def _give(self, length: int) -> list[Delta]:
-        """The first characters of what is held, as content. Space around calls is left out."""
+        """Give the first characters of what is held, as content. Space around calls is left out."""
         text = self._held[: max(length, 0)]
         self._drop(len(text))
         self._lead = (self._lead + text)[-LONGEST_LEAD:]
@@ -204,7 +207,7 @@ class CallReader:
         self._held, self._num_read = self._held[length:], 0
 
     def _num_open(self) -> int:
-        """The number of characters at the end that may begin a call."""
+        """Count the characters at the end that may begin a call."""
         held = self._held
         longest = max(map(len, MARKERS))
         partial = next(
@@ -218,12 +221,12 @@ class CallReader:
 
 
 def _closed(schema: JsonObject) -> JsonObject:
-    """A schema that allows the properties that it names, as the grammars of calls do."""
+    """Return a schema that allows the properties that it names, as the grammars of calls do."""
     return {"type": "object", "additionalProperties": False} | schema
 
 
 def repeats(made: set[tuple[str, str]], name: str, arguments: object) -> bool:
-    """Whether an equal call was made before; it is added to those that were."""
+    """Return whether an equal call was made before; it is added to those that were."""
     call = name, json.dumps(arguments, sort_keys=True)
     is_made = call in made
     made.add(call)
@@ -231,8 +234,10 @@ def repeats(made: set[tuple[str, str]], name: str, arguments: object) -> bool:
 
 
 def calls_in(text: str, tools: Sequence[Mapping[str, object]] = ()) -> list[tuple[str, object]]:
-    """Names and arguments of the calls in a whole answer, as `settle serve` reads them; of arguments that do not fit
-    their schema, too. tools: that were given; () takes calls of any name."""
+    """Return names and arguments of the calls in a whole answer, as `settle serve` reads them.
+
+    Also of arguments that do not fit their schema. tools: that were given; () takes calls of any name.
+    """
     functions = [tool["function"] for tool in tools]
     schemas = {str(f["name"]): f.get("parameters") or {} for f in functions if isinstance(f, Mapping)}
     names = schemas or dict.fromkeys(names_in(text), {})
@@ -252,7 +257,7 @@ async def _any_arguments(schema: JsonObject, arguments: str) -> bool:
 
 
 def _finished(work: Coroutine[object, None, list[Delta]]) -> list[Delta]:
-    """What work returns that waits for nothing."""
+    """Return the result of work that waits for nothing."""
     try:
         work.send(None)
     except StopIteration as end:

@@ -82,7 +82,7 @@ class CallTexts:
         self._python = re.compile(rf"\s*(\[\s*)?({names})\(")
 
     def fence(self, text: str, is_end: bool) -> Found:
-        """A block in a Markdown fence that holds calls and nothing else."""
+        """Read a block in a Markdown fence that holds calls and nothing else."""
         line, newline, _ = text.partition("\n")
         if line.removeprefix(FENCE).strip().lower() not in LANGUAGES:
             return "more" if not newline and not is_end and len(line) < LONGEST_HEAD else "no"
@@ -119,7 +119,7 @@ class CallTexts:
         return "no" if is_end or len(text) > LONGEST_HEAD or not self._may_begin(text, is_marked) else "more"
 
     def _may_begin(self, text: str, is_marked: bool) -> bool:
-        """Whether a text that is no call yet may become one."""
+        """Return whether a text that is no call yet may become one."""
         head = text.strip()
         return is_marked or not head or bool(self.names.match(head)) or self._is_part_of_name(head)
 
@@ -192,7 +192,7 @@ def names_in(text: str) -> list[str]:
 
 
 def _python_call(node: ast.expr) -> Written:
-    """Raises ValueError for anything but a call with named literals."""
+    """Read a call. Raises ValueError for anything but a call with named literals."""
     if not isinstance(node, ast.Call) or node.args:
         raise ValueError
     arguments: JsonObject = {}
@@ -207,7 +207,7 @@ def _python_call(node: ast.expr) -> Written:
 
 
 def _calls_of(value: object) -> list[Written] | None:
-    """The calls that a JSON value is, or None."""
+    """Return the calls that a JSON value is, or None."""
     if isinstance(value, list):
         parts = [_calls_of(part) for part in value]
         return [call for part in parts if part for call in part] if parts and all(parts) else None
@@ -224,7 +224,7 @@ def _calls_of(value: object) -> list[Written] | None:
 
 
 def _json_at(text: str, start: int) -> tuple[object, int]:
-    """The value at a place and where it ends: 0 where it goes on beyond the text, -1 where it is not JSON."""
+    """Return the value at a place and where it ends: 0 where it continues beyond the text, -1 where it is not JSON."""
     end = _balanced_end(text, start, '"')
     if end <= 0:
         return None, end
@@ -260,7 +260,7 @@ def _balanced_end(text: str, start: int, quotes: str) -> int:
 
 
 def skip(text: str, place: int, signs: Sequence[str]) -> int:
-    """The place behind as many of the signs as follow."""
+    """Return the place behind as many of the signs as follow."""
     while sign := next((sign for sign in signs if text.startswith(sign, place)), ""):
         place += len(sign)
     return place
