@@ -46,13 +46,16 @@ class ThroughputModel:
         return 1 / (self.fixed + self.per_byte * read)
 
     def most_bytes(self, tokens_per_second: float) -> int:
-        """That a token may read at that speed; 0 when no file is so fast."""
+        """Return the bytes that a token may read at that speed; 0 when no file is so fast."""
         return max(0, int((1 / tokens_per_second - self.fixed) / self.per_byte))
 
 
 def bytes_read(file: Weights, kinds: Mapping[str, str]) -> int:
-    """Bytes of weights that one token reads: all, but for the table of tokens where the head is another one, and the
-    experts that it does not go to. kinds: tensor name → type; those not named stay as they are."""
+    """Count the bytes of weights that one token reads.
+
+    All, but for the table of tokens where the head is another one, and the experts that it does not go to. kinds:
+    tensor name → type; those not named stay as they are.
+    """
     architecture = file.metadata.get("general.architecture")
     experts, used = (file.metadata.get(f"{architecture}.expert_{key}") for key in ("count", "used_count"))
     share = used / experts if isinstance(used, int) and isinstance(experts, int) and used and experts else 1.0
@@ -68,9 +71,11 @@ def bytes_read(file: Weights, kinds: Mapping[str, str]) -> int:
 
 @dataclass(frozen=True)
 class Candidate:
-    """kinds: tensor → type. mix: llama.cpp's name, None for a quantizer's choice. predicted: nats per token.
-    divergence: on the text that files are chosen by; of the file that was chosen, on other text, and `selection` on the
-    first."""
+    """A file that could be made, or was.
+
+    kinds: tensor → type. mix: llama.cpp's name, None for a quantizer's choice. predicted: nats per token. divergence:
+    on the text that files are chosen by; of the file that was chosen, on other text, and `selection` on the first.
+    """
 
     name: str
     kinds: Mapping[str, str]
@@ -83,9 +88,11 @@ class Candidate:
 
     @property
     def loss_share(self) -> float:
-        """What the file loses, as a share of the loss before, at worst within its interval: on the held-out text, or on
-        text as the model itself writes it, where a file's loss is larger by the divergence. The second also shows what
-        a model loses on a text that it never was good at."""
+        """The file's loss, as a share of the loss before, at worst within its interval.
+
+        It is the larger of the increase on the held-out text and of that on text as the model itself writes it. The
+        second also shows what a model loses on a text that it never was good at.
+        """
         d = self.divergence
         assert d is not None
         rise, kl = (figure.high if figure.is_bounded else figure.value for figure in (d.rise, d.kl))
@@ -93,7 +100,7 @@ class Candidate:
 
     @classmethod
     def from_json(cls, values: Mapping[str, object]) -> "Candidate":
-        """A choice that plan.json holds. Raises KeyError, TypeError, ValueError for what is none."""
+        """Read a choice that plan.json holds. Raises KeyError, TypeError, ValueError for anything else."""
         kinds, mix, predicted = values["kinds"], values.get("recipe"), values.get("predicted_kl")
         if not isinstance(kinds, Mapping) or not isinstance(predicted, float | int | None):
             raise TypeError("the chosen types are no table")
@@ -149,7 +156,7 @@ class Candidates:
         return self._candidate(mix, {name: choice.kind for name, choice in choices.items()}, mix)
 
     def of_size(self, num_bytes: int) -> Candidate:
-        """The quantizer's choice for a file of at most `num_bytes`. Raises UsageError when it makes none so small."""
+        """Return the quantizer's choice for a file of at most `num_bytes`. Raises UsageError if none is so small."""
         return self._candidate("", self.quantizer.choose_types(self.session.model, num_bytes))
 
     def unchanged(self) -> Candidate:
@@ -157,7 +164,7 @@ class Candidates:
         return Candidate("as it is", {}, self.session.file_bytes({}))
 
     def reference(self, footprint: Footprint | None = None) -> Candidate:
-        """The file that all others are compared with."""
+        """Return the file that all others are compared with."""
         whole = self.session.whole
         kind = max(whole.kinds, key=whole.kinds.__getitem__)
         name = f"{kind}, whole" if self.session.before_cut else kind
@@ -173,7 +180,7 @@ class Candidates:
         return self._fixed_bytes + sum(max(sizes.values()) for sizes in self.session.model.costs.num_bytes.values())
 
     def measure(self, candidate: Candidate) -> Candidate:
-        """The candidate with its divergence."""
+        """Return the candidate with its divergence."""
         if candidate.name not in self.known:
             with self.session.candidate_file(candidate.kinds) as path:
                 d = self.session.model.divergence(path)
@@ -183,7 +190,7 @@ class Candidates:
         return self.known[candidate.name]
 
     def time(self, candidate: Candidate) -> Candidate:
-        """The candidate with its footprint: speed, memory, time to load."""
+        """Return the candidate with its footprint: speed, memory, time to load."""
         known = self.known.get(candidate.name, candidate)
         if known.footprint is None:
             with self.session.candidate_file(candidate.kinds) as path:
@@ -192,8 +199,11 @@ class Candidates:
         return known
 
     def expected_kl(self, chosen: Candidate) -> float | None:
-        """What the file is forecast to diverge by. The prediction is made for weights that were not rounded before; of
-        a quantized model it is scaled by what the other files that were measured cost against theirs."""
+        """Return what the file is forecast to diverge by.
+
+        The prediction is made for weights that were not rounded before; of a quantized model it is scaled by what the
+        other files that were measured cost against theirs.
+        """
         if chosen.predicted is None or not quantized_already(self.session.model.file):
             return chosen.predicted
         known = [c for c in self.known.values() if c.name != chosen.name and c.divergence and c.predicted]

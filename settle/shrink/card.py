@@ -15,8 +15,11 @@ from settle.shrink.session import Session
 
 @dataclass(frozen=True)
 class CardFacts:
-    """why: the result in a sentence. text_loss: where tokens were removed. headline: of a comparison on the task.
-    network: what left this machine."""
+    """What the card of a smaller model says.
+
+    why: the result in a sentence. text_loss: where tokens were removed. headline: of a comparison on the task. network:
+    what left this machine.
+    """
 
     name: str
     why: str

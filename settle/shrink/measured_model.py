@@ -165,7 +165,7 @@ class MeasuredModel:
         return divergence(reference, compared, windows.total_bytes, np.asarray(windows.texts))
 
     def token_counter(self, what: str, total: int) -> Callable[[int], None]:
-        """What is called with the number of tokens that were just done, to report progress."""
+        """Return a function that reports progress by the number of tokens that were just done."""
         done = 0
 
         def count(number: int) -> None:
@@ -180,7 +180,7 @@ class MeasuredModel:
 
 
 def require_room(num_bytes: float, folder: Path) -> None:
-    """Raises ResourceError when the disk of a folder has not that many bytes free."""
+    """Raise ResourceError when the disk of a folder has not that many bytes free."""
     free = shutil.disk_usage(folder).free
     if free < num_bytes:
         raise no_room("this work", num_bytes, free, folder, "or set SETTLE_HOME to a folder that has it")

@@ -42,14 +42,16 @@ class Point:
 
 
 def best_points(points: Sequence[Point]) -> list[Point]:
-    """Those that no other one beats in size, loss and speed, smallest first. Where a speed was not measured it decides
-    nothing."""
+    """Return the points that no other one beats in size, loss and speed, smallest first.
+
+    Where a speed was not measured it decides nothing.
+    """
     best = frontier(points, lambda p: (-p.num_bytes, -p.kl, p.speed))
     return sorted(best, key=lambda p: (p.num_bytes, p.kl))
 
 
 def pareto_rows(points: Sequence[Point]) -> list[list[str]]:
-    """A row of `COLUMNS` for each, largest first; ● marks the frontier, and → what was chosen."""
+    """Return a row of `COLUMNS` for each, largest first; ● marks the frontier, and → what was chosen."""
     best = {p.name for p in best_points(points)}
 
     def row(p: Point) -> list[str]:
@@ -100,7 +102,7 @@ def picture(points: Sequence[Point], title: str = "") -> bytes:
 
 
 def _explain(axes: "Axes", points: Sequence[Point]) -> None:
-    """The legend, with the marks that are there."""
+    """Draw the legend, with the marks that are there."""
     if any(p.chosen for p in points):
         axes.plot([], [], "D", color=VERMILION, markersize=8, label="chosen")
     if any(p.predicted for p in points):

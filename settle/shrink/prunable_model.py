@@ -18,7 +18,9 @@ from settle.model.pretrained import Pretrained
 
 @dataclass(frozen=True)
 class PrunableModel:
-    """part: the architecture, with its sizes. weights: parameter name → tensor in fp32, Hugging Face's layout, one for
+    """A model that pruners work on.
+
+    part: the architecture, with its sizes. weights: parameter name → tensor in fp32, Hugging Face's layout, one for
     each of `part.parameters()`. tokenizer: settle's own or `PretrainedTokenizer`. Tensors are shared between subjects
     and never written to.
     """
@@ -29,16 +31,16 @@ class PrunableModel:
 
     @classmethod
     def read(cls, model: Pretrained) -> "PrunableModel":
-        """A model from its files, read into memory; quantized weights become numbers."""
+        """Read a model from its files into memory; quantized weights become numbers."""
         return cls(model.part, {name: model.read(name) for name in model.part.parameters()}, model.tokenizer)
 
     @classmethod
     def of_decoder(cls, part: Architecture, model: Decoder, tokenizer: Tokenizer) -> "PrunableModel":
-        """A live model without frozen weights; its parameters are copied."""
+        """Copy the parameters of a live model without frozen weights."""
         return cls(part, {name: p.detach().clone() for name, p in model.named_parameters()}, tokenizer)
 
     def build(self, trainable: bool = True) -> Decoder:
-        """The model, computing in fp32. Trainable: its parameters are copies; else it reads this subject's tensors."""
+        """Build the model, computing in fp32. Trainable: its parameters are copies, else these tensors."""
         model = self.part.skeleton()
         for name in self.part.parameters():
             weight = self.weights[name]
@@ -48,14 +50,19 @@ class PrunableModel:
     def write(
         self, folder: Path, metadata: Mapping[str, object] | None = None, dtype: Literal["f32", "f16", "bf16"] = "f32"
     ) -> Path:
-        """A folder in Hugging Face's layout, which `Pretrained.open` and transformers read. Raises ResourceError."""
+        """Write a folder in Hugging Face's layout, as `Pretrained.open` and transformers read it.
+
+        Raises ResourceError.
+        """
         return export_safetensors(self.part, self.weights, self.tokenizer, folder, dtype, metadata)
 
     def with_part(
         self, part: Architecture, weights: Mapping[str, Tensor], tokenizer: Tokenizer | None = None
     ) -> "PrunableModel":
-        """Another model with the same tokenizer, unless one is given. Raises FormatError when a weight is missing or
-        has another shape than the architecture wants."""
+        """Return another model with the same tokenizer, unless one is given.
+
+        Raises FormatError when a weight is missing or has another shape than the architecture wants.
+        """
         shapes = part.parameters()
         for name, shape in shapes.items():
             if name not in weights or tuple(weights[name].shape) != shape:
@@ -74,7 +81,7 @@ class PrunableModel:
 
 
 def require_loadable(before: Architecture, after: Architecture, fix: str) -> None:
-    """Raises UsageError when llama.cpp would not compute `after` as it is meant, and `before` it does."""
+    """Raise UsageError when llama.cpp would not compute `after` as it is meant, and `before` it does."""
     what = _complaint(after)
     if what and not _complaint(before):
         raise UsageError(f"the smaller model would not run: {what}", fix)
@@ -89,16 +96,16 @@ def _complaint(part: Architecture) -> str:
 
 
 def require_dense(part: Architecture, what: str) -> None:
-    """Raises UsageError for a mixture of experts."""
+    """Raise UsageError for a mixture of experts."""
     if part.options().layers[0].experts is not None:
         raise UsageError(f"{what} of a mixture of experts are not pruned here", "prune its depth or its vocabulary")
 
 
 def layer_of(name: str) -> int | None:
-    """The layer that a parameter belongs to; None for the tables and the final norm."""
+    """Return the layer that a parameter belongs to; None for the tables and the final norm."""
     return int(name.split(".")[2]) if name.startswith("model.layers.") else None
 
 
 def in_layer(layer: int, name: str) -> str:
-    """A parameter's whole name from its layer and its name inside: (3, "mlp.up_proj.weight")."""
+    """Return a parameter's whole name from its layer and its name inside: (3, "mlp.up_proj.weight")."""
     return f"model.layers.{layer}.{name}"

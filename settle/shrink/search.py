@@ -30,8 +30,11 @@ class Size:
 
 @dataclass(frozen=True)
 class SizeRange:
-    """What was measured, by size; the largest file whose value is above what is wanted, and the smallest at or below
-    it. One of them is None where no size is on that side."""
+    """What was measured, by size.
+
+    The largest file whose value is above what is wanted, and the smallest at or below it. One of them is None where no
+    size is on that side.
+    """
 
     points: tuple[Size, ...]
     above: Size | None
@@ -80,7 +83,7 @@ def _sides(points: dict[int, Size], wanted: float) -> SizeRange:
 
 
 def _first(ordered: Sequence[Size], wanted: float) -> Size | None:
-    """The smallest file at or below `wanted` whose larger ones are all so too: noise must not make a small one pass."""
+    """Return the smallest file at or below `wanted` whose larger ones are too: noise must not make a small one pass."""
     first = None
     for point in reversed(ordered):
         if point.value > wanted:
@@ -90,8 +93,10 @@ def _first(ordered: Sequence[Size], wanted: float) -> Size | None:
 
 
 def _between(above: Size, within: Size, wanted: float, tolerance: float) -> int:
-    """Where the logarithm of the value, a straight line between the two, is that of `wanted`. Near an end it is a
-    little beyond, so that the two come to lie on both sides of the crossing."""
+    """Return the size where the logarithm of the value, a straight line between the two, is that of `wanted`.
+
+    Near an end it is a little beyond, so that the two come to lie on both sides of the crossing.
+    """
     start, end = above.num_bytes, within.num_bytes
     high, low = (math.log(max(value, 1e-12)) for value in (above.value, within.value))
     share = (high - math.log(max(wanted, 1e-12))) / (high - low) if high > low else 0.5
@@ -101,7 +106,7 @@ def _between(above: Size, within: Size, wanted: float, tolerance: float) -> int:
 
 
 def best_within_size(candidates: Candidates, num_bytes: int) -> Candidate:
-    """The best file of at most `num_bytes`. Raises ResourceError, naming the nearest, when there is none."""
+    """Return the best file of at most `num_bytes`. Raises ResourceError, naming the nearest, when there is none."""
     if num_bytes < candidates.smallest:
         raise ResourceError(
             f"no file of {candidates.session.model.source.name} is as small as {num_bytes / 1e6:.1f} MB: the nearest "
@@ -115,8 +120,10 @@ def best_within_size(candidates: Candidates, num_bytes: int) -> Candidate:
 
 
 def smallest_within_loss(candidates: Candidates, share: float) -> Candidate:
-    """The smallest file that loses at most `share`; see `Candidate.loss_share`. Raises ResourceError, naming the
-    nearest, when there is none."""
+    """Return the smallest file that loses at most `share`; see `Candidate.loss_share`.
+
+    Raises ResourceError, naming the nearest, when there is none.
+    """
     tried: dict[int, Candidate] = {}
 
     def loss_at(num_bytes: int) -> Size:
@@ -139,7 +146,7 @@ def smallest_within_loss(candidates: Candidates, share: float) -> Candidate:
 
 
 def best_at_speed(candidates: Candidates, tokens_per_second: float) -> Candidate:
-    """The best file that writes at least that fast here. Raises ResourceError, naming the nearest."""
+    """Return the best file that writes at least that fast here. Raises ResourceError, naming the nearest."""
     tried: dict[int, Candidate] = {}
 
     def speed_at(num_bytes: int) -> Size:
@@ -166,8 +173,10 @@ def best_at_speed(candidates: Candidates, tokens_per_second: float) -> Candidate
 
 
 def routes(candidates: Candidates) -> list[Candidate]:
-    """Every mix, and the quantizer's choice at the size of each, largest first; the same file comes once, and of
-    choices that differ by less than a percent in size only the smallest."""
+    """Return every mix, and the quantizer's choice at the size of each, largest first.
+
+    A file comes once, and of choices that differ by less than a percent in size only the smallest.
+    """
     mixes = [candidates.of_mix(mix) for mix in QUANTIZED_MIXES]
     sizes = sorted({c.num_bytes for c in mixes})
     own = {name: tensor.dtype for name, tensor in candidates.session.model.file.tensors.items()}
@@ -187,7 +196,7 @@ def predicted_speeds(candidates: Candidates, of: Sequence[Candidate], throughput
 
 
 def _best_of_fast(result: SizeRange, tried: Mapping[int, Candidate]) -> int:
-    """The size of the file that is predicted to lose least among those that are fast enough."""
+    """Return the size of the file that is predicted to lose least among those that are fast enough."""
     assert result.above is not None
     fast = [
         p.num_bytes for p in result.points if p.value >= result.above.value or p.num_bytes <= result.above.num_bytes
@@ -201,7 +210,7 @@ def _kl(candidate: Candidate) -> float:
 
 
 def _crossing(candidates: Candidates, is_small: Callable[[int], bool], steps: int = 12) -> int:
-    """The size at which `is_small` turns from true to false, by halving."""
+    """Return the size at which `is_small` turns from true to false, by halving."""
     low, high = candidates.smallest, candidates.largest
     for _ in range(steps):
         middle = (low + high) // 2

@@ -42,7 +42,7 @@ class Session:
         return self.cut_report.tokens if self.cut_report else None
 
     def with_cut_vocabulary(self) -> "Session":
-        """A session for the model with only the tokens that the text needs."""
+        """Return a session for the model with only the tokens that the text needs."""
         model = self.model
         path = self.folder / f"{model.source.name}-cut.gguf"
         report = Vocabulary.model_validate({}).cut_file(model.path, path, model.data.fitted).report
@@ -56,12 +56,12 @@ class Session:
         return replace(self, model=cut_model, before_cut=before_cut, cut_report=report)
 
     def file_bytes(self, kinds: Mapping[str, str]) -> int:
-        """The exact size of the file with these types."""
+        """Return the exact size of the file with these types."""
         return file_bytes(self.model.file, kinds)
 
     @contextlib.contextmanager
     def candidate_file(self, kinds: Mapping[str, str]) -> Iterator[Path]:
-        """A file with these types, for as long as this lasts."""
+        """Write a file with these types, for as long as this lasts."""
         path = self.folder / f".candidate.{os.getpid()}.gguf"
         try:
             yield self._write(kinds, path)
@@ -75,8 +75,10 @@ class Session:
         )
 
     def text_loss(self, path: Path) -> TextLoss | None:
-        """The loss of a file beside that of the model with the whole vocabulary, in bits per byte; None when no token
-        was removed."""
+        """Return the loss of a file next to that of the model with the whole vocabulary, in bits per byte.
+
+        None when no token was removed.
+        """
         if self.before_cut is None:
             return None
         model, (whole, whole_data) = self.model, self.before_cut

@@ -44,7 +44,7 @@ class ShrinkOptions(ThreadSettings):
     )
 
     def budget(self) -> Budget:
-        """Raises UsageError unless exactly one budget was given, or none with `vocabulary`."""
+        """Return the budget. Raises UsageError unless exactly one was given, or none with `vocabulary`."""
         from settle.shrink.types.mixes import MIXES  # loads numpy
 
         options = [name for name in ("to", "speed", "lose", "plan") if getattr(self, name)]

@@ -14,8 +14,11 @@ from settle.shrink.pruners import Pruned, Pruner
 
 @dataclass(frozen=True)
 class PruningWork:
-    """flops: floating-point operations that each pruner may take; None: as usual. on_progress: called with its name,
-    and how many layers it computed of how many; whether there is time for more."""
+    """How much work pruning may be.
+
+    flops: floating-point operations that each pruner may take; None: as usual. on_progress: called with its name, and
+    how many layers it computed of how many; returns whether there is time for more.
+    """
 
     flops: float | None = None
     on_progress: Callable[[str, int, int], bool] = lambda name, done, total: True
@@ -28,7 +31,7 @@ def _pruners() -> dict[str, type[Pruner]]:
 
 
 def read_shape(path: Path, subject: PrunableModel) -> dict[str, object]:
-    """A student's shape from TOML: fields of the teacher's `config.json` that shall be other than they are.
+    """Read a student's shape from TOML: fields of the teacher's `config.json` that shall be other than they are.
 
     Raises UsageError for a field that the architecture does not have, naming the nearest.
     """
@@ -47,7 +50,7 @@ def read_shape(path: Path, subject: PrunableModel) -> dict[str, object]:
 
 
 def fresh(subject: PrunableModel, shape: Mapping[str, object], seed: int) -> Pruned:
-    """A model of the teacher's family in that shape with first weights. Raises UsageError for an impossible one."""
+    """Initialise a model of the teacher's family in that shape. Raises UsageError for an impossible one."""
     part = with_shape(subject, shape)
     part.gguf_metadata()  # what llama.cpp cannot load is refused before anything is learned
     report = {"pruner": "fresh", "shape": dict(shape), "seed": seed}
@@ -61,7 +64,7 @@ def shrunk(
     texts: Sequence[str],
     work: PruningWork,
 ) -> list[Pruned]:
-    """The teacher brought into that shape, one pruner after the other. windows, texts: as `Pruner.prune`.
+    """Bring the teacher into that shape, one pruner after the other. windows, texts: as `Pruner.prune`.
 
     Raises UsageError for a field that no pruner makes smaller, or that would grow.
     """
@@ -90,7 +93,7 @@ def shrunk(
 def shorter(
     subject: PrunableModel, number: int, windows: Sequence[Sequence[int]], texts: Sequence[str], work: PruningWork
 ) -> Pruned:
-    """The teacher without `number` of its blocks."""
+    """Return the teacher without `number` of its blocks."""
     return _prune(Pruner.make("depth", {"drop": number}), subject, windows, texts, work)
 
 
@@ -101,7 +104,7 @@ def narrower(
     texts: Sequence[str],
     work: PruningWork,
 ) -> list[Pruned]:
-    """The teacher with about that share of its width, of its feed-forwards' and, where it must be, of its heads."""
+    """Return the teacher with about that share of its width, of its feed-forwards' and, where it must be, its heads."""
     o = subject.part.options().layers[0]
     steps: dict[str, dict[str, object]] = {"channels": {"share": 1 - share}}
     width = max(1, round(o.width * share))
@@ -140,7 +143,7 @@ def _prune(
 
 
 def with_shape(subject: PrunableModel, shape: Mapping[str, object]) -> Architecture:
-    """The teacher's architecture in another shape."""
+    """Return the teacher's architecture in another shape."""
     fields = dict(shape)
     part = subject.part
     if "num_hidden_layers" in fields:

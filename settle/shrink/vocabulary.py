@@ -57,8 +57,10 @@ class Tokens:
 
     @cached_property
     def needed(self) -> set[int]:
-        """What every text may need: control tokens that mean something, tokens defined by hand, bytes, what a chat
-        template writes."""
+        """Return what every text may need.
+
+        Control tokens that mean something, tokens defined by hand, bytes, what a chat template writes.
+        """
         control = set(self.tokenizer.special_tokens.values())
         needed_ids = {i for i in control if not _RESERVED.fullmatch(self.tokens[i])}
         for key, value in self.tokenizer.gguf_metadata().items():
@@ -75,15 +77,17 @@ class Tokens:
         return needed_ids | {int(i) for text in written for i in self.tokenizer.encode(text, specials=True)}
 
     def characters(self, scripts: Callable[[str], bool]) -> set[int]:
-        """Tokens of a single character that is no letter, or of a script that is asked for; of a byte-level tokenizer
-        those are bytes, which stay anyway."""
+        """Return the tokens of a single character that is no letter, or of a script that is asked for.
+
+        In a byte-level tokenizer those are bytes, which stay anyway.
+        """
         if self.is_byte_level:
             return set()
         single = ((i, t) for i, (t, kind) in enumerate(zip(self.tokens, self.types, strict=True)) if kind == NORMAL)
         return {i for i, token in single if len(token) == 1 and (not token.isalpha() or scripts(token))}
 
     def kin(self, ids: Iterable[int]) -> set[int]:
-        """The same words in lower case, with a capital, in capitals, with and without a space before them."""
+        """Return these words in lower case, with a capital, in capitals, with and without a space before them."""
         space = BYTE_CHARACTERS[0x20] if self.is_byte_level else SPACE
         related = set()
         for i in ids:
@@ -95,8 +99,10 @@ class Tokens:
         return {i for i in related if self.types[i] == NORMAL}
 
     def alike(self, texts: Iterable[str]) -> list[int]:
-        """Tokens of nothing but characters that are common in these texts, in the vocabulary's order: that of how
-        frequent they were where it was learned."""
+        """Return tokens of nothing but characters that are common in these texts, in the vocabulary's order.
+
+        That is the order of how frequent they were where it was learned.
+        """
         space = {" ": SPACE}
         number: Counter[str] = Counter()
         for text in texts:
@@ -114,7 +120,7 @@ class Tokens:
         return [i for i, (token, kind) in pairs if kind == NORMAL and common.issuperset(token)]
 
     def closed(self, ids: Iterable[int]) -> set[int]:
-        """These and all that they are merged from."""
+        """Return these and all that they are merged from."""
         kept_ids: set[int] = set()
         for i in ids:
             if i not in self._closed:
@@ -153,7 +159,7 @@ class Tokens:
 
 
 def scripts_of(texts: Iterable[str]) -> Callable[[str], bool]:
-    """Whether a letter is of a script that these texts are written in."""
+    """Return a test of whether a letter is of a script that these texts are written in."""
     letters: Counter[str] = Counter()
     for text in texts:
         letters.update(text)
@@ -167,13 +173,15 @@ def scripts_of(texts: Iterable[str]) -> Callable[[str], bool]:
 
 
 def _script(letter: str) -> str:
-    """ "LATIN", "CYRILLIC", "CJK": the first word of a character's name, which is its script for all but a few."""
+    """Return the first word of a character's name, which is its script for all but a few: "LATIN", "CJK"."""
     return unicodedata.name(letter, "?").split()[0]
 
 
 def cut_metadata(metadata: Mapping[str, object], kept_ids: Sequence[int]) -> dict[str, object]:
-    """The `tokenizer.*` keys of a GGUF file with only the tokens `kept_ids` (K,), renumbered. The key of a
-    removed token is dropped."""
+    """Return the `tokenizer.*` keys of a GGUF file with only the tokens `kept_ids` (K,), renumbered.
+
+    The key of a removed token is dropped.
+    """
     tokens = texts(metadata, TOKENS)
     new = {int(old): number for number, old in enumerate(kept_ids)}
     left = {tokens[i] for i in kept_ids}
@@ -201,7 +209,7 @@ def _stays(pair: str, tokens: set[str]) -> bool:
 
 
 def cut_tokenizer(tokenizer: PretrainedTokenizer, kept_ids: Sequence[int]) -> PretrainedTokenizer:
-    """The tokenizer that has only the tokens `kept_ids` (K,), numbered in that order."""
+    """Return the tokenizer that has only the tokens `kept_ids` (K,), numbered in that order."""
     cut = PretrainedTokenizer(cut_metadata(tokenizer.gguf_metadata(), kept_ids))
     cut.name = tokenizer.name
     return cut
@@ -259,9 +267,11 @@ class _Cut:
 
 
 def cut_rows(source: Path, target: Path, kept_ids: Sequence[int], metadata: Mapping[str, object] | None = None) -> Path:
-    """The model of `source` with the tokens `kept_ids` (K,), old ids in their new order; written beside and renamed.
+    """Write the model of `source` with the tokens `kept_ids` (K,), old ids in their new order.
 
-    metadata: keys to set. Raises FormatError for a source that is not sound, ResourceError when the disk is too small.
+    Written to a file next to the target and renamed; what stays is copied as it lies, so quantized weights keep every
+    bit. metadata: keys to set. Raises FormatError for a source that is not sound, ResourceError when the disk is too
+    small.
     """
     file = read_gguf(source)
     changes = {

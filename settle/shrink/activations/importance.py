@@ -36,11 +36,11 @@ class Inputs:
         self.num_tokens = 0
 
     def see(self, linears: Sequence[Linear], x: Tensor) -> None:
-        """x (N, C) is what these linears read."""
+        """Add x (N, C), which these linears read."""
         self._add([self._names[id(linear)] for linear in linears], x)
 
     def see_head(self, hidden: Tensor) -> None:
-        """hidden (N, C) is what the output table reads: once for each batch."""
+        """Add hidden (N, C), which the output table reads: once for each batch."""
         self._add([self.head], hidden)
         self.num_tokens += len(hidden)
 
@@ -51,8 +51,9 @@ class Inputs:
             self._counts[name] = self._counts.get(name, 0) + len(x)
 
     def importance(self, part: Architecture, dataset: str = "") -> Importance:
-        """By a GGUF file's names. An expert that no token came to gets the mean of the others: there is nothing to
-        tell its inputs apart.
+        """Return the importance by a GGUF file's names.
+
+        An expert that no token came to gets the mean of the others: there is nothing to tell its inputs apart.
         """
         means = {name: (total / self._counts[name]).float() for name, total in self._sums.items()}
         members: dict[str, list[str]] = {}
@@ -76,7 +77,7 @@ def packed(windows: Sequence[np.ndarray], device: str | torch.device = "cpu") ->
 
 @contextlib.contextmanager
 def observed(model: nn.Module, see: See) -> Iterator[None]:
-    """As long as this lasts, `see` is called with the linears that read one input, and what they read, (N, C)."""
+    """Call `see` with the linears that read one input, and what they read, (N, C), as long as this lasts."""
     stacks = [s for module in model.modules() for s in vars(module).values() if isinstance(s, Stack)]
     for stack in stacks:
         for way in ("norm_linear", "linear", "linear_add", "gated"):
@@ -168,7 +169,7 @@ def curvature(
 
 @contextmanager
 def _squared(parameters: dict[str, nn.Parameter], sums: dict[str, Tensor]) -> Iterator[None]:
-    """As long as this lasts, gradients are squared and added to `sums` as they come, and are not kept."""
+    """Square gradients and add them to `sums` as they come, as long as this lasts; none is kept."""
 
     def take(name: str) -> Callable[[Tensor], None]:
         def hook(parameter: Tensor) -> None:
@@ -187,7 +188,7 @@ def _squared(parameters: dict[str, nn.Parameter], sums: dict[str, Tensor]) -> It
 
 
 def _take_rows(table: nn.Parameter, ids: Tensor, total: Tensor | None) -> None:
-    """The input table: only rows of tokens that were met have a gradient."""
+    """Add the input table's gradient: only rows of tokens that were met have one."""
     if total is not None and table.grad is not None:
         met = ids.unique()
         total[met] += _blocks(table.grad[met])
@@ -202,8 +203,9 @@ def _blocks(values: Tensor) -> Tensor:
 def _of_head(
     model: Decoder, hidden: Tensor, random: torch.Generator, with_diagonal: bool
 ) -> tuple[Tensor, Tensor | None]:
-    """hidden (N, D) → the gradient there of the summed log-probabilities of drawn tokens, (N, D), and the diagonal of
-    the output table in blocks, (V, D / 32), summed over tokens.
+    """Return the gradient at hidden (N, D) of the summed log-probabilities of drawn tokens, (N, D).
+
+    Also the diagonal of the output table in blocks, (V, D / 32), summed over tokens.
     """
     table = model.head
     cap = model.options.logit_soft_cap

@@ -73,24 +73,24 @@ class LayerWalk:
 
     @torch.no_grad()
     def first(self) -> list[Tensor]:
-        """The residual stream (N, D) of each batch before the first layer."""
+        """Return the residual stream (N, D) of each batch before the first layer."""
         return [self.model.embed(ids) for ids in self.inputs]
 
     @torch.no_grad()
     def layer(self, number: int, states: Sequence[Tensor]) -> list[Tensor]:
-        """The stream behind a layer, from the stream before it."""
+        """Compute the stream behind a layer, from the stream before it."""
         return [self.model.layer(number, x, packing) for x, packing in zip(states, self.packings, strict=True)]
 
     @torch.no_grad()
     def through(self, layers: Sequence[int], states: Sequence[Tensor]) -> list[Tensor]:
-        """The stream behind some layers in their order."""
+        """Compute the stream behind some layers in their order."""
         for number in layers:
             states = self.layer(number, states)
         return list(states)
 
     @torch.no_grad()
     def activations(self, number: int, states: Sequence[Tensor]) -> Iterator[LayerActivations]:
-        """The parts of a dense layer, batch by batch."""
+        """Yield the parts of a dense layer, batch by batch."""
         for x, packing in zip(states, self.packings, strict=True):
             yield layer_activations(self.model, number, x, packing)
 
@@ -101,8 +101,10 @@ class LayerWalk:
         return self.model.logits(self.model.model.norm(hidden)).log_softmax(-1)
 
     def split(self, rows: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-        """Rows (N, …) of each batch → those of most windows, to fit to, and those of every fifth, to measure on; of a
-        text of fewer windows nothing is held out."""
+        """Split rows (N, …) of each batch into those to fit to and those to measure on, of every fifth window.
+
+        Of a text of fewer windows nothing is held out.
+        """
         fit: list[Tensor] = []
         held: list[Tensor] = []
         number = 0
@@ -120,7 +122,7 @@ class LayerWalk:
 
 @torch.no_grad()
 def layer_activations(model: Decoder, number: int, x: Tensor, packing: Packing) -> LayerActivations:
-    """x (N, D) through one dense layer, with everything on the way."""
+    """Compute x (N, D) through one dense layer, with everything on the way."""
     layer = model.layers[number]
     names = {id(module): name for name, module in layer.named_modules() if isinstance(module, Linear)}
     read: dict[str, Tensor] = {}
@@ -156,7 +158,7 @@ def gram(rows: Sequence[Tensor], others: Sequence[Tensor] | None = None) -> Tens
 
 
 def ridged(moments: Tensor) -> Tensor:
-    """A Gram matrix (I, I) that can be inverted."""
+    """Make a Gram matrix (I, I) invertible."""
     size = len(moments)
     return moments + (_RIDGE * moments.diagonal().mean() + 1e-12) * torch.eye(size, dtype=moments.dtype)
 
@@ -202,10 +204,10 @@ def eliminate(weight: Tensor, moments: Tensor, groups: Tensor, owners: Tensor, k
 
 
 def refitted(weight: Tensor, own: Tensor, cross: Tensor, start: Tensor) -> Tensor:
-    """A matrix (O, K) that makes of other inputs what `weight` (O, I) makes of the ones it was trained on.
+    """Return a matrix (O, K) that makes of other inputs what `weight` (O, I) makes of the ones it was trained on.
 
-    own (K, K): Gram matrix of the other inputs; cross (K, I): theirs with the old ones; start (O, K): what is kept
-    to in directions that are hardly seen.
+    own (K, K): Gram matrix of the other inputs; cross (K, I): theirs with the old ones; start (O, K): what is kept to
+    in directions that are hardly seen.
     """
     pull = (_RIDGE * own.diagonal().mean() + 1e-12).item()
     right = cross @ weight.double().T + pull * start.double().T

@@ -38,7 +38,7 @@ _FEW = 4096  # tokens under which measured importance is mostly chance
 
 @cache
 def calibration_texts() -> tuple[str, ...]:
-    """The shipped passages, mixed, so that any beginning of them is varied too."""
+    """Return the shipped passages, mixed, so that any beginning of them is varied too."""
     placed: list[tuple[float, str]] = []
     for path in sorted(Path(__file__).parent.glob("*.txt")):
         passages = path.read_text(encoding="utf-8").strip().split(BETWEEN)
@@ -48,8 +48,11 @@ def calibration_texts() -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Calibration:
-    """windows: ids, each (L,) int64, the model's opening token first where it has one. num_tokens: of all windows.
-    found: how many there were in the texts. warnings: sentences for a person."""
+    """Text to measure a model on, as windows.
+
+    windows: ids, each (L,) int64, the model's opening token first where it has one. num_tokens: of all windows. found:
+    how many there were in the texts. warnings: sentences for the user.
+    """
 
     windows: list[np.ndarray]
     num_tokens: int
@@ -105,7 +108,7 @@ def _warnings(tokenizer: Tokenizer, stream: np.ndarray, data: Sequence[str], num
 
 
 def familiarity(ids: np.ndarray, others: np.ndarray) -> tuple[float, float]:
-    """The share of a text's tokens that occur in another text, and in a part of the same text.
+    """Return the share of a text's tokens that occur in another text, and in a part of the same text.
 
     ids, others: token ids. Returns two shares of the second half of `ids`: of tokens that occur in `others`, and of
     those that occur in the first half, both cut to one length. (0, 0) when there are too few ids to tell.
@@ -130,10 +133,15 @@ EVERY = 3  # every third text is held out, where the texts are not the person's 
 
 @dataclass(frozen=True)
 class CalibrationData:
-    """calibration: windows of ids that importance and sensitivity are measured on. fitted: text that may be
-    fitted to, all of it. selection: windows that files are chosen by, each of `window` ids at most; texts: the same as
-    text. held_out: windows that the chosen file is judged on; judged: the same as text. examples: held-out rows that
-    ask something, if there are any.
+    """The texts of one job of shrinking, which do not overlap.
+
+    A file's loss on the text that it was fitted to says nothing, and on the text that chose it among others it is too
+    low.
+
+    calibration: windows of ids that importance and sensitivity are measured on. fitted: text that may be fitted to, all
+    of it. selection: windows that files are chosen by, each of `window` ids at most; texts: that text. held_out:
+    windows that the chosen file is judged on; judged: that text. examples: held-out rows that ask something, if there
+    are any.
     """
 
     name: str
@@ -158,7 +166,7 @@ class CalibrationData:
         return digest.hexdigest()[:16]
 
     def in_tokens_of(self, tokenizer: Tokenizer) -> "CalibrationData":
-        """The same texts in the ids of a tokenizer with fewer tokens."""
+        """Return the texts in the ids of a tokenizer with fewer tokens."""
         windows = calibration_windows(tokenizer, self.fitted, CALIBRATION_TOKENS, min(LENGTH, self.window)).windows
         selection, held_out = (text_windows(tokenizer, texts, self.window) for texts in (self.texts, self.judged))
         return replace(self, calibration=windows, selection=selection, held_out=held_out)
@@ -172,8 +180,10 @@ def calibration_data(
     events: Events,
     known: Sequence[str] = (),
 ) -> CalibrationData:
-    """inputs: the person's files. calibration: other files to calibrate on. context: the model's context in tokens.
-    known: texts of the kind that the model was trained on, used where there are no inputs; settle's own otherwise.
+    """Read the texts and divide them.
+
+    inputs: the user's files. calibration: other files to calibrate on. context: the model's context in tokens. known:
+    texts of the kind that the model was trained on, used where there are no inputs; settle's own otherwise.
 
     Raises DataError for inputs that cannot be used or that hold next to nothing.
     """
@@ -252,7 +262,7 @@ def _plain_text(inputs: Sequence[str], events: Events) -> list[str] | None:
 
 
 def _passages(text: str) -> Iterator[str]:
-    """A text in parts of about PASSAGE characters, cut between paragraphs or lines where there are some."""
+    """Yield a text in parts of about PASSAGE characters, cut between paragraphs or lines where there are some."""
     at = 0
     while at < len(text):
         end = at + PASSAGE

@@ -27,8 +27,11 @@ def always(done: int, total: int) -> bool:
 
 @dataclass(frozen=True)
 class Pruned:
-    """subject: the smaller model. report: what was removed, why, and what was measured on the way; plain values, so
-    that it can go into a card."""
+    """What a pruner made.
+
+    subject: the smaller model. report: what was removed, why, and what was measured on the way; plain values, so that
+    it can go into a card.
+    """
 
     subject: PrunableModel
     report: Mapping[str, object] = field(default_factory=dict)
@@ -54,9 +57,11 @@ class Pruner(Part):
         texts: Sequence[str],
         on_progress: OnProgress = always,
     ) -> Pruned:
-        """A smaller model. windows: token ids of the person's text, to see what each part does there; texts: the same
-        kind of text as it was written; on_progress: called with (layers that were computed, of how many), says
-        whether there is time for more; a search that may end early does then.
+        """Make a smaller model.
+
+        windows: token ids of the user's text, to see what each part does there; texts: that kind of text as it was
+        written; on_progress: called with (layers that were computed, of how many), says whether there is time for more;
+        a search that may end early does then.
 
         Raises UsageError for an amount that cannot be removed, or a shape that llama.cpp does not load, naming the
         nearest one that it does.
@@ -64,13 +69,13 @@ class Pruner(Part):
 
     @classmethod
     def to_shape(cls, subject: PrunableModel, shape: Mapping[str, int]) -> Self:
-        """The pruner whose result has that shape. shape: values of some of `shrinks`."""
+        """Return the pruner whose result has that shape. shape: values of some of `shrinks`."""
         raise NotImplementedError(f"{cls.__name__} shrinks no field")
 
     def affordable(
         self, subject: PrunableModel, windows: Sequence[Sequence[int]], flops: float | None = None
     ) -> tuple[Self, Sequence[Sequence[int]]]:
-        """The pruner and the windows that a person has the time for, in floating-point operations; None: as usual."""
+        """Return the pruner and the windows that there is time for, in floating-point operations; None: as usual."""
         if flops is None or not windows:
             return self, windows
         tokens = flops / (2 * PASSES * subject.part.num_non_embedding_parameters)
@@ -89,8 +94,11 @@ def num_kept(before: int, keep: int | None, share: float, step: int = 256) -> in
 
 
 def kept_number(before: int, share: float, step: int = 1) -> int:
-    """How many of `before` are left when about `share` of them goes: a multiple of `step` where the sizes allow it,
-    else of the largest power of two in it that does; fewer than before. Raises UsageError when that leaves none."""
+    """Return how many of `before` are left when about `share` of them goes; fewer than before.
+
+    A multiple of `step` where the sizes allow it, else of the largest power of two in it that does. Raises UsageError
+    when that leaves none.
+    """
     while step > 1 and (before % step or step > before * share):
         step //= 2
     number = min(max(round(before * (1 - share) / step) * step, step), before - step)

@@ -16,8 +16,11 @@ from settle.shrink.pruners import OnProgress
 
 @dataclass
 class Narrowed:
-    """Block by block: weights, the matrix that is left, by name; kept (K,), which of its inputs; errors, the share of
-    the power of what came out that it misses; repaired: in how many blocks the fitted matrix is better."""
+    """A matrix with fewer inputs, block by block.
+
+    weights: the matrix that is left, by name; kept (K,): which of its inputs; errors: relative squared output error per
+    block; repaired: in how many blocks the fitted matrix is better.
+    """
 
     num_tokens: int
     weights: dict[str, Tensor] = field(default_factory=dict)
@@ -67,7 +70,7 @@ def narrow_columns(
 
 
 def spread_out(weight: Tensor, kept_inputs: Tensor, inputs: int) -> Tensor:
-    """A matrix (O, K) with its columns at the places `kept_inputs` (K,) among zeros: (O, inputs)."""
+    """Spread the columns of a matrix (O, K) to the places `kept_inputs` (K,) among zeros: (O, inputs)."""
     out = weight.new_zeros(len(weight), inputs)
     out[:, kept_inputs] = weight
     return out
@@ -76,8 +79,11 @@ def spread_out(weight: Tensor, kept_inputs: Tensor, inputs: int) -> Tensor:
 def _better(
     old: Tensor, kept_inputs: Tensor, repaired: Tensor, held: Sequence[Tensor], may_repair: bool
 ) -> tuple[Tensor, float, bool]:
-    """The narrower matrix of old (O, I): its columns `kept_inputs` (K,), or `repaired` (O, K) if that misses less
-    of the outputs for held-out inputs (N, I). → (matrix, share of the power it misses, whether repaired)."""
+    """Choose the better narrower matrix of old (O, I): its columns `kept_inputs` (K,), or `repaired` (O, K).
+
+    The latter if it misses less of the outputs for held-out inputs (N, I). → (matrix, share of the power it misses,
+    whether repaired).
+    """
     plain = old[:, kept_inputs]
     left = [rows[:, kept_inputs] for rows in held]
     misses = [error(held, old, left, matrix) for matrix in (plain, repaired)]

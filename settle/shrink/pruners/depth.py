@@ -41,7 +41,7 @@ class Depth(Pruner):
     def affordable(
         self, subject: PrunableModel, windows: Sequence[Sequence[int]], flops: float | None = None
     ) -> tuple[Self, Sequence[Sequence[int]]]:
-        """As much of the windows as a search by loss has time for; by influence where that is too little to tell.
+        """Return the windows that a search by loss has time for; search by influence where they are too few.
 
         Each block that goes is found by leaving out each one that is there, and computing the blocks behind it again.
         """
@@ -128,7 +128,7 @@ class Depth(Pruner):
 
 
 def without(subject: PrunableModel, layers: Sequence[int]) -> PrunableModel:
-    """The model with these of its blocks, in their order. Raises UsageError as `Depth` does."""
+    """Return the model with these of its blocks, in their order. Raises UsageError as `Depth` does."""
     place = {old: new for new, old in enumerate(layers)}
     part = subject.part.shortened(len(layers))
     weights = {}
@@ -159,7 +159,7 @@ class _Order:
         require_loadable(part, shorter, f"leave {left - 1} or {left + 1} blocks")
 
     def fits(self, layers: Sequence[int]) -> bool:
-        """Whether more can go from these until the kinds are as wanted."""
+        """Return whether more can go from these until the kinds are as wanted."""
         return _within(self.wanted, [self.kinds[i] for i in layers])
 
     def greedy(self, costs: Callable[[Sequence[int]], dict[int, float]]) -> list[int]:
@@ -172,7 +172,7 @@ class _Order:
         return layers
 
     def runs(self) -> list[list[int]]:
-        """What may be left when the blocks that go follow each other. Raises UsageError when that cannot be."""
+        """Return what may be left when the blocks that go follow each other. Raises UsageError when that cannot be."""
         possible = _runs(self.kinds, self.wanted)
         if possible:
             return possible
@@ -194,18 +194,18 @@ def _runs(kinds: Sequence[Hashable], wanted: Sequence[Hashable]) -> list[list[in
 
 
 def _within(wanted: Sequence[Hashable], kinds: Sequence[Hashable]) -> bool:
-    """Whether `wanted` is left of `kinds` when some go."""
+    """Return whether `wanted` is left of `kinds` when some go."""
     rest = iter(kinds)
     return all(any(kind == other for other in rest) for kind in wanted)
 
 
 def _start(layers: Sequence[int]) -> int:
-    """The first block that is gone."""
+    """Return the first block that is gone."""
     return next((at for at, number in enumerate(layers) if at != number), len(layers))
 
 
 def _streams(walk: LayerWalk) -> list[Tensor]:
-    """The residual stream before each layer and behind the last, at some positions."""
+    """Return the residual stream before each layer and behind the last, at some positions."""
     positions = walk.positions(_SAMPLED)
     states = walk.first()
     streams = [torch.cat(states)[positions]]

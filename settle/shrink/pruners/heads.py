@@ -76,7 +76,7 @@ class Heads(Pruner):
 
 
 def _groups(o: LayerOptions, what: str) -> tuple[Tensor, Tensor]:
-    """Inputs of `o_proj` that go together, (G, w), and to whom each group belongs, (G,)."""
+    """Return the inputs of `o_proj` that go together, (G, w), and to whom each group belongs, (G,)."""
     columns = torch.arange(o.heads * o.head_dim)
     if what == "groups":
         return columns.view(o.kv_heads, -1), torch.zeros(o.kv_heads, dtype=torch.long)

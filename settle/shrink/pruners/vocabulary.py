@@ -27,7 +27,9 @@ _MOST_UNSEEN = 0.003  # share of further tokens; one in smaller pieces costs som
 
 @dataclass(frozen=True)
 class VocabularyReport:
-    """tokens: before and after. text_tokens: of the text; removed_in_the_text: of those. unseen_share: of the tokens of
+    """What a smaller vocabulary leaves out.
+
+    tokens: before and after. text_tokens: of the text; removed_in_the_text: of those. unseen_share: of the tokens of
     further text, what will be missing, as nine tenths of the text predict it for the tenth; None for too short a text.
     """
 
@@ -89,7 +91,7 @@ class Vocabulary(Pruner):
     def cut_file(
         self, source: Path, target: Path, texts: Sequence[str], metadata: Mapping[str, object] | None = None
     ) -> RemainingTokens:
-        """The same from one GGUF file to another, whatever its types; no more than a few rows are in memory at a time.
+        """Cut one GGUF file into another, whatever its types; no more than a few rows are in memory at a time.
 
         metadata: keys to set. Raises what `prune` raises, FormatError for an unsound file, ResourceError for a disk
         that is too small.
@@ -99,8 +101,11 @@ class Vocabulary(Pruner):
         return kept
 
     def choose(self, tokenizer: Tokenizer, texts: Sequence[str]) -> RemainingTokens:
-        """Which tokens stay. Raises DataError without text, UsageError for a number that is too small, naming the
-        smallest, and when nothing would go."""
+        """Choose which tokens stay.
+
+        Raises DataError without text, UsageError for a number that is too small, naming the smallest, and when nothing
+        would go.
+        """
         names = Tokens(tokenizer)
         first, second = counted(names.tokenizer, texts)
         if not (first + second).any():
@@ -126,8 +131,10 @@ class Vocabulary(Pruner):
         return RemainingTokens(ids, _report(names, always, ids, first + second, unseen_share))
 
     def _filled(self, names: Tokens, always: set[int], counts: np.ndarray, more: Sequence[int]) -> set[int]:
-        """`always`, then what the text has, the most frequent first, then its kin, then `more`; to a multiple of
-        `_STEP`."""
+        """Add to `always` what the text has, the most frequent first, then its kin, then `more`.
+
+        The number becomes a multiple of `_STEP`.
+        """
         num_tokens = len(names.tokens)
         order = np.argsort(-counts, kind="stable")
         in_the_text = [int(i) for i in order[: int((counts >= self.least).sum())]]
@@ -146,8 +153,10 @@ class Vocabulary(Pruner):
 
 
 def _number(kept: set[int], more: Sequence[int], counts: np.ndarray, share: float) -> int:
-    """How many of `more` are needed beside `kept` so that no larger share of counts (V,) is missing; if all of them are
-    too few, as many as help."""
+    """Return how many of `more` are needed next to `kept` so that no larger share of counts (V,) is missing.
+
+    If all of them are too few, as many as help.
+    """
     missing = int(counts.sum()) - int(counts[list(kept)].sum())
     number = 0
     for place, i in enumerate(more, 1):
@@ -173,7 +182,7 @@ def _report(
 
 
 def cut_subject(subject: PrunableModel, kept: Sequence[int]) -> PrunableModel:
-    """The model with the tokens `kept`, old ids in their new order."""
+    """Return the model with the tokens `kept`, old ids in their new order."""
     old, new = subject.part, {int(i): place for place, i in enumerate(kept)}
     names = Tokens(subject.tokenizer)
 

@@ -75,7 +75,7 @@ class Width(Pruner):
 
 
 def _nearest(part: Architecture, keep: int) -> str:
-    """What to do about a family in which llama.cpp takes the width for that of the query heads."""
+    """Say what to do about a family in which llama.cpp takes the width for that of the query heads."""
     o = part.options().layers[0]
     group = o.head_dim * o.heads // o.kv_heads
     nearest = max(round(keep / group), 1) * group
@@ -84,8 +84,10 @@ def _nearest(part: Architecture, keep: int) -> str:
 
 @torch.no_grad()
 def _strengths(walk: LayerWalk, subject: PrunableModel, on_layer: Callable[[int], object]) -> tuple[Tensor, "_Power"]:
-    """How much of what matrices read comes from each channel, (D,), each norm's readers having the same say; and the
-    mean squares of the stream before each norm."""
+    """Measure how much of what matrices read comes from each channel, (D,), each norm's readers counting alike.
+
+    Also returns the mean squares of the stream before each norm.
+    """
     strength, power = torch.zeros(subject.part.options().layers[0].width), _Power()
     states = walk.first()
     for layer in range(subject.num_layers):
@@ -112,14 +114,17 @@ def _strengths(walk: LayerWalk, subject: PrunableModel, on_layer: Callable[[int]
 
 @dataclass
 class _Power:
-    """streams: mean squares (D,) of the residual stream before the norms, in order, the final one last. branches: of
-    what attention and feed-forward hand to the norms behind them, where a family has those."""
+    """Mean squares of what the channels carry.
+
+    streams (D,): of the residual stream before the norms, in order, the final one last. branches: of what attention and
+    feed-forward give to the norms behind them, where a family has those.
+    """
 
     streams: list[Tensor] = field(default_factory=list)
     branches: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
     def missing(self, squares: Tensor, channels: Tensor) -> float:
-        """By what a norm over the kept channels alone divides, compared with before, when zeros stand for the rest."""
+        """Return by what a norm over the kept channels alone divides, compared with before, with zeros for the rest."""
         return float((squares[channels].sum() / squares.sum()).sqrt())
 
 
@@ -167,13 +172,13 @@ class _Narrow:
         norm.weight.copy_(norm.factor() * factor - norm.offset)
 
     def put(self, name: str, kept_columns: Tensor) -> None:
-        """A matrix that reads the stream, from its columns of kept channels (O, K)."""
+        """Set a matrix that reads the stream, from its columns of kept channels (O, K)."""
         with torch.no_grad():
             self.model.get_parameter(name).copy_(spread_out(kept_columns, self.kept, self.width))
 
     @torch.no_grad()
     def weights(self) -> dict[str, Tensor]:
-        """What the narrow model holds."""
+        """Return what the narrow model holds."""
         narrow, ratio = {}, (self.width / len(self.kept)) ** 0.5
         offset = self.model.options.layers[0].norm_offset
         scaled = self.model.options.embedding_scale is not None
@@ -197,8 +202,10 @@ _READING = tuple(f"{module}.weight" for modules in _READERS.values() for module 
 
 
 def _repair(narrow: _Narrow, whole: LayerWalk, walk: LayerWalk, on_layer: Callable[[int], object]) -> dict[str, object]:
-    """Fit the narrow model's matrices, block after block; → how many were, and the error that each block is left with,
-    as a share of the power of the stream behind it."""
+    """Fit the narrow model's matrices, block after block.
+
+    Returns how many were, and the error that each block is left with, as a share of the power of the stream behind it.
+    """
     fitted, errors = 0, []
     wide, own = whole.first(), walk.first()
     for layer in range(narrow.subject.num_layers):
@@ -215,8 +222,10 @@ def _repair(narrow: _Narrow, whole: LayerWalk, walk: LayerWalk, on_layer: Callab
 
 @torch.no_grad()
 def _fit_head(narrow: _Narrow, whole: LayerWalk, walk: LayerWalk, wide: Sequence[Tensor], own: Sequence[Tensor]) -> int:
-    """The factors of the last norm, so that logits (but for what is added to all of them) are those of the whole
-    model; 1 when that is better on held-out windows."""
+    """Fit the factors of the last norm, so that logits are those of the whole model.
+
+    Not what is added to all of them. Returns 1 when that is better on held-out windows.
+    """
     norm, channels = narrow.model.model.norm, narrow.kept
     wanted, wanted_held = whole.split([whole.model.model.norm(x) for x in wide])
     unit, held = walk.split([norm(x)[:, channels] for x in own])
@@ -276,7 +285,7 @@ def _matrices(subject: PrunableModel, layer: int, modules: Sequence[str]) -> dic
 
 
 def _mean_square(rows: Iterable[Tensor]) -> Tensor:
-    """The mean square of each channel (D,), over all rows (N, D)."""
+    """Return the mean square of each channel (D,), over all rows (N, D)."""
     total, number = torch.zeros(()), 0
     for batch in rows:
         total = total + batch.float().square().sum(0)

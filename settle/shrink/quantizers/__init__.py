@@ -30,8 +30,8 @@ class Quantizer(Part):
 
     @abstractmethod
     def choose_types(self, model: QuantizerInput, num_bytes: int) -> dict[str, str]:
-        """Tensor → ggml's name of a type, for a file of at most `num_bytes`, header and all. A tensor that is not named
-        stays as it is.
+        """Map each tensor to ggml's name of a type, for a file of at most `num_bytes`, header and all.
 
-        Raises UsageError when no file of this quantizer is so small, naming the smallest.
+        A tensor that is not named stays as it is. Raises UsageError when no file of this quantizer is so small, naming
+        the smallest.
         """

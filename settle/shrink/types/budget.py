@@ -1,5 +1,7 @@
-"""Which type for which tensor, so that the sum of what they cost is least and their bytes fit: one of several for each
-(a multiple-choice knapsack), solved exactly by dynamic programming over the bytes that are left.
+"""Which type for which tensor, so that the sum of what they cost is least and their bytes fit.
+
+One of several for each (a multiple-choice knapsack), solved exactly by dynamic programming over the bytes that are
+left. Costs are measured by `sensitivity.py`.
 
 Sizes of one model's tensors have a large common divisor, so there are few thousand different sums. Where there are more
 they are rounded up, by less than a thousandth of the budget in all.
@@ -34,7 +36,7 @@ class CostTable:
         return sum(costs[kinds[name]] for name, costs in self.costs.items() if kinds.get(name) in costs)
 
     def without(self, types: frozenset[str]) -> "CostTable":
-        """The table without some types, for tensors that have another."""
+        """Return the table without some types, for tensors that have another."""
         left = {name: [k for k in costs if k not in types] or list(costs) for name, costs in self.costs.items()}
         costs = {name: {k: self.costs[name][k] for k in kinds} for name, kinds in left.items()}
         sizes = {name: {k: self.num_bytes[name][k] for k in kinds} for name, kinds in left.items()}
@@ -45,7 +47,7 @@ class CostTable:
 
     @classmethod
     def open(cls, path: Path) -> "CostTable":
-        """Raises DataError for a file that is no such table."""
+        """Read a table. Raises DataError for another file."""
         stored = read_json(path)
         try:
             return cls(stored["costs"], stored["num_bytes"], stored["about"])

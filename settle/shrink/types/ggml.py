@@ -94,7 +94,7 @@ def quantize_piece(values: np.ndarray, code: int, weights: np.ndarray | None, ou
 
 
 def check(kind: str, row: int, has_importance: bool) -> None:
-    """Raises UsageError where rows of that many values cannot get the type."""
+    """Raise UsageError where rows of that many values cannot get the type."""
     block = block_of(code_of(kind))
     assert block is not None, kind
     if row % block[1]:
@@ -115,7 +115,7 @@ def num_threads() -> int:
 
 
 def code_of(kind: str) -> int:
-    """ggml's number of a type. Raises UsageError for an unknown one."""
+    """Return ggml's number of a type. Raises UsageError for an unknown one."""
     try:
         return block_id(kind)
     except KeyError:
@@ -130,7 +130,7 @@ def _weights(importance: np.ndarray, row: int) -> np.ndarray:
 
 
 def _dequantizer(kind: str) -> str:
-    """ggml's function for it: K-quants keep their capital, the others have none."""
+    """Return ggml's function for a type: K-quants keep their capital, the others have none."""
     name = kind.lower()
     return f"dequantize_row_{name[:-1]}K" if name.endswith("_k") else f"dequantize_row_{name}"
 

@@ -40,9 +40,10 @@ class Importance:
 
 
 def read_imatrix(path: Path) -> Importance:
-    """An importance file of either layout. An expert that was never used counts as llama.cpp has it: all inputs alike.
+    """Read an importance file of either layout.
 
-    Raises FormatError for a file that is neither, is cut short, or holds what is no mean of squares.
+    An expert that was never used counts as llama.cpp has it: all inputs alike. Raises FormatError for a file that is
+    neither, is cut short, or holds what is no mean of squares.
     """
     path = Path(path)
     try:
@@ -74,7 +75,7 @@ def write_imatrix(path: Path, importance: Importance) -> Importance:
 
 
 def metadata_of(importance: Importance, name: str = "") -> dict[str, object]:
-    """The keys by which `llama-quantize` records in a file with which importance it was made. name: of its file."""
+    """Return the keys by which `llama-quantize` records in a file its importance. name: of the importance file."""
     metadata: dict[str, object] = {"quantize.imatrix.file": name} if name else {}
     if importance.datasets:
         metadata["quantize.imatrix.dataset"] = importance.datasets[0]

@@ -46,7 +46,7 @@ class Choice:
 
 
 def mix_types(file: Weights, mix: str, has_importance: bool = False) -> dict[str, Choice]:
-    """The type of every tensor of a GGUF file, in the order that llama.cpp writes them.
+    """Return the type of every tensor of a GGUF file, in the order that llama.cpp writes them.
 
     has_importance: whether an importance will be given; some mixes spend their bits differently then. Raises UsageError
     for an unknown mix, FormatError for a file that llama.cpp refuses.
@@ -70,8 +70,11 @@ def mix_types(file: Weights, mix: str, has_importance: bool = False) -> dict[str
 
 
 def quantizable(file: Weights) -> frozenset[str]:
-    """Names of the tensors that llama.cpp quantizes: matrices of weights, but for those that are tiny or that a small
-    error ruins (norms, routers, positions). Raises FormatError for a file that llama.cpp refuses."""
+    """Return the names of the tensors that llama.cpp quantizes.
+
+    Matrices of weights, but for those that are tiny or that a small error ruins (norms, routers, positions). Raises
+    FormatError for a file that llama.cpp refuses.
+    """
     answer = _answers(_miniature(file), False)["F16"]
     if isinstance(answer, str):
         raise FormatError(f"llama.cpp cannot quantize this model: {answer}", "update settle's extra `shrink`")
@@ -79,7 +82,7 @@ def quantizable(file: Weights) -> frozenset[str]:
 
 
 def _miniature(file: Weights, fitting_rows: bool = False) -> bytes:
-    """A GGUF file with the metadata and the tensor names of `file`, small and all zeros, in F32.
+    """Make a GGUF file with the metadata and the tensor names of `file`, small and all zeros, in F32.
 
     fitting_rows: with rows that every block divides, instead of the same remainder as the file's.
     """
@@ -115,7 +118,7 @@ def _answers(miniature: bytes, has_importance: bool) -> dict[str, dict[str, str 
 
 
 def _changed_type(code: int) -> str | None:
-    """The name of ggml's type number `code`; None for the miniature's own."""
+    """Return the name of ggml's type number `code`; None for the miniature's own."""
     block = block_of(code)
     return None if block is None or block[0] == "F32" else block[0]
 

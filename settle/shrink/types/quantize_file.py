@@ -87,7 +87,7 @@ def file_bytes(
     file_type: int | str | None = None,
     metadata: Mapping[str, object] | None = None,
 ) -> int:
-    """The exact size of what `quantize_gguf` would write, with header and padding."""
+    """Return the exact size of what `quantize_gguf` would write, with header and padding."""
     return plan_file(
         file, {name: kinds.get(name, t.dtype) for name, t in file.tensors.items()}, file_type, metadata
     ).total
@@ -102,7 +102,7 @@ def order(name: str) -> tuple[int, bytes]:
 def plan_file(
     file: Weights, chosen: Mapping[str, str], file_type: int | str | None, metadata: Mapping[str, object] | None
 ) -> Layout:
-    """The header, and the size of the whole. chosen: the type of every tensor."""
+    """Lay out the header, and the size of the whole. chosen: the type of every tensor."""
     entries = [
         Entry(name, file.tensors[name].shape, chosen[name], _num_bytes(file.tensors[name], chosen[name]))
         for name in sorted(file.tensors, key=order)
@@ -119,7 +119,7 @@ def plan_file(
 
 
 def guessed_file_type(chosen: Mapping[str, str], file: Weights) -> int:
-    """The recipe whose base type holds the most values: the name under which others show the file."""
+    """Return the recipe whose base type holds the most values: the name under which others show the file."""
     held: Counter[str] = Counter()
     for name, kind in chosen.items():
         held[kind] += math.prod(file.tensors[name].shape)
@@ -134,7 +134,7 @@ def quantized_already(file: Weights) -> dict[str, int]:
 
 
 def _types_by_tensor(file: Weights, kinds: Mapping[str, str], requantize: bool) -> dict[str, str]:
-    """The type of every tensor, once the request makes sense."""
+    """Return the type of every tensor, once the request makes sense."""
     parts = file.metadata.get("split.count", 1)
     if isinstance(parts, int) and parts > 1:
         raise UsageError(
@@ -252,7 +252,7 @@ _scratch = threading.local()
 
 
 def _encode(piece: _Piece) -> np.ndarray:
-    """The bytes of a piece in its new type. In a thread of the pool."""
+    """Return the bytes of a piece in its new type. In a thread of the pool."""
     raw = piece.tensor.place.bytes(piece.first, piece.last)
     if piece.kind is None:
         return _sound(raw.copy(), piece.tensor.dtype)
@@ -266,7 +266,7 @@ def _encode(piece: _Piece) -> np.ndarray:
 
 
 def _sound(raw: np.ndarray, dtype: str) -> np.ndarray:
-    """What is only copied holds no NaN and no infinity either."""
+    """Check that what is only copied holds no NaN and no infinity either."""
     top = {"F32": (np.uint32, 0x7F800000), "F16": (np.uint16, 0x7C00), "BF16": (np.uint16, 0x7F80)}.get(dtype)
     if top is not None and (raw.view(top[0]) & top[1] == top[1]).any():
         raise FormatError("there are NaN or infinity", "get the file again, or export it again")
@@ -336,15 +336,17 @@ def find_fallback(file: Weights, mix: str, has_importance: bool = False) -> Fall
 
 
 def expected_error(file: Weights, chosen: Mapping[str, Choice]) -> float:
-    """The share of the squares of all weights that rounding to these types loses, were they normally distributed and
-    alike: it orders mixes by how precise they are."""
+    """Return the share of the squares of all weights that rounding to these types loses.
+
+    It holds were they normally distributed and alike: it orders mixes by how precise they are.
+    """
     sizes = {name: math.prod(file.tensors[name].shape) for name in chosen}
     errors = {name: row.error or 0.0 for name, row in GGML.items()}
     return sum(errors.get(c.kind, 0.0) * sizes[name] for name, c in chosen.items()) / sum(sizes.values())
 
 
 def _better_mix(file: Weights, chosen: Mapping[str, Choice], size: int, has_importance: bool) -> tuple[str | None, int]:
-    """The most precise mix of those that are more precise and no larger; the smaller one of two alike."""
+    """Return the most precise mix of those that are more precise and no larger; the smaller one of two alike."""
     no_larger: list[tuple[float, int, str]] = []
     for mix in MIXES:
         other = mix_types(file, mix, has_importance)

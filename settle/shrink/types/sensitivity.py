@@ -1,7 +1,6 @@
-"""What each tensor of a model costs in each type that it can have: nats of divergence, predicted before any file is
-made.
+"""What each tensor of a model costs in each type: nats of divergence, predicted before any file is made.
 
-    cost = ½ Σ F δ²     F: how much the predictions hang on a weight (`curvature.py`), δ: the rounding error in the type
+    cost = ½ Σ F δ²     F: how much predictions hang on a weight (`importance.py`), δ: its rounding error in the type
 
 The error is that of llama.cpp's own quantizer with the same importance matrix, on rows that are drawn by how much they
 matter, so that a large tensor takes no longer than a small one. Costs of tensors add up: rounding errors do not know of
@@ -39,9 +38,9 @@ def measure_costs(
     seed: int = 0,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> CostTable:
-    """The table for every tensor of a GGUF file that may be quantized and whose curvature is known.
+    """Measure the table for every tensor of a GGUF file that may be quantized and whose curvature is known.
 
-    curvature: parameter → (O, B), from `curvature.py`. importance: the one that the file will be quantized with.
+    curvature: parameter → (O, B), from `importance.py`. importance: the one that the file will be quantized with.
     """
     members: dict[str, list[str]] = {}
     for parameter, name in part.gguf_names().items():
@@ -72,7 +71,7 @@ def candidates(tensor: LazyTensor, types: Sequence[str] = TYPES, has_importance:
 def _costs(
     tensor: LazyTensor, bends: np.ndarray, means: np.ndarray | None, types: Sequence[str], seed: int
 ) -> dict[str, float]:
-    """bends (E, O, B): of the experts one after the other, or E = 1 → type → nats."""
+    """Return nats by type from bends (E, O, B): of the experts one after the other, or E = 1."""
     experts, rows, _ = bends.shape
     costs = dict.fromkeys(types, 0.0)
     values = np.asarray(tensor.load(), np.float32).reshape(experts, rows, -1)
@@ -89,14 +88,15 @@ def _costs(
 
 
 def rounded(values: np.ndarray, kind: str, importance: np.ndarray | None) -> np.ndarray:
-    """values (R, C) as they are after having been stored in a type."""
+    """Round values (R, C) as storing them in a type does."""
     raw = ggml.quantize(values, kind, importance)
     return ggml.dequantize(raw, kind, np.empty(values.shape, np.float32))
 
 
 def _rows_to_see(values: np.ndarray, bends: np.ndarray, budget: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Rows to look at and what each stands for, (K,) both: a row is drawn as often as its errors can be expected to
-    matter, evenly along the matrix; all of them when they are few.
+    """Draw rows to look at, and what each stands for, (K,) both; all of them when they are few.
+
+    A row is drawn as often as its errors can be expected to matter, evenly along the matrix.
     """
     rows, width = values.shape
     wanted = max(64, budget // width)
@@ -113,7 +113,7 @@ def _rows_to_see(values: np.ndarray, bends: np.ndarray, budget: int, seed: int) 
 
 
 def _spread(bends: np.ndarray, means: np.ndarray) -> np.ndarray:
-    """bends (R, B), sums over blocks; means (I,) of the inputs' squares → (R, I), each block spread by the means."""
+    """Spread bends (R, B), sums over blocks, by the means (I,) of the inputs' squares → (R, I)."""
     blocks = means.reshape(-1, BLOCK).astype(np.float64)
     totals = blocks.sum(-1, keepdims=True)
     shares = np.where(totals > 0, blocks / np.where(totals > 0, totals, 1), 1 / BLOCK)
