@@ -1,7 +1,7 @@
-"""Whether probabilities mean what they say: calibration error, Brier score, risk and coverage.
+"""Calibration of probabilities: calibration error, Brier score, risk and coverage.
 
-Shared by all that answers with a probability: decisions, and the judge of whether documents answer a question.
-Legend: n rows, K options (rows with fewer are filled up with targets of 0), R resamples.
+Shared by all that answers with a probability: decisions, and the judge of whether documents answer a question. Legend:
+n rows, K options (rows with fewer are filled up with targets of 0), R resamples.
 """
 
 from collections.abc import Sequence
@@ -23,8 +23,11 @@ def brier(shares: np.ndarray, targets: np.ndarray) -> float:
 
 
 def calibration_error(confidence: np.ndarray, right: np.ndarray) -> float:
-    """Expected calibration error: over bins of equally many rows in the order of `confidence`, the mean distance of
-    the share of `right` answers from the mean confidence, weighted by rows. confidence, right (n,)."""
+    """Compute the expected calibration error of confidence, right (n,).
+
+    Over bins of equally many rows in the order of `confidence`, it is the mean distance of the share of `right` answers
+    from the mean confidence, weighted by rows.
+    """
     order = np.argsort(confidence, kind="stable")
     parts = np.array_split(order, max(1, min(BINS, len(order) // FEWEST_IN_BIN)))
     gaps = [abs(float(confidence[part].mean() - right[part].mean())) * len(part) for part in parts if len(part)]
@@ -33,8 +36,11 @@ def calibration_error(confidence: np.ndarray, right: np.ndarray) -> float:
 
 @dataclass(frozen=True)
 class CalibrationError:
-    """error: with its 95 % interval. if_calibrated: what chance alone gives so many rows of these confidences, when
-    every probability means what it says; an error near it is no sign of miscalibration."""
+    """A calibration error and what it means.
+
+    error: with its 95 % interval. if_calibrated: what chance alone gives so many rows of these confidences, when every
+    probability means what it says; an error near it is no sign of miscalibration.
+    """
 
     error: Interval
     if_calibrated: float
@@ -43,7 +49,7 @@ class CalibrationError:
 def measure_calibration(
     confidence: np.ndarray, right: np.ndarray, families: Sequence[int] | None = None, seed: int = 0
 ) -> CalibrationError:
-    """The calibration error (n,) with its interval. families: rows of one are resampled together.
+    """Measure the calibration error (n,) with its interval. families: rows of one are resampled together.
 
     Chance pushes the error up, and resampling does so again: the upper end is that of the bootstrap, the lower end is
     mirrored at the estimate (the basic bootstrap), and is 0 where a calibrated model would show an error as large in
@@ -83,7 +89,7 @@ class Answered:
 def risk_coverage(
     confidence: np.ndarray, right: np.ndarray, families: Sequence[int] | None = None, risks: Sequence[float] = RISKS
 ) -> list[Answered]:
-    """What refusing above each risk leaves, of rows that fitted neither a weight nor a temperature. (n,) each."""
+    """Return what refusing above each risk leaves, of rows (n,) that fitted neither weight nor temperature."""
     table = []
     for risk in risks:
         answered = np.flatnonzero(confidence >= 1 - risk)
@@ -117,8 +123,10 @@ class CalibrationReport:
 
     @classmethod
     def of(cls, shares: np.ndarray, targets: np.ndarray, families: Sequence[int] | None = None) -> "CalibrationReport":
-        """shares, targets (n, K): an answer is right when its likeliest option is the target's. Where targets are
-        shares of people, a probability is held against the share that gave the same answer."""
+        """Measure shares, targets (n, K): an answer is right when its likeliest option is the target's.
+
+        Where targets are shares of people, a probability is held against the share that gave the same answer.
+        """
         best, confidence = shares.argmax(-1), shares.max(-1)
         right, agreed = best == targets.argmax(-1), targets[np.arange(len(targets)), best]
         return cls(
@@ -149,7 +157,7 @@ class CalibrationReport:
 
     @property
     def warning(self) -> str:
-        """Whether the probabilities are too low or too high on the whole; empty where neither is shown."""
+        """Say whether the probabilities are too low or too high on the whole; empty where neither is shown."""
         if self.bias.contains(0.0) or abs(self.bias.value) < LEAST_BIAS:
             return ""
         word = "under" if self.bias.value > 0 else "over"

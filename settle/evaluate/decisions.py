@@ -26,8 +26,11 @@ ORDERS = 3  # other orders that each row is asked in
 
 @dataclass(frozen=True)
 class Scored:
-    """scores, targets (n, K): logits of the labels, -inf beyond a row's options, and the right shares; types (n,).
-    heat: the temperature of the training, around which others are expected."""
+    """Rows scored by a decision model.
+
+    scores, targets (n, K): logits of the labels, -inf beyond a row's options, and the right shares; types (n,). heat:
+    the temperature of the training, around which others are expected.
+    """
 
     scores: np.ndarray
     targets: np.ndarray
@@ -35,7 +38,7 @@ class Scored:
     heat: float = 1.0
 
     def temperatures(self) -> dict[str, float]:
-        """The temperature of each type of question, fitted on these rows."""
+        """Fit the temperature of each type of question on these rows."""
         return {
             str(kind): self.heat
             * fit_temperature(self.scores[self.types == kind] / self.heat, self.targets[self.types == kind])
@@ -49,7 +52,7 @@ class Scored:
 
 
 def score_rows(model: Decoder, objective: Decision, encoder: DecisionEncoder, rows: Sequence[DecisionRow]) -> Scored:
-    """The rows with their options in their own order."""
+    """Score the rows with their options in their own order."""
     encoded = [encoder.encode(row, own_order(row.question)) for row in rows]
     width = max(len(decision.shares) for decision in encoded)
     scores = np.full((len(rows), width), -np.inf)
@@ -66,8 +69,10 @@ def order_changes(
     rows: Sequence[DecisionRow],
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Interval | None:
-    """The share of answers that differ once the options stand in another order, over ORDERS orders of each choice; None
-    where no row is a choice."""
+    """Return the share of answers that differ once the options are in another order.
+
+    Over ORDERS orders of each choice; None where no row is a choice.
+    """
     choices = [row for row in rows if row.question.type == "choice"]
     if not choices:
         return None
@@ -89,7 +94,7 @@ def order_changes(
 
 @torch.no_grad()
 def _scores(model: Decoder, objective: Decision, encoded: Sequence[EncodedDecision]) -> list[np.ndarray]:
-    """The logits (K,) of each decision, in their order."""
+    """Return the logits (K,) of each decision, in their order."""
     training, found = model.training, {}
     model.eval()
     for chosen in _batches([len(decision.ids) for decision in encoded]):
@@ -139,9 +144,10 @@ _WORDS = re.compile(r"\w+")
 
 
 def naive_bayes(train: Sequence[DecisionRow], judging: Sequence[DecisionRow], width: int) -> np.ndarray:
-    """The probabilities (n, K) of the rows that judge, K = `width`, learned from the training rows of each question.
+    """Return the probabilities (n, K) of the rows that judge, K = `width`, learned from the training rows.
 
-    An option is one by its key, so options may change their places from row to row.
+    Multinomial naive Bayes on the words of a text, for each question: the simple classifier that a decision model has
+    to beat. An option is one by its key, so options may change their places from row to row.
     """
     models = {name: _Words([row for row in train if row.name == name]) for name in {row.name for row in judging}}
     shares = np.zeros((len(judging), width))

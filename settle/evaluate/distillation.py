@@ -34,9 +34,12 @@ _LOGITS = 1 << 24  # logits of either model held at once, in fp32
 
 @dataclass(frozen=True)
 class Nearness:
-    """A student on P targets. apart: its difference from the teacher, (P,) each. teacher: the teacher's
-    log-probabilities of the targets (P,). stretches: number of targets in each piece, which never spans two rows;
-    families: of each piece, the same number for those of one row or of rows that are kin."""
+    """A student on P targets.
+
+    apart: its difference from the teacher, (P,) each. teacher: the teacher's log-probabilities of the targets (P,).
+    stretches: number of targets in each piece, which never spans two rows; families: group ids of the pieces; pieces of
+    one row, or of near-duplicate rows, share one.
+    """
 
     apart: Compared
     teacher: np.ndarray
@@ -55,15 +58,17 @@ class Nearness:
         }
 
     def means(self, values: np.ndarray) -> np.ndarray:
-        """The mean of `values` (P,) over each stretch."""
+        """Return the mean of `values` (P,) over each stretch."""
         return np.array([part.mean() for part in np.split(values, np.cumsum(self.stretches)[:-1])])
 
 
 def nearness(
     model: Decoder, objective: Distill, batches: Sequence[Batch], on_batch: OnBatch = lambda: True
 ) -> Nearness:
-    """Compare the model with the objective's teacher, in fp32, by plain KL(teacher ‖ student). on_batch: called after
-    each batch; the comparison ends when it says False."""
+    """Compare the model with the objective's teacher, in fp32, by plain KL(teacher ‖ student).
+
+    on_batch: called after each batch; the comparison ends when it returns False.
+    """
     dtype, training = model.compute_dtype, model.training
     model.eval()
     model.compute_dtype = torch.float32
@@ -126,7 +131,10 @@ def _of_batch(model: Decoder, objective: Distill, batch: Batch) -> tuple[Compare
 def _against_live(
     model: Decoder, teacher: LiveTeacher, ours: torch.Tensor, batch: tuple[torch.Tensor, ...], step: int
 ) -> tuple[Compared, np.ndarray]:
-    """ours (P, D): the student's hidden states. batch: inputs, bounds, places of the targets (P,), targets (P,)."""
+    """Compare ours (P, D), the student's hidden states, with a live teacher.
+
+    batch: inputs, bounds, places of the targets (P,), targets (P,).
+    """
     inputs, bounds, where, targets = batch
     hidden = teacher.model(inputs, bounds).index_select(0, where)
     kl, own, theirs, top = [], [], [], []
@@ -145,8 +153,10 @@ def _against_live(
 
 @dataclass(frozen=True)
 class Learned:
-    """A student before and after training. teacher: its name. paired: a test over families of rows, by KL. is_whole:
-    whether there was time for all rows."""
+    """A student before and after training.
+
+    teacher: its name. paired: a test over families of rows, by KL. is_whole: whether there was time for all rows.
+    """
 
     before: Nearness
     after: Nearness
@@ -207,9 +217,12 @@ def learned(
     events: Events,
     seconds: float | None = None,
 ) -> Learned:
-    """before, after: what `model.load_trainable` takes; the model is left with `after`. Without `before` it is the
-    model without its adapters. seconds: what the comparison may take; it reads fewer batches where that is too little,
-    and says so."""
+    """Compare the model before and after training with its teacher.
+
+    before, after: what `model.load_trainable` takes; the model is left with `after`. Without `before` it is the model
+    without its adapters. seconds: what the comparison may take; it reads fewer batches where that is too little, and
+    says so.
+    """
     batches = [batch for batch in batches if objective.count(batch)]
     order = sorted(range(len(batches)), key=lambda i: (i * 0.6180339887498949) % 1.0)  # every beginning is spread
     spread, count, began, read = [batches[i] for i in order], len(batches), time.monotonic(), 0
@@ -245,7 +258,7 @@ def answer_all(
     events: Events,
     seconds: float | None = None,
 ) -> Path:
-    """Writes each question with the model's likeliest answer to `path`, as jsonl, and returns it.
+    """Write each question with the model's likeliest answer to `path`, as jsonl, and return it.
 
     max_tokens: of an answer. A question that it says nothing to, or that does not fit into memory's context, is left
     out. seconds: what that may take. When it is too little, an evenly spread part of the questions is answered, and the

@@ -62,8 +62,10 @@ class Divergence:
 
 @dataclass(frozen=True)
 class TextLoss:
-    """Two models on the same texts, whatever their vocabularies: bits per byte, and the rise as a share of the
-    reference's."""
+    """Two models on the same texts, whatever their vocabularies.
+
+    Bits per byte, and the rise as a share of the reference's.
+    """
 
     texts: int
     num_bytes: int
@@ -82,7 +84,7 @@ def divergence(
     texts: np.ndarray | None = None,
     seed: int = 0,
 ) -> Divergence:
-    """The figures of a comparison over a record's windows, all or the first of them.
+    """Summarise a comparison over a record's windows, all or the first of them.
 
     compared: of `Scorer.compare`. num_bytes: of the text of the tokens that were compared. texts: (W,), the text of
     each window. Intervals are the bootstrap's over texts, or over windows where the texts are few: tokens of one window
@@ -123,8 +125,11 @@ def text_loss(
     windows: Windows,
     seed: int = 0,
 ) -> TextLoss:
-    """Two models on the same texts. reference, model: log-probabilities of the actual tokens, one array for each
-    window of `reference_windows` or `windows`, which are the same texts in each one's own ids."""
+    """Compare two models on the same texts.
+
+    reference, model: log-probabilities of the actual tokens, one array for each window of `reference_windows` or
+    `windows`, which are the same texts in each one's own ids.
+    """
     assert np.array_equal(windows.num_bytes, reference_windows.num_bytes), "both are measured on the same texts"
     ours, theirs = _of_texts(reference, reference_windows), _of_texts(model, windows)
     random = np.random.default_rng(seed)
@@ -142,7 +147,7 @@ def _fields(figures: Divergence | TextLoss) -> dict[str, object]:
 
 
 def _sums(values: np.ndarray, bounds: np.ndarray) -> np.ndarray:
-    """Sums (W,) of values (N,) between bounds (W + 1,)."""
+    """Sum values (N,) between bounds (W + 1,) → (W,)."""
     before = np.concatenate([[0.0], np.cumsum(np.asarray(values, float))])
     sums: np.ndarray = before[bounds[1:]] - before[bounds[:-1]]
     return sums

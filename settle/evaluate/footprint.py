@@ -29,9 +29,12 @@ class Measured:
 
 @dataclass(frozen=True)
 class Footprint:
-    """num_bytes: size of the file. load_seconds: until it answers. peak_bytes: peak of the child's
-    memory, weights and context included. prompt_speed: tokens read a second; speed: tokens generated a second, one by
-    one. context: tokens that there was room for."""
+    """What a file takes here.
+
+    num_bytes: size of the file. load_seconds: until it answers. peak_bytes: peak of the child's memory, weights and
+    context included. prompt_speed: tokens read a second; speed: tokens generated a second, one by one. context: tokens
+    that there was room for.
+    """
 
     num_bytes: int
     load_seconds: Measured
@@ -53,9 +56,10 @@ def footprints(
     generated: int = GENERATED,
     on_progress: Callable[[int], None] = lambda done: None,
 ) -> list[Footprint]:
-    """The footprint of each file. They are measured in turns, every file once a round, so that a machine that is busy
-    for a while slows all of them down alike. on_progress: called with 1 after every file and round. Raises what
-    `Engine` does.
+    """Measure the footprint of each file.
+
+    They are measured in turns, every file once a round, so that a machine that is busy for a while slows all of them
+    down alike. on_progress: called with 1 after every file and round. Raises what `Engine` does.
     """
     measured: list[list[_Round]] = [[] for _ in paths]
     for _ in range(rounds):
@@ -79,7 +83,7 @@ def footprints(
 def footprint(
     path: Path, rounds: int = ROUNDS, threads: int | None = None, prompt: int = PROMPT, generated: int = GENERATED
 ) -> Footprint:
-    """The footprint of one file, as `footprints`."""
+    """Measure the footprint of one file, as `footprints`."""
     return footprints([path], rounds, threads, prompt, generated)[0]
 
 
@@ -114,7 +118,7 @@ def _round(path: Path, threads: int | None, prompt: int, generated: int) -> _Rou
 
 
 def peak_bytes(pid: int) -> int:
-    """The most memory that a process ever had; of now where the system does not remember that."""
+    """Return the most memory that a process ever had; of now where the system does not remember that."""
     if sys.platform == "linux":
         for line in Path(f"/proc/{pid}/status").read_text().splitlines():
             if line.startswith("VmHWM:"):

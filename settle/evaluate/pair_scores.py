@@ -14,7 +14,7 @@ RESAMPLES, LEVEL = 1000, 0.95
 
 @torch.no_grad()
 def pair_scores(model: Encoder | Reranker, batches: Sequence[Batch]) -> np.ndarray:
-    """The logits of a reranker, or the cosines of an encoder, (P,)."""
+    """Return the logits of a reranker, or the cosines of an encoder, (P,)."""
     scores, training = [], model.training
     model.eval()
     for batch in batches:
@@ -31,7 +31,10 @@ def pair_scores(model: Encoder | Reranker, batches: Sequence[Batch]) -> np.ndarr
 
 
 def separation(scores: np.ndarray, answers: np.ndarray) -> float:
-    """The probability that a pair that answers scores above one that does not (AUROC), ties half; NaN of one kind."""
+    """Return the probability that a pair that answers scores above one that does not (AUROC); NaN of one kind.
+
+    Ties count half.
+    """
     order = scores.argsort(kind="stable")
     _, inverse, counts = np.unique(scores[order], return_inverse=True, return_counts=True)
     last = counts.cumsum()
@@ -42,8 +45,10 @@ def separation(scores: np.ndarray, answers: np.ndarray) -> float:
 
 
 def compare_scores(base: np.ndarray, tuned: np.ndarray, batches: Sequence[Batch]) -> dict[str, object]:
-    """Two models' scores of the same pairs, with the interval of the difference: groups of questions are resampled, not
-    pairs."""
+    """Compare two models' scores of the same pairs, with the interval of the difference.
+
+    Groups of questions are resampled, not pairs.
+    """
     labels, groups = [], []
     for batch in batches:
         bounds = batch.cu_seqlens

@@ -40,10 +40,11 @@ WAYS = (
 
 @dataclass(frozen=True)
 class Pair:
-    """A model with its draft, on n prompts. alone, together: tokens per second of all answers. way: how the draft
-    proposed. accepted: share of the proposed that the model agreed with, None when nothing was. differing: prompts
-    whose answers differ, with the place of the first token that does. searched: ways that were tried, and how many
-    times as fast they were on a few prompts.
+    """A model with its draft, on n prompts.
+
+    alone, together: tokens per second of all answers. way: how the draft proposed. accepted: share of the proposed that
+    the model agreed with, None when nothing was. differing: prompts whose answers differ, with the place of the first
+    token that does. searched: ways that were tried, and how many times as fast they were on a few prompts.
     """
 
     alone: float
@@ -104,7 +105,7 @@ def measure_pair(
     ways: Sequence[Proposing] = WAYS,
     seconds: float | None = None,
 ) -> Pair:
-    """The model's greedy answers to prompts (ids), alone and with its draft, both in llama.cpp.
+    """Measure the model's greedy answers to prompts (ids), alone and with its draft, both in llama.cpp.
 
     How the draft proposes is chosen on the first few prompts, and measured on the others. seconds: what the measurement
     may take; it asks fewer prompts and tries fewer ways where that is too little, and says so. Raises DataError when
@@ -152,7 +153,7 @@ def measure_pair(
 def _pair(
     alone: Sequence[TimedAnswer], together: Sequence[TimedAnswer], way: Proposing, searched: dict[Proposing, float]
 ) -> Pair:
-    """The figures of the same prompts' answers, without the draft and with it."""
+    """Summarise the same prompts' answers, without the draft and with it."""
     proposed = sum(one.drafted for one in together)
     pairs = list(zip(alone, together, strict=True))
     return Pair(
@@ -174,6 +175,6 @@ def _rate(answers: Sequence[TimedAnswer]) -> float:
 
 
 def _first(one: Sequence[int], other: Sequence[int]) -> int:
-    """The first place where two answers differ."""
+    """Return the first place where two answers differ."""
     same = next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), None)
     return min(len(one), len(other)) if same is None else same

@@ -15,8 +15,11 @@ FEWEST = 15  # votes below which there is no interval
 
 @dataclass(frozen=True)
 class Preference:
-    """models: two names. wins: votes for each; same, bad: votes for neither. conversations: that the votes are from.
-    test: of the second against the first, None below FEWEST votes; pairs of one conversation belong together."""
+    """Votes between two models.
+
+    models: two names. wins: votes for each; same, bad: votes for neither. conversations: that the votes are from. test:
+    of the second against the first, None below FEWEST votes; pairs of one conversation belong together.
+    """
 
     models: tuple[str, str]
     wins: tuple[int, int]
@@ -64,7 +67,7 @@ class Preference:
 
 
 def preferences(ballots: Ballots) -> list[Preference]:
-    """Of each two models that were voted on; a model whose files have changed is another one."""
+    """Count the votes on each two models that were compared; a model whose files have changed is another one."""
     latest: dict[str, AnswerPair] = {name: pair for pair in ballots.pairs.values() for name in pair.models}
     together: dict[tuple[str, ...], list[tuple[AnswerPair, Vote]]] = {}
     for id, choice in ballots.votes.items():
@@ -90,13 +93,13 @@ def _preference(votes: Sequence[tuple[AnswerPair, Vote]], latest: dict[str, Answ
 
 
 def _dated(name: str, pair: AnswerPair, latest: AnswerPair) -> str:
-    """A model's name; of one that has changed since, with the day when it was last compared."""
+    """Return a model's name; of one that has changed since, with the day when it was last compared."""
     stamps = [dict(zip(each.models, each.weights, strict=True))[name] for each in (pair, latest)]
     return name if stamps[0] == stamps[1] else f"{name} as of {time.strftime('%Y-%m-%d', time.localtime(pair.time))}"
 
 
 def list_votes(events: Events) -> None:
-    """Shows what was voted on, and what follows from it."""
+    """Show what was voted on, and what follows from it."""
     found = preferences(Ballots.read())
     rows = [
         [" and ".join(one.models), one.votes, one.shares, one.same, one.bad, one.conversations, one.sentence]

@@ -25,8 +25,10 @@ Writer = Callable[[], Generator[str, None, None]]  # begins an answer: its piece
 
 
 class Answers:
-    """Begins at once, each answer in a thread. Of several, all are shown at the pace of the slowest: how fast a model
-    writes would say which one it is."""
+    """Answers being written, each in a thread, from the start.
+
+    Of several, all are shown at the pace of the slowest: how fast a model writes would say which one it is.
+    """
 
     def __init__(self, writers: Sequence[Writer]) -> None:
         self.texts = [""] * len(writers)
@@ -44,13 +46,13 @@ class Answers:
         return [text[:longest] for text in self.texts]
 
     def stop(self) -> None:
-        """Ends all of them where they are, at the next token."""
+        """End all of them where they are, at the next token."""
         if not self.is_stopped and not all(work.done() for work in self._work):
             self._longest = max(map(len, self.shown), default=0)
             self.is_stopped = True
 
     def wait(self) -> list[str]:
-        """The answers as far as they are shown, once all have ended. Raises what one of them has ended with."""
+        """Return the answers as far as they are shown, once all have ended. Raises what one of them has ended with."""
         for work in self._work:
             work.result()
         return self.shown
@@ -78,7 +80,7 @@ class BlindSession:
     """
 
     def __init__(self, models: Sequence[ModelRef], seed: int | None = None) -> None:
-        """Raises UsageError for one model twice, and for two of one name."""
+        """Begin a comparison. Raises UsageError for one model twice, and for two of one name."""
         one, two = models
         if (one.weights, one.adapter) == (two.weights, two.adapter):
             raise UsageError(f"{one.id} would be compared with itself", "choose two models")
@@ -102,8 +104,10 @@ class BlindSession:
         system: str | None = None,
         template: bool = False,
     ) -> Answers:
-        """Answers of A and of B. engines: of `models`, which are first proven to be different weights. Raises
-        SettleError."""
+        """Ask both models. Returns the answers of A and of B.
+
+        engines: of `models`, which are first proven to be different weights. Raises SettleError.
+        """
         one, two = engines
         if (one, two) != self._proven:
             self.difference = require_different_weights(one, two, self.models)
@@ -135,7 +139,7 @@ class BlindSession:
         return Answers([partial(session.answer, text) for session in sessions])
 
     def keep(self, answers: Answers) -> AnswerPair:
-        """Waits for both answers, and writes the pair to the file of votes. Raises SettleError."""
+        """Wait for both answers, and write the pair to the file of votes. Raises SettleError."""
         a, b = answers.wait()
         assert self._pair is not None
         pair = self._pair.model_copy(update={"answers": (a, b), "stopped": answers.is_stopped})
@@ -150,15 +154,15 @@ class BlindSession:
         self.votes[name] = choice
 
     def forget(self) -> None:
-        """The next message begins a conversation."""
+        """Begin a new conversation with the next message."""
         self._begins = True
 
     def reveal(self) -> None:
-        """Ends it: its votes are final. Raises ResourceError."""
+        """End the comparison: its votes are final. Raises ResourceError."""
         reveal([pair.id for pair in self.pairs])
 
     def _context(self) -> Messages:
-        """What was said so far, with one of the latest answers."""
+        """Return the conversation so far, with one of the latest answers."""
         if self._begins:
             return []
         latest = self.pairs[-1]
@@ -171,7 +175,7 @@ class BlindSession:
 
 
 def engine_beside(model: ModelRef, context: int | None = None) -> Engine:
-    """A model that runs beside another one, with half of the threads."""
+    """Start a model that runs next to another one, with half of the threads."""
     return Engine(model.weights, context, max(1, num_threads() // 2), adapter=model.adapter)
 
 
@@ -187,8 +191,11 @@ SAME_NATS = 1e-3  # below it two models are one, but for rounding: no answers wo
 
 
 class WeightDifference(NamedTuple):
-    """nats: the largest difference of a token's log-probability after any of the texts; infinite where the models hold
-    no token likely that both know."""
+    """How far two models' weights differ.
+
+    nats: the largest difference of a token's log-probability after any of the texts; infinite where the models hold no
+    token likely that both know.
+    """
 
     nats: float
 

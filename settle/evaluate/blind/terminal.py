@@ -38,7 +38,7 @@ class BlindChat:
         return pair
 
     def converse(self) -> None:
-        """Turns until the person leaves; then it is shown who wrote what."""
+        """Take turns until the user leaves; then show who wrote what."""
         while (line := self._read("> ")) is not None and line not in ("/bye", "/exit", "/quit"):
             try:
                 if line == "/reset":
@@ -65,7 +65,7 @@ class BlindChat:
         return None
 
     def _read(self, prompt: str) -> str | None:
-        """A line; None where the person leaves."""
+        """Read a line; None where the user leaves."""
         try:
             return input(prompt).strip()
         except EOFError:
@@ -85,8 +85,10 @@ def talk(
     draft: str | None = None,
     context: int | None = None,
 ) -> int:
-    """As `chat`, or as `compare` where there is a model `beside`; the exit code. sampling: the fields of `Sampling`.
-    Raises SettleError."""
+    """Chat with one model, or compare it with a model `beside`; return the exit code.
+
+    sampling: the fields of `Sampling`. Raises SettleError.
+    """
     drawn = Sampling(*sampling)
     if beside is None:
         return chat(name, prompt, drawn, events, system=system, template=template, draft=draft, context=context)
@@ -104,8 +106,10 @@ def compare(
     template: bool = False,
     context: int | None = None,
 ) -> int:
-    """Two models answer `prompt`, or text on stdin, or take turns on the terminal, as A and B; the exit code. Raises
-    SettleError."""
+    """Let two models answer as A and B; return the exit code.
+
+    They answer `prompt`, or text on stdin, or take turns on the terminal. Raises SettleError.
+    """
     one, two = (resolve_gguf(name) for name in names)
     session = BlindSession((one, two), sampling.seed)
     with engine_beside(one, context) as first, engine_beside(two, context) as second:

@@ -70,7 +70,7 @@ class Ballots:
 
     @classmethod
     def read(cls) -> "Ballots":
-        """A line that was cut off or changed by hand is passed over."""
+        """Read all votes; a line that was cut off or changed by hand is passed over."""
         ballots = cls()
         for record in read_records(_file()):
             name, vote = str(record.get("pair")), record.get("vote")
@@ -88,13 +88,15 @@ class Ballots:
 
 
 def add_pair(pair: AnswerPair) -> None:
-    """Raises ResourceError when the file cannot be written."""
+    """Write a pair. Raises ResourceError when the file cannot be written."""
     _append([pair.model_dump()])
 
 
 def vote(name: str, choice: str) -> AnswerPair:
-    """Votes on the pair of this id; until it is revealed, another vote takes the place of this one. Raises UsageError,
-    ResourceError."""
+    """Vote on the pair of this id. Raises UsageError, ResourceError.
+
+    Until it is revealed, another vote replaces this one.
+    """
     if choice not in VOTES:
         raise UsageError(f"{choice!r} is no vote", f"give one of {', '.join(VOTES)}")
     ballots = Ballots.read()

@@ -95,17 +95,17 @@ def lookalikes(tokenizer: Tokenizer) -> list[str]:
 
 
 def spread(items: Sequence[Item], number: int) -> list[Item]:
-    """`number` of the items at most, evenly spread."""
+    """Return `number` of the items at most, evenly spread."""
     return [items[i * len(items) // number] for i in range(number)] if len(items) > number else list(items)
 
 
 def opening(tokenizer: Tokenizer) -> list[int]:
-    """The token that the model expects before every text, or none."""
+    """Return the token that the model expects before every text, or none."""
     return [int(tokenizer.bos_id)] if tokenizer.add_bos and tokenizer.bos_id is not None else []
 
 
 def compare_lists(tokenizer: Tokenizer, metadata: Mapping[str, object]) -> None:
-    """The file's vocabulary itself: most of it occurs in no text that could be compared."""
+    """Compare the file's vocabulary itself: most of it occurs in no text that could be compared."""
     lists: dict[str, Sequence[object]] = {
         "tokens": tokenizer.tokens,
         "token_type": tokenizer.token_types,
@@ -123,7 +123,7 @@ def compare_lists(tokenizer: Tokenizer, metadata: Mapping[str, object]) -> None:
 
 
 def compare_opening(tokenizer: Tokenizer, engine: Engine) -> None:
-    """Whether llama.cpp opens a text as the model expects it."""
+    """Check that llama.cpp opens a text as the model expects it."""
     ours, theirs = opening(tokenizer), engine.tokenize("", opening=True)
     if ours == theirs:
         return
@@ -169,7 +169,7 @@ def compare_prompts(tokenizer: Tokenizer, engine: Engine, conversations: Sequenc
 
 
 def compare_template(tokenizer: Tokenizer, metadata: Mapping[str, object]) -> None:
-    """The text of the chat template: no number of conversations shows that two templates are the same."""
+    """Compare the text of the chat template: no number of conversations shows that two templates are the same."""
     ours, theirs = tokenizer.chat_template or "", text_of(metadata, TEMPLATE) or ""
     if ours != theirs:
         at = _first(ours, theirs)
@@ -180,7 +180,7 @@ def compare_template(tokenizer: Tokenizer, metadata: Mapping[str, object]) -> No
 
 
 def compare_ids(tokenizer: Tokenizer, engine: Engine, texts: Sequence[str], specials: bool = False) -> int:
-    """The ids of every text; how many were equal."""
+    """Compare the ids of every text; return how many were equal."""
     for text in texts:
         ours = [int(i) for i in tokenizer.encode(text, specials)]
         theirs = engine.tokenize(text, special=specials)
@@ -196,8 +196,11 @@ def compare_ids(tokenizer: Tokenizer, engine: Engine, texts: Sequence[str], spec
 def compare_distributions(
     model: Decoder, engine: Engine, sequences: list[list[int]], bars: Bars, effort: Effort
 ) -> Figures:
-    """KL and logit error at positions spread over the longest held-out sequences, the last one included. likely_error:
-    root mean square difference (nats) of the log-probabilities of the likeliest tokens."""
+    """Compare distributions at positions spread over the longest held-out sequences, the last one included.
+
+    KL, logit error, and likely_error: root mean square difference (nats) of the log-probabilities of the likeliest
+    tokens.
+    """
     windows = spread(sequences, effort.num_windows)
     top = min(engine.num_vocab, effort.most_likely)
     each = max(2, effort.num_logprobs // top // len(windows))
@@ -243,8 +246,10 @@ def compare_greedy(
     effort: Effort,
     error: float = 0.0,
 ) -> Figures:
-    """Greedy continuations are equal up to the first near-tie; a difference elsewhere fails. error: how far apart the
-    log-probabilities of likely tokens are (nats), which may make a near-tie wider than the bar says.
+    """Check that greedy continuations are equal up to the first near-tie; a difference elsewhere fails.
+
+    error: how far apart the log-probabilities of likely tokens are (nats), which may make a near-tie wider than the bar
+    says.
 
     The live model is shown llama.cpp's continuation in one pass: as long as its own first choice is the next token
     there, its continuation is the same, and the first other choice is the first difference.

@@ -1,4 +1,4 @@
-"""Does a decision model's file, in llama.cpp's `/v1/systemone`, answer as the live model does?
+"""The gate of decision models: the file in llama.cpp's `/v1/systemone` answers as the live model does.
 
 Every key is compared with what was meant, and the probabilities of held-out states, and of odd ones, with those of the
 live model: they are read in another program, through the template, the labels and the temperatures that the file has.
@@ -45,8 +45,10 @@ class ProbabilitiesApart(GateError):
 
 @dataclass(frozen=True)
 class DecisionGate:
-    """keys: what the file has to hold. rows: held-out ones, with what is asked of them. bar: how far a probability may
-    be from the live model's; where the weights of the file are quantized, a change is no fault.
+    """What a decision model's file is held to.
+
+    keys: what the file has to hold. rows: held-out ones, with what is asked of them. bar: how far a probability may be
+    from the live model's; where the weights of the file are quantized, a change is no fault.
     """
 
     model: Decoder
@@ -57,8 +59,10 @@ class DecisionGate:
     bar: float = APART
 
     def run(self, file: Path) -> Figures:
-        """The figures. Raises GateError for a key that is another one, and for a probability that is further away than
-        the bar."""
+        """Run the gate; return its figures.
+
+        Raises GateError for a key that is another one, and for a probability that is further away than the bar.
+        """
         self._require_keys(file)
         rows = self._sampled(longest_context(file.name, read_gguf(file).metadata))
         with in_fp32(self.model, file.stat().st_size < SMALL_FILE):
@@ -100,8 +104,10 @@ class DecisionGate:
         return len(self.encoder.prompt_ids(row.state, row.question, range(len(row.question.options))))
 
     def _sampled(self, context: int) -> list[DecisionRow]:
-        """Rows spread over the held-out ones, and the first question of each type about odd states; of these only such
-        as the model's context holds, since llama.cpp refuses longer ones for every user."""
+        """Return rows spread over the held-out ones, and the first question of each type about odd states.
+
+        Of the odd ones only such as the model's context holds, since llama.cpp refuses longer ones for every user.
+        """
         chosen = [self.rows[i] for i in np.unique(np.linspace(0, len(self.rows) - 1, ROWS).round().astype(int))]
         firsts = {row.question.type: row for row in reversed(self.rows)}
         odd = [text for text in ADVERSARIAL if text.strip() and "\0" not in text]
@@ -114,8 +120,10 @@ def _close(read: Sequence[float], wanted: Sequence[float]) -> bool:
 
 
 def gate_of_run(run: Run, model: Decoder, tokenizer: Tokenizer, dtype: str) -> DecisionGate | None:
-    """The gate of a run that made a decision model, None for another run. dtype: of the file that is written. Where the
-    run's rows are gone, its questions are asked about built-in texts."""
+    """Return the gate of a run that made a decision model, None for another run.
+
+    dtype: of the file that is written. Where the run's rows are gone, its questions are asked about built-in texts.
+    """
     decision = run.read(f"out/{DECISION_FILE}")
     if not decision:
         return None
@@ -134,7 +142,7 @@ def _built_in(keys: DecisionKeys) -> list[DecisionRow]:
 
 
 def keys_of(decision: Mapping[str, Any]) -> DecisionKeys:
-    """What a file holds of a run's `decision.json`."""
+    """Return what a file holds of a run's `decision.json`."""
     return DecisionKeys(
         read_out=decision["type"],
         template=decision["template"],

@@ -39,24 +39,32 @@ class Origin:
 
 @dataclass(frozen=True)
 class Contents:
-    """What was found in a file. kept: how much of a merged adapter's change is in it, 1 all of it and 0 none, None
-    where nothing was merged. damage: what its tensors are instead of the model's."""
+    """What was found in a file.
+
+    kept: how much of a merged adapter's change is in it, 1 all of it and 0 none, None where nothing was merged. damage:
+    what its tensors are instead of the model's.
+    """
 
     kept: float | None
     damage: list[str]
 
 
 def kept_text(share: float) -> str:
-    """How much of an adapter's change a merged file holds. A share far from 0 to 1 is none: the rounding of the type is
-    larger than the change, and what is found along it is by chance."""
+    """Say how much of an adapter's change a merged file holds.
+
+    A share far from 0 to 1 counts as none: the rounding of the type is larger than the change, and what is found along
+    it is by chance.
+    """
     if -0.05 <= share <= 1.05:
         return f"keeps {max(share, 0.0):.0%} of the adapter's change to the weights"
     return "changes the weights more by rounding than the adapter does"
 
 
 def causes(origin: Origin, file: Weights, contents: Contents, lora: Weights | None = None) -> list[str]:
-    """What is wrong with a file, the likeliest cause first; empty when it holds just what it should. lora: the
-    adapter's file over it."""
+    """Say what is wrong with a file, the likeliest cause first; empty when it holds just what it should.
+
+    lora: the adapter's file over it.
+    """
     return [*header(origin, file), *adapter(origin, lora, contents.kept), *contents.damage]
 
 
@@ -118,7 +126,7 @@ def _stored(part: Architecture, file: Weights) -> Iterator[tuple[str, str, np.nd
 
 
 def _members(part: Architecture) -> dict[str, list[str]]:
-    """The file's tensors, each with the parameters that it holds: several where experts are stacked."""
+    """Return the file's tensors, each with the parameters that it holds: several where experts are stacked."""
     members: dict[str, list[str]] = {}
     for parameter, name in part.gguf_names().items():
         members.setdefault(name, []).append(parameter)
@@ -126,7 +134,7 @@ def _members(part: Architecture) -> dict[str, list[str]]:
 
 
 def header(origin: Origin, file: Weights) -> Iterator[str]:
-    """What the header makes llama.cpp compute, against what the model computes; some of it shows in no short text.
+    """Compare what the header makes llama.cpp compute with what the model computes; some shows in no short text.
 
     A file that others wrote (the base under an adapter, say) may leave out what llama.cpp takes as its default.
     """
@@ -156,7 +164,7 @@ def _same(ours: object, theirs: object) -> bool:
 
 
 def _harmless(key: str, value: object) -> bool:
-    """A default that is written out, or what llama.cpp does not read."""
+    """Return whether a key is a default that is written out, or what llama.cpp does not read."""
     return key.endswith((".finetuned", ".original_context_length", ".dimension_count")) or value in (1.0, "none")
 
 
@@ -179,7 +187,7 @@ def _constants(part: Architecture, file: Weights) -> Iterator[str]:
 
 
 def adapter(origin: Origin, lora: Weights | None, share: float | None) -> Iterator[str]:
-    """Whether the adapter is in the file, merged, or beside it; a weak one that is lost hardly shows in behaviour.
+    """Check that the adapter is in the file, merged, or in its own; a weak one that is lost hardly shows otherwise.
 
     share: what `inspect` found of it.
     """
@@ -190,7 +198,7 @@ def adapter(origin: Origin, lora: Weights | None, share: float | None) -> Iterat
 
 
 def _lora(part: Architecture, adapter: AdapterWeights, lora: Weights | None) -> Iterator[str]:
-    """An adapter in a file of its own: pairs, their product, and the scale."""
+    """Compare an adapter in a file of its own: pairs, their product, and the scale."""
     if lora is None:
         yield "the adapter is lost: its file was not loaded over the base's"
         return
@@ -225,7 +233,7 @@ def _error(there: np.ndarray, wanted: np.ndarray) -> float:
 
 
 def _rows_alike(there: np.ndarray, wanted: np.ndarray, most: float) -> bool:
-    """Whether the two have the same rows in some order, by the lengths of the rows."""
+    """Return whether the two have the same rows in some order, by the lengths of the rows."""
     lengths = (np.sort(np.linalg.norm(side, axis=1)) for side in (there, wanted))
     return _error(*lengths) <= most
 
@@ -242,7 +250,7 @@ REORDERED = 1e-6  # of a row's own length: what sums in another order, of a merg
 
 
 def damaged_rows(there: np.ndarray, wanted: np.ndarray, kind: str, is_own: bool) -> np.ndarray:
-    """Indices of the rows of `there` (R, C) that are not `wanted`'s (R, C) to within what its type rounds.
+    """Return the rows of `there` (R, C) that are not `wanted`'s (R, C) to within what its type rounds.
 
     kind: the file's type. is_own: whether settle's own quantizer made it, without importance. Then a row must be what
     that gives, to within its rounding; otherwise to within the steps of the type in the row's own blocks.
@@ -268,8 +276,10 @@ def _damaged(there: np.ndarray, wanted: np.ndarray, kind: str, is_own: bool) -> 
 
 
 def _step_errors(wanted: np.ndarray, kind: str) -> np.ndarray:
-    """TIMES the length of the error of each row (R,) that is rounded to even steps over twice the largest value of each
-    of its blocks."""
+    """Return TIMES the length of the error of each row (R,) that is rounded to even steps.
+
+    The steps go over twice the largest value of each of its blocks.
+    """
     bits = next(int(letter) for letter in kind if letter.isdigit())  # ggml's names say those of a value
     steps, size = 2.0**bits - 1, ggml_type(kind).block
     largest = np.abs(wanted.reshape(len(wanted), -1, size)).max(2)

@@ -98,7 +98,7 @@ class ExportedAdapter:
 
     @property
     def served_over_base(self) -> bool:
-        """Whether llama.cpp can serve it over its base's own file."""
+        """True when llama.cpp can serve it over its base's own file."""
         return self.base.source.kind == "gguf" and self.adapter.lora is not None and not self.gguf_keys
 
     def contents(self, base_file: Path) -> AdapterContents:
@@ -106,7 +106,7 @@ class ExportedAdapter:
         return AdapterContents(self.base.part, self.adapter, self.tokenizer, base_file, card)
 
     def merged(self, limit: float) -> ExportedModel:
-        """The whole model. limit: nats per token (KL) that merging into a quantized base may cost."""
+        """Merge into the whole model. limit: nats per token (KL) that merging into a quantized base may cost."""
         base_type = max(self.base.kinds, key=self.base.kinds.__getitem__)
         return ExportedModel(
             self.name,
@@ -129,9 +129,11 @@ def export(
     limit: float = 0.02,
     check: Check | None = None,
 ) -> Figures | None:
-    """Write `path`. An adapter is merged where the format holds whole models only, its base cannot serve it, or `merge`
-    says so. check: as of `export_model`. Returns the gate's figures, None for what llama.cpp does not read. Raises as
-    `export_model`."""
+    """Write `path`. Returns the gate's figures, None for what llama.cpp does not read.
+
+    An adapter is merged where the format holds whole models only, its base cannot serve it, or `merge` says so. check:
+    as of `export_model`. Raises as `export_model`.
+    """
     if isinstance(exported, ExportedModel):
         return export_model(exported, form, path, check=check)
     if form.holds == "adapter" or (form.holds == "both" and exported.served_over_base and not merge):
@@ -142,8 +144,10 @@ def export(
 def export_model(
     exported: ExportedModel, form: Format, path: Path, effort: Effort = BRIEF, check: Check | None = None
 ) -> Figures | None:
-    """Write a whole model to `path`; what llama.cpp reads only if it passes the gate against the live model, and what
-    else `check` asks of the file.
+    """Write a whole model to `path`.
+
+    What llama.cpp reads is written only if it passes the gate against the live model, and what else `check` asks of the
+    file.
 
     Returns the gate's figures, those of `check` under "checked". Raises GateError, and then nothing lies at `path` that
     was not there before.
@@ -163,8 +167,11 @@ def export_model(
 
 
 def export_adapter(exported: ExportedAdapter, form: Format, path: Path, effort: Effort = BRIEF) -> Figures | None:
-    """Write an adapter by itself to `path`; what llama.cpp reads only if it behaves there, over the base's file, like
-    the live model. Returns and raises as `export_model`."""
+    """Write an adapter by itself to `path`.
+
+    What llama.cpp reads is written only if it behaves there, over the base's file, like the live model. Returns and
+    raises as `export_model`.
+    """
     origin = Origin(exported.base.part, exported.base.weights, adapter=exported.adapter)
     with as_gguf(exported.base, path.parent, exported.tokenizer) as base:
         contents = exported.contents(base.path)
@@ -209,11 +216,11 @@ def export_run_model(
 def export_run_adapter(
     exported: ExportedAdapter, out: Path, events: Events, dtype: str = "f16", check: Check | None = None
 ) -> tuple[dict[str, str], Figures]:
-    """Write `out`/adapter/ (for peft); over a GGUF base `out`/NAME-lora.gguf, over another one the merged
-    `out`/NAME.gguf; and `out`/Modelfile.
+    """Write `out`/adapter/ (for peft), a GGUF file and `out`/Modelfile.
 
-    Where llama.cpp cannot serve the adapter beside a base, the merged file is written in any case. dtype, check: of the
-    merged file. Returns and raises as `export_run_model`.
+    Over a GGUF base the file is `out`/NAME-lora.gguf, over another one the merged `out`/NAME.gguf. Where llama.cpp
+    cannot serve the adapter over a base, the merged file is written in any case. dtype, check: of the merged file.
+    Returns and raises as `export_run_model`.
     """
     over_base, part = exported.served_over_base, exported.base.part
     file = out / (f"{exported.name}-lora.gguf" if over_base else f"{exported.name}.gguf")
@@ -235,7 +242,7 @@ def export_run_adapter(
 
 
 def emit_gate_checks(figures: Figures, events: Events) -> None:
-    """The gate's figures as events, one a check."""
+    """Emit the gate's figures as events, one a check."""
     details = {
         "rendered prompts": f"{figures['prompts_equal']} equal byte for byte",
         "token ids": f"{figures['texts_equal']} texts equal",
@@ -257,7 +264,7 @@ def emit_gate_checks(figures: Figures, events: Events) -> None:
 
 @contextlib.contextmanager
 def unproven_place(path: Path) -> Iterator[Path]:
-    """A place to write a file or folder to; it becomes `path` when nothing was raised."""
+    """Give a place to write a file or folder to; it becomes `path` when nothing was raised."""
     prefix = ".unproven-"
     sweep_leftovers(path.parent, prefix)
     try:
@@ -283,9 +290,11 @@ def export_by_name(
     events: Events,
     replace: bool = False,
 ) -> tuple[Path, Figures | None]:
-    """Write what is called `name` in a format: the path, and the gate's figures or None. out: the format's own default
-    when None. base, merge, limit: of an adapter, as in `settle export`. replace: a file that is there is overwritten.
-    Raises UsageError, GateError."""
+    """Write what is called `name` in a format. Returns the path, and the gate's figures or None.
+
+    out: the format's own default when None. base, merge, limit: of an adapter, as in `settle export`. replace: a file
+    that is there is overwritten. Raises UsageError, GateError.
+    """
     exported = _exported(name, base, form, events)
     path = out or form.default_path(exported.name)
     if path.exists() and not replace:
@@ -303,20 +312,20 @@ def export_by_name(
 
 
 def _check(name: str, exported: ExportedModel | ExportedAdapter, form: Format) -> Check | None:
-    """What is asked of the file beside what is asked of every one: of a decision model, its answers."""
+    """Return what is asked of the file in addition to every file: of a decision model, its answers."""
     run = find_run(name) if exported.gguf_keys else None
     gate = gate_of_run(run, exported.model, exported.tokenizer, form.dtype) if run else None
     return gate.run if gate else None
 
 
 def _gguf_keys(run: Run, architecture: GgufLayout) -> dict[str, object]:
-    """The keys of the run's decision model, none where it made another one."""
+    """Return the keys of the run's decision model, none where it made another one."""
     decision = run.read(f"out/{DECISION_FILE}")
     return keys_of(decision).metadata(architecture.gguf_architecture) if decision else {}
 
 
 def _recommended(run: Run) -> dict[str, object]:
-    """The keys of how its answers are drawn, as in the file that the run made; none where that is gone."""
+    """Return the keys of how its answers are drawn, as in the file that the run made; none where that is gone."""
     file = run.out / f"{run.name}.gguf"
     return sampling_keys(Source(file, "gguf", run.name), read_gguf(file).metadata) if file.exists() else {}
 
@@ -360,8 +369,10 @@ def _adapter_of_run(run: Run, base: str | None, events: Events) -> ExportedAdapt
 
 
 def _turns(run: Run, base: Pretrained) -> tuple[str | None, bool]:
-    """The chat template of a tuned model where its base has another or takes no turns, and whether it takes none itself
-    but completes texts: by the file that the run made."""
+    """Return the chat template of a tuned model where its base has another, and whether it only completes texts.
+
+    The template is also returned where the base takes no turns. By the file that the run made.
+    """
     files = [model.path for model in models_of(run) if model.kind != "draft"]
     metadata = read_gguf(Path(files[0])).metadata if files else {}
     template, was_plain = text(metadata, "tokenizer.chat_template"), bool(base.metadata.get("settle.base"))
@@ -395,7 +406,7 @@ class LiveModel:
 
 
 def load(folder: Path) -> LiveModel:
-    """The model in a folder of Hugging Face's layout. Raises FormatError when its files do not fit together."""
+    """Load the model in a folder of Hugging Face's layout. Raises FormatError when its files do not fit together."""
     if not (folder / "config.json").exists():
         raise FormatError(f"there is no config.json in {folder}", "export the model again")
     config = read_json(folder / "config.json")

@@ -1,7 +1,7 @@
-"""The gate: does the exported file, in llama.cpp, behave like the model that was trained?
+"""The gate: the exported file, in llama.cpp, must behave like the model that was trained.
 
-A file can pass every structural check and still be broken (https://github.com/unslothai/unsloth/issues/7792), so
-this compares behaviour: rendered prompts byte for byte, token ids, the distribution over the next token, and greedy
+A file can pass every structural check and still be broken (https://github.com/unslothai/unsloth/issues/7792), so this
+compares behaviour: rendered prompts byte for byte, token ids, the distribution over the next token, and greedy
 continuations. What short texts cannot show, a rotation for long ones or a weak adapter that was lost, is compared in
 the file itself. When the gate fails, nothing is exported; it says where the first difference is and, if it can, why.
 """
@@ -121,7 +121,7 @@ def run_gate(
 
 
 def _bars(file: Weights, dtype: str, has_lora: bool, merge: Merge | None, effort: Effort) -> Bars:
-    """The bars for a file of this type; an adapter over an unchanged file is held to those of that file's type."""
+    """Return the bars for a file of this type; an adapter over an unchanged file is held to that file's type."""
     is_large = len(texts(file.metadata, TOKENS)) > effort.most_likely
     if has_lora:
         dtype = "f16" if all(is_float(t.dtype) for t in file.tensors.values()) else SAME_BLOCKS
@@ -146,8 +146,11 @@ def _behave(reference: Reference, engine: Engine, bars: Bars, effort: Effort) ->
 
 @contextlib.contextmanager
 def in_fp32(model: Decoder, small: bool) -> Iterator[None]:
-    """The live model in fp32, whatever it was trained in, and one torch thread for a small one: threads that wait for
-    each other spinning, torch's and llama.cpp's, are ten times slower than one as soon as the machine is shared."""
+    """Hold the live model in fp32, whatever it was trained in, and one torch thread for a small one.
+
+    Threads that wait for each other spinning, torch's and llama.cpp's, are ten times slower than one as soon as the
+    machine is shared.
+    """
     before, compute_dtype = torch.get_num_threads(), model.compute_dtype
     torch.set_num_threads(1 if small else before)
     model.compute_dtype = torch.float32
@@ -164,7 +167,7 @@ def require(
     like: str = "the trained model",
     fix: str = "nothing was exported; the weights are safe in the run, and this is worth a bug report",
 ) -> None:
-    """Raises GateError with the first difference unless the gate was passed. like: what it should behave like."""
+    """Raise GateError with the first difference unless the gate was passed. like: what it should behave like."""
     if figures["passed"]:
         return
     if figures.get("merge"):
@@ -175,7 +178,7 @@ def require(
 
 
 def _require_merge(figures: Figures) -> None:
-    """Raises GateError when it is rounding that a merge did not survive: more is lost than may be."""
+    """Raise GateError when it is rounding that a merge did not survive: more is lost than may be."""
     merge, dtype, share = figures["merge"], figures["dtype"], figures["adapter_kept"]
     costs = merge["kl"] is not None and merge["kl"] > figures["bars"]["kl"]
     swallowed = dtype.startswith("q") and 0.02 < share < LEAST_KEPT
@@ -190,14 +193,16 @@ def _require_merge(figures: Figures) -> None:
 
 
 def _pieces(texts: Sequence[str], number: int) -> list[str]:
-    """`number` pieces of up to 400 characters, evenly spread, cut anywhere (in mid-word too)."""
+    """Return `number` pieces of up to 400 characters, evenly spread, cut anywhere (in mid-word too)."""
     pieces = [t[i : i + 400] for t in texts for i in range(0, len(t), 400)]
     return spread(pieces, number)
 
 
 def _sequences(tokenizer: Tokenizer, texts: Sequence[str], longest: int) -> list[list[int]]:
-    """Ids of held-out documents (and of some prose, for there may be few) in pieces of at most `longest`: the full
-    ones, or the longer half if fewer are full."""
+    """Return ids of held-out documents (and of some prose, for there may be few) in pieces of at most `longest`.
+
+    The full ones, or the longer half if fewer are full.
+    """
     pieces: list[list[int]] = []
     first = opening(tokenizer)
     longest -= len(first)

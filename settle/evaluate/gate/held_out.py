@@ -26,15 +26,17 @@ PROSE = (
 
 
 def held_out_texts(store: TokenStore | RowStore, tokenizer: Tokenizer, most_tokens: int = 60_000) -> list[str]:
-    """Documents of a token store as text, evenly spread: about `most_tokens` in all, at least 8 documents if it has
-    them, none longer than an eighth of the whole."""
+    """Return documents of a token store as text, evenly spread: about `most_tokens` in all.
+
+    At least 8 documents if it has them, none longer than an eighth of the whole.
+    """
     number = store.num_documents
     stride = min(max(1, round(store.num_tokens / most_tokens)), max(1, number // 8))
     return [tokenizer.decode(store.document(i)[:-1][: most_tokens // 8]) for i in range(0, number, stride)][:2000]
 
 
 def _rows_of(record: Mapping[str, object]) -> RowCorpus | None:
-    """The rows that a tuned model was made from, by the run's plan; None when they were removed."""
+    """Return the rows that a tuned model was made from, by the run's plan; None when they were removed."""
     fingerprint = str(record.get("corpus"))
     if record.get("objective") == "decision":
         return stored_corpus(fingerprint, open_decisions)
@@ -42,7 +44,7 @@ def _rows_of(record: Mapping[str, object]) -> RowCorpus | None:
 
 
 def held_out_text(run: Run, tokenizer: Tokenizer, events: Events, most_tokens: int = 60_000) -> list[str]:
-    """The run's held-out text; when its token store was removed, prose that is always there."""
+    """Return the run's held-out text; when its token store was removed, prose that is always there."""
     record = run.read("plan.json") or {}
     folder = home() / "tokens" / str(record.get("corpus")) / "held_out"
     rows = _rows_of(record) if record.get("tuning") else None

@@ -45,8 +45,10 @@ def shrunk_gate(
     held_out_texts: Sequence[str],
     effort: Effort = BRIEF,
 ) -> Figures:
-    """The figures of `run_gate` for a file that was made from `source`. Raises GateError for a file with other tensors
-    than the source has, FormatError for one that is not sound."""
+    """Return the figures of `run_gate` for a file that was made from `source`.
+
+    Raises GateError for a file with other tensors than the source has, FormatError for one that is not sound.
+    """
     file = Pretrained.open(path)
     if file.part.parameters() != source.part.parameters():
         raise GateError(
@@ -63,7 +65,7 @@ def shrunk_gate(
 
 
 def _require_header(source: Pretrained, file: Pretrained, name: str) -> None:
-    """A GGUF file made from another one says the same, but for what is said of the file itself."""
+    """Check that the metadata match the source file, except file-specific keys."""
     if source.source.kind != "gguf":
         return
     for key, value in source.metadata.items():
@@ -72,8 +74,11 @@ def _require_header(source: Pretrained, file: Pretrained, name: str) -> None:
 
 
 def bars_of(file: Pretrained) -> str:
-    """The type whose bars a file is held to: the coarsest float, or `SAME_BLOCKS` as soon as a matrix is quantized.
-    Raises FormatError when it has no matrix at all."""
+    """Return the type whose bars a file is held to.
+
+    The coarsest float, or `SAME_BLOCKS` as soon as a matrix is quantized. Raises FormatError when it has no matrix at
+    all.
+    """
     kinds = {stored.tensor.dtype for stored in file.stored.values() if len(stored.shape) > 1}
     if not kinds:
         raise FormatError(f"{file.name} holds no matrix", "it is not a whole model")

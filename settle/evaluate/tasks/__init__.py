@@ -20,8 +20,10 @@ _NUMBER = re.compile(r"[-+]?\$?\d[\d,]*\.?\d*%?")
 
 
 class Task(Part):
-    """Scores answers. title: its name for people. rank: where several suit the data, the lowest is taken; 0 is never
-    chosen by itself. is_share: scores are from 0 to 1.
+    """A scorer of answers.
+
+    title: its name for people. rank: where several suit the data, the lowest is taken; 0 is never chosen by itself.
+    is_share: scores are from 0 to 1.
     """
 
     title: ClassVar[str]
@@ -33,30 +35,30 @@ class Task(Part):
         raise NotImplementedError
 
     def beside(self) -> Sequence["Task"]:
-        """What else is worth knowing where this task is chosen; reported, but no verdict depends on it."""
+        """Return further tasks worth knowing where this one is chosen; reported, but no verdict depends on them."""
         return ()
 
     @classmethod
     def suited(cls, cases: Sequence[Case]) -> Self | None:
-        """The task with the settings that these cases ask for, or None where they are not made for it."""
+        """Return the task with the settings that these cases ask for, or None where they are not made for it."""
         return None
 
     @classmethod
     def from_value(cls, value: str) -> Self:
-        """The task with the value after the colon in `--score NAME:VALUE`; most tasks take none."""
+        """Return the task with the value after the colon in `--score NAME:VALUE`; most tasks take none."""
         if value:
             raise UsageError(f"this score takes no value, and {value!r} was given", "leave out the colon and the rest")
         return cls()
 
 
 def best_suited(cases: Sequence[Case]) -> Task:
-    """The most particular task that suits the data."""
+    """Return the most particular task that suits the data."""
     ranked = sorted((rank, kind) for kind in Task.parts().values() if (rank := kind.rank))
     return next(task for _, kind in ranked if (task := kind.suited(cases)) is not None)
 
 
 def named(score: str) -> Task:
-    """The task that `--score` asks for: `NAME`, `NAME:VALUE`, or the path of a Python file.
+    """Return the task that `--score` asks for: `NAME`, `NAME:VALUE`, or the path of a Python file.
 
     Raises UsageError naming the nearest one.
     """
@@ -76,12 +78,12 @@ def share(hits: Sequence[bool]) -> float:
 
 
 def plain(text: str) -> str:
-    """A text without what does not matter: case, spaces at the ends and between, and a full stop at the end."""
+    """Strip a text of what does not matter: case, spaces at the ends and between, and a full stop at the end."""
     return " ".join(text.casefold().split()).rstrip(".").rstrip()
 
 
 def same(answer: str, wanted: str) -> bool:
-    """Whether two short answers say the same: the same plain text, or the same number however it is written."""
+    """Return whether two short answers agree: the same plain text, or the same number however it is written."""
     if plain(answer) == plain(wanted):
         return True
     ours, theirs = _number(answer), _number(wanted)
@@ -89,7 +91,7 @@ def same(answer: str, wanted: str) -> bool:
 
 
 def is_number(text: str) -> bool:
-    """Whether a text is a number and nothing else."""
+    """Return whether a text is a number and nothing else."""
     return _number(text) is not None
 
 
@@ -101,7 +103,7 @@ def _number(text: str) -> float | None:
 
 
 def existing(path: str) -> Path:
-    """A file that a person named. Raises UsageError when it is not there."""
+    """Return a file that the user named. Raises UsageError when it is not there."""
     found = Path(path).expanduser()
     if not found.is_file():
         raise UsageError(f"there is no file {path}", "check the path given to --score")

@@ -24,7 +24,7 @@ class Exact(Task):
 
     @classmethod
     def suited(cls, cases: Sequence[Case]) -> Self | None:
-        """A few labels that come again and again, or short answers that are one thing: a name, a number, a word."""
+        """Suit a few labels that come again and again, or short answers: a name, a number, a word."""
         labels = len({c.reference for c in cases})
         if labels <= LABELS and labels * 5 <= len(cases):
             return cls()

@@ -40,12 +40,12 @@ class F1(Task):
 
 
 def are_short(cases: Sequence[Case]) -> bool:
-    """Whether nearly all wanted answers are a few words."""
+    """Return whether nearly all wanted answers are a few words."""
     return share([len(c.reference.split()) <= SHORT and len(c.reference) <= 20 * SHORT for c in cases]) >= MOST_OF
 
 
 def num_parts(answer: str) -> int:
-    """Of how many words and numbers an answer is made."""
+    """Count the words and numbers that an answer is made of."""
     return 1 if is_number(answer) else len(_WORD.findall(answer))
 
 

@@ -1,4 +1,4 @@
-"""JSON: is it valid, and does it say what is wanted?"""
+"""JSON: whether it is valid, and says what is wanted."""
 
 import json
 import re
@@ -15,8 +15,11 @@ _FENCE = re.compile(r"```(?:json)?\s*\n(.*?)```", re.S)
 
 
 class Json(Task):
-    """Share of answers in which every value is right and at its place. With `values` the share of values that are
-    (F1 over all places), which decides where the wanted answers have several; 0 when the answer is no JSON."""
+    """Share of answers in which every value is right and at its place.
+
+    With `values` the share of values that are (F1 over all places), which decides where the wanted answers have
+    several; 0 when the answer is no JSON.
+    """
 
     rank: ClassVar[int] = 2
     want: Want = Field(
@@ -54,7 +57,7 @@ class Json(Task):
 
 
 def value_in(text: str) -> tuple[object] | None:
-    """The JSON value that a text is, alone or as its only fenced block; in a tuple, since null is a value too."""
+    """Return the JSON value that a text is, alone or as its only fenced block; in a tuple, since null is one too."""
     fenced = _FENCE.findall(text)
     for candidate in (text, *(fenced if len(fenced) == 1 else ())):
         try:
