@@ -14,7 +14,7 @@ from settle.experiment.arm import ModelArm
 from settle.formats.gguf import export_gguf
 from settle.infer.engine import Engine
 from settle.jobs.pick import candidates as candidates_module
-from settle.jobs.pick import measure as measure_module
+from settle.jobs.pick import exam as measure_module
 from settle.library.resolve import resolve_gguf
 from tests.trained import adapter, merged
 
@@ -81,7 +81,7 @@ def test_the_better_model_is_picked_and_its_answers_are_kept(files, home, capsys
 
 def _measured_before(result):
     from settle.evaluate.footprint import Measured
-    from settle.jobs.pick.measure import Taken
+    from settle.jobs.pick.exam import Taken
 
     def again(refs, cases, context, on_progress):
         takens = [model["measured"] for model in result["models"]]

@@ -16,7 +16,6 @@ from settle.base.event_log import Events
 from settle.base.statistics import Interval, PairedTest
 from settle.data.layouts import Example
 from settle.evaluate.compare import candidate_pair
-from settle.evaluate.compare.answer_changes import most_changed
 from settle.evaluate.compare.candidate import Answer, Model, Reading
 from settle.evaluate.compare.cases import PIECE, TEXT_BLOCKS, asking, case, cases, text_pieces
 from settle.evaluate.compare.compare import (
@@ -26,6 +25,7 @@ from settle.evaluate.compare.compare import (
     Comparison,
     compare,
     longest_answer,
+    most_changed,
 )
 from settle.evaluate.compare.forgetting import (
     OPENINGS,

@@ -18,7 +18,7 @@ from settle.jobs.pick import candidates as candidates_module
 from settle.jobs.pick import ledger
 from settle.jobs.pick import pick as pick_module
 from settle.jobs.pick.candidates import Candidate, feasible, shortlist
-from settle.jobs.pick.measure import Taken, in_turns
+from settle.jobs.pick.exam import Taken, in_turns
 from settle.jobs.pick.needs import LANGUAGES, Needs, asks_for_decisions, asks_for_vectors, needs_turns
 from settle.jobs.pick.pick import Asked, what_is_asked, what_it_takes, who_can
 from settle.jobs.pick.predict import Prediction, note_measured
@@ -329,6 +329,7 @@ def test_all_figures_are_in_the_result(tmp_path):
         "second": "small",
         "difference": 0,
         "p": 0.25,
+        "shown": True,
         "prompts": 40,
         "better": "big",
         "early": True,

@@ -1,5 +1,7 @@
 """A tuned model against its base on the same rows: better or not, by how much, and what was forgotten."""
 
+import difflib
+import itertools
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -10,7 +12,6 @@ from settle.base.events import AnswerChange, AnswerChanges, Listing, Say
 from settle.base.statistics import FEWEST_FAMILIES, NO_DIFFERENT, TOO_FEW, PairedTest, in_order, paired_test
 from settle.data.layouts import Example
 from settle.data.rows.families import row_families
-from settle.evaluate.compare.answer_changes import most_changed
 from settle.evaluate.compare.candidate import Candidate, Model, Tokenizes
 from settle.evaluate.compare.cases import Case, asking, cases, text_pieces
 from settle.evaluate.compare.forgetting import TEXTS, Forgetting, forgetting, from_texts, generated, losses
@@ -22,6 +23,8 @@ from settle.evaluate.tasks import Task, best_suited, named
 ROWS = 200  # half of a change of ten points is seen with so many
 INSTRUCTION_TOKENS = 160
 SHORTEST_ANSWER, LONGEST_ANSWER = 32, 512  # tokens, where no number was asked for
+MOST_SHOWN = 10  # answers that changed most
+COMPARED_CHARACTERS = 160  # by which answers of equal score are compared
 # shares of the comparison's time for the rows, and of what is then left for what was forgotten
 ROWS_SHARE, FORGETTING_SHARE = 0.6, 0.3
 
@@ -359,6 +362,42 @@ def _instructed(
     if len(questions) == wanted:
         return comparison
     return comparison.shorter(f"the time had room for {len(questions)} of {wanted} instructions")
+
+
+def most_changed(
+    cases: Sequence[Case],
+    base: Sequence[str],
+    tuned: Sequence[str],
+    before: Sequence[float],
+    after: Sequence[float],
+    most: int = MOST_SHOWN,
+) -> list[AnswerChange]:
+    """Return up to `most` rows whose answers differ.
+
+    The largest gains and the largest losses come in turns, then those of equal score whose texts are least alike.
+    """
+    differing = [
+        AnswerChange(
+            number=case.number,
+            gain=new - old,
+            question=case.question,
+            reference=case.reference,
+            base=ours,
+            tuned=theirs,
+        )
+        for case, ours, theirs, old, new in zip(cases, base, tuned, before, after, strict=True)
+        if ours.strip() != theirs.strip()
+    ]
+    gains = sorted((c for c in differing if c.gain > 0), key=lambda c: -c.gain)
+    losses = sorted((c for c in differing if c.gain < 0), key=lambda c: c.gain)
+    equal = sorted((c for c in differing if c.gain == 0), key=_likeness)
+    in_turns = itertools.chain.from_iterable(itertools.zip_longest(gains, losses))
+    return [c for c in (*in_turns, *equal) if c is not None][:most]
+
+
+def _likeness(change: AnswerChange) -> float:
+    base, tuned = change.base[:COMPARED_CHARACTERS], change.tuned[:COMPARED_CHARACTERS]
+    return difflib.SequenceMatcher(None, base, tuned, autojunk=False).quick_ratio()
 
 
 def _share(value: float) -> str:

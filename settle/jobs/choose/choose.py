@@ -63,7 +63,7 @@ def _choose(settings: ChooseSettings, name: str, events: Events) -> int:
     say_what_can_be_seen(examples, task, settings.docs is not None, events)
     folder = ChoiceFolder.of(settings, ref, [[case.messages, case.reference] for case in every])
     events.emit(WorkStarted(what="choose", name=folder.name, path=str(folder.path)))
-    with ledger("choose") as connections, ModelInTurns(ref, threads=settings.threads) as model:
+    with folder.lock(), ledger("choose") as connections, ModelInTurns(ref, threads=settings.threads) as model:
         connections.put_into(folder.path)
         longest = settings.max_tokens or folder.once("max_tokens", int, lambda: longest_answer(model, every))
         work = Work(settings, events, folder, model.limited(longest), examples, task)

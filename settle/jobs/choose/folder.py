@@ -12,7 +12,7 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from settle.base.errors import UsageError
 from settle.base.files import home, read_json, write_json
-from settle.base.run import NAME, free_name
+from settle.base.run import NAME, WorkFolder, free_name
 from settle.jobs.choose.answerer import Setup
 from settle.jobs.choose.settings import ChooseSettings
 from settle.library.reference import ModelRef
@@ -58,11 +58,11 @@ class KeptWay(BaseModel):
         return ModelRef(self.model, "adapter", Source(self.adapter, "gguf", self.model), base=base)
 
 
-class ChoiceFolder:
+class ChoiceFolder(WorkFolder):
     """A choice on the disk."""
 
     def __init__(self, path: Path) -> None:
-        self.path = path
+        super().__init__(path, path.name, "making this choice")
 
     @classmethod
     def of(cls, settings: ChooseSettings, ref: ModelRef, rows: object) -> "ChoiceFolder":
@@ -99,10 +99,6 @@ class ChoiceFolder:
                 f"there is no finished choice {name!r}; there are: {done}", "settle choose FILE --model NAME"
             )
         return cls(path)
-
-    @property
-    def name(self) -> str:
-        return self.path.name
 
     def kept(self, key: str, kind: type[T]) -> T | None:
         """Return what was kept under a key, None where there is nothing of that kind."""

@@ -18,8 +18,7 @@ from settle.documents.row_reader import RowReader
 from settle.evaluate.compare.in_time import spread
 from settle.evaluate.footprint import Measured, peak_bytes
 from settle.infer.decisions.decider import Decider
-from settle.jobs.pick.exam import Exam
-from settle.jobs.pick.measure import Taken
+from settle.jobs.pick.exam import Exam, Taken
 from settle.jobs.pick.needs import Needs
 from settle.library.reference import ModelRef
 

@@ -19,8 +19,7 @@ from settle.data.rows.families import row_families
 from settle.evaluate.compare.in_time import spread
 from settle.evaluate.footprint import Measured, peak_bytes
 from settle.infer.embedder import VectorEngine
-from settle.jobs.pick.exam import Exam
-from settle.jobs.pick.measure import Taken
+from settle.jobs.pick.exam import Exam, Taken
 from settle.jobs.pick.needs import Needs
 from settle.library.reference import ModelRef
 from settle.retrieve.index.embedders import Vectorizer

@@ -1,21 +1,124 @@
-"""What candidates are asked that answer otherwise than in text: an embedder's search, a decision model's rows."""
+"""What a model takes on this machine, and what candidates are asked that answer otherwise than in text."""
 
+import statistics
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import ClassVar
 
-from settle.jobs.pick.measure import Taken
+from settle.base.errors import SettleError
+from settle.evaluate.compare.candidate import FileModel
+from settle.evaluate.compare.cases import Case
+from settle.evaluate.compare.compare import longest_answer
+from settle.evaluate.footprint import Measured, peak_bytes
+from settle.experiment.run import in_turn
 from settle.jobs.pick.needs import Needs
 from settle.jobs.pick.prompts import Prompts
 from settle.library.reference import ModelRef
+
+ROUNDS, PROMPTS, WRITTEN = 2, 3, 48  # rounds of so many prompts, with so many tokens written to each
+
+
+@dataclass(frozen=True)
+class Taken:
+    """What a model takes.
+
+    Attributes:
+        first_token: seconds until it is there, at the user's prompts with nothing cached.
+        speed, reading: tokens written, and read, a second.
+        peak_bytes: of the child's memory, with the cache of `context` tokens, which llama.cpp fills with zeros at once.
+        tokens: of the longest prompt; longest_answer: of nearly all wanted answers.
+    """
+
+    first_token: Measured
+    speed: Measured
+    reading: Measured
+    peak_bytes: int
+    context: int
+    tokens: int
+    longest_answer: int
+
+    def to_json(self) -> dict[str, object]:
+        return asdict(self)
+
+    @classmethod
+    def together(cls, rounds: Sequence["Taken"]) -> "Taken":
+        """Return several rounds as one: medians, with the least and most of all, and the highest peak."""
+
+        def median(of: str) -> Measured:
+            values: list[Measured] = [getattr(one, of) for one in rounds]
+            return Measured(
+                statistics.median(v.median for v in values), min(v.least for v in values), max(v.most for v in values)
+            )
+
+        peak = max(one.peak_bytes for one in rounds)
+        return replace(
+            rounds[-1],
+            first_token=median("first_token"),
+            speed=median("speed"),
+            reading=median("reading"),
+            peak_bytes=peak,
+        )
+
+
+def measure(
+    refs: Sequence[ModelRef], cases: Sequence[Case], context: int, on_progress: Callable[[int], None]
+) -> list[Taken | SettleError]:
+    """Measure what each model takes that answers in text, as `in_turns`."""
+    return in_turns(refs, lambda ref: _round(ref, cases, context), on_progress)
+
+
+def in_turns(
+    refs: Sequence[ModelRef], one_round: Callable[[ModelRef], Taken], on_progress: Callable[[int], None]
+) -> list[Taken | SettleError]:
+    """Measure what each model takes, in turns; return an error in place of one that could not be measured.
+
+    on_progress: called with 1 after each turn.
+    """
+    rounds: list[list[Taken] | SettleError] = [[] for _ in refs]
+    for number in range(ROUNDS):
+        for i in in_turn(range(len(refs)), number):
+            taken = rounds[i]
+            if isinstance(taken, list):
+                try:
+                    taken.append(one_round(refs[i]))
+                except SettleError as e:
+                    rounds[i] = e
+            on_progress(1)
+    return [Taken.together(taken) if isinstance(taken, list) else taken for taken in rounds]
+
+
+def _round(ref: ModelRef, cases: Sequence[Case], context: int) -> Taken:
+    with FileModel.open(ref.weights, ref.name, ref.adapter, context, slots=1) as model:
+        prompts = sorted((model.prompt(case) for case in cases), key=len)
+        fitting = [prompt for prompt in prompts if len(prompt) < model.context] or [prompts[0][: model.context // 2]]
+        # a short, a usual and a long one
+        chosen = [fitting[(2 * i + 1) * len(fitting) // (2 * PROMPTS)] for i in range(PROMPTS)]
+        model.timings(chosen[0][:8], 2)  # the first look at a mapped file reads it
+        timings = [model.timings(p, min(WRITTEN, max(2, model.context - len(p)))) for p in chosen]
+        return Taken(
+            first_token=Measured.of([t["prompt_ms"] / 1e3 for t in timings]),
+            # the first token comes out of reading the prompt
+            speed=Measured.of([(t["predicted_n"] - 1) / t["predicted_ms"] * 1e3 for t in timings]),
+            reading=Measured.of([t["prompt_n"] / t["prompt_ms"] * 1e3 for t in timings]),
+            peak_bytes=peak_bytes(model.pid or 0),
+            context=model.context,
+            tokens=len(prompts[-1]),
+            longest_answer=longest_answer(model, cases),
+        )
 
 
 class Exam(ABC):
     """Rows that every candidate answers, all of them, and the score of each row.
 
-    title: of the score. noun: of its rows. unit: what a second brings. columns: names in the table where they differ.
-    tokens: of a text that is read whole, where none are asked for. families: the same number for rows that belong
-    together. given: rows that the files hold.
+    Attributes:
+        title: of the score.
+        noun: of its rows.
+        unit: what a second brings.
+        columns: names in the table where they differ.
+        tokens: of a text that is read whole, where none are asked for.
+        families: the same number for rows that belong together.
+        given: rows that the files hold.
     """
 
     title: ClassVar[str]
@@ -29,21 +132,21 @@ class Exam(ABC):
     @property
     @abstractmethod
     def beside(self) -> str:
-        """What else there is to know of the rows, in a few words."""
+        """Further facts about the rows, in a few words."""
 
     @abstractmethod
     def needs(self, context: int, must_take_it: bool, languages: frozenset[str], commercial: bool) -> Needs:
-        """What it asks of a model."""
+        """Return what it asks of a model."""
 
     @abstractmethod
     def takes(self, ref: ModelRef, tokens: int) -> Taken:
-        """One round of time and memory. Raises SettleError."""
+        """Measure one round of time and memory. Raises SettleError."""
 
     @abstractmethod
     def scores(self, ref: ModelRef, tokens: int) -> list[float]:
-        """Of every row, from 0 to 1. Raises SettleError."""
+        """Return the score of every row, from 0 to 1. Raises SettleError."""
 
     @property
     def prompts(self) -> Prompts:
-        """As `pick` counts them."""
+        """The rows as `pick` counts them."""
         return Prompts([], self.families, True, self.given)

@@ -30,8 +30,7 @@ from settle.jobs.pick.candidates import (
 )
 from settle.jobs.pick.decisions import read_decisions
 from settle.jobs.pick.embedders import read_search
-from settle.jobs.pick.exam import Exam
-from settle.jobs.pick.measure import ROUNDS, in_turns, measure
+from settle.jobs.pick.exam import ROUNDS, Exam, in_turns, measure
 from settle.jobs.pick.needs import Needs, asks_for_decisions, asks_for_vectors, languages_in, needs_turns
 from settle.jobs.pick.predict import note_measured
 from settle.jobs.pick.prompts import Prompts, read_prompts

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from settle.base.errors import SettleError
 from settle.base.statistics import Interval
 from settle.jobs.pick import ledger
-from settle.jobs.pick.measure import Taken
+from settle.jobs.pick.exam import Taken
 from settle.library.facts import read_facts
 from settle.library.model_shape import ModelShape
 from settle.library.reference import ModelRef

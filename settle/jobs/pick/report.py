@@ -10,6 +10,7 @@ from settle.base.statistics import Interval, share_interval
 from settle.evaluate.report.figure_style import BLUE, GREEN, GREY, INK, STYLE, VERMILION
 from settle.evaluate.report.frontier import frontier
 from settle.experiment.race import Outcome
+from settle.experiment.report import pairs_json
 from settle.jobs.pick.verdict import Measured, Verdict
 
 COLUMNS = ("model", "score", "prompts", "first token, s", "tokens/s", "memory", "size", "licence", "where")
@@ -17,7 +18,7 @@ INCHES, DPI = (7.6, 5.0), 150
 
 
 def rows(measured: Sequence[Measured], verdict: Verdict, is_share: bool) -> list[list[object]]:
-    """A row of COLUMNS for each, the best score first; → marks the one to take."""
+    """Return a row of COLUMNS for each, the best score first; → marks the one to take."""
     ordered = sorted(measured, key=lambda m: -(m.score if m.score is not None else -math.inf))
     return [
         [
@@ -36,7 +37,7 @@ def rows(measured: Sequence[Measured], verdict: Verdict, is_share: bool) -> list
 
 
 def to_json(measured: Sequence[Measured], outcome: Outcome | None, verdict: Verdict, measure: str) -> dict[str, object]:
-    """All figures, for result.json."""
+    """Return all figures, for result.json."""
     return {
         "chosen": verdict.chosen.name if verdict.chosen else None,
         "verdict": "better" if verdict.is_better else "not shown to differ" if outcome else "not measured",
@@ -58,30 +59,17 @@ def to_json(measured: Sequence[Measured], outcome: Outcome | None, verdict: Verd
             }
             for m in measured
         ],
-        "pairs": _pairs(outcome) if outcome else [],
+        "pairs": pairs_json(outcome, "prompts") if outcome else [],
     }
-
-
-def _pairs(outcome: Outcome) -> list[dict[str, object]]:
-    return [
-        {
-            "first": outcome.names[p.first],
-            "second": outcome.names[p.second],
-            "difference": p.difference.to_json(),
-            "p": p.p_value,
-            "prompts": p.rows,
-            "better": None if p.better is None else outcome.names[p.better],
-            "early": p.early,
-            "more_prompts": p.more,
-        }
-        for p in outcome.pairs
-    ]
 
 
 def draw(
     measured: Sequence[Measured], verdict: Verdict, measure: str, is_share: bool, path: Path, of: str = "tokens"
 ) -> Path | None:
-    """Speed against score as a PNG, with the frontier; None where no score was measured. of: what a second brings."""
+    """Draw speed against score as a PNG, with the frontier; return None where no score was measured.
+
+    of: what a second brings.
+    """
     shown = [m for m in measured if m.score is not None]
     if not shown:
         return None
@@ -90,7 +78,7 @@ def draw(
 
 
 def best_models(measured: Sequence[Measured]) -> list[Measured]:
-    """Those that no other one beats in both speed and score, slowest first."""
+    """Return those that no other one beats in both speed and score, slowest first."""
     best = frontier(measured, lambda m: (m.taken.speed.median, m.score or 0.0))
     return sorted(best, key=lambda m: m.taken.speed.median)
 
@@ -140,6 +128,6 @@ def _of(measured: Measured) -> float:
 
 
 def _spread(measured: Measured) -> Interval:
-    """The interval as of so many answers that are right or wrong, which is widest."""
+    """Return the interval as of so many answers that are right or wrong, which is widest."""
     right = round(_of(measured) * measured.asked)
     return share_interval([True] * right + [False] * (measured.asked - right))

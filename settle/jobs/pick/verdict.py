@@ -1,22 +1,25 @@
 """What the measurements say: which model to take, in one sentence, how sure that is, and what would change it."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from settle.base.statistics import Interval
-from settle.evaluate.compare.sample_size import next_step
-from settle.experiment.race import ERROR, ComparedPair, Outcome
+from settle.experiment.race import ComparedPair, Outcome
+from settle.experiment.report import difference_text, may_be_ahead, range_text, value_text
 from settle.jobs.pick.candidates import Candidate
-from settle.jobs.pick.measure import Taken
+from settle.jobs.pick.exam import Taken
 
 MARGIN = 0.05  # of a share, or of another score's value: a smaller model that scores this much less is as good
 
 
 @dataclass(frozen=True)
 class Measured:
-    """A candidate with what was measured of it. taken: time, speed and memory. score: on the prompts it was asked,
-    `asked` of them; None where nothing says what a right answer is. cut: answers that were stopped for their length."""
+    """A candidate with what was measured of it.
+
+    Attributes:
+        taken: time, speed and memory.
+        score: on the `asked` prompts that it was asked; None where nothing says what a right answer is.
+        cut: answers that were stopped for their length.
+    """
 
     candidate: Candidate
     taken: Taken
@@ -31,9 +34,15 @@ class Measured:
 
 @dataclass(frozen=True)
 class Verdict:
-    """chosen: the model to take. is_better: it is shown to be better than all others that were asked; otherwise it is
-    the smallest of those that score within MARGIN of the best and that none was shown to be better than. sentence: for
-    people. notes: how sure, what would change it."""
+    """The model to take.
+
+    Attributes:
+        chosen: if any.
+        is_better: it is shown to be better than all others that were asked; otherwise it is the smallest of those that
+            score within MARGIN of the best and that none was shown to be better than.
+        sentence: for the user.
+        notes: how sure, and what would change it.
+    """
 
     chosen: Measured | None
     is_better: bool
@@ -42,8 +51,8 @@ class Verdict:
 
 
 def decide(measured: Sequence[Measured], outcome: Outcome | None, measure: str, is_share: bool) -> Verdict:
-    """The verdict. measured: in the order of the outcome's candidates. outcome: None where nothing says what a right
-    answer is: then none is recommended."""
+    """Decide on candidates in the outcome's order. outcome: None where nothing says what a right answer is: then none
+    is recommended."""
     if not measured:
         return Verdict(None, False, "no model is left that could be measured")
     if outcome is None:
@@ -62,76 +71,61 @@ def decide(measured: Sequence[Measured], outcome: Outcome | None, measure: str, 
     if len(outcome.left) == 1:
         sentence = _best(measured, outcome, chosen, measure, is_share)
         return Verdict(measured[chosen], len(measured) > 1, sentence)
-    sentence, notes = _undecided(measured, outcome, chosen, near, measure, is_share)
+    sentence, notes = _undecided(outcome, chosen, near, measure, is_share)
     return Verdict(measured[chosen], False, sentence, notes)
 
 
 def _best(measured: Sequence[Measured], outcome: Outcome, chosen: int, measure: str, is_share: bool) -> str:
-    value = _value(outcome.means[chosen], is_share)
+    value = value_text(outcome.means[chosen], is_share)
     if len(measured) == 1:
         return f"{measured[0].name} is the only one that could be measured: {measure} {value}"
-    rivals = [k for k in range(len(measured)) if k != chosen]
-    nearest = max(rivals, key=lambda k: outcome.means[k])
-    pair = outcome.pair(chosen, nearest)
+    nearest = max((k for k in range(len(measured)) if k != chosen), key=lambda k: outcome.means[k])
+    ahead = range_text(outcome.pair(chosen, nearest).difference, is_share)
     return (
         f"take {measured[chosen].name}: {measure} {value} on {outcome.asked[chosen]} prompts, better than all others; "
-        f"than {measured[nearest].name} by {_range(pair.difference, is_share)}"
+        f"than {measured[nearest].name} by {ahead}"
     )
 
 
 def _undecided(
-    measured: Sequence[Measured], outcome: Outcome, chosen: int, near: Sequence[int], measure: str, is_share: bool
+    outcome: Outcome, chosen: int, near: Sequence[int], measure: str, is_share: bool
 ) -> tuple[str, list[str]]:
+    names, means = outcome.names, outcome.means
     others = [k for k in outcome.left if k != chosen]
-    names = " and ".join(measured[k].name for k in others)
-    value = _value(outcome.means[chosen], is_share)
-    beside = f"{measure} {value}, beside {names} with {', '.join(_value(outcome.means[k], is_share) for k in others)}"
+    rivals, scores = " and ".join(names[k] for k in others), ", ".join(value_text(means[k], is_share) for k in others)
+    beside = f"{measure} {value_text(means[chosen], is_share)}, beside {rivals} with {scores}"
     if len(near) > 1:
-        sentence = f"take {measured[chosen].name}, the smallest of {len(near)} that are not shown to differ: {beside}"
+        sentence = f"take {names[chosen]}, the smallest of {len(near)} that are not shown to differ: {beside}"
     else:
-        sentence = f"take {measured[chosen].name} for now, though nothing is decided: {beside}"
-    nearest = max(others, key=lambda k: outcome.pair(k, chosen).difference.high)
-    pair = outcome.pair(nearest, chosen)
-    ahead = _signed(max(0.0, pair.difference.high), is_share)
-    step = next_step(pair.difference, pair.rows, is_share, "prompts", ERROR / len(outcome.pairs))
-    sentence += f"; {measured[nearest].name} may be up to {ahead} ahead, and {step}"
-    notes = []
-    for k in sorted(others, key=lambda k: -outcome.means[k]):
-        pair = outcome.pair(k, chosen)
-        if k not in near:
-            notes.append(_behind(measured[k].name, outcome.pair(chosen, k), is_share))
-            continue
-        ahead = f"{measured[k].name} may be ahead by {_signed(pair.difference.high, is_share)} at most"
-        if pair.difference.high <= 0:
-            notes.append(f"{measured[k].name} is rather behind: by {_range(pair.difference, is_share)}")
-        elif pair.difference.value <= 0:
-            notes.append(f"{ahead}; on these prompts it was not")
-        elif pair.more is None:
-            notes.append(f"{ahead}; more prompts would hardly decide it")
-        else:
-            notes.append(
-                f"{ahead} ({_signed(pair.difference.value, is_share)} measured): about {pair.more} more prompts would "
-                f"decide, were the difference as large as it looks"
-            )
+        sentence = f"take {names[chosen]} for now, though nothing is decided: {beside}"
+    sentence += f"; {may_be_ahead(outcome, chosen, others, is_share, 'prompts')}"
+    by_score = sorted(others, key=lambda k: -means[k])
+    notes = [
+        _maybe_ahead(names[k], outcome.pair(k, chosen), is_share)
+        if k in near
+        else _behind(names[k], outcome.pair(chosen, k), is_share)
+        for k in by_score
+    ]
     return sentence, notes
 
 
+def _maybe_ahead(name: str, pair: ComparedPair, is_share: bool) -> str:
+    """Say how far one that is about as good may be ahead."""
+    value, high = pair.difference.value, pair.difference.high
+    ahead = f"{name} may be ahead by {difference_text(high, is_share)} at most"
+    if high <= 0:
+        return f"{name} is rather behind: by {range_text(pair.difference, is_share)}"
+    if value <= 0:
+        return f"{ahead}; on these prompts it was not"
+    if pair.more is None:
+        return f"{ahead}; more prompts would hardly decide it"
+    return (
+        f"{ahead} ({difference_text(value, is_share)} measured): about {pair.more} more prompts would decide, were the "
+        "difference as large as it looks"
+    )
+
+
 def _behind(name: str, pair: ComparedPair, is_share: bool) -> str:
-    """Of one that scored less and is not shown to be worse."""
-    text = f"{name} is not shown to be worse: {_range(pair.difference, is_share)} less was measured"
+    """Say how far one is behind that is not shown to be worse."""
+    text = f"{name} is not shown to be worse: {range_text(pair.difference, is_share)} less was measured"
     return f"{text}; about {pair.more} more prompts would decide it" if pair.more else text
-
-
-def _value(value: float, is_share: bool) -> str:
-    if math.isnan(value):
-        return "–"
-    return f"{100 * value:.0f} %" if is_share else f"{value:.3f}"
-
-
-def _signed(value: float, is_share: bool) -> str:
-    return f"{100 * value:.0f} points" if is_share else f"{value:.3f}"
-
-
-def _range(difference: Interval, is_share: bool) -> str:
-    value, low, high = (f"{100 * end:.0f}" if is_share else f"{end:.3f}" for end in difference.ends)
-    return f"{value}{' points' if is_share else ''} (95 %: {low} to {high})"
