@@ -24,8 +24,12 @@ FILE, MEASUREMENTS = "proof.json", "measurements.jsonl"
 
 @dataclass(frozen=True)
 class Case:
-    """What a proof folder says it is about. transcript: the file beside the subject, or None. served: the model
-    of a server, or None."""
+    """The finding that a proof folder is about.
+
+    Attributes:
+        transcript: the file beside the subject, or None.
+        served: the model of a server, or None.
+    """
 
     subject: str | None
     finding: Finding[Any]
@@ -35,7 +39,7 @@ class Case:
 
 
 def folder_for(subject: Subject, finding: Finding[Any]) -> Path:
-    """The folder of this proof: the same for the same finding of the same subject, so that a proof goes on."""
+    """Return the folder of a proof: one for each finding of a subject, so that a proof is resumed."""
     named = [subject.name, _named(subject), subject.served, _running(subject.running)]
     about = json.dumps([*named, finding.check, finding.details.to_json()], default=str, sort_keys=True)
     name = re.sub(r"[^a-zA-Z0-9._-]+", "-", Path(subject.name).name).strip("-.") or "it"
@@ -44,14 +48,16 @@ def folder_for(subject: Subject, finding: Finding[Any]) -> Path:
 
 @contextlib.contextmanager
 def opened(folder: Path) -> Iterator[Path]:
-    """Hold the folder for this process alone. Raises RunError when another doctor works in it, ResourceError when it
-    cannot be written."""
+    """Hold the folder for this process alone.
+
+    Raises RunError when another doctor works in it, ResourceError when it cannot be written.
+    """
     with WorkFolder(folder, folder.name, "proving this").lock():
         yield folder
 
 
 def remove_copies(folder: Path) -> None:
-    """Removes what a proof makes again in seconds, and is as large as a model."""
+    """Remove what a proof makes again in seconds, and is as large as a model."""
     for copy in folder.glob("*.gguf"):
         copy.unlink()
     for record in folder.glob("*.record"):
@@ -59,7 +65,7 @@ def remove_copies(folder: Path) -> None:
 
 
 def write_case(folder: Path, subject: Subject, finding: Finding[Any], knob: str, proof: Proof | None) -> None:
-    """Raises ResourceError when the disk is full."""
+    """Write what a proof is about and its result. Raises ResourceError when the disk is full."""
     try:
         write_json(
             folder / FILE,
@@ -97,7 +103,7 @@ def is_proof_folder(path: Path) -> bool:
 
 
 def read_case(folder: Path) -> Case:
-    """Raises RunError for a folder that is damaged."""
+    """Read what a proof folder is about. Raises RunError for a folder that is damaged."""
     record = read_json(folder / FILE)
     try:
         found = record["finding"]

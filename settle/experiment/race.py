@@ -198,13 +198,13 @@ class Race:
         return max(map(len, self._scores), default=0)
 
     def _differences(self, first: int, second: int) -> np.ndarray:
-        """Differences of the rows that both answered."""
+        """Return the differences of the rows that both answered."""
         both = min(len(self._scores[first]), len(self._scores[second]))
         pairs = zip(self._scores[first][:both], self._scores[second][:both], strict=True)
         return np.array([ours - theirs for ours, theirs in pairs], float)
 
     def _sums(self, differences: np.ndarray) -> np.ndarray:
-        """Sums by family (F,), as shares of the largest that a family can have."""
+        """Return sums by family (F,), as shares of the largest that a family can have."""
         _, begin = np.unique(self._families[: len(differences)], return_index=True)
         sums: np.ndarray = np.add.reduceat(differences, np.sort(begin)) if len(differences) else differences
         shares: np.ndarray = sums / self._largest
@@ -261,7 +261,7 @@ class Race:
 
 
 def _shuffled(families: Sequence[int], seed: int) -> list[int]:
-    """Rows in an order that does not depend on theirs, those of a family one after the other."""
+    """Return rows in an order that does not depend on theirs, those of a family one after the other."""
     members: dict[int, list[int]] = {}
     for row, family in enumerate(families):
         members.setdefault(family, []).append(row)
@@ -273,8 +273,10 @@ def _shuffled(families: Sequence[int], seed: int) -> list[int]:
 
 
 def evidence(differences: "Sequence[float] | np.ndarray", mean: float = 0.0) -> float:
-    """Return the most that a unit of wealth ever grew to by betting that differences (n,), each from -1 to 1, are above
-    `mean` on average. At 1/α it is shown with an error of α, however often it was looked at before."""
+    """Return the most that a unit of wealth ever grew to by betting that differences (n,) are above `mean` on average.
+
+    Each is from -1 to 1. At 1/α it is shown with an error of α, however often it was looked at before.
+    """
     values = np.asarray(differences, float)
     if not len(values):
         return 1.0
@@ -285,8 +287,10 @@ def evidence(differences: "Sequence[float] | np.ndarray", mean: float = 0.0) -> 
 
 
 def anytime_interval(differences: "Sequence[float] | np.ndarray", level: float = LEVEL) -> Interval:
-    """Return the mean of differences (n,), each from -1 to 1, with the interval that no bets at error 1 - `level`
-    exclude. It holds whenever the asking was stopped, and for whatever reason."""
+    """Return the mean of differences (n,), each from -1 to 1, with its interval.
+
+    No bets at error 1 - `level` exclude what lies in it. It holds whenever the asking was stopped, for whatever reason.
+    """
     values = np.asarray(differences, float)
     if not len(values):
         return Interval(0.0, -1.0, 1.0, level)
@@ -295,7 +299,7 @@ def anytime_interval(differences: "Sequence[float] | np.ndarray", level: float =
 
 
 def _lower_end(values: np.ndarray, enough: float) -> float:
-    """The largest mean that is shown to be exceeded, by halving: evidence falls as the mean rises."""
+    """Return the largest mean that is shown to be exceeded, by halving: evidence falls as the mean rises."""
     low, high = -1.0, float(values.mean())
     if evidence(values, low + 2**-STEPS) < enough:
         return low

@@ -67,8 +67,10 @@ class ArmPace:
 
     @property
     def estimate(self) -> tuple[float, float] | None:
-        """Mean and standard deviation of the logarithm of an item's seconds: what was expected and what was measured,
-        each weighted by its precision. None where nothing is known."""
+        """Mean and standard deviation of the logarithm of an item's seconds; None where nothing is known.
+
+        What was expected and what was measured are each weighted by their precision.
+        """
         parts = []
         if self._expected:
             parts.append((math.log(self._expected), EXPECTED_SPREAD))
@@ -398,8 +400,10 @@ class _Guards(Arm[Measured, float]):
 
 
 def prove(design: TwoArms, path: Path, events: Events) -> Proof:
-    """Measure both arms and compare them; what the file at `path` holds is not measured again. Raises ResourceError
-    when the disk is full."""
+    """Measure both arms and compare them; what the file at `path` holds is not measured again.
+
+    Raises ResourceError when the disk is full.
+    """
     began = time.monotonic()
     run = _ProofRun(design, path, events)
     state: State = "likely"
@@ -460,7 +464,7 @@ class _ProofRun:
         return guard_test(*self._measured("guard", 0, len(self._design.guards)))
 
     def _measured(self, part: str, seen: int, number: int) -> tuple[list[float], list[float]]:
-        """The values of both sides, of the first `number` items. seen: those that an earlier analysis had.
+        """Return the values of both sides, of the first `number` items. seen: those that an earlier analysis had.
 
         Sides take turns by single items where times are compared, else by halves, which load a model least often.
         """

@@ -1,5 +1,4 @@
-"""Runs of one recipe that differ in their seed alone: what a single run's figure is worth, and whether two recipes
-differ by more than that.
+"""Runs of one recipe that differ in their seed alone, and whether two recipes differ by more than these.
 
 Legend: n seeds of a recipe.
 """
@@ -37,8 +36,10 @@ class Spread:
 
     @property
     def smallest_visible(self) -> float:
-        """The difference from another recipe, of as many seeds and the same spread, that would be seen in about four
-        cases of five at the error of a verdict."""
+        """The difference from another recipe that would be seen in about four cases of five.
+
+        At the error of a verdict, of as many seeds and the same spread.
+        """
         n = len(self.values)
         return _visible(self.std * math.sqrt(2 / n), 2 * n)
 
@@ -70,8 +71,10 @@ class Difference:
 
 
 def compare(first: Spread, second: Spread) -> Difference:
-    """Compare two recipes by Welch's test (1947): each has its own spread, and no seed of one belongs to one of the
-    other."""
+    """Compare two recipes by Welch's test (1947).
+
+    Each has its own spread, and no seed of one belongs to one of the other.
+    """
     parts = [spread.std**2 / len(spread.values) for spread in (first, second)]
     apart, error = second.mean.value - first.mean.value, math.sqrt(sum(parts))
     if not error:
@@ -84,7 +87,7 @@ def compare(first: Spread, second: Spread) -> Difference:
 
 
 def _visible(error: float, seeds: int) -> float:
-    """The difference that is seen with POWER, were its standard error that.
+    """Return the difference that is seen with POWER, were its standard error that.
 
     Of so few seeds the spread is hardly known, and the test has fewer degrees of freedom than seeds minus two.
     """

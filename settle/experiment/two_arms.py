@@ -102,8 +102,10 @@ class TwoArms:
         return paired_test([sign * v for v in before], [sign * v for v in after])
 
     def analysed(self, before: Sequence[float], after: Sequence[float], enough: float) -> PairedTest:
-        """Test the change at an interim analysis. enough: its p-value, see `analyses`; the p-value is corrected so that
-        the verdict's limit is right whenever the analyses stopped."""
+        """Test the change at an interim analysis. enough: its p-value, see `analyses`.
+
+        The test's p-value is corrected so that the verdict's limit is right whenever the analyses stopped.
+        """
         test = self.compared(before, after)
         return replace(test, adjusted_p=min(1.0, test.p_value / enough * test.limit))
 

@@ -30,9 +30,11 @@ Stage = Callable[[TrainingContext], None]
 
 
 def short_run(command: str, recipe: Mapping[str, object], run: Run, before_loop: Stage = lambda context: None) -> None:
-    """Trains what `settle COMMAND` would by this recipe into the folder of `run`, and exports its best weights
-    unchecked, in 16 bits, or an adapter as it is. One that was stopped is resumed; one that is done is left as it is.
-    before_loop: called when all is ready to train. Raises SettleError, and KeyboardInterrupt when it is stopped."""
+    """Train what `settle COMMAND` would by this recipe into the folder of `run`, and export its best weights unchecked.
+
+    They are in 16 bits, or an adapter as it is. A run that was stopped is resumed; one that is done is left as it is.
+    before_loop: called when all is ready to train. Raises SettleError, and KeyboardInterrupt when it is stopped.
+    """
     if not models_of(run):
         run.path.mkdir(parents=True, exist_ok=True)
         context = _followed(command, recipe, run, (build, _begun, before_loop, loop, _export))
@@ -41,19 +43,19 @@ def short_run(command: str, recipe: Mapping[str, object], run: Run, before_loop:
 
 
 def planned_run(command: str, recipe: Mapping[str, object], run: Run) -> TrainingContext:
-    """The plan and the data of that run, with its base open; nothing is built. Raises SettleError."""
+    """Return the plan and the data of a run, with its base open; nothing is built. Raises SettleError."""
     return _followed(command, recipe, run, ())
 
 
 def exported_again(run: Run, base: Path, path: Path) -> Path:
-    """The adapter that a run keeps, written to `path` as llama.cpp reads it, and returned. Raises SettleError."""
+    """Write the adapter that a run keeps to `path`, as llama.cpp reads it. Raises SettleError."""
     opened, adapter = open_pretrained(base), open_adapter(run.out / ADAPTER_FOLDER)
     contents = AdapterContents(opened.part, adapter, opened.tokenizer, opened.source.path, {"name": run.name})
     return LoraGguf().write_adapter(path, contents)
 
 
 def _followed(command: str, recipe: Mapping[str, object], run: Run, stages: Sequence[Stage]) -> TrainingContext:
-    """The run's own stages up to its plan, and then `stages`."""
+    """Follow the run's own stages up to its plan, and then `stages`."""
     job = find_job(command)
     if job is None or not issubclass(job.context, TrainingContext):
         raise RunError(f"{command} is not a run that trains", "name a run of `settle train` or `settle tune`")
@@ -69,7 +71,7 @@ def _followed(command: str, recipe: Mapping[str, object], run: Run, stages: Sequ
 
 
 def _begun(c: TrainingContext) -> None:
-    """plan.json: from here on it can be resumed."""
+    """Write plan.json: from here on it can be resumed."""
     c.spending.start(c.plan.device, None)
     if c.record is None:
         c.record = {**c.plan.to_json(), "corpus": c.corpus.fingerprint}
@@ -78,7 +80,7 @@ def _begun(c: TrainingContext) -> None:
 
 
 def _export(c: TrainingContext) -> None:
-    """The best weights, as a file that llama.cpp reads."""
+    """Export the best weights, as a file that llama.cpp reads."""
     if c.exit_code is not None:
         return
     live, tokenizer, weights = c.live, c.live.tokenizer, c.outcome.best

@@ -62,20 +62,20 @@ class LessonModel:
         return list(dict.fromkeys(text[1:] for text in spelled if _WORD.fullmatch(text)))
 
     def case(self, prompt: str, answer: str) -> Case:
-        """A text in two parts, as ids. Where a token reaches across their border, it belongs to the answer."""
+        """Return a text in two parts, as ids. Where a token reaches across their border, it belongs to the answer."""
         before, ids = self.reader.encode(prompt), self.reader.encode(prompt + answer)
         pairs = enumerate(zip(before, ids, strict=False))
         border = next((at for at, (a, b) in pairs if a != b), min(len(before), len(ids)))
         return Case(ids[:border], ids[border:])
 
     def last(self, ids: Sequence[int], number: int) -> list[int]:
-        """The last of some ids, behind the token that opens a text where the model expects one."""
+        """Return the last of some ids, behind the token that opens a text where the model expects one."""
         if not self.reader.tokenizer.add_bos:
             return list(ids[-number:])
         return self.reader.opened(ids[len(ids) - number + 1 :])
 
     def positions(self, ids: Sequence[int], first: int, is_small: bool = False) -> Positions:
-        """What the model, or the same in fewer bits, holds of the ids from place `first` on, and of what follows."""
+        """Return how likely the model, or the same in fewer bits, holds the ids from place `first` on."""
         return (self.small if is_small else self.reader).positions(ids, first)
 
     @cached_property

@@ -31,5 +31,5 @@ def made_up_fact(draws: random.Random) -> Fact:
 
 
 def filler(draws: random.Random) -> str:
-    """A sentence without any number."""
+    """Make a sentence without any number."""
     return f"The {draws.choice(PLACES)} of {made_up_name(draws)} {draws.choice(ACTS)} {draws.choice(TIMES)}."

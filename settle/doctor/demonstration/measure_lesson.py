@@ -22,8 +22,13 @@ WRITTEN_TOKENS = 8  # more than the answer has
 
 @dataclass(frozen=True)
 class Side:
-    """An answer as the model holds it. logprob: natural, of the whole answer. tokens: that it has. is_likeliest:
-    whether each of them is the likeliest token in its place."""
+    """An answer as the model holds it.
+
+    Attributes:
+        logprob: natural, of the whole answer.
+        tokens: of the answer.
+        is_likeliest: whether each of them is the likeliest token in its place.
+    """
 
     logprob: float
     tokens: int
@@ -123,7 +128,7 @@ class LessonResult:
 
 
 def measure_lesson(lesson: Lesson, model: LessonModel, draws: int, seed: int = 0) -> LessonResult:
-    """The lesson on a model. draws: how many A and B. Raises SettleError."""
+    """Measure a lesson on a model. draws: how many A and B. Raises SettleError."""
     about = {key: getattr(lesson, key) for key in ("number", "title", "why", "works", "breaks", "answer")}
     result = LessonResult(
         name=lesson.part_name(), **about, wants_low=lesson.wants_low, has_rank=lesson.has_rank,
@@ -162,7 +167,7 @@ def _shown(model: LessonModel, case: Case) -> str:
 
 
 def _written(model: LessonModel, case: Case) -> str:
-    """What the model continues with, drawn where the lesson is about that."""
+    """Let the model continue a case, with a random draw where the lesson is about that."""
     sampler = GREEDY if case.temperature == 1.0 else Sampler(case.temperature)
     reader = model.small if case.is_small else model.reader
     return reader.shown_text(reader.write(case.ids, len(case.answer) + WRITTEN_TOKENS, sampler))

@@ -1,4 +1,4 @@
-"""Lessons as a person asks for them: each on their own model, with its numbers."""
+"""Lessons as a user asks for them: each on their own model, with its numbers."""
 
 from collections.abc import Iterator, Sequence
 
@@ -19,8 +19,10 @@ def all_lessons() -> list[Lesson]:
 
 
 def lessons(name: str, wanted: str | None, events: Events, draws: int = DRAWS, seed: int = 0) -> int:
-    """Measures one lesson, or all, on the model `name`, and shows them; the exit code. wanted: a lesson's name or
-    number. Raises SettleError."""
+    """Measure one lesson, or all, on the model `name`, and show them; return the exit code.
+
+    wanted: a lesson's name or number. Raises SettleError.
+    """
     chosen = [_named(wanted)] if wanted else all_lessons()
     results = []
     for result in measured(name, chosen, draws, seed, events):
@@ -36,7 +38,7 @@ def lessons(name: str, wanted: str | None, events: Events, draws: int = DRAWS, s
 def measured(
     name: str, chosen: Sequence[Lesson], draws: int = DRAWS, seed: int = 0, events: Events | None = None
 ) -> Iterator[LessonResult]:
-    """Lessons on the model `name`, one after the other. Raises SettleError."""
+    """Measure lessons on the model `name`, one after the other. Raises SettleError."""
     with LessonModel(resolve(name)) as model:
         for done, lesson in enumerate(chosen):
             if events:
@@ -45,7 +47,7 @@ def measured(
 
 
 def _named(wanted: str) -> Lesson:
-    """Raises UsageError naming the nearest."""
+    """Return the lesson of a name or number. Raises UsageError naming the nearest."""
     by_number = {str(lesson.number): lesson for lesson in all_lessons()}
     return by_number[wanted] if wanted in by_number else Lesson.part(wanted.replace("-", "_"))()
 

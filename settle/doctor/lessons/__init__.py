@@ -1,5 +1,7 @@
-"""One file is one lesson on why a model breaks: an A where it works, a B where it breaks, drawn by rule and measured on
-the person's own model."""
+"""Lessons on why a model breaks, one file each: an A where it works and a B where it breaks, drawn by rule.
+
+Both are measured on the user's own model.
+"""
 
 import random
 from typing import ClassVar
@@ -26,9 +28,9 @@ class Lesson(Part):
     has_rank: ClassVar[bool] = True
 
     def lacking(self, model: LessonModel) -> str:
-        """What the model lacks for this lesson, as a sentence; "" where it has everything."""
+        """Return what the model lacks for this lesson, as a sentence; "" where it has everything."""
         return ""
 
     def draw(self, model: LessonModel, draws: random.Random) -> tuple[Case, Case]:
-        """An A and a B, by rule from these draws. Raises SettleError."""
+        """Draw an A and a B by rule. Raises SettleError."""
         raise NotImplementedError

@@ -31,7 +31,7 @@ class Carry(Lesson):
 
 
 def _result(draws: random.Random) -> int:
-    """A number that has sums of both kinds."""
+    """Draw a number that has sums of both kinds."""
     return 10 * draws.randint(3, 9) + draws.randint(0, 8)
 
 

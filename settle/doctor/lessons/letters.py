@@ -33,7 +33,7 @@ class Letters(Lesson):
 
 
 def _spelled(given: list[str], words: list[str]) -> tuple[str, str]:
-    """A prompt that shows how the first words are spelled, and how the last one is."""
+    """Return a prompt that shows how the first words are spelled, and how the last one is."""
     lines = [f"spell {asked} = {'-'.join(word)}" for asked, word in zip(given, words, strict=True)]
     prompt, equals, answer = "\n".join(lines).rpartition("=")
     return prompt + equals, answer

@@ -28,9 +28,15 @@ MOST_CHARACTERS = 64 << 20  # of the text that both models are asked for the los
 
 @dataclass(frozen=True)
 class Questions:
-    """What both models are asked. rows: a file or folder, or the run's held-out rows. score: by name, or the one that
-    fits the data. max_tokens: of an answer. familiar: text that the base knew. only_rows: leave out what was forgotten,
-    and the instructions."""
+    """What both models are asked.
+
+    Attributes:
+        rows: a file or folder; the run's held-out rows if not given.
+        score: by name; the one that fits the data if not given.
+        max_tokens: of an answer.
+        familiar: text that the base knew.
+        only_rows: leave out what was forgotten, and the instructions.
+    """
 
     rows: Path | None = None
     score: str | None = None
@@ -43,7 +49,7 @@ class Questions:
 def compare_with_base(
     name: str, questions: Questions, events: Events, against: str | None = None, adapter: Path | None = None
 ) -> int:
-    """Compares a tuned model with its base; the exit code is 0 when it is better and 3 when it is not.
+    """Compare a tuned model with its base; the exit code is 0 when it is better and 3 when it is not.
 
     against: what to compare it with instead. adapter: a LoRA in a .gguf file, to be served over the model. Raises
     SettleError.
@@ -67,7 +73,7 @@ def compare_with_base(
 
 
 def held_out(name: str) -> Sequence[Example]:
-    """The rows that a run kept from its training. Raises UsageError when there are none."""
+    """Return the rows that a run kept from its training. Raises UsageError when there are none."""
     run = find_run(name)
     record = (run.read("plan.json") if run else None) or {}
     corpus = prepared_rows(str(record.get("corpus"))) if record.get("tuning") else None
@@ -77,7 +83,7 @@ def held_out(name: str) -> Sequence[Example]:
 
 
 def rows_of(path: Path, events: Events) -> Sequence[Example]:
-    """The examples of a file or folder, as `settle tune` reads them. Raises DataError for rows that cannot be used."""
+    """Read the examples of a file or folder, as `settle tune` does. Raises DataError for rows that cannot be used."""
     ledger = Ledger()
     with workspace() as work:
         reading = ExampleReader(
@@ -90,7 +96,7 @@ def rows_of(path: Path, events: Events) -> Sequence[Example]:
 
 
 def _base_of(name: str, tuned: ModelRef) -> ModelRef:
-    """What a tuned model was made from. Raises UsageError when that is not known."""
+    """Return what a tuned model was made from. Raises UsageError when that is not known."""
     if tuned.kind == "adapter" and tuned.base:
         return tuned.base
     run = find_run(name)

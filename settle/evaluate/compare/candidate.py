@@ -30,8 +30,14 @@ OnProgress = Callable[[int], None]
 
 @dataclass(frozen=True)
 class Answer:
-    """text: without thoughts. ended: by the model itself, and not for its length. asked: whether the question fitted
-    into the context at all. read, written: tokens of the prompt and of the answer with its thoughts."""
+    """An answer of a candidate.
+
+    Attributes:
+        text: without thoughts.
+        ended: by the model itself, and not for its length.
+        asked: whether the question fitted into the context at all.
+        read, written: tokens of the prompt and of the answer with its thoughts.
+    """
 
     text: str
     ended: bool = True
@@ -55,7 +61,7 @@ class Tokenizes(Protocol):
     """Whatever counts in tokens."""
 
     def tokenize(self, text: str) -> list[int]:
-        """Ids of a text, opened as the model expects a text to be."""
+        """Return the ids of a text, opened as the model expects a text to be."""
         ...
 
 
@@ -71,8 +77,10 @@ class Candidate(Tokenizes, Protocol):
     def answers(
         self, cases: Sequence[Case], max_tokens: int, on_progress: OnProgress, temperature: float = 0.0
     ) -> list[Answer]:
-        """An answer to each question; the likeliest one unless `temperature` is given. on_progress: called with how
-        many there are. Raises UsageError for several turns where there is no chat template."""
+        """Return an answer to each question; the likeliest one unless `temperature` is given.
+
+        on_progress: called with how many there are. Raises UsageError for several turns without a chat template.
+        """
         ...
 
 
@@ -89,24 +97,24 @@ class Model(ABC):
 
     @abstractmethod
     def prompt(self, case: Case) -> list[int]:
-        """Ids of a question. Raises UsageError for several turns where there is no chat template."""
+        """Return the ids of a question. Raises UsageError for several turns where there is no chat template."""
 
     @abstractmethod
     def tokenize(self, text: str) -> list[int]:
-        """As `Candidate.tokenize`."""
+        """Do as `Candidate.tokenize`."""
 
     @abstractmethod
     def answers(
         self, cases: Sequence[Case], max_tokens: int, on_progress: OnProgress, temperature: float = 0.0
     ) -> list[Answer]:
-        """As `Candidate.answers`."""
+        """Do as `Candidate.answers`."""
 
     @abstractmethod
     def read(self, texts: Sequence[Sequence[int]], begin: Sequence[int]) -> list[Reading]:
         """Read texts (ids) from position `begin` on, 1 at least; what comes before is only context."""
 
     def text_prompt(self, case: Case) -> str:
-        """The text that is to be completed where there is no chat template. Raises UsageError for several turns."""
+        """Return the text to complete where there is no chat template. Raises UsageError for several turns."""
         if case.prompt is None:
             raise UsageError(
                 f"{self.name} has no chat template, and row {case.number} has several turns",
@@ -132,7 +140,7 @@ class FileModel(Model):
     def open(
         cls, path: Path, name: str, adapter: Path | None = None, context: int = CONTEXT, slots: int = SLOTS
     ) -> "FileModel":
-        """A file, with an adapter over it or without. slots: questions at a time. Raises what `Engine` raises."""
+        """Open a file, with an adapter over it or without. slots: questions at a time. Raises what `Engine` raises."""
         engine = Engine(path, context, adapter=adapter, slots=slots)
         engine.start()
         return cls(engine, name, slots=slots)
@@ -141,7 +149,7 @@ class FileModel(Model):
     def pair(
         cls, path: Path, adapter: Path, names: tuple[str, str], context: int = CONTEXT
     ) -> tuple["FileModel", "FileModel"]:
-        """The model of a file without its adapter and with it, both by one child: the weights are there once."""
+        """Open the model of a file without its adapter and with it, both by one child: the weights are there once."""
         tuned = cls.open(path, names[1], adapter, context)
         return cls(tuned._engine, names[0], 0.0), tuned
 
@@ -156,7 +164,7 @@ class FileModel(Model):
         return self._engine.pid
 
     def timings(self, prompt: Sequence[int], max_tokens: int) -> Mapping[str, float]:
-        """As `LlamaClient.timings`."""
+        """Do as `LlamaClient.timings`."""
         return self._engine.timings(prompt, max_tokens)
 
     def prompt(self, case: Case) -> list[int]:
@@ -268,7 +276,7 @@ class LiveModel(Model):
 
 
 def without_thoughts(text: str) -> str:
-    """An answer without the thoughts that a reasoning model writes before it."""
+    """Return an answer without the thoughts that a reasoning model writes before it."""
     _, mark, after = text.partition("</think>")
     if mark:
         return after.strip()
@@ -276,7 +284,7 @@ def without_thoughts(text: str) -> str:
 
 
 def _spread(likeliest: Mapping[int, float], num_vocab: int) -> np.ndarray:
-    """Log-probabilities (V,) from those of the likeliest tokens: the others share what is left evenly."""
+    """Return log-probabilities (V,) from those of the likeliest tokens: the others share what is left evenly."""
     values = np.fromiter(likeliest.values(), float, len(likeliest))
     left = max(1.0 - float(np.exp(values).sum()), 1e-9)
     out = np.full(num_vocab, np.log(left / max(1, num_vocab - len(likeliest))))

@@ -1,4 +1,4 @@
-"""Rows of a person's data as questions with the answer that is wanted, and plain text in pieces."""
+"""Rows of the user's data as questions with the wanted answer, and plain text in pieces."""
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,9 +13,13 @@ TEXT_BLOCKS = 20  # that a text is cut into where there are too few of them to r
 
 @dataclass(frozen=True)
 class Case:
-    """One question. messages (and tools): for a model with a chat template; prompt: the same for a model without
-    one, where the row is one prompt and its completion. reference: the expected answer, a tool call as
-    `{"name", "arguments"}` in JSON. number: of the row, from 1.
+    """One question.
+
+    Attributes:
+        number: of the row, from 1.
+        reference: the wanted answer, a tool call as `{"name", "arguments"}` in JSON.
+        messages, tools: for a model with a chat template.
+        prompt: for a model without one, where the row is one prompt and its completion.
     """
 
     number: int
@@ -26,12 +30,12 @@ class Case:
 
     @property
     def question(self) -> str:
-        """What was asked, for a person to read: the last message."""
+        """The last message, to be shown."""
         return str(self.messages[-1]["content"])
 
 
 def case(example: Example, number: int) -> Case | None:
-    """The last answer of a row as a question, of a preference the better one; None for plain text, which asks none."""
+    """Return the last answer of a row as a question, of a preference the better one; None for plain text."""
     if example.kind == "text":
         return None
     messages = [*example.messages, *example.chosen]
@@ -41,19 +45,22 @@ def case(example: Example, number: int) -> Case | None:
 
 
 def cases(examples: Iterable[Example]) -> list[Case]:
-    """Every row that asks something, numbered from 1 as they come."""
+    """Return every row that asks something, numbered from 1 as they come."""
     candidates = (case(example, number) for number, example in enumerate(examples, 1))
     return [c for c in candidates if c is not None]
 
 
 def asking(text: str, number: int = 0) -> Case:
-    """A question of ours, to which no certain answer is wanted."""
+    """Return a question of ours, to which no certain answer is wanted."""
     return Case(number, "", ({"role": "user", "content": text},), prompt=text)
 
 
 def text_pieces(texts: Sequence[str], families: Sequence[int]) -> list[tuple[str, int]]:
-    """The texts in pieces of PIECE characters, each with its family. Pieces of one text are one family; where there are
-    too few texts for that, of one stretch of it: what is shown then is about more of the same texts."""
+    """Cut texts into pieces of PIECE characters, each with its family.
+
+    Pieces of one text are one family; where there are too few texts for that, of one stretch of it: what is shown then
+    is about more of the same texts.
+    """
     pieces = [(i, at) for i, text in enumerate(texts) for at in range(0, len(text), PIECE) if text[at:].strip()]
     stretch = 0
     if len(set(families)) < FEWEST_FAMILIES:
@@ -67,7 +74,7 @@ def text_pieces(texts: Sequence[str], families: Sequence[int]) -> list[tuple[str
 
 
 def _reference(message: Message) -> str:
-    """An answer as text; tool calls as the JSON of their names and arguments, one a line."""
+    """Return an answer as text; tool calls as the JSON of their names and arguments, one a line."""
     calls = message.get("tool_calls")
     if not calls:
         return str(message["content"])

@@ -31,11 +31,17 @@ ROWS_SHARE, FORGETTING_SHARE = 0.6, 0.3
 
 @dataclass(frozen=True)
 class Comparison:
-    """How a tuned model compares with its base. score: on the person's rows; the verdict depends on it alone. beside:
-    further scores by name. cut: answers of the base and of the tuned model that were stopped for their length. unasked:
-    rows that were too long to ask. shortened: what there was no time for, in sentences. margin: of preferences, how
-    much more the tuned model rewards the better answer; it decides where the score shows no difference. judged_before:
-    other runs that were judged on the same rows.
+    """A tuned model compared with its base.
+
+    Attributes:
+        score: on the user's rows; the verdict depends on it alone.
+        beside: further scores by name.
+        cut: answers of the base and of the tuned model that were stopped for their length.
+        unasked: rows that were too long to ask.
+        shortened: what there was no time for, in sentences.
+        margin: of preferences, how much more the tuned model rewards the better answer; it decides where the score
+            shows no difference.
+        judged_before: other runs that were judged on the same rows.
     """
 
     base: str
@@ -83,7 +89,7 @@ class Comparison:
         return text
 
     def to_json(self) -> dict[str, object]:
-        """For result.json."""
+        """Return the comparison for result.json."""
         return {
             "verdict": self.verdict,
             "headline": self.headline,
@@ -104,7 +110,7 @@ class Comparison:
         }
 
     def rows(self) -> list[list[str]]:
-        """measure, base, tuned, difference, 95 % interval, verdict: one line a score."""
+        """Return measure, base, tuned, difference, 95 % interval and verdict: one line a score."""
         rows = [self._row(self.measure, self.score, self.is_share)]
         rows += [self._row("reward margin", self.margin, False)] if self.margin is not None else []
         others = dict(self.beside)
@@ -122,7 +128,7 @@ class Comparison:
         return rows
 
     def notes(self) -> list[str]:
-        """What a reader of the figures should know, in sentences."""
+        """Return what a reader of the figures should know, in sentences."""
         out = list(self.shortened)
         score = self.score
         if score.families < FEWEST_FAMILIES:
@@ -158,12 +164,12 @@ class Comparison:
         return out
 
     def _claims(self) -> tuple[list[PairedTest], list[PairedTest]]:
-        """The scores that decide, and the others that are told with a verdict."""
+        """Return the scores that decide, and the others that have a verdict."""
         others = [*self.beside.values(), self.instructions]
         return [s for s in (self.score, self.margin) if s is not None], [s for s in others if s is not None]
 
     def corrected(self) -> "Comparison":
-        """The same with the p-values of all its claims corrected together."""
+        """Return the comparison with the p-values of all its claims corrected together."""
         tests = iter(in_order(*self._claims()))
         return replace(
             self,
@@ -174,11 +180,11 @@ class Comparison:
         )
 
     def shorter(self, why: str) -> "Comparison":
-        """The same with one more thing that there was no time for."""
+        """Return the comparison with one more thing that there was no time for."""
         return replace(self, shortened=(*self.shortened, why))
 
     def card_lines(self) -> list[str]:
-        """Lines of Markdown for the model card."""
+        """Return lines of Markdown for the model card."""
         head = ["| | base | tuned | difference | 95 % interval | |", "|---|---|---|---|---|---|"]
         table = ["| " + " | ".join(row) + " |" for row in self.rows()]
         notes = [f"- {note[:1].upper()}{note[1:]}." for note in self.notes()]
@@ -198,9 +204,15 @@ class Comparison:
 
 @dataclass(frozen=True)
 class CompareOptions:
-    """score: as after `--score`; None: what suits the data. limit: rows at most, evenly spread. max_tokens: of an
-    answer. familiar: text that the base knew; None: it writes some. only_rows: neither forgetting nor instructions.
-    seconds: what the comparison may take; it uses fewer rows where that is too little, and says so.
+    """How two candidates are compared.
+
+    Attributes:
+        score: by name; the one that suits the data if not given.
+        limit: rows at most, evenly spread.
+        max_tokens: of an answer.
+        familiar: text that the base knew; it writes some if not given.
+        only_rows: neither forgetting nor instructions.
+        seconds: that the comparison may take; it uses fewer rows where that is too little, and says so.
     """
 
     score: str | None = None
@@ -255,7 +267,7 @@ def compare(
 
 
 def report(comparison: Comparison, events: Events) -> None:
-    """The comparison as events: figures, the most changed answers, and what to know about them."""
+    """Show a comparison: figures, the most changed answers, and what to know about them."""
     columns = ["", comparison.base, comparison.tuned, "difference", "95 % interval", "verdict"]
     if comparison.changed:
         events.emit(AnswerChanges(base=comparison.base, tuned=comparison.tuned, rows=comparison.changed))
@@ -273,7 +285,7 @@ def _answered(
     events: Events,
     time_left: TimeLeft,
 ) -> Comparison:
-    """Both candidates' answers, scored. families: of all rows, by their number."""
+    """Score the answers of both candidates. families: of all rows, by their number."""
     task = named(options.score) if options.score else best_suited(questions)
     longest = options.max_tokens or longest_answer(base, questions)
     wanted = len(questions)
@@ -308,14 +320,14 @@ def _answered(
 
 
 def longest_answer(candidate: Tokenizes, questions: Sequence[Case]) -> int:
-    """Tokens an answer may have: half as many again as nearly all of the wanted ones."""
+    """Return the tokens that an answer may have: half as many again as nearly all of the wanted ones."""
     lengths = sorted(len(candidate.tokenize(case.reference)) for case in questions)
     usual = lengths[min(len(lengths) - 1, len(lengths) * 19 // 20)]
     return min(max(usual * 3 // 2, SHORTEST_ANSWER), LONGEST_ANSWER)
 
 
 def _read(readers: tuple[Model, Model], rows: Sequence[Example], limit: int, events: Events) -> Comparison:
-    """Plain text: how many bits each model needs for a byte of it. Fewer is better, so the scores are negative."""
+    """Compare the bits that each model needs for a byte of plain text: fewer are better, so scores are negative."""
     chosen = spread(text_pieces([row.text for row in rows], row_families(rows)), limit)
     pieces = [piece for piece, _ in chosen]
     if not pieces:
@@ -346,7 +358,7 @@ def _forgotten(
 def _instructed(
     comparison: Comparison, candidates: tuple[Candidate, Candidate], events: Events, time_left: TimeLeft
 ) -> Comparison:
-    """The comparison with how many of our instructions each follows."""
+    """Add how many of our instructions each candidate follows."""
     if not time_left.allows(1 - ROWS_SHARE):
         return comparison.shorter("there was no time to see whether instructions are still followed")
     by_number = dict(enumerate(INSTRUCTIONS, 1))

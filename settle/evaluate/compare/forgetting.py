@@ -90,8 +90,10 @@ class Forgetting:
 
 
 def generated(base: Model, on_progress: OnProgress, until: float | None = None) -> Familiar:
-    """Text that the base writes, drawn from its own distribution: answers where it chats, free text where it completes
-    one. until: `time.monotonic()` by which it should be written; there are fewer texts then, one group at least."""
+    """Let the base write text from its own distribution: answers where it chats, free text where it completes one.
+
+    until: `time.monotonic()` by which it should be written; there are fewer texts then, one group at least.
+    """
     questions = [asking(opening) for opening in OPENINGS] if base.chats else [asking("")] * TEXTS
     answers: list[Answer] = []
     began, group = time.monotonic(), len(questions) if until is None else GROUP
@@ -118,7 +120,7 @@ def _further(on_progress: OnProgress, done: int) -> OnProgress:
 
 
 def from_texts(base: Model, texts: Iterable[str], name: str) -> Familiar:
-    """Text that the model knew, as the person says: cut into pieces, evenly spread. Raises DataError without text."""
+    """Cut text that the model knew, as the user says, into pieces, evenly spread. Raises DataError without text."""
     longest = 2 * TOKENS
     ids = [base.tokenize(text) for text in texts]
     pieces = [i[at : at + longest] for i in ids for at in range(0, len(i), longest)]
@@ -153,7 +155,7 @@ def _divergence(base: np.ndarray, tuned: np.ndarray) -> float:
 
 
 def losses(model: Model, texts: Sequence[str], on_progress: OnProgress) -> list[float]:
-    """Bits per byte of each text, for models that complete text."""
+    """Return the bits per byte of each text, for models that complete text."""
     out: list[float] = []
     for at in range(0, len(texts), model.together):
         group = texts[at : at + model.together]

@@ -1,4 +1,4 @@
-"""Asks two candidates as many questions as the time allows: the same ones, evenly spread over the rows."""
+"""Two candidates asked as many questions as the time allows, the same ones, evenly spread over the rows."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -15,17 +15,17 @@ LEAST_SECONDS = 2.0  # what is worth beginning with
 
 
 class TimeLeft:
-    """What is left of `seconds` from now on; None: any time."""
+    """The rest of `seconds` from now on; None: any time."""
 
     def __init__(self, seconds: float | None) -> None:
         self._until = None if seconds is None else time.monotonic() + max(0.0, seconds)
 
     def share(self, share: float) -> float | None:
-        """`time.monotonic()` when this share of what is left is over; None for any time."""
+        """Return `time.monotonic()` when this share of what is left is over; None for any time."""
         return None if self._until is None else time.monotonic() + share * (self._until - time.monotonic())
 
     def allows(self, share: float) -> bool:
-        """Whether this share of what is left is worth beginning with."""
+        """Return whether this share of what is left is worth beginning with."""
         until = self.share(share)
         return until is None or until - time.monotonic() >= LEAST_SECONDS
 
@@ -39,7 +39,7 @@ def ask_in_time(
     share: float = 1.0,
     what: str = "answers",
 ) -> tuple[list[Case], tuple[list[Answer], list[Answer]]]:
-    """The questions that both answered within `share` of the time, in their order, and the answers of each.
+    """Return the questions that both answered within `share` of the time, in their order, and the answers of each.
 
     Without a limit each answers all of them, one candidate after the other. With one they take turns, so that what was
     asked of the one was asked of the other whenever the time ends.
@@ -78,10 +78,10 @@ def on_progress(events: Events, what: str, total: int) -> Callable[[int], None]:
 
 
 def spread(items: list[T], number: int) -> list[T]:
-    """`number` of the items at most, evenly spread."""
+    """Return `number` of the items at most, evenly spread."""
     return [items[i * len(items) // number] for i in range(number)] if len(items) > number else items
 
 
 def spread_order(number: int) -> list[int]:
-    """0 to `number` - 1 in an order of which every beginning is nearly evenly spread: by the golden ratio."""
+    """Return 0 to `number` - 1 in an order of which every beginning is nearly evenly spread: by the golden ratio."""
     return sorted(range(number), key=lambda i: (i * 0.6180339887498949) % 1.0)

@@ -22,42 +22,42 @@ class Instruction:
 
 
 def words(text: str) -> list[str]:
-    """The words of a text."""
+    """Return the words of a text."""
     return re.findall(r"[^\W_]+(?:['’-][^\W_]+)*", text)
 
 
 def sentences(text: str) -> int:
-    """How many sentences a text has, roughly: ends of sentences before a space or the end."""
+    """Count the sentences of a text, roughly: ends of sentences before a space or the end."""
     return len(re.findall(r"[.!?]+[\"”')]*(?=\s|$)", text))
 
 
 def lines(text: str) -> list[str]:
-    """The lines with something on them."""
+    """Return the lines with something on them."""
     return [line.strip() for line in text.splitlines() if line.strip()]
 
 
 def bullets(text: str) -> int:
-    """Lines that begin with a bullet."""
+    """Count the lines that begin with a bullet."""
     return sum(bool(re.match(r"[*•-]\s+\S", line)) for line in lines(text))
 
 
 def numbered(text: str, most: int) -> bool:
-    """Lines `1.` to `most.`, in order, each once, and no further number."""
+    """Return whether there are lines `1.` to `most.`, in order, each once, and no further number."""
     return [int(n) for n in re.findall(r"^\s*(\d+)[.)]\s+\S", text, re.M)] == list(range(1, most + 1))
 
 
 def times(text: str, word: str) -> int:
-    """How often a word is there, in any case."""
+    """Count how often a word is there, in any case."""
     return len(re.findall(rf"\b{re.escape(word)}\b", text, re.I))
 
 
 def has(text: str, *wanted: str) -> bool:
-    """Every one of these words is there."""
+    """Return whether every one of these words is there."""
     return all(times(text, word) for word in wanted)
 
 
 def json_value(text: str) -> object:
-    """The value of an answer that is nothing but JSON, in a code fence or without; None for anything else."""
+    """Return the value of an answer that is nothing but JSON, in a code fence or without; None for anything else."""
     fenced = re.fullmatch(r"```(?:json)?\s*\n(.*?)\n?```", text.strip(), re.S)
     try:
         value: object = parse_json(fenced.group(1) if fenced else text)
@@ -67,13 +67,13 @@ def json_value(text: str) -> object:
 
 
 def json_keys(text: str, *keys: str) -> bool:
-    """An object with these keys and no others."""
+    """Return whether it is an object with these keys and no others."""
     value = json_value(text)
     return isinstance(value, dict) and set(value) == set(keys)
 
 
 def json_items(text: str) -> int:
-    """Items of the list that an answer is; -1 where it is none."""
+    """Count the items of the list that an answer is; -1 where it is none."""
     value = json_value(text)
     return len(value) if isinstance(value, list) else -1
 

@@ -27,8 +27,9 @@ def compare_preferences(
     events: Events,
     families: Sequence[int] | None = None,
 ) -> Comparison:
-    """The trained model and its base on held-out pairs. names: of the base and of the trained model. families: of the
-    pairs of all batches, as in `paired_test`.
+    """Compare the trained model with its base on held-out pairs.
+
+    names: of the base and of the trained model. families: of the pairs of all batches, as in `paired_test`.
 
     Preference accuracy is the share of pairs whose better answer has the higher log-probability; the reward margin is
     the objective's own reward of the better answer less that of the worse, which is 0 for the base (arXiv:2305.18290).
@@ -57,5 +58,5 @@ def compare_preferences(
 
 
 def _right(gaps: Iterable[float]) -> list[float]:
-    """1 for a pair whose better answer is the likelier one; of two that are equally likely, chance picks half."""
+    """Return 1 for a pair whose better answer is the likelier one, and 0.5 where both are equally likely."""
     return [0.5 if gap == 0 else float(gap > 0) for gap in gaps]

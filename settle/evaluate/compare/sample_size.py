@@ -26,8 +26,7 @@ SMALL = (0.05, 0.1, 0.2, 0.4)  # differences of two shares that more rows are of
 
 
 def unshown(test: PairedTest) -> str:
-    """Why a difference is not shown although its interval leaves out zero, for people; empty where it is shown, and
-    where the interval holds zero."""
+    """Say why a difference is not shown although its interval leaves out zero; "" elsewhere."""
     if test.is_shown or test.difference.low <= 0 <= test.difference.high:
         return ""
     corrected = f", {test.adjusted_p:.2g} beside the other claims" if test.adjusted_p > test.p_value else ""
@@ -38,9 +37,12 @@ def unshown(test: PairedTest) -> str:
 
 
 def smallest_visible(rows: int, error: float) -> float | None:
-    """The smallest difference between two shares that `rows` rows show in four cases of five, by the exact sign test
-    with a two-sided `error`; None where not even a candidate that is always right differs visibly from one that never
-    is. Beside the difference itself the two are taken to differ on a fifth of the rows (NOISE)."""
+    """Return the smallest difference between two shares that `rows` rows show in four cases of five.
+
+    It is that of the exact sign test with a two-sided `error`; None where not even a candidate that is always right
+    differs visibly from one that never is. Beside the difference the two are taken to differ on a fifth of the rows
+    (NOISE).
+    """
     if sign_test_power(rows, 1.0, error) < POWER:
         return None
     low, high = 0.0, 1.0
@@ -52,9 +54,13 @@ def smallest_visible(rows: int, error: float) -> float | None:
 
 @dataclass(frozen=True)
 class Judgement:
-    """What rows can show, known before anything is measured. measure: the score that decides; families: of rows that
-    are independent of each other; visible: the smallest difference that they show in four cases of five, None where
-    they cannot show any."""
+    """What rows can show, known before anything is measured.
+
+    Attributes:
+        measure: the score that decides.
+        families: of rows that are independent of each other.
+        visible: the smallest difference that they show in four cases of five, None where they cannot show any.
+    """
 
     measure: str
     rows: int
@@ -63,7 +69,7 @@ class Judgement:
 
     @property
     def sentence(self) -> str:
-        """For people, before the run."""
+        """What to say before the run."""
         number = f"{self.rows:,} row{'s' if self.rows != 1 else ''}"
         if self.families < self.rows:
             number += f" in {self.families:,} families of like ones"
@@ -75,8 +81,10 @@ class Judgement:
 
 
 def judgement(examples: Iterable[Example], score: str | None, limit: int) -> Judgement | None:
-    """What at most `limit` of these rows can show of two models that answer them, by the score named or the one that
-    suits them. None for plain text, which is compared by its loss."""
+    """Return what at most `limit` of these rows can show of two models, by the score named or the one that suits them.
+
+    None for plain text, which is compared by its loss.
+    """
     rows = list(examples)
     questions = spread(cases(rows), limit)
     if not questions:
@@ -87,7 +95,7 @@ def judgement(examples: Iterable[Example], score: str | None, limit: int) -> Jud
 
 
 def still_possible(difference: Interval, rows: int, is_share: bool, noun: str, error: float = VERDICT_P) -> str:
-    """Of a difference that is not shown: the largest, either way, that is not ruled out, and the cheapest next step."""
+    """Say what is not ruled out of a difference that is not shown, either way, and the cheapest next step."""
     unit, least = (" points", 0.005) if is_share else ("", 0.0005)
     sides = (("better", difference.high), ("worse", -difference.low))
     ends = [f"{100 * end:.0f}{unit} {way}" if is_share else f"{end:.3f} {way}" for way, end in sides if end >= least]
@@ -95,9 +103,11 @@ def still_possible(difference: Interval, rows: int, is_share: bool, noun: str, e
 
 
 def next_step(difference: Interval, rows: int, is_share: bool, noun: str, error: float = VERDICT_P) -> str:
-    """How many rows more, like those measured, would show a small difference in four cases of five, at the spread that
-    the interval has: 5 points, or the next of SMALL that so many rows as anybody gives can show. Of scores without
-    bounds, a difference as large as the one measured."""
+    """Say how many rows more, like those measured, would show a small difference in four cases of five.
+
+    At the spread that the interval has: 5 points, or the next of SMALL that so many rows as anybody gives can show. Of
+    scores without bounds, a difference as large as the one measured.
+    """
     if not math.isfinite(difference.high - difference.low):
         return f"more {noun} would tell"
     spread = (difference.high - difference.low) / 2 / two_sided_z(difference.level) * math.sqrt(rows)
@@ -114,7 +124,7 @@ def next_step(difference: Interval, rows: int, is_share: bool, noun: str, error:
 
 
 def sign_test_power(rows: int, difference: float, error: float) -> float:
-    """How often the two-sided exact sign test shows a true `difference` on so many rows."""
+    """Return how often the two-sided exact sign test shows a true `difference` on so many rows."""
     differ = difference + NOISE * (1 - difference)
     wins = np.arange(rows + 1)
     power = 0.0
@@ -128,8 +138,10 @@ def sign_test_power(rows: int, difference: float, error: float) -> float:
 
 
 def more_rows(differences: "Sequence[float] | np.ndarray", error: float) -> int | None:
-    """How many rows more would show, in four cases of five, a difference as large as that of the rows (n,) seen so far;
-    None where that is more than anybody gives."""
+    """Return how many rows more would show, in four cases of five, the difference of the rows (n,) seen so far.
+
+    None where that is more than anybody gives.
+    """
     values = np.asarray(differences, float)
     mean, spread = float(values.mean()), float(values.std())
     if abs(mean) * math.sqrt(MOST_ROWS) < spread or not mean:
@@ -140,9 +152,11 @@ def more_rows(differences: "Sequence[float] | np.ndarray", error: float) -> int 
 
 
 def chance_to_decide(differences: "Sequence[float] | np.ndarray", left: int, error: float, seed: int = 0) -> float:
-    """The predictive probability that `left` rows more end in a verdict (Lee and Liu 2008): rows are drawn from the
-    differences (n,) seen so far, each with a random weight (Rubin 1981), and from one win and one loss of half a row
-    each, so that a few rows that agree do not count as certain."""
+    """Return the predictive probability that `left` rows more end in a verdict (Lee and Liu 2008).
+
+    Rows are drawn from the differences (n,) seen so far, each with a random weight (Rubin 1981), and from one win and
+    one loss of half a row each, so that a few rows that agree do not count as certain.
+    """
     values = np.asarray(differences, float)
     if not left:
         return 0.0
@@ -159,7 +173,7 @@ def chance_to_decide(differences: "Sequence[float] | np.ndarray", left: int, err
 
 
 def _binomial(rows: int, share: float) -> np.ndarray:
-    """The chance of 0 … `rows` hits, (rows + 1,)."""
+    """Return the chance of 0 … `rows` hits, (rows + 1,)."""
     hits = np.arange(rows + 1)
     if share in (0.0, 1.0):
         return np.asarray(hits == (rows if share else 0), float)

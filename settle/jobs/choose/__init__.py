@@ -1,1 +1,1 @@
-"""settle choose: are better instructions, documents or tuning enough, measured on the person's own examples."""
+"""settle choose: are better instructions, documents or tuning enough, measured on the user's own examples."""

@@ -96,11 +96,14 @@ class AnsweringModel(Arm[Case, Reply]):
 
 
 class ModelInTurns(AnsweringModel):
-    """A model in llama.cpp that answers messages one by one, with the likeliest tokens, and is loaded when it is first
-    asked. Use it as a context manager.
+    """A model in llama.cpp that answers messages one by one, with the likeliest tokens.
 
-    max_tokens: of an answer. grammar: of an answer, in GBNF. shares: another one of the same files, whose process
-    answers for both.
+    It is loaded when it is first asked. Use it as a context manager.
+
+    Attributes:
+        max_tokens: of an answer.
+        grammar: of an answer, in GBNF.
+        shares: another one of the same files, whose process answers for both.
     """
 
     def __init__(

@@ -161,8 +161,10 @@ def build_all(names: Sequence[str], work: Work) -> tuple[list[Built], list[Faile
 
 
 def ask_all(ways: Sequence[Built], failed: list[Failed], work: Work) -> tuple[list[Measured], Outcome]:
-    """Let all ways answer the test questions in turns. failed: gets those that could not. Raises DataError where none
-    could."""
+    """Let all ways answer the test questions in turns.
+
+    failed: gets those that could not. Raises DataError where none could.
+    """
     examples, task = work.examples, work.task
     arms = [w.setup.over(w.model, w.name, work.found_test if w.name in WITH_DOCUMENTS else None) for w in ways]
 
@@ -190,8 +192,10 @@ def _parts(expected: dict[str, float]) -> str:
 
 
 def with_documents(work: Work, documents: Documents) -> Work:
-    """Add the documents to the work, and leave out test questions that they hold word for word. Raises DataError where
-    nothing is left."""
+    """Add the documents to the work, and leave out test questions that they hold word for word.
+
+    Raises DataError where nothing is left.
+    """
     work.documents = documents
     work.index_seconds = work.folder.once("index_seconds", float, lambda: documents.build_seconds)
     events, examples = work.events, work.examples
@@ -329,8 +333,10 @@ def finish(
 
 
 def answer(name: str, question: str, threads: int | None, events: Events) -> int:
-    """Answer one question exactly in the way that a choice took; return the exit code. Raises UsageError for an unknown
-    choice."""
+    """Answer one question exactly in the way that a choice took; return the exit code.
+
+    Raises UsageError for an unknown choice.
+    """
     folder = ChoiceFolder.finished(name)
     if not question.strip():
         raise UsageError("there is nothing to answer", f'settle choose {name} --ask "a question"')

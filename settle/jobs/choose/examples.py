@@ -1,4 +1,4 @@
-"""The person's examples, made ready for a fair choice: repeats removed, and a test set that nothing else is made of.
+"""The user's examples, made ready for a fair choice: repeats removed, and a test set that nothing else is made of.
 
 Legend: n rows.
 """
@@ -41,7 +41,7 @@ string ::= "\"" ([^"\\\x00-\x1F] | "\\" ["\\/bfnrtu])* "\""
 
 @dataclass(frozen=True)
 class AnswerForm:
-    """title: for people. grammar: of a whole answer, in GBNF."""
+    """The form of answers. title: for the user. grammar: of a whole answer, in GBNF."""
 
     title: str
     grammar: str
@@ -49,9 +49,16 @@ class AnswerForm:
 
 @dataclass(frozen=True)
 class ExampleSet:
-    """train: examples to build from; test: questions that only judge; families: of the test questions, the same number
-    for those that belong together. removed: how many rows were left out, by the reason. labels: the answers of
-    the training examples where they come again and again, most frequent first; empty where answers are free text."""
+    """Examples, split for a choice.
+
+    Attributes:
+        train: examples to build from.
+        test: questions that only judge.
+        families: of the test questions, the same number for those that belong together.
+        removed: how many rows were left out, by the reason.
+        labels: the answers of the training examples where they come again and again, most frequent first; empty where
+            answers are free text.
+    """
 
     train: Sequence[Example]
     test: Sequence[Case]
@@ -70,7 +77,7 @@ class ExampleSet:
         return form_of([case.reference for case in self.train_cases], self.labels)
 
     def without(self, test: Sequence[Case]) -> "ExampleSet":
-        """Without these test questions, which the documents hold."""
+        """Leave out test questions, which the documents hold."""
         gone = {case.number for case in test}
         left = [i for i, case in enumerate(self.test) if case.number not in gone]
         removed = {**self.removed, "are in the documents word for word": len(gone)}
@@ -79,7 +86,7 @@ class ExampleSet:
 
 
 def read_examples(path: Path, docs: Path | None, test_share: float, events: Events) -> ExampleSet:
-    """The examples of a file or folder, split. Raises DataError for what cannot be chosen on."""
+    """Read and split the examples of a file or folder. Raises DataError for what cannot be chosen on."""
     if not path.expanduser().exists():
         raise DataError(f"there is no file or folder {path}", "check the path of the examples")
     if docs is not None and not docs.expanduser().exists():
@@ -114,8 +121,11 @@ def read_examples(path: Path, docs: Path | None, test_share: float, events: Even
 
 
 def distinct(rows: Sequence[Example]) -> tuple[list[Example], dict[str, int]]:
-    """The rows without repeats, and how many were left out for which reason. Of rows that are nearly the same the first
-    one stays; questions to which different answers are wanted go altogether, since no answer could be right."""
+    """Return the rows without repeats, and how many were left out for which reason.
+
+    Of rows that are nearly the same the first one stays; questions to which different answers are wanted go altogether,
+    since no answer could be right.
+    """
     wanted: dict[str, set[str]] = {}
     for row in rows:
         wanted.setdefault(_asked(row), set()).add(plain(_answer(row)))
@@ -136,7 +146,7 @@ def distinct(rows: Sequence[Example]) -> tuple[list[Example], dict[str, int]]:
 
 
 def closed_set(answers: Sequence[str]) -> list[str]:
-    """The different answers, most frequent first, where they are few and come again and again; [] for others."""
+    """Return the different answers, most frequent first, where they are few and come again and again; else []."""
     counts = collections.Counter(answer.strip() for answer in answers)
     is_closed = len(counts) <= MOST_LABELS and len(answers) >= LABEL_ROWS * len(counts)
     is_short = max(map(len, counts), default=0) <= LABEL_LETTERS
@@ -144,7 +154,7 @@ def closed_set(answers: Sequence[str]) -> list[str]:
 
 
 def _split(rows: Sequence[Example], test_share: float) -> tuple[list[bool], np.ndarray]:
-    """Which rows judge, bool (n,), and the families (n,): those of one family are on one side."""
+    """Return which rows judge, bool (n,), and the families (n,): those of one family are on one side."""
     prompts = np.array([prompt_hash(words(row)[0]) for row in rows], np.uint64)
     with buffered(rows) as texts:
         split = split_rows(texts, prompts, np.ones(len(rows), bool), test_share)
@@ -152,7 +162,7 @@ def _split(rows: Sequence[Example], test_share: float) -> tuple[list[bool], np.n
 
 
 def _clusters(rows: Sequence[Example]) -> list[int]:
-    """For each row the first that is nearly the same."""
+    """Return for each row the first that is nearly the same."""
     with buffered(rows) as texts:
         clusters: list[int] = Similarity(texts).clusters(NEAR_DUPLICATE).tolist()
         return clusters
@@ -174,7 +184,7 @@ def _is_within(path: Path, folder: Path) -> bool:
 
 
 def form_of(answers: Sequence[str], labels: Sequence[str]) -> AnswerForm | None:
-    """The form of all these answers. labels: they are a closed set of these, if any are given."""
+    """Return the form of all these answers. labels: they are a closed set of these, if any are given."""
     if labels:
         return AnswerForm("one of the known answers", only(labels))
     texts = [answer.strip() for answer in answers]
@@ -190,7 +200,7 @@ def form_of(answers: Sequence[str], labels: Sequence[str]) -> AnswerForm | None:
 
 
 def only(labels: Sequence[str]) -> str:
-    """The grammar of an answer that is one of the labels."""
+    """Return the grammar of an answer that is one of the labels."""
     return "root ::= " + " | ".join(map(_quoted, labels))
 
 
@@ -200,7 +210,7 @@ def _quoted(text: str) -> str:
 
 
 def _keys(text: str) -> tuple[str, ...]:
-    """The keys of a JSON object without others in it; () for anything else."""
+    """Return the keys of a JSON object without others in it; () for anything else."""
     try:
         value = parse_json(text)
     except ValueError:

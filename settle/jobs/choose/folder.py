@@ -67,7 +67,9 @@ class ChoiceFolder(WorkFolder):
     @classmethod
     def of(cls, settings: ChooseSettings, ref: ModelRef, rows: object) -> "ChoiceFolder":
         """Return the folder that an earlier session began for the same examples, documents and model, or a new one.
-        Raises UsageError where the name is taken by another choice."""
+
+        Raises UsageError where the name is taken by another choice.
+        """
         identity = _identity(settings, ref, rows)
         known = choices()
         known.mkdir(parents=True, exist_ok=True)

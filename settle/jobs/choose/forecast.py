@@ -1,5 +1,7 @@
-"""How long a choice takes, by a few answers and a few steps of tuning on this machine, said before it begins and again
-after the first look, which has timed many more answers."""
+"""How long a choice takes, by a few answers and a few steps of tuning on this machine.
+
+It is said before the choice begins, and again after the first look, which has timed many more answers.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace

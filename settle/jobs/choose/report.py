@@ -77,7 +77,7 @@ def to_json(
 
 
 def _unknown(failed: Sequence[Failed]) -> str:
-    """What the verdict knows nothing of."""
+    """Say what the verdict knows nothing of."""
     names = " and ".join(f.name for f in failed)
     return f"; nothing is known of {names}, which could not be measured" if failed else ""
 

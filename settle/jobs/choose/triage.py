@@ -134,7 +134,7 @@ def _ruled_out(means: Mapping[str, float], in_documents: float, has_documents: b
 
 
 def _with_gold(found: Found) -> Found:
-    """The passages for a question with the right one among them."""
+    """Return the passages for a question with the right one among them."""
     if not found.gold or found.is_found:
         return found
     return replace(found, passages=(found.gold, *found.passages[:-1]))

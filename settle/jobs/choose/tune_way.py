@@ -170,8 +170,10 @@ def _progress(events: Events, name: str) -> Callable[[Event], None]:
 
 
 def tuning_recipe(work: Work, way: str, suffix: str = "") -> Recipe:
-    """Write the rows of a way, and return how it is tuned. suffix: of the names, for other examples than the
-    choice's."""
+    """Write the rows of a way, and return how it is tuned.
+
+    suffix: of the names, for other examples than the choice's.
+    """
     settings, reads, folder = work.settings, way == TUNE_DOCUMENTS, work.folder
     path = folder.path / f"{way.replace(' + ', '-')}{suffix}.jsonl"
     judged = folder.path / f"{path.stem}-test.jsonl" if way == DECIDE else None

@@ -34,8 +34,10 @@ class Verdict:
 
 
 def decide(outcome: Outcome, margin: float, is_share: bool) -> Verdict:
-    """Decide on ways in the order of their cost, the cheapest first. margin: as a share of 1, or of the best score
-    where scores are no shares."""
+    """Decide on ways in the order of their cost, the cheapest first.
+
+    margin: as a share of 1, or of the best score where scores are no shares.
+    """
     names, means, most = outcome.names, outcome.means, max(outcome.means)
     if not any(means):
         return Verdict(0, False, "no way got any of the test questions right", ["look at the answers and the score"])

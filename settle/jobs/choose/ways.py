@@ -1,4 +1,4 @@
-"""Builds each way, and measures what a changed fact costs it."""
+"""How each way is built, and what a changed fact costs it."""
 
 import shlex
 import time
@@ -154,8 +154,10 @@ def _best_prompt(work: Work) -> FoundPrompt:
 
 
 def reading_prompt(work: Work) -> FoundPrompt:
-    """Return what is put before a question with passages: nothing, or the best prompt, whichever answers more of a few
-    training examples."""
+    """Return what is put before a question with passages: nothing, or the best prompt.
+
+    Whichever answers more of a few training examples.
+    """
     return work.folder.once("reading", FoundPrompt, lambda: _reading_prompt(work))
 
 
@@ -219,7 +221,7 @@ def _tuned_again(work: Work, way: Built, place: int, new: str) -> ChangeCost:
 
 
 def _other_answer(cases: Sequence[Case], case: Case) -> str | None:
-    """An answer that some other case wants."""
+    """Return an answer that some other case wants."""
     return next((c.reference for c in cases if plain(c.reference) != plain(case.reference)), None)
 
 
@@ -228,8 +230,10 @@ def _answering(row: Example, answer: str) -> Example:
 
 
 def with_fact_indexed_again(work: Work, way: Built) -> Built:
-    """Return a way with what a changed fact costs it, measured by changing one in a copy of its document and asking for
-    it."""
+    """Return a way with what a changed fact costs it.
+
+    One is changed in a copy of its document, and asked for.
+    """
     known = work.folder.kept(f"changed {way.name}", ChangeCost) or _indexed_again(work, way)
     if known is None:
         return way
@@ -238,7 +242,7 @@ def with_fact_indexed_again(work: Work, way: Built) -> Built:
 
 
 def _indexed_again(work: Work, way: Built) -> ChangeCost | None:
-    """The cost of the first fact that can be changed, None where there is none."""
+    """Measure the cost of the first fact that can be changed; None where there is none."""
     assert work.documents is not None
     train = work.examples.train_cases
     for case in (case for case in train if work.found_train[case.number].gold):

@@ -1,1 +1,1 @@
-"""settle pick: which model for this task on this machine, measured on the person's own prompts."""
+"""settle pick: which model for this task on this machine, measured on the user's own prompts."""

@@ -32,9 +32,14 @@ PLACES = {"ollama": "Ollama", "lmstudio": "LM Studio"}
 class Candidate:
     """A model that may be chosen.
 
-    where: it is, for people. ref, facts: of one that is here. offer: how one that is not here is downloaded, of
-    `num_bytes`. license: as its source states it, or "". named: by the person. languages: that it is said to know;
-    empty where nobody says.
+    Attributes:
+        where: it is, for the user.
+        ref, facts: of one that is here.
+        offer: how one that is not here is downloaded, of `num_bytes`.
+        license: as its source states it, or "".
+        named: by the user.
+        languages: that it is said to know; empty where nobody says.
+        embeds: as the catalogue says of one that is not here: it turns texts into vectors.
     """
 
     name: str
@@ -46,7 +51,7 @@ class Candidate:
     license: str = ""
     named: bool = False
     languages: frozenset[str] = frozenset()
-    embeds: bool = False  # as the catalogue says of one that is not here: it turns texts into vectors
+    embeds: bool = False
     prediction: Prediction | None = None
 
     @property
@@ -63,7 +68,7 @@ class Excluded:
 
 
 def named_candidates(names: Sequence[str]) -> list[Candidate]:
-    """The models that a person named. Raises UsageError for an unknown one and for one that is named twice."""
+    """Return the models that the user named. Raises UsageError for an unknown one, and for one that is named twice."""
     found = [_named(name) for name in names]
     shown = [candidate.ref.id if candidate.ref else candidate.name for candidate in found]
     spelled = [s if shown.count(s) == 1 else c.name for c, s in zip(found, shown, strict=True)]
@@ -75,8 +80,10 @@ def named_candidates(names: Sequence[str]) -> list[Candidate]:
 
 
 def known_candidates() -> tuple[list[Candidate], list[Excluded]]:
-    """Every model on this machine, of the store and the runs, of Ollama and LM Studio, then those of the catalogue that
-    are not here; and those whose files cannot be used."""
+    """Return every model on this machine, then those of the catalogue that are not here; and those that are broken.
+
+    On this machine are those of the store and the runs, of Ollama and LM Studio.
+    """
     here: list[Candidate] = []
     broken: list[Excluded] = []
     seen: set[tuple[Path, Path | None]] = set()
@@ -95,7 +102,7 @@ def known_candidates() -> tuple[list[Candidate], list[Excluded]]:
 
 
 def feasible(candidates: Iterable[Candidate], needs: Needs) -> tuple[list[Candidate], list[Excluded]]:
-    """Those that can do the task here and may, with what is predicted of each; and why the others cannot."""
+    """Return those that can do the task here and may, with a prediction of each; and why the others cannot."""
     can, cannot = [], []
     for candidate in candidates:
         if candidate.ref is not None:
@@ -117,8 +124,11 @@ def feasible(candidates: Iterable[Candidate], needs: Needs) -> tuple[list[Candid
 
 
 def shortlist(candidates: Sequence[Candidate]) -> tuple[list[Candidate], list[Excluded]]:
-    """At most MOST: those that are here first, and among them the largest and the smallest, since nothing but the
-    person's prompts says whether the small one is enough."""
+    """Return at most MOST candidates, those that are here first, and the others.
+
+    Among them are the largest and the smallest, since nothing but the user's prompts says whether the small one is
+    enough.
+    """
     ordered = sorted(candidates, key=lambda c: (not c.is_here, -c.num_bytes))
     here = [c for c in ordered if c.is_here]
     if len(here) > MOST:
@@ -130,7 +140,7 @@ def shortlist(candidates: Sequence[Candidate]) -> tuple[list[Candidate], list[Ex
 
 
 def fetched(candidate: Candidate, events: Events) -> Candidate:
-    """The candidate on this machine, downloaded where it was not. Raises what `pull` raises."""
+    """Return the candidate on this machine, downloaded where it was not. Raises what `pull` raises."""
     if candidate.offer is None:
         return candidate
     pull(candidate.offer, None, events)
@@ -148,7 +158,7 @@ def _named(name: str) -> Candidate:
 
 
 def _present() -> Iterator[tuple[str, str, ModelRef]]:
-    """(name, where, model) of everything on this machine, the store's first."""
+    """Yield (name, where, model) of everything on this machine, the store's first."""
     stored = {model.name for model in all_models()}
     for ref in all_refs():
         where = "in the store" if ref.kind == "model" and ref.name.removeprefix("store:") in stored else "made by a run"
@@ -158,7 +168,7 @@ def _present() -> Iterator[tuple[str, str, ModelRef]]:
 
 
 def _of_ref(name: str, where: str, ref: ModelRef) -> Candidate:
-    """Raises SettleError for files that cannot be read."""
+    """Return the candidate of a model on this machine. Raises SettleError for files that cannot be read."""
     if ref.source.kind == "safetensors":
         ref = resolve_gguf(ref.name)
     source, weights = ref.base.source if ref.base else ref.source, ref.weights
@@ -175,7 +185,7 @@ def _of_ref(name: str, where: str, ref: ModelRef) -> Candidate:
 
 
 def _own_license(path: Path) -> str:
-    """The licence that a file names itself."""
+    """Return the licence that a file names itself."""
     license = read_gguf(path).metadata.get("general.license")
     return license if isinstance(license, str) else ""
 
@@ -186,7 +196,7 @@ def _neighbour_ref(there: Neighbour) -> ModelRef:
 
 
 def _listed(name: str) -> Candidate:
-    """A model of the catalogue that is not here."""
+    """Return a model of the catalogue that is not here."""
     entry = catalogue()[name]
     where = f"download from {len(entry.wheels)} wheel{'s' if len(entry.wheels) > 1 else ''}"
     known = find_known(entry.hub)
@@ -206,7 +216,7 @@ def _file(ref: ModelRef) -> tuple[Path, Path | None]:
 
 
 def _obstacle(candidate: Candidate, needs: Needs) -> str:
-    """Why a candidate cannot do the task here, or may not; "" where nothing is known to be in the way."""
+    """Say why a candidate cannot do the task here, or may not; "" where nothing is known to be in the way."""
     if needs.commercial and forbids_commercial_use(candidate.license):
         return f"its licence ({candidate.license}) forbids commercial use"
     if needs.languages and not candidate.named and candidate.languages and not needs.languages <= candidate.languages:
@@ -223,7 +233,7 @@ def _obstacle(candidate: Candidate, needs: Needs) -> str:
 
 
 def _without_vectors(candidate: Candidate, facts: Facts | None, needs: Needs) -> str:
-    """Why a model gives no vectors of such texts."""
+    """Say why a model gives no vectors of such texts."""
     if facts is not None and facts.reranks:
         return "it orders passages and gives no vectors"
     if not (facts.embeds if facts else candidate.embeds) and not candidate.named:
@@ -236,7 +246,7 @@ def _without_vectors(candidate: Candidate, facts: Facts | None, needs: Needs) ->
 
 
 def _without_decisions(candidate: Candidate, facts: Facts | None, needs: Needs) -> str:
-    """Why a model does not answer typed questions."""
+    """Say why a model does not answer typed questions."""
     if facts is None or facts.decision is None:
         return f"it is no decision model; `settle tune {candidate.name} ROWS --objective decision` makes one of it"
     if needs.must_take_it and facts.context < needs.context:
@@ -245,7 +255,7 @@ def _without_decisions(candidate: Candidate, facts: Facts | None, needs: Needs) 
 
 
 def _unable(candidate: Candidate, facts: Facts, needs: Needs) -> str:
-    """Why a file cannot do the task, or not here."""
+    """Say why a file cannot do the task, or not here."""
     if needs.must_take_it and facts.context < needs.context:
         return f"it was trained for {facts.context:,} tokens, and {needs.context:,} are asked for"
     takes_turns = (facts.template and not facts.completes) or (candidate.ref and candidate.ref.adapter)
@@ -259,7 +269,7 @@ def _unable(candidate: Candidate, facts: Facts, needs: Needs) -> str:
 
 
 def _unfit(candidate: Candidate, needs: Needs) -> str:
-    """Why a model is expected not to run here, or not fast enough."""
+    """Say why a model is expected not to run here, or not fast enough."""
     prediction = candidate.prediction
     if prediction is None:
         return ""

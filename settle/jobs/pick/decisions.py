@@ -1,4 +1,4 @@
-"""Decision models on the person's own labelled rows: how often the likeliest option is the right one."""
+"""Decision models on the user's own labelled rows: how often the likeliest option is the right one."""
 
 import statistics
 import time
@@ -27,7 +27,7 @@ TIMED = 8  # rows of a round, one after the other
 
 @dataclass(frozen=True)
 class Decisions(Exam):
-    """rows: a question about a state each, with the share of every option."""
+    """Rows of a question about a state each, with the share of every option."""
 
     title: ClassVar[str] = "accuracy"
     noun: ClassVar[str] = "rows"
@@ -66,13 +66,13 @@ class Decisions(Exam):
             )
 
     def scores(self, ref: ModelRef, tokens: int) -> list[float]:
-        """The share that the target gives to the option that is likeliest to the model."""
+        """Return by row the share that the target gives to the option that is likeliest to the model."""
         with Decider(ref.weights, tokens) as decider:
             return [row.target[decider.decide(row.state, [row.question])[0].best] for row in self.rows]
 
 
 def read_decisions(path: Path, limit: int) -> Decisions:
-    """The labelled rows of a file or folder, at most `limit`, evenly spread. Raises DataError."""
+    """Read the labelled rows of a file or folder, at most `limit`, evenly spread. Raises DataError."""
     if not path.expanduser().exists():
         raise DataError(f"there is no file or folder {path}", "check the path given to --prompts")
     with workspace() as work:

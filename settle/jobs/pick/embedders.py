@@ -1,4 +1,4 @@
-"""Embedders on the person's own questions and passages: where the passage that answers comes among all of them.
+"""Embedders on the user's own questions and passages: where the passage that answers comes among all of them.
 
 Legend: Q questions, P passages, W width of a vector.
 """
@@ -31,7 +31,7 @@ TIMED = 8  # passages, and questions one by one, of a round
 
 @dataclass(frozen=True)
 class Search(Exam):
-    """questions (Q), passages (P), and by question the passages that answer it."""
+    """Questions (Q), passages (P), and by question the passages that answer it."""
 
     title: ClassVar[str] = "reciprocal rank"
     noun: ClassVar[str] = "questions"
@@ -56,7 +56,7 @@ class Search(Exam):
         return Needs(context, must_take_it, languages, letters=letters, vectors=True, commercial=commercial)
 
     def takes(self, ref: ModelRef, tokens: int) -> Taken:
-        """In llama.cpp: seconds of one question, passages a second."""
+        """Measure the seconds of one question, and the passages a second, in llama.cpp."""
         with _opened(ref, tokens) as vectorizer:
             texts = [next(iter(vectorizer.parts(text))) for text in spread(list(self.passages), TIMED)]
             asked = [next(iter(vectorizer.parts(text))) for text in spread(list(self.questions), TIMED)]
@@ -76,8 +76,10 @@ class Search(Exam):
             )
 
     def scores(self, ref: ModelRef, tokens: int) -> list[float]:
-        """By question (Q) one over the place of the first passage that answers it; passages that are as near share the
-        places. A long passage is as near as its nearest part."""
+        """Return by question (Q) one over the place of the first passage that answers it.
+
+        Passages that are as near share the places. A long passage is as near as its nearest part.
+        """
         with _opened(ref, tokens) as vectorizer:
             questions = np.stack([vectorizer.query(text) for text in self.questions])  # (Q, W)
             parts = [list(vectorizer.parts(text)) for text in self.passages]
@@ -93,8 +95,10 @@ class Search(Exam):
 
 
 def read_search(path: Path, limit: int) -> Search:
-    """The questions of a file or folder, at most `limit`, evenly spread, and all its passages. Raises DataError for
-    rows that are no pairs, and where nothing could be told apart."""
+    """Read the questions of a file or folder, at most `limit`, evenly spread, and all its passages.
+
+    Raises DataError for rows that are no pairs, and where nothing could be told apart.
+    """
     if not path.expanduser().exists():
         raise DataError(f"there is no file or folder {path}", "check the path given to --prompts")
     pairs = read_pairs([str(path.expanduser())])
@@ -130,14 +134,14 @@ def _opened(ref: ModelRef, tokens: int) -> Vectorizer:
 
 
 def _passages(pairs: Sequence[Pair], needed: set[str]) -> list[str]:
-    """Each passage once: those that are needed, and of the others as many as there is room for."""
+    """Return each passage once: those that are needed, and of the others as many as there is room for."""
     texts = {_plain(pair.passage): pair.passage for pair in pairs}
     others = [text for key, text in texts.items() if key not in needed]
     return [texts[key] for key in sorted(needed)] + spread(others, max(0, MOST_PASSAGES - len(needed)))
 
 
 def _families(asked: Sequence[Sequence[Pair]]) -> list[int]:
-    """Questions that are near duplicates, or that one passage answers, or of one group, are no independent samples."""
+    """Group questions that are no independent samples: near duplicates, of one passage, or of one group."""
     rows = [
         Example("chat", [{"role": "user", "content": r[0].question}, {"role": "assistant", "content": ""}], single=True)
         for r in asked

@@ -23,8 +23,13 @@ SPREAD_PRIOR = 3.0  # measurements that the law's own spread counts as
 
 @dataclass(frozen=True)
 class Entry:
-    """One figure of one model. law: predicted by the law alone; predicted, low, high: as it was said, after what was
-    measured here before. busy: other programs kept the machine busy, so times say little of it."""
+    """One figure of one model.
+
+    Attributes:
+        law: predicted by the law alone.
+        predicted, low, high: corrected by what was measured here before.
+        busy: other programs kept the machine busy, so times say little of it.
+    """
 
     date: str
     machine: str
@@ -39,13 +44,15 @@ class Entry:
 
 
 def machine_name() -> str:
-    """What the figures depend on, as people call it."""
+    """Return the name of this machine, by what the figures depend on."""
     return f"{processor_name()}, {cores().usable} cores, {round(memory().total / 2**30)} GiB"
 
 
 def note(model: str, figures: Mapping[str, tuple[float, Interval, float]], busy: bool = False) -> None:
-    """Keeps figures of a model: by name what the law said, what was predicted, and what was measured. busy: as in
-    `Entry`. Raises ResourceError when the disk is full."""
+    """Keep figures of a model: by name what the law said, what was predicted, and what was measured.
+
+    busy: as in `Entry`. Raises ResourceError when the disk is full.
+    """
     today, machine = datetime.date.today().isoformat(), machine_name()
     entries = [
         Entry(today, machine, model, f, law, *p.ends, measured, busy) for f, (law, p, measured) in figures.items()
@@ -54,9 +61,11 @@ def note(model: str, figures: Mapping[str, tuple[float, Interval, float]], busy:
 
 
 def corrected(figure: str, law: float, log_std: float) -> Interval:
-    """The prediction of the law, with the standard deviation of its logarithm, after what was measured on this machine:
-    the mean error of the models measured here is taken off, as far as they are many, and their spread takes the place
-    of the law's. Times that were measured on a busy machine correct nothing."""
+    """Correct a prediction of the law by what was measured on this machine.
+
+    The mean error of the models measured here is taken off, as far as they are many, and their spread takes the place
+    of the law's. Times that were measured on a busy machine correct nothing. log_std: of the law's logarithm.
+    """
     mine = [e for e in entries() if e.figure == figure and e.machine == machine_name()]
     latest = {e.model: e for e in mine if figure == "memory" or not e.busy}
     errors = [math.log(e.measured / e.law) for e in latest.values() if e.measured > 0 and e.law > 0]
@@ -66,12 +75,12 @@ def corrected(figure: str, law: float, log_std: float) -> Interval:
 
 
 def entries() -> list[Entry]:
-    """All that was kept, oldest first; lines that are damaged are passed over."""
+    """Return all that was kept, oldest first."""
     return list(_read(_path()))
 
 
 def show(events: Events) -> None:
-    """Every figure that was predicted on this machine and then measured, and how near the predictions were."""
+    """Show every figure that was predicted on this machine and then measured, and how near the predictions were."""
     known = [e for e in entries() if e.machine == machine_name()]
     rows = [
         [

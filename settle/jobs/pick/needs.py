@@ -1,4 +1,4 @@
-"""What the task asks of a model: read off the person's words and prompts, and what excludes a model for it."""
+"""What the task asks of a model: read off the user's words and prompts, and what excludes a model for it."""
 
 import re
 from collections.abc import Sequence
@@ -23,10 +23,19 @@ _DECISIONS = re.compile(r"(?i)\bdeci(de|des|ding|sions?)\b")
 
 @dataclass(frozen=True)
 class Needs:
-    """context: tokens of a prompt and its answer together; must_take_it: a model that takes fewer will not do.
-    languages: that the task names, as ISO 639-1. tools: the prompts bring tools. turns: some prompts are conversations.
-    letters: of a usual prompt. vectors: it has to turn texts into vectors, and writes none. decides: it has to answer
-    typed questions. commercial: the licence has to allow commercial use. speed: tokens per second at least, or None."""
+    """What a model has to be able to do.
+
+    Attributes:
+        context: tokens of a prompt and its answer together; must_take_it: a model that takes fewer will not do.
+        languages: that the task names, as ISO 639-1.
+        tools: the prompts bring tools.
+        turns: some prompts are conversations.
+        letters: of a usual prompt.
+        vectors: it has to turn texts into vectors, and writes none.
+        decides: it has to answer typed questions.
+        commercial: the licence has to allow commercial use.
+        speed: tokens per second at least, or None.
+    """
 
     context: int
     must_take_it: bool = False
@@ -41,27 +50,27 @@ class Needs:
 
 
 def languages_in(text: str) -> frozenset[str]:
-    """The languages that a task names, as English writes them: "polish" is something else."""
+    """Return the languages that a task names, as English writes them: "polish" is something else."""
     return frozenset(
         LANGUAGES[word.lower()] for word in re.findall(r"\b[A-Z][a-z]+", text) if word.lower() in LANGUAGES
     )
 
 
 def asks_for_vectors(task: str) -> bool:
-    """Whether the words of a task ask for an embedder."""
+    """Return whether the words of a task ask for an embedder."""
     return bool(_VECTORS.search(task))
 
 
 def asks_for_decisions(task: str) -> bool:
-    """Whether the words of a task ask for a decision model."""
+    """Return whether the words of a task ask for a decision model."""
     return bool(_DECISIONS.search(task))
 
 
 def needs_turns(cases: Sequence[Case]) -> bool:
-    """Whether a model without a chat template cannot be asked."""
+    """Return whether a model without a chat template cannot be asked."""
     return any(case.prompt is None for case in cases)
 
 
 def forbids_commercial_use(license: str) -> bool:
-    """Whether a licence says so in its name; a licence that is not known forbids nothing here."""
+    """Return whether a licence says so in its name; a licence that is not known forbids nothing here."""
     return bool(_NON_COMMERCIAL.search(license))

@@ -46,8 +46,12 @@ TOGETHER = 1.6  # times as fast as one by one, several answers at a time on a pr
 
 @dataclass(frozen=True)
 class Asked:
-    """What the candidates are asked, and how answers are scored. title: of the score, "" where nothing says what is
-    right. task: None there, and where an `exam` takes its place."""
+    """What the candidates are asked, and how answers are scored.
+
+    Attributes:
+        title: of the score, "" where nothing says what is right.
+        task: None there, and where an `exam` takes its place.
+    """
 
     prompts: Prompts
     task: Task | None
@@ -65,7 +69,7 @@ class Asked:
 
 
 def pick(settings: PickSettings, events: Events) -> int:
-    """Runs the job; the exit code is 3 where no model is recommended. Raises SettleError."""
+    """Run the job; the exit code is 3 where no model is recommended. Raises SettleError."""
     if settings.ledger:
         ledger.show(events)
         return 0
@@ -100,7 +104,7 @@ def _pick(settings: PickSettings, events: Events) -> int:
 
 
 def what_is_asked(settings: PickSettings, events: Events) -> Asked:
-    """The prompts, how answers to them are scored, and what they ask of a model."""
+    """Return the prompts, how answers to them are scored, and what they ask of a model."""
     task = named(settings.score) if settings.score else None  # an unknown score is refused before anything is read
     if settings.prompts is None:
         raise UsageError("no prompts are given to measure with", "give some as people will ask them: --prompts FILE")
@@ -131,7 +135,7 @@ def what_is_asked(settings: PickSettings, events: Events) -> Asked:
 
 
 def _exam_asked(settings: PickSettings, exam: Exam) -> Asked:
-    """The same of candidates that answer otherwise than in text."""
+    """Return what candidates are asked that answer otherwise than in text."""
     if settings.score or settings.speed:
         raise UsageError(
             f"they are scored by {exam.title} and write no tokens", "leave out --score and --speed for this task"
@@ -143,7 +147,7 @@ def _exam_asked(settings: PickSettings, exam: Exam) -> Asked:
 
 
 def who_can(settings: PickSettings, needs: Needs) -> tuple[list[Candidate], list[Excluded]]:
-    """The candidates that are measured, and the others with the reason."""
+    """Return the candidates that are measured, and the others with the reason."""
     if settings.models:
         able, unable = feasible(named_candidates(settings.models), needs)
         return able, unable
@@ -156,7 +160,7 @@ def who_can(settings: PickSettings, needs: Needs) -> tuple[list[Candidate], list
 def _with_consent(
     candidates: Sequence[Candidate], needs: Needs, yes: bool, events: Events
 ) -> tuple[list[Candidate], list[Excluded]]:
-    """The candidates on this machine, after downloads that the person agreed to; and what was not downloaded."""
+    """Return the candidates on this machine, after downloads that the user agreed to; and what was not downloaded."""
     here, missing = [], []
     for candidate in candidates:
         if candidate.is_here:
@@ -183,7 +187,7 @@ def _show_excluded(excluded: Sequence[Excluded], events: Events) -> None:
 
 
 def _say_what_can_be_seen(race: Race, asked: Asked, events: Events) -> None:
-    """Before anything runs: what so many prompts can show at all."""
+    """Say, before anything runs, what so many prompts can show."""
     prompts = asked.prompts
     given = len(prompts.families)
     number = f"{given} {asked.exam.noun if asked.exam else 'prompts'}"
@@ -205,7 +209,7 @@ def _say_what_can_be_seen(race: Race, asked: Asked, events: Events) -> None:
 
 
 def what_it_takes(candidates: Sequence[Candidate], asked: Asked, events: Events) -> list[Measured]:
-    """Time, speed and memory of each; those that fail or are too slow are left out, and the ledger keeps the others."""
+    """Measure time, speed and memory of each; leave out those that fail or are too slow, and note the others."""
     done, total = 0, ROUNDS * len(candidates)
 
     def on_progress(number: int) -> None:
@@ -241,8 +245,10 @@ def what_it_takes(candidates: Sequence[Candidate], asked: Asked, events: Events)
 
 
 def who_answers_best(measured: list[Measured], asked: Asked, events: Events) -> Outcome:
-    """All candidates answer the prompts in turns, until nothing more can be shown; `measured` gets the scores, and
-    loses those that fail. Raises SettleError where all of them do."""
+    """Let all candidates answer the prompts in turns, until nothing more can be shown.
+
+    measured: gets the scores, and loses those that fail. Raises SettleError where all of them do.
+    """
     assert asked.task is not None
     task, cases = asked.task, asked.prompts.cases
     max_tokens = asked.max_tokens or max(m.taken.longest_answer for m in measured)
@@ -272,7 +278,7 @@ def who_answers_best(measured: list[Measured], asked: Asked, events: Events) -> 
 
 
 def who_passes_best(measured: list[Measured], exam: Exam, needs: Needs, events: Events) -> Outcome:
-    """All candidates answer all rows, which takes little time; `measured` gets the scores."""
+    """Let all candidates answer all rows, which takes little time. measured: gets the scores."""
     race = Race([m.name for m in measured], exam.families)
     scores = {}
     for k, m in enumerate(measured):

@@ -24,8 +24,12 @@ LETTERS = 4  # of a token of a prompt, where no tokenizer was asked yet
 
 @dataclass(frozen=True)
 class Prediction:
-    """By figure (memory in bytes at the asked context, speed in tokens written a second, first_token in seconds) what
-    the law says, and the same after what was measured on this machine. What nothing is known of is not there."""
+    """Figures of a model by name: memory in bytes, speed in tokens written a second, first_token in seconds.
+
+    Attributes:
+        law: what the law says.
+        figures: corrected by what was measured on this machine; what nothing is known of is not there.
+    """
 
     shape: ModelShape
     law: dict[str, float]
@@ -48,8 +52,10 @@ class Prediction:
 
 
 def predict_file(ref: ModelRef, context: int, letters: int) -> Prediction | None:
-    """What a model takes on this machine at `context` tokens, with a usual prompt of so many letters; None where its
-    file does not say enough."""
+    """Predict what a model takes on this machine at `context` tokens, with a usual prompt of so many letters.
+
+    None where its file does not say enough.
+    """
     facts = read_facts(ref.weights)
     try:
         named = shape_of_file(ref.weights, ref.name)
@@ -62,7 +68,7 @@ def predict_file(ref: ModelRef, context: int, letters: int) -> Prediction | None
 def predict(
     shape: ModelShape, kind: str, num_bytes: int, context: int, letters: int, matrices: Matrices | None = None
 ) -> Prediction:
-    """The same of a model of this shape, whose weights are of a kind such as q4_k_m and take so many bytes."""
+    """Predict it of a model of this shape, whose weights are of a kind such as q4_k_m and take so many bytes."""
     machine = _here()
     law, stds = {}, {"memory": MEMORY_STD}
     try:
@@ -79,8 +85,10 @@ def predict(
 
 
 def note_measured(model: str, prediction: Prediction, taken: Taken, busy: bool) -> None:
-    """Puts what was measured beside what was predicted. busy: other programs kept the machine busy. Raises
-    ResourceError when the disk is full."""
+    """Put what was measured beside what was predicted.
+
+    busy: other programs kept the machine busy. Raises ResourceError when the disk is full.
+    """
     actual = {"memory": float(taken.peak_bytes), "speed": taken.speed.median, "first_token": taken.first_token.median}
     known = {f: (prediction.law[f], interval, actual[f]) for f, interval in prediction.figures.items()}
     ledger.note(model, known, busy)
@@ -93,10 +101,10 @@ def _here() -> Machine:
 
 @functools.cache
 def _law() -> Law | None:
-    """As runs of `settle models fit --measure` corrected it; None is the law that ships."""
+    """Return the law as runs of `settle models fit --measure` corrected it; None is the law that ships."""
     return law_here(recalled_runs(), _here()) if _here().kind == "cpu" else None
 
 
 def _std(rate: Rate) -> float:
-    """Standard deviation of the logarithm."""
+    """Return the standard deviation of the logarithm."""
     return math.log(rate.high / rate.low) / (2 * Z80)

@@ -1,4 +1,4 @@
-"""The person's prompts: rows with the wanted answer where there is one, and which of them belong together."""
+"""The user's prompts: rows with the wanted answer where there is one, and which of them belong together."""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,8 +24,13 @@ TURNS = ("messages", "conversations", "conversation", "turns", "dialog")
 
 @dataclass(frozen=True)
 class Prompts:
-    """cases: what is asked. families: the same number for prompts that belong together. are_answered: whether the
-    wanted answers are known. given: how many prompts the files hold."""
+    """Prompts to be asked.
+
+    Attributes:
+        families: the same number for prompts that belong together.
+        are_answered: whether the wanted answers are known.
+        given: how many prompts the files hold.
+    """
 
     cases: Sequence[Case]
     families: Sequence[int]
@@ -34,7 +39,7 @@ class Prompts:
 
 
 def read_prompts(path: Path, limit: int, events: Events) -> Prompts:
-    """The prompts of a file or folder, at most `limit`, evenly spread. Raises DataError for what holds none."""
+    """Read the prompts of a file or folder, at most `limit`, evenly spread. Raises DataError for what holds none."""
     if not path.expanduser().exists():
         raise DataError(f"there is no file or folder {path}", "check the path given to --prompts")
     try:
@@ -56,7 +61,7 @@ def read_prompts(path: Path, limit: int, events: Events) -> Prompts:
 
 
 def _texts(rows: Sequence[Example]) -> list[str]:
-    """Plain text as prompts: each row is one; of a single text its paragraphs, or its lines where it has no others."""
+    """Return plain text as prompts: each row is one; of a single text its paragraphs, or else its lines."""
     texts = [row.text for row in rows]
     if len(texts) == 1:
         paragraphs = [p for p in re.split(r"\n\s*\n", texts[0]) if p.strip()]
@@ -65,7 +70,7 @@ def _texts(rows: Sequence[Example]) -> list[str]:
 
 
 def _unanswered(path: Path) -> Iterator[Example]:
-    """Rows of a prompt alone, or of a conversation that ends with the person's turn."""
+    """Yield rows of a prompt alone, or of a conversation that ends with the user's turn."""
     with workspace() as work:
         files = find_files([str(path)], work, Ledger())
         with RowReader(files, {}, lambda file, note: None) as reader:
@@ -78,7 +83,7 @@ def _unanswered(path: Path) -> Iterator[Example]:
 
 
 def _turns(row: Mapping[str, object]) -> list[Message]:
-    """The turns of a row that is to be answered; [] for any other."""
+    """Return the turns of a row that is to be answered; [] for any other."""
     column = find(row, None, (*TURNS, *PROMPTS, "content", "message"))
     value = parsed_turns(row[column]) if column is not None else None
     try:

@@ -51,8 +51,10 @@ class Verdict:
 
 
 def decide(measured: Sequence[Measured], outcome: Outcome | None, measure: str, is_share: bool) -> Verdict:
-    """Decide on candidates in the outcome's order. outcome: None where nothing says what a right answer is: then none
-    is recommended."""
+    """Decide on candidates in the outcome's order.
+
+    outcome: None where nothing says what a right answer is: then none is recommended.
+    """
     if not measured:
         return Verdict(None, False, "no model is left that could be measured")
     if outcome is None:
