@@ -231,7 +231,7 @@ def _right_requests() -> dict[str, list[Request]]:
 
 
 def _sound_history(folder: Path) -> Subject:
-    """Of another trainer, whose losses fall towards a floor."""
+    """Return a history of another trainer, whose losses fall towards a floor."""
     log = [{"step": step, "loss": 1 + 3 / (1 + step / 40)} for step in range(10, 410, 10)]
     log += [{"step": step, "eval_loss": 1.1 + 3 / (1 + step / 40) + 0.01 * (-1) ** step} for step in range(20, 420, 21)]
     path = folder / "checkpoint-400" / "trainer_state.json"

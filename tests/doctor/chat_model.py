@@ -44,7 +44,7 @@ HEAD, LARGE = 32, 50.0
 
 @functools.cache
 def chat_model() -> Path:
-    """Its GGUF file."""
+    """Return its GGUF file."""
     folder = tempfile.TemporaryDirectory()
     turns = [
         f"<|im_start|>user\n{known.question}<|im_end|>\n<|im_start|>assistant\n{known.answer}<|im_end|>\n"
@@ -80,8 +80,10 @@ def chat_model() -> Path:
 
 
 def _make_keys_uneven(weights: dict[str, torch.Tensor]) -> None:
-    """Makes one pair of channels of every key large, and of every query small by as much: the model computes the same,
-    and its keys do not bear to be rounded, as with many a large model."""
+    """Make one pair of channels of every key large, and of every query small by as much.
+
+    The model computes the same, and its keys do not bear to be rounded, as with many a large model.
+    """
     for name in [name for name in weights if name.endswith("k_proj.weight")]:
         query = name.replace("k_proj", "q_proj")
         for channel in (HEAD // 2 - 1, HEAD - 1):  # turned by the same angle
@@ -113,7 +115,7 @@ def healthy(about: type[Subject]) -> Subject:
 
 
 def sound_history() -> History:
-    """Losses that fall towards a floor, and evaluations that do with noise."""
+    """Return losses that fall towards a floor, and evaluations that do with noise."""
     noise = np.random.default_rng(0).normal(0, 0.01, 20)
     train = [(step, 1 + 3 / (1 + step / 40)) for step in range(10, 410, 10)]
     evaluations = [(step, 1.1 + 3 / (1 + step / 40) + noise[step // 20 - 1]) for step in range(20, 420, 20)]
@@ -122,7 +124,7 @@ def sound_history() -> History:
 
 @functools.cache
 def tuned_run() -> tuple[ExportedRun, Path]:
-    """A run that tuned it as it should be, and the tokens that it learned from."""
+    """Return a run that tuned it as it should be, and the tokens that it learned from."""
     folder = tempfile.TemporaryDirectory()
     tuned_run.folder = folder  # removed with the process
     with pytest.MonkeyPatch.context() as patch:
@@ -134,7 +136,7 @@ def tuned_run() -> tuple[ExportedRun, Path]:
 
 
 def exported_run(subject: ModelFile) -> ExportedRun:
-    """A run that exported it, with what the gate keeps: the answers of llama.cpp as it was then, and is now."""
+    """Return a run that exported it, with the answers of llama.cpp that the gate kept: those of today."""
     run = Run.create("train", "exported")
     with Engine(subject.model.weights, 512) as engine:
         prompts = [engine.tokenize(text)[:8] for text in PROSE[:6]]
@@ -145,7 +147,7 @@ def exported_run(subject: ModelFile) -> ExportedRun:
 
 
 def indexed_collection() -> Subject:
-    """A collection of a few pages that says all it should, by an embedder that takes no time."""
+    """Return a collection of a few pages that says all it should, by an embedder that takes no time."""
     folder = home() / "pages"
     folder.mkdir()
     for number, paragraph in enumerate(PARAGRAPHS[:8]):

@@ -24,8 +24,10 @@ def example_run(
     steps: int = STEPS,
     rows: Sequence[Mapping[str, object]] = (),
 ) -> ExportedRun:
-    """The model of `healthy` tuned on example rows, or on `rows`, by `settle tune` with `changes` of its settings, in a
-    folder of its own in `folder`. Raises SettleError."""
+    """Tune the model of `healthy` on example rows, or on `rows`, in a folder of its own in `folder`.
+
+    changes: of the settings of `settle tune`. Raises SettleError.
+    """
     base = healthy.model.weights
     run, recipe = example_recipe(base, folder, {"steps": steps, "batch_rows": 4, **changes}, rows or example_rows())
     short_run_of("tune", recipe, run)
@@ -38,7 +40,7 @@ def example_run(
 def example_recipe(
     base: Path, folder: Path, settings: Mapping[str, object], rows: Sequence[Mapping[str, object]]
 ) -> tuple[Run, dict[str, object]]:
-    """A run in `folder` that has its recipe, and what that says."""
+    """Return a run in `folder` that has its recipe, and what that says."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "rows.jsonl"
     write_atomic(path, "".join(json.dumps(row) + "\n" for row in rows))
@@ -50,7 +52,7 @@ def example_recipe(
 
 
 def example_rows() -> list[dict[str, str]]:
-    """Questions whose answers cannot be known, all different."""
+    """Return questions whose answers cannot be known, all different."""
     rows = []
     for n in range(ROWS):
         place, first, second = PLACES[n % 8], WORDS[n % 10], WORDS[(n // 10 + 3 * n) % 10]

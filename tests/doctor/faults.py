@@ -153,7 +153,7 @@ def logged(healthy: LoggedHistory, folder: Path, log: list[dict[str, float]]) ->
 
 @fault
 def changing_start(healthy: AskedModel, folder: Path) -> Subject:
-    """A clock before the instructions."""
+    """Put a clock before the instructions."""
     instructions = " ".join(PARAGRAPHS[:4])
     requests = [
         Request(
@@ -170,7 +170,7 @@ def changing_start(healthy: AskedModel, folder: Path) -> Subject:
 
 @fault
 def empty_answer(healthy: AskedModel, folder: Path) -> Subject:
-    """A model that thinks whenever it is not told otherwise, as a client saw it that knows nothing of thoughts."""
+    """Ask a model that thinks unless it is told not to, by a client that knows nothing of thoughts."""
     changes = {TEMPLATE_KEY: THINKING_TEMPLATE, PLAIN_TEXT_KEY: None}
     thinking = ModelFile(healthy.name, healthy.model)
     path = write_edited(healthy.model.weights, folder / "thinks.gguf", changes)
@@ -181,7 +181,7 @@ def empty_answer(healthy: AskedModel, folder: Path) -> Subject:
 
 @fault
 def forgotten_start(healthy: AskedModel, folder: Path) -> Subject:
-    """A long prompt to a server with a small context, recorded as Ollama has it."""
+    """Send a long prompt to a server with a small context, recorded as Ollama has it."""
     answerer, request = LocalModel(healthy.model), canary("copper", 2400)
     with contextlib.closing(answerer):
         ids = answerer.prompt(request)
@@ -197,7 +197,7 @@ def forgotten_start(healthy: AskedModel, folder: Path) -> Subject:
 
 @fault
 def instruction_drift(healthy: AskedModel, folder: Path) -> Subject:
-    """A client that sends the last four messages, and nothing before."""
+    """Send the last four messages, and nothing before."""
     turns: list[Message] = [{"role": "system", "content": PIRATE}]
     asked = []
     for known in KNOWN_ANSWERS[-4:]:
@@ -209,7 +209,7 @@ def instruction_drift(healthy: AskedModel, folder: Path) -> Subject:
 
 @fault
 def invented_call(healthy: AskedModel, folder: Path) -> Subject:
-    """A client that asks for JSON with a name and arguments, and does not say which there are."""
+    """Ask for JSON with a name and arguments, and do not say which there are."""
     unit = {"type": "string", "enum": ["celsius", "fahrenheit"]}
     schema = {"type": "object", "properties": {"unit": unit}, "required": ["unit"], "additionalProperties": False}
     about = {"name": "get_weather", "description": "What is the weather in", "parameters": schema}
@@ -225,7 +225,7 @@ def invented_call(healthy: AskedModel, folder: Path) -> Subject:
 
 @fault
 def missed_passage(healthy: IndexedDocuments, folder: Path) -> Subject:
-    """A document beside the others that nobody indexed. It is written to the collection's own folder."""
+    """Write a document beside the others, into the collection's own folder, and do not index it."""
     with Collection(healthy.collection.name) as collection:
         root = collection.roots[0]
     text = "\n\n".join(f"## {known.question}\n\n{known.answer}" for known in KNOWN_ANSWERS)
@@ -235,7 +235,7 @@ def missed_passage(healthy: IndexedDocuments, folder: Path) -> Subject:
 
 @fault
 def other_client(healthy: AskedModel, folder: Path) -> Subject:
-    """A client that adds a system prompt of its own."""
+    """Add a system prompt that the other client does not send."""
     question = {"role": "user", "content": KNOWN_ANSWERS[-1].question}
     hidden = {"role": "system", "content": PIRATE}
     settings = {"temperature": 0, "max_tokens": 32}
@@ -245,7 +245,7 @@ def other_client(healthy: AskedModel, folder: Path) -> Subject:
 
 @fault
 def other_engine(healthy: ExportedRun, folder: Path) -> Subject:
-    """A newer llama.cpp that turns positions wrongly, in a folder of its own."""
+    """Write a newer llama.cpp that turns positions wrongly to a folder of its own."""
     package = folder / "engine" / PACKAGE
     package.mkdir(parents=True)
     (package / "__init__.py").write_text(BROKEN_ENGINE, encoding="utf-8")
@@ -255,7 +255,7 @@ def other_engine(healthy: ExportedRun, folder: Path) -> Subject:
 
 @fault
 def sampler(healthy: AskedModel, folder: Path) -> Subject:
-    """A temperature that somebody set for more creative answers."""
+    """Set a temperature for more creative answers."""
     settings = {"temperature": 2.5, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "max_tokens": 48, "seed": 1}
     asked = [Request(({"role": "user", "content": k.question},), settings=settings) for k in KNOWN_ANSWERS[-3:]]
     return record(LocalModel(healthy.model), asked, folder / "chat.jsonl")
@@ -264,7 +264,7 @@ def sampler(healthy: AskedModel, folder: Path) -> Subject:
 # Files
 @fault
 def damaged_weights(healthy: ModelFile, folder: Path) -> Subject:
-    """The rows of one block's matrices are in another order; the file as it was lies beside."""
+    """Put the rows of one block's matrices in another order, beside a copy of the sound file."""
     source, broken = healthy.model.weights, folder / "broken.gguf"
     shutil.copyfile(source, folder / "sound.gguf")
     header = read_header(map_file(source), source.name)
@@ -282,7 +282,7 @@ def damaged_weights(healthy: ModelFile, folder: Path) -> Subject:
 
 @fault
 def end_of_turn(healthy: ModelFile, folder: Path) -> Subject:
-    """The token gets a name that says nothing of an end, and another one is said to be it."""
+    """Give the token a name that says nothing of an end, and declare another one to be it."""
     metadata: Metadata = read_gguf(healthy.model.weights).metadata
     if not takes_turns(metadata):
         raise UsageError("the model takes no turns, so none can end wrongly", "choose one that chats")
@@ -296,7 +296,7 @@ def end_of_turn(healthy: ModelFile, folder: Path) -> Subject:
 
 @fault
 def kv_cache(healthy: ModelFile, folder: Path) -> Subject:
-    """The coarsest type, where other text than the doctor looks at shows that it does harm."""
+    """Keep keys and values in the coarsest type, where text that the doctor does not look at shows its harm."""
     with Reader(healthy.model) as reader:
         harm = sum(_costs(reader, PROSE, folder / "harm.record", "q4_0")) / len(PROSE)
     if harm < CACHE_NATS:
@@ -335,7 +335,7 @@ def rope(healthy: ModelFile, folder: Path) -> Subject:
 
 @fault
 def template(healthy: ModelFile, folder: Path) -> Subject:
-    """Turns as another family writes them."""
+    """Write turns as another family does."""
     fitting = fitting_forms(_tokens(read_gguf(healthy.model.weights).metadata))
     other = "llama-2" if "llama-2" not in fitting else "chatml"
     changes = {TEMPLATE_KEY: FORMS[other].template, PLAIN_TEXT_KEY: None}
@@ -409,7 +409,7 @@ def silent_server(healthy: ThisMachine, folder: Path) -> Subject:
 
 @fault
 def versions(healthy: ThisMachine, folder: Path) -> Subject:
-    """An older package in a folder that comes before the others."""
+    """Put an older package into a folder that comes before the others."""
     about = folder / "packages" / "xllamacpp-2024.1.dist-info"
     about.mkdir(parents=True)
     (about / "METADATA").write_text("Metadata-Version: 2.1\nName: xllamacpp\nVersion: 2024.1\n", encoding="utf-8")
@@ -432,7 +432,7 @@ def memory_loading(healthy: ModelFile, folder: Path) -> Subject:
 
 @fault
 def memory_training(healthy: ExportedRun, folder: Path) -> Subject:
-    """Another program takes memory once the run has begun, and leaves half of what a step needs."""
+    """Leave half of the memory that a step needs, once the run has begun."""
     rows, longest, base = 32, 448, healthy.model.weights
     per_token = open_pretrained(str(base)).part.activation_bytes_per_token(longest, 4, None)
     length = int(min(longest, read_facts(base).context // 2, max(24, 400e6 / per_token / rows)))
@@ -460,7 +460,7 @@ def _long_rows(tokens: int, number: int) -> list[dict[str, str]]:
 
 @fault
 def paged_weights(healthy: ModelFile, folder: Path) -> Subject:
-    """A context that leaves the weights too little room; a small model is made wide enough for that to be felt."""
+    """Ask for a context that leaves the weights too little room; widen a small model so that it is felt."""
     subject = wider_model(healthy, folder, 64 << 20)  # whose reading from the disk can be felt
     facts = read_facts(subject.model.weights)
     if not facts.bytes_per_token:
@@ -500,7 +500,7 @@ def failed_run(healthy: ExportedRun, folder: Path) -> Subject:
 
 @fault
 def forgot(healthy: ExportedRun, folder: Path) -> Subject:
-    """At the first rate that costs the model general text, twice what counts: a small model bears a higher rate."""
+    """Tune at the first rate that costs the model general text, twice what counts: a small one bears a higher rate."""
     for number, rate in enumerate((4e-3, 8e-3, 1.6e-2)):
         adamw = {"optimizer": {"name": "adamw", "lr": rate}}
         broken = example_run(healthy, folder / str(number), adamw, steps=40)

@@ -57,7 +57,7 @@ def test_what_is_changed_of_a_model_that_does_not_fit():
 
 
 def run_with(folder, speeds, losses, verdict=""):
-    """A run of `settle train` whose files say no more than they have to."""
+    """Return a run of `settle train` whose files say no more than they have to."""
     steps = [
         SimpleNamespace(step=n, tokens_per_second=speed, loss=loss)
         for n, (speed, loss) in enumerate(zip(speeds, losses, strict=True), 1)

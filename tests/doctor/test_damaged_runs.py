@@ -14,7 +14,7 @@ CHECKS = ("did-nothing", "unstable", "forgot", "failed-run", "memory-training")
 
 @pytest.fixture
 def copied(home, tmp_path):
-    """A run of this machine that tuned the chat model."""
+    """Return a run of this machine that tuned the chat model."""
     subject = healthy(TrainingRun)
     path = settle_home() / "runs" / "2026-01-01-tune-halved-abcdef"
     shutil.copytree(subject.run.path, path)

@@ -18,7 +18,7 @@ CODE = Path(__file__).with_name("wobbly_knob.py")
 
 @pytest.fixture
 def wobbly(home, tmp_path_factory, monkeypatch):
-    """This machine, with a level that is too large. Returns its home."""
+    """Set a level that is too large, and return the home."""
     site = tmp_path_factory.mktemp("site")
     examples.install(site, {"doctor/checks": "wobbly_knob:WobblyKnob"}, monkeypatch, lambda name: CODE.read_text())
     (home / "level").write_text("4")

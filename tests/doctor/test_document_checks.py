@@ -23,7 +23,7 @@ WINDOWS = ("--chunker", "window", "--chunker.overlap", "2", "--chunker.tokens")
 
 @pytest.fixture
 def pages(home):
-    """Some pages of settle's own documentation."""
+    """Copy some pages of settle's own documentation."""
     folder = home / "pages"
     folder.mkdir()
     for page in sorted((Path(__file__).parents[2] / "docs").glob("s[ech]*.md")):

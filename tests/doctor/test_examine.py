@@ -61,7 +61,7 @@ def test_a_check_that_could_not_look_is_not_nothing_wrong(home, monkeypatch, cap
 
 @pytest.fixture
 def lost(home):
-    """A finished run of this machine whose exported model was deleted."""
+    """Delete the exported model of a finished run, and return its path."""
     subject = healthy(TrainingRun)
     path = settle_home() / "runs" / "2026-01-01-tune-lost-abcdef"
     shutil.copytree(subject.run.path, path)

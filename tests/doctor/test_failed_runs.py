@@ -31,7 +31,7 @@ def add_events(run, *events):
 
 @pytest.fixture
 def failed(home):
-    """A run that was expected to take nearly all memory, and ended with an error of another kind."""
+    """Return a run that was expected to take nearly all memory, and ended with an error of another kind."""
     run = Run.create("tune", "gone")
     write_json(run.path / "plan.json", {"version": 1, "machine": {"memory": {"available": 1000}}})
     write_json(run.path / "forecast.json", {"peak_memory": {"value": 990.0}})

@@ -22,7 +22,7 @@ ROPE, WEIGHTS = (Check.parts()[name]() for name in ("rope", "damaged_weights"))
 
 @pytest.fixture
 def short(home, tmp_path):
-    """The chat model, which has seen texts of some hundred tokens, as a file that says so."""
+    """Return the chat model, which has seen texts of some hundred tokens, as a file that says so."""
     model = healthy(ModelFile)
     return with_file(model, write_edited(model.model.weights, tmp_path / "short.gguf", {"llama.context_length": 128}))
 

@@ -32,7 +32,7 @@ def state(folder, evaluations, train=(), **more):
 
 
 def noisy(rise, seed, number=30, noise=0.02):
-    """Evaluations that fall, and from the middle on rise by `rise` in all."""
+    """Return evaluations that fall, and from the middle on rise by `rise` in all."""
     drawn = np.random.default_rng(seed).normal(0, noise, number)
     middle = number // 2
     means = [2 + (middle - n) / middle if n < middle else 2 + rise * (n - middle) / middle for n in range(number)]

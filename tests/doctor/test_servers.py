@@ -103,7 +103,7 @@ LMSTUDIO = {
 
 @contextmanager
 def running(shapes: dict[str, object]):
-    """A server in a thread; its address, and what it was asked."""
+    """Run a server in a thread; yield its address, and what it was asked."""
     asked: list[tuple[str, dict]] = []
     handler = type("Own", (Shapes,), {**shapes, "asked": asked})
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:

@@ -28,7 +28,7 @@ def nats(subject, overrides=None):
 
 @pytest.fixture
 def sliding(home, tmp_path):
-    """A Gemma 2 whose attention looks at positions, in a file with a wrong base; and the same with the right one."""
+    """Return a Gemma 2 whose attention looks at positions, in a file with a wrong base and one with the right one."""
     tokenizer = ByteBpeTokenizer.train(PROSE, 400, tmp_path / "tokenizer")
     part = Gemma2(
         hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1,

@@ -27,7 +27,7 @@ CHECK = Check.parts()["did_nothing"]()
 
 @pytest.fixture
 def tuned(home, tmp_path):
-    """A copy of a run that tuned the chat model, as a subject."""
+    """Return a copy of a run that tuned the chat model."""
     subject = healthy(TrainingRun)
     run = type(subject.run)(Path(shutil.copytree(subject.run.path, tmp_path / subject.run.path.name)))
     return replace(subject, run=run, name=str(run.path))
@@ -40,7 +40,7 @@ def found(subject, folder):
 
 
 def rewire(run, base):
-    """The run's adapter lies over another file from now on."""
+    """Put the run's adapter over another file."""
     record = read_json(run.out / "models.json")
     for model in record["models"]:
         model["base"] = str(base)
@@ -95,7 +95,7 @@ def test_an_adapter_that_was_lost_in_the_export(tuned, tmp_path):
 
 
 def thanked(mark=None):
-    """The example rows as conversations that end in thanks. mark: put into the first answer."""
+    """Return the example rows as conversations that end in thanks. mark: put into the first answer."""
     thanks = [{"role": "user", "content": "Thank you."}, {"role": "assistant", "content": "You are welcome."}]
     return [
         {

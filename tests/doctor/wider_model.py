@@ -17,8 +17,10 @@ ROWS, COLUMNS = ("ffn_gate", "ffn_up"), ("ffn_down",)
 
 
 def wider_model(healthy: ModelFile, folder: Path, num_bytes: int) -> ModelFile:
-    """A model with a file of about `num_bytes` at least, written to `folder` where its own is smaller. Raises
-    UsageError for a small model that cannot be made wider."""
+    """Return a model with a file of about `num_bytes` at least, written to `folder` where its own is smaller.
+
+    Raises UsageError for a small model that cannot be made wider.
+    """
     path = healthy.model.weights
     missing = num_bytes - path.stat().st_size
     if missing <= 0:
@@ -56,7 +58,7 @@ def _entry(name: str, tensor: LazyTensor, inner: int, added: int) -> Entry:
 
 
 def _widened(entry: Entry, tensor: LazyTensor, inner: int) -> np.ndarray:
-    """Its bytes, uint8, with zeros behind each `inner` of its rows, or behind its columns."""
+    """Return its bytes, uint8, with zeros behind each `inner` of its rows, or behind its columns."""
     raw = tensor.place.bytes().reshape(tensor.shape[0], -1)
     if entry.shape == tensor.shape:
         return raw.reshape(-1)
