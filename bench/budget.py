@@ -152,7 +152,6 @@ def session(job: str, settings: str, events: Any) -> int:
     if job == "resume":
         return resume(settings, events)
     found = find_job(job)
-    assert found is not None
     return start(found, found.settings.model_validate(json.loads(settings)), events).exit_code or 0
 
 

@@ -345,7 +345,6 @@ def open_run(name: str) -> FinishedRun:
 def _run_job(name: str, asked: Settings, progress: bool | None) -> FinishedRun:
     """Run a job from its start to its end. Raises SettleError."""
     job = find_job(name)
-    assert job is not None
     settings = resolve(job.settings, [("asked", asked)]).value
     if settings.dry:
         raise UsageError("dry=True makes no run", f"use `settle {name} --dry`")

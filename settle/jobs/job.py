@@ -77,19 +77,13 @@ class Job(Generic[C]):
     is_shared: bool = False
 
 
-def find_job(name: str) -> Job[Context] | None:
-    """The job of that name, which is `JOB` in the module of the same name; imported only when it is wanted."""
-    if not name.isidentifier() or find_spec(f"settle.jobs.{name}") is None:
-        return None
-    job: Job[Context] | None = getattr(import_module(f"settle.jobs.{name}"), "JOB", None)
-    return job
-
-
-def start_job(name: str, settings: JobSettings, events: Events) -> Context:
-    """`start` of the job of that name."""
-    job = find_job(name)
-    assert job is not None, f"settle/jobs/{name}.py defines no JOB"
-    return start(job, settings, events)
+def find_job(name: str) -> Job[Context]:
+    """Return the job of that name, `JOB` of the module of that name, importing it. Raises RunError."""
+    if name.isidentifier() and find_spec(f"settle.jobs.{name}") is not None:
+        job: Job[Context] | None = getattr(import_module(f"settle.jobs.{name}"), "JOB", None)
+        if job is not None:
+            return job
+    raise RunError(f"{name!r} makes no run that can be resumed", "see `settle runs`")
 
 
 def start(job: Job[C], settings: JobSettings, events: Events) -> C:
@@ -121,16 +115,10 @@ def start(job: Job[C], settings: JobSettings, events: Events) -> C:
 
 
 def follow(job: Job[C], context: C) -> C:
-    """The stages in order, until one ends the session. An error that ends it is in the run's events, too. Raises
-    ResourceError when memory runs out."""
-    try:
-        return _follow(job, context)
-    except SettleError as e:
-        context.events.emit(RunFailed(what=e.what, fix=e.fix))
-        raise
+    """Run the stages in order, until one ends the session.
 
-
-def _follow(job: Job[C], context: C) -> C:
+    An error that ends it is in the run's events, too. Raises ResourceError when memory or the disk runs out.
+    """
     try:
         with ledger(job.name) as open_ledger, context.resources:
             open_ledger.put_into(context.run.path)
@@ -142,18 +130,28 @@ def _follow(job: Job[C], context: C) -> C:
                 context.finished(name, time.monotonic() - began)
                 if context.exit_code is not None:
                     break
-    except (MemoryError, RuntimeError) as e:
-        missing = missing_bytes(e)
-        if missing is None:
+    except (SettleError, OSError, MemoryError, RuntimeError) as e:
+        error = _explained(e, context)
+        if error is None:
             raise
-        raise _out_of_memory(context, missing) from e
-    except (ResourceError, OSError) as e:
-        if not context.safe or (isinstance(e, OSError) and e.errno not in FULL_DISK):
+        context.events.emit(RunFailed(what=error.what, fix=error.fix))
+        if error is e:
             raise
-        full = disk_is_full(context.run.path, f"then `settle resume {context.run.name}` exports them")
-        what = e.what if isinstance(e, ResourceError) else full.what
-        raise ResourceError(f"{what}; {context.safe}", full.fix) from None
+        raise error from e
     return context
+
+
+def _explained(error: Exception, context: Context) -> SettleError | None:
+    """Return the error to report for one that ended a stage; None for a fault of our own."""
+    missing = missing_bytes(error) if isinstance(error, MemoryError | RuntimeError) else None
+    if missing is not None:
+        return _out_of_memory(context, missing)
+    is_full = isinstance(error, ResourceError) or (isinstance(error, OSError) and error.errno in FULL_DISK)
+    if is_full and context.safe:
+        full = disk_is_full(context.run.path, f"then `settle resume {context.run.name}` exports them")
+        what = error.what if isinstance(error, ResourceError) else full.what
+        return ResourceError(f"{what}; {context.safe}", full.fix)
+    return error if isinstance(error, SettleError) else None
 
 
 def _out_of_memory(context: Context, missing: int) -> ResourceError:

@@ -40,10 +40,7 @@ def resume(name: str, events: Events) -> int:
 
 def job_of(run: Run) -> Job[Context]:
     """The job that made the run, by its folder's name. Raises RunError."""
-    job = find_job(run.command)
-    if job is not None:
-        return job
-    raise RunError(f"{run.path.name} is not a run that can be resumed", "see `settle runs`")
+    return find_job(run.command)
 
 
 def edited(run: Run, what: str) -> RunError:

@@ -12,21 +12,18 @@ from settle.base.run.result import Result
 from settle.base.settings import read_recipe
 from settle.base.words.amounts import duration
 from settle.experiment.seeds import Difference, Spread, compare
-from settle.jobs.job import INTERRUPTED, start_job
+from settle.jobs.job import INTERRUPTED, find_job, start
 from settle.jobs.resume import resume
 from settle.jobs.settings import TrainSettings, TuneSettings
 
 MARK = "-seed"  # between the name of a recipe's runs and their seed
 
 
-def start_or_repeat(job: str, settings: TrainSettings | TuneSettings, events: Events) -> int:
-    """Run a job once, or several times where `--seeds` asks for it, and return the worst exit code.
+def repeat(job: str, whole: TrainSettings | TuneSettings, events: Events) -> int:
+    """Run a job once for each of its seeds, and return the worst exit code.
 
     A seed that is finished is not run again, and one that was stopped continues. Raises SettleError.
     """
-    whole = settings.with_recipe().value
-    if whole.seeds == 1 or whole.dry:
-        return start_job(job, settings, events).exit_code or 0
     whole.check(job)
     if "-" in whole.inputs:
         raise UsageError("standard input cannot be read once for every seed", "give a file")
@@ -138,7 +135,7 @@ def _run(job: str, settings: TrainSettings | TuneSettings, events: Events) -> in
     """Begin, continue or read the run of that name. Raises UsageError where another recipe made it."""
     run = Run.named(str(settings.name))
     if run is None:
-        return start_job(job, settings, events).exit_code or 0
+        return start(find_job(job), settings, events).exit_code or 0
     recipe = run.path / "recipe.toml"
     if not recipe.is_file() or read_recipe(recipe) != settings.to_recipe():
         raise UsageError(f"{run.name} was made by another recipe", "give the runs another name with --name")

@@ -57,7 +57,7 @@ def exported_again(run: Run, base: Path, path: Path) -> Path:
 def _followed(command: str, recipe: Mapping[str, object], run: Run, stages: Sequence[Stage]) -> TrainingContext:
     """Follow the run's own stages up to its plan, and then `stages`."""
     job = find_job(command)
-    if job is None or not issubclass(job.context, TrainingContext):
+    if not issubclass(job.context, TrainingContext):
         raise RunError(f"{command} is not a run that trains", "name a run of `settle train` or `settle tune`")
     with run.lock(), Stopping() as stopping, contextlib.closing(Events()) as events:
         sweep(run)

@@ -13,7 +13,7 @@ from settle.cli import main
 from settle.experiment.seeds import FREEDOM_OF_POWER, POWER, VERDICT_ERROR, Spread, compare
 from settle.jobs import seeds as seeds_module
 from settle.jobs.job import INTERRUPTED
-from settle.jobs.seeds import compare_recipes, report, start_or_repeat
+from settle.jobs.seeds import compare_recipes, repeat, report
 from settle.jobs.settings import TrainSettings
 
 
@@ -64,12 +64,12 @@ def job(home, tmp_path, monkeypatch):
     class Done:
         exit_code = 0
 
-    def start_job(name, settings, events):
+    def start(job, settings, events):
         calls.append(settings)
-        run = Run.create(name, settings.name)
+        run = Run.create(job.name, settings.name)
         write_atomic(run.path / "recipe.toml", recipe_text(settings.to_recipe()))
         write_json(run.path / "plan.json", {"corpus": "c1"})
-        if start_job.stops_at == settings.seed:
+        if start.stops_at == settings.seed:
             done = Done()
             done.exit_code = INTERRUPTED
             return done
@@ -84,42 +84,42 @@ def job(home, tmp_path, monkeypatch):
         finish(Run.find(name), int(name[-1]))
         return 0
 
-    start_job.stops_at = None
-    monkeypatch.setattr(seeds_module, "start_job", start_job)
+    start.stops_at = None
+    monkeypatch.setattr(seeds_module, "start", start)
     monkeypatch.setattr(seeds_module, "resume", resume)
-    return start_job, calls, str(tmp_path / "notes.txt")
+    return start, calls, str(tmp_path / "notes.txt")
 
 
 def test_each_seed_is_a_run_and_what_is_finished_is_not_run_again(job):
     _, calls, notes = job
     settings, seen = TrainSettings(inputs=[notes], seeds=3, seed=4), []
     events = Events(listeners=[seen.append])
-    assert start_or_repeat("train", settings, events) == 0
+    assert repeat("train", settings, events) == 0
     assert [(c.name, c.seed, c.seeds) for c in calls] == [(f"notes-seed{s}", s, 1) for s in (4, 5, 6)]
     result = seen[-1].result
     assert result["seeds"] == [4, 5, 6]
     assert result["figures"]["held-out loss"]["std"] == pytest.approx(np.std([3.71, 3.72, 3.7], ddof=1))
-    assert start_or_repeat("train", settings, events) == 0 and len(calls) == 3
-    start_or_repeat("train", settings.model_copy(update={"seeds": 4}), events)
+    assert repeat("train", settings, events) == 0 and len(calls) == 3
+    repeat("train", settings.model_copy(update={"seeds": 4}), events)
     assert [c.name for c in calls[3:]] == ["notes-seed7"], "a further seed is added to those there are"
     with pytest.raises(UsageError, match="notes-seed4 was made by another recipe"):
-        start_or_repeat("train", settings.model_copy(update={"steps": 9}), events)
+        repeat("train", settings.model_copy(update={"steps": 9}), events)
 
 
 def test_a_stop_ends_them_and_the_same_command_continues(job):
     start, calls, notes = job
     start.stops_at = 1
     settings = TrainSettings(inputs=[notes], seeds=3)
-    assert start_or_repeat("train", settings, Events()) == INTERRUPTED and len(calls) == 2
+    assert repeat("train", settings, Events()) == INTERRUPTED and len(calls) == 2
     start.stops_at = None
-    assert start_or_repeat("train", settings, Events()) == 0
+    assert repeat("train", settings, Events()) == 0
     assert calls[2] == "notes-seed1" and calls[3].seed == 2 and len(calls) == 4
 
 
 def test_two_recipes_are_compared_only_on_the_same_data(job, capsys):
     _, _, notes = job
     for name in ("a", "b"):
-        start_or_repeat("train", TrainSettings(inputs=[notes], seeds=3, name=name), Events())
+        repeat("train", TrainSettings(inputs=[notes], seeds=3, name=name), Events())
     capsys.readouterr()
     assert main(["runs", "compare", "a", "b"]) == 0
     assert "no different beside the noise of their seeds" in "".join(capsys.readouterr())
@@ -140,7 +140,7 @@ def test_two_recipes_are_compared_only_on_the_same_data(job, capsys):
 
 def test_standard_input_cannot_be_read_twice(job):
     with pytest.raises(UsageError, match="once for every seed"):
-        start_or_repeat("train", TrainSettings(inputs=["-"], seeds=2), Events())
+        repeat("train", TrainSettings(inputs=["-"], seeds=2), Events())
 
 
 @pytest.mark.parametrize(("apart", "says"), [(0.5, "higher"), (-0.5, "lower")])

@@ -378,9 +378,12 @@ def test_what_a_killed_process_left_is_swept(home: Path) -> None:
 
 
 def test_jobs_are_found_by_their_name(home: Path) -> None:
-    assert find_job("train") is not None and find_job("job") is None and find_job("no such") is None
-    assert find_job("nothing") is None and job_of(run_named(home, command="tune_encoder")).name == "tune_encoder"
-    with pytest.raises(RunError, match="is not a run that can be resumed"):
+    assert find_job("train").name == "train"
+    for name in ("job", "no such", "nothing"):
+        with pytest.raises(RunError, match="makes no run that can be resumed"):
+            find_job(name)
+    assert job_of(run_named(home, command="tune_encoder")).name == "tune_encoder"
+    with pytest.raises(RunError, match="makes no run that can be resumed"):
         job_of(run_named(home, "s", command="settings"))
 
 

@@ -27,7 +27,7 @@ from settle.evaluate.gate.export import export_by_name
 from settle.formats.gguf import Gguf, export_gguf, read_gguf
 from settle.formats.gguf.decision import read_decision
 from settle.infer.decisions.decider import Decider
-from settle.jobs.job import start_job
+from settle.jobs.job import find_job, start
 from settle.jobs.resume import resume
 from settle.jobs.settings import TuneSettings
 from settle.jobs.tune_decision.stages import MAJORITY, SIMPLE, ZERO, DecisionContext, _comparison, _order_changes
@@ -71,7 +71,7 @@ def tune(files: Path, table: Path | None = None, on_event: Any = None, **more: A
     said: list[Any] = []
     events = Events(listeners=[said.append, *([on_event] if on_event else [])])
     try:
-        context = start_job("tune_decision", resolve(TuneSettings, [("asked", asked)]).value, events)
+        context = start(find_job("tune_decision"), resolve(TuneSettings, [("asked", asked)]).value, events)
         return context.exit_code or 0, said
     finally:
         events.close()

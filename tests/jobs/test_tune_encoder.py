@@ -17,7 +17,7 @@ from settle.base.event_log import Events
 from settle.base.run import Run
 from settle.base.settings import resolve
 from settle.data.batches import Batch
-from settle.jobs.job import Context, start_job
+from settle.jobs.job import Context, find_job, start
 from settle.jobs.resume import resume
 from settle.jobs.settings import TuneSettings
 from settle.jobs.tune_encoder import stages
@@ -51,7 +51,7 @@ def tune(files: Path, objective: str, on_event: Any = None, **more: Any) -> Cont
     }  # fmt: skip
     events = Events(listeners=[on_event] if on_event else [])
     try:
-        return start_job("tune_encoder", resolve(TuneSettings, [("asked", asked)]).value, events)
+        return start(find_job("tune_encoder"), resolve(TuneSettings, [("asked", asked)]).value, events)
     finally:
         events.close()
 

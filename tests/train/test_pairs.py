@@ -15,7 +15,7 @@ from settle.base.settings import resolve
 from settle.data.rows.batches import RowBatches
 from settle.evaluate.pair_scores import separation
 from settle.formats.gguf import read_gguf
-from settle.jobs.job import start_job
+from settle.jobs.job import find_job, start
 from settle.jobs.settings import TuneSettings
 from settle.library.pull.bert import bert_to_gguf
 from settle.model.encoder import encoder_of_gguf
@@ -48,7 +48,7 @@ def tuned(files: Path, objective: str, **settings: object) -> dict[str, object]:
              "batch_rows": 16, "threads": 1, "rows": {"held_out": 0.3}, **settings}  # fmt: skip
     events = Events()
     try:
-        context = start_job("tune_encoder", resolve(TuneSettings, [("asked", asked)]).value, events)
+        context = start(find_job("tune_encoder"), resolve(TuneSettings, [("asked", asked)]).value, events)
     finally:
         events.close()
     return {**json.loads((context.run.path / "result.json").read_text()), "out": context.run.out}

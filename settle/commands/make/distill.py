@@ -25,6 +25,6 @@ class Distill(DistillSettings, Command):
     )  # fmt: skip
 
     def run(self, events: Events) -> int:
-        from settle.jobs.job import start_job
+        from settle.jobs.job import find_job, start
 
-        return start_job("distill", self, events).exit_code or 0
+        return start(find_job("distill"), self, events).exit_code or 0

@@ -22,6 +22,6 @@ class Shrink(ShrinkSettings, Command):
     begins_work: ClassVar[bool] = True
 
     def run(self, events: Events) -> int:
-        from settle.jobs.job import start_job
+        from settle.jobs.job import find_job, start
 
-        return start_job("shrink", self, events).exit_code or 0
+        return start(find_job("shrink"), self, events).exit_code or 0

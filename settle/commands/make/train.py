@@ -6,7 +6,7 @@ from pydantic import Field
 
 from settle.base.event_log import Events
 from settle.commands import Command
-from settle.jobs.settings import TrainSettings, TuneSettings
+from settle.jobs.settings import TrainSettings
 
 
 class Train(TrainSettings, Command):
@@ -33,11 +33,6 @@ class Train(TrainSettings, Command):
             from settle.jobs.prove_scale.prove_scale import prove_scale
 
             return prove_scale(self, self.prove_scale, events)
-        return start("train", self, events)
+        from settle.jobs.ranks.start import start_run
 
-
-def start(job: str, settings: TrainSettings | TuneSettings, events: Events) -> int:
-    """Start a new run of a job, or several where `--seeds` asks for them; return the exit code."""
-    from settle.jobs.ranks.start import start as start_run
-
-    return start_run(job, settings, events)
+        return start_run("train", self, events)

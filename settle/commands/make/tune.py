@@ -4,7 +4,6 @@ from typing import ClassVar
 
 from settle.base.event_log import Events
 from settle.commands import Command
-from settle.commands.make.train import start
 from settle.jobs.settings import TUNING_JOBS, TuneSettings
 
 
@@ -30,4 +29,6 @@ class Tune(TuneSettings, Command):
     )  # fmt: skip
 
     def run(self, events: Events) -> int:
-        return start(TUNING_JOBS.get(str(self.objective.name), "tune"), self, events)
+        from settle.jobs.ranks.start import start_run
+
+        return start_run(TUNING_JOBS.get(str(self.objective.name), "tune"), self, events)

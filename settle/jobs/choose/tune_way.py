@@ -17,7 +17,7 @@ from settle.jobs.choose.answerer import AnsweringModel, DecisionModel, ModelInTu
 from settle.jobs.choose.documents import PASSAGES, Found
 from settle.jobs.choose.way import DECIDE, TUNE_DOCUMENTS
 from settle.jobs.choose.work import Work
-from settle.jobs.job import INTERRUPTED, start_job
+from settle.jobs.job import INTERRUPTED, find_job, start
 from settle.jobs.resume import resume
 from settle.jobs.settings import TuneSettings
 from settle.library.reference import ModelRef
@@ -113,7 +113,7 @@ def tuned(recipe: Recipe, events: Events) -> Tuned:
     run = Run.named(recipe.run)
     quiet = Events(listeners=[_progress(events, recipe.run)])
     if run is None:
-        code = start_job(recipe.job, recipe.settings, quiet).exit_code
+        code = start(find_job(recipe.job), recipe.settings, quiet).exit_code
     elif run.result() is None:
         code = resume(recipe.run, quiet)
     else:
@@ -141,8 +141,8 @@ def forecast_seconds(recipe: Recipe, events: Events) -> tuple[float, float]:
             result.update(event.result)
         _progress(events, recipe.run)(event)
 
-    start_job(
-        recipe.job,
+    start(
+        find_job(recipe.job),
         recipe.settings.model_copy(update={"dry": True, "name": f"{recipe.run}-dry"}),
         Events(listeners=[listen]),
     )

@@ -15,29 +15,33 @@ from settle.base.run import Run
 from settle.base.run.launcher import Launch, launched
 from settle.base.run.result import NOT_BETTER
 from settle.base.stop_signals import Stopping
-from settle.jobs.job import INTERRUPTED, follow, start_job
+from settle.jobs.job import INTERRUPTED, find_job, follow, start
 from settle.jobs.ranks.crew import joined
 from settle.jobs.ranks.launch_script import script
 from settle.jobs.resume import asked_settings, job_of, resume
-from settle.jobs.seeds import start_or_repeat
+from settle.jobs.seeds import repeat
 from settle.jobs.settings import TrainSettings, TuneSettings
 
 LAST_WORD = 1.5  # seconds in which rank 0 says what is wrong: torchrun ends all ranks once one has ended
 JOB_FILE = ".torchrun"  # in a run's folder: which start of torchrun began it
 
 
-def start(job: str, settings: TrainSettings | TuneSettings, events: Events) -> int:
-    """A new run to its end, or several where `--seeds` asks for them; the exit code. A run that the same torchrun began
-    before it started its ranks again is resumed. Raises SettleError."""
+def start_run(job: str, settings: TrainSettings | TuneSettings, events: Events) -> int:
+    """Make a new run, or several where `--seeds` asks for them, and return the exit code.
+
+    A run that the same torchrun began before it started its ranks again is resumed. Raises SettleError.
+    """
     launch, whole = launched(), settings.with_recipe().value
     if whole.launch is not None:
         return _write_script(job, settings, whole.launch, events)
+    if launch is None and whole.seeds > 1 and not whole.dry:
+        return repeat(job, whole, events)
     if launch is None:
-        return start_or_repeat(job, settings, events)
+        return start(find_job(job), settings, events).exit_code or 0
     if whole.seeds > 1:
         raise UsageError("--seeds makes one run after the other, each in one process", "start it without torchrun")
     asked = {"job": job, **whole.model_dump(mode="json", exclude={"recipe"})}
-    return _shared(launch, asked, lambda: start_job(job, settings, events).exit_code or 0, events)
+    return _shared(launch, asked, lambda: start(find_job(job), settings, events).exit_code or 0, events)
 
 
 def _write_script(job: str, settings: TrainSettings | TuneSettings, kind: str, events: Events) -> int:
@@ -50,7 +54,7 @@ def _write_script(job: str, settings: TrainSettings | TuneSettings, kind: str, e
         else:
             events.emit(event)
 
-    start_job(job, settings.model_copy(update={"dry": True}), Events(listeners=[pass_on]))
+    start(find_job(job), settings.model_copy(update={"dry": True}), Events(listeners=[pass_on]))
     forecast = found.get("forecast")
     figures = {**(forecast if isinstance(forecast, Mapping) else {}), "rank_memory": found.get("rank_memory")}
     text = script(kind, job, settings.with_recipe().value, figures)
