@@ -41,8 +41,10 @@ class Events:
             listener(event)
 
     def _append(self, event: Event) -> None:
-        """One line to the file; of progress, one a second. Where it cannot be written it is lost: the checkpoint is
-        what pauses the run."""
+        """Write one line to the file; of progress, one a second.
+
+        Where it cannot be written it is lost: the checkpoint is what pauses the run.
+        """
         assert self.path is not None
         if isinstance(event, Progress):
             if event.time - self._progress_at < PROGRESS_SECONDS and event.done != event.total:
@@ -77,13 +79,13 @@ class Events:
 
 
 def to_record(event: Event) -> dict[str, object]:
-    """An event as its line in the file: time and kind first, numbers of other libraries made plain."""
+    """Return an event as its line in the file: time and kind first, numbers of other libraries made plain."""
     record = event.model_dump()
     return {"time": record.pop("time"), "kind": record.pop("kind"), **record}
 
 
 def read_records(path: Path) -> Iterator[dict[str, object]]:
-    """The lines of a file in order, as plain objects. A torn line (a crash in mid-write) is passed over.
+    """Yield the lines of a file in order, as plain objects; a torn line (a crash in mid-write) is passed over.
 
     Raises RunError when a newer settle wrote the file.
     """
@@ -93,7 +95,7 @@ def read_records(path: Path) -> Iterator[dict[str, object]]:
 
 
 def read_events(path: Path) -> Iterator[Event]:
-    """The events of a file in order; a line of an unknown kind is passed over. Raises RunError as `read_records`."""
+    """Yield the events of a file in order; one of an unknown kind is passed over. Raises RunError as `read_records`."""
     for record in read_records(path):
         event = to_event(record)
         if event is not None:
@@ -101,7 +103,7 @@ def read_events(path: Path) -> Iterator[Event]:
 
 
 def to_event(record: Mapping[str, object]) -> Event | None:
-    """A line of the file as an event; None when its kind or its fields are not those of one."""
+    """Return a line of the file as an event; None when its kind or its fields are not those of one."""
     try:
         return _adapter().validate_python(record)
     except ValidationError:
@@ -109,7 +111,7 @@ def to_event(record: Mapping[str, object]) -> Event | None:
 
 
 def tail(path: Path, num_bytes: int) -> list[Event]:
-    """The events in the last `num_bytes` of a file, which may be too long to read for a list."""
+    """Return the events in the last `num_bytes` of a file, which may be too long to read for a list."""
     if not path.exists():
         return []
     with path.open("rb") as f:
@@ -120,7 +122,7 @@ def tail(path: Path, num_bytes: int) -> list[Event]:
 
 
 def parse_record(line: str | bytes) -> dict[str, object] | None:
-    """A line of the file as a plain object; None when it is torn, or no event."""
+    """Return a line of the file as a plain object; None when it is torn, or no event."""
     record = parse_line(line)
     return record if record is not None and "kind" in record else None
 
@@ -150,7 +152,7 @@ def _line(event: Event) -> str:
 
 
 def _plain(value: object) -> object:
-    """numpy and torch scalars, paths: what JSON does not know."""
+    """Convert what JSON does not know: numpy and torch scalars, paths."""
     for method in ("item", "tolist"):
         if hasattr(value, method):
             plain: object = getattr(value, method)()

@@ -63,8 +63,10 @@ class Warn(BaseEvent):
 
 
 class UndeclaredConnection(BaseEvent):
-    """A process of this command reached beyond this machine, where it had not said that it would. host: the name that
-    was asked for, where it is known; prevented: it had no network to do so."""
+    """A connection beyond this machine that the command had not declared.
+
+    host: the name that was asked for, where it is known; prevented: there was no network to reach it.
+    """
 
     kind: Literal["undeclared"] = "undeclared"
     pid: int
@@ -90,8 +92,11 @@ class ResultReady(BaseEvent):
 
 
 class Progress(BaseEvent):
-    """How far a piece of work is. total: None when not known; unit: "bytes", "s" and "J" are scaled, others counted.
-    seconds_left: where it is known better than by the pace so far."""
+    """How far a piece of work is.
+
+    total: None when not known; unit: "bytes", "s" and "J" are scaled, others counted. seconds_left: where it is known
+    better than by the pace so far.
+    """
 
     kind: Literal["progress"] = "progress"
     what: str
@@ -139,8 +144,10 @@ class ForecastReady(BaseEvent):
 
 
 class LossForecast(BaseEvent):
-    """The held-out loss that the run is expected to end with, decayed, made anew after `tokens` of it, with its 80 %
-    interval; nats per token. end_tokens: of the whole run."""
+    """The held-out loss that the run is expected to end with, re-estimated after `tokens` of it.
+
+    In nats per token, with its 80 % interval. end_tokens: of the whole run.
+    """
 
     kind: Literal["loss_forecast"] = "loss_forecast"
     step: int
@@ -193,8 +200,10 @@ class Step(BaseEvent):
 
 
 class Eval(BaseEvent):
-    """An evaluation on held-out data. loss and stderr in nats per token; whole: of the best weights, at
-    the end, on this share of the held-out text."""
+    """An evaluation on held-out data, in nats per token.
+
+    whole: of the best weights, at the end, on `held_out_share` of the held-out text.
+    """
 
     kind: Literal["eval"] = "eval"
     step: int
@@ -217,8 +226,10 @@ class Sample(BaseEvent):
 
 
 class Usage(BaseEvent):
-    """What the process that trains holds, in bytes, and draws since the event before; watts: None where not known.
-    others: share of the processor that other programs took since then."""
+    """What the training process holds, in bytes, and draws since the event before.
+
+    watts: None where not known. others: share of the processor that other programs took since then.
+    """
 
     kind: Literal["usage"] = "usage"
     step: int
@@ -270,8 +281,10 @@ class Rollback(BaseEvent):
 
 
 class OutOfMemory(BaseEvent):
-    """A run ended since it could not get `missing` more bytes of memory (0: not known) beside the `held` that it had
-    taken from the system."""
+    """The end of a run that could not get more memory.
+
+    missing: bytes that it asked for, 0 where not known; held: bytes that it had.
+    """
 
     kind: Literal["out_of_memory"] = "out_of_memory"
     held: int
@@ -298,8 +311,10 @@ class Resumed(BaseEvent):
 
 
 class LayoutUse(BaseModel):
-    """The layout that a file's rows have. columns: what a column is used for → its name; labels: a column that is not
-    used and seems to hold labels, or ""."""
+    """The layout of a file's rows.
+
+    columns: what a column is used for → its name; labels: a column that is not used and seems to hold labels, or "".
+    """
 
     layout: str
     columns: Mapping[str, str] = {}

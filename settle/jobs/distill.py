@@ -87,7 +87,7 @@ class DistillContext(TuningContext):
         return DRAFT_TIME * (self.budget or 0.0) if self.settings.draft else 0.0
 
     def seconds_of(self, share: float) -> float | None:
-        """This share of what is left of a time budget; None without one."""
+        """Return this share of what is left of a time budget; None without one."""
         return None if self.budget is None else max(0.0, share * (self.budget - self.spending.total))
 
     def comparison_estimate(self, seconds_per_token: float) -> float:
@@ -101,7 +101,7 @@ class DistillContext(TuningContext):
 
 
 def teacher(c: DistillContext) -> None:
-    """The model that is learned from; a given student must share its tokenizer."""
+    """Open the teacher; a given student must share its tokenizer."""
     recorded = c.plan.objective_settings["teacher"] if c.record is not None else None
     c.teacher = open_pretrained(str(recorded or c.settings.teacher))
     if c.record is None and c.settings.student:
@@ -127,7 +127,7 @@ def data(c: DistillContext) -> None:
 
 
 def student(c: DistillContext) -> None:
-    """The model that learns, as it is at first: in the run's folder, unless it was given; and what it learns by."""
+    """Open or make the student in the run's folder, and choose what it learns by."""
     if c.record is not None:
         return
     c.base = open_pretrained(c.settings.student) if c.settings.student else _made_student(c)
@@ -172,7 +172,7 @@ def cache(c: DistillContext) -> None:
 
 
 def compare(c: DistillContext) -> None:
-    """The student against its teacher on held-out rows, before it learned and after."""
+    """Compare the student with its teacher on held-out rows, before it learned and after."""
     if not c.is_usable:
         return
     live = c.live
@@ -219,7 +219,7 @@ def draft_prompts(corpus: RowCorpus, live: LiveRun, limit: int) -> list[list[int
 
 
 def _answered(c: DistillContext, corpus: RowCorpus, rows: RowSettings) -> RowCorpus:
-    """The same questions with the teacher's own most likely answers, which are stored beside the rows."""
+    """Replace the answers of the rows by the teacher's own most likely ones, which are stored."""
     name = f"{corpus.fingerprint}{c.teacher.source.sha256}{c.settings.answer_tokens}"
     folder = home() / "tokens" / f"answers-{hashlib.sha256(name.encode()).hexdigest()[:32]}"
     to_learn = [*corpus.examples("train"), *corpus.examples("selection")]
@@ -237,7 +237,7 @@ def _answered(c: DistillContext, corpus: RowCorpus, rows: RowSettings) -> RowCor
 
 
 def _made_student(c: DistillContext) -> Pretrained:
-    """The teacher with parts removed, or a model of a given shape, written into the run's folder."""
+    """Write the teacher with parts removed, or a model of a given shape, into the run's folder."""
     made = _pruned(c)
     subject = made[-1].subject
     shape = subject.part.options()
@@ -272,7 +272,7 @@ def _pruned(c: DistillContext) -> list[Pruned]:
 
 
 def _pruning_work(c: DistillContext) -> PruningWork:
-    """What a time budget leaves for pruning, at this machine's measured speed."""
+    """Return what a time budget leaves for pruning, at this machine's measured speed."""
 
     began = c.spending.total
     seconds = math.inf if c.budget is None else max(0.0, PRUNING_SHARE * (c.budget - began))
@@ -288,8 +288,10 @@ def _pruning_work(c: DistillContext) -> PruningWork:
 
 
 def _layer_map(c: DistillContext) -> list[int]:
-    """For a student that lacks some of the teacher's blocks: for each of its blocks, the teacher's block whose output
-    it should match, which is the last one before the next block that was kept."""
+    """Return, for each block of a student that lacks some, the teacher's block whose output it should match.
+
+    That is the last one before the next block that was kept.
+    """
     reports = read_json(c.made_file) if c.made_file.exists() else []
     if [report["pruner"] for report in reports] != ["depth"]:
         return []

@@ -35,7 +35,7 @@ MOST_SHOWN = 30  # unreadable documents; --json has them all
 
 
 def index(settings: IndexSettings, events: Events) -> str | None:
-    """Runs the job. The name of the collection; None where collections were listed or one was deleted."""
+    """Run the job and return the name of the collection; None where collections were listed or one was deleted."""
     if not settings.model_fields_set:
         list_collections(events)
         return None
@@ -80,7 +80,7 @@ def index(settings: IndexSettings, events: Events) -> str | None:
 
 
 def which_collection(settings: IndexSettings, events: Events) -> tuple[str, list[Path]]:
-    """The collection that is meant, and the paths to add to it."""
+    """Return the collection that is meant, and the paths to add to it."""
     arguments, name = list(settings.paths), settings.name
     if "" in (*arguments, name):
         raise UsageError("a name or path is empty", "perhaps a variable is not set; `settle index .` is this folder")
@@ -107,7 +107,7 @@ def _existing_path(argument: str) -> Path:
 
 
 def _name_for(root: Path) -> str:
-    """The collection that follows this folder already, or a free name made from the folder's."""
+    """Return the collection that follows this folder already, or a free name made from the folder's."""
     taken = collection_names()
     for name in taken:
         with Collection(name) as collection:
@@ -117,7 +117,7 @@ def _name_for(root: Path) -> str:
 
 
 def followed_roots(collection: Collection, added: list[Path], without: list[str]) -> list[Path]:
-    """The folders and files that the collection follows from now on."""
+    """Return the folders and files that the collection follows from now on."""
     roots = collection.roots
     for argument in without:
         path = Path(argument).expanduser()
@@ -138,8 +138,10 @@ def followed_roots(collection: Collection, added: list[Path], without: list[str]
 
 
 def choose_parts(collection: Collection, settings: IndexSettings, events: Events) -> IndexParts:
-    """Embedder, store and chunker: as asked, or else as the collection is made, or else the defaults. What the embedder
-    needs and is not on this machine yet is pulled."""
+    """Choose embedder, store and chunker: as asked, else as the collection was built, else the defaults.
+
+    What the embedder needs and is not on this machine yet is pulled.
+    """
     config = collection.config
     parts = IndexParts(
         _part(Embedder, settings.embedder, config.embedder if config else {"name": "minilm"}),
@@ -151,8 +153,10 @@ def choose_parts(collection: Collection, settings: IndexSettings, events: Events
 
 
 def _part(contract: type[P], asked: Choice, record: PartRecord) -> P:
-    """The part that was asked for; where none was named the one of the record, whose settings hold unless others were
-    asked for."""
+    """Return the part that was asked for, or the one of the record where none was named.
+
+    The settings of the record hold unless others were asked for.
+    """
     before = dict(record)
     name = str(before.pop("name"))
     asked = asked.named(name)
@@ -187,7 +191,7 @@ def bring_up_to_date(name: str, paths: list[Path], settings: IndexSettings, even
 
 
 def _require_visible(collection: Collection, roots: list[Path]) -> None:
-    """Raises DataError where rebuilding would lose the documents of a folder that only cannot be seen now."""
+    """Raise DataError where rebuilding would lose the documents of a folder that only cannot be seen now."""
     for root, why in unseen(roots, collection.catalogue.documents.stamps()).items():
         fix = f"mount it, or `settle index {collection.name} --anew --without {root}`"
         raise DataError(f"{root}: {why}; the collection stays as it is", fix)
@@ -203,7 +207,7 @@ def _require_documents(report: Report) -> Report:
 
 
 def _require_named(paths: list[Path], report: Report) -> None:
-    """Raises DataError where a file that was asked for by its name could not be read."""
+    """Raise DataError where a file that was asked for by its name could not be read."""
     failed = dict(report.failed)
     for path in map(str, paths):
         if path in failed:
@@ -214,7 +218,7 @@ def _require_named(paths: list[Path], report: Report) -> None:
 
 
 def _delete_if_empty(name: str) -> None:
-    """A new collection that nothing came into is removed."""
+    """Delete a new collection that nothing came into."""
     if name in collection_names():
         with Collection(name) as collection:
             is_empty = not collection.catalogue.counts()["passages"]
@@ -223,7 +227,7 @@ def _delete_if_empty(name: str) -> None:
 
 
 def tell_report(name: str, report: Report, events: Events) -> None:
-    """What was done, what could not be read, and what was left out."""
+    """Report what was done, what could not be read, and what was left out."""
     for root, why in report.kept:
         fix = f"`settle index {name} --without {root}` lets them go"
         events.emit(Warn(text=f"{root}: {why}. Its documents stay as they were; {fix}"))
@@ -259,7 +263,7 @@ def _summary(report: Report) -> str:
 
 
 def _left_out(report: Report) -> str:
-    """The reasons with the number of files, the most frequent first; where they are few, with their names."""
+    """Return the reasons with the number of files, the most frequent first; where they are few, with their names."""
     parts = []
     for reason, number in sorted(report.left_out.items(), key=lambda item: -item[1]):
         names = [Path(path).name for path in report.left_out_paths.get(reason, ())]
@@ -271,7 +275,7 @@ def _left_out(report: Report) -> str:
 
 
 def check_collection(name: str, settings: IndexSettings, events: Events) -> None:
-    """Evaluates retrieval and refusals, and keeps the figures, a page and a picture with the collection."""
+    """Evaluate retrieval and refusals, and keep the figures, a page and a picture with the collection."""
     # a check draws a picture, which is slow to import
     from settle.retrieve.check.check_report import check_and_report
 
@@ -282,7 +286,7 @@ def check_collection(name: str, settings: IndexSettings, events: Events) -> None
 
 
 def _running(name: str | None) -> AbstractContextManager[LlamaClient | None]:
-    """A model that runs until the block ends, or none."""
+    """Run a model until the block ends, or none."""
     if name is None:
         return nullcontext()
     model = resolve_gguf(name)

@@ -55,10 +55,10 @@ class Context:
         return None
 
     def finished(self, stage: str, seconds: float) -> None:
-        """A stage has ended, after so many seconds."""
+        """Note that a stage has ended, after so many seconds."""
 
     def needs_less(self) -> str:
-        """What to do where memory ran out."""
+        """Return the advice for a run that ran out of memory."""
         return "end other programs, or take a smaller model"
 
 
@@ -67,8 +67,10 @@ C = TypeVar("C", bound=Context)
 
 @dataclass(frozen=True)
 class Job(Generic[C]):
-    """A job: the command that starts it, what may be asked of it, and its stages in order. is_shared: whether the ranks
-    of torchrun share the steps of its stage `loop`."""
+    """A job: the command that starts it, its settings, and its stages in order.
+
+    is_shared: whether the ranks of torchrun share the steps of its stage `loop`.
+    """
 
     name: str
     settings: type[JobSettings]
@@ -87,7 +89,7 @@ def find_job(name: str) -> Job[Context]:
 
 
 def start(job: Job[C], settings: JobSettings, events: Events) -> C:
-    """A new run, from its folder to its result. Raises SettleError; a run that did not begin leaves no folder."""
+    """Make a new run, from its folder to its result. Raises SettleError; a run that did not begin leaves no folder."""
     if (launch := launched()) and launch.size > 1 and not job.is_shared:
         raise UsageError(
             f"{job.name} runs in one process, and torchrun started {launch.size}", "start it without torchrun"
@@ -188,7 +190,7 @@ def end_dry(context: Context, result: Mapping[str, object]) -> None:
 
 
 def require_same_data(context: Context, fingerprint: str) -> None:
-    """Raises RunError when the data, made again, are not what plan.json names."""
+    """Raise RunError when the data, prepared again, are not what plan.json names."""
     if context.record is not None and fingerprint != context.record["corpus"]:
         raise RunError(
             f"the data has changed since the run began: corpus is {fingerprint}, it was {context.record['corpus']}",

@@ -45,10 +45,10 @@ def scores(c: TrainingContext) -> None:
 
 
 def proof(again: Again[C]) -> Callable[[C], None]:
-    """The stage of that name. again: plans, builds and forecasts the run anew in another type."""
+    """Return the stage of that name. again: plans, builds and forecasts the run anew in another type."""
 
     def proof(c: C) -> None:
-        """The gradient, the mask and the packing are right for this recipe; then plan.json: the run has begun.
+        """Check that the gradient, the mask and the packing are right for this recipe; then write plan.json.
 
         Where the compute type does not carry the gradient, the exact ways are tried, the one that costs least first.
         Raises ProofError.
@@ -100,7 +100,7 @@ def _checks(c: TrainingContext) -> list[dict[str, object]]:
 
 
 def _source_rows(c: TrainingContext) -> list[SourceRow]:
-    """What the segments of the first batch have to be, from the documents on disk."""
+    """Return what the segments of the first batch have to be, from the documents on disk."""
     store = c.corpus.train
     before = int(store.tokens[0])
     rows = []
@@ -115,7 +115,7 @@ def _source_rows(c: TrainingContext) -> list[SourceRow]:
 
 
 def _all_scores_in_float32(c: C, error: RoundingError, again: Again[C]) -> bool:
-    """The scores of every layer in float32, unless they are; whether that is something else than before."""
+    """Compute the scores of every layer in float32; return whether that changes anything."""
     layers = tuple(range(len(c.live.model.layers)))
     if c.plan.dtype == "float32" or c.plan.tuning is None or c.plan.tuning.float32_scores == layers:
         return False
@@ -136,7 +136,7 @@ def _all_in_float32(c: C, error: RoundingError, again: Again[C]) -> bool:
 
 
 def _report(c: TrainingContext, what: str, before: float) -> None:
-    """What was changed, and what that costs. before: seconds of a step until then."""
+    """Report what was changed, and what that costs. before: seconds of a step until then."""
     c.events.emit(Warn(text=f"{what}; a step takes about {_step_seconds(c) / before:.1f} times as long"))
 
 
@@ -148,7 +148,7 @@ def _put_scores_in_float32(c: TrainingContext, layers: tuple[int, ...], why: str
 
 
 def _step_seconds(c: TrainingContext) -> float:
-    """What the first batch's forward and backward take; the second of two, since the first finds its memory."""
+    """Time the first batch's forward and backward, twice, and return the second: the first finds its memory."""
     live, took = c.live, 0.0
     batch = live.objective.annotated(live.batches.at(0))
     for _ in range(2):

@@ -39,7 +39,7 @@ def resume(name: str, events: Events) -> int:
 
 
 def job_of(run: Run) -> Job[Context]:
-    """The job that made the run, by its folder's name. Raises RunError."""
+    """Return the job that made the run, by its folder's name. Raises RunError."""
     return find_job(run.command)
 
 
@@ -48,7 +48,7 @@ def edited(run: Run, what: str) -> RunError:
 
 
 def asked_settings(job: Job[Context], run: Run, record: Mapping[str, object] | None) -> Resolved[JobSettings]:
-    """What was asked: by recipe.toml, or by plan.json where the recipe was lost or is not valid TOML."""
+    """Return the settings of a run, by recipe.toml, or by plan.json where the recipe was lost or is not valid TOML."""
     path, asked = run.path / "recipe.toml", (record or {}).get("asked")
     try:
         if path.exists():

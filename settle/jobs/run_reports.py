@@ -75,7 +75,7 @@ class RunSummary:
 
 
 def summary_of(run: Run) -> RunSummary:
-    """What is known of a run; one whose files were damaged is listed with its fault."""
+    """Return what is known of a run; one whose files were damaged is listed with its fault."""
     try:
         with malformed_is_format_error(run.name):
             summary = RunSummary.of(run)
@@ -120,7 +120,7 @@ def show_run(names: Sequence[str], events: Events) -> None:
 
 
 def _shown(run: Run) -> list[Event]:
-    """What is to be said of a run."""
+    """Return the events that describe a run."""
     summary, result = RunSummary.of(run), run.result()
     forecast: Mapping[str, object] | None = (result.forecast if result else None) or run.read("forecast.json")
     actual = (result.actual or None) if result else None

@@ -31,7 +31,7 @@ class JobSettings(Settings):
     dry: bool = Field(False, description="show the plan and the forecast, run nothing")
 
     def check(self, job: str) -> None:
-        """Raises UsageError for what cannot be started. job: its name, for messages."""
+        """Raise UsageError for what cannot be started. job: its name, for messages."""
         for name, parse in AMOUNTS.items():
             if amount := getattr(self, name, None):
                 parse(amount)  # refused before anything is read
@@ -46,18 +46,18 @@ class JobSettings(Settings):
         raise UsageError(f"no input for `settle {job}`", f"give files after the {what}: `settle {job} {given} ~/notes`")
 
     def usual_name(self) -> str:
-        """What the run is called when no name was given: after the first input."""
+        """Return the name of a run that was given none: after the first input."""
         return name_of(self.inputs[0])
 
     def with_recipe(self) -> Resolved[Self]:
-        """These settings over those of the recipe, each with its origin."""
+        """Return these settings over those of the recipe, each with its origin."""
         layers: list[tuple[str, Mapping[str, object]]] = [("asked", self.model_dump(exclude_unset=True))]
         if self.recipe:
             layers.insert(0, ("recipe", read_recipe(self.recipe)))
         return resolve(type(self), layers)
 
     def to_recipe(self) -> dict[str, object]:
-        """What recipe.toml keeps: all that was asked for, with paths that are valid from any folder."""
+        """Return what recipe.toml keeps: all that was asked for, with paths that are valid from any folder."""
         recipe: dict[str, object] = self.model_dump(exclude_unset=True, exclude={"recipe", "dry", *LAUNCH}, mode="json")
         recipe["inputs"] = absolute_paths(self.inputs)
         return recipe | {key: portable_name(str(recipe[key])) for key in self.models if recipe.get(key)}
@@ -77,7 +77,7 @@ def absolute_paths(sources: Iterable[str]) -> list[str]:
 
 
 def name_of(source: str) -> str:
-    """A name for what is made from an input or a model."""
+    """Return a name for what is made from an input or a model."""
     if source in ("-", "stdlib"):
         return "stdin" if source == "-" else source
     return Path(source).expanduser().resolve().stem

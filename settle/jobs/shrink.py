@@ -80,7 +80,7 @@ class ShrinkContext(Context):
 
 
 def source(c: ShrinkContext) -> None:
-    """The model as a GGUF file that is not quantized; one in Hugging Face's layout is written as one first."""
+    """Open the model as a GGUF file that is not quantized; one in Hugging Face's layout is converted first."""
     if c.record is not None:
         refuse_newer(c.record, PLAN_VERSION, f"plan.json of {c.run.name}")
     folder = Path(c.resources.enter_context(tempfile.TemporaryDirectory(dir=c.run.path, prefix=WORK_PREFIX)))
@@ -103,7 +103,7 @@ def source(c: ShrinkContext) -> None:
 
 
 def data(c: ShrinkContext) -> None:
-    """The text that types are fitted to, and the text that judges the files."""
+    """Prepare the text that types are fitted to, and the text that judges the files."""
     settings, run = c.settings, find_run(c.settings.model)
     known = (
         [] if settings.inputs or run is None else held_out_text(run, c.source.tokenizer, c.events, KNOWN_TEXT_TOKENS)
@@ -139,7 +139,7 @@ def forecast(c: ShrinkContext) -> None:
 
 
 def search(c: ShrinkContext) -> None:
-    """The best file within the budget, as measured; with --plan, all of them."""
+    """Search for the best file within the budget, as measured; with --plan, measure all of them."""
     budget, candidates = c.settings.budget(), c.candidates
     try:
         if budget.goal == "plan":
@@ -191,7 +191,7 @@ def plan(c: ShrinkContext) -> None:
 
 
 def export(c: ShrinkContext) -> None:
-    """The chosen file, through the gate."""
+    """Export the chosen file through the gate."""
     if c.chosen is None:
         return
     chosen = c.chosen
@@ -204,7 +204,7 @@ def export(c: ShrinkContext) -> None:
 
 
 def compare(c: ShrinkContext) -> None:
-    """The model and the smaller one on the person's held-out examples."""
+    """Compare the model and the smaller one on the user's held-out examples."""
     examples = c.session.model.data.examples
     if c.exported is None or not (c.settings.compare and examples):
         return
@@ -274,14 +274,14 @@ def _warn_of_loss(c: ShrinkContext, chosen: Candidate) -> None:
 
 
 def _requantizing(settings: ShrinkSettings) -> str:
-    """The same command for a model that is quantized already."""
+    """Return the command that shrinks a model that is quantized already."""
     given = {"--to": settings.to, "--lose": settings.lose, "--speed": settings.speed}
     budget = [f"{option} {value}" for option, value in given.items() if value is not None]
     return " ".join(["settle shrink", str(settings.model), *settings.inputs, *budget, "--requantize"])
 
 
 def _planned(c: ShrinkContext, values: object) -> Candidate:
-    """The choice of an earlier session. Raises RunError when plan.json was edited."""
+    """Return the choice of an earlier session. Raises RunError when plan.json was edited."""
     try:
         return Candidate.from_json(values if isinstance(values, dict) else {})
     except (KeyError, TypeError, ValueError) as e:

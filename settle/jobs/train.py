@@ -84,13 +84,13 @@ def again(c: TrainContext, dtype: str, why: str) -> None:
 
 
 def start(c: TrainContext) -> None:
-    """The planned model, ready for its first step."""
+    """Build the planned model, ready for its first step."""
     build(c)
     begin(c, c.run.read("forecast.json") or {} if c.record is not None else c.expected.to_json())
 
 
 def export(c: TrainContext) -> None:
-    """The best weights as files, through the gate."""
+    """Export the best weights through the gate."""
     if not c.is_usable:
         return
     live = c.live
@@ -103,7 +103,7 @@ def export(c: TrainContext) -> None:
 
 
 def _shown(c: TrainContext) -> dict[str, object]:
-    """What the plan's table shows."""
+    """Return what the plan's table shows."""
     plan, loop = c.plan, c.plan.loop
     return {
         **c.settings.model_dump(mode="json", exclude={"dry", "recipe"}),

@@ -66,8 +66,11 @@ class LoopContext(Context):
 
     @property
     def is_usable(self) -> bool:
-        """Whether the weights are worth exporting: those of a run that the loop stopped as *broken* are, when they are
-        better than the first ones, since a slow starter cannot be told from a run that never starts."""
+        """Return whether the weights are worth exporting.
+
+        Those of a run that the loop stopped as *broken* are, when they are better than the first ones: a slow starter
+        cannot be told from a run that never starts.
+        """
         state = self.outcome.state
         return self.verdict.verdict not in UNUSABLE or (state.stop == "broken" and state.best_step > 0)
 
@@ -140,7 +143,7 @@ class TrainingContext(LoopContext):
             remember(self.pace_name(stage), self.plan.loop.threads, planned, seconds)
 
     def pace_name(self, stage: str) -> str:
-        """What the machine remembers the pace of a stage by."""
+        """Return the name that the machine remembers the pace of a stage by."""
         return EXPORT if stage == EXPORT else f"{stage} {type(self.settings).__name__}"
 
     def needs_less(self) -> str:
@@ -149,7 +152,7 @@ class TrainingContext(LoopContext):
         return "take less at once: --micro-rows, --recompute" if self.base else "take less at once: --micro-tokens"
 
     def sample(self, step: int, moment: str) -> None:
-        """What the model makes of the person's prompt now, when one was given."""
+        """Complete the user's prompt with the model as it is now, where one was given."""
         prompt, live = self.settings.sample, self.live
         if prompt:
             Samples(live.model, live.tokenizer, live.plan.loop.sequence_length, prompt, self.events).take(step, moment)
@@ -183,8 +186,10 @@ class TrainingContext(LoopContext):
 
 
 def earlier_session(c: TrainingContext) -> None:
-    """The plan of an earlier session, unless it was edited. Raises RunError naming what has changed; in a new run,
-    UsageError for a device or a type that is not for this machine, before anything is read."""
+    """Restore the plan of an earlier session, unless it was edited. Raises RunError naming what has changed.
+
+    In a new run, raises UsageError for a device or a type that is not for this machine, before anything is read.
+    """
     if c.record is None:
         require_dtype(c.settings.dtype, accelerator(c.settings.device))
         return
@@ -222,7 +227,7 @@ def restored_data(c: TrainingContext, corpus: Corpus | RowCorpus | None) -> bool
 
 
 def build(c: TrainingContext) -> None:
-    """The model, data and optimizer that the plan names."""
+    """Build the model, data and optimizer that the plan names."""
     if c.record is not None:
         require_same_data(c, c.corpus.fingerprint)
     try:
@@ -243,7 +248,7 @@ def begin(c: TrainingContext, expected: Mapping[str, object]) -> None:
 
 
 def rank_memory_figures(c: TrainingContext) -> dict[str, object]:
-    """What each rank will hold, said, and for the result of `--dry`; nothing where each holds the whole model."""
+    """Report what each rank will hold, and return it for `--dry`; nothing where each holds the whole model."""
     launch, settings, loop = launched(), c.settings, c.plan.loop
     size, host_size = (1, 1) if launch is None else (launch.size, launch.local_size)
     if size == 1 and isinstance(settings, TrainSettings | TuneSettings):
@@ -297,7 +302,7 @@ def train_loop(c: LoopContext) -> None:
 
 
 def _outlook(c: TrainingContext) -> Outlook | None:
-    """Listens to the loop and forecasts its loss anew; knows what an earlier session evaluated."""
+    """Make a listener that forecasts the loop's loss anew, and knows what an earlier session evaluated."""
     expected = c.run.read("forecast.json") or {}
     curve, tokens = expected.get("curve"), expected.get("tokens")
     start = CurveStart.from_json(curve) or TuningStart.from_json(curve)
@@ -310,7 +315,7 @@ def _outlook(c: TrainingContext) -> Outlook | None:
 
 
 def judge(c: TrainingContext) -> None:
-    """The verdict, the figure to quote of the best weights, and the most memory that training held."""
+    """Judge the loop: the verdict, and the evaluation of the best weights that is quoted."""
     state = c.outcome.state
     tokens = state.step * c.plan.loop.tokens_per_step
     usual = c.live.judged_tokens(state.step)
@@ -351,7 +356,7 @@ def finish(c: LoopContext, made: Result) -> None:
 
 
 def _budget_used(c: TrainingContext) -> str | None:
-    """What the run has used up, where that is why it ended: time, tokens, steps, money or passes."""
+    """Return what the run has used up, where that is why it ended: time, tokens, steps, money or passes."""
     state, settings = c.outcome.state, c.settings
     if state.stop == "passes":
         return "passes"
@@ -365,7 +370,7 @@ def _budget_used(c: TrainingContext) -> str | None:
 
 
 def others_share(run: Run) -> float | None:
-    """The share of the processor that other programs took while the run trained, in the mean; None where unknown."""
+    """Return the mean share of the processor that other programs took while the run trained; None where unknown."""
     usage = (record.get("others") for record in read_records(run.events) if record["kind"] == "usage")
     known = [float(share) for share in usage if isinstance(share, int | float)]
     return sum(known) / len(known) if known else None
@@ -387,7 +392,7 @@ def seconds_of(saved: Mapping[str, object] | None) -> float:
 
 
 def seconds_noted(run: Run) -> float:
-    """The same by the run's events: a session that was killed worked on after its newest checkpoint."""
+    """Return the seconds of work by the run's events: a killed session worked on after its newest checkpoint."""
     seconds, at = 0.0, math.inf
     for record in read_records(run.events):
         now = record["time"]
@@ -404,7 +409,7 @@ def seconds_noted(run: Run) -> float:
 
 
 def _refuse_changes(run: Run, now: Mapping[str, object], before: Mapping[str, object]) -> None:
-    """Raises RunError for the first key that is not as it was when the newest checkpoint was made."""
+    """Raise RunError for the first key that is not as it was when the newest checkpoint was made."""
     now, before = _flat(now), _flat(before)
     for key in {**before, **now}:
         is_newer = not (key in now and key in before) and not (now.get(key) or before.get(key))  # and at its default

@@ -62,7 +62,7 @@ class TuneContext(TuningContext):
 
 
 def base(c: TuneContext) -> None:
-    """The model that is tuned. An unknown metric is refused before anything is loaded."""
+    """Open the model that is tuned; an unknown metric is refused before anything is loaded."""
     if c.settings.score:
         named(c.settings.score)
     c.base = open_base(c.tuning) if c.record is not None else open_pretrained(c.settings.model)
@@ -90,7 +90,7 @@ def data(c: TuneContext) -> None:
 
 
 def judging(c: TuneContext) -> None:
-    """What the held-out rows can show at all, said before the run."""
+    """Report what the held-out rows can show at all, before the run."""
     settings = c.settings
     found = judgement(c.corpus.examples(), settings.score, settings.compare_rows) if settings.compare else None
     if found is None or c.record is not None:
@@ -102,7 +102,7 @@ def judging(c: TuneContext) -> None:
 
 
 def compare(c: TuneContext) -> None:
-    """The tuned model and its base on the held-out rows: better, worse, no different, or too few rows to tell."""
+    """Compare the tuned model and its base on the held-out rows: better, worse, no different, or too few rows."""
     if not c.is_usable or not c.settings.compare:
         return
     if c.budget is not None and not c.plan.loop.seconds_comparing:

@@ -65,11 +65,11 @@ class TuningContext(TrainingContext):
         return self.estimates["compare"]
 
     def comparison_estimate(self, seconds_per_token: float) -> float:
-        """The same by its constants alone."""
+        """Return the seconds of the comparison by its constants alone."""
         return 0.0
 
     def leave_out_pace(self) -> None:
-        """The comparison was shortened: how long it took says nothing of a whole one."""
+        """Forget the estimate: a shortened comparison says nothing of the time of a whole one."""
         self.estimates.pop("compare", None)
 
 
@@ -139,7 +139,7 @@ def _expected(c: TuningContext) -> Forecast:
 
 
 def export(c: TuningContext) -> None:
-    """The adapter, or the whole model, as files, through the gate."""
+    """Export the adapter, or the whole model, through the gate."""
     if not c.is_usable:
         return
     live, base, corpus = c.live, c.pretrained, c.corpus
@@ -169,7 +169,7 @@ def export(c: TuningContext) -> None:
 
 
 def _warn_of_memory(c: TuningContext, expected: float) -> None:
-    """The plan counts what a step needs; what a whole run comes to hold is known after the probe."""
+    """Warn where the run is expected to need more memory than there is, as is known after the probe."""
     available = memory().available + resident()
     if c.plan.device == "cpu" and expected > available:
         c.events.emit(
@@ -181,7 +181,7 @@ def _warn_of_memory(c: TuningContext, expected: float) -> None:
 
 
 def _shown(c: TuningContext) -> dict[str, object]:
-    """What the plan's table shows."""
+    """Return what the plan's table shows."""
     plan, loop, tuning = c.plan, c.plan.loop, c.tuning
     settings = c.settings.model_dump(mode="json", exclude={"dry", "recipe", "adapter", "objective", "recompute"})
     return {

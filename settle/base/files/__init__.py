@@ -40,8 +40,10 @@ def _make_private(folder: Path, is_own: bool) -> None:
 
 
 def read_bounded(path: Path, most: int = MOST_CHARACTERS, encoding: str = "utf-8", errors: str = "strict") -> str:
-    """The text of a file that a person names, which may be a device without an end. Raises OSError, with EFBIG where it
-    has more than `most` characters, and UnicodeDecodeError."""
+    """Return the text of a file that the user named, which may be a device without an end.
+
+    Raises OSError, with EFBIG where it has more than `most` characters, and UnicodeDecodeError.
+    """
     with path.open(encoding=encoding, errors=errors) as f:
         text = f.read(most + 1)
     if len(text) > most:
@@ -77,7 +79,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """The JSON of a run's file. Raises RunError when it was damaged by hand."""
+    """Return the JSON of a run's file. Raises RunError when it was damaged by hand."""
     try:
         return parse_json(path.read_text(encoding="utf-8"))
     except ValueError as e:
@@ -93,8 +95,10 @@ def parse_json(text: str | bytes) -> Any:
 
 
 def sweep_leftovers(folder: Path, prefix: str) -> None:
-    """Deletes what processes that were killed left in a folder: files and folders called `prefix`, the process's
-    number, and a sign. What a process that lives is working on stays."""
+    """Delete what killed processes left in a folder: what is called `prefix`, the process's number, and a sign.
+
+    What a living process is working on stays.
+    """
     import psutil  # takes as long to import as the rest of this room
 
     for path in folder.iterdir() if folder.is_dir() else ():

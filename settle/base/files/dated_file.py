@@ -20,8 +20,10 @@ _NAME = re.compile(r"[a-z]+")
 
 
 def dated_file(name: str, shipped: Path) -> Path:
-    """The file to read: the person's update where it is newer than the one shipped. Raises DataError for an update that
-    is not what was installed."""
+    """Return the file to read: the user's update where it is newer than the one shipped.
+
+    Raises DataError for an update that is not what was installed.
+    """
     update = _place(name)
     if not update.is_file():
         return shipped
@@ -40,7 +42,7 @@ def dated_file(name: str, shipped: Path) -> Path:
 
 
 def read_update(path: Path) -> bytes:
-    """The TOML in a file, or in a wheel that holds data only. Raises UsageError, DataError."""
+    """Return the TOML in a file, or in a wheel that holds data only. Raises UsageError, DataError."""
     if not path.is_file():
         raise UsageError(f"{path} is no file", "name a .toml file or a wheel")
     if path.stat().st_size > MOST_BYTES:
@@ -92,7 +94,7 @@ def today() -> datetime.date:
 
 
 def age(date: datetime.date) -> str:
-    """ "31 days old", with a mark past OLD_DAYS."""
+    """Return an age such as "31 days old", with a mark past OLD_DAYS."""
     days = (today() - date).days
     return f"{days} day{'' if days == 1 else 's'} old" + (
         ", out of date: `settle models update FILE`" if days > OLD_DAYS else ""

@@ -75,7 +75,7 @@ class WorkFolder:
             lock.release()
 
     def read(self, file: str) -> Any:
-        """A JSON file of the folder, or None when it does not exist."""
+        """Return a JSON file of the folder, or None when it does not exist."""
         path = self.path / file
         return read_json(path) if path.exists() else None
 
@@ -93,7 +93,7 @@ class Run(WorkFolder):
 
     @classmethod
     def create(cls, command: str, name: str) -> "Run":
-        """A new folder `<date>-<command>-<name>-<id>`. Raises UsageError for a bad or taken name."""
+        """Make a new folder `<date>-<command>-<name>-<id>`. Raises UsageError for a bad or taken name."""
         if not NAME.fullmatch(name):
             raise UsageError(f"{name!r} is not a usable name", "letters, digits, dot, dash and underscore, 64 at most")
         taken = [run for run in cls.all() if run.name == name]
@@ -121,7 +121,7 @@ class Run(WorkFolder):
 
     @classmethod
     def find(cls, name: str) -> "Run":
-        """The newest run of that name (or folder name). Raises UsageError naming the runs there are."""
+        """Return the newest run of that name (or folder name). Raises UsageError naming the runs there are."""
         runs = cls.all()
         for run in reversed(runs):
             if name in (run.name, run.path.name) or name == str(run.path):
@@ -131,7 +131,7 @@ class Run(WorkFolder):
 
     @classmethod
     def named(cls, name: str) -> "Run | None":
-        """The newest run of that name (or folder name), or None."""
+        """Return the newest run of that name (or folder name), or None."""
         return next((run for run in reversed(cls.all()) if name in (run.name, run.path.name)), None)
 
     def finish(self, made: Result) -> None:
@@ -139,7 +139,7 @@ class Run(WorkFolder):
         write_json(self.path / "result.json", made.to_json())
 
     def result(self) -> Result | None:
-        """The run's result; None while it is not finished. Raises RunError when a newer settle wrote it."""
+        """Return the run's result; None while it is not finished. Raises RunError when a newer settle wrote it."""
         values = self.read("result.json")
         return None if values is None else parse_result(values, self.path / "result.json")
 

@@ -7,7 +7,7 @@ _began: float | None = None
 
 
 def note() -> None:
-    """The command line was called: by the age of the process where the system tells it, else now."""
+    """Note when the command line was called: by the age of the process where the system tells it, else now."""
     global _began
     _began = time.monotonic() - _age()
 

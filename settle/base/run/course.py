@@ -65,12 +65,12 @@ class RunCourse:
 
     @classmethod
     def read(cls, path: Path) -> "RunCourse":
-        """The whole course from events.jsonl."""
+        """Read the whole course from events.jsonl."""
         return cls.of(read_events(path))
 
     @classmethod
     def latest(cls, path: Path) -> "RunCourse":
-        """The end of the course, from the first line and the last TAIL_BYTES of events.jsonl; quick for a list."""
+        """Read the end of the course, from the first line and the last TAIL_BYTES of events.jsonl; quick for a list."""
         course = cls.of(tail(path, TAIL_BYTES))
         course.started = _first_time(path)
         return course
@@ -191,8 +191,10 @@ class TimeLeft:
         self._pace = [*self._pace[1 - PACE_STEPS :], (event.time, event.step)]
 
     def seconds(self) -> tuple[float, str] | None:
-        """Seconds left and how that is known: "steps", "clock", "plan", "forecast" or "at most"; None when it is not
-        known."""
+        """Return the seconds left and how they are known: "steps", "clock", "plan", "forecast" or "at most".
+
+        None when they are not known.
+        """
         by_plan = None if self.ends_at is None else self.ends_at - self.now
         if self.phase not in ("", LOOP):
             return (by_plan, "plan") if by_plan is not None and by_plan > 0 else None
@@ -210,8 +212,10 @@ class TimeLeft:
         return left if left[1] else None
 
     def _by_forecast(self, per_step: float | None) -> list[tuple[float, str]]:
-        """The forecast tokens that are left, at the present pace; seconds, before there is a pace. A run that is
-        expected to end by its clock has nothing that is forecast."""
+        """Estimate the time left from the forecast tokens at the present pace, or from seconds before there is a pace.
+
+        A run that is expected to end by its clock has nothing that is forecast.
+        """
         if self.by_clock and self.ends_by_budget:
             return []
         if self.tokens_expected and per_step is not None and self.tokens:
@@ -232,7 +236,7 @@ class TimeLeft:
         return self.earlier + (self.now - self.began if self.began is not None else 0.0)
 
     def fraction(self) -> float | None:
-        """The share of the run that is done, in time; never quite 1 while it continues."""
+        """Return the share of the run that is done, in time; never quite 1 while it continues."""
         left = self.seconds()
         if left is None:
             return None
@@ -241,7 +245,7 @@ class TimeLeft:
 
 
 def _continued(events: list[S], event: S) -> list[S]:
-    """The events with one more; those it repeats (after a crash or a rollback) are dropped."""
+    """Return the events with one more; those that it repeats (after a crash or a rollback) are dropped."""
     while events and events[-1].step >= event.step:
         events.pop()
     events.append(event)
@@ -249,8 +253,11 @@ def _continued(events: list[S], event: S) -> list[S]:
 
 
 def _median_left(done: float, expected: float, high: float) -> float:
-    """What is left of a log-normal amount, by its median and the upper end of its interval, now that `done` has not
-    been the end: the median of what is still possible, so it shrinks ever more slowly and is never gone."""
+    """Return the median of what is left of a log-normal amount, now that `done` has not been the end.
+
+    The amount is given by its median and the upper end of its interval. What is left shrinks ever more slowly and is
+    never gone.
+    """
     deviations = NormalDist().inv_cdf((1 + FORECAST_LEVEL) / 2)
     spread = max(math.log(max(high, expected) / expected) / deviations, LEAST_SPREAD)
     amount = NormalDist(math.log(expected), spread)

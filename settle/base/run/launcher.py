@@ -17,8 +17,11 @@ NO_ID = ("", "none")  # what torchrun calls a job that was given no --rdzv-id
 
 @dataclass(frozen=True)
 class Launch:
-    """rank: of `size` processes, `local_rank` of the `local_size` of this host. restarts: how often torchrun has
-    started them again. job: the same for all starts of one torchrun, and for no other."""
+    """A process that torchrun started, one rank of `size`.
+
+    local_rank: among the `local_size` of this host. restarts: how often torchrun has started them again. job: one start
+    of torchrun, with all restarts of it.
+    """
 
     rank: int
     size: int
@@ -68,8 +71,11 @@ def is_rank() -> bool:
 
 
 def leave(code: int) -> NoReturn:
-    """End a rank without the end of Python, which aborts the process when a thread of gloo still gives back a tensor:
-    torchrun would take a run that is finished for a failed one."""
+    """End a rank without the end of Python.
+
+    That aborts the process when a thread of gloo still gives back a tensor: torchrun would take a run that is finished
+    for a failed one.
+    """
     atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError):  # who read it has gone

@@ -127,7 +127,7 @@ class Result(BaseModel):
         return verdict + (html_table(rows, columns) if rows else "")
 
     def __getitem__(self, key: str) -> object:
-        """A value as result.json has it."""
+        """Return a value as result.json has it."""
         return self.to_json()[key]
 
 
@@ -142,7 +142,7 @@ def energy_is_counted(forecast: Mapping[str, object]) -> bool:
 
 
 def parse_result(values: object, path: Path) -> Result:
-    """Raises RunError when a newer settle wrote the file, or when it was edited into something else."""
+    """Validate result.json. Raises RunError when a newer settle wrote it, or when it was edited into something else."""
     refuse_newer(values, VERSION, str(path))
     try:
         return Result.model_validate(values)
@@ -153,5 +153,5 @@ def parse_result(values: object, path: Path) -> Result:
 
 
 def loss_unit(objective: object) -> str:
-    """What a loss is counted in, by the name of the objective."""
+    """Return the unit of a loss, by the name of the objective."""
     return f"nats per {LOSS_OF.get(str(objective), 'token')}"

@@ -13,8 +13,10 @@ class Exporter(Part):
     """The contract of an exporter."""
 
     def write(self, run: Run, folder: Path) -> Path:
-        """Write the run's history below `folder`, and return where it lies. Nothing leaves this machine. Raises
-        UsageError when the program's library is missing."""
+        """Write the run's history below `folder`, and return where it lies; nothing leaves this machine.
+
+        Raises UsageError when the program's library is missing.
+        """
         raise NotImplementedError
 
 

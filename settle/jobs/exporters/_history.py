@@ -22,8 +22,10 @@ ORDER = ("step", "usage", "eval")  # of the events of one step
 
 
 def history(run: Run) -> Iterator[Moment]:
-    """Every step, sample of memory and power, and evaluation that the run kept, in the order of the steps: what it went
-    back over, after a stop or a step that went wrong, is left out."""
+    """Return every step, sample of memory and power, and evaluation that the run kept, in the order of the steps.
+
+    What the run went back over, after a stop or a step that went wrong, is left out.
+    """
     kept: list[Moment] = []
     for event in read_events(run.events):
         if isinstance(event, Step):

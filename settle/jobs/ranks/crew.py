@@ -40,8 +40,10 @@ LOOPBACK = {"Linux": "lo", "Darwin": "lo0"}
 
 @dataclass
 class Crew(Ranks):
-    """What a rank knows of the others. path: of the run, once it is known here. place: the same at rank 0,
-    which knows it earlier."""
+    """What a rank knows of the others.
+
+    path: of the run, once it is known here. place: of the run at rank 0, which knows it earlier.
+    """
 
     launch: Launch
     store: Store
@@ -66,8 +68,10 @@ class Crew(Ranks):
         return self.launch.hosts
 
     def wait_for_run(self) -> Run | None:
-        """The run that rank 0 works on, when its loop is about to begin; None when it ended before. Until then this
-        rank does what the forecast of rank 0 has measured."""
+        """Return the run that rank 0 works on, when its loop is about to begin; None when it ended before.
+
+        Until then this rank does what the forecast of rank 0 has measured.
+        """
         while True:
             self.orders += 1
             order = json.loads(self.pulse.wait_for_leader(f"order/{self.orders}"))
@@ -82,7 +86,7 @@ class Crew(Ranks):
         return Run(self.path)
 
     def refuse(self, error: SettleError) -> None:
-        """This rank cannot take part, or not any longer."""
+        """Report that this rank cannot take part, or not any longer."""
         self.fault(str(error))
         self.store.set(f"setup/{self.orders}/{self.rank}", json.dumps({"error": [error.what, error.fix]}))
 
@@ -137,7 +141,7 @@ class Crew(Ranks):
         self._give({"run": {"path": str(run.path), "token": token}})
 
     def _met(self, device: str) -> ProcessGroup:
-        """The group of all ranks, which is made when it is first needed."""
+        """Return the group of all ranks, which is made when it is first needed."""
         if self.group is None:
             self.group = ProcessGroup(
                 self.store, self.rank, self.launch.size, device, self.pulse, self.launch.local_size
@@ -145,7 +149,7 @@ class Crew(Ranks):
         return self.group
 
     def _give(self, order: dict[str, object]) -> int:
-        """What the other ranks do next; the order's number."""
+        """Tell the other ranks what they do next; return the order's number."""
         self.orders += 1
         self.store.set(f"order/{self.orders}", json.dumps(order))
         return self.orders
@@ -165,7 +169,7 @@ class Crew(Ranks):
         return costs
 
     def _alike(self, live: LiveRun, plan: bytes) -> ProcessGroup:
-        """The group of all ranks, each of which has the same. Raises RunError naming what differs."""
+        """Return the group of all ranks once each is known to have the same. Raises RunError naming what differs."""
         own, key = setup_of(live, plan, self.asked), f"setup/{self.orders}"
         if live.plan.loop.is_hybrid:
             launch = self.launch
@@ -195,7 +199,7 @@ _crew: list[Crew] = []  # of this process
 
 
 def ranks(run: Run) -> Ranks:
-    """The processes that the run of this one is shared among."""
+    """Return the processes that share the run of this one."""
     if not _crew:
         return ONE
     _crew[-1].place = run.path
@@ -203,14 +207,17 @@ def ranks(run: Run) -> Ranks:
 
 
 def gather(live: LiveRun, run: Run) -> World:
-    """The processes that share the loop that is about to begin."""
+    """Return the processes that share the loop that is about to begin."""
     return _crew[-1].gather(live, run) if _crew else single()
 
 
 @contextlib.contextmanager
 def joined(launch: Launch, asked: dict[str, object], events: Events, place: Store | None = None) -> Iterator[Crew]:
-    """This process is one of the ranks for as long as it lasts. asked: what was asked of this rank. place: where the
-    ranks find each other; what torchrun says if not given. Raises ResourceError when they do not find each other."""
+    """Make this process one of the ranks for as long as the block lasts.
+
+    asked: what was asked of this rank. place: where the ranks find each other; what torchrun says if not given. Raises
+    ResourceError when they do not find each other.
+    """
     if launch.is_local and platform.system() in LOOPBACK:  # nothing needs to leave this host
         os.environ.setdefault("GLOO_SOCKET_IFNAME", LOOPBACK[platform.system()])
     store = PrefixStore(f"settle/{launch.restarts}", place or _meeting_place(launch, events))
@@ -234,7 +241,7 @@ def joined(launch: Launch, asked: dict[str, object], events: Events, place: Stor
 
 
 def _meeting_place(launch: Launch, events: Events) -> Store:
-    """The store through which the ranks find each other; rank 0's host keeps it, unless torchrun does."""
+    """Return the store through which the ranks find each other; rank 0's host keeps it, unless torchrun does."""
     missing = f"the ranks have not all come: they wait for each other, {JOIN_SECONDS:.0f} s at most"
     saying = threading.Timer(SAY_SECONDS, lambda: events.emit(Say(text=missing)))
     saying.daemon = True

@@ -56,8 +56,10 @@ $body
 
 @dataclass(frozen=True)
 class Launch:
-    """A run to start: its command after `settle`, its recipe, and how many processes on how many hosts. gpus: of each
-    host, a process each; None: one process on the CPU. notes: lines about it."""
+    """A run to start: its command after `settle`, its recipe, and how many processes on how many hosts.
+
+    gpus: of each host, a process each; None: one process on the CPU. notes: lines about it.
+    """
 
     name: str
     command: Sequence[str]
@@ -67,8 +69,10 @@ class Launch:
     notes: Sequence[str]
 
     def lines(self, meeting: str, starter: str = "") -> str:
-        """The shell lines that every host runs. meeting: torchrun's options that say where the ranks meet; starter:
-        what starts torchrun on every host."""
+        """Return the shell lines that every host runs.
+
+        meeting: torchrun's options that say where the ranks meet; starter: what starts torchrun on every host.
+        """
         ranks = f"--nproc-per-node {self.gpus or 1} --max-restarts {RESTARTS}"
         command = shlex.join(["-m", "settle", *self.command, "--recipe", f"{self.name}.toml"])
         return (
@@ -83,7 +87,7 @@ class Launch:
 
 
 def script(kind: str, job: str, settings: TrainSettings | TuneSettings, forecast: Mapping[str, object]) -> str:
-    """The script of a kind, ready to be written to a file. forecast: of this machine. Raises UsageError."""
+    """Return the script of a kind, ready to be written to a file. forecast: of this machine. Raises UsageError."""
     if "-" in settings.inputs:
         raise UsageError("standard input cannot be read on another host", "give a file that every host sees")
     name = settings.name or free_name(settings.usual_name())
@@ -101,7 +105,7 @@ def script(kind: str, job: str, settings: TrainSettings | TuneSettings, forecast
 
 
 def _forecast(forecast: Mapping[str, object]) -> list[str]:
-    """The forecast as lines; it is that of one process here."""
+    """Return the forecast as lines; it is that of one process here."""
     units = {"time": "s", "peak_memory": "bytes", "loss": "nats", "tokens": "tokens"}
     lines = []
     for name, unit in units.items():
@@ -154,7 +158,7 @@ def _kubernetes(launch: Launch) -> str:
 
 
 def _dns(name: str) -> str:
-    """A name as Kubernetes takes it."""
+    """Return a name as Kubernetes takes it."""
     return "settle-" + "".join(letter if letter.isalnum() else "-" for letter in name.lower()).strip("-")[:50]
 
 

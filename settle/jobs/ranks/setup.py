@@ -27,7 +27,7 @@ NAMES = {
 
 
 def setup_of(live: LiveRun, plan: bytes, asked: Mapping[str, object]) -> dict[str, object]:
-    """What this rank has, each as a version or a hash. plan: as plan.json has it, or will have it."""
+    """Return what this rank has, each as a version or a hash. plan: as plan.json has it, or will have it."""
     trained = [[name, list(p.shape), str(p.dtype)] for name, p in live.model.trainable().items()]
     return {
         "host": platform.node(),
@@ -42,8 +42,10 @@ def setup_of(live: LiveRun, plan: bytes, asked: Mapping[str, object]) -> dict[st
 
 
 def compare(store: Store, key: str, size: int, own: Mapping[str, object], events: Events) -> list[str]:
-    """At rank 0: what is wrong with one of the `size` ranks, and how to fix it; empty when all have the same. key: of
-    what each leaves word of."""
+    """Return what is wrong with one of the `size` ranks and how to fix it; empty when all have the same.
+
+    Called at rank 0. key: below which each rank states what it has.
+    """
     began, has_said = time.monotonic(), False
     for rank in range(1, size):
         while not store.check([f"{key}/{rank}"]):
@@ -62,7 +64,7 @@ def compare(store: Store, key: str, size: int, own: Mapping[str, object], events
 
 
 def differences(rank: int, own: Mapping[str, object], theirs: Mapping[str, object]) -> list[str]:
-    """What is wrong with a rank, and how to fix it; empty when it is as rank 0."""
+    """Return what is wrong with a rank, and how to fix it; empty when it is as rank 0."""
     error = theirs.get("error")
     if isinstance(error, list):
         return [f"rank {rank}: {error[0]}", str(error[1])]
@@ -84,14 +86,14 @@ def differences(rank: int, own: Mapping[str, object], theirs: Mapping[str, objec
 
 @functools.cache
 def _code() -> str:
-    """A hash of every file of the package."""
+    """Return a hash of every file of the package."""
     top = Path(__file__).parents[2]
     files = sorted(top.rglob("*.py"))
     return _hash(b"".join(str(path.relative_to(top)).encode() + path.read_bytes() for path in files))
 
 
 def _tokens(live: LiveRun) -> str:
-    """A hash of the number of tokens and of some of them, in what trains and in what is evaluated."""
+    """Return a hash of the number of tokens and of some of them, in what trains and in what is evaluated."""
     stores = (live.corpus.train, live.corpus.selection)
     parts = []
     for store in stores:

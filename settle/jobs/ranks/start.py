@@ -64,7 +64,7 @@ def _write_script(job: str, settings: TrainSettings | TuneSettings, kind: str, e
 
 
 def resume_run(name: str, events: Events) -> int:
-    """A run that was stopped, to its end, on as many ranks as there are now; the exit code. Raises SettleError."""
+    """Resume a run that was stopped, on as many ranks as there are now; return the exit code. Raises SettleError."""
     launch = launched()
     if launch is None:
         return resume(name, events)
@@ -72,8 +72,11 @@ def resume_run(name: str, events: Events) -> int:
 
 
 def _shared(launch: Launch, asked: dict[str, object], begin: Callable[[], int], events: Events) -> int:
-    """The work of this rank. torchrun takes any other exit code than 0 for a fault: so a model that is not better than
-    its base is reported, and no exit code here."""
+    """Do the work of this rank, and return its exit code.
+
+    For torchrun any other exit code than 0 is a fault: so a model that is not better than its base is reported, and
+    returns 0.
+    """
     key = f"{launch.job} {hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()}"
     if launch.size == 1:
         return _lead(launch, key, begin, events)
@@ -93,8 +96,10 @@ def _shared(launch: Launch, asked: dict[str, object], begin: Callable[[], int], 
 
 
 def _lead(launch: Launch, key: str, begin: Callable[[], int], events: Events) -> int:
-    """Begin the run, or resume it where torchrun has started its ranks again, or a scheduler its job. key: of what is
-    to be done."""
+    """Begin the run, or resume it where torchrun has restarted its ranks, or a scheduler its job.
+
+    key: of what is to be done.
+    """
 
     def note(event: Event) -> None:
         if isinstance(event, RunStarted):
@@ -112,7 +117,7 @@ def _lead(launch: Launch, key: str, begin: Callable[[], int], events: Events) ->
 
 
 def _begun(key: str) -> Run | None:
-    """The run that an earlier start of the same job made."""
+    """Return the run that an earlier start of this job made."""
     for run in reversed(Run.all()):
         note = run.path / JOB_FILE
         if note.exists() and note.read_text(encoding="utf-8") == key:
@@ -149,7 +154,7 @@ def _accompany(launch: Launch, asked: dict[str, object]) -> int:
 
 
 def _take_part(run: Run, stopping: Stopping) -> int:
-    """The stages up to the loop, of which every one finds its product in the run's folder."""
+    """Run the stages up to the loop, of which every one finds its product in the run's folder."""
     job, record = job_of(run), run.read("plan.json")
     names = [stage.__name__ for stage in job.stages]
     until_loop = replace(job, stages=job.stages[: names.index("loop") + 1])

@@ -17,7 +17,7 @@ from settle.train.live_run import adapter_of
 
 
 def export(c: DecisionContext) -> None:
-    """An adapter is merged: a file of its own could not hold what llama.cpp needs of a decision model."""
+    """Export the decision model, an adapter merged: a file of its own cannot hold what llama.cpp needs of one."""
     if not c.is_usable:
         return
     live, base, name = c.live, c.pretrained, c.run.name
@@ -52,8 +52,11 @@ def export(c: DecisionContext) -> None:
 def in_fine_enough_type(
     write: Callable[[str], tuple[dict[str, str], Figures]], events: Events
 ) -> tuple[dict[str, str], Figures]:
-    """What `write` returns for the coarsest type that keeps the probabilities. A small model's can move by more than
-    the bar where its weights are only rounded to 16 bits. Raises GateError where none keeps them."""
+    """Return what `write` returns for the coarsest type that keeps the probabilities.
+
+    A small model's can move by more than the bar where its weights are only rounded to 16 bits. Raises GateError where
+    no type keeps them.
+    """
     try:
         return write("f16")
     except ProbabilitiesApart as e:

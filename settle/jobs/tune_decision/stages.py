@@ -81,7 +81,7 @@ class DecisionContext(TuningContext):
 
 
 def base(c: DecisionContext) -> None:
-    """The model that is tuned. Settings that mean nothing here are refused."""
+    """Open the model that is tuned; settings that mean nothing here are refused."""
     for name in ("score", "sample"):
         if getattr(c.settings, name) is not None:
             raise UsageError(f"--{name} is for models that write", "leave it out: decisions are scored as they are")
@@ -104,8 +104,10 @@ def data(c: DecisionContext) -> None:
 
 
 def _require_room(c: DecisionContext, context: int) -> None:
-    """Whether the base's context has room for texts beside the questions. Raises DataError where it has none, before
-    anything runs: such a model could be trained and never be asked."""
+    """Raise DataError where the base's context has no room for texts next to the questions.
+
+    Such a model could be trained and never be asked.
+    """
     assert c.base is not None
     encoder = DecisionEncoder(c.base.tokenizer, c.corpus.prompt, c.corpus.labels)
     for name, question in c.corpus.questions().items():
@@ -150,7 +152,7 @@ def _describe(c: DecisionContext) -> None:
 
 
 def zero_shot(c: DecisionContext) -> None:
-    """What the base answers, before it is trained."""
+    """Score the rows with the base, before it is trained."""
     if c.record is not None:
         return
     fitting, judging = (
@@ -160,7 +162,7 @@ def zero_shot(c: DecisionContext) -> None:
 
 
 def compare(c: DecisionContext) -> None:
-    """The temperatures, on rows that judge and train nothing; then the judgement, on rows of their own."""
+    """Fit the temperatures on rows that judge and train nothing; then judge, on rows of their own."""
     if not c.is_usable:
         return
     corpus, model = c.corpus, c.live.model
@@ -209,8 +211,10 @@ def compare(c: DecisionContext) -> None:
 
 
 def _untrained_rows(c: DecisionContext, *scored: np.ndarray) -> dict[str, list[Any]]:
-    """What the file holds of the rows that trained nothing, by which a risk is promised: those that judge first.
-    scored: probabilities and targets of those that fitted the temperatures, and of those that judge."""
+    """Return what the file holds of the rows that trained nothing, by which a risk is promised: those that judge first.
+
+    scored: probabilities and targets of those that fitted the temperatures, and of those that judge.
+    """
     fitted, wanted, shares, targets = scored
     stores = (c.corpus.held_out, c.corpus.selection)
     return {
@@ -255,7 +259,7 @@ def _order_changes(c: DecisionContext, judging: list[DecisionRow], per_row: floa
 
 
 def _quote_loss(c: DecisionContext, shares: np.ndarray, targets: np.ndarray) -> None:
-    """The loss of what is exported: the weights with the temperatures that other rows have fitted."""
+    """Set the loss to that of what is exported: the weights with the temperatures that other rows have fitted."""
     losses = divergences(shares, targets)
     loss, stderr = float(losses.mean()), float(losses.std(ddof=1) / math.sqrt(len(losses))) if len(losses) > 1 else 0.0
     c.best = c.best.model_copy(update={"loss": loss, "stderr": stderr})
@@ -263,8 +267,10 @@ def _quote_loss(c: DecisionContext, shares: np.ndarray, targets: np.ndarray) -> 
 
 
 def _baselines(c: DecisionContext, judging: list[DecisionRow], scored: Scored) -> dict[str, np.ndarray]:
-    """The probabilities (n, K) of what the model has to beat, by name. The simple classifier learns from every row that
-    judges nothing, since it takes none to choose its weights."""
+    """Return the probabilities (n, K) of what the model has to beat, by name.
+
+    The simple classifier learns from every row that judges nothing, since it takes none to choose its weights.
+    """
     width = scored.targets.shape[1]
     learning = [*c.corpus.rows("train"), *c.corpus.rows(FITTING)]
     return {
@@ -277,14 +283,14 @@ def _baselines(c: DecisionContext, judging: list[DecisionRow], scored: Scored) -
 def _tests(
     others: Mapping[str, np.ndarray], targets: np.ndarray, right: list[float], families: list[int]
 ) -> dict[str, PairedTest]:
-    """The model against each baseline. Better is claimed against the two that know nothing of the rows, together."""
+    """Test the model against each baseline; better is claimed against the two without the rows, together."""
     found = {name: paired_test(_right(other, targets), right, families) for name, other in others.items()}
     claimed = dict(zip((ZERO, MAJORITY), holm([found[ZERO], found[MAJORITY]]), strict=True))
     return found | claimed
 
 
 def _untrained(c: DecisionContext, scored: Scored) -> np.ndarray:
-    """The base's probabilities of the held-out rows, at the temperatures that suit the base."""
+    """Return the base's probabilities of the held-out rows, at the temperatures that suit the base."""
     with np.load(c.run.path / ZERO_SHOT) as saved:
         types = np.array([row.question.type for row in c.corpus.rows(FITTING)])
         temperatures = Scored(saved["fitting"], saved["targets"], types, c.decision.heat).temperatures()
@@ -309,8 +315,10 @@ def _right(shares: np.ndarray, targets: np.ndarray) -> list[float]:
 
 
 def _comparison(tests: Mapping[str, PairedTest], warning: str = "") -> dict[str, Any]:
-    """Better only where it is better than the base and than one class for all, and is not shown to be worse than a
-    simple classifier: what a few lines on the words do better decides nothing."""
+    """Return the verdict: better only where it is better than the base and than one class for all.
+
+    Nor may it be shown to be worse than a simple classifier: what a few lines on the words do better decides nothing.
+    """
     needed = [tests[ZERO], tests[MAJORITY]]
     verdicts = {test.verdict for test in needed} | ({"worse"} if tests[SIMPLE].verdict == "worse" else set())
     not_better = [word for word in ("worse", TOO_FEW, NO_DIFFERENT) if word in verdicts]

@@ -26,7 +26,7 @@ RERANKER = "reranker.safetensors"
 def export_reranker(
     model: Reranker, base: Source, run: Run, batches: Sequence[Batch]
 ) -> tuple[dict[str, str], dict[str, object]]:
-    """Writes the reranker's own weights in f16. Returns the files by kind, and the gate's report."""
+    """Write the reranker's own weights in f16; return the files by kind, and the gate's report."""
     path, names = run.out / RERANKER, file_names(len(model.encoder.blocks))
     weights = {names.get(n, n): weight.detach().numpy().astype(np.float16) for n, weight in model.state_dict().items()}
     about = {"format": "settle-reranker", "encoder": base.name, "encoder_sha256": base.sha256}
@@ -40,8 +40,7 @@ def export_reranker(
 def export_encoder(
     model: Encoder, base: Weights, run: Run, batches: Sequence[Batch]
 ) -> tuple[dict[str, str], dict[str, object]]:
-    """Writes the base's file with the trained weights, matrices in f16. Returns the files by kind, and the gate's
-    report."""
+    """Write the base's file with the trained weights, matrices in f16; return the files and the gate's report."""
     path, names = run.out / f"{run.name}.gguf", gguf_names(len(model.blocks))
     own = dict(model.named_parameters())
     arrays = {name: own[names[name]].detach().numpy() for name in base.tensors if name in names}

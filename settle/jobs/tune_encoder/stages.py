@@ -79,7 +79,7 @@ class EncoderContext(LoopContext):
 
 
 def base(c: EncoderContext) -> None:
-    """The encoder's file and its tokenizer. What does not go with an encoder is refused."""
+    """Open the encoder's file and its tokenizer; what does not go with an encoder is refused."""
 
     s = c.settings
     if c.objective_name not in RATES:
@@ -144,7 +144,7 @@ def plan(c: EncoderContext) -> None:
 
 
 def build(c: EncoderContext) -> None:
-    """The encoder; over it the reranker where that is what is trained."""
+    """Build the encoder, and the reranker over it where that is what is trained."""
     keep_freed_memory()
     encoder = encoder_of_gguf(c.file)
     torch.manual_seed(c.plan.seed)
@@ -152,8 +152,10 @@ def build(c: EncoderContext) -> None:
 
 
 def proof(c: EncoderContext) -> None:
-    """Check that scores are batch-independent, that the loss is its formula, and that a step down the gradient lowers
-    it; then write plan.json."""
+    """Check that scores are batch-independent, the loss is its formula, and a step down the gradient lowers it.
+
+    Then write plan.json.
+    """
     if c.record is not None:
         return
     batch = RowBatches(c.corpus.train, min(SCORED, c.corpus.train.num_rows), c.plan.seed).at(0)
@@ -185,7 +187,7 @@ def _proves_packing(c: EncoderContext, batch: Batch) -> dict[str, object]:
 
 
 def _one(batch: Batch, start: int, end: int) -> Batch:
-    """The pair of a batch that lies from `start` to `end`."""
+    """Return the pair of a batch that lies from `start` to `end`."""
     seqlens = batch.cu_seqlens[(batch.cu_seqlens >= start) & (batch.cu_seqlens <= end)] - start
     part = slice(start, end)
     return Batch(batch.inputs[part], batch.targets[part], seqlens.astype(np.int32), batch.positions[part])
@@ -224,7 +226,7 @@ def loop(c: EncoderContext) -> None:
 
 
 def judge(c: EncoderContext) -> None:
-    """The verdict, and the loss of the best weights on pairs that chose nothing."""
+    """Judge the loop: the verdict, and the loss of the best weights on pairs that chose nothing."""
     state = c.outcome.state
     c.model.load_trainable(c.outcome.best)
     tokens = state.step * c.plan.tokens_per_step
@@ -234,7 +236,7 @@ def judge(c: EncoderContext) -> None:
 
 
 def export(c: EncoderContext) -> None:
-    """The reranker as safetensors, or the encoder as GGUF; read again, it scores as the trained one does."""
+    """Export the reranker as safetensors, or the encoder as GGUF; read again, it scores as the trained one does."""
     if not c.is_usable:
         return
     c.model.eval()
@@ -258,5 +260,5 @@ def compare(c: EncoderContext) -> None:
 
 
 def result(c: EncoderContext) -> None:
-    """The picture, and result.json last."""
+    """Draw the picture, and write result.json last."""
     finish(c, c.made(network_record(c.run.path, c.events)))
