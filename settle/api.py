@@ -378,7 +378,7 @@ def _events(progress: bool | None) -> Iterator[Events]:
 
 
 def _is_watched() -> bool:
-    """Whether stderr is a terminal, or the output of a notebook's cell."""
+    """Return whether stderr is a terminal, or the output of a notebook's cell."""
     shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
     return sys.stderr.isatty() or getattr(shell, "kernel", None) is not None
 

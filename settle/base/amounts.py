@@ -17,7 +17,7 @@ BYTES = {"kb": 1e3, "mb": 1e6, "gb": 1e9, "kib": 2.0**10, "mib": 2.0**20, "gib":
 
 
 def seconds(text: str) -> float:
-    """ "90s", "30m", "1h30m", "2d" (plain numbers are seconds) in seconds. Raises UsageError."""
+    """Return the seconds of "90s", "30m", "1h30m" or "2d"; plain numbers are seconds. Raises UsageError."""
     parts = re.findall(r"(\d+(?:\.\d+)?)\s*([smhd]?)", text.lower())
     if not parts or re.sub(r"[\d.smhd\s]", "", text.lower()):
         raise UsageError(f"{text!r} is not a duration", "write for example 90s, 30m, 1h30m or 8h")
@@ -28,7 +28,7 @@ def seconds(text: str) -> float:
 
 
 def count(text: str) -> int:
-    """ "500k", "10M", "1.5G" or a plain number. Raises UsageError."""
+    """Return the number that "500k", "10M", "1.5G" or a plain number is. Raises UsageError."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgbt]?)", text.strip().lower())
     if not found or float(found[1]) <= 0:
         raise UsageError(f"{text!r} is not a count", "write for example 500k, 10M or 1.5G")
@@ -47,7 +47,7 @@ def three_digits(value: float) -> str:
 
 
 def precision(text: str) -> str:
-    """ "bf16", "fp16", "half", "float32" … as torch names the type. Raises UsageError."""
+    """Return torch's name of a type that is spelled "bf16", "fp16", "half", "float32" … Raises UsageError."""
     name = PRECISIONS.get(text.strip().lower())
     if name is None:
         raise UsageError(f"{text!r} is not a dtype to compute in", "choose float32, bfloat16 or float16")
@@ -55,13 +55,16 @@ def precision(text: str) -> str:
 
 
 def short_precision(text: str) -> str:
-    """The name of a floating type in GGUF files (f32, f16, bf16), however it is spelled; other names in lower case."""
+    """Return the name of a floating type in GGUF files (f32, f16, bf16), however it is spelled.
+
+    Other names are returned in lower case.
+    """
     name = text.strip().lower()
     return {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}.get(PRECISIONS.get(name, ""), name)
 
 
 def num_bytes(text: str) -> int:
-    """ "400MB", "1.5 GB" or "2GiB" in bytes. Raises UsageError."""
+    """Return the bytes of "400MB", "1.5 GB" or "2GiB". Raises UsageError."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmg]i?b)", text.strip().lower())
     if not found or float(found[1]) <= 0:
         raise UsageError(f"{text!r} is not a size", "write for example 400MB or 1.5GB")
@@ -69,7 +72,7 @@ def num_bytes(text: str) -> int:
 
 
 def share(text: str) -> float:
-    """ "1%" or "0.01" as a share of one. Raises UsageError."""
+    """Return "1%" or "0.01" as a share of one. Raises UsageError."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(%?)", text.strip())
     value = float(found[1]) / (100 if found[2] else 1) if found else 0.0
     if not 0 < value < 1:
@@ -78,7 +81,7 @@ def share(text: str) -> float:
 
 
 def within_64_bits(value: object) -> object:
-    """The value. Raises PydanticCustomError for a whole number that torch, numpy and llama.cpp cannot hold."""
+    """Return the value. Raises PydanticCustomError for a whole number that torch, numpy and llama.cpp cannot hold."""
     if isinstance(value, int) and not -(1 << 63) <= value < 1 << 63:
         raise PydanticCustomError("too_large", "the number is too large")
     return value

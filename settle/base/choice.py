@@ -33,8 +33,9 @@ class Choice:
     key: str = field(default="", compare=False)
 
     def named(self, name: str) -> "Choice":
-        """Return this choice, of the part `name` where none was asked for. Raises UsageError for another part's
-        settings.
+        """Return this choice, of the part `name` where none was asked for.
+
+        Raises UsageError for another part's settings.
         """
         return self if self.name else replace(self, name=name, settings=_checked(self.family, name, self))
 
@@ -43,7 +44,7 @@ class Choice:
         return replace(self, settings={**usual, **self.settings})
 
     def to_json(self) -> dict[str, object]:
-        """As a recipe holds it: {"name": "lora", "rank": 8}."""
+        """Return the form of a recipe: {"name": "lora", "rank": 8}."""
         return {**({"name": self.name} if self.name else {}), **self.settings}
 
 
@@ -164,8 +165,9 @@ def spelled_out(value: object) -> dict[str, object] | None:
 
 
 def _checked(family: str, name: str | None, asked: Choice, names: tuple[str, ...] = ()) -> Mapping[str, object]:
-    """Return the settings as the part keeps them. Raises ChoiceError. Without a name, some part must have each
-    setting.
+    """Return the settings as the part keeps them. Raises ChoiceError.
+
+    Without a name, some part must have each setting.
     """
     key, settings = asked.key, asked.settings
     candidates = {n: part(family, n) for n in ([name] if name else names) if n in part_names(family)}

@@ -71,8 +71,9 @@ class Part(BaseModel):
 
     @classmethod
     def make(cls, name: str, settings: Mapping[str, object]) -> Self:
-        """Make the part called `name` with these settings. Raises UsageError for the name, ValidationError for
-        settings.
+        """Make the part called `name` with these settings.
+
+        Raises UsageError for the name, ValidationError for settings.
         """
         return cls.part(name).model_validate(dict(settings))
 

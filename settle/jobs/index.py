@@ -164,7 +164,7 @@ def _part(contract: type[P], asked: Choice, record: PartRecord) -> P:
 
 
 def is_made_so(collection: Collection, settings: IndexSettings) -> bool:
-    """Whether the collection is made already, with all that is asked for. Loads no part."""
+    """Return whether the collection is made already, with all that is asked for; loads no part."""
     choices = {"embedder": settings.embedder, "store": settings.store, "chunker": settings.chunker}
     config = collection.config
     return config is not None and all(config.has(family, choice.to_json()) for family, choice in choices.items())

@@ -64,7 +64,7 @@ class JobSettings(Settings):
 
 
 def _is_data(path: Path) -> bool:
-    """Whether a path leads to files to learn from, and to no model."""
+    """Return whether a path leads to files to learn from, and to no model."""
     if path.is_dir():
         return not any((path / name).exists() for name in ("config.json", "adapter_config.json", "result.json"))
     return path.is_file() and path.suffix != ".gguf"

@@ -63,7 +63,7 @@ class Face:
             self._is_silent = True
 
     def error(self, what: str, fix: str) -> None:
-        """A person's mistake, or ours: what went wrong and how to fix it. One or two lines, no traceback."""
+        """Show an error, the user's or ours: what went wrong and how to fix it, without a traceback."""
         self.close()
         what, fix = (visible(text).replace("\n", "\n  ") for text in (what, fix))
         text = f"settle: {what}\n" + (f"  → {fix}\n" if fix else "")
@@ -85,7 +85,7 @@ class Face:
                 self._talk.close()
 
     def _list(self, event: Listing | ForecastComparison) -> None:
-        """A list as an answer: drawn on a terminal, aligned text for a pipe."""
+        """Show a list as an answer: drawn on a terminal, aligned text for a pipe."""
         from rich.console import Console
 
         from settle.show.tables import aligned, listing

@@ -59,7 +59,7 @@ class LiveDisplay:
         self._live.update(self.picture(), refresh=True)
 
     def picture(self) -> RenderableType:
-        """What is shown at this moment; no line is wider than the terminal."""
+        """Return what is shown at this moment; no line is wider than the terminal."""
         width = self._width()
         if self.work is not None:
             work = self.work

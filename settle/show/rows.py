@@ -35,7 +35,7 @@ def preview_text(rows: Sequence[PreviewRow], in_colour: bool) -> Text:
 
 
 def answer_changes_table(event: AnswerChanges, width: int) -> RenderableType:
-    """The answers that changed most: what was asked and wanted, and below it both answers side by side."""
+    """Return the answers that changed most: what was asked and wanted, and below it both answers side by side."""
     table = Table(title="the answers that changed most", title_justify="left", title_style="bold", box=SIMPLE_HEAD)
     for name in (event.base, event.tuned):
         table.add_column(name, overflow="fold", ratio=1)

@@ -10,8 +10,10 @@ from settle.base.visible import visible
 
 
 def prepare_streams() -> None:
-    """A stream that was closed (`>&-`) swallows what it gets; a sign that a stream's encoding lacks never ends the
-    program. Called once, first: a closed number would be given to the next file that is opened."""
+    """Make a closed stream (`>&-`) swallow what it gets, and replace signs that a stream's encoding lacks.
+
+    Called once, first: a closed number would be given to the next file that is opened.
+    """
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         stream: TextIO | None = getattr(sys, name)
         if stream is None:
@@ -27,5 +29,5 @@ def prepare_streams() -> None:
 
 
 def _show_fault(kind: type[BaseException], error: BaseException, at: TracebackType | None) -> None:
-    """A fault of ours, whose message may hold foreign text."""
+    """Show a fault of ours, whose message may hold foreign text."""
     sys.stderr.write(visible("".join(traceback.format_exception(kind, error, at))))

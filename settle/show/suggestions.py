@@ -89,8 +89,10 @@ def suggest_command(name: str, known: Iterable[str]) -> str:
 
 
 def suggest_option(option: str, known: Iterable[str], command: str) -> str:
-    """How to fix the unknown option `option` of `command`. known: the options it has; those of a part are known by
-    the option that chooses the part."""
+    """Say how to fix the unknown option `option` of `command`.
+
+    known: the options it has; those of a part are known by the option that chooses the part.
+    """
     options = set(known)
     name = option.lstrip("-").replace("_", "-").lower()
     for ours in OPTIONS.get(name, ()):

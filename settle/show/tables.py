@@ -51,7 +51,7 @@ def plan_table(event: PlanReady, width: int) -> RenderableType:
 
 
 def verdict_panel(result: Result, width: int) -> RenderableType:
-    """The verdict, why, the best evaluation and the gate."""
+    """Return the verdict, why, the best evaluation and the gate."""
     style = tone_style(result.shown_verdict) or "bold"
     lines = [Text(result.why)]
     best = result.best
@@ -77,7 +77,7 @@ def verdict_panel(result: Result, width: int) -> RenderableType:
 
 
 def output_files(result: Result) -> str:
-    """The files of a run and their folder, on one line that can be copied; empty when there are none."""
+    """Return the files of a run and their folder, on one line that can be copied; empty when there are none."""
     paths = [Path(str(path)) for path in result.files.values()]
     if not paths:
         return ""
@@ -117,7 +117,7 @@ def tone_style(word: str) -> str:
 
 
 def aligned(event: Listing) -> str:
-    """The same list for a pipe: aligned columns, two spaces apart, never cut, nothing but text."""
+    """Return a list as text for a pipe: aligned columns, two spaces apart, never cut."""
     named = [list(event.columns)] if any(event.columns) else []
     rows = [*named, *listed(event)[0]]
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]

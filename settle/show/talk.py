@@ -107,7 +107,7 @@ class Talk:
                 self.console.print(answer_changes_table(event, width))
 
     def _show_sample(self, event: kinds.Sample) -> None:
-        """The prompt, and what the model wrote after it."""
+        """Show the prompt, and what the model wrote after it."""
         when = f"{event.moment}, step {event.step:,}: "
         text = Text.assemble((when, "dim"), (visible(event.prompt), "bold"), visible(event.text), "\n")
         self.console.print(text, soft_wrap=not self.live.is_on)
@@ -149,7 +149,7 @@ class Talk:
         live.draw(now=ended)
 
     def _show_training(self, event: kinds.Step | kinds.Eval | kinds.SettledEvidence) -> None:
-        """A line now and then; on a terminal the display says it all."""
+        """Show a line now and then; on a terminal the display says it all."""
         course = self.course
         if isinstance(event, kinds.Eval) and event.whole:
             self._show_lines(event)

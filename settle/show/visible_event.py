@@ -13,8 +13,11 @@ PROSE = AnswerText | RowPreviews | AnswerChanges  # their text may have several 
 
 
 def visible_event(event: E) -> E:
-    """The event with visible signs in the place of control characters. Where a text is a line of a table or a sentence,
-    a line break in it is a sign too: nothing that a name holds begins a line of its own."""
+    """Return the event with visible signs in place of control characters.
+
+    Where a text is a line of a table or a sentence, a line break in it is a sign too: nothing that a name holds begins
+    a line of its own.
+    """
     shown: E = _shown(event, isinstance(event, PROSE))
     return shown
 

@@ -29,8 +29,10 @@ POLL_SECONDS = 0.1
 
 
 class CommandChild:
-    """A command whose result a page shows, one at a time; it ends with the page. status: a line of the page that says
-    what it does; talk: its latest lines."""
+    """A command whose result a page shows, one at a time; it ends with the page.
+
+    status: a line of the page that says what it does; talk: its latest lines.
+    """
 
     def __init__(self) -> None:
         self.status = words("", classes="dim").props('role="status"')
@@ -39,7 +41,7 @@ class CommandChild:
         ui.context.client.on_delete(self.stop)
 
     async def read(self, line: Sequence[str], on_line: Callable[[str], None] = lambda text: None) -> Mapping[str, Any]:
-        """What `settle LINE --json` returns, also with exit code 3. on_line: called with each line that it says.
+        """Return what `settle LINE --json` returns, also with exit code 3. on_line: called with each line that it says.
 
         Raises the SettleError that the command ends with; RunError when it was stopped.
         """
@@ -75,7 +77,7 @@ class CommandChild:
         return values
 
     async def stop(self) -> None:
-        """Ends it, as Ctrl-C does."""
+        """End it, as Ctrl-C does."""
         process, self._process = self._process, None
         if process is None or process.returncode is not None:
             return
@@ -88,7 +90,7 @@ class CommandChild:
 
 
 async def read_module(module: str, *arguments: str, seconds: float) -> object:
-    """What a module of settle prints as JSON: work that takes more memory than the studio has. Raises RunError."""
+    """Return what a module of settle prints as JSON, in a process with memory of its own. Raises RunError."""
     process = await asyncio.create_subprocess_exec(
         *module_command(module, *arguments), stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
     )
@@ -107,9 +109,10 @@ async def start_command(
     has_begun: Callable[[Sequence[Event]], bool],
     say: Callable[[str], None] = lambda text: None,
 ) -> Sequence[Event]:
-    """Start `settle ARGUMENTS`, which outlives the studio, and wait until its events show that its work has begun, or
-    it has ended; the events so far. say: called with what it does until then. Raises the error that it ends with
-    before."""
+    """Start `settle ARGUMENTS`, which outlives the studio, and wait until its work has begun, or it has ended.
+
+    Returns its events so far. say: called with what it does until then. Raises the error that it ends with before.
+    """
     with _report() as report, report.with_name("talk").open("w+b") as talk:
         process = subprocess.Popen(
             _command(report, arguments),
@@ -141,7 +144,7 @@ def _command(report: Path, line: Sequence[str]) -> list[str]:
 
 @contextlib.contextmanager
 def _report() -> Iterator[Path]:
-    """A file that a command writes its events to, for as long as they are read."""
+    """Make a file that a command writes its events to, for as long as they are read."""
     with tempfile.TemporaryDirectory(prefix="settle-", ignore_cleanup_errors=True) as folder:
         yield Path(folder) / "events.jsonl"
 
@@ -154,7 +157,7 @@ def _say(event: Event, say: Callable[[str], None]) -> None:
 
 
 def _error_in(events: Iterable[Event], talk: Iterable[str]) -> SettleError:
-    """The error that a command has reported; of a fault of ours, the last line of its traceback."""
+    """Return the error that a command has reported; of a fault of ours, the last line of its traceback."""
     failures = [event for event in events if isinstance(event, RunFailed)]
     if failures:
         return RunError(failures[-1].what, failures[-1].fix)

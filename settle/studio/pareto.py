@@ -96,7 +96,7 @@ def _of_pick(record: Mapping[str, Any]) -> Iterator[Tradeoff]:
 
 
 def _of_shrink(record: Mapping[str, Any]) -> Iterator[Tradeoff]:
-    """Of a run that exported a file; a plan has its reference first among its candidates."""
+    """Yield the trade-offs of a run that shrank; a plan has its reference first among its candidates."""
     files = [*record["candidates"], *([record["chosen"]] if "chosen" in record else [])]
     whole = record.get("reference") or next((file for file in files if not file["divergence"]), None)
     chosen = record["chosen"]["name"] if "chosen" in record else None

@@ -28,8 +28,9 @@ _CHARACTERS = {written: char for char, written in _ESCAPES.items()}
 
 
 def with_default_system(template: str, prompt: str, knows_system: bool) -> str:
-    """Put a default system prompt into a template, in place of an earlier one. knows_system: it renders system
-    prompts.
+    """Put a default system prompt into a template, in place of an earlier one.
+
+    knows_system: it renders system prompts.
     """
     escaped = "".join(_ESCAPES.get(char, char) for char in prompt)
     rest = _AS_MESSAGE if knows_system else _BEFORE_QUESTION

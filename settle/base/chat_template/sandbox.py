@@ -136,7 +136,7 @@ def _through(name: str, node: Any) -> nodes.Filter:
 
 
 class _Environment(ImmutableSandboxedEnvironment):
-    """As transformers sets it up (chat_template_utils), so that a template means the same here and there; limited."""
+    """Set the environment up as transformers does (chat_template_utils), so that a template means the same; limited."""
 
     intercepted_binops = frozenset({"+", "*", "**", "%"})
 

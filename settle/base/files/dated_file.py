@@ -60,7 +60,7 @@ def read_update(path: Path) -> bytes:
 
 
 def check_pin(path: Path, sha256: str | None) -> None:
-    """Whether the file is the one that was published. Raises UsageError without a hash, DataError for another one."""
+    """Return whether the file is the published one. Raises UsageError without a hash, DataError for another one."""
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     if sha256 is None:
         raise UsageError(

@@ -46,7 +46,7 @@ class WorkFolder:
 
     @property
     def has_begun(self) -> bool:
-        """Whether the work has its plan: what was asked for is in order, and a stop from now on leaves it to resume."""
+        """Return whether the work has its plan: what was asked is in order, and a stop from now on can be resumed."""
         return (self.path / "plan.json").exists()
 
     @property

@@ -34,7 +34,7 @@ class Launch:
 
     @property
     def is_local(self) -> bool:
-        """Whether all ranks are on this host."""
+        """Return whether all ranks are on this host."""
         return self.local_size == self.size
 
     @property
@@ -66,7 +66,7 @@ def launched() -> Launch | None:
 
 
 def is_rank() -> bool:
-    """Whether torchrun started this process, however well."""
+    """Return whether torchrun started this process, however well."""
     return all(name in os.environ for name in VARIABLES)
 
 

@@ -40,20 +40,20 @@ class Interval:
 
     @classmethod
     def log_normal(cls, value: float, log_std: float, level: float = FORECAST_LEVEL) -> "Interval":
-        """An interval by a factor around `value`. log_std: standard deviation of its natural logarithm."""
+        """Return an interval by a factor around `value`. log_std: standard deviation of its natural logarithm."""
         factor = math.exp(two_sided_z(level) * log_std)
         return cls(value, value / factor, value * factor, level)
 
     @classmethod
     def from_json(cls, values: Mapping[str, float | None], level: float) -> "Interval":
-        """The interval that `to_json` wrote, whose level the reader knows. Raises KeyError, TypeError, ValueError."""
+        """Read what `to_json` wrote, of a level that the reader knows. Raises KeyError, TypeError, ValueError."""
         unknown = {"value": math.nan, "low": -math.inf, "high": math.inf}
         known = {name: float(end) for name in unknown if (end := values[name]) is not None}
         return cls(**(unknown | known), level=level)
 
     @property
     def is_bounded(self) -> bool:
-        """Whether both ends are numbers."""
+        """Return whether both ends are numbers."""
         return math.isfinite(self.low) and math.isfinite(self.high)
 
     @property
@@ -76,11 +76,11 @@ class Interval:
         return Interval(self.value * by, self.low * by, self.high * by, self.level)
 
     def at_most(self, limit: float) -> "Interval":
-        """The interval of the smaller of this number and `limit`."""
+        """Return the interval of the smaller of this number and `limit`."""
         return Interval(min(self.value, limit), min(self.low, limit), min(self.high, limit), self.level)
 
     def to_json(self) -> dict[str, float | None]:
-        """The form of result.json and forecast.json; null for an end that is not known."""
+        """Return the form of result.json and forecast.json; null for an end that is not known."""
         ends = {"value": self.value, "low": self.low, "high": self.high}
         return {name: end if math.isfinite(end) else None for name, end in ends.items()}
 
@@ -103,7 +103,7 @@ def student_cdf(t: float, freedom: float) -> float:
 
 
 def student_quantile(probability: float, freedom: float) -> float:
-    """The t with `student_cdf(t, freedom)` = probability, 0 < probability < 1, to about ten digits."""
+    """Return the t with `student_cdf(t, freedom)` = probability, 0 < probability < 1, to about ten digits."""
     if probability < 0.5:
         return -student_quantile(1 - probability, freedom)
     tail = 1 - probability
@@ -150,7 +150,7 @@ def incomplete_beta(x: float, rest: float, a: float, b: float) -> float:
 
 
 def wilson(hits: Sequence[bool], families: Sequence[int] | None = None) -> Interval:
-    """The share of n that are true, with Wilson's interval (1927), which stays between 0 and 1 for any n.
+    """Return the share of n that are true, with Wilson's interval (1927), which stays between 0 and 1 for any n.
 
     families: (n,), the same number for those that belong together: the interval is that of as many independent ones as
     vary so much (Korn and Graubard 1998). Of an empty sample nothing is known: 0, between 0 and 1.
@@ -161,14 +161,20 @@ def wilson(hits: Sequence[bool], families: Sequence[int] | None = None) -> Inter
 
 
 def share_interval(hits: Sequence[bool], families: Sequence[int] | None = None) -> Interval:
-    """As `wilson`, as wide as Agresti and Coull (1998) make it: of few rows of which nearly all or nearly none are true
-    Wilson's interval misses one share in seven, this one hardly ever more than 7 in 100."""
+    """Return the share with an interval as wide as Agresti and Coull (1998) make it.
+
+    Of few rows of which nearly all or nearly none are true Wilson's interval misses one share in seven, this one hardly
+    ever more than 7 in 100.
+    """
     return _share(hits, families, lambda p, n, z, middle: z * math.sqrt(middle * (1 - middle) / (n + z * z)))
 
 
 def _share(hits: Sequence[bool], families: Sequence[int] | None, half: Callable[..., float]) -> Interval:
-    """Around Wilson's middle. half: of the interval's width, by the share, how many independent ones vary as much, how
-    many standard deviations it has, and the middle."""
+    """Return the share with an interval around Wilson's middle.
+
+    half: of the interval's width, by the share, how many independent ones vary as much, how many standard deviations it
+    has, and the middle.
+    """
     if not hits:
         return Interval(0.0, 0.0, 1.0)
     p, n, z = sum(hits) / len(hits), float(len(hits)), two_sided_z(LEVEL)
@@ -180,8 +186,10 @@ def _share(hits: Sequence[bool], families: Sequence[int] | None, half: Callable[
 
 
 def _independent(hits: Sequence[bool], families: Sequence[int], share: float) -> float:
-    """How many independent ones would vary as much as `hits`, of which a `share` is true; at most as many as there are,
-    and where all agree one a family."""
+    """Return how many independent ones would vary as much as `hits`, of which a `share` is true.
+
+    They are at most as many as there are, and where all agree one a family.
+    """
     excess: dict[int, float] = {}
     for hit, family in zip(hits, families, strict=True):
         excess[family] = excess.get(family, 0.0) + hit - share
@@ -194,7 +202,7 @@ def _independent(hits: Sequence[bool], families: Sequence[int], share: float) ->
 def bootstrap_mean(
     values: "Sequence[float] | np.ndarray", random: "np.random.Generator | None" = None, resamples: int = RESAMPLES
 ) -> Interval:
-    """The mean of n values with the bootstrap's interval; 0 for an empty sample. See `bootstrap_ratio`."""
+    """Return the mean of n values with the bootstrap's interval; 0 for an empty sample. See `bootstrap_ratio`."""
     return bootstrap_ratio(values, [1.0] * len(values), random, resamples) if len(values) else Interval(0.0)
 
 
@@ -221,8 +229,10 @@ def bootstrap_ratio(
 
 
 def _resampled(sums: "np.ndarray", counts: "np.ndarray", random: "np.random.Generator", resamples: int) -> "np.ndarray":
-    """Σ sums ÷ Σ counts, (R,), of n drawn with replacement. Of few different values, as scores of 0 and 1 have, it is
-    only drawn how often each comes."""
+    """Return Σ sums ÷ Σ counts, (R,), of n drawn with replacement.
+
+    Of few different values, as scores of 0 and 1 have, it is only drawn how often each occurs.
+    """
     import numpy as np
 
     n = len(sums)
@@ -243,11 +253,12 @@ def _resampled(sums: "np.ndarray", counts: "np.ndarray", random: "np.random.Gene
 
 @dataclass(frozen=True)
 class PairedTest:
-    """Two models scored on the same rows. base, tuned: mean scores; difference: tuned minus base; wins, losses: rows on
-    which the tuned model scored more, or less. p_value: the chance of so large a difference, either way, were both
-    equally good; adjusted_p: corrected for the other claims of the same report, see `in_order`. families: how many
-    independent groups the rows are. is_share: all scores are from 0 to 1. limit: the
-    p-value that a verdict takes at most.
+    """Two models scored on the same rows.
+
+    base, tuned: mean scores; difference: tuned minus base; wins, losses: rows on which the tuned model scored more, or
+    less. p_value: the chance of so large a difference, either way, were both equally good; adjusted_p: corrected for
+    the other claims of the same report, see `in_order`. families: how many independent groups the rows are. is_share:
+    all scores are from 0 to 1. limit: the p-value that a verdict takes at most.
     """
 
     base: float
@@ -264,8 +275,10 @@ class PairedTest:
 
     @property
     def verdict(self) -> str:
-        """better or worse, where interval and corrected p-value say so; otherwise no different, or too few rows to tell
-        where a large difference is still possible, or where only the interval says so."""
+        """Say better or worse, where interval and corrected p-value say so; otherwise no different, or too few rows.
+
+        Too few rows to tell: where a large difference is still possible, or where only the interval says so.
+        """
         is_clear = self.adjusted_p <= self.limit
         if is_clear and self.difference.low > 0:
             return "better"
@@ -276,7 +289,7 @@ class PairedTest:
 
     @property
     def is_shown(self) -> bool:
-        """Whether one is shown to be better than the other."""
+        """Return whether one is shown to be better than the other."""
         return self.verdict in ("better", "worse")
 
     @property
@@ -297,15 +310,16 @@ def paired_test(
     seed: int = 0,
     resamples: int = RESAMPLES,
 ) -> PairedTest:
-    """Compare scores (n,) of two models on the same rows; more is better. families: (n,), the same number for rows that
-    belong together, such as near duplicates or parts of one document; None: every row stands for itself.
+    """Compare scores (n,) of two models on the same rows; more is better.
+
+    families: (n,), the same number for rows that belong together, such as near duplicates or parts of one document;
+    None: every row is independent.
 
     Families are resampled whole (Field and Welsh 2007), since rows that are alike are right or wrong together. The
-    interval is corrected for skewness, which a rare large loss makes; of answers that are right or wrong, on rows that
-    stand for themselves, it is `add_two_interval`, and the p-value that of `unconditional_p`. Elsewhere the p-value
-    comes from flipping the signs of the families' sums, which is exact for any number of them where differences are
-    symmetric under the null (Fisher 1935): an interval from a handful of rows that happen to agree would claim too
-    much.
+    interval is corrected for skewness, which a rare large loss makes; of answers that are right or wrong, on
+    independent rows, it is `add_two_interval`, and the p-value that of `unconditional_p`. Elsewhere the p-value comes
+    from flipping the signs of the families' sums, which is exact for any number of them where differences are symmetric
+    under the null (Fisher 1935): an interval from a handful of rows that happen to agree would claim too much.
     """
     import numpy as np
 
@@ -341,9 +355,12 @@ def paired_test(
 
 
 def add_two_interval(wins: int, losses: int, rows: int, level: float = LEVEL) -> Interval:
-    """The difference of two shares on the same independent rows, of which one side alone was right on `wins`, the other
-    on `losses`: Wald's interval after two rows are added, one win and one loss (Bonett and Price 2012). Half a row to
-    each of the four outcomes (Agresti and Min 2005) misses one difference in seven where few rows differ."""
+    """Return the difference of two shares on the same independent rows, with its interval.
+
+    One side alone was right on `wins`, the other on `losses`: Wald's interval after two rows are added, one win and one
+    loss (Bonett and Price 2012). Half a row to each of the four outcomes (Agresti and Min 2005) misses one difference
+    in seven where few rows differ.
+    """
     n = rows + 2
     middle = (wins - losses) / n
     half = two_sided_z(level) * math.sqrt(max(0.0, (wins + losses + 2) / n - middle * middle) / n)
@@ -351,8 +368,10 @@ def add_two_interval(wins: int, losses: int, rows: int, level: float = LEVEL) ->
 
 
 def holm(tests: Sequence[PairedTest]) -> list[PairedTest]:
-    """All tests, with p-values that are corrected together: the chance of one false verdict or more among them is that
-    of one test alone (Holm 1979)."""
+    """Return all tests, with p-values that are corrected together.
+
+    The chance of one false verdict or more among them is that of one test alone (Holm 1979).
+    """
     order = sorted(range(len(tests)), key=lambda i: tests[i].p_value)
     adjusted, largest = list(tests), 0.0
     for rank, i in enumerate(order):
@@ -374,8 +393,11 @@ def in_order(deciding: Sequence[PairedTest], others: Sequence[PairedTest] = ()) 
 
 
 def _skew_corrected(sums: "np.ndarray", counts: "np.ndarray", resampled: Interval) -> Interval:
-    """The wider of the `resampled` interval of Σ sums ÷ Σ counts, both (G,), and Student's with Hall's correction for
-    skewness (1992). Families of unequal size count as fewer (Carter, Schnepel and Steigerwald 2017)."""
+    """Return the wider of two intervals of Σ sums ÷ Σ counts, both (G,): `resampled`, and Student's.
+
+    Student's is corrected for skewness by Hall (1992). Families of unequal size count as fewer (Carter, Schnepel and
+    Steigerwald 2017).
+    """
     n, total, mean = len(sums), float(counts.sum()), resampled.value
     rest = sums - mean * counts
     std = math.sqrt(float((rest**2).sum()) / (n - 1))
@@ -391,7 +413,7 @@ def _skew_corrected(sums: "np.ndarray", counts: "np.ndarray", resampled: Interva
 
 
 def _unanimous(mean: float, n: int) -> Interval:
-    """The interval when n families all differ by `mean`, of which resampling shows no spread.
+    """Return the interval when n families all differ by `mean`, of which resampling shows no spread.
 
     Had more than `unseen` of all families differed otherwise, one would have been seen (rule of three); at worst those
     say the opposite, by 1.

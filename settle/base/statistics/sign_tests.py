@@ -18,10 +18,13 @@ MOST_EXACT = 1000  # rows up to which the exact unconditional test is computed; 
 
 @functools.lru_cache(maxsize=4096)
 def unconditional_p(wins: int, losses: int, rows: int) -> float:
-    """The two-sided p-value of answers that are right or wrong on independent rows, of which one side alone was right
-    on `wins`, the other on `losses`: the chance of so large a z = (wins - losses) / √(wins + losses), or a larger one,
-    were both equally good, for the share of rows that differ which makes it largest (Suissa and Shuster 1991). It is
-    exact as McNemar's test is, which takes the number of rows that differ for given, and sees more."""
+    """Return the two-sided p-value of answers that are right or wrong on independent rows.
+
+    One side alone was right on `wins`, the other on `losses`: the chance of so large a
+    z = (wins - losses) / √(wins + losses), or a larger one, were both equally good, for the share of rows that differ
+    which makes it largest (Suissa and Shuster 1991). It is exact as McNemar's test is, which takes the number of rows
+    that differ for given, and sees more.
+    """
     import numpy as np
 
     unequal = wins + losses
@@ -44,12 +47,12 @@ def unconditional_p(wins: int, losses: int, rows: int) -> float:
 
 
 def sign_tail(tosses: int, heads: int) -> float:
-    """The chance that a fair coin shows so many heads or more."""
+    """Return the chance that a fair coin shows so many heads or more."""
     return sum(math.comb(tosses, k) for k in range(max(0, heads), tosses + 1)) / (1 << tosses)
 
 
 def sign_flip(sums: "np.ndarray", random: "np.random.Generator", resamples: int) -> float:
-    """The chance of so large a total of `sums` (G,), or a larger one, in either direction, were every sign a coin's."""
+    """Return the chance of so large a total of `sums` (G,), in either direction, were every sign a coin's."""
     import numpy as np
 
     sizes = np.abs(sums[sums != 0])

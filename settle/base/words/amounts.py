@@ -65,8 +65,9 @@ def count(value: float) -> str:
 
 
 def money(value: float) -> str:
-    """Two decimals, or two digits that say something where that would be nothing; never a power of ten. Of large sums
-    three digits.
+    """Return two decimals, or two significant digits where that would be nothing; never a power of ten.
+
+    Large sums have three digits.
     """
     if abs(value) >= 999_500:
         return _scaled(value / 1e6, 1000.0, ("M", "B", "T"))

@@ -9,7 +9,7 @@ ASKED = 140  # characters of a question that are shown
 
 
 def rows_lines(event: RowSummary) -> list[str]:
-    """What was read, how it was understood, and what a person should know of it."""
+    """Return what was read, how it was understood, and what the user should know of it."""
     lines = [f"{file}: {use.layout} ({_columns(use.columns)})" for file, use in event.layouts.items()]
     if len(lines) > 4:
         lines = [*lines[:3], f"and {len(lines) - 3} more files"]
@@ -35,7 +35,7 @@ def rows_lines(event: RowSummary) -> list[str]:
 
 
 def text_line(event: TextSummary) -> str:
-    """What was read, and what became of it."""
+    """Return what was read, and what became of it."""
     return " · ".join([f"{event.read:,} documents read, {_sides(event, 'documents')}", *_losses(event)])
 
 
@@ -60,7 +60,7 @@ def secrets_warning(event: LedgerSummary, fix: str) -> str | None:
 
 
 def _losses(event: LedgerSummary) -> list[str]:
-    """What was left out, changed, not read and found, each with its reasons."""
+    """Yield what was left out, changed, not read and found, each with its reasons."""
     counted = {"left out": event.dropped, "repaired": event.mended, "files or folders not read": event.skipped}
     losses = [f"{what}: {_reasons(reasons)}" for what, reasons in counted.items() if reasons]
     if event.omissions:

@@ -16,7 +16,7 @@ INTERVAL_FITS = 84  # columns from which the interval fits beside the actual fig
 
 
 def comparison(forecast: Mapping[str, object], actual: Mapping[str, object] | None, width: int = WHY_FITS) -> Listing:
-    """The forecast with its 80 % interval, and the actual figures beside it when they are known.
+    """Return the forecast with its 80 % interval, and the actual figures next to it when they are known.
 
     forecast: name → {"value", "low", "high", "unit"}; a unit that is not given follows from the name. Where both do
     not fit the interval is left out, since a word says whether the actual figure lies in it. An actual figure that is
@@ -46,7 +46,7 @@ def comparison(forecast: Mapping[str, object], actual: Mapping[str, object] | No
 
 
 def _busy(actual: Mapping[str, object]) -> str:
-    """What other programs took of the processor meanwhile; empty where that was little or is not known."""
+    """Return what other programs took of the processor meanwhile; empty where that was little or is not known."""
     share = actual.get("others_share")
     if not isinstance(share, int | float) or share < BUSY:
         return ""
@@ -54,7 +54,7 @@ def _busy(actual: Mapping[str, object]) -> str:
 
 
 def _interval(low: object, high: object, unit: str) -> str:
-    """low – high, the unit said once when both have the same."""
+    """Return low – high, the unit said once when both have the same."""
     if low is None or high is None:
         return ""
     start, end = amount(low, unit), amount(high, unit)
@@ -65,7 +65,7 @@ def _interval(low: object, high: object, unit: str) -> str:
 
 
 def _actual(value: object, figure: Mapping[str, object], unit: str) -> list[str]:
-    """The actual figure, and whether it lies in the interval."""
+    """Return the actual figure, and whether it lies in the interval."""
     if isinstance(value, Mapping):
         value = value.get("value")
     if not isinstance(value, int | float):
@@ -78,8 +78,11 @@ def _actual(value: object, figure: Mapping[str, object], unit: str) -> list[str]
 
 
 def place_in_interval(value: float, low: float, high: float) -> str:
-    """Whether a figure lies in its interval, in a word; an interval that reaches to several times its lower end holds
-    nearly anything, and that the figure lies in it is no success."""
+    """Say whether a figure lies in its interval, in a word.
+
+    An interval that reaches to several times its lower end holds nearly anything, and that the figure lies in it is no
+    success.
+    """
     if not low <= value <= high:
         return "outside"
     return "inside" if high <= TOO_WIDE * low else "inside, too wide to say much"
@@ -94,13 +97,13 @@ def flat(values: Mapping[str, object], prefix: str = "") -> dict[str, object]:
 
 
 def listed(event: Listing) -> tuple[list[list[str]], list[bool]]:
-    """The cells of a list as text, and which of its columns hold numbers."""
+    """Return the cells of a list as text, and which of its columns hold numbers."""
     rows = [list(map(cell_text, row)) for row in event.rows]
     return rows, [bool(rows) and all(NUMBER.match(row[i]) for row in rows) for i in range(len(event.columns))]
 
 
 def cell_text(value: object) -> str:
-    """A cell of a list, as text."""
+    """Return a cell of a list as text."""
     if isinstance(value, Mapping):
         return amount(value["value"], str(value["unit"]))
     return value if isinstance(value, str) else amount(value)

@@ -18,12 +18,12 @@ def html_table(rows: Sequence[Sequence[str]], columns: Sequence[str] = (), title
 
 
 def html_text(text: str) -> str:
-    """A paragraph; line breaks stay."""
+    """Return a paragraph of HTML; line breaks stay."""
     return f'<p style="white-space: pre-wrap">{_text(text)}</p>'
 
 
 def html_picture(png: bytes, description: str) -> str:
-    """A picture that the notebook holds itself."""
+    """Return a picture that the notebook holds itself."""
     return f'<img alt="{_text(description)}" width="720" src="data:image/png;base64,{b64encode(png).decode()}">'
 
 

@@ -32,7 +32,7 @@ def loss_text(loss: float | None) -> str:
 
 
 def eval_text(event: Eval) -> str:
-    """An evaluation in words."""
+    """Return an evaluation in words."""
     text = f"loss {loss_text(event.loss)}"
     text += f" ± {event.stderr:.4f}" if math.isfinite(event.stderr) else ""
     bits, share = event.bits_per_byte, event.held_out_share
@@ -66,8 +66,11 @@ def rollback_text(event: Rollback) -> str:
 
 
 def progress_text(event: Progress, began: float, most: float | None = None) -> str:
-    """How far the work is, its pace and what is left. began: when it started, in epoch seconds. most: seconds until the
-    whole run ends, where that is known: the work does not outlast it."""
+    """Say how far the work is, its pace and what is left.
+
+    began: when it started, in epoch seconds. most: seconds until the whole run ends, where that is known: the work does
+    not outlast it.
+    """
     unit, done, total = event.unit, event.done, event.total
     scaled = unit in ("bytes", "s", "J") or not total
     text = (amount(done, unit) if scaled else f"{done:,.0f}") + (f" of {amount(total, unit)}" if total else "")
@@ -108,8 +111,10 @@ def phases_text(phases: Mapping[str, float]) -> str:
 
 
 def outlook_text(course: RunCourse) -> str:
-    """The loss that the run is expected to end with, by the latest forecast; empty without one, and once evaluations
-    during the decay tell more than what was forecast at its beginning."""
+    """Return the loss that the run is expected to end with, by the latest forecast.
+
+    Empty without one, and once evaluations during the decay say more than what was forecast at its beginning.
+    """
     is_late = course.decay is not None and bool(course.evals) and course.evals[-1].step > course.decay.step
     if not course.forecasts or is_late:
         return ""
@@ -118,7 +123,7 @@ def outlook_text(course: RunCourse) -> str:
 
 
 def evidence_text(course: RunCourse, width: int) -> str:
-    """The evidence for settled, or why there is none yet."""
+    """Return the evidence for settled, or why there is none yet."""
     if not course.judgements:
         return ""
     latest = course.judgements[-1]
@@ -128,7 +133,7 @@ def evidence_text(course: RunCourse, width: int) -> str:
 
 
 def gain_text(high: float, tolerance: float, width: int) -> str:
-    """The evidence for settled in a sentence."""
+    """Return the evidence for settled in a sentence."""
     if width >= WHY_FITS:
         return f"10 % more tokens gain {percent(max(0.0, high))} at most; {percent(tolerance)} matters"
     return f"≤ {percent(max(0.0, high))} to gain, {percent(tolerance)} matters"

@@ -1,4 +1,4 @@
-"""Whether a word about a run, a check or a figure is good news: each face has a colour for it."""
+"""The tone of a word about a run, a check or a figure, good news or bad: each face has a colour for it."""
 
 BUDGETS = ("time", "tokens", "steps", "money", "passes", "budget")  # what a run may have used up
 
@@ -10,5 +10,5 @@ TONES = {
 
 
 def shown_verdict(verdict: str, budget: str | None) -> str:
-    """A verdict for people: a run that took the budget it was given is no warning. budget: what it used up."""
+    """Return a verdict for people: a run that took the budget it was given is no warning. budget: what it used up."""
     return f"{budget or 'budget'} used" if verdict == "out of budget" else verdict

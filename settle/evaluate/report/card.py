@@ -23,8 +23,10 @@ def write_card(
 
 
 def card(name: str, plan: Values, result: Values, ledger: Values, compared: Sequence[str] = ()) -> str:
-    """The card's text. plan, result: as in plan.json and result.json; ledger: `Ledger.as_dict()` of the data; compared:
-    lines on how a tuned model does against its base, or a distilled one against its teacher.
+    """Return the card's text.
+
+    plan, result: as in plan.json and result.json; ledger: `Ledger.as_dict()` of the data; compared: lines on how a
+    tuned model does against its base, or a distilled one against its teacher.
     """
     sections = [
         _front(plan, result),
@@ -43,7 +45,7 @@ def card(name: str, plan: Values, result: Values, ledger: Values, compared: Sequ
 
 
 def _audit(audit: Values) -> list[str]:
-    """The ledger's sentence."""
+    """Return the ledger's sentence."""
     return [_plain(audit["sentence"])] if audit.get("sentence") else []
 
 
@@ -90,7 +92,7 @@ def _summary(plan: Values, result: Values, ledger: Values) -> list[str]:
 
 
 def _use_tuned(name: str, tuning: Values, files: Values, base_id: str | None) -> list[str]:
-    """An adapter over its base's file, or a whole model. base_id: what transformers loads its base by."""
+    """Show how to use an adapter, or a whole model. base_id: what transformers loads its base by."""
     lines = ["```sh", f"settle chat {name}                                  # settle"]
     if "lora_gguf" in files:
         base = _code(Path(tuning["base"]).name)
@@ -114,7 +116,7 @@ def _use_tuned(name: str, tuning: Values, files: Values, base_id: str | None) ->
 
 
 def _adapter(tuning: Values) -> str:
-    """The adapter's method and its settings: rank, alpha, targets …"""
+    """Return the adapter's method and its settings, such as rank, alpha and targets."""
     settings = {key: value for key, value in (tuning.get("adapter") or {}).items() if value not in (None, [], "")}
     shown = (", ".join(map(str, v)) if isinstance(v, list | tuple) else str(v) for v in settings.values())
     return "; ".join([str(tuning["adapter_name"]), *(f"{k} {v}" for k, v in zip(settings, shown, strict=True))])
@@ -333,7 +335,7 @@ def _cost(value: object, forecast: object) -> str | None:
 
 
 def _amount(key: str, value: object) -> str | None:
-    """A number with its unit, by what it is a number of: time in seconds, energy in joules, memory in bytes."""
+    """Return a number with its unit: time in seconds, energy in joules, memory in bytes."""
     if not _is_number(value):
         return None
     if key == "time":

@@ -50,7 +50,7 @@ def draw_curves(run: Run, result: Result | None = None) -> Path | None:
 def picture(
     course: RunCourse, result: Result | None, forecast: Mapping[str, object], name: str, unit: str = "nats per token"
 ) -> bytes:
-    """The picture as the bytes of a PNG. What `result` and `forecast` lack is left out. unit: of the losses."""
+    """Return the picture as the bytes of a PNG; what `result` and `forecast` lack is left out. unit: of the losses."""
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -140,7 +140,7 @@ def _draw_loss(axes: "Axes", course: RunCourse, right: "Axes", best_step: int | 
 
 
 def _draw_outlook(axes: "Axes", course: RunCourse) -> None:
-    """The final loss as it was forecast after so many tokens, ever more narrowly."""
+    """Draw the final loss as it was forecast after so many tokens, ever more narrowly."""
     expected = course.forecasts
     if len(expected) > 1:
         x = [e.tokens for e in expected]
@@ -152,7 +152,7 @@ def _draw_outlook(axes: "Axes", course: RunCourse) -> None:
 
 
 def _dots(x: Sequence[float]) -> str:
-    """A mark for each point, unless there are so many that they would run together."""
+    """Return a mark for each point, unless there are so many that they would run together."""
     return "o" if len(x) <= MOST_DOTS else ""
 
 
@@ -194,7 +194,7 @@ def _draw_rate(axes: "Axes", course: RunCourse) -> None:
 
 
 def _draw_evidence(axes: "Axes", course: RunCourse) -> None:
-    """The gain still expected from 10 % more tokens, with its interval, against what matters; logarithmic."""
+    """Draw the gain still expected from 10 % more tokens, with its interval, against what matters; logarithmic."""
     from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
     judged = _finite(course.judgements, "gain", "high")
@@ -277,7 +277,7 @@ def _shortened(text: str, length: int) -> str:
 
 
 def _final_loss(course: RunCourse, result: Result | None) -> float:
-    """What the forecast is compared with: the actual loss of the result, else the last evaluation's."""
+    """Return what the forecast is compared with: the actual loss of the result, else the last evaluation's."""
     actual = result.actual.get("loss") if result else None
     actual = actual.get("value") if isinstance(actual, Mapping) else actual
     return float(actual) if isinstance(actual, int | float) else course.evals[-1].loss
@@ -291,7 +291,7 @@ def _interval(forecast: Mapping[str, object], name: str) -> tuple[float, float, 
 
 
 def _finite(events: Sequence[E], *names: str) -> list[E]:
-    """The events whose named fields are all finite numbers."""
+    """Return the events whose named fields are all finite numbers."""
     return [e for e in events if all(math.isfinite(getattr(e, name)) for name in names)]
 
 

@@ -44,15 +44,17 @@ class Trial:
     weights: bytes
 
     def worst(self, alone: "Trial") -> float:
-        """The largest relative difference of an evaluation's loss from that of one rank; inf where one is missing."""
+        """Return the largest relative difference of a loss from that of one rank; inf where one is missing."""
         if self.losses.keys() != alone.losses.keys():
             return float("inf")
         return max(abs(loss - alone.losses[step]) / alone.losses[step] for step, loss in self.losses.items())
 
 
 def prove_scale(asked: TrainSettings, ranks: str, events: Events) -> int:
-    """Train the same plan on each number of ranks, and on a number that changes on the way; show the table. The exit
-    code is 1 where they do not agree. Raises SettleError."""
+    """Train the same plan on each number of ranks, and on a number that changes on the way; show the table.
+
+    The exit code is 1 where they do not agree. Raises SettleError.
+    """
     settings = TrainSettings(
         inputs=asked.inputs, steps=asked.steps or STEPS, size=asked.size or SIZE, batch_tokens=asked.batch_tokens,
         seed=asked.seed, dtype="float32", device="cpu", threads=asked.threads, sharding=asked.sharding,
@@ -87,7 +89,7 @@ def prove_scale(asked: TrainSettings, ranks: str, events: Events) -> int:
 
 
 def parse_ranks(text: str) -> list[int]:
-    """ "1,2,4" as numbers. Raises UsageError."""
+    """Return "1,2,4" as numbers. Raises UsageError."""
     parts = [part.strip() for part in text.split(",") if part.strip()]
     if not parts or not all(part.isdigit() and 0 < int(part) <= MOST_RANKS for part in parts):
         raise UsageError(f"--prove-scale {text}: no numbers of ranks", f"such as 1,2,3,4; {MOST_RANKS} at most")
@@ -95,7 +97,7 @@ def parse_ranks(text: str) -> list[int]:
 
 
 def _plan(settings: TrainSettings, corpus: Corpus) -> TrainingPlan:
-    """A plan that ends by its steps alone, with evaluations all along."""
+    """Return a plan that ends by its steps alone, with evaluations all along."""
     plan = plan_training(settings, {}, corpus, 0.0)
     steps = plan.loop.max_steps
     assert steps is not None
@@ -118,7 +120,7 @@ class _Trials:
         self.latest = Run(folder)
 
     def run(self, name: str, parts: Sequence[tuple[int, int]]) -> Trial:
-        """A run of the plan whose parts end at a step and are trained by a number of ranks each."""
+        """Run the plan in parts, each of which ends at a step and is trained by a number of ranks."""
         self.events.emit(Say(text=name))
         run = self.latest = Run(self.folder / name.replace(" ", "-"))
         run.checkpoints.mkdir(parents=True)
@@ -133,7 +135,7 @@ class _Trials:
         return Trial(name, losses, (run.path / FILE).read_bytes(), statistics.median(speeds), weights)
 
     def order(self) -> Order:
-        """What the ledger of the latest run proves. Raises RunError."""
+        """Return what the ledger of the latest run proves. Raises RunError."""
         starts = self.corpus.train.document_starts
 
         def tokens(row: Row) -> Iterator[int]:
@@ -189,7 +191,7 @@ def _row(trial: Trial, alone: Trial, size: int | None) -> tuple[object, ...]:
 def _result(
     trials: dict[int, Trial], changed: Trial, alone: Trial, order: Order, is_same: bool, passed: bool
 ) -> dict[str, object]:
-    """The table as JSON."""
+    """Return the table as JSON."""
     return {
         "passed": passed,
         "bar": MOST_RELATIVE,

@@ -22,7 +22,7 @@ from settle.train.training_plan import TrainingPlan
 
 
 def train(run: Run, until: int, place: str) -> None:
-    """The loop of a run, to its end or to the step `until`. Raises SettleError."""
+    """Run the loop of a run to its end, or to the step `until`. Raises SettleError."""
     launch = launched()
     rank = 0 if launch is None else launch.rank
     record = run.read("plan.json")

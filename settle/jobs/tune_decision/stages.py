@@ -338,7 +338,7 @@ def _comparison(tests: Mapping[str, PairedTest], warning: str = "") -> dict[str,
 
 
 def _of_words(test: PairedTest) -> str:
-    """Whether the simple classifier would do."""
+    """Say whether the simple classifier would do."""
     if test.verdict == "worse":
         return f"{SIMPLE} reaches {test.base:.0%}, more than this model: it is enough, or the model needs more rows"
     if test.verdict != "better":

@@ -13,7 +13,7 @@ Given = str | bool | list[str]
 
 
 def positional(command: type[Part]) -> tuple[str, ...]:
-    """The settings that a command line gives without their names."""
+    """Return the settings that a command line gives without their names."""
     names: tuple[str, ...] = getattr(command, "positional", ())
     return names
 
@@ -44,12 +44,12 @@ def arguments(command: type[Part], given: Mapping[str, Given]) -> list[str]:
 
 
 def shell_line(line: Iterable[str]) -> str:
-    """The arguments as a shell reads them."""
+    """Return the arguments as a shell reads them."""
     return shlex.join(["settle", *line])
 
 
 def check(command: type[Part], given: Mapping[str, Given]) -> None:
-    """Raises the SettleError that the command would raise for these settings before it begins."""
+    """Raise the SettleError that the command would raise for these settings before it begins."""
     for key, info in leaves(command):
         if info.is_required() and not given.get(key):
             raise UsageError(f"{key} = nothing: it is needed", str(info.description))
@@ -60,7 +60,7 @@ def check(command: type[Part], given: Mapping[str, Given]) -> None:
 
 
 def blamed(error: SettleError, given: Mapping[str, Given], known: Iterable[str]) -> str | None:
-    """The setting that an error is about: the one that it names, or whose value it shows; None where it is none."""
+    """Return the setting that an error is about: the one that it names, or whose value it shows; None without one."""
     keys = {re.escape(key.replace("_", "-")): key for key in known}
     keys |= {re.escape(key): key for key in known}
     names = "|".join(sorted(keys, key=len, reverse=True))

@@ -45,7 +45,7 @@ def uploads() -> Path:
 
 @app.put("/uploads")
 async def store(name: str, request: Request) -> JSONResponse:
-    """The body of the request becomes a file of that name, or of the name with a number where there is one already."""
+    """Store the body of the request as a file of that name, or of the name with a number where there is one already."""
     name = name.replace("\\", "/").rpartition("/")[2].replace("\0", "").lstrip(".")
     name = name.encode()[-LONGEST_NAME:].decode(errors="ignore") or "file"
     folder = uploads()

@@ -17,8 +17,11 @@ MOST_PROPOSED = 30
 
 
 class Form:
-    """settings: of the command. on_change: called when a value is another. first: settings that are not folded, the
-    essential ones if empty; without: those that the page asks for itself."""
+    """The form of a command's settings.
+
+    on_change: called when a value is another. first: settings that are not folded, the essential ones if empty;
+    without: those that the page asks for itself.
+    """
 
     def __init__(
         self, command: type[Part], settings: Sequence[Setting], on_change: Callable[[], Awaitable[None]],
@@ -39,7 +42,7 @@ class Form:
             self._add_folded(f"Settings of {group.replace('.', ' ')}" if group else "More settings", members)
 
     def given(self) -> dict[str, Given]:
-        """The settings that differ from their defaults, by dotted key."""
+        """Return the settings that differ from their defaults, by dotted key."""
         given: dict[str, Given] = {}
         for key, field in self.fields.items():
             setting = self._settings[key]
@@ -85,7 +88,7 @@ class Form:
         self._show_part(setting, place)
 
     def _show_part(self, setting: Setting, place: ui.element) -> None:
-        """The settings of the part that is chosen, in place of those of the one before."""
+        """Show the settings of the part that is chosen, in place of those of the one before."""
         for old in [old for old in self.fields if old.startswith(f"{setting.key}.")]:
             del self.fields[old]
         place.clear()

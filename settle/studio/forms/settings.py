@@ -26,8 +26,11 @@ SECONDS = 60.0  # to read them
 
 
 class Setting(BaseModel):
-    """default: of a switch. options: (value, label). proposes: "models" or "paths", for what was typed. parts: the
-    settings of each part that may be chosen; part: the one that is, where no other is."""
+    """A setting of a command, as its form shows it.
+
+    default: of a switch. options: (value, label). proposes: "models" or "paths", for what was typed. parts: the
+    settings of each part that may be chosen; part: the one that is, where no other is.
+    """
 
     key: str
     kind: Kind = "text"
@@ -53,7 +56,7 @@ async def settings_of(command: type[Part]) -> list[Setting]:
 
 
 def describe(command: type[Part]) -> list[Setting]:
-    """The same, read in this process."""
+    """Return the settings, read in this process."""
     models = getattr(command, "models", ())
     return [
         _choice(key, info, family) if (family := family_of(info)) else _setting(key, info, key in models)
@@ -94,7 +97,7 @@ def _setting(key: str, info: FieldInfo, is_model: bool = False) -> Setting:
 
 
 def setting_types(annotation: object) -> Iterator[object]:
-    """The types of a setting, without None."""
+    """Return the types of a setting, without None."""
     if typing.get_origin(annotation) in (typing.Union, types.UnionType):
         for inner in typing.get_args(annotation):
             yield from setting_types(inner)
@@ -103,7 +106,7 @@ def setting_types(annotation: object) -> Iterator[object]:
 
 
 def _names(kinds: list[object]) -> list[str]:
-    """What may be chosen, where the type says it."""
+    """Return what may be chosen, where the type says it."""
     if bool in kinds:
         return ["yes", "no"]
     return [str(name) for kind in kinds if typing.get_origin(kind) is Literal for name in typing.get_args(kind)]

@@ -87,7 +87,7 @@ class ModelChoice:
         self.form.show_error(None)
 
     def values(self) -> Mapping[str, Any]:
-        """Of all settings. Raises UsageError for one that is wrong, which is shown at its field, too."""
+        """Return all settings. Raises UsageError for one that is wrong, which is shown at its field, too."""
         try:
             return resolve(self.command, [("asked", self._given())]).value.model_dump()
         except SettleError as e:

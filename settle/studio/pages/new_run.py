@@ -71,7 +71,7 @@ class NewRunForm:
                     self._add_buttons()
 
     def _add_files(self) -> None:
-        """What is dropped or found by its path goes to the setting that takes files."""
+        """Add what is dropped, or found by its path, to the setting that takes files."""
         names = [key for key in ("inputs", "paths", "examples", "prompts") if key in self.command.model_fields]
         if not names:
             return
@@ -108,7 +108,7 @@ class NewRunForm:
         self.place = Place()
 
     async def changed(self) -> None:
-        """The command line follows the form."""
+        """Make the command line follow the form."""
         self.line.text = shell_line(arguments(self.command, self.form.given()))
         self.form.show_error(None)
 
@@ -118,7 +118,7 @@ class NewRunForm:
         return arguments(self.command, given)
 
     async def look(self) -> None:
-        """The forecast."""
+        """Show the forecast."""
         with self.place.anew():
             try:
                 result = await self.outlook.read([*self._checked(), "--dry"])
@@ -127,7 +127,7 @@ class NewRunForm:
                 self._show(e)
 
     async def start(self) -> None:
-        """The command, in a process of its own."""
+        """Start the command, in a process of its own."""
         with self.place.anew():
             try:
                 events = await start_command(self._checked(), has_begun, partial(setattr, self.outlook.status, "text"))
@@ -144,13 +144,13 @@ class NewRunForm:
 
 
 def has_begun(events: Sequence[Event]) -> bool:
-    """Whether the work of a command has begun: a run has its plan by then, and nothing is wrong with what was asked."""
+    """Return whether the work of a command has begun: a run has its plan by then, and what was asked is in order."""
     first = _first_of(events)
     return isinstance(first, WorkStarted) or (first is not None and Run(Path(first.path)).has_begun)
 
 
 def show_begun(events: Sequence[Event]) -> None:
-    """What was started, by its own report, and where to watch it."""
+    """Show what was started, by its own report, and where to watch it."""
     match _first_of(events):
         case RunStarted() as run:
             words("It has started, and continues when this page is closed.", classes="good")
@@ -168,7 +168,7 @@ def _first_of(events: Sequence[Event]) -> RunStarted | WorkStarted | None:
 
 
 def show_outlook(result: Mapping[str, Any], talk: str) -> None:
-    """What a command with --dry returned: the forecast, the rows as they are learned; where it has none, its words."""
+    """Show what a command with --dry returned: the forecast, the rows as they are learned; else its words."""
     forecast = comparison(result.get("forecast") or {}, None)
     if forecast.rows:
         Table.of(forecast, "Forecast")

@@ -21,8 +21,11 @@ class Point(NamedTuple):
 
 @dataclass
 class Curve:
-    """Points are added in the order of their steps; one that repeats a step takes back what came after it, as a run
-    does that was rolled back. generation: changes when points were, that `shown` has given before."""
+    """A curve, whose points are added in the order of their steps.
+
+    One that repeats a step takes back what came after it, as a run does that was rolled back. generation: changes when
+    points were taken back that `shown` has given before.
+    """
 
     generation: int = 0
     latest_step: int = -1  # where there is no point
@@ -32,7 +35,7 @@ class Curve:
     _count: int = 0
 
     def add(self, point: Point) -> None:
-        """A value that is no finite number is not drawn."""
+        """Add a point; a value that is no finite number is not drawn."""
         if not math.isfinite(point.value):
             return
         if self.latest_step >= point.step:
@@ -51,7 +54,7 @@ class Curve:
                 self._halve()
 
     def shown(self, start: int = 0) -> list[list[float | None]]:
-        """The points from number `start` on, as JSON has them."""
+        """Return the points from number `start` on, as JSON has them."""
         points = [*self._closed[start:], *sorted(set(self._open))]
         return [[None if v is None or not math.isfinite(v) else _short(v) for v in point] for point in points]
 
@@ -61,7 +64,7 @@ class Curve:
         return len(self._closed)
 
     def until(self, step: int) -> Point | None:
-        """The last point up to a step, of those that are left."""
+        """Return the last point up to a step, of those that are left."""
         return max((point for point in (*self._closed, *self._open) if point.step <= step), default=None)
 
     def _take_back(self, step: int) -> None:

@@ -74,7 +74,7 @@ class RunFeed:
         return self._status
 
     def look_again(self) -> None:
-        """The status has changed, most likely."""
+        """Forget the status: it has changed, most likely."""
         self._status_at = -STATUS_SECONDS
 
     def _look(self) -> str:
@@ -93,7 +93,7 @@ class RunFeed:
         self._expected = self._forecast()
 
     def _forecast(self) -> tuple[float, float, float] | None:
-        """The loss at the end and its interval, as the run was planned; None where that was not said."""
+        """Return the loss at the end and its interval, as the run was planned; None where that was not said."""
         try:
             loss = (self.run.read("forecast.json") or {})["loss"]
             value, low, high = (number(loss[key]) for key in ("value", "low", "high"))
@@ -102,7 +102,7 @@ class RunFeed:
         return None if value is None or low is None or high is None else (value, low, high)
 
     def _read_piece(self) -> bool:
-        """Whether there may be more."""
+        """Read the next piece, and return whether there may be more."""
         try:
             with self.run.events.open("rb") as f:
                 self._begin_again_if_replaced(f.fileno())

@@ -15,7 +15,7 @@ CLOCK_SECONDS = 2.0  # that two readings of a time may differ: ids of processes 
 
 
 def worker_of(run: Run) -> psutil.Process | None:
-    """The process that opened the latest ledger of the run, while it lives."""
+    """Return the process that opened the latest ledger of the run, while it lives."""
     folder = run.path / LEDGER_FOLDER
     files = sorted(folder.glob("*.jsonl")) if folder.is_dir() else []
     for path in reversed(files):

@@ -19,7 +19,7 @@ MOST_MOMENTS = 12
 
 
 def moments(feed: RunFeed) -> list[int]:
-    """Steps worth looking at: the first, then each ten times as far, those with a sample, and the last."""
+    """Return steps worth looking at: the first, then each ten times as far, those with a sample, and the last."""
     last = feed.course.left.step
     tenfold = [10**power for power in range(8) if 10**power < last]
     sampled = [sample.step for sample in feed.samples]
@@ -27,7 +27,7 @@ def moments(feed: RunFeed) -> list[int]:
 
 
 def loss_then(feed: RunFeed, step: int) -> str:
-    """The held-out loss of the nearest evaluation before, of which step it is, and what it means."""
+    """Return the held-out loss of the nearest evaluation before, of which step it is, and what it means."""
     point = feed.curves["held-out"].until(step)
     if point is None:
         return ""
@@ -39,7 +39,7 @@ def loss_then(feed: RunFeed, step: int) -> str:
 
 
 async def seen(run: Run, steps: Sequence[int]) -> Mapping[str, Mapping[str, object]]:
-    """What the run read at each step, by the step; empty where the prepared data are gone, or are of no such kind."""
+    """Return what the run read at each step; empty where the prepared data are gone, or are of no such kind."""
     arguments = [str(run.path), *map(str, steps)]
     try:
         found = await read_module("settle.studio.runs.seen_child", *arguments, seconds=SEEN_SECONDS)
@@ -49,7 +49,7 @@ async def seen(run: Run, steps: Sequence[int]) -> Mapping[str, Mapping[str, obje
 
 
 def cost_facts(feed: RunFeed, result: Result | None, num_parameters: object) -> list[tuple[str, str]]:
-    """What the training took, and what one answer takes by the same arithmetic."""
+    """Return what the training took, and what one answer takes by the same arithmetic."""
     tokens, actual = feed.course.left.tokens, (result.actual if result else {})
     seconds, joules = number(actual.get("time")) or feed.seconds, number(actual.get("energy"))
     ratio = TRAINING_OPERATIONS * tokens / (ANSWER_OPERATIONS * ANSWER_TOKENS)

@@ -40,20 +40,20 @@ def settled_text(feed: RunFeed, is_running: bool) -> tuple[float | None, str]:
 
 
 def unfinished_facts(feed: RunFeed) -> list[tuple[str, str]]:
-    """Of a run without a result: the error that its latest session ended with, if there was one."""
+    """Return the error that the latest session of a run without a result ended with, if there was one."""
     failure = feed.course.failure
     return [("why", failure.what if failure else "The run is not finished."), ("fix", failure.fix if failure else "")]
 
 
 def forecast_of(run: Run, result: Result | None) -> Listing:
-    """The forecast beside the actual figures; no rows without one. Raises SettleError."""
+    """Return the forecast next to the actual figures; no rows without one. Raises SettleError."""
     with malformed_is_format_error(run.name):
         forecast: Mapping[str, object] = (result.forecast if result else None) or run.read("forecast.json") or {}
         return comparison(forecast, (result.actual or None) if result else None)
 
 
 def card_of(run: Run) -> str:
-    """The model card; empty without one."""
+    """Return the model card; empty without one."""
     try:
         with (run.out / "card.md").open(encoding="utf-8", errors="replace") as f:
             return f.read(MOST_CARD)

@@ -21,8 +21,11 @@ CHARACTERS = 400  # of the text that is shown
 
 
 def seen_at(corpus: Corpus | RowCorpus, plan: Mapping[str, object], step: int) -> dict[str, object]:
-    """origin: file and place; text: how the batch begins, "" for rows, whose tokenizer is their model's; passes: over
-    the data before it."""
+    """Return the batch that the run read at a step.
+
+    origin: file and place; text: how the batch begins, "" for rows, whose tokenizer is their model's; passes: over the
+    data before it.
+    """
     loop, tuning = plan["loop"], plan.get("tuning")
     assert isinstance(loop, Mapping)
     position, seed = max(0, step - 1) * int(loop["micro_batches"]), int(loop["seed"])
