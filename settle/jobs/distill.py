@@ -71,12 +71,11 @@ class DistillContext(TuningContext):
     teacher: Pretrained = field(init=False)
     pair: Mapping[str, object] | None = None  # the draft model beside its teacher, measured
 
-    def made(self, audit: Mapping[str, object]) -> Result:
+    def made(self) -> Result:
         made = read_json(self.made_file) if self.made_file.exists() else None
-        more: dict[str, object] = {"student": {"name": self.tuning.base_name, "made": made}}
-        if self.pair is not None:
-            more["pair"] = self.pair
-        return super().made(audit).model_copy(update=more)
+        student = {"name": self.tuning.base_name, "made": made}
+        pair = {} if self.pair is None else {"pair": self.pair}
+        return super().made().model_copy(update={"student": student, **pair})
 
     def comparing(self, seconds_per_token: float) -> float:
         return super().comparing(seconds_per_token) + self.draft_seconds

@@ -82,8 +82,8 @@ class LoopContext(Context):
         """Commands that use what was made; empty when nothing was."""
         return ""
 
-    def made(self, audit: Mapping[str, object]) -> Result:
-        """Return what becomes result.json. audit: what left this machine."""
+    def made(self) -> Result:
+        """Return what becomes result.json, but for what left this machine."""
         return Result(
             name=self.run.name,
             **vars(self.verdict),
@@ -92,7 +92,6 @@ class LoopContext(Context):
             proof=(self.record or {}).get("proof"),
             gate=self.gate,
             comparison=self.comparison,
-            audit=audit,
             files=self.files,
         )
 
@@ -178,11 +177,11 @@ class TrainingContext(LoopContext):
         prompt = "" if chats else " " + shlex.quote(self.settings.sample or "Once")
         return f"`settle chat {name}{prompt}` · `settle serve` · `settle runs show {name}`"
 
-    def made(self, audit: Mapping[str, object]) -> Result:
+    def made(self) -> Result:
         more = {"budget": _budget_used(self), "forecast": self.run.read("forecast.json") or {}}
         if self.outlook is not None:
             more["outlook"] = self.outlook
-        return super().made(audit).model_copy(update=more)
+        return super().made().model_copy(update=more)
 
 
 def earlier_session(c: TrainingContext) -> None:
@@ -337,10 +336,15 @@ def note_judged(c: LoopContext, best: EvaluationFigures, tokens: int) -> None:
 def result(c: TrainingContext) -> None:
     """Card, picture, and result.json last: its presence means that the run is finished, and needs no checkpoints."""
     c.actual = {**_used(c), **c.actual, "others_share": others_share(c.run)}
-    made = c.made(network_record(c.run.path, c.events))
+    made = with_network(c)
     record = {**(c.record or {}), "num_parameters": c.live.architecture.num_parameters}
     write_card(c.run.out / "card.md", c.run.name, record, made.to_json(), c.corpus.ledger, c.compared)
     finish(c, made)
+
+
+def with_network(c: LoopContext) -> Result:
+    """Return what becomes result.json, and say what left this machine."""
+    return c.made().model_copy(update={"audit": network_record(c.run.path, c.events)})
 
 
 def finish(c: LoopContext, made: Result) -> None:

@@ -1,6 +1,5 @@
 """settle tune: fine-tune a pretrained model on a person's examples, and compare it with its base."""
 
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import ClassVar
 
@@ -36,14 +35,14 @@ class TuneContext(TuningContext):
 
     settings: TuneSettings
 
-    def made(self, audit: Mapping[str, object]) -> Result:
+    def made(self) -> Result:
         base = {
             "name": self.tuning.base_name,
             "sha256": self.tuning.base_sha256,
             "transformers": transformers_name(self.pretrained.source),
         }
         system_prompt = self.corpus.ledger["rows"].get("system_prompt")
-        return super().made(audit).model_copy(update={"base": base, "system_prompt": system_prompt})
+        return super().made().model_copy(update={"base": base, "system_prompt": system_prompt})
 
     def comparison_estimate(self, seconds_per_token: float) -> float:
         if not self.settings.compare:

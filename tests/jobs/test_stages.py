@@ -473,7 +473,7 @@ def test_a_tuned_model_is_compared_on_rows_that_judge(home: Path, monkeypatch: p
     assert asked["models"] == ("base", f"tuned run:{run.path.name}") and asked["judged"] is None
     assert (asked["options"].score, asked["options"].limit) == ("exact", 7)
     assert c.comparison == {"before": 1}, "one other run was compared on these rows"
-    made = c.made({}).to_json()
+    made = c.made().to_json()
     assert made["system_prompt"] == "Be kind." and made["base"]["transformers"] == "org/base"
     assert "compare" not in c.estimates, "a shortened comparison says nothing of a whole one's time"
     c.settings = c.settings.model_copy(update={"compare": False})

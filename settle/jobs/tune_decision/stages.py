@@ -49,8 +49,8 @@ class DecisionContext(TuningContext):
     corpus: DecisionCorpus = field(init=False)
     keys: Mapping[str, Any] = field(default_factory=dict)  # decision.json: how the model is asked, and its report
 
-    def made(self, audit: Mapping[str, object]) -> Result:
-        return super().made(audit).model_copy(update={"decision": self.keys} if self.keys else {})
+    def made(self) -> Result:
+        return super().made().model_copy(update={"decision": self.keys} if self.keys else {})
 
     @property
     def decision(self) -> Decision:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from settle.audit.session import declared, network_record
+from settle.audit.session import declared
 from settle.base.amounts import count, seconds
 from settle.base.choice import Choice
 from settle.base.errors import ProofError, UsageError
@@ -24,7 +24,7 @@ from settle.formats import Weights
 from settle.formats.gguf import read_gguf
 from settle.jobs.job import end_dry, require_same_data
 from settle.jobs.settings import TuneSettings
-from settle.jobs.training_stages import LoopContext, finish, note_judged, train_loop
+from settle.jobs.training_stages import LoopContext, finish, note_judged, train_loop, with_network
 from settle.jobs.tune_encoder.export import export_encoder, export_reranker
 from settle.library.resolve import resolve_whole
 from settle.library.run_models import record_made
@@ -261,4 +261,4 @@ def compare(c: EncoderContext) -> None:
 
 def result(c: EncoderContext) -> None:
     """Draw the picture, and write result.json last."""
-    finish(c, c.made(network_record(c.run.path, c.events)))
+    finish(c, with_network(c))
