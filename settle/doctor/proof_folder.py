@@ -24,18 +24,13 @@ FILE, MEASUREMENTS = "proof.json", "measurements.jsonl"
 
 @dataclass(frozen=True)
 class Case:
-    """The finding that a proof folder is about.
-
-    Attributes:
-        transcript: the file beside the subject, or None.
-        served: the model of a server, or None.
-    """
+    """The finding that a proof folder is about."""
 
     subject: str | None
     finding: Finding[Any]
     running: Running
-    transcript: Path | None
-    served: str | None
+    transcript: Path | None  # the file beside the subject, or None
+    served: str | None  # the model of a server, or None
 
 
 def folder_for(subject: Subject, finding: Finding[Any]) -> Path:

@@ -28,35 +28,21 @@ Value = TypeVar("Value")
 
 @dataclass(frozen=True)
 class Reply(Answer):
-    """An answer with its cost.
+    """An answer with its cost."""
 
-    Attributes:
-        seconds: wall-clock time; of answers made together, an equal share.
-        joules: energy, 0 where it was not measured.
-        probabilities: of each option, where a decision head answered.
-    """
-
-    seconds: float = 0.0
-    joules: float = 0.0
-    probabilities: Mapping[str, float] = field(default_factory=dict)
+    seconds: float = 0.0  # wall-clock time; of answers made together, an equal share
+    joules: float = 0.0  # energy, 0 where it was not measured
+    probabilities: Mapping[str, float] = field(default_factory=dict)  # of each option, where a decision head answered
 
 
 class Arm(ABC, Generic[Item, Value]):
-    """One side of an experiment.
+    """One side of an experiment."""
 
-    Attributes:
-        name: shown to the user.
-        key: equal for two arms only where both give the same value for the same item.
-        at_once: items that are best measured together.
-        num_bytes: memory while it is loaded, 0 where that is not known.
-        seconds: expected time of an item, None where nobody knows.
-    """
-
-    name: str
-    key: str = ""
-    at_once: int = 1
-    num_bytes: int = 0
-    seconds: float | None = None
+    name: str  # shown to the user
+    key: str = ""  # equal for two arms only where both give the same value for the same item
+    at_once: int = 1  # items that are best measured together
+    num_bytes: int = 0  # memory while it is loaded, 0 where that is not known
+    seconds: float | None = None  # expected time of an item, None where nobody knows
 
     @property
     def engine(self) -> object:

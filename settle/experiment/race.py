@@ -35,23 +35,18 @@ class ComparedPair:
     """Two candidates by number.
 
     Attributes:
-        difference: mean score of `first` minus that of `second`, on the `rows` that both answered.
-        p_value: corrected for all pairs; of an early one the inverse of the evidence, times the pairs.
-        is_shown: it is no chance.
-        early: shown before all rows were asked; the interval then holds whenever one stops.
         more: how many rows more would show a difference as large as this one, None where hardly any number would.
-        p_alone: of the test at the end by itself; 1 where none was made.
     """
 
     first: int
     second: int
-    difference: Interval
+    difference: Interval  # mean score of `first` minus that of `second`, on the `rows` that both answered
     rows: int
-    p_value: float
-    is_shown: bool
-    early: bool = False
+    p_value: float  # corrected for all pairs; of an early one the inverse of the evidence, times the pairs
+    is_shown: bool  # it is no chance
+    early: bool = False  # shown before all rows were asked; the interval then holds whenever one stops
     more: int | None = None
-    p_alone: float = 1.0
+    p_alone: float = 1.0  # of the test at the end by itself; 1 where none was made
 
     @property
     def better(self) -> int | None:
@@ -63,24 +58,16 @@ class ComparedPair:
 
 @dataclass(frozen=True)
 class Outcome:
-    """The end of a race.
-
-    Attributes:
-        means: of each candidate, on the rows that it answered; asked: how many those were.
-        left: candidates that none is shown to be better than, by number.
-        rows: that there were.
-        why: it ended before all were asked, or "".
-        error: chance of any false claim among all pairs.
-    """
+    """The end of a race."""
 
     names: Sequence[str]
-    means: Sequence[float]
-    asked: Sequence[int]
+    means: Sequence[float]  # of each candidate, on the rows that it answered
+    asked: Sequence[int]  # how many those were
     pairs: Sequence[ComparedPair]
-    left: Sequence[int]
-    rows: int
-    why: str = ""
-    error: float = ERROR
+    left: Sequence[int]  # candidates that none is shown to be better than, by number
+    rows: int  # that there were
+    why: str = ""  # it ended before all were asked, or ""
+    error: float = ERROR  # chance of any false claim among all pairs
 
     @property
     def saved(self) -> float:

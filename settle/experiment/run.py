@@ -110,21 +110,14 @@ def seconds_left(paces: Sequence[ArmPace], items: Sequence[int]) -> Interval | N
 
 @dataclass(eq=False)
 class Lane(Generic[Item, Value]):
-    """An arm in the middle of an experiment.
-
-    Attributes:
-        record: what it measured so far, also before.
-        items: as the arm is really asked them.
-        keys: of the items, in the record.
-        wanted: places of the items that are still needed as far as is known, for the forecast.
-    """
+    """An arm in the middle of an experiment."""
 
     arm: Arm[Item, Value]
-    record: MeasureRecord[Value]
+    record: MeasureRecord[Value]  # what it measured so far, also before
     pace: ArmPace = field(default_factory=ArmPace)
-    items: Sequence[Item] = ()
-    keys: Sequence[str] = ()
-    wanted: Sequence[int] = ()
+    items: Sequence[Item] = ()  # as the arm is really asked them
+    keys: Sequence[str] = ()  # of the items, in the record
+    wanted: Sequence[int] = ()  # places of the items that are still needed as far as is known, for the forecast
 
     def value(self, place: int) -> Value:
         """Return what was measured of an item."""
@@ -242,23 +235,14 @@ CaseLane = Lane[Case, Reply]
 
 @dataclass(frozen=True)
 class Finished:
-    """The end of a race.
+    """The end of a race."""
 
-    Attributes:
-        outcome: of the arms that did not fail, in their order; None where all of them did.
-        replies: of each of those, by row.
-        failures: of the others, by name.
-        forecast: of the seconds, made before any answer, or after the first where nothing was known.
-        seconds: that it took.
-        made: answers that were not known before.
-    """
-
-    outcome: Outcome | None
-    replies: Sequence[Mapping[int, Reply]]
-    failures: Mapping[str, SettleError]
-    forecast: Interval | None
-    seconds: float
-    made: int
+    outcome: Outcome | None  # of the arms that did not fail, in their order; None where all of them did
+    replies: Sequence[Mapping[int, Reply]]  # of each of those, by row
+    failures: Mapping[str, SettleError]  # of the others, by name
+    forecast: Interval | None  # of the seconds, made before any answer, or after the first where nothing was known
+    seconds: float  # that it took
+    made: int  # answers that were not known before
 
 
 def run_race(

@@ -17,16 +17,11 @@ FREEDOM_OF_POWER = 0.625  # of each seed but two, by which the power of 3 to 10 
 
 @dataclass(frozen=True)
 class Spread:
-    """A figure of n ≥ 2 runs.
-
-    Attributes:
-        mean: with the interval that Student's t gives it.
-        std: between seeds.
-    """
+    """A figure of n ≥ 2 runs."""
 
     values: tuple[float, ...]
-    mean: Interval
-    std: float
+    mean: Interval  # with the interval that Student's t gives it
+    std: float  # between seeds
 
     @classmethod
     def of(cls, values: Sequence[float]) -> "Spread":
@@ -49,17 +44,11 @@ class Spread:
 
 @dataclass(frozen=True)
 class Difference:
-    """Two recipes by one figure.
+    """Two recipes by one figure."""
 
-    Attributes:
-        difference: of the second minus the first.
-        p_value: two-sided.
-        visible: the smallest difference that so many seeds show in four cases of five.
-    """
-
-    difference: Interval
-    p_value: float
-    visible: float
+    difference: Interval  # of the second minus the first
+    p_value: float  # two-sided
+    visible: float  # the smallest difference that so many seeds show in four cases of five
 
     @property
     def is_shown(self) -> bool:

@@ -38,37 +38,23 @@ class GuardedArm(Arm[Measured, float]):
 
 @dataclass(frozen=True)
 class TwoArms:
-    """An A/B of one setting: two arms that differ in it alone.
+    """An A/B of one setting: two arms that differ in it alone."""
 
-    Attributes:
-        knob: what is changed, in words.
-        before: the set-up as it is; after: with one thing changed.
-        measure, unit: what is compared.
-        items: the proof is made on them, at least six; none of them raised the suspicion.
-        others: the change is tested again on them; none is an item.
-        least: smallest mean change that counts, in `unit`; of a time, the smallest ratio less one.
-        lower: less is better.
-        timed: the measure is a time or a speed, compared as ratios of pairs in turns.
-        guards: items of `GuardedArm.guard`, which may not get worse by `harm` or more on average.
-        seconds: expected time of one measurement; preparing: of making both arms ready, once.
-        apart: an arm is closed before the other is opened, since one would change what the other measures.
-    """
-
-    knob: str
-    before: GuardedArm
-    after: GuardedArm
-    measure: str
+    knob: str  # what is changed, in words
+    before: GuardedArm  # the set-up as it is
+    after: GuardedArm  # with one thing changed
+    measure: str  # what is compared, in `unit`
     unit: str
-    items: Sequence[Measured]
-    others: Sequence[Measured]
-    least: float
-    lower: bool = True
-    timed: bool = False
-    guards: Sequence[Measured] = ()
+    items: Sequence[Measured]  # the proof is made on them, at least six; none of them raised the suspicion
+    others: Sequence[Measured]  # the change is tested again on them; none is an item
+    least: float  # smallest mean change that counts, in `unit`; of a time, the smallest ratio less one
+    lower: bool = True  # less is better
+    timed: bool = False  # the measure is a time or a speed, compared as ratios of pairs in turns
+    guards: Sequence[Measured] = ()  # items of `GuardedArm.guard`, which may not get worse by `harm` or more on average
     harm: float = 0.0
-    seconds: float = 1.0
-    preparing: float = 0.0
-    apart: bool = False
+    seconds: float = 1.0  # expected time of one measurement
+    preparing: float = 0.0  # of making both arms ready, once
+    apart: bool = False  # an arm is closed before the other is opened, since one would change what the other measures
 
     def __post_init__(self) -> None:
         if len(self.items) < FEWEST_ITEMS or len(self.others) < FEWEST_ITEMS:
@@ -122,23 +108,16 @@ class TwoArms:
 
 @dataclass(frozen=True)
 class Proof:
-    """The result of an A/B.
-
-    Attributes:
-        effect: of the change, better is more; of a time, in natural logarithms of the ratio.
-        retest: on other items, None where the proof did not hold; holds: it shows the change there too.
-        guards: what must not get worse, or None; harms: it did.
-        failed: why an arm could not be measured, by its name.
-    """
+    """The result of an A/B."""
 
     state: State
-    effect: PairedTest | None
-    retest: PairedTest | None
-    guards: PairedTest | None
-    holds: bool
-    harms: bool
+    effect: PairedTest | None  # of the change, better is more; of a time, in natural logarithms of the ratio
+    retest: PairedTest | None  # on other items, None where the proof did not hold
+    guards: PairedTest | None  # what must not get worse, or None
+    holds: bool  # it shows the change there too
+    harms: bool  # it did
     seconds: float
-    failed: Mapping[str, str]
+    failed: Mapping[str, str]  # why an arm could not be measured, by its name
 
     @property
     def verified(self) -> bool:

@@ -1,5 +1,6 @@
 """Arms asked in turns, with arms that cost nothing: what is asked when, what is kept, and what is told of the time."""
 
+import math
 from types import SimpleNamespace
 
 import pytest
@@ -13,7 +14,7 @@ from settle.experiment import arm as arm_module
 from settle.experiment import run as run_module
 from settle.experiment.arm import SLOTS, Arm, ModelArm, Reply, Rewritten
 from settle.experiment.race import Race
-from settle.experiment.run import ArmPace, run_race, seconds_left
+from settle.experiment.run import EXPECTED_SPREAD, LEAST_SPREAD, ArmPace, run_race, seconds_left
 from settle.jobs import short_run
 from settle.library.reference import ModelRef
 from settle.machine.memory import Memory
@@ -223,3 +224,20 @@ def test_a_short_run_writes_its_plan_and_then_its_events(tmp_path):
     c.events.close()
     assert read_json(tmp_path / "plan.json") == c.record == {"steps": 3, "corpus": "f"} and begun == ["cpu"]
     assert "a step" in c.run.events.read_text()
+
+
+def test_what_was_measured_outweighs_what_was_expected_by_its_precision() -> None:
+    assert ArmPace(2.0).estimate == pytest.approx((math.log(2.0), EXPECTED_SPREAD))
+    pace = ArmPace(2.0)
+    pace.record(4, 1.0)  # 0.25 s an answer
+    both = 2 * EXPECTED_SPREAD**-2
+    assert pace.estimate == pytest.approx(((math.log(2.0) + math.log(0.25)) / 2, both**-0.5))
+    alone = ArmPace()
+    for _ in range(3):
+        alone.record(1, 0.5)
+    assert alone.estimate == pytest.approx((math.log(0.5), LEAST_SPREAD))
+    mixed = ArmPace()
+    mixed.record(1, 1.0)
+    mixed.record(3, 12.0)  # of all answers together: 13 s for 4
+    spread = abs(math.log(4.0)) / math.sqrt(2)  # of two logarithms
+    assert mixed.estimate == pytest.approx((math.log(13 / 4), max(LEAST_SPREAD, spread / math.sqrt(2))))

@@ -22,17 +22,11 @@ WRITTEN_TOKENS = 8  # more than the answer has
 
 @dataclass(frozen=True)
 class Side:
-    """An answer as the model holds it.
+    """An answer as the model holds it."""
 
-    Attributes:
-        logprob: natural, of the whole answer.
-        tokens: of the answer.
-        is_likeliest: whether each of them is the likeliest token in its place.
-    """
-
-    logprob: float
-    tokens: int
-    is_likeliest: bool
+    logprob: float  # natural, of the whole answer
+    tokens: int  # of the answer
+    is_likeliest: bool  # whether each of them is the likeliest token in its place
 
     @property
     def probability(self) -> float:

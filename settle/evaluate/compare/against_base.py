@@ -28,22 +28,14 @@ MOST_CHARACTERS = 64 << 20  # of the text that both models are asked for the los
 
 @dataclass(frozen=True)
 class Questions:
-    """What both models are asked.
+    """What both models are asked."""
 
-    Attributes:
-        rows: a file or folder; the run's held-out rows if not given.
-        score: by name; the one that fits the data if not given.
-        max_tokens: of an answer.
-        familiar: text that the base knew.
-        only_rows: leave out what was forgotten, and the instructions.
-    """
-
-    rows: Path | None = None
-    score: str | None = None
+    rows: Path | None = None  # a file or folder; the run's held-out rows if not given
+    score: str | None = None  # by name; the one that fits the data if not given
     limit: int = 200
-    max_tokens: int | None = None
-    familiar: Path | None = None
-    only_rows: bool = False
+    max_tokens: int | None = None  # of an answer
+    familiar: Path | None = None  # text that the base knew
+    only_rows: bool = False  # leave out what was forgotten, and the instructions
 
 
 def compare_with_base(

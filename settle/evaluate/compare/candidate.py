@@ -30,20 +30,13 @@ OnProgress = Callable[[int], None]
 
 @dataclass(frozen=True)
 class Answer:
-    """An answer of a candidate.
+    """An answer of a candidate."""
 
-    Attributes:
-        text: without thoughts.
-        ended: by the model itself, and not for its length.
-        asked: whether the question fitted into the context at all.
-        read, written: tokens of the prompt and of the answer with its thoughts.
-    """
-
-    text: str
-    ended: bool = True
-    asked: bool = True
-    read: int = 0
-    written: int = 0
+    text: str  # without thoughts
+    ended: bool = True  # by the model itself, and not for its length
+    asked: bool = True  # whether the question fitted into the context at all
+    read: int = 0  # tokens of the prompt
+    written: int = 0  # tokens of the answer with its thoughts
 
 
 @dataclass(frozen=True)

@@ -13,20 +13,13 @@ TEXT_BLOCKS = 20  # that a text is cut into where there are too few of them to r
 
 @dataclass(frozen=True)
 class Case:
-    """One question.
+    """One question."""
 
-    Attributes:
-        number: of the row, from 1.
-        reference: the wanted answer, a tool call as `{"name", "arguments"}` in JSON.
-        messages, tools: for a model with a chat template.
-        prompt: for a model without one, where the row is one prompt and its completion.
-    """
-
-    number: int
-    reference: str
-    messages: tuple[Message, ...]
+    number: int  # of the row, from 1
+    reference: str  # the wanted answer, a tool call as `{"name", "arguments"}` in JSON
+    messages: tuple[Message, ...]  # with `tools`, for a model with a chat template
     tools: tuple[Mapping[str, object], ...] = ()
-    prompt: str | None = None
+    prompt: str | None = None  # for a model without one, where the row is one prompt and its completion
 
     @property
     def question(self) -> str:

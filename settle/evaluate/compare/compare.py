@@ -34,31 +34,25 @@ class Comparison:
     """A tuned model compared with its base.
 
     Attributes:
-        score: on the user's rows; the verdict depends on it alone.
-        beside: further scores by name.
-        cut: answers of the base and of the tuned model that were stopped for their length.
-        unasked: rows that were too long to ask.
-        shortened: what there was no time for, in sentences.
         margin: of preferences, how much more the tuned model rewards the better answer; it decides where the score
             shows no difference.
-        judged_before: other runs that were judged on the same rows.
     """
 
     base: str
     tuned: str
     measure: str
     is_share: bool
-    score: PairedTest
-    beside: Mapping[str, PairedTest] = field(default_factory=dict)
+    score: PairedTest  # on the user's rows; the verdict depends on it alone
+    beside: Mapping[str, PairedTest] = field(default_factory=dict)  # further scores by name
     changed: Sequence[AnswerChange] = ()
     forgot: Forgetting | None = None
     instructions: PairedTest | None = None
-    cut: tuple[int, int] = (0, 0)
-    unasked: int = 0
+    cut: tuple[int, int] = (0, 0)  # answers of the base and of the tuned model that were stopped for their length
+    unasked: int = 0  # rows that were too long to ask
     seconds: float = 0.0
-    shortened: Sequence[str] = ()
+    shortened: Sequence[str] = ()  # what there was no time for, in sentences
     margin: PairedTest | None = None
-    judged_before: int = 0
+    judged_before: int = 0  # other runs that were judged on the same rows
 
     @property
     def verdict(self) -> str:
@@ -207,19 +201,14 @@ class CompareOptions:
     """How two candidates are compared.
 
     Attributes:
-        score: by name; the one that suits the data if not given.
-        limit: rows at most, evenly spread.
-        max_tokens: of an answer.
-        familiar: text that the base knew; it writes some if not given.
-        only_rows: neither forgetting nor instructions.
         seconds: that the comparison may take; it uses fewer rows where that is too little, and says so.
     """
 
-    score: str | None = None
-    limit: int = ROWS
-    max_tokens: int | None = None
-    familiar: Sequence[str] | None = None
-    only_rows: bool = False
+    score: str | None = None  # by name; the one that suits the data if not given
+    limit: int = ROWS  # rows at most, evenly spread
+    max_tokens: int | None = None  # of an answer
+    familiar: Sequence[str] | None = None  # text that the base knew; it writes some if not given
+    only_rows: bool = False  # neither forgetting nor instructions
     seconds: float | None = None
 
 

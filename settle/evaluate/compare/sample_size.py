@@ -57,14 +57,12 @@ class Judgement:
     """What rows can show, known before anything is measured.
 
     Attributes:
-        measure: the score that decides.
-        families: of rows that are independent of each other.
         visible: the smallest difference that they show in four cases of five, None where they cannot show any.
     """
 
-    measure: str
+    measure: str  # the score that decides
     rows: int
-    families: int
+    families: int  # of rows that are independent of each other
     visible: float | None
 
     @property

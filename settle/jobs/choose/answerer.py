@@ -32,17 +32,11 @@ Passages = Mapping[int, Found]  # what a question is answered from, by the numbe
 
 @dataclass(frozen=True)
 class Setup:
-    """What is put before a question.
+    """What is put before a question."""
 
-    Attributes:
-        system: instructions.
-        shots: questions with their answers, which the model sees as earlier turns.
-        grammar: that the whole answer is held to, in GBNF, or "".
-    """
-
-    system: str = ""
-    shots: tuple[tuple[str, str], ...] = ()
-    grammar: str = ""
+    system: str = ""  # instructions
+    shots: tuple[tuple[str, str], ...] = ()  # questions with their answers, which the model sees as earlier turns
+    grammar: str = ""  # that the whole answer is held to, in GBNF, or ""
 
     def over(self, model: "AnsweringModel", name: str, passages: Passages | None = None) -> Rewritten:
         """Return the model asked in this setup, with the passages of each case."""

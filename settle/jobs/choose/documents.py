@@ -31,17 +31,11 @@ _WORD = re.compile(r"\w+")
 
 @dataclass(frozen=True)
 class Found:
-    """What a search brought for a question.
+    """What a search brought for a question."""
 
-    Attributes:
-        passages: the best first, as a model reads them.
-        gold: the passage that holds the wanted answer, or "" where none was found.
-        seconds: of the search.
-    """
-
-    passages: tuple[str, ...]
-    gold: str = ""
-    seconds: float = 0.0
+    passages: tuple[str, ...]  # the best first, as a model reads them
+    gold: str = ""  # the passage that holds the wanted answer, or "" where none was found
+    seconds: float = 0.0  # of the search
 
     @property
     def is_found(self) -> bool:
@@ -154,15 +148,10 @@ class Findings(Mapping[int, Found]):
 
 @dataclass(frozen=True)
 class ChangedFact:
-    """A changed document that counts.
+    """A changed document that counts."""
 
-    Attributes:
-        seconds: until it was indexed again.
-        found: what a search then brought for the question, whose gold is a passage with the new answer.
-    """
-
-    seconds: float
-    found: Found
+    seconds: float  # until it was indexed again
+    found: Found  # what a search then brought for the question, whose gold is a passage with the new answer
 
 
 def change_fact(document: Path, case: Case, new: str, events: Events) -> ChangedFact | None:

@@ -52,18 +52,14 @@ class ExampleSet:
     """Examples, split for a choice.
 
     Attributes:
-        train: examples to build from.
-        test: questions that only judge.
-        families: of the test questions, the same number for those that belong together.
-        removed: how many rows were left out, by the reason.
         labels: the answers of the training examples where they come again and again, most frequent first; empty where
             answers are free text.
     """
 
-    train: Sequence[Example]
-    test: Sequence[Case]
-    families: Sequence[int]
-    removed: Mapping[str, int] = field(default_factory=dict)
+    train: Sequence[Example]  # examples to build from
+    test: Sequence[Case]  # questions that only judge
+    families: Sequence[int]  # of the test questions, the same number for those that belong together
+    removed: Mapping[str, int] = field(default_factory=dict)  # how many rows were left out, by the reason
     labels: Sequence[str] = ()
 
     @property

@@ -22,23 +22,16 @@ ANSWERS = 3  # after a first one, which loads the model
 
 @dataclass(frozen=True)
 class Costs:
-    """Seconds that the parts of a choice take.
+    """Seconds that the parts of a choice take."""
 
-    Attributes:
-        plain, with_examples, with_passages: an answer to the question alone, and with these before it.
-        search: finding the passages of a question.
-        tuning: on the examples; steps: of it; deciding: tuning a decision.
-        longer: how many times as long a training row with passages is, in tokens.
-    """
-
-    plain: float
+    plain: float  # plain, with_examples, with_passages: an answer to the question alone, and with these before it
     with_examples: float
     with_passages: float
-    search: float
-    tuning: float
-    steps: float
-    deciding: float = 0.0
-    longer: float = 1.0
+    search: float  # finding the passages of a question
+    tuning: float  # on the examples
+    steps: float  # of it
+    deciding: float = 0.0  # tuning a decision
+    longer: float = 1.0  # how many times as long a training row with passages is, in tokens
 
     def after(self, seconds: Mapping[str, float], search: float) -> "Costs":
         """Return the costs with what an answer of the first look took, by what was tried, and a search."""

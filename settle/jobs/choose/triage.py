@@ -33,24 +33,16 @@ Ask = Callable[[Setup, Passages, Sequence[Case]], list[Reply]]
 
 @dataclass(frozen=True)
 class Triage:
-    """What the first look showed.
-
-    Attributes:
-        scores, seconds: mean score, and time of an answer, by what was tried.
-        gains: over the model as it is, in pairs, with 95 % intervals.
-        in_documents: share of answers that a passage holds.
-        prediction: the way that is expected to win, and why.
-        ruled_out: the ways that cannot win, and why.
-    """
+    """What the first look showed."""
 
     rows: int
-    scores: Mapping[str, float]
-    seconds: Mapping[str, float]
-    gains: Mapping[str, Interval]
-    in_documents: float
-    prediction: str
+    scores: Mapping[str, float]  # mean score by what was tried
+    seconds: Mapping[str, float]  # mean time of an answer by what was tried
+    gains: Mapping[str, Interval]  # over the model as it is, in pairs, with 95 % intervals
+    in_documents: float  # share of answers that a passage holds
+    prediction: str  # the way that is expected to win, and why
     why: str
-    ruled_out: Mapping[str, str]
+    ruled_out: Mapping[str, str]  # the ways that cannot win, and why
 
     def to_json(self) -> dict[str, object]:
         return {**vars(self), "gains": {name: gain.to_json() for name, gain in self.gains.items()}}

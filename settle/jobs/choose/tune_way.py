@@ -40,21 +40,15 @@ class Tuned:
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a model is tuned.
+    """How a model is tuned."""
 
-    Attributes:
-        run: its name.
-        epochs: passes over the rows.
-        judged: rows that judge it, where it learns decisions, not answers.
-    """
-
-    run: str
+    run: str  # its name
     rows: Path
-    epochs: float
+    epochs: float  # passes over the rows
     model: str
     seed: int
     threads: int | None
-    judged: Path | None = None
+    judged: Path | None = None  # rows that judge it, where it learns decisions, not answers
 
     @property
     def job(self) -> str:

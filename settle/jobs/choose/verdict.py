@@ -19,16 +19,14 @@ class Verdict:
     """The way to take.
 
     Attributes:
-        chosen: by its place.
         is_shown: all cheaper ones are shown to be worse than some other, and no dearer one is ahead by more than the
             margin and chance.
-        sentence, notes: for the user.
         more: test questions more that would decide it, None where it is decided or where hardly any number would.
     """
 
-    chosen: int
+    chosen: int  # by its place
     is_shown: bool
-    sentence: str
+    sentence: str  # for the user, as are `notes`
     notes: Sequence[str]
     more: int | None = None
 

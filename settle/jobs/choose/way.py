@@ -21,38 +21,27 @@ WITH_DOCUMENTS = (DOCUMENTS, TUNE_DOCUMENTS)
 
 @dataclass(frozen=True)
 class Built:
-    """A way that can be asked.
-
-    Attributes:
-        command: makes it ready to be used.
-        build_seconds: that it took to make; search_seconds: of finding passages, a question.
-        change_seconds: until a changed fact counts, None where it was not measured; change_note: how, for the user.
-        about: what it is.
-    """
+    """A way that can be asked."""
 
     name: str
     model: AnsweringModel
     setup: Setup
-    command: str
-    build_seconds: float = 0.0
-    search_seconds: float = 0.0
-    change_seconds: float | None = None
-    change_note: str = ""
-    about: str = ""
+    command: str  # makes it ready to be used
+    build_seconds: float = 0.0  # that it took to make
+    search_seconds: float = 0.0  # of finding passages, a question
+    change_seconds: float | None = None  # until a changed fact counts, None where it was not measured
+    change_note: str = ""  # how, for the user
+    about: str = ""  # what it is
 
 
 @dataclass(frozen=True)
 class Measured:
-    """A way with its scores and replies on the test questions, in their order.
-
-    Attributes:
-        peak: the most memory of llama.cpp's process, in bytes.
-    """
+    """A way with its scores and replies on the test questions, in their order."""
 
     way: Built
     scores: Sequence[float]
     replies: Sequence[Reply]
-    peak: int = 0
+    peak: int = 0  # the most memory of llama.cpp's process, in bytes
 
     @property
     def name(self) -> str:

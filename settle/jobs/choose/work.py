@@ -20,21 +20,19 @@ class Work:
     """A choice in the middle.
 
     Attributes:
-        model: as it is.
         found_train, found_test: what the documents have for each question, by its number.
-        index_seconds: that the first indexing took.
     """
 
     settings: ChooseSettings
     events: Events
     folder: ChoiceFolder
-    model: ModelInTurns
+    model: ModelInTurns  # as it is
     examples: ExampleSet
     task: Task
     documents: Documents | None = None
     found_train: Findings = field(default_factory=Findings)
     found_test: Findings = field(default_factory=Findings)
-    index_seconds: float = 0.0
+    index_seconds: float = 0.0  # that the first indexing took
 
     @property
     def search_seconds(self) -> float:

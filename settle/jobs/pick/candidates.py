@@ -30,28 +30,18 @@ PLACES = {"ollama": "Ollama", "lmstudio": "LM Studio"}
 
 @dataclass(frozen=True)
 class Candidate:
-    """A model that may be chosen.
-
-    Attributes:
-        where: it is, for the user.
-        ref, facts: of one that is here.
-        offer: how one that is not here is downloaded, of `num_bytes`.
-        license: as its source states it, or "".
-        named: by the user.
-        languages: that it is said to know; empty where nobody says.
-        embeds: as the catalogue says of one that is not here: it turns texts into vectors.
-    """
+    """A model that may be chosen."""
 
     name: str
-    where: str
+    where: str  # it is, for the user
     num_bytes: int
-    ref: ModelRef | None = None
+    ref: ModelRef | None = None  # of one that is here, as are `facts`
     facts: Facts | None = None
-    offer: Offer | None = None
-    license: str = ""
-    named: bool = False
-    languages: frozenset[str] = frozenset()
-    embeds: bool = False
+    offer: Offer | None = None  # how one that is not here is downloaded, of `num_bytes`
+    license: str = ""  # as its source states it, or ""
+    named: bool = False  # by the user
+    languages: frozenset[str] = frozenset()  # that it is said to know; empty where nobody says
+    embeds: bool = False  # as the catalogue says of one that is not here: it turns texts into vectors
     prediction: Prediction | None = None
 
     @property

@@ -24,19 +24,16 @@ class Taken:
     """What a model takes.
 
     Attributes:
-        first_token: seconds until it is there, at the user's prompts with nothing cached.
-        speed, reading: tokens written, and read, a second.
         peak_bytes: of the child's memory, with the cache of `context` tokens, which llama.cpp fills with zeros at once.
-        tokens: of the longest prompt; longest_answer: of nearly all wanted answers.
     """
 
-    first_token: Measured
-    speed: Measured
-    reading: Measured
+    first_token: Measured  # seconds until it is there, at the user's prompts with nothing cached
+    speed: Measured  # tokens written a second
+    reading: Measured  # tokens read a second
     peak_bytes: int
     context: int
-    tokens: int
-    longest_answer: int
+    tokens: int  # of the longest prompt
+    longest_answer: int  # of nearly all wanted answers
 
     def to_json(self) -> dict[str, object]:
         return asdict(self)
@@ -109,25 +106,15 @@ def _round(ref: ModelRef, cases: Sequence[Case], context: int) -> Taken:
 
 
 class Exam(ABC):
-    """Rows that every candidate answers, all of them, and the score of each row.
+    """Rows that every candidate answers, all of them, and the score of each row."""
 
-    Attributes:
-        title: of the score.
-        noun: of its rows.
-        unit: what a second brings.
-        columns: names in the table where they differ.
-        tokens: of a text that is read whole, where none are asked for.
-        families: the same number for rows that belong together.
-        given: rows that the files hold.
-    """
-
-    title: ClassVar[str]
-    noun: ClassVar[str]
-    unit: ClassVar[str]
-    columns: ClassVar[Mapping[str, str]]
-    tokens: ClassVar[int]
-    families: Sequence[int]
-    given: int
+    title: ClassVar[str]  # of the score
+    noun: ClassVar[str]  # of its rows
+    unit: ClassVar[str]  # what a second brings
+    columns: ClassVar[Mapping[str, str]]  # names in the table where they differ
+    tokens: ClassVar[int]  # of a text that is read whole, where none are asked for
+    families: Sequence[int]  # the same number for rows that belong together
+    given: int  # rows that the files hold
 
     @property
     @abstractmethod

@@ -23,24 +23,18 @@ SPREAD_PRIOR = 3.0  # measurements that the law's own spread counts as
 
 @dataclass(frozen=True)
 class Entry:
-    """One figure of one model.
-
-    Attributes:
-        law: predicted by the law alone.
-        predicted, low, high: corrected by what was measured here before.
-        busy: other programs kept the machine busy, so times say little of it.
-    """
+    """One figure of one model."""
 
     date: str
     machine: str
     model: str
     figure: str
-    law: float
-    predicted: float
+    law: float  # predicted by the law alone
+    predicted: float  # predicted, low, high: corrected by what was measured here before
     low: float
     high: float
     measured: float
-    busy: bool = False
+    busy: bool = False  # other programs kept the machine busy, so times say little of it
 
 
 def machine_name() -> str:

@@ -23,30 +23,18 @@ _DECISIONS = re.compile(r"(?i)\bdeci(de|des|ding|sions?)\b")
 
 @dataclass(frozen=True)
 class Needs:
-    """What a model has to be able to do.
+    """What a model has to be able to do."""
 
-    Attributes:
-        context: tokens of a prompt and its answer together; must_take_it: a model that takes fewer will not do.
-        languages: that the task names, as ISO 639-1.
-        tools: the prompts bring tools.
-        turns: some prompts are conversations.
-        letters: of a usual prompt.
-        vectors: it has to turn texts into vectors, and writes none.
-        decides: it has to answer typed questions.
-        commercial: the licence has to allow commercial use.
-        speed: tokens per second at least, or None.
-    """
-
-    context: int
-    must_take_it: bool = False
-    languages: frozenset[str] = frozenset()
-    tools: bool = False
-    turns: bool = False
-    letters: int = 0
-    vectors: bool = False
-    decides: bool = False
-    commercial: bool = False
-    speed: float | None = None
+    context: int  # tokens of a prompt and its answer together
+    must_take_it: bool = False  # a model that takes fewer will not do
+    languages: frozenset[str] = frozenset()  # that the task names, as ISO 639-1
+    tools: bool = False  # the prompts bring tools
+    turns: bool = False  # some prompts are conversations
+    letters: int = 0  # of a usual prompt
+    vectors: bool = False  # it has to turn texts into vectors, and writes none
+    decides: bool = False  # it has to answer typed questions
+    commercial: bool = False  # the licence has to allow commercial use
+    speed: float | None = None  # tokens per second at least, or None
 
 
 def languages_in(text: str) -> frozenset[str]:

@@ -50,11 +50,10 @@ class Asked:
 
     Attributes:
         title: of the score, "" where nothing says what is right.
-        task: None there, and where an `exam` takes its place.
     """
 
     prompts: Prompts
-    task: Task | None
+    task: Task | None  # None there, and where an `exam` takes its place
     needs: Needs
     max_tokens: int | None
     exam: Exam | None = None

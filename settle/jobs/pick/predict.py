@@ -27,12 +27,11 @@ class Prediction:
     """Figures of a model by name: memory in bytes, speed in tokens written a second, first_token in seconds.
 
     Attributes:
-        law: what the law says.
         figures: corrected by what was measured on this machine; what nothing is known of is not there.
     """
 
     shape: ModelShape
-    law: dict[str, float]
+    law: dict[str, float]  # what the law says
     figures: dict[str, Interval]
 
     def to_json(self) -> dict[str, object]:

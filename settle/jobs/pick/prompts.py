@@ -24,18 +24,12 @@ TURNS = ("messages", "conversations", "conversation", "turns", "dialog")
 
 @dataclass(frozen=True)
 class Prompts:
-    """Prompts to be asked.
-
-    Attributes:
-        families: the same number for prompts that belong together.
-        are_answered: whether the wanted answers are known.
-        given: how many prompts the files hold.
-    """
+    """Prompts to be asked."""
 
     cases: Sequence[Case]
-    families: Sequence[int]
-    are_answered: bool
-    given: int
+    families: Sequence[int]  # the same number for prompts that belong together
+    are_answered: bool  # whether the wanted answers are known
+    given: int  # how many prompts the files hold
 
 
 def read_prompts(path: Path, limit: int, events: Events) -> Prompts:

@@ -16,16 +16,14 @@ class Measured:
     """A candidate with what was measured of it.
 
     Attributes:
-        taken: time, speed and memory.
         score: on the `asked` prompts that it was asked; None where nothing says what a right answer is.
-        cut: answers that were stopped for their length.
     """
 
     candidate: Candidate
-    taken: Taken
+    taken: Taken  # time, speed and memory
     score: float | None = None
     asked: int = 0
-    cut: int = 0
+    cut: int = 0  # answers that were stopped for their length
 
     @property
     def name(self) -> str:
@@ -37,17 +35,14 @@ class Verdict:
     """The model to take.
 
     Attributes:
-        chosen: if any.
         is_better: it is shown to be better than all others that were asked; otherwise it is the smallest of those that
             score within MARGIN of the best and that none was shown to be better than.
-        sentence: for the user.
-        notes: how sure, and what would change it.
     """
 
-    chosen: Measured | None
+    chosen: Measured | None  # if any
     is_better: bool
-    sentence: str
-    notes: Sequence[str] = field(default_factory=list)
+    sentence: str  # for the user
+    notes: Sequence[str] = field(default_factory=list)  # how sure, and what would change it
 
 
 def decide(measured: Sequence[Measured], outcome: Outcome | None, measure: str, is_share: bool) -> Verdict:
