@@ -172,7 +172,7 @@ def test_too_long_a_prompt_names_the_field_that_holds_it(live, path, field, valu
         ("messages", [], "invalid_value"),
         ("messages", [{"role": "wizard", "content": "x"}], "invalid_value"),
         ("messages", [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}], "unsupported_parameter"),
-        ("messages", [{"role": "user", "content": "x", "frob": 1}], "invalid_value"),
+        ("messages", [{"role": "user", "content": "x", "frob": 1}], "unknown_parameter"),
         ("model", "nope", "model_not_found"),
         ("lora", [{"id": "nope"}], "model_not_found"),
     ],

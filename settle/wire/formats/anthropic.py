@@ -56,7 +56,7 @@ class Cached(Body):
     cache_control: Cache | None = None
 
 
-class Block(Body):
+class ContentBlock(Body):
     """A block of a message. speaker: the only role whose messages may have it."""
 
     speaker: ClassVar[str | None] = "assistant"
@@ -66,10 +66,10 @@ class Block(Body):
         raise NotImplementedError
 
 
-BlockT = TypeVar("BlockT", bound=Block)
+BlockT = TypeVar("BlockT", bound=ContentBlock)
 
 
-class TextBlock(Block, Cached):
+class TextBlock(ContentBlock, Cached):
     speaker: ClassVar[str | None] = None
 
     type: Literal["text"]
@@ -80,7 +80,7 @@ class TextBlock(Block, Cached):
         return {"role": role, "content": self.text}
 
 
-class Thinking(Block):
+class Thinking(ContentBlock):
     type: Literal["thinking"]
     thinking: str
     signature: str = ""
@@ -93,7 +93,7 @@ class Direct(Body):
     type: Literal["direct"]
 
 
-class ToolUse(Block, Cached):
+class ToolUse(ContentBlock, Cached):
     type: Literal["tool_use"]
     id: Name
     name: Name
@@ -107,7 +107,7 @@ class ToolUse(Block, Cached):
         return {"role": role, "content": "", "tool_calls": [call]}
 
 
-class ToolResult(Block, Cached):
+class ToolResult(ContentBlock, Cached):
     speaker: ClassVar[str | None] = "user"
 
     type: Literal["tool_result"]
@@ -125,7 +125,7 @@ class ToolResult(Block, Cached):
         return result
 
 
-BLOCKS: dict[str, type[Block]] = {
+BLOCKS: dict[str, type[ContentBlock]] = {
     "text": TextBlock,
     "thinking": Thinking,
     "tool_use": ToolUse,

@@ -6,10 +6,9 @@ from typing import Annotated, ClassVar, Literal, NamedTuple
 
 from pydantic import Field
 
-from settle.infer.child_process import Json
-from settle.wire.errors import invalid, reject_unknown, unsupported
+from settle.wire.errors import invalid, unsupported
 from settle.wire.exchange import Message, Reply, Request, content_text, fields_of
-from settle.wire.fields import MOST_TOKENS, Body, Name, Sampling, Stop, stops
+from settle.wire.fields import MOST_TOKENS, Body, Name, Sampling, Stop, stops, validated
 from settle.wire.formats import (
     RawBody,
     WireFormat,
@@ -268,58 +267,68 @@ def keep_alive_seconds(keep_alive: KeepAlive) -> float | None:
     return value
 
 
-MESSAGE_FIELDS = {"role", "content", "thinking", "images", "tool_calls", "tool_name", "tool_call_id"}
+class CalledFunction(Body):
+    """The function of a call. arguments: an object."""
+
+    name: str
+    arguments: object = None
+    index: object = None
+    description: object = None
+
+
+class WrittenCall(Body):
+    """A call that a model made; Ollama's have no ids."""
+
+    id: str | None = None
+    type: object = None
+    function: CalledFunction
+
+
+class OllamaTurn(Body):
+    """A message of Ollama's chats."""
+
+    role: object = None
+    content: object = None
+    thinking: str | None = None
+    images: list[object] | None = None
+    tool_calls: list[WrittenCall] | None = None
+    tool_name: str | None = None
+    tool_call_id: str | None = None
 
 
 def _openai_messages(messages: Sequence[object]) -> list[JsonObject]:
     """Return Ollama's messages in OpenAI's form. Raises ApiError.
 
     Calls have no ids in Ollama's: they are numbered, and each result belongs to the first call of its name that has
-    none."""
+    none. Ids are nine letters and digits: some templates accept no others."""
     converted: list[JsonObject] = []
     open_calls: list[tuple[str, str]] = []  # name and id
     number = 0
     for place, message in enumerate(messages):
         where = f"messages.{place}"
-        if not isinstance(message, dict):
-            raise invalid(where, "must be an object")
-        reject_unknown(message, MESSAGE_FIELDS, where)
-        if message.get("images"):
+        turn = validated(OllamaTurn, message, where)
+        if turn.images:
             raise unsupported(f"{where}.images", "this model reads text")
-        turn: JsonObject = {"role": message.get("role"), "content": message.get("content")}
-        turn |= {"reasoning_content": message["thinking"]} if message.get("thinking") else {}
-        if message.get("tool_calls"):
-            turn["tool_calls"] = calls = _calls(message["tool_calls"], f"{where}.tool_calls", number)
+        fields: JsonObject = {"role": turn.role, "content": turn.content}
+        fields |= {"reasoning_content": turn.thinking} if turn.thinking else {}
+        if turn.tool_calls:
+            calls = [(call.function, call.id or f"call{n:05}") for n, call in enumerate(turn.tool_calls, number)]
             number += len(calls)
-            open_calls += [(call["function"]["name"], call["id"]) for call in calls]
-        name, call_id = message.get("tool_name"), message.get("tool_call_id")
-        if turn["role"] == "tool":
+            open_calls += [(function.name, id) for function, id in calls]
+            fields["tool_calls"] = [
+                {"id": id, "function": {"name": function.name, "arguments": function.arguments or {}}}
+                for function, id in calls
+            ]
+        if turn.role == "tool":
+            name, call_id = turn.tool_name, turn.tool_call_id
             matching = [call for call in open_calls if call_id in (None, call[1]) and name in (None, call[0])]
             if matching:
                 open_calls.remove(matching[0])
-            turn |= {"tool_call_id": call_id or (matching[0][1] if matching else f"call{number:05}")}
-            turn |= {"name": name} if name is not None else {}
-        elif name is not None or call_id is not None:
+            fields |= {"tool_call_id": call_id or (matching[0][1] if matching else f"call{number:05}")}
+            fields |= {"name": name} if name is not None else {}
+        elif turn.tool_name is not None or turn.tool_call_id is not None:
             raise invalid(where, "only a message of the role tool is the result of a call")
-        converted.append(turn)
-    return converted
-
-
-def _calls(calls: object, where: str, number: int) -> list[Json]:
-    """Return calls in OpenAI's form. number: of the first.
-
-    Ids are nine letters and digits: some templates accept no others."""
-    if not isinstance(calls, list):
-        raise invalid(where, "must be a list")
-    converted: list[Json] = []
-    for place, call in enumerate(calls):
-        function = call.get("function") if isinstance(call, dict) else None
-        if not isinstance(call, dict) or not isinstance(function, dict) or not isinstance(function.get("name"), str):
-            raise invalid(f"{where}.{place}", "must be {function: {name, arguments}}")
-        reject_unknown(call, ("id", "type", "function"), f"{where}.{place}")
-        reject_unknown(function, ("name", "arguments", "index", "description"), f"{where}.{place}")
-        called = {"name": function["name"], "arguments": function.get("arguments") or {}}
-        converted.append({"id": call.get("id") or f"call{number + place:05}", "type": "function", "function": called})
+        converted.append(fields)
     return converted
 
 
