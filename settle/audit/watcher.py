@@ -159,6 +159,9 @@ _SET_DUMPABLE = 4  # prctl
 def enter_empty_network() -> None:
     """Move this process, which must have one thread, into an empty network. Raises OSError where that is forbidden.
 
+    What runs there can connect to nothing beyond its own loopback. Sources: network_namespaces(7),
+    user_namespaces(7), netdevice(7).
+
     Who may not make a network namespace makes it within a user namespace, in which only their own user exists.
     """
     user, group = os.geteuid(), os.getegid()

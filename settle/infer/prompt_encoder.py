@@ -110,7 +110,12 @@ class Turn(NamedTuple):
 
 
 class Fence:
-    """Makes prompts for one model. arguments: of its template."""
+    """Prompts in which a document stays text: nothing in it opens a turn, ends one, or becomes a special token.
+
+    llama.cpp reads `<|im_end|>` and its like as tokens wherever they are in a rendered prompt. So the template is
+    rendered around marks, and the texts that the marks stand for are tokenized apart from it, as plain text.
+    arguments: of the template.
+    """
 
     def __init__(self, model: PromptEncoder, **arguments: object) -> None:
         self._model, self._arguments = model, arguments

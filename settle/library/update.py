@@ -1,4 +1,7 @@
-"""`settle models update FILE`: newer models, devices, prices or terms, from a file or a wheel of known hash."""
+"""`settle models update FILE`: newer models, devices, prices or terms, from a file or a wheel of known hash.
+
+Also what providers of cloud models say they log, keep and train on, dated: providers.toml, or the user's own file.
+"""
 
 import datetime
 import tomllib

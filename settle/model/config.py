@@ -87,7 +87,11 @@ class DecoderOptions:
 
 @dataclass(frozen=True)
 class Shape:
-    """Dimensions of a decoder: hidden `width`, feed-forward `inner`, `layers`, `heads` of `head_dim`."""
+    """Dimensions of a decoder: hidden `width`, feed-forward `inner`, `layers`, `heads` of `head_dim`.
+
+    Of the shapes that are made from one number only the smallest was measured (bench/recipe.py); the rest is
+    extrapolated.
+    """
 
     width: int
     inner: int

@@ -170,7 +170,12 @@ LARGEST_HALF_SCORE = 20.0
 
 
 class _ScoreSizes(Packing):
-    """A packed batch that keeps the size of each layer's scores as it goes through a decoder."""
+    """A packed batch that keeps the size of each layer's scores as it goes through a decoder.
+
+    A score that is rounded to bfloat16 is off by up to 1/512 of itself, and the probability that comes of it is off by
+    a factor of e to that: 6 % at a score of 32, 7 times at 1,000. What counts is the size of the scores that are
+    attended to.
+    """
 
     attends_itself = True
 

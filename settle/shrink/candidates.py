@@ -21,7 +21,11 @@ BANDWIDTH_SHARE = 0.85  # share of a token's time that is memory traffic, when o
 
 @dataclass(frozen=True)
 class ThroughputModel:
-    """per_byte, fixed: seconds."""
+    """How fast llama.cpp writes with a file of some size: seconds `per_byte` that a token reads, and `fixed` ones.
+
+    The two-parameter law of decoding (memory traffic, and work that does not depend on the weights' type). Files of
+    one model differ only in the bytes, so two measurements predict all others.
+    """
 
     per_byte: float
     fixed: float
@@ -87,14 +91,19 @@ class Candidate:
     selection: Divergence | None = None
 
     @property
+    def measured(self) -> Divergence:
+        """The divergence of a candidate that was measured."""
+        assert self.divergence is not None
+        return self.divergence
+
+    @property
     def loss_share(self) -> float:
         """The file's loss, as a share of the loss before, at worst within its interval.
 
         It is the larger of the increase on the held-out text and of that on text as the model itself writes it. The
         second also shows what a model loses on a text that it never was good at.
         """
-        d = self.divergence
-        assert d is not None
+        d = self.measured
         rise, kl = (figure.high if figure.is_bounded else figure.value for figure in (d.rise, d.kl))
         return max(rise, kl / d.reference_loss, 0.0)
 

@@ -38,8 +38,7 @@ def write_card(path: Path, facts: CardFacts, session: Session) -> None:
 
 def card(facts: CardFacts, session: Session) -> str:
     chosen, whole = facts.chosen, session.whole
-    d = chosen.divergence
-    assert d is not None
+    d = chosen.measured
     lines = ["---", f"base_model: {json.dumps(whole.name)}", "base_model_relation: quantized"]
     lines += [f"license: {whole.license}"] if whole.license else []
     lines += ["library_name: gguf", "tags:", "- settle", "---", ""]
@@ -62,8 +61,7 @@ def card(facts: CardFacts, session: Session) -> str:
 
 
 def _figures(reference: Candidate, chosen: Candidate) -> list[tuple[str, str, str]]:
-    d, a, b = chosen.divergence, reference.footprint, chosen.footprint
-    assert d is not None
+    d, a, b = chosen.measured, reference.footprint, chosen.footprint
     rows = [
         ("size, MB", f"{reference.num_bytes / 1e6:.1f}", f"{chosen.num_bytes / 1e6:.1f}"),
         ("perplexity", f"{d.reference_perplexity:.3f}", f"{d.perplexity:.3f}"),

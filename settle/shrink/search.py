@@ -50,7 +50,9 @@ def find_size(
     tolerance: float = 0.01,
     most: int = 8,
 ) -> SizeRange:
-    """Where the value passes `wanted` between two sizes in bytes.
+    """Find where the value passes `wanted` between two sizes in bytes, in few measurements.
+
+    Both a file's loss of quality and its speed fall as it grows, so either budget is one search.
 
     measure: size → the file that comes nearest to it, and its value; it may be larger or smaller than asked. guess: a
     size to begin with. Ends when both sides of the crossing are within `tolerance` of each other, relative, when
@@ -205,8 +207,7 @@ def _best_of_fast(result: SizeRange, tried: Mapping[int, Candidate]) -> int:
 
 
 def _kl(candidate: Candidate) -> float:
-    assert candidate.divergence is not None
-    return candidate.divergence.kl.value
+    return candidate.measured.kl.value
 
 
 def _crossing(candidates: Candidates, is_small: Callable[[int], bool], steps: int = 12) -> int:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from settle.base.events import Progress, Say, Warn
 from settle.evaluate.divergence import TextLoss, text_loss
-from settle.evaluate.gate.quantized_gate import shrunk_through_gate
+from settle.evaluate.gate.export import shrunk_through_gate
 from settle.infer.scorer import Scorer
 from settle.model.pretrained import Pretrained
 from settle.shrink.calibration import CalibrationData

@@ -1,4 +1,7 @@
-"""The gradient of one step: sum ÷ count over all of its micro-batches. The loop takes it, and the proof proves it."""
+"""The gradient of one step: sum ÷ count over all of its micro-batches, on one process or shared among ranks.
+
+The loop takes it, and the proof proves it. Each rank takes its rows of every micro-batch; sum and count are of all.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

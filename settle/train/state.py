@@ -13,7 +13,10 @@ from settle.train.settled import EVALUATION_COST
 
 @dataclass(frozen=True)
 class Schedule:
-    """The learning-rate multiplier as a pure function of the step.
+    """The learning-rate multiplier as a pure function of the step: warm-up, then constant, then down to zero (WSD).
+
+    No step count has to be known beforehand (Hu et al. 2024, MiniCPM, arXiv 2404.06395; Hägele et al. 2024, arXiv
+    2405.18392).
 
     `decay_start` is None while it is unknown when the run will end. A run that ends by the clock plans the rest of its
     decay again and again (`replanned`): it then falls from `level` at `replanned_at` to zero over `decay_steps`.
@@ -48,9 +51,8 @@ class Schedule:
 
     def _decay(self, step: int) -> float:
         """Return what is left of the learning rate, warm-up aside."""
-        if self.decay_start is None or step < self.decay_start:
+        if self.end is None or self.decay_start is None or step < self.decay_start:
             return 1.0
-        assert self.end is not None
         return self.level * max(self.end - step, 1) / (self.decay_steps + 1)
 
 

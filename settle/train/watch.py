@@ -156,8 +156,7 @@ class Watch:
         state.last_step = None if why == "time" else state.step + steps
         state.stop = "budget" if why == "time" else why
         state.schedule = state.schedule.decay_from(state.step, steps)
-        assert state.schedule.end is not None
-        self.events.emit(DecayStarted(step=state.step, until=state.schedule.end, why=why))
+        self.events.emit(DecayStarted(step=state.step, until=state.step + max(1, steps), why=why))
 
 
 class TimeBudget:
@@ -246,9 +245,8 @@ class TimeBudget:
         return state.seconds if self._elapsed is None else self.world.agree(self._elapsed())
 
     def _left(self, state: LoopState, slowdown: float) -> float:
-        assert self.plan.seconds is not None
-        kept = kept_for_the_end(self.plan, slowdown, self._judging(state))
-        return self.plan.seconds - self._spent(state) - kept
+        budget = math.inf if self.plan.seconds is None else self.plan.seconds
+        return budget - self._spent(state) - kept_for_the_end(self.plan, slowdown, self._judging(state))
 
     def _judging(self, state: LoopState) -> float | None:
         """Seconds of the last evaluations, by those of the loop: it reads the more, the more steps there were."""

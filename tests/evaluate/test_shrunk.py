@@ -7,7 +7,7 @@ import pytest
 from settle.base.errors import GateError
 from settle.evaluate.footprint import footprints
 from settle.evaluate.gate.behaviour import Effort
-from settle.evaluate.gate.quantized_gate import bars_of, shrunk_through_gate
+from settle.evaluate.gate.export import bars_of, shrunk_through_gate
 from settle.formats.gguf import export_gguf
 from settle.model.pretrained import Pretrained
 

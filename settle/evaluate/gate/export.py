@@ -6,14 +6,14 @@ import secrets
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from settle.base.errors import FormatError, ResourceError, UsageError
+from settle.base.errors import FormatError, GateError, ResourceError, UsageError
 from settle.base.event_log import Events
 from settle.base.events import GateCheck, Say, Warn
 from settle.base.files import fsync_folder, read_json, sweep_leftovers, write_atomic
@@ -24,11 +24,12 @@ from settle.data.tokenizer.pretrained import PretrainedTokenizer
 from settle.evaluate.gate.behaviour import BRIEF, Effort, Figures
 from settle.evaluate.gate.decision_gate import DECISION_FILE, gate_of_run, keys_of
 from settle.evaluate.gate.diagnose import Origin, kept_text
-from settle.evaluate.gate.gate import Merge, Reference, require, run_gate
+from settle.evaluate.gate.gate import SAME_BLOCKS, Merge, Reference, require, run_gate
 from settle.evaluate.gate.held_out import PROSE, held_out_text
 from settle.formats import AdapterContents, Format, GgufLayout, ModelContents, TensorLike
 from settle.formats.gguf import Gguf, card_of, read_gguf
 from settle.formats.gguf.metadata import text
+from settle.formats.gguf.types import GGML, is_float
 from settle.formats.lora_gguf import LoraGguf
 from settle.formats.ollama import modelfile
 from settle.formats.peft import CONFIG, export_peft
@@ -38,6 +39,7 @@ from settle.library.pretrained import open_pretrained
 from settle.library.recommended_sampling import sampling_keys
 from settle.library.resolve import find_run
 from settle.library.run_models import models_of
+from settle.machine import memory
 from settle.model.adapters import Merged
 from settle.model.architectures import Architecture, of_hf_config
 from settle.model.decoder import Decoder
@@ -428,3 +430,75 @@ def load(folder: Path) -> LiveModel:
                 )
             parameter.copy_(torch.from_numpy(tensor.load()))
     return LiveModel(architecture, model.eval(), ByteBpeTokenizer(folder))
+
+
+def shrunk_through_gate(
+    source: Pretrained,
+    path: Path,
+    write: Callable[[Path], object],
+    held_out_texts: Sequence[str],
+    effort: Effort = BRIEF,
+) -> Figures:
+    """Have `write` make a GGUF file, which becomes `path` only if it passes; the gate's figures.
+
+    source: what the file was made from: its architecture, tokenizer and weights. Raises GateError, and then nothing
+    lies at `path` that was not there before.
+    """
+    with unproven_place(path) as unproven:
+        write(unproven)
+        figures = shrunk_gate(source, unproven, held_out_texts, effort)
+        fix = "nothing was written; this is worth a bug report"
+        require(figures, path, f"{source.name} with its weights", fix)
+    return figures
+
+
+def shrunk_gate(
+    source: Pretrained,
+    path: Path,
+    held_out_texts: Sequence[str],
+    effort: Effort = BRIEF,
+) -> Figures:
+    """Return the figures of `run_gate` for a file that was made from `source`.
+
+    The model that the file is held against is the source's architecture, tokenizer and template with the *file's own*
+    weights as numbers, so llama.cpp must compute the same to within the rounding of its activations; and each tensor
+    must be the source's to within what its type may round. What the rounding costs is measured, see `divergence.py`.
+
+    Raises GateError for a file with other tensors than the source has, FormatError for one that is not sound.
+    """
+    file = Pretrained.open(path)
+    if file.part.parameters() != source.part.parameters():
+        raise GateError(
+            f"{path.name} has other tensors than {source.name}", "nothing was written; this is worth a bug report"
+        )
+    _require_header(source, file, path.name)
+    # the source's architecture, so that a header that says something else shows
+    there = replace(file, part=source.part)
+    # turning blocks into numbers once is quicker than at every use, where there is room for the numbers
+    live = there.load(quantize=None if 4 * source.part.num_parameters < memory().available // 2 else "as-is")
+    origin = Origin(source.part, source.weights, foreign=source.source.kind == "gguf", is_own=False)
+    dtype = bars_of(file)
+    return run_gate(Reference(live, source.tokenizer, held_out_texts), path, dtype, effort, origin=origin)
+
+
+def _require_header(source: Pretrained, file: Pretrained, name: str) -> None:
+    """Check that the metadata match the source file, except file-specific keys."""
+    if source.source.kind != "gguf":
+        return
+    for key, value in source.metadata.items():
+        if not key.startswith("general.") and file.metadata.get(key) != value:
+            raise GateError(f"{name} does not say the same as {source.name} in {key}", "this is worth a bug report")
+
+
+def bars_of(file: Pretrained) -> str:
+    """Return the type whose bars a file is held to.
+
+    The coarsest float, or `SAME_BLOCKS` as soon as a matrix is quantized. Raises FormatError when it has no matrix at
+    all.
+    """
+    kinds = {stored.tensor.dtype for stored in file.stored.values() if len(stored.shape) > 1}
+    if not kinds:
+        raise FormatError(f"{file.name} holds no matrix", "it is not a whole model")
+    if not all(map(is_float, kinds)):
+        return SAME_BLOCKS
+    return max(kinds, key=list(GGML).index).lower()

@@ -20,7 +20,14 @@ PATH = "/v1/systemone"
 
 @dataclass(frozen=True)
 class LlamaForm:
-    """prompt: parts special tokens. trained: the questions that the model was tuned for."""
+    """Questions and answers as llama.cpp's `/v1/systemone` has them (tools/server/server-decision.cpp, October 2026).
+
+    llama.cpp reads special tokens wherever they are in a rendered prompt, so what a state, a question or an option
+    spells of them is parted here, as it was in training. A question that a model was tuned for is put with its options
+    in the order of the training, whatever order they come in; questions go under names of our own.
+
+    prompt: parts special tokens. trained: the questions that the model was tuned for.
+    """
 
     prompt: DecisionPrompt
     trained: tuple[Question, ...] = ()

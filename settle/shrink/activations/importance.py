@@ -135,7 +135,17 @@ def curvature(
     inputs: Inputs | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Tensor]:
-    """Parameter name → (O, B) float32, nats per token and squared change: the sum of the diagonal over each block.
+    """Map parameters to (O, B) float32, nats per token and squared change: the sum of the diagonal over each block.
+
+    It is the diagonal of the Fisher information: how much the model's predictions change when a weight does. For a
+    small change δ of the weights the divergence of the predictions from what they were is ½ δᵀFδ (nats), where F is the
+    mean square of the gradient of the log-probability of a token that the model itself draws. Rounding errors are
+    nearly independent of one another, so the diagonal of F says what they cost. It is kept as sums over blocks of 32
+    inputs: inside a block, the mean squares of the inputs say how it is spread.
+
+    One backward pass serves a whole batch: the drawn tokens are independent, so that products of the gradients of
+    different tokens are zero on average. What the output table costs needs no draw: its diagonal is Σ p(1 - p) h².
+    O outputs and I inputs of a matrix, B = I / 32 blocks of a row.
 
     model: with trainable weights. batches: of windows of ids. inputs: what sees the inputs of all matrices on the way.
     Only matrices whose rows are whole blocks are in the result. The same seed gives the same numbers. Memory: the

@@ -1,6 +1,9 @@
 """A model on a text, layer by layer: what goes into each part, and what comes of leaving one out.
 
-Letters: N tokens of a batch, D width, F feed-forward width, H query heads, d head width, P positions, V vocabulary.
+Also least squares on what a layer really sees: which inputs of a matrix can go, and what the others then have to do.
+
+Letters: N tokens of a batch, D width, F feed-forward width, H query heads, d head width, P positions, V vocabulary;
+I inputs, O outputs of a matrix, G groups of w inputs that go together, K inputs that are kept.
 """
 
 from collections.abc import Iterator, Sequence

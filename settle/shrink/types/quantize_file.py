@@ -285,8 +285,12 @@ def _numbers(raw: np.ndarray, dtype: str, num_values: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Fallback:
-    """tensors: those that fell back. num_bytes: size of the file; promised: its size without the fallback.
+    """What a mix really gives a model whose rows are no multiple of 256, and what is better.
 
+    A K-quant that does not fit is replaced by a larger type, so a file can become larger than one of a plainer type
+    that is more precise. That is known before anything is written.
+
+    tensors: those that fell back. num_bytes: size of the file; promised: its size without the fallback.
     better: a mix that is more precise in a file that is no larger, and the bytes of that file; None, 0 without one.
     """
 

@@ -43,7 +43,14 @@ SHARES_OF_STEP = (1.0, 0.1, 0.01)  # of the first step's rate: a step too long f
 
 @dataclass
 class ExpertChoice:
-    """What the routers of a model chose: for each by its name and call the chances (N, E) and the experts (N, K)."""
+    """What the routers of a model chose, held fixed while types are compared, and while the loss is differenced.
+
+    Which experts a token takes is a step function of its router's chances: the smallest rounding changes it where two
+    are nearly as likely, and a gradient through another expert is another gradient, however right it is. So the exact
+    computation records its choices, a computation in another type repeats them, and the chances are compared by
+    themselves. N tokens, E experts, K of them chosen; calls: for each router by its name and call the chances (N, E)
+    and the experts (N, K).
+    """
 
     calls: dict[str, list[tuple[Tensor, Tensor]]] = field(default_factory=dict)
     deviation: float = 0.0  # relative norm of the difference of the chances of the last `repeated`
