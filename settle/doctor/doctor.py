@@ -39,7 +39,7 @@ MORE_SAID = 1.3  # times the time that is expected, from which the longest one i
 
 
 @dataclass(frozen=True)
-class Asked:
+class DoctorOptions:
     """What a user asks of the doctor. context, threads, cache, memory and passages: see `Running`."""
 
     subject: str | None
@@ -70,7 +70,7 @@ class Tried(NamedTuple):
     sentences: tuple[str, ...]
 
 
-def doctor(asked: Asked, events: Events) -> int:
+def doctor(asked: DoctorOptions, events: Events) -> int:
     """Return the exit code: 0 when nothing is wrong, 3 when something is or a check had no time. Raises SettleError."""
     if asked.subject is not None and is_proof_folder(Path(asked.subject)):
         return _again(Path(asked.subject), asked, events)
@@ -82,7 +82,7 @@ def doctor(asked: Asked, events: Events) -> int:
         return _seen_by_doctor(subject, asked, events)
 
 
-def _seen_by_doctor(subject: Subject, asked: Asked, events: Events) -> int:
+def _seen_by_doctor(subject: Subject, asked: DoctorOptions, events: Events) -> int:
     """Look, prove and fix what is asked, and return the exit code."""
     wanted = check_name(asked.prove) if asked.prove and asked.prove != "all" else None
     seen = examine(subject, events, [wanted] if wanted else asked.only)
@@ -170,7 +170,7 @@ def _mend(finding: Finding[Any], tried: Tried, events: Events) -> str:
     return text
 
 
-def _again(folder: Path, asked: Asked, events: Events) -> int:
+def _again(folder: Path, asked: DoctorOptions, events: Events) -> int:
     """Run the proof of a folder again, from its first measurement, beside the earlier one."""
     case = read_case(folder)
     subject = find_subject(case.subject, case.running, case.transcript, Door(case.served, asked.key))

@@ -12,7 +12,7 @@ from settle.base.event_log import Events
 from settle.doctor.answerers import web
 from settle.doctor.answerers.served_model import Door
 from settle.doctor.checks.answers.forgotten_start import ForgottenStart
-from settle.doctor.doctor import Asked, doctor
+from settle.doctor.doctor import DoctorOptions, doctor
 from settle.doctor.find_subject import find_subject
 from settle.doctor.subject import Running
 from settle.experiment.run import prove
@@ -126,7 +126,7 @@ def test_a_server_is_recognised_by_its_own_api_and_only_asked(home, shapes, name
         model = subject.chat.answerer.model
         assert (model.name, model.context, model.longest) == (name, context, longest)
         assert [exchange.reply.answer for exchange in subject.chat.exchanges] == ["I know none."] * 2
-        assert doctor(Asked(address), Events()) == 0
+        assert doctor(DoctorOptions(address), Events()) == 0
     assert {path for path, _ in asked} <= {shapes["chat_path"], "/api/show"}
     assert all(body["model"] == name for _, body in asked)
 
@@ -153,7 +153,7 @@ def test_settles_own_engine_is_a_llama_server_with_a_key(home):
         assert server.kind.title == "llama-server" and server.model.context == 1024
         assert all(exchange.reply.is_answered for exchange in subject.chat.exchanges)
         events: list = []
-        assert doctor(Asked(address, key=child.api_key), Events(listeners=[into(events)])) == 0
+        assert doctor(DoctorOptions(address, key=child.api_key), Events(listeners=[into(events)])) == 0
         with pytest.raises(UsageError, match="has no model"):
             find_subject(address, Running(), door=Door("another", child.api_key))
 
@@ -191,5 +191,5 @@ def test_no_server_and_one_that_never_answers_are_said_to_be(home, monkeypatch):
 def test_a_word_is_said_before_anything_leaves_this_machine(home):
     events: list = []
     with pytest.raises(RunError):
-        doctor(Asked("http://192.0.2.1:9", only=["18"]), Events(listeners=[into(events)]))
+        doctor(DoctorOptions("http://192.0.2.1:9", only=["18"]), Events(listeners=[into(events)]))
     assert any("leaves this machine" in event.get("text", "") for event in events)

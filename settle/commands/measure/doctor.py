@@ -57,7 +57,7 @@ class Doctor(ThreadSettings, Command):
             if self.subject is None:
                 raise UsageError("no model is named for the lessons", "`settle doctor MODEL --lesson all`")
             return lessons(self.subject, None if self.lesson == "all" else self.lesson, events, self.draws, self.seed)
-        from settle.doctor.doctor import Asked, doctor
+        from settle.doctor.doctor import DoctorOptions, doctor
 
         how = self.context, self.threads, self.cache, self.from_, self.memory, self.model, self.key, self.k
-        return doctor(Asked(self.subject, self.only, self.prove, self.fix, *how), events)
+        return doctor(DoctorOptions(self.subject, self.only, self.prove, self.fix, *how), events)

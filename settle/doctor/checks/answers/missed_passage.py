@@ -89,7 +89,7 @@ Stage = NotIndexed | Torn | TooFew | Unread  # at which a passage is lost
 
 
 class MissedPassage(Check[IndexedDocuments, Stage]):
-    """Stage by stage: is the passage in the index, is it among the first k, and does the model read it there?"""
+    """A passage should be in the index, among the first k that are found, and read there by the model."""
 
     number: ClassVar[int] = 16
     symptom: ClassVar[str] = "the documents say it, and the answer does not"

@@ -57,7 +57,7 @@ class KvCache(Check[ModelFile, CacheType]):
         cache, texts = finding.details.cache, [*PARAGRAPHS[LOOKED:], *SPELLED]
         with Reader(subject.model) as reader:
             record = _recorded(reader, texts, folder / "whole.record")
-        items: list[Item] = [Window(at, text)._asdict() for at, text in enumerate(texts)]
+        items: list[Item] = [RecordedText(at, text)._asdict() for at, text in enumerate(texts)]
         return Trial(
             knob=f"KV cache {WHOLE} in place of {cache}",
             before=_Cached(cache, subject.model, record),
@@ -77,7 +77,7 @@ class KvCache(Check[ModelFile, CacheType]):
         )
 
 
-class Window(NamedTuple):
+class RecordedText(NamedTuple):
     """A text of the record, by its number."""
 
     window: int
@@ -92,7 +92,7 @@ class _Cached(LikelihoodSide):
         self._record = record
 
     def measure(self, item: Item) -> float:
-        return self.held.divergence(self._record, typed(item, Window).window)
+        return self.held.divergence(self._record, typed(item, RecordedText).window)
 
 
 def _recorded(reader: Reader, texts: Sequence[str], folder: Path) -> Likelihoods:

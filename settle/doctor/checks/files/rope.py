@@ -108,7 +108,7 @@ class Rope(MetadataCheck[Positions]):
         return _changes(subject.model, finding.details.change)
 
 
-class Block(NamedTuple):
+class LateBlock(NamedTuple):
     """Some tokens of a long text."""
 
     text: int  # its number
@@ -134,7 +134,7 @@ class _Late(HeldSide[Scorer]):
         return scorer
 
     def measure(self, item: Item) -> float:
-        text, ids, begin = typed(item, Block)
+        text, ids, begin = typed(item, LateBlock)
         if self._near is not None:
             first = begin - self._near
             losses = self._losses(ids[first : begin + BLOCK])[-BLOCK:]
@@ -182,7 +182,7 @@ def _late_trial(model: ModelRef, trained: int) -> Trial | None:
                 ids = [*ids, *engine.tokenize(" ".join(draws.sample(sentences, len(sentences))) + "\n")]
             texts.append(ids[:longest])
     items: list[list[Item]] = [
-        [Block(seed, ids, trained + BLOCK * n)._asdict() for n in range(BLOCKS)] for seed, ids in enumerate(texts)
+        [LateBlock(seed, ids, trained + BLOCK * n)._asdict() for n in range(BLOCKS)] for seed, ids in enumerate(texts)
     ]
     return Trial(
         knob=f"at most {trained:,} tokens of context",
