@@ -17,9 +17,8 @@ import numpy as np
 from planning_rows import require_tables
 from planning_training import FOLDER, _read
 
-from settle.plan.cluster.layout import Layout
-from settle.plan.cluster.memory import MIXED, stage_memory
-from settle.plan.cluster.shape import GATED, PLAIN, Shape
+from settle.plan.cluster.shape import GATED, PLAIN, Layout, Shape
+from settle.plan.sizing import MIXED, stage_sizing
 
 GIB = 2**30
 LEAST = 8.0  # GiB
@@ -58,7 +57,7 @@ def predicted(r: dict[str, str]) -> float:
     for world in worlds:
         layout = layout_of(r, world // groups, bool(shape.experts))
         positions = 0 if "release" in r["case"] or "rope" in r["case"] else layout.sequence
-        memory = stage_memory(shape, layout, MIXED, layout.pipeline - 1, "release" not in r["case"], True, positions)
+        memory = stage_sizing(shape, layout, MIXED, layout.pipeline - 1, "release" not in r["case"], True, positions)
         states = (memory.weights + memory.gradients + memory.optimizer) / GIB
         found.append((abs(states - held), memory.tensors / GIB))
     return min(found)[1]

@@ -2,7 +2,7 @@
 
     python bench/planning_tuning.py [FOLDER]     # of tables, by default ../shared/planning
 
-Nothing is fitted to these rows but the two constants that settle/plan/cluster/tuning_memory.py names (what a norm keeps
+Nothing is fitted to these rows but the two constants that settle/plan/sizing.py names (what a norm keeps
 and what a logit takes); rows whose configuration is not complete are counted, not guessed.
 """
 
@@ -20,7 +20,7 @@ from planning_training import FOLDER, _read
 
 from settle.library.catalogue import find_known
 from settle.library.model_shape import ModelShape
-from settle.plan.cluster.tuning_memory import Tuning, tuning_memory
+from settle.plan.sizing import Tuning, tuning_sizing
 
 GIB = 2**30
 LLAMA_3B = "Llama-3.2-3B"
@@ -89,7 +89,7 @@ def axolotl(folder: Path) -> list[tuple[str, float, float]]:
                 experts=experts, quantized_experts=quantized and "gpt-oss" not in r["base_model"],
                 devices=_devices(words, value),
             )  # fmt: skip
-            found.append((f"axolotl {r['base_model']} {r['adapter']}", value, tuning_memory(shape, tuning).total / GIB))
+            found.append((f"axolotl {r['base_model']} {r['adapter']}", value, tuning_sizing(shape, tuning).total / GIB))
             _note_rules(value * tuning.devices, shape, tuning)
     return found
 
@@ -116,7 +116,7 @@ def peft(folder: Path) -> list[tuple[str, float, float]]:
             keeps_inputs=keeps,
         )  # fmt: skip
         assert shape is not None
-        found.append((f"peft {r['name']}", float(r["mem_max_gib"]), tuning_memory(shape, tuning).tensors / GIB))
+        found.append((f"peft {r['name']}", float(r["mem_max_gib"]), tuning_sizing(shape, tuning).tensors / GIB))
         _note_rules(float(r["mem_max_gib"]), shape, tuning)
     return found
 
@@ -162,7 +162,7 @@ def listed(folder: Path) -> list[tuple[str, float, float]]:
             optimizer="adamw-8bit" if place == 7 else "adamw", attention_only=not cumulative, adapter_bytes=2.0,
             upcast=False, compiled=cumulative and place >= 2,
         )  # fmt: skip
-        memory = tuning_memory(shape, tuning)
+        memory = tuning_sizing(shape, tuning)
         if 5 <= place <= 7 and method == "full":  # a gradient is used up as soon as it is there
             memory = replace(memory, gradients=0.0)
         found.append((f"{r['tool']} {r['model']} {method} {words[:28]}", float(value), memory.tensors / GIB))

@@ -19,8 +19,8 @@ from settle.infer.child_process import Child, Load
 from settle.infer.engine import Engine
 from settle.library.reference import ModelRef
 from settle.machine import memory, read_from_disk, resident
-from settle.plan.fit.memory import RUNTIME, VOCABULARY
 from settle.plan.fit.model_shapes import NamedShape
+from settle.plan.sizing import served
 
 WATCH_SECONDS = 0.005  # between two looks at the memory
 ANSWERED = 4  # tokens, that show that it runs
@@ -80,7 +80,7 @@ def needed_bytes(named: NamedShape, context: int) -> float:
 
 def held_bytes(named: NamedShape, context: int) -> float:
     """Return the part of it that stays in memory whatever happens; pages of the file can go, and be read again."""
-    return named.shape.kv_bytes(context, 2.0) + RUNTIME["cpu"] + VOCABULARY * named.shape.vocab
+    return served(named.shape, 0.0, context).total
 
 
 def file_bytes(named: NamedShape) -> int:

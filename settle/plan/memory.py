@@ -2,12 +2,13 @@
 
 import math
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from settle.base.errors import ResourceError
 from settle.machine import memory, resident
 from settle.model.architectures import Architecture
 from settle.model.layers.attention import keeps_no_probabilities
+from settle.plan.sizing import Precision
 from settle.train.optimizers import Optimizer
 from settle.train.training_plan import TrainingPlan
 
@@ -15,9 +16,10 @@ WEIGHT = 4  # bytes of a trained number, of its gradient, and of a sum over rank
 
 
 def must_fit(plan: TrainingPlan) -> None:
-    """Raises ResourceError, before anything is allocated, when the run will not fit in memory; proposes what will.
+    """Raise ResourceError, before anything is allocated, when the run will not fit in memory; propose what will.
 
-    Weights, gradients, optimizer state, the best weights, a checkpoint being made, activations of one micro-batch.
+    What counts: weights, gradients, optimizer state, the best weights, a checkpoint being made, and the activations of
+    one micro-batch.
     """
     if plan.device != "cpu":
         return
@@ -34,43 +36,56 @@ def must_fit(plan: TrainingPlan) -> None:
 
 
 def _what_fits(plan: TrainingPlan, parameters: int, fits: int) -> str:
-    """What to ask for instead: a shorter context where that was asked for, else a smaller model."""
+    """Return what to ask for instead: a shorter context where that was asked for, else a smaller model."""
     if plan.origin.get("context") not in (None, "default", "derived", "measured") or fits >= parameters:
         return "ask for a shorter --context, or fewer --batch-tokens"
     shown = f"{fits // 1_000_000}M" if fits >= 1_000_000 else f"{max(1, fits // 1000)}k"
     return f"--size {shown} would fit, or fewer --batch-tokens"
 
 
+def precision(state: float, cast: float = 0.0, is_saved: bool = True) -> Precision:
+    """Return the bytes that training here takes for each weight, which is trained in fp32.
+
+    state: of the optimizer; cast: of the copy that is computed with. Copies: the best weights, and those of weights and
+    state that a save writes.
+    """
+    return Precision(WEIGHT + cast, WEIGHT, state, WEIGHT + (WEIGHT + state if is_saved else 0.0))
+
+
 def needed(plan: TrainingPlan) -> int:
-    """Bytes that training takes beyond what the process holds already."""
+    """Return the bytes that training takes beyond what the process holds already."""
     architecture = Architecture.make(plan.architecture_name, plan.architecture)
-    optimizer = Optimizer.make(plan.optimizer_name, plan.optimizer)
-    number = 4 if plan.dtype == "float32" else 2
-    parameters = architecture.num_parameters
-    state = optimizer.bytes_per_parameter()
-    cast = 0 if number == 4 else number
-    weights = parameters * (4 + 4 + state + cast + 4 + (4 + state))
+    state = Optimizer.make(plan.optimizer_name, plan.optimizer).bytes_per_parameter()
+    states = precision(state, cast=0.0 if plan.dtype == "float32" else 2.0).of(architecture.num_parameters)
     micro = plan.loop.tokens_per_step // plan.loop.micro_batches
-    context = plan.loop.sequence_length
+    return int(replace(states, activations=micro * _activations(plan, architecture)).total)
+
+
+def _activations(plan: TrainingPlan, architecture: Architecture) -> float:
+    """Return the bytes that a token of a micro-batch keeps for the backward pass."""
     is_flash = keeps_no_probabilities(plan.device, plan.dtype)
-    return int(weights + micro * architecture.activation_bytes_per_token(context, number, is_flash=is_flash))
+    return architecture.activation_bytes_per_token(plan.loop.sequence_length, _bytes(plan.dtype), is_flash=is_flash)
+
+
+def _bytes(dtype: str) -> int:
+    return WEIGHT if dtype == "float32" else 2
 
 
 @dataclass(frozen=True)
 class RankMemory:
-    """Bytes that a rank holds at most. device: where it computes. host: beside a card, in the host's memory."""
+    """Bytes that a rank holds at most."""
 
-    device: float
-    host: float = 0.0
+    device: float  # where it computes
+    host: float = 0.0  # in the host's memory, where it computes on a card
 
     def words(self, size: int) -> str:
-        """What is said of it. size: number of ranks."""
+        """Return the sentence for the user. size: number of ranks."""
         beside = f" on its card and {self.host / 1e6:,.0f} MB of its host's memory" if self.host else ""
         return f"each of {size} ranks needs about {self.device / 1e6:,.0f} MB{beside} for the model while it trains"
 
 
 def rank_memory(plan: TrainingPlan, size: int, host_size: int | None = None) -> RankMemory:
-    """What one of `size` ranks holds at most while it trains, beyond what the process holds before the model.
+    """Return what one of `size` ranks holds at most while it trains, beyond what the process holds before the model.
     host_size: ranks of a host, among which a hybrid plan shares out the weights.
 
     Its rows of weights, gradients, optimizer state and best weights, and the copy that a save writes; what is whole at
@@ -78,30 +93,26 @@ def rank_memory(plan: TrainingPlan, size: int, host_size: int | None = None) -> 
     """
     architecture = Architecture.make(plan.architecture_name, plan.architecture)
     optimizer = Optimizer.make(plan.optimizer_name, plan.optimizer)
-    number = WEIGHT if plan.dtype == "float32" else 2
-    shapes = architecture.parameters()
+    loop, number = plan.loop, _bytes(plan.dtype)
     layers = Counter[int]()
+    shapes = architecture.parameters()
     for name, shape in shapes.items():
         if ".layers." in name:
             layers[int(name.split(".layers.")[1].split(".")[0])] += math.prod(shape)
     layer, total = max(layers.values()), sum(map(math.prod, shapes.values()))
-    among = (host_size or size) if plan.loop.is_hybrid else size
-    state = optimizer.bytes_per_parameter()
-    # weights, gradients and state; then as much again: best weights, and a save's copy of weights and state
-    trained = kept = total / among * (2 * WEIGHT + state)
+    among = (host_size or size) if loop.is_hybrid else size
+    rows = precision(optimizer.bytes_per_parameter()).of(total / among)
+    trained = rows.states - rows.copies
     # tables: as they came and as they are read, their gradient, and that of the loss on the way to it
     tables = (total - layers.total()) * (3 * number + 2 * WEIGHT)
     # two layers, since the next one is on its way, one of them as it came; folded weights; gradients, and their sum
     whole = layer * (5 * number + 2 * WEIGHT)
     step = optimizer.bytes_of_step(Counter(architecture.linears().values()), among)
-    loop = plan.loop
     micro = loop.tokens_per_step // loop.micro_batches
     tokens = min(micro, max(loop.sequence_length, micro / size))  # a row stays whole
-    is_flash = keeps_no_probabilities(plan.device, plan.dtype)
-    activations = tokens * architecture.activation_bytes_per_token(loop.sequence_length, number, is_flash=is_flash)
-    once = tables + whole + activations
+    once = tables + whole + tokens * _activations(plan, architecture)
     if plan.device == "cpu":
-        return RankMemory(trained + kept + max(once, step))
+        return RankMemory(trained + rows.copies + max(once, step))
     if loop.offloads:
-        return RankMemory(once, trained + kept + step)
-    return RankMemory(trained + max(once, step), kept)
+        return RankMemory(once, trained + rows.copies + step)
+    return RankMemory(trained + max(once, step), rows.copies)

@@ -11,8 +11,10 @@ from settle.machine import Accelerator, accelerator, memory, use_torch_threads
 from settle.model.adapters import Adapter
 from settle.model.layers.attention import keeps_no_probabilities
 from settle.model.pretrained import Pretrained
+from settle.plan.memory import WEIGHT, precision
 from settle.plan.settings import TuningSettings
 from settle.plan.size import requested_seconds
+from settle.plan.sizing import kept_activations
 from settle.plan.training_plan import choose_dtype, origins, require_dtype, require_sharding, shapes, sharding
 from settle.train.objectives import ROW_NAMES, Objective
 from settle.train.optimizers import Optimizer
@@ -26,6 +28,8 @@ MOST_AT_ONCE = 8192  # tokens of a micro-batch, at most
 SMALL_SAMPLE = 16384  # held-out tokens of an evaluation when rows are few
 FIRST_VERDICT = 5 / 3  # epochs before the earliest verdict, when rows are few
 ROOM = 0.9  # share of the free memory that a plan may fill
+ADAMW_STATE = 8.0  # bytes of a trained weight
+NF4 = 0.52  # bytes of a weight
 # Learning rates for tuning, which makes small changes to weights that are good already.
 RATES: dict[str, dict[str, float]] = {
     "adapter": {"beta2": 0.99, "eps": 1e-8, "weight_decay": 0.0},
@@ -255,32 +259,26 @@ class _Fit:
         return f"--rows.max-tokens {max(64, self.longest // 2)} makes rows shorter, or take a smaller model"
 
     def needed(self, rows: int, recompute: int) -> float:
-        """Bytes that training adds to the process's memory before the model is loaded."""
-        tokens = max(rows * self.per_row, self.longest)
-        adapter = None if self.adapter is None else self.adapter.kept_numbers(self.base.part.linears())
-        per_row = int(self.per_row)
-        activations = self.base.part.activation_bytes_per_token(per_row, self.number, adapter, self.is_flash)
-        if recompute:
-            layers, width = self._shape
-            activations = activations / layers + self.number * width * layers
-        return self._weights() + self.beside + tokens * activations
-
-    @property
-    def _shape(self) -> tuple[int, int]:
-        options = self.base.part.options()
-        return len(options.layers), options.layers[-1].width
+        """Return the bytes that training adds to the process's memory before the model is loaded."""
+        part = self.base.part
+        adapter = None if self.adapter is None else self.adapter.kept_numbers(part.linears())
+        options = part.options()
+        layers, of_input = len(options.layers), self.number * options.layers[-1].width
+        all_layers = part.activation_bytes_per_token(int(self.per_row), self.number, adapter, self.is_flash)
+        kept, working = kept_activations(layers, all_layers / layers, of_input, bool(recompute))
+        per_token = working + kept if recompute else all_layers
+        return self._weights() + self.beside + max(rows * self.per_row, self.longest) * per_token
 
     def _weights(self) -> float:
-        numbers = self.base.part.num_parameters
+        part, settings = self.base.part, self.settings
         if self.adapter is None:
-            # weights, gradients, two moments, the best weights, and the copy that is computed with
-            return numbers * (4 + 4 + 8 + 4 + (self.number if self.number < 4 else 0))
-        inside = self.base.part.num_non_embedding_parameters
-        per_number: dict[str | None, float] = {None: self.number, "nf4": 0.52, "as-is": self._file_bytes_per_number()}
-        tables = self.number if self.settings.quantize != "as-is" else per_number["as-is"]
-        adapter = self.adapter.num_parameters(self.base.part.linears()) * (4 + 4 + 8 + 4)
-        head = numbers - inside if self.settings.quantize == "as-is" else 0
-        return inside * per_number[self.settings.quantize] + (numbers - inside) * tables + adapter + head * self.number
-
-    def _file_bytes_per_number(self) -> float:
-        return sum(self.base.kinds.values()) / max(1, self.base.part.num_parameters)
+            cast = self.number if self.number < WEIGHT else 0
+            return precision(ADAMW_STATE, cast, is_saved=False).of(part.num_parameters).states
+        inside, tables = part.num_non_embedding_parameters, part.num_parameters - part.num_non_embedding_parameters
+        of_file = sum(self.base.kinds.values()) / max(1, part.num_parameters)
+        per_number: dict[str | None, float] = {None: self.number, "nf4": NF4, "as-is": of_file}
+        of_table = self.number if settings.quantize != "as-is" else of_file
+        numbers = self.adapter.num_parameters(part.linears())
+        adapter = precision(ADAMW_STATE, is_saved=False).of(numbers).states
+        head = tables if settings.quantize == "as-is" else 0
+        return inside * per_number[settings.quantize] + tables * of_table + adapter + head * self.number

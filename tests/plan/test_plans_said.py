@@ -17,10 +17,10 @@ from settle.plan.cluster.whole_run import forecast_run
 from settle.plan.cost.lifetime import Life, life
 from settle.plan.cost.money import ASKED, cost
 from settle.plan.cost.pay_off import PayOff
-from settle.plan.fit.memory import room
 from settle.plan.fit.model_shapes import named_shape
 from settle.plan.report import cells, pay_off, train, tune
 from settle.plan.report.settings import PlanSettings
+from settle.plan.sizing import room
 
 
 def told(plan, *model, **asked):

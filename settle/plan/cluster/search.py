@@ -7,10 +7,9 @@ from dataclasses import dataclass, replace
 from settle.base.errors import ResourceError
 from settle.machine.described_machine import Machine
 from settle.machine.hardware import GIB
-from settle.plan.cluster.layout import Layout
-from settle.plan.cluster.memory import DeviceMemory, device_memory
-from settle.plan.cluster.shape import Shape
+from settle.plan.cluster.shape import Layout, Shape
 from settle.plan.cluster.throughput import Rate, steady_rate
+from settle.plan.sizing import Sizing, device_sizing
 
 USABLE = 0.94  # of a device's memory: the rest goes to fragments of the allocator
 MOST_ROWS, MOST_PIPELINE, MOST_TENSOR = 16, 64, 8
@@ -24,7 +23,7 @@ BATCHES = ((0.5e9, 0.5e6), (3e9, 1e6), (20e9, 2e6), (100e9, 4e6), (math.inf, 16e
 class Candidate:
     layout: Layout
     rate: Rate
-    memory: DeviceMemory
+    memory: Sizing
 
 
 def usual_batch(parameters: float) -> float:
@@ -48,7 +47,7 @@ def best_layouts(
     for layout in _layouts(shape, machine, batch_tokens, sequence):
         if layout.tokens_per_step > grows * batch_tokens * ROUNDING:
             continue
-        memory = device_memory(shape, layout)
+        memory = device_sizing(shape, layout)
         least = min(least, memory.total)
         if memory.total > USABLE * machine.memory:
             continue

@@ -15,8 +15,7 @@ from pydantic import BaseModel, ConfigDict
 
 from settle.base.statistics import Interval
 from settle.machine.described_machine import Machine
-from settle.plan.cluster.layout import Layout
-from settle.plan.cluster.shape import Shape
+from settle.plan.cluster.shape import Layout, Shape
 
 PCIE = 25e9  # bytes per second to the next device where there is no faster link
 ETHERNET = 1.25e9  # between machines without a named network: 10 Gb/s

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 
 from settle.base.amounts import three_digits
 from settle.machine import Machine
-from settle.plan.fit.memory import Fit, fit, longest_context, need
 from settle.plan.fit.model_shapes import NamedShape
 from settle.plan.fit.speed import (
     Law,
@@ -19,6 +18,7 @@ from settle.plan.fit.speed import (
     streamed,
 )
 from settle.plan.fit.weight_types import CHOICES, TYPES, read_bytes
+from settle.plan.sizing import Fit, fit, longest_context, need
 
 GIB = 2**30
 SLOW = 1.0  # tokens per second: a model that writes fewer is of no use to a person who waits
@@ -59,7 +59,7 @@ def fit_row(
     small model that proposes tokens, which lies beside it."""
     context = min(context, model.shape.context)
     weights = model.bytes if type_name == model.type else None
-    beside = need(draft.shape, draft.type or DRAFT_TYPE, machine, context, texts).movable if draft else 0.0
+    beside = _of_draft(draft, machine, context, texts) if draft else 0.0
     found = fit(model.shape, type_name, machine, context, texts, weights=weights, beside=beside)
     matrices = model.matrices if type_name == model.type else None
     decode = decode_rate(model.shape, type_name, machine, context // 2, texts, law, matrices)
@@ -81,6 +81,12 @@ def fit_row(
         longest=longest_context(model.shape, type_name, machine),
         is_shared=machine.is_unified,
     )
+
+
+def _of_draft(draft: NamedShape, machine: Machine, context: int, texts: int) -> float:
+    """Return the bytes of a draft's weights and its cache."""
+    needed = need(draft.shape, draft.type or DRAFT_TYPE, machine, context, texts)
+    return needed.weights + needed.cache
 
 
 def type_rows(
@@ -151,8 +157,8 @@ def as_json(row: FitRow) -> dict[str, object]:
         "type": row.type,
         "parameters": row.model.shape.parameters,
         "active_parameters": row.model.shape.active,
-        "memory": {"weights": need.weights, "cache": need.cache, "work": need.work, "runtime": need.runtime,
-                   "total": need.total, "room": row.fit.room},
+        "memory": {"weights": need.weights, "cache": need.cache, "work": need.working + need.logits,
+                   "runtime": need.overhead, "total": need.total, "room": row.fit.room},
         "fits": row.is_whole,
         "share_on_device": row.fit.share,
         "decode": {"value": row.decode.value, "low": row.decode.low, "high": row.decode.high, "why": row.decode.why},

@@ -13,11 +13,11 @@ from settle.machine.measurement_cache import others_are_busy
 from settle.plan.fit.fit_table import COLUMNS, FitRow, as_json, best_rows, cells, fit_row, type_rows
 from settle.plan.fit.heat_map import heat_map
 from settle.plan.fit.here import law_here, measure_some, recalled_runs
-from settle.plan.fit.memory import room
 from settle.plan.fit.model_shapes import NamedShape, every_known_shape, named_shape
 from settle.plan.fit.published_numbers import published_json, published_lines
 from settle.plan.fit.speed import ACCEPTED, Law
 from settle.plan.fit.weight_types import CHOICES
+from settle.plan.sizing import room
 
 GIB = 2**30
 SHOWN = 40  # lines of the list of every model

@@ -8,12 +8,12 @@ from settle.library.prices import ApiPrice, prices
 from settle.machine.described_machine import Machine, machine_or_this
 from settle.plan.cost.money import UNKNOWN_WATTS, exact
 from settle.plan.cost.pay_off import YEARS, PayOff, Workload, pay_off
-from settle.plan.fit.memory import fit
 from settle.plan.fit.model_shapes import named_shape
 from settle.plan.fit.speed import decode_rate, prefill_rate
 from settle.plan.report.cells import forecast_table, values
 from settle.plan.report.pictures import draw_pay_off
 from settle.plan.report.settings import PlanSettings
+from settle.plan.sizing import fit
 
 USUAL_TYPE = "q4_k_m"  # of a model whose file is not here
 MEASURED = 1.05  # the factor by which a speed that was measured once may be off

@@ -11,15 +11,14 @@ from settle.base.statistics import FORECAST_LEVEL, Interval
 from settle.library.model_shape import ModelShape
 from settle.machine.described_machine import Machine, machine_or_this
 from settle.machine.hardware import GIB
-from settle.plan.cluster.layout import Layout
+from settle.plan.cluster.shape import Layout
 from settle.plan.cluster.throughput import steady_rate
-from settle.plan.cluster.tuning_memory import Tuning, TuningMemory, training_shape, tuning_memory
 from settle.plan.cost.money import ASKED, Cost, cost
-from settle.plan.fit.memory import room
 from settle.plan.fit.model_shapes import NamedShape, named_shape
 from settle.plan.report.cells import forecast_table, values
 from settle.plan.report.pictures import draw_tuning
 from settle.plan.report.settings import PlanSettings
+from settle.plan.sizing import Sizing, Tuning, room, training_shape, tuning_sizing
 
 METHODS = ("full", "lora", "qlora")  # the finest first
 MEMORY_LOG_STD = (
@@ -41,7 +40,7 @@ class Option:
     method: str
     tuning: Tuning
     memory: Interval
-    parts: TuningMemory
+    parts: Sizing
     hours: Interval  # of a device
     rate: Interval  # tokens a second of a device
 
@@ -112,7 +111,7 @@ def _option(
         recompute=recompute,
         devices=machine.count,
     )
-    parts = tuning_memory(shape, tuning)
+    parts = tuning_sizing(shape, tuning)
     memory = Interval.log_normal(parts.total, MEMORY_LOG_STD)
     layout = Layout(
         data=machine.count, sharded=machine.count > 1, rows=rows, sequence=settings.row_tokens, recompute=recompute
@@ -165,7 +164,7 @@ def _rows(chosen: Option, money: Cost, machine: Machine) -> dict[str, tuple[Inte
     return rows
 
 
-def _parts(memory: TuningMemory) -> dict[str, float]:
+def _parts(memory: Sizing) -> dict[str, float]:
     kept = memory.weights + memory.adapters + memory.optimizer
     return {
         "weights": memory.weights,

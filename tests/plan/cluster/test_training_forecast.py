@@ -9,12 +9,11 @@ from settle.base.errors import ResourceError, UsageError
 from settle.machine.described_machine import described
 from settle.plan.cluster import throughput
 from settle.plan.cluster.failures import best_interval, goodput, work_share
-from settle.plan.cluster.layout import Layout
-from settle.plan.cluster.memory import Precision, device_memory, layer_activations
 from settle.plan.cluster.search import best_layouts
-from settle.plan.cluster.shape import Shape, shape_of_size, shape_with_experts
+from settle.plan.cluster.shape import Layout, Shape, shape_of_size, shape_with_experts
 from settle.plan.cluster.throughput import device_seconds, published_law, steady_rate
 from settle.plan.cluster.whole_run import STRETCH, device_hours, forecast_run, published_runs, share_ends
+from settle.plan.sizing import Precision, device_sizing, layer_activations
 
 LLAMA_405B = Shape(126, 16384, 53248, 128, 8, 128256)
 DEEPSEEK_V3 = Shape(
@@ -65,27 +64,27 @@ def test_activations_of_a_layer_are_34_bytes_a_token_and_unit():
 
 def test_states_are_split_as_the_shards_say():
     shape = Shape(8, 1024, 4096, 8, 8, 32000)
-    whole = device_memory(shape, Layout(optimizer_sharded=False))
+    whole = device_sizing(shape, Layout(optimizer_sharded=False))
     held = whole.weights / 2
     assert whole.weights + whole.gradients + whole.optimizer == pytest.approx(18 * held)
-    spread = device_memory(shape, Layout(data=4))
+    spread = device_sizing(shape, Layout(data=4))
     assert spread.optimizer == pytest.approx(12 * held / 4) and spread.weights == pytest.approx(2 * held)
-    sharded = device_memory(shape, Layout(data=4, sharded=True))
+    sharded = device_sizing(shape, Layout(data=4, sharded=True))
     assert sharded.optimizer == pytest.approx(12 * held / 4) and sharded.weights < 0.8 * whole.weights
-    eight_bit = device_memory(shape, Layout(), Precision(optimizer=2.0))
+    eight_bit = device_sizing(shape, Layout(), Precision(optimizer=2.0))
     assert eight_bit.optimizer == pytest.approx(2 * held)
 
 
 def test_only_devices_that_talk_have_buffers():
     shape = Shape(8, 1024, 4096, 8, 8, 32000)
-    one, two = (device_memory(shape, layout) for layout in (Layout(), Layout(data=2)))
+    one, two = (device_sizing(shape, layout) for layout in (Layout(), Layout(data=2)))
     assert two.overhead > one.overhead > 0
 
 
 def test_experts_have_states_of_their_own_replicas():
     shape = shape_with_experts(8e9, 2e9)
     experts = Layout(data=4, expert=2)
-    whole, spread = (device_memory(shape, replace(experts, optimizer_sharded=on)) for on in (False, True))
+    whole, spread = (device_sizing(shape, replace(experts, optimizer_sharded=on)) for on in (False, True))
     held = whole.weights / 2
     assert whole.optimizer == pytest.approx(12 * held)
     # half of the replicas hold the other half of the experts
@@ -96,8 +95,8 @@ def test_experts_have_states_of_their_own_replicas():
 
 def test_a_first_stage_holds_a_micro_batch_for_every_stage_behind_it():
     shape = Shape(8, 1024, 4096, 8, 8, 1000)
-    deep = device_memory(shape, Layout(pipeline=4, micro_batches=16))
-    few = device_memory(shape, Layout(pipeline=4, micro_batches=2))
+    deep = device_sizing(shape, Layout(pipeline=4, micro_batches=16))
+    few = device_sizing(shape, Layout(pipeline=4, micro_batches=2))
     assert deep.activations == pytest.approx(2 * few.activations)
 
 
@@ -105,7 +104,7 @@ def test_memory_of_megatron_on_eight_devices_comes_out_as_measured():
     """gpt3_7b_tp4_pp1_memory_speed on H100: 53.2 GiB at most (its golden values)."""
     shape = Shape(32, 4096, 16384, 32, 8, 131584, ffn_matrices=2)
     layout = Layout(2, 4, rows=2, sequence=8192, micro_batches=2, sequence_parallel=False)
-    memory = device_memory(shape, layout, dropout=True, positions=8192)
+    memory = device_sizing(shape, layout, dropout=True, positions=8192)
     assert memory.tensors / 2**30 == pytest.approx(53.2, rel=0.05)
 
 

@@ -3,14 +3,14 @@
 import pytest
 
 from settle.library.model_shape import ModelShape
-from settle.plan.cluster.tuning_memory import (
+from settle.plan.sizing import (
     HALF,
     NF4,
     Tuning,
     adapter_parameters,
     base_bytes,
     training_shape,
-    tuning_memory,
+    tuning_sizing,
 )
 
 GIB = 2**30
@@ -35,7 +35,7 @@ PHI = ModelShape(
     ],
 )
 def test_memory_is_within_a_tenth_of_what_was_measured(shape, tuning, measured):
-    assert tuning_memory(shape, tuning).tensors / GIB == pytest.approx(measured, rel=0.1)
+    assert tuning_sizing(shape, tuning).tensors / GIB == pytest.approx(measured, rel=0.1)
 
 
 def test_adapters_are_counted_by_the_matrices_that_they_adapt():
@@ -54,12 +54,12 @@ def test_a_quantized_base_keeps_its_tables_whole():
 
 
 def test_shards_checkpoints_and_chunks_take_less():
-    whole = tuning_memory(LLAMA_3B, Tuning("full", rows=2, sequence=4096, recompute=False))
-    again = tuning_memory(LLAMA_3B, Tuning("full", rows=2, sequence=4096))
+    whole = tuning_sizing(LLAMA_3B, Tuning("full", rows=2, sequence=4096, recompute=False))
+    again = tuning_sizing(LLAMA_3B, Tuning("full", rows=2, sequence=4096))
     assert again.activations == 28 * HALF * 3072 * 8192 and again.total < whole.total
-    assert tuning_memory(LLAMA_3B, Tuning(chunked_loss=True)).logits < tuning_memory(LLAMA_3B, Tuning()).logits / 4
-    assert tuning_memory(LLAMA_3B, Tuning("full", devices=8)).optimizer < again.optimizer
-    eight_bit = tuning_memory(LLAMA_3B, Tuning("full", optimizer="adamw-8bit"))
+    assert tuning_sizing(LLAMA_3B, Tuning(chunked_loss=True)).logits < tuning_sizing(LLAMA_3B, Tuning()).logits / 4
+    assert tuning_sizing(LLAMA_3B, Tuning("full", devices=8)).optimizer < again.optimizer
+    eight_bit = tuning_sizing(LLAMA_3B, Tuning("full", optimizer="adamw-8bit"))
     assert eight_bit.optimizer == 2.0 * LLAMA_3B.parameters
 
 
@@ -71,7 +71,7 @@ def test_whether_a_feed_forward_is_gated_follows_from_the_weights():
 
 
 def test_recomputing_keeps_what_enters_each_layer_and_works_on_one():
-    kept = tuning_memory(LLAMA_3B, Tuning("full", rows=2, sequence=1024, recompute=False))
-    again = tuning_memory(LLAMA_3B, Tuning("full", rows=2, sequence=1024, recompute=True))
+    kept = tuning_sizing(LLAMA_3B, Tuning("full", rows=2, sequence=1024, recompute=False))
+    again = tuning_sizing(LLAMA_3B, Tuning("full", rows=2, sequence=1024, recompute=True))
     assert kept.working == 0 and again.working == pytest.approx(kept.activations / LLAMA_3B.layers)
     assert again.activations == LLAMA_3B.layers * HALF * LLAMA_3B.width * 2048

@@ -13,7 +13,6 @@ from settle.cli import main
 from settle.library.catalogue import known_model
 from settle.machine import described
 from settle.plan.fit.fit_table import SMALL_PROMPT, fit_row
-from settle.plan.fit.memory import MARGIN, SYSTEM, fit, longest_context, need, room
 from settle.plan.fit.model_shapes import named_shape
 from settle.plan.fit.published_numbers import published_lines
 from settle.plan.fit.speed import (
@@ -30,6 +29,7 @@ from settle.plan.fit.speed import (
     streamed,
 )
 from settle.plan.fit.weight_types import read_bytes
+from settle.plan.sizing import MARGIN, SYSTEM, fit, longest_context, need, room
 
 GIB = 2**30
 LLAMA, MIXTURE = known_model("llama-3.1-8b").shape, known_model("qwen3-30b-a3b").shape
@@ -103,9 +103,10 @@ def test_memory_is_what_its_parts_are():
     machine = described("rtx 4090")
     needed = need(LLAMA, "q8_0", machine, 8192)
     assert needed.cache == LLAMA.kv_bytes(8192)
-    assert needed.total == needed.weights + needed.cache + needed.work + needed.runtime
+    assert needed.total == needed.weights + needed.cache + needed.working + needed.logits + needed.overhead
     assert need(LLAMA, "q8_0", machine, 8192, texts=4).cache == 4 * needed.cache
-    assert needed.work == 4.0 * 512 * (2 * LLAMA.inner + LLAMA.vocab), "the widest layer twice, and the logits"
+    assert needed.working == 4.0 * 512 * 2 * LLAMA.inner, "the widest layer twice"
+    assert needed.logits == 4.0 * 512 * LLAMA.vocab
 
 
 def test_apple_leaves_a_share_to_its_system_and_two_cards_hold_twice():

@@ -7,8 +7,8 @@ import pytest
 
 from settle.plan.cluster.throughput import doublings
 from settle.plan.fit import speed
-from settle.plan.fit.memory import need
 from settle.plan.fit.processor_costs import matrices_as
+from settle.plan.sizing import need
 
 
 def rate(value: float) -> Any:
@@ -28,7 +28,7 @@ def test_the_work_of_a_batch_is_its_widest_state_twice(
     )  # fmt: skip
     machine: Any = SimpleNamespace(kind="cuda", count=2)
     found = need(shape, "f16", machine, 64, texts=3, weights=5e6)
-    assert found.work == 2 * (2 * 4.0 * 64 * widest + 4.0 * 1000 * 64)
+    assert found.working + found.logits == 2 * (2 * 4.0 * 64 * widest + 4.0 * 1000 * 64)
     assert (found.weights, found.cache) == (5e6, 3 * 7.0 * 64)
 
 
