@@ -16,7 +16,7 @@ from pathlib import Path
 from settle.base.statistics import FORECAST_LEVEL, Interval
 from settle.library.catalogue import find_known
 from settle.machine import described
-from settle.plan.cost.money import product
+from settle.plan.cost import product
 from settle.plan.fit.speed import decode_rate
 
 TYPES = {"bfloat16": "bf16", "fp8": "fp8", "mxfp4": "mxfp4"}

@@ -10,12 +10,21 @@ from settle.machine import accelerator
 from settle.model.architectures.llama import Llama
 from settle.model.config import default_context, tokens_per_batch
 from settle.plan import size as sizes
-from settle.plan import speed as speeds
+from settle.plan import size as speeds
 from settle.plan import training_plan
 from settle.plan.loss_law import left_over, worth
 from settle.plan.settings import TrainingSettings
-from settle.plan.size import AROUND_SECONDS, EPOCHS, LARGEST, OVERNIGHT, SMALLEST, choose_size
-from settle.plan.speed import CONTEXT, TOKENS, measure_speed
+from settle.plan.size import (
+    AROUND_SECONDS,
+    CONTEXT,
+    EPOCHS,
+    LARGEST,
+    OVERNIGHT,
+    SMALLEST,
+    TOKENS,
+    choose_size,
+    measure_speed,
+)
 from settle.plan.training_plan import choose_dtype, origins, require_dtype
 from settle.train.optimizers.adamw import AdamW
 from tests.fake_time import set_time

@@ -19,7 +19,7 @@ from settle.plan.forecast_figures import BUDGET_SECONDS, BUDGET_SHARE, budgeted_
 from settle.plan.memory import _what_fits
 from settle.plan.phases import Phases, comparison_seconds, export_seconds, give_way
 from settle.plan.settings import TuningSettings
-from settle.plan.speed import Speed
+from settle.plan.size import Speed
 from settle.plan.training_plan import shapes
 from settle.plan.tuning_plan import _evaluation_cost, _loop, _sample
 from settle.train.settled import EVALUATION_COST, MIN_HISTORY, sample_size

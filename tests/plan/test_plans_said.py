@@ -14,11 +14,9 @@ from settle.machine.described_machine import machine_or_this
 from settle.machine.hardware import GIB
 from settle.plan.cluster.shape import shape_of_size
 from settle.plan.cluster.whole_run import forecast_run
-from settle.plan.cost.lifetime import Life, life
-from settle.plan.cost.money import ASKED, cost
-from settle.plan.cost.pay_off import PayOff
+from settle.plan.cost import ASKED, Life, PayOff, cost, life
 from settle.plan.fit.model_shapes import named_shape
-from settle.plan.report import cells, pay_off, train, tune
+from settle.plan.report import figures, pay_off, train, tune
 from settle.plan.report.settings import PlanSettings
 from settle.plan.sizing import room
 
@@ -33,10 +31,10 @@ def told(plan, *model, **asked):
 
 def test_cells_have_ends_where_there_are_any():
     rows = {"a day's cost": (Interval(2.0, 1.0, 3.0), "USD", "asked"), "exact": (Interval(5.0, 5.0, 5.0), "h", "x")}
-    table = cells.forecast_table("title", rows, "note")
+    table = figures.forecast_table("title", rows, "note")
     assert table.rows[0][2:4] == [{"value": 1.0, "unit": "USD"}, {"value": 3.0, "unit": "USD"}]
     assert table.rows[1] == ["exact", {"value": 5.0, "unit": "h"}, "", "", "x"]
-    assert cells.values(rows)["a_day_s_cost"] == {
+    assert figures.values(rows)["a_day_s_cost"] == {
         "value": 2.0,
         "low": 1.0,
         "high": 3.0,

@@ -7,8 +7,7 @@ import pytest
 from settle.machine import accelerator
 from settle.plan import size as sizes
 from settle.plan.settings import TrainingSettings
-from settle.plan.size import PER_UNIQUE_TOKEN, choose_size
-from settle.plan.speed import Speed, measure_speed
+from settle.plan.size import PER_UNIQUE_TOKEN, Speed, choose_size, measure_speed
 from settle.train.optimizers.muon import Muon
 
 

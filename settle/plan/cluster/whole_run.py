@@ -2,13 +2,21 @@
 
 A steady rate is not a run. Published runs got two thirds of the forecast one in the median, four fifths of them between
 0.4 and 1.1 of it: failures, evaluation, restarts, longer sequences at the end and passes that nobody reports take the
-rest, and the forecast errs. The share and its spread come from those runs
-(published_runs.toml), so the forecast says what runs of this kind took, not what a clean one would.
+rest, and the forecast errs. The share and its spread come from those runs (published_runs.toml), so the forecast says
+what runs of this kind took, not what a clean one would.
+
+A failure stops every device, so the rate grows with their number. Between failures a run loses the pauses of its
+checkpoints, the work since the last one, and the time until it computes again.
+
+Legend: d pause of a checkpoint, M mean time between failures of the whole run, R time from a failure to work, t time
+between two checkpoints; all in seconds.
 """
 
 import functools
 import math
+import random
 import tomllib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,11 +24,141 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from settle.base.statistics import FORECAST_LEVEL, Interval
 from settle.machine.described_machine import Machine
-from settle.plan.cluster.failures import Goodput, goodput
 from settle.plan.cluster.search import Candidate, best_layouts, usual_batch
 from settle.plan.cluster.shape import Shape
 
-HOUR = 3600.0
+HOUR, DAY = 3600.0, 86400.0
+
+# Unplanned interruptions of a device: Llama 3 405B, 419 in 54 days of 16,384 H100 (arXiv 2407.21783). OPT-175B had 15.6
+# a thousand node-days on 124 nodes of 8 A100 (2 a day), Meta's clusters 2.3 and 6.5 (arXiv 2410.21680): 0.29 to 1.95 a
+# thousand device-days. The spread covers these four.
+PER_DEVICE_DAY = 0.474e-3
+LOG_STD_RATE = 0.7
+# From a failure to work: Olmo Hybrid under 4 minutes in the median on 512 B200; Llama 3 about 9 minutes, which its 90 %
+# of effective time leave; people who restart by hand took hours (OPT: 59 % uptime).
+RECOVERY = Interval(600.0, 240.0, 1800.0, FORECAST_LEVEL)
+RECOVERY_BY_HAND = Interval(2.5 * 3600, 3600.0, 6 * 3600.0, FORECAST_LEVEL)
+CHECKPOINT_BYTES = 13.0  # a weight: BLOOM, 2.3 TB of 176 G weights
+PAUSE_PER_TB = 17.4  # seconds: BLOOM saved 2.3 TB in 40 s, with nothing hidden
+LEAST_PAUSE = 2.0
+WRITERS = 48  # nodes that saved it; more nodes write more at once
+
+
+@dataclass(frozen=True)
+class Goodput:
+    """failures: expected in the whole run. between: mean seconds from one to the next. checkpoint_every: seconds.
+    pause: of one checkpoint. share: of the time that is work, and what is not, by cause."""
+
+    failures: Interval
+    between: float
+    checkpoint_every: float
+    pause: float
+    checkpoint_bytes: float
+    share: Interval
+    lost: dict[str, float]
+
+
+def checkpoint_pause(parameters: float, devices: int) -> float:
+    """Seconds that saving weights and optimizer state stops the run, written by all nodes at once."""
+    terabytes = CHECKPOINT_BYTES * parameters / 1e12
+    return max(LEAST_PAUSE, PAUSE_PER_TB * terabytes * min(1.0, WRITERS * 8 / max(8, devices)))
+
+
+def best_interval(pause: float, between: float) -> float:
+    """Seconds between checkpoints that lose the least: Daly's higher-order optimum, Young's formula in its first term.
+
+    Source: Daly, A higher order estimate of the optimum checkpoint interval (2006), equation 37.
+    """
+    if pause >= 2 * between:
+        return between
+    ratio = pause / (2 * between)
+    return math.sqrt(2 * pause * between) * (1 + math.sqrt(ratio) / 3 + ratio / 9) - pause
+
+
+def work_share(pause: float, between: float, recovery: float, every: float | None = None) -> float:
+    """Share of the time that is work, with failures that come independently of each other.
+
+    Source: Daly (2006), equation 20: the time for t of work is M e^(R/M) (e^((t + d)/M) - 1).
+    """
+    every = best_interval(pause, between) if every is None else every
+    reach = (every + pause) / between
+    if reach + recovery / between > 50:
+        return 0.0
+    return every / (between * math.exp(recovery / between) * math.expm1(reach))
+
+
+def goodput(
+    parameters: float,
+    devices: int,
+    work_seconds: float,
+    *,
+    per_device_day: float | None = None,
+    by_hand: bool = False,
+    draws: int = 2000,
+    seed: int = 0,
+) -> Goodput:
+    """What failures take of a run that works for `work_seconds`. per_device_day: failures, where a cluster's are known.
+
+    The interval carries the uncertainty of the rate and of the recovery; the checkpoint interval stays at the best one
+    for the expected rate, as it has to be chosen before.
+    """
+    rate = per_device_day or PER_DEVICE_DAY
+    spread = 0.2 if per_device_day else LOG_STD_RATE
+    recovery = RECOVERY_BY_HAND if by_hand else RECOVERY
+    between = DAY / (rate * devices)
+    pause = checkpoint_pause(parameters, devices)
+    every = best_interval(pause, between)
+    rng = random.Random(seed)
+    shares = sorted(
+        work_share(
+            pause,
+            between * math.exp(rng.gauss(0, spread)),
+            recovery.value * math.exp(rng.gauss(0, recovery.log_std)),
+            every,
+        )
+        for _ in range(draws)
+    )
+    share = Interval(work_share(pause, between, recovery.value, every), *_ends(shares), FORECAST_LEVEL)
+    wall = work_seconds / max(share.value, 1e-9)
+    number = wall / between
+    low, high = _ends(sorted(_poisson(rng, number * math.exp(rng.gauss(0, spread))) for _ in range(draws)))
+    saving = pause / (every + pause) * share.value
+    restarting = min(1 - share.value, recovery.value / between)
+    lost = {
+        "checkpoints": saving,
+        "recovery": restarting,
+        "work done again": max(0.0, 1 - share.value - saving - restarting),
+    }
+    return Goodput(
+        failures=Interval(number, low, high, FORECAST_LEVEL),
+        between=between,
+        checkpoint_every=every,
+        pause=pause,
+        checkpoint_bytes=CHECKPOINT_BYTES * parameters,
+        share=share,
+        lost=lost,
+    )
+
+
+def _ends(values: Sequence[float]) -> tuple[float, float]:
+    """The tenth and the ninetieth percentile of sorted values."""
+    edge = (1 - FORECAST_LEVEL) / 2
+    return values[int(edge * len(values))], values[int((1 - edge) * len(values))]
+
+
+def _poisson(rng: random.Random, mean: float) -> float:
+    """A number of events: exact for small means, by the normal limit for large ones."""
+    if mean > 100:
+        return max(0.0, round(rng.gauss(mean, math.sqrt(mean))))
+    limit, count, product = math.exp(-mean), 0, rng.random()
+    while product > limit:
+        product *= rng.random()
+        count += 1
+    return float(count)
+
+
+# --- the run ---
+
 GROWS = 4.0  # what a batch that nobody asked for may grow by, for many devices
 # The ends of the interval, in logarithms, over those of the runs that the shares come from: makers differ by more than
 # runs of one maker do (bench/planning_runs.py leaves each maker out).

@@ -1,20 +1,26 @@
 """`settle models fit`: asks the machine, the models and the laws, and says what fits and how fast."""
 
+import datetime
+import io
+from collections.abc import Iterable, Sequence
+from itertools import groupby
 from pathlib import Path
 
-from settle.base.amounts import count
+import numpy as np
+
+from settle.base.amounts import count, three_digits
 from settle.base.errors import UsageError
 from settle.base.event_log import Events
 from settle.base.events import Listing, ResultReady, Say, Warn
+from settle.base.files import write_atomic
 from settle.base.files.dated_file import age
-from settle.library.catalogue import catalogue_file
+from settle.evaluate.report.figure_style import GREY, INK, STYLE
+from settle.library.catalogue import Quality, catalogue_file
 from settle.machine import Machine, machine_or_this
 from settle.machine.measurement_cache import others_are_busy
 from settle.plan.fit.fit_table import COLUMNS, FitRow, as_json, best_rows, cells, fit_row, type_rows
-from settle.plan.fit.heat_map import heat_map
 from settle.plan.fit.here import law_here, measure_some, recalled_runs
 from settle.plan.fit.model_shapes import NamedShape, every_known_shape, named_shape
-from settle.plan.fit.published_numbers import published_json, published_lines
 from settle.plan.fit.speed import ACCEPTED, Law
 from settle.plan.fit.weight_types import CHOICES
 from settle.plan.sizing import room
@@ -130,3 +136,69 @@ def _machine_json(machine: Machine) -> dict[str, object]:
         "bandwidth": machine.bandwidth, "flops": dict(machine.flops), "watts": machine.watts, "room": room(machine),
         "source": machine.source, "date": str(machine.date), "measured": machine.measured, "notes": list(machine.notes),
     }  # fmt: skip
+
+
+MOST_MODELS, DPI = 40, 150
+
+
+def heat_map(rows: Sequence[FitRow], title: str, path: Path) -> Path:
+    """Writes the picture, a PNG. rows: of any models and types; a pair that is missing does not fit."""
+    from matplotlib import rc_context
+    from matplotlib.colors import LogNorm
+    from matplotlib.figure import Figure
+
+    models = list(dict.fromkeys(row.model.name for row in rows))[:MOST_MODELS]
+    types = list(dict.fromkeys(row.type for row in rows))
+    speed = np.full((len(models), len(types)), np.nan)
+    for row in rows:
+        if row.model.name in models and row.fit.fits:
+            speed[models.index(row.model.name), types.index(row.type)] = row.decode.value
+    with rc_context(STYLE):
+        figure = Figure(figsize=(3.2 + 1.1 * len(types), 1.6 + 0.26 * len(models)), dpi=DPI, layout="constrained")
+        axes = figure.subplots()
+        norm = LogNorm(vmin=1, vmax=max(100.0, float(np.nanmax(speed)) if np.isfinite(speed).any() else 100.0))
+        image = axes.imshow(np.ma.masked_invalid(speed), cmap="viridis", norm=norm, aspect="auto")
+        for (line, column), value in np.ndenumerate(speed):
+            text = three_digits(value) if np.isfinite(value) else "–"
+            dark = np.isfinite(value) and norm(value) < 0.6
+            axes.text(column, line, text, ha="center", va="center", fontsize=8,
+                      color="white" if dark else INK if np.isfinite(value) else GREY)  # fmt: skip
+        axes.set_xticks(range(len(types)), types)
+        axes.set_yticks(range(len(models)), models, fontsize=8)
+        axes.tick_params(length=0)
+        axes.set_title(f"{title}\ntokens per second; – does not fit", fontsize=10, loc="left")
+        figure.colorbar(image, ax=axes, label="tokens/s", shrink=0.6)
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="png", metadata={"Software": None})
+        write_atomic(path, buffer.getvalue())
+    return path
+
+
+CAVEAT = "numbers of different sources do not compare; `settle pick` measures models on your own prompts"
+
+
+def published_lines(models: Sequence[NamedShape]) -> list[str]:
+    """One line for each source of each model, then what they are worth; none where nothing is known."""
+    lines = [
+        f"{model.name}, published: {_values(numbers)} ({kind}, {date}{', old' if is_old else ''}: {source})"
+        for model in models
+        for (kind, date, is_old, source), numbers in groupby(model.published, _origin)
+    ]
+    return [*lines, CAVEAT] if lines else []
+
+
+def published_json(models: Sequence[NamedShape]) -> list[dict[str, object]]:
+    """Every number as a row, with the model's name and whether it is old."""
+    return [
+        {"model": model.name, **number.model_dump(mode="json"), "old": number.is_old}
+        for model in models
+        for number in model.published
+    ]
+
+
+def _origin(number: Quality) -> tuple[str, datetime.date, bool, str]:
+    return number.kind, number.date, number.is_old, number.source
+
+
+def _values(numbers: Iterable[Quality]) -> str:
+    return "; ".join(f"{number.task} {number.value:g}" for number in numbers)

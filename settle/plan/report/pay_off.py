@@ -6,12 +6,10 @@ from settle.base.events import ResultReady, Say
 from settle.base.statistics import FORECAST_LEVEL, Interval
 from settle.library.prices import ApiPrice, prices
 from settle.machine.described_machine import Machine, machine_or_this
-from settle.plan.cost.money import UNKNOWN_WATTS, exact
-from settle.plan.cost.pay_off import YEARS, PayOff, Workload, pay_off
+from settle.plan.cost import UNKNOWN_WATTS, YEARS, PayOff, Workload, exact, pay_off
 from settle.plan.fit.model_shapes import named_shape
 from settle.plan.fit.speed import decode_rate, prefill_rate
-from settle.plan.report.cells import forecast_table, values
-from settle.plan.report.pictures import draw_pay_off
+from settle.plan.report.figures import draw_pay_off, forecast_table, values
 from settle.plan.report.settings import PlanSettings
 from settle.plan.sizing import fit
 

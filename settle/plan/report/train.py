@@ -12,10 +12,8 @@ from settle.machine.described_machine import Machine, machine_or_this
 from settle.machine.hardware import GIB
 from settle.plan.cluster.shape import Shape, shape_of_size, shape_with_experts
 from settle.plan.cluster.whole_run import RunForecast, forecast_run, published_runs
-from settle.plan.cost.lifetime import Life, life
-from settle.plan.cost.money import ASKED, Cost, cost, exact
-from settle.plan.report.cells import forecast_table, values
-from settle.plan.report.pictures import draw_run
+from settle.plan.cost import ASKED, Cost, Life, cost, exact, life
+from settle.plan.report.figures import draw_run, forecast_table, values
 from settle.plan.report.settings import PlanSettings
 
 HOURS = 3600.0

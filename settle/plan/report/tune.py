@@ -13,10 +13,9 @@ from settle.machine.described_machine import Machine, machine_or_this
 from settle.machine.hardware import GIB
 from settle.plan.cluster.shape import Layout
 from settle.plan.cluster.throughput import steady_rate
-from settle.plan.cost.money import ASKED, Cost, cost
+from settle.plan.cost import ASKED, Cost, cost
 from settle.plan.fit.model_shapes import NamedShape, named_shape
-from settle.plan.report.cells import forecast_table, values
-from settle.plan.report.pictures import draw_tuning
+from settle.plan.report.figures import draw_tuning, forecast_table, values
 from settle.plan.report.settings import PlanSettings
 from settle.plan.sizing import Sizing, Tuning, room, training_shape, tuning_sizing
 

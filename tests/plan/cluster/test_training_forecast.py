@@ -8,11 +8,19 @@ import pytest
 from settle.base.errors import ResourceError, UsageError
 from settle.machine.described_machine import described
 from settle.plan.cluster import throughput
-from settle.plan.cluster.failures import best_interval, goodput, work_share
 from settle.plan.cluster.search import best_layouts
 from settle.plan.cluster.shape import Layout, Shape, shape_of_size, shape_with_experts
 from settle.plan.cluster.throughput import device_seconds, published_law, steady_rate
-from settle.plan.cluster.whole_run import STRETCH, device_hours, forecast_run, published_runs, share_ends
+from settle.plan.cluster.whole_run import (
+    STRETCH,
+    best_interval,
+    device_hours,
+    forecast_run,
+    goodput,
+    published_runs,
+    share_ends,
+    work_share,
+)
 from settle.plan.sizing import Precision, device_sizing, layer_activations
 
 LLAMA_405B = Shape(126, 16384, 53248, 128, 8, 128256)

@@ -14,7 +14,7 @@ from settle.library.catalogue import known_model
 from settle.machine import described
 from settle.plan.fit.fit_table import SMALL_PROMPT, fit_row
 from settle.plan.fit.model_shapes import named_shape
-from settle.plan.fit.published_numbers import published_lines
+from settle.plan.fit.report import published_lines
 from settle.plan.fit.speed import (
     Z80,
     decode_rate,

@@ -1,18 +1,51 @@
-"""Pictures of plans: a run's failures and goodput over its weeks, and what a model costs over time beside an API."""
+"""Tables, values and pictures of plans."""
 
 import io
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from settle.base.events import Listing
 from settle.base.files import write_atomic
+from settle.base.statistics import Interval
 from settle.evaluate.report.figure_style import BLUE, GREEN, GREY, INK, PURPLE, STYLE, VERMILION
 from settle.plan.cluster.whole_run import RunForecast
-from settle.plan.cost.pay_off import PayOff
+from settle.plan.cost import PayOff
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+
+
+def forecast_table(title: str, rows: Mapping[str, tuple[Interval, str, str]], note: str = "") -> Listing:
+    """rows: name → interval, unit, and where the number is from."""
+    cells = [
+        [name, {"value": value.value, "unit": unit}, *(_ends(value, unit)), source]
+        for name, (value, unit, source) in rows.items()
+    ]
+    return Listing(title=title, columns=["forecast", "expected", "from", "to", "based on"], rows=cells, note=note)
+
+
+def _ends(value: Interval, unit: str) -> list[object]:
+    if value.low == value.high:
+        return ["", ""]
+    return [{"value": value.low, "unit": unit}, {"value": value.high, "unit": unit}]
+
+
+def values(rows: Mapping[str, tuple[Interval, str, str]]) -> dict[str, object]:
+    """The same for a result: name → value, low, high, unit, source."""
+    return {
+        re.sub(r"\W+", "_", name): {
+            "value": value.value,
+            "low": value.low,
+            "high": value.high,
+            "unit": unit,
+            "source": source,
+        }
+        for name, (value, unit, source) in rows.items()
+    }
+
 
 INCHES, DPI = (8.0, 4.5), 150
 LINE_POINTS = 200

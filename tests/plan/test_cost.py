@@ -12,9 +12,18 @@ from settle.base.statistics import Interval
 from settle.library.prices import ApiPrice, prices, read_prices
 from settle.library.update import update_data
 from settle.machine.described_machine import described
-from settle.plan.cost.lifetime import life, tokens_for
-from settle.plan.cost.money import OF_DESIGN_POWER, SERVING_POWER, cost, exact, product
-from settle.plan.cost.pay_off import Workload, api_dollars, pay_off
+from settle.plan.cost import (
+    OF_DESIGN_POWER,
+    SERVING_POWER,
+    Workload,
+    api_dollars,
+    cost,
+    exact,
+    life,
+    pay_off,
+    product,
+    tokens_for,
+)
 from settle.plan.loss_law import left_over
 
 API = ApiPrice(id="api", vendor="v", input=1.0, output=4.0, cached=0.1)
