@@ -41,11 +41,6 @@ def count_text(value: float) -> str:
     return f"{float(f'{value:.2g}') / COUNTS[unit]:g}{unit}"
 
 
-def three_digits(value: float) -> str:
-    """Three digits, or whole thousands apart; never a power of ten for what is large."""
-    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
-
-
 def precision(text: str) -> str:
     """Return torch's name of a type that is spelled "bf16", "fp16", "half", "float32" … Raises UsageError."""
     name = PRECISIONS.get(text.strip().lower())

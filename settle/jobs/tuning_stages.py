@@ -5,7 +5,7 @@ from typing import ClassVar
 
 from settle.base.events import ForecastReady, PlanReady, RowPreviews, Say, Warn
 from settle.base.files import write_json
-from settle.base.words.amounts import duration
+from settle.base.words.amounts import duration, gigabytes
 from settle.data.rows.prepare import RowCorpus
 from settle.data.tokenizer.pretrained import PretrainedTokenizer
 from settle.evaluate.gate.export import ExportedAdapter, ExportedModel, export_run_adapter, export_run_model
@@ -174,7 +174,7 @@ def _warn_of_memory(c: TuningContext, expected: float) -> None:
     if c.plan.device == "cpu" and expected > available:
         c.events.emit(
             Warn(
-                text=f"{expected / 1e9:.1f} GB of memory are expected, {available / 1e9:.1f} GB are there: the system "
+                text=f"{gigabytes(expected)} of memory are expected, {gigabytes(available)} are there: the system "
                 "may end the run; --recompute, a smaller --batch-rows or --rows.max-tokens needs less",
             )
         )

@@ -9,6 +9,7 @@ from settle.base.errors import SettleError, UsageError
 from settle.base.event_log import Events
 from settle.base.events import ResultReady, Say
 from settle.base.run import Run
+from settle.base.words.amounts import disk_size
 from settle.library.resolve import all_refs
 from settle.library.run_models import models_of
 from settle.library.store import store
@@ -58,14 +59,14 @@ def prune_runs(names: Sequence[str], yes: bool, events: Events) -> None:
             )
     sizes = {run.name: prunable_size(run) for run in runs}
     total = sum(sizes.values())
-    if total and not yes and not confirm(f"delete {_megabytes(total)} of checkpoints of {_listed(sizes)}?"):
+    if total and not yes and not confirm(f"delete {disk_size(total)} of checkpoints of {_listed(sizes)}?"):
         events.emit(Say(text="nothing was deleted"))
         return
     freed = {}
     for run in runs:
         with run.lock():
             freed[run.name] = prune(run)
-    kept = f"{_megabytes(sum(freed.values()))} freed; the models and records of the runs are kept"
+    kept = f"{disk_size(sum(freed.values()))} freed; the models and records of the runs are kept"
     events.emit(Say(text=kept if total else "there is nothing to prune"))
     events.emit(ResultReady(result={"pruned": freed, "bytes": sum(freed.values())}))
 
@@ -74,13 +75,13 @@ def remove_runs(names: Sequence[str], yes: bool, events: Events) -> None:
     """Delete these runs with everything they made, after asking on a terminal. Raises UsageError, RunError."""
     runs = [Run.find(name) for name in dict.fromkeys(names)]
     sizes = {run.name: folder_size(run.path) for run in runs}
-    if not yes and not confirm(f"delete {_listed(sizes)} with the models made ({_megabytes(sum(sizes.values()))})?"):
+    if not yes and not confirm(f"delete {_listed(sizes)} with the models made ({disk_size(sum(sizes.values()))})?"):
         events.emit(Say(text="nothing was deleted"))
         return
     for run in runs:
         with run.lock():
             shutil.rmtree(run.path)
-        events.emit(Say(text=f"removed {run.name}: {_megabytes(sizes[run.name])} freed"))
+        events.emit(Say(text=f"removed {run.name}: {disk_size(sizes[run.name])} freed"))
     events.emit(ResultReady(result={"removed": list(sizes), "bytes": sum(sizes.values())}))
 
 
@@ -98,11 +99,11 @@ def remove_model(name: str, yes: bool, events: Events) -> None:
     if adapters and not yes:
         raise UsageError(f"{_listed(adapters)} cannot run without {folder.name}", "add --yes to remove it all the same")
     size = folder_size(folder)
-    if not yes and not confirm(f"delete the model {folder.name} ({_megabytes(size)})?"):
+    if not yes and not confirm(f"delete the model {folder.name} ({disk_size(size)})?"):
         events.emit(Say(text="nothing was deleted"))
         return
     shutil.rmtree(folder)
-    events.emit(Say(text=f"removed {folder.name}: {_megabytes(size)} freed"))
+    events.emit(Say(text=f"removed {folder.name}: {disk_size(size)} freed"))
     events.emit(ResultReady(result={"removed": folder.name, "bytes": size}))
 
 
@@ -129,7 +130,3 @@ def _working_folders(run: Run) -> list[Path]:
 def _listed(names: Sequence[str] | dict[str, int]) -> str:
     shown = list(names)
     return ", ".join(shown[:4]) + (f" and {len(shown) - 4} more" if len(shown) > 4 else "")
-
-
-def _megabytes(size: int) -> str:
-    return f"{size / 1e9:,.1f} GB" if size >= 1e9 else f"{size / 1e6:,.1f} MB"

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from settle.base.errors import UsageError
+from settle.base.words.amounts import device_gigabytes, gigabytes
 from settle.machine.accelerator import accelerator, apple_gpu_limit
 from settle.machine.hardware import GIB, MATRIX_DTYPES, DeviceRow, Hardware, hardware, roofline_problem
 from settle.machine.measurement_cache import others_are_busy
@@ -70,7 +71,7 @@ class Machine:
     @property
     def label(self) -> str:
         """As a person would write it: "8x NVIDIA H100 SXM 80 GB"."""
-        size = f"{self.memory / GIB:.0f} GB"
+        size = f"{device_gigabytes(self.memory)}"
         return (f"{self.count}x " if self.count > 1 else "") + (
             self.name if size in self.name else f"{self.name} {size}"
         )
@@ -84,7 +85,7 @@ def contradiction(machine: Machine, bytes_read: float, tokens_per_second: float)
     rate = bytes_read * tokens_per_second
     if rate <= 1.02 * machine.bandwidth * machine.count:
         return None
-    return f"{rate / 1e9:,.0f} GB/s would be read where {machine.label} delivers {machine.bandwidth / 1e9:,.0f}"
+    return f"{gigabytes(rate, 0)}/s would be read where {machine.label} delivers {machine.bandwidth / 1e9:,.0f}"
 
 
 def device_names() -> tuple[str, ...]:

@@ -5,6 +5,7 @@ from collections import Counter
 from dataclasses import dataclass, replace
 
 from settle.base.errors import ResourceError
+from settle.base.words.amounts import gigabytes, megabytes
 from settle.machine import memory, resident
 from settle.model.architectures import Architecture
 from settle.model.layers.attention import keeps_no_probabilities
@@ -30,7 +31,7 @@ def must_fit(plan: TrainingPlan) -> None:
     architecture = Architecture.make(plan.architecture_name, plan.architecture)
     fits = int(architecture.num_parameters * scale)
     raise ResourceError(
-        f"this run needs about {need / 1e9:,.1f} GB of memory and {have / 1e9:,.1f} GB are free",
+        f"this run needs about {gigabytes(need)} of memory and {gigabytes(have)} are free",
         _what_fits(plan, architecture.num_parameters, fits),
     )
 
@@ -80,8 +81,8 @@ class RankMemory:
 
     def words(self, size: int) -> str:
         """Return the sentence for the user. size: number of ranks."""
-        beside = f" on its card and {self.host / 1e6:,.0f} MB of its host's memory" if self.host else ""
-        return f"each of {size} ranks needs about {self.device / 1e6:,.0f} MB{beside} for the model while it trains"
+        beside = f" on its card and {megabytes(self.host)} of its host's memory" if self.host else ""
+        return f"each of {size} ranks needs about {megabytes(self.device)}{beside} for the model while it trains"
 
 
 def rank_memory(plan: TrainingPlan, size: int, host_size: int | None = None) -> RankMemory:

@@ -5,6 +5,7 @@ import math
 from settle.base.amounts import count
 from settle.base.choice import Choice
 from settle.base.errors import ResourceError, UsageError
+from settle.base.words.amounts import gigabytes
 from settle.data.rows.prepare import RowCorpus
 from settle.formats.gguf.types import GGML
 from settle.machine import Accelerator, accelerator, memory, use_torch_threads
@@ -235,8 +236,8 @@ class _Fit:
                     return n, recompute
         at_once = f"with {asked} rows at once" if asked else "even one row at a time"
         raise ResourceError(
-            f"tuning {self.base.name} needs about {self.needed(parts_of[-1], again[-1]) / 1e9:,.1f} GB of memory here, "
-            f"{at_once}, and {free / 1e9:,.1f} GB are free",
+            f"tuning {self.base.name} needs about {gigabytes(self.needed(parts_of[-1], again[-1]))} of memory here, "
+            f"{at_once}, and {gigabytes(free)} are free",
             self._proposal(),
         )
 

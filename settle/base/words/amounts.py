@@ -78,6 +78,49 @@ def money(value: float) -> str:
     return f"{value:.{1 - math.floor(math.log10(abs(value)))}f}"
 
 
+def gigabytes(size: float, decimals: int = 1) -> str:
+    """Format bytes as gigabytes: 1.5 GB."""
+    return f"{size / 1e9:,.{decimals}f} GB"
+
+
+def megabytes(size: float, decimals: int = 0) -> str:
+    """Format bytes as megabytes: 1,234 MB."""
+    return f"{size / 1e6:,.{decimals}f} MB"
+
+
+def disk_size(size: float) -> str:
+    """Format bytes on a disk as megabytes, or as gigabytes where there are so many."""
+    return gigabytes(size) if size >= 1e9 else megabytes(size, 1)
+
+
+def device_gigabytes(size: float) -> str:
+    """Format the memory of a device, which vendors count in powers of two: 80 GB."""
+    return f"{size / 2**30:,.0f} GB"
+
+
+def billions(value: float) -> str:
+    """Format a large count: 1.5 billion, 0.3 billion."""
+    return f"{value / 1e9:.3g} billion"
+
+
+def millions(value: float) -> str:
+    """Format a large count: 4 M, 0.5 M."""
+    return f"{value / 1e6:.3g} M"
+
+
+def count_in_words(value: float) -> str:
+    """Format a count: 1.5 billion, 20 million, 3 thousand, 17."""
+    for scale, name in ((1e9, "billion"), (1e6, "million"), (1e3, "thousand")):
+        if value >= scale:
+            return f"{value / scale:.3g} {name}"
+    return str(value)
+
+
+def three_digits(value: float) -> str:
+    """Format with three digits, or in whole numbers with thousands apart; never as a power of ten where large."""
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
 def percent(fraction: float) -> str:
     return f"{100 * fraction:.3g} %"
 

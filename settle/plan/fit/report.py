@@ -8,12 +8,13 @@ from pathlib import Path
 
 import numpy as np
 
-from settle.base.amounts import count, three_digits
+from settle.base.amounts import count
 from settle.base.errors import UsageError
 from settle.base.event_log import Events
 from settle.base.events import Listing, ResultReady, Say, Warn
 from settle.base.files import write_atomic
 from settle.base.files.dated_file import age
+from settle.base.words.amounts import gigabytes, three_digits
 from settle.evaluate.report.figure_style import GREY, INK, STYLE
 from settle.library.catalogue import Quality, catalogue_file
 from settle.machine import Machine, machine_or_this
@@ -120,7 +121,7 @@ def _picture(
 def _about(machine: Machine) -> str:
     whose = machine.source if machine.measured else f"{machine.source} ({machine.date})"
     there = f"{room(machine) / GIB:.1f} of {machine.memory * machine.count / GIB:.0f} GiB for a model"
-    rates = f"{machine.bandwidth / 1e9:,.0f} GB/s, {machine.matrix_flops / 1e12:,.3g} TFLOP/s"
+    rates = f"{gigabytes(machine.bandwidth, 0)}/s, {machine.matrix_flops / 1e12:,.3g} TFLOP/s"
     return f"{machine.label}: {rates}, {there}; {whose}"
 
 

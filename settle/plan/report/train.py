@@ -8,8 +8,8 @@ from settle.base.errors import UsageError
 from settle.base.event_log import Events
 from settle.base.events import Listing, ResultReady, Say
 from settle.base.statistics import Interval
+from settle.base.words.amounts import billions, device_gigabytes, millions
 from settle.machine.described_machine import Machine, machine_or_this
-from settle.machine.hardware import GIB
 from settle.plan.cluster.shape import Shape, shape_of_size, shape_with_experts
 from settle.plan.cluster.whole_run import RunForecast, forecast_run, published_runs
 from settle.plan.cost import ASKED, Cost, Life, cost, exact, life
@@ -72,7 +72,7 @@ def forecast_rows(run: RunForecast, money: Cost, machine: Machine) -> Rows:
     seconds = run.days.scaled(24 * HOURS)
     rows: Rows = {
         "speed of a device, steady": (best.rate.tokens, "tokens/s", f"the layout; MFU {best.rate.mfu:.0%}"),
-        "memory of a device": (exact(best.memory.total), "bytes", f"of {machine.memory / GIB:.0f} GB"),
+        "memory of a device": (exact(best.memory.total), "bytes", f"of {device_gigabytes(machine.memory)}"),
         "device-hours": (run.device_hours, "h", published),
         "time": (seconds, "s", published),
         "energy": (
@@ -109,7 +109,7 @@ def _layouts(run: RunForecast) -> Listing:
 
 def _sentences(run: RunForecast, settings: PlanSettings) -> list[str]:
     fail = run.failures
-    sentences = [f"a batch of {run.batch_tokens / 1e6:.3g} M tokens, {run.tokens / run.batch_tokens:,.0f} steps"]
+    sentences = [f"a batch of {millions(run.batch_tokens)} tokens, {run.tokens / run.batch_tokens:,.0f} steps"]
     if run.devices > 1:
         sentences.append(
             f"save every {fail.checkpoint_every / 60:.3g} minutes: {fail.checkpoint_bytes / 1e12:.3g} TB, "
@@ -128,7 +128,7 @@ def _of_life(whole: Life | None, shape: Shape) -> list[str]:
     lines = [f"serving is {low:.0%} to {high:.0%} of what the model costs in its life"]
     if whole.saving > 0.02 and not shape.experts:
         lines.append(
-            f"{whole.parameters / 1e9:.3g} billion weights trained on {whole.tokens / 1e12:.3g} trillion tokens reach "
+            f"{billions(whole.parameters)} weights trained on {whole.tokens / 1e12:.3g} trillion tokens reach "
             f"the same loss (Hoffmann's law) for {whole.saving:.0%} less in all"
         )
     return lines
@@ -152,4 +152,4 @@ def _span(seconds: float) -> str:
 
 
 def _size(shape: Shape) -> str:
-    return f"{shape.parameters / 1e9:.3g} billion weights"
+    return f"{billions(shape.parameters)} weights"

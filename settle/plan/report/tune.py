@@ -8,9 +8,9 @@ from settle.base.errors import ResourceError, UsageError
 from settle.base.event_log import Events
 from settle.base.events import Listing, ResultReady, Say
 from settle.base.statistics import FORECAST_LEVEL, Interval
+from settle.base.words.amounts import device_gigabytes, millions
 from settle.library.model_shape import ModelShape
 from settle.machine.described_machine import Machine, machine_or_this
-from settle.machine.hardware import GIB
 from settle.plan.cluster.shape import Layout
 from settle.plan.cluster.throughput import steady_rate
 from settle.plan.cost import ASKED, Cost, cost
@@ -62,7 +62,7 @@ def plan_tune(model: str | None, settings: PlanSettings, events: Events) -> None
     chosen = _chosen(options, settings, machine, named)
     money = cost(chosen.hours, machine, per_kwh=settings.price_per_kwh, per_hour=settings.price_per_hour)
     rows = _rows(chosen, money, machine)
-    title = f"{chosen.method} of {named.name} on {machine.label}, {tokens / 1e6:.3g} M tokens"
+    title = f"{chosen.method} of {named.name} on {machine.label}, {millions(tokens)} tokens"
     events.emit(forecast_table(title, rows, f"the model's numbers: {named.source}"))
     if settings.picture:
         draw_tuning({o.method: _parts(o.parts) for o in options}, room(machine) / machine.count, settings.picture)
@@ -152,7 +152,7 @@ def _instead(options: list[Option], machine: Machine) -> str:
 def _rows(chosen: Option, money: Cost, machine: Machine) -> dict[str, tuple[Interval, str, str]]:
     wall = chosen.hours.scaled(3600 / machine.count)
     rows = {
-        "memory of a device": (chosen.memory, "bytes", f"of {machine.memory / GIB:.0f} GB; measured trainers"),
+        "memory of a device": (chosen.memory, "bytes", f"of {device_gigabytes(machine.memory)}; measured trainers"),
         "speed of a device": (chosen.rate, "tokens/s", "published training rates"),
         "time": (wall, "s", f"{chosen.tuning.rows} row{'s' * (chosen.tuning.rows > 1)} at once"),
         "energy": (money.energy.scaled(3.6e6), "J", f"{machine.watts or 0:.0f} W"),
