@@ -36,7 +36,7 @@ from planning_rows import Row, Rows, read_rows, require_tables
 
 from settle.plan.fit.speed import Z80, Rate, decode_rate, laws, prefill_rate
 from settle.plan.fit.weight_types import weight_bytes
-from settle.plan.sizing import fit, need
+from settle.plan.memory_model import fit, need
 
 GIB = 2**30
 APPLE, CUDA = ("metal-2023", "metal-2024", "metal-2026"), ("cuda-2024", "cuda-2025", "cuda-unified")

@@ -12,7 +12,7 @@ from pathlib import Path
 from settle.machine import this_machine
 from settle.plan.fit.here import PROMPT, WRITTEN, law_here, measure_file
 from settle.plan.fit.speed import decode_rate, prefill_rate
-from settle.plan.sizing import need
+from settle.plan.memory_model import need
 
 
 def main() -> None:

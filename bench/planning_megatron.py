@@ -18,7 +18,7 @@ from planning_rows import require_tables
 from planning_training import FOLDER, _read
 
 from settle.plan.cluster.shape import GATED, PLAIN, Layout, Shape
-from settle.plan.sizing import MIXED, stage_sizing
+from settle.plan.memory_model import MIXED, stage_sizing
 
 GIB = 2**30
 LEAST = 8.0  # GiB

@@ -2,7 +2,7 @@
 
     python bench/planning_tuning.py [FOLDER]     # of tables, by default ../shared/planning
 
-Nothing is fitted to these rows but the two constants that settle/plan/sizing.py names (what a norm keeps
+Nothing is fitted to these rows but the two constants that settle/plan/memory_model.py names (what a norm keeps
 and what a logit takes); rows whose configuration is not complete are counted, not guessed.
 """
 
@@ -20,7 +20,7 @@ from planning_training import FOLDER, _read
 
 from settle.library.catalogue import find_known
 from settle.library.model_shape import ModelShape
-from settle.plan.sizing import Tuning, tuning_sizing
+from settle.plan.memory_model import Tuning, tuning_sizing
 
 GIB = 2**30
 LLAMA_3B = "Llama-3.2-3B"

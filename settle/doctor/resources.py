@@ -20,7 +20,7 @@ from settle.infer.engine import Engine
 from settle.library.reference import ModelRef
 from settle.machine import memory, read_from_disk, resident
 from settle.plan.fit.model_shapes import NamedShape
-from settle.plan.sizing import served
+from settle.plan.memory_model import served
 
 WATCH_SECONDS = 0.005  # between two looks at the memory
 ANSWERED = 4  # tokens, that show that it runs

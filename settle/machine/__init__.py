@@ -57,7 +57,7 @@ __all__ = [
 
 
 def describe(folder: Path | None = None) -> dict[str, object]:
-    """This machine as plain JSON values, for plan.json: what it is, nothing that takes time to measure.
+    """Describe this machine as plain JSON values, for plan.json, without measuring what takes time.
 
     folder: where disk space is counted, SETTLE_HOME by default. Sizes in bytes.
     """

@@ -20,7 +20,7 @@ class Accelerator:
 
 
 def accelerator(kind: str | None = None) -> Accelerator:
-    """The fastest device present, or the one of `kind`.
+    """Return the fastest device present, or the one of `kind`.
 
     Raises UsageError for a kind that torch cannot use here.
     """

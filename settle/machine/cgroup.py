@@ -22,7 +22,7 @@ class Limits:
 
 
 def limits(root: Path = Path("/")) -> Limits:
-    """The tightest CPU and memory limits of this process's groups and all groups above them.
+    """Return the tightest CPU and memory limits of this process's groups and all groups above them.
 
     root: where proc and sys are mounted (another root only makes sense in tests). No files, no limits.
     """
@@ -41,7 +41,7 @@ def limits(root: Path = Path("/")) -> Limits:
 
 
 def _folders(root: Path, controller: str) -> Iterator[tuple[Path, int]]:
-    """The group's folder and each one above it up to the mount, with the version of its hierarchy."""
+    """Return the group's folder and each one above it up to the mount, with the version of its hierarchy."""
     paths = _paths_of_self(root)
     for mount_root, mount_point, kind, options in _mounts(root):
         version = 2 if kind == "cgroup2" else 1
@@ -64,7 +64,7 @@ def _folders(root: Path, controller: str) -> Iterator[tuple[Path, int]]:
 
 
 def _paths_of_self(root: Path) -> dict[str, str]:
-    """Controller → path of this process's group; the key of version 2 is the empty string."""
+    """Return controller → path of this process's group; the key of version 2 is the empty string."""
     paths = {}
     for line in _lines(root / "proc/self/cgroup"):
         _, controllers, path = line.split(":", 2)

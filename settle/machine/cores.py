@@ -46,8 +46,10 @@ def cpu_seconds(pid: int) -> float:
 
 
 def processor_name(root: Path = Path("/")) -> str:
-    """The processor's own name, such as "Intel(R) Xeon(R) Processor"; the architecture where it has none. root: as of
-    `cores`."""
+    """Return the processor's own name, such as "Intel(R) Xeon(R) Processor", or else the architecture.
+
+    root: as in `cores`.
+    """
     import platform
 
     try:

@@ -94,10 +94,11 @@ def device_names() -> tuple[str, ...]:
 
 
 def described(text: str, table: Hardware | None = None) -> Machine:
-    """The machine that the words name. Raises UsageError: unknown (with the nearest names), or sizes that contradict.
+    """Return the machine that the words name.
 
-    "2x rtx 3090", "mac m2 air 16gb", "m3 max 40 core 64gb", "16384x h100"; or numbers by hand, alone or after a name:
-    "memory=24gb bandwidth=936gb/s tflops=71 watts=350".
+    Such as "2x rtx 3090", "mac m2 air 16gb", "m3 max 40 core 64gb", "16384x h100"; or numbers by hand, alone or after a
+    name: "memory=24gb bandwidth=936gb/s tflops=71 watts=350". Raises UsageError: unknown (with the nearest names), or
+    sizes that contradict.
     """
     table = table or hardware()
     words = text.strip().lower().replace("×", "x")
@@ -119,7 +120,7 @@ def described(text: str, table: Hardware | None = None) -> Machine:
 
 
 def _chosen(rows: Sequence[DeviceRow], count: int, size: float | None, cores: float | None, table: Hardware) -> Machine:
-    """The row, the size and the cores meant; what was not said is taken and noted."""
+    """Return the row, the size and the cores meant; what was not said is taken and noted."""
     notes = []
     name = rows[0].name
     if cores is not None:
@@ -184,7 +185,7 @@ def _by_hand(text: str, count: int, numbers: Mapping[str, float]) -> Machine:
 
 
 def _overridden(machine: Machine, numbers: Mapping[str, float]) -> Machine:
-    """The machine with these numbers in the place of its own. Raises UsageError when together they cannot be."""
+    """Return the machine with these numbers in the place of its own. Raises UsageError where they contradict."""
     changed = machine
     if "memory" in numbers:
         changed = replace(changed, memory=int(numbers["memory"] * GIB))
@@ -204,7 +205,7 @@ def _overridden(machine: Machine, numbers: Mapping[str, float]) -> Machine:
 
 
 def _count(words: str) -> tuple[str, int]:
-    """ "8x h100", "8 x h100", "h100 x8", "h100 * 8". Raises UsageError for none at all."""
+    """Read a number of machines: 8x h100, 8 x h100, h100 x8, h100 * 8. Raises UsageError for none at all."""
     for pattern in (r"^\s*(\d+)\s*[x*]\s+", r"^\s*(\d+)x(?=[a-z])", r"\s[x*]\s*(\d+)\s*$"):
         found = re.search(pattern, words)
         if found:
@@ -215,7 +216,7 @@ def _count(words: str) -> tuple[str, int]:
 
 
 def _take(words: str, pattern: str) -> tuple[str, float | None]:
-    """A number taken out of the words."""
+    """Take a number out of the words."""
     found = re.search(pattern, words)
     if not found:
         return words, None
@@ -224,7 +225,7 @@ def _take(words: str, pattern: str) -> tuple[str, float | None]:
 
 @functools.cache
 def _key(words: str) -> str:
-    """What two spellings of one name share."""
+    """Return what two spellings of one name share."""
     words = re.sub(r"\bmac(book)?\s+(pro|air)\b(?=.*\bm\d)", " ", words.lower())
     tokens = [_SAME.get(token, token) for token in re.findall(r"max-q|[a-z0-9+]+", words)]
     return "".join(token for token in tokens if token not in _NOISE)
@@ -255,7 +256,7 @@ def _either(numbers: Sequence[float]) -> str:
 
 
 def this_machine(seconds: float = 0.5) -> Machine:
-    """This computer, measured: what it holds, copies and multiplies. Remembered; half a second the first time."""
+    """Measure this computer: what it holds, copies and multiplies. Remembered; half a second the first time."""
     device = accelerator()
     held = memory()
     busy = others_are_busy()
@@ -285,5 +286,5 @@ def this_machine(seconds: float = 0.5) -> Machine:
 
 
 def machine_or_this(text: str | None) -> Machine:
-    """The machine that the words name, or this one."""
+    """Return the machine that the words name, or this one."""
     return described(text) if text else this_machine()

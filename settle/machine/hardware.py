@@ -94,7 +94,7 @@ class Hardware(BaseModel):
 
 @functools.cache
 def hardware() -> Hardware:
-    """The person's update where it is newer, otherwise the table that comes with settle."""
+    """Return the user's update where it is newer, otherwise the table that comes with settle."""
     path = dated_file("hardware", Path(__file__).with_name("hardware.toml"))
     return Hardware.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
 

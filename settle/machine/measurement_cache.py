@@ -27,7 +27,7 @@ class Measurement(TypedDict):
 
 
 def key(device: str, threads: int) -> dict[str, object]:
-    """What the measurements depend on."""
+    """Return what the measurements depend on."""
     return {
         "processor": processor_name(),
         "cores": cores().usable,
@@ -44,7 +44,7 @@ def path_of(key: Mapping[str, object]) -> Path:
 
 
 def remembered(key: Mapping[str, object], name: str, measure: Callable[[], T]) -> T:
-    """The value measured before under `name`, otherwise what `measure()` says, which is then kept.
+    """Return the value measured before under `name`, or measure it now and keep it.
 
     What was measured while other programs kept the machine busy is measured again once they do not.
     """
@@ -71,13 +71,13 @@ def note(key: Mapping[str, object], name: str, value: object, busy: bool = False
 
 
 def recalled(key: Mapping[str, object], name: str) -> Any:
-    """The value measured before under `name`, or None: nothing is measured."""
+    """Return the value measured before under `name`, or None; measure nothing."""
     known = _read(path_of(key), key).get(name)
     return known and known["value"]
 
 
 def recalled_quiet(key: Mapping[str, object], name: str) -> Any:
-    """The same, or None where other programs kept the machine busy meanwhile."""
+    """Return what `recalled` does, or None where other programs kept the machine busy meanwhile."""
     known = _read(path_of(key), key).get(name)
     return known["value"] if known and not known["busy"] else None
 

@@ -20,7 +20,7 @@ class Memory:
 
 
 def memory(root: Path = Path("/")) -> Memory:
-    """What this process may have in all, and what it can still take without swapping."""
+    """Return what this process may have in all, and what it can still take without swapping."""
     import psutil
 
     machine = psutil.virtual_memory()
@@ -40,8 +40,10 @@ def disk_free(path: Path) -> int:
 
 
 def resident(pid: int | None = None) -> int:
-    """Bytes of memory that this process, or another one, holds now, mapped files that are in memory included; 0 when
-    there is none of that number."""
+    """Return the bytes of memory that this process, or another one, holds now; 0 when there is no such process.
+
+    Mapped files that are in memory are included.
+    """
     import psutil
 
     try:
@@ -51,8 +53,10 @@ def resident(pid: int | None = None) -> int:
 
 
 def read_from_disk(pid: int | None = None) -> int:
-    """Bytes that this process, or another one of ours, has read from a disk, pages of mapped files and of swap space
-    included; 0 where the system does not say."""
+    """Return the bytes that this process, or another one of ours, has read from a disk; 0 where not known.
+
+    Pages of mapped files and of swap space are included.
+    """
     import psutil
 
     try:

@@ -25,8 +25,11 @@ class MemoryRoom:
         self._madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
 
     def keep(self) -> None:
-        """Looks once. Where it is too much all pages of the file go: of a file that is read from its beginning to its
-        end again and again, the kernel has taken each page before it is read once more."""
+        """Let all pages of the file go where the process holds too much.
+
+        Of a file that is read from its beginning to its end again and again, the kernel has taken each page before it
+        is read once more.
+        """
         if _resident() > self._room:
             for line in Path("/proc/self/maps").read_text().splitlines():
                 if line.endswith(self._file):
@@ -35,8 +38,10 @@ class MemoryRoom:
 
 
 def keep_within(room: int, file: str) -> None:
-    """From now on this process holds no more than `room` bytes as far as pages of `file` can go. Raises OSError where
-    the system cannot do that."""
+    """Hold no more than `room` bytes from now on, as far as pages of `file` can go.
+
+    Raises OSError where the system cannot do that.
+    """
     if not Path("/proc/self/maps").exists():
         raise OSError("only Linux can take pages of a file out of memory")
     threading.Thread(target=_watch, args=(MemoryRoom(room, file),), name="memory-room", daemon=True).start()

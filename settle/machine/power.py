@@ -39,11 +39,13 @@ class Power:
 
 
 class EnergyMeter:
-    """Joules between `start()` and `read()`, which any thread may call. RAPL counts the whole processor, whoever uses
-    it: of torchrun's ranks on a host the first counts it, and each adds its own card.
+    """Joules between `start()` and `read()`, which any thread may call.
 
-    watts: the machine's power as the person states it; then nothing is measured.
-    device: torch's device type; for `cuda` the card's counter is added.
+    RAPL counts the whole processor, whoever uses it: of torchrun's ranks on a host the first counts it, and each adds
+    its own card.
+
+    watts: the machine's power as the user states it; then nothing is measured. device: torch's device type; for `cuda`
+    the card's counter is added.
     """
 
     def __init__(self, watts: float | None = None, device: str = "cpu", root: Path = Path("/")) -> None:

@@ -48,8 +48,11 @@ SAMPLE_SHARE = 1 / 500  # of the time so far: a run of a week has some thousand 
 
 
 class UsageSampler:
-    """Emits what the process holds and draws, from its creation on. spending: joules of the session so far, by that
-    name, where they are counted. Between two samples a call costs one look at the clock."""
+    """A sampler that emits what the process holds and draws, from its creation on.
+
+    spending: joules of the session so far, by that name, where they are counted. Between two samples a call costs one
+    look at the clock.
+    """
 
     def __init__(self, spending: Callable[[], Mapping[str, float]], events: Events) -> None:
         self._spending, self._events = spending, events

@@ -39,7 +39,7 @@ class DtypeProbe:
 def ceiling(
     shapes: Sequence[Shape], dtype: str = "float32", device: Accelerator | None = None, seconds: float = 1.0
 ) -> float:
-    """The most operations per second that bare matrix products of these shapes reach here, all cores together.
+    """Return the most operations per second that bare matrix products of these shapes reach on all cores.
 
     The rate is the sum of operations ÷ the sum of the best times. Remembered per machine, shapes and dtype.
     """
@@ -97,7 +97,7 @@ def _rates(shapes: Sequence[Shape], dtypes: Sequence[str], device: str, seconds:
 
 
 def _cut(shape: Shape, operations: float) -> Shape:
-    """The shape with no more rows than these operations need, and no fewer than a handful."""
+    """Return the shape with no more rows than these operations need, and no fewer than a handful."""
     m, k, n = shape
     return min(m, max(64, int(operations / (6 * k * n)))), k, n
 
@@ -134,7 +134,7 @@ def _training_round(shape: Shape, dtype: str, device: str) -> Callable[[], float
 
 
 def _timed(work: Callable[[], object], device: str) -> Callable[[], float]:
-    """A function that does the work once and returns the seconds it took, the device's queue emptied."""
+    """Return a function that does the work once and returns its seconds, the device's queue emptied."""
 
     def once() -> float:
         start = time.perf_counter()
@@ -146,7 +146,7 @@ def _timed(work: Callable[[], object], device: str) -> Callable[[], float]:
 
 
 def _best_times(rounds: Sequence[Callable[[], float]], seconds: float) -> list[float]:
-    """The shortest time of each, taking turns for about `seconds`: the first turn warms up, the second counts."""
+    """Return the shortest time of each, in turns for about `seconds`: the first warms up, the second counts."""
     best = [float("inf")] * len(rounds)
     end = time.perf_counter() + seconds
     turns = 0

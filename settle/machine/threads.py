@@ -34,8 +34,11 @@ class ThreadSettings(Settings):
 
 
 def num_threads(asked: int | None = None) -> int:
-    """Threads to compute with: as many as asked for here, by the command or by `OMP_NUM_THREADS`, else every core that
-    this process may use. Ranks of torchrun share the cores of their host: together they have no more threads."""
+    """Return the threads to compute with: those asked for, else every core that this process may use.
+
+    They are asked for here, by the command or by `OMP_NUM_THREADS`. Ranks of torchrun share the cores of their host:
+    together they have no more threads.
+    """
     ranks = _ranks_here()
     share = max(1, cores().usable // ranks)
     if asked or _asked:
@@ -48,7 +51,7 @@ def num_threads(asked: int | None = None) -> int:
 
 
 def commanded() -> int | None:
-    """What the command that runs was given with `--threads`."""
+    """Return what the command that runs was given with `--threads`."""
     return _asked[-1] if _asked else None
 
 
@@ -59,8 +62,10 @@ def is_asked(asked: int | None = None) -> bool:
 
 @contextlib.contextmanager
 def asked_threads(threads: int | None) -> Iterator[None]:
-    """For as long as it lasts, everything in this process and its children computes with so many; None decides
-    nothing. Threads sleep while they wait for each other where other programs need the cores."""
+    """Compute with so many threads in this process and its children for as long as it lasts; None decides nothing.
+
+    Threads sleep while they wait for each other where other programs need the cores.
+    """
     adapt_waiting(num_threads(threads))
     if threads is None:
         yield
@@ -81,7 +86,7 @@ def asked_threads(threads: int | None) -> Iterator[None]:
 
 
 def use_torch_threads(threads: int | None = None) -> int:
-    """torch computes with so many from here on; returns the number."""
+    """Let torch compute with so many threads from here on; return the number."""
     import torch
 
     number = num_threads(threads)

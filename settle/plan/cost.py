@@ -31,14 +31,13 @@ UNKNOWN_WATTS = 400.0  # of a device whose design power nobody says
 
 @dataclass(frozen=True)
 class Cost:
-    """energy: kWh. electricity, rent: dollars, rent with nothing beside; bill: rent with storage and network beside.
-    rent_source: of the price, with its day."""
+    """What device-hours cost."""
 
-    energy: Interval
-    electricity: Interval
-    rent: Interval
-    bill: Interval
-    rent_source: str
+    energy: Interval  # kWh
+    electricity: Interval  # dollars
+    rent: Interval  # dollars, with nothing beside the devices
+    bill: Interval  # rent with storage and network
+    rent_source: str  # of the price, with its day
     electricity_source: str
 
 
@@ -111,13 +110,12 @@ STEPS, SMALLEST = 400, 0.02  # of the search, down to this share of the size
 
 @dataclass(frozen=True)
 class Life:
-    """serving: share of all that serving costs, low to high and expected. parameters, tokens: of the cheapest model of
-    the same loss. saving: of the whole."""
+    """Training against serving over a model's life."""
 
-    serving: tuple[float, float, float]
-    parameters: float
-    tokens: float
-    saving: float
+    serving: tuple[float, float, float]  # share of all that serving costs: low, high and expected
+    parameters: float  # of the cheapest model of the same loss
+    tokens: float  # of the same
+    saving: float  # of the whole
 
 
 def life(parameters: float, tokens: float, served: float) -> Life:
@@ -167,18 +165,15 @@ class Workload:
 
 @dataclass(frozen=True)
 class PayOff:
-    """Dollars a day, here and at the API. busy: hours of the day that the machine works, at the expected speed.
-    days: until a machine of `purchase` dollars is paid, None where it never is in its life. chance: that it pays off
-    within its life. requests: a day from which the machine is cheaper over its life. energy: joules of an output
-    token."""
+    """What a day costs here and at the API, and when a machine is paid off."""
 
-    here: Interval
-    api: float
-    busy: float
-    days: Interval | None
-    chance: float
-    requests: float | None
-    energy: Interval
+    here: Interval  # dollars a day
+    api: float  # dollars a day
+    busy: float  # hours of the day that the machine works, at the expected speed
+    days: Interval | None  # until the machine is paid; None where it never is in its life
+    chance: float  # that it pays off within its life
+    requests: float | None  # a day from which the machine is cheaper over its life
+    energy: Interval  # joules of an output token
 
 
 def pay_off(
@@ -194,9 +189,11 @@ def pay_off(
     always_on: bool = False,
     seed: int = 0,
 ) -> PayOff:
-    """prefill, decode: tokens per second of the machine, of all texts answered at once. purchase: of the machine,
-    dollars. per_hour: of its rent, paid while it works, or all day when always_on. Uncertain inputs are drawn together,
-    so the answer carries them all."""
+    """Compare a machine with an API. Uncertain inputs are drawn together, so the answer carries them all.
+
+    prefill, decode: tokens per second of the machine, of all texts answered at once. purchase: of the machine, dollars.
+    per_hour: of its rent, paid while it works, or all day when always_on.
+    """
     at_api = api_dollars(load, api)
     rng = random.Random(seed)
     days, costs, joules, least = [], [], [], []
@@ -262,7 +259,7 @@ def _break_even(
     load: Workload, api: ApiPrice, speeds: tuple[float, float], power: float, price: float, purchase: float,
     per_hour: float, always_on: bool, watts: float,
 ) -> float:  # fmt: skip
-    """Requests a day at which the machine, spread over its life, costs what the API does."""
+    """Return the requests a day at which the machine, spread over its life, costs what the API does."""
     one = Workload(1.0, load.input_tokens, load.output_tokens, load.cached)
     each = api_dollars(one, api) - _here(one, speeds, power, price, per_hour, False, watts)
     fixed = purchase / (YEARS * 365)
@@ -273,7 +270,7 @@ def _break_even(
 
 
 def _draw(rng: random.Random, interval: Interval) -> float:
-    """A number whose logarithm is normal on either side of the expected one, with the interval's ends."""
+    """Draw a number whose logarithm is normal on either side of the expected one, with the interval's ends."""
     z = rng.gauss(0, 1)
     end = interval.high if z > 0 else interval.low
     return interval.value * (end / interval.value) ** (abs(z) / 1.2816) if interval.value > 0 and end > 0 else 0.0

@@ -68,8 +68,10 @@ def look_ahead(
     spent: float,
     hosts: int = 1,
 ) -> tuple[TrainingPlan, Forecast]:
-    """Forecast the run of a new model by its probes, the longest of which is the last. spent: seconds since the command
-    began. The returned plan keeps time for what follows the loop."""
+    """Forecast the run of a new model by its probes; return its plan, which keeps time for what follows the loop.
+
+    probes: the longest is the last. spent: seconds since the command began.
+    """
     measured, held = probes[-1], resident()
     tokens = min(token_budget(plan, _seconds_per_token(plan, measured), spent), 60.0 * 9 * plan.held_out_tokens)
     judged = _finally_evaluated(plan, corpus.held_out.num_tokens, 3 * tokens / 20)
@@ -113,8 +115,10 @@ def peak_memory(plan: TrainingPlan, measured: Measured, tokens: float) -> float:
 def expected_tokens(
     plan: TrainingPlan, seconds_per_token: float, loss_at: Callable[[float], float], spent: float = 0.0
 ) -> Interval:
-    """Return how many tokens the run will see: where it should settle by the law, but not before a verdict is possible,
-    or what its budget holds."""
+    """Return how many tokens the run will see: until it settles by the law, or until its budget is spent.
+
+    No verdict is possible before the first that the rule allows.
+    """
     loop, most = plan.loop, token_budget(plan, seconds_per_token, spent)
     settles = math.inf
     if loop.until_settled:
@@ -251,15 +255,18 @@ def memory_growth(dtype: str) -> float:
 
 
 def label_loss(measured: Measured) -> Interval:
-    """Forecast the loss of labels: nearly all of it goes where the text says them, and none where it does not; the few
-    steps of a probe cannot tell which."""
+    """Forecast the loss of labels, of which the few steps of a probe cannot tell how much goes.
+
+    Nearly all of it goes where the text determines the labels, and none where it does not.
+    """
     low, value, high = (share * measured.before for share in LABELS_LEFT)
     return Interval(value, low, high, FORECAST_LEVEL)
 
 
 def tuning_loss(plan: TrainingPlan, measured: Measured, tokens: Interval) -> Interval:
-    """Forecast the loss: the probe's fall goes on ever more slowly with the logarithm of the tokens; at the lower end,
-    where rows are so alike that they are memorized, by the same share of the loss again and again.
+    """Forecast the loss: the probe's fall goes on ever more slowly with the logarithm of the tokens.
+
+    At the lower end, where rows are so alike that they are memorized, it falls by the same share again and again.
 
     A probe that saw more fall than is left has memorized much already. What is left of it then falls no faster than a
     power law of the tokens, and half of that way is where the upper end lies.
@@ -329,8 +336,10 @@ def _after_loop(plan: TrainingPlan, measured: Measured, judged: float, adds: int
 
 
 def _finally_evaluated(plan: TrainingPlan, held_out: int, affordable: float) -> float:
-    """Return the held-out tokens that are read when the run ends: the sample once more, and as much of the text that
-    judges it, of `held_out` tokens, as the run's length affords (see `LiveRun.judge`)."""
+    """Return the held-out tokens that are read when the run ends: the sample once more, and what judges it.
+
+    affordable: tokens of the text that judges, which has `held_out` tokens, for a run of this length (`LiveRun.judge`).
+    """
     return plan.held_out_tokens + min(held_out, max(plan.held_out_tokens, affordable))
 
 
@@ -366,8 +375,7 @@ def token_budget(plan: TrainingPlan, seconds_per_token: float, spent: float = 0.
 
 
 def within_budget(plan: TrainingPlan, around: Interval, seconds_per_token: float, spent: float) -> Interval:
-    """Return `around` tokens as far as the budgets go: a number of steps is exact, time is as many as the machine
-    makes."""
+    """Return `around` tokens as far as the budgets go: steps are exact, time is as much as the machine makes of it."""
     most = token_budget(plan, seconds_per_token, spent)
     by_time = most < token_budget(plan.with_loop(seconds=None), seconds_per_token)
     limited = around.at_most(most)
@@ -378,8 +386,10 @@ def within_budget(plan: TrainingPlan, around: Interval, seconds_per_token: float
 
 
 def settling(plan: TrainingPlan, tokens: float, spread: float) -> Interval:
-    """Return the tokens of a run, its decay included, whose verdict is expected after `tokens`: never before the first
-    that the rule allows. `spread`: relative, of the verdict's place."""
+    """Return the tokens of a run, its decay included, whose verdict is expected after `tokens`.
+
+    It never comes before the first that the rule allows. `spread`: relative, of the verdict's place.
+    """
     earliest = first_verdict(plan)
     expected = min(max(tokens, earliest * BEYOND_FIRST), 1e13)
     around = Interval.log_normal(expected + decay_tokens(int(expected)), spread)
@@ -416,8 +426,7 @@ def cost(joules: float, seconds: float, price_per_kwh: float, price_per_hour: fl
 
 
 def cost_interval(energy: Interval, time: Interval, settings: RunSettings, hosts: int = 1) -> Interval:
-    """Return the cost of a run that takes `energy` joules and `time` seconds, which are high together, on so many
-    hosts."""
+    """Return the cost of a run on so many hosts by its joules and its seconds, which are high together."""
     prices = settings.price_per_kwh, settings.price_per_hour * hosts
     value, low, high = (cost(joules, seconds, *prices) for joules, seconds in zip(energy.ends, time.ends, strict=True))
     return Interval(value, low, high, FORECAST_LEVEL)

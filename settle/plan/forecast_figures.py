@@ -13,24 +13,22 @@ BUDGET_SHARE, BUDGET_SECONDS = 0.05, 20.0  # a time budget is kept this well, wh
 
 @dataclass(frozen=True)
 class Forecast:
-    """`tokens`: how many the run will see. Times in seconds, memory in bytes, energy in joules, loss in nats.
+    """What a run is expected to need and to reach.
 
-    currency: of the cost. watts_source: where the power is from: asked, measured or estimated.
-    budgeted: the figures that were asked for and not forecast. phases: planned seconds by the name of the stage.
-    curve: what the run's curve is known by, as `CurveStart` has it.
+    Times in seconds, memory in bytes, energy in joules, loss in nats.
     """
 
-    tokens: Interval
+    tokens: Interval  # that the run will see
     time: Interval
     peak_memory: Interval
     energy: Interval
     cost: Interval
     loss: Interval
-    currency: str
-    watts_source: str
-    budgeted: tuple[str, ...] = ()
-    phases: Mapping[str, float] = field(default_factory=dict)
-    curve: Sequence[Sequence[object]] = ()
+    currency: str  # of the cost
+    watts_source: str  # where the power is from: asked, measured or estimated
+    budgeted: tuple[str, ...] = ()  # figures that were asked for and not forecast
+    phases: Mapping[str, float] = field(default_factory=dict)  # planned seconds by the name of the stage
+    curve: Sequence[Sequence[object]] = ()  # what the run's curve is known by, as `CurveStart` has it
 
     @property
     def figures(self) -> dict[str, Interval]:
@@ -38,7 +36,7 @@ class Forecast:
         return {name: figure for name, figure in vars(self).items() if isinstance(figure, Interval)}
 
     def to_json(self) -> dict[str, object]:
-        """The form of forecast.json: each figure by its name, the version, and (name, seconds) of each phase."""
+        """Return the form of forecast.json: each figure by its name, the version, (name, seconds) of each phase."""
         figures = {name: figure.to_json() for name, figure in self.figures.items()}
         cost, energy = {"unit": self.currency}, {"source": self.watts_source}
         return {
@@ -53,14 +51,17 @@ class Forecast:
 
 
 def budgeted_time(expected: Interval, budget: float) -> Interval:
-    """The time of a run with a budget of `budget` seconds for everything: `expected`, as far as the budget allows."""
+    """Return the time of a run with `budget` seconds for everything: `expected`, as far as the budget allows."""
     tolerance = max(BUDGET_SHARE * budget, BUDGET_SECONDS)
     value, low = min(expected.value, budget), min(expected.low, budget - tolerance)
     return Interval(value, max(low, budget / 20), budget + tolerance, FORECAST_LEVEL)
 
 
 def read_figures(values: Mapping[str, object], file: str) -> dict[str, Interval]:
-    """The figures of a forecast that `file` holds, by name. Raises RunError for a newer version, and when edited."""
+    """Read the figures of a forecast by name. Raises RunError for a newer version, and when edited.
+
+    file: that holds it.
+    """
     refuse_newer(values, FORECAST_VERSION, file)
     try:
         return {

@@ -87,12 +87,14 @@ class CurveFacts:
         )
 
     def ngram_loss(self, tokens: float) -> float:
-        """The n-gram model's loss after `tokens`."""
+        """Return the n-gram model's loss after `tokens`."""
         return float(self.ngram_losses(np.array([tokens]))[0])
 
     def ngram_losses(self, tokens: np.ndarray) -> np.ndarray:
-        """(n,) the n-gram model's losses after `tokens` (n,), linear in their logarithm; beyond those counted the loss
-        falls on as the power law of the last two."""
+        """Return (n,) the n-gram model's losses after `tokens` (n,), linear in their logarithm.
+
+        Beyond those counted the loss falls on as the power law of the last two.
+        """
         counted, losses = (np.array(column) for column in zip(*self.ngrams, strict=True))
         inside: np.ndarray = np.interp(np.log(tokens), np.log(counted), losses)
         if len(counted) < 2:
@@ -104,28 +106,25 @@ class CurveFacts:
 
 @dataclass(frozen=True)
 class Observation:
-    """A held-out loss, nats per token, after `tokens`. decay: share of these over which the learning rate has fallen to
-    zero; 0 at the constant rate. stderr: its standard error beyond that of the sample, which all observations share."""
+    """A held-out loss in nats per token."""
 
-    tokens: float
+    tokens: float  # after which it was observed
     loss: float
-    decay: float
-    stderr: float = 0.0
+    decay: float  # share of these over which the learning rate has fallen to zero; 0 at the constant rate
+    stderr: float = 0.0  # beyond that of the sample, which all observations share
 
 
 @dataclass(frozen=True)
 class CurveForm:
-    """The bends of all curves. slowing: of the fall. saturation: tokens per parameter at which half of what more text
-    teaches is left. repeats: R. rise_power: of the passes; rise_size: of the parameters per token of the text;
-    rise_decay: how much more a decayed loss rises. decay_power: of m."""
+    """The bends of all curves."""
 
-    slowing: float = 0.2
-    saturation: float = math.inf
-    repeats: float = REPEATS
-    rise_power: float = 1.0
-    rise_size: float = 1.0
-    rise_decay: float = 0.0
-    decay_power: float = 0.5
+    slowing: float = 0.2  # of the fall
+    saturation: float = math.inf  # tokens per parameter at which half of what more text teaches is left
+    repeats: float = REPEATS  # R
+    rise_power: float = 1.0  # of the passes
+    rise_size: float = 1.0  # of the parameters per token of the text
+    rise_decay: float = 0.0  # how much more a decayed loss rises
+    decay_power: float = 0.5  # of m
 
 
 @dataclass(frozen=True)
@@ -180,8 +179,10 @@ class CurvePrior:
         return self.noise_decayed * math.sqrt(1 + FEW_STEPS * facts.tokens_per_step / seen.tokens)
 
     def together(self, facts: CurveFacts) -> np.ndarray:
-        """(K, K): the covariance of a run's coefficients around the mean that its facts give, that of the mean's
-        estimate included."""
+        """Return (K, K) the covariance of a run's coefficients around the mean that its facts give.
+
+        That of the mean's estimate is included.
+        """
         together = np.diag(self.spread**2)
         together[0, 1] = together[1, 0] = self.correlation * self.spread[0] * self.spread[1]
         if self.mean_covariance is not None:
@@ -191,8 +192,7 @@ class CurvePrior:
         return together
 
     def further_widening(self, facts: CurveFacts, before: float, tokens: float) -> float | None:
-        """The widening of what a run of `before` tokens would reach after `tokens`; None where recorded runs do not
-        reach."""
+        """Return the widening of what a run of `before` tokens reaches after `tokens`; None beyond recorded runs."""
         if tokens > self.most_passes * facts.unique:
             return None
         return next((factor for most, factor in self.further if tokens <= most * before), None)
@@ -213,11 +213,11 @@ class CurvePrior:
         under_way: bool = False,
         widening: float | None = None,
     ) -> Interval:
-        """The loss of a run that ends after `tokens`, decayed over the share `decay` of them, given what was `seen` of
-        it; with its 80 % interval.
+        """Forecast the loss of a run that ends after `tokens`, given what was `seen` of it, with its 80 % interval.
 
-        stderr: of the sample that the losses are of, nats. under_way: whether the run itself was seen and not only its
-        probes. widening: of the interval, where it is another.
+        decay: share of the tokens over which the rate falls. stderr: of the sample that the losses are of, nats.
+        under_way: whether the run itself was seen and not only its probes. widening: of the interval, where it is
+        another.
         """
         target = Observation(tokens, 1.0, decay)
         whole = self.covariance(facts, [*seen, target])
@@ -229,7 +229,7 @@ class CurvePrior:
 
 
 def binned(evaluations: Sequence[tuple[float, float]], since: float, offset: float = 0.0) -> list[Observation]:
-    """Evaluations at the constant rate, (tokens, loss) each, as observations; those until `since` tokens are left out.
+    """Return evaluations at the constant rate, (tokens, loss) each, as observations; those until `since` are left out.
 
     Neighbours are averaged, since they wander together. offset: of their sample's ln L from the one that is forecast.
     """
@@ -248,7 +248,7 @@ def binned(evaluations: Sequence[tuple[float, float]], since: float, offset: flo
 
 
 def to_json(prior: CurvePrior) -> dict[str, object]:
-    """The form of curve_prior.json; six digits of each number."""
+    """Return the form of curve_prior.json; six digits of each number."""
     values = {k: v.tolist() if isinstance(v, np.ndarray) else v for k, v in vars(prior).items()}
     values["form"] = asdict(prior.form)
     rounded: dict[str, object] = json.loads(json.dumps(values), parse_float=lambda text: float(f"{float(text):.6g}"))
@@ -257,7 +257,7 @@ def to_json(prior: CurvePrior) -> dict[str, object]:
 
 @cache
 def recorded() -> CurvePrior:
-    """The prior that ships, from curve_prior.json beside this file."""
+    """Return the prior that ships, from curve_prior.json beside this file."""
     values = read_json(ORIGIN)
     arrays = {name: np.array(values[name]) for name in ("mean", "mean_covariance", "spread")}
     further = tuple((float(most), float(factor)) for most, factor in values["further"])

@@ -9,12 +9,12 @@ TEXT_TERM, TEXT_POWER = 410.7, 0.28
 
 
 def left_over(parameters: float, fresh_tokens: float) -> float:
-    """The part of the loss that more parameters or more text would take away, up to a unit."""
+    """Return the part of the loss that more parameters or more text would take away, up to a unit."""
     return SIZE_TERM / math.pow(parameters, SIZE_POWER) + TEXT_TERM / math.pow(fresh_tokens, TEXT_POWER)
 
 
 def worth(tokens: float, unique: float, repeats: float = REPEATS) -> float:
-    """How many fresh tokens teach as much as `tokens` drawn again and again from `unique` ones.
+    """Return how many fresh tokens teach as much as `tokens` drawn again and again from `unique` ones.
 
     U (1 + R (1 - e^(-x/R))) for U unique tokens seen 1 + x times (Muennighoff et al. 2023, arXiv 2305.16264, eq. 5).
     """

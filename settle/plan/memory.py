@@ -9,7 +9,7 @@ from settle.base.words.amounts import gigabytes, megabytes
 from settle.machine import memory, resident
 from settle.model.architectures import Architecture
 from settle.model.layers.attention import keeps_no_probabilities
-from settle.plan.sizing import Precision
+from settle.plan.memory_model import Precision
 from settle.train.optimizers import Optimizer
 from settle.train.training_plan import TrainingPlan
 
@@ -87,6 +87,7 @@ class RankMemory:
 
 def rank_memory(plan: TrainingPlan, size: int, host_size: int | None = None) -> RankMemory:
     """Return what one of `size` ranks holds at most while it trains, beyond what the process holds before the model.
+
     host_size: ranks of a host, among which a hybrid plan shares out the weights.
 
     Its rows of weights, gradients, optimizer state and best weights, and the copy that a save writes; what is whole at

@@ -39,14 +39,16 @@ def ngram_curve(tokens: np.ndarray, held_out: np.ndarray, vocab_size: int) -> li
 
 
 def plateaus(tokens: np.ndarray, held_out: np.ndarray, vocab_size: int) -> tuple[float, float]:
-    """The losses of the bigram and of the trigram model of the text, on which a network may rest while it trains."""
+    """Return the losses of the text's bigram and trigram models, on which a network may rest while it trains."""
     counted, asked = chunks(tokens, MOST_COUNTED), chunks(held_out, MOST_ASKED)
     return ngram_loss(counted, asked, vocab_size, 2), ngram_loss(counted, asked, vocab_size, 3)
 
 
 def ngram_loss(counted: np.ndarray, held_out: np.ndarray, vocab_size: int, order: int = ORDER) -> float:
-    """Mean loss on `held_out` (M / C, C) of a model of n-grams of up to `order` tokens that counted `counted`
-    (N / C, C), nats per token."""
+    """Return the mean loss of n-grams of up to `order` tokens on held-out text, in nats per token.
+
+    counted (N / C, C): the text that was counted; held_out (M / C, C).
+    """
     probability = np.full(held_out.size, 1 / vocab_size)
     for length in range(1, order + 1):
         contexts, grams = _hashed(counted, length)
@@ -65,8 +67,10 @@ def ngram_loss(counted: np.ndarray, held_out: np.ndarray, vocab_size: int, order
 
 
 def _hashed(rows: np.ndarray, order: int) -> tuple[np.ndarray, np.ndarray]:
-    """Hashes of the context and of the whole n-gram that end at each token, both (rows.size,). At the beginning of a
-    row the context is shorter."""
+    """Hash the context and the whole n-gram that end at each token, both (rows.size,).
+
+    At the beginning of a row the context is shorter.
+    """
     context = np.zeros(rows.shape, np.uint64)
     for back in range(order - 1, 0, -1):
         shifted = np.zeros(rows.shape, np.uint64)
@@ -79,6 +83,6 @@ def _hashed(rows: np.ndarray, order: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _looked_up(keys: np.ndarray, counts: np.ndarray, asked: np.ndarray) -> np.ndarray:
-    """The count of each asked hash; 0 where it was not counted."""
+    """Return the count of each asked hash; 0 where it was not counted."""
     at = np.minimum(np.searchsorted(keys, asked), len(keys) - 1)
     return np.where(keys[at] == asked, counts[at], 0)

@@ -53,20 +53,24 @@ class CurveStart:
             return None
 
     def loss(self, tokens: float) -> Interval:
-        """The forecast before the run of what it ends with after `tokens`."""
+        """Forecast, before the run, the loss that it ends with after `tokens`."""
         return recorded().after(self.facts, self.probes, tokens, self.decay, self.stderr)
 
     def loss_under_way(
         self, evaluations: Sequence[tuple[float, float]], tokens: float, decay: float | None = None
     ) -> Interval:
-        """The same, with the run's evaluations at the constant rate so far, (tokens, loss) each. decay: where it is
-        known to be another."""
+        """Forecast the loss that the run ends with from its probes and its evaluations so far.
+
+        evaluations: at the constant rate, (tokens, loss) each. decay: where it is known to be another.
+        """
         decay = self.decay if decay is None else decay
         return recorded().after(self.facts, self._seen(evaluations), tokens, decay, self.stderr, under_way=True)
 
     def further(self, evaluations: Sequence[tuple[float, float]], ended: Observation, more: float) -> Interval:
-        """What `more` tokens would have taken off the loss that the run `ended` with, as a share of it, both decayed;
-        losses are those of the run's own sample. NaN beyond what recorded runs reach."""
+        """Return what `more` tokens would have taken off the loss that the run `ended` with, as a share of it.
+
+        Both decayed; losses are those of the run's own sample. NaN beyond what recorded runs reach.
+        """
         last, prior, tokens = replace(ended, loss=ended.loss * math.exp(-self.offset)), recorded(), ended.tokens + more
         widening = prior.further_widening(self.facts, ended.tokens, tokens)
         if widening is None:
@@ -106,8 +110,10 @@ class TuningStart:
     def loss_under_way(
         self, evaluations: Sequence[tuple[float, float]], tokens: float, decay: float | None = None
     ) -> Interval:
-        """The loss after `tokens` as the evaluations at the constant rate go on; NaN while these are too few. What the
-        decay brings in tuning is small beside the rest, and part of the spread."""
+        """Forecast the loss after `tokens` as the evaluations at the constant rate go on; NaN while these are too few.
+
+        What the decay brings in tuning is small beside the rest, and part of the spread.
+        """
         history = [Evaluation(0, round(at), loss, 0.0, None, ()) for at, loss in evaluations]
         ahead = max(1.0, tokens / history[-1].tokens)
         gain = gain_for(history, (ahead - 1) * history[-1].tokens, round(self.since))
@@ -169,8 +175,11 @@ class Outlook:
         return 1 - self._decay_step * self.tokens_per_step / self.tokens if self._is_decaying else None
 
     def further(self, loss: float, more: float) -> Interval | None:
-        """What `more` tokens would have taken off the `loss` that the run ended with on its own sample, as a share of
-        it; NaN where that is not known, None where a run's start says nothing of it."""
+        """Return what `more` tokens would have taken off the `loss` that the run ended with, as a share of it.
+
+        The loss is that of the run's own sample. NaN where that is not known, None where a run's start says nothing of
+        it.
+        """
         if isinstance(self.start, TuningStart):
             return None
         if self._decay_share is None or not math.isfinite(loss):
@@ -208,7 +217,7 @@ class Outlook:
         self.events.emit(self.latest)
 
     def figures(self) -> Mapping[str, object] | None:
-        """The last forecast that was made by half of the run, as result.json has it; None when there was none."""
+        """Return the last forecast that was made by half of the run, as result.json has it; None without one."""
         if self.at_half is None:
             return None
         made = self.at_half

@@ -39,9 +39,9 @@ WARMUP_SHARE = 0.1  # of the steps that a time budget has room for, at most
 
 @dataclass(frozen=True)
 class Phases:
-    """Seconds. before: reading, pruning and the probe, spent already. proof to comparison: planned."""
+    """Seconds of each phase: those before the loop are spent, the others are planned."""
 
-    before: float
+    before: float  # reading, pruning and the probe, spent already
     proof: float
     loop: float
     judge: float
@@ -49,7 +49,7 @@ class Phases:
     compare: float = 0.0
 
     def to_json(self) -> dict[str, float]:
-        """Seconds by the name of the stage."""
+        """Return the seconds by the name of the stage."""
         return {name: round(seconds, 1) for name, seconds in vars(self).items() if seconds > 0}
 
     @property
@@ -58,26 +58,33 @@ class Phases:
 
     @property
     def after_loop(self) -> float:
-        """What follows the loop and cannot be made shorter."""
+        """Seconds that follow the loop and cannot be made shorter."""
         return self.judge + self.export
 
 
 def export_seconds(num_parameters: int, evaluation_seconds: float, threads: int, waiting: float = 1.0) -> float:
-    """Seconds of export and gate. evaluation_seconds: of a forward pass, per token; threads: that it had; waiting: how
-    many times longer than alone work took on this machine meanwhile."""
+    """Return the seconds of export and gate.
+
+    evaluation_seconds: of a forward pass, per token; threads: that it had; waiting: how many times longer than alone
+    work took on this machine meanwhile.
+    """
     alone = EXPORT_SECONDS + EXPORT_SECONDS_PER_BYTE * 4 * num_parameters
     return (beside_others(alone, waiting) + GATE_TOKENS * evaluation_seconds) * correction(EXPORT, threads)
 
 
 def beside_others(alone: float, waiting: float) -> float:
-    """Seconds of work that takes `alone` seconds on an idle machine, much of it in short pieces and in processes of its
-    own, which wait half as long as a training step does."""
+    """Return the seconds of work that takes `alone` seconds on an idle machine.
+
+    Much of it comes in short pieces and in processes of its own, which wait half as long as a training step does.
+    """
     return alone * (1 + (waiting - 1) / 2)
 
 
 class Waiting:
-    """How many times longer than alone work takes here from its creation on: seconds by the clock ÷ those that the
-    processor gave this thread. 1 on another device, which is waited for."""
+    """How many times longer than alone work takes here from its creation on.
+
+    Seconds by the clock ÷ those that the processor gave this thread; 1 on another device, which is waited for.
+    """
 
     def __init__(self, device: str) -> None:
         self._is_cpu = device == "cpu"
@@ -93,10 +100,10 @@ class Waiting:
 def comparison_seconds(
     rows: int, prompt: float, answer: float, evaluation_seconds: float, num_parameters: int, bandwidth: float
 ) -> float:
-    """Seconds of a whole comparison: two models answer `rows` rows of `prompt` and `answer` tokens, follow instructions
-    and read.
+    """Return the seconds of a whole comparison: two models answer rows, follow instructions and read.
 
-    evaluation_seconds: of a forward pass, per token. bandwidth: bytes per second that memory is read at.
+    rows: of `prompt` and `answer` tokens. evaluation_seconds: of a forward pass, per token. bandwidth: bytes per second
+    that memory is read at.
     """
     loading = COMPARISON_SECONDS + LOADING_SECONDS_PER_PARAMETER * num_parameters
     written, read = 2 * rows * answer + WRITTEN_BESIDE, 2 * rows * prompt + READ_BESIDE
@@ -105,14 +112,17 @@ def comparison_seconds(
 
 
 def correction(phase: str, threads: int) -> float:
-    """What the phase took on this machine, in runs before, ÷ its estimate; 1 when there was none."""
+    """Return what the phase took on this machine in earlier runs ÷ its estimate; 1 without any."""
     known = recalled(key("cpu", threads), PHASE + phase)
     return float(known) if isinstance(known, int | float) and math.isfinite(known) and known > 0 else 1.0
 
 
 def remember(phase: str, threads: int, planned: float, took: float) -> None:
-    """Correct the next estimate by what the phase took here beside the plan, which had the correction until now in it.
-    Nothing is learned while other programs keep the machine busy."""
+    """Correct the next estimate of the phase by what it took here.
+
+    planned: by the estimate with the correction until now. Nothing is learned while other programs keep the machine
+    busy.
+    """
     if planned <= 0 or took <= 0 or others_are_busy():
         return
     machine, known = key("cpu", threads), correction(phase, threads)
@@ -122,7 +132,7 @@ def remember(phase: str, threads: int, planned: float, took: float) -> None:
 
 
 def loop_seconds(plan: TrainingPlan, spent: float, proof: float) -> float | None:
-    """What a time budget leaves for the loop; None without one."""
+    """Return what a time budget leaves for the loop; None without one."""
     loop = plan.loop
     if not loop.seconds:
         return None
@@ -138,8 +148,10 @@ def with_phases(
     judging: float = 0.0,
     waiting: float = 1.0,
 ) -> TrainingPlan:
-    """The plan with the time that is kept for what follows the loop. judging: of `after`, the last evaluations;
-    waiting: as in `export_seconds`."""
+    """Return the plan with the time that is kept for what follows the loop.
+
+    judging: of `after`, the last evaluations; waiting: as in `export_seconds`.
+    """
     loop = plan.loop
     if not loop.seconds:
         return plan
@@ -170,7 +182,7 @@ def keep_time(
 
 
 def give_way(plan: TrainingPlan, spent: float, proof: float) -> TrainingPlan:
-    """The plan with a shorter comparison, or none, where a time budget leaves the loop too few steps to learn in."""
+    """Return the plan with a shorter comparison, or none, where the loop has too few steps to learn in."""
     loop = plan.loop
     room = loop_seconds(plan, spent, proof)
     if room is None or not loop.seconds_comparing:
@@ -182,8 +194,10 @@ def give_way(plan: TrainingPlan, spent: float, proof: float) -> TrainingPlan:
 
 
 def too_short(plan: TrainingPlan, seconds: float) -> str | None:
-    """What to say of a time budget that leaves the loop only so many seconds; None when it has room to learn. Raises
-    UsageError when it leaves next to nothing."""
+    """Return the warning for a time budget that leaves the loop only so many seconds; None when it has room to learn.
+
+    Raises UsageError when it leaves next to nothing.
+    """
     loop = plan.loop
     if not loop.seconds or not loop.step_seconds or seconds >= LEAST_STEPS * loop.step_seconds:
         return None

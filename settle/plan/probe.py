@@ -84,10 +84,10 @@ def probe_steps(expected_steps: int) -> int:
 def probe_new(
     plan: TrainingPlan, corpus: Corpus, watts: float | None, events: Events, ranks: Ranks = ONE
 ) -> tuple[TrainingPlan, list[Measured]]:
-    """Probe a new model: return the plan with its number of threads, and what one or two probes measured, the longer
-    one last and with the steps of all ranks that will share the run.
+    """Probe a new model: return the plan with its number of threads, and what one or two probes measured.
 
-    Raises ResourceError, before anything is allocated, when the run would not fit in memory.
+    The longer probe is the last, and has the steps of all ranks that will share the run. Raises ResourceError, before
+    anything is allocated, when the run would not fit in memory.
     """
     must_fit(plan)
     steps = probe_steps(plan.loop.max_steps or 50 * plan.loop.warmup_steps)
@@ -242,8 +242,10 @@ def _rehearsed(live: LiveRun, measured: Measured, watts: float | None, events: E
 
 
 def _thinned(job: LiveRun, steps: int) -> HeldOut:
-    """Return a part of the run's held-out sample that suits so few steps, in blocks of the run's size: each has its
-    price."""
+    """Return a part of the run's held-out sample that suits so few steps.
+
+    Its blocks have the run's size: each has its price.
+    """
     limit = min(job.plan.held_out_tokens, max(2048, steps * job.plan.loop.tokens_per_step))
     held_out = blocks(job.plan, job.corpus.selection, job.plan.held_out_tokens)
     every = min(job.plan.held_out_tokens // limit, len(held_out) // FEWEST_BLOCKS)

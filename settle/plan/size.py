@@ -48,7 +48,7 @@ class Speed:
     flop: float
 
     def step(self, architecture: Architecture, tokens: int, context: int) -> float:
-        """Seconds of an optimizer step over `tokens` tokens."""
+        """Return the seconds of an optimizer step over `tokens` tokens."""
         layers = len(architecture.options().layers)
         return self.layer * layers + self.flop * tokens * architecture.flops_per_token(context)
 
@@ -56,7 +56,7 @@ class Speed:
 def measure_speed(
     architecture: type[Architecture], vocab_size: int, optimizer: Optimizer, device: Accelerator, dtype: str | None
 ) -> Speed:
-    """The speed of this family on this machine; about half a second, remembered."""
+    """Measure the speed of this family on this machine; about half a second, remembered."""
     import torch
 
     if dtype is None:
@@ -120,7 +120,7 @@ class Size:
 def choose_size(
     settings: TrainingSettings, corpus: Corpus, device: Accelerator, spent: float, why: dict[str, str]
 ) -> Size:
-    """The size that suits the budget and the corpus; `why` receives the reason of each number."""
+    """Choose the size that suits the budget and the corpus; `why` receives the reason of each number."""
     seconds = requested_seconds(settings, device)
     budget = seconds and max(seconds / 4, seconds - spent - AROUND_SECONDS)
     choice = _Choice(settings, corpus, device)
@@ -159,7 +159,7 @@ class _Choice:
         return measure_speed(self.family, self.vocab_size, optimizer, self.device, self.settings.dtype)
 
     def best(self, budget: float | None) -> tuple[int, str]:
-        """The size that leaves the least loss, and what it suits."""
+        """Return the size that leaves the least loss, and what it suits."""
         most = max(SMALLEST, int(PER_UNIQUE_TOKEN * self.unique))
         tokens = count(self.settings.tokens) if self.settings.tokens else None
         if budget:
@@ -175,7 +175,7 @@ class _Choice:
         return min(sizes, key=lambda size: self._loss(size, self.tokens_in(seconds, size)))
 
     def _best_for(self, tokens: int | None) -> int:
-        """The size that would also be the best one for the time that it takes over these tokens."""
+        """Return the size that would also be the best one for the time that it takes over these tokens."""
         parameters = SMALLEST
         for _ in range(12):
             tokens_seen = tokens or (self.settings.steps or 1) * self.batch(parameters)
@@ -199,7 +199,7 @@ class _Choice:
 
 
 def requested_seconds(settings: RunSettings, device: Accelerator) -> float | None:
-    """The time that was asked for, or that the money asked for buys here, whichever is less."""
+    """Return the time that was asked for, or that the money asked for buys here, whichever is less."""
     times = [seconds(settings.time)] if settings.time else []
     if settings.max_cost:
         watts = power(num_threads(settings.threads), settings.watts, device.kind).watts

@@ -19,7 +19,7 @@ from settle.train.training_plan import TrainingPlan
 
 
 def plan_training(settings: TrainingSettings, origin: dict[str, str], corpus: Corpus, spent: float) -> TrainingPlan:
-    """Every number of the run. `origin`: the source of each setting; `spent`: seconds that preparing the data took.
+    """Plan every number of the run. `origin`: the source of each setting; `spent`: seconds that preparing took.
 
     A time budget is for everything, so the loop gets what preparation and export leave. Raises UsageError,
     ResourceError.
@@ -60,8 +60,10 @@ def plan_training(settings: TrainingSettings, origin: dict[str, str], corpus: Co
 
 
 def _loop(settings: TrainingSettings, size: Size, unique: int, threads: int, why: dict[str, str]) -> LoopPlan:
-    """The warm-up follows the corpus and not the budget, unless that is short: the same run then stops at the same
-    step whatever budget was named."""
+    """Plan the loop, with a warm-up that follows the corpus and not the budget, unless that is short.
+
+    The same run then stops at the same step whatever budget was named.
+    """
     budget = [s for s in (settings.steps, _steps(settings.tokens, size.tokens_per_step)) if s]
     max_steps = min(budget) if budget else None
     expected = max_steps or max(1, size.expected_tokens // size.tokens_per_step)
@@ -91,7 +93,7 @@ def _steps(tokens: str | None, tokens_per_step: int) -> int | None:
 def choose_dtype(
     requested: str | None, device: Accelerator, products: list[tuple[int, int, int]], why: dict[str, str]
 ) -> str:
-    """What to compute in: as asked, or the faster type at these products."""
+    """Return the type to compute in: as asked, or the faster one at these products."""
     if requested is not None:
         return requested
     probe = probe_dtype(products, device, seconds=0.3)
@@ -100,7 +102,7 @@ def choose_dtype(
 
 
 def require_dtype(requested: str | None, device: Accelerator) -> None:
-    """Raises UsageError for a type that this device does not compute in well."""
+    """Raise UsageError for a type that this device does not compute in well."""
     if requested not in (None, "float32", *device.dtypes):
         raise UsageError(
             f"{requested} is not for {device.kind} here",
@@ -111,7 +113,7 @@ def require_dtype(requested: str | None, device: Accelerator) -> None:
 def require_sharding(
     settings: RunSettings, objective: type[Objective], architecture: Architecture, device: str, is_whole: bool
 ) -> None:
-    """Raises UsageError where ranks cannot share out the weights. is_whole: whether every weight is trained."""
+    """Raise UsageError where ranks cannot share out the weights. is_whole: whether every weight is trained."""
     if settings.offload and settings.sharding == "none":
         raise UsageError("--offload is for weights that ranks share out", "add --sharding full, or leave it out")
     if settings.offload and device != "cuda":
@@ -134,13 +136,13 @@ def require_sharding(
 
 
 def sharding(settings: RunSettings) -> dict[str, bool]:
-    """What a loop's plan says of how ranks share out the weights."""
+    """Return what a loop's plan says of how ranks share out the weights."""
     is_sharded, is_hybrid = settings.sharding != "none", settings.sharding == "hybrid"
     return {"is_sharded": is_sharded, "is_hybrid": is_hybrid, "offloads": settings.offload}
 
 
 def shapes(architecture: Architecture, tokens: int) -> list[tuple[int, int, int]]:
-    """(M, K, N) of the products of one layer over that many tokens: qkv, output, gate and up, down."""
+    """Return (M, K, N) of the products of one layer over that many tokens: qkv, output, gate and up, down."""
     layer = architecture.options().layers[0]
     width, inner, mixed = layer.width, layer.inner, layer.heads * layer.head_dim
     heads = mixed + 2 * layer.kv_heads * layer.head_dim
@@ -150,7 +152,10 @@ def shapes(architecture: Architecture, tokens: int) -> list[tuple[int, int, int]
 def origins(
     origin: dict[str, str], settings: RunSettings, why: dict[str, str], groups: Mapping[str, Mapping[str, object]]
 ) -> dict[str, str]:
-    """The origin of each number; groups: the settings of parts, by the name of the setting that chooses the part."""
+    """Return the origin of each number.
+
+    groups: the settings of parts, by the name of the setting that chooses the part.
+    """
     derived = {key: "measured" if text.startswith("measured") else "derived" for key, text in why.items()}
     of_parts = {
         f"{group}.{key}": origin.get(f"{group}.{key}", "default") for group, values in groups.items() for key in values

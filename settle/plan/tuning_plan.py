@@ -13,9 +13,9 @@ from settle.model.adapters import Adapter
 from settle.model.layers.attention import keeps_no_probabilities
 from settle.model.pretrained import Pretrained
 from settle.plan.memory import WEIGHT, precision
+from settle.plan.memory_model import kept_activations
 from settle.plan.settings import TuningSettings
 from settle.plan.size import requested_seconds
-from settle.plan.sizing import kept_activations
 from settle.plan.training_plan import choose_dtype, origins, require_dtype, require_sharding, shapes, sharding
 from settle.train.objectives import ROW_NAMES, Objective
 from settle.train.optimizers import Optimizer
@@ -39,7 +39,7 @@ RATES: dict[str, dict[str, float]] = {
 
 
 def plan_tuning(settings: TuningSettings, origin: dict[str, str], corpus: RowCorpus, base: Pretrained) -> TrainingPlan:
-    """Every number of the run. `origin`: the source of each setting.
+    """Plan every number of the run. `origin`: the source of each setting.
 
     Raises UsageError for what does not go together, ResourceError for what does not fit, proposing what would.
     """
@@ -106,7 +106,7 @@ def _check_quantize(quantize: str | None, adapter_name: str, base: Pretrained) -
 def _objective(
     requested: Choice, corpus: RowCorpus, adapter_name: str, base: Pretrained, why: dict[str, str]
 ) -> tuple[str, Objective]:
-    """The requested objective with its settings, by default the one for this kind of rows."""
+    """Return the requested objective with its settings, by default the one for this kind of rows."""
     suited = {name: part for name, part in Objective.parts().items() if part.suits(corpus.kind)}
     suited = dict(sorted(suited.items(), key=lambda item: not item[1].is_default))
     default = next(iter(suited))
@@ -167,7 +167,7 @@ def _adapter(asked: Choice, objective: Objective, why: dict[str, str]) -> Adapte
 
 
 def _adapter_rate(adapter: Adapter, objective: Objective, base: Pretrained, why: dict[str, str]) -> float:
-    """The learning rate of an adapter over this base, where nobody gives one."""
+    """Return the learning rate of an adapter over this base, where nobody gives one."""
     width = base.part.options().layers[0].width
     rate = objective.rate(adapter, width)
     if rate != adapter.LEARNING_RATE:
@@ -176,7 +176,10 @@ def _adapter_rate(adapter: Adapter, objective: Objective, base: Pretrained, why:
 
 
 def _sample(corpus: RowCorpus, parameters: int, why: dict[str, str]) -> int:
-    """Selection tokens of an evaluation: a larger share when rows are few, since few tokens are a noisy sample."""
+    """Return the selection tokens of an evaluation.
+
+    A larger share when rows are few, since few tokens are a noisy sample.
+    """
     train, selection = corpus.train.num_inputs, corpus.selection.num_inputs
     wanted = max(sample_size(train, parameters), min(train // 40, SMALL_SAMPLE))
     sample = min(selection, wanted)
@@ -185,8 +188,10 @@ def _sample(corpus: RowCorpus, parameters: int, why: dict[str, str]) -> int:
 
 
 def _evaluation_cost(corpus: RowCorpus, sample: int) -> float:
-    """The share of the time that evaluations may take early on, so that a verdict is possible before few rows are
-    memorized: `MIN_HISTORY` evaluations in `FIRST_VERDICT` epochs."""
+    """Return the share of the time that evaluations may take early on.
+
+    It makes a verdict possible before few rows are memorized: `MIN_HISTORY` evaluations in `FIRST_VERDICT` epochs.
+    """
     spacing = FIRST_VERDICT * corpus.train.num_inputs / MIN_HISTORY
     return max(EVALUATION_COST, min(0.2, sample / (3 * spacing)))
 
@@ -218,8 +223,10 @@ class _Fit:
         self.longest = int(store.lengths.max()) * store.segments_per_row
 
     def choose(self, why: dict[str, str]) -> tuple[int, int]:
-        """(rows of a micro-batch, `Decoder.recompute`). Raises ResourceError, and UsageError for rows that were asked
-        for and do not divide the batch."""
+        """Return (rows of a micro-batch, `Decoder.recompute`).
+
+        Raises ResourceError, and UsageError for rows that were asked for and do not divide the batch.
+        """
         wanted, asked = self.settings.batch_rows, self.settings.micro_rows
         parts_of = [n for n in range(wanted, 0, -1) if wanted % n == 0]
         if asked is not None and asked not in parts_of:

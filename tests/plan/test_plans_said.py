@@ -16,9 +16,9 @@ from settle.plan.cluster.shape import shape_of_size
 from settle.plan.cluster.whole_run import forecast_run
 from settle.plan.cost import ASKED, Life, PayOff, cost, life
 from settle.plan.fit.model_shapes import named_shape
+from settle.plan.memory_model import room
 from settle.plan.report import figures, pay_off, train, tune
 from settle.plan.report.settings import PlanSettings
-from settle.plan.sizing import room
 
 
 def told(plan, *model, **asked):

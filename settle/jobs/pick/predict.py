@@ -16,7 +16,7 @@ from settle.plan.fit.here import law_here, recalled_runs
 from settle.plan.fit.model_shapes import shape_of_file
 from settle.plan.fit.processor_costs import Matrices
 from settle.plan.fit.speed import Z80, Law, Rate, decode_rate, first_token_seconds, prefill_rate
-from settle.plan.sizing import need
+from settle.plan.memory_model import need
 
 MEMORY_STD = 0.1  # of the logarithm of memory ÷ its prediction, where nothing was measured yet
 LETTERS = 4  # of a token of a prompt, where no tokenizer was asked yet

@@ -9,7 +9,7 @@ from settle.base.words.amounts import billions, device_gigabytes, millions
 from settle.machine.described_machine import Machine
 from settle.plan.cluster.shape import Layout, Shape
 from settle.plan.cluster.throughput import Rate, steady_rate
-from settle.plan.sizing import Sizing, device_sizing
+from settle.plan.memory_model import Sizing, device_sizing
 
 USABLE = 0.94  # of a device's memory: the rest goes to fragments of the allocator
 MOST_ROWS, MOST_PIPELINE, MOST_TENSOR = 16, 64, 8
@@ -40,8 +40,11 @@ def best_layouts(
     number: int = 3,
     grows: float = 4.0,
 ) -> list[Candidate]:
-    """The fastest layouts that fit, one a grouping of the devices. grows: what the batch may grow by so that every
-    replica has a sequence. Raises ResourceError where none fits, saying how much memory the smallest one takes."""
+    """Return the fastest layouts that fit, one for each grouping of the devices.
+
+    grows: what the batch may grow by so that every replica has a sequence. Raises ResourceError where none fits, saying
+    how much memory the smallest one takes.
+    """
     found: dict[tuple[int, ...], Candidate] = {}
     least = math.inf
     for layout in _layouts(shape, machine, batch_tokens, sequence):

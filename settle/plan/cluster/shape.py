@@ -104,29 +104,23 @@ class Shape:
 
 @dataclass(frozen=True)
 class Layout:
-    """data, tensor, pipeline, context: sizes of the groups, whose product is the number of devices; expert: devices
-    that the experts of a layer are spread over, within data x context x tensor. sharded: weights, gradients and
-    optimizer lie in shards over the data group and are gathered layer by layer (FSDP, ZeRO-3); else only the optimizer
-    does (ZeRO-1). rows: sequences of a micro-batch; sequence: their tokens; micro_batches: of a step and replica.
-    virtual: model chunks of a pipeline stage. recompute: activation checkpointing of every layer. optimizer_sharded:
-    the optimizer's state is spread over the replicas (ZeRO-1). expert_tensor: tensor group of an expert.
-    sequence_parallel: norms and residuals are split over the tensor group too.
-    """
+    """The groups of devices that a run is spread over, its batch, and what is computed again."""
 
-    data: int = 1
+    data: int = 1  # data, tensor, pipeline and context are sizes of groups, whose product is the number of devices
     tensor: int = 1
     pipeline: int = 1
     context: int = 1
-    expert: int = 1
+    expert: int = 1  # devices that the experts of a layer are spread over, within data x context x tensor
+    # weights, gradients and optimizer lie in shards over the data group and are gathered layer by layer (FSDP, ZeRO-3)
     sharded: bool = False
-    rows: int = 1
-    sequence: int = 4096
-    micro_batches: int = 1
-    virtual: int = 1
-    recompute: bool = False
-    optimizer_sharded: bool = True
-    expert_tensor: int = 1
-    sequence_parallel: bool = True
+    rows: int = 1  # sequences of a micro-batch
+    sequence: int = 4096  # tokens of each
+    micro_batches: int = 1  # of a step and replica
+    virtual: int = 1  # model chunks of a pipeline stage
+    recompute: bool = False  # activation checkpointing of every layer
+    optimizer_sharded: bool = True  # the optimizer's state is spread over the replicas (ZeRO-1)
+    expert_tensor: int = 1  # tensor group of an expert
+    sequence_parallel: bool = True  # norms and residuals are split over the tensor group too
 
     @property
     def devices(self) -> int:
@@ -166,7 +160,7 @@ class Layout:
 
 
 def shape_of_size(parameters: float, vocab: int = 128256) -> Shape:
-    """A dense model of about so many weights, proportioned as published ones are: h/L near 100, gated 3.5 h, d = 128.
+    """Shape a dense model of about so many weights as published ones are: h/L near 100, gated 3.5 h, d = 128.
 
     Raises UsageError for a size that no transformer has.
     """
@@ -189,7 +183,7 @@ def shape_of_size(parameters: float, vocab: int = 128256) -> Shape:
 
 
 def shape_with_experts(parameters: float, active: float, vocab: int = 128256) -> Shape:
-    """A mixture of experts of about so many weights, of which a token uses `active`: 8 routed experts a token.
+    """Shape a mixture of about so many weights, of which a token uses `active`: 8 routed experts a token.
 
     Raises UsageError for a mixture that uses more than it has, or a size that no transformer has.
     """

@@ -26,54 +26,49 @@ GATHERS = 3  # of sharded weights in a micro-batch: forward, backward, and their
 
 
 class Law(BaseModel):
-    """The fitted shares. matmul_*: of the data sheet's dense rate that products of matrices reach, by number format.
-    attention: of its bfloat16 rate. elementwise_*: bytes moved for a token, a layer and a hidden unit, in plain PyTorch
-    and with fused kernels. exposed_*: share of a communication's time that nothing hides: gathers within a node,
-    between nodes, collectives of a tensor group. stragglers: time added for every doubling of the devices past one
-    node, where the slowest decides. experts: products of experts relative to dense ones. all_to_all:
-    exposed share within a node and between nodes. routing: bytes of a token's permutation, per expert and hidden unit.
-    device: by generation or name, what a kind reaches relative to the mean. log_std: of a steady rate's error.
-    """
+    """The fitted shares of what data sheets promise."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     date: str
     source: str
-    matmul_bf16: float
+    matmul_bf16: float  # of the dense rate, by number format, that products of matrices reach
     matmul_fp8: float
     matmul_fp4: float
-    attention: float
+    attention: float  # of the bfloat16 rate
+    # bytes moved for a token, a layer and a hidden unit, in plain PyTorch; then with fused kernels
     elementwise_plain: float
     elementwise_fused: float
+    # share of a communication's time that nothing hides: of gathers within a node, between nodes, and of collectives of
+    # a tensor group
     exposed_node: float
     exposed_network: float
     exposed_tensor: float
-    stragglers: float
-    experts: float
-    all_to_all_node: float
+    stragglers: float  # time added for every doubling of the devices past one node, where the slowest decides
+    experts: float  # rate of their products ÷ that of dense ones
+    all_to_all_node: float  # exposed share within a node; then between nodes
     all_to_all_network: float
-    routing: float
-    device: dict[str, float]
-    log_std_dense: float
+    routing: float  # bytes of a token's permutation, per expert and hidden unit
+    device: dict[str, float]  # by generation or name, what a kind reaches relative to the mean
+    log_std_dense: float  # of a steady rate's error
     log_std_experts: float
     log_std_unknown: float
 
 
 @functools.cache
 def published_law() -> Law:
-    """The constants that come with settle."""
+    """Return the constants that come with settle."""
     with Path(__file__).with_name("law.toml").open("rb") as file:
         return Law.model_validate(tomllib.load(file))
 
 
 @dataclass(frozen=True)
 class Rate:
-    """tokens: per second and device, with its 80 % interval. mfu: share of the device's bfloat16 rate that the model's
-    own operations make up. parts: share of the time by cause."""
+    """The throughput of a steady run."""
 
-    tokens: Interval
-    mfu: float
-    parts: dict[str, float]
+    tokens: Interval  # per second and device
+    mfu: float  # share of the device's bfloat16 rate that the model's own operations make up
+    parts: dict[str, float]  # share of the time by cause
 
 
 def steady_rate(
@@ -86,8 +81,10 @@ def steady_rate(
     trained: float = 1.0,
     law: Law | None = None,
 ) -> Rate:
-    """Tokens per second and device while nothing fails. trained: share of the weights that get a gradient; adapters
-    leave out the products for the others."""
+    """Return the tokens per second and device while nothing fails.
+
+    trained: share of the weights that get a gradient; adapters leave out the products for the others.
+    """
     law = law or published_law()
     parts = device_seconds(shape, machine, layout, precision, fused=fused, trained=trained, law=law)
     seconds = sum(parts.values())

@@ -46,16 +46,15 @@ WRITERS = 48  # nodes that saved it; more nodes write more at once
 
 @dataclass(frozen=True)
 class Goodput:
-    """failures: expected in the whole run. between: mean seconds from one to the next. checkpoint_every: seconds.
-    pause: of one checkpoint. share: of the time that is work, and what is not, by cause."""
+    """What failures take of a run."""
 
-    failures: Interval
-    between: float
-    checkpoint_every: float
-    pause: float
+    failures: Interval  # expected in the whole run
+    between: float  # mean seconds from one to the next
+    checkpoint_every: float  # seconds
+    pause: float  # seconds of one checkpoint
     checkpoint_bytes: float
-    share: Interval
-    lost: dict[str, float]
+    share: Interval  # of the time that is work
+    lost: dict[str, float]  # share of the time that is not, by cause
 
 
 def checkpoint_pause(parameters: float, devices: int) -> float:
@@ -97,10 +96,12 @@ def goodput(
     draws: int = 2000,
     seed: int = 0,
 ) -> Goodput:
-    """What failures take of a run that works for `work_seconds`. per_device_day: failures, where a cluster's are known.
+    """Return what failures take of a run that works for `work_seconds`.
+
+    per_device_day: failures, where a cluster's are known.
 
     The interval carries the uncertainty of the rate and of the recovery; the checkpoint interval stays at the best one
-    for the expected rate, as it has to be chosen before.
+    for the expected rate, since it has to be chosen before.
     """
     rate = per_device_day or PER_DEVICE_DAY
     spread = 0.2 if per_device_day else LOG_STD_RATE
@@ -141,13 +142,13 @@ def goodput(
 
 
 def _ends(values: Sequence[float]) -> tuple[float, float]:
-    """The tenth and the ninetieth percentile of sorted values."""
+    """Return the tenth and the ninetieth percentile of sorted values."""
     edge = (1 - FORECAST_LEVEL) / 2
     return values[int(edge * len(values))], values[int((1 - edge) * len(values))]
 
 
 def _poisson(rng: random.Random, mean: float) -> float:
-    """A number of events: exact for small means, by the normal limit for large ones."""
+    """Draw a number of events: exact for small means, by the normal limit for large ones."""
     if mean > 100:
         return max(0.0, round(rng.gauss(mean, math.sqrt(mean))))
     limit, count, product = math.exp(-mean), 0, rng.random()
@@ -176,8 +177,11 @@ class _Run(BaseModel):
 
 
 class PublishedRuns(BaseModel):
-    """centre, slope, experts: the logarithm of a run's share of its steady rate, what it gains with the log of the
-    active weights over `size`, and where experts are mixed."""
+    """What published runs took, as a share of their steady rate.
+
+    The logarithm of that share is `centre`, and `slope` times the logarithm of the active weights over `size`, and
+    `experts` where experts are mixed.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -191,27 +195,26 @@ class PublishedRuns(BaseModel):
 
 @functools.cache
 def published_runs() -> PublishedRuns:
-    """The runs that come with settle."""
+    """Return the runs that come with settle."""
     with Path(__file__).with_name("published_runs.toml").open("rb") as file:
         return PublishedRuns.model_validate(tomllib.load(file))
 
 
 @dataclass(frozen=True)
 class RunForecast:
-    """layouts: the fastest that fit, best first. clean_hours: of one device, were there nothing but steady steps.
-    device_hours, days: with what published runs took beside; failures: of the whole run at its expected length."""
+    """The forecast of a whole training run."""
 
-    layouts: tuple[Candidate, ...]
+    layouts: tuple[Candidate, ...]  # the fastest that fit, best first
     tokens: float
     devices: int
     batch_tokens: float
-    clean_hours: float
-    device_hours: Interval
+    clean_hours: float  # of one device, were there nothing but steady steps
+    device_hours: Interval  # with what published runs took beside
     days: Interval
-    failures: Goodput
+    failures: Goodput  # of the whole run at its expected length
 
     def chance_within(self, days: float) -> float:
-        """The share of such runs that have finished after so many days."""
+        """Return the share of such runs that have finished after so many days."""
         logs = [run.log_share for run in published_runs().runs]
         needed = math.log(self.device_hours.value / (days * 24 * self.devices))
         return sum(log >= needed for log in logs) / len(logs)
@@ -228,7 +231,7 @@ def forecast_run(
     per_device_day: float | None = None,
     by_hand: bool = False,
 ) -> RunForecast:
-    """The forecast of training on so many tokens. Raises ResourceError where no layout fits."""
+    """Forecast training on so many tokens. Raises ResourceError where no layout fits."""
     batch = batch_tokens or usual_batch(shape.parameters)
     grows = 1.0 if batch_tokens else GROWS
     layouts = best_layouts(shape, machine, batch, sequence, precision, grows=grows)
@@ -243,7 +246,7 @@ def forecast_run(
 
 
 def device_hours(shape: Shape, clean: float) -> Interval:
-    """What runs took whose steady steps alone would have taken `clean` device-hours."""
+    """Return what runs took whose steady steps alone would have taken `clean` device-hours."""
     runs = published_runs()
     centre = runs.centre + runs.slope * math.log(shape.active_parameters / runs.size)
     centre += runs.experts if shape.experts else 0.0
@@ -253,10 +256,12 @@ def device_hours(shape: Shape, clean: float) -> Interval:
 
 
 def share_ends(logs: tuple[float, ...], level: float = FORECAST_LEVEL) -> tuple[float, float]:
-    """The interval that a further run of the same kind falls in with probability `level`, from sorted logarithms.
+    """Return the interval that a further run of the same kind falls in with probability `level`.
 
-    Source: the order statistics of Vovk et al., Algorithmic Learning in a Random World (2005): of n exchangeable
-    values the next lies below the k-th with probability k / (n + 1). Between two of them the line is taken.
+    logs: sorted logarithms of shares.
+
+    Source: the order statistics of Vovk et al., Algorithmic Learning in a Random World (2005): of n exchangeable values
+    the next lies below the k-th with probability k / (n + 1). Between two of them the line is taken.
     """
     edge = (1 - level) / 2
     return STRETCH * _order(logs, edge), STRETCH * _order(logs, 1 - edge)

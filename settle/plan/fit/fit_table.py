@@ -18,7 +18,7 @@ from settle.plan.fit.speed import (
     streamed,
 )
 from settle.plan.fit.weight_types import CHOICES, TYPES, read_bytes
-from settle.plan.sizing import Fit, fit, longest_context, need
+from settle.plan.memory_model import Fit, fit, longest_context, need
 
 GIB = 2**30
 SLOW = 1.0  # tokens per second: a model that writes fewer is of no use to a person who waits
@@ -28,16 +28,15 @@ SMALL_PROMPT = 512  # tokens of the prompt that the first token is told for, or 
 
 @dataclass(frozen=True)
 class FitRow:
-    """One model at one type. first_token: seconds, for a prompt of SMALL_PROMPT tokens. longest: context in tokens that
-    fits beside the weights."""
+    """One model at one type."""
 
     model: NamedShape
     type: str
     fit: Fit
     decode: Rate
     prefill: Rate
-    first_token: float
-    longest: int
+    first_token: float  # seconds, for a prompt of SMALL_PROMPT tokens
+    longest: int  # context in tokens that fits beside the weights
 
     is_shared: bool = False  # one memory for device and processor: what does not fit cannot lie elsewhere
 
@@ -55,8 +54,10 @@ def fit_row(
     model: NamedShape, type_name: str, machine: Machine, context: int, texts: int = 1, law: Law | None = None,
     draft: NamedShape | None = None,
 ) -> FitRow:  # fmt: skip
-    """One model at one type and context, its layers beyond the device's memory computed by the processor. draft: a
-    small model that proposes tokens, which lies beside it."""
+    """Forecast one model at one type and context, its layers beyond the device's memory on the processor.
+
+    draft: a small model that proposes tokens, which lies beside it.
+    """
     context = min(context, model.shape.context)
     weights = model.bytes if type_name == model.type else None
     beside = _of_draft(draft, machine, context, texts) if draft else 0.0
@@ -128,7 +129,7 @@ COLUMNS = (
 
 
 def cells(row: FitRow) -> list[object]:
-    """A row of COLUMNS."""
+    """Return a row of COLUMNS."""
     share = "yes" if row.is_whole else f"{row.fit.share:.0%} on the device" if row.runs else "no"
     decode = row.decode
     speed = [
@@ -149,7 +150,7 @@ def cells(row: FitRow) -> list[object]:
 
 
 def as_json(row: FitRow) -> dict[str, object]:
-    """The row as plain values: bytes, tokens per second, seconds."""
+    """Return the row as plain values: bytes, tokens per second, seconds."""
     need = row.fit.need
     return {
         "model": row.model.name,

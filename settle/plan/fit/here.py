@@ -38,14 +38,14 @@ class Measured:
 
 
 def measure_file(path: Path) -> Measured:
-    """Runs the model for a few seconds, once for each file. Raises EngineError, FormatError."""
+    """Run the model for a few seconds, once for each file. Raises EngineError, FormatError."""
     threads = num_threads(None)
     found: dict[str, float] = remembered(key("cpu", threads), _name(path), lambda: _run(path, threads))
     return Measured(shape_of_file(path, path.stem), found["decode"], found["prefill"], int(found["memory"]))
 
 
 def recalled_runs() -> list[Measured]:
-    """What was measured before of the files that are here, while the machine was quiet; nothing is run."""
+    """Return what was measured of the files that are here while the machine was quiet; run nothing."""
     runs = []
     for path in writing_files():
         found = recalled_quiet(key("cpu", num_threads(None)), _name(path))
@@ -57,8 +57,10 @@ def recalled_runs() -> list[Measured]:
 
 
 def measure_some() -> list[Measured]:
-    """Runs MOST_RUNS of the models that are here, from the smallest to the largest. Raises UsageError where there is
-    none, EngineError."""
+    """Run MOST_RUNS of the models that are here, from the smallest to the largest.
+
+    Raises UsageError where there is none, EngineError.
+    """
     files = [path for path in writing_files() if path.stat().st_size < memory().available * 0.6]
     if not files:
         raise UsageError("no model here can be measured", "get one: `settle pull smollm2`")
@@ -100,8 +102,10 @@ def _run(path: Path, threads: int) -> dict[str, float]:
 
 
 def law_here(measured: Sequence[Measured], machine: Machine) -> Law:
-    """The processor's law with what its matrices and layers cost as these runs say. One run
-    corrects one number, two or more correct both; none gives the law as it ships."""
+    """Correct what the processor's matrices and layers cost by these runs.
+
+    One run corrects one number, two or more correct both; none gives the law as it ships.
+    """
     law = laws()["cpu"]
     usable = [run for run in measured if run.model.type in TYPES]
     if not usable:

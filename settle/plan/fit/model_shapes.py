@@ -17,21 +17,22 @@ from settle.plan.fit.processor_costs import Matrices, matrices_of
 
 @dataclass(frozen=True)
 class NamedShape:
-    """type: of a file that is here, or the only one it is published in; None where it may be chosen. bytes: of a file
-    that is here; matrices: as it stores them. source: of the numbers. published: what others measured of its quality.
-    """
+    """A model by its name and its shape."""
 
     name: str
     shape: ModelShape
-    source: str
-    type: str | None = None
-    bytes: int | None = None
-    matrices: Matrices | None = None
-    published: tuple[Quality, ...] = ()
+    source: str  # of the numbers
+    type: str | None = None  # of a file that is here, or the only one it is published in; None where it may be chosen
+    bytes: int | None = None  # of a file that is here
+    matrices: Matrices | None = None  # as that file stores them
+    published: tuple[Quality, ...] = ()  # what others measured of its quality
 
 
 def named_shape(name: str) -> NamedShape:
-    """Raises UsageError for an unknown name, FormatError for a file that does not describe a decoder."""
+    """Find a model by any name.
+
+    Raises UsageError for an unknown name, FormatError for a file that does not describe a decoder.
+    """
     if not is_path(name) and not Path(name).exists() and (found := find_known(name)):
         source = f"catalogue of {catalogue_file().known_date}"
         return NamedShape(found.name, found.shape, source, found.only_type or None, published=found.quality)

@@ -43,11 +43,10 @@ NARROW = {"q6_k": "q8_0", "q5_k": "q5_1", "q4_k": "q5_0", "q3_k": "iq4_nl", "q2_
 
 @dataclass(frozen=True)
 class Matrices:
-    """Weights by type: of those that every token written passes through, and of those that every token of a prompt
-    does, which the output matrix is none of."""
+    """Weights by type."""
 
-    written: Mapping[str, float]
-    read: Mapping[str, float]
+    written: Mapping[str, float]  # that every token written passes through
+    read: Mapping[str, float]  # that every token of a prompt does; the output matrix is none of these
 
 
 def matrices_of(file: Weights) -> Matrices:

@@ -24,7 +24,7 @@ from settle.plan.fit.here import law_here, measure_some, recalled_runs
 from settle.plan.fit.model_shapes import NamedShape, every_known_shape, named_shape
 from settle.plan.fit.speed import ACCEPTED, Law
 from settle.plan.fit.weight_types import CHOICES
-from settle.plan.sizing import room
+from settle.plan.memory_model import room
 
 GIB = 2**30
 SHOWN = 40  # lines of the list of every model
@@ -36,7 +36,7 @@ def fit_models(
     models: list[str], machine_words: str | None, context_words: str, texts: int, every: bool, picture: str | None,
     measure: bool, draft_name: str | None, events: Events,
 ) -> int:  # fmt: skip
-    """Lists what fits; 0, or 3 when a model that was named does not fit. Raises UsageError."""
+    """List what fits; return 0, or 3 when no model that was named fits. Raises UsageError."""
     context = count(context_words)
     if context < 16 or not 0 < texts <= MOST_TEXTS:
         raise UsageError(
@@ -84,7 +84,7 @@ def fit_models(
 
 
 def _require_draft(draft: NamedShape, model: NamedShape) -> None:
-    """Raises UsageError for one that cannot propose tokens of this model, or is not smaller."""
+    """Raise UsageError for a draft that cannot propose tokens of this model, or is not smaller."""
     ours, theirs = draft.shape, model.shape
     if ours.parameters >= theirs.parameters or abs(ours.vocab - theirs.vocab) > VOCABULARIES_DIFFER:
         raise UsageError(f"{draft.name} is no draft for {model.name}", "name a smaller model of the same vocabulary")
@@ -143,7 +143,10 @@ MOST_MODELS, DPI = 40, 150
 
 
 def heat_map(rows: Sequence[FitRow], title: str, path: Path) -> Path:
-    """Writes the picture, a PNG. rows: of any models and types; a pair that is missing does not fit."""
+    """Draw tokens per second of models by type as a PNG; white where a model does not fit.
+
+    rows: of any models and types; a pair that is missing does not fit.
+    """
     from matplotlib import rc_context
     from matplotlib.colors import LogNorm
     from matplotlib.figure import Figure

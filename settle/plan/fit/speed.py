@@ -34,9 +34,7 @@ BUS_BANDWIDTH, PROMPT_BATCH = 16e9, 512  # bytes per second between a card and t
 
 
 class Law(BaseModel):
-    """Coefficients of one build. decode, mixture, prefill: by name of the term. spread: standard deviation of the
-    logarithm of actual over predicted, of chips that were held out. source, date: of the rows; rows: how many.
-    """
+    """Coefficients of one build of llama.cpp."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -72,7 +70,7 @@ def laws() -> dict[str, Law]:
 
 
 def law_name(machine: Machine) -> str:
-    """The build that a person runs today on such a machine."""
+    """Return the build that users run today on such a machine."""
     if machine.kind == "cuda" and machine.is_unified:
         return "cuda-unified"
     return {"mps": "metal-2026", "cuda": "cuda-2025", "rocm": "rocm-2025", "cpu": "cpu"}.get(
@@ -84,8 +82,10 @@ def decode_rate(
     shape: ModelShape, type_name: str, machine: Machine, context: int = 512, batch: int = 1, law: Law | None = None,
     matrices: Matrices | None = None,
 ) -> Rate:  # fmt: skip
-    """Tokens written per second and text at `context` tokens, of each of `batch` texts at once. matrices: of a file
-    that is here, which a processor's law looks at."""
+    """Return the tokens per second written at `context` tokens, of each of `batch` texts at once.
+
+    matrices: of a file that is here, which a processor's law depends on.
+    """
     law = law or laws()[law_name(machine)]
     terms = decode_terms(shape, type_name, machine, context, batch, matrices)
     coefficients, spread = (law.mixture, law.mixture_spread) if shape.is_mixture else (law.decode, law.decode_spread)
@@ -112,8 +112,10 @@ def first_token_seconds(prefill: Rate, decode: Rate, prompt: int) -> float:
 
 
 def drafted(decode: Rate, draft: Rate, each: float, accepted: Interval = ACCEPTED) -> Rate:
-    """With a draft model that proposes tokens for the model to agree with (arXiv:2211.17192), as many at a time as is
-    fastest. each: seconds that a proposed token computes in the model. accepted: the chance that one is right."""
+    """Return the rate with a draft that proposes as many tokens at a time as is fastest (arXiv:2211.17192).
+
+    each: seconds that a proposed token computes in the model. accepted: the chance that one is right.
+    """
 
     def rate(share: float, of: float, proposals: float) -> float:
         tokens = [(number, sum(share**i for i in range(number + 1))) for number in range(1, MOST_PROPOSED + 1)]
@@ -182,8 +184,10 @@ def decode_terms(
 
 
 def batch_terms(shape: ModelShape, type_name: str, machine: Machine) -> dict[str, float]:
-    """Seconds that each further text of a batch computes, at the rate of a prompt: the weights were read already, and a
-    mixture's experts are counted among what is read."""
+    """Return the seconds that each further text of a batch computes, at the rate of a prompt.
+
+    The weights were read already, and a mixture's experts are counted among what is read.
+    """
     terms = prefill_terms(shape, type_name, machine, 0)
     return {name: seconds for name, seconds in terms.items() if name not in ("start", "mixture")}
 

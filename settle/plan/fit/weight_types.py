@@ -13,13 +13,12 @@ from settle.library.model_shape import ModelShape
 
 @dataclass(frozen=True)
 class WeightType:
-    """Bits of a weight: in the matrices, the embedding, the output matrix (also of a tied one). beside: in the matrices
-    of a mixture that are no experts', 0 where they are stored like those."""
+    """Bits of a weight by where it lies."""
 
-    body: float
+    body: float  # in the matrices
     embedding: float
-    output: float
-    beside: float = 0
+    output: float  # in the output matrix, also of a tied one
+    beside: float = 0  # in the matrices of a mixture that are no experts', 0 where they are stored like those
 
 
 Q6_K = 6.5625
@@ -67,7 +66,7 @@ CHOICES = ("q8_0", "q6_k", "q4_k_m", "q3_k_m")  # what a person chooses among, t
 
 
 def weight_type(name: str) -> WeightType:
-    """Raises UsageError, with the nearest name."""
+    """Return the type of that name. Raises UsageError with the nearest name."""
     found = TYPES.get(name.lower().replace("-k-", "_k_"))
     if found is None:
         raise UsageError(f"unknown type of weights {name!r}", nearest(name.lower(), tuple(TYPES)))
@@ -97,7 +96,7 @@ def _body_bits(shape: ModelShape, kind: WeightType, body: float) -> float:
 
 
 def _of(shape: ModelShape, type_name: str) -> WeightType:
-    """The type as this model's width lets llama.cpp store it."""
+    """Return the type as this model's width lets llama.cpp store it."""
     kind = weight_type(type_name)
     if shape.width % BLOCK == 0:
         return kind

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def forecast_table(title: str, rows: Mapping[str, tuple[Interval, str, str]], note: str = "") -> Listing:
-    """rows: name → interval, unit, and where the number is from."""
+    """Return the table of a forecast. rows: name → interval, unit, and where the number is from."""
     cells = [
         [name, {"value": value.value, "unit": unit}, *(_ends(value, unit)), source]
         for name, (value, unit, source) in rows.items()
@@ -34,7 +34,7 @@ def _ends(value: Interval, unit: str) -> list[object]:
 
 
 def values(rows: Mapping[str, tuple[Interval, str, str]]) -> dict[str, object]:
-    """The same for a result: name → value, low, high, unit, source."""
+    """Return the rows of `forecast_table` for a result: name → value, low, high, unit, source."""
     return {
         re.sub(r"\W+", "_", name): {
             "value": value.value,

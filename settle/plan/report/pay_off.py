@@ -9,9 +9,9 @@ from settle.machine.described_machine import Machine, machine_or_this
 from settle.plan.cost import UNKNOWN_WATTS, YEARS, PayOff, Workload, exact, pay_off
 from settle.plan.fit.model_shapes import named_shape
 from settle.plan.fit.speed import decode_rate, prefill_rate
+from settle.plan.memory_model import fit
 from settle.plan.report.figures import draw_pay_off, forecast_table, values
 from settle.plan.report.settings import PlanSettings
-from settle.plan.sizing import fit
 
 USUAL_TYPE = "q4_k_m"  # of a model whose file is not here
 MEASURED = 1.05  # the factor by which a speed that was measured once may be off
@@ -19,7 +19,7 @@ READS_FASTER = 10.0  # tokens of a prompt read in the time of one written, where
 
 
 def plan_pay_off(model: str | None, settings: PlanSettings, events: Events) -> None:
-    """Raises UsageError: no API or an unknown one, no speed."""
+    """Report when a machine pays off against an API. Raises UsageError without an API or a speed."""
     machine = machine_or_this(settings.machine)
     api = requested_price(settings)
     decode, prefill, source = _speeds(model, settings, machine)

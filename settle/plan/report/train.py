@@ -21,7 +21,7 @@ Rows = dict[str, tuple[Interval, str, str]]
 
 
 def plan_train(settings: PlanSettings, events: Events) -> None:
-    """Raises UsageError for what is not said or unknown, ResourceError where the run fits in no layout."""
+    """Report what training takes. Raises UsageError, and ResourceError where the run fits in no layout."""
     shape = requested_shape(settings)
     if settings.tokens is None:
         raise UsageError(

@@ -15,9 +15,9 @@ from settle.plan.cluster.shape import Layout
 from settle.plan.cluster.throughput import steady_rate
 from settle.plan.cost import ASKED, Cost, cost
 from settle.plan.fit.model_shapes import NamedShape, named_shape
+from settle.plan.memory_model import Sizing, Tuning, room, training_shape, tuning_sizing
 from settle.plan.report.figures import draw_tuning, forecast_table, values
 from settle.plan.report.settings import PlanSettings
-from settle.plan.sizing import Sizing, Tuning, room, training_shape, tuning_sizing
 
 METHODS = ("full", "lora", "qlora")  # the finest first
 MEMORY_LOG_STD = (
@@ -50,7 +50,7 @@ class Option:
 
 
 def plan_tune(model: str | None, settings: PlanSettings, events: Events) -> None:
-    """Raises UsageError for what is not named or known, ResourceError where the method does not fit."""
+    """Report what tuning takes. Raises UsageError, and ResourceError where the method does not fit."""
     if model is None:
         raise UsageError("no model is named to tune", "settle plan tune llama-3.2-3b --rows 5000")
     if settings.rows is None:
@@ -84,7 +84,7 @@ def plan_tune(model: str | None, settings: PlanSettings, events: Events) -> None
 
 
 def best_option(method: str, shape: ModelShape, settings: PlanSettings, machine: Machine, tokens: float) -> Option:
-    """The method at a number of rows at once that fits and is about as fast as any, with the least memory of those."""
+    """Return the method at the number of rows that fits, is about as fast as any, and takes the least memory."""
     made = [
         _option(method, shape, settings, machine, tokens, rows, recompute)
         for recompute in (False, True)
@@ -124,7 +124,7 @@ def _option(
 
 
 def _chosen(options: list[Option], settings: PlanSettings, machine: Machine, named: NamedShape) -> Option:
-    """The method asked for, or the finest that fits surely, or barely. Full tuning is not chosen unasked."""
+    """Return the method asked for, or the finest that fits surely, or barely; never full tuning unasked."""
     if settings.method:
         option = next(o for o in options if o.method == settings.method)
         if option.fits(machine) == "no":

@@ -21,7 +21,7 @@ from settle.plan.cluster.whole_run import (
     share_ends,
     work_share,
 )
-from settle.plan.sizing import Precision, device_sizing, layer_activations
+from settle.plan.memory_model import Precision, device_sizing, layer_activations
 
 LLAMA_405B = Shape(126, 16384, 53248, 128, 8, 128256)
 DEEPSEEK_V3 = Shape(

@@ -3,7 +3,7 @@
 import pytest
 
 from settle.library.model_shape import ModelShape
-from settle.plan.sizing import (
+from settle.plan.memory_model import (
     HALF,
     NF4,
     Tuning,

@@ -29,7 +29,7 @@ from settle.plan.fit.speed import (
     streamed,
 )
 from settle.plan.fit.weight_types import read_bytes
-from settle.plan.sizing import MARGIN, SYSTEM, fit, longest_context, need, room
+from settle.plan.memory_model import MARGIN, SYSTEM, fit, longest_context, need, room
 
 GIB = 2**30
 LLAMA, MIXTURE = known_model("llama-3.1-8b").shape, known_model("qwen3-30b-a3b").shape

@@ -8,7 +8,7 @@ import pytest
 from settle.plan.cluster.throughput import doublings
 from settle.plan.fit import speed
 from settle.plan.fit.processor_costs import matrices_as
-from settle.plan.sizing import need
+from settle.plan.memory_model import need
 
 
 def rate(value: float) -> Any:

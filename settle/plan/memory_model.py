@@ -46,8 +46,10 @@ class Sizing:
 
     @property
     def tensors(self) -> float:
-        """Bytes of tensors at the peak; of tuning the logits come first, then one layer after the other, and the
-        gradients of all weights last."""
+        """Bytes of tensors at the peak.
+
+        In tuning the logits come first, then one layer after the other, and the gradients of all weights last.
+        """
         if self.peak == "sum":
             return self.states + self.cache + self.activations + (self.working + self.logits)
         kept = self.weights + self.adapters + self.optimizer
@@ -229,29 +231,24 @@ EXPERT_LORA_LAYERS = 3
 
 @dataclass(frozen=True)
 class Tuning:
-    """method: every weight, or adapters over a frozen base. bits: of the base's block weights. rank: of adapters.
-    rows, sequence: of a micro-batch, with `filled` of its places in use. recompute: activation checkpointing.
-    chunked_loss: logits are never whole. experts: adapters on experts too. attention_only: adapters on queries and
-    values alone. devices: that shards lie on (FSDP, ZeRO-3). adapter_bytes: of a weight of an adapter. compiled: fused
-    kernels keep a norm's input alone. keeps_inputs: adapters that multiply what a layer receives, as LoRA does, keep
-    it. upcast: tables and norms of a quantized base lie in float32, as peft prepares it."""
+    """How a model is tuned elsewhere."""
 
-    method: Literal["full", "lora"] = "lora"
-    bits: int = 16
-    rank: int = 16
-    rows: int = 1
-    sequence: int = 2048
-    filled: float = 1.0
-    recompute: bool = True
+    method: Literal["full", "lora"] = "lora"  # every weight, or adapters over a frozen base
+    bits: int = 16  # of the base's block weights
+    rank: int = 16  # of adapters
+    rows: int = 1  # of a micro-batch
+    sequence: int = 2048  # tokens of a row
+    filled: float = 1.0  # share of a micro-batch's places in use
+    recompute: bool = True  # activation checkpointing
     optimizer: Literal["adamw", "adamw-8bit", "sgd"] = "adamw"
-    chunked_loss: bool = False
-    experts: bool = False
-    attention_only: bool = False
-    devices: int = 1
-    adapter_bytes: float = FULL
-    compiled: bool = False
-    keeps_inputs: bool = True
-    upcast: bool = True
+    chunked_loss: bool = False  # logits are never whole
+    experts: bool = False  # adapters on experts too
+    attention_only: bool = False  # adapters on queries and values alone
+    devices: int = 1  # that shards lie on (FSDP, ZeRO-3)
+    adapter_bytes: float = FULL  # of a weight of an adapter
+    compiled: bool = False  # fused kernels keep a norm's input alone
+    keeps_inputs: bool = True  # adapters that multiply what a layer receives, as LoRA does, keep it
+    upcast: bool = True  # tables and norms of a quantized base lie in float32, as peft prepares it
     quantized_experts: bool = True
 
     @property
@@ -288,7 +285,7 @@ def tuning_sizing(shape: ModelShape, tuning: Tuning) -> Sizing:
 
 
 def base_bytes(shape: ModelShape, tuning: Tuning) -> float:
-    """Of the base as it lies in memory: embeddings and output stay in half precision whatever the bits are."""
+    """Return the bytes of the base in memory: embeddings and output stay in half precision whatever the bits are."""
     if tuning.bits >= 16:
         return HALF * shape.parameters
     tables = shape.table * (1 if shape.tied else 2) + shape.lookup
@@ -304,7 +301,7 @@ def base_bytes(shape: ModelShape, tuning: Tuning) -> float:
 
 
 def adapter_parameters(shape: ModelShape, tuning: Tuning) -> float:
-    """Of LoRA: rank x (inputs + outputs) of every adapted matrix."""
+    """Return the numbers of LoRA: rank x (inputs + outputs) of every adapted matrix."""
     w, q, kv = shape.width, shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
     if tuning.attention_only:
         return tuning.rank * shape.layers * (w + q + w + kv)
@@ -315,7 +312,7 @@ def adapter_parameters(shape: ModelShape, tuning: Tuning) -> float:
 
 
 def layer_bytes(shape: ModelShape, tuning: Tuning) -> float:
-    """Bytes that one layer keeps of a token for its backward pass."""
+    """Return the bytes that one layer keeps of a token for its backward pass."""
     w, q, kv = shape.width, shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
     f, is_gated = _feed_forward(shape)
     kept = (
@@ -332,7 +329,7 @@ def layer_bytes(shape: ModelShape, tuning: Tuning) -> float:
 
 
 def _feed_forward(shape: ModelShape) -> tuple[float, bool]:
-    """Units that a token passes in a layer, and whether they are gated, by the weights that are left for them."""
+    """Return the units that a token passes in a layer, and whether they are gated, by the weights left for them."""
     w = shape.width
     q, kv = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
     tables = shape.table * (1 if shape.tied else 2) + shape.lookup
@@ -349,7 +346,7 @@ def _largest_matrix(shape: ModelShape) -> float:
 
 
 def training_shape(shape: ModelShape) -> Shape:
-    """The same model in the numbers that training's throughput is counted with."""
+    """Return the model in the numbers that training's throughput is counted with."""
     units, is_gated = _feed_forward(shape)
     return Shape(
         layers=shape.layers,
@@ -397,8 +394,10 @@ class Fit:
 
 
 def served(shape: ModelShape, weights: float, context: int, kind: str = "cpu", element: float = 2.0) -> Sizing:
-    """Size a model that has loaded `weights` bytes and keeps one text of `context` tokens. element: bytes of a cached
-    number."""
+    """Size a model that has loaded `weights` bytes and keeps one text of `context` tokens.
+
+    element: bytes of a cached number.
+    """
     runtime = float(RUNTIME.get(kind, RUNTIME["cuda"])) + VOCABULARY * shape.vocab
     return Sizing(weights=weights, cache=shape.kv_bytes(context, element), overhead=runtime)
 
@@ -407,8 +406,10 @@ def need(
     shape: ModelShape, type_name: str, machine: Machine, context: int, texts: int = 1, cache_element: float = 2.0,
     batch: int = BATCH, weights: float | None = None,
 ) -> Sizing:  # fmt: skip
-    """Size a model over all devices of a machine, with room for `texts` texts of `context` tokens. weights: bytes of
-    the file where there is one."""
+    """Size a model over all devices of a machine, with room for `texts` texts of `context` tokens.
+
+    weights: bytes of the file where there is one.
+    """
     devices = max(1, machine.count)
     weights = weight_bytes(shape, type_name) + 2.0 * shape.towers if weights is None else weights
     if machine.kind == "cpu" and type_name in REPACKED:
@@ -428,7 +429,7 @@ def need(
 
 
 def room(machine: Machine) -> float:
-    """Bytes that a model may take on all devices: without what the system keeps, and what is taken already."""
+    """Return the bytes that a model may take on all devices: without what the system keeps, and what is taken."""
     if machine.measured:
         free = machine.memory if machine.free is None else machine.free
         return min(machine.memory, free) * (1 - MARGIN)
@@ -444,8 +445,10 @@ def fit(
     shape: ModelShape, type_name: str, machine: Machine, context: int, texts: int = 1, cache_element: float = 2.0,
     weights: float | None = None, beside: float = 0.0,
 ) -> Fit:  # fmt: skip
-    """Whether it fits, and how much of it does: on a card of its own memory the other layers go to the processor.
-    beside: bytes of a draft that lies there too."""
+    """Return whether a model fits, and how much of it does.
+
+    On a card of its own memory the other layers go to the processor. beside: bytes of a draft that lies there too.
+    """
     needed, there = need(shape, type_name, machine, context, texts, cache_element, BATCH, weights), room(machine)
     needed = replace(needed, working=needed.working + beside)
     fixed = needed.working + needed.logits, needed.overhead
@@ -455,7 +458,7 @@ def fit(
 
 
 def longest_context(shape: ModelShape, type_name: str, machine: Machine) -> int:
-    """Tokens of one text that fit beside the weights, in steps of 1,024; 0 when not even those do."""
+    """Return the tokens of one text that fit beside the weights, in steps of 1,024; 0 when not even those do."""
     low, high = 0, shape.context // 1024
     while low < high:
         middle = (low + high + 1) // 2
