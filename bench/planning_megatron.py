@@ -17,7 +17,7 @@ import numpy as np
 from planning_rows import require_tables
 from planning_training import FOLDER, _read
 
-from settle.plan.cluster.shape import GATED, PLAIN, Layout, Shape
+from settle.plan.cluster.shape import GATED, PLAIN, DeviceLayout, Shape
 from settle.plan.memory_model import MIXED, stage_sizing
 
 GIB = 2**30
@@ -76,12 +76,12 @@ def shape_of(r: dict[str, str]) -> Shape:
     )  # fmt: skip
 
 
-def layout_of(r: dict[str, str], replicas: int, has_experts: bool) -> Layout:
+def layout_of(r: dict[str, str], replicas: int, has_experts: bool) -> DeviceLayout:
     first = re.search(r"\d+$", r["gbs"].split()[0].rpartition(":")[2])
     batch = int(first[0]) if first else 8
     layers, pipeline = _int(r["layers"]), _int(r["pp"])
     of_chunk = _int(r["layers_per_vp_stage"], 0)
-    return Layout(
+    return DeviceLayout(
         replicas, _int(r["tp"]), pipeline, _int(r["cp"]), _int(r["ep"]), sharded=False, rows=_int(r["mbs"]),
         sequence=_int(r["seq"]), micro_batches=max(1, batch // (_int(r["mbs"]) * replicas)),
         virtual=max(1, layers // pipeline // of_chunk) if of_chunk else 1,

@@ -22,7 +22,7 @@ from scipy.optimize import least_squares
 
 from settle.machine.described_machine import Machine, described
 from settle.plan.cluster import throughput
-from settle.plan.cluster.shape import PLAIN, Layout, Shape
+from settle.plan.cluster.shape import PLAIN, DeviceLayout, Shape
 from settle.plan.cluster.throughput import Law, device_seconds, doublings, published_law
 
 FOLDER = Path(__file__).parents[2] / "shared" / "planning"
@@ -77,7 +77,7 @@ class Row:
     group: tuple[str, ...]
     shape: Shape
     machine: Machine
-    layout: Layout
+    layout: DeviceLayout
     precision: str
     fused: bool
     causal: bool
@@ -105,7 +105,7 @@ def _llm_foundry(folder: Path) -> list[Row]:
         layers, hidden = MPT[size]
         gpus, sequence = int(r["gpus"]), int(r["seq"])
         shape = Shape(layers, hidden, 4 * hidden, hidden // 64, hidden // 64, MPT_VOCAB, tied=True, ffn_matrices=PLAIN)
-        layout = Layout(
+        layout = DeviceLayout(
             data=gpus, sharded=True, rows=int(r["mbs"]), sequence=sequence, micro_batches=int(r["grad_accum"] or 1),
             recompute=r["act_ckpt"] == "True",
         )  # fmt: skip
@@ -127,7 +127,7 @@ def _megatron_bridge(folder: Path) -> list[Row]:
         precision = "fp4" if "FP4" in said else "fp8" if "FP8" in said else "bf16"
         gpus, tensor, pipeline, context = (_count(r[k]) for k in ("gpus", "tp", "pp", "cp"))
         replicas = max(1, gpus // (tensor * pipeline * context))
-        layout = Layout(
+        layout = DeviceLayout(
             data=replicas, tensor=tensor, pipeline=pipeline, context=context, expert=_count(r["ep"]),
             sharded=int(re.match(r"\d*", r["fsdp"])[0] or 0) > 1, rows=_count(r["mbs"]), sequence=int(r["seq"]),
             micro_batches=max(1, _count(r["gbs"]) // (_count(r["mbs"]) * replicas)), virtual=_count(r["vp"]),
@@ -163,7 +163,7 @@ def _megatron(folder: Path) -> list[Row]:
             continue
         gpus, tensor, pipeline = int(r["gpus"]), _count(r["tp"]), _count(r["pp"])
         replicas = gpus // (tensor * pipeline)
-        layout = Layout(
+        layout = DeviceLayout(
             replicas, tensor, pipeline, sequence=int(r["seq"]), micro_batches=max(1, round(batch / replicas)),
             virtual=virtual, recompute=again,
         )  # fmt: skip

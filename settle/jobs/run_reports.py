@@ -16,7 +16,7 @@ from settle.base.words.amounts import number
 from settle.base.words.figures import place_in_interval
 from settle.base.words.tones import shown_verdict
 from settle.library.deletion import folder_size, prunable_size
-from settle.plan.ledger import UNITS, Entry, entries, scores
+from settle.plan.ledger import UNITS, LedgerEntry, entries, scores
 
 
 @dataclass(frozen=True)
@@ -188,7 +188,7 @@ def _facts(run: RunSummary, result: Result | None, files: Sequence[Path]) -> lis
     return [fact for fact in facts if fact[1] not in (None, "")]
 
 
-def _ledger_row(entry: Entry, unit: str) -> tuple[object, ...]:
+def _ledger_row(entry: LedgerEntry, unit: str) -> tuple[object, ...]:
     inside = place_in_interval(entry.actual, entry.forecast.low, entry.forecast.high)
     expected, actual = _with_unit(entry.forecast.value, unit), _with_unit(entry.actual, unit)
     return entry.run, entry.figure, expected, actual, f"{entry.error:+.0%}", inside

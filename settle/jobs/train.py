@@ -27,7 +27,7 @@ from settle.library.run_models import record_made
 from settle.plan.forecast import look_ahead
 from settle.plan.forecast_figures import Forecast
 from settle.plan.phases import EXPORT
-from settle.plan.probe import Measured, probe_new
+from settle.plan.probe import ProbeResult, probe_new
 from settle.plan.training_plan import plan_training
 
 
@@ -35,7 +35,7 @@ from settle.plan.training_plan import plan_training
 class TrainContext(TrainingContext):
     settings: TrainSettings
     corpus: Corpus = field(init=False)
-    probes: list[Measured] = field(init=False)
+    probes: list[ProbeResult] = field(init=False)
     expected: Forecast = field(init=False)
 
 

@@ -23,7 +23,7 @@ from settle.model.pretrained import Pretrained
 from settle.plan.forecast import TuningFacts, look_ahead_tuning
 from settle.plan.forecast_figures import Forecast
 from settle.plan.phases import EXPORT, correction
-from settle.plan.probe import Measured, probe_tuning
+from settle.plan.probe import ProbeResult, probe_tuning
 from settle.plan.tuning_plan import plan_tuning
 from settle.train.live_run import adapter_of
 from settle.train.training_plan import TrainingPlan, Tuning
@@ -37,7 +37,7 @@ class TuningContext(TrainingContext):
 
     settings: TuneSettings | DistillSettings
     corpus: RowCorpus = field(init=False)
-    measured: Measured = field(init=False)
+    measured: ProbeResult = field(init=False)
     judgement: dict[str, object] = field(default_factory=dict)  # what the rows that judge can show
 
     @property

@@ -10,10 +10,18 @@ from pathlib import Path
 
 from settle.base.files import home
 from settle.machine.accelerator import COMPUTE_DTYPES, Accelerator, accelerator
-from settle.machine.allocator import FreedMemory, keep_freed_memory
 from settle.machine.cores import Cores, cores, cpu_seconds, processor_name
 from settle.machine.described_machine import Machine, described, machine_or_this, this_machine
-from settle.machine.memory import Memory, PeakMemory, disk_free, memory, read_from_disk, resident
+from settle.machine.memory import (
+    FreedMemory,
+    Memory,
+    PeakMemory,
+    disk_free,
+    keep_freed_memory,
+    memory,
+    read_from_disk,
+    resident,
+)
 from settle.machine.power import Energy, EnergyMeter, Power, power
 from settle.machine.speed import DtypeProbe, bandwidth, ceiling, probe_dtype
 from settle.machine.threads import ThreadSettings, asked_threads, commanded, is_asked, num_threads, use_torch_threads

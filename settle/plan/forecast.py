@@ -19,7 +19,7 @@ from settle.plan.forecast_figures import BUDGET_SECONDS, Forecast, budgeted_time
 from settle.plan.loss_curve import CurveFacts, Observation
 from settle.plan.outlook import SETTLED_DECAY, CurveStart, TuningStart
 from settle.plan.phases import COMPARISON_SHARE, Phases, export_seconds, keep_time, loop_seconds
-from settle.plan.probe import DECAY, Measured
+from settle.plan.probe import DECAY, ProbeResult
 from settle.plan.settings import RunSettings, TrainingSettings, TuningSettings
 from settle.train.objectives import Objective
 from settle.train.settled import EVALUATION_COST, MIN_HISTORY, decay_tokens, next_evaluation
@@ -63,7 +63,7 @@ FALL = 0.35  # share of the loss's fall in the probe that is repeated with every
 def look_ahead(
     plan: TrainingPlan,
     corpus: Corpus,
-    probes: Sequence[Measured],
+    probes: Sequence[ProbeResult],
     settings: TrainingSettings,
     spent: float,
     hosts: int = 1,
@@ -84,7 +84,7 @@ def look_ahead(
 
 
 def forecast(
-    plan: TrainingPlan, start: CurveStart, measured: Measured, settings: RunSettings, phases: Phases, hosts: int = 1
+    plan: TrainingPlan, start: CurveStart, measured: ProbeResult, settings: RunSettings, phases: Phases, hosts: int = 1
 ) -> Forecast:
     """Forecast the run of a new model. `phases`: where the time goes; that of the loop is found here."""
     per_token, spent = _seconds_per_token(plan, measured), phases.before + phases.proof
@@ -106,7 +106,7 @@ def forecast(
     return _forecast(plan, measured, phases, Expected(tokens, time, memory, loss, start), settings, hosts)
 
 
-def peak_memory(plan: TrainingPlan, measured: Measured, tokens: float) -> float:
+def peak_memory(plan: TrainingPlan, measured: ProbeResult, tokens: float) -> float:
     """Return the bytes at the end of the run: they grow with every doubling of the steps as they did in the probe."""
     steps = tokens / plan.loop.tokens_per_step
     return measured.memory + measured.memory_growth * min(DOUBLINGS, math.log2(1 + steps / measured.steps))
@@ -129,7 +129,7 @@ def expected_tokens(
     return within_budget(plan, settling(plan, settles, STOP_SPREAD), seconds_per_token, spent)
 
 
-def _curve_start(plan: TrainingPlan, corpus: Corpus, probes: Sequence[Measured]) -> CurveStart:
+def _curve_start(plan: TrainingPlan, corpus: Corpus, probes: Sequence[ProbeResult]) -> CurveStart:
     """Return what is known of the run's curve. `probes`: the last of them is the longest that was asked for.
 
     What is forecast is the loss on text that nothing reads before the end: two samples differ.
@@ -140,7 +140,7 @@ def _curve_start(plan: TrainingPlan, corpus: Corpus, probes: Sequence[Measured])
     return CurveStart(CurveFacts.of(plan, corpus), seen, last.offset, stderr, since, plan.loop.decay_fraction)
 
 
-def _seconds_per_token(plan: TrainingPlan, measured: Measured) -> float:
+def _seconds_per_token(plan: TrainingPlan, measured: ProbeResult) -> float:
     """Return the seconds of step and evaluations together, over a run of usual length."""
     usual = 60 * plan.held_out_tokens * 9
     evaluations = _evaluations_before(plan.held_out_tokens, usual + 1)
@@ -182,7 +182,7 @@ class TuningFacts:
 def look_ahead_tuning(
     plan: TrainingPlan,
     facts: TuningFacts,
-    measured: Measured,
+    measured: ProbeResult,
     settings: TuningSettings,
     around: tuple[float, float],
     events: Events,
@@ -207,7 +207,7 @@ def look_ahead_tuning(
 
 
 def forecast_tuning(
-    plan: TrainingPlan, facts: TuningFacts, measured: Measured, settings: RunSettings, phases: Phases, hosts: int = 1
+    plan: TrainingPlan, facts: TuningFacts, measured: ProbeResult, settings: RunSettings, phases: Phases, hosts: int = 1
 ) -> Forecast:
     """Forecast the run of a pretrained model. `phases`: where the time goes; that of the loop is found here."""
     loop, per_token = plan.loop, measured.step / plan.loop.tokens_per_step
@@ -230,7 +230,7 @@ def forecast_tuning(
     return _forecast(plan, measured, phases, Expected(tokens, time, memory, loss, start), settings, hosts)
 
 
-def _evaluation_seconds(plan: TrainingPlan, measured: Measured, tokens: float, of_steps: float) -> float:
+def _evaluation_seconds(plan: TrainingPlan, measured: ProbeResult, tokens: float, of_steps: float) -> float:
     """Return the seconds of a tuning loop's evaluations. `of_steps`: seconds of its steps."""
     per_token = measured.evaluation_seconds if measured.ranks is None else measured.ranks.evaluation
     evaluations = _evaluations(plan, tokens) * plan.held_out_tokens * per_token
@@ -239,7 +239,7 @@ def _evaluation_seconds(plan: TrainingPlan, measured: Measured, tokens: float, o
     return evaluations
 
 
-def tuning_peak_memory(plan: TrainingPlan, facts: TuningFacts, measured: Measured) -> float:
+def tuning_peak_memory(plan: TrainingPlan, facts: TuningFacts, measured: ProbeResult) -> float:
     """Return the bytes at the end of a tuning run, by those of its probe."""
     best = 4 * facts.trained if facts.whole else 0  # the best weights are kept beside the ones that are trained
     if not facts.recompute:
@@ -254,7 +254,7 @@ def memory_growth(dtype: str) -> float:
     return MEMORY_GROWTH if dtype == "float32" else HALF_MEMORY_GROWTH
 
 
-def label_loss(measured: Measured) -> Interval:
+def label_loss(measured: ProbeResult) -> Interval:
     """Forecast the loss of labels, of which the few steps of a probe cannot tell how much goes.
 
     Nearly all of it goes where the text determines the labels, and none where it does not.
@@ -263,7 +263,7 @@ def label_loss(measured: Measured) -> Interval:
     return Interval(value, low, high, FORECAST_LEVEL)
 
 
-def tuning_loss(plan: TrainingPlan, measured: Measured, tokens: Interval) -> Interval:
+def tuning_loss(plan: TrainingPlan, measured: ProbeResult, tokens: Interval) -> Interval:
     """Forecast the loss: the probe's fall goes on ever more slowly with the logarithm of the tokens.
 
     At the lower end, where rows are so alike that they are memorized, it falls by the same share again and again.
@@ -305,7 +305,7 @@ class Expected:
 
 
 def _forecast(
-    plan: TrainingPlan, measured: Measured, phases: Phases, expected: Expected, settings: RunSettings, hosts: int
+    plan: TrainingPlan, measured: ProbeResult, phases: Phases, expected: Expected, settings: RunSettings, hosts: int
 ) -> Forecast:
     """Return the forecast of what is expected, with the energy and the money that it takes on so many hosts."""
     tokens, time = expected.tokens, expected.time
@@ -329,7 +329,7 @@ def _forecast(
     )
 
 
-def _after_loop(plan: TrainingPlan, measured: Measured, judged: float, adds: int) -> tuple[float, float]:
+def _after_loop(plan: TrainingPlan, measured: ProbeResult, judged: float, adds: int) -> tuple[float, float]:
     """Return the seconds of the last evaluation, which reads `judged` tokens, and of the export of so many numbers."""
     per_token = measured.evaluation_seconds
     return per_token * judged, export_seconds(adds, per_token, plan.loop.threads, measured.waiting)

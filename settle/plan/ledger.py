@@ -27,7 +27,7 @@ UNITS = {
 
 
 @dataclass(frozen=True)
-class Entry:
+class LedgerEntry:
     """One figure of one run."""
 
     run: str
@@ -57,9 +57,9 @@ class Score:
     coverage: float  # share of runs inside their 80 % interval
 
 
-def entries(runs: Iterable[Run]) -> list[Entry]:
+def entries(runs: Iterable[Run]) -> list[LedgerEntry]:
     """All figures of finished runs that have a forecast and an actual number."""
-    ledger: list[Entry] = []
+    ledger: list[LedgerEntry] = []
     for run in runs:
         # the list of runs says which of them are damaged
         with contextlib.suppress(SettleError), malformed_is_format_error(run.name):
@@ -67,7 +67,7 @@ def entries(runs: Iterable[Run]) -> list[Entry]:
     return ledger
 
 
-def _entries_of(run: Run) -> Iterator[Entry]:
+def _entries_of(run: Run) -> Iterator[LedgerEntry]:
     result = run.read("result.json")
     if not isinstance(result, dict):
         return
@@ -77,16 +77,16 @@ def _entries_of(run: Run) -> Iterator[Entry]:
     for name, interval in read_figures(forecast, str(run.path / "forecast.json")).items():
         value = actual.get(name)
         if isinstance(value, int | float) and interval.value and name not in estimated:
-            yield Entry(run.name, name, interval, float(value))
+            yield LedgerEntry(run.name, name, interval, float(value))
     outlook, loss = result.get("outlook"), actual.get("loss")
     if isinstance(outlook, dict) and isinstance(loss, int | float):
         figures = read_figures({AT_HALF: outlook.get("loss")}, str(run.path / "result.json"))
-        yield from (Entry(run.name, name, interval, float(loss)) for name, interval in figures.items())
+        yield from (LedgerEntry(run.name, name, interval, float(loss)) for name, interval in figures.items())
 
 
-def scores(ledger: Iterable[Entry]) -> list[Score]:
+def scores(ledger: Iterable[LedgerEntry]) -> list[Score]:
     """One score a figure, in the order in which figures first appear."""
-    by_figure: dict[str, list[Entry]] = {}
+    by_figure: dict[str, list[LedgerEntry]] = {}
     for entry in ledger:
         by_figure.setdefault(entry.figure, []).append(entry)
     return [

@@ -15,7 +15,7 @@ from typing import Literal
 
 from settle.library.model_shape import ModelShape
 from settle.machine import Machine
-from settle.plan.cluster.shape import GATED, PLAIN, Layout, Shape
+from settle.plan.cluster.shape import GATED, PLAIN, DeviceLayout, Shape
 from settle.plan.fit.weight_types import weight_bytes
 
 HALF, FULL = 2.0, 4.0  # bytes of a number in bfloat16 and in float32
@@ -101,7 +101,7 @@ BUFFERS = 1.2e9  # NCCL's, where devices communicate
 
 def device_sizing(
     shape: Shape,
-    layout: Layout,
+    layout: DeviceLayout,
     precision: Precision = MIXED,
     *,
     dropout: bool = False,
@@ -120,7 +120,7 @@ def device_sizing(
 
 
 def stage_sizing(
-    shape: Shape, layout: Layout, precision: Precision, stage: int, dropout: bool, flash: bool, positions: int
+    shape: Shape, layout: DeviceLayout, precision: Precision, stage: int, dropout: bool, flash: bool, positions: int
 ) -> Sizing:
     """Size a device of one pipeline stage, 0 the first."""
     of_layer = layer_activations(shape, layout, dropout=dropout, flash=flash)
@@ -137,7 +137,7 @@ def stage_sizing(
     )
 
 
-def _stage_states(shape: Shape, layout: Layout, precision: Precision, stage: int, positions: int) -> Sizing:
+def _stage_states(shape: Shape, layout: DeviceLayout, precision: Precision, stage: int, positions: int) -> Sizing:
     dense, experts = _stage_parameters(shape, layout, stage, positions)
     held, replicas = dense + experts, layout.data * layout.context
     if layout.sharded:
@@ -152,7 +152,7 @@ def _stage_states(shape: Shape, layout: Layout, precision: Precision, stage: int
     return replace(precision.of(held), optimizer=precision.optimizer * of_optimizer)
 
 
-def _stage_parameters(shape: Shape, layout: Layout, stage: int, positions: int) -> tuple[float, float]:
+def _stage_parameters(shape: Shape, layout: DeviceLayout, stage: int, positions: int) -> tuple[float, float]:
     """Return the weights of a device that are the same on all replicas, and those of its experts."""
     layers = shape.layers / layout.pipeline
     share = shape.moe_layers / shape.layers
@@ -167,11 +167,11 @@ def _stage_parameters(shape: Shape, layout: Layout, stage: int, positions: int) 
     return dense, experts
 
 
-def _layer_parameters(shape: Shape, layout: Layout) -> float:
+def _layer_parameters(shape: Shape, layout: DeviceLayout) -> float:
     return shape.block_parameters() / shape.layers / layout.tensor / max(1, layout.expert)
 
 
-def layer_activations(shape: Shape, layout: Layout, *, dropout: bool = False, flash: bool = True) -> float:
+def layer_activations(shape: Shape, layout: DeviceLayout, *, dropout: bool = False, flash: bool = True) -> float:
     """Return the bytes that a layer keeps of one micro-batch for its backward pass, on one device.
 
     Whole on every device of a tensor group unless the sequence is split: both norms' inputs and outputs (8 h) and
@@ -207,7 +207,7 @@ def layer_activations(shape: Shape, layout: Layout, *, dropout: bool = False, fl
     return tokens * (whole + split + feed)
 
 
-def _in_flight(layout: Layout, stage: int) -> float:
+def _in_flight(layout: DeviceLayout, stage: int) -> float:
     """Return the micro-batches whose activations a stage holds at once: 1F1B, and what interleaved chunks add."""
     waiting = float(layout.pipeline - stage)
     if layout.virtual > 1 and layout.pipeline > 1:

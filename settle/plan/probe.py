@@ -44,7 +44,7 @@ MOST_SEARCHED = 20_000  # batches among which the largest is searched
 
 
 @dataclass(frozen=True)
-class Measured:
+class ProbeResult:
     """What a probe measured. Times in seconds, sizes in bytes, losses in nats per held-out token."""
 
     steps: int
@@ -83,7 +83,7 @@ def probe_steps(expected_steps: int) -> int:
 
 def probe_new(
     plan: TrainingPlan, corpus: Corpus, watts: float | None, events: Events, ranks: Ranks = ONE
-) -> tuple[TrainingPlan, list[Measured]]:
+) -> tuple[TrainingPlan, list[ProbeResult]]:
     """Probe a new model: return the plan with its number of threads, and what one or two probes measured.
 
     The longer probe is the last, and has the steps of all ranks that will share the run. Raises ResourceError, before
@@ -102,7 +102,7 @@ def probe_new(
 
 def probe(
     plan: TrainingPlan, corpus: Corpus, most_steps: int, watts: float | None = None, report: Events | None = None
-) -> Measured:
+) -> ProbeResult:
     """Train the plan's model for `most_steps` on a schedule of its own, and evaluate more held-out text at the end.
 
     A time budget may end it earlier. `watts`: what the machine draws, when the user says so. `report`: receives the
@@ -146,7 +146,7 @@ def probe(
     evaluation_seconds = time.perf_counter() - began
     own = HeldOut(blocks(plan, corpus.selection, plan.held_out_tokens), corpus.tokenizer.byte_length)
     on_own = evaluate(job.model, job.objective, own, steps, steps * loop.tokens_per_step).loss
-    return Measured(
+    return ProbeResult(
         steps=steps,
         step_seconds=statistics.fmean(settled_times),
         step_spread=statistics.pstdev(settled_times) / statistics.fmean(settled_times),
@@ -169,7 +169,7 @@ def tuning_steps(plan: TrainingPlan) -> int:
     return plan.loop.max_steps or 25 * plan.loop.warmup_steps
 
 
-def measure(job: LiveRun, watts: float | None = None, report: Events | None = None) -> Measured:
+def measure(job: LiveRun, watts: float | None = None, report: Events | None = None) -> ProbeResult:
     """Take some of the run's own steps at a rate that rises and falls, evaluate, and restore the model.
 
     The first step has the largest batch of the run, for the memory that it takes. A time budget may end the probe
@@ -205,7 +205,7 @@ def measure(job: LiveRun, watts: float | None = None, report: Events | None = No
     pace = sum(times[start:]) / sum(tokens[start:]) * loop.tokens_per_step
     memory = max(peak.read(), resident())
     _restore(job, weights)
-    return Measured(
+    return ProbeResult(
         steps=len(times),
         step_seconds=pace,
         step_spread=statistics.pstdev(paces) / pace,
@@ -220,7 +220,7 @@ def measure(job: LiveRun, watts: float | None = None, report: Events | None = No
     )
 
 
-def probe_tuning(live: LiveRun, watts: float | None, events: Events, ranks: Ranks = ONE) -> Measured:
+def probe_tuning(live: LiveRun, watts: float | None, events: Events, ranks: Ranks = ONE) -> ProbeResult:
     """Measure the model of a tuning run, and the steps of all ranks that will share the run; leave it as it was."""
     measured = measure(live, watts, events)
     if ranks.size == 1:
@@ -233,7 +233,7 @@ def probe_tuning(live: LiveRun, watts: float | None, events: Events, ranks: Rank
     return shared
 
 
-def _rehearsed(live: LiveRun, measured: Measured, watts: float | None, events: Events, ranks: Ranks) -> Measured:
+def _rehearsed(live: LiveRun, measured: ProbeResult, watts: float | None, events: Events, ranks: Ranks) -> ProbeResult:
     """Measure some steps of all ranks together, beside those of this process. The model's weights change."""
     budget = live.plan.loop.seconds and live.plan.loop.seconds * SHARE_OF_TIME
     costs = ranks.rehearse(live, rehearsal_steps(measured.step_seconds, budget), watts)

@@ -18,11 +18,13 @@ from settle.base.statistics import (
     in_order,
     paired_test,
     share_interval,
+    sign_flip,
+    sign_tail,
     student_cdf,
     student_quantile,
+    unconditional_p,
     wilson,
 )
-from settle.base.statistics.sign_tests import sign_tail, unconditional_p
 
 FREEDOMS = (0.5, 1, 1.7, 2, 3, 4.4, 7, 10, 25.5, 100, 1e3, 1e5)
 
@@ -316,7 +318,6 @@ class Counted(np.random.Generator):
 
 def test_resamples_are_drawn_in_parts_and_are_as_many_as_asked_for(monkeypatch: pytest.MonkeyPatch):
     from settle.base import statistics
-    from settle.base.statistics import sign_tests
 
     monkeypatch.setattr(statistics, "MOST_RESAMPLED", 400 * 30)
     random = Counted(0)
@@ -324,9 +325,9 @@ def test_resamples_are_drawn_in_parts_and_are_as_many_as_asked_for(monkeypatch: 
     assert random.rows == [400, 400, 200]
     monkeypatch.undo()
     assert in_parts == bootstrap_ratio(np.arange(30.0), np.ones(30), np.random.default_rng(np.random.PCG64(0)), 1000)
-    monkeypatch.setattr(sign_tests, "MOST_RESAMPLED", 400 * 30)
+    monkeypatch.setattr(statistics, "MOST_RESAMPLED", 400 * 30)
     random = Counted(0)
-    sign_tests.sign_flip(np.arange(1.0, 31.0), random, 1000)
+    sign_flip(np.arange(1.0, 31.0), random, 1000)
     assert random.rows == [400, 400, 200]
 
 

@@ -6,8 +6,8 @@ from math import comb
 import numpy as np
 import pytest
 
-from settle.base.statistics import sign_tests
-from settle.base.statistics.sign_tests import sign_flip, sign_tail
+from settle.base import statistics
+from settle.base.statistics import sign_flip, sign_tail
 
 
 @pytest.mark.parametrize("tosses", range(6))
@@ -31,7 +31,7 @@ def test_signs_are_enumerated(sums: tuple[float, ...]) -> None:
 def test_drawn_signs_come_near_and_are_never_zero(monkeypatch: pytest.MonkeyPatch) -> None:
     sums = np.array([1.0, 0.9, 1.1, 0.7, 1.3, -0.4, 0.8, 0.6])
     exact = sign_flip(sums, np.random.default_rng(0), 100)
-    monkeypatch.setattr(sign_tests, "MOST_ENUMERATED", 3)
+    monkeypatch.setattr(statistics, "MOST_ENUMERATED", 3)
     assert sign_flip(sums, np.random.default_rng(0), 40_000) == pytest.approx(exact, rel=0.15)
     all_up = np.arange(1.0, 31.0)
     assert sign_flip(all_up, np.random.default_rng(0), 99) == 2 / 100  # the data itself is one of a hundred

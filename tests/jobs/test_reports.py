@@ -16,7 +16,7 @@ from settle.base.statistics import Interval
 from settle.jobs import index, run_reports
 from settle.jobs.index_settings import IndexSettings
 from settle.jobs.tune_decision import stages as decision
-from settle.plan.ledger import Entry
+from settle.plan.ledger import LedgerEntry
 from settle.retrieve.index.chunkers import Chunker
 from settle.retrieve.index.update_index import Report
 from tests.records import into
@@ -29,8 +29,8 @@ def heard_by(heard: list[Any]) -> Events:
 def test_a_ledger_says_expected_and_actual(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     heard: list[Any] = []
     ledger = [
-        Entry("r", "time", Interval(100.0, 90.0, 110.0, 0.8), 120.0),
-        Entry("r", "loss", Interval(2.0, 1.5, 2.5, 0.8), 2.2),
+        LedgerEntry("r", "time", Interval(100.0, 90.0, 110.0, 0.8), 120.0),
+        LedgerEntry("r", "loss", Interval(2.0, 1.5, 2.5, 0.8), 2.2),
     ]  # fmt: skip
     monkeypatch.setattr(run_reports, "entries", lambda runs: ledger)
     run_reports.show_ledger([], heard_by(heard))

@@ -27,7 +27,7 @@ from settle.plan.forecast_figures import Forecast
 from settle.plan.loss_curve import CurveFacts, Observation
 from settle.plan.memory import must_fit, needed
 from settle.plan.phases import COMPARISON_SHARE, SLACK, export_seconds, loop_seconds, too_short, with_phases
-from settle.plan.probe import Measured, probe_new
+from settle.plan.probe import ProbeResult, probe_new
 from settle.plan.settings import TrainingSettings
 from settle.plan.size import Size
 from settle.plan.training_plan import _loop
@@ -38,7 +38,7 @@ from tests.plan.test_loss_curve import FACTS
 from tests.plan.test_plan_files import PLAN
 
 SAMPLE, STEP_TOKENS = 100, 1000
-PROBED = Measured(
+PROBED = ProbeResult(
     steps=10, step_seconds=2.0, evaluation_seconds=1e-3, step_spread=0.2, memory=10**9,
     memory_growth=10**6, watts=10.0, watts_source="asked", after=3.0, stderr=0.01, offset=0.02, threads=3,
     why_threads="measured: two are slower",
@@ -63,7 +63,7 @@ def probed(home: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, float
     """Probes without training; the list: (steps, watts) of each."""
     asked: list[tuple[int, float | None]] = []
 
-    def probe(plan: Any, corpus: Any, steps: int, watts: float | None, events: Any = None) -> Measured:
+    def probe(plan: Any, corpus: Any, steps: int, watts: float | None, events: Any = None) -> ProbeResult:
         asked.append((steps, watts))
         return PROBED if events else dataclasses.replace(PROBED, steps=steps, after=4.0)
 

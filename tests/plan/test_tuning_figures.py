@@ -26,7 +26,7 @@ from settle.plan.forecast import (
     tuning_loss,
 )
 from settle.plan.phases import COMPARISON_SHARE, SLACK, Phases, export_seconds
-from settle.plan.probe import Measured, measure, tuning_steps
+from settle.plan.probe import ProbeResult, measure, tuning_steps
 from settle.plan.settings import TuningSettings
 from settle.train.evaluation import Evaluation
 from settle.train.settled import decay_tokens, next_evaluation
@@ -35,7 +35,7 @@ from tests.plan.test_look_ahead import SAMPLE, STEP_TOKENS, plan
 from tests.records import into
 
 Z = 1.2815515655446004  # of an 80 % interval
-SEEN = Measured(
+SEEN = ProbeResult(
     steps=4, step_seconds=3.0, step_spread=0.2, evaluation_seconds=2e-3, memory=10**9, watts=20.0,
     watts_source="asked", before=3.0, after=2.0, stderr=0.02,
 )  # fmt: skip
@@ -85,7 +85,7 @@ def test_every_figure_is_what_the_probe_makes_of_it() -> None:
 
 def test_time_that_was_asked_for_is_the_time_and_bounds_what_evaluations_cost() -> None:
     """Evaluations so slow that they would take more than their share of the loop."""
-    slow = Measured(**{**vars(SEEN), "evaluation_seconds": 1.0})
+    slow = ProbeResult(**{**vars(SEEN), "evaluation_seconds": 1.0})
     phases = Phases(before=5.0, proof=9.0, loop=0.0, judge=1.0, export=2.0, compare=4.0)
     budget = plan(seconds=200.0, seconds_after=3.0, seconds_comparing=4.0, step_seconds=3.0)
     said = forecast_tuning(budget, facts(), slow, TuningSettings(time="200s"), phases)
@@ -159,7 +159,7 @@ def test_the_loss_falls_ever_more_slowly_with_the_logarithm_of_the_tokens() -> N
     around = said.value * math.exp(Z * math.hypot(LOSS_SPREAD, 0.01))
     assert said.high == pytest.approx(max(around, 2.0 - 0.35 * math.log(2)))
     assert said.low == pytest.approx(2.0 * 20**-0.5)  # where rows are learned by heart
-    quiet = tuning_loss(plan(), Measured(**{**vars(SEEN), "before": 2.1}), tokens)
+    quiet = tuning_loss(plan(), ProbeResult(**{**vars(SEEN), "before": 2.1}), tokens)
     assert quiet.low == pytest.approx(quiet.value / math.exp(Z * math.hypot(LOSS_SPREAD, 0.01)))
     far = tuning_loss(plan(), SEEN, Interval(4e9, 4e9, 4e9, FORECAST_LEVEL))
     assert far.value == pytest.approx(0.05 * 2.0)  # never to nothing

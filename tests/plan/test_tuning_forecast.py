@@ -13,11 +13,11 @@ from settle.base.statistics import Interval
 from settle.machine import COMPUTE_DTYPES
 from settle.plan.forecast import HALF_MEMORY_GROWTH, MEMORY_GROWTH, label_loss, memory_growth, tuning_loss
 from settle.plan.outlook import Outlook, TuningStart
-from settle.plan.probe import Measured
+from settle.plan.probe import ProbeResult
 from settle.train.proof.prove import GRADIENT_TOLERANCE
 
 PLAN: Any = SimpleNamespace(loop=SimpleNamespace(tokens_per_step=1000))
-SEEN = Measured(
+SEEN = ProbeResult(
     steps=4, step_seconds=1.0, step_spread=0.0, evaluation_seconds=0.0, memory=0, watts=1.0, watts_source="asked",
     before=3.0, after=2.0, stderr=0.02,
 )  # fmt: skip

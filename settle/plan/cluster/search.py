@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from settle.base.errors import ResourceError
 from settle.base.words.amounts import billions, device_gigabytes, millions
 from settle.machine.described_machine import Machine
-from settle.plan.cluster.shape import Layout, Shape
+from settle.plan.cluster.shape import DeviceLayout, Shape
 from settle.plan.cluster.throughput import Rate, steady_rate
 from settle.plan.memory_model import Sizing, device_sizing
 
@@ -20,8 +20,8 @@ BATCHES = ((0.5e9, 0.5e6), (3e9, 1e6), (20e9, 2e6), (100e9, 4e6), (math.inf, 16e
 
 
 @dataclass(frozen=True)
-class Candidate:
-    layout: Layout
+class RankedLayout:
+    layout: DeviceLayout
     rate: Rate
     memory: Sizing
 
@@ -39,13 +39,13 @@ def best_layouts(
     precision: str = "bf16",
     number: int = 3,
     grows: float = 4.0,
-) -> list[Candidate]:
+) -> list[RankedLayout]:
     """Return the fastest layouts that fit, one for each grouping of the devices.
 
     grows: what the batch may grow by so that every replica has a sequence. Raises ResourceError where none fits, saying
     how much memory the smallest one takes.
     """
-    found: dict[tuple[int, ...], Candidate] = {}
+    found: dict[tuple[int, ...], RankedLayout] = {}
     least = math.inf
     for layout in _layouts(shape, machine, batch_tokens, sequence):
         if layout.tokens_per_step > grows * batch_tokens * ROUNDING:
@@ -57,7 +57,7 @@ def best_layouts(
         rate = steady_rate(shape, machine, layout, precision)
         groups = (layout.tensor, layout.pipeline, layout.context, layout.expert, int(layout.sharded))
         if groups not in found or rate.tokens.value > found[groups].rate.tokens.value:
-            found[groups] = Candidate(layout, rate, memory)
+            found[groups] = RankedLayout(layout, rate, memory)
     if not found and math.isinf(least):
         what = f"{machine.count:,} devices have no work in a batch of {millions(batch_tokens)} tokens"
         raise ResourceError(what, "take fewer devices, or a larger batch: --batch-tokens")
@@ -68,7 +68,7 @@ def best_layouts(
     return sorted(found.values(), key=lambda c: -c.rate.tokens.value)[:number]
 
 
-def _layouts(shape: Shape, machine: Machine, batch_tokens: float, sequence: int) -> Iterator[Layout]:
+def _layouts(shape: Shape, machine: Machine, batch_tokens: float, sequence: int) -> Iterator[DeviceLayout]:
     devices = machine.count
     for tensor in _powers(min(MOST_TENSOR, machine.node, shape.kv_heads)):
         for context in _powers(max(1, sequence // LONG)):
@@ -76,11 +76,11 @@ def _layouts(shape: Shape, machine: Machine, batch_tokens: float, sequence: int)
                 replicas, rest = divmod(devices, tensor * context * pipeline)
                 if rest or not replicas:
                     continue
-                grouping = Layout(replicas, tensor, pipeline, context, sequence=sequence)
+                grouping = DeviceLayout(replicas, tensor, pipeline, context, sequence=sequence)
                 yield from _batches(shape, grouping, batch_tokens)
 
 
-def _batches(shape: Shape, grouping: Layout, batch_tokens: float) -> Iterator[Layout]:
+def _batches(shape: Shape, grouping: DeviceLayout, batch_tokens: float) -> Iterator[DeviceLayout]:
     sequences = batch_tokens / grouping.sequence / grouping.data
     for rows in _powers(min(MOST_ROWS, max(1, int(sequences)))):
         micro = max(1, round(sequences / rows))
@@ -96,7 +96,7 @@ def _batches(shape: Shape, grouping: Layout, batch_tokens: float) -> Iterator[La
                     yield replace(layout, sharded=True)
 
 
-def _expert_groups(shape: Shape, grouping: Layout) -> list[int]:
+def _expert_groups(shape: Shape, grouping: DeviceLayout) -> list[int]:
     if not shape.experts:
         return [1]
     most = min(shape.experts, grouping.data * grouping.context * grouping.tensor, 64)

@@ -103,7 +103,7 @@ class Shape:
 
 
 @dataclass(frozen=True)
-class Layout:
+class DeviceLayout:
     """The groups of devices that a run is spread over, its batch, and what is computed again."""
 
     data: int = 1  # data, tensor, pipeline and context are sizes of groups, whose product is the number of devices

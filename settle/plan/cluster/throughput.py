@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict
 
 from settle.base.statistics import Interval
 from settle.machine.described_machine import Machine
-from settle.plan.cluster.shape import Layout, Shape
+from settle.plan.cluster.shape import DeviceLayout, Shape
 
 PCIE = 25e9  # bytes per second to the next device where there is no faster link
 ETHERNET = 1.25e9  # between machines without a named network: 10 Gb/s
@@ -74,7 +74,7 @@ class Rate:
 def steady_rate(
     shape: Shape,
     machine: Machine,
-    layout: Layout,
+    layout: DeviceLayout,
     precision: str = "bf16",
     *,
     fused: bool = True,
@@ -102,7 +102,7 @@ def steady_rate(
 def device_seconds(
     shape: Shape,
     machine: Machine,
-    layout: Layout,
+    layout: DeviceLayout,
     precision: str = "bf16",
     *,
     fused: bool = True,
@@ -137,7 +137,7 @@ def device_seconds(
     return {name: seconds for name, seconds in work.items() if seconds > 0}
 
 
-def doublings(machine: Machine, layout: Layout) -> float:
+def doublings(machine: Machine, layout: DeviceLayout) -> float:
     """How often the devices of one node have to be doubled."""
     return math.log2(max(1.0, layout.devices / min(machine.node, 8)))
 
@@ -149,7 +149,7 @@ def _matmul_rate(machine: Machine, precision: str, law: Law) -> float:
     return own * share if own and precision != "bf16" else machine.matrix_flops * law.matmul_bf16
 
 
-def _communication(shape: Shape, machine: Machine, layout: Layout, law: Law) -> float:
+def _communication(shape: Shape, machine: Machine, layout: DeviceLayout, law: Law) -> float:
     """Device-seconds a token that transfers take and computation does not hide."""
     link = machine.interconnect or PCIE
     network = machine.network or ETHERNET

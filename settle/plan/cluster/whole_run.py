@@ -24,7 +24,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from settle.base.statistics import FORECAST_LEVEL, Interval
 from settle.machine.described_machine import Machine
-from settle.plan.cluster.search import Candidate, best_layouts, usual_batch
+from settle.plan.cluster.search import RankedLayout, best_layouts, usual_batch
 from settle.plan.cluster.shape import Shape
 
 HOUR, DAY = 3600.0, 86400.0
@@ -204,7 +204,7 @@ def published_runs() -> PublishedRuns:
 class RunForecast:
     """The forecast of a whole training run."""
 
-    layouts: tuple[Candidate, ...]  # the fastest that fit, best first
+    layouts: tuple[RankedLayout, ...]  # the fastest that fit, best first
     tokens: float
     devices: int
     batch_tokens: float

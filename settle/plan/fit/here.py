@@ -1,6 +1,6 @@
 """The law of this machine: short runs of llama.cpp with a few models that are here correct two numbers.
 
-Measured once for each file and remembered; what was measured while the machine was busy is measured again later.
+ModelRun once for each file and remembered; what was measured while the machine was busy is measured again later.
 """
 
 from collections.abc import Sequence
@@ -28,7 +28,7 @@ MOST_RUNS = 4  # files that are measured
 
 
 @dataclass(frozen=True)
-class Measured:
+class ModelRun:
     """One run: tokens per second written and read, bytes that llama.cpp's process held."""
 
     model: NamedShape
@@ -37,26 +37,26 @@ class Measured:
     memory: int
 
 
-def measure_file(path: Path) -> Measured:
+def measure_file(path: Path) -> ModelRun:
     """Run the model for a few seconds, once for each file. Raises EngineError, FormatError."""
     threads = num_threads(None)
     found: dict[str, float] = remembered(key("cpu", threads), _name(path), lambda: _run(path, threads))
-    return Measured(shape_of_file(path, path.stem), found["decode"], found["prefill"], int(found["memory"]))
+    return ModelRun(shape_of_file(path, path.stem), found["decode"], found["prefill"], int(found["memory"]))
 
 
-def recalled_runs() -> list[Measured]:
+def recalled_runs() -> list[ModelRun]:
     """Return what was measured of the files that are here while the machine was quiet; run nothing."""
     runs = []
     for path in writing_files():
         found = recalled_quiet(key("cpu", num_threads(None)), _name(path))
         if found:
             runs.append(
-                Measured(shape_of_file(path, path.stem), found["decode"], found["prefill"], int(found["memory"]))
+                ModelRun(shape_of_file(path, path.stem), found["decode"], found["prefill"], int(found["memory"]))
             )
     return runs
 
 
-def measure_some() -> list[Measured]:
+def measure_some() -> list[ModelRun]:
     """Run MOST_RUNS of the models that are here, from the smallest to the largest.
 
     Raises UsageError where there is none, EngineError.
@@ -101,7 +101,7 @@ def _run(path: Path, threads: int) -> dict[str, float]:
     }
 
 
-def law_here(measured: Sequence[Measured], machine: Machine) -> Law:
+def law_here(measured: Sequence[ModelRun], machine: Machine) -> Law:
     """Correct what the processor's matrices and layers cost by these runs.
 
     One run corrects one number, two or more correct both; none gives the law as it ships.
@@ -129,13 +129,13 @@ def law_here(measured: Sequence[Measured], machine: Machine) -> Law:
     )
 
 
-def _written(run: Measured, machine: Machine) -> dict[str, float]:
+def _written(run: ModelRun, machine: Machine) -> dict[str, float]:
     model, context = run.model, PROMPT + WRITTEN // 2
     terms = decode_terms(model.shape, model.type or "", machine, context, matrices=model.matrices)
     return {name: terms[name] for name in ("matrices", "layers")}
 
 
-def _read(run: Measured, machine: Machine) -> dict[str, float]:
+def _read(run: ModelRun, machine: Machine) -> dict[str, float]:
     model = run.model
     terms = prefill_terms(model.shape, model.type or "", machine, PROMPT, model.matrices)
     return {name: terms[name] for name in ("matrices", "start")}

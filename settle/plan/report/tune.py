@@ -11,7 +11,7 @@ from settle.base.statistics import FORECAST_LEVEL, Interval
 from settle.base.words.amounts import device_gigabytes, millions
 from settle.library.model_shape import ModelShape
 from settle.machine.described_machine import Machine, machine_or_this
-from settle.plan.cluster.shape import Layout
+from settle.plan.cluster.shape import DeviceLayout
 from settle.plan.cluster.throughput import steady_rate
 from settle.plan.cost import ASKED, Cost, cost
 from settle.plan.fit.model_shapes import NamedShape, named_shape
@@ -33,7 +33,7 @@ TRAINED = {"full": 1.0, "lora": 0.0, "qlora": 0.0}
 
 
 @dataclass(frozen=True)
-class Option:
+class MethodOption:
     """One method, at the largest micro-batch that fits, or at one row where none does."""
 
     method: str
@@ -83,7 +83,9 @@ def plan_tune(model: str | None, settings: PlanSettings, events: Events) -> None
     )
 
 
-def best_option(method: str, shape: ModelShape, settings: PlanSettings, machine: Machine, tokens: float) -> Option:
+def best_option(
+    method: str, shape: ModelShape, settings: PlanSettings, machine: Machine, tokens: float
+) -> MethodOption:
     """Return the method at the number of rows that fits, is about as fast as any, and takes the least memory."""
     made = [
         _option(method, shape, settings, machine, tokens, rows, recompute)
@@ -100,7 +102,7 @@ def best_option(method: str, shape: ModelShape, settings: PlanSettings, machine:
 
 def _option(
     method: str, shape: ModelShape, settings: PlanSettings, machine: Machine, tokens: float, rows: int, recompute: bool
-) -> Option:
+) -> MethodOption:
     tuning = Tuning(
         method="full" if method == "full" else "lora",
         bits=4 if method == "qlora" else 16,
@@ -112,7 +114,7 @@ def _option(
     )
     parts = tuning_sizing(shape, tuning)
     memory = Interval.log_normal(parts.total, MEMORY_LOG_STD)
-    layout = Layout(
+    layout = DeviceLayout(
         data=machine.count, sharded=machine.count > 1, rows=rows, sequence=settings.row_tokens, recompute=recompute
     )
     steady = steady_rate(training_shape(shape), machine, layout, fused=False, trained=TRAINED[method]).tokens
@@ -120,10 +122,10 @@ def _option(
     spread = math.hypot(steady.log_std, SHARE_OF_STEADY.log_std)
     rate = Interval.log_normal(value, spread)
     hours = Interval(tokens / value / 3600, tokens / rate.high / 3600, tokens / rate.low / 3600, FORECAST_LEVEL)
-    return Option(method, tuning, memory, parts, hours, rate)
+    return MethodOption(method, tuning, memory, parts, hours, rate)
 
 
-def _chosen(options: list[Option], settings: PlanSettings, machine: Machine, named: NamedShape) -> Option:
+def _chosen(options: list[MethodOption], settings: PlanSettings, machine: Machine, named: NamedShape) -> MethodOption:
     """Return the method asked for, or the finest that fits surely, or barely; never full tuning unasked."""
     if settings.method:
         option = next(o for o in options if o.method == settings.method)
@@ -144,12 +146,12 @@ def _chosen(options: list[Option], settings: PlanSettings, machine: Machine, nam
     )
 
 
-def _instead(options: list[Option], machine: Machine) -> str:
+def _instead(options: list[MethodOption], machine: Machine) -> str:
     fitting = [o.method for o in options if o.fits(machine) != "no"]
     return f"--method {fitting[0]} fits" if fitting else "take a smaller model, or more devices"
 
 
-def _rows(chosen: Option, money: Cost, machine: Machine) -> dict[str, tuple[Interval, str, str]]:
+def _rows(chosen: MethodOption, money: Cost, machine: Machine) -> dict[str, tuple[Interval, str, str]]:
     wall = chosen.hours.scaled(3600 / machine.count)
     rows = {
         "memory of a device": (chosen.memory, "bytes", f"of {device_gigabytes(machine.memory)}; measured trainers"),
@@ -173,7 +175,7 @@ def _parts(memory: Sizing) -> dict[str, float]:
     }
 
 
-def _table(options: list[Option], machine: Machine) -> Listing:
+def _table(options: list[MethodOption], machine: Machine) -> Listing:
     rows = [
         [
             option.method,

@@ -9,7 +9,7 @@ from settle.base.errors import ResourceError, UsageError
 from settle.machine.described_machine import described
 from settle.plan.cluster import throughput
 from settle.plan.cluster.search import best_layouts
-from settle.plan.cluster.shape import Layout, Shape, shape_of_size, shape_with_experts
+from settle.plan.cluster.shape import DeviceLayout, Shape, shape_of_size, shape_with_experts
 from settle.plan.cluster.throughput import device_seconds, published_law, steady_rate
 from settle.plan.cluster.whole_run import (
     STRETCH,
@@ -66,32 +66,32 @@ def test_activations_of_a_layer_are_34_bytes_a_token_and_unit():
     """Korthikanti et al.: s b h (10 + 24 / t) with dropout, without the scores."""
     shape = Shape(32, 4096, 16384, 32, 32, 50000, ffn_matrices=2)
     for tensor in (1, 4):
-        layout = Layout(tensor=tensor, rows=2, sequence=1024, sequence_parallel=False)
+        layout = DeviceLayout(tensor=tensor, rows=2, sequence=1024, sequence_parallel=False)
         assert layer_activations(shape, layout, dropout=True) == 2048 * 4096 * (10 + 24 / tensor)
 
 
 def test_states_are_split_as_the_shards_say():
     shape = Shape(8, 1024, 4096, 8, 8, 32000)
-    whole = device_sizing(shape, Layout(optimizer_sharded=False))
+    whole = device_sizing(shape, DeviceLayout(optimizer_sharded=False))
     held = whole.weights / 2
     assert whole.weights + whole.gradients + whole.optimizer == pytest.approx(18 * held)
-    spread = device_sizing(shape, Layout(data=4))
+    spread = device_sizing(shape, DeviceLayout(data=4))
     assert spread.optimizer == pytest.approx(12 * held / 4) and spread.weights == pytest.approx(2 * held)
-    sharded = device_sizing(shape, Layout(data=4, sharded=True))
+    sharded = device_sizing(shape, DeviceLayout(data=4, sharded=True))
     assert sharded.optimizer == pytest.approx(12 * held / 4) and sharded.weights < 0.8 * whole.weights
-    eight_bit = device_sizing(shape, Layout(), Precision(optimizer=2.0))
+    eight_bit = device_sizing(shape, DeviceLayout(), Precision(optimizer=2.0))
     assert eight_bit.optimizer == pytest.approx(2 * held)
 
 
 def test_only_devices_that_talk_have_buffers():
     shape = Shape(8, 1024, 4096, 8, 8, 32000)
-    one, two = (device_sizing(shape, layout) for layout in (Layout(), Layout(data=2)))
+    one, two = (device_sizing(shape, layout) for layout in (DeviceLayout(), DeviceLayout(data=2)))
     assert two.overhead > one.overhead > 0
 
 
 def test_experts_have_states_of_their_own_replicas():
     shape = shape_with_experts(8e9, 2e9)
-    experts = Layout(data=4, expert=2)
+    experts = DeviceLayout(data=4, expert=2)
     whole, spread = (device_sizing(shape, replace(experts, optimizer_sharded=on)) for on in (False, True))
     held = whole.weights / 2
     assert whole.optimizer == pytest.approx(12 * held)
@@ -103,34 +103,34 @@ def test_experts_have_states_of_their_own_replicas():
 
 def test_a_first_stage_holds_a_micro_batch_for_every_stage_behind_it():
     shape = Shape(8, 1024, 4096, 8, 8, 1000)
-    deep = device_sizing(shape, Layout(pipeline=4, micro_batches=16))
-    few = device_sizing(shape, Layout(pipeline=4, micro_batches=2))
+    deep = device_sizing(shape, DeviceLayout(pipeline=4, micro_batches=16))
+    few = device_sizing(shape, DeviceLayout(pipeline=4, micro_batches=2))
     assert deep.activations == pytest.approx(2 * few.activations)
 
 
 def test_memory_of_megatron_on_eight_devices_comes_out_as_measured():
     """gpt3_7b_tp4_pp1_memory_speed on H100: 53.2 GiB at most (its golden values)."""
     shape = Shape(32, 4096, 16384, 32, 8, 131584, ffn_matrices=2)
-    layout = Layout(2, 4, rows=2, sequence=8192, micro_batches=2, sequence_parallel=False)
+    layout = DeviceLayout(2, 4, rows=2, sequence=8192, micro_batches=2, sequence_parallel=False)
     memory = device_sizing(shape, layout, dropout=True, positions=8192)
     assert memory.tensors / 2**30 == pytest.approx(53.2, rel=0.05)
 
 
 def test_time_is_split_into_parts_that_grow_with_their_cause():
     shape, machine = shape_of_size(8e9), described("64x h100 sxm")
-    plain = device_seconds(shape, machine, Layout(data=64, sharded=True, rows=2))
-    again = device_seconds(shape, machine, Layout(data=64, sharded=True, rows=2, recompute=True))
+    plain = device_seconds(shape, machine, DeviceLayout(data=64, sharded=True, rows=2))
+    again = device_seconds(shape, machine, DeviceLayout(data=64, sharded=True, rows=2, recompute=True))
     assert again["matrix products"] > 1.2 * plain["matrix products"]
-    piped = device_seconds(shape, machine, Layout(data=8, pipeline=8, micro_batches=8))
+    piped = device_seconds(shape, machine, DeviceLayout(data=8, pipeline=8, micro_batches=8))
     assert piped["pipeline bubble"] == pytest.approx(
         7 / 8 * sum(v for k, v in piped.items() if k not in ("pipeline bubble", "stragglers"))
     )
-    adapters = device_seconds(shape, machine, Layout(data=64), trained=0.0)
+    adapters = device_seconds(shape, machine, DeviceLayout(data=64), trained=0.0)
     assert adapters["matrix products"] == pytest.approx(4 / 6 * plain["matrix products"], rel=0.05)
 
 
 def test_float8_is_faster_where_the_device_has_it_and_no_slower_elsewhere():
-    shape, layout = shape_of_size(8e9), Layout(rows=2)
+    shape, layout = shape_of_size(8e9), DeviceLayout(rows=2)
     for name, gains in (("h100 sxm", True), ("a100 sxm 80gb", False)):
         machine = described(name)
         half = steady_rate(shape, machine, layout).tokens.value
@@ -139,8 +139,8 @@ def test_float8_is_faster_where_the_device_has_it_and_no_slower_elsewhere():
 
 def test_an_unknown_device_has_a_wider_interval():
     shape = shape_of_size(1e9)
-    known = steady_rate(shape, described("h100 sxm"), Layout()).tokens
-    other = steady_rate(shape, described("rtx 3090"), Layout()).tokens
+    known = steady_rate(shape, described("h100 sxm"), DeviceLayout()).tokens
+    other = steady_rate(shape, described("rtx 3090"), DeviceLayout()).tokens
     assert other.log_std > known.log_std == pytest.approx(published_law().log_std_dense)
 
 
@@ -165,7 +165,7 @@ def test_weights_that_are_shared_out_are_gathered_and_others_are_not():
     machine, law, shape = described("8x h100 sxm"), published_law(), shape_of_size(8e9)
 
     def seconds(machine, **layout):
-        return throughput._communication(shape, machine, Layout(rows=2, sequence=1024, **layout), law)
+        return throughput._communication(shape, machine, DeviceLayout(rows=2, sequence=1024, **layout), law)
 
     assert seconds(machine, data=8) == seconds(machine, data=1, sharded=True) == 0
     weights = throughput.GATHERS * throughput.BYTES * shape.parameters

@@ -10,7 +10,7 @@ from settle.formats import LazyTensor, Place, Weights
 from settle.library.catalogue import known_model
 from settle.library.model_shape import ModelShape
 from settle.machine import described
-from settle.plan.fit.here import PROMPT, WRITTEN, Measured, law_here
+from settle.plan.fit.here import PROMPT, WRITTEN, ModelRun, law_here
 from settle.plan.fit.model_shapes import NamedShape
 from settle.plan.fit.processor_costs import matrices_of
 from settle.plan.fit.speed import decode_rate, decode_terms, laws, prefill_rate, prefill_terms
@@ -24,7 +24,7 @@ def measured(name, decode=None, prefill=None):
     terms = decode_terms(model.shape, "q8_0", MACHINE, PROMPT + WRITTEN // 2)
     reading = prefill_terms(model.shape, "q8_0", MACHINE, PROMPT)
     seconds = 1.7 * terms["matrices"] + 5 * terms["layers"]
-    return Measured(model, decode or 1 / seconds, prefill or 1 / (2.5 * reading["matrices"]), 0)
+    return ModelRun(model, decode or 1 / seconds, prefill or 1 / (2.5 * reading["matrices"]), 0)
 
 
 def test_two_runs_give_both_numbers_and_predict_a_third_model():
