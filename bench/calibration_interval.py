@@ -20,8 +20,7 @@ from statistics import NormalDist
 import numpy as np
 
 from settle.base.statistics import wilson
-from settle.data.decisions.risk import refusal_for
-from settle.data.decisions.temperature import fit_temperature, probabilities
+from settle.data.decisions.calibration import fit_temperature, probabilities, refusal_for
 from settle.evaluate import calibration
 
 ROWS, GAPS = (100, 250), (0.0, 0.05, 0.12, -0.06)

@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 import settle
+from settle.retrieve.answer.citation_check import Checker
+from settle.retrieve.answer.claim_check import differences
 from settle.retrieve.answer.context import Piece, Source
-from settle.retrieve.answer.sentences import sentences
-from settle.retrieve.answer.support.citation_check import Checker
-from settle.retrieve.answer.support.claim_check import differences
 from settle.retrieve.index.collection import Collection
 from settle.retrieve.index.lifecycle import delete
+from settle.retrieve.index.words import sentences
 from settle.retrieve.search.hybrid_search import search
 
 NAME = "claims-of-the-bench"

@@ -28,7 +28,7 @@ from typing import Any
 
 from judge_clapnq import joined
 
-from settle.documents.table_text import row_text
+from settle.documents.blocks import row_text
 from settle.retrieve.index.words import words
 
 LISTED = 5  # passages of a question

@@ -29,10 +29,10 @@ from settle.base.event_log import Events, to_record
 from settle.base.settings import resolve
 from settle.base.statistics import paired_test
 from settle.commands.make.tune import Tune
-from settle.data.rows.batches import held_out_rows
+from settle.data.batches import held_out_rows
 from settle.data.rows.prepare import RowCorpus, prepare_rows
-from settle.data.rows.store import RowStore
 from settle.data.settings import RowSettings
+from settle.data.store import RowStore
 from settle.model.load_adapter import attach, open_adapter
 from settle.model.pretrained import Pretrained
 from settle.train.objectives.next_token import NextToken

@@ -34,9 +34,8 @@ from settle.base.statistics import NO_DIFFERENT, TOO_FEW, Interval, in_order, pa
 from settle.data.files import find_sources
 from settle.data.ledger import Ledger
 from settle.data.rows.collect import collect_rows
-from settle.data.rows.families import row_families
 from settle.data.settings import RowSettings
-from settle.data.split import HELD_OUT
+from settle.data.split import HELD_OUT, row_families
 
 SELECTION = 0.5  # rows that select, for each that judges
 RESAMPLES = 600

@@ -24,8 +24,7 @@ from settle.base.settings import resolve
 from settle.base.words.figures import comparison, listed
 from settle.base.words.notebook import html_picture, html_table, html_text
 from settle.commands import Command
-from settle.data.decisions.answers import Answer
-from settle.data.decisions.questions import Question
+from settle.data.decisions.questions import DecisionAnswer, Question
 from settle.infer.chat_session import ChatSession, Sampling
 from settle.infer.decisions.decider import Decider
 from settle.infer.engine import Engine
@@ -37,7 +36,7 @@ from settle.show.tables import aligned
 from settle.show.talk import Talk
 
 if TYPE_CHECKING:
-    from settle.retrieve.answer.askable import AskableCollection
+    from settle.retrieve.answer.ask import AskableCollection
 
 Settings = Mapping[str, object]
 STOP_SECONDS = 10.0  # of a server, whose answers in flight end first
@@ -91,7 +90,7 @@ class FinishedRun:
             drawn = Sampling(max_tokens, temperature).settings(engine.metadata)
             yield from engine.complete(ids, max_tokens=max_tokens, seed=seed, sampling=drawn)
 
-    def decide(self, state: object) -> dict[str, Answer]:
+    def decide(self, state: object) -> dict[str, DecisionAnswer]:
         """Return a decision model's answers to the questions that it was tuned for, by their names.
 
         `.key` is the likeliest option, `.probabilities` are those of all, in the order of `.question.options`. state:
@@ -253,7 +252,7 @@ def index(path: str, *more: str, progress: bool | None = None, **settings: objec
     It answers questions: `settle.index("~/docs").ask("How do I rotate the key?")`. Raises SettleError.
     """
     from settle.jobs.index import index as run_index  # needs the extra `rag`
-    from settle.retrieve.answer.askable import AskableCollection
+    from settle.retrieve.answer.ask import AskableCollection
 
     asked = resolve(IndexSettings, [("asked", {"paths": [path, *more], **settings})]).value
     with _events(progress) as events:

@@ -13,7 +13,7 @@ from pace import Pace, arguments
 from settle.base.event_log import Events
 from settle.base.events import Event, PlanReady, ProofCheck, Step
 from settle.commands.make.tune import Tune
-from settle.data.rows.batches import RowBatches
+from settle.data.batches import RowBatches
 from settle.data.rows.prepare import RowCorpus, prepare_rows
 from settle.library.pretrained import open_pretrained
 

@@ -1,1 +1,1 @@
-"""From what a person points at to batches: sources → cleaning → split → tokenizer → token store → batches."""
+"""From the user's inputs to batches: sources → cleaning → split → tokenizer → token store → batches."""

@@ -1,4 +1,4 @@
-"""A model's next-token distributions made small, and another model's held against them.
+"""A model's next-token distributions in compact form, and their comparison with another model's.
 
 Each position stores its K likeliest tokens, and S more that are drawn from all the others. What the others add to
 a divergence is the mean over those drawn, so it is unbiased: a bare list of the likeliest would leave the tail out.
@@ -21,11 +21,11 @@ _TINY = float(np.exp(LEAST))
 
 @dataclass(frozen=True)
 class Rows:
-    """P positions, each with what is known of its next token.
+    """What is known of the next token at P positions.
 
     top_ids (P, K): likeliest first; top_logprobs (P, K) theirs. sampled_ids (P, S): drawn from all other tokens by
-    their probability, one from each S-th of its mass; sampled_logprobs (P, S). rest_logmass (P,): of all tokens but
-    the K, together. came_logprobs (P,): of the actual next token. S is 0 where K is the whole vocabulary.
+    their probability, one from each S-th of its mass; sampled_logprobs (P, S). rest_logmass (P,): of all tokens but the
+    K, together. came_logprobs (P,): of the actual next token. S is 0 where K is the whole vocabulary.
     """
 
     top_ids: np.ndarray
@@ -43,7 +43,7 @@ class Rows:
 
     @classmethod
     def joined(cls, parts: "list[Rows]") -> "Rows":
-        """Rows one after the other."""
+        """Join rows one after the other."""
         return cls(*(np.concatenate([getattr(part, f.name) for part in parts]) for f in fields(cls)))
 
 
@@ -51,8 +51,8 @@ class Rows:
 class Compared:
     """A model against a reference, position by position, each (P,).
 
-    kl: KL(reference ‖ model) in nats. logprobs: of the actual next token, in the model. top_equal: whether both hold
-    the same token for the likeliest.
+    kl: KL(reference ‖ model) in nats. logprobs: of the actual next token, in the model. top_equal: whether the
+    likeliest token is the same in both.
     """
 
     kl: np.ndarray
@@ -61,23 +61,26 @@ class Compared:
 
     @classmethod
     def joined(cls, parts: "list[Compared]") -> "Compared":
-        """Positions one after the other."""
+        """Join positions one after the other."""
         return cls(*(np.concatenate([getattr(part, f.name) for part in parts]) for f in fields(cls)))
 
 
 def sizes(num_vocab: int, top: int = TOP, sampled: int = SAMPLED) -> tuple[int, int]:
-    """K and S for a vocabulary: one that is hardly larger than both together is stored whole."""
+    """Return K and S for a vocabulary: one that is hardly larger than both together is stored whole."""
     return (num_vocab, 0) if num_vocab <= top + sampled else (top, sampled)
 
 
 def window_hash(ids: np.ndarray) -> bytes:
-    """sha256 of a window's ids as int32, little-endian: the key that a window is looked up by."""
+    """Return the sha256 of a window's ids as int32, little-endian: the key that a window is looked up by."""
     return sha256(np.ascontiguousarray(ids, "<i4").tobytes()).digest()
 
 
 def draws(ids: np.ndarray, sampled: int) -> np.ndarray:
-    """Numbers (len(ids) − 1, S) between 0 and 1 that decide what is drawn, one in each S-th, always the same for a
-    window: a record does not depend on who made it, in what pieces, or on how many cores."""
+    """Return numbers (len(ids) − 1, S) between 0 and 1 that decide what is drawn, one in each S-th.
+
+    They are always the same for a window: a record does not depend on who made it, in what pieces, or on how many
+    cores.
+    """
     seed = int.from_bytes(window_hash(ids)[:8], "little")
     random = np.random.default_rng(seed).random((max(len(ids) - 1, 0), sampled))
     return (np.arange(sampled) + random) / max(sampled, 1)
@@ -86,10 +89,10 @@ def draws(ids: np.ndarray, sampled: int) -> np.ndarray:
 def summarise(
     logits: np.ndarray, actual: np.ndarray, drawn: np.ndarray, top: int, pool: ThreadPoolExecutor | None = None
 ) -> Rows:
-    """Rows of some positions. logits: (P, V) float32, not changed; actual: (P,) ids of the next tokens;
-    drawn: (P, S) of `draws`; top: K; pool: its threads share the rows.
+    """Return the rows of some positions.
 
-    Raises ValueError where a logit is NaN or infinite upwards.
+    logits: (P, V) float32, not changed. actual: (P,) ids of the next tokens. drawn: (P, S) of `draws`. top: K. pool:
+    its threads share the rows. Raises ValueError where a logit is NaN or infinite upwards.
     """
     (positions, num_vocab), sampled = logits.shape, drawn.shape[1]
     rows = Rows(
@@ -121,12 +124,12 @@ def summarise(
 
 
 def compare(rows: Rows, logits: np.ndarray, actual: np.ndarray, pool: ThreadPoolExecutor | None = None) -> Compared:
-    """Another model's logits (P, V), float32, on the same positions, against the reference's rows.
+    """Compare another model's logits (P, V), float32, on the same positions, with the reference's rows.
 
     With p of the reference and q of the model, every token adds q − p − p·log(q/p), which is never negative, and whose
-    sum over all tokens is the divergence. It also forgives that a record holds rounded logarithms: their error counts
+    sum over all tokens is the divergence. It also tolerates that a record holds rounded logarithms: their error counts
     only as far as p and q differ. What is not among the likeliest is taken as one outcome, and inside of it the drawn
-    tokens speak for the others. Raises ValueError as `summarise`.
+    tokens represent the others. Raises ValueError as `summarise`.
     """
     positions, num_vocab = logits.shape
     kl, logprobs = np.zeros(positions), np.zeros(positions, np.float32)
@@ -146,7 +149,7 @@ def compare(rows: Rows, logits: np.ndarray, actual: np.ndarray, pool: ThreadPool
 
 
 def _divergence(rows: Rows, at: int, row: np.ndarray, norm: float, rest_mass: float) -> float:
-    """KL of one position; rest_mass: what the model gives to all but the reference's likeliest."""
+    """Return the KL of one position; rest_mass: what the model gives to all but the reference's likeliest."""
     ours = rows.top_logprobs[at].astype(float)
     mass, theirs = float(rows.rest_logmass[at]), float(np.log(max(rest_mass, _TINY)))
     total = _gap(ours, np.maximum(row[rows.top_ids[at]] - norm, LEAST)).sum() + _gap(mass, theirs)
@@ -159,13 +162,13 @@ def _divergence(rows: Rows, at: int, row: np.ndarray, norm: float, rest_mass: fl
 
 
 def _gap(ours: np.ndarray | float, theirs: np.ndarray | float) -> np.ndarray:
-    """q − p − p·log(q/p) from the logarithms of p and of q."""
+    """Return q − p − p·log(q/p) from the logarithms of p and of q."""
     ratio = np.asarray(theirs) - ours
     return np.exp(ours) * (np.expm1(ratio) - ratio)
 
 
 def _shared(work: Callable[[int, int], None], positions: int, pool: ThreadPoolExecutor | None) -> None:
-    """Gives each thread an equal run of the rows."""
+    """Give each thread an equal run of the rows."""
     number = min(pool._max_workers, positions) if pool else 1
     if pool is None or number < 2:
         work(0, positions)
@@ -176,18 +179,18 @@ def _shared(work: Callable[[int, int], None], positions: int, pool: ThreadPoolEx
 
 
 def _groups(num_vocab: int) -> int:
-    """How many groups a row is cut into: token i belongs to group i modulo this."""
+    """Return how many groups a row is cut into: token i belongs to group i modulo this."""
     return min(_GROUPS, max(1, num_vocab // 8))
 
 
 def _buffer(num_vocab: int) -> np.ndarray:
-    """Room (tokens of a group, groups) for one row, zero behind its end."""
+    """Return room (tokens of a group, groups) for one row, zero after its end."""
     groups = _groups(num_vocab)
     return np.zeros((-(-num_vocab // groups), groups), np.float32)
 
 
 def _likeliest(row: np.ndarray, top: int) -> np.ndarray:
-    """The `top` tokens with the largest logits, largest first, equal ones by their id. row: (V,).
+    """Return the `top` tokens with the largest logits, largest first, equal ones by their id. row: (V,).
 
     Only what is no smaller than the K-th largest of the groups' maxima can be among them: that leaves few to sort.
     """
@@ -203,8 +206,10 @@ def _likeliest(row: np.ndarray, top: int) -> np.ndarray:
 
 
 def _normalised(row: np.ndarray, top_ids: np.ndarray, exponentials: np.ndarray) -> tuple[float, np.ndarray]:
-    """The normaliser to subtract from logits to get log-probabilities, and exp(logit − largest) of all tokens but
-    `top_ids`, summed in groups. exponentials: see `_buffer`; left with those of all tokens but `top_ids`."""
+    """Return the log normaliser, and exp(logit − largest) of all tokens but `top_ids`, summed in groups.
+
+    exponentials: see `_buffer`; left with those of all tokens but `top_ids`.
+    """
     largest = row.max()
     flat = exponentials.reshape(-1)
     values = flat[: len(row)]
@@ -221,7 +226,7 @@ def _normalised(row: np.ndarray, top_ids: np.ndarray, exponentials: np.ndarray) 
 
 
 def _drawn(exponentials: np.ndarray, rest: np.ndarray, drawn: np.ndarray) -> np.ndarray:
-    """Tokens at the places `drawn` (S,) of the mass that lies in `exponentials`, whose groups sum to `rest`."""
+    """Return the tokens at the places `drawn` (S,) of the mass in `exponentials`, whose groups sum to `rest`."""
     upto = np.cumsum(rest)
     target = drawn * upto[-1]
     group = np.minimum(np.searchsorted(upto, target, "right"), len(rest) - 1)

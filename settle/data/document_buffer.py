@@ -26,7 +26,7 @@ class BufferWriter:
         self._position = 0
 
     def append(self, text: str, file: int, row: int) -> None:
-        """One document, from row `row` of file number `file`."""
+        """Append one document, from row `row` of file number `file`."""
         data = text.encode("utf-8", "replace")
         self._text.write(data)
         self._text.write(b"\0")
@@ -44,7 +44,10 @@ class BufferWriter:
 
 
 class DocumentBuffer:
-    """ends: int64 (D,), where each document's zero byte lies; origins: int32 (D, 2), its file's number and its row."""
+    """Cleaned documents on disk.
+
+    ends: int64 (D,), where each document's zero byte lies. origins: int32 (D, 2), its file's number and its row.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -78,7 +81,7 @@ class DocumentBuffer:
         return hashes
 
     def chunks(self) -> Iterator[tuple[int, bytes, np.ndarray]]:
-        """The documents in order, about a megabyte at a time: number of the first, text, ends in that text."""
+        """Yield the documents in order, about a megabyte at a time: number of the first, text, ends in that text."""
         with (self.folder / "text.bin").open("rb") as f:
             first, position = 0, 0
             while first < len(self):
@@ -89,7 +92,7 @@ class DocumentBuffer:
                 first, position = last, stop
 
     def read(self, document: int) -> str:
-        """One document's text."""
+        """Return one document's text."""
         return self._text[self.begins[document] : self.ends[document]].tobytes().decode("utf-8")
 
     @cached_property

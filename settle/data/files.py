@@ -1,25 +1,21 @@
-"""Turns inputs into the files to read, and hashes their contents once."""
+"""The files behind the inputs, and the hashes of their contents."""
 
-import contextlib
 import hashlib
 import json
 import shutil
 import sys
 import sysconfig
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
-from settle.base.errors import SettleError, UsageError
+from settle.base.errors import UsageError
 from settle.base.files import home, parse_json, write_atomic
-from settle.data.ledger import Ledger
+from settle.data.ledger import Ledger, LedgerRecord
 from settle.documents.readers import Reader
-from settle.documents.row_reader import missing_package
 from settle.documents.walk import FoundFile, Walk
 
-T = TypeVar("T")
 STDIN, STDLIB = "-", "stdlib"
 _INSTALL = "pip install 'settle-lm[rag]'"
 _STDLIB_TESTS = ("test", "tests", "idle_test")
@@ -39,38 +35,37 @@ class Sources:
         """All of them, those to train on first."""
         return self.train + self.held_out
 
+    def description(self) -> LedgerRecord:
+        """Return what a ledger notes of the files: each of them, and all in one number."""
+        files, hashes = self.files, self.hashes
+        return {
+            "sources": [
+                {"name": f.name, "kind": row_kind(f), "bytes": f.size, "sha256": h}
+                for f, h in zip(files, hashes, strict=True)
+            ],
+            "num_sources": len(files),
+            "sources_bytes": sum(f.size for f in files),
+            "sources_sha256": hashlib.sha256("".join(hashes).encode()).hexdigest(),
+        }
+
     @property
     def identity(self) -> list[object]:
         """The part of a fingerprint that depends on the files, as JSON."""
-        return [[[f.name, row_format(f)] for f in self.files], self.hashes, len(self.train)]
+        return [[[f.name, row_kind(f)] for f in self.files], self.hashes, len(self.train)]
 
 
 def find_sources(inputs: Sequence[str], held_out_from: Path | None, workspace: Path, ledger: Ledger) -> Sources:
-    """The files behind `inputs` and `held_out_from`. Raises as `find_files` does."""
+    """Return the files behind `inputs` and `held_out_from`. Raises as `find_files` does."""
     train = find_files(inputs, workspace, ledger)
     held_out = find_files([str(held_out_from)], workspace, ledger) if held_out_from else []
     return Sources(train, held_out, hash_files(train + held_out))
 
 
-def corpus_folder(fingerprint: str) -> Path:
-    """Where the corpus of that fingerprint lies."""
-    return home() / "tokens" / fingerprint
-
-
-def stored_corpus(fingerprint: str, open_corpus: Callable[[Path], T]) -> T | None:
-    """The corpus of that fingerprint if it was made before, and is still there and undamaged."""
-    folder = corpus_folder(fingerprint)
-    if (folder / "ledger.json").exists():
-        with contextlib.suppress(SettleError):
-            return open_corpus(folder)
-    return None
-
-
 def find_files(inputs: Sequence[str], workspace: Path, ledger: Ledger) -> list[FoundFile]:
-    """The files behind `inputs` (paths, folders, `-` for stdin, `stdlib`), in a fixed order; the others in the ledger.
+    """Return the files behind `inputs` (paths, folders, `-` for stdin, `stdlib`), in a fixed order.
 
-    Raises DataError for an input that does not exist or cannot be read, UsageError for one that needs a package which
-    is not installed. Stdin is copied into `workspace`.
+    The files that are left out are noted in the ledger. Raises DataError for an input that does not exist or cannot be
+    read, UsageError for one that needs a package which is not installed. Stdin is copied into `workspace`.
     """
     files: list[FoundFile] = []
     walk = Walk(ledger.skip, looks_inside=True)
@@ -85,13 +80,13 @@ def find_files(inputs: Sequence[str], workspace: Path, ledger: Ledger) -> list[F
     return list({Path(f.path).resolve(): f for f in reversed(files)}.values())[::-1]
 
 
-def row_format(file: FoundFile) -> str:
-    """The name of the way in which the file's rows are made."""
-    return Reader.part(file.reader).row_format or file.reader
+def row_kind(file: FoundFile) -> str:
+    """Return the name of the way in which a file's rows are made."""
+    return Reader.part(file.reader).row_kind()
 
 
 def hash_files(files: Sequence[FoundFile]) -> list[str]:
-    """The sha256 of each file's bytes, remembered by (path, size, time of change) so that a second run is instant."""
+    """Return the sha256 of each file's bytes, remembered by (path, size, time of change): a second run is instant."""
     memory = home() / "tokens" / "hashes.json"
     try:
         known: dict[str, list[int | str]] = parse_json(memory.read_text(encoding="utf-8"))
@@ -120,21 +115,9 @@ def hash_files(files: Sequence[FoundFile]) -> list[str]:
     return hashes
 
 
-def describe_sources(ledger: Ledger, sources: Sources) -> None:
-    """Notes every file, and all of them in one number."""
-    files, hashes = sources.files, sources.hashes
-    ledger.notes["sources"] = [
-        {"name": f.name, "kind": row_format(f), "bytes": f.size, "sha256": h}
-        for f, h in zip(files, hashes, strict=True)
-    ]
-    ledger.notes["num_sources"] = len(files)
-    ledger.notes["sources_bytes"] = sum(f.size for f in files)
-    ledger.notes["sources_sha256"] = hashlib.sha256("".join(hashes).encode()).hexdigest()
-
-
 def _can_be_read(file: FoundFile, ledger: Ledger) -> bool:
-    """Whether the packages that a file needs are installed; in a folder, files are skipped for one that is missing."""
-    package = missing_package(file)
+    """Return whether the packages that a file needs are installed; in a folder, a file that misses one is skipped."""
+    package = Reader.part(file.reader).missing_package()
     if package is None:
         return True
     if file.path == file.root:

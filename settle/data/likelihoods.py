@@ -33,10 +33,13 @@ _STEPPED, _STEPS = ("top_logprobs", "sampled_logprobs"), np.float32(2048)
 
 
 class Likelihoods:
-    """Read access. about: the writer's description of the model. num_vocab: V; top, sampled: K and S."""
+    """Read access to a record of likelihoods.
+
+    about: the writer's description of the model. num_vocab: V. top, sampled: K and S.
+    """
 
     def __init__(self, folder: Path) -> None:
-        """Raises DataError when the folder holds no whole record."""
+        """Open a folder. Raises DataError when it holds no whole record."""
         self.folder = folder
         try:
             stored = read_json(folder / _ABOUT)
@@ -74,16 +77,16 @@ class Likelihoods:
         return self.starts - np.arange(len(self.starts))
 
     def window(self, index: int) -> np.ndarray:
-        """Ids of one window, int32 (L,)."""
+        """Return the ids of one window, int32 (L,)."""
         return self._ids[self.starts[index] : self.starts[index + 1]]
 
     def rows(self, index: int) -> Rows:
-        """The L − 1 positions of one window, in memory."""
+        """Return the L − 1 positions of one window, in memory."""
         first, last = self.positions[index : index + 2]
         return self._read(slice(first, last))
 
     def at(self, positions: np.ndarray) -> Rows:
-        """Any positions among all of them, (P,), in memory."""
+        """Return any positions among all of them, (P,), in memory."""
         return self._read(positions)
 
     def _read(self, which: slice | np.ndarray) -> Rows:
@@ -97,7 +100,7 @@ class Likelihoods:
         return self._rows.came_logprobs
 
     def find(self, ids: Sequence[int] | np.ndarray) -> int | None:
-        """Which window has just these ids; None when there is none."""
+        """Return which window has just these ids; None when there is none."""
         return self._places.get(window_hash(np.asarray(ids)))
 
     @cached_property
@@ -107,11 +110,11 @@ class Likelihoods:
 
 
 class LikelihoodsWriter:
-    """Appends windows; the record exists, whole, once `close` has returned. Use it as a context manager, which leaves
-    nothing behind when it was not closed.
+    """Writer of windows; the record exists, whole, once `close` has returned.
 
-    positions: how many are going to be written, so that a disk too small is known before the first. Raises
-    ResourceError for that, and when the disk fills up all the same; DataError when `folder` is something else.
+    As a context manager it leaves nothing behind when it was not closed. positions: how many are going to be written,
+    so that a disk too small is known before the first. Raises ResourceError for that, and when the disk fills up all
+    the same; DataError when `folder` is something else.
     """
 
     def __init__(
@@ -146,7 +149,7 @@ class LikelihoodsWriter:
             raise self._failed(e) from None
 
     def append(self, ids: Sequence[int] | np.ndarray, rows: Rows) -> None:
-        """One window (L,) and its L − 1 rows."""
+        """Append one window (L,) and its L − 1 rows."""
         window = np.asarray(ids, "<i4")
         assert len(rows) == len(window) - 1, "a window has a row for each of its tokens but the first"
         try:
@@ -162,7 +165,7 @@ class LikelihoodsWriter:
         self._starts.append(self._starts[-1] + len(window))
 
     def close(self) -> Likelihoods:
-        """Flushes the record to the disk, puts it in the place of an older one, and opens it."""
+        """Flush the record to the disk, replace an older one by it, and open it."""
         try:
             for file in self._files.values():
                 file.flush()
@@ -192,13 +195,13 @@ class LikelihoodsWriter:
 
 
 def bytes_per_position(num_vocab: int, top: int = TOP, sampled: int = SAMPLED) -> int:
-    """The number of bytes that one token takes on disk."""
+    """Return the number of bytes that one token takes on disk."""
     stored = _fields(num_vocab, *sizes(num_vocab, top, sampled)).values()
     return 4 + sum(np.dtype(dtype).itemsize * math.prod(shape) for dtype, shape in stored)
 
 
 def _fields(num_vocab: int, top: int, sampled: int) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """The fields of `Rows` → dtype, and the shape of one position."""
+    """Return the fields of `Rows`, each with its dtype and the shape of one position."""
     ids = "<u2" if num_vocab <= 1 << 16 else "<u4"
     return {
         "top_ids": (ids, (top,)),
@@ -211,7 +214,7 @@ def _fields(num_vocab: int, top: int, sampled: int) -> dict[str, tuple[str, tupl
 
 
 def _mapped(path: Path, dtype: str, shape: tuple[int, ...]) -> np.ndarray:
-    """A file's numbers, which must be just as many as the shape says."""
+    """Map a file's numbers, which must be just as many as the shape says."""
     if path.stat().st_size != math.prod(shape) * np.dtype(dtype).itemsize:
         raise ValueError(f"{path.name} is shorter or longer than it should be")
     # an empty file cannot be mapped

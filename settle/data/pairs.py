@@ -6,7 +6,6 @@ question and 0 where it does not.
 """
 
 import hashlib
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -16,13 +15,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from settle.base.errors import DataError
-from settle.base.files import read_json, write_json
-from settle.data.files import corpus_folder, find_sources, stored_corpus
+from settle.base.files import read_json
+from settle.data.corpus import CorpusBuilder, fingerprint_of
 from settle.data.layouts import Broken, find, text_of
 from settle.data.ledger import Ledger, LedgerRecord
-from settle.data.rows.store import RowStore, RowWriter
-from settle.data.workspace import publish, workspace
+from settle.data.store import RowStore, RowWriter
 from settle.documents.row_reader import RowReader
+from settle.documents.rows import Values
 from settle.documents.walk import FoundFile
 
 if TYPE_CHECKING:
@@ -49,7 +48,10 @@ class Pair:
 
 @dataclass(frozen=True)
 class PairCorpus:
-    """Pairs to train on, to choose the weights by, and to judge them, two documents each. ledger: what was read."""
+    """Pairs to train on, to choose the weights by, and to judge them, two documents each.
+
+    ledger: what was read.
+    """
 
     train: RowStore
     held_out: RowStore
@@ -59,53 +61,43 @@ class PairCorpus:
 
 
 def prepare_pairs(inputs: Sequence[str], tokenizer: "Tokenizer", held_out: float) -> PairCorpus:
-    """The pairs of `inputs`, made if they are not there yet. held_out: share of the groups of questions, half of
-    them to choose by and half to judge.
+    """Return the pairs of `inputs`, made if they are not there yet.
 
-    Raises DataError for rows that are no pairs, and when a side would have none.
+    held_out: share of the groups of questions, half of them to choose by and half to judge. Raises DataError for rows
+    that are not pairs, and when a side would have none.
     """
-    with workspace() as work:
-        ledger = Ledger()
-        sources = find_sources(inputs, None, work, ledger)
-        content = [
-            "pairs",
-            _VERSION,
-            *sources.identity,
-            held_out,
-            hashlib.sha256(tokenizer.to_str().encode()).hexdigest(),
-        ]
-        fingerprint = hashlib.sha256(json.dumps(content, default=str).encode()).hexdigest()[:32]
-        if known := stored_corpus(fingerprint, _open):
-            return known
-        names = [file.name for file in sources.files]
-        with ExitStack() as stack:
-            writers = {side: RowWriter(work / "corpus" / side, 0, np.uint32, 2) for side in SIDES}
-            for writer in writers.values():
-                stack.enter_context(writer)
-            families: dict[str, int] = {}
-            for number, row, pair in _pairs(sources.files, ledger):
-                origin = (number, row, families.setdefault(pair.group, len(families)))
-                _add(writers[_side(pair.group, held_out)], pair, tokenizer, origin)
-                ledger.kept += 1
-            for side, writer in writers.items():
-                if not writer.num_documents:
-                    raise DataError(f"no pairs are left for the {side.replace('_', '-')} side", "give more questions")
-                writer.close()
-        write_json(work / "corpus" / "files.json", names)
-        write_json(work / "corpus" / "ledger.json", ledger.as_dict())
-        publish(work / "corpus", corpus_folder(fingerprint))
-        return _open(corpus_folder(fingerprint))
+    with CorpusBuilder.of(inputs) as builder:
+        known_by = hashlib.sha256(tokenizer.to_str().encode()).hexdigest()
+        content = ["pairs", _VERSION, *builder.sources.identity, held_out, known_by]
+        return builder.stored_or_made(
+            fingerprint_of(content), _open, lambda: _write_sides(builder, tokenizer, held_out)
+        )
 
 
 def read_pairs(inputs: Sequence[str]) -> list[Pair]:
-    """The pairs of `inputs` as they are written. Raises DataError for rows that are no pairs."""
-    with workspace() as work:
-        ledger = Ledger()
-        return [pair for _, _, pair in _pairs(find_sources(inputs, None, work, ledger).files, ledger)]
+    """Return the pairs of `inputs` as they are written. Raises DataError for rows that are not pairs."""
+    with CorpusBuilder.of(inputs) as builder:
+        return [pair for _, _, pair in _pairs(builder.sources.files, builder.ledger)]
+
+
+def _write_sides(builder: CorpusBuilder, tokenizer: "Tokenizer", held_out: float) -> list[str]:
+    """Write the store of each side, and return the names of the files."""
+    with ExitStack() as stack:
+        writers = {side: stack.enter_context(RowWriter(builder.folder / side, 0, np.uint32, 2)) for side in SIDES}
+        families: dict[str, int] = {}
+        for number, row, pair in _pairs(builder.sources.files, builder.ledger):
+            origin = (number, row, families.setdefault(pair.group, len(families)))
+            _add(writers[_side(pair.group, held_out)], pair, tokenizer, origin)
+            builder.ledger.kept += 1
+        for side, writer in writers.items():
+            if not writer.num_documents:
+                raise DataError(f"no pairs are left for the {side.replace('_', '-')} side", "give more questions")
+            writer.close()
+    return [file.name for file in builder.sources.files]
 
 
 def _add(writer: RowWriter, pair: Pair, tokenizer: "Tokenizer", origin: tuple[int, int, int]) -> None:
-    """A question and its passage, each cut where it is too long, with its mark at the end."""
+    """Add a question and its passage, each cut where it is too long, with its mark at the end."""
     texts = ((pair.question, QUESTION_TOKENS, None), (pair.passage, PASSAGE_TOKENS, pair.answers))
     for text, most, mark in texts:
         *inner, closing = tokenizer.encode(text).ids
@@ -116,8 +108,8 @@ def _add(writer: RowWriter, pair: Pair, tokenizer: "Tokenizer", origin: tuple[in
 
 
 def _pairs(files: Sequence[FoundFile], ledger: Ledger) -> Iterator[tuple[int, int, Pair]]:
-    """File number, row and pair."""
-    with RowReader(files, {}, ledger.note_omission) as reader:
+    """Yield the file number, the row and the pair."""
+    with RowReader(files, ledger.note_omission) as reader:
         for number, file in enumerate(files):
             for record in reader.records(file):
                 ledger.read += 1
@@ -130,7 +122,7 @@ def _pairs(files: Sequence[FoundFile], ledger: Ledger) -> Iterator[tuple[int, in
                     raise DataError(f"{file.name}:{record['row']} is no pair: {e}", fix) from None
 
 
-def _pair(row: Mapping[str, object]) -> Pair:
+def _pair(row: Values) -> Pair:
     question, passage, label, group = (find(row, None, usual) for usual in (QUESTIONS, PASSAGES, LABELS, GROUPS))
     if question is None or passage is None:
         raise Broken(f"it has only {', '.join(map(repr, list(row)[:8]))}")
@@ -145,7 +137,7 @@ def _pair(row: Mapping[str, object]) -> Pair:
 
 
 def _side(group: str, held_out: float) -> str:
-    """It only hangs on the group, which stays on its side when others are added."""
+    """Return the side of a group, which depends on it alone, so that it stays when others are added."""
     place = int.from_bytes(hashlib.blake2b(group.encode("utf-8", "replace"), digest_size=8).digest()) / 2**64
     return "judgement" if place < held_out / 2 else "held_out" if place < held_out else "train"
 

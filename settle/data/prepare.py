@@ -1,23 +1,23 @@
 """From inputs to token stores: read → clean → split → tokenizer → tokens. Streaming; reused when nothing changed."""
 
 import contextlib
-import hashlib
-import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from settle.base.errors import DataError
+from settle.base.errors import FULL_DISK, DataError
 from settle.base.event_log import Events
 from settle.base.events import Progress, TextSummary
-from settle.base.files import home, read_json, write_json
-from settle.data.collect_documents import DocumentCollector
-from settle.data.document_buffer import DocumentBuffer
-from settle.data.files import Sources, corpus_folder, describe_sources, find_sources, row_format, stored_corpus
+from settle.base.files import home, read_json
+from settle.base.registry import parts
+from settle.data.cleaning import Cleaning, Note, Sweep
+from settle.data.corpus import CorpusBuilder, disk_full, fingerprint_of, stored_corpus
+from settle.data.document_buffer import BufferWriter, DocumentBuffer
+from settle.data.files import Sources, row_kind
 from settle.data.ledger import SUMMARIZED, Ledger, LedgerRecord
 from settle.data.settings import DataSettings
 from settle.data.split import (
@@ -33,23 +33,30 @@ from settle.data.split import (
 )
 from settle.data.store import StoreWriter, TokenStore
 from settle.data.tokenizer.byte_bpe import ByteBpeTokenizer, vocabulary_size
-from settle.data.workspace import disk_full, publish, workspace
+from settle.documents.blocks import Unreadable
+from settle.documents.decode import damage_error
+from settle.documents.readers import Reader
+from settle.documents.row_reader import RowReader
 from settle.documents.walk import FoundFile
 
+Step = Callable[[str, Note], str | None]
+_REPORT_EVERY = 8 << 20  # characters between two progress events
 _VERSION = 4  # of everything below: a change in what it makes of the same input counts this up
 _LEAST_TEXT = 2048
 _DISK_PER_BYTE = 1.4
 # enough to learn merges from; more text changes few of them and takes longer
 _SAMPLE_PER_ENTRY, _SAMPLE_PIECE = 1000, 32768
-
 _Chunk = tuple[int, bytes, np.ndarray]  # number of the first document, text, ends
 _EncodedChunk = tuple[np.ndarray, np.ndarray, np.ndarray, slice]  # ids, lengths, sizes in bytes, documents
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """Everything training needs to know of its data. selection: what chooses the weights; held_out: what judges them,
-    once. ledger: plain JSON values, see `Ledger.as_dict`."""
+    """Everything training needs to know of its data.
+
+    selection: what chooses the weights. held_out: what judges them, once. ledger: plain JSON values, see
+    `Ledger.as_dict`.
+    """
 
     train: TokenStore
     selection: TokenStore
@@ -60,36 +67,25 @@ class Corpus:
 
 
 def prepare(inputs: list[str], settings: DataSettings, events: Events) -> Corpus:
-    """The corpus of `inputs` (files, folders, `-`, `stdlib`) under $SETTLE_HOME/tokens, made if it is not there yet.
+    """Return the corpus of `inputs` (files, folders, `-`, `stdlib`) under $SETTLE_HOME/tokens, made if needed.
 
     Raises DataError when there is not enough usable text, ResourceError when the disk is full; then nothing remains.
     """
-    with workspace() as work:
-        ledger = Ledger()
-        sources = find_sources(inputs, settings.held_out_from, work, ledger)
-        fingerprint = _fingerprint(sources, settings)
-        folder = corpus_folder(fingerprint)
-        known = prepared(fingerprint)
-        if known is not None:
-            _report(known, events)
-            return known
-        shutil.rmtree(folder, ignore_errors=True)  # a damaged one is made again
-        describe_sources(ledger, sources)
-        _refuse_if_too_large(sources.files)
-        _make(work, sources, settings, ledger, events)
-        publish(work / "corpus", folder)
-        corpus = _open(folder)
+    with CorpusBuilder.of(inputs, settings.held_out_from) as builder:
+        choices = settings.model_dump(mode="json") | {"held_out_from": bool(builder.sources.held_out)}
+        fingerprint = fingerprint_of([_VERSION, *builder.sources.identity, choices])
+        corpus = builder.stored_or_made(fingerprint, _open, lambda: _make(builder, settings, events))
         _report(corpus, events)
         return corpus
 
 
 def prepared(fingerprint: str) -> Corpus | None:
-    """The corpus of that fingerprint if it was made before, and is still there and undamaged."""
+    """Return the corpus of that fingerprint if it was made before, and is still there and undamaged."""
     return stored_corpus(fingerprint, _open)
 
 
 def _report(corpus: Corpus, events: Events) -> None:
-    """What became of the text, for a face to show before anything is trained on it."""
+    """Emit what became of the text, to be shown before anything is trained on it."""
     ledger = corpus.ledger
     summary = {name: ledger[name] for name in SUMMARIZED}
     events.emit(TextSummary(**summary, read=ledger["read"], omissions=ledger.get("omissions", {})))
@@ -106,10 +102,12 @@ def _open(folder: Path) -> Corpus:
     )
 
 
-def _make(work: Path, sources: Sources, settings: DataSettings, ledger: Ledger, events: Events) -> None:
-    """Builds work/corpus."""
-    spool, split = _documents(work, sources, settings, ledger, events)
-    corpus, sides = work / "corpus", split.sides
+def _make(builder: CorpusBuilder, settings: DataSettings, events: Events) -> list[str]:
+    """Build the corpus, and return the names of its files."""
+    sources, ledger, corpus = builder.sources, builder.ledger, builder.folder
+    _refuse_if_too_large(sources.files)
+    spool, split = _documents(builder.work, sources, settings, ledger, events)
+    sides = split.sides
     trained_bytes = int(spool.sizes[sides == TRAIN].sum())
     vocab_size = settings.vocab_size or vocabulary_size(trained_bytes)
     sample = _sample(spool, sides, min(1.0, _SAMPLE_PER_ENTRY * vocab_size / trained_bytes))
@@ -127,14 +125,13 @@ def _make(work: Path, sources: Sources, settings: DataSettings, ledger: Ledger, 
             "tokens": store.num_tokens,
             "bytes": store.num_bytes,
         }
-    write_json(corpus / "files.json", [f.name for f in sources.files])
-    write_json(corpus / "ledger.json", ledger.as_dict())
+    return [file.name for file in sources.files]
 
 
 def _documents(
     work: Path, sources: Sources, settings: DataSettings, ledger: Ledger, events: Events
 ) -> tuple[DocumentBuffer, Split]:
-    """The cleaned documents and the side of each. Raises DataError when one side is left without text."""
+    """Return the cleaned documents and the side of each. Raises DataError when one side is left without text."""
     collector = DocumentCollector(sources, settings, ledger, events)
     spool = collector.read(work)
     remaining = collector.without_repeats(spool)
@@ -166,7 +163,7 @@ def _documents(
 
 
 def _sample(spool: DocumentBuffer, sides: np.ndarray, share: float) -> Iterator[str]:
-    """About `share` of the training text, evenly spread, in short pieces."""
+    """Yield about `share` of the training text, evenly spread, in short pieces."""
     owed = 0.0
     for first, text, ends in spool.chunks():
         begin = 0
@@ -183,7 +180,7 @@ def _sample(spool: DocumentBuffer, sides: np.ndarray, share: float) -> Iterator[
 def _tokenize(
     spool: DocumentBuffer, split: Split, tokenizer: ByteBpeTokenizer, corpus: Path, events: Events
 ) -> dict[str, TokenStore]:
-    """Every kept document into the store of its side, in order; chunks are encoded on two threads."""
+    """Write every kept document into the store of its side, in order; chunks are encoded on two threads."""
 
     def encode(chunk: _Chunk) -> _EncodedChunk:
         first, text, ends = chunk
@@ -212,7 +209,7 @@ def _tokenize(
 def _ahead(
     pool: ThreadPoolExecutor, work: Callable[[_Chunk], _EncodedChunk], items: Iterator[_Chunk], depth: int = 3
 ) -> Iterator[_EncodedChunk]:
-    """`map` over a pool that holds only `depth` items at a time."""
+    """Map over a pool that holds only `depth` items at a time."""
     waiting = []
     for item in items:
         waiting.append(pool.submit(work, item))
@@ -222,14 +219,153 @@ def _ahead(
         yield future.result()
 
 
-def _fingerprint(sources: Sources, settings: DataSettings) -> str:
-    choices = settings.model_dump(mode="json") | {"held_out_from": bool(sources.held_out)}
-    content = [_VERSION, *sources.identity, choices]
-    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:32]
-
-
 def _refuse_if_too_large(files: list[FoundFile]) -> None:
-    """Plain text is written once as text and once as tokens: when there is no room for that, say so at once."""
-    needed = int(_DISK_PER_BYTE * sum(f.size for f in files if row_format(f) == "text" and not f.compression))
+    """Raise ResourceError at once when there is no room for plain text, written once as text and once as tokens."""
+    needed = int(_DISK_PER_BYTE * sum(f.size for f in files if row_kind(f) == "text" and not f.compression))
     if needed > shutil.disk_usage(home()).free:
         raise disk_full(needed)
+
+
+class DocumentCollector:
+    """Reads the files of one corpus through its cleaning passes.
+
+    Held-out text that the user gave is what they want to be measured on: its characters are repaired and its secrets
+    masked, but none of it is left out.
+    """
+
+    def __init__(self, sources: Sources, settings: DataSettings, ledger: Ledger, events: Events) -> None:
+        self._files = sources.files
+        self._num_train = len(sources.train)
+        self._lines: dict[int, int] = {}  # of each file of plain text, how many its earlier pieces have
+        self._settings = settings
+        self._ledger = ledger
+        self._events = events
+        self._sweeps = _sweeps(settings)
+
+    def read(self, work: Path) -> DocumentBuffer:
+        """Write every row, mended, to disk in `work`; a document's origin is its file's number and its row."""
+        writer = BufferWriter(work / "read")
+        try:
+            for number, row, text in self._rows():
+                mended = self._mend(text, number, row)
+                if mended is not None:
+                    writer.append(mended, number, row)
+        finally:
+            writer.abandon()
+        spool = writer.close()
+        revising = [sweep for sweep in self._sweeps if sweep.revises()]
+        return self._revise(spool, revising, work / "revised") if revising else spool
+
+    def without_repeats(self, spool: DocumentBuffer) -> np.ndarray:
+        """Return which documents stay once duplicates are gone: bool (D,)."""
+        remaining = np.ones(len(spool), bool)
+        for sweep in self._sweeps if len(spool) > 1 else ():
+            repeats = sweep.repeats(spool)
+            if repeats is None:
+                continue
+            reason, repeated = repeats
+            repeated &= spool.origins[:, 0] < self._num_train
+            for document in np.flatnonzero(repeated & remaining).tolist():
+                file, row = spool.origins[document].tolist()
+                self.drop(reason, file, row)
+            remaining &= ~repeated
+        return remaining
+
+    def drop(self, reason: str, file: int, row: int) -> None:
+        """Note that a row which was read is left out after all."""
+        self._ledger.drop(reason, self._where(file, row), "")
+
+    def _rows(self) -> Iterator[tuple[int, int, str]]:
+        """Yield the file number, the row and the text of every row that can be read."""
+        total, done = sum(f.size for f in self._files), 0
+        with RowReader(self._files, self._ledger.note_omission, self._settings.field) as reader:
+            for number, file in enumerate(self._files):
+                reported = read = 0
+                try:
+                    for row in reader.rows(file):
+                        self._ledger.read += 1
+                        if "problem" in row:
+                            self.drop(row["problem"], number, row["row"])
+                            continue
+                        yield number, row["row"], row["text"]
+                        read += len(row["text"])
+                        if read - reported >= _REPORT_EVERY:
+                            reported = read
+                            self._report(done + min(read, file.size), total)
+                except Unreadable as e:
+                    self._ledger.skip(e.what, file.name)
+                except (OSError, EOFError, damage_error(file.compression)) as e:
+                    if isinstance(e, OSError) and e.errno in FULL_DISK:
+                        raise
+                    self._ledger.skip("damaged, read up to the damage", file.name)
+                except DataError as e:
+                    raise DataError(f"{file.name}: {e.what}", e.fix) from None
+                done += file.size
+                self._report(done, total)
+
+    def _report(self, done: int, total: int) -> None:
+        self._events.emit(Progress(what="read", done=done, total=total, unit="bytes"))
+
+    def _where(self, number: int, row: int) -> str:
+        return f"{self._files[number].name}:{row}"
+
+    def _mend(self, text: str, number: int, row: int) -> str | None:
+        mended = self._through([sweep.mend for sweep in self._sweeps], text, number, row)
+        if row_kind(self._files[number]) == "text":
+            self._lines[number] = self._lines.get(number, 0) + text.count("\n")
+        return mended
+
+    def _place(self, number: int, row: int, before: str) -> str:
+        """Return where the text after `before` is, as an editor opens it where it can."""
+        file = self._files[number]
+        if row_kind(file) == "text":
+            return f"{file.name}:{self._lines.get(number, 0) + before.count(chr(10)) + 1}"
+        return self._where(number, row) if Reader.part(file.reader).has_columns else file.name
+
+    def _revise(self, spool: DocumentBuffer, sweeps: list[Sweep], folder: Path) -> DocumentBuffer:
+        writer = BufferWriter(folder)
+        steps = [sweep.revise for sweep in sweeps]
+        try:
+            for first, data, ends in spool.chunks():
+                begin = 0
+                for document, end in enumerate(ends.tolist(), first):
+                    number, row = spool.origins[document].tolist()
+                    text = data[begin:end].decode()
+                    mended = text if number >= self._num_train else self._through(steps, text, number, row)
+                    if mended is not None:
+                        writer.append(mended, number, row)
+                    begin = end + 1
+        finally:
+            writer.abandon()
+        return writer.close()
+
+    def _through(self, steps: Sequence[Step], text: str, number: int, row: int) -> str | None:
+        is_held_out = number >= self._num_train
+
+        def note(what: str, reason: str, count: int, at: int = 0) -> None:
+            if what == "found":
+                self._ledger.find(reason, count, self._place(number, row, mended[:at]))
+            elif what == "mended":
+                self._ledger.mend(reason, self._where(number, row), text)
+            elif not is_held_out:
+                self._ledger.drop(reason, self._where(number, row), text)
+
+        mended = text
+        for step in steps:
+            after = step(mended, note)
+            if after is not None:
+                mended = after
+            elif not is_held_out:
+                return None
+        return mended
+
+
+def _sweeps(settings: DataSettings) -> list[Sweep]:
+    passes: list[type[Cleaning]] = sorted(parts("data/cleaning").values(), key=lambda p: p.rank)  # type: ignore[arg-type]
+    options = {"mask": settings.mask}
+    # secrets are looked for in any case
+    return [
+        p(**{k: v for k, v in options.items() if k in p.model_fields}).start()
+        for p in passes
+        if settings.clean or "mask" in p.model_fields
+    ]

@@ -1,4 +1,4 @@
-"""The settings of data. No numpy, so that a command line can be built from them at once."""
+"""The settings of data preparation. No numpy, so that a command line can be built from them at once."""
 
 from pathlib import Path
 from typing import Literal

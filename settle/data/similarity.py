@@ -1,4 +1,4 @@
-"""Which documents are nearly the same: MinHash over word shingles (by `rensa`), found by banding.
+"""Near-duplicate documents: MinHash over word shingles (by `rensa`), found by banding.
 
 What grows with the corpus lies on disk (256 bytes a document) and is compared one band at a time.
 Legend: D documents, W words, B bytes, H hashes per signature.
@@ -11,7 +11,7 @@ import numpy as np
 import rensa
 
 from settle.data.document_buffer import DocumentBuffer
-from settle.data.tokenizer.pretokenize import word_starts
+from settle.data.tokenizer.character_classes import word_starts
 
 _HASHES, _ROWS = 64, 4  # 16 bands of 4: two documents with Jaccard 0.6 meet in 89 of 100 cases, with 0.85 always
 _SHINGLE = 5  # words
@@ -36,7 +36,7 @@ class Similarity:
             self._left, self._right, self._alike = pairs["left"], pairs["right"], pairs["alike"]
 
     def clusters(self, jaccard: float) -> np.ndarray:
-        """For each document the first document of its cluster: int64 (D,); pairs at or above `jaccard` are joined."""
+        """Return for each document the first of its cluster: int64 (D,); pairs at or above `jaccard` are joined."""
         enough = self._alike >= jaccard
         left, right = self._left[enough], self._right[enough]
         parent = {i: i for i in np.union1d(left, right).tolist()}
@@ -56,7 +56,7 @@ class Similarity:
         return first
 
     def _compare(self, signatures: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Pairs (left < right) that share a band, and the share of equal hashes: an estimate of Jaccard."""
+        """Return pairs (left < right) that share a band, and the share of equal hashes: an estimate of Jaccard."""
         pairs = [_band(signatures, first) for first in range(0, _HASHES, _ROWS)]
         left, right = np.divmod(np.unique(np.concatenate(pairs)), max(self.size, 1))
         alike = np.empty(len(left), np.float32)
@@ -68,7 +68,7 @@ class Similarity:
 
 
 def _band(signatures: np.ndarray, first: int) -> np.ndarray:
-    """Documents equal in one band, as pairs left * D + right: each with its group's first and with its neighbour."""
+    """Return documents equal in one band, as pairs left * D + right: each with its group's first and its neighbour."""
     size = len(signatures)
     key = np.zeros(size, np.uint64)
     for column in range(first, first + _ROWS):
@@ -82,7 +82,7 @@ def _band(signatures: np.ndarray, first: int) -> np.ndarray:
 
 
 def _signatures(documents: DocumentBuffer) -> np.ndarray:
-    """MinHash signatures on disk: uint32 (D, H)."""
+    """Return MinHash signatures on disk: uint32 (D, H)."""
     path: Path = documents.folder / "signatures.bin"
     with path.open("wb") as f:
         for _, text, ends in documents.chunks():
@@ -95,7 +95,7 @@ def _signatures(documents: DocumentBuffer) -> np.ndarray:
 
 
 def _word_hashes(buffer: np.ndarray, starts: np.ndarray, first: int) -> np.ndarray:
-    """Hashes of the words from number `first` on, a few thousand at once: uint64."""
+    """Return the hashes of the words from number `first` on, a few thousand at once: uint64."""
     own = starts[first : first + _AT_ONCE]
     begin = own[0]
     end = starts[first + _AT_ONCE] if first + _AT_ONCE < len(starts) else len(buffer)
@@ -112,14 +112,14 @@ def _word_hashes(buffer: np.ndarray, starts: np.ndarray, first: int) -> np.ndarr
 
 @lru_cache(4)
 def _powers(base: np.uint64, count: int) -> np.ndarray:
-    """base to the power of 0, 1, … modulo 2**64."""
+    """Return base to the power of 0, 1, … modulo 2**64."""
     powers = np.full(count, base, np.uint64)
     powers[0] = 1
     return np.multiply.accumulate(powers, out=powers)
 
 
 def _shingles(buffer: np.ndarray, ends: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Hashes of every five words in a row of each document, and where each document's begin (D + 1,): both uint64.
+    """Return hashes of every five words in a row of each document, and where each document's begin (D + 1,), uint64.
 
     A document of fewer words has one shingle: all of them.
     """

@@ -1,22 +1,25 @@
-"""Three sides, so that nothing nearly the same is on two of them: what is trained on, what selects the weights, and
-what is held out for the judgement alone.
+"""Three sides, so that nothing nearly the same is on two of them: what trains, what selects the weights, what judges.
 
 A figure read off the rows that selected the weights is too good: the best of many evaluations is partly luck. So the
 held-out side is read once, when the weights are fixed, and a smaller selection side is taken from the training text.
 
 Many documents: whole clusters of similar ones go to a side by the hash of their text, so a document stays on its side
 when others are added. Few documents: each is cut into sections, of which the last ones are held out and those before
-them select.
-Legend: D documents.
+them select. Near duplicates, and answers to one prompt, are one family: no independent samples.
+Legend: D documents, R examples.
 """
 
-from collections.abc import Callable, Sequence
+import contextlib
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from settle.data.corpus import workspace
 from settle.data.document_buffer import BufferWriter, DocumentBuffer
+from settle.data.layouts import Example
 from settle.data.similarity import Similarity
 from settle.documents.rows import cut
 
@@ -36,15 +39,18 @@ _SECTIONS, _SMALLEST_SECTION, _LARGEST_SECTION = 64, 512, 1 << 15
 
 @dataclass(frozen=True)
 class Split:
-    """sides: int8 (D,). families: int64 (D,), the same number for documents that are kin: those are no independent
-    samples of what is measured on them."""
+    """The side and the family of each document.
+
+    sides: int8 (D,). families: int64 (D,), group id; documents in a group are near-duplicates, so not independent
+    samples.
+    """
 
     sides: np.ndarray
     families: np.ndarray
 
 
 def split_documents(documents: DocumentBuffer, remaining: np.ndarray, share: float) -> Split:
-    """The side of each document, for many documents; `remaining` is bool (D,), the others are DROPPED."""
+    """Return the side of each document, for many documents; `remaining` is bool (D,), the others are DROPPED."""
     sizes = np.where(remaining, documents.sizes, 0)
     levels = document_clusters(documents)
     sides = np.where(remaining, TRAIN, DROPPED).astype(np.int8)
@@ -56,19 +62,18 @@ def split_documents(documents: DocumentBuffer, remaining: np.ndarray, share: flo
 
 
 def judging_share(rows: int, share: float) -> float:
-    """The share of so many rows that judges, where a `share` is the usual one and nobody asked for another."""
+    """Return the share of so many rows that judges, where a `share` is the usual one and none was asked for."""
     return max(share, min(MOST_JUDGING, JUDGING_ROWS / max(1, rows)))
 
 
 def split_rows(
     texts: DocumentBuffer, prompts: np.ndarray, remaining: np.ndarray, share: float, selecting: float | None = None
 ) -> Split:
-    """The side of each of R examples; `remaining` is bool (R,), the others are DROPPED. Neither a near duplicate nor
-    another answer to the same prompt is on two sides.
+    """Return the side of each of R examples; `remaining` is bool (R,), the others are DROPPED.
 
-    texts: what each example says. prompts: a hash of what each asks, uint64 (R,). A cluster goes to a side by the hash
-    of its text, so that an example stays on its side when others are added. selecting: the share that selects; None:
-    half of `share`.
+    Neither a near duplicate nor another answer to the same prompt is on two sides. texts: what each example says.
+    prompts: a hash of what each asks, uint64 (R,). A cluster goes to a side by the hash of its text, so that an example
+    stays on its side when others are added. selecting: the share that selects; None: half of `share`.
     """
     sides = np.where(remaining, TRAIN, DROPPED).astype(np.int8)
     number = int(remaining.sum())
@@ -83,8 +88,10 @@ def split_rows(
 
 
 def row_clusters(texts: DocumentBuffer, prompts: np.ndarray) -> list[np.ndarray]:
-    """For each example the first of its cluster, int64 (R,); where kinship, or a prompt that all share, makes one
-    cluster of almost everything, the next one is stricter."""
+    """Return clusterings of examples, coarsest first: for each example the first of its cluster, int64 (R,).
+
+    Where kinship, or a prompt that all share, makes one cluster of almost everything, the next one is stricter.
+    """
     similarity = Similarity(texts)
     kin, near = similarity.clusters(KINSHIP), similarity.clusters(NEAR_DUPLICATE)
     return [_joined_by_prompt(kin, prompts), _joined_by_prompt(near, prompts), near]
@@ -99,8 +106,10 @@ def split_given(
     *,
     by_rows: bool,
 ) -> Split:
-    """For held-out text of a person's own, `given` bool (D,): those that select are taken from the other documents.
-    levels: as of `row_clusters`. by_rows: whether a share is of rows, not of bytes."""
+    """Return the sides for held-out text of the user's own, `given` bool (D,); others select.
+
+    levels: as of `row_clusters`. by_rows: whether a share is of rows, not of bytes.
+    """
     sides = np.where(remaining, TRAIN, DROPPED).astype(np.int8)
     sides[given & remaining] = HELD_OUT
     weights = np.where(sides == TRAIN, 1.0 if by_rows else documents.sizes, 0.0)
@@ -110,8 +119,10 @@ def split_given(
 
 
 def families_of(levels: Sequence[np.ndarray], measured: np.ndarray) -> np.ndarray:
-    """The first of the clusterings, int64 (D,) each, whose largest cluster is no more than half of what is `measured`,
-    bool (D,); else the last."""
+    """Return the coarsest clustering whose largest cluster holds at most half of the `measured` documents.
+
+    The last one where there is none. levels: int64 (D,) each; measured: bool (D,).
+    """
     for families in levels:
         if 2 * int(np.bincount(families[measured]).max(initial=0)) <= measured.sum():
             break
@@ -119,7 +130,7 @@ def families_of(levels: Sequence[np.ndarray], measured: np.ndarray) -> np.ndarra
 
 
 def document_clusters(documents: DocumentBuffer) -> list[np.ndarray]:
-    """For each document the first of its cluster, int64 (D,), the second time by a stricter measure."""
+    """Return for each document the first of its cluster, int64 (D,), the second time by a stricter measure."""
     similarity = Similarity(documents)
     return [similarity.clusters(jaccard) for jaccard in (KINSHIP, NEAR_DUPLICATE)]
 
@@ -127,8 +138,10 @@ def document_clusters(documents: DocumentBuffer) -> list[np.ndarray]:
 def _first_clusters(
     levels: Sequence[np.ndarray], hashes: np.ndarray, sizes: np.ndarray, budget: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Documents, bool (D,), in whole clusters: those first in their order that fit into the budget, by the first level
-    that fills half of it; and that level. sizes: 0 of documents that are not to be had."""
+    """Return documents, bool (D,), in whole clusters that fit into the budget, and the clustering that was used.
+
+    That is the first level of which they fill half of the budget. sizes: 0 of documents that are not to be had.
+    """
     available = sizes > 0
     for cluster in levels:
         size = np.bincount(cluster, sizes, len(sizes))
@@ -143,8 +156,11 @@ def _first_clusters(
 def _select(
     sides: np.ndarray, levels: Sequence[np.ndarray], hashes: np.ndarray, sizes: np.ndarray, budget: float
 ) -> None:
-    """Moves training documents to the selection side. Where kinship leaves none to be moved, single ones are: they only
-    choose among weights, and the judgement is made on others."""
+    """Move training documents to the selection side.
+
+    Where kinship leaves none to be moved, single ones are: they only choose among weights, and the judgement is made on
+    others.
+    """
     available = np.where(sides == TRAIN, sizes, 0)
     budget = min(budget, float(available.sum()) / 3)
     alone = np.arange(len(sides))
@@ -156,7 +172,7 @@ def _select(
 
 
 def _first_to_fit(size: np.ndarray, order: np.ndarray, budget: float, most: float) -> np.ndarray:
-    """The clusters of at most `most`, first in `order`, that together stay within the budget."""
+    """Return the clusters of at most `most`, first in `order`, that together stay within the budget."""
     candidates = np.flatnonzero((size > 0) & (size <= most))
     candidates = candidates[np.argsort(order[candidates], kind="stable")]
     chosen: np.ndarray = candidates[np.cumsum(size[candidates]) <= budget]
@@ -164,7 +180,7 @@ def _first_to_fit(size: np.ndarray, order: np.ndarray, budget: float, most: floa
 
 
 def _joined_by_prompt(cluster: np.ndarray, prompts: np.ndarray) -> np.ndarray:
-    """Clusters that share a prompt become one: for each example the first of its cluster, int64 (R,)."""
+    """Join clusters that share a prompt: for each example the first of its cluster, int64 (R,)."""
     joined = cluster
     while True:
         _, first, same = np.unique(prompts, return_index=True, return_inverse=True)
@@ -180,7 +196,7 @@ def _joined_by_prompt(cluster: np.ndarray, prompts: np.ndarray) -> np.ndarray:
 
 
 def uniform_order(cluster: np.ndarray, hashes: np.ndarray, remaining: np.ndarray) -> np.ndarray:
-    """A uniform number a cluster, from its lowest hash: float64 (D,).
+    """Return a uniform number a cluster, from its lowest hash: float64 (D,).
 
     The lowest of n hashes is the lower the larger n, and large clusters would be held out first: of n uniform numbers
     the lowest is below x with probability 1 - (1 - x)^n, which is uniform again.
@@ -192,7 +208,7 @@ def uniform_order(cluster: np.ndarray, hashes: np.ndarray, remaining: np.ndarray
 
 
 def are_few(documents: DocumentBuffer, remaining: np.ndarray, share: float) -> bool:
-    """Whether whole documents are too few, or some of them too large, to give a fair held-out set."""
+    """Return whether whole documents are too few, or some of them too large, to give a fair held-out set."""
     sizes = documents.sizes[remaining]
     large = sizes[sizes > _budget(sizes, share) / 4]
     return len(sizes) < FEW or 2 * large.sum() > sizes.sum()
@@ -205,8 +221,10 @@ def _budget(sizes: np.ndarray, share: float) -> float:
 def split_sections(
     documents: DocumentBuffer, remaining: np.ndarray, share: float, folder: Path, given: np.ndarray | None = None
 ) -> tuple[DocumentBuffer, Split]:
-    """For few documents: a new spool in `folder` whose documents are parts of the old ones, and the side of each.
-    Parts of one document are one family. given: bool (D,), held-out text of a person's own, which stays that."""
+    """Split few documents into parts: a new spool in `folder`, and the side of each part.
+
+    Parts of one document are one family. given: bool (D,), held-out text of the user's own, which stays that.
+    """
     sections, parents = _cut_sections(documents, remaining, folder / "sections")
     is_given = np.zeros(len(sections), bool) if given is None else given[parents]
     proposed, sizes = np.where(is_given, HELD_OUT, TRAIN).astype(np.int8), sections.sizes
@@ -237,7 +255,7 @@ def split_sections(
 
 
 def _propose_tail(sides: np.ndarray, own: np.ndarray, sizes: np.ndarray, side: int, share: float) -> None:
-    """Puts the last of a document's sections `own`, which are at most `share` of it but at least one, on a side."""
+    """Put the last of a document's sections `own`, at most `share` of it but at least one, on a side."""
     after = np.cumsum(sizes[own][::-1])[::-1]
     sides[own[after <= max(share * after[0], sizes[own[-1]])]] = side
 
@@ -245,8 +263,10 @@ def _propose_tail(sides: np.ndarray, own: np.ndarray, sizes: np.ndarray, side: i
 def without_kin_of(
     given: np.ndarray, documents: DocumentBuffer, remaining: np.ndarray, drop: Callable[[str, int, int], None]
 ) -> np.ndarray:
-    """Which documents remain, bool (D,), for a `given` held-out text, bool (D,): training documents that are the same
-    as one of its own, or nearly, are dropped."""
+    """Drop training documents that are nearly the same as `given` held-out text; return those that remain, bool (D,).
+
+    given: bool (D,).
+    """
     held_out = given & remaining
     cluster = Similarity(documents).clusters(NEAR_DUPLICATE)
     has_held_out = np.zeros(len(given), bool)
@@ -261,7 +281,7 @@ def without_kin_of(
 
 
 def _kin_together(proposed: np.ndarray, cluster: np.ndarray) -> np.ndarray:
-    """The sides (D,) once every cluster is on one: training where any of it is, else held out where any of it is."""
+    """Return the sides (D,) with every cluster on one: training where any of it is, else held out."""
     sides = proposed.copy()
     for side in (HELD_OUT, TRAIN):
         has_it = np.zeros(len(sides), bool)
@@ -288,7 +308,7 @@ def _cut_sections(documents: DocumentBuffer, remaining: np.ndarray, folder: Path
 def _join(
     sections: DocumentBuffer, parents: np.ndarray, sides: np.ndarray, folder: Path
 ) -> tuple[DocumentBuffer, Split]:
-    """Neighbouring sections of one document on one side become one document again."""
+    """Join neighbouring sections of one document on one side into one document."""
     same = (np.diff(parents) == 0) & (np.diff(sides) == 0)
     begins = np.flatnonzero(np.append(True, ~same))
     writer = BufferWriter(folder)
@@ -299,3 +319,39 @@ def _join(
     finally:
         spool = writer.close()
     return spool, Split(sides[begins], parents[begins])
+
+
+def row_families(examples: Sequence[Example]) -> list[int]:
+    """Return the family of each example: near-duplicate texts, or answers to one prompt, share a number."""
+    prompts = np.array([prompt_hash(words(example)[0]) for example in examples], np.uint64)
+    with buffered(examples) as texts:
+        families: list[int] = families_of(row_clusters(texts, prompts), np.ones(len(examples), bool)).tolist()
+        return families
+
+
+@contextlib.contextmanager
+def buffered(examples: Sequence[Example]) -> Iterator[DocumentBuffer]:
+    """Provide the texts of examples, prompt and answer, in a buffer that exists inside the block."""
+    with workspace() as work:
+        writer = BufferWriter(work / "texts")
+        try:
+            for number, example in enumerate(examples):
+                writer.append("\n\n".join(filter(None, words(example))), 0, number)
+        finally:
+            texts = writer.close()
+        yield texts
+
+
+def words(example: Example) -> tuple[str, str]:
+    """Return the prompt and the answer of an example, without the system prompt that all may share."""
+    turns = [message["content"] for message in example.messages if message["role"] != "system"]
+    if example.kind == "preference":
+        return "\n\n".join(turns), "\n\n".join(m["content"] for m in (*example.chosen, *example.rejected))
+    if example.kind == "text":
+        return example.text, ""
+    return turns[0], "\n\n".join(turns[1:])
+
+
+def prompt_hash(prompt: str) -> int:
+    """Return 64 bits that stand for a prompt."""
+    return int.from_bytes(hashlib.blake2b(prompt.encode("utf-8", "replace"), digest_size=8).digest())

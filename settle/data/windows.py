@@ -1,4 +1,4 @@
-"""Texts as windows of ids, so that every byte of them is predicted just once: what a model is measured on."""
+"""Texts as windows of ids in which every byte is predicted just once, for measurements."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from settle.base.tokenizer import Tokenizer
 class Windows:
     """Windows, each opened by a token that is given and not predicted.
 
-    ids: of each window; texts: which text each is of, counted from 0; num_bytes: UTF-8 bytes of each text.
+    ids: of each window. texts: which text each is of, counted from 0. num_bytes: UTF-8 bytes of each text.
     """
 
     ids: list[list[int]]
@@ -31,7 +31,7 @@ class Windows:
 
 
 def first_texts(tokenizer: Tokenizer, texts: Iterable[str], most_tokens: int) -> list[str]:
-    """Texts from the first on, about `most_tokens` of them in all: the last one is cut at a character."""
+    """Return texts from the first on, about `most_tokens` of them in all: the last one is cut at a character."""
     chosen: list[str] = []
     left = most_tokens
     for text in texts:
@@ -46,7 +46,7 @@ def first_texts(tokenizer: Tokenizer, texts: Iterable[str], most_tokens: int) ->
 
 
 def text_windows(tokenizer: Tokenizer, texts: Iterable[str], length: int) -> Windows:
-    """Windows of at most `length` ids (2 at least), a text after the other.
+    """Return windows of at most `length` ids (2 at least), a text after the other.
 
     Two models with different vocabularies are given different ids for the same texts, and bits per byte over these are
     comparable all the same.
@@ -65,5 +65,5 @@ def text_windows(tokenizer: Tokenizer, texts: Iterable[str], length: int) -> Win
 
 
 def opening_id(tokenizer: Tokenizer) -> int:
-    """The token that stands before a text: the one made for it, or the one that ended the text before."""
+    """Return the token that opens a text: the one made for it, or the one that ended the text before."""
     return int(tokenizer.eos_id if tokenizer.bos_id is None else tokenizer.bos_id)

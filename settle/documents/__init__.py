@@ -1,1 +1,1 @@
-"""People's files: read in a fenced child process, as blocks that know their place."""
+"""The user's files: read in a fenced child process, as blocks that know their place."""

@@ -1,4 +1,4 @@
-"""Confines this process: it reads files below some folders, writes none, starts no program and opens no connection.
+"""Confinement of this process: it reads some folders, writes no file, starts no program and opens no connection.
 
 For a process that reads documents from elsewhere: a hole in a library is then no way to the account's other files. By
 Landlock (Linux 5.13) and seccomp; where the kernel has neither, as on other systems, nothing is confined.
@@ -36,8 +36,10 @@ _X32 = 0x40000000  # system calls from here on are of another kind
 
 
 def confine(roots: Iterable[str] | None) -> None:
-    """Confines this process and those that it starts, for good. roots: folders and files that it may read beside what
-    Python needs; None: all files, also to write."""
+    """Confine this process and those that it starts, for good.
+
+    roots: folders and files that it may read in addition to what Python needs; None: all files, also to write.
+    """
     if sys.platform != "linux":
         return
     libc = ctypes.CDLL(None, use_errno=True)
@@ -49,13 +51,13 @@ def confine(roots: Iterable[str] | None) -> None:
 
 
 def roots_from(argument: str) -> list[str] | None:
-    """The roots that a parent has passed on its child's command line, with `roots_as`."""
+    """Return the roots that a parent has passed on its child's command line, with `roots_as`."""
     roots: list[str] | None = json.loads(argument)
     return roots
 
 
 def roots_as(roots: Iterable[Path | str] | None) -> str:
-    """Roots as an argument of a command line."""
+    """Return roots as an argument of a command line."""
     return json.dumps(None if roots is None else [str(Path(root).absolute()) for root in roots])
 
 
@@ -76,7 +78,7 @@ def _confine_files(libc: ctypes.CDLL, paths: Iterable[str]) -> None:
 
 
 def _allow(libc: ctypes.CDLL, ruleset: int, path: str) -> None:
-    """Lets files at or below a path be read; one that is not there is passed over."""
+    """Allow files at or below a path to be read; one that is not there is passed over."""
     try:
         opened = os.open(path, os.O_PATH | os.O_CLOEXEC)
     except OSError:
@@ -89,7 +91,7 @@ def _allow(libc: ctypes.CDLL, ruleset: int, path: str) -> None:
 
 
 def _refuse_calls(libc: ctypes.CDLL) -> None:
-    """Every call of `_CALLS` fails with "permission denied", as do those of another architecture."""
+    """Let every call of `_CALLS`, and those of another architecture, fail with "permission denied"."""
     if platform.machine() not in _CALLS:
         return
     architecture, numbers = _CALLS[platform.machine()]

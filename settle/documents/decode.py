@@ -1,13 +1,16 @@
-"""Bytes → text, whatever the encoding: a stream of pieces or lines, the lines of a file, or the whole of it."""
+"""Bytes → text, whatever the compression and encoding: a stream of pieces or lines, or the whole of a file."""
 
 import codecs
+import gzip
 import re
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, cast
 
 from settle.documents.blocks import Note, Unreadable
 
+COMPRESSIONS = (".gz", ".zst")
 # a record of a table or of JSON is read whole, and none is this long
 MAX_RECORD = 64 << 20
 _CHUNK = 1 << 20
@@ -21,11 +24,32 @@ _MARKS = (
 )  # fmt: skip
 
 
-def decoded(stream: BinaryIO) -> Iterator[str]:
-    """A file's text in pieces of about a megabyte. Raises Unreadable for binary data.
+def open_unpacked(path: Path, compression: str) -> BinaryIO:
+    """Return the bytes of a file, unpacked where `compression` is one of COMPRESSIONS. Raises OSError."""
+    if compression == ".gz":
+        return cast(BinaryIO, gzip.open(path, "rb"))
+    if compression == ".zst":
+        import zstandard
 
-    UTF-8, or UTF-16/32 by their byte-order mark; a file whose first megabyte has bytes above 127 and none of them
-    valid UTF-8 is read as Windows-1252. Bytes that cannot be read become U+FFFD, for the cleaning to count.
+        unpacked = zstandard.ZstdDecompressor().stream_reader(path.open("rb"), closefd=True, read_across_frames=True)
+        return cast(BinaryIO, unpacked)
+    return path.open("rb")
+
+
+def damage_error(compression: str) -> type[Exception]:
+    """Return the exception, other than EOFError, that reading damaged packed bytes raises."""
+    if compression == ".zst":
+        import zstandard
+
+        return zstandard.ZstdError
+    return zlib.error
+
+
+def decoded(stream: BinaryIO) -> Iterator[str]:
+    """Yield a file's text in pieces of about a megabyte. Raises Unreadable for binary data.
+
+    UTF-8, or UTF-16/32 by their byte-order mark; a file whose first megabyte has bytes above 127 and none of them valid
+    UTF-8 is read as Windows-1252. Bytes that cannot be read become U+FFFD, for the cleaning to count.
     """
     head = stream.read(_CHUNK)
     decoder = codecs.getincrementaldecoder(_stream_encoding(head))("replace")
@@ -36,7 +60,7 @@ def decoded(stream: BinaryIO) -> Iterator[str]:
 
 
 def lines(stream: BinaryIO) -> Iterator[str | None]:
-    """A file's lines with their ends; None in place of one longer than MAX_RECORD characters, which is passed over."""
+    """Yield a file's lines with their ends; None in place of one longer than MAX_RECORD characters."""
     pieces: list[str] = []
     size = 0
     for chunk in decoded(stream):
@@ -55,7 +79,7 @@ def lines(stream: BinaryIO) -> Iterator[str | None]:
 
 
 def _stream_encoding(head: bytes) -> str:
-    """Judged by the beginning alone: a stream cannot be read twice."""
+    """Return the encoding, judged by the beginning alone: a stream cannot be read twice."""
     if marked := marked_encoding(head):
         return marked
     if is_binary(head):
@@ -66,7 +90,7 @@ def _stream_encoding(head: bytes) -> str:
 
 
 def is_binary(head: bytes) -> bool:
-    """Whether the beginning of a file looks like no text in any encoding: NUL bytes, or mostly control bytes."""
+    """Return whether the beginning of a file is no text in any encoding: NUL bytes, or mostly control bytes."""
     if b"\0" in head[:8192]:
         return True
     start = head[:8192]
@@ -75,7 +99,7 @@ def is_binary(head: bytes) -> bool:
 
 
 def text_lines(path: Path, note: Note) -> Iterator[str]:
-    """Lines without their ends, decoded by the byte order mark, as UTF-8, or else as Windows' Western one.
+    """Yield lines without their ends, decoded by the byte order mark, as UTF-8, or else as Windows' Western one.
 
     Raises Unreadable for what is not text: zero bytes, or a line above a million characters.
     """
@@ -91,13 +115,13 @@ def text_lines(path: Path, note: Note) -> Iterator[str]:
 
 
 def whole_text(path: Path, note: Note) -> str:
-    """All of it, decoded in the same way, however long its lines. Raises Unreadable above LARGEST."""
+    """Return all of a file, decoded in the same way, however long its lines. Raises Unreadable above LARGEST."""
     encoding = _noted_encoding(path, note)
     return whole_bytes(path).decode(encoding, "replace").replace("\r\n", "\n")
 
 
 def whole_bytes(path: Path) -> bytes:
-    """Raises Unreadable above LARGEST."""
+    """Return the bytes of a file. Raises Unreadable above LARGEST."""
     with path.open("rb") as file:
         data = file.read(LARGEST + 1)
     if len(data) > LARGEST:
@@ -106,7 +130,7 @@ def whole_bytes(path: Path) -> bytes:
 
 
 def marked_encoding(head: bytes) -> str | None:
-    """The encoding that a byte order mark announces."""
+    """Return the encoding that a byte order mark announces."""
     return next((name for mark, name in _MARKS if head.startswith(mark)), None)
 
 

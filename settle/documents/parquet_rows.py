@@ -28,8 +28,11 @@ class OtherValue:
 
 
 def parquet_rows(path: str, field: str | None) -> Iterator[Record]:
-    """The rows of a file with their values. field: the only column that is read. Raises Unreadable for a file that is
-    damaged, or takes more than the child may; DataError for a column that is not there."""
+    """Yield the rows of a file with their values. field: the only column that is read.
+
+    Raises Unreadable for a file that is damaged, or takes more than the child may; DataError for a column that is not
+    there.
+    """
     child = FencedChild("settle.documents.parquet_rows", LIMITS)
     request: dict[str, str | None] | None = {"path": path, "field": field}
     number = 0
@@ -64,7 +67,7 @@ def _restored(value: Any) -> Any:
 
 
 def batches(path: str, field: str | None) -> Iterator[list[Any]]:
-    """Values of a file's rows, some at a time. Raises as `parquet_rows` does."""
+    """Yield the values of a file's rows, some at a time. Raises as `parquet_rows` does."""
     import pyarrow as pa
     from pyarrow import parquet
 
@@ -88,7 +91,7 @@ class _Reading:
         self._batches: Iterator[list[Any]] = iter(())
 
     def answer(self, request: Any) -> object:
-        """The next rows, None behind the last, or why there are none. request: the file to begin with, or None."""
+        """Return the next rows, None after the last, or why there are none. request: a file to begin with, or None."""
         try:
             if request is not None:
                 confine([request["path"]])

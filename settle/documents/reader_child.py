@@ -1,4 +1,4 @@
-"""The process that documents are read in: a file that crashes or hangs its reader does neither to its parent.
+"""The process that reads documents: a file that crashes or hangs its reader does neither to the parent.
 
 A line of JSON asks for a file, `{"path", "reader", "seconds"}`. Lines answer it: `["block", …]` and `["note", text]`,
 at last `["end", "" or why the file is unreadable, whether another file may be asked for]` or `["missing", library]`.
@@ -28,7 +28,10 @@ _GRACE = 10  # seconds after those in which the parent ends this process: for wh
 
 
 class Request(TypedDict):
-    """A file to read. seconds: how long it may take."""
+    """A file to read.
+
+    seconds: how long it may take.
+    """
 
     path: str
     reader: str
@@ -36,7 +39,7 @@ class Request(TypedDict):
 
 
 def main() -> None:
-    """Reads the files that stdin asks for until it ends."""
+    """Read the files that stdin asks for until it ends."""
     # a library that prints must not break the protocol
     out = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
@@ -60,7 +63,7 @@ def _listen(requests: "queue.SimpleQueue[Request]") -> None:
 
 
 def _try(request: Request, out: TextIO) -> tuple[str, bool]:
-    """Why a file is unreadable, or "", and whether this process can read another one."""
+    """Return why a file is unreadable, or "", and whether this process can read another one."""
     try:
         _read(Path(request["path"]), request["reader"], out)
     except Unreadable as e:
@@ -105,7 +108,7 @@ def _send_block(out: TextIO, block: Block) -> None:
 
 
 def _clean(text: str) -> str:
-    """Removes zero characters and halves of UTF-16 pairs, which no text file may hold."""
+    """Remove zero characters and halves of UTF-16 pairs, which no text file may hold."""
     if text.isascii() and "\0" not in text:
         return text
     return text.replace("\0", "").encode("utf-8", "replace").decode("utf-8")

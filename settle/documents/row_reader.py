@@ -1,7 +1,6 @@
-"""The rows of files for training: streamed where their kind allows it, else of the blocks that the child reads."""
+"""The rows of files for training: streamed where their kind allows it, else made of blocks that the child reads."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from importlib.util import find_spec
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -14,26 +13,20 @@ from settle.documents.walk import FoundFile
 OnNote = Callable[[FoundFile, str], None]
 
 
-def missing_package(file: FoundFile) -> str | None:
-    """The package that training needs to read this file and that is not installed."""
-    kind = Reader.part(file.reader)
-    return None if kind.streams() else next((p for p in kind.packages if find_spec(p) is None), None)
-
-
 class RowReader:
-    """Reads each of the files once, in their order; the child reads the next ones meanwhile.
+    """Reader of files, each once, in their order; the child reads the next ones meanwhile.
 
-    settings: given to the readers that have a field of that name. on_note: called with what a reader left out. As a
-    context manager it ends the child.
+    on_note: called with what a reader left out. field: the column or key that holds the text, for the readers that have
+    such. As a context manager it ends the child.
     """
 
-    def __init__(self, files: Sequence[FoundFile], settings: Mapping[str, object], on_note: OnNote) -> None:
-        self._settings, self._on_note = settings, on_note
+    def __init__(self, files: Sequence[FoundFile], on_note: OnNote, field: str | None = None) -> None:
+        self._on_note, self._field = on_note, field
         fenced = [f for f in files if not Reader.part(f.reader).streams() and not f.compression]
         self._documents = read_all(((Path(f.path), f.reader) for f in fenced), roots={f.root for f in fenced})
 
     def rows(self, file: FoundFile) -> Iterator[Row]:
-        """The file's documents. Raises Unreadable with the reason when it has none to give."""
+        """Yield the file's documents. Raises Unreadable with the reason when it has none to give."""
         reader = self._reader(file)
         if reader.streams():
             with file.open() as stream:
@@ -42,7 +35,7 @@ class RowReader:
             yield from reader.rows_of(self._document(file).blocks)
 
     def records(self, file: FoundFile) -> Iterator[Record]:
-        """The file's rows with their named values. Raises Unreadable with the reason when it has none to give."""
+        """Yield the file's rows with their named values. Raises Unreadable with the reason when it has none to give."""
         reader = self._reader(file)
         if reader.streams():
             with file.open() as stream:
@@ -52,10 +45,10 @@ class RowReader:
 
     def _reader(self, file: FoundFile) -> Reader:
         kind = Reader.part(file.reader)
-        return kind.model_validate({k: v for k, v in self._settings.items() if k in kind.model_fields})
+        return kind.model_validate({"field": self._field} if "field" in kind.model_fields else {})
 
     def _document(self, file: FoundFile) -> Read:
-        """The blocks that the child read. Raises Unreadable."""
+        """Return the blocks that the child read. Raises Unreadable."""
         if file.compression:
             raise Unreadable("a compressed document: unpack it first")
         document = next(self._documents)

@@ -1,17 +1,30 @@
-"""The rows that training reads from a file: text, or records with named values. A long text is cut at its borders."""
+"""The rows that training reads from a file: text, or records with named values; and the text of a record.
+
+A long text is cut at its borders.
+"""
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import NotRequired, TypedDict
+
+from settle.base.errors import DataError
 
 # a longer text is cut at a paragraph's border, so that no file, whatever its size, is held in memory whole
 MAX_DOCUMENT = 2 << 20
 _BORDERS = (re.compile(r"\n\s*\n"), re.compile(r"\n"), re.compile(r"[.!?。！？;]\s*"), re.compile(r"\s"))
+# in this order; the first that is there and holds text
+_TEXT_KEYS = ("text", "content", "body", "document", "article", "passage", "code", "story", "raw_content")
+_TURN_KEYS = ("messages", "conversations", "conversation", "turns")
+
+
+Values = Mapping[str, object]
+"""The named values of a row, as they were read."""
 
 
 class Row(TypedDict):
-    """One document: its text, and which row of the file it is (from 1; of lines of text the line at which it begins);
-    or the problem that kept a row from being read.
+    """One document with its row, or the problem that kept a row from being read.
+
+    row: of the file, from 1; of lines of text the line at which it begins.
     """
 
     text: NotRequired[str]
@@ -28,7 +41,7 @@ class Record(TypedDict):
 
 
 def text_rows(text: str, row: int) -> Iterator[Row]:
-    """The rows of one record: its text, in several where it is very long."""
+    """Yield the rows of one record: its text, in several where it is very long."""
     if not text:
         yield {"row": row, "problem": "a record without text"}
     for piece in cut([text]):
@@ -36,7 +49,7 @@ def text_rows(text: str, row: int) -> Iterator[Row]:
 
 
 def cut(chunks: Iterable[str], limit: int = MAX_DOCUMENT) -> Iterator[str]:
-    """Joins chunks to texts of at most `limit` characters, cut after a paragraph, a line, a sentence or a space."""
+    """Join chunks to texts of at most `limit` characters, cut after a paragraph, a line, a sentence or a space."""
     text = ""
     for chunk in chunks:
         text += chunk
@@ -49,7 +62,7 @@ def cut(chunks: Iterable[str], limit: int = MAX_DOCUMENT) -> Iterator[str]:
 
 
 def _border(text: str, limit: int) -> int:
-    """Where to cut: after the last border in the second half of the first `limit` characters."""
+    """Return where to cut: after the last border in the second half of the first `limit` characters."""
     for border in _BORDERS:
         low = limit - limit // 8 if border is not _BORDERS[0] else limit // 2
         last = None
@@ -58,3 +71,59 @@ def _border(text: str, limit: int) -> int:
         if last is not None:
             return last.end()
     return limit
+
+
+def record_lines(value: object, key: str = "") -> str:
+    """Return a line `key: value` for each value that is not empty, nested keys joined by dots.
+
+    A text of several lines keeps them.
+    """
+    lines: list[str] = []
+    waiting: list[tuple[str, object]] = [(key, value)]
+    while waiting:
+        name, current = waiting.pop()
+        if isinstance(current, dict):
+            waiting += [(f"{name}.{k}" if name else str(k), v) for k, v in reversed(current.items())]
+        elif isinstance(current, list) and any(isinstance(v, dict | list) for v in current):
+            waiting += [(name, v) for v in reversed(current)]
+        elif current not in (None, "", []):
+            text = ", ".join(map(_scalar, current)) if isinstance(current, list) else _scalar(current)
+            lines.append(f"{name}: {text}" if name else text)
+    return "\n".join(lines)
+
+
+def _scalar(value: object) -> str:
+    return value if isinstance(value, str) else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def record_document(record: object, field: str | None) -> str:
+    """Return the document in one record; "" when it holds none.
+
+    With `field` that value. Otherwise a value under a usual name for text, a conversation's turns, or, when there is
+    neither, every text in the record, in order, with a blank line between. Raises DataError when `field` is not there.
+    """
+    if isinstance(record, str):
+        return record
+    if isinstance(record, list):
+        return "\n\n".join(filter(None, (record_document(r, None) for r in record)))
+    if not isinstance(record, dict):
+        return ""
+    if field is not None:
+        if field not in record:
+            known = ", ".join(map(repr, list(record)[:20]))
+            raise DataError(f"there is no field {field!r} in the data", f"use one of {known}")
+        return record_document(record[field], None)
+    lowered = {str(key).lower(): value for key, value in record.items()}
+    for key in _TEXT_KEYS:
+        if isinstance(text := lowered.get(key), str) and text.strip():
+            return text
+    for key in _TURN_KEYS:
+        if isinstance(turns := lowered.get(key), list):
+            return "\n\n".join(filter(None, map(_turn_text, turns)))
+    return "\n\n".join(filter(None, (record_document(value, None) for value in record.values())))
+
+
+def _turn_text(turn: object) -> str:
+    if isinstance(turn, dict):
+        return next((v for k in ("content", "value", "text") if isinstance(v := turn.get(k), str)), "")
+    return turn if isinstance(turn, str) else ""

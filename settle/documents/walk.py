@@ -1,4 +1,4 @@
-"""The files of folders that a reader knows, and the others with the reason why they are skipped."""
+"""The files in folders that a reader knows, and the reason for each of the others why it is skipped."""
 
 import hashlib
 import os
@@ -11,8 +11,7 @@ from typing import BinaryIO
 from settle.base.errors import DataError, UsageError
 from settle.base.files import home
 from settle.base.visible import visible_line
-from settle.documents.compression import COMPRESSIONS, damage_error, open_unpacked
-from settle.documents.decode import is_binary
+from settle.documents.decode import COMPRESSIONS, damage_error, is_binary, open_unpacked
 from settle.documents.reader_pool import reader_of
 
 HIDDEN, NOT_REGULAR, UNREADABLE = "hidden or version control", "not a regular file", "cannot be read"
@@ -28,14 +27,16 @@ Skip = Callable[[str, str], None]  # called with the reason and the path below t
 
 
 def path_text(path: str) -> str:
-    """A path whose bytes are no UTF-8, as text: `\\xe9` for the byte E9. Every other one as it is."""
+    """Return a path as text; bytes that are not UTF-8 are written out, E9 as `\\xe9`."""
     return path.encode(errors="surrogateescape").decode(errors="backslashreplace")
 
 
 @dataclass(frozen=True)
 class FoundFile:
-    """A file to read. root: the folder or file that was pointed at; size: bytes; changed: its time in nanoseconds;
-    reader: the kind that reads it; compression: "", ".gz" or ".zst".
+    """A file to read.
+
+    root: the folder or file that was given. size: bytes. changed: its time in nanoseconds. reader: the kind that reads
+    it. compression: "", ".gz" or ".zst".
     """
 
     path: str
@@ -56,15 +57,17 @@ class FoundFile:
         return path_text(self.path)
 
     def open(self) -> BinaryIO:
-        """The uncompressed bytes."""
+        """Open the uncompressed bytes."""
         return open_unpacked(Path(self.path), self.compression)
 
 
 @dataclass(frozen=True)
 class Walk:
-    """How folders are walked. skip: called for each file or folder that is left out. looks_inside: whether files are
-    opened, to unpack .gz and .zst and to take those of an unknown kind as text where they look like it. also_skipped: a
-    further reason to leave out a path (and whether it is a folder), or None; an empty reason is not passed to `skip`.
+    """How folders are walked.
+
+    skip: called for each file or folder that is left out. looks_inside: whether files are opened, to unpack .gz and
+    .zst and to take those of an unknown kind as text where they look like it. also_skipped: a further reason to leave
+    out a path (and whether it is a folder), or None; an empty reason is not passed to `skip`.
     """
 
     skip: Skip = lambda reason, path: None
@@ -72,7 +75,7 @@ class Walk:
     also_skipped: Callable[[Path, bool], str | None] = lambda path, is_folder: None
 
     def files(self, roots: Iterable[Path]) -> Iterator[FoundFile]:
-        """Files below `roots`, each once, in the order of their paths in each.
+        """Yield files below `roots`, each once, in the order of their paths in each.
 
         Raises DataError for a root that is not there, or a file that cannot be read.
         """
@@ -138,7 +141,7 @@ class Walk:
         return "settle's own" if path == own else self.also_skipped(path, True)
 
     def _file(self, path: Path, root: Path) -> FoundFile | str:
-        """A file, or the reason why it is skipped."""
+        """Return a file, or the reason why it is skipped."""
         if path != root and _leads_outside(path, root):
             return OUTSIDE
         try:
@@ -170,14 +173,14 @@ class Walk:
 
 
 def _closed(root: Path, error: OSError) -> DataError:
-    """A folder that was pointed at and cannot be looked into."""
+    """Return the error of a folder that was given and cannot be looked into."""
     return DataError(
         f"{str(root)!r} cannot be opened: {error.strerror}", "change its permissions, or give another folder"
     )
 
 
 def _leads_outside(path: Path, root: Path) -> bool:
-    """Whether a file in a folder is a link to one elsewhere, which may be somebody else's text."""
+    """Return whether a file in a folder is a link to one elsewhere, which may be somebody else's text."""
     try:
         return path.is_symlink() and path.exists() and not path.resolve().is_relative_to(root.resolve())
     except (OSError, RuntimeError):
@@ -185,6 +188,6 @@ def _leads_outside(path: Path, root: Path) -> bool:
 
 
 def sha256_of(path: str) -> bytes:
-    """The hash of a file's bytes. Raises OSError."""
+    """Return the hash of a file's bytes. Raises OSError."""
     with open(path, "rb") as f:
         return hashlib.file_digest(f, "sha256").digest()

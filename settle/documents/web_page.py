@@ -5,9 +5,8 @@ import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from settle.documents.blocks import LEFT_OUT, Block, Note, Place, Unreadable
+from settle.documents.blocks import LEFT_OUT, Block, Note, Place, Unreadable, table
 from settle.documents.decode import marked_encoding
-from settle.documents.table_text import table
 
 if TYPE_CHECKING:
     from lxml.etree import _Element
@@ -41,8 +40,10 @@ _CLOSED_AT_ONCE = re.compile(rb"<(?!br\b|hr\b|img\b|link\b|meta\b|col\b|wbr\b)([
 
 
 def page_blocks(data: bytes, note: Note, chapter: str = "") -> Iterator[Block]:
-    """The blocks of a page of HTML or XHTML in any encoding; those of a chapter have its name in their places. Raises
-    Unreadable for a page that is only an index; such a chapter has no blocks."""
+    """Yield the blocks of a page of HTML or XHTML in any encoding; those of a chapter have its name in their places.
+
+    Raises Unreadable for a page that is only an index; such a chapter has no blocks.
+    """
     from lxml import etree
 
     parser = etree.HTMLParser(encoding="utf-8", huge_tree=True, remove_comments=True, remove_pis=True)
@@ -68,7 +69,7 @@ def page_blocks(data: bytes, note: Note, chapter: str = "") -> Iterator[Block]:
 
 
 def _is_index(root: "_Element") -> bool:
-    """Whether a page is an alphabetical index, a table of contents or a list of links: most of its text is links."""
+    """Return whether a page is an index, a table of contents or a list of links: most of its text is links."""
     links = [len(_words(link)) for link in root.iter("a") if link.get("href")]
     body = root.find("body")
     if body is None or len(links) < _INDEXES[0][0]:
@@ -78,7 +79,7 @@ def _is_index(root: "_Element") -> bool:
 
 
 def _utf8(data: bytes) -> bytes:
-    """The page in UTF-8, with what XHTML closes at once (`<title/>`) as HTML has to have it."""
+    """Return the page in UTF-8, with what XHTML closes at once (`<title/>`) as HTML has to have it."""
     declaration = _DECLARED.search(data[:2048])
     declared = (declaration[1] or declaration[2]).decode("ascii").lower() if declaration else "utf-8"
     if declared.startswith("utf-16"):  # it could not have been read here if it were
@@ -97,7 +98,7 @@ def _utf8(data: bytes) -> bytes:
 
 
 def _prune(root: "_Element") -> None:
-    """Removes elements that a page does not show its readers as content."""
+    """Remove elements that a page does not show its readers as content."""
     from lxml import etree
 
     for element in root.xpath(_NO_CONTENT):
@@ -200,7 +201,7 @@ class _Walk:
         return Place(part=anchor) if anchor else Place(line=line)
 
     def _flush(self) -> Iterator[Block]:
-        """The block that is open, if anything is in it."""
+        """Yield the block that is open, if anything is in it."""
         lines = [" ".join(line.split()) for line in "".join(self._pieces).split("\n")]
         text = "\n".join(line for line in lines if line)
         began, self._began = self._began, None
@@ -219,7 +220,7 @@ class _Walk:
             yield Block("text", text, self._place(anchor, line), self._level)
 
     def _whole(self, element: "_Element") -> Iterator[Block]:
-        """A listing or a table."""
+        """Yield a listing or a table."""
         place = self._place(self._anchor, element.sourceline)
         if element.tag == "pre":
             text = "".join(element.itertext()).strip("\n")

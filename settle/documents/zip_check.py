@@ -1,4 +1,4 @@
-"""Documents that are zip files inside: office files and books."""
+"""The check of documents that are zip files inside: office files and books."""
 
 from pathlib import Path
 from zipfile import BadZipFile, ZipFile
@@ -13,7 +13,8 @@ _ZIP, _OLE = b"PK\x03\x04", b"\xd0\xcf\x11\xe0"  # the latter: Office up to 2003
 
 
 def check_zip(path: Path, kind: str) -> None:
-    """Raises Unreadable for what is no zip file, needs a password, or would unpack to more than a document can be.
+    """Raise Unreadable for a file that is not a zip, needs a password, or would unpack to too much.
+
     kind: what the file should be, for errors. zipfile itself reads no more of a member than it declares.
     """
     with path.open("rb") as file:

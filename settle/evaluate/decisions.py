@@ -14,9 +14,9 @@ import torch
 
 from settle.base.statistics import Interval, wilson
 from settle.data.batches import Batch
+from settle.data.decisions.calibration import fit_temperature, probabilities
 from settle.data.decisions.encode import DecisionEncoder, EncodedDecision, own_order
 from settle.data.decisions.rows import DecisionRow
-from settle.data.decisions.temperature import fit_temperature, probabilities
 from settle.model.decoder import Decoder
 from settle.train.objectives.decision import Decision
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from settle.base.errors import UsageError
 from settle.base.event_log import Events
 from settle.base.events import Warn
-from settle.data.tokenizer.compatibility import require_same_tokens
+from settle.data.tokenizer.vocabulary import require_same_tokens
 from settle.formats.gguf import embeds, read_gguf
 from settle.formats.gguf.metadata import text
 from settle.formats.lora_gguf import read_lora, require_fit

@@ -13,10 +13,10 @@ from settle.base.errors import UsageError
 from settle.base.events import Progress, Say
 from settle.base.files import home, read_json, write_json
 from settle.base.run.result import Result
-from settle.data.rows.batches import pack_rows
+from settle.data.batches import pack_rows
 from settle.data.rows.prepare import RowCorpus, prepare_rows, prepared_rows
 from settle.data.settings import RowSettings
-from settle.data.tokenizer.compatibility import require_same_tokenizer
+from settle.data.tokenizer.vocabulary import require_same_tokenizer
 from settle.evaluate.compare.candidate import LiveModel
 from settle.evaluate.compare.cases import cases
 from settle.evaluate.distillation import answer_all, learned

@@ -26,8 +26,7 @@ from settle.retrieve.index.embedders import Embedder
 from settle.retrieve.index.lifecycle import create, delete, rebuilt
 from settle.retrieve.index.list_collections import list_collections, list_status
 from settle.retrieve.index.stores import Store
-from settle.retrieve.index.update_index import Report, update
-from settle.retrieve.index.watch import follow
+from settle.retrieve.index.update_index import UpdateReport, follow, update
 
 CONTEXT = 4096  # tokens of the model that writes questions and answers
 P = TypeVar("P", bound=Part)
@@ -173,7 +172,7 @@ def is_made_so(collection: Collection, settings: IndexSettings) -> bool:
 # Update, report
 
 
-def bring_up_to_date(name: str, paths: list[Path], settings: IndexSettings, events: Events) -> Report:
+def bring_up_to_date(name: str, paths: list[Path], settings: IndexSettings, events: Events) -> UpdateReport:
     """Indexes what changed below the collection's folders, or all of it where it is rebuilt."""
     with create(name) as collection:
         was_empty = not collection.catalogue.counts()["documents"]
@@ -197,7 +196,7 @@ def _require_visible(collection: Collection, roots: list[Path]) -> None:
         raise DataError(f"{root}: {why}; the collection stays as it is", fix)
 
 
-def _require_documents(report: Report) -> Report:
+def _require_documents(report: UpdateReport) -> UpdateReport:
     if not report.documents and not report.failed:
         raise DataError("there is no document there", _left_out(report) or "give another folder")
     if not report.passages:
@@ -206,7 +205,7 @@ def _require_documents(report: Report) -> Report:
     return report
 
 
-def _require_named(paths: list[Path], report: Report) -> None:
+def _require_named(paths: list[Path], report: UpdateReport) -> None:
     """Raise DataError where a file that was asked for by its name could not be read."""
     failed = dict(report.failed)
     for path in map(str, paths):
@@ -226,7 +225,7 @@ def _delete_if_empty(name: str) -> None:
             delete(name)
 
 
-def tell_report(name: str, report: Report, events: Events) -> None:
+def tell_report(name: str, report: UpdateReport, events: Events) -> None:
     """Report what was done, what could not be read, and what was left out."""
     for root, why in report.kept:
         fix = f"`settle index {name} --without {root}` lets them go"
@@ -246,7 +245,7 @@ def tell_report(name: str, report: Report, events: Events) -> None:
     events.emit(ResultReady(result=result))
 
 
-def _summary(report: Report) -> str:
+def _summary(report: UpdateReport) -> str:
     numbers = {
         "added": report.added,
         "changed": report.changed,
@@ -262,7 +261,7 @@ def _summary(report: Report) -> str:
     return f"{', '.join(parts) or 'nothing'}; {', '.join(now)}"
 
 
-def _left_out(report: Report) -> str:
+def _left_out(report: UpdateReport) -> str:
     """Return the reasons with the number of files, the most frequent first; where they are few, with their names."""
     parts = []
     for reason, number in sorted(report.left_out.items(), key=lambda item: -item[1]):
@@ -296,7 +295,7 @@ def _running(name: str | None) -> AbstractContextManager[LlamaClient | None]:
 def watch(name: str, events: Events) -> None:
     """Indexes changes as they happen, until Ctrl-C."""
 
-    def tell_changes(report: Report) -> None:
+    def tell_changes(report: UpdateReport) -> None:
         if report.added or report.changed or report.moved or report.deleted:
             events.emit(Say(text=f"{name}: {_summary(report)}"))
 

@@ -13,7 +13,7 @@ from settle.base.events import Say, Warn
 from settle.base.files import write_json
 from settle.base.version import __version__
 from settle.data.rows.prepare import RowCorpus
-from settle.data.rows.store import RowStore
+from settle.data.store import RowStore
 from settle.jobs.training_stages import TrainingContext
 from settle.machine import describe
 from settle.model.decoder import score_sizes, too_large

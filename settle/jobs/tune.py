@@ -6,7 +6,7 @@ from typing import ClassVar
 from settle.base.events import Say, Warn
 from settle.base.run import Run
 from settle.base.run.result import Result
-from settle.data.decisions.label_column import are_labels
+from settle.data.decisions.rows import are_labels
 from settle.data.rows.prepare import prepare_rows, prepared_rows
 from settle.evaluate.compare.candidate_pair import both_in_llamacpp, readers
 from settle.evaluate.compare.compare import CompareOptions, Comparison, report

@@ -15,9 +15,8 @@ import torch
 from settle.base.event_log import Events
 from settle.base.events import Event, Progress, Say, Step
 from settle.base.run import Run
-from settle.data.batches import held_out_batches
+from settle.data.batches import RowBatches, held_out_batches
 from settle.data.prepare import Corpus
-from settle.data.rows.batches import RowBatches
 from settle.machine import EnergyMeter, PeakMemory, resident
 from settle.model.layers.linear import refresh_casts
 from settle.plan.memory import must_fit

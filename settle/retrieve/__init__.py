@@ -11,7 +11,7 @@ passages) → answer/ (passages → an answer with citations, or a refusal) → 
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from settle.retrieve.answer.askable import AskableCollection as Collection
+    from settle.retrieve.answer.ask import AskableCollection as Collection
 
 __all__ = ["Collection"]
 
@@ -19,7 +19,7 @@ __all__ = ["Collection"]
 def __getattr__(name: str) -> object:
     # loaded on first use: the sub-rooms are imported without it
     if name in __all__:
-        from settle.retrieve.answer.askable import AskableCollection
+        from settle.retrieve.answer.ask import AskableCollection
 
         return AskableCollection
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -11,7 +11,7 @@ from settle.base.event_log import Events
 from settle.base.events import Listing, ResultReady, Say, Warn
 from settle.base.files import home
 from settle.base.server_state import allowed_origins, forget_server, key_file, note_server, server_key
-from settle.data.tokenizer.compatibility import require_same_tokens
+from settle.data.tokenizer.vocabulary import require_same_tokens
 from settle.formats.gguf import read_gguf
 from settle.infer.child_process import Draft
 from settle.infer.engine import draft_for

@@ -19,9 +19,8 @@ from pathlib import Path
 import numpy as np
 
 from settle.base.tokenizer import Tokenizer
-from settle.data.tokenizer.byte_characters import BYTE_CHARACTERS
 from settle.data.tokenizer.pretrained import PretrainedTokenizer
-from settle.data.tokenizer.token_types import BYTE, NORMAL, USER_DEFINED
+from settle.data.tokenizer.token_types import BYTE, BYTE_CHARACTERS, NORMAL, USER_DEFINED
 from settle.data.tokenizer.vocabulary import SPACE
 from settle.formats import LazyTensor, Weights, beside, write_array
 from settle.formats.gguf import TABLES, read_gguf

@@ -10,12 +10,10 @@ from settle.base.errors import FormatError
 from settle.base.event_log import Events
 from settle.base.run import Run
 from settle.base.tokenizer import Tokenizer
-from settle.data.batches import Batch, Batches, held_out_batches
+from settle.data.batches import Batch, Batches, RowBatches, held_out_batches, held_out_rows
 from settle.data.prepare import Corpus
-from settle.data.rows.batches import RowBatches, held_out_rows
 from settle.data.rows.prepare import RowCorpus
-from settle.data.rows.store import RowStore
-from settle.data.store import TokenStore
+from settle.data.store import RowStore, TokenStore
 from settle.library.pretrained import open_pretrained
 from settle.machine import commanded, is_asked, keep_freed_memory, num_threads, use_torch_threads
 from settle.model.adapters import Adapter

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from settle.base.chat_template import ChatTemplate, TemplateFailure
 from settle.base.chat_template.default_system import default_system, with_default_system, without_default_system
-from settle.data.rows.known_templates import KNOWN
+from settle.data.rows.templates import KNOWN
 
 ASKING = [{"role": "user", "content": "Is it 1 < 2?"}]
 PROMPT = "You sort \"tickets\" {{ x }} {% if %} %} #} \\n back\\slash \U0001f600 'q'\nSecond line.\tEnd"

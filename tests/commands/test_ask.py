@@ -20,7 +20,7 @@ from settle.formats.gguf import export_gguf
 from settle.library import facts
 from settle.library.store import StoredModel, add_model
 from settle.retrieve.answer import evidence, write_answer
-from settle.retrieve.answer.askable import AskableCollection
+from settle.retrieve.answer.ask import AskableCollection
 from settle.retrieve.index.collection import Collection
 from settle.retrieve.index.lifecycle import delete
 from tests.commands.test_chat import Terminal

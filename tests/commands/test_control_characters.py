@@ -14,7 +14,7 @@ from settle.commands import Command
 from settle.documents.blocks import Place
 from settle.formats.gguf import export_gguf
 from settle.library.store import StoredModel, add_model
-from settle.retrieve.answer.askable import AskableCollection
+from settle.retrieve.answer.ask import AskableCollection
 from settle.show import Face
 from tests import decision_model
 from tests.retrieve.asked import index

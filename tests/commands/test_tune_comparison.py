@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from settle.data.files import corpus_folder
+from settle.data.corpus import corpus_folder
 from settle.data.rows.prepare import RowCorpus
 from settle.jobs import tune
 

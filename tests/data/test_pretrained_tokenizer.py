@@ -10,8 +10,7 @@ from transformers import AutoTokenizer
 
 from settle.base.errors import FormatError
 from settle.data.tokenizer.pre_tokenizers import WAYS, words
-from settle.data.tokenizer.pretrained import PretrainedTokenizer
-from settle.data.tokenizer.special_tokens import Finder
+from settle.data.tokenizer.pretrained import Finder, PretrainedTokenizer
 from settle.evaluate.gate.behaviour import ADVERSARIAL
 from settle.evaluate.gate.held_out import PROSE
 from settle.formats.gguf import export_gguf, read_gguf

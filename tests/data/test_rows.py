@@ -13,7 +13,7 @@ import pytest
 from settle.base.errors import DataError
 from settle.base.event_log import Events
 from settle.base.events import Event
-from settle.data.rows.batches import RowBatches, held_out_rows
+from settle.data.batches import RowBatches, held_out_rows
 from settle.data.rows.prepare import RowCorpus, prepare_rows, prepared_rows
 from settle.data.settings import RowSettings
 from settle.data.split import judging_share

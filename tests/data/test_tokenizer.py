@@ -16,12 +16,12 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer as Engine
 
 from settle.base.errors import DataError
-from settle.data.tokenizer import encoder
+from settle.data.tokenizer import byte_bpe
 from settle.data.tokenizer.byte_bpe import SPECIALS, ByteBpeTokenizer, closed, vocabulary_size
 from settle.data.tokenizer.character_classes import LETTERS, NUMBERS, SPACES, ranges
 from tests.data.test_prepare import prose
 
-ROOM = Path(encoder.__file__).parent
+ROOM = Path(byte_bpe.__file__).parent
 PIECES = [
     *("'s", "'re", "'ll", "'", "''", "'S", " 's", "s", "re", " ", "  ", "\n", "\r\n", "\t", "a", "B", "12", "!", "..."),
     *("\u00a0", "\u3000", "\u0085", "\u2028", "\u200b", "\u200d", "\ufeff", "e\u0301", "\u00bd", "\u00b2", "\u0661"),
@@ -87,7 +87,7 @@ def test_documents_do_not_touch(tokenizer: ByteBpeTokenizer, documents: list[str
 
 
 def test_forgetting_changes_nothing(tokenizer: ByteBpeTokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(encoder, "MAX_WORDS", 5)
+    monkeypatch.setattr(byte_bpe, "MAX_WORDS", 5)
     small = ByteBpeTokenizer(tokenizer.path)
     for seed in range(5):
         text = prose(seed, 200) + "x" * 100 * seed

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from settle.cli import main
-from settle.data.rows.known_templates import KNOWN, fitting
+from settle.data.rows.templates import KNOWN, fitting
 from settle.doctor.demonstration.lesson_model import Case, LessonModel
 from settle.doctor.demonstration.measure_lesson import LessonResult, Side, measure_case, measure_lesson
 from settle.doctor.demonstration.session import all_lessons

@@ -89,7 +89,7 @@ def test_training_reads_text(name: str, tmp_path: Path) -> None:
     path = sample(name, tmp_path)
     files = find_files([str(path), str(path.parent)], tmp_path, Ledger())
     assert [(file.name, file.reader) for file in files] == [(path.name, name)]
-    with RowReader(files, {"field": None}, lambda file, note: pytest.fail(note)) as reader:
+    with RowReader(files, lambda file, note: pytest.fail(note)) as reader:
         rows = list(reader.rows(files[0]))
     assert [row["row"] for row in rows] and any(SPEECH in row["text"] for row in rows)
 
@@ -97,7 +97,7 @@ def test_training_reads_text(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", READERS)
 def test_tuning_reads_records(name: str, tmp_path: Path) -> None:
     files = find_files([str(sample(name, tmp_path))], tmp_path, Ledger())
-    with RowReader(files, {}, lambda file, note: pytest.fail(note)) as reader:
+    with RowReader(files, lambda file, note: pytest.fail(note)) as reader:
         values = [record["value"] for record in reader.records(files[0])]
     assert values and all(isinstance(value, dict) for value in values)
     assert any(SPEECH in value["text"] for value in values)
@@ -156,7 +156,7 @@ def test_a_new_kind_is_one_file_and_train_tune_and_index_read_it(tmp_path: Path)
 def test_a_missing_package_is_named_and_a_folder_is_read_without_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("settle.documents.row_reader.find_spec", lambda name: None)
+    monkeypatch.setattr("settle.documents.readers.find_spec", lambda name: None)
     pdf = sample("pdf", tmp_path)
     sample("markdown", tmp_path)
     ledger = Ledger()

@@ -9,10 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from settle.base.errors import DataError
-from settle.documents.blocks import Block
+from settle.documents.blocks import Block, is_number
 from settle.documents.readers import Reader
 from settle.documents.rows import Record
-from settle.documents.table_text import is_number
 
 TICKETS = [
     {"frage": "Hi, my printer gets no IP address.", "antwort": '{"queue": "network", "device": "printer"}', "id": "0"},

@@ -198,10 +198,10 @@ def test_one_endless_line_streams(tmp_path: Path) -> None:
     size = (tmp_path / "line.txt").stat().st_size
     code = (
         "import resource, sys\n"
-        "from settle.documents.readers.text.text import Text\n"
+        "from settle.documents.readers.text.text import PlainText\n"
         "from settle.documents.readers.tables.jsonl import Jsonl\n"
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
-        "rows = list(len(r['text']) for r in Text().rows(open(sys.argv[1], 'rb')))\n"
+        "rows = list(len(r['text']) for r in PlainText().rows(open(sys.argv[1], 'rb')))\n"
         "problems = [r['problem'] for r in Jsonl().rows(open(sys.argv[1], 'rb'))]\n"
         "grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before\n"
         "print(sum(rows), max(rows), problems, grown * (1 if sys.platform == 'darwin' else 1024))"

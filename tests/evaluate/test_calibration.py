@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from settle.data.decisions.temperature import cross_entropy, fit_temperature, probabilities
+from settle.data.decisions.calibration import cross_entropy, fit_temperature, probabilities
 from settle.evaluate.calibration import (
     CalibrationReport,
     brier,

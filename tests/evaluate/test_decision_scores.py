@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
+from settle.data.decisions.calibration import fit_temperature, probabilities
 from settle.data.decisions.encode import EncodedDecision
 from settle.data.decisions.questions import Question
 from settle.data.decisions.rows import DecisionRow
-from settle.data.decisions.temperature import fit_temperature, probabilities
 from settle.evaluate.calibration import measure_calibration, risk_coverage
 from settle.evaluate.decisions import BATCH_TOKENS, ORDERS, Scored, _batches, order_changes, packed, score_rows
 

@@ -18,7 +18,7 @@ from settle.jobs.index_settings import IndexSettings
 from settle.jobs.tune_decision import stages as decision
 from settle.plan.ledger import LedgerEntry
 from settle.retrieve.index.chunkers import Chunker
-from settle.retrieve.index.update_index import Report
+from settle.retrieve.index.update_index import UpdateReport
 from tests.records import into
 
 
@@ -54,10 +54,10 @@ def test_seconds_of_a_run_are_those_of_its_result_or_of_its_events() -> None:
     assert run_reports.day(None) == "" and run_reports.day(0.0)[:3] in ("197", "196")
 
 
-def report(**more: Any) -> Report:
-    empty = {field.name: 0 for field in dataclasses.fields(Report)} | {"failed": [], "kept": [], "left_out": {}}
+def report(**more: Any) -> UpdateReport:
+    empty = {field.name: 0 for field in dataclasses.fields(UpdateReport)} | {"failed": [], "kept": [], "left_out": {}}
     empty["left_out_paths"] = {}
-    return Report(**(empty | more))
+    return UpdateReport(**(empty | more))
 
 
 def test_what_was_indexed_in_a_line() -> None:

@@ -18,9 +18,9 @@ from settle.base.event_log import Events
 from settle.base.run import Run
 from settle.base.settings import resolve
 from settle.base.statistics import Interval, PairedTest
+from settle.data.batches import RowBatches
+from settle.data.decisions.calibration import fit_temperature
 from settle.data.decisions.corpus import open_decisions, prepare_decisions
-from settle.data.decisions.temperature import fit_temperature
-from settle.data.rows.batches import RowBatches
 from settle.data.settings import RowSettings
 from settle.evaluate.decisions import ORDERS
 from settle.evaluate.gate.export import export_by_name

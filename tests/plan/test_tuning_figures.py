@@ -12,7 +12,7 @@ import torch
 from settle.base.event_log import Events
 from settle.base.events import Progress
 from settle.base.statistics import FORECAST_LEVEL, Interval
-from settle.data.rows.batches import RowBatches
+from settle.data.batches import RowBatches
 from settle.plan import probe as probes
 from settle.plan.forecast import (
     HALF_MEMORY_GROWTH,

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from settle.retrieve.answer.sentences import sentences
-from settle.retrieve.answer.support.claim_check import differences
+from settle.retrieve.answer.claim_check import differences
+from settle.retrieve.index.words import sentences
 
 BENCH = runpy.run_path(str(Path(__file__).parents[2] / "bench/claims.py"))
 PAIRS = list(BENCH["pairs"]())

@@ -9,7 +9,7 @@ import pytest
 
 from settle.base.event_log import Events
 from settle.retrieve.answer import evidence
-from settle.retrieve.answer.answer_judge import Reading
+from settle.retrieve.answer.answer_judge import JudgeReading
 from settle.retrieve.answer.evidence import (
     COVERED,
     FEATURES,
@@ -21,15 +21,15 @@ from settle.retrieve.answer.evidence import (
     judge,
     weights_for,
 )
-from settle.retrieve.check.calibration import FALSE_REFUSALS, LEAST, Trial, calibrate, run_trials, threshold
-from settle.retrieve.check.synthetic_questions.questions import Question, make
+from settle.retrieve.check.calibration import FALSE_REFUSALS, LEAST, RefusalTrial, calibrate, run_trials, threshold
+from settle.retrieve.check.questions import CheckQuestion, make
 from settle.retrieve.index.collection import Collection
 from settle.retrieve.search.hybrid_search import search
 from tests.records import into
 from tests.retrieve.asked import index
 from tests.retrieve.checking import documents, indexed
 
-ASKED = Question("?", "heading", 1, "a.md", 1, frozenset(), frozenset(), frozenset())
+ASKED = CheckQuestion("?", "heading", 1, "a.md", 1, frozenset(), frozenset(), frozenset())
 
 
 @pytest.fixture
@@ -82,7 +82,7 @@ def _hits(collection, similarities):
 
 def _scored(collection, similarities, logits):
     hits = _hits(collection, similarities)
-    readings = {hit.passage.id: Reading(logit, 0) for hit, logit in zip(hits, logits, strict=False)}
+    readings = {hit.passage.id: JudgeReading(logit, 0) for hit, logit in zip(hits, logits, strict=False)}
     return judge(collection, "heron machine", hits, readings).score
 
 
@@ -123,7 +123,7 @@ def test_a_line_that_is_alike_does_not_answer_against_the_judge(home, folder):
     index("docs", folder, {"zoom.md": "# Zoom\n\nThe view menu has entries for a smaller and a larger view.\n"})
     with Collection("docs") as collection:
         (hit,) = search(collection, "zoom")
-        found = judge(collection, "zoom", [hit], {hit.passage.id: Reading(-3.5, 0)})
+        found = judge(collection, "zoom", [hit], {hit.passage.id: JudgeReading(-3.5, 0)})
         assert found.covered == 1.0 and not found.is_sure
 
 
@@ -179,7 +179,7 @@ def _trials(number, separation, seed=0):
     rng = np.random.default_rng(seed)
     there, gone = (rng.normal(mean, 1, (number, len(FEATURES))) for mean in (separation + 10, 10))
     there[:, COVERED] = gone[:, COVERED] = SHIPPED_UNREAD.means[COVERED]
-    return [Trial(ASKED, (), 0, a, b) for a, b in zip(there, gone, strict=True)]
+    return [RefusalTrial(ASKED, (), 0, a, b) for a, b in zip(there, gone, strict=True)]
 
 
 def test_the_threshold_holds_on_questions_that_were_not_fitted_on():
@@ -215,7 +215,7 @@ def test_with_the_judge_generated_questions_move_the_threshold_alone():
 
     def trials(shift):
         rows = [means + scales * rng.normal(z * is_used, 1) for z in [shift, -1.5] * 300]
-        return [Trial(ASKED, (), 0, a, b, is_judged=True) for a, b in zip(rows[::2], rows[1::2], strict=True)]
+        return [RefusalTrial(ASKED, (), 0, a, b, is_judged=True) for a, b in zip(rows[::2], rows[1::2], strict=True)]
 
     easy, hard = (calibrate(trials(shift)).weights for shift in (2.0, -1.5))
     for weights in (easy, hard):
@@ -241,7 +241,7 @@ def test_questions_that_tell_nothing_give_a_threshold_all_the_same():
     found = calibrate(_trials(100, 0.0))
     assert 0 <= found.weights.threshold <= 1
     assert np.isfinite(found.there).all()
-    same = [Trial(ASKED, (), 0, np.zeros(len(FEATURES)), np.zeros(len(FEATURES)))] * 100
+    same = [RefusalTrial(ASKED, (), 0, np.zeros(len(FEATURES)), np.zeros(len(FEATURES)))] * 100
     assert np.isfinite(calibrate(same).there).all()
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from settle.retrieve.answer.excerpts import Excerpts, is_listing
+from settle.retrieve.answer.extractive import Excerpts, is_listing
 
 PROSE = """The gateway signs every request. This takes a microsecond. Keys are rotated each month by cron. It runs at
 night. Nobody has to be there. Nothing else is needed.

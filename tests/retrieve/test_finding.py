@@ -14,14 +14,13 @@ from settle.base.statistics import Interval
 from settle.documents.blocks import Place
 from settle.retrieve.answer.evidence import FEATURES, SIMILARITY, UNLIKELY, shipped
 from settle.retrieve.check import calibration
-from settle.retrieve.check.calibration import LEAST, Trial, calibrate, families_of, run_trials, threshold
-from settle.retrieve.check.check import CheckResult, _by_kind, _is_found
+from settle.retrieve.check.calibration import LEAST, RefusalTrial, calibrate, families_of, run_trials, threshold
+from settle.retrieve.check.check import MOST, CheckResult, Worst, _by_kind, _is_found, worst
 from settle.retrieve.check.check_report import EASIER, emit_tables, figures, page
-from settle.retrieve.check.worst_documents import MOST, Worst, worst
 from settle.retrieve.index.catalogue.records import DocumentRecord, Occurrence, Passage
 from settle.retrieve.search import hybrid_search
 from settle.retrieve.search.hybrid_search import TITLE_WEIGHT, WORDS_WEIGHT, Hit, _distinct, _runs, search
-from settle.retrieve.search.query import Terms, query, terms
+from settle.retrieve.search.query import SearchTerms, query, terms
 from tests.records import into
 
 
@@ -74,7 +73,7 @@ class Catalogue:
 
 @pytest.fixture
 def catalogue(monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.setattr(hybrid_search, "terms", lambda catalogue, question: Terms(("a",), 4.0))
+    monkeypatch.setattr(hybrid_search, "terms", lambda catalogue, question: SearchTerms(("a",), 4.0))
     found = Catalogue()
     return SimpleNamespace(catalogue=found, vectors=found, asked=found.asked)
 
@@ -135,7 +134,7 @@ def weight(frequency: int) -> float:
     return float(np.log((1000 - frequency + 0.5) / (max(frequency, 1) + 0.5)))
 
 
-def found_terms(question: str, **frequencies: int) -> Terms:
+def found_terms(question: str, **frequencies: int) -> SearchTerms:
     return terms(Words(**frequencies), query(question))  # type: ignore[arg-type]
 
 
@@ -174,9 +173,9 @@ def question(
     )  # fmt: skip
 
 
-def trial(rank: int | None = 0, hits: tuple[Hit, ...] = (), score: float = 0.0, **asked: Any) -> Trial:
+def trial(rank: int | None = 0, hits: tuple[Hit, ...] = (), score: float = 0.0, **asked: Any) -> RefusalTrial:
     features = np.full(len(FEATURES), score)
-    return Trial(question(**asked), hits, rank, features, -features)
+    return RefusalTrial(question(**asked), hits, rank, features, -features)
 
 
 def test_questions_of_one_document_are_a_family() -> None:
@@ -202,7 +201,7 @@ def test_too_few_questions_are_judged_by_the_shipped_weights() -> None:
     assert found.thresholds.tolist() == [usual.threshold] * (LEAST - 1)
 
 
-def random_trials(number: int, seed: int, **asked: Any) -> list[Trial]:
+def random_trials(number: int, seed: int, **asked: Any) -> list[RefusalTrial]:
     random = np.random.default_rng(seed)
     there, gone = (random.normal(mean, 1.0, (number, len(FEATURES))) for mean in (11.0, 10.0))
     return [replace(trial(document=n // 10, passage=n), there=there[n], gone=gone[n]) for n in range(number)]
@@ -237,7 +236,7 @@ def test_a_threshold_is_judged_on_questions_of_other_documents() -> None:
 
 
 def test_the_report_counts_each_question_as_often_as_it_was_scored() -> None:
-    scores = calibration.Calibration(
+    scores = calibration.EvidenceCalibration(
         shipped(False), np.array([0.9, 0.8, 0.4]), np.array([0.2, np.nan, 0.6]), np.ones(3)
     )
     report = calibration.report_of(scores, [1, 1, 2])
@@ -330,7 +329,7 @@ def record(path: str, error: str = "", notes: tuple[str, ...] = ()) -> DocumentR
     return DocumentRecord(path, 1, 1, b"", notes=notes, error=error)
 
 
-def worst_of(records: list[DocumentRecord], trials: list[Trial], **texts: Passage) -> list[Worst]:
+def worst_of(records: list[DocumentRecord], trials: list[RefusalTrial], **texts: Passage) -> list[Worst]:
     def get(ids: list[int]) -> dict[int, Passage]:
         return {
             i: texts.get(

@@ -345,7 +345,7 @@ def test_anew_with_other_parts_begins_again(collection):
 
 
 def test_one_at_a_time(collection):
-    with exclusive(collection.name), Collection("docs") as other, pytest.raises(RunError, match="another process"):
+    with exclusive(collection.name), Collection("docs") as other, pytest.raises(RunError, match="another settle"):
         update(other, Events())
 
 

@@ -6,10 +6,10 @@ from random import Random
 import numpy as np
 import pytest
 
-from settle.retrieve.answer.definitions import definitions
-from settle.retrieve.check.synthetic_questions import phrases
-from settle.retrieve.check.synthetic_questions.questions import MOST_COPIED, SENTENCES, make
-from settle.retrieve.check.synthetic_questions.synonyms import Rewording
+from settle.retrieve.check import phrases
+from settle.retrieve.check.phrases import definitions
+from settle.retrieve.check.questions import MOST_COPIED, SENTENCES, make
+from settle.retrieve.check.reword import Rewording
 from settle.retrieve.index.collection import Collection
 from settle.retrieve.index.words import words
 from tests.retrieve.asked import index

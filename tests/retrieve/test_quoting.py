@@ -8,12 +8,9 @@ import numpy as np
 import pytest
 
 from settle.documents.blocks import Place
-from settle.retrieve.answer import extractive
-from settle.retrieve.answer.answer_judge import Reading
-from settle.retrieve.answer.context import Piece, Source
-from settle.retrieve.answer.extractive import HEADING, LATER, NEAR, READ, quotes
-from settle.retrieve.answer.support import citation_check
-from settle.retrieve.answer.support.citation_check import (
+from settle.retrieve.answer import citation_check, extractive
+from settle.retrieve.answer.answer_judge import JudgeReading
+from settle.retrieve.answer.citation_check import (
     CLEARER,
     MEANING,
     SUPPORTED,
@@ -22,6 +19,8 @@ from settle.retrieve.answer.support.citation_check import (
     _floor,
     word_weights,
 )
+from settle.retrieve.answer.context import Piece, Source
+from settle.retrieve.answer.extractive import HEADING, LATER, NEAR, READ, quotes
 from settle.retrieve.index.catalogue.records import Occurrence, Passage
 
 
@@ -168,7 +167,7 @@ def test_where_the_judge_has_read_the_answer_is_quoted(monkeypatch: pytest.Monke
     monkeypatch.setattr(extractive, "word_weights", lambda collection, question: {"gravel": 3.0})
     of = {"?": [1.0, 0.0], "Gravel": [0.8, 0.6], "Moved": [0.75, 0.66]}
     text = "Gravel lies in a deep pit of old.\n\nMoved gravel is put on the road."
-    first, second = ({1: Reading(1.0, text.index(word))} for word in ("lies", "road"))
+    first, second = ({1: JudgeReading(1.0, text.index(word))} for word in ("lies", "road"))
     found = [quotes(Vectors(of), "?", [source(1, text)], readings) for readings in (first, second)]  # type: ignore[arg-type]
     assert max(found[0], key=lambda quote: quote.score).text.startswith("Gravel")
     best = max(found[1], key=lambda quote: quote.score)

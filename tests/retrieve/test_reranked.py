@@ -13,7 +13,7 @@ from settle.retrieve.answer.answer_judge import (
     SCALE,
     TEXT_TOKENS,
     AnswerJudge,
-    Reading,
+    JudgeReading,
     _dense,
     _unit,
 )
@@ -25,9 +25,9 @@ from settle.retrieve.search.hybrid_search import Hit
 class Reader:
     """A judge for which a passage answers as far as its text says."""
 
-    def read(self, question: str, passages: list[Passage]) -> list[Reading]:
+    def read(self, question: str, passages: list[Passage]) -> list[JudgeReading]:
         assert question == "asked" and len(passages) <= RERANKED
-        return [Reading(float(passage.text), 0) for passage in passages]
+        return [JudgeReading(float(passage.text), 0) for passage in passages]
 
 
 def hits(*logits: float, gap: float = 0.01) -> list[Hit]:
@@ -45,7 +45,7 @@ def test_the_first_hits_follow_the_judge_and_the_others_stay() -> None:
     given = hits(-9, -9, -9, 9, 9, 9)
     found, readings = read_best(None, "asked", given)  # type: ignore[arg-type]
     assert [hit.passage.id for hit in found] == [3, 0, 1, 2, 4, 5]
-    assert readings == {number: Reading(9 if number == 3 else -9, 0) for number in range(RERANKED)}
+    assert readings == {number: JudgeReading(9 if number == 3 else -9, 0) for number in range(RERANKED)}
 
 
 @pytest.mark.usefixtures("judged")

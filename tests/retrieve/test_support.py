@@ -2,10 +2,10 @@
 
 import pytest
 
+from settle.retrieve.answer.citation_check import Checker
 from settle.retrieve.answer.context import Piece, Source
-from settle.retrieve.answer.sentences import sentences
-from settle.retrieve.answer.support.citation_check import Checker
 from settle.retrieve.index.collection import Collection
+from settle.retrieve.index.words import sentences
 from settle.retrieve.search.hybrid_search import search
 from tests.retrieve.asked import TEXTS, index
 

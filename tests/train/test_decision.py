@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from settle.data.batches import Batch
-from settle.data.decisions.temperature import divergences, fit_temperature, probabilities
-from settle.data.rows.store import RowStore, RowWriter
+from settle.data.decisions.calibration import divergences, fit_temperature, probabilities
+from settle.data.store import RowStore, RowWriter
 from settle.model.adapters.lora import LoRA
 from settle.model.architectures.llama import Llama
 from settle.model.decoder import Decoder

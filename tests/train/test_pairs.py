@@ -12,7 +12,7 @@ import torch
 from settle.base.errors import DataError, UsageError
 from settle.base.event_log import Events
 from settle.base.settings import resolve
-from settle.data.rows.batches import RowBatches
+from settle.data.batches import RowBatches
 from settle.evaluate.pair_scores import separation
 from settle.formats.gguf import read_gguf
 from settle.jobs.job import find_job, start

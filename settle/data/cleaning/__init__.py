@@ -9,8 +9,10 @@ from settle.data.document_buffer import DocumentBuffer
 
 
 class Note(Protocol):
-    """Called with "mended", "dropped" or "found", the reason or the kind of thing, and how often; at: for what was
-    found, the character of the text where the first of them begins.
+    """A callback that counts what a pass does to a text.
+
+    what: "mended", "dropped" or "found". reason: for that, or the kind of thing that was found. at: for what was found,
+    the character of the text where the first of them begins.
     """
 
     def __call__(self, what: str, reason: str, count: int, at: int = 0) -> None: ...
@@ -20,19 +22,19 @@ class Sweep:
     """A pass at work on one corpus; it overrides what it needs."""
 
     def mend(self, text: str, note: Note) -> str | None:
-        """First pass, row by row: the text, repaired, or None when it is dropped; `note` is called with the reason."""
+        """Return the text, repaired, or None when it is dropped. First pass; `note` is called with the reason."""
         return text
 
     def revises(self) -> bool:
-        """Whether, now that every row was seen, `revise` has something to do."""
+        """Return whether, now that every row was seen, `revise` has something to do."""
         return False
 
     def revise(self, text: str, note: Note) -> str | None:
-        """Second reading, for what only the whole corpus can tell; as `mend`."""
+        """Return the text as `mend` does. Second pass, for what only the whole corpus shows."""
         return text
 
     def repeats(self, documents: DocumentBuffer) -> tuple[str, np.ndarray] | None:
-        """A reason and which of the documents are dropped for it: bool (D,)."""
+        """Return a reason and which of the documents are dropped for it: bool (D,)."""
         return None
 
 
@@ -42,5 +44,5 @@ class Cleaning(Part, Sweep):
     rank: ClassVar[int]
 
     def start(self) -> Sweep:
-        """The pass itself where it needs no state; otherwise fresh working state for one corpus."""
+        """Return the pass itself where it needs no state; otherwise fresh working state for one corpus."""
         return self

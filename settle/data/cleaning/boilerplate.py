@@ -1,4 +1,4 @@
-"""Lines that stand in a large share of all documents: licence headers, cookie notices, footers.
+"""Removal of lines that occur in a large share of all documents: licence headers, cookie notices, footers.
 
 Counted near the beginning and the end of documents only, and careful with code: a line counts alone only when it is
 long and stands in every second document; otherwise three lines in a row must be repeated together. So imports,
@@ -37,7 +37,7 @@ class _Boilerplate(Sweep):
         self._limits = limits
         self._num_documents = self._surveyed = 0
         self._counts: Counter[int] = Counter()
-        self._repeated: set[int] | None = None
+        self._repeated: set[int] = set()  # known once every row was seen
 
     def mend(self, text: str, note: Note) -> str | None:
         self._num_documents += 1
@@ -58,7 +58,6 @@ class _Boilerplate(Sweep):
         return bool(self._repeated)
 
     def revise(self, text: str, note: Note) -> str | None:
-        assert self._repeated is not None
         head, middle, tail = _ends(text)
         head_left, tail_left = self._without(head), self._without(tail)
         gone = len(head) - len(head_left) + len(tail) - len(tail_left)
@@ -72,12 +71,12 @@ class _Boilerplate(Sweep):
         return left
 
     def _without(self, lines: list[str]) -> list[str]:
-        gone = {i for key, covered in _windows(lines) if key in self._repeated for i in covered}  # type: ignore[operator]
+        gone = {i for key, covered in _windows(lines) if key in self._repeated for i in covered}
         return [line for i, line in enumerate(lines) if i not in gone]
 
 
 def _ends(text: str) -> tuple[list[str], str, list[str]]:
-    """The first lines, what stands between, and the last lines; together they are the text."""
+    """Return the first lines, what lies between, and the last lines; together they are the text."""
     if len(text) < 40_000:
         lines = text.splitlines(keepends=True)
         if len(lines) <= 2 * _LINES:
@@ -89,7 +88,7 @@ def _ends(text: str) -> tuple[list[str], str, list[str]]:
 
 
 def _windows(lines: list[str]) -> list[tuple[int, tuple[int, ...]]]:
-    """Keys of long lines (odd) and of every three lines that are not blank (even), each with the lines it covers."""
+    """Return keys of long lines (odd) and of every three non-blank lines (even), each with the lines it covers."""
     stripped = [(i, s) for i, line in enumerate(lines) if (s := line.strip())]
     keys: list[tuple[int, tuple[int, ...]]] = [
         (hash(s) | 1, (i,)) for i, s in stripped if len(s) >= _ALONE and " " in s
@@ -101,5 +100,5 @@ def _windows(lines: list[str]) -> list[tuple[int, tuple[int, ...]]]:
 
 
 def _kind(line: str) -> str:
-    """The kind of a line's first character, so that a comment and the code after it do not count as one block."""
+    """Return the kind of a line's first character, so that a comment and the code after it are not one block."""
     return "" if line[0].isalnum() else "*" if line[0] in "/*" else line[0]

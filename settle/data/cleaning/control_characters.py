@@ -1,4 +1,4 @@
-"""Control characters, terminal escapes and line ends of other systems."""
+"""Removal of control characters and terminal escapes, and line feeds for the line ends of other systems."""
 
 import re
 from typing import ClassVar

@@ -1,4 +1,4 @@
-"""Text that was not decoded right: replacement characters, lone surrogates, byte-order marks."""
+"""Removal of what was not decoded right: replacement characters, lone surrogates, byte-order marks."""
 
 from typing import ClassVar
 

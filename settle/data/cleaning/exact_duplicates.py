@@ -1,4 +1,4 @@
-"""Documents that were there before, letter for letter."""
+"""Removal of documents that are equal to an earlier one."""
 
 from typing import ClassVar
 

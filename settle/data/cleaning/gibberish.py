@@ -1,4 +1,4 @@
-"""Text that says nothing: encoded data, random characters, one thing over and over.
+"""Removal of text without content: encoded data, random characters, endless repetition.
 
 Judged by statistics of characters alone, and only where they are far from anything people write: source code, poetry,
 tables and every script pass.

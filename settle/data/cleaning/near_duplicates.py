@@ -1,4 +1,4 @@
-"""Documents that are nearly the same as one before: other versions, copies with another date."""
+"""Removal of documents that are nearly equal to an earlier one: other versions, copies with another date."""
 
 from typing import ClassVar
 

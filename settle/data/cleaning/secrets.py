@@ -64,7 +64,7 @@ class Secrets(Cleaning):
 
 
 def secrets_of(text: str) -> Iterator[tuple[str, int]]:
-    """Every secret in a text: its kind, and the character at which it begins."""
+    """Yield every secret in a text: its kind, and the character at which it begins."""
     for _, kind, _, find in _FINDERS:
         for start, _ in find(text):
             yield kind, start
@@ -111,7 +111,7 @@ def _keys(text: str) -> Iterator[Span]:
 
 
 def _looks_like_version(written: str) -> bool:
-    """3.1.1.6 is more often a version or a section than an address."""
+    """Return whether numbers are more likely a version or a section than an address, such as 3.1.1.6."""
     return "." in written and sum(int(number) >= 10 for number in written.split(".")) < 2
 
 

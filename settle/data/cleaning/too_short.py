@@ -1,4 +1,4 @@
-"""Documents too short to learn from."""
+"""Removal of documents too short to learn from."""
 
 from typing import ClassVar
 

@@ -1,7 +1,9 @@
 """From files of labelled rows to the stores that a decision model is trained, calibrated and judged on.
 
-Of training rows several variants are stored, each with its options in another order; a store's `shares.bin` holds the
-share of every label. Legend: R rows, K options.
+There are three sides: rows that train, that select the weights and fit the temperatures, and that judge. Near
+duplicates are on one side; classes are spread evenly over the sides, since rows may be few. Of training rows several
+variants are stored, each with its options in another order; a store's `shares.bin` holds the share of every label.
+Legend: R rows, K options.
 """
 
 import hashlib
@@ -11,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TypedDict
 
 import numpy as np
 
@@ -18,40 +21,94 @@ from settle.base.chat_template import ChatTemplate
 from settle.base.errors import DataError
 from settle.base.files import read_json, write_json
 from settle.base.tokenizer import Tokenizer
+from settle.data.corpus import CorpusBuilder, corpus_folder, fingerprint_of
 from settle.data.decisions.encode import DecisionEncoder, num_variants, orders_of, own_order, with_changing_options
 from settle.data.decisions.prompt import DecisionPrompt, labels_of
 from settle.data.decisions.questions import Question
 from settle.data.decisions.rows import DecisionRow, Placed, decision_rows, state_columns
-from settle.data.decisions.split import HELD_OUT_SHARE, SIDES, TRAIN, split_decisions
-from settle.data.files import Sources, corpus_folder, describe_sources, find_sources, stored_corpus
+from settle.data.files import Sources
+from settle.data.layouts import Example
 from settle.data.ledger import Ledger
 from settle.data.rows.encode_rows import TOO_LONG, Preview
 from settle.data.rows.prepare import RowCorpus
-from settle.data.rows.store import SHARES, RowStore, RowWriter
 from settle.data.settings import RowSettings
-from settle.data.workspace import publish, workspace
+from settle.data.split import row_families
+from settle.data.store import SHARES, RowStore, RowWriter
 from settle.documents.row_reader import RowReader
 
+SIDES = ("train", "selection", "held_out")
+TRAIN, SELECTION, HELD_OUT = range(3)
+HELD_OUT_SHARE, SELECTION_SHARE = 0.2, 0.1
+UNTRAINED_SHARE = HELD_OUT_SHARE + SELECTION_SHARE
 _VERSION = 3  # of what is made of the same input
 MOST_TOKENS, FEWEST_VARIANTS, MOST_VARIANTS = 16 << 20, 4, 24
 FEWEST_ROWS = 20
 _PREVIEWS = 3
 
 
+def split_decisions(
+    rows: Sequence[DecisionRow], held_out: float, given: Sequence[bool] | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the side and the family of each row, int64 (R,) both.
+
+    held_out: share that judges, unless the user has `given` the rows that do, (R,); a near duplicate of one of those is
+    left out: its side is -1.
+    """
+    families = np.array(row_families([Example("text", text=row.state) for row in rows]), np.int64)
+    sides = np.full(len(rows), TRAIN)
+    judged = np.zeros(len(rows), bool) if given is None else np.asarray(given, bool)
+    sides[np.isin(families, families[judged])] = -1
+    sides[judged] = HELD_OUT
+    wanted = {SELECTION: SELECTION_SHARE}
+    if given is None:
+        wanted[HELD_OUT] = held_out
+    # families of a class follow each other, and each takes the side that is furthest behind what it should have
+    first = {families[number]: number for number in np.flatnonzero(sides == TRAIN)[::-1].tolist()}
+    order = sorted(first, key=lambda family: (rows[first[family]].best, _hash(rows[first[family]].state)))
+    sizes = np.bincount(families, sides == TRAIN, families.max(initial=0) + 1)
+    wanted[TRAIN] = 1 - sum(wanted.values())
+    had, seen = dict.fromkeys(wanted, 0.0), 0.0
+    for family in order:
+        if not sizes[family]:
+            continue
+        seen += sizes[family]
+        side = max(wanted, key=lambda side: wanted[side] * seen - had[side] - sizes[family] / 2)
+        had[side] += sizes[family]
+        sides[(families == family) & (sides == TRAIN)] = side
+    return sides, families
+
+
+def _hash(text: str) -> bytes:
+    return hashlib.blake2b(text.encode("utf-8", "replace"), digest_size=8).digest()
+
+
+class _StoredRow(TypedDict):
+    """A row in `rows.jsonl`."""
+
+    state: str
+    name: str
+    question: Mapping[str, object]
+    target: list[float]
+    origin: str
+
+
 @dataclass(frozen=True)
 class DecisionCorpus(RowCorpus):
-    """selection: what fits the temperatures too. labels: text → id of as many labels as any question has options."""
+    """Decisions to train on, to select and calibrate by, and to judge.
+
+    selection: fits the temperatures too. labels: text → id of as many labels as any question has options.
+    """
 
     labels: Mapping[str, int]
     prompt: DecisionPrompt
 
     def rows(self, side: str) -> list[DecisionRow]:
-        """The rows of a side as they were read, in the order of its store."""
+        """Return the rows of a side as they were read, in the order of its store."""
         with (corpus_folder(self.fingerprint) / side / "rows.jsonl").open(encoding="utf-8") as lines:
             return [_row(json.loads(line)) for line in lines]
 
     def questions(self) -> dict[str, Question]:
-        """The questions that are asked, by name; of one whose options differ from row to row the first."""
+        """Return the questions by name; where options differ from row to row, the first."""
         return {row.name: row.question for row in reversed(self.rows("train"))}
 
 
@@ -62,36 +119,38 @@ def prepare_decisions(
     instructions: str = "",
     shuffle: bool | None = None,
 ) -> DecisionCorpus:
-    """The decisions of `inputs` as `tokenizer`'s model learns them, made if they are not there yet. instructions: what
-    is asked about each row of a table; made of the label column's name when empty. shuffle: whether a choice's options
-    change places each epoch; by default those of questions whose options differ from row to row.
+    """Return the decisions of `inputs` as `tokenizer`'s model learns them, made if they are not there yet.
 
-    Raises DataError for what is no labelled row, for too few of them, and for labels that are no single token.
+    instructions: what is asked about each row of a table; made of the label column's name when empty. shuffle: whether
+    a choice's options change places each epoch; by default those of questions whose options differ from row to row.
+    Raises DataError for rows without a label, for too few of them, and for labels that are not a single token.
     """
     prompt = prompt_for(tokenizer)
-    with workspace() as work:
-        ledger = Ledger()
-        sources = find_sources(inputs, settings.held_out_from, work, ledger)
-        fingerprint = _fingerprint(sources, tokenizer, settings, (instructions, shuffle), prompt)
-        if known := stored_corpus(fingerprint, open_decisions):
-            return known
-        describe_sources(ledger, sources)
-        rows, given = _read(sources, settings, instructions, ledger)
-        labels = labels_of(tokenizer, max(len(row.question.options) for row in rows))
-        encoder = DecisionEncoder(tokenizer, prompt, labels)
-        shuffled = {row.name for row in rows} if shuffle else set() if shuffle is False else with_changing_options(rows)
-        ledger.notes["shuffled"] = sorted(shuffled)
-        _write(work / "corpus", rows, given, encoder, tokenizer, settings, ledger)
-        write_json(work / "corpus" / "files.json", [file.name for file in sources.files])
-        about = {"labels": labels, "prompt": asdict(prompt), "template": tokenizer.chat_template or None}
-        write_json(work / "corpus" / "decisions.json", about | {"previews": _previews(rows, encoder)})
-        write_json(work / "corpus" / "ledger.json", ledger.as_dict())
-        publish(work / "corpus", corpus_folder(fingerprint))
-        return open_decisions(corpus_folder(fingerprint))
+    with CorpusBuilder.of(inputs, settings.held_out_from) as builder:
+        sources, ledger = builder.sources, builder.ledger
+
+        def make() -> list[str]:
+            rows, given = _read(sources, settings, instructions, ledger)
+            labels = labels_of(tokenizer, max(len(row.question.options) for row in rows))
+            encoder = DecisionEncoder(tokenizer, prompt, labels)
+            shuffled = with_changing_options(rows) if shuffle is None else {row.name for row in rows if shuffle}
+            ledger.notes["shuffled"] = sorted(shuffled)
+            _write(builder.folder, rows, given, encoder, tokenizer, settings, ledger)
+            about = {"labels": labels, "prompt": asdict(prompt), "template": tokenizer.chat_template or None}
+            write_json(
+                builder.folder / "decisions.json",
+                about | {"previews": [preview.to_json() for preview in _previews(rows, encoder)]},
+            )
+            return [file.name for file in sources.files]
+
+        ids = [tokenizer.bos_id, tokenizer.eos_id, bool(tokenizer.add_bos), tokenizer.pre]
+        choices = settings.model_dump(mode="json") | {"asked": sorted(settings.model_fields_set)}
+        content = ["decisions", _VERSION, *sources.identity, choices, (instructions, shuffle), asdict(prompt), ids]
+        return builder.stored_or_made(fingerprint_of(content, tokenizer), open_decisions, make)
 
 
 def prompt_for(tokenizer: Tokenizer) -> DecisionPrompt:
-    """The prompt of decisions for the model of that tokenizer."""
+    """Return the prompt of decisions for the model of that tokenizer."""
     if not tokenizer.chat_template:
         return DecisionPrompt.of(tokenizer, None)
     bos, eos = (tokenizer.tokens[i] if i is not None else "" for i in (tokenizer.bos_id, tokenizer.eos_id))
@@ -99,7 +158,7 @@ def prompt_for(tokenizer: Tokenizer) -> DecisionPrompt:
 
 
 def open_decisions(folder: Path) -> DecisionCorpus:
-    """The corpus in that folder."""
+    """Return the corpus in that folder."""
     about = read_json(folder / "decisions.json")
     stores = {side: RowStore(folder / side) for side in SIDES}
     prompt = about["prompt"]
@@ -118,10 +177,10 @@ def open_decisions(folder: Path) -> DecisionCorpus:
 def _read(
     sources: Sources, settings: RowSettings, instructions: str, ledger: Ledger
 ) -> tuple[list[DecisionRow], list[bool] | None]:
-    """All rows, each once, and which of them a person gave to judge by, where one did."""
+    """Return all rows, each once, and which of them the user gave to judge by, where there are such."""
     records: list[Placed] = []
     numbers: list[int] = []
-    with RowReader(sources.files, {}, ledger.note_omission) as reader:
+    with RowReader(sources.files, ledger.note_omission) as reader:
         for number, file in enumerate(sources.files):
             for record in reader.records(file):
                 ledger.read += 1
@@ -149,8 +208,10 @@ def _read(
 
 
 def _note(rows: Sequence[DecisionRow], ledger: Ledger) -> None:
-    """Counts classes, and rows of one state and question that have different answers. Raises DataError for so few rows
-    that nothing can be learned or shown."""
+    """Count classes, and rows of one state and question that have different answers.
+
+    Raises DataError for so few rows that nothing can be learned or shown.
+    """
     if len(rows) < FEWEST_ROWS:
         raise DataError(f"{len(rows)} labelled rows are too few", f"give at least {FEWEST_ROWS}, better 200 or more")
     classes: dict[str, Counter[str]] = {}
@@ -175,7 +236,7 @@ def _write(
     settings: RowSettings,
     ledger: Ledger,
 ) -> None:
-    """Builds the three stores. Raises DataError where a side would have no rows."""
+    """Build the three stores. Raises DataError where a side would have no rows."""
     own = [encoder.encode(row, own_order(row.question)) for row in rows]
     longest = settings.max_tokens
     is_fitting = np.array([longest is None or len(encoded.ids) <= longest for encoded in own])
@@ -225,43 +286,31 @@ def _write(
 
 
 def _padded(shares: Sequence[np.ndarray]) -> np.ndarray:
-    """float32 (R, K): -1 where a row has fewer options."""
+    """Return float32 (R, K), -1 where a row has fewer options."""
     table = np.full((len(shares), max(map(len, shares))), -1, np.float32)
     for number, own in enumerate(shares):
         table[number, : len(own)] = own
     return table
 
 
-def _previews(rows: Sequence[DecisionRow], encoder: DecisionEncoder) -> list[dict[str, object]]:
-    """A few rows as they are learned: the label is what is supervised."""
+def _previews(rows: Sequence[DecisionRow], encoder: DecisionEncoder) -> list[Preview]:
+    """Return a few rows as they are learned: the label is what is supervised."""
     shown = []
     for row in rows[:: max(1, len(rows) // _PREVIEWS)][:_PREVIEWS]:
         order = own_order(row.question)
         text = encoder.prompt.text(row.state, row.question, order, encoder.labels)
         pieces = [(text, False), (encoder.labels[row.best], True)]
-        shown.append(Preview(row.origin, "", pieces, len(encoder.encode(row, order).ids), 1).to_json())
+        shown.append(Preview(row.origin, "", pieces, len(encoder.encode(row, order).ids), 1))
     return shown
 
 
-def _spelled(row: DecisionRow) -> dict[str, object]:
+def _spelled(row: DecisionRow) -> _StoredRow:
     question = row.question.to_json()
-    return {"state": row.state, "name": row.name, "question": question, "target": row.target, "origin": row.origin}
+    return {
+        "state": row.state, "name": row.name, "question": question, "target": list(row.target), "origin": row.origin
+    }  # fmt: skip
 
 
-def _row(value: Mapping[str, object]) -> DecisionRow:
-    target = value["target"]
-    assert isinstance(target, list)
-    question = Question.from_json(value["question"])
-    return DecisionRow(str(value["state"]), str(value["name"]), question, tuple(target), str(value["origin"]))
-
-
-def _fingerprint(
-    sources: Sources, tokenizer: Tokenizer, settings: RowSettings, asked: tuple[object, ...], prompt: DecisionPrompt
-) -> str:
-    ids = [tokenizer.bos_id, tokenizer.eos_id, bool(tokenizer.add_bos), tokenizer.pre]
-    choices = settings.model_dump(mode="json") | {"asked": sorted(settings.model_fields_set)}
-    content = ["decisions", _VERSION, *sources.identity, choices, asked, asdict(prompt), ids]
-    digest = hashlib.sha256(json.dumps(content, default=str).encode())
-    digest.update("\n".join(tokenizer.tokens).encode("utf-8", "replace"))
-    digest.update("\n".join(tokenizer.merges).encode("utf-8", "replace"))
-    return digest.hexdigest()[:32]
+def _row(stored: _StoredRow) -> DecisionRow:
+    question = Question.from_json(stored["question"])
+    return DecisionRow(stored["state"], stored["name"], question, tuple(stored["target"]), stored["origin"])

@@ -29,9 +29,12 @@ _STATE = "qzstateqz"
 
 @dataclass(frozen=True)
 class DecisionPrompt:
-    """opening, closing: what the model's chat template writes around a question, the token that opens a text included
+    """The prompt of decisions for one model.
+
+    opening, closing: what the model's chat template writes around a question, the token that opens a text included
     where the model expects one: nothing is added when the prompt becomes ids. signs: special tokens of the model, which
-    a state must not spell."""
+    a state must not spell.
+    """
 
     opening: str
     closing: str
@@ -39,7 +42,7 @@ class DecisionPrompt:
 
     @classmethod
     def of(cls, tokenizer: Tokenizer, template: ChatTemplate | None) -> "DecisionPrompt":
-        """The prompt for a model. template: by which it takes turns; None for a model that completes text."""
+        """Return the prompt for a model. template: by which it takes turns; None for a model that completes text."""
         signs = tuple(sorted(tokenizer.special_tokens, key=len, reverse=True))
         opening, closing = _around(template) if template else ("", "\nAnswer:\n")
         bos = tokenizer.tokens[tokenizer.bos_id] if tokenizer.bos_id is not None else ""
@@ -48,7 +51,7 @@ class DecisionPrompt:
         return cls(opening, closing, signs)
 
     def text(self, state: str, question: Question, order: Sequence[int], labels: Sequence[str]) -> str:
-        """What the model reads before the label. order: which option each of the first labels stands for."""
+        """Return what the model reads before the label. order: which option each of the first labels stands for."""
         lines = [self.opening + self.plain(state), "", self.plain(question.instructions)]
         for label, place in zip(labels, order, strict=False):
             option = question.options[place]
@@ -67,7 +70,7 @@ class DecisionPrompt:
         )
 
     def plain(self, text: str) -> str:
-        """A text in which nothing spells a special token: a space parts what would."""
+        """Return a text in which nothing spells a special token: a space parts what would."""
         return self._signs.sub(lambda found: f"{found[0][0]} {found[0][1:]}", text) if self._signs else text
 
     @cached_property
@@ -77,13 +80,15 @@ class DecisionPrompt:
 
 
 def state_text(state: object) -> str:
-    """A state as the prompt has it: text as it is, anything else as JSON."""
+    """Return a state as the prompt has it: text as it is, anything else as JSON."""
     return state if isinstance(state, str) else json.dumps(state, ensure_ascii=False)
 
 
 def all_labels(tokenizer: Tokenizer) -> dict[str, int]:
-    """The labels that are one token of this tokenizer, at most MOST_OPTIONS, with their ids. Raises DataError when a
-    letter is not among them."""
+    """Return the labels that are one token of this tokenizer, at most MOST_OPTIONS, with their ids.
+
+    Raises DataError when a letter is not among them.
+    """
     found: dict[str, int] = {}
     pairs = ("".join(pair) for pair in itertools.product(_LETTERS, repeat=2))
     for label in itertools.chain(_LETTERS, pairs):
@@ -99,7 +104,7 @@ def all_labels(tokenizer: Tokenizer) -> dict[str, int]:
 
 
 def labels_of(tokenizer: Tokenizer, count: int) -> dict[str, int]:
-    """The first `count` of `all_labels`. Raises DataError when there are fewer."""
+    """Return the first `count` of `all_labels`. Raises DataError when there are fewer."""
     found = all_labels(tokenizer)
     if len(found) < count:
         raise DataError(
@@ -110,7 +115,7 @@ def labels_of(tokenizer: Tokenizer, count: int) -> dict[str, int]:
 
 
 def _around(template: ChatTemplate) -> tuple[str, str]:
-    """What a chat template writes before and after one question. Raises TemplateFailure."""
+    """Return what a chat template writes before and after one question. Raises TemplateFailure."""
     question = {"role": "user", "content": _STATE}
     for messages in ([{"role": "system", "content": SYSTEM}, question], [question]):
         try:
@@ -126,6 +131,6 @@ def _around(template: ChatTemplate) -> tuple[str, str]:
 
 
 def _literal(text: str) -> str:
-    """A text that Jinja writes as it is."""
+    """Return a text that Jinja writes as it is."""
     escaped = text.replace("\\", "\\\\").replace("'", "\\'").replace("\n", "\\n").replace("\r", "\\r")
     return f"{{{{ '{escaped}' }}}}" if text else ""

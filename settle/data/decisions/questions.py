@@ -1,7 +1,8 @@
-"""Typed questions and their options, in the form of `/v1/systemone`: {"type", "instructions", "criteria"}.
+"""Typed questions, their options and their answers, in the form of `/v1/systemone`.
 
-`criteria` is, for a choice, an object from each option's key to its description (null where it has none); for a score
-a list of descriptions, the lowest level first; for a noul nothing, or an object that describes "false" and "true".
+A question is {"type", "instructions", "criteria"}. `criteria` is, for a choice, an object from each option's key to its
+description (null where it has none); for a score a list of descriptions, the lowest level first; for a noul nothing, or
+an object that describes "false" and "true". An answer is a probability for every option.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,7 +20,10 @@ _FIX = 'write it as {"type": "choice", "instructions": "…", "criteria": {"opti
 
 @dataclass(frozen=True)
 class Option:
-    """key: what an answer names it by. description: what else the prompt says about it, or None."""
+    """An option of a question.
+
+    key: what an answer names it by. description: what else the prompt says about it, or None.
+    """
 
     key: str
     description: str | None = None
@@ -27,7 +31,10 @@ class Option:
 
 @dataclass(frozen=True)
 class Question:
-    """One question. options: those of a noul are false and true; the keys of a score's levels are "0", "1", …."""
+    """One question.
+
+    options: those of a noul are false and true; the keys of a score's levels are "0", "1", ….
+    """
 
     type: QuestionType
     instructions: str
@@ -35,7 +42,7 @@ class Question:
 
     @classmethod
     def from_json(cls, value: object, name: str = "question") -> "Question":
-        """The question that a `/v1/systemone` body spells. name: for messages. Raises DataError."""
+        """Return the question that a `/v1/systemone` body spells. name: for messages. Raises DataError."""
         if not isinstance(value, Mapping):
             raise DataError(f"{name} is no question: it is not an object", _FIX)
         kind, instructions, criteria = value.get("type"), value.get("instructions"), value.get("criteria")
@@ -47,7 +54,7 @@ class Question:
         return cls(cast(QuestionType, kind), instructions, read(criteria, name))
 
     def to_json(self) -> dict[str, object]:
-        """The question as a `/v1/systemone` body spells it."""
+        """Return the question as a `/v1/systemone` body spells it."""
         question: dict[str, object] = {"type": self.type, "instructions": self.instructions}
         if self.type == "score":
             return question | {"criteria": [option.description for option in self.options]}
@@ -60,7 +67,7 @@ class Question:
         return tuple(option.key for option in self.options)
 
     def target(self, value: object, name: str = "target") -> tuple[float, ...]:
-        """The right answer as a distribution over `options`.
+        """Return the right answer as a distribution over `options`.
 
         value: an option's key (of a score its level or description; of a noul a boolean), or an object from keys to
         shares, which are scaled to 1; a number for a noul that is not 0 or 1 is the probability of true. Raises
@@ -88,7 +95,7 @@ class Question:
         return tuple(share / sum(shares) for share in shares)
 
     def _place(self, value: object) -> int | None:
-        """The index of the option that a value names; None when it names none."""
+        """Return the index of the option that a value names; None when it names none."""
         word = _word(value)
         if word in self.keys:
             return self.keys.index(word)
@@ -101,7 +108,7 @@ class Question:
 
 
 def _word(value: object) -> str:
-    """A value as the text that options are compared by: 3.0 is "3", True is "true"."""
+    """Return a value as the text that options are compared by: 3.0 is "3", True is "true"."""
     if isinstance(value, bool):
         return str(value).lower()
     return f"{value:g}" if isinstance(value, float) else str(value).strip()
@@ -136,3 +143,71 @@ def _described(text: object, name: str) -> str | None:
     if text is not None and not isinstance(text, str):
         raise DataError(f"{name}: the description {text!r:.40} is no text", "give a text, or null")
     return text or None
+
+
+@dataclass(frozen=True)
+class DecisionAnswer:
+    """An answer to a question: a probability for every option.
+
+    probabilities: of the question's options, in its own order; they add up to 1.
+    """
+
+    question: Question
+    probabilities: tuple[float, ...]
+
+    @property
+    def best(self) -> int:
+        """The index of the likeliest option; the first of several."""
+        return max(range(len(self.probabilities)), key=self.probabilities.__getitem__)
+
+    @property
+    def key(self) -> str:
+        """The key of the likeliest option."""
+        return self.question.options[self.best].key
+
+    @property
+    def highest(self) -> float:
+        """The probability of the likeliest option: by it answers are refused."""
+        return self.probabilities[self.best]
+
+    @property
+    def expected(self) -> float:
+        """The mean level of a score; for a noul the probability of true."""
+        return sum(level * p for level, p in enumerate(self.probabilities))
+
+    @property
+    def confidence(self) -> float:
+        """Return the confidence, 0 to 1, by the two formulas that TypeSafe publishes and llama.cpp uses.
+
+        For a score, how near the levels lie to the likeliest one; otherwise, how far the likeliest is above an even
+        share.
+        """
+        num, likeliest = len(self.probabilities), self.best
+        if num < 2:
+            return 1.0
+        if self.question.type != "score":
+            return max(0.0, (self.highest - 1 / num) / (1 - 1 / num))
+        away = sum(p * abs(level - likeliest) for level, p in enumerate(self.probabilities))
+        even = sum(abs(level - (num - 1) / 2) for level in range(num)) / num
+        return max(0.0, 1 - away / even)
+
+    def name_of(self, place: int) -> str:
+        """Return an option as people read it: a level of a score by its description."""
+        option = self.question.options[place]
+        return option.description if self.question.type == "score" and option.description else option.key
+
+    def to_json(self) -> dict[str, object]:
+        """Return the answer as `/v1/systemone` spells it."""
+        by_key = dict(zip(self.question.keys, self.probabilities, strict=True))
+        if self.question.type == "noul":
+            return {"type": "noul", "noul": by_key["true"]}
+        if self.question.type == "choice":
+            return {"type": "choice", "choice": self.key, "probabilities": by_key, "confidence": self.confidence}
+        legend = {option.key: option.description for option in self.question.options}
+        figures: dict[str, object] = {"score": self.expected, "legend": legend, "probabilities": by_key}
+        return {"type": "score", **figures, "confidence": self.confidence}
+
+
+def ranked(answer: DecisionAnswer) -> Sequence[int]:
+    """Return the indices of the options, the likeliest first."""
+    return sorted(range(len(answer.probabilities)), key=lambda i: -answer.probabilities[i])

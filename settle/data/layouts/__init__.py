@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 from settle.base.registry import Part
+from settle.documents.rows import Values
 
 # role, content; with tool_calls, tool_call_id, reasoning_content, name or weight where the row has them
 Message = dict[str, Any]
@@ -22,7 +23,8 @@ class Example:
     """One row, whatever it was written as.
 
     messages: of a chat all turns, of a preference those before the answer. chosen, rejected: the two answers' turns.
-    text: of plain text. single: the row is one prompt and one completion. mended: what was changed in reading it.
+    text: of plain text. single: whether the row is one prompt and one completion. mended: what was changed in reading
+    it.
     """
 
     kind: Kind
@@ -35,31 +37,31 @@ class Example:
     mended: str = ""
 
 
-class Layout(Part):
+class RowLayout(Part):
     """One way to write rows. Its settings name its columns; layouts are tried in the order of `rank`."""
 
     rank: ClassVar[int]
     kind: ClassVar[Kind]
 
     @abstractmethod
-    def columns(self, record: Mapping[str, object]) -> dict[str, str] | None:
-        """Which column holds what, or None when the record is no row of this layout."""
+    def columns(self, record: Values) -> dict[str, str] | None:
+        """Return which column holds what, or None when the record is not a row of this layout."""
 
     @abstractmethod
-    def example(self, record: Mapping[str, object], columns: Mapping[str, str]) -> Example:
-        """The row. Raises Broken with what is wrong with it."""
+    def example(self, record: Values, columns: Mapping[str, str]) -> Example:
+        """Return the example in a row. Raises Broken with what is wrong with it."""
 
 
-def find(record: Mapping[str, object], column: str | None, usual: Sequence[str]) -> str | None:
-    """The column that is asked for, or the first of the usual names that is there, whatever its case."""
+def find(record: Values, column: str | None, usual: Sequence[str]) -> str | None:
+    """Return the column that is asked for, or the first of the usual names that is there, whatever its case."""
     if column is not None:
         return column if column in record else None
     lowered = {str(key).lower(): key for key in record}
     return next((lowered[name] for name in usual if name in lowered), None)
 
 
-def text_of(record: Mapping[str, object], column: str, what: str) -> str:
-    """A column's text. Raises Broken when it is something else; a number is text too, and nothing is empty text."""
+def text_of(record: Values, column: str, what: str) -> str:
+    """Return a column's text. Raises Broken for other values; a number is text too, and nothing is empty text."""
     value = record[column]
     if value is None:
         return ""

@@ -1,4 +1,4 @@
-"""A conversation's turns in the field's one form, from the several ways in which people write them."""
+"""The turns of a conversation in one form, read from the several forms in use."""
 
 import json
 import re
@@ -21,7 +21,7 @@ _THOUGHTS = ("reasoning_content", "reasoning", "thinking")
 
 
 def read_turns(value: object) -> list[Message]:
-    """Messages from a list of turns (or the JSON of one) in OpenAI's or ShareGPT's form. Raises Broken."""
+    """Return messages from a list of turns (or the JSON of one) in OpenAI's or ShareGPT's form. Raises Broken."""
     value = parsed(value)
     if not isinstance(value, list) or not value:
         raise Broken("no list of turns")
@@ -35,7 +35,7 @@ def read_turns(value: object) -> list[Message]:
 
 
 def read_dialogue(text: str) -> list[Message]:
-    """Messages from one text in which speakers are named, as Anthropic's preference data has it. Raises Broken."""
+    """Return messages from one text that names speakers, as Anthropic's preference data has it. Raises Broken."""
     before, *spoken = _SPEAKER.split(f"\n\n{text.strip()}")
     if before.strip() or not spoken:
         raise Broken("a text in which nobody is named as speaking")
@@ -66,7 +66,7 @@ def check_turns(messages: Sequence[Message], answered: bool = True) -> None:
 
 
 def read_tools(value: object) -> list[Tool]:
-    """Tools as JSON schemas of functions, from a list of them (or the JSON of one). Raises Broken."""
+    """Return tools as JSON schemas of functions, from a list of them (or the JSON of one). Raises Broken."""
     value = parsed(value) if value else []
     value = [value] if isinstance(value, dict) else value
     if not isinstance(value, list) or not all(isinstance(tool, dict) for tool in value):
@@ -78,7 +78,7 @@ def read_tools(value: object) -> list[Tool]:
 
 
 def parsed(value: object) -> object:
-    """A list or an object that a table holds as JSON, or as numpy gives it back; anything else as it is."""
+    """Return a list or an object that a table holds as JSON, or as numpy gives it back; anything else as it is."""
     if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):
         try:
             return json.loads(value)
@@ -88,7 +88,7 @@ def parsed(value: object) -> object:
 
 
 def parsed_turns(value: object) -> object:
-    """As `parsed`, but JSON in a text stays text unless it is turns: an answer may itself be JSON."""
+    """Return a value as `parsed` does, but JSON stays text unless it is turns: an answer may itself be JSON."""
     inner = parsed(value)
     turns = inner["messages"] if isinstance(inner, dict) and isinstance(inner.get("messages"), list) else inner
     turns = [turns] if isinstance(turns, dict) else turns
@@ -98,7 +98,7 @@ def parsed_turns(value: object) -> object:
 
 
 def _is_turn(value: object) -> bool:
-    """Whether a value names who speaks, and holds what is said."""
+    """Return whether a value names who speaks, and holds what is said."""
     if not isinstance(value, dict) or not isinstance(value.get("role", value.get("from")), str):
         return False
     return _holds_calls(value) or any(key in value for key in _CONTENTS)
@@ -142,7 +142,7 @@ def _text(content: object, may_be_missing: bool) -> str:
 
 
 def _add_calls(messages: list[Message], calls: object) -> None:
-    """Calls join the answer they stand in, or the one before them."""
+    """Add calls to the answer that they belong to, or the one before them."""
     if not isinstance(calls, list):
         raise Broken("tool calls that are no list")
     if not messages or messages[-1]["role"] != "assistant" or "tool_calls" in messages[-1]:
@@ -162,7 +162,7 @@ def _call(call: object) -> Tool:
 
 
 def _name_calls(messages: list[Message]) -> None:
-    """Calls and results get ids where they have none: nine digits, as the strictest of templates wants them."""
+    """Give calls and results ids where they have none: nine digits, as the strictest of templates wants them."""
     count = 0
     waiting: list[tuple[str, str]] = []
     for message in messages:

@@ -5,12 +5,13 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from settle.data.layouts import Broken, Example, Kind, Layout, Message, find, text_of
+from settle.data.layouts import Broken, Example, Kind, Message, RowLayout, find, text_of
 from settle.data.layouts._turns import check_turns, parsed
 from settle.data.layouts.messages import with_system
+from settle.documents.rows import Values
 
 
-class Alpaca(Layout):
+class Alpaca(RowLayout):
     """An instruction with what it is about, and the answer."""
 
     rank: ClassVar[int] = 30
@@ -20,7 +21,7 @@ class Alpaca(Layout):
     output: str | None = Field(None, description="the column of the answer")
     system: str | None = Field(None, description="the column of the system prompt")
 
-    def columns(self, record: Mapping[str, object]) -> dict[str, str] | None:
+    def columns(self, record: Values) -> dict[str, str] | None:
         columns = {
             "instruction": find(record, self.instruction, ("instruction",)),
             "output": find(record, self.output, ("output", "response")),
@@ -32,7 +33,7 @@ class Alpaca(Layout):
             return None
         return {what: column for what, column in columns.items() if column is not None}
 
-    def example(self, record: Mapping[str, object], columns: Mapping[str, str]) -> Example:
+    def example(self, record: Values, columns: Mapping[str, str]) -> Example:
         instruction = text_of(record, columns["instruction"], "the instruction")
         about = text_of(record, columns["input"], "the input") if "input" in columns else ""
         messages = _history(record.get(columns.get("history", "")))

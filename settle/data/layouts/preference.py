@@ -5,12 +5,13 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from settle.data.layouts import Broken, Example, Kind, Layout, Message, find, text_of
+from settle.data.layouts import Broken, Example, Kind, Message, RowLayout, find, text_of
 from settle.data.layouts._turns import check_turns, parsed_turns, read_dialogue, read_tools, read_turns
 from settle.data.layouts.messages import with_system
+from settle.documents.rows import Values
 
 
-class Preference(Layout):
+class Preference(RowLayout):
     """chosen and rejected, after a prompt or a conversation; without one, what both begin with is the prompt."""
 
     rank: ClassVar[int] = 10
@@ -21,7 +22,7 @@ class Preference(Layout):
     system: str | None = Field(None, description="the column of the system prompt")
     tools: str | None = Field(None, description="the column of the tools")
 
-    def columns(self, record: Mapping[str, object]) -> dict[str, str] | None:
+    def columns(self, record: Values) -> dict[str, str] | None:
         prompts = ("prompt", "question", "conversations", "messages", "instruction", "input")
         columns = {
             "prompt": find(record, self.prompt, prompts),
@@ -37,7 +38,7 @@ class Preference(Layout):
             del columns["about"]  # only an instruction is followed by what it is about
         return {what: column for what, column in columns.items() if column is not None}
 
-    def example(self, record: Mapping[str, object], columns: Mapping[str, str]) -> Example:
+    def example(self, record: Values, columns: Mapping[str, str]) -> Example:
         chosen, rejected = (_answer(record, columns, what) for what in ("chosen", "rejected"))
         if "prompt" in columns:
             messages = _prompt(record, columns)
@@ -59,7 +60,7 @@ class Preference(Layout):
         return Example("preference", messages, tools, chosen=chosen, rejected=rejected)
 
 
-def _answer(record: Mapping[str, object], columns: Mapping[str, str], what: str) -> list[Message]:
+def _answer(record: Values, columns: Mapping[str, str], what: str) -> list[Message]:
     value = parsed_turns(record[columns[what]])
     if isinstance(value, dict):
         value = [value]
@@ -77,7 +78,7 @@ def _answer(record: Mapping[str, object], columns: Mapping[str, str], what: str)
     return [{"role": "assistant", "content": text_of(record, columns[what], f"the {what} answer")}]
 
 
-def _prompt(record: Mapping[str, object], columns: Mapping[str, str]) -> list[Message]:
+def _prompt(record: Values, columns: Mapping[str, str]) -> list[Message]:
     value = parsed_turns(record[columns["prompt"]])
     if isinstance(value, dict) and isinstance(value.get("messages"), list):
         value = value["messages"]

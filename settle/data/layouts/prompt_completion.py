@@ -1,13 +1,14 @@
-"""A prompt and its completion, under any of their usual names: question and answer, input and output, …"""
+"""A prompt and its completion, under any of their usual names: question and answer, input and output, and so on."""
 
 from collections.abc import Mapping
 from typing import ClassVar
 
 from pydantic import Field
 
-from settle.data.layouts import Example, Kind, Layout, find, text_of
+from settle.data.layouts import Example, Kind, RowLayout, find, text_of
 from settle.data.layouts._turns import check_turns, parsed_turns, read_tools, read_turns
 from settle.data.layouts.messages import with_system
+from settle.documents.rows import Values
 
 # the first that is there; a text or an article is a prompt where something stands beside it that answers to it
 PROMPTS = ("prompt", "question", "query", "problem", "instruction", "input", "source", "text", "document", "article")
@@ -17,7 +18,7 @@ COMPLETIONS = (
 )
 
 
-class PromptCompletion(Layout):
+class PromptCompletion(RowLayout):
     """Two columns of text, or of turns: what is given and what is to be answered."""
 
     rank: ClassVar[int] = 40
@@ -27,7 +28,7 @@ class PromptCompletion(Layout):
     system: str | None = Field(None, description="the column of the system prompt")
     tools: str | None = Field(None, description="the column of the tools")
 
-    def columns(self, record: Mapping[str, object]) -> dict[str, str] | None:
+    def columns(self, record: Values) -> dict[str, str] | None:
         columns = {
             "prompt": find(record, self.prompt, PROMPTS),
             "completion": find(record, self.completion, COMPLETIONS),
@@ -38,7 +39,7 @@ class PromptCompletion(Layout):
             return None
         return {what: column for what, column in columns.items() if column is not None}
 
-    def example(self, record: Mapping[str, object], columns: Mapping[str, str]) -> Example:
+    def example(self, record: Values, columns: Mapping[str, str]) -> Example:
         prompt, completion = (parsed_turns(record[columns[what]]) for what in ("prompt", "completion"))
         if isinstance(prompt, list) and isinstance(completion, list):
             messages = read_turns(prompt + completion)

@@ -5,22 +5,23 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from settle.data.layouts import Broken, Example, Kind, Layout, find, text_of
+from settle.data.layouts import Broken, Example, Kind, RowLayout, find, text_of
+from settle.documents.rows import Values
 
 
-class Text(Layout):
+class TextRows(RowLayout):
     """One column of text, to go on in the same manner."""
 
     rank: ClassVar[int] = 90
     kind: ClassVar[Kind] = "text"
     text: str | None = Field(None, description="the column of the text")
 
-    def columns(self, record: Mapping[str, object]) -> dict[str, str] | None:
+    def columns(self, record: Values) -> dict[str, str] | None:
         usual = ("text", "content", "body", "document", "article", "passage", "code", "story", "raw_content")
         column = find(record, self.text, usual)
         return {"text": column} if column is not None else None
 
-    def example(self, record: Mapping[str, object], columns: Mapping[str, str]) -> Example:
+    def example(self, record: Values, columns: Mapping[str, str]) -> Example:
         text = text_of(record, columns["text"], "the text")
         if not text.strip():
             raise Broken("an empty text")

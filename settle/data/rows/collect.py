@@ -1,21 +1,29 @@
-"""All examples on disk, checked, each once, and each on its side. Legend: R examples."""
+"""Files of examples → all examples on disk, checked, each once, and each on its side.
 
+The layout of each file is found from its rows, and rows that do not keep to it are refused. Legend: R examples.
+"""
+
+import difflib
 import json
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import chain, islice
 from pathlib import Path
 
 import numpy as np
 
 from settle.base.errors import DataError
 from settle.base.event_log import Events
+from settle.base.events import Progress
+from settle.base.registry import parts
 from settle.data.cleaning.secrets import secrets_of
+from settle.data.decisions.rows import unread_labels
 from settle.data.document_buffer import BufferWriter, DocumentBuffer
 from settle.data.files import Sources
-from settle.data.layouts import Example, Kind
+from settle.data.layouts import Broken, Example, Kind, RowLayout
 from settle.data.ledger import Ledger
-from settle.data.rows.families import prompt_hash, words
-from settle.data.rows.read_rows import ExampleReader, RefusedRows
-from settle.data.settings import RowSettings
+from settle.data.settings import ColumnSettings, RowSettings
 from settle.data.split import (
     DROPPED,
     SELECTION_SHARE,
@@ -23,20 +31,176 @@ from settle.data.split import (
     TRAIN,
     are_few,
     judging_share,
+    prompt_hash,
     row_clusters,
     split_given,
     split_rows,
     split_sections,
     without_kin_of,
+    words,
 )
+from settle.documents.blocks import Unreadable
+from settle.documents.decode import damage_error
 from settle.documents.readers import Reader
+from settle.documents.row_reader import RowReader
+from settle.documents.rows import Record
 from settle.documents.walk import FoundFile
+
+_SAMPLED_ROWS = 100  # rows that tell a file's layout
+_NAMED = 10  # rows that an error names
+_REPORT_EVERY = 512  # rows between two progress events
+
+
+@dataclass
+class RefusedRows:
+    """Rows that cannot be used, by reason: how many, and the first of them."""
+
+    rows: dict[str, list[str]] = field(default_factory=dict)
+
+    def add(self, reason: str, where: str) -> None:
+        self.rows.setdefault(reason, []).append(where)
+
+    @property
+    def count(self) -> int:
+        return sum(map(len, self.rows.values()))
+
+    def __str__(self) -> str:
+        reasons = []
+        for reason, rows in self.rows.items():
+            more = f" and {len(rows) - _NAMED} more" if len(rows) > _NAMED else ""
+            reasons.append(f"{reason}: {', '.join(rows[:_NAMED])}{more}")
+        return "; ".join(reasons)
+
+
+class ExampleReader:
+    """Reads files of examples, all of one kind; `layouts` tells per file how its rows were understood."""
+
+    def __init__(self, files: list[FoundFile], columns: ColumnSettings, ledger: Ledger, events: Events) -> None:
+        self._files, self._ledger, self._events = files, ledger, events
+        named = {name: column for name, column in columns.model_dump().items() if column is not None}
+        self._known = _layouts(named)
+        self._named = named
+        self._unseen = set(named.values())
+        self._present: dict[str, None] = {}  # names of columns, in their order
+        self.refused = RefusedRows()
+        self.layouts: dict[str, dict[str, object]] = {}
+        self.kind: Kind | None = None
+
+    def examples(self) -> Iterator[tuple[int, int, Example]]:
+        """Yield the file number, the row and the example.
+
+        Raises DataError when rows are mixed, or in no layout that is known.
+        """
+        done, total = 0, sum(f.size for f in self._files)
+        with RowReader(self._files, self._ledger.note_omission) as reader:
+            for number, file in enumerate(self._files):
+                try:
+                    yield from self._of(number, file, reader.records(file))
+                except Unreadable as e:
+                    self._ledger.skip(e.what, file.name)
+                except (EOFError, damage_error(file.compression)):
+                    raise DataError(f"{file.name} is damaged", "get the file again") from None
+                done += file.size
+                self._events.emit(Progress(what="read", done=done, total=total, unit="bytes"))
+        if self._unseen:
+            raise self._no_column(list(self._present), "the rows have")
+
+    def _of(self, number: int, file: FoundFile, records: Iterator[Record]) -> Iterator[tuple[int, int, Example]]:
+        first = list(islice(records, _SAMPLED_ROWS))
+        rows = [r["value"] for r in first if "value" in r]
+        layout, name, columns = self._recognise(file, rows)
+        if self.kind not in (None, layout.kind):
+            raise DataError(
+                f"{file.name} holds {layout.kind} rows, the files before it {self.kind} rows",
+                "tune on one kind at a time",
+            )
+        self.kind = layout.kind
+        self.layouts[file.name] = {"layout": name, "columns": columns}
+        labels = unread_labels([row for row in rows if isinstance(row, Mapping)], columns.values())
+        if layout.kind == "text" and labels:
+            self.layouts[file.name]["labels"] = labels
+        for record in chain(first, records):
+            self._ledger.read += 1
+            where = f"{file.name}:{record['row']}"
+            try:
+                example = self._example(layout, record)
+            except Broken as e:
+                self.refused.add(str(e), where)
+                continue
+            if example.mended:
+                self._ledger.mend(example.mended, where, "")
+            yield number, record["row"], example
+
+    def _example(self, layout: RowLayout, record: Record) -> Example:
+        if "value" not in record:
+            raise Broken(record["problem"])
+        row = record["value"]
+        if not isinstance(row, Mapping):
+            raise Broken("a row without named values")
+        if self._unseen:
+            self._unseen -= row.keys()
+        columns = layout.columns(row)
+        if columns is not None:
+            return layout.example(row, columns)
+        other = next((name for name, known in self._known.items() if known.columns(row)), None)
+        if other:
+            raise Broken(f"written as {other}, unlike the rows before")
+        raise Broken(f"a row that has only {', '.join(map(repr, list(row)[:8]))}" if row else "an empty row")
+
+    def _recognise(self, file: FoundFile, rows: list[object]) -> tuple[RowLayout, str, dict[str, str]]:
+        """Return the layout that most of the first rows are in, and the columns it reads."""
+        names = Counter(self._name_of(row) for row in rows)
+        del names[""]
+        if not names:
+            if not rows:
+                raise DataError(f"{file.name} holds no rows", "give a file of examples")
+            present = list(dict.fromkeys(name for row in rows if isinstance(row, Mapping) for name in row))
+            if not set(self._named.values()) <= set(present):
+                raise self._no_column(present, f"the rows of {file.name} have")
+            shown = ", ".join(map(repr, present[:12])) or type(rows[0]).__name__
+            raise DataError(
+                f"{file.name} is in no layout that is known: its rows have {shown}",
+                "name its columns: --rows.columns.prompt and --rows.columns.completion, or .messages, or .text",
+            )
+        self._present |= dict.fromkeys(name for row in rows if isinstance(row, Mapping) for name in row)
+        name = names.most_common(1)[0][0]
+        layout = self._known[name]
+        matches = (layout.columns(row) for row in rows if isinstance(row, Mapping))
+        columns = {what: column for one in matches if one for what, column in one.items()}
+        return layout, name, columns
+
+    def _no_column(self, present: list[str], where: str) -> DataError:
+        """Return the error of a column that was asked for and is nowhere."""
+        what, column = next((w, c) for w, c in self._named.items() if c not in present)
+        near = difflib.get_close_matches(column, present, n=1, cutoff=0.5)
+        return DataError(
+            f"there is no column {column!r}: {where} {', '.join(map(repr, present[:12]))}",
+            f"did you mean --rows.columns.{what} {near[0]}?" if near else f"give one of them to --rows.columns.{what}",
+        )
+
+    def _name_of(self, row: object) -> str:
+        if not isinstance(row, Mapping):
+            return ""
+        return next((name for name, layout in self._known.items() if layout.columns(row)), "")
+
+
+def _layouts(columns: dict[str, str]) -> dict[str, RowLayout]:
+    """Return the layouts that know all of the columns asked for, in the order in which they are tried."""
+    every: list[tuple[str, type[RowLayout]]] = list(parts("data/layouts").items())  # type: ignore[arg-type]
+    fitting = [(name, layout) for name, layout in every if set(columns) <= set(layout.model_fields)]
+    if not fitting:
+        names = ", ".join(columns)
+        raise DataError(f"no layout has all of the columns {names}", "name those of one: prompt and completion, say")
+    return {name: layout(**columns) for name, layout in sorted(fitting, key=lambda pair: pair[1].rank)}
 
 
 @dataclass(frozen=True)
 class CollectedRows:
-    """examples: of plain text the text, of other kinds JSON. sides: int8 (R,); families: int64 (R,), as in `Split`.
-    names: of the files, by number."""
+    """Examples on disk, each on its side.
+
+    examples: of plain text the text, of other kinds JSON. sides: int8 (R,); families: int64 (R,), as in `Split`. names:
+    of the files, by number.
+    """
 
     examples: DocumentBuffer
     sides: np.ndarray
@@ -45,27 +209,30 @@ class CollectedRows:
     names: list[str]
 
     def example(self, number: int) -> Example:
-        """One example."""
+        """Return one example."""
         written = self.examples.read(number)
         return Example("text", text=written) if self.kind == "text" else Example(**json.loads(written))
 
     def line(self, number: int) -> str:
-        """One example as JSON."""
+        """Return one example as JSON."""
         written = self.examples.read(number)
         return json.dumps(vars(Example("text", text=written))) if self.kind == "text" else written
 
     def place(self, number: int) -> list[int]:
-        """The file, the row and the family of an example, as a store keeps them."""
+        """Return the file, the row and the family of an example, as a store keeps them."""
         return [*self.examples.origins[number].tolist(), int(self.families[number])]
 
     def origin(self, number: int) -> str:
-        """Where an example comes from, as `file:row`."""
+        """Return where an example comes from, as `file:row`."""
         file, row = self.examples.origins[number].tolist()
         return f"{self.names[file]}:{row}"
 
 
 def collect_rows(sources: Sources, settings: RowSettings, ledger: Ledger, events: Events, work: Path) -> CollectedRows:
-    """Every example of the files. Raises DataError for mixed or broken rows, and when a side would have none."""
+    """Return every example of the files.
+
+    Raises DataError for mixed or broken rows, and when a side would have none.
+    """
     files, held_out_files = (_of_one_sort(side, ledger) for side in (sources.train, sources.held_out))
     reading = ExampleReader(files + held_out_files, settings.columns, ledger, events)
     examples, texts = BufferWriter(work / "examples"), BufferWriter(work / "texts")
@@ -111,7 +278,7 @@ def collect_rows(sources: Sources, settings: RowSettings, ledger: Ledger, events
 
 
 def _of_one_sort(files: list[FoundFile], ledger: Ledger) -> list[FoundFile]:
-    """Leaves out text files that lie beside files of rows: a folder's README is no example."""
+    """Leave out text files that lie with files of rows: a folder's README is not an example."""
     rows = [file for file in files if Reader.part(file.reader).has_columns]
     for file in files if rows else ():
         if file not in rows:
@@ -120,7 +287,7 @@ def _of_one_sort(files: list[FoundFile], ledger: Ledger) -> list[FoundFile]:
 
 
 def refuse(refused: RefusedRows, settings: RowSettings, ledger: Ledger) -> None:
-    """Rows that cannot be used end the work, or are left out where that is what was asked for."""
+    """Raise DataError for rows that cannot be used, or leave them out where that is what was asked for."""
     if refused.count and not settings.drop_broken:
         rows = "1 row" if refused.count == 1 else f"{refused.count} rows"
         raise DataError(f"{rows} cannot be used: {refused}", "fix them, or leave them out with --rows.drop-broken")
@@ -130,7 +297,7 @@ def refuse(refused: RefusedRows, settings: RowSettings, ledger: Ledger) -> None:
 
 
 def _without_repeats(examples: DocumentBuffer, names: list[str], is_held_out: np.ndarray, ledger: Ledger) -> np.ndarray:
-    """Which examples remain, bool (R,): the first of identical ones; held-out ones that a person gave all stay."""
+    """Return which examples remain, bool (R,): the first of identical ones, and all that the user held out."""
     _, first = np.unique(examples.hashes, return_index=True)
     remaining = is_held_out.copy()
     remaining[first] = True
@@ -162,6 +329,6 @@ def _refuse_one_sided(collected: CollectedRows, ledger: Ledger) -> None:
 
 
 def _all_words(example: Example) -> str:
-    """Everything that the model may learn to say."""
+    """Return everything that the model may learn to say."""
     turns = [*example.messages, *example.chosen, *example.rejected]
     return "\n\n".join([example.text, *(message["content"] for message in turns)])

@@ -27,9 +27,9 @@ Rows = list[tuple[Encoded, ...]]  # of one example: each of one segment or, of a
 
 @dataclass(frozen=True)
 class Preview:
-    """A row as it is learned from: pieces of text, each supervised or not. part: chosen or rejected, of a preference.
+    """A row as it is learned from: pieces of text, each supervised or not.
 
-    num_tokens: of the whole row; num_supervised: of those that are targets.
+    part: chosen or rejected, of a preference. num_tokens: of the whole row. num_supervised: of those that are targets.
     """
 
     origin: str
@@ -47,8 +47,11 @@ class Preview:
 
 
 class RowEncoder:
-    """Makes rows of examples. context: tokens that the model reads at most. wanted: tokens that each example would have
-    needed to keep all of its answers."""
+    """Encoder of examples.
+
+    context: tokens that the model reads at most. wanted: tokens that each example would have needed to keep all of its
+    answers.
+    """
 
     def __init__(
         self,
@@ -70,8 +73,10 @@ class RowEncoder:
         self.dropped_long = self.shortened = self.answers_lost = self.split_rows = 0
 
     def rows(self, examples: Iterable[tuple[T, Example]]) -> Generator[tuple[T, Example, Rows | Broken]]:
-        """The rows of each example, or why it has none. A template's process renders the next examples while this one
-        is encoded."""
+        """Yield the rows of each example, or why it has none.
+
+        A template's process renders the next examples while this one is encoded.
+        """
         if self.renderer.source is None:
             for label, example in examples:
                 yield label, example, self._rows_or_reason(example, partial(self._render, example))
@@ -114,7 +119,7 @@ class RowEncoder:
         return [(row,) for row in self._fitted(encoded)]
 
     def preview(self, origin: str, rows: tuple[Encoded, ...]) -> list[Preview]:
-        """How a row reads, segment by segment."""
+        """Return how a row reads, segment by segment."""
         parts = ("chosen", "rejected") if len(rows) == 2 else ("",)
         return [
             Preview(origin, part, self.supervision.shown(row.ids, row.mask), len(row.ids), int(row.mask.sum()))
@@ -122,7 +127,7 @@ class RowEncoder:
         ]
 
     def refuse_lost_answers(self, most: float) -> None:
-        """Raises DataError when more than that share of the examples lost an answer for its length."""
+        """Raise DataError when more than that share of the examples lost an answer for its length."""
         affected = self.dropped_long + self.shortened
         if affected > most * len(self.wanted):
             lengths = np.array(self.wanted)
@@ -134,7 +139,7 @@ class RowEncoder:
             )
 
     def _more_room(self, lengths: np.ndarray) -> str:
-        """What to do for rows of these lengths (n,): a larger limit, if the model reads as much."""
+        """Return what to do for rows of these lengths (n,): a larger limit, if the model reads as much."""
         longest, most = int(lengths.max()), int(np.quantile(lengths, 0.95))
         room = self._context or longest
         needs = ((longest, "holds every row"), (most, "holds 95 in 100"))

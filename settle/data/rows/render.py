@@ -1,4 +1,4 @@
-"""Examples → text, with the places that are supervised: what the model has to write after the prompt it will be given.
+"""Examples → text with the places that are supervised: what the model has to write after the prompt.
 
 No markers in the template are needed. The prompt of an answer is the conversation before it, rendered with the
 generation prompt, as any server renders it; the answer is what the template puts after that, up to and with the token
@@ -12,13 +12,13 @@ from dataclasses import dataclass, replace
 
 from settle.base.chat_template import ChatTemplate, TemplateFailure, TemplateRunaway
 from settle.data.layouts import Broken, Example, Message, Tool
-from settle.data.rows.template_adaptation import TemplateAdapter
+from settle.data.rows.templates import TemplateAdapter
 
 _THOUGHT = re.compile(r"</?think(?:ing)?>")
 
 
 @dataclass(frozen=True)
-class Answer:
+class RenderedAnswer:
     """One answer: its characters in the text, its end-of-turn marker with it, and the texts that they must contain."""
 
     start: int
@@ -29,13 +29,14 @@ class Answer:
 
 @dataclass(frozen=True)
 class Rendered:
-    """A row as text. everything: all of it is supervised; otherwise its answers are, each as it says.
+    """A row as text.
 
-    unended: the template ends the last answer with no token that stops, and the tokenizer's own has to be added.
+    everything: whether all of it is supervised; otherwise its answers are, each as it says. unended: the template ends
+    the last answer with no token that stops, and the tokenizer's own has to be added.
     """
 
     text: str
-    answers: tuple[Answer, ...]
+    answers: tuple[RenderedAnswer, ...]
     everything: bool = False
     unended: bool = False
 
@@ -51,9 +52,10 @@ class _Turn:
 
 
 class Renderer:
-    """Renders examples. template: None for prompt and completion as they are.
+    """Renderer of examples.
 
-    stops: texts of the tokens that end a turn; controls: of all tokens that no turn may contain.
+    template: None for prompt and completion as they are. stops: texts of the tokens that end a turn. controls: of all
+    tokens that no turn may contain.
     """
 
     def __init__(
@@ -72,7 +74,7 @@ class Renderer:
         self.adapter = TemplateAdapter(template, self._arguments)
 
     def rows(self, example: Example) -> list[Rendered]:
-        """A chat's or a text's rows: one, or more where the template changes earlier turns. Raises Broken."""
+        """Return a chat's or a text's rows: one, or more where the template changes earlier turns. Raises Broken."""
         if example.kind == "text":
             return [Rendered(example.text, (), everything=True, unended=True)]
         if any(self._control.search(message["content"]) for message in example.messages):
@@ -87,7 +89,7 @@ class Renderer:
             raise Broken(e.what) from None
 
     def pair(self, example: Example) -> tuple[Rendered, Rendered]:
-        """A preference's two rows, chosen and rejected. Raises Broken."""
+        """Return a preference's two rows, chosen and rejected. Raises Broken."""
         both = []
         for answer in (example.chosen, example.rejected):
             whole = Example("chat", [*example.messages, *answer], example.tools, single=len(example.messages) == 1)
@@ -101,7 +103,7 @@ class Renderer:
         if not example.single:
             raise Broken("a conversation, and no template to render it")
         prompt, completion = (message["content"] for message in example.messages)
-        answer = Answer(len(prompt), len(prompt) + len(completion), (completion.strip(),), True)
+        answer = RenderedAnswer(len(prompt), len(prompt) + len(completion), (completion.strip(),), True)
         return Rendered(prompt + completion, (answer,), self._supervise == "all", unended=True)
 
     def _chat(self, example: Example) -> list[Rendered]:
@@ -111,14 +113,14 @@ class Renderer:
         if not any(supervised.values()):
             raise Broken("no answer that is supervised")
         # from the last to the first: an answer is found in a row that was rendered for a later one, or has its own
-        rows: list[tuple[str, list[Answer], bool]] = []
+        rows: list[tuple[str, list[RenderedAnswer], bool]] = []
         numbers = sorted(supervised, reverse=True)
         cuts = [cut for number in numbers for cut in ((number, True), (number + 1, False))]
         texts = iter(self._render(messages, cuts, tools))
         for number in numbers:
             turn = self._turn(messages[number], next(texts), next(texts))
             text = turn.prompt + turn.answer
-            answer = Answer(len(turn.prompt), len(text), turn.says, supervised[number])
+            answer = RenderedAnswer(len(turn.prompt), len(text), turn.says, supervised[number])
             home = next((row for row in rows if row[0].startswith(text) and not turn.unended), None)
             if home is not None:
                 home[1].append(answer)
@@ -128,7 +130,7 @@ class Renderer:
         return [Rendered(text, tuple(answers[::-1]), everything, unended) for text, answers, unended in rows[::-1]]
 
     def _wanted(self, messages: Sequence[Message]) -> list[bool]:
-        """Whether each answer of the conversation is supervised."""
+        """Return whether each answer of the conversation is supervised."""
         answers = [i for i, m in enumerate(messages) if m["role"] == "assistant"]
         first = 0
         if self._supervise == "last-turn":
@@ -138,7 +140,7 @@ class Renderer:
         return [i >= first and messages[i].get("weight") != 0 for i in answers]
 
     def _turn(self, message: Message, prompt: str, whole: str) -> "_Turn":
-        """An answer in the conversation that it ends, as the template writes it without the answer and with it."""
+        """Return an answer in the conversation that it ends, from the texts rendered without it and with it."""
         same = _common(prompt, whole)
         says = _must_say(message)
         # a thought before the answer may have an end of its own
@@ -148,7 +150,7 @@ class Renderer:
         return turn if same == len(prompt) else self._continued(turn, prompt[same:].strip(), message, end)
 
     def _continued(self, turn: "_Turn", opening: str, message: Message, end: re.Match[str] | None) -> "_Turn":
-        """For a template that opens the answer in the prompt otherwise than in the conversation: with a thought."""
+        """Return a turn whose prompt opens the answer otherwise than the conversation does: with a thought."""
         content = message["content"] or ""
         if not opening:
             return turn
@@ -178,13 +180,13 @@ class Renderer:
 
 
 def _common(a: str, b: str) -> int:
-    """How many characters two texts begin with alike; a tag counts whole."""
+    """Return how many characters two texts begin with alike; a tag counts whole."""
     same = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
     return same - 1 if same < len(a) and a[same - 1 : same] == "<" else same
 
 
 def _after(text: str, at: int, parts: Sequence[str]) -> int:
-    """Where the last of the parts ends, looked for one after the other; `at` when one is missing."""
+    """Return where the last of the parts ends, looked for one after the other; `at` when one is missing."""
     end = at
     for part in parts:
         place = text.find(part, end)
@@ -200,6 +202,6 @@ def _any_of(texts: Sequence[str]) -> re.Pattern[str]:
 
 
 def _must_say(message: Message) -> tuple[str, ...]:
-    """The texts that the rendered answer must contain: its words, the thoughts apart, and the names of its calls."""
+    """Return what the rendered answer must contain: its words without thoughts, and the names of its calls."""
     words = [part.strip() for part in _THOUGHT.split(message["content"] or "")]
     return (*filter(None, words), *(call["function"]["name"] for call in message.get("tool_calls", [])))

@@ -1,4 +1,4 @@
-"""Rendered rows → tokens and which of them are supervised, to the token; with the proof that it is so.
+"""Rendered rows → tokens and a mask of the supervised ones, exact to the token and proven.
 
 The text of every token is known, so its place in the row is too. Where a token would reach over the edge of an answer,
 the row is cut there before it is encoded: that is also where a server's prompt ends. What is supervised is then decoded
@@ -21,7 +21,10 @@ from settle.data.tokenizer.token_types import ENDS, UNUSED
 
 @dataclass(frozen=True)
 class Encoded:
-    """A row's ids (N,), and which are supervised: uint8 (N,). ends: where each answer ends, of those that have one."""
+    """A row's ids (N,), and which are supervised: uint8 (N,).
+
+    ends: where each answer ends, of those that have one.
+    """
 
     ids: np.ndarray
     mask: np.ndarray
@@ -47,7 +50,10 @@ class Supervision:
         self.controls = sorted({*tokenizer.special_tokens, *self.stops})
 
     def encode(self, row: Rendered) -> Encoded:
-        """Raises Broken when the tokens do not give the text back, ProofError when what is supervised is not right."""
+        """Encode a row.
+
+        Raises Broken when the tokens do not give the text back, ProofError when what is supervised is not right.
+        """
         ids, begins = self._aligned(row)
         starts, stops = ([_bytes(row.text[:at]) for at in edges] for edges in _edges(row))
         first, after = np.searchsorted(begins, starts), np.searchsorted(begins, stops)
@@ -67,21 +73,21 @@ class Supervision:
         return Encoded(ids.astype(self._tokenizer.dtype), mask, tuple(after.tolist()), row.text)
 
     def shown(self, ids: np.ndarray, mask: np.ndarray) -> list[tuple[str, bool]]:
-        """The row as text, special tokens written out, in pieces that are supervised or not."""
+        """Return the row as text, special tokens written out, in pieces that are supervised or not."""
         edges = [0, *(np.flatnonzero(np.diff(mask)) + 1).tolist(), len(ids)]
         return [(self.text(ids[a:b]), bool(mask[a])) for a, b in pairwise(edges) if b > a]
 
     def text(self, ids: np.ndarray) -> str:
-        """The text of ids, special tokens written out."""
+        """Return the text of ids, special tokens written out."""
         return b"".join(self.pieces[i] for i in ids.tolist()).decode("utf-8", "replace")
 
     def ids(self, text: str) -> list[int]:
-        """The ids of a rendered text, with the token that opens every text of this model."""
+        """Return the ids of a rendered text, with the token that opens every text of this model."""
         ids, bos_id = self._encode(text).tolist(), self._tokenizer.bos_id
         return [bos_id, *ids] if self._tokenizer.add_bos and bos_id is not None and ids[:1] != [bos_id] else ids
 
     def _aligned(self, row: Rendered) -> tuple[np.ndarray, np.ndarray]:
-        """ids (N,) of a row and the byte at which each begins, so that an answer begins and ends with a token."""
+        """Return ids (N,) of a row and the byte at which each begins; answers begin and end with a token."""
         data = row.text.encode("utf-8", "replace")
         starts, stops = ([_bytes(row.text[:at]) for at in edges] for edges in _edges(row))
         ids = self._encode(row.text)
@@ -102,7 +108,7 @@ class Supervision:
         return np.asarray(self._tokenizer.encode(text, specials=True), np.int64)
 
     def _places(self, ids: np.ndarray, data: bytes) -> tuple[np.ndarray, np.ndarray] | None:
-        """The byte at which each token begins and ends, or None when the tokens do not spell the text.
+        """Return the byte at which each token begins and ends, or None when the tokens do not spell the text.
 
         Some tokenizers put a space before a text or after a special token: it is of no bytes. Some take the space after
         a special token away: it belongs to no token.
@@ -130,7 +136,7 @@ class Supervision:
         return (np.array(first, np.int64), np.array(after, np.int64)) if at == len(data) else None
 
     def _prove(self, ids: np.ndarray, says: Sequence[str]) -> None:
-        """Checks that the supervised tokens decode to the answer, and that the last of them ends the turn."""
+        """Check that the supervised tokens decode to the answer, and that the last of them ends the turn."""
         if not np.isin(ids[-1:], self._stop_ids).any():
             raise ProofError(
                 f"the end of an answer is not supervised: its last token is {self.text(ids[-1:])!r}",
@@ -144,12 +150,12 @@ class Supervision:
 
 
 def _edges(row: Rendered) -> tuple[list[int], list[int]]:
-    """The characters at which the answers of a row begin and end."""
+    """Return the characters at which the answers of a row begin and end."""
     return [answer.start for answer in row.answers], [answer.end for answer in row.answers]
 
 
 def _all_in(needed: Sequence[int], places: np.ndarray) -> bool:
-    """Whether each of some places is among those, which ascend."""
+    """Return whether each of some places is among `places`, which ascend."""
     at = np.searchsorted(places, needed)
     return bool((at < len(places)).all() and (places[at] == needed).all())
 
@@ -159,7 +165,7 @@ def _bytes(text: str) -> int:
 
 
 def _end_of(data: bytes, at: int, piece: bytes) -> int | None:
-    """Where a token's text ends that begins at `at`, be it without the space in front of it."""
+    """Return where the text of a token that begins at `at` ends, with or without the space in front of it."""
     for written in (piece, piece[1:] if piece.startswith(b" ") else piece):
         if data.startswith(written, at):
             return at + len(written)
@@ -167,13 +173,13 @@ def _end_of(data: bytes, at: int, piece: bytes) -> int | None:
 
 
 def _space(data: bytes, at: int) -> int:
-    """Bytes of the white space character at that place, 0 when there is none."""
+    """Return the bytes of the white space character at that place, 0 when there is none."""
     character = data[at : at + 4].decode("utf-8", "ignore")[:1]
     return _bytes(character) if character.isspace() else 0
 
 
 def pieces_of(text: Encoded, longest: int) -> Iterator[Encoded]:
-    """A long plain text in parts of at most `longest` tokens; each begins with the last token of the one before."""
+    """Cut a long plain text into parts of at most `longest` tokens; each begins with the last token before it."""
     for start in range(0, max(len(text.ids) - 1, 1), longest - 1):
         ids, mask = text.ids[start : start + longest], text.mask[start : start + longest].copy()
         mask[:1] = 0
@@ -181,7 +187,7 @@ def pieces_of(text: Encoded, longest: int) -> Iterator[Encoded]:
 
 
 def shortened(row: Encoded, longest: int) -> tuple[Encoded | None, int]:
-    """A row of at most `longest` tokens, and how many supervised answers it lost.
+    """Return a row of at most `longest` tokens, and how many supervised answers it lost.
 
     It ends with the last answer that fits whole; None when no supervised one does.
     """

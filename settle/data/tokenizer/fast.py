@@ -17,7 +17,7 @@ _PREFIX = "tokenizer.ggml."
 
 
 def fast_tokenizer(metadata: Metadata) -> Tokenizer:
-    """Puts the tokens around a text that its model expects, when asked for special tokens.
+    """Return a tokenizer that puts the tokens around a text that its model expects, when asked for special tokens.
 
     metadata: of the file. Raises FormatError for a kind that is not known here.
     """
@@ -32,7 +32,7 @@ def fast_tokenizer(metadata: Metadata) -> Tokenizer:
 
 
 def _word_piece(keys: Metadata) -> Tokenizer:
-    """GGUF marks where a word begins, WordPiece (with ##) where it goes on."""
+    """Return WordPiece. GGUF marks where a word begins, WordPiece (with ##) where it continues."""
     control = _control(keys)
     tokens = [
         token if token in control else token[1:] if token.startswith(SPACE) else f"##{token}"
@@ -50,7 +50,7 @@ def _word_piece(keys: Metadata) -> Tokenizer:
 
 
 def _unigram(keys: Metadata) -> Tokenizer:
-    """SentencePiece's unigram model, as XLM-RoBERTa uses it."""
+    """Return SentencePiece's unigram model, as XLM-RoBERTa uses it."""
     tokens, scores = keys["tokens"], keys.get("scores")
     if not scores:
         raise FormatError("its tokenizer has no scores", "get the file again")

@@ -1,4 +1,4 @@
-"""How each family of byte-level tokenizers cuts a text into words before merging; llama.cpp's names of the ways.
+"""The ways in which byte-level tokenizers cut a text into words before merging, by llama.cpp's names.
 
 A way is a list of patterns: each cuts the pieces that the one before it left, into what matches and what lies
 between. Patterns: those published in the families' `tokenizer.json`, read as llama.cpp reads them. It knows no white
@@ -46,8 +46,11 @@ _DEFAULT = (r"[\p{P}\$\+<=>\^~\|]+", GPT2, r"\p{N}+", r"[0-9][0-9][0-9]")
 
 @dataclass(frozen=True)
 class Way:
-    """patterns: see above. whole_words: a word that is a token is that token, whatever its merges.
-    add_bos: what a file that does not say so means."""
+    """A way to cut words.
+
+    patterns: see above. whole_words: whether a word that is a token is that token, whatever its merges. add_bos: what a
+    file that does not say so means.
+    """
 
     patterns: tuple[str, ...]
     whole_words: bool = False
@@ -83,7 +86,7 @@ _FOREIGN_SPACE = re.compile("[" + "".join(map(chr, _SPACES)) + "]")
 
 
 def words(text: str, patterns: Sequence[str]) -> list[str]:
-    """The pieces of a text, whose concatenation it is."""
+    """Return the pieces of a text, whose concatenation it is."""
     plain = text.translate(_SPACES) if _FOREIGN_SPACE.search(text) else text
     bounds = [(0, len(text))] if text else []
     for pattern in patterns:
@@ -106,7 +109,7 @@ def words(text: str, patterns: Sequence[str]) -> list[str]:
 
 @cache
 def _compiled(pattern: str) -> re.Pattern[str]:
-    """`\\p{X}` written out with the frozen classes, inside brackets or not."""
+    """Compile a pattern with `\\p{X}` written out by the frozen classes, inside brackets or not."""
     out, inside = [], False
     for part in re.split(r"(\\p\{\w\}|\\.|[\[\]])", pattern):
         if part.startswith("\\p"):

@@ -1,35 +1,119 @@
-"""The tokenizer of a model that others trained, from a GGUF file's metadata or a `tokenizer.json`.
+"""The tokenizer of a pretrained model, from a GGUF file's metadata or a `tokenizer.json`.
 
 Its ids are those of llama.cpp on the same file, for every text: whoever serves the model later reads the same tokens
 as it was tuned on. There are two kinds, by llama.cpp's names: `gpt2` merges bytes inside words, `llama` (SentencePiece)
 merges characters, spaces written as ▁.
+
+Control tokens, and those that a family defined by hand, are found in a text before it is cut into words: the longest
+token is looked for first, through the whole text. That equals one pass that takes the longest token at each place,
+unless the end of one token is the beginning of another; then the slow way is taken.
 """
 
 import heapq
 import re
 import shutil
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
-from settle.data.tokenizer.byte_characters import BYTE_CHARACTERS
 from settle.data.tokenizer.pre_tokenizers import words
-from settle.data.tokenizer.special_tokens import Finder
-from settle.data.tokenizer.token_types import USER_DEFINED
+from settle.data.tokenizer.token_types import BYTE_CHARACTERS, USER_DEFINED
 from settle.data.tokenizer.tokenizer_files import FILES, read, write
 from settle.data.tokenizer.vocabulary import SPACE, Metadata, Vocabulary
 
+Tree = dict[str, "Tree"]  # next character → what may follow it; "" ends a token
 # a word is remembered with its ids; a longer one is hardly ever met twice
 MAX_REMEMBERED, LONGEST_REMEMBERED = 200_000, 64
 
 
+class Finder:
+    """Finder of a set of tokens.
+
+    tokens: text → id. strips: ids that swallow the ASCII white space after them.
+    """
+
+    def __init__(self, tokens: Mapping[str, int], strips: Collection[int] = ()) -> None:
+        self.tokens = {text: i for text, i in tokens.items() if text}
+        self.strips = frozenset(strips)
+
+    def split(self, text: str) -> list[str | int]:
+        """Return the text as pieces without such a token (str, never empty) and tokens (int), in order."""
+        if not self.tokens:
+            return [text] if text else []
+        pieces: list[str | int] = []
+        if self._overlapping:
+            pieces = self._one_by_one(text)
+        else:
+            for number, piece in enumerate(self._pattern.split(text)):
+                pieces.append(self.tokens[piece] if number % 2 else piece)
+        if self.strips:
+            for before, i in enumerate(pieces[:-1]):
+                after = pieces[before + 1]
+                if isinstance(i, int) and i in self.strips and isinstance(after, str):
+                    pieces[before + 1] = after.lstrip(" \t\n\v\f\r")
+        return [piece for piece in pieces if piece != ""]
+
+    def _one_by_one(self, text: str) -> list[str | int]:
+        pieces: list[str | int] = [text]
+        for token in sorted((t for t in self.tokens if t in text), key=lambda t: -len(t.encode())):
+            left: list[str | int] = []
+            for piece in pieces:
+                if isinstance(piece, int):
+                    left.append(piece)
+                    continue
+                first, *rest = piece.split(token)
+                left.append(first)
+                for part in rest:
+                    left += [self.tokens[token], part]
+            pieces = left
+        return pieces
+
+    @cached_property
+    def _overlapping(self) -> bool:
+        """Return whether two tokens can overlap in a text, other than as runs of one character."""
+        mixed = [t for t in self.tokens if len(set(t)) > 1]
+        runs = [t for t in self.tokens if len(set(t)) == 1]
+        begin_mixed = {t[:n] for t in mixed for n in range(1, len(t))}
+        begin = begin_mixed | {t[:n] for t in runs for n in range(1, len(t))}
+        return any(t[n:] in begin for t in mixed for n in range(1, len(t))) or any(
+            t[n:] in begin_mixed for t in runs for n in range(1, len(t))
+        )
+
+    @cached_property
+    def _pattern(self) -> re.Pattern[str]:
+        """Longest token first at each place; written as a tree, since there can be thousands."""
+        tree: Tree = {}
+        for token in self.tokens:
+            node = tree
+            for character in token:
+                node = node.setdefault(character, {})
+            node[""] = {}
+        return re.compile(f"({_written(tree)})")
+
+
+def _written(node: Tree) -> str:
+    """Return a regular expression of a tree of characters, without recursion into runs: `\\n\\n\\n…` is deep."""
+    literal = ""
+    while len(node) == 1 and "" not in node:
+        ((character, node),) = node.items()
+        literal += re.escape(character)
+    branches = [re.escape(c) + _written(child) for c, child in node.items() if c != ""]
+    if not branches:
+        return literal
+    inner = branches[0] if len(branches) == 1 and "" not in node else f"(?:{'|'.join(branches)})"
+    return literal + (f"(?:{inner})?" if "" in node else inner)
+
+
 class PretrainedTokenizer(Vocabulary):
-    """Encodes and decodes as the model's file says. path: the folder it came from, or None."""
+    """A tokenizer that encodes and decodes as the model's file says.
+
+    path: the folder it came from, or None.
+    """
 
     def __init__(self, metadata: Metadata, path: Path | None = None) -> None:
-        """metadata: of a GGUF file. Raises FormatError naming what is not supported."""
+        """Read the metadata of a GGUF file. Raises FormatError naming what is not supported."""
         super().__init__(metadata)
         self.path = path
         self.name = str(metadata.get("general.name") or "")
@@ -38,11 +122,11 @@ class PretrainedTokenizer(Vocabulary):
 
     @classmethod
     def from_folder(cls, folder: Path) -> "PretrainedTokenizer":
-        """Reads Hugging Face's files. Raises FormatError naming what is missing or not supported."""
+        """Read Hugging Face's files. Raises FormatError naming what is missing or not supported."""
         return cls(read(folder), folder)
 
     def with_template(self, template: str) -> "PretrainedTokenizer":
-        """The same with a chat template, for a model that came without one."""
+        """Return this tokenizer with a chat template, for a model that came without one."""
         other = PretrainedTokenizer(self.metadata | {"tokenizer.chat_template": template}, self.path)
         other.name = self.name
         other._gives_template = True
@@ -60,8 +144,9 @@ class PretrainedTokenizer(Vocabulary):
         return Finder(by_hand, strips), Finder(control | by_hand, strips)
 
     def encode(self, text: str, specials: bool = False) -> np.ndarray:
-        """Ids (N,) of a text, nothing added. Control tokens written in it stay text, unless `specials`: then the text
-        is a rendered chat.
+        """Return the ids (N,) of a text, nothing added.
+
+        Control tokens written in it stay text, unless `specials`: then the text is a rendered chat.
         """
         ids: list[int] = []
         at_start = True
@@ -74,11 +159,11 @@ class PretrainedTokenizer(Vocabulary):
         return np.array(ids, self.dtype)
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """The ids of each text."""
+        """Return the ids of each text."""
         return [self.encode(text) for text in texts]
 
     def encode_documents(self, text: bytes, ends: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Ids (N,) of many documents, each closed by eos, and the position after each: int64 (D,).
+        """Return the ids (N,) of many documents, each closed by eos, and the position after each: int64 (D,).
 
         `text` is UTF-8, each document followed by one byte of any value; `ends` (int64, (D,)) are those bytes' places.
         """
@@ -93,8 +178,9 @@ class PretrainedTokenizer(Vocabulary):
         return joined, np.cumsum(lengths)[1::2]
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of `ids`, control tokens left out; bytes that are no UTF-8 become U+FFFD. The space that encoding
-        puts before a text is taken off again.
+        """Return the text of `ids`, control tokens left out; bytes that are not UTF-8 become U+FFFD.
+
+        The space that encoding puts before a text is taken off again.
         """
         numbers = list(map(int, ids))
         raw = b"".join(map(self.token_bytes.__getitem__, numbers))
@@ -103,11 +189,11 @@ class PretrainedTokenizer(Vocabulary):
         return raw.decode("utf-8", "replace")
 
     def gguf_metadata(self) -> dict[str, object]:
-        """The `tokenizer.*` keys of a GGUF file, as they were read."""
+        """Return the `tokenizer.*` keys of a GGUF file, as they were read."""
         return dict(self.metadata)
 
     def save(self, folder: Path) -> None:
-        """Writes tokenizer.json, tokenizer_config.json and the chat template, as `transformers` reads them."""
+        """Write tokenizer.json, tokenizer_config.json and the chat template, as `transformers` reads them."""
         if self.path is None:
             write(self, folder)
             return
@@ -127,7 +213,7 @@ class WordEncoder:
         self._known: dict[str, tuple[int, ...]] = {}
 
     def encode(self, text: str, at_start: bool) -> list[int]:
-        """The ids of a text. at_start: nothing, or a special token, stands before it."""
+        """Return the ids of a text. at_start: whether nothing, or a special token, comes before it."""
         if self._is_byte_level:
             pieces = words(text, self._vocabulary.way.patterns)
         else:
@@ -193,7 +279,7 @@ class WordEncoder:
 
 
 def merged(symbols: list[str], rank: Callable[[str, str], float | None]) -> list[str]:
-    """What is left of `symbols` when no two neighbours can be merged. rank: lower goes first, None never.
+    """Merge neighbours until no two can be merged, and return what is left. rank: lower goes first, None never.
 
     Both kinds of BPE merge the best pair again and again, of equals the leftmost. They differ in what is best: the
     earliest merge in a list (arXiv:1508.07909), or the pair whose concatenation has the highest score
@@ -203,24 +289,22 @@ def merged(symbols: list[str], rank: Callable[[str, str], float | None]) -> list
         return symbols
     after = [*range(1, len(symbols)), -1]
     before = list(range(-1, len(symbols) - 1))
-    parts: list[str | None] = list(symbols)
+    parts = list(symbols)  # "" where a symbol has joined the one before it
     queue: list[tuple[float, int, int, int]] = []
 
     def offer(left: int, right: int) -> None:
-        a, b = parts[left], parts[right]
-        assert a is not None and b is not None
-        priority = rank(a, b)
+        priority = rank(parts[left], parts[right])
         if priority is not None:
-            heapq.heappush(queue, (priority, left, right, len(a) + len(b)))
+            heapq.heappush(queue, (priority, left, right, len(parts[left]) + len(parts[right])))
 
     for left in range(len(symbols) - 1):
         offer(left, left + 1)
     while queue:
         _, left, right, length = heapq.heappop(queue)
         a, b = parts[left], parts[right]
-        if a is None or b is None or len(a) + len(b) != length or after[left] != right:
+        if not a or not b or len(a) + len(b) != length or after[left] != right:
             continue
-        parts[left], parts[right] = a + b, None
+        parts[left], parts[right] = a + b, ""
         after[left] = after[right]
         if after[right] >= 0:
             before[after[right]] = left
@@ -228,4 +312,4 @@ def merged(symbols: list[str], rank: Callable[[str, str], float | None]) -> list
             offer(before[left], left)
         if after[left] >= 0:
             offer(left, after[left])
-    return [part for part in parts if part is not None]
+    return [part for part in parts if part]

@@ -1,4 +1,4 @@
-"""Hugging Face's files of a tokenizer, read into the keys that a GGUF file has for it, and written from them.
+"""Hugging Face's tokenizer files, read into the keys that a GGUF file has for them, and written from those.
 
 Layout: https://huggingface.co/docs/tokenizers; keys: ggml's `docs/gguf.md`.
 """
@@ -25,7 +25,7 @@ _LOOKS_CONTROL = re.compile(r"<\|.*\|>|<｜.*｜>|<unused\d+>|<pad>|<mask>")
 
 
 def read(folder: Path) -> JsonObject:
-    """The `tokenizer.*` keys that a GGUF file of this folder would have.
+    """Return the `tokenizer.*` keys that a GGUF file of this folder would have.
 
     Raises FormatError when there is no tokenizer.json, or it does something that llama.cpp cannot repeat.
     """
@@ -88,7 +88,7 @@ def _json(path: Path) -> JsonObject | None:
 
 
 def _named(folder: Path, config: JsonObject, by_id: Mapping[int, str]) -> dict[str, int]:
-    """Ids of the tokens that open, end and pad a text."""
+    """Return the ids of the tokens that open, end and pad a text."""
     ids = {token: i for i, token in by_id.items()}
     others = _json(folder / "special_tokens_map.json") or {}
     named: dict[str, int] = {}
@@ -117,7 +117,7 @@ def _template(folder: Path, config: JsonObject) -> str:
 
 
 def _steps(part: JsonObject | None) -> Iterator[JsonObject]:
-    """The steps of a normalizer, pre-tokenizer, decoder or post-processor, sequences opened."""
+    """Yield the steps of a normalizer, pre-tokenizer, decoder or post-processor, sequences opened."""
     if not part:
         return
     inner = next((part[key] for key in ("pretokenizers", "normalizers", "decoders", "processors") if key in part), None)
@@ -133,7 +133,7 @@ def _is_byte_level(raw: JsonObject) -> bool:
 
 
 def _pre(raw: JsonObject, whole_words: bool) -> str:
-    """llama.cpp's name for how the pre-tokenizer cuts words."""
+    """Return llama.cpp's name for how the pre-tokenizer cuts words."""
     patterns = []
     for step in _steps(raw.get("pre_tokenizer")):
         if step["type"] == "Split":
@@ -163,7 +163,7 @@ _CASED = {"gpt-4o": r"|\p{N}{1,3}|", "tekken": r"|\p{N}|"}
 
 
 def _plain(pattern: str) -> str:
-    """A pattern as it is compared: spellings that mean the same made one."""
+    """Return a pattern as it is compared: spellings that mean the same made one."""
     if pattern == written_out_gpt2():
         return GPT2
     pattern = _ANY_CASE.sub(lambda _: CONTRACTION, pattern)
@@ -182,7 +182,7 @@ def _prefixes_space(raw: JsonObject) -> bool:
 
 
 def _scores(tokens: list[str], merges: list[str]) -> list[float]:
-    """Scores that merge in the order of the list: minus the place of the first merge that makes a token."""
+    """Return scores that merge in the order of the list: minus the place of the first merge that makes a token."""
     first: dict[str, int] = {}
     for rank, pair in enumerate(merges):
         first.setdefault(pair.replace(" ", ""), rank)
@@ -200,7 +200,7 @@ def _adds_bos(raw: JsonObject, config: JsonObject, tokens: list[str], bos: int |
 
 
 def write(vocabulary: Vocabulary, folder: Path) -> None:
-    """tokenizer.json, tokenizer_config.json and the chat template of a tokenizer that came from a GGUF file."""
+    """Write tokenizer.json, tokenizer_config.json and the chat template of a tokenizer from a GGUF file."""
     write_atomic(folder / "tokenizer.json", json.dumps(as_json(vocabulary), ensure_ascii=False))
     named = {"bos_token": vocabulary.bos_id, "eos_token": vocabulary.eos_id, "pad_token": vocabulary.pad_id}
     config: JsonObject = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
@@ -212,7 +212,7 @@ def write(vocabulary: Vocabulary, folder: Path) -> None:
 
 
 def as_json(vocabulary: Vocabulary) -> JsonObject:
-    """The contents of a tokenizer.json."""
+    """Return the contents of a tokenizer.json."""
     byte_level = vocabulary.model == "gpt2"
     merges = vocabulary.merges if byte_level else _merges(vocabulary)
     added = []
@@ -281,7 +281,7 @@ def _opening(vocabulary: Vocabulary) -> JsonObject | None:
 
 
 def _merges(vocabulary: Vocabulary) -> list[list[str]]:
-    """Every way to make a token of two others, in the order in which SentencePiece would do it."""
+    """Return every way to make a token of two others, in the order in which SentencePiece would do it."""
     known = {t: i for i, t in enumerate(vocabulary.tokens) if vocabulary.token_types[i] in (NORMAL, USER_DEFINED)}
     merges = []
     for token, i in known.items():

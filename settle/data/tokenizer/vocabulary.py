@@ -1,4 +1,4 @@
-"""The vocabulary of a model that others trained: what the `tokenizer.*` keys of a GGUF file say of its tokens."""
+"""The vocabulary of a pretrained model, by the `tokenizer.*` keys of a GGUF file, and its comparison with another."""
 
 import re
 from collections.abc import Mapping
@@ -8,19 +8,28 @@ from typing import Any
 import numpy as np
 
 from settle.base.chat_template import complaint
-from settle.base.errors import FormatError, malformed_is_format_error
-from settle.data.tokenizer.byte_characters import BYTE_CHARACTERS
+from settle.base.errors import FormatError, UsageError, malformed_is_format_error
+from settle.base.tokenizer import Tokenizer
 from settle.data.tokenizer.pre_tokenizers import WAYS, Way
-from settle.data.tokenizer.token_types import BYTE, CONTROL, ENDS, NORMAL, TURN_ENDS, UNKNOWN, UNUSED, USER_DEFINED
+from settle.data.tokenizer.token_types import (
+    BYTE,
+    BYTE_CHARACTERS,
+    CONTROL,
+    ENDS,
+    NORMAL,
+    TURN_ENDS,
+    UNKNOWN,
+    UNUSED,
+    USER_DEFINED,
+)
 
 SPACE = "▁"
 _DEFAULT_IDS = {"llama": {"bos": 1, "eos": 2, "unknown": 0}, "gpt2": {"bos": 11, "eos": 11}}
 _PREFIX = "tokenizer.ggml."
 _BYTES = {character: byte for byte, character in BYTE_CHARACTERS.items()}
-
-
 _BYTE = re.compile("<0x[0-9A-Fa-f]{2}>")
 Metadata = Mapping[str, Any]  # the values of a GGUF file by key
+_SHOWN = 40  # characters of a token that an error shows
 
 
 class Vocabulary:
@@ -33,7 +42,7 @@ class Vocabulary:
     """
 
     def __init__(self, metadata: Metadata) -> None:
-        """metadata: of a GGUF file. Raises FormatError naming what is not supported."""
+        """Read the metadata of a GGUF file. Raises FormatError naming what is not supported."""
         with malformed_is_format_error("its tokenizer"):
             self._read(metadata)
 
@@ -92,11 +101,11 @@ class Vocabulary:
         return np.array([len(b) for b in self.token_bytes], np.int32)
 
     def of_type(self, *types: int) -> dict[str, int]:
-        """The tokens of these GGUF types, with their ids."""
+        """Return the tokens of these GGUF types, with their ids."""
         return {t: i for i, (t, kind) in enumerate(zip(self.tokens, self.token_types, strict=True)) if kind in types}
 
     def _require_sound(self) -> None:
-        """Raises FormatError for lists of other types or lengths than a vocabulary has."""
+        """Raise FormatError for lists of other types or lengths than a vocabulary has."""
         size = self.vocab_size
         lists: dict[str, tuple[list[Any], type, bool]] = {
             "tokens": (self.tokens, str, True),
@@ -148,3 +157,42 @@ class Vocabulary:
         if self.model == "llama":
             return token.replace(SPACE, " ").encode()
         return b"".join(bytes([_BYTES[c]]) if c in _BYTES else c.encode() for c in token)
+
+
+def tokenizer_difference(one: Tokenizer, other: Tokenizer) -> str:
+    """Return the first difference of two tokenizers as part of a sentence; "" where texts give the same ids."""
+    for index, (ours, theirs) in enumerate(zip(one.tokens, other.tokens, strict=False)):
+        if ours != theirs:
+            return f"token {index} is {ours[:_SHOWN]!r} there and {theirs[:_SHOWN]!r} here"
+    if len(one.tokens) != len(other.tokens):
+        return f"it has {len(one.tokens):,} tokens there and {len(other.tokens):,} here"
+    if one.model != other.model or one.pre != other.pre:
+        return f"words are cut as {one.pre} there and as {other.pre} here"
+    if list(one.merges) != list(other.merges):
+        return "its pieces are merged in another order"
+    return ""
+
+
+def require_same_tokenizer(teacher: Tokenizer, student: Tokenizer, names: tuple[str, str]) -> None:
+    """Raise UsageError with the first difference of two tokenizers. names: of the teacher and the student."""
+    difference = tokenizer_difference(teacher, student)
+    if difference:
+        raise UsageError(
+            f"{names[0]} has another tokenizer than {names[1]}: {difference}",
+            "teacher and student must read the same tokens: a model of the teacher's family, or one made of it with "
+            "--drop-layers, --width or --into",
+        )
+
+
+def require_same_tokens(model: Mapping[str, object], draft: Mapping[str, object], names: tuple[str, str]) -> None:
+    """Raise UsageError where the tokenizers of two GGUF files differ, by their metadata.
+
+    names: of the model and its draft.
+    """
+    for key in ("model", "tokens"):  # a draft never reads text: it goes on with the ids of its model
+        name = f"tokenizer.ggml.{key}"
+        if model.get(name) != draft.get(name):
+            raise UsageError(
+                f"{names[1]} has another tokenizer than {names[0]}: {name} is another",
+                "a draft is made of its model: `settle distill MODEL INPUTS --draft`",
+            )

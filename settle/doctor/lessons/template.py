@@ -3,7 +3,7 @@
 import random
 from typing import ClassVar
 
-from settle.data.rows.known_templates import KNOWN, fitting
+from settle.data.rows.templates import KNOWN, fitting
 from settle.doctor.demonstration.lesson_model import Case, LessonModel
 from settle.doctor.demonstration.made_up_facts import made_up_fact
 from settle.doctor.lessons import Lesson

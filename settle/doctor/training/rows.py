@@ -12,8 +12,7 @@ from settle.base.errors import EngineError, UsageError
 from settle.base.run import Run
 from settle.data.prepare import prepared
 from settle.data.rows.prepare import prepared_rows
-from settle.data.rows.store import RowStore
-from settle.data.store import TokenStore
+from settle.data.store import RowStore, TokenStore
 from settle.doctor.held_side import HeldSide, typed
 from settle.doctor.training.facts import TrainingFacts
 from settle.doctor.trial import Item

@@ -6,13 +6,13 @@ in a fenced child process (see `reader_pool`), and its rows are the text of thos
 """
 
 from collections.abc import Iterable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import BinaryIO, ClassVar
 
 from settle.base.registry import Part
 from settle.documents.blocks import Block, Note, Place, joined_text
-from settle.documents.record_text import record_lines
-from settle.documents.rows import Record, Row, text_rows
+from settle.documents.rows import Record, Row, record_lines, text_rows
 
 GROUPS = ("text", "tables", "office")
 
@@ -20,7 +20,7 @@ GROUPS = ("text", "tables", "office")
 class Reader(Part):
     """The contract of a reader: `blocks`, or `rows` or `records`, or both.
 
-    suffixes: of the files it reads, lower case with the dot, without .gz or .zst; names: of files that go without one,
+    suffixes: of the files it reads, lower case with the dot, without .gz or .zst. names: of files that have no suffix,
     lower case. packages: modules that its blocks need and a plain installation may lack. has_columns: whether its rows
     have named values. row_format: names the way its rows are made, where that is not the kind's own name: kinds with
     one name make the same rows of the same bytes.
@@ -37,14 +37,24 @@ class Reader(Part):
 
     @classmethod
     def streams(cls) -> bool:
-        """Whether training reads its files as a stream in this process, not as blocks in the child."""
+        """Return whether training reads its files as a stream in this process, not as blocks in the child."""
         return cls.rows is not Reader.rows or cls.records is not Reader.records
 
-    def blocks(self, path: Path, note: Note) -> Iterator[Block]:
-        """The document's blocks in reading order; by default a block a record. note: called with what was left out
-        ("page 3 is a picture: no text").
+    @classmethod
+    def row_kind(cls) -> str:
+        """Return the name of the way in which its rows are made."""
+        return cls.row_format or cls.part_name()
 
-        Raises Unreadable when nothing comes out of the file.
+    @classmethod
+    def missing_package(cls) -> str | None:
+        """Return the package that training needs to read its files and that is not installed."""
+        return None if cls.streams() else next((p for p in cls.packages if find_spec(p) is None), None)
+
+    def blocks(self, path: Path, note: Note) -> Iterator[Block]:
+        """Yield the document's blocks in reading order; by default a block a record.
+
+        note: called with what was left out ("page 3 is a picture: no text"). Raises Unreadable when the file gives no
+        text.
         """
         with path.open("rb") as stream:
             for record in self.records(stream):
@@ -54,22 +64,20 @@ class Reader(Part):
                     yield Block("text", record_lines(record["value"]), Place(part=f"row {record['row']}"))
 
     def rows(self, stream: BinaryIO) -> Iterator[Row]:
-        """The documents of a file opened for reading bytes. Raises Unreadable with the reason when it has none."""
+        """Yield the documents of a file opened for reading bytes. Raises Unreadable when it has none."""
         raise NotImplementedError
 
     def records(self, stream: BinaryIO) -> Iterator[Record]:
-        """The rows with their named values; those of a file without columns have one, `text`."""
+        """Yield the rows with their named values; those of a file without columns have one, `text`."""
         yield from map(as_record, self.rows(stream))
 
     def rows_of(self, blocks: Iterable[Block]) -> Iterator[Row]:
-        """The documents that a file's blocks make, where training does not stream it: one, cut where it is very
-        long.
-        """
+        """Yield the documents of a file's blocks, if training does not stream it: one, cut where it is very long."""
         yield from text_rows(joined_text(blocks), 1)
 
 
 def as_record(row: Row) -> Record:
-    """A row of text as a record whose one value is `text`."""
+    """Return a row of text as a record whose one value is `text`."""
     if "problem" in row:
         return {"row": row["row"], "problem": row["problem"]}
     return {"row": row["row"], "value": {"text": row["text"]}}

@@ -8,13 +8,13 @@ from settle.base.errors import DataError, UsageError
 from settle.base.event_log import Events
 from settle.base.events import ResultReady, Say
 from settle.base.files import read_bounded
+from settle.data.corpus import workspace
 from settle.data.files import find_files
 from settle.data.layouts import Example
 from settle.data.ledger import Ledger
+from settle.data.rows.collect import ExampleReader
 from settle.data.rows.prepare import prepared_rows
-from settle.data.rows.read_rows import ExampleReader
 from settle.data.settings import ColumnSettings
-from settle.data.workspace import workspace
 from settle.evaluate.compare.candidate_pair import both_in_llamacpp, readers
 from settle.evaluate.compare.compare import CompareOptions, compare, report
 from settle.evaluate.compare.sample_size import judgement

@@ -11,7 +11,7 @@ from settle.base.event_log import Events
 from settle.base.events import AnswerChange, AnswerChanges, Listing, Say
 from settle.base.statistics import FEWEST_FAMILIES, NO_DIFFERENT, TOO_FEW, PairedTest, in_order, paired_test
 from settle.data.layouts import Example
-from settle.data.rows.families import row_families
+from settle.data.split import row_families
 from settle.evaluate.compare.candidate import Candidate, Model, Tokenizes
 from settle.evaluate.compare.cases import Case, asking, cases, text_pieces
 from settle.evaluate.compare.forgetting import TEXTS, Forgetting, forgetting, from_texts, generated, losses

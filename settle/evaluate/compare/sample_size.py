@@ -12,7 +12,7 @@ import numpy as np
 
 from settle.base.statistics import VERDICT_P, Interval, PairedTest, two_sided_z
 from settle.data.layouts import Example
-from settle.data.rows.families import row_families
+from settle.data.split import row_families
 from settle.evaluate.compare.cases import cases
 from settle.evaluate.compare.in_time import spread
 from settle.evaluate.tasks import best_suited, named

@@ -14,11 +14,11 @@ import numpy as np
 from settle.base.errors import GateError
 from settle.base.run import Run
 from settle.base.tokenizer import Tokenizer
+from settle.data.corpus import stored_corpus
 from settle.data.decisions.corpus import open_decisions, prompt_for
 from settle.data.decisions.encode import DecisionEncoder
 from settle.data.decisions.questions import Question
 from settle.data.decisions.rows import DecisionRow
-from settle.data.files import stored_corpus
 from settle.evaluate.decisions import score_rows
 from settle.evaluate.gate.behaviour import ADVERSARIAL, Figures
 from settle.evaluate.gate.gate import SMALL_FILE, in_fp32

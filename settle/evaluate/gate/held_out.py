@@ -7,11 +7,10 @@ from settle.base.events import Warn
 from settle.base.files import home
 from settle.base.run import Run
 from settle.base.tokenizer import Tokenizer
+from settle.data.corpus import stored_corpus
 from settle.data.decisions.corpus import open_decisions
-from settle.data.files import stored_corpus
 from settle.data.rows.prepare import RowCorpus, prepared_rows
-from settle.data.rows.store import RowStore
-from settle.data.store import TokenStore
+from settle.data.store import RowStore, TokenStore
 
 PROSE = (
     "The river was high that spring, and nobody crossed it before the end of May. When the water fell, the first to go "

@@ -5,9 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from settle.base.errors import DataError, UsageError
-from settle.data.decisions.answers import Answer
 from settle.data.decisions.prompt import DecisionPrompt, state_text
-from settle.data.decisions.questions import Question
+from settle.data.decisions.questions import DecisionAnswer, Question
 from settle.formats.gguf import read_gguf
 from settle.formats.gguf.decision import DecisionKeys, read_decision
 from settle.infer.child_model import ChildModel, fitting_context
@@ -46,7 +45,7 @@ class LlamaForm:
         body = {str(i): self._spelled(question) for i, question in enumerate(questions)}
         return {"state": self.prompt.plain(state_text(state)), "questions": body}
 
-    def answers(self, reply: Mapping[str, object], questions: Sequence[Question]) -> list[Answer]:
+    def answers(self, reply: Mapping[str, object], questions: Sequence[Question]) -> list[DecisionAnswer]:
         """Read what llama.cpp answered, in the order of the questions and their options.
 
         Raises DataError for a reply of another form.
@@ -54,7 +53,7 @@ class LlamaForm:
         given = reply.get("answers")
         try:
             assert isinstance(given, Mapping)
-            return [Answer(q, self._probabilities(given[str(i)], q)) for i, q in enumerate(questions)]
+            return [DecisionAnswer(q, self._probabilities(given[str(i)], q)) for i, q in enumerate(questions)]
         except (KeyError, TypeError, ValueError, AssertionError):
             raise DataError("llama.cpp answered in another form than is known here", "update settle") from None
 
@@ -118,7 +117,7 @@ class Decider(ChildModel[Child]):
         require_sound_model(self.path.name, self.metadata)
         super().start()
 
-    def decide(self, state: object, questions: Sequence[Question]) -> list[Answer]:
+    def decide(self, state: object, questions: Sequence[Question]) -> list[DecisionAnswer]:
         """Answers in the order of the questions. state: text, or JSON. Raises DataError, EngineError."""
         if not state_text(state).strip():
             raise DataError("the text to decide about is empty", "give some text")

@@ -19,11 +19,10 @@ from settle.base.events import AnswerText, Progress, ResultReady, Say, Warn
 from settle.base.files import read_bounded
 from settle.base.statistics import wilson
 from settle.base.visible import visible_line
-from settle.data.decisions.answers import Answer, ranked
-from settle.data.decisions.label_column import LabelColumn
-from settle.data.decisions.questions import Question
-from settle.data.decisions.risk import CLAIMED, Refusal, least_risk, refusal_for
-from settle.data.decisions.split import UNTRAINED_SHARE
+from settle.data.decisions.calibration import CLAIMED, Refusal, least_risk, refusal_for
+from settle.data.decisions.corpus import UNTRAINED_SHARE
+from settle.data.decisions.questions import DecisionAnswer, Question, ranked
+from settle.data.decisions.rows import LabelColumn
 from settle.documents.blocks import Unreadable
 from settle.documents.readers import Reader
 from settle.documents.row_reader import RowReader
@@ -133,7 +132,7 @@ def read_table(path: Path, stdin: BinaryIO) -> Table:
         raise UsageError(f"there is no file {path}", "give a .csv, .jsonl or .parquet file")
     files = list(Walk(looks_inside=True).files([path]))
     try:
-        with RowReader(files, {}, lambda file, note: None) as reader:
+        with RowReader(files, lambda file, note: None) as reader:
             records = [record for file in files for record in reader.records(file)]
     except Unreadable as e:
         raise DataError(f"{path.name} cannot be read: {e.what}", "give a .csv, .jsonl or .parquet file") from None
@@ -167,7 +166,7 @@ class Asking:
 class Decided:
     """The answers to one state by the names of their questions, and the names of those that are refused."""
 
-    answers: Mapping[str, Answer]
+    answers: Mapping[str, DecisionAnswer]
     refused: frozenset[str]
 
     def to_json(self) -> dict[str, object]:

@@ -10,7 +10,7 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 from settle.base.tokenizer import Tokenizer
-from settle.data.tokenizer.compatibility import tokenizer_difference
+from settle.data.tokenizer.vocabulary import tokenizer_difference
 from settle.infer.tokens.next_token import Distribution, Positions, Sampler
 
 

@@ -16,9 +16,8 @@ from settle.base.errors import DataError, UsageError
 from settle.base.event_log import Events
 from settle.base.files import parse_json
 from settle.data.layouts import Example
-from settle.data.rows.families import buffered, prompt_hash, words
 from settle.data.similarity import Similarity
-from settle.data.split import HELD_OUT, NEAR_DUPLICATE, split_rows
+from settle.data.split import HELD_OUT, NEAR_DUPLICATE, buffered, prompt_hash, split_rows, words
 from settle.evaluate.compare.against_base import rows_of
 from settle.evaluate.compare.cases import Case, cases
 from settle.evaluate.tasks import plain

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import ClassVar
 
 from settle.base.errors import DataError
+from settle.data.corpus import workspace
 from settle.data.decisions.rows import DecisionRow, Placed, decision_rows
 from settle.data.files import find_files
 from settle.data.layouts import Example
 from settle.data.ledger import Ledger
-from settle.data.rows.families import row_families
-from settle.data.workspace import workspace
+from settle.data.split import row_families
 from settle.documents.row_reader import RowReader
 from settle.evaluate.compare.in_time import spread
 from settle.evaluate.footprint import Measured, peak_bytes
@@ -78,7 +78,7 @@ def read_decisions(path: Path, limit: int) -> Decisions:
     with workspace() as work:
         files = find_files([str(path.expanduser())], work, Ledger())
         records: list[Placed] = []
-        with RowReader(files, {}, lambda file, note: None) as reader:
+        with RowReader(files, lambda file, note: None) as reader:
             for file in files:
                 for record in reader.records(file):
                     if isinstance(values := record.get("value"), Mapping):

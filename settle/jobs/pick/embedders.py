@@ -15,7 +15,7 @@ import numpy as np
 from settle.base.errors import DataError
 from settle.data.layouts import Example
 from settle.data.pairs import Pair, read_pairs
-from settle.data.rows.families import row_families
+from settle.data.split import row_families
 from settle.evaluate.compare.in_time import spread
 from settle.evaluate.footprint import Measured, peak_bytes
 from settle.infer.embedder import VectorEngine

@@ -7,13 +7,13 @@ from pathlib import Path
 
 from settle.base.errors import DataError
 from settle.base.event_log import Events
+from settle.data.corpus import workspace
 from settle.data.files import find_files
 from settle.data.layouts import Broken, Example, Message, find
 from settle.data.layouts._turns import parsed_turns, read_turns
 from settle.data.layouts.prompt_completion import PROMPTS
 from settle.data.ledger import Ledger
-from settle.data.rows.families import row_families
-from settle.data.workspace import workspace
+from settle.data.split import row_families
 from settle.documents.row_reader import RowReader
 from settle.evaluate.compare.against_base import rows_of
 from settle.evaluate.compare.cases import Case, cases
@@ -67,7 +67,7 @@ def _unanswered(path: Path) -> Iterator[Example]:
     """Yield rows of a prompt alone, or of a conversation that ends with the user's turn."""
     with workspace() as work:
         files = find_files([str(path)], work, Ledger())
-        with RowReader(files, {}, lambda file, note: None) as reader:
+        with RowReader(files, lambda file, note: None) as reader:
             for file in files:
                 for record in reader.records(file):
                     row = record.get("value")

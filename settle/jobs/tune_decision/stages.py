@@ -14,13 +14,12 @@ from settle.base.events import Progress, Say, Warn
 from settle.base.files import write_json
 from settle.base.run.result import Result
 from settle.base.statistics import NO_DIFFERENT, TOO_FEW, VERDICT_P, Interval, PairedTest, holm, paired_test
+from settle.data.corpus import stored_corpus
+from settle.data.decisions.calibration import divergences, refusal_for
 from settle.data.decisions.corpus import DecisionCorpus, open_decisions, prepare_decisions
 from settle.data.decisions.encode import DecisionEncoder, own_order
 from settle.data.decisions.prompt import DECISION_TYPE
-from settle.data.decisions.risk import refusal_for
 from settle.data.decisions.rows import DecisionRow
-from settle.data.decisions.temperature import divergences
-from settle.data.files import stored_corpus
 from settle.evaluate.calibration import RISKS, CalibrationReport, brier
 from settle.evaluate.compare.sample_size import smallest_visible, unshown
 from settle.evaluate.decisions import ORDERS, Scored, naive_bayes, order_changes, score_rows

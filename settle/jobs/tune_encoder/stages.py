@@ -15,9 +15,8 @@ from settle.base.errors import ProofError, UsageError
 from settle.base.events import PlanReady, Say
 from settle.base.files import write_json
 from settle.base.version import __version__
-from settle.data.batches import Batch
+from settle.data.batches import Batch, RowBatches, held_out_rows
 from settle.data.pairs import PairCorpus, prepare_pairs
-from settle.data.rows.batches import RowBatches, held_out_rows
 from settle.data.tokenizer.fast import fast_tokenizer
 from settle.evaluate.pair_scores import compare_scores, pair_scores
 from settle.formats import Weights

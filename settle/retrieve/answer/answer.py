@@ -16,7 +16,7 @@ Kind = Literal["written", "quoted", "refused"]
 
 
 def hanging(text: str) -> str:
-    """A text whose lines are indented, but for the first: none of them can be taken for the source of a citation."""
+    """Return a text with all lines but the first indented, so that none can be taken for the source of a citation."""
     return _BREAK.sub("\n    ", text)
 
 
@@ -25,9 +25,9 @@ class Sentence:
     """One sentence of an answer.
 
     start, end: its characters in the answer's text, without its citation. source, piece: what is cited for it, None
-    where no passage supports it. support: 0 to 1. cited_number: the one that the model wrote. differs: the words
-    in which it says something else than the nearest passage. quote: the passage's sentence that supports it, "" where
-    it is itself one.
+    where no passage supports it. support: 0 to 1. cited_number: the one that the model wrote. differs: the words in
+    which it deviates from the nearest passage. quote: the passage's sentence that supports it, "" where it is itself
+    one.
     """
 
     text: str
@@ -46,8 +46,10 @@ class Sentence:
 
 
 @dataclass(frozen=True)
-class Answer:
-    """text: with its citations. sources: what could be cited; of a refusal the nearest passages. dropped: number of
+class CitedAnswer:
+    """An answer with its citations, or a refusal.
+
+    text: with its citations. sources: what could be cited; of a refusal the nearest passages. dropped: number of
     passages that had no room in the prompt. generation: of the model that wrote it, None where none did.
     """
 
@@ -69,17 +71,17 @@ class Answer:
         return [by_number[number] for number in sorted(by_number)]
 
     def quotes(self, source: Source) -> list[str]:
-        """The sentences of a source that support what a model wrote and cited it for."""
+        """Return the sentences of a source that support what a model wrote and cited it for."""
         return list(dict.fromkeys(s.quote for s in self.sentences if s.quote and s.source == source))
 
     @property
     def is_uncertain(self) -> bool:
-        """Whether the documents only perhaps answer: the nearest passages are quoted, with a warning."""
+        """Return whether the documents may not answer: the nearest passages are quoted, with a warning."""
         return self.kind != "refused" and not self.evidence.is_sure
 
     @property
     def is_supported(self) -> bool:
-        """Whether the documents support at least one sentence."""
+        """Return whether the documents support at least one sentence."""
         return any(sentence.source for sentence in self.sentences)
 
     @property
@@ -106,7 +108,7 @@ class Answer:
         return visible("\n".join([text, *([""] if lines else []), *lines]))
 
     def to_json(self) -> dict[str, object]:
-        """The record that `settle ask --json` prints."""
+        """Return the record that `settle ask --json` prints."""
         return {
             "question": self.question,
             "answer": self.text,

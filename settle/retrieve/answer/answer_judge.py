@@ -33,19 +33,25 @@ SCALE = "_scale"  # behind the name of a matrix in int8: what its rows are multi
 _FIRST_WORD = 1996  # WordPiece's ids from here on are words, the most frequent first
 
 
-class Reading(NamedTuple):
-    """logit: above 0 where an answer is likelier than none. at: the character of the passage's text where the evidence
-    for it is greatest."""
+class JudgeReading(NamedTuple):
+    """The judge's reading of one passage.
+
+    logit: above 0 where an answer is likelier than none. at: the character of the passage's text where the evidence for
+    it is greatest.
+    """
 
     logit: float
     at: int
 
 
-UNREAD: Mapping[int, Reading] = MappingProxyType({})  # by the passage's id, where there is no judge
+UNREAD: Mapping[int, JudgeReading] = MappingProxyType({})  # by the passage's id, where there is no judge
 
 
-class Window(NamedTuple):
-    """Tokens of a passage that are read. places: the first character of each in the text, -1 of others."""
+class TokenWindow(NamedTuple):
+    """The tokens of a passage that are read.
+
+    places: the first character of each in the text, -1 of others.
+    """
 
     ids: list[int]
     places: list[int]
@@ -55,31 +61,33 @@ class AnswerJudge:
     """Reads passages for a question."""
 
     def __init__(self, encoder: Weights, weights: Path = WEIGHTS) -> None:
-        """encoder: the GGUF file whose states it reads. weights: its own."""
+        """Load a judge. encoder: the GGUF file whose states it reads; weights: its own."""
         self._tokenizer = fast_tokenizer(encoder.metadata)
         self._w = _dense(load_file(weights))
         self._encoder = TokenStates(encoder, self._w)
         self._apart = self._encoder.layers // 3  # as `layers_apart` in settle/model/reranker.py
 
-    def read(self, question: str, passages: Sequence[Passage]) -> list[Reading]:
-        """What each passage holds."""
+    def read(self, question: str, passages: Sequence[Passage]) -> list[JudgeReading]:
+        """Return the reading of each passage."""
         if not passages:
             return []
         asked = self.question_ids(question)
         windows = [self.window(asked, passage) for passage in passages]
         logits, shares = self._scores(asked, [window.ids for window in windows])
         return [
-            Reading(logit, max(zip(share, window.places, strict=False), key=lambda pair: pair[0] * (pair[1] >= 0))[1])
+            JudgeReading(
+                logit, max(zip(share, window.places, strict=False), key=lambda pair: pair[0] * (pair[1] >= 0))[1]
+            )
             for window, logit, share in zip(windows, logits.tolist(), shares.tolist(), strict=True)
         ]
 
     def question_ids(self, question: str) -> list[int]:
-        """A question as it is read."""
+        """Return the ids of a question, cut to the longest that is read."""
         *text, closing = self._tokenizer.encode(question).ids
         return [*text[: QUESTION_TOKENS - 1], closing]
 
-    def window(self, asked: Sequence[int], passage: Passage) -> Window:
-        """A passage with its headings; of a long one the part whose words come nearest to the question's."""
+    def window(self, asked: Sequence[int], passage: Passage) -> TokenWindow:
+        """Return a passage with its headings; of a long one the part whose words come nearest to the question's."""
         encoded = self._tokenizer.encode(passage.text)
         opening, *text, closing = encoded.ids
         places = [start for start, _ in encoded.offsets[1:-1]]
@@ -92,10 +100,10 @@ class AnswerJudge:
             starts = [*range(0, len(text) - TEXT_TOKENS, STRIDE), len(text) - TEXT_TOKENS]
             start = max(starts, key=lambda s: float(rare @ like[:, s : s + TEXT_TOKENS].max(1)))
         text, places = text[start : start + TEXT_TOKENS], places[start : start + TEXT_TOKENS]
-        return Window([opening, *headings, *text, closing], [*[-1] * (1 + len(headings)), *places, -1])
+        return TokenWindow([opening, *headings, *text, closing], [*[-1] * (1 + len(headings)), *places, -1])
 
     def _scores(self, asked: Sequence[int], windows: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
-        """→ logits (B,), and the share that each token of a passage has of its evidence (B, N)."""
+        """Return logits (B,), and the share that each token of a passage has of its evidence (B, N)."""
         question, asked_mask = self._encoder.read([asked], self._apart)
         passage, told_mask = self._encoder.read(windows, self._apart)
         words = self._encoder.words
@@ -135,7 +143,7 @@ class AnswerJudge:
 
 
 def answer_judge(collection: Collection) -> AnswerJudge | None:
-    """The judge, loaded once; None for a collection whose embedder is another, which may be in another language."""
+    """Return the judge, loaded once; None for a collection with another embedder, which may be in another language."""
     if collection.vectors.config.embedder["name"] != ENCODER:
         return None
     return _opened(resolve_whole(ENCODER).source.path)
@@ -152,7 +160,7 @@ def _unit(x: np.ndarray) -> np.ndarray:
 
 
 def _dense(stored: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Weights as float32: matrices in int8 times the scales of their rows."""
+    """Return weights as float32: matrices in int8 times the scales of their rows."""
     return {
         name: weight.astype(np.float32) * (stored[name + SCALE][:, None] if name + SCALE in stored else np.float32(1))
         for name, weight in stored.items()

@@ -20,8 +20,8 @@ class AnsweringModel:
     """The model that answers, loaded in the background.
 
     requested: a model's name or `none`, which is remembered for the collection; or None. ref: None where there is no
-    model, or several and none was chosen; why: the reason, for the person; is_news: whether the collection's
-    questions were not yet told it. Raises UsageError for an unknown name.
+    model, or several and none was chosen. why: the reason, for the user. is_news: whether the user of the collection
+    has not seen that reason yet. Raises UsageError for an unknown name.
     """
 
     def __init__(self, collection: Collection, requested: str | None) -> None:
@@ -34,16 +34,16 @@ class AnsweringModel:
         self._engine = self._pool.submit(_start, self.ref)
 
     def engine(self) -> Engine | None:
-        """The model once it is loaded. Raises SettleError when it cannot be."""
+        """Return the model once it is loaded. Raises SettleError when it cannot be."""
         return self._engine.result()
 
     @property
     def is_small(self) -> bool:
-        """Whether what it writes is to be read beside the sentences that support it."""
+        """Return whether the model is so small that its answers are shown with the sentences that support them."""
         return self.ref is not None and read_facts(self.ref.weights).parameters < SMALL
 
     def close(self) -> None:
-        """Ends the model. Calling it twice is harmless."""
+        """Stop the model. Calling it twice is harmless."""
         try:
             engine = self._engine.result()
         except SettleError:
@@ -86,7 +86,7 @@ def _choose(collection: Collection, requested: str | None) -> tuple[ModelRef | N
 
 
 def _remember(collection: Collection, key: str, value: str) -> None:
-    """Stores what holds for the next questions, where the collection can be written to."""
+    """Store a choice for the next questions, where the collection can be written to."""
     settings = collection.catalogue.settings
     if settings.get(key, str) != value and not collection.catalogue.database.is_read_only:
         settings.set(key, value)

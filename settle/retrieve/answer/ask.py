@@ -1,16 +1,21 @@
-"""Answers to questions from a collection: written by a language model or quoted, each sentence checked against the
-passage that it cites; quoted with a warning, where the documents only perhaps answer; or refused."""
+"""Answers to questions from a collection: written by a language model or quoted, or refused.
+
+Each sentence is checked against the passage that it cites. Where the documents may not answer, the passages are quoted
+with a warning.
+"""
 
 import contextlib
 import re
 from collections.abc import Callable, Generator, Iterator, Sequence
+from pathlib import Path
 
 from settle.infer.client import LlamaClient
-from settle.retrieve.answer.answer import Answer, Kind, Sentence
+from settle.retrieve.answer.answer import CitedAnswer, Kind, Sentence
+from settle.retrieve.answer.answering_model import AnsweringModel
+from settle.retrieve.answer.citation_check import Checker
 from settle.retrieve.answer.context import Piece, Source
 from settle.retrieve.answer.extractive import Quote, quotes
-from settle.retrieve.answer.retrieval import Retrieval
-from settle.retrieve.answer.support.citation_check import Checker
+from settle.retrieve.answer.retrieval import PASSAGES, Retrieval, retrieve
 from settle.retrieve.answer.write_answer import AnswerOptions, Generation, Prompt, generate
 from settle.retrieve.index.collection import Collection
 from settle.retrieve.index.words import words
@@ -24,11 +29,11 @@ _WORD = re.compile(r"\w+")
 
 def stream_answer(
     collection: Collection, model: LlamaClient | None, retrieval: Retrieval, options: AnswerOptions = DEFAULT_OPTIONS
-) -> Generator[str, None, Answer]:
-    """Yields the answer's text sentence by sentence, each with its citation, and returns the whole. Without a model,
-    and where the documents only perhaps answer, the best sentences of the passages are quoted.
+) -> Generator[str, None, CitedAnswer]:
+    """Yield the answer's text sentence by sentence, each with its citation, and return the whole.
 
-    Raises UsageError when not even one passage fits into the model's context, EngineError when the model fails.
+    Without a model, and where the documents may not answer, the best sentences of the passages are quoted. Raises
+    UsageError when not even one passage fits into the model's context, EngineError when the model fails.
     """
     builder = _Builder(retrieval)
     if not retrieval.evidence.enough:
@@ -51,14 +56,16 @@ def stream_answer(
     return builder.answer("written", sources, len(prompt.packed.dropped), generation)
 
 
-def finish_answer(pieces: Generator[str, None, Answer], on_text: Callable[[str], None] = lambda text: None) -> Answer:
-    """The answer once it has ended. on_text: called with each piece as it comes."""
+def finish_answer(
+    pieces: Generator[str, None, CitedAnswer], on_text: Callable[[str], None] = lambda text: None
+) -> CitedAnswer:
+    """Return the answer once it is complete. on_text: called with each piece of it."""
     with contextlib.closing(pieces):
         while True:
             try:
                 on_text(next(pieces))
             except StopIteration as ended:
-                answer: Answer = ended.value
+                answer: CitedAnswer = ended.value
                 return answer
 
 
@@ -77,7 +84,7 @@ class _Builder:
     def add_checked(
         self, pieces: Generator[tuple[str, int], None, Generation], checker: Checker
     ) -> Generator[str, None, Generation]:
-        """Adds what a model writes, each sentence with the citation that supports it."""
+        """Add what a model writes, each sentence with the citation that supports it."""
         titles = [frozenset(words(source.title)) for source in checker.sources]
         while True:
             try:
@@ -118,13 +125,15 @@ class _Builder:
 
     def answer(
         self, kind: Kind, sources: Sequence[Source], dropped: int = 0, generation: Generation | None = None
-    ) -> Answer:
+    ) -> CitedAnswer:
         question, evidence = self._retrieval.question, self._retrieval.evidence
-        return Answer(question, self.text, kind, evidence, tuple(self.sentences), tuple(sources), dropped, generation)
+        return CitedAnswer(
+            question, self.text, kind, evidence, tuple(self.sentences), tuple(sources), dropped, generation
+        )
 
 
 def _one_source_a_place(hits: Sequence[Hit]) -> tuple[Source, ...]:
-    """A source for each place, the best first: several passages may be at one."""
+    """Return a source for each place, the best first: several passages may be at one."""
     by_place: dict[str, list[Piece]] = {}
     for hit in hits:
         by_place.setdefault(hit.citation, []).append(Piece(hit.passage, hit.occurrences[0]))
@@ -135,7 +144,7 @@ def _one_source_a_place(hits: Sequence[Hit]) -> tuple[Source, ...]:
 
 
 def _is_empty_talk(text: str, question: str, titles: Sequence[frozenset[str]]) -> bool:
-    """Whether a sentence only repeats the question, or the title of a passage."""
+    """Return whether a sentence only repeats the question, or the title of a passage."""
     sentence, whole = (" ".join(_WORD.findall(one.lower())) for one in (text, question))
     return f" {sentence} " in f" {whole} " or any(title.issuperset(words(text)) for title in titles)
 
@@ -148,3 +157,33 @@ def _refusal(retrieval: Retrieval) -> str:
     named = ", ".join(f"“{word}”" for word in dict.fromkeys(absent))
     why = f": what comes nearest does not mention {named}" if named else ""
     return f"The documents do not answer this{why}."
+
+
+class AskableCollection(Collection):
+    """An opened collection and the language model that answers from it."""
+
+    def __init__(self, name: str, folder: Path | None = None) -> None:
+        super().__init__(name, folder)
+        self._model: AnsweringModel | None = None
+
+    def ask(
+        self, question: str, model: str | None = None, earlier: Sequence[str] = (), k: int = PASSAGES
+    ) -> CitedAnswer:
+        """Return the answer with its citations, as `settle ask` gives it; `str()` of it is for reading.
+
+        model: a run, a model of the store or a .gguf file, loaded at the first question and kept until `close`; `none`
+        only quotes. earlier: questions that this one may refer to. Raises SettleError.
+        """
+        if self._model is not None and self._model.requested != model:
+            self._model.close()
+            self._model = None
+        self._model = self._model or AnsweringModel(self, model)
+        retrieval = retrieve(self, question, earlier, k)
+        engine = self._model.engine() if retrieval.evidence.is_sure else None
+        return finish_answer(stream_answer(self, engine, retrieval))
+
+    def close(self) -> None:
+        if self._model is not None:
+            self._model.close()
+            self._model = None
+        super().close()

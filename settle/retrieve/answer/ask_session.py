@@ -9,7 +9,7 @@ from settle.base.errors import UsageError
 from settle.base.event_log import Events
 from settle.base.events import AnswerText, ResultReady, Say, Warn
 from settle.base.visible import visible_line
-from settle.retrieve.answer.answer import Answer, hanging
+from settle.retrieve.answer.answer import CitedAnswer, hanging
 from settle.retrieve.answer.answering_model import AnsweringModel
 from settle.retrieve.answer.ask import finish_answer, stream_answer
 from settle.retrieve.answer.context import Source
@@ -24,8 +24,10 @@ HELP = "/bye or Ctrl-D leaves; Ctrl-C stops an answer. A question may refer to t
 def ask(
     name: str, question: str | None, events: Events, model: str | None, k: int, passages: bool, max_tokens: int
 ) -> int:
-    """Answers `question`, or text on stdin, or talks on the terminal; returns the exit code. passages: only show what
-    is found. max_tokens: of an answer. Raises SettleError."""
+    """Answer `question`, or text on stdin, or converse on the terminal; return the exit code.
+
+    passages: only show what is found. max_tokens: of an answer. Raises SettleError.
+    """
     with AskSession(Collection(name), events, model, k, passages, max_tokens) as session:
         if question == "-" or (question is None and not sys.stdin.isatty()):
             question = sys.stdin.read()
@@ -74,7 +76,7 @@ class AskSession:
         return self._model.ref.name if self._model and self._model.ref else None
 
     def once(self, question: str) -> int:
-        """Answers one question; the exit code."""
+        """Answer one question, and return the exit code."""
         if not question:
             raise UsageError("there is nothing to answer", f'settle ask {self._collection.name} "a question"')
         if self._model is None:
@@ -85,7 +87,7 @@ class AskSession:
         return 0 if answer.kind != "refused" and answer.is_supported else 3
 
     def converse(self) -> None:
-        """Questions on the terminal until the person leaves."""
+        """Answer questions on the terminal until the user leaves."""
         try:
             import readline  # noqa: F401  line editing and history for input()
         except ImportError:
@@ -118,8 +120,8 @@ class AskSession:
         self._earlier.append(question)
         return retrieval
 
-    def _answer(self, question: str, model: AnsweringModel) -> Answer:
-        """Emits the answer as it comes, and then what it cites."""
+    def _answer(self, question: str, model: AnsweringModel) -> CitedAnswer:
+        """Emit the answer piece by piece, and then its sources."""
         retrieval = self._retrieve(question)
         engine = model.engine() if retrieval.evidence.is_sure else None
         pieces = stream_answer(self._collection, engine, retrieval, self._options)
@@ -135,7 +137,7 @@ class AskSession:
         return answer
 
     def _show_passages(self, question: str) -> int:
-        """Emits the passages for a question; the exit code."""
+        """Emit the passages for a question, and return the exit code."""
         retrieval = self._retrieve(question)
         passages: list[dict[str, object]] = []
         for number, hit in enumerate(retrieval.hits, 1):
@@ -160,12 +162,12 @@ class AskSession:
 
 
 def _relative(place: str) -> str:
-    """A place as it can be opened from the current folder."""
+    """Return a place as it can be opened from the current folder."""
     return place.removeprefix(f"{visible_line(str(Path.cwd()))}/")
 
 
 def _hanging(piece: str) -> str:
-    """A piece of an answer with the lines inside of it indented; those around it separate it from others."""
+    """Return a piece of an answer with its inner lines indented; the line feeds around it separate it from others."""
     inside = piece.strip("\n")
     return piece.replace(inside, hanging(inside), 1) if inside else piece
 

@@ -55,8 +55,10 @@ class Source:
 
     @property
     def texts(self) -> tuple[str, str]:
-        """The number and the text in a prompt. Only citations are numbers in brackets there, so others get
-        parentheses."""
+        """Return the number and the text in a prompt.
+
+        Only citations are numbers in brackets there, so others get parentheses.
+        """
         lines, above = [*([" › ".join(self.headings)] if self.headings else [])], self.headings
         for piece in self.pieces:
             if piece.passage.headings != above:
@@ -69,8 +71,11 @@ class Source:
 
 @dataclass(frozen=True)
 class Packed:
-    """sources: in the order of the prompt, the best last. dropped: passages that did not fit. tokens: of all
-    sources together."""
+    """The sources that fit into a prompt.
+
+    sources: in the order of the prompt, the best last. dropped: passages that did not fit. tokens: of all sources
+    together.
+    """
 
     sources: tuple[Source, ...]
     dropped: tuple[Hit, ...]
@@ -78,7 +83,10 @@ class Packed:
 
 
 def pack(collection: Collection, hits: Sequence[Hit], count: Callable[[str], int], room: int) -> Packed:
-    """The hits, best first, as far as they fit into `room` tokens, then their neighbours. count: tokens of a text."""
+    """Return the hits, best first, as far as they fit into `room` tokens, then their neighbours.
+
+    count: tokens of a text.
+    """
     groups, dropped = _Groups(cache(count)), list[Hit]()
     with collection.catalogue.snapshot():
         for hit in hits:
@@ -98,7 +106,7 @@ class _Groups:
         self._groups: list[list[Piece]] = []  # the best first
 
     def add(self, piece: Piece, room: int, joining: bool = False) -> bool:
-        """Adds a passage if it fits; whether it is in a group now. joining: only where it adjoins a group."""
+        """Add a passage if it fits, and return whether it is in a group now. joining: only where it adjoins a group."""
         at = piece.occurrence
         if any(at[:3] == other.occurrence[:3] for group in self._groups for other in group):
             return True
@@ -123,12 +131,12 @@ class _Groups:
         return sum(self._count(text) for source in self.sources() for text in source.texts)
 
     def sources(self) -> tuple[Source, ...]:
-        """Numbered in the order of the prompt, the best last: models read best what is next to the question."""
+        """Return the sources in prompt order, the best last: models read best what is next to the question."""
         return tuple(Source(number, tuple(group)) for number, group in enumerate(reversed(self._groups), 1))
 
 
 def _neighbours(collection: Collection, at: Occurrence) -> list[Piece]:
-    """The passage after one, then the passage before it."""
+    """Return the passage after one, then the passage before it."""
     around = dict(collection.catalogue.passages.around(at.document, at.ordinal - 1, at.ordinal + 1))
     ids = [around[ordinal] for ordinal in (at.ordinal + 1, at.ordinal - 1) if ordinal in around]
     passages, occurrences = collection.catalogue.passages.get(ids), collection.catalogue.passages.occurrences(ids)

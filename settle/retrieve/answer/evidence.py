@@ -14,7 +14,7 @@ from math import exp, log
 
 import numpy as np
 
-from settle.retrieve.answer.answer_judge import UNREAD, Reading
+from settle.retrieve.answer.answer_judge import UNREAD, JudgeReading
 from settle.retrieve.index.catalogue.catalogue import Catalogue
 from settle.retrieve.index.catalogue.records import Passage
 from settle.retrieve.index.collection import Collection
@@ -121,7 +121,7 @@ class Evidence:
 
 
 def judge(
-    collection: Collection, question: str, hits: Sequence[Hit], readings: Mapping[int, Reading] = UNREAD
+    collection: Collection, question: str, hits: Sequence[Hit], readings: Mapping[int, JudgeReading] = UNREAD
 ) -> Evidence:
     """Return the evidence for an answer in the hits of a question, the best first.
 
@@ -140,7 +140,7 @@ def features_of(
     question: str,
     hits: Sequence[Hit],
     without: Sequence[Passage] = (),
-    readings: Mapping[int, Reading] = UNREAD,
+    readings: Mapping[int, JudgeReading] = UNREAD,
 ) -> np.ndarray:
     """Return the features (F,) of a question and its hits.
 

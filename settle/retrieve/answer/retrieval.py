@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from settle.retrieve.answer.answer_judge import UNREAD, Reading, answer_judge
+from settle.retrieve.answer.answer_judge import UNREAD, JudgeReading, answer_judge
 from settle.retrieve.answer.evidence import Evidence, judge
 from settle.retrieve.index.collection import Collection
 from settle.retrieve.index.words import words
@@ -28,14 +28,17 @@ _FEW_WORDS = 3  # a question with no more stems than this may refer to the one b
 
 @dataclass(frozen=True)
 class Retrieval:
-    """The passages for a question. before: the question that it refers to, or "". hits: the best first. readings: what
-    the trained judge read in the best of them, by the passage's id."""
+    """The passages for a question.
+
+    before: the question that it refers to, or "". hits: the best first. readings: what the trained judge read in the
+    best of them, by the passage's id.
+    """
 
     question: str
     before: str
     hits: tuple[Hit, ...]
     evidence: Evidence
-    readings: Mapping[int, Reading] = field(default_factory=lambda: UNREAD)
+    readings: Mapping[int, JudgeReading] = field(default_factory=lambda: UNREAD)
 
     @property
     def whole_question(self) -> str:
@@ -44,8 +47,11 @@ class Retrieval:
 
 
 def retrieve(collection: Collection, question: str, earlier: Sequence[str] = (), k: int = PASSAGES) -> Retrieval:
-    """Searches, and judges the evidence. earlier: the questions before this one, in order. Where the question may refer
-    to the last of them, it is searched for with and without it, and the two rankings are interleaved."""
+    """Search for a question, and judge the evidence.
+
+    earlier: the questions before this one, in order. Where the question may refer to the last of them, it is searched
+    for with and without it, and the two rankings are interleaved.
+    """
     hits, readings = read_best(collection, question, search(collection, question, max(k, JUDGED)))
     evidence = judge(collection, question, hits, readings)
     if not earlier or not may_refer_back(question):
@@ -58,9 +64,11 @@ def retrieve(collection: Collection, question: str, earlier: Sequence[str] = (),
     return Retrieval(question, earlier[-1], tuple(by_passage.values())[:k], evidence, {**of_both, **readings})
 
 
-def read_best(collection: Collection, question: str, hits: Sequence[Hit]) -> tuple[list[Hit], dict[int, Reading]]:
-    """The trained judge reads the first `RERANKED` hits, where there is one → the hits, these in its order, and what it
-    read, by the passage's id."""
+def read_best(collection: Collection, question: str, hits: Sequence[Hit]) -> tuple[list[Hit], dict[int, JudgeReading]]:
+    """Let the trained judge, if there is one, read the first `RERANKED` hits.
+
+    Returns the hits, these in its order, and what it read, by the passage's id.
+    """
     first, others, reader = hits[:RERANKED], hits[RERANKED:], answer_judge(collection)
     if reader is None or not first:
         return list(hits), {}
@@ -73,5 +81,5 @@ def read_best(collection: Collection, question: str, hits: Sequence[Hit]) -> tup
 
 
 def may_refer_back(question: str) -> bool:
-    """Whether a question may refer to the one before: it is short, or has a word that points back."""
+    """Return whether a question may refer to the one before: it is short, or has a word that points back."""
     return len(set(words(question))) <= _FEW_WORDS or bool(_REFERRING.search(question))

@@ -32,9 +32,11 @@ _CITED = re.compile(r"\s*\[(\d+)\]\s*")
 
 @dataclass(frozen=True)
 class AnswerOptions:
-    """How an answer is written. system: what the asker wants of every answer. tokens: its longest. stop: texts that end
-    it. sampling: by llama.cpp's names; greedy when empty. is_cancelled: whether nobody wants the answer any more, asked
-    after each token."""
+    """How an answer is written.
+
+    system: what the user wants of every answer. tokens: its longest. stop: texts that end it. sampling: by llama.cpp's
+    names; greedy when empty. is_cancelled: asked after each token whether nobody wants the answer any more.
+    """
 
     system: str = ""
     tokens: int = LONGEST
@@ -45,8 +47,11 @@ class AnswerOptions:
 
 @dataclass(frozen=True)
 class Generation:
-    """How a model's answer ended. prompt_tokens, new_tokens: read and written. is_cut: whether its last sentence was
-    cut off, which is left out. stop: the text that ended it, or ""."""
+    """How a model's answer ended.
+
+    prompt_tokens, new_tokens: read and written. is_cut: whether its last sentence was cut off, which is left out. stop:
+    the text that ended it, or "".
+    """
 
     prompt_tokens: int
     new_tokens: int
@@ -55,7 +60,7 @@ class Generation:
 
 
 class Prompt:
-    """A question, and the passages that fit beside it, as token ids.
+    """A question, and the passages that fit with it, as token ids.
 
     before: the question that this one refers to, or "". longest: tokens that are left for the answer. Raises UsageError
     when not even one passage fits.
@@ -101,7 +106,7 @@ class Prompt:
 def generate(
     model: LlamaClient, prompt: Prompt, options: AnswerOptions
 ) -> Generator[tuple[str, int], None, Generation]:
-    """Yields (sentence, number of its passage) as each is complete. Stops the model when it begins to repeat itself."""
+    """Yield (sentence, number of its passage) as each is complete; stop the model when it begins to repeat itself."""
     pieces = model.complete(prompt.ids, prompt.longest, 0.0, 1.0, 0, 0, options.stop, prompt.grammar, options.sampling)
     buffer, new_tokens, earlier = "", 0, set[tuple[str, ...]]()
     try:

@@ -24,10 +24,10 @@ from settle.retrieve.answer.evidence import (
     shipped,
 )
 from settle.retrieve.answer.retrieval import read_best
-from settle.retrieve.answer.sentences import sentences
-from settle.retrieve.check.synthetic_questions.questions import Question
+from settle.retrieve.check.questions import CheckQuestion
 from settle.retrieve.index.catalogue.records import Passage
 from settle.retrieve.index.collection import Collection
+from settle.retrieve.index.words import sentences
 from settle.retrieve.search.hybrid_search import Hit, search
 
 LEAST = 40  # questions: fewer do not calibrate
@@ -37,12 +37,15 @@ LEFT = 0.85  # weighted share of a question's words from which on one line elsew
 
 
 @dataclass(frozen=True)
-class Trial:
-    """A question that was asked twice. hits: with its topic in the index; rank: of the first hit that answers it, from
-    0, or None; there, gone: features (F,) with its topic in the index, and with it left out. is_gone: whether nothing
-    else is about the topic; is_judged: whether the trained judge has read its hits."""
+class RefusalTrial:
+    """A question that was asked twice, with its topic in the index and with it left out.
 
-    question: Question
+    hits: with its topic in the index. rank: of the first hit that answers it, from 0, or None. there, gone: features
+    (F,) with its topic and without. is_gone: whether nothing else is about the topic. is_judged: whether the trained
+    judge has read its hits.
+    """
+
+    question: CheckQuestion
     hits: tuple[Hit, ...]
     rank: int | None
     there: np.ndarray
@@ -52,7 +55,7 @@ class Trial:
 
 
 @dataclass(frozen=True)
-class Calibration:
+class EvidenceCalibration:
     """The evidence as calibrated on n trials."""
 
     weights: EvidenceWeights  # the shipped ones where the trials are too few
@@ -61,8 +64,8 @@ class Calibration:
     thresholds: np.ndarray  # (n,), by the trials of other families
 
 
-def run_trials(collection: Collection, questions: Sequence[Question], events: Events) -> list[Trial]:
-    """Asks each question twice."""
+def run_trials(collection: Collection, questions: Sequence[CheckQuestion], events: Events) -> list[RefusalTrial]:
+    """Ask each question twice."""
     trials = []
     for number, question in enumerate(questions, 1):
         trials.append(_run_trial(collection, question))
@@ -70,7 +73,7 @@ def run_trials(collection: Collection, questions: Sequence[Question], events: Ev
     return trials
 
 
-def _run_trial(collection: Collection, question: Question) -> Trial:
+def _run_trial(collection: Collection, question: CheckQuestion) -> RefusalTrial:
     hits, readings = read_best(collection, question.text, search(collection, question.text, DEPTH))
     extra = question.answers if question.without else question.topic  # they may be in other documents too
     left = search(collection, question.text, DEPTH + len(extra), question.without)
@@ -78,7 +81,7 @@ def _run_trial(collection: Collection, question: Question) -> Trial:
     topic = collection.catalogue.passages.get(list(question.topic))
     left, of_left = read_best(collection, question.text, left)
     gone = features_of(collection, question.text, left, list(topic.values()), of_left)
-    return Trial(
+    return RefusalTrial(
         question,
         tuple(hits),
         next((rank for rank, hit in enumerate(hits) if hit.passage.id in question.answers), None),
@@ -90,14 +93,14 @@ def _run_trial(collection: Collection, question: Question) -> Trial:
 
 
 def _best_line(collection: Collection, question: str, hits: Sequence[Hit], without: Iterable[Passage]) -> float:
-    """The largest weighted share of a question's words that one line of the hits has, its heading included."""
+    """Return the largest weighted share of a question's words that one line of the hits has, its heading included."""
     lines = [
         " ".join((*hit.passage.headings[-1:], line)) for hit in hits[:DEPTH] for line in sentences(hit.passage.text)
     ]
     return max(covered_shares(collection, question, lines, list(without)), default=0.0)
 
 
-def calibrate(trials: Sequence[Trial]) -> Calibration:
+def calibrate(trials: Sequence[RefusalTrial]) -> EvidenceCalibration:
     """Return the shipped weights with a threshold that suits these trials.
 
     It is `UNLIKELY`, or refuses at most `FALSE_REFUSALS` of the answerable questions. Weights that were fitted to
@@ -113,12 +116,12 @@ def calibrate(trials: Sequence[Trial]) -> Calibration:
     scores_there, scores_gone = (np.array([weights.score(row) for row in rows]) for rows in (there, gone))
     scores_gone[~is_gone] = np.nan
     if not is_enough:
-        return Calibration(weights, scores_there, scores_gone, np.full(len(trials), weights.threshold))
+        return EvidenceCalibration(weights, scores_there, scores_gone, np.full(len(trials), weights.threshold))
     _, family = np.unique(families_of(trials), return_inverse=True)
     fold = (np.random.default_rng(0).permutation(family.max() + 1) % FOLDS)[family]  # a family is in one of them
     thresholds = [min(UNLIKELY, threshold(scores_there[fold != n])) for n in range(FOLDS)]
     weights = replace(weights, threshold=min(UNLIKELY, threshold(scores_there)), questions=len(trials))
-    return Calibration(weights, scores_there, scores_gone, np.array(thresholds)[fold])
+    return EvidenceCalibration(weights, scores_there, scores_gone, np.array(thresholds)[fold])
 
 
 def _standardized(weights: EvidenceWeights, there: np.ndarray, gone: np.ndarray) -> EvidenceWeights:
@@ -134,9 +137,11 @@ def _standardized(weights: EvidenceWeights, there: np.ndarray, gone: np.ndarray)
     return replace(weights, means=tuple(means), scales=tuple(scales))
 
 
-def report_of(calibration: Calibration, families: Sequence[int]) -> CalibrationReport:
-    """Whether the scores mean what they say: as probabilities of an answer, each trial asked both ways. families: one
-    for each trial."""
+def report_of(calibration: EvidenceCalibration, families: Sequence[int]) -> CalibrationReport:
+    """Return how far the scores, as probabilities of an answer, agree with the outcomes, each trial asked both ways.
+
+    families: one for each trial.
+    """
     kinds = (calibration.there, calibration.gone)
     known = [~np.isnan(scores) for scores in kinds]
     scores = np.concatenate([scores[own] for scores, own in zip(kinds, known, strict=True)])
@@ -149,14 +154,18 @@ def report_of(calibration: Calibration, families: Sequence[int]) -> CalibrationR
     )
 
 
-def families_of(trials: Sequence[Trial]) -> list[int]:
-    """The family of each trial: questions about one document are alike, or about one passage where there are few
-    documents; else each stands for itself."""
+def families_of(trials: Sequence[RefusalTrial]) -> list[int]:
+    """Return the family of each trial: its document, or its passage where there are few documents.
+
+    Questions of one family are alike. Where there are too few families, each trial is its own.
+    """
     ways = [trial.question.document for trial in trials], [trial.question.passage for trial in trials]
     return next((way for way in ways if len(set(way)) >= FEWEST_FAMILIES), list(range(len(trials))))
 
 
 def threshold(scores: np.ndarray, refused: float = FALSE_REFUSALS) -> float:
-    """The threshold that refuses the next answerable question with a probability of at most `refused`: the conformal
-    quantile of scores (n,) of such questions."""
+    """Return the threshold that refuses the next answerable question with a probability of at most `refused`.
+
+    It is the conformal quantile of scores (n,) of such questions.
+    """
     return float(np.sort(scores)[max(0, floor(refused * (len(scores) + 1)) - 1)])

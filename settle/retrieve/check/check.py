@@ -5,7 +5,8 @@ with its topic in the index and with it left out. Every share has a 95 % interva
 """
 
 import time
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -19,25 +20,100 @@ from settle.infer.client import LlamaClient
 from settle.retrieve.answer.ask import finish_answer, stream_answer
 from settle.retrieve.answer.evidence import DEPTH, store
 from settle.retrieve.answer.retrieval import retrieve
-from settle.retrieve.check.calibration import Trial, calibrate, families_of, report_of, run_trials
-from settle.retrieve.check.synthetic_questions.questions import make
-from settle.retrieve.check.worst_documents import HIT, Worst, worst
+from settle.retrieve.check.calibration import RefusalTrial, calibrate, families_of, report_of, run_trials
+from settle.retrieve.check.questions import make
+from settle.retrieve.index.catalogue.records import DocumentRecord, Passage
 from settle.retrieve.index.collection import Collection
+from settle.retrieve.index.words import words
 
+MOST = 10  # documents that are named
+HIT = 5  # hits among which the right passage should be
+_SIMILAR = 0.6  # share of a passage's words that another one has, from which on the two are hard to tell apart
+_FEW_WORDS = 8  # a passage with no more words is hard to tell from others
+_REPETITIVE = 0.15  # a passage with a smaller share of distinct words repeats itself
 QUESTIONS = 300
 ANSWERED = 40  # questions that a model answers, to check its citations
+
+
+@dataclass(frozen=True)
+class Worst:
+    """A document that is found badly.
+
+    asked, missed: how many questions were made from it, and for how many no passage was among the first `HIT`. why: in
+    words.
+    """
+
+    path: str
+    asked: int
+    missed: int
+    why: tuple[str, ...]
+
+
+def worst(collection: Collection, trials: Sequence[RefusalTrial]) -> list[Worst]:
+    """Return at most `MOST` documents that are found badly.
+
+    Unreadable ones come first, then those with the most missed questions, then those that were only partly read.
+    """
+    by_path: dict[str, list[RefusalTrial]] = defaultdict(list)
+    for trial in trials:
+        by_path[trial.question.path].append(trial)
+    rows = []
+    for record in collection.catalogue.documents.all():
+        trials_here = by_path.get(record.path, [])
+        missed = [trial for trial in trials_here if trial.rank is None or trial.rank >= HIT]
+        if record.error or record.notes or missed:
+            rows.append((record, trials_here, missed))
+    rows.sort(key=lambda one: (not one[0].error, -len(one[2]), len(one[1]), one[0].path))
+    return [
+        Worst(k.path, len(trials_here), len(missed), tuple(_why(collection, k, missed)))
+        for k, trials_here, missed in rows[:MOST]
+    ]
+
+
+def _why(collection: Collection, record: DocumentRecord, missed: Iterable[RefusalTrial]) -> Iterator[str]:
+    if record.error:
+        yield record.error
+    yield from record.notes
+    yield from dict.fromkeys(reason for trial in missed for reason in _missing(collection, trial))
+
+
+def _missing(collection: Collection, trial: RefusalTrial) -> Iterator[str]:
+    """Yield why a question's passage was not among the first."""
+    passage = collection.catalogue.passages.get([trial.question.passage])[trial.question.passage]
+    stems = words(passage.text)
+    if trial.rank is not None:
+        yield f"found, but only as number {trial.rank + 1}"
+    if len(stems) <= _FEW_WORDS:
+        yield "a passage of a few words says too little"
+    elif len(set(stems)) < _REPETITIVE * len(stems):
+        yield "a passage says the same over and over"
+    first = trial.hits[0] if trial.hits else None
+    if first and _overlap(passage, first.passage) >= _SIMILAR:
+        yield f"{first.citation} says nearly the same"
+    elif not set(words(trial.question.text)) & set(words(passage.embedded)):
+        yield "the question has none of its words"
+    elif first and trial.rank is None:
+        yield f"{first.citation} is found in its place"
+    if passage.tokens > collection.vectors.vectorizer.most:
+        yield "a passage is longer than the embedder reads: its end is not found by meaning"
+
+
+def _overlap(one: Passage, other: Passage) -> float:
+    """Return the share of the words of one that the other has."""
+    own = set(words(one.text))
+    return len(own & set(words(other.text))) / max(1, len(own))
 
 
 @dataclass(frozen=True)
 class CheckResult:
     """The figures of a check.
 
-    recall: share of the questions whose passage is among the first k, by k; mrr: mean of 1 ÷ its rank, 0 below the
+    recall: share of the questions whose passage is among the first k, by k. mrr: mean of 1 ÷ its rank, 0 below the
     tenth. refused: share of the unanswerable questions that are refused; false_refusals: of the answerable ones. cited:
     share of a model's citations that are of a passage with the answer, None without a model. kinds: by what questions
-    were made from, their number and recall at 5. threshold: of the evidence; scores: with the topic in the index, one
-    for each question, and with it left out, one for each whose topic is nowhere else. is_calibrated: whether the
-    evidence was, on these documents, which takes enough questions. calibration: of the scores as probabilities.
+    were made from, their number and recall at 5. threshold: of the evidence. scores: with the topic in the index, one
+    for each question, and with it left out, one for each whose topic is nowhere else. is_calibrated: whether there were
+    enough questions to calibrate the evidence. calibration: of the scores as probabilities.
     """
 
     name: str
@@ -68,8 +144,11 @@ class CheckResult:
 def check(
     collection: Collection, events: Events, questions: int = QUESTIONS, model: LlamaClient | None = None, seed: int = 0
 ) -> CheckResult:
-    """Checks a collection, and stores the evidence as calibrated on the way. model: writes some of the questions, and
-    answers some. Raises DataError when no question can be generated from the documents."""
+    """Check a collection, and store the evidence as calibrated on the way.
+
+    model: writes some of the questions, and answers some. Raises DataError when no question can be generated from the
+    documents.
+    """
     began = time.monotonic()
     generated = make(collection, questions, seed, model)
     if not generated:
@@ -102,20 +181,20 @@ def check(
     )
 
 
-def _is_found(trial: Trial, k: int) -> bool:
+def _is_found(trial: RefusalTrial, k: int) -> bool:
     return trial.rank is not None and trial.rank < k
 
 
-def _by_kind(trials: Sequence[Trial]) -> dict[str, tuple[int, Interval]]:
-    """The number and recall of each kind of question, the most frequent kind first."""
+def _by_kind(trials: Sequence[RefusalTrial]) -> dict[str, tuple[int, Interval]]:
+    """Return the number and recall of each kind of question, the most frequent kind first."""
     by_kind: dict[str, list[bool]] = {}
     for trial in trials:
         by_kind.setdefault(trial.question.kind, []).append(_is_found(trial, HIT))
     return {kind: (len(of), wilson(of)) for kind, of in sorted(by_kind.items(), key=lambda item: -len(item[1]))}
 
 
-def _cited(collection: Collection, trials: Sequence[Trial], model: LlamaClient, events: Events) -> list[bool]:
-    """Whether the passage of each citation holds the answer, in the answers to some questions."""
+def _cited(collection: Collection, trials: Sequence[RefusalTrial], model: LlamaClient, events: Events) -> list[bool]:
+    """Return for each citation in the answers to some questions whether its passage holds the answer."""
     some = trials[:: max(1, len(trials) // ANSWERED)][:ANSWERED]
     right = []
     for number, trial in enumerate(some, 1):

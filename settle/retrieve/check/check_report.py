@@ -1,18 +1,24 @@
-"""The result of a check: as tables, as a page, and as files beside the collection."""
+"""The result of a check: as tables, as a page with a picture, and as files in the folder of the collection."""
 
+import io
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from settle.base.event_log import Events
 from settle.base.events import Listing, Say
 from settle.base.files import write_atomic, write_json
 from settle.base.statistics import Interval
+from settle.evaluate.report.figure_style import BLUE, GREEN, INK, STYLE, VERMILION
 from settle.infer.client import LlamaClient
 from settle.retrieve.check.calibration import LEAST
-from settle.retrieve.check.check import CheckResult, check
-from settle.retrieve.check.picture import picture
-from settle.retrieve.check.worst_documents import HIT
+from settle.retrieve.check.check import HIT, CheckResult, check
 from settle.retrieve.index.collection import Collection
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+    from settle.retrieve.check.check import CheckResult
 
 SHOWN_K = (1, 5, 10)  # recall at these numbers of hits
 PICTURE, PAGE, RESULT = "check.png", "check.md", "check.json"
@@ -20,13 +26,17 @@ EASIER = (
     "These questions use the documents' own words, so they are easier than people's: expect that the right passage is"
     " found less often, and that more is warned of. The figures compare one index with another."
 )
+INCHES, DPI = (10.0, 6.2), 150
+BARS = 24  # of the histogram
 
 
 def check_and_report(
     collection: Collection, events: Events, questions: int, model: LlamaClient | None
 ) -> tuple[CheckResult, Path]:
-    """Checks a collection, shows the figures and keeps them beside it; the result, and the path of its picture. Takes
-    and raises what `check` does."""
+    """Check a collection, show the figures and store them with it; return the result and the path of its picture.
+
+    Takes and raises what `check` does.
+    """
     result = check(collection, events, questions, model)
     emit_tables(result, events)
     return result, write_files(result, collection.folder)
@@ -44,7 +54,7 @@ def emit_tables(result: CheckResult, events: Events) -> None:
 
 
 def write_files(result: CheckResult, folder: Path) -> Path:
-    """Writes the picture, the page and the result into a folder; the picture's path."""
+    """Write the picture, the page and the result into a folder, and return the picture's path."""
     write_atomic(folder / PICTURE, picture(result))
     write_atomic(folder / PAGE, page(result))
     write_json(folder / RESULT, result.to_json())
@@ -52,7 +62,7 @@ def write_files(result: CheckResult, folder: Path) -> Path:
 
 
 def figures(result: CheckResult) -> Iterator[tuple[str, Interval]]:
-    """Each figure with its name."""
+    """Yield each figure with its name."""
     for k in SHOWN_K:
         yield (f"right passage among the first {k}" if k > 1 else "right passage first", result.recall[k])
     yield "mean of 1 ÷ its rank", result.mrr
@@ -65,7 +75,7 @@ def figures(result: CheckResult) -> Iterator[tuple[str, Interval]]:
 
 
 def page(result: CheckResult) -> str:
-    """The report in Markdown, which shows the picture beside it."""
+    """Return the report in Markdown, which shows the picture next to it."""
     lines = [f"# {result.name}: checked on {result.questions} questions made from its documents", "", EASIER, ""]
     lines += [f"![recall, refusals, kinds of questions]({PICTURE})", "", "| | | 95 % interval |", "|---|--:|---|"]
     lines += [f"| {what} | {_value(figure)} | {_interval(figure)} |" for what, figure in figures(result)]
@@ -108,3 +118,93 @@ def _interval(figure: Interval) -> str:
 
 def _cell(text: str) -> str:
     return text.replace("|", "\\|").replace("`", "'").replace("\n", " ")
+
+
+def picture(result: "CheckResult") -> bytes:
+    """Return the bytes of a PNG."""
+    import matplotlib
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure as Canvas
+
+    with matplotlib.rc_context(STYLE):
+        figure = Canvas(figsize=INCHES, dpi=DPI, facecolor="white")
+        FigureCanvasAgg(figure)
+        grid = figure.add_gridspec(
+            2, 2, left=0.085, right=0.965, top=0.83, bottom=0.09, hspace=0.45, wspace=0.3, height_ratios=(1.0, 1.0)
+        )
+        _draw_recall(figure.add_subplot(grid[0, 0]), result)
+        _draw_kinds(figure.add_subplot(grid[0, 1]), result)
+        _draw_evidence(figure.add_subplot(grid[1, :]), result)
+        figure.text(0.085, 0.945, result.name, fontsize=17, fontweight="bold", color=INK, va="center")
+        figure.text(0.085, 0.9, _headline(result), fontsize=10.5, color="#555555", va="center")
+        out = io.BytesIO()
+        figure.savefig(out, format="png", metadata={"Software": None})
+    return out.getvalue()
+
+
+def _headline(result: "CheckResult") -> str:
+    return (
+        f"{result.questions} questions made from its documents · passage among the first {HIT}: "
+        f"{result.recall[HIT].value:.0%} · refused when left out: {result.refused.value:.0%}, "
+        f"when there: {result.false_refusals.value:.0%}"
+    )
+
+
+def _draw_recall(axes: "Axes", result: "CheckResult") -> None:
+    ks = list(result.recall)
+    values = [result.recall[k].value for k in ks]
+    low, high = zip(*(_ends(result.recall[k]) for k in ks), strict=True)
+    axes.fill_between(ks, low, high, color=BLUE, alpha=0.16, linewidth=0, label="95 % interval")
+    axes.plot(ks, values, color=BLUE, linewidth=1.8, marker="o", markersize=4)
+    for k in (1, 5, 10):
+        axes.annotate(
+            f"{result.recall[k].value:.0%}", (k, result.recall[k].value), (0, -14), textcoords="offset points",
+            ha="center", color=BLUE, fontsize=9,
+        )  # fmt: skip
+    axes.set_ylim(min(0.5, min(low) - 0.1), 1.02)
+    axes.set_xticks(ks)
+    axes.set_xlabel("hits that are examined")
+    axes.set_title("right passage among them", loc="left", fontsize=10.5)
+    axes.grid(axis="y", color="#E6E6E6")
+    axes.legend(loc="lower right")
+
+
+def _draw_kinds(axes: "Axes", result: "CheckResult") -> None:
+    kinds = list(reversed(result.kinds.items()))
+    for y, (_, (_, figure)) in enumerate(kinds):
+        low, high = _ends(figure)
+        axes.barh(y, figure.value, height=0.6, color=GREEN, alpha=0.55)
+        axes.plot([low, high], [y, y], color=INK, linewidth=1.2)
+    axes.set_yticks(range(len(kinds)), [f"{kind} ({n})" for kind, (n, _) in kinds])
+    axes.set_xlim(0, 1.02)
+    axes.set_title(f"among the first {HIT}, by kind of question", loc="left", fontsize=10.5)
+    axes.grid(axis="x", color="#E6E6E6")
+
+
+def _draw_evidence(axes: "Axes", result: "CheckResult") -> None:
+    there, gone = result.scores
+    edges = [i / BARS for i in range(BARS + 1)]
+    axes.hist(there, edges, color=BLUE, alpha=0.7, edgecolor="white", label="its topic in the index")
+    axes.hist(
+        gone,
+        edges,
+        weights=[-1.0] * len(gone),
+        color=VERMILION,
+        alpha=0.7,
+        edgecolor="white",
+        label="its topic left out",
+    )
+    axes.axhline(0, color=INK, linewidth=0.8)
+    axes.axvline(result.threshold, color=INK, linewidth=1.4, linestyle=(0, (3, 2)), label="refused to the left of it")
+    most = max(abs(end) for end in axes.get_ylim())
+    axes.set_ylim(-most, most)
+    axes.yaxis.set_major_formatter(lambda value, _: f"{abs(value):.0f}")
+    axes.set_xlim(0, 1)
+    axes.set_xlabel("evidence for an answer")
+    axes.set_ylabel("questions")
+    axes.set_title("every question asked twice", loc="left", fontsize=10.5)
+    axes.legend(loc="lower right", ncols=3)
+
+
+def _ends(figure: Interval) -> tuple[float, float]:
+    return (figure.low, figure.high) if figure.is_bounded else (figure.value, figure.value)

@@ -1,4 +1,4 @@
-"""Compares the folders with the catalogue: what changed, and what only cannot be seen now.
+"""The differences between the folders and the catalogue, and what merely cannot be seen now.
 
 A file counts as unchanged when its size and its modification time are. Its bytes are hashed only where that decides
 something: the size is the same and the time is not, or another file of that size has gone. A document is removed only
@@ -30,10 +30,10 @@ _Stamp = tuple[int, int]  # bytes, ns
 class Changes:
     """The differences that an update has to bring into the catalogue.
 
-    new: files to read, and whether the catalogue knows them already; moved: (old path, record of now); touched: records
-    of files with another time and the same content; gone: paths; unchanged: number of documents; failed: (path, why) of
-    files that cannot be examined; kept: (root, why) of roots that cannot; left_out: number of files by the
-    reason that they are not read, and left_out_paths the first of them; began: when the walk began, in ns.
+    new: files to read, and whether the catalogue knows them already. moved: (old path, record of now). touched: records
+    of files with another time and the same content. gone: paths. unchanged: number of documents. failed: (path, why) of
+    files that cannot be examined. kept: (root, why) of roots that cannot. left_out: number of files by the reason that
+    they are not read, and left_out_paths the first of them. began: when the walk began, in ns.
     """
 
     began: int
@@ -48,18 +48,18 @@ class Changes:
     left_out_paths: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
 
     def leave_out(self, reason: str, path: str) -> None:
-        """Counts a file that is not a document, and keeps its name while there are few for this reason."""
+        """Count a file that is not a document, and keep its name while there are few for this reason."""
         self.left_out[reason] += 1
         if self.left_out[reason] <= MOST_NAMED:
             self.left_out_paths[reason].append(path)
 
     def stamp(self, file: FoundFile) -> int:
-        """The time to remember a file by: UNSURE where it may change once more without showing it."""
+        """Return the time to remember a file by: UNSURE where it may change once more without showing it."""
         return UNSURE if abs(self.began - file.changed) < _COARSEST_TICK else file.changed
 
 
 def find_changes(catalogue: Catalogue, roots: Sequence[Path], events: Events) -> Changes:
-    """Walks the roots. Raises DataError for a root that is a file no reader knows."""
+    """Walk the roots, and return what changed. Raises DataError for a root that is a file no reader knows."""
     changes = Changes(time.time_ns())
     stamps = catalogue.documents.stamps()
     hidden = unseen(roots, stamps)
@@ -80,7 +80,7 @@ def find_changes(catalogue: Catalogue, roots: Sequence[Path], events: Events) ->
 
 
 def _sort_missing(missing: Iterable[str], roots: Sequence[Path], hidden: Iterable[Path], changes: Changes) -> None:
-    """Documents that were not found below the roots: gone, or out of sight."""
+    """Sort the documents that were not found below the roots: gone, or out of sight."""
     for path in missing:
         if not _is_below(path, roots):
             changes.gone.append(path)
@@ -96,7 +96,7 @@ def _sort_missing(missing: Iterable[str], roots: Sequence[Path], hidden: Iterabl
 def _sort_differing(
     differing: Sequence[tuple[FoundFile, _Stamp | None]], catalogue: Catalogue, changes: Changes
 ) -> None:
-    """Files whose stamp is not the known one: new, changed, moved, or only touched."""
+    """Sort the files whose stamp is not the known one: new, changed, moved, or only touched."""
     same_size = [file.text for file, before in differing if before and before[0] == file.size]
     known = catalogue.documents.at(same_size)
     missing: dict[tuple[bytes, str | None], list[DocumentRecord]] = defaultdict(list)
@@ -126,24 +126,27 @@ def _sort_differing(
 
 
 def _moved(old: DocumentRecord, now: DocumentRecord) -> tuple[str, DocumentRecord]:
-    """The old path of a document, and its record of now. A document without a heading is titled by its file's name."""
+    """Return the old path of a document, and its record of now.
+
+    A document without a heading is titled by its file's name.
+    """
     title = Path(now.path).name if old.title == Path(old.path).name else old.title
     return old.path, replace(now, title=title)
 
 
 def _check_readable(path: str) -> bytes:
-    """Returns no hash. Raises OSError where the file cannot be opened."""
+    """Return no hash. Raises OSError where the file cannot be opened."""
     with open(path, "rb"):
         return b""
 
 
 def unseen(roots: Sequence[Path], known: Iterable[str]) -> dict[Path, str]:
-    """The roots below which nothing can be seen now, with the reason. known: paths of documents."""
+    """Return the roots below which nothing can be seen now, with the reason. known: paths of documents."""
     return {root: why for root in roots if (why := _unseen(root, known))}
 
 
 def _unseen(root: Path, known: Iterable[str]) -> str:
-    """Why nothing below a root can be seen, or "". An empty folder may be a mount point without its disk."""
+    """Return why nothing below a root can be seen, or "". An empty folder may be a mount point without its disk."""
     try:
         if root.is_file():
             return ""
@@ -158,7 +161,7 @@ def _unseen(root: Path, known: Iterable[str]) -> str:
 
 
 def _out_of_reach(path: Path) -> str:
-    """Why a file that was not found may exist all the same, or ""."""
+    """Return why a file that was not found may exist all the same, or ""."""
     try:
         path.stat()
         shut = next((f for f in path.parents if not os.access(f, os.R_OK | os.X_OK)), None)

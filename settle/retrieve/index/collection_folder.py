@@ -1,4 +1,4 @@
-"""Where the collections of this machine lie, and which version of each counts.
+"""The folders of the collections on this machine, and which version of each counts.
 
     $SETTLE_HOME/collections/<name>/<number>/    the highest number counts; `.<number>.part` is being made
 
@@ -22,30 +22,30 @@ class CollectionFolder(WorkFolder):
         super().__init__(home() / "collections" / name, name, f"indexing {name!r}")
 
     def versions(self) -> list[Path]:
-        """Versions that count or have counted, the oldest first."""
+        """Return versions that count or have counted, the oldest first."""
         return sorted(self.path.glob("[0-9]*"), key=_number)
 
     def unfinished(self) -> list[Path]:
-        """Versions that were never published."""
+        """Return versions that were never published."""
         return list(self.path.glob(".*.part"))
 
     def current(self) -> Path | None:
-        """The version that counts, or None when there is no such collection."""
+        """Return the version that counts, or None when there is no such collection."""
         return next((p for p in reversed(self.versions()) if (p / CATALOGUE).is_file()), None)
 
     def next_version(self) -> Path:
-        """Where the version after the current one is made, until it is published."""
+        """Return where the version after the current one is made, until it is published."""
         current = self.current()
         return self.path / f".{_number(current) + 1 if current else 1}.part"
 
     def publish(self, version: Path) -> None:
-        """Makes this version the current one."""
+        """Make this version the current one."""
         version.rename(self.path / str(_number(version)))
         fsync_folder(self.path)
 
 
 def collection_names() -> list[str]:
-    """The collections of this machine."""
+    """Return the collections of this machine."""
     folder = home() / "collections"
     return sorted(p.name for p in folder.iterdir() if CollectionFolder(p.name).current()) if folder.is_dir() else []
 

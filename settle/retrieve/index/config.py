@@ -1,4 +1,4 @@
-"""How a collection is made: its embedder, its chunker, its store. Decided at the first indexing and stored with it."""
+"""The embedder, chunker and store of a collection, chosen at the first indexing and stored with it."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -24,14 +24,16 @@ class IndexParts(NamedTuple):
     chunker: Chunker
 
     def records(self) -> dict[str, PartRecord]:
-        """The stored record of each."""
+        """Return the stored record of each part."""
         return {family: part_record(part) for family, part in self._asdict().items()}
 
 
 @dataclass(frozen=True)
 class IndexConfig:
-    """How a collection is made. identity: of the embedder, as only its vectors can be compared; width: of the vectors.
-    table: the name of the collection in its store, which no other collection uses.
+    """How a collection is made.
+
+    identity: of the embedder, as only its vectors can be compared. width: of the vectors. table: the name of the
+    collection in its store, which no other collection uses.
     """
 
     embedder: PartRecord
@@ -43,7 +45,7 @@ class IndexConfig:
 
     @classmethod
     def stored(cls, settings: StoredSettings) -> "IndexConfig | None":
-        """The stored configuration of a collection, or None before anything was indexed."""
+        """Return the stored configuration of a collection, or None before anything was indexed."""
         record = settings.get(_KEY, dict)
         return cls(**record) if record else None
 
@@ -51,7 +53,7 @@ class IndexConfig:
         settings.set(_KEY, asdict(self))
 
     def record(self, family: str) -> PartRecord:
-        """The record of the "embedder", "store" or "chunker"."""
+        """Return the record of the "embedder", "store" or "chunker"."""
         records = {"embedder": self.embedder, "store": self.store, "chunker": self.chunker}
         return records[family]
 
@@ -65,12 +67,12 @@ class IndexConfig:
         return Chunker.make(*_split(self.chunker))
 
     def has(self, family: str, settings: Mapping[str, object]) -> bool:
-        """Whether a part is the one that these settings (with a "name", or without) ask for."""
+        """Return whether a part is the one that these settings (with a "name", or without) ask for."""
         record = self.record(family)
         return all(str(record.get(key)) == str(value) for key, value in settings.items())
 
     def differing(self, wanted: dict[str, PartRecord]) -> list[str]:
-        """The families of which another part, or other settings, are wanted."""
+        """Return the families of which another part, or other settings, are wanted."""
         return [family for family, record in wanted.items() if self.record(family) != record]
 
 
@@ -79,7 +81,7 @@ def part_record(part: Part) -> PartRecord:
 
 
 def shown(record: PartRecord) -> str:
-    """A part with its settings, for a message."""
+    """Return a part with its settings, for a message."""
     settings = ", ".join(f"{k} {v}" for k, v in record.items() if k != "name" and v not in ("", None))
     return f"{record['name']} ({settings})" if settings else str(record["name"])
 

@@ -1,4 +1,4 @@
-"""Collections are made, changed by one process at a time, rebuilt beside themselves, and deleted."""
+"""The life of a collection: made, changed by one process at a time, rebuilt in a new version, and deleted."""
 
 import contextlib
 import shutil
@@ -13,7 +13,7 @@ from settle.retrieve.index.config import IndexParts
 
 
 def create(name: str) -> Collection:
-    """The collection of that name, made when there is none. Raises UsageError for a name that cannot be used."""
+    """Return the collection of that name, made when there is none. Raises UsageError for a name that cannot be used."""
     if not NAME.fullmatch(name):
         raise UsageError(f"{name!r} is not a usable name", "letters, digits, dot, dash and underscore")
     folder = CollectionFolder(name)
@@ -31,7 +31,7 @@ def create(name: str) -> Collection:
 
 @contextlib.contextmanager
 def exclusive(name: str) -> Iterator[None]:
-    """This process alone changes the collection inside. Raises RunError when another one does."""
+    """Let this process alone change the collection inside. Raises RunError when another one does."""
     folder = CollectionFolder(name)
     with folder.lock():
         for version in folder.versions():
@@ -42,8 +42,10 @@ def exclusive(name: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def rebuilt(collection: Collection, parts: IndexParts) -> Iterator[Collection]:
-    """Another version of a collection with the same roots, to be filled. When the block has ended it takes the place of
-    the old one, which answers until then. A version that was left half done, made with the same parts, is resumed.
+    """Provide another version of a collection with the same roots, to be filled.
+
+    When the block has ended it takes the place of the old one, which answers until then. A version that was left half
+    done, made with the same parts, is resumed.
     """
     name, folder = collection.name, CollectionFolder(collection.name)
     version = folder.next_version()
@@ -63,7 +65,7 @@ def rebuilt(collection: Collection, parts: IndexParts) -> Iterator[Collection]:
 
 
 def discard(collection: Collection) -> None:
-    """Removes the files of this version, and what its store keeps elsewhere."""
+    """Remove the files of this version, and what its store keeps elsewhere."""
     try:
         if collection.config and collection.vectors.is_remote:
             collection.vectors.store.drop()
@@ -74,7 +76,7 @@ def discard(collection: Collection) -> None:
 
 
 def delete(name: str) -> None:
-    """Removes a collection, a damaged one too; the documents stay where they are.
+    """Remove a collection, a damaged one too; the documents stay where they are.
 
     Raises UsageError if there is none, DataError when a store elsewhere cannot be reached: then only what is kept there
     is left.

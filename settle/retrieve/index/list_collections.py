@@ -1,4 +1,4 @@
-"""The collections of this machine as a table, and how they stand: what is not indexed, and what changed since."""
+"""The collections of this machine as a table, and their status: what is not indexed, and what changed since."""
 
 import time
 from collections.abc import Sequence
@@ -36,10 +36,12 @@ class FileFault(TypedDict):
 
 
 class CollectionFacts(TypedDict):
-    """bytes: on this machine's disk; age: seconds since it was last brought up to date, None if it never was. With the
-    status: failed, documents that nothing could be read of, or that were left out, and why; unseen, folders that cannot
-    be seen now; new, changed and gone, numbers of files that the next `settle index NAME` takes in, reads again and
-    leaves out."""
+    """A collection as it is listed.
+
+    bytes: on this machine's disk. age: seconds since it was last brought up to date, None if it never was. With the
+    status: failed, documents that could not be read, or that were left out, and why; unseen, folders that cannot be
+    seen now; new, changed and gone, numbers of files that the next `settle index NAME` adds, reads again and removes.
+    """
 
     name: str
     documents: int
@@ -56,7 +58,7 @@ class CollectionFacts(TypedDict):
 
 
 def list_collections(events: Events) -> None:
-    """Emits every collection with its size, its age and its folders; a damaged one as a warning."""
+    """Emit every collection with its size, its age and its folders; a damaged one as a warning."""
     collections = _all(collection_names(), False, events)
     rows = [
         [c["name"], c["documents"], c["passages"], {"value": c["bytes"], "unit": "bytes"},
@@ -69,8 +71,10 @@ def list_collections(events: Events) -> None:
 
 
 def list_status(names: Sequence[str], events: Events) -> None:
-    """Emits these collections, or all: what of their documents could not be read, and what changed in their folders
-    since. Changes nothing."""
+    """Emit what could not be read of these collections, or all, and what changed in their folders since.
+
+    Changes nothing.
+    """
     collections = _all(names or collection_names(), True, events)
     rows = [
         [c["name"], c["documents"], c["passages"], len(c["failed"]), c["new"], c["changed"], c["gone"],

@@ -1,19 +1,22 @@
-"""Brings a collection up to date with its folders: reads what changed, cuts it into passages, embeds and commits them.
+"""Updates of a collection: read what changed in its folders, cut it into passages, embed and commit them.
 
 Documents are committed in batches: a run that dies loses at most one, and the next run continues. A file's stamp is
-compared before and after it is read; a file that changed in between is read again the next time.
+compared before and after it is read; a file that changed in between is read again the next time. Followed folders are
+brought up to date a moment after each change.
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
 
 import numpy as np
 
-from settle.base.errors import DataError, ResourceError
+from settle.base.errors import DataError, ResourceError, SettleError, UsageError
 from settle.base.event_log import Events
-from settle.base.events import Progress
+from settle.base.events import Progress, Warn
+from settle.base.files import home
 from settle.base.out_of_memory import missing_bytes
 from settle.documents.blocks import LEFT_OUT
 from settle.documents.reader_pool import Read, read_all
@@ -23,19 +26,24 @@ from settle.retrieve.index.changes import UNSURE, Changes, find_changes
 from settle.retrieve.index.collection import Collection
 from settle.retrieve.index.lifecycle import exclusive
 
+if TYPE_CHECKING:
+    from watchfiles import Change
+
 BATCH = 512  # new passages that are embedded and committed together
 BATCH_SECONDS = 10.0  # a slow batch is committed earlier
 _LONGEST_TITLE = 200  # characters
 COMPACT_SHARE = 0.1  # of the passages: when so many were removed, giving their room back is worth the work
+_TICK_SECONDS = 2.0  # after which roots are examined that the system sends no notice of
+_DEBOUNCE_SECONDS = 1.6  # changes within this time are taken together
 
 
 @dataclass
-class Report:
+class UpdateReport:
     """The result of an update.
 
     added, unchanged: documents that are new or as they were, and that could be read. failed: (path, why) of those that
-    exist and could not be read, those of earlier updates too; kept: (root, why) of folders that cannot be seen now,
-    whose documents stay; left_out: how many files for each reason, and left_out_paths the first of them; embedded:
+    exist and could not be read, those of earlier updates too. kept: (root, why) of folders that cannot be seen now,
+    whose documents stay. left_out: how many files for each reason, and left_out_paths the first of them. embedded:
     passages that were new. documents, passages: of the collection now.
     """
 
@@ -54,9 +62,12 @@ class Report:
     seconds: float = 0.0
 
 
-def update(collection: Collection, events: Events) -> Report:
-    """Indexes what changed below the collection's roots. Raises RunError when another process does so already,
-    ResourceError when the disk is full: what was committed is kept, and the next update continues."""
+def update(collection: Collection, events: Events) -> UpdateReport:
+    """Index what changed below the collection's roots.
+
+    Raises RunError when another process does so already, ResourceError when the disk is full: what was committed is
+    kept, and the next update continues.
+    """
     began = time.monotonic()
     catalogue = collection.catalogue
     with exclusive(collection.name):
@@ -81,7 +92,7 @@ def update(collection: Collection, events: Events) -> Report:
         for path, why in unused:
             if why.startswith(LEFT_OUT):
                 changes.leave_out(why.removeprefix(LEFT_OUT), path)
-        return Report(
+        return UpdateReport(
             added=indexed.added,
             changed=indexed.changed,
             moved=len(changes.moved),
@@ -129,7 +140,7 @@ class _Indexer:
         self._commit(batch, size)
 
     def _change(self, file: FoundFile, read: Read) -> DocumentChange | None:
-        """The document that a file became; None where it cannot be read now, as it has gone or its disk fails."""
+        """Return the document that a file became; None where the file has gone or its disk fails."""
         chunker, vectorizer = self._collection.chunker, self._collection.vectors.vectorizer
         try:
             sha, changed = sha256_of(file.path), self._changes.stamp(file)
@@ -145,7 +156,7 @@ class _Indexer:
         return DocumentChange(record, chunks)
 
     def _commit(self, batch: Sequence[DocumentChange], size: int) -> None:
-        """Embeds what is new in a batch and makes it count. size: bytes of its files."""
+        """Embed what is new in a batch and make it count. size: bytes of its files."""
         catalogue = self._collection.catalogue
         digests = [[digest(chunk) for chunk in change.chunks] for change in batch]
         chunks = {
@@ -172,7 +183,7 @@ class _Indexer:
         self._report(self._done)
 
     def _embedded(self, texts: Sequence[str]) -> np.ndarray:
-        """The vectors of texts. Raises ResourceError when memory runs out."""
+        """Return the vectors of texts. Raises ResourceError when memory runs out."""
         try:
             return self._collection.vectors.vectorizer.documents(texts)
         except (MemoryError, RuntimeError) as e:
@@ -187,7 +198,7 @@ class _Indexer:
 
 
 def _reset_damaged_store(collection: Collection) -> None:
-    """A store on this machine that cannot be read, as after a disk that was full to its last byte, begins anew."""
+    """Create a local store again that cannot be read, as after a disk that was full to its last byte."""
     try:
         len(collection.vectors.store)
     except DataError:
@@ -197,7 +208,7 @@ def _reset_damaged_store(collection: Collection) -> None:
 
 
 def _restore_vectors(collection: Collection) -> None:
-    """Gives the store again what it has lost: its files were damaged, or power was cut before they were on the disk."""
+    """Store vectors again that are lost: files were damaged, or power was cut before they were on the disk."""
     catalogue, store = collection.catalogue, collection.vectors.store
     if len(store) >= catalogue.counts()["passages"]:
         return
@@ -209,7 +220,7 @@ def _restore_vectors(collection: Collection) -> None:
 
 
 def _tidy(collection: Collection, has_grown: bool) -> None:
-    """Removes what no longer counts, and gives room back where that is worth the work."""
+    """Remove what no longer counts, and return room where that is worth the work."""
     catalogue = collection.catalogue
     removed = _remove_loose(collection)
     if removed or has_grown:
@@ -223,7 +234,7 @@ def _tidy(collection: Collection, has_grown: bool) -> None:
 
 
 def _remove_loose(collection: Collection) -> int:
-    """Removes from the store what does not count; how many vectors that were."""
+    """Remove from the store what does not count, and return how many vectors that were."""
     loose = collection.catalogue.ids.loose()
     if loose:
         collection.vectors.store.remove(loose)
@@ -232,6 +243,69 @@ def _remove_loose(collection: Collection) -> int:
 
 
 def _title(read: Read) -> str:
-    """The first heading, or the name of the file."""
+    """Return the first heading, or the name of the file."""
     heading = next((block for block in read.blocks if block.kind == "heading"), None)
     return " ".join(heading.text.split())[:_LONGEST_TITLE] if heading else path_text(read.path.name)
+
+
+def follow(collection: Collection, events: Events, on_report: Callable[[UpdateReport], None]) -> NoReturn:
+    """Update the collection whenever something changes, and pass each report on; ends with KeyboardInterrupt.
+
+    What cannot be done now, as on a full disk or while another process indexes, is reported once and tried again.
+    Raises UsageError when the library is missing, ResourceError when the system cannot watch so many folders.
+    """
+    last_error = ""
+    while True:
+        roots = collection.roots
+        states, is_due = _states(roots), True  # what happened before the watch began
+        for has_changed in _changes([root for root in roots if root.is_dir()]):
+            if is_due or has_changed:
+                try:
+                    on_report(update(collection, events))
+                    is_due, last_error = False, ""
+                except SettleError as e:
+                    is_due = True
+                    if e.what != last_error:
+                        events.emit(Warn(text=f"{e.what}; trying again"))
+                        last_error = e.what
+            if collection.roots != roots or _states(roots) != states:
+                break
+
+
+def _states(roots: Sequence[Path]) -> list[bool | tuple[int, int]]:
+    """Return the state of each root itself: whether a folder exists, or the size and time of a file."""
+    stats = {root: root.stat() for root in roots if root.is_file()}
+    return [(s.st_size, s.st_mtime_ns) if (s := stats.get(root)) else root.is_dir() for root in roots]
+
+
+def _changes(folders: Sequence[Path]) -> Iterator[bool]:
+    """Yield at every change and at every tick whether something has changed below the folders."""
+    try:
+        from watchfiles import DefaultFilter, watch
+    except ImportError:
+        raise UsageError("following folders needs watchfiles", "pip install 'settle-lm[rag]'") from None
+    if not folders:  # only files, or disks that are not mounted
+        while True:
+            time.sleep(_TICK_SECONDS)
+            yield False
+    default_filter = DefaultFilter(ignore_paths=[home()])
+
+    def is_relevant(change: "Change", path: str) -> bool:
+        below = next((Path(path).relative_to(f) for f in folders if Path(path).is_relative_to(f)), Path())
+        return default_filter(change, path) and not any(part.startswith(".") for part in below.parts)
+
+    try:
+        yield from map(
+            bool,
+            watch(
+                *folders,
+                watch_filter=is_relevant,
+                debounce=int(_DEBOUNCE_SECONDS * 1000),
+                rust_timeout=int(_TICK_SECONDS * 1000),
+                yield_on_timeout=True,
+                ignore_permission_denied=True,
+            ),
+        )
+    except OSError as e:
+        fix = "follow fewer folders, or allow the system to watch more of them (fs.inotify.max_user_watches)"
+        raise ResourceError(f"the folders cannot be watched: {e}", fix) from None

@@ -1,4 +1,8 @@
-"""A text as the words that lexical search compares: lower case, stemmed, names taken apart, spelled one way."""
+"""A text as the words that lexical search compares, and as its sentences.
+
+Words are in lower case, stemmed and spelled one way, names taken apart. Items of lists, rows of tables and lines of
+listings count as sentences.
+"""
 
 import re
 import unicodedata
@@ -10,7 +14,6 @@ from snowballstemmer.english_stemmer import EnglishStemmer
 
 # Of what a text becomes, which a stemmer's next version may change: an index made by another one is made again.
 VERSION = f"2, snowballstemmer {version('snowballstemmer')}"
-
 _WORD = re.compile(r"\w+(?:\+\+|#(?!\w))?")
 _HUMP = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])|_+|(?<=[A-Za-z])(?=\d)|(?<=\d)(?=[A-Za-z])")
 _CJK = re.compile(r"[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af]")
@@ -35,16 +38,23 @@ _SPELLINGS = tuple(
     )
 )
 _stemmer = EnglishStemmer()  # not `stemmer()`, which takes PyStemmer of some other version where that is installed
+# after a full stop and a closing quote, before a capital or a digit; or at the end of a paragraph or an item
+_END = re.compile(
+    r"(?<=[.!?…])[\"'”’)\]]*\s+(?=[\"'“‘(\[`]*[A-Z0-9])|(?<=[。！？])|\n\s*\n|\n(?=\s*(?:[-*+•|>]|\d+[.)])\s)"
+)
+_ABBREVIATED = re.compile(r"(?:^|\s)(?:[A-Z]|e\.g|i\.e|cf|vs|etc|approx|Dr|Mr|Mrs|Ms|No|Fig|Sec|Eq|St)\.$")
 
 
 def words(text: str) -> list[str]:
-    """Stems of a text in order, stop words left out. `readFile_v2` gives itself and its parts; scripts without spaces
-    give pairs of characters."""
+    """Return the stems of a text in order, without stop words.
+
+    `readFile_v2` gives itself and its parts; scripts without spaces give pairs of characters.
+    """
     return [stem for stems in _each(text) for stem in stems]
 
 
 def _each(text: str) -> Iterator[Sequence[str]]:
-    """The stems of each word."""
+    """Yield the stems of each word."""
     plain = text.isascii()
     for word in _WORD.findall(text if plain else unicodedata.normalize("NFKC", text)):
         if not plain and _CJK.search(word):
@@ -74,3 +84,19 @@ def _stem(word: str) -> str:
         word = pattern.sub(american, word)
     stem: str = _stemmer.stemWord(word)
     return stem
+
+
+def sentences(text: str) -> Iterator[str]:
+    """Yield each sentence in order, its white space normalized."""
+    pending = ""
+    start = 0
+    for end in [*_END.finditer(text), None]:
+        piece = text[start : end.end() if end else len(text)]
+        start = end.end() if end else len(text)
+        pending += piece
+        if end and _ABBREVIATED.search(pending.rstrip()):
+            continue
+        sentence = " ".join(pending.split())
+        if sentence:
+            yield sentence
+        pending = ""

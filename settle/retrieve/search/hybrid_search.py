@@ -1,4 +1,4 @@
-"""Finds passages by meaning, by their words and by the titles of their documents: a weighted sum of three scores.
+"""Search by meaning, by words and by the titles of documents: a weighted sum of three scores.
 
 The first is the cosine with the question. The other two are BM25 ÷ the sum of the weights of the question's words:
 about 1 where a passage of average length has each of them once. Ranks would be easier to combine, but a rank does not
@@ -29,8 +29,10 @@ _DUPLICATE_COSINE_GAP = 0.02  # between the cosines of two duplicates with the q
 
 @dataclass(frozen=True)
 class Hit:
-    """A passage that was found. score: what hits are ordered by; similarity: cosine with the question; bm25: of its
-    words, or 0. occurrences: every place where the passage is.
+    """A passage that was found.
+
+    score: what hits are ordered by. similarity: cosine with the question. bm25: of its words, or 0. occurrences: every
+    place where the passage is.
     """
 
     passage: Passage
@@ -47,7 +49,7 @@ class Hit:
 
 
 def search(collection: Collection, question: str, k: int = 10, without: AbstractSet[int] = frozenset()) -> list[Hit]:
-    """The k best passages, the best first; of near duplicates only the best one.
+    """Return the k best passages, the best first; of near duplicates only the best one.
 
     without: ids of documents that are searched as if they were not there.
     """
@@ -66,8 +68,10 @@ def _candidates(
     without: AbstractSet[int],
     fetched: int | None = None,
 ) -> list[Hit]:
-    """At least `number` candidates, as far as there are so many. vector: float32 (width,). fetched: of each kind of
-    search, `number` of them at first."""
+    """Return at least `number` candidates, as far as there are so many.
+
+    vector: float32 (width,). fetched: of each kind of search, `number` of them at first.
+    """
     catalogue, fetched = collection.catalogue, fetched or number
     nearest = collection.vectors.nearest(vector, fetched)
     wanted = terms(catalogue, question)
@@ -98,7 +102,7 @@ def _candidates(
 
 
 def _distinct(hits: Sequence[Hit], k: int) -> list[Hit]:
-    """The first k, without those that repeat an earlier one."""
+    """Return the first k, without those that repeat an earlier one."""
     distinct: list[Hit] = []
     runs: dict[int, set[tuple[str, ...]]] = {}
 
@@ -120,6 +124,6 @@ def _distinct(hits: Sequence[Hit], k: int) -> list[Hit]:
 
 
 def _runs(text: str) -> set[tuple[str, ...]]:
-    """Every run of words."""
+    """Return every run of words."""
     stems = words(text)
     return {tuple(stems[i : i + _RUN_WORDS]) for i in range(max(1, len(stems) - _RUN_WORDS + 1))}

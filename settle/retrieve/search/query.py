@@ -64,7 +64,7 @@ class Query:
 
 
 @dataclass(frozen=True)
-class Terms:
+class SearchTerms:
     """The stems to look for in one catalogue."""
 
     stems: tuple[str, ...]  # the rarest first
@@ -93,7 +93,7 @@ def topic_of(question: str) -> str:
     return f"{prefix}{left.lstrip()}".strip() if words(left) else question
 
 
-def terms(catalogue: Catalogue, question: Query) -> Terms:
+def terms(catalogue: Catalogue, question: Query) -> SearchTerms:
     """Return the stems to look for in a catalogue.
 
     A stem of no passage is replaced by similar ones, and weighs as much as one of a single passage.
@@ -112,7 +112,7 @@ def terms(catalogue: Catalogue, question: Query) -> Terms:
             break
         chosen += group or [stem]  # it may be in a title
         total += max(log((number - frequency + 0.5) / (max(frequency, 1) + 0.5)), 1e-6)
-    return Terms(tuple(dict.fromkeys(chosen)), total or 1.0)
+    return SearchTerms(tuple(dict.fromkeys(chosen)), total or 1.0)
 
 
 def _similar(catalogue: Catalogue, stem: str) -> Mapping[str, int]:

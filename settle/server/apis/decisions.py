@@ -9,8 +9,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 from starlette.responses import Response
 
-from settle.data.decisions.answers import Answer
-from settle.data.decisions.questions import Question
+from settle.data.decisions.questions import DecisionAnswer, Question
 from settle.server.apis import Api
 from settle.server.gateway import Call, Endpoint
 from settle.server.http_responses import json_response
@@ -133,7 +132,7 @@ class DecisionQuestion(Body):
             for word, choice in zip(words, self.choices or (), strict=True)
         ]
 
-    def answer(self, answer: Answer) -> JsonObject:
+    def answer(self, answer: DecisionAnswer) -> JsonObject:
         """Return the answer as this API formats it."""
         head: JsonObject = {"type": self.type, "name": self.name}
         if self.type == "predicate":

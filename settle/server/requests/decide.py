@@ -5,8 +5,7 @@ import json
 from collections.abc import Mapping, Sequence
 
 from settle.base.errors import DataError
-from settle.data.decisions.answers import Answer
-from settle.data.decisions.questions import Question
+from settle.data.decisions.questions import DecisionAnswer, Question
 from settle.infer.decisions.decider import PATH, LlamaForm
 from settle.server.models.model_entry import ModelEntry, make_file
 from settle.server.models.model_facts import facts
@@ -20,7 +19,7 @@ MOST_QUESTIONS = 400  # of one request, as of OpenAI's
 
 async def decide(
     pool: ModelPool, entry: ModelEntry, state: str, questions: Sequence[Question]
-) -> tuple[list[Answer], int]:
+) -> tuple[list[DecisionAnswer], int]:
     """Answers in the order of the questions, and the number of tokens read. Raises ApiError."""
     entry.require_no_documents("it makes no decisions")
     if not state.strip():

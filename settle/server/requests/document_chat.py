@@ -20,7 +20,7 @@ from settle.infer.child_process import Json
 from settle.infer.client import LlamaClient
 from settle.library.facts import TEMPLATE_KEY
 from settle.library.store import stamp_of
-from settle.retrieve.answer.answer import Answer
+from settle.retrieve.answer.answer import CitedAnswer
 from settle.retrieve.answer.ask import stream_answer
 from settle.retrieve.answer.retrieval import Retrieval, retrieve
 from settle.retrieve.answer.write_answer import LONGEST, AnswerOptions
@@ -125,12 +125,12 @@ class DocumentChats:
         head = chunk_head(entry)
         async with self._collections.use(entry.collection) as collection:
             retrieval = await self._collections.run(lambda: retrieve(collection, question, earlier))
-            whole_answer: Answer | None = None
+            whole_answer: CitedAnswer | None = None
             role: Delta = {"role": "assistant"}  # with the first piece: a request that fails must not have begun
             pieces = _pieces(pool, self._collections, entry, collection, retrieval, options)
             async with contextlib.aclosing(pieces):
                 async for piece in pieces:
-                    if isinstance(piece, Answer):
+                    if isinstance(piece, CitedAnswer):
                         whole_answer = piece
                     else:
                         yield head | {"choices": [delta_choice(role | {"content": piece})]}
@@ -155,7 +155,7 @@ async def _pieces(
     collection: Collection,
     retrieval: Retrieval,
     options: AnswerOptions,
-) -> AsyncGenerator[str | Answer]:
+) -> AsyncGenerator[str | CitedAnswer]:
     """Yield the text of the answer as it comes, and then the answer.
 
     Neither a refusal nor an answer with a warning loads a model."""
@@ -180,23 +180,23 @@ async def _pieces(
 
 
 async def _in_thread(
-    collections: CollectionPool, steps: Generator[str, None, Answer], left: threading.Event | None = None
-) -> AsyncGenerator[str | Answer]:
+    collections: CollectionPool, steps: Generator[str, None, CitedAnswer], left: threading.Event | None = None
+) -> AsyncGenerator[str | CitedAnswer]:
     """Yield what a generator yields and returns, each step in a thread.
 
     left: set when nobody waits for more; the current step then ends by itself."""
 
-    def step() -> str | Answer:
+    def step() -> str | CitedAnswer:
         try:
             return next(steps)
         except StopIteration as end:
-            result: Answer = end.value
+            result: CitedAnswer = end.value
             return result
 
-    piece: str | Answer = ""
+    piece: str | CitedAnswer = ""
     task = None
     try:
-        while not isinstance(piece, Answer):
+        while not isinstance(piece, CitedAnswer):
             task = asyncio.ensure_future(collections.run(step))
             piece = await asyncio.shield(task)
             yield piece
@@ -250,7 +250,7 @@ def _metadata(path: Path, stamp: str) -> Mapping[str, object]:
     return dict(read_gguf(path).metadata)
 
 
-def _last_choice(whole_answer: Answer, request: ChatRequest) -> Choice:
+def _last_choice(whole_answer: CitedAnswer, request: ChatRequest) -> Choice:
     generation = whole_answer.generation
     last = delta_choice({}, "length" if generation and generation.is_cut else "stop")
     if request.wants_stop and generation and generation.stop:
@@ -258,13 +258,13 @@ def _last_choice(whole_answer: Answer, request: ChatRequest) -> Choice:
     return last
 
 
-def _usage(whole_answer: Answer) -> Usage:
+def _usage(whole_answer: CitedAnswer) -> Usage:
     generation = whole_answer.generation
     prompt, completion = (generation.prompt_tokens, generation.new_tokens) if generation else (0, 0)
     return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
 
 
-def _sources(whole_answer: Answer) -> str:
+def _sources(whole_answer: CitedAnswer) -> str:
     """Return the cited places as lines below the answer."""
     if not whole_answer.cited:
         return ""
@@ -272,7 +272,7 @@ def _sources(whole_answer: Answer) -> str:
     return "\n\n" + "\n".join(["Nearest:" if whole_answer.kind == "refused" else "Sources:", *lines])
 
 
-def _annotations(whole_answer: Answer) -> list[Json]:
+def _annotations(whole_answer: CitedAnswer) -> list[Json]:
     """OpenAI's citations of URLs, one for each sentence with a citation; `text` is the passage."""
     return [
         {

@@ -12,9 +12,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from settle.base.run import Run
-from settle.data.batches import Batches
+from settle.data.batches import Batches, RowBatches
 from settle.data.prepare import Corpus, prepared
-from settle.data.rows.batches import RowBatches
 from settle.data.rows.prepare import RowCorpus, prepared_rows
 
 CHARACTERS = 400  # of the text that is shown

@@ -10,10 +10,9 @@ from pydantic import Field, field_validator
 from torch import Tensor
 
 from settle.data.batches import Batch
+from settle.data.decisions.calibration import divergences, fit_temperature
 from settle.data.decisions.prompt import all_labels
-from settle.data.decisions.temperature import divergences, fit_temperature
-from settle.data.rows.store import RowStore
-from settle.data.store import TokenStore
+from settle.data.store import RowStore, TokenStore
 from settle.model.decoder import Decoder, as_decoder
 from settle.model.layers.freezable import FreezableModule
 from settle.model.layers.transfer import to_device

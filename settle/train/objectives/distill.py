@@ -10,7 +10,7 @@ from torch import Tensor
 
 from settle.base.errors import FormatError, UsageError
 from settle.data.batches import Batch
-from settle.data.tokenizer.compatibility import require_same_tokenizer
+from settle.data.tokenizer.vocabulary import require_same_tokenizer
 from settle.library.pretrained import open_pretrained
 from settle.model.config import DecoderOptions
 from settle.model.decoder import Decoder, as_decoder

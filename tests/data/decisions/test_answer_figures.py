@@ -4,14 +4,13 @@ from typing import Any
 
 import pytest
 
-from settle.data.decisions.answers import Answer
-from settle.data.decisions.label_column import _may_label
-from settle.data.decisions.questions import Option, Question
+from settle.data.decisions.questions import DecisionAnswer, Option, Question
+from settle.data.decisions.rows import _may_label
 
 
 def answer(kind: str, *probabilities: float) -> Any:
     options = tuple(Option(str(n)) for n in range(len(probabilities)))
-    return Answer(Question(kind, "?", options), probabilities)
+    return DecisionAnswer(Question(kind, "?", options), probabilities)
 
 
 def test_a_choice_is_as_sure_as_it_is_above_an_even_share() -> None:

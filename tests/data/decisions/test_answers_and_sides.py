@@ -7,14 +7,11 @@ import numpy as np
 import pytest
 
 from settle.base.errors import DataError
-from settle.data.decisions.answers import Answer, ranked
-from settle.data.decisions.corpus import prepare_decisions, prompt_for
+from settle.data.decisions.corpus import HELD_OUT, SELECTION, TRAIN, prepare_decisions, prompt_for, split_decisions
 from settle.data.decisions.encode import DecisionEncoder, num_variants, orders_of, own_order, with_changing_options
-from settle.data.decisions.label_column import LabelColumn
 from settle.data.decisions.prompt import labels_of
-from settle.data.decisions.questions import Question
-from settle.data.decisions.rows import DecisionRow, decision_rows, state_columns
-from settle.data.decisions.split import HELD_OUT, SELECTION, TRAIN, split_decisions
+from settle.data.decisions.questions import DecisionAnswer, Question, ranked
+from settle.data.decisions.rows import DecisionRow, LabelColumn, decision_rows, state_columns
 from settle.data.settings import RowSettings
 from settle.data.tokenizer.byte_bpe import ByteBpeTokenizer
 
@@ -26,14 +23,14 @@ SCORE = Question.from_json({"type": "score", "instructions": "How much?", "crite
 
 
 def test_a_choice_is_as_sure_as_it_is_above_an_even_share():
-    answer = Answer(CHOICE, (0.2, 0.6, 0.2))
+    answer = DecisionAnswer(CHOICE, (0.2, 0.6, 0.2))
     assert (answer.best, answer.key, answer.highest) == (1, "b", 0.6)
     assert answer.confidence == pytest.approx((0.6 - 1 / 3) / (2 / 3))
     assert (
-        Answer(CHOICE, (1 / 3, 1 / 3, 1 / 3)).confidence == pytest.approx(0)
-        and Answer(CHOICE, (0, 0, 1)).confidence == 1
+        DecisionAnswer(CHOICE, (1 / 3, 1 / 3, 1 / 3)).confidence == pytest.approx(0)
+        and DecisionAnswer(CHOICE, (0, 0, 1)).confidence == 1
     )
-    assert list(ranked(Answer(CHOICE, (0.2, 0.5, 0.3)))) == [1, 2, 0] and answer.name_of(0) == "a"
+    assert list(ranked(DecisionAnswer(CHOICE, (0.2, 0.5, 0.3)))) == [1, 2, 0] and answer.name_of(0) == "a"
     assert answer.to_json() == {
         "type": "choice",
         "choice": "b",
@@ -43,21 +40,24 @@ def test_a_choice_is_as_sure_as_it_is_above_an_even_share():
 
 
 def test_a_score_is_as_sure_as_its_levels_are_near_the_likeliest():
-    answer = Answer(SCORE, (0.0, 0.5, 0.25, 0.25))
+    answer = DecisionAnswer(SCORE, (0.0, 0.5, 0.25, 0.25))
     assert answer.expected == pytest.approx(1 * 0.5 + 2 * 0.25 + 3 * 0.25)
     # levels away from the likeliest: 0.25 · 1 + 0.25 · 2; an even share lies 1 from the middle on average
     assert answer.confidence == pytest.approx(1 - 0.75 / 1.0)
-    assert Answer(SCORE, (0.5, 0.0, 0.0, 0.5)).confidence == 0 and Answer(SCORE, (0, 0, 1, 0)).confidence == 1
+    assert (
+        DecisionAnswer(SCORE, (0.5, 0.0, 0.0, 0.5)).confidence == 0
+        and DecisionAnswer(SCORE, (0, 0, 1, 0)).confidence == 1
+    )
     five = Question.from_json({"type": "score", "instructions": "How much?", "criteria": [*"abcde"]})
     # an even share lies 2 + 1 + 0 + 1 + 2 from the middle, a fifth of it on average
-    assert Answer(five, (0.0, 0.0, 0.7, 0.3, 0.0)).confidence == pytest.approx(1 - 0.3 / (6 / 5))
+    assert DecisionAnswer(five, (0.0, 0.0, 0.7, 0.3, 0.0)).confidence == pytest.approx(1 - 0.3 / (6 / 5))
     assert (answer.name_of(1), answer.name_of(2)) == ("some", "2")
     told = answer.to_json()
     assert told["score"] == answer.expected and told["legend"]["0"] == "none" and told["type"] == "score"
 
 
 def test_a_noul_says_how_likely_it_is_true():
-    answer = Answer(NOUL, (0.3, 0.7))
+    answer = DecisionAnswer(NOUL, (0.3, 0.7))
     assert answer.to_json() == {"type": "noul", "noul": 0.7} and answer.expected == 0.7
     assert answer.confidence == pytest.approx(0.4)
 

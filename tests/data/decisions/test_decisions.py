@@ -6,11 +6,10 @@ import pytest
 
 from settle.base.chat_template import ChatTemplate
 from settle.base.errors import DataError
-from settle.data.decisions.label_column import LabelColumn, are_labels
 from settle.data.decisions.prompt import DecisionPrompt, labels_of, state_text
 from settle.data.decisions.questions import Question
-from settle.data.decisions.rows import decision_rows
-from settle.data.rows.known_templates import KNOWN
+from settle.data.decisions.rows import LabelColumn, are_labels, decision_rows
+from settle.data.rows.templates import KNOWN
 from settle.data.tokenizer.byte_bpe import ByteBpeTokenizer
 
 CHOICE = {"type": "choice", "instructions": "Which queue?", "criteria": {"billing": "money", "shipping": None}}

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from settle.data.decisions.risk import CLAIMED, ERROR, binomial_tail, least_risk, refusal_for, rows_needed
+from settle.data.decisions.calibration import CLAIMED, ERROR, binomial_tail, least_risk, refusal_for, rows_needed
 
 RISK = 0.05
 

@@ -4,8 +4,19 @@ import pytest
 
 from settle.documents.blocks import Block, Place
 from settle.retrieve.index.chunkers import _fill_passages
-from settle.retrieve.index.chunkers._fill_passages import Filler, _joined, _together
-from settle.retrieve.index.chunkers._pieces import LINE, SENTENCE, Piece, _halves, cut, cut_at, weights, whole
+from settle.retrieve.index.chunkers._fill_passages import (
+    LINE,
+    SENTENCE,
+    BlockPiece,
+    Filler,
+    _halves,
+    _joined,
+    _together,
+    cut,
+    cut_at,
+    weights,
+    whole,
+)
 
 
 def count(texts):
@@ -50,8 +61,8 @@ def test_pieces_keep_their_line_and_what_lies_between():
     ]
     flat = list(cut(Block("text", "a\n\nb", Place(page=3)), 1, count))
     assert [(p.place.line, p.place.page) for p in flat] == [(None, 3)] * 2
-    assert whole(block("a b", line=4), 2) == Piece("a b", Place(line=4), "text", 2, True)
-    assert whole(block("\n\na b ", line=4), 2) == Piece("a b", Place(line=6), "text", 2, True)
+    assert whole(block("a b", line=4), 2) == BlockPiece("a b", Place(line=4), "text", 2, True)
+    assert whole(block("\n\na b ", line=4), 2) == BlockPiece("a b", Place(line=6), "text", 2, True)
 
 
 def test_every_n_th_border_is_cut_at():
@@ -136,7 +147,7 @@ def test_a_header_is_counted_once_for_the_rows_below_it():
 
 def test_pieces_are_joined_as_their_kind_wants():
     def piece(text, kind="text", **more):
-        return Piece(text, Place(), kind, 1, **more)
+        return BlockPiece(text, Place(), kind, 1, **more)
 
     assert _joined([piece("a"), piece("b")]) == "a\n\nb" and _joined([piece("a", "list"), piece("b", "list")]) == "a\nb"
     assert (

@@ -3,7 +3,7 @@
 from settle.documents.blocks import Block, Chunk, Place
 from settle.retrieve.index.chunkers.sentences import Sentences
 from settle.retrieve.index.chunkers.structure import Structure
-from settle.retrieve.index.chunkers.window import Window
+from settle.retrieve.index.chunkers.window import SlidingWindow
 
 
 def _count(texts):
@@ -143,7 +143,7 @@ def test_sentences_overlap_by_sentences():
 
 
 def test_windows_overlap_by_tokens():
-    chunks = _cut(Block("text", _words(100)), chunker=Window(tokens=30, overlap=10))
+    chunks = _cut(Block("text", _words(100)), chunker=SlidingWindow(tokens=30, overlap=10))
     assert all(len(chunk.text.split()) <= 30 for chunk in chunks)
     for before, after in zip(chunks, chunks[1:], strict=False):
         shared = [word for word in before.text.split() if word in set(after.text.split())]

@@ -28,7 +28,7 @@ from settle.library.reference import ModelRef
 from settle.library.resolve import resolve_gguf
 from settle.machine import memory
 from settle.retrieve.answer.write_answer import AnswerOptions, Prompt
-from settle.retrieve.check.synthetic_questions.questions import Question, make
+from settle.retrieve.check.questions import CheckQuestion, make
 from settle.retrieve.index.catalogue.catalogue import Catalogue
 from settle.retrieve.index.changes import find_changes
 from settle.retrieve.index.chunkers import Chunker
@@ -395,18 +395,18 @@ def _index(subject: IndexedDocuments, folder: Path, paths: Sequence[str], parts:
         update(collection, Events())
 
 
-def _item(collection: Collection, question: Question) -> Item:
+def _item(collection: Collection, question: CheckQuestion) -> Item:
     return Answered(question.text, _passage(collection, question))._asdict()
 
 
-def _passage(collection: Collection, question: Question) -> str:
+def _passage(collection: Collection, question: CheckQuestion) -> str:
     """Return the text of the passage that a question was made from."""
     return collection.catalogue.passages.get([question.passage])[question.passage].text
 
 
-def _about(collection: Collection, paths: AbstractSet[str]) -> list[Question]:
+def _about(collection: Collection, paths: AbstractSet[str]) -> list[CheckQuestion]:
     """Return different questions about some documents: each draw asks one of each passage, which may be few."""
-    made: dict[str, Question] = {}
+    made: dict[str, CheckQuestion] = {}
     for seed in range(2, 2 + DRAWS):
         made |= {q.text.lower(): q for q in make(collection, MADE, seed, among=paths) if q.text.lower() not in made}
         if len(made) >= MADE:

@@ -5,9 +5,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from settle.documents.blocks import Block, Note, Place
+from settle.documents.blocks import Block, Note, Place, is_header, table
 from settle.documents.readers import Reader
-from settle.documents.table_text import is_header, table
 from settle.documents.zip_check import check_zip
 
 if TYPE_CHECKING:
@@ -56,7 +55,7 @@ class _Walk:
                 yield from self.blocks(element)
 
     def notes(self, blob: bytes) -> Iterator[Block]:
-        """Footnotes, after everything else: they belong to no heading."""
+        """Yield footnotes, after everything else: they belong to no heading."""
         from lxml import etree
 
         parser = etree.XMLParser(resolve_entities=False, no_network=True)
@@ -104,7 +103,7 @@ class _Walk:
 
 
 def _style_name(style: Any) -> str:
-    """A style's name in lower case, or that of the heading that it is based on."""
+    """Return a style's name in lower case, or that of the heading that it is based on."""
     name, outline, depth = (style.name or "").lower(), None, 0
     while style is not None and depth < 20:  # a damaged file may have styles that are based on each other
         if _HEADING.fullmatch(style.name or ""):
@@ -125,14 +124,14 @@ def _is_item(paragraph: Any, style: str) -> bool:
 
 
 def _value(element: Any, name: str) -> str | None:
-    """The value of one of a paragraph's or a style's own properties."""
+    """Return the value of one of a paragraph's or a style's own properties."""
     properties = element.find(_W + "pPr")
     holder = properties.find(f".//{_W}{name}") if properties is not None else None
     return holder.get(_W + "val") if holder is not None else None
 
 
 def _text(paragraph: "_Element") -> tuple[str, tuple[int, int]]:
-    """A paragraph's text, without what is deleted in it, and the pages that begin before and inside of it."""
+    """Return a paragraph's text without deleted parts, and the pages that begin before and inside of it."""
     pieces: list[str] = []
     before = inside = 0
     drawn = next(paragraph.iter(_TWICE), None) is not None

@@ -1,4 +1,4 @@
-"""Books in EPUB: their chapters in the order they are read in."""
+"""Books in EPUB: their chapters in reading order."""
 
 import posixpath
 from collections.abc import Iterator
@@ -41,7 +41,7 @@ class Epub(Reader):
 
 
 def _spine(book: ZipFile) -> list[str]:
-    """Names of the chapters' files inside the book. A name leads nowhere else: nothing is ever unpacked."""
+    """Return the names of the chapters' files inside the book. A name leads nowhere else: nothing is ever unpacked."""
     package = _xml(book, _CONTAINER).find(".//{*}rootfile")
     name = package.get("full-path", "") if package is not None else ""
     root = _xml(book, name)

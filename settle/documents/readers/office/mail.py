@@ -45,13 +45,13 @@ class Mail(Reader):
             note(f"{len(attached)} attachment{'s' if len(attached) > 1 else ''} left out: {names}")
 
     def rows_of(self, blocks: Iterable[Block]) -> Iterator[Row]:
-        """A message is a document."""
+        """Yield a document for each message."""
         for number, (_, message) in enumerate(groupby(blocks, lambda block: block.place), 1):
             yield from text_rows(joined_text(message), number)
 
 
 def _messages(path: Path) -> Iterator[tuple[int, bytes]]:
-    """(line, bytes) of each message of a mailbox, the line being that of the `From ` above it."""
+    """Yield (line, bytes) of each message of a mailbox, the line being that of the `From ` above it."""
     lines: list[bytes] = []
     first, size, empty = 0, 0, True
     with path.open("rb") as file:

@@ -1,12 +1,11 @@
-"""Slides, by python-pptx: what stands on each, its tables, and the speaker's notes."""
+"""Slides, by python-pptx: their text, their tables, and the notes of the speaker."""
 
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
-from settle.documents.blocks import Block, Note, Place
+from settle.documents.blocks import Block, Note, Place, is_header, table
 from settle.documents.readers import Reader
-from settle.documents.table_text import is_header, table
 from settle.documents.zip_check import check_zip
 
 
@@ -35,7 +34,7 @@ class Pptx(Reader):
 
 
 def _shapes(shapes: Any) -> Iterator[Any]:
-    """Shapes in their order, those of groups among them."""
+    """Yield shapes in their order, those of groups among them."""
     waiting = list(reversed(list(shapes)))
     while waiting:
         shape = waiting.pop()
@@ -55,7 +54,7 @@ def _blocks(shape: Any, place: Place, level: int) -> Iterator[Block]:
 
 
 def _text(frame: Any, place: Place, level: int) -> Iterator[Block]:
-    """The paragraphs of a shape: a list where there are several."""
+    """Yield the paragraphs of a shape: a list where there are several."""
     lines = [(p.level, " ".join(p.text.split())) for p in frame.paragraphs if p.text.strip()]
     if len(lines) == 1:
         yield Block("text", lines[0][1], place, level)

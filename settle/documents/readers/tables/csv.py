@@ -13,12 +13,10 @@ from pathlib import Path
 from typing import BinaryIO, ClassVar
 
 from settle.base.errors import DataError
-from settle.documents.blocks import Block, Note, Place, Unreadable
+from settle.documents.blocks import Block, Note, Place, Unreadable, is_number, table_rows
 from settle.documents.decode import LONGEST_LINE, MAX_RECORD, lines, text_lines
-from settle.documents.readers.tables._table import TableReader
-from settle.documents.record_text import record_document
-from settle.documents.rows import Record, Row, text_rows
-from settle.documents.table_text import is_number, table_rows
+from settle.documents.readers.tables import TableReader
+from settle.documents.rows import Record, Row, record_document, text_rows
 
 # of two that fit equally well the first: a comma is also in numbers and in prose, a tab hardly anywhere
 _DELIMITERS = "\t;|,"
@@ -73,7 +71,7 @@ class Csv(TableReader):
 
 
 def _parsed(lines: Iterable[str], headed: bool = False) -> Iterator[tuple[int, list[str] | str]]:
-    """The line at which each row begins, from 1, and its cells; or the problem that ends the reading there.
+    """Yield the line at which each row begins, from 1, and its cells; or the problem that ends the reading there.
 
     lines: with their ends. headed: the first row names the columns, so where it has one cell there is one column.
     """
@@ -111,7 +109,7 @@ def _readable(rows: Iterable[tuple[int, list[str] | str]], note: Note) -> Iterat
 
 
 def _kept_lines(stream: BinaryIO) -> Iterator[str]:
-    """Lines with the ends they have in the file, which are text inside of a quoted cell."""
+    """Yield lines with the ends they have in the file, which are text inside a quoted cell."""
     for line in lines(stream):
         if line is None:
             raise Unreadable(f"one of its lines is longer than {MAX_RECORD >> 20} million characters: data, not text")
@@ -119,7 +117,7 @@ def _kept_lines(stream: BinaryIO) -> Iterator[str]:
 
 
 def _sample(lines: Iterator[str]) -> tuple[list[str], bool]:
-    """The first lines, and whether they are all that there are."""
+    """Return the first lines, and whether they are all that there are."""
     sample: list[str] = []
     size = 0
     for line in lines:
@@ -131,7 +129,7 @@ def _sample(lines: Iterator[str]) -> tuple[list[str], bool]:
 
 
 def _delimiter(sample: list[str], complete: bool) -> str:
-    """What lies between cells: where most rows have one same number of cells, and more than one."""
+    """Return the character between cells: where most rows have one same number of cells, and more than one."""
     best, best_share = _NONE, 0.0
     for delimiter in _DELIMITERS:
         counts = _cell_counts(sample, complete, delimiter)
@@ -145,7 +143,7 @@ def _delimiter(sample: list[str], complete: bool) -> str:
 
 
 def _cell_counts(sample: list[str], complete: bool, delimiter: str) -> list[int]:
-    """How many cells each row has; 0 for one whose quotes do not fit that delimiter."""
+    """Return how many cells each row has; 0 for one whose quotes do not fit that delimiter."""
     reader = csv.reader(sample, delimiter=delimiter, strict=True)
     counts: list[int] = []
     while True:
@@ -162,7 +160,7 @@ def _cell_counts(sample: list[str], complete: bool, delimiter: str) -> list[int]
 
 
 def _column_names(header: list[str]) -> list[str]:
-    """A name for each column: one without or with another's name gets a number, so that none hides another."""
+    """Return a name for each column: one without or with another's name gets a number, so that none hides another."""
     names: list[str] = []
     for number, name in enumerate(header, 1):
         name = name.strip() or f"column {number}"

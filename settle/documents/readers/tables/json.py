@@ -8,10 +8,9 @@ from typing import BinaryIO, ClassVar
 
 from settle.documents.blocks import Block, Note, Place, Unreadable
 from settle.documents.decode import MAX_RECORD, decoded, whole_text
-from settle.documents.readers.tables._table import TableReader
+from settle.documents.readers.tables import TableReader
 from settle.documents.readers.text.text import paragraphs
-from settle.documents.record_text import record_lines
-from settle.documents.rows import Record
+from settle.documents.rows import Record, record_lines
 
 _SPACE = re.compile(r"[ \t\r\n]*")
 _WRAPPERS = ("data", "rows", "records", "examples", "items", "train", "documents")
@@ -43,7 +42,7 @@ class Json(TableReader):
 
 
 def _members_of(text: str) -> Iterator[tuple[int, str, object]]:
-    """(offset, key, value) of the members of the outermost list or object, and of each list of objects in that."""
+    """Yield (offset, key, value) of the members of the outermost list or object, and of lists of objects in it."""
     at = _skip(text, 0)
     if text[at : at + 1] in ("[", "{"):
         end = yield from _members(text, at, "")
@@ -55,7 +54,7 @@ def _members_of(text: str) -> Iterator[tuple[int, str, object]]:
 
 
 def _members(text: str, at: int, key: str) -> Generator[tuple[int, str, object], None, int]:
-    """Those of the list or object that begins at `at`; returns where it ends."""
+    """Yield the members of the list or object that begins at `at`; return where it ends."""
     keyed = text[at] == "{"
     closing = "}" if keyed else "]"
     at = _skip(text, at + 1)
@@ -117,7 +116,7 @@ class _Values:
         self._decoder = json.JSONDecoder()
 
     def peek(self) -> str:
-        """The next character that is not space, '' at the end."""
+        """Return the next character that is not space, "" at the end."""
         while True:
             self._at = _skip(self._text, self._at)
             if self._at < len(self._text):

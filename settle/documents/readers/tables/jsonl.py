@@ -7,9 +7,8 @@ from typing import BinaryIO, ClassVar
 
 from settle.documents.blocks import Block, Note, Place, Unreadable
 from settle.documents.decode import lines, text_lines
-from settle.documents.readers.tables._table import TableReader
-from settle.documents.record_text import record_lines
-from settle.documents.rows import Record
+from settle.documents.readers.tables import TableReader
+from settle.documents.rows import Record, record_lines
 
 
 class Jsonl(TableReader):

@@ -4,9 +4,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import ClassVar
 
-from settle.documents.blocks import Block, Note, Place, Unreadable
+from settle.documents.blocks import Block, Note, Place, Unreadable, table_rows
 from settle.documents.readers import Reader
-from settle.documents.table_text import table_rows
 from settle.documents.zip_check import check_zip
 
 _NO_ZIP = ".xls"
@@ -47,5 +46,5 @@ def _place(sheet: str, row: int) -> Place:
 
 
 def _shown(cell: object) -> str:
-    """Numbers are floats in every sheet: whole ones are shown as such."""
+    """Return a cell as text; numbers are floats in every sheet, and whole ones are shown as such."""
     return str(int(cell)) if isinstance(cell, float) and cell.is_integer() else str(cell)

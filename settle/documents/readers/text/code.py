@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from settle.documents.blocks import LEFT_OUT, Block, Note, Place, Unreadable
 from settle.documents.decode import text_lines
-from settle.documents.readers.text._verbatim import VerbatimReader
+from settle.documents.readers.text import VerbatimReader
 from settle.documents.readers.text.text import paragraphs
 
 if TYPE_CHECKING:
@@ -84,12 +84,12 @@ class Code(VerbatimReader):
 
 
 def _is_minified(lines: Sequence[str]) -> bool:
-    """Whether most of a script lies in lines that are too long to be read."""
+    """Return whether most of a script lies in lines that are too long to be read."""
     return 2 * sum(len(line) for line in lines if len(line) > _LONG_LINE) > sum(map(len, lines))
 
 
 def _parsed(lines: Sequence[str], grammar: str | None, note: Note) -> "Node | None":
-    """The root of the syntax tree, or None without a grammar."""
+    """Return the root of the syntax tree, or None without a grammar."""
     if grammar is None:
         return None
     from tree_sitter import Language, Parser
@@ -105,7 +105,7 @@ def _parsed(lines: Sequence[str], grammar: str | None, note: Note) -> "Node | No
 
 
 def _blocks(lines: Sequence[str], node: "Node", first: int, end: int, level: int) -> Iterator[Block]:
-    """Lines `first` to `end` (from 0, the latter left out), whose definitions are the children of `node`."""
+    """Yield the blocks of lines `first` to `end` (from 0, exclusive), whose definitions are the children of `node`."""
     for start, stop, definition in _segments(node, first, end):
         if definition is None or stop - start <= _LONG:
             yield from _listing(lines, start, stop, level)
@@ -128,7 +128,7 @@ def _listing(lines: Sequence[str], start: int, stop: int, level: int) -> Iterato
 
 
 def _segments(node: "Node", first: int, end: int) -> "Iterator[tuple[int, int, Node | None]]":
-    """Lines taken apart: definitions with the comments right above them, and what stands between."""
+    """Take lines apart: definitions with the comments right above them, and what lies between."""
     at = first
     above, below = first, -1  # where the comments above begin, and the line after them
     ended = first  # the line after what stood there last
@@ -150,7 +150,7 @@ def _segments(node: "Node", first: int, end: int) -> "Iterator[tuple[int, int, N
 
 
 def _children(node: "Node") -> "Iterator[tuple[int, Node]]":
-    """(line from 0, node) of what stands in a node, the definition itself where something is around it."""
+    """Yield (line from 0, node) of the children of a node, the definition itself where something is around it."""
     for child in node.named_children:
         if child.type in _AROUND_MANY:
             yield from _children(child)
@@ -162,7 +162,7 @@ def _children(node: "Node") -> "Iterator[tuple[int, Node]]":
 
 
 def _is_definition(node: "Node") -> bool:
-    """Whether a node is a definition: in every grammar it has a body, and a name of some kind."""
+    """Return whether a node is a definition: in every grammar it has a body, and a name of some kind."""
     return node.child_by_field_name("body") is not None and _named(node) is not None
 
 
@@ -171,7 +171,7 @@ def _named(node: "Node") -> "Node | None":
 
 
 def _stop(node: "Node") -> int:
-    """The line after a node, whose end may be a line feed."""
+    """Return the line after a node, whose end may be a line feed."""
     return node.end_point.row + (node.end_point.column > 0)
 
 

@@ -88,7 +88,7 @@ class _Page(HTMLParser):
         self._breaks = len(data) - len(data.rstrip("\n"))
 
     def take(self) -> str:
-        """The text since the last call, without the line feeds at its end: they may be the page's last."""
+        """Return the text since the last call, without the line feeds at its end: they may be the page's last."""
         text = "".join(self._pieces)
         ended = text.rstrip("\n")
         self._pieces = [text[len(ended) :]] if len(ended) < len(text) else []

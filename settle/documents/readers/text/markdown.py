@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from settle.documents.blocks import Block, Kind, Note, Place
 from settle.documents.decode import text_lines
-from settle.documents.readers.text._verbatim import VerbatimReader
+from settle.documents.readers.text import VerbatimReader
 
 if TYPE_CHECKING:
     from markdown_it.token import Token
@@ -38,7 +38,7 @@ class Markdown(VerbatimReader):
 
 
 def markdown_blocks(lines: Sequence[str]) -> Iterator[Block]:
-    """The blocks of a text in Markdown. Front matter is left out but for its title, where no heading is one."""
+    """Yield the blocks of a text in Markdown, without front matter except its title, where no heading is one."""
     from markdown_it import MarkdownIt
 
     start = _front_matter(lines)
@@ -81,7 +81,7 @@ def _plain(inline: "Token") -> str:
 
 
 def _front_matter(lines: Sequence[str]) -> int:
-    """How many lines it takes."""
+    """Return how many lines the front matter takes."""
     if not lines or (fence := lines[0].rstrip()) not in _FENCES:
         return 0
     ends = (i for i, line in enumerate(lines[1:_LONGEST_FRONT], 1) if line.rstrip() in (fence, "..."))

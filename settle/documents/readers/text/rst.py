@@ -1,18 +1,44 @@
 """reStructuredText, by docutils, also with the directives and roles of Sphinx."""
 
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from settle.documents.blocks import Block, Kind, Note, Place
+from settle.documents.blocks import Block, Kind, Note, Place, table
 from settle.documents.decode import text_lines
-from settle.documents.readers.text._sphinx import know_all
-from settle.documents.readers.text._verbatim import VerbatimReader
-from settle.documents.table_text import table
+from settle.documents.readers.text import VerbatimReader
 
 if TYPE_CHECKING:
+    from docutils import nodes
     from docutils.nodes import Element
 
+_DIRECTIVE = re.compile(r"^[ \t>*|-]*\.\.[ \t]+(?:\|[^|\n]+\|[ \t]+)?([A-Za-z][\w:.+-]*?)::(?=\s|$)", re.M)
+_ROLE = re.compile(r":([A-Za-z][\w:.+-]*):`")
+_TITLED = re.compile(r"(.*?)\s*<[^<>]*>", re.S)
+# What docutils does itself gives blocks as they should be.
+_DOCUTILS = {
+    "note", "warning", "tip", "hint", "important", "caution", "danger", "error", "attention", "admonition", "topic",
+    "sidebar", "table", "list-table", "csv-table", "figure", "image", "parsed-literal", "epigraph", "highlights",
+    "pull-quote", "compound", "container", "line-block", "replace", "unicode", "math", "rubric", "role",
+    "default-role", "contents", "header", "footer", "meta", "sectnum", "section-numbering", "target-notes", "include",
+    "raw",
+}  # fmt: skip
+_CODE = {
+    "code", "code-block", "sourcecode", "testcode", "testsetup", "testoutput", "prompt", "highlight-block",
+}  # fmt: skip
+_OBJECTS = {
+    "function", "class", "method", "classmethod", "staticmethod", "attribute", "property", "data", "exception",
+    "decorator", "decoratormethod", "option", "cmdoption", "envvar", "describe", "object", "confval", "setting",
+    "opcode", "type", "var", "macro", "member", "struct", "enum", "enumerator", "union", "directive", "role",
+    "program", "command",
+}  # fmt: skip
+_SILENT_DIRECTIVES = {
+    "index", "toctree", "module", "currentmodule", "sectionauthor", "moduleauthor", "codeauthor", "highlight",
+    "automodule", "autoclass", "autofunction", "autosummary", "literalinclude", "graphviz", "default-domain",
+    "tabularcolumns", "namespace",
+}  # fmt: skip
 _SETTINGS: dict[str, object] = {
     "file_insertion_enabled": False, "raw_enabled": False, "report_level": 5, "halt_level": 5, "_disable_config": True,
     "syntax_highlight": "none", "doctitle_xform": False, "docinfo_xform": False, "line_length_limit": 1 << 20,
@@ -21,6 +47,68 @@ _SILENT = {"comment", "system_message", "substitution_definition", "target", "pe
 _WHOLE = {"line_block", "option_list_item"}  # one block although there are parts in it
 _LISTINGS = {"literal_block", "doctest_block", "math_block"}
 _OBJECT = 7  # level of the heading that a function or an option of a reference is, below all sections
+
+
+def know_all(source: str) -> None:
+    """Register every directive and role of a source that docutils does not know."""
+    from docutils.parsers.rst import directives, roles
+
+    for name in set(_DIRECTIVE.findall(source)):
+        if name.lower() not in _DOCUTILS:
+            directives.register_directive(name.lower(), _directive(name.lower().rsplit(":", 1)[-1]))
+    for name in set(_ROLE.findall(source)):
+        roles.register_local_role(name.lower(), _role)
+
+
+def _role(
+    role: str,
+    rawtext: str,
+    text: str,
+    lineno: int,
+    inliner: object,
+    options: Mapping[str, object] = {},
+    content: Sequence[str] = (),
+) -> tuple[list["nodes.Node"], list["nodes.Node"]]:
+    """Return the text that a page shows: the title of `title <target>`, the last name of `~package.name`."""
+    from docutils import nodes
+
+    titled = _TITLED.fullmatch(text)
+    shown = titled[1] if titled and titled[1] else text
+    if shown.startswith("~"):
+        shown = shown.rsplit(".", 1)[-1].lstrip("~")
+    return [nodes.inline(rawtext, shown.lstrip("!").replace("\0", ""))], []
+
+
+class _AnyOption(dict[str, object]):
+    def __missing__(self, name: str) -> Callable[[str], str]:
+        return lambda argument: argument
+
+
+@cache
+def _directive(kind: str) -> type[object]:
+    from docutils import nodes
+    from docutils.parsers.rst import Directive
+
+    class Unknown(Directive):  # type: ignore[misc]
+        # what an object's directive begins with is its name, and what others begin with is text as any other
+        optional_arguments = 1 if kind in _OBJECTS | _CODE else 0
+        final_argument_whitespace = True
+        has_content = True
+        option_spec = _AnyOption()
+
+        def run(self) -> list[nodes.Node]:
+            if kind in _SILENT_DIRECTIVES:
+                return []
+            if kind in _CODE:
+                listing = nodes.literal_block("", "\n".join(self.content))
+                listing.line = self.content_offset + 1
+                return [listing]
+            node = nodes.container("", documents=" ".join(self.arguments))
+            node.line = self.lineno
+            self.state.nested_parse(self.content, self.content_offset, node)
+            return [node]
+
+    return Unknown
 
 
 class Rst(VerbatimReader):
@@ -49,7 +137,7 @@ class _Walk:
         return _OBJECT - 1 + self._objects if self._objects else min(self._sections, _OBJECT - 1)
 
     def blocks(self, node: "Element") -> Iterator[Block]:
-        """Those of a node's children."""
+        """Yield the blocks of a node's children."""
         from docutils.nodes import Element, TextElement
 
         for child in node.children:

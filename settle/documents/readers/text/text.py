@@ -9,7 +9,7 @@ from typing import ClassVar
 
 from settle.documents.blocks import Block, Note, Place
 from settle.documents.decode import text_lines
-from settle.documents.readers.text._verbatim import VerbatimReader
+from settle.documents.readers.text import VerbatimReader
 
 _LEVELS = {"=": 1, "-": 2, "~": 3}
 _UNDERLINE = re.compile(r"([=\-~])\1{2,}\s*")
@@ -20,7 +20,7 @@ _PAGE = re.compile(
 _PAGES = 4  # of a text, from which on what repeats on each is known
 
 
-class Text(VerbatimReader):
+class PlainText(VerbatimReader):
     """A paragraph is a block."""
 
     suffixes: ClassVar[tuple[str, ...]] = (
@@ -44,7 +44,7 @@ class Text(VerbatimReader):
 
 
 def paragraphs(lines: Iterable[str]) -> Iterator[tuple[int, list[str]]]:
-    """(number of its first line, from 1; its lines) of what stands between empty lines."""
+    """Yield (number of its first line, from 1; its lines) of each paragraph between empty lines."""
     paragraph: list[str] = []
     first = 1
     for number, line in enumerate(lines, 1):
@@ -60,8 +60,10 @@ def paragraphs(lines: Iterable[str]) -> Iterator[tuple[int, list[str]]]:
 
 
 def running_lines(lines: Iterable[str]) -> set[int]:
-    """The numbers of lines that stand alone above or below each page of a text made for printing: those with the page's
-    number, which counts up, and others that are the same beside each of them."""
+    """Return the numbers of running lines: those alone above or below each page of a text made for printing.
+
+    They have the page's number, which counts up, or are the same next to each of those.
+    """
     alone = [(first, found[0].strip() if len(found) == 1 else "") for first, found in paragraphs(lines)]
     by_title: dict[str, list[tuple[int, int]]] = {}
     for at, (_, line) in enumerate(alone):
@@ -78,8 +80,10 @@ def running_lines(lines: Iterable[str]) -> set[int]:
 
 
 def _heading(lines: list[str]) -> tuple[int, int]:
-    """(lines that a paragraph's heading takes, its level), or zeros: one underlined as long as it is, or in capitals at
-    the margin above lines that are indented."""
+    """Return (lines that a paragraph's heading takes, its level), or zeros.
+
+    A heading is underlined as long as it is, or in capitals at the margin above lines that are indented.
+    """
     if len(lines) < 2:
         return 0, 0
     first, second = lines[0], lines[1]

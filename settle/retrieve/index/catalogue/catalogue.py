@@ -12,15 +12,14 @@ import numpy as np
 
 from settle.retrieve.index import words as word_rules
 from settle.retrieve.index.catalogue.database import Database, StoredSettings, slices
-from settle.retrieve.index.catalogue.document_table import DocumentTable
-from settle.retrieve.index.catalogue.passage_table import PassageIds, PassageTable
 from settle.retrieve.index.catalogue.records import DocumentChange, DocumentRecord
-from settle.retrieve.index.catalogue.word_index import WordIndex
+from settle.retrieve.index.catalogue.tables import DocumentTable, PassageIds, PassageTable, WordIndex
 
 
 class Catalogue:
-    """The catalogue at a path, made when it is not there. Use it as a context manager; see `Database` for who may share
-    it, and what it raises.
+    """The catalogue at a path, made when it is not there. Use it as a context manager.
+
+    See `Database` for who may share it, and what it raises.
     """
 
     def __init__(self, path: Path) -> None:
@@ -44,15 +43,15 @@ class Catalogue:
         self.close()
 
     def close(self) -> None:
-        """Calling it twice is harmless."""
+        """Close the file. Calling it twice is harmless."""
         self.database.close()
 
     def snapshot(self) -> contextlib.AbstractContextManager[None]:
-        """Everything read inside belongs to the same completed transaction."""
+        """Let everything that is read inside belong to the same completed transaction."""
         return self.database.snapshot()
 
     def counts(self) -> dict[str, int]:
-        """The numbers of documents that could be read, of chunks and of passages."""
+        """Return the numbers of documents that could be read, of chunks and of passages."""
         failed = "CASE what WHEN 'documents' THEN (SELECT count(*) FROM documents WHERE error != '') ELSE 0 END"
         return dict(self.database.rows(f"SELECT what, number - {failed} FROM counts"))
 
@@ -62,8 +61,10 @@ class Catalogue:
         vectors: Mapping[int, np.ndarray] | None = None,
         removed: Sequence[str] = (),
     ) -> None:
-        """Makes changed documents count as they are now, and those at the paths `removed` no longer, all in one
-        transaction. vectors: of the passages that are new, float32 (width,)."""
+        """Store changed documents as they are now, and remove those at the paths `removed`, in one transaction.
+
+        vectors: of the passages that are new, float32 (width,).
+        """
         with self.database.transaction():
             dropped = self._remove_documents([*(change.record.path for change in changes), *removed])
             self._add_passages(changes, vectors or {})
@@ -74,7 +75,7 @@ class Catalogue:
             self._remove_passages(self.passages.without_place(sorted(dropped)))
 
     def move(self, moves: Sequence[tuple[str, DocumentRecord]]) -> None:
-        """Documents whose file has another path now, and are otherwise the same: (old path, new record)."""
+        """Store new paths of documents that are otherwise the same: (old path, new record)."""
         with self.database.transaction():
             titles = self.documents.titles([old for old, _ in moves])
             self.words.remove_titles(titles)
@@ -83,12 +84,12 @@ class Catalogue:
             self.words.add_titles((i, new_records[old].path, new_records[old].title) for i, old, _ in titles)
 
     def touch(self, records: Sequence[DocumentRecord]) -> None:
-        """Documents whose file has another time now, and the same content."""
+        """Store new times of documents that have the same content."""
         with self.database.transaction():
             self.documents.touch(records)
 
     def compact(self) -> None:
-        """Gives free room back to the disk, and merges the segments of the word index."""
+        """Return free room to the disk, and merge the segments of the word index."""
         self.words.optimize()
         self.database.vacuum()
 
@@ -103,7 +104,7 @@ class Catalogue:
             self.settings.set("words", word_rules.VERSION)
 
     def _add_passages(self, changes: Sequence[DocumentChange], vectors: Mapping[int, np.ndarray]) -> None:
-        """Stores the passages that are not stored yet."""
+        """Store the passages that are not stored yet."""
         chunks = {i: chunk for change in changes for i, chunk in zip(change.ids, change.chunks, strict=True)}
         stored = self.passages.get(list(chunks))
         new = {i: chunk for i, chunk in chunks.items() if i not in stored}
@@ -112,7 +113,7 @@ class Catalogue:
         self.ids.clear_loose(list(new))
 
     def _remove_documents(self, paths: Sequence[str]) -> set[int]:
-        """Removes documents; the passages that they had."""
+        """Remove documents, and return the passages that they had."""
         titles = self.documents.titles(list(dict.fromkeys(paths)))
         self.words.remove_titles(titles)
         ids = [document for document, *_ in titles]

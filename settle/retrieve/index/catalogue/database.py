@@ -52,9 +52,9 @@ T = TypeVar("T")
 
 
 class Database:
-    """The file at `path`, made when it is not there; on a disk that cannot be written, it is read. Several processes
-    may read while one writes, and see the last completed transaction. Threads may share one object.
+    """The SQLite file at `path`, made when it is not there; on a disk that cannot be written, it is read.
 
+    Several processes may read while one writes, and see the last completed transaction. Threads may share one object.
     Raises DataError for a file of another version or of another program, ResourceError when the disk is full.
     """
 
@@ -101,12 +101,12 @@ class Database:
             raise DataError(f"{self.path} was made by another version of settle", _REBUILD)
 
     def close(self) -> None:
-        """Calling it twice is harmless."""
+        """Close the file. Calling it twice is harmless."""
         self._connection.close()
 
     @contextlib.contextmanager
     def snapshot(self) -> Iterator[None]:
-        """Everything read inside belongs to the same completed transaction."""
+        """Let everything that is read inside belong to the same completed transaction."""
         with self._lock:
             if self._connection.in_transaction:
                 yield
@@ -122,7 +122,7 @@ class Database:
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator[None]:
-        """All changes inside take effect, or none; inside another transaction they are part of that one."""
+        """Let all changes inside take effect, or none; inside another transaction they are part of that one."""
         with self._lock, self._translated():
             if self._connection.in_transaction:
                 yield
@@ -137,40 +137,40 @@ class Database:
                 raise
 
     def rows(self, statement: str, *values: Value) -> list[Row]:
-        """The rows that a query returns."""
+        """Return the rows of a query."""
         with self._lock, self._translated():
             return self._connection.execute(statement, values).fetchall()
 
     def rows_in(self, statement: str, values: Sequence[Value]) -> Iterator[Row]:
-        """The rows of a query with one `IN ({})`, which is asked for as many values at a time as SQLite takes."""
+        """Yield the rows of a query with one `IN ({})`, asked for as many values at a time as SQLite takes."""
         for some in slices(values):
             yield from self.rows(statement.format(", ".join("?" * len(some))), *some)
 
     def insert(self, statement: str, *values: Value) -> int:
-        """Inserts one row; its id."""
+        """Insert one row, and return its id."""
         row_id = self._connection.execute(statement, values).lastrowid
         assert row_id is not None
         return row_id
 
     def execute_many(self, statement: str, rows: Iterable[Sequence[Value]]) -> None:
-        """Runs a change once for each row of values, inside a transaction."""
+        """Run a change once for each row of values, inside a transaction."""
         self._connection.executemany(statement, rows)
 
     def run(self, *statements: str) -> None:
-        """Runs statements without values one after the other."""
+        """Run statements without values one after the other."""
         with self._lock, self._translated():
             for statement in statements:
                 self._connection.execute(statement).fetchall()
 
     def vacuum(self) -> None:
-        """Gives free pages back to the disk."""
+        """Return free pages to the disk."""
         with self._lock, self._translated():
             self._connection.executescript("PRAGMA incremental_vacuum")  # `execute` would give back one page
         self.run("PRAGMA wal_checkpoint(TRUNCATE)", "PRAGMA optimize")
 
     @contextlib.contextmanager
     def _translated(self) -> Iterator[None]:
-        """SQLite's errors become settle's."""
+        """Raise SQLite's errors as settle's."""
         try:
             yield
         except sqlite3.Error as e:
@@ -178,31 +178,32 @@ class Database:
 
 
 class StoredSettings:
-    """Small values that a collection keeps beside its documents, as JSON under a key. Keys in use: made, roots, model,
-    evidence, words, next_id, indexed, unfinished, removed, model_said.
+    """Small values that a collection stores with its documents, as JSON under a key.
+
+    Keys in use: made, roots, model, evidence, words, next_id, indexed, unfinished, removed, model_said.
     """
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
     def get(self, key: str, kind: type[T]) -> T | None:
-        """The value under `key`; None where there is none of that kind."""
+        """Return the value under `key`; None where there is none of that kind."""
         rows = self._database.rows("SELECT value FROM settings WHERE key = ?", key)
         value = json.loads(rows[0][0]) if rows else None
         return value if isinstance(value, kind) else None
 
     def is_on(self, key: str) -> bool:
-        """Whether `key` is set to true."""
+        """Return whether `key` is set to true."""
         return self.get(key, bool) or False
 
     def set(self, key: str, value: object) -> None:
-        """Stores a value that JSON can hold."""
+        """Store a value that JSON can hold."""
         with self._database.transaction():
             self._database.insert("INSERT OR REPLACE INTO settings VALUES (?, ?)", key, json.dumps(value))
 
 
 def slices(values: Sequence[T]) -> Iterator[Sequence[T]]:
-    """Cuts values into batches that one statement takes."""
+    """Cut values into batches that one statement takes."""
     for first in range(0, len(values), _MOST_PARAMETERS):
         yield values[first : first + _MOST_PARAMETERS]
 
@@ -213,7 +214,7 @@ def _code(error: sqlite3.Error) -> int:
 
 
 def _has_unmerged(path: Path) -> bool:
-    """Whether transactions lie beside the file that a reader without permission to write cannot merge into it."""
+    """Return whether there are transactions in the log that a reader without permission to write cannot merge."""
     try:
         return Path(f"{path}-wal").stat().st_size > 0
     except OSError:

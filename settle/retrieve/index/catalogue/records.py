@@ -13,8 +13,8 @@ from settle.documents.blocks import Chunk, Place, with_headings
 class DocumentRecord:
     """A document as it was when it was indexed.
 
-    size: bytes; changed: the file's modification time in nanoseconds; sha256: of its bytes, empty where they changed
-    while it was read; notes: what was left out of it; error: why nothing could be read, or "".
+    size: bytes. changed: the file's modification time in nanoseconds. sha256: of its bytes, empty where they changed
+    while it was read. notes: what was left out of it. error: why nothing could be read, or "".
     """
 
     path: str
@@ -27,7 +27,10 @@ class DocumentRecord:
 
 
 class Passage(NamedTuple):
-    """A passage, stored and embedded once however often it occurs. tokens: as the embedder counts them."""
+    """A passage, stored and embedded once however often it occurs.
+
+    tokens: as the embedder counts them.
+    """
 
     id: int
     text: str
@@ -67,5 +70,5 @@ class DocumentChange:
 
 
 def digest(chunk: Chunk) -> bytes:
-    """Two chunks with the same digest are the same passage."""
+    """Return the hash of a chunk: two chunks with the same one are the same passage."""
     return hashlib.sha256(json.dumps([chunk.headings, chunk.text]).encode()).digest()

@@ -12,7 +12,8 @@ class Chunker(Part):
     """The contract of a chunker."""
 
     def cut(self, blocks: Iterable[Block], count: Count, most: int) -> Iterator[Chunk]:
-        """Passages in order, each of at most `most` tokens together with its headings. count: tokens of some texts, as
-        the embedder counts them, without its special tokens.
+        """Yield passages in order, each of at most `most` tokens together with its headings.
+
+        count: tokens of some texts, as the embedder counts them, without its special tokens.
         """
         raise NotImplementedError

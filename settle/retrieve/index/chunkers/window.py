@@ -6,23 +6,22 @@ from pydantic import Field
 
 from settle.documents.blocks import Block, Chunk
 from settle.retrieve.index.chunkers import Chunker, Count
-from settle.retrieve.index.chunkers._fill_passages import Filler
-from settle.retrieve.index.chunkers._pieces import WORD, Piece, cut_at
+from settle.retrieve.index.chunkers._fill_passages import WORD, BlockPiece, Filler, cut_at
 
 WORDS = 8  # that are kept together: a window moves by them
 
 
-class Window(Chunker):
+class SlidingWindow(Chunker):
     """The usual sliding window, but it stays inside a section."""
 
     tokens: int = Field(200, gt=8, description="tokens per passage, headings included; at most the embedder's limit")
     overlap: int = Field(40, ge=0, description="tokens that a passage shares with the one before it")
 
     def cut(self, blocks: Iterable[Block], count: Count, most: int) -> Iterator[Chunk]:
-        def to_pieces(block: Block, tokens: int, wanted: int, most: int) -> Iterable[Piece]:
+        def to_pieces(block: Block, tokens: int, wanted: int, most: int) -> Iterable[BlockPiece]:
             return cut_at(block, WORD, wanted, count, every=WORDS)
 
-        def carry(pieces: Sequence[Piece]) -> Sequence[Piece]:
+        def carry(pieces: Sequence[BlockPiece]) -> Sequence[BlockPiece]:
             first, size = len(pieces), 0
             while first and size + pieces[first - 1].tokens <= self.overlap:
                 first -= 1

@@ -13,8 +13,10 @@ from settle.base.registry import Part
 
 
 class Vectorizer(ABC):
-    """An opened embedder. width: of its vectors. most: tokens of a text that it reads. identity: only vectors
-    with the same one can be compared; it hashes the weights and everything else that changes a vector (`identity_of`).
+    """An opened embedder.
+
+    width: of its vectors. most: tokens of a text that it reads. identity: only vectors with the same one can be
+    compared; it hashes the weights and everything else that changes a vector (`identity_of`).
     """
 
     width: int
@@ -23,25 +25,27 @@ class Vectorizer(ABC):
 
     @abstractmethod
     def count(self, texts: Sequence[str]) -> list[int]:
-        """Tokens of each text, without prefixes and special tokens."""
+        """Return the tokens of each text, without prefixes and special tokens."""
 
     @abstractmethod
     def documents(self, texts: Sequence[str]) -> np.ndarray:
-        """Passages as float32 (len(texts), width), each of length 1. Raises DataError for one that is too long: nothing
-        is cut off."""
+        """Return passages as float32 (len(texts), width), each of length 1.
+
+        Raises DataError for one that is too long: nothing is cut off.
+        """
 
     @abstractmethod
     def queries(self, texts: Sequence[str]) -> np.ndarray:
-        """Questions as float32 (len(texts), width), each of length 1. Raises DataError for one that is too long."""
+        """Return questions as float32 (len(texts), width), each of length 1. Raises DataError for a longer one."""
 
     def query(self, text: str) -> np.ndarray:
-        """A question of any length as float32 (width,), of length 1: the mean of its parts where it is too long."""
+        """Return a question as float32 (width,), of length 1: the mean of its parts where it is too long."""
         mean = self.queries(list(self.parts(text))).mean(0)
         unit: np.ndarray = mean / np.linalg.norm(mean)
         return unit
 
     def parts(self, text: str) -> Iterator[str]:
-        """A text halved, between words where possible, until each part is short enough."""
+        """Halve a text, between words where possible, until each part is short enough."""
         if self.count([text])[0] <= self.most or len(text) < 2:
             yield text
             return
@@ -51,7 +55,7 @@ class Vectorizer(ABC):
         yield from self.parts(text[cut:])
 
     def close(self) -> None:  # noqa: B027  most have nothing to end
-        """Ends what was started. Calling it twice is harmless."""
+        """Stop what was started. Calling it twice is harmless."""
 
     def __enter__(self) -> Self:
         return self
@@ -64,13 +68,13 @@ class Embedder(Part):
     """The contract of an embedder."""
 
     def prepare(self, events: Events) -> None:  # noqa: B027  most have nothing to pull
-        """Pulls what is not on this machine yet, and reports what a person should know. Raises SettleError."""
+        """Pull what is not on this machine yet, and report what the user should know. Raises SettleError."""
 
     def open(self) -> Vectorizer:
-        """Loads it. Raises UsageError with what to install, pull or start when it is not here."""
+        """Load it. Raises UsageError with what to install, pull or start when it is not here."""
         raise NotImplementedError
 
 
 def identity_of(**parts: object) -> str:
-    """One string for everything that changes a vector."""
+    """Return one string for everything that changes a vector."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""BERT on torch: many passages at once are read several times faster than llama.cpp reads them.
+"""BERT on torch, which embeds many passages at once several times faster than llama.cpp.
 
 Architecture: Devlin et al. 2018, https://arxiv.org/abs/1810.04805.
 Legend: B texts, L tokens of the longest of them, W width, H heads.
@@ -27,7 +27,7 @@ _IN_LAYER = ("attn_output", "attn_output_norm", "ffn_up", "ffn_down", "layer_out
 
 
 def _names(layers: int) -> Iterator[str]:
-    """The names of the tensors that the encoder needs."""
+    """Yield the names of the tensors that the encoder needs."""
     yield from ("token_embd.weight", "position_embd.weight", "token_types.weight")
     stems = itertools.chain(
         ("token_embd_norm",), (f"blk.{layer}.{name}" for layer in range(layers) for name in (*_QKV, *_IN_LAYER))
@@ -59,7 +59,7 @@ class BertEncoder:
                 self._w[f"blk.{layer}.attn_qkv.{kind}"] = torch.cat(parts)
 
     def embed(self, ids: Sequence[Sequence[int]]) -> np.ndarray:
-        """Texts as ids, with the tokens around them, as float32 (len(ids), W), each of length 1."""
+        """Return texts, given as ids with the tokens around them, as float32 (len(ids), W), each of length 1."""
         out: np.ndarray = np.empty((len(ids), self._w["token_embd_norm.weight"].numel()), np.float32)
         order = sorted(range(len(ids)), key=lambda i: len(ids[i]))  # texts of a length need no padding
         start = 0
@@ -74,7 +74,7 @@ class BertEncoder:
 
     @torch.inference_mode()
     def _forward(self, ids: list[Sequence[int]]) -> Tensor:
-        """(B, W) in fp32."""
+        """Return vectors (B, W) in fp32."""
         longest = max(map(len, ids))
         padded = torch.tensor([[*row, *[0] * (longest - len(row))] for row in ids], device=self._device)
         lengths = torch.tensor([len(row) for row in ids], device=self._device)
@@ -90,7 +90,7 @@ class BertEncoder:
         return F.normalize(pooled, dim=-1)
 
     def _layer(self, x: Tensor, mask: Tensor | None, at: str) -> Tensor:
-        """x: (B, L, W); mask: (B, 1, 1, L), true where there is a token."""
+        """Compute one layer. x: (B, L, W); mask: (B, 1, 1, L), true where there is a token."""
         q, k, v = self._linear(x, f"{at}attn_qkv").view(*x.shape[:2], 3, self._heads, -1).permute(2, 0, 3, 1, 4)
         mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(2)
         x = self._norm(x + self._linear(mixed, f"{at}attn_output"), f"{at}attn_output_norm")
@@ -105,8 +105,10 @@ class BertEncoder:
 
 
 def fastest() -> tuple[str, torch.dtype]:
-    """The accelerator and the dtype it computes in. On a CPU, bfloat16 where a measurement right now shows that it
-    multiplies faster than float32."""
+    """Return the accelerator and the dtype it computes in.
+
+    On a CPU, bfloat16 where a measurement right now shows that it multiplies faster than float32.
+    """
     device = accelerator()
     if device.kind != "cpu":
         return device.kind, getattr(torch, device.dtypes[-1 if device.kind == "cuda" else 0])

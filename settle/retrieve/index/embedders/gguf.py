@@ -1,4 +1,4 @@
-"""Any GGUF embedder, with the pooling of its file and the words before a text that it was made with."""
+"""Any GGUF embedder, with its file's pooling and the prefixes that it was trained with."""
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -32,8 +32,10 @@ _INSTRUCT = "Instruct: Given a web search query, retrieve relevant passages that
 
 
 class Known(NamedTuple):
-    """Facts about a model that its file lacks. name: a pattern of its name. query, document: prefixes of texts, from
-    the model's card. most: tokens of the texts that it was trained on, where its file claims more.
+    """Facts about a model that its file lacks.
+
+    name: a pattern of its name. query, document: prefixes of texts, from the model's card. most: tokens of the texts
+    that it was trained on, where its file claims more.
     """
 
     name: str
@@ -89,7 +91,7 @@ class Gguf(Embedder):
         return _Opened(source, file, (query, document), min(self.most, model.most or self.most))
 
     def _source(self) -> tuple[Source, Weights]:
-        """The model and its file."""
+        """Return the model and its file."""
         if not self.model:
             raise UsageError(
                 "no model is given for the gguf embedder", "--embedder.model NAME of `settle pull`, or a .gguf file"
@@ -105,11 +107,13 @@ class Gguf(Embedder):
 
 
 class _Opened(Vectorizer):
-    """Many texts at once are embedded by torch, where it knows the architecture; few by llama.cpp, which loads
-    sooner."""
+    """A GGUF embedder, opened.
+
+    Many texts at once are embedded by torch, where it knows the architecture; few by llama.cpp, which loads sooner.
+    """
 
     def __init__(self, source: Source, file: Weights, prefixes: tuple[str, str], most: int) -> None:
-        """prefixes: of questions and of passages. most: tokens of the longest text, those around it included."""
+        """Open a file. prefixes: of questions and of passages; most: tokens of the longest text, special ones too."""
         self._path, self._name, self._file = source.path, source.name, file
         self._query, self._document = query, document = prefixes
         meta = file.metadata
@@ -142,8 +146,7 @@ class _Opened(Vectorizer):
     def _vectors(self, texts: Sequence[str]) -> np.ndarray:
         if not texts:
             return np.empty((0, self.width), np.float32)
-        if self._is_bert:
-            assert self._tokenizer is not None
+        if self._is_bert and self._tokenizer is not None:
             ids = [e.ids for e in self._tokenizer.encode_batch_fast(texts)]
             self._require_whole(map(len, ids))
             if len(texts) >= MANY or "_encoder" in self.__dict__:
@@ -154,7 +157,7 @@ class _Opened(Vectorizer):
         return np.concatenate([self._engine.embed(part) for part in parts])
 
     def _require_whole(self, lengths: Iterable[int]) -> None:
-        """Raises DataError for a text that is too long; llama.cpp's own error says less."""
+        """Raise DataError for a text that is too long; llama.cpp's own error says less."""
         longest = max(lengths)
         if longest > self._longest:
             raise DataError(f"a text has {longest:,} tokens, and {self._name} reads {self._longest:,}", "shorten it")
@@ -183,12 +186,12 @@ class _Opened(Vectorizer):
 
 
 def known(names: Iterable[str]) -> Known | None:
-    """The known facts about a model with one of these names."""
+    """Return the known facts about a model with one of these names."""
     spelled = [re.sub(r"[^a-z0-9.]+", "-", name.lower()) for name in names]
     return next((model for model in _KNOWN if any(re.search(model.name, name) for name in spelled)), None)
 
 
 def _names(source: Source, metadata: Mapping[str, object]) -> list[str]:
-    """The names of a model in its file and in the store."""
+    """Return the names of a model in its file and in the store."""
     names = [str(metadata.get(f"general.{key}") or "") for key in ("name", "basename")]
     return [*names, source.name, source.path.stem]

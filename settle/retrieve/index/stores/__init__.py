@@ -15,32 +15,36 @@ class Vectors(ABC):
 
     @abstractmethod
     def add(self, ids: np.ndarray, vectors: np.ndarray) -> None:
-        """Stores int64 (n,) ids with float32 (n, width) vectors of length 1; they are on the disk when it returns. An
-        id that is stored already gets the new vector."""
+        """Store int64 (n,) ids with float32 (n, width) vectors of length 1; they are on the disk when it returns.
+
+        An id that is stored already gets the new vector.
+        """
 
     @abstractmethod
     def remove(self, ids: Sequence[int]) -> None:
-        """Removes some vectors; ids that are not stored are no error."""
+        """Remove some vectors; ids that are not stored are no error."""
 
     @abstractmethod
     def near(self, vector: np.ndarray, k: int) -> np.ndarray:
-        """int64 ids that include the k nearest to a float32 (width,) vector of length 1. They are compared exactly
-        afterwards: an approximate store returns several times k."""
+        """Return int64 ids that include the k nearest to a float32 (width,) vector of length 1.
+
+        They are compared exactly afterwards: an approximate store returns several times k.
+        """
 
     @abstractmethod
     def compact(self) -> None:
-        """Gives the room of removed vectors back to the disk, and updates the index."""
+        """Return the room of removed vectors to the disk, and update the index."""
 
     @abstractmethod
     def drop(self) -> None:
-        """Removes everything of this collection, where `url` is too."""
+        """Remove everything of this collection, where `url` is too."""
 
     @abstractmethod
     def __len__(self) -> int: ...
 
     @abstractmethod
     def close(self) -> None:
-        """Calling it twice is harmless."""
+        """Close the store. Calling it twice is harmless."""
 
 
 class Store(Part):
@@ -51,6 +55,9 @@ class Store(Part):
     )
 
     def open(self, folder: Path, name: str, width: int) -> Vectors:
-        """Opens or makes the store. folder: where it may put its files; name: of the collection's table, which
-        no other one at `url` has. Raises UsageError with what to install when its library is missing."""
+        """Open or make the store.
+
+        folder: where it may put its files. name: of the collection's table, which no other one at `url` has. Raises
+        UsageError with what to install when its library is missing.
+        """
         raise NotImplementedError

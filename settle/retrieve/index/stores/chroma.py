@@ -109,7 +109,7 @@ class _Table(Vectors):
 
 
 def _free_room(folder: Path) -> None:
-    """Removes what Chroma leaves behind of a deleted collection: the folder of its graph, and empty pages."""
+    """Remove what Chroma leaves of a deleted collection: the folder of its graph, and empty pages."""
     with contextlib.closing(sqlite3.connect(folder / "chroma.sqlite3")) as database:
         used = {segment for (segment,) in database.execute("SELECT id FROM segments")}
         with contextlib.suppress(sqlite3.OperationalError):  # needs as much room again; the next time will do
@@ -121,7 +121,7 @@ def _free_room(folder: Path) -> None:
 
 @contextlib.contextmanager
 def _translated(where: str) -> Iterator[None]:
-    """Chroma's errors become settle's."""
+    """Raise Chroma's errors as settle's."""
     import httpx
     from chromadb.errors import ChromaError
 

@@ -59,8 +59,11 @@ class Lancedb(Store):
 
 
 def _skip_rest_client() -> None:
-    """Halves the time of `import lancedb`: its client of a REST service is a package that imports all of its parts,
-    of which LanceDB needs one. As an empty package it imports only those that are asked for."""
+    """Halve the time of `import lancedb`.
+
+    Its client of a REST service is a package that imports all of its parts, of which LanceDB needs one. As an empty
+    package it imports only those that are asked for.
+    """
     name = "lance_namespace_urllib3_client"
     if name not in sys.modules and (spec := find_spec(name)):
         sys.modules[name] = module_from_spec(spec)
@@ -125,14 +128,14 @@ class _Table(Vectors):
         pass
 
     def _is_untrained(self) -> bool:
-        """Whether an index is worth it, and there is none, or one that was trained on far fewer vectors."""
+        """Return whether an index is worth it, and there is none, or one that was trained on far fewer vectors."""
         trained, count = self._trained(), len(self)
         return count * self._width > EXACT and trained < min(
             count / _RETRAIN_GROWTH, _PARTITION_VECTORS * _MOST_PARTITIONS
         )
 
     def _trained(self) -> int:
-        """The number of vectors that the index was trained on, which its name says; 0 without one."""
+        """Return the number of vectors that the index was trained on, which its name says; 0 without one."""
         return max((int(i.name.rpartition("_")[2]) for i in self._table.list_indices()), default=0)
 
     def _train(self) -> None:
@@ -150,8 +153,10 @@ class _Table(Vectors):
         return max(ids.to_numpy(), default=0)
 
     def _read(self, ask: Callable[[], T]) -> T:
-        """The answer to a query. Where another process has merged the files away meanwhile, the query is asked again,
-        of the new ones."""
+        """Return the result of a query.
+
+        Where another process has merged the files away meanwhile, the new ones are queried.
+        """
         with _translated(self._where):
             for _ in range(_TRIES - 1):
                 try:
@@ -162,7 +167,7 @@ class _Table(Vectors):
             return ask()
 
     def _sync(self) -> None:
-        """LanceDB leaves it to the system when files reach the disk; the catalogue must not be there before them."""
+        """Flush new files to the disk, which LanceDB does not: the catalogue must not be there before them."""
         if self._local is None:
             return
         files = {path for path in self._local.rglob("*") if path.is_file()}
@@ -178,7 +183,7 @@ class _Table(Vectors):
 
 
 def _conditions(ids: Sequence[int]) -> Iterator[str]:
-    """SQL conditions that select the ids, in batches; consecutive ids as ranges."""
+    """Yield SQL conditions that select the ids, in batches; consecutive ids as ranges."""
     sorted_ids = np.unique(np.asarray(ids, np.int64))
     runs = np.split(sorted_ids, np.flatnonzero(np.diff(sorted_ids) != 1) + 1)
     long = [f"id BETWEEN {run[0]} AND {run[-1]}" for run in runs if len(run) > 2]
@@ -191,7 +196,7 @@ def _conditions(ids: Sequence[int]) -> Iterator[str]:
 
 @contextlib.contextmanager
 def _translated(where: str) -> Iterator[None]:
-    """LanceDB's errors become settle's."""
+    """Raise LanceDB's errors as settle's."""
     try:
         yield
     except (RuntimeError, OSError, ValueError) as e:

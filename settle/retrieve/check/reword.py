@@ -1,7 +1,8 @@
-"""Other words for the same thing, as people use them who have not read the documents.
+"""A question in other words: synonyms, slips, and what people put around their questions.
 
 There is no lexicon: a word is replaced by one of the collection's own that is near it in the embedder's space, a
 synonym or something of the same kind. Some words are mistyped, which stands for all words that no document has.
+Greetings, doubts and contractions say nothing of what is asked, so the answer stays the same.
 """
 
 import re
@@ -20,6 +21,23 @@ MOST = 2000  # words that are known, the most frequent ones
 NEAREST = 2  # of them that may take a word's place
 LEAST = 0.5  # cosine of a word with what takes its place
 _WORD = re.compile(r"[^\W\d_]{4,}")
+_BARE = 0.35  # share of questions that stay as they are
+_SLIP = 0.08  # share of questions with a slip in one of their longer words
+_LONG = 6  # letters of a word that may have one
+_AROUND = (
+    "does anyone know {}", "can you tell me {}", "i'd like to know {}", "i don't understand {}", "any idea {}",
+    "hi, {}", "hey, quick one: {}", "so {}", "just wondering, {}", "could somebody explain {}", "{}, please", "{}??",
+    "i'm not sure about this: {}", "sorry if that's obvious, but {}", "do you happen to know {}", "ok so {}",
+    "tell me {}", "{} - how's that",
+)  # fmt: skip
+_SHORT = (
+    (re.compile(r"\bwhat is\b"), ("what's", "whats")),
+    (re.compile(r"\bhow is\b"), ("how's",)),
+    (re.compile(r"\bwhere is\b"), ("where's", "wheres")),
+    (re.compile(r"\bdoes not\b"), ("doesn't", "doesnt")),
+    (re.compile(r"\bcannot\b"), ("can't", "cant")),
+)
+_LOWER_WORD = re.compile(r"[a-z]+")
 
 
 class Rewording:
@@ -33,7 +51,7 @@ class Rewording:
         self._vectors = vectorizer.documents(self._words) if self._words else np.zeros((0, 1), np.float32)
 
     def reworded(self, text: str, random: Random) -> str:
-        """The text with some of its words replaced, about `SHARE` of them and never more than half."""
+        """Return the text with about `SHARE` of its words replaced, and never more than half."""
         matches = [m for m in _WORD.finditer(text) if m[0].lower() in self._at]
         changed = [m for m in matches if random.random() < SHARE][: len(matches) // 2]
         for match in reversed(changed):
@@ -51,6 +69,28 @@ class Rewording:
 
 
 def _mistyped(word: str, random: Random) -> str:
-    """The word with two neighbouring letters swapped, other than the first."""
+    """Return the word with two neighbouring letters swapped, other than the first."""
     at = random.randrange(1, len(word) - 1)
     return word[:at] + word[at + 1] + word[at] + word[at + 2 :]
+
+
+def as_people_ask(question: str, random: Random) -> str:
+    """Return the question in one of the wordings that people use."""
+    for pattern, others in _SHORT:
+        if random.random() < 0.5:
+            question = pattern.sub(random.choice(others), question)
+    if random.random() < _SLIP:
+        question = _slipped(question, random)
+    if random.random() >= _BARE:
+        question = random.choice(_AROUND).format(question)
+    return question
+
+
+def _slipped(question: str, random: Random) -> str:
+    """Return the question with a letter of one longer word left out or doubled."""
+    words = [match for match in _LOWER_WORD.finditer(question) if len(match[0]) >= _LONG]
+    if not words:
+        return question
+    match = random.choice(words)
+    at = random.randrange(match.start() + 2, match.end())
+    return question[:at] + random.choice(("", 2 * question[at])) + question[at + 1 :]

@@ -8,11 +8,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from settle.retrieve.answer.claim_check import differences
 from settle.retrieve.answer.context import Piece, Source
-from settle.retrieve.answer.sentences import sentences
-from settle.retrieve.answer.support.claim_check import differences
 from settle.retrieve.index.collection import Collection
-from settle.retrieve.index.words import words
+from settle.retrieve.index.words import sentences, words
 
 SUPPORTED = 0.6  # score from which on a passage supports a sentence: see bench/support.py
 MEANING = 0.7  # weight of the meaning in the score; words have the rest
@@ -23,8 +22,11 @@ CLEARER = 0.15  # score margin needed to replace the model's own citation
 
 @dataclass(frozen=True)
 class Support:
-    """How well a passage supports a sentence. score: 0 to 1. differs: the words in which it says something else, see
-    `claim_check`; any of them rules support out. line: the nearest sentence of the passage."""
+    """How well a passage supports a sentence.
+
+    score: 0 to 1. differs: the words in which it says something else, see `claim_check`; any of them rules support out.
+    line: the nearest sentence of the passage.
+    """
 
     score: float
     differs: tuple[str, ...]
@@ -45,7 +47,7 @@ class _Line(NamedTuple):
     stems: frozenset[str]
 
     def shares(self, weights: Mapping[str, float]) -> float:
-        """The total weight of those of a sentence's words (stem → weight) that this line has."""
+        """Return the total weight of those of a sentence's words (stem → weight) that this line has."""
         return sum(weight for stem, weight in weights.items() if stem in self.stems)
 
 
@@ -59,7 +61,7 @@ class Checker:
         self._floor = _floor(collection)
 
     def best(self, sentence: str, cited: int) -> Support:
-        """The support of the source to cite: the one that the model cited, unless another supports it more clearly."""
+        """Return the support of the source to cite: the model's own, unless another supports it more clearly."""
         weights = word_weights(self._collection, sentence)
         lines = {
             number: sorted(lines, key=lambda line: -line.shares(weights))[:COMPARED]
@@ -88,7 +90,7 @@ class Checker:
         return Support(score, differs, source, nearest.piece, nearest.text)
 
     def _embed(self, texts: Sequence[str]) -> None:
-        """Embeds those texts that were not embedded before."""
+        """Embed those texts that were not embedded before."""
         new = [text for text in dict.fromkeys(texts) if text not in self._meanings]
         self._meanings |= zip(new, self._collection.vectors.vectorizer.documents(new), strict=True)
 
@@ -100,7 +102,7 @@ def _lines(source: Source) -> Iterator[_Line]:
 
 
 def _floor(collection: Collection) -> float:
-    """The cosine of unrelated passages of this collection, which depends on the embedder: 0.1 or 0.8."""
+    """Return the cosine of unrelated passages of this collection, which depends on the embedder: 0.1 or 0.8."""
     ids = [passage.id for passage in collection.catalogue.passages.page(limit=UNRELATED)]
     vectors = np.array(list(collection.catalogue.passages.vectors(ids).values()))
     if len(vectors) < 2:
@@ -109,7 +111,7 @@ def _floor(collection: Collection) -> float:
 
 
 def word_weights(collection: Collection, text: str) -> dict[str, float]:
-    """The stems of a text, each with its weight in a collection: the rarer, the higher."""
+    """Return the stems of a text, each with its weight in a collection: the rarer, the higher."""
     stems = set(words(text))
     frequencies, total = (
         collection.catalogue.words.frequencies(stems),
@@ -119,5 +121,5 @@ def word_weights(collection: Collection, text: str) -> dict[str, float]:
 
 
 def _about(piece: Piece) -> str:
-    """The words that say what a passage is about, beside its text: the file's name and the headings."""
+    """Return the words that say what a passage is about, other than its text: the file's name and the headings."""
     return " ".join((Path(piece.occurrence.path).name, *piece.passage.headings))

@@ -8,12 +8,36 @@ import re
 from collections.abc import Callable, Sequence
 from random import Random
 
-from settle.retrieve.answer.definitions import NO_TERM, WORD, plain
 from settle.retrieve.index.words import STOP
 
+_LINK = re.compile(r"!?\[([^\]]*)\](?:\([^)]*\)|\[[^\]]*\])")
+_MARKS = re.compile(r"[`*]+|(?<!\w)_+|_+(?!\w)|<[^<>]{1,80}>|^\s*(?:[-+•]|\d+[.)])\s+|^\s*>+\s?", re.M)
+_SENTENCE = re.compile(r"(?<=[.!?])[\"'”’)\]]*\s+(?=[\"'“‘(\[]?[A-Z0-9])")
+WORD = re.compile(r"[^\W_][\w.+#'’/-]*[\w+#]|\w")
+_PROSE = re.compile(r"[A-Z\"“‘(][^{}=;|<>\\]{30,400}[.!?]$")
+_DEFINED = re.compile(
+    r"(?:(?:In [^,.]{3,40}, )?(?:an?|the) )?(?P<term>[\w][\w.+#'’/-]*(?: [\w.+#'’/-]+){0,4}?)"
+    r"(?: \([^)]{1,40}\))?,? (?:is|are|means|refers to|stands for|denotes)"
+    r" (?P<gloss>(?:an?|the|one of|any|some) .{15,})",
+    re.I,
+)
+_LISTED = re.compile(
+    r"^\s*(?:[-*+•]\s+|\d+[.)]\s+)?(?P<term>[`*_]{0,3}[\w.@/-][^:—–\n]{0,40}?[`*_]{0,3})\s*(?::|[—–]|\s--?\s)\s*(?P<gloss>[^\n]{15,})"
+)
+_ENTRY = re.compile(
+    r"(?P<term>\w[^\n]{0,60})\n\s*\n\s*(?:<[^>]{1,60}>\s*|\([^)]{1,60}\)\s*)*(?P<gloss>(?:\S+ ){4,}.*)", re.S
+)
+_ARTICLE = re.compile(r"^(?:an?|the) ", re.I)
+MOST_TERM = 4  # words of a term
+_PLAIN_WORD = re.compile(r"[(\"'“‘{]*[^\W\d_]{2,}(?:[-'’][^\W\d_]+)*[)\"'”’}.,;:!?]*")
+_FIRST = 8  # words of an explanation that are examined
+_NEVER = (  # begins or ends a term
+    "it this that there these those he she they we you which one here because then also so thus hence however but if"
+    " not only see note notes example examples warning warnings caution important tip hint todo help default"
+)
+NO_TERM = frozenset(_NEVER.split())
 Telling = Callable[[Sequence[str]], list[float]]
 """How much each word of a question tells, in nats; 0 for one that tells nothing."""
-
 _SENTENCE_END = re.compile(r"(?<![A-Z])(?<!e\.g)(?<!i\.e)\.\s|;")  # not of an initial
 _DOCSTRING = re.compile(r'(?:def|class) +(\w+)[^\n]*(?:\n[^"\n]*){0,12}?\n\s+[rRuU]?"""\s*([^"]{15,400})')
 _COMMENTED = re.compile(r"/\*\*\s*\*?\s*([^@/]{15,400}?)\s*(?:\*\s*@[^/]*)?\*/\s*(?:[\w<>\[\]*&]+ +)+?(\w+)\s*\(")
@@ -30,9 +54,50 @@ _PAST = frozenset(("has", "have", "had"))
 MOST_WORDS = 18  # of a question: people's are shorter than documents' sentences
 
 
+def plain(text: str) -> str:
+    """Return a text without the marks of Markdown."""
+    return _MARKS.sub("", _LINK.sub(r"\1", text))
+
+
+def prose_sentences(text: str) -> list[str]:
+    """Return the sentences of a passage that are prose, on one line each."""
+    prose = []
+    for paragraph in re.split(r"\n\s*\n|\n(?=\s*(?:[-*+•]|\d+[.)])\s)", text):
+        for sentence in _SENTENCE.split(" ".join(plain(paragraph).split())):
+            if _PROSE.match(sentence) and len(WORD.findall(sentence)) >= 7:
+                prose.append(sentence)
+    return prose
+
+
+def definitions(text: str, is_entry: bool) -> list[tuple[str, str]]:
+    """Return (term, what it is) for the sentences of a passage that define, and its lists of terms.
+
+    is_entry: whether its first line may be the headword of a dictionary.
+    """
+    pairs = [(m["term"], m["gloss"]) for sentence in prose_sentences(text) if (m := _DEFINED.match(sentence))]
+    pairs += [(plain(m["term"]), plain(m["gloss"])) for line in text.split("\n") if (m := _LISTED.match(line))]
+    if is_entry and (m := _ENTRY.match(text)):
+        pairs.append((m["term"], " ".join(plain(m["gloss"]).split())))
+    terms = [(_ARTICLE.sub("", term.split(",")[0].strip(" ;\"'“”")), gloss) for term, gloss in pairs]
+    return [(term, gloss) for term, gloss in terms if _is_term(term) and _is_prose(gloss)]
+
+
+def _is_term(text: str) -> bool:
+    term_words = text.lower().split()
+    return 0 < len(term_words) <= MOST_TERM and not (STOP | NO_TERM).intersection(term_words[:1] + term_words[-1:])
+
+
+def _is_prose(text: str) -> bool:
+    """Return whether most of the first words are plain, and neither numbers, addresses nor code."""
+    first = text.split()[:_FIRST]
+    return sum(_PLAIN_WORD.fullmatch(word) is not None for word in first) > len(first) / 2
+
+
 def of_heading(heading: str, above: str, random: Random) -> str:
-    """A question whose answer stands below a heading. above: the heading over it, asked with it where that tells more,
-    or ""."""
+    """Return a question that the section below a heading answers.
+
+    above: the heading over it, asked with it where that tells more, or "".
+    """
     heading = plain(heading).strip(" .:?!#")
     content = [w for w in WORD.findall(heading) if w.lower() not in STOP]
     words = heading.split()
@@ -66,13 +131,13 @@ def of_heading(heading: str, above: str, random: Random) -> str:
 
 
 def of_term(term: str, random: Random) -> str:
-    """A question that asks what a term means."""
+    """Return a question that asks what a term means."""
     frames = ("what is {}", "what does {} mean", "define {}", "meaning of {}", "what is meant by {}", "explain {}")
     return random.choice(frames).format(term)
 
 
 def of_meaning(gloss: str, term: str, random: Random) -> str:
-    """A question that asks for a term by what it means."""
+    """Return a question that asks for a term by what it means."""
     hidden = {w.lower() for w in WORD.findall(term)}
     gloss_words = WORD.findall(_SENTENCE_END.split(gloss)[0])
     remaining = [w for w in gloss_words if w.lower() not in hidden and (len(w) > 1 or w == "a")]
@@ -81,7 +146,7 @@ def of_meaning(gloss: str, term: str, random: Random) -> str:
 
 
 def of_sentence(sentence: str, telling: Telling, random: Random) -> str:
-    """A question that a sentence answers: one of its sides masked, or only its telling words, in another order."""
+    """Return a question that a sentence answers: one side masked, or only its content words, in another order."""
     sentence = sentence.rstrip(".!?")
     match = _AUXILIARY.match(sentence)
     if match and random.random() < 0.6:
@@ -101,14 +166,14 @@ def of_sentence(sentence: str, telling: Telling, random: Random) -> str:
 
 
 def functions(text: str) -> list[tuple[str, str]]:
-    """(name, what it says of itself) of the functions and classes in a listing."""
+    """Return (name, first sentence of its documentation) of the functions and classes in a listing."""
     pairs = [(m[1], m[2]) for m in _DOCSTRING.finditer(text)]
     pairs += [(m[2], re.sub(r"\n\s*\*", "\n", m[1])) for m in _COMMENTED.finditer(text)]
     return [(name, " ".join(re.split(r"\n\s*\n|(?<=\.)\s", doc.strip())[0].split())) for name, doc in pairs]
 
 
 def of_function(doc: str, random: Random) -> str:
-    """A question that asks for code by what it does."""
+    """Return a question that asks for code by what it does."""
     first, *rest = plain(doc).rstrip(".").split()
     remaining = _fewer(rest, random)[:MOST_WORDS]
     if first.lower() in ("a", "an", "the"):
@@ -120,7 +185,7 @@ def of_function(doc: str, random: Random) -> str:
 
 
 def rows(text: str) -> list[tuple[str, str, str]]:
-    """(name of the row, of a column, cell) of the tables in a passage."""
+    """Return (name of the row, name of the column, cell) of the tables in a passage."""
     lines = [_cells(line) for line in text.split("\n")]
     lines = [cells for cells in lines if len(cells) > 1 and not all(set(c) <= set("-: ") for c in cells)]
     if len(lines) < 2:
@@ -136,13 +201,13 @@ def rows(text: str) -> list[tuple[str, str, str]]:
 
 
 def of_row(row: str, column: str, random: Random) -> str:
-    """A question that asks for a cell."""
+    """Return a question that asks for a cell."""
     frames = ("what is the {1} of {0}", "{0} {1}", "which {1} has {0}", "{1} for {0}", "tell me the {1} of {0}")
     return random.choice(frames).format(row, _lower(column))
 
 
 def longest_copied(question: str, text: str) -> int:
-    """The most words in a row that a question has from a text."""
+    """Return the most words in a row that a question has from a text."""
     question_text, source = (" ".join(w.lower() for w in WORD.findall(t)) for t in (question, text))
     words, most = question_text.split(), 0
     for first in range(len(words)):
@@ -152,7 +217,7 @@ def longest_copied(question: str, text: str) -> int:
 
 
 def base_of_gerund(word: str) -> str:
-    """`Rotating` → `rotate`, or "" for what is no gerund. Right for most: without a lexicon nobody knows."""
+    """Return the base of a gerund, `Rotating` → `rotate`, or "" for another word; best effort, without a lexicon."""
     word = word.lower()
     stem = word.removesuffix("ing")
     if stem == word or len(stem) < 2 or not re.search(r"[aeiouy]", stem) or word in _NO_GERUND:
@@ -163,7 +228,7 @@ def base_of_gerund(word: str) -> str:
 
 
 def _bent(words: Sequence[str], random: Random) -> list[str]:
-    """The words without articles, the last one now and then in another number."""
+    """Return the words without articles, the last one now and then in another number."""
     remaining = [w for w in words if w.lower() not in ("a", "an", "the")]
     return [*remaining[:-1], *(_other_number(w) if random.random() < 0.4 else w for w in remaining[-1:])]
 
@@ -181,7 +246,7 @@ def _other_number(word: str) -> str:
 
 
 def _fewer(words: Sequence[str], random: Random) -> list[str]:
-    """Some of the words are dropped: people do not say everything."""
+    """Drop some of the words at random, since users do not write everything."""
     return [w for w in words if random.random() >= 0.1]
 
 
@@ -190,7 +255,7 @@ def _shuffled(words: Sequence[str], random: Random) -> list[str]:
 
 
 def _lower(text: str) -> str:
-    """Lowers the first letter, unless the word is a name."""
+    """Return a text with its first letter in lower case, unless its first word is a name."""
     first = text.split(" ", 1)[0]
     return text[:1].lower() + text[1:] if first[1:].islower() or len(first) == 1 else text
 

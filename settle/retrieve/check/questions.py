@@ -1,9 +1,11 @@
 """Questions generated from a collection's own passages, so their answers are known.
 
 An unanswerable question is one whose topic is left out: the passages with the answer or near it, and those elsewhere
-that say the same.
+that say the same. A language model may write some; the search does not filter those, which would keep only what is
+found anyway. Such a question is kept where it is one, and most of its weight is in words of the passage.
 """
 
+import re
 from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
@@ -12,15 +14,20 @@ from random import Random
 from typing import NamedTuple
 
 from settle.infer.client import LlamaClient
-from settle.retrieve.answer.definitions import definitions, prose_sentences
-from settle.retrieve.check.synthetic_questions import phrases
-from settle.retrieve.check.synthetic_questions.by_model import write_question
-from settle.retrieve.check.synthetic_questions.synonyms import Rewording
-from settle.retrieve.check.synthetic_questions.wordings import as_people_ask
+from settle.infer.prompt_encoder import Fence, Turn
+from settle.retrieve.check import phrases
+from settle.retrieve.check.phrases import definitions, prose_sentences
+from settle.retrieve.check.reword import Rewording, as_people_ask
 from settle.retrieve.index.catalogue.records import DocumentSize, Passage
 from settle.retrieve.index.collection import Collection
 from settle.retrieve.index.words import words
 
+LONGEST = 40  # tokens of a question
+_READ = 1200  # characters of a passage
+_ORDER = (
+    "Write one short question that this text answers, as somebody would ask who has not read it. Only the question."
+)
+_FIRST = re.compile(r"[^\n?]{12,200}\?")
 WHOLE = 0.1  # share of the collection up to which a document is left out as a whole
 NEAR = 2  # passages before and after the answer that are left out of a larger one, beside its section
 INVENTED = 60  # questions that a model asks
@@ -39,11 +46,25 @@ _LEAST = 3  # words, numbers left out, of a question that is not about a name
 _ENOUGH = 0.9  # of what one passage's name would tell, that a question's words have to tell together
 
 
+def write_question(model: LlamaClient, text: str) -> str:
+    """Return a question that the model writes about a passage, or "" where it wrote none."""
+    fence = Fence(model, enable_thinking=False)
+    if model.takes_turns:
+        ids = fence.ids([Turn("user", [f"{_ORDER}\n\n", text[:_READ]])])
+    else:
+        ids = fence.ids([Turn("user", [text[:_READ], "\n\nA question that this answers:"])])
+    reply = model.answer(ids, LONGEST).text
+    match = _FIRST.search(reply)
+    return match[0].strip(" -*\"'") if match else ""
+
+
 @dataclass(frozen=True)
-class Question:
-    """kind: what it was made from. document: its id; path: of that. passage: that it was made from; answers: all that
-    answer it. What is left out to ask it about what is not there: the passages `topic`, `answers` among them, and the
-    documents (by id) `without`.
+class CheckQuestion:
+    """A generated question.
+
+    kind: what it was made from. document: its id; path: of that. passage: that it was made from. answers: all passages
+    that answer it. topic, without: what is left out to make it unanswerable: passages, `answers` among them, and
+    documents by id.
     """
 
     text: str
@@ -57,7 +78,10 @@ class Question:
 
 
 class _Candidate(NamedTuple):
-    """kind: what it was made from; source: the text of that; answers: passages of its document that answer it."""
+    """A question that may be asked.
+
+    kind: what it was made from. source: the text of that. answers: passages of its document that answer it.
+    """
 
     kind: str
     text: str
@@ -66,7 +90,10 @@ class _Candidate(NamedTuple):
 
 
 class _Spot(NamedTuple):
-    """A passage in its document. around: (ordinal, id) of those near it, itself included, in order."""
+    """A passage in its document.
+
+    around: (ordinal, id) of those near it, itself included, in order.
+    """
 
     document: DocumentSize
     ordinal: int
@@ -75,7 +102,7 @@ class _Spot(NamedTuple):
     passages: dict[int, Passage]
 
     def section(self, depth: int) -> frozenset[int]:
-        """The passages around under the same `depth` outermost headings."""
+        """Return the passages around under the same `depth` outermost headings."""
         path = self.passage.headings[:depth]
         return frozenset(i for _, i in self.around if self.passages[i].headings[:depth] == path)
 
@@ -86,15 +113,17 @@ def make(
     seed: int = 0,
     model: LlamaClient | None = None,
     among: AbstractSet[str] | None = None,
-) -> list[Question]:
-    """At most `count` questions, spread evenly over the documents and the kinds. The same seed gives the same. model:
-    is asked for some of them, half at most and never more than `INVENTED`, since each takes it a second. among:
-    paths of the documents that they are about, all if None."""
+) -> list[CheckQuestion]:
+    """Return at most `count` questions, spread evenly over the documents and the kinds; the same seed gives the same.
+
+    model: is asked for some of them, half at most and never more than `INVENTED`, since each takes it a second. among:
+    paths of the documents that they are about, all if None.
+    """
     random = Random(seed)
     places = _places(collection, count, random, among)
     maker = _Maker(collection, random, [document for document, _ in places[:count]], model)
-    chosen: dict[str, Question] = {}
-    spare: dict[str, Question] = {}
+    chosen: dict[str, CheckQuestion] = {}
+    spare: dict[str, CheckQuestion] = {}
     kinds: dict[str, int] = {}
     for document, ordinal in places:
         if len(chosen) >= count:
@@ -113,8 +142,11 @@ def make(
 def _places(
     collection: Collection, count: int, random: Random, among: AbstractSet[str] | None
 ) -> list[tuple[DocumentSize, int]]:
-    """(document, ordinal) to make questions at: every document once before any is looked at twice, many of them at
-    their beginnings first, where they say what they are about, which is what people ask for."""
+    """Return (document, ordinal) of the places to make questions at.
+
+    Every document comes once before any comes twice, many of them at their beginnings first, where they say what they
+    are about, which is what people ask for.
+    """
     documents = [d for d in collection.catalogue.documents.sizes() if among is None or d.path in among]
     random.shuffle(documents)
     del documents[_TRIES * count :]
@@ -146,8 +178,8 @@ class _Maker:
         passages = catalogue.passages.get([i for _, i in around])
         return _Spot(document, ordinal, passages[dict(around)[ordinal]], around, passages)
 
-    def question(self, spot: _Spot, kinds: dict[str, int]) -> Question | None:
-        """One that the passage answers, of the kind that there are the fewest of, or None when it gives none."""
+    def question(self, spot: _Spot, kinds: dict[str, int]) -> CheckQuestion | None:
+        """Return a question that the passage answers, of the rarest kind so far; None when it gives none."""
         candidates = self._of_model(spot) if 2 * self._left_to_model <= sum(kinds.values()) else []
         if not candidates:
             candidates = self._candidates(spot)
@@ -158,8 +190,8 @@ class _Maker:
                 return self._finished(spot, one)
         return None
 
-    def _finished(self, spot: _Spot, candidate: _Candidate) -> Question:
-        """A question with all that answers it and all that belongs to its topic."""
+    def _finished(self, spot: _Spot, candidate: _Candidate) -> CheckQuestion:
+        """Return a question with all that answers it and all that belongs to its topic."""
         answers = candidate.answers | self._saying(candidate.source)
         document = spot.document
         whole = document.chunks <= WHOLE * self._total
@@ -167,7 +199,7 @@ class _Maker:
             near = (i for _, i in self._collection.catalogue.passages.around(document.id, 0, document.chunks))
         else:
             near = (i for n, i in spot.around if abs(n - spot.ordinal) <= NEAR)
-        return Question(
+        return CheckQuestion(
             text=as_people_ask(candidate.text, self.random) if candidate.kind != "model" else candidate.text,
             kind=candidate.kind,
             document=document.id,
@@ -179,7 +211,7 @@ class _Maker:
         )
 
     def _tells(self, question: str, least: int) -> bool:
-        """Whether a question's words, at least so many, say which passages are meant."""
+        """Return whether a question's words, at least so many, say which passages are meant."""
         stems = set(words(question))
         if sum(not stem.isdigit() for stem in stems) < least:
             return False
@@ -189,7 +221,7 @@ class _Maker:
         return rarest <= max(3, _COMMON * self._total) and weight >= _ENOUGH * log(self._total)
 
     def _candidates(self, spot: _Spot) -> list[_Candidate]:
-        """One question of each kind that the passage gives."""
+        """Return one question of each kind that the passage gives."""
         random, passage = self.random, spot.passage
         only, other = frozenset((passage.id,)), self._other
         candidates = self._of_headings(spot)
@@ -215,7 +247,7 @@ class _Maker:
         return candidates
 
     def _of_headings(self, spot: _Spot) -> list[_Candidate]:
-        """A question from one of the headings over a passage, unless others of that name stand elsewhere."""
+        """Return a question from one of the headings over a passage, unless other sections have the same heading."""
         headings = spot.passage.headings
         if not headings:
             return []
@@ -236,7 +268,7 @@ class _Maker:
         ]
 
     def _of_model(self, spot: _Spot) -> list[_Candidate]:
-        """A question that the model asks, where most of what it tells stands in the passage."""
+        """Return a question that the model asks, if its content words mostly occur in the passage."""
         if self._model is None or self._left_to_model >= INVENTED:
             return []
         self._left_to_model += 1
@@ -260,7 +292,7 @@ class _Maker:
         return [max((log(self._total / frequencies.get(stem, 1)) for stem in some), default=0.0) for some in stems]
 
     def _saying(self, text: str) -> frozenset[int]:
-        """Passages that have nearly all that a text says, whatever else they say."""
+        """Return the passages that have nearly all that a text says, whatever else they say."""
         stems = sorted(set(words(text)))
         weight = dict(zip(stems, self._telling(stems), strict=True))
         rarest = sorted(stems, key=lambda stem: -weight[stem])[:_RAREST_WORDS]

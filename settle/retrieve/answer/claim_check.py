@@ -1,16 +1,178 @@
 """What a claim adds to a passage or changes in it: a name, a number, a negation, an opposite, who does what to whom.
 
 Words alone do not show it: "The vault is owned by team Osprey" has every word of "Mara owns the vault, and team Osprey
-runs the gateway". So a claim is held against one line of the passage, cut into segments at commas and conjunctions:
+runs the gateway". So a claim is compared with one line of the passage, cut into segments at commas and conjunctions:
 its words have to come from one segment, or from segments that belong together, with the same roles.
 """
 
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 
-from settle.retrieve.answer.support.claim_words import BE, Token, is_negation, opposites, tokens, word_set
+from settle.retrieve.index.words import words
+
+
+def word_set(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+BE = word_set("is are was were be been being am")
+_TOKEN = re.compile(r"`[^`]+`|\d+(?:[.,:]\d+)*|[\w][\w'’./-]*[\w]|\w")
+_CODE = re.compile(r"`[^`]+`|(?>\w*?[a-z][A-Z])\w*|\w(?>\w*?_)\w+")  # atomic: a word takes time in its length
+_NEGATIONS = word_set(
+    "no not never none nothing nobody nowhere cannot without neither nor hardly rarely seldom unable lack lacks lacked"
+    " fails failed"
+)
+_UNITS = """zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen
+seventeen eighteen nineteen twenty"""
+_TENS = "thirty forty fifty sixty seventy eighty ninety"
+_NUMBERS = {word: str(n) for n, word in enumerate(_UNITS.split()) if n > 1}  # "one" is mostly no number
+_NUMBERS |= {word: str(10 * n) for n, word in enumerate(_TENS.split(), 3)}
+_NUMBERS |= {"dozen": "12", "hundred": "100", "thousand": "1000"}
+# Forms of verbs that a stemmer does not bring together; the first of each line is what they become.
+_IRREGULAR = """
+write wrote written writes / sell sold / buy bought / beat beaten / give gave given / take took taken / lead led
+/ keep kept / tell told / make made / run ran / win won / lose lost / send sent / build built / hold held / pay
+paid / say said / meet met / grow grew grown / fall fell fallen / rise rose risen / drive drove driven / break
+broke broken / choose chose chosen / speak spoke spoken / draw drew drawn / fly flew flown / know knew known /
+show shown / teach taught / think thought / catch caught / bring brought / find found / eat ate eaten / sing
+sang sung / begin began begun / see saw seen / go went gone / come came / do did done / get got gotten / throw
+threw thrown / steal stole stolen / lend lent / spend spent / feed fed / fight fought / seek sought / sow sown /
+hide hid hidden / ride rode ridden / shoot shot / forbid forbade forbidden / stand stood / understand understood
+/ become became / wear wore worn / tear tore torn / swear swore sworn / bear bore born"""
+# Each side of a line is what the other one denies, where it takes its place.
+_SIDES = """before earlier / after later
+above over more / below under less fewer
+most maximum / least minimum
+larger bigger greater longer / smaller shorter
+higher taller / lower
+hotter warmer / colder cooler
+older / newer younger
+faster quicker / slower
+heavier / lighter
+cheaper / dearer pricier
+deeper / shallower
+hot warm / cold cool
+fast quick quickly / slow slowly
+large big long / small short
+high / low
+old / new young
+open opened opens / closed close closes shut
+allowed permitted allows permits may can / forbidden prohibited banned forbids
+accepted accepts / rejected rejects refused refuses
+enabled enables enable on / disabled disables disable off
+added adds add / removed removes remove deleted
+rose rises rise increased increases increase grew / fell falls fall decreased decreases decrease shrank
+start starts started begin begins began beginning / end ends ended stop stops stopped
+continues continue continued / stops stop stopped
+always / never sometimes rarely
+all every everyone both / some none few
+first / last second then
+left / right
+north / south
+east / west
+inside within / outside
+early / late
+buy buys bought / sell sells sold
+won wins win / lost loses lose
+required mandatory must / optional
+public / private
+true / false
+succeeds succeeded success / fails failed failure
+kept keeps keep / lost discarded
+loads load loaded / unloads unload unloaded
+up / down
+with / without
+full / empty
+wet / dry
+hard / soft
+good better best / bad worse worst"""
+
+
+@dataclass(frozen=True)
+class Token:
+    """A word in its place.
+
+    stem: what it is compared by, "" for a word that carries no meaning. is_owner: followed by 's.
+    """
+
+    text: str
+    lower: str
+    stem: str
+    is_name: bool = False
+    is_number: bool = False
+    is_owner: bool = False
+
+    def owning(self) -> "Token":
+        return replace(self, is_owner=True)
+
+
+def tokens(text: str, other: str = "") -> list[Token]:
+    """Return the words of a text in order.
+
+    other: a text that shows which first words of a sentence are names: those that it has with a capital letter only.
+    """
+    found = []
+    for match in _TOKEN.finditer(text):
+        word = match.group()
+        is_first = not text[: match.start()].strip() or text[: match.start()].rstrip()[-1] in ".!?"
+        found.append(_token(word, is_first, text, other or text))
+    return found
+
+
+def _token(word: str, is_first: bool, text: str, other: str) -> Token:
+    lower = word.lower()
+    if word[0].isdigit():
+        plain = re.sub(r",(?=\d{3}\b)", "", word)
+        return Token(word, lower, plain.removesuffix(":00"), is_number=True)
+    if lower in _NUMBERS:
+        return Token(word, lower, _NUMBERS[lower], is_number=True)
+    bare = re.sub(r"['’]s$|['’]$", "", word)
+    is_owner = bare != word
+    stems = words(_base_forms().get(bare.lower(), bare.strip("`")))
+    is_code = bool(_CODE.fullmatch(word)) or word.startswith("`")
+    is_name = is_code or (bare[:1].isupper() and bool(stems) and (not is_first or _is_proper(bare, text, other)))
+    return Token(word, lower, " ".join(stems), is_name, is_owner=is_owner)
+
+
+def _is_proper(word: str, text: str, other: str) -> bool:
+    """Return whether the first word of a sentence is a name.
+
+    Another place has it inside a sentence with its capital, or a second capital follows here.
+    """
+    inside = re.search(rf"[\w,;:] {re.escape(word)}\b", other)
+    follows = re.match(rf"\s*{re.escape(word)} [A-Z]", text)
+    return bool(inside or follows) and not re.search(rf"\b{re.escape(word.lower())}\b", other)
+
+
+def is_negation(token: Token) -> bool:
+    return token.lower in _NEGATIONS or token.lower.endswith(("n't", "n’t"))
+
+
+@lru_cache(maxsize=4096)
+def opposites(token: Token) -> frozenset[str]:
+    """Return the words that contradict this one where they take its place."""
+    return _opposites().get(token.lower, frozenset())
+
+
+@lru_cache(maxsize=1)
+def _base_forms() -> dict[str, str]:
+    verbs = [forms.split() for forms in _IRREGULAR.split("/")]
+    return {form: forms[0] for forms in verbs for form in forms}
+
+
+@lru_cache(maxsize=1)
+def _opposites() -> dict[str, frozenset[str]]:
+    found: dict[str, frozenset[str]] = {}
+    for line in _SIDES.splitlines():
+        one, other = (frozenset(side.split()) for side in line.split("/"))
+        for word in one:
+            found[word] = found.get(word, frozenset()) | other
+        for word in other:
+            found[word] = found.get(word, frozenset()) | one
+    return found
+
 
 NEAR = 0.75  # share of the best line's words from which on another line may be the one that is meant
 NEGATED = 4  # words before a part of a line in which a negation is one of that part
@@ -52,7 +214,7 @@ class _Segment:
 
     @property
     def has_subject(self) -> bool:
-        """Whether it names one of its own: it begins with an article or a name."""
+        """Return whether it names a subject of its own: it begins with an article or a name."""
         words = [token for token in self.tokens if token.lower not in _BREAKS]
         return bool(words) and (words[0].lower in _OPENERS or words[0].is_name)
 
@@ -62,7 +224,7 @@ class _Segment:
 
 
 def differences(claim: str, lines: Sequence[str], about: str = "") -> tuple[str, ...]:
-    """The words in which a claim differs from what the lines of a passage say; none where one of them says it.
+    """Return the words in which a claim differs from what the lines of a passage say; none where one of them says it.
 
     about: the headings above them, and the file's name, whose names are known to every line.
     """
@@ -81,7 +243,7 @@ def differences(claim: str, lines: Sequence[str], about: str = "") -> tuple[str,
 
 
 def _against_lines(claim: str, lines: Sequence[str], about: str) -> tuple[str, ...]:
-    """The differences to the line that is nearest."""
+    """Return the differences from the nearest line."""
     every = tokens(claim, " ".join((*lines, about)))
     asked = [token for token in every if token.stem or is_negation(token)]
     stems = {token.stem for token in asked if token.stem}
@@ -100,7 +262,7 @@ def _against_lines(claim: str, lines: Sequence[str], about: str) -> tuple[str, .
 
 
 def _repeats(claim: Sequence[Token], line: Sequence[Token]) -> bool:
-    """Whether a line has the claim word for word, and no negation just before it."""
+    """Return whether a line has the claim word for word, and no negation just before it."""
     ours, theirs = [token.lower for token in claim], [token.lower for token in line]
     for start in range(len(theirs) - len(ours) + 1):
         if theirs[start : start + len(ours)] == ours:
@@ -111,7 +273,7 @@ def _repeats(claim: Sequence[Token], line: Sequence[Token]) -> bool:
 def _against_line(
     claim: str, asked: Sequence[Token], lines: Sequence[str], number: int, known: set[str]
 ) -> tuple[str, ...]:
-    """The differences to one line, whose pronouns refer to the line above it."""
+    """Return the differences from one line, whose pronouns refer to the line above it."""
     line, before = lines[number], lines[number - 1] if number else ""
     here = tokens(line)
     refers = any(token.lower in _REFERS for token in here)
@@ -140,7 +302,7 @@ def _against_line(
 def _against_segment(
     claim: str, asked: Sequence[Token], main: _Segment, segments: Sequence[_Segment], before: str
 ) -> tuple[str, ...]:
-    """The differences, if `main` is what the claim repeats."""
+    """Return the differences, if `main` is what the claim repeats."""
     words = {token.stem for token in asked if token.stem}
     used, there, elsewhere = [main], set(main.stems), set[str]()
     for other in segments:
@@ -167,8 +329,11 @@ def _against_segment(
 
 
 def _belongs(other: _Segment, main: _Segment, words: set[str], extra: set[str]) -> bool:
-    """Whether a claim may take the words `extra` from another segment than the one that it repeats: the other one says
-    nothing else (and is no parallel that comes before), or names what the main one is about."""
+    """Return whether a claim may take the words `extra` from another segment than the one that it repeats.
+
+    It may where the other one says nothing else (and is no parallel that comes before), or names what the main one is
+    about.
+    """
     if not other.stems - words:
         is_parallel = bool(other.stems & main.stems) and bool(main.stems - words)
         return other.number > main.number or not is_parallel
@@ -177,7 +342,7 @@ def _belongs(other: _Segment, main: _Segment, words: set[str], extra: set[str]) 
 
 
 def _segments(line: str, cut: re.Pattern[str] = _CUT) -> Iterator[_Segment]:
-    """The segments of a line; one that says nothing by itself ("or not") belongs to the one before it."""
+    """Return the segments of a line; one without a content word ("or not") belongs to the one before it."""
     found: list[tuple[Token, ...]] = []
     for piece in cut.split(line):
         some = tuple(tokens(piece, line))
@@ -194,7 +359,7 @@ def _opposite_in(token: Token, here: Sequence[Token]) -> bool:
 
 
 def _swapped(claim: str, here: Sequence[Token], segments: Sequence[_Segment], before: str) -> tuple[str, ...]:
-    """Two words that have changed places: who does it and to whom it is done, from where and to where, whose it is."""
+    """Return two words that have changed places: agent and patient, source and destination, or owner and property."""
     asked, line = tokens(claim), _with_owner(list(here), segments, before)
     for hinge in {t.stem for t in asked if t.stem and not t.is_name and not t.is_number}:
         for roles in (_roles, _relation):
@@ -209,7 +374,7 @@ def _swapped(claim: str, here: Sequence[Token], segments: Sequence[_Segment], be
 
 
 def _roles(of: Sequence[Token], hinge: str) -> dict[str, str]:
-    """Stem → its role beside the hinge: agent, patient, or the preposition that it follows."""
+    """Return the role of each stem around the hinge: agent, patient, or the preposition that it follows."""
     places = [n for n, token in enumerate(of) if token.stem == hinge]
     if len(places) != 1 or (places[0] and _makes_noun(of[places[0] - 1])):
         return {}
@@ -228,12 +393,15 @@ def _roles(of: Sequence[Token], hinge: str) -> dict[str, str]:
 
 
 def _makes_noun(before: Token) -> bool:
-    """Whether the word after this one is no verb, and nothing is done by it."""
+    """Return whether the word after this one is not a verb, and nothing is done by it."""
     return before.lower in _OPENERS or before.lower in _PREPOSITIONS - {"to"} or before.is_number
 
 
 def _relation(of: Sequence[Token], hinge: str) -> dict[str, str]:
-    """Stem → owner or value, where a form of "be" joins them: the deputy of OWNER is VALUE, VALUE is OWNER's deputy."""
+    """Return each stem as owner or value, where a form of "be" joins them.
+
+    The deputy of OWNER is VALUE, VALUE is OWNER's deputy.
+    """
     at = next((n for n, token in enumerate(of) if token.stem == hinge), None)
     be = next((n for n, token in enumerate(of) if token.lower in BE), None)
     if at is None or be is None:
@@ -248,8 +416,10 @@ def _relation(of: Sequence[Token], hinge: str) -> dict[str, str]:
 
 
 def _with_owner(here: list[Token], segments: Sequence[_Segment], before: str) -> list[Token]:
-    """The tokens with a possessive pronoun replaced by the names that it stands for: those that the line above begins
-    with, or, for "whose", those that stand before it."""
+    """Return the tokens with a possessive pronoun replaced by the names that it refers to.
+
+    Those are the names that the line above begins with, or, for "whose", those that precede it.
+    """
     at = next((n for n, token in enumerate(here) if token.lower in ("his", "her", "its", "their", "whose")), None)
     if at is None:
         return here

@@ -1,13 +1,23 @@
-"""Adapts conversations to a chat template: probes which roles and forms it renders, and writes the others as text."""
+"""Chat templates: those for models that come without one, and how conversations are adapted to any of them.
+
+A model that knows the special tokens of a turn was meant to be talked to in that way; one that knows none takes turns
+in plain words, each answer ended by its end-of-text token. Roles: system, user, assistant. A template is probed for
+which roles and forms it renders; the others are written as text.
+"""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
 from settle.base.chat_template import ChatTemplate, TemplateFailure, TemplateRunaway
 from settle.data.layouts import Example, Message, Tool
-from settle.data.rows.known_templates import TOOLS_AFTER, TOOLS_BEFORE
 
+# how tools are told, called and answered: between the tags of Hermes and Qwen, which most servers read
+TOOLS_BEFORE = "# Tools\n\nThese functions may be called, each described in JSON:\n<tools>\n"
+TOOLS_AFTER = (
+    "\n</tools>\n\nTo call one, answer with its name and its arguments:\n"
+    '<tool_call>\n{"name": "the function\'s name", "arguments": {}}\n</tool_call>'
+)
 _MARK = "k7Qz"  # a word that no template writes of itself
 _TOOL = {
     "type": "function",
@@ -19,9 +29,81 @@ _TOOL = {
 }
 
 
+def _quoted(text: str) -> str:
+    """Return a text as a template writes it."""
+    return "'" + text.replace("'", "\\'").replace("\n", "\\n") + "'"
+
+
+CHATML = (
+    "{%- if tools -%}"
+    "{{- '<|im_start|>system\\n' -}}"
+    "{%- if messages[0].role == 'system' %}{{ messages[0].content + '\\n\\n' }}{% endif -%}"
+    f"{{{{- {_quoted(TOOLS_BEFORE)} -}}}}"
+    "{%- for tool in tools -%}{{- ('' if loop.first else '\\n') + (tool | tojson) -}}{%- endfor -%}"
+    f"{{{{- {_quoted(TOOLS_AFTER)} + '<|im_end|>\\n' -}}}}"
+    "{%- endif -%}"
+    "{%- for message in messages -%}"
+    "{%- if message.role == 'assistant' -%}"
+    "{{- '<|im_start|>assistant\\n' + (message.content or '') -}}"
+    "{%- for call in message.tool_calls or [] -%}"
+    "{{- '' if loop.first and not message.content else '\\n' -}}"
+    '{{- \'<tool_call>\\n{"name": "\' + call.function.name + \'", "arguments": \' -}}'
+    "{{- call.function.arguments | tojson }}{{ '}\\n</tool_call>' -}}"
+    "{%- endfor -%}"
+    "{{- '<|im_end|>\\n' -}}"
+    "{%- elif message.role == 'tool' -%}"
+    "{%- if loop.first or messages[loop.index0 - 1].role != 'tool' %}{{ '<|im_start|>user' }}{% endif -%}"
+    "{{- '\\n<tool_response>\\n' + message.content + '\\n</tool_response>' -}}"
+    "{%- if loop.last or messages[loop.index0 + 1].role != 'tool' %}{{ '<|im_end|>\\n' }}{% endif -%}"
+    "{%- elif not (tools and loop.first and message.role == 'system') -%}"
+    "{{- '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>\\n' -}}"
+    "{%- endif -%}"
+    "{%- endfor -%}"
+    "{%- if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif -%}"
+)
+GEMMA = (
+    "{{- bos_token -}}"
+    "{%- set told = messages[0].content + '\\n\\n' if messages[0].role == 'system' else '' -%}"
+    "{%- for message in (messages[1:] if told else messages) -%}"
+    "{{- '<start_of_turn>' + ('model' if message.role == 'assistant' else 'user') + '\\n' -}}"
+    "{{- (told if loop.first else '') + message.content | trim + '<end_of_turn>\\n' -}}"
+    "{%- endfor -%}"
+    "{%- if add_generation_prompt %}{{ '<start_of_turn>model\\n' }}{% endif -%}"
+)
+LLAMA3 = (
+    "{{- bos_token -}}"
+    "{%- for message in messages -%}"
+    "{{- '<|start_header_id|>' + message.role + '<|end_header_id|>\\n\\n' + message.content | trim + '<|eot_id|>' -}}"
+    "{%- endfor -%}"
+    "{%- if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}{% endif -%}"
+)
+TURNS = (
+    "{%- for message in messages -%}"
+    "{%- if message.role == 'assistant' -%}"
+    "{{- '### Assistant:\\n' + message.content + eos_token + '\\n\\n' -}}"
+    "{%- else -%}"
+    "{{- '### ' + message.role | capitalize + ':\\n' + message.content + '\\n\\n' -}}"
+    "{%- endif -%}"
+    "{%- endfor -%}"
+    "{%- if add_generation_prompt %}{{ '### Assistant:\\n' }}{% endif -%}"
+)
+KNOWN = {"chatml": CHATML, "gemma": GEMMA, "llama3": LLAMA3, "turns": TURNS}
+_TOKENS = {
+    "chatml": ("<|im_start|>", "<|im_end|>"),
+    "gemma": ("<start_of_turn>", "<end_of_turn>"),
+    "llama3": ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"),
+}
+
+
+def fitting(tokens: Collection[str]) -> str:
+    """Return the name of the template for a model whose vocabulary has `tokens`."""
+    return next((name for name, needed in _TOKENS.items() if all(t in tokens for t in needed)), "turns")
+
+
 class TemplateAdapter:
-    """Which roles and forms one template renders. notes: what was written otherwise, in words for people; has_system:
-    whether the template renders system prompts.
+    """Adapter of conversations to one template: which roles and forms it renders.
+
+    notes: what was written otherwise, for the user. has_system: whether the template renders system prompts.
     """
 
     def __init__(self, template: ChatTemplate | None, arguments: Mapping[str, object]) -> None:
@@ -39,7 +121,7 @@ class TemplateAdapter:
         self._has_results = self._form is not None and self._renders([*_called("b", *self._form)[:2], *answer])
 
     def asking(self, example: Example) -> Example:
-        """An example with its last answer as it was read, and all before that as the template takes it."""
+        """Return an example with its last answer as it was read, and all before that as the template takes it."""
         if self._template is None or example.kind == "text":
             return example
         before = example.messages if example.kind == "preference" else example.messages[:-1]
@@ -47,7 +129,7 @@ class TemplateAdapter:
         return replace(example, messages=[*messages, *example.messages[len(before) :]], tools=tools)
 
     def spoken(self, messages: Sequence[Message], tools: Sequence[Tool]) -> tuple[list[Message], list[Tool]]:
-        """Messages and tools as the template takes them."""
+        """Return messages and tools as the template takes them."""
         spoken = [_with_thought(message) for message in messages]
         if tools and not self._has_tools:
             self.notes.add("the chat template knows no tools: they are put into the system prompt")
@@ -71,7 +153,7 @@ class TemplateAdapter:
         return [_in_form(message, *form) if "tool_calls" in message else message for message in messages]
 
     def _renders(self, messages: list[Message], tools: list[Tool] | None = None, escaped: bool = True) -> bool:
-        """Whether the mark comes through; unless `escaped`, as JSON and neither as Python nor as a string in JSON."""
+        """Return whether the mark is rendered; unless `escaped`, neither as Python nor as a string in JSON."""
         assert self._template is not None
         try:
             text = self._template.render(messages, tools, True, **self._arguments)
@@ -87,7 +169,7 @@ def _message(role: str, content: str) -> Message:
 
 
 def _called(value: str, as_text: bool, empty: str | None) -> list[Message]:
-    """A conversation in which a tool is called with that value."""
+    """Return a conversation in which a tool is called with that value."""
     call = {"type": "function", "id": "000000000", "function": {"name": "f", "arguments": {"a": value}}}
     asking = _in_form({"role": "assistant", "content": "", "tool_calls": [call]}, as_text, empty)
     return [_message("user", "q"), asking, _result("r"), _message("assistant", "a")]
@@ -98,7 +180,7 @@ def _result(content: str) -> Message:
 
 
 def _with_thought(message: Message) -> Message:
-    """A thought under each of the names by which templates ask for it."""
+    """Return a message with its thought under each of the names by which templates ask for it."""
     thought = message.get("reasoning_content")
     return dict(message) if thought is None else message | {"reasoning": thought, "thinking": thought}
 
@@ -109,7 +191,7 @@ def _without_system(messages: list[Message]) -> list[Message]:
 
 
 def _with_tools(messages: list[Message], tools: Sequence[Tool]) -> list[Message]:
-    """The tools in the system prompt."""
+    """Return messages with the tools in the system prompt."""
     listed = "\n".join(map(_json, tools))
     prompt = f"{TOOLS_BEFORE}{listed}{TOOLS_AFTER}"
     if messages[0]["role"] == "system":
@@ -124,7 +206,7 @@ def _call_as_text(message: Message) -> Message:
 
 
 def _in_form(message: Message, as_text: bool, empty: str | None) -> Message:
-    """A message with calls in the form that a template wants."""
+    """Return a message with calls in the form that a template wants."""
     calls = message["tool_calls"]
     if as_text:
         functions = [call["function"] for call in calls]
@@ -134,7 +216,7 @@ def _in_form(message: Message, as_text: bool, empty: str | None) -> Message:
 
 
 def _results_as_user(messages: list[Message]) -> list[Message]:
-    """Results that follow each other, and a question after them, share one turn."""
+    """Return messages with results as a user's turn, which those that follow each other, and a question, share."""
     spoken: list[Message] = []
     for message in messages:
         if message["role"] == "tool":

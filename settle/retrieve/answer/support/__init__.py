@@ -1,1 +1,0 @@
-"""Whether the passages that are cited support what is claimed."""

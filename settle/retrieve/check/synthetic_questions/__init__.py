@@ -1,1 +1,0 @@
-"""Questions generated from a collection's own passages."""
