@@ -4,10 +4,12 @@ import inspect
 import os
 import re
 import sys
+import traceback
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from types import TracebackType
+from typing import Annotated, Any, Literal, TextIO
 
 from cyclopts import App, CycloptsError, Group, Parameter, UnknownCommandError, UnknownOptionError, UnusedCliTokensError
 from pydantic import BaseModel, ValidationError
@@ -20,10 +22,9 @@ from settle.base.events import RunFailed
 from settle.base.registry import Part, module_of, summary
 from settle.base.run import command_start
 from settle.base.version import __version__
-from settle.base.visible import visible_line
+from settle.base.visible import visible, visible_line
 from settle.commands import GROUPS, Command
 from settle.show import Face
-from settle.show.streams import prepare_streams
 from settle.show.suggestions import suggest_command, suggest_option
 
 EVENTS_TO = "--events-to="  # before a command: a file for its events, read by the program that started it
@@ -401,3 +402,27 @@ def _dashed(name: str) -> str:
 
 def _is_list(command: type[Command], name: str) -> bool:
     return "list" in str(command.model_fields[name].annotation)
+
+
+def prepare_streams() -> None:
+    """Make a closed stream (`>&-`) swallow what it gets, and replace signs that a stream's encoding lacks.
+
+    Called once, first: a closed number would be given to the next file that is opened.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        stream: TextIO | None = getattr(sys, name)
+        if stream is None:
+            opened = os.open(os.devnull, os.O_RDONLY if name == "stdin" else os.O_WRONLY)
+            if opened != number:
+                os.dup2(opened, number)
+                os.close(opened)
+            mode = "r" if name == "stdin" else "w"
+            setattr(sys, name, os.fdopen(number, mode, encoding="utf-8", errors="replace"))
+        elif hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
+    sys.excepthook = _show_fault
+
+
+def _show_fault(kind: type[BaseException], error: BaseException, at: TracebackType | None) -> None:
+    """Show a fault of ours, whose message may hold foreign text."""
+    sys.stderr.write(visible("".join(traceback.format_exception(kind, error, at))))

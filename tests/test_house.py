@@ -17,8 +17,17 @@ SOURCES = sorted(PACKAGE.rglob("*.py"))
 LIGHT = ("base", "machine", "audit", "documents", "data", "formats", "commands", "show", "cli.py", "__init__.py")
 MOST_ANY, MOST_HIDDEN_IMPORTS = 5.0, 42  # per 1,000 lines; in the whole package
 MOST_COMMAND_LINES = 80
-# What is still to be merged or renamed; these figures only fall.
-MOST_OF = {"modules under 80 lines with one importer": 70, "names of classes in three rooms": 25}
+# How large the house is, and what is still to be merged, typed or renamed: these figures only fall.
+MOST_OF = {
+    "files": 776,
+    "files under 40 lines": 155,
+    "non-blank lines": 83_513,
+    "mappings from str to object": 484,
+    "isinstance": 870,
+    "asserts": 117,
+    "modules under 80 lines with one importer": 9,
+    "names of classes in three rooms": 11,
+}
 VAGUE = {"utils", "util", "helpers", "helper", "common", "core", "misc"}
 
 
@@ -44,10 +53,9 @@ def test_light_rooms_load_no_torch():
 def test_the_house_keeps_its_limits():
     """Sizes, cycles, hidden imports, untyped seams and names: bench/house.py prints where things stand."""
     figures = runpy.run_path(str(ROOT / "bench/house.py"))["measure"](PACKAGE)
-    lists = {name: value for name, value in figures.items() if isinstance(value, list)}
-    assert len(lists) == 5
-    for name, value in lists.items():
-        assert len(value) <= MOST_OF.get(name, 0), (name, value)
+    counts = {name: len(value) if isinstance(value, list) else value for name, value in figures.items()}
+    for name in {*MOST_OF, *(name for name, value in figures.items() if isinstance(value, list))}:
+        assert counts[name] <= MOST_OF.get(name, 0), (name, figures[name])
     assert figures["Any per 1,000 lines"] <= MOST_ANY
     assert figures["imports of our own inside functions"] <= MOST_HIDDEN_IMPORTS
     assert figures["identifiers told or said"] == 0

@@ -4,15 +4,53 @@ import contextlib
 import json as jsonlib
 import sys
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from pydantic import BaseModel
 
 from settle.base.event_log import to_record
-from settle.base.events import AnswerText, Event, ForecastComparison, Listing, ResultReady, RunStarted, Say, WorkStarted
-from settle.base.visible import visible
+from settle.base.events import (
+    AnswerChanges,
+    AnswerText,
+    Event,
+    ForecastComparison,
+    Listing,
+    ResultReady,
+    RowPreviews,
+    RunStarted,
+    Say,
+    WorkStarted,
+)
+from settle.base.visible import visible, visible_line
 from settle.base.words.figures import comparison
 from settle.base.words.sentences import WHY_FITS
 from settle.show.signs import SimpleSigns
-from settle.show.visible_event import visible_event
+
+E = TypeVar("E", bound=Event)
+PROSE = AnswerText | RowPreviews | AnswerChanges  # their text may have several lines
+
+
+def visible_event(event: E) -> E:
+    """Return the event with visible signs in place of control characters.
+
+    Where a text is a line of a table or a sentence, a line break in it is a sign too: nothing that a name holds begins
+    a line of its own.
+    """
+    shown: E = _shown(event, isinstance(event, PROSE))
+    return shown
+
+
+def _shown(value: Any, is_prose: bool) -> Any:
+    if isinstance(value, str):
+        return visible(value) if is_prose else visible_line(value)
+    if isinstance(value, BaseModel):
+        return value.model_copy(update={name: _shown(below, is_prose) for name, below in value})
+    if isinstance(value, Mapping):
+        return {_shown(key, False): _shown(below, is_prose) for key, below in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_shown(below, is_prose) for below in value)
+    return value
+
 
 if TYPE_CHECKING:
     from settle.show.talk import Talk

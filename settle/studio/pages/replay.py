@@ -1,15 +1,20 @@
 """A run, replayed: what it wrote, what it was reading, and how unsure it was, from its first step to its last."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
+from typing import cast
 from urllib.parse import quote
 
 from nicegui import ui
 
+from settle.base.errors import RunError
 from settle.base.run import Run
+from settle.base.run.result import Result
+from settle.base.words.amounts import amount, count, duration, number
+from settle.studio.command_child import read_module
 from settle.studio.layout import Facts, card, words
 from settle.studio.pages import Page
 from settle.studio.runs.feed import RunFeed
-from settle.studio.runs.replay import cost_facts, loss_then, moments, seen
 from settle.studio.runs.samples import sample_text
 from settle.studio.visit import Visit, in_thread
 
@@ -79,3 +84,56 @@ def _read(step: int, read: Mapping[str, object] | None) -> None:
             words(str(read["text"]), "p", "code tall").props("tabindex=0")
         share = f"{read['passes']:.0%}".replace("%", " %")
         words(f"It had read {share} of its data before; beyond 100 %, once more.", classes="dim")
+
+
+ANSWER_TOKENS = 200  # of one answer, a long paragraph
+# Operations per parameter and token: forward and backward, and forward alone (Kaplan et al. 2020, section 2.1).
+TRAINING_OPERATIONS, ANSWER_OPERATIONS = 6, 2
+SEEN_SECONDS = 30.0
+MOST_MOMENTS = 12
+
+
+def moments(feed: RunFeed) -> list[int]:
+    """Return steps worth looking at: the first, then each ten times as far, those with a sample, and the last."""
+    last = feed.course.left.step
+    tenfold = [10**power for power in range(8) if 10**power < last]
+    sampled = [sample.step for sample in feed.samples]
+    return sorted({0, *tenfold, *sampled, last})[-MOST_MOMENTS:]
+
+
+def loss_then(feed: RunFeed, step: int) -> str:
+    """Return the held-out loss of the nearest evaluation before, of which step it is, and what it means."""
+    point = feed.curves["held-out"].until(step)
+    if point is None:
+        return ""
+    loss = point.value
+    choices = f"{count(round(math.exp(loss)))}" if loss < 30 else "countless"
+    last = max((e.step for e in feed.course.evals if e.step <= step), default=step)
+    where = "" if last == step else f" at step {last:,}, the last evaluation until then"
+    return f"{loss:.3f} nats{where}: as unsure of each next token as between {choices} equally likely ones"
+
+
+async def seen(run: Run, steps: Sequence[int]) -> Mapping[str, Mapping[str, object]]:
+    """Return what the run read at each step; empty where the prepared data are gone, or are of no such kind."""
+    arguments = [str(run.path), *map(str, steps)]
+    try:
+        found = await read_module("settle.studio.runs.seen_child", *arguments, seconds=SEEN_SECONDS)
+    except RunError:
+        return {}
+    return cast(Mapping[str, Mapping[str, object]], found)
+
+
+def cost_facts(feed: RunFeed, result: Result | None, num_parameters: object) -> list[tuple[str, str]]:
+    """Return what the training took, and what one answer takes by the same arithmetic."""
+    tokens, actual = feed.course.left.tokens, (result.actual if result else {})
+    seconds, joules = number(actual.get("time")) or feed.seconds, number(actual.get("energy"))
+    ratio = TRAINING_OPERATIONS * tokens / (ANSWER_OPERATIONS * ANSWER_TOKENS)
+    size = number(num_parameters)
+    training = f"{TRAINING_OPERATIONS * size * tokens:.2g} operations" if size else ""
+    answer = f"{ANSWER_OPERATIONS * size * ANSWER_TOKENS:.2g} operations" if size else ""
+    return [
+        ("training", " · ".join(t for t in (duration(seconds), amount(joules, "J") if joules else "", training) if t)),
+        (f"one answer of {ANSWER_TOKENS} tokens", " · ".join(
+            t for t in (f"{joules / ratio:.2g} J" if joules and ratio else "", answer) if t)),
+        ("training is worth", f"{count(ratio)} such answers" if ratio else ""),
+    ]  # fmt: skip

@@ -1,12 +1,18 @@
 """One run: its curves as they grow, what it says of itself, and how it ended."""
 
+import contextlib
+import os
+import signal
 import time
 from collections.abc import Sequence
 
+import psutil
 from nicegui import ui
 
-from settle.base.errors import SettleError
+from settle.audit import LEDGER_FOLDER
+from settle.base.errors import RunError, SettleError
 from settle.base.events import Event, Listing, PhaseStarted
+from settle.base.files import parse_json
 from settle.base.run import Run as RunFolder
 from settle.base.run.result import Result
 from settle.base.words.sentences import NOTHING_KEPT
@@ -16,7 +22,6 @@ from settle.studio.layout import Facts, Place, button, card, failure, words
 from settle.studio.pages import Page
 from settle.studio.runs import report
 from settle.studio.runs.feed import RunFeed
-from settle.studio.runs.process import stop
 from settle.studio.runs.samples import sample_text
 from settle.studio.table import Table
 from settle.studio.visit import Visit, in_thread
@@ -172,3 +177,27 @@ def _has_phase(events: Sequence[Event]) -> bool:
 def _small_chart(name: str, title: str) -> Chart:
     with ui.element("section").classes("panel"):
         return Chart(title, (name,), ("tokens",), height=160)
+
+
+CLOCK_SECONDS = 2.0  # that two readings of a time may differ: ids of processes are used again
+
+
+def worker_of(run: RunFolder) -> psutil.Process | None:
+    """Return the process that opened the latest ledger of the run, while it lives."""
+    folder = run.path / LEDGER_FOLDER
+    files = sorted(folder.glob("*.jsonl")) if folder.is_dir() else []
+    for path in reversed(files):
+        with contextlib.suppress(OSError, ValueError, TypeError, KeyError, psutil.Error), path.open("rb") as f:
+            opened = parse_json(f.readline())
+            process = psutil.Process(int(opened["pid"]))
+            if process.create_time() <= float(opened["time"]) + CLOCK_SECONDS and process.is_running():
+                return process
+    return None
+
+
+def stop(run: RunFolder) -> None:
+    """Ask it to stop: in the loop it saves a checkpoint first. Raises RunError."""
+    worker = worker_of(run) if run.status == "running" else None
+    if worker is None or os.name == "nt":
+        raise RunError(f"the process that works on {run.name!r} is not known", "press Ctrl-C in its terminal")
+    worker.send_signal(signal.SIGINT)
