@@ -8,7 +8,7 @@ from settle.base.run import Run
 from settle.doctor.answerers.local_model import LocalModel
 from settle.doctor.answerers.served_model import Door, is_address, open_server
 from settle.doctor.answerers.web import Web
-from settle.doctor.exchanges.chat import Chat
+from settle.doctor.exchanges.chat import ChatRecord
 from settle.doctor.exchanges.read_transcript import read_transcript
 from settle.doctor.history import find_history, read_history
 from settle.doctor.subject import (
@@ -77,7 +77,7 @@ def _remembered(collection: str) -> ModelRef | None:
 def of_server(address: str, running: Running, door: Door) -> ServedChat:
     """Return a server with what it answers to short questions."""
     server = open_server(Web(address, door.key_of(address)), door.model)
-    chat = Chat(tuple(server.probes()), server)
+    chat = ChatRecord(tuple(server.probes()), server)
     return ServedChat(address, chat, running=running, served_model=server.model.name)
 
 
@@ -87,12 +87,12 @@ def of_transcript(path: Path, name: str | None, running: Running, door: Door) ->
     if name is not None and is_address(name):
         asked_of = next((exchange.request.model for exchange in exchanges if exchange.request.model), None)
         server = open_server(Web(name, door.key_of(name)), door.model, asked_of)
-        return RecordedChat(str(path), Chat(exchanges, server), None, name, server.model.name, running=running)
+        return RecordedChat(str(path), ChatRecord(exchanges, server), None, name, server.model.name, running=running)
     model = resolve_gguf(name) if name is not None else _named_in(exchanges)
     asked = [exchange.request.context for exchange in exchanges if exchange.request.context]
     context = running.context or max(asked, default=None)
     answerer = LocalModel(model, context, running.threads) if model else None
-    return RecordedChat(str(path), Chat(exchanges, answerer), model, name, running=running)
+    return RecordedChat(str(path), ChatRecord(exchanges, answerer), model, name, running=running)
 
 
 def _named_in(exchanges: Sequence[Exchange]) -> ModelRef | None:

@@ -31,7 +31,7 @@ HARM_NATS = 0.02  # per token, that they may not get worse by
 NATS = "nats per token"
 
 
-class Reading(NamedTuple):
+class LikelihoodReading(NamedTuple):
     """Ids of a text that are read by a model."""
 
     ids: Sequence[int]
@@ -79,11 +79,11 @@ class Reader:
         finally:
             self._scorer.reopen(self._overrides)
 
-    def nats(self, reading: Reading) -> float:
+    def nats(self, reading: LikelihoodReading) -> float:
         """Return the mean negative log-likelihood of the ids from `first` on."""
         return float(np.mean(self.losses(reading)))
 
-    def nats_of_end(self, reading: Reading) -> float:
+    def nats_of_end(self, reading: LikelihoodReading) -> float:
         """Return what `nats` does, much more quickly where the text before `first` is long."""
         return float(-np.mean(self._scorer.positions(list(reading.ids), 1, reading.first).logprobs[:-1]))
 
@@ -95,7 +95,7 @@ class Reader:
         """Return KL(record ‖ this) over one of its windows, mean nats per token."""
         return float(self._scorer.compare_window(record, window).kl.mean())
 
-    def losses(self, reading: Reading) -> np.ndarray:
+    def losses(self, reading: LikelihoodReading) -> np.ndarray:
         """Return the negative log-likelihood of each id from `first` on (L,), in nats."""
         rows = self._scorer.rows(list(reading.ids), top=1, sampled=1)
         return -np.asarray(rows.came_logprobs, np.float64)[reading.first - 1 :]
@@ -159,10 +159,10 @@ def strength_of(gain: float) -> float:
     return 1.0 - math.exp(-gain)
 
 
-def text_reading(engine: Engine, text: str, most: int = CONTEXT) -> Reading:
+def text_reading(engine: Engine, text: str, most: int = CONTEXT) -> LikelihoodReading:
     """Return at most `most` tokens of a plain text, within the model's context; the first words do not count."""
     ids = engine.plain(text)[: min(most, engine.context)]
-    return Reading(ids, max(1, min(SKIPPED, len(ids) // 4)))
+    return LikelihoodReading(ids, max(1, min(SKIPPED, len(ids) // 4)))
 
 
 def own_template(engine: Engine) -> str | None:
@@ -182,7 +182,7 @@ def known_answer(item: Item) -> KnownAnswer:
 
 def answer_reading(
     engine: Engine, known: KnownAnswer, template: str | None, end: str | None, before: KnownAnswer | None = None
-) -> Reading:
+) -> LikelihoodReading:
     """Return a known answer behind its question.
 
     template: None for plain text. end: what must follow the answer, of a template its own; None for nothing. before: an
@@ -198,7 +198,7 @@ def answer_reading(
         text = rendered(engine.metadata, template, known.question, earlier_turns)
         prompt = engine.opened(engine.tokenize(text, special=True))
         end = end and turn_end(engine.metadata, template)
-    return Reading([*prompt, *answer, *(engine.tokenize(end, special=True)[:1] if end else ())], len(prompt))
+    return LikelihoodReading([*prompt, *answer, *(engine.tokenize(end, special=True)[:1] if end else ())], len(prompt))
 
 
 class LikelihoodSide(HeldSide[Reader]):
@@ -222,7 +222,7 @@ class LikelihoodSide(HeldSide[Reader]):
     def make(self) -> Reader:
         return Reader(self._model, self._path, self._context, self._overrides).__enter__()
 
-    def reading(self, engine: Engine, item: Item) -> Reading:
+    def reading(self, engine: Engine, item: Item) -> LikelihoodReading:
         """Return the ids of an item in this set-up, and from where on they count; here those of plain text."""
         return text_reading(engine, str(item))
 
@@ -232,7 +232,7 @@ class LikelihoodSide(HeldSide[Reader]):
     def guard(self, item: Item) -> float:
         return self.held.nats(self.guard_reading(self.held.engine, item))
 
-    def guard_reading(self, engine: Engine, item: Item) -> Reading:
+    def guard_reading(self, engine: Engine, item: Item) -> LikelihoodReading:
         """Return the ids of a guard in this set-up, and from where on they count."""
         return text_reading(engine, str(item))
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from settle.base.run import Run
-from settle.doctor.exchanges.chat import Chat
+from settle.doctor.exchanges.chat import ChatRecord
 from settle.doctor.history import History
 from settle.library.reference import ModelRef
 
@@ -83,7 +83,7 @@ class ExportedRun(TrainingRun):
 class AskedModel(Subject):
     """What a model was asked and answered, recorded or by a server."""
 
-    chat: Chat
+    chat: ChatRecord
     model: ModelRef | None = None  # that answers again, where it is a file of this machine
 
     @property

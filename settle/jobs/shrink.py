@@ -32,7 +32,7 @@ from settle.machine import describe, num_threads
 from settle.model.pretrained import Pretrained
 from settle.model.source import Source
 from settle.shrink.calibration import calibration_data
-from settle.shrink.candidates import Candidate, Candidates, ThroughputModel
+from settle.shrink.candidates import Candidates, ShrinkCandidate, ThroughputModel
 from settle.shrink.card import CardFacts, write_card
 from settle.shrink.measured_model import MeasuredModel, require_room
 from settle.shrink.pareto import COLUMNS, draw_pareto, pareto_rows
@@ -68,10 +68,10 @@ class ShrinkContext(Context):
     fingerprint: str = ""
     session: Session = field(init=False)
     candidates: Candidates = field(init=False)
-    reference: Candidate = field(init=False)
-    routes: list[Candidate] = field(default_factory=list)
+    reference: ShrinkCandidate = field(init=False)
+    routes: list[ShrinkCandidate] = field(default_factory=list)
     expected: dict[str, float] = field(default_factory=dict)
-    chosen: Candidate | None = None
+    chosen: ShrinkCandidate | None = None
     exported: Path | None = None
     loss_on_text: TextLoss | None = None
     gate: Mapping[str, object] | None = None
@@ -261,7 +261,7 @@ def result(c: ShrinkContext) -> None:
     c.exit_code = 0
 
 
-def _warn_of_loss(c: ShrinkContext, chosen: Candidate) -> None:
+def _warn_of_loss(c: ShrinkContext, chosen: ShrinkCandidate) -> None:
     """Say so when the file loses more on text that chose nothing than was asked for."""
     budget = c.settings.budget()
     if budget.goal == "loss" and chosen.loss_share > budget.amount:
@@ -280,15 +280,15 @@ def _requantizing(settings: ShrinkSettings) -> str:
     return " ".join(["settle shrink", str(settings.model), *settings.inputs, *budget, "--requantize"])
 
 
-def _planned(c: ShrinkContext, values: object) -> Candidate:
+def _planned(c: ShrinkContext, values: object) -> ShrinkCandidate:
     """Return the choice of an earlier session. Raises RunError when plan.json was edited."""
     try:
-        return Candidate.from_json(values if isinstance(values, dict) else {})
+        return ShrinkCandidate.from_json(values if isinstance(values, dict) else {})
     except (KeyError, TypeError, ValueError) as e:
         raise edited(c.run, f"chosen: {e}") from None
 
 
-def _measured(c: ShrinkContext) -> list[Candidate]:
+def _measured(c: ShrinkContext) -> list[ShrinkCandidate]:
     return sorted(c.candidates.known.values(), key=lambda known: -known.num_bytes)
 
 
@@ -296,7 +296,7 @@ def _base(c: ShrinkContext) -> Mapping[str, object]:
     return {"name": c.session.whole.name, "sha256": c.session.whole.source.sha256}
 
 
-def _losses(c: ShrinkContext, chosen: Candidate, others: Sequence[Candidate]) -> ShrinkResult:
+def _losses(c: ShrinkContext, chosen: ShrinkCandidate, others: Sequence[ShrinkCandidate]) -> ShrinkResult:
     """Return the result: the chosen file compared with the model. others: that were measured."""
     assert c.exported is not None and chosen.divergence is not None
     assert chosen.footprint is not None and c.reference.footprint is not None

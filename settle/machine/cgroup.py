@@ -13,7 +13,7 @@ _NO_LIMIT = 1 << 60
 
 
 @dataclass(frozen=True)
-class Limits:
+class CgroupLimits:
     """What is allowed. `cpus` is a number of CPUs, memory is in bytes; None means there is no limit."""
 
     cpus: float | None = None
@@ -21,7 +21,7 @@ class Limits:
     memory_used: int | None = None  # memory of the group with the tightest limit, without its reclaimable file cache
 
 
-def limits(root: Path = Path("/")) -> Limits:
+def limits(root: Path = Path("/")) -> CgroupLimits:
     """Return the tightest CPU and memory limits of this process's groups and all groups above them.
 
     root: where proc and sys are mounted (another root only makes sense in tests). No files, no limits.
@@ -37,7 +37,7 @@ def limits(root: Path = Path("/")) -> Limits:
         if limit is not None and limit < _NO_LIMIT:
             memory.append((limit, _memory_used(folder, version)))
     tightest = min(memory, key=lambda pair: pair[0] - (pair[1] or 0), default=(None, None))
-    return Limits(min(cpus, default=None), tightest[0], tightest[1])
+    return CgroupLimits(min(cpus, default=None), tightest[0], tightest[1])
 
 
 def _folders(root: Path, controller: str) -> Iterator[tuple[Path, int]]:

@@ -74,7 +74,7 @@ def bytes_read(file: Weights, kinds: Mapping[str, str]) -> int:
 
 
 @dataclass(frozen=True)
-class Candidate:
+class ShrinkCandidate:
     """A file that could be made, or was.
 
     kinds: tensor → type. mix: llama.cpp's name, None for a quantizer's choice. predicted: nats per token. divergence:
@@ -108,7 +108,7 @@ class Candidate:
         return max(rise, kl / d.reference_loss, 0.0)
 
     @classmethod
-    def from_json(cls, values: Mapping[str, object]) -> "Candidate":
+    def from_json(cls, values: Mapping[str, object]) -> "ShrinkCandidate":
         """Read a choice that plan.json holds. Raises KeyError, TypeError, ValueError for anything else."""
         kinds, mix, predicted = values["kinds"], values.get("recipe"), values.get("predicted_kl")
         if not isinstance(kinds, Mapping) or not isinstance(predicted, float | int | None):
@@ -157,27 +157,27 @@ class Candidates:
 
     session: Session
     quantizer: Quantizer
-    known: dict[str, Candidate] = field(default_factory=dict)
+    known: dict[str, ShrinkCandidate] = field(default_factory=dict)
 
-    def of_mix(self, mix: str) -> Candidate:
+    def of_mix(self, mix: str) -> ShrinkCandidate:
         """One of llama.cpp's mixes."""
         choices = mix_types(self.session.model.file, mix, has_importance=True)
         return self._candidate(mix, {name: choice.kind for name, choice in choices.items()}, mix)
 
-    def of_size(self, num_bytes: int) -> Candidate:
+    def of_size(self, num_bytes: int) -> ShrinkCandidate:
         """Return the quantizer's choice for a file of at most `num_bytes`. Raises UsageError if none is so small."""
         return self._candidate("", self.quantizer.choose_types(self.session.model, num_bytes))
 
-    def unchanged(self) -> Candidate:
+    def unchanged(self) -> ShrinkCandidate:
         """No tensor in another type."""
-        return Candidate("as it is", {}, self.session.file_bytes({}))
+        return ShrinkCandidate("as it is", {}, self.session.file_bytes({}))
 
-    def reference(self, footprint: Footprint | None = None) -> Candidate:
+    def reference(self, footprint: Footprint | None = None) -> ShrinkCandidate:
         """Return the file that all others are compared with."""
         whole = self.session.whole
         kind = max(whole.kinds, key=whole.kinds.__getitem__)
         name = f"{kind}, whole" if self.session.before_cut else kind
-        return Candidate(name, {}, whole.source.path.stat().st_size, predicted=0.0, footprint=footprint)
+        return ShrinkCandidate(name, {}, whole.source.path.stat().st_size, predicted=0.0, footprint=footprint)
 
     @property
     def smallest(self) -> int:
@@ -188,7 +188,7 @@ class Candidates:
     def largest(self) -> int:
         return self._fixed_bytes + sum(max(sizes.values()) for sizes in self.session.model.costs.num_bytes.values())
 
-    def measure(self, candidate: Candidate) -> Candidate:
+    def measure(self, candidate: ShrinkCandidate) -> ShrinkCandidate:
         """Return the candidate with its divergence."""
         if candidate.name not in self.known:
             with self.session.candidate_file(candidate.kinds) as path:
@@ -198,7 +198,7 @@ class Candidates:
             self.session.model.events.emit(Say(text=f"{text}, the loss changes by {d.rise.value:+.2%}"))
         return self.known[candidate.name]
 
-    def time(self, candidate: Candidate) -> Candidate:
+    def time(self, candidate: ShrinkCandidate) -> ShrinkCandidate:
         """Return the candidate with its footprint: speed, memory, time to load."""
         known = self.known.get(candidate.name, candidate)
         if known.footprint is None:
@@ -207,7 +207,7 @@ class Candidates:
         self.known[candidate.name] = known
         return known
 
-    def expected_kl(self, chosen: Candidate) -> float | None:
+    def expected_kl(self, chosen: ShrinkCandidate) -> float | None:
         """Return what the file is forecast to diverge by.
 
         The prediction is made for weights that were not rounded before; of a quantized model it is scaled by what the
@@ -219,7 +219,7 @@ class Candidates:
         ratios = [max(c.divergence.kl.value, 0.0) / c.predicted for c in known if c.divergence and c.predicted]
         return chosen.predicted * statistics.median(ratios) if ratios else chosen.predicted
 
-    def bytes_read(self, candidate: Candidate) -> int:
+    def bytes_read(self, candidate: ShrinkCandidate) -> int:
         """Bytes of the file that a token reads."""
         return bytes_read(self.session.model.file, candidate.kinds)
 
@@ -230,9 +230,9 @@ class Candidates:
         kinds = {name: min(of, key=of.__getitem__) for name, of in sizes.items()}
         return self.session.file_bytes(kinds) - sum(min(of.values()) for of in sizes.values())
 
-    def _candidate(self, name: str, kinds: Mapping[str, str], mix: str | None = None) -> Candidate:
+    def _candidate(self, name: str, kinds: Mapping[str, str], mix: str | None = None) -> ShrinkCandidate:
         size = self.session.file_bytes(kinds)
         predicted = self.session.model.costs.predicted(kinds)
         # small files differ by less than a tenth of a megabyte, and a candidate is known by its name
         shown = f"{size / 1e6:.1f} MB" if size >= 10_000_000 else f"{size / 1e3:,.1f} kB"
-        return Candidate(name or f"{self.quantizer.part_name()} {shown}", kinds, size, mix, predicted)
+        return ShrinkCandidate(name or f"{self.quantizer.part_name()} {shown}", kinds, size, mix, predicted)

@@ -9,7 +9,7 @@ from pathlib import Path
 from settle.base.files import write_atomic
 from settle.base.statistics import Interval
 from settle.evaluate.divergence import TextLoss
-from settle.shrink.candidates import Candidate
+from settle.shrink.candidates import ShrinkCandidate
 from settle.shrink.session import Session
 
 
@@ -23,8 +23,8 @@ class CardFacts:
 
     name: str
     why: str
-    reference: Candidate
-    chosen: Candidate
+    reference: ShrinkCandidate
+    chosen: ShrinkCandidate
     gate: Mapping[str, object]
     text_loss: TextLoss | None = None
     headline: str = ""
@@ -60,7 +60,7 @@ def card(facts: CardFacts, session: Session) -> str:
     return "\n".join(lines)
 
 
-def _figures(reference: Candidate, chosen: Candidate) -> list[tuple[str, str, str]]:
+def _figures(reference: ShrinkCandidate, chosen: ShrinkCandidate) -> list[tuple[str, str, str]]:
     d, a, b = chosen.measured, reference.footprint, chosen.footprint
     rows = [
         ("size, MB", f"{reference.num_bytes / 1e6:.1f}", f"{chosen.num_bytes / 1e6:.1f}"),

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from settle.base.errors import ResourceError
-from settle.shrink.candidates import Candidate, Candidates, ThroughputModel
+from settle.shrink.candidates import Candidates, ShrinkCandidate, ThroughputModel
 from settle.shrink.types.mixes import QUANTIZED_MIXES
 
 MOST_MEASURED = 8  # files of one search
@@ -21,7 +21,7 @@ BEYOND = 0.9  # minimum distance between two measurements, as a share of the tol
 
 
 @dataclass(frozen=True)
-class Size:
+class SearchedSize:
     """A file that was measured. value: what was measured of it, above 0."""
 
     num_bytes: int
@@ -36,13 +36,13 @@ class SizeRange:
     size is on that side.
     """
 
-    points: tuple[Size, ...]
-    above: Size | None
-    within: Size | None
+    points: tuple[SearchedSize, ...]
+    above: SearchedSize | None
+    within: SearchedSize | None
 
 
 def find_size(
-    measure: Callable[[int], Size],
+    measure: Callable[[int], SearchedSize],
     smallest: int,
     largest: int,
     wanted: float,
@@ -58,7 +58,7 @@ def find_size(
     size to begin with. Ends when both sides of the crossing are within `tolerance` of each other, relative, when
     nothing new comes of a measurement, or after `most` of them.
     """
-    points: dict[int, Size] = {}
+    points: dict[int, SearchedSize] = {}
     size = min(max(guess or round(math.sqrt(smallest * largest)), smallest), largest)
     for _ in range(most):
         point = measure(size)
@@ -77,14 +77,14 @@ def find_size(
     return _sides(points, wanted)
 
 
-def _sides(points: dict[int, Size], wanted: float) -> SizeRange:
+def _sides(points: dict[int, SearchedSize], wanted: float) -> SizeRange:
     ordered = tuple(sorted(points.values(), key=lambda p: p.num_bytes))
     within = _first(ordered, wanted)
     below = [p for p in ordered if p.value > wanted and (within is None or p.num_bytes < within.num_bytes)]
     return SizeRange(ordered, below[-1] if below else None, within)
 
 
-def _first(ordered: Sequence[Size], wanted: float) -> Size | None:
+def _first(ordered: Sequence[SearchedSize], wanted: float) -> SearchedSize | None:
     """Return the smallest file at or below `wanted` whose larger ones are too: noise must not make a small one pass."""
     first = None
     for point in reversed(ordered):
@@ -94,7 +94,7 @@ def _first(ordered: Sequence[Size], wanted: float) -> Size | None:
     return first
 
 
-def _between(above: Size, within: Size, wanted: float, tolerance: float) -> int:
+def _between(above: SearchedSize, within: SearchedSize, wanted: float, tolerance: float) -> int:
     """Return the size where the logarithm of the value, a straight line between the two, is that of `wanted`.
 
     Near an end it is a little beyond, so that the two come to lie on both sides of the crossing.
@@ -107,7 +107,7 @@ def _between(above: Size, within: Size, wanted: float, tolerance: float) -> int:
     return round(size) if start < size < end else (start + end) // 2
 
 
-def best_within_size(candidates: Candidates, num_bytes: int) -> Candidate:
+def best_within_size(candidates: Candidates, num_bytes: int) -> ShrinkCandidate:
     """Return the best file of at most `num_bytes`. Raises ResourceError, naming the nearest, when there is none."""
     if num_bytes < candidates.smallest:
         raise ResourceError(
@@ -121,17 +121,17 @@ def best_within_size(candidates: Candidates, num_bytes: int) -> Candidate:
     return min(tried, key=_kl)
 
 
-def smallest_within_loss(candidates: Candidates, share: float) -> Candidate:
-    """Return the smallest file that loses at most `share`; see `Candidate.loss_share`.
+def smallest_within_loss(candidates: Candidates, share: float) -> ShrinkCandidate:
+    """Return the smallest file that loses at most `share`; see `ShrinkCandidate.loss_share`.
 
     Raises ResourceError, naming the nearest, when there is none.
     """
-    tried: dict[int, Candidate] = {}
+    tried: dict[int, ShrinkCandidate] = {}
 
-    def loss_at(num_bytes: int) -> Size:
+    def loss_at(num_bytes: int) -> SearchedSize:
         candidate = candidates.measure(candidates.of_size(num_bytes))
         tried[candidate.num_bytes] = candidate
-        return Size(candidate.num_bytes, max(candidate.loss_share, SMALLEST_LOSS_SHARE))
+        return SearchedSize(candidate.num_bytes, max(candidate.loss_share, SMALLEST_LOSS_SHARE))
 
     logprobs = candidates.session.model.likelihoods.came_logprobs
     nats = -share * float(logprobs.mean(dtype=float))
@@ -147,15 +147,15 @@ def smallest_within_loss(candidates: Candidates, share: float) -> Candidate:
     return tried[result.within.num_bytes]
 
 
-def best_at_speed(candidates: Candidates, tokens_per_second: float) -> Candidate:
+def best_at_speed(candidates: Candidates, tokens_per_second: float) -> ShrinkCandidate:
     """Return the best file that writes at least that fast here. Raises ResourceError, naming the nearest."""
-    tried: dict[int, Candidate] = {}
+    tried: dict[int, ShrinkCandidate] = {}
 
-    def speed_at(num_bytes: int) -> Size:
+    def speed_at(num_bytes: int) -> SearchedSize:
         candidate = candidates.time(candidates.of_size(num_bytes))
         assert candidate.footprint is not None
         tried[candidate.num_bytes] = candidate
-        return Size(candidate.num_bytes, candidate.footprint.speed.median)
+        return SearchedSize(candidate.num_bytes, candidate.footprint.speed.median)
 
     first = speed_at((candidates.smallest + candidates.largest) // 2)
     throughput = ThroughputModel.fit([(candidates.bytes_read(tried[first.num_bytes]), first.value)])
@@ -174,7 +174,7 @@ def best_at_speed(candidates: Candidates, tokens_per_second: float) -> Candidate
     return candidates.measure(tried[_best_of_fast(result, tried)])
 
 
-def routes(candidates: Candidates) -> list[Candidate]:
+def routes(candidates: Candidates) -> list[ShrinkCandidate]:
     """Return every mix, and the quantizer's choice at the size of each, largest first.
 
     A file comes once, and of choices that differ by less than a percent in size only the smallest.
@@ -182,8 +182,8 @@ def routes(candidates: Candidates) -> list[Candidate]:
     mixes = [candidates.of_mix(mix) for mix in QUANTIZED_MIXES]
     sizes = sorted({c.num_bytes for c in mixes})
     own = {name: tensor.dtype for name, tensor in candidates.session.model.file.tensors.items()}
-    different: dict[frozenset[tuple[str, str]], Candidate] = {}
-    choices: list[Candidate] = []
+    different: dict[frozenset[tuple[str, str]], ShrinkCandidate] = {}
+    choices: list[ShrinkCandidate] = []
     for choice in map(candidates.of_size, sizes):
         if not choices or choice.num_bytes > choices[-1].num_bytes * (1 + SIZE_TOLERANCE):
             choices.append(choice)
@@ -192,12 +192,14 @@ def routes(candidates: Candidates) -> list[Candidate]:
     return sorted(different.values(), key=lambda c: -c.num_bytes)
 
 
-def predicted_speeds(candidates: Candidates, of: Sequence[Candidate], throughput: ThroughputModel) -> dict[str, float]:
+def predicted_speeds(
+    candidates: Candidates, of: Sequence[ShrinkCandidate], throughput: ThroughputModel
+) -> dict[str, float]:
     """Tokens a second of each, by the bytes that a token reads."""
     return {c.name: throughput.tokens_per_second(candidates.bytes_read(c)) for c in of}
 
 
-def _best_of_fast(result: SizeRange, tried: Mapping[int, Candidate]) -> int:
+def _best_of_fast(result: SizeRange, tried: Mapping[int, ShrinkCandidate]) -> int:
     """Return the size of the file that is predicted to lose least among those that are fast enough."""
     assert result.above is not None
     fast = [
@@ -206,7 +208,7 @@ def _best_of_fast(result: SizeRange, tried: Mapping[int, Candidate]) -> int:
     return min(fast, key=lambda size: tried[size].predicted or 0.0)
 
 
-def _kl(candidate: Candidate) -> float:
+def _kl(candidate: ShrinkCandidate) -> float:
     return candidate.measured.kl.value
 
 

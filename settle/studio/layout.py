@@ -83,7 +83,7 @@ def failure(error: SettleError) -> None:
             words(error.fix, classes="fix")
 
 
-class Place(ui.element):
+class Slot(ui.element):
     """A part of a page that is made again: `with place.anew():`. is_read: screen readers say then what it holds."""
 
     def __init__(self, is_read: bool = True) -> None:
@@ -91,7 +91,7 @@ class Place(ui.element):
         if is_read:
             self.props('aria-live="polite"')
 
-    def anew(self) -> "Place":
+    def anew(self) -> "Slot":
         self.clear()
         return self
 

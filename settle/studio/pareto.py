@@ -20,7 +20,7 @@ MOST_RESULTS = 12  # that are offered, the newest first
 MEGABYTE = 1e6
 
 
-class Measured(NamedTuple):
+class MeasuredResult(NamedTuple):
     """A result on this machine. kind: pick or shrink; path: of its result.json."""
 
     kind: str
@@ -67,15 +67,15 @@ class Tradeoff:
         return frontier(self.dots, lambda dot: (x * dot.x, y * dot.y))
 
 
-def measured_results() -> list[Measured]:
+def measured_results() -> list[MeasuredResult]:
     """Return the newest results that have several candidates."""
-    picks = [Measured("pick", path.parent.name, path) for path in (home() / "picks").glob("*/result.json")]
+    picks = [MeasuredResult("pick", path.parent.name, path) for path in (home() / "picks").glob("*/result.json")]
     runs = [run for run in Run.all() if run.path.name[11:].startswith("shrink-")]
-    shrinks = [Measured("shrink", run.name, path) for run in runs if (path := run.path / "result.json").is_file()]
+    shrinks = [MeasuredResult("shrink", run.name, path) for run in runs if (path := run.path / "result.json").is_file()]
     return sorted([*picks, *shrinks], key=lambda result: -result.path.stat().st_mtime)[:MOST_RESULTS]
 
 
-def read_tradeoffs(result: Measured) -> list[Tradeoff]:
+def read_tradeoffs(result: MeasuredResult) -> list[Tradeoff]:
     """Its pictures. Raises SettleError where the file is damaged, or of another version."""
     record: Any = read_json(result.path)
     with malformed_is_format_error(str(result.path)):

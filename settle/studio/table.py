@@ -8,7 +8,7 @@ from settle.base.event_log import Events
 from settle.base.events import Event, Listing, Say, Warn
 from settle.base.visible import visible_line
 from settle.base.words.figures import listed
-from settle.studio.layout import Place, words
+from settle.studio.layout import Slot, words
 from settle.studio.visit import in_thread
 
 Cell = str | dict[str, str]
@@ -47,7 +47,7 @@ class Table(Element, component="table.js"):
             self.props["rows"] = shown
 
 
-async def show_listed(place: Place, name: str, work: Callable[[Events], object], empty: str = EMPTY) -> None:
+async def show_listed(place: Slot, name: str, work: Callable[[Events], object], empty: str = EMPTY) -> None:
     """Show the lists, sentences and warnings that `work` emits in a thread. empty: shown for a list without rows."""
     seen: list[Event] = []
     await in_thread(work, Events(listeners=[seen.append]))

@@ -25,7 +25,7 @@ from settle.train.evaluation import EvaluationFigures, HeldOut, evaluate
 from settle.train.loop import Loop
 from settle.train.objectives import Objective
 from settle.train.optimizers import Optimizer
-from settle.train.recovery import Session
+from settle.train.recovery import LoopSession
 from settle.train.state import LoopState, Outcome
 from settle.train.thread_choice import LONGEST, ThreadWatch, choose_threads
 from settle.train.trainer import Trainer
@@ -123,14 +123,14 @@ class LiveRun:
         elapsed: Callable[[], float] | None = None,
         sample: Callable[[int, str], None] = lambda step, moment: None,
     ) -> Loop:
-        """elapsed, sample: as in `Session`."""
+        """elapsed, sample: as in `LoopSession`."""
         used = self.world.spending(spending)
         identity, decode, held_out = self.identity(), self.tokenizer.decode, _size(self.corpus.held_out)
 
         def judged(steps: float) -> float:
             return min(held_out, self.judged_tokens(steps))
 
-        session = Session(run, events, stopping, identity, used, decode, elapsed, judged, sample)
+        session = LoopSession(run, events, stopping, identity, used, decode, elapsed, judged, sample)
         trainer, threads = self.trainer(), commanded() or self.plan.loop.threads
         most = num_threads() if self.plan.device == "cpu" and self.world.size == 1 else 1
         watch = ThreadWatch(trainer, events, num_threads(threads), most, self._threads_are_free())

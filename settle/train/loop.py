@@ -8,7 +8,7 @@ from settle.base.errors import CheckpointError
 from settle.base.events import Resumed, Step
 from settle.machine.resource_usage import UsageSampler
 from settle.train.evaluation import HeldOut
-from settle.train.recovery import SPIKE_WINDOW, Recovery, Session
+from settle.train.recovery import SPIKE_WINDOW, LoopSession, Recovery
 from settle.train.state import LoopState, Outcome, Schedule
 from settle.train.thread_choice import ThreadWatch
 from settle.train.trainer import StepResult, Trainer
@@ -24,7 +24,7 @@ class Loop:
     """
 
     def __init__(
-        self, trainer: Trainer, held_out: HeldOut, session: Session, threads: ThreadWatch | None = None
+        self, trainer: Trainer, held_out: HeldOut, session: LoopSession, threads: ThreadWatch | None = None
     ) -> None:
         self.trainer, self.plan, self.session = trainer, trainer.plan, session
         self.events, self.world = session.events, trainer.world

@@ -22,7 +22,7 @@ MOST_NAMED_ROWS, MOST_CHARACTERS = 16, 80  # rows of a bad batch that are named,
 
 
 @dataclass(frozen=True)
-class Session:
+class LoopSession:
     """What a process that works on a run gives the loop.
 
     identity: what else a resume must find unchanged, kept in each checkpoint. spending: seconds, joules and peak bytes
@@ -49,7 +49,7 @@ class Recovery:
     saved_step: of the newest one, when it holds the state as it is, else -1. order: the rows of the steps so far.
     """
 
-    def __init__(self, trainer: Trainer, session: Session) -> None:
+    def __init__(self, trainer: Trainer, session: LoopSession) -> None:
         self.trainer, self.plan, self.session = trainer, trainer.plan, session
         self.events, self.world = session.events, trainer.world
         store = ShardStore if trainer.model.is_sharded else LocalStore

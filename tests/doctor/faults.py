@@ -34,7 +34,7 @@ from settle.doctor.checks.files.rope import _base, _key
 from settle.doctor.checks.files.template import _tokens
 from settle.doctor.checks.machine.busy_machine import BUSY
 from settle.doctor.checks.training.forgot import LEAST_NATS, LOOKED, PROVED, _lost, general_texts
-from settle.doctor.exchanges.chat import Chat
+from settle.doctor.exchanges.chat import ChatRecord
 from settle.doctor.exchanges.read_transcript import read_transcript
 from settle.doctor.history import read_history
 from settle.doctor.known_answers import KNOWN_ANSWERS, PARAGRAPHS, PROSE
@@ -192,7 +192,7 @@ def forgotten_start(healthy: AskedModel, folder: Path) -> Subject:
     reply |= {"prompt_eval_count": limit, "eval_count": 16}
     path = folder / "chat.jsonl"
     write_atomic(path, json.dumps({"request": body, "response": reply}) + "\n")
-    return RecordedChat(str(path), Chat(read_transcript(path).exchanges, answerer))
+    return RecordedChat(str(path), ChatRecord(read_transcript(path).exchanges, answerer))
 
 
 @fault

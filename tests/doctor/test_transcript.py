@@ -8,7 +8,7 @@ from settle.base.errors import DataError
 from settle.base.event_log import Events
 from settle.doctor.checks.answers.empty_answer import EmptyAnswer
 from settle.doctor.examine import examine
-from settle.doctor.exchanges.chat import Chat
+from settle.doctor.exchanges.chat import ChatRecord
 from settle.doctor.exchanges.read_transcript import read_transcript
 from settle.doctor.subject import RecordedChat
 
@@ -260,7 +260,7 @@ def test_an_answer_that_is_plain_empty_is_found(tmp_path, stop, says):
     message = {"role": "assistant", "content": ""}
     exchange = {"request": body, "response": {"choices": [{"message": message, "finish_reason": "stop"}]}}
     path.write_text(json.dumps(exchange) + "\n")
-    subject = RecordedChat(str(path), Chat(read_transcript(path).exchanges))
+    subject = RecordedChat(str(path), ChatRecord(read_transcript(path).exchanges))
     (finding,) = examine(subject, Events()).findings
     assert finding.check == "empty_answer" and says in finding.what
     command = EmptyAnswer().fix(finding, subject).command

@@ -16,7 +16,7 @@ from settle.base.event_log import Events
 from settle.base.run import Run
 from settle.base.run.launcher import launched
 from settle.jobs.job import Job, start
-from settle.jobs.prove_scale.prove_scale import Trial, _changes, parse_ranks
+from settle.jobs.prove_scale.prove_scale import RankTrial, _changes, parse_ranks
 from settle.jobs.ranks.launch_script import script
 from settle.jobs.ranks.setup import differences
 from settle.jobs.settings import JobSettings, TrainSettings, TuneSettings
@@ -157,9 +157,9 @@ def test_numbers_of_ranks() -> None:
         with pytest.raises(UsageError):
             parse_ranks(wrong)
     assert _changes([1, 2, 3], 100) == [(2, 20), (1, 40), (3, 60), (2, 80), (1, 100)]
-    alone, other = (Trial("x", losses, b"", 1.0, b"") for losses in ({0: 2.0, 5: 1.0}, {0: 2.0, 5: 1.1}))
+    alone, other = (RankTrial("x", losses, b"", 1.0, b"") for losses in ({0: 2.0, 5: 1.0}, {0: 2.0, 5: 1.1}))
     assert other.worst(alone) == pytest.approx(0.1) and alone.worst(alone) == 0
-    assert Trial("x", {0: 2.0}, b"", 1.0, b"").worst(alone) == float("inf")
+    assert RankTrial("x", {0: 2.0}, b"", 1.0, b"").worst(alone) == float("inf")
 
 
 def test_two_ranks_of_torchrun_make_one_run(home: Path, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from settle.base.files import read_json
 from settle.jobs import shrink
 from settle.jobs.shrink import ShrinkResult, _requantizing, _warn_of_loss
 from settle.jobs.shrink_settings import ShrinkSettings
-from settle.shrink.candidates import Candidate
+from settle.shrink.candidates import ShrinkCandidate
 
 
 class Candidates:
@@ -24,31 +24,31 @@ class Candidates:
 
     def __init__(self) -> None:
         self.log: list[tuple[str, object]] = []
-        self.known: dict[str, Candidate] = {}
+        self.known: dict[str, ShrinkCandidate] = {}
 
-    def _made(self, what: str, value: object) -> Candidate:
+    def _made(self, what: str, value: object) -> ShrinkCandidate:
         self.log.append((what, value))
-        return Candidate(f"{what} {value}", {"t": "Q4_0"}, 600, "Q4_K_M" if what == "of_mix" else None, 0.5)
+        return ShrinkCandidate(f"{what} {value}", {"t": "Q4_0"}, 600, "Q4_K_M" if what == "of_mix" else None, 0.5)
 
-    def of_mix(self, mix: str) -> Candidate:
+    def of_mix(self, mix: str) -> ShrinkCandidate:
         return self._made("of_mix", mix)
 
-    def of_size(self, size: int) -> Candidate:
+    def of_size(self, size: int) -> ShrinkCandidate:
         return self._made("of_size", size)
 
-    def unchanged(self) -> Candidate:
+    def unchanged(self) -> ShrinkCandidate:
         return self._made("unchanged", None)
 
-    def measure(self, candidate: Candidate) -> Candidate:
+    def measure(self, candidate: ShrinkCandidate) -> ShrinkCandidate:
         self.log.append(("measure", candidate.name))
         self.known[candidate.name] = candidate
         return candidate
 
-    def time(self, candidate: Candidate) -> Candidate:
+    def time(self, candidate: ShrinkCandidate) -> ShrinkCandidate:
         self.log.append(("time", candidate.name))
         return candidate
 
-    def expected_kl(self, chosen: Candidate) -> float:
+    def expected_kl(self, chosen: ShrinkCandidate) -> float:
         return 0.25
 
 
@@ -97,7 +97,7 @@ def test_a_plan_measures_every_route_and_an_earlier_choice_is_taken_up(
 ) -> None:
     monkeypatch.setattr(shrink, "find_fallback", lambda file, mix, has_importance: None)
     c = context(tmp_path, heard := [], plan=True)
-    c.routes = [Candidate("a", {}, 9), Candidate("b", {}, 8)]
+    c.routes = [ShrinkCandidate("a", {}, 9), ShrinkCandidate("b", {}, 8)]
     shrink.search(c)
     assert c.candidates.log == [("measure", "a"), ("time", "a"), ("measure", "b"), ("time", "b")] and c.chosen is None
     chosen = {"name": "x", "kinds": {"t": "Q8_0"}, "bytes": 77, "recipe": None, "predicted_kl": 0.1}
@@ -116,7 +116,7 @@ def test_a_plan_measures_every_route_and_an_earlier_choice_is_taken_up(
 def test_the_plan_is_what_will_be_exported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shrink, "describe", lambda: {"cores": 2})
     c = context(tmp_path, [], to="400MB")
-    c.chosen = Candidate("x", {"t": "Q8_0"}, 77, predicted=0.5)
+    c.chosen = ShrinkCandidate("x", {"t": "Q8_0"}, 77, predicted=0.5)
     shrink.plan(c)
     written = read_json(tmp_path / "plan.json")
     assert written["chosen"]["kinds"] == {"t": "Q8_0"} and written["chosen"]["bytes"] == 77
@@ -137,9 +137,9 @@ def test_the_file_is_named_by_what_it_is(tmp_path: Path, monkeypatch: pytest.Mon
     assert c.exported is None and c.gate is None
     c.session.export = lambda kinds, path, mix: exported.append(path) or {"passed": True}
     for chosen in (
-        Candidate("x", {"t": "Q4_K"}, 10**6, "Q4_K_M"),
-        Candidate("x", {"t": "Q4_K"}, 12_340_000),
-        Candidate("x", {}, 1),
+        ShrinkCandidate("x", {"t": "Q4_K"}, 10**6, "Q4_K_M"),
+        ShrinkCandidate("x", {"t": "Q4_K"}, 12_340_000),
+        ShrinkCandidate("x", {}, 1),
     ):
         c.chosen = chosen
         shrink.export(c)
@@ -147,13 +147,13 @@ def test_the_file_is_named_by_what_it_is(tmp_path: Path, monkeypatch: pytest.Mon
     assert c.gate == {"passed": True}
 
 
-def measured(name: str, size: int, speed: float, peak: int, rise: float = 0.02) -> Candidate:
+def measured(name: str, size: int, speed: float, peak: int, rise: float = 0.02) -> ShrinkCandidate:
     kl = SimpleNamespace(value=0.1, low=0.05, high=0.2, is_bounded=True)
     of = SimpleNamespace(value=rise, low=rise - 0.01, high=rise + 0.01, is_bounded=True)
     same = SimpleNamespace(value=0.9)
     divergence: Any = SimpleNamespace(kl=kl, rise=of, same_top=same, reference_loss=4.0, to_json=dict)
     footprint: Any = SimpleNamespace(speed=SimpleNamespace(median=speed), peak_bytes=peak, to_json=dict)
-    return Candidate(name, {"t": "Q4_0"}, size, divergence=divergence, footprint=footprint)
+    return ShrinkCandidate(name, {"t": "Q4_0"}, size, divergence=divergence, footprint=footprint)
 
 
 @pytest.mark.parametrize(

@@ -16,10 +16,10 @@ from settle.evaluate.divergence import Divergence
 from settle.evaluate.footprint import Footprint, Measured
 from settle.formats.gguf.types import ggml_type
 from settle.shrink import candidates as candidates_module
-from settle.shrink.candidates import Candidate, Candidates, ThroughputModel, bytes_read
+from settle.shrink.candidates import Candidates, ShrinkCandidate, ThroughputModel, bytes_read
 from settle.shrink.measured_model import batches
 from settle.shrink.search import (
-    Size,
+    SearchedSize,
     _between,
     _crossing,
     best_at_speed,
@@ -67,25 +67,25 @@ class Files:
     def loss(self, num_bytes: int) -> float:
         return 0.5 * 10 ** (-(num_bytes / MB - 20) / 20)
 
-    def of_size(self, num_bytes: int) -> Candidate:
+    def of_size(self, num_bytes: int) -> ShrinkCandidate:
         size = num_bytes // MB * MB
-        return Candidate(f"auto {size // MB}", {"a": f"A{size // MB}"}, size, predicted=self.loss(size))
+        return ShrinkCandidate(f"auto {size // MB}", {"a": f"A{size // MB}"}, size, predicted=self.loss(size))
 
-    def of_mix(self, mix: str) -> Candidate:
+    def of_mix(self, mix: str) -> ShrinkCandidate:
         size = self.mixes.get(mix, 200) * MB
         kinds = {"a": mix} if mix in self.mixes else {"a": "Q8_0"}  # most mixes are the same file here
-        return Candidate(mix, kinds, size, mix, self.loss(size))
+        return ShrinkCandidate(mix, kinds, size, mix, self.loss(size))
 
-    def measure(self, candidate: Candidate) -> Candidate:
+    def measure(self, candidate: ShrinkCandidate) -> ShrinkCandidate:
         self.measured.append(candidate.name)
         kl = (candidate.predicted or 0.0) * (self.mix_gain if candidate.mix else 1.0)
         return replace(candidate, divergence=lost(kl))
 
-    def time(self, candidate: Candidate) -> Candidate:
+    def time(self, candidate: ShrinkCandidate) -> ShrinkCandidate:
         self.timed.append(candidate.num_bytes // MB)
         return replace(candidate, footprint=quick(1000 * MB / candidate.num_bytes))
 
-    def bytes_read(self, candidate: Candidate) -> int:
+    def bytes_read(self, candidate: ShrinkCandidate) -> int:
         return candidate.num_bytes
 
 
@@ -166,9 +166,9 @@ def test_a_search_asks_for_few_sizes() -> None:
     """Straight in the logarithm: the second measurement that lies between two others is beside the crossing."""
     asked: list[int] = []
 
-    def measure(size: int) -> Size:
+    def measure(size: int) -> SearchedSize:
         asked.append(size)
-        return Size(size, 10 ** (-size / 1000))
+        return SearchedSize(size, 10 ** (-size / 1000))
 
     found = find_size(measure, 1000, 9000, 1e-4, guess=2000, tolerance=0.01)
     assert found.above is not None and found.within is not None
@@ -185,14 +185,14 @@ def test_a_search_asks_for_few_sizes() -> None:
 @pytest.mark.parametrize(
     ("above", "within", "wanted", "size"),
     [
-        (Size(1000, 100.0), Size(2000, 1.0), 10.0, 1500),  # half of the way of the logarithm
-        (Size(1000, 100.0), Size(2000, 1.0), 100.0, 1009),  # a little beyond an end
-        (Size(1000, 100.0), Size(2000, 1.0), 1.0, 1991),
-        (Size(1000, 5.0), Size(2000, 5.0), 5.0, 1500),  # nothing to tell by
-        (Size(1000, 100.0), Size(1001, 1.0), 10.0, 1000),
+        (SearchedSize(1000, 100.0), SearchedSize(2000, 1.0), 10.0, 1500),  # half of the way of the logarithm
+        (SearchedSize(1000, 100.0), SearchedSize(2000, 1.0), 100.0, 1009),  # a little beyond an end
+        (SearchedSize(1000, 100.0), SearchedSize(2000, 1.0), 1.0, 1991),
+        (SearchedSize(1000, 5.0), SearchedSize(2000, 5.0), 5.0, 1500),  # nothing to tell by
+        (SearchedSize(1000, 100.0), SearchedSize(1001, 1.0), 10.0, 1000),
     ],
 )
-def test_between_two_sizes(above: Size, within: Size, wanted: float, size: int) -> None:
+def test_between_two_sizes(above: SearchedSize, within: SearchedSize, wanted: float, size: int) -> None:
     assert _between(above, within, wanted, 0.01) == size
 
 
@@ -236,13 +236,13 @@ def made(of: Any = None) -> Candidates:
 
 def test_a_candidate_has_its_exact_size_and_its_prediction() -> None:
     found = made().of_size(1000)
-    assert found == Candidate("auto 0.9 kB", {"x": "Q4_K", "y": "Q8_0"}, 940, None, pytest.approx(0.21))
+    assert found == ShrinkCandidate("auto 0.9 kB", {"x": "Q4_K", "y": "Q8_0"}, 940, None, pytest.approx(0.21))
     large = session()
     large.file_bytes = lambda kinds: 12_340_000
     assert made(large).of_size(0).name == "auto 12.3 MB"
     large.file_bytes = lambda kinds: 9_999_999
     assert made(large).of_size(0).name == "auto 10,000.0 kB"
-    assert made().unchanged() == Candidate("as it is", {}, 980)
+    assert made().unchanged() == ShrinkCandidate("as it is", {}, 980)
     assert (made().smallest, made().largest) == (100 + 440, 100 + 880)
 
 
@@ -270,7 +270,7 @@ def test_a_candidate_is_measured_and_timed_once(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_what_a_file_loses_is_the_larger_of_two_at_worst() -> None:
-    candidate = Candidate("x", {}, 1)
+    candidate = ShrinkCandidate("x", {}, 1)
     assert replace(candidate, divergence=lost(0.1, 0.04)).loss_share == pytest.approx(0.05)
     assert replace(candidate, divergence=lost(0.1, 0.06)).loss_share == pytest.approx(0.06)
     assert replace(candidate, divergence=lost(0.1, 0.06, spread=0.01)).loss_share == pytest.approx(0.07)
@@ -280,10 +280,10 @@ def test_what_a_file_loses_is_the_larger_of_two_at_worst() -> None:
 
 
 def test_a_point_is_what_was_measured_or_else_predicted() -> None:
-    candidate = Candidate("x", {}, 9, predicted=0.3)
+    candidate = ShrinkCandidate("x", {}, 9, predicted=0.3)
     guess = candidate.point(12.0)
     assert (guess.kl, guess.low, guess.speed, guess.predicted, guess.peak_bytes) == (0.3, None, 12.0, True, None)
-    assert not Candidate("x", {}, 9, predicted=0.0).point().predicted
+    assert not ShrinkCandidate("x", {}, 9, predicted=0.0).point().predicted
     point = replace(candidate, divergence=lost(0.2, 0.1, 0.05), footprint=quick(8.0)).point(12.0, chosen=True)
     assert (point.kl, point.low, point.high, point.rise, point.same_top) == (0.2, 0.2 - 0.05, 0.25, 0.1, 0.9)
     assert (point.speed, point.peak_bytes, point.predicted, point.chosen) == (8.0, 77, False, True)
@@ -292,14 +292,14 @@ def test_a_point_is_what_was_measured_or_else_predicted() -> None:
 
 
 def test_a_choice_comes_back_from_the_plan() -> None:
-    candidate = Candidate("x", {"a": "Q4_K"}, 9, "Q4_K_M", 0.5, lost(0.1), quick(1.0))
+    candidate = ShrinkCandidate("x", {"a": "Q4_K"}, 9, "Q4_K_M", 0.5, lost(0.1), quick(1.0))
     stored = candidate.to_json()
-    back = Candidate.from_json(stored | {"kinds": candidate.kinds})
-    assert back == Candidate("x", {"a": "Q4_K"}, 9, "Q4_K_M", 0.5)
-    assert Candidate.from_json({"name": "x", "kinds": {}, "bytes": 9}).mix is None
+    back = ShrinkCandidate.from_json(stored | {"kinds": candidate.kinds})
+    assert back == ShrinkCandidate("x", {"a": "Q4_K"}, 9, "Q4_K_M", 0.5)
+    assert ShrinkCandidate.from_json({"name": "x", "kinds": {}, "bytes": 9}).mix is None
     for wrong in ({"kinds": []}, {"predicted_kl": "x"}):
         with pytest.raises(TypeError):
-            Candidate.from_json(stored | {"kinds": {}} | wrong)
+            ShrinkCandidate.from_json(stored | {"kinds": {}} | wrong)
     assert stored["selection"] is None and stored["footprint"] == quick(1.0).to_json()
 
 

@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from settle.shrink.search import Size, find_size
+from settle.shrink.search import SearchedSize, find_size
 
 
 def measured(value, step=1):
@@ -11,7 +11,7 @@ def measured(value, step=1):
     def measure(size):
         asked.append(size)
         size = size // step * step
-        return Size(size, value(size))
+        return SearchedSize(size, value(size))
 
     return measure, asked
 
@@ -48,7 +48,7 @@ def test_a_guess_comes_first_and_noise_lets_no_small_file_pass():
     def measure(size):
         asked.append(size)
         nearest = min(values, key=lambda known: abs(known - size))
-        return Size(nearest, values[nearest])
+        return SearchedSize(nearest, values[nearest])
 
     found = find_size(measure, 100, 400, 0.1, guess=290, tolerance=0.0)
     assert asked[0] == 290

@@ -25,7 +25,7 @@ from settle.shrink.calibration import (
     calibration_windows,
     familiarity,
 )
-from settle.shrink.candidates import Candidate
+from settle.shrink.candidates import ShrinkCandidate
 from settle.shrink.card import CardFacts, card
 from settle.shrink.measured_model import require_room
 from settle.shrink.prunable_model import in_layer, layer_of
@@ -231,8 +231,8 @@ def shown(**more: Any) -> str:
     d = Divergence(3, 1200, 4800, ends, 0.5, 0.7, Interval(0.9, 0.875, 0.925), 1.02, 1.0, ends)
     median = Measured(7.5, 7.0, 8.0)
     footprint = Footprint(1, median, 77_000_000, median, median, 128, 3)
-    reference = Candidate("F16", {}, 270_000_000, footprint=footprint)
-    chosen = Candidate("auto", {"a": "Q4_K", "b": "Q8_0", "c": "Q4_K"}, 90_000_000, None, 0.021, d, footprint)
+    reference = ShrinkCandidate("F16", {}, 270_000_000, footprint=footprint)
+    chosen = ShrinkCandidate("auto", {"a": "Q4_K", "b": "Q8_0", "c": "Q4_K"}, 90_000_000, None, 0.021, d, footprint)
     source = SimpleNamespace(sha256="ab" * 32)
     whole = SimpleNamespace(name="smol", license="mit", source=source)
     session: Any = SimpleNamespace(

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from settle.studio.pareto import Measured, read_tradeoffs
+from settle.studio.pareto import MeasuredResult, read_tradeoffs
 from tests import examples
 from tests.library.pull.hub_server import serving
 from tests.studio import made_runs
@@ -107,7 +107,7 @@ def test_a_damaged_result_is_an_error_of_its_file(tmp_path, text):
     path.write_text(text)
     for kind in ("pick", "shrink"):
         with pytest.raises(SettleError, match=re.escape(str(path))):
-            read_tradeoffs(Measured(kind, "x", path))
+            read_tradeoffs(MeasuredResult(kind, "x", path))
 
 
 def test_what_fits_is_listed(page):

@@ -15,7 +15,7 @@ from settle.train import checkpoint as checkpoints
 from settle.train.loop import Loop
 from settle.train.objectives.next_token import NextToken
 from settle.train.optimizers.adamw import AdamW
-from settle.train.recovery import Session
+from settle.train.recovery import LoopSession
 from settle.train.trainer import Trainer
 from tests.train.test_loop import PLAN, held_out
 
@@ -25,7 +25,7 @@ def adapted_loop(corpus: Corpus, run: Run, method: LoRA, stop_at: int | None = N
     model = architecture.build(0)
     method.apply(model, seed=1)
     batches = Batches(corpus.train, PLAN.sequence_length, PLAN.tokens_per_step, 0)
-    session = Session(run, Events(), lambda: stop_at is not None and made.state.step >= stop_at)
+    session = LoopSession(run, Events(), lambda: stop_at is not None and made.state.step >= stop_at)
     made = Loop(Trainer(PLAN, model, NextToken(), AdamW(), batches), held_out(corpus, 256), session)
     return made
 

@@ -21,7 +21,7 @@ from settle.train.loop import Loop
 from settle.train.objectives.next_token import NextToken
 from settle.train.optimizers import Optimizer
 from settle.train.optimizers.adamw import AdamW
-from settle.train.recovery import MAX_ROLLBACKS, Session
+from settle.train.recovery import MAX_ROLLBACKS, LoopSession
 from settle.train.state import LoopPlan, Outcome
 from settle.train.trainer import Trainer
 from settle.train.verdict import verdict
@@ -52,7 +52,7 @@ def held_out(corpus: Corpus, limit_tokens: int) -> HeldOut:
 def loop(corpus: Corpus, run: Run, events: list[Event], stop_at: int | None = None, **rates: float) -> Loop:
     architecture = Llama.TINY.model_copy(update={"vocab_size": corpus.tokenizer.vocab_size})
     batches = Batches(corpus.train, PLAN.sequence_length, PLAN.tokens_per_step, 0)
-    session = Session(
+    session = LoopSession(
         run,
         Events(listeners=[into(events)]),
         lambda: stop_at is not None and made.state.step >= stop_at,

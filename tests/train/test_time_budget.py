@@ -15,7 +15,7 @@ from settle.train.evaluation import HeldOut
 from settle.train.loop import Loop
 from settle.train.objectives.next_token import NextToken
 from settle.train.optimizers.adamw import AdamW
-from settle.train.recovery import Session
+from settle.train.recovery import LoopSession
 from settle.train.state import LoopPlan, LoopState, Outcome, Schedule
 from settle.train.trainer import StepResult, Trainer
 from settle.train.watch import MOST_SLOWDOWN, SLACK, Pace
@@ -62,7 +62,7 @@ def train(corpus: Corpus, run: Run, clock: Clock, events: list[Event], stop_at: 
     trainer = Timed(chosen, architecture.build(0), NextToken(), AdamW(), batches)
     trainer.clock = clock
     blocks = list(held_out_batches(corpus.held_out, chosen.sequence_length, 64, 256))
-    session = Session(run, Events(listeners=[events.append]), lambda: clock.now >= stop_at, elapsed=clock)
+    session = LoopSession(run, Events(listeners=[events.append]), lambda: clock.now >= stop_at, elapsed=clock)
     with mock.patch.object(loop.time, "perf_counter", clock):
         return Loop(trainer, HeldOut(blocks, corpus.tokenizer.byte_length), session).train()
 

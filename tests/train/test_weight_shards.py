@@ -28,7 +28,7 @@ from settle.train.objectives.next_token import NextToken
 from settle.train.optimizers import Optimizer
 from settle.train.optimizers.adamw import AdamW
 from settle.train.optimizers.muon import Muon, orthogonal
-from settle.train.recovery import Session
+from settle.train.recovery import LoopSession
 from settle.train.state import LoopState
 from settle.train.trainer import StepResult, Trainer
 from settle.train.world import World, single
@@ -58,7 +58,9 @@ def trainer(
 def train(corpus: Corpus, run: Run, world: World, stop_at: int | None = None) -> list[float]:
     """Losses of all evaluations, of a run until its end or until a step."""
     held_out = HeldOut(list(held_out_batches(corpus.held_out, 32, 64, 400)), corpus.tokenizer.byte_length)
-    made = Loop(trainer(corpus, world, Muon()), held_out, Session(run, Events(), lambda: made.state.step == stop_at))
+    made = Loop(
+        trainer(corpus, world, Muon()), held_out, LoopSession(run, Events(), lambda: made.state.step == stop_at)
+    )
     return [e.loss for e in made.train().state.history]
 
 
@@ -188,7 +190,7 @@ def test_a_step_that_goes_wrong_is_taken_back_on_all_ranks(corpus: Corpus, tmp_p
 
         made.take_step = step  # type: ignore[method-assign]
         events = Events(listeners=[lambda event: seen.append(event.kind)])
-        state = Loop(made, held_out, Session(run, events)).train().state
+        state = Loop(made, held_out, LoopSession(run, events)).train().state
         return [e.loss for e in state.history], state.skipped, [kind for kind in seen if kind == "rollback"]
 
     one, two = (Run.create("train", name) for name in ("one", "two"))

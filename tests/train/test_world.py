@@ -26,7 +26,7 @@ from settle.train.evaluation import HeldOut
 from settle.train.loop import Loop
 from settle.train.objectives.next_token import NextToken
 from settle.train.optimizers.adamw import AdamW
-from settle.train.recovery import Session
+from settle.train.recovery import LoopSession
 from settle.train.state import LoopPlan, LoopState
 from settle.train.trainer import Trainer
 from settle.train.world import World, single
@@ -57,7 +57,7 @@ def train(corpus: Corpus, run: Run, world: World, stop_at: int | None = None) ->
     torch.set_num_threads(1)
     held_out = HeldOut(list(held_out_batches(corpus.held_out, 32, 64, 400)), corpus.tokenizer.byte_length)
     stopping = lambda: stop_at is not None and made.state.step >= stop_at  # noqa: E731
-    made = Loop(trainer(corpus, world), held_out, Session(run, Events(), stopping))
+    made = Loop(trainer(corpus, world), held_out, LoopSession(run, Events(), stopping))
     return [e.loss for e in made.train().state.history]
 
 
@@ -240,7 +240,7 @@ def test_clocks_that_differ_by_minutes_do_not_part_the_ranks(corpus: Corpus, tmp
         made = trainer(corpus, world)
         made.plan = made.plan.model_copy(update={"seconds": 300.0, "max_steps": 6})
         elapsed = lambda: 1.0 + ahead * world.rank  # noqa: E731
-        state = Loop(made, held_out, Session(run, Events(), elapsed=elapsed)).train().state
+        state = Loop(made, held_out, LoopSession(run, Events(), elapsed=elapsed)).train().state
         return [state.step, state.schedule.decay_start or 0]
 
     for name, ahead in (("ahead", 900.0), ("behind", -900.0)):

@@ -16,7 +16,7 @@ from settle.base.fenced_child import answer_requests
 MOST_TEXTS, MOST_CHARACTERS = 16, 1 << 22  # of one answer; the last text may exceed them
 
 
-class Request(TypedDict):
+class RenderRequest(TypedDict):
     """Renderings of one conversation. now: as ISO 8601, or None for the time of the rendering."""
 
     source: str
@@ -35,7 +35,7 @@ class Renderer:
         self._source: str | None = None
 
     def answer(self, request: Any) -> tuple[list[str], tuple[str, str] | None]:
-        asked: Request = request
+        asked: RenderRequest = request
         texts: list[str] = []
         try:
             if self._source != asked["source"]:

@@ -8,7 +8,7 @@ from settle.wire.exchange import Exchange, Reply
 
 
 @dataclass(frozen=True)
-class Chat:
+class ChatRecord:
     """answerer: None where the model is not known, so that nothing can be asked again."""
 
     exchanges: tuple[Exchange, ...]

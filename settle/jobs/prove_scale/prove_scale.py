@@ -34,7 +34,7 @@ STEPS, SIZE = 100, "100k"  # of a run, where none are asked for
 
 
 @dataclass(frozen=True)
-class Trial:
+class RankTrial:
     """What one run gave. losses: of each evaluation by its step; speed: tokens per second, the median step's."""
 
     name: str
@@ -43,7 +43,7 @@ class Trial:
     speed: float
     weights: bytes
 
-    def worst(self, alone: "Trial") -> float:
+    def worst(self, alone: "RankTrial") -> float:
         """Return the largest relative difference of a loss from that of one rank; inf where one is missing."""
         if self.losses.keys() != alone.losses.keys():
             return float("inf")
@@ -119,7 +119,7 @@ class _Trials:
         self.folder, self.plan, self.corpus, self.events = folder, plan, corpus, events
         self.latest = Run(folder)
 
-    def run(self, name: str, parts: Sequence[tuple[int, int]]) -> Trial:
+    def run(self, name: str, parts: Sequence[tuple[int, int]]) -> RankTrial:
         """Run the plan in parts, each of which ends at a step and is trained by a number of ranks."""
         self.events.emit(Say(text=name))
         run = self.latest = Run(self.folder / name.replace(" ", "-"))
@@ -132,7 +132,7 @@ class _Trials:
         weights = b"".join(file.read_bytes() for file in sorted(newest.glob("*.safetensors")))
         speeds = [step.tokens_per_second for step in course.steps]
         losses = {e.step: e.loss for e in course.evals}
-        return Trial(name, losses, (run.path / FILE).read_bytes(), statistics.median(speeds), weights)
+        return RankTrial(name, losses, (run.path / FILE).read_bytes(), statistics.median(speeds), weights)
 
     def order(self) -> Order:
         """Return what the ledger of the latest run proves. Raises RunError."""
@@ -175,11 +175,11 @@ def _start(run: Run, size: int, until: int) -> None:
         raise EngineError(f"a run on {size} ranks ended with {wrong}: {words}", "see docs/scale.md")
 
 
-def _agrees(trial: Trial, alone: Trial) -> bool:
+def _agrees(trial: RankTrial, alone: RankTrial) -> bool:
     return trial.worst(alone) <= MOST_RELATIVE and trial.order == alone.order
 
 
-def _row(trial: Trial, alone: Trial, size: int | None) -> tuple[object, ...]:
+def _row(trial: RankTrial, alone: RankTrial, size: int | None) -> tuple[object, ...]:
     order = "the same" if trial.order == alone.order else "DIFFERS"
     name = trial.name if size is None else str(size)
     if size is not None and size > cores().usable:
@@ -189,7 +189,7 @@ def _row(trial: Trial, alone: Trial, size: int | None) -> tuple[object, ...]:
 
 
 def _result(
-    trials: dict[int, Trial], changed: Trial, alone: Trial, order: Order, is_same: bool, passed: bool
+    trials: dict[int, RankTrial], changed: RankTrial, alone: RankTrial, order: Order, is_same: bool, passed: bool
 ) -> dict[str, object]:
     """Return the table as JSON."""
     return {

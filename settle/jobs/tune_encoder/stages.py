@@ -37,7 +37,7 @@ from settle.train.loop import Loop
 from settle.train.objectives import Objective
 from settle.train.optimizers import Optimizer
 from settle.train.proof.definition import require_definition
-from settle.train.recovery import Session
+from settle.train.recovery import LoopSession
 from settle.train.state import LoopPlan
 from settle.train.trainer import Trainer
 from settle.train.verdict import verdict
@@ -219,7 +219,9 @@ def loop(c: EncoderContext) -> None:
     c.spending.start("cpu", c.settings.watts)
     batches = RowBatches(c.corpus.train, c.settings.batch_rows, c.plan.seed)
     trainer = Trainer(c.plan, c.model, c.objective, c.optimizer, batches)
-    session = Session(c.run, c.events, c.stopping, dict(c.record or {}), c.spending, elapsed=lambda: c.spending.total)
+    session = LoopSession(
+        c.run, c.events, c.stopping, dict(c.record or {}), c.spending, elapsed=lambda: c.spending.total
+    )
     c.loop = Loop(trainer, c.held_out("held_out"), session)
     train_loop(c)
 

@@ -33,7 +33,7 @@ _QUANTIZER_SECONDS = 300  # for all mixes of one file; it takes about one
 
 
 @dataclass(frozen=True)
-class Choice:
+class TypeChoice:
     """The type of one tensor. wanted: what the mix gives it where rows fit, another one where they do not."""
 
     kind: str
@@ -45,7 +45,7 @@ class Choice:
         return self.kind != self.wanted
 
 
-def mix_types(file: Weights, mix: str, has_importance: bool = False) -> dict[str, Choice]:
+def mix_types(file: Weights, mix: str, has_importance: bool = False) -> dict[str, TypeChoice]:
     """Return the type of every tensor of a GGUF file, in the order that llama.cpp writes them.
 
     has_importance: whether an importance will be given; some mixes spend their bits differently then. Raises UsageError
@@ -65,7 +65,7 @@ def mix_types(file: Weights, mix: str, has_importance: bool = False) -> dict[str
         kind = kind or tensor.dtype
         wanted = (not isinstance(fitting, str) and fitting.get(name)) or kind
         size = tensor.num_bytes if kind == tensor.dtype else ggml_type(kind).num_bytes(tensor.shape)
-        choices[name] = Choice(kind, wanted, size)
+        choices[name] = TypeChoice(kind, wanted, size)
     return choices
 
 

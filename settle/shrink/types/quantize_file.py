@@ -26,7 +26,7 @@ from settle.formats.gguf.layout import Entry, Layout, layout
 from settle.formats.gguf.types import GGML, block_id, block_of, ggml_type
 from settle.shrink.types import ggml
 from settle.shrink.types.imatrix import Importance
-from settle.shrink.types.mixes import MIXES, Choice, mix_types
+from settle.shrink.types.mixes import MIXES, TypeChoice, mix_types
 
 QUANTIZATION_VERSION = 2  # ggml.h: GGML_QNT_VERSION
 _SPLIT = ("split.no", "split.count", "split.tensors.count")
@@ -295,7 +295,7 @@ class Fallback:
     """
 
     mix: str
-    tensors: Mapping[str, Choice]
+    tensors: Mapping[str, TypeChoice]
     num_tensors: int
     num_bytes: int
     promised: int
@@ -339,7 +339,7 @@ def find_fallback(file: Weights, mix: str, has_importance: bool = False) -> Fall
     return Fallback(mix, tensors, len(chosen), size, round(size - saved), better, better_bytes)
 
 
-def expected_error(file: Weights, chosen: Mapping[str, Choice]) -> float:
+def expected_error(file: Weights, chosen: Mapping[str, TypeChoice]) -> float:
     """Return the share of the squares of all weights that rounding to these types loses.
 
     It holds were they normally distributed and alike: it orders mixes by how precise they are.
@@ -349,7 +349,9 @@ def expected_error(file: Weights, chosen: Mapping[str, Choice]) -> float:
     return sum(errors.get(c.kind, 0.0) * sizes[name] for name, c in chosen.items()) / sum(sizes.values())
 
 
-def _better_mix(file: Weights, chosen: Mapping[str, Choice], size: int, has_importance: bool) -> tuple[str | None, int]:
+def _better_mix(
+    file: Weights, chosen: Mapping[str, TypeChoice], size: int, has_importance: bool
+) -> tuple[str | None, int]:
     """Return the most precise mix of those that are more precise and no larger; the smaller one of two alike."""
     no_larger: list[tuple[float, int, str]] = []
     for mix in MIXES:

@@ -25,7 +25,7 @@ from settle.studio.field import Field
 from settle.studio.forms.arguments import Given, arguments, shell_line
 from settle.studio.forms.form import Form
 from settle.studio.forms.settings import describe
-from settle.studio.layout import Place, button, card, words
+from settle.studio.layout import Slot, button, card, words
 from settle.studio.pages import Page
 from settle.studio.table import show_listed
 from settle.studio.tokens.open_models import OPEN_MODELS, model_names
@@ -58,7 +58,7 @@ class Chat(Page):
             with ui.element("div"):
                 talk.build()
         with card("Votes"):
-            talk.votes = Place(is_read=False)
+            talk.votes = Slot(is_read=False)
         await talk.show_votes()
         ui.context.client.on_delete(talk.stop)
 
@@ -132,7 +132,7 @@ class Talk:
     """What was said since the page was opened. messages: of a conversation with one model; blind: with two."""
 
     choice: ModelChoice
-    votes: Place
+    votes: Slot
 
     def __init__(self) -> None:
         self.messages: list[dict[str, str]] = []

@@ -10,7 +10,7 @@ from nicegui import ui
 from settle.audit.report import list_ledgers, show_ledger
 from settle.studio.command_child import CommandChild
 from settle.studio.field import Field
-from settle.studio.layout import Place, button, card, words
+from settle.studio.layout import Slot, button, card, words
 from settle.studio.pages import Page
 from settle.studio.table import show_listed
 from settle.studio.visit import Visit
@@ -30,7 +30,7 @@ class Doctor(Page):
         with card("What is wrong?"):
             _Looking(visit.query.get("subject", ""))
         with card("What left this machine"):
-            await show_listed(Place(), "Ledgers", list_ledgers, "No command has left a ledger yet.")
+            await show_listed(Slot(), "Ledgers", list_ledgers, "No command has left a ledger yet.")
             named = Field("Connections of", hint="serve", help="a run, or a command such as serve")
 
             async def show() -> None:
@@ -38,7 +38,7 @@ class Doctor(Page):
                 await show_listed(connections, "Connections", partial(show_ledger, name), "It reached nothing.")
 
             button("Show", show)
-            connections = Place()
+            connections = Slot()
 
 
 class _Looking:
@@ -57,7 +57,7 @@ class _Looking:
         self._child = CommandChild()
         self._bar = ui.element("progress").props('aria-label="How far the proof is"')
         self._bar.set_visibility(False)
-        self._place = Place()
+        self._place = Slot()
 
     async def _look(self, more: Sequence[str] = ()) -> None:
         """Examine, or examine and prove, and show all findings."""
@@ -99,7 +99,7 @@ class _Looking:
                 for proven in result["findings"]:
                     _describe(proven)
 
-        with Place(is_read=False) as place:
+        with Slot(is_read=False) as place:
             _describe(finding)
             if finding["state"] == "likely":
                 button(f"Prove {finding['number']}", prove)

@@ -10,7 +10,7 @@ from settle.retrieve.index.collection_folder import collection_names
 from settle.retrieve.index.list_collections import list_status
 from settle.studio.command_child import CommandChild
 from settle.studio.field import Field
-from settle.studio.layout import Place, button, card, words
+from settle.studio.layout import Slot, button, card, words
 from settle.studio.pages import Page
 from settle.studio.passage import passage_link
 from settle.studio.table import show_listed
@@ -48,9 +48,9 @@ class Documents(Page):
             question.on("enter", reported(ask))
             button("Ask", ask, main=True)
             searching = CommandChild()
-        place = Place()
+        place = Slot()
         with card("Status"):
-            status = Place()
+            status = Slot()
 
             async def update() -> None:
                 result = await indexing.read(["index", "--", collection.text])

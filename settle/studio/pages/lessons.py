@@ -6,7 +6,7 @@ from settle.doctor.demonstration.measure_lesson import LessonResult
 from settle.doctor.demonstration.session import DRAWS, all_lessons, measured, percent
 from settle.doctor.lessons import Lesson
 from settle.studio.field import Field
-from settle.studio.layout import Place, button, card, words
+from settle.studio.layout import Slot, button, card, words
 from settle.studio.pages import Page
 from settle.studio.table import Table
 from settle.studio.tokens.open_models import model_names
@@ -50,7 +50,7 @@ def _lesson(lesson: Lesson, model: Field) -> None:
 
             button(f"Measure lesson {lesson.number}", measure)
             state = words("", classes="dim").props('role="status"')
-        place = Place()
+        place = Slot()
 
 
 def _show(result: LessonResult, name: str) -> None:

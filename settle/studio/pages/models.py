@@ -16,7 +16,7 @@ from settle.library.store import all_models, store
 from settle.plan.fit.report import fit_models
 from settle.studio.command_child import CommandChild
 from settle.studio.field import Field
-from settle.studio.layout import Facts, Place, button, card, failure, words
+from settle.studio.layout import Facts, Slot, button, card, failure, words
 from settle.studio.pages import Page
 from settle.studio.pareto import measured_results, read_tradeoffs, show_tradeoffs
 from settle.studio.table import Table, show_listed
@@ -47,7 +47,7 @@ class Models(Page):
                 await show_listed(place, "Models that fit", _fit, "Nothing of the catalogue fits.")
 
             button("Show what fits", fit)
-            place = Place()
+            place = Slot()
 
 
 class _Here:
@@ -85,7 +85,7 @@ class _Pull:
                              help=f"Looked up on this machine; owner/name also asks the hub, {host()}.")  # fmt: skip
         self._wanted.on("enter", reported(self._look))
         button("Look up", self._look, main=True)
-        self._offer = Place()
+        self._offer = Slot()
         self._child = CommandChild()
 
     async def _look(self) -> None:
@@ -156,7 +156,7 @@ async def _results() -> None:
                 failure(e)
 
     choice = Field("Result", "choice", options=list(results), on_set=show)
-    place = Place()
+    place = Slot()
     await show()
 
 

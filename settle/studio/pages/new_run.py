@@ -19,7 +19,7 @@ from settle.studio.forms.arguments import arguments, check, shell_line
 from settle.studio.forms.drop import Drop
 from settle.studio.forms.form import Form, proposed_paths
 from settle.studio.forms.settings import Setting, settings_of
-from settle.studio.layout import Place, button, card, chips, failure, words
+from settle.studio.layout import Slot, button, card, chips, failure, words
 from settle.studio.pages import Page
 from settle.studio.table import Table
 from settle.studio.visit import Visit
@@ -105,7 +105,7 @@ class NewRunForm:
                 button("Stop the forecast", lambda: self.outlook.stop())
             button("Start", self.start, main=True)
         self.outlook = CommandChild()
-        self.place = Place()
+        self.place = Slot()
 
     async def changed(self) -> None:
         """Make the command line follow the form."""

@@ -13,7 +13,7 @@ from settle.studio.forms.arguments import shell_line
 from settle.studio.layout import button, card, words
 from settle.studio.pages import Page
 from settle.studio.tokens.open_models import OPEN_MODELS, model_names, token_reader
-from settle.studio.tokens.token_view import Choice, TokenView
+from settle.studio.tokens.token_view import TokenChoice, TokenView
 from settle.studio.visit import Visit, in_thread, reported
 
 T = TypeVar("T")
@@ -96,7 +96,7 @@ class Reading:
         if self._history and 0 <= at <= len(self._history[-1].ids):
             self._view.show_place(self._history[-1], at)
 
-    async def _branch(self, choice: Choice) -> None:
+    async def _branch(self, choice: TokenChoice) -> None:
         """Continues the text with another token."""
         if not self._history:
             return

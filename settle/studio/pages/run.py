@@ -18,7 +18,7 @@ from settle.base.run.result import Result
 from settle.base.words.sentences import NOTHING_KEPT
 from settle.studio.chart import Chart
 from settle.studio.command_child import start_command
-from settle.studio.layout import Facts, Place, button, card, failure, words
+from settle.studio.layout import Facts, Slot, button, card, failure, words
 from settle.studio.pages import Page
 from settle.studio.runs import report
 from settle.studio.runs.feed import RunFeed
@@ -63,7 +63,7 @@ class _View:
             self.resume = button("Resume", self._resume, main=True)
             ui.link("How it learned", f"/learning/{self.run.path.name}")
             ui.link("Compare", f"/compare?runs={self.run.path.name}")
-        self.problem = Place()
+        self.problem = Slot()
         with ui.element("div").classes("columns level"):
             with card("Verdict"):
                 self.verdict = Facts()
@@ -80,12 +80,12 @@ class _View:
         with ui.element("div").classes("columns pairs"):
             self.small = {name: _small_chart(name, title) for name, title in SMALL_CHARTS.items()}
         with card("What it writes"):
-            self.samples = Place(is_read=False)
+            self.samples = Slot(is_read=False)
         with card("Forecast and actual"):
-            self.forecast = Place(is_read=False)
+            self.forecast = Slot(is_read=False)
         with card("What happened"):
             self.lines = Table("What happened", ("time", "event"), empty="Nothing has been reported yet.")
-        self.card = Place(is_read=False)
+        self.card = Slot(is_read=False)
 
     async def refresh(self) -> None:
         """Send what has changed since the last time."""

@@ -9,7 +9,7 @@ from settle.base.visible import visible_line
 from settle.infer.tokens.text_reading import ReadingPair, TextReading
 
 
-class Choice(BaseModel):
+class TokenChoice(BaseModel):
     """What a person chose: rank `rank` at place `at`, and how the text continues behind it, for `count` tokens."""
 
     at: int = Field(ge=0)
@@ -23,11 +23,11 @@ class Choice(BaseModel):
 class TokenView(Element, component="token_view.js"):
     """on_place: called with the place whose alternatives the person wants to see. on_choice: with one of them."""
 
-    def __init__(self, on_place: Callable[[int], object], on_choice: Callable[[Choice], object]) -> None:
+    def __init__(self, on_place: Callable[[int], object], on_choice: Callable[[TokenChoice], object]) -> None:
         super().__init__()
         self.props["tokens"], self.props["place"] = [], None
         self.on("place", lambda event: on_place(int(event.args)))
-        self.on("choice", lambda event: on_choice(Choice.model_validate(event.args)))
+        self.on("choice", lambda event: on_choice(TokenChoice.model_validate(event.args)))
 
     def show(self, reading: TextReading, pair: ReadingPair | None) -> None:
         """Replace the text, and show what comes after it."""

@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from settle.doctor.answerers import Answerer
 from settle.doctor.asked_again import AskedAgain, AskingSide, AtExchange
-from settle.doctor.exchanges.chat import Chat
+from settle.doctor.exchanges.chat import ChatRecord
 from settle.doctor.exchanges.fix_request import request_fix, setting_text
 from settle.doctor.findings import Finding, Fix
 from settle.doctor.known_answers import PUZZLES
@@ -53,7 +53,7 @@ class EmptyAnswer(AskedAgain[Emptiness]):
             details=Emptiness(exchange=at, is_cut=bool(cut)),
         )
 
-    def _plain(self, chat: Chat) -> Iterator[Finding[Emptiness]]:
+    def _plain(self, chat: ChatRecord) -> Iterator[Finding[Emptiness]]:
         """Yield answers in which there is nothing at all."""
         empty = [(at, exchange) for at, exchange, reply in chat.answered if not reply.is_answered]
         if not empty:

@@ -8,7 +8,7 @@ from settle.doctor.answerers import Answerer
 from settle.doctor.answerers.local_model import LocalModel
 from settle.doctor.answerers.served_model import ServedModel
 from settle.doctor.asked_again import AskedAgain
-from settle.doctor.exchanges.chat import Chat
+from settle.doctor.exchanges.chat import ChatRecord
 from settle.doctor.exchanges.fix_request import request_fix
 from settle.doctor.findings import Details, Finding, Fix
 from settle.doctor.known_answers import PROSE
@@ -117,7 +117,7 @@ class ForgottenStart(AskedAgain[CutPrompt]):
         )
 
 
-def _cut(chat: Chat, at: int, exchange: Exchange) -> tuple[int, int, int] | None:
+def _cut(chat: ChatRecord, at: int, exchange: Exchange) -> tuple[int, int, int] | None:
     """Return the place of an exchange, the tokens of its prompt, and those that the server counted, if it is less."""
     reply, request = exchange.reply, exchange.request
     read = reply.prompt_tokens if reply is not None else None
@@ -142,7 +142,7 @@ def _probed(server: ServedModel) -> Iterator[tuple[int, int, int]]:
     if tokens < 2 * count:
         return
     request = Request(({"role": "user", "content": _filler(round(1500 * tokens / count))},), settings={"max_tokens": 1})
-    cut = _cut(Chat((), server), -1, Exchange(request, server.ask(request), ""))
+    cut = _cut(ChatRecord((), server), -1, Exchange(request, server.ask(request), ""))
     if cut:
         yield cut
 

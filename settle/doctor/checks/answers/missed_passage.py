@@ -19,7 +19,7 @@ from settle.doctor.checks import Check
 from settle.doctor.demonstration.made_up_facts import made_up_fact
 from settle.doctor.findings import Details, Finding, Fix
 from settle.doctor.held_side import HeldSide, typed
-from settle.doctor.likelihood import NATS, LikelihoodSide, Reading
+from settle.doctor.likelihood import NATS, LikelihoodReading, LikelihoodSide
 from settle.doctor.subject import IndexedDocuments
 from settle.doctor.trial import FEWEST_ITEMS, Item, Trial
 from settle.infer.engine import Engine
@@ -282,7 +282,7 @@ class FactSide(LikelihoodSide):
     def measure(self, item: Item) -> float:
         return self.held.nats_of_end(self.reading(self.held.engine, item))
 
-    def reading(self, engine: Engine, item: Item) -> Reading:
+    def reading(self, engine: Engine, item: Item) -> LikelihoodReading:
         placed = typed(item, PlacedFact)
         hits = search(self.collection, placed.beside, self._deep)
         last = hits[-1]
@@ -291,7 +291,7 @@ class FactSide(LikelihoodSide):
         prompt = Prompt(self.collection, engine, placed.question, hits, AnswerOptions())
         self.dropped = len(prompt.packed.dropped)
         begun = [*prompt.ids, *engine.tokenize(placed.begun)]
-        return Reading([*begun, *engine.tokenize(placed.answer)], len(begun))
+        return LikelihoodReading([*begun, *engine.tokenize(placed.answer)], len(begun))
 
 
 def fact_items(questions: Sequence[str], seed: int) -> list[Item]:

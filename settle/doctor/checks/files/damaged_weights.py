@@ -19,7 +19,7 @@ import numpy as np
 from settle.doctor.checks import Check
 from settle.doctor.findings import Details, Finding, Fix
 from settle.doctor.known_answers import PARAGRAPHS
-from settle.doctor.likelihood import Reader, Reading, prose_trial, reader_of, strength_of, text_reading
+from settle.doctor.likelihood import LikelihoodReading, Reader, prose_trial, reader_of, strength_of, text_reading
 from settle.doctor.model_files import other_files
 from settle.doctor.subject import ModelFile
 from settle.doctor.trial import Trial
@@ -208,7 +208,7 @@ def _changed(path: Path) -> str:
     return f"{path.name} is not the file that was pulled: its sha256 is {sha256[:12]}…, not {stored.sha256[:12]}…"
 
 
-def _nats(scorer: Scorer, reading: Reading) -> float:
+def _nats(scorer: Scorer, reading: LikelihoodReading) -> float:
     """Return the mean over the ids of a reading from its first one on."""
     came = scorer.rows(list(reading.ids), top=1, sampled=1).came_logprobs
     return float(-np.mean(np.asarray(came, np.float64)[reading.first - 1 :]))

@@ -10,8 +10,8 @@ from settle.doctor.likelihood import (
     GUARDED,
     HARM_NATS,
     NATS,
+    LikelihoodReading,
     LikelihoodSide,
-    Reading,
     answer_item,
     answer_reading,
     known_answer,
@@ -57,8 +57,8 @@ class OpeningToken(MetadataCheck[Opening]):
             for text in PROSE[:LOOKED]:
                 ids = reader.engine.tokenize(text)[: BEGINNING + 1]
                 # the first id is predicted in one of the two only: neither counts it
-                with_it = reader.nats(Reading([opening, *ids], 2))
-                gains.append(with_it - reader.nats(Reading(ids, 1)))
+                with_it = reader.nats(LikelihoodReading([opening, *ids], 2))
+                gains.append(with_it - reader.nats(LikelihoodReading(ids, 1)))
         gain = sum(gains) / len(gains) * (1 if is_set else -1)
         if gain > _least(is_set):
             state = "adds" if is_set else "leaves out"
@@ -93,12 +93,12 @@ class OpeningToken(MetadataCheck[Opening]):
 class _Beginning(LikelihoodSide):
     """The beginning of prose as llama.cpp reads it by the file's settings."""
 
-    def reading(self, engine: Engine, item: Item) -> Reading:
+    def reading(self, engine: Engine, item: Item) -> LikelihoodReading:
         ids = engine.tokenize(str(item), opening=True)
         first = 2 if ids[:1] == [engine.metadata.get("tokenizer.ggml.bos_token_id")] else 1
-        return Reading(ids[: first + BEGINNING], first)
+        return LikelihoodReading(ids[: first + BEGINNING], first)
 
-    def guard_reading(self, engine: Engine, item: Item) -> Reading:
+    def guard_reading(self, engine: Engine, item: Item) -> LikelihoodReading:
         """Return an answer in turns, whose template may write the token itself."""
         return answer_reading(engine, known_answer(item), own_template(engine), None)
 

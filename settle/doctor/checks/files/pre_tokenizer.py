@@ -9,7 +9,7 @@ from settle.data.tokenizer.pre_tokenizers import WAYS, words
 from settle.data.tokenizer.pretrained import PretrainedTokenizer
 from settle.doctor.findings import Details, Finding
 from settle.doctor.known_answers import PROSE, SPELLED
-from settle.doctor.likelihood import GUARDED, LikelihoodSide, Reader, Reading, reader_of, strength_of
+from settle.doctor.likelihood import GUARDED, LikelihoodReading, LikelihoodSide, Reader, reader_of, strength_of
 from settle.doctor.model_files import Changes, MetadataCheck
 from settle.doctor.subject import ModelFile
 from settle.doctor.trial import Item, Trial
@@ -138,7 +138,7 @@ def _mean(reader: Reader, ids: Sequence[Sequence[int]], texts: Sequence[str]) ->
 
 
 def _per_byte(reader: Reader, ids: Sequence[int], text: str) -> float:
-    return float(reader.losses(Reading(ids, 1)).sum()) / len(text.encode())
+    return float(reader.losses(LikelihoodReading(ids, 1)).sum()) / len(text.encode())
 
 
 def _setting(way: str) -> tuple[str, str | bool]:

@@ -11,8 +11,8 @@ from settle.doctor.held_side import HeldSide, typed
 from settle.doctor.known_answers import PARAGRAPHS, PROSE, SENTENCES
 from settle.doctor.likelihood import (
     NATS,
+    LikelihoodReading,
     Reader,
-    Reading,
     prose_trial,
     reader_of,
     strength_of,
@@ -158,7 +158,7 @@ def _slides(model: ModelRef, metadata: Metadata) -> bool:
     return bool(window) and model.weights.stat().st_size <= REWRITTEN_BYTES
 
 
-def _rewritten(model: ModelRef, names: Collection[str], readings: Sequence[Reading]) -> dict[str, float]:
+def _rewritten(model: ModelRef, names: Collection[str], readings: Sequence[LikelihoodReading]) -> dict[str, float]:
     """Return the loss with each other base in a copy of the file, by what is changed."""
     losses = {}
     with tempfile.TemporaryDirectory() as folder:

@@ -12,9 +12,9 @@ from settle.doctor.likelihood import (
     GUARDED,
     HARM_NATS,
     NATS,
+    LikelihoodReading,
     LikelihoodSide,
     Reader,
-    Reading,
     answer_item,
     answer_reading,
     known_answer,
@@ -117,10 +117,10 @@ class _Answers(LikelihoodSide):
         super().__init__(name, model, path)
         self._end = end
 
-    def reading(self, engine: Engine, item: Item) -> Reading:
+    def reading(self, engine: Engine, item: Item) -> LikelihoodReading:
         return answer_reading(engine, known_answer(item), own_template(engine), self._end)
 
-    def guard_reading(self, engine: Engine, item: Item) -> Reading:
+    def guard_reading(self, engine: Engine, item: Item) -> LikelihoodReading:
         """Return the second answer of a conversation."""
         return answer_reading(engine, known_answer(item), own_template(engine), None, KNOWN_ANSWERS[0])
 
