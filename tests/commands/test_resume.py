@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import select
 import shutil
 import signal
 import subprocess
@@ -75,30 +76,35 @@ def test_a_terminal_that_closes_saves_the_step_unless_it_is_ignored(
     master, slave = pty.openpty()
     signals = "import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN); " if ignored else ""
     take = "import fcntl, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); "
-    argv = ["settle", "train", str(stopped / "data"), *SETTINGS]
+    longer = 4 * STEPS  # far from its end when the terminal closes, however late that is noticed
+    argv = ["settle", "train", str(stopped / "data"), *(str(longer) if s == str(STEPS) else s for s in SETTINGS)]
     code = f"{take}{signals}import sys; sys.argv = {argv!r}; from settle.cli import main; sys.exit(main())"
     process = subprocess.Popen(
         [sys.executable, "-c", code], env=os.environ | {"SETTLE_HOME": str(tmp_path)}, text=True,
         stdin=slave, stdout=slave, stderr=slave, start_new_session=True,
     )  # fmt: skip
     os.close(slave)
-    reader = threading.Thread(target=drain, args=(master,), daemon=True)
+    closing = threading.Event()
+    reader = threading.Thread(target=drain, args=(master, closing), daemon=True)
     reader.start()
     wait_for(tmp_path, '"kind": "checkpoint", "step": 20', process)
+    closing.set()
+    reader.join()
     os.close(master)
     assert process.wait(60) == (0 if ignored else 130)
     (run,) = (tmp_path / "runs").iterdir()
     lines = (run / "events.jsonl").read_text().splitlines()
     steps = [json.loads(line)["step"] for line in lines if '"kind": "step"' in line]
     saved = max(int(path.name) for path in (run / "checkpoints").iterdir())
-    assert saved == steps[-1] and (steps[-1] == STEPS) == ignored == (run / "result.json").exists()
+    assert saved == steps[-1] and (steps[-1] == longer) == ignored == (run / "result.json").exists()
 
 
-def drain(master: int) -> None:
-    """Read what a terminal is shown, until it is closed."""
+def drain(master: int, closing: threading.Event) -> None:
+    """Read what a terminal is shown, until it is to be closed: it stays open as long as a thread reads it."""
     with contextlib.suppress(OSError):
-        while os.read(master, 4096):
-            pass
+        while not closing.is_set():
+            if select.select([master], [], [], 0.01)[0]:
+                os.read(master, 4096)
 
 
 def edit(key: str, change: Any) -> None:

@@ -2,7 +2,8 @@
 
 import pytest
 
-from settle.evaluate.report.card import _amount, _bytes, _cost, _count, _number_of
+from settle.base.words.amounts import count_in_words
+from settle.evaluate.report.card import _amount, _bytes, _cost, _number_of
 
 
 @pytest.mark.parametrize(
@@ -10,7 +11,7 @@ from settle.evaluate.report.card import _amount, _bytes, _cost, _count, _number_
     [(999, "999"), (1000, "1 thousand"), (1_234_567, "1.23 million"), (10**9, "1 billion"), (2.5e9, "2.5 billion")],
 )
 def test_counts(value: float, text: str) -> None:
-    assert _count(value) == text
+    assert count_in_words(value) == text
 
 
 @pytest.mark.parametrize(

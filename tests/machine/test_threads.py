@@ -12,7 +12,7 @@ from settle.machine.openmp_wait import OthersLoad
 from settle.machine.threads import CONVENTION, ThreadSettings
 from tests.fake_time import set_time
 
-COMPUTES = ("train", "tune", "distill", "shrink", "resume", "index", "ask", "chat", "eval", "export", "serve", "bench")
+COMPUTES = ("train", "tune", "distill", "shrink", "resume", "index", "ask", "chat", "eval", "export", "serve")
 
 
 @pytest.fixture(autouse=True)
