@@ -21,12 +21,12 @@ MOST_COMMAND_LINES = 80
 MOST_OF = {
     "files": 776,
     "files under 40 lines": 155,
-    "non-blank lines": 83_513,
+    "non-blank lines": 83_519,
     "mappings from str to object": 484,
     "isinstance": 870,
     "asserts": 117,
     "modules under 80 lines with one importer": 9,
-    "names of classes in three rooms": 11,
+    "names of classes in three rooms": 0,
 }
 VAGUE = {"utils", "util", "helpers", "helper", "common", "core", "misc"}
 
