@@ -74,7 +74,7 @@ def test_a_terminal_that_closes_saves_the_step_unless_it_is_ignored(
     import pty
 
     master, slave = pty.openpty()
-    signals = "import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN); " if ignored else ""
+    signals = f"import signal; signal.signal(signal.SIGHUP, signal.{'SIG_IGN' if ignored else 'SIG_DFL'}); "
     take = "import fcntl, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); "
     longer = 4 * STEPS  # far from its end when the terminal closes, however late that is noticed
     argv = ["settle", "train", str(stopped / "data"), *(str(longer) if s == str(STEPS) else s for s in SETTINGS)]
