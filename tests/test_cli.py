@@ -365,3 +365,4 @@ def test_help_fits_a_screen_with_a_line_for_each_command(capsys, monkeypatch):
 def test_former_commands_say_where_they_are(capsys):
     for name, now in {"fit": "models fit", "audit": "runs audit", "votes": "chat --votes", "lessons": "doctor"}.items():
         assert main([name]) == 2 and f"settle {now}" in capsys.readouterr().err
+    assert main(["bench", "serve"]) == 2 and "serve_overhead" in capsys.readouterr().err

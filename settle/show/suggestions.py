@@ -26,6 +26,7 @@ COMMANDS = {
     "convert": "`settle export NAME --to FORMAT` converts",
     "quantize": "`settle shrink MODEL --to Q4_K_M` quantizes",
     "benchmark": "`settle eval NAME` measures the answers, `settle models NAME --measure` their speed",
+    "bench": "bench/serve_overhead.py, in a clone of the source, measures what the server costs",
     "fit": "`settle models fit` shows which models fit this machine",
     "audit": "`settle runs audit NAME` shows every connection of a run",
     "votes": "`settle chat --votes` shows them, `settle chat --vote ID=a` votes",

@@ -92,7 +92,10 @@ def parse_ranks(text: str) -> list[int]:
     """Return "1,2,4" as numbers. Raises UsageError."""
     parts = [part.strip() for part in text.split(",") if part.strip()]
     if not parts or not all(part.isdigit() and 0 < int(part) <= MOST_RANKS for part in parts):
-        raise UsageError(f"--prove-scale {text}: no numbers of ranks", f"such as 1,2,3,4; {MOST_RANKS} at most")
+        raise UsageError(
+            f"--prove-scale {text} is not a list of numbers of ranks",
+            f"give numbers with commas between them, such as 1,2,3,4; {MOST_RANKS} at most",
+        )
     return [int(part) for part in parts]
 
 

@@ -136,7 +136,7 @@ def cells(row: FitRow) -> list[object]:
         three_digits(decode.value),
         f"{three_digits(decode.low)}–{three_digits(decode.high)}",
         three_digits(row.prefill.value),
-        f"{row.first_token:.2g} s",
+        f"{three_digits(row.first_token)} s",
     ]
     return [
         row.model.name,
