@@ -132,6 +132,10 @@ def follow(job: Job[C], context: C) -> C:
                 context.finished(name, time.monotonic() - began)
                 if context.exit_code is not None:
                     break
+    except KeyboardInterrupt:
+        if context.run.has_begun:
+            context.events.emit(Say(text=f"stopped; `settle resume {context.run.name}` continues"))
+        raise
     except (SettleError, OSError, MemoryError, RuntimeError) as e:
         error = _explained(e, context)
         if error is None:

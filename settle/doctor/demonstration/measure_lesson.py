@@ -132,6 +132,10 @@ def measure_lesson(lesson: Lesson, model: LessonModel, draws: int, seed: int = 0
         return result
     drawn = random.Random(f"{lesson.part_name()} {seed}")
     pairs = [lesson.draw(model, drawn) for _ in range(draws)]
+    longest = max(len(case.ids) + len(case.answer) for pair in pairs for case in pair) + WRITTEN_TOKENS
+    if longest > model.reader.context:
+        lacking = f"it takes {longest} tokens, and the model has a context of {model.reader.context}"
+        return LessonResult(**{**vars(result), "lacking": lacking})
     sides = [(measure_case(model, one), measure_case(model, other)) for one, other in pairs]
     return LessonResult(**{**vars(result), "sides": sides, "example": _example(model, pairs[0])})
 

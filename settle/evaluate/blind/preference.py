@@ -8,7 +8,7 @@ from settle.base.errors import UsageError
 from settle.base.event_log import Events
 from settle.base.events import Listing, ResultReady, Say
 from settle.base.statistics import PairedTest, paired_test
-from settle.evaluate.blind.votes import VOTES, AnswerPair, Ballots, Vote, reveal, vote
+from settle.evaluate.blind.votes import AnswerPair, Ballots, Vote, reveal, vote
 
 FEWEST = 15  # votes below which there is no interval
 
@@ -121,7 +121,7 @@ def votes(ballot: str | None, events: Events) -> int:
         return 0
     name, _, choice = ballot.partition("=")
     if not choice:
-        raise UsageError("there is no vote", f"settle chat --vote {name}={'|'.join(VOTES)}")
+        raise UsageError("there is no vote", f"`settle chat --vote {name}=a` votes for A; b, same or bad likewise")
     pair = vote(name, choice)
     reveal([pair.id])
     events.emit(Say(text=pair.reveal_text))

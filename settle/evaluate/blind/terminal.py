@@ -6,7 +6,7 @@ from settle.base.errors import EngineError, UsageError
 from settle.base.event_log import Events
 from settle.base.events import AnswerText, ResultReady, Say, Warn
 from settle.evaluate.blind.session import BlindSession, engine_beside
-from settle.evaluate.blind.votes import VOTES, AnswerPair
+from settle.evaluate.blind.votes import AnswerPair
 from settle.infer.chat_session import Sampling, chat
 from settle.infer.engine import Engine
 from settle.library.resolve import resolve_gguf
@@ -124,7 +124,7 @@ def compare(
         pair = chat.pair(text)
     assert session.difference
     events.emit(Say(text=session.difference.sentence))
-    events.emit(Say(text=f"settle chat --vote {pair.id}={'|'.join(VOTES)}"))
+    events.emit(Say(text=f"`settle chat --vote {pair.id}=a` votes for A; b, same or bad likewise"))
     answers = dict(zip("ab", pair.answers, strict=True))
     result = {"prompt": text, "pair": pair.id, "answers": answers, "difference_nats": pair.nats}
     events.emit(ResultReady(result=result))
