@@ -21,7 +21,7 @@ MOST_COMMAND_LINES = 80
 MOST_OF = {
     "files": 776,
     "files under 40 lines": 155,
-    "non-blank lines": 83_519,
+    "non-blank lines": 83_531,
     "mappings from str to object": 484,
     "isinstance": 870,
     "asserts": 117,

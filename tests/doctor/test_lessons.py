@@ -179,3 +179,9 @@ def test_the_studio_may_use_it_without_torch_and_the_readers_of_data():
     names = "settle.infer.tokens.session\nfrom settle.doctor.demonstration import session as m\n"
     code = f"import sys, {names}m.all_lessons(); print([n for n in {HEAVY} if n in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
+
+
+def test_a_lesson_that_is_longer_than_the_context_is_not_measured(model, monkeypatch):
+    monkeypatch.setattr(model.reader, "context", 40)
+    result = measure_lesson(Lesson.part("repetition")(), model, 4)
+    assert result.is_shown is None and "and the model has a context of 40" in result.verdict
