@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from nicegui.element import Element
 
 from settle.base.visible import visible_line
-from settle.studio.runs.curve import Curve
+from settle.studio.feed import Curve
 
 AXES = ("tokens", "time", "steps", "energy")
 

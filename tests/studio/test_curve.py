@@ -5,7 +5,7 @@ import math
 from hypothesis import given
 from hypothesis import strategies as st
 
-from settle.studio.runs.curve import MOST_POINTS, Curve, Point
+from settle.studio.feed import MOST_POINTS, Curve, Point
 
 
 def curve_of(values):

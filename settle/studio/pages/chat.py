@@ -26,9 +26,9 @@ from settle.studio.forms.arguments import Given, arguments, shell_line
 from settle.studio.forms.form import Form
 from settle.studio.forms.settings import describe
 from settle.studio.layout import Slot, button, card, words
+from settle.studio.open_models import OPEN_MODELS, model_names
 from settle.studio.pages import Page
 from settle.studio.table import show_listed
-from settle.studio.tokens.open_models import OPEN_MODELS, model_names
 from settle.studio.visit import Visit, in_thread
 
 SHOW_SECONDS = 0.1  # between two looks at what has been written

@@ -11,10 +11,10 @@ from settle.base.words.amounts import amount, number
 from settle.base.words.figures import flat
 from settle.jobs.run_reports import summary_of
 from settle.studio.chart import AXES, Chart
+from settle.studio.feed import RunFeed
 from settle.studio.layout import card, chips, words
 from settle.studio.pages import Page
 from settle.studio.pages.runs import SUMMARY, summary_cells
-from settle.studio.runs.feed import RunFeed
 from settle.studio.table import Cell, Table
 from settle.studio.visit import Visit, in_thread
 

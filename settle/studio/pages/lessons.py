@@ -7,9 +7,9 @@ from settle.doctor.demonstration.session import DRAWS, all_lessons, measured, pe
 from settle.doctor.lessons import Lesson
 from settle.studio.field import Field
 from settle.studio.layout import Slot, button, card, words
+from settle.studio.open_models import model_names
 from settle.studio.pages import Page
 from settle.studio.table import Table
-from settle.studio.tokens.open_models import model_names
 from settle.studio.visit import Visit, in_thread
 
 

@@ -12,10 +12,10 @@ from settle.base.run import Run
 from settle.base.run.result import Result
 from settle.base.words.amounts import amount, count, duration, number
 from settle.studio.command_child import read_module
+from settle.studio.feed import RunFeed
 from settle.studio.layout import Facts, card, words
 from settle.studio.pages import Page
-from settle.studio.runs.feed import RunFeed
-from settle.studio.runs.samples import sample_text
+from settle.studio.pages.run import sample_text
 from settle.studio.visit import Visit, in_thread
 
 INTRODUCTION = (
@@ -117,7 +117,7 @@ async def seen(run: Run, steps: Sequence[int]) -> Mapping[str, Mapping[str, obje
     """Return what the run read at each step; empty where the prepared data are gone, or are of no such kind."""
     arguments = [str(run.path), *map(str, steps)]
     try:
-        found = await read_module("settle.studio.runs.seen_child", *arguments, seconds=SEEN_SECONDS)
+        found = await read_module("settle.studio.seen_child", *arguments, seconds=SEEN_SECONDS)
     except RunError:
         return {}
     return cast(Mapping[str, Mapping[str, object]], found)

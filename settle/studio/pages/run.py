@@ -4,25 +4,26 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import psutil
 from nicegui import ui
 
 from settle.audit import LEDGER_FOLDER
-from settle.base.errors import RunError, SettleError
-from settle.base.events import Event, Listing, PhaseStarted
+from settle.base.errors import RunError, SettleError, malformed_is_format_error
+from settle.base.events import Event, Listing, PhaseStarted, Sample
 from settle.base.files import parse_json
 from settle.base.run import Run as RunFolder
 from settle.base.run.result import Result
-from settle.base.words.sentences import NOTHING_KEPT
+from settle.base.words.amounts import amount, duration
+from settle.base.words.figures import comparison
+from settle.base.words.sentences import NOTHING_KEPT, evidence_text, left_text, outlook_text
+from settle.base.words.tones import TONES
 from settle.studio.chart import Chart
 from settle.studio.command_child import start_command
+from settle.studio.feed import RunFeed
 from settle.studio.layout import Facts, Slot, button, card, failure, words
 from settle.studio.pages import Page
-from settle.studio.runs import report
-from settle.studio.runs.feed import RunFeed
-from settle.studio.runs.samples import sample_text
 from settle.studio.table import Table
 from settle.studio.visit import Visit, in_thread
 
@@ -101,8 +102,8 @@ class _View:
         self.losses.grow([curves[name] for name in LOSSES], feed.anew)
         for name, chart in self.small.items():
             chart.grow([curves[name]], feed.anew)
-        self.now.show(report.now_facts(feed, status == "running"))
-        nearness, text = report.settled_text(feed, status == "running")
+        self.now.show(now_facts(feed, status == "running"))
+        nearness, text = settled_text(feed, status == "running")
         share = round(100 * (nearness or 0.0))
         self.bar.style(f"width: {share}%")
         self.gauge.props["aria-valuenow"] = share
@@ -121,11 +122,11 @@ class _View:
         forecast, text = Listing(columns=[], rows=[]), ""
         try:
             result = await in_thread(run.result)
-            forecast = await in_thread(report.forecast_of, run, result)
-            text = await in_thread(report.card_of, run)
+            forecast = await in_thread(forecast_of, run, result)
+            text = await in_thread(card_of, run)
         except SettleError as e:
             fault = e
-        state, tone = report.state_text(self.feed, status, result, fault)
+        state, tone = state_text(self.feed, status, result, fault)
         self.state.text = f"State: {state}"
         self.state.classes(replace=f"state {tone}")
         self.stop.set_visibility(status == "running")
@@ -136,7 +137,7 @@ class _View:
             elif status == "deleted":
                 gone = "This run has been deleted" if self.feed.course.evals else f"This run was {NOTHING_KEPT}"
                 words(f"{gone}. What is shown was read before.", classes="warn")
-        unfinished = report.unfinished_facts(self.feed) if status != "finished" else []
+        unfinished = unfinished_facts(self.feed) if status != "finished" else []
         self.verdict.show(result.facts if result else unfinished)
         with self.forecast.anew():
             if forecast.rows:
@@ -201,3 +202,68 @@ def stop(run: RunFolder) -> None:
     if worker is None or os.name == "nt":
         raise RunError(f"the process that works on {run.name!r} is not known", "press Ctrl-C in its terminal")
     worker.send_signal(signal.SIGINT)
+
+
+MOST_CARD = 60_000  # characters of a card that are shown
+
+
+def now_facts(feed: RunFeed, is_running: bool) -> list[tuple[str, str]]:
+    """How far it is, and while it runs what it takes, and how long it still will."""
+    course, left, usage = feed.course, feed.course.left, feed.usage if is_running else None
+    return [
+        ("step", f"{left.step:,}" if left.step else ""),
+        ("tokens", amount(left.tokens, "count") if left.tokens else ""),
+        ("speed", f"{amount(left.tokens_per_second, 'count')} tokens/s" if left.tokens_per_second else ""),
+        ("time", duration(feed.seconds) if feed.seconds else ""),
+        ("left", " · ".join(text for text in left_text(course) if "left" in text) if is_running else ""),
+        ("memory", amount(usage.memory, "bytes") if usage else ""),
+        ("power", f"{usage.watts:.0f} W" if usage and usage.watts is not None else ""),
+        ("expected", outlook_text(course).removeprefix("expected at the end: ") if is_running else ""),
+    ]
+
+
+def settled_text(feed: RunFeed, is_running: bool) -> tuple[float | None, str]:
+    """How near to settled, from 0 to 1, and the evidence."""
+    course = feed.course
+    if course.state == "decaying" and is_running:
+        return 1.0, "The learning rate falls to zero over the last stretch."
+    text = evidence_text(course, 200)
+    return course.nearness, text[:1].upper() + text[1:] + "." if text else ""
+
+
+def unfinished_facts(feed: RunFeed) -> list[tuple[str, str]]:
+    """Return the error that the latest session of a run without a result ended with, if there was one."""
+    failure = feed.course.failure
+    return [("why", failure.what if failure else "The run is not finished."), ("fix", failure.fix if failure else "")]
+
+
+def forecast_of(run: RunFolder, result: Result | None) -> Listing:
+    """Return the forecast next to the actual figures; no rows without one. Raises SettleError."""
+    with malformed_is_format_error(run.name):
+        forecast: Mapping[str, object] = (result.forecast if result else None) or run.read("forecast.json") or {}
+        return comparison(forecast, (result.actual or None) if result else None)
+
+
+def card_of(run: RunFolder) -> str:
+    """Return the model card; empty without one."""
+    try:
+        with (run.out / "card.md").open(encoding="utf-8", errors="replace") as f:
+            return f.read(MOST_CARD)
+    except OSError:
+        return ""
+
+
+def state_text(feed: RunFeed, status: str, result: Result | None, fault: SettleError | None) -> tuple[str, str]:
+    """(text, tone) of a run's state."""
+    if fault is not None:
+        return "damaged", TONES["damaged"]
+    is_failed = status == "interrupted" and feed.course.failure is not None
+    text = result.shown_verdict if result is not None else "failed" if is_failed else status
+    return text, TONES.get(text, "dim")
+
+
+def sample_text(sample: Sample) -> None:
+    """Show the prompt, and what the model wrote after it; a long text scrolls, by the keyboard too."""
+    with words("", "p", "code tall").props("tabindex=0"):
+        words(sample.prompt, "strong")
+        words(sample.text.rstrip() or " (nothing but blanks)", "span")

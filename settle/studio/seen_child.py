@@ -1,6 +1,6 @@
 """Prints, as JSON, what a run read at each of some steps: where its batch is from, and how it begins.
 
-    python -m settle.studio.runs.seen_child RUN_FOLDER STEP ...
+    python -m settle.studio.seen_child RUN_FOLDER STEP ...
 
 A process of its own: what reads the prepared data takes more memory than the studio has. A batch is a function of the
 seed and its number, so the very text that was read is found again.
