@@ -17,8 +17,7 @@ from pathlib import Path
 import torch
 
 from settle.data.decisions.corpus import prompt_for
-from settle.data.decisions.encode import DecisionEncoder
-from settle.data.decisions.prompt import DECISION_TYPE, all_labels
+from settle.data.decisions.prompt import DECISION_TYPE, DecisionEncoder, all_labels
 from settle.data.decisions.questions import Question
 from settle.data.decisions.rows import decision_rows
 from settle.evaluate.gate import decision_gate

@@ -18,9 +18,8 @@ from pathlib import Path
 
 import numpy as np
 
-from settle.data.likelihoods import bytes_per_position
+from settle.data.likelihoods import bytes_per_position, first_texts, text_windows
 from settle.data.tokenizer.pretrained import PretrainedTokenizer
-from settle.data.windows import first_texts, text_windows
 from settle.evaluate.divergence import divergence
 from settle.formats.gguf import read_gguf
 from settle.infer.scorer import Scorer

@@ -21,7 +21,7 @@ sys.path.insert(0, str(ROOT))
 from settle.base.chat_template import ChatTemplate  # noqa: E402  the tree that this file is in
 from settle.base.chat_template.sandbox import Template  # noqa: E402
 from settle.data.layouts import Example  # noqa: E402
-from settle.data.rows.encode_rows import RowEncoder  # noqa: E402
+from settle.data.rows.prepare import RowEncoder  # noqa: E402
 from settle.data.settings import RowSettings  # noqa: E402
 from tests.data.families import FAMILIES  # noqa: E402
 

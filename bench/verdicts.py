@@ -31,7 +31,7 @@ import numpy as np
 
 from settle.base.event_log import Events
 from settle.base.statistics import NO_DIFFERENT, TOO_FEW, Interval, in_order, paired_test, student_quantile, wilson
-from settle.data.files import find_sources
+from settle.data.corpus import find_sources
 from settle.data.ledger import Ledger
 from settle.data.rows.collect import collect_rows
 from settle.data.settings import RowSettings

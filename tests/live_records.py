@@ -6,8 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import torch
 
-from settle.data.distributions import SAMPLED, TOP, Compared, Rows, compare, draws, sizes, summarise
-from settle.data.likelihoods import LikelihoodsWriter
+from settle.data.likelihoods import SAMPLED, TOP, Compared, LikelihoodsWriter, Rows, compare, draws, sizes, summarise
 from settle.infer.live_sampling import evaluating, logprobs
 
 LOGITS_BYTES = 64 << 20  # of the positions that are computed together

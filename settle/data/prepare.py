@@ -15,9 +15,8 @@ from settle.base.events import Progress, TextSummary
 from settle.base.files import home, read_json
 from settle.base.registry import parts
 from settle.data.cleaning import Cleaning, Note, Sweep
-from settle.data.corpus import CorpusBuilder, disk_full, fingerprint_of, stored_corpus
+from settle.data.corpus import CorpusBuilder, Sources, disk_full, fingerprint_of, row_kind, stored_corpus
 from settle.data.document_buffer import BufferWriter, DocumentBuffer
-from settle.data.files import Sources, row_kind
 from settle.data.ledger import SUMMARIZED, Ledger, LedgerRecord
 from settle.data.settings import DataSettings
 from settle.data.split import (

@@ -15,7 +15,7 @@ import torch
 from settle.base.statistics import Interval, wilson
 from settle.data.batches import Batch
 from settle.data.decisions.calibration import fit_temperature, probabilities
-from settle.data.decisions.encode import DecisionEncoder, EncodedDecision, own_order
+from settle.data.decisions.prompt import DecisionEncoder, EncodedDecision, own_order
 from settle.data.decisions.rows import DecisionRow
 from settle.model.decoder import Decoder
 from settle.train.objectives.decision import Decision

@@ -17,8 +17,8 @@ from settle.base.event_log import Events
 from settle.base.events import Progress, Say
 from settle.base.statistics import FEWEST_FAMILIES, PairedTest, paired_test
 from settle.data.batches import Batch
-from settle.data.distributions import Compared, compare
 from settle.data.layouts import Example
+from settle.data.likelihoods import Compared, compare
 from settle.evaluate.compare.candidate import CONTEXT, Answer, FileModel
 from settle.evaluate.compare.cases import cases
 from settle.evaluate.compare.in_time import FIRST, spread_order

@@ -10,9 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from settle.base.statistics import FEWEST_FAMILIES, Interval, bootstrap_ratio
-from settle.data.distributions import Compared
-from settle.data.likelihoods import Likelihoods
-from settle.data.windows import Windows
+from settle.data.likelihoods import Compared, Likelihoods, Windows
 
 
 @dataclass(frozen=True)

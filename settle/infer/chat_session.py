@@ -10,8 +10,8 @@ from settle.base.event_log import Events
 from settle.base.events import AnswerText, ResultReady, Say, Warn
 from settle.base.files import write_json
 from settle.infer.engine import Engine, draft_for
+from settle.library.catalogue import recommended_sampling
 from settle.library.facts import TEMPLATE_KEY, Metadata, takes_turns
-from settle.library.recommended_sampling import recommended_sampling
 from settle.library.resolve import resolve_gguf
 
 HELP = (

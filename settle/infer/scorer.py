@@ -16,8 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from settle.base.errors import EngineError, UsageError
-from settle.data.distributions import SAMPLED, TOP, Compared, Rows, sizes
-from settle.data.likelihoods import Likelihoods, LikelihoodsWriter
+from settle.data.likelihoods import SAMPLED, TOP, Compared, Likelihoods, LikelihoodsWriter, Rows, sizes
 from settle.formats.gguf import read_gguf
 from settle.formats.gguf.metadata import TOKENS, texts
 from settle.formats.gguf.types import block_id

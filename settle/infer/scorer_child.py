@@ -21,8 +21,7 @@ from typing import Any, BinaryIO, Protocol
 
 import numpy as np
 
-from settle.data.distributions import Compared, Rows, compare, draws, summarise
-from settle.data.likelihoods import Likelihoods
+from settle.data.likelihoods import Compared, Likelihoods, Rows, compare, draws, summarise
 from settle.infer.tokens.next_token import Sampler, describe, draw, joined
 
 LOGITS_BYTES = 64 << 20  # of the positions that are computed together

@@ -14,8 +14,7 @@ from settle.jobs.job import end_dry
 from settle.jobs.ranks.crew import ranks
 from settle.jobs.settings import DistillSettings, TuneSettings
 from settle.jobs.training_stages import TrainingContext, begin, build, rank_memory_figures, warn_of_time
-from settle.library.catalogue import transformers_name
-from settle.library.recommended_sampling import sampling_keys
+from settle.library.catalogue import sampling_keys, transformers_name
 from settle.library.run_models import record_made
 from settle.machine import memory, resident
 from settle.model.load_adapter import TrainedAdapter

@@ -12,7 +12,7 @@ from typing import Literal
 
 from settle.data.tokenizer.pretrained import PretrainedTokenizer
 from settle.formats.gguf import export_gguf
-from settle.library.recommended_sampling import sampling_keys
+from settle.library.catalogue import sampling_keys
 from settle.library.reference import ModelRef
 from settle.library.store import StoredModel, find_model
 from settle.model.pretrained import Pretrained

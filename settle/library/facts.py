@@ -10,12 +10,12 @@ from typing import Literal
 from settle.base.errors import FormatError, RunError, UsageError, malformed_is_format_error
 from settle.base.files import read_json
 from settle.base.run import Run
-from settle.data.tokenizer.token_types import CONTROL, ENDS, UNKNOWN
+from settle.data.tokenizer.vocabulary import CONTROL, ENDS, UNKNOWN
 from settle.formats.gguf import Pooling, embeds, pooling, read_gguf
 from settle.formats.gguf.decision import TEMPLATE_KEY as DECISION_TEMPLATE_KEY
 from settle.formats.gguf.decision import DecisionKeys, read_decision
 from settle.formats.lora_gguf import read_lora
-from settle.library.recommended_sampling import Recommended, recommended_sampling
+from settle.library.catalogue import Recommended, recommended_sampling
 from settle.library.reference import ModelRef
 from settle.library.resolve import all_refs
 from settle.library.store import stamp_of

@@ -39,7 +39,7 @@ _ANSWER = 280  # characters of an answer
 
 
 def preview_text(rows: Sequence[PreviewRow], in_colour: bool) -> Text:
-    """Previews (see `settle.data.rows.encode_rows.Preview`) one under the other."""
+    """Previews (see `settle.data.rows.prepare.Preview`) one under the other."""
     shown = Text()
     for row in rows:
         part = f", {row.part}" if row.part else ""

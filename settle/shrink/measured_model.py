@@ -17,8 +17,7 @@ from settle.base.errors import no_room
 from settle.base.event_log import Events
 from settle.base.events import Progress
 from settle.base.files import home
-from settle.data.likelihoods import Likelihoods
-from settle.data.windows import Windows
+from settle.data.likelihoods import Likelihoods, Windows
 from settle.evaluate.divergence import Divergence, divergence
 from settle.formats import Weights
 from settle.formats.gguf import read_gguf

@@ -20,8 +20,7 @@ import numpy as np
 
 from settle.base.tokenizer import Tokenizer
 from settle.data.tokenizer.pretrained import PretrainedTokenizer
-from settle.data.tokenizer.token_types import BYTE, BYTE_CHARACTERS, NORMAL, USER_DEFINED
-from settle.data.tokenizer.vocabulary import SPACE
+from settle.data.tokenizer.vocabulary import BYTE, BYTE_CHARACTERS, NORMAL, SPACE, USER_DEFINED
 from settle.formats import LazyTensor, Weights, beside, write_array
 from settle.formats.gguf import TABLES, read_gguf
 from settle.formats.gguf.layout import Entry, layout

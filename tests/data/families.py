@@ -6,7 +6,7 @@ from functools import cached_property
 import numpy as np
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
-from settle.data.tokenizer.token_types import BYTE_CHARACTERS
+from settle.data.tokenizer.vocabulary import BYTE_CHARACTERS
 
 CHATML = """{%- for m in messages -%}
 {{- '<|im_start|>' + m.role + '\\n' + m.content + '<|im_end|>\\n' -}}

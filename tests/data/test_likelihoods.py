@@ -8,8 +8,16 @@ import numpy as np
 import pytest
 
 from settle.base.errors import DataError, ResourceError
-from settle.data.distributions import Rows, compare, draws, sizes, summarise
-from settle.data.likelihoods import Likelihoods, LikelihoodsWriter, bytes_per_position
+from settle.data.likelihoods import (
+    Likelihoods,
+    LikelihoodsWriter,
+    Rows,
+    bytes_per_position,
+    compare,
+    draws,
+    sizes,
+    summarise,
+)
 
 POSITIONS = 40
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from settle.base.chat_template import ChatTemplate
 from settle.base.errors import ProofError
 from settle.data.layouts import Broken, Example
-from settle.data.rows.encode_rows import AHEAD, RowEncoder
+from settle.data.rows.prepare import AHEAD, RowEncoder
 from settle.data.rows.supervision import Encoded
 from settle.data.rows.templates import KNOWN, fitting
 from settle.data.settings import RowSettings

@@ -1,6 +1,6 @@
 """Texts as windows: every byte is predicted once."""
 
-from settle.data.windows import first_texts, text_windows
+from settle.data.likelihoods import first_texts, text_windows
 
 TEXTS = ["def f(x):\n    return x\n" * 40, "é😀 日本", "", "self.x = 1\n" * 9]
 

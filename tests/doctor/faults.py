@@ -20,7 +20,7 @@ from settle.base.events import PhaseStarted, RunFailed
 from settle.base.files import home, write_atomic, write_json
 from settle.base.run import Run
 from settle.data.tokenizer.pre_tokenizers import WAYS
-from settle.data.tokenizer.token_types import ENDS
+from settle.data.tokenizer.vocabulary import ENDS
 from settle.doctor.answerers.local_model import LocalModel
 from settle.doctor.checks.answers.forgotten_start import canary, cut_ids
 from settle.doctor.checks.answers.invented_call import TOKENS as CALL_TOKENS

@@ -11,7 +11,7 @@ from pyarrow import parquet
 
 from settle.base.event_log import Events
 from settle.base.registry import part
-from settle.data.files import find_files
+from settle.data.corpus import find_files
 from settle.data.ledger import Ledger
 from settle.data.prepare import prepare
 from settle.data.rows.prepare import prepare_rows

@@ -16,7 +16,7 @@ import zstandard
 from pyarrow import parquet
 
 from settle.base.errors import DataError
-from settle.data.files import find_files
+from settle.data.corpus import find_files
 from settle.data.ledger import Ledger
 from settle.documents.blocks import Unreadable
 from settle.documents.readers import Reader

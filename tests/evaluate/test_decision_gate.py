@@ -7,8 +7,7 @@ import pytest
 
 from settle.base.errors import GateError
 from settle.base.event_log import Events
-from settle.data.decisions.encode import DecisionEncoder
-from settle.data.decisions.prompt import all_labels
+from settle.data.decisions.prompt import DecisionEncoder, all_labels
 from settle.data.decisions.questions import Question
 from settle.data.decisions.rows import DecisionRow
 from settle.evaluate.gate.decision_gate import DecisionGate, ProbabilitiesApart

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from settle.data.decisions.calibration import fit_temperature, probabilities
-from settle.data.decisions.encode import EncodedDecision
+from settle.data.decisions.prompt import EncodedDecision
 from settle.data.decisions.questions import Question
 from settle.data.decisions.rows import DecisionRow
 from settle.evaluate.calibration import measure_calibration, risk_coverage

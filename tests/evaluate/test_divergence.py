@@ -7,9 +7,7 @@ import numpy as np
 import pytest
 
 from settle.base.statistics import bootstrap_ratio
-from settle.data.distributions import Compared, draws, sizes, summarise
-from settle.data.likelihoods import LikelihoodsWriter
-from settle.data.windows import Windows, text_windows
+from settle.data.likelihoods import Compared, LikelihoodsWriter, Windows, draws, sizes, summarise, text_windows
 from settle.evaluate.divergence import divergence, text_loss
 from settle.infer.live_sampling import logprobs
 from tests.live_records import live_compare, live_likelihoods

@@ -14,8 +14,8 @@ from settle.base.errors import DataError
 from settle.base.event_log import Events
 from settle.base.statistics import paired_test
 from settle.data.batches import Batch
-from settle.data.distributions import Compared
 from settle.data.layouts import Example
+from settle.data.likelihoods import Compared
 from settle.evaluate import distillation, footprint, pair_scores, samples
 from settle.evaluate.compare.candidate import Answer
 from settle.evaluate.distillation import STRETCH, Learned, Nearness, _against_live, _stretches, answer_all, learned

@@ -8,8 +8,7 @@ from settle.base.event_log import Events
 from settle.base.events import Listing
 from settle.formats.gguf import export_gguf, read_gguf
 from settle.infer.chat_session import Sampling
-from settle.library.catalogue import catalogue_file
-from settle.library.recommended_sampling import CHAT, TEXT, recommended_sampling, sampling_keys
+from settle.library.catalogue import CHAT, TEXT, catalogue_file, recommended_sampling, sampling_keys
 from settle.model.source import Source
 from settle.server.models.model_entry import ModelEntry
 from settle.server.models.model_list import show_model

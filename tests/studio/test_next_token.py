@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from settle.data.tokenizer.byte_bpe import ByteBpeTokenizer
-from settle.data.tokenizer.token_types import BYTE_CHARACTERS
+from settle.data.tokenizer.vocabulary import BYTE_CHARACTERS
 from settle.formats.gguf import export_gguf
 from settle.infer.live_sampling import logprobs
 from settle.infer.tokens.next_token import Sampler, describe

@@ -13,8 +13,7 @@ from settle.base.errors import DataError, ProofError
 from settle.base.event_log import Events
 from settle.base.registry import part, part_names
 from settle.data.batches import Batch
-from settle.data.distributions import draws, sizes, summarise
-from settle.data.likelihoods import LikelihoodsWriter
+from settle.data.likelihoods import LikelihoodsWriter, draws, sizes, summarise
 from settle.evaluate.distillation import nearness
 from settle.model.architectures.llama import Llama
 from settle.model.decoder import Decoder

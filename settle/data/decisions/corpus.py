@@ -21,16 +21,21 @@ from settle.base.chat_template import ChatTemplate
 from settle.base.errors import DataError
 from settle.base.files import read_json, write_json
 from settle.base.tokenizer import Tokenizer
-from settle.data.corpus import CorpusBuilder, corpus_folder, fingerprint_of
-from settle.data.decisions.encode import DecisionEncoder, num_variants, orders_of, own_order, with_changing_options
-from settle.data.decisions.prompt import DecisionPrompt, labels_of
+from settle.data.corpus import CorpusBuilder, Sources, corpus_folder, fingerprint_of
+from settle.data.decisions.prompt import (
+    DecisionEncoder,
+    DecisionPrompt,
+    labels_of,
+    num_variants,
+    orders_of,
+    own_order,
+    with_changing_options,
+)
 from settle.data.decisions.questions import Question
 from settle.data.decisions.rows import DecisionRow, Placed, decision_rows, state_columns
-from settle.data.files import Sources
 from settle.data.layouts import Example
 from settle.data.ledger import Ledger
-from settle.data.rows.encode_rows import TOO_LONG, Preview
-from settle.data.rows.prepare import RowCorpus
+from settle.data.rows.prepare import TOO_LONG, Preview, RowCorpus
 from settle.data.settings import RowSettings
 from settle.data.split import row_families
 from settle.data.store import SHARES, RowStore, RowWriter

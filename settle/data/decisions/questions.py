@@ -5,6 +5,7 @@ description (null where it has none); for a score a list of descriptions, the lo
 an object that describes "false" and "true". An answer is a probability for every option.
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, cast, get_args
@@ -211,3 +212,8 @@ class DecisionAnswer:
 def ranked(answer: DecisionAnswer) -> Sequence[int]:
     """Return the indices of the options, the likeliest first."""
     return sorted(range(len(answer.probabilities)), key=lambda i: -answer.probabilities[i])
+
+
+def state_text(state: object) -> str:
+    """Return a state as the prompt has it: text as it is, anything else as JSON."""
+    return state if isinstance(state, str) else json.dumps(state, ensure_ascii=False)

@@ -13,8 +13,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from settle.base.errors import DataError
-from settle.data.decisions.prompt import state_text
-from settle.data.decisions.questions import MOST_LEVELS, MOST_OPTIONS, TRUTH, Option, Question
+from settle.data.decisions.questions import MOST_LEVELS, MOST_OPTIONS, TRUTH, Option, Question, state_text
 from settle.documents.rows import Values
 
 USUAL = (

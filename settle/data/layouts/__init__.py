@@ -1,5 +1,10 @@
-"""Layouts: one file a way to write examples. A layout recognises its rows by their columns, and reads them."""
+"""Layouts: one file a way to write examples. A layout recognises its rows by their columns, and reads them.
 
+The turns of a conversation are read here, from the several forms in use into one.
+"""
+
+import json
+import re
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -68,3 +73,173 @@ def text_of(record: Values, column: str, what: str) -> str:
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         raise Broken(f"{what} is no text")
     return str(value)
+
+
+_ROLES = {
+    "system": ("system", "developer"),
+    "user": ("user", "human"),
+    "assistant": ("assistant", "gpt", "chatgpt", "bot", "model"),
+    "tool": ("tool", "observation", "function", "function_response", "tool_response", "ipython"),
+    "call": ("function_call", "tool_call"),
+}
+_ROLE = {name: role for role, names in _ROLES.items() for name in names}
+_CONTENTS = ("content", "value", "text")
+_SPEAKER = re.compile(r"\n\n(Human|Assistant):")
+# of an answer: kept for the templates that render them
+_THOUGHTS = ("reasoning_content", "reasoning", "thinking")
+
+
+def read_turns(value: object) -> list[Message]:
+    """Return messages from a list of turns (or the JSON of one) in OpenAI's or ShareGPT's form. Raises Broken."""
+    value = parsed(value)
+    if not isinstance(value, list) or not value:
+        raise Broken("no list of turns")
+    messages: list[Message] = []
+    for turn in value:
+        if not isinstance(turn, dict):
+            raise Broken("a turn without role and content")
+        _add(messages, turn)
+    _name_calls(messages)
+    return messages
+
+
+def read_dialogue(text: str) -> list[Message]:
+    """Return messages from one text that names speakers, as Anthropic's preference data has it. Raises Broken."""
+    before, *spoken = _SPEAKER.split(f"\n\n{text.strip()}")
+    if before.strip() or not spoken:
+        raise Broken("a text in which nobody is named as speaking")
+    roles = {"Human": "user", "Assistant": "assistant"}
+    turns = zip(spoken[::2], spoken[1::2], strict=True)
+    return [{"role": roles[speaker], "content": text.strip()} for speaker, text in turns]
+
+
+def check_turns(messages: Sequence[Message], answered: bool = True) -> None:
+    """Refuse a conversation that no chat could have had. answered: it has to hold an answer. Raises Broken."""
+    before = ""
+    for number, message in enumerate(messages):
+        role = message["role"]
+        if role == "system" and number:
+            raise Broken("a system turn in the middle")
+        if role == "assistant":
+            if before == "assistant":
+                raise Broken("two assistant turns in a row")
+            if before in ("", "system"):
+                raise Broken("an answer before any question")
+            if not (message["content"].strip() or message.get("tool_calls")):
+                raise Broken("an empty answer")
+        if role == "tool" and not (before == "tool" or messages[number - 1].get("tool_calls")):
+            raise Broken("a tool's result without a call")
+        before = role
+    if answered and not any(m["role"] == "assistant" for m in messages):
+        raise Broken("no answer")
+
+
+def read_tools(value: object) -> list[Tool]:
+    """Return tools as JSON schemas of functions, from a list of them (or the JSON of one). Raises Broken."""
+    value = parsed(value) if value else []
+    value = [value] if isinstance(value, dict) else value
+    if not isinstance(value, list) or not all(isinstance(tool, dict) for tool in value):
+        raise Broken("tools that are no list of functions")
+    tools = [tool if "function" in tool else {"type": "function", "function": tool} for tool in value]
+    if any(not isinstance(tool["function"], dict) or "name" not in tool["function"] for tool in tools):
+        raise Broken("a tool without a name")
+    return tools
+
+
+def parsed(value: object) -> object:
+    """Return a list or an object that a table holds as JSON, or as numpy gives it back; anything else as it is."""
+    if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):
+        try:
+            return json.loads(value)
+        except (ValueError, RecursionError):
+            return value
+    return value
+
+
+def parsed_turns(value: object) -> object:
+    """Return a value as `parsed` does, but JSON stays text unless it is turns: an answer may itself be JSON."""
+    inner = parsed(value)
+    turns = inner["messages"] if isinstance(inner, dict) and isinstance(inner.get("messages"), list) else inner
+    turns = [turns] if isinstance(turns, dict) else turns
+    if isinstance(value, str) and not (isinstance(turns, list) and turns and all(map(_is_turn, turns))):
+        return value
+    return inner
+
+
+def _is_turn(value: object) -> bool:
+    """Return whether a value names who speaks, and holds what is said."""
+    if not isinstance(value, dict) or not isinstance(value.get("role", value.get("from")), str):
+        return False
+    return _holds_calls(value) or any(key in value for key in _CONTENTS)
+
+
+def _add(messages: list[Message], turn: Message) -> None:
+    name = turn.get("role", turn.get("from"))
+    role = _ROLE.get(name.lower()) if isinstance(name, str) else None
+    if role is None:
+        raise Broken(f"an unknown role {name!r}"[:80] if name is not None else "a turn without a role")
+    content = next((turn[key] for key in _CONTENTS if key in turn), None)
+    if role == "call":
+        calls = parsed(content)
+        _add_calls(messages, calls if isinstance(calls, list) else [calls])
+        return
+    message: Message = {"role": role, "content": _text(content, may_be_missing=_holds_calls(turn))}
+    message |= {key: turn[key] for key in ("name", "tool_call_id") if isinstance(turn.get(key), str)}
+    thought = next((turn[key] for key in _THOUGHTS if isinstance(turn.get(key), str)), None)
+    if thought is not None:
+        message["reasoning_content"] = thought
+    if turn.get("weight") == 0 or turn.get("train") is False:
+        message["weight"] = 0
+    messages.append(message)
+    if _holds_calls(turn):
+        own_calls = turn.get("tool_calls") or [turn["function_call"]]
+        _add_calls(messages, own_calls)
+
+
+def _holds_calls(turn: Message) -> bool:
+    return bool(turn.get("tool_calls") or turn.get("function_call"))
+
+
+def _text(content: object, may_be_missing: bool) -> str:
+    if isinstance(content, str):
+        return content
+    if content is None and may_be_missing:
+        return ""
+    if isinstance(content, list) and all(isinstance(p, dict) and isinstance(p.get("text"), str) for p in content):
+        return "".join(part["text"] for part in content)
+    raise Broken("a turn without content" if content is None else "content that is no text")
+
+
+def _add_calls(messages: list[Message], calls: object) -> None:
+    """Add calls to the answer that they belong to, or the one before them."""
+    if not isinstance(calls, list):
+        raise Broken("tool calls that are no list")
+    if not messages or messages[-1]["role"] != "assistant" or "tool_calls" in messages[-1]:
+        messages.append({"role": "assistant", "content": ""})
+    messages[-1]["tool_calls"] = [_call(call) for call in calls]
+
+
+def _call(call: object) -> Tool:
+    function = call.get("function", call) if isinstance(call, dict) else None
+    if not isinstance(call, dict) or not isinstance(function, dict) or not isinstance(function.get("name"), str):
+        raise Broken("a tool call without a name")
+    arguments = parsed(function.get("arguments", function.get("parameters", {})) or {})
+    if not isinstance(arguments, dict):
+        raise Broken("a tool call whose arguments are no JSON object")
+    named = {"type": "function", "function": {"name": function["name"], "arguments": arguments}}
+    return named | ({"id": call["id"]} if isinstance(call.get("id"), str) else {})
+
+
+def _name_calls(messages: list[Message]) -> None:
+    """Give calls and results ids where they have none: nine digits, as the strictest of templates wants them."""
+    count = 0
+    waiting: list[tuple[str, str]] = []
+    for message in messages:
+        for call in message.get("tool_calls", []):
+            call.setdefault("id", f"{count:09d}")
+            waiting.append((call["id"], call["function"]["name"]))
+            count += 1
+        if message["role"] == "tool" and waiting:
+            identity, name = waiting.pop(0)
+            message.setdefault("tool_call_id", identity)
+            message.setdefault("name", name)

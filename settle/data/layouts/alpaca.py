@@ -5,8 +5,7 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from settle.data.layouts import Broken, Example, Kind, Message, RowLayout, find, text_of
-from settle.data.layouts._turns import check_turns, parsed
+from settle.data.layouts import Broken, Example, Kind, Message, RowLayout, check_turns, find, parsed, text_of
 from settle.data.layouts.messages import with_system
 from settle.documents.rows import Values
 

@@ -5,8 +5,7 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from settle.data.layouts import Example, Kind, Message, RowLayout, find
-from settle.data.layouts._turns import check_turns, parsed, read_tools, read_turns
+from settle.data.layouts import Example, Kind, Message, RowLayout, check_turns, find, parsed, read_tools, read_turns
 from settle.documents.rows import Values
 
 

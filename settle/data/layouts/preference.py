@@ -5,8 +5,20 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from settle.data.layouts import Broken, Example, Kind, Message, RowLayout, find, text_of
-from settle.data.layouts._turns import check_turns, parsed_turns, read_dialogue, read_tools, read_turns
+from settle.data.layouts import (
+    Broken,
+    Example,
+    Kind,
+    Message,
+    RowLayout,
+    check_turns,
+    find,
+    parsed_turns,
+    read_dialogue,
+    read_tools,
+    read_turns,
+    text_of,
+)
 from settle.data.layouts.messages import with_system
 from settle.documents.rows import Values
 

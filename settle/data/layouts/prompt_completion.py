@@ -5,8 +5,17 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from settle.data.layouts import Example, Kind, RowLayout, find, text_of
-from settle.data.layouts._turns import check_turns, parsed_turns, read_tools, read_turns
+from settle.data.layouts import (
+    Example,
+    Kind,
+    RowLayout,
+    check_turns,
+    find,
+    parsed_turns,
+    read_tools,
+    read_turns,
+    text_of,
+)
 from settle.data.layouts.messages import with_system
 from settle.documents.rows import Values
 

@@ -18,9 +18,9 @@ from settle.base.event_log import Events
 from settle.base.events import Progress
 from settle.base.registry import parts
 from settle.data.cleaning.secrets import secrets_of
+from settle.data.corpus import Sources
 from settle.data.decisions.rows import unread_labels
 from settle.data.document_buffer import BufferWriter, DocumentBuffer
-from settle.data.files import Sources
 from settle.data.layouts import Broken, Example, Kind, RowLayout
 from settle.data.ledger import Ledger
 from settle.data.settings import ColumnSettings, RowSettings

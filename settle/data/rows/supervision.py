@@ -16,7 +16,7 @@ from settle.base.errors import ProofError
 from settle.base.tokenizer import Tokenizer
 from settle.data.layouts import Broken
 from settle.data.rows.render import Rendered
-from settle.data.tokenizer.token_types import ENDS, UNUSED
+from settle.data.tokenizer.vocabulary import ENDS, UNUSED
 
 
 @dataclass(frozen=True)

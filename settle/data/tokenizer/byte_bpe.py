@@ -23,7 +23,7 @@ from tokenizers import Tokenizer as Engine
 from settle.base.errors import DataError
 from settle.base.files import parse_json, write_atomic
 from settle.data.tokenizer.character_classes import pattern, word_starts
-from settle.data.tokenizer.token_types import BYTE_CHARACTERS
+from settle.data.tokenizer.vocabulary import BYTE_CHARACTERS
 
 # words remembered before the memory is emptied: with their ids they take about 40 MB
 MAX_WORDS = 200_000

@@ -9,9 +9,8 @@ import json
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
 
 from settle.base.errors import FormatError
-from settle.data.tokenizer.token_types import CONTROL
 from settle.data.tokenizer.tokenizer_files import as_json
-from settle.data.tokenizer.vocabulary import SPACE, Metadata, Vocabulary
+from settle.data.tokenizer.vocabulary import CONTROL, SPACE, Metadata, Vocabulary
 
 _PREFIX = "tokenizer.ggml."
 

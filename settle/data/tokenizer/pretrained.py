@@ -19,9 +19,8 @@ from pathlib import Path
 import numpy as np
 
 from settle.data.tokenizer.pre_tokenizers import words
-from settle.data.tokenizer.token_types import BYTE_CHARACTERS, USER_DEFINED
 from settle.data.tokenizer.tokenizer_files import FILES, read, write
-from settle.data.tokenizer.vocabulary import SPACE, Metadata, Vocabulary
+from settle.data.tokenizer.vocabulary import BYTE_CHARACTERS, SPACE, USER_DEFINED, Metadata, Vocabulary
 
 Tree = dict[str, "Tree"]  # next character → what may follow it; "" ends a token
 # a word is remembered with its ids; a longer one is hardly ever met twice

@@ -13,8 +13,7 @@ from settle.base.errors import FormatError, malformed_is_format_error
 from settle.base.files import parse_json, write_atomic
 from settle.data.tokenizer.character_classes import pattern as written_out_gpt2
 from settle.data.tokenizer.pre_tokenizers import CONTRACTION, GPT2, WAYS
-from settle.data.tokenizer.token_types import BYTE, CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED
-from settle.data.tokenizer.vocabulary import SPACE, Vocabulary
+from settle.data.tokenizer.vocabulary import BYTE, CONTROL, NORMAL, SPACE, UNKNOWN, UNUSED, USER_DEFINED, Vocabulary
 
 JsonObject = dict[str, Any]
 MOST_HOLES = 1 << 16  # ids without a token, beside as many as there are tokens

@@ -16,7 +16,7 @@ from settle.base.run import Run
 from settle.base.tokenizer import Tokenizer
 from settle.data.corpus import stored_corpus
 from settle.data.decisions.corpus import open_decisions, prompt_for
-from settle.data.decisions.encode import DecisionEncoder
+from settle.data.decisions.prompt import DecisionEncoder
 from settle.data.decisions.questions import Question
 from settle.data.decisions.rows import DecisionRow
 from settle.evaluate.decisions import score_rows

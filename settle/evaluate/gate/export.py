@@ -34,9 +34,9 @@ from settle.formats.lora_gguf import LoraGguf
 from settle.formats.ollama import modelfile
 from settle.formats.peft import CONFIG, export_peft
 from settle.formats.safetensors import export_safetensors, read_safetensors
+from settle.library.catalogue import sampling_keys
 from settle.library.convert import as_gguf
 from settle.library.pretrained import open_pretrained
-from settle.library.recommended_sampling import sampling_keys
 from settle.library.resolve import find_run
 from settle.library.run_models import models_of
 from settle.machine import memory

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from settle.base.errors import DataError, UsageError
-from settle.data.decisions.prompt import DecisionPrompt, state_text
-from settle.data.decisions.questions import DecisionAnswer, Question
+from settle.data.decisions.prompt import DecisionPrompt
+from settle.data.decisions.questions import DecisionAnswer, Question, state_text
 from settle.formats.gguf import read_gguf
 from settle.formats.gguf.decision import DecisionKeys, read_decision
 from settle.infer.child_model import ChildModel, fitting_context

@@ -13,8 +13,8 @@ from settle.jobs.pick.needs import Needs, forbids_commercial_use
 from settle.jobs.pick.predict import Prediction, predict, predict_file
 from settle.library.catalogue import catalogue, find_known
 from settle.library.facts import Facts, read_facts
+from settle.library.pull import Offer
 from settle.library.pull.neighbours import Neighbour, neighbours
-from settle.library.pull.offer import Offer
 from settle.library.pull.pull import find_offer, known_already, pull
 from settle.library.reference import ModelRef
 from settle.library.resolve import all_refs, resolve_gguf

@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import ClassVar
 
 from settle.base.errors import DataError
-from settle.data.corpus import workspace
+from settle.data.corpus import find_files, workspace
 from settle.data.decisions.rows import DecisionRow, Placed, decision_rows
-from settle.data.files import find_files
 from settle.data.layouts import Example
 from settle.data.ledger import Ledger
 from settle.data.split import row_families

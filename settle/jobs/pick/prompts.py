@@ -7,10 +7,8 @@ from pathlib import Path
 
 from settle.base.errors import DataError
 from settle.base.event_log import Events
-from settle.data.corpus import workspace
-from settle.data.files import find_files
-from settle.data.layouts import Broken, Example, Message, find
-from settle.data.layouts._turns import parsed_turns, read_turns
+from settle.data.corpus import find_files, workspace
+from settle.data.layouts import Broken, Example, Message, find, parsed_turns, read_turns
 from settle.data.layouts.prompt_completion import PROMPTS
 from settle.data.ledger import Ledger
 from settle.data.split import row_families

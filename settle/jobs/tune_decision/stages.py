@@ -17,8 +17,7 @@ from settle.base.statistics import NO_DIFFERENT, TOO_FEW, VERDICT_P, Interval, P
 from settle.data.corpus import stored_corpus
 from settle.data.decisions.calibration import divergences, refusal_for
 from settle.data.decisions.corpus import DecisionCorpus, open_decisions, prepare_decisions
-from settle.data.decisions.encode import DecisionEncoder, own_order
-from settle.data.decisions.prompt import DECISION_TYPE
+from settle.data.decisions.prompt import DECISION_TYPE, DecisionEncoder, own_order
 from settle.data.decisions.rows import DecisionRow
 from settle.evaluate.calibration import RISKS, CalibrationReport, brier
 from settle.evaluate.compare.sample_size import smallest_visible, unshown

@@ -14,8 +14,8 @@ from settle.base.event_log import Events
 from settle.base.events import Progress
 from settle.base.words.amounts import megabytes
 from settle.formats.safetensors import INDEX, SINGLE
+from settle.library.pull import Offer, OfferFacts
 from settle.library.pull.bert import POOLING_FILE
-from settle.library.pull.offer import Offer, OfferFacts
 from settle.library.store import model_name
 from settle.model.source import hash_of
 

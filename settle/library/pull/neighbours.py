@@ -13,7 +13,7 @@ from pathlib import Path
 from settle.base.errors import FormatError, UsageError
 from settle.base.event_log import Events
 from settle.base.files import parse_json
-from settle.library.pull.offer import Offer
+from settle.library.pull import Offer
 from settle.library.store import model_name
 
 MODEL_LAYER = "application/vnd.ollama.image.model"

@@ -17,9 +17,8 @@ from settle.base.run import NAME
 from settle.base.words.amounts import amount
 from settle.formats.gguf import embeds, read_gguf
 from settle.library.catalogue import catalogue, catalogue_file
-from settle.library.pull import hub, neighbours, wheels
+from settle.library.pull import Offer, hub, neighbours, wheels
 from settle.library.pull.bert import bert_to_gguf, is_bert
-from settle.library.pull.offer import Offer
 from settle.library.store import (
     StoredModel,
     add_model,

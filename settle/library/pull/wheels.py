@@ -18,8 +18,8 @@ from settle.base.events import Progress, Warn
 from settle.base.words.amounts import megabytes
 from settle.formats.safetensors import SINGLE
 from settle.library.catalogue import catalogue
+from settle.library.pull import Offer, OfferFacts
 from settle.library.pull.hub import BESIDE
-from settle.library.pull.offer import Offer, OfferFacts
 from settle.library.store import model_name
 
 _PART = re.compile(r"\.gguf\.part\d{1,6}$")

@@ -51,7 +51,7 @@ def make_file(entry: ModelEntry) -> None:
         return
     if not entry.is_converted:
         raise ApiError(503, f"the file of {entry.id} is gone: {entry.path.name}", "model_broken", "model")
-    command = module_command("settle.library.pretrained", entry.id.removeprefix("store:"))
+    command = module_command("settle.library.convert", entry.id.removeprefix("store:"))
     done = subprocess.run(command, capture_output=True, text=True, timeout=CONVERT_SECONDS)
     if done.returncode or not entry.path.exists():
         reason = done.stderr.strip().splitlines()[-1:] or ["no reason given"]

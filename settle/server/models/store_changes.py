@@ -26,7 +26,7 @@ from settle.wire.errors import ApiError, invalid
 from settle.wire.types import JsonObject
 
 if TYPE_CHECKING:
-    from settle.library.pull.offer import Offer
+    from settle.library.pull import Offer
 
 # No part begins with a dot or dash: it is neither a way through folders nor an option of a program. No bare path fits.
 PART = r"[A-Za-z0-9_][\w.-]*"

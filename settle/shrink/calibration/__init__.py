@@ -18,15 +18,14 @@ import numpy as np
 from settle.base.errors import DataError
 from settle.base.event_log import Events
 from settle.base.tokenizer import Tokenizer
-from settle.data.corpus import workspace
-from settle.data.files import find_files
+from settle.data.corpus import find_files, workspace
 from settle.data.layouts import Example
 from settle.data.ledger import Ledger
+from settle.data.likelihoods import Windows, first_texts, text_windows
 from settle.data.rows.collect import ExampleReader
 from settle.data.rows.prepare import RowCorpus, prepare_rows
 from settle.data.settings import ColumnSettings, RowSettings
 from settle.data.store import TokenStore
-from settle.data.windows import Windows, first_texts, text_windows
 
 NAME = "settle's own calibration text"
 BETWEEN = "\n=====\n"  # between the passages of a file

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from settle.data.batches import Batch
-from settle.data.distributions import LEAST, Rows
+from settle.data.likelihoods import LEAST, Rows
 from settle.model.decoder import Decoder
 
 LOGITS_AT_ONCE = 1 << 22  # numbers of logits in memory

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from settle.data.distributions import LEAST
+from settle.data.likelihoods import LEAST
 from settle.train.objectives.next_token import QUICK_ROWS, GradContext, scaled, summed
 
 Kind = Literal["forward", "reverse", "js"]

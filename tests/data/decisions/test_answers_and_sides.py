@@ -8,8 +8,14 @@ import pytest
 
 from settle.base.errors import DataError
 from settle.data.decisions.corpus import HELD_OUT, SELECTION, TRAIN, prepare_decisions, prompt_for, split_decisions
-from settle.data.decisions.encode import DecisionEncoder, num_variants, orders_of, own_order, with_changing_options
-from settle.data.decisions.prompt import labels_of
+from settle.data.decisions.prompt import (
+    DecisionEncoder,
+    labels_of,
+    num_variants,
+    orders_of,
+    own_order,
+    with_changing_options,
+)
 from settle.data.decisions.questions import DecisionAnswer, Question, ranked
 from settle.data.decisions.rows import DecisionRow, LabelColumn, decision_rows, state_columns
 from settle.data.settings import RowSettings

@@ -6,8 +6,8 @@ import pytest
 
 from settle.base.chat_template import ChatTemplate
 from settle.base.errors import DataError
-from settle.data.decisions.prompt import DecisionPrompt, labels_of, state_text
-from settle.data.decisions.questions import Question
+from settle.data.decisions.prompt import DecisionPrompt, labels_of
+from settle.data.decisions.questions import Question, state_text
 from settle.data.decisions.rows import LabelColumn, are_labels, decision_rows
 from settle.data.rows.templates import KNOWN
 from settle.data.tokenizer.byte_bpe import ByteBpeTokenizer

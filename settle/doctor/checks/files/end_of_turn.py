@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import ClassVar
 
-from settle.data.tokenizer.token_types import CONTROL, ENDS, USER_DEFINED
+from settle.data.tokenizer.vocabulary import CONTROL, ENDS, USER_DEFINED
 from settle.doctor.findings import Details, Finding
 from settle.doctor.held_side import HeldSide
 from settle.doctor.known_answers import KNOWN_ANSWERS, PROSE, KnownAnswer
