@@ -124,11 +124,11 @@ def child(job: str, settings: str, left_file: str) -> int:
     from settle.base.errors import SettleError
     from settle.base.event_log import Events
     from settle.base.events import Event
-    from settle.base.run import command_start
+    from settle.base.run import launcher
     from settle.base.run.course import RunCourse
     from settle.show.talk import Talk
 
-    command_start.note()
+    launcher.note_start()
     talk, course = Talk(), RunCourse(keep_steps=False)
     with open(left_file, "a", encoding="utf-8") as lines:
 

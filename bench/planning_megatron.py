@@ -17,7 +17,7 @@ import numpy as np
 from planning_rows import require_tables
 from planning_training import FOLDER, _read
 
-from settle.plan.cluster.shape import GATED, PLAIN, DeviceLayout, Shape
+from settle.plan.cluster.throughput import GATED, PLAIN, DeviceLayout, Shape
 from settle.plan.memory_model import MIXED, stage_sizing
 
 GIB = 2**30

@@ -22,8 +22,8 @@ from settle.base.errors import ResourceError
 from settle.base.statistics import Interval
 from settle.machine.described_machine import Machine, described
 from settle.plan.cluster import whole_run
-from settle.plan.cluster.search import best_layouts, usual_batch
-from settle.plan.cluster.shape import Shape, shape_of_size, shape_with_experts
+from settle.plan.cluster.throughput import Shape, shape_of_size, shape_with_experts
+from settle.plan.cluster.whole_run import best_layouts, usual_batch
 
 # A chip as tables write it → as settle names it; without a row of its own: its numbers by hand.
 CHIPS = {

@@ -22,8 +22,7 @@ from scipy.optimize import least_squares
 
 from settle.machine.described_machine import Machine, described
 from settle.plan.cluster import throughput
-from settle.plan.cluster.shape import PLAIN, DeviceLayout, Shape
-from settle.plan.cluster.throughput import Law, device_seconds, doublings, published_law
+from settle.plan.cluster.throughput import PLAIN, DeviceLayout, Law, Shape, device_seconds, doublings, published_law
 
 FOLDER = Path(__file__).parents[2] / "shared" / "planning"
 MPT_VOCAB = 50368

@@ -30,7 +30,7 @@ from settle.base.event_log import Events
 from settle.base.settings import resolve
 from settle.data.batches import held_out_batches
 from settle.data.prepare import Corpus, prepare
-from settle.plan.ngrams import ngram_curve
+from settle.plan.loss_law import ngram_curve
 from settle.plan.probe import DECAY, FEWEST_SHORTER, SHORTER, probe_steps
 from settle.plan.settings import TrainingSettings
 from settle.plan.training_plan import plan_training

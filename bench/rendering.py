@@ -19,7 +19,7 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
 from settle.base.chat_template import ChatTemplate  # noqa: E402  the tree that this file is in
-from settle.base.chat_template.sandbox import Template  # noqa: E402
+from settle.base.chat_template.render_child import Template  # noqa: E402
 from settle.data.layouts import Example  # noqa: E402
 from settle.data.rows.prepare import RowEncoder  # noqa: E402
 from settle.data.settings import RowSettings  # noqa: E402

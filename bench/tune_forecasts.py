@@ -19,7 +19,7 @@ import tempfile
 from pathlib import Path
 
 from settle.base.run import Run
-from settle.plan.ledger import entries
+from settle.plan.forecast_figures import entries
 
 # base, rows, what is asked for
 RUNS = [

@@ -4,7 +4,7 @@
 
 Two made models of a type differ in the width of their inner layers alone, so the difference of their times is that of
 so many weights. Times are the child's own time on a processor with one thread (Linux), and each type takes turns with
-Q8_0, so that other work on the machine weighs on both alike. Prints lines for settle/plan/fit/processor_costs.py.
+Q8_0, so that other work on the machine weighs on both alike. Prints lines for settle/plan/fit/weight_types.py.
 """
 
 import argparse

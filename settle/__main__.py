@@ -6,7 +6,7 @@ from the folder that the command is started in.
 
 from pathlib import Path
 
-from settle.base.child.python_command import leave_current_folder
+from settle.base.python_command import leave_current_folder
 
 leave_current_folder(Path(__file__).parent)
 

@@ -13,16 +13,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Self
 
-from settle.base.child.python_command import module_command
 from settle.base.errors import RunError, UsageError
 from settle.base.event_log import Events
 from settle.base.events import AnswerText, Event, ForecastComparison, Listing, ResultReady
+from settle.base.python_command import module_command
 from settle.base.run import Run
 from settle.base.run.result import Result
 from settle.base.server_state import running_server, server_key
 from settle.base.settings import resolve
+from settle.base.visible import html_picture, html_table, html_text
 from settle.base.words.figures import comparison, listed
-from settle.base.words.notebook import html_picture, html_table, html_text
 from settle.commands import Command
 from settle.data.decisions.questions import DecisionAnswer, Question
 from settle.infer.chat_session import ChatSession, Sampling

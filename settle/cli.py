@@ -20,7 +20,7 @@ from settle.base.errors import FULL_DISK, SettleError, UsageError, cannot_write
 from settle.base.event_log import Events
 from settle.base.events import RunFailed
 from settle.base.registry import Part, module_of, summary
-from settle.base.run import command_start
+from settle.base.run import launcher
 from settle.base.version import __version__
 from settle.base.visible import visible, visible_line
 from settle.commands import GROUPS, Command
@@ -54,7 +54,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run one command; the exit code. A mistake that a person can fix is one or two lines on stderr, no traceback."""
     prepare_streams()
     if argv is None:
-        command_start.note()
+        launcher.note_start()
         session.from_command_line("--offline" in sys.argv)
     try:
         argv = _reported(sys.argv[1:] if argv is None else argv)

@@ -62,7 +62,7 @@ def test_the_house_keeps_its_limits():
 
 
 def test_one_module_names_the_python_of_every_child():
-    """`python -m` imports what lies in the current folder; what base/child/python_command.py starts does not."""
+    """`python -m` imports what lies in the current folder; what base/python_command.py starts does not."""
     found = {
         path.relative_to(PACKAGE).as_posix()
         for path in SOURCES
@@ -71,7 +71,7 @@ def test_one_module_names_the_python_of_every_child():
     }
     # torchrun's option, in a script that exports PYTHONSAFEPATH; and an option of Cline's, for a model
     options = {"jobs/ranks/launch_script.py", "connect/clients/cline.py"}
-    assert found == {"base/child/python_command.py", *options}
+    assert found == {"base/python_command.py", *options}
 
 
 def _names_python(node: ast.AST) -> bool:

@@ -23,11 +23,11 @@ from settle.audit.ledger import read_ledger
 from settle.audit.reach import Names, Reach, scope_of
 from settle.audit.system_calls import num_threads
 from settle.audit.watcher import NotWatchedError, watch_this_process
-from settle.base.child.python_command import module_command
 from settle.base.errors import UsageError
 from settle.base.event_log import Events
 from settle.base.events import Say, UndeclaredConnection, Warn
 from settle.base.files import home
+from settle.base.python_command import module_command
 from settle.base.version import __version__
 
 VERSION = 2  # of the lines of a ledger

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from settle.audit import system_calls
 from settle.audit.foreign_sockets import facts_of
-from settle.base.child.python_command import script_command
+from settle.base.python_command import script_command
 
 ASKS = False  # whether the watcher reads no memory but ours, as if Yama forbade it: for tests
 BUSY = "another program watches it already; if the studio started it, `settle runs audit studio` has what it reached"

@@ -14,7 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from settle.base.errors import RunError
 from settle.base.events import VERSION, Event, Opened, Progress
-from settle.base.json_lines import end_torn_line, parse_line, read_lines
+from settle.base.files import end_torn_line, parse_line, read_lines
 
 PROGRESS_SECONDS = 1.0  # between two lines of how far a piece of work is
 

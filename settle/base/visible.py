@@ -2,11 +2,15 @@
 
 Text of documents, models, files and their names may hold escape sequences (C0 and C1 controls, DEL), which set titles,
 fill clipboards and erase screens, bidirectional overrides, which show letters in another order than they are in, and
-bytes of file names that are no text. Each becomes the escape that Python writes for it: `\\x1b`, `\\u202e`.
+bytes of file names that are no text. Each becomes the escape that Python writes for it: `\\x1b`, `\\u202e`. In the
+HTML for a notebook all text is escaped, and there is no script and no style from elsewhere.
 """
 
 import os
 import re
+from base64 import b64encode
+from collections.abc import Sequence
+from html import escape
 
 _CONTROLS = "\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff"
 _TEXT = re.compile(f"\r\n|[{_CONTROLS}]")
@@ -38,3 +42,30 @@ def _sign(match: re.Match[str]) -> str:
     if _FIRST_BYTE <= code <= _LAST_BYTE:
         code -= 0xDC00
     return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
+
+
+# --- HTML for a notebook ---
+
+CELL = ' style="text-align: left; vertical-align: top"'
+
+
+def html_table(rows: Sequence[Sequence[str]], columns: Sequence[str] = (), title: str = "") -> str:
+    """Rows of text under the names of their columns."""
+    head = "".join(f"<th{CELL}>{_text(name)}</th>" for name in columns)
+    body = "".join(f"<tr>{''.join(f'<td{CELL}>{_text(cell)}</td>' for cell in row)}</tr>" for row in rows)
+    caption = f"<caption{CELL}><b>{_text(title)}</b></caption>" if title else ""
+    return f"<table>{caption}{f'<thead><tr>{head}</tr></thead>' if columns else ''}<tbody>{body}</tbody></table>"
+
+
+def html_text(text: str) -> str:
+    """Return a paragraph of HTML; line breaks stay."""
+    return f'<p style="white-space: pre-wrap">{_text(text)}</p>'
+
+
+def html_picture(png: bytes, description: str) -> str:
+    """Return a picture that the notebook holds itself."""
+    return f'<img alt="{_text(description)}" width="720" src="data:image/png;base64,{b64encode(png).decode()}">'
+
+
+def _text(text: str) -> str:
+    return escape(visible(text))

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from settle.base.errors import DataError
-from settle.base.fenced_child import ChildEnded, FencedChild, Limits, answer_requests
+from settle.base.line_child import ChildEnded, FencedChild, Limits, answer_requests
 from settle.documents.blocks import Unreadable
 from settle.documents.confine import confine
 from settle.documents.rows import Record

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path, PurePath
 
-from settle.base.child.line_child import LineChild
-from settle.base.child.python_command import module_command
 from settle.base.errors import UsageError
+from settle.base.line_child import LineChild
+from settle.base.python_command import module_command
 from settle.documents.blocks import Block, Place
 from settle.documents.confine import roots_as
 from settle.documents.reader_child import Request

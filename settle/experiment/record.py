@@ -10,8 +10,7 @@ from typing import Any, Generic
 
 from pydantic import TypeAdapter
 
-from settle.base.files import home
-from settle.base.json_lines import append_lines, read_lines
+from settle.base.files import append_lines, home, read_lines
 from settle.experiment.arm import Reply, Value, digest
 
 CONTINUES = "and run the same command again: what was measured is kept"

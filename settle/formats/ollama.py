@@ -14,8 +14,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from settle.base.chat_template import ChatTemplate, TemplateFailure
-from settle.base.chat_template.default_system import default_system, without_default_system
+from settle.base.chat_template import ChatTemplate, TemplateFailure, default_system, without_default_system
 from settle.base.errors import ResourceError
 from settle.base.files import write_atomic
 from settle.base.tokenizer import Tokenizer

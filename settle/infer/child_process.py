@@ -17,8 +17,8 @@ from http.client import HTTPConnection, HTTPResponse
 from pathlib import Path
 from typing import IO, Any
 
-from settle.base.child.python_command import script_command
 from settle.base.errors import EngineError
+from settle.base.python_command import script_command
 from settle.library.facts import Use
 from settle.machine import num_threads
 

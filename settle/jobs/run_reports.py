@@ -11,12 +11,11 @@ from settle.base.event_log import Events
 from settle.base.events import Event, ForecastComparison, Listing, ResultReady
 from settle.base.run import Run
 from settle.base.run.course import RunCourse
-from settle.base.run.result import Evaluated, Result
+from settle.base.run.result import Evaluated, Result, shown_verdict
 from settle.base.words.amounts import number
 from settle.base.words.figures import place_in_interval
-from settle.base.words.tones import shown_verdict
 from settle.library.deletion import folder_size, prunable_size
-from settle.plan.ledger import UNITS, LedgerEntry, entries, scores
+from settle.plan.forecast_figures import UNITS, LedgerEntry, entries, scores
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from settle.base.events import Listing, ResultReady, Say, Warn
 from settle.base.files.dated_file import OLD_DAYS, age, check_pin, dated_file, install, read_update, today
 from settle.library.catalogue import CatalogueFile, catalogue_file
 from settle.library.prices import Prices, prices
-from settle.machine.hardware import Hardware, hardware
+from settle.machine.described_machine import Hardware, hardware
 
 SHIPPED = Path(__file__).with_name("providers.toml")
 COLUMNS = ("provider", "plan", "trains on it", "keeps", "read", "link")

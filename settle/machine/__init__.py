@@ -9,8 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from settle.base.files import home
-from settle.machine.accelerator import COMPUTE_DTYPES, Accelerator, accelerator
-from settle.machine.cores import Cores, cores, cpu_seconds, processor_name
+from settle.machine.cores import COMPUTE_DTYPES, Accelerator, Cores, accelerator, cores, cpu_seconds, processor_name
 from settle.machine.described_machine import Machine, described, machine_or_this, this_machine
 from settle.machine.memory import (
     FreedMemory,

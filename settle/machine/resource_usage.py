@@ -7,7 +7,7 @@ import psutil
 
 from settle.base.event_log import Events
 from settle.base.events import Usage
-from settle.base.run import command_start
+from settle.base.run import launcher
 from settle.machine.memory import PeakMemory, resident
 from settle.machine.power import EnergyMeter
 
@@ -19,7 +19,7 @@ class Spending:
     """
 
     def __init__(self) -> None:
-        self._began = command_start.take() or time.monotonic()
+        self._began = launcher.take_start() or time.monotonic()
         self.earlier = 0.0
 
     def start(self, device: str, watts: float | None) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from settle.machine.accelerator import Accelerator, accelerator
+from settle.machine.cores import Accelerator, accelerator
 from settle.machine.measurement_cache import key, remembered
 
 Shape = tuple[int, int, int]  # (M, K, N)

@@ -36,8 +36,7 @@ import numpy as np
 from settle.base.files import read_json
 from settle.base.statistics import Interval
 from settle.data.prepare import Corpus
-from settle.plan.loss_law import REPEATS, worth
-from settle.plan.ngrams import ngram_curve
+from settle.plan.loss_law import REPEATS, ngram_curve, worth
 from settle.train.training_plan import TrainingPlan
 
 REFERENCE = 1e5  # tokens at which x is 0

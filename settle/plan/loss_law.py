@@ -1,6 +1,17 @@
-"""How much of the loss a model's size and its text leave, and what text is worth that is seen again."""
+"""How much of the loss a model's size and its text leave, what text is worth seen again, and how predictable it is.
+
+Counting n-grams is some thousand times cheaper than training, so the whole text can be counted where only a short
+stretch can be trained on. What a text's n-gram model gains from more of that text says how much a network will.
+
+Interpolated as Witten and Bell 1991 (method C): p(w | c) = (n(c, w) + t(c) p(w | c')) / (n(c) + t(c)) for a context c
+that occurs n(c) times before t(c) kinds of tokens, and c' the same without its first token.
+
+Legend: V vocabulary, N counted tokens, M held-out tokens, C tokens of a chunk.
+"""
 
 import math
+
+import numpy as np
 
 REPEATS = 15.0
 # Loss that a model's size and its text leave: Hoffmann et al. 2022, arXiv 2203.15556, approach 3.
@@ -21,3 +32,82 @@ def worth(tokens: float, unique: float, repeats: float = REPEATS) -> float:
     if tokens <= unique:
         return tokens
     return unique * (1 + repeats * -math.expm1(-(tokens / unique - 1) / repeats))
+
+
+# --- how predictable a text is ---
+
+ORDER = 4  # tokens of the longest n-gram
+FEWEST_COUNTED, MOST_COUNTED = 1 << 12, 1 << 19  # tokens; a second's work
+MOST_ASKED = 12_288  # held-out tokens
+CHUNK = 128  # tokens; chunks are drawn at random from the text, as batches are
+_FACTOR = np.uint64(0x9E3779B97F4A7C15)  # 2^64 / golden ratio (Knuth 1998, section 6.4)
+
+
+def chunks(tokens: np.ndarray, most: int, seed: int = 0) -> np.ndarray:
+    """At most `most` of the tokens (any length) as chunks in random order, (N / C, C)."""
+    length = min(CHUNK, len(tokens))
+    number = len(tokens) // length
+    order = np.random.default_rng(seed).permutation(number)[: max(1, most // length)]
+    return np.stack([tokens[i * length : (i + 1) * length] for i in order]).astype(np.int64)
+
+
+def ngram_curve(tokens: np.ndarray, held_out: np.ndarray, vocab_size: int) -> list[tuple[float, float]]:
+    """(tokens counted, loss) for ever more of the text, doubling, up to `MOST_COUNTED`; losses in nats per token.
+
+    tokens (N,), held_out (M,): ids of the training and of the held-out text, of which `MOST_ASKED` are used.
+    """
+    asked = chunks(held_out, MOST_ASKED)
+    counted = chunks(tokens, MOST_COUNTED)
+    sizes = [1 << k for k in range(FEWEST_COUNTED.bit_length() - 1, counted.size.bit_length())]
+    rows = sorted({max(1, size // counted.shape[1]) for size in sizes} | {len(counted)})
+    return [(float(n * counted.shape[1]), ngram_loss(counted[:n], asked, vocab_size)) for n in rows]
+
+
+def plateaus(tokens: np.ndarray, held_out: np.ndarray, vocab_size: int) -> tuple[float, float]:
+    """Return the losses of the text's bigram and trigram models, on which a network may rest while it trains."""
+    counted, asked = chunks(tokens, MOST_COUNTED), chunks(held_out, MOST_ASKED)
+    return ngram_loss(counted, asked, vocab_size, 2), ngram_loss(counted, asked, vocab_size, 3)
+
+
+def ngram_loss(counted: np.ndarray, held_out: np.ndarray, vocab_size: int, order: int = ORDER) -> float:
+    """Return the mean loss of n-grams of up to `order` tokens on held-out text, in nats per token.
+
+    counted (N / C, C): the text that was counted; held_out (M / C, C).
+    """
+    probability = np.full(held_out.size, 1 / vocab_size)
+    for length in range(1, order + 1):
+        contexts, grams = _hashed(counted, length)
+        asked_contexts, asked_grams = _hashed(held_out, length)
+        kinds, times = np.unique(grams, return_counts=True)
+        # a context's distinct continuations: each kind of n-gram once, at its first occurrence
+        seen, occurrences = np.unique(contexts, return_counts=True)
+        first = np.unique(grams, return_index=True)[1]
+        distinct = np.bincount(np.searchsorted(seen, contexts[first]), minlength=len(seen))
+        n_gram, n_context = _looked_up(kinds, times, asked_grams), _looked_up(seen, occurrences, asked_contexts)
+        t_context = _looked_up(seen, distinct, asked_contexts)
+        whole = n_context + t_context
+        mixed = (n_gram + t_context * probability) / np.maximum(whole, 1)
+        probability = np.where(whole > 0, mixed, probability)
+    return float(-np.log(probability).mean())
+
+
+def _hashed(rows: np.ndarray, order: int) -> tuple[np.ndarray, np.ndarray]:
+    """Hash the context and the whole n-gram that end at each token, both (rows.size,).
+
+    At the beginning of a row the context is shorter.
+    """
+    context = np.zeros(rows.shape, np.uint64)
+    for back in range(order - 1, 0, -1):
+        shifted = np.zeros(rows.shape, np.uint64)
+        shifted[:, back:] = rows[:, :-back] + 1
+        context = (context + shifted) * _FACTOR
+        context ^= context >> np.uint64(29)
+    gram = (context + rows.astype(np.uint64) + np.uint64(1)) * _FACTOR
+    gram ^= gram >> np.uint64(31)
+    return context.ravel(), gram.ravel()
+
+
+def _looked_up(keys: np.ndarray, counts: np.ndarray, asked: np.ndarray) -> np.ndarray:
+    """Return the count of each asked hash; 0 where it was not counted."""
+    at = np.minimum(np.searchsorted(keys, asked), len(keys) - 1)
+    return np.where(keys[at] == asked, counts[at], 0)

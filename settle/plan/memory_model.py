@@ -15,7 +15,7 @@ from typing import Literal
 
 from settle.library.model_shape import ModelShape
 from settle.machine import Machine
-from settle.plan.cluster.shape import GATED, PLAIN, DeviceLayout, Shape
+from settle.plan.cluster.throughput import GATED, PLAIN, DeviceLayout, Shape
 from settle.plan.fit.weight_types import weight_bytes
 
 HALF, FULL = 2.0, 4.0  # bytes of a number in bfloat16 and in float32

@@ -8,7 +8,7 @@ from settle.base.errors import UsageError
 from settle.data.prepare import Corpus
 from settle.machine import Accelerator, accelerator, probe_dtype, use_torch_threads
 from settle.model.architectures import Architecture
-from settle.plan.ngrams import plateaus
+from settle.plan.loss_law import plateaus
 from settle.plan.settings import RunSettings, TrainingSettings
 from settle.plan.size import EPOCHS, Size, choose_size
 from settle.train.objectives import Objective

@@ -10,11 +10,10 @@ from rich.table import Table
 from rich.text import Text
 
 from settle.base.events import Listing, PlanReady
-from settle.base.run.result import Result
+from settle.base.run.result import TONES, Result
 from settle.base.words.amounts import UNITS, amount
 from settle.base.words.figures import flat, listed
 from settle.base.words.sentences import WHY_FITS
-from settle.base.words.tones import TONES
 
 ORIGIN_STYLES = {"asked": "bold green", "recipe": "cyan", "derived": "blue", "measured": "magenta", "default": "dim"}
 COMPARED_STYLES = {

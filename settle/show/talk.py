@@ -14,13 +14,14 @@ from settle.base.run.course import RunCourse
 from settle.base.run.result import Result
 from settle.base.visible import visible
 from settle.base.words.amounts import count
-from settle.base.words.data_lines import ASKED, flat_text
-from settle.base.words.event_lines import event_lines
 from settle.base.words.figures import comparison
 from settle.base.words.sentences import (
+    ASKED,
     decay_text,
     eval_text,
+    event_lines,
     evidence_text,
+    flat_text,
     left_text,
     loss_text,
     outlook_text,

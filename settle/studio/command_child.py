@@ -14,12 +14,12 @@ from typing import Any
 
 from nicegui import ui
 
-from settle.base.child.python_command import module_command
 from settle.base.errors import RunError, SettleError
 from settle.base.event_log import read_events
 from settle.base.events import Event, Progress, RunFailed
+from settle.base.python_command import module_command
 from settle.base.visible import visible
-from settle.base.words.event_lines import event_lines
+from settle.base.words.sentences import event_lines
 from settle.studio.layout import words
 
 LINES = 400  # of what it says that are kept

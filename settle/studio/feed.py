@@ -18,8 +18,7 @@ from settle.base.events import Event
 from settle.base.run import Run
 from settle.base.run.course import RunCourse
 from settle.base.words.amounts import number
-from settle.base.words.event_lines import event_lines
-from settle.base.words.sentences import PHASES
+from settle.base.words.sentences import PHASES, event_lines
 
 MOST_POINTS = 1000  # of a curve: the lowest and the highest of every stretch, so spikes stay
 DIGITS = 6  # significant, of what is sent

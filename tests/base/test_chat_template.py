@@ -12,7 +12,7 @@ from settle.base.chat_template import (
     complaint,
     render,
 )
-from settle.base.fenced_child import ChildEnded, FencedChild, Limits
+from settle.base.line_child import ChildEnded, FencedChild, Limits
 from tests.base.bombs import COMPILED, INVENTED, REVIEW
 
 MESSAGES = [{"role": "user", "content": "12% of {a: 1000000}? "}, {"role": "assistant", "content": "é <b>"}]

@@ -4,8 +4,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from settle.base.chat_template import ChatTemplate, TemplateFailure
-from settle.base.chat_template.default_system import default_system, with_default_system, without_default_system
+from settle.base.chat_template import (
+    ChatTemplate,
+    TemplateFailure,
+    default_system,
+    with_default_system,
+    without_default_system,
+)
 from settle.data.rows.templates import KNOWN
 
 ASKING = [{"role": "user", "content": "Is it 1 < 2?"}]

@@ -3,7 +3,7 @@
 import pytest
 
 from settle.base.errors import ResourceError
-from settle.base.json_lines import append_lines, read_lines
+from settle.base.files import append_lines, read_lines
 
 
 def test_a_torn_line_costs_no_other(tmp_path):

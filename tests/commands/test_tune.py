@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 import settle
-from settle.base.chat_template.default_system import default_system
+from settle.base.chat_template import default_system
 from settle.base.errors import SettleError, UsageError
 from settle.base.files import write_json
 from settle.base.run import Run

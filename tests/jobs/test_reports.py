@@ -16,7 +16,7 @@ from settle.base.statistics import Interval
 from settle.jobs import index, run_reports
 from settle.jobs.index_settings import IndexSettings
 from settle.jobs.tune_decision import stages as decision
-from settle.plan.ledger import LedgerEntry
+from settle.plan.forecast_figures import LedgerEntry
 from settle.retrieve.index.chunkers import Chunker
 from settle.retrieve.index.update_index import UpdateReport
 from tests.records import into

@@ -7,9 +7,16 @@ from pathlib import Path
 import pytest
 
 from settle.base.errors import DataError, UsageError
-from settle.machine import hardware as module
-from settle.machine.described_machine import contradiction, described, device_names, this_machine
-from settle.machine.hardware import GIB, hardware, read_hardware
+from settle.machine import described_machine as module
+from settle.machine.described_machine import (
+    GIB,
+    contradiction,
+    described,
+    device_names,
+    hardware,
+    read_hardware,
+    this_machine,
+)
 
 
 @pytest.mark.parametrize(

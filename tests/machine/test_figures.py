@@ -12,10 +12,8 @@ from settle.base.errors import UsageError
 from settle.machine import described_machine as described_module
 from settle.machine import measurement_cache as cache
 from settle.machine import speed
-from settle.machine.accelerator import Accelerator
-from settle.machine.cores import cores, processor_name
-from settle.machine.described_machine import contradiction, described
-from settle.machine.hardware import GIB, Hardware, roofline_problem
+from settle.machine.cores import Accelerator, cores, processor_name
+from settle.machine.described_machine import GIB, Hardware, contradiction, described, roofline_problem
 from settle.machine.memory import PeakMemory, disk_free, memory, resident
 from settle.machine.power import EnergyMeter, power
 from tests.fake_time import set_time

@@ -4,7 +4,7 @@ import pytest
 
 from settle.base.files import write_json
 from settle.base.run import Run
-from settle.plan.ledger import entries, scores
+from settle.plan.forecast_figures import entries, scores
 
 
 def finished(path: Path, expected: float, came: float) -> Run:

@@ -10,8 +10,7 @@ import pytest
 from settle.base.event_log import Events
 from settle.base.events import DecayStarted, Eval, LossForecast, Rollback
 from settle.plan.loss_curve import CurveFacts, CurveForm, CurvePrior, Observation, binned, recorded
-from settle.plan.loss_law import left_over, worth
-from settle.plan.ngrams import ORDER, chunks, ngram_curve, ngram_loss
+from settle.plan.loss_law import ORDER, chunks, left_over, ngram_curve, ngram_loss, worth
 from settle.plan.outlook import CurveStart, Outlook
 
 RECORDED = Path(__file__).parents[2] / "bench" / "recorded"

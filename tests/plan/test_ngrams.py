@@ -6,7 +6,7 @@ from collections import Counter, defaultdict
 import numpy as np
 import pytest
 
-from settle.plan.ngrams import CHUNK, ORDER, chunks, ngram_loss
+from settle.plan.loss_law import CHUNK, ORDER, chunks, ngram_loss
 
 
 def by_the_formula(counted: np.ndarray, held_out: np.ndarray, vocab_size: int) -> float:

@@ -9,8 +9,7 @@ from settle.base.errors import RunError
 from settle.base.files import write_json
 from settle.base.run import Run
 from settle.base.statistics import FORECAST_LEVEL, Interval
-from settle.plan.forecast_figures import FORECAST_VERSION, Forecast, read_figures
-from settle.plan.ledger import entries
+from settle.plan.forecast_figures import FORECAST_VERSION, Forecast, entries, read_figures
 from settle.train.state import LoopPlan
 from settle.train.training_plan import PLAN_VERSION, TrainingPlan, Tuning
 

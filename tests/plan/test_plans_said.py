@@ -10,15 +10,13 @@ from settle.base.errors import ResourceError, UsageError
 from settle.base.event_log import Events
 from settle.base.events import Listing, ResultReady, Say
 from settle.base.statistics import Interval
-from settle.machine.described_machine import machine_or_this
-from settle.machine.hardware import GIB
-from settle.plan.cluster.shape import shape_of_size
+from settle.machine.described_machine import GIB, machine_or_this
+from settle.plan.cluster.throughput import shape_of_size
 from settle.plan.cluster.whole_run import forecast_run
 from settle.plan.cost import ASKED, Life, PayOff, cost, life
 from settle.plan.fit.model_shapes import named_shape
 from settle.plan.memory_model import room
-from settle.plan.report import figures, pay_off, train, tune
-from settle.plan.report.settings import PlanSettings
+from settle.plan.report import PlanSettings, figures, pay_off, train, tune
 
 
 def told(plan, *model, **asked):

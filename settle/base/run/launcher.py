@@ -1,4 +1,7 @@
-"""What torchrun said to this process: which rank it is, and of how many. Loads no torch."""
+"""How this process was started: when its command began, and which rank of how many torchrun made it. No torch.
+
+A user's clock runs while Python still imports torch; a time budget counts that.
+"""
 
 import atexit
 import contextlib
@@ -6,6 +9,7 @@ import functools
 import os
 import socket
 import sys
+import time
 from dataclasses import dataclass
 from typing import NoReturn
 
@@ -61,7 +65,7 @@ def launched() -> Launch | None:
             "start it with `torchrun --nproc-per-node 2 -m settle train ~/notes`, or unset RANK and WORLD_SIZE",
         )
     run_id = os.environ.get("TORCHELASTIC_RUN_ID", "")
-    job = f"{socket.gethostname()}-{os.getppid()}-{_age_of(os.getppid())}" if run_id in NO_ID else run_id
+    job = f"{socket.gethostname()}-{os.getppid()}-{_started(os.getppid())}" if run_id in NO_ID else run_id
     return Launch(rank, size, local_rank, local_size, os.environ["MASTER_ADDR"], port, restarts, job)
 
 
@@ -83,10 +87,31 @@ def leave(code: int) -> NoReturn:
     os._exit(code)
 
 
-def _age_of(pid: int) -> str:
-    """When a process began, in ticks since the machine did; "0" where /proc does not say."""
+def _started(pid: int | str) -> int:
+    """When a process began, in ticks since the machine did; 0 where /proc does not say."""
     try:
         with open(f"/proc/{pid}/stat", "rb") as f:
-            return f.read().rpartition(b")")[2].split()[19].decode()
-    except (OSError, IndexError):
-        return "0"
+            return int(f.read().rpartition(b")")[2].split()[19])
+    except (OSError, ValueError, IndexError):
+        return 0
+
+
+# --- when the present command began ---
+
+_began: float | None = None
+
+
+def note_start() -> None:
+    """Note when the command line was called: by the age of the process where the system tells it, else now."""
+    global _began
+    _began = time.monotonic()
+    if ticks := _started("self"):
+        with contextlib.suppress(OSError, ValueError, IndexError), open("/proc/uptime", "rb") as f:
+            _began -= max(0.0, float(f.read().split()[0]) - ticks / os.sysconf("SC_CLK_TCK"))
+
+
+def take_start() -> float | None:
+    """`time.monotonic()` when the command began, for the first run of it; None for a further one, and in a library."""
+    global _began
+    began, _began = _began, None
+    return began

@@ -9,9 +9,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from settle.base.errors import RunError
 from settle.base.version import refuse_newer
+from settle.base.visible import html_table
 from settle.base.words.amounts import UNITS, amount
-from settle.base.words.notebook import html_table
-from settle.base.words.tones import shown_verdict
 
 VERSION = 1
 ESTIMATED = ("energy", "cost")  # figures that are estimates, actual ones too, where no counter of energy is read
@@ -155,3 +154,19 @@ def parse_result(values: object, path: Path) -> Result:
 def loss_unit(objective: object) -> str:
     """Return the unit of a loss, by the name of the objective."""
     return f"nats per {LOSS_OF.get(str(objective), 'token')}"
+
+
+# --- the tone of a word ---
+
+BUDGETS = ("time", "tokens", "steps", "money", "passes", "budget")  # what a run may have used up
+
+TONES = {
+    "running": "live", "interrupted": "warn", "damaged": "bad", "deleted": "bad", "failed": "bad", "settled": "good",
+    "learned": "good", "within budget": "good", "overfitting": "warn", "out of budget": "warn", "diverged": "bad",
+    "broken": "bad", "✓": "good", "outside": "warn", **{f"{budget} used": "dim" for budget in BUDGETS},
+}  # fmt: skip
+
+
+def shown_verdict(verdict: str, budget: str | None) -> str:
+    """Return a verdict for people: a run that took the budget it was given is no warning. budget: what it used up."""
+    return f"{budget or 'budget'} used" if verdict == "out of budget" else verdict

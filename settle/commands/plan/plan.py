@@ -7,8 +7,8 @@ from pydantic import Field
 from settle.base.errors import UsageError
 from settle.base.event_log import Events
 from settle.commands import Command
+from settle.plan.report import PlanSettings
 from settle.plan.report.pay_off import plan_pay_off
-from settle.plan.report.settings import PlanSettings
 from settle.plan.report.train import plan_train
 from settle.plan.report.tune import plan_tune
 

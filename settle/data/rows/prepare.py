@@ -14,8 +14,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from settle.base.chat_template import ChatTemplate
-from settle.base.chat_template.default_system import with_default_system
+from settle.base.chat_template import ChatTemplate, with_default_system
 from settle.base.errors import DataError, UsageError
 from settle.base.event_log import Events
 from settle.base.events import Progress, RowSummary

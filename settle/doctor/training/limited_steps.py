@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
-from settle.base.child.line_child import LineChild
-from settle.base.child.python_command import module_command
 from settle.base.errors import ResourceError, RunError
+from settle.base.line_child import LineChild
+from settle.base.python_command import module_command
 from settle.doctor.held_side import HeldSide, typed
 from settle.doctor.training.facts import Recipe
 from settle.doctor.trial import Item

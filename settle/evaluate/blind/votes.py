@@ -15,8 +15,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from settle.base.errors import UsageError, cannot_write
 from settle.base.event_log import read_records
-from settle.base.files import home
-from settle.base.json_lines import append_lines
+from settle.base.files import append_lines, home
 
 Vote = Literal["a", "b", "same", "bad"]
 VOTES: dict[Vote, str] = {"a": "A is better", "b": "B is better", "same": "Both are the same", "bad": "Both are bad"}

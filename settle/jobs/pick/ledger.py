@@ -10,8 +10,7 @@ from pathlib import Path
 
 from settle.base.event_log import Events
 from settle.base.events import Listing, ResultReady
-from settle.base.files import home
-from settle.base.json_lines import append_lines, read_lines
+from settle.base.files import append_lines, home, read_lines
 from settle.base.statistics import FORECAST_LEVEL, Interval
 from settle.machine import cores, memory, processor_name
 

@@ -14,8 +14,8 @@ from settle.library.reference import ModelRef
 from settle.machine import Machine, machine_or_this
 from settle.plan.fit.here import law_here, recalled_runs
 from settle.plan.fit.model_shapes import shape_of_file
-from settle.plan.fit.processor_costs import Matrices
 from settle.plan.fit.speed import Z80, Law, Rate, decode_rate, first_token_seconds, prefill_rate
+from settle.plan.fit.weight_types import Matrices
 from settle.plan.memory_model import need
 
 MEMORY_STD = 0.1  # of the logarithm of memory ÷ its prediction, where nothing was measured yet

@@ -9,11 +9,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from settle.base.child.python_command import module_command
 from settle.base.errors import EngineError, UsageError
 from settle.base.event_log import Events
 from settle.base.events import Listing, ResultReady, Say
 from settle.base.files import home, write_json
+from settle.base.python_command import module_command
 from settle.base.run import Run
 from settle.base.run.course import RunCourse
 from settle.data.prepare import Corpus, prepare

@@ -11,10 +11,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from settle.audit.session import declare
-from settle.base.child.python_command import module_command
 from settle.base.errors import FormatError, ResourceError, UsageError
 from settle.base.event_log import Events
 from settle.base.events import Progress, Warn
+from settle.base.python_command import module_command
 from settle.base.words.amounts import megabytes
 from settle.formats.safetensors import SINGLE
 from settle.library.catalogue import catalogue

@@ -7,7 +7,7 @@ matches them, or null; or the text of an error.
 import re
 from typing import Any
 
-from settle.base.fenced_child import answer_requests
+from settle.base.line_child import answer_requests
 
 
 def _first_matches(request: Any) -> list[int | None] | str:

@@ -12,7 +12,7 @@ import numpy as np
 from pydantic import Field, JsonValue, field_validator
 
 from settle.base.errors import FormatError
-from settle.base.fenced_child import ChildEnded, FencedChild
+from settle.base.line_child import ChildEnded, FencedChild
 from settle.formats import LoraPairs, to_float32
 from settle.model.adapters import PREFIX, TARGET_NAMES, Adapter, TargetName, matching
 from settle.model.decoder import Decoder

@@ -12,7 +12,7 @@ from settle.library.catalogue import Quality, catalogue_file, find_known, known_
 from settle.library.facts import read_facts
 from settle.library.model_shape import ModelShape, shape_from_config, shape_from_gguf
 from settle.library.resolve import is_path, resolve
-from settle.plan.fit.processor_costs import Matrices, matrices_of
+from settle.plan.fit.weight_types import Matrices, matrices_of
 
 
 @dataclass(frozen=True)

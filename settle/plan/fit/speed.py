@@ -18,8 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from settle.base.statistics import FORECAST_LEVEL, Interval
 from settle.library.model_shape import ModelShape
 from settle.machine import Machine
-from settle.plan.fit.processor_costs import Matrices, layer_weights, read_seconds, written_seconds
-from settle.plan.fit.weight_types import read_bytes
+from settle.plan.fit.weight_types import Matrices, layer_weights, read_bytes, read_seconds, written_seconds
 
 STACKED = ("A100", "A800", "A30", "H100", "H800", "H200", "GH200", "H20", "V100", "TITAN V", "P100", "GV100")
 NEWER = ("ada", "blackwell-2", "blackwell", "blackwell-nvl72")

@@ -10,8 +10,8 @@ from settle.plan.cost import UNKNOWN_WATTS, YEARS, PayOff, Workload, exact, pay_
 from settle.plan.fit.model_shapes import named_shape
 from settle.plan.fit.speed import decode_rate, prefill_rate
 from settle.plan.memory_model import fit
+from settle.plan.report import PlanSettings
 from settle.plan.report.figures import draw_pay_off, forecast_table, values
-from settle.plan.report.settings import PlanSettings
 
 USUAL_TYPE = "q4_k_m"  # of a model whose file is not here
 MEASURED = 1.05  # the factor by which a speed that was measured once may be off

@@ -10,11 +10,11 @@ from settle.base.events import Listing, ResultReady, Say
 from settle.base.statistics import Interval
 from settle.base.words.amounts import billions, device_gigabytes, millions
 from settle.machine.described_machine import Machine, machine_or_this
-from settle.plan.cluster.shape import Shape, shape_of_size, shape_with_experts
+from settle.plan.cluster.throughput import Shape, shape_of_size, shape_with_experts
 from settle.plan.cluster.whole_run import RunForecast, forecast_run, published_runs
 from settle.plan.cost import ASKED, Cost, Life, cost, exact, life
+from settle.plan.report import PlanSettings
 from settle.plan.report.figures import draw_run, forecast_table, values
-from settle.plan.report.settings import PlanSettings
 
 HOURS = 3600.0
 Rows = dict[str, tuple[Interval, str, str]]

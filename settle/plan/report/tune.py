@@ -11,13 +11,12 @@ from settle.base.statistics import FORECAST_LEVEL, Interval
 from settle.base.words.amounts import device_gigabytes, millions
 from settle.library.model_shape import ModelShape
 from settle.machine.described_machine import Machine, machine_or_this
-from settle.plan.cluster.shape import DeviceLayout
-from settle.plan.cluster.throughput import steady_rate
+from settle.plan.cluster.throughput import DeviceLayout, steady_rate
 from settle.plan.cost import ASKED, Cost, cost
 from settle.plan.fit.model_shapes import NamedShape, named_shape
 from settle.plan.memory_model import Sizing, Tuning, room, training_shape, tuning_sizing
+from settle.plan.report import PlanSettings
 from settle.plan.report.figures import draw_tuning, forecast_table, values
-from settle.plan.report.settings import PlanSettings
 
 METHODS = ("full", "lora", "qlora")  # the finest first
 MEMORY_LOG_STD = (

@@ -9,8 +9,8 @@ import asyncio
 import json
 from concurrent.futures import ThreadPoolExecutor
 
-from settle.base.child.line_child import LineChild
-from settle.base.child.python_command import module_command
+from settle.base.line_child import LineChild
+from settle.base.python_command import module_command
 from settle.server.models.loaded_model import LoadedModel
 from settle.wire.types import JsonObject
 

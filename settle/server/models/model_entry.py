@@ -4,7 +4,7 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-from settle.base.child.python_command import module_command
+from settle.base.python_command import module_command
 from settle.library.store import stamp_of
 from settle.wire.errors import ApiError
 

@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from settle.base.child.python_command import module_command
 from settle.base.errors import FormatError, UsageError
+from settle.base.python_command import module_command
 from settle.formats import Weights
 from settle.formats.gguf.header import read_header
 from settle.formats.gguf.layout import Entry, layout

@@ -14,11 +14,10 @@ from settle.base.errors import RunError, SettleError, malformed_is_format_error
 from settle.base.events import Event, Listing, PhaseStarted, Sample
 from settle.base.files import parse_json
 from settle.base.run import Run as RunFolder
-from settle.base.run.result import Result
+from settle.base.run.result import TONES, Result
 from settle.base.words.amounts import amount, duration
 from settle.base.words.figures import comparison
 from settle.base.words.sentences import NOTHING_KEPT, evidence_text, left_text, outlook_text
-from settle.base.words.tones import TONES
 from settle.studio.chart import Chart
 from settle.studio.command_child import start_command
 from settle.studio.feed import RunFeed

@@ -5,8 +5,8 @@ from urllib.parse import quote
 
 from nicegui import ui
 
+from settle.base.run.result import TONES
 from settle.base.words.amounts import amount
-from settle.base.words.tones import TONES
 from settle.jobs.run_reports import RunSummary, day, run_summaries
 from settle.studio.layout import words
 from settle.studio.pages import Page

@@ -8,12 +8,19 @@ import pytest
 from settle.base.errors import ResourceError, UsageError
 from settle.machine.described_machine import described
 from settle.plan.cluster import throughput
-from settle.plan.cluster.search import best_layouts
-from settle.plan.cluster.shape import DeviceLayout, Shape, shape_of_size, shape_with_experts
-from settle.plan.cluster.throughput import device_seconds, published_law, steady_rate
+from settle.plan.cluster.throughput import (
+    DeviceLayout,
+    Shape,
+    device_seconds,
+    published_law,
+    shape_of_size,
+    shape_with_experts,
+    steady_rate,
+)
 from settle.plan.cluster.whole_run import (
     STRETCH,
     best_interval,
+    best_layouts,
     device_hours,
     forecast_run,
     goodput,

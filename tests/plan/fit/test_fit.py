@@ -12,9 +12,8 @@ from settle.base.statistics import Interval
 from settle.cli import main
 from settle.library.catalogue import known_model
 from settle.machine import described
-from settle.plan.fit.fit_table import SMALL_PROMPT, fit_row
 from settle.plan.fit.model_shapes import named_shape
-from settle.plan.fit.report import published_lines
+from settle.plan.fit.report import SMALL_PROMPT, fit_row, published_lines
 from settle.plan.fit.speed import (
     Z80,
     decode_rate,

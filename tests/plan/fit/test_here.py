@@ -12,8 +12,8 @@ from settle.library.model_shape import ModelShape
 from settle.machine import described
 from settle.plan.fit.here import PROMPT, WRITTEN, ModelRun, law_here
 from settle.plan.fit.model_shapes import NamedShape
-from settle.plan.fit.processor_costs import matrices_of
 from settle.plan.fit.speed import decode_rate, decode_terms, laws, prefill_rate, prefill_terms
+from settle.plan.fit.weight_types import matrices_of
 
 MACHINE = replace(described("cpu ddr5-5600 dual channel"), measured=True)
 

@@ -7,7 +7,7 @@ import pytest
 
 from settle.plan.cluster.throughput import doublings
 from settle.plan.fit import speed
-from settle.plan.fit.processor_costs import matrices_as
+from settle.plan.fit.weight_types import matrices_as
 from settle.plan.memory_model import need
 
 

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from settle.base.child.python_command import module_command
+from settle.base.python_command import module_command
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[2]
 MODULES = ("pip", "json", "torch", "numpy", "typing", "signal", "socket", "settle/__init__", "settle/base/__init__")
 HERE = {
     "fenced child": """
-        from settle.base.fenced_child import ChildEnded, FencedChild
+        from settle.base.line_child import ChildEnded, FencedChild
         try:
             FencedChild("settle.base.chat_template.render_child").ask({})
         except ChildEnded:
