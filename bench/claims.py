@@ -15,13 +15,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 import settle
-from settle.retrieve.answer.citation_check import Checker
-from settle.retrieve.answer.claim_check import differences
-from settle.retrieve.answer.context import Piece, Source
-from settle.retrieve.index.collection import Collection
-from settle.retrieve.index.lifecycle import delete
+from settle.retrieve.answer.answer import Piece, Source
+from settle.retrieve.answer.citation_check import Checker, differences
+from settle.retrieve.index.collection import Collection, delete
 from settle.retrieve.index.words import sentences
-from settle.retrieve.search.hybrid_search import search
+from settle.retrieve.search import search
 
 NAME = "claims-of-the-bench"
 

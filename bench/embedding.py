@@ -117,9 +117,8 @@ def index(work: Path, name: str) -> int:
     """Index everything into a new collection with settle; return the number of passages."""
     from settle.base.event_log import Events
     from settle.retrieve.index.chunkers.structure import Structure
-    from settle.retrieve.index.config import IndexParts
+    from settle.retrieve.index.collection import IndexParts, create
     from settle.retrieve.index.embedders.minilm import Minilm
-    from settle.retrieve.index.lifecycle import create
     from settle.retrieve.index.stores.lancedb import Lancedb
     from settle.retrieve.index.update_index import update
 

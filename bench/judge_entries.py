@@ -45,7 +45,7 @@ from selectolax.lexbor import LexborHTMLParser
 from sources import plain, unpacked
 
 from settle.retrieve.index.collection import Collection
-from settle.retrieve.search.hybrid_search import Hit, search
+from settle.retrieve.search import Hit, search
 
 LISTED = 8
 QUESTIONS = 900  # of a source, at most

@@ -23,7 +23,7 @@ from questions import Question, plain, questions_in
 from retrieval import indexed
 
 from settle.retrieve.index.collection import Collection
-from settle.retrieve.search.hybrid_search import Hit, search
+from settle.retrieve.search import Hit, search
 
 WRITTEN = Path(__file__).with_name("judge_questions")
 LISTED, SEARCHED = 8, 40

@@ -45,7 +45,7 @@ from settle.library.resolve import resolve_whole
 from settle.model.encoder import encoder_of_gguf
 from settle.model.reranker import Reranker, file_names
 from settle.retrieve.answer.answer_judge import SCALE, AnswerJudge
-from settle.retrieve.index.catalogue.records import Passage
+from settle.retrieve.index.catalogue import Passage
 
 QUESTIONS, PASSAGES, AT_ONCE = 8, 2, 8  # of a step, of a question, pairs that are computed together
 LEFT_OUT, ENTRY_LEFT_OUT = 0.35, 0.7  # of the answerable questions' answers; of entries of which nothing else says it

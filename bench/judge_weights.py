@@ -6,7 +6,7 @@ On questions that the judge has not learned from: the dev half of the sets NAME 
 that of `asked/off_topic.txt`, asked of each. Each collection counts the same, and in it questions with an answer
 and without. Documents and indexes are made below FOLDER. Printed: what separates answerable questions from others
 (AUROC), each collection judged by weights fitted on the others; where the outcomes lie, and whether the scores are
-calibrated; the weights for `settle/retrieve/answer/evidence.py`; where the right passage comes first, by the judge's
+calibrated; the weights for `settle/retrieve/answer/retrieval.py`; where the right passage comes first, by the judge's
 weight.
 """
 
@@ -25,11 +25,20 @@ from questions import Question, auroc, plain, questions, questions_in
 from questions import make_documents as make_asked
 from retrieval import indexed
 
-from settle.retrieve.answer.evidence import FEATURES, JUDGED, SHIPPED, SURE, UNLIKELY, EvidenceWeights, features_of
-from settle.retrieve.answer.retrieval import JUDGED as EXAMINED
-from settle.retrieve.answer.retrieval import RERANKED, read_best
+from settle.retrieve.answer.retrieval import (
+    DEPTH,
+    FEATURES,
+    JUDGED,
+    RERANKED,
+    SHIPPED,
+    SURE,
+    UNLIKELY,
+    EvidenceWeights,
+    features_of,
+    read_best,
+)
 from settle.retrieve.index.collection import Collection
-from settle.retrieve.search.hybrid_search import Hit, search
+from settle.retrieve.search import Hit, search
 
 ASKED = ("stars", "borg", "theatre", "oncall", "harbour")
 KITCHEN = "recipes"  # where some of the off-topic questions are not
@@ -50,7 +59,7 @@ def rows_of(name: str, collection: Collection, asked: Sequence[Question]) -> Ite
 
 def row_of(name: str, collection: Collection, question: str) -> tuple[list[Hit], dict[str, Any]]:
     """Return the hits of a question as the search orders them, and what the evidence is judged by."""
-    hits = search(collection, question, EXAMINED)
+    hits = search(collection, question, DEPTH)
     in_order, readings = read_best(collection, question, hits)
     return hits, {
         "set": name,

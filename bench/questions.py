@@ -44,11 +44,18 @@ from settle.base.event_log import Events
 from settle.base.statistics import wilson
 from settle.evaluate.calibration import CalibrationReport
 from settle.retrieve.answer.ask import finish_answer, stream_answer
-from settle.retrieve.answer.evidence import EvidenceWeights, features_of, shipped, weights_for
-from settle.retrieve.answer.retrieval import JUDGED, PASSAGES, retrieve
+from settle.retrieve.answer.retrieval import (
+    DEPTH,
+    PASSAGES,
+    EvidenceWeights,
+    features_of,
+    retrieve,
+    shipped,
+    weights_for,
+)
 from settle.retrieve.check.check import CheckResult, check
 from settle.retrieve.index.collection import Collection
-from settle.retrieve.search.hybrid_search import search
+from settle.retrieve.search import search
 
 ASKED = Path(__file__).with_name("asked")
 SPLITS = ("dev", "judgement")
@@ -131,9 +138,9 @@ def measured(collection: Collection, asked: Sequence[Question], quotes: bool = T
     rows = []
     for question in asked:
         began = time.process_time()
-        search(collection, question.text, JUDGED)
+        search(collection, question.text, DEPTH)
         searched = time.process_time()
-        found = retrieve(collection, question.text, k=JUDGED)
+        found = retrieve(collection, question.text, k=DEPTH)
         seconds = time.process_time() - searched
         retrieval, text = replace(found, hits=found.hits[:PASSAGES]), ""
         if quotes and question.is_answerable:

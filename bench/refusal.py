@@ -26,12 +26,19 @@ from retrieval import SETS, indexed, read
 
 from settle.base.event_log import Events
 from settle.base.statistics import wilson
-from settle.retrieve.answer.evidence import DEPTH, FEATURES, SHIPPED, EvidenceWeights, features_of, weights_for
-from settle.retrieve.answer.retrieval import read_best
+from settle.retrieve.answer.retrieval import (
+    DEPTH,
+    FEATURES,
+    SHIPPED,
+    EvidenceWeights,
+    features_of,
+    read_best,
+    weights_for,
+)
 from settle.retrieve.check.calibration import threshold
 from settle.retrieve.check.check import check
 from settle.retrieve.index.collection import Collection
-from settle.retrieve.search.hybrid_search import search
+from settle.retrieve.search import search
 
 KINDS = ("questions", "unanswerable")
 FALSE = 0.05  # share of the answerable questions of a gold set that may be refused

@@ -26,13 +26,11 @@ import numpy as np
 from settle.base.event_log import Events
 from settle.base.statistics import paired_test
 from settle.retrieve.index.chunkers import Chunker
-from settle.retrieve.index.collection import Collection
-from settle.retrieve.index.config import IndexParts
+from settle.retrieve.index.collection import Collection, IndexParts, create
 from settle.retrieve.index.embedders import Embedder
-from settle.retrieve.index.lifecycle import create
 from settle.retrieve.index.stores import Store
 from settle.retrieve.index.update_index import update
-from settle.retrieve.search.hybrid_search import search
+from settle.retrieve.search import search
 
 SETS = ("foldoc", "wordnet", "python", "man", "django", "admin")
 PEERS = ("chroma", "chroma_whole", "llamaindex", "llamaindex_hybrid", "haystack", "haystack_hybrid")

@@ -21,13 +21,10 @@ from gold import PACKAGES, unpacked, wordnet_entries
 from paraphrase import WordNet
 
 from settle.documents.blocks import Chunk, Place
-from settle.retrieve.index.catalogue.catalogue import Catalogue
-from settle.retrieve.index.catalogue.records import DocumentChange, DocumentRecord
-from settle.retrieve.index.collection import Collection
+from settle.retrieve.index.catalogue import Catalogue, DocumentChange, DocumentRecord
+from settle.retrieve.index.collection import Collection, create
 from settle.retrieve.index.embedders import Vectorizer
-from settle.retrieve.index.lifecycle import create
-from settle.retrieve.search.hybrid_search import SCORED, search
-from settle.retrieve.search.query import terms
+from settle.retrieve.search import SCORED, search, terms
 
 BATCH, WIDTH = 2000, 384
 

@@ -91,8 +91,8 @@ def near(store: str, count: int, file: str | None) -> dict[str, Any]:
         times = times_of(lambda q: np.argpartition(-(vectors @ q), 50)[:50], questions)
         return {"store": store, "count": len(vectors), **times, "recall": 1.0}
     from settle.documents.blocks import Chunk, Place
-    from settle.retrieve.index.catalogue.records import DocumentChange, DocumentRecord
-    from settle.retrieve.index.lifecycle import create
+    from settle.retrieve.index.catalogue import DocumentChange, DocumentRecord
+    from settle.retrieve.index.collection import create
 
     with tempfile.TemporaryDirectory() as folder:
         os.environ["SETTLE_HOME"] = folder
@@ -125,8 +125,7 @@ def rounds(store: str, passages: int) -> dict[str, Any]:
     from settle.base.event_log import Events
     from settle.base.registry import part
     from settle.retrieve.index.chunkers.structure import Structure
-    from settle.retrieve.index.config import IndexParts
-    from settle.retrieve.index.lifecycle import create
+    from settle.retrieve.index.collection import IndexParts, create
     from settle.retrieve.index.update_index import update
 
     with tempfile.TemporaryDirectory() as folder:
@@ -209,8 +208,7 @@ def catalogue(passages: int) -> dict[str, Any]:
     import sysconfig
 
     from settle.documents.blocks import Chunk, Place
-    from settle.retrieve.index.catalogue.catalogue import Catalogue
-    from settle.retrieve.index.catalogue.records import DocumentChange, DocumentRecord
+    from settle.retrieve.index.catalogue import Catalogue, DocumentChange, DocumentRecord
 
     def texts() -> Iterator[str]:
         turn = 0

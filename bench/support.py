@@ -17,11 +17,11 @@ from pathlib import Path
 
 from paraphrase import Paraphraser, WordNet
 
+from settle.retrieve.answer.answer import Piece, Source
 from settle.retrieve.answer.citation_check import SUPPORTED, Checker, Support
-from settle.retrieve.answer.context import Piece, Source
 from settle.retrieve.index.collection import Collection
 from settle.retrieve.index.words import sentences
-from settle.retrieve.search.hybrid_search import Hit, search
+from settle.retrieve.search import Hit, search
 
 THRESHOLDS = (0.45, 0.5, 0.55, 0.6, 0.65, 0.7, 0.75)
 SHORTEST, LONGEST = 8, 40  # words

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from settle.base import registry
-from settle.documents import reader_pool
+from settle.documents import readers
 
 PAGE = Path(__file__).parent.parent / "docs" / "develop.md"
 
@@ -41,7 +41,7 @@ def install(
 
 def forget_parts() -> None:
     """What the registry and the readers' pool know of installed packages."""
-    for module in (registry, reader_pool):
+    for module in (registry, readers):
         for function in vars(module).values():
             if hasattr(function, "cache_clear"):
                 function.cache_clear()

@@ -16,7 +16,8 @@ from settle.base.run import Run
 from settle.cli import main
 from settle.data.prepare import prepare
 from settle.data.settings import DataSettings
-from settle.documents.reader_pool import read_all, reader_of
+from settle.documents.reader_pool import read_all
+from settle.documents.readers import reader_of
 from settle.formats.gguf.types import Bars, GgmlType
 from settle.jobs.train import JOB
 from tests.contracts.test_parts import FAMILIES

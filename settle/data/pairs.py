@@ -20,7 +20,7 @@ from settle.data.corpus import CorpusBuilder, fingerprint_of
 from settle.data.layouts import Broken, find, text_of
 from settle.data.ledger import Ledger, LedgerRecord
 from settle.data.store import RowStore, RowWriter
-from settle.documents.row_reader import RowReader
+from settle.documents.reader_pool import RowReader
 from settle.documents.rows import Values
 from settle.documents.walk import FoundFile
 

@@ -34,8 +34,8 @@ from settle.data.store import StoreWriter, TokenStore
 from settle.data.tokenizer.byte_bpe import ByteBpeTokenizer, vocabulary_size
 from settle.documents.blocks import Unreadable
 from settle.documents.decode import damage_error
+from settle.documents.reader_pool import RowReader
 from settle.documents.readers import Reader
-from settle.documents.row_reader import RowReader
 from settle.documents.walk import FoundFile
 
 Step = Callable[[str, Note], str | None]

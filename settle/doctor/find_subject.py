@@ -27,8 +27,7 @@ from settle.library.facts import read_facts
 from settle.library.reference import ModelRef
 from settle.library.resolve import find_run, is_collection, resolve_gguf
 from settle.retrieve.answer.answering_model import NONE
-from settle.retrieve.index.collection import Collection
-from settle.retrieve.index.collection_folder import CollectionFolder
+from settle.retrieve.index.collection import Collection, CollectionFolder
 from settle.wire.exchange import Exchange
 
 NO_KEY = Door()

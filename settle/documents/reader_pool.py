@@ -1,22 +1,27 @@
-"""Documents read in a child process, ahead of the work on those before them."""
+"""Documents read in a child process, ahead of the work on those before them, and the rows of files for training.
+
+Rows are streamed where their kind allows it, else made of blocks that the child reads.
+"""
 
 import contextlib
 import json
 import signal
 import threading
 from collections import deque
-from collections.abc import Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
-from pathlib import Path, PurePath
+from pathlib import Path
+from typing import Self
 
 from settle.base.errors import UsageError
 from settle.base.line_child import LineChild
 from settle.base.python_command import module_command
-from settle.documents.blocks import Block, Place
+from settle.documents.blocks import Block, Place, Unreadable
 from settle.documents.confine import roots_as
 from settle.documents.reader_child import Request
-from settle.documents.readers import Reader
+from settle.documents.readers import Reader, as_record
+from settle.documents.rows import Record, Row
+from settle.documents.walk import FoundFile
 
 SECONDS = 120.0  # that one document may take
 AHEAD = 4 << 20  # characters that are read before they are needed; the last document may exceed them
@@ -32,20 +37,10 @@ class Read:
     notes: tuple[str, ...]
     error: str
 
-
-def reader_of(name: str) -> str | None:
-    """Return the reader of a file of that name: by its suffix, or by the word that it begins with."""
-    path = PurePath(name.lower())
-    return _readers().get(path.suffix or path.name.split("-")[0])
-
-
-@cache
-def _readers() -> dict[str, str]:
-    """Reader by suffix, with its dot, and by file name."""
-    known: dict[str, str] = {}
-    for reader, kind in Reader.parts().items():
-        known |= dict.fromkeys((*kind.suffixes, *kind.names), reader)
-    return known
+    @property
+    def size(self) -> int:
+        """What it takes of the characters that are read ahead."""
+        return _EACH + sum(len(block.text) for block in self.blocks)
 
 
 def read_all(
@@ -59,20 +54,19 @@ def read_all(
     child, ahead = _Child(seconds, roots_as(roots)), _Queue()
 
     def work() -> None:
+        error: BaseException | None = None
         try:
             for path, reader in paths:
                 if not ahead.put(child.read(path, reader)):
                     return
-            ahead.put(None)
-        except BaseException as e:  # noqa: BLE001  raised again below, in the thread that asked
-            ahead.put(e)
+        except BaseException as e:  # noqa: BLE001  raised in the thread that asks
+            error = e
+        ahead.end(error)
 
     thread = threading.Thread(target=work, daemon=True)
     thread.start()
     try:
-        while (document := ahead.get()) is not None:
-            if isinstance(document, BaseException):
-                raise document
+        while document := ahead.get():
             yield document
     finally:
         ahead.stop()
@@ -84,36 +78,44 @@ class _Queue:
     """A queue of documents read ahead, bounded by their text: many small files wait here, or one large one."""
 
     def __init__(self) -> None:
-        self._documents: deque[Read | BaseException | None] = deque()
+        self._documents: deque[Read] = deque()
         self._size = 0
-        self._stopped = False
+        self._is_ended = self._is_stopped = False
+        self._error: BaseException | None = None
         self._changed = threading.Condition()
 
-    def put(self, document: Read | BaseException | None) -> bool:
+    def put(self, document: Read) -> bool:
         """Wait for room; return False when nothing is needed any more."""
         with self._changed:
-            self._changed.wait_for(lambda: self._stopped or self._size < AHEAD)
+            self._changed.wait_for(lambda: self._is_stopped or self._size < AHEAD)
             self._documents.append(document)
-            self._size += _size(document)
+            self._size += document.size
             self._changed.notify_all()
-            return not self._stopped
+            return not self._is_stopped
 
-    def get(self) -> Read | BaseException | None:
+    def end(self, error: BaseException | None) -> None:
+        """Say that no more documents come, or why."""
         with self._changed:
-            self._changed.wait_for(lambda: bool(self._documents))
+            self._is_ended, self._error = True, error
+            self._changed.notify_all()
+
+    def get(self) -> Read | None:
+        """Wait for the next document; return None after the last, or raise what ended the reading."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._documents or self._is_ended)
+            if not self._documents:
+                if self._error is not None:
+                    raise self._error
+                return None
             document = self._documents.popleft()
-            self._size -= _size(document)
+            self._size -= document.size
             self._changed.notify_all()
             return document
 
     def stop(self) -> None:
         with self._changed:
-            self._stopped = True
+            self._is_stopped = True
             self._changed.notify_all()
-
-
-def _size(document: Read | BaseException | None) -> int:
-    return _EACH + sum(len(block.text) for block in document.blocks) if isinstance(document, Read) else 0
 
 
 class _Child:
@@ -158,12 +160,66 @@ class _Child:
             return f"reading it takes more than {self._seconds:.0f} s"
         if code is None:
             return "reading was ended"
-        return _cause(code)
+        if code >= 0:
+            return "its reader ended without a word"
+        name = signal.Signals(-code).name
+        return (
+            "its reader was ended from outside: no memory left?"
+            if name == "SIGKILL"
+            else f"its reader crashed ({name})"
+        )
 
 
-def _cause(code: int) -> str:
-    """Return why a reader died. code: as subprocess reports it."""
-    if code >= 0:
-        return "its reader ended without a word"
-    name = signal.Signals(-code).name
-    return "its reader was ended from outside: no memory left?" if name == "SIGKILL" else f"its reader crashed ({name})"
+class RowReader:
+    """Reader of the rows of files, each once, in their order; the child reads the next ones meanwhile.
+
+    on_note: called with what a reader left out. field: the column or key that holds the text, for the readers that have
+    such. As a context manager it ends the child.
+    """
+
+    def __init__(
+        self, files: Sequence[FoundFile], on_note: Callable[[FoundFile, str], None], field: str | None = None
+    ) -> None:
+        self._on_note, self._field = on_note, field
+        fenced = [f for f in files if not Reader.part(f.reader).streams() and not f.compression]
+        self._documents = read_all(((Path(f.path), f.reader) for f in fenced), roots={f.root for f in fenced})
+
+    def rows(self, file: FoundFile) -> Iterator[Row]:
+        """Yield the file's documents. Raises Unreadable with the reason when it has none to give."""
+        reader = self._reader(file)
+        if reader.streams():
+            with file.open() as stream:
+                yield from reader.rows(stream)
+        else:
+            yield from reader.rows_of(self._blocks(file))
+
+    def records(self, file: FoundFile) -> Iterator[Record]:
+        """Yield the file's rows with their named values. Raises Unreadable with the reason when it has none to give."""
+        reader = self._reader(file)
+        if reader.streams():
+            with file.open() as stream:
+                yield from reader.records(stream)
+        else:
+            yield from map(as_record, reader.rows_of(self._blocks(file)))
+
+    def _reader(self, file: FoundFile) -> Reader:
+        kind = Reader.part(file.reader)
+        return kind.model_validate({"field": self._field} if "field" in kind.model_fields else {})
+
+    def _blocks(self, file: FoundFile) -> list[Block]:
+        """Return the blocks that the child read, of the next one of the files. Raises Unreadable."""
+        if file.compression:
+            raise Unreadable("a compressed document: unpack it first")
+        document = next(self._documents)
+        assert document.path == Path(file.path), "files are read once, in their order"
+        for note in document.notes:
+            self._on_note(file, note)
+        if document.error:
+            raise Unreadable(document.error)
+        return document.blocks
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._documents.close()

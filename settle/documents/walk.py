@@ -12,7 +12,7 @@ from settle.base.errors import DataError, UsageError
 from settle.base.files import home
 from settle.base.visible import visible_line
 from settle.documents.decode import COMPRESSIONS, damage_error, is_binary, open_unpacked
-from settle.documents.reader_pool import reader_of
+from settle.documents.readers import reader_of
 
 HIDDEN, NOT_REGULAR, UNREADABLE = "hidden or version control", "not a regular file", "cannot be read"
 OUTSIDE = "a link to a file outside of the folder"

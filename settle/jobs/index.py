@@ -12,18 +12,24 @@ from settle.base.events import Listing, ResultReady, Say, Warn, WorkStarted
 from settle.base.registry import Part
 from settle.base.run import free_name
 from settle.base.stop_signals import Stopping
-from settle.documents.reader_pool import reader_of
+from settle.documents.readers import reader_of
 from settle.infer.client import LlamaClient
 from settle.infer.engine import Engine
 from settle.jobs.index_settings import IndexSettings
 from settle.library.resolve import resolve_gguf
 from settle.retrieve.index.changes import unseen
 from settle.retrieve.index.chunkers import Chunker
-from settle.retrieve.index.collection import Collection
-from settle.retrieve.index.collection_folder import CollectionFolder, collection_names
-from settle.retrieve.index.config import IndexParts, PartRecord
+from settle.retrieve.index.collection import (
+    Collection,
+    CollectionFolder,
+    IndexParts,
+    PartRecord,
+    collection_names,
+    create,
+    delete,
+    rebuilt,
+)
 from settle.retrieve.index.embedders import Embedder
-from settle.retrieve.index.lifecycle import create, delete, rebuilt
 from settle.retrieve.index.list_collections import list_collections, list_status
 from settle.retrieve.index.stores import Store
 from settle.retrieve.index.update_index import UpdateReport, follow, update

@@ -13,10 +13,9 @@ from nicegui import app
 from settle.base.errors import SettleError, UsageError
 from settle.documents.blocks import Unreadable
 from settle.documents.decode import text_lines
-from settle.retrieve.index.catalogue.catalogue import Catalogue
-from settle.retrieve.index.catalogue.records import DocumentRecord, Occurrence, Passage
+from settle.retrieve.index.catalogue import Catalogue, DocumentRecord, Occurrence, Passage
 from settle.retrieve.index.changes import UNSURE
-from settle.retrieve.index.collection_folder import CATALOGUE, CollectionFolder, collection_names
+from settle.retrieve.index.collection import CATALOGUE, CollectionFolder, collection_names
 
 AROUND = 12  # lines before and after the passage that are shown
 PDF = b"%PDF-"

@@ -11,9 +11,8 @@ from pathlib import Path
 import pytest
 
 from settle.cli import main
-from settle.retrieve.index.collection import Collection
-from settle.retrieve.index.collection_folder import collection_names
-from settle.retrieve.search.hybrid_search import search
+from settle.retrieve.index.collection import Collection, collection_names
+from settle.retrieve.search import search
 from tests.retrieve.conftest import joined  # noqa: F401  `hashed` is an embedder
 
 SETTLE = [sys.executable, "-m", "settle"]

@@ -11,8 +11,7 @@ from docx.oxml import OxmlElement
 from pptx import Presentation
 
 from settle.documents.blocks import Block
-from settle.documents.reader_pool import reader_of
-from settle.documents.readers import Reader
+from settle.documents.readers import Reader, reader_of
 
 Line = tuple[int, str]  # size in points, text
 

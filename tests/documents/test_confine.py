@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from settle.documents.reader_pool import read_all, reader_of
+from settle.documents.reader_pool import read_all
+from settle.documents.readers import reader_of
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="Landlock and seccomp are Linux's")
 TRIED = """

@@ -17,13 +17,11 @@ from settle.data.prepare import prepare
 from settle.data.rows.prepare import prepare_rows
 from settle.data.settings import DataSettings, RowSettings
 from settle.data.tokenizer.byte_bpe import ByteBpeTokenizer
-from settle.documents.reader_pool import read_all, reader_of
-from settle.documents.readers import Reader
-from settle.documents.row_reader import RowReader
+from settle.documents.reader_pool import RowReader, read_all
+from settle.documents.readers import Reader, reader_of
 from settle.documents.walk import Walk
 from settle.retrieve.index.chunkers.structure import Structure
-from settle.retrieve.index.config import IndexParts
-from settle.retrieve.index.lifecycle import create
+from settle.retrieve.index.collection import IndexParts, create
 from settle.retrieve.index.stores.lancedb import Lancedb
 from settle.retrieve.index.update_index import update
 from tests.documents import making

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from settle.documents.blocks import LEFT_OUT
-from settle.documents.reader_pool import Read, read_all, reader_of
+from settle.documents.reader_pool import Read, read_all
+from settle.documents.readers import reader_of
 
 TERMS = ",".join(f'"{word}{n}":[{n},{n + 1},"t"]' for n in range(900) for word in ("sparc", "sparingli"))
 SPHINX = f'Search.setIndex({{"docnames":["a","b"],"terms":{{{TERMS}}}}})'

@@ -13,7 +13,8 @@ import pytest
 from settle.base.errors import UsageError
 from settle.documents import reader_pool
 from settle.documents.reader_child import LARGE
-from settle.documents.reader_pool import Read, read_all, reader_of
+from settle.documents.reader_pool import Read, read_all
+from settle.documents.readers import reader_of
 
 
 def _all(*paths: Path, seconds: float = 60.0) -> list[Read]:

@@ -16,7 +16,7 @@ from settle.library.pull.bert import bert_to_gguf
 from settle.model.encoder import Encoder, EncoderOptions, encoder_of_gguf, padded
 from settle.model.reranker import Reranker, file_names, layers_apart
 from settle.retrieve.answer.answer_judge import SCALE, TEXT_TOKENS, WEIGHTS, AnswerJudge
-from settle.retrieve.index.catalogue.records import Passage
+from settle.retrieve.index.catalogue import Passage
 from settle.retrieve.index.embedders._bert import BertEncoder
 from tests.bert import TEXTS, reference, tiny_bert
 

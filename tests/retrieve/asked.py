@@ -6,8 +6,7 @@ from pathlib import Path
 from settle.base.event_log import Events
 from settle.base.registry import part
 from settle.retrieve.index.chunkers.structure import Structure
-from settle.retrieve.index.config import IndexParts
-from settle.retrieve.index.lifecycle import create
+from settle.retrieve.index.collection import IndexParts, create
 from settle.retrieve.index.stores.lancedb import Lancedb
 from settle.retrieve.index.update_index import update
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from settle.retrieve.search.query import topic_of
+from settle.retrieve.search import topic_of
 
 TOPICS = {
     "What is the default port?": "default port?",

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from settle.retrieve.answer.claim_check import differences
+from settle.retrieve.answer.citation_check import differences
 from settle.retrieve.index.words import sentences
 
 BENCH = runpy.run_path(str(Path(__file__).parents[2] / "bench/claims.py"))

@@ -12,15 +12,23 @@ import pytest
 from settle.base.event_log import Events
 from settle.base.statistics import Interval
 from settle.documents.blocks import Place
-from settle.retrieve.answer.evidence import FEATURES, SIMILARITY, UNLIKELY, shipped
+from settle.retrieve.answer.retrieval import FEATURES, SIMILARITY, UNLIKELY, shipped
 from settle.retrieve.check import calibration
 from settle.retrieve.check.calibration import LEAST, RefusalTrial, calibrate, families_of, run_trials, threshold
 from settle.retrieve.check.check import MOST, CheckResult, Worst, _by_kind, _is_found, worst
 from settle.retrieve.check.check_report import EASIER, emit_tables, figures, page
-from settle.retrieve.index.catalogue.records import DocumentRecord, Occurrence, Passage
-from settle.retrieve.search import hybrid_search
-from settle.retrieve.search.hybrid_search import TITLE_WEIGHT, WORDS_WEIGHT, Hit, _distinct, _runs, search
-from settle.retrieve.search.query import SearchTerms, query, terms
+from settle.retrieve.index.catalogue import DocumentRecord, Occurrence, Passage
+from settle.retrieve.search import (
+    TITLE_WEIGHT,
+    WORDS_WEIGHT,
+    Hit,
+    SearchTerms,
+    _distinct,
+    _runs,
+    query,
+    search,
+    terms,
+)
 from tests.records import into
 
 
@@ -73,7 +81,7 @@ class Catalogue:
 
 @pytest.fixture
 def catalogue(monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.setattr(hybrid_search, "terms", lambda catalogue, question: SearchTerms(("a",), 4.0))
+    monkeypatch.setattr("settle.retrieve.search.terms", lambda catalogue, question: SearchTerms(("a",), 4.0))
     found = Catalogue()
     return SimpleNamespace(catalogue=found, vectors=found, asked=found.asked)
 

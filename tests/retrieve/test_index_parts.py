@@ -17,9 +17,9 @@ from settle.retrieve.check import check as check_module
 from settle.retrieve.check.phrases import of_function
 from settle.retrieve.index import changes as changes_module
 from settle.retrieve.index import update_index as watch_module
-from settle.retrieve.index.catalogue.database import _translate
-from settle.retrieve.index.catalogue.records import DocumentRecord
+from settle.retrieve.index.catalogue import DocumentRecord
 from settle.retrieve.index.changes import UNSURE, Changes, _is_below, _moved, _out_of_reach, _sort_missing, unseen
+from settle.retrieve.index.database import _translate
 from settle.retrieve.index.list_collections import list_collections
 
 

@@ -15,13 +15,18 @@ from settle.base.registry import part
 from settle.retrieve.index import changes
 from settle.retrieve.index import words as word_rules
 from settle.retrieve.index.chunkers.structure import Structure
-from settle.retrieve.index.collection import Collection
-from settle.retrieve.index.collection_folder import collection_names
-from settle.retrieve.index.config import IndexParts
-from settle.retrieve.index.lifecycle import create, delete, exclusive, rebuilt
+from settle.retrieve.index.collection import (
+    Collection,
+    IndexParts,
+    collection_names,
+    create,
+    delete,
+    exclusive,
+    rebuilt,
+)
 from settle.retrieve.index.stores.lancedb import Lancedb
 from settle.retrieve.index.update_index import update
-from settle.retrieve.search.hybrid_search import search
+from settle.retrieve.search import search
 from tests.retrieve import asked
 
 TEXTS = {

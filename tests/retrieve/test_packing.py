@@ -2,9 +2,9 @@
 
 import pytest
 
-from settle.retrieve.answer.context import pack
+from settle.retrieve.answer.write_answer import pack
 from settle.retrieve.index.collection import Collection
-from settle.retrieve.search.hybrid_search import search
+from settle.retrieve.search import search
 from tests.retrieve.asked import TEXTS, index
 
 LONG = "# Guide\n\n" + "\n\n".join(

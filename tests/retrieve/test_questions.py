@@ -7,9 +7,8 @@ import numpy as np
 import pytest
 
 from settle.retrieve.check import phrases
-from settle.retrieve.check.phrases import definitions
+from settle.retrieve.check.phrases import Rewording, definitions
 from settle.retrieve.check.questions import MOST_COPIED, SENTENCES, make
-from settle.retrieve.check.reword import Rewording
 from settle.retrieve.index.collection import Collection
 from settle.retrieve.index.words import words
 from tests.retrieve.asked import index

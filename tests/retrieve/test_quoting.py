@@ -9,6 +9,7 @@ import pytest
 
 from settle.documents.blocks import Place
 from settle.retrieve.answer import citation_check, extractive
+from settle.retrieve.answer.answer import Piece, Source
 from settle.retrieve.answer.answer_judge import JudgeReading
 from settle.retrieve.answer.citation_check import (
     CLEARER,
@@ -19,9 +20,8 @@ from settle.retrieve.answer.citation_check import (
     _floor,
     word_weights,
 )
-from settle.retrieve.answer.context import Piece, Source
 from settle.retrieve.answer.extractive import HEADING, LATER, NEAR, READ, quotes
-from settle.retrieve.index.catalogue.records import Occurrence, Passage
+from settle.retrieve.index.catalogue import Occurrence, Passage
 
 
 def source(number: int, text: str, headings: tuple[str, ...] = (), path: str = "") -> Source:

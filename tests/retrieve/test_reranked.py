@@ -18,8 +18,8 @@ from settle.retrieve.answer.answer_judge import (
     _unit,
 )
 from settle.retrieve.answer.retrieval import JUDGE_WEIGHT, RERANKED, read_best
-from settle.retrieve.index.catalogue.records import Passage
-from settle.retrieve.search.hybrid_search import Hit
+from settle.retrieve.index.catalogue import Passage
+from settle.retrieve.search import Hit
 
 
 class Reader:

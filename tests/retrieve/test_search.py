@@ -8,13 +8,11 @@ import pytest
 from settle.base.event_log import Events
 from settle.base.registry import part
 from settle.retrieve.index.chunkers.structure import Structure
-from settle.retrieve.index.config import IndexParts
-from settle.retrieve.index.lifecycle import create
+from settle.retrieve.index.collection import IndexParts, create
 from settle.retrieve.index.stores.lancedb import Lancedb
 from settle.retrieve.index.update_index import update
 from settle.retrieve.index.words import words
-from settle.retrieve.search.hybrid_search import search
-from settle.retrieve.search.query import query, terms
+from settle.retrieve.search import query, search, terms
 
 KEYS = "# Keys\n\n## Rotation\n\nRun the rotation job, then restart the gateway.\n\n## Backup\n\nCopy the vault.\n"
 KEEPER = "The lighthouse keeper wrote every storm into a green notebook"
@@ -111,7 +109,7 @@ def test_words_that_are_like_none_stay_as_they_are(collection):
 def test_the_commonest_words_are_left_out_where_they_stand_too_often(collection, monkeypatch):
     question = "the lighthouse keeper"
     assert len(terms(collection.catalogue, query(question)).stems) == 2
-    monkeypatch.setattr("settle.retrieve.search.query._MOST_ROWS", 1)
+    monkeypatch.setattr("settle.retrieve.search._MOST_ROWS", 1)
     assert len(terms(collection.catalogue, query(question)).stems) == 1
     assert "lighthouse" in search(collection, question)[0].passage.text
 

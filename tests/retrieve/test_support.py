@@ -2,11 +2,11 @@
 
 import pytest
 
+from settle.retrieve.answer.answer import Piece, Source
 from settle.retrieve.answer.citation_check import Checker
-from settle.retrieve.answer.context import Piece, Source
 from settle.retrieve.index.collection import Collection
 from settle.retrieve.index.words import sentences
-from settle.retrieve.search.hybrid_search import search
+from settle.retrieve.search import search
 from tests.retrieve.asked import TEXTS, index
 
 

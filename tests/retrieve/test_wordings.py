@@ -2,7 +2,7 @@
 
 from random import Random
 
-from settle.retrieve.check.reword import as_people_ask
+from settle.retrieve.check.phrases import as_people_ask
 from settle.retrieve.index.words import words
 
 ASKED = "what is the interval of the rotation"

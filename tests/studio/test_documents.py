@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from settle.retrieve.index.catalogue.catalogue import Catalogue
+from settle.retrieve.index.catalogue import Catalogue
 from settle.studio.passage import passage_link
 from tests.documents import making
 from tests.retrieve.asked import TEXTS, index

@@ -39,7 +39,7 @@ from settle.data.rows.prepare import TOO_LONG, Preview, RowCorpus
 from settle.data.settings import RowSettings
 from settle.data.split import row_families
 from settle.data.store import SHARES, RowStore, RowWriter
-from settle.documents.row_reader import RowReader
+from settle.documents.reader_pool import RowReader
 
 SIDES = ("train", "selection", "held_out")
 TRAIN, SELECTION, HELD_OUT = range(3)

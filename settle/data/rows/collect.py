@@ -41,8 +41,8 @@ from settle.data.split import (
 )
 from settle.documents.blocks import Unreadable
 from settle.documents.decode import damage_error
+from settle.documents.reader_pool import RowReader
 from settle.documents.readers import Reader
-from settle.documents.row_reader import RowReader
 from settle.documents.rows import Record
 from settle.documents.walk import FoundFile
 

@@ -6,8 +6,9 @@ in a fenced child process (see `reader_pool`), and its rows are the text of thos
 """
 
 from collections.abc import Iterable, Iterator
+from functools import cache
 from importlib.util import find_spec
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import BinaryIO, ClassVar
 
 from settle.base.registry import Part
@@ -20,19 +21,16 @@ GROUPS = ("text", "tables", "office")
 class Reader(Part):
     """The contract of a reader: `blocks`, or `rows` or `records`, or both.
 
-    suffixes: of the files it reads, lower case with the dot, without .gz or .zst. names: of files that have no suffix,
-    lower case. packages: modules that its blocks need and a plain installation may lack. has_columns: whether its rows
-    have named values. row_format: names the way its rows are made, where that is not the kind's own name: kinds with
-    one name make the same rows of the same bytes.
-
     `blocks` runs in a child process with bounded memory and time, so it may trust its library to fail, but not the
     file. A reader loads its library when it reads, not when it is asked for its suffixes.
     """
 
-    suffixes: ClassVar[tuple[str, ...]]
-    names: ClassVar[tuple[str, ...]] = ()
-    packages: ClassVar[tuple[str, ...]] = ()
-    has_columns: ClassVar[bool] = False
+    suffixes: ClassVar[tuple[str, ...]]  # of the files it reads, lower case with the dot, without .gz or .zst
+    names: ClassVar[tuple[str, ...]] = ()  # of files that have no suffix, lower case
+    packages: ClassVar[tuple[str, ...]] = ()  # modules that its blocks need and a plain installation may lack
+    has_columns: ClassVar[bool] = False  # whether its rows have named values
+    # names the way its rows are made, where that is not the kind's own name: kinds with one name make the same rows of
+    # the same bytes
     row_format: ClassVar[str] = ""
 
     @classmethod
@@ -81,3 +79,15 @@ def as_record(row: Row) -> Record:
     if "problem" in row:
         return {"row": row["row"], "problem": row["problem"]}
     return {"row": row["row"], "value": {"text": row["text"]}}
+
+
+def reader_of(name: str) -> str | None:
+    """Return the reader of a file of that name: by its suffix, or by the word that it begins with."""
+    path = PurePath(name.lower())
+    return _readers().get(path.suffix or path.name.split("-")[0])
+
+
+@cache
+def _readers() -> dict[str, str]:
+    """Map each suffix, with its dot, and each file name to its reader."""
+    return {known: reader for reader, kind in Reader.parts().items() for known in (*kind.suffixes, *kind.names)}

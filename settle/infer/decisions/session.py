@@ -24,8 +24,8 @@ from settle.data.decisions.corpus import UNTRAINED_SHARE
 from settle.data.decisions.questions import DecisionAnswer, Question, ranked
 from settle.data.decisions.rows import LabelColumn
 from settle.documents.blocks import Unreadable
+from settle.documents.reader_pool import RowReader
 from settle.documents.readers import Reader
-from settle.documents.row_reader import RowReader
 from settle.documents.rows import Record
 from settle.documents.walk import Walk
 from settle.infer.decisions.decider import Decider

@@ -32,8 +32,7 @@ from settle.jobs.choose.ways import built, with_fact_tuned_again
 from settle.jobs.choose.work import Work
 from settle.library.resolve import resolve_gguf
 from settle.retrieve.answer.retrieval import retrieve
-from settle.retrieve.index.collection import Collection
-from settle.retrieve.index.collection_folder import collection_names
+from settle.retrieve.index.collection import Collection, collection_names
 
 TRIAGE, CHANGED = "triage", "a changed fact"
 RARE = 3  # examples of an answer of a closed set, below which nothing can be said of it

@@ -15,10 +15,9 @@ from settle.evaluate.compare.cases import Case
 from settle.jobs.index import bring_up_to_date
 from settle.jobs.index_settings import IndexSettings
 from settle.retrieve.answer.retrieval import retrieve
-from settle.retrieve.index.collection import Collection
-from settle.retrieve.index.lifecycle import delete
+from settle.retrieve.index.collection import Collection, delete
 from settle.retrieve.index.words import words
-from settle.retrieve.search.hybrid_search import search
+from settle.retrieve.search import search
 
 PASSAGES = 3  # that a question is answered from: a small model gets lost in more, and each takes time to read
 LOOKED_AT = 10  # of which one may hold the wanted answer

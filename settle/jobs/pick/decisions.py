@@ -13,7 +13,7 @@ from settle.data.decisions.rows import DecisionRow, Placed, decision_rows
 from settle.data.layouts import Example
 from settle.data.ledger import Ledger
 from settle.data.split import row_families
-from settle.documents.row_reader import RowReader
+from settle.documents.reader_pool import RowReader
 from settle.evaluate.compare.in_time import spread
 from settle.evaluate.footprint import Measured, peak_bytes
 from settle.infer.decisions.decider import Decider

@@ -12,7 +12,7 @@ from settle.data.layouts import Broken, Example, Message, find, parsed_turns, re
 from settle.data.layouts.prompt_completion import PROMPTS
 from settle.data.ledger import Ledger
 from settle.data.split import row_families
-from settle.documents.row_reader import RowReader
+from settle.documents.reader_pool import RowReader
 from settle.evaluate.compare.against_base import rows_of
 from settle.evaluate.compare.cases import Case, cases
 from settle.evaluate.compare.in_time import spread

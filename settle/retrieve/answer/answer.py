@@ -1,16 +1,18 @@
 """An answer: its sentences with their citations, or a refusal; as text, and as JSON."""
 
+import itertools
 import re
 from dataclasses import dataclass
-from typing import Literal
+from pathlib import Path
+from typing import Literal, NamedTuple
 
-from settle.base.visible import visible
-from settle.retrieve.answer.context import Piece, Source
-from settle.retrieve.answer.evidence import Evidence
-from settle.retrieve.answer.write_answer import Generation
+from settle.base.visible import visible, visible_line
+from settle.retrieve.answer.retrieval import Evidence
+from settle.retrieve.index.catalogue import Occurrence, Passage
 
 UNSUPPORTED = "[not in the documents]"
 _BREAK = re.compile("\r\n|[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]")
+_REFERENCE = re.compile(r"\[(\d+)\]")
 
 Kind = Literal["written", "quoted", "refused"]
 
@@ -20,25 +22,67 @@ def hanging(text: str) -> str:
     return _BREAK.sub("\n    ", text)
 
 
+class Piece(NamedTuple):
+    """A passage at one of its places."""
+
+    passage: Passage
+    occurrence: Occurrence
+
+    @property
+    def place(self) -> str:
+        """The place to open."""
+        return self.occurrence.place.after(self.occurrence.path)
+
+
+@dataclass(frozen=True)
+class Source:
+    """The adjoining passages of a document, in order, that one citation number refers to."""
+
+    number: int
+    pieces: tuple[Piece, ...]
+
+    @property
+    def headings(self) -> tuple[str, ...]:
+        """The headings that all of its passages are under."""
+        levels = zip(*(piece.passage.headings for piece in self.pieces), strict=False)
+        same = itertools.takewhile(lambda level: len(set(level)) == 1, levels)
+        return tuple(level[0] for level in same)
+
+    @property
+    def title(self) -> str:
+        """Its headings, or the name of its file, on one line."""
+        return visible_line(" › ".join(self.headings) or Path(self.pieces[0].occurrence.path).name)
+
+    @property
+    def texts(self) -> tuple[str, str]:
+        """The number and the text in a prompt: only citations are numbers in brackets there, others get parentheses."""
+        lines, above = [*([" › ".join(self.headings)] if self.headings else [])], self.headings
+        for piece in self.pieces:
+            if piece.passage.headings != above:
+                lines += piece.passage.headings[-1:]
+            lines.append(piece.passage.text)
+            above = piece.passage.headings
+        text = "\n".join(lines)
+        return f"[{self.number}]", _REFERENCE.sub(r"(\1)", f" {text}\n\n")
+
+
 @dataclass(frozen=True)
 class Sentence:
-    """One sentence of an answer.
-
-    start, end: its characters in the answer's text, without its citation. source, piece: what is cited for it, None
-    where no passage supports it. support: 0 to 1. cited_number: the one that the model wrote. differs: the words in
-    which it deviates from the nearest passage. quote: the passage's sentence that supports it, "" where it is itself
-    one.
-    """
+    """One sentence of an answer."""
 
     text: str
-    start: int
-    end: int
-    source: Source | None
+    start: int  # its first character in the answer's text
+    source: Source | None  # that is cited for it, None where no passage supports it
     piece: Piece | None
-    support: float
-    cited_number: int | None = None
-    differs: tuple[str, ...] = ()
-    quote: str = ""
+    support: float  # 0 to 1
+    cited_number: int | None = None  # that the model wrote
+    differs: tuple[str, ...] = ()  # words in which it deviates from the nearest passage
+    quote: str = ""  # the passage's sentence that supports it, "" where it is itself one
+
+    @property
+    def end(self) -> int:
+        """The character after its last one, without its citation."""
+        return self.start + len(self.text)
 
     @property
     def mark(self) -> str:
@@ -46,21 +90,27 @@ class Sentence:
 
 
 @dataclass(frozen=True)
-class CitedAnswer:
-    """An answer with its citations, or a refusal.
+class Generation:
+    """How a model's answer ended."""
 
-    text: with its citations. sources: what could be cited; of a refusal the nearest passages. dropped: number of
-    passages that had no room in the prompt. generation: of the model that wrote it, None where none did.
-    """
+    prompt_tokens: int
+    new_tokens: int
+    is_cut: bool  # its last sentence was cut off, and is left out
+    stop: str = ""  # the text that ended it
+
+
+@dataclass(frozen=True)
+class CitedAnswer:
+    """An answer with its citations, or a refusal."""
 
     question: str
-    text: str
+    text: str  # with its citations
     kind: Kind
     evidence: Evidence
     sentences: tuple[Sentence, ...] = ()
-    sources: tuple[Source, ...] = ()
-    dropped: int = 0
-    generation: Generation | None = None
+    sources: tuple[Source, ...] = ()  # that could be cited; of a refusal the nearest passages
+    dropped: int = 0  # passages that had no room in the prompt
+    generation: Generation | None = None  # of the model that wrote it, None where none did
 
     @property
     def cited(self) -> list[tuple[Source, Piece]]:
@@ -109,6 +159,35 @@ class CitedAnswer:
 
     def to_json(self) -> dict[str, object]:
         """Return the record that `settle ask --json` prints."""
+        sentences = [
+            {
+                "text": one.text,
+                "start": one.start,
+                "end": one.end,
+                "number": one.source.number if one.source else None,
+                "asked": one.cited_number,
+                "passage": one.piece.passage.id if one.piece else None,
+                "place": one.piece.place if one.piece else None,
+                "supported": one.source is not None,
+                "support": round(one.support, 4),
+                "differs": list(one.differs),
+                "quote": one.quote or None,
+            }
+            for one in self.sentences
+        ]
+        sources = [
+            {
+                "number": source.number,
+                "title": source.title,
+                "path": source.pieces[0].occurrence.path,
+                "places": [piece.place for piece in source.pieces],
+                "passages": [piece.passage.id for piece in source.pieces],
+                "text": "\n\n".join(piece.passage.text for piece in source.pieces),
+            }
+            for source in self.sources
+        ]
+        measures = ("score", "threshold", "sure", "covered")
+        evidence = {name: round(getattr(self.evidence, name), 4) for name in measures}
         return {
             "question": self.question,
             "answer": self.text,
@@ -116,42 +195,8 @@ class CitedAnswer:
             "refused": self.kind == "refused",
             "perhaps": self.is_uncertain,
             "supported": self.is_supported,
-            "evidence": {
-                "score": round(self.evidence.score, 4),
-                "threshold": round(self.evidence.threshold, 4),
-                "sure": round(self.evidence.sure, 4),
-                "covered": round(self.evidence.covered, 4),
-                "missing": list(self.evidence.missing),
-            },
-            "sentences": [_sentence(sentence) for sentence in self.sentences],
-            "sources": [_source(source) for source in self.sources],
+            "evidence": evidence | {"missing": list(self.evidence.missing)},
+            "sentences": sentences,
+            "sources": sources,
             "dropped": self.dropped,
         }
-
-
-def _sentence(sentence: Sentence) -> dict[str, object]:
-    source, piece = sentence.source, sentence.piece
-    return {
-        "text": sentence.text,
-        "start": sentence.start,
-        "end": sentence.end,
-        "number": source.number if source else None,
-        "asked": sentence.cited_number,
-        "passage": piece.passage.id if piece else None,
-        "place": piece.place if piece else None,
-        "supported": source is not None,
-        "support": round(sentence.support, 4),
-        "differs": list(sentence.differs),
-        "quote": sentence.quote or None,
-    }
-
-
-def _source(source: Source) -> dict[str, object]:
-    return {
-        "number": source.number,
-        "title": source.title,
-        "path": source.pieces[0].occurrence.path,
-        "places": [piece.place for piece in source.pieces],
-        "passages": [piece.passage.id for piece in source.pieces],
-        "text": "\n\n".join(piece.passage.text for piece in source.pieces),
-    }

@@ -20,7 +20,7 @@ from settle.formats import Weights
 from settle.formats.gguf import read_gguf
 from settle.infer.token_states import TokenStates, gelu
 from settle.library.resolve import resolve_whole
-from settle.retrieve.index.catalogue.records import Passage
+from settle.retrieve.index.catalogue import Passage
 from settle.retrieve.index.collection import Collection
 
 ENCODER = "minilm"  # whose states it was trained on

@@ -10,16 +10,15 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 
 from settle.infer.client import LlamaClient
-from settle.retrieve.answer.answer import CitedAnswer, Kind, Sentence
+from settle.retrieve.answer.answer import CitedAnswer, Generation, Kind, Piece, Sentence, Source
 from settle.retrieve.answer.answering_model import AnsweringModel
 from settle.retrieve.answer.citation_check import Checker
-from settle.retrieve.answer.context import Piece, Source
 from settle.retrieve.answer.extractive import Quote, quotes
 from settle.retrieve.answer.retrieval import PASSAGES, Retrieval, retrieve
-from settle.retrieve.answer.write_answer import AnswerOptions, Generation, Prompt, generate
+from settle.retrieve.answer.write_answer import AnswerOptions, Prompt, generate
 from settle.retrieve.index.collection import Collection
 from settle.retrieve.index.words import words
-from settle.retrieve.search.hybrid_search import Hit
+from settle.retrieve.search import Hit
 
 NEAREST = 3  # passages that a refusal names
 PERHAPS = "The documents may not answer this. What comes nearest:\n"
@@ -95,29 +94,15 @@ class _Builder:
             if _is_empty_talk(text, self._retrieval.question, titles):
                 continue
             best = checker.best(text, cited)
-            source, piece = (best.source, best.piece) if best.enough else (None, None)
+            source, piece, line = (best.source, best.piece, best.line) if best.enough else (None, None, "")
             start = len(self.text) + bool(self.text)
-            yield self._add_sentence(
-                Sentence(
-                    text,
-                    start,
-                    start + len(text),
-                    source,
-                    piece,
-                    best.score,
-                    cited,
-                    best.differs,
-                    best.line if best.enough else "",
-                )  # fmt: skip
-            )
+            yield self._add_sentence(Sentence(text, start, source, piece, best.score, cited, best.differs, line))
 
     def add_quotes(self, chosen: Sequence[Quote]) -> Iterator[str]:
         for quote in chosen:
             text = f"“{quote.text}”"
             start = len(self.text) + (bool(self.text) and not self.text.endswith("\n"))
-            yield self._add_sentence(
-                Sentence(text, start, start + len(text), quote.source, quote.piece, 1.0), separator="\n"
-            )
+            yield self._add_sentence(Sentence(text, start, quote.source, quote.piece, 1.0), separator="\n")
 
     def _add_sentence(self, sentence: Sentence, separator: str = " ") -> str:
         self.sentences.append(sentence)

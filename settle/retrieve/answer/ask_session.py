@@ -9,12 +9,10 @@ from settle.base.errors import UsageError
 from settle.base.event_log import Events
 from settle.base.events import AnswerText, ResultReady, Say, Warn
 from settle.base.visible import visible_line
-from settle.retrieve.answer.answer import CitedAnswer, hanging
+from settle.retrieve.answer.answer import CitedAnswer, Source, hanging
 from settle.retrieve.answer.answering_model import AnsweringModel
 from settle.retrieve.answer.ask import finish_answer, stream_answer
-from settle.retrieve.answer.context import Source
-from settle.retrieve.answer.evidence import is_outdated
-from settle.retrieve.answer.retrieval import Retrieval, retrieve
+from settle.retrieve.answer.retrieval import Retrieval, is_outdated, retrieve
 from settle.retrieve.answer.write_answer import AnswerOptions
 from settle.retrieve.index.collection import Collection
 

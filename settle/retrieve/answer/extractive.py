@@ -6,9 +6,9 @@ from functools import lru_cache
 from typing import Literal, NamedTuple
 
 from settle.documents.blocks import with_headings
+from settle.retrieve.answer.answer import Piece, Source
 from settle.retrieve.answer.answer_judge import UNREAD, JudgeReading
 from settle.retrieve.answer.citation_check import word_weights
-from settle.retrieve.answer.context import Piece, Source
 from settle.retrieve.index.collection import Collection
 from settle.retrieve.index.words import sentences, words
 

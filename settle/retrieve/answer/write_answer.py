@@ -1,18 +1,27 @@
-"""A language model's answer from some passages: its prompt, the grammar that constrains it, and its sentences."""
+"""A language model's answer from some passages: its prompt, the grammar that constrains it, and its sentences.
+
+Every passage is tokenized by itself (see `settle.infer.prompt_encoder`), so the tokens of a prompt are the sum of its
+pieces' tokens, and what fits is known before the model runs.
+"""
 
 import re
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 
 from settle.base.errors import UsageError
+from settle.infer.child_process import Json
 from settle.infer.client import LlamaClient
 from settle.infer.prompt_encoder import Fence, Turn
-from settle.retrieve.answer.context import TOKENS, Packed, pack
+from settle.retrieve.answer.answer import Generation, Piece, Source
+from settle.retrieve.index.catalogue import Occurrence
 from settle.retrieve.index.collection import Collection
 from settle.retrieve.index.words import words
-from settle.retrieve.search.hybrid_search import Hit
+from settle.retrieve.search import Hit
 
 LONGEST = 256  # tokens of an answer
+TOKENS = 1536  # of all passages together: small models get lost in more, and a CPU reads slowly
+WIDENED = 2  # best passages that get their neighbours, as far as there is room
 MOST_SENTENCES = 4
 RUNAWAY = 600  # characters of a sentence that never ends: a small model that repeats itself
 _ORDER = (
@@ -31,32 +40,88 @@ _CITED = re.compile(r"\s*\[(\d+)\]\s*")
 
 
 @dataclass(frozen=True)
-class AnswerOptions:
-    """How an answer is written.
+class Packed:
+    """The sources that fit into a prompt."""
 
-    system: what the user wants of every answer. tokens: its longest. stop: texts that end it. sampling: by llama.cpp's
-    names; greedy when empty. is_cancelled: asked after each token whether nobody wants the answer any more.
+    sources: tuple[Source, ...]  # in the order of the prompt, the best last
+    dropped: tuple[Hit, ...]  # that did not fit
+    tokens: int  # of all sources together
+
+
+def pack(collection: Collection, hits: Sequence[Hit], count: Callable[[str], int], room: int) -> Packed:
+    """Return the hits, best first, as far as they fit into `room` tokens, then their neighbours.
+
+    count: tokens of a text.
     """
+    groups, dropped = _Groups(cache(count)), list[Hit]()
+    with collection.catalogue.snapshot():
+        for hit in hits:
+            if not groups.add(Piece(hit.passage, hit.occurrences[0]), room):
+                dropped.append(hit)
+        for hit in hits[:WIDENED]:
+            for piece in _neighbours(collection, hit.occurrences[0]):
+                groups.add(piece, room, joining=True)
+    return Packed(groups.sources(), tuple(dropped), groups.tokens())
 
-    system: str = ""
-    tokens: int = LONGEST
-    stop: tuple[str, ...] = ()
-    sampling: Mapping[str, object] = field(default_factory=dict)
-    is_cancelled: Callable[[], bool] = lambda: False
+
+class _Groups:
+    """The passages chosen so far; those that adjoin in a document form one group."""
+
+    def __init__(self, count: Callable[[str], int]) -> None:
+        self._count = count
+        self._groups: list[list[Piece]] = []  # the best first
+
+    def add(self, piece: Piece, room: int, joining: bool = False) -> bool:
+        """Add a passage if it fits, and return whether it is in a group now. joining: only where it adjoins a group."""
+        at = piece.occurrence
+        if any(at[:3] == other.occurrence[:3] for group in self._groups for other in group):
+            return True
+        touching = [group for group in self._groups if any(_adjoin(at, other.occurrence) for other in group)]
+        if joining and not touching:
+            return False
+        joined = sorted([piece, *(p for group in touching for p in group)], key=lambda p: p.occurrence.ordinal)
+        changed: list[list[Piece]] = []
+        for group in self._groups:
+            if group not in touching:
+                changed.append(group)
+            elif group is touching[0]:
+                changed.append(joined)
+        changed += [] if touching else [joined]
+        before, self._groups = self._groups, changed
+        if self.tokens() <= room:
+            return True
+        self._groups = before
+        return False
+
+    def tokens(self) -> int:
+        return sum(self._count(text) for source in self.sources() for text in source.texts)
+
+    def sources(self) -> tuple[Source, ...]:
+        """Return the sources in prompt order, the best last: models read best what is next to the question."""
+        return tuple(Source(number, tuple(group)) for number, group in enumerate(reversed(self._groups), 1))
+
+
+def _neighbours(collection: Collection, at: Occurrence) -> list[Piece]:
+    """Return the passage after one, then the passage before it."""
+    around = dict(collection.catalogue.passages.around(at.document, at.ordinal - 1, at.ordinal + 1))
+    ids = [around[ordinal] for ordinal in (at.ordinal + 1, at.ordinal - 1) if ordinal in around]
+    passages, occurrences = collection.catalogue.passages.get(ids), collection.catalogue.passages.occurrences(ids)
+    return [Piece(passages[id], next(other for other in occurrences[id] if _adjoin(at, other))) for id in ids]
+
+
+def _adjoin(one: Occurrence, other: Occurrence) -> bool:
+    return one.document == other.document and abs(one.ordinal - other.ordinal) == 1
 
 
 @dataclass(frozen=True)
-class Generation:
-    """How a model's answer ended.
+class AnswerOptions:
+    """How an answer is written."""
 
-    prompt_tokens, new_tokens: read and written. is_cut: whether its last sentence was cut off, which is left out. stop:
-    the text that ended it, or "".
-    """
-
-    prompt_tokens: int
-    new_tokens: int
-    is_cut: bool
-    stop: str = ""
+    system: str = ""  # what the user wants of every answer
+    tokens: int = LONGEST
+    stop: tuple[str, ...] = ()  # texts that end it
+    sampling: Mapping[str, object] = field(default_factory=dict)  # by llama.cpp's names; greedy when empty
+    is_cancelled: Callable[[], bool] = lambda: False  # asked after each token: nobody wants the answer any more
 
 
 class Prompt:
@@ -114,11 +179,10 @@ def generate(
             try:
                 buffer += next(pieces)
             except StopIteration as ended:
-                last: Mapping[str, object] = ended.value
-                word, is_open = str(last.get("stopping_word") or ""), bool(buffer.strip())
-                predicted = last.get("tokens_predicted", new_tokens)
-                assert isinstance(predicted, int)
-                return Generation(len(prompt.ids), predicted, is_open and not word, word)
+                last: Json = ended.value
+                word = str(last.get("stopping_word") or "")
+                is_open = bool(buffer.strip()) and not word
+                return Generation(len(prompt.ids), last.get("tokens_predicted", new_tokens), is_open, word)
             new_tokens += 1
             if len(buffer) > RUNAWAY:
                 break

@@ -13,7 +13,7 @@ from settle.base.event_log import Events
 from settle.base.events import Progress
 from settle.base.statistics import FEWEST_FAMILIES
 from settle.evaluate.calibration import CalibrationReport
-from settle.retrieve.answer.evidence import (
+from settle.retrieve.answer.retrieval import (
     DEPTH,
     FEATURES,
     SIMILARITY,
@@ -21,14 +21,14 @@ from settle.retrieve.answer.evidence import (
     EvidenceWeights,
     covered_shares,
     features_of,
+    read_best,
     shipped,
 )
-from settle.retrieve.answer.retrieval import read_best
 from settle.retrieve.check.questions import CheckQuestion
-from settle.retrieve.index.catalogue.records import Passage
+from settle.retrieve.index.catalogue import Passage
 from settle.retrieve.index.collection import Collection
 from settle.retrieve.index.words import sentences
-from settle.retrieve.search.hybrid_search import Hit, search
+from settle.retrieve.search import Hit, search
 
 LEAST = 40  # questions: fewer do not calibrate
 FALSE_REFUSALS = 0.05  # most of the answerable questions that may be refused, however low their scores

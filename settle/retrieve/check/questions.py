@@ -16,9 +16,8 @@ from typing import NamedTuple
 from settle.infer.client import LlamaClient
 from settle.infer.prompt_encoder import Fence, Turn
 from settle.retrieve.check import phrases
-from settle.retrieve.check.phrases import definitions, prose_sentences
-from settle.retrieve.check.reword import Rewording, as_people_ask
-from settle.retrieve.index.catalogue.records import DocumentSize, Passage
+from settle.retrieve.check.phrases import Rewording, as_people_ask, definitions, prose_sentences
+from settle.retrieve.index.catalogue import DocumentSize, Passage
 from settle.retrieve.index.collection import Collection
 from settle.retrieve.index.words import words
 

@@ -14,10 +14,9 @@ from pathlib import Path
 
 from settle.base.event_log import Events
 from settle.base.events import Progress
-from settle.documents.reader_pool import reader_of
+from settle.documents.readers import reader_of
 from settle.documents.walk import FoundFile, Walk, path_text, sha256_of
-from settle.retrieve.index.catalogue.catalogue import Catalogue
-from settle.retrieve.index.catalogue.records import DocumentRecord
+from settle.retrieve.index.catalogue import Catalogue, DocumentRecord
 
 UNSURE = -1  # in place of a file's time: its bytes are compared again the next time
 _COARSEST_TICK = 2_000_000_000  # ns of a file system's clock: two changes within one tick show the same time

@@ -1,22 +1,155 @@
-"""A collection: folders of documents, indexed under a name. `lifecycle.py` makes, rebuilds and deletes them."""
+"""A collection: folders of documents, indexed under a name; made, rebuilt in a new version, and deleted.
+
+    $SETTLE_HOME/collections/<name>/<number>/    the highest number counts; `.<number>.part` is being made
+
+A collection that is rebuilt fills another folder beside the old one; renaming that folder makes it the one that counts.
+"""
 
 import contextlib
 import secrets
-from collections.abc import Callable, Sequence
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Self
+from typing import NamedTuple, Self
 
 import numpy as np
 
 from settle.base.errors import DataError, UsageError
-from settle.retrieve.index.catalogue.catalogue import Catalogue
+from settle.base.files import fsync_folder, home
+from settle.base.registry import Part
+from settle.base.run import NAME, WorkFolder
+from settle.retrieve.index.catalogue import Catalogue
 from settle.retrieve.index.chunkers import Chunker
-from settle.retrieve.index.collection_folder import CATALOGUE, CollectionFolder, collection_names
-from settle.retrieve.index.config import IndexConfig, IndexParts, shown
-from settle.retrieve.index.embedders import Vectorizer
-from settle.retrieve.index.stores import Vectors
+from settle.retrieve.index.database import StoredSettings
+from settle.retrieve.index.embedders import Embedder, Vectorizer
+from settle.retrieve.index.stores import Store, Vectors
+
+CATALOGUE = "catalogue.sqlite"  # a version without one does not count
+
+
+class CollectionFolder(WorkFolder):
+    """The folder of one collection, whether it exists or not; one process at a time changes it."""
+
+    lock_file = "lock"
+
+    def __init__(self, name: str) -> None:
+        super().__init__(home() / "collections" / name, name, f"indexing {name!r}")
+
+    def versions(self) -> list[Path]:
+        """Return versions that count or have counted, the oldest first."""
+        return sorted(self.path.glob("[0-9]*"), key=_number)
+
+    def unfinished(self) -> list[Path]:
+        """Return versions that were never published."""
+        return list(self.path.glob(".*.part"))
+
+    def current(self) -> Path | None:
+        """Return the version that counts, or None when there is no such collection."""
+        return next((p for p in reversed(self.versions()) if (p / CATALOGUE).is_file()), None)
+
+    def next_version(self) -> Path:
+        """Return where the version after the current one is made, until it is published."""
+        current = self.current()
+        return self.path / f".{_number(current) + 1 if current else 1}.part"
+
+    def publish(self, version: Path) -> None:
+        """Make this version the current one."""
+        version.rename(self.path / str(_number(version)))
+        fsync_folder(self.path)
+
+
+def collection_names() -> list[str]:
+    """Return the collections of this machine."""
+    folder = home() / "collections"
+    return sorted(p.name for p in folder.iterdir() if CollectionFolder(p.name).current()) if folder.is_dir() else []
+
+
+def _number(version: Path) -> int:
+    return int(version.name.removeprefix(".").removesuffix(".part"))
+
+
+_KEY = "made"
+
+PartRecord = dict[str, object]
+"""The name of a part under "name", and its settings, as JSON holds them."""
+
+
+class IndexParts(NamedTuple):
+    """The parts that a collection is made with."""
+
+    embedder: Embedder
+    store: Store
+    chunker: Chunker
+
+    def records(self) -> dict[str, PartRecord]:
+        """Return the stored record of each part."""
+        return {family: part_record(part) for family, part in self._asdict().items()}
+
+
+@dataclass(frozen=True)
+class IndexConfig:
+    """How a collection is made.
+
+    identity: of the embedder, as only its vectors can be compared. width: of the vectors. table: the name of the
+    collection in its store, which no other collection uses.
+    """
+
+    embedder: PartRecord
+    store: PartRecord
+    chunker: PartRecord
+    identity: str
+    width: int
+    table: str
+
+    @classmethod
+    def stored(cls, settings: StoredSettings) -> "IndexConfig | None":
+        """Return the stored configuration of a collection, or None before anything was indexed."""
+        record = settings.get(_KEY, dict)
+        return cls(**record) if record else None
+
+    def store_in(self, settings: StoredSettings) -> None:
+        settings.set(_KEY, asdict(self))
+
+    def record(self, family: str) -> PartRecord:
+        """Return the record of the "embedder", "store" or "chunker"."""
+        records = {"embedder": self.embedder, "store": self.store, "chunker": self.chunker}
+        return records[family]
+
+    def make_embedder(self) -> Embedder:
+        return Embedder.make(*_split(self.embedder))
+
+    def make_store(self) -> Store:
+        return Store.make(*_split(self.store))
+
+    def make_chunker(self) -> Chunker:
+        return Chunker.make(*_split(self.chunker))
+
+    def has(self, family: str, settings: Mapping[str, object]) -> bool:
+        """Return whether a part is the one that these settings (with a "name", or without) ask for."""
+        record = self.record(family)
+        return all(str(record.get(key)) == str(value) for key, value in settings.items())
+
+    def differing(self, wanted: dict[str, PartRecord]) -> list[str]:
+        """Return the families of which another part, or other settings, are wanted."""
+        return [family for family, record in wanted.items() if self.record(family) != record]
+
+
+def part_record(part: Part) -> PartRecord:
+    return {"name": part.part_name(), **part.model_dump(mode="json")}
+
+
+def shown(record: PartRecord) -> str:
+    """Return a part with its settings, for a message."""
+    settings = ", ".join(f"{k} {v}" for k, v in record.items() if k != "name" and v not in ("", None))
+    return f"{record['name']} ({settings})" if settings else str(record["name"])
+
+
+def _split(record: PartRecord) -> tuple[str, PartRecord]:
+    return str(record["name"]), {key: value for key, value in record.items() if key != "name"}
+
 
 _REMEMBERED_QUESTIONS = 64  # searching, judging and quoting embed the same question
 
@@ -194,3 +327,86 @@ class Collection:
                 f"index under another --name, or `settle index {self.name} --anew`",
             )
         return config
+
+
+def create(name: str) -> Collection:
+    """Return the collection of that name, made when there is none. Raises UsageError for a name that cannot be used."""
+    if not NAME.fullmatch(name):
+        raise UsageError(f"{name!r} is not a usable name", "letters, digits, dot, dash and underscore")
+    folder = CollectionFolder(name)
+    folder.path.mkdir(parents=True, exist_ok=True)
+    if folder.current() is None:
+        with folder.lock():
+            for left in [*folder.versions(), *folder.unfinished()]:
+                shutil.rmtree(left)  # of a collection that was half made or half deleted
+            version = folder.next_version()
+            version.mkdir()
+            Catalogue(version / CATALOGUE).close()
+            folder.publish(version)
+    return Collection(name)
+
+
+@contextlib.contextmanager
+def exclusive(name: str) -> Iterator[None]:
+    """Let this process alone change the collection inside. Raises RunError when another one does."""
+    folder = CollectionFolder(name)
+    with folder.lock():
+        for version in folder.versions():
+            if version != folder.current():
+                discard(Collection(name, version))  # replaced by a process that died before it did this
+        yield
+
+
+@contextlib.contextmanager
+def rebuilt(collection: Collection, parts: IndexParts) -> Iterator[Collection]:
+    """Provide another version of a collection with the same roots, to be filled.
+
+    When the block has ended it takes the place of the old one, which answers until then. A version that was left half
+    done, made with the same parts, is resumed.
+    """
+    name, folder = collection.name, CollectionFolder(collection.name)
+    version = folder.next_version()
+    version.mkdir(exist_ok=True)
+    new = Collection(name, version)
+    if new.config and new.config.differing(parts.records()):
+        discard(new)
+        version.mkdir()
+        new = Collection(name, version)
+    with new:
+        new.decide(parts)
+        new.follow(collection.roots)
+        yield new
+    with exclusive(name):
+        folder.publish(version)
+    discard(collection)
+
+
+def discard(collection: Collection) -> None:
+    """Remove the files of this version, and what its store keeps elsewhere."""
+    try:
+        if collection.config and collection.vectors.is_remote:
+            collection.vectors.store.drop()
+    finally:
+        collection.close()
+        (collection.folder / CATALOGUE).unlink()  # without a catalogue it does not count, even if the rest fails
+        shutil.rmtree(collection.folder)
+
+
+def delete(name: str) -> None:
+    """Remove a collection, a damaged one too; the documents stay where they are.
+
+    Raises UsageError if there is none, DataError when a store elsewhere cannot be reached: then only what is kept there
+    is left.
+    """
+    folder = CollectionFolder(name)
+    if folder.current() is None:
+        Collection(name)  # raises, naming the collections that exist
+    with folder.lock():
+        for version in [*folder.unfinished(), *folder.versions()]:
+            try:
+                collection = Collection(name, version)
+            except DataError:
+                shutil.rmtree(version)
+            else:
+                discard(collection)
+    shutil.rmtree(folder.path)

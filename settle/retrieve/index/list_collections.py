@@ -8,8 +8,7 @@ from settle.base.errors import SettleError
 from settle.base.event_log import Events
 from settle.base.events import Listing, ResultReady, Warn
 from settle.retrieve.index.changes import find_changes
-from settle.retrieve.index.collection import Collection
-from settle.retrieve.index.collection_folder import collection_names
+from settle.retrieve.index.collection import Collection, collection_names
 
 COLUMNS = ("name", "documents", "passages", "size", "age", "embedder", "follows")
 STATUS_COLUMNS = (

@@ -21,10 +21,9 @@ from settle.base.out_of_memory import missing_bytes
 from settle.documents.blocks import LEFT_OUT
 from settle.documents.reader_pool import Read, read_all
 from settle.documents.walk import FoundFile, path_text, sha256_of
-from settle.retrieve.index.catalogue.records import DocumentChange, DocumentRecord, digest
+from settle.retrieve.index.catalogue import DocumentChange, DocumentRecord, digest
 from settle.retrieve.index.changes import UNSURE, Changes, find_changes
-from settle.retrieve.index.collection import Collection
-from settle.retrieve.index.lifecycle import exclusive
+from settle.retrieve.index.collection import Collection, exclusive
 
 if TYPE_CHECKING:
     from watchfiles import Change

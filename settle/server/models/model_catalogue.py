@@ -142,7 +142,7 @@ def set_alias(name: str, target: str | None) -> None:
 def document_models(models: list[ModelEntry]) -> Iterator[ModelEntry]:
     """Every collection, answered by every model that takes turns. None where the extra `rag` is missing."""
     try:
-        from settle.retrieve.index.collection_folder import collection_names
+        from settle.retrieve.index.collection import collection_names
     except ModuleNotFoundError:
         return
     collections = collection_names()

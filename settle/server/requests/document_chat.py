@@ -24,7 +24,7 @@ from settle.retrieve.answer.answer import CitedAnswer
 from settle.retrieve.answer.ask import stream_answer
 from settle.retrieve.answer.retrieval import Retrieval, retrieve
 from settle.retrieve.answer.write_answer import LONGEST, AnswerOptions
-from settle.retrieve.index.catalogue.records import Occurrence
+from settle.retrieve.index.catalogue import Occurrence
 from settle.retrieve.index.collection import Collection
 from settle.server.models.loaded_model import LoadedModel
 from settle.server.models.model_entry import ModelEntry

@@ -6,7 +6,7 @@ from typing import Any
 
 from nicegui import ui
 
-from settle.retrieve.index.collection_folder import collection_names
+from settle.retrieve.index.collection import collection_names
 from settle.retrieve.index.list_collections import list_status
 from settle.studio.command_child import CommandChild
 from settle.studio.field import Field

@@ -8,13 +8,11 @@ from settle.base.errors import DataError, UsageError
 from settle.base.event_log import Events
 from settle.library.pull.bert import bert_to_gguf
 from settle.retrieve.index.chunkers.structure import Structure
-from settle.retrieve.index.collection import Collection
-from settle.retrieve.index.config import IndexParts
+from settle.retrieve.index.collection import Collection, IndexParts, create
 from settle.retrieve.index.embedders.gguf import Gguf
-from settle.retrieve.index.lifecycle import create
 from settle.retrieve.index.stores.lancedb import Lancedb
 from settle.retrieve.index.update_index import update
-from settle.retrieve.search.hybrid_search import search
+from settle.retrieve.search import search
 from tests.bert import tiny_bert
 
 

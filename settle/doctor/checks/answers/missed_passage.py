@@ -29,14 +29,12 @@ from settle.library.resolve import resolve_gguf
 from settle.machine import memory
 from settle.retrieve.answer.write_answer import AnswerOptions, Prompt
 from settle.retrieve.check.questions import CheckQuestion, make
-from settle.retrieve.index.catalogue.catalogue import Catalogue
+from settle.retrieve.index.catalogue import Catalogue
 from settle.retrieve.index.changes import find_changes
 from settle.retrieve.index.chunkers import Chunker
-from settle.retrieve.index.collection import Collection
-from settle.retrieve.index.collection_folder import CATALOGUE
-from settle.retrieve.index.config import IndexConfig, IndexParts
+from settle.retrieve.index.collection import CATALOGUE, Collection, IndexConfig, IndexParts
 from settle.retrieve.index.update_index import update
-from settle.retrieve.search.hybrid_search import search
+from settle.retrieve.search import search
 
 DEPTH = 10  # passages that are looked through, at least
 LOOKED, MADE = 16, 64  # questions that a look asks, and that a proof makes

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from settle.documents.blocks import Block, Note, Place, is_header, table
 from settle.documents.readers import Reader
-from settle.documents.zip_check import check_zip
+from settle.documents.readers.office import check_zip
 
 if TYPE_CHECKING:
     from docx.document import Document

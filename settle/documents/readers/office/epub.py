@@ -9,8 +9,8 @@ from zipfile import BadZipFile, ZipFile
 
 from settle.documents.blocks import Block, Note, Unreadable
 from settle.documents.readers import Reader
+from settle.documents.readers.office import check_zip
 from settle.documents.web_page import page_blocks
-from settle.documents.zip_check import check_zip
 
 if TYPE_CHECKING:
     from lxml.etree import _Element

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 from settle.documents.blocks import Block, Note, Place, is_header, table
 from settle.documents.readers import Reader
-from settle.documents.zip_check import check_zip
+from settle.documents.readers.office import check_zip
 
 
 class Pptx(Reader):

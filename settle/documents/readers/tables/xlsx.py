@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from settle.documents.blocks import Block, Note, Place, Unreadable, table_rows
 from settle.documents.readers import Reader
-from settle.documents.zip_check import check_zip
+from settle.documents.readers.office import check_zip
 
 _NO_ZIP = ".xls"
 

@@ -1,1 +1,0 @@
-"""The contents of a collection in one SQLite file: documents, passages, vectors, words."""
