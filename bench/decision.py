@@ -25,7 +25,7 @@ from settle.base.errors import SettleError
 from settle.base.run import Run
 from settle.data.corpus import corpus_folder
 from settle.data.decisions.corpus import open_decisions
-from settle.infer.decisions.decider import Decider
+from settle.infer.decider import Decider
 
 BARS = {"gain": 0.25, "ece": 0.05, "orders": 0.02, "minutes": 30.0}
 

@@ -19,8 +19,7 @@ from bare_server import Side, both_sides
 from bfcl import retemplated
 from conformance import ask
 
-from settle.infer.tool_calls.call_reader import CallReader
-from settle.infer.tool_calls.types import function_call
+from settle.infer.tool_calls import CallReader, function_call
 from settle.server.requests.required_calls import IDS, NAMES, VALUES, CallForm, read_form
 
 TEMPLATES = Path(__file__).parents[1] / "tests" / "chat_templates"

@@ -26,7 +26,7 @@ from settle.base.words.figures import comparison, listed
 from settle.commands import Command
 from settle.data.decisions.questions import DecisionAnswer, Question
 from settle.infer.chat_session import ChatSession, Sampling
-from settle.infer.decisions.decider import Decider
+from settle.infer.decider import Decider
 from settle.infer.engine import Engine
 from settle.jobs.index_settings import IndexSettings
 from settle.jobs.job import find_job, start

@@ -15,12 +15,12 @@ import urllib.parse
 from collections.abc import Mapping
 from http.client import HTTPConnection, HTTPResponse
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Generic, Self, TypeVar
 
-from settle.base.errors import EngineError
+from settle.base.errors import EngineError, ResourceError
 from settle.base.python_command import script_command
-from settle.library.facts import Use
-from settle.machine import num_threads
+from settle.library.facts import Metadata, Use, bytes_per_token, longest_context
+from settle.machine import memory, num_threads
 
 STOP_SECONDS = 3.0
 LOAD_SECONDS, LOAD_BYTES_PER_SECOND = 60.0, 25e6  # of loading: a slow disk, a busy machine
@@ -35,6 +35,7 @@ ALIAS = "settle-engine"  # what a child calls its model: its answers must not re
 _UNREACHABLE = (errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EADDRNOTAVAIL)
 
 Json = dict[str, Any]  # an answer of the child: whoever asked knows its fields
+Body = Mapping[str, object]  # of a request to it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,7 +80,7 @@ class Load:
     room: int | None = None
     memory: int | None = None
 
-    def to_json(self) -> dict[str, object]:
+    def to_json(self) -> Json:
         return dataclasses.asdict(self) | {
             "path": str(self.path.resolve()),
             "adapters": [str(path.resolve()) for path in self.adapters],
@@ -106,7 +107,7 @@ class ChildProcess:
     def __init__(
         self,
         script: str,
-        settings: Mapping[str, object],
+        settings: Body,
         name: str,
         environment: Mapping[str, str],
         ready_seconds: float,
@@ -243,7 +244,7 @@ class Child(ChildProcess):
         self.address = urllib.parse.urlsplit(ready["address"])
         self.is_guided: bool = ready["is_guided"]  # knows llguidance's grammars
 
-    def open(self, path: str, body: Mapping[str, object]) -> tuple[HTTPConnection, HTTPResponse]:
+    def open(self, path: str, body: Body) -> tuple[HTTPConnection, HTTPResponse]:
         """Return its answer to a request, which may still be coming; close the connection.
 
         Raises EngineError when it refuses, is gone, or cannot be reached."""
@@ -268,7 +269,7 @@ class Child(ChildProcess):
             raise EngineError(f"llama.cpp refused {path}: {detail[:500]}", self._refusal_fix(detail))
         return connection, response
 
-    def post(self, path: str, body: Mapping[str, object]) -> Json:
+    def post(self, path: str, body: Body) -> Json:
         """Return its whole answer to a request. Raises EngineError."""
         connection, response = self.open(path, body)
         try:
@@ -285,3 +286,61 @@ class Child(ChildProcess):
             what = "prompt" if self.load.use == "generate" else "text"
             return f"shorten the {what}: {self.name} was opened with a context of {self.load.context} tokens"
         return "check the request"
+
+
+MEMORY_OVERHEAD = 1.15  # memory of a child ÷ weights and context: buffers for one batch
+LONGEST_UNASKED = 1 << 17  # tokens: a longer context must be asked for, since a file may claim any
+
+
+def needed_bytes(weights: int, context: int) -> int:
+    """Memory that a child needs. weights, context: bytes of its files, and of keys and values in all its slots."""
+    return int(MEMORY_OVERHEAD * (weights + context))
+
+
+def fitting_context(name: str, metadata: Metadata, asked: int | None, slots: int, beyond: bool = False) -> int:
+    """Return the tokens of context for each slot.
+
+    Never more than the model knows, unless `beyond` that was asked for, nor than memory holds, whatever the file says.
+    Raises ResourceError when what was asked for does not fit.
+    """
+    longest, per_token = longest_context(name, metadata), bytes_per_token(metadata) * slots
+    longest = max(longest, asked or 0) if beyond else longest
+    fits = memory().available // 2 // max(per_token, 1)  # half is left for everything else
+    if asked is not None and min(asked, longest) > fits:
+        raise ResourceError(
+            f"a context of {min(asked, longest):,} tokens takes {min(asked, longest) * per_token / 1e9:.1f} GB, "
+            f"and {memory().available / 1e9:.1f} GB are free",
+            f"ask for {fits:,} at most",
+        )
+    return max(1, min(asked or LONGEST_UNASKED, longest, fits))
+
+
+C = TypeVar("C", bound=ChildProcess)
+
+
+class ChildModel(Generic[C]):
+    """A model whose child process it starts and ends. Use it as a context manager."""
+
+    _child: C
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def start(self) -> None:
+        """Start the child and wait until it has loaded the model. Raises EngineError."""
+        self._child.start()
+
+    def close(self) -> None:
+        """End the child. Calling it twice is harmless."""
+        self._child.close()
+
+    def alive(self) -> bool:
+        return self._child.alive()
+
+    @property
+    def pid(self) -> int | None:
+        return self._child.pid

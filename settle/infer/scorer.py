@@ -8,7 +8,7 @@ import importlib.util
 import json
 import math
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,9 +20,8 @@ from settle.data.likelihoods import SAMPLED, TOP, Compared, Likelihoods, Likelih
 from settle.formats.gguf import read_gguf
 from settle.formats.gguf.metadata import TOKENS, texts
 from settle.formats.gguf.types import block_id
-from settle.infer.child_model import ChildModel, fitting_context
-from settle.infer.child_process import ChildProcess
-from settle.infer.tokens.next_token import GREEDY, LIKELIEST, Positions, Sampler
+from settle.infer.child_process import Body, ChildModel, ChildProcess, Json, fitting_context
+from settle.infer.next_token import GREEDY, LIKELIEST, Positions, Sampler
 from settle.library.facts import longest_context
 from settle.machine import num_threads
 
@@ -133,7 +132,7 @@ class Scorer(ChildModel["ScorerChild"]):
         self,
         windows: Iterable[Sequence[int]],
         folder: Path,
-        about: Mapping[str, object] | None = None,
+        about: Body | None = None,
         on_tokens: OnTokens = ignore_progress,
     ) -> Likelihoods:
         """Record this model over windows of ids in `folder`, in place of an earlier record.
@@ -196,7 +195,7 @@ class Scorer(ChildModel["ScorerChild"]):
             )
 
 
-def _context_settings(overrides: Overrides) -> dict[str, object]:
+def _context_settings(overrides: Overrides) -> Json:
     """Return the settings of a context. Raises UsageError for a type that keys and values are not kept in."""
     if overrides.cache not in CACHES:
         raise UsageError(f"keys and values are not kept as {overrides.cache}", f"known: {', '.join(CACHES)}")
@@ -209,7 +208,7 @@ class ScorerChild(ChildProcess):
 
     num_vocab: int
 
-    def __init__(self, script: str, settings: Mapping[str, object], name: str) -> None:
+    def __init__(self, script: str, settings: Body, name: str) -> None:
         # the child knows `settle` by the path that we know it by, whatever folder it is started in
         paths = [str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])]
         super().__init__(script, settings, name, {"PYTHONPATH": os.pathsep.join(paths)}, LOADING_SECONDS)
@@ -217,7 +216,7 @@ class ScorerChild(ChildProcess):
     def start(self) -> None:
         self.num_vocab = int(self._begin()["num_vocab"])
 
-    def ask(self, request: Mapping[str, object]) -> list[Array]:
+    def ask(self, request: Body) -> list[Array]:
         """Return the arrays that answer one line. Raises EngineError."""
         if not self.is_open:
             raise EngineError("the scorer is not running", "use it inside `with Scorer(path) as scorer:`")

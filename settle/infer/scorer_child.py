@@ -22,7 +22,7 @@ from typing import Any, BinaryIO, Protocol
 import numpy as np
 
 from settle.data.likelihoods import Compared, Likelihoods, Rows, compare, draws, summarise
-from settle.infer.tokens.next_token import Sampler, describe, draw, joined
+from settle.infer.next_token import Sampler, describe, draw, joined
 
 LOGITS_BYTES = 64 << 20  # of the positions that are computed together
 LEAST_TOGETHER, MOST_TOGETHER = 16, 512  # positions
@@ -109,10 +109,7 @@ class Model:
             raise Unreadable("error: the adapter does not fit the model")
 
     def logits(self, ids: Sequence[int], start: int = 0) -> Iterator[np.ndarray]:
-        """Yield logits (P, V) after every token from `start` on but the last, in order, P at a time.
-
-        Each array is valid only until the next.
-        """
+        """Yield logits, as `ReadableModel.logits`."""
         self._forget(0)
         for first in range(0, len(ids) - 1, self.together):
             logits = self._decode(ids[first : min(first + self.together, len(ids) - 1)], first, start - first)
@@ -159,19 +156,6 @@ class Model:
         return np.frombuffer(raw, np.float32).reshape(rows, self.num_vocab)
 
 
-def summarised(model: ReadableModel, ids: Sequence[int], top: int, sampled: int, pool: ThreadPoolExecutor) -> Rows:
-    """Summarise the distributions over a window."""
-    window = np.asarray(ids, np.int32)
-    drawn, after = draws(window, sampled), window[1:]
-    return Rows.joined([summarise(logits, after[at], drawn[at], top, pool) for logits, at in placed(model, ids)])
-
-
-def compared(model: ReadableModel, ids: Sequence[int], rows: Rows, pool: ThreadPoolExecutor) -> Compared:
-    """Compare the distributions over a window with a reference's."""
-    after = np.asarray(ids, np.int32)[1:]
-    return Compared.joined([compare(rows[at], logits, after[at], pool) for logits, at in placed(model, ids)])
-
-
 def placed(model: ReadableModel, ids: Sequence[int], start: int = 0) -> Iterator[tuple[np.ndarray, slice]]:
     """Logits as they are read, from position `start` on, and the positions that they are of."""
     begin = start
@@ -213,13 +197,17 @@ def answer(
     if "most" in request:
         return written(model, request)
     if "folder" not in request:
-        return list(vars(summarised(model, request["ids"], request["top"], request["sampled"], pool)).values())
+        window, top = np.asarray(request["ids"], np.int32), request["top"]
+        drawn, after = draws(window, request["sampled"]), window[1:]
+        parts = [summarise(logits, after[at], drawn[at], top, pool) for logits, at in placed(model, request["ids"])]
+        return list(vars(Rows.joined(parts)).values())
     folder = request["folder"]
     if folder not in known:
         known.clear()
         known[folder] = Likelihoods(Path(folder))
-    record, index = known[folder], request["window"]
-    return list(vars(compared(model, record.window(index).tolist(), record.rows(index), pool)).values())
+    window, rows = known[folder].window(request["window"]), known[folder].rows(request["window"])
+    compared = [compare(rows[at], logits, window[1:][at], pool) for logits, at in placed(model, window.tolist())]
+    return list(vars(Compared.joined(compared)).values())
 
 
 def write(answers: BinaryIO, arrays: Sequence[np.ndarray]) -> None:

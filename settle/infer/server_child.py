@@ -8,7 +8,6 @@ import contextlib
 import json
 import os
 import runpy
-import shutil
 import signal
 import sys
 import tempfile
@@ -38,16 +37,10 @@ def openable(path: str, links: str) -> str:
     return path
 
 
-def serve(settings: dict[str, Any]) -> str:
-    """Load the model and start the server; return its address. The server lives in a global on purpose."""
-    links = tempfile.mkdtemp(prefix="settle-")
-    try:
-        return _serve(settings, links)
-    finally:
-        shutil.rmtree(links)
+def serve(settings: dict[str, Any], links: str) -> str:
+    """Load the model and start the server; return its address. The server lives in a global on purpose.
 
-
-def _serve(settings: dict[str, Any], links: str) -> str:
+    links: a folder that is needed until then."""
     import xllamacpp  # type: ignore[import-untyped]  # has no stubs
 
     params = xllamacpp.CommonParams()
@@ -104,16 +97,6 @@ def is_guided() -> bool:
     return grammar.startswith("%llguidance")
 
 
-def adapt_waiting(threads: int) -> None:
-    """Run settle's `machine/openmp_wait.py` by its path: importing the package takes memory and time of every child."""
-    runpy.run_path(str(MACHINE / "openmp_wait.py"))["adapt_waiting"](threads)
-
-
-def keep_within(room: int, path: str) -> None:
-    """Run settle's `machine/memory_room.py` by its path."""
-    runpy.run_path(str(MACHINE / "memory_room.py"))["keep_within"](room, path)
-
-
 def bound_memory(most: int) -> None:
     """Let an allocation beyond so many bytes fail. A driver of a GPU allocates more than it takes: no bound there."""
     import xllamacpp
@@ -126,32 +109,29 @@ def bound_memory(most: int) -> None:
             resource.setrlimit(resource.RLIMIT_DATA, (most, most))
 
 
-def keep_memory_private() -> None:
-    """Let a crash leave no copy of the conversations on disk, and end at once."""
+def main() -> None:
     with contextlib.suppress(ImportError, ValueError, OSError):  # not on Windows
         import resource
 
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-
-
-def main() -> None:
-    keep_memory_private()
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a crash leaves no copy of the conversations on disk
     # llama.cpp writes to stdout too, now and then: the answer has a channel of its own
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     settings = json.loads(sys.stdin.buffer.readline())
     threading.Thread(target=die_with_parent, daemon=True).start()
+    # settle's modules by their paths: importing the package takes memory and time of every child
     if settings["room"] is not None:
-        keep_within(settings["room"], settings["path"])
+        runpy.run_path(str(MACHINE / "memory_room.py"))["keep_within"](settings["room"], settings["path"])
     if settings["memory"] is not None:
         bound_memory(settings["memory"])
-    address = serve(settings)
+    with tempfile.TemporaryDirectory(prefix="settle-") as links:
+        address = serve(settings, links)
     # The server installs handlers that wait for its loops to end; a client in mid-stream would hold them up.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     answers.write(json.dumps({"address": address, "is_guided": is_guided()}) + "\n")
     answers.flush()
-    adapt_waiting(settings["threads"])
+    runpy.run_path(str(MACHINE / "openmp_wait.py"))["adapt_waiting"](settings["threads"])
     threading.Event().wait()
 
 

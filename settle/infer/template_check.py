@@ -1,7 +1,7 @@
 """Templates of a model are rendered in their fenced child before llama.cpp runs them: it runs them while it loads."""
 
 import functools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -14,6 +14,7 @@ from settle.base.chat_template import (
 )
 from settle.base.errors import EngineError
 from settle.formats.gguf.decision import TEMPLATE_KEY
+from settle.infer.child_process import Body
 from settle.library.facts import Metadata, templates
 
 GREETING = ({"role": "user", "content": "hello"},)
@@ -33,9 +34,9 @@ def compiled(source: str) -> ChatTemplate:
 
 def require_end(
     source: str,
-    messages: Sequence[Mapping[str, object]],
-    tools: Sequence[Mapping[str, object]] = (),
-    arguments: Mapping[str, object] = MappingProxyType({}),
+    messages: Sequence[Body],
+    tools: Sequence[Body] = (),
+    arguments: Body = MappingProxyType({}),
 ) -> None:
     """Render one request: a template that would not end there must not run in llama.cpp either.
 
@@ -79,21 +80,15 @@ def require_decides(source: str) -> None:
     compiled(source).render((), **DECISION)
 
 
-def require_sound_templates(name: str, sources: Iterable[str]) -> None:
-    """Raise EngineError for a model with a template that does not parse, does not end or does not render."""
-    for source in sources:
-        try:
-            require_renders(source)
-        except TemplateFailure as e:
-            raise EngineError(f"llama.cpp may not load {name}: {e.what}", "use another file of this model") from None
-
-
 def require_sound_model(name: str, metadata: Metadata) -> None:
-    """Check all templates of a GGUF file, that of decisions by their own variables. Raises EngineError."""
-    require_sound_templates(name, templates(metadata))
+    """Check all templates of a GGUF file, that of decisions by their own variables.
+
+    Raises EngineError for one that does not parse, does not end or does not render."""
     decides = metadata.get(TEMPLATE_KEY)
-    if isinstance(decides, str):
-        try:
+    try:
+        for source in templates(metadata):
+            require_renders(source)
+        if isinstance(decides, str):
             require_decides(decides)
-        except TemplateFailure as e:
-            raise EngineError(f"llama.cpp may not load {name}: {e.what}", "use another file of this model") from None
+    except TemplateFailure as e:
+        raise EngineError(f"llama.cpp may not load {name}: {e.what}", "use another file of this model") from None

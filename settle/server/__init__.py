@@ -2,13 +2,12 @@
 
 Imports point down this list only:
 
-bench        what the server costs beside llama.cpp alone, for `settle bench`
 serve        what `settle serve` does
 app          routes, start and stop; openapi: the document of all routes
 apis/        one folder or file an API: its routes, bodies and errors
 gateway      how a request becomes a response
-requests/    what all APIs share: chats, completions, embeddings, tools, grammars, and the requests to llama.cpp
+requests/    what all APIs share: chats, completions, embeddings, tools, and the requests to llama.cpp
+grammars     what constrains an answer, and is checked; audit: what is noted of each request
 models/      the models: found by name, loaded on demand, described, changed in the store
-guard/       who is let in, and what may be sent
-errors       how a request fails; wire_types: JSON objects by their fields
+guard        who is let in, and what may be sent
 """

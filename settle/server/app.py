@@ -11,18 +11,17 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
+from settle.server import grammars
 from settle.server.apis import Api
 from settle.server.audit import Audit, Metrics
-from settle.server.gateway import Gateway
-from settle.server.grammar import checker
+from settle.server.gateway import Gateway, json_response
 from settle.server.guard import Access, Guard, Limits
-from settle.server.http_responses import json_response
-from settle.server.models.backend import Backend, DocumentAnswerer
 from settle.server.models.model_catalogue import ModelCatalogue
 from settle.server.models.model_loader import PoolSettings
 from settle.server.models.model_pool import ModelPool
 from settle.server.models.store_changes import StoreChanges
 from settle.server.openapi import openapi_document
+from settle.server.requests.chat import Backend
 from settle.wire.errors import ApiError
 
 
@@ -55,7 +54,7 @@ def build_app(
         metrics.changes[change] += 1
 
     pool = ModelPool(catalogue, settings, on_change)
-    backend = Backend(catalogue, pool, _documents)
+    backend = Backend(catalogue, pool)
     gateway = Gateway(backend, StoreChanges(catalogue, pool, pull_from), audit, metrics, on_answer)
 
     @contextlib.asynccontextmanager
@@ -65,7 +64,7 @@ def build_app(
             yield
         finally:
             await backend.close()
-            checker.close()
+            grammars.close_checker()
             audit.close()
 
     def error_body(path: str, error: ApiError) -> Mapping[str, object]:
@@ -88,12 +87,6 @@ def build_app(
     app.router.redirect_slashes = False
     app.state.gateway, app.state.document = gateway, functools.cache(lambda: openapi_document(apis))
     return ServerApp(Guard(app, access, limits, error_body), gateway)
-
-
-def _documents() -> DocumentAnswerer:
-    from settle.server.requests.document_chat import DocumentChats  # needs the extra `rag`
-
-    return DocumentChats()
 
 
 async def _health(request: Request) -> Response:

@@ -23,8 +23,7 @@ from settle.server.audit import Audit
 from settle.server.guard import Access, Limits
 from settle.server.http_server import LOOPBACK, run
 from settle.server.models.model_catalogue import ModelCatalogue, with_documents
-from settle.server.models.model_entry import ModelEntry
-from settle.server.models.model_facts import facts
+from settle.server.models.model_entry import ModelEntry, facts
 from settle.server.models.model_loader import PoolSettings
 from settle.wire.errors import ApiError
 

@@ -8,7 +8,7 @@ from typing import Any, TypeVar, cast
 
 from settle.base.errors import UsageError
 from settle.evaluate.blind.session import stamp
-from settle.infer.tokens.token_reader import TokenReader
+from settle.infer.token_reader import TokenReader
 from settle.library.resolve import all_refs, resolve
 from settle.studio.visit import in_thread
 

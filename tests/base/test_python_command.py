@@ -46,8 +46,8 @@ HERE = {
             assert "cannot be converted" in str(e), e
     """,
     "grammar": """
-        from settle.server.grammar import checker
-        checker._ask_process(b'["json", {"type": "string"}, "\\\\"text\\\\""]')
+        from settle.server import grammars
+        grammars._ask_process(b'["json", {"type": "string"}, "\\\\"text\\\\""]')
     """,
     "quantizer": """
         from pathlib import Path

@@ -6,7 +6,7 @@ from pydantic import Field
 from settle.base.errors import DataError, UsageError
 from settle.base.settings import Settings, read_recipe, resolve
 from settle.doctor.exchanges.read_transcript import read_transcript
-from settle.infer.decisions.session import read_questions
+from settle.infer.decision_session import read_questions
 
 
 class Inner(Settings):

@@ -7,7 +7,7 @@ import pytest
 from settle.cli import main
 from settle.data.decisions.questions import Question
 from settle.formats.gguf import export_gguf
-from settle.infer.decisions.decider import Decider
+from settle.infer.decider import Decider
 from settle.jobs.pick import candidates as candidates_module
 from tests.decision_model import keys, write
 from tests.trained import adapter, merged

@@ -9,7 +9,7 @@ from settle.base.errors import FormatError
 from settle.data.tokenizer.fast import fast_tokenizer
 from settle.data.tokenizer.pretrained import PretrainedTokenizer
 from settle.formats.gguf import read_gguf
-from settle.infer.embedder import VectorEngine
+from settle.infer.engine import VectorEngine
 from settle.library.pull import bert
 from tests.bert import TEXTS, tiny_bert
 from tests.trained import trained

@@ -176,7 +176,7 @@ def test_the_command(path, home, capsys):
 
 
 def test_the_studio_may_use_it_without_torch_and_the_readers_of_data():
-    names = "settle.infer.tokens.session\nfrom settle.doctor.demonstration import session as m\n"
+    names = "settle.infer.token_session\nfrom settle.doctor.demonstration import session as m\n"
     code = f"import sys, {names}m.all_lessons(); print([n for n in {HEAVY} if n in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
 

@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 
 from settle.base.errors import EngineError, UsageError
-from settle.infer.embedder import VectorEngine
-from settle.infer.engine import Engine
+from settle.infer.engine import Engine, VectorEngine
 from settle.library.pull.bert import bert_to_gguf
 from tests.bert import TEXTS, reference, tiny_bert
 

@@ -16,8 +16,7 @@ from settle.base.errors import EngineError, FormatError, ResourceError
 from settle.formats.gguf import export_gguf
 from settle.formats.lora_gguf import export_lora
 from settle.infer import child_process
-from settle.infer.child_model import LONGEST_UNASKED
-from settle.infer.child_process import ChildProcess
+from settle.infer.child_process import LONGEST_UNASKED, ChildProcess
 from settle.infer.engine import Engine
 from settle.infer.live_sampling import generate, logprobs
 from settle.machine import memory

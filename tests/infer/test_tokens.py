@@ -12,12 +12,11 @@ from settle.data.tokenizer.byte_bpe import ByteBpeTokenizer
 from settle.formats.gguf import export_gguf
 from settle.formats.lora_gguf import export_lora
 from settle.formats.safetensors import export_safetensors
+from settle.infer import token_reader
 from settle.infer.live_sampling import ROWS, generate, logprobs
-from settle.infer.tokens import token_reader
-from settle.infer.tokens.next_token import Sampler, describe, draw
-from settle.infer.tokens.session import beside, branch
-from settle.infer.tokens.text_reading import token_texts
-from settle.infer.tokens.token_reader import TokenReader
+from settle.infer.next_token import Sampler, describe, draw
+from settle.infer.token_reader import TokenReader, token_texts
+from settle.infer.token_session import beside, branch
 from settle.library.reference import ModelRef
 from settle.model.source import Source
 from tests.model.architectures.cases import CASES

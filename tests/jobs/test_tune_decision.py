@@ -26,7 +26,7 @@ from settle.evaluate.decisions import ORDERS
 from settle.evaluate.gate.export import export_by_name
 from settle.formats.gguf import Gguf, export_gguf, read_gguf
 from settle.formats.gguf.decision import read_decision
-from settle.infer.decisions.decider import Decider
+from settle.infer.decider import Decider
 from settle.jobs.job import find_job, start
 from settle.jobs.resume import resume
 from settle.jobs.settings import TuneSettings

@@ -7,7 +7,7 @@ import pytest
 
 from settle.server.apis import anthropic as shape
 from settle.server.audit import Record
-from settle.server.http_responses import with_error_event
+from settle.server.gateway import with_error_event
 from settle.wire.errors import ApiError
 
 ASK = {"model": "tiny", "messages": [{"role": "user", "content": "def f"}], "max_tokens": 8, "temperature": 0}

@@ -13,7 +13,7 @@ import torch
 
 from settle.base.chat_template import ChatTemplate
 from settle.formats.gguf import export_gguf
-from settle.infer.tool_calls.call_reader import CallReader, calls_in
+from settle.infer.tool_calls import CallReader, calls_in
 from settle.server.models.model_entry import ModelEntry
 from settle.server.models.model_loader import PoolSettings
 from settle.wire.types import Delta, JsonObject, Tool

@@ -6,8 +6,7 @@ import pytest
 
 from settle.formats.gguf import export_gguf
 from settle.infer.child_process import Draft
-from settle.server.models.model_entry import ModelEntry
-from settle.server.models.model_facts import facts
+from settle.server.models.model_entry import ModelEntry, facts
 from settle.server.models.model_loader import estimate_bytes
 from tests.server.conftest import serving
 from tests.trained import trained

@@ -8,7 +8,7 @@ import time
 import pytest
 
 from settle.server.audit import Record
-from settle.server.http_responses import with_error_event
+from settle.server.gateway import with_error_event
 from settle.wire.errors import ApiError
 from tests.server.conftest import serving
 
@@ -70,7 +70,7 @@ def test_a_fault_in_the_middle_of_an_answer(live, stocked, monkeypatch, path):
 def test_a_fault_of_a_response(stocked, monkeypatch):
     """It has begun, so there is nothing that could be said any more: the connection ends too early, and it is noted."""
     with serving(stocked) as server:
-        monkeypatch.setattr("settle.server.http_responses.StreamedResponse._send", fail_later)
+        monkeypatch.setattr("settle.server.gateway.StreamedResponse._send", fail_later)
         with pytest.raises(http.client.IncompleteRead):
             server.ask("/v1/chat/completions", CHAT | {"stream": True})
         monkeypatch.undo()

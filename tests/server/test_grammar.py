@@ -11,8 +11,8 @@ import pytest
 
 from settle.formats.gguf import export_gguf
 from settle.infer.child_process import Child, Load
-from settle.server.grammar import checker
-from settle.server.grammar.grammars import HEAD, MOST_ITEMS, PATTERNS, answer_schema
+from settle.server import grammars
+from settle.server.grammars import HEAD, MOST_ITEMS, PATTERNS, answer_schema
 from settle.server.models.model_entry import ModelEntry
 from settle.server.models.model_loader import PoolSettings
 from tests.server.conftest import serving
@@ -273,7 +273,6 @@ def test_the_checker_is_the_engines_library(engine, live, stocked):
 
 def test_an_error_of_the_engine_ends_the_answer(live, monkeypatch):
     """The checker let something pass: the engine's own word on stderr still ends the answer, streamed or not."""
-    from settle.server.grammar import grammars
 
     async def blind(grammar, loaded, is_gbnf=False):
         return grammar
@@ -324,11 +323,11 @@ def test_the_beginning_of_an_answer_is_checked_too(live):
         ('{"name', False),
         ("The sea", False),
     ):
-        check = checker.check_answer(grammar, loaded, None, text, has_ended=False)
+        check = grammars.check_answer(grammar, loaded, None, text, has_ended=False)
         if fits:
             live.run(check)
         else:
-            with pytest.raises(checker.GrammarError):
+            with pytest.raises(grammars.GrammarError):
                 live.run(check)
 
 
@@ -346,9 +345,9 @@ def test_a_pattern_takes_no_time_in_an_answer(live):
     """The model's answer is matched against a pattern of the request: no backtracking."""
     loaded, grammar = loaded_model(live), f"{HEAD}start: /(?s:.*)/"
     schema = {"type": "string", "pattern": "^(a+)+$"}
-    live.run(checker.check_answer(grammar, loaded, schema, json.dumps("a" * 40), has_ended=True))
-    with pytest.raises(checker.GrammarError, match="does not match"):
-        live.run(checker.check_answer(grammar, loaded, schema, json.dumps("a" * 40 + "b"), has_ended=True))
+    live.run(grammars.check_answer(grammar, loaded, schema, json.dumps("a" * 40), has_ended=True))
+    with pytest.raises(grammars.GrammarError, match="does not match"):
+        live.run(grammars.check_answer(grammar, loaded, schema, json.dumps("a" * 40 + "b"), has_ended=True))
 
 
 @pytest.fixture(scope="module")

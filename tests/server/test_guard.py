@@ -723,10 +723,10 @@ def test_grammars_that_lead_on_too_far(live, asked):
 
 
 def test_a_grammar_that_takes_too_long(live, monkeypatch):
-    from settle.server.grammar import checker
+    from settle.server import grammars
 
-    checker.close()  # to start again takes longer than this
-    monkeypatch.setattr(checker, "SECONDS", 0.001)
+    grammars.close_checker()  # to start again takes longer than this
+    monkeypatch.setattr(grammars, "SECONDS", 0.001)
     assert live.ask("/v1/chat/completions", CHAT | {"grammar": 'root ::= "a"'}).status == 400
     monkeypatch.undo()
     assert live.ask("/v1/chat/completions", CHAT | {"grammar": 'root ::= "a"'}).status == 200

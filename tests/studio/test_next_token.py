@@ -12,8 +12,8 @@ from settle.data.tokenizer.byte_bpe import ByteBpeTokenizer
 from settle.data.tokenizer.vocabulary import BYTE_CHARACTERS
 from settle.formats.gguf import export_gguf
 from settle.infer.live_sampling import logprobs
-from settle.infer.tokens.next_token import Sampler, describe
-from settle.infer.tokens.token_reader import TokenReader
+from settle.infer.next_token import Sampler, describe
+from settle.infer.token_reader import TokenReader
 from settle.library.reference import ModelRef
 from settle.library.store import StoredModel, add_model
 from settle.model.architectures.llama import Llama

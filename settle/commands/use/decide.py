@@ -35,7 +35,7 @@ class Decide(ThreadSettings, Command):
     context: int | None = Field(None, gt=0, description="tokens of a text with its question; up to 4096 if not given")
 
     def run(self, events: Events) -> int:
-        from settle.infer.decisions.session import Asking, decide
+        from settle.infer.decision_session import Asking, decide
 
         risk = share(self.refuse_above_risk) if self.refuse_above_risk is not None else None
         return decide(

@@ -37,7 +37,7 @@ class Tokens(ThreadSettings, Command):
     context: int | None = Field(None, gt=1, description="most tokens that are read; 2048 if not given")
 
     def run(self, events: Events) -> int:
-        from settle.infer.tokens.session import Asked, tokens
+        from settle.infer.token_session import Asked, tokens
 
         is_drawn = bool({"temperature", "top_k", "top_p"} & self.model_fields_set)
         sampling = (self.temperature, self.top_k, self.top_p) if is_drawn else None

@@ -12,9 +12,9 @@ from typing import Self
 
 from settle.base.errors import FormatError
 from settle.formats.gguf import read_gguf
+from settle.infer.next_token import Positions
 from settle.infer.scorer import PACKAGE
-from settle.infer.tokens.next_token import Positions
-from settle.infer.tokens.token_reader import TokenReader
+from settle.infer.token_reader import TokenReader
 from settle.library.reference import ModelRef
 from settle.model.source import Source
 from settle.shrink.types.mixes import mix_types

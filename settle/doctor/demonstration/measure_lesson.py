@@ -14,7 +14,7 @@ import numpy as np
 from settle.base.statistics import Interval, wilson
 from settle.doctor.demonstration.lesson_model import Case, LessonModel
 from settle.doctor.lessons import Lesson
-from settle.infer.tokens.next_token import GREEDY, Sampler
+from settle.infer.next_token import GREEDY, Sampler
 
 SHOWN_TOKENS = 300  # of a prompt: its end
 WRITTEN_TOKENS = 8  # more than the answer has

@@ -26,7 +26,7 @@ from settle.evaluate.gate.held_out import PROSE
 from settle.formats.gguf import read_gguf
 from settle.formats.gguf.decision import DecisionKeys, read_decision
 from settle.formats.gguf.types import ggml_type, is_float
-from settle.infer.decisions.decider import Decider
+from settle.infer.decider import Decider
 from settle.library.facts import longest_context
 from settle.model.decoder import Decoder
 from settle.train.objectives.decision import Decision

@@ -8,7 +8,7 @@ from pydantic import Field
 from settle.evaluate.compare.cases import Case
 from settle.evaluate.tasks import Task, share
 from settle.evaluate.tasks.json import agreement
-from settle.infer.tool_calls.call_reader import calls_in
+from settle.infer.tool_calls import calls_in
 
 OFTEN = 0.3  # minimum share of reference answers that are calls, for calling to be the task
 

@@ -16,9 +16,9 @@ from settle.evaluate.compare.cases import Case
 from settle.evaluate.footprint import peak_bytes
 from settle.experiment.arm import Arm, Reply, Rewritten, digest, question_key
 from settle.experiment.record import ReplyRecord
-from settle.infer.decisions.decider import Decider
+from settle.infer.client import Fence, Turn
+from settle.infer.decider import Decider
 from settle.infer.engine import Engine
-from settle.infer.prompt_encoder import Fence, Turn
 from settle.jobs.choose.documents import Found
 from settle.library.facts import read_facts
 from settle.library.reference import ModelRef

@@ -16,7 +16,7 @@ from settle.data.split import row_families
 from settle.documents.reader_pool import RowReader
 from settle.evaluate.compare.in_time import spread
 from settle.evaluate.footprint import Measured, peak_bytes
-from settle.infer.decisions.decider import Decider
+from settle.infer.decider import Decider
 from settle.jobs.pick.exam import Exam, Taken
 from settle.jobs.pick.needs import Needs
 from settle.library.reference import ModelRef

@@ -18,7 +18,7 @@ from settle.data.pairs import Pair, read_pairs
 from settle.data.split import row_families
 from settle.evaluate.compare.in_time import spread
 from settle.evaluate.footprint import Measured, peak_bytes
-from settle.infer.embedder import VectorEngine
+from settle.infer.engine import VectorEngine
 from settle.jobs.pick.exam import Exam, Taken
 from settle.jobs.pick.needs import Needs
 from settle.library.reference import ModelRef

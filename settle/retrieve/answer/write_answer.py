@@ -1,6 +1,6 @@
 """A language model's answer from some passages: its prompt, the grammar that constrains it, and its sentences.
 
-Every passage is tokenized by itself (see `settle.infer.prompt_encoder`), so the tokens of a prompt are the sum of its
+Every passage is tokenized by itself (see `settle.infer.client`), so the tokens of a prompt are the sum of its
 pieces' tokens, and what fits is known before the model runs.
 """
 
@@ -11,8 +11,7 @@ from functools import cache
 
 from settle.base.errors import UsageError
 from settle.infer.child_process import Json
-from settle.infer.client import LlamaClient
-from settle.infer.prompt_encoder import Fence, Turn
+from settle.infer.client import Fence, LlamaClient, Turn
 from settle.retrieve.answer.answer import Generation, Piece, Source
 from settle.retrieve.index.catalogue import Occurrence
 from settle.retrieve.index.collection import Collection

@@ -13,8 +13,7 @@ from math import ceil, log
 from random import Random
 from typing import NamedTuple
 
-from settle.infer.client import LlamaClient
-from settle.infer.prompt_encoder import Fence, Turn
+from settle.infer.client import Fence, LlamaClient, Turn
 from settle.retrieve.check import phrases
 from settle.retrieve.check.phrases import Rewording, as_people_ask, definitions, prose_sentences
 from settle.retrieve.index.catalogue import DocumentSize, Passage

@@ -14,14 +14,12 @@ from starlette.responses import Response
 from settle.base.files import parse_json
 from settle.infer.child_process import Json
 from settle.server.apis import Api
-from settle.server.gateway import Call, Endpoint
-from settle.server.http_responses import json_response, sse_event, streamed
+from settle.server.gateway import Call, Endpoint, json_response, sse_event, streamed
 from settle.server.models.model_entry import ModelEntry
 from settle.server.requests import chat
 from settle.wire.errors import ApiError
 from settle.wire.formats.anthropic import CountBody, MessagesBody
-from settle.wire.requests import ChatRequest
-from settle.wire.types import Choice, Chunk, JsonObject, Timings, ToolCall, Usage
+from settle.wire.types import ChatRequest, Choice, Chunk, JsonObject, Timings, ToolCall, Usage
 
 ERRORS = {
     401: "authentication_error",
@@ -57,15 +55,12 @@ async def messages(call: Call, body: MessagesBody) -> Response:
     request = body.to_chat()
     entry = call.find(body.model)
     writer = MessageWriter(entry.id, request, bool(body.thinking and body.thinking.display == "omitted"))
+    events = _stream(call, request, entry, writer)
     if body.stream:
-        return await streamed(_stream(call, request, entry, writer), call.record, _error_event)
-    async with contextlib.aclosing(chat.stream(call.backend, request, entry)) as pieces:
-        async for chunk in pieces:
-            for _ in writer.feed(chunk):
-                pass
-    for _ in writer.end():
-        pass
-    call.record.usage(writer.usage)
+        return await streamed(events, call.record, lambda error: sse_event(Anthropic().error(error)))
+    async with contextlib.aclosing(events):
+        async for _ in events:
+            pass
     return json_response(writer.message())
 
 
@@ -144,10 +139,7 @@ class MessageWriter:
 
     def _grow(self, kind: Literal["text", "thinking"], text: str) -> Iterator[JsonObject]:
         if not self._blocks or self._blocks[-1]["type"] != kind:
-            is_text = kind == "text"
-            yield from self._open(
-                {"type": kind, "text": ""} if is_text else {"type": kind, "thinking": "", "signature": ""}
-            )
+            yield from self._open({"type": kind, kind: ""} | ({"signature": ""} if kind == "thinking" else {}))
         if kind == "thinking" and self._hides:
             return
         self._blocks[-1][kind] += text
@@ -219,12 +211,8 @@ def _usage(prompt: int, cached: int, completion: int) -> dict[str, int]:
 
 def _parsed(arguments: str) -> JsonObject:
     """Return the input of a call; one that was cut off under the key that Anthropic uses for it."""
-    try:
+    with contextlib.suppress(ValueError):
         value = parse_json(arguments or "{}")
-    except ValueError:
-        value = None
-    return value if isinstance(value, dict) else {"INVALID_JSON": arguments}
-
-
-def _error_event(error: ApiError) -> bytes:
-    return sse_event(Anthropic().error(error))
+        if isinstance(value, dict):
+            return value
+    return {"INVALID_JSON": arguments}

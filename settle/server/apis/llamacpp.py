@@ -15,20 +15,16 @@ from pydantic import Field, field_validator
 from starlette.responses import Response
 
 from settle.server.apis import Api
-from settle.server.gateway import Call, Endpoint
-from settle.server.http_responses import data_event, json_response, streamed
-from settle.server.models.model_entry import ModelEntry, make_file
-from settle.server.models.model_facts import facts, template_of
+from settle.server.gateway import Call, Endpoint, data_event, json_response, streamed
+from settle.server.models.model_entry import ModelEntry, facts, make_file, template_of
 from settle.server.requests import chat, text_completion
 from settle.server.requests.chat_plan import usage_of
-from settle.server.requests.embeddings import rank_documents
 from settle.server.requests.engine import ask
+from settle.server.requests.readings import rank_documents
 from settle.wire.errors import ApiError, invalid, unsupported
 from settle.wire.fields import MOST_TOKENS, Adapter, Body, Name, Sampling, Stop, stops
-from settle.wire.messages import check_messages
-from settle.wire.requests import ChatRequest, TextRequest
-from settle.wire.tools import check_tools, choose
-from settle.wire.types import Chunk, JsonObject
+from settle.wire.messages import check_messages, check_tools, choose
+from settle.wire.types import ChatRequest, Chunk, JsonObject, TextRequest
 
 ERRORS = {
     401: "authentication_error",

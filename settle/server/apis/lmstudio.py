@@ -9,16 +9,13 @@ from starlette.responses import Response
 
 from settle.server.apis import Api, openai
 from settle.server.apis.openai import DONE, Completion, error_event
-from settle.server.gateway import Call, Endpoint
-from settle.server.http_responses import data_event, json_response, streamed
-from settle.server.models.model_entry import ModelEntry
-from settle.server.models.model_facts import capabilities, facts
+from settle.server.gateway import Call, Endpoint, data_event, json_response, streamed
+from settle.server.models.model_entry import ModelEntry, capabilities, facts
 from settle.server.models.model_pool import ModelPool
 from settle.server.requests import chat
 from settle.wire.errors import ApiError
 from settle.wire.formats import openai as wire
-from settle.wire.requests import ChatRequest
-from settle.wire.types import Chunk, JsonObject
+from settle.wire.types import ChatRequest, Chunk, JsonObject
 
 PATH = "/api/v0"
 Ttl = Annotated[int, Field(ge=1, le=1 << 31)]
@@ -77,7 +74,7 @@ async def chat_completions(call: Call, body: ChatBody) -> Response:
     answer = await chat.whole(call.backend, request, entry)
     call.record.usage(answer.get("usage"))
     statistics = _statistics(call.pool, entry, answer, answer["choices"][0]["finish_reason"], request.max_tokens)
-    await _keep(call, entry, body.ttl)
+    await call.pool.keep(entry, body.ttl)
     return json_response({**answer, **statistics})
 
 
@@ -92,7 +89,7 @@ async def _chat_stream(call: Call, body: ChatBody, request: ChatRequest, entry: 
             yield data_event({**chunk, **_statistics(call.pool, entry, chunk, reason, request.max_tokens)})
         else:
             yield data_event(chunk)
-    await _keep(call, entry, body.ttl)
+    await call.pool.keep(entry, body.ttl)
     yield DONE
 
 
@@ -104,19 +101,14 @@ async def completions(call: Call, body: CompletionBody) -> Response:
         return _statistics(call.pool, entry, answer, reason, body.limit)
 
     response = await Completion(call, body, entry, extra).respond()
-    await _keep(call, entry, body.ttl)
+    await call.pool.keep(entry, body.ttl)
     return response
 
 
 async def embeddings(call: Call, body: EmbeddingBody) -> Response:
     response = await openai.embed(call, body)
-    await _keep(call, call.find(body.model), body.ttl)
+    await call.pool.keep(call.find(body.model), body.ttl)
     return response
-
-
-async def _keep(call: Call, entry: ModelEntry, ttl: int | None) -> None:
-    if ttl is not None:
-        await call.pool.keep(entry, ttl)
 
 
 def _model(pool: ModelPool, entry: ModelEntry) -> JsonObject:

@@ -12,14 +12,12 @@ from starlette.responses import Response
 
 from settle.infer.child_process import ALIAS
 from settle.server.apis import Api
-from settle.server.gateway import Call, Endpoint
-from settle.server.http_responses import data_event, json_response, streamed
+from settle.server.gateway import Call, Endpoint, data_event, json_response, streamed
+from settle.server.grammars import AnswerCheck
 from settle.server.models.loaded_model import LoadedModel
-from settle.server.models.model_entry import ModelEntry
-from settle.server.models.model_facts import capabilities, facts
+from settle.server.models.model_entry import ModelEntry, capabilities, facts
 from settle.server.models.model_pool import ModelPool
 from settle.server.requests import chat
-from settle.server.requests.embeddings import embed_texts
 from settle.server.requests.engine import (
     COMPLETIONS_PATH,
     GrammarWatch,
@@ -31,11 +29,11 @@ from settle.server.requests.engine import (
     read_events,
     require_possible,
 )
-from settle.server.requests.text_completion import answer_check, prepare
+from settle.server.requests.readings import embed_texts, require_dimensions
+from settle.server.requests.text_completion import prepare
 from settle.wire.errors import ApiError, openai_error, unsupported
 from settle.wire.formats.openai import ChatBody, CompletionBody, EmbeddingBody, Prompt, prompts_of
-from settle.wire.requests import ChatRequest
-from settle.wire.types import Choice, Chunk, JsonObject, Logprobs, Usage
+from settle.wire.types import ChatRequest, Choice, Chunk, JsonObject, Logprobs, Usage
 
 ALIASES = ("/v1", "")  # of every path
 
@@ -69,17 +67,15 @@ async def chat_completions(call: Call, body: ChatBody) -> Response:
         answer = await chat.whole(call.backend, request, entry)
         call.record.usage(answer.get("usage"))
         return json_response(answer)
-    return await streamed(_chat_stream(call, request, entry, body.wants_usage), call.record, error_event)
+    if entry.collection:
+        events = _event_stream(call, chat.stream(call.backend, request, entry), body.wants_usage)
+    else:
+        events = _chat_stream(call, request, entry, body.wants_usage)
+    return await streamed(events, call.record, error_event)
 
 
 async def _chat_stream(call: Call, request: ChatRequest, entry: ModelEntry, wants_usage: bool) -> AsyncGenerator[bytes]:
     """llama.cpp's own stream, passed on as it comes where nothing in it has to be changed."""
-    if entry.collection:
-        answer = _event_stream(call, chat.stream(call.backend, request, entry), wants_usage)
-        async with contextlib.aclosing(answer) as pieces:
-            async for event in pieces:
-                yield event
-        return
     async with call.pool.use(entry) as loaded:
         plan = await chat.prepare(call.backend.catalogue, request, entry, loaded)
         if not plan.is_passed_on or is_constrained(plan.body):
@@ -150,8 +146,7 @@ async def embed(call: Call, body: EmbeddingBody) -> Response:
     entry = call.find(body.model)
     vectors, tokens = await embed_texts(call.pool, entry, prompts_of(body.input))
     call.record.prompt_tokens = tokens
-    if body.dimensions is not None and vectors and body.dimensions != len(vectors[0]):
-        raise unsupported("dimensions", f"{entry.id} makes vectors of {len(vectors[0])} numbers")
+    require_dimensions(body.dimensions, vectors, entry)
     is_base64 = body.encoding_format == "base64"
     data = [
         {"object": "embedding", "index": i, "embedding": _base64(vector) if is_base64 else vector}
@@ -233,7 +228,7 @@ class Completion:
                 require_possible([prompt], loaded)
                 number = {"n": body.n} if body.n else {}
                 answer = await ask(loaded, COMPLETIONS_PATH, request | {"prompt": prompt} | number)
-                check = answer_check(body.to_text(), loaded, request)
+                check = AnswerCheck(loaded, body.to_text(), request)
                 for choice in answer["choices"]:
                     check.add(choice["text"], choice["index"])
                     await check.finish(choice["finish_reason"] == "stop", choice["index"])
@@ -260,7 +255,7 @@ class Completion:
             request = await self._request(loaded) | {"prompt": prompt, "stream": True}
             request["stream_options"] = {"include_usage": True}
             echo = await _text(loaded, prompt) if body.echo else ""
-            watch, check = GrammarWatch(loaded, request), answer_check(body.to_text(), loaded, request)
+            watch, check = GrammarWatch(loaded, request), AnswerCheck(loaded, body.to_text(), request)
             async with await open_stream(loaded, COMPLETIONS_PATH, request) as response:
                 async for chunk in read_events(response, watch):
                     if chunk.get("usage"):

@@ -12,17 +12,14 @@ from starlette.responses import Response
 
 from settle.infer.child_process import Json
 from settle.server.apis import Api
-from settle.server.gateway import Call, Endpoint
-from settle.server.http_responses import json_response, sse_event, streamed
+from settle.server.gateway import Call, Endpoint, json_response, sse_event, streamed
 from settle.server.models.model_entry import ModelEntry
-from settle.server.models.model_pool import ModelPool
 from settle.server.requests import chat
 from settle.server.requests.engine import tokenize
 from settle.wire.errors import ApiError, unsupported
 from settle.wire.formats.responses import CountBody, ResponseBody
-from settle.wire.requests import ChatRequest
-from settle.wire.tools import may_repeat
-from settle.wire.types import Chunk, JsonObject, Logprobs, ToolCall, Usage
+from settle.wire.messages import may_repeat
+from settle.wire.types import ChatRequest, Chunk, JsonObject, Logprobs, ToolCall, Usage
 
 TOKEN_FIELDS = ("token", "logprob", "bytes")
 
@@ -46,16 +43,12 @@ async def responses(call: Call, body: ResponseBody) -> Response:
     request = body.to_chat()
     entry = call.find(body.model)
     writer = ResponseWriter(entry.id, body, request.top_logprobs is not None)
+    events = _stream(call, request, entry, writer)
     if body.stream:
-        events = _stream(call, request, entry, writer)
         return await streamed(events, call.record, lambda error: sse_event(writer.fail(error)))
-    async with contextlib.aclosing(chat.stream(call.backend, request, entry)) as pieces:
-        async for chunk in pieces:
-            for _ in writer.feed(chunk):
-                pass
-    await _count(call, entry, writer)
-    for _ in writer.end():
-        pass
+    async with contextlib.aclosing(events):
+        async for _ in events:
+            pass
     return json_response(writer.response)
 
 
@@ -71,28 +64,18 @@ async def _stream(
             events = b"".join(map(sse_event, writer.feed(chunk)))
             if events:
                 yield events
-    await _count(call, entry, writer)
-    yield b"".join(map(sse_event, writer.end()))
-
-
-async def _count(call: Call, entry: ModelEntry, writer: "ResponseWriter") -> None:
     call.record.usage(writer.usage)
-    writer.num_reasoning = await _num_tokens(call.pool, entry, writer.reasoning)
-
-
-async def _num_tokens(pool: ModelPool, entry: ModelEntry, text: str) -> int:
-    if not text:
-        return 0
-    async with pool.use(entry) as loaded:
-        return len(await tokenize(loaded, text))
+    if writer.reasoning:
+        async with call.pool.use(entry) as loaded:
+            writer.num_reasoning = len(await tokenize(loaded, writer.reasoning))
+    yield b"".join(map(sse_event, writer.end()))
 
 
 async def input_tokens(call: Call, body: CountBody) -> Response:
     if body.truncation == "auto":
         raise unsupported("truncation", "the whole input is counted")
     request = body.to_chat()
-    entry = call.find(body.model)
-    number = await chat.count(call.backend, request, entry)
+    number = await chat.count(call.backend, request, call.find(body.model))
     return json_response({"object": "response.input_tokens", "input_tokens": number})
 
 

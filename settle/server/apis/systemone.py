@@ -11,9 +11,8 @@ from pydantic import Field
 from starlette.responses import Response
 
 from settle.server.apis import Api, llamacpp
-from settle.server.gateway import Call, Endpoint
-from settle.server.http_responses import json_response
-from settle.server.requests.decide import MOST_QUESTIONS, decide, question_of, text_of
+from settle.server.gateway import Call, Endpoint, json_response
+from settle.server.requests.readings import MOST_QUESTIONS, decide, question_of, text_of
 from settle.wire.errors import ApiError
 from settle.wire.fields import Body, Name
 from settle.wire.types import JsonObject

@@ -15,8 +15,7 @@ from settle.base.files import home, parse_json, write_json
 from settle.infer.child_process import Draft
 from settle.library.resolve import all_refs
 from settle.library.store import all_models
-from settle.server.models.model_entry import ModelEntry
-from settle.server.models.model_facts import completes_only, template_of
+from settle.server.models.model_entry import ModelEntry, completes_only, template_of
 from settle.wire.errors import ApiError
 
 

@@ -18,8 +18,7 @@ from settle.machine.cores import cores
 from settle.machine.measurement_cache import key, recalled, remembered
 from settle.model.source import hash_of
 from settle.server.models.model_catalogue import ModelCatalogue
-from settle.server.models.model_entry import ModelEntry, make_file
-from settle.server.models.model_facts import completes_only, facts, template_of
+from settle.server.models.model_entry import ModelEntry, completes_only, facts, make_file, template_of
 from settle.server.models.model_loader import SHORTEST_CONTEXT, can_ever_fit, estimate_bytes
 from settle.wire.errors import ApiError
 

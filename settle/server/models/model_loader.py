@@ -12,15 +12,19 @@ import aiohttp
 from settle.base.errors import EngineError, SettleError
 from settle.formats.gguf import read_gguf
 from settle.formats.lora_gguf import read_lora, require_fit
-from settle.infer.child_model import needed_bytes
-from settle.infer.child_process import SPARE_BYTES, Child, Load, load_seconds
+from settle.infer.child_process import SPARE_BYTES, Child, Load, load_seconds, needed_bytes
 from settle.library.facts import Facts, Use
 from settle.library.store import stamp_of
 from settle.machine import memory, resident
 from settle.server.models.loaded_model import AdapterFile, LoadedModel, ModelKey
 from settle.server.models.model_catalogue import ModelCatalogue
-from settle.server.models.model_entry import ModelEntry
-from settle.server.models.model_facts import check_decision_template, check_model_template, facts, template_of
+from settle.server.models.model_entry import (
+    ModelEntry,
+    check_decision_template,
+    check_model_template,
+    facts,
+    template_of,
+)
 from settle.wire.errors import ApiError
 
 LONGEST_DEFAULT_CONTEXT = 32_768  # tokens of a slot, unless --context says otherwise

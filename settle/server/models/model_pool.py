@@ -24,8 +24,7 @@ from settle.server.models.loaded_model import (
     OnChange,
 )
 from settle.server.models.model_catalogue import ModelCatalogue
-from settle.server.models.model_entry import ModelEntry, file_stamp, make_file
-from settle.server.models.model_facts import facts, template_of
+from settle.server.models.model_entry import ModelEntry, facts, file_stamp, make_file, template_of
 from settle.server.models.model_loader import (
     SHORTEST_CONTEXT,
     ModelLoader,
@@ -149,8 +148,10 @@ class ModelPool:
             self._models.retire(model)
         return bool(models)
 
-    async def keep(self, entry: ModelEntry, seconds: float) -> None:
-        """From now on the children of an entry end once they are idle for `seconds`: 0 is at once, below 0 never."""
+    async def keep(self, entry: ModelEntry, seconds: float | None) -> None:
+        """End the children of an entry once they are idle for `seconds`: 0 at once, below 0 never, None no change."""
+        if seconds is None:
+            return
         if seconds == 0:
             await self.unload(entry)
         for model in list(self._models.up.values()):

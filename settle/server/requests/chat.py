@@ -1,19 +1,31 @@
 """Chats: a `ChatRequest` is checked against the model that answers it, rendered, counted, and trimmed to fit."""
 
+import asyncio
 import contextlib
+import functools
 import json
 from collections.abc import AsyncGenerator, Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from settle.base.files import parse_json
-from settle.infer.tool_calls.call_reader import CallReader
-from settle.server.grammar.checker import GrammarError, check_json
-from settle.server.grammar.grammars import CLOSE, OPEN, call_grammar, json_grammar, native_tools, own_grammar
-from settle.server.models.backend import Backend
+from settle.infer.child_process import Json
+from settle.infer.tool_calls import CallReader
+from settle.server.grammars import (
+    CLOSE,
+    OPEN,
+    GrammarError,
+    call_grammar,
+    check_json,
+    json_grammar,
+    native_tools,
+    own_grammar,
+)
 from settle.server.models.loaded_model import LoadedModel
 from settle.server.models.model_catalogue import ModelCatalogue
-from settle.server.models.model_entry import ModelEntry
-from settle.server.models.model_facts import check_template
+from settle.server.models.model_entry import ModelEntry, check_template
+from settle.server.models.model_pool import ModelPool
 from settle.server.requests.chat_plan import ChatPlan, TextPlan, collect
 from settle.server.requests.engine import apply_template, require_possible, tokenize
 from settle.server.requests.required_calls import (
@@ -24,11 +36,33 @@ from settle.server.requests.required_calls import (
     template_form,
 )
 from settle.wire.errors import ApiError, invalid, unsupported
-from settle.wire.requests import ChatRequest
-from settle.wire.tools import ToolChoice
-from settle.wire.types import ChatMessage, Chunk, JsonObject, Tool
+from settle.wire.types import ChatMessage, ChatRequest, Chunk, JsonObject, TextRequest, Tool, ToolChoice
+
+if TYPE_CHECKING:
+    from settle.server.requests.document_chat import DocumentChats
 
 OWN_ARGUMENTS = {"messages", "tools", "add_generation_prompt", "bos_token", "eos_token", "self"}
+
+
+@dataclass
+class Backend:
+    """What answers requests: the models of a server, and its collections of documents."""
+
+    catalogue: ModelCatalogue
+    pool: ModelPool
+
+    @functools.cached_property
+    def documents(self) -> "DocumentChats":
+        """What answers from documents, made when it is first asked."""
+        from settle.server.requests.document_chat import DocumentChats  # needs the extra `rag`
+
+        return DocumentChats()
+
+    async def close(self) -> None:
+        """Unload all models and close all collections."""
+        await self.pool.close()
+        if "documents" in self.__dict__:
+            await asyncio.to_thread(self.documents.close)
 
 
 async def stream(backend: Backend, request: ChatRequest, entry: ModelEntry) -> AsyncGenerator[Chunk]:
@@ -61,22 +95,22 @@ async def prepare(catalogue: ModelCatalogue, request: ChatRequest, entry: ModelE
         raise ApiError(400, message, "no_chat_template", "model")
     if request.n > loaded.slots:
         raise unsupported("n", f"at most {loaded.slots} answers at a time; send several requests for more")
-    check_biases(request.sampling, loaded)
-    check_probabilities(request.top_logprobs, loaded)
+    check_sampling(request, loaded)
     _check_reasoning(request, loaded)
     form = await _required_form(request, loaded)
     is_emulated = _needs_emulation(request, loaded, form)
-    if is_emulated or form:
-        _check_text_plan(request, entry)
+    what = "a required call" if request.choice == "required" else f"tools for {entry.id}"
+    for name, is_set in (
+        ("thinking", request.thinking_budget is not None),
+        ("n", request.n > 1),
+        ("logprobs", request.top_logprobs is not None),
+    ):
+        if is_set and (is_emulated or form):
+            raise unsupported(name, f"cannot be combined with {what}")
     prompt = _Prompt(request, loaded, is_emulated)
     await prompt.check(prompt.messages)
     trimmed = await prompt.trim() if request.trim else None
-    common = drawn(request.sampling, loaded) | {
-        "lora": loaded.lora_scales(scales(catalogue, request.adapters, entry, loaded))
-    }
-    common |= {"n_predict": request.max_tokens} if request.max_tokens is not None else {}
-    common |= {"stop": request.stop} if request.stop else {}
-    common |= {"timings_per_token": True} if request.timings else {}
+    common = drawn_body(catalogue, request, entry, loaded) | ({"timings_per_token": True} if request.timings else {})
     if form:
         return await _required_plan(prompt, form, entry, common, trimmed)
     if is_emulated:
@@ -85,10 +119,17 @@ async def prepare(catalogue: ModelCatalogue, request: ChatRequest, entry: ModelE
     return ChatPlan(request, entry, body, trimmed, _reader_of(request) if request.tools else None)
 
 
-def drawn(sampling: JsonObject, loaded: LoadedModel) -> JsonObject:
-    """Return what a request sets, and else what is recommended for the model; the likeliest token is drawn as it is."""
-    is_greedy = sampling.get("temperature") == 0
-    return ({"repeat_penalty": 1.0} if is_greedy else dict(loaded.facts.sampling.settings)) | sampling
+def drawn_body(
+    catalogue: ModelCatalogue, request: ChatRequest | TextRequest, entry: ModelEntry, loaded: LoadedModel
+) -> Json:
+    """Return how an answer is drawn, for llama.cpp: as the request sets it, and else as is recommended for the model.
+
+    The likeliest token is drawn as it is. Raises ApiError."""
+    is_greedy = request.sampling.get("temperature") == 0
+    body: Json = {"repeat_penalty": 1.0} if is_greedy else dict(loaded.facts.sampling.settings)
+    body |= request.sampling | {"lora": loaded.lora_scales(scales(catalogue, request.adapters, entry, loaded))}
+    body |= {"n_predict": request.max_tokens} if request.max_tokens is not None else {}
+    return body | ({"stop": request.stop} if request.stop else {})
 
 
 async def count(backend: Backend, request: ChatRequest, entry: ModelEntry) -> int:
@@ -302,14 +343,6 @@ def _needs_emulation(request: ChatRequest, loaded: LoadedModel, form: CallForm |
     return form is OWN_FORM or not _supports_tools(loaded)
 
 
-def _check_text_plan(request: ChatRequest, entry: ModelEntry) -> None:
-    what = "a required call" if request.choice == "required" else f"tools for {entry.id}"
-    if request.thinking_budget is not None:
-        raise unsupported("thinking", f"cannot be combined with {what}")
-    if request.n > 1 or request.top_logprobs is not None:
-        raise unsupported("n" if request.n > 1 else "logprobs", f"cannot be combined with {what}")
-
-
 def scales(
     catalogue: ModelCatalogue, adapters: dict[str, float], entry: ModelEntry, loaded: LoadedModel
 ) -> dict[Path, float]:
@@ -323,18 +356,14 @@ def scales(
     return by_file
 
 
-def check_probabilities(top: int | None, loaded: LoadedModel) -> None:
-    """llama.cpp gives the tokens that a draft proposed a logprob of 0, and no alternatives (build 11549)."""
-    if top is not None and loaded.child.load.draft:
-        raise unsupported("logprobs", "not available with a draft model; run `settle serve` without --draft")
-
-
-def check_biases(sampling: JsonObject, loaded: LoadedModel) -> None:
-    biases = sampling.get("logit_bias", ())
-    assert isinstance(biases, list | tuple)
-    for token, _ in biases:
+def check_sampling(request: ChatRequest | TextRequest, loaded: LoadedModel) -> None:
+    """Refuse biases of unknown tokens, and probabilities beside a draft. Raises ApiError."""
+    for token, _ in request.sampling.get("logit_bias", ()):
         if token >= loaded.facts.num_vocab:
             raise invalid(f"logit_bias.{token}", f"the model has {loaded.facts.num_vocab} tokens")
+    # llama.cpp gives the tokens that a draft proposed a logprob of 0, and no alternatives (build 11549)
+    if request.top_logprobs is not None and loaded.child.load.draft:
+        raise unsupported("logprobs", "not available with a draft model; run `settle serve` without --draft")
 
 
 def _check_reasoning(request: ChatRequest, loaded: LoadedModel) -> None:

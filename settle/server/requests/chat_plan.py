@@ -11,12 +11,11 @@ from typing import Protocol
 
 import aiohttp
 
-from settle.server.grammar.grammars import AnswerCheck
+from settle.server.grammars import AnswerCheck
 from settle.server.models.loaded_model import LoadedModel
 from settle.server.models.model_entry import ModelEntry
 from settle.server.requests.engine import CHAT_PATH, TEXT_PATH, GrammarWatch, ask, open_stream, read_events
-from settle.wire.requests import ChatRequest
-from settle.wire.types import Choice, Chunk, Delta, JsonObject, TextEvent, Timings, Usage
+from settle.wire.types import ChatRequest, Choice, Chunk, Delta, JsonObject, TextEvent, Timings, Usage
 
 
 class CallReading(Protocol):
@@ -61,7 +60,7 @@ class ChatPlan:
 
     async def chunks(self, loaded: LoadedModel) -> AsyncGenerator[Chunk]:
         readers: dict[int, CallReading] = {}
-        watch, check = GrammarWatch(loaded, self.body), self._answer_check(loaded)
+        watch, check = GrammarWatch(loaded, self.body), AnswerCheck(loaded, self.request, self.body)
         async with await self.open(loaded) as response:
             async for chunk in read_events(response, watch):
                 word = chunk.pop("__verbose", {}).get("stopping_word")
@@ -83,7 +82,7 @@ class ChatPlan:
 
     async def whole(self, loaded: LoadedModel) -> Chunk:
         answer = await ask(loaded, CHAT_PATH, self.body)
-        word, check = answer.pop("__verbose", {}).get("stopping_word"), self._answer_check(loaded)
+        word, check = answer.pop("__verbose", {}).get("stopping_word"), AnswerCheck(loaded, self.request, self.body)
         for choice in answer["choices"]:
             check.add(choice["message"].get("content"), choice["index"])
             await check.finish(choice["finish_reason"] == "stop", choice["index"])
@@ -94,9 +93,6 @@ class ChatPlan:
                 await _read_message(choice, self.new_reader())
         answer["model"] = self.entry.id
         return self._with_trimmed(answer)
-
-    def _answer_check(self, loaded: LoadedModel) -> AnswerCheck:
-        return AnswerCheck(loaded, self.body.get("grammar"), self.request.schema, bool(self.request.stop))
 
     def _with_trimmed(self, answer: Chunk) -> Chunk:
         if self.trimmed and answer.get("usage"):
@@ -178,8 +174,7 @@ class TextPlan(ChatPlan):
     ) -> AsyncGenerator[tuple[TextEvent, list[Delta]]]:
         """Yield the engine's events with what each adds, until the answer ends, or repeats a call. Raises ApiError."""
         event: TextEvent = {}
-        watch = GrammarWatch(loaded, body)
-        check = AnswerCheck(loaded, body.get("grammar"), self.request.schema, bool(self.request.stop))
+        watch, check = GrammarWatch(loaded, body), AnswerCheck(loaded, self.request, body)
         async with await open_stream(loaded, TEXT_PATH, body | {"stream": True}) as response:
             async for event in read_events(response, watch):
                 check.add(event["content"])

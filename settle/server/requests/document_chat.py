@@ -27,13 +27,11 @@ from settle.retrieve.answer.write_answer import LONGEST, AnswerOptions
 from settle.retrieve.index.catalogue import Occurrence
 from settle.retrieve.index.collection import Collection
 from settle.server.models.loaded_model import LoadedModel
-from settle.server.models.model_entry import ModelEntry
-from settle.server.models.model_facts import check_template
+from settle.server.models.model_entry import ModelEntry, check_template
 from settle.server.models.model_pool import ModelPool
 from settle.server.requests.chat_plan import chunk_head, delta_choice
 from settle.wire.errors import ApiError, invalid, unsupported
-from settle.wire.requests import ChatRequest
-from settle.wire.types import Choice, Chunk, Delta, Usage
+from settle.wire.types import ChatRequest, Choice, Chunk, Delta, Usage
 
 NUM_THREADS = 16  # that search
 MOST_TOKENS = 2 * LONGEST  # of an answer, whatever max_tokens allows

@@ -8,9 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from weakref import WeakKeyDictionary
 
-from settle.infer.tool_calls.call_reader import repeats
-from settle.infer.tool_calls.types import function_call
-from settle.server.grammar.grammars import MOST_CALLS, required_grammar
+from settle.infer.tool_calls import function_call, repeats
+from settle.server.grammars import MOST_CALLS, required_grammar
 from settle.server.models.loaded_model import LoadedModel
 from settle.server.requests.engine import apply_template, ask, tokenize
 from settle.wire.errors import ApiError

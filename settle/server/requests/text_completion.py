@@ -2,14 +2,15 @@
 
 import secrets
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator
 
-from settle.server.grammar.grammars import AnswerCheck, json_grammar, own_grammar
-from settle.server.models.backend import Backend
+from settle.infer.child_process import Json
+from settle.server.grammars import AnswerCheck, json_grammar, own_grammar
 from settle.server.models.loaded_model import LoadedModel
 from settle.server.models.model_catalogue import ModelCatalogue
 from settle.server.models.model_entry import ModelEntry
 from settle.server.requests import chat
+from settle.server.requests.chat import Backend
 from settle.server.requests.chat_plan import delta_choice, timings_of, usage_of
 from settle.server.requests.engine import (
     TEXT_PATH,
@@ -21,8 +22,7 @@ from settle.server.requests.engine import (
     tokenize,
 )
 from settle.wire.errors import ApiError
-from settle.wire.requests import TextRequest
-from settle.wire.types import Choice, Chunk, JsonObject, Logprobs, TextEvent
+from settle.wire.types import Choice, Chunk, Logprobs, TextEvent, TextRequest
 
 FILE_SEPARATOR = "\n\n--- snippet ---\n\n"  # for models that have no token for it
 
@@ -31,7 +31,7 @@ async def stream(backend: Backend, request: TextRequest, entry: ModelEntry) -> A
     """llama.cpp's events: `content` of each, the last has `stop` set. Closing it stops the model. Raises ApiError."""
     async with backend.pool.use(entry) as loaded:
         body = await prepare(backend.catalogue, request, entry, loaded)
-        watch, check = GrammarWatch(loaded, body), answer_check(request, loaded, body)
+        watch, check = GrammarWatch(loaded, body), AnswerCheck(loaded, request, body)
         async with await open_stream(loaded, TEXT_PATH, body | {"stream": True}) as response:
             async for event in read_events(response, watch):
                 check.add(event["content"])
@@ -45,14 +45,10 @@ async def whole(backend: Backend, request: TextRequest, entry: ModelEntry) -> Te
     async with backend.pool.use(entry) as loaded:
         body = await prepare(backend.catalogue, request, entry, loaded)
         event: TextEvent = await ask(loaded, TEXT_PATH, body)
-        check = answer_check(request, loaded, body)
+        check = AnswerCheck(loaded, request, body)
         check.add(event["content"])
         await check.finish(event["stop_type"] == "eos")
         return _tidied(event, request, entry)
-
-
-def answer_check(request: TextRequest, loaded: LoadedModel, body: JsonObject) -> AnswerCheck:
-    return AnswerCheck(loaded, body.get("grammar"), request.schema, bool(request.stop))
 
 
 async def chunks(backend: Backend, request: TextRequest, entry: ModelEntry) -> AsyncGenerator[Chunk]:
@@ -71,27 +67,18 @@ async def chunks(backend: Backend, request: TextRequest, entry: ModelEntry) -> A
             yield head | {"choices": [], "usage": usage_of(event), "timings": timings_of(event)}
 
 
-async def prepare(
-    catalogue: ModelCatalogue, request: TextRequest, entry: ModelEntry, loaded: LoadedModel
-) -> JsonObject:
+async def prepare(catalogue: ModelCatalogue, request: TextRequest, entry: ModelEntry, loaded: LoadedModel) -> Json:
     """Return the body for llama.cpp. Raises ApiError for what the model does not support."""
     entry.require_no_documents("it does not complete texts")
-    chat.check_biases(request.sampling, loaded)
-    chat.check_probabilities(request.top_logprobs, loaded)
-    scales = chat.scales(catalogue, request.adapters, entry, loaded)
-    body = chat.drawn(request.sampling, loaded) | request.more | {"lora": loaded.lora_scales(scales)}
-    body |= {"n_predict": request.max_tokens} if request.max_tokens is not None else {}
-    body |= {"stop": request.stop} if request.stop else {}
+    chat.check_sampling(request, loaded)
+    body = chat.drawn_body(catalogue, request, entry, loaded) | request.more
     body |= {"n_probs": max(request.top_logprobs, 1)} if request.top_logprobs is not None else {}
     if request.schema is not None:
         body["grammar"] = await json_grammar(request.schema, loaded, request.schema_name)
     elif request.grammar:
         body["grammar"] = await own_grammar(request.grammar, loaded)
-    prompt: object = request.prompt
     require_possible(request.prompt if isinstance(request.prompt, list) else [request.prompt], loaded)
-    if request.suffix is not None:
-        start = request.prompt if isinstance(request.prompt, str) else ""
-        prompt = await _infill_prompt(loaded, request.before, request.suffix, start, request.extra)
+    prompt = request.prompt if request.suffix is None else await _infill_prompt(loaded, request, request.suffix)
     return body | {"prompt": prompt}
 
 
@@ -109,14 +96,11 @@ def _tidied(event: TextEvent, request: TextRequest, entry: ModelEntry) -> TextEv
     return event
 
 
-async def _infill_prompt(
-    loaded: LoadedModel, before: str, after: str, start: str = "", extra: Sequence[tuple[str, str]] = ()
-) -> list[int]:
+async def _infill_prompt(loaded: LoadedModel, request: TextRequest, after: str) -> list[int]:
     """Return the tokens of the prompt that code models were trained on for filling a gap. Raises ApiError.
 
-    before, after: the texts around the gap. start: how the filling begins. extra: names and texts of other files of the
-    project. llama.cpp's own /infill silently drops what does not fit a batch: the beginning of the text before the gap,
-    the end of the text after it, and other files altogether."""
+    after: the text behind it. llama.cpp's own /infill silently drops what does not fit a batch: the beginning of the
+    text before the gap, the end of the text after it, and other files altogether."""
     fim = loaded.facts.fim
     if not fim:
         message = "the model has no fill-in-the-middle tokens, so it cannot use a suffix"
@@ -126,12 +110,12 @@ async def _infill_prompt(
         return await tokenize(loaded, text, add_special=False, parse_special=False) if text else []
 
     prompt = (await tokenize(loaded, "", add_special=True))[:1]  # the token that texts begin with, if there is one
-    if extra and "rep" in fim:
+    if request.extra and "rep" in fim:
         prompt += [fim["rep"], *await tokens("project\n")]
-    for name, text in extra:
+    for name, text in request.extra:
         prompt += [fim["sep"], *await tokens(f"{name or 'file'}\n")] if "sep" in fim else await tokens(FILE_SEPARATOR)
         prompt += await tokens(text)
-    if extra and "sep" in fim:
+    if request.extra and "sep" in fim:
         prompt += [fim["sep"], *await tokens("this file\n")]
-    prompt += [fim["pre"], *await tokens(before), fim["suf"], *await tokens(after), fim["mid"]]
-    return prompt + await tokens(start)
+    prompt += [fim["pre"], *await tokens(request.before), fim["suf"], *await tokens(after), fim["mid"]]
+    return prompt + (await tokens(request.prompt) if isinstance(request.prompt, str) else [])

@@ -9,9 +9,9 @@ from pydantic import BaseModel
 from pydantic import Field as Limit
 
 from settle.base.visible import visible_line
-from settle.infer.tokens.next_token import Sampler
-from settle.infer.tokens.session import beside, branch, summary
-from settle.infer.tokens.text_reading import ReadingPair, TextReading
+from settle.infer.next_token import Sampler
+from settle.infer.token_reader import ReadingPair, TextReading
+from settle.infer.token_session import beside, branch, summary
 from settle.studio.field import Field
 from settle.studio.forms.arguments import shell_line
 from settle.studio.layout import button, card, words

@@ -10,7 +10,7 @@ from typing import Annotated, ClassVar, Literal, TypeVar
 
 from pydantic import Field
 
-from settle.infer.tool_calls.types import function_call
+from settle.infer.tool_calls import function_call
 from settle.wire.errors import invalid, unsupported
 from settle.wire.exchange import Call, Message, Reply, Request, content_text, fields_of, objects_in
 from settle.wire.fields import INT32, MOST_TOKENS, Body, Name, Share, effort_arguments, stops, validated
@@ -24,10 +24,8 @@ from settle.wire.formats import (
     settings_of,
     tools_of,
 )
-from settle.wire.messages import merge_turns
-from settle.wire.requests import ChatRequest
-from settle.wire.tools import check_tools, choose, may_repeat
-from settle.wire.types import ChatMessage, JsonObject
+from settle.wire.messages import check_tools, choose, may_repeat, merge_turns
+from settle.wire.types import ChatMessage, ChatRequest, JsonObject
 
 NOT_HERE = {
     "container": "this server has no containers",

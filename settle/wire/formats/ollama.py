@@ -20,10 +20,8 @@ from settle.wire.formats import (
     tools_of,
 )
 from settle.wire.formats.openai import SAMPLING
-from settle.wire.messages import check_messages
-from settle.wire.requests import ChatRequest, TextRequest
-from settle.wire.tools import check_tools, choose
-from settle.wire.types import JsonObject
+from settle.wire.messages import check_messages, check_tools, choose
+from settle.wire.types import ChatRequest, JsonObject, TextRequest
 
 DURATION = re.compile(r"-?(\d{1,12}(\.\d{1,9})?(ns|us|µs|ms|s|m|h))+|-?\d{1,12}(\.\d{1,9})?")
 MOST_SECONDS = 1e12  # of keep_alive

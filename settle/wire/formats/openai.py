@@ -19,10 +19,8 @@ from settle.wire.formats import (
     settings_of,
     tools_of,
 )
-from settle.wire.messages import check_messages
-from settle.wire.requests import ChatRequest, TextRequest
-from settle.wire.tools import check_tools, choose, may_repeat
-from settle.wire.types import JsonObject
+from settle.wire.messages import check_messages, check_tools, choose, may_repeat
+from settle.wire.types import ChatRequest, JsonObject, TextRequest
 
 MOST_INPUTS = 2048
 DEFAULT_COMPLETION_TOKENS = 16  # of a completion, as OpenAI's

@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from settle.infer.tool_calls.types import function_call
+from settle.infer.tool_calls import function_call
 from settle.wire.errors import invalid, unsupported
 from settle.wire.exchange import Call, Message, Reply, Request, content_text, fields_of, objects_in
 from settle.wire.fields import MOST_TOKENS, Body, Name, Share, effort_arguments, validated
@@ -18,10 +18,8 @@ from settle.wire.formats import (
     settings_of,
     tools_of,
 )
-from settle.wire.messages import check_messages, merge_turns, text_of
-from settle.wire.requests import ChatRequest
-from settle.wire.tools import check_tools, choose, may_repeat
-from settle.wire.types import ChatMessage, JsonObject
+from settle.wire.messages import check_messages, check_tools, choose, may_repeat, merge_turns, text_of
+from settle.wire.types import ChatMessage, ChatRequest, JsonObject
 
 PROBABILITIES = "message.output_text.logprobs"
 NOT_HERE = {

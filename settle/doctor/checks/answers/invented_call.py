@@ -13,7 +13,7 @@ from settle.doctor.findings import Finding, Fix
 from settle.doctor.known_answers import KNOWN_ANSWERS
 from settle.doctor.subject import AskedModel
 from settle.doctor.trial import FEWEST_ITEMS, Item, Trial
-from settle.infer.tool_calls.call_reader import calls_in
+from settle.infer.tool_calls import calls_in
 from settle.wire.exchange import Reply, Request, Tool
 
 ITEMS = 10

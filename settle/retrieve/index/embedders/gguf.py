@@ -13,7 +13,7 @@ from settle.base.event_log import Events
 from settle.base.events import Say
 from settle.formats import Weights
 from settle.formats.gguf import embeds, pooling, read_gguf
-from settle.infer.embedder import VectorEngine
+from settle.infer.engine import VectorEngine
 from settle.library.facts import longest_context
 from settle.library.resolve import resolve_whole
 from settle.model.source import Source

@@ -2,23 +2,23 @@
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator
-from typing import Literal
+from collections.abc import AsyncGenerator, Callable
+from typing import Annotated, Literal
 
+from pydantic import Field
 from starlette.responses import PlainTextResponse, Response
 
 from settle.base.version import __version__
 from settle.infer.child_process import Json
 from settle.server.apis import Api
-from settle.server.apis.ollama import models, store
-from settle.server.apis.ollama.answer import LineWriter, error_line, streamed_lines
-from settle.server.gateway import Call, Endpoint
-from settle.server.http_responses import json_response
-from settle.server.models.model_entry import ModelEntry, make_file
-from settle.server.models.model_facts import capabilities, facts, template_of
+from settle.server.apis.ollama.answer import LineWriter, error_line, listed, running, shown, streamed_lines
+from settle.server.gateway import Call, Endpoint, json_response
+from settle.server.models.model_entry import ModelEntry, capabilities, facts, make_file, template_of
+from settle.server.models.store_changes import find_offer
 from settle.server.requests import chat, text_completion
-from settle.server.requests.embeddings import embed_texts, truncate_texts
-from settle.wire.errors import ApiError, unsupported
+from settle.server.requests.readings import embed_texts, require_dimensions, truncate_texts
+from settle.wire.errors import ApiError, invalid, unsupported
+from settle.wire.fields import Body, Name
 from settle.wire.formats.ollama import (
     AnswerBody,
     Answerer,
@@ -34,7 +34,55 @@ from settle.wire.types import Chunk, JsonObject
 VERSION = "0.32.7"  # of the Ollama whose API this is: clients turn off features that an older one lacks
 
 
-class ShowBody(store.OneModel):
+RequiredName = Annotated[Name, Field(min_length=1)]  # of a change: never the only model that there happens to be
+
+
+class OneModel(Body):
+    """A body about one model, by Ollama's name for the field or its earlier one."""
+
+    model: Name = ""
+    name: Name = ""
+
+    @property
+    def wanted(self) -> str:
+        """Raises ApiError when the two fields name two models."""
+        if self.model and self.name and self.model != self.name:
+            raise invalid("name", "is another model than the one in the field model")
+        return self.model or self.name
+
+
+class PullBody(OneModel):
+    """What /api/pull takes."""
+
+    stream: bool | None = None
+    insecure: Literal[False] | None = None
+
+
+class CopyBody(Body):
+    """What /api/copy takes."""
+
+    source: RequiredName
+    destination: RequiredName
+
+
+class DeleteBody(OneModel):
+    """What /api/delete takes."""
+
+
+class CreateBody(Body):
+    """What /api/create takes: a model that is here, and an adapter over it that is here.
+
+    What Ollama adds to a model (template, system, parameters, messages, license) belongs into requests, and files come
+    by `settle pull`.
+    """
+
+    model: RequiredName
+    source: RequiredName = Field(alias="from")
+    adapters: Annotated[dict[Name, Literal[""]], Field(max_length=1)] | None = None
+    stream: bool | None = None
+
+
+class ShowBody(OneModel):
     """What /api/show takes; clients of before 2024 send `name`."""
 
     verbose: bool | None = None
@@ -54,13 +102,13 @@ class Ollama(Api):
             ("POST", "/api/generate", self.endpoint(generate)),
             ("POST", "/api/embed", self.endpoint(embed)),
             ("POST", "/api/embeddings", self.endpoint(embeddings)),
-            ("POST", "/api/pull", self.endpoint(store.pull)),
-            ("POST", "/api/copy", self.endpoint(store.copy)),
-            ("DELETE", "/api/delete", self.endpoint(store.delete)),
-            ("POST", "/api/create", self.endpoint(store.create)),
-            ("POST", "/api/push", self.endpoint(store.push)),
-            ("GET", "/api/blobs/{digest}", self.endpoint(store.blobs)),
-            ("POST", "/api/blobs/{digest}", self.endpoint(store.blobs)),
+            ("POST", "/api/pull", self.endpoint(pull)),
+            ("POST", "/api/copy", self.endpoint(copy)),
+            ("DELETE", "/api/delete", self.endpoint(delete)),
+            ("POST", "/api/create", self.endpoint(create)),
+            ("POST", "/api/push", self.endpoint(push)),
+            ("GET", "/api/blobs/{digest}", self.endpoint(blobs)),
+            ("POST", "/api/blobs/{digest}", self.endpoint(blobs)),
         ]
 
     def error(self, error: ApiError) -> JsonObject:
@@ -79,17 +127,17 @@ async def version(call: Call) -> Response:
 
 
 async def tags(call: Call) -> Response:
-    return json_response({"models": await asyncio.to_thread(models.listed, call.backend.catalogue)})
+    return json_response({"models": await asyncio.to_thread(listed, call.backend.catalogue)})
 
 
 async def ps(call: Call) -> Response:
-    return json_response({"models": await asyncio.to_thread(models.running, call.pool)})
+    return json_response({"models": await asyncio.to_thread(running, call.pool)})
 
 
 async def show(call: Call, body: ShowBody) -> Response:
     entry = call.find(body.wanted)
     await asyncio.to_thread(make_file, entry)
-    return json_response(await asyncio.to_thread(models.shown, call.pool, entry, bool(body.verbose)))
+    return json_response(await asyncio.to_thread(shown, call.pool, entry, bool(body.verbose)))
 
 
 async def chat_lines(call: Call, body: ChatBody) -> Response:
@@ -98,7 +146,8 @@ async def chat_lines(call: Call, body: ChatBody) -> Response:
         return await _only_load(call, body, entry)
     writer = await _begin(call, body, entry)
     request = body.to_chat(_answerer(body, writer))
-    return await _respond(call, body, writer, chat.stream(call.backend, request, entry))
+    lines = _lines(call, body, writer, chat.stream(call.backend, request, entry))
+    return await _respond(call, body.stream, lines, writer.merged)
 
 
 async def generate(call: Call, body: GenerateBody) -> Response:
@@ -111,7 +160,7 @@ async def generate(call: Call, body: GenerateBody) -> Response:
         chunks = text_completion.chunks(call.backend, body.to_text(writer.context), entry)
     else:
         chunks = chat.stream(call.backend, body.to_chat(_answerer(body, writer)), entry)
-    return await _respond(call, body, writer, chunks)
+    return await _respond(call, body.stream, _lines(call, body, writer, chunks), writer.merged)
 
 
 async def _begin(call: Call, body: AnswerBody, entry: ModelEntry) -> LineWriter:
@@ -145,15 +194,18 @@ async def _only_load(call: Call, body: AnswerBody, entry: ModelEntry) -> Respons
         await call.pool.unload(entry)
         return json_response(LineWriter(entry, body.model, isinstance(body, ChatBody), 0, 0).done("unload"))
     writer = await _begin(call, body, entry)
-    if idle is not None:
-        await call.pool.keep(entry, idle)
+    await call.pool.keep(entry, idle)
     return json_response(writer.done("load"))
 
 
-async def _respond(call: Call, body: AnswerBody, writer: LineWriter, chunks: AsyncGenerator[Chunk]) -> Response:
-    lines = _lines(call, body, writer, chunks)
-    if body.stream is False:
-        return json_response(writer.merged([line async for line in lines]))
+async def _respond(
+    call: Call,
+    stream: bool | None,
+    lines: AsyncGenerator[Json],
+    merged: Callable[[list[Json]], Json] = lambda lines: lines[-1],
+) -> Response:
+    if stream is False:
+        return json_response(merged([line async for line in lines]))
     return await streamed_lines(call, lines)
 
 
@@ -169,9 +221,8 @@ async def _lines(
                 is_begun = True
                 yield line
     finally:
-        idle = keep_alive_seconds(body.keep_alive)
-        if is_begun and idle is not None:
-            await call.pool.keep(writer.entry, idle)
+        if is_begun:
+            await call.pool.keep(writer.entry, keep_alive_seconds(body.keep_alive))
 
 
 async def embed(call: Call, body: EmbedBody) -> Response:
@@ -186,10 +237,8 @@ async def embed(call: Call, body: EmbedBody) -> Response:
         inputs, num_cut = await truncate_texts(call.pool, entry, texts)
     vectors, tokens = await embed_texts(call.pool, entry, inputs) if inputs else ([], 0)
     call.record.prompt_tokens = tokens
-    if body.dimensions is not None and vectors and body.dimensions != len(vectors[0]):
-        raise unsupported("dimensions", f"{entry.id} makes vectors of {len(vectors[0])} numbers")
-    if idle is not None:
-        await call.pool.keep(entry, idle)
+    require_dimensions(body.dimensions, vectors, entry)
+    await call.pool.keep(entry, idle)
     answer: JsonObject = {"model": body.model or entry.id, "embeddings": vectors}
     answer |= {"total_duration": time.monotonic_ns() - began, "load_duration": loading, "prompt_eval_count": tokens}
     return json_response(answer | ({"settle": {"truncated": num_cut}} if num_cut else {}))
@@ -201,8 +250,7 @@ async def embeddings(call: Call, body: OldEmbedBody) -> Response:
     await _load(call, entry, body.options or LoadOptions(), "embed")
     vectors, tokens = await embed_texts(call.pool, entry, [body.prompt]) if body.prompt else ([[]], 0)
     call.record.prompt_tokens = tokens
-    if idle is not None:
-        await call.pool.keep(entry, idle)
+    await call.pool.keep(entry, idle)
     return json_response({"embedding": vectors[0]})
 
 
@@ -234,3 +282,50 @@ def _check_context(wanted: int | None, context: int, longest: int, entry: ModelE
     fix = f"run `settle serve --context {wanted}`" if wanted <= longest else f"the model supports {longest} at most"
     counts = {"n_ctx": context}
     raise ApiError(400, f"{message}; {fix}", "context_length_exceeded", "options.num_ctx", counts)
+
+
+async def pull(call: Call, body: PullBody) -> Response:
+    name = body.wanted
+    entries = call.backend.catalogue.entries()
+    if any(name.removesuffix(":latest") in (entry.id, *entry.aliases) for entry in entries):
+        return await _respond(call, body.stream, _status_lines(f"{name} is here", "success"))
+    call.gateway.store.require_open()
+    offer = await asyncio.to_thread(find_offer, name, call.gateway.store.pull_from)
+    return await _respond(call, body.stream, call.gateway.store.pull(offer))
+
+
+async def create(call: Call, body: CreateBody) -> Response:
+    entry = call.find(body.source)
+    for name in body.adapters or ():
+        adapter = call.find(name if ":" in name else f"{entry.id}:{name}")
+        if not adapter.adapter or adapter.path != entry.path:
+            raise unsupported("adapters", f"{adapter.id} is not an adapter over {entry.id}")
+        entry = adapter
+    await call.gateway.store.copy(entry, body.model)
+    return await _respond(call, body.stream, _status_lines(f"using {entry.id}", "success"))
+
+
+async def copy(call: Call, body: CopyBody) -> Response:
+    await call.gateway.store.copy(call.find(body.source), body.destination)
+    return Response(status_code=200)
+
+
+async def delete(call: Call, body: DeleteBody) -> Response:
+    if not body.wanted:
+        raise ApiError(400, "model is missing", "missing_required_parameter", "model")
+    await call.gateway.store.delete(call.find(body.wanted))
+    return Response(status_code=200)
+
+
+async def push(call: Call) -> Response:
+    raise ApiError(501, "this server pushes no models; `settle export` writes a model to a file", "not_supported")
+
+
+async def blobs(call: Call) -> Response:
+    message = "this server takes no files over the network; run `settle pull PATH` on its machine"
+    raise ApiError(403, message, "not_allowed")
+
+
+async def _status_lines(*statuses: str) -> AsyncGenerator[JsonObject]:
+    for status in statuses:
+        yield {"status": status}

@@ -4,16 +4,73 @@ llama.cpp silently leaves an answer unconstrained when its grammar fails. So eve
 library with the same model's tokens, and what it cannot keep to is an error.
 """
 
+import asyncio
 import json
 import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from types import MappingProxyType
 
-from settle.server.grammar.checker import GrammarError, check_answer, check_grammar
+from settle.base.line_child import LineChild
+from settle.base.python_command import module_command
+from settle.infer.child_process import Json
 from settle.server.models.loaded_model import LoadedModel
 from settle.wire.errors import ApiError, invalid
-from settle.wire.types import JsonObject, Tool
+from settle.wire.types import ChatRequest, JsonObject, TextRequest, Tool
+
+SECONDS = 60.0  # on a busy machine, for the process to start, to read a model's tokens, and to check; it limits itself
+
+_THREAD = ThreadPoolExecutor(1, "grammars")  # one after the other
+_CHILD = LineChild(module_command("settle.server.grammar_child"))
+
+
+class GrammarError(Exception):
+    """A grammar that cannot be kept to, or an answer that does not fit, in the checker's words."""
+
+
+async def check_grammar(grammar: str, loaded: LoadedModel, is_gbnf: bool = False) -> str:
+    """Return the grammar for llguidance, from its own format or llama.cpp's GBNF. Raises GrammarError."""
+    return await _ask("grammar", grammar, is_gbnf, str(loaded.key.path), loaded.key.stamp)
+
+
+async def check_answer(
+    grammar: str, loaded: LoadedModel, schema: JsonObject | None, text: str, has_ended: bool
+) -> None:
+    """Check a text against a grammar and a schema. Raises GrammarError.
+
+    It must be what the grammar allows, or the beginning of it where the text has not ended, and fit the schema where it
+    has."""
+    await _ask("answer", grammar, str(loaded.key.path), loaded.key.stamp, schema, text, has_ended)
+
+
+async def check_json(schema: JsonObject, text: str) -> None:
+    """Check that a text is JSON of the schema. Raises GrammarError."""
+    await _ask("json", schema, text)
+
+
+def close_checker() -> None:
+    """End the process; the next request makes a new one."""
+    _CHILD.close()
+
+
+async def _ask(*request: object) -> str:
+    return await asyncio.get_running_loop().run_in_executor(_THREAD, _ask_process, json.dumps(request).encode())
+
+
+def _ask_process(request: bytes) -> str:
+    answer = _CHILD.ask(request, SECONDS)
+    if not answer.endswith(b"\n"):
+        status = _CHILD.exit_code(1.0)
+        close_checker()
+        if status == 1:
+            raise RuntimeError("the checker of grammars does not start")
+        raise GrammarError("it is nested too deep, or takes too much time or memory to compile")
+    result, error = json.loads(answer)
+    if error is not None:
+        raise GrammarError(error)
+    return str(result)
+
 
 OPEN, CLOSE = "<tool_call>", "</tool_call>"
 MOST_CALLS = 32  # of one answer
@@ -269,14 +326,11 @@ SPECIAL_TOKEN = "<["  # in a grammar: one ends an answer; others are not in the 
 
 
 class AnswerCheck:
-    """The texts of one request, by the index of their choice.
+    """The texts that answer one request, by the index of their choice. body: the request as the engine is given it."""
 
-    grammar: as the engine has it, None leaves them free. schema: that the grammar was made from, if any. can_be_cut:
-    whether a stop string of the request may end a text."""
-
-    def __init__(self, loaded: LoadedModel, grammar: object, schema: JsonObject | None, can_be_cut: bool) -> None:
-        self._loaded, self._grammar, self._can_be_cut = loaded, grammar, can_be_cut
-        self._schema = None if schema is None else answer_schema(schema, "response_format")
+    def __init__(self, loaded: LoadedModel, request: ChatRequest | TextRequest, body: Json) -> None:
+        self._loaded, self._grammar, self._can_be_cut = loaded, body.get("grammar"), bool(request.stop)
+        self._schema = None if request.schema is None else answer_schema(request.schema, "response_format")
         self._texts: defaultdict[int, str] = defaultdict(str)
 
     def add(self, text: str | None, index: int = 0) -> None:
@@ -286,7 +340,7 @@ class AnswerCheck:
     async def finish(self, has_ended: bool, index: int = 0) -> None:
         """has_ended: whether the model ended the text, and no limit did. Raises ApiError for one that does not fit."""
         text, is_whole = self._texts.pop(index, ""), has_ended and not self._can_be_cut
-        if not isinstance(self._grammar, str) or self._grammar.count(SPECIAL_TOKEN) > 1:
+        if not self._grammar or self._grammar.count(SPECIAL_TOKEN) > 1:
             return
         try:
             await check_answer(self._grammar, self._loaded, self._schema, text, is_whole)

@@ -3,15 +3,14 @@
 import contextlib
 import math
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from settle.base.errors import UsageError
 from settle.base.event_log import Events
 from settle.base.events import AnswerText, Listing, ResultReady, Say, Warn
-from settle.infer.tokens.next_token import GREEDY, LIKELIEST, Sampler
-from settle.infer.tokens.text_reading import ReadingPair, TextReading, token_text
-from settle.infer.tokens.token_reader import TokenReader
+from settle.infer.child_process import Json
+from settle.infer.next_token import GREEDY, LIKELIEST, Sampler
+from settle.infer.token_reader import ReadingPair, TextReading, TokenReader, token_text
 from settle.library.resolve import resolve
 
 INSTEAD = 3  # alternatives beside each token of the table
@@ -98,12 +97,12 @@ def branch(
     return replace(branched, skipped=branched.skipped + reading.skipped)
 
 
-def _branch(reader: TokenReader, reading: TextReading, at: int, asked: Asked, events: Events) -> dict[str, object]:
+def _branch(reader: TokenReader, reading: TextReading, at: int, asked: Asked, events: Events) -> Json:
     """Continues from a place, and shows the text."""
     token = None
     if asked.take is not None:
-        distribution = reading.before(at)
-        if distribution is None or asked.take > len(distribution.ids):
+        distribution = reading.positions.at(at - 1)
+        if asked.take > len(distribution.ids):
             raise UsageError(f"there is no alternative {asked.take} there", "see the table without --take")
         token = int(distribution.ids[asked.take - 1])
     branched = branch(reader, reading, at, token, asked.most, asked.sampler or GREEDY, asked.seed)
@@ -152,28 +151,22 @@ def _token_table(reading: TextReading, pair: ReadingPair | None) -> Listing:
             if gains:
                 gain = gains[at]
                 row.append("–" if gain is None else f"{gain:+.2f}")
-            row.append(" · ".join(_instead(reading, at)))
+            ahead = min(int(reading.positions.ranks[at - 1]) - 1, INSTEAD)
+            likelier = zip(distribution.ids[:ahead].tolist(), distribution.logprobs, strict=False)
+            shown = [f"{token_text(reading.tokenizer, t).shown} {percent(math.exp(p))}" for t, p in likelier]
+            row.append(" · ".join(shown))
         rows.append(row)
     title = f"{reading.model}, read by {reading.engine}"
     return Listing(title=title, columns=[*columns, "likelier"], rows=rows)
 
 
-def _instead(reading: TextReading, at: int) -> Iterator[str]:
-    """Yield the tokens ranked above the actual one."""
-    distribution = reading.before(at)
-    ahead = int(reading.positions.ranks[at - 1]) - 1
-    if distribution is not None:
-        for token, logprob in zip(distribution.ids[: min(ahead, INSTEAD)], distribution.logprobs, strict=False):
-            yield f"{token_text(reading.tokenizer, int(token)).shown} {percent(math.exp(logprob))}"
-
-
 def _alternatives_table(reading: TextReading, at: int, asked: Asked) -> Listing:
-    distribution = reading.before(at)
-    assert distribution is not None
+    distribution = reading.positions.at(at - 1)
     rows: list[list[object]] = []
     for entry in reading.alternatives(distribution, asked.sampler, asked.top):
-        row: list[object] = [entry["rank"], token_text(reading.tokenizer, int(str(entry["id"]))).shown]
-        rows.append([*row, *(percent(float(str(entry[key]))) for key in ("probability", "drawn") if key in entry)])
+        shown = token_text(reading.tokenizer, entry["id"]).shown
+        shares = [percent(entry[key]) for key in ("probability", "drawn") if key in entry]
+        rows.append([entry["rank"], shown, *shares])
     columns = ["rank", "token", "probability"] + ["drawn"] * (asked.sampler is not None)
     where = "after the text" if at == len(reading.ids) else f"at token {reading.skipped + at}"
     return Listing(title=f"{where}, entropy {distribution.entropy:.2f} nats", columns=columns, rows=rows)

@@ -3,23 +3,212 @@
 import importlib.util
 import math
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Self
+from typing import NamedTuple, Self
 
 from settle.base.chat_template import ChatTemplate
 from settle.base.errors import FormatError, ResourceError, UsageError
 from settle.base.files import read_json
+from settle.base.tokenizer import Tokenizer
 from settle.data.tokenizer.pretrained import PretrainedTokenizer
+from settle.data.tokenizer.vocabulary import tokenizer_difference
 from settle.formats.gguf import embeds, read_gguf
 from settle.formats.safetensors import read_safetensors
+from settle.infer.child_process import Json
+from settle.infer.next_token import GREEDY, LIKELIEST, Distribution, Positions, Sampler
 from settle.infer.scorer import PACKAGE, Overrides, Scorer, ScorerChild
-from settle.infer.tokens.next_token import GREEDY, LIKELIEST, Positions, Sampler
-from settle.infer.tokens.text_reading import TextReading, token_texts
 from settle.library.facts import adapter_template, longest_context
 from settle.library.reference import ModelRef
 from settle.machine import memory, num_threads
 from settle.model.source import Source
+
+
+class TokenText(NamedTuple):
+    """A token as people read it.
+
+    text: what it stands for; the name of a special one; `<0xE2><0x82>` where it is a piece of a character. whole: the
+    characters that such a piece belongs to with its neighbours, "" for other tokens.
+    """
+
+    id: int
+    text: str
+    is_special: bool = False
+    whole: str = ""
+
+    @property
+    def shown(self) -> str:
+        """In quotes, so that spaces can be seen; a special token without any."""
+        return self.text if self.is_special else f'"{self.text}"'
+
+    def to_json(self) -> Json:
+        return {"id": self.id, "text": self.text, "special": self.is_special, "whole": self.whole}
+
+
+def token_text(tokenizer: Tokenizer, token: int) -> TokenText:
+    """Return one token alone; a vocabulary may be padded with ids that have no token."""
+    if token >= tokenizer.vocab_size:
+        return TokenText(token, f"[{token}]", True)
+    raw = tokenizer.token_bytes[token]
+    if not raw:
+        return TokenText(token, tokenizer.tokens[token], True)
+    try:
+        return TokenText(token, raw.decode())
+    except UnicodeDecodeError:
+        return TokenText(token, "".join(f"<0x{byte:02X}>" for byte in raw))
+
+
+def token_texts(tokenizer: Tokenizer, ids: Sequence[int]) -> list[TokenText]:
+    """Return the tokens of a text in order; pieces of a character know it."""
+    texts = [token_text(tokenizer, token) for token in ids]
+    for first, last in _pieces(tokenizer, ids):
+        raw = b"".join(tokenizer.token_bytes[token] for token in ids[first:last])
+        whole = raw.decode("utf-8", "replace")
+        texts[first:last] = [text._replace(whole=whole) for text in texts[first:last]]
+    return texts
+
+
+def _pieces(tokenizer: Tokenizer, ids: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """Yield runs of tokens that are no whole characters alone, each as (first, behind the last).
+
+    They are as short as gives whole characters together.
+    """
+    raw, first = b"", 0
+    for at, token in enumerate(ids):
+        piece = tokenizer.token_bytes[token] if token < tokenizer.vocab_size else b""
+        if not raw and _is_text(piece):
+            continue
+        first = at if not raw else first
+        raw += piece
+        if _is_text(raw) or not piece:
+            yield first, at + bool(piece)
+            raw = b""
+    if raw:
+        yield first, len(ids)
+
+
+def _is_text(raw: bytes) -> bool:
+    try:
+        raw.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+SHOWN = 20  # likeliest tokens that people see
+
+
+@dataclass(frozen=True)
+class TextReading:
+    """A text as a model read it.
+
+    model: its name. engine: what computed it. ids (N,): of the text as the model reads it. positions: what may follow
+    after each. skipped: tokens before these that did not fit into the context.
+    """
+
+    model: str
+    engine: str
+    tokenizer: Tokenizer
+    ids: list[int]
+    positions: Positions
+    skipped: int = 0
+
+    @cached_property
+    def texts(self) -> list[TokenText]:
+        return token_texts(self.tokenizer, self.ids)
+
+    def logprob(self, index: int) -> float | None:
+        """Natural, of token `index`; None where nothing stands before it."""
+        return float(self.positions.logprobs[index - 1]) if index else None
+
+    def before(self, index: int) -> Distribution | None:
+        """Return what could have been at token `index`, or comes after the text for N; None where nothing precedes."""
+        return self.positions.at(index - 1) if index else None
+
+    def alternatives(self, distribution: Distribution, sampler: Sampler | None = None, top: int = SHOWN) -> list[Json]:
+        """Return the `top` likeliest tokens.
+
+        Each is {"rank", "id", "text", "special", "logprob", "probability"}, and has how often it is "drawn" where a
+        sampler is given.
+        """
+        drawn = distribution.drawn(sampler) if sampler else None
+        pairs = enumerate(zip(distribution.ids[:top].tolist(), distribution.logprobs.tolist(), strict=False))
+        return [
+            {"rank": at + 1, **token_text(self.tokenizer, token).to_json(), "logprob": logprob}
+            | {"probability": math.exp(logprob)}
+            | ({"drawn": float(drawn[at])} if drawn is not None else {})
+            for at, (token, logprob) in pairs
+        ]
+
+    @property
+    def bits_per_byte(self) -> float | None:
+        """Bits per byte of the tokens that are predicted; None where they stand for no text."""
+        num_bytes = sum(int(self.tokenizer.byte_length[token]) for token in self.ids[1:])
+        total = float(self.positions.logprobs[: len(self.ids) - 1].sum())
+        return -total / math.log(2) / num_bytes if num_bytes else None
+
+    def to_json(self, sampler: Sampler | None = None, top: int = SHOWN) -> Json:
+        return {
+            "model": self.model,
+            "engine": self.engine,
+            "skipped": self.skipped,
+            "bits_per_byte": self.bits_per_byte,
+            "tokens": [
+                text.to_json() | self.figures_json(index) | self.place_json(index, sampler, top)
+                for index, text in enumerate(self.texts)
+            ],
+            "next": self.place_json(len(self.ids), sampler, top),
+        }
+
+    def figures_json(self, index: int) -> Json:
+        """Log-probability, probability and rank of a token of the text, and the entropy in its place, in nats."""
+        logprob, distribution = self.logprob(index), self.before(index)
+        return {
+            "logprob": logprob,
+            "probability": None if logprob is None else math.exp(logprob),
+            "rank": int(self.positions.ranks[index - 1]) if index else None,
+            "entropy": None if distribution is None else distribution.entropy,
+        }
+
+    def place_json(self, index: int, sampler: Sampler | None = None, top: int = SHOWN) -> Json:
+        """Return entropy in nats, the `top` likeliest tokens, and all others, the likeliest first.
+
+        The others are pairs of (how many, log of their mean probability).
+        """
+        distribution = self.before(index)
+        if distribution is None:
+            return {"entropy": None, "top": [], "tail": []}
+        known = [[1, logprob] for logprob in distribution.logprobs[top:].tolist()]
+        bins = zip(distribution.counts.tolist(), distribution.means.tolist(), strict=True)
+        likeliest = self.alternatives(distribution, sampler, top)
+        return {"entropy": distribution.entropy, "top": likeliest, "tail": [*known, *map(list, bins)]}
+
+
+@dataclass(frozen=True)
+class ReadingPair:
+    """A text in two models. difference: in which their tokenizers differ, "" where both read the same tokens."""
+
+    one: TextReading
+    other: TextReading
+    difference: str
+
+    @classmethod
+    def of(cls, one: TextReading, other: TextReading) -> "ReadingPair":
+        return cls(one, other, tokenizer_difference(one.tokenizer, other.tokenizer))
+
+    @property
+    def gains(self) -> Sequence[float | None]:
+        """Log-probability differences of the other model, nats a token; none where the tokens are not the same."""
+        if self.difference:
+            return []
+        pairs = [(self.one.logprob(at), self.other.logprob(at)) for at in range(len(self.one.ids))]
+        return [None if a is None or b is None else b - a for a, b in pairs]
+
+    def to_json(self) -> Json:
+        return self.other.to_json() | {"difference": self.difference, "gains": list(self.gains)}
+
 
 LENGTHS = ("max_position_embeddings", "n_positions", "max_sequence_length", "n_ctx")  # as config.json spells it
 NUMBER_BYTES = 4
@@ -55,7 +244,7 @@ class TorchScorer(Scorer):
             "threads": num_threads(threads),
             "adapter": str(adapter.resolve()) if adapter else None,
         }
-        self._child = ScorerChild("tokens/torch_child.py", settings, source.name)
+        self._child = ScorerChild("torch_child.py", settings, source.name)
 
 
 def context_of(source: Source) -> int:
@@ -98,7 +287,13 @@ class TokenReader:
         self.longest = context_of(source)
         self.context = min(context or CONTEXT, self.longest)
         self.chat_template = (adapter_template(model.adapter) if model.adapter else "") or self.tokenizer.chat_template
-        self._scorer = self._scorer_of(source, model, threads)
+        self._scorer: Scorer
+        if source.kind == "gguf" and importlib.util.find_spec(PACKAGE) is not None:
+            self.engine = "llama.cpp"  # what computes
+            self._scorer = Scorer(source.path, self.context, threads, Overrides(model.adapter))
+        else:
+            self.engine = "settle"
+            self._scorer = TorchScorer(source, self.tokenizer.vocab_size, self.context, threads, model.adapter)
         self._lock = threading.Lock()
 
     def __enter__(self) -> Self:
@@ -107,11 +302,6 @@ class TokenReader:
 
     def __exit__(self, *_: object) -> None:
         self._scorer.close()
-
-    @property
-    def engine(self) -> str:
-        """What computes: "llama.cpp" or "settle"."""
-        return "settle" if isinstance(self._scorer, TorchScorer) else "llama.cpp"
 
     @property
     def stops(self) -> tuple[int, ...]:
@@ -186,8 +376,3 @@ class TokenReader:
         if self.tokenizer.add_bos and self.context > 1:
             return self.opened(ids[len(ids) - self.context + 1 :])
         return list(ids[-self.context :])
-
-    def _scorer_of(self, source: Source, model: ModelRef, threads: int | None) -> Scorer:
-        if source.kind == "gguf" and importlib.util.find_spec(PACKAGE) is not None:
-            return Scorer(source.path, self.context, threads, Overrides(model.adapter))
-        return TorchScorer(source, self.tokenizer.vocab_size, self.context, threads, model.adapter)

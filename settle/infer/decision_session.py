@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 from settle.base.errors import DataError, EngineError, UsageError
 from settle.base.event_log import Events
@@ -28,7 +28,8 @@ from settle.documents.reader_pool import RowReader
 from settle.documents.readers import Reader
 from settle.documents.rows import Record
 from settle.documents.walk import Walk
-from settle.infer.decisions.decider import Decider
+from settle.infer.child_process import Body, Json
+from settle.infer.decider import Decider
 from settle.library.resolve import resolve_gguf
 
 SHOWN = 5  # options of an answer
@@ -37,23 +38,30 @@ PROBABILITY, MEAN = "_probability", "_mean"  # ends of the names of columns
 LEAST_SHOWN = 0.005  # probability below which an option is left out
 
 
-Row = Mapping[str, object]
+Row = Body
 Write = Callable[[Row, Row], None]  # a row, and the cells that it gets
 STDIN, STATE = Path("-"), "state"
 _ANY = Question("noul", "", ())
 
 
+class TableRow(NamedTuple):
+    """Named values, or why a row has none."""
+
+    values: Row
+    problem: str = ""
+
+
 @dataclass(frozen=True)
 class Table:
-    """rows: named values, or why a row has none. is_csv: whether the answers are written as CSV."""
+    """Rows that are decided about. is_csv: whether the answers are written as CSV."""
 
-    rows: Sequence[Row | str]
+    rows: Sequence[TableRow]
     is_csv: bool
 
     @property
     def columns(self) -> list[str]:
         """The names of all columns, in their order."""
-        return list(dict.fromkeys(str(name) for row in self.rows if isinstance(row, Mapping) for name in row))
+        return list(dict.fromkeys(str(name) for row in self.rows for name in row.values))
 
     def states(self, columns: Sequence[str]) -> Iterator[object]:
         """Yield what is decided about in each row.
@@ -77,10 +85,10 @@ class Table:
             )
         reading = LabelColumn("", _ANY, tuple(wanted))
         for row in self.rows:
-            if isinstance(row, str):
+            if row.problem:
                 yield None
             else:
-                yield row.get(STATE) if wanted == [STATE] else reading.state(row)
+                yield row.values.get(STATE) if wanted == [STATE] else reading.state(row.values)
 
     @contextmanager
     def writer(self, out: Path | None, added: Sequence[str], events: Events) -> Iterator[Write]:
@@ -140,12 +148,11 @@ def read_table(path: Path, stdin: BinaryIO) -> Table:
 
 
 def _table(records: Sequence[Record], is_csv: bool, name: str) -> Table:
-    rows: list[Row | str] = []
+    rows = []
     for record in records:
-        value = record.get("value")
-        problem = record.get("problem", "a row without named values")
-        rows.append(value if isinstance(value, Mapping) else f"line {record['row']}: {problem}")
-    if not any(isinstance(row, Mapping) for row in rows):
+        value, problem = record.get("value"), record.get("problem", "a row without named values")
+        rows.append(TableRow(value) if isinstance(value, Mapping) else TableRow({}, f"line {record['row']}: {problem}"))
+    if all(row.problem for row in rows):
         raise DataError(f"{name} holds no rows", "give a table with a header, or JSON lines")
     return Table(rows, is_csv)
 
@@ -169,7 +176,7 @@ class Decided:
     answers: Mapping[str, DecisionAnswer]
     refused: frozenset[str]
 
-    def to_json(self) -> dict[str, object]:
+    def to_json(self) -> Json:
         return {name: {**answer.to_json(), "refused": name in self.refused} for name, answer in self.answers.items()}
 
 
@@ -196,9 +203,8 @@ class DecisionSession:
     def decide(self, state: object) -> Decided:
         """Decide about a state. Raises DataError, EngineError."""
         answers = dict(zip(self.questions, self._decider.decide(state, list(self.questions.values())), strict=True))
-        refusal = self.refusal
-        is_refused = (name for name, a in answers.items() if refusal is not None and refusal.refuses(a.highest))
-        return Decided(answers, frozenset(is_refused))
+        refused = [name for name, answer in answers.items() if self.refusal and self.refusal.refuses(answer.highest)]
+        return Decided(answers, frozenset(refused))
 
     def _refusal(self, risk: float) -> Refusal:
         """Fit the refusals. Raises UsageError where no threshold can be vouched for."""
@@ -305,25 +311,25 @@ def decide(
 def _decide_rows(session: DecisionSession, table: Table, out: Path | None, events: Events) -> int:
     """Write the table with a column for each answer, its probability, and what went wrong."""
 
-    def result(state: object) -> Decided | str:
+    def result(state: object) -> tuple[Decided | None, str]:
         try:
-            return session.decide(state) if state is not None else "no values"
+            return (session.decide(state), "") if state is not None else (None, "no values")
         except (DataError, EngineError) as e:
             if not session.alive():
                 raise
-            return e.what
+            return None, e.what
 
     total, answered, broken, problem = len(table.rows), 0, 0, ""
     with ThreadPoolExecutor(TOGETHER) as pool, table.writer(out, session.columns_of_answers, events) as write:
         results = pool.map(result, table.states(session.columns))
-        for number, (row, decided) in enumerate(zip(table.rows, results, strict=True), 1):
-            if isinstance(row, str) or isinstance(decided, str):
-                error = row if isinstance(row, str) else str(decided)
+        for number, (row, (decided, error)) in enumerate(zip(table.rows, results, strict=True), 1):
+            if decided is None:
+                error = row.problem or error
                 broken, problem = broken + 1, problem or error
-                write({} if isinstance(row, str) else row, {"error": error})
+                write(row.values, {"error": error})
             else:
                 answered += len(decided.refused) < len(decided.answers)
-                write(row, _cells(decided))
+                write(row.values, _cells(decided))
             events.emit(Progress(what="decide", done=number, total=total, unit="rows"))
     if broken:
         events.emit(Warn(text=f"{broken} of {total} rows were not decided: {problem}"))
@@ -338,7 +344,7 @@ def _decide_rows(session: DecisionSession, table: Table, out: Path | None, event
 
 def _cells(decided: Decided) -> Row:
     """Return the columns that a row gets: of a refused answer, only the probability."""
-    cells: dict[str, object] = {}
+    cells: Json = {}
     for name, answer in decided.answers.items():
         cells[name] = None if name in decided.refused else answer.name_of(answer.best)
         cells[name + PROBABILITY] = round(answer.highest, 4)

@@ -1,8 +1,8 @@
 """Checks grammars and answers in a process of its own, under limits on memory and processor time.
 
-Run as a module by `checker.py`, never imported by it. It reads requests from stdin and answers each on stdout, one JSON
-line each. A grammar is checked as the engine will use it: by the same release of llguidance, with the tokens of the
-same model, and beyond its first mask. What goes over a limit ends this process, and `checker.py` starts another.
+Run as a module by `grammars.py`, never imported by it. It reads requests from stdin and answers each on stdout, one
+JSON line each. A grammar is checked as the engine will use it: by the same release of llguidance, with the tokens of
+the same model, and beyond its first mask. What goes over a limit ends this process, and `grammars.py` starts another.
 """
 
 import contextlib
@@ -188,7 +188,7 @@ def _limit(cpu_seconds: int, more_bytes: int) -> None:
     """Limit the processor time and memory that this process may take from here on."""
     process = psutil.Process()
     seconds = int(sum(process.cpu_times()[:2])) + 1 + cpu_seconds
-    with contextlib.suppress(ImportError):  # Windows: `checker.py` limits the time alone
+    with contextlib.suppress(ImportError):  # Windows: `grammars.py` limits the time alone
         import resource
 
         for kind, limit in (

@@ -1,6 +1,6 @@
 """A decision model in llama.cpp: typed questions about a state in, a probability for every option out."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,8 +9,7 @@ from settle.data.decisions.prompt import DecisionPrompt
 from settle.data.decisions.questions import DecisionAnswer, Question, state_text
 from settle.formats.gguf import read_gguf
 from settle.formats.gguf.decision import DecisionKeys, read_decision
-from settle.infer.child_model import ChildModel, fitting_context
-from settle.infer.child_process import Child, Load
+from settle.infer.child_process import Child, ChildModel, Json, Load, fitting_context
 from settle.infer.template_check import require_sound_model
 from settle.library.facts import control_tokens
 
@@ -40,21 +39,20 @@ class LlamaForm:
         trained = tuple(Question.from_json(question, name) for name, question in keys.questions.items())
         return cls(DecisionPrompt("", "", tuple(controls)), trained)
 
-    def request(self, state: object, questions: Sequence[Question]) -> dict[str, object]:
+    def request(self, state: object, questions: Sequence[Question]) -> Json:
         """Make the body for llama.cpp. state: text, or JSON. Raises DataError for options that it cannot tell apart."""
         body = {str(i): self._spelled(question) for i, question in enumerate(questions)}
         return {"state": self.prompt.plain(state_text(state)), "questions": body}
 
-    def answers(self, reply: Mapping[str, object], questions: Sequence[Question]) -> list[DecisionAnswer]:
+    def answers(self, reply: Json, questions: Sequence[Question]) -> list[DecisionAnswer]:
         """Read what llama.cpp answered, in the order of the questions and their options.
 
         Raises DataError for a reply of another form.
         """
-        given = reply.get("answers")
         try:
-            assert isinstance(given, Mapping)
+            given = reply["answers"]
             return [DecisionAnswer(q, self._probabilities(given[str(i)], q)) for i, q in enumerate(questions)]
-        except (KeyError, TypeError, ValueError, AssertionError):
+        except (KeyError, TypeError, ValueError):
             raise DataError("llama.cpp answered in another form than is known here", "update settle") from None
 
     def _ordered(self, question: Question) -> Question:
@@ -62,7 +60,7 @@ class LlamaForm:
         alike = (own for own in self.trained if own.type == question.type == "choice")
         return next((own for own in alike if set(own.options) == set(question.options)), question)
 
-    def _spelled(self, question: Question) -> dict[str, object]:
+    def _spelled(self, question: Question) -> Json:
         body, options = question.to_json(), self._ordered(question).options
         body["instructions"] = self.prompt.plain(question.instructions)
         described = {self.prompt.plain(o.key): self.prompt.plain(o.description or "") or None for o in options}
@@ -74,13 +72,11 @@ class LlamaForm:
             body["criteria"] = described
         return body
 
-    def _probabilities(self, answer: Mapping[str, object], question: Question) -> tuple[float, ...]:
+    def _probabilities(self, answer: Json, question: Question) -> tuple[float, ...]:
         if question.type == "noul":
-            true = answer["noul"]
-            assert isinstance(true, float | int)
-            return (1.0 - true, float(true))
+            true = float(answer["noul"])
+            return (1.0 - true, true)
         by_key = answer["probabilities"]
-        assert isinstance(by_key, Mapping)
         return tuple(float(by_key[self.prompt.plain(option.key)]) for option in question.options)
 
 

@@ -1,1 +1,0 @@
-"""Grammars that constrain an answer: made, checked before the engine sees them, and answers checked against them."""
