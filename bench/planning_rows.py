@@ -20,7 +20,6 @@ from settle.base.errors import SettleError
 from settle.library.catalogue import find_known
 from settle.library.model_shape import ModelShape
 from settle.machine import Machine, described
-from settle.machine.described_machine import contradiction
 from settle.plan.fit.weight_types import read_bytes
 
 GIB = 2**30
@@ -52,8 +51,8 @@ class Rows:
     left_out: Counter[str] = field(default_factory=Counter)
 
     def add(self, row: Row) -> None:
-        is_whole = row.decode and not row.offloads
-        if is_whole and contradiction(row.machine, read_bytes(row.shape, row.type), row.decode or 0):
+        read = read_bytes(row.shape, row.type) * (0.0 if row.offloads else row.decode or 0.0)
+        if read > 1.02 * row.machine.bandwidth * row.machine.count:
             self.left_out[f"{row.table}: reads more than the memory delivers"] += 1
             return
         self.rows.append(row)

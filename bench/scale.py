@@ -290,17 +290,17 @@ def memory(bench: Bench, ranks: int = 4) -> None:
 
 def _note_memory(loop: Loop, rank: int) -> None:
     """Note the states, and the most that the process holds in steps and saves beyond what it held before the model."""
-    trainer, take, peak = loop.trainer, loop.trainer.take_step, PeakMemory()
+    trainer, take, peaks = loop.trainer, loop.trainer.take_step, [PeakMemory()]
     steps = [0]
 
     def noted(*arguments: object) -> object:
         steps[0] += 1
         if steps[0] == 2:
-            peak.start()
+            peaks.append(PeakMemory())
         result = take(*arguments)
         own = trainer.own_weights()
         states = 2 * sum(w.nbytes for w in own.values()) + sum(t.nbytes for t in trainer.stepper.state().values())
-        figures = {"states": states, "peak": peak.read() - loop.before, "after": resident() - loop.before}
+        figures = {"states": states, "peak": peaks[-1].read() - loop.before, "after": resident() - loop.before}
         (loop.session.run.path / f"memory-{rank}.json").write_text(json.dumps(figures))
         return result
 

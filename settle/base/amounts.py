@@ -29,14 +29,23 @@ def seconds(text: str) -> float:
 
 def count(text: str) -> int:
     """Return the number that "500k", "10M", "1.5G" or a plain number is. Raises UsageError."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgbt]?)", text.strip().lower())
-    if not found or float(found[1]) <= 0:
-        raise UsageError(f"{text!r} is not a count", "write for example 500k, 10M or 1.5G")
-    return int(float(found[1]) * COUNTS[found[2]])
+    return _in_units(text, COUNTS, "a count", "500k, 10M or 1.5G")
+
+
+def num_bytes(text: str) -> int:
+    """Return the bytes of "400MB", "1.5 GB" or "2GiB". Raises UsageError."""
+    return _in_units(text, BYTES, "a size", "400MB or 1.5GB")
+
+
+def _in_units(text: str, units: dict[str, float], what: str, examples: str) -> int:
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-z]*)", text.strip().lower())
+    if not found or found[2] not in units or float(found[1]) <= 0:
+        raise UsageError(f"{text!r} is not {what}", f"write for example {examples}")
+    return int(float(found[1]) * units[found[2]])
 
 
 def count_text(value: float) -> str:
-    """About this count as `count` reads it: 8.1t, 20m."""
+    """Return about this count, as `count` reads it: 8.1t, 20m."""
     unit = next((unit for unit in "tbmk" if value >= COUNTS[unit]), "")
     return f"{float(f'{value:.2g}') / COUNTS[unit]:g}{unit}"
 
@@ -56,14 +65,6 @@ def short_precision(text: str) -> str:
     """
     name = text.strip().lower()
     return {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}.get(PRECISIONS.get(name, ""), name)
-
-
-def num_bytes(text: str) -> int:
-    """Return the bytes of "400MB", "1.5 GB" or "2GiB". Raises UsageError."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmg]i?b)", text.strip().lower())
-    if not found or float(found[1]) <= 0:
-        raise UsageError(f"{text!r} is not a size", "write for example 400MB or 1.5GB")
-    return int(float(found[1]) * BYTES[found[2]])
 
 
 def share(text: str) -> float:

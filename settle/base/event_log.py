@@ -3,10 +3,11 @@
 A file begins with an `opened` line that names the version of the format.
 """
 
+import contextlib
 import functools
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TextIO
 
@@ -14,7 +15,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from settle.base.errors import RunError
 from settle.base.events import VERSION, Event, Opened, Progress
-from settle.base.files import end_torn_line, parse_line, read_lines
+from settle.base.files import JsonObject, end_torn_line, parse_line, read_lines
 
 PROGRESS_SECONDS = 1.0  # between two lines of how far a piece of work is
 
@@ -31,29 +32,25 @@ class Events:
         self._progress_at = 0.0
 
     def emit(self, event: Event) -> None:
-        """Write one event. A full disk loses events and not the run: see `_append`.
+        """Write one event. A full disk loses events and not the run: the checkpoint is what pauses that.
 
         Steps are frequent and cheap to lose, so lines are flushed to the system but not fsynced.
         """
         if self.path is not None:
-            self._append(event)
+            self._append(self.path, event)
         for listener in self.listeners:
             listener(event)
 
-    def _append(self, event: Event) -> None:
-        """Write one line to the file; of progress, one a second.
-
-        Where it cannot be written it is lost: the checkpoint is what pauses the run.
-        """
-        assert self.path is not None
+    def _append(self, path: Path, event: Event) -> None:
+        """Write one line to the file; of progress, one a second."""
         if isinstance(event, Progress):
             if event.time - self._progress_at < PROGRESS_SECONDS and event.done != event.total:
                 return
             self._progress_at = event.time
         try:
             if self._file is None:
-                end_torn_line(self.path)
-                self._file = self.path.open("a", encoding="utf-8")
+                end_torn_line(path)
+                self._file = path.open("a", encoding="utf-8")
                 self._file.write(_line(Opened()))
             self._file.write(_line(event))
             self._file.flush()
@@ -71,38 +68,40 @@ class Events:
 
     def _drop(self) -> None:
         if self._file is not None:
-            try:
+            with contextlib.suppress(OSError):  # what was not written is lost
                 self._file.close()
-            except OSError:
-                pass  # what was not written is lost, see `_append`
             self._file = None
 
 
-def to_record(event: Event) -> dict[str, object]:
+def to_record(event: Event) -> JsonObject:
     """Return an event as its line in the file: time and kind first, numbers of other libraries made plain."""
     record = event.model_dump()
     return {"time": record.pop("time"), "kind": record.pop("kind"), **record}
 
 
-def read_records(path: Path) -> Iterator[dict[str, object]]:
+def read_records(path: Path) -> Iterator[JsonObject]:
     """Yield the lines of a file in order, as plain objects; a torn line (a crash in mid-write) is passed over.
 
     Raises RunError when a newer settle wrote the file.
     """
     for record in read_lines(path):
+        version = record.get("version")
+        if record.get("kind") == "opened" and isinstance(version, int) and version > VERSION:
+            raise RunError(
+                f"{path} was written by settle {record.get('settle')} (events of version {version}); "
+                f"this settle reads version {VERSION}",
+                "pip install --upgrade settle-lm",
+            )
         if "kind" in record:
-            yield _known(record, path)
+            yield record
 
 
 def read_events(path: Path) -> Iterator[Event]:
     """Yield the events of a file in order; one of an unknown kind is passed over. Raises RunError as `read_records`."""
-    for record in read_records(path):
-        event = to_event(record)
-        if event is not None:
-            yield event
+    yield from (event for record in read_records(path) if (event := to_event(record)) is not None)
 
 
-def to_event(record: Mapping[str, object]) -> Event | None:
+def to_event(record: JsonObject) -> Event | None:
     """Return a line of the file as an event; None when its kind or its fields are not those of one."""
     try:
         return _adapter().validate_python(record)
@@ -121,21 +120,10 @@ def tail(path: Path, num_bytes: int) -> list[Event]:
     return [event for record in records if (event := to_event(record)) is not None]
 
 
-def parse_record(line: str | bytes) -> dict[str, object] | None:
+def parse_record(line: str | bytes) -> JsonObject | None:
     """Return a line of the file as a plain object; None when it is torn, or no event."""
     record = parse_line(line)
     return record if record is not None and "kind" in record else None
-
-
-def _known(record: dict[str, object], path: Path) -> dict[str, object]:
-    version = record.get("version")
-    if record["kind"] == "opened" and isinstance(version, int) and version > VERSION:
-        raise RunError(
-            f"{path} was written by settle {record.get('settle')} (events of version {version}); "
-            f"this settle reads version {VERSION}",
-            "pip install --upgrade settle-lm",
-        )
-    return record
 
 
 @functools.cache
@@ -161,7 +149,7 @@ def _plain(value: object) -> object:
 
 
 def _finite(value: object) -> object:
-    """JSON has no NaN: it becomes a string that says so."""
+    """Replace what JSON has no number for, such as NaN, by a string that says so."""
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     if isinstance(value, dict):

@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from settle.base.files import JsonObject
 from settle.base.version import __version__
 
 VERSION = 1  # of the lines in events.jsonl; a reader refuses a newer one
@@ -88,7 +89,7 @@ class ResultReady(BaseEvent):
     """What a command returns: what `--json` prints."""
 
     kind: Literal["result"] = "result"
-    result: Mapping[str, object]
+    result: JsonObject
 
 
 class Progress(BaseEvent):
@@ -121,15 +122,15 @@ class ForecastComparison(BaseEvent):
     """A forecast beside what was actual; both by name."""
 
     kind: Literal["comparison"] = "comparison"
-    forecast: Mapping[str, object]
-    actual: Mapping[str, object] | None = None
+    forecast: JsonObject
+    actual: JsonObject | None = None
 
 
 class PlanReady(BaseEvent):
     """Every value that a run uses, with its origin and reason by dotted key. full: show defaults too."""
 
     kind: Literal["plan"] = "plan"
-    values: Mapping[str, object] = {}
+    values: JsonObject = {}
     origin: Mapping[str, str] = {}
     why: Mapping[str, str] = {}
     full: bool = True
@@ -139,7 +140,7 @@ class ForecastReady(BaseEvent):
     """What a run is expected to need and reach: name → {"value", "low", "high", "unit"}."""
 
     kind: Literal["forecast"] = "forecast"
-    forecast: Mapping[str, object] = {}
+    forecast: JsonObject = {}
     phases: Mapping[str, float] = {}  # planned seconds by the name of the stage
 
 
@@ -250,7 +251,7 @@ class SettledEvidence(BaseEvent):
     gain: float = math.nan
     low: float = math.nan
     high: float = math.nan
-    evidence: Mapping[str, object] = {}
+    evidence: JsonObject = {}
 
 
 class DecayStarted(BaseEvent):
@@ -277,7 +278,7 @@ class Rollback(BaseEvent):
     loss: float
     grad_norm: float = math.nan
     to_step: int
-    batches: Sequence[Mapping[str, object]] = ()
+    batches: Sequence[JsonObject] = ()
 
 
 class OutOfMemory(BaseEvent):

@@ -17,12 +17,15 @@ KERNEL_LOG = Path("/dev/kmsg")
 
 def missing_bytes(error: BaseException) -> int | None:
     """Bytes that could not be had when `error` was raised, 0 where it does not say; None for another error."""
-    if isinstance(error, OSError):
-        return 0 if error.errno == errno.ENOMEM else None
-    if not isinstance(error, MemoryError | RuntimeError):
-        return None
-    if not isinstance(error, MemoryError) and not _SAYS.search(str(error)):
-        return None
+    match error:
+        case OSError(errno=errno.ENOMEM):
+            return 0
+        case MemoryError():
+            pass
+        case RuntimeError() if _SAYS.search(str(error)):
+            pass
+        case _:
+            return None
     tried = _TRIED.search(str(error))
     return int(float(tried[1]) * _UNITS[(tried[2] or "bytes").lower()]) if tried else 0
 
@@ -39,14 +42,12 @@ def held_data() -> int:
     return 0
 
 
-def limit_data(num_bytes: int) -> bool:
-    """Lets this process take no more than that much private memory; whether the system can do that (Linux)."""
-    if not Path("/proc/self/status").exists():
-        return False
-    import resource
+def limit_data(num_bytes: int) -> None:
+    """Let this process take no more than that much private memory, where the system can do that (Linux)."""
+    if Path("/proc/self/status").exists():
+        import resource
 
-    resource.setrlimit(resource.RLIMIT_DATA, (num_bytes, resource.getrlimit(resource.RLIMIT_DATA)[1]))
-    return True
+        resource.setrlimit(resource.RLIMIT_DATA, (num_bytes, resource.getrlimit(resource.RLIMIT_DATA)[1]))
 
 
 def kernel_kills(log: Path = KERNEL_LOG) -> list[float]:

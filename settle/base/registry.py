@@ -102,10 +102,7 @@ def part(family: str, name: str) -> type[Part]:
             joined: type[Part] = entry.load()
             return joined
     module = importlib.import_module(_own_modules(family)[name])
-    contract = _contract(family)
-    defined = [c for c in _classes_of(module) if issubclass(c, contract) and c is not contract]
-    assert len(defined) == 1, f"{module.__name__} must define exactly one {contract.__name__}, not {len(defined)}"
-    return defined[0]
+    return _defined(module, _defined(importlib.import_module(_package_name(family)), Part))
 
 
 def parts(family: str) -> dict[str, type[Part]]:
@@ -152,7 +149,8 @@ def _own_modules(family: str) -> dict[str, str]:
     modules = {name: path for name, (path, is_folder) in files.items() if groups is None or not is_folder}
     for group in groups or ():
         for name, (path, _) in _listed([folder / group for folder in folders], f"{package}.{group}").items():
-            assert name not in modules, f"{modules[name]} and {path} have one name"
+            if name in modules:
+                raise TypeError(f"{modules[name]} and {path} have one name")
             modules[name] = path
     return modules
 
@@ -186,14 +184,10 @@ def _package_name(family: str) -> str:
     return "settle." + family.replace("/", ".")
 
 
-def _contract(family: str) -> type[Part]:
-    package = importlib.import_module(_package_name(family))
-    defined = [c for c in _classes_of(package) if c is not Part]
-    assert len(defined) == 1, f"{package.__name__} must define exactly one contract, not {len(defined)}"
-    return defined[0]
-
-
-def _classes_of(module: ModuleType) -> list[type[Part]]:
-    """Return the parts and contracts that a module itself defines."""
+def _defined(module: ModuleType, base: type[Part]) -> type[Part]:
+    """Return the one subclass of `base` that a module itself defines."""
     classes = [c for _, c in inspect.getmembers(module, inspect.isclass) if c.__module__ == module.__name__]
-    return [c for c in classes if issubclass(c, Part)]
+    defined = [c for c in classes if issubclass(c, base) and c is not base]
+    if len(defined) != 1:
+        raise TypeError(f"{module.__name__} must define exactly one {base.__name__}, not {len(defined)}")
+    return defined[0]

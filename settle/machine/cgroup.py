@@ -26,12 +26,8 @@ def limits(root: Path = Path("/")) -> CgroupLimits:
 
     root: where proc and sys are mounted (another root only makes sense in tests). No files, no limits.
     """
-    cpus: list[float] = []
+    cpus = [quota for place in _folders(root, "cpu") if (quota := _cpu_quota(*place)) is not None]
     memory: list[tuple[int, int | None]] = []
-    for folder, version in _folders(root, "cpu"):
-        quota = _cpu_quota(folder, version)
-        if quota is not None:
-            cpus.append(quota)
     for folder, version in _folders(root, "memory"):
         limit = _number(folder / ("memory.max" if version == 2 else "memory.limit_in_bytes"))
         if limit is not None and limit < _NO_LIMIT:

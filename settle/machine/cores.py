@@ -1,7 +1,9 @@
 """What computes here: the cores that this process may really use, and a CUDA card or Apple's GPU where there is one."""
 
+import contextlib
 import math
 import os
+import platform
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,7 +39,7 @@ def cores(root: Path = Path("/")) -> Cores:
 
 
 def cpu_seconds(pid: int) -> float:
-    """Processor time of all threads of a process so far; 0 when there is none of that number."""
+    """Return the processor time of all threads of a process so far; 0 when there is none of that number."""
     import psutil
 
     try:
@@ -51,14 +53,10 @@ def processor_name(root: Path = Path("/")) -> str:
 
     root: as in `cores`.
     """
-    import platform
-
-    try:
+    with contextlib.suppress(OSError):  # not Linux
         for line in (root / "proc/cpuinfo").read_text().splitlines():
             if line.startswith(("model name", "Model")):
                 return line.partition(":")[2].strip()
-    except OSError:
-        pass  # not Linux
     return platform.processor() or platform.machine()
 
 

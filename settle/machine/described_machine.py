@@ -14,9 +14,9 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from settle.base.errors import DataError, UsageError
+from settle.base.errors import UsageError
 from settle.base.files.dated_file import dated_file
-from settle.base.words.amounts import device_gigabytes, gigabytes
+from settle.base.words.amounts import device_gigabytes
 from settle.machine.cores import accelerator, apple_gpu_limit
 from settle.machine.measurement_cache import others_are_busy
 from settle.machine.memory import memory
@@ -114,17 +114,6 @@ def hardware() -> Hardware:
     return Hardware.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
 
 
-def read_hardware(path: Path) -> Hardware:
-    """Another table of devices, checked row by row. Raises DataError with the row that is wrong, OSError."""
-    try:
-        table = Hardware.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, UnicodeDecodeError) as e:
-        raise DataError(f"{path.name} is no table of devices: {str(e).splitlines()[0]}", "fix that row") from None
-    if table.date > datetime.date.today():
-        raise DataError(f"{path.name} is dated {table.date}, which is in the future", "check the file, or the clock")
-    return table
-
-
 def roofline_problem(memory: Sequence[float], bandwidth: float, flops: Mapping[str, float]) -> str | None:
     """Why no device is like this, or None. memory: bytes, of each size sold. bandwidth, flops: per second."""
     sweeps = [size / bandwidth for size in memory]
@@ -198,22 +187,6 @@ class Machine:
         return (f"{self.count}x " if self.count > 1 else "") + (
             self.name if size in self.name else f"{self.name} {size}"
         )
-
-
-def contradiction(machine: Machine, bytes_read: float, tokens_per_second: float) -> str | None:
-    """Why a measured decode speed cannot be this machine's, or None: it would read more than the memory delivers.
-
-    bytes_read: for each token. A row of others that fails this has the wrong device, model or unit.
-    """
-    rate = bytes_read * tokens_per_second
-    if rate <= 1.02 * machine.bandwidth * machine.count:
-        return None
-    return f"{gigabytes(rate, 0)}/s would be read where {machine.label} delivers {machine.bandwidth / 1e9:,.0f}"
-
-
-def device_names() -> tuple[str, ...]:
-    """Every device of the table, once."""
-    return tuple(dict.fromkeys(row.name for row in hardware().devices))
 
 
 def described(text: str, table: Hardware | None = None) -> Machine:
@@ -309,22 +282,20 @@ def _by_hand(text: str, count: int, numbers: Mapping[str, float]) -> Machine:
 
 def _overridden(machine: Machine, numbers: Mapping[str, float]) -> Machine:
     """Return the machine with these numbers in the place of its own. Raises UsageError where they contradict."""
-    changed = machine
-    if "memory" in numbers:
-        changed = replace(changed, memory=int(numbers["memory"] * GIB))
-    if "bandwidth" in numbers:
-        changed = replace(changed, bandwidth=numbers["bandwidth"] * 1e9)
-    if "tflops" in numbers:
-        changed = replace(changed, flops={"float32": numbers["tflops"] * 1e12})
-    if "watts" in numbers:
-        changed = replace(changed, watts=numbers["watts"])
-    if "link" in numbers:
-        changed = replace(changed, interconnect=numbers["link"] * 1e9)
+    link = numbers["link"] * 1e9 if "link" in numbers else machine.interconnect
+    changed = replace(
+        machine,
+        memory=int(numbers["memory"] * GIB) if "memory" in numbers else machine.memory,
+        bandwidth=numbers["bandwidth"] * 1e9 if "bandwidth" in numbers else machine.bandwidth,
+        flops={"float32": numbers["tflops"] * 1e12} if "tflops" in numbers else machine.flops,
+        watts=numbers.get("watts", machine.watts),
+        interconnect=link,
+        notes=(*machine.notes, "by hand: " + ", ".join(f"{name} {value:g}" for name, value in numbers.items())),
+    )
     problem = roofline_problem([changed.memory], changed.bandwidth, changed.flops)
     if problem:
         raise UsageError(f"no device is like that: {problem}", "check the units: memory in GB, bandwidth in GB/s")
-    note = "by hand: " + ", ".join(f"{name} {value:g}" for name, value in numbers.items())
-    return replace(changed, notes=(*changed.notes, note))
+    return changed
 
 
 def _count(words: str) -> tuple[str, int]:

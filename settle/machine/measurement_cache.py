@@ -4,10 +4,11 @@ The key is everything that can change the answer: the processor, the cores we ma
 the memory, the device and torch's version. Another key is another file, so nothing is ever stale by it.
 """
 
+import contextlib
 import hashlib
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypedDict, TypeVar
@@ -17,6 +18,7 @@ from settle.machine.cores import cores, processor_name
 from settle.machine.memory import memory
 
 T = TypeVar("T")
+Key = dict[str, str | int]  # what measurements depend on
 
 
 class Measurement(TypedDict):
@@ -26,7 +28,7 @@ class Measurement(TypedDict):
     busy: bool
 
 
-def key(device: str, threads: int) -> dict[str, object]:
+def key(device: str, threads: int) -> Key:
     """Return what the measurements depend on."""
     return {
         "processor": processor_name(),
@@ -38,12 +40,12 @@ def key(device: str, threads: int) -> dict[str, object]:
     }
 
 
-def path_of(key: Mapping[str, object]) -> Path:
+def path_of(key: Key) -> Path:
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
     return home() / "machine" / f"{digest[:16]}.json"
 
 
-def remembered(key: Mapping[str, object], name: str, measure: Callable[[], T]) -> T:
+def remembered(key: Key, name: str, measure: Callable[[], T]) -> T:
     """Return the value measured before under `name`, or measure it now and keep it.
 
     What was measured while other programs kept the machine busy is measured again once they do not.
@@ -58,39 +60,32 @@ def remembered(key: Mapping[str, object], name: str, measure: Callable[[], T]) -
     return value
 
 
-def note(key: Mapping[str, object], name: str, value: object, busy: bool = False) -> None:
+def note(key: Key, name: str, value: object, busy: bool = False) -> None:
     """Keep a value under `name`. busy: whether other programs kept the machine busy."""
     path = path_of(key)
     measured = _read(path, key)  # another process may have added to it meanwhile
     measured[name] = {"value": value, "busy": busy}
-    try:
+    with contextlib.suppress(OSError):  # a home that cannot be written costs a second of measuring each time
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, {"key": key, "measured": measured})
-    except OSError:
-        pass  # a home that cannot be written costs a second of measuring each time, nothing else
 
 
-def recalled(key: Mapping[str, object], name: str) -> Any:
-    """Return the value measured before under `name`, or None; measure nothing."""
+def recalled(key: Key, name: str, is_quiet: bool = False) -> Any:
+    """Return the value measured before under `name`, or None; measure nothing.
+
+    is_quiet: only a value that was measured while no other program kept the machine busy.
+    """
     known = _read(path_of(key), key).get(name)
-    return known and known["value"]
+    return known["value"] if known and not (is_quiet and known["busy"]) else None
 
 
-def recalled_quiet(key: Mapping[str, object], name: str) -> Any:
-    """Return what `recalled` does, or None where other programs kept the machine busy meanwhile."""
-    known = _read(path_of(key), key).get(name)
-    return known["value"] if known and not known["busy"] else None
-
-
-def _read(path: Path, key: Mapping[str, object]) -> dict[str, Measurement]:
-    """Empty when the file is missing or was damaged."""
-    try:
+def _read(path: Path, key: Key) -> dict[str, Measurement]:
+    """Return nothing when the file is missing or was damaged."""
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
         known = parse_json(path.read_text(encoding="utf-8"))
         measured: dict[str, Measurement] = known["measured"]
         if known["key"] == key and all({"value", "busy"} <= m.keys() for m in measured.values()):
             return measured
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        pass
     return {}
 
 

@@ -1,5 +1,6 @@
 """How much memory and disk there is for us, the most that was ever used, and freed memory that is kept for reuse."""
 
+import contextlib
 import ctypes
 import shutil
 import sys
@@ -69,39 +70,29 @@ def read_from_disk(pid: int | None = None) -> int:
 
 
 class PeakMemory:
-    """The most memory that the process held since `start()`.
+    """The most memory that the process has held since this was made.
 
     Exact on Linux, whose kernel lets a process reset its own high-water mark. Elsewhere the mark of the whole
-    life of the process is all there is: `read()` gives it when it rose since `start()`, otherwise the larger of
-    what was held at `start()` and what is held now.
+    life of the process is all there is: `read()` gives it when it rose since then, otherwise the larger of
+    what was held then and what is held now.
     """
 
     def __init__(self) -> None:
-        self._mark = self._held = 0
-
-    def start(self) -> "PeakMemory":
-        try:
+        with contextlib.suppress(OSError):  # not Linux, or not allowed: the fallback in read() holds
             Path("/proc/self/clear_refs").write_text(_CLEAR_PEAK)
-        except OSError:
-            pass  # not Linux, or not allowed: the fallback in read() holds
         self._mark, self._held = _high_water_mark(), resident()
-        return self
 
     def read(self) -> int:
-        """Peak bytes of the process since `start()`."""
         mark = _high_water_mark()
         return mark if mark > self._mark else max(self._held, resident())
 
 
 def _high_water_mark() -> int:
-    """Peak resident bytes: of the time since the last reset on Linux, of the whole life elsewhere."""
-    try:
-        with open("/proc/self/status", "rb") as status:
-            for line in status:
-                if line.startswith(b"VmHWM:"):
-                    return int(line.split()[1]) * 1024
-    except OSError:
-        pass  # not Linux
+    """Return the peak resident bytes: of the time since the last reset on Linux, of the whole life elsewhere."""
+    with contextlib.suppress(OSError), open("/proc/self/status", "rb") as status:  # Linux alone has it
+        for line in status:
+            if line.startswith(b"VmHWM:"):
+                return int(line.split()[1]) * 1024
     import resource
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -118,9 +109,7 @@ def keep_freed_memory() -> bool:
     A training step frees and allocates the same megabytes over and over. glibc returns blocks of that size to the
     kernel at once, and clearing fresh pages for the next ones takes a tenth or more of a small model's step.
     """
-    if sys.platform != "linux":
-        return False
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is None:
         return False
     options = ((_MMAP_MAX, 0), (_TRIM_THRESHOLD, 2**31 - 1), (_TOP_PAD, 1 << 26))
@@ -140,7 +129,6 @@ class FreedMemory:
         self._trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
 
     def after_step(self) -> None:
-        """Look, and give back if need be."""
         if self._trim is None:
             return
         held = self.held()

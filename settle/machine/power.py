@@ -4,6 +4,7 @@ Counters: RAPL through /sys/class/powercap (Linux, Intel and AMD; usually readab
 NVML for NVIDIA cards. Estimate: processor time × a constant per core + memory held × a constant per GiB.
 """
 
+import os
 import threading
 import time
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from settle.machine.memory import resident
 WATTS_PER_CORE = 7.0
 # Lannelongue, Grealey, Inouye: Green Algorithms, Advanced Science 2021.
 WATTS_PER_GIB = 0.3725
+CARD_ENERGY, CARD_LIMIT = "nvmlDeviceGetTotalEnergyConsumption", "nvmlDeviceGetEnforcedPowerLimit"  # in thousandths
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,7 @@ class Power:
 
 
 class EnergyMeter:
-    """Joules between `start()` and `read()`, which any thread may call.
+    """Joules from its creation to `read()`, which any thread may call.
 
     RAPL counts the whole processor, whoever uses it: of torchrun's ranks on a host the first counts it, and each adds
     its own card.
@@ -52,40 +54,29 @@ class EnergyMeter:
         launch = launched()
         self._counts_host = launch is None or launch.local_rank == 0
         self._lock = threading.Lock()
-        self._asked = watts
-        self._device = device
-        self._root = root
-        self._began: float | None = None
-
-    def start(self) -> "EnergyMeter":
-        self._began = time.monotonic()
-        self._cpu_seconds = _cpu_seconds()
-        self._zones = {zone: _joules(zone) for zone in _rapl_zones(self._root)}
+        self._asked, self._device = watts, device
+        self._began, self._cpu_seconds = time.monotonic(), _cpu_seconds()
+        self._zones = {zone: _joules(zone) for zone in _rapl_zones(root)}
         self._counted = dict.fromkeys(self._zones, 0.0)
-        self._card = _card_joules() if self._device == "cuda" else None
-        return self
+        self._card = _of_card(CARD_ENERGY) if device == "cuda" else None
 
     def read(self) -> Energy:
-        """Energy since `start()`. Read it at least once an hour: RAPL's counters wrap around, one wrap is corrected."""
+        """Return the energy so far. Read it at least once an hour: RAPL's counters wrap around, one is corrected."""
         with self._lock:
-            return self._read()
-
-    def _read(self) -> Energy:
-        assert self._began is not None, "read() before start()"
-        seconds = time.monotonic() - self._began
-        if self._asked is not None:
-            return Energy(self._asked * seconds * self._counts_host, seconds, "asked")
-        joules, source = self._processor(seconds)
-        card = _card_joules() if self._device == "cuda" else None
-        if card is not None and self._card is not None:
-            joules += card - self._card
-            source = "measured (RAPL + NVML)" if self._zones else "estimated + measured (NVML)"
-        return Energy(joules, seconds, source)
+            seconds = time.monotonic() - self._began
+            if self._asked is not None:
+                return Energy(self._asked * seconds * self._counts_host, seconds, "asked")
+            joules, source = self._processor(seconds)
+            card = _of_card(CARD_ENERGY) if self._device == "cuda" else None
+            if card is not None and self._card is not None:
+                joules += card - self._card
+                source = "measured (RAPL + NVML)" if self._zones else "estimated + measured (NVML)"
+            return Energy(joules, seconds, source)
 
     def _processor(self, seconds: float) -> tuple[float, str]:
         if not self._zones:
             busy = _cpu_seconds() - self._cpu_seconds
-            return busy * WATTS_PER_CORE + seconds * _held_gib() * WATTS_PER_GIB, "estimated"
+            return busy * WATTS_PER_CORE + seconds * (resident() / 2**30) * WATTS_PER_GIB, "estimated"
         for zone, before in self._zones.items():
             now = _joules(zone)
             if now < before:
@@ -96,7 +87,7 @@ class EnergyMeter:
 
 
 def power(threads: int, watts: float | None = None, device: str = "cpu") -> Power:
-    """Watts to expect while `threads` cores work, for a forecast; `watts`, stated by the person, has priority.
+    """Return the watts to expect while `threads` cores work, for a forecast; `watts`, stated by the user, has priority.
 
     A card is expected at its enforced limit, which full training load reaches.
     """
@@ -104,7 +95,7 @@ def power(threads: int, watts: float | None = None, device: str = "cpu") -> Powe
         return Power(watts, "asked")
     expected = threads * WATTS_PER_CORE + resident() / 2**30 * WATTS_PER_GIB
     if device == "cuda":
-        limit = _card_limit()
+        limit = _of_card(CARD_LIMIT)
         if limit is not None:
             return Power(expected + limit, "estimated + card limit (NVML)")
     return Power(expected, "estimated")
@@ -112,13 +103,7 @@ def power(threads: int, watts: float | None = None, device: str = "cpu") -> Powe
 
 def _cpu_seconds() -> float:
     """Processor time of this process and of its children that have ended, all cores added up."""
-    import os
-
     return sum(os.times()[:4])
-
-
-def _held_gib() -> float:
-    return resident() / 2**30
 
 
 def _rapl_zones(root: Path) -> Iterator[Path]:
@@ -137,38 +122,17 @@ def _joules(zone: Path) -> float:
     return int((zone / "energy_uj").read_text()) / 1e6
 
 
-def _card_joules() -> float | None:
-    card = _card()
-    if card is None:
-        return None
-    import pynvml
+def _of_card(function: str) -> float | None:
+    """Return what NVML says of the card that torch uses, joules or watts; None where it says nothing.
 
-    try:
-        return float(pynvml.nvmlDeviceGetTotalEnergyConsumption(card)) / 1e3
-    except pynvml.NVMLError:
-        return None  # cards before Volta do not count
-
-
-def _card_limit() -> float | None:
-    card = _card()
-    if card is None:
-        return None
-    import pynvml
-
-    try:
-        return float(pynvml.nvmlDeviceGetEnforcedPowerLimit(card)) / 1e3
-    except pynvml.NVMLError:
-        return None
-
-
-def _card() -> object:
-    """NVML's handle of the card torch uses, by its identity, since the two number cards differently."""
+    The card is found by its identity, since the two number cards differently; cards before Volta count no energy.
+    """
     import pynvml
     import torch
 
     try:
         pynvml.nvmlInit()
         identity = str(torch.cuda.get_device_properties(torch.cuda.current_device()).uuid)
-        return pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{identity}")
+        return float(getattr(pynvml, function)(pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{identity}"))) / 1e3
     except (pynvml.NVMLError, RuntimeError, AttributeError):
         return None

@@ -27,7 +27,7 @@ class Spending:
 
         watts: power of the machine, when the person gave it.
         """
-        self._meter, self._peak = EnergyMeter(watts, device).start(), PeakMemory().start()
+        self._meter, self._peak = EnergyMeter(watts, device), PeakMemory()
 
     @property
     def seconds(self) -> float:

@@ -39,7 +39,8 @@ def num_threads(asked: int | None = None) -> int:
     They are asked for here, by the command or by `OMP_NUM_THREADS`. Ranks of torchrun share the cores of their host:
     together they have no more threads.
     """
-    ranks = _ranks_here()
+    launch = launched()
+    ranks = 1 if launch is None else launch.local_size  # on this host, this one included
     share = max(1, cores().usable // ranks)
     if asked or _asked:
         number = asked or _asked[-1]
@@ -93,12 +94,6 @@ def use_torch_threads(threads: int | None = None) -> int:
     torch.set_num_threads(number)
     adapt_waiting(number)
     return number
-
-
-def _ranks_here() -> int:
-    """Ranks of torchrun on this host, this one included."""
-    launch = launched()
-    return 1 if launch is None else launch.local_size
 
 
 def _conventional() -> int | None:

@@ -10,7 +10,7 @@ less. Source: Sardana et al., Beyond Chinchilla-Optimal, arXiv 2401.00448; the l
 
 import math
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from settle.base.statistics import FORECAST_LEVEL, Interval
 from settle.library.prices import RENT_PER_FLOPS, ApiPrice, Prices, prices
@@ -25,7 +25,7 @@ OF_DESIGN_POWER = Interval(0.93, 0.75, 1.2, FORECAST_LEVEL)
 SERVING_POWER = Interval(0.79, 0.51, 1.14, FORECAST_LEVEL)
 # Rent of devices over the whole bill: storage, network and support take the rest (mercatus-ai 2026-05, 0.6 to 0.7).
 SHARE_OF_BILL = 0.65
-ASKED = "asked"  # the source of a price that the person gave
+ASKED = "asked"  # the source of a price that the user gave
 UNKNOWN_WATTS = 400.0  # of a device whose design power nobody says
 
 
@@ -49,7 +49,7 @@ def cost(
     per_hour: float | None = None,
     table: Prices | None = None,
 ) -> Cost:
-    """Of so many device-hours. per_kwh, per_hour: the person's own prices, which are taken as exact."""
+    """Return what so many device-hours cost. per_kwh, per_hour: the user's own prices, which are taken as exact."""
     table = table or prices()
     watts = machine.watts or UNKNOWN_WATTS
     energy = product(hours, OF_DESIGN_POWER).scaled(watts / 1000)
@@ -60,10 +60,7 @@ def cost(
         row = table.rent[machine.name]
         rent, source = row.interval, row.whence
     else:
-        rent, source = (
-            RENT_PER_FLOPS.scaled(machine.matrix_flops),
-            "no offer at hand: by its arithmetic, as others are",
-        )
+        rent, source = RENT_PER_FLOPS.scaled(machine.matrix_flops), "no offer at hand: by its arithmetic, as others are"
     rented = product(hours, rent)
     return Cost(
         energy=energy,
@@ -80,7 +77,7 @@ def exact(value: float) -> Interval:
 
 
 def product(one: Interval, other: Interval) -> Interval:
-    """Of two positive numbers that err independently: the distances of the ends add up in squares, as logarithms."""
+    """Multiply two positive numbers that err independently: distances of the ends add up in squares, as logarithms."""
     value = one.value * other.value
     if value <= 0:
         return Interval(value, one.low * other.low, one.high * other.high, one.level)
@@ -90,7 +87,7 @@ def product(one: Interval, other: Interval) -> Interval:
 
 
 def total(one: Interval, other: Interval) -> Interval:
-    """Of two numbers that err independently."""
+    """Add two numbers that err independently."""
     value = one.value + other.value
     down = math.hypot(one.value - one.low, other.value - other.low)
     up = math.hypot(one.high - one.value, other.high - other.value)
@@ -119,18 +116,24 @@ class Life:
 
 
 def life(parameters: float, tokens: float, served: float) -> Life:
-    """Of a model of so many weights, trained on `tokens` and read or written `served` tokens with."""
+    """Compare training and serving of a model of so many weights, trained on `tokens`, that serves `served` tokens."""
     loss = left_over(parameters, tokens)
-    shares = tuple(_serving(parameters, tokens, served, weight) for weight in WEIGHTS)
-    whole = _total(parameters, tokens, served, WEIGHTS[2])
+
+    def total(size: float, text: float, weight: float = WEIGHTS[2]) -> float:
+        return size * (TRAIN * text + weight * SERVE * served)
+
+    low, high, expected = (
+        weight * SERVE * served * parameters / total(parameters, tokens, weight) for weight in WEIGHTS
+    )
+    whole = total(parameters, tokens)
     best = (whole, parameters, tokens)
     for step in range(1, STEPS):
         size = parameters * SMALLEST ** (step / STEPS)
         text = tokens_for(size, loss)
         if text is None:
             break
-        best = min(best, (_total(size, text, served, WEIGHTS[2]), size, text))
-    return Life((shares[0], shares[1], shares[2]), best[1], best[2], 1 - best[0] / whole)
+        best = min(best, (total(size, text), size, text))
+    return Life((low, high, expected), best[1], best[2], 1 - best[0] / whole)
 
 
 def tokens_for(parameters: float, loss: float) -> float | None:
@@ -139,28 +142,19 @@ def tokens_for(parameters: float, loss: float) -> float | None:
     return math.pow(TEXT_TERM / left, 1 / TEXT_POWER) if left > 0 else None
 
 
-def _total(parameters: float, tokens: float, served: float, weight: float) -> float:
-    return parameters * (TRAIN * tokens + weight * SERVE * served)
-
-
-def _serving(parameters: float, tokens: float, served: float, weight: float) -> float:
-    return weight * SERVE * served * parameters / _total(parameters, tokens, served, weight)
-
-
 DAY = 86400.0
 DRAWS = 4000
 YEARS = 3.0  # that a bought machine lasts
-IDLE_SHARE = 0.15  # of the design power, while it waits: desktops and cards at idle
 
 
 @dataclass(frozen=True)
 class Workload:
-    """Of a day. cached: share of a prompt that the vendor has seen before and charges less for."""
+    """What is asked in a day."""
 
     requests: float
     input_tokens: float
     output_tokens: float
-    cached: float = 0.0
+    cached: float = 0.0  # share of a prompt that the vendor has seen before and charges less for
 
 
 @dataclass(frozen=True)
@@ -186,31 +180,31 @@ def pay_off(
     *,
     purchase: float = 0.0,
     per_hour: float = 0.0,
-    always_on: bool = False,
-    seed: int = 0,
 ) -> PayOff:
     """Compare a machine with an API. Uncertain inputs are drawn together, so the answer carries them all.
 
     prefill, decode: tokens per second of the machine, of all texts answered at once. purchase: of the machine, dollars.
-    per_hour: of its rent, paid while it works, or all day when always_on.
+    per_hour: of its rent, paid while it works.
     """
     at_api = api_dollars(load, api)
-    rng = random.Random(seed)
+    one = replace(load, requests=1.0)
+    rng = random.Random(0)
     days, costs, joules, least = [], [], [], []
     for _ in range(DRAWS):
         speeds = (_draw(rng, prefill), _draw(rng, decode))
         power = watts * _draw(rng, SERVING_POWER)
         price = _draw(rng, per_kwh)
-        a_day = _here(load, speeds, power, price, per_hour, always_on, watts)
+        a_day = _here(load, speeds, power, price, per_hour)
         costs.append(a_day)
         joules.append(power / speeds[1])
         saved = at_api - a_day
         days.append(purchase / saved if saved > 0 else math.inf)
-        least.append(_break_even(load, api, speeds, power, price, purchase, per_hour, always_on, watts))
+        # requests a day at which the machine, spread over its life, costs what the API does
+        each = api_dollars(one, api) - _here(one, speeds, power, price, per_hour)
+        enough = purchase / (YEARS * 365) / each if each > 0 else math.inf
+        least.append(enough if enough <= DAY / _busy(one, speeds) else math.inf)
     life = YEARS * 365
-    value = _here(
-        load, (prefill.value, decode.value), watts * SERVING_POWER.value, per_kwh.value, per_hour, always_on, watts
-    )
+    value = _here(load, (prefill.value, decode.value), watts * SERVING_POWER.value, per_kwh.value, per_hour)
     expected = purchase / (at_api - value) if at_api > value else math.inf
     low, high = _ends(days)
     requests = sorted(least)[len(least) // 2]
@@ -226,7 +220,7 @@ def pay_off(
 
 
 def api_dollars(load: Workload, api: ApiPrice) -> float:
-    """Of a day."""
+    """Return the API's price of a day."""
     cached = load.cached if api.cached is not None else 0.0
     prompt = load.input_tokens * ((1 - cached) * api.input + cached * (api.cached or 0.0))
     return load.requests * (prompt + load.output_tokens * api.output) / 1e6
@@ -237,36 +231,10 @@ def _busy(load: Workload, speeds: tuple[float, float]) -> float:
     return load.requests * (load.input_tokens / speeds[0] + load.output_tokens / speeds[1])
 
 
-def _here(
-    load: Workload,
-    speeds: tuple[float, float],
-    power: float,
-    price: float,
-    per_hour: float,
-    always_on: bool,
-    watts: float,
-) -> float:
-    """Dollars of a day of energy and rent; infinite where the day is too short."""
+def _here(load: Workload, speeds: tuple[float, float], power: float, price: float, per_hour: float) -> float:
+    """Return the dollars of a day of energy and rent; infinite where the day is too short."""
     seconds = _busy(load, speeds)
-    if seconds > DAY:
-        return math.inf
-    joules = power * seconds + (IDLE_SHARE * watts * (DAY - seconds) if always_on else 0.0)
-    rented = DAY if always_on else seconds
-    return joules / 3.6e6 * price + per_hour * rented / 3600
-
-
-def _break_even(
-    load: Workload, api: ApiPrice, speeds: tuple[float, float], power: float, price: float, purchase: float,
-    per_hour: float, always_on: bool, watts: float,
-) -> float:  # fmt: skip
-    """Return the requests a day at which the machine, spread over its life, costs what the API does."""
-    one = Workload(1.0, load.input_tokens, load.output_tokens, load.cached)
-    each = api_dollars(one, api) - _here(one, speeds, power, price, per_hour, False, watts)
-    fixed = purchase / (YEARS * 365)
-    if always_on:
-        fixed += IDLE_SHARE * watts * DAY / 3.6e6 * price + per_hour * 24
-    most = DAY / _busy(one, speeds)
-    return fixed / each if each > 0 and fixed / each <= most else math.inf
+    return math.inf if seconds > DAY else power * seconds / 3.6e6 * price + per_hour * seconds / 3600
 
 
 def _draw(rng: random.Random, interval: Interval) -> float:

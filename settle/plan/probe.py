@@ -128,7 +128,7 @@ def probe(
             if report is not None:
                 report.emit(Progress(what="probe", done=event.step, total=most_steps, unit="steps"))
 
-    peak, meter, waiting = PeakMemory().start(), EnergyMeter(watts, plan.device).start(), Waiting(plan.device)
+    peak, meter, waiting = PeakMemory(), EnergyMeter(watts, plan.device), Waiting(plan.device)
     with tempfile.TemporaryDirectory(prefix="settle-probe-") as folder:
         run = Run(Path(folder))
         run.checkpoints.mkdir()
@@ -181,7 +181,7 @@ def measure(job: LiveRun, watts: float | None = None, report: Events | None = No
     weights = _weights(job)
     job.choose_threads()
     patience = min(PATIENCE, SHARE_OF_TIME * (loop.seconds or math.inf))
-    peak, meter, waiting = PeakMemory().start(), EnergyMeter(watts, job.plan.device).start(), Waiting(job.plan.device)
+    peak, meter, waiting = PeakMemory(), EnergyMeter(watts, job.plan.device), Waiting(job.plan.device)
     times, tokens = [], []
     trainer, state = job.trainer(), LoopState()
     before, _ = _evaluated(job, sample)

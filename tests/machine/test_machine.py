@@ -58,13 +58,13 @@ def test_peak_memory_sees_what_was_freed_again():
     code = (
         "from pathlib import Path\n"
         "from settle.machine import PeakMemory, resident\n"
-        "peak, before = PeakMemory().start(), resident()\n"
+        "peak, before = PeakMemory(), resident()\n"
         "block = bytearray(64 << 20)\n"
         "block[::4096] = b'x' * len(block[::4096])\n"
         "del block\n"
         "assert 60 << 20 < peak.read() - before < 90 << 20\n"
         "if Path('/proc/self/clear_refs').exists():\n"
-        "    assert PeakMemory().start().read() - before < 30 << 20\n"
+        "    assert PeakMemory().read() - before < 30 << 20\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -132,8 +132,8 @@ def test_a_home_that_cannot_be_written_still_measures(home):
 
 
 def test_energy_asked_and_estimated():
-    asked = EnergyMeter(watts=50.0).start()
-    estimated = EnergyMeter(root=Path("/nowhere")).start()
+    asked = EnergyMeter(watts=50.0)
+    estimated = EnergyMeter(root=Path("/nowhere"))
     end = time.process_time() + 0.1
     while time.process_time() < end:
         pass
@@ -156,7 +156,7 @@ def test_energy_from_counters_that_wrap_around(tmp_path):
         (zones / zone / "name").write_text(f"{name}\n")
         (zones / zone / "energy_uj").write_text(f"{joules * 1_000_000}\n")
         (zones / zone / "max_energy_range_uj").write_text("100000000\n")
-    meter = EnergyMeter(root=tmp_path).start()
+    meter = EnergyMeter(root=tmp_path)
     (zones / "intel-rapl:0/energy_uj").write_text("95000000")
     (zones / "intel-rapl:0:0/energy_uj").write_text("9000000")  # lies within the package: not counted twice
     assert meter.read().joules == pytest.approx(5.0)

@@ -55,7 +55,7 @@ def test_who_decides(monkeypatch):
 )
 def test_ranks_share_the_cores_of_their_host(ranks, conventional, asked, number, monkeypatch):
     monkeypatch.setattr(threads, "cores", lambda: SimpleNamespace(usable=8))
-    monkeypatch.setattr(threads, "_ranks_here", lambda: ranks)
+    monkeypatch.setattr(threads, "launched", lambda: SimpleNamespace(local_size=ranks))
     if conventional:
         monkeypatch.setenv(CONVENTION, str(conventional))
     assert num_threads(asked) == number

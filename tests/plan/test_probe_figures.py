@@ -56,7 +56,7 @@ def made(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
     noted["clock"], peaks = 0.0, iter(PEAKS)
     monkeypatch.setattr(probes, "LiveRun", SimpleNamespace(build=build))
-    monkeypatch.setattr(probes, "PeakMemory", lambda: SimpleNamespace(start=lambda: reader))
+    monkeypatch.setattr(probes, "PeakMemory", lambda: reader)
     reader = SimpleNamespace(read=lambda: next(peaks))
     monkeypatch.setattr(probes, "resident", lambda: 650)
     monkeypatch.setattr(probes, "evaluate", evaluate)
@@ -107,9 +107,7 @@ def test_a_probe_reads_as_much_as_it_trained_on_within_bounds(
 ) -> None:
     for tokens, read in ((100, 2 * EVALUATION_BLOCK), (10**6, EVALUATED_TOKENS)):
         made["samples"].clear()
-        monkeypatch.setattr(
-            probes, "PeakMemory", lambda: SimpleNamespace(start=lambda: SimpleNamespace(read=lambda: 1))
-        )
+        monkeypatch.setattr(probes, "PeakMemory", lambda: SimpleNamespace(read=lambda: 1))
         monkeypatch.setattr("tests.plan.test_probe_figures.STEP_TOKENS", tokens)
         probe(plan(tokens_per_step=tokens), CORPUS, 8)
         assert made["samples"][0][0] == read

@@ -214,7 +214,7 @@ def test_energy_is_that_of_all_ranks_and_a_host_s_counter_is_read_once(
         said = {"RANK": world.rank, "WORLD_SIZE": 2, "LOCAL_RANK": world.rank % of_host, "LOCAL_WORLD_SIZE": of_host}
         os.environ.update({name: str(value) for name, value in {**said, "MASTER_PORT": 9, "MASTER_ADDR": "h"}.items()})
         launched.cache_clear()
-        meter = EnergyMeter(root=tmp_path).start()
+        meter = EnergyMeter(root=tmp_path)
         spending = world.spending(lambda: {"seconds": 1.0, "joules": meter.read().joules})
         world.agree(0.0)
         if world.rank == 0:

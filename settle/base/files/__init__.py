@@ -20,6 +20,7 @@ from typing import Any
 
 from settle.base.errors import RunError, cannot_write
 
+JsonObject = Mapping[str, Any]  # that anyone may have written
 MOST_CHARACTERS = 1 << 20  # of a recipe, a template or a list of questions
 
 
@@ -32,10 +33,10 @@ def home() -> Path:
 
 @functools.cache
 def _make_private(folder: Path, is_own: bool) -> None:
-    """Documents, conversations and training data lie there: nobody else on this machine reads them.
+    """Let nobody else on this machine read documents, conversations and training data.
 
-    is_own: nobody else has made it, so that an earlier settle did, perhaps for all to read. A folder that was there and
-    was named by SETTLE_HOME, as one that a group shares, keeps its permissions.
+    is_own: an earlier settle made the folder, perhaps for all to read. One that was there and was named by SETTLE_HOME,
+    as one that a group shares, keeps its permissions.
     """
     with contextlib.suppress(OSError, RuntimeError):  # whoever writes there next says what is wrong
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -129,7 +130,7 @@ def fsync_folder(folder: Path) -> None:
 # --- append-only files of JSON lines ---
 
 
-def append_lines(path: Path, records: Iterable[Mapping[str, object]], sync: bool = False, then: str = "") -> None:
+def append_lines(path: Path, records: Iterable[JsonObject], sync: bool = False, then: str = "") -> None:
     """Append records, a line each, and make the folder where there is none.
 
     sync: they survive a power cut. then: what to do once there is room, see `cannot_write`. Raises ResourceError.
@@ -146,7 +147,7 @@ def append_lines(path: Path, records: Iterable[Mapping[str, object]], sync: bool
         raise cannot_write(path, e, then) from None
 
 
-def read_lines(path: Path) -> Iterator[dict[str, object]]:
+def read_lines(path: Path) -> Iterator[dict[str, Any]]:
     """Yield the records of a file in order; none where there is no file."""
     if not path.is_file():
         return
@@ -157,7 +158,7 @@ def read_lines(path: Path) -> Iterator[dict[str, object]]:
                 yield record
 
 
-def parse_line(line: str | bytes) -> dict[str, object] | None:
+def parse_line(line: str | bytes) -> dict[str, Any] | None:
     """Return the record that a line holds; None for a torn line, and for JSON that is no object."""
     try:
         record = parse_json(line if isinstance(line, str) else line.decode("utf-8", "replace"))

@@ -1,7 +1,7 @@
 """The course of a run, gathered from its events: the one reader behind the terminal, the picture and `runs show`."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import NormalDist
@@ -24,7 +24,9 @@ from settle.base.events import (
 )
 from settle.base.files import parse_json
 from settle.base.run import TAIL_BYTES
+from settle.base.run.result import Figure, figures_of
 from settle.base.statistics import FORECAST_LEVEL
+from settle.base.words.amounts import number
 
 LOOP = "loop"  # the stage that trains
 PACE_STEPS = 64  # latest steps that the pace is measured over
@@ -78,24 +80,27 @@ class RunCourse:
     def add(self, event: Event) -> None:
         self.now = event.time
         self.started = self.started if self.started is not None else event.time
-        if isinstance(event, Step):
-            self.steps = _continued(self.steps if self.keep_steps else [], event)
-        elif isinstance(event, Eval) and event.whole:
-            self.whole = event
-        elif isinstance(event, Eval):
-            self.evals = _continued(self.evals, event)
-        elif isinstance(event, SettledEvidence):
-            self.judgements = _continued(self.judgements, event)
-        elif isinstance(event, LossForecast):
-            self.forecasts = _continued(self.forecasts, event)
-        elif isinstance(event, DecayStarted):
-            self.decay = event
-        elif isinstance(event, RunFailed | PhaseStarted):
-            self.failure = event if isinstance(event, RunFailed) else None
-        elif isinstance(event, Rollback):
-            self.rollbacks.append(event)
-            if self.decay is not None and self.decay.step >= event.to_step:
-                self.decay = None
+        match event:
+            case Step():
+                self.steps = _continued(self.steps if self.keep_steps else [], event)
+            case Eval() if event.whole:
+                self.whole = event
+            case Eval():
+                self.evals = _continued(self.evals, event)
+            case SettledEvidence():
+                self.judgements = _continued(self.judgements, event)
+            case LossForecast():
+                self.forecasts = _continued(self.forecasts, event)
+            case DecayStarted():
+                self.decay = event
+            case RunFailed():
+                self.failure = event
+            case PhaseStarted():
+                self.failure = None
+            case Rollback():
+                self.rollbacks.append(event)
+                if self.decay is not None and self.decay.step >= event.to_step:
+                    self.decay = None
         self.left.add(event)
 
     @property
@@ -140,8 +145,8 @@ class TimeLeft:
     step: int = 0
     tokens: int = 0
     end_step: int | None = None  # known once the decay has begun
-    most_steps: int | None = None  # that the person allowed
-    by_clock: bool = False  # the person allowed a time
+    most_steps: int | None = None  # that the user allowed
+    by_clock: bool = False  # the user allowed a time
     ends_by_budget: bool = False  # and the forecast is that the run takes all of it
     phase: str = ""  # the stage that is being worked on
     ends_at: float | None = None  # time by which the run ends: by its clock, or as the stage now at work was planned
@@ -152,43 +157,37 @@ class TimeLeft:
 
     def add(self, event: Event) -> None:
         self.now = event.time
-        if isinstance(event, Step):
-            self._add_step(event)
-        elif isinstance(event, Eval) and not event.whole:
-            self.tokens = event.tokens
-        elif isinstance(event, DecayStarted):
-            self.end_step, self.ends_by_clock = event.until, event.why == "time"
-        elif isinstance(event, PhaseStarted):
-            self.phase = event.phase
-            self.ends_at = None if event.left is None else event.time + event.left
-        elif isinstance(event, PlanReady):
-            steps = _number(event.values.get("steps"))
-            self.most_steps, self.by_clock = (
-                int(steps) if steps else None,
-                bool(event.values.get("time") or event.values.get("max_cost")),
-            )
-        elif isinstance(event, ForecastReady):
-            time, tokens = _interval(event.forecast, "time"), _interval(event.forecast, "tokens")
-            self.expected, self.at_most = time if time else (None, None)
-            self.tokens_expected = tokens or self.tokens_expected
-            by_budget = event.forecast.get("budgeted")
-            self.ends_by_budget = isinstance(by_budget, Sequence) and "time" in by_budget
-            names = list(event.phases)
-            following = names[names.index(LOOP) + 1 :] if LOOP in names else []
-            self.after = sum(event.phases[name] for name in following)
-        elif isinstance(event, Resumed):
-            self.earlier, self.step, self.end_step = event.seconds, event.step, event.until
-            self.most_steps, self.by_clock = event.most_steps, event.by_clock
-        elif isinstance(event, Rollback):
-            self._pace.clear()
-
-    def _add_step(self, event: Step) -> None:
-        self.began = self.began if self.began is not None else event.time
-        self.step, self.tokens = event.step, event.tokens
-        if math.isfinite(event.tokens_per_second) and event.tokens_per_second:
-            before = self.tokens_per_second or event.tokens_per_second
-            self.tokens_per_second = SPEED_SMOOTHING * before + (1 - SPEED_SMOOTHING) * event.tokens_per_second
-        self._pace = [*self._pace[1 - PACE_STEPS :], (event.time, event.step)]
+        match event:
+            case Step():
+                self.began = self.began if self.began is not None else event.time
+                self.step, self.tokens = event.step, event.tokens
+                if math.isfinite(event.tokens_per_second) and event.tokens_per_second:
+                    before = self.tokens_per_second or event.tokens_per_second
+                    self.tokens_per_second = SPEED_SMOOTHING * before + (1 - SPEED_SMOOTHING) * event.tokens_per_second
+                self._pace = [*self._pace[1 - PACE_STEPS :], (event.time, event.step)]
+            case Eval() if not event.whole:
+                self.tokens = event.tokens
+            case DecayStarted():
+                self.end_step, self.ends_by_clock = event.until, event.why == "time"
+            case PhaseStarted():
+                self.phase = event.phase
+                self.ends_at = None if event.left is None else event.time + event.left
+            case PlanReady():
+                self.most_steps = int(number(event.values.get("steps")) or 0) or None
+                self.by_clock = bool(event.values.get("time") or event.values.get("max_cost"))
+            case ForecastReady():
+                figures = figures_of(event.forecast)
+                self.expected, self.at_most = _median_and_high(figures.get("time")) or (None, None)
+                self.tokens_expected = _median_and_high(figures.get("tokens")) or self.tokens_expected
+                self.ends_by_budget = "time" in (event.forecast.get("budgeted") or ())
+                names = list(event.phases)
+                following = names[names.index(LOOP) + 1 :] if LOOP in names else []
+                self.after = sum(event.phases[name] for name in following)
+            case Resumed():
+                self.earlier, self.step, self.end_step = event.seconds, event.step, event.until
+                self.most_steps, self.by_clock = event.most_steps, event.by_clock
+            case Rollback():
+                self._pace.clear()
 
     def seconds(self) -> tuple[float, str] | None:
         """Return the seconds left and how they are known: "steps", "clock", "plan", "forecast" or "at most".
@@ -266,17 +265,8 @@ def _median_left(done: float, expected: float, high: float) -> float:
     return max(median - done, LATE_SHARE * done)
 
 
-def _number(value: object) -> float | None:
-    return value if isinstance(value, int | float) and math.isfinite(value) else None
-
-
-def _interval(forecast: Mapping[str, object], name: str) -> tuple[float, float] | None:
-    """(value, high) of a forecast figure."""
-    figure = forecast.get(name)
-    if not isinstance(figure, Mapping):
-        return None
-    value, high = _number(figure.get("value")), _number(figure.get("high"))
-    return None if value is None or high is None else (value, high)
+def _median_and_high(figure: Figure | None) -> tuple[float, float] | None:
+    return None if figure is None or figure.value is None or figure.high is None else (figure.value, figure.high)
 
 
 def _first_time(path: Path) -> float | None:
@@ -284,6 +274,6 @@ def _first_time(path: Path) -> float | None:
         return None
     with path.open("rb") as f:
         try:
-            return _number(parse_json(f.readline()).get("time"))
+            return number(parse_json(f.readline()).get("time"))
         except (ValueError, AttributeError):
             return None

@@ -2,15 +2,17 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from settle.base.errors import RunError
+from settle.base.files import JsonObject
 from settle.base.version import refuse_newer
 from settle.base.visible import html_table
-from settle.base.words.amounts import UNITS, amount
+from settle.base.words.amounts import UNITS, amount, number
 
 VERSION = 1
 ESTIMATED = ("energy", "cost")  # figures that are estimates, actual ones too, where no counter of energy is read
@@ -33,7 +35,36 @@ class Evaluated(BaseModel):
     held_out_share: float | None = None
 
 
-class ComparisonRecord(dict[str, object]):
+@dataclass(frozen=True)
+class Figure:
+    """A figure of a forecast; None for an end that is not known."""
+
+    value: float | None
+    low: float | None
+    high: float | None
+    unit: str
+    source: str
+
+
+def figures_of(forecast: JsonObject) -> dict[str, Figure]:
+    """Return the figures of a forecast by name, each {"value", "low", "high", "unit"}; the unit follows from the name.
+
+    forecast: as forecast.json, result.json and events have it.
+    """
+    return {
+        name: Figure(
+            value=number(item.get("value")),
+            low=number(item.get("low")),
+            high=number(item.get("high")),
+            unit=str(item.get("unit") or UNITS.get(name, "")),
+            source=str(item.get("source", "")),
+        )
+        for name, item in forecast.items()
+        if isinstance(item, Mapping)
+    }
+
+
+class ComparisonRecord(dict[str, Any]):
     """How a model did against another one, as in result.json; a notebook shows it as a table."""
 
     def _repr_html_(self) -> str:
@@ -56,22 +87,21 @@ class Result(BaseModel):
     verdict: str
     budget: str | None = None
     why: str = ""
-    evidence: Mapping[str, object] | None = None
-    rollbacks: Sequence[Mapping[str, object]] | None = None
+    evidence: JsonObject | None = None
+    rollbacks: Sequence[JsonObject] | None = None
     gain_per_hour: Mapping[str, float | None] | None = None
     best: Evaluated | None = None
-    actual: Mapping[str, object] = Field({})
-    forecast: Mapping[str, object] = Field({})
-    proof: Sequence[Mapping[str, object]] | None = None
-    gate: Mapping[str, object] | None = None
-    comparison: Annotated[Mapping[str, object], AfterValidator(ComparisonRecord)] | None = None
+    actual: JsonObject = Field({})
+    forecast: JsonObject = Field({})
+    proof: Sequence[JsonObject] | None = None
+    gate: JsonObject | None = None
+    comparison: Annotated[JsonObject, AfterValidator(ComparisonRecord)] | None = None
     system_prompt: str | None = None
-    audit: Mapping[str, object] = Field({})
-    files: Mapping[str, object] = Field({})
+    audit: JsonObject = Field({})
+    files: JsonObject = Field({})
 
     @property
     def shown_verdict(self) -> str:
-        """The verdict for people."""
         return shown_verdict(self.verdict, self.budget)
 
     @property
@@ -109,7 +139,7 @@ class Result(BaseModel):
             ("files", ", ".join(self.files)),
         ]
 
-    def to_json(self) -> dict[str, object]:
+    def to_json(self) -> JsonObject:
         return {key: value for key, value in self.model_dump().items() if value is not None}
 
     def _repr_html_(self) -> str:
@@ -117,11 +147,9 @@ class Result(BaseModel):
         title = f"{self.name} {self.shown_verdict}".strip()
         verdict = html_table([fact for fact in self.facts if fact[1]], title=title)
         rows = []
-        for name, figure in self.forecast.items():
-            if isinstance(figure, Mapping):
-                values = [*(figure.get(key) for key in ("value", "low", "high")), self.actual.get(name)]
-                unit = str(figure.get("unit") or UNITS.get(name, ""))
-                rows.append([name.replace("_", " "), *(amount(value, unit) for value in values)])
+        for name, figure in figures_of(self.forecast).items():
+            values = (figure.value, figure.low, figure.high, self.actual.get(name))
+            rows.append([name.replace("_", " "), *(amount(value, figure.unit) for value in values)])
         columns = ("forecast", "expected", "low", "high", "actual")
         return verdict + (html_table(rows, columns) if rows else "")
 
@@ -130,14 +158,14 @@ class Result(BaseModel):
         return self.to_json()[key]
 
 
-def energy_is_counted(forecast: Mapping[str, object]) -> bool:
-    """Whether a counter is read for all the energy of the run that this forecast, as in forecast.json, is of.
+def energy_is_counted(forecast: JsonObject) -> bool:
+    """Return whether a counter is read for all the energy of the run that this forecast, as in forecast.json, is of.
 
     Elsewhere the "actual" energy is the estimate that the forecast was made with, times the actual time, and that both
     agree says nothing.
     """
-    energy = forecast.get("energy")
-    return isinstance(energy, Mapping) and str(energy.get("source", "")).startswith("measured")
+    energy = figures_of(forecast).get("energy")
+    return energy is not None and energy.source.startswith("measured")
 
 
 def parse_result(values: object, path: Path) -> Result:

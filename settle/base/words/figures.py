@@ -2,10 +2,12 @@
 
 import re
 from collections.abc import Mapping
+from typing import Any
 
 from settle.base.events import Listing
-from settle.base.run.result import ESTIMATED, energy_is_counted
-from settle.base.words.amounts import UNITS, amount
+from settle.base.files import JsonObject
+from settle.base.run.result import ESTIMATED, Figure, energy_is_counted, figures_of
+from settle.base.words.amounts import amount, number
 from settle.base.words.sentences import WHY_FITS
 
 SMALLEST_COST = 0.01  # of a currency; less is not worth a line
@@ -15,7 +17,7 @@ TOO_WIDE = 4.0  # upper ÷ lower end of an interval
 INTERVAL_FITS = 84  # columns from which the interval fits beside the actual figure
 
 
-def comparison(forecast: Mapping[str, object], actual: Mapping[str, object] | None, width: int = WHY_FITS) -> Listing:
+def comparison(forecast: JsonObject, actual: JsonObject | None, width: int = WHY_FITS) -> Listing:
     """Return the forecast with its 80 % interval, and the actual figures next to it when they are known.
 
     forecast: name → {"value", "low", "high", "unit"}; a unit that is not given follows from the name. Where both do
@@ -25,56 +27,48 @@ def comparison(forecast: Mapping[str, object], actual: Mapping[str, object] | No
     has_interval = actual is None or width >= INTERVAL_FITS
     columns = ["forecast", "expected"] + ["80 % interval"] * has_interval + ["actual", ""] * (actual is not None)
     rows = []
-    given = forecast.get("budgeted")
-    asked = set(given) if isinstance(given, list | tuple) else set()
+    asked = forecast.get("budgeted") or ()
     estimated = () if energy_is_counted(forecast) else ESTIMATED
-    for name, item in forecast.items():
-        if not isinstance(item, Mapping) or "value" not in item:
+    for name, figure in figures_of(forecast).items():
+        if name == "cost" and figure.high is not None and figure.high < SMALLEST_COST:
             continue
-        unit = str(item.get("unit") or UNITS.get(name, ""))
-        if name == "cost" and isinstance(most := item.get("high"), int | float) and most < SMALLEST_COST:
-            continue
-        source = ", estimated" if str(item.get("source", "")).startswith("estimated") else ""
-        row = [name.replace("_", " ") + source, amount(item["value"], unit)]
-        interval = "as asked" if name in asked else _interval(item.get("low"), item.get("high"), unit)
-        row += [interval] * has_interval
+        source = ", estimated" if figure.source.startswith("estimated") else ""
+        row = [name.replace("_", " ") + source, amount(figure.value, figure.unit)]
+        row += ["as asked" if name in asked else _interval(figure)] * has_interval
         if actual is not None:
-            cells = _actual(actual.get(name), item, unit)
+            cells = _actual(number(actual.get(name)), figure)
             row += [cells[0], ""] if name in estimated else cells
         rows.append(row)
     return Listing(columns=columns, rows=rows, note=_busy(actual or {}))
 
 
-def _busy(actual: Mapping[str, object]) -> str:
+def _busy(actual: JsonObject) -> str:
     """Return what other programs took of the processor meanwhile; empty where that was little or is not known."""
-    share = actual.get("others_share")
-    if not isinstance(share, int | float) or share < BUSY:
+    share = number(actual.get("others_share"))
+    if share is None or share < BUSY:
         return ""
     return f"other programs took {share:.0%} of the processor meanwhile: time and tokens are those of a busy machine"
 
 
-def _interval(low: object, high: object, unit: str) -> str:
+def _interval(figure: Figure) -> str:
     """Return low – high, the unit said once when both have the same."""
-    if low is None or high is None:
+    if figure.low is None or figure.high is None:
         return ""
-    start, end = amount(low, unit), amount(high, unit)
+    start, end = amount(figure.low, figure.unit), amount(figure.high, figure.unit)
     unit_of_start = start.partition(" ")[2]
     if unit_of_start == end.partition(" ")[2] and not any(map(str.isdigit, unit_of_start)):
         start = start.partition(" ")[0]
     return f"{start} – {end}"
 
 
-def _actual(value: object, figure: Mapping[str, object], unit: str) -> list[str]:
+def _actual(value: float | None, figure: Figure) -> list[str]:
     """Return the actual figure, and whether it lies in the interval."""
-    if isinstance(value, Mapping):
-        value = value.get("value")
-    if not isinstance(value, int | float):
+    if value is None:
         return ["–", ""]
-    low, high, expected = figure.get("low"), figure.get("high"), figure["value"]
-    has_interval = isinstance(low, int | float) and isinstance(high, int | float)
-    place = place_in_interval(value, low, high) if has_interval else ""  # type: ignore[arg-type]
-    off = f" {100 * (value / expected - 1):+.0f} %" if isinstance(expected, int | float) and expected else ""
-    return [amount(value, unit), (place + off).strip()]
+    low, high = figure.low, figure.high
+    place = "" if low is None or high is None else place_in_interval(value, low, high)
+    off = f" {100 * (value / figure.value - 1):+.0f} %" if figure.value else ""
+    return [amount(value, figure.unit), (place + off).strip()]
 
 
 def place_in_interval(value: float, low: float, high: float) -> str:
@@ -88,9 +82,9 @@ def place_in_interval(value: float, low: float, high: float) -> str:
     return "inside" if high <= TOO_WIDE * low else "inside, too wide to say much"
 
 
-def flat(values: Mapping[str, object], prefix: str = "") -> dict[str, object]:
+def flat(values: JsonObject, prefix: str = "") -> dict[str, Any]:
     """Nested settings → dotted keys."""
-    out: dict[str, object] = {}
+    out: dict[str, Any] = {}
     for key, value in values.items():
         out |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) and value else {f"{prefix}{key}": value}
     return out

@@ -169,7 +169,7 @@ class ModelInTurns(AnsweringModel):
 
     def measure(self, item: Case) -> Reply:
         llama = self.llama()
-        began, meter = time.monotonic(), EnergyMeter().start()
+        began, meter = time.monotonic(), EnergyMeter()
         prompt = self._prompt(item)
         room = min(self.max_tokens, llama.context - len(prompt))
         if room < 1:
@@ -222,7 +222,7 @@ class DecisionModel(AnsweringModel):
     def measure(self, item: Case) -> Reply:
         self.load()
         assert self._decider is not None
-        began, meter = time.monotonic(), EnergyMeter().start()
+        began, meter = time.monotonic(), EnergyMeter()
         answer = self._decider.decide(state_of(item), [self._question])[0]
         self.process_peak = max(self.process_peak, peak_bytes(self._decider.pid or 0))
         probabilities = dict(zip(self._question.keys, answer.probabilities, strict=True))

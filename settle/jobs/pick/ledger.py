@@ -115,6 +115,6 @@ def _path() -> Path:
 def _read(path: Path) -> Iterator[Entry]:
     for line in read_lines(path):
         with contextlib.suppress(ValueError, TypeError):
-            entry = Entry(**line)  # type: ignore[arg-type]  # what is no number fails below
+            entry = Entry(**line)  # what is no number fails below
             if entry.figure in UNITS and min(entry.law, entry.predicted, entry.measured) > 0:
                 yield entry

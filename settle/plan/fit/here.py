@@ -16,7 +16,7 @@ from settle.library.facts import read_facts
 from settle.library.resolve import all_refs
 from settle.library.store import stamp_of
 from settle.machine import Machine, memory, num_threads, resident
-from settle.machine.measurement_cache import key, recalled_quiet, remembered
+from settle.machine.measurement_cache import key, recalled, remembered
 from settle.plan.fit.model_shapes import NamedShape, shape_of_file
 from settle.plan.fit.speed import Law, decode_terms, laws, prefill_terms
 from settle.plan.fit.weight_types import TYPES
@@ -48,7 +48,7 @@ def recalled_runs() -> list[ModelRun]:
     """Return what was measured of the files that are here while the machine was quiet; run nothing."""
     runs = []
     for path in writing_files():
-        found = recalled_quiet(key("cpu", num_threads(None)), _name(path))
+        found = recalled(key("cpu", num_threads(None)), _name(path), is_quiet=True)
         if found:
             runs.append(
                 ModelRun(shape_of_file(path, path.stem), found["decode"], found["prefill"], int(found["memory"]))

@@ -88,7 +88,7 @@ def rehearse(live: LiveRun, world: World, folder: Path, steps: int, watts: float
     plan, clock, run = _rehearsal(live.plan, steps), _Clock(), Run(folder)
     events = Events(listeners=[clock])
     rehearsed = replace(live, plan=plan, selection=blocks(plan, live.corpus.selection, plan.held_out_tokens))
-    meter, began = EnergyMeter(watts, plan.device).start(), time.perf_counter()
+    meter, began = EnergyMeter(watts, plan.device), time.perf_counter()
     rehearsed.join(world)
     if world.rank == 0:
         run.checkpoints.mkdir(parents=True, exist_ok=True)
