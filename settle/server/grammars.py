@@ -17,7 +17,7 @@ from settle.base.python_command import module_command
 from settle.infer.child_process import Json
 from settle.server.models.loaded_model import LoadedModel
 from settle.wire.errors import ApiError, invalid
-from settle.wire.types import ChatRequest, JsonObject, TextRequest, Tool
+from settle.wire.types import ChatRequest, TextRequest, Tool
 
 SECONDS = 60.0  # on a busy machine, for the process to start, to read a model's tokens, and to check; it limits itself
 
@@ -34,9 +34,7 @@ async def check_grammar(grammar: str, loaded: LoadedModel, is_gbnf: bool = False
     return await _ask("grammar", grammar, is_gbnf, str(loaded.key.path), loaded.key.stamp)
 
 
-async def check_answer(
-    grammar: str, loaded: LoadedModel, schema: JsonObject | None, text: str, has_ended: bool
-) -> None:
+async def check_answer(grammar: str, loaded: LoadedModel, schema: Json | None, text: str, has_ended: bool) -> None:
     """Check a text against a grammar and a schema. Raises GrammarError.
 
     It must be what the grammar allows, or the beginning of it where the text has not ended, and fit the schema where it
@@ -44,7 +42,7 @@ async def check_answer(
     await _ask("answer", grammar, str(loaded.key.path), loaded.key.stamp, schema, text, has_ended)
 
 
-async def check_json(schema: JsonObject, text: str) -> None:
+async def check_json(schema: Json, text: str) -> None:
     """Check that a text is JSON of the schema. Raises GrammarError."""
     await _ask("json", schema, text)
 
@@ -86,50 +84,46 @@ LIMITS = (
 )
 
 
-async def json_grammar(schema: JsonObject, loaded: LoadedModel, param: str) -> str:
+async def json_grammar(schema: Json, loaded: LoadedModel, param: str) -> str:
     """Return the grammar of JSON that fits a schema, {} for any object. Raises ApiError."""
     json_rule = f"json: %json {_with_spacing(answer_schema(schema, param))}"
     return await _checked(f"{HEAD}start: json{_end(loaded)}\n{json_rule}", loaded, param)
 
 
-def answer_schema(schema: JsonObject, param: str) -> JsonObject:
+def answer_schema(schema: Json, param: str) -> Json:
     """Return the schema that the engine keeps to, of a request's own, {} for any object. Raises ApiError."""
     return engine_schema(schema or {"type": "object"}, param)
 
 
-async def call_grammar(tools: Sequence[Tool], is_required: bool, is_parallel: bool, loaded: LoadedModel) -> str:
-    """Return the grammar of calls of `tools` whose arguments fit their schemas. Raises ApiError.
-
-    Any text may come before or instead of one, unless one is required."""
-    opening = f'"{OPEN}" json' if is_required else "before json"
+async def call_grammar(tools: Sequence[Tool], is_parallel: bool, loaded: LoadedModel) -> str:
+    """Return the grammar of text, of calls of `tools` whose arguments fit their schemas, or both. Raises ApiError."""
     more = f' ("\\n{OPEN}" json "{CLOSE}"){{0,{MOST_CALLS - 1}}}' if is_parallel else ""
-    calls = f'{opening} "{CLOSE}"{more}'
-    lines = [f"start: {calls if is_required else f'(TEXT | {calls})'}{_end(loaded)}"]
-    if not is_required:
-        lines += [f'before[suffix="{OPEN}"]: /(?s:.*)/', f"TEXT: /(?s:.*)/ & ~/(?s:.*){OPEN}(?s:.*)/"]
-    lines.append(f"json: %json {_with_spacing(_call_schema(tools))}")
+    lines = [
+        f'start: (TEXT | before json "{CLOSE}"{more}){_end(loaded)}',
+        f'before[suffix="{OPEN}"]: /(?s:.*)/',
+        f"TEXT: /(?s:.*)/ & ~/(?s:.*){OPEN}(?s:.*)/",
+        f"json: %json {_with_spacing(_call_schema(tools))}",
+    ]
     return await _checked(HEAD + "\n".join(lines), loaded, "tools")
 
 
 def native_tools(tools: Sequence[Tool]) -> list[Tool]:
     """Return tools for a template that knows them, and for llama.cpp's grammar of them. Raises ApiError."""
-    return [
-        {**tool, "function": {**function, "parameters": without_unknown_formats(function["parameters"], where)}}
-        for tool, function, where in (
-            (tool, tool["function"], f"tools.{number}.function.parameters") for number, tool in enumerate(tools)
-        )
-    ]
+    known: list[Tool] = []
+    for number, tool in enumerate(tools):
+        function = tool["function"]
+        # a format that the engine does not know is left out, where a pattern would fill the prompt
+        rewriter = _Rewriter(f"tools.{number}.function.parameters", has_patterns=False)
+        known.append({**tool, "function": {**function, "parameters": rewriter.schema(function["parameters"], ())}})
+    return known
 
 
-async def required_grammar(start: str, call: str, parameters: Sequence[JsonObject], loaded: LoadedModel) -> str:
+async def required_grammar(start: str, call: str, parameters: Sequence[Json], loaded: LoadedModel) -> str:
     """Return the grammar of calls and nothing else. Raises ApiError.
 
     start, call: rules in Lark, of `call`s, and of the arguments `a0`, `a1`, … whose schemas are `parameters`."""
     lines = [f"start: {start}{_end(loaded)}", f"call: {call}"]
-    for number, schema in enumerate(parameters):
-        own = engine_schema(schema, f"tools.{number}.function.parameters")
-        closed = {"type": "object", "additionalProperties": False} | own
-        lines.append(f"a{number}: %json {_with_spacing(closed)}")
+    lines += [f"a{n}: %json {_with_spacing(_arguments(n, schema))}" for n, schema in enumerate(parameters)]
     return await _checked(HEAD + "\n".join(lines), loaded, "tools")
 
 
@@ -144,23 +138,25 @@ async def own_grammar(gbnf: str, loaded: LoadedModel) -> str:
     return await _checked(lark, loaded, "grammar")
 
 
-def _call_schema(tools: Sequence[Tool]) -> JsonObject:
+def _arguments(number: int, parameters: Json) -> Json:
+    """Return the schema of a tool's arguments: where it leaves it open, small models invent arguments without end."""
+    own = engine_schema(parameters, f"tools.{number}.function.parameters")
+    return {"type": "object", "additionalProperties": False} | own
+
+
+def _call_schema(tools: Sequence[Tool]) -> Json:
     """One call of any of the tools. Definitions in their schemas (`#/$defs/…`) are lifted to the root."""
-    calls: list[JsonObject] = []
-    lifted: JsonObject = {}
+    calls: list[Json] = []
+    lifted: Json = {}
     for number, tool in enumerate(tools):
         function = tool["function"]
-        # where a schema allows it, small models invent arguments without end
-        own = engine_schema(function["parameters"], f"tools.{number}.function.parameters")
-        parameters: JsonObject = {"type": "object", "additionalProperties": False} | own
+        parameters = _arguments(number, function["parameters"])
         for key in ("$defs", "definitions"):
             definitions = parameters.get(key)
             if isinstance(definitions, dict):
                 renamed = {f"#/{key}/{name}": f"#/$defs/t{number}_{name}" for name in definitions}
                 parameters = _renamed_refs(parameters, renamed)
-                moved = parameters.pop(key)
-                assert isinstance(moved, dict)
-                lifted |= {f"t{number}_{name}": value for name, value in moved.items()}
+                lifted |= {f"t{number}_{name}": value for name, value in parameters.pop(key).items()}
         calls.append(
             {
                 "type": "object",
@@ -172,18 +168,16 @@ def _call_schema(tools: Sequence[Tool]) -> JsonObject:
     return ({"anyOf": calls} if len(calls) > 1 else calls[0]) | ({"$defs": lifted} if lifted else {})
 
 
-def _renamed_refs(schema: JsonObject, renamed: Mapping[str, str]) -> JsonObject:
-    def rename(value: object) -> object:
-        if isinstance(value, list):
-            return [rename(item) for item in value]
-        return _renamed_refs(value, renamed) if isinstance(value, dict) else value
+def _renamed_refs(schema: Json, renamed: Mapping[str, str]) -> Json:
+    def rename(inner: Json) -> Json:
+        ref = inner.get("$ref")
+        return inner | {"$ref": renamed.get(ref, ref)} if isinstance(ref, str) else inner
 
-    inner = {key: rename(value) for key, value in schema.items()}
-    ref = inner.get("$ref")
-    return inner | ({"$ref": renamed.get(ref, ref)} if isinstance(ref, str) else {})
+    result: Json = json.loads(json.dumps(schema), object_hook=rename)
+    return result
 
 
-def _with_spacing(schema: JsonObject) -> str:
+def _with_spacing(schema: Json) -> str:
     return json.dumps(schema | {"x-guidance": SPACING}, ensure_ascii=True)
 
 
@@ -258,7 +252,7 @@ NARROWER = MappingProxyType({"idn-email": "email", "idn-hostname": "hostname"})
 FREE = frozenset(("password", "binary", "path", "file-path", "directory-path"))  # any text: a hint for people
 
 
-def engine_schema(schema: JsonObject, param: str) -> JsonObject:
+def engine_schema(schema: Json, param: str) -> Json:
     """Return the schema as the engine is given it. Raises ApiError for a count that is out of its bounds."""
     _check_numbers(schema, param)
     return _Rewriter(param).schema(schema, ())
@@ -272,20 +266,13 @@ def _check_numbers(value: object, param: str) -> None:
         _check_numbers(inner, param)
 
 
-def without_unknown_formats(schema: JsonObject, param: str) -> JsonObject:
-    """Return the schema for a template that shows it, and for the grammar that the engine makes of it.
-
-    A format that the engine does not know is left out, where a pattern would fill the prompt. Raises ApiError."""
-    return _Rewriter(param, has_patterns=False).schema(schema, ())
-
-
 class _Rewriter:
     """Rewrites the places of a document that are schemas, and leaves its values alone. param: for errors."""
 
     def __init__(self, param: str, has_patterns: bool = True) -> None:
         self.param, self.has_patterns = param, has_patterns
 
-    def schema(self, schema: JsonObject, place: tuple[str, ...]) -> JsonObject:
+    def schema(self, schema: Json, place: tuple[str, ...]) -> Json:
         for key in COUNTS:
             count = schema.get(key)
             if isinstance(count, int | float) and count > MOST_ITEMS:
@@ -305,7 +292,7 @@ class _Rewriter:
         return self.schema(value, place) if isinstance(value, dict) else value
 
 
-def _with_known_format(schema: JsonObject, has_patterns: bool) -> JsonObject:
+def _with_known_format(schema: Json, has_patterns: bool) -> Json:
     name = schema.get("format")
     if not isinstance(name, str):
         return schema

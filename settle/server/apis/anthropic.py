@@ -57,7 +57,7 @@ async def messages(call: Call, body: MessagesBody) -> Response:
     writer = MessageWriter(entry.id, request, bool(body.thinking and body.thinking.display == "omitted"))
     events = _stream(call, request, entry, writer)
     if body.stream:
-        return await streamed(events, call.record, lambda error: sse_event(Anthropic().error(error)))
+        return await streamed(events, call.record, _error_event)
     async with contextlib.aclosing(events):
         async for _ in events:
             pass
@@ -216,3 +216,7 @@ def _parsed(arguments: str) -> JsonObject:
         if isinstance(value, dict):
             return value
     return {"INVALID_JSON": arguments}
+
+
+def _error_event(error: ApiError) -> bytes:
+    return sse_event(Anthropic().error(error))

@@ -264,7 +264,7 @@ async def _chat_body(
     body: JsonObject = {"model": entry.id, "messages": messages}
     if request.tools:
         is_parallel = request.is_parallel
-        await call_grammar(request.tools, False, is_parallel, loaded)  # llama.cpp would not say what it cannot keep to
+        await call_grammar(request.tools, is_parallel, loaded)  # llama.cpp would not say what it cannot keep to
         tools = native_tools(request.tools)
         body |= {"tools": tools, "tool_choice": request.choice, "parallel_tool_calls": is_parallel}
     if request.schema is not None:
@@ -301,7 +301,7 @@ async def _emulated_body(prompt: _Prompt) -> JsonObject:
     body: JsonObject = {"prompt": await prompt.render(prompt.messages), "cache_prompt": True}
     if not request.tools:
         return body
-    return body | {"grammar": await call_grammar(request.tools, False, request.is_parallel, prompt.loaded)}
+    return body | {"grammar": await call_grammar(request.tools, request.is_parallel, prompt.loaded)}
 
 
 async def _required_plan(

@@ -7,15 +7,17 @@ import contextlib
 import secrets
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import aiohttp
 
+from settle.infer.child_process import Json
 from settle.server.grammars import AnswerCheck
 from settle.server.models.loaded_model import LoadedModel
 from settle.server.models.model_entry import ModelEntry
 from settle.server.requests.engine import CHAT_PATH, TEXT_PATH, GrammarWatch, ask, open_stream, read_events
-from settle.wire.types import ChatRequest, Choice, Chunk, Delta, JsonObject, TextEvent, Timings, Usage
+from settle.wire.types import ChatRequest, Choice, Chunk, Delta, TextEvent, Timings, Usage
 
 
 class CallReading(Protocol):
@@ -31,22 +33,18 @@ class CallReading(Protocol):
     async def end(self) -> list[Delta]: ...
 
 
+@dataclass
 class ChatPlan:
     """A request put to llama.cpp's own chat endpoint: the template supports everything that it needs.
 
     trimmed: messages and tokens that were dropped from the prompt. new_reader: of calls that a choice writes in another
     form than its template's, which llama.cpp leaves in the text; None where there are no tools."""
 
-    def __init__(
-        self,
-        request: ChatRequest,
-        entry: ModelEntry,
-        body: JsonObject,
-        trimmed: Mapping[str, int] | None,
-        new_reader: Callable[[], CallReading] | None = None,
-    ) -> None:
-        self.request, self.entry, self.body, self.trimmed = request, entry, body, trimmed
-        self.new_reader = new_reader
+    request: ChatRequest
+    entry: ModelEntry
+    body: Json
+    trimmed: Mapping[str, int] | None
+    new_reader: Callable[[], CallReading] | None = None
 
     @property
     def is_passed_on(self) -> bool:
@@ -68,9 +66,7 @@ class ChatPlan:
                     check.add(choice["delta"].get("content"), choice["index"])
                     if choice["finish_reason"]:
                         await check.finish(choice["finish_reason"] == "stop", choice["index"])
-                    _copy_reasoning(choice["delta"])
-                    self._tidy_logprobs(choice)
-                    self._name_stop(choice, word)
+                    self._tidy(choice, choice["delta"], word)
                 chunk["model"] = self.entry.id
                 if self.new_reader is None or not chunk["choices"]:
                     yield self._with_trimmed(chunk)
@@ -86,9 +82,7 @@ class ChatPlan:
         for choice in answer["choices"]:
             check.add(choice["message"].get("content"), choice["index"])
             await check.finish(choice["finish_reason"] == "stop", choice["index"])
-            _copy_reasoning(choice["message"])
-            self._tidy_logprobs(choice)
-            self._name_stop(choice, word)
+            self._tidy(choice, choice["message"], word)
             if self.new_reader and choice["message"].get("content"):
                 await _read_message(choice, self.new_reader())
         answer["model"] = self.entry.id
@@ -99,12 +93,16 @@ class ChatPlan:
             answer["settle"] = {"trimmed": self.trimmed}
         return answer
 
-    def _tidy_logprobs(self, choice: Choice) -> None:
-        """llama.cpp gives no probabilities at all where only the drawn token's are wanted: so we ask it for one."""
+    def _tidy(self, choice: Choice, message: Delta, word: str | None) -> None:
+        """Give reasoning under both of its names, no probabilities that were not wanted, and the stop string."""
+        if message.get("reasoning_content"):
+            message["reasoning"] = message["reasoning_content"]
         logprobs = choice.get("logprobs")
+        # llama.cpp gives no probabilities at all where only the drawn token's are wanted: so we ask it for one
         if self.request.top_logprobs == 0 and logprobs:
             for token in logprobs["content"]:
                 token["top_logprobs"] = []
+        self._name_stop(choice, word)
 
     def _name_stop(self, choice: Choice, word: str | None) -> None:
         """Only stop strings of the request: a template has its own."""
@@ -122,10 +120,10 @@ class TextPlan(ChatPlan):
         self,
         request: ChatRequest,
         entry: ModelEntry,
-        body: JsonObject,
+        body: Json,
         trimmed: Mapping[str, int] | None,
         new_reader: Callable[[], CallReading],
-        limited_body: Callable[[], Awaitable[JsonObject]] | None = None,
+        limited_body: Callable[[], Awaitable[Json]] | None = None,
     ) -> None:
         super().__init__(request, entry, body, trimmed, new_reader)
         self._reader, self._limited_body = new_reader, limited_body
@@ -138,17 +136,23 @@ class TextPlan(ChatPlan):
         async with contextlib.aclosing(self._read(loaded, self.body, reader)) as pieces:
             async for event, deltas in pieces:
                 if first is not None:  # not before: a request that fails must not have begun
-                    yield head | {"choices": [delta_choice(first)]} | _timings(self.request, event)
+                    chunk: Chunk = head | {"choices": [delta_choice(first)]}
+                    has_timings = self.request.timings and "timings" in event
+                    yield chunk | {"timings": event["timings"]} if has_timings else chunk
                     first = None
                 for delta in deltas:
                     yield head | {"choices": [delta_choice(delta)]}
-        if self._is_cut_off(event, reader):
-            event, reader, deltas = await self._again(loaded)
-            for delta in deltas:
-                yield head | {"choices": [delta_choice(delta)]}
-        for delta in await reader.end():
+        rest: list[Delta] = []
+        if self._limited_body and event.get("stop_type") == "limit" and not reader.num_calls:
+            limited, reader = await self._limited_body(), self._reader()
+            async with contextlib.aclosing(self._read(loaded, limited, reader)) as pieces:
+                async for again, deltas in pieces:
+                    event = again
+                    rest += deltas
+        for delta in [*rest, *await reader.end()]:
             yield head | {"choices": [delta_choice(delta)]}
-        last = delta_choice({}, _reason(event, reader))
+        is_cut = event.get("stop_type") == "limit" and not reader.is_over
+        last = delta_choice({}, "length" if is_cut else "tool_calls" if reader.num_calls else "stop")
         self._name_stop(last, event.get("stopping_word"))
         yield head | {"choices": [last]}
         yield self._with_trimmed(head | {"choices": [], "usage": usage_of(event), "timings": timings_of(event)})
@@ -156,21 +160,8 @@ class TextPlan(ChatPlan):
     async def whole(self, loaded: LoadedModel) -> Chunk:
         return await collect(self.chunks(loaded))
 
-    def _is_cut_off(self, event: TextEvent, reader: CallReading) -> bool:
-        return self._limited_body is not None and event.get("stop_type") == "limit" and not reader.num_calls
-
-    async def _again(self, loaded: LoadedModel) -> tuple[TextEvent, CallReading, list[Delta]]:
-        """Return the last event of a second try, its reader, and what that has read."""
-        assert self._limited_body
-        body, last, reader, deltas = await self._limited_body(), TextEvent(), self._reader(), list[Delta]()
-        async with contextlib.aclosing(self._read(loaded, body, reader)) as pieces:
-            async for event, more in pieces:
-                last = event
-                deltas += more
-        return last, reader, deltas
-
     async def _read(
-        self, loaded: LoadedModel, body: JsonObject, reader: CallReading
+        self, loaded: LoadedModel, body: Json, reader: CallReading
     ) -> AsyncGenerator[tuple[TextEvent, list[Delta]]]:
         """Yield the engine's events with what each adds, until the answer ends, or repeats a call. Raises ApiError."""
         event: TextEvent = {}
@@ -271,19 +262,3 @@ def _add(message: Delta, deltas: Sequence[Delta]) -> None:
         for call in delta.get("tool_calls", ()):
             del call["index"]
             message.setdefault("tool_calls", []).append(call)
-
-
-def _copy_reasoning(delta: Delta) -> None:
-    """Clients read one name or the other."""
-    if delta.get("reasoning_content"):
-        delta["reasoning"] = delta["reasoning_content"]
-
-
-def _timings(request: ChatRequest, event: TextEvent) -> Chunk:
-    return {"timings": event["timings"]} if request.timings and "timings" in event else {}
-
-
-def _reason(event: TextEvent, reader: CallReading) -> str:
-    if event.get("stop_type") == "limit" and not reader.is_over:
-        return "length"
-    return "tool_calls" if reader.num_calls else "stop"

@@ -6,8 +6,10 @@ import re
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 from weakref import WeakKeyDictionary
 
+from settle.infer.child_process import Json
 from settle.infer.tool_calls import function_call, repeats
 from settle.server.grammars import MOST_CALLS, required_grammar
 from settle.server.models.loaded_model import LoadedModel
@@ -103,9 +105,7 @@ def _between(rest: str, two: str, start: int) -> tuple[str | None, str]:
     second = two.find(NAMES[1], first.end()) if first else -1
     if not first or second < 0 or not WRITTEN_VALUES.search(two, second):
         return None, ""
-    between = two[first.end() : second]
-    # the ids of calls are theirs, and no part of the form
-    between = between.replace(IDS[1], IDS[0])
+    between = two[first.end() : second].replace(IDS[1], IDS[0])  # ids are of their calls, and no part of the form
     return between, os.path.commonprefix([between, rest])
 
 
@@ -117,14 +117,12 @@ async def _rendered(loaded: LoadedModel, arguments: JsonObject, num_calls: int) 
     for call in calls:
         name = call["function"]["name"]
         messages.append({"role": "tool", "content": "probe_result", "tool_call_id": call["id"], "name": name})
-    body: JsonObject = {"messages": messages, "tools": [_tool(name) for name in NAMES]}
-    return await apply_template(loaded, body | ({"chat_template_kwargs": arguments} if arguments else {}))
-
-
-def _tool(name: str) -> Tool:
     properties = {key: {"type": "string"} for key in VALUES}
     parameters = {"type": "object", "properties": properties, "required": list(VALUES)}
-    return {"type": "function", "function": {"name": name, "description": "a probe", "parameters": parameters}}
+    functions = [{"name": name, "description": "a probe", "parameters": parameters} for name in NAMES]
+    tools = [{"type": "function", "function": function} for function in functions]
+    template = {"chat_template_kwargs": arguments} if arguments else {}
+    return await apply_template(loaded, {"messages": messages, "tools": tools, **template})
 
 
 MOST_ITEMS = 4  # of an array that its schema does not limit, where an answer has to end
@@ -157,9 +155,8 @@ class RequiredCalls:
             between, self._visible = await _literal(loaded, form.between)
             closing, _ = await _literal(loaded, form.closing)
             start = f"call ({between} call){{0,{MOST_CALLS - 1}}}" + (f" ({closing})?" if form.closing else "")
-        schemas: list[JsonObject] = [tool["function"]["parameters"] for tool in self.tools]
-        if most_tokens is not None:
-            schemas = [limited(schema, most_tokens) for schema in schemas]
+        schemas = [tool["function"]["parameters"] for tool in self.tools]
+        schemas = schemas if most_tokens is None else [limited(schema, most_tokens) for schema in schemas]
         return await required_grammar(start, call, schemas, loaded)
 
     def reader(self) -> "RequiredCallReader":
@@ -214,48 +211,52 @@ class RequiredCallReader:
         return call | function_call(f"call_{secrets.token_hex(12)}", name, written)
 
 
-def limited(schema: JsonObject, most_tokens: int) -> JsonObject:
+def limited(schema: Json, most_tokens: int) -> Json:
     """Return a schema under which an answer ends: open texts, arrays and numbers are given a length.
 
     Optional properties are left out where the names alone would take the tokens. A small model may repeat itself
     without end in a text that nothing limits. What fits the result fits the schema."""
     length = max(SHORTEST, min(LONGEST, most_tokens // (2 * max(1, _num_texts(schema)))))
-    result = _limited(schema, length, _num_name_characters(schema) > most_tokens)
-    assert isinstance(result, dict)
+    result: Json = _limited(schema, length, _num_name_characters(schema) > most_tokens)
     return result
 
 
-def _num_name_characters(schema: object) -> int:
-    if isinstance(schema, list):
-        return sum(map(_num_name_characters, schema))
-    if not isinstance(schema, dict):
-        return 0
-    properties = schema.get("properties")
-    names = sum(map(len, properties)) if isinstance(properties, dict) else 0
-    return names + sum(map(_num_name_characters, schema.values()))
+def _objects(value: object) -> list[Json]:
+    """Return the object that a value is, or those that are in a list."""
+    if isinstance(value, list):
+        return [inner for item in value for inner in _objects(item)]
+    return [value] if isinstance(value, dict) else []
 
 
-def _num_texts(schema: object) -> int:
-    if isinstance(schema, list):
-        return sum(map(_num_texts, schema))
-    if not isinstance(schema, dict):
-        return 0
-    inner = sum(_num_texts(value) for key, value in schema.items() if key not in VALUE_KEYS)
-    return _is_open_text(schema) + inner * (MOST_ITEMS if "items" in schema else 1)
+def _num_name_characters(value: object) -> int:
+    number = 0
+    for schema in _objects(value):
+        number += sum(len(name) for properties in _objects(schema.get("properties")) for name in properties)
+        number += sum(map(_num_name_characters, schema.values()))
+    return number
 
 
-def _is_open_text(schema: JsonObject) -> bool:
+def _num_texts(value: object) -> int:
+    number = 0
+    for schema in _objects(value):
+        inner = sum(_num_texts(value) for key, value in schema.items() if key not in VALUE_KEYS)
+        number += _is_open_text(schema) + inner * (MOST_ITEMS if "items" in schema else 1)
+    return number
+
+
+def _is_open_text(schema: Json) -> bool:
     kinds = schema.get("type")
     is_text = kinds == "string" or isinstance(kinds, list) and "string" in kinds
     return is_text and not {*schema} & {"enum", "const", "pattern", "format", "maxLength"}
 
 
-def _limited(schema: object, length: int, is_tight: bool) -> object:
-    if isinstance(schema, list):
-        return [_limited(value, length, is_tight) for value in schema]
-    if not isinstance(schema, dict):
-        return schema
-    result = {key: value if key in VALUE_KEYS else _limited(value, length, is_tight) for key, value in schema.items()}
+def _limited(value: object, length: int, is_tight: bool) -> Any:
+    if isinstance(value, list):
+        return [_limited(item, length, is_tight) for item in value]
+    if not isinstance(value, dict):
+        return value
+    schema: Json = value
+    result = {key: inner if key in VALUE_KEYS else _limited(inner, length, is_tight) for key, inner in schema.items()}
     if _is_open_text(schema):
         result["maxLength"] = max(length, _count(schema, "minLength"))
     if {*schema} & {"enum", "const"}:
@@ -263,23 +264,23 @@ def _limited(schema: object, length: int, is_tight: bool) -> object:
     kind = schema.get("type")
     if kind == "array" and "maxItems" not in schema:
         result["maxItems"] = max(MOST_ITEMS, _count(schema, "minItems"))
+    whole = {"minimum": -MOST_NUMBER, "maximum": MOST_NUMBER}
     if kind == "integer" and not {*schema} & BOUNDS:
-        result |= {"minimum": -MOST_NUMBER, "maximum": MOST_NUMBER}
+        result |= whole
     if kind == "number" and not {*schema} & {*BOUNDS, "multipleOf"}:
         # llguidance limits the digits of no number below zero with a fraction
-        whole = {"type": "integer", "minimum": -MOST_NUMBER, "maximum": MOST_NUMBER}
-        result = {"anyOf": [whole, {"type": "number", "multipleOf": 0.0001, "minimum": 0, "maximum": MOST_NUMBER}]}
+        fraction = {"type": "number", "multipleOf": 0.0001, "minimum": 0, "maximum": MOST_NUMBER}
+        result = {"anyOf": [{"type": "integer", **whole}, fraction]}
     if kind == "object" and isinstance(schema.get("properties"), dict):
         result = {"additionalProperties": False} | result
         if is_tight:
-            kept, required = result["properties"], schema.get("required")
-            assert isinstance(kept, dict)
+            required = schema.get("required")
             names = required if isinstance(required, list) else []
-            result["properties"] = {name: value for name, value in kept.items() if name in names}
+            result["properties"] = {name: inner for name, inner in result["properties"].items() if name in names}
     return result
 
 
-def _count(schema: JsonObject, key: str) -> int:
+def _count(schema: Json, key: str) -> int:
     value = schema.get(key)
     return value if isinstance(value, int) else 0
 
