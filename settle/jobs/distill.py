@@ -23,7 +23,7 @@ from settle.evaluate.distillation import answer_all, learned
 from settle.evaluate.speculative import measure_pair
 from settle.formats.gguf import export_gguf
 from settle.infer.scorer import Scorer
-from settle.jobs.job import Job
+from settle.jobs.job import RunJob
 from settle.jobs.proof_stages import proof, scores
 from settle.jobs.settings import DistillSettings
 from settle.jobs.training_stages import build, earlier_session, judge, loop, restored_data, result
@@ -310,12 +310,12 @@ def _windows(corpus: RowCorpus) -> Iterator[list[int]]:
                 yield window.tolist()
 
 
-JOB = Job(
+JOB = RunJob(
     "distill",
-    DistillSettings,
-    DistillContext,
     (
         earlier_session, teacher, data, student, cache, plan, build, scores, probe, forecast,
         proof(again), loop, judge, export, compare, draft, result,
     ),
+    DistillSettings,
+    DistillContext,
 )  # fmt: skip

@@ -1,7 +1,7 @@
-"""The life of every run: its folder, its lock, its stages one after the other, and what a stop leaves behind.
+"""The life of every job: its folder, its lock, its stages one after the other, and what a stop leaves behind.
 
 A stage is a function that takes the context of its job and adds its product to it. A stage whose product is there
-already, from an earlier session, takes it from the run's folder: that is all there is to resuming.
+already, from an earlier session, takes it from the folder: that is all there is to resuming.
 """
 
 import shutil
@@ -19,9 +19,9 @@ from settle.base.event_log import Events
 from settle.base.events import OutOfMemory, PhaseStarted, ResultReady, RunFailed, RunStarted, Say
 from settle.base.files import write_atomic
 from settle.base.out_of_memory import held_data, missing_bytes
-from settle.base.run import Run, free_name
+from settle.base.run import Run, WorkFolder, free_name
 from settle.base.run.launcher import launched
-from settle.base.settings import recipe_text
+from settle.base.settings import Settings, recipe_text
 from settle.base.stop_signals import Stopping
 from settle.base.words.sentences import NOTHING_KEPT
 from settle.jobs.settings import JobSettings
@@ -32,63 +32,82 @@ INTERRUPTED = 130  # exit code
 
 @dataclass
 class Context:
-    """What the stages of one session share; a job's own context adds its products.
+    """What the stages of one session share; a job's own context adds its products."""
 
-    origin: where each setting came from. record: plan.json of an earlier session. safe: what a full disk cannot harm
-    any more, once there is such a thing. exit_code: set by the stage that ends the session. resources: closed when the
-    session ends.
-    """
-
-    run: Run
-    settings: JobSettings
-    origin: Mapping[str, str]
+    folder: WorkFolder
+    settings: Settings
     events: Events
     stopping: Stopping
-    record: Mapping[str, Any] | None = None
     spending: Spending = field(default_factory=Spending)
-    safe: str = ""
-    exit_code: int | None = None
-    resources: ExitStack = field(default_factory=ExitStack)
+    safe: str = ""  # what a full disk cannot harm any more, once there is such a thing
+    exit_code: int | None = None  # set by the stage that ends the session
+    resources: ExitStack = field(default_factory=ExitStack)  # closed when the session ends
 
     def seconds_left(self, stage: str) -> float | None:
-        """Until the run ends, when `stage` begins; None when it is not known."""
+        """Return the seconds until the work ends, when `stage` begins; None when they are not known."""
         return None
 
     def finished(self, stage: str, seconds: float) -> None:
         """Note that a stage has ended, after so many seconds."""
 
     def needs_less(self) -> str:
-        """Return the advice for a run that ran out of memory."""
+        """Return the advice for work that ran out of memory."""
         return "end other programs, or take a smaller model"
+
+    def continues(self) -> str:
+        """Return how work that was stopped goes on; "" where that is said elsewhere, or nothing is kept."""
+        return ""
+
+
+@dataclass
+class RunContext(Context):
+    """What the stages of a run share."""
+
+    folder: Run
+    settings: JobSettings
+    origin: Mapping[str, str] = field(default_factory=dict)  # where each setting came from
+    record: Mapping[str, Any] | None = None  # plan.json of an earlier session
+
+    @property
+    def run(self) -> Run:
+        """The folder, as the stages of a run call it."""
+        return self.folder
+
+    def continues(self) -> str:
+        return f"stopped; `settle resume {self.run.name}` continues" if self.run.has_begun else ""
 
 
 C = TypeVar("C", bound=Context)
+R = TypeVar("R", bound=RunContext)
 
 
 @dataclass(frozen=True)
 class Job(Generic[C]):
-    """A job: the command that starts it, its settings, and its stages in order.
-
-    is_shared: whether the ranks of torchrun share the steps of its stage `loop`.
-    """
+    """A job: the command that starts it, and its stages in order."""
 
     name: str
-    settings: type[JobSettings]
-    context: type[C]
     stages: tuple[Callable[[C], None], ...]
-    is_shared: bool = False
 
 
-def find_job(name: str) -> Job[Context]:
+@dataclass(frozen=True)
+class RunJob(Job[R]):
+    """A job that makes a run, with what its command may be asked."""
+
+    settings: type[JobSettings]
+    context: type[R]
+    is_shared: bool = False  # whether the ranks of torchrun share the steps of its stage `loop`
+
+
+def find_job(name: str) -> RunJob[RunContext]:
     """Return the job of that name, `JOB` of the module of that name, importing it. Raises RunError."""
     if name.isidentifier() and find_spec(f"settle.jobs.{name}") is not None:
-        job: Job[Context] | None = getattr(import_module(f"settle.jobs.{name}"), "JOB", None)
+        job: RunJob[RunContext] | None = getattr(import_module(f"settle.jobs.{name}"), "JOB", None)
         if job is not None:
             return job
     raise RunError(f"{name!r} makes no run that can be resumed", "see `settle runs`")
 
 
-def start(job: Job[C], settings: JobSettings, events: Events) -> C:
+def start(job: RunJob[R], settings: JobSettings, events: Events) -> R:
     """Make a new run, from its folder to its result. Raises SettleError; a run that did not begin leaves no folder."""
     if (launch := launched()) and launch.size > 1 and not job.is_shared:
         raise UsageError(
@@ -104,7 +123,7 @@ def start(job: Job[C], settings: JobSettings, events: Events) -> C:
         events.move_to(run.events)  # before the first stage: reading and measuring may take minutes
         try:
             write_atomic(run.path / "recipe.toml", recipe_text(settings.to_recipe()))
-            context = job.context(run, settings, resolved.origin, events, stopping)
+            context = job.context(run, settings, events, stopping, origin=resolved.origin)
             return follow(job, context)
         except KeyboardInterrupt:
             if not run.has_begun:
@@ -123,7 +142,7 @@ def follow(job: Job[C], context: C) -> C:
     """
     try:
         with ledger(job.name) as open_ledger, context.resources:
-            open_ledger.put_into(context.run.path)
+            open_ledger.put_into(context.folder.path)
             for stage in job.stages:
                 left, name = context.seconds_left(stage.__name__), stage.__name__
                 context.events.emit(PhaseStarted(phase=name, elapsed=context.spending.total, left=left))
@@ -133,8 +152,8 @@ def follow(job: Job[C], context: C) -> C:
                 if context.exit_code is not None:
                     break
     except KeyboardInterrupt:
-        if context.run.has_begun:
-            context.events.emit(Say(text=f"stopped; `settle resume {context.run.name}` continues"))
+        if text := context.continues():
+            context.events.emit(Say(text=text))
         raise
     except (SettleError, OSError, MemoryError, RuntimeError) as e:
         error = _explained(e, context)
@@ -154,7 +173,7 @@ def _explained(error: Exception, context: Context) -> SettleError | None:
         return _out_of_memory(context, missing)
     is_full = isinstance(error, ResourceError) or (isinstance(error, OSError) and error.errno in FULL_DISK)
     if is_full and context.safe:
-        full = disk_is_full(context.run.path, f"then `settle resume {context.run.name}` exports them")
+        full = disk_is_full(context.folder.path, f"then `settle resume {context.folder.name}` exports them")
         what = error.what if isinstance(error, ResourceError) else full.what
         return ResourceError(f"{what}; {context.safe}", full.fix)
     return error if isinstance(error, SettleError) else None
@@ -181,7 +200,7 @@ def sweep(run: Run) -> None:
     run.checkpoints.mkdir(exist_ok=True)
 
 
-def interrupt(context: Context, saved: str) -> None:
+def interrupt(context: RunContext, saved: str) -> None:
     """End the session because it was stopped. saved: what of it is kept."""
     context.events.emit(Say(text=f"{saved}; `settle resume {context.run.name}` continues from there"))
     context.exit_code = INTERRUPTED
@@ -193,7 +212,7 @@ def end_dry(context: Context, result: Mapping[str, object]) -> None:
     context.exit_code = 0
 
 
-def require_same_data(context: Context, fingerprint: str) -> None:
+def require_same_data(context: RunContext, fingerprint: str) -> None:
     """Raise RunError when the data, prepared again, are not what plan.json names."""
     if context.record is not None and fingerprint != context.record["corpus"]:
         raise RunError(

@@ -8,7 +8,7 @@ from settle.base.events import ResultReady, Say
 from settle.base.run import Run
 from settle.base.settings import Resolved, read_recipe, resolve
 from settle.base.stop_signals import Stopping
-from settle.jobs.job import Context, Job, find_job, follow, sweep
+from settle.jobs.job import RunContext, RunJob, find_job, follow, sweep
 from settle.jobs.settings import JobSettings
 
 
@@ -34,11 +34,11 @@ def resume(name: str, events: Events) -> int:
                     f"{run.name} read from stdin and was stopped before it had read it all", "start it again"
                 )
             events.emit(Say(text=f"{run.name} was stopped before its first step: it starts again"))
-        context = job.context(run, settings.value, settings.origin, events, stopping, record)
+        context = job.context(run, settings.value, events, stopping, origin=settings.origin, record=record)
         return follow(job, context).exit_code or 0
 
 
-def job_of(run: Run) -> Job[Context]:
+def job_of(run: Run) -> RunJob[RunContext]:
     """Return the job that made the run, by its folder's name. Raises RunError."""
     return find_job(run.command)
 
@@ -47,7 +47,7 @@ def edited(run: Run, what: str) -> RunError:
     return RunError(f"plan.json of {run.name} was changed: {what}", "restore it, or start a new run")
 
 
-def asked_settings(job: Job[Context], run: Run, record: Mapping[str, object] | None) -> Resolved[JobSettings]:
+def asked_settings(job: RunJob[RunContext], run: Run, record: Mapping[str, object] | None) -> Resolved[JobSettings]:
     """Return the settings of a run, by recipe.toml, or by plan.json where the recipe was lost or is not valid TOML."""
     path, asked = run.path / "recipe.toml", (record or {}).get("asked")
     try:
@@ -67,5 +67,5 @@ def asked_settings(job: Job[Context], run: Run, record: Mapping[str, object] | N
         raise edited(run, e.what) from None
 
 
-def _renamed(job: Job[Context]) -> Mapping[str, str]:
+def _renamed(job: RunJob[RunContext]) -> Mapping[str, str]:
     return getattr(job.settings, "renamed", {})

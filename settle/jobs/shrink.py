@@ -20,7 +20,7 @@ from settle.evaluate.footprint import footprint, footprints
 from settle.evaluate.gate.export import emit_gate_checks
 from settle.evaluate.gate.held_out import held_out_text
 from settle.formats.gguf import read_gguf
-from settle.jobs.job import Context, Job, end_dry, require_same_data
+from settle.jobs.job import RunContext, RunJob, end_dry, require_same_data
 from settle.jobs.resume import edited
 from settle.jobs.shrink_settings import ShrinkSettings
 from settle.library.convert import to_gguf, unquantized_type
@@ -59,7 +59,7 @@ class ShrinkResult(Result):
 
 
 @dataclass
-class ShrinkContext(Context):
+class ShrinkContext(RunContext):
     """What the stages make, in the order in which they make it. expected: tokens per second by a candidate's name."""
 
     settings: ShrinkSettings
@@ -333,9 +333,9 @@ def _losses(c: ShrinkContext, chosen: ShrinkCandidate, others: Sequence[ShrinkCa
     )
 
 
-JOB = Job(
+JOB = RunJob(
     "shrink",
+    (source, data, forecast, search, plan, export, compare, report, result),
     ShrinkSettings,
     ShrinkContext,
-    (source, data, forecast, search, plan, export, compare, report, result),
 )

@@ -7,7 +7,7 @@ from settle.base.files import write_json
 from settle.data.prepare import Corpus, prepare, prepared
 from settle.evaluate.gate.export import ExportedModel, export_run_model
 from settle.evaluate.gate.held_out import held_out_texts
-from settle.jobs.job import Job, end_dry
+from settle.jobs.job import RunJob, end_dry
 from settle.jobs.proof_stages import proof
 from settle.jobs.ranks.crew import ranks
 from settle.jobs.settings import TrainSettings
@@ -121,10 +121,10 @@ def _shown(c: TrainContext) -> dict[str, object]:
     }
 
 
-JOB = Job(
+JOB = RunJob(
     "train",
+    (earlier_session, data, plan, probe, forecast, start, proof(again), loop, judge, export, result),
     TrainSettings,
     TrainContext,
-    (earlier_session, data, plan, probe, forecast, start, proof(again), loop, judge, export, result),
     is_shared=True,
 )

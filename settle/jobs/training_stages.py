@@ -22,7 +22,7 @@ from settle.data.rows.prepare import RowCorpus
 from settle.evaluate.report.card import write_card
 from settle.evaluate.report.curves import draw_curves
 from settle.evaluate.samples import Samples
-from settle.jobs.job import Context, interrupt, require_same_data
+from settle.jobs.job import RunContext, interrupt, require_same_data
 from settle.jobs.ranks.crew import gather
 from settle.jobs.resume import edited
 from settle.jobs.settings import DistillSettings, TrainSettings, TuneSettings
@@ -49,7 +49,7 @@ UNUSABLE = ("diverged", "broken")  # verdicts after which nothing is exported
 
 
 @dataclass
-class LoopContext(Context):
+class LoopContext(RunContext):
     """What the stages of every job with a loop make, in the order in which they make it."""
 
     settings: TrainSettings | TuneSettings | DistillSettings

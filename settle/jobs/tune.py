@@ -14,7 +14,7 @@ from settle.evaluate.compare.compare import compare as compare_models
 from settle.evaluate.compare.preferences import ACCURACY, compare_preferences
 from settle.evaluate.compare.sample_size import judgement
 from settle.evaluate.tasks import named
-from settle.jobs.job import Job
+from settle.jobs.job import RunJob
 from settle.jobs.proof_stages import proof, scores
 from settle.jobs.settings import TuneSettings
 from settle.jobs.training_stages import build, earlier_session, judge, loop, restored_data, result
@@ -140,13 +140,13 @@ def _preferences(c: TuneContext, names: tuple[str, str]) -> Comparison | None:
     return compare_preferences(live.model, live.objective, batches, names, c.events, families)
 
 
-JOB = Job(
+JOB = RunJob(
     "tune",
-    TuneSettings,
-    TuneContext,
     (
         earlier_session, base, data, judging, plan, build, scores, probe, forecast, proof(again),
         loop, judge, export, compare, result,
     ),
+    TuneSettings,
+    TuneContext,
     is_shared=True,
 )  # fmt: skip

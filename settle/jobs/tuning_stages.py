@@ -37,6 +37,7 @@ class TuningContext(TrainingContext):
     settings: TuneSettings | DistillSettings
     corpus: RowCorpus = field(init=False)
     measured: ProbeResult = field(init=False)
+    expected: Forecast = field(init=False)
     judgement: dict[str, object] = field(default_factory=dict)  # what the rows that judge can show
 
     @property
@@ -94,13 +95,14 @@ def forecast(c: TuningContext) -> None:
     if c.record is not None:
         begin(c, c.run.read("forecast.json") or {})
         return
-    expected, of_ranks = _expected(c), rank_memory_figures(c)
+    _look_ahead(c)
+    of_ranks = rank_memory_figures(c)
     if c.settings.dry:
         previews = [preview.to_json() for preview in c.corpus.previews]
-        known = {"forecast": expected.to_json(), "judgement": c.judgement, "previews": previews}
+        known = {"forecast": c.expected.to_json(), "judgement": c.judgement, "previews": previews}
         end_dry(c, {"plan": c.plan.to_json(), **known, **of_ranks})
     else:
-        begin(c, expected.to_json())
+        begin(c, c.expected.to_json())
 
 
 def again(c: TuningContext, dtype: str, why: str) -> None:
@@ -111,7 +113,8 @@ def again(c: TuningContext, dtype: str, why: str) -> None:
     c.plan = replace(c.plan, why=reasons, origin=origin)
     build(c)
     probe(c)
-    write_json(c.run.path / "forecast.json", _expected(c).to_json())
+    _look_ahead(c)
+    write_json(c.run.path / "forecast.json", c.expected.to_json())
 
 
 def _planned(c: TuningContext, settings: TuneSettings | DistillSettings) -> TrainingPlan:
@@ -119,13 +122,13 @@ def _planned(c: TuningContext, settings: TuneSettings | DistillSettings) -> Trai
     return plan_tuning(settings, dict(c.origin), c.corpus, c.base)
 
 
-def _expected(c: TuningContext) -> Forecast:
+def _look_ahead(c: TuningContext) -> None:
     """Forecast the run and emit it. Its plan gives up the time that was spent so far."""
     facts = TuningFacts.of(c.corpus, c.live.model, c.live.objective, c.live.whole)
     around = c.spending.seconds, c.comparing(c.measured.evaluation_seconds)
     hosts = ranks(c.run).hosts
     c.plan, expected = look_ahead_tuning(c.plan, facts, c.measured, c.settings, around, c.events, hosts)
-    c.live.plan, c.phases = c.plan, expected.phases
+    c.expected, c.live.plan, c.phases = expected, c.plan, expected.phases
     c.estimates[EXPORT] = expected.phases[EXPORT]
     c.events.emit(ForecastReady(forecast=expected.to_json(), phases=expected.phases))
     comparing = expected.phases.get("compare", 0.0)
@@ -134,7 +137,6 @@ def _expected(c: TuningContext) -> Forecast:
         c.events.emit(Say(text=text))
     warn_of_time(c)
     _warn_of_memory(c, expected.peak_memory.value)
-    return expected
 
 
 def export(c: TuningContext) -> None:

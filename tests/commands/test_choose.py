@@ -10,18 +10,17 @@ import pytest
 
 from settle.base.errors import EngineError
 from settle.base.event_log import Events
+from settle.base.stop_signals import Stopping
 from settle.cli import main
 from settle.evaluate.compare.cases import asking
 from settle.evaluate.tasks import named
 from settle.formats.gguf import export_gguf
 from settle.jobs.choose import documents, ways
-from settle.jobs.choose.answerer import ModelInTurns, Setup, answers
+from settle.jobs.choose.answerer import TUNE, Built, ModelInTurns, Setup, answers
+from settle.jobs.choose.context import ChoiceFolder, ChooseContext
 from settle.jobs.choose.examples import form_of, read_examples
-from settle.jobs.choose.folder import ChoiceFolder
 from settle.jobs.choose.settings import ChooseSettings
-from settle.jobs.choose.tune_way import Tuned
-from settle.jobs.choose.way import TUNE, Built
-from settle.jobs.choose.work import Work
+from settle.jobs.choose.ways import Tuned
 from settle.jobs.index_settings import IndexSettings
 from settle.library.resolve import resolve_gguf
 from tests.retrieve.conftest import joined  # noqa: F401  a fixture
@@ -137,13 +136,15 @@ def test_a_changed_fact_is_tuned_again_on_examples_that_differ_in_it(made, home,
     settings = ChooseSettings(examples=made / "rows.jsonl", model=str(made / "tiny.gguf"), threads=1)
     examples = read_examples(settings.examples, None, 0.4, Events())
     with ModelInTurns(base, 6, 1) as model:
-        work = Work(settings, Events(), ChoiceFolder(tmp_path), model, examples, named("exact"))
-        way = ways.with_fact_tuned_again(work, Built(TUNE, model, Setup(), ""))
+        known = {"ref": base, "examples": examples, "task": named("exact")}
+        c = ChooseContext(ChoiceFolder(tmp_path), settings, Events(), Stopping(), **known)
+        c.model = model
+        way = ways.with_fact_tuned_again(c, Built(TUNE, model, Setup(), ""))
     assert way.change_seconds == 2.0 and "not learned" in way.change_note
     rows = [json.loads(line)["messages"][-1]["content"] for line in runs[0].rows.read_text().splitlines()]
     assert sum(a != b.reference for a, b in zip(rows, examples.train_cases, strict=True)) == 1
     assert runs[0].run.endswith("-tune-changed")
-    assert ways.with_fact_tuned_again(work, way) == way and len(runs) == 1
+    assert ways.with_fact_tuned_again(c, way) == way and len(runs) == 1
 
 
 def test_an_answer_is_held_to_the_form_of_the_examples(made, home):

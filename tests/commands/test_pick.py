@@ -14,7 +14,7 @@ from settle.experiment.arm import ModelArm
 from settle.formats.gguf import export_gguf
 from settle.infer.engine import Engine
 from settle.jobs.pick import candidates as candidates_module
-from settle.jobs.pick import exam as measure_module
+from settle.jobs.pick import pick as pick_module
 from settle.library.resolve import resolve_gguf
 from tests.trained import adapter, merged
 
@@ -72,7 +72,7 @@ def test_the_better_model_is_picked_and_its_answers_are_kept(files, home, capsys
 
     # the same again asks no model for an answer
     monkeypatch.setattr("settle.experiment.arm.FileModel.open", lambda *a, **k: pytest.fail("asked again"))
-    monkeypatch.setattr("settle.jobs.pick.pick.measure", _measured_before(result))
+    monkeypatch.setattr("settle.jobs.pick.pick.in_turns", _measured_before(result))
     assert run(capsys, *given)[1]["chosen"] == "tuned"
 
     assert main(["pick", "--ledger"]) == 0
@@ -83,7 +83,7 @@ def _measured_before(result):
     from settle.evaluate.footprint import Measured
     from settle.jobs.pick.exam import Taken
 
-    def again(refs, cases, context, on_progress):
+    def again(refs, one_round, on_progress):
         takens = [model["measured"] for model in result["models"]]
         return [Taken(**{k: Measured(**v) if isinstance(v, dict) else v for k, v in t.items()}) for t in takens]
 
@@ -110,24 +110,27 @@ def test_without_wanted_answers_only_speed_is_known(files, home, capsys):
     assert err.index("no right answers are given") < err.index("measuring speed")
 
 
-def test_one_that_fails_is_named_and_a_stop_leaves_no_entry(files, home, capsys, monkeypatch):
-    whole = measure_module._round
+def test_a_stop_keeps_the_folder_and_one_that_fails_is_named(files, home, capsys, monkeypatch):
+    whole = pick_module.text_round
 
     def fails(ref, cases, context):
         if ref.name == "base":
             raise EngineError("llama.cpp died with base loaded", "")
         return whole(ref, cases, context)
 
-    monkeypatch.setattr(measure_module, "_round", fails)
-    code, result, err = run(capsys, "--prompts", files / "rows.jsonl", *both(files), "--score", "exact")
+    given = ("--prompts", files / "rows.jsonl", *both(files), "--score", "exact")
+    with monkeypatch.context() as patch:
+        patch.setattr(pick_module, "text_round", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
+        code, _, err = run(capsys, *given)
+    assert code == 130 and "the same command continues" in err
+    begun = pick_module.PickFolder(home / "picks" / "pick")
+    assert begun.status == "interrupted" and begun.has_begun and not (home / "picks" / "ledger.jsonl").exists()
+    monkeypatch.setattr(pick_module, "text_round", fails)
+    code, result, err = run(capsys, *given)
     assert code == 0 and [m["name"] for m in result["models"]] == ["tuned"]
     assert "base could not be measured: llama.cpp died" in err and "the only one" in result["why"]
-
-    entries = (home / "picks" / "ledger.jsonl").read_text()
-    monkeypatch.setattr(measure_module, "_round", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
-    code, result, err = run(capsys, "--prompts", files / "rows.jsonl", *both(files), "--score", "exact")
-    assert code == 130 and "the same command continues" in err
-    assert (home / "picks" / "ledger.jsonl").read_text() == entries
+    assert result["folder"] == str(begun.path) and begun.status == "finished"
+    assert pick_module.PickFolder.of("another", pick_module.PickSettings(), None, "pick").name == "pick-2"
 
 
 def test_a_disk_that_fills_up_during_a_download_loses_nothing(files, home, capsys, monkeypatch):

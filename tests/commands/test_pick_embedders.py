@@ -7,7 +7,7 @@ import pytest
 
 from settle.cli import main
 from settle.jobs.pick import candidates as candidates_module
-from settle.jobs.pick.embedders import read_search
+from settle.jobs.pick.exam import read_search
 from settle.library.pull.bert import bert_to_gguf
 from settle.library.resolve import resolve_gguf
 from settle.retrieve.index.embedders.gguf import Gguf

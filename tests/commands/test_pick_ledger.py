@@ -5,8 +5,8 @@ import math
 import pytest
 
 from settle.base.statistics import Interval
-from settle.jobs.pick import ledger
-from settle.jobs.pick.needs import forbids_commercial_use, languages_in
+from settle.jobs.pick import predict as ledger
+from settle.jobs.pick.prompts import forbids_commercial_use, languages_in
 
 
 def test_measurements_here_take_the_mean_error_off(home):

@@ -7,8 +7,7 @@ from settle.evaluate.footprint import Measured as Figures
 from settle.experiment.race import ComparedPair, Outcome
 from settle.jobs.pick.candidates import Candidate, shortlist
 from settle.jobs.pick.exam import Taken
-from settle.jobs.pick.report import best_models, rows
-from settle.jobs.pick.verdict import Measured, decide
+from settle.jobs.pick.verdict import Measured, best_models, decide, rows
 
 
 def model(name, gigabytes, speed, score=None):

@@ -100,7 +100,7 @@ def test_a_student_reads_as_its_teacher_and_is_another_model(monkeypatch: pytest
 def test_a_dry_forecast_begins_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     done: list[Any] = []
     expected = SimpleNamespace(to_json=lambda: {"loss": 1})
-    monkeypatch.setattr(tuning_stages, "_expected", lambda c: expected)
+    monkeypatch.setattr(tuning_stages, "_look_ahead", lambda c: setattr(c, "expected", expected))
     monkeypatch.setattr(tuning_stages, "begin", lambda c, forecast: done.append(("begin", forecast)))
     monkeypatch.setattr(tuning_stages, "end_dry", lambda c, result: done.append(("dry", result["forecast"])))
     for dry, wanted in ((False, "begin"), (True, "dry")):
@@ -109,7 +109,7 @@ def test_a_dry_forecast_begins_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
         c.corpus, c.judgement = SimpleNamespace(previews=[]), None
         tuning_stages.forecast(c)
         assert done.pop() == (wanted, {"loss": 1}) and not done
-    c = context(tuning_stages.TuningContext, record={}, run=SimpleNamespace(read=lambda name: {name: 2}))
+    c = context(tuning_stages.TuningContext, record={}, folder=SimpleNamespace(read=lambda name: {name: 2}))
     tuning_stages.forecast(c)
     assert done == [("begin", {"forecast.json": 2})]
 
@@ -132,7 +132,7 @@ def test_a_rounding_that_is_refused_is_tried_more_exactly(home: Path, monkeypatc
     monkeypatch.setattr(proof_stages, "_all_in_float32", way("all", True))
     monkeypatch.setattr(proof_stages, "describe", lambda: "here")
     run = Run.create("train", "r")
-    c = context(run=run, corpus=SimpleNamespace(fingerprint="f00"))
+    c = context(folder=run, corpus=SimpleNamespace(fingerprint="f00"))
     c.plan.to_json = lambda: {"dtype": "float32"}
     stage = proof_stages.proof(lambda *given: None)
     stage(c)

@@ -15,17 +15,23 @@ from settle.evaluate.footprint import Measured as Figures
 from settle.evaluate.tasks.exact import Exact
 from settle.experiment.race import ComparedPair, Outcome, Race
 from settle.jobs.pick import candidates as candidates_module
-from settle.jobs.pick import ledger
 from settle.jobs.pick import pick as pick_module
+from settle.jobs.pick import predict as ledger
 from settle.jobs.pick.candidates import Candidate, feasible, shortlist
 from settle.jobs.pick.exam import Taken, in_turns
-from settle.jobs.pick.needs import LANGUAGES, Needs, asks_for_decisions, asks_for_vectors, needs_turns
-from settle.jobs.pick.pick import Asked, what_is_asked, what_it_takes, who_can
+from settle.jobs.pick.pick import Asked, PickContext, PickFolder, what_is_asked, who_can
 from settle.jobs.pick.predict import Prediction, note_measured
-from settle.jobs.pick.prompts import Prompts, read_prompts
-from settle.jobs.pick.report import draw, rows, to_json
+from settle.jobs.pick.prompts import (
+    LANGUAGES,
+    Needs,
+    Prompts,
+    asks_for_decisions,
+    asks_for_vectors,
+    needs_turns,
+    read_prompts,
+)
 from settle.jobs.pick.settings import PickSettings
-from settle.jobs.pick.verdict import Measured, decide
+from settle.jobs.pick.verdict import Measured, PickResult, decide, draw, rows
 
 
 def taken(first=0.5, speed=10.0, reading=100.0, gigabytes=1.0, tokens=32):
@@ -218,7 +224,7 @@ def test_what_so_many_prompts_can_show_is_said_first():
     def says(asked, names=("a", "b")):
         seen = []
         race = Race(list(names), asked.prompts.families, asked.is_share)
-        pick_module._say_what_can_be_seen(race, asked, Events(listeners=[seen.append]))
+        pick_module.say_what_can_be_seen(race, asked, Events(listeners=[seen.append]))
         return said(seen)[0]
 
     text = says(asked_for(40, Exact()))
@@ -231,10 +237,16 @@ def test_what_so_many_prompts_can_show_is_said_first():
 def test_who_fails_or_is_too_slow_is_left_out_and_the_ledger_keeps_the_others(home, monkeypatch):
     monkeypatch.setattr(pick_module, "others_are_busy", lambda: False)
     measured = [taken(speed=5.0), EngineError("it died\nlater", "try"), taken(speed=20.0, tokens=64)]
-    monkeypatch.setattr(pick_module, "measure", lambda refs, cases, context, progress: measured)
+    monkeypatch.setattr(pick_module, "in_turns", lambda refs, one_round, progress: measured)
     candidates = [here(name, prediction=predicted(1.0, 20.0)) for name in ("slow", "broken", "good")]
     seen = []
-    left = what_it_takes(candidates, asked_for(speed=9.0), Events(listeners=[seen.append]))
+
+    def taken_by(candidates, asked):
+        c = PickContext(None, None, Events(listeners=[seen.append]), None, asked=asked, candidates=candidates)
+        pick_module.takes(c)
+        return c.measured
+
+    left = taken_by(candidates, asked_for(speed=9.0))
     assert [m.name for m in left] == ["good"] and left[0].taken.speed.median == 20.0
     assert said(seen) == ["slow is left out: 5.0 tokens/s were measured, and 9 are asked for"]
     assert said(seen, Warn) == [
@@ -248,13 +260,13 @@ def test_who_fails_or_is_too_slow_is_left_out_and_the_ledger_keeps_the_others(ho
     ]
     monkeypatch.setattr(pick_module, "others_are_busy", lambda: True)
     measured[:] = [taken(speed=20.0)]
-    what_it_takes(candidates[2:], asked_for(), Events(listeners=[seen.append]))
+    taken_by(candidates[2:], asked_for())
     assert "keep this machine busy" in said(seen, Warn)[-1] and list(ledger.entries())[-1].busy
 
 
 def test_the_ledger_says_how_near_the_predictions_were(home):
     seen = []
-    ledger.show(Events(listeners=[seen.append]))
+    ledger.show_ledger(Events(listeners=[seen.append]))
     assert [e.note for e in seen if isinstance(e, Listing)] == [
         "nothing was measured yet: `settle pick` predicts and measures"
     ]
@@ -262,7 +274,7 @@ def test_the_ledger_says_how_near_the_predictions_were(home):
     note_measured("far", predicted(2.0, 10.0), taken(speed=30.0, gigabytes=4.0), False)
     note_measured("busy", predicted(2.0, 10.0), taken(speed=1.0, gigabytes=2.0), True)
     seen.clear()
-    ledger.show(Events(listeners=[seen.append]))
+    ledger.show_ledger(Events(listeners=[seen.append]))
     (listing,) = (e for e in seen if isinstance(e, Listing))
     assert listing.note == "memory: median error 5%, 2 of 3 inside the interval; speed: median error 105%, 1 of 2" + (
         " inside the interval"
@@ -322,7 +334,7 @@ def test_as_good_is_within_a_margin_and_of_equal_memory_the_faster_is_taken():
 def test_all_figures_are_in_the_result(tmp_path):
     known = outcome([0.8, 0.78], [pair(0.4, 0.2, 0.6, True, early=True)], [0], why="because")
     verdict = decide([BIG, SMALL], known, "exact match", True)
-    result = to_json([BIG, SMALL], known, verdict, "exact match")
+    result = PickResult.of([BIG, SMALL], known, verdict, "exact match").model_dump(mode="json")
     assert (result["chosen"], result["verdict"], result["saved"]) == ("big", "better", pytest.approx(0.25))
     assert result["pairs"][0] | {"difference": 0} == {
         "first": "big",
@@ -336,20 +348,27 @@ def test_all_figures_are_in_the_result(tmp_path):
         "more_prompts": None,
     }
     assert [m["score"] for m in result["models"]] == [0.8, 0.78] and result["models"][1]["cut"] == 5
-    assert to_json([BIG], None, decide([BIG], None, "", True), "")["verdict"] == "not measured"
+    assert PickResult.of([BIG], None, decide([BIG], None, "", True), "").verdict == "not measured"
     table = rows([SMALL, BIG, model("none", 1.0, 3.0, None, 0)], verdict, True)
     assert [row[0] for row in table] == ["→ big", "  small", "  none"] and table[2][1] == "–"
     assert table[0][3:5] == ["0.5", "5.0 (4.5–5.5)"] and rows([BIG], verdict, False)[0][1] == "0.800"
-    assert draw([model("none", 1.0, 3.0, None, 0)], verdict, "m", True, tmp_path / "x.png") is None
+    assert not draw([model("none", 1.0, 3.0, None, 0)], verdict, "m", True, tmp_path / "x.png")
 
 
-def test_answers_that_were_cut_are_told_where_they_are_many():
-    seen, known = [], outcome([0.8, 0.78], [], [0], why="nothing more can be shown")
-    verdict = decide([BIG], Outcome(["big"], [0.8], [40], [], [0], 40), "m", True)
-    several = [model("few", 1.0, 1.0, 0.5, cut=4), model("many", 1.0, 1.0, 0.5, cut=5)]
-    pick_module._say_verdict(verdict, known, several, Events(listeners=[seen.append]))
-    assert said(seen)[-1] == "25% of the answers were not needed: nothing more can be shown"
+def test_answers_that_were_cut_are_told_where_they_are_many(home, tmp_path):
+    seen, settings = [], PickSettings(task="x")
+    c = PickContext(
+        *(PickFolder(tmp_path), settings, Events(listeners=[seen.append]), None),
+        asked=asked_for(task=Exact()),
+        candidates=[],
+    )
+    c.outcome = outcome([0.5, 0.5], [pair(0.0, -0.2, 0.2)], [0, 1], why="nothing more can be shown")
+    c.measured = [model("few", 1.0, 1.0, 0.5, cut=4), model("many", 1.0, 1.0, 0.5, cut=5)]
+    pick_module.result(c)
+    assert "25% of the answers were not needed: nothing more can be shown" in said(seen)
     assert [text.split(" were")[0] for text in said(seen, Warn)] == ["5 of 40 answers of many"]
+    assert c.exit_code == 0
+    assert list(json.loads((tmp_path / "result.json").read_text())) == list(PickResult.model_fields)
 
 
 def test_what_is_asked_is_read_off_the_prompts(home, tmp_path):

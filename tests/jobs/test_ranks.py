@@ -15,7 +15,7 @@ from settle.base.errors import UsageError
 from settle.base.event_log import Events
 from settle.base.run import Run
 from settle.base.run.launcher import launched
-from settle.jobs.job import Job, start
+from settle.jobs.job import RunJob, start
 from settle.jobs.prove_scale.prove_scale import RankTrial, _changes, parse_ranks
 from settle.jobs.ranks.launch_script import script
 from settle.jobs.ranks.setup import differences
@@ -87,7 +87,7 @@ def test_ranks_of_a_host_share_its_cores(torchrun: Any, monkeypatch: pytest.Monk
 
 def test_a_job_that_cannot_be_shared_says_so(torchrun: Any, home: Path) -> None:
     torchrun()
-    alone: Job[Any] = Job("shrink", JobSettings, object, ())  # type: ignore[arg-type]
+    alone: RunJob[Any] = RunJob("shrink", (), JobSettings, object)  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="one process, and torchrun started 4"):
         start(alone, JobSettings(inputs=["x"]), Events())
     assert not Run.all() and not is_fenced()

@@ -58,7 +58,7 @@ def context(tmp_path: Path, heard: list[Any], record: Any = None, **asked: Any) 
     c.events, c.record, c.candidates = Events(listeners=[heard.append]), record, Candidates()
     c.routes, c.expected, c.chosen, c.exported = [], {}, None, None
     (tmp_path / "out").mkdir(exist_ok=True)
-    c.run, c.fingerprint = SimpleNamespace(name="r", path=tmp_path, out=tmp_path / "out"), "f"
+    c.folder, c.fingerprint = SimpleNamespace(name="r", path=tmp_path, out=tmp_path / "out"), "f"
     model = SimpleNamespace(file="file", threads=1, data=SimpleNamespace(name="a text", examples=()))
     model.source = SimpleNamespace(name="m")
     whole = SimpleNamespace(name="m", source=SimpleNamespace(sha256="5", path=tmp_path / "m.gguf"))

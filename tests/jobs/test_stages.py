@@ -123,14 +123,14 @@ def test_a_stage_s_pace_is_remembered_where_it_was_estimated(monkeypatch: pytest
 def test_a_slow_starter_s_weights_are_usable(verdict: str, stop: str, best: int, is_usable: bool) -> None:
     state = SimpleNamespace(stop=stop, best_step=best)
     c = context(
-        outcome=SimpleNamespace(state=state), verdict=LoopVerdict(verdict, "why"), run=SimpleNamespace(name="r")
+        outcome=SimpleNamespace(state=state), verdict=LoopVerdict(verdict, "why"), folder=SimpleNamespace(name="r")
     )
     c.live = SimpleNamespace(tokenizer=SimpleNamespace(chat_template=""))
     assert c.is_usable == is_usable and bool(c.next_steps()) == is_usable
 
 
 def test_the_next_command_completes_a_text_or_chats() -> None:
-    c = context(verdict=LoopVerdict("settled", "why"), run=SimpleNamespace(name="r"))
+    c = context(verdict=LoopVerdict("settled", "why"), folder=SimpleNamespace(name="r"))
     c.outcome, c.live = SimpleNamespace(state=None), SimpleNamespace(tokenizer=SimpleNamespace(chat_template="x"))
     assert c.next_steps() == "`settle chat r Once` · `settle serve` · `settle runs show r`"
     c.base = object()
@@ -253,7 +253,7 @@ def test_a_comparison_s_time_is_corrected_by_what_is_remembered(monkeypatch: pyt
 
 
 def test_a_shorter_student_matches_the_last_block_before_the_next(home: Path) -> None:
-    c = context(DistillContext, run=run_named(home, command="distill"))
+    c = context(DistillContext, folder=run_named(home, command="distill"))
     c.made_file.parent.mkdir()
     for report, layers in (
         ([{"pruner": "depth", "blocks": [6, 4], "removed": [1, 4]}], [1, 2, 4, 5]),
@@ -296,14 +296,14 @@ def test_pruning_may_take_its_share_of_the_time(monkeypatch: pytest.MonkeyPatch)
 
 
 def job_of_stages(*stages: Any) -> Job[Any]:
-    return Job("train", TrainSettings, TrainingContext, stages)
+    return Job("train", stages)
 
 
 def test_stages_run_in_order_until_one_ends_the_session(home: Path, tmp_path: Path) -> None:
     heard: list[Any] = []
     done: list[str] = []
     run = Run(tmp_path)
-    c = context(events=heard_by(heard), run=run, resources=ExitStack())
+    c = context(events=heard_by(heard), folder=run, resources=ExitStack())
     c.phases = {"first": 2.0, "last": 3.0}
     c.finished = lambda stage, seconds: done.append(f"{stage} {seconds >= 0}")
     c.resources.callback(lambda: done.append("closed"))
@@ -336,7 +336,7 @@ def test_a_full_disk_says_what_is_safe(error: Exception, safe: str, says: str, h
     def stage(c: Any) -> None:
         raise error
 
-    c = context(events=Events(), run=SimpleNamespace(name="r", path=tmp_path), resources=ExitStack(), safe=safe)
+    c = context(events=Events(), folder=SimpleNamespace(name="r", path=tmp_path), resources=ExitStack(), safe=safe)
     with pytest.raises((OSError, ResourceError), match=says) as caught:
         follow(job_of_stages(stage), c)
     assert isinstance(caught.value, ResourceError) == bool(safe and "denied" not in says)
@@ -348,7 +348,7 @@ def test_memory_that_runs_out_is_said_and_kept_in_the_events(home: Path, tmp_pat
 
     heard: list[dict[str, Any]] = []
     run = Run(tmp_path)
-    c = context(events=heard_by(heard), run=run, resources=ExitStack())
+    c = context(events=heard_by(heard), folder=run, resources=ExitStack())
     with pytest.raises(ResourceError, match="could not get 5 MB.*--micro-tokens"):
         follow(job_of_stages(stage), c)
     assert [event["missing"] for event in heard if event["kind"] == "out_of_memory"] == [5_000_000]
@@ -464,7 +464,7 @@ def test_a_tuned_model_is_compared_on_rows_that_judge(home: Path, monkeypatch: p
         plan=plan,
         events=Events(),
     )
-    c.corpus, c.run, c.estimates, c.phases = corpus, run, {"compare": 5.0}, {"compare": 30.0}
+    c.corpus, c.folder, c.estimates, c.phases = corpus, run, {"compare": 5.0}, {"compare": 30.0}
     c.live = SimpleNamespace(plan=plan, base=SimpleNamespace(source="s"), tokenizer=object())
     monkeypatch.setattr(tune.TuneContext, "tokenizer", "tokenizer")
     c.outcome = SimpleNamespace(state=SimpleNamespace(stop="settled", best_step=3))
@@ -511,7 +511,7 @@ def test_a_run_that_is_stopped_before_there_is_a_plan_says_that_nothing_was_kept
         raise KeyboardInterrupt
 
     heard: list[Any] = []
-    made = job.Job("train", TrainSettings, job.Context, (stopped,))
+    made = job.RunJob("train", (stopped,), TrainSettings, job.RunContext)
     with pytest.raises(KeyboardInterrupt):
         job.start(made, TrainSettings.model_validate({"inputs": ["x"]}), Events(listeners=[heard.append]))
     assert heard[-1].text == NOTHING_KEPT and not Run.all()

@@ -3,28 +3,24 @@
 It is said before the choice begins, and again after the first look, which has timed many more answers.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from settle.base.errors import SettleError
-from settle.jobs.choose.answerer import Setup
-from settle.jobs.choose.prompts import CALLS, choose_shots
-from settle.jobs.choose.triage import AS_IT_IS, EXAMPLES, GOLD, ROWS, SHOTS
-from settle.jobs.choose.tune_way import PASSAGE_EPOCHS, forecast_seconds, tuning_recipe
-from settle.jobs.choose.way import DECIDE, DOCUMENTS, PROMPT, TUNE, TUNE_DOCUMENTS, ZERO_SHOT
-from settle.jobs.choose.ways import READING_ROWS
-from settle.jobs.choose.work import Work
+from settle.jobs.choose.answerer import DECIDE, DOCUMENTS, PROMPT, TUNE, TUNE_DOCUMENTS, ZERO_SHOT
+from settle.jobs.choose.prompts import CALLS
+from settle.jobs.choose.triage import AS_IT_IS, EXAMPLES, GOLD, ROWS
 
+PASSAGE_EPOCHS = 0.5  # passes of rows with passages, as a share of those without: each is several times as long
+READING_ROWS = 8  # training examples by which the prompt beside passages is chosen
 OTHER_SECONDS = 5.0  # starting llama.cpp for other weights
 TRIED_EXAMPLES = 0.6  # that the prompts of the search have in the mean, as a share of the first look's
-ANSWERS = 3  # after a first one, which loads the model
 
 
 @dataclass(frozen=True)
 class Costs:
     """Seconds that the parts of a choice take."""
 
-    plain: float  # plain, with_examples, with_passages: an answer to the question alone, and with these before it
+    plain: float  # an answer to the question alone, and with these before it
     with_examples: float
     with_passages: float
     search: float  # finding the passages of a question
@@ -68,41 +64,3 @@ def forecast(costs: Costs, train: int, test: int, ways: Mapping[str, bool]) -> d
     if PROMPT in answer:
         answer[PROMPT] = costs.with_examples
     return {way: build[way] + test * answer[way] for way in ways}
-
-
-def measure_costs(work: Work) -> Costs:
-    """Measure the seconds of an answer and of tuning, once a choice."""
-    return work.folder.once("pace", Costs, lambda: _measured(work))
-
-
-def _measured(work: Work) -> Costs:
-    examples, found = work.examples, work.found_train
-    shots = choose_shots(examples.train_cases[ANSWERS + 1 :], examples.labels, SHOTS)
-    few = Setup(shots=tuple((case.question, case.reference) for case in shots))
-    cases = examples.train_cases[: ANSWERS + 1]
-    plain = work.ask("pace", work.arm(Setup()), cases)[1:]
-    read = work.ask("pace", work.arm(Setup(), found), cases[1:]) if found else plain
-    taught = work.ask("pace", work.arm(few), cases[1:])
-    tuning, steps = forecast_seconds(tuning_recipe(work, TUNE), work.events)
-    return Costs(
-        plain=_mean([reply.seconds for reply in plain]),
-        with_examples=_mean([reply.seconds for reply in taught]),
-        with_passages=_mean([reply.seconds for reply in read]),
-        search=work.search_seconds,
-        tuning=tuning,
-        steps=steps,
-        deciding=_deciding(work, tuning) if examples.labels else 0.0,
-        longer=_mean([reply.read for reply in read]) / max(1.0, _mean([reply.read for reply in plain])),
-    )
-
-
-def _deciding(work: Work, tuning: float) -> float:
-    """Forecast the seconds of tuning a decision; where it cannot be tuned, as the way itself will say, of the other."""
-    try:
-        return forecast_seconds(tuning_recipe(work, DECIDE), work.events)[0]
-    except SettleError:
-        return tuning
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / max(1, len(values))

@@ -9,11 +9,19 @@ from settle.base.statistics import Interval, bootstrap_mean
 from settle.evaluate.compare.cases import Case
 from settle.evaluate.tasks import Task
 from settle.experiment.arm import Reply
-from settle.jobs.choose.answerer import Passages, Setup
+from settle.jobs.choose.answerer import (
+    DECIDE,
+    DOCUMENTS,
+    PROMPT,
+    TUNE,
+    TUNE_DOCUMENTS,
+    ZERO_SHOT,
+    Passages,
+    Setup,
+)
 from settle.jobs.choose.documents import Found
 from settle.jobs.choose.examples import ExampleSet
 from settle.jobs.choose.prompts import choose_shots, score_of
-from settle.jobs.choose.way import DECIDE, DOCUMENTS, PROMPT, TUNE, TUNE_DOCUMENTS, ZERO_SHOT
 
 ROWS, FEWEST = 30, 10  # training examples that it takes, at most and at least
 SHOTS = 8  # examples in the prompt

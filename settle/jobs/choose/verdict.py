@@ -1,17 +1,27 @@
-"""Which way is enough: the cheapest that no dearer one is ahead of by more than chance, or that nobody can tell.
+"""Which way is enough, with the page that shows it: the cheapest that no dearer one is ahead of by more than chance.
 
 Three cases for a dearer way that scored higher. It is shown to be better, corrected for all pairs: the cheaper one is
 out. Not even a test by itself shows it: what was measured is chance as likely as not, and the cheaper one is taken. In
 between nobody can tell, and more rows would.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from pydantic import BaseModel, ConfigDict
+
+from settle.base.statistics import bootstrap_mean, share_interval
+from settle.base.visible import visible_line
+from settle.base.words.amounts import duration
+from settle.evaluate.compare.cases import Case
 from settle.experiment.race import Outcome
 from settle.experiment.report import difference_text, may_be_ahead, range_text, value_text
+from settle.jobs.choose.answerer import Failed, Measured
 
 LITTLE = 0.5  # score of the best way, below which the question is another one: whether any way is good enough
+DIFFERING = 5  # rows that are shown
+LETTERS = 300  # of a question or an answer on the page
+COLUMNS = ("", "score (95 %)", "build", "an answer", "tokens", "memory", "energy", "a changed fact")
 
 
 @dataclass(frozen=True)
@@ -78,3 +88,138 @@ def _note(outcome: Outcome, chosen: int, other: int, is_share: bool) -> str:
     if value > 0 and pair.more:
         text += f"; about {pair.more} more test questions would show as much"
     return text
+
+
+# --- the result, its table and its page ---
+
+
+class MeasuredWay(BaseModel):
+    """What result.json has of a way."""
+
+    name: str
+    score: float
+    build_seconds: float
+    seconds: float  # of an answer, in the mean, as are the next two
+    tokens: float
+    memory: int
+    joules: float
+    change_seconds: float | None
+    change_note: str
+    cut: int
+    about: str
+    command: str
+
+    @classmethod
+    def of(cls, m: Measured) -> "MeasuredWay":
+        return cls(
+            name=m.name,
+            score=m.score,
+            build_seconds=m.way.build_seconds,
+            seconds=m.seconds,
+            tokens=m.tokens,
+            memory=m.peak,
+            joules=m.joules,
+            change_seconds=m.way.change_seconds,
+            change_note=m.way.change_note,
+            cut=m.cut,
+            about=m.way.about,
+            command=m.way.command,
+        )
+
+
+class ChoiceResult(BaseModel):
+    """What result.json has of a choice."""
+
+    model_config = ConfigDict(frozen=True)
+
+    folder: str
+    model: str | None
+    measure: str
+    margin: float
+    train: int  # examples that ways were built from
+    test: int  # questions that judged
+    test_families: int
+    removed: Mapping[str, int]
+    labels: Sequence[str]
+    seconds: float  # of the latest session
+    forecast_seconds: Mapping[str, float]  # by part
+    forecast_after_triage: Mapping[str, float]
+    actual_seconds: Mapping[str, float]
+    chosen: str
+    verdict: str
+    why: str
+    notes: Sequence[str]
+    more_rows: int | None
+    command: str
+    triage: Mapping[str, object]
+    triage_agrees: bool
+    ways: Sequence[MeasuredWay]
+    failed: Sequence[Failed]
+    pairs: Sequence[Mapping[str, object]]
+    audit: Mapping[str, object]
+
+
+def rows(measured: Sequence[Measured], verdict: Verdict, families: Sequence[int], is_share: bool) -> list[list[str]]:
+    """Return a row of COLUMNS for each way, the cheapest first; → marks the one to take."""
+    return [
+        [
+            f"{'→' if k == verdict.chosen else ' '} {m.name}",
+            _score(m, families, is_share),
+            duration(m.way.build_seconds) if m.way.build_seconds else "–",
+            f"{m.seconds:.1f} s",
+            f"{m.tokens:.0f}" if m.tokens else "–",
+            f"{m.peak / 1e9:.2f} GB",
+            f"{m.joules:.0f} J",
+            m.way.change_note or (duration(m.way.change_seconds) if m.way.change_seconds is not None else "–"),
+        ]
+        for k, m in enumerate(measured)
+    ]
+
+
+def page(
+    name: str, result: ChoiceResult, table: Sequence[Sequence[str]], lines: Sequence[str], differ: Sequence[str]
+) -> str:
+    """Return the page, in Markdown. lines: what to know about the figures; differ: rows on which the ways differ."""
+    head = [f"| {' | '.join(COLUMNS)} |", "|---|" + "---|" * (len(COLUMNS) - 1)]
+    body = [f"| {' | '.join(_cell(cell) for cell in row)} |" for row in table]
+    out = [f"# {_cell(f'Which way for {name}')}", "", f"**{_cell(result.why)}.**", "", *head, *body, ""]
+    out += [f"- {_cell(line)}" for line in lines]
+    if result.audit:
+        out += ["", "## What left this machine", "", _cell(str(result.audit["sentence"]))]
+    out += ["", "## To make it ready", "", f"    {result.command}", "", "## Where the ways differ", ""]
+    return "\n".join([*out, *differ, ""])
+
+
+def differing(measured: Sequence[Measured], test: Sequence[Case]) -> list[str]:
+    """Return the rows on which the scores of the ways are furthest apart, each with all answers, in Markdown."""
+    spread = [max(m.scores[i] for m in measured) - min(m.scores[i] for m in measured) for i in range(len(test))]
+    lines: list[str] = []
+    for i in sorted(range(len(test)), key=lambda i: -spread[i])[:DIFFERING]:
+        if spread[i] <= 0:
+            break
+        lines += [f"**{_short(test[i].question)}** wanted: {_short(test[i].reference)}", ""]
+        lines += [f"- {m.name} ({m.scores[i]:g}): {_short(m.replies[i].text) or 'nothing'}" for m in measured]
+        lines += [""]
+    return lines or ["Nowhere: each question was answered as well by every way."]
+
+
+def _score(m: Measured, families: Sequence[int], is_share: bool) -> str:
+    if not is_share:
+        value = bootstrap_mean(m.scores)
+        return f"{value.value:.3f} ({value.low:.3f}–{value.high:.3f})"
+    if set(m.scores) <= {0.0, 1.0}:
+        interval = share_interval([score == 1.0 for score in m.scores], families)
+    else:
+        interval = bootstrap_mean(m.scores)
+    return f"{100 * m.score:.0f} % ({100 * max(0.0, interval.low):.0f}–{100 * min(1.0, interval.high):.0f})"
+
+
+def _short(text: str) -> str:
+    line = _cell(text)
+    return line if len(line) <= LETTERS else f"{line[:LETTERS]} …"
+
+
+def _cell(text: str) -> str:
+    """Return a text on one line, which opens no column and no markup of its own."""
+    line = visible_line(" ".join(text.split()))
+    return line.replace("|", "\\|").replace("<", "&lt;").replace("`", "'")

@@ -9,8 +9,8 @@ from settle.base.errors import SettleError, UsageError
 from settle.base.event_log import Events
 from settle.base.visible import visible_name
 from settle.formats.gguf import read_gguf
-from settle.jobs.pick.needs import Needs, forbids_commercial_use
 from settle.jobs.pick.predict import Prediction, predict, predict_file
+from settle.jobs.pick.prompts import Needs, forbids_commercial_use
 from settle.library.catalogue import catalogue, find_known
 from settle.library.facts import Facts, read_facts
 from settle.library.pull import Offer
@@ -47,6 +47,12 @@ class Candidate:
     @property
     def is_here(self) -> bool:
         return self.ref is not None
+
+    @property
+    def model(self) -> ModelRef:
+        """The model, of a candidate that is here."""
+        assert self.ref is not None
+        return self.ref
 
 
 @dataclass(frozen=True)

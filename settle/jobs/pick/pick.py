@@ -1,24 +1,23 @@
-"""The pick job: prompts · who can · who is measured · what each takes · who answers best · verdict."""
+"""settle pick: which model for a task on this machine, measured on the user's own prompts."""
 
 import statistics
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from typing import ClassVar
 
-from settle.audit import session
+from settle.audit.session import ledger, network_record
 from settle.base.amounts import count
 from settle.base.errors import SettleError, UsageError
 from settle.base.event_log import Events
-from settle.base.events import Listing, Progress, ResultReady, Say, Warn, WorkStarted
-from settle.base.files import home, write_json
-from settle.base.run import free_name
-from settle.base.stop_signals import Stopping
+from settle.base.events import Listing, Progress, ResultReady, Say, Warn
 from settle.evaluate.compare.cases import Case
 from settle.evaluate.tasks import Task, best_suited, named
 from settle.experiment.arm import ModelArm, Reply
 from settle.experiment.race import Outcome, Race
 from settle.experiment.run import run_race
-from settle.jobs.pick import ledger, report
+from settle.jobs.job import Context, Job
+from settle.jobs.kept_work import KeptFolder, carry_out, stoppable
 from settle.jobs.pick.candidates import (
     Candidate,
     Excluded,
@@ -28,15 +27,21 @@ from settle.jobs.pick.candidates import (
     named_candidates,
     shortlist,
 )
-from settle.jobs.pick.decisions import read_decisions
-from settle.jobs.pick.embedders import read_search
-from settle.jobs.pick.exam import ROUNDS, Exam, in_turns, measure
-from settle.jobs.pick.needs import Needs, asks_for_decisions, asks_for_vectors, languages_in, needs_turns
-from settle.jobs.pick.predict import note_measured
-from settle.jobs.pick.prompts import Prompts, read_prompts
+from settle.jobs.pick.exam import ROUNDS, Exam, Taken, in_turns, read_decisions, read_search, text_round
+from settle.jobs.pick.predict import note_measured, show_ledger
+from settle.jobs.pick.prompts import (
+    Needs,
+    Prompts,
+    asks_for_decisions,
+    asks_for_vectors,
+    languages_in,
+    needs_turns,
+    read_prompts,
+)
 from settle.jobs.pick.settings import PickSettings
-from settle.jobs.pick.verdict import Measured, Verdict, decide
+from settle.jobs.pick.verdict import COLUMNS, Measured, PickResult, decide, draw, rows
 from settle.library.deletion import confirm
+from settle.library.reference import ModelRef
 from settle.machine.measurement_cache import others_are_busy
 
 UNANSWERED_TOKENS = 256  # of an answer, where none is wanted that says how long one is
@@ -67,39 +72,51 @@ class Asked:
         return self.task is None or self.task.is_share
 
 
+class PickFolder(KeptFolder):
+    """A pick on the disk; a finished one stays as it is, and the same command begins another."""
+
+    parent: ClassVar[str] = "picks"
+    what: ClassVar[str] = "pick"
+
+    @property
+    def is_open(self) -> bool:
+        return self.status == "interrupted"
+
+
+@dataclass
+class PickContext(Context):
+    """What the stages of a pick make, in the order in which they make it."""
+
+    folder: PickFolder
+    settings: PickSettings
+    asked: Asked = field(kw_only=True)
+    candidates: Sequence[Candidate] = field(kw_only=True)
+    measured: list[Measured] = field(default_factory=list)
+    outcome: Outcome | None = None  # None where nothing says what a right answer is
+
+
 def pick(settings: PickSettings, events: Events) -> int:
     """Run the job; the exit code is 3 where no model is recommended. Raises SettleError."""
     if settings.ledger:
-        ledger.show(events)
+        show_ledger(events)
         return 0
-    with Stopping(), session.ledger("pick"):
-        try:
-            return _pick(settings, events)
-        except KeyboardInterrupt:
-            events.emit(Say(text="stopped; what was measured is kept, and the same command continues"))
-            raise
-
-
-def _pick(settings: PickSettings, events: Events) -> int:
-    asked = what_is_asked(settings, events)
-    candidates, excluded = who_can(settings, asked.needs)
-    chosen, not_fetched = _with_consent(candidates, asked.needs, settings.yes, events)
-    _show_excluded([*excluded, *not_fetched], events)
-    if not chosen:
-        raise UsageError("no model is left to choose from", "name some with --models, or allow downloads with --yes")
-    for candidate in chosen:
-        if candidate.prediction:
-            events.emit(Say(text=f"{candidate.name} is expected to take {candidate.prediction.summary}"))
-    race = Race([c.name for c in chosen], asked.prompts.families, asked.is_share)
-    _say_what_can_be_seen(race, asked, events)
-    events.emit(WorkStarted(what="pick", name=settings.task or "pick"))
-    measured = what_it_takes(chosen, asked, events)
-    outcome = None
-    if measured and asked.exam:
-        outcome = who_passes_best(measured, asked.exam, asked.needs, events)
-    elif measured and asked.task:
-        outcome = who_answers_best(measured, asked, events)
-    return _finish(settings, measured, outcome, asked, events)
+    with stoppable("what was measured", events) as stopping, ledger("pick"):
+        asked = what_is_asked(settings, events)
+        able, excluded = who_can(settings, asked.needs)
+        chosen, not_fetched = _with_consent(able, asked.needs, settings.yes, events)
+        for one in (*excluded, *not_fetched):
+            events.emit(Say(text=f"{one.name} is left out: {one.why}"))
+        if not chosen:
+            raise UsageError(
+                "no model is left to choose from", "name some with --models, or allow downloads with --yes"
+            )
+        for candidate in chosen:
+            if candidate.prediction:
+                events.emit(Say(text=f"{candidate.name} is expected to take {candidate.prediction.summary}"))
+        say_what_can_be_seen(Race([c.name for c in chosen], asked.prompts.families, asked.is_share), asked, events)
+        about = settings.model_dump(mode="json", exclude={"yes", "ledger", "threads"})
+        folder = PickFolder.of(about, settings, None, settings.task or "pick")
+        return carry_out(JOB, PickContext(folder, settings, events, stopping, asked=asked, candidates=chosen))
 
 
 def what_is_asked(settings: PickSettings, events: Events) -> Asked:
@@ -180,12 +197,7 @@ def _with_consent(
     return here, missing
 
 
-def _show_excluded(excluded: Sequence[Excluded], events: Events) -> None:
-    for one in excluded:
-        events.emit(Say(text=f"{one.name} is left out: {one.why}"))
-
-
-def _say_what_can_be_seen(race: Race, asked: Asked, events: Events) -> None:
+def say_what_can_be_seen(race: Race, asked: Asked, events: Events) -> None:
     """Say, before anything runs, what so many prompts can show."""
     prompts = asked.prompts
     given = len(prompts.families)
@@ -207,125 +219,110 @@ def _say_what_can_be_seen(race: Race, asked: Asked, events: Events) -> None:
     events.emit(Say(text=f"{number}, scored by {asked.title}: {text}"))
 
 
-def what_it_takes(candidates: Sequence[Candidate], asked: Asked, events: Events) -> list[Measured]:
+def takes(c: PickContext) -> None:
     """Measure time, speed and memory of each; leave out those that fail or are too slow, and note the others."""
-    done, total = 0, ROUNDS * len(candidates)
+    asked, exam, context = c.asked, c.asked.exam, c.asked.needs.context
+    done, total = 0, ROUNDS * len(c.candidates)
 
     def on_progress(number: int) -> None:
         nonlocal done
         done += number
-        events.emit(Progress(what="measuring speed and memory", done=done, total=total))
+        c.events.emit(Progress(what="measuring speed and memory", done=done, total=total))
 
-    refs = [c.ref for c in candidates if c.ref is not None]
-    measured = []
-    busy = others_are_busy()
-    exam, context = asked.exam, asked.needs.context
-    if exam:
-        taken_by_all = in_turns(refs, lambda ref: exam.takes(ref, context), on_progress)
-    else:
-        taken_by_all = measure(refs, asked.prompts.cases, context, on_progress)
-    if busy := busy or others_are_busy():
-        events.emit(Warn(text="other programs keep this machine busy, so answers would be faster than was measured"))
-    for candidate, taken in zip(candidates, taken_by_all, strict=True):
+    def one_round(ref: ModelRef) -> Taken:
+        return exam.takes(ref, context) if exam else text_round(ref, asked.prompts.cases, context)
+
+    was_busy = others_are_busy()
+    taken_by_all = in_turns([candidate.model for candidate in c.candidates], one_round, on_progress)
+    if busy := was_busy or others_are_busy():
+        c.events.emit(Warn(text="other programs keep this machine busy, so answers would be faster than was measured"))
+    for candidate, taken in zip(c.candidates, taken_by_all, strict=True):
         if isinstance(taken, SettleError):
-            events.emit(Warn(text=f"{candidate.name} could not be measured: {taken.what.splitlines()[0]}"))
+            c.events.emit(Warn(text=f"{candidate.name} could not be measured: {taken.what.splitlines()[0]}"))
             continue
         if candidate.prediction is not None:
             note_measured(candidate.name, candidate.prediction, taken, busy)
         if asked.needs.speed and taken.speed.most < asked.needs.speed:
             speed = f"{taken.speed.median:.1f} tokens/s were measured, and {asked.needs.speed:g} are asked for"
-            events.emit(Say(text=f"{candidate.name} is left out: {speed}"))
+            c.events.emit(Say(text=f"{candidate.name} is left out: {speed}"))
             continue
-        measured.append(Measured(candidate, taken))
+        c.measured.append(Measured(candidate, taken))
         if taken.tokens >= taken.context and not exam:
             text = f"the longest prompt has {taken.tokens:,} tokens, which {candidate.name} is not asked"
-            events.emit(Warn(text=f"{text}; --context {taken.tokens + taken.longest_answer} makes room for it"))
-    return measured
+            c.events.emit(Warn(text=f"{text}; --context {taken.tokens + taken.longest_answer} makes room for it"))
 
 
-def who_answers_best(measured: list[Measured], asked: Asked, events: Events) -> Outcome:
-    """Let all candidates answer the prompts in turns, until nothing more can be shown.
+def answers(c: PickContext) -> None:
+    """Let all candidates answer, where something says what is right. Raises SettleError where all of them fail."""
+    if c.measured and c.asked.exam:
+        _pass_exam(c, c.asked.exam)
+    elif c.measured and c.asked.task:
+        _race(c, c.asked.task)
 
-    measured: gets the scores, and loses those that fail. Raises SettleError where all of them do.
-    """
-    assert asked.task is not None
-    task, cases = asked.task, asked.prompts.cases
-    max_tokens = asked.max_tokens or max(m.taken.longest_answer for m in measured)
-    context = min(asked.needs.context, max(m.taken.tokens for m in measured) + max_tokens)
+
+def _race(c: PickContext, task: Task) -> None:
+    """Let all candidates answer the prompts in turns, until nothing more can be shown."""
+    prompts, measured = c.asked.prompts, c.measured
+    max_tokens = c.asked.max_tokens or max(m.taken.longest_answer for m in measured)
+    context = min(c.asked.needs.context, max(m.taken.tokens for m in measured) + max_tokens)
     arms = []
     for m in measured:
         seconds = m.taken.first_token.median + max_tokens / m.taken.speed.median
-        assert m.candidate.ref is not None
-        arms.append(ModelArm(m.candidate.ref, context, max_tokens, m.name, seconds / TOGETHER))
+        arms.append(ModelArm(m.candidate.model, context, max_tokens, m.name, seconds / TOGETHER))
 
     def race(names: Sequence[str]) -> Race:
-        return Race(names, asked.prompts.families, task.is_share)
+        return Race(names, prompts.families, task.is_share)
 
     def score(reply: Reply, case: Case) -> float:
         return task.score(reply.text, case) if reply.asked else 0.0
 
-    finished = run_race(arms, cases, race, score, events)
-    outcome = finished.outcome
+    finished = run_race(arms, prompts.cases, race, score, c.events)
+    outcome = c.outcome = finished.outcome
     if outcome is None:
         raise finished.failures[measured[0].name]
     going = [m for m in measured if m.name not in finished.failures]
-    measured[:] = [
+    c.measured = [
         Measured(m.candidate, m.taken, mean, asked, sum(not reply.ended for reply in replies.values()))
         for m, mean, asked, replies in zip(going, outcome.means, outcome.asked, finished.replies, strict=True)
     ]
-    return outcome
 
 
-def who_passes_best(measured: list[Measured], exam: Exam, needs: Needs, events: Events) -> Outcome:
-    """Let all candidates answer all rows, which takes little time. measured: gets the scores."""
-    race = Race([m.name for m in measured], exam.families)
-    scores = {}
-    for k, m in enumerate(measured):
-        events.emit(Progress(what="answers", done=k, total=len(measured), detail=m.name))
-        assert m.candidate.ref is not None
-        scores[k] = exam.scores(m.candidate.ref, needs.context)
-    events.emit(Progress(what="answers", done=len(measured), total=len(measured)))
+def _pass_exam(c: PickContext, exam: Exam) -> None:
+    """Let all candidates answer all rows, which takes little time."""
+    race, scores = Race([m.name for m in c.measured], exam.families), {}
+    for k, m in enumerate(c.measured):
+        c.events.emit(Progress(what="answers", done=k, total=len(c.measured), detail=m.name))
+        scores[k] = exam.scores(m.candidate.model, c.asked.needs.context)
+    c.events.emit(Progress(what="answers", done=len(c.measured), total=len(c.measured)))
     rows = race.next_rows(len(exam.families))
     race.record({k: [of[row] for row in rows] for k, of in scores.items()})
-    outcome = race.outcome()
-    for k, m in enumerate(measured):
-        measured[k] = Measured(m.candidate, m.taken, outcome.means[k], outcome.asked[k])
-    return outcome
+    outcome = c.outcome = race.outcome()
+    c.measured = [replace(m, score=outcome.means[k], asked=outcome.asked[k]) for k, m in enumerate(c.measured)]
 
 
-def _finish(
-    settings: PickSettings, measured: Sequence[Measured], outcome: Outcome | None, asked: Asked, events: Events
-) -> int:
-    is_share, exam = asked.is_share, asked.exam
-    verdict = decide(measured, outcome, asked.title, is_share)
-    folder = home() / "picks"
-    folder.mkdir(parents=True, exist_ok=True)
-    folder = folder / free_name(settings.task or "pick", [p.name for p in folder.iterdir()])
-    folder.mkdir()
-    result = report.to_json(measured, outcome, verdict, asked.title) | {"task": settings.task, "folder": str(folder)}
-    with session.ledger("pick") as connections:
-        connections.put_into(folder)
-    result["audit"] = session.network_record(folder, events)
-    picture = report.draw(
-        measured, verdict, asked.title, is_share, folder / "pareto.png", exam.unit if exam else "tokens"
-    )
-    write_json(folder / "result.json", result)
-    columns = [exam.columns.get(name, name) if exam else name for name in report.COLUMNS]
-    events.emit(Listing(columns=columns, rows=report.rows(measured, verdict, is_share)))
-    _say_verdict(verdict, outcome, measured, events)
-    if picture is not None:
-        events.emit(Say(text=f"{picture} shows speed against quality"))
-    events.emit(ResultReady(result=result))
-    return 0 if verdict.chosen is not None else 3
-
-
-def _say_verdict(verdict: Verdict, outcome: Outcome | None, measured: Sequence[Measured], events: Events) -> None:
-    events.emit(Say(text=verdict.sentence))
-    for note in verdict.notes:
-        events.emit(Say(text=note))
-    if outcome is not None and outcome.why:
-        events.emit(Say(text=f"{outcome.saved:.0%} of the answers were not needed: {outcome.why}"))
-    for m in measured:
+def result(c: PickContext) -> None:
+    """Decide, draw the picture, write the result and show the table."""
+    is_share, exam, title = c.asked.is_share, c.asked.exam, c.asked.title
+    verdict = decide(c.measured, c.outcome, title, is_share)
+    picture = c.folder.path / "pareto.png"
+    more = {"task": c.settings.task, "folder": str(c.folder.path), "audit": network_record(c.folder.path, c.events)}
+    made = PickResult.of(c.measured, c.outcome, verdict, title).model_copy(update=more)
+    is_drawn = draw(c.measured, verdict, title, is_share, picture, exam.unit if exam else "tokens")
+    c.folder.finish(made)
+    columns = [exam.columns.get(name, name) if exam else name for name in COLUMNS]
+    c.events.emit(Listing(columns=columns, rows=rows(c.measured, verdict, is_share)))
+    for text in (verdict.sentence, *verdict.notes):
+        c.events.emit(Say(text=text))
+    if c.outcome is not None and c.outcome.why:
+        c.events.emit(Say(text=f"{c.outcome.saved:.0%} of the answers were not needed: {c.outcome.why}"))
+    for m in c.measured:
         if m.cut * 10 > m.asked:
             text = f"{m.cut} of {m.asked} answers of {m.name} were stopped for their length"
-            events.emit(Warn(text=f"{text}; that is a limit and no mistake: --max-tokens allows longer ones"))
+            c.events.emit(Warn(text=f"{text}; that is a limit and no mistake: --max-tokens allows longer ones"))
+    if is_drawn:
+        c.events.emit(Say(text=f"{picture} shows speed against quality"))
+    c.events.emit(ResultReady(result=made.model_dump(mode="json")))
+    c.exit_code = 0 if verdict.chosen is not None else 3
+
+
+JOB = Job("pick", (takes, answers, result))

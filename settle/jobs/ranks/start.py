@@ -159,5 +159,5 @@ def _take_part(run: Run, stopping: Stopping) -> int:
     names = [stage.__name__ for stage in job.stages]
     until_loop = replace(job, stages=job.stages[: names.index("loop") + 1])
     settings = asked_settings(job, run, record)
-    context = job.context(run, settings.value, settings.origin, Silent(), stopping, record)
+    context = job.context(run, settings.value, Silent(), stopping, origin=settings.origin, record=record)
     return follow(until_loop, context).exit_code or 0

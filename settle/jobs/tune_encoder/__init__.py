@@ -1,6 +1,6 @@
 """settle tune with an encoder: a reranker over it (`--objective rank`), or the encoder itself (`contrastive`)."""
 
-from settle.jobs.job import Job
+from settle.jobs.job import RunJob
 from settle.jobs.settings import TuneSettings
 from settle.jobs.tune_encoder.stages import (
     EncoderContext,
@@ -16,9 +16,9 @@ from settle.jobs.tune_encoder.stages import (
     result,
 )
 
-JOB = Job(
+JOB = RunJob(
     "tune_encoder",
+    (base, data, plan, build, proof, loop, judge, export, compare, result),
     TuneSettings,
     EncoderContext,
-    (base, data, plan, build, proof, loop, judge, export, compare, result),
 )

@@ -3,9 +3,7 @@
 import json
 
 from settle.evaluate.compare.cases import asking, cases
-from settle.jobs.choose.answerer import NAME, DecisionModel, Setup, answers, question, write_decisions
-from settle.jobs.choose.triage import AS_IT_IS, EXAMPLES, FORM, _ruled_out
-from settle.jobs.choose.way import DECIDE, possible_ways
+from settle.jobs.choose.answerer import DECIDE, NAME, DecisionModel, Setup, answers, question, write_decisions
 from settle.library.resolve import resolve_gguf
 from tests import decision_model
 from tests.jobs.choose.test_examples import row
@@ -32,10 +30,3 @@ def test_rows_of_decisions_have_all_labels_as_options(tmp_path):
     first, _ = (json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines())  # noon is no label
     assert first["state"] == "my card was charged twice" and first["targets"] == {NAME: "billing"}
     assert list(first["questions"][NAME]["criteria"]) == ["billing", "shipping"]
-
-
-def test_decisions_are_a_way_for_closed_sets_only():
-    assert DECIDE in possible_ways(has_documents=False, is_closed=True)
-    assert DECIDE not in possible_ways(has_documents=True, is_closed=False)
-    assert DECIDE in _ruled_out({AS_IT_IS: 1.0, EXAMPLES: 1.0, FORM: 1.0}, 0.0, False, True)
-    assert DECIDE not in _ruled_out({AS_IT_IS: 1.0, EXAMPLES: 1.0}, 0.0, False, False)

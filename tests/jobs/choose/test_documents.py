@@ -5,8 +5,8 @@ import pytest
 from settle.base.event_log import Events
 from settle.evaluate.compare.cases import asking
 from settle.jobs.choose import documents
+from settle.jobs.choose.context import ChoiceFolder
 from settle.jobs.choose.documents import Documents, change_fact
-from settle.jobs.choose.folder import ChoiceFolder
 from settle.jobs.index_settings import IndexSettings
 from tests.retrieve.conftest import joined  # noqa: F401  a fixture
 

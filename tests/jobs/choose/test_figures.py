@@ -11,23 +11,16 @@ from settle.base.event_log import Events
 from settle.base.events import AnswerText, Say
 from settle.base.files import write_json
 from settle.base.statistics import Interval
+from settle.base.stop_signals import Stopping
 from settle.evaluate.compare.cases import Case, asking
 from settle.evaluate.compare.sample_size import smallest_visible
 from settle.evaluate.tasks.exact import Exact
 from settle.experiment.arm import Arm, Reply
 from settle.experiment.race import ComparedPair, Outcome
 from settle.jobs.choose import choose as choose_module
-from settle.jobs.choose import forecast as forecast_module
-from settle.jobs.choose import report, ways
-from settle.jobs.choose.answerer import Setup, answers, with_passages
-from settle.jobs.choose.documents import Findings, Found
-from settle.jobs.choose.examples import ExampleSet, only
-from settle.jobs.choose.folder import PROGRESS, RESULT, ChoiceFolder, choices
-from settle.jobs.choose.settings import ChooseSettings
-from settle.jobs.choose.triage import AS_IT_IS, EXAMPLES, FORM, GOLD, GOLD_EXAMPLES, predict, triage
-from settle.jobs.choose.tune_way import tuning_recipe
-from settle.jobs.choose.verdict import decide
-from settle.jobs.choose.way import (
+from settle.jobs.choose import verdict as verdict_module
+from settle.jobs.choose import ways
+from settle.jobs.choose.answerer import (
     DECIDE,
     DOCUMENTS,
     PROMPT,
@@ -37,10 +30,20 @@ from settle.jobs.choose.way import (
     Built,
     Failed,
     Measured,
+    Setup,
+    answers,
     possible_ways,
+    with_passages,
 )
-from settle.jobs.choose.ways import MOST_SHOTS, READING, best_prompt, reading_prompt
-from settle.jobs.choose.work import Work
+from settle.jobs.choose.context import ChoiceFolder, ChooseContext
+from settle.jobs.choose.documents import Findings, Found
+from settle.jobs.choose.examples import ExampleSet, only
+from settle.jobs.choose.forecast import OTHER_SECONDS, Costs, forecast, forecast_triage
+from settle.jobs.choose.settings import ChooseSettings
+from settle.jobs.choose.triage import AS_IT_IS, EXAMPLES, FORM, GOLD, GOLD_EXAMPLES, Triage, predict, triage
+from settle.jobs.choose.verdict import ChoiceResult, decide
+from settle.jobs.choose.ways import MOST_SHOTS, READING, Tuned, best_prompt, reading_prompt, tuning_recipe
+from settle.jobs.kept_work import PROGRESS, RESULT
 from settle.library.reference import ModelRef
 from settle.model.source import Source
 from tests.jobs.choose.test_prompts import rows
@@ -119,13 +122,20 @@ def test_a_closed_set_is_tried_with_its_answers_alone():
     assert DECIDE not in free.ruled_out and TUNE in free.ruled_out
 
 
-def test_what_is_just_enough_is_enough():
-    assert predict({AS_IT_IS: 0.9, EXAMPLES: 0.0}, False)[0] == ZERO_SHOT
-    assert predict({AS_IT_IS: 0.0, EXAMPLES: 0.0, GOLD: 0.1}, False)[0] == DOCUMENTS
-    assert predict({AS_IT_IS: 0.0, EXAMPLES: 0.0, GOLD_EXAMPLES: 0.09}, False)[0] == TUNE
-    assert predict({AS_IT_IS: 0.0, EXAMPLES: 0.1}, False)[0] == PROMPT
-    assert predict({AS_IT_IS: 0.6, EXAMPLES: 0.9}, True)[0] == PROMPT
-    assert predict({AS_IT_IS: 0.2, EXAMPLES: 0.2, GOLD: 0.5, GOLD_EXAMPLES: 0.4}, True)[0] == DOCUMENTS
+@pytest.mark.parametrize(
+    ("scores", "is_closed", "way"),
+    [
+        ({AS_IT_IS: 0.9, EXAMPLES: 0.0}, False, ZERO_SHOT),
+        ({AS_IT_IS: 0.0, EXAMPLES: 0.0, GOLD: 0.1}, False, DOCUMENTS),
+        ({AS_IT_IS: 0.0, EXAMPLES: 0.0, GOLD_EXAMPLES: 0.09}, False, TUNE),
+        ({AS_IT_IS: 0.0, EXAMPLES: 0.1}, False, PROMPT),
+        ({AS_IT_IS: 0.6, EXAMPLES: 0.9}, True, PROMPT),
+        ({AS_IT_IS: 0.2, EXAMPLES: 0.2, GOLD: 0.5, GOLD_EXAMPLES: 0.4}, True, DOCUMENTS),
+        ({AS_IT_IS: 0.2, EXAMPLES: 0.3, FORM: 0.3}, True, DECIDE),
+    ],
+)
+def test_what_is_just_enough_is_enough(scores, is_closed, way):
+    assert predict(scores, is_closed)[0] == way
 
 
 def measured(name, scores, **way):
@@ -160,12 +170,12 @@ def test_the_table_has_what_each_way_takes():
     assert (one.score, one.seconds, one.tokens, one.joules) == (0.5, 1.75, 13.5, 3.0)
     assert (one.cut, one.unasked) == (1, 2)
     known = decide(Outcome([PROMPT], [0.5], [4], [], [0], 4), 0.02, True)
-    (row,) = report.rows([one], known, range(4), True)
+    (row,) = verdict_module.rows([one], known, range(4), True)
     assert row[0] == "→ prompt" and row[2:] == ["3 min 20 s", "1.8 s", "14", "2.00 GB", "3 J", "5.0 s"]
     assert row[1].startswith("50 % (")
     low, high = (float(end) for end in row[1][6:-1].split("–"))
     assert 0 <= low < 50 < high <= 100
-    (other,) = report.rows([measured(PROMPT, [7, 8, 9, 8], change_note="never")], known, range(4), False)
+    (other,) = verdict_module.rows([measured(PROMPT, [7, 8, 9, 8], change_note="never")], known, range(4), False)
     assert other[1].startswith("8.000 (") and other[2] == "–" and other[-1] == "never"
 
 
@@ -202,11 +212,20 @@ def findings(of):
     return made
 
 
-def work_of(folder, model, number=30, labels=(), found=None, **settings):
+def context_of(folder, model, number=30, labels=(), found=None, **settings):
     examples = ExampleSet(rows(number), [wanting(n, str(n)) for n in range(1, 13)], list(range(12)), {}, labels)
     asked = ChooseSettings.model_validate({"examples": folder / "rows.jsonl", "model": "told", **settings})
     train, test = (findings({n: found[n] for n in range(1, end)}) if found else Findings() for end in (number + 1, 13))
-    return Work(asked, Events(), ChoiceFolder(folder), model, examples, Exact(), None, train, test)
+    c = ChooseContext(
+        *(ChoiceFolder(folder), asked, Events(), Stopping()),
+        ref=model.ref,
+        examples=examples,
+        task=Exact(),
+        found_train=train,
+        found_test=test,
+    )
+    c.model = model
+    return c
 
 
 def test_what_was_answered_is_not_asked_again(home):
@@ -226,19 +245,21 @@ def test_the_best_prompt_is_kept_and_beside_passages_it_has_to_help(home, tmp_pa
         return number if (len(case.messages) > 2) != reads else "?"
 
     found = {n: Found(("a passage",), "a passage", 0.5) for n in range(1, 31)}
-    work = work_of(tmp_path, Told(say), found=found)
-    assert work.search_seconds == pytest.approx(0.5)
-    best = best_prompt(work)
+    c = context_of(tmp_path, Told(say), found=found)
+    assert c.search_seconds == pytest.approx(0.5)
+    best = best_prompt(c)
     assert len(best.shots) == 4 and not best.system and best.about.startswith("4 examples before every question")
-    assert best.about.endswith("held to their form") and set(work.model.forms) == {best.grammar} != {""}
-    read = reading_prompt(work)
-    assert read.setup == Setup(system=READING, grammar=best.grammar)
+    assert best.about.endswith("held to their form") and set(c.model.forms) == {best.grammar} != {""}
+    read = reading_prompt(c)
+    assert (read.system, read.shots, read.grammar) == (READING, (), best.grammar)
     assert read.about == "passages before every question" and read.seconds >= best.seconds
-    number = len(work.model.asked_for)
-    assert best_prompt(work) == best and reading_prompt(work) == read
-    assert len(work.model.asked_for) == number, "both are kept"
+    number = len(c.model.asked_for)
+    assert best_prompt(c) == best and reading_prompt(c) == read
+    assert len(c.model.asked_for) == number, "both are kept"
     (tmp_path / "other").mkdir()
-    helped = work_of(tmp_path / "other", Told(lambda c: c.question.rsplit("q", 1)[-1] if len(c.messages) > 2 else ""))
+    helped = context_of(
+        tmp_path / "other", Told(lambda q: q.question.rsplit("q", 1)[-1] if len(q.messages) > 2 else "")
+    )
     read = reading_prompt(helped)
     assert len(read.shots) == MOST_SHOTS and read.system == READING
     assert read.about.startswith("passages, with 4 examples")
@@ -254,24 +275,46 @@ def test_questions_are_searched_for_once_and_when_they_are_wanted():
     assert asked == [2, 1, 3] and [(e.done, e.total) for e in progress] == [(1, 2), (2, 2)]
 
 
+PACE = Costs(
+    plain=1.0, with_examples=2.0, with_passages=4.0, search=0.5, tuning=100.0, steps=60.0, deciding=150.0, longer=5.0
+)
+WAYS = {ZERO_SHOT: False, PROMPT: False, DOCUMENTS: True, TUNE: False, TUNE_DOCUMENTS: True, DECIDE: False}
+
+
+def test_each_way_takes_its_building_and_its_answers():
+    parts = forecast(PACE, 72, 48, WAYS)
+    assert parts[ZERO_SHOT] == 48
+    assert parts[PROMPT] == 60 * 1.6 + 48 * 2  # prompts with no, four and eight examples are tried
+    assert parts[DOCUMENTS] == 48 * 0.5 + 8 * (4 + 5) + 48 * 4  # two prompts beside passages, one of them with examples
+    assert parts[TUNE] == 100 + OTHER_SECONDS + 48 and parts[DECIDE] == 150 + OTHER_SECONDS + 48
+    # half as many passes over rows five times as long; reading, proof and export take as long as without passages
+    assert parts[TUNE_DOCUMENTS] == 72 * 0.5 + 40 + 60 * 2.5 + OTHER_SECONDS + 48 * 4
+    assert "documents" not in forecast(PACE, 72, 48, {ZERO_SHOT: False})
+
+
+def test_the_first_look_is_forecast_and_replaces_what_was_known_of_answers():
+    # a search, the passages alone, and the passages behind examples
+    assert forecast_triage(PACE, 72, reads=True, has_form=False) == 30 * (1 + 2 + 0.5 + 4 + (4 + 2 - 1))
+    assert forecast_triage(PACE, 20, reads=False, has_form=False) == 20 * (1 + 2)
+    assert forecast_triage(PACE, 20, reads=False, has_form=True) == 20 * (1 + 2 + 1)
+    looked = {AS_IT_IS: 0.5, EXAMPLES: 1.0}
+    seen = PACE.after(looked, 0.2)
+    assert vars(seen) == vars(PACE) | {"plain": 0.5, "with_examples": 1.0, "search": 0.2}
+    assert seen.after(looked | {GOLD: 3.0}, 0.2).with_passages == 3.0
+
+
 def test_the_pace_is_of_answers_after_the_first(home, tmp_path, monkeypatch):
-    monkeypatch.setattr(forecast_module, "forecast_seconds", lambda recipe, events: (90.0, 60.0))
+    monkeypatch.setattr(choose_module, "forecast_seconds", lambda recipe, events: (90.0, 60.0))
     found = {n: Found(("p",), "", 0.25) for n in range(1, 31)}
     times = iter([9.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0])
     model = Told(str)
     model.measure = lambda case: Reply("x", read=40 if "Passages" in case.question else 8, seconds=next(times))
-    pace = forecast_module.measure_costs(work := work_of(tmp_path, model, found=found))
+    choose_module.pace(c := context_of(tmp_path, model, found=found))
     answers_take = {"plain": 2.0, "with_passages": 5.0, "with_examples": 8.0, "search": 0.25}
-    assert vars(pace) == answers_take | {"tuning": 90.0, "steps": 60.0, "deciding": 0.0, "longer": 5.0}
-    assert forecast_module.measure_costs(work) == pace, "it is measured once"
-    looked = {AS_IT_IS: 1.0, EXAMPLES: 3.0, GOLD: 4.0}
-    assert vars(pace.after(looked, 0.5)) == vars(pace) | {
-        "plain": 1.0,
-        "with_examples": 3.0,
-        "with_passages": 4.0,
-        "search": 0.5,
-    }
-    assert pace.after({AS_IT_IS: 1.0, EXAMPLES: 3.0}, 0.5).with_passages == 5.0
+    assert vars(c.costs) == answers_take | {"tuning": 90.0, "steps": 60.0, "deciding": 0.0, "longer": 5.0}
+    known = c.costs
+    choose_module.pace(c)
+    assert c.costs == known, "it is measured once"
 
 
 def test_tuning_a_decision_is_timed_by_its_own_rows_where_it_can_be_tuned(home, tmp_path, monkeypatch):
@@ -284,27 +327,18 @@ def test_tuning_a_decision_is_timed_by_its_own_rows_where_it_can_be_tuned(home, 
             return 150.0, 100.0
         return 90.0, 60.0
 
-    monkeypatch.setattr(forecast_module, "forecast_seconds", seconds)
+    monkeypatch.setattr(choose_module, "forecast_seconds", seconds)
     for threads, deciding in ((2, 150.0), (3, 90.0)):
         (folder := tmp_path / str(threads)).mkdir()
-        work = work_of(folder, Told(str), labels=["1", "2"], threads=threads)
-        pace = forecast_module.measure_costs(work)
-        assert (pace.tuning, pace.deciding) == (90.0, deciding)
+        choose_module.pace(c := context_of(folder, Told(str), labels=["1", "2"], threads=threads))
+        assert (c.costs.tuning, c.costs.deciding) == (90.0, deciding)
     judged = [json.loads(line)["targets"] for line in (tmp_path / "2" / "decide-test.jsonl").read_text().splitlines()]
     assert judged == [{"answer": "1"}, {"answer": "2"}], "of the test questions those that want a label"
 
 
-def test_the_first_look_and_each_way_are_forecast():
-    pace = forecast_module.Costs(1.0, 2.0, 4.0, 0.5, 100.0, 60.0, longer=3.0)
-    assert forecast_module.forecast_triage(pace, 20, False, False) == 20 * (1 + 2)
-    assert forecast_module.forecast_triage(pace, 20, False, True) == 20 * (2 + 2)
-    # a search, the passages alone, and the passages behind examples
-    assert forecast_module.forecast_triage(pace, 90, True, False) == 30 * (1 + 2 + 0.5 + 4 + (4 + 2 - 1))
-
-
 def test_every_way_answers_the_test_and_one_that_fails_is_named(home, tmp_path):
     found = {n: Found((f"says {n}",), "", 0.1) for n in range(1, 31)}
-    work = work_of(tmp_path, Told(str), found=found)
+    c = context_of(tmp_path, Told(str), found=found)
 
     def read(case):
         return case.question.split("says ")[1].split("\n")[0] if "says " in case.question else "?"
@@ -313,35 +347,37 @@ def test_every_way_answers_the_test_and_one_that_fails_is_named(home, tmp_path):
         raise EngineError("it died\nlater", "try again")
 
     reading, broken = Told(read, key="reading"), Told(fail, key="broken")
-    ways = [Built(ZERO_SHOT, reading, Setup(), "a"), Built(PROMPT, broken, Setup(), "b")]
-    ways += [Built(DOCUMENTS, reading, Setup(), "c")]
-    failed = []
-    measured, known = choose_module.ask_all(ways, failed, work)
-    assert [(m.name, m.score) for m in measured] == [(ZERO_SHOT, 0.0), (DOCUMENTS, 1.0)]
-    assert [(f.name, f.why) for f in failed] == [(PROMPT, "it died")] and measured[1].peak == 10**8
-    assert known.pair(1, 0).is_shown and known.means[1] == 1.0 and not known.why
-    reading.process_peak = 10**7
-    assert choose_module.ask_all(ways[::2], [], work)[0][0].peak == 10**8, "the most of all sessions"
+    c.ways = [Built(ZERO_SHOT, reading, Setup(), "a"), Built(PROMPT, broken, Setup(), "b")]
+    c.ways += [Built(DOCUMENTS, reading, Setup(), "c")]
+    choose_module.ask(c)
+    assert [(m.name, m.score) for m in c.measured] == [(ZERO_SHOT, 0.0), (DOCUMENTS, 1.0)]
+    assert [(f.name, f.why) for f in c.failed] == [(PROMPT, "it died")] and c.measured[1].peak == 10**8
+    assert c.outcome.pair(1, 0).is_shown and c.outcome.means[1] == 1.0 and not c.outcome.why
+    assert c.verdict.chosen == 1 and c.verdict.is_shown
+    reading.process_peak, every = 10**7, c.ways
+    c.ways = every[::2]
+    choose_module.ask(c)
+    assert c.measured[0].peak == 10**8, "the most of all sessions"
+    c.ways = every[1:2]
     with pytest.raises(DataError, match="no way could be measured"):
-        choose_module.ask_all(ways[1:2], [], work)
+        choose_module.ask(c)
 
 
 def test_a_way_that_cannot_be_built_is_left_out(home, tmp_path, monkeypatch):
-    def built(name, work):
+    def built(name, c):
         if name == TUNE:
             raise EngineError("no memory\nat all", "stop other programs")
         return Built(name, None, Setup(), name)
 
     monkeypatch.setattr(choose_module, "built", built)
-    work = work_of(tmp_path, Told(str))
-    ways, failed = choose_module.build_all([ZERO_SHOT, TUNE], work)
-    assert [w.name for w in ways] == [ZERO_SHOT] and [(f.name, f.why) for f in failed] == [(TUNE, "no memory")]
-    assert set(work.folder.spent()) == {ZERO_SHOT, TUNE}, "the time of a failure counts"
-    with work.folder.timed(TUNE):
-        pass
-    one = measured(TUNE, [1, 0, 1])
-    work.folder.keep("spent", {TUNE: 7.0, DOCUMENTS: 2.0})
-    assert choose_module.actual_seconds(work, [one]) == {TUNE: 10.0, DOCUMENTS: 2.0}
+    c = context_of(tmp_path, Told(str))
+    c.left = {ZERO_SHOT: 1.0, TUNE: 2.0}
+    choose_module.build(c)
+    assert [w.name for w in c.ways] == [ZERO_SHOT] and [(f.name, f.why) for f in c.failed] == [(TUNE, "no memory")]
+    assert set(c.folder.spent()) == {ZERO_SHOT, TUNE}, "the time of a failure counts"
+    c.measured = [measured(TUNE, [1, 0, 1])]
+    c.folder.keep("spent", {TUNE: 7.0, DOCUMENTS: 2.0})
+    assert c.actual_seconds() == {TUNE: 10.0, DOCUMENTS: 2.0}
     said = choose_module._forecast_and_actual({TUNE: 20.0, PROMPT: 9.0}, {TUNE: 10.0})
     assert said == "the ways took 10 s, forecast 20 s: tune 10 s (20 s)"
 
@@ -362,29 +398,35 @@ def test_what_can_be_seen_is_said_before_anything_runs():
 
 
 def test_the_page_and_the_exit_code(home, tmp_path):
-    work, seen = work_of(tmp_path, Told(str)), []
-    work.events = Events(listeners=[seen.append])
-    ways = [measured(ZERO_SHOT, [1] * 12, about="as it is"), measured(PROMPT, [0] * 12)]
-    shown = Outcome([ZERO_SHOT, PROMPT], [1.0, 0.0], [12, 12], [], [0], 12)
-    verdict = decide(shown, 0.02, True)
-    result = {"why": "because", "command": "settle chat x"}
-    failed = [Failed(TUNE, "it broke")]
-    assert choose_module.finish(work, ways, failed, verdict, result) == 0
+    c, seen = context_of(tmp_path, Told(str)), []
+    c.events = Events(listeners=[seen.append])
+    c.measured = [measured(ZERO_SHOT, [1] * 12, about="as it is"), measured(PROMPT, [0] * 12)]
+    c.outcome = Outcome([ZERO_SHOT, PROMPT], [1.0, 0.0], [12, 12], [], [0], 12)
+    c.verdict = decide(c.outcome, 0.02, True)
+    c.failed, c.expected, c.left = [Failed(TUNE, "it broke")], {ZERO_SHOT: 2.0}, {ZERO_SHOT: 1.0}
+    c.first = Triage(12, {}, {}, {}, 0.0, ZERO_SHOT, "", {})
+    choose_module.result(c)
+    assert c.exit_code == 0
     page = (tmp_path / "page.md").read_text()
     assert "tune could not be measured: it broke" in page and "zero-shot: as it is" in page
     # one reply of twelve was cut, which is no tenth and is told; two were not asked
     assert page.count("2 test questions were too long for") == 2 and page.count("1 of 12 answers of") == 0
-    assert json.loads((tmp_path / RESULT).read_text()) == result
+    made = json.loads((tmp_path / RESULT).read_text())
+    assert list(made) == list(ChoiceResult.model_fields) and made["chosen"] == ZERO_SHOT and made["triage_agrees"]
+    assert made["failed"] == [{"name": TUNE, "why": "it broke"}] and made["ways"][0]["memory"] == 2 * 10**9
+    assert "nothing is known of tune, which could not be measured" in made["why"]
     texts = [event.text for event in seen if isinstance(event, Say)]
-    assert texts[0] == "because" and texts[-2] == "to make it ready: settle chat x"
-    assert choose_module.finish(work, ways, [], replace(verdict, is_shown=False), result) == 3
+    assert texts[1] == made["why"] and texts[-2] == "to make it ready: zero-shot"
+    c.verdict = replace(c.verdict, is_shown=False)
+    choose_module.result(c)
+    assert c.exit_code == 3
 
 
 def test_how_a_way_is_tuned(home, tmp_path):
     found = {n: Found(("p", "o"), "p", 0.1) for n in range(1, 31)}
     asked = {"epochs": 6, "seed": 4, "threads": 1}
-    work = work_of(tmp_path, Told(str), found=found, labels=[str(n) for n in range(31)], **asked)
-    plain, read, decides = (tuning_recipe(work, way) for way in (TUNE, TUNE_DOCUMENTS, DECIDE))
+    c = context_of(tmp_path, Told(str), found=found, labels=[str(n) for n in range(31)], **asked)
+    plain, read, decides = (tuning_recipe(c, way) for way in (TUNE, TUNE_DOCUMENTS, DECIDE))
     assert (plain.epochs, read.epochs, decides.epochs) == (6, 3, 6)
     assert (plain.job, plain.judged, decides.job, decides.judged) == (
         "tune",
@@ -401,19 +443,21 @@ def test_how_a_way_is_tuned(home, tmp_path):
     assert [len(lines) for lines in texts] == [30] * 3
     assert "Passages" not in texts[0][0] and "Passages" in texts[1][0] and "targets" in json.loads(texts[2][0])
     plain.rows.write_text("kept")
-    assert tuning_recipe(work, TUNE).rows.read_text() == "kept", "an earlier session's run was made of it"
+    assert tuning_recipe(c, TUNE).rows.read_text() == "kept", "an earlier session's run was made of it"
 
 
-def test_a_tuned_way_with_documents_takes_its_index_and_its_run(monkeypatch):
-    work = SimpleNamespace(index_seconds=40.0, search_seconds=0.5, events=None)
-    made = SimpleNamespace(seconds=300.0, ref="made", run="r")
+def test_a_tuned_way_with_documents_takes_its_index_and_its_run(home, tmp_path, monkeypatch):
+    c = context_of(tmp_path, Told(str), found={n: Found((), "", 0.5) for n in range(1, 31)})
+    c.index_seconds = 40.0
     for name, answer in {
-        "tuning_recipe": lambda *_: SimpleNamespace(command="settle tune"), "tuned": lambda *_: made,
-        "tuned_model": lambda *_: None, "_ready": lambda _: "", "with_fact_indexed_again": lambda _, way: way,
+        "tuning_recipe": lambda *_: SimpleNamespace(command="settle tune"), "tuned_model": lambda *_: None,
+        "tuned": lambda *_: Tuned("made", "r", 300.0), "with_fact_indexed_again": lambda _, way: way,
     }.items():  # fmt: skip
         monkeypatch.setattr(ways, name, answer)
-    way = ways._tune_documents(work)
-    assert way.build_seconds == 340.0 and way.search_seconds == 0.5
+    way = ways._of_weights(c, TUNE_DOCUMENTS)
+    assert way.build_seconds == 340.0 and way.search_seconds == 0.5 and "--ask" in way.command
+    way = ways._of_weights(c, TUNE)
+    assert way.build_seconds == way.change_seconds == 300.0 and way.command == "settle chat r"
 
 
 def test_a_changed_answer_changes_nothing_else():
@@ -441,7 +485,8 @@ def test_a_choice_has_a_folder_of_its_own_and_continues_there(home, tmp_path):
     ref = Told(str, tmp_path / "m.gguf").ref
 
     def folder(rows=(1,), **asked):
-        return ChoiceFolder.of(ChooseSettings.model_validate({"examples": "rows.jsonl", **asked}), ref, rows).path
+        settings = ChooseSettings.model_validate({"examples": "rows.jsonl", **asked})
+        return choose_module.choice_folder(settings, ref, rows).path
 
     first = folder()
     assert first.name == "rows" and folder() == first and folder(threads=3, dry=True) == first
@@ -461,7 +506,7 @@ def test_a_choice_has_a_folder_of_its_own_and_continues_there(home, tmp_path):
 
 
 def test_a_finished_choice_answers_as_it_was_measured(home, tmp_path, monkeypatch):
-    folder = ChoiceFolder(choices() / "mine")
+    folder = ChoiceFolder(home / "choices" / "mine")
     folder.path.mkdir(parents=True)
     (tmp_path / "m.gguf").write_bytes(b"x")
     setup = Setup("Be brief.", (("x", "y"),))

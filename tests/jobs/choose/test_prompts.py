@@ -10,7 +10,7 @@ from settle.jobs.choose.answerer import Setup, with_passages
 from settle.jobs.choose.documents import Found, holds
 from settle.jobs.choose.examples import ExampleSet
 from settle.jobs.choose.prompts import CALLS, SHOT_LETTERS, choose_shots, search_prompt
-from settle.jobs.choose.tune_way import write_rows
+from settle.jobs.choose.ways import write_rows
 
 
 def rows(number, answer=str):

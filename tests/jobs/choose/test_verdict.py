@@ -5,11 +5,8 @@ import numpy as np
 from settle.evaluate.compare.cases import asking
 from settle.experiment.arm import Reply
 from settle.experiment.race import ERROR_OF_WAYS, Race
-from settle.jobs.choose import report
-from settle.jobs.choose.answerer import Setup
-from settle.jobs.choose.triage import AS_IT_IS, EXAMPLES, FORM, GOLD, GOLD_EXAMPLES, Triage, predict
-from settle.jobs.choose.verdict import decide
-from settle.jobs.choose.way import DECIDE, DOCUMENTS, PROMPT, TUNE, ZERO_SHOT, Built, Failed, Measured
+from settle.jobs.choose.answerer import DOCUMENTS, PROMPT, TUNE, ZERO_SHOT, Built, Measured, Setup
+from settle.jobs.choose.verdict import DIFFERING, ChoiceResult, decide, differing, page, rows
 
 
 def measured(name, scores):
@@ -21,8 +18,8 @@ def measured(name, scores):
 def decided(*scores, margin=0.02):
     ways = [measured(name, s) for name, s in zip((ZERO_SHOT, PROMPT, DOCUMENTS, TUNE), scores, strict=False)]
     race = Race([way.name for way in ways], range(len(scores[0])), True, ERROR_OF_WAYS, 0, may_stop=False)
-    rows = race.next_rows(len(scores[0]))
-    race.record({k: [way.scores[row] for row in rows] for k, way in enumerate(ways)})
+    asked = race.next_rows(len(scores[0]))
+    race.record({k: [way.scores[row] for row in asked] for k, way in enumerate(ways)})
     outcome = race.outcome()
     return ways, outcome, decide(outcome, margin, True)
 
@@ -65,32 +62,22 @@ def test_the_page_shows_where_ways_differ_and_no_text_leaves_its_cell():
     ways, outcome, verdict = decided([0] * 30 + [1], [1] * 31)
     test = [asking(f"question {n} | a `b` <c>\x1b[31m", n) for n in range(31)]
     assert outcome.pair(1, 0).is_shown
-    lines = report.differing(ways, test)
-    assert sum(line.startswith("**question") for line in lines) == report.DIFFERING
+    lines = differing(ways, test)
+    assert sum(line.startswith("**question") for line in lines) == DIFFERING
     assert not any("\x1b" in line or "<c>" in line or " | a" in line for line in lines)
-    table = report.rows(ways, verdict, range(31), True)
+    table = rows(ways, verdict, range(31), True)
     assert [row[0] for row in table] == ["  zero-shot", "→ prompt"]
-    text = report.page("a | b", table, {"why": verdict.sentence, "command": ways[1].way.command}, verdict.notes, lines)
-    assert "settle chat prompt" in text and "# a \\| b" in text
+    made = ChoiceResult.model_construct(why=verdict.sentence, command=ways[1].way.command, audit={})
+    text = page("a | b", made, table, verdict.notes, lines)
+    assert "settle chat prompt" in text and "# Which way for a \\| b" in text
 
 
-def test_the_verdict_says_what_it_knows_nothing_of():
-    ways, outcome, verdict = decided([1] * 30, [1] * 30)
-    first = Triage(30, {}, {}, {}, 0.0, TUNE, "", {})
-    result = report.to_json(ways, [Failed(TUNE, "it broke")], outcome, verdict, first, {})
-    assert "nothing is known of tune, which could not be measured" in result["why"]
-    assert report.differing(ways, [asking("q", n) for n in range(30)]) == [
+def test_ways_that_are_as_good_differ_nowhere():
+    ways, _, verdict = decided([1] * 30, [1] * 30)
+    assert differing(ways, [asking("q", n) for n in range(30)]) == [
         "Nowhere: each question was answered as well by every way."
     ]
     assert not any("-0 points" in note for note in verdict.notes) and "(0 points measured)" in verdict.notes[0]
-
-
-def test_what_the_first_look_predicts():
-    assert predict({AS_IT_IS: 0.95, EXAMPLES: 1.0}, False)[0] == ZERO_SHOT
-    assert predict({AS_IT_IS: 0.1, EXAMPLES: 0.2, GOLD: 0.7, GOLD_EXAMPLES: 0.9}, False)[0] == DOCUMENTS
-    assert predict({AS_IT_IS: 0.0, EXAMPLES: 0.95}, False)[0] == PROMPT
-    assert predict({AS_IT_IS: 0.2, EXAMPLES: 0.3, FORM: 0.3}, True)[0] == DECIDE
-    assert predict({AS_IT_IS: 0.2, EXAMPLES: 0.2}, False)[0] == TUNE
 
 
 def test_it_says_that_no_way_is_good():
