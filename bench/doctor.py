@@ -36,8 +36,7 @@ from settle.doctor.known_answers import KNOWN_ANSWERS, PROSE
 from settle.doctor.model_files import with_file
 from settle.doctor.subject import AskedModel, ExportedRun, IndexedDocuments, ModelFile, Running, Subject, TrainingRun
 from settle.experiment.run import prove
-from settle.formats.gguf import read_gguf
-from settle.formats.gguf.edit import write_edited
+from settle.formats.gguf import read_gguf, write_edited
 from settle.infer.engine import Engine
 from settle.library.engines import PACKAGE, installed_engine
 from settle.library.facts import read_facts, takes_turns

@@ -23,8 +23,7 @@ from settle.data.tokenizer.byte_bpe import PADDING, SPECIALS, ByteBpeTokenizer
 from settle.data.tokenizer.pre_tokenizers import WAYS
 from settle.doctor.known_answers import KNOWN_ANSWERS, PARAGRAPHS, PROSE, SPELLED
 from settle.doctor.turns import FORMS
-from settle.formats.gguf import export_gguf, read_gguf
-from settle.formats.gguf.edit import write_edited
+from settle.formats.gguf import export_gguf, read_gguf, write_edited
 from settle.formats.gguf.metadata import TOKENS
 from settle.library.facts import PLAIN_TEXT_KEY, TEMPLATE_KEY
 from settle.model.architectures.gemma2 import Gemma2

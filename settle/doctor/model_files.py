@@ -8,8 +8,7 @@ from settle.doctor.checks import Check
 from settle.doctor.findings import D, Finding, Fix
 from settle.doctor.subject import ModelFile
 from settle.formats import Weights
-from settle.formats.gguf import read_gguf
-from settle.formats.gguf.edit import write_edited
+from settle.formats.gguf import read_gguf, write_edited
 from settle.formats.gguf.metadata import TOKENS
 from settle.library.reference import ModelRef
 from settle.library.resolve import all_refs

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from settle.base.chat_template import ChatTemplate
 from settle.data.rows.templates import CHATML, GEMMA, LLAMA3, TURNS
-from settle.library.facts import Metadata
+from settle.formats import Metadata
 
 QUESTION, ANSWER = "Which colour is it?", "It is green."
 

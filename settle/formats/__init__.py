@@ -22,6 +22,10 @@ from settle.base.files import fsync_folder, sweep_leftovers
 from settle.base.registry import Part
 from settle.base.tokenizer import Tokenizer
 
+Metadata = Mapping[str, object]  # what a file says of itself, by key: any value may be under any of them
+# what is said of a model: name, description, license and the like; "base": True where it completes plain text
+Card = Mapping[str, object]
+
 
 @dataclass(frozen=True)
 class Place:
@@ -68,7 +72,7 @@ class Weights:
     """
 
     tensors: Mapping[str, LazyTensor]
-    metadata: Mapping[str, object]
+    metadata: Metadata
     places: Mapping[str, Place] = field(default_factory=dict)
 
 
@@ -85,7 +89,7 @@ class GgufTokenizer(Protocol):
     @property
     def vocab_size(self) -> int: ...
 
-    def gguf_metadata(self) -> Mapping[str, object]: ...
+    def gguf_metadata(self) -> Metadata: ...
 
 
 class GgufLayout(Protocol):
@@ -153,15 +157,14 @@ class AdapterWeights(Protocol):
 class ModelContents:
     """A whole model, as a format writes it.
 
-    weights: parameter name → tensor. card: name, description, license and the like; "base": True for a model that
-    completes plain text. gguf_keys: further keys of a GGUF file, such as a decision model's.
+    weights: parameter name → tensor. gguf_keys: further keys of a GGUF file, such as a decision model's.
     """
 
     architecture: ModelLayout
     weights: Mapping[str, TensorLike]
     tokenizer: Tokenizer
-    card: Mapping[str, object] = field(default_factory=dict)
-    gguf_keys: Mapping[str, object] = field(default_factory=dict)
+    card: Card = field(default_factory=dict)
+    gguf_keys: Metadata = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -169,14 +172,14 @@ class AdapterContents:
     """An adapter by itself, as a format writes it.
 
     architecture, base_file: of the model it was trained on, and that model as GGUF. tokenizer: with the template that
-    it was trained with. card: as in `ModelContents`, and "template": that template where the base's is another.
+    it was trained with. card: with "template": that template where the base's is another.
     """
 
     architecture: ModelLayout
     adapter: AdapterWeights
     tokenizer: Tokenizer
     base_file: Path
-    card: Mapping[str, object] = field(default_factory=dict)
+    card: Card = field(default_factory=dict)
 
 
 class Format(Part):

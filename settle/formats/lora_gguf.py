@@ -7,6 +7,7 @@ adapter.type "lora", adapter.lora.alpha, and for each adapted tensor NAME the tw
 
 from collections import Counter, defaultdict
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -14,8 +15,9 @@ import numpy as np
 from pydantic import Field
 
 from settle.base.errors import FormatError
-from settle.formats import AdapterContents, AdapterWeights, Format, LoraPairs, ModelLayout, Weights, beside
-from settle.formats.gguf import read_gguf
+from settle.formats import AdapterContents, AdapterWeights, Card, Format, LoraPairs, ModelLayout, Weights
+from settle.formats.gguf import read_gguf, write_tensors
+from settle.formats.gguf.layout import Entry, Pieces
 from settle.formats.gguf.metadata import number
 
 DOWN, UP = ".lora_a", ".lora_b"
@@ -44,7 +46,7 @@ def export_lora(
     adapter: AdapterWeights,
     path: Path,
     dtype: str = "f32",
-    metadata: Mapping[str, object] | None = None,
+    metadata: Card | None = None,
 ) -> Path:
     """Write an adapter as GGUF, beside and renamed. Returns the path.
 
@@ -53,35 +55,24 @@ def export_lora(
     DoRA, for a module that llama.cpp cannot adapt and for values that the type cannot hold, ResourceError on a full
     disk.
     """
-    from gguf import GGUFWriter
-
     if adapter.lora is None:
         raise FormatError(f"llama.cpp has no {adapter.name} over a base", "merge it: `settle export NAME --to gguf`")
     tensors = _tensors(part, adapter.parameters(part), adapter.lora, dtype)
-    with beside(Path(path), sum(t.nbytes for t in tensors.values()) + (1 << 20)) as beside_path:
-        writer = GGUFWriter(beside_path, part.gguf_architecture)
-        try:
-            writer.add_type("adapter")
-            for key in ("name", "description"):
-                if (metadata or {}).get(key):
-                    writer.add_string(f"general.{key}", str((metadata or {})[key]))
-            if (metadata or {}).get("template"):
-                writer.add_string("tokenizer.chat_template", str((metadata or {})["template"]))
-            if adapter.base:
-                writer.add_base_model_count(1)
-                writer.add_base_model_name(0, adapter.base)
-            if adapter.base_sha256:
-                writer.add_string(BASE_SHA256, adapter.base_sha256)
-            writer.add_string("adapter.type", "lora")
-            writer.add_float32("adapter.lora.alpha", adapter.lora.alpha)
-            for name, tensor in tensors.items():
-                writer.add_tensor(name, tensor)
-            writer.write_header_to_file()
-            writer.write_kv_data_to_file()
-            writer.write_tensors_to_file()
-        finally:
-            writer.close()
-    return Path(path)
+    card = metadata or {}
+    own: dict[str, object] = {"general.architecture": part.gguf_architecture, "general.type": "adapter"}
+    own |= {f"general.{key}": str(card[key]) for key in ("name", "description") if card.get(key)}
+    if card.get("template"):
+        own["tokenizer.chat_template"] = str(card["template"])
+    if adapter.base:
+        own |= {"general.base_model.count": 1, "general.base_model.0.name": adapter.base}
+    if adapter.base_sha256:
+        own[BASE_SHA256] = adapter.base_sha256
+    own |= {"adapter.type": "lora", "adapter.lora.alpha": np.float32(adapter.lora.alpha)}
+    pieces = [
+        Pieces(Entry(name, tensor.shape, dtype.upper(), tensor.nbytes), [partial(np.copy, tensor)])
+        for name, tensor in tensors.items()
+    ]
+    return write_tensors(Path(path), own, pieces)
 
 
 def read_lora(path: Path) -> Weights:

@@ -15,6 +15,7 @@ from settle.base.errors import FormatError, ResourceError
 from settle.base.files import write_json
 from settle.base.tokenizer import Tokenizer
 from settle.formats import (
+    Card,
     Format,
     LazyTensor,
     ModelContents,
@@ -123,7 +124,7 @@ def export_safetensors(
     tokenizer: Tokenizer,
     path: Path,
     dtype: str = "f32",
-    metadata: Mapping[str, object] | None = None,
+    metadata: Card | None = None,
     shard_bytes: int = SHARD_BYTES,
 ) -> Path:
     """Write a model as a folder in Hugging Face's layout, one tensor in memory at a time.

@@ -9,9 +9,10 @@ from settle.base.errors import EngineError, UsageError
 from settle.base.event_log import Events
 from settle.base.events import AnswerText, ResultReady, Say, Warn
 from settle.base.files import write_json
+from settle.formats import Metadata
 from settle.infer.engine import Engine, draft_for
 from settle.library.catalogue import recommended_sampling
-from settle.library.facts import TEMPLATE_KEY, Metadata, takes_turns
+from settle.library.facts import TEMPLATE_KEY, takes_turns
 from settle.library.resolve import resolve_gguf
 
 HELP = (

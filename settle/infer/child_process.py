@@ -19,7 +19,8 @@ from typing import IO, Any, Generic, Self, TypeVar
 
 from settle.base.errors import EngineError, ResourceError
 from settle.base.python_command import script_command
-from settle.library.facts import Metadata, Use, bytes_per_token, longest_context
+from settle.formats import Metadata
+from settle.library.facts import Use, bytes_per_token, longest_context
 from settle.machine import memory, num_threads
 
 STOP_SECONDS = 3.0

@@ -11,8 +11,9 @@ from functools import cached_property
 from types import MappingProxyType
 from typing import NamedTuple
 
+from settle.formats import Metadata
 from settle.infer.child_process import Body, Child, Json
-from settle.library.facts import Metadata, takes_turns
+from settle.library.facts import takes_turns
 
 Message = Body  # {"role", "content", …}
 

@@ -11,13 +11,14 @@ from settle.base.errors import UsageError
 from settle.base.event_log import Events
 from settle.base.events import Warn
 from settle.data.tokenizer.vocabulary import require_same_tokens
+from settle.formats import Metadata
 from settle.formats.gguf import embeds, pooling, read_gguf
 from settle.formats.gguf.metadata import text
 from settle.formats.lora_gguf import read_lora, require_fit
 from settle.infer.child_process import SPARE_BYTES, Child, ChildModel, Draft, Load, fitting_context, needed_bytes
 from settle.infer.client import LORA, LlamaClient
 from settle.infer.template_check import require_sound_model
-from settle.library.facts import PLAIN_TEXT_KEY, TEMPLATE_KEY, Metadata, bytes_per_token, longest_context
+from settle.library.facts import PLAIN_TEXT_KEY, TEMPLATE_KEY, bytes_per_token, longest_context
 from settle.library.reference import ModelRef
 from settle.library.resolve import resolve_draft
 

@@ -13,9 +13,10 @@ from settle.base.chat_template import (
     TemplateRunaway,
 )
 from settle.base.errors import EngineError
+from settle.formats import Metadata
 from settle.formats.gguf.decision import TEMPLATE_KEY
 from settle.infer.child_process import Body
-from settle.library.facts import Metadata, templates
+from settle.library.facts import templates
 
 GREETING = ({"role": "user", "content": "hello"},)
 _PARAMETERS = {"type": "object", "properties": {"place": {"type": "string"}}, "required": ["place"]}

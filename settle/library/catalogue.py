@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from settle.base.errors import UsageError
 from settle.base.files.dated_file import OLD_DAYS, dated_file, today
 from settle.base.run import NAME
-from settle.formats.gguf.metadata import Metadata
+from settle.formats import Metadata
 from settle.library.model_shape import ModelShape
 from settle.model.source import Source
 

@@ -2,7 +2,7 @@
 
 import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -11,6 +11,7 @@ from settle.base.errors import FormatError, RunError, UsageError, malformed_is_f
 from settle.base.files import read_json
 from settle.base.run import Run
 from settle.data.tokenizer.vocabulary import CONTROL, ENDS, UNKNOWN
+from settle.formats import Metadata
 from settle.formats.gguf import Pooling, embeds, pooling, read_gguf
 from settle.formats.gguf.decision import TEMPLATE_KEY as DECISION_TEMPLATE_KEY
 from settle.formats.gguf.decision import DecisionKeys, read_decision
@@ -34,7 +35,6 @@ FIM_TOKENS = {
 }
 OLD_FIM_KEYS = {"pre": "prefix", "suf": "suffix", "mid": "middle"}
 
-Metadata = Mapping[str, object]
 Use = Literal["generate", "embed", "rerank"]
 
 
@@ -148,7 +148,7 @@ def control_tokens(metadata: Metadata) -> tuple[str, ...]:
 @functools.lru_cache(256)
 def _facts(path: Path, stamp: str) -> Facts:
     weights = read_gguf(path)
-    meta: Metadata = weights.metadata
+    meta = weights.metadata
     tokens = _tokens(meta)
     template = meta.get(TEMPLATE_KEY)
     return Facts(
@@ -192,7 +192,7 @@ def _chats(ref: ModelRef, fewest: int) -> bool:
         return _writes_text(ref.path)
     try:
         weights = read_gguf(ref.weights)
-        metadata: Metadata = weights.metadata
+        metadata = weights.metadata
         if sum(math.prod(tensor.shape) for tensor in weights.tensors.values()) < fewest or read_decision(metadata):
             return False  # what was tuned to name an option writes no answers
         own = adapter_template(ref.adapter) if ref.adapter else None

@@ -7,6 +7,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from settle.base.errors import FormatError
+from settle.formats import Metadata
 
 FLOAT32 = 4
 
@@ -139,7 +140,7 @@ def shape_from_config(config: Mapping[str, Any], parameters: int) -> ModelShape:
         ) from None
 
 
-def shape_from_gguf(metadata: Mapping[str, object], sizes: Mapping[str, int]) -> ModelShape:
+def shape_from_gguf(metadata: Metadata, sizes: Mapping[str, int]) -> ModelShape:
     """From the header of a GGUF file. sizes: elements of each tensor by its name. Raises FormatError."""
     architecture = str(metadata.get("general.architecture"))
 
@@ -236,7 +237,7 @@ def _state_elements(config: Mapping[str, Any]) -> int:
     return int(config["hidden_size"]) * int(config.get("conv_L_cache") or 4)
 
 
-def _gguf_window_layers(metadata: Mapping[str, object], architecture: str, layers: int) -> int:
+def _gguf_window_layers(metadata: Metadata, architecture: str, layers: int) -> int:
     """How many layers see a window only: as the file lists, or as llama.cpp builds the family."""
     pattern = metadata.get(f"{architecture}.attention.sliding_window_pattern")
     if isinstance(pattern, list):

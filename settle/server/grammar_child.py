@@ -22,8 +22,8 @@ import psutil
 from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
 from llguidance.gbnf_to_lark import gbnf_to_lark
 
+from settle.formats import Metadata
 from settle.formats.gguf import read_gguf
-from settle.formats.gguf.metadata import Metadata
 
 STACK_BYTES = 512 << 10  # the smallest that a thread of llama.cpp has (macOS)
 TOKENIZER_SECONDS, GRAMMAR_SECONDS, ANSWER_SECONDS = 60, 3, 20  # of processor time

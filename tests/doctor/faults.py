@@ -64,14 +64,13 @@ from settle.doctor.training.limited_steps import StepChild, Steps
 from settle.doctor.training.rows import Served
 from settle.doctor.trial import FEWEST_ITEMS
 from settle.doctor.turns import FORMS, fitting_forms, turn_end
-from settle.formats import map_file
-from settle.formats.gguf import read_gguf
-from settle.formats.gguf.edit import write_edited
+from settle.formats import Metadata, map_file
+from settle.formats.gguf import read_gguf, write_edited
 from settle.formats.gguf.header import read_header
 from settle.formats.gguf.metadata import TOKENS, texts
 from settle.infer.engine import Engine
 from settle.library.engines import PACKAGE
-from settle.library.facts import END_KEYS, PLAIN_TEXT_KEY, TEMPLATE_KEY, Metadata, read_facts, takes_turns
+from settle.library.facts import END_KEYS, PLAIN_TEXT_KEY, TEMPLATE_KEY, read_facts, takes_turns
 from settle.library.pretrained import open_pretrained
 from settle.machine.cores import cores
 from settle.plan.fit.model_shapes import shape_of_file

@@ -11,7 +11,7 @@ from settle.doctor.examine import examine
 from settle.doctor.model_files import with_file
 from settle.doctor.subject import ModelFile, Running
 from settle.experiment.run import prove
-from settle.formats.gguf.edit import write_edited
+from settle.formats.gguf import write_edited
 from settle.library.store import StoredModel, add_model
 from settle.model.source import hash_of
 from tests.doctor.chat_model import healthy

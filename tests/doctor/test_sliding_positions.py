@@ -8,8 +8,7 @@ from settle.doctor.known_answers import PARAGRAPHS, PROSE
 from settle.doctor.likelihood import Reader, text_reading
 from settle.doctor.model_files import with_file
 from settle.doctor.subject import ModelFile
-from settle.formats.gguf import export_gguf
-from settle.formats.gguf.edit import write_edited
+from settle.formats.gguf import export_gguf, write_edited
 from settle.infer.scorer import Overrides
 from settle.library.resolve import resolve_gguf
 from settle.model.architectures.gemma2 import Gemma2

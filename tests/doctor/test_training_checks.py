@@ -14,7 +14,7 @@ from settle.doctor.examine import examine
 from settle.doctor.subject import ModelFile, TrainingRun
 from settle.experiment.run import prove
 from settle.formats import map_file
-from settle.formats.gguf.edit import write_edited
+from settle.formats.gguf import write_edited
 from settle.formats.gguf.header import read_header
 from settle.formats.peft import export_peft
 from settle.library.pretrained import open_pretrained

@@ -12,8 +12,7 @@ from settle.evaluate.gate.behaviour import Effort
 from settle.evaluate.gate.diagnose import Origin
 from settle.evaluate.gate.export import ExportedAdapter, ExportedModel, export_adapter, export_model
 from settle.evaluate.gate.gate import Merge, Reference, require, run_gate
-from settle.formats.gguf import Gguf, export_gguf, read_gguf
-from settle.formats.gguf.edit import write_edited
+from settle.formats.gguf import Gguf, export_gguf, read_gguf, write_edited
 from settle.formats.lora_gguf import LoraGguf, export_lora
 from settle.model.adapters.lora import LoRA
 from settle.model.architectures.llama import Llama

@@ -50,14 +50,14 @@ def test_other_models_have_none(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
-        ({"llama.decision.type": 3}, "llama.decision.type is not a name"),
-        ({TEMPLATE_KEY: None}, "without a template for its questions"),
-        ({"llama.decision.temperature.choice": 0.0}, "the temperature of choice questions is 0.0"),
-        ({"llama.decision.temperature.noul": -1.0}, "the temperature of noul questions is -1.0"),
-        ({"llama.decision.temperature.noul": math.inf}, "the temperature of noul questions is inf"),
-        ({"llama.decision.temperature.score": "warm"}, "the temperature of score questions is nan"),
-        ({"settle.decision.questions": "[1]"}, "settle.decision.questions is no JSON object"),
-        ({"settle.decision.questions": "{"}, "settle.decision.questions is no JSON object"),
+        ({"llama.decision.type": 3}, "decision.type is 3"),
+        ({TEMPLATE_KEY: None}, "tokenizer.chat_template.systemone"),
+        ({"llama.decision.temperature.choice": 0.0}, "decision.temperature.choice is 0.0"),
+        ({"llama.decision.temperature.noul": -1.0}, "decision.temperature.noul is -1.0"),
+        ({"llama.decision.temperature.noul": math.inf}, "decision.temperature.noul is inf"),
+        ({"llama.decision.temperature.score": "warm"}, "decision.temperature.score is 'warm'"),
+        ({"settle.decision.questions": "[1]"}, "settle.decision.questions is .1."),
+        ({"settle.decision.questions": "{"}, "settle.decision.questions is '{'"),
         ({"settle.decision.correct": np.array([True])}, "do not belong together"),
         (
             {"settle.decision.families": np.array([1, 2], "i4")},

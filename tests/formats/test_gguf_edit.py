@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 
 from settle.base.errors import FormatError, UsageError
-from settle.formats.gguf import export_gguf, read_gguf
-from settle.formats.gguf.edit import write_edited
+from settle.formats.gguf import export_gguf, read_gguf, write_edited
 
 TEMPLATE = "tokenizer.chat_template"
 

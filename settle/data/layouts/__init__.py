@@ -43,18 +43,29 @@ class Example:
 
 
 class RowLayout(Part):
-    """One way to write rows. Its settings name its columns; layouts are tried in the order of `rank`."""
+    """One way to write rows. Its settings name its columns; layouts are tried in the order of `rank`.
+
+    usual: what a column holds → the names it usually has. needed: what every row of this layout has.
+    """
 
     rank: ClassVar[int]
-    kind: ClassVar[Kind]
+    kind: ClassVar[Kind] = "chat"
+    usual: ClassVar[Mapping[str, Sequence[str]]]
+    needed: ClassVar[tuple[str, ...]]
 
-    @abstractmethod
     def columns(self, record: Values) -> dict[str, str] | None:
         """Return which column holds what, or None when the record is not a row of this layout."""
+        found = {what: find(record, getattr(self, what, None), names) for what, names in self.usual.items()}
+        columns = {what: column for what, column in found.items() if column is not None}
+        return columns if columns.keys() >= {*self.needed} else None
 
     @abstractmethod
     def example(self, record: Values, columns: Mapping[str, str]) -> Example:
         """Return the example in a row. Raises Broken with what is wrong with it."""
+
+
+# columns that several layouts read
+SYSTEM, TOOLS = ("system", "system_prompt"), ("tools", "functions")
 
 
 def find(record: Values, column: str | None, usual: Sequence[str]) -> str | None:
@@ -87,6 +98,14 @@ _CONTENTS = ("content", "value", "text")
 _SPEAKER = re.compile(r"\n\n(Human|Assistant):")
 # of an answer: kept for the templates that render them
 _THOUGHTS = ("reasoning_content", "reasoning", "thinking")
+
+
+def with_system(record: Values, columns: Mapping[str, str], messages: list[Message]) -> list[Message]:
+    """Return the turns with the row's system prompt in front, if it has one of its own."""
+    prompt = record.get(columns.get("system", ""))
+    if isinstance(prompt, str) and prompt.strip() and messages[0]["role"] != "system":
+        return [{"role": "system", "content": prompt}, *messages]
+    return messages
 
 
 def read_turns(value: object) -> list[Message]:

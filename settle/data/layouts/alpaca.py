@@ -1,12 +1,11 @@
 """Alpaca: instruction, input, output; with LLaMA-Factory's system prompt and history of earlier turns."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 from pydantic import Field
 
-from settle.data.layouts import Broken, Example, Kind, Message, RowLayout, check_turns, find, parsed, text_of
-from settle.data.layouts.messages import with_system
+from settle.data.layouts import SYSTEM, Broken, Example, Message, RowLayout, check_turns, parsed, text_of, with_system
 from settle.documents.rows import Values
 
 
@@ -14,23 +13,18 @@ class Alpaca(RowLayout):
     """An instruction with what it is about, and the answer."""
 
     rank: ClassVar[int] = 30
-    kind: ClassVar[Kind] = "chat"
+    usual: ClassVar[Mapping[str, Sequence[str]]] = {
+        "instruction": ("instruction",),
+        "output": ("output", "response"),
+        "input": ("input", "context"),
+        "system": SYSTEM,
+        "history": ("history",),
+    }
+    needed: ClassVar[tuple[str, ...]] = ("instruction", "output")
     instruction: str | None = Field(None, description="the column of the instruction")
     input: str | None = Field(None, description="the column of what the instruction is about")
     output: str | None = Field(None, description="the column of the answer")
     system: str | None = Field(None, description="the column of the system prompt")
-
-    def columns(self, record: Values) -> dict[str, str] | None:
-        columns = {
-            "instruction": find(record, self.instruction, ("instruction",)),
-            "output": find(record, self.output, ("output", "response")),
-            "input": find(record, self.input, ("input", "context")),
-            "system": find(record, self.system, ("system", "system_prompt")),
-            "history": find(record, None, ("history",)),
-        }
-        if columns["instruction"] is None or columns["output"] is None:
-            return None
-        return {what: column for what, column in columns.items() if column is not None}
 
     def example(self, record: Values, columns: Mapping[str, str]) -> Example:
         instruction = text_of(record, columns["instruction"], "the instruction")

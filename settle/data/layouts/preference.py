@@ -1,11 +1,13 @@
 """Preference pairs: a prompt with a better and a worse answer, as text, as turns, or as ends of one conversation."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 from pydantic import Field
 
 from settle.data.layouts import (
+    SYSTEM,
+    TOOLS,
     Broken,
     Example,
     Kind,
@@ -18,8 +20,8 @@ from settle.data.layouts import (
     read_tools,
     read_turns,
     text_of,
+    with_system,
 )
-from settle.data.layouts.messages import with_system
 from settle.documents.rows import Values
 
 
@@ -28,6 +30,15 @@ class Preference(RowLayout):
 
     rank: ClassVar[int] = 10
     kind: ClassVar[Kind] = "preference"
+    usual: ClassVar[Mapping[str, Sequence[str]]] = {
+        "prompt": ("prompt", "question", "conversations", "messages", "instruction", "input"),
+        "chosen": ("chosen", "preferred_output", "preferred"),
+        "rejected": ("rejected", "non_preferred_output"),
+        "about": ("input",),
+        "system": SYSTEM,
+        "tools": TOOLS,
+    }
+    needed: ClassVar[tuple[str, ...]] = ("chosen", "rejected")
     prompt: str | None = Field(None, description="the column of the prompt or of the turns before the answers")
     chosen: str | None = Field(None, description="the column of the better answer")
     rejected: str | None = Field(None, description="the column of the worse answer")
@@ -35,20 +46,10 @@ class Preference(RowLayout):
     tools: str | None = Field(None, description="the column of the tools")
 
     def columns(self, record: Values) -> dict[str, str] | None:
-        prompts = ("prompt", "question", "conversations", "messages", "instruction", "input")
-        columns = {
-            "prompt": find(record, self.prompt, prompts),
-            "chosen": find(record, self.chosen, ("chosen", "preferred_output", "preferred")),
-            "rejected": find(record, self.rejected, ("rejected", "non_preferred_output")),
-            "about": find(record, None, ("input",)),
-            "system": find(record, self.system, ("system", "system_prompt")),
-            "tools": find(record, self.tools, ("tools", "functions")),
-        }
-        if columns["chosen"] is None or columns["rejected"] is None:
-            return None
-        if columns["prompt"] != find(record, None, ("instruction",)):
-            del columns["about"]  # only an instruction is followed by what it is about
-        return {what: column for what, column in columns.items() if column is not None}
+        columns = super().columns(record)
+        if columns and columns.get("prompt") != find(record, None, ("instruction",)):
+            columns.pop("about", None)  # only an instruction is followed by what it is about
+        return columns
 
     def example(self, record: Values, columns: Mapping[str, str]) -> Example:
         chosen, rejected = (_answer(record, columns, what) for what in ("chosen", "rejected"))

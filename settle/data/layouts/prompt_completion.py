@@ -1,22 +1,22 @@
 """A prompt and its completion, under any of their usual names: question and answer, input and output, and so on."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 from pydantic import Field
 
 from settle.data.layouts import (
+    SYSTEM,
+    TOOLS,
     Example,
-    Kind,
     RowLayout,
     check_turns,
-    find,
     parsed_turns,
     read_tools,
     read_turns,
     text_of,
+    with_system,
 )
-from settle.data.layouts.messages import with_system
 from settle.documents.rows import Values
 
 # the first that is there; a text or an article is a prompt where something stands beside it that answers to it
@@ -31,22 +31,17 @@ class PromptCompletion(RowLayout):
     """Two columns of text, or of turns: what is given and what is to be answered."""
 
     rank: ClassVar[int] = 40
-    kind: ClassVar[Kind] = "chat"
+    usual: ClassVar[Mapping[str, Sequence[str]]] = {
+        "prompt": PROMPTS,
+        "completion": COMPLETIONS,
+        "system": SYSTEM,
+        "tools": TOOLS,
+    }
+    needed: ClassVar[tuple[str, ...]] = ("prompt", "completion")
     prompt: str | None = Field(None, description="the column of the prompt")
     completion: str | None = Field(None, description="the column of the completion")
     system: str | None = Field(None, description="the column of the system prompt")
     tools: str | None = Field(None, description="the column of the tools")
-
-    def columns(self, record: Values) -> dict[str, str] | None:
-        columns = {
-            "prompt": find(record, self.prompt, PROMPTS),
-            "completion": find(record, self.completion, COMPLETIONS),
-            "system": find(record, self.system, ("system", "system_prompt")),
-            "tools": find(record, self.tools, ("tools", "functions")),
-        }
-        if columns["prompt"] is None or columns["completion"] is None:
-            return None
-        return {what: column for what, column in columns.items() if column is not None}
 
     def example(self, record: Values, columns: Mapping[str, str]) -> Example:
         prompt, completion = (parsed_turns(record[columns[what]]) for what in ("prompt", "completion"))

@@ -1,11 +1,11 @@
 """Plain text: a row is a document."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 from pydantic import Field
 
-from settle.data.layouts import Broken, Example, Kind, RowLayout, find, text_of
+from settle.data.layouts import Broken, Example, Kind, RowLayout, text_of
 from settle.documents.rows import Values
 
 
@@ -14,12 +14,11 @@ class TextRows(RowLayout):
 
     rank: ClassVar[int] = 90
     kind: ClassVar[Kind] = "text"
+    usual: ClassVar[Mapping[str, Sequence[str]]] = {
+        "text": ("text", "content", "body", "document", "article", "passage", "code", "story", "raw_content")
+    }
+    needed: ClassVar[tuple[str, ...]] = ("text",)
     text: str | None = Field(None, description="the column of the text")
-
-    def columns(self, record: Values) -> dict[str, str] | None:
-        usual = ("text", "content", "body", "document", "article", "passage", "code", "story", "raw_content")
-        column = find(record, self.text, usual)
-        return {"text": column} if column is not None else None
 
     def example(self, record: Values, columns: Mapping[str, str]) -> Example:
         text = text_of(record, columns["text"], "the text")

@@ -194,7 +194,7 @@ def require_same_tokenizer(teacher: Tokenizer, student: Tokenizer, names: tuple[
         )
 
 
-def require_same_tokens(model: Mapping[str, object], draft: Mapping[str, object], names: tuple[str, str]) -> None:
+def require_same_tokens(model: Metadata, draft: Metadata, names: tuple[str, str]) -> None:
     """Raise UsageError where the tokenizers of two GGUF files differ, by their metadata.
 
     names: of the model and its draft.

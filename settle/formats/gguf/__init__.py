@@ -1,11 +1,10 @@
 """GGUF, the file that llama.cpp, Ollama and LM Studio load."""
 
 import mmap
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 from pydantic import AfterValidator, Field
@@ -13,10 +12,12 @@ from pydantic import AfterValidator, Field
 from settle.base.chat_template import complaint
 from settle.base.errors import FormatError
 from settle.formats import (
+    Card,
     Format,
     GgufLayout,
     GgufTokenizer,
     LazyTensor,
+    Metadata,
     ModelContents,
     Place,
     TensorLike,
@@ -28,12 +29,10 @@ from settle.formats import (
     to_float32,
     write_array,
 )
-from settle.formats.gguf.decision import decision_complaints
+from settle.formats.gguf.decision import read_decision
 from settle.formats.gguf.header import TensorInfo, read_header
+from settle.formats.gguf.layout import Entry, Layout, Pieces, lay_out
 from settle.formats.gguf.types import GgmlType, block_of, exported, ggml_type
-
-if TYPE_CHECKING:
-    from gguf import GGUFWriter
 
 
 def _exported(dtype: str) -> str:
@@ -49,6 +48,7 @@ TABLES = ("token_embd.weight", "output.weight")  # where rounding costs the most
 # routers, which round badly, and what llama.cpp adds to a sum as it is
 ALWAYS_F32 = ("ffn_gate_inp.weight", "position_embd.weight", "token_types.weight")
 MOST_CONTEXT = (1 << 31) - 1
+_COPIED = 16 << 20  # bytes at a time
 SIZES = (
     "embedding_length", "feed_forward_length", "attention.head_count", "attention.head_count_kv",
     "attention.key_length", "attention.value_length", "rope.dimension_count", "expert_count", "expert_used_count",
@@ -103,13 +103,13 @@ def read_tensors(path: Path) -> Weights:
     return Weights({i.name: _lazy(data, i) for i in header.tensors}, header.metadata, places)
 
 
-def pooling(metadata: Mapping[str, object]) -> Pooling:
+def pooling(metadata: Metadata) -> Pooling:
     """How a file says that the vectors of a text's tokens become one; "none" where it does not."""
     number = metadata.get(f"{metadata['general.architecture']}.pooling_type")
     return _POOLINGS[number] if isinstance(number, int) and 0 <= number < len(_POOLINGS) else "none"
 
 
-def embeds(metadata: Mapping[str, object]) -> bool:
+def embeds(metadata: Metadata) -> bool:
     """Whether a model was made to turn texts into vectors, or to order them, and not to write."""
     return pooling(metadata) != "none" or "bert" in str(metadata["general.architecture"])
 
@@ -125,8 +125,8 @@ def export_gguf(
     tokenizer: GgufTokenizer,
     path: Path,
     dtype: str = "f16",
-    metadata: Mapping[str, object] | None = None,
-    keys: Mapping[str, object] | None = None,
+    metadata: Card | None = None,
+    keys: Metadata | None = None,
 ) -> Path:
     """Write a model as GGUF, one tensor in memory at a time, beside and renamed.
 
@@ -134,53 +134,56 @@ def export_gguf(
     "datasets" (list) go to general.*, what else there is to settle.*; keys: further ones, as they are. Raises
     FormatError for weights that the type cannot hold, ResourceError when the disk is full.
     """
-    from gguf import GGMLQuantizationType, GGUFWriter
-
     names = part.gguf_names()
     stray = sorted(set(weights) ^ set(names))
     if stray:
         raise FormatError(f"the weights and the architecture disagree about {stray[0]}", "export with the run's plan")
     tensors = _tensors(part, names, weights, dtype)
-    total = sum(tensor.num_bytes for tensor in tensors) + (1 << 20)
-    with beside(Path(path), total) as beside_path:
-        writer = GGUFWriter(beside_path, part.gguf_architecture)
-        try:
-            _write_card(writer, metadata or {}, dtype)
-            _write_architecture(writer, part)
-            _write_tokenizer(writer, tokenizer, part.vocab_size)
-            _write_keys(writer, keys or {})
-            for tensor in tensors:
-                code = GGMLQuantizationType(ggml_type(tensor.dtype).id)
-                writer.add_tensor_info(tensor.name, tensor.shape, np.dtype(np.uint16), tensor.num_bytes, raw_dtype=code)
-            writer.write_header_to_file()
-            writer.write_kv_data_to_file()
-            writer.write_ti_data_to_file()
-            assert writer.fout is not None
-            (f,) = writer.fout
-            for tensor in tensors:
-                writer.write_padding(f, f.tell())
-                for piece in tensor.pieces:
-                    write_array(f, piece())
-            writer.write_padding(f, f.tell())
-        finally:
-            writer.close()
-    return Path(path)
+    said: dict[str, object] = {
+        "general.architecture": part.gguf_architecture,
+        "general.type": "model",
+        **_card(metadata or {}, dtype),
+        **{key: np.float32(v) if isinstance(v, float) else v for key, v in part.gguf_metadata().items()},
+        **_tokenizer_keys(tokenizer, part.vocab_size),
+        **{key: _narrow(value) for key, value in (keys or {}).items()},
+    }
+    said = {key: value for key, value in said.items() if not isinstance(value, list) or value}
+    return write_tensors(Path(path), said, tensors)
 
 
-@dataclass(frozen=True)
-class _Tensor:
-    """A tensor to be written, in pieces along its first axis that are made one at a time."""
-
-    name: str
-    shape: tuple[int, ...]
-    dtype: str
-    num_bytes: int
-    pieces: Sequence[Callable[[], np.ndarray]]
+def write_tensors(path: Path, metadata: Metadata, tensors: Sequence[Pieces]) -> Path:
+    """Write a file, beside and renamed, one piece of a tensor in memory at a time. Raises ResourceError."""
+    return _write(path, lay_out(Weights({}, {}), [tensor.entry for tensor in tensors], metadata), tensors)
 
 
-def _tensors(
-    part: GgufLayout, names: Mapping[str, str], weights: Mapping[str, TensorLike], dtype: str
-) -> list[_Tensor]:
+def write_edited(path: Path, out: Path, changes: Metadata) -> Path:
+    """Write the file at `path` to `out`, beside and renamed, with `changes` of its metadata and the same weights.
+
+    changes: a value by key; None leaves the key out. An existing key keeps its type. Raises FormatError for a file that
+    is not sound, UsageError for a value that GGUF has no type for, ResourceError when the disk is full.
+    """
+    source = read_tensors(path)
+    copied = [
+        Pieces(
+            Entry(t.name, t.shape, t.dtype, t.num_bytes),
+            [partial(t.place.bytes, at, min(at + _COPIED, t.num_bytes)) for at in range(0, t.num_bytes, _COPIED)],
+        )
+        for t in source.tensors.values()
+    ]
+    return _write(out, lay_out(source, [tensor.entry for tensor in copied], changes, same_types=True), copied)
+
+
+def _write(path: Path, planned: Layout, tensors: Sequence[Pieces]) -> Path:
+    with beside(path, planned.total) as part, part.open("wb") as file:
+        file.write(planned.header)
+        for tensor in tensors:
+            for piece in tensor.pieces:
+                write_array(file, piece())
+            file.write(bytes(planned.padding(tensor.entry.num_bytes)))
+    return path
+
+
+def _tensors(part: GgufLayout, names: Mapping[str, str], weights: Mapping[str, TensorLike], dtype: str) -> list[Pieces]:
     """Return the file's tensors, in its order: parameters that share a name become one stacked tensor."""
     members: dict[str, list[str]] = {}
     for parameter, name in names.items():
@@ -192,10 +195,10 @@ def _tensors(
             shape = (len(parameters), *shape)
         stored = _type_of(name, shape, dtype)
         pieces = [partial(_piece, part, parameter, weights[parameter], stored) for parameter in parameters]
-        tensors.append(_Tensor(name, shape, stored.name, stored.num_bytes(shape), pieces))
+        tensors.append(Pieces(Entry(name, shape, stored.name, stored.num_bytes(shape)), pieces))
     for name, values in part.gguf_constants().items():
         vector = np.asarray(values, np.float32)
-        tensors.append(_Tensor(name, vector.shape, "F32", vector.nbytes, [partial(np.copy, vector)]))
+        tensors.append(Pieces(Entry(name, vector.shape, "F32", vector.nbytes), [partial(np.copy, vector)]))
     return tensors
 
 
@@ -238,40 +241,26 @@ def _encode(name: str, values: np.ndarray, stored: GgmlType) -> np.ndarray:
     return quantize(values, GGMLQuantizationType(stored.id))
 
 
-def _write_card(writer: "GGUFWriter", metadata: Mapping[str, object], dtype: str) -> None:
+def _card(metadata: Card, dtype: str) -> dict[str, object]:
+    """Return the keys of a card: numbers of 64 bits, lists as texts."""
     from gguf.constants import GGML_QUANT_VERSION
 
-    writer.add_type("model")
     stored = ggml_type(dtype)
-    writer.add_file_type(stored.mixes[stored.name])
-    writer.add_quantization_version(GGML_QUANT_VERSION)
+    keys: dict[str, object] = {
+        "general.file_type": stored.mixes[stored.name],
+        "general.quantization_version": GGML_QUANT_VERSION,
+    }
     for key, value in metadata.items():
+        if isinstance(value, list | tuple):
+            value = [str(item) for item in value]
+        elif value is not None and not isinstance(value, int | float):
+            value = str(value)
         name = f"general.{key}" if key in GENERAL else f"settle.{key}"
-        if isinstance(value, bool):
-            writer.add_bool(name, value)
-        elif isinstance(value, int):
-            writer.add_int64(name, value)
-        elif isinstance(value, float):
-            writer.add_float64(name, value)
-        elif isinstance(value, list | tuple):
-            writer.add_array(name, [str(v) for v in value])
-        elif value is not None:
-            writer.add_string(name, str(value))
+        keys[name] = np.int64(value) if type(value) is int else value
+    return keys
 
 
-def _write_architecture(writer: "GGUFWriter", part: GgufLayout) -> None:
-    for key, value in part.gguf_metadata().items():
-        if isinstance(value, str):
-            writer.add_string(key, value)
-        elif isinstance(value, bool):
-            writer.add_bool(key, value)
-        elif isinstance(value, int):
-            writer.add_uint32(key, value)
-        else:
-            writer.add_float32(key, value)
-
-
-def _write_tokenizer(writer: "GGUFWriter", tokenizer: GgufTokenizer, vocab_size: int) -> None:
+def _tokenizer_keys(tokenizer: GgufTokenizer, vocab_size: int) -> dict[str, object]:
     # The embedding may be padded beyond the vocabulary; llama.cpp wants a token for each row.
     padding = range(tokenizer.vocab_size, vocab_size)
     filled: dict[str, list[object]] = {
@@ -279,27 +268,15 @@ def _write_tokenizer(writer: "GGUFWriter", tokenizer: GgufTokenizer, vocab_size:
         "tokenizer.ggml.token_type": [UNUSED for _ in padding],
         "tokenizer.ggml.scores": [-1e6 for _ in padding],
     }
-    for key, value in tokenizer.gguf_metadata().items():
-        if isinstance(value, list):
-            writer.add_array(key, [*value, *filled.get(key, [])])
-        elif isinstance(value, bool):
-            writer.add_bool(key, value)
-        elif isinstance(value, int):
-            writer.add_uint32(key, value)
-        else:
-            writer.add_string(key, str(value))
+    return {
+        key: [*value, *filled.get(key, [])] if isinstance(value, list) else value
+        for key, value in tokenizer.gguf_metadata().items()
+    }
 
 
-def _write_keys(writer: "GGUFWriter", keys: Mapping[str, object]) -> None:
-    for key, value in keys.items():
-        if isinstance(value, list):
-            writer.add_array(key, value)
-        elif isinstance(value, float):
-            writer.add_float32(key, value)
-        elif isinstance(value, int):
-            writer.add_int32(key, value)
-        else:
-            writer.add_string(key, str(value))
+def _narrow(value: object) -> object:
+    """Return a number as one of 32 bits, with a sign: what llama.cpp wants of the keys for sampling and decisions."""
+    return np.float32(value) if isinstance(value, float) else np.int32(value) if isinstance(value, int) else value
 
 
 def _lazy(data: mmap.mmap, info: TensorInfo) -> LazyTensor:
@@ -345,7 +322,7 @@ def _numbers(raw: np.ndarray, dtype: str, shape: tuple[int, ...], name: str) -> 
         raise FormatError(f"{name} is {dtype}, which is not read here", "use a file of another type") from None
 
 
-def _complaints(metadata: Mapping[str, object], shapes: Mapping[str, tuple[int, ...]]) -> Iterator[str]:
+def _complaints(metadata: Metadata, shapes: Mapping[str, tuple[int, ...]]) -> Iterator[str]:
     """Check what llama.cpp does not: names of the right type, lists of equal length, ids inside the vocabulary."""
     architecture = metadata.get("general.architecture")
     if not isinstance(architecture, str):
@@ -367,13 +344,14 @@ def _complaints(metadata: Mapping[str, object], shapes: Mapping[str, tuple[int, 
     embedding = shapes.get("token_embd.weight")
     if tokens and embedding is not None and embedding[0] != len(tokens):
         yield f"token_embd.weight has {embedding[0]} rows for {len(tokens)} tokens"
-    yield from decision_complaints(metadata)
+    try:
+        read_decision(metadata)
+    except FormatError as e:
+        yield e.what
     yield from _template_complaints(metadata)
 
 
-def _size_complaints(
-    architecture: str, metadata: Mapping[str, object], shapes: Mapping[str, tuple[int, ...]]
-) -> Iterator[str]:
+def _size_complaints(architecture: str, metadata: Metadata, shapes: Mapping[str, tuple[int, ...]]) -> Iterator[str]:
     """Numbers that others make lists of so many entries of: each must be borne out by the tensors."""
     largest = max((size for shape in shapes.values() for size in shape), default=0)
     limits = {"context_length": MOST_CONTEXT, "block_count": len(shapes), **dict.fromkeys(SIZES, largest)}
@@ -386,7 +364,7 @@ def _size_complaints(
                 yield f"{architecture}.{name} is {size!r:.40}, with {len(shapes)} tensors of up to {largest} rows"
 
 
-def _template_complaints(metadata: Mapping[str, object]) -> Iterator[str]:
+def _template_complaints(metadata: Metadata) -> Iterator[str]:
     for key, value in metadata.items():
         if key.removeprefix("tokenizer.chat_template").startswith(".") or key == "tokenizer.chat_template":
             what = complaint(value)

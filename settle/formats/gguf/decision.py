@@ -6,12 +6,14 @@ temperature of the question's type, and takes the softmax. Which labels those ar
 """
 
 import json
-import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Annotated, Self
 
-T = TypeVar("T")
+from pydantic import BaseModel, ConfigDict, Field, Json, ValidationError, model_validator
+
+from settle.base.errors import FormatError
+from settle.formats import Metadata
 
 TEMPLATE_KEY = "tokenizer.chat_template.systemone"
 CONFIDENCES_KEY, CORRECT_KEY = "settle.decision.confidences", "settle.decision.correct"
@@ -34,7 +36,7 @@ class DecisionKeys:
     read_out: str
     template: str
     temperatures: Mapping[str, float] = field(default_factory=dict)
-    questions: Mapping[str, object] = field(default_factory=dict)
+    questions: Metadata = field(default_factory=dict)
     columns: tuple[str, ...] = ()
     confidences: tuple[float, ...] = ()
     correct: tuple[bool, ...] = ()
@@ -55,64 +57,51 @@ class DecisionKeys:
         return own
 
 
-def read_decision(metadata: Mapping[str, object]) -> DecisionKeys | None:
-    """Return the decision keys of a file whose header was checked, or None where it is no decision model."""
-    architecture = metadata.get("general.architecture")
-    read_out, template = metadata.get(f"{architecture}.decision.type"), metadata.get(TEMPLATE_KEY)
-    if not isinstance(read_out, str) or not isinstance(template, str):
+class _Stored(BaseModel):
+    """The keys as a file holds them."""
+
+    model_config = ConfigDict(strict=True)
+
+    read_out: str = Field(alias="decision.type")
+    temperatures: dict[str, Annotated[float, Field(gt=0, allow_inf_nan=False)]] = Field(alias="decision.temperature")
+    template: str = Field(alias=TEMPLATE_KEY)
+    questions: Json[dict[str, object]] = Field({}, alias=QUESTIONS_KEY)
+    columns: list[str] = Field([], alias=COLUMNS_KEY)
+    confidences: list[float] = Field([], alias=CONFIDENCES_KEY)
+    correct: list[bool] = Field([], alias=CORRECT_KEY)
+    families: list[int] = Field([], alias=FAMILIES_KEY)
+
+    @model_validator(mode="after")
+    def _one_of_each(self) -> Self:
+        if len(self.confidences) != len(self.correct):
+            raise ValueError(f"{CONFIDENCES_KEY} and {CORRECT_KEY} do not belong together")
+        if self.families and len(self.families) != len(self.confidences):
+            raise ValueError(f"{FAMILIES_KEY} and {CONFIDENCES_KEY} do not belong together")
+        return self
+
+
+def read_decision(metadata: Metadata) -> DecisionKeys | None:
+    """Return the decision keys of a file, or None where it is no decision model. Raises FormatError."""
+    prefix = f"{metadata.get('general.architecture')}.decision."
+    if f"{prefix}type" not in metadata:
         return None
-    return DecisionKeys(
-        read_out,
-        template,
-        dict(_temperatures(metadata)),
-        _questions(metadata),
-        tuple(_list(metadata, COLUMNS_KEY, str)),
-        tuple(_list(metadata, CONFIDENCES_KEY, float)),
-        tuple(_list(metadata, CORRECT_KEY, bool)),
-        tuple(_list(metadata, FAMILIES_KEY, int)),
-    )
-
-
-def decision_complaints(metadata: Mapping[str, object]) -> Iterator[str]:
-    """Yield what is wrong with a file's decision keys; nothing where it has none."""
-    architecture = metadata.get("general.architecture")
-    key = f"{architecture}.decision.type"
-    if key not in metadata:
-        return
-    if not isinstance(metadata[key], str):
-        yield f"{key} is not a name"
-    if not isinstance(metadata.get(TEMPLATE_KEY), str):
-        yield f"it is a decision model without a template for its questions, {TEMPLATE_KEY}"
-    for name, temperature in _temperatures(metadata):
-        if not (math.isfinite(temperature) and temperature > 0):
-            yield f"the temperature of {name} questions is {temperature}"
+    start = f"{prefix}temperature."
+    temperatures = {key.removeprefix(start): value for key, value in metadata.items() if key.startswith(start)}
+    own = {"decision.type": metadata[f"{prefix}type"], "decision.temperature": temperatures}
     try:
-        _questions(metadata)
-    except (ValueError, RecursionError):
-        yield f"{QUESTIONS_KEY} is no JSON object"
-    confidences, correct = metadata.get(CONFIDENCES_KEY, []), metadata.get(CORRECT_KEY, [])
-    if not (isinstance(confidences, list) and isinstance(correct, list) and len(confidences) == len(correct)):
-        yield f"{CONFIDENCES_KEY} and {CORRECT_KEY} do not belong together"
-    elif FAMILIES_KEY in metadata and len(_list(metadata, FAMILIES_KEY, int)) != len(confidences):
-        yield f"{FAMILIES_KEY} and {CONFIDENCES_KEY} do not belong together"
-
-
-def _temperatures(metadata: Mapping[str, object]) -> Iterator[tuple[str, float]]:
-    prefix = f"{metadata.get('general.architecture')}.decision.temperature."
-    for key, value in metadata.items():
-        if key.startswith(prefix):
-            yield key.removeprefix(prefix), float(value) if isinstance(value, int | float) else math.nan
-
-
-def _questions(metadata: Mapping[str, object]) -> dict[str, object]:
-    """Read the questions. Raises ValueError for what is no JSON."""
-    written = metadata.get(QUESTIONS_KEY, "{}")
-    value = json.loads(written) if isinstance(written, str) else None
-    if not isinstance(value, dict):
-        raise ValueError("no object")
-    return value
-
-
-def _list(metadata: Mapping[str, object], key: str, kind: type[T]) -> list[T]:
-    values = metadata.get(key)
-    return [value for value in values if isinstance(value, kind)] if isinstance(values, list) else []
+        stored = _Stored.model_validate({**metadata, **own})
+    except ValidationError as e:
+        first = e.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        what = f"{where} is {first['input']!r:.40}: {first['msg']}" if where else first["msg"]
+        raise FormatError(f"what it says of decisions is not sound: {what}", "get the file again") from None
+    return DecisionKeys(
+        stored.read_out,
+        stored.template,
+        stored.temperatures,
+        stored.questions,
+        tuple(stored.columns),
+        tuple(stored.confidences),
+        tuple(stored.correct),
+        tuple(stored.families),
+    )

@@ -1,10 +1,8 @@
 """Values of a file's metadata or of a config.json, by type: a file may hold anything under a key."""
 
-from collections.abc import Mapping
-
 from settle.base.errors import FormatError
+from settle.formats import Metadata
 
-Metadata = Mapping[str, object]
 TOKENS = "tokenizer.ggml.tokens"
 
 

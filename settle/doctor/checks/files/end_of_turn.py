@@ -14,9 +14,10 @@ from settle.doctor.likelihood import answer_item, known_answer, reader_of, stren
 from settle.doctor.model_files import Changes, MetadataCheck
 from settle.doctor.subject import ModelFile
 from settle.doctor.trial import FEWEST_ITEMS, Item, Trial
+from settle.formats import Metadata
 from settle.formats.gguf.metadata import TOKENS, texts
 from settle.infer.engine import Engine
-from settle.library.facts import END_KEYS, Metadata
+from settle.library.facts import END_KEYS
 from settle.library.reference import ModelRef
 
 LOOKED, PROVEN = 3, 12  # answers that a look reads, and a proof

@@ -13,7 +13,7 @@ from settle.doctor.likelihood import GUARDED, LikelihoodReading, LikelihoodSide,
 from settle.doctor.model_files import Changes, MetadataCheck
 from settle.doctor.subject import ModelFile
 from settle.doctor.trial import Item, Trial
-from settle.library.facts import Metadata
+from settle.formats import Metadata
 
 PRE, SPACE_PREFIX, MODEL = "tokenizer.ggml.pre", "tokenizer.ggml.add_space_prefix", "tokenizer.ggml.model"
 # one name for each way that there is

@@ -21,11 +21,11 @@ from settle.doctor.likelihood import (
 from settle.doctor.model_files import Changes, MetadataCheck
 from settle.doctor.subject import ModelFile
 from settle.doctor.trial import Item, Trial
-from settle.formats.gguf import read_gguf
-from settle.formats.gguf.edit import write_edited
+from settle.formats import Metadata
+from settle.formats.gguf import read_gguf, write_edited
 from settle.infer.engine import Engine
 from settle.infer.scorer import Overrides, Scorer
-from settle.library.facts import Metadata, longest_context
+from settle.library.facts import longest_context
 from settle.library.reference import ModelRef
 
 BASES = (1e4, 1e5, 1e6)  # that models are trained with; one between them does about as its neighbours do

@@ -26,9 +26,10 @@ from settle.doctor.model_files import Changes, MetadataCheck
 from settle.doctor.subject import ModelFile
 from settle.doctor.trial import Item, Trial
 from settle.doctor.turns import FORMS, fitting_forms, turn_end
+from settle.formats import Metadata
 from settle.formats.gguf import read_gguf
 from settle.infer.engine import Engine
-from settle.library.facts import PLAIN_TEXT_KEY, TEMPLATE_KEY, Metadata, adapter_template
+from settle.library.facts import PLAIN_TEXT_KEY, TEMPLATE_KEY, adapter_template
 from settle.library.reference import ModelRef
 
 LOOKED, PROVEN = 3, 10  # answers that a look reads, and a proof
