@@ -139,7 +139,7 @@ def export_gguf(
     if stray:
         raise FormatError(f"the weights and the architecture disagree about {stray[0]}", "export with the run's plan")
     tensors = _tensors(part, names, weights, dtype)
-    said: dict[str, object] = {
+    header: dict[str, object] = {
         "general.architecture": part.gguf_architecture,
         "general.type": "model",
         **_card(metadata or {}, dtype),
@@ -147,8 +147,8 @@ def export_gguf(
         **_tokenizer_keys(tokenizer, part.vocab_size),
         **{key: _narrow(value) for key, value in (keys or {}).items()},
     }
-    said = {key: value for key, value in said.items() if not isinstance(value, list) or value}
-    return write_tensors(Path(path), said, tensors)
+    header = {key: value for key, value in header.items() if not isinstance(value, list) or value}
+    return write_tensors(Path(path), header, tensors)
 
 
 def write_tensors(path: Path, metadata: Metadata, tensors: Sequence[Pieces]) -> Path:
