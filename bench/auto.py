@@ -27,8 +27,8 @@ import torch
 from settle.formats.gguf import export_gguf, read_gguf
 from settle.model.pretrained import Pretrained
 from settle.shrink.calibration import calibration_texts, calibration_windows
-from settle.shrink.measured_model import measure
 from settle.shrink.quantizers.auto import Auto
+from settle.shrink.session import measure
 from settle.shrink.types.budget import cheapest_types
 from settle.shrink.types.mixes import mix_types
 from settle.shrink.types.quantize_file import file_bytes, quantize_gguf

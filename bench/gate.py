@@ -23,8 +23,7 @@ from settle.base.run import Run
 from settle.data.store import TokenStore
 from settle.evaluate.gate.behaviour import Effort
 from settle.evaluate.gate.export import LiveModel, load
-from settle.evaluate.gate.gate import Reference, run_gate
-from settle.evaluate.gate.held_out import held_out_texts
+from settle.evaluate.gate.gate import Reference, held_out_texts, run_gate
 from settle.formats import gguf
 
 THOROUGH = Effort(num_texts=7000, num_prompts=50, num_greedy=64, num_windows=24, num_logprobs=1 << 20)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from settle.data.tokenizer.pretrained import PretrainedTokenizer
 from settle.evaluate.gate.behaviour import ADVERSARIAL
-from settle.evaluate.gate.held_out import PROSE
+from settle.evaluate.gate.gate import PROSE
 from settle.infer.engine import Engine
 from settle.model.pretrained import Pretrained
 

@@ -19,9 +19,8 @@ from settle.base.statistics import FEWEST_FAMILIES, PairedTest, paired_test
 from settle.data.batches import Batch
 from settle.data.layouts import Example
 from settle.data.likelihoods import Compared, compare
-from settle.evaluate.compare.candidate import CONTEXT, Answer, FileModel
-from settle.evaluate.compare.cases import cases
-from settle.evaluate.compare.in_time import FIRST, spread_order
+from settle.evaluate.compare.candidate import CONTEXT, FIRST, Answer, FileModel
+from settle.evaluate.compare.cases import cases, spread_order
 from settle.library.reference import ModelRef
 from settle.model.decoder import Decoder
 from settle.train.objectives.distill import Distill
@@ -224,8 +223,8 @@ def learned(
     says so.
     """
     batches = [batch for batch in batches if objective.count(batch)]
-    order = sorted(range(len(batches)), key=lambda i: (i * 0.6180339887498949) % 1.0)  # every beginning is spread
-    spread, count, began, read = [batches[i] for i in order], len(batches), time.monotonic(), 0
+    spread = [batches[i] for i in spread_order(len(batches))]
+    count, began, read = len(batches), time.monotonic(), 0
 
     def on_batch() -> bool:
         nonlocal read

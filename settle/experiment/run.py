@@ -18,9 +18,8 @@ from settle.base.events import Progress, Say, Warn
 from settle.base.statistics import Interval, PairedTest
 from settle.base.words.amounts import duration
 from settle.evaluate.compare.cases import Case
-from settle.experiment.arm import Arm, Item, Reply, Value, question_key
+from settle.experiment.arm import Arm, Item, MeasureRecord, ProofRecord, Reply, ReplyRecord, Value, question_key
 from settle.experiment.race import Outcome, Race
-from settle.experiment.record import MeasureRecord, ProofRecord, ReplyRecord
 from settle.experiment.two_arms import (
     RETESTED,
     GuardedArm,

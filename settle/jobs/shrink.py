@@ -11,14 +11,14 @@ from settle.base.events import Listing, ResultReady, Say, Warn
 from settle.base.files import write_json
 from settle.base.run.result import Result
 from settle.base.version import __version__, refuse_newer
-from settle.evaluate.compare.candidate_pair import both_in_llamacpp, readers
+from settle.evaluate.compare.candidate import both_in_llamacpp, readers
 from settle.evaluate.compare.compare import CompareOptions
 from settle.evaluate.compare.compare import compare as compare_models
 from settle.evaluate.compare.compare import report as report_comparison
 from settle.evaluate.divergence import TextLoss
 from settle.evaluate.footprint import footprint, footprints
 from settle.evaluate.gate.export import emit_gate_checks
-from settle.evaluate.gate.held_out import held_out_text
+from settle.evaluate.gate.gate import held_out_text
 from settle.formats.gguf import read_gguf
 from settle.jobs.job import RunContext, RunJob, end_dry, require_same_data
 from settle.jobs.resume import edited
@@ -34,11 +34,10 @@ from settle.model.source import Source
 from settle.shrink.calibration import calibration_data
 from settle.shrink.candidates import Candidates, ShrinkCandidate, ThroughputModel
 from settle.shrink.card import CardFacts, write_card
-from settle.shrink.measured_model import MeasuredModel, require_room
 from settle.shrink.pareto import COLUMNS, draw_pareto, pareto_rows
 from settle.shrink.quantizers import Quantizer
 from settle.shrink.search import best_at_speed, best_within_size, predicted_speeds, routes, smallest_within_loss
-from settle.shrink.session import Session
+from settle.shrink.session import MeasuredModel, Session, require_room
 from settle.shrink.types.quantize_file import find_fallback, quantized_already
 
 WORK_PREFIX = ".work-"  # of the folder inside the run's where candidates are written

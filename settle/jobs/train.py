@@ -6,7 +6,7 @@ from settle.base.events import ForecastReady, PlanReady
 from settle.base.files import write_json
 from settle.data.prepare import Corpus, prepare, prepared
 from settle.evaluate.gate.export import ExportedModel, export_run_model
-from settle.evaluate.gate.held_out import held_out_texts
+from settle.evaluate.gate.gate import held_out_texts
 from settle.jobs.job import RunJob, end_dry
 from settle.jobs.proof_stages import proof
 from settle.jobs.ranks.crew import ranks

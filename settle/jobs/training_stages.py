@@ -19,9 +19,9 @@ from settle.base.statistics import Interval
 from settle.base.version import refuse_newer
 from settle.data.prepare import Corpus
 from settle.data.rows.prepare import RowCorpus
+from settle.evaluate.compare.candidate import Samples
 from settle.evaluate.report.card import write_card
 from settle.evaluate.report.curves import draw_curves
-from settle.evaluate.samples import Samples
 from settle.jobs.job import RunContext, interrupt, require_same_data
 from settle.jobs.ranks.crew import gather
 from settle.jobs.resume import edited

@@ -8,10 +8,9 @@ from settle.base.run import Run
 from settle.base.run.result import Result
 from settle.data.decisions.rows import are_labels
 from settle.data.rows.prepare import prepare_rows, prepared_rows
-from settle.evaluate.compare.candidate_pair import both_in_llamacpp, readers
-from settle.evaluate.compare.compare import CompareOptions, Comparison, report
+from settle.evaluate.compare.candidate import both_in_llamacpp, readers
+from settle.evaluate.compare.compare import ACCURACY, CompareOptions, Comparison, compare_preferences, report
 from settle.evaluate.compare.compare import compare as compare_models
-from settle.evaluate.compare.preferences import ACCURACY, compare_preferences
 from settle.evaluate.compare.sample_size import judgement
 from settle.evaluate.tasks import named
 from settle.jobs.job import RunJob

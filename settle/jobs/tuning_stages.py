@@ -9,7 +9,7 @@ from settle.base.words.amounts import duration, gigabytes
 from settle.data.rows.prepare import RowCorpus
 from settle.data.tokenizer.pretrained import PretrainedTokenizer
 from settle.evaluate.gate.export import ExportedAdapter, ExportedModel, export_run_adapter, export_run_model
-from settle.evaluate.gate.held_out import held_out_texts
+from settle.evaluate.gate.gate import held_out_texts
 from settle.jobs.job import end_dry
 from settle.jobs.ranks.crew import ranks
 from settle.jobs.settings import DistillSettings, TuneSettings

@@ -2,17 +2,34 @@
 
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 from settle.base.files import write_atomic
 from settle.evaluate.report.figure_style import BLUE, GREEN, GREY, INK, STYLE, VERMILION
-from settle.evaluate.report.frontier import frontier
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+
+
+T = TypeVar("T")
+
+
+def frontier(things: Sequence[T], figures: Callable[[T], Sequence[float | None]]) -> list[T]:
+    """Those that no other one beats, in their order: none is at least as good in every figure, and better in one.
+
+    figures: of one of them, each the better the larger. Where one is None it decides nothing.
+    """
+    known = [figures(thing) for thing in things]
+    return [thing for thing, own in zip(things, known, strict=True) if not any(_beats(other, own) for other in known)]
+
+
+def _beats(one: Sequence[float | None], other: Sequence[float | None]) -> bool:
+    pairs = [(a, b) for a, b in zip(one, other, strict=True) if a is not None and b is not None]
+    return all(a >= b for a, b in pairs) and any(a > b for a, b in pairs)
+
 
 INCHES, DPI = (10.0, 5.4), 150
 LEAST = 1e-6  # nats: the axis is logarithmic

@@ -12,7 +12,7 @@ from settle.base.files import home, read_json
 from settle.base.run import Run
 from settle.base.visible import visible_line
 from settle.base.words.amounts import amount
-from settle.evaluate.report.frontier import frontier
+from settle.shrink.pareto import frontier
 from settle.studio.layout import words
 from settle.studio.table import Table
 

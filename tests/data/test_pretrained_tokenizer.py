@@ -12,7 +12,7 @@ from settle.base.errors import FormatError
 from settle.data.tokenizer.pre_tokenizers import WAYS, words
 from settle.data.tokenizer.pretrained import Finder, PretrainedTokenizer
 from settle.evaluate.gate.behaviour import ADVERSARIAL
-from settle.evaluate.gate.held_out import PROSE
+from settle.evaluate.gate.gate import PROSE
 from settle.formats.gguf import export_gguf, read_gguf
 from settle.infer.engine import Engine
 from settle.model.architectures.llama import Llama

@@ -25,11 +25,9 @@ from settle.evaluate.gate.behaviour import (
     compare_prompts,
     compare_template,
     lookalikes,
-    spread,
 )
 from settle.evaluate.gate.diagnose import LARGEST, damaged_rows
-from settle.evaluate.gate.gate import Merge, _bars, _pieces, _require_merge, _sequences, in_fp32, require
-from settle.evaluate.gate.held_out import PROSE
+from settle.evaluate.gate.gate import PROSE, Merge, _bars, _pieces, _require_merge, _sequences, in_fp32, require
 from settle.formats.gguf import rounded
 from settle.formats.gguf.types import Bars, ggml_type
 
@@ -215,10 +213,6 @@ def test_the_rest_of_a_large_vocabulary_is_one_outcome() -> None:
 
 def test_the_first_difference_of_two_lists() -> None:
     assert (_first("abc", "abd"), _first("ab", "abc"), _first("abc", "ab"), _first("", "")) == (2, 2, 2, 0)
-
-
-def test_some_of_many_are_spread() -> None:
-    assert spread(range(10), 4) == [0, 2, 5, 7] and spread("abc", 3) == ["a", "b", "c"] == spread("abc", 9)
 
 
 def test_lookalikes_hold_each_special_token_whole_and_broken() -> None:

@@ -14,7 +14,6 @@ from settle.base.errors import ResourceError, UsageError
 from settle.base.event_log import Events
 from settle.base.statistics import add_two_interval
 from settle.cli import main
-from settle.evaluate.blind.preference import FEWEST, preferences
 from settle.evaluate.blind.session import (
     SAME_NATS,
     Answers,
@@ -23,7 +22,7 @@ from settle.evaluate.blind.session import (
     require_different_weights,
     stamp,
 )
-from settle.evaluate.blind.votes import AnswerPair, Ballots, add_pair, reveal, vote
+from settle.evaluate.blind.votes import FEWEST, AnswerPair, Ballots, add_pair, preferences, reveal, vote
 from settle.infer.chat_session import ChatSession, Sampling
 from settle.library.reference import ModelRef
 from settle.library.resolve import resolve_gguf

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from settle.base.errors import FormatError, UsageError
-from settle.evaluate.compare import candidate, candidate_pair
+from settle.evaluate.compare import candidate
 from settle.evaluate.compare.candidate import TOP, FileModel, LiveModel, _spread, without_thoughts
 from settle.evaluate.compare.cases import Case, asking
 from settle.formats.gguf import export_gguf
@@ -110,16 +110,16 @@ def opened(numbers: int) -> Any:
 def test_models_are_read_here_where_half_of_the_memory_holds_them(monkeypatch: pytest.MonkeyPatch) -> None:
     found = {"base.gguf": opened(100), "tuned.gguf": opened(150)}
     attached: list[Any] = []
-    monkeypatch.setattr(candidate_pair, "attach", lambda model, adapter: attached.append((model, adapter)))
-    monkeypatch.setattr(candidate_pair, "adapter_of_gguf", lambda path, part: path)
-    monkeypatch.setattr(candidate_pair.Pretrained, "open", lambda path: found[path])
+    monkeypatch.setattr(candidate, "attach", lambda model, adapter: attached.append((model, adapter)))
+    monkeypatch.setattr(candidate, "adapter_of_gguf", lambda path, part: path)
+    monkeypatch.setattr(candidate.Pretrained, "open", lambda path: found[path])
 
     def ref(name: str, weights: str, adapter: str | None = None, adapts: bool = False) -> Any:
         return SimpleNamespace(name=name, weights=weights, adapter=adapter, adapts=lambda base: adapts)
 
     def read(free: int, tuned: Any) -> Any:
-        monkeypatch.setattr(candidate_pair, "memory", lambda: SimpleNamespace(available=free))
-        return candidate_pair.readers(ref("base", "base.gguf"), tuned)
+        monkeypatch.setattr(candidate, "memory", lambda: SimpleNamespace(available=free))
+        return candidate.readers(ref("base", "base.gguf"), tuned)
 
     whole = ref("tuned", "tuned.gguf")
     assert read(2 * 4 * 250 - 1, whole) is None  # not a byte less
@@ -132,7 +132,7 @@ def test_models_are_read_here_where_half_of_the_memory_holds_them(monkeypatch: p
     def broken(path: str) -> Any:
         raise FormatError("x", "y")
 
-    monkeypatch.setattr(candidate_pair.Pretrained, "open", broken)
+    monkeypatch.setattr(candidate.Pretrained, "open", broken)
     assert read(10**9, whole) is None
 
 

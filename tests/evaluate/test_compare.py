@@ -10,13 +10,10 @@ import torch
 from settle.base.errors import DataError, UsageError
 from settle.base.event_log import Events
 from settle.data.layouts import Example
-from settle.evaluate.compare.candidate import FileModel, LiveModel, without_thoughts
-from settle.evaluate.compare.candidate_pair import both_in_llamacpp, readers
+from settle.evaluate.compare.candidate import FIRST, FileModel, LiveModel, both_in_llamacpp, readers, without_thoughts
 from settle.evaluate.compare.cases import asking, cases
 from settle.evaluate.compare.compare import CompareOptions, compare, report
-from settle.evaluate.compare.forgetting import forgetting, from_texts, generated
-from settle.evaluate.compare.in_time import FIRST
-from settle.evaluate.compare.instructions import INSTRUCTIONS
+from settle.evaluate.compare.forgetting import INSTRUCTIONS, forgetting, from_texts, generated
 from settle.formats.gguf import export_gguf
 from settle.formats.lora_gguf import export_lora
 from settle.library.reference import ModelRef

@@ -15,7 +15,7 @@ from settle.base.errors import DataError
 from settle.base.event_log import Events
 from settle.base.statistics import Interval, PairedTest
 from settle.data.layouts import Example
-from settle.evaluate.compare import candidate_pair
+from settle.evaluate.compare import candidate
 from settle.evaluate.compare.candidate import Answer, Model, Reading
 from settle.evaluate.compare.cases import PIECE, TEXT_BLOCKS, asking, case, cases, text_pieces
 from settle.evaluate.compare.compare import (
@@ -28,6 +28,7 @@ from settle.evaluate.compare.compare import (
     most_changed,
 )
 from settle.evaluate.compare.forgetting import (
+    INSTRUCTIONS,
     OPENINGS,
     TEXTS,
     TOKENS,
@@ -38,7 +39,6 @@ from settle.evaluate.compare.forgetting import (
     generated,
     losses,
 )
-from settle.evaluate.compare.instructions import INSTRUCTIONS
 from settle.evaluate.compare.sample_size import judgement
 from settle.library.reference import ModelRef
 from settle.model.source import Source
@@ -71,9 +71,9 @@ def test_two_models_of_one_name_are_told_apart(
         opened.append(name)
         yield name
 
-    monkeypatch.setattr(candidate_pair, "FileModel", SimpleNamespace(open=served))
+    monkeypatch.setattr(candidate, "FileModel", SimpleNamespace(open=served))
     base, tuned = (ModelRef(n, "model", Source(Path(f), "gguf", n)) for n, f in (("base", "a.gguf"), (name, "b.gguf")))
-    with candidate_pair.both_in_llamacpp(base, tuned) as both:
+    with candidate.both_in_llamacpp(base, tuned) as both:
         assert both == shown and tuple(opened) == shown
 
 

@@ -22,7 +22,7 @@ from settle.evaluate.gate.diagnose import (
     kept_text,
 )
 from settle.evaluate.gate.diagnose import adapter as lost_adapter
-from settle.evaluate.gate.held_out import held_out_texts
+from settle.evaluate.gate.gate import held_out_texts
 from settle.formats.gguf import export_gguf, read_gguf
 from settle.formats.lora_gguf import export_lora, read_lora
 from tests.trained import adapter, merged

@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 
 from settle.base.event_log import Events
-from settle.evaluate.compare import in_time
-from settle.evaluate.compare.cases import Case
-from settle.evaluate.compare.in_time import AT_ONCE, FIRST, LEAST_SECONDS, TimeLeft, ask_in_time, spread
+from settle.evaluate.compare import candidate
+from settle.evaluate.compare.candidate import AT_ONCE, FIRST, LEAST_SECONDS, TimeLeft, ask_in_time
+from settle.evaluate.compare.cases import Case, spread
 from tests.records import into
 
 
@@ -23,7 +23,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr(in_time, "time", clock)
+    monkeypatch.setattr(candidate, "time", clock)
     return clock
 
 

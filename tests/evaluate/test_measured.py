@@ -16,7 +16,8 @@ from settle.base.statistics import paired_test
 from settle.data.batches import Batch
 from settle.data.layouts import Example
 from settle.data.likelihoods import Compared
-from settle.evaluate import distillation, footprint, pair_scores, samples
+from settle.evaluate import distillation, footprint, pair_scores
+from settle.evaluate.compare import candidate
 from settle.evaluate.compare.candidate import Answer
 from settle.evaluate.distillation import STRETCH, Learned, Nearness, _against_live, _stretches, answer_all, learned
 from settle.evaluate.footprint import footprints
@@ -313,7 +314,7 @@ def test_a_teacher_that_says_nothing_is_refused(monkeypatch: pytest.MonkeyPatch,
         answered(monkeypatch, tmp_path, 3, None)
 
 
-@pytest.mark.parametrize(("chats", "temperature"), [(True, 0.0), (False, samples.TEMPERATURE)])
+@pytest.mark.parametrize(("chats", "temperature"), [(True, 0.0), (False, candidate.TEMPERATURE)])
 def test_a_sample_is_what_the_live_model_writes(
     monkeypatch: pytest.MonkeyPatch, tiny: Any, chats: bool, temperature: float
 ) -> None:
@@ -328,9 +329,9 @@ def test_a_sample_is_what_the_live_model_writes(
             clock[0] += 1.0
             yield token
 
-    monkeypatch.setattr(samples, "generate", generate)
-    set_time(monkeypatch, samples, monotonic=lambda: clock[0])
-    taken = samples.Samples(tiny.model, tokenizer, 10, "def f(x): return x", Events(listeners=[into(heard)]))
+    monkeypatch.setattr(candidate, "generate", generate)
+    set_time(monkeypatch, candidate, monotonic=lambda: clock[0])
+    taken = candidate.Samples(tiny.model, tokenizer, 10, "def f(x): return x", Events(listeners=[into(heard)]))
     taken.take(7, "end")
     model, ids, most, heat, top_p, seed, stops, context = asked[0]
     assert (

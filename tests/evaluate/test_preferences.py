@@ -8,7 +8,7 @@ import torch
 
 from settle.base.event_log import Events
 from settle.data.batches import Batch
-from settle.evaluate.compare.preferences import compare_preferences
+from settle.evaluate.compare.compare import compare_preferences
 from settle.model.decoder import Decoder
 from settle.train.objectives import Preferences
 from settle.train.objectives.dpo import DPO

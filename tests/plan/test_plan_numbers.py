@@ -11,8 +11,7 @@ import pytest
 from settle.base.statistics import FORECAST_LEVEL, Interval, two_sided_z
 from settle.evaluate.compare.candidate import SLOTS
 from settle.evaluate.compare.compare import INSTRUCTION_TOKENS
-from settle.evaluate.compare.forgetting import TEXTS, TOKENS
-from settle.evaluate.compare.instructions import INSTRUCTIONS
+from settle.evaluate.compare.forgetting import INSTRUCTIONS, TEXTS, TOKENS
 from settle.plan import phases, tuning_plan
 from settle.plan.forecast import budgeted, cost, cost_interval, peak_memory, power_spread, token_budget
 from settle.plan.forecast_figures import BUDGET_SECONDS, BUDGET_SHARE, budgeted_time

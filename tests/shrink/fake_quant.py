@@ -16,7 +16,7 @@ from settle.formats import Weights
 from settle.model.architectures import Architecture
 from settle.model.decoder import Decoder
 from settle.shrink.activations.importance import packed
-from settle.shrink.measured_model import batches
+from settle.shrink.session import batches
 from settle.shrink.types.imatrix import Importance
 from settle.shrink.types.sensitivity import rounded
 

@@ -17,7 +17,6 @@ from settle.evaluate.footprint import Footprint, Measured
 from settle.formats.gguf.types import ggml_type
 from settle.shrink import candidates as candidates_module
 from settle.shrink.candidates import Candidates, ShrinkCandidate, ThroughputModel, bytes_read
-from settle.shrink.measured_model import batches
 from settle.shrink.search import (
     SearchedSize,
     _between,
@@ -29,6 +28,7 @@ from settle.shrink.search import (
     routes,
     smallest_within_loss,
 )
+from settle.shrink.session import batches
 from settle.shrink.types import budget as budgets
 from settle.shrink.types.budget import CostTable, _unit, _useful, _within
 from tests.records import into

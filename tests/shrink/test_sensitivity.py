@@ -10,8 +10,8 @@ from settle.base.registry import parts
 from settle.formats.gguf import export_gguf, read_gguf
 from settle.formats.gguf.types import is_float
 from settle.shrink.activations.importance import Inputs, curvature
-from settle.shrink.measured_model import batches, measure
 from settle.shrink.quantizers.auto import Auto
+from settle.shrink.session import batches, measure
 from settle.shrink.types.budget import CostTable, cheapest_types
 from settle.shrink.types.mixes import MIXES, mix_types
 from settle.shrink.types.quantize_file import file_bytes, quantize_gguf

@@ -12,7 +12,7 @@ from settle.base.errors import DataError, ResourceError, UsageError
 from settle.base.statistics import Interval
 from settle.evaluate.divergence import Divergence, TextLoss
 from settle.evaluate.footprint import Footprint, Measured
-from settle.shrink import measured_model
+from settle.shrink import session
 from settle.shrink.calibration import (
     CALIBRATION_TOKENS,
     PASSAGE,
@@ -27,10 +27,10 @@ from settle.shrink.calibration import (
 )
 from settle.shrink.candidates import ShrinkCandidate
 from settle.shrink.card import CardFacts, card
-from settle.shrink.measured_model import require_room
 from settle.shrink.prunable_model import in_layer, layer_of
+from settle.shrink.pruners.vocabulary import counted, cut_metadata, scripts_of
+from settle.shrink.session import require_room
 from settle.shrink.settings import ShrinkOptions
-from settle.shrink.vocabulary import counted, cut_metadata, scripts_of
 
 
 def test_a_text_is_cut_between_paragraphs_lines_or_words() -> None:
@@ -190,7 +190,7 @@ def test_layers_of_parameters() -> None:
 
 
 def test_a_disk_without_room_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(measured_model.shutil, "disk_usage", lambda folder: SimpleNamespace(free=2_000_000))
+    monkeypatch.setattr(session.shutil, "disk_usage", lambda folder: SimpleNamespace(free=2_000_000))
     require_room(2_000_000, tmp_path)
     with pytest.raises(ResourceError, match="no room for this work: 2.0 MB are needed and 2.0 MB are free"):
         require_room(2_000_001, tmp_path)

@@ -6,9 +6,8 @@ import signal
 import psutil
 import pytest
 
-from settle.evaluate.blind.preference import FEWEST, preferences
 from settle.evaluate.blind.session import stamp
-from settle.evaluate.blind.votes import AnswerPair, Ballots, add_pair, vote
+from settle.evaluate.blind.votes import FEWEST, AnswerPair, Ballots, add_pair, preferences, vote
 from settle.library.resolve import resolve_gguf
 from tests.studio.conftest import axe_findings
 from tests.studio.made_models import stock

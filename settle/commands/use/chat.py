@@ -7,7 +7,7 @@ from pydantic import Field
 from settle.base.errors import UsageError
 from settle.base.event_log import Events
 from settle.commands import Command
-from settle.evaluate.blind.preference import votes
+from settle.evaluate.blind.votes import votes
 from settle.machine.threads import ThreadSettings
 
 
@@ -53,7 +53,7 @@ class Chat(ThreadSettings, Command):
             return votes(self.vote, events)
         if self.name is None:
             raise UsageError("no model is named to talk to", "`settle chat MODEL`; `settle models` lists them")
-        from settle.evaluate.blind.terminal import talk
+        from settle.evaluate.blind.session import talk
 
         sampling = (self.max_tokens, self.temperature, self.top_p, self.top_k, self.seed)
         return talk(

@@ -14,7 +14,7 @@ from settle.data.ledger import Ledger
 from settle.data.rows.collect import ExampleReader
 from settle.data.rows.prepare import prepared_rows
 from settle.data.settings import ColumnSettings
-from settle.evaluate.compare.candidate_pair import both_in_llamacpp, readers
+from settle.evaluate.compare.candidate import both_in_llamacpp, readers
 from settle.evaluate.compare.compare import CompareOptions, compare, report
 from settle.evaluate.compare.sample_size import judgement
 from settle.evaluate.tasks import named

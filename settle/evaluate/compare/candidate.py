@@ -5,8 +5,9 @@ Legend: P positions, V vocabulary.
 
 import concurrent.futures
 import contextlib
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+import time
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, TypeVar
@@ -14,12 +15,18 @@ from typing import Protocol, TypeVar
 import numpy as np
 
 from settle.base.chat_template import ChatTemplate
-from settle.base.errors import UsageError
+from settle.base.errors import FormatError, UsageError
+from settle.base.event_log import Events
+from settle.base.events import Progress, Sample
 from settle.base.tokenizer import Tokenizer
-from settle.evaluate.compare.cases import Case
+from settle.evaluate.compare.cases import Case, asking, spread_order
 from settle.infer.engine import Engine
 from settle.infer.live_sampling import generate, logprobs
+from settle.library.reference import ModelRef
+from settle.machine import memory
 from settle.model.decoder import Decoder
+from settle.model.load_adapter import adapter_of_gguf, attach
+from settle.model.pretrained import Pretrained
 
 SLOTS = 8  # answers at the same time: a step of eight costs little more than a step of one
 TOP = 256  # likeliest tokens that llama.cpp is asked for at each position; what is left is spread evenly
@@ -53,9 +60,9 @@ class Reading:
 class Tokenizes(Protocol):
     """Whatever counts in tokens."""
 
+    @abstractmethod
     def tokenize(self, text: str) -> list[int]:
         """Return the ids of a text, opened as the model expects a text to be."""
-        ...
 
 
 class Candidate(Tokenizes, Protocol):
@@ -67,6 +74,7 @@ class Candidate(Tokenizes, Protocol):
     name: str
     chats: bool
 
+    @abstractmethod
     def answers(
         self, cases: Sequence[Case], max_tokens: int, on_progress: OnProgress, temperature: float = 0.0
     ) -> list[Answer]:
@@ -74,33 +82,20 @@ class Candidate(Tokenizes, Protocol):
 
         on_progress: called with how many there are. Raises UsageError for several turns without a chat template.
         """
-        ...
 
 
-class Model(ABC):
+class Model(Candidate):
     """A candidate that also says how likely it holds a text to be.
 
     context: tokens of a question and its answer together. together: texts that are best read at the same time.
     """
 
-    name: str
-    chats: bool
     context: int
     together: int = 1
 
     @abstractmethod
     def prompt(self, case: Case) -> list[int]:
         """Return the ids of a question. Raises UsageError for several turns where there is no chat template."""
-
-    @abstractmethod
-    def tokenize(self, text: str) -> list[int]:
-        """Do as `Candidate.tokenize`."""
-
-    @abstractmethod
-    def answers(
-        self, cases: Sequence[Case], max_tokens: int, on_progress: OnProgress, temperature: float = 0.0
-    ) -> list[Answer]:
-        """Do as `Candidate.answers`."""
 
     @abstractmethod
     def read(self, texts: Sequence[Sequence[int]], begin: Sequence[int]) -> list[Reading]:
@@ -283,3 +278,150 @@ def _spread(likeliest: Mapping[int, float], num_vocab: int) -> np.ndarray:
     out = np.full(num_vocab, np.log(left / max(1, num_vocab - len(likeliest))))
     out[np.fromiter(likeliest, int, len(likeliest))] = values
     return out
+
+
+# --- asked as much as the time allows ---
+
+FIRST, AT_ONCE = 8, 16  # questions that are asked in any case, to see how long they take, and of each further turn
+LEAST_SECONDS = 2.0  # what is worth beginning with
+
+
+class TimeLeft:
+    """The rest of `seconds` from now on; None: any time."""
+
+    def __init__(self, seconds: float | None) -> None:
+        self._until = None if seconds is None else time.monotonic() + max(0.0, seconds)
+
+    def share(self, share: float) -> float | None:
+        """Return `time.monotonic()` when this share of what is left is over; None for any time."""
+        return None if self._until is None else time.monotonic() + share * (self._until - time.monotonic())
+
+    def allows(self, share: float) -> bool:
+        """Return whether this share of what is left is worth beginning with."""
+        until = self.share(share)
+        return until is None or until - time.monotonic() >= LEAST_SECONDS
+
+
+def ask_in_time(
+    candidates: tuple[Candidate, Candidate],
+    questions: Sequence[Case],
+    max_tokens: int,
+    events: Events,
+    time_left: TimeLeft,
+    share: float = 1.0,
+    what: str = "answers",
+) -> tuple[list[Case], tuple[list[Answer], list[Answer]]]:
+    """Return the questions that both answered within `share` of the time, in their order, and the answers of each.
+
+    Without a limit each answers all of them, one candidate after the other. With one they take turns, so that what was
+    asked of the one was asked of the other whenever the time ends.
+    """
+    until = time_left.share(share)
+    questions = list(questions)
+    if until is None:
+        answers = [
+            c.answers(questions, max_tokens, on_progress(events, f"{c.name} {what}", len(questions)))
+            for c in candidates
+        ]
+        return questions, (answers[0], answers[1])
+    order, began = spread_order(len(questions)), time.monotonic()
+    asked: dict[int, tuple[Answer, Answer]] = {}
+    both = f"{candidates[0].name} and {candidates[1].name}: {what}"
+    while len(asked) < len(order):
+        chosen = order[len(asked) : len(asked) + (AT_ONCE if asked else FIRST)]
+        per_question = (time.monotonic() - began) / max(1, len(asked))
+        if asked and time.monotonic() + per_question * len(chosen) > until:
+            affordable = max(0, int((until - time.monotonic()) / per_question))
+            chosen = chosen[: affordable // FIRST * FIRST]  # they are answered eight at a time
+            if not chosen:
+                break
+        group = [questions[i] for i in chosen]
+        base, tuned = (candidate.answers(group, max_tokens, lambda done: None) for candidate in candidates)
+        asked |= dict(zip(chosen, zip(base, tuned, strict=True), strict=True))
+        events.emit(Progress(what=both, done=len(asked), total=len(order)))
+    if len(asked) < len(order):  # what the time had room for is all there is
+        events.emit(Progress(what=both, done=len(asked), total=len(asked)))
+    kept = sorted(asked)
+    return [questions[i] for i in kept], ([asked[i][0] for i in kept], [asked[i][1] for i in kept])
+
+
+def on_progress(events: Events, what: str, total: int) -> Callable[[int], None]:
+    return lambda done: events.emit(Progress(what=what, done=done, total=total))
+
+
+# --- the two models of a comparison, made ready ---
+
+NUMBER_BYTES = 4  # what is read is compared in fp32
+
+
+@contextlib.contextmanager
+def both_in_llamacpp(base: ModelRef, tuned: ModelRef) -> Iterator[tuple[FileModel, FileModel]]:
+    """Serve both models by llama.cpp: in one process where one is the other with an adapter over it."""
+    names = (base.name, tuned.name if tuned.name != base.name else f"{tuned.name} (tuned)")
+    if tuned.adapts(base) and tuned.adapter is not None:
+        ours, theirs = FileModel.pair(tuned.weights, tuned.adapter, names)
+        with theirs:
+            yield ours, theirs
+        return
+    with (
+        FileModel.open(base.weights, names[0], base.adapter) as ours,
+        FileModel.open(tuned.weights, names[1], tuned.adapter) as theirs,
+    ):
+        yield ours, theirs
+
+
+def readers(base: ModelRef, tuned: ModelRef) -> tuple[LiveModel, LiveModel] | None:
+    """Load both models into this process, which reads a text in one pass where llama.cpp takes one for each token.
+
+    None where half of the memory that is free does not hold them, or where they are not known here: llama.cpp reads
+    then.
+    """
+    try:
+        opened = [Pretrained.open(ref.weights) for ref in ((tuned,) if tuned.adapts(base) else (base, tuned))]
+        needed = sum(model.part.num_parameters for model in opened) * NUMBER_BYTES
+        if needed > memory().available // 2:
+            return None
+        models = [model.load() for model in opened]
+        for ref, source, model in zip((base, tuned)[-len(opened) :], opened, models, strict=True):
+            if ref.adapter is not None:
+                attach(model, adapter_of_gguf(ref.adapter, source.part))
+    except FormatError:
+        return None
+    with_and_without = tuned.adapts(base)
+    return (
+        _reader(models[0], opened[0], base.name, bare=with_and_without),
+        _reader(models[-1], opened[-1], tuned.name),
+    )
+
+
+def _reader(model: Decoder, source: Pretrained, name: str, bare: bool = False) -> LiveModel:
+    return LiveModel(model, source.tokenizer, name, source.part.max_position_embeddings, bare)
+
+
+# --- a sample of a model in training: the one figure that everybody can judge ---
+
+TOKENS, SECONDS = 64, 6.0  # of a sample, at most
+TEMPERATURE, TOP_P, SEED = 0.6, 0.95, 0  # where a text is completed; an answer is the likeliest one
+
+
+class Samples:
+    """Completes or answers one prompt with the live model whenever it is asked to, as an event."""
+
+    def __init__(self, model: Decoder, tokenizer: Tokenizer, context: int, prompt: str, events: Events) -> None:
+        self._model, self._tokenizer, self._prompt, self._events = model, tokenizer, prompt, events
+        self._context = context
+        asker = LiveModel(None, tokenizer, "", context)
+        self._ids = asker.prompt(asking(prompt))[-context // 2 :]
+        self._temperature = 0.0 if asker.chats else TEMPERATURE
+
+    def take(self, step: int, moment: str) -> None:
+        """Emit a sample of the weights as they are. step: of the weights; moment: as of the event."""
+        stops = tuple(i for i in (self._tokenizer.eos_id, self._tokenizer.turn_end_id) if i is not None)
+        until, ids = time.monotonic() + SECONDS, []
+        written = generate(self._model, self._ids, TOKENS, self._temperature, TOP_P, SEED, stops, self._context)
+        for token in written:
+            ids.append(token)
+            if time.monotonic() > until:
+                break
+        text = self._tokenizer.decode(ids)
+        self._events.emit(Sample(step=step, moment=moment, prompt=self._prompt, text=text))

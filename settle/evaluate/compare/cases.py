@@ -3,10 +3,12 @@
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from settle.base.statistics import FEWEST_FAMILIES
 from settle.data.layouts import Example, Message
 
+T = TypeVar("T")
 PIECE = 400  # characters of plain text that count as a row
 TEXT_BLOCKS = 20  # that a text is cut into where there are too few of them to resample
 
@@ -64,6 +66,16 @@ def text_pieces(texts: Sequence[str], families: Sequence[int]) -> list[tuple[str
         family = numbers.setdefault((families[i], (i << 32) + at // stretch if stretch else 0), len(numbers))
         out.append((texts[i][at : at + PIECE], family))
     return [(piece, family) for piece, family in out if piece.strip()]
+
+
+def spread(items: Sequence[T], number: int) -> list[T]:
+    """Return `number` of the items at most, evenly spread."""
+    return [items[i * len(items) // number] for i in range(number)] if len(items) > number else list(items)
+
+
+def spread_order(number: int) -> list[int]:
+    """Return 0 to `number` - 1 in an order of which every beginning is nearly evenly spread: by the golden ratio."""
+    return sorted(range(number), key=lambda i: (i * 0.6180339887498949) % 1.0)
 
 
 def _reference(message: Message) -> str:

@@ -6,19 +6,30 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+import torch
+
 from settle.base.errors import DataError
 from settle.base.event_log import Events
-from settle.base.events import AnswerChange, AnswerChanges, Listing, Say
+from settle.base.events import AnswerChange, AnswerChanges, Listing, Progress, Say
 from settle.base.statistics import FEWEST_FAMILIES, NO_DIFFERENT, TOO_FEW, PairedTest, in_order, paired_test
+from settle.data.batches import Batch
 from settle.data.layouts import Example
 from settle.data.split import row_families
-from settle.evaluate.compare.candidate import Candidate, Model, Tokenizes
-from settle.evaluate.compare.cases import Case, asking, cases, text_pieces
-from settle.evaluate.compare.forgetting import TEXTS, Forgetting, forgetting, from_texts, generated, losses
-from settle.evaluate.compare.in_time import TimeLeft, ask_in_time, on_progress, spread
-from settle.evaluate.compare.instructions import INSTRUCTIONS
+from settle.evaluate.compare.candidate import Candidate, Model, TimeLeft, Tokenizes, ask_in_time, on_progress
+from settle.evaluate.compare.cases import Case, asking, cases, spread, text_pieces
+from settle.evaluate.compare.forgetting import (
+    INSTRUCTIONS,
+    TEXTS,
+    Forgetting,
+    forgetting,
+    from_texts,
+    generated,
+    losses,
+)
 from settle.evaluate.compare.sample_size import still_possible, unshown
 from settle.evaluate.tasks import Task, best_suited, named
+from settle.model.decoder import Decoder
+from settle.train.objectives import Objective
 
 ROWS = 200  # half of a change of ten points is seen with so many
 INSTRUCTION_TOKENS = 160
@@ -70,12 +81,12 @@ class Comparison:
             NO_DIFFERENT: f"{NO_DIFFERENT} from {self.base}",
             TOO_FEW: f"{TOO_FEW} ({s.families}) whether it is better than {self.base}",
         }.get(self.verdict, f"{self.verdict} than {self.base}")
-        text += f": {self.measure} {self._value(s.base)} → {self._value(s.tuned)} on {s.rows} rows"
-        difference, low, high = map(self._signed, s.difference.ends)
+        text += f": {self.measure} {_value(s.base, self.is_share)} → {_value(s.tuned, self.is_share)} on {s.rows} rows"
+        difference, low, high = (_change(end, self.is_share) for end in s.difference.ends)
         text += f", {difference}{unit} (95 %: {low} to {high})"
-        text += f", {_p(s.p_value)}"
+        text += ", p < 0.001" if s.p_value < 0.001 else f", p = {s.p_value:.3f}"
         if self.margin is not None:
-            ends = [f"{end:+.3f}" for end in self.margin.difference.ends]
+            ends = [_change(end, False) for end in self.margin.difference.ends]
             text += f"; reward margin {ends[0]} (95 %: {ends[1]} to {ends[2]})"
         if self.verdict in (NO_DIFFERENT, TOO_FEW):
             text += unshown(s) and f"; {unshown(s)}"
@@ -118,7 +129,7 @@ class Comparison:
         if self.forgot is not None:
             rows.append(self._row("loss on familiar text", self.forgot.loss, False)[:-1] + [""])
             kl = self.forgot.kl
-            rows.append(["KL from the base", "", _number(kl.difference.value), "", _interval(kl, False), ""])
+            rows.append(["KL from the base", "", _value(kl.difference.value, False), "", _interval(kl, False), ""])
         return rows
 
     def notes(self) -> list[str]:
@@ -185,15 +196,10 @@ class Comparison:
         return [f"**{self.headline[:1].upper()}{self.headline[1:]}.**", "", *head, *table, "", *notes, ""]
 
     def _row(self, name: str, score: PairedTest, is_share: bool) -> list[str]:
-        shown = _share if is_share else _number
-        difference = _points(score.difference.value) if is_share else f"{score.difference.value:+.3f}"
-        return [name, shown(score.base), shown(score.tuned), difference, _interval(score, is_share), score.verdict]
-
-    def _value(self, value: float) -> str:
-        return _share(value) if self.is_share else _number(value)
-
-    def _signed(self, value: float) -> str:
-        return _points(value) if self.is_share else f"{value:+.3f}"
+        base, tuned = _value(score.base, is_share), _value(score.tuned, is_share)
+        return [
+            name, base, tuned, _change(score.difference.value, is_share), _interval(score, is_share), score.verdict,
+        ]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -401,22 +407,64 @@ def _likeness(change: AnswerChange) -> float:
     return difflib.SequenceMatcher(None, base, tuned, autojunk=False).quick_ratio()
 
 
-def _share(value: float) -> str:
-    return f"{100 * value:.1f} %"
+def _value(value: float, is_share: bool) -> str:
+    return f"{100 * value:.1f} %" if is_share else f"{value:.3f}"
 
 
-def _points(value: float) -> str:
-    return f"{100 * value:+.1f}"
-
-
-def _number(value: float) -> str:
-    return f"{value:.3f}"
+def _change(value: float, is_share: bool) -> str:
+    return f"{100 * value:+.1f}" if is_share else f"{value:+.3f}"
 
 
 def _interval(score: PairedTest, is_share: bool) -> str:
-    ends = (score.difference.low, score.difference.high)
-    return " to ".join(_points(end) if is_share else f"{end:+.3f}" for end in ends)
+    return " to ".join(_change(end, is_share) for end in score.difference.ends[1:])
 
 
-def _p(value: float) -> str:
-    return "p < 0.001" if value < 0.001 else f"p = {value:.3f}"
+# --- preference tuning, judged by what it is for: is the better answer likelier, and by how much ---
+#
+# Both are read off the trained model in this process, on the very tokens that the objective counts: the base is the
+# same model without its adapter. Answers are not generated, because a better answer need not be the written one.
+
+ACCURACY, MARGIN = "preference accuracy", "reward margin"
+
+
+def compare_preferences(
+    model: Decoder,
+    objective: Objective,
+    batches: Sequence[Batch],
+    names: tuple[str, str],
+    events: Events,
+    families: Sequence[int] | None = None,
+) -> Comparison:
+    """Compare the trained model with its base on held-out pairs.
+
+    names: of the base and of the trained model. families: of the pairs of all batches, as in `paired_test`.
+
+    Preference accuracy is the share of pairs whose better answer has the higher log-probability; the reward margin is
+    the objective's own reward of the better answer less that of the worse, which is 0 for the base (arXiv:2305.18290).
+    """
+    base: list[float] = []
+    tuned: list[float] = []
+    margins: list[float] = []
+    training = model.training
+    model.eval()
+    with torch.no_grad():
+        for number, batch in enumerate(batches, 1):
+            pairs = objective.preferences(model, batch)
+            base += _right(pairs.base.tolist())
+            tuned += _right(pairs.tuned.tolist())
+            margins += pairs.rewards.tolist()
+            events.emit(Progress(what="compare pairs", done=number, total=len(batches), unit="blocks"))
+    model.train(training)
+    return Comparison(
+        base=names[0],
+        tuned=names[1],
+        measure=ACCURACY,
+        is_share=True,
+        score=paired_test(base, tuned, families),
+        margin=paired_test([0.0] * len(margins), margins, families),
+    )
+
+
+def _right(gaps: Iterable[float]) -> list[float]:
+    """Return 1 for a pair whose better answer is the likelier one, and 0.5 where both are equally likely."""
+    return [0.5 if gap == 0 else float(gap > 0) for gap in gaps]

@@ -13,8 +13,7 @@ import numpy as np
 from settle.base.statistics import VERDICT_P, Interval, PairedTest, two_sided_z
 from settle.data.layouts import Example
 from settle.data.split import row_families
-from settle.evaluate.compare.cases import cases
-from settle.evaluate.compare.in_time import spread
+from settle.evaluate.compare.cases import cases, spread
 from settle.evaluate.tasks import best_suited, named
 
 POWER = 0.8  # how often a difference that can be seen is seen

@@ -6,19 +6,19 @@ Every comparison raises `Difference` with the first place where the two part. V 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
 from settle.base.chat_template import ChatTemplate, TemplateFailure
 from settle.base.tokenizer import Tokenizer
+from settle.evaluate.compare.cases import spread
 from settle.formats.gguf.metadata import text as text_of
 from settle.formats.gguf.types import Bars
 from settle.infer.engine import Engine
 from settle.infer.live_sampling import logprobs
 from settle.model.decoder import Decoder
 
-Item = TypeVar("Item")
 Figures = dict[str, Any]  # what the gate found, as result.json holds it
 Conversation = list[dict[str, str]]
 LONG_MESSAGE = "A sentence of a long message, and it ends here. " * 170  # 8,000 characters: a template may cut it
@@ -92,11 +92,6 @@ def lookalikes(tokenizer: Tokenizer) -> list[str]:
     for token in spread(list(tokenizer.special_tokens), 40):
         out += [token, f"x{token}y", f" {token} ", token * 2, token[:-1], token[1:], token.upper()]
     return out
-
-
-def spread(items: Sequence[Item], number: int) -> list[Item]:
-    """Return `number` of the items at most, evenly spread."""
-    return [items[i * len(items) // number] for i in range(number)] if len(items) > number else list(items)
 
 
 def opening(tokenizer: Tokenizer) -> list[int]:

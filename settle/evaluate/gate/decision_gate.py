@@ -21,8 +21,7 @@ from settle.data.decisions.questions import Question
 from settle.data.decisions.rows import DecisionRow
 from settle.evaluate.decisions import score_rows
 from settle.evaluate.gate.behaviour import ADVERSARIAL, Figures
-from settle.evaluate.gate.gate import SMALL_FILE, in_fp32
-from settle.evaluate.gate.held_out import PROSE
+from settle.evaluate.gate.gate import PROSE, SMALL_FILE, in_fp32
 from settle.formats.gguf import read_gguf
 from settle.formats.gguf.decision import DecisionKeys, read_decision
 from settle.formats.gguf.types import ggml_type, is_float

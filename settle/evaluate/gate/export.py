@@ -24,8 +24,7 @@ from settle.data.tokenizer.pretrained import PretrainedTokenizer
 from settle.evaluate.gate.behaviour import BRIEF, Effort, Figures
 from settle.evaluate.gate.decision_gate import DECISION_FILE, gate_of_run, keys_of
 from settle.evaluate.gate.diagnose import Origin, kept_text
-from settle.evaluate.gate.gate import SAME_BLOCKS, Merge, Reference, require, run_gate
-from settle.evaluate.gate.held_out import PROSE, held_out_text
+from settle.evaluate.gate.gate import PROSE, SAME_BLOCKS, Merge, Reference, held_out_text, require, run_gate
 from settle.formats import AdapterContents, Format, GgufLayout, ModelContents, TensorLike
 from settle.formats.gguf import Gguf, card_of, read_gguf
 from settle.formats.gguf.metadata import text

@@ -15,7 +15,16 @@ from pathlib import Path
 import torch
 
 from settle.base.errors import GateError
+from settle.base.event_log import Events
+from settle.base.events import Warn
+from settle.base.files import home
+from settle.base.run import Run
 from settle.base.tokenizer import Tokenizer
+from settle.data.corpus import stored_corpus
+from settle.data.decisions.corpus import open_decisions
+from settle.data.rows.prepare import prepared_rows
+from settle.data.store import RowStore, TokenStore
+from settle.evaluate.compare.cases import spread
 from settle.evaluate.gate.behaviour import (
     ADVERSARIAL,
     BRIEF,
@@ -31,10 +40,8 @@ from settle.evaluate.gate.behaviour import (
     compare_template,
     lookalikes,
     opening,
-    spread,
 )
 from settle.evaluate.gate.diagnose import LEAST_KEPT, Contents, Origin, adapter, causes, header, inspect, kept_text
-from settle.evaluate.gate.held_out import PROSE
 from settle.formats import TensorLike, Weights
 from settle.formats.gguf import read_gguf
 from settle.formats.gguf.metadata import TOKENS, texts
@@ -42,6 +49,46 @@ from settle.formats.gguf.types import Bars, ggml_type, is_float
 from settle.formats.lora_gguf import read_lora, require_fit
 from settle.infer.engine import Engine
 from settle.model.decoder import Decoder
+
+PROSE = (
+    "The river was high that spring, and nobody crossed it before the end of May. When the water fell, the first to go "
+    "over was a miller's boy with a letter in his hat; he had been told to ask for no answer and to wait for one. "
+    "What he found on the other side was an empty house, a warm stove, and 3 cups on the table.\n\n"
+    "He sat down. After an hour, he poured himself some tea.\n",
+    "def mean(values: list[float]) -> float:\n    if not values:\n        raise ValueError('no values')\n"
+    "    total = 0.0\n    for value in values:\n        total += value\n    return total / len(values)\n",
+    "# Notes\n\n- buy bread, 2 litres of milk (1.5 %), and a dozen eggs\n- call the office before 17:30\n\n"
+    "| day | hours |\n|-----|-------|\n| Mon | 7.5   |\n| Tue | 8     |\n",
+)
+
+
+def held_out_texts(store: TokenStore | RowStore, tokenizer: Tokenizer, most_tokens: int = 60_000) -> list[str]:
+    """Return documents of a token store as text, evenly spread: about `most_tokens` in all.
+
+    At least 8 documents if it has them, none longer than an eighth of the whole.
+    """
+    number = store.num_documents
+    stride = min(max(1, round(store.num_tokens / most_tokens)), max(1, number // 8))
+    return [tokenizer.decode(store.document(i)[:-1][: most_tokens // 8]) for i in range(0, number, stride)][:2000]
+
+
+def held_out_text(run: Run, tokenizer: Tokenizer, events: Events, most_tokens: int = 60_000) -> list[str]:
+    """Return the run's held-out text; when its token store was removed, prose that is always there."""
+    record = run.read("plan.json") or {}
+    fingerprint = str(record.get("corpus"))
+    folder = home() / "tokens" / fingerprint / "held_out"
+    store: TokenStore | RowStore | None
+    if not record.get("tuning"):
+        store = TokenStore(folder) if folder.is_dir() else None
+    else:
+        is_decision = record.get("objective") == "decision"
+        rows = stored_corpus(fingerprint, open_decisions) if is_decision else prepared_rows(fingerprint)
+        store = rows.held_out if rows else None
+    if store is not None:
+        return held_out_texts(store, tokenizer, most_tokens)
+    events.emit(Warn(text="the run's held-out text is gone; the file is compared on a few built-in texts instead"))
+    return list(PROSE)
+
 
 SMALL_FILE = 400_000_000  # bytes
 SEQUENCE_TEXTS = 200
@@ -194,8 +241,7 @@ def _require_merge(figures: Figures) -> None:
 
 def _pieces(texts: Sequence[str], number: int) -> list[str]:
     """Return `number` pieces of up to 400 characters, evenly spread, cut anywhere (in mid-word too)."""
-    pieces = [t[i : i + 400] for t in texts for i in range(0, len(t), 400)]
-    return spread(pieces, number)
+    return spread([t[i : i + 400] for t in texts for i in range(0, len(t), 400)], number)
 
 
 def _sequences(tokenizer: Tokenizer, texts: Sequence[str], longest: int) -> list[list[int]]:

@@ -14,8 +14,7 @@ from settle.data.decisions.questions import Option, Question
 from settle.evaluate.compare.candidate import without_thoughts
 from settle.evaluate.compare.cases import Case
 from settle.evaluate.footprint import peak_bytes
-from settle.experiment.arm import Arm, Reply, Rewritten, digest, question_key
-from settle.experiment.record import ReplyRecord
+from settle.experiment.arm import Arm, Reply, ReplyRecord, Rewritten, digest, question_key
 from settle.infer.client import Fence, Turn
 from settle.infer.decider import Decider
 from settle.infer.engine import Engine

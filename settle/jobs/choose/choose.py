@@ -13,8 +13,7 @@ from settle.evaluate.compare.cases import asking
 from settle.evaluate.compare.compare import longest_answer
 from settle.evaluate.compare.sample_size import smallest_visible
 from settle.evaluate.tasks import Task, best_suited, named, plain
-from settle.experiment.race import ERROR_OF_WAYS, Race
-from settle.experiment.report import pairs_json
+from settle.experiment.race import ERROR_OF_WAYS, Race, pairs_json
 from settle.experiment.run import run_race
 from settle.jobs.choose.answerer import (
     DECIDE,

@@ -14,8 +14,7 @@ from settle.base.statistics import bootstrap_mean, share_interval
 from settle.base.visible import visible_line
 from settle.base.words.amounts import duration
 from settle.evaluate.compare.cases import Case
-from settle.experiment.race import Outcome
-from settle.experiment.report import difference_text, may_be_ahead, range_text, value_text
+from settle.experiment.race import Outcome, difference_text, may_be_ahead, range_text, value_text
 from settle.jobs.choose.answerer import Failed, Measured
 
 LITTLE = 0.5  # score of the best way, below which the question is another one: whether any way is good enough

@@ -23,9 +23,8 @@ from settle.data.pairs import Pair, read_pairs
 from settle.data.split import row_families
 from settle.documents.reader_pool import RowReader
 from settle.evaluate.compare.candidate import FileModel
-from settle.evaluate.compare.cases import Case
+from settle.evaluate.compare.cases import Case, spread
 from settle.evaluate.compare.compare import longest_answer
-from settle.evaluate.compare.in_time import spread
 from settle.evaluate.footprint import Measured, peak_bytes
 from settle.experiment.run import in_turn
 from settle.infer.decider import Decider

@@ -14,8 +14,7 @@ from settle.data.ledger import Ledger
 from settle.data.split import row_families
 from settle.documents.reader_pool import RowReader
 from settle.evaluate.compare.against_base import rows_of
-from settle.evaluate.compare.cases import Case, cases
-from settle.evaluate.compare.in_time import spread
+from settle.evaluate.compare.cases import Case, cases, spread
 
 LANGUAGES = {
     "arabic": "ar", "bengali": "bn", "chinese": "zh", "czech": "cs", "danish": "da", "dutch": "nl", "english": "en",

@@ -11,11 +11,18 @@ from pydantic import BaseModel, ConfigDict
 from settle.base.files import write_atomic
 from settle.base.statistics import Interval, share_interval
 from settle.evaluate.report.figure_style import BLUE, GREEN, GREY, INK, STYLE, VERMILION
-from settle.evaluate.report.frontier import frontier
-from settle.experiment.race import ComparedPair, Outcome
-from settle.experiment.report import difference_text, may_be_ahead, pairs_json, range_text, value_text
+from settle.experiment.race import (
+    ComparedPair,
+    Outcome,
+    difference_text,
+    may_be_ahead,
+    pairs_json,
+    range_text,
+    value_text,
+)
 from settle.jobs.pick.candidates import Candidate
 from settle.jobs.pick.exam import Taken
+from settle.shrink.pareto import frontier
 
 COLUMNS = ("model", "score", "prompts", "first token, s", "tokens/s", "memory", "size", "licence", "where")
 INCHES, DPI = (7.6, 5.0), 150

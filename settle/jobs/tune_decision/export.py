@@ -7,7 +7,7 @@ from settle.base.events import Say
 from settle.evaluate.gate.behaviour import Figures
 from settle.evaluate.gate.decision_gate import DecisionGate, ProbabilitiesApart, keys_of
 from settle.evaluate.gate.export import ExportedAdapter, ExportedModel, export_run_adapter, export_run_model
-from settle.evaluate.gate.held_out import held_out_texts
+from settle.evaluate.gate.gate import held_out_texts
 from settle.jobs.tune_decision.stages import DecisionContext
 from settle.library.catalogue import transformers_name
 from settle.library.facts import PLAIN_TEXT_KEY

@@ -15,9 +15,8 @@ from settle.base.events import Event, Warn
 from settle.base.registry import Part
 from settle.base.settings import resolve
 from settle.base.visible import visible
-from settle.evaluate.blind.preference import FEWEST, list_votes, preferences
 from settle.evaluate.blind.session import Answers, BlindSession, engine_beside
-from settle.evaluate.blind.votes import VOTES, AnswerPair, Ballots, Vote
+from settle.evaluate.blind.votes import FEWEST, VOTES, AnswerPair, Ballots, Vote, list_votes, preferences
 from settle.infer.chat_session import ChatSession, Sampling
 from settle.infer.engine import Engine
 from settle.library.resolve import resolve_gguf

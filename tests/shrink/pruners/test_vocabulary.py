@@ -8,15 +8,13 @@ from transformers import AutoTokenizer
 from settle.base.errors import DataError, UsageError
 from settle.data.tokenizer.pretrained import PretrainedTokenizer
 from settle.evaluate.gate.behaviour import Effort
-from settle.evaluate.gate.gate import Reference, run_gate
-from settle.evaluate.gate.held_out import PROSE
+from settle.evaluate.gate.gate import PROSE, Reference, run_gate
 from settle.formats.gguf import read_gguf
 from settle.infer.engine import Engine
 from settle.infer.live_sampling import logprobs
 from settle.model.pretrained import Pretrained
 from settle.shrink.prunable_model import PrunableModel
-from settle.shrink.pruners.vocabulary import Vocabulary, cut_subject
-from settle.shrink.vocabulary import Tokens, cut_tokenizer
+from settle.shrink.pruners.vocabulary import Tokens, Vocabulary, cut_subject, cut_tokenizer
 from tests.data.test_pretrained_tokenizer import byte_level, spaced, texts  # noqa: F401
 from tests.model.architectures.cases import BEYOND_GGUF, CASES
 from tests.shrink.pruners.subjects import assert_ordinary, code, more_code, random_subject, trained_subject, write_gguf
