@@ -16,7 +16,7 @@ import argparse
 import json
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -34,7 +34,6 @@ from settle.plan.loss_curve import (
     Observation,
     binned,
     recorded,
-    to_json,
 )
 from settle.plan.loss_law import worth
 from settle.plan.outlook import CurveStart
@@ -467,6 +466,14 @@ def read_all(folder: Path) -> list[Recorded]:
     return [run for run in runs if run.probes]
 
 
+def _to_json(prior: CurvePrior) -> dict[str, object]:
+    """Return the form of curve_prior.json; six digits of each number."""
+    values = {k: v.tolist() if isinstance(v, np.ndarray) else v for k, v in vars(prior).items()}
+    values["form"] = asdict(prior.form)
+    rounded: dict[str, object] = json.loads(json.dumps(values), parse_float=lambda text: float(f"{float(text):.6g}"))
+    return rounded
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recorded", type=Path)
@@ -500,7 +507,7 @@ def main() -> None:
     prior = replace(prior, widening=factors, further=tuple(octaves(scores.further)))
     print(f"\nwidening {factors}, further {prior.further}, passes up to {prior.most_passes:.0f}, {prior.form}")
     if asked.ship:
-        ORIGIN.write_text(json.dumps(to_json(prior), indent=1) + "\n")
+        ORIGIN.write_text(json.dumps(_to_json(prior), indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -99,11 +99,7 @@ class LineChild:
         with self._lock:
             if self._process is None and not self._is_over:
                 self._process = subprocess.Popen(
-                    self._command,
-                    stdin=subprocess.PIPE,
-                    stdout=subprocess.PIPE,
-                    stderr=self._errors,
-                    process_group=0,
+                    self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, process_group=0
                 )
                 seconds = None if seconds is None else seconds + self._start_seconds
             return self._process, seconds

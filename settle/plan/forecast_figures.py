@@ -10,10 +10,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from settle.base.errors import RunError, SettleError, malformed_is_format_error
+from settle.base.files import JsonObject
 from settle.base.run import Run
 from settle.base.run.result import ESTIMATED, energy_is_counted
 from settle.base.statistics import FORECAST_LEVEL, Interval
 from settle.base.version import refuse_newer
+from settle.base.words.amounts import number
 
 FORECAST_VERSION = 1  # version of forecast.json
 BUDGET_SHARE, BUDGET_SECONDS = 0.05, 20.0  # a time budget is kept this well, whichever is more
@@ -43,7 +45,7 @@ class Forecast:
         """Each figure by its name."""
         return {name: figure for name, figure in vars(self).items() if isinstance(figure, Interval)}
 
-    def to_json(self) -> dict[str, object]:
+    def to_json(self) -> JsonObject:
         """Return the form of forecast.json: each figure by its name, the version, (name, seconds) of each phase."""
         figures = {name: figure.to_json() for name, figure in self.figures.items()}
         cost, energy = {"unit": self.currency}, {"source": self.watts_source}
@@ -65,7 +67,7 @@ def budgeted_time(expected: Interval, budget: float) -> Interval:
     return Interval(value, max(low, budget / 20), budget + tolerance, FORECAST_LEVEL)
 
 
-def read_figures(values: Mapping[str, object], file: str) -> dict[str, Interval]:
+def read_figures(values: JsonObject, file: str) -> dict[str, Interval]:
     """Read the figures of a forecast by name. Raises RunError for a newer version, and when edited.
 
     file: that holds it.
@@ -111,7 +113,7 @@ class LedgerEntry:
 
     @property
     def inside(self) -> bool:
-        """Whether the actual figure lies in the interval of the forecast."""
+        """Return whether the actual figure lies in the interval of the forecast."""
         return self.forecast.contains(self.actual)
 
 
@@ -127,7 +129,7 @@ class Score:
 
 
 def entries(runs: Iterable[Run]) -> list[LedgerEntry]:
-    """All figures of finished runs that have a forecast and an actual number."""
+    """Return all figures of finished runs that have a forecast and an actual number."""
     ledger: list[LedgerEntry] = []
     for run in runs:
         # the list of runs says which of them are damaged
@@ -144,27 +146,23 @@ def _entries_of(run: Run) -> Iterator[LedgerEntry]:
     actual = result.get("actual") or {}
     estimated = () if energy_is_counted(forecast) else ESTIMATED
     for name, interval in read_figures(forecast, str(run.path / "forecast.json")).items():
-        value = actual.get(name)
-        if isinstance(value, int | float) and interval.value and name not in estimated:
+        value = number(actual.get(name))
+        if value is not None and interval.value and name not in estimated:
             yield LedgerEntry(run.name, name, interval, float(value))
-    outlook, loss = result.get("outlook"), actual.get("loss")
-    if isinstance(outlook, dict) and isinstance(loss, int | float):
+    outlook, loss = result.get("outlook"), number(actual.get("loss"))
+    if outlook and loss is not None:
         figures = read_figures({AT_HALF: outlook.get("loss")}, str(run.path / "result.json"))
         yield from (LedgerEntry(run.name, name, interval, float(loss)) for name, interval in figures.items())
 
 
 def scores(ledger: Iterable[LedgerEntry]) -> list[Score]:
-    """One score a figure, in the order in which figures first appear."""
+    """Return one score a figure, in the order in which figures first appear."""
     by_figure: dict[str, list[LedgerEntry]] = {}
     for entry in ledger:
         by_figure.setdefault(entry.figure, []).append(entry)
-    return [
-        Score(
-            figure=figure,
-            runs=len(mine),
-            median_error=statistics.median(abs(e.error) for e in mine),
-            bias=statistics.median(e.error for e in mine),
-            coverage=sum(e.inside for e in mine) / len(mine),
-        )
-        for figure, mine in by_figure.items()
-    ]
+    found = []
+    for figure, mine in by_figure.items():
+        errors, inside = [e.error for e in mine], sum(e.inside for e in mine)
+        size = statistics.median(map(abs, errors))
+        found.append(Score(figure, len(mine), size, statistics.median(errors), inside / len(mine)))
+    return found

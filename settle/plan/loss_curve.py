@@ -24,10 +24,9 @@ for U unique tokens seen 1 + p times: text seen again teaches less (Muennighoff 
 Legend: K = 6 coefficients of a run, F facts, n observations.
 """
 
-import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
@@ -244,14 +243,6 @@ def binned(evaluations: Sequence[tuple[float, float]], since: float, offset: flo
         )
         for group in bins.values()
     ]
-
-
-def to_json(prior: CurvePrior) -> dict[str, object]:
-    """Return the form of curve_prior.json; six digits of each number."""
-    values = {k: v.tolist() if isinstance(v, np.ndarray) else v for k, v in vars(prior).items()}
-    values["form"] = asdict(prior.form)
-    rounded: dict[str, object] = json.loads(json.dumps(values), parse_float=lambda text: float(f"{float(text):.6g}"))
-    return rounded
 
 
 @cache

@@ -3,6 +3,9 @@
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from typing import ClassVar, Self
+
+from pydantic import ConfigDict, TypeAdapter
 
 from settle.base.event_log import Events
 from settle.base.events import DecayStarted, Eval, Event, LossForecast, Resumed, Rollback
@@ -21,36 +24,34 @@ LEAST_LOSS = 1e-6  # nats per token: an evaluation may be exactly 0
 SETTLED_DECAY = DECAY_FRACTION / (1 + DECAY_FRACTION)  # share of a settled run's tokens that its decay takes
 
 
-@dataclass(frozen=True)
-class CurveStart:
-    """What a run's curve is known by before its first step.
+class _Start:
+    """What a run's curve is known by before its first step, as forecast.json keeps it."""
 
-    offset: ln of the probe's loss on the run's own sample ÷ that on the larger sample that the probes are evaluated on.
-    stderr: of the difference between the latter and the text that judges the run, nats. since: tokens that the run sees
-    before its evaluations say how it goes on. decay: share of its tokens in which its rate will fall to zero.
-    """
+    __pydantic_config__: ClassVar = ConfigDict(extra="forbid")
+
+    def to_json(self) -> list[list[object]]:
+        """Return (name, value) pairs, the form in forecast.json."""
+        return [[name, value] for name, value in asdict(self).items()]  # type: ignore[call-overload]
+
+    @classmethod
+    def from_json(cls, pairs: object) -> Self | None:
+        """Return None when there is none, as in runs of former versions and of other kinds."""
+        try:
+            return TypeAdapter(cls).validate_python(dict(pairs))  # type: ignore[call-overload]
+        except (TypeError, ValueError):
+            return None
+
+
+@dataclass(frozen=True)
+class CurveStart(_Start):
+    """The start of a new model."""
 
     facts: CurveFacts
     probes: Sequence[Observation]
-    offset: float
-    stderr: float
-    since: float
-    decay: float
-
-    def to_json(self) -> list[list[object]]:
-        """(name, value) pairs, the form in forecast.json."""
-        return [[name, value] for name, value in asdict(self).items()]
-
-    @classmethod
-    def from_json(cls, pairs: object) -> "CurveStart | None":
-        """None when there is none, as in runs of former versions and of other kinds."""
-        try:
-            values = dict(pairs)  # type: ignore[call-overload]  # checked by what follows
-            facts = values["facts"] | {"ngrams": [tuple(pair) for pair in values["facts"]["ngrams"]]}
-            probes = [Observation(**probe) for probe in values["probes"]]
-            return cls(**values | {"facts": CurveFacts(**facts), "probes": probes})
-        except (TypeError, ValueError, KeyError):
-            return None
+    offset: float  # ln of the probe's loss on the run's own sample ÷ that on the larger one that probes are judged by
+    stderr: float  # of the difference between the latter and the text that judges the run, nats
+    since: float  # tokens that the run sees before its evaluations say how it goes on
+    decay: float  # share of its tokens in which its rate will fall to zero
 
     def loss(self, tokens: float) -> Interval:
         """Forecast, before the run, the loss that it ends with after `tokens`."""
@@ -85,27 +86,11 @@ class CurveStart:
 
 
 @dataclass(frozen=True)
-class TuningStart:
-    """What a tuning run's end is known by: no recorded run is like it, so its own evaluations alone.
+class TuningStart(_Start):
+    """The start of a tuning run: no recorded run is like it, so its end is known by its own evaluations alone."""
 
-    stderr: of the difference between the sample that is evaluated and the one that judges the run, as a share of the
-    loss. since: tokens of the warm-up.
-    """
-
-    stderr: float
-    since: float
-
-    def to_json(self) -> list[list[object]]:
-        """(name, value) pairs, the form in forecast.json."""
-        return [[name, value] for name, value in asdict(self).items()]
-
-    @classmethod
-    def from_json(cls, pairs: object) -> "TuningStart | None":
-        """None when there is none, as in runs of former versions and of other kinds."""
-        try:
-            return cls(**{str(name): float(value) for name, value in pairs})  # type: ignore[attr-defined]
-        except (TypeError, ValueError):
-            return None
+    stderr: float  # of the sample that is evaluated ÷ the one that judges the run, as a share of the loss
+    since: float  # tokens of the warm-up
 
     def loss_under_way(
         self, evaluations: Sequence[tuple[float, float]], tokens: float, decay: float | None = None
@@ -155,15 +140,18 @@ class Outlook:
                 self._go_back(event.to_step if isinstance(event, Rollback) else event.step)
 
     def __call__(self, event: Event) -> None:
-        if isinstance(event, DecayStarted):
-            self._begin_decay(event)
-            self._forecast(event.step)
-        elif isinstance(event, Rollback | Resumed):
-            self._go_back(event.to_step if isinstance(event, Rollback) else event.step)
-        elif isinstance(event, Eval) and not event.whole and not self._is_decaying and event.tokens:
-            self._evaluations.append((float(event.tokens), event.loss))
-            if self._is_due(event.tokens):
+        match event:
+            case DecayStarted():
+                self._begin_decay(event)
                 self._forecast(event.step)
+            case Rollback():
+                self._go_back(event.to_step)
+            case Resumed():
+                self._go_back(event.step)
+            case Eval() if not event.whole and not self._is_decaying and event.tokens:
+                self._evaluations.append((float(event.tokens), event.loss))
+                if self._is_due(event.tokens):
+                    self._forecast(event.step)
 
     def _begin_decay(self, event: DecayStarted) -> None:
         self._is_decaying, self._decay_step = True, event.step

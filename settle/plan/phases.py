@@ -141,12 +141,7 @@ def loop_seconds(plan: TrainingPlan, spent: float, proof: float) -> float | None
 
 
 def with_phases(
-    plan: TrainingPlan,
-    after: float,
-    comparison: float,
-    step_seconds: float,
-    judging: float = 0.0,
-    waiting: float = 1.0,
+    plan: TrainingPlan, after: float, comparison: float, step_seconds: float, judging: float = 0.0, waiting: float = 1.0
 ) -> TrainingPlan:
     """Return the plan with the time that is kept for what follows the loop.
 

@@ -107,6 +107,7 @@ def probe(
     A time budget may end it earlier. `watts`: what the machine draws, when the user says so. `report`: receives the
     progress.
     """
+    report = report or Events()
     plan = plan.with_loop(
         max_steps=most_steps,
         seconds=plan.loop.seconds and plan.loop.seconds * SHARE_OF_TIME,
@@ -125,8 +126,7 @@ def probe(
         if isinstance(event, Step):
             times.append(loop.tokens_per_step / event.tokens_per_second)
             peaks.append(peak.read())
-            if report is not None:
-                report.emit(Progress(what="probe", done=event.step, total=most_steps, unit="steps"))
+            report.emit(Progress(what="probe", done=event.step, total=most_steps, unit="steps"))
 
     peak, meter, waiting = PeakMemory(), EnergyMeter(watts, plan.device), Waiting(plan.device)
     with tempfile.TemporaryDirectory(prefix="settle-probe-") as folder:
@@ -134,8 +134,7 @@ def probe(
         run.checkpoints.mkdir()
         steps = job.loop(run, Events(listeners=[listen]), lambda: False).train().state.step
     waited, energy = waiting.read(), meter.read()
-    if report is not None:
-        report.emit(Progress(what="probe", done=most_steps, total=most_steps, unit="steps"))
+    report.emit(Progress(what="probe", done=most_steps, total=most_steps, unit="steps"))
     settled_times = times[len(times) // 4 :]  # the first steps find their memory and their kernels
     limit = max(2 * EVALUATION_BLOCK, min(EVALUATED_TOKENS, steps * loop.tokens_per_step))
     sample = list(held_out_batches(corpus.selection, loop.sequence_length, EVALUATION_BLOCK, limit))
@@ -174,7 +173,7 @@ def measure(job: LiveRun, watts: float | None = None, report: Events | None = No
     The first step has the largest batch of the run, for the memory that it takes. A time budget may end the probe
     earlier. `watts`, `report`: as in `probe`.
     """
-    loop, expected = job.plan.loop, tuning_steps(job.plan)
+    loop, expected, report = job.plan.loop, tuning_steps(job.plan), report or Events()
     assert isinstance(job.batches, RowBatches)
     steps = max(TUNING_FEWEST, min(TUNING_MOST, round(TUNING_SHARE * expected)))
     sample = _thinned(job, steps)
@@ -191,8 +190,7 @@ def measure(job: LiveRun, watts: float | None = None, report: Events | None = No
         trainer.take_step(state, min(step + 1, steps - step) / (steps / 2 + 1))
         times.append(time.perf_counter() - began)
         tokens.append(sum(len(job.batches.at(at).inputs) for at in range(first, state.position)))
-        if report is not None:
-            report.emit(Progress(what="probe", done=step + 1, total=steps, unit="steps"))
+        report.emit(Progress(what="probe", done=step + 1, total=steps, unit="steps"))
         state.position = state.position if step else 0
         if sum(times) > patience and (step or loop.seconds):
             break

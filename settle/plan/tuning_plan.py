@@ -62,10 +62,7 @@ def plan_tuning(settings: TuningSettings, origin: dict[str, str], corpus: RowCor
     rows, recompute = _Fit(settings, corpus, base, device, dtype, adapter, objective).choose(why)
     held_out = _sample(corpus, base.part.num_parameters, why)
     loop = _loop(settings, corpus, objective.passes, rows, threads, why).model_copy(
-        update={
-            "evaluation_cost": _evaluation_cost(corpus, held_out),
-            "seconds": requested_seconds(settings, device),
-        }
+        update={"evaluation_cost": _evaluation_cost(corpus, held_out), "seconds": requested_seconds(settings, device)}
     )
     adapter_settings = adapter.model_dump(mode="json") if adapter else {}
     groups = {"optimizer": optimizer.model_dump(), "adapter": adapter_settings, "objective": objective.model_dump()}

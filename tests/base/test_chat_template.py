@@ -4,14 +4,7 @@ import psutil
 import pytest
 
 import settle.base.chat_template as chat_template
-from settle.base.chat_template import (
-    ChatTemplate,
-    TemplateFailure,
-    TemplateGrammar,
-    TemplateRunaway,
-    complaint,
-    render,
-)
+from settle.base.chat_template import ChatTemplate, TemplateFailure, TemplateGrammar, TemplateRunaway, complaint, render
 from settle.base.line_child import ChildEnded, FencedChild, Limits
 from tests.base.bombs import COMPILED, INVENTED, REVIEW
 

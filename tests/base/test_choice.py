@@ -130,16 +130,16 @@ def test_parts_of_other_packages_are_chosen_and_shown(tmp_path):
         )
     )
     env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path]), "COLUMNS": "300"}
-    done = subprocess.run(
-        [sys.executable, "-m", "settle", "train", "--help-all"], env=env, capture_output=True, text=True
-    )
+    code = """
+        from settle.base.settings import resolve
+        from settle.cli import main
+        from settle.commands.make.train import Train
+        from settle.train.optimizers import Optimizer
+        chosen = resolve(Train, [("asked", {"optimizer": {"name": "lion", "lr": "0.5"}})]).value.optimizer
+        made = Optimizer.make(chosen.name, chosen.settings)
+        print(chosen.to_json(), made.part_name(), made.family())
+        main(["train", "--help-all"])
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], env=env, capture_output=True, text=True)
+    assert done.stdout.startswith("{'name': 'lion', 'lr': 0.5} lion train/optimizers\n"), done.stderr
     assert "adamw, lion, muon" in done.stdout and "learning rate of the lion" in done.stdout
-    code = (
-        "from settle.base.settings import resolve; from settle.commands.make.train import Train\n"
-        "from settle.train.optimizers import Optimizer\n"
-        "chosen = resolve(Train, [('asked', {'optimizer': {'name': 'lion', 'lr': '0.5'}})]).value.optimizer\n"
-        "made = Optimizer.make(chosen.name, chosen.settings)\n"
-        "print(chosen.to_json(), made.part_name(), made.family())"
-    )
-    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
-    assert done.stdout.strip() == "{'name': 'lion', 'lr': 0.5} lion train/optimizers", done.stderr

@@ -3,11 +3,13 @@
 import math
 import subprocess
 import sys
+from itertools import product
 
 import numpy as np
 import pytest
 from scipy import stats
 
+from settle.base import statistics
 from settle.base.statistics import (
     VERDICT_P,
     Interval,
@@ -427,9 +429,38 @@ def test_a_verdict_needs_the_interval_and_the_corrected_p_value(low, high, p, ve
     assert found.verdict == verdict
 
 
-def test_no_p_value_is_zero_and_all_tosses_are_counted():
+def test_no_p_value_is_zero():
     """The data as it is is one assignment of signs: of thirty rows that agree at least that one is as extreme."""
     after = [0.5 + 0.01 * n for n in range(30)]
     found = paired_test([0.0] * 30, after, resamples=200)
     assert found.p_value == pytest.approx(2 / 201)
-    assert sign_tail(5, 0) == 1 == sign_tail(5, -2) and sign_tail(5, 5) == 1 / 32 and sign_tail(5, 6) == 0
+
+
+# --- chances of small experiments, by counting ---
+
+
+@pytest.mark.parametrize("tosses", range(6))
+def test_a_coin_s_tail_is_counted(tosses: int) -> None:
+    for heads in range(-2, tosses + 3):
+        wanted = sum(math.comb(tosses, k) for k in range(tosses + 1) if k >= heads) / 2**tosses
+        assert sign_tail(tosses, heads) == wanted
+
+
+@pytest.mark.parametrize(
+    "sums", [(3.0, -1.0, 2.0), (1.0, 1.0, 1.0, -1.0), (0.5,), (4.0, 0.0, -4.0), (1.0, 2.0, 4.0, 8.0)]
+)
+def test_signs_are_enumerated(sums: tuple[float, ...]) -> None:
+    observed = abs(sum(sums))
+    totals = [abs(sum(s * x for s, x in zip(signs, sums, strict=True))) for signs in product((1, -1), repeat=len(sums))]
+    wanted = sum(total >= observed - 1e-9 for total in totals) / len(totals)
+    found = sign_flip(np.array(sums), np.random.default_rng(0), 100)
+    assert found == pytest.approx(min(1.0, wanted if observed else 1.0))
+
+
+def test_drawn_signs_come_near_and_are_never_zero(monkeypatch: pytest.MonkeyPatch) -> None:
+    sums = np.array([1.0, 0.9, 1.1, 0.7, 1.3, -0.4, 0.8, 0.6])
+    exact = sign_flip(sums, np.random.default_rng(0), 100)
+    monkeypatch.setattr(statistics, "MOST_ENUMERATED", 3)
+    assert sign_flip(sums, np.random.default_rng(0), 40_000) == pytest.approx(exact, rel=0.15)
+    all_up = np.arange(1.0, 31.0)
+    assert sign_flip(all_up, np.random.default_rng(0), 99) == 2 / 100  # the data itself is one of a hundred

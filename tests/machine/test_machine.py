@@ -10,19 +10,7 @@ import pytest
 import torch
 
 from settle.base.errors import UsageError
-from settle.machine import (
-    DtypeProbe,
-    EnergyMeter,
-    accelerator,
-    bandwidth,
-    ceiling,
-    cores,
-    describe,
-    disk_free,
-    memory,
-    power,
-    probe_dtype,
-)
+from settle.machine import DtypeProbe, EnergyMeter, accelerator, bandwidth, ceiling, cores, describe, power, probe_dtype
 from settle.machine.measurement_cache import key, path_of, remembered
 from settle.machine.power import WATTS_PER_CORE
 from settle.machine.speed import FEW_OPERATIONS, _cut
@@ -47,10 +35,6 @@ def test_describe_is_json_and_sane(home):
 def test_cores_respect_the_affinity_mask():
     code = "import os; os.sched_setaffinity(0, {0}); from settle.machine import cores; print(cores().usable)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "1"
-
-
-def test_disk_free_of_a_folder_that_is_not_there_yet(tmp_path):
-    assert disk_free(tmp_path / "not" / "yet") == pytest.approx(disk_free(tmp_path), rel=0.1)
 
 
 def test_peak_memory_sees_what_was_freed_again():
@@ -164,7 +148,3 @@ def test_energy_from_counters_that_wrap_around(tmp_path):
     (zones / "intel-rapl:0:1/energy_uj").write_text("3000000")
     told = meter.read()
     assert told.joules == pytest.approx(5.0 + 8.0 + 2.0) and told.source == "measured (RAPL)"
-
-
-def test_memory_is_cut_to_the_control_group():
-    assert memory(Path("/nowhere")).limit is None

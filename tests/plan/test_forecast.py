@@ -9,8 +9,7 @@ from settle.base.event_log import Events
 from settle.base.settings import resolve
 from settle.data.prepare import Corpus, prepare
 from settle.machine import memory
-from settle.plan.forecast import cost, expected_tokens, first_verdict, look_ahead, power_spread
-from settle.plan.loss_law import worth
+from settle.plan.forecast import cost, expected_tokens, first_verdict, look_ahead
 from settle.plan.memory import must_fit
 from settle.plan.phases import SLACK
 from settle.plan.probe import probe_new, probe_steps
@@ -105,12 +104,6 @@ def test_money_is_a_time_budget(corpus: Corpus):
     assert requested_seconds(TrainingSettings(), accelerator("cpu")) is None
 
 
-def test_repeated_text_is_worth_less():
-    assert worth(500, 1000) == 500
-    assert 1900 < worth(2000, 1000) < 2000
-    assert worth(1e9, 1000) == pytest.approx(16_000)
-
-
 def test_a_probe_is_a_small_part_of_the_run():
     assert probe_steps(10_000) == 250
     assert probe_steps(100) == 10
@@ -133,8 +126,3 @@ def test_no_verdict_is_possible_before_the_first_that_the_rule_allows(corpus: Co
         tokens = max(since, next_evaluation(tokens, plan.held_out_tokens)) if tokens else since
     assert tokens == first_verdict(plan)
     assert sum(e.tokens > since for e in history) == MIN_HISTORY
-
-
-def test_an_estimate_of_the_power_is_less_sure_than_a_counter() -> None:
-    assert power_spread("asked") == 0 < power_spread("measured (RAPL)") < power_spread("estimated")
-    assert power_spread("estimated + measured (NVML)") == power_spread("estimated")

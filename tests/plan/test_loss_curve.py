@@ -1,6 +1,5 @@
 import json
 import math
-from collections import defaultdict
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +9,7 @@ import pytest
 from settle.base.event_log import Events
 from settle.base.events import DecayStarted, Eval, LossForecast, Rollback
 from settle.plan.loss_curve import CurveFacts, CurveForm, CurvePrior, Observation, binned, recorded
-from settle.plan.loss_law import ORDER, chunks, left_over, ngram_curve, ngram_loss, worth
+from settle.plan.loss_law import worth
 from settle.plan.outlook import CurveStart, Outlook
 
 RECORDED = Path(__file__).parents[2] / "bench" / "recorded"
@@ -54,10 +53,6 @@ def test_intervals_hold_the_share_of_curves_that_they_claim_and_narrow_as_a_run_
     coverage = np.mean(inside, axis=0)
     assert np.all(coverage > 0.73) and np.all(coverage < 0.87)
     assert np.mean(widths, axis=0)[1] < 0.6 * np.mean(widths, axis=0)[0]
-
-
-def test_what_a_size_and_its_text_leave_is_hoffmann_s():
-    assert left_over(1e6, 1e8) == pytest.approx(406.4 * 1e6**-0.34 + 410.7 * 1e8**-0.28)
 
 
 def test_what_widens_an_interval():
@@ -244,50 +239,6 @@ def test_a_recorded_run_whose_loss_rose_lies_in_what_was_expected_of_more_tokens
     gain = start.further(trunk, Observation(ended["tokens"], ended["loss"], 0.2), later["tokens"] - ended["tokens"])
     assert gain.contains(1 - later["loss"] / ended["loss"]) and 1 - later["loss"] / ended["loss"] < -0.04
     assert gain.high < 0.05
-
-
-# --- n-grams ---
-
-
-def counted_by_hand(train: np.ndarray, held_out: np.ndarray, vocab_size: int) -> float:
-    grams: dict[tuple[int, ...], dict[int, int]] = defaultdict(lambda: defaultdict(int))
-    for row in train.tolist():
-        for i, token in enumerate(row):
-            for order in range(ORDER):
-                grams[context(row, i, order)][token] += 1
-    losses = []
-    for row in held_out.tolist():
-        for i, token in enumerate(row):
-            p = 1 / vocab_size
-            for order in range(ORDER):
-                seen = grams.get(context(row, i, order), {})
-                if seen:
-                    p = (seen.get(token, 0) + len(seen) * p) / (sum(seen.values()) + len(seen))
-            losses.append(-math.log(p))
-    return sum(losses) / len(losses)
-
-
-def context(row: list[int], i: int, order: int) -> tuple[int, ...]:
-    """The `order` tokens before; -1 where the row has not begun."""
-    return (order, *(row[j] if j >= 0 else -1 for j in range(i - order, i)))
-
-
-def test_ngram_loss_is_that_of_witten_and_bell():
-    random = np.random.default_rng(1)
-    tokens = (random.geometric(0.2, 1500) + np.arange(1500) % 3) % 20
-    train, held_out = tokens[:1200].reshape(-1, 30), tokens[1200:].reshape(-1, 30)
-    assert ngram_loss(train, held_out, 20) == pytest.approx(counted_by_hand(train, held_out, 20), rel=1e-9)
-
-
-def test_more_text_makes_it_more_predictable():
-    random = np.random.default_rng(2)
-    tokens = np.cumsum(random.integers(0, 3, 40_000)) % 64
-    curve = ngram_curve(tokens[:30_000], tokens[30_000:], 64)
-    counted, losses = zip(*curve, strict=True)
-    assert counted[0] == 4096 and counted[-1] == 30_000 // 128 * 128
-    assert list(losses) == sorted(losses, reverse=True)
-    assert math.log(3) < losses[-1] < losses[0] < math.log(64)
-    assert chunks(tokens, 1000).shape == (7, 128)
 
 
 # --- the outlook of a run ---

@@ -5,7 +5,7 @@ import random
 import pytest
 
 from settle.plan import phases
-from settle.plan.phases import COMPARISON_SHARE, EXPORT, correction, export_seconds, remember
+from settle.plan.phases import COMPARISON_SHARE, EXPORT, correction, remember
 from settle.train.state import LoopPlan
 from settle.train.watch import kept_for_the_end
 
@@ -63,21 +63,3 @@ def test_a_budget_is_kept_however_wrong_the_estimates_are_once_the_machine_knows
 def test_a_short_budget_is_kept_at_once(slow, factor):
     late = off(100.0, (4.0, 25.0), (4.0 * factor, 40.0 * factor), slow)
     assert is_kept(100.0, late), late
-
-
-def test_what_is_remembered_changes_the_next_estimate_and_has_bounds():
-    before = export_seconds(10**6, 1e-4, threads=2)
-    remember(EXPORT, 2, before, 3 * before)
-    assert export_seconds(10**6, 1e-4, threads=2) == pytest.approx(3 * before)
-    assert export_seconds(10**6, 1e-4, threads=1) == pytest.approx(before)  # another machine, as far as times go
-    remember(EXPORT, 2, 3 * before, 1.5 * before)  # half of what was planned
-    assert correction(EXPORT, 2) == pytest.approx(3 * 0.5**phases.NEWEST)
-    for _ in range(9):
-        remember(EXPORT, 2, 1.0, 1e6)
-    assert correction(EXPORT, 2) == phases.MOST_CORRECTION
-
-
-def test_nothing_is_learned_on_a_busy_machine(monkeypatch):
-    monkeypatch.setattr(phases, "others_are_busy", lambda: True)
-    remember(EXPORT, 2, 1.0, 3.0)
-    assert correction(EXPORT, 2) == 1.0

@@ -2,8 +2,6 @@
 
 from types import SimpleNamespace
 
-import pytest
-
 from settle.machine import accelerator
 from settle.plan import size as sizes
 from settle.plan.settings import TrainingSettings
@@ -35,21 +33,6 @@ def test_more_time_and_a_faster_machine_take_a_larger_model(monkeypatch):
 def test_a_small_corpus_bounds_the_model(monkeypatch):
     size, why = chosen(monkeypatch, FAST, 200_000, time="8h")
     assert size.parameters == PER_UNIQUE_TOKEN * 200_000 and "the corpus" in why["parameters"]
-
-
-def test_a_number_of_tokens_chooses_a_size_too(monkeypatch):
-    few, many = (chosen(monkeypatch, FAST, 10**9, tokens=t)[0].parameters for t in ("1M", "1G"))
-    assert few < many
-
-
-@pytest.mark.parametrize("asked", [{"size": "3M"}, {"size": "3M", "time": "1m"}])
-def test_what_is_asked_for_is_taken(monkeypatch, asked):
-    assert chosen(monkeypatch, FAST, 1000, **asked)[0].parameters == 3_000_000
-
-
-def test_money_buys_time(monkeypatch):
-    size, _ = chosen(monkeypatch, FAST, 10**9, max_cost=1.0, price_per_hour=6.0, price_per_kwh=0.0)
-    assert size.seconds == pytest.approx(600)
 
 
 def test_the_speed_is_really_measured(home):

@@ -13,15 +13,7 @@ from settle.model.adapters.lora import NARROW, LoRA
 from settle.model.architectures.llama import Llama
 from settle.plan import tuning_plan
 from settle.plan.settings import TuningSettings
-from settle.plan.tuning_plan import (
-    RATES,
-    ROOM,
-    _check_quantize,
-    _evaluation_cost,
-    _Fit,
-    _objective,
-    plan_tuning,
-)
+from settle.plan.tuning_plan import RATES, ROOM, _check_quantize, _evaluation_cost, _Fit, _objective, plan_tuning
 from settle.train.optimizers import Optimizer
 
 LAYERS, INSIDE, TABLES, ADAPTED = 4, 1_000_000, 200_000, 5_000  # the last: numbers of the adapter

@@ -30,15 +30,7 @@ from settle.base.line_child import answer_requests
 MOST_STEPS = 300_000  # iterations and calls of one rendering
 MOST_CHARACTERS = 1 << 24
 # whatever a program can raise that is not our own mistake
-_FAILURES = (
-    TemplateError,
-    ArithmeticError,
-    AttributeError,
-    LookupError,
-    RecursionError,
-    TypeError,
-    ValueError,
-)
+_FAILURES = (TemplateError, ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
 _WIDE = re.compile(r"%[-+ #0.*\d]*\d{6}|\{[^{}]*:[^{}]*\d{6}")  # a format that pads to a million characters
 _PADDING = ("batch", "center", "indent", "slice", "truncate", "wordwrap")
 

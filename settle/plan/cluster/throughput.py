@@ -28,13 +28,7 @@ GATED, PLAIN = 3, 2  # matrices of a feed-forward block
 
 @dataclass(frozen=True)
 class Shape:
-    """layers, hidden, ffn, heads, kv_heads, head_dim, vocab: the sizes of a decoder-only transformer.
-
-    tied: whether input and output embedding are one matrix. ffn_matrices: 3 where the feed-forward is gated, else 2.
-    experts: routed experts of a layer, 0 where it is dense; active_experts: those that a token uses; shared_experts:
-    those that every token uses; expert_ffn: their feed-forward size; dense_layers: layers without experts at the
-    bottom. query_rank, kv_rank, rope_dim: of multi-head latent attention, 0 where there is none.
-    """
+    """The sizes of a decoder-only transformer."""
 
     layers: int
     hidden: int
@@ -43,14 +37,14 @@ class Shape:
     kv_heads: int
     vocab: int
     head_dim: int = 0
-    tied: bool = False
+    tied: bool = False  # input and output embedding are one matrix
     ffn_matrices: int = GATED
-    experts: int = 0
-    active_experts: int = 0
-    shared_experts: int = 0
-    expert_ffn: int = 0
-    dense_layers: int = 0
-    query_rank: int = 0
+    experts: int = 0  # routed ones of a layer, 0 where it is dense
+    active_experts: int = 0  # that a token uses
+    shared_experts: int = 0  # that every token uses
+    expert_ffn: int = 0  # feed-forward size of an expert
+    dense_layers: int = 0  # without experts, at the bottom
+    query_rank: int = 0  # query_rank, kv_rank, rope_dim: of multi-head latent attention, 0 where there is none
     kv_rank: int = 0
     rope_dim: int = 0
 
@@ -160,15 +154,9 @@ class DeviceLayout:
 
     @property
     def label(self) -> str:
-        """As people write it: "DP128 TP8 PP16"."""
-        named = (
-            ("DP", self.data),
-            ("TP", self.tensor),
-            ("PP", self.pipeline),
-            ("CP", self.context),
-            ("EP", self.expert),
-        )
-        groups = " ".join(f"{name}{size}" for name, size in named if size > 1)
+        """The layout as people write it: "DP128 TP8 PP16"."""
+        sizes = {"DP": self.data, "TP": self.tensor, "PP": self.pipeline, "CP": self.context, "EP": self.expert}
+        groups = " ".join(f"{name}{size}" for name, size in sizes.items() if size > 1)
         return (groups or "one device") + (" FSDP" if self.sharded else "") + (" recompute" if self.recompute else "")
 
 
@@ -180,16 +168,17 @@ def shape_of_size(parameters: float, vocab: int = 128256) -> Shape:
     if not 1e6 <= parameters <= 1e14:
         raise UsageError(f"{parameters:.3g} parameters", "give a size between 1m and 100t, such as --params 1.5b")
     vocab = min(vocab, max(4096, int(parameters / 20000)))
-    best: Shape | None = None
-    for hidden in _hidden_sizes():
-        layers = max(2, round(hidden / _aspect(hidden)))
+
+    def shape(hidden: int) -> Shape:
+        # hidden size over layers: 64 of small models, 128 of large ones (Llama 3: 128 at 4096 and 16384, 102 at 8192)
+        layers = max(2, round(hidden / min(128.0, max(48.0, 48.0 + hidden / 60.0))))
         heads = max(1, hidden // 128)
         kv_heads = 8 if heads > 8 and heads % 8 == 0 else heads
         ffn = -(-int(3.5 * hidden) // 256) * 256
-        shape = Shape(layers, hidden, ffn, heads, kv_heads, vocab, tied=parameters < 2e9)
-        if best is None or _apart(shape, parameters) < _apart(best, parameters):
-            best = shape
-    assert best is not None
+        return Shape(layers, hidden, ffn, heads, kv_heads, vocab, tied=parameters < 2e9)
+
+    sizes = [*range(128, 1024, 64), *range(1024, 2048, 256), *range(2048, 65537, 1024)]
+    best = min(map(shape, sizes), key=lambda shape: abs(math.log(shape.parameters / parameters)))
     per_layer = best.block_parameters() / best.layers
     tables = best.parameters - best.block_parameters()
     return replace(best, layers=max(2, round((parameters - tables) / per_layer)))
@@ -210,19 +199,6 @@ def shape_with_experts(parameters: float, active: float, vocab: int = 128256) ->
     shape = replace(dense, experts=EXPERTS_A_TOKEN, active_experts=EXPERTS_A_TOKEN, expert_ffn=expert_ffn)
     missing = (parameters - shape.parameters) / (shape.layers * shape.expert_parameters)
     return replace(shape, experts=EXPERTS_A_TOKEN + max(0, 8 * round(missing / 8)))
-
-
-def _aspect(hidden: int) -> float:
-    """Hidden size over layers: 64 of small models, 128 of large ones (Llama 3: 128 at 4096 and 16384, 102 at 8192)."""
-    return min(128.0, max(48.0, 48.0 + hidden / 60.0))
-
-
-def _hidden_sizes() -> list[int]:
-    return [*range(128, 1024, 64), *range(1024, 2048, 256), *range(2048, 65537, 1024)]
-
-
-def _apart(shape: Shape, parameters: float) -> float:
-    return abs(math.log(shape.parameters / parameters))
 
 
 # --- throughput ---

@@ -35,7 +35,7 @@ from settle.plan.fit.speed import (
     streamed,
 )
 from settle.plan.fit.weight_types import CHOICES, TYPES, read_bytes
-from settle.plan.memory_model import Fit, fit, longest_context, need, room
+from settle.plan.memory_model import Fit, Sizing, fit, longest_context, need, room
 
 # --- rows ---
 
@@ -79,7 +79,8 @@ def fit_row(
     """
     context = min(context, model.shape.context)
     weights = model.bytes if type_name == model.type else None
-    beside = _of_draft(draft, machine, context, texts) if draft else 0.0
+    of_draft = need(draft.shape, draft.type or DRAFT_TYPE, machine, context, texts) if draft else Sizing()
+    beside = of_draft.weights + of_draft.cache
     found = fit(model.shape, type_name, machine, context, texts, weights=weights, beside=beside)
     matrices = model.matrices if type_name == model.type else None
     decode = decode_rate(model.shape, type_name, machine, context // 2, texts, law, matrices)
@@ -101,12 +102,6 @@ def fit_row(
         longest=longest_context(model.shape, type_name, machine),
         is_shared=machine.is_unified,
     )
-
-
-def _of_draft(draft: NamedShape, machine: Machine, context: int, texts: int) -> float:
-    """Return the bytes of a draft's weights and its cache."""
-    needed = need(draft.shape, draft.type or DRAFT_TYPE, machine, context, texts)
-    return needed.weights + needed.cache
 
 
 def type_rows(
@@ -133,7 +128,7 @@ def best_rows(
     return rows
 
 
-COLUMNS = (
+COLUMNS = [
     "model",
     "type",
     "parameters",
@@ -144,7 +139,7 @@ COLUMNS = (
     "prompt/s",
     "first token",
     "most context",
-)
+]
 
 
 def cells(row: FitRow) -> list[object]:

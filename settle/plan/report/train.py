@@ -17,6 +17,10 @@ from settle.plan.report import PlanSettings
 from settle.plan.report.figures import draw_run, forecast_table, values
 
 HOURS = 3600.0
+NOTE = (
+    "A forecast from published runs, whose hours hold failures, evaluation and passes that nobody reports. "
+    "A clean run is faster."
+)
 Rows = dict[str, tuple[Interval, str, str]]
 
 
@@ -24,9 +28,8 @@ def plan_train(settings: PlanSettings, events: Events) -> None:
     """Report what training takes. Raises UsageError, and ResourceError where the run fits in no layout."""
     shape = requested_shape(settings)
     if settings.tokens is None:
-        raise UsageError(
-            "how many tokens to train on is not said", f"--tokens {count_text(20 * shape.parameters)}, say"
-        )
+        fix = f"--tokens {count_text(20 * shape.parameters)}, say"
+        raise UsageError("how many tokens to train on is not said", fix)
     machine = machine_or_this(settings.machine)
     run = forecast_run(
         shape,
@@ -41,7 +44,8 @@ def plan_train(settings: PlanSettings, events: Events) -> None:
     money = cost(run.device_hours, machine, per_kwh=settings.price_per_kwh, per_hour=settings.price_per_hour)
     rows = forecast_rows(run, money, machine)
     events.emit(_layouts(run))
-    events.emit(forecast_table(f"training {_size(shape)} on {machine.label}", rows, _note()))
+    title = f"training {billions(shape.parameters)} weights on {machine.label}"
+    events.emit(forecast_table(title, rows, NOTE))
     served = count(settings.served_tokens) if settings.served_tokens else 0
     whole_life = life(shape.active_parameters, run.tokens, served) if served else None
     for sentence in (*_sentences(run, settings), *_of_life(whole_life, shape)):
@@ -50,10 +54,8 @@ def plan_train(settings: PlanSettings, events: Events) -> None:
         draw_run(run, settings.picture)
         events.emit(Say(text=f"the picture is in {settings.picture}"))
     result = {"machine": machine.label, "parameters": shape.parameters, "tokens": run.tokens, "forecast": values(rows)}
-    result["life"] = asdict(whole_life) if whole_life else None
-    result["layout"] = run.layouts[0].layout.label
-    result["chance_by_date"] = _chance(run, settings)
-    events.emit(ResultReady(result=result))
+    of_run = {"layout": run.layouts[0].layout.label, "chance_by_date": _chance(run, settings)}
+    events.emit(ResultReady(result={**result, "life": asdict(whole_life) if whole_life else None, **of_run}))
 
 
 def requested_shape(settings: PlanSettings) -> Shape:
@@ -75,11 +77,7 @@ def forecast_rows(run: RunForecast, money: Cost, machine: Machine) -> Rows:
         "memory of a device": (exact(best.memory.total), "bytes", f"of {device_gigabytes(machine.memory)}"),
         "device-hours": (run.device_hours, "h", published),
         "time": (seconds, "s", published),
-        "energy": (
-            money.energy.scaled(3.6e6),
-            "J",
-            f"{machine.watts or 0:.0f} W",
-        ),
+        "energy": (money.energy.scaled(3.6e6), "J", f"{machine.watts or 0:.0f} W"),
         "electricity": (money.electricity, "USD", money.electricity_source),
     }
     if not machine.measured or money.rent_source == ASKED:  # this machine is there already
@@ -140,16 +138,5 @@ def _chance(run: RunForecast, settings: PlanSettings) -> float | None:
     return run.chance_within((settings.by - datetime.date.today()).days)
 
 
-def _note() -> str:
-    return (
-        "A forecast from published runs, whose hours hold failures, evaluation and passes that nobody reports. "
-        "A clean run is faster."
-    )
-
-
 def _span(seconds: float) -> str:
     return f"{seconds / 3600:.3g} hours" if seconds < 2 * 86400 else f"{seconds / 86400:.3g} days"
-
-
-def _size(shape: Shape) -> str:
-    return f"{billions(shape.parameters)} weights"

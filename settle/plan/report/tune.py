@@ -19,16 +19,14 @@ from settle.plan.report import PlanSettings
 from settle.plan.report.figures import draw_tuning, forecast_table, values
 
 METHODS = ("full", "lora", "qlora")  # the finest first
-MEMORY_LOG_STD = (
-    0.09  # of tuning's memory: bench/planning_tuning.py, half the rows lie within 5 %, nine tenths within 20 %
-)
+# Of tuning's memory: bench/planning_tuning.py, half the rows lie within 5 %, nine tenths within 20 %.
+MEMORY_LOG_STD = 0.09
 # Beside a step's steady rate: rows of uneven length, evaluation, loading, saving. Tuning runs of one device are simpler
 # than pretraining runs and lose less.
 SHARE_OF_STEADY = Interval(0.85, 0.65, 1.0, FORECAST_LEVEL)
 UNPACKED = 1.1  # time of a step over quantized weights (litgpt: 1.77 over 1.62 minutes)
 MOST_ROWS = 8
 AS_FAST = 0.95  # of the fastest rate: more rows at once that gain less than the rest are not worth their memory
-TRAINED = {"full": 1.0, "lora": 0.0, "qlora": 0.0}
 
 
 @dataclass(frozen=True)
@@ -68,18 +66,15 @@ def plan_tune(model: str | None, settings: PlanSettings, events: Events) -> None
         events.emit(Say(text=f"the picture is in {settings.picture}"))
     if chosen.fits(machine) == "barely":
         events.emit(Say(text="it may not fit: the upper end of the memory is more than the machine has"))
-    events.emit(
-        ResultReady(
-            result={
-                "machine": machine.label,
-                "model": named.name,
-                "method": chosen.method,
-                "rows_at_once": chosen.tuning.rows,
-                "fits": {option.method: option.fits(machine) for option in options},
-                "forecast": values(rows),
-            }
-        )
-    )
+    result = {
+        "machine": machine.label,
+        "model": named.name,
+        "method": chosen.method,
+        "rows_at_once": chosen.tuning.rows,
+        "fits": {option.method: option.fits(machine) for option in options},
+        "forecast": values(rows),
+    }
+    events.emit(ResultReady(result=result))
 
 
 def best_option(
@@ -116,7 +111,7 @@ def _option(
     layout = DeviceLayout(
         data=machine.count, sharded=machine.count > 1, rows=rows, sequence=settings.row_tokens, recompute=recompute
     )
-    steady = steady_rate(training_shape(shape), machine, layout, fused=False, trained=TRAINED[method]).tokens
+    steady = steady_rate(training_shape(shape), machine, layout, fused=False, trained=float(method == "full")).tokens
     value = steady.value * SHARE_OF_STEADY.value / (UNPACKED if method == "qlora" else 1.0)
     spread = math.hypot(steady.log_std, SHARE_OF_STEADY.log_std)
     rate = Interval.log_normal(value, spread)
@@ -134,10 +129,9 @@ def _chosen(options: list[MethodOption], settings: PlanSettings, machine: Machin
                 _instead(options, machine),
             )
         return option
-    for wanted in ("yes", "barely"):
-        for option in options[1:]:
-            if option.fits(machine) == wanted:
-                return option
+    by_fit = {option.fits(machine): option for option in reversed(options[1:])}
+    if fitting := by_fit.get("yes") or by_fit.get("barely"):
+        return fitting
     least = min(options, key=lambda o: o.memory.value)
     raise ResourceError(
         f"{named.name} cannot be tuned on {machine.label}: {least.method} takes {least.memory.value / 1e9:.3g} GB",
@@ -189,13 +183,6 @@ def _table(options: list[MethodOption], machine: Machine) -> Listing:
         for option in options
     ]
     columns = [
-        "method",
-        "fits",
-        "rows at once",
-        "memory",
-        "weights",
-        "what is trained",
-        "activations and logits",
-        "time",
-    ]
+        "method", "fits", "rows at once", "memory", "weights", "what is trained", "activations and logits", "time",
+    ]  # fmt: skip
     return Listing(title=f"tuning on {machine.label}", columns=columns, rows=rows)

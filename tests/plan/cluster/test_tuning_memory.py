@@ -3,15 +3,7 @@
 import pytest
 
 from settle.library.model_shape import ModelShape
-from settle.plan.memory_model import (
-    HALF,
-    NF4,
-    Tuning,
-    adapter_parameters,
-    base_bytes,
-    training_shape,
-    tuning_sizing,
-)
+from settle.plan.memory_model import HALF, NF4, Tuning, adapter_parameters, base_bytes, training_shape, tuning_sizing
 
 GIB = 2**30
 LLAMA_3B = ModelShape(

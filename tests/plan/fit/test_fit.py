@@ -19,7 +19,6 @@ from settle.plan.fit.speed import (
     decode_rate,
     decode_terms,
     drafted,
-    first_token_seconds,
     further_seconds,
     laws,
     offloaded,
@@ -163,19 +162,8 @@ def test_what_people_ran_fits_and_what_ran_out_of_memory_does_not(machine, model
 def test_the_command_says_what_fits_and_draws_it(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("SETTLE_HOME", str(tmp_path / "home"))
     picture = tmp_path / "fit.png"
-    words = [
-        "models",
-        "fit",
-        "llama-3.1-8b",
-        "--machine",
-        "mac m4 pro 24gb",
-        "--context",
-        "32k",
-        "--json",
-        "--picture",
-        str(picture),
-    ]
-    assert main(words) == 0
+    words = ["models", "fit", "llama-3.1-8b", "--machine", "mac m4 pro 24gb", "--context", "32k"]
+    assert main([*words, "--json", "--picture", str(picture)]) == 0
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
     rows = {row["type"]: row for row in result["rows"]}
     assert rows["q8_0"]["fits"] and not rows["f16"]["fits"]
@@ -230,13 +218,6 @@ def test_published_numbers_are_shown_by_source_and_marked_when_old(home, monkeyp
 def test_a_name_that_is_a_missing_file_is_said():
     with pytest.raises(UsageError):
         named_shape("./nowhere.gguf")
-
-
-def test_a_first_token_waits_for_its_prompt_and_for_one_of_its_own():
-    machine = described("rtx 4090")
-    decode, prefill = decode_rate(LLAMA, "q4_k_m", machine), prefill_rate(LLAMA, "q4_k_m", machine)
-    first = first_token_seconds(prefill, decode, 700)
-    assert first == pytest.approx(700 / prefill.value + 1 / decode.value)
 
 
 def test_every_further_text_at_once_costs_the_same_again():

@@ -1,4 +1,4 @@
-"""The n-gram model against one that is written as its formula says, with dictionaries."""
+"""What a size and its text leave of the loss, and n-grams against a model that is written as its formula says."""
 
 import math
 from collections import Counter, defaultdict
@@ -6,7 +6,7 @@ from collections import Counter, defaultdict
 import numpy as np
 import pytest
 
-from settle.plan.loss_law import CHUNK, ORDER, chunks, ngram_loss
+from settle.plan.loss_law import CHUNK, ORDER, chunks, left_over, ngram_curve, ngram_loss, worth
 
 
 def by_the_formula(counted: np.ndarray, held_out: np.ndarray, vocab_size: int) -> float:
@@ -50,3 +50,23 @@ def test_chunks_are_of_the_text_and_no_more_than_asked_for() -> None:
     assert all(row[0] % CHUNK == 0 and (np.diff(row) == 1).all() for row in some)
     assert chunks(text, 10**9).shape == (10, CHUNK) and chunks(np.arange(5), 1).shape == (1, 5)
     assert (chunks(text, 10**9, seed=1) != chunks(text, 10**9)).any()
+
+
+def test_more_text_makes_it_more_predictable():
+    random = np.random.default_rng(2)
+    tokens = np.cumsum(random.integers(0, 3, 40_000)) % 64
+    curve = ngram_curve(tokens[:30_000], tokens[30_000:], 64)
+    counted, losses = zip(*curve, strict=True)
+    assert counted[0] == 4096 and counted[-1] == 30_000 // 128 * 128
+    assert list(losses) == sorted(losses, reverse=True)
+    assert math.log(3) < losses[-1] < losses[0] < math.log(64)
+
+
+def test_what_a_size_and_its_text_leave_is_hoffmann_s():
+    assert left_over(1e6, 1e8) == pytest.approx(406.4 * 1e6**-0.34 + 410.7 * 1e8**-0.28)
+
+
+def test_repeated_text_is_worth_less():
+    assert worth(500, 1000) == 500
+    assert 1900 < worth(2000, 1000) < 2000
+    assert worth(1e9, 1000) == pytest.approx(16_000)

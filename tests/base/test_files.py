@@ -1,4 +1,4 @@
-"""The home is private, and what killed processes left is removed."""
+"""The home is private, what killed processes left is removed, and a line that was cut off costs no other."""
 
 import os
 import subprocess
@@ -6,7 +6,8 @@ import sys
 
 import pytest
 
-from settle.base.files import home, sweep_leftovers
+from settle.base.errors import ResourceError
+from settle.base.files import append_lines, home, read_lines, sweep_leftovers
 
 
 @pytest.mark.skipif(os.name == "nt", reason="permissions of POSIX")
@@ -42,3 +43,22 @@ def test_leftovers(tmp_path):
         sweep_leftovers(tmp_path, prefix)
     left = {path.name for path in tmp_path.iterdir()}
     assert left == {f".unproven-{living}-x", f".m.gguf.{living}.part", "mine", ".unproven-mine"}
+
+
+# --- append-only files of JSON lines ---
+
+
+def test_a_torn_line_costs_no_other(tmp_path):
+    path = tmp_path / "made" / "lines.jsonl"
+    assert list(read_lines(path)) == []
+    append_lines(path, [{"text": "é\u2028\udc80"}], sync=True)
+    with path.open("ab") as f:
+        f.write(b'[1]\n{"text": "cut')
+    append_lines(path, [{"n": 1}, {"n": 2}])
+    assert list(read_lines(path)) == [{"text": "é\u2028\udc80"}, {"n": 1}, {"n": 2}]
+
+
+def test_what_cannot_be_written_says_what_to_do(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(ResourceError, match="make room or permission there, and run it again"):
+        append_lines(tmp_path / "file" / "lines.jsonl", [{"n": 1}], then="and run it again")
