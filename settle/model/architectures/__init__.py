@@ -1,35 +1,97 @@
-"""Architectures: each holds the fields of its Hugging Face `config.json`.
+"""Architectures: pre-norm decoders with rotary positions, grouped queries and a gated feed-forward.
 
-It knows its size, its cost, and where its parameters lie in files.
+What they share is here, with the fields of a Hugging Face `config.json`: size, cost, and where parameters lie in files.
+A family's file holds what is its own.
+
+Letters: D hidden width, F feed-forward width, H heads, K key/value heads, d head width, V vocabulary, T context.
 """
 
-from abc import abstractmethod
+import math
+import struct
 from collections.abc import Mapping
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self, TypeVar
 
+import numpy as np
 import torch
-from pydantic import Field
+from pydantic import Field, ValidationError, model_validator
+from torch import Tensor
 
 from settle.base.errors import FormatError
 from settle.base.registry import Part
 from settle.formats import LazyTensor
 from settle.formats.gguf import embeds
-from settle.model.architectures._contract import GgufLayout, GgufMetadata, HfConfig, HfLayout, Size
-from settle.model.config import DecoderOptions
+from settle.formats.gguf.metadata import section, whole
+from settle.model.config import DecoderOptions, LayerOptions, Rope, default_shape
 from settle.model.decoder import Decoder
+from settle.model.layers.rope import RopeScaling, rope_options
+
+HfConfig = Mapping[str, object]
+GgufMetadata = Mapping[str, object]
+Values = dict[str, object]  # of fields, as a file has them: a family's class checks them
+Tensors = Mapping[str, LazyTensor]  # of a GGUF file
+Shapes = dict[str, tuple[int, ...]]  # by a parameter's name
+Rows = TypeVar("Rows", np.ndarray, Tensor)
+TINY_SIZES: dict[str, Any] = {  # of each family's `TINY`
+    "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "head_dim": 8, "vocab_size": 64, "max_position_embeddings": 64,
+}  # fmt: skip
+FLASH_WIDTH = 256  # numbers of a head at most
+TURN_BYTES = 4  # a number of a head: half of them are cosines, half of them sines
+LSE_BYTES = 4  # a token and head: the logarithm of the sum of its exponentials
+_NULLABLE = ("sliding_window", "attn_logit_softcapping", "final_logit_softcapping")  # None says: off
+_GGUF_MODEL = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
 
 
-class Architecture(Size, HfLayout, GgufLayout, Part):
-    """A model family, sized by its fields."""
+class Architecture(Part):
+    """A model family, sized by its fields.
+
+    HF_DEFAULTS: values of keys that a `config.json` leaves out. HF_FIXED: keys with the one supported value.
+    GGUF_LAYER: module of a layer → its name in a GGUF file. QUERIES_ARE_WIDTH: whether llama.cpp takes the one for the
+    other in this family.
+    """
 
     TINY: ClassVar[Self]
+    model_type: ClassVar[str]
+    HF_CLASS: ClassVar[str]
+    HF_DEFAULTS: ClassVar[Values] = {}
+    HF_FIXED: ClassVar[Values] = {"hidden_act": "silu"}
+    gguf_architecture: ClassVar[str]
+    QUERIES_ARE_WIDTH: ClassVar[bool] = False
+    GGUF_LAYER: ClassVar[dict[str, str]] = {
+        "input_layernorm": "attn_norm",
+        "self_attn.q_proj": "attn_q",
+        "self_attn.k_proj": "attn_k",
+        "self_attn.v_proj": "attn_v",
+        "self_attn.o_proj": "attn_output",
+        "self_attn.q_norm": "attn_q_norm",
+        "self_attn.k_norm": "attn_k_norm",
+        "post_attention_layernorm": "ffn_norm",
+        "mlp.gate_proj": "ffn_gate",
+        "mlp.up_proj": "ffn_up",
+        "mlp.down_proj": "ffn_down",
+    }
 
     vocab_size: int = Field(1024, gt=0, description="rows of the token tables")
     max_position_embeddings: int = Field(256, gt=0, description="tokens of context")
+    hidden_size: int = Field(256, gt=0, description="width of the residual stream")
+    intermediate_size: int = Field(704, gt=0, description="width of the feed-forward")
+    num_hidden_layers: int = Field(4, gt=0, description="layers")
+    num_attention_heads: int = Field(4, gt=0, description="query heads")
+    num_key_value_heads: int = Field(4, gt=0, description="key/value heads; divides the query heads")
+    head_dim: int = Field(64, gt=0, multiple_of=2, description="width of a head")
+    rms_norm_eps: float = Field(1e-5, gt=0, description="added to the mean square before its root")
+    rope_theta: float = Field(10000.0, gt=0, description="base of the rotary frequencies")
+    rope_scaling: RopeScaling | None = Field(None, description="how the frequencies are stretched")
+    tie_word_embeddings: bool = Field(False, description="one table for input and output")
+    bos_token_id: int | None = Field(None, description="id that opens a text")
+    eos_token_id: int | tuple[int, ...] | None = Field(None, description="id that ends a text, or several")
+    pad_token_id: int | None = Field(None, description="id that fills rows up")
 
-    @abstractmethod
-    def options(self) -> DecoderOptions:
-        """Return what the layers must be."""
+    @model_validator(mode="after")
+    def _heads_divide(self) -> Self:
+        if self.num_attention_heads % self.num_key_value_heads:
+            raise ValueError("num_key_value_heads must divide num_attention_heads")
+        return self
 
     def build(self, seed: int, device: str = "cpu") -> Decoder:
         """Build a freshly initialised model; the same seed gives the same weights everywhere."""
@@ -50,10 +112,385 @@ class Architecture(Size, HfLayout, GgufLayout, Part):
         """Return a copy with fewer layers; kinds of layers follow each other as llama.cpp has them in this family."""
         return self.with_fields(num_hidden_layers=layers)
 
+    # --- layers ---
+
+    def layer_parameters(self, layer: int) -> Shapes:
+        """Names, without `model.layers.<i>.`, and shapes."""
+        return self.attention_parameters() | self.feed_forward_parameters() | self.norm_parameters()
+
+    def attention_parameters(self) -> Shapes:
+        width, query = self.hidden_size, self.num_attention_heads * self.head_dim
+        key = self.num_key_value_heads * self.head_dim
+        return {
+            "self_attn.q_proj.weight": (query, width),
+            "self_attn.k_proj.weight": (key, width),
+            "self_attn.v_proj.weight": (key, width),
+            "self_attn.o_proj.weight": (width, query),
+        }
+
+    def feed_forward_parameters(self) -> Shapes:
+        width, inner = self.hidden_size, self.intermediate_size
+        return {
+            "mlp.gate_proj.weight": (inner, width),
+            "mlp.up_proj.weight": (inner, width),
+            "mlp.down_proj.weight": (width, inner),
+        }
+
+    def norm_parameters(self) -> Shapes:
+        return dict.fromkeys(("input_layernorm.weight", "post_attention_layernorm.weight"), (self.hidden_size,))
+
+    def window(self, layer: int) -> int | None:
+        """How many tokens a query of this layer sees, its own included; None for all before it."""
+        return None
+
+    def rope(self, layer: int) -> Rope:
+        """Return the rotation of this layer's queries and keys."""
+        return rope_options(self.rotary_width, self.rope_theta, self.max_position_embeddings, self.rope_scaling)
+
+    @property
+    def rotary_width(self) -> int:
+        """Numbers of a head that turn."""
+        return self.head_dim
+
+    def layer_options(self, layer: int) -> LayerOptions:
+        """Return the options of one layer for the layers' code."""
+        return LayerOptions(
+            width=self.hidden_size,
+            inner=self.intermediate_size,
+            heads=self.num_attention_heads,
+            kv_heads=self.num_key_value_heads,
+            head_dim=self.head_dim,
+            eps=self.rms_norm_eps,
+            rope=self.rope(layer),
+            window=self.window(layer),
+        )
+
+    def options(self) -> DecoderOptions:
+        """Return the options of the whole decoder."""
+        layers = tuple(map(self.layer_options, range(self.num_hidden_layers)))
+        return DecoderOptions(self.vocab_size, layers, self.tie_word_embeddings)
+
+    def parameters(self) -> Shapes:
+        """Every parameter's name and shape, in the order in which they are met."""
+        table = (self.vocab_size, self.hidden_size)
+        shapes: Shapes = {"model.embed_tokens.weight": table}
+        for layer in range(self.num_hidden_layers):
+            own = self.layer_parameters(layer)
+            shapes |= {f"model.layers.{layer}.{name}": shape for name, shape in own.items()}
+        shapes["model.norm.weight"] = (self.hidden_size,)
+        return shapes if self.tie_word_embeddings else shapes | {"lm_head.weight": table}
+
+    def linears(self) -> dict[str, tuple[int, int]]:
+        """Name → (outputs, inputs) of every linear of the layers; the head is none of them."""
+        named = self.parameters().items()
+        return {n.removesuffix(".weight"): (s[0], s[1]) for n, s in named if len(s) == 2 and ".layers." in n}
+
+    # --- size and cost ---
+
+    @property
+    def num_parameters(self) -> int:
+        """Trainable numbers; tied tables count once."""
+        return sum(map(math.prod, self.parameters().values()))
+
+    @property
+    def num_non_embedding_parameters(self) -> int:
+        """Trainable numbers without the input and output tables."""
+        tables = 1 if self.tie_word_embeddings else 2
+        return self.num_parameters - tables * self.vocab_size * self.hidden_size
+
+    def active_numbers(self, layer: int) -> int:
+        """Numbers of a layer's matrices that one token is multiplied by."""
+        return sum(math.prod(shape) for shape in self.layer_parameters(layer).values() if len(shape) > 1)
+
+    def flops_per_token(self, context: int) -> float:
+        """Training FLOPs (products only) a token, in full segments of `context` tokens.
+
+        Two a multiply-add, one pass forward and two backward.
+        """
+        products, scores = self.vocab_size * self.hidden_size, 0.0
+        for layer in range(self.num_hidden_layers):
+            products += self.active_numbers(layer)
+            scores += 2 * self.num_attention_heads * self.head_dim * keys_met(context, self.window(layer))
+        return 6.0 * (products + scores)
+
+    def activation_bytes_per_token(
+        self,
+        context: int,
+        bytes_per_number: int,
+        adapter: Mapping[str, int] | None = None,
+        is_flash: bool = False,
+    ) -> float:
+        """Bytes kept between forward and backward a token, in full segments of `context` tokens.
+
+        adapter: linear → numbers that an adapter keeps of it, all else frozen; None when everything is trained.
+        is_flash: whether attention is a kernel that keeps no probabilities, where a layer's shape allows it
+        (`settle/model/layers/attention.keeps_no_probabilities`).
+        """
+        # After the layers: the final norm and the gradient of its result, which the loss computes at once.
+        numbers = 2.0 * self.hidden_size + 1
+        for layer in self.options().layers:
+            attends = layer.heads * LSE_BYTES / bytes_per_number if is_flash and is_for_flash(layer) else None
+            numbers += _kept_by_attention(layer, context, attends) + _kept_by_feed_forward(layer, adapter is not None)
+        numbers += sum(self.share_met(name) * adapter_numbers for name, adapter_numbers in (adapter or {}).items())
+        return bytes_per_number * numbers + (self._turns() if is_flash else 0)
+
+    def _turns(self) -> int:
+        """Bytes a token of the cosines and sines that layers which turn alike share, where attention is fused."""
+        layers = [layer for layer in self.options().layers if is_for_flash(layer)]
+        tables = {(o.head_dim, o.heads + o.kv_heads, o.rope, o.query_scale) for o in layers}
+        return sum(width * heads * TURN_BYTES for width, heads, *_ in tables)
+
+    def share_met(self, linear: str) -> float:
+        """Return the share of all tokens that pass through a linear of a layer."""
+        return 1.0
+
     @classmethod
-    @abstractmethod
     def sized(cls, num_parameters: int, vocab_size: int, context: int) -> Self:
         """Return the shape of this family whose number of parameters comes nearest."""
+        shape = default_shape(num_parameters, vocab_size)
+        return cls(
+            hidden_size=shape.width,
+            intermediate_size=shape.inner,
+            num_hidden_layers=shape.layers,
+            num_attention_heads=shape.heads,
+            num_key_value_heads=shape.heads,
+            head_dim=shape.head_dim,
+            vocab_size=vocab_size,
+            max_position_embeddings=context,
+            tie_word_embeddings=shape.tied,
+        )
+
+    # --- Hugging Face's layout ---
+
+    def hf_names(self) -> dict[str, str]:
+        """Parameter name → name in Hugging Face's safetensors."""
+        return {name: name for name in self.parameters()}
+
+    def to_hf_config(self) -> Values:
+        """`config.json` that `transformers` loads."""
+        config: Values = {"architectures": [self.HF_CLASS], "model_type": self.model_type, "dtype": "float32"}
+        config |= self.HF_FIXED | self.model_dump(mode="json", exclude={"rope_scaling"})
+        if self.rope_scaling is not None:
+            config["rope_scaling"] = self.rope_scaling.to_hf()
+        return config
+
+    @classmethod
+    def from_hf_config(cls, config: HfConfig) -> Self:
+        """From a `config.json`. Raises FormatError naming the key that this family does not support."""
+        for key, done in {"model_type": cls.model_type, "quantization_config": None, **cls.HF_FIXED}.items():
+            if config.get(key, done) not in (done, None):
+                raise FormatError(
+                    f"{key} = {config[key]!r} is not supported for {cls.model_type}", f"only {done!r} is supported"
+                )
+        try:
+            return cls.model_validate(cls.hf_values(config))
+        except KeyError as e:
+            raise FormatError(f"config.json has no {e.args[0]}", "get the file again") from None
+        except ValidationError as e:
+            raise FormatError(f"config.json cannot be used: {_first_error(e)}", "get the file again") from None
+
+    @classmethod
+    def hf_values(cls, config: HfConfig) -> Values:
+        """Return the fields that a `config.json` gives; those it leaves out as Hugging Face's class has them."""
+        values = dict(cls.HF_DEFAULTS)
+        for name in cls.model_fields:
+            if config.get(name) is not None or (name in config and name in _NULLABLE):
+                values[name] = config[name]
+        values.setdefault("num_key_value_heads", config["num_attention_heads"])
+        values.setdefault("head_dim", whole(config, "hidden_size") // whole(config, "num_attention_heads"))
+        rope = section(config, "rope_parameters") or section(config, "rope_scaling")
+        if rope.get("rope_theta") is not None:
+            values["rope_theta"] = rope["rope_theta"]
+        values["rope_scaling"] = RopeScaling.from_hf(rope)
+        return values
+
+    # --- GGUF's layout ---
+
+    def gguf_names(self) -> dict[str, str]:
+        """Map each parameter's name to its name in a GGUF file, in the file's order.
+
+        Parameters that share a name are one tensor there: the first is its slice 0 along a new first axis, and so on
+        (experts).
+        """
+        return {name: self._gguf_name(name) for name in self.parameters()}
+
+    def _gguf_name(self, name: str) -> str:
+        module, _, kind = name.rpartition(".")
+        if module in _GGUF_MODEL:
+            return f"{_GGUF_MODEL[module]}.{kind}"
+        _, _, layer, inside = module.split(".", 3)
+        return f"blk.{layer}.{self.GGUF_LAYER[inside]}.{kind}"
+
+    def gguf_metadata(self) -> dict[str, str | float]:
+        """Metadata keys that say what llama.cpp must compute. Raises FormatError for what it cannot."""
+        queries = self.num_attention_heads * self.head_dim
+        if self.QUERIES_ARE_WIDTH and queries != self.hidden_size:
+            raise FormatError(
+                f"llama.cpp loads a {self.model_type} only when its query heads together are as wide as the model: "
+                f"they are {queries} wide, the model {self.hidden_size}",
+                "export it as safetensors",
+            )
+        keys: dict[str, str | float] = {
+            "vocab_size": self.vocab_size,
+            "context_length": self.gguf_context(),
+            "embedding_length": self.hidden_size,
+            "block_count": self.num_hidden_layers,
+            "feed_forward_length": self.intermediate_size,
+            "attention.head_count": self.num_attention_heads,
+            "attention.head_count_kv": self.num_key_value_heads,
+            "attention.key_length": self.head_dim,
+            "attention.value_length": self.head_dim,
+            "attention.layer_norm_rms_epsilon": self.rms_norm_eps,
+            "rope.dimension_count": self.rotary_width,
+            "rope.freq_base": self.rope_theta,
+        }
+        if self.rope_scaling is not None and self.rope_scaling.rope_type == "linear":
+            keys |= {"rope.scaling.type": "linear", "rope.scaling.factor": self.rope_scaling.factor or 1.0}
+        return {f"{self.gguf_architecture}.{key}": value for key, value in keys.items()}
+
+    def gguf_constants(self) -> dict[str, tuple[float, ...]]:
+        """Vectors that a GGUF file holds as tensors and that are no parameters: factors of rotary frequencies."""
+        return {}
+
+    def gguf_context(self) -> int:
+        """Tokens of context as a GGUF file says it: no more than what llama.cpp computes as this model does."""
+        return self.max_position_embeddings
+
+    @classmethod
+    def from_gguf(cls, metadata: GgufMetadata, tensors: Tensors) -> Self:
+        """Read a GGUF file's metadata and lazy tensors (name → `.shape`, `.load()`; only constants are loaded).
+
+        Raises FormatError naming the key that is missing or not supported.
+        """
+        try:
+            return cls.model_validate(cls.gguf_values(GgufFields(metadata, cls.gguf_architecture), tensors))
+        except ValidationError as e:
+            raise FormatError(f"its GGUF metadata cannot be used: {_first_error(e)}", "get the file again") from None
+
+    @classmethod
+    def gguf_values(cls, fields: "GgufFields", tensors: Tensors) -> Values:
+        """Return the fields that a GGUF file gives."""
+        if "token_embd.weight" not in tensors:
+            raise FormatError("it has no token_embd.weight", "get the file again")
+        heads = fields.whole("attention.head_count")
+        return {
+            "hidden_size": fields.number("embedding_length"),
+            "intermediate_size": fields.number("feed_forward_length"),
+            "num_hidden_layers": fields.number("block_count"),
+            "num_attention_heads": heads,
+            "num_key_value_heads": fields.number("attention.head_count_kv", heads),
+            "head_dim": fields.whole("attention.key_length", fields.whole("embedding_length") // max(heads, 1)),
+            "vocab_size": tensors["token_embd.weight"].shape[0],
+            "rms_norm_eps": fields.number("attention.layer_norm_rms_epsilon"),
+            "rope_theta": fields.number("rope.freq_base", 10000.0),
+            "rope_scaling": fields.rope_scaling(),
+            "tie_word_embeddings": "output.weight" not in tensors,
+            "max_position_embeddings": fields.number("context_length"),
+            "bos_token_id": fields.metadata.get("tokenizer.ggml.bos_token_id"),
+            "eos_token_id": fields.metadata.get("tokenizer.ggml.eos_token_id"),
+            "pad_token_id": fields.metadata.get("tokenizer.ggml.padding_token_id"),
+        }
+
+    def to_gguf(self, name: str, values: Rows) -> Rows:
+        """Return a parameter's values (numpy or torch) as a GGUF file holds them.
+
+        Matrices change the order of their rows at most, so rows of quantized blocks may be given too.
+        """
+        return values
+
+    def from_gguf_tensor(self, name: str, values: Rows) -> Rows:
+        """Invert `to_gguf`."""
+        return values
+
+
+class GgufFields:
+    """The keys of one architecture in a GGUF file's metadata. Errors name the key."""
+
+    def __init__(self, metadata: GgufMetadata, architecture: str) -> None:
+        self.metadata, self.architecture = metadata, architecture
+
+    def get(self, key: str, default: object = None) -> object:
+        return self.metadata.get(f"{self.architecture}.{key}", default)
+
+    def number(self, key: str, default: float | None = None) -> float:
+        """Read a number; a list of one and the same for each layer counts as it. Raises FormatError."""
+        value = self.get(key, default)
+        if isinstance(value, list) and value and all(v == value[0] for v in value):
+            value = value[0]
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise FormatError(
+                f"{self.architecture}.{key} is {value!r} in the GGUF file", "one number for all layers is supported"
+            )
+        return value if isinstance(value, int) else _shortest(value)
+
+    def whole(self, key: str, default: int | None = None) -> int:
+        """Read a whole number, as `number` does."""
+        return whole({key: self.number(key, default)}, key)
+
+    def rope_scaling(self) -> Values | None:
+        kind = self.get("rope.scaling.type", "none")
+        if kind == "linear":
+            return {"rope_type": "linear", "factor": self.number("rope.scaling.factor")}
+        if kind not in ("none", "longrope"):  # longrope's lists are tensors
+            raise FormatError(f"rope.scaling.type = {kind!r} is not supported", "supported are: linear, longrope")
+        return None
+
+
+def _shortest(value: float) -> float:
+    """Return the shortest number that rounds to the same fp32 as `value`: 1e-05, not 9.99…e-06."""
+    short = float(f"{value:.7g}")
+    return short if abs(value) < 1e38 and struct.pack("<f", short) == struct.pack("<f", value) else value
+
+
+def _first_error(error: ValidationError) -> str:
+    """Which value is wrong, and how."""
+    first = error.errors()[0]
+    where = ".".join(map(str, first["loc"]))
+    return f"{where}: {first['msg']}" if where else str(first["msg"])
+
+
+def keys_met(context: int, window: int | None) -> float:
+    """Keys that a query attends to on average over a text of `context` tokens."""
+    visible = min(context, window or context)
+    return visible - visible * (visible - 1) / (2 * context)
+
+
+def is_for_flash(o: LayerOptions) -> bool:
+    """Return whether torch's attention on packed rows knows a layer's scores and the width of its heads."""
+    return o.soft_cap is None and o.head_dim <= FLASH_WIDTH and o.head_dim % 8 == 0
+
+
+def _kept_by_attention(o: LayerOptions, context: int, flash: float | None) -> float:
+    """Count the numbers per token that the backward pass of one layer's attention needs.
+
+    See `activation_bytes_per_token`. flash: numbers that a kernel keeps in the place of the probabilities; None: it
+    keeps those.
+    """
+    query, key = o.heads * o.head_dim, o.kv_heads * o.head_dim
+    numbers: float = o.width + 1 + query
+    if flash is None:
+        numbers += query + 2 * key + o.heads * context * (1 if o.soft_cap is None else 2)
+    else:  # keys and values are repeated for the query heads that share them; the rotated heads stay beside them
+        numbers += query + key + 2 * query + flash
+    if o.head_norms:
+        numbers += query + key + o.heads + o.kv_heads
+    if o.sandwich_norms:
+        numbers += o.width + 1
+    return numbers
+
+
+def _kept_by_feed_forward(o: LayerOptions, frozen: bool) -> int:
+    """Count the numbers per token that the backward pass of one layer's feed-forward needs.
+
+    Trained, it keeps gate, up, what the gate lets through, and the product.
+    """
+    times = 2 if frozen else 4
+    numbers = o.width + 1 + (o.width + 1 if o.sandwich_norms else 0)
+    if o.experts is None:
+        return numbers + times * o.inner
+    e = o.experts
+    # beside the experts: the norm's result, the router's chances and choice, and each expert's rows in and out
+    return numbers + o.width + 2 * e.num + e.top * (2 * o.width + times * e.inner + 1)
 
 
 def of_hf_config(config: HfConfig) -> Architecture:
@@ -65,7 +502,7 @@ def of_hf_config(config: HfConfig) -> Architecture:
     return families[kind].from_hf_config(dict(config))
 
 
-def of_gguf(metadata: GgufMetadata, tensors: Mapping[str, LazyTensor]) -> Architecture:
+def of_gguf(metadata: GgufMetadata, tensors: Tensors) -> Architecture:
     """Return the architecture that a GGUF file describes. Raises FormatError for a family that is not known.
 
     Of two families that GGUF writes as one (a Mistral is a Llama there) the one that bears its name is taken.

@@ -4,17 +4,14 @@ Norms before and behind each branch that multiply by 1 + weight, a GELU gate, sc
 back over a window only.
 """
 
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
 from settle.base.errors import FormatError
-from settle.formats import LazyTensor
 from settle.formats.gguf.metadata import texts, whole
-from settle.model.architectures._contract import HfConfig, Rows
-from settle.model.architectures._transformer import GgufFields, Transformer
+from settle.model.architectures import Architecture, GgufFields, HfConfig, Rows, Shapes, Tensors, Values
 from settle.model.config import DecoderOptions, LayerOptions
 
 NORMS = (
@@ -25,7 +22,7 @@ NORMS = (
 )
 
 
-class Gemma(Transformer):
+class Gemma(Architecture):
     """A Gemma decoder. A GGUF file holds 1 + weight of each norm.
 
     PERIOD: the last of this many layers sees everything. LARGEST: number of layers of the one size whose scores
@@ -34,12 +31,12 @@ class Gemma(Transformer):
 
     PERIOD: ClassVar[int]
     LARGEST: ClassVar[int]
-    HF_FIXED: ClassVar[dict[str, object]] = {
+    HF_FIXED = {
         "hidden_activation": "gelu_pytorch_tanh",
         "attention_bias": False,
         "use_bidirectional_attention": False,
     }
-    GGUF_LAYER: ClassVar[dict[str, str]] = Transformer.GGUF_LAYER | {
+    GGUF_LAYER = Architecture.GGUF_LAYER | {
         "post_attention_layernorm": "post_attention_norm",
         "pre_feedforward_layernorm": "ffn_norm",
         "post_feedforward_layernorm": "post_ffw_norm",
@@ -72,7 +69,7 @@ class Gemma(Transformer):
     def window(self, layer: int) -> int | None:
         return self.sliding_window if self.slides(layer) else None
 
-    def norm_parameters(self) -> dict[str, tuple[int, ...]]:
+    def norm_parameters(self) -> Shapes:
         return {f"{name}.weight": (self.hidden_size,) for name in NORMS}
 
     def layer_options(self, layer: int) -> LayerOptions:
@@ -95,7 +92,7 @@ class Gemma(Transformer):
         return scaled.model_copy(update={"query_pre_attn_scalar": scaled.head_dim})
 
     @classmethod
-    def hf_values(cls, config: HfConfig) -> dict[str, object]:
+    def hf_values(cls, config: HfConfig) -> Values:
         values = super().hf_values(config)
         layers, pattern = whole(config, "num_hidden_layers"), "sliding_window_pattern"
         period = whole(config, pattern) if config.get(pattern) else cls.PERIOD
@@ -103,7 +100,7 @@ class Gemma(Transformer):
         values["layer_types"] = None if types == _layer_types(layers, cls.PERIOD) else types
         return values
 
-    def to_hf_config(self) -> dict[str, object]:
+    def to_hf_config(self) -> Values:
         types = self.layer_types or _layer_types(self.num_hidden_layers, self.PERIOD)
         return super().to_hf_config() | {"layer_types": list(types), "hidden_act": "gelu_pytorch_tanh"}
 
@@ -128,7 +125,7 @@ class Gemma(Transformer):
         return width // heads if layers == cls.LARGEST else head_dim
 
     @classmethod
-    def gguf_values(cls, fields: GgufFields, tensors: Mapping[str, LazyTensor]) -> dict[str, object]:
+    def gguf_values(cls, fields: GgufFields, tensors: Tensors) -> Values:
         values = super().gguf_values(fields, tensors)
         sizes = (whole(values, k) for k in ("num_hidden_layers", "hidden_size", "num_attention_heads", "head_dim"))
         values["query_pre_attn_scalar"] = cls._implied_scalar(*sizes)

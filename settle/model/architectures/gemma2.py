@@ -1,15 +1,12 @@
 """Gemma 2 (arXiv:2408.00118): soft-capped scores and logits, every other layer slides."""
 
-from collections.abc import Mapping
 from dataclasses import replace
-from typing import ClassVar
 
 from pydantic import Field
 
 from settle.base.errors import FormatError
-from settle.formats import LazyTensor
+from settle.model.architectures import TINY_SIZES, GgufFields, Tensors, Values
 from settle.model.architectures._gemma import Gemma
-from settle.model.architectures._transformer import GgufFields
 from settle.model.config import LayerOptions
 
 _CAPS = {"attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0}
@@ -18,17 +15,16 @@ _CAPS = {"attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0}
 class Gemma2(Gemma):
     """A Gemma 2 decoder."""
 
-    model_type: ClassVar[str] = "gemma2"
-    gguf_architecture: ClassVar[str] = "gemma2"
-    HF_CLASS: ClassVar[str] = "Gemma2ForCausalLM"
-    HF_DEFAULTS: ClassVar[dict[str, object]] = {
+    model_type = "gemma2"
+    gguf_architecture = "gemma2"
+    HF_CLASS = "Gemma2ForCausalLM"
+    HF_DEFAULTS = {
         "max_position_embeddings": 8192,
         "head_dim": 256,
         "num_key_value_heads": 4,
     }
-    PERIOD: ClassVar[int] = 2
-    LARGEST: ClassVar[int] = 46
-    TINY: ClassVar["Gemma2"]
+    PERIOD = 2
+    LARGEST = 46
 
     attn_logit_softcapping: float | None = Field(50.0, gt=0, description="scores stay below it, smoothly")
     final_logit_softcapping: float | None = Field(30.0, gt=0, description="logits stay below it, smoothly")
@@ -43,20 +39,13 @@ class Gemma2(Gemma):
         return super().gguf_metadata() | {f"{self.gguf_architecture}.{key}": value for key, value in caps.items()}
 
     @classmethod
-    def gguf_values(cls, fields: GgufFields, tensors: Mapping[str, LazyTensor]) -> dict[str, object]:
+    def gguf_values(cls, fields: GgufFields, tensors: Tensors) -> Values:
         caps = {key: fields.number(key, usual) for key, usual in _CAPS.items()}
         return super().gguf_values(fields, tensors) | caps
 
 
 Gemma2.TINY = Gemma2(
-    hidden_size=32,
-    intermediate_size=48,
-    num_hidden_layers=4,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    head_dim=16,
-    vocab_size=64,
-    max_position_embeddings=64,
+    **TINY_SIZES | {"num_hidden_layers": 4, "head_dim": 16},
     query_pre_attn_scalar=16,
     sliding_window=8,
     attn_logit_softcapping=5.0,

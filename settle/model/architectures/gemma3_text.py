@@ -1,17 +1,13 @@
 """Gemma 3, its text model (arXiv:2503.19786): normed heads, five layers of six slide and turn faster than the sixth."""
 
-from collections.abc import Mapping
 from dataclasses import replace
-from typing import ClassVar
 
 from pydantic import Field
 
 from settle.base.errors import FormatError
-from settle.formats import LazyTensor
 from settle.formats.gguf.metadata import section
-from settle.model.architectures._contract import HfConfig
+from settle.model.architectures import TINY_SIZES, GgufFields, HfConfig, Shapes, Tensors, Values
 from settle.model.architectures._gemma import Gemma
-from settle.model.architectures._transformer import GgufFields
 from settle.model.config import LayerOptions, Rope
 from settle.model.layers.rope import RopeScaling, rope_options
 
@@ -19,25 +15,24 @@ from settle.model.layers.rope import RopeScaling, rope_options
 class Gemma3Text(Gemma):
     """A Gemma 3 decoder. `rope_scaling` is of the layers that see everything."""
 
-    model_type: ClassVar[str] = "gemma3_text"
-    gguf_architecture: ClassVar[str] = "gemma3"
-    HF_CLASS: ClassVar[str] = "Gemma3ForCausalLM"
-    HF_DEFAULTS: ClassVar[dict[str, object]] = {
+    model_type = "gemma3_text"
+    gguf_architecture = "gemma3"
+    HF_CLASS = "Gemma3ForCausalLM"
+    HF_DEFAULTS = {
         "max_position_embeddings": 131072,
         "head_dim": 256,
         "num_key_value_heads": 4,
         "rope_theta": 1e6,
     }
     # Hugging Face's model does not look at attn_logit_softcapping.
-    HF_FIXED: ClassVar[dict[str, object]] = Gemma.HF_FIXED | {"attn_logit_softcapping": None}
-    PERIOD: ClassVar[int] = 6
-    LARGEST: ClassVar[int] = 62
-    TINY: ClassVar["Gemma3Text"]
+    HF_FIXED = Gemma.HF_FIXED | {"attn_logit_softcapping": None}
+    PERIOD = 6
+    LARGEST = 62
 
     rope_theta: float = Field(1e6, gt=0, description="base of the rotary frequencies of layers that see everything")
     rope_local_base_freq: float = Field(10000.0, gt=0, description="the same of layers that slide")
 
-    def attention_parameters(self) -> dict[str, tuple[int, ...]]:
+    def attention_parameters(self) -> Shapes:
         norms = dict.fromkeys(("self_attn.q_norm.weight", "self_attn.k_norm.weight"), (self.head_dim,))
         return super().attention_parameters() | norms
 
@@ -50,7 +45,7 @@ class Gemma3Text(Gemma):
         return super().rope(layer)
 
     @classmethod
-    def hf_values(cls, config: HfConfig) -> dict[str, object]:
+    def hf_values(cls, config: HfConfig) -> Values:
         values = super().hf_values(config)
         by_kind = section(config, "rope_parameters")
         if "full_attention" in by_kind:
@@ -68,20 +63,11 @@ class Gemma3Text(Gemma):
         return super().gguf_metadata() | {f"{self.gguf_architecture}.rope.freq_base_swa": self.rope_local_base_freq}
 
     @classmethod
-    def gguf_values(cls, fields: GgufFields, tensors: Mapping[str, LazyTensor]) -> dict[str, object]:
+    def gguf_values(cls, fields: GgufFields, tensors: Tensors) -> Values:
         local = fields.number("rope.freq_base_swa", 10000.0)
         return super().gguf_values(fields, tensors) | {"rope_local_base_freq": local}
 
 
 Gemma3Text.TINY = Gemma3Text(
-    hidden_size=32,
-    intermediate_size=48,
-    num_hidden_layers=6,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    head_dim=16,
-    vocab_size=64,
-    max_position_embeddings=64,
-    query_pre_attn_scalar=16,
-    sliding_window=8,
+    **TINY_SIZES | {"num_hidden_layers": 6, "head_dim": 16}, query_pre_attn_scalar=16, sliding_window=8
 )

@@ -4,34 +4,29 @@ Field names are those of `LlamaConfig`. llama.cpp turns neighbouring pairs of a 
 halves, so the rows of queries and keys lie in another order in a GGUF file.
 """
 
-from collections.abc import Mapping
 from dataclasses import replace
-from typing import ClassVar
 
 from pydantic import Field
 
 from settle.base.errors import FormatError
-from settle.formats import LazyTensor
 from settle.formats.gguf.metadata import number, whole
-from settle.model.architectures._contract import Rows
-from settle.model.architectures._transformer import GgufFields, Transformer
+from settle.model.architectures import TINY_SIZES, Architecture, GgufFields, Rows, Shapes, Tensors, Values
 from settle.model.config import LayerOptions
 from settle.model.layers.rope import divisors, llama3_scaling
 
 
-class Llama(Transformer):
+class Llama(Architecture):
     """A Llama decoder."""
 
-    model_type: ClassVar[str] = "llama"
-    gguf_architecture: ClassVar[str] = "llama"
-    HF_CLASS: ClassVar[str] = "LlamaForCausalLM"
-    HF_DEFAULTS: ClassVar[dict[str, object]] = {"rms_norm_eps": 1e-6, "max_position_embeddings": 2048}
-    TINY: ClassVar["Llama"]
+    model_type = "llama"
+    gguf_architecture = "llama"
+    HF_CLASS = "LlamaForCausalLM"
+    HF_DEFAULTS = {"rms_norm_eps": 1e-6, "max_position_embeddings": 2048}
 
     attention_bias: bool = Field(False, description="biases of the attention's linears")
     mlp_bias: bool = Field(False, description="biases of the feed-forward's linears")
 
-    def layer_parameters(self, layer: int) -> dict[str, tuple[int, ...]]:
+    def layer_parameters(self, layer: int) -> Shapes:
         shapes = super().layer_parameters(layer)
         wanted = {"self_attn": self.attention_bias, "mlp": self.mlp_bias}
         linears = [name for name, shape in shapes.items() if len(shape) == 2 and wanted[name.split(".")[0]]]
@@ -49,7 +44,7 @@ class Llama(Transformer):
         return {"rope_freqs.weight": factors}
 
     @classmethod
-    def gguf_values(cls, fields: GgufFields, tensors: Mapping[str, LazyTensor]) -> dict[str, object]:
+    def gguf_values(cls, fields: GgufFields, tensors: Tensors) -> Values:
         if fields.get("expert_count", 0):
             raise FormatError("it is a mixture of experts of the Llama family", "only dense Llamas are supported")
         values = super().gguf_values(fields, tensors)
@@ -81,13 +76,4 @@ class Llama(Transformer):
         return self.num_key_value_heads if ".k_proj." in name else None
 
 
-Llama.TINY = Llama(
-    hidden_size=32,
-    intermediate_size=48,
-    num_hidden_layers=2,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    head_dim=8,
-    vocab_size=64,
-    max_position_embeddings=64,
-)
+Llama.TINY = Llama(**TINY_SIZES)

@@ -1,7 +1,5 @@
 """Mistral (arXiv:2310.06825): a Llama whose every layer may look back over a window only."""
 
-from typing import ClassVar
-
 from pydantic import Field
 
 from settle.model.architectures.llama import Llama
@@ -14,16 +12,15 @@ class Mistral(Llama):
     would begin to hide something.
     """
 
-    model_type: ClassVar[str] = "mistral"
-    HF_CLASS: ClassVar[str] = "MistralForCausalLM"
-    HF_DEFAULTS: ClassVar[dict[str, object]] = {
+    model_type = "mistral"
+    HF_CLASS = "MistralForCausalLM"
+    HF_DEFAULTS = {
         "rms_norm_eps": 1e-6,
         "max_position_embeddings": 131072,
         "num_key_value_heads": 8,
         "sliding_window": 4096,
     }
-    HF_FIXED: ClassVar[dict[str, object]] = {"hidden_act": "silu", "attention_bias": False, "mlp_bias": False}
-    TINY: ClassVar["Mistral"]
+    HF_FIXED = {"hidden_act": "silu", "attention_bias": False, "mlp_bias": False}
 
     sliding_window: int | None = Field(None, gt=0, description="tokens that a query sees; None for all")
 

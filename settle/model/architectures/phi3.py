@@ -1,34 +1,30 @@
 """Phi-3, Phi-3.5 and Phi-4-mini (arXiv:2404.14219): fused projections, long-rope, part of a head turning."""
 
-from collections.abc import Mapping
 from dataclasses import replace
-from typing import ClassVar
 
 from pydantic import Field
 
-from settle.formats import LazyTensor
 from settle.formats.gguf.metadata import number, section
-from settle.model.architectures._contract import HfConfig
-from settle.model.architectures._transformer import GgufFields, Transformer
+from settle.model.architectures import TINY_SIZES, Architecture, GgufFields, HfConfig, Shapes, Tensors, Values
 from settle.model.config import LayerOptions
 from settle.model.layers.rope import RopeScaling, attention_factor
 
 _LONG, _SHORT = "rope_factors_long.weight", "rope_factors_short.weight"
 
 
-class Phi3(Transformer):
+class Phi3(Architecture):
     """A Phi-3 decoder.
 
     llama.cpp computes it without windows: a GGUF file's context ends where they would begin to hide something.
     """
 
-    model_type: ClassVar[str] = "phi3"
-    gguf_architecture: ClassVar[str] = "phi3"
-    QUERIES_ARE_WIDTH: ClassVar[bool] = True
-    HF_CLASS: ClassVar[str] = "Phi3ForCausalLM"
-    HF_DEFAULTS: ClassVar[dict[str, object]] = {"rms_norm_eps": 1e-5, "max_position_embeddings": 4096}
-    HF_FIXED: ClassVar[dict[str, object]] = {"hidden_act": "silu", "attention_bias": False}
-    GGUF_LAYER: ClassVar[dict[str, str]] = {
+    model_type = "phi3"
+    gguf_architecture = "phi3"
+    QUERIES_ARE_WIDTH = True
+    HF_CLASS = "Phi3ForCausalLM"
+    HF_DEFAULTS = {"rms_norm_eps": 1e-5, "max_position_embeddings": 4096}
+    HF_FIXED = {"hidden_act": "silu", "attention_bias": False}
+    GGUF_LAYER = {
         "input_layernorm": "attn_norm",
         "self_attn.qkv_proj": "attn_qkv",
         "self_attn.o_proj": "attn_output",
@@ -36,7 +32,6 @@ class Phi3(Transformer):
         "mlp.gate_up_proj": "ffn_up",
         "mlp.down_proj": "ffn_down",
     }
-    TINY: ClassVar["Phi3"]
 
     sliding_window: int | None = Field(None, gt=0, description="tokens that a query sees; None for all")
     original_max_position_embeddings: int = Field(4096, gt=0, description="tokens of context before stretching")
@@ -49,14 +44,14 @@ class Phi3(Transformer):
     def rotary_width(self) -> int:
         return int(self.head_dim * self.partial_rotary_factor)
 
-    def attention_parameters(self) -> dict[str, tuple[int, ...]]:
+    def attention_parameters(self) -> Shapes:
         heads = self.num_attention_heads + 2 * self.num_key_value_heads
         return {
             "self_attn.qkv_proj.weight": (heads * self.head_dim, self.hidden_size),
             "self_attn.o_proj.weight": (self.hidden_size, self.num_attention_heads * self.head_dim),
         }
 
-    def feed_forward_parameters(self) -> dict[str, tuple[int, ...]]:
+    def feed_forward_parameters(self) -> Shapes:
         return {
             "mlp.gate_up_proj.weight": (2 * self.intermediate_size, self.hidden_size),
             "mlp.down_proj.weight": (self.hidden_size, self.intermediate_size),
@@ -66,7 +61,7 @@ class Phi3(Transformer):
         return replace(super().layer_options(layer), fused=True)
 
     @classmethod
-    def hf_values(cls, config: HfConfig) -> dict[str, object]:
+    def hf_values(cls, config: HfConfig) -> Values:
         values = super().hf_values(config)
         rope = section(config, "rope_parameters")
         for key in ("original_max_position_embeddings", "partial_rotary_factor"):
@@ -91,7 +86,7 @@ class Phi3(Transformer):
         return {} if scaling is None else {_LONG: scaling.long_factor or (), _SHORT: scaling.short_factor or ()}
 
     @classmethod
-    def gguf_values(cls, fields: GgufFields, tensors: Mapping[str, LazyTensor]) -> dict[str, object]:
+    def gguf_values(cls, fields: GgufFields, tensors: Tensors) -> Values:
         values = super().gguf_values(fields, tensors)
         old = fields.number("rope.scaling.original_context_length", number(values, "max_position_embeddings"))
         head_dim = number(values, "head_dim")
@@ -110,13 +105,4 @@ class Phi3(Transformer):
         return values
 
 
-Phi3.TINY = Phi3(
-    hidden_size=32,
-    intermediate_size=48,
-    num_hidden_layers=2,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    head_dim=8,
-    vocab_size=64,
-    max_position_embeddings=64,
-)
+Phi3.TINY = Phi3(**TINY_SIZES)

@@ -1,26 +1,25 @@
 """Qwen2, Qwen2.5 and Qwen2.5-Coder (arXiv:2407.10671): queries, keys and values have biases."""
 
 from dataclasses import replace
-from typing import ClassVar, Literal, Self
+from typing import Literal, Self
 
 from pydantic import Field
 
-from settle.model.architectures._transformer import Transformer
+from settle.model.architectures import TINY_SIZES, Architecture, Shapes
 from settle.model.config import LayerOptions
 
 
-class Qwen2(Transformer):
+class Qwen2(Architecture):
     """A Qwen2 decoder.
 
     llama.cpp computes it without windows: a GGUF file's context ends where they would begin to hide something.
     """
 
-    model_type: ClassVar[str] = "qwen2"
-    gguf_architecture: ClassVar[str] = "qwen2"
-    QUERIES_ARE_WIDTH: ClassVar[bool] = True
-    HF_CLASS: ClassVar[str] = "Qwen2ForCausalLM"
-    HF_DEFAULTS: ClassVar[dict[str, object]] = {"rms_norm_eps": 1e-6, "max_position_embeddings": 32768}
-    TINY: ClassVar["Qwen2"]
+    model_type = "qwen2"
+    gguf_architecture = "qwen2"
+    QUERIES_ARE_WIDTH = True
+    HF_CLASS = "Qwen2ForCausalLM"
+    HF_DEFAULTS = {"rms_norm_eps": 1e-6, "max_position_embeddings": 32768}
 
     use_sliding_window: bool = Field(False, description="whether some layers look back over a window only")
     sliding_window: int | None = Field(4096, gt=0, description="tokens that a query of such a layer sees")
@@ -47,7 +46,7 @@ class Qwen2(Transformer):
         windows = [self.window(layer) or self.max_position_embeddings for layer in range(self.num_hidden_layers)]
         return min(self.max_position_embeddings, *windows)
 
-    def attention_parameters(self) -> dict[str, tuple[int, ...]]:
+    def attention_parameters(self) -> Shapes:
         shapes = super().attention_parameters()
         return shapes | {f"self_attn.{x}_proj.bias": shapes[f"self_attn.{x}_proj.weight"][:1] for x in "qkv"}
 
@@ -55,15 +54,4 @@ class Qwen2(Transformer):
         return replace(super().layer_options(layer), qkv_bias=True)
 
 
-Qwen2.TINY = Qwen2(
-    hidden_size=32,
-    intermediate_size=48,
-    num_hidden_layers=2,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    head_dim=8,
-    vocab_size=64,
-    rms_norm_eps=1e-6,
-    rope_theta=1e6,
-    max_position_embeddings=64,
-)
+Qwen2.TINY = Qwen2(**TINY_SIZES | {"rms_norm_eps": 1e-6, "rope_theta": 1e6})

@@ -1,9 +1,8 @@
 """Qwen3 (arXiv:2505.09388): each query and key head is normed before it turns; no biases."""
 
 from dataclasses import replace
-from typing import ClassVar
 
-from settle.model.architectures._transformer import Transformer
+from settle.model.architectures import Architecture, Shapes
 from settle.model.architectures.qwen2 import Qwen2
 from settle.model.config import LayerOptions
 
@@ -11,17 +10,16 @@ from settle.model.config import LayerOptions
 class Qwen3(Qwen2):
     """A Qwen3 decoder; about windows as Qwen2."""
 
-    model_type: ClassVar[str] = "qwen3"
-    gguf_architecture: ClassVar[str] = "qwen3"
-    QUERIES_ARE_WIDTH: ClassVar[bool] = False
-    HF_CLASS: ClassVar[str] = "Qwen3ForCausalLM"
-    HF_DEFAULTS: ClassVar[dict[str, object]] = {"rms_norm_eps": 1e-6, "max_position_embeddings": 32768, "head_dim": 128}
-    HF_FIXED: ClassVar[dict[str, object]] = {"hidden_act": "silu", "attention_bias": False}
-    TINY: ClassVar["Qwen3"]
+    model_type = "qwen3"
+    gguf_architecture = "qwen3"
+    QUERIES_ARE_WIDTH = False
+    HF_CLASS = "Qwen3ForCausalLM"
+    HF_DEFAULTS = {"rms_norm_eps": 1e-6, "max_position_embeddings": 32768, "head_dim": 128}
+    HF_FIXED = {"hidden_act": "silu", "attention_bias": False}
 
-    def attention_parameters(self) -> dict[str, tuple[int, ...]]:
+    def attention_parameters(self) -> Shapes:
         norms = dict.fromkeys(("self_attn.q_norm.weight", "self_attn.k_norm.weight"), (self.head_dim,))
-        return Transformer.attention_parameters(self) | norms
+        return Architecture.attention_parameters(self) | norms
 
     def layer_options(self, layer: int) -> LayerOptions:
         return replace(super().layer_options(layer), qkv_bias=False, head_norms=True)

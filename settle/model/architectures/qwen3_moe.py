@@ -1,16 +1,13 @@
 """Qwen3 with a mixture of experts (arXiv:2505.09388): a router sends each token to a few of many feed-forwards."""
 
 import re
-from collections.abc import Mapping
 from dataclasses import replace
-from typing import ClassVar, Self
+from typing import Self
 
 from pydantic import Field, model_validator
 
 from settle.base.errors import FormatError
-from settle.formats import LazyTensor
-from settle.model.architectures._contract import HfConfig
-from settle.model.architectures._transformer import GgufFields
+from settle.model.architectures import GgufFields, HfConfig, Shapes, Tensors, Values
 from settle.model.architectures.qwen3 import Qwen3
 from settle.model.config import Experts, LayerOptions
 
@@ -18,10 +15,10 @@ from settle.model.config import Experts, LayerOptions
 class Qwen3Moe(Qwen3):
     """A Qwen3 decoder whose feed-forwards are all mixtures. In a GGUF file a layer's experts are stacked."""
 
-    model_type: ClassVar[str] = "qwen3_moe"
-    gguf_architecture: ClassVar[str] = "qwen3moe"
-    HF_CLASS: ClassVar[str] = "Qwen3MoeForCausalLM"
-    HF_DEFAULTS: ClassVar[dict[str, object]] = {
+    model_type = "qwen3_moe"
+    gguf_architecture = "qwen3moe"
+    HF_CLASS = "Qwen3MoeForCausalLM"
+    HF_DEFAULTS = {
         "rms_norm_eps": 1e-6,
         "max_position_embeddings": 32768,
         "num_key_value_heads": 4,
@@ -30,19 +27,18 @@ class Qwen3Moe(Qwen3):
         "moe_intermediate_size": 768,
         "norm_topk_prob": False,
     }
-    HF_FIXED: ClassVar[dict[str, object]] = {
+    HF_FIXED = {
         "hidden_act": "silu",
         "attention_bias": False,
         "decoder_sparse_step": 1,
         "mlp_only_layers": [],
     }
-    GGUF_LAYER: ClassVar[dict[str, str]] = Qwen3.GGUF_LAYER | {
+    GGUF_LAYER = Qwen3.GGUF_LAYER | {
         "mlp.gate": "ffn_gate_inp",
         "mlp.experts.gate_proj": "ffn_gate_exps",
         "mlp.experts.up_proj": "ffn_up_exps",
         "mlp.experts.down_proj": "ffn_down_exps",
     }
-    TINY: ClassVar["Qwen3Moe"]
 
     num_experts: int = Field(8, gt=1, description="feed-forwards of a layer")
     num_experts_per_tok: int = Field(2, gt=0, description="of them, those that a token meets")
@@ -58,9 +54,9 @@ class Qwen3Moe(Qwen3):
     def window(self, layer: int) -> int | None:
         return self.sliding_window if self.use_sliding_window else None
 
-    def feed_forward_parameters(self) -> dict[str, tuple[int, ...]]:
+    def feed_forward_parameters(self) -> Shapes:
         width, inner = self.hidden_size, self.moe_intermediate_size
-        shapes: dict[str, tuple[int, ...]] = {"mlp.gate.weight": (self.num_experts, width)}
+        shapes: Shapes = {"mlp.gate.weight": (self.num_experts, width)}
         for expert in range(self.num_experts):
             shapes[f"mlp.experts.{expert}.gate_proj.weight"] = (inner, width)
             shapes[f"mlp.experts.{expert}.up_proj.weight"] = (inner, width)
@@ -87,7 +83,7 @@ class Qwen3Moe(Qwen3):
         return cls(**dense.model_dump() | {"moe_intermediate_size": inner})
 
     @classmethod
-    def hf_values(cls, config: HfConfig) -> dict[str, object]:
+    def hf_values(cls, config: HfConfig) -> Values:
         return super().hf_values({"num_experts": config.get("num_local_experts"), **config})  # its newer name
 
     def gguf_names(self) -> dict[str, str]:
@@ -109,7 +105,7 @@ class Qwen3Moe(Qwen3):
         return super().gguf_metadata() | {f"{self.gguf_architecture}.{key}": value for key, value in keys.items()}
 
     @classmethod
-    def gguf_values(cls, fields: GgufFields, tensors: Mapping[str, LazyTensor]) -> dict[str, object]:
+    def gguf_values(cls, fields: GgufFields, tensors: Tensors) -> Values:
         return super().gguf_values(fields, tensors) | {
             "num_experts": fields.number("expert_count"),
             "num_experts_per_tok": fields.number("expert_used_count"),
