@@ -117,7 +117,7 @@ class Decoder(FreezableModule):
     def head(self) -> Tensor:
         """The output table (V, D), the input table itself when they are tied: the parameter, or what is frozen."""
         table = self._head_table
-        return table.cast(self.compute_dtype) if table.weight is None else table.weight
+        return table.weight if table.frozen is None else table.cast(self.compute_dtype)
 
     def head_operands(self) -> tuple[Tensor, Tensor]:
         """Return the output table in the compute type without gradient, and the parameter, or the same tensor.
@@ -126,7 +126,7 @@ class Decoder(FreezableModule):
         """
         table = self._head_table
         cast = table.cast(self.compute_dtype)
-        return cast, cast if table.weight is None else table.weight
+        return cast, table.weight if table.frozen is None else cast
 
     @property
     def _head_table(self) -> Embedding:
@@ -187,7 +187,7 @@ class _ScoreSizes(Packing):
         rows = qkv.to(table.dtype) if bias is None else qkv + bias
         largest = 0.0
         for bucket in self.buckets:
-            padded = rows if bucket.gather is None else rows[bucket.gather]
+            padded = rows if bucket.rows is None else rows[bucket.rows.gather]
             _, (q, k, _, probabilities, *_) = attend_bucket(padded, None, bucket, table, scoring)
             scores = torch.bmm(q, k.transpose(1, 2)).abs()
             # a query head's rows lie together: (B·K, H/K, T) → the mean of its queries

@@ -5,6 +5,7 @@ Letters: N tokens, H query heads, K key/value heads, d head width, B segments of
 
 from collections.abc import Callable, Sequence
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,7 +17,7 @@ from settle.model.layers.packed_sequences import Bucket, Packing, RotationTable,
 
 
 @cache
-def _varlen_kernel() -> Callable[..., object] | None:
+def _varlen_kernel() -> Callable[..., Any] | None:
     """Return torch's attention on packed rows; None before torch 2.10, where the buckets serve CUDA too.
 
     Imported when a card asks for it: it takes a second and the compiler with it.
@@ -76,11 +77,15 @@ def fused_attention(qkv: Tensor, packing: Packing, table: RotationTable, window:
     by_head = qkv.view(-1, heads + 2 * kv_heads, width)
     turned = apply(PackedRotation, by_head[:, : heads + kv_heads], *packing.turns(table))
     q, k, v = turned[:, :heads], turned[:, heads:], by_head[:, heads + kv_heads :]
-    if qkv.dtype in (torch.bfloat16, torch.float16) and _has_varlen(qkv.device, width) and _varlen_kernel() is not None:
-        return _varlen(q, k, v, packing, window)
+    if qkv.dtype in (torch.bfloat16, torch.float16) and _has_varlen(qkv.device, width) and (kernel := _varlen_kernel()):
+        group, longest = heads // kv_heads, packing.longest
+        k, v = k.repeat_interleave(group, dim=1), v.repeat_interleave(group, dim=1)
+        bounds, seen = packing.cu_seqlens.int(), (-1 if window is None else window - 1, 0)
+        flash: Tensor = kernel(q, k, v.contiguous(), bounds, bounds, longest, longest, scale=1.0, window_size=seen)
+        return flash.flatten(1)
     out = qkv.new_zeros(qkv.shape[0], heads * width)
     for bucket in packing.buckets:
-        rows = [x if bucket.gather is None else x[bucket.gather] for x in (q, k, v)]
+        rows = [x if bucket.rows is None else x[bucket.rows.gather] for x in (q, k, v)]
         queries, keys, values = (x.unflatten(0, (bucket.segments, bucket.length)).transpose(1, 2) for x in rows)
         is_causal = window is None or window >= bucket.length
         mask = None if is_causal else table.mask(bucket.length, 1, qkv.dtype, window)
@@ -88,9 +93,9 @@ def fused_attention(qkv: Tensor, packing: Packing, table: RotationTable, window:
             queries, keys, values, attn_mask=mask, is_causal=is_causal, scale=1.0, enable_gqa=heads != kv_heads
         )
         mixed = mixed.transpose(1, 2).reshape(-1, heads * width)
-        if bucket.gather is None or bucket.packed_rows is None:
+        if bucket.rows is None:
             return mixed
-        out = out.index_copy(0, bucket.packed_rows, mixed[bucket.padded_rows])
+        out = out.index_copy(0, bucket.rows.packed, mixed[bucket.rows.padded])
     return out
 
 
@@ -116,19 +121,6 @@ def _turned(rows: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.stack([even * cos - odd * sin, odd * cos + even * sin], dim=-1).flatten(-2).to(rows.dtype)
 
 
-def _varlen(q: Tensor, k: Tensor, v: Tensor, packing: Packing, window: int | None) -> Tensor:
-    group = q.shape[1] // k.shape[1]
-    k, v = k.repeat_interleave(group, dim=1), v.repeat_interleave(group, dim=1)
-    bounds = packing.cu_seqlens.int()
-    longest = packing.longest
-    past = -1 if window is None else window - 1
-    kernel = _varlen_kernel()
-    assert kernel is not None, "chosen only where torch has it"
-    out = kernel(q, k, v.contiguous(), bounds, bounds, longest, longest, scale=1.0, window_size=(past, 0))
-    assert isinstance(out, Tensor)
-    return out.flatten(1)
-
-
 class RotatedAttention(Function):
     """Rotary positions and causal attention within each segment, with plain matrix products.
 
@@ -142,16 +134,16 @@ class RotatedAttention(Function):
         ctx: Context, qkv: Tensor, bias: Tensor | None, packing: Packing, table: RotationTable, scoring: Scoring
     ) -> Tensor:
         ctx.packing, ctx.table, ctx.width, ctx.soft_cap = packing, table, qkv.shape[-1], scoring.soft_cap
-        if packing.is_uniform:
-            out, saved = attend_bucket(qkv, bias, packing.buckets[0], table, scoring)
-        else:
-            out = qkv.new_empty(qkv.shape[0], table.heads * table.head_dim)
-            saved = ()
-            for bucket in packing.buckets:
-                assert bucket.gather is not None and bucket.packed_rows is not None and bucket.padded_rows is not None
-                padded, of_bucket = attend_bucket(qkv.index_select(0, bucket.gather), bias, bucket, table, scoring)
-                out.index_copy_(0, bucket.packed_rows, padded.index_select(0, bucket.padded_rows))
-                saved += of_bucket
+        out = qkv if packing.is_uniform else qkv.new_empty(qkv.shape[0], table.heads * table.head_dim)
+        saved: tuple[Tensor, ...] = ()
+        for bucket in packing.buckets:
+            rows = qkv if bucket.rows is None else qkv.index_select(0, bucket.rows.gather)
+            attended, of_bucket = attend_bucket(rows, bias, bucket, table, scoring)
+            saved += of_bucket
+            if bucket.rows is None:
+                out = attended
+            else:
+                out.index_copy_(0, bucket.rows.packed, attended.index_select(0, bucket.rows.padded))
         ctx.save_for_backward(*saved)
         return out
 
@@ -159,22 +151,19 @@ class RotatedAttention(Function):
     def backward(ctx: Context, *grads: Tensor) -> tuple[Tensor | None, ...]:
         grad, packing, table = grads[0], ctx.packing, ctx.table
         saved = ctx.saved_tensors
-        if packing.is_uniform:
-            grad_qkv = _attend_backward(grad, saved, packing.buckets[0], table, ctx.soft_cap)
-            return grad_qkv, _bias_gradient(ctx, grad_qkv), None, None, None
-        grad_qkv = grad.new_empty(grad.shape[0], ctx.width)
+        grad_qkv = grad if packing.is_uniform else grad.new_empty(grad.shape[0], ctx.width)
         each = len(saved) // len(packing.buckets)
         for i, bucket in enumerate(packing.buckets):
-            padded = grad.new_zeros(bucket.segments * bucket.length, grad.shape[-1])
-            padded.index_copy_(0, bucket.padded_rows, grad.index_select(0, bucket.packed_rows))
-            piece = _attend_backward(padded, saved[each * i : each * (i + 1)], bucket, table, ctx.soft_cap)
-            grad_qkv.index_copy_(0, bucket.packed_rows, piece.index_select(0, bucket.padded_rows))
-        return grad_qkv, _bias_gradient(ctx, grad_qkv), None, None, None
-
-
-def _bias_gradient(ctx: Context, grad_qkv: Tensor) -> Tensor | None:
-    """grad_qkv (N, O) → (O,), when the bias is trained."""
-    return grad_qkv.sum(0, dtype=ctx.table.dtype) if ctx.needs_input_grad[1] else None
+            of_bucket, rows = saved[each * i : each * (i + 1)], bucket.rows
+            if rows is None:
+                grad_qkv = _attend_backward(grad, of_bucket, bucket, table, ctx.soft_cap)
+            else:
+                padded = grad.new_zeros(bucket.segments * bucket.length, grad.shape[-1])
+                padded.index_copy_(0, rows.padded, grad.index_select(0, rows.packed))
+                piece = _attend_backward(padded, of_bucket, bucket, table, ctx.soft_cap)
+                grad_qkv.index_copy_(0, rows.packed, piece.index_select(0, rows.padded))
+        grad_bias = grad_qkv.sum(0, dtype=table.dtype) if ctx.needs_input_grad[1] else None
+        return grad_qkv, grad_bias, None, None, None
 
 
 def attend_bucket(

@@ -26,12 +26,11 @@ class Embedding(Owner):
     def forward(self, ids: Tensor, dtype: torch.dtype) -> Tensor:
         if self.frozen is not None:
             return self.frozen.rows(ids, dtype)
-        assert self.weight is not None
         return apply(Lookup, ids, self._cast(dtype, self.weight), self.weight)
 
     def cast(self, dtype: torch.dtype) -> Tensor:
         """Return the table in `dtype`, without gradient; only to be read."""
-        return self.numbers(dtype) if self.weight is None else self._cast(dtype, self.weight)
+        return self._cast(dtype, self.weight) if self.frozen is None else self.frozen.dense(dtype)
 
 
 class Attention(nn.Module):

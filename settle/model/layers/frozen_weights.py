@@ -160,12 +160,14 @@ class FrozenView(Frozen):
 
 
 class Owner(nn.Module):
-    """The owner of a matrix (O, I): a trainable `weight`, or a `frozen` one."""
+    """The owner of a matrix (O, I): a trainable `weight`, which is None where there is a `frozen` one."""
+
+    weight: nn.Parameter
 
     def __init__(self, outputs: int, inputs: int) -> None:
         super().__init__()
         self.outputs, self.inputs = outputs, inputs
-        self.weight: nn.Parameter | None = nn.Parameter(torch.empty(outputs, inputs))
+        self.weight = nn.Parameter(torch.empty(outputs, inputs))
         self.frozen: Frozen | None = None
 
     def put(self, value: Tensor | Frozen) -> None:
@@ -173,16 +175,14 @@ class Owner(nn.Module):
         if tuple(value.shape) != (self.outputs, self.inputs):
             raise FormatError(f"a matrix of {tuple(value.shape)} where {(self.outputs, self.inputs)} belongs", "")
         if isinstance(value, Frozen):
-            self.weight, self.frozen = None, value
+            self.register_parameter("weight", None)
+            self.frozen = value
         else:
             self.weight, self.frozen = nn.Parameter(value.detach().float()), None
 
     def numbers(self, dtype: torch.dtype) -> Tensor:
         """Return the matrix (O, I) in Hugging Face's layout, without gradient; only to be read."""
-        if self.frozen is not None:
-            return self.frozen.dense(dtype)
-        assert self.weight is not None
-        return self.weight.detach().to(dtype)
+        return self.weight.detach().to(dtype) if self.frozen is None else self.frozen.dense(dtype)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Owner":
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # torch gives it no types

@@ -20,8 +20,7 @@ from settle.model.layers.kernels import (
     apply,
     apply_pair,
 )
-from settle.model.layers.linear_adapter import LinearAdapter, Member, beside
-from settle.model.layers.lora_kernels import Beside, FrozenAdd, FrozenNormLinear
+from settle.model.layers.linear_adapter import Beside, FrozenAdd, FrozenNormLinear, LinearAdapter, Member, beside
 
 
 class RMSNorm(nn.Module):
@@ -255,7 +254,7 @@ class Stack:
     # --- trained ---
 
     def _weights(self) -> list[Tensor]:
-        return [linear.weight for linear in self.linears if linear.weight is not None]
+        return [linear.weight for linear in self.linears]
 
     def _fold(self, norm: Tensor, *weights: Tensor) -> Tensor:
         """Stacked weight (O, I) with the norm's weight folded in."""

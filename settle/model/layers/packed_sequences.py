@@ -4,7 +4,6 @@ Attention is causal and positions restart in every segment, so a segment padded 
 numbers in its real rows. Short segments are therefore padded into buckets; full-length ones (most) never are.
 """
 
-from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
 
@@ -27,19 +26,20 @@ class Scoring(NamedTuple):
     in_float32: bool = False
 
 
-@dataclass(frozen=True, eq=False)
-class Bucket:
-    """`segments` segments of one padded `length`.
+class BucketRows(NamedTuple):
+    """Where the rows of a bucket are in the batch."""
 
-    `gather` (segments·length,) names the packed row behind each padded row; `packed_rows` and `padded_rows` are
-    the same real rows as they lie in the batch and in the bucket. All are None in a uniform batch.
-    """
+    gather: Tensor  # (segments·length,) the packed row behind each padded row
+    packed: Tensor  # the real rows, as they lie in the batch
+    padded: Tensor  # and in the bucket
+
+
+class Bucket(NamedTuple):
+    """`segments` segments of one padded `length`; `rows` is None where the batch is its own only bucket."""
 
     segments: int
     length: int
-    gather: Tensor | None = None
-    packed_rows: Tensor | None = None
-    padded_rows: Tensor | None = None
+    rows: BucketRows | None = None
 
 
 class Packing:
@@ -85,7 +85,7 @@ class Packing:
     @property
     def is_uniform(self) -> bool:
         """True when every segment has the same length, so that the batch is its own only bucket."""
-        return self.buckets[0].gather is None
+        return self.buckets[0].rows is None
 
     @cached_property
     def buckets(self) -> list[Bucket]:
@@ -111,7 +111,7 @@ class Packing:
         gather = (starts + torch.minimum(steps, sizes - 1)).flatten()
         padded_rows = real.nonzero().squeeze(1)
         rows = (gather, gather[padded_rows], padded_rows)
-        return Bucket(len(members), length, *(to_device(r, self.device) for r in rows))
+        return Bucket(len(members), length, BucketRows(*(to_device(r, self.device) for r in rows)))
 
 
 class RotationTable:

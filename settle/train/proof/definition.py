@@ -50,8 +50,8 @@ def require_definition(model: FreezableModule, objective: Objective, batch: Batc
 
 def require_tied(model: Decoder) -> None:
     """Check that the trained output table of a tied model is the input table itself. Raises ProofError."""
-    table = model.model.embed_tokens.weight
-    if model.options.tied and table is not None and model.head_operands()[1] is not table:
+    table = model.model.embed_tokens
+    if model.options.tied and table.frozen is None and model.head_operands()[1] is not table.weight:
         raise ProofError(
             "the output table is a copy of the input table that it is tied to",
             "it would stay as it is while the input table is trained: report this",
