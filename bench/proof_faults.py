@@ -51,8 +51,11 @@ from settle.train.objectives.next_token import NextToken  # noqa: E402
 from settle.train.optimizers import Stepper  # noqa: E402
 from settle.train.optimizers.adamw import AdamStepper, AdamW  # noqa: E402
 from settle.train.optimizers.muon import Muon, MuonStepper  # noqa: E402
-from settle.train.proof import compute_type  # noqa: E402
-from settle.train.proof.prove import Recipe, prove  # noqa: E402
+from settle.train.proof import (  # noqa: E402
+    Recipe,
+    compute_type,  # noqa: E402
+    prove,
+)
 from settle.train.teacher import LiveTeacher  # noqa: E402
 from tests.train.source_rows import source_rows  # noqa: E402
 
@@ -382,7 +385,7 @@ def sound(seeds: range) -> None:
         return own(dtype, measured, emulated, most, most_of_tensor, draw)
 
     began = time.perf_counter()
-    with patch("settle.train.proof.prove.require_within", noted):
+    with patch("settle.train.proof.require_within", noted):
         for seed in seeds:
             for place, cell in enumerate(cells()):
                 if (place + seed) % STRIDE:

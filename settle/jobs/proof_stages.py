@@ -18,8 +18,8 @@ from settle.jobs.training_stages import TrainingContext
 from settle.machine import describe
 from settle.model.decoder import score_sizes, too_large
 from settle.train.gradient import backward
+from settle.train.proof import Recipe, prove, whole_rows
 from settle.train.proof.compute_type import RoundingError
-from settle.train.proof.prove import Recipe, prove, whole_rows
 from settle.train.proof.source import SourceRow, require_text
 from settle.train.state import Schedule
 

@@ -41,6 +41,7 @@ from settle.train.world import World
 from settle.train.world.row_share import rows_of_rank
 
 Weights = dict[str, Tensor]
+State = dict[str, object]  # of the loop (`LoopState`) and the identity of its run, as JSON
 Manifest = dict[str, dict[str, str | int]]  # sha256 and size by the name of a file
 KEEP = 2  # the newest, and the one before it in case the newest is damaged
 CHUNK = 1 << 20
@@ -58,7 +59,7 @@ class Checkpoint:
     model: Mapping[str, Tensor]
     optimizer: Mapping[str, Tensor]
     best: Mapping[str, Tensor] | None
-    state: Mapping[str, object]
+    state: State
 
     @property
     def tensors(self) -> dict[str, Mapping[str, Tensor]]:
@@ -104,10 +105,8 @@ def write(folder: Path, checkpoint: Checkpoint, rank: int | None = None) -> Mani
 
 def finish(folder: Path, checkpoint: Checkpoint, files: Manifest, every: int) -> None:
     """Give what was written its name, and drop the checkpoints that are not needed any more."""
-    beside, final, aside = (
-        _beside(folder, checkpoint.step),
-        *(folder / n.format(checkpoint.step) for n in ("{:08d}", ".{:08d}.old")),
-    )
+    beside, final = _beside(folder, checkpoint.step), folder / f"{checkpoint.step:08d}"
+    aside = folder / f".{final.name}.old"
     state = _write(beside / "state.json", [json.dumps(checkpoint.state).encode()])
     _write(beside / "manifest.json", [json.dumps({**files, "state.json": state}).encode()])
     fsync_folder(beside)
@@ -208,7 +207,7 @@ def load(folder: Path, step: int, rank: int = 0, size: int = 1) -> Checkpoint:
         ) from None
 
 
-def newest_state(folder: Path) -> dict[str, object] | None:
+def newest_state(folder: Path) -> State | None:
     """Read the state of the newest checkpoint whose state.json is intact; tensors are not read."""
     for path in reversed(steps(folder)):
         try:
@@ -252,8 +251,7 @@ def _safetensors(tensors: Mapping[str, Tensor]) -> Iterator[bytes | memoryview]:
 
     Format: https://huggingface.co/docs/safetensors.
     """
-    header: dict[str, object] = {}
-    at = 0
+    header, at = {}, 0
     for name, tensor in tensors.items():
         header[name] = {
             "dtype": TYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [at, at + tensor.nbytes],
@@ -317,15 +315,11 @@ def _check(path: Path, only: str | None = None) -> None:
                 actual = (path / name).stat().st_size
                 if actual != size:
                     raise _Damaged(f"{name} has {actual} bytes, {size} were written")
-                if _sha256(path / name) != sha256:
-                    raise _Damaged(f"{name} is not what was written")
+                with (path / name).open("rb") as f:
+                    if hashlib.file_digest(f, "sha256").hexdigest() != sha256:
+                        raise _Damaged(f"{name} is not what was written")
             except OSError as e:
                 raise _Damaged(f"{name} cannot be read: {e.strerror}") from None
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as f:
-        return hashlib.file_digest(f, "sha256").hexdigest()
 
 
 def _load(path: Path, rank: int, size: int) -> Checkpoint:
@@ -349,7 +343,7 @@ def _rows(files: Sequence[Path], rank: int, size: int) -> Weights:
     """Read a rank's rows of every tensor in those files, concatenated; a number without rows is the same in all."""
     if size == 1 and len(files) == 1:
         return _tensors(files[0])
-    pieces: dict[str, list[tuple[int, Any]]] = {}  # rows, and what reads them
+    pieces: dict[str, list[tuple[int, Any]]] = {}  # rows (-1: a number without), and what reads them
     with contextlib.ExitStack() as opened:
         for file in files:
             try:
@@ -358,7 +352,7 @@ def _rows(files: Sequence[Path], rank: int, size: int) -> Weights:
                 for name in part.keys():  # noqa: SIM118  # it is no dict
                     shape = part.get_slice(name).get_shape()
                     piece = part.get_slice(name) if shape else part.get_tensor(name)
-                    pieces.setdefault(name, []).append((shape[0] if shape else 0, piece))
+                    pieces.setdefault(name, []).append((shape[0] if shape else -1, piece))
             except (FormatError, safetensors.SafetensorError, OSError) as e:
                 raise _Damaged(f"{file.name} cannot be read ({e})") from None
         return {name: _joined(own, rank, size) for name, own in pieces.items()}
@@ -366,8 +360,9 @@ def _rows(files: Sequence[Path], rank: int, size: int) -> Weights:
 
 def _joined(pieces: Sequence[tuple[int, Any]], rank: int, size: int) -> Tensor:
     """Join a rank's rows of one tensor."""
-    if isinstance(pieces[0][1], Tensor):
-        return pieces[0][1]
+    if pieces[0][0] < 0:
+        whole: Tensor = pieces[0][1]
+        return whole
     start, stop = rows_of_rank(sum(rows for rows, _ in pieces), rank, size)
     found, first = [], 0
     for rows, piece in pieces:
@@ -376,7 +371,7 @@ def _joined(pieces: Sequence[tuple[int, Any]], rank: int, size: int) -> Tensor:
     return torch.cat(found)
 
 
-def _state(path: Path) -> dict[str, object]:
+def _state(path: Path) -> State:
     try:
         state = json.loads((path / "state.json").read_bytes())
     except (OSError, ValueError, RecursionError) as e:
@@ -436,8 +431,7 @@ class LocalStore(CheckpointStore):
         self.folder, self.every, self.events, self.world = folder, every, events, world
 
     def save(self, checkpoint: Checkpoint, stopping: Callable[[], bool], wait: bool) -> bool:
-        save = save_or_wait
-        if not self.world.lead(lambda: save(self.folder, checkpoint, self.every, self.events, stopping)):
+        if not self.world.lead(lambda: save_or_wait(self.folder, checkpoint, self.every, self.events, stopping)):
             return False
         self.events.emit(CheckpointSaved(step=checkpoint.step))
         return True
@@ -449,21 +443,19 @@ class LocalStore(CheckpointStore):
         found: list[Checkpoint] = []
 
         def find() -> int | None:
-            newest = self._newest(at_most)
+            recover(self.folder)
+            every = None if at_most is None else self.every
+            newest = load_newest(self.folder, self.events, at_most, every, *self.share)
             found.extend([] if newest is None else [newest])
             return None if newest is None else newest.step
 
         step = self.world.lead(find)
-        return None if step is None else found[0] if found else self._load(step)
+        return None if step is None else found[0] if found else load(self.folder, step, *self.share)
 
     def drop_after(self, step: int) -> None:
         self.world.lead(lambda: drop_after(self.folder, step))
 
-    def _newest(self, at_most: int | None) -> Checkpoint | None:
-        if at_most is None:
-            recover(self.folder)
-            return load_newest(self.folder, self.events)
-        return load_newest(self.folder, self.events, at_most, self.every)
-
-    def _load(self, step: int) -> Checkpoint:
-        return load(self.folder, step)
+    @property
+    def share(self) -> tuple[int, int]:
+        """Which rows this rank loads: a rank, and of how many."""
+        return 0, 1

@@ -78,42 +78,34 @@ def evaluate(
     """
     world = world or single()
     batches = held_out.batches
-    own = range(world.rank, len(batches), world.size) if objective.judges_apart else range(len(batches))
-    if model.is_sharded:
-        return _figures(_sharded_sums(model, objective, batches, world), held_out, objective.is_per_token, step, tokens)
     found = torch.zeros(2, len(batches), dtype=torch.float64)  # sum and count of each block
     training = model.training
     model.eval()
     with torch.no_grad():  # not inference mode: the model's cast weights must serve training too
-        losses = objective.held_out_losses(model, [batches[number] for number in own]) if own else []
+        if (
+            model.is_sharded
+        ):  # the ranks need each other in every layer: all evaluate as many blocks, the last for nothing
+            for first in range(0, len(batches), world.size):
+                own = [min(first + world.rank, len(batches) - 1)]
+                with world.together("evaluation"):
+                    losses = objective.held_out_losses(model, [batches[own[0]]])
+                if first + world.rank < len(batches):
+                    _note(found, own, losses)
+            rest(model)
+        else:
+            own = [*range(world.rank, len(batches), world.size)] if objective.judges_apart else [*range(len(batches))]
+            _note(found, own, objective.held_out_losses(model, [batches[number] for number in own]) if own else [])
     model.train(training)
-    for number, (total, count) in zip(own, losses, strict=True):
-        found[:, number] = torch.tensor([total, count], dtype=torch.float64)
-    if objective.judges_apart:
+    if model.is_sharded or objective.judges_apart:
         world.sum([found])
     else:
         world.copy([found])
     return _figures(found, held_out, objective.is_per_token, step, tokens)
 
 
-def _sharded_sums(model: FreezableModule, objective: Objective, batches: Sequence[Batch], world: World) -> torch.Tensor:
-    """Return sum and count of each block, (2, blocks), where the ranks need each other in every layer.
-
-    All of them evaluate the same number of blocks; at some, the last of them counts for nothing.
-    """
-    found = torch.zeros(2, len(batches), dtype=torch.float64)
-    training = model.training
-    model.eval()
-    for first in range(0, len(batches), world.size):
-        number = first + world.rank
-        with world.together("evaluation"), torch.no_grad():
-            ((total, count),) = objective.held_out_losses(model, [batches[min(number, len(batches) - 1)]])
-        if number < len(batches):
-            found[:, number] = torch.tensor([total, count], dtype=torch.float64)
-    rest(model)
-    model.train(training)
-    world.sum([found])
-    return found
+def _note(found: torch.Tensor, blocks: Sequence[int], losses: Sequence[tuple[float, int]]) -> None:
+    for number, loss in zip(blocks, losses, strict=True):
+        found[:, number] = torch.tensor(loss, dtype=torch.float64)
 
 
 def _figures(found: torch.Tensor, held_out: HeldOut, is_per_token: bool, step: int, tokens: int) -> Evaluation:

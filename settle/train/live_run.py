@@ -181,7 +181,7 @@ class LiveRun:
 def _model(plan: TrainingPlan, base: Pretrained | None) -> tuple[Architecture, Decoder]:
     """Build what is trained, as it is before the first step."""
     if plan.tuning is not None:
-        assert base is not None
+        base = base or open_base(plan.tuning)
         architecture, model = base.part, tuned_model(plan, plan.tuning, base)
     else:
         architecture = Architecture.make(plan.architecture_name, plan.architecture)

@@ -13,7 +13,7 @@ from settle.formats.gguf import export_gguf
 from settle.machine import DtypeProbe
 from settle.model.layers.rope import RopeScaling
 from settle.plan import training_plan
-from settle.train.proof import prove
+from settle.train import proof
 from tests.commands.test_tune import BETTER
 from tests.model.large_scores import KEY_BIAS, SCORE
 from tests.train.test_proof import CHECKS
@@ -81,7 +81,7 @@ def test_a_model_of_ordinary_scores_stays_as_it_is(files, home, fast_bfloat16, c
 def test_a_refused_proof_chooses_the_slower_type_and_says_what_it_costs(
     files, home, fast_bfloat16, capsys, monkeypatch
 ):
-    monkeypatch.setitem(prove.GRADIENT_TOLERANCE, torch.bfloat16, 1e-4)
+    monkeypatch.setitem(proof.GRADIENT_TOLERANCE, torch.bfloat16, 1e-4)
     code, result, err = tune(capsys, files / "plain.gguf", "--name", "mended", "--steps", "4")
     assert code == 0, err
     plan = Run.find("mended").read("plan.json")
@@ -93,6 +93,6 @@ def test_a_refused_proof_chooses_the_slower_type_and_says_what_it_costs(
 
 
 def test_a_type_that_was_asked_for_is_not_replaced(files, home, capsys, monkeypatch):
-    monkeypatch.setitem(prove.GRADIENT_TOLERANCE, torch.bfloat16, 1e-4)
+    monkeypatch.setitem(proof.GRADIENT_TOLERANCE, torch.bfloat16, 1e-4)
     code, _, err = tune(capsys, files / "plain.gguf", "--dtype", "bfloat16", "--steps", "4")
     assert code == 1 and "leave --dtype out, and the run chooses float32" in err

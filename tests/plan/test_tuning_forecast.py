@@ -14,7 +14,7 @@ from settle.machine import COMPUTE_DTYPES
 from settle.plan.forecast import HALF_MEMORY_GROWTH, MEMORY_GROWTH, label_loss, memory_growth, tuning_loss
 from settle.plan.outlook import Outlook, TuningStart
 from settle.plan.probe import ProbeResult
-from settle.train.proof.prove import GRADIENT_TOLERANCE
+from settle.train.proof import GRADIENT_TOLERANCE
 
 PLAN: Any = SimpleNamespace(loop=SimpleNamespace(tokens_per_step=1000))
 SEEN = ProbeResult(

@@ -15,7 +15,7 @@ from settle.model.adapters.lora import LoRA
 from settle.model.architectures.llama import Llama
 from settle.model.decoder import Decoder
 from settle.train.objectives.decision import FULL_LEAD_NATS, Decision, label_scale
-from settle.train.proof.prove import between, row_by_row, tails
+from settle.train.proof import between, row_by_row, tails
 
 LENGTHS, LABELS = (9, 12, 7), [5, 9, 2]
 SHARES = np.array([[0.75, 0.25, 0.0], [0.0, 1.0, -1.0], [0.2, 0.3, 0.5]], np.float32)

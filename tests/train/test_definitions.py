@@ -30,8 +30,8 @@ from settle.train.objectives.next_token import NextToken
 from settle.train.objectives.rank import Rank
 from settle.train.optimizers.adamw import AdamStepper, AdamW
 from settle.train.optimizers.muon import Muon, MuonStepper
+from settle.train.proof import Recipe, prove
 from settle.train.proof.definition import require_definition, require_rate, require_tied
-from settle.train.proof.prove import Recipe, prove
 from settle.train.teacher import LiveTeacher
 from tests.bert import tiny_bert
 from tests.train.source_rows import source_rows

@@ -22,7 +22,7 @@ from settle.model.layers.packed_sequences import Packing
 from settle.train.objectives._divergence import Dense, LinearDivergence, Measure, Sparse
 from settle.train.objectives.distill import Distill
 from settle.train.optimizers.adamw import AdamW
-from settle.train.proof.prove import Recipe, prove
+from settle.train.proof import Recipe, prove
 from settle.train.teacher import LiveTeacher, RecordedTeacher, windows_of
 from tests.records import into
 from tests.train.source_rows import source_rows

@@ -13,7 +13,7 @@ from settle.data.batches import Batch
 from settle.model.architectures.llama import Llama
 from settle.train.objectives.next_token import NextToken
 from settle.train.optimizers.adamw import AdamW
-from settle.train.proof.prove import Recipe, prove, shorten
+from settle.train.proof import Recipe, prove, shorten
 from settle.train.proof.source import SourceRow
 from tests.records import into
 from tests.train.source_rows import source_rows

@@ -14,10 +14,20 @@ import torch
 from settle.base.errors import ProofError
 from settle.base.statistics import student_quantile
 from settle.data.batches import Batch
+from settle.train import proof as proving
 from settle.train.objectives.next_token import NextToken
 from settle.train.optimizers.adamw import AdamW
-from settle.train.proof import compute_type, definition
-from settle.train.proof import prove as proving
+from settle.train.proof import (
+    Recipe,
+    between,
+    compute_type,
+    definition,
+    require_first_loss,
+    row_by_row,
+    shorten,
+    tails,
+    whole_rows,
+)
 from settle.train.proof.compute_type import (
     DRAWS,
     DRAWS_LEVEL,
@@ -31,9 +41,7 @@ from settle.train.proof.compute_type import (
     deviation,
     require_within,
 )
-from settle.train.proof.definition import stepped
-from settle.train.proof.prove import Recipe, between, require_first_loss, row_by_row, shorten, tails, whole_rows
-from settle.train.proof.sequence import _another, _require_segment, attention_by_definition
+from settle.train.proof.definition import _another, _require_segment, attention_by_definition, stepped
 from settle.train.proof.source import SourceRow, _difference, require_targets, require_text
 from tests.train.test_proof import batch
 

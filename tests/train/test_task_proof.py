@@ -19,9 +19,9 @@ from settle.model.layers.packed_sequences import RotationTable
 from settle.train.objectives.next_token import NextToken
 from settle.train.optimizers.adamw import AdamStepper, AdamW
 from settle.train.optimizers.muon import Muon
+from settle.train.proof import Recipe, prove
 from settle.train.proof.compute_type import EmulatedRounding, RoundingError
-from settle.train.proof.prove import Recipe, prove
-from settle.train.proof.sequence import _Watched, require_attention, require_causal
+from settle.train.proof.definition import _Watched, require_attention, require_causal
 from settle.train.proof.source import SourceRow, require_targets, require_text
 from tests.train.source_rows import source_rows
 from tests.train.test_proof import VOCAB, batch

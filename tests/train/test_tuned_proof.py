@@ -21,7 +21,7 @@ from settle.train.objectives import Objective
 from settle.train.objectives.dpo import DPO
 from settle.train.objectives.next_token import NextToken
 from settle.train.optimizers.adamw import AdamW
-from settle.train.proof.prove import Recipe, prove, tails
+from settle.train.proof import Recipe, prove, tails
 from tests.records import into
 from tests.train.source_rows import source_rows
 from tests.train.test_proof import CHECKS, make_leaking

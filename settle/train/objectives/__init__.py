@@ -3,10 +3,11 @@
 import math
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import ClassVar, Literal, NamedTuple, Self
+from typing import Annotated, ClassVar, Literal, NamedTuple, Self
 
 import numpy as np
 import torch
+from pydantic import BeforeValidator
 from torch import Tensor
 
 from settle.base.registry import Part
@@ -21,6 +22,12 @@ from settle.train.settled import frequency_loss
 MOST_TIMES = 8.0  # that a rate is raised
 FLOOR_TOKENS = 1 << 20  # tokens of the training text whose frequencies are counted
 
+
+def _listed(value: object) -> object:
+    return [part for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+
+
+Numbers = Annotated[list[int], BeforeValidator(_listed)]  # with commas between them, as a command line gives them
 Rows = Literal["text", "preference", "pair", "decision"]
 ROW_NAMES: dict[Rows, str] = {
     "text": "rows of one answer",

@@ -18,7 +18,8 @@ from torch import Tensor
 from torch.autograd import Function
 
 from settle.data.likelihoods import LEAST
-from settle.train.objectives.next_token import QUICK_ROWS, GradContext, scaled, summed
+from settle.model.layers.kernels import Context
+from settle.train.objectives.next_token import QUICK_ROWS, scaled, summed
 
 Kind = Literal["forward", "reverse", "js"]
 
@@ -63,7 +64,7 @@ class LinearDivergence(Function):
 
     @staticmethod
     def forward(
-        ctx: GradContext,
+        ctx: Context,
         hidden: Tensor,
         cast: Tensor,
         head: Tensor,
@@ -77,7 +78,7 @@ class LinearDivergence(Function):
         return summed(ctx, hidden, cast, head, chunks)
 
     @staticmethod
-    def backward(ctx: GradContext, *grads: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Context, *grads: Tensor) -> tuple[Tensor | None, ...]:
         grad_hidden, grad_head = scaled(ctx, grads[0])
         return grad_hidden, None, grad_head, None, None, None, None, None
 

@@ -6,7 +6,7 @@ from typing import ClassVar, Self
 
 import numpy as np
 import torch
-from pydantic import Field, field_validator
+from pydantic import Field
 from torch import Tensor
 
 from settle.data.batches import Batch
@@ -17,7 +17,7 @@ from settle.model.decoder import Decoder, as_decoder
 from settle.model.layers.freezable import FreezableModule
 from settle.model.layers.transfer import to_device
 from settle.model.pretrained import Pretrained
-from settle.train.objectives import Objective, Rows, on_device
+from settle.train.objectives import Numbers, Objective, Rows, on_device
 from settle.train.objectives._definition import hidden_states, log_softmax, logits_of
 
 FULL_LEAD_NATS = 10.0  # of one label before another, that a model has to be able to reach to learn its rows to the end
@@ -52,12 +52,7 @@ class Decision(Objective):
         description="what the labels' scores are divided by in training; when not given 1, or less where the base's "
         "output table hardly tells the labels apart",
     )
-    labels: list[int] = Field([], description="token ids of the labels, in their order; the tokenizer's when not given")
-
-    @field_validator("labels", mode="before")
-    @classmethod
-    def _numbers(cls, value: object) -> object:
-        return [part for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+    labels: Numbers = Field([], description="token ids of the labels, in their order; the tokenizer's when not given")
 
     def resolved(self, base: Pretrained) -> Self:
         """With the labels' ids. Raises DataError for a tokenizer that lacks them."""

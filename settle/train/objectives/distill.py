@@ -5,7 +5,7 @@ from typing import ClassVar, Self
 
 import numpy as np
 import torch
-from pydantic import Field, PrivateAttr, field_validator
+from pydantic import Field, PrivateAttr
 from torch import Tensor
 
 from settle.base.errors import FormatError, UsageError
@@ -16,9 +16,10 @@ from settle.model.config import DecoderOptions
 from settle.model.decoder import Decoder, as_decoder
 from settle.model.kv_cache import continued
 from settle.model.layers.freezable import FreezableModule
+from settle.model.layers.kernels import apply
 from settle.model.layers.transfer import on_host, to_device
 from settle.model.pretrained import Pretrained
-from settle.train.objectives import Objective, Rows, on_device, supervised
+from settle.train.objectives import Numbers, Objective, Rows, on_device, supervised
 from settle.train.objectives._definition import (
     divergence,
     divergence_from_record,
@@ -58,24 +59,19 @@ class Distill(Objective):
     hidden: float = Field(
         0.0, ge=0, description="weight of the squared distance between hidden states, relative to the teacher's"
     )
-    layer_map: list[int] = Field(
+    layer_map: Numbers = Field(
         [], description="teacher layer for each student layer, separated by commas; spread evenly when not given"
     )
     on_policy: float = Field(
         0.0, ge=0, le=1, description="share of the batches in which the student generates the completions"
     )
     sample_temperature: float = Field(1.0, ge=0, description="sampling temperature of those completions; 0 is greedy")
-    stops: list[int] = Field(
+    stops: Numbers = Field(
         [], description="token ids that end a completion, separated by commas; the tokenizer's when not given"
     )
     chunk_logits: int = Field(1 << 20, gt=0, description="logits of each model that are held in fp32 at once")
 
     _teacher: Teacher | None = PrivateAttr(None)
-
-    @field_validator("layer_map", "stops", mode="before")
-    @classmethod
-    def _numbers(cls, value: object) -> object:
-        return [part for part in value.split(",") if part.strip()] if isinstance(value, str) else value
 
     # --- what it needs ---
 
@@ -191,9 +187,9 @@ class Distill(Objective):
         hidden, states = with_states(model, inputs, cu_seqlens, layers)
         cast, head = model.head_operands()
         measure = Measure(self.kind, self.temperature, self.mixture, self.text)
-        total: Tensor = LinearDivergence.apply(  # type: ignore[no-untyped-call]  # torch gives apply no types
-            hidden.index_select(0, counted), cast, head, targets[counted], output.distributions, measure,
-            self.chunk_logits, model.options.logit_soft_cap,
+        total = apply(
+            LinearDivergence, hidden.index_select(0, counted), cast, head, targets[counted], output.distributions,
+            measure, self.chunk_logits, model.options.logit_soft_cap,
         )  # fmt: skip
         for ours, theirs in zip(states, output.states, strict=True):
             total = total + self.hidden / len(layers) * _distance(ours.index_select(0, counted), theirs)

@@ -1,7 +1,7 @@
 """Predict the next token of the same document."""
 
 from collections.abc import Iterator
-from typing import ClassVar, Protocol
+from typing import ClassVar
 
 import torch
 from pydantic import Field
@@ -11,20 +11,12 @@ from torch.autograd import Function
 from settle.data.batches import Batch
 from settle.model.decoder import Decoder, as_decoder
 from settle.model.layers.freezable import FreezableModule
+from settle.model.layers.kernels import Context, apply
 from settle.model.layers.transfer import on_host
 from settle.train.objectives import Objective, Rows, supervised
 from settle.train.objectives._definition import target_nats
 
 QUICK_ROWS = 256  # rows of a product with the head; with fewer, reading the head takes most of the time
-
-
-class GradContext(Protocol):
-    """What torch gives a `Function` to remember between the forward and the backward pass."""
-
-    needs_input_grad: tuple[bool, ...]
-    saved_tensors: tuple[Tensor, ...]
-
-    def save_for_backward(self, *tensors: Tensor | None) -> None: ...
 
 
 class NextToken(Objective):
@@ -45,10 +37,7 @@ class NextToken(Objective):
             hidden, targets = hidden.index_select(0, positions), targets.index_select(0, positions)
         cast, head = model.head_operands()
         soft_cap = model.options.logit_soft_cap
-        total: Tensor = LinearCrossEntropy.apply(  # type: ignore[no-untyped-call]  # torch gives apply no types
-            hidden, cast, head, targets, self.chunk_logits, soft_cap
-        )
-        return total, count
+        return apply(LinearCrossEntropy, hidden, cast, head, targets, self.chunk_logits, soft_cap), count
 
     def by_definition(self, model: FreezableModule, batch: Batch) -> tuple[float, int]:
         model = as_decoder(model)
@@ -60,10 +49,7 @@ def token_losses(model: Decoder, hidden: Tensor, targets: Tensor, chunk_logits: 
     """Nats of each target (N,) after hidden (N, D), with gradient for hidden. Only for a head that is not trained."""
     cast, head = model.head_operands()
     assert not head.requires_grad, "the head's gradient depends on what becomes of each token's loss"
-    losses: Tensor = TokenLosses.apply(  # type: ignore[no-untyped-call]  # torch gives apply no types
-        hidden, cast, targets, chunk_logits, model.options.logit_soft_cap
-    )
-    return losses
+    return apply(TokenLosses, hidden, cast, targets, chunk_logits, model.options.logit_soft_cap)
 
 
 class LinearCrossEntropy(Function):
@@ -75,7 +61,7 @@ class LinearCrossEntropy(Function):
 
     @staticmethod
     def forward(
-        ctx: GradContext,
+        ctx: Context,
         hidden: Tensor,
         cast: Tensor,
         head: Tensor,
@@ -87,13 +73,13 @@ class LinearCrossEntropy(Function):
         return summed(ctx, hidden, cast, head, chunks)
 
     @staticmethod
-    def backward(ctx: GradContext, *grads: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Context, *grads: Tensor) -> tuple[Tensor | None, ...]:
         grad_hidden, grad_head = scaled(ctx, grads[0])
         return grad_hidden, None, grad_head, None, None, None
 
 
 def summed(
-    ctx: GradContext, hidden: Tensor, cast: Tensor, head: Tensor, chunks: Iterator[tuple[slice, Tensor, Tensor]]
+    ctx: Context, hidden: Tensor, cast: Tensor, head: Tensor, chunks: Iterator[tuple[slice, Tensor, Tensor]]
 ) -> Tensor:
     """Sum the losses that hang on hidden @ head.T, and keep the gradient in `ctx` for `scaled`.
 
@@ -117,7 +103,7 @@ def summed(
     return total
 
 
-def scaled(ctx: GradContext, scale: Tensor) -> tuple[Tensor, Tensor | None]:
+def scaled(ctx: Context, scale: Tensor) -> tuple[Tensor, Tensor | None]:
     """Return the gradients of hidden and of the head that `summed` kept, times the gradient of the sum."""
     grad_hidden, grad_head = ctx.saved_tensors
     return grad_hidden * scale.to(grad_hidden.dtype), grad_head * scale if ctx.needs_input_grad[2] else None
@@ -128,7 +114,7 @@ class TokenLosses(Function):
 
     @staticmethod
     def forward(
-        ctx: GradContext, hidden: Tensor, cast: Tensor, targets: Tensor, chunk_logits: int, soft_cap: float | None
+        ctx: Context, hidden: Tensor, cast: Tensor, targets: Tensor, chunk_logits: int, soft_cap: float | None
     ) -> Tensor:
         wide = torch.promote_types(hidden.dtype, torch.float32)
         out = torch.empty(len(hidden), dtype=wide, device=hidden.device)
@@ -142,7 +128,7 @@ class TokenLosses(Function):
         return out
 
     @staticmethod
-    def backward(ctx: GradContext, *grads: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Context, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (grad_hidden,) = ctx.saved_tensors
         return grad_hidden * grads[0].unsqueeze(1).to(grad_hidden.dtype), None, None, None, None
 

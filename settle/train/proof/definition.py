@@ -1,6 +1,11 @@
-"""The loss and the first step against what they are by definition, which shares no code with them."""
+"""The loss, what a token sees, and the first step against what they are by definition, which shares no code with them.
 
-from collections.abc import Callable, Mapping
+The model's outputs are watched while tokens are exchanged, and each layer's attention is computed again by its
+definition, from the layer's options alone. Letters: N tokens of a packed batch, S segments, H query heads, K key/value
+heads, d head width, D hidden width.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -8,8 +13,11 @@ from torch import Tensor
 
 from settle.base.errors import ProofError
 from settle.data.batches import Batch
+from settle.model.config import LayerOptions
 from settle.model.decoder import Decoder
+from settle.model.layers.attention import attention_over
 from settle.model.layers.freezable import FreezableModule
+from settle.model.layers.packed_sequences import Packing, RotationTable, Scoring
 from settle.train.objectives import Objective
 from settle.train.optimizers import Optimizer
 
@@ -101,3 +109,170 @@ def require_rate(optimizer: Optimizer, model: FreezableModule, steps: Mapping[st
             "the run would learn at another rate than was asked for: report this",
         )
     return f"as long as its rate says, times {share:.2f}"
+
+
+# --- what a token sees ---
+
+FEWEST_TOKENS = 3  # of a segment in which a token in the middle has others on both sides
+MOVED = {torch.float64: 1e-8, torch.float32: 1e-4}  # relative: a larger change of an output is no rounding
+
+
+def require_sight(model: Decoder, batch: Batch, rows: Sequence[object]) -> str:
+    """Check that a token sees itself and what is before it in its document, in its order; raises as below."""
+    seen = require_causal(model, batch, rows)
+    return f"{seen}; attention by its definition: {require_attention(model, batch)}"
+
+
+@torch.no_grad()
+def require_causal(model: Decoder, batch: Batch, rows: Sequence[object]) -> str:
+    """Exchange a token in every second document, then in the others, and check which outputs move.
+
+    Outputs before it and in other documents stay as they are; its own and a later one move. rows: names of the batch's
+    segments. Raises ProofError naming the row.
+    """
+    bounds = batch.cu_seqlens.tolist()
+    segments = [i for i, (a, b) in enumerate(zip(bounds, bounds[1:], strict=False)) if b - a >= FEWEST_TOKENS]
+    edges = torch.from_numpy(batch.cu_seqlens).to(model.device)
+    inputs = torch.from_numpy(batch.inputs).to(model.device)
+    before = model(inputs, edges)
+    most = MOVED[before.dtype]
+    for parity in (0, 1):
+        changed = inputs.clone()
+        places = {i: (bounds[i] + bounds[i + 1]) // 2 for i in segments if i % 2 == parity}
+        for place in places.values():
+            changed[place] = _another(batch.inputs, place, model.options.vocab_size)
+        if not places:
+            continue
+        gap = (model(changed, edges) - before).norm(dim=1) / before.norm(dim=1).clamp_min(1e-30)
+        moved = (gap > most).cpu().numpy() | ~np.isfinite(gap.cpu().numpy())
+        for i, (first, last) in enumerate(zip(bounds, bounds[1:], strict=False)):
+            _require_segment(moved[first:last], places[i] - first if i in places else None, _named(rows, i))
+    return f"{len(segments)} documents"
+
+
+def _require_segment(moved: np.ndarray, place: int | None, name: str) -> None:
+    """Check which outputs of a segment moved.
+
+    moved: whether each output changed; place: of the token that was exchanged in it, None in another one.
+    """
+    if place is None:
+        if moved.any():
+            raise ProofError(
+                f"{name}: its outputs change with a token of another document",
+                "attention crosses a document's border: report this",
+            )
+    elif moved[:place].any():
+        ahead = place - int(np.flatnonzero(moved)[0])
+        raise ProofError(
+            f"{name}: an output changes with a token that comes {ahead} later",
+            "the model sees what it is to predict: the causal mask is wrong, report this",
+        )
+    elif not moved[place]:
+        raise ProofError(f"{name}: an output does not depend on its own token", "report this")
+    elif not moved[place + 1 :].any():
+        raise ProofError(
+            f"{name}: no output depends on the tokens before its own", "attention sees nothing: report this"
+        )
+
+
+def _another(ids: np.ndarray, place: int, vocab_size: int) -> int:
+    """Another token than the one there, of the batch if it has one."""
+    others = ids[ids != ids[place]]
+    return int(others[place % len(others)]) if len(others) else (int(ids[place]) + 1) % vocab_size
+
+
+def _named(rows: Sequence[object], number: int) -> str:
+    return f"row {number} ({rows[number]})" if number < len(rows) else f"row {number}"
+
+
+class _Watched(Packing):
+    """A packed batch that compares every layer's attention with its definition as it goes through a decoder.
+
+    differences: relative difference of each layer. still: the layers in which the order of what a token sees does not
+    matter to it.
+    """
+
+    attends_itself = True
+
+    def __init__(self, cu_seqlens: Tensor, layers: Sequence[LayerOptions]) -> None:
+        super().__init__(cu_seqlens)
+        self.layers = layers
+        self.differences: list[float] = []
+        self.still: list[int] = []
+
+    def attend(self, qkv: Tensor, table: RotationTable, scoring: Scoring, bias: Tensor | None) -> Tensor:
+        number = len(self.differences)
+        options = self.layers[number]
+        out = attention_over(qkv, self, table, scoring, bias)
+        wanted = attention_by_definition(qkv, self.bounds, options, bias)
+        self.differences.append(float((out.cpu().double() - wanted).norm() / wanted.norm().clamp_min(1e-30)))
+        first, last = max(zip(self.bounds, self.bounds[1:], strict=False), key=lambda edges: edges[1] - edges[0])
+        turned = torch.arange(len(qkv), device=qkv.device)
+        seen = min(last - first - 1, (options.window or last) - 1)
+        turned[last - 1 - seen : last - 1] = turned[last - 1 - seen : last - 1].flip(0)
+        moved = attention_over(qkv[turned], self, table, scoring, bias)[last - 1] - out[last - 1]
+        if seen > 1 and not float(moved.norm()) > MOVED[out.dtype] * float(out[last - 1].norm()):
+            self.still.append(number)
+        return out
+
+
+@torch.no_grad()
+def require_attention(model: Decoder, batch: Batch) -> str:
+    """Check that each layer's attention is what its options say: mask, window, rotations, scale and cap.
+
+    Also that the order of the tokens that the last one sees matters to it. Raises ProofError naming the layer.
+    """
+    edges = torch.from_numpy(batch.cu_seqlens).to(model.device)
+    packing = _Watched(edges, [layer.options for layer in model.layers])
+    model(torch.from_numpy(batch.inputs).to(model.device), packing)
+    if packing.still:
+        raise ProofError(
+            f"layer {packing.still[0]}: the order of the tokens does not matter to its attention",
+            "positions are lost: report this",
+        )
+    most = MOVED[torch.promote_types(model.compute_dtype, torch.float32)]
+    for number, off in enumerate(packing.differences):
+        if not off <= most:
+            raise ProofError(
+                f"layer {number}: its attention is {off:.1e} off its definition (mask, window, rotation, scale, cap)",
+                "the exported model would compute something else: report this",
+            )
+    return f"{len(packing.differences)} layers, {max(packing.differences):.1e} off"
+
+
+def attention_by_definition(
+    qkv: Tensor, bounds: Sequence[int], options: LayerOptions, bias: Tensor | None = None
+) -> Tensor:
+    """Causal attention with rotary positions in float64 on the CPU, segment by segment, slow and plain.
+
+    qkv (N, (H + 2K)·d), the numbers of query and key heads that turn together beside each other; bounds (S + 1,); bias
+    ((H + 2K)·d,): what qkv still lacks → (N, H·d). Sources: arXiv:1706.03762, arXiv:2104.09864; groups of query heads
+    share a key head (arXiv:2305.13245).
+    """
+    o, rope = options, options.rope
+    wide = (qkv if bias is None else qkv + bias).cpu().double().unflatten(1, (-1, o.head_dim))
+    rotary = rope.rotary_dim or o.head_dim
+    plain = rope.theta ** (-torch.arange(0, rotary, 2, dtype=torch.float64) / rotary)
+    results = []
+    for first, last in zip(bounds, bounds[1:], strict=False):
+        rows, place = wide[first:last], torch.arange(last - first)
+        chosen = rope.frequencies
+        if rope.long_after is not None and last - first > rope.long_after:
+            chosen = rope.long_frequencies
+        frequencies = plain if chosen is None else torch.tensor(chosen, dtype=torch.float64)
+        angles = torch.outer(place.double(), frequencies).unsqueeze(1)
+        cos, sin = angles.cos() * rope.attention_factor, angles.sin() * rope.attention_factor
+        heads, values = rows[:, : o.heads + o.kv_heads].clone(), rows[:, o.heads + o.kv_heads :]
+        even, odd = heads[..., 0:rotary:2].clone(), heads[..., 1:rotary:2].clone()
+        heads[..., 0:rotary:2], heads[..., 1:rotary:2] = even * cos - odd * sin, even * sin + odd * cos
+        group = o.heads // o.kv_heads
+        keys, shared = heads[:, o.heads :].repeat_interleave(group, 1), values.repeat_interleave(group, 1)
+        scale = o.head_dim**-0.5 if o.query_scale is None else o.query_scale
+        scores = torch.einsum("qhd,khd->hqk", heads[:, : o.heads], keys) * scale
+        if o.soft_cap is not None:
+            scores = torch.tanh(scores / o.soft_cap) * o.soft_cap
+        back = place[:, None] - place[None, :]
+        unseen = (back < 0) | (back >= o.window) if o.window is not None else back < 0
+        shares = scores.masked_fill(unseen, -torch.inf).softmax(-1)
+        results.append(torch.einsum("hqk,khd->qhd", shares, shared).flatten(1))
+    return torch.cat(results)

@@ -41,10 +41,6 @@ class Sign:
     joules: float
 
 
-def _nothing() -> float:
-    return 0.0
-
-
 class Pulse:
     """The pulse of a rank: every second it reports that it lives and where it is, and ends what waits for a hung rank.
 
@@ -66,7 +62,8 @@ class Pulse:
         self._meeting, self._what, self._since, self._step_began = 0, "", 0.0, 0.0
         self._main = threading.main_thread().ident or 0
         self._over = threading.Event()
-        self._beats, self._joules = 0, _nothing
+        self._beats = 0
+        self._joules: Callable[[], float] = lambda: 0.0
         self._say()
         self._thread = threading.Thread(target=self._run, name="pulse", daemon=True)
         self._thread.start()

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import cast
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +29,9 @@ from settle.train.checkpoint import Checkpoint, LocalStore, Manifest
 from settle.train.world import World
 from settle.train.world.row_share import rows_of_rank
 
+if TYPE_CHECKING:
+    from torch.distributed.fsdp import FSDPModule
+
 
 def shard(model: Decoder, world: World, offloads: bool = False) -> None:
     """Keep this rank's rows of every weight of a model that is the same at all ranks, and give up the others.
@@ -37,7 +40,7 @@ def shard(model: Decoder, world: World, offloads: bool = False) -> None:
     gradients and the optimizer's state lie in the host's memory.
     """
     from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
+    from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 
     device, shards = model.device, world.shards
     if shards.copies > 1:  # rows are fetched within a group; gradients are then summed over the groups
@@ -51,18 +54,21 @@ def shard(model: Decoder, world: World, offloads: bool = False) -> None:
         fully_shard(layer, mesh=mesh, mp_policy=policy, offload_policy=place)
     # the loss reads the output table
     fully_shard(model, mesh=mesh, mp_policy=policy, offload_policy=place, reshard_after_forward=False)
-    for module in model.modules():
-        if isinstance(module, FSDPModule):
-            module.set_gradient_divide_factor(1.0)  # a loss is divided by the count over all ranks already
-            module.set_force_sum_reduction_for_comms(True)
+    for module in _shared_out(model):
+        module.set_gradient_divide_factor(1.0)  # a loss is divided by the count over all ranks already
+        module.set_force_sum_reduction_for_comms(True)
     keep_casts(model, False)
     model.is_sharded, model.computes_on = True, device
+
+
+def _shared_out(model: nn.Module) -> "list[FSDPModule]":
+    return [cast("FSDPModule", module) for module in model.modules() if hasattr(module, "unshard")]
 
 
 def rest(model: FreezableModule) -> None:
     """After a forward pass without a backward pass: no weight is whole any more."""
     if model.is_sharded:
-        cast("_Sharded", model).reshard()
+        cast("FSDPModule", model).reshard()
 
 
 def is_sharded(tensor: Tensor) -> bool:
@@ -106,7 +112,7 @@ def whole(model: FreezableModule) -> Iterator[None]:
     if not model.is_sharded:
         yield
         return
-    modules = [cast("_Sharded", module) for module in model.modules() if hasattr(module, "set_reshard_after_forward")]
+    modules = _shared_out(model)
     for module in modules:
         module.set_reshard_after_forward(False, recurse=False)
         module.unshard()
@@ -114,7 +120,7 @@ def whole(model: FreezableModule) -> Iterator[None]:
         yield
     finally:
         for module in modules:
-            module.set_reshard_after_forward(module is not cast("_Sharded", model), recurse=False)
+            module.set_reshard_after_forward(module is not cast("FSDPModule", model), recurse=False)
             module.reshard()
 
 
@@ -149,14 +155,13 @@ def on_whole(parts: Tensor, rows: int, parameter: nn.Parameter, work: Callable[[
     return out
 
 
-class _Sharded(nn.Module):
-    """What FSDP2 adds to a module, as this file uses it."""
+class _Written(NamedTuple):
+    """What came of a rank's part of a checkpoint: an error's number and words, bytes that it needs, and its files."""
 
-    def reshard(self) -> None: ...
-
-    def unshard(self) -> None: ...
-
-    def set_reshard_after_forward(self, reshard_after_forward: bool, recurse: bool) -> None: ...
+    error: int | None = 0
+    words: str = ""
+    need: int = 0
+    files: Manifest = {}
 
 
 class ShardStore(LocalStore):
@@ -210,52 +215,41 @@ class ShardStore(LocalStore):
 
     def _write(self, checkpoint: Checkpoint) -> int:
         """Write it on all ranks: 0, or how many bytes it needs where a disk is full. Raises CheckpointError."""
-        own: Manifest = {}
         shards = self.world.shards
         need = checkpoint.num_bytes if shards.copy == 0 else 0
 
-        def write() -> list[object]:
+        def write() -> _Written:
             try:
-                if shards.copy == 0:
-                    own.update(checkpoints.write(self.folder, checkpoint, shards.rank))
+                files = checkpoints.write(self.folder, checkpoint, shards.rank) if shards.copy == 0 else {}
             except OSError as e:
-                return [e.errno, e.strerror, need]
-            return [0, "", need, own]
+                return _Written(e.errno, str(e.strerror), need)
+            return _Written(need=need, files=files)
 
-        made = self.world.each(write)
-        bad = next((entry for entry in made if entry[0]), None)
-        if bad is None:
-            files: Manifest = {}
-            for *_, theirs in made:
-                assert isinstance(theirs, dict), "JSON keeps the type"
-                files |= theirs
-            bad = self.world.each(lambda: self._finish(checkpoint, files))[0]
-        if bad[0] and self.world.rank == 0:
+        def finish() -> _Written:
+            """Rank 0 gives it its name."""
+            try:
+                if self.world.rank == 0:
+                    files = {name: entry for part in made for name, entry in part.files.items()}
+                    checkpoints.finish(self.folder, checkpoint, files, self.every)
+            except OSError as e:
+                return _Written(e.errno, str(e.strerror))
+            return _Written()
+
+        made = [_Written(*each) for each in self.world.each(write)]
+        bad = next((part for part in made if part.error), None) or _Written(*self.world.each(finish)[0])
+        if bad.error and self.world.rank == 0:
             checkpoints.recover(self.folder)  # what was written of it takes room
-        if bad[0] in FULL_DISK:
-            return max(1, sum(int(str(entry[2])) for entry in made))
-        if bad[0]:
+        if bad.error in FULL_DISK:
+            return max(1, sum(part.need for part in made))
+        if bad.error:
             raise CheckpointError(
-                f"cannot write a checkpoint to {self.folder}: {bad[1]}", "check the disk and its permissions"
+                f"cannot write a checkpoint to {self.folder}: {bad.words}", "check the disk and its permissions"
             )
         return 0
 
-    def _finish(self, checkpoint: Checkpoint, files: Manifest) -> list[object]:
-        """Rank 0 gives it its name. An error's number and words."""
-        if self.world.rank == 0:
-            try:
-                checkpoints.finish(self.folder, checkpoint, files, self.every)
-            except OSError as e:
-                return [e.errno, e.strerror]
-        return [0, ""]
-
-    def _newest(self, at_most: int | None) -> Checkpoint | None:
-        checkpoints.recover(self.folder)
-        every, shards = None if at_most is None else self.every, self.world.shards
-        return checkpoints.load_newest(self.folder, self.events, at_most, every, shards.rank, shards.size)
-
-    def _load(self, step: int) -> Checkpoint:
-        return checkpoints.load(self.folder, step, self.world.shards.rank, self.world.shards.size)
+    @property
+    def share(self) -> tuple[int, int]:
+        return self.world.shards.rank, self.world.shards.size
 
 
 class _Writing:
