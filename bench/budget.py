@@ -146,8 +146,7 @@ def child(job: str, settings: str, left_file: str) -> int:
 
 
 def session(job: str, settings: str, events: Any) -> int:
-    from settle.jobs.job import find_job, start
-    from settle.jobs.resume import resume
+    from settle.jobs.job import find_job, resume, start
 
     if job == "resume":
         return resume(settings, events)

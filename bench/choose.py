@@ -39,8 +39,8 @@ from settle.experiment.race import ERROR_OF_WAYS, Race
 from settle.jobs.choose.answerer import ModelInTurns, possible_ways, with_passages
 from settle.jobs.choose.choose import choose
 from settle.jobs.choose.documents import PASSAGES
-from settle.jobs.choose.settings import ChooseSettings
 from settle.jobs.choose.verdict import decide
+from settle.jobs.settings import ChooseSettings
 from settle.library.resolve import resolve_gguf
 
 RIGHT = {"facts": "documents", "style": "prompt", "labels": "decide", "solved": "zero-shot"}

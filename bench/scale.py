@@ -386,7 +386,7 @@ import json, statistics, sys, time
 from pathlib import Path
 from settle.base.run import Run
 from settle.base.run.course import RunCourse
-from settle.jobs.prove_scale.rank_child import train
+from settle.jobs.ranks.prove_scale import train
 run = Run(Path(sys.argv[1]))
 import settle
 assert settle.__file__.startswith(sys.argv[3])

@@ -84,7 +84,7 @@ class Ranks:
         os._exit(0)
 
     def _train(self, rank: int, store: Path) -> None:
-        """Run the loop of `settle.jobs.prove_scale.rank_child`."""
+        """Run the loop of `settle.jobs.ranks.prove_scale`."""
         launch, record = launched(), self.run.read("plan.json")
         corpus = prepared(str(record["corpus"]))
         with contextlib.ExitStack() as closing:

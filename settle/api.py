@@ -28,9 +28,8 @@ from settle.data.decisions.questions import DecisionAnswer, Question
 from settle.infer.chat_session import ChatSession, Sampling
 from settle.infer.decider import Decider
 from settle.infer.engine import Engine
-from settle.jobs.index_settings import IndexSettings
 from settle.jobs.job import find_job, start
-from settle.jobs.settings import TUNING_JOBS
+from settle.jobs.settings import TUNING_JOBS, IndexSettings
 from settle.library.resolve import resolve_gguf
 from settle.show.tables import aligned
 from settle.show.talk import Talk

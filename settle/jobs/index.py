@@ -15,7 +15,7 @@ from settle.base.stop_signals import Stopping
 from settle.documents.readers import reader_of
 from settle.infer.client import LlamaClient
 from settle.infer.engine import Engine
-from settle.jobs.index_settings import IndexSettings
+from settle.jobs.settings import IndexSettings
 from settle.library.resolve import resolve_gguf
 from settle.retrieve.index.changes import unseen
 from settle.retrieve.index.chunkers import Chunker

@@ -12,8 +12,7 @@ from settle.base.run.result import Result
 from settle.base.settings import read_recipe
 from settle.base.words.amounts import duration
 from settle.experiment.seeds import Difference, Spread, compare
-from settle.jobs.job import INTERRUPTED, find_job, start
-from settle.jobs.resume import resume
+from settle.jobs.job import INTERRUPTED, find_job, resume, start
 from settle.jobs.settings import TrainSettings, TuneSettings
 
 MARK = "-seed"  # between the name of a recipe's runs and their seed

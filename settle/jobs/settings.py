@@ -1,6 +1,7 @@
-"""What a person may ask of a job. No torch, so that a command line can be made of it at once."""
+"""What the user may ask of a job. No torch, so that a command line can be made of it at once."""
 
 from collections.abc import Iterable, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import ClassVar, Literal, Self
 
@@ -11,7 +12,9 @@ from settle.base.choice import Choice, choice
 from settle.base.errors import UsageError
 from settle.base.settings import Resolved, Settings, read_recipe, resolve
 from settle.library.resolve import portable_name
+from settle.machine.threads import ThreadSettings
 from settle.plan.settings import TrainingSettings, TuningSettings
+from settle.shrink.settings import ShrinkOptions
 
 LAUNCH = ("launch", "hosts", "gpus")  # settings that say where to run, and not what
 AMOUNTS = {"time": seconds, "tokens": count, "size": count}
@@ -163,3 +166,114 @@ class DistillSettings(TuningSettings, JobSettings):
             raise UsageError("a draft is a whole model, not an adapter", "leave --adapter out")
         if self.draft_type not in DRAFT_TYPES:
             raise UsageError(f"--draft-type {self.draft_type} is unknown", f"give one of {', '.join(DRAFT_TYPES)}")
+
+
+class ShrinkSettings(ShrinkOptions, JobSettings):
+    """What a person may ask of `settle shrink`."""
+
+    models: ClassVar[tuple[str, ...]] = ("model", "imatrix")
+
+    inputs: list[str] = Field([], description="files or folders of text or examples; settle's own text if not given")
+    name: str | None = Field(None, description="name of the run; from the model when not given")
+
+    def check(self, job: str) -> None:
+        if self.vocabulary and not self.inputs:
+            raise UsageError("your text decides which tokens are needed", "give it: `settle shrink MODEL FILES …`")
+        self.budget()
+        if find_spec("llama_cpp_py_sync") is None:
+            raise UsageError("shrinking needs llama-cpp-py-sync", "pip install 'settle-lm[shrink]'")
+
+    def usual_name(self) -> str:
+        return f"{name_of(self.model)}-small"
+
+    def to_recipe(self) -> dict[str, object]:
+        recipe = super().to_recipe()
+        return recipe | ({"calibration": absolute_paths(self.calibration)} if self.calibration else {})
+
+
+class IndexSettings(ThreadSettings):
+    """Which folders become which collection, with which parts, and what is done afterwards."""
+
+    paths: list[str] = Field([], description="folders and files, or the name of a collection")
+    name: str | None = Field(None, description="name of the collection; made from the folder's name if not given")
+    watch: bool = Field(False, description="stay, and index changes as soon as they happen; Ctrl-C ends it")
+    anew: bool = Field(
+        False, description="rebuild from scratch; the old index keeps answering until the new one is ready"
+    )
+    status: bool = Field(
+        False, description="index nothing; list what could not be read, and how many files changed since"
+    )
+    without: list[str] = Field([], description="stop following this folder or file")
+    delete: bool = Field(False, description="delete the collection; the documents stay where they are")
+    check: bool = Field(
+        False, description="evaluate retrieval and refusals with questions generated from the documents"
+    )
+    questions: int = Field(300, gt=0, description="number of questions that --check asks")
+    model: str | None = Field(
+        None, description="writes some of --check's questions and answers some, to check citations; none if not given"
+    )
+    embedder: Choice = choice(
+        "retrieve/index/embedders", description="what turns passages into vectors; minilm for a new collection"
+    )
+    chunker: Choice = choice(
+        "retrieve/index/chunkers", description="what cuts documents into passages; structure for a new collection"
+    )
+    store: Choice = choice("retrieve/index/stores", description="what stores vectors; lancedb for a new collection")
+
+
+class ChooseSettings(ThreadSettings):
+    """The examples, what they may be answered with, and how the answers are judged."""
+
+    examples: Path = Field(
+        description="rows of a question and its wanted answer, as `settle tune` reads them; with --ask a choice's name"
+    )
+    docs: Path | None = Field(None, description="folder of documents that may hold the answers")
+    model: str | None = Field(None, description="model that answers: a run, a model of the store, or a .gguf file")
+    ask: str | None = Field(None, description="answer this in the way that a finished choice took")
+    name: str | None = Field(None, description="name of what is kept; made from the file's name if not given")
+    score: str | None = Field(
+        None,
+        description="metric: NAME, NAME:VALUE such as regex:PATTERN, or a Python file; from the data if not given",
+        json_schema_extra={"parts": "evaluate/tasks"},
+    )
+    margin: float = Field(
+        0.02, ge=0, lt=1, description="a cheaper way may score this much less than the best, as a share of 1"
+    )
+    test_share: float = Field(
+        0.4, gt=0, lt=1, description="share of the examples that judges, locked until everything is built"
+    )
+    max_tokens: int | None = Field(
+        None, gt=0, description="longest answer, in tokens; half more than nearly all wanted answers if not given"
+    )
+    epochs: float = Field(8.0, gt=0, description="times that the model sees every example when it is tuned")
+    every: bool = Field(False, description="build and measure every way, also those that the triage rules out")
+    dry: bool = Field(False, description="show what the examples can tell and how long it takes; measure nothing")
+    seed: int = Field(0, ge=0, description="seed of the split, of the chosen examples and of the tuning")
+
+
+class PickSettings(ThreadSettings):
+    """What the model is for, what it must be able to do, and which models to choose from."""
+
+    task: str = Field("", description="what the model is for, in words: coding, JSON, tools, mails in German …")
+    prompts: Path | None = Field(
+        None, description="prompts as people will ask them, with the wanted answers where there are any"
+    )
+    models: list[str] = Field(
+        [], description="choose among these; those on this machine and in the catalogue if not given"
+    )
+    context: str | None = Field(
+        None, description="tokens of a prompt and its answer together that the model must take, such as 8k"
+    )
+    speed: float | None = Field(None, gt=0, description="tokens per second that an answer must have at least")
+    score: str | None = Field(
+        None,
+        description="metric: NAME, NAME:VALUE such as regex:PATTERN, or a Python file; from the data if not given",
+        json_schema_extra={"parts": "evaluate/tasks"},
+    )
+    limit: int = Field(60, gt=0, description="rows of prompts that are asked at most")
+    max_tokens: int | None = Field(
+        None, gt=0, description="longest answer, in tokens; half more than nearly all wanted answers if not given"
+    )
+    commercial: bool = Field(False, description="leave out models whose licence forbids commercial use")
+    yes: bool = Field(False, description="download what would be compared without asking")
+    ledger: bool = Field(False, description="show what was predicted on this machine beside what was measured")

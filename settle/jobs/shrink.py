@@ -20,9 +20,8 @@ from settle.evaluate.footprint import footprint, footprints
 from settle.evaluate.gate.export import emit_gate_checks
 from settle.evaluate.gate.gate import held_out_text
 from settle.formats.gguf import read_gguf
-from settle.jobs.job import RunContext, RunJob, end_dry, require_same_data
-from settle.jobs.resume import edited
-from settle.jobs.shrink_settings import ShrinkSettings
+from settle.jobs.job import RunContext, RunJob, edited, end_dry, require_same_data
+from settle.jobs.settings import ShrinkSettings
 from settle.library.convert import to_gguf, unquantized_type
 from settle.library.pretrained import open_pretrained
 from settle.library.reference import ModelRef

@@ -22,9 +22,8 @@ from settle.data.rows.prepare import RowCorpus
 from settle.evaluate.compare.candidate import Samples
 from settle.evaluate.report.card import write_card
 from settle.evaluate.report.curves import draw_curves
-from settle.jobs.job import RunContext, interrupt, require_same_data
+from settle.jobs.job import RunContext, edited, interrupt, require_same_data
 from settle.jobs.ranks.crew import gather
-from settle.jobs.resume import edited
 from settle.jobs.settings import DistillSettings, TrainSettings, TuneSettings
 from settle.library.deletion import prune
 from settle.machine import accelerator, commanded

@@ -19,9 +19,8 @@ from settle.jobs.choose import documents, ways
 from settle.jobs.choose.answerer import TUNE, Built, ModelInTurns, Setup, answers
 from settle.jobs.choose.context import ChoiceFolder, ChooseContext
 from settle.jobs.choose.examples import form_of, read_examples
-from settle.jobs.choose.settings import ChooseSettings
 from settle.jobs.choose.ways import Tuned
-from settle.jobs.index_settings import IndexSettings
+from settle.jobs.settings import ChooseSettings, IndexSettings
 from settle.library.resolve import resolve_gguf
 from tests.retrieve.conftest import joined  # noqa: F401  a fixture
 

@@ -13,7 +13,7 @@ from settle.data.decisions.rows import DecisionRow
 from settle.evaluate.gate.decision_gate import DecisionGate, ProbabilitiesApart
 from settle.formats.gguf import export_gguf
 from settle.formats.gguf.decision import TEMPLATE_KEY
-from settle.jobs.tune_decision.export import in_fine_enough_type
+from settle.jobs.tune_decision import in_fine_enough_type
 from settle.train.objectives.decision import Decision
 from tests import decision_model
 from tests.formats.test_gguf_decision import rewritten

@@ -14,9 +14,8 @@ from torch.distributed import HashStore  # type: ignore[attr-defined]  # it is t
 from settle.base.errors import ResourceError, RunError
 from settle.base.event_log import Events
 from settle.base.run.launcher import Launch
-from settle.jobs.ranks import crew, setup
-from settle.jobs.ranks.crew import joined
-from settle.jobs.ranks.setup import compare, differences
+from settle.jobs.ranks import crew
+from settle.jobs.ranks.crew import compare, differences, joined
 from settle.train import checkpoint as checkpoints
 from settle.train.world import World
 from settle.train.world.weight_shards import ShardStore
@@ -79,8 +78,8 @@ def test_a_host_that_never_joins_is_waited_for_a_while(rank: int, torchrun: Any)
 
 
 def test_a_rank_that_is_late_is_named_and_one_that_differs_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(setup, "JOIN_SECONDS", 0.5)
-    monkeypatch.setattr(setup, "SAY_SECONDS", 0.1)
+    monkeypatch.setattr(crew, "JOIN_SECONDS", 0.5)
+    monkeypatch.setattr(crew, "SAY_SECONDS", 0.1)
     store, said, own = HashStore(), list[Any](), {"host": "a", "torch": "2.13", "of_host": 2}
     store.set("setup/1/1", json.dumps(own))
     late = compare(store, "setup/1", 3, own, Events(listeners=[into(said)]))

@@ -10,8 +10,7 @@ import pytest
 from settle.base import events as kinds
 from settle.base.run import Run
 from settle.cli import main
-from settle.jobs.exporters import Exporter
-from settle.jobs.exporters._history import history
+from settle.jobs.exporters import Exporter, history
 from settle.jobs.exporters.tensorboard import _checksum, scalars
 from tests.studio.made_runs import training, write_run
 

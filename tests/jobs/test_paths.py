@@ -11,10 +11,9 @@ from settle.base.errors import RunError, UsageError
 from settle.base.files import write_json
 from settle.base.run import Run
 from settle.jobs import distill, index, proof_stages, run_reports, tuning_stages
+from settle.jobs import tune_encoder as encoder
 from settle.jobs.distill import DistillContext
-from settle.jobs.index_settings import IndexSettings
-from settle.jobs.settings import DistillSettings
-from settle.jobs.tune_encoder import stages as encoder
+from settle.jobs.settings import DistillSettings, IndexSettings
 from settle.train.proof.compute_type import RoundingError
 from tests.jobs.test_stages import context, heard_by
 

@@ -30,8 +30,8 @@ from settle.jobs.pick.prompts import (
     needs_turns,
     read_prompts,
 )
-from settle.jobs.pick.settings import PickSettings
 from settle.jobs.pick.verdict import Measured, PickResult, decide, draw, rows
+from settle.jobs.settings import PickSettings
 
 
 def taken(first=0.5, speed=10.0, reading=100.0, gigabytes=1.0, tokens=32):

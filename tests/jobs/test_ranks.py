@@ -16,9 +16,9 @@ from settle.base.event_log import Events
 from settle.base.run import Run
 from settle.base.run.launcher import launched
 from settle.jobs.job import RunJob, start
-from settle.jobs.prove_scale.prove_scale import RankTrial, _changes, parse_ranks
+from settle.jobs.ranks.crew import differences
 from settle.jobs.ranks.launch_script import script
-from settle.jobs.ranks.setup import differences
+from settle.jobs.ranks.prove_scale import RankTrial, _changes, parse_ranks
 from settle.jobs.settings import JobSettings, TrainSettings, TuneSettings
 from settle.machine.threads import num_threads
 

@@ -14,8 +14,8 @@ from settle.base.event_log import Events
 from settle.base.run.result import Evaluated
 from settle.base.statistics import Interval
 from settle.jobs import index, run_reports
-from settle.jobs.index_settings import IndexSettings
-from settle.jobs.tune_decision import stages as decision
+from settle.jobs import tune_decision as decision
+from settle.jobs.settings import IndexSettings
 from settle.plan.forecast_figures import LedgerEntry
 from settle.retrieve.index.chunkers import Chunker
 from settle.retrieve.index.update_index import UpdateReport

@@ -11,8 +11,8 @@ from settle.base.event_log import Events
 from settle.base.events import Listing, Say, Warn
 from settle.base.files import read_json
 from settle.jobs import shrink
+from settle.jobs.settings import ShrinkSettings
 from settle.jobs.shrink import ShrinkResult, _requantizing, _warn_of_loss
-from settle.jobs.shrink_settings import ShrinkSettings
 from settle.shrink.candidates import ShrinkCandidate
 
 

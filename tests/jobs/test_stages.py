@@ -21,8 +21,7 @@ from settle.base.words.sentences import NOTHING_KEPT
 from settle.data.layouts import Example
 from settle.jobs import distill, job, training_stages, tune, tuning_stages
 from settle.jobs.distill import DistillContext, _layer_map, draft_prompts
-from settle.jobs.job import Job, find_job, follow, interrupt, sweep
-from settle.jobs.resume import asked_settings, job_of
+from settle.jobs.job import Job, asked_settings, find_job, follow, interrupt, job_of, sweep
 from settle.jobs.settings import DistillSettings, TrainSettings, TuneSettings
 from settle.jobs.training_stages import TrainingContext, _flat, _refuse_changes, seconds_noted, seconds_of
 from settle.jobs.tuning_stages import TuningContext

@@ -27,10 +27,9 @@ from settle.evaluate.gate.export import export_by_name
 from settle.formats.gguf import Gguf, export_gguf, read_gguf
 from settle.formats.gguf.decision import read_decision
 from settle.infer.decider import Decider
-from settle.jobs.job import find_job, start
-from settle.jobs.resume import resume
+from settle.jobs.job import find_job, resume, start
 from settle.jobs.settings import TuneSettings
-from settle.jobs.tune_decision.stages import MAJORITY, SIMPLE, ZERO, DecisionContext, _comparison, _order_changes
+from settle.jobs.tune_decision import MAJORITY, SIMPLE, ZERO, DecisionContext, _comparison, _order_changes
 from settle.train.objectives.decision import label_scale
 from tests.trained import Trained, trained
 

@@ -1,6 +1,5 @@
 """A run that tunes an encoder: stopped and resumed, refused where it must be, and checked by its own gate and proof."""
 
-import importlib
 import json
 import os
 import random
@@ -17,16 +16,14 @@ from settle.base.event_log import Events
 from settle.base.run import Run
 from settle.base.settings import resolve
 from settle.data.batches import Batch
-from settle.jobs.job import Context, find_job, start
-from settle.jobs.resume import resume
+from settle.jobs import tune_encoder
+from settle.jobs.job import Context, find_job, resume, start
 from settle.jobs.settings import TuneSettings
-from settle.jobs.tune_encoder import stages
 from settle.library.pull.bert import bert_to_gguf
 from tests.bert import tiny_bert
 from tests.records import into
 
 STEPS = 24
-export = importlib.import_module("settle.jobs.tune_encoder.export")  # its package has a stage of that name
 
 
 @pytest.fixture(scope="module")
@@ -133,30 +130,30 @@ def test_a_file_that_scores_otherwise_is_not_left_behind(
     files: Path, home: Path, monkeypatch: pytest.MonkeyPatch, objective: str
 ) -> None:
     """What is read from the file is compared with what was trained, and refused by more than rounding."""
-    calls: list[int] = []
+    gate = tune_encoder._gate
 
-    def scores(model: Any, batches: Any) -> np.ndarray:
-        calls.append(len(batches))
-        return np.full(4, 0.5 + 1.5 * export.APART * (len(calls) > 1))
+    def off(trained: np.ndarray, read: np.ndarray, path: Path) -> dict[str, object]:
+        assert len(trained) == len(read) > 0 and np.abs(trained - read).max() < tune_encoder.ROUNDED_APART
+        return gate(trained, trained + 1.5 * tune_encoder.ROUNDED_APART, path)
 
-    monkeypatch.setattr(export, "pair_scores", scores)
+    monkeypatch.setattr(tune_encoder, "_gate", off)
     with pytest.raises(GateError, match="scores pairs 0.030 away from the trained model"):
         tune(files, objective, steps=2)
-    assert calls == [1, 1] and not [p for p in Run.find("r").out.iterdir() if p.suffix in (".gguf", ".safetensors")]
+    assert not [p for p in Run.find("r").out.iterdir() if p.suffix in (".gguf", ".safetensors")]
 
 
 @pytest.mark.parametrize(("apart", "passes"), [(0.9, True), (1.1, False), (float("nan"), False)])
 def test_the_bar_of_the_gate(tmp_path: Path, apart: float, passes: bool) -> None:
     path = tmp_path / "x.gguf"
     path.write_bytes(b"")
-    trained, read = np.zeros(3), np.array([0.0, apart * export.APART, 0.0])
+    trained, read = np.zeros(3), np.array([0.0, apart * tune_encoder.ROUNDED_APART, 0.0])
     if passes:
-        assert export._gate(trained, read, path) == {
-            "passed": True, "largest_difference": pytest.approx(0.018), "bar": export.APART,
+        assert tune_encoder._gate(trained, read, path) == {
+            "passed": True, "largest_difference": pytest.approx(0.018), "bar": tune_encoder.ROUNDED_APART,
         }  # fmt: skip
     else:
         with pytest.raises(GateError):
-            export._gate(trained, read, path)
+            tune_encoder._gate(trained, read, path)
     assert path.exists() == passes
 
 
@@ -173,23 +170,23 @@ def test_a_score_that_hangs_on_its_batch_is_refused(
 
     def scores(model: Any, batches: Any) -> np.ndarray:
         seen.append([batch.inputs.tolist() for batch in batches])
-        return np.array([1.0, 2.0]) if len(batches) == 1 else np.array([1.0, 2.0 - apart * stages.APART])
+        return np.array([1.0, 2.0]) if len(batches) == 1 else np.array([1.0, 2.0 - apart * tune_encoder.APART])
 
-    monkeypatch.setattr(stages, "pair_scores", scores)
+    monkeypatch.setattr(tune_encoder, "pair_scores", scores)
     ids = np.arange(9)
     batch = Batch(ids, ids, np.array([0, 2, 5, 6, 9], np.int32), ids)
     if passes:
-        found = stages._proves_packing(context(model=None), batch)
-        assert found["check"] == "packing" and found["error"] == pytest.approx(0.9 * stages.APART)
+        found = tune_encoder._proves_packing(context(model=None), batch)
+        assert found["check"] == "packing" and found["error"] == pytest.approx(0.9 * tune_encoder.APART)
     else:
         with pytest.raises(ProofError, match="moves by 1.1e-03 with the pairs beside it"):
-            stages._proves_packing(context(model=None), batch)
+            tune_encoder._proves_packing(context(model=None), batch)
     assert seen == [[ids.tolist()], [[0, 1, 2, 3, 4], [5, 6, 7, 8]]]
 
 
 def test_one_pair_of_a_batch_keeps_its_segments() -> None:
     ids = np.arange(9)
-    pair = stages._one(Batch(ids, -ids, np.array([0, 2, 5, 6, 9], np.int32), ids + 1), 5, 9)
+    pair = tune_encoder._one(Batch(ids, -ids, np.array([0, 2, 5, 6, 9], np.int32), ids + 1), 5, 9)
     assert pair.inputs.tolist() == [5, 6, 7, 8] and pair.targets.tolist() == [-5, -6, -7, -8]
     assert pair.cu_seqlens.tolist() == [0, 1, 4] and pair.positions.tolist() == [6, 7, 8, 9]
 
@@ -221,6 +218,6 @@ def test_a_plan_without_an_end_is_made_for_the_usual_passes() -> None:
         settings=asked, corpus=SimpleNamespace(train=train), objective_name="rank", source=SimpleNamespace(name="m"),
         origin={}, events=Events(), plan=None, objective=None, optimizer=None,
     )  # fmt: skip
-    stages.plan(cast(Any, context))
-    expected = stages.EPOCHS * 100
+    tune_encoder.plan(cast(Any, context))
+    expected = tune_encoder.EPOCHS * 100
     assert context.plan.warmup_steps == expected // 25 and context.plan.max_steps is None

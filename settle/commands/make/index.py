@@ -5,7 +5,7 @@ from typing import ClassVar
 from settle.base.errors import UsageError
 from settle.base.event_log import Events
 from settle.commands import Command
-from settle.jobs.index_settings import IndexSettings
+from settle.jobs.settings import IndexSettings
 
 
 class Index(IndexSettings, Command):

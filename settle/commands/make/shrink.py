@@ -4,7 +4,7 @@ from typing import ClassVar
 
 from settle.base.event_log import Events
 from settle.commands import Command
-from settle.jobs.shrink_settings import ShrinkSettings
+from settle.jobs.settings import ShrinkSettings
 
 
 class Shrink(ShrinkSettings, Command):

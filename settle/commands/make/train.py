@@ -30,7 +30,7 @@ class Train(TrainSettings, Command):
 
     def run(self, events: Events) -> int:
         if self.prove_scale is not None:
-            from settle.jobs.prove_scale.prove_scale import prove_scale
+            from settle.jobs.ranks.prove_scale import prove_scale
 
             return prove_scale(self, self.prove_scale, events)
         from settle.jobs.ranks.start import start_run

@@ -4,7 +4,7 @@ from typing import ClassVar
 
 from settle.base.event_log import Events
 from settle.commands import Command
-from settle.jobs.choose.settings import ChooseSettings
+from settle.jobs.settings import ChooseSettings
 
 
 class Choose(ChooseSettings, Command):

@@ -4,7 +4,7 @@ from typing import ClassVar
 
 from settle.base.event_log import Events
 from settle.commands import Command
-from settle.jobs.pick.settings import PickSettings
+from settle.jobs.settings import PickSettings
 
 
 class Pick(PickSettings, Command):

@@ -34,12 +34,12 @@ from settle.jobs.choose.documents import PASSAGES, Documents, Findings, Found
 from settle.jobs.choose.examples import ExampleSet, read_examples
 from settle.jobs.choose.forecast import Costs, forecast, forecast_triage
 from settle.jobs.choose.prompts import choose_shots, score_of
-from settle.jobs.choose.settings import ChooseSettings
 from settle.jobs.choose.triage import FEWEST, SHOTS, Triage, triage
 from settle.jobs.choose.verdict import COLUMNS, ChoiceResult, MeasuredWay, decide, differing, page, rows
 from settle.jobs.choose.ways import built, forecast_seconds, tuning_recipe, with_fact_tuned_again
 from settle.jobs.job import Job, end_dry
 from settle.jobs.kept_work import RESULT, carry_out, stoppable
+from settle.jobs.settings import ChooseSettings
 from settle.library.reference import ModelRef
 from settle.library.resolve import resolve_gguf
 from settle.library.store import stamp_of

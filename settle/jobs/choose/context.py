@@ -18,11 +18,11 @@ from settle.jobs.choose.answerer import AnsweringModel, Built, Failed, Measured,
 from settle.jobs.choose.documents import Documents, Findings
 from settle.jobs.choose.examples import ExampleSet
 from settle.jobs.choose.forecast import Costs
-from settle.jobs.choose.settings import ChooseSettings
 from settle.jobs.choose.triage import Triage
 from settle.jobs.choose.verdict import Verdict
 from settle.jobs.job import Context
 from settle.jobs.kept_work import RESULT, KeptFolder
+from settle.jobs.settings import ChooseSettings
 from settle.library.reference import ModelRef
 from settle.model.source import Source
 

@@ -40,8 +40,7 @@ from settle.jobs.choose.context import ChooseContext, KeptWay
 from settle.jobs.choose.documents import PASSAGES, Found, change_fact
 from settle.jobs.choose.forecast import PASSAGE_EPOCHS, READING_ROWS
 from settle.jobs.choose.prompts import score_of, search_prompt
-from settle.jobs.job import INTERRUPTED, find_job, start
-from settle.jobs.resume import resume
+from settle.jobs.job import INTERRUPTED, find_job, resume, start
 from settle.jobs.settings import TuneSettings
 from settle.jobs.tuning_stages import TuningContext
 from settle.library.reference import ModelRef

@@ -1,12 +1,16 @@
-"""A run's events in the form of another program: one file an exporter, each a face of the same events."""
+"""A run's events in the form of another program: its history, and one file an exporter."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
-from settle.base.event_log import Events
-from settle.base.events import Listing, ResultReady
+from settle.base.event_log import Events, read_events
+from settle.base.events import Eval, Listing, ResultReady, Step, Usage
 from settle.base.registry import Part
 from settle.base.run import Run
+
+ORDER = ("step", "usage", "eval")  # of the events of one step
 
 
 class Exporter(Part):
@@ -25,3 +29,43 @@ def export_history(names: Sequence[str], exporter: Exporter, folder: Path, event
     places = [str(exporter.write(Run.find(name), folder)) for name in names]
     events.emit(Listing(columns=("run", "history"), rows=list(zip(names, places, strict=True))))
     events.emit(ResultReady(result={"histories": places}))
+
+
+class Moment(NamedTuple):
+    """Figures by name at one step. time: epoch seconds; kind: step, usage or eval."""
+
+    time: float
+    step: int
+    figures: dict[str, float]
+    kind: str
+
+
+def history(run: Run) -> Iterator[Moment]:
+    """Return every step, sample of memory and power, and evaluation that the run kept, in the order of the steps.
+
+    What the run went back over, after a stop or a step that went wrong, is left out.
+    """
+    kept: list[Moment] = []
+    for event in read_events(run.events):
+        if isinstance(event, Step):
+            figures = {"loss": event.loss, "lr": event.lr, "grad_norm": event.grad_norm,
+                       "tokens_per_second": event.tokens_per_second}  # fmt: skip
+            figures = {f"train/{name}": value for name, value in figures.items()}
+        elif isinstance(event, Usage):
+            watts = math.nan if event.watts is None else event.watts
+            figures = {"usage/memory_gb": event.memory / 1e9, "usage/watts": watts}
+        elif isinstance(event, Eval) and not event.whole:
+            bits = math.nan if event.bits_per_byte is None else event.bits_per_byte
+            figures = {"eval/loss": event.loss, "eval/stderr": event.stderr, "eval/bits_per_byte": bits}
+        else:
+            continue
+        while kept and _place(kept[-1]) >= (event.step, ORDER.index(event.kind)):
+            kept.pop()
+        finite = {name: value for name, value in figures.items() if math.isfinite(value)}
+        figures = {"tokens": float(event.tokens), **finite}
+        kept.append(Moment(event.time, event.step, figures, event.kind))
+    yield from kept
+
+
+def _place(moment: Moment) -> tuple[int, int]:
+    return moment.step, ORDER.index(moment.kind)

@@ -11,8 +11,7 @@ from typing import NamedTuple
 
 from settle.base.errors import DataError
 from settle.base.run import Run
-from settle.jobs.exporters import Exporter
-from settle.jobs.exporters._history import history
+from settle.jobs.exporters import Exporter, history
 
 CASTAGNOLI = 0x82F63B78  # the polynomial, its bits reversed
 MASK_DELTA = 0xA282EAD8  # TensorFlow stores checksums rotated and with this added

@@ -6,8 +6,7 @@ from pathlib import Path
 
 from settle.base.errors import UsageError
 from settle.base.run import Run
-from settle.jobs.exporters import Exporter
-from settle.jobs.exporters._history import history
+from settle.jobs.exporters import Exporter, history
 
 
 class Wandb(Exporter):

@@ -38,8 +38,8 @@ from settle.jobs.pick.prompts import (
     needs_turns,
     read_prompts,
 )
-from settle.jobs.pick.settings import PickSettings
 from settle.jobs.pick.verdict import COLUMNS, Measured, PickResult, decide, draw, rows
+from settle.jobs.settings import PickSettings
 from settle.library.deletion import confirm
 from settle.library.reference import ModelRef
 from settle.machine.measurement_cache import others_are_busy

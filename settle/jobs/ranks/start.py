@@ -15,10 +15,9 @@ from settle.base.run import Run
 from settle.base.run.launcher import Launch, launched
 from settle.base.run.result import NOT_BETTER
 from settle.base.stop_signals import Stopping
-from settle.jobs.job import INTERRUPTED, find_job, follow, start
+from settle.jobs.job import INTERRUPTED, asked_settings, find_job, follow, job_of, resume, start
 from settle.jobs.ranks.crew import joined
 from settle.jobs.ranks.launch_script import script
-from settle.jobs.resume import asked_settings, job_of, resume
 from settle.jobs.seeds import repeat
 from settle.jobs.settings import TrainSettings, TuneSettings
 

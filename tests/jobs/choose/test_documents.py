@@ -7,7 +7,7 @@ from settle.evaluate.compare.cases import asking
 from settle.jobs.choose import documents
 from settle.jobs.choose.context import ChoiceFolder
 from settle.jobs.choose.documents import Documents, change_fact
-from settle.jobs.index_settings import IndexSettings
+from settle.jobs.settings import IndexSettings
 from tests.retrieve.conftest import joined  # noqa: F401  a fixture
 
 TEXTS = {

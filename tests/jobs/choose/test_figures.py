@@ -39,11 +39,11 @@ from settle.jobs.choose.context import ChoiceFolder, ChooseContext
 from settle.jobs.choose.documents import Findings, Found
 from settle.jobs.choose.examples import ExampleSet, only
 from settle.jobs.choose.forecast import OTHER_SECONDS, Costs, forecast, forecast_triage
-from settle.jobs.choose.settings import ChooseSettings
 from settle.jobs.choose.triage import AS_IT_IS, EXAMPLES, FORM, GOLD, GOLD_EXAMPLES, Triage, predict, triage
 from settle.jobs.choose.verdict import ChoiceResult, decide
 from settle.jobs.choose.ways import MOST_SHOTS, READING, Tuned, best_prompt, reading_prompt, tuning_recipe
 from settle.jobs.kept_work import PROGRESS, RESULT
+from settle.jobs.settings import ChooseSettings
 from settle.library.reference import ModelRef
 from settle.model.source import Source
 from tests.jobs.choose.test_prompts import rows

@@ -1,22 +1,28 @@
 """Proof that any number of ranks trains the same model: the same order of rows and the same losses."""
 
+import contextlib
 import os
 import statistics
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from settle.base.errors import EngineError, UsageError
+from torch.distributed import FileStore  # type: ignore[attr-defined]  # it is there
+
+from settle.base.errors import EngineError, SettleError, UsageError
 from settle.base.event_log import Events
 from settle.base.events import Listing, ResultReady, Say
 from settle.base.files import home, write_json
 from settle.base.python_command import module_command
 from settle.base.run import Run
 from settle.base.run.course import RunCourse
-from settle.data.prepare import Corpus, prepare
+from settle.base.run.launcher import launched, leave
+from settle.data.prepare import Corpus, prepare, prepared
+from settle.jobs.ranks.crew import gather, joined
 from settle.jobs.settings import TrainSettings
 from settle.machine import cores
 from settle.plan.training_plan import plan_training
@@ -28,7 +34,7 @@ from settle.train.world.row_share import FILE, Order, Row, check_order
 MOST_RELATIVE = 1e-5  # of a loss from that of one rank: what another order of sums in float32 may change
 CHANGES = 4  # times that the number of ranks changes on the way
 MOST_RANKS = 64
-CHILD = "settle.jobs.prove_scale.rank_child"
+CHILD = "settle.jobs.ranks.prove_scale"
 CHECKPOINTS = 8  # of a run
 STEPS, SIZE = 100, "100k"  # of a run, where none are asked for
 
@@ -211,3 +217,39 @@ def _result(
         "tokens_seen": [order.least, order.most],
         "same_weights": is_same,
     }
+
+
+# --- one rank of such a run ---
+
+
+def train(run: Run, until: int, place: str) -> None:
+    """Run the loop of a run to its end, or to the step `until`. Raises SettleError."""
+    launch = launched()
+    rank = 0 if launch is None else launch.rank
+    record = run.read("plan.json")
+    corpus = prepared(str(record["corpus"]))
+    assert corpus is not None, "whoever wrote the plan prepared the data"
+    with contextlib.ExitStack() as closing:
+        if launch is not None and launch.size > 1:
+            crew = closing.enter_context(joined(launch, {}, Events(), FileStore(place, launch.size)))
+            if rank:
+                crew.wait_for_run()
+        live = LiveRun.build(TrainingPlan.from_json(record), corpus)
+        live.join(gather(live, run))
+        events = Events(run.events if rank == 0 else None)
+        closing.callback(events.close)
+        loop = live.loop(run, events, lambda: loop.state.step >= until)
+        loop.train()
+
+
+def main() -> int:
+    try:
+        train(Run(Path(sys.argv[1])), int(sys.argv[2]), sys.argv[3])
+    except SettleError as e:
+        sys.stderr.write(f"{e}\n")
+        return e.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    leave(main())

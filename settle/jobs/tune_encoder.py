@@ -1,35 +1,43 @@
-"""Stages of tuning an encoder on pairs of a question and a passage. Legend: P pairs."""
+"""settle tune with an encoder: a reranker over it (`--objective rank`), or the encoder itself (`contrastive`).
+
+Legend: P pairs.
+"""
 
 import importlib.metadata
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from safetensors.numpy import load_file
 
 from settle.audit.session import declared
 from settle.base.amounts import count, seconds
 from settle.base.choice import Choice
-from settle.base.errors import ProofError, UsageError
+from settle.base.errors import GateError, ProofError, UsageError
 from settle.base.events import PlanReady, Say
 from settle.base.files import write_json
+from settle.base.run import Run
 from settle.base.version import __version__
 from settle.data.batches import Batch, RowBatches, held_out_rows
 from settle.data.pairs import PairCorpus, prepare_pairs
 from settle.data.tokenizer.fast import fast_tokenizer
 from settle.evaluate.pair_scores import compare_scores, pair_scores
-from settle.formats import Weights
+from settle.formats import Weights, write_array
 from settle.formats.gguf import read_gguf
-from settle.jobs.job import end_dry, require_same_data
+from settle.formats.gguf.layout import Entry, layout
+from settle.formats.safetensors import write_safetensors
+from settle.jobs.job import RunJob, end_dry, require_same_data
 from settle.jobs.settings import TuneSettings
 from settle.jobs.training_stages import LoopContext, finish, note_judged, train_loop, with_network
-from settle.jobs.tune_encoder.export import export_encoder, export_reranker
 from settle.library.resolve import resolve_whole
 from settle.library.run_models import record_made
 from settle.machine import keep_freed_memory, use_torch_threads
-from settle.model.encoder import Encoder, encoder_of_gguf
-from settle.model.reranker import Reranker
+from settle.model.encoder import Encoder, encoder_of_gguf, gguf_names
+from settle.model.reranker import Reranker, file_names
 from settle.model.source import Source
 from settle.train.evaluation import HeldOut, evaluate
 from settle.train.gradient import backward
@@ -50,6 +58,8 @@ RATES = {"rank": 5e-4, "contrastive": 3e-5}  # of new weights, and of pretrained
 BETA2, EPS, WEIGHT_DECAY = 0.99, 1e-8, 0.01
 SCORED = 16  # pairs of a batch of held-out text, and of the proof
 APART = 1e-3  # of the logits or cosines of a pair scored alone and among others, at most
+ROUNDED_APART = 0.02  # of a logit or a cosine after rounding to half precision, at most
+RERANKER = "reranker.safetensors"
 
 
 @dataclass
@@ -263,3 +273,57 @@ def compare(c: EncoderContext) -> None:
 def result(c: EncoderContext) -> None:
     """Draw the picture, and write result.json last."""
     finish(c, with_network(c))
+
+
+def export_reranker(
+    model: Reranker, base: Source, run: Run, batches: Sequence[Batch]
+) -> tuple[dict[str, str], dict[str, object]]:
+    """Write the reranker's own weights in f16; return the files by kind, and the gate's report."""
+    path, names = run.out / RERANKER, file_names(len(model.encoder.blocks))
+    weights = {names.get(n, n): weight.detach().numpy().astype(np.float16) for n, weight in model.state_dict().items()}
+    about = {"format": "settle-reranker", "encoder": base.name, "encoder_sha256": base.sha256}
+    write_safetensors(path, weights, "f16", about)
+    read = Reranker(model.encoder).eval()
+    stored = load_file(path)
+    read.load_state_dict({n: torch.from_numpy(stored[names.get(n, n)].astype(np.float32)) for n in read.state_dict()})
+    return {"reranker": str(path)}, _gate(pair_scores(model, batches), pair_scores(read, batches), path)
+
+
+def export_encoder(
+    model: Encoder, base: Weights, run: Run, batches: Sequence[Batch]
+) -> tuple[dict[str, str], dict[str, object]]:
+    """Write the base's file with the trained weights, matrices in f16; return the files and the gate's report."""
+    path, names = run.out / f"{run.name}.gguf", gguf_names(len(model.blocks))
+    own = dict(model.named_parameters())
+    arrays = {name: own[names[name]].detach().numpy() for name in base.tensors if name in names}
+    stored = {
+        n: a.astype(np.float16 if a.ndim == 2 and n.startswith(("blk.", "token_embd.")) else np.float32)
+        for n, a in arrays.items()
+    }
+    entries = [Entry(n, a.shape, "F16" if a.dtype == np.float16 else "F32", a.nbytes) for n, a in stored.items()]
+    planned = layout(base, entries, {"general.name": run.name})
+    with path.open("wb") as out:
+        out.write(planned.header)
+        for entry in entries:
+            write_array(out, stored[entry.name])
+            out.write(bytes(planned.padding(entry.num_bytes)))
+    read = encoder_of_gguf(read_gguf(path)).eval()
+    return {"gguf": str(path)}, _gate(pair_scores(model, batches), pair_scores(read, batches), path)
+
+
+def _gate(trained: np.ndarray, read: np.ndarray, path: Path) -> dict[str, object]:
+    apart = float(np.abs(trained - read).max())
+    if not apart <= ROUNDED_APART:
+        path.unlink()
+        raise GateError(
+            f"{path.name} scores pairs {apart:.3f} away from the trained model", "report it with this recipe"
+        )
+    return {"passed": True, "largest_difference": apart, "bar": ROUNDED_APART}
+
+
+JOB = RunJob(
+    "tune_encoder",
+    (base, data, plan, build, proof, loop, judge, export, compare, result),
+    TuneSettings,
+    EncoderContext,
+)

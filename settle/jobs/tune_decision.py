@@ -1,15 +1,16 @@
-"""Stages that only a decision model has: its rows, what it answers untrained, its temperatures and its verdict."""
+"""settle tune --objective decision: a model that answers typed questions with calibrated probabilities."""
 
 import math
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from settle.base.errors import DataError, UsageError
+from settle.base.event_log import Events
 from settle.base.events import Progress, Say, Warn
 from settle.base.files import write_json
 from settle.base.run.result import Result
@@ -22,12 +23,22 @@ from settle.data.decisions.rows import DecisionRow
 from settle.evaluate.calibration import RISKS, CalibrationReport, brier
 from settle.evaluate.compare.sample_size import smallest_visible, unshown
 from settle.evaluate.decisions import ORDERS, Scored, naive_bayes, order_changes, score_rows
+from settle.evaluate.gate.behaviour import Figures
+from settle.evaluate.gate.decision_gate import DecisionGate, ProbabilitiesApart, keys_of
+from settle.evaluate.gate.export import ExportedAdapter, ExportedModel, export_run_adapter, export_run_model
+from settle.evaluate.gate.gate import held_out_texts
+from settle.jobs.job import RunJob
+from settle.jobs.proof_stages import proof, scores
 from settle.jobs.settings import TuneSettings
-from settle.jobs.training_stages import restored_data
-from settle.jobs.tuning_stages import TuningContext
+from settle.jobs.training_stages import build, earlier_session, judge, loop, restored_data, result
+from settle.jobs.tuning_stages import TuningContext, again, forecast, plan, probe
+from settle.library.catalogue import transformers_name
+from settle.library.facts import PLAIN_TEXT_KEY
 from settle.library.pretrained import open_pretrained
+from settle.library.run_models import record_made
+from settle.model.load_adapter import TrainedAdapter
 from settle.plan.phases import EXPORT
-from settle.train.live_run import open_base
+from settle.train.live_run import adapter_of, open_base
 from settle.train.objectives.decision import Decision
 
 ZERO, MAJORITY, SIMPLE = "zero-shot", "majority class", "naive Bayes on the words"  # what a model is held against
@@ -342,3 +353,63 @@ def _of_words(test: PairedTest) -> str:
     if test.verdict != "better":
         return f"{SIMPLE} reaches {test.base:.0%}: the model is not shown to be better, so that may be enough"
     return ""
+
+
+def export(c: DecisionContext) -> None:
+    """Export the decision model, an adapter merged: a file of its own cannot hold what llama.cpp needs of one."""
+    if not c.is_usable:
+        return
+    live, base, name = c.live, c.pretrained, c.run.name
+    keys = keys_of(c.keys)
+    gguf_keys = keys.metadata(live.architecture.gguf_architecture)
+    texts = held_out_texts(c.corpus.held_out, c.tokenizer)
+    card = {"verdict": c.verdict.verdict, **c.best.model_dump(exclude_none=True)}
+    if base.metadata.get(PLAIN_TEXT_KEY):
+        card["base"] = True
+    live.model.load_trainable(c.outcome.best)
+    rows = c.corpus.rows("held_out")
+    if live.whole:
+        whole = ExportedModel(
+            name, live.model, live.architecture, c.outcome.best, c.tokenizer, texts, card, gguf_keys=gguf_keys
+        )
+        gate = DecisionGate(live.model, c.decision, c.encoder, keys, rows)
+        files, c.gate = in_fine_enough_type(
+            lambda dtype: export_run_model(whole, c.run.out, c.events, dtype, gate.run), c.events
+        )
+    else:
+        base_name = transformers_name(base.source) or base.name
+        adapter = TrainedAdapter.of_model(live.model, adapter_of(c.tuning), base_name, base.source.sha256)
+        exported = ExportedAdapter(name, base, adapter, c.tokenizer, texts, card, gguf_keys)
+        gate = DecisionGate(exported.model, c.decision, c.encoder, keys, rows)
+        files, c.gate = in_fine_enough_type(
+            lambda dtype: export_run_adapter(exported, c.run.out, c.events, dtype, gate.run), c.events
+        )
+    record_made(c.run, files, base.source)
+    c.add_files(files)
+
+
+def in_fine_enough_type(
+    write: Callable[[str], tuple[dict[str, str], Figures]], events: Events
+) -> tuple[dict[str, str], Figures]:
+    """Return what `write` returns for the coarsest type that keeps the probabilities.
+
+    A small model's can move by more than the bar where its weights are only rounded to 16 bits. Raises GateError where
+    no type keeps them.
+    """
+    try:
+        return write("f16")
+    except ProbabilitiesApart as e:
+        events.emit(Say(text=f"{e.what}; rounding to 16 bits may be why, so it is written in f32"))
+        return write("f32")
+
+
+JOB = RunJob(
+    "tune_decision",
+    (
+        earlier_session, base, data, plan, build, scores, zero_shot, probe, forecast, proof(again),
+        loop, judge, compare, export, result,
+    ),
+    TuneSettings,
+    DecisionContext,
+    is_shared=True,
+)  # fmt: skip
