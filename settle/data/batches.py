@@ -73,8 +73,7 @@ class Batches:
         starts = self.store.document_starts
         documents = np.searchsorted(starts, first, side="right") - 1
         begins = starts[documents]
-        rows = zip(documents.tolist(), (first - begins).tolist(), (last - begins).tolist(), strict=True)
-        return list(rows)
+        return list(zip(documents.tolist(), (first - begins).tolist(), (last - begins).tolist(), strict=True))
 
     def _spans(self, position: int) -> tuple[np.ndarray, np.ndarray]:
         """Return where the batch's targets lie in the store: first and last+1 of each segment, both int64 (S,)."""
@@ -89,11 +88,7 @@ class Batches:
             starts, lengths, before = self._pieces(epoch, group)
             within -= int(groups.tokens_before[group])
             take = min(missing, int(before[-1]) - within)
-            a = int(np.searchsorted(before, within, side="right")) - 1
-            b = int(np.searchsorted(before, within + take, side="left"))
-            begin, end = starts[a:b].copy(), starts[a:b] + lengths[a:b]
-            begin[0] += within - before[a]
-            end[-1] -= before[b] - (within + take)
+            begin, end = _between(starts, lengths, before, within, within + take)
             first.append(begin)
             last.append(end)
             missing -= take
@@ -149,12 +144,19 @@ def held_out_batches(
     before = np.append(0, np.cumsum(size))
     for begin in range(0, int(before[-1]), tokens_per_batch):
         end = min(begin + tokens_per_batch, int(before[-1]))
-        a = int(np.searchsorted(before, begin, side="right")) - 1
-        b = int(np.searchsorted(before, end, side="left"))
-        spans, stops = first[a:b].copy(), first[a:b] + size[a:b]
-        spans[0] += begin - before[a]
-        stops[-1] -= before[b] - end
-        yield pack(store, spans, stops)
+        yield pack(store, *_between(first, size, before, begin, end))
+
+
+def _between(
+    first: np.ndarray, size: np.ndarray, before: np.ndarray, begin: int, end: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return first and last+1 of the segments from token `begin` to `end` of pieces that lie one after the other."""
+    a = int(np.searchsorted(before, begin, side="right")) - 1
+    b = int(np.searchsorted(before, end, side="left"))
+    starts, stops = first[a:b].copy(), first[a:b] + size[a:b]
+    starts[0] += begin - before[a]
+    stops[-1] -= before[b] - end
+    return starts, stops
 
 
 def _cut(begin: np.ndarray, length: np.ndarray, phase: np.ndarray, longest: int) -> tuple[np.ndarray, np.ndarray]:

@@ -102,7 +102,7 @@ def hash_files(files: Sequence[FoundFile]) -> list[str]:
     except (OSError, ValueError):
         known = {}
     hashes: list[str] = []
-    changed = False
+    before = dict(known)
     for file in files:
         path = Path(file.path)
         status = path.stat()
@@ -117,8 +117,7 @@ def hash_files(files: Sequence[FoundFile]) -> list[str]:
         # a file changed this very moment could change again within the clock's resolution
         if time.time_ns() - status.st_mtime_ns > _JUST_WRITTEN_NS:
             known[key] = [*stamp, digest]
-            changed = True
-    if changed:
+    if known != before:
         memory.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(memory, json.dumps(known))
     return hashes
@@ -144,9 +143,9 @@ def _not_of_the_library(path: Path, is_folder: bool) -> str | None:
 def _stdin(workspace: Path) -> FoundFile:
     workspace.mkdir(parents=True, exist_ok=True)
     path = workspace / "stdin"
-    with path.open("wb") as f:
+    with path.open("wb+") as f:
         shutil.copyfileobj(sys.stdin.buffer, f, 1 << 20)
-    with path.open("rb") as f:
+        f.seek(0)
         head = f.read(8192).lstrip()
     reader = "jsonl" if head.startswith(b"{") and b'"' in head else "text"
     status = path.stat()
@@ -190,7 +189,12 @@ class CorpusBuilder:
         names = make()
         write_json(self.folder / "files.json", list(names))
         write_json(self.folder / "ledger.json", self.ledger.as_dict())
-        _publish(self.folder, target)
+        try:
+            self.folder.rename(target)
+        except OSError:  # another process may have made the same one meanwhile: then its copy stays
+            if not (target / "ledger.json").exists():
+                raise
+        fsync_folder(target.parent)
         return open_corpus(target)
 
 
@@ -242,16 +246,6 @@ def workspace() -> Iterator[Path]:
         shutil.rmtree(work, ignore_errors=True)
         lock.release()
         work.with_suffix(".lock").unlink(missing_ok=True)
-
-
-def _publish(finished: Path, folder: Path) -> None:
-    """Rename a corpus into place; where another process made the same one meanwhile, its copy stays."""
-    try:
-        finished.rename(folder)
-    except OSError:
-        if not (folder / "ledger.json").exists():
-            raise
-    fsync_folder(folder.parent)
 
 
 def _clear_abandoned(tokens: Path) -> None:

@@ -36,7 +36,6 @@ from settle.documents.blocks import Unreadable
 from settle.documents.decode import damage_error
 from settle.documents.reader_pool import RowReader
 from settle.documents.readers import Reader
-from settle.documents.walk import FoundFile
 
 Step = Callable[[str, Note], str | None]
 _REPORT_EVERY = 8 << 20  # characters between two progress events
@@ -74,20 +73,15 @@ def prepare(inputs: list[str], settings: DataSettings, events: Events) -> Corpus
         choices = settings.model_dump(mode="json") | {"held_out_from": bool(builder.sources.held_out)}
         fingerprint = fingerprint_of([_VERSION, *builder.sources.identity, choices])
         corpus = builder.stored_or_made(fingerprint, _open, lambda: _make(builder, settings, events))
-        _report(corpus, events)
-        return corpus
+    ledger = corpus.ledger
+    summary = {name: ledger[name] for name in SUMMARIZED}
+    events.emit(TextSummary(**summary, read=ledger["read"], omissions=ledger.get("omissions", {})))
+    return corpus
 
 
 def prepared(fingerprint: str) -> Corpus | None:
     """Return the corpus of that fingerprint if it was made before, and is still there and undamaged."""
     return stored_corpus(fingerprint, _open)
-
-
-def _report(corpus: Corpus, events: Events) -> None:
-    """Emit what became of the text, to be shown before anything is trained on it."""
-    ledger = corpus.ledger
-    summary = {name: ledger[name] for name in SUMMARIZED}
-    events.emit(TextSummary(**summary, read=ledger["read"], omissions=ledger.get("omissions", {})))
 
 
 def _open(folder: Path) -> Corpus:
@@ -104,12 +98,14 @@ def _open(folder: Path) -> Corpus:
 def _make(builder: CorpusBuilder, settings: DataSettings, events: Events) -> list[str]:
     """Build the corpus, and return the names of its files."""
     sources, ledger, corpus = builder.sources, builder.ledger, builder.folder
-    _refuse_if_too_large(sources.files)
+    # plain text is written once as text and once as tokens: without room for both nothing is begun
+    plain = sum(f.size for f in sources.files if row_kind(f) == "text" and not f.compression)
+    if _DISK_PER_BYTE * plain > shutil.disk_usage(home()).free:
+        raise disk_full(int(_DISK_PER_BYTE * plain))
     spool, split = _documents(builder.work, sources, settings, ledger, events)
-    sides = split.sides
-    trained_bytes = int(spool.sizes[sides == TRAIN].sum())
+    trained_bytes = int(spool.sizes[split.sides == TRAIN].sum())
     vocab_size = settings.vocab_size or vocabulary_size(trained_bytes)
-    sample = _sample(spool, sides, min(1.0, _SAMPLE_PER_ENTRY * vocab_size / trained_bytes))
+    sample = _sample(spool, split.sides, min(1.0, _SAMPLE_PER_ENTRY * vocab_size / trained_bytes))
     tokenizer = ByteBpeTokenizer.train(sample, vocab_size, corpus / "tokenizer")
     stores = _tokenize(spool, split, tokenizer, corpus, events)
     train = stores["train"]
@@ -120,10 +116,8 @@ def _make(builder: CorpusBuilder, settings: DataSettings, events: Events) -> lis
     }
     for name, store in stores.items():
         ledger.notes[name] = {
-            "documents": store.num_documents,
-            "tokens": store.num_tokens,
-            "bytes": store.num_bytes,
-        }
+            "documents": store.num_documents, "tokens": store.num_tokens, "bytes": store.num_bytes
+        }  # fmt: skip
     return [file.name for file in sources.files]
 
 
@@ -218,13 +212,6 @@ def _ahead(
         yield future.result()
 
 
-def _refuse_if_too_large(files: list[FoundFile]) -> None:
-    """Raise ResourceError at once when there is no room for plain text, written once as text and once as tokens."""
-    needed = int(_DISK_PER_BYTE * sum(f.size for f in files if row_kind(f) == "text" and not f.compression))
-    if needed > shutil.disk_usage(home()).free:
-        raise disk_full(needed)
-
-
 class DocumentCollector:
     """Reads the files of one corpus through its cleaning passes.
 
@@ -246,7 +233,9 @@ class DocumentCollector:
         writer = BufferWriter(work / "read")
         try:
             for number, row, text in self._rows():
-                mended = self._mend(text, number, row)
+                mended = self._through([sweep.mend for sweep in self._sweeps], text, number, row)
+                if row_kind(self._files[number]) == "text":
+                    self._lines[number] = self._lines.get(number, 0) + text.count("\n")
                 if mended is not None:
                     writer.append(mended, number, row)
         finally:
@@ -307,12 +296,6 @@ class DocumentCollector:
 
     def _where(self, number: int, row: int) -> str:
         return f"{self._files[number].name}:{row}"
-
-    def _mend(self, text: str, number: int, row: int) -> str | None:
-        mended = self._through([sweep.mend for sweep in self._sweeps], text, number, row)
-        if row_kind(self._files[number]) == "text":
-            self._lines[number] = self._lines.get(number, 0) + text.count("\n")
-        return mended
 
     def _place(self, number: int, row: int, before: str) -> str:
         """Return where the text after `before` is, as an editor opens it where it can."""

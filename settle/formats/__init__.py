@@ -285,6 +285,16 @@ def beside(path: Path, num_bytes: int) -> Iterator[Path]:
         raise
 
 
+@contextlib.contextmanager
+def folder_to_write(path: Path) -> Iterator[None]:
+    """Make a folder, and report what cannot be written there as a ResourceError."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        yield
+    except OSError as e:
+        raise ResourceError(f"cannot write to {path}: {e.strerror}", "choose another place with --out") from None
+
+
 def write_array(f: IO[bytes], array: np.ndarray) -> None:
     """Write the array's bytes, little-endian, through the file object (so that a full disk is an honest OSError)."""
     f.write(np.ascontiguousarray(array).data.cast("B") if array.size else b"")

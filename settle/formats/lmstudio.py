@@ -6,38 +6,22 @@ Layout: https://lmstudio.ai/docs/app/advanced/import-model
 from pathlib import Path
 from typing import ClassVar
 
-from pydantic import Field
-
-from settle.base.errors import FormatError, ResourceError
-from settle.formats import Format, ModelContents, Weights
-from settle.formats.gguf import Dtype, export_contents, read_gguf
-from settle.formats.gguf.types import exported
+from settle.base.errors import FormatError
+from settle.formats import ModelContents, folder_to_write
+from settle.formats.gguf import Gguf, export_contents
 
 PUBLISHER = "settle"
 
 
-class LmStudio(Format):
+class LmStudio(Gguf):
     """A folder `<publisher>/<model>` with one GGUF; LM Studio lists it as soon as it lies among its models."""
 
     suffix: ClassVar[str] = ""
-    dtype: Dtype = Field("f16", description="type of the matrices; vectors stay f32")
-
-    @classmethod
-    def dtypes(cls) -> tuple[str, ...]:
-        return exported()
-
-    def read(self, path: Path) -> Weights:
-        return read_gguf(self.gguf(path))
 
     def write(self, path: Path, model: ModelContents) -> Path:
-        path = Path(path)
-        try:
-            path.mkdir(parents=True, exist_ok=True)
-        except OSError as e:
-            raise ResourceError(f"cannot write to {path}: {e.strerror}", "choose another place with --out") from None
         # LM Studio tells a model's files apart by the type at the end of their names
-        file = path / f"{path.name}-{self.dtype.upper()}.gguf"
-        export_contents(model, file, self.dtype)
+        with folder_to_write(path):
+            export_contents(model, path / f"{path.name}-{self.dtype.upper()}.gguf", self.dtype)
         return path
 
     def gguf(self, path: Path) -> Path:

@@ -5,49 +5,36 @@ file; it guesses one of its own from it. So the template is written out in Go's 
 sequence of turns, and proven to render the same.
 """
 
-import contextlib
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from pydantic import Field
-
 from settle.base.chat_template import ChatTemplate, TemplateFailure, default_system, without_default_system
-from settle.base.errors import ResourceError
 from settle.base.files import write_atomic
 from settle.base.tokenizer import Tokenizer
-from settle.formats import AdapterContents, Format, ModelContents, Weights
-from settle.formats.gguf import Dtype, export_contents, read_gguf
-from settle.formats.gguf.types import exported
+from settle.formats import AdapterContents, ModelContents, folder_to_write
+from settle.formats.gguf import Gguf, export_contents
 from settle.formats.lora_gguf import export_lora
 
 
-class Ollama(Format):
+class Ollama(Gguf):
     """A folder with Modelfile and GGUF."""
 
     suffix: ClassVar[str] = ""
     holds: ClassVar[Literal["model", "adapter", "both"]] = "both"
-    dtype: Dtype = Field("f16", description="type of the matrices; vectors stay f32")
-
-    @classmethod
-    def dtypes(cls) -> tuple[str, ...]:
-        return exported()
-
-    def read(self, path: Path) -> Weights:
-        return read_gguf(self.gguf(path))
 
     def write(self, path: Path, model: ModelContents) -> Path:
         file = path / f"{model.card.get('name') or path.name}.gguf"
-        with _folder(path):
+        with folder_to_write(path):
             export_contents(model, file, self.dtype)
             write_atomic(path / "Modelfile", _modelfile_of(model, f"./{file.name}"))
         return path
 
     def write_adapter(self, path: Path, adapter: AdapterContents) -> Path:
         file = path / f"{adapter.card.get('name') or path.name}-lora.gguf"
-        with _folder(path):
+        with folder_to_write(path):
             export_lora(adapter.architecture, adapter.adapter, file, "f32", adapter.card)
             source = str(adapter.base_file.resolve())
             write_atomic(path / "Modelfile", _modelfile_of(adapter, source, f"./{file.name}"))
@@ -58,20 +45,13 @@ class Ollama(Format):
         named = dict(line.split(" ", 1) for line in lines if line.startswith(("FROM ", "ADAPTER ")))
         return Path(path) / (named.get("ADAPTER") or named["FROM"])
 
+    def default_path(self, name: str) -> Path:
+        return Path(f"{name}-ollama")
+
 
 def _modelfile_of(contents: ModelContents | AdapterContents, source: str, adapter: str | None = None) -> str:
     context, base = contents.architecture.max_position_embeddings, bool(contents.card.get("base"))
     return modelfile(source, contents.tokenizer, context, base, adapter)
-
-
-@contextlib.contextmanager
-def _folder(path: Path) -> Iterator[None]:
-    """Yield a folder to write to."""
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        yield
-    except OSError as e:
-        raise ResourceError(f"cannot write to {path}: {e.strerror}", "choose another place with --out") from None
 
 
 def modelfile(source: str, tokenizer: Tokenizer, context: int, base: bool = False, adapter: str | None = None) -> str:

@@ -12,9 +12,9 @@ from typing import ClassVar, Literal
 import numpy as np
 from pydantic import Field, JsonValue
 
-from settle.base.errors import FormatError, ResourceError, malformed_is_format_error
+from settle.base.errors import FormatError, malformed_is_format_error
 from settle.base.files import read_json, write_json
-from settle.formats import AdapterContents, AdapterWeights, Format, ModelLayout, Weights
+from settle.formats import AdapterContents, AdapterWeights, Format, ModelLayout, Weights, folder_to_write
 from settle.formats.gguf.metadata import text
 from settle.formats.safetensors import read_safetensors, write_safetensors
 
@@ -65,11 +65,8 @@ def export_peft(part: ModelLayout, adapter: AdapterWeights, path: Path, dtype: s
         "inference_mode": True,
         **adapter.peft_config(part),
     }
-    try:
-        path.mkdir(parents=True, exist_ok=True)
+    with folder_to_write(path):
         write_json(path / CONFIG, config)
-    except OSError as e:
-        raise ResourceError(f"cannot write to {path}: {e.strerror}", "choose another place with --out") from None
     card = {BASE_SHA256: adapter.base_sha256} if adapter.base_sha256 else {}
     write_safetensors(path / FILE, adapter.state, dtype, card)
     return path

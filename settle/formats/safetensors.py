@@ -6,12 +6,12 @@ import mmap
 import struct
 from collections.abc import Mapping
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
 
-from settle.base.errors import FormatError, ResourceError
+from settle.base.errors import FormatError
 from settle.base.files import write_json
 from settle.base.tokenizer import Tokenizer
 from settle.formats import (
@@ -24,6 +24,7 @@ from settle.formats import (
     TensorLike,
     Weights,
     beside,
+    folder_to_write,
     from_bfloat16,
     map_file,
     to_bfloat16,
@@ -134,11 +135,8 @@ def export_safetensors(
     hold.
     """
     path = Path(path)
-    try:
-        path.mkdir(parents=True, exist_ok=True)
+    with folder_to_write(path):
         tokenizer.save(path)
-    except OSError as e:
-        raise ResourceError(f"cannot write to {path}: {e.strerror}", "choose another place with --out") from None
     config = part.to_hf_config() | {"dtype": TORCH_NAMES[dtype]}
     write_json(path / "config.json", config)
     ids = {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id, "pad_token_id": tokenizer.pad_id}
@@ -211,20 +209,20 @@ def _header(data: mmap.mmap, file: str) -> tuple[dict[str, object], int]:
     (size,) = struct.unpack("<Q", data[:8])
     if size > min(LONGEST_HEADER, len(data) - 8):
         raise _unsound(file, f"it says its header is {size} bytes long, the file is {len(data)}")
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        entries = dict(pairs)
+        if len(entries) != len(pairs):
+            raise ValueError("a name is there twice")
+        return entries
+
     try:
-        header = json.loads(data[8 : 8 + size].decode("utf-8"), object_pairs_hook=_once)
+        header = json.loads(data[8 : 8 + size].decode("utf-8"), object_pairs_hook=once)
     except (ValueError, RecursionError) as e:
         raise _unsound(file, f"its header is not JSON: {str(e)[:100]}") from None
     if not isinstance(header, dict):
         raise _unsound(file, "its header is not an object")
     return header, 8 + size
-
-
-def _once(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    entries = dict(pairs)
-    if len(entries) != len(pairs):
-        raise ValueError("a name is there twice")
-    return entries
 
 
 def _place(file: str, name: str, entry: object) -> tuple[str, str, tuple[int, ...], int, int]:

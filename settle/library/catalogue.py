@@ -124,8 +124,10 @@ class CatalogueFile(BaseModel):
     sampling: tuple[FamilySampling, ...] = ()
 
     @model_validator(mode="after")
-    def _read_before(self) -> Self:
-        """No number is younger than the file, whose own date an update compares with today's."""
+    def _is_sound(self) -> Self:
+        """Check names, and that no number is younger than the file, whose date an update compares with today's."""
+        if unusable := [name for name in self.models if not NAME.fullmatch(name)]:
+            raise ValueError(f"{unusable[0]!r} is no usable name of a model")
         for model in self.known:
             if late := next((q for q in model.quality if q.date > self.date), None):
                 raise ValueError(f"{late.task} of {model.name} is dated {late.date}, after the file ({self.date})")
@@ -152,9 +154,7 @@ def transformers_name(source: Source) -> str | None:
 def catalogue_file() -> CatalogueFile:
     """Read the catalogue: the user's update where it is newer, otherwise the one that comes with settle."""
     path = dated_file("catalogue", Path(__file__).with_name("catalogue.toml"))
-    file = CatalogueFile.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
-    assert all(NAME.fullmatch(name) for name in file.models)
-    return file
+    return CatalogueFile.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
 
 
 def catalogue() -> dict[str, CatalogueEntry]:

@@ -15,6 +15,7 @@ from settle.formats import Metadata
 from settle.formats.gguf import Pooling, embeds, pooling, read_gguf
 from settle.formats.gguf.decision import TEMPLATE_KEY as DECISION_TEMPLATE_KEY
 from settle.formats.gguf.decision import DecisionKeys, read_decision
+from settle.formats.gguf.metadata import TOKENS, largest, text, texts, whole
 from settle.formats.lora_gguf import read_lora
 from settle.library.catalogue import Recommended, recommended_sampling
 from settle.library.reference import ModelRef
@@ -123,7 +124,7 @@ def answering_models(fewest: int | None = None) -> list[str]:
 
 def longest_context(name: str, metadata: Metadata) -> int:
     """Tokens that the model was trained for. Raises FormatError when the file does not say."""
-    longest = _largest(metadata, "context_length")
+    longest = largest(metadata, "context_length")
     if longest < 1:
         raise FormatError(f"{name} does not say how long its context is", "it is not a whole model")
     return longest
@@ -131,17 +132,18 @@ def longest_context(name: str, metadata: Metadata) -> int:
 
 def bytes_per_token(metadata: Metadata) -> int:
     """Memory for one token of context: keys and values of every layer, two bytes each."""
-    heads = _largest(metadata, "attention.head_count")
-    width = _largest(metadata, "attention.key_length") or _largest(metadata, "embedding_length") // max(heads, 1)
-    return 4 * _largest(metadata, "block_count") * (_largest(metadata, "attention.head_count_kv") or heads) * width
+    heads = largest(metadata, "attention.head_count")
+    width = largest(metadata, "attention.key_length") or largest(metadata, "embedding_length") // max(heads, 1)
+    return 4 * largest(metadata, "block_count") * (largest(metadata, "attention.head_count_kv") or heads) * width
 
 
 def control_tokens(metadata: Metadata) -> tuple[str, ...]:
     """Return a file's tokens that stand for no text, as `Vocabulary.special_tokens` counts them, the longest first."""
-    tokens, types = _tokens(metadata), metadata.get("tokenizer.ggml.token_type")
+    tokens, types = texts(metadata, TOKENS), metadata.get("tokenizer.ggml.token_type")
     kinds = types if isinstance(types, list) else [None] * len(tokens)
-    pairs = zip(map(str, tokens), kinds, strict=False)
-    controls = {token for token, kind in pairs if kind in (UNKNOWN, CONTROL) or token in ENDS}
+    controls = {
+        token for token, kind in zip(tokens, kinds, strict=False) if kind in (UNKNOWN, CONTROL) or token in ENDS
+    }
     return tuple(sorted(controls, key=len, reverse=True))
 
 
@@ -149,18 +151,17 @@ def control_tokens(metadata: Metadata) -> tuple[str, ...]:
 def _facts(path: Path, stamp: str) -> Facts:
     weights = read_gguf(path)
     meta = weights.metadata
-    tokens = _tokens(meta)
-    template = meta.get(TEMPLATE_KEY)
+    tokens = texts(meta, TOKENS)
     return Facts(
         architecture=str(meta["general.architecture"]),
         parameters=sum(math.prod(tensor.shape) for tensor in weights.tensors.values()),
         bytes=path.stat().st_size,
         context=longest_context(path.name, meta),
         bytes_per_token=bytes_per_token(meta),
-        width=_largest(meta, "embedding_length"),
-        layers=_largest(meta, "block_count"),
+        width=largest(meta, "embedding_length"),
+        layers=largest(meta, "block_count"),
         quantization=_quantization(meta),
-        template=template if isinstance(template, str) else None,
+        template=text(meta, TEMPLATE_KEY),
         templates=templates(meta),
         pooling=pooling(meta),
         embeds=embeds(meta),
@@ -175,16 +176,15 @@ def _facts(path: Path, stamp: str) -> Facts:
     )
 
 
-def _longest_token(meta: Metadata, tokens: Sequence[object]) -> int:
+def _longest_token(meta: Metadata, tokens: Sequence[str]) -> int:
     """Other tokenizers than these leave parts of a text out, so a token of theirs may stand for any number of bytes."""
     is_known = meta.get("tokenizer.ggml.model") in ("gpt2", "llama")
-    return max((len(str(token).encode("utf-8", "replace")) for token in tokens), default=0) if is_known else 0
+    return max((len(token.encode("utf-8", "replace")) for token in tokens), default=0) if is_known else 0
 
 
 @functools.lru_cache(256)
 def _adapter_template(path: Path, stamp: str) -> str | None:
-    template = read_lora(path).metadata.get(TEMPLATE_KEY)
-    return template if isinstance(template, str) else None
+    return text(read_lora(path).metadata, TEMPLATE_KEY)
 
 
 def _chats(ref: ModelRef, fewest: int) -> bool:
@@ -222,15 +222,10 @@ def _writes_text(folder: Path) -> bool:
     return any(str(name).endswith("ForCausalLM") for name in names or ())
 
 
-def _tokens(metadata: Metadata) -> Sequence[object]:
-    tokens = metadata.get("tokenizer.ggml.tokens", [])
-    return tokens if isinstance(tokens, list) else []
-
-
-def _fim(metadata: Metadata, tokens: Sequence[object]) -> dict[str, int]:
+def _fim(metadata: Metadata, tokens: Sequence[str]) -> dict[str, int]:
     """As the file says, under either name of the key; else by how the token is spelled, as llama.cpp looks for it."""
-    spelled = {text: key for key, texts in FIM_TOKENS.items() for text in texts}
-    ids = {spelled[text]: i for i, text in enumerate(tokens) if isinstance(text, str) and text in spelled}
+    spelled = {token: key for key, tokens in FIM_TOKENS.items() for token in tokens}
+    ids = {spelled[token]: i for i, token in enumerate(tokens) if token in spelled}
     for key in FIM_TOKENS:
         for name in (OLD_FIM_KEYS.get(key, ""), f"fim_{key}"):
             value = metadata.get(f"tokenizer.ggml.{name}_token_id")
@@ -243,15 +238,8 @@ def _quantization(metadata: Metadata) -> str:
     """As llama.cpp calls the file's mix of types."""
     from gguf.constants import LlamaFileType  # which brings YAML and sentencepiece: 5 MB in every process
 
-    number = metadata.get("general.file_type")
-    if not isinstance(number, int) or number not in {member.value for member in LlamaFileType}:
+    try:
+        name = LlamaFileType(whole(metadata, "general.file_type")).name
+    except (KeyError, ValueError, FormatError):
         return "unknown"
-    name = LlamaFileType(number).name
     return name.removeprefix("MOSTLY_").removeprefix("ALL_")
-
-
-def _largest(metadata: Metadata, key: str) -> int:
-    """Return the largest value where each layer has its own; 0 when the file does not say."""
-    value = metadata.get(f"{metadata['general.architecture']}.{key}", 0)
-    values = value if isinstance(value, list) else [value]
-    return max((v for v in values if type(v) is int), default=0)

@@ -2,12 +2,14 @@
 
 import math
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from settle.base.errors import FormatError
 from settle.formats import Metadata
+from settle.formats.gguf.metadata import largest
 
 FLOAT32 = 4
 
@@ -142,13 +144,7 @@ def shape_from_config(config: Mapping[str, Any], parameters: int) -> ModelShape:
 
 def shape_from_gguf(metadata: Metadata, sizes: Mapping[str, int]) -> ModelShape:
     """From the header of a GGUF file. sizes: elements of each tensor by its name. Raises FormatError."""
-    architecture = str(metadata.get("general.architecture"))
-
-    def number(key: str, default: int = 0) -> int:
-        value = metadata.get(f"{architecture}.{key}", default)
-        values = value if isinstance(value, list) else [value]
-        return max((v for v in values if type(v) is int), default=default)
-
+    number = partial(largest, metadata)
     layers, width = number("block_count"), number("embedding_length")
     heads = number("attention.head_count")
     table = sizes.get("token_embd.weight", 0)
@@ -162,7 +158,7 @@ def shape_from_gguf(metadata: Metadata, sizes: Mapping[str, int]) -> ModelShape:
     linear = layers - len(keeping) if any(".ssm_" in name or ".shortconv" in name for name in sizes) else 0
     latent = number("attention.kv_lora_rank")
     window = number("attention.sliding_window")
-    window_layers = _gguf_window_layers(metadata, architecture, layers) if window else 0
+    window_layers = _gguf_window_layers(metadata, layers) if window else 0
     try:
         return ModelShape(
             parameters=parameters,
@@ -237,8 +233,9 @@ def _state_elements(config: Mapping[str, Any]) -> int:
     return int(config["hidden_size"]) * int(config.get("conv_L_cache") or 4)
 
 
-def _gguf_window_layers(metadata: Metadata, architecture: str, layers: int) -> int:
-    """How many layers see a window only: as the file lists, or as llama.cpp builds the family."""
+def _gguf_window_layers(metadata: Metadata, layers: int) -> int:
+    """Return how many layers see a window only: as the file lists, or as llama.cpp builds the family."""
+    architecture = str(metadata.get("general.architecture"))
     pattern = metadata.get(f"{architecture}.attention.sliding_window_pattern")
     if isinstance(pattern, list):
         return sum(bool(value) for value in pattern)

@@ -46,7 +46,10 @@ def resolve(name: str | Path) -> ModelRef:
     if colon and place == "run":
         return _of_run(Run.find(rest))
     if colon and place == "store":
-        return _of_store(_required(rest))
+        stored = find_model(rest)
+        if stored is None:
+            raise UsageError(f"there is no model {shown(rest)} in the store", f"`settle pull {rest}` gets one")
+        return ModelRef(stored.name, "model", stored.source)
     collection, at, model = text.partition("@")
     if at and is_collection(collection):
         return collection_ref(collection, resolve(model))
@@ -120,14 +123,19 @@ def resolve_draft(name: str) -> ModelRef:
 
 def all_refs() -> list[ModelRef]:
     """Every model of the store and of the runs, and every adapter whose base is there, each under a name of its own."""
-    stored = [_of_store(model) for model in all_models()]
+    stored = [ModelRef(model.name, "model", model.source) for model in all_models()]
     made = [ref for run in Run.all() for ref in _refs_of(run)]
     twice = {ref.name for ref in stored} & {ref.name for ref in made if ref.kind == "model"}
     stored = [replace(ref, name=f"store:{ref.name}") if ref.name in twice else ref for ref in stored]
     wholes = [ref for ref in made if ref.kind == "model"]
     wholes = [replace(ref, name=f"run:{ref.name}") if ref.name in twice else ref for ref in wholes]
     names = {ref.path.resolve(): ref.name for ref in [*wholes, *stored]}
-    adapters = [_over(ref, names) for ref in made if ref.kind == "adapter"]
+    adapters = [
+        # the base goes by its name on this machine
+        replace(ref, base=replace(ref.base, name=names.get(ref.base.path.resolve(), ref.base.name)))
+        for ref in made
+        if ref.kind == "adapter" and ref.base
+    ]
     return [*stored, *{ref.id: ref for ref in [*wholes, *adapters]}.values()]
 
 
@@ -174,8 +182,7 @@ def shown(text: str) -> str:
 
 
 def _require_model(ref: ModelRef) -> ModelRef:
-    if ref.kind == "collection":
-        assert ref.base is not None
+    if ref.kind == "collection" and ref.base:
         raise UsageError(f"{ref.id} is a collection of documents", f"`settle ask {ref.name}`, or give {ref.base.id}")
     return ref
 
@@ -201,7 +208,7 @@ def _candidates(text: str) -> Iterator[tuple[str, str, ModelRef | SettleError]]:
         found.append((f"run:{text}", "made by a run", _or_error(lambda: _of_run(run))))
     stored = _or_error(lambda: find_model(text))
     if isinstance(stored, StoredModel):
-        found.append((f"store:{text}", "in the store", _of_store(stored)))
+        found.append((f"store:{text}", "in the store", ModelRef(stored.name, "model", stored.source)))
     elif stored is not None:
         found.append((f"store:{text}", "in the store", stored))
     if is_model(path):
@@ -248,17 +255,6 @@ def _by_id(text: str) -> ModelRef:
     return found
 
 
-def _required(name: str) -> StoredModel:
-    stored = find_model(name)
-    if stored is None:
-        raise UsageError(f"there is no model {shown(name)} in the store", f"`settle pull {name}` gets one")
-    return stored
-
-
-def _of_store(stored: StoredModel) -> ModelRef:
-    return ModelRef(stored.name, "model", stored.source)
-
-
 def _of_run(run: Run) -> ModelRef:
     """Return the whole model or the adapter that a run made. Raises UsageError where there is none, saying why."""
     usable = [made for made in models_of(run) if made.kind == "model" or (made.kind == "adapter" and made.base)]
@@ -291,13 +287,6 @@ def _made_ref(run: Run, made: MadeModel) -> ModelRef:
 def _made_source(run: Run, made: MadeModel) -> Source:
     origin = f"adapter of run {run.name}" if made.kind == "adapter" else f"run {run.name}"
     return Source(Path(made.path), "gguf", run.name, origin=origin)
-
-
-def _over(adapter: ModelRef, names: dict[Path, str]) -> ModelRef:
-    """Return an adapter whose base goes by its name on this machine."""
-    assert adapter.base is not None
-    name = names.get(adapter.base.path.resolve(), adapter.base.name)
-    return replace(adapter, base=replace(adapter.base, name=name))
 
 
 def _unknown(text: str) -> UsageError:

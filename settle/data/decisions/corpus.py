@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TypedDict
+from typing import Any
 
 import numpy as np
 
@@ -87,16 +87,6 @@ def _hash(text: str) -> bytes:
     return hashlib.blake2b(text.encode("utf-8", "replace"), digest_size=8).digest()
 
 
-class _StoredRow(TypedDict):
-    """A row in `rows.jsonl`."""
-
-    state: str
-    name: str
-    question: Mapping[str, object]
-    target: list[float]
-    origin: str
-
-
 @dataclass(frozen=True)
 class DecisionCorpus(RowCorpus):
     """Decisions to train on, to select and calibrate by, and to judge.
@@ -165,17 +155,15 @@ def prompt_for(tokenizer: Tokenizer) -> DecisionPrompt:
 def open_decisions(folder: Path) -> DecisionCorpus:
     """Return the corpus in that folder."""
     about = read_json(folder / "decisions.json")
-    stores = {side: RowStore(folder / side) for side in SIDES}
-    prompt = about["prompt"]
     return DecisionCorpus(
-        **stores,
+        **{side: RowStore(folder / side) for side in SIDES},
         kind="decision",
         template=about["template"],
         ledger=read_json(folder / "ledger.json"),
         previews=[Preview.from_json(preview) for preview in about["previews"]],
         fingerprint=folder.name,
         labels=about["labels"],
-        prompt=DecisionPrompt(prompt["opening"], prompt["closing"], tuple(prompt["signs"])),
+        prompt=DecisionPrompt(**about["prompt"] | {"signs": tuple(about["prompt"]["signs"])}),
     )
 
 
@@ -271,7 +259,8 @@ def _write(
             lines = stack.enter_context((folder / side / "rows.jsonl").open("w", encoding="utf-8"))
             for index in chosen:
                 row = rows[index]
-                lines.write(json.dumps(_spelled(row), ensure_ascii=False) + "\n")
+                stored = {**vars(row), "question": row.question.to_json()}
+                lines.write(json.dumps(stored, ensure_ascii=False) + "\n")
                 random = np.random.default_rng([index, len(rows)])
                 orders = [own_order(row.question)] * times
                 if number == TRAIN and row.name in ledger.notes["shuffled"]:
@@ -287,15 +276,10 @@ def _write(
             store = writer.close()
         ledger.notes[side] = {"rows": len(chosen), "tokens": store.num_tokens, "bytes": store.num_bytes}
         ledger.kept_bytes += store.num_bytes
-        _padded(shares).tofile(folder / side / SHARES)
-
-
-def _padded(shares: Sequence[np.ndarray]) -> np.ndarray:
-    """Return float32 (R, K), -1 where a row has fewer options."""
-    table = np.full((len(shares), max(map(len, shares))), -1, np.float32)
-    for number, own in enumerate(shares):
-        table[number, : len(own)] = own
-    return table
+        table = np.full((len(shares), max(map(len, shares))), -1, np.float32)  # -1 where a row has fewer options
+        for place, own_shares in enumerate(shares):
+            table[place, : len(own_shares)] = own_shares
+        table.tofile(folder / side / SHARES)
 
 
 def _previews(rows: Sequence[DecisionRow], encoder: DecisionEncoder) -> list[Preview]:
@@ -309,13 +293,6 @@ def _previews(rows: Sequence[DecisionRow], encoder: DecisionEncoder) -> list[Pre
     return shown
 
 
-def _spelled(row: DecisionRow) -> _StoredRow:
-    question = row.question.to_json()
-    return {
-        "state": row.state, "name": row.name, "question": question, "target": list(row.target), "origin": row.origin
-    }  # fmt: skip
-
-
-def _row(stored: _StoredRow) -> DecisionRow:
-    question = Question.from_json(stored["question"])
-    return DecisionRow(stored["state"], stored["name"], question, tuple(stored["target"]), stored["origin"])
+def _row(stored: dict[str, Any]) -> DecisionRow:
+    question, target = Question.from_json(stored["question"]), tuple(stored["target"])
+    return DecisionRow(**stored | {"question": question, "target": target})

@@ -46,13 +46,14 @@ class Question:
         """Return the question that a `/v1/systemone` body spells. name: for messages. Raises DataError."""
         if not isinstance(value, Mapping):
             raise DataError(f"{name} is no question: it is not an object", _FIX)
-        kind, instructions, criteria = value.get("type"), value.get("instructions"), value.get("criteria")
-        if kind not in TYPES:
-            raise DataError(f"{name} has the type {kind!r:.40}", f"give one of {', '.join(TYPES)}")
+        kind = next((known for known in TYPES if value.get("type") == known), None)
+        if kind is None:
+            raise DataError(f"{name} has the type {value.get('type')!r:.40}", f"give one of {', '.join(TYPES)}")
+        instructions = value.get("instructions")
         if not isinstance(instructions, str) or not instructions.strip():
             raise DataError(f"{name} has no instructions", "say in `instructions` what is to be decided")
         read = {"noul": _noul, "choice": _choice, "score": _score}[kind]
-        return cls(cast(QuestionType, kind), instructions, read(criteria, name))
+        return cls(kind, instructions, read(value.get("criteria"), name))
 
     def to_json(self) -> dict[str, object]:
         """Return the question as a `/v1/systemone` body spells it."""
@@ -87,10 +88,10 @@ class Question:
         shares = [0.0] * len(self.options)
         for key, share in value.items():
             place = self._place(key)
-            if place is None or isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share < 1e9:
+            if place is None or type(share) not in (int, float) or not 0 <= cast(float, share) < 1e9:
                 fix = f"give shares from 0 on for {', '.join(self.keys)[:200]}"
                 raise DataError(f"{name} gives {key!r:.40} the share {share!r:.40}", fix)
-            shares[place] += share
+            shares[place] += cast(float, share)
         if not sum(shares) > 0:
             raise DataError(f"the shares of {name} are all 0", "give at least one option a share above 0")
         return tuple(share / sum(shares) for share in shares)
@@ -101,9 +102,7 @@ class Question:
         if word in self.keys:
             return self.keys.index(word)
         if self.type == "noul":
-            return {"0": 0, "no": 0, "n": 0, "1": 1, "yes": 1, "y": 1, **dict(zip(TRUTH, (0, 1), strict=True))}.get(
-                word.lower()
-            )
+            return {"0": 0, "no": 0, "n": 0, "false": 0, "1": 1, "yes": 1, "y": 1, "true": 1}.get(word.lower())
         descriptions = [option.description for option in self.options]
         return descriptions.index(word) if self.type == "score" and word in descriptions else None
 
@@ -116,28 +115,33 @@ def _word(value: object) -> str:
 
 
 def _noul(criteria: object, name: str) -> tuple[Option, ...]:
-    if criteria is not None and (not isinstance(criteria, Mapping) or not set(criteria) <= set(TRUTH)):
-        raise DataError(f"{name}: the criteria of a noul are {criteria!r:.60}", "describe `true` and `false`, or none")
-    given = criteria or {}
-    return tuple(Option(key, _described(given.get(key), name)) for key in TRUTH)
+    match criteria:
+        case None:
+            return tuple(map(Option, TRUTH))
+        case {**given} if set(given) <= set(TRUTH):
+            return tuple(Option(key, _described(given.get(key), name)) for key in TRUTH)
+    raise DataError(f"{name}: the criteria of a noul are {criteria!r:.60}", "describe `true` and `false`, or none")
 
 
 def _choice(criteria: object, name: str) -> tuple[Option, ...]:
-    if isinstance(criteria, Sequence) and not isinstance(criteria, str):
-        criteria = {str(key): None for key in criteria}
-    if not isinstance(criteria, Mapping) or len(criteria) < 2:
+    options: Mapping[object, object] = {}
+    match criteria:
+        case [*keys]:
+            options = {str(key): None for key in keys}
+        case {**described}:
+            options = described
+    if len(options) < 2:
         raise DataError(f"{name} offers fewer than two options", "give at least two in `criteria`")
-    if len(criteria) > MOST_OPTIONS:
-        raise DataError(f"{name} offers {len(criteria)} options", f"give at most {MOST_OPTIONS}, or group them")
-    return tuple(Option(str(key), _described(text, name)) for key, text in criteria.items())
+    if len(options) > MOST_OPTIONS:
+        raise DataError(f"{name} offers {len(options)} options", f"give at most {MOST_OPTIONS}, or group them")
+    return tuple(Option(str(key), _described(text, name)) for key, text in options.items())
 
 
 def _score(criteria: object, name: str) -> tuple[Option, ...]:
-    is_list = isinstance(criteria, Sequence) and not isinstance(criteria, str)
-    if not is_list or not 2 <= len(cast(Sequence[object], criteria)) <= MOST_LEVELS:
-        raise DataError(f"{name}: a score needs 2 to {MOST_LEVELS} levels", "list them in `criteria`, the lowest first")
-    texts = [_described(text, name) or "" for text in cast(Sequence[object], criteria)]
-    return tuple(Option(str(i), text) for i, text in enumerate(texts))
+    match criteria:
+        case [*levels] if 2 <= len(levels) <= MOST_LEVELS:
+            return tuple(Option(str(i), _described(text, name) or "") for i, text in enumerate(levels))
+    raise DataError(f"{name}: a score needs 2 to {MOST_LEVELS} levels", "list them in `criteria`, the lowest first")
 
 
 def _described(text: object, name: str) -> str | None:

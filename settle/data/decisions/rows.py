@@ -10,7 +10,6 @@ import re
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 from settle.base.errors import DataError
 from settle.data.decisions.questions import MOST_LEVELS, MOST_OPTIONS, TRUTH, Option, Question, state_text
@@ -32,13 +31,6 @@ _FIX = 'write each row as {"state": …, "questions": {"name": {…}}, "targets"
 Placed = tuple[str, Values]  # where a record is, as `file:row`, and its named values
 
 
-class LabelledRow(NamedTuple):
-    """What one row of a table says."""
-
-    state: str
-    target: tuple[float, ...]
-
-
 @dataclass(frozen=True)
 class LabelColumn:
     """The label column of a table.
@@ -54,7 +46,9 @@ class LabelColumn:
     def find(cls, records: Sequence[Values], asked: str | None = None, instructions: str = "") -> "LabelColumn":
         """Return the label column of some records. Raises DataError when no column, or more than one, can be it."""
         columns = list(dict.fromkeys(str(key) for values in records for key in values))
-        name = _asked(columns, asked) if asked else _found(records, columns)
+        if asked and asked not in columns:
+            raise DataError(f"there is no column {asked!r}", f"name one of {', '.join(columns[:_SHOWN])}")
+        name = asked or _found(records, columns)
         labels = Counter(filter(None, (_label(values.get(name)) for values in records)))
         if len(labels) < 2:
             only = f"only {next(iter(labels))!r:.60}" if labels else "no value"
@@ -70,14 +64,15 @@ class LabelColumn:
             raise DataError(f"{name!r} is the only column", "give rows with a text beside the label")
         return cls(name, _question(labels, re.sub(r"[_-]+", " ", name), instructions), others)
 
-    def row(self, values: Values, where: str) -> LabelledRow | None:
-        """Return the row as a state and its target; None where it has no label or no text. where: for messages."""
+    def row(self, values: Values, where: str) -> "DecisionRow | None":
+        """Return a row of the table; None where it has no label or no text. where: it is, as `file:row`."""
         label, state = _label(values.get(self.name)), self.state(values)
         if not label or not state.strip():
             return None
         if self.question.type == "score":
             label = str(int(label) - int(self.question.options[0].description or 0))
-        return LabelledRow(state, self.question.target(label, f"{where}: {self.name}"))
+        target = self.question.target(label, f"{where}: {self.name}")
+        return DecisionRow(state, self.name, self.question, target, where)
 
     def state(self, values: Values) -> str:
         """Return a row's text: its one other column, or each other column on a line of its own with its name."""
@@ -85,12 +80,6 @@ class LabelColumn:
         if len(self.others) == 1:
             return texts[self.others[0]]
         return "\n".join(f"{column}: {text}" for column, text in texts.items() if text)
-
-
-def _asked(columns: Sequence[str], asked: str) -> str:
-    if asked not in columns:
-        raise DataError(f"there is no column {asked!r}", f"name one of {', '.join(columns[:_SHOWN])}")
-    return asked
 
 
 def _found(records: Sequence[Values], columns: Sequence[str]) -> str:
@@ -190,11 +179,7 @@ def decision_rows(records: Sequence[Placed], label: str | None = None, instructi
     if label is None and all(is_decision(values) for _, values in records):
         return [row for where, values in records for row in _spelled(where, values)]
     column = LabelColumn.find([values for _, values in records], label, instructions)
-    rows = []
-    for where, values in records:
-        named = column.row(values, where)
-        rows += [DecisionRow(named.state, column.name, column.question, named.target, where)] if named else []
-    return rows
+    return [row for where, values in records if (row := column.row(values, where))]
 
 
 def state_columns(records: Sequence[Placed], label: str | None = None) -> tuple[str, ...]:

@@ -7,6 +7,7 @@ import json
 import re
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
@@ -178,18 +179,21 @@ def parsed(value: object) -> object:
 def parsed_turns(value: object) -> object:
     """Return a value as `parsed` does, but JSON stays text unless it is turns: an answer may itself be JSON."""
     inner = parsed(value)
-    turns = inner["messages"] if isinstance(inner, dict) and isinstance(inner.get("messages"), list) else inner
-    turns = [turns] if isinstance(turns, dict) else turns
-    if isinstance(value, str) and not (isinstance(turns, list) and turns and all(map(_is_turn, turns))):
-        return value
-    return inner
+    match inner:
+        case {"messages": [*turns]} | [*turns]:
+            are_turns = bool(turns) and all(map(_is_turn, turns))
+        case _:
+            are_turns = _is_turn(inner)
+    return inner if are_turns or not isinstance(value, str) else value
 
 
 def _is_turn(value: object) -> bool:
     """Return whether a value names who speaks, and holds what is said."""
-    if not isinstance(value, dict) or not isinstance(value.get("role", value.get("from")), str):
-        return False
-    return _holds_calls(value) or any(key in value for key in _CONTENTS)
+    match value:
+        case {"role": name, **rest} | {"from": name, **rest}:
+            return isinstance(name, str) and (_holds_calls(rest) or any(key in rest for key in _CONTENTS))
+        case _:
+            return False
 
 
 def _add(messages: list[Message], turn: Message) -> None:
@@ -215,17 +219,19 @@ def _add(messages: list[Message], turn: Message) -> None:
         _add_calls(messages, own_calls)
 
 
-def _holds_calls(turn: Message) -> bool:
+def _holds_calls(turn: Mapping[Any, Any]) -> bool:
     return bool(turn.get("tool_calls") or turn.get("function_call"))
 
 
-def _text(content: object, may_be_missing: bool) -> str:
-    if isinstance(content, str):
-        return content
-    if content is None and may_be_missing:
-        return ""
-    if isinstance(content, list) and all(isinstance(p, dict) and isinstance(p.get("text"), str) for p in content):
-        return "".join(part["text"] for part in content)
+def _text(content: Any, may_be_missing: bool) -> str:
+    match content:
+        case str():
+            return content
+        case None if may_be_missing:
+            return ""
+        case [*parts]:
+            with suppress(TypeError, KeyError, IndexError):
+                return "".join(part["text"] for part in parts)
     raise Broken("a turn without content" if content is None else "content that is no text")
 
 
@@ -238,14 +244,16 @@ def _add_calls(messages: list[Message], calls: object) -> None:
     messages[-1]["tool_calls"] = [_call(call) for call in calls]
 
 
-def _call(call: object) -> Tool:
+def _call(call: Any) -> Tool:
     function = call.get("function", call) if isinstance(call, dict) else None
-    if not isinstance(call, dict) or not isinstance(function, dict) or not isinstance(function.get("name"), str):
-        raise Broken("a tool call without a name")
-    arguments = parsed(function.get("arguments", function.get("parameters", {})) or {})
+    match function:
+        case {"name": str(name), **given}:
+            arguments = parsed(given.get("arguments", given.get("parameters", {})) or {})
+        case _:
+            raise Broken("a tool call without a name")
     if not isinstance(arguments, dict):
         raise Broken("a tool call whose arguments are no JSON object")
-    named = {"type": "function", "function": {"name": function["name"], "arguments": arguments}}
+    named = {"type": "function", "function": {"name": name, "arguments": arguments}}
     return named | ({"id": call["id"]} if isinstance(call.get("id"), str) else {})
 
 

@@ -3,10 +3,12 @@
 from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
-from pydantic import Field
+from pydantic import Field, StrictStr, TypeAdapter, ValidationError
 
 from settle.data.layouts import SYSTEM, Broken, Example, Message, RowLayout, check_turns, parsed, text_of, with_system
 from settle.documents.rows import Values
+
+_PAIRS = TypeAdapter(list[tuple[StrictStr, StrictStr]])
 
 
 class Alpaca(RowLayout):
@@ -41,9 +43,9 @@ class Alpaca(RowLayout):
 
 def _history(value: object) -> list[Message]:
     turns = parsed(value) or []
-    if not isinstance(turns, list) or not all(isinstance(t, list) and len(t) == 2 for t in turns):
-        raise Broken("a history that is no list of question and answer")
-    texts = [text for turn in turns for text in turn]
-    if not all(isinstance(text, str) for text in texts):
-        raise Broken("a history that is no list of question and answer")
-    return [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(texts)]
+    try:
+        pairs = _PAIRS.validate_python(turns)
+    except ValidationError:
+        raise Broken("a history that is no list of question and answer") from None
+    roles = ("user", "assistant")
+    return [{"role": role, "content": text} for pair in pairs for role, text in zip(roles, pair, strict=True)]

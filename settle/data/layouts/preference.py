@@ -75,10 +75,8 @@ class Preference(RowLayout):
 
 def _answer(record: Values, columns: Mapping[str, str], what: str) -> list[Message]:
     value = parsed_turns(record[columns[what]])
-    if isinstance(value, dict):
-        value = [value]
-    if isinstance(value, list):
-        messages = read_turns(value)
+    if isinstance(value, dict | list):
+        messages = read_turns(value if isinstance(value, list) else [value])
         # with a prompt of its own the row may still repeat it in both answers
         if "prompt" in columns and len(messages) > 1:
             prompt = with_system(record, columns, _prompt(record, columns))
@@ -92,11 +90,9 @@ def _answer(record: Values, columns: Mapping[str, str], what: str) -> list[Messa
 
 
 def _prompt(record: Values, columns: Mapping[str, str]) -> list[Message]:
-    value = parsed_turns(record[columns["prompt"]])
-    if isinstance(value, dict) and isinstance(value.get("messages"), list):
-        value = value["messages"]
-    if isinstance(value, list):
-        return read_turns(value)
+    match parsed_turns(record[columns["prompt"]]):
+        case {"messages": [*turns]} | [*turns]:
+            return read_turns(turns)
     text = text_of(record, columns["prompt"], "the prompt")
     about = text_of(record, columns["about"], "the input") if "about" in columns else ""
     return [{"role": "user", "content": "\n\n".join(filter(str.strip, (text, about)))}]

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from settle.base.chat_template import ChatTemplate, TemplateFailure, TemplateRunaway
-from settle.data.layouts import Broken, Example, Message, Tool
+from settle.data.layouts import Broken, Example, Message
 from settle.data.rows.templates import TemplateAdapter
 
 _THOUGHT = re.compile(r"</?think(?:ing)?>")
@@ -82,7 +82,7 @@ class Renderer:
         if self._template is None:
             return [self._plain(example)]
         try:
-            return self._chat(example)
+            return self._chat(self._template, example)
         except TemplateRunaway:
             raise
         except TemplateFailure as e:
@@ -106,7 +106,7 @@ class Renderer:
         answer = RenderedAnswer(len(prompt), len(prompt) + len(completion), (completion.strip(),), True)
         return Rendered(prompt + completion, (answer,), self._supervise == "all", unended=True)
 
-    def _chat(self, example: Example) -> list[Rendered]:
+    def _chat(self, template: ChatTemplate, example: Example) -> list[Rendered]:
         messages, tools = self.adapter.spoken(example.messages, example.tools)
         answers = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
         supervised = dict(zip(answers, self._wanted(example.messages), strict=True))
@@ -116,7 +116,7 @@ class Renderer:
         rows: list[tuple[str, list[RenderedAnswer], bool]] = []
         numbers = sorted(supervised, reverse=True)
         cuts = [cut for number in numbers for cut in ((number, True), (number + 1, False))]
-        texts = iter(self._render(messages, cuts, tools))
+        texts = iter(template.render_cuts(messages, cuts, tools or None, self._arguments))
         for number in numbers:
             turn = self._turn(messages[number], next(texts), next(texts))
             text = turn.prompt + turn.answer
@@ -173,10 +173,6 @@ class Renderer:
                 "the chat template begins each answer with a thought: those without have an empty one"
             )
         return replace(turn, answer=f"{thought}\n</think>\n\n{turn.answer}")
-
-    def _render(self, messages: Sequence[Message], cuts: Sequence[tuple[int, bool]], tools: list[Tool]) -> list[str]:
-        assert self._template is not None
-        return self._template.render_cuts(messages, cuts, tools or None, self._arguments)
 
 
 def _common(a: str, b: str) -> int:

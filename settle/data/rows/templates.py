@@ -8,6 +8,7 @@ which roles and forms it renders; the others are written as text.
 import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 
 from settle.base.chat_template import ChatTemplate, TemplateFailure, TemplateRunaway
 from settle.data.layouts import Example, Message, Tool
@@ -107,18 +108,19 @@ class TemplateAdapter:
     """
 
     def __init__(self, template: ChatTemplate | None, arguments: Mapping[str, object]) -> None:
-        self._template, self._arguments = template, dict(arguments)
+        self._template = template
         self.notes: set[str] = set()
         self.has_system = False
         if template is None:
             return
-        self.has_system = self._renders([_message("system", _MARK), _message("user", "q")])
-        self._has_tools = self._renders([_message("user", "q")], [_TOOL])
+        renders = partial(_renders, template, dict(arguments))
+        self.has_system = renders([_message("system", _MARK), _message("user", "q")])
+        self._has_tools = renders([_message("user", "q")], [_TOOL])
         # calls as templates want them: arguments as an object or as its JSON, beside an empty content or none at all
         forms = [(as_text, empty) for as_text in (False, True) for empty in ("", None)]
-        self._form = next((form for form in forms if self._renders(_called(_MARK, *form), escaped=False)), None)
+        self._form = next((form for form in forms if renders(_called(_MARK, *form), escaped=False)), None)
         answer = [_result(_MARK), _message("assistant", "a")]
-        self._has_results = self._form is not None and self._renders([*_called("b", *self._form)[:2], *answer])
+        self._has_results = self._form is not None and renders([*_called("b", *self._form)[:2], *answer])
 
     def asking(self, example: Example) -> Example:
         """Return an example with its last answer as it was read, and all before that as the template takes it."""
@@ -136,7 +138,9 @@ class TemplateAdapter:
             spoken = _with_tools(spoken, tools)
             tools = []
         if any("tool_calls" in message for message in spoken):
-            spoken = self._calls(spoken)
+            if self._form is None:
+                self.notes.add("the chat template knows no tool calls: they are written as <tool_call>{…}</tool_call>")
+            spoken = [self._call(message) if "tool_calls" in message else message for message in spoken]
         if any(message["role"] == "tool" for message in spoken) and not self._has_results:
             self.notes.add("the chat template knows no tool results: they are written as a user's turn")
             spoken = _results_as_user(spoken)
@@ -145,23 +149,25 @@ class TemplateAdapter:
             spoken = _without_system(spoken)
         return spoken, list(tools)
 
-    def _calls(self, messages: list[Message]) -> list[Message]:
-        if self._form is None:
-            self.notes.add("the chat template knows no tool calls: they are written as <tool_call>{…}</tool_call>")
-            return [_call_as_text(message) if "tool_calls" in message else message for message in messages]
-        form = self._form
-        return [_in_form(message, *form) if "tool_calls" in message else message for message in messages]
+    def _call(self, message: Message) -> Message:
+        return _call_as_text(message) if self._form is None else _in_form(message, *self._form)
 
-    def _renders(self, messages: list[Message], tools: list[Tool] | None = None, escaped: bool = True) -> bool:
-        """Return whether the mark is rendered; unless `escaped`, neither as Python nor as a string in JSON."""
-        assert self._template is not None
-        try:
-            text = self._template.render(messages, tools, True, **self._arguments)
-        except TemplateRunaway:
-            raise
-        except TemplateFailure:
-            return False
-        return _MARK in text and (escaped or f"'{_MARK}'" not in text and f'\\"{_MARK}\\"' not in text)
+
+def _renders(
+    template: ChatTemplate,
+    arguments: Mapping[str, object],
+    messages: list[Message],
+    tools: list[Tool] | None = None,
+    escaped: bool = True,
+) -> bool:
+    """Return whether the mark is rendered; unless `escaped`, neither as Python nor as a string in JSON."""
+    try:
+        text = template.render(messages, tools, True, **arguments)
+    except TemplateRunaway:
+        raise
+    except TemplateFailure:
+        return False
+    return _MARK in text and (escaped or f"'{_MARK}'" not in text and f'\\"{_MARK}\\"' not in text)
 
 
 def _message(role: str, content: str) -> Message:

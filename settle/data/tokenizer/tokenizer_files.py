@@ -23,16 +23,12 @@ _BYTE_TOKEN = re.compile(r"<0x[0-9A-F]{2}>")
 _LOOKS_CONTROL = re.compile(r"<\|.*\|>|<｜.*｜>|<unused\d+>|<pad>|<mask>")
 
 
+@malformed_is_format_error("its tokenizer")
 def read(folder: Path) -> JsonObject:
     """Return the `tokenizer.*` keys that a GGUF file of this folder would have.
 
     Raises FormatError when there is no tokenizer.json, or it does something that llama.cpp cannot repeat.
     """
-    with malformed_is_format_error("its tokenizer"):
-        return _read(folder)
-
-
-def _read(folder: Path) -> JsonObject:
     raw = _json(folder / "tokenizer.json")
     if raw is None:
         raise FormatError(f"{folder} has no tokenizer.json", "get the model's whole folder, with its tokenizer")
@@ -234,20 +230,11 @@ def as_json(vocabulary: Vocabulary) -> JsonObject:
 
 def _byte_level_steps(vocabulary: Vocabulary) -> JsonObject:
     level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
-    splits = [
-        {
-            "type": "Split",
-            "pattern": {"Regex": pattern.replace(r"\Z", "$")},
-            "behavior": "Isolated",
-            "invert": False,
-        }
-        for pattern in WAYS[vocabulary.pre].patterns
-    ]
-    return {
-        "normalizer": None,
-        "pre_tokenizer": {"type": "Sequence", "pretokenizers": [*splits, level]},
-        "decoder": level,
-    }
+    patterns = [pattern.replace(r"\Z", "$") for pattern in WAYS[vocabulary.pre].patterns]
+    how = {"behavior": "Isolated", "invert": False}
+    splits = [{"type": "Split", "pattern": {"Regex": pattern}, **how} for pattern in patterns]
+    cut = {"type": "Sequence", "pretokenizers": [*splits, level]}
+    return {"normalizer": None, "pre_tokenizer": cut, "decoder": level}
 
 
 def _spaced_steps(vocabulary: Vocabulary) -> JsonObject:
@@ -266,11 +253,8 @@ def _opening(vocabulary: Vocabulary) -> JsonObject | None:
     if not vocabulary.add_bos or vocabulary.bos_id is None:
         return None
     bos = vocabulary.tokens[vocabulary.bos_id]
-    opening, first, second = (
-        {"SpecialToken": {"id": bos, "type_id": 0}},
-        {"Sequence": {"id": "A", "type_id": 0}},
-        {"Sequence": {"id": "B", "type_id": 0}},
-    )
+    opening = {"SpecialToken": {"id": bos, "type_id": 0}}
+    first, second = ({"Sequence": {"id": name, "type_id": 0}} for name in "AB")
     return {
         "type": "TemplateProcessing",
         "single": [opening, first],

@@ -51,12 +51,9 @@ class Vocabulary:
     are None: bos_id (opens a text), unknown_id; pad_id and turn_end_id fall back to eos_id.
     """
 
+    @malformed_is_format_error("its tokenizer")
     def __init__(self, metadata: Metadata) -> None:
         """Read the metadata of a GGUF file. Raises FormatError naming what is not supported."""
-        with malformed_is_format_error("its tokenizer"):
-            self._read(metadata)
-
-    def _read(self, metadata: Metadata) -> None:
         self.metadata = {key: value for key, value in metadata.items() if key.startswith("tokenizer.")}
         self.model = str(self._value("model"))
         if self.model not in _DEFAULT_IDS:

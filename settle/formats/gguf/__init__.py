@@ -32,7 +32,7 @@ from settle.formats import (
 from settle.formats.gguf.decision import read_decision
 from settle.formats.gguf.header import TensorInfo, read_header
 from settle.formats.gguf.layout import Entry, Layout, Pieces, lay_out
-from settle.formats.gguf.types import GgmlType, block_of, exported, ggml_type
+from settle.formats.gguf.types import GgmlType, exported, ggml_type
 
 
 def _exported(dtype: str) -> str:
@@ -69,7 +69,7 @@ class Gguf(Format):
         return exported()
 
     def read(self, path: Path) -> Weights:
-        return read_gguf(path)
+        return read_gguf(self.gguf(path))
 
     def write(self, path: Path, model: ModelContents) -> Path:
         return export_contents(model, path, self.dtype)
@@ -280,9 +280,9 @@ def _narrow(value: object) -> object:
 
 
 def _lazy(data: mmap.mmap, info: TensorInfo) -> LazyTensor:
-    kind = block_of(info.dtype)
-    assert kind is not None, "the header was checked"
-    dtype = kind[0]
+    from gguf.constants import GGMLQuantizationType
+
+    dtype = GGMLQuantizationType(info.dtype).name
     place = Place(data, info.start, info.num_bytes)
 
     def load() -> np.ndarray:

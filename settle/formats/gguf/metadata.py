@@ -42,3 +42,13 @@ def section(metadata: Metadata, key: str) -> dict[str, object]:
     if not isinstance(value, dict):
         raise FormatError(f"{key} is {value!r}, not an object", "get the file again")
     return value
+
+
+def largest(metadata: Metadata, key: str, default: int = 0) -> int:
+    """Return a whole number under a key of the file's architecture: the largest where each layer has its own.
+
+    `default` when the file does not say.
+    """
+    value = metadata.get(f"{metadata.get('general.architecture')}.{key}", default)
+    values = value if isinstance(value, list) else [value]
+    return max((v for v in values if type(v) is int), default=default)
