@@ -20,15 +20,11 @@ class Unreadable(DataError):
 
 @dataclass(frozen=True)
 class Place:
-    """A place in a file.
+    """A place in a file."""
 
-    line: from 1, where the file is text. page: from 1, of a page or a slide. part: a name inside the file (an anchor of
-    a web page, a sheet, a chapter, a cell, a message), or "".
-    """
-
-    line: int | None = None
-    page: int | None = None
-    part: str = ""
+    line: int | None = None  # from 1, where the file is text
+    page: int | None = None  # from 1, of a page or a slide
+    part: str = ""  # a name inside the file: an anchor of a web page, a sheet, a chapter, a cell, a message
 
     def after(self, path: str) -> str:
         """Return `path` with the place in it, as programs open it: `a.md:12`, `a.pdf#page=3`, `a.html#setup`.
@@ -52,33 +48,26 @@ class Place:
 
 @dataclass(frozen=True)
 class Block:
-    """One paragraph, heading, listing or table.
-
-    text: without markup that only shows. level: of a heading, from 1; of another block, the deepest level of the
-    headings that it belongs to, or None when it belongs to all that came before. lined: whether each line feed of the
-    text is one of the file, so that a line inside the block has a number. header: of a table, the line above its rows
-    and above every part of them.
-    """
+    """One paragraph, heading, listing or table."""
 
     kind: Kind
-    text: str
+    text: str  # without markup that only shows
     place: Place = field(default_factory=Place)
+    # of a heading, from 1; of another block, the deepest level of the headings that it belongs to, or None when it
+    # belongs to all that came before
     level: int | None = None
-    lined: bool = False
-    header: str = ""
+    lined: bool = False  # each line feed of the text is one of the file, so a line inside the block has a number
+    header: str = ""  # of a table, the line above its rows and above every part of them
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """A passage: the unit of search and citation.
-
-    headings: those above it, the outermost first. tokens: of `embedded`, as the embedder counts.
-    """
+    """A passage: the unit of search and citation."""
 
     text: str
-    headings: tuple[str, ...]
+    headings: tuple[str, ...]  # those above it, the outermost first
     place: Place
-    tokens: int
+    tokens: int  # of `embedded`, as the embedder counts
 
     @property
     def embedded(self) -> str:
@@ -92,10 +81,7 @@ def with_headings(headings: tuple[str, ...], text: str) -> str:
 
 
 def joined_text(blocks: Iterable[Block]) -> str:
-    """Return the text of a document's blocks: a blank line between two of them, none inside a list or a table.
-
-    A table's header occurs once.
-    """
+    """Return the text of blocks: a blank line between two of them, none inside a list or a table, a header once."""
     pieces: list[str] = []
     before: Block | None = None
     for block in blocks:

@@ -50,14 +50,8 @@ def confine(roots: Iterable[str] | None) -> None:
     _refuse_calls(libc)
 
 
-def roots_from(argument: str) -> list[str] | None:
-    """Return the roots that a parent has passed on its child's command line, with `roots_as`."""
-    roots: list[str] | None = json.loads(argument)
-    return roots
-
-
 def roots_as(roots: Iterable[Path | str] | None) -> str:
-    """Return roots as an argument of a command line."""
+    """Return roots as an argument in JSON of the child's command line."""
     return json.dumps(None if roots is None else [str(Path(root).absolute()) for root in roots])
 
 

@@ -135,13 +135,7 @@ def marked_encoding(head: bytes) -> str | None:
 
 
 def _noted_encoding(path: Path, note: Note) -> str:
-    encoding = _encoding(path)
-    if encoding == "cp1252":
-        note("not UTF-8: read as Windows-1252")
-    return encoding
-
-
-def _encoding(path: Path) -> str:
+    """Return the encoding, judged by the whole file."""
     with path.open("rb") as file:
         head = file.read(_PIECE)
         if marked := marked_encoding(head):
@@ -155,5 +149,6 @@ def _encoding(path: Path) -> str:
                 head = file.read(_PIECE)
             decoder.decode(b"", final=True)
         except UnicodeDecodeError:
+            note("not UTF-8: read as Windows-1252")
             return "cp1252"
     return "utf-8"

@@ -34,36 +34,34 @@ def parquet_rows(path: str, field: str | None) -> Iterator[Record]:
     there.
     """
     child = FencedChild("settle.documents.parquet_rows", LIMITS)
-    request: dict[str, str | None] | None = {"path": path, "field": field}
     number = 0
     try:
-        while (answer := _asked(child, request)) is not None:
+        answer: Any = child.ask({"path": path, "field": field})
+        while answer is not None:
+            match answer:
+                case {"error": error, "fix": None}:
+                    raise Unreadable(error)
+                case {"error": error, "fix": fix}:
+                    raise DataError(error, fix)
             for value in answer:
                 number += 1
-                yield {"row": number, "value": value}
-            request = None
+                yield {"row": number, "value": _restored(value)}
+            answer = child.ask(None)
+    except ChildEnded as e:
+        raise Unreadable(f"not a readable parquet file: {e}") from None
     finally:
         child.close()
 
 
-def _asked(child: FencedChild, request: dict[str, str | None] | None) -> list[Any] | None:
-    try:
-        answer: Any = child.ask(request)
-    except ChildEnded as e:
-        raise Unreadable(f"not a readable parquet file: {e}") from None
-    if isinstance(answer, dict):
-        if answer["fix"]:
-            raise DataError(answer["error"], answer["fix"])
-        raise Unreadable(answer["error"])
-    return None if answer is None else [_restored(value) for value in answer]
-
-
 def _restored(value: Any) -> Any:
-    if isinstance(value, dict):
-        if value.keys() == {_OTHER}:
+    match value:
+        case dict() if value.keys() == {_OTHER}:
             return OtherValue(value[_OTHER])
-        return {key: _restored(inner) for key, inner in value.items()}
-    return [_restored(inner) for inner in value] if isinstance(value, list) else value
+        case dict():
+            return {key: _restored(inner) for key, inner in value.items()}
+        case list():
+            return [_restored(inner) for inner in value]
+    return value
 
 
 def batches(path: str, field: str | None) -> Iterator[list[Any]]:
@@ -97,15 +95,13 @@ class _Reading:
                 confine([request["path"]])
                 self._batches = batches(request["path"], request["field"])
             rows = next(self._batches, None)
+        except Unreadable as e:
+            return {"error": e.what, "fix": None}
         except DataError as e:
-            return {"error": e.what, "fix": None if isinstance(e, Unreadable) else e.fix}
+            return {"error": e.what, "fix": e.fix}
         except OSError as e:
             return {"error": f"cannot be read: {e.strerror or e}", "fix": None}
-        return None if rows is None else json.loads(json.dumps(rows, default=_other))
-
-
-def _other(value: object) -> dict[str, str]:
-    return {_OTHER: str(value)}
+        return None if rows is None else json.loads(json.dumps(rows, default=lambda value: {_OTHER: str(value)}))
 
 
 if __name__ == "__main__":

@@ -16,8 +16,8 @@ import threading
 from pathlib import Path
 from typing import TextIO, TypedDict
 
-from settle.documents.blocks import Block, Unreadable
-from settle.documents.confine import confine, roots_from
+from settle.documents.blocks import Unreadable
+from settle.documents.confine import confine
 from settle.documents.readers import Reader
 
 MEMORY = 4 << 30  # bytes of address space
@@ -28,14 +28,11 @@ _GRACE = 10  # seconds after those in which the parent ends this process: for wh
 
 
 class Request(TypedDict):
-    """A file to read.
-
-    seconds: how long it may take.
-    """
+    """A file to read."""
 
     path: str
     reader: str
-    seconds: float
+    seconds: float  # that it may take
 
 
 def main() -> None:
@@ -43,8 +40,11 @@ def main() -> None:
     # a library that prints must not break the protocol
     out = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
-    _limit_memory()
-    confine(roots_from(sys.argv[1]) if len(sys.argv) > 1 else None)
+    with contextlib.suppress(ImportError, ValueError, OSError):  # not on Windows, or a lower limit is set already
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+    confine(json.loads(sys.argv[1]) if len(sys.argv) > 1 else None)
     requests: queue.SimpleQueue[Request] = queue.SimpleQueue()
     threading.Thread(target=_listen, args=(requests,), daemon=True).start()
     while True:
@@ -98,13 +98,9 @@ def _read(path: Path, reader: str, out: TextIO) -> None:
             note(f"only its first {MOST_TEXT >> 20} million characters are read")
             return
         if block.text.strip():
-            _send_block(out, block)
-
-
-def _send_block(out: TextIO, block: Block) -> None:
-    place = block.place
-    where = (place.line, place.page, _clean(place.part))
-    _send(out, "block", block.kind, _clean(block.text), where, block.level, block.lined, _clean(block.header))
+            where = (block.place.line, block.place.page, _clean(block.place.part))
+            text, header = _clean(block.text), _clean(block.header)
+            _send(out, "block", block.kind, text, where, block.level, block.lined, header)
 
 
 def _clean(text: str) -> str:
@@ -116,13 +112,6 @@ def _clean(text: str) -> str:
 
 def _send(out: TextIO, *message: object) -> None:
     out.write(json.dumps(message) + "\n")
-
-
-def _limit_memory() -> None:
-    with contextlib.suppress(ImportError, ValueError, OSError):  # not on Windows, or a lower limit is set already
-        import resource
-
-        resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
 
 
 def _is_large() -> bool:

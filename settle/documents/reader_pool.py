@@ -154,7 +154,6 @@ class _Child:
         self._child.close(is_over=True)
 
     def _cause(self) -> str:
-        """Return why a document is unreadable whose reader died."""
         code = self._child.exit_code()
         if self._child.is_late:
             return f"reading it takes more than {self._seconds:.0f} s"

@@ -22,14 +22,11 @@ Values = Mapping[str, object]
 
 
 class Row(TypedDict):
-    """One document with its row, or the problem that kept a row from being read.
-
-    row: of the file, from 1; of lines of text the line at which it begins.
-    """
+    """One document with its row, or the problem that kept a row from being read."""
 
     text: NotRequired[str]
     problem: NotRequired[str]
-    row: int
+    row: int  # of the file, from 1; of lines of text the line at which it begins
 
 
 class Record(TypedDict):
@@ -82,18 +79,23 @@ def record_lines(value: object, key: str = "") -> str:
     waiting: list[tuple[str, object]] = [(key, value)]
     while waiting:
         name, current = waiting.pop()
-        if isinstance(current, dict):
-            waiting += [(f"{name}.{k}" if name else str(k), v) for k, v in reversed(current.items())]
-        elif isinstance(current, list) and any(isinstance(v, dict | list) for v in current):
-            waiting += [(name, v) for v in reversed(current)]
-        elif current not in (None, "", []):
-            text = ", ".join(map(_scalar, current)) if isinstance(current, list) else _scalar(current)
-            lines.append(f"{name}: {text}" if name else text)
+        match current:
+            case dict():
+                waiting += [(f"{name}.{k}" if name else str(k), v) for k, v in reversed(current.items())]
+            case list() if any(isinstance(v, dict | list) for v in current):
+                waiting += [(name, v) for v in reversed(current)]
+            case _ if current not in (None, "", []):
+                lines.append(f"{name}: {_shown(current)}" if name else _shown(current))
     return "\n".join(lines)
 
 
-def _scalar(value: object) -> str:
-    return value if isinstance(value, str) else str(value).lower() if isinstance(value, bool) else str(value)
+def _shown(value: object) -> str:
+    match value:
+        case bool():
+            return str(value).lower()
+        case list():
+            return ", ".join(map(_shown, value))
+    return str(value)
 
 
 def record_document(record: object, field: str | None) -> str:
@@ -102,28 +104,36 @@ def record_document(record: object, field: str | None) -> str:
     With `field` that value. Otherwise a value under a usual name for text, a conversation's turns, or, when there is
     neither, every text in the record, in order, with a blank line between. Raises DataError when `field` is not there.
     """
-    if isinstance(record, str):
-        return record
-    if isinstance(record, list):
-        return "\n\n".join(filter(None, (record_document(r, None) for r in record)))
-    if not isinstance(record, dict):
-        return ""
-    if field is not None:
-        if field not in record:
-            known = ", ".join(map(repr, list(record)[:20]))
-            raise DataError(f"there is no field {field!r} in the data", f"use one of {known}")
-        return record_document(record[field], None)
-    lowered = {str(key).lower(): value for key, value in record.items()}
-    for key in _TEXT_KEYS:
-        if isinstance(text := lowered.get(key), str) and text.strip():
-            return text
-    for key in _TURN_KEYS:
-        if isinstance(turns := lowered.get(key), list):
-            return "\n\n".join(filter(None, map(_turn_text, turns)))
-    return "\n\n".join(filter(None, (record_document(value, None) for value in record.values())))
+    match record:
+        case str():
+            return record
+        case list():
+            return _joined(record_document(one, None) for one in record)
+        case dict() if field is None:
+            lowered = {str(key).lower(): value for key, value in record.items()}
+            for text in map(lowered.get, _TEXT_KEYS):
+                if isinstance(text, str) and text.strip():
+                    return text
+            for turns in map(lowered.get, _TURN_KEYS):
+                if isinstance(turns, list):
+                    return _joined(map(_turn_text, turns))
+            return _joined(record_document(value, None) for value in record.values())
+        case dict():
+            if field not in record:
+                known = ", ".join(map(repr, list(record)[:20]))
+                raise DataError(f"there is no field {field!r} in the data", f"use one of {known}")
+            return record_document(record[field], None)
+    return ""
 
 
 def _turn_text(turn: object) -> str:
-    if isinstance(turn, dict):
-        return next((v for k in ("content", "value", "text") if isinstance(v := turn.get(k), str)), "")
-    return turn if isinstance(turn, str) else ""
+    match turn:
+        case str():
+            return turn
+        case dict():
+            return next((v for k in ("content", "value", "text") if isinstance(v := turn.get(k), str)), "")
+    return ""
+
+
+def _joined(texts: Iterable[str]) -> str:
+    return "\n\n".join(filter(None, texts))

@@ -33,18 +33,14 @@ def path_text(path: str) -> str:
 
 @dataclass(frozen=True)
 class FoundFile:
-    """A file to read.
-
-    root: the folder or file that was given. size: bytes. changed: its time in nanoseconds. reader: the kind that reads
-    it. compression: "", ".gz" or ".zst".
-    """
+    """A file to read."""
 
     path: str
-    root: str
-    size: int
-    changed: int
-    reader: str
-    compression: str = ""
+    root: str  # the folder or file that was given
+    size: int  # bytes
+    changed: int  # its time in nanoseconds
+    reader: str  # the kind that reads it
+    compression: str = ""  # or ".gz" or ".zst"
 
     @property
     def name(self) -> str:
@@ -63,15 +59,13 @@ class FoundFile:
 
 @dataclass(frozen=True)
 class Walk:
-    """How folders are walked.
+    """How folders are walked."""
 
-    skip: called for each file or folder that is left out. looks_inside: whether files are opened, to unpack .gz and
-    .zst and to take those of an unknown kind as text where they look like it. also_skipped: a further reason to leave
-    out a path (and whether it is a folder), or None; an empty reason is not passed to `skip`.
-    """
-
+    # called for each file or folder that is left out
     skip: Skip = lambda reason, path: None
+    # files are opened, to unpack .gz and .zst and to take those of an unknown kind as text where they look like it
     looks_inside: bool = False
+    # a further reason to leave out a path (and whether it is a folder), or None; an empty one is not passed to `skip`
     also_skipped: Callable[[Path, bool], str | None] = lambda path, is_folder: None
 
     def files(self, roots: Iterable[Path]) -> Iterator[FoundFile]:
@@ -94,13 +88,12 @@ class Walk:
         if is_folder:
             yield from self._folder(root)
         elif is_there:
-            file = self._file(root, root)
-            if isinstance(file, str):
-                raise DataError(
-                    f"{visible_line(root.name)} cannot be used: {file}",
-                    "give another file, or a folder: other files in it are skipped",
-                )
-            yield file
+            match self._file(root, root):
+                case FoundFile() as file:
+                    yield file
+                case reason:
+                    fix = "give another file, or a folder: other files in it are skipped"
+                    raise DataError(f"{visible_line(root.name)} cannot be used: {reason}", fix)
         else:
             raise UsageError(f"there is no file or folder {str(root)!r}", "check the path")
 
@@ -125,11 +118,11 @@ class Walk:
                 reason = HIDDEN if path.name.startswith(".") else self.also_skipped(path, False)
                 if leave(reason, path):
                     continue
-                file = self._file(path, root)
-                if isinstance(file, str):
-                    leave(file, path)
-                else:
-                    yield file
+                match self._file(path, root):
+                    case FoundFile() as file:
+                        yield file
+                    case reason:
+                        leave(reason, path)
 
     def _why_not_folder(self, path: Path, own: Path) -> str | None:
         if path.name.startswith("."):

@@ -98,7 +98,6 @@ def _utf8(data: bytes) -> bytes:
 
 
 def _prune(root: "_Element") -> None:
-    """Remove elements that a page does not show its readers as content."""
     from lxml import etree
 
     for element in root.xpath(_NO_CONTENT):
@@ -201,7 +200,6 @@ class _Walk:
         return Place(part=anchor) if anchor else Place(line=line)
 
     def _flush(self) -> Iterator[Block]:
-        """Yield the block that is open, if anything is in it."""
         lines = [" ".join(line.split()) for line in "".join(self._pieces).split("\n")]
         text = "\n".join(line for line in lines if line)
         began, self._began = self._began, None
@@ -220,7 +218,6 @@ class _Walk:
             yield Block("text", text, self._place(anchor, line), self._level)
 
     def _whole(self, element: "_Element") -> Iterator[Block]:
-        """Yield a listing or a table."""
         place = self._place(self._anchor, element.sourceline)
         if element.tag == "pre":
             text = "".join(element.itertext()).strip("\n")

@@ -155,17 +155,13 @@ _DUPLICATE_COSINE_GAP = 0.02  # between the cosines of two duplicates with the q
 
 @dataclass(frozen=True)
 class Hit:
-    """A passage that was found.
-
-    score: what hits are ordered by. similarity: cosine with the question. bm25: of its words, or 0. occurrences: every
-    place where the passage is.
-    """
+    """A passage that was found."""
 
     passage: Passage
-    occurrences: tuple[Occurrence, ...]
-    score: float
-    similarity: float
-    bm25: float
+    occurrences: tuple[Occurrence, ...]  # every place where the passage is
+    score: float  # what hits are ordered by
+    similarity: float  # cosine with the question
+    bm25: float  # of its words, or 0
 
     @property
     def citation(self) -> str:
@@ -250,6 +246,5 @@ def _distinct(hits: Sequence[Hit], k: int) -> list[Hit]:
 
 
 def _runs(text: str) -> set[tuple[str, ...]]:
-    """Return every run of words."""
     stems = words(text)
     return {tuple(stems[i : i + _RUN_WORDS]) for i in range(max(1, len(stems) - _RUN_WORDS + 1))}

@@ -34,27 +34,20 @@ _FIRST_WORD = 1996  # WordPiece's ids from here on are words, the most frequent 
 
 
 class JudgeReading(NamedTuple):
-    """The judge's reading of one passage.
+    """The judge's reading of one passage."""
 
-    logit: above 0 where an answer is likelier than none. at: the character of the passage's text where the evidence for
-    it is greatest.
-    """
-
-    logit: float
-    at: int
+    logit: float  # above 0 where an answer is likelier than none
+    at: int  # the character of the passage's text where the evidence for it is greatest
 
 
 UNREAD: Mapping[int, JudgeReading] = MappingProxyType({})  # by the passage's id, where there is no judge
 
 
 class TokenWindow(NamedTuple):
-    """The tokens of a passage that are read.
-
-    places: the first character of each in the text, -1 of others.
-    """
+    """The tokens of a passage that are read."""
 
     ids: list[int]
-    places: list[int]
+    places: list[int]  # the first character of each in the text, -1 of others
 
 
 class AnswerJudge:

@@ -17,17 +17,15 @@ CONTEXT = 4096  # tokens: more than an answer needs, and small enough to load at
 
 
 class AnsweringModel:
-    """The model that answers, loaded in the background.
-
-    requested: a model's name or `none`, which is remembered for the collection; or None. ref: None where there is no
-    model, or several and none was chosen. why: the reason, for the user. is_news: whether the user of the collection
-    has not seen that reason yet. Raises UsageError for an unknown name.
-    """
+    """The model that answers, loaded in the background. Raises UsageError for an unknown name."""
 
     def __init__(self, collection: Collection, requested: str | None) -> None:
+        """Choose the model. requested: its name or `none`, which the collection remembers; or None."""
         self.requested = requested
+        # no model where there is none, or several and none was chosen; and the reason, for the user
         self.ref, self.why = _choose(collection, requested)
-        self.is_news = bool(self.why) and collection.catalogue.settings.get("model_said", str) != self.why
+        last = collection.catalogue.settings.get("model_said", str)
+        self.is_news = bool(self.why) and last != self.why  # the user of the collection has not seen that reason yet
         if self.is_news:
             _remember(collection, "model_said", self.why)
         self._pool = ThreadPoolExecutor(1, "answering-model")

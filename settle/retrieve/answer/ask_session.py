@@ -9,7 +9,7 @@ from settle.base.errors import UsageError
 from settle.base.event_log import Events
 from settle.base.events import AnswerText, ResultReady, Say, Warn
 from settle.base.visible import visible_line
-from settle.retrieve.answer.answer import CitedAnswer, Source, hanging
+from settle.retrieve.answer.answer import CitedAnswer, hanging
 from settle.retrieve.answer.answering_model import AnsweringModel
 from settle.retrieve.answer.ask import finish_answer, stream_answer
 from settle.retrieve.answer.retrieval import Retrieval, is_outdated, retrieve
@@ -126,7 +126,8 @@ class AskSession:
         answer = finish_answer(pieces, lambda text: self._events.emit(AnswerText(text=_hanging(text))))
         lines: list[str] = []
         for source, piece in answer.cited:
-            lines.append(f"[{source.number}] {_relative(piece.place)}{_title(source)}")
+            title = f"  {source.title}" if source.pieces[0].passage.headings else ""
+            lines.append(f"[{source.number}] {_relative(piece.place)}{title}")
             if model.is_small:
                 lines += [f"    “{visible_line(quote)}”" for quote in answer.quotes(source)]
         self._events.emit(AnswerText(text="\n".join(["", *([""] if lines else []), *lines, ""])))
@@ -137,23 +138,15 @@ class AskSession:
     def _show_passages(self, question: str) -> int:
         """Emit the passages for a question, and return the exit code."""
         retrieval = self._retrieve(question)
-        passages: list[dict[str, object]] = []
+        passages = []
         for number, hit in enumerate(retrieval.hits, 1):
             headings = visible_line(" › ".join(hit.passage.headings))
             head = f"[{number}] {_relative(hit.citation)}" + (f"  {headings}" if headings else "")
             text = indent(hit.passage.text, "  ")  # no line of a passage can be taken for a citation
             self._events.emit(AnswerText(text=f"{head}\n{text}\n\n"))
-            passages.append(
-                {
-                    "number": number,
-                    "place": hit.citation,
-                    "passage": hit.passage.id,
-                    "headings": list(hit.passage.headings),
-                    "text": hit.passage.text,
-                    "score": hit.score,
-                    "similarity": hit.similarity,
-                }
-            )
+            record = {"number": number, "place": hit.citation, "passage": hit.passage.id}
+            record |= {"headings": list(hit.passage.headings), "text": hit.passage.text}
+            passages.append(record | {"score": hit.score, "similarity": hit.similarity})
         result = {"collection": self._collection.name, "question": question, "passages": passages}
         self._events.emit(ResultReady(result=result | {"evidence": round(retrieval.evidence.score, 4)}))
         return 0 if passages else 3
@@ -168,7 +161,3 @@ def _hanging(piece: str) -> str:
     """Return a piece of an answer with its inner lines indented; the line feeds around it separate it from others."""
     inside = piece.strip("\n")
     return piece.replace(inside, hanging(inside), 1) if inside else piece
-
-
-def _title(source: Source) -> str:
-    return f"  {source.title}" if source.pieces[0].passage.headings else ""

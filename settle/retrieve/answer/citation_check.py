@@ -29,17 +29,13 @@ CLEARER = 0.15  # score margin needed to replace the model's own citation
 
 @dataclass(frozen=True)
 class Support:
-    """How well a passage supports a sentence.
+    """How well a passage supports a sentence."""
 
-    score: 0 to 1. differs: the words in which it says something else, see `claim_check`; any of them rules support out.
-    line: the nearest sentence of the passage.
-    """
-
-    score: float
-    differs: tuple[str, ...]
+    score: float  # 0 to 1
+    differs: tuple[str, ...]  # the words in which it says something else: any of them rules support out
     source: Source
     piece: Piece
-    line: str
+    line: str  # the nearest sentence of the passage
 
     @property
     def enough(self) -> bool:
@@ -97,7 +93,6 @@ class Checker:
         return Support(score, differs, source, nearest.piece, nearest.text)
 
     def _embed(self, texts: Sequence[str]) -> None:
-        """Embed those texts that were not embedded before."""
         new = [text for text in dict.fromkeys(texts) if text not in self._meanings]
         self._meanings |= zip(new, self._collection.vectors.vectorizer.documents(new), strict=True)
 
@@ -120,10 +115,8 @@ def _floor(collection: Collection) -> float:
 def word_weights(collection: Collection, text: str) -> dict[str, float]:
     """Return the stems of a text, each with its weight in a collection: the rarer, the higher."""
     stems = set(words(text))
-    frequencies, total = (
-        collection.catalogue.words.frequencies(stems),
-        max(2, collection.catalogue.counts()["passages"]),
-    )
+    frequencies = collection.catalogue.words.frequencies(stems)
+    total = max(2, collection.catalogue.counts()["passages"])
     return {stem: log(1 + total / frequencies.get(stem, 1)) for stem in stems}
 
 
@@ -211,20 +204,14 @@ good better best / bad worse worst"""
 
 @dataclass(frozen=True)
 class Token:
-    """A word in its place.
-
-    stem: what it is compared by, "" for a word that carries no meaning. is_owner: followed by 's.
-    """
+    """A word in its place."""
 
     text: str
     lower: str
-    stem: str
+    stem: str  # what it is compared by, "" for a word that carries no meaning
     is_name: bool = False
     is_number: bool = False
-    is_owner: bool = False
-
-    def owning(self) -> "Token":
-        return replace(self, is_owner=True)
+    is_owner: bool = False  # followed by 's
 
 
 def tokens(text: str, other: str = "") -> list[Token]:
@@ -267,12 +254,6 @@ def _is_proper(word: str, text: str, other: str) -> bool:
 
 def is_negation(token: Token) -> bool:
     return token.lower in _NEGATIONS or token.lower.endswith(("n't", "n’t"))
-
-
-@lru_cache(maxsize=4096)
-def opposites(token: Token) -> frozenset[str]:
-    """Return the words that contradict this one where they take its place."""
-    return _opposites().get(token.lower, frozenset())
 
 
 @lru_cache(maxsize=1)
@@ -362,7 +343,6 @@ def differences(claim: str, lines: Sequence[str], about: str = "") -> tuple[str,
 
 
 def _against_lines(claim: str, lines: Sequence[str], about: str) -> tuple[str, ...]:
-    """Return the differences from the nearest line."""
     every = tokens(claim, " ".join((*lines, about)))
     asked = [token for token in every if token.stem or is_negation(token)]
     stems = {token.stem for token in asked if token.stem}
@@ -473,7 +453,7 @@ def _segments(line: str, cut: re.Pattern[str] = _CUT) -> Iterator[_Segment]:
 
 
 def _opposite_in(token: Token, here: Sequence[Token]) -> bool:
-    against = opposites(token)
+    against = _opposites().get(token.lower, frozenset())
     return any(other.lower in against or other.stem in against for other in here)
 
 
@@ -548,4 +528,4 @@ def _with_owner(here: list[Token], segments: Sequence[_Segment], before: str) ->
         names = [token for token in flat[max(0, end - LEADING) : end] if token.is_name]
     else:
         names = [token for token in tokens(before)[:LEADING] if token.is_name]
-    return [*here[:at], *(token.owning() for token in names), *here[at + 1 :]]
+    return [*here[:at], *(replace(token, is_owner=True) for token in names), *here[at + 1 :]]

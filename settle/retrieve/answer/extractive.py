@@ -1,7 +1,7 @@
 """Answers without a language model: what the passages say that fits a question best, with what belongs to it."""
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import Literal, NamedTuple
 
@@ -36,14 +36,11 @@ LONGEST = 400  # characters of a unit that are compared
 
 
 class Unit(NamedTuple):
-    """A part of a passage that is compared with a question.
-
-    paragraph: its number in the passage.
-    """
+    """A part of a passage that is compared with a question."""
 
     text: str
     kind: Kind
-    paragraph: int
+    paragraph: int  # its number in the passage
 
 
 class Excerpts:
@@ -92,10 +89,8 @@ class Excerpts:
             first -= 1
         while last + 1 < len(self.units) and self._is_continued(at, first, last):
             last += 1
-        chosen = [
-            self._shown(i) for i in dict.fromkeys((first, *range(at if unit.kind == "item" else first, last + 1)))
-        ]
-        return self._joined(chosen), range(first, last + 1)
+        begin = at if unit.kind == "item" else first
+        return self._joined(dict.fromkeys((first, *range(begin, last + 1)))), range(first, last + 1)
 
     def _introduction(self, at: int) -> int:
         """Return the sentence that introduces a listing, or a list; `at` itself where there is none."""
@@ -125,19 +120,16 @@ class Excerpts:
         is_introduced = self.units[at].kind == "sentence" and following.paragraph == unit.paragraph
         return is_introduced and last - at < ITEMS and unit.kind in ("item", "row")
 
-    def _shown(self, at: int) -> Unit:
-        unit = self.units[at]
-        if unit.kind == "listing":
-            return unit._replace(text="\n".join(unit.text.split("\n")[:LINES]))
-        return unit
-
-    def _joined(self, units: list[Unit]) -> str:
+    def _joined(self, numbers: Iterable[int]) -> str:
         text, before = "", None
-        for unit in units:
+        for unit in (self.units[number] for number in numbers):
+            shown = unit.text
+            if unit.kind == "listing":
+                shown = "\n".join(shown.split("\n")[:LINES])
             is_prose = before is not None and before.kind == unit.kind == "sentence"
             if unit.kind == "row" and (before is None or before.paragraph != unit.paragraph):
                 text += f"\n{self._headers[unit.paragraph]}"
-            text += f"{' ' if is_prose else chr(10)}{unit.text}" if text else unit.text
+            text += f"{' ' if is_prose else chr(10)}{shown}" if text else shown
             before = unit
         return text.strip("\n")
 
@@ -180,26 +172,20 @@ def _items(lines: list[str]) -> Iterator[str]:
 
 
 class Quote(NamedTuple):
-    """An excerpt of a passage, word for word.
-
-    score: how well it fits the question, 0 to 1.
-    """
+    """An excerpt of a passage, word for word."""
 
     text: str
     source: Source
     piece: Piece
-    score: float
+    score: float  # how well it fits the question, 0 to 1
 
 
 class _Candidate(NamedTuple):
-    """A unit of a passage.
-
-    at: its number there.
-    """
+    """A unit of a passage."""
 
     source: Source
     piece: Piece
-    at: int
+    at: int  # its number there
     score: float
 
     @property

@@ -222,17 +222,13 @@ _FEW_WORDS = 3  # a question with no more stems than this may refer to the one b
 
 @dataclass(frozen=True)
 class Retrieval:
-    """The passages for a question.
-
-    before: the question that it refers to, or "". hits: the best first. readings: what the trained judge read in the
-    best of them, by the passage's id.
-    """
+    """The passages for a question."""
 
     question: str
-    before: str
-    hits: tuple[Hit, ...]
+    before: str  # the question that it refers to, or ""
+    hits: tuple[Hit, ...]  # the best first
     evidence: Evidence
-    readings: Mapping[int, JudgeReading] = field(default_factory=lambda: UNREAD)
+    readings: Mapping[int, JudgeReading] = field(default_factory=lambda: UNREAD)  # of the best of them, by passage
 
     @property
     def whole_question(self) -> str:

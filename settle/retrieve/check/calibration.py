@@ -38,20 +38,15 @@ LEFT = 0.85  # weighted share of a question's words from which on one line elsew
 
 @dataclass(frozen=True)
 class RefusalTrial:
-    """A question that was asked twice, with its topic in the index and with it left out.
-
-    hits: with its topic in the index. rank: of the first hit that answers it, from 0, or None. there, gone: features
-    (F,) with its topic and without. is_gone: whether nothing else is about the topic. is_judged: whether the trained
-    judge has read its hits.
-    """
+    """A question that was asked twice, with its topic in the index and with it left out."""
 
     question: CheckQuestion
-    hits: tuple[Hit, ...]
-    rank: int | None
-    there: np.ndarray
-    gone: np.ndarray
-    is_gone: bool = True
-    is_judged: bool = False
+    hits: tuple[Hit, ...]  # with its topic in the index
+    rank: int | None  # of the first hit that answers it, from 0
+    there: np.ndarray  # features (F,) with its topic in the index
+    gone: np.ndarray  # features (F,) with its topic left out
+    is_gone: bool = True  # nothing else is about the topic
+    is_judged: bool = False  # the trained judge has read its hits
 
 
 @dataclass(frozen=True)

@@ -36,16 +36,12 @@ ANSWERED = 40  # questions that a model answers, to check its citations
 
 @dataclass(frozen=True)
 class Worst:
-    """A document that is found badly.
-
-    asked, missed: how many questions were made from it, and for how many no passage was among the first `HIT`. why: in
-    words.
-    """
+    """A document that is found badly."""
 
     path: str
-    asked: int
-    missed: int
-    why: tuple[str, ...]
+    asked: int  # how many questions were made from it
+    missed: int  # for how many of them no passage was among the first `HIT`
+    why: tuple[str, ...]  # in words
 
 
 def worst(collection: Collection, trials: Sequence[RefusalTrial]) -> list[Worst]:
@@ -77,7 +73,6 @@ def _why(collection: Collection, record: DocumentRecord, missed: Iterable[Refusa
 
 
 def _missing(collection: Collection, trial: RefusalTrial) -> Iterator[str]:
-    """Yield why a question's passage was not among the first."""
     passage = collection.catalogue.passages.get([trial.question.passage])[trial.question.passage]
     stems = words(passage.text)
     if trial.rank is not None:
@@ -98,37 +93,29 @@ def _missing(collection: Collection, trial: RefusalTrial) -> Iterator[str]:
 
 
 def _overlap(one: Passage, other: Passage) -> float:
-    """Return the share of the words of one that the other has."""
     own = set(words(one.text))
     return len(own & set(words(other.text))) / max(1, len(own))
 
 
 @dataclass(frozen=True)
 class CheckResult:
-    """The figures of a check.
-
-    recall: share of the questions whose passage is among the first k, by k. mrr: mean of 1 ÷ its rank, 0 below the
-    tenth. refused: share of the unanswerable questions that are refused; false_refusals: of the answerable ones. cited:
-    share of a model's citations that are of a passage with the answer, None without a model. kinds: by what questions
-    were made from, their number and recall at 5. threshold: of the evidence. scores: with the topic in the index, one
-    for each question, and with it left out, one for each whose topic is nowhere else. is_calibrated: whether there were
-    enough questions to calibrate the evidence. calibration: of the scores as probabilities.
-    """
+    """The figures of a check."""
 
     name: str
     questions: int
-    recall: dict[int, Interval]
-    mrr: Interval
-    refused: Interval
-    false_refusals: Interval
-    cited: Interval | None
-    kinds: dict[str, tuple[int, Interval]]
+    recall: dict[int, Interval]  # share of the questions whose passage is among the first k, by k
+    mrr: Interval  # mean of 1 ÷ its rank, 0 below the tenth
+    refused: Interval  # share of the unanswerable questions that are refused
+    false_refusals: Interval  # of the answerable ones
+    cited: Interval | None  # share of a model's citations that are of a passage with the answer
+    kinds: dict[str, tuple[int, Interval]]  # by what questions were made from, their number and recall at 5
     worst: list[Worst]
-    threshold: float
+    threshold: float  # of the evidence
+    # with the topic in the index, one for each question, and with it left out, one for each whose topic is nowhere else
     scores: tuple[list[float], list[float]]
-    is_calibrated: bool
+    is_calibrated: bool  # there were enough questions to calibrate the evidence
     seconds: float
-    calibration: CalibrationReport | None = None
+    calibration: CalibrationReport | None = None  # of the scores as probabilities
 
     def to_json(self) -> dict[str, object]:
         record = asdict(self)
@@ -151,9 +138,8 @@ def check(
     began = time.monotonic()
     generated = make(collection, questions, seed, model)
     if not generated:
-        raise DataError(
-            f"no question can be made from the documents of {collection.name}", "index documents that have text"
-        )
+        what = f"no question can be made from the documents of {collection.name}"
+        raise DataError(what, "index documents that have text")
     trials = run_trials(collection, generated, events)
     calibration = calibrate(trials)
     weights, is_gone = calibration.weights, ~np.isnan(calibration.gone)

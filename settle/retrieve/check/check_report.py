@@ -18,7 +18,6 @@ from settle.retrieve.index.collection import Collection
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from settle.retrieve.check.check import CheckResult
 
 SHOWN_K = (1, 5, 10)  # recall at these numbers of hits
 PICTURE, PAGE, RESULT = "check.png", "check.md", "check.json"
@@ -83,18 +82,11 @@ def page(result: CheckResult) -> str:
     lines += [f"| {kind} | {n} | {_value(f)} | {_interval(f)} |" for kind, (n, f) in result.kinds.items()]
     if result.worst:
         lines += ["", "## Worst documents", "", "| document | missed | why |", "|---|--:|---|"]
-        lines += [
-            f"| `{_cell(one.path)}` | {one.missed} of {one.asked} | {_cell('; '.join(one.why))} |"
-            for one in result.worst
-        ]
+        for one in result.worst:
+            lines.append(f"| `{_cell(one.path)}` | {one.missed} of {one.asked} | {_cell('; '.join(one.why))} |")
     if result.calibration:
-        lines += [
-            "",
-            "## The evidence as a probability",
-            "",
-            "Each question with its topic in the index and without:",
-            "",
-        ]
+        lines += ["", "## The evidence as a probability", ""]
+        lines += ["Each question with its topic in the index and without:", ""]
         lines += [f"- {line}" for line in result.calibration.lines() + result.calibration.refused_lines()]
     if not result.is_calibrated:
         lines += ["", _too_few(result)]
@@ -120,7 +112,7 @@ def _cell(text: str) -> str:
     return text.replace("|", "\\|").replace("`", "'").replace("\n", " ")
 
 
-def picture(result: "CheckResult") -> bytes:
+def picture(result: CheckResult) -> bytes:
     """Return the bytes of a PNG."""
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -129,28 +121,24 @@ def picture(result: "CheckResult") -> bytes:
     with matplotlib.rc_context(STYLE):
         figure = Canvas(figsize=INCHES, dpi=DPI, facecolor="white")
         FigureCanvasAgg(figure)
-        grid = figure.add_gridspec(
-            2, 2, left=0.085, right=0.965, top=0.83, bottom=0.09, hspace=0.45, wspace=0.3, height_ratios=(1.0, 1.0)
-        )
+        margins = {"left": 0.085, "right": 0.965, "top": 0.83, "bottom": 0.09, "hspace": 0.45, "wspace": 0.3}
+        grid = figure.add_gridspec(2, 2, **margins)
         _draw_recall(figure.add_subplot(grid[0, 0]), result)
         _draw_kinds(figure.add_subplot(grid[0, 1]), result)
         _draw_evidence(figure.add_subplot(grid[1, :]), result)
         figure.text(0.085, 0.945, result.name, fontsize=17, fontweight="bold", color=INK, va="center")
-        figure.text(0.085, 0.9, _headline(result), fontsize=10.5, color="#555555", va="center")
+        headline = (
+            f"{result.questions} questions made from its documents · passage among the first {HIT}: "
+            f"{result.recall[HIT].value:.0%} · refused when left out: {result.refused.value:.0%}, "
+            f"when there: {result.false_refusals.value:.0%}"
+        )
+        figure.text(0.085, 0.9, headline, fontsize=10.5, color="#555555", va="center")
         out = io.BytesIO()
         figure.savefig(out, format="png", metadata={"Software": None})
     return out.getvalue()
 
 
-def _headline(result: "CheckResult") -> str:
-    return (
-        f"{result.questions} questions made from its documents · passage among the first {HIT}: "
-        f"{result.recall[HIT].value:.0%} · refused when left out: {result.refused.value:.0%}, "
-        f"when there: {result.false_refusals.value:.0%}"
-    )
-
-
-def _draw_recall(axes: "Axes", result: "CheckResult") -> None:
+def _draw_recall(axes: "Axes", result: CheckResult) -> None:
     ks = list(result.recall)
     values = [result.recall[k].value for k in ks]
     low, high = zip(*(_ends(result.recall[k]) for k in ks), strict=True)
@@ -169,7 +157,7 @@ def _draw_recall(axes: "Axes", result: "CheckResult") -> None:
     axes.legend(loc="lower right")
 
 
-def _draw_kinds(axes: "Axes", result: "CheckResult") -> None:
+def _draw_kinds(axes: "Axes", result: CheckResult) -> None:
     kinds = list(reversed(result.kinds.items()))
     for y, (_, (_, figure)) in enumerate(kinds):
         low, high = _ends(figure)
@@ -181,19 +169,12 @@ def _draw_kinds(axes: "Axes", result: "CheckResult") -> None:
     axes.grid(axis="x", color="#E6E6E6")
 
 
-def _draw_evidence(axes: "Axes", result: "CheckResult") -> None:
+def _draw_evidence(axes: "Axes", result: CheckResult) -> None:
     there, gone = result.scores
     edges = [i / BARS for i in range(BARS + 1)]
     axes.hist(there, edges, color=BLUE, alpha=0.7, edgecolor="white", label="its topic in the index")
-    axes.hist(
-        gone,
-        edges,
-        weights=[-1.0] * len(gone),
-        color=VERMILION,
-        alpha=0.7,
-        edgecolor="white",
-        label="its topic left out",
-    )
+    below = [-1.0] * len(gone)
+    axes.hist(gone, edges, weights=below, color=VERMILION, alpha=0.7, edgecolor="white", label="its topic left out")
     axes.axhline(0, color=INK, linewidth=0.8)
     axes.axvline(result.threshold, color=INK, linewidth=1.4, linestyle=(0, (3, 2)), label="refused to the left of it")
     most = max(abs(end) for end in axes.get_ylim())

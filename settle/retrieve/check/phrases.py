@@ -42,6 +42,7 @@ _NEVER = (  # begins or ends a term
     " not only see note notes example examples warning warnings caution important tip hint todo help default"
 )
 NO_TERM = frozenset(_NEVER.split())
+_ASKING = ("how", "why", "what", "when", "where", "which", "who", "can", "do", "is")
 Telling = Callable[[Sequence[str]], list[float]]
 """How much each word of a question tells, in nats; 0 for one that tells nothing."""
 _SENTENCE_END = re.compile(r"(?<![A-Z])(?<!e\.g)(?<!i\.e)\.\s|;")  # not of an initial
@@ -110,21 +111,9 @@ def of_heading(heading: str, above: str, random: Random) -> str:
     inside = f" {random.choice(('in', 'for', 'with', 'of'))} {_lower(plain(above).strip(' .:?!#'))}" if above else ""
     if words and (verb := base_of_gerund(words[0])):
         rest = " ".join([verb, *_bent(words[1:], random)])
-        return random.choice(("how do I {}", "how to {}", "what is the way to {}", "how can one {}")).format(
-            rest + inside
-        )
-    if len(words) > 2 and words[0].lower() in (
-        "how",
-        "why",
-        "what",
-        "when",
-        "where",
-        "which",
-        "who",
-        "can",
-        "do",
-        "is",
-    ):
+        ways = ("how do I {}", "how to {}", "what is the way to {}", "how can one {}")
+        return random.choice(ways).format(rest + inside)
+    if len(words) > 2 and words[0].lower() in _ASKING:
         return " ".join(_shuffled(content, random)) + inside
     topic = " ".join(_bent(words, random))
     frames = (

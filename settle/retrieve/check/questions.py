@@ -58,45 +58,35 @@ def write_question(model: LlamaClient, text: str) -> str:
 
 @dataclass(frozen=True)
 class CheckQuestion:
-    """A generated question.
-
-    kind: what it was made from. document: its id; path: of that. passage: that it was made from. answers: all passages
-    that answer it. topic, without: what is left out to make it unanswerable: passages, `answers` among them, and
-    documents by id.
-    """
+    """A generated question."""
 
     text: str
-    kind: str
-    document: int
-    path: str
-    passage: int
-    answers: frozenset[int]
+    kind: str  # what it was made from
+    document: int  # its id
+    path: str  # of the document
+    passage: int  # that it was made from
+    answers: frozenset[int]  # all passages that answer it
+    # what is left out to make it unanswerable: passages, `answers` among them, and documents by id
     topic: frozenset[int]
     without: frozenset[int]
 
 
 class _Candidate(NamedTuple):
-    """A question that may be asked.
+    """A question that may be asked."""
 
-    kind: what it was made from. source: the text of that. answers: passages of its document that answer it.
-    """
-
-    kind: str
+    kind: str  # what it was made from
     text: str
-    source: str
-    answers: frozenset[int]
+    source: str  # the text of that
+    answers: frozenset[int]  # passages of its document that answer it
 
 
 class _Spot(NamedTuple):
-    """A passage in its document.
-
-    around: (ordinal, id) of those near it, itself included, in order.
-    """
+    """A passage in its document."""
 
     document: DocumentSize
     ordinal: int
     passage: Passage
-    around: list[tuple[int, int]]
+    around: list[tuple[int, int]]  # (ordinal, id) of those near it, itself included, in order
     passages: dict[int, Passage]
 
     def section(self, depth: int) -> frozenset[int]:
@@ -219,7 +209,6 @@ class _Maker:
         return rarest <= max(3, _COMMON * self._total) and weight >= _ENOUGH * log(self._total)
 
     def _candidates(self, spot: _Spot) -> list[_Candidate]:
-        """Return one question of each kind that the passage gives."""
         random, passage = self.random, spot.passage
         only, other = frozenset((passage.id,)), self._other
         candidates = self._of_headings(spot)
@@ -231,17 +220,15 @@ class _Maker:
             candidates.append(_Candidate("meaning", phrases.of_meaning(other(gloss), term, random), source, only))
         if prose := prose_sentences(passage.text):
             sentence = random.choice(prose)
-            candidates.append(
-                _Candidate("sentence", phrases.of_sentence(other(sentence), self._telling, random), sentence, only)
-            )
+            question = phrases.of_sentence(other(sentence), self._telling, random)
+            candidates.append(_Candidate("sentence", question, sentence, only))
         if code := phrases.functions(passage.text):
             doc = random.choice(code)[1]
             candidates.append(_Candidate("code", phrases.of_function(other(doc), random), doc, only))
         if cells := phrases.rows(passage.text):
             row, column, cell = random.choice(cells)
-            candidates.append(
-                _Candidate("row", phrases.of_row(other(row), other(column), random), f"{row} {column} {cell}", only)
-            )
+            question = phrases.of_row(other(row), other(column), random)
+            candidates.append(_Candidate("row", question, f"{row} {column} {cell}", only))
         return candidates
 
     def _of_headings(self, spot: _Spot) -> list[_Candidate]:
@@ -256,14 +243,8 @@ class _Maker:
             above = headings[depth - 2] if depth > 1 else ""
             if not above or self._headed_elsewhere(f"{above} {heading}", section):
                 return []
-        return [
-            _Candidate(
-                "heading",
-                phrases.of_heading(self._other(heading), self._other(above), self.random),
-                spot.passage.text,
-                section,
-            )
-        ]
+        question = phrases.of_heading(self._other(heading), self._other(above), self.random)
+        return [_Candidate("heading", question, spot.passage.text, section)]
 
     def _of_model(self, spot: _Spot) -> list[_Candidate]:
         """Return a question that the model asks, if its content words mostly occur in the passage."""

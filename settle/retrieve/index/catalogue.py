@@ -22,31 +22,24 @@ from settle.retrieve.index.database import Database, Row, StoredSettings, slices
 
 @dataclass(frozen=True)
 class DocumentRecord:
-    """A document as it was when it was indexed.
-
-    size: bytes. changed: the file's modification time in nanoseconds. sha256: of its bytes, empty where they changed
-    while it was read. notes: what was left out of it. error: why nothing could be read, or "".
-    """
+    """A document as it was when it was indexed."""
 
     path: str
-    size: int
-    changed: int
-    sha256: bytes
+    size: int  # bytes
+    changed: int  # the file's modification time in nanoseconds
+    sha256: bytes  # of its bytes, empty where they changed while it was read
     title: str = ""
-    notes: tuple[str, ...] = ()
-    error: str = ""
+    notes: tuple[str, ...] = ()  # what was left out of it
+    error: str = ""  # why nothing could be read
 
 
 class Passage(NamedTuple):
-    """A passage, stored and embedded once however often it occurs.
-
-    tokens: as the embedder counts them.
-    """
+    """A passage, stored and embedded once however often it occurs."""
 
     id: int
     text: str
     headings: tuple[str, ...]
-    tokens: int
+    tokens: int  # as the embedder counts them
 
     @property
     def embedded(self) -> str:
@@ -131,9 +124,8 @@ class WordIndex:
         if not stems:
             return []
         match = " OR ".join(f'"{stem}"' for stem in dict.fromkeys(stems))
-        statement = (
-            f"SELECT rowid, -{score} AS score FROM {table} WHERE {table} MATCH ? ORDER BY score DESC, rowid LIMIT ?"
-        )
+        columns = f"rowid, -{score} AS score"
+        statement = f"SELECT {columns} FROM {table} WHERE {table} MATCH ? ORDER BY score DESC, rowid LIMIT ?"
         return [(row_id, score) for row_id, score in self._database.rows(statement, match, k)]
 
     def under_headings(self, stems: Sequence[str], limit: int) -> list[int]:
@@ -151,22 +143,19 @@ class WordIndex:
         self._database.run(*_TABLES)
 
     def add_passages(self, passages: Iterable[PassageText]) -> None:
-        self._database.execute_many(
-            "INSERT INTO words (rowid, text, headings) VALUES (?, ?, ?)", map(_passage_row, passages)
-        )
+        statement = "INSERT INTO words (rowid, text, headings) VALUES (?, ?, ?)"
+        self._database.execute_many(statement, map(_passage_row, passages))
 
     def remove_passages(self, passages: Iterable[PassageText]) -> None:
-        self._database.execute_many(
-            "INSERT INTO words (words, rowid, text, headings) VALUES ('delete', ?, ?, ?)", map(_passage_row, passages)
-        )
+        statement = "INSERT INTO words (words, rowid, text, headings) VALUES ('delete', ?, ?, ?)"
+        self._database.execute_many(statement, map(_passage_row, passages))
 
     def add_titles(self, documents: Iterable[DocumentTitle]) -> None:
         self._database.execute_many("INSERT INTO titles (rowid, title) VALUES (?, ?)", map(_title_row, documents))
 
     def remove_titles(self, documents: Iterable[DocumentTitle]) -> None:
-        self._database.execute_many(
-            "INSERT INTO titles (titles, rowid, title) VALUES ('delete', ?, ?)", map(_title_row, documents)
-        )
+        statement = "INSERT INTO titles (titles, rowid, title) VALUES ('delete', ?, ?)"
+        self._database.execute_many(statement, map(_title_row, documents))
 
     def optimize(self) -> None:
         """Merge the index's segments."""
@@ -235,30 +224,22 @@ class DocumentTable:
 
     def insert(self, record: DocumentRecord) -> int:
         """Add a document, and return its id."""
-        return self._database.insert(
-            "INSERT INTO documents (path, size, changed, sha256, title, notes, error) VALUES (?, ?, ?, ?, ?, ?, ?)",
-            record.path,
-            record.size,
-            record.changed,
-            record.sha256,
-            record.title,
-            json.dumps(record.notes),
-            record.error,
+        statement = (
+            "INSERT INTO documents (path, size, changed, sha256, title, notes, error) VALUES (?, ?, ?, ?, ?, ?, ?)"
         )
+        values = {**vars(record), "notes": json.dumps(record.notes)}
+        return self._database.insert(statement, *values.values())
 
     def rename(self, moves: Sequence[tuple[str, DocumentRecord]]) -> None:
         """Store another path, title and stamp of documents: (old path, new record)."""
-        self._database.execute_many(
-            "UPDATE documents SET path = ?, size = ?, changed = ?, title = ? WHERE path = ?",
-            ((new.path, new.size, new.changed, new.title, old) for old, new in moves),
-        )
+        statement = "UPDATE documents SET path = ?, size = ?, changed = ?, title = ? WHERE path = ?"
+        rows = ((new.path, new.size, new.changed, new.title, old) for old, new in moves)
+        self._database.execute_many(statement, rows)
 
     def touch(self, records: Sequence[DocumentRecord]) -> None:
         """Store another stamp for documents whose content is the same."""
-        self._database.execute_many(
-            "UPDATE documents SET size = ?, changed = ? WHERE path = ?",
-            ((record.size, record.changed, record.path) for record in records),
-        )
+        rows = ((record.size, record.changed, record.path) for record in records)
+        self._database.execute_many("UPDATE documents SET size = ?, changed = ? WHERE path = ?", rows)
 
     def delete(self, ids: Sequence[int]) -> None:
         """Remove documents that have no chunks any more."""
@@ -325,9 +306,8 @@ class PassageTable:
 
     def page(self, after: int = 0, limit: int = _PAGE_ROWS) -> list[Passage]:
         """Return the next passages after an id, ordered by id."""
-        return [
-            _passage(row) for row in self._database.rows(f"{_PASSAGES} WHERE id > ? ORDER BY id LIMIT ?", after, limit)
-        ]
+        rows = self._database.rows(f"{_PASSAGES} WHERE id > ? ORDER BY id LIMIT ?", after, limit)
+        return list(map(_passage, rows))
 
     def vectors(self, ids: Sequence[int]) -> dict[int, np.ndarray]:
         """Return the vectors of those of the ids that are stored, float32 (width,), from half precision."""
@@ -355,33 +335,26 @@ class PassageTable:
 
     def around(self, document: int, first: int, last: int) -> list[tuple[int, int]]:
         """Return (ordinal, passage) of a document's chunks from `first` to `last`."""
-        statement = (
-            "SELECT ordinal, passage FROM chunks WHERE document = ? AND ordinal BETWEEN ? AND ? ORDER BY ordinal"
-        )
+        where = "document = ? AND ordinal BETWEEN ? AND ?"
+        statement = f"SELECT ordinal, passage FROM chunks WHERE {where} ORDER BY ordinal"
         return [(ordinal, passage) for ordinal, passage in self._database.rows(statement, document, first, last)]
 
     # Changes, inside a transaction of the catalogue
 
     def insert(self, chunks: Mapping[int, Chunk], vectors: Mapping[int, np.ndarray]) -> None:
         """Store new passages by id, and vectors, float32 (width,), in half precision."""
-        self._database.execute_many(
-            "INSERT INTO passages VALUES (?, ?, ?, ?, ?)",
-            ((i, digest(c), c.text, json.dumps(c.headings), c.tokens) for i, c in chunks.items()),
-        )
-        self._database.execute_many(
-            "INSERT INTO vectors VALUES (?, ?)",
-            ((i, vector.astype(_VECTOR).tobytes()) for i, vector in vectors.items()),
-        )
+        passages = ((i, digest(c), c.text, json.dumps(c.headings), c.tokens) for i, c in chunks.items())
+        self._database.execute_many("INSERT INTO passages VALUES (?, ?, ?, ?, ?)", passages)
+        halves = ((i, vector.astype(_VECTOR).tobytes()) for i, vector in vectors.items())
+        self._database.execute_many("INSERT INTO vectors VALUES (?, ?)", halves)
 
     def place(self, document: int, chunks: Sequence[Chunk], ids: Sequence[int]) -> None:
         """Store which passages a document's chunks are, in order."""
-        self._database.execute_many(
-            "INSERT INTO chunks VALUES (?, ?, ?, ?, ?, ?)",
-            (
-                (document, ordinal, passage, chunk.place.line, chunk.place.page, chunk.place.part)
-                for ordinal, (chunk, passage) in enumerate(zip(chunks, ids, strict=True))
-            ),
+        rows = (
+            (document, ordinal, passage, chunk.place.line, chunk.place.page, chunk.place.part)
+            for ordinal, (chunk, passage) in enumerate(zip(chunks, ids, strict=True))
         )
+        self._database.execute_many("INSERT INTO chunks VALUES (?, ?, ?, ?, ?, ?)", rows)
 
     def unplace(self, documents: Sequence[int]) -> set[int]:
         """Remove the chunks of documents, and return the passages that they were."""
@@ -494,7 +467,6 @@ class Catalogue:
             self.settings.set("words", word_rules.VERSION)
 
     def _add_passages(self, changes: Sequence[DocumentChange], vectors: Mapping[int, np.ndarray]) -> None:
-        """Store the passages that are not stored yet."""
         chunks = {i: chunk for change in changes for i, chunk in zip(change.ids, change.chunks, strict=True)}
         stored = self.passages.get(list(chunks))
         new = {i: chunk for i, chunk in chunks.items() if i not in stored}
@@ -503,7 +475,6 @@ class Catalogue:
         self.ids.clear_loose(list(new))
 
     def _remove_documents(self, paths: Sequence[str]) -> set[int]:
-        """Remove documents, and return the passages that they had."""
         titles = self.documents.titles(list(dict.fromkeys(paths)))
         self.words.remove_titles(titles)
         ids = [document for document, *_ in titles]

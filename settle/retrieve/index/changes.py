@@ -27,24 +27,18 @@ _Stamp = tuple[int, int]  # bytes, ns
 
 @dataclass
 class Changes:
-    """The differences that an update has to bring into the catalogue.
+    """The differences that an update has to bring into the catalogue."""
 
-    new: files to read, and whether the catalogue knows them already. moved: (old path, record of now). touched: records
-    of files with another time and the same content. gone: paths. unchanged: number of documents. failed: (path, why) of
-    files that cannot be examined. kept: (root, why) of roots that cannot. left_out: number of files by the reason that
-    they are not read, and left_out_paths the first of them. began: when the walk began, in ns.
-    """
-
-    began: int
-    new: list[tuple[FoundFile, bool]] = field(default_factory=list)
-    moved: list[tuple[str, DocumentRecord]] = field(default_factory=list)
-    touched: list[DocumentRecord] = field(default_factory=list)
-    gone: list[str] = field(default_factory=list)
-    unchanged: int = 0
-    failed: list[tuple[str, str]] = field(default_factory=list)
-    kept: list[tuple[str, str]] = field(default_factory=list)
-    left_out: Counter[str] = field(default_factory=Counter)
-    left_out_paths: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
+    began: int  # when the walk began, in ns
+    new: list[tuple[FoundFile, bool]] = field(default_factory=list)  # to read, and whether the catalogue knows them
+    moved: list[tuple[str, DocumentRecord]] = field(default_factory=list)  # old path, record of now
+    touched: list[DocumentRecord] = field(default_factory=list)  # of files with another time and the same content
+    gone: list[str] = field(default_factory=list)  # paths
+    unchanged: int = 0  # number of documents
+    failed: list[tuple[str, str]] = field(default_factory=list)  # path, why it cannot be examined
+    kept: list[tuple[str, str]] = field(default_factory=list)  # root, why it cannot be examined
+    left_out: Counter[str] = field(default_factory=Counter)  # number of files by the reason that they are not read
+    left_out_paths: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))  # the first of them
 
     def leave_out(self, reason: str, path: str) -> None:
         """Count a file that is not a document, and keep its name while there are few for this reason."""
@@ -125,10 +119,7 @@ def _sort_differing(
 
 
 def _moved(old: DocumentRecord, now: DocumentRecord) -> tuple[str, DocumentRecord]:
-    """Return the old path of a document, and its record of now.
-
-    A document without a heading is titled by its file's name.
-    """
+    """Return the old path of a document, and its record of now: without a heading, its title is its file's name."""
     title = Path(now.path).name if old.title == Path(old.path).name else old.title
     return old.path, replace(now, title=title)
 

@@ -8,7 +8,7 @@ A collection that is rebuilt fills another folder beside the old one; renaming t
 import contextlib
 import secrets
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import cached_property, lru_cache
@@ -19,7 +19,6 @@ import numpy as np
 
 from settle.base.errors import DataError, UsageError
 from settle.base.files import fsync_folder, home
-from settle.base.registry import Part
 from settle.base.run import NAME, WorkFolder
 from settle.retrieve.index.catalogue import Catalogue
 from settle.retrieve.index.chunkers import Chunker
@@ -28,6 +27,7 @@ from settle.retrieve.index.embedders import Embedder, Vectorizer
 from settle.retrieve.index.stores import Store, Vectors
 
 CATALOGUE = "catalogue.sqlite"  # a version without one does not count
+_REMEMBERED_QUESTIONS = 64  # searching, judging and quoting embed the same question
 
 
 class CollectionFolder(WorkFolder):
@@ -71,10 +71,7 @@ def _number(version: Path) -> int:
     return int(version.name.removeprefix(".").removesuffix(".part"))
 
 
-_KEY = "made"
-
-PartRecord = dict[str, object]
-"""The name of a part under "name", and its settings, as JSON holds them."""
+PartRecord = dict[str, object]  # the name of a part under "name", and its settings, as JSON holds them
 
 
 class IndexParts(NamedTuple):
@@ -86,37 +83,31 @@ class IndexParts(NamedTuple):
 
     def records(self) -> dict[str, PartRecord]:
         """Return the stored record of each part."""
-        return {family: part_record(part) for family, part in self._asdict().items()}
+        parts = self._asdict().items()
+        return {family: {"name": part.part_name(), **part.model_dump(mode="json")} for family, part in parts}
 
 
 @dataclass(frozen=True)
 class IndexConfig:
-    """How a collection is made.
-
-    identity: of the embedder, as only its vectors can be compared. width: of the vectors. table: the name of the
-    collection in its store, which no other collection uses.
-    """
+    """How a collection is made."""
 
     embedder: PartRecord
     store: PartRecord
     chunker: PartRecord
-    identity: str
-    width: int
-    table: str
+    identity: str  # of the embedder, as only its vectors can be compared
+    width: int  # of the vectors
+    table: str  # name of the collection in its store, which no other collection uses
 
     @classmethod
     def stored(cls, settings: StoredSettings) -> "IndexConfig | None":
         """Return the stored configuration of a collection, or None before anything was indexed."""
-        record = settings.get(_KEY, dict)
+        record = settings.get("made", dict)
         return cls(**record) if record else None
-
-    def store_in(self, settings: StoredSettings) -> None:
-        settings.set(_KEY, asdict(self))
 
     def record(self, family: str) -> PartRecord:
         """Return the record of the "embedder", "store" or "chunker"."""
-        records = {"embedder": self.embedder, "store": self.store, "chunker": self.chunker}
-        return records[family]
+        record: PartRecord = getattr(self, family)
+        return record
 
     def make_embedder(self) -> Embedder:
         return Embedder.make(*_split(self.embedder))
@@ -127,7 +118,7 @@ class IndexConfig:
     def make_chunker(self) -> Chunker:
         return Chunker.make(*_split(self.chunker))
 
-    def has(self, family: str, settings: Mapping[str, object]) -> bool:
+    def has(self, family: str, settings: PartRecord) -> bool:
         """Return whether a part is the one that these settings (with a "name", or without) ask for."""
         record = self.record(family)
         return all(str(record.get(key)) == str(value) for key, value in settings.items())
@@ -135,10 +126,6 @@ class IndexConfig:
     def differing(self, wanted: dict[str, PartRecord]) -> list[str]:
         """Return the families of which another part, or other settings, are wanted."""
         return [family for family, record in wanted.items() if self.record(family) != record]
-
-
-def part_record(part: Part) -> PartRecord:
-    return {"name": part.part_name(), **part.model_dump(mode="json")}
 
 
 def shown(record: PartRecord) -> str:
@@ -149,9 +136,6 @@ def shown(record: PartRecord) -> str:
 
 def _split(record: PartRecord) -> tuple[str, PartRecord]:
     return str(record["name"]), {key: value for key, value in record.items() if key != "name"}
-
-
-_REMEMBERED_QUESTIONS = 64  # searching, judging and quoting embed the same question
 
 
 class VectorIndex:
@@ -254,9 +238,8 @@ class Collection:
         version = folder or (CollectionFolder(name).current() if name else None)
         if version is None:
             known = ", ".join(collection_names()) or "none yet"
-            raise UsageError(
-                f"there is no collection {name!r}; there are: {known}", f"settle index FOLDER --name {name}"
-            )
+            what = f"there is no collection {name!r}; there are: {known}"
+            raise UsageError(what, f"settle index FOLDER --name {name}")
         self.name, self.folder = name, version
         self.catalogue = Catalogue(version / CATALOGUE)
         self.vectors = VectorIndex(name, version, self.catalogue)
@@ -320,7 +303,7 @@ class Collection:
             self.vectors.use(vectorizer)
             table = f"{self.name}-{secrets.token_hex(4)}"
             config = IndexConfig(**wanted, identity=vectorizer.identity, width=vectorizer.width, table=table)
-            config.store_in(self.catalogue.settings)
+            self.catalogue.settings.set("made", asdict(config))
         for family in config.differing(wanted):
             raise UsageError(
                 f"{self.name} is made with {shown(config.record(family))} as its {family}, not {shown(wanted[family])}",

@@ -6,7 +6,7 @@ import sqlite3
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from settle.base.errors import DataError, ResourceError, RunError, SettleError, disk_is_full
 
@@ -82,21 +82,16 @@ class Database:
             raise
 
     def _prepare(self) -> None:
-        if self.is_read_only:
-            (version,) = self._connection.execute("PRAGMA user_version").fetchone()
-            if version != _FORMAT:
-                raise DataError(f"{self.path} was made by another version of settle", _REBUILD)
-            return
-        self._connection.execute("PRAGMA foreign_keys = ON")
-        self._connection.execute("PRAGMA auto_vacuum = INCREMENTAL")  # has no effect once there are tables
-        self._connection.execute("PRAGMA journal_mode = WAL")
-        self._connection.execute("PRAGMA synchronous = FULL")
+        if not self.is_read_only:
+            self._connection.execute("PRAGMA foreign_keys = ON")
+            self._connection.execute("PRAGMA auto_vacuum = INCREMENTAL")  # has no effect once there are tables
+            self._connection.execute("PRAGMA journal_mode = WAL")
+            self._connection.execute("PRAGMA synchronous = FULL")
         (version,) = self._connection.execute("PRAGMA user_version").fetchone()
-        if version == 0:
+        if version == 0 and not self.is_read_only:
             with self.transaction():
-                for statement in _TABLES:
+                for statement in (*_TABLES, f"PRAGMA user_version = {_FORMAT}"):
                     self._connection.execute(statement)
-                self._connection.execute(f"PRAGMA user_version = {_FORMAT}")
         elif version != _FORMAT:
             raise DataError(f"{self.path} was made by another version of settle", _REBUILD)
 
@@ -148,9 +143,7 @@ class Database:
 
     def insert(self, statement: str, *values: Value) -> int:
         """Insert one row, and return its id."""
-        row_id = self._connection.execute(statement, values).lastrowid
-        assert row_id is not None
-        return row_id
+        return cast(int, self._connection.execute(statement, values).lastrowid)
 
     def execute_many(self, statement: str, rows: Iterable[Sequence[Value]]) -> None:
         """Run a change once for each row of values, inside a transaction."""
@@ -170,7 +163,6 @@ class Database:
 
     @contextlib.contextmanager
     def _translated(self) -> Iterator[None]:
-        """Raise SQLite's errors as settle's."""
         try:
             yield
         except sqlite3.Error as e:

@@ -35,22 +35,18 @@ class FileFault(TypedDict):
 
 
 class CollectionFacts(TypedDict):
-    """A collection as it is listed.
-
-    bytes: on this machine's disk. age: seconds since it was last brought up to date, None if it never was. With the
-    status: failed, documents that could not be read, or that were left out, and why; unseen, folders that cannot be
-    seen now; new, changed and gone, numbers of files that the next `settle index NAME` adds, reads again and removes.
-    """
+    """A collection as it is listed, and its status."""
 
     name: str
     documents: int
     passages: int
-    bytes: int
-    age: float | None
+    bytes: int  # on this machine's disk
+    age: float | None  # seconds since it was last brought up to date, None if it never was
     embedder: str
     roots: list[str]
-    failed: NotRequired[list[FileFault]]
-    unseen: NotRequired[list[FileFault]]
+    failed: NotRequired[list[FileFault]]  # documents that could not be read, or that were left out, and why
+    unseen: NotRequired[list[FileFault]]  # folders that cannot be seen now
+    # numbers of files that the next `settle index NAME` adds, reads again and removes
     new: NotRequired[int]
     changed: NotRequired[int]
     gone: NotRequired[int]

@@ -38,25 +38,19 @@ _DEBOUNCE_SECONDS = 1.6  # changes within this time are taken together
 
 @dataclass
 class UpdateReport:
-    """The result of an update.
+    """The result of an update."""
 
-    added, unchanged: documents that are new or as they were, and that could be read. failed: (path, why) of those that
-    exist and could not be read, those of earlier updates too. kept: (root, why) of folders that cannot be seen now,
-    whose documents stay. left_out: how many files for each reason, and left_out_paths the first of them. embedded:
-    passages that were new. documents, passages: of the collection now.
-    """
-
-    added: int = 0
+    added: int = 0  # documents that are new and could be read
     changed: int = 0
     moved: int = 0
     deleted: int = 0
-    unchanged: int = 0
-    failed: list[tuple[str, str]] = field(default_factory=list)
-    kept: list[tuple[str, str]] = field(default_factory=list)
-    left_out: dict[str, int] = field(default_factory=dict)
-    left_out_paths: dict[str, list[str]] = field(default_factory=dict)
-    embedded: int = 0
-    documents: int = 0
+    unchanged: int = 0  # that could be read
+    failed: list[tuple[str, str]] = field(default_factory=list)  # path, why it could not be read, earlier too
+    kept: list[tuple[str, str]] = field(default_factory=list)  # folders that cannot be seen now: their documents stay
+    left_out: dict[str, int] = field(default_factory=dict)  # how many files for each reason
+    left_out_paths: dict[str, list[str]] = field(default_factory=dict)  # the first of them
+    embedded: int = 0  # passages that were new
+    documents: int = 0  # of the collection now
     passages: int = 0
     seconds: float = 0.0
 
@@ -158,11 +152,8 @@ class _Indexer:
         """Embed what is new in a batch and make it count. size: bytes of its files."""
         catalogue = self._collection.catalogue
         digests = [[digest(chunk) for chunk in change.chunks] for change in batch]
-        chunks = {
-            d: chunk
-            for change, of in zip(batch, digests, strict=True)
-            for d, chunk in zip(of, change.chunks, strict=True)
-        }
+        pairs = zip(batch, digests, strict=True)
+        chunks = {d: chunk for change, of in pairs for d, chunk in zip(of, change.chunks, strict=True)}
         ids = catalogue.passages.ids_of(list(chunks))
         new = [d for d in chunks if d not in ids]
         if new:
@@ -242,7 +233,6 @@ def _remove_loose(collection: Collection) -> int:
 
 
 def _title(read: Read) -> str:
-    """Return the first heading, or the name of the file."""
     heading = next((block for block in read.blocks if block.kind == "heading"), None)
     return " ".join(heading.text.split())[:_LONGEST_TITLE] if heading else path_text(read.path.name)
 
@@ -294,17 +284,15 @@ def _changes(folders: Sequence[Path]) -> Iterator[bool]:
         return default_filter(change, path) and not any(part.startswith(".") for part in below.parts)
 
     try:
-        yield from map(
-            bool,
-            watch(
-                *folders,
-                watch_filter=is_relevant,
-                debounce=int(_DEBOUNCE_SECONDS * 1000),
-                rust_timeout=int(_TICK_SECONDS * 1000),
-                yield_on_timeout=True,
-                ignore_permission_denied=True,
-            ),
+        changes = watch(
+            *folders,
+            watch_filter=is_relevant,
+            debounce=int(_DEBOUNCE_SECONDS * 1000),
+            rust_timeout=int(_TICK_SECONDS * 1000),
+            yield_on_timeout=True,
+            ignore_permission_denied=True,
         )
+        yield from map(bool, changes)
     except OSError as e:
         fix = "follow fewer folders, or allow the system to watch more of them (fs.inotify.max_user_watches)"
         raise ResourceError(f"the folders cannot be watched: {e}", fix) from None

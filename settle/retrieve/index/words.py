@@ -54,7 +54,6 @@ def words(text: str) -> list[str]:
 
 
 def _each(text: str) -> Iterator[Sequence[str]]:
-    """Yield the stems of each word."""
     plain = text.isascii()
     for word in _WORD.findall(text if plain else unicodedata.normalize("NFKC", text)):
         if not plain and _CJK.search(word):

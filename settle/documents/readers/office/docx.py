@@ -76,7 +76,10 @@ class _Walk:
         text, turned = _text(paragraph)
         style = self._styles.get(_value(paragraph, "pStyle") or "", "")
         outline = _value(paragraph, "outlineLvl")
-        level = int(outline) + 1 if outline and outline.isdecimal() and int(outline) < 9 else _level(style)
+        level = int(outline) + 1 if outline and outline.isdecimal() and int(outline) < 9 else None
+        if level is None:
+            match = _HEADING.fullmatch(style)
+            level = int(match[1]) if match else {"title": 1, "subtitle": 2}.get(style)
         self._turn(turned[0])
         if text and level:
             self._heading = " ".join(text.split())
@@ -113,18 +116,12 @@ def _style_name(style: Any) -> str:
     return f"heading {int(outline) + 1}" if outline and outline in "012345678" else name
 
 
-def _level(style: str) -> int | None:
-    match = _HEADING.fullmatch(style)
-    return int(match[1]) if match else {"title": 1, "subtitle": 2}.get(style)
-
-
 def _is_item(paragraph: Any, style: str) -> bool:
     number = _value(paragraph, "numId")
     return number != "0" if number else style.startswith("list")
 
 
 def _value(element: Any, name: str) -> str | None:
-    """Return the value of one of a paragraph's or a style's own properties."""
     properties = element.find(_W + "pPr")
     holder = properties.find(f".//{_W}{name}") if properties is not None else None
     return holder.get(_W + "val") if holder is not None else None

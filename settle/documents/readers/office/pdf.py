@@ -33,14 +33,11 @@ _UNTOLD = re.compile("[\ufffd\ue000-\uf8ff\x00-\x08]")  # what a letter is whose
 
 @dataclass(frozen=True)
 class PrintedLine:
-    """A printed line.
-
-    top: of its letters, above the foot of the page; height: of one of them, both in points.
-    """
+    """A printed line."""
 
     text: str
-    top: float
-    height: float
+    top: float  # of its letters, above the foot of the page, in points
+    height: float  # of one of them, in points
 
 
 class Print:
@@ -76,7 +73,6 @@ class Print:
             yield self._block(page, paragraph)
 
     def _goes_on(self, before: PrintedLine, line: PrintedLine) -> bool:
-        """Return whether a line belongs to the paragraph of the one before it."""
         gap = before.top - line.top
         near = 0 <= gap <= _GAP * self._pitch * max(before.height, line.height)
         return near and _same_size(before, line) and not _ITEM.match(line.text)
@@ -151,23 +147,20 @@ class Pdf(Reader):
     packages: ClassVar[tuple[str, ...]] = ("pypdfium2",)
 
     def blocks(self, path: Path, note: Note) -> Iterator[Block]:
-        document = _opened(path)
+        from pypdfium2 import PdfDocument, PdfiumError
+
+        with path.open("rb") as file:
+            if b"%PDF-" not in file.read(1024):
+                raise Unreadable("no PDF, whatever its name says")
+        try:
+            document = PdfDocument(path)
+        except PdfiumError as e:
+            is_locked = e.err_code == _ENCRYPTED
+            raise Unreadable("encrypted: it needs a password" if is_locked else "a damaged PDF") from None
         try:
             yield from _blocks(document, note)
         finally:
             document.close()
-
-
-def _opened(path: Path) -> "PdfDocument":
-    from pypdfium2 import PdfDocument, PdfiumError
-
-    with path.open("rb") as file:
-        if b"%PDF-" not in file.read(1024):
-            raise Unreadable("no PDF, whatever its name says")
-    try:
-        return PdfDocument(path)
-    except PdfiumError as e:
-        raise Unreadable("encrypted: it needs a password" if e.err_code == _ENCRYPTED else "a damaged PDF") from None
 
 
 def _blocks(document: "PdfDocument", note: Note) -> Iterator[Block]:
@@ -191,7 +184,6 @@ def _blocks(document: "PdfDocument", note: Note) -> Iterator[Block]:
 
 
 def _silence(document: "PdfDocument", page: int, lines: list[PrintedLine]) -> str:
-    """Return why a page gives no text, or ""."""
     text = "".join(line.text for line in lines)
     if len(_UNTOLD.findall(text)) > len(text) / 3:
         return "set in a font that does not tell its letters: no text"

@@ -22,8 +22,11 @@ from settle.documents.rows import Record, Row, record_document, text_rows
 _DELIMITERS = "\t;|,"
 _NONE = "\ufdd0"  # in no text: a table of one column has no delimiter, and its commas are text
 _SAMPLE = 1 << 16  # characters that the delimiter is found from
-_LINE = re.compile(r"[^\r\n]*(?:\r\n|\r|\n)|[^\r\n]+")
+_LINES = re.compile(r"[^\r\n]*(?:\r\n|\r|\n)|[^\r\n]+")
 _NAMED_DELIMITER = re.compile(r"sep=(.)[\r\n]*")  # a first line that Excel writes and reads
+
+
+_Line = tuple[int, list[str], str]  # where a row begins, from 1; its cells; the problem that ends the reading there
 
 
 class Csv(TableReader):
@@ -34,44 +37,49 @@ class Csv(TableReader):
 
     def blocks(self, path: Path, note: Note) -> Iterator[Block]:
         csv.field_size_limit(LONGEST_LINE)
-        rows = _parsed(line + "\n" for line in text_lines(path, note))
-        yield from table_rows((Place(line=line), cells) for line, cells in _readable(rows, note))
+        yield from table_rows(self._noted(_parsed(line + "\n" for line in text_lines(path, note)), note))
+
+    @staticmethod
+    def _noted(rows: Iterable[_Line], note: Note) -> Iterator[tuple[Place, list[str]]]:
+        for line, cells, problem in rows:
+            if problem:
+                note(f"line {line}: {problem}")
+            else:
+                yield Place(line=line), cells
 
     def rows(self, stream: BinaryIO) -> Iterator[Row]:
-        for record in self.records(stream):
-            value, line = record.get("value"), record["row"]
-            if not isinstance(value, dict):
-                yield {"row": line, "problem": record["problem"]}
-            elif self.field is not None and self.field not in value:
-                yield {"row": line, "problem": f"a row that ends before the column {self.field!r}"}
+        for line, value, problem in self._named(stream):
+            if not problem and self.field is not None and self.field not in value:
+                problem = f"a row that ends before the column {self.field!r}"
+            if problem:
+                yield {"row": line, "problem": problem}
             else:
                 text = {n: cell for n, cell in value.items() if n == self.field or not is_number(cell)}
                 yield from text_rows(record_document(text, self.field), line)
 
     def records(self, stream: BinaryIO) -> Iterator[Record]:
+        for line, value, problem in self._named(stream):
+            yield {"row": line, "problem": problem} if problem else {"row": line, "value": value}
+
+    def _named(self, stream: BinaryIO) -> Iterator[tuple[int, dict[str, str], str]]:
+        """Yield each row below the header: its line, its cells by column, and why it cannot be read, or \"\"."""
         csv.field_size_limit(MAX_RECORD)
-        rows = _parsed(_kept_lines(stream), headed=True)
         names: list[str] = []
-        for line, cells in rows:
-            if isinstance(cells, str):
-                yield {"row": line, "problem": cells}
-            elif not names:
+        for line, cells, problem in _parsed(_kept_lines(stream), headed=True):
+            if not names and not problem:
                 names = _column_names(cells)
-                self._require_field(names)
-            elif any(cells[len(names) :]):
-                yield {"row": line, "problem": f"a row of more cells than the {len(names)} columns of the header"}
-            else:
-                # a row that ends early lacks its last columns, so that nobody takes them for empty
-                yield {"row": line, "value": dict(zip(names, cells, strict=False))}
-
-    def _require_field(self, names: list[str]) -> None:
-        if self.field is not None and self.field not in names:
-            known = ", ".join(map(repr, names[:20]))
-            raise DataError(f"there is no field {self.field!r} in the data", f"use one of {known}")
+                if self.field is not None and self.field not in names:
+                    known = ", ".join(map(repr, names[:20]))
+                    raise DataError(f"there is no field {self.field!r} in the data", f"use one of {known}")
+                continue
+            if any(cells[len(names) :]):
+                problem = f"a row of more cells than the {len(names)} columns of the header"
+            # a row that ends early lacks its last columns, so that nobody takes them for empty
+            yield line, dict(zip(names, cells, strict=False)), problem
 
 
-def _parsed(lines: Iterable[str], headed: bool = False) -> Iterator[tuple[int, list[str] | str]]:
-    """Yield the line at which each row begins, from 1, and its cells; or the problem that ends the reading there.
+def _parsed(lines: Iterable[str], headed: bool = False) -> Iterator[_Line]:
+    """Yield each row that is not empty.
 
     lines: with their ends. headed: the first row names the columns, so where it has one cell there is one column.
     """
@@ -91,21 +99,13 @@ def _parsed(lines: Iterable[str], headed: bool = False) -> Iterator[tuple[int, l
         try:
             cells = next(reader, None)
         except csv.Error as e:
-            yield line, f"a row that cannot be split into cells ({e}); nothing below it was read"
+            yield line, [], f"a row that cannot be split into cells ({e}); nothing below it was read"
             return
         if cells is None:
             return
         if cells:
-            yield line, cells
+            yield line, cells, ""
         line = begin + reader.line_num
-
-
-def _readable(rows: Iterable[tuple[int, list[str] | str]], note: Note) -> Iterator[tuple[int, list[str]]]:
-    for line, cells in rows:
-        if isinstance(cells, str):
-            note(f"line {line}: {cells}")
-        else:
-            yield line, cells
 
 
 def _kept_lines(stream: BinaryIO) -> Iterator[str]:
@@ -113,7 +113,7 @@ def _kept_lines(stream: BinaryIO) -> Iterator[str]:
     for line in lines(stream):
         if line is None:
             raise Unreadable(f"one of its lines is longer than {MAX_RECORD >> 20} million characters: data, not text")
-        yield from _LINE.findall(line) if "\r" in line[:-2] else (line,)
+        yield from _LINES.findall(line) if "\r" in line[:-2] else (line,)
 
 
 def _sample(lines: Iterator[str]) -> tuple[list[str], bool]:

@@ -88,13 +88,12 @@ def _expect(text: str, at: int, mark: str) -> int:
 def _records(chunks: Iterator[str]) -> Iterator[object]:
     values = _Values(chunks)
     if values.peek() != "[":
-        value = values.value()
-        if isinstance(value, dict):
-            inner = next((value[k] for k in _WRAPPERS if isinstance(value.get(k), list)), None)
-            if inner is not None:
-                yield from inner
-                return
-        yield value
+        match values.value():
+            case dict() as value:
+                wrapped = (value[key] for key in _WRAPPERS if isinstance(value.get(key), list))
+                yield from next(wrapped, [value])
+            case value:
+                yield value
         return
     values.take()
     while (mark := values.peek()) != "]":

@@ -1,6 +1,6 @@
 """Spreadsheets of Excel and LibreOffice, by calamine."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import ClassVar
 
@@ -32,12 +32,8 @@ class Xlsx(Reader):
             sheet = book.get_sheet_by_name(name)
             if sheet.start:
                 yield Block("heading", name, _place(name, sheet.start[0] + 1), level=1)
-                yield from table_rows(_rows(name, sheet.iter_rows()))
-
-
-def _rows(name: str, rows: Iterable[Sequence[object]]) -> Iterator[tuple[Place, list[str]]]:
-    for number, cells in enumerate(rows, 1):
-        yield _place(name, number), [_shown(cell) for cell in cells]
+                rows = enumerate(sheet.iter_rows(), 1)
+                yield from table_rows((_place(name, row), [_shown(cell) for cell in cells]) for row, cells in rows)
 
 
 def _place(sheet: str, row: int) -> Place:

@@ -73,19 +73,14 @@ class Code(VerbatimReader):
             if suffix in _SCRIPTS and file.read(_HEAD).lstrip().startswith(_SEARCH_INDEXES):
                 raise Unreadable(f"{LEFT_OUT}the search index of a web site")
         lines = list(text_lines(path, note))
-        if suffix in _SCRIPTS and _is_minified(lines):
+        if suffix in _SCRIPTS and 2 * sum(len(line) for line in lines if len(line) > _LONG_LINE) > sum(map(len, lines)):
             raise Unreadable(f"{LEFT_OUT}minified code")
-        root = _parsed(lines, _GRAMMARS.get(path.suffix.lower()), note)
+        root = _parsed(lines, _GRAMMARS.get(suffix), note)
         if root is None:
             for first, some in paragraphs(lines):
                 yield Block("code", "\n".join(some), Place(line=first), lined=True)
         else:
             yield from _blocks(lines, root, 0, len(lines), 0)
-
-
-def _is_minified(lines: Sequence[str]) -> bool:
-    """Return whether most of a script lies in lines that are too long to be read."""
-    return 2 * sum(len(line) for line in lines if len(line) > _LONG_LINE) > sum(map(len, lines))
 
 
 def _parsed(lines: Sequence[str], grammar: str | None, note: Note) -> "Node | None":
@@ -133,7 +128,7 @@ def _segments(node: "Node", first: int, end: int) -> "Iterator[tuple[int, int, N
     above, below = first, -1  # where the comments above begin, and the line after them
     ended = first  # the line after what stood there last
     for start, child in _children(node):
-        stop = _stop(child)
+        stop = child.end_point.row + (child.end_point.column > 0)  # the line after it: its end may be a line feed
         if child.type in _BEFORE:
             if start >= ended:  # else it is about the line that it ends
                 above, below = (above if below == start else start), stop
@@ -168,11 +163,6 @@ def _is_definition(node: "Node") -> bool:
 
 def _named(node: "Node") -> "Node | None":
     return next(filter(None, map(node.child_by_field_name, ("name", "declarator", "type"))), None)
-
-
-def _stop(node: "Node") -> int:
-    """Return the line after a node, whose end may be a line feed."""
-    return node.end_point.row + (node.end_point.column > 0)
 
 
 def _name(node: "Node") -> str:

@@ -33,17 +33,8 @@ class Html(Reader):
         yield from page_blocks(whole_bytes(path), note)
 
     def rows(self, stream: BinaryIO) -> Iterator[Row]:
-        for number, text in enumerate(cut(_texts(decoded(stream))), 1):
+        for number, text in enumerate(cut(_Page().texts(decoded(stream))), 1):
             yield {"text": text, "row": number}
-
-
-def _texts(chunks: Iterator[str]) -> Iterator[str]:
-    page = _Page()
-    for chunk in chunks:
-        page.feed(chunk)
-        yield page.take()
-    page.close()
-    yield page.take() + "\n"
 
 
 class _Page(HTMLParser):
@@ -87,7 +78,14 @@ class _Page(HTMLParser):
         self._add(data)
         self._breaks = len(data) - len(data.rstrip("\n"))
 
-    def take(self) -> str:
+    def texts(self, chunks: Iterator[str]) -> Iterator[str]:
+        for chunk in chunks:
+            self.feed(chunk)
+            yield self._take()
+        self.close()
+        yield self._take() + "\n"
+
+    def _take(self) -> str:
         """Return the text since the last call, without the line feeds at its end: they may be the page's last."""
         text = "".join(self._pieces)
         ended = text.rstrip("\n")

@@ -31,7 +31,7 @@ class Notebook(Reader):
             raise Unreadable("no notebook, whatever its name says") from None
         for number, cell in enumerate(cells, 1):
             source = cell.get("source", cell.get("input", ""))  # the latter in those of before 2015
-            text = source if isinstance(source, str) else "".join(map(str, source))
+            text = "".join(map(str, source))  # a text, or a list of its lines
             place = Place(part=f"cell-id={cell['id']}" if cell.get("id") else f"cell {number}")
             if cell.get("cell_type") in ("markdown", "heading"):
                 yield from (replace(b, place=place, lined=False) for b in markdown_blocks(text.split("\n")))

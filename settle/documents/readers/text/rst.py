@@ -1,7 +1,7 @@
 """reStructuredText, by docutils, also with the directives and roles of Sphinx."""
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
@@ -39,7 +39,7 @@ _SILENT_DIRECTIVES = {
     "automodule", "autoclass", "autofunction", "autosummary", "literalinclude", "graphviz", "default-domain",
     "tabularcolumns", "namespace",
 }  # fmt: skip
-_SETTINGS: dict[str, object] = {
+_SETTINGS = {
     "file_insertion_enabled": False, "raw_enabled": False, "report_level": 5, "halt_level": 5, "_disable_config": True,
     "syntax_highlight": "none", "doctitle_xform": False, "docinfo_xform": False, "line_length_limit": 1 << 20,
 }  # fmt: skip
@@ -61,13 +61,7 @@ def know_all(source: str) -> None:
 
 
 def _role(
-    role: str,
-    rawtext: str,
-    text: str,
-    lineno: int,
-    inliner: object,
-    options: Mapping[str, object] = {},
-    content: Sequence[str] = (),
+    role: str, rawtext: str, text: str, *_: object, **options: object
 ) -> tuple[list["nodes.Node"], list["nodes.Node"]]:
     """Return the text that a page shows: the title of `title <target>`, the last name of `~package.name`."""
     from docutils import nodes
@@ -79,7 +73,7 @@ def _role(
     return [nodes.inline(rawtext, shown.lstrip("!").replace("\0", ""))], []
 
 
-class _AnyOption(dict[str, object]):
+class _AnyOption(dict[str, Callable[[str], str]]):
     def __missing__(self, name: str) -> Callable[[str], str]:
         return lambda argument: argument
 
@@ -137,7 +131,6 @@ class _Walk:
         return _OBJECT - 1 + self._objects if self._objects else min(self._sections, _OBJECT - 1)
 
     def blocks(self, node: "Element") -> Iterator[Block]:
-        """Yield the blocks of a node's children."""
         from docutils.nodes import Element, TextElement
 
         for child in node.children:

@@ -33,19 +33,15 @@ _BATCH_CHARACTERS = 1 << 18  # that are counted together
 
 @dataclass(frozen=True, slots=True)
 class BlockPiece:
-    """Part of a block.
-
-    tokens: of its text alone. lined, header: as of the block. glue: the text between it and the piece before it in the
-    same block, or None for the first one of a block.
-    """
+    """Part of a block."""
 
     text: str
     place: Place
     kind: Kind
-    tokens: int
-    lined: bool = False
+    tokens: int  # of its text alone
+    lined: bool = False  # as of the block
     header: str = ""
-    glue: str | None = None
+    glue: str | None = None  # the text between it and the piece before it, or None for the first one of a block
 
 
 # The pieces of a block, given its tokens, the tokens that a passage should have at most, and those that it may have.
@@ -149,28 +145,22 @@ def _halves(text: str, start: int, end: int, most: int, count: Count) -> Iterato
 
 @dataclass
 class _Section:
-    """An open section.
-
-    shown: whether a passage has its heading already.
-    """
+    """An open section."""
 
     level: int
     heading: str
     tokens: int
     place: Place
-    shown: bool = False
+    shown: bool = False  # whether a passage has its heading already
 
 
 @dataclass(frozen=True)
 class _Group:
-    """A passage in the making.
-
-    size: tokens of its pieces, counted one by one.
-    """
+    """A passage in the making."""
 
     headings: tuple[str, ...]
     pieces: Sequence[BlockPiece]
-    size: int = 0
+    size: int = 0  # tokens of its pieces, counted one by one
 
 
 class Filler:

@@ -13,14 +13,11 @@ from settle.base.registry import Part
 
 
 class Vectorizer(ABC):
-    """An opened embedder.
+    """An opened embedder."""
 
-    width: of its vectors. most: tokens of a text that it reads. identity: only vectors with the same one can be
-    compared; it hashes the weights and everything else that changes a vector (`identity_of`).
-    """
-
-    width: int
-    most: int
+    width: int  # of its vectors
+    most: int  # tokens of a text that it reads
+    # only vectors with the same one can be compared: it hashes the weights and everything else that changes a vector
     identity: str
 
     @abstractmethod

@@ -27,7 +27,6 @@ _IN_LAYER = ("attn_output", "attn_output_norm", "ffn_up", "ffn_down", "layer_out
 
 
 def _names(layers: int) -> Iterator[str]:
-    """Yield the names of the tensors that the encoder needs."""
     yield from ("token_embd.weight", "position_embd.weight", "token_types.weight")
     stems = itertools.chain(
         ("token_embd_norm",), (f"blk.{layer}.{name}" for layer in range(layers) for name in (*_QKV, *_IN_LAYER))

@@ -1,7 +1,7 @@
 """Any GGUF embedder, with its file's pooling and the prefixes that it was trained with."""
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -11,7 +11,7 @@ from pydantic import Field
 from settle.base.errors import DataError, FormatError, UsageError
 from settle.base.event_log import Events
 from settle.base.events import Say
-from settle.formats import Weights
+from settle.formats import Metadata, Weights
 from settle.formats.gguf import embeds, pooling, read_gguf
 from settle.infer.engine import VectorEngine
 from settle.library.facts import longest_context
@@ -32,16 +32,12 @@ _INSTRUCT = "Instruct: Given a web search query, retrieve relevant passages that
 
 
 class Known(NamedTuple):
-    """Facts about a model that its file lacks.
+    """Facts about a model that its file lacks."""
 
-    name: a pattern of its name. query, document: prefixes of texts, from the model's card. most: tokens of the texts
-    that it was trained on, where its file claims more.
-    """
-
-    name: str
-    query: str = ""
+    name: str  # a pattern of its name
+    query: str = ""  # prefixes of texts, from the model's card
     document: str = ""
-    most: int | None = None
+    most: int | None = None  # tokens of the texts that it was trained on, where its file claims more
 
 
 # the first that matches counts
@@ -91,11 +87,9 @@ class Gguf(Embedder):
         return _Opened(source, file, (query, document), min(self.most, model.most or self.most))
 
     def _source(self) -> tuple[Source, Weights]:
-        """Return the model and its file."""
         if not self.model:
-            raise UsageError(
-                "no model is given for the gguf embedder", "--embedder.model NAME of `settle pull`, or a .gguf file"
-            )
+            fix = "--embedder.model NAME of `settle pull`, or a .gguf file"
+            raise UsageError("no model is given for the gguf embedder", fix)
         source = resolve_whole(self.model).source
         fix = "choose an embedder: minilm, nomic-embed-text, bge-small-en-v1.5 …"
         if source.kind != "gguf":
@@ -191,7 +185,6 @@ def known(names: Iterable[str]) -> Known | None:
     return next((model for model in _KNOWN if any(re.search(model.name, name) for name in spelled)), None)
 
 
-def _names(source: Source, metadata: Mapping[str, object]) -> list[str]:
-    """Return the names of a model in its file and in the store."""
+def _names(source: Source, metadata: Metadata) -> list[str]:
     names = [str(metadata.get(f"general.{key}") or "") for key in ("name", "basename")]
     return [*names, source.name, source.path.stem]

@@ -73,9 +73,8 @@ class _Remote(Vectorizer):
         try:
             self.width = len(self._post(["how wide are the vectors?"])[0])
         except _Later as e:
-            raise UsageError(
-                f"{settings.url} gives no vectors: {e.what}", "start the server, and check its url"
-            ) from None
+            what = f"{settings.url} gives no vectors: {e.what}"
+            raise UsageError(what, "start the server, and check its url") from None
         self.most = settings.most - max(self.count([settings.query_prefix, settings.document_prefix]))
         self.identity = identity_of(
             url=settings.url.rstrip("/"),
@@ -131,9 +130,8 @@ class _Remote(Vectorizer):
                 if tries_left:
                     time.sleep(min(max(wait, e.seconds), LONGEST_WAIT))
                 wait *= 2
-        raise ResourceError(
-            f"{self._settings.url} gave no vectors in {TRIES} tries: {what}", "check the server, then run it again"
-        )
+        what = f"{self._settings.url} gave no vectors in {TRIES} tries: {what}"
+        raise ResourceError(what, "check the server, then run it again")
 
     def _post(self, texts: Sequence[str]) -> np.ndarray:
         """float32 (len(texts), width), each of length 1. Raises _Later, or SettleError when a retry is of no use."""
@@ -165,9 +163,8 @@ class _Remote(Vectorizer):
             wrong = f"does not take the key in {key}" if key else "wants a key"
             return UsageError(f"{where} {wrong}: {what}", "--embedder.key_variable NAME of the variable that holds it")
         if response.is_redirect:
-            return UsageError(
-                f"{where} leads elsewhere: {what}", "give the address itself: the key is sent nowhere else"
-            )
+            fix = "give the address itself: the key is sent nowhere else"
+            return UsageError(f"{where} leads elsewhere: {what}", fix)
         if status == 404:
             return UsageError(
                 f"{where} has no model {self._settings.model!r}, or makes no embeddings: {what}",
@@ -194,7 +191,6 @@ class _Remote(Vectorizer):
 
 
 def _message_of(response: httpx.Response) -> str:
-    """Return the message in a server's error."""
     raw = response.content.decode("utf-8", "replace")
     try:
         body = parse_json(raw)

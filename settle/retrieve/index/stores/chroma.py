@@ -121,7 +121,6 @@ def _free_room(folder: Path) -> None:
 
 @contextlib.contextmanager
 def _translated(where: str) -> Iterator[None]:
-    """Raise Chroma's errors as settle's."""
     import httpx
     from chromadb.errors import ChromaError
 
@@ -132,9 +131,6 @@ def _translated(where: str) -> Iterator[None]:
         full = any(sign in message for sign in ("is full", "No space left", "disk I/O error"))
         if full or (_GRAPH_ERROR in message and "://" not in where and disk_free(Path(where)) < _FULL_DISK_BYTES):
             raise disk_is_full(where, "and run it again; what was indexed is kept") from e
-        fix = (
-            "check whether it can be reached"
-            if "://" in where
-            else "run `settle index` again, which repairs it, or use --anew"
-        )
+        repair = "run `settle index` again, which repairs it, or use --anew"
+        fix = "check whether it can be reached" if "://" in where else repair
         raise DataError(f"the store of vectors at {where} failed: {message}", fix) from e

@@ -196,7 +196,6 @@ def _conditions(ids: Sequence[int]) -> Iterator[str]:
 
 @contextlib.contextmanager
 def _translated(where: str) -> Iterator[None]:
-    """Raise LanceDB's errors as settle's."""
     try:
         yield
     except (RuntimeError, OSError, ValueError) as e:
