@@ -177,21 +177,15 @@ class MeasureRecord(ABC, Generic[Value]):
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._known: dict[str, Value] = {}
+        self.known: dict[str, Value] = {}  # by key
         for line in read_lines(path):
             with contextlib.suppress(ValueError, KeyError, TypeError):
                 key, value = self._read(line)
-                self._known[key] = value
-
-    def __len__(self) -> int:
-        return len(self._known)
-
-    def get(self, key: str) -> Value | None:
-        return self._known.get(key)
+                self.known[key] = value
 
     def add(self, measured: Mapping[str, Value]) -> None:
         """Keep measurements. Raises ResourceError when they cannot be written."""
-        self._known |= measured
+        self.known |= measured
         append_lines(self._path, [self._line(key, value) for key, value in measured.items()], then=CONTINUES)
 
     @abstractmethod
@@ -199,8 +193,7 @@ class MeasureRecord(ABC, Generic[Value]):
         """Return what a line holds. Raises ValueError, KeyError, TypeError for what is not one of this record."""
 
     @abstractmethod
-    def _line(self, key: str, value: Value) -> dict[str, object]:
-        """Return the line of a measurement."""
+    def _line(self, key: str, value: Value) -> dict[str, Any]: ...
 
 
 class ReplyRecord(MeasureRecord[Reply]):
@@ -212,13 +205,13 @@ class ReplyRecord(MeasureRecord[Reply]):
     @property
     def seconds(self) -> float | None:
         """Mean time of an answer, None where none is known."""
-        known = [reply.seconds for reply in self._known.values() if reply.seconds > 0]
+        known = [reply.seconds for reply in self.known.values() if reply.seconds > 0]
         return sum(known) / len(known) if known else None
 
     def _read(self, line: dict[str, Any]) -> tuple[str, Reply]:
         return str(line.pop("question")), _reply().validate_python(line)
 
-    def _line(self, key: str, value: Reply) -> dict[str, object]:
+    def _line(self, key: str, value: Reply) -> dict[str, Any]:
         return {"question": key, **asdict(value)}
 
 
@@ -239,5 +232,5 @@ class ProofRecord(MeasureRecord[float]):
             raise ValueError("of another part or side")
         return str(int(line["item"])), float(line["value"])
 
-    def _line(self, key: str, value: float) -> dict[str, object]:
+    def _line(self, key: str, value: float) -> dict[str, Any]:
         return {"part": self._part, "side": self._side, "item": int(key), "value": value}

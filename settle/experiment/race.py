@@ -10,7 +10,6 @@ odds under the null hypothesis may be looked at any time: the chance that it eve
 Legend: n rows in the order in which they were asked, F families of rows that belong together, K candidates, L stakes.
 """
 
-import functools
 import itertools
 import math
 from collections.abc import Mapping, Sequence
@@ -219,22 +218,16 @@ class Race:
         pairs = list(itertools.combinations(left, 2))
         if not pairs or not self._done:
             return []
-        tests = shaffer([self._test(*pair) for pair in pairs], len(left))
-        return [
-            self._judged(pair, test, self._final_error / len(pairs)) for pair, test in zip(pairs, tests, strict=True)
-        ]
-
-    def _test(self, first: int, second: int) -> PairedTest:
-        ours, theirs = self._scores[first], self._scores[second]
-        return paired_test(theirs, ours, self._families[: len(ours)], self._seed)
-
-    def _judged(self, pair: tuple[int, int], test: PairedTest, error: float) -> ComparedPair:
-        differences = self._differences(*pair)
-        excludes_zero = test.difference.low > 0 or test.difference.high < 0
-        is_shown = excludes_zero and test.adjusted_p <= self._final_error
-        more = None if is_shown else more_rows(differences, error)
-        shown = ComparedPair(*pair, test.difference, test.rows, test.adjusted_p, is_shown)
-        return replace(shown, more=more, p_alone=test.p_value)
+        families = self._families[: self._done]
+        tests = [paired_test(self._scores[b], self._scores[a], families, self._seed) for a, b in pairs]
+        judged = []
+        for pair, test in zip(pairs, shaffer(tests, len(left)), strict=True):
+            excludes_zero = test.difference.low > 0 or test.difference.high < 0
+            is_shown = excludes_zero and test.adjusted_p <= self._final_error
+            more = None if is_shown else more_rows(self._differences(*pair), self._final_error / len(pairs))
+            shown = ComparedPair(*pair, test.difference, test.rows, test.adjusted_p, is_shown)
+            judged.append(replace(shown, more=more, p_alone=test.p_value))
+        return judged
 
     def _is_futile(self, left: Sequence[int]) -> bool:
         """Return whether no pair has a chance to be decided by the rows that are left."""
@@ -268,7 +261,8 @@ def evidence(differences: "Sequence[float] | np.ndarray", mean: float = 0.0) -> 
     if not len(values):
         return 1.0
     # at worst a difference is -1 - mean below: a stake of 1 then loses everything and no more
-    gains = np.log1p(_stakes()[:, None] * ((values - mean) / (1 + mean))[None, :])  # (L, n)
+    stakes = (np.arange(STAKES) + 0.5) / STAKES
+    gains = np.log1p(stakes[:, None] * ((values - mean) / (1 + mean))[None, :])  # (L, n)
     wealth = np.logaddexp.reduce(np.cumsum(gains, axis=1), axis=0) - math.log(STAKES)
     return float(np.exp(min(700.0, max(0.0, wealth.max()))))
 
@@ -292,16 +286,8 @@ def _lower_end(values: np.ndarray, enough: float) -> float:
         return low
     for _ in range(STEPS):
         middle = (low + high) / 2
-        if evidence(values, middle) >= enough:
-            low = middle
-        else:
-            high = middle
+        low, high = (middle, high) if evidence(values, middle) >= enough else (low, middle)
     return low
-
-
-@functools.cache
-def _stakes() -> np.ndarray:
-    return (np.arange(STAKES) + 0.5) / STAKES
 
 
 # --- all pairs, corrected together ---

@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from pydantic import ValidationError
+
 from settle.audit.session import declared, network_record
 from settle.base.errors import UsageError
 from settle.base.events import Listing, ResultReady, Say, Warn
@@ -281,9 +283,9 @@ def _requantizing(settings: ShrinkSettings) -> str:
 def _planned(c: ShrinkContext, values: object) -> ShrinkCandidate:
     """Return the choice of an earlier session. Raises RunError when plan.json was edited."""
     try:
-        return ShrinkCandidate.from_json(values if isinstance(values, dict) else {})
-    except (KeyError, TypeError, ValueError) as e:
-        raise edited(c.run, f"chosen: {e}") from None
+        return ShrinkCandidate.from_json(values)
+    except ValidationError as e:
+        raise edited(c.run, f"chosen: {e.errors()[0]['msg']}") from None
 
 
 def _measured(c: ShrinkContext) -> list[ShrinkCandidate]:

@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
+from pydantic import BaseModel, Field
+
 from settle.base.events import Say
 from settle.evaluate.divergence import Divergence
 from settle.evaluate.footprint import Footprint, footprints
@@ -73,6 +75,16 @@ def bytes_read(file: Weights, kinds: Mapping[str, str]) -> int:
     return round(total)
 
 
+class _PlannedChoice(BaseModel):
+    """What plan.json has of the file that was chosen."""
+
+    name: str
+    kinds: dict[str, str]
+    num_bytes: int = Field(alias="bytes")
+    mix: str | None = Field(None, alias="recipe")
+    predicted: float | None = Field(None, alias="predicted_kl")
+
+
 @dataclass(frozen=True)
 class ShrinkCandidate:
     """A file that could be made, or was.
@@ -108,18 +120,9 @@ class ShrinkCandidate:
         return max(rise, kl / d.reference_loss, 0.0)
 
     @classmethod
-    def from_json(cls, values: Mapping[str, object]) -> "ShrinkCandidate":
-        """Read a choice that plan.json holds. Raises KeyError, TypeError, ValueError for anything else."""
-        kinds, mix, predicted = values["kinds"], values.get("recipe"), values.get("predicted_kl")
-        if not isinstance(kinds, Mapping) or not isinstance(predicted, float | int | None):
-            raise TypeError("the chosen types are no table")
-        return cls(
-            str(values["name"]),
-            {str(name): str(kind) for name, kind in kinds.items()},
-            int(str(values["bytes"])),
-            None if mix is None else str(mix),
-            predicted,
-        )
+    def from_json(cls, values: object) -> "ShrinkCandidate":
+        """Read a choice that plan.json holds. Raises ValueError for anything else."""
+        return cls(**vars(_PlannedChoice.model_validate(values)))
 
     def point(self, expected_speed: float | None = None, chosen: bool = False) -> Point:
         """For table and picture: as measured, or as predicted while it is not."""

@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,7 +44,8 @@ def card(facts: CardFacts, session: Session) -> str:
     lines += ["library_name: gguf", "tags:", "- settle", "---", ""]
     lines += [f"# {facts.name}", "", f"{whole.name} (sha256 `{whole.source.sha256[:16]}…`), made smaller.", ""]
     lines += [f"{facts.why[0].upper()}{facts.why[1:]}.", ""]
-    lines += ["## What it costs", "", *_table(("", "before", "now"), _figures(facts.reference, chosen)), ""]
+    lines += ["## What it costs", "", "|  | before | now |", "|---|--:|--:|"]
+    lines += [*(f"| {' | '.join(row)} |" for row in _figures(facts.reference, chosen)), ""]
     text = f"{session.model.data.name}, {d.tokens:,} tokens in {d.windows} windows that nothing was fitted to"
     lines += [f"Held-out text: {text}; 95 % intervals.", ""]
     lines += ["| | |", "|---|--:|", f"| KL, nats per token | {_interval(d.kl)} |"]
@@ -106,11 +107,6 @@ def _types(kinds: Mapping[str, str]) -> list[str]:
     lines = [", ".join(f"{number} tensors {kind}" for kind, number in counts.most_common()) + ".", ""]
     lines += ["<details><summary>every tensor</summary>", "", "| tensor | type |", "|---|---|"]
     return [*lines, *(f"| {name} | {kind} |" for name, kind in kinds.items()), "", "</details>"]
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    lines = [f"| {' | '.join(head)} |", "|---|" + "--:|" * (len(head) - 1)]
-    return [*lines, *(f"| {' | '.join(row)} |" for row in rows)]
 
 
 def _interval(figure: Interval, percent: bool = False) -> str:

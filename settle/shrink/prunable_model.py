@@ -9,6 +9,7 @@ from torch import Tensor
 
 from settle.base.errors import FormatError, UsageError
 from settle.base.tokenizer import Tokenizer
+from settle.formats import Metadata
 from settle.formats.safetensors import export_safetensors
 from settle.model.architectures import Architecture
 from settle.model.decoder import Decoder
@@ -48,7 +49,7 @@ class PrunableModel:
         return model
 
     def write(
-        self, folder: Path, metadata: Mapping[str, object] | None = None, dtype: Literal["f32", "f16", "bf16"] = "f32"
+        self, folder: Path, metadata: Metadata | None = None, dtype: Literal["f32", "f16", "bf16"] = "f32"
     ) -> Path:
         """Write a folder in Hugging Face's layout, as `Pretrained.open` and transformers read it.
 
@@ -82,12 +83,13 @@ class PrunableModel:
 
 def require_loadable(before: Architecture, after: Architecture, fix: str) -> None:
     """Raise UsageError when llama.cpp would not compute `after` as it is meant, and `before` it does."""
-    what = _complaint(after)
-    if what and not _complaint(before):
+    what = complaint(after)
+    if what and not complaint(before):
         raise UsageError(f"the smaller model would not run: {what}", fix)
 
 
-def _complaint(part: Architecture) -> str:
+def complaint(part: Architecture) -> str:
+    """Return why llama.cpp would not compute an architecture as it is meant; empty where it does."""
     try:
         part.gguf_metadata()
     except FormatError as e:

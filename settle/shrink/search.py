@@ -118,7 +118,7 @@ def best_within_size(candidates: Candidates, num_bytes: int) -> ShrinkCandidate:
     mixes = [c for c in map(candidates.of_mix, QUANTIZED_MIXES) if c.num_bytes <= num_bytes]
     rival = min(mixes, key=lambda c: c.predicted or 0.0, default=None)
     tried = [candidates.measure(c) for c in (candidates.of_size(num_bytes), rival) if c is not None]
-    return min(tried, key=_kl)
+    return min(tried, key=lambda candidate: candidate.measured.kl.value)
 
 
 def smallest_within_loss(candidates: Candidates, share: float) -> ShrinkCandidate:
@@ -206,10 +206,6 @@ def _best_of_fast(result: SizeRange, tried: Mapping[int, ShrinkCandidate]) -> in
         p.num_bytes for p in result.points if p.value >= result.above.value or p.num_bytes <= result.above.num_bytes
     ]
     return min(fast, key=lambda size: tried[size].predicted or 0.0)
-
-
-def _kl(candidate: ShrinkCandidate) -> float:
-    return candidate.measured.kl.value
 
 
 def _crossing(candidates: Candidates, is_small: Callable[[int], bool], steps: int = 12) -> int:

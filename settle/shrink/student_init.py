@@ -5,10 +5,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from settle.base.errors import FormatError, UsageError
+from settle.base.errors import UsageError
 from settle.base.settings import read_toml
 from settle.model.architectures import Architecture
-from settle.shrink.prunable_model import PrunableModel
+from settle.shrink.prunable_model import PrunableModel, complaint
 from settle.shrink.pruners import Pruned, Pruner
 
 
@@ -108,7 +108,7 @@ def narrower(
     o = subject.part.options().layers[0]
     steps: dict[str, dict[str, object]] = {"channels": {"share": 1 - share}}
     width = max(1, round(o.width * share))
-    if not _loadable(subject.part.with_fields(hidden_size=width)) and o.heads * o.head_dim == o.width:
+    if complaint(subject.part.with_fields(hidden_size=width)) and o.heads * o.head_dim == o.width:
         # llama.cpp takes the width for that of the query heads: they go by whole groups, and the width follows
         groups = max(1, round(o.kv_heads * share))
         if groups == o.kv_heads:
@@ -124,14 +124,6 @@ def narrower(
         results.append(_prune(pruner, results[-1].subject, windows, texts, work))
     results.append(_prune(Pruner.make("width", {"keep": width}), results[-1].subject, windows, texts, work))
     return results[1:]
-
-
-def _loadable(part: Architecture) -> bool:
-    try:
-        part.gguf_metadata()
-    except FormatError:
-        return False
-    return True
 
 
 def _prune(

@@ -45,9 +45,7 @@ class FakeQuantized:
         ends = np.cumsum([len(w) for w in windows])
         self.windows = list(windows[: max(1, int(np.searchsorted(ends, most, side="right")))])
         self.num_tokens = int(sum(map(len, self.windows)))
-        self._parameters: dict[str, list[str]] = {}
-        for parameter, name in part.gguf_names().items():
-            self._parameters.setdefault(name, []).append(parameter)
+        self._parameters = part.gguf_members()
         self._now: dict[str, str] = {}
         self._own = [logprobs.half() for logprobs in self._logprobs()]
 

@@ -96,7 +96,7 @@ def test_metadata(tmp_path):
         "settle.list": np.array([1, 2], np.int32),
     }
     kinds = kinds_of(read_gguf(source), "Q8_0")
-    written = quantize_gguf(source, tmp_path / "y.gguf", kinds, file_type="Q8_0", metadata=changes)
+    written = quantize_gguf(source, tmp_path / "y.gguf", kinds, mix="Q8_0", metadata=changes)
     assert file_bytes(read_gguf(source), kinds, "Q8_0", changes) == written.stat().st_size
     ours, theirs = read_gguf(written), GGUFReader(written)
     keys = {k: f.contents() for k, f in theirs.fields.items() if not k.startswith("GGUF.")}
@@ -121,17 +121,17 @@ def test_file_type_of_a_choice_of_ones_own(tmp_path):
 def test_a_quantized_source(tmp_path):
     source = make_gguf(tmp_path / "x.gguf")
     file = read_gguf(source)
-    once = quantize_gguf(source, tmp_path / "once.gguf", kinds_of(file, "Q4_K_M"), file_type="Q4_K_M")
+    once = quantize_gguf(source, tmp_path / "once.gguf", kinds_of(file, "Q4_K_M"), mix="Q4_K_M")
     assert quantized_already(file) == {} and quantized_already(read_gguf(once))["Q4_K"] > 5
     again = kinds_of(read_gguf(once), "Q2_K")
     with pytest.raises(UsageError, match=r"quantized already \(most of them Q4_K, \d\.\d bits.*lost.*--requantize"):
         quantize_gguf(once, tmp_path / "again.gguf", again)
     assert not (tmp_path / "again.gguf").exists()
-    ours = quantize_gguf(once, tmp_path / "again.gguf", again, file_type="Q2_K", requantize=True)
+    ours = quantize_gguf(once, tmp_path / "again.gguf", again, mix="Q2_K", requantize=True)
     theirs = llama_quantize(once, tmp_path / "theirs", ["Q2_K"], allow_requantize=True)
     assert ours.read_bytes() == theirs["Q2_K"].read_bytes()
     # what stays as it is may be quantized
-    copy = quantize_gguf(once, tmp_path / "copy.gguf", {}, file_type="Q4_K_M")
+    copy = quantize_gguf(once, tmp_path / "copy.gguf", {}, mix="Q4_K_M")
     assert copy.read_bytes() == once.read_bytes()
 
 

@@ -298,7 +298,7 @@ def test_a_choice_comes_back_from_the_plan() -> None:
     assert back == ShrinkCandidate("x", {"a": "Q4_K"}, 9, "Q4_K_M", 0.5)
     assert ShrinkCandidate.from_json({"name": "x", "kinds": {}, "bytes": 9}).mix is None
     for wrong in ({"kinds": []}, {"predicted_kl": "x"}):
-        with pytest.raises(TypeError):
+        with pytest.raises(ValueError, match="valid"):
             ShrinkCandidate.from_json(stored | {"kinds": {}} | wrong)
     assert stored["selection"] is None and stored["footprint"] == quick(1.0).to_json()
 

@@ -13,7 +13,7 @@ def test_rows_that_fall_back_are_named(tmp_path):
     assert "blk.0.attn_q.weight" in found.tensors and "blk.0.ffn_down.weight" not in found.tensors
     assert "token_embd.weight" in found.tensors
     kinds = {name: choice.kind for name, choice in mix_types(file, "Q4_K_M").items()}
-    written = quantize_gguf(source, tmp_path / "y.gguf", kinds, file_type="Q4_K_M")
+    written = quantize_gguf(source, tmp_path / "y.gguf", kinds, mix="Q4_K_M")
     assert found.num_bytes == written.stat().st_size > found.promised
     text = str(found)
     assert f"rows of {len(found.tensors)} of {len(file.tensors)} tensors" in text and "Q4_K → Q5_0" in text

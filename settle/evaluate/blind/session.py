@@ -16,7 +16,7 @@ from settle.base.errors import EngineError, UsageError
 from settle.base.event_log import Events
 from settle.base.events import AnswerText, ResultReady, Say, Warn
 from settle.evaluate.blind.votes import AnswerPair, add_pair, reveal, vote
-from settle.formats.gguf.metadata import TOKENS
+from settle.formats.gguf.metadata import TOKENS, texts
 from settle.infer.chat_session import ChatSession, Sampling, chat
 from settle.infer.engine import Engine
 from settle.library.reference import ModelRef
@@ -96,7 +96,7 @@ class BlindSession:
         self.pairs: list[AnswerPair] = []
         self.votes: dict[str, str] = {}
         self._proven: tuple[Engine, ...] = ()
-        self._pair: AnswerPair | None = None  # that is being answered
+        self._pair: AnswerPair  # that is being answered
         self._begins = True  # a conversation, with the next message
 
     def ask(
@@ -112,10 +112,9 @@ class BlindSession:
         engines: of `models`, which are first proven to be different weights. Raises SettleError.
         """
         one, two = engines
-        if (one, two) != self._proven:
+        if self.difference is None or (one, two) != self._proven:
             self.difference = require_different_weights(one, two, self.models)
             self._proven = one, two
-        assert self.difference is not None
         before = self._context() if template or (one.takes_turns and two.takes_turns) else []
         sampling = replace(sampling, seed=secrets.randbits(31) if sampling.seed is None else sampling.seed)
         turn = len(self.pairs)
@@ -144,7 +143,6 @@ class BlindSession:
     def keep(self, answers: Answers) -> AnswerPair:
         """Wait for both answers, and write the pair to the file of votes. Raises SettleError."""
         a, b = answers.wait()
-        assert self._pair is not None
         pair = self._pair.model_copy(update={"answers": (a, b), "stopped": answers.is_stopped})
         add_pair(pair)
         self.pairs.append(pair)
@@ -210,7 +208,11 @@ class WeightDifference(NamedTuple):
 
 def require_different_weights(one: Engine, two: Engine, names: tuple[str, str]) -> WeightDifference:
     """Asks the very processes that will answer. Raises UsageError where they are the same weights, EngineError."""
-    nats = max(_apart(_likeliest(one, text), _likeliest(two, text)) for text in TEXTS)
+    nats = 0.0
+    for text in TEXTS:
+        first, second = _likeliest(one, text), _likeliest(two, text)
+        apart = (abs(first[token] - second[token]) for token in first.keys() & second.keys())
+        nats = max(nats, max(apart, default=math.inf))
     if nats < SAME_NATS:
         raise UsageError(
             f"{names[0]} and {names[1]} are the same weights: after {len(TEXTS)} fixed texts no log-probability "
@@ -220,16 +222,11 @@ def require_different_weights(one: Engine, two: Engine, names: tuple[str, str]) 
     return WeightDifference(nats)
 
 
-def _apart(one: dict[str, float], two: dict[str, float]) -> float:
-    return max((abs(one[token] - two[token]) for token in one.keys() & two.keys()), default=math.inf)
-
-
 def _likeliest(engine: Engine, text: str) -> dict[str, float]:
     """Log-probabilities of the likeliest tokens after a text, by how they are spelled: ids depend on the tokenizer."""
-    tokens = engine.metadata[TOKENS]
-    assert isinstance(tokens, list)
+    tokens = texts(engine.metadata, TOKENS)
     found = engine.next_token_logprobs(engine.plain(text), LIKELIEST, reuse=False)
-    return {str(tokens[token]): logprob for token, logprob in found.items() if math.isfinite(logprob)}
+    return {tokens[token]: logprob for token, logprob in found.items() if math.isfinite(logprob)}
 
 
 HELP = "/reset begins a conversation, /bye leaves and shows who wrote what; Ctrl-C stops an answer"
@@ -343,8 +340,8 @@ def compare(
         if not text:
             raise UsageError("there is no prompt to answer", f"settle chat {names[0]} 'some text' --with {names[1]}")
         pair = chat.pair(text)
-    assert session.difference
-    events.emit(Say(text=session.difference.sentence))
+    if session.difference:
+        events.emit(Say(text=session.difference.sentence))
     events.emit(Say(text=f"`settle chat --vote {pair.id}=a` votes for A; b, same or bad likewise"))
     answers = dict(zip("ab", pair.answers, strict=True))
     result = {"prompt": text, "pair": pair.id, "answers": answers, "difference_nats": pair.nats}

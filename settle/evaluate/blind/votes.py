@@ -163,18 +163,15 @@ class Preference:
         if self.test is None:
             return f"{self.missing} more vote{'s are' if self.missing > 1 else ' is'} needed for an interval"
         one, two = self.models
-        value, low, high = (100 * end for end in (self.test.difference.value, *self._ends))
+        difference = self.test.difference
+        ends = difference.value, max(-1.0, difference.low), min(1.0, difference.high)
+        value, low, high = (100 * end for end in ends)
         if value < 0:
             one, two, value, low, high = two, one, -value, -high, -low
         figures = f"{two} has {value:.0f} more of 100 votes, 95 % interval {low:.0f} to {high:.0f}"
         if not self.test.is_shown:
             return f"no difference is shown: {figures}"
         return f"{two} is preferred to {one}: {figures}"
-
-    @property
-    def _ends(self) -> tuple[float, float]:
-        assert self.test
-        return max(-1.0, self.test.difference.low), min(1.0, self.test.difference.high)
 
     def to_json(self) -> dict[str, object]:
         return {

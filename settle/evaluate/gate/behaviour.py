@@ -13,6 +13,7 @@ import numpy as np
 from settle.base.chat_template import ChatTemplate, TemplateFailure
 from settle.base.tokenizer import Tokenizer
 from settle.evaluate.compare.cases import spread
+from settle.formats import Metadata
 from settle.formats.gguf.metadata import text as text_of
 from settle.formats.gguf.types import Bars
 from settle.infer.engine import Engine
@@ -99,7 +100,7 @@ def opening(tokenizer: Tokenizer) -> list[int]:
     return [int(tokenizer.bos_id)] if tokenizer.add_bos and tokenizer.bos_id is not None else []
 
 
-def compare_lists(tokenizer: Tokenizer, metadata: Mapping[str, object]) -> None:
+def compare_lists(tokenizer: Tokenizer, metadata: Metadata) -> None:
     """Compare the file's vocabulary itself: most of it occurs in no text that could be compared."""
     lists: dict[str, Sequence[object]] = {
         "tokens": tokenizer.tokens,
@@ -163,7 +164,7 @@ def compare_prompts(tokenizer: Tokenizer, engine: Engine, conversations: Sequenc
     return compared
 
 
-def compare_template(tokenizer: Tokenizer, metadata: Mapping[str, object]) -> None:
+def compare_template(tokenizer: Tokenizer, metadata: Metadata) -> None:
     """Compare the text of the chat template: no number of conversations shows that two templates are the same."""
     ours, theirs = tokenizer.chat_template or "", text_of(metadata, TEMPLATE) or ""
     if ours != theirs:

@@ -118,19 +118,11 @@ def inspect(origin: Origin, file: Weights) -> Contents:
 
 def _stored(part: Architecture, file: Weights) -> Iterator[tuple[str, str, np.ndarray]]:
     """(parameter, the file's tensor, its values in the file's order of rows), one tensor in memory at a time."""
-    for name, parameters in _members(part).items():
+    for name, parameters in part.gguf_members().items():
         if name in file.tensors:
             values = file.tensors[name].load()
             for number, parameter in enumerate(parameters):
                 yield parameter, name, values[number] if len(parameters) > 1 else values
-
-
-def _members(part: Architecture) -> dict[str, list[str]]:
-    """Return the file's tensors, each with the parameters that it holds: several where experts are stacked."""
-    members: dict[str, list[str]] = {}
-    for parameter, name in part.gguf_names().items():
-        members.setdefault(name, []).append(parameter)
-    return members
 
 
 def header(origin: Origin, file: Weights) -> Iterator[str]:
@@ -204,7 +196,7 @@ def _lora(part: Architecture, adapter: AdapterWeights, lora: Weights | None) -> 
         return
     assert adapter.lora is not None, "no other method has a file of its own"
     names, lost = part.gguf_names(), []
-    stacks = _members(part)
+    stacks = part.gguf_members()
     for module, parameter in adapter.parameters(part).items():
         name = names[parameter]
         tensors = [lora.tensors.get(name + half) for half in (".lora_a", ".lora_b")]

@@ -25,7 +25,7 @@ from settle.evaluate.gate.behaviour import BRIEF, Effort, Figures
 from settle.evaluate.gate.decision_gate import DECISION_FILE, gate_of_run, keys_of
 from settle.evaluate.gate.diagnose import Origin, kept_text
 from settle.evaluate.gate.gate import PROSE, SAME_BLOCKS, Merge, Reference, held_out_text, require, run_gate
-from settle.formats import AdapterContents, Format, GgufLayout, ModelContents, TensorLike
+from settle.formats import AdapterContents, Format, GgufLayout, Metadata, ModelContents, TensorLike
 from settle.formats.gguf import Gguf, card_of, read_gguf
 from settle.formats.gguf.metadata import text
 from settle.formats.gguf.types import GGML, is_float
@@ -67,7 +67,7 @@ class ExportedModel:
     held_out_texts: Sequence[str]
     card: Mapping[str, object] = field(default_factory=dict)
     merge: Merge | None = None
-    gguf_keys: Mapping[str, object] = field(default_factory=dict)
+    gguf_keys: Metadata = field(default_factory=dict)
 
     @property
     def contents(self) -> ModelContents:
@@ -90,7 +90,7 @@ class ExportedAdapter:
     tokenizer: PretrainedTokenizer
     held_out_texts: Sequence[str]
     card: Mapping[str, object] = field(default_factory=dict)
-    gguf_keys: Mapping[str, object] = field(default_factory=dict)
+    gguf_keys: Metadata = field(default_factory=dict)
 
     @cached_property
     def model(self) -> Decoder:
@@ -319,13 +319,13 @@ def _check(name: str, exported: ExportedModel | ExportedAdapter, form: Format) -
     return gate.run if gate else None
 
 
-def _gguf_keys(run: Run, architecture: GgufLayout) -> dict[str, object]:
+def _gguf_keys(run: Run, architecture: GgufLayout) -> Metadata:
     """Return the keys of the run's decision model, none where it made another one."""
     decision = run.read(f"out/{DECISION_FILE}")
     return keys_of(decision).metadata(architecture.gguf_architecture) if decision else {}
 
 
-def _recommended(run: Run) -> dict[str, object]:
+def _recommended(run: Run) -> Metadata:
     """Return the keys of how its answers are drawn, as in the file that the run made; none where that is gone."""
     file = run.out / f"{run.name}.gguf"
     return sampling_keys(Source(file, "gguf", run.name), read_gguf(file).metadata) if file.exists() else {}
@@ -351,7 +351,7 @@ def _model_of_run(run: Run, events: Events) -> ExportedModel:
     if (run.read("plan.json") or {}).get("tuning"):
         opened = open_pretrained(folder)
         texts, model = held_out_text(run, opened.tokenizer, events), opened.load(trainable=True).eval()
-        keys = _recommended(run) | _gguf_keys(run, opened.part)
+        keys = {**_recommended(run), **_gguf_keys(run, opened.part)}
         return ExportedModel(
             run.name, model, opened.part, opened.weights, opened.tokenizer, texts, card, gguf_keys=keys
         )

@@ -29,6 +29,7 @@ def card(name: str, plan: Values, result: Values, ledger: Values, compared: Sequ
     plan, result: as in plan.json and result.json; ledger: `Ledger.as_dict()` of the data; compared: lines on how a
     tuned model does against its base, or a distilled one against its teacher.
     """
+    audit = result.get("audit") or {}
     sections = [
         _front(plan, result),
         [f"# {_plain(name)}", "", *_summary(plan, result, ledger)],
@@ -39,15 +40,10 @@ def card(name: str, plan: Values, result: Values, ledger: Values, compared: Sequ
         _section("Result", [*_table(_outcome(plan, result)), *_forecasts(result)]),
         _section("Against its teacher" if plan.get("objective") == "distill" else "Against its base", list(compared)),
         _section("Check of the exported file", _gate(result.get("gate") or {})),
-        _section("What left this machine", _audit(result.get("audit") or {})),
+        _section("What left this machine", [_plain(audit["sentence"])] if audit.get("sentence") else []),
         _section("Made with", _table(_made_with(plan))),
     ]
     return "\n".join(line for section in sections for line in section).rstrip() + "\n"
-
-
-def _audit(audit: Values) -> list[str]:
-    """Return the ledger's sentence."""
-    return [_plain(audit["sentence"])] if audit.get("sentence") else []
 
 
 def _front(plan: Values, result: Values) -> list[str]:

@@ -270,7 +270,7 @@ def answers(arm: Arm[Case, Reply], cases: Sequence[Case], on_progress: Callable[
     for case in cases:
         asked = arm.asked(case)
         key = question_key(asked)
-        reply = record.get(key)
+        reply = record.known.get(key)
         if reply is None:
             reply = arm.measure(asked)
             record.add({key: reply})

@@ -314,6 +314,13 @@ class Architecture(Part):
         """
         return {name: self._gguf_name(name) for name in self.parameters()}
 
+    def gguf_members(self) -> dict[str, list[str]]:
+        """Return each tensor of a GGUF file with the parameters that it holds: several where experts are stacked."""
+        members: dict[str, list[str]] = {}
+        for parameter, name in self.gguf_names().items():
+            members.setdefault(name, []).append(parameter)
+        return members
+
     def _gguf_name(self, name: str) -> str:
         module, _, kind = name.rpartition(".")
         if module in _GGUF_MODEL:

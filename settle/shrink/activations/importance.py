@@ -56,11 +56,8 @@ class Inputs:
         An expert that no token came to gets the mean of the others: there is nothing to tell its inputs apart.
         """
         means = {name: (total / self._counts[name]).float() for name, total in self._sums.items()}
-        members: dict[str, list[str]] = {}
-        for parameter, name in part.gguf_names().items():
-            members.setdefault(name, []).append(parameter)
         by_tensor = {}
-        for name, parameters in members.items():
+        for name, parameters in part.gguf_members().items():
             known = [means[p] for p in parameters if p in means]
             if known:
                 filler = torch.stack(known).mean(0)
@@ -80,13 +77,13 @@ def observed(model: nn.Module, see: See) -> Iterator[None]:
     """Call `see` with the linears that read one input, and what they read, (N, C), as long as this lasts."""
     stacks = [s for module in model.modules() for s in vars(module).values() if isinstance(s, Stack)]
     for stack in stacks:
-        for way in ("norm_linear", "linear", "linear_add", "gated"):
-            setattr(stack, way, partial(_WAYS[way], stack, see))
+        for way, watched in _WAYS.items():
+            setattr(stack, way, partial(watched, stack, see))
     try:
         yield
     finally:
         for stack in stacks:
-            for way in ("norm_linear", "linear", "linear_add", "gated"):
+            for way in _WAYS:
                 delattr(stack, way)
 
 
@@ -94,9 +91,8 @@ def _norm_linear(stack: Stack, see: See, x: Tensor, norm: RMSNorm, biased: bool 
     unit = norm(x)
     see(stack.linears, unit)
     if stack.linears[0].frozen is not None and norm.weight.requires_grad:
-        return x, Stack.linear(
-            stack, unit, biased
-        )  # the way that `Stack` would go through the method that is replaced here
+        # the way that `Stack` would go through the method that is replaced here
+        return x, Stack.linear(stack, unit, biased)
     return Stack.norm_linear(stack, x, norm, biased)
 
 
@@ -169,7 +165,10 @@ def curvature(
                 sums[head] += diagonal
             hidden.backward(grad)
             num_tokens += len(ids)
-            _take_rows(model.get_parameter(table), ids, sums.get(table))
+            rows = model.get_parameter(table).grad
+            if table in sums and rows is not None:  # only rows of tokens that were met have a gradient
+                met = ids.unique()
+                sums[table][met] += _blocks(rows[met])
             for parameter in model.parameters():
                 parameter.grad = None
             if progress is not None:
@@ -195,13 +194,6 @@ def _squared(parameters: dict[str, nn.Parameter], sums: dict[str, Tensor]) -> It
     finally:
         for handle in handles:
             handle.remove()
-
-
-def _take_rows(table: nn.Parameter, ids: Tensor, total: Tensor | None) -> None:
-    """Add the input table's gradient: only rows of tokens that were met have one."""
-    if total is not None and table.grad is not None:
-        met = ids.unique()
-        total[met] += _blocks(table.grad[met])
 
 
 def _blocks(values: Tensor) -> Tensor:

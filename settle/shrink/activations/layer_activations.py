@@ -94,8 +94,19 @@ class LayerWalk:
     @torch.no_grad()
     def activations(self, number: int, states: Sequence[Tensor]) -> Iterator[LayerActivations]:
         """Yield the parts of a dense layer, batch by batch."""
+        layer = self.model.layers[number]
+        names = {id(module): name for name, module in layer.named_modules() if isinstance(module, Linear)}
         for x, packing in zip(states, self.packings, strict=True):
-            yield layer_activations(self.model, number, x, packing)
+            read: dict[str, Tensor] = {}
+
+            def see(linears: Sequence[Linear], values: Tensor, read: dict[str, Tensor] = read) -> None:
+                read.update((names[id(linear)], values) for linear in linears)
+
+            with observed(layer, see):
+                between = layer.add_attention(x, packing, self.model.table(number, x.device))
+                after = layer.add_mlp(between)
+            inputs = {stage: next(read[name] for name in modules if name in read) for stage, modules in READ_BY.items()}
+            yield LayerActivations(before=x, between=between, after=after, **inputs)
 
     @torch.no_grad()
     def logprobs(self, states: Sequence[Tensor], positions: Tensor) -> Tensor:
@@ -121,23 +132,6 @@ class LayerWalk:
         """Evenly spread places in the text, (P,)."""
         number = min(most, self.num_tokens)
         return torch.linspace(0, self.num_tokens - 1, number, device=self.model.device).round().long()
-
-
-@torch.no_grad()
-def layer_activations(model: Decoder, number: int, x: Tensor, packing: Packing) -> LayerActivations:
-    """Compute x (N, D) through one dense layer, with everything on the way."""
-    layer = model.layers[number]
-    names = {id(module): name for name, module in layer.named_modules() if isinstance(module, Linear)}
-    read: dict[str, Tensor] = {}
-
-    def see(linears: Sequence[Linear], values: Tensor) -> None:
-        read.update((names[id(linear)], values) for linear in linears)
-
-    with observed(layer, see):
-        between = layer.add_attention(x, packing, model.table(number, x.device))
-        after = layer.add_mlp(between)
-    inputs = {stage: next(read[name] for name in modules if name in read) for stage, modules in READ_BY.items()}
-    return LayerActivations(before=x, between=between, after=after, **inputs)
 
 
 def kl(reference: Tensor, other: Tensor) -> float:

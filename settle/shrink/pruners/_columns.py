@@ -3,7 +3,7 @@
 Letters: N rows of activations, O outputs and I inputs of the matrix, K inputs that are kept, G groups of inputs.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -67,6 +67,12 @@ def narrow_columns(
             model.get_parameter(name).copy_(spread_out(new, eliminated.kept, old.shape[1]))
         states = walk.layer(layer, states)
     return narrowed
+
+
+def rows_of(subject: PrunableModel, layer: int, rows: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the chosen rows of a block's matrices and of their biases. rows: by the matrix's name inside a block."""
+    names = {in_layer(layer, f"{module}.{kind}"): r for module, r in rows.items() for kind in ("weight", "bias")}
+    return {name: subject.weights[name][r] for name, r in names.items() if name in subject.weights}
 
 
 def spread_out(weight: Tensor, kept_inputs: Tensor, inputs: int) -> Tensor:

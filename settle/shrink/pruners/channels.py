@@ -5,11 +5,10 @@ from typing import ClassVar, Self
 
 import torch
 from pydantic import Field
-from torch import Tensor
 
-from settle.shrink.prunable_model import PrunableModel, in_layer, require_dense
+from settle.shrink.prunable_model import PrunableModel, require_dense
 from settle.shrink.pruners import OnProgress, Pruned, Pruner, always, num_kept
-from settle.shrink.pruners._columns import narrow_columns
+from settle.shrink.pruners._columns import narrow_columns, rows_of
 
 
 class Channels(Pruner):
@@ -43,13 +42,8 @@ class Channels(Pruner):
         )
         weights = dict(subject.weights) | narrowed.weights
         for layer, kept_channels in enumerate(narrowed.kept):
-            weights |= _rows(subject, layer, kept_channels, before)
+            both = torch.cat([kept_channels, kept_channels + before])
+            rows = {"mlp.gate_proj": kept_channels, "mlp.up_proj": kept_channels, "mlp.gate_up_proj": both}
+            weights |= rows_of(subject, layer, rows)
         report = {"pruner": "channels", "channels": [before, keep], **narrowed.to_json()}
         return Pruned(subject.with_part(part, weights), report)
-
-
-def _rows(subject: PrunableModel, layer: int, channels: Tensor, inner: int) -> dict[str, Tensor]:
-    """Rows of the gate's and the other branch's matrices and biases."""
-    rows = {"gate_proj": channels, "up_proj": channels, "gate_up_proj": torch.cat([channels, channels + inner])}
-    names = {in_layer(layer, f"mlp.{module}.{kind}"): r for module, r in rows.items() for kind in ("weight", "bias")}
-    return {name: subject.weights[name][r] for name, r in names.items() if name in subject.weights}

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from settle.base.errors import UsageError
 from settle.model.config import LayerOptions
-from settle.shrink.prunable_model import PrunableModel, in_layer, require_dense, require_loadable
+from settle.shrink.prunable_model import PrunableModel, require_dense, require_loadable
 from settle.shrink.pruners import OnProgress, Pruned, Pruner, always, kept_number
-from settle.shrink.pruners._columns import narrow_columns
+from settle.shrink.pruners._columns import narrow_columns, rows_of
 
 
 class Heads(Pruner):
@@ -90,11 +90,7 @@ def _rows(subject: PrunableModel, layer: int, queries: Sequence[int]) -> dict[st
     query, key = _of(queries, o.head_dim), _of(keys, o.head_dim)
     first, second = o.heads * o.head_dim, (o.heads + o.kv_heads) * o.head_dim
     rows = {"q_proj": query, "k_proj": key, "v_proj": key, "qkv_proj": torch.cat([query, key + first, key + second])}
-    names = {in_layer(layer, f"self_attn.{module}.{kind}"): r for module, r in rows.items() for kind in _KINDS}
-    return {name: subject.weights[name][r] for name, r in names.items() if name in subject.weights}
-
-
-_KINDS = ("weight", "bias")
+    return rows_of(subject, layer, {f"self_attn.{module}": r for module, r in rows.items()})
 
 
 def _of(heads: Sequence[int], width: int) -> Tensor:

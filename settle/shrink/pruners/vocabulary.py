@@ -8,7 +8,7 @@ import math
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -21,7 +21,7 @@ from settle.base.errors import DataError, UsageError
 from settle.base.tokenizer import Tokenizer
 from settle.data.tokenizer.pretrained import PretrainedTokenizer
 from settle.data.tokenizer.vocabulary import BYTE, BYTE_CHARACTERS, NORMAL, SPACE, USER_DEFINED
-from settle.formats import LazyTensor, Weights, beside, write_array
+from settle.formats import LazyTensor, Metadata, Weights, beside, write_array
 from settle.formats.gguf import TABLES as FILE_TABLES
 from settle.formats.gguf import read_gguf
 from settle.formats.gguf.layout import Entry, layout
@@ -178,7 +178,7 @@ def _script(letter: str) -> str:
     return unicodedata.name(letter, "?").split()[0]
 
 
-def cut_metadata(metadata: Mapping[str, object], kept_ids: Sequence[int]) -> dict[str, object]:
+def cut_metadata(metadata: Metadata, kept_ids: Sequence[int]) -> Metadata:
     """Return the `tokenizer.*` keys of a GGUF file with only the tokens `kept_ids` (K,), renumbered.
 
     The key of a removed token is dropped.
@@ -191,7 +191,8 @@ def cut_metadata(metadata: Mapping[str, object], kept_ids: Sequence[int]) -> dic
         if not key.startswith("tokenizer."):
             continue
         if key == f"{_PREFIX}merges":
-            cut[key] = [pair for pair in texts(metadata, key) if _stays(pair, left)]
+            pairs = (pair.split(" ", 1) for pair in texts(metadata, key))
+            cut[key] = [f"{a} {b}" for a, b in pairs if a in left and b in left and a + b in left]
         elif key.endswith("_token_id"):
             if isinstance(value, int) and value in new:
                 cut[key] = new[value]
@@ -202,11 +203,6 @@ def cut_metadata(metadata: Mapping[str, object], kept_ids: Sequence[int]) -> dic
         else:
             cut[key] = value
     return cut
-
-
-def _stays(pair: str, tokens: set[str]) -> bool:
-    left, right = pair.split(" ", 1)
-    return left in tokens and right in tokens and left + right in tokens
 
 
 def cut_tokenizer(tokenizer: PretrainedTokenizer, kept_ids: Sequence[int]) -> PretrainedTokenizer:
@@ -267,7 +263,7 @@ class _Cut:
             place.forget(int(chosen.min()) * row, int(chosen.max() + 1) * row)
 
 
-def cut_rows(source: Path, target: Path, kept_ids: Sequence[int], metadata: Mapping[str, object] | None = None) -> Path:
+def cut_rows(source: Path, target: Path, kept_ids: Sequence[int], metadata: Metadata | None = None) -> Path:
     """Write the model of `source` with the tokens `kept_ids` (K,), old ids in their new order.
 
     Written to a file next to the target and renamed; what stays is copied as it lies, so quantized weights keep every
@@ -275,14 +271,10 @@ def cut_rows(source: Path, target: Path, kept_ids: Sequence[int], metadata: Mapp
     small.
     """
     file = read_gguf(source)
-    changes = {
-        key: value for key, value in cut_metadata(file.metadata, kept_ids).items() if file.metadata[key] != value
-    }
+    cut = cut_metadata(file.metadata, kept_ids)
+    changes = {key: value for key, value in cut.items() if file.metadata[key] != value}
     changes = {key: np.asarray(value, _ARRAYS[key]) if key in _ARRAYS else value for key, value in changes.items()}
-    gone = [
-        key for key in file.metadata if key.endswith("_token_id") and key not in cut_metadata(file.metadata, kept_ids)
-    ]
-    changes.update(dict.fromkeys(gone))
+    changes |= {key: None for key in file.metadata if key.endswith("_token_id") and key not in cut}
     own = f"{file.metadata.get('general.architecture')}.vocab_size"
     if own in file.metadata:
         changes[own] = len(kept_ids)
@@ -290,7 +282,7 @@ def cut_rows(source: Path, target: Path, kept_ids: Sequence[int], metadata: Mapp
     return _write(file, cuts, target, changes | dict(metadata or {}))
 
 
-def _write(file: Weights, cuts: Sequence[_Cut], target: Path, changes: Mapping[str, object]) -> Path:
+def _write(file: Weights, cuts: Sequence[_Cut], target: Path, changes: Metadata) -> Path:
     from gguf.utility import model_weight_count_rounded_notation
 
     if "general.size_label" in file.metadata:
@@ -376,7 +368,7 @@ class Vocabulary(Pruner):
         return Pruned(cut_subject(subject, kept.ids), kept.report.to_json())
 
     def cut_file(
-        self, source: Path, target: Path, texts: Sequence[str], metadata: Mapping[str, object] | None = None
+        self, source: Path, target: Path, texts: Sequence[str], metadata: Metadata | None = None
     ) -> RemainingTokens:
         """Cut one GGUF file into another, whatever its types; no more than a few rows are in memory at a time.
 

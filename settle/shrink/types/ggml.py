@@ -30,9 +30,8 @@ _LARGEST_FP16 = 65504.0
 
 def num_bytes(kind: str, num_values: int) -> int:
     """Bytes of that many values, which the type's block must divide. Raises UsageError for an unknown type."""
-    block = block_of(code_of(kind))
-    assert block is not None, kind
-    return num_values // block[1] * block[2]
+    _, values, size = _block(kind)
+    return num_values // values * size
 
 
 def quantize(
@@ -52,7 +51,9 @@ def quantize(
     values = np.ascontiguousarray(values, np.float32)
     num_rows, row = values.shape
     check(kind, row, importance is not None)
-    weights = None if importance is None else _weights(importance, row)
+    weights = None if importance is None else np.ascontiguousarray(importance, np.float32)
+    if weights is not None and weights.shape != (row,):
+        raise UsageError(f"the importance has the shape {weights.shape}, the rows have {row} values", "")
     if out is None:
         out = np.empty((num_rows, num_bytes(kind, row)), np.uint8)
     step = max(1, PIECE // row)
@@ -95,10 +96,9 @@ def quantize_piece(values: np.ndarray, code: int, weights: np.ndarray | None, ou
 
 def check(kind: str, row: int, has_importance: bool) -> None:
     """Raise UsageError where rows of that many values cannot get the type."""
-    block = block_of(code_of(kind))
-    assert block is not None, kind
-    if row % block[1]:
-        fix = f"a row must be a multiple of {block[1]} values; choose another type"
+    _, values, _ = _block(kind)
+    if row % values:
+        fix = f"a row must be a multiple of {values} values; choose another type"
         raise UsageError(f"rows of {row} values cannot be {kind}", fix)
     if kind in GGML and GGML[kind].needs_importance and not has_importance:
         raise UsageError(f"{kind} needs to know how much each input matters", "give an importance file (imatrix)")
@@ -122,11 +122,11 @@ def code_of(kind: str) -> int:
         raise UsageError(f"there is no type {kind!r}", "choose another, such as Q4_K or IQ4_XS") from None
 
 
-def _weights(importance: np.ndarray, row: int) -> np.ndarray:
-    weights = np.ascontiguousarray(importance, np.float32)
-    if weights.shape != (row,):
-        raise UsageError(f"the importance has the shape {weights.shape}, the rows have {row} values", "")
-    return weights
+def _block(kind: str) -> tuple[str, int, int]:
+    """Return a type's name, and the values and bytes of its block. Raises UsageError for an unknown type."""
+    if (block := block_of(code_of(kind))) is None:
+        raise UsageError(f"there is no type {kind!r}", "choose another, such as Q4_K or IQ4_XS")
+    return block
 
 
 def _dequantizer(kind: str) -> str:

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from settle.base.errors import FormatError
-from settle.formats import Weights, beside, write_array
+from settle.formats import Metadata, Weights, beside, write_array
 from settle.formats.gguf import read_tensors
 from settle.formats.gguf.header import MAGIC, MAX_NAME
 from settle.formats.gguf.layout import Entry, layout
@@ -74,15 +74,15 @@ def write_imatrix(path: Path, importance: Importance) -> Importance:
     return read_imatrix(path)
 
 
-def metadata_of(importance: Importance, name: str = "") -> dict[str, object]:
+def metadata_of(importance: Importance, name: str = "") -> Metadata:
     """Return the keys by which `llama-quantize` records in a file its importance. name: of the importance file."""
-    metadata: dict[str, object] = {"quantize.imatrix.file": name} if name else {}
-    if importance.datasets:
-        metadata["quantize.imatrix.dataset"] = importance.datasets[0]
-    metadata["quantize.imatrix.entries_count"] = len(importance.means)
-    if importance.num_tokens:
-        metadata["quantize.imatrix.chunks_count"] = -(-importance.num_tokens // CHUNK)
-    return metadata
+    values = {
+        "file": name,
+        "dataset": next(iter(importance.datasets), ""),
+        "entries_count": len(importance.means),
+        "chunks_count": -(-importance.num_tokens // CHUNK),
+    }
+    return {f"quantize.imatrix.{key}": value for key, value in values.items() if value or key == "entries_count"}
 
 
 def _read_gguf(path: Path) -> Importance:

@@ -45,6 +45,14 @@ class TypeChoice:
         return self.kind != self.wanted
 
 
+@dataclass(frozen=True)
+class _Answer:
+    """What llama.cpp makes of a mix."""
+
+    kinds: Mapping[str, str | None]  # tensor → type, None where it stays as it is
+    refusal: str = ""  # why it refuses
+
+
 def mix_types(file: Weights, mix: str, has_importance: bool = False) -> dict[str, TypeChoice]:
     """Return the type of every tensor of a GGUF file, in the order that llama.cpp writes them.
 
@@ -54,16 +62,17 @@ def mix_types(file: Weights, mix: str, has_importance: bool = False) -> dict[str
     if mix not in MIXES:
         raise UsageError(f"there is no mix {mix!r}", f"choose one of: {', '.join(MIXES)}")
     answer = _answers(_miniature(file), has_importance)[mix]
-    fitting: dict[str, str | None] | str = {}
+    fitting: Mapping[str, str | None] = {}
     if any(tensor.shape[-1] % _MINIATURE_ROW for tensor in file.tensors.values()):
-        fitting = _answers(_miniature(file, fitting_rows=True), has_importance)[mix]
-    if isinstance(answer, str):
-        raise FormatError(f"llama.cpp cannot quantize this model to {mix}: {answer}", "choose another type, or a size")
+        fitting = _answers(_miniature(file, fitting_rows=True), has_importance)[mix].kinds
+    if answer.refusal:
+        why = f"llama.cpp cannot quantize this model to {mix}: {answer.refusal}"
+        raise FormatError(why, "choose another type, or a size")
     choices = {}
-    for name, kind in answer.items():
+    for name, kind in answer.kinds.items():
         tensor = file.tensors[name]
         kind = kind or tensor.dtype
-        wanted = (not isinstance(fitting, str) and fitting.get(name)) or kind
+        wanted = fitting.get(name) or kind
         size = tensor.num_bytes if kind == tensor.dtype else ggml_type(kind).num_bytes(tensor.shape)
         choices[name] = TypeChoice(kind, wanted, size)
     return choices
@@ -76,9 +85,9 @@ def quantizable(file: Weights) -> frozenset[str]:
     FormatError for a file that llama.cpp refuses.
     """
     answer = _answers(_miniature(file), False)["F16"]
-    if isinstance(answer, str):
-        raise FormatError(f"llama.cpp cannot quantize this model: {answer}", "update settle's extra `shrink`")
-    return frozenset(name for name, kind in answer.items() if kind)
+    if answer.refusal:
+        raise FormatError(f"llama.cpp cannot quantize this model: {answer.refusal}", "update settle's extra `shrink`")
+    return frozenset(name for name, kind in answer.kinds.items() if kind)
 
 
 def _miniature(file: Weights, fitting_rows: bool = False) -> bytes:
@@ -98,9 +107,8 @@ def _miniature(file: Weights, fitting_rows: bool = False) -> bytes:
 
 
 @lru_cache(maxsize=16)
-def _answers(miniature: bytes, has_importance: bool) -> dict[str, dict[str, str | None] | str]:
-    """Mix → (tensor → type, None where it stays as it is), or why llama.cpp refuses."""
-    answers: dict[str, dict[str, str | None] | str] = {}
+def _answers(miniature: bytes, has_importance: bool) -> dict[str, _Answer]:
+    answers: dict[str, _Answer] = {}
     with tempfile.TemporaryDirectory(prefix="settle-mixes-") as folder:
         source = Path(folder) / "miniature.gguf"
         source.write_bytes(miniature)
@@ -108,19 +116,15 @@ def _answers(miniature: bytes, has_importance: bool) -> dict[str, dict[str, str 
         errors = _quantized(source, {str(target): MIXES[mix] for mix, target in targets.items()}, has_importance)
         for mix, target in targets.items():
             if error := errors.get(str(target)):
-                answers[mix] = error
+                answers[mix] = _Answer({}, error)
                 continue
             tensors = read_header(target.read_bytes(), target.name).tensors
-            answers[mix] = {tensor.name: _changed_type(tensor.dtype) for tensor in tensors}
+            blocks = {tensor.name: block_of(tensor.dtype) for tensor in tensors}
+            # the miniature's own type is F32
+            answers[mix] = _Answer({n: b[0] if b and b[0] != "F32" else None for n, b in blocks.items()})
     whole = answers["F16"]
-    answers["F32"] = whole if isinstance(whole, str) else {name: kind and "F32" for name, kind in whole.items()}
+    answers["F32"] = _Answer({name: kind and "F32" for name, kind in whole.kinds.items()}, whole.refusal)
     return answers
-
-
-def _changed_type(code: int) -> str | None:
-    """Return the name of ggml's type number `code`; None for the miniature's own."""
-    block = block_of(code)
-    return None if block is None or block[0] == "F32" else block[0]
 
 
 def _quantized(source: Path, targets: Mapping[str, int], has_importance: bool) -> dict[str, str]:

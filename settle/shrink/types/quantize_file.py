@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from settle.base.errors import FormatError, UsageError
-from settle.formats import LazyTensor, Weights, beside, write_array
+from settle.formats import LazyTensor, Metadata, Weights, beside, write_array
 from settle.formats.gguf import read_gguf
 from settle.formats.gguf.layout import Entry, Layout, layout
 from settle.formats.gguf.types import GGML, block_id, block_of, ggml_type
@@ -39,8 +39,8 @@ def quantize_gguf(
     target: Path,
     kinds: Mapping[str, str],
     importance: Importance | None = None,
-    file_type: int | str | None = None,
-    metadata: Mapping[str, object] | None = None,
+    mix: str | None = None,
+    metadata: Metadata | None = None,
     progress: Callable[[int, int], None] | None = None,
     requantize: bool = False,
     threads: int | None = None,
@@ -49,7 +49,7 @@ def quantize_gguf(
     """Write the model of one GGUF file to another, in other types. Returns `target`.
 
     kinds: tensor name → ggml's type; a tensor that is not named stays as it is. importance: how much each input of a
-    tensor matters. file_type: llama.cpp's number of a mix, or a recipe's name; by the most frequent type when None.
+    tensor matters. mix: the name under which others show the file; by the most frequent type when None.
     metadata: keys to set, or to drop with None. progress: called with (bytes read, bytes in all). requantize: take a
     source that is quantized already. file: the source, where it was read already. The target is written beside and
     renamed; nothing is left after an error.
@@ -66,7 +66,7 @@ def quantize_gguf(
     for tensor in tensors:
         if chosen[tensor.name] != tensor.dtype:
             _check(tensor, chosen[tensor.name], tensor.name in weights)
-    planned = plan_file(file, chosen, file_type, metadata)
+    planned = _planned(file, chosen, mix, metadata)
     streamed = _streamed(tensors, chosen, weights, threads or ggml.num_threads())
     with beside(Path(target), planned.total) as path, closing(streamed), path.open("wb") as f:
         f.write(planned.header)
@@ -84,13 +84,12 @@ def quantize_gguf(
 def file_bytes(
     file: Weights,
     kinds: Mapping[str, str],
-    file_type: int | str | None = None,
-    metadata: Mapping[str, object] | None = None,
+    mix: str | None = None,
+    metadata: Metadata | None = None,
 ) -> int:
     """Return the exact size of what `quantize_gguf` would write, with header and padding."""
-    return plan_file(
-        file, {name: kinds.get(name, t.dtype) for name, t in file.tensors.items()}, file_type, metadata
-    ).total
+    chosen = {name: kinds.get(name, t.dtype) for name, t in file.tensors.items()}
+    return _planned(file, chosen, mix, metadata).total
 
 
 def order(name: str) -> tuple[int, bytes]:
@@ -99,19 +98,15 @@ def order(name: str) -> tuple[int, bytes]:
     return (int(block[1]) if block else -1), name.encode()
 
 
-def plan_file(
-    file: Weights, chosen: Mapping[str, str], file_type: int | str | None, metadata: Mapping[str, object] | None
-) -> Layout:
+def _planned(file: Weights, chosen: Mapping[str, str], mix: str | None, metadata: Metadata | None) -> Layout:
     """Lay out the header, and the size of the whole. chosen: the type of every tensor."""
     entries = [
         Entry(name, file.tensors[name].shape, chosen[name], _num_bytes(file.tensors[name], chosen[name]))
         for name in sorted(file.tensors, key=order)
     ]
-    if isinstance(file_type, str):
-        file_type = MIXES[file_type]
-    changes: dict[str, object] = {
+    changes = {
         "general.quantization_version": QUANTIZATION_VERSION,
-        "general.file_type": guessed_file_type(chosen, file) if file_type is None else file_type,
+        "general.file_type": MIXES[mix] if mix else guessed_file_type(chosen, file),
         **dict.fromkeys(_SPLIT),
         **(metadata or {}),
     }

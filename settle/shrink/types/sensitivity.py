@@ -42,10 +42,7 @@ def measure_costs(
 
     curvature: parameter → (O, B), from `importance.py`. importance: the one that the file will be quantized with.
     """
-    members: dict[str, list[str]] = {}
-    for parameter, name in part.gguf_names().items():
-        members.setdefault(name, []).append(parameter)
-    known = {name: parameters for name, parameters in members.items() if set(parameters) <= set(curvature)}
+    known = {name: of for name, of in part.gguf_members().items() if set(of) <= set(curvature)}
     names = quantizable(file) & set(known)
     tensors = [t for t in file.tensors.values() if t.name in names]
     costs: dict[str, dict[str, float]] = {}
