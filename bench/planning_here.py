@@ -9,7 +9,7 @@ The law of this machine is refitted from the smallest and the largest of the oth
 import argparse
 from pathlib import Path
 
-from settle.machine import this_machine
+from settle.machine.described_machine import this_machine
 from settle.plan.fit.here import PROMPT, WRITTEN, law_here, measure_file
 from settle.plan.fit.speed import decode_rate, prefill_rate
 from settle.plan.memory_model import need

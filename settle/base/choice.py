@@ -16,34 +16,28 @@ from pydantic.fields import FieldInfo
 from pydantic_core import CoreSchema, core_schema
 
 from settle.base.errors import UsageError
+from settle.base.files import JsonObject
 from settle.base.registry import Part, nearest, part, part_names
 
 
 @dataclass(frozen=True)
 class Choice:
-    """A part by name, and the settings that were asked for.
-
-    name: None where the data decide. settings: only those that were given; the others keep the part's defaults.
-    key: the setting that makes the choice, for messages.
-    """
+    """A part by name, and the settings that were asked for."""
 
     family: str
-    name: str | None = None
-    settings: Mapping[str, object] = field(default_factory=dict)
-    key: str = field(default="", compare=False)
+    name: str | None = None  # None where the data decide
+    settings: JsonObject = field(default_factory=dict)  # those that were given; others keep the part's defaults
+    key: str = field(default="", compare=False)  # the setting that makes the choice, for messages
 
     def named(self, name: str) -> "Choice":
-        """Return this choice, of the part `name` where none was asked for.
-
-        Raises UsageError for another part's settings.
-        """
+        """Return this choice, of the part `name` where none was asked for. Raises UsageError for others' settings."""
         return self if self.name else replace(self, name=name, settings=_checked(self.family, name, self))
 
-    def over(self, usual: Mapping[str, object]) -> "Choice":
+    def over(self, usual: JsonObject) -> "Choice":
         """Return this choice over settings that hold where nothing else was asked for."""
         return replace(self, settings={**usual, **self.settings})
 
-    def to_json(self) -> dict[str, object]:
+    def to_json(self) -> dict[str, Any]:
         """Return the form of a recipe: {"name": "lora", "rank": 8}."""
         return {**({"name": self.name} if self.name else {}), **self.settings}
 
@@ -52,38 +46,31 @@ class ChoiceError(UsageError):
     """A choice that is none. key: the setting that is wrong, such as "adapter.rank"."""
 
     def __init__(self, key: str, what: str, fix: str) -> None:
-        self.key = key
         super().__init__(what, fix)
+        self.key = key
 
 
 @dataclass(frozen=True)
 class Family:
-    """What a setting chooses from.
-
-    extra: names beside those of the parts, each with what it means, that stand for no part. suits: values of class
-    attributes that a part must have to be chosen. only: names that may be chosen, of all parts.
-    """
+    """What a setting chooses from."""
 
     path: str
     default: str | None = None
-    extra: Mapping[str, str] = field(default_factory=dict)
-    suits: Mapping[str, object] = field(default_factory=dict)
-    only: tuple[str, ...] = ()
+    extra: Mapping[str, str] = field(default_factory=dict)  # names that stand for no part, each with what it means
+    suits: JsonObject = field(default_factory=dict)  # values of class attributes that a part must have to be chosen
+    only: tuple[str, ...] = ()  # names that may be chosen, of all parts
 
     def names(self) -> tuple[str, ...]:
         """Every name that may be chosen; imports parts only to see what suits."""
         known = [name for name in part_names(self.path) if not self.only or name in self.only]
-        return tuple(sorted([*(name for name in known if self._suits(name)), *self.extra]))
+        if self.suits:
+            wanted = self.suits.items()
+            known = [name for name in known if all(getattr(part(self.path, name), k) == v for k, v in wanted)]
+        return tuple(sorted([*known, *self.extra]))
 
     def parts(self) -> dict[str, type[Part]]:
         """Every part that may be chosen, by name."""
         return {name: part(self.path, name) for name in self.names() if name not in self.extra}
-
-    def _suits(self, name: str) -> bool:
-        if not self.suits:
-            return True
-        chosen = part(self.path, name)
-        return all(getattr(chosen, attribute) == value for attribute, value in self.suits.items())
 
     def __get_pydantic_core_schema__(self, source: object, handler: GetCoreSchemaHandler) -> CoreSchema:
         to_json = core_schema.plain_serializer_function_ser_schema(Choice.to_json)
@@ -105,9 +92,8 @@ class Family:
             raise ChoiceError(f"{key}.name", f"--{key} has no choice {name!r}", _instead(key, name, shown))
         asked = Choice(self.path, name, given, key)
         if name in self.extra and given:
-            raise ChoiceError(
-                f"{key}.{min(given)}", f"{key} {name} has no setting {min(given)!r}", f"leave --{key}.{min(given)} out"
-            )
+            first = min(given)
+            raise ChoiceError(f"{key}.{first}", f"{key} {name} has no setting {first!r}", f"leave --{key}.{first} out")
         return replace(asked, settings=_checked(self.path, name, asked, self.names())) if given else asked
 
 
@@ -125,7 +111,7 @@ def choice(
     description: str,
     default: str | None = None,
     extra: Mapping[str, str] | None = None,
-    suits: Mapping[str, object] | None = None,
+    suits: JsonObject | None = None,
     only: Iterable[str] = (),
 ) -> Any:  # what pydantic's own Field is: the default of a field of any type
     """Declare a field that chooses a part of `family`; see `Family`. default: None where the data decide."""
@@ -153,18 +139,19 @@ def described(info: FieldInfo) -> str:
     return f"{info.description}; one of: {', '.join(family.names())}" if family else str(info.description)
 
 
-def spelled_out(value: object) -> dict[str, object] | None:
+def spelled_out(value: object) -> dict[str, Any] | None:
     """Return a choice as a name and settings with underscores, however it was given; None when it is no choice."""
-    if isinstance(value, Choice):
-        return value.to_json()
-    if isinstance(value, str):
-        return {"name": value}
-    if isinstance(value, Mapping):
-        return {str(key).replace("-", "_"): setting for key, setting in value.items() if setting is not None}
+    match value:
+        case Choice():
+            return value.to_json()
+        case str():
+            return {"name": value}
+        case Mapping():
+            return {str(key).replace("-", "_"): setting for key, setting in value.items() if setting is not None}
     return None
 
 
-def _checked(family: str, name: str | None, asked: Choice, names: tuple[str, ...] = ()) -> Mapping[str, object]:
+def _checked(family: str, name: str | None, asked: Choice, names: tuple[str, ...] = ()) -> JsonObject:
     """Return the settings as the part keeps them. Raises ChoiceError.
 
     Without a name, some part must have each setting.

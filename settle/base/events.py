@@ -64,18 +64,15 @@ class Warn(BaseEvent):
 
 
 class UndeclaredConnection(BaseEvent):
-    """A connection beyond this machine that the command had not declared.
-
-    host: the name that was asked for, where it is known; prevented: there was no network to reach it.
-    """
+    """A connection beyond this machine that the command had not declared."""
 
     kind: Literal["undeclared"] = "undeclared"
     pid: int
     call: str
     address: str
     port: int | None = None
-    host: str = ""
-    prevented: bool = False
+    host: str = ""  # the name that was asked for, where it is known
+    prevented: bool = False  # there was no network to reach it
 
 
 class AnswerText(BaseEvent):
@@ -93,19 +90,15 @@ class ResultReady(BaseEvent):
 
 
 class Progress(BaseEvent):
-    """How far a piece of work is.
-
-    total: None when not known; unit: "bytes", "s" and "J" are scaled, others counted. seconds_left: where it is known
-    better than by the pace so far.
-    """
+    """How far a piece of work is."""
 
     kind: Literal["progress"] = "progress"
     what: str
     done: float
-    total: float | None
-    unit: str = ""
+    total: float | None  # None when not known
+    unit: str = ""  # "bytes", "s" and "J" are scaled, others counted
     detail: str = ""
-    seconds_left: float | None = None
+    seconds_left: float | None = None  # where it is known better than by the pace so far
 
 
 class Listing(BaseEvent):
@@ -145,17 +138,14 @@ class ForecastReady(BaseEvent):
 
 
 class LossForecast(BaseEvent):
-    """The held-out loss that the run is expected to end with, re-estimated after `tokens` of it.
-
-    In nats per token, with its 80 % interval. end_tokens: of the whole run.
-    """
+    """The held-out loss that the run is expected to end with, in nats per token, re-estimated after `tokens` of it."""
 
     kind: Literal["loss_forecast"] = "loss_forecast"
     step: int
     tokens: int
-    end_tokens: int
+    end_tokens: int  # of the whole run
     loss: float
-    low: float
+    low: float  # low, high: of its 80 % interval
     high: float
 
 
@@ -201,10 +191,7 @@ class Step(BaseEvent):
 
 
 class Eval(BaseEvent):
-    """An evaluation on held-out data, in nats per token.
-
-    whole: of the best weights, at the end, on `held_out_share` of the held-out text.
-    """
+    """An evaluation on held-out data, in nats per token."""
 
     kind: Literal["eval"] = "eval"
     step: int
@@ -212,7 +199,7 @@ class Eval(BaseEvent):
     loss: float
     stderr: float = math.nan
     bits_per_byte: float | None = None
-    whole: bool = False
+    whole: bool = False  # of the best weights, at the end, on `held_out_share` of the held-out text
     held_out_share: float | None = None
 
 
@@ -227,17 +214,14 @@ class Sample(BaseEvent):
 
 
 class Usage(BaseEvent):
-    """What the training process holds, in bytes, and draws since the event before.
-
-    watts: None where not known. others: share of the processor that other programs took since then.
-    """
+    """What the training process holds, in bytes, and draws since the event before."""
 
     kind: Literal["usage"] = "usage"
     step: int
     tokens: int
     memory: int
-    watts: float | None = None
-    others: float | None = None
+    watts: float | None = None  # None where not known
+    others: float | None = None  # share of the processor that other programs took since then
 
 
 class SettledEvidence(BaseEvent):
@@ -282,14 +266,11 @@ class Rollback(BaseEvent):
 
 
 class OutOfMemory(BaseEvent):
-    """The end of a run that could not get more memory.
-
-    missing: bytes that it asked for, 0 where not known; held: bytes that it had.
-    """
+    """The end of a run that could not get more memory."""
 
     kind: Literal["out_of_memory"] = "out_of_memory"
-    held: int
-    missing: int = 0
+    held: int  # bytes that it had
+    missing: int = 0  # bytes that it asked for, 0 where not known
 
 
 class RunFailed(BaseEvent):
@@ -312,14 +293,11 @@ class Resumed(BaseEvent):
 
 
 class LayoutUse(BaseModel):
-    """The layout of a file's rows.
-
-    columns: what a column is used for → its name; labels: a column that is not used and seems to hold labels, or "".
-    """
+    """The layout of a file's rows."""
 
     layout: str
-    columns: Mapping[str, str] = {}
-    labels: str = ""
+    columns: Mapping[str, str] = {}  # what a column is used for → its name
+    labels: str = ""  # a column that is not used and seems to hold labels
 
 
 class ReasonCount(BaseModel):
@@ -330,10 +308,7 @@ class ReasonCount(BaseModel):
 
 
 class LedgerSummary(BaseEvent):
-    """What became of the data, as in their ledger: by reason, what was left out, repaired, and not read.
-
-    found: by kind, how many secrets the text has; found_at: where the first are. omissions: by file, what was not read.
-    """
+    """What became of the data, as in their ledger: by reason, what was left out, repaired, and not read."""
 
     train: Mapping[str, int]
     held_out: Mapping[str, int]
@@ -341,9 +316,9 @@ class LedgerSummary(BaseEvent):
     mended: Mapping[str, ReasonCount]
     skipped: Mapping[str, ReasonCount]
     selection: Mapping[str, int] = {}
-    found: Mapping[str, int] = {}
-    found_at: Mapping[str, Sequence[str]] = {}
-    omissions: Mapping[str, Sequence[str]] = {}
+    found: Mapping[str, int] = {}  # by kind, how many secrets the text has
+    found_at: Mapping[str, Sequence[str]] = {}  # where the first are
+    omissions: Mapping[str, Sequence[str]] = {}  # by file, what was not read
 
 
 class TextSummary(LedgerSummary):

@@ -24,7 +24,7 @@ import importlib
 import inspect
 import pkgutil
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from functools import cache
 from importlib.metadata import EntryPoints, distributions
 from importlib.util import find_spec
@@ -36,6 +36,7 @@ from pydantic import BaseModel, ConfigDict, field_validator
 
 from settle.base.amounts import within_64_bits
 from settle.base.errors import UsageError
+from settle.base.files import JsonObject
 
 
 class Part(BaseModel):
@@ -70,16 +71,12 @@ class Part(BaseModel):
         return {name: cls.part(name) for name in cls.part_names()}
 
     @classmethod
-    def make(cls, name: str, settings: Mapping[str, object]) -> Self:
-        """Make the part called `name` with these settings.
-
-        Raises UsageError for the name, ValidationError for settings.
-        """
+    def make(cls, name: str, settings: JsonObject) -> Self:
+        """Make the part called `name` with these settings. Raises UsageError for the name, ValidationError for them."""
         return cls.part(name).model_validate(dict(settings))
 
     @classmethod
     def part_name(cls) -> str:
-        """Return the name of this part in its family."""
         for entry in _joined(cls.family()):
             if entry.value.replace(" ", "") == f"{cls.__module__}:{cls.__qualname__}":
                 return entry.name
@@ -136,10 +133,7 @@ def nearest(name: str, known: tuple[str, ...]) -> str:
 
 @cache
 def _own_modules(family: str) -> dict[str, str]:
-    """Map each part in the family's folder and its groups to its module.
-
-    Nothing is imported: the packages of some families load torch.
-    """
+    """Map each part in the family's folder and its groups to its module; import none, since some load torch."""
     loaded = sys.modules.get(_package_name(family))
     places = [Path(place, family) for place in importlib.import_module("settle").__path__]
     folders = list(map(Path, loaded.__path__)) if loaded else places

@@ -18,7 +18,7 @@ from pydantic.fields import FieldInfo
 from settle.base.amounts import within_64_bits
 from settle.base.choice import ChoiceError, family_of, spelled_out
 from settle.base.errors import UsageError
-from settle.base.files import read_bounded
+from settle.base.files import JsonObject, read_bounded
 from settle.base.version import refuse_newer
 
 RECIPE_VERSION = 1  # of the format of recipes; a recipe without a version is of the first
@@ -44,7 +44,7 @@ class Resolved(typing.Generic[S]):
     origin: dict[str, str]
 
 
-def read_recipe(path: Path) -> dict[str, object]:
+def read_recipe(path: Path) -> dict[str, Any]:
     """Read a recipe as a nested dict, without its version.
 
     Raises UsageError with the line when it does not parse, RunError for a version that this settle does not know.
@@ -54,10 +54,10 @@ def read_recipe(path: Path) -> dict[str, object]:
     return {key: value for key, value in recipe.items() if key != "version"}
 
 
-def read_toml(path: Path) -> dict[str, object]:
+def read_toml(path: Path) -> dict[str, Any]:
     """Read a TOML file as a nested dict. Raises UsageError with the line when it does not parse."""
     try:
-        values: dict[str, object] = _each_text(tomllib.loads(read_bounded(path)), _from_uri)
+        values: dict[str, Any] = _each_text(tomllib.loads(read_bounded(path)), _from_uri)
         return values
     except FileNotFoundError:
         raise UsageError(f"there is no recipe {path}", "check the path given to --recipe") from None
@@ -67,7 +67,7 @@ def read_toml(path: Path) -> dict[str, object]:
         raise UsageError(f"{path} is not valid TOML: {e}", "fix that line") from None
 
 
-def recipe_text(values: Mapping[str, object]) -> str:
+def recipe_text(values: JsonObject) -> str:
     """Write settings as the TOML of a recipe; what is None is left out.
 
     A path that is not UTF-8, which TOML cannot hold, is written as its `file://` address (RFC 8089).
@@ -75,12 +75,12 @@ def recipe_text(values: Mapping[str, object]) -> str:
     return tomli_w.dumps(_each_text({"version": RECIPE_VERSION, **_without_none(values)}, _to_uri))
 
 
-def resolve(model: type[S], layers: Sequence[tuple[str, Mapping[str, object]]]) -> Resolved[S]:
+def resolve(model: type[S], layers: Sequence[tuple[str, JsonObject]]) -> Resolved[S]:
     """Merge layers (lowest first, each a name and nested keys; None means not given) into one frozen value.
 
     Raises UsageError for an unknown key, naming the nearest one, and for a value of the wrong type.
     """
-    merged: dict[str, object] = {}
+    merged: dict[str, Any] = {}
     fields = dict(leaves(model))
     choices = {key for key, field in fields.items() if family_of(field)}
     origin = dict.fromkeys((f"{key}.name" if key in choices else key for key in fields), "default")
@@ -110,7 +110,7 @@ def _where(layer: str) -> str:
     return "" if layer == "asked" else f"{layer}: "
 
 
-def _without_none(values: Mapping[str, object]) -> dict[str, object]:
+def _without_none(values: JsonObject) -> dict[str, Any]:
     return {
         key: _without_none(value) if isinstance(value, Mapping) else value
         for key, value in values.items()
@@ -162,7 +162,7 @@ def leaves(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, Fiel
             yield f"{prefix}{name}", field
 
 
-def _flatten(values: Mapping[str, object], model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, object]]:
+def _flatten(values: JsonObject, model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, object]]:
     """Yield the dotted key and value of every setting that is given."""
     renamed: Mapping[str, str] = getattr(model, "renamed", {})
     for former, value in values.items():
@@ -181,7 +181,7 @@ def _flatten(values: Mapping[str, object], model: type[BaseModel], prefix: str =
             yield f"{prefix}{key}", value
 
 
-def _put(tree: dict[str, object], path: list[str], value: object) -> None:
+def _put(tree: dict[str, Any], path: list[str], value: object) -> None:
     for name in path[:-1]:
         below = tree.get(name)
         if not isinstance(below, dict):

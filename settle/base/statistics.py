@@ -54,7 +54,6 @@ class Interval:
 
     @property
     def is_bounded(self) -> bool:
-        """Return whether both ends are numbers."""
         return math.isfinite(self.low) and math.isfinite(self.high)
 
     @property
@@ -64,7 +63,6 @@ class Interval:
 
     @property
     def ends(self) -> tuple[float, float, float]:
-        """value, low, high."""
         return self.value, self.low, self.high
 
     def contains(self, value: float) -> bool:
@@ -77,7 +75,6 @@ class Interval:
         return Interval(self.value * by, self.low * by, self.high * by, self.level)
 
     def at_most(self, limit: float) -> "Interval":
-        """Return the interval of the smaller of this number and `limit`."""
         return Interval(min(self.value, limit), min(self.low, limit), min(self.high, limit), self.level)
 
     def to_json(self) -> dict[str, float | None]:
@@ -254,25 +251,19 @@ def _resampled(sums: "np.ndarray", counts: "np.ndarray", random: "np.random.Gene
 
 @dataclass(frozen=True)
 class PairedTest:
-    """Two models scored on the same rows.
+    """Two models scored on the same rows."""
 
-    base, tuned: mean scores; difference: tuned minus base; wins, losses: rows on which the tuned model scored more, or
-    less. p_value: the chance of so large a difference, either way, were both equally good; adjusted_p: corrected for
-    the other claims of the same report, see `in_order`. families: how many independent groups the rows are. is_share:
-    all scores are from 0 to 1. limit: the p-value that a verdict takes at most.
-    """
-
-    base: float
+    base: float  # base, tuned: mean scores
     tuned: float
-    difference: Interval
-    p_value: float
+    difference: Interval  # tuned minus base
+    p_value: float  # the chance of so large a difference, either way, were both equally good
     rows: int
-    wins: int
+    wins: int  # wins, losses: rows on which the tuned model scored more, or less
     losses: int
-    families: int
-    adjusted_p: float
-    is_share: bool = False
-    limit: float = VERDICT_P
+    families: int  # how many independent groups the rows are
+    adjusted_p: float  # corrected for the other claims of the same report, see `in_order`
+    is_share: bool = False  # all scores are from 0 to 1
+    limit: float = VERDICT_P  # the p-value that a verdict takes at most
 
     @property
     def verdict(self) -> str:
@@ -290,7 +281,6 @@ class PairedTest:
 
     @property
     def is_shown(self) -> bool:
-        """Return whether one is shown to be better than the other."""
         return self.verdict in ("better", "worse")
 
     @property

@@ -1,8 +1,10 @@
 """The tokenizer as every room sees it: what a tokenizer trained here and a pretrained model's have in common."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
+
+from settle.base.files import JsonObject
 
 if TYPE_CHECKING:
     import numpy as np
@@ -59,7 +61,7 @@ class Tokenizer(Protocol):
     def decode(self, ids: Iterable[int]) -> str:
         """Return the text of `ids`, control tokens left out; bytes that are no UTF-8 become U+FFFD."""
 
-    def gguf_metadata(self) -> Mapping[str, object]:
+    def gguf_metadata(self) -> JsonObject:
         """Return the `tokenizer.*` keys of a GGUF file."""
 
     def save(self, folder: Path) -> None:

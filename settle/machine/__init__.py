@@ -9,11 +9,10 @@ from importlib.metadata import version
 from pathlib import Path
 
 from settle.base.files import home
-from settle.machine.cores import COMPUTE_DTYPES, Accelerator, Cores, accelerator, cores, cpu_seconds, processor_name
-from settle.machine.described_machine import Machine, described, machine_or_this, this_machine
+from settle.machine.cores import Accelerator, accelerator, cores, cpu_seconds, processor_name
+from settle.machine.described_machine import Machine, described, machine_or_this
 from settle.machine.memory import (
     FreedMemory,
-    Memory,
     PeakMemory,
     disk_free,
     keep_freed_memory,
@@ -21,24 +20,17 @@ from settle.machine.memory import (
     read_from_disk,
     resident,
 )
-from settle.machine.power import Energy, EnergyMeter, Power, power
+from settle.machine.power import EnergyMeter, power
 from settle.machine.speed import DtypeProbe, bandwidth, ceiling, probe_dtype
-from settle.machine.threads import ThreadSettings, asked_threads, commanded, is_asked, num_threads, use_torch_threads
+from settle.machine.threads import commanded, is_asked, num_threads, use_torch_threads
 
 __all__ = [
-    "COMPUTE_DTYPES",
     "Accelerator",
-    "Cores",
     "DtypeProbe",
-    "Energy",
     "EnergyMeter",
     "Machine",
-    "Memory",
     "PeakMemory",
-    "Power",
-    "ThreadSettings",
     "accelerator",
-    "asked_threads",
     "bandwidth",
     "ceiling",
     "commanded",
@@ -55,10 +47,8 @@ __all__ = [
     "num_threads",
     "power",
     "probe_dtype",
-    "processor_name",
     "read_from_disk",
     "resident",
-    "this_machine",
     "use_torch_threads",
 ]
 

@@ -38,7 +38,9 @@ def limits(root: Path = Path("/")) -> CgroupLimits:
 
 def _folders(root: Path, controller: str) -> Iterator[tuple[Path, int]]:
     """Return the group's folder and each one above it up to the mount, with the version of its hierarchy."""
-    paths = _paths_of_self(root)
+    # controller → path of this process's group; the key of version 2 is the empty string
+    groups = [line.split(":", 2) for line in _lines(root / "proc/self/cgroup")]
+    paths = {controller: path for _, controllers, path in groups for controller in controllers.split(",")}
     for mount_root, mount_point, kind, options in _mounts(root):
         version = 2 if kind == "cgroup2" else 1
         if version == 1 and controller not in options:
@@ -57,16 +59,6 @@ def _folders(root: Path, controller: str) -> Iterator[tuple[Path, int]]:
             if folder == top:
                 break
             folder = folder.parent
-
-
-def _paths_of_self(root: Path) -> dict[str, str]:
-    """Return controller → path of this process's group; the key of version 2 is the empty string."""
-    paths = {}
-    for line in _lines(root / "proc/self/cgroup"):
-        _, controllers, path = line.split(":", 2)
-        for controller in controllers.split(","):
-            paths[controller] = path
-    return paths
 
 
 def _mounts(root: Path) -> Iterator[tuple[str, str, str, list[str]]]:

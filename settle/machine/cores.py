@@ -72,6 +72,29 @@ def _real_cores(allowed: set[int], root: Path) -> int:
     return len(siblings)
 
 
+class OthersShare:
+    """The share of this machine's processors that other programs take, from one reading to the next."""
+
+    def __init__(self) -> None:
+        import psutil
+
+        self._process, self._cpu_times = psutil.Process(), psutil.cpu_times
+        self._before = self._times()
+
+    def read(self) -> float | None:
+        """Since the reading before; None where no time has passed."""
+        before, self._before = self._before, self._times()
+        total, idle, own = (now - then for now, then in zip(self._before, before, strict=True))
+        return min(1.0, max(0.0, (total - idle - own) / total)) if total > 0 else None
+
+    def _times(self) -> tuple[float, float, float]:
+        """(all, idle, ours) seconds of all processors."""
+        times = self._cpu_times()
+        idle = times.idle + getattr(times, "iowait", 0.0)
+        guest = getattr(times, "guest", 0.0) + getattr(times, "guest_nice", 0.0)  # counted in user and nice, too
+        return sum(times) - guest, idle, sum(self._process.cpu_times()[:2])
+
+
 # --- the accelerator ---
 
 COMPUTE_DTYPES = ("float32", "bfloat16", "float16")  # a device offers the first and at most one more

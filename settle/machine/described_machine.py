@@ -65,8 +65,6 @@ class DeviceRow(BaseModel):
 
 
 class _Source(BaseModel):
-    """Where a row is from, and when that was."""
-
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     text: str = Field(min_length=1)
@@ -74,12 +72,10 @@ class _Source(BaseModel):
 
 
 class _Fabric(BaseModel):
-    """node: devices that share the fast link. network_gbs: of one device to other nodes, one way."""
-
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    node: int = Field(gt=0)
-    network_gbs: float = Field(gt=0)
+    node: int = Field(gt=0)  # devices that share the fast link
+    network_gbs: float = Field(gt=0)  # of one device to other nodes, one way
 
 
 class Hardware(BaseModel):
@@ -145,34 +141,25 @@ _EXAMPLES = 'write for example "rtx 4090", "2x rtx 3090" or "memory=24gb bandwid
 
 @dataclass(frozen=True)
 class Machine:
-    """`count` devices of one kind.
-
-    kind: torch's name of the device type (cuda, mps, cpu), or rocm, xpu, tpu, hpu, neuron, npu. memory: bytes of a
-    device. bandwidth: bytes per second that a device reads its memory at. flops: dense operations per second of a
-    device, by dtype as torch names it, with float8, float4 and int8. watts: a device's design power, None where nobody
-    says. interconnect: bytes per second from a device to its neighbours in one node, one way; None is PCIe. network:
-    the same between nodes. node: devices that share the interconnect. cores: of Apple's GPU. date: of the source.
-    is_unified: one memory for the device and the processor. notes: what was assumed because it was not said.
-    measured: whether it is this computer.
-    """
+    """`count` devices of one kind. Figures are of one device, rates per second."""
 
     name: str
-    kind: str
+    kind: str  # torch's name of the device type (cuda, mps, cpu), or rocm, xpu, tpu, hpu, neuron, npu
     count: int
-    memory: int
-    bandwidth: float
-    flops: Mapping[str, float]
-    watts: float | None
-    interconnect: float | None
+    memory: int  # bytes
+    bandwidth: float  # bytes of its memory that it reads
+    flops: Mapping[str, float]  # dense operations, by dtype as torch names it, with float8, float4 and int8
+    watts: float | None  # design power, None where nobody says
+    interconnect: float | None  # bytes to its neighbours in one node, one way; None is PCIe
     source: str
-    date: datetime.date
+    date: datetime.date  # of the source
     generation: str = ""
-    network: float | None = None
-    node: int = 1
-    cores: int | None = None
-    is_unified: bool = False
-    notes: tuple[str, ...] = ()
-    measured: bool = False
+    network: float | None = None  # bytes between nodes
+    node: int = 1  # devices that share the interconnect
+    cores: int | None = None  # of Apple's GPU
+    is_unified: bool = False  # one memory for the device and the processor
+    notes: tuple[str, ...] = ()  # what was assumed because it was not said
+    measured: bool = False  # it is this computer
     free: int | None = field(default=None, compare=False)  # bytes of `memory` that are not taken now; None: not known
 
     @property
@@ -190,11 +177,10 @@ class Machine:
 
 
 def described(text: str, table: Hardware | None = None) -> Machine:
-    """Return the machine that the words name.
+    """Return the machine that the words name, such as "2x rtx 3090", "m3 max 40 core 64gb", "16384x h100".
 
-    Such as "2x rtx 3090", "mac m2 air 16gb", "m3 max 40 core 64gb", "16384x h100"; or numbers by hand, alone or after a
-    name: "memory=24gb bandwidth=936gb/s tflops=71 watts=350". Raises UsageError: unknown (with the nearest names), or
-    sizes that contradict.
+    Or numbers by hand, alone or after a name: "memory=24gb bandwidth=936gb/s tflops=71 watts=350". Raises UsageError:
+    unknown (with the nearest names), or sizes that contradict.
     """
     table = table or hardware()
     words = text.strip().lower().replace("×", "x")
@@ -205,7 +191,9 @@ def described(text: str, table: Hardware | None = None) -> Machine:
     key = _key(words)
     if not key:
         if "memory" in by_hand and "bandwidth" in by_hand and "tflops" in by_hand:
-            return _by_hand(text, count, by_hand)
+            today = datetime.date.today()
+            unnamed = Machine("by hand", "cuda", count, GIB, 1e9, {}, None, None, "by hand", today, "by hand")
+            return _overridden(unnamed, by_hand)
         raise UsageError(f"{text!r} names no device", _EXAMPLES)
     key = {_key(alias): _key(name) for alias, name in table.aliases.items()}.get(key, key)
     rows = [row for row in table.devices if _key(row.name) == key] or _unique_ending(key, table)
@@ -223,9 +211,8 @@ def _chosen(rows: Sequence[DeviceRow], count: int, size: float | None, cores: fl
         known = sorted({c for row in rows for c in row.cores})
         rows = [row for row in rows if cores in row.cores] or []
         if not rows:
-            raise UsageError(
-                f"no {name} has {cores:g} GPU cores", f"it has {_either(known)}" if known else "leave it out"
-            )
+            fix = f"it has {_either(known)}" if known else "leave it out"
+            raise UsageError(f"no {name} has {cores:g} GPU cores", fix)
     sizes = sorted({gb for row in rows for gb in row.memory_gb})
     if size is not None and size not in sizes:
         fix = f"it has {_either(sizes)} GB; for another size write memory={size:g}gb after the name"
@@ -275,11 +262,6 @@ def _numbers_by_hand(words: str) -> tuple[str, dict[str, float]]:
     return re.sub(r"\S+=\S*", " ", words), found
 
 
-def _by_hand(text: str, count: int, numbers: Mapping[str, float]) -> Machine:
-    unnamed = Machine("by hand", "cuda", count, GIB, 1e9, {}, None, None, "by hand", datetime.date.today(), "by hand")
-    return _overridden(unnamed, numbers)
-
-
 def _overridden(machine: Machine, numbers: Mapping[str, float]) -> Machine:
     """Return the machine with these numbers in the place of its own. Raises UsageError where they contradict."""
     link = numbers["link"] * 1e9 if "link" in numbers else machine.interconnect
@@ -310,7 +292,6 @@ def _count(words: str) -> tuple[str, int]:
 
 
 def _take(words: str, pattern: str) -> tuple[str, float | None]:
-    """Take a number out of the words."""
     found = re.search(pattern, words)
     if not found:
         return words, None

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, TypedDict, TypeVar
 
 from settle.base.files import home, parse_json, write_json
-from settle.machine.cores import cores, processor_name
+from settle.machine.cores import OthersShare, cores, processor_name
 from settle.machine.memory import memory
 
 T = TypeVar("T")
@@ -90,17 +90,7 @@ def _read(path: Path, key: Key) -> dict[str, Measurement]:
 
 
 def others_are_busy() -> bool:
-    """Whether other programs take more than a quarter of the processor, over a twentieth of a second."""
-    import psutil
-
-    process = psutil.Process()
-
-    def spent() -> tuple[float, float]:
-        times = psutil.cpu_times()
-        idle = times.idle + getattr(times, "iowait", 0.0)
-        return sum(times) - idle - sum(process.cpu_times()[:2]), time.monotonic()
-
-    before, since = spent()
+    """Return whether other programs take more than a quarter of the processor, over a twentieth of a second."""
+    others = OthersShare()
     time.sleep(0.05)
-    after, now = spent()
-    return after - before > 0.25 * (now - since) * (psutil.cpu_count() or 1)
+    return (others.read() or 0.0) > 0.25

@@ -3,11 +3,10 @@
 import time
 from collections.abc import Callable, Mapping
 
-import psutil
-
 from settle.base.event_log import Events
 from settle.base.events import Usage
 from settle.base.run import launcher
+from settle.machine.cores import OthersShare
 from settle.machine.memory import PeakMemory, resident
 from settle.machine.power import EnergyMeter
 
@@ -70,24 +69,3 @@ class UsageSampler:
             watts = max(0.0, joules - self._joules) / (now - self._at)
         self._at, self._joules = now, joules
         self._events.emit(Usage(step=step, tokens=tokens, memory=resident(), watts=watts, others=self._others.read()))
-
-
-class OthersShare:
-    """The share of this machine's processors that other programs take, from one reading to the next."""
-
-    def __init__(self) -> None:
-        self._process = psutil.Process()
-        self._before = self._times()
-
-    def read(self) -> float | None:
-        """Since the reading before; None where no time has passed."""
-        before, self._before = self._before, self._times()
-        total, idle, own = (now - then for now, then in zip(self._before, before, strict=True))
-        return min(1.0, max(0.0, (total - idle - own) / total)) if total > 0 else None
-
-    def _times(self) -> tuple[float, float, float]:
-        """(all, idle, ours) seconds of all processors."""
-        times = psutil.cpu_times()
-        idle = times.idle + getattr(times, "iowait", 0.0)
-        guest = getattr(times, "guest", 0.0) + getattr(times, "guest_nice", 0.0)  # counted in user and nice, too
-        return sum(times) - guest, idle, sum(self._process.cpu_times()[:2])

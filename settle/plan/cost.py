@@ -86,14 +86,6 @@ def product(one: Interval, other: Interval) -> Interval:
     return Interval(value, value * math.exp(-down), value * math.exp(up), one.level)
 
 
-def total(one: Interval, other: Interval) -> Interval:
-    """Add two numbers that err independently."""
-    value = one.value + other.value
-    down = math.hypot(one.value - one.low, other.value - other.low)
-    up = math.hypot(one.high - one.value, other.high - other.value)
-    return Interval(value, value - down, value + up, one.level)
-
-
 def _log(large: float, small: float) -> float:
     return math.log(large / small) if small > 0 else math.inf
 
@@ -206,16 +198,16 @@ def pay_off(
     life = YEARS * 365
     value = _here(load, (prefill.value, decode.value), watts * SERVING_POWER.value, per_kwh.value, per_hour)
     expected = purchase / (at_api - value) if at_api > value else math.inf
-    low, high = _ends(days)
+    low, high = drawn_ends(days)
     requests = sorted(least)[len(least) // 2]
     return PayOff(
-        here=Interval(value, *_ends(costs), FORECAST_LEVEL),
+        here=Interval(value, *drawn_ends(costs), FORECAST_LEVEL),
         api=at_api,
         busy=_busy(load, (prefill.value, decode.value)) / 3600,
         days=Interval(expected, low, high, FORECAST_LEVEL) if math.isfinite(expected) else None,
         chance=sum(day <= life for day in days) / len(days),
         requests=requests if math.isfinite(requests) else None,
-        energy=Interval(watts * SERVING_POWER.value / decode.value, *_ends(joules), FORECAST_LEVEL),
+        energy=Interval(watts * SERVING_POWER.value / decode.value, *drawn_ends(joules), FORECAST_LEVEL),
     )
 
 
@@ -244,7 +236,8 @@ def _draw(rng: random.Random, interval: Interval) -> float:
     return interval.value * (end / interval.value) ** (abs(z) / 1.2816) if interval.value > 0 and end > 0 else 0.0
 
 
-def _ends(values: list[float]) -> tuple[float, float]:
+def drawn_ends(values: list[float]) -> tuple[float, float]:
+    """Return the tenth and the ninetieth percentile of what was drawn."""
     ordered = sorted(values)
     edge = (1 - FORECAST_LEVEL) / 2
     return ordered[int(edge * len(ordered))], ordered[int((1 - edge) * len(ordered))]

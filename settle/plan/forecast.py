@@ -218,7 +218,11 @@ def forecast_tuning(
     tokens = within_budget(plan, around, per_token, phases.before + phases.proof)
     of_steps = tokens.value * per_token
     beside = 0.0 if measured.ranks is None else measured.ranks.beside
-    phases = replace(phases, loop=of_steps + _evaluation_seconds(plan, measured, tokens.value, of_steps) + beside)
+    per_token_read = measured.evaluation_seconds if measured.ranks is None else measured.ranks.evaluation
+    evaluations = _evaluations(plan, tokens.value) * plan.held_out_tokens * per_token_read
+    if loop.seconds:  # the evaluations are part of the loop's time
+        evaluations = min(evaluations, of_steps * loop.evaluation_cost)
+    phases = replace(phases, loop=of_steps + evaluations + beside)
     fixed = phases.total - of_steps
     seconds = of_steps + fixed
     unsure_steps = math.hypot(measured.spread / math.sqrt(measured.steps), tokens.log_std) * (1 - fixed / seconds)
@@ -228,15 +232,6 @@ def forecast_tuning(
     loss = label_loss(measured) if facts.labels else tuning_loss(plan, measured, tokens)
     start = TuningStart(math.sqrt(2) * measured.stderr / measured.after, loop.warmup_steps * loop.tokens_per_step)
     return _forecast(plan, measured, phases, Expected(tokens, time, memory, loss, start), settings, hosts)
-
-
-def _evaluation_seconds(plan: TrainingPlan, measured: ProbeResult, tokens: float, of_steps: float) -> float:
-    """Return the seconds of a tuning loop's evaluations. `of_steps`: seconds of its steps."""
-    per_token = measured.evaluation_seconds if measured.ranks is None else measured.ranks.evaluation
-    evaluations = _evaluations(plan, tokens) * plan.held_out_tokens * per_token
-    if plan.loop.seconds:  # the evaluations are part of the loop's time
-        return min(evaluations, of_steps * plan.loop.evaluation_cost)
-    return evaluations
 
 
 def tuning_peak_memory(plan: TrainingPlan, facts: TuningFacts, measured: ProbeResult) -> float:
@@ -255,10 +250,7 @@ def memory_growth(dtype: str) -> float:
 
 
 def label_loss(measured: ProbeResult) -> Interval:
-    """Forecast the loss of labels, of which the few steps of a probe cannot tell how much goes.
-
-    Nearly all of it goes where the text determines the labels, and none where it does not.
-    """
+    """Forecast the loss of labels: nearly all of it goes where the text determines them, and none elsewhere."""
     low, value, high = (share * measured.before for share in LABELS_LEFT)
     return Interval(value, low, high, FORECAST_LEVEL)
 
@@ -266,9 +258,8 @@ def label_loss(measured: ProbeResult) -> Interval:
 def tuning_loss(plan: TrainingPlan, measured: ProbeResult, tokens: Interval) -> Interval:
     """Forecast the loss: the probe's fall goes on ever more slowly with the logarithm of the tokens.
 
-    At the lower end, where rows are so alike that they are memorized, it falls by the same share again and again.
-
-    A probe that saw more fall than is left has memorized much already. What is left of it then falls no faster than a
+    At the lower end, where rows are so alike that they are memorized, it falls by the same share again and again. A
+    probe that saw more fall than is left has memorized much already: what is left of it then falls no faster than a
     power law of the tokens, and half of that way is where the upper end lies.
     """
     probed = measured.steps * plan.loop.tokens_per_step

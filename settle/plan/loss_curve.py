@@ -127,26 +127,21 @@ class CurveForm:
 
 @dataclass(frozen=True)
 class CurvePrior:
-    """What recorded runs say of curves, all of ln L.
-
-    mean (K, F): coefficients by facts; mean_covariance (K F, K F): of its estimate, in rows; spread (K,): standard
-    deviations around it; correlation: of a and b around it; drift: of w per unit of ln D; noise_decayed (after many
-    steps), noise_constant: of one observation. widening: by what 80 % intervals have to be widened to hold 80 % of runs
-    on texts left out: before a run, and while it is under way. further: (most times its tokens, widening)
-    of what a run would reach with more tokens than it had, rising; most_passes: of a text, in recorded runs.
-    """
+    """What recorded runs say of curves, all of ln L."""
 
     form: CurveForm
-    mean: np.ndarray
-    spread: np.ndarray
-    correlation: float
-    drift: float
-    noise_decayed: float
-    noise_constant: float
-    mean_covariance: np.ndarray | None = None
+    mean: np.ndarray  # (K, F) coefficients by facts
+    spread: np.ndarray  # (K,) standard deviations around the mean
+    correlation: float  # of a and b around it
+    drift: float  # of w per unit of ln D
+    noise_decayed: float  # of one observation, after many steps
+    noise_constant: float  # of one observation at the constant rate
+    mean_covariance: np.ndarray | None = None  # (K F, K F) of the mean's estimate, in rows
+    # what makes 80 % intervals hold 80 % of runs on texts left out: before a run, and while it is under way
     widening: tuple[float, float] = (1.0, 1.0)
+    # (most times its tokens, widening), rising, of what a run would reach with more tokens than it had
     further: tuple[tuple[float, float], ...] = ()
-    most_passes: float = math.inf
+    most_passes: float = math.inf  # of a text, in recorded runs
 
     def design(self, facts: CurveFacts, seen: Sequence[Observation]) -> np.ndarray:
         """(n, K): what each coefficient is multiplied by at each observation."""

@@ -113,9 +113,8 @@ def device_sizing(
     positions: learned ones, where the model has a table. Attention never holds its scores, as in FlashAttention, unless
     `flash` is false.
     """
-    stages = (
-        stage_sizing(shape, layout, precision, stage, dropout, flash, positions) for stage in {0, layout.pipeline - 1}
-    )
+    ends = {0, layout.pipeline - 1}
+    stages = (stage_sizing(shape, layout, precision, stage, dropout, flash, positions) for stage in ends)
     return max(stages, key=lambda sizing: sizing.total)
 
 
@@ -141,7 +140,8 @@ def _stage_states(shape: Shape, layout: DeviceLayout, precision: Precision, stag
     dense, experts = _stage_parameters(shape, layout, stage, positions)
     held, replicas = dense + experts, layout.data * layout.context
     if layout.sharded:
-        gathered = 2 * max(_layer_parameters(shape, layout), shape.vocab * shape.hidden / layout.tensor)
+        layer = shape.block_parameters() / shape.layers / layout.tensor / max(1, layout.expert)
+        gathered = 2 * max(layer, shape.vocab * shape.hidden / layout.tensor)
         return Sizing(
             weights=precision.weight * (held / replicas + gathered),
             gradients=precision.gradient * (held / replicas) + precision.weight * gathered / 2,
@@ -165,10 +165,6 @@ def _stage_parameters(shape: Shape, layout: DeviceLayout, stage: int, positions:
     dense += float(positions * shape.hidden) if stage == 0 else 0.0
     experts = layers * share * shape.experts * shape.expert_parameters / (layout.expert * layout.expert_tensor)
     return dense, experts
-
-
-def _layer_parameters(shape: Shape, layout: DeviceLayout) -> float:
-    return shape.block_parameters() / shape.layers / layout.tensor / max(1, layout.expert)
 
 
 def layer_activations(shape: Shape, layout: DeviceLayout, *, dropout: bool = False, flash: bool = True) -> float:
@@ -196,14 +192,8 @@ def layer_activations(shape: Shape, layout: DeviceLayout, *, dropout: bool = Fal
         feed += share * HALF * per_unit * shape.shared_experts * shape.expert_ffn / layout.tensor
         of_expert = HALF * (h + per_unit * shape.expert_ffn / layout.expert_tensor + h)
         split_tokens = layout.tensor if layout.sequence_parallel else 1  # each device routes its part of the sequence
-        feed += (
-            IMBALANCE
-            * share
-            * shape.active_experts
-            * of_expert
-            * layout.expert_tensor
-            / max(split_tokens, layout.expert_tensor)
-        )
+        crowded = IMBALANCE * share * shape.active_experts * of_expert
+        feed += crowded * layout.expert_tensor / max(split_tokens, layout.expert_tensor)
     return tokens * (whole + split + feed)
 
 
@@ -266,7 +256,8 @@ def tuning_sizing(shape: ModelShape, tuning: Tuning) -> Sizing:
     size = tuning.adapter_bytes if tuning.method == "lora" else FULL if tuning.devices > 1 else HALF
     states = STATE[tuning.optimizer] * (1.0 * 2 if tuning.optimizer == "adamw-8bit" else size)
     gathered = 2 * HALF * max(shape.parameters / shape.layers, shape.table) if tuning.devices > 1 else 0.0
-    unpacked = HALF * _largest_matrix(shape) if tuning.bits < 16 else 0.0
+    largest_matrix = float(shape.width * max(shape.inner, shape.heads * shape.head_dim))
+    unpacked = HALF * largest_matrix if tuning.bits < 16 else 0.0
     kept, working = kept_activations(
         shape.layers, layer_bytes(shape, tuning), HALF * shape.width, recompute=tuning.recompute
     )
@@ -293,11 +284,8 @@ def base_bytes(shape: ModelShape, tuning: Tuning) -> float:
     experts = 0.0
     if shape.is_mixture and not tuning.quantized_experts:
         experts = float(min(shape.parameters - tables, shape.parameters - shape.beside_experts))
-    return (
-        (FULL if tuning.upcast else HALF) * tables
-        + HALF * experts
-        + each * max(0.0, shape.parameters - tables - experts)
-    )
+    of_tables = (FULL if tuning.upcast else HALF) * tables
+    return of_tables + HALF * experts + each * max(0.0, shape.parameters - tables - experts)
 
 
 def adapter_parameters(shape: ModelShape, tuning: Tuning) -> float:
@@ -315,11 +303,8 @@ def layer_bytes(shape: ModelShape, tuning: Tuning) -> float:
     """Return the bytes that one layer keeps of a token for its backward pass."""
     w, q, kv = shape.width, shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
     f, is_gated = _feed_forward(shape)
-    kept = (
-        2 * (NORM if is_gated and not tuning.compiled else LAYER_NORM) * w
-        + HALF * (2 * q + 2 * kv)
-        + (3 if is_gated else 1) * HALF * f
-    )
+    norms = 2 * (NORM if is_gated and not tuning.compiled else LAYER_NORM) * w
+    kept = norms + HALF * (2 * q + 2 * kv) + (3 if is_gated else 1) * HALF * f
     if tuning.method == "full":
         return kept + HALF * (2 * w + f)
     if not tuning.keeps_inputs:
@@ -339,10 +324,6 @@ def _feed_forward(shape: ModelShape) -> tuple[float, bool]:
     if not shape.inner:
         return max(0.0, left / (3 * w)), True
     return float(shape.inner), left / (w * shape.inner) > 2.4
-
-
-def _largest_matrix(shape: ModelShape) -> float:
-    return float(shape.width * max(shape.inner, shape.heads * shape.head_dim))
 
 
 def training_shape(shape: ModelShape) -> Shape:

@@ -335,7 +335,7 @@ def _rank(settings: list[str]) -> list[str]:
 
 
 def test_without_enough_memory_it_says_what_would_fit(files, home, capsys, monkeypatch):
-    from settle.machine import Memory
+    from settle.machine.memory import Memory
     from settle.plan import tuning_plan
 
     monkeypatch.setattr(tuning_plan, "memory", lambda: Memory(1 << 20, 1 << 18, None))

@@ -11,7 +11,8 @@ import pytest
 
 from settle.base.event_log import Events
 from settle.machine import memory, resource_usage
-from settle.machine.resource_usage import OthersShare, Spending, UsageSampler
+from settle.machine.cores import OthersShare
+from settle.machine.resource_usage import Spending, UsageSampler
 from tests.fake_time import set_time
 
 
@@ -37,8 +38,8 @@ def test_what_others_take_is_what_is_neither_idle_nor_ours(monkeypatch):
     fields = ("user", "system", "idle", "iowait", "guest")
     readings = iter([namedtuple("times", fields)(*t) for t in times])
     ours = iter([(3.0, 1.0, 9.0), (6.0, 2.0, 9.0)])
-    monkeypatch.setattr(resource_usage.psutil, "cpu_times", lambda: next(readings))
-    monkeypatch.setattr(resource_usage.psutil, "Process", lambda: SimpleNamespace(cpu_times=lambda: next(ours)))
+    monkeypatch.setattr("psutil.cpu_times", lambda: next(readings))
+    monkeypatch.setattr("psutil.Process", lambda: SimpleNamespace(cpu_times=lambda: next(ours)))
     assert OthersShare().read() == pytest.approx((20 - 10 - 4) / 20)
 
 

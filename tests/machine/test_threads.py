@@ -7,9 +7,9 @@ import pytest
 
 from settle.commands import Command
 from settle.infer.child_process import Load
-from settle.machine import asked_threads, commanded, cores, is_asked, num_threads, openmp_wait, threads
+from settle.machine import commanded, cores, is_asked, num_threads, openmp_wait, threads
 from settle.machine.openmp_wait import OthersLoad
-from settle.machine.threads import CONVENTION, ThreadSettings
+from settle.machine.threads import CONVENTION, ThreadSettings, asked_threads
 from tests.fake_time import set_time
 
 COMPUTES = ("train", "tune", "distill", "shrink", "resume", "index", "ask", "chat", "eval", "export", "serve")

@@ -10,7 +10,7 @@ import torch
 from settle.base.event_log import Events
 from settle.base.events import Eval, LossForecast
 from settle.base.statistics import Interval
-from settle.machine import COMPUTE_DTYPES
+from settle.machine.cores import COMPUTE_DTYPES
 from settle.plan.forecast import HALF_MEMORY_GROWTH, MEMORY_GROWTH, label_loss, memory_growth, tuning_loss
 from settle.plan.outlook import Outlook, TuningStart
 from settle.plan.probe import ProbeResult

@@ -85,7 +85,7 @@ class ChatTemplate:
             texts += self._ask(given, cuts[len(texts) :])
         return texts
 
-    def _ask(self, given: Mapping[str, object], cuts: Sequence[tuple[int, bool]]) -> list[str]:
+    def _ask(self, given: Mapping[str, Any], cuts: Sequence[tuple[int, bool]]) -> list[str]:
         try:
             with _RENDERERS.of(self.source) as renderer:
                 answer: Any = renderer.ask({**self._request, **given, "cuts": list(cuts)})

@@ -1,5 +1,6 @@
 """The course of a run, gathered from its events: the one reader behind the terminal, the picture and `runs show`."""
 
+import contextlib
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -40,12 +41,9 @@ S = TypeVar("S", Step, Eval, SettledEvidence, LossForecast)
 
 @dataclass
 class RunCourse:
-    """What the events report so far; steps that a rollback or a crash undid are left out. Times in epoch seconds.
+    """What the events report so far; steps that a rollback or a crash undid are left out. Times in epoch seconds."""
 
-    keep_steps: False keeps only the latest step, for a display of a run with millions of them.
-    """
-
-    keep_steps: bool = True
+    keep_steps: bool = True  # False keeps only the latest step, for a display of a run with millions of them
     steps: list[Step] = field(default_factory=list)
     evals: list[Eval] = field(default_factory=list)
     judgements: list[SettledEvidence] = field(default_factory=list)
@@ -67,14 +65,15 @@ class RunCourse:
 
     @classmethod
     def read(cls, path: Path) -> "RunCourse":
-        """Read the whole course from events.jsonl."""
         return cls.of(read_events(path))
 
     @classmethod
     def latest(cls, path: Path) -> "RunCourse":
         """Read the end of the course, from the first line and the last TAIL_BYTES of events.jsonl; quick for a list."""
         course = cls.of(tail(path, TAIL_BYTES))
-        course.started = _first_time(path)
+        course.started = None
+        with contextlib.suppress(OSError, ValueError, AttributeError), path.open("rb") as f:
+            course.started = number(parse_json(f.readline()).get("time"))
         return course
 
     def add(self, event: Event) -> None:
@@ -123,7 +122,7 @@ class RunCourse:
         return 1.0 if latest.high <= latest.tolerance else max(0.0, latest.tolerance / latest.high)
 
     def tokens_at(self, step: int) -> float:
-        """Tokens seen at a step: those of the nearest event that says so."""
+        """Return the tokens seen at a step: those of the nearest event that says so."""
         known: list[Step | Eval] = [*self.steps, *self.evals]
         nearest = min(known, key=lambda e: abs(e.step - step))
         return nearest.tokens * (step / nearest.step) if nearest.step else nearest.tokens
@@ -231,7 +230,6 @@ class TimeLeft:
         return (self._pace[-1][0] - self._pace[0][0]) / (self._pace[-1][1] - self._pace[0][1])
 
     def spent(self) -> float:
-        """Seconds of work in all sessions."""
         return self.earlier + (self.now - self.began if self.began is not None else 0.0)
 
     def fraction(self) -> float | None:
@@ -267,13 +265,3 @@ def _median_left(done: float, expected: float, high: float) -> float:
 
 def _median_and_high(figure: Figure | None) -> tuple[float, float] | None:
     return None if figure is None or figure.value is None or figure.high is None else (figure.value, figure.high)
-
-
-def _first_time(path: Path) -> float | None:
-    if not path.exists():
-        return None
-    with path.open("rb") as f:
-        try:
-            return number(parse_json(f.readline()).get("time"))
-        except (ValueError, AttributeError):
-            return None

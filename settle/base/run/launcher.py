@@ -21,24 +21,19 @@ NO_ID = ("", "none")  # what torchrun calls a job that was given no --rdzv-id
 
 @dataclass(frozen=True)
 class Launch:
-    """A process that torchrun started, one rank of `size`.
-
-    local_rank: among the `local_size` of this host. restarts: how often torchrun has started them again. job: one start
-    of torchrun, with all restarts of it.
-    """
+    """A process that torchrun started, one rank of `size`."""
 
     rank: int
     size: int
-    local_rank: int
+    local_rank: int  # among the `local_size` of this host
     local_size: int
     address: str
     port: int
-    restarts: int
-    job: str
+    restarts: int  # how often torchrun has started them again
+    job: str  # one start of torchrun, with all restarts of it
 
     @property
     def is_local(self) -> bool:
-        """Return whether all ranks are on this host."""
         return self.local_size == self.size
 
     @property
@@ -75,10 +70,9 @@ def is_rank() -> bool:
 
 
 def leave(code: int) -> NoReturn:
-    """End a rank without the end of Python.
+    """End a rank without the end of Python, which aborts when a thread of gloo still gives back a tensor.
 
-    That aborts the process when a thread of gloo still gives back a tensor: torchrun would take a run that is finished
-    for a failed one.
+    torchrun would take a run that is finished for a failed one.
     """
     atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):

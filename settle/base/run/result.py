@@ -73,32 +73,27 @@ class ComparisonRecord(dict[str, Any]):
 
 
 class Result(BaseModel):
-    """What every run's result has; what a job adds (student, pair, points ...) is kept as it is.
-
-    budget: what it used up, where it ended by that. forecast and actual: figures by name; gate: the report of the check
-    of the exported file; files: what was made; audit: what left this machine; system_prompt: of a tuned model, the one
-    that it has by default because every row had it.
-    """
+    """What every run's result has; what a job adds (student, pair, points ...) is kept as it is."""
 
     model_config = ConfigDict(frozen=True, extra="allow", defer_build=True)
 
     version: int = VERSION
     name: str = ""
     verdict: str
-    budget: str | None = None
+    budget: str | None = None  # what it used up, where it ended by that
     why: str = ""
     evidence: JsonObject | None = None
     rollbacks: Sequence[JsonObject] | None = None
     gain_per_hour: Mapping[str, float | None] | None = None
     best: Evaluated | None = None
-    actual: JsonObject = Field({})
+    actual: JsonObject = Field({})  # actual, forecast: figures by name
     forecast: JsonObject = Field({})
     proof: Sequence[JsonObject] | None = None
-    gate: JsonObject | None = None
+    gate: JsonObject | None = None  # the report of the check of the exported file
     comparison: Annotated[JsonObject, AfterValidator(ComparisonRecord)] | None = None
-    system_prompt: str | None = None
-    audit: JsonObject = Field({})
-    files: JsonObject = Field({})
+    system_prompt: str | None = None  # that a tuned model has by default, because every row had it
+    audit: JsonObject = Field({})  # what left this machine
+    files: JsonObject = Field({})  # what was made
 
     @property
     def shown_verdict(self) -> str:
@@ -106,14 +101,12 @@ class Result(BaseModel):
 
     @property
     def headline(self) -> str:
-        """The comparison in one sentence; empty when nothing was compared."""
         return str((self.comparison or {}).get("headline") or "")
 
     @property
     def notes(self) -> list[str]:
         """What else the comparison found that a person should know before using the model."""
-        notes = (self.comparison or {}).get("notes")
-        return [str(note) for note in notes] if isinstance(notes, list) else []
+        return [str(note) for note in (self.comparison or {}).get("notes") or []]
 
     @property
     def exit_code(self) -> int:

@@ -18,7 +18,8 @@ from settle.jobs.pick.exam import Taken
 from settle.library.facts import read_facts
 from settle.library.model_shape import ModelShape
 from settle.library.reference import ModelRef
-from settle.machine import Machine, cores, machine_or_this, memory, processor_name
+from settle.machine import Machine, cores, machine_or_this, memory
+from settle.machine.cores import processor_name
 from settle.plan.fit.here import law_here, recalled_runs
 from settle.plan.fit.model_shapes import shape_of_file
 from settle.plan.fit.speed import Z80, Law, Rate, decode_rate, first_token_seconds, prefill_rate

@@ -205,7 +205,7 @@ def shape_with_experts(parameters: float, active: float, vocab: int = 128256) ->
 
 PCIE = 25e9  # bytes per second to the next device where there is no faster link
 ETHERNET = 1.25e9  # between machines without a named network: 10 Gb/s
-RATES = {"bf16": "bfloat16", "fp8": "float8", "fp4": "float4"}
+RATES = {"fp8": "float8", "fp4": "float4"}
 BYTES = 2  # of an activation and of a weight in flight
 COLLECTIVES = 4  # of a layer: two forward, two backward
 GATHERS = 3  # of sharded weights in a micro-batch: forward, backward, and their gradients scattered
@@ -243,7 +243,6 @@ class Law(BaseModel):
 
 @functools.cache
 def published_law() -> Law:
-    """Return the constants that come with settle."""
     with Path(__file__).with_name("law.toml").open("rb") as file:
         return Law.model_validate(tomllib.load(file))
 
@@ -302,7 +301,9 @@ def device_seconds(
     again = 4 / 3 if layout.recompute else 1.0
     share = (4 + 2 * trained) / 6 + (again - 1)  # of the three passes of a full step
     half = machine.matrix_flops * law.matmul_bf16 * own
-    rate = _matmul_rate(machine, precision, law) * own
+    share_of_rate = {"bf16": law.matmul_bf16, "fp8": law.matmul_fp8, "fp4": law.matmul_fp4}[precision]
+    special = 0.0 if precision == "bf16" else machine.flops.get(RATES[precision], 0.0)
+    rate = (special * share_of_rate if special else machine.matrix_flops * law.matmul_bf16) * own
     experts = shape.moe_layers * shape.active_experts * shape.expert_parameters
     table = shape.vocab * shape.hidden
     dense = shape.matmul_parameters - table - experts
@@ -326,13 +327,6 @@ def device_seconds(
 def doublings(machine: Machine, layout: DeviceLayout) -> float:
     """How often the devices of one node have to be doubled."""
     return math.log2(max(1.0, layout.devices / min(machine.node, 8)))
-
-
-def _matmul_rate(machine: Machine, precision: str, law: Law) -> float:
-    """Operations per second of products in this number format; bfloat16's where the device has no faster one."""
-    share = {"bf16": law.matmul_bf16, "fp8": law.matmul_fp8, "fp4": law.matmul_fp4}[precision]
-    own = machine.flops.get(RATES[precision])
-    return own * share if own and precision != "bf16" else machine.matrix_flops * law.matmul_bf16
 
 
 def _communication(shape: Shape, machine: Machine, layout: DeviceLayout, law: Law) -> float:

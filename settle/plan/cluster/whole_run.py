@@ -16,7 +16,7 @@ import functools
 import math
 import random
 import tomllib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -27,6 +27,7 @@ from settle.base.statistics import FORECAST_LEVEL, Interval
 from settle.base.words.amounts import billions, device_gigabytes, millions
 from settle.machine.described_machine import Machine
 from settle.plan.cluster.throughput import DeviceLayout, Rate, Shape, steady_rate
+from settle.plan.cost import drawn_ends
 from settle.plan.memory_model import Sizing, device_sizing
 
 # --- layouts ---
@@ -143,13 +144,12 @@ RECOVERY_BY_HAND = Interval(2.5 * 3600, 3600.0, 6 * 3600.0, FORECAST_LEVEL)
 CHECKPOINT_BYTES = 13.0  # a weight: BLOOM, 2.3 TB of 176 G weights
 PAUSE_PER_TB = 17.4  # seconds: BLOOM saved 2.3 TB in 40 s, with nothing hidden
 LEAST_PAUSE = 2.0
+DRAWS = 2000  # of what is uncertain
 WRITERS = 48  # nodes that saved it; more nodes write more at once
 
 
 @dataclass(frozen=True)
 class Goodput:
-    """What failures take of a run."""
-
     failures: Interval  # expected in the whole run
     between: float  # mean seconds from one to the next
     checkpoint_every: float  # seconds
@@ -195,12 +195,8 @@ def goodput(
     *,
     per_device_day: float | None = None,
     by_hand: bool = False,
-    draws: int = 2000,
-    seed: int = 0,
 ) -> Goodput:
-    """Return what failures take of a run that works for `work_seconds`.
-
-    per_device_day: failures, where a cluster's are known.
+    """Return what failures take of a run that works for `work_seconds`; per_device_day: of a cluster, where known.
 
     The interval carries the uncertainty of the rate and of the recovery; the checkpoint interval stays at the best one
     for the expected rate, since it has to be chosen before.
@@ -211,20 +207,20 @@ def goodput(
     between = DAY / (rate * devices)
     pause = checkpoint_pause(parameters, devices)
     every = best_interval(pause, between)
-    rng = random.Random(seed)
-    shares = sorted(
+    rng = random.Random(0)
+    shares = [
         work_share(
             pause,
             between * math.exp(rng.gauss(0, spread)),
             recovery.value * math.exp(rng.gauss(0, recovery.log_std)),
             every,
         )
-        for _ in range(draws)
-    )
-    share = Interval(work_share(pause, between, recovery.value, every), *_ends(shares), FORECAST_LEVEL)
+        for _ in range(DRAWS)
+    ]
+    share = Interval(work_share(pause, between, recovery.value, every), *drawn_ends(shares), FORECAST_LEVEL)
     wall = work_seconds / max(share.value, 1e-9)
     number = wall / between
-    low, high = _ends(sorted(_poisson(rng, number * math.exp(rng.gauss(0, spread))) for _ in range(draws)))
+    low, high = drawn_ends([_poisson(rng, number * math.exp(rng.gauss(0, spread))) for _ in range(DRAWS)])
     saving = pause / (every + pause) * share.value
     restarting = min(1 - share.value, recovery.value / between)
     lost = {
@@ -241,12 +237,6 @@ def goodput(
         share=share,
         lost=lost,
     )
-
-
-def _ends(values: Sequence[float]) -> tuple[float, float]:
-    """Return the tenth and the ninetieth percentile of sorted values."""
-    edge = (1 - FORECAST_LEVEL) / 2
-    return values[int(edge * len(values))], values[int((1 - edge) * len(values))]
 
 
 def _poisson(rng: random.Random, mean: float) -> float:
@@ -269,12 +259,10 @@ STRETCH = 1.3
 
 
 class _Run(BaseModel):
-    """log_share: logarithm of its tokens a device-hour over the steady rate's, less what is explained."""
-
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str
-    log_share: float
+    log_share: float  # logarithm of its tokens a device-hour over the steady rate's, less what is explained
     source: str
 
 
@@ -297,15 +285,12 @@ class PublishedRuns(BaseModel):
 
 @functools.cache
 def published_runs() -> PublishedRuns:
-    """Return the runs that come with settle."""
     with Path(__file__).with_name("published_runs.toml").open("rb") as file:
         return PublishedRuns.model_validate(tomllib.load(file))
 
 
 @dataclass(frozen=True)
 class RunForecast:
-    """The forecast of a whole training run."""
-
     layouts: tuple[RankedLayout, ...]  # the fastest that fit, best first
     tokens: float
     devices: int

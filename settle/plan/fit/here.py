@@ -1,9 +1,9 @@
 """The law of this machine: short runs of llama.cpp with a few models that are here correct two numbers.
 
-ModelRun once for each file and remembered; what was measured while the machine was busy is measured again later.
+Run once for each file and remembered; what was measured while the machine was busy is measured again later.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -40,20 +40,18 @@ class ModelRun:
 def measure_file(path: Path) -> ModelRun:
     """Run the model for a few seconds, once for each file. Raises EngineError, FormatError."""
     threads = num_threads(None)
-    found: dict[str, float] = remembered(key("cpu", threads), _name(path), lambda: _run(path, threads))
-    return ModelRun(shape_of_file(path, path.stem), found["decode"], found["prefill"], int(found["memory"]))
+    return _model_run(path, remembered(key("cpu", threads), _name(path), lambda: _run(path, threads)))
 
 
 def recalled_runs() -> list[ModelRun]:
     """Return what was measured of the files that are here while the machine was quiet; run nothing."""
-    runs = []
-    for path in writing_files():
-        found = recalled(key("cpu", num_threads(None)), _name(path), is_quiet=True)
-        if found:
-            runs.append(
-                ModelRun(shape_of_file(path, path.stem), found["decode"], found["prefill"], int(found["memory"]))
-            )
-    return runs
+    here = key("cpu", num_threads(None))
+    found = {path: recalled(here, _name(path), is_quiet=True) for path in writing_files()}
+    return [_model_run(path, figures) for path, figures in found.items() if figures]
+
+
+def _model_run(path: Path, figures: Mapping[str, float]) -> ModelRun:
+    return ModelRun(shape_of_file(path, path.stem), figures["decode"], figures["prefill"], int(figures["memory"]))
 
 
 def measure_some() -> list[ModelRun]:
@@ -112,10 +110,12 @@ def law_here(measured: Sequence[ModelRun], machine: Machine) -> Law:
         return law
     number = min(2, len(usable))
     seconds = np.array([[1 / run.decode, 1 / run.prefill] for run in usable])
-    written = np.array([list(_written(run, machine).values())[:number] for run in usable])
-    read = np.array([list(_read(run, machine).values())[:number] for run in usable])
-    decode = dict(zip(("matrices", "layers"), _relative(written, seconds[:, 0]), strict=False))
-    prefill = dict(zip(("matrices", "start"), _relative(read, seconds[:, 1]), strict=False))
+    models = [(run.model.shape, run.model.type or "", run.model.matrices) for run in usable]
+    context = PROMPT + WRITTEN // 2
+    writing = [decode_terms(shape, kind, machine, context, matrices=matrices) for shape, kind, matrices in models]
+    reading = [prefill_terms(shape, kind, machine, PROMPT, matrices) for shape, kind, matrices in models]
+    decode = _fitted(writing, ("matrices", "layers")[:number], seconds[:, 0])
+    prefill = _fitted(reading, ("matrices", "start")[:number], seconds[:, 1])
     return law.model_copy(
         update={
             "decode": decode,
@@ -129,24 +129,12 @@ def law_here(measured: Sequence[ModelRun], machine: Machine) -> Law:
     )
 
 
-def _written(run: ModelRun, machine: Machine) -> dict[str, float]:
-    model, context = run.model, PROMPT + WRITTEN // 2
-    terms = decode_terms(model.shape, model.type or "", machine, context, matrices=model.matrices)
-    return {name: terms[name] for name in ("matrices", "layers")}
-
-
-def _read(run: ModelRun, machine: Machine) -> dict[str, float]:
-    model = run.model
-    terms = prefill_terms(model.shape, model.type or "", machine, PROMPT, model.matrices)
-    return {name: terms[name] for name in ("matrices", "start")}
-
-
-def _relative(terms: np.ndarray, seconds: np.ndarray) -> list[float]:
-    """Least squares of the relative error; a negative coefficient is left out and the rest fitted again."""
-    matrix = terms / seconds[:, None]
+def _fitted(terms: Sequence[Mapping[str, float]], names: Sequence[str], seconds: np.ndarray) -> dict[str, float]:
+    """Fit least squares of the relative error; a negative coefficient is left out and the rest fitted again."""
+    matrix = np.array([[of_run[name] for name in names] for of_run in terms]) / seconds[:, None]
     found = np.linalg.lstsq(matrix, np.ones(len(seconds)), rcond=None)[0]
     if (found < 0).any() and len(found) > 1:
         kept = int(np.argmax(found))
         alone = np.linalg.lstsq(matrix[:, [kept]], np.ones(len(seconds)), rcond=None)[0][0]
-        return [float(alone) if i == kept else 0.0 for i in range(len(found))]
-    return [float(value) for value in found]
+        found = [alone if i == kept else 0.0 for i in range(len(found))]
+    return {name: float(value) for name, value in zip(names, found, strict=True)}

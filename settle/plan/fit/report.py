@@ -1,10 +1,10 @@
 """`settle models fit`: asks the machine, the models and the laws, and says what fits and how fast."""
 
-import datetime
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from operator import attrgetter
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +17,7 @@ from settle.base.files import write_atomic
 from settle.base.files.dated_file import age
 from settle.base.words.amounts import gigabytes, three_digits
 from settle.evaluate.report.figure_style import GREY, INK, STYLE
-from settle.library.catalogue import Quality, catalogue_file
+from settle.library.catalogue import catalogue_file
 from settle.machine import Machine, machine_or_this
 from settle.machine.measurement_cache import others_are_busy
 from settle.plan.fit.here import law_here, measure_some, recalled_runs
@@ -336,15 +336,17 @@ def heat_map(rows: Sequence[FitRow], title: str, path: Path) -> Path:
     return path
 
 
+ORIGIN = attrgetter("kind", "date", "is_old", "source")  # of a number
 CAVEAT = "numbers of different sources do not compare; `settle pick` measures models on your own prompts"
 
 
 def published_lines(models: Sequence[NamedShape]) -> list[str]:
     """One line for each source of each model, then what they are worth; none where nothing is known."""
     lines = [
-        f"{model.name}, published: {_values(numbers)} ({kind}, {date}{', old' if is_old else ''}: {source})"
+        f"{model.name}, published: {'; '.join(f'{n.task} {n.value:g}' for n in numbers)} "
+        f"({kind}, {date}{', old' if is_old else ''}: {source})"
         for model in models
-        for (kind, date, is_old, source), numbers in groupby(model.published, _origin)
+        for (kind, date, is_old, source), numbers in groupby(model.published, ORIGIN)
     ]
     return [*lines, CAVEAT] if lines else []
 
@@ -356,11 +358,3 @@ def published_json(models: Sequence[NamedShape]) -> list[dict[str, object]]:
         for model in models
         for number in model.published
     ]
-
-
-def _origin(number: Quality) -> tuple[str, datetime.date, bool, str]:
-    return number.kind, number.date, number.is_old, number.source
-
-
-def _values(numbers: Iterable[Quality]) -> str:
-    return "; ".join(f"{number.task} {number.value:g}" for number in numbers)
