@@ -194,14 +194,15 @@ class Report:
 
     def listen(self, event: Event) -> None:
         """Keep what the command reports."""
-        if isinstance(event, ResultReady):
-            self.result = event.result
-        elif isinstance(event, AnswerText):
-            self.answer += event.text
-        elif isinstance(event, Listing):
-            self.tables.append(event)
-        elif isinstance(event, ForecastComparison):
-            self.tables.append(comparison(event.forecast, event.actual))
+        match event:
+            case ResultReady():
+                self.result = event.result
+            case AnswerText():
+                self.answer += event.text
+            case Listing():
+                self.tables.append(event)
+            case ForecastComparison():
+                self.tables.append(comparison(event.forecast, event.actual))
 
     def __getitem__(self, key: str) -> object:
         return self.result[key]

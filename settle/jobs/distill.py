@@ -3,7 +3,7 @@
 import hashlib
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from settle.data.tokenizer.vocabulary import require_same_tokenizer
 from settle.evaluate.compare.candidate import LiveModel
 from settle.evaluate.compare.cases import cases
 from settle.evaluate.distillation import answer_all, learned
-from settle.evaluate.speculative import measure_pair
+from settle.evaluate.speculative import Pair, measure_pair
 from settle.formats.gguf import export_gguf
 from settle.infer.scorer import Scorer
 from settle.jobs.job import RunJob
@@ -38,7 +38,7 @@ from settle.plan.training_plan import shapes
 from settle.shrink.prunable_model import PrunableModel
 from settle.shrink.pruners import Pruned
 from settle.shrink.student_init import PruningWork, fresh, narrower, read_shape, shorter, shrunk
-from settle.train.live_run import LiveRun, blocks
+from settle.train.live_run import LiveRun, blocks, open_base
 from settle.train.objectives.distill import Distill
 from settle.train.teacher import windows_of
 
@@ -69,12 +69,12 @@ class _TooSlow(Exception):
 class DistillContext(TuningContext):
     settings: DistillSettings
     teacher: Pretrained = field(init=False)
-    pair: Mapping[str, object] | None = None  # the draft model beside its teacher, measured
+    pair: Pair | None = None  # the draft model beside its teacher, measured
 
     def made(self) -> Result:
         made = read_json(self.made_file) if self.made_file.exists() else None
         student = {"name": self.tuning.base_name, "made": made}
-        pair = {} if self.pair is None else {"pair": self.pair}
+        pair = {"pair": self.pair.to_json()} if self.pair else {}
         return super().made().model_copy(update={"student": student, **pair})
 
     def comparing(self, seconds_per_token: float) -> float:
@@ -128,12 +128,13 @@ def data(c: DistillContext) -> None:
 def student(c: DistillContext) -> None:
     """Open or make the student in the run's folder, and choose what it learns by."""
     if c.record is not None:
+        c.base = open_base(c.tuning)
         return
     c.base = open_pretrained(c.settings.student) if c.settings.student else _made_student(c)
     source = c.teacher.source
-    of_run: dict[str, object] = {"teacher": str(source.path.resolve()), "teacher_sha256": source.sha256}
-    of_run |= {"record": str(c.run.path / RECORD)} if c.settings.cache else {}
-    of_run |= {"layer_map": layers} if (layers := _layer_map(c)) else {}
+    recorded = {"record": str(c.run.path / RECORD)} if c.settings.cache else {}
+    mapped = {"layer_map": layers} if (layers := _layer_map(c)) else {}
+    of_run = {"teacher": str(source.path.resolve()), "teacher_sha256": source.sha256, **recorded, **mapped}
     objective = c.settings.objective.over(of_run)
     Distill.model_validate(objective.settings).resolved(c.base)  # refused before the teacher reads for hours
     way = "given" if c.settings.student else "fresh" if c.settings.fresh else "pruned"
@@ -203,7 +204,7 @@ def draft(c: DistillContext) -> None:
     c.events.emit(Say(text=pair.headline))
     if pair.speed_up > 1:
         c.events.emit(Say(text=f"`settle chat {c.teacher.name} --draft {c.run.name}` and `settle serve` use it"))
-    c.pair, c.compared = pair.to_json(), [*c.compared, *pair.card_lines()]
+    c.pair, c.compared = pair, [*c.compared, *pair.card_lines()]
     c.add_files({"draft": str(file)})
 
 

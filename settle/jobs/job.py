@@ -67,6 +67,8 @@ class RunContext(Context):
     settings: JobSettings
     origin: Mapping[str, str] = field(default_factory=dict)  # where each setting came from
     record: Mapping[str, Any] | None = None  # plan.json of an earlier session
+    gate: Mapping[str, object] | None = None  # the report of the check of the exported file
+    comparison: Mapping[str, object] | None = None  # with what the model was made from
 
     @property
     def run(self) -> Run:
@@ -168,15 +170,17 @@ def follow(job: Job[C], context: C) -> C:
 
 def _explained(error: Exception, context: Context) -> SettleError | None:
     """Return the error to report for one that ended a stage; None for a fault of our own."""
-    missing = missing_bytes(error) if isinstance(error, MemoryError | RuntimeError) else None
-    if missing is not None:
-        return _out_of_memory(context, missing)
-    is_full = isinstance(error, ResourceError) or (isinstance(error, OSError) and error.errno in FULL_DISK)
-    if is_full and context.safe:
-        full = disk_is_full(context.folder.path, f"then `settle resume {context.folder.name}` exports them")
-        what = error.what if isinstance(error, ResourceError) else full.what
-        return ResourceError(f"{what}; {context.safe}", full.fix)
-    return error if isinstance(error, SettleError) else None
+    full = disk_is_full(context.folder.path, f"then `settle resume {context.folder.name}` exports them")
+    match error:
+        case MemoryError() | RuntimeError() if (missing := missing_bytes(error)) is not None:
+            return _out_of_memory(context, missing)
+        case ResourceError() if context.safe:
+            return ResourceError(f"{error.what}; {context.safe}", full.fix)
+        case OSError() if error.errno in FULL_DISK and context.safe:
+            return ResourceError(f"{full.what}; {context.safe}", full.fix)
+        case SettleError():
+            return error
+    return None
 
 
 def _out_of_memory(context: Context, missing: int) -> ResourceError:

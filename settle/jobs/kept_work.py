@@ -4,11 +4,11 @@ import contextlib
 import hashlib
 import json
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self, TypeVar
 
-from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from settle.base.errors import UsageError
 from settle.base.event_log import Events
@@ -21,6 +21,20 @@ from settle.jobs.job import C, Job, follow
 
 PLAN, RESULT, PROGRESS = "plan.json", "result.json", "progress.json"
 T = TypeVar("T")
+
+
+class KeptResult(BaseModel):
+    """What result.json has of such work."""
+
+    model_config = ConfigDict(frozen=True)
+
+    folder: str = ""
+    verdict: str
+    why: str
+    notes: Sequence[str]
+    measure: str  # title of the score
+    pairs: Sequence[Mapping[str, object]]  # of what was compared
+    audit: Mapping[str, object] = Field({})  # what left this machine
 
 
 class KeptFolder(WorkFolder):
@@ -64,7 +78,7 @@ class KeptFolder(WorkFolder):
         """Return whether the same command works in this folder again."""
         return True
 
-    def finish(self, result: BaseModel) -> None:
+    def finish(self, result: KeptResult) -> None:
         """Write result.json: its presence means that the work is finished."""
         write_json(self.path / RESULT, result.model_dump(mode="json"))
 

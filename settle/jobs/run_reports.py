@@ -200,7 +200,7 @@ def _seconds(result: Result | None, course: RunCourse) -> float | None:
     return None if course.started is None else course.now - course.started
 
 
-def _with_unit(value: float | None, unit: str) -> dict[str, object] | None:
+def _with_unit(value: float | None, unit: str) -> dict[str, float | str] | None:
     return None if value is None else {"value": value, "unit": unit}
 
 

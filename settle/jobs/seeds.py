@@ -43,13 +43,12 @@ def repeat(job: str, whole: TrainSettings | TuneSettings, events: Events) -> int
         if is_new and number + 1 < whole.seeds:
             left = (time.monotonic() - began) / made * (whole.seeds - number - 1)
             events.emit(Say(text=f"the other seeds take about {duration(left)}"))
-    result = report(name, events)
-    events.emit(ResultReady(result=result | {"command": job}))
+    report(name, job, events)
     return max(codes)
 
 
-def report(name: str, events: Events) -> dict[str, object]:
-    """Show what the finished runs of a recipe say together, and return it. Raises RunError for fewer than two."""
+def report(name: str, job: str, events: Events) -> None:
+    """Show what the finished runs of a job's recipe say together. Raises RunError for fewer than two."""
     results = results_of(name)
     spreads = {figure: Spread.of(values) for figure, values in figures(list(results.values())).items()}
     rows = [
@@ -73,12 +72,9 @@ def report(name: str, events: Events) -> dict[str, object]:
     verdicts = [r.comparison.get("verdict") for r in results.values() if r.comparison]
     if verdicts:
         events.emit(Say(text=f"better than its base with {verdicts.count('better')} of {len(verdicts)} seeds"))
-    return {
-        "recipe": name,
-        "seeds": sorted(results),
-        "figures": {figure: s.to_json() for figure, s in spreads.items()},
-        "verdicts": [r.verdict for r in results.values()],
-    }
+    known = {"recipe": name, "seeds": sorted(results), "verdicts": [r.verdict for r in results.values()]}
+    shown = {figure: s.to_json() for figure, s in spreads.items()}
+    events.emit(ResultReady(result=known | {"figures": shown, "command": job}))
 
 
 def compare_recipes(names: Sequence[str], events: Events) -> None:

@@ -1,6 +1,6 @@
 """What the user may ask of a job. No torch, so that a command line can be made of it at once."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import ClassVar, Literal, Self
@@ -54,10 +54,8 @@ class JobSettings(Settings):
 
     def with_recipe(self) -> Resolved[Self]:
         """Return these settings over those of the recipe, each with its origin."""
-        layers: list[tuple[str, Mapping[str, object]]] = [("asked", self.model_dump(exclude_unset=True))]
-        if self.recipe:
-            layers.insert(0, ("recipe", read_recipe(self.recipe)))
-        return resolve(type(self), layers)
+        recipe = [("recipe", read_recipe(self.recipe))] if self.recipe else []
+        return resolve(type(self), [*recipe, ("asked", self.model_dump(exclude_unset=True))])
 
     def to_recipe(self) -> dict[str, object]:
         """Return what recipe.toml keeps: all that was asked for, with paths that are valid from any folder."""

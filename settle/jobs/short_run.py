@@ -89,7 +89,7 @@ def _export(c: TrainingContext) -> None:
         Gguf().write(path, ExportedModel(c.run.name, live.model, live.architecture, weights, tokenizer, ()).contents)
         record_made(c.run, {"gguf": str(path)})
         return
-    base = c.pretrained
+    base = c.base
     live.model.load_trainable(weights)
     adapter = TrainedAdapter.of_model(live.model, adapter_of(c.tuning), base.name, base.source.sha256)
     exported = ExportedAdapter(c.run.name, base, adapter, c.tokenizer, ())

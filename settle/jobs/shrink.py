@@ -51,7 +51,7 @@ class ShrinkResult(Result):
     """What result.json has of a run that made a model smaller, or measured how small it could be."""
 
     candidates: Sequence[Mapping[str, object]]  # that were measured and not chosen
-    base: Mapping[str, object] | None = None
+    base: Mapping[str, str] | None = None
     chosen: Mapping[str, object] | None = None
     reference: Mapping[str, object] | None = None
     kinds: Mapping[str, str] | None = None  # the type of each tensor
@@ -74,8 +74,6 @@ class ShrinkContext(RunContext):
     chosen: ShrinkCandidate | None = None
     exported: Path | None = None
     loss_on_text: TextLoss | None = None
-    gate: Mapping[str, object] | None = None
-    comparison: Mapping[str, object] | None = None
     made: ShrinkResult = field(init=False)
 
 
@@ -292,7 +290,7 @@ def _measured(c: ShrinkContext) -> list[ShrinkCandidate]:
     return sorted(c.candidates.known.values(), key=lambda known: -known.num_bytes)
 
 
-def _base(c: ShrinkContext) -> Mapping[str, object]:
+def _base(c: ShrinkContext) -> dict[str, str]:
     return {"name": c.session.whole.name, "sha256": c.session.whole.source.sha256}
 
 

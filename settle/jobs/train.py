@@ -25,7 +25,6 @@ from settle.jobs.training_stages import (
 )
 from settle.library.run_models import record_made
 from settle.plan.forecast import look_ahead
-from settle.plan.forecast_figures import Forecast
 from settle.plan.phases import EXPORT
 from settle.plan.probe import ProbeResult, probe_new
 from settle.plan.training_plan import plan_training
@@ -36,7 +35,6 @@ class TrainContext(TrainingContext):
     settings: TrainSettings
     corpus: Corpus = field(init=False)
     probes: list[ProbeResult] = field(init=False)
-    expected: Forecast = field(init=False)
 
 
 def data(c: TrainContext) -> None:
@@ -50,7 +48,21 @@ def plan(c: TrainContext) -> None:
     """Every number of the run, each with its origin."""
     if c.record is None:
         c.plan = plan_training(c.settings, dict(c.origin), c.corpus, c.spending.seconds)
-        c.events.emit(PlanReady(values=_shown(c), origin=c.plan.origin, why=c.plan.why, full=c.settings.dry))
+        shown = {
+            **c.settings.model_dump(mode="json", exclude={"dry", "recipe"}),
+            "parameters": c.plan.num_parameters,
+            "device": c.plan.device,
+            "dtype": c.plan.dtype,
+            "context": c.plan.loop.sequence_length,
+            "batch_tokens": c.plan.loop.tokens_per_step,
+            "threads": c.plan.loop.threads,
+            "warmup_steps": c.plan.loop.warmup_steps,
+            "held_out_tokens": c.plan.held_out_tokens,
+            "model": {k: v for k, v in c.plan.architecture.items() if not k.endswith("_token_id")},
+            "objective": {"name": c.plan.objective, **c.plan.objective_settings},
+            "optimizer": {"name": c.plan.optimizer_name, **c.plan.optimizer},
+        }
+        c.events.emit(PlanReady(values=shown, origin=c.plan.origin, why=c.plan.why, full=c.settings.dry))
 
 
 def probe(c: TrainContext) -> None:
@@ -86,7 +98,7 @@ def again(c: TrainContext, dtype: str, why: str) -> None:
 def start(c: TrainContext) -> None:
     """Build the planned model, ready for its first step."""
     build(c)
-    begin(c, c.run.read("forecast.json") or {} if c.record is not None else c.expected.to_json())
+    begin(c)
 
 
 def export(c: TrainContext) -> None:
@@ -100,25 +112,6 @@ def export(c: TrainContext) -> None:
     files, c.gate = export_run_model(whole, c.run.out, c.events)
     record_made(c.run, files)
     c.add_files(files)
-
-
-def _shown(c: TrainContext) -> dict[str, object]:
-    """Return what the plan's table shows."""
-    plan, loop = c.plan, c.plan.loop
-    return {
-        **c.settings.model_dump(mode="json", exclude={"dry", "recipe"}),
-        "parameters": plan.num_parameters,
-        "device": plan.device,
-        "dtype": plan.dtype,
-        "context": loop.sequence_length,
-        "batch_tokens": loop.tokens_per_step,
-        "threads": loop.threads,
-        "warmup_steps": loop.warmup_steps,
-        "held_out_tokens": plan.held_out_tokens,
-        "model": {k: v for k, v in plan.architecture.items() if not k.endswith("_token_id")},
-        "objective": {"name": plan.objective, **plan.objective_settings},
-        "optimizer": {"name": plan.optimizer_name, **plan.optimizer},
-    }
 
 
 JOB = RunJob(

@@ -29,6 +29,7 @@ from settle.library.deletion import prune
 from settle.machine import accelerator, commanded
 from settle.model.pretrained import Pretrained
 from settle.plan.forecast import cost
+from settle.plan.forecast_figures import Forecast
 from settle.plan.memory import rank_memory
 from settle.plan.outlook import CurveStart, Outlook, TuningStart
 from settle.plan.phases import EXPORT, beside_others, remember, too_short
@@ -59,8 +60,6 @@ class LoopContext(RunContext):
     best: Evaluated = field(init=False)  # the best weights on held-out data that chose nothing
     actual: dict[str, float | None] = field(default_factory=dict)  # figures beside those of the forecast
     files: dict[str, str] = field(default_factory=dict)  # by kind
-    gate: Mapping[str, object] | None = None  # the report of the check of the exported file
-    comparison: Mapping[str, object] | None = None
     compared: list[str] = field(default_factory=list)  # lines for the model card on that comparison
 
     @property
@@ -110,6 +109,7 @@ class TrainingContext(LoopContext):
     base: Pretrained | None = None
     plan: TrainingPlan = field(init=False)
     live: LiveRun = field(init=False)
+    expected: Forecast = field(init=False)
     further: Interval | None = None
     outlook: Mapping[str, object] | None = None
     phases: Mapping[str, float] = field(default_factory=dict)
@@ -236,16 +236,16 @@ def build(c: TrainingContext) -> None:
         raise edited(c.run, str(e).replace("\n", " ")) from None
 
 
-def begin(c: TrainingContext, expected: Mapping[str, object]) -> None:
-    """From here on energy is counted. expected: the forecast."""
+def begin(c: TrainingContext) -> None:
+    """Count energy from here on, and keep the forecast; that of an earlier session is emitted again."""
     c.spending.start(c.plan.device, c.settings.watts)
     if c.record is None:
-        write_json(c.run.path / "forecast.json", expected)
-    if c.record is not None and expected:
-        c.events.emit(ForecastReady(forecast=expected, phases=c.phases))
+        write_json(c.run.path / "forecast.json", c.expected.to_json())
+    elif known := c.run.read("forecast.json"):
+        c.events.emit(ForecastReady(forecast=known, phases=c.phases))
 
 
-def rank_memory_figures(c: TrainingContext) -> dict[str, object]:
+def rank_memory_figures(c: TrainingContext) -> dict[str, dict[str, float]]:
     """Report what each rank will hold, and return it for `--dry`; nothing where each holds the whole model."""
     launch, settings, loop = launched(), c.settings, c.plan.loop
     size, host_size = (1, 1) if launch is None else (launch.size, launch.local_size)

@@ -1,6 +1,6 @@
 """settle tune: fine-tune a pretrained model on a person's examples, and compare it with its base."""
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from settle.base.events import Say, Warn
@@ -38,7 +38,7 @@ class TuneContext(TuningContext):
         base = {
             "name": self.tuning.base_name,
             "sha256": self.tuning.base_sha256,
-            "transformers": transformers_name(self.pretrained.source),
+            "transformers": transformers_name(self.base.source),
         }
         system_prompt = self.corpus.ledger["rows"].get("system_prompt")
         return super().made().model_copy(update={"base": base, "system_prompt": system_prompt})
@@ -54,7 +54,7 @@ class TuneContext(TuningContext):
             held_out.num_inputs / rows - answer,
             answer,
             seconds_per_token,
-            self.base.part.num_parameters if self.base else 0,
+            self.base.part.num_parameters,
             bandwidth(),
         )
 
@@ -70,7 +70,6 @@ def data(c: TuneContext) -> None:
     """Examples, rendered by the model's own chat template and tokenized."""
     if c.record is not None and restored_data(c, prepared_rows(str(c.record["corpus"]))):
         return
-    assert c.base is not None
     context = c.base.part.max_position_embeddings
     c.corpus = prepare_rows(c.settings.inputs, c.base.tokenizer, c.settings.rows, c.events, context)
     if c.corpus.kind != "text" and c.base.metadata.get(PLAIN_TEXT_KEY):
@@ -95,7 +94,7 @@ def judging(c: TuneContext) -> None:
         return
     if c.corpus.kind == "preference" and not settings.score:
         found = replace(found, measure=ACCURACY)
-    c.judgement = asdict(found) | {"sentence": found.sentence}
+    c.judgement = found
     c.events.emit((Warn if found.visible is None else Say)(text=found.sentence))
 
 
@@ -108,7 +107,7 @@ def compare(c: TuneContext) -> None:
         return
     tuned = resolve(f"run:{c.run.path.name}")
     examples, settings = c.corpus.examples(), c.settings
-    with as_gguf(c.pretrained, c.run.out, c.tokenizer) as model, both_in_llamacpp(model, tuned) as (ours, theirs):
+    with as_gguf(c.base, c.run.out, c.tokenizer) as model, both_in_llamacpp(model, tuned) as (ours, theirs):
         options = CompareOptions(score=settings.score, limit=settings.compare_rows, seconds=c.seconds_to_compare)
         judged = None if settings.score else _preferences(c, (ours.name, theirs.name))
         comparison = compare_models(ours, theirs, examples, c.events, options, readers(model, tuned), judged)

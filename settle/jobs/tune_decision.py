@@ -101,7 +101,6 @@ def data(c: DecisionContext) -> None:
     """Labelled rows on three sides; what they can and cannot show is said before anything runs."""
     if c.record is not None and restored_data(c, stored_corpus(str(c.record["corpus"]), open_decisions)):
         return
-    assert c.base is not None
     context = c.base.part.max_position_embeddings
     rows = c.settings.rows.model_copy(update={"max_tokens": min(c.settings.rows.max_tokens or context, context)})
     asked = Decision.model_validate(c.settings.objective.settings)
@@ -117,7 +116,6 @@ def _require_room(c: DecisionContext, context: int) -> None:
 
     Such a model could be trained and never be asked.
     """
-    assert c.base is not None
     encoder = DecisionEncoder(c.base.tokenizer, c.corpus.prompt, c.corpus.labels)
     for name, question in c.corpus.questions().items():
         taken = len(encoder.prompt_ids("", question, own_order(question)))
@@ -359,7 +357,7 @@ def export(c: DecisionContext) -> None:
     """Export the decision model, an adapter merged: a file of its own cannot hold what llama.cpp needs of one."""
     if not c.is_usable:
         return
-    live, base, name = c.live, c.pretrained, c.run.name
+    live, base, name = c.live, c.base, c.run.name
     keys = keys_of(c.keys)
     gguf_keys = keys.metadata(live.architecture.gguf_architecture)
     texts = held_out_texts(c.corpus.held_out, c.tokenizer)

@@ -185,7 +185,7 @@ def proof(c: EncoderContext) -> None:
     write_json(c.run.path / "plan.json", c.record)
 
 
-def _proves_packing(c: EncoderContext, batch: Batch) -> dict[str, object]:
+def _proves_packing(c: EncoderContext, batch: Batch) -> dict[str, str | float]:
     bounds = batch.cu_seqlens[::2]
     together = pair_scores(c.model, [batch])
     alone = pair_scores(c.model, [_one(batch, a, b) for a, b in zip(bounds, bounds[1:], strict=False)])
@@ -202,7 +202,7 @@ def _one(batch: Batch, start: int, end: int) -> Batch:
     return Batch(batch.inputs[part], batch.targets[part], seqlens.astype(np.int32), batch.positions[part])
 
 
-def _proves_descent(c: EncoderContext, batch: Batch) -> dict[str, object]:
+def _proves_descent(c: EncoderContext, batch: Batch) -> dict[str, str | float]:
     """Along the gradient the loss falls as the gradient says, to a tenth."""
     model = c.model.eval()
     own = list(model.trainable().values())
@@ -277,7 +277,7 @@ def result(c: EncoderContext) -> None:
 
 def export_reranker(
     model: Reranker, base: Source, run: Run, batches: Sequence[Batch]
-) -> tuple[dict[str, str], dict[str, object]]:
+) -> tuple[dict[str, str], dict[str, float]]:
     """Write the reranker's own weights in f16; return the files by kind, and the gate's report."""
     path, names = run.out / RERANKER, file_names(len(model.encoder.blocks))
     weights = {names.get(n, n): weight.detach().numpy().astype(np.float16) for n, weight in model.state_dict().items()}
@@ -291,7 +291,7 @@ def export_reranker(
 
 def export_encoder(
     model: Encoder, base: Weights, run: Run, batches: Sequence[Batch]
-) -> tuple[dict[str, str], dict[str, object]]:
+) -> tuple[dict[str, str], dict[str, float]]:
     """Write the base's file with the trained weights, matrices in f16; return the files and the gate's report."""
     path, names = run.out / f"{run.name}.gguf", gguf_names(len(model.blocks))
     own = dict(model.named_parameters())
@@ -311,7 +311,7 @@ def export_encoder(
     return {"gguf": str(path)}, _gate(pair_scores(model, batches), pair_scores(read, batches), path)
 
 
-def _gate(trained: np.ndarray, read: np.ndarray, path: Path) -> dict[str, object]:
+def _gate(trained: np.ndarray, read: np.ndarray, path: Path) -> dict[str, float]:
     apart = float(np.abs(trained - read).max())
     if not apart <= ROUNDED_APART:
         path.unlink()

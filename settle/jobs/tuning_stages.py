@@ -8,6 +8,7 @@ from settle.base.files import write_json
 from settle.base.words.amounts import duration, gigabytes
 from settle.data.rows.prepare import RowCorpus
 from settle.data.tokenizer.pretrained import PretrainedTokenizer
+from settle.evaluate.compare.sample_size import Judgement
 from settle.evaluate.gate.export import ExportedAdapter, ExportedModel, export_run_adapter, export_run_model
 from settle.evaluate.gate.gate import held_out_texts
 from settle.jobs.job import end_dry
@@ -20,7 +21,6 @@ from settle.machine import memory, resident
 from settle.model.load_adapter import TrainedAdapter
 from settle.model.pretrained import Pretrained
 from settle.plan.forecast import TuningFacts, look_ahead_tuning
-from settle.plan.forecast_figures import Forecast
 from settle.plan.phases import EXPORT, correction
 from settle.plan.probe import ProbeResult, probe_tuning
 from settle.plan.tuning_plan import plan_tuning
@@ -36,9 +36,9 @@ class TuningContext(TrainingContext):
 
     settings: TuneSettings | DistillSettings
     corpus: RowCorpus = field(init=False)
+    base: Pretrained = field(init=False)
     measured: ProbeResult = field(init=False)
-    expected: Forecast = field(init=False)
-    judgement: dict[str, object] = field(default_factory=dict)  # what the rows that judge can show
+    judgement: Judgement | None = None  # what the rows that judge can show
 
     @property
     def tuning(self) -> Tuning:
@@ -51,12 +51,6 @@ class TuningContext(TrainingContext):
         """The base's tokenizer, with the template that the rows were rendered with."""
         assert isinstance(self.live.tokenizer, PretrainedTokenizer)
         return self.live.tokenizer
-
-    @property
-    def pretrained(self) -> Pretrained:
-        """The model that is trained further."""
-        assert self.live.base is not None
-        return self.live.base
 
     def comparing(self, seconds_per_token: float) -> float:
         """Seconds of the comparison at the end, where a forward pass takes so long per token."""
@@ -80,7 +74,25 @@ def plan(c: TuningContext) -> None:
     if c.settings.dry:
         c.events.emit(RowPreviews.model_validate({"rows": [preview.to_json() for preview in c.corpus.previews]}))
     c.plan = _planned(c, c.settings)
-    c.events.emit(PlanReady(values=_shown(c), origin=c.plan.origin, why=c.plan.why, full=c.settings.dry))
+    loop, tuning = c.plan.loop, c.tuning
+    settings = c.settings.model_dump(mode="json", exclude={"dry", "recipe", "adapter", "objective", "recompute"})
+    shown = {
+        **settings,
+        "model": tuning.base_name,
+        "adapter": {"name": tuning.adapter_name, **tuning.adapter},
+        "objective": {"name": c.plan.objective, **c.plan.objective_settings},
+        "device": c.plan.device,
+        "dtype": c.plan.dtype,
+        "steps": loop.max_steps,
+        "batch_tokens": loop.tokens_per_step,
+        "micro_rows": tuning.rows,
+        "recompute": bool(tuning.recompute),
+        "threads": loop.threads,
+        "warmup_steps": loop.warmup_steps,
+        "held_out_tokens": c.plan.held_out_tokens,
+        "optimizer": {"name": c.plan.optimizer_name, **c.plan.optimizer},
+    }
+    c.events.emit(PlanReady(values=shown, origin=c.plan.origin, why=c.plan.why, full=c.settings.dry))
 
 
 def probe(c: TuningContext) -> None:
@@ -93,16 +105,17 @@ def probe(c: TuningContext) -> None:
 def forecast(c: TuningContext) -> None:
     """Forecast what a new run will need and reach."""
     if c.record is not None:
-        begin(c, c.run.read("forecast.json") or {})
+        begin(c)
         return
     _look_ahead(c)
     of_ranks = rank_memory_figures(c)
     if c.settings.dry:
         previews = [preview.to_json() for preview in c.corpus.previews]
-        known = {"forecast": c.expected.to_json(), "judgement": c.judgement, "previews": previews}
+        judgement = vars(c.judgement) | {"sentence": c.judgement.sentence} if c.judgement else {}
+        known = {"forecast": c.expected.to_json(), "judgement": judgement, "previews": previews}
         end_dry(c, {"plan": c.plan.to_json(), **known, **of_ranks})
     else:
-        begin(c, c.expected.to_json())
+        begin(c)
 
 
 def again(c: TuningContext, dtype: str, why: str) -> None:
@@ -118,7 +131,6 @@ def again(c: TuningContext, dtype: str, why: str) -> None:
 
 
 def _planned(c: TuningContext, settings: TuneSettings | DistillSettings) -> TrainingPlan:
-    assert c.base is not None
     return plan_tuning(settings, dict(c.origin), c.corpus, c.base)
 
 
@@ -143,7 +155,7 @@ def export(c: TuningContext) -> None:
     """Export the adapter, or the whole model, through the gate."""
     if not c.is_usable:
         return
-    live, base, corpus = c.live, c.pretrained, c.corpus
+    live, base, corpus = c.live, c.base, c.corpus
     texts = held_out_texts(corpus.held_out, c.tokenizer)
     took_turns = bool(base.tokenizer.chat_template) and not base.metadata.get("settle.base")
     learned_turns = bool(corpus.template) and corpus.kind != "text"
@@ -179,25 +191,3 @@ def _warn_of_memory(c: TuningContext, expected: float) -> None:
                 "may end the run; --recompute, a smaller --batch-rows or --rows.max-tokens needs less",
             )
         )
-
-
-def _shown(c: TuningContext) -> dict[str, object]:
-    """Return what the plan's table shows."""
-    plan, loop, tuning = c.plan, c.plan.loop, c.tuning
-    settings = c.settings.model_dump(mode="json", exclude={"dry", "recipe", "adapter", "objective", "recompute"})
-    return {
-        **settings,
-        "model": tuning.base_name,
-        "adapter": {"name": tuning.adapter_name, **tuning.adapter},
-        "objective": {"name": plan.objective, **plan.objective_settings},
-        "device": plan.device,
-        "dtype": plan.dtype,
-        "steps": loop.max_steps,
-        "batch_tokens": loop.tokens_per_step,
-        "micro_rows": tuning.rows,
-        "recompute": bool(tuning.recompute),
-        "threads": loop.threads,
-        "warmup_steps": loop.warmup_steps,
-        "held_out_tokens": plan.held_out_tokens,
-        "optimizer": {"name": plan.optimizer_name, **plan.optimizer},
-    }

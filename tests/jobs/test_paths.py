@@ -1,5 +1,6 @@
 """Which way a job takes: what is refused before anything is read, what a dry run leaves out, what is tried next."""
 
+import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -96,21 +97,26 @@ def test_a_student_reads_as_its_teacher_and_is_another_model(monkeypatch: pytest
         teaching(monkeypatch, "small", "a")
 
 
-def test_a_dry_forecast_begins_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_dry_forecast_begins_nothing(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     done: list[Any] = []
     expected = SimpleNamespace(to_json=lambda: {"loss": 1})
     monkeypatch.setattr(tuning_stages, "_look_ahead", lambda c: setattr(c, "expected", expected))
-    monkeypatch.setattr(tuning_stages, "begin", lambda c, forecast: done.append(("begin", forecast)))
-    monkeypatch.setattr(tuning_stages, "end_dry", lambda c, result: done.append(("dry", result["forecast"])))
-    for dry, wanted in ((False, "begin"), (True, "dry")):
-        c = context(tuning_stages.TuningContext, SimpleNamespace(dry=dry))
-        c.plan.to_json = dict
+    monkeypatch.setattr(tuning_stages, "end_dry", lambda c, result: done.append(result["forecast"]))
+
+    def forecast(record: Any, dry: bool) -> None:
+        settings = SimpleNamespace(dry=dry, watts=None)
+        c = context(tuning_stages.TuningContext, settings, record=record, folder=Run(tmp_path))
+        c.plan.to_json, c.spending.start = dict, lambda device, watts: done.append("counted")
+        c.events = SimpleNamespace(emit=lambda event: done.append(event.forecast))
         c.corpus, c.judgement = SimpleNamespace(previews=[]), None
         tuning_stages.forecast(c)
-        assert done.pop() == (wanted, {"loss": 1}) and not done
-    c = context(tuning_stages.TuningContext, record={}, folder=SimpleNamespace(read=lambda name: {name: 2}))
-    tuning_stages.forecast(c)
-    assert done == [("begin", {"forecast.json": 2})]
+
+    forecast(None, dry=True)
+    assert done == [{"loss": 1}] and not (tmp_path / "forecast.json").exists()
+    forecast(None, dry=False)
+    assert done[1:] == ["counted"] and json.loads((tmp_path / "forecast.json").read_text()) == {"loss": 1}
+    forecast({}, dry=False)
+    assert done[2:] == ["counted", {"loss": 1}], "that of the earlier session is shown again"
 
 
 def test_a_rounding_that_is_refused_is_tried_more_exactly(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:

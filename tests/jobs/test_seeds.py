@@ -132,7 +132,7 @@ def test_two_recipes_are_compared_only_on_the_same_data(job, capsys):
     with pytest.raises(UsageError, match="judged on different data"):
         compare_recipes(["a", "b"], Events())
     with pytest.raises(RunError, match="0 finished runs of nobody"):
-        report("nobody", Events())
+        report("nobody", "train", Events())
     for wrong in (["a"], ["a", "a"]):
         with pytest.raises(UsageError):
             compare_recipes(wrong, Events())

@@ -464,7 +464,7 @@ def test_a_tuned_model_is_compared_on_rows_that_judge(home: Path, monkeypatch: p
         events=Events(),
     )
     c.corpus, c.folder, c.estimates, c.phases = corpus, run, {"compare": 5.0}, {"compare": 30.0}
-    c.live = SimpleNamespace(plan=plan, base=SimpleNamespace(source="s"), tokenizer=object())
+    c.base, c.live = SimpleNamespace(source="s"), SimpleNamespace(plan=plan, tokenizer=object())
     monkeypatch.setattr(tune.TuneContext, "tokenizer", "tokenizer")
     c.outcome = SimpleNamespace(state=SimpleNamespace(stop="settled", best_step=3))
     tune.compare(c)
@@ -496,13 +496,13 @@ def test_what_the_rows_can_show_is_said_before_the_run(number: int, compares: bo
         TuneSettings(model="m", inputs=["x"], compare=compares),
         events=Events(listeners=[into(heard)]),
     )
-    c.corpus, c.judgement = SimpleNamespace(kind="chat", examples=lambda: rows), {}
+    c.corpus, c.judgement = SimpleNamespace(kind="chat", examples=lambda: rows), None
     c.record = {} if resumes else None
     tune.judging(c)
     assert [event["kind"] for event in heard] == ([said] if said else [])
     if said:
-        assert c.judgement["measure"] == "exact match" and c.judgement["sentence"] == heard[0]["text"]
-        assert (c.judgement["visible"] is None) == (number == 4) and c.judgement["families"] == number
+        assert c.judgement.measure == "exact match" and c.judgement.sentence == heard[0]["text"]
+        assert (c.judgement.visible is None) == (number == 4) and c.judgement.families == number
 
 
 def test_a_run_that_is_stopped_before_there_is_a_plan_says_that_nothing_was_kept(home: Path) -> None:

@@ -122,8 +122,7 @@ class ModelInTurns(AnsweringModel):
         self.max_tokens = max_tokens
         self._threads, self._grammar = threads, grammar
         self._loader: ModelInTurns = shares._loader if shares else self
-        self._llama: Engine | None = None
-        self._fence: Fence | None = None
+        self._opened: tuple[Engine, Fence] | None = None
         files = [p for p in (ref.weights, ref.adapter) if p is not None]
         stamps = [[str(p.resolve()), stamp_of(p)] for p in files]
         self.key = digest([stamps, version("xllamacpp"), max_tokens, CONTEXT, grammar])
@@ -151,18 +150,19 @@ class ModelInTurns(AnsweringModel):
         self._loader.llama()
 
     def close(self) -> None:
-        llama, self._loader._llama = self._loader._llama, None
-        if llama is not None:
-            llama.close()
+        opened, self._loader._opened = self._loader._opened, None
+        if opened is not None:
+            opened[0].close()
 
     def llama(self) -> Engine:
         """Return the process, started if need be.
 
         Raises UsageError for a model that takes no turns, and what `Engine` raises.
         """
-        if self._loader is not self:
-            return self._loader.llama()
-        if self._llama is None:
+        return self._loader._open()[0]
+
+    def _open(self) -> tuple[Engine, Fence]:
+        if self._opened is None:
             llama = Engine(self.ref.weights, CONTEXT, adapter=self.ref.adapter, threads=self._threads)
             if not llama.takes_turns:
                 raise UsageError(
@@ -170,8 +170,8 @@ class ModelInTurns(AnsweringModel):
                     "give a model that chats, such as smollm2",
                 )
             llama.start()
-            self._llama, self._fence = llama, Fence(llama, enable_thinking=False)
-        return self._llama
+            self._opened = llama, Fence(llama, enable_thinking=False)
+        return self._opened
 
     def tokenize(self, text: str) -> list[int]:
         """Return the ids of a text."""
@@ -197,8 +197,7 @@ class ModelInTurns(AnsweringModel):
 
     def _prompt(self, case: Case) -> list[int]:
         """Return the ids of the messages. No text in them can end its turn, but where tools are rendered with them."""
-        llama, fence = self.llama(), self._loader._fence
-        assert fence is not None
+        llama, fence = self._loader._open()
         if case.tools:
             return llama.turns(case.messages, case.tools)
         return fence.ids([Turn(str(m["role"]), [str(m["content"])]) for m in case.messages])
@@ -219,10 +218,14 @@ class DecisionModel(AnsweringModel):
         return self
 
     def load(self) -> None:
+        self._loaded()
+
+    def _loaded(self) -> Decider:
         if self._decider is None:
             decider = Decider(self.ref.weights, threads=self._threads)
             decider.start()
             self._decider = decider
+        return self._decider
 
     def close(self) -> None:
         decider, self._decider = self._decider, None
@@ -230,11 +233,10 @@ class DecisionModel(AnsweringModel):
             decider.close()
 
     def measure(self, item: Case) -> Reply:
-        self.load()
-        assert self._decider is not None
+        decider = self._loaded()
         began, meter = time.monotonic(), EnergyMeter()
-        answer = self._decider.decide(state_of(item), [self._question])[0]
-        self.process_peak = max(self.process_peak, peak_bytes(self._decider.pid or 0))
+        answer = decider.decide(state_of(item), [self._question])[0]
+        self.process_peak = max(self.process_peak, peak_bytes(decider.pid or 0))
         probabilities = dict(zip(self._question.keys, answer.probabilities, strict=True))
         seconds, joules = time.monotonic() - began, meter.read().joules
         return Reply(answer.key, seconds=seconds, probabilities=probabilities, joules=joules)

@@ -101,7 +101,7 @@ def documents(c: ChooseContext) -> None:
         c.examples = c.examples.without(known)
         c.events.emit(Say(text=f"left out: {len(known)} test questions that the documents hold with their answers"))
         require_enough(c.examples, has_documents=True)
-    c.found_train, c.found_test = (Findings(cases, held) for cases in (c.examples.train_cases, c.examples.test))
+    c.found_train, c.found_test = (Findings(cases, held.find) for cases in (c.examples.train_cases, c.examples.test))
     c.events.emit(Say(text=f"{held.num_documents} documents, {held.num_passages} passages"))
 
 
@@ -287,7 +287,7 @@ def _result(c: ChooseContext) -> ChoiceResult:
         notes=verdict.notes,
         more_rows=verdict.more,
         command=chosen.way.command,
-        triage=c.first.to_json(),
+        triage=c.first,
         triage_agrees=c.first.prediction == chosen.name,
         ways=[MeasuredWay.of(m) for m in c.measured],
         failed=c.failed,

@@ -4,7 +4,7 @@ import re
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -107,20 +107,15 @@ def holds(passage: str, answer: str) -> bool:
 
 
 class Findings(Mapping[int, Found]):
-    """What the documents have for each of some questions, by its number; searched for when it is first wanted.
+    """What a search finds for each of some questions, by its number; searched for when it is first wanted."""
 
-    Empty without documents.
-    """
-
-    def __init__(self, cases: Sequence[Case] = (), documents: Documents | None = None) -> None:
-        self._documents, self._cases = documents, {case.number: case for case in cases}
+    def __init__(self, cases: Sequence[Case] = (), find: Callable[[Case], Found] = lambda case: Found(())) -> None:
+        self._find, self._cases = find, {case.number: case for case in cases}
         self._known: dict[int, Found] = {}
 
     def __getitem__(self, number: int) -> Found:
         if number not in self._known:
-            case = self._cases[number]
-            assert self._documents is not None
-            self._known[number] = self._documents.find(case)
+            self._known[number] = self._find(self._cases[number])
         return self._known[number]
 
     def __contains__(self, number: object) -> bool:

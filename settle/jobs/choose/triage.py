@@ -2,8 +2,10 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Annotated
 
 import numpy as np
+from pydantic import PlainSerializer
 
 from settle.base.statistics import Interval, bootstrap_mean
 from settle.evaluate.compare.cases import Case
@@ -46,14 +48,12 @@ class Triage:
     rows: int
     scores: Mapping[str, float]  # mean score by what was tried
     seconds: Mapping[str, float]  # mean time of an answer by what was tried
-    gains: Mapping[str, Interval]  # over the model as it is, in pairs, with 95 % intervals
+    # over the model as it is, in pairs, with 95 % intervals
+    gains: Mapping[str, Annotated[Interval, PlainSerializer(Interval.to_json)]]
     in_documents: float  # share of answers that a passage holds
     prediction: str  # the way that is expected to win, and why
     why: str
     ruled_out: Mapping[str, str]  # the ways that cannot win, and why
-
-    def to_json(self) -> dict[str, object]:
-        return {**vars(self), "gains": {name: gain.to_json() for name, gain in self.gains.items()}}
 
 
 def triage(examples: ExampleSet, found: Mapping[int, Found], task: Task, ask: Ask, seed: int) -> Triage:

@@ -8,7 +8,7 @@ between nobody can tell, and more rows would.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 
 from settle.base.statistics import bootstrap_mean, share_interval
 from settle.base.visible import visible_line
@@ -16,6 +16,8 @@ from settle.base.words.amounts import duration
 from settle.evaluate.compare.cases import Case
 from settle.experiment.race import Outcome, difference_text, may_be_ahead, range_text, value_text
 from settle.jobs.choose.answerer import Failed, Measured
+from settle.jobs.choose.triage import Triage
+from settle.jobs.kept_work import KeptResult
 
 LITTLE = 0.5  # score of the best way, below which the question is another one: whether any way is good enough
 DIFFERING = 5  # rows that are shown
@@ -126,14 +128,10 @@ class MeasuredWay(BaseModel):
         )
 
 
-class ChoiceResult(BaseModel):
+class ChoiceResult(KeptResult):
     """What result.json has of a choice."""
 
-    model_config = ConfigDict(frozen=True)
-
-    folder: str
     model: str | None
-    measure: str
     margin: float
     train: int  # examples that ways were built from
     test: int  # questions that judged
@@ -145,17 +143,12 @@ class ChoiceResult(BaseModel):
     forecast_after_triage: Mapping[str, float]
     actual_seconds: Mapping[str, float]
     chosen: str
-    verdict: str
-    why: str
-    notes: Sequence[str]
     more_rows: int | None
     command: str
-    triage: Mapping[str, object]
+    triage: Triage
     triage_agrees: bool
     ways: Sequence[MeasuredWay]
     failed: Sequence[Failed]
-    pairs: Sequence[Mapping[str, object]]
-    audit: Mapping[str, object]
 
 
 def rows(measured: Sequence[Measured], verdict: Verdict, families: Sequence[int], is_share: bool) -> list[list[str]]:

@@ -300,12 +300,13 @@ def _progress(events: Events, name: str) -> Callable[[Event], None]:
 
     def listen(event: Event) -> None:
         nonlocal steps
-        if isinstance(event, PlanReady):
-            steps = number(event.values.get("steps"))
-        elif isinstance(event, Progress):
-            events.emit(event.model_copy(update={"what": f"{name}: {event.what}"}))
-        elif isinstance(event, Step):
-            events.emit(Progress(what=f"{name}: training", done=event.step, total=steps, unit="steps"))
+        match event:
+            case PlanReady():
+                steps = number(event.values.get("steps"))
+            case Progress():
+                events.emit(event.model_copy(update={"what": f"{name}: {event.what}"}))
+            case Step():
+                events.emit(Progress(what=f"{name}: training", done=event.step, total=steps, unit="steps"))
 
     return listen
 

@@ -47,18 +47,18 @@ def history(run: Run) -> Iterator[Moment]:
     """
     kept: list[Moment] = []
     for event in read_events(run.events):
-        if isinstance(event, Step):
-            figures = {"loss": event.loss, "lr": event.lr, "grad_norm": event.grad_norm,
-                       "tokens_per_second": event.tokens_per_second}  # fmt: skip
-            figures = {f"train/{name}": value for name, value in figures.items()}
-        elif isinstance(event, Usage):
-            watts = math.nan if event.watts is None else event.watts
-            figures = {"usage/memory_gb": event.memory / 1e9, "usage/watts": watts}
-        elif isinstance(event, Eval) and not event.whole:
-            bits = math.nan if event.bits_per_byte is None else event.bits_per_byte
-            figures = {"eval/loss": event.loss, "eval/stderr": event.stderr, "eval/bits_per_byte": bits}
-        else:
-            continue
+        match event:
+            case Step():
+                names = ("loss", "lr", "grad_norm", "tokens_per_second")
+                figures = {f"train/{name}": getattr(event, name) for name in names}
+            case Usage():
+                watts = math.nan if event.watts is None else event.watts
+                figures = {"usage/memory_gb": event.memory / 1e9, "usage/watts": watts}
+            case Eval(whole=False):
+                bits = math.nan if event.bits_per_byte is None else event.bits_per_byte
+                figures = {"eval/loss": event.loss, "eval/stderr": event.stderr, "eval/bits_per_byte": bits}
+            case _:
+                continue
         while kept and _place(kept[-1]) >= (event.step, ORDER.index(event.kind)):
             kept.pop()
         finite = {name: value for name, value in figures.items() if math.isfinite(value)}

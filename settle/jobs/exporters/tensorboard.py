@@ -19,7 +19,6 @@ NUMBER, DOUBLE, BYTES, FLOAT = 0, 1, 2, 5  # wire types of protocol buffers
 FRAME, CRC = 12, 4  # bytes: length with its checksum, checksum of the data
 MOST_BYTES = 256 << 20  # of a file that is read
 LONGEST_VARINT = 10  # bytes: seven bits each of 64
-Value = int | bytes  # of a field: a number as it lies in the file, or what has a length
 
 
 class TensorBoard(Exporter):
@@ -79,61 +78,56 @@ def scalars(path: Path) -> Iterator[Scalar]:
 
 
 def _of_event(record: bytes) -> Iterator[Scalar]:
-    step, summary = 0, b""
-    for field, value in _fields(record):
-        if field == 2 and isinstance(value, int):
-            step = value
-        elif field == 5 and isinstance(value, bytes):
-            summary = value
-    for field, value in _fields(summary):
-        if field == 1 and isinstance(value, bytes):
-            tag, number = "", None
-            for inner, held in _fields(value):
-                if inner == 1 and isinstance(held, bytes):
-                    tag = held.decode()
-                elif inner == 2 and isinstance(held, int):
-                    number = struct.unpack("<f", held.to_bytes(4, "little"))[0]
-                elif inner == 8 and isinstance(held, bytes):
-                    number = _of_tensor(held)
-            if number is not None:
-                yield Scalar(tag, step, number)
+    numbers, texts = _message(record)
+    step = numbers.get(2, [0])[-1]
+    for value in _message(texts.get(5, [b""])[-1])[1].get(1, ()):
+        found, named = _message(value)
+        number = struct.unpack("<f", found[2][-1].to_bytes(4, "little"))[0] if 2 in found else None
+        if 8 in named:
+            number = _of_tensor(named[8][-1])
+        if number is not None:
+            yield Scalar(named.get(1, [b""])[-1].decode(), step, number)
 
 
 def _of_tensor(data: bytes) -> float | None:
     """Return the number in a tensor of one; None for another."""
-    kinds = {1: "<f", 2: "<d"}  # DT_FLOAT, DT_DOUBLE
-    kind = None
-    for field, value in _fields(data):
-        if field == 1 and isinstance(value, int):
-            kind = kinds.get(value)
-        elif field in (4, 5, 6) and isinstance(value, bytes) and kind and len(value) == struct.calcsize(kind):
-            return float(struct.unpack(kind, value)[0])
-        elif field in (5, 6) and isinstance(value, int) and kind:
-            return float(struct.unpack(kind, value.to_bytes(struct.calcsize(kind), "little"))[0])
-    return None
+    numbers, texts = _message(data)
+    kind = {1: "<f", 2: "<d"}.get(numbers.get(1, [0])[-1])  # DT_FLOAT, DT_DOUBLE
+    if kind is None:
+        return None
+    size = struct.calcsize(kind)
+    packed = [text for field in (4, 5, 6) for text in texts.get(field, ()) if len(text) == size]
+    packed += [number.to_bytes(size, "little") for field in (5, 6) for number in numbers.get(field, ())]
+    return float(struct.unpack(kind, packed[0])[0]) if packed else None
 
 
-def _fields(data: bytes) -> Iterator[tuple[int, Value]]:
-    """Yield number and value of each field of a message. Raises IndexError where it is torn."""
+def _message(data: bytes) -> tuple[dict[int, list[int]], dict[int, list[bytes]]]:
+    """Return the numbers of a message by field, as they lie in the file, and what has a length.
+
+    Raises IndexError where it is torn.
+    """
+    numbers: dict[int, list[int]] = {}
+    texts: dict[int, list[bytes]] = {}
     at = 0
     while at < len(data):
         key, at = _varint(data, at)
-        kind = key & 7
+        field, kind = key >> 3, key & 7
         if kind == NUMBER:
             value, at = _varint(data, at)
-            yield key >> 3, value
+            numbers.setdefault(field, []).append(value)
         elif kind in (DOUBLE, FLOAT):
             size = 8 if kind == DOUBLE else 4
-            yield key >> 3, int.from_bytes(data[at : at + size], "little")
+            numbers.setdefault(field, []).append(int.from_bytes(data[at : at + size], "little"))
             at += size
         elif kind == BYTES:
             size, at = _varint(data, at)
             if at + size > len(data):
                 raise IndexError
-            yield key >> 3, data[at : at + size]
+            texts.setdefault(field, []).append(data[at : at + size])
             at += size
         else:
             raise IndexError
+    return numbers, texts
 
 
 def _varint(data: bytes, at: int) -> tuple[int, int]:

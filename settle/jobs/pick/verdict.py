@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 
 from settle.base.files import write_atomic
 from settle.base.statistics import Interval, share_interval
@@ -20,6 +20,7 @@ from settle.experiment.race import (
     range_text,
     value_text,
 )
+from settle.jobs.kept_work import KeptResult
 from settle.jobs.pick.candidates import Candidate
 from settle.jobs.pick.exam import Taken
 from settle.shrink.pareto import frontier
@@ -178,22 +179,13 @@ class MeasuredModel(BaseModel):
         )
 
 
-class PickResult(BaseModel):
+class PickResult(KeptResult):
     """What result.json has of a pick."""
 
-    model_config = ConfigDict(frozen=True)
-
     chosen: str | None
-    verdict: str
-    why: str
-    notes: Sequence[str]
-    measure: str
     saved: float  # share of the answers that nobody had to write
     models: Sequence[MeasuredModel]
-    pairs: Sequence[Mapping[str, object]]
     task: str = ""
-    folder: str = ""
-    audit: Mapping[str, object] = {}
 
     @classmethod
     def of(cls, measured: Sequence[Measured], outcome: Outcome | None, verdict: Verdict, measure: str) -> "PickResult":

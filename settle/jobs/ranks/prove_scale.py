@@ -90,7 +90,7 @@ def prove_scale(asked: TrainSettings, ranks: str, events: Events) -> int:
     events.emit(Say(text=f"the weights of two runs on {most} ranks {verb}"))
     passed = is_same and order.most - order.least <= 1
     passed = passed and all(_agrees(trial, alone) for trial in (*trials.values(), changed))
-    events.emit(ResultReady(result=_result(trials, changed, alone, order, is_same, passed)))
+    events.emit(_result(trials, changed, alone, order, is_same, passed))
     return 0 if passed else 1
 
 
@@ -108,9 +108,8 @@ def parse_ranks(text: str) -> list[int]:
 def _plan(settings: TrainSettings, corpus: Corpus) -> TrainingPlan:
     """Return a plan that ends by its steps alone, with evaluations all along."""
     plan = plan_training(settings, {}, corpus, 0.0)
-    steps = plan.loop.max_steps
-    assert steps is not None
-    return plan.with_loop(until_settled=False, checkpoint_steps=max(1, steps // CHECKPOINTS), evaluation_cost=1.0)
+    every = max(1, (plan.loop.max_steps or 0) // CHECKPOINTS)
+    return plan.with_loop(until_settled=False, checkpoint_steps=every, evaluation_cost=1.0)
 
 
 def _changes(sizes: Sequence[int], steps: int) -> list[tuple[int, int]]:
@@ -199,9 +198,9 @@ def _row(trial: RankTrial, alone: RankTrial, size: int | None) -> tuple[object, 
 
 def _result(
     trials: dict[int, RankTrial], changed: RankTrial, alone: RankTrial, order: Order, is_same: bool, passed: bool
-) -> dict[str, object]:
+) -> ResultReady:
     """Return the table as JSON."""
-    return {
+    made = {
         "passed": passed,
         "bar": MOST_RELATIVE,
         "evaluations": len(alone.losses),
@@ -217,6 +216,7 @@ def _result(
         "tokens_seen": [order.least, order.most],
         "same_weights": is_same,
     }
+    return ResultReady(result=made)
 
 
 # --- one rank of such a run ---
