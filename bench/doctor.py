@@ -27,10 +27,10 @@ from settle.base.event_log import Events
 from settle.base.files import write_json
 from settle.base.run import Run, free_name
 from settle.cli import main as main_of_settle
-from settle.doctor import examine as examining
-from settle.doctor.answerers.local_model import LocalModel
+from settle.doctor import doctor as examining
+from settle.doctor.answerer import LocalModel
 from settle.doctor.checks import Check, proposed_trial
-from settle.doctor.examine import LOOK_SECONDS, check_name, checks_for, examine
+from settle.doctor.doctor import LOOK_SECONDS, check_name, checks_for, examine
 from settle.doctor.find_subject import find_subject
 from settle.doctor.known_answers import KNOWN_ANSWERS, PROSE
 from settle.doctor.model_files import with_file

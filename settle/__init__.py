@@ -12,7 +12,7 @@ import sys
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-from settle.audit.telemetry import switch_off
+from settle.audit import switch_off
 
 __all__ = [
     "SettleError",

@@ -11,7 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-Line = dict[str, object]
+from settle.audit.reach import Line
+
 _SKIPPED = (sysconfig.get_path("stdlib"), __file__)  # the site is who called these
 _PACKAGES = (sysconfig.get_path("purelib"), str(Path(__file__).parents[2]))  # named from there on
 MOST_SITES = 10_000  # different ones that are written down
@@ -99,17 +100,17 @@ class Hook:
             is_internet = getattr(args[0], "family", None) in (socket.AF_INET, socket.AF_INET6)
             if is_internet and not _is_address(address):  # looked up by the call itself, whose answer is not to be seen
                 self._note_name(address, _LOOKUPS["getaddrinfo"](self._lookups["getaddrinfo"](address, port)))
-            site = {"kind": "site", "call": event.partition(".")[2], "address": address, "port": port,
+            site: Line = {"kind": "site", "call": event.partition(".")[2], "address": address, "port": port,
                     "host": self._hosts.get(address, ""), "site": _site()}  # fmt: skip
             key = tuple(site.values())
             if key not in self._seen and len(self._seen) < MOST_SITES:
                 self._seen.add(key)
                 self._say(site)
 
-    def _say(self, line: Mapping[str, object]) -> None:
-        assert self.write is not None
-        ours = {"pid": os.getpid(), "tid": threading.get_native_id()}
-        self.write({"time": round(time.time(), 3), **line, **ours})
+    def _say(self, line: Line) -> None:
+        if self.write is not None:
+            ours: Line = {"pid": os.getpid(), "tid": threading.get_native_id()}
+            self.write({"time": round(time.time(), 3), **line, **ours})
 
 
 def _site() -> str:

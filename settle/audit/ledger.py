@@ -1,14 +1,21 @@
 """Reads ledgers: who connected to where, what of it was declared, and what can be said of it all in one sentence."""
 
 import json
+import time
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import cast
 
 import psutil
 
 from settle.audit import LEDGER_FOLDER, OBSERVED, PROVED
-from settle.audit.reach import DNS, Names, Reach, scope_of
+from settle.audit.reach import DNS, Line, Names, Reach, scope_of
+from settle.base.errors import UsageError
+from settle.base.event_log import Events
+from settle.base.events import Listing, ResultReady, Say
+from settle.base.files import home
+from settle.base.run import Run
 
 HERE = ("loopback", "own", "unix", "local")  # scopes that are this machine
 _ORDER = (OBSERVED, "watched", PROVED)
@@ -139,18 +146,15 @@ def read_sessions(paths: Iterable[Path], is_running: bool = False) -> Ledger:
     return ledger
 
 
-def _add(ledger: Ledger, lines: list[Mapping[str, object]], is_running: bool) -> None:
-    opened: Mapping[str, object] = next((line for line in lines if line.get("kind") == "opened"), {})
-    level = str(opened.get("level", OBSERVED))
+def _add(ledger: Ledger, lines: list[Line], is_running: bool) -> None:
+    opened = _first(lines, "opened")
+    level = opened.get("level", OBSERVED)
     if opened.get("version") == 1:  # it took every port 53 for a name server's
         lines = [{**line, "scope": "resolver"} if line.get("port") == DNS else line for line in lines]
     if not ledger.level or _ORDER.index(level) < _ORDER.index(ledger.level):
-        ledger.level, ledger.why = level, str(opened.get("why", ""))
-    ledger.reaches += [
-        Reach(str(line["host"]), str(line["why"]), str(line.get("module", "")))
-        for line in lines
-        if line.get("kind") == "declared"
-    ]
+        ledger.level, ledger.why = level, opened.get("why", "")
+    declared = [line for line in lines if line.get("kind") == "declared"]
+    ledger.reaches += [Reach(line["host"], line["why"], line.get("module") or "") for line in declared]
     session = _Session(lines, level, ledger.reaches)
     ledger.processes |= session.processes
     ledger.connections += session.connections
@@ -162,14 +166,14 @@ def _add(ledger: Ledger, lines: list[Mapping[str, object]], is_running: bool) ->
                 port = line.get("port")
                 ledger.listens.append(f"{line.get('address')}{'' if port is None else f':{port}'}")
             case "door":
-                ledger.doors.append(str(line.get("address")))
+                ledger.doors.append(line["address"])
             case "gap" | "unreadable":
-                ledger.gaps.append(str(line.get("why")))
+                ledger.gaps.append(line["why"])
             case "lost":
                 ledger.gaps.append(f"{line.get('count')} lines found no room on the disk")
-    if any(line.get("kind") == "closed" for line in lines):
+    if _first(lines, "closed"):
         return
-    if is_running or _lives(opened.get("pid")):
+    if is_running or psutil.pid_exists(opened.get("pid", -1)):
         ledger.is_closed = False
     else:
         ledger.gaps.append("a session was cut off before its end")
@@ -178,53 +182,50 @@ def _add(ledger: Ledger, lines: list[Mapping[str, object]], is_running: bool) ->
 class _Session:
     """What the lines of one file say together."""
 
-    def __init__(self, lines: list[Mapping[str, object]], level: str, reaches: list[Reach]) -> None:
+    def __init__(self, lines: list[Line], level: str, reaches: list[Reach]) -> None:
         self.processes: dict[tuple[int, str], str] = {}
-        self.connections: list[Connection] = []
-        self._programs: dict[object, tuple[str, str]] = {}  # and its module, by process
+        self._programs: dict[int, tuple[str, str]] = {}  # and its module, by process
         self._names, self._reaches = Names(), reaches
         for line in lines:
             self._names.add(line)
-        closed = next((line for line in lines if line.get("kind") == "closed"), {})
-        repeats = closed.get("repeats") or []
-        counts = {_key(r): r["count"] for r in repeats if isinstance(r, Mapping)} if isinstance(repeats, list) else {}
+        counts = {_key(line): line["count"] for line in _first(lines, "closed").get("repeats", ())}
         kind = "connect" if level != OBSERVED else "site"
         found: dict[object, Connection] = {}
         for line in lines:
             if line.get("kind") == "process":
-                self._programs[line["pid"]] = str(line["program"]), str(line.get("module", ""))
-                self.processes[int(str(line["pid"])), str(line["program"])] = str(line.get("module", ""))
+                self._programs[line["pid"]] = program, module = line["program"], line.get("module") or ""
+                self.processes[line["pid"], program] = module
             elif line.get("kind") in (kind, "socket"):
                 made = self._connection(line, counts)
                 found.setdefault((made.pid, made.program, made.call, made.target), made)
         self.connections = list(found.values())
 
-    def _connection(self, line: Mapping[str, object], counts: Mapping[tuple[object, ...], object]) -> Connection:
-        pid, address = int(str(line["pid"])), str(line.get("address", line.get("family", "")))
+    def _connection(self, line: Line, counts: Mapping[tuple[object, ...], int]) -> Connection:
+        address = line.get("address", line.get("family", ""))
         program, module = self._programs.get(line["pid"], ("", ""))
         names, port = self._names.of(line), line.get("port")
         return Connection(
-            time=float(str(line.get("time", 0))),
-            pid=pid,
+            time=line.get("time", 0.0),
+            pid=line["pid"],
             program=program,
-            call=str(line.get("call", "socket")),
+            call=line.get("call", "socket"),
             address=address,
             port=port if isinstance(port, int) else None,
-            scope=str(line.get("scope") or scope_of(address)),
+            scope=line.get("scope") or scope_of(address),
             host=names[0] if names else "",
-            site=str(self._names.site(line).get("site", "")),
-            count=int(str(counts.get(_key({**line, "program": program}), 1))),
+            site=self._names.site(line).get("site", ""),
+            count=counts.get(_key({**line, "program": program}), 1),
             declared=self._names.is_declared(line, self._reaches, module),
             guessed=self._names.is_guess(line),
         )
 
 
-def _lives(pid: object) -> bool:
-    return isinstance(pid, int) and psutil.pid_exists(pid)
+def _first(lines: Iterable[Line], kind: str) -> Line:
+    return next((line for line in lines if line.get("kind") == kind), Line())
 
 
-def _key(line: Mapping[str, object]) -> tuple[object, ...]:
-    return tuple(line.get(key) for key in ("pid", "program", "call", "address", "port"))
+def _key(line: Line) -> tuple[object, ...]:
+    return line.get("pid"), line.get("program"), line.get("call"), line.get("address"), line.get("port")
 
 
 def _shown(connection: Connection) -> dict[str, object]:
@@ -232,14 +233,76 @@ def _shown(connection: Connection) -> dict[str, object]:
     return {key: value for key, value in values if value not in (None, "") and (key != "guessed" or value)}
 
 
-def _lines(path: Path) -> list[Mapping[str, object]]:
+def _lines(path: Path) -> list[Line]:
     """Return the lines that are whole."""
-    found: list[Mapping[str, object]] = []
+    found: list[Line] = []
     for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             line = json.loads(text)
         except ValueError:
             continue
         if isinstance(line, dict):
-            found.append(line)
+            found.append(cast(Line, line))
     return found
+
+
+COLUMNS = ("time", "process", "program", "call site", "host", "address", "port", "count", "declared")
+MOST_LISTED = 40
+
+
+def show_ledger(subject: str, events: Events) -> None:
+    """Show the connections of a run, or of the newest command of that name. Raises UsageError without a ledger."""
+    run = Run.named(subject)
+    if run is not None:
+        found = read_ledger(run.path, is_running=run.status == "running")
+        if found is None:
+            raise UsageError(f"{run.name} has no ledger", "it was made before settle kept one")
+        title = run.name
+    else:
+        paths = [path for path in _ledgers() if _command(path) == subject]
+        if not paths:
+            raise UsageError(f"no run and no ledger is named {subject!r}", "`settle runs audit` lists the ledgers")
+        found, title = read_sessions(paths[-1:]), paths[-1].stem
+    events.emit(Listing(title=title, columns=COLUMNS, rows=[_row(c) for c in found.connections]))
+    for note in _notes(found):
+        events.emit(Say(text=note))
+    events.emit(ResultReady(result={"audit": found.to_json()}))
+
+
+def list_ledgers(events: Events) -> None:
+    """List the newest ledgers, each with its sentence."""
+    rows = []
+    for path in reversed(_ledgers()[-MOST_LISTED:]):
+        rows.append((_began(path), _command(path), read_sessions([path]).sentence))
+    hint = "`settle runs audit RUN` shows every connection" if rows else "no command has left a ledger yet"
+    events.emit(Listing(columns=("began", "command", "what left this machine"), rows=rows, note=hint))
+    events.emit(ResultReady(result={"ledgers": [{"began": r[0], "command": r[1], "sentence": r[2]} for r in rows]}))
+
+
+def _row(c: Connection) -> tuple[object, ...]:
+    declared = "" if c.is_here else "yes" if c.declared else "NO"
+    began = time.strftime("%H:%M:%S", time.localtime(c.time))
+    program = Path(c.program).name
+    port = "" if c.port is None else str(c.port)
+    return began, str(c.pid), program, c.site, c.shown_host, c.address, port, c.count, declared
+
+
+def _notes(found: Ledger) -> list[str]:
+    notes = [f"declared: {reach.host} ({reach.why})" for reach in found.reaches]
+    notes += [f"refused: {what}" for what in found.denied]
+    return [*notes, found.sentence]
+
+
+def _ledgers() -> list[Path]:
+    return sorted((home() / "ledgers").glob("*.jsonl"))
+
+
+def _began(path: Path) -> str:
+    """2026-11-28T11-02-13-serve-4711-ab12.jsonl → 2026-11-28 11:02:13."""
+    day, _, clock = path.stem[:19].partition("T")
+    return f"{day} {clock.replace('-', ':')}"
+
+
+def _command(path: Path) -> str:
+    """2026-11-28T11-02-13-serve-4711-ab12.jsonl → serve."""
+    return path.stem[20:].rsplit("-", 2)[0]

@@ -1,12 +1,40 @@
 """What a command may reach beyond this machine, said beforehand: usually nothing; and the names of what was reached."""
 
 import ipaddress
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import TypedDict
 
-Line = Mapping[str, object]
 DNS = 53
 LOOKUP_SECONDS = 60.0  # in which a process connects to what it looked up
+
+
+class Line(TypedDict, total=False):
+    """A line of a ledger, as JSON; the others of a process's lines are in `watcher_child.py`."""
+
+    kind: str
+    time: float  # seconds since 1970
+    pid: int
+    tid: int
+    program: str
+    module: str | None  # of Python
+    call: str
+    family: str  # of a socket without an address
+    address: str
+    port: int | str | None  # in words where the system chooses it
+    scope: str
+    host: str  # that was looked up
+    addresses: Sequence[str]  # that it was found to have
+    name: str  # that a name server was asked for
+    is_question: bool  # whether what was sent to a name server is a query and nothing more
+    site: str  # file:line
+    why: str
+    level: str
+    version: int
+    settle: str
+    command: str
+    count: int
+    repeats: "Sequence[Line]"  # each with its `count`
 
 
 @dataclass(frozen=True)
@@ -44,12 +72,12 @@ class Names:
     def add(self, line: Line) -> None:
         if line.get("kind") == "site":
             self._sites.setdefault((line.get("address"), line.get("port")), line)
-        addresses, host = line.get("addresses"), str(line.get("host", ""))
-        for address in addresses if isinstance(addresses, list) else ():
+        host = line.get("host", "")
+        for address in line.get("addresses", ()):
             hosts = self._hosts.setdefault(address, [])
             hosts[:] = [host, *(other for other in hosts if other != host)]
         if (name := line.get("name")) and line.get("scope") == "resolver":
-            self._asked.setdefault(line.get("pid"), []).append((_time(line), str(name)))
+            self._asked.setdefault(line.get("pid"), []).append((line.get("time", 0.0), name))
 
     def site(self, line: Line) -> Line:
         """Return the line of Python's hook about the same address; empty where there is none."""
@@ -65,15 +93,15 @@ class Names:
 
     def _known(self, line: Line) -> list[str]:
         if line.get("name") and line.get("scope") == "resolver":  # what another one is asked says nothing of itself
-            return [str(line["name"])]
+            return [line["name"]]
         host = self.site(line).get("host")
-        return self._hosts.get(line.get("address")) or ([str(host)] if host else [])
+        return self._hosts.get(line.get("address")) or ([host] if host else [])
 
     def _guessed(self, line: Line) -> list[str]:
         if line.get("scope") != "beyond" or line.get("port") == DNS or self.site(line):
             return []
-        asked = [name for at, name in self._asked.get(line.get("pid"), []) if 0 <= _time(line) - at <= LOOKUP_SECONDS]
-        return list(dict.fromkeys(reversed(asked)))
+        asked, now = self._asked.get(line.get("pid"), []), line.get("time", 0.0)
+        return list(dict.fromkeys(name for at, name in reversed(asked) if 0 <= now - at <= LOOKUP_SECONDS))
 
     def is_declared(self, line: Line, reaches: Iterable[Reach], module: str) -> bool:
         """Return whether every name that a line may mean is declared.
@@ -85,10 +113,9 @@ class Names:
             return False
         if not names and line.get("scope") == "resolver":
             return any(reach.module in ("", module.partition(".")[0]) for reach in reaches)
-        known = names or [str(line.get("address", ""))]
-        address = [str(line.get("address", ""))]
-        return any(r.covers(address, module) for r in reaches) or all(
-            any(r.covers([name], module) for r in reaches) for name in known
+        address = line.get("address", "")
+        return any(r.covers([address], module) for r in reaches) or all(
+            any(r.covers([name], module) for r in reaches) for name in names or [address]
         )
 
 
@@ -105,8 +132,3 @@ def scope_of(address: str) -> str:
         return "beyond"
     ip = getattr(ip, "ipv4_mapped", None) or ip
     return "loopback" if ip.is_loopback or ip.is_unspecified else "beyond"
-
-
-def _time(line: Line) -> float:
-    at = line.get("time")
-    return at if isinstance(at, int | float) else 0.0

@@ -15,12 +15,11 @@ from pathlib import Path
 from typing import Protocol
 
 from settle.audit import LEDGER_FOLDER, OBSERVED, PROVED, WATCHED
-from settle.audit.addresses import internet, is_local
-from settle.audit.audit_hook import Hook, Line
+from settle.audit.audit_hook import Hook
 from settle.audit.door import open_door
-from settle.audit.foreign_sockets import SocketFacts, own_sockets
 from settle.audit.ledger import read_ledger
-from settle.audit.reach import Names, Reach, scope_of
+from settle.audit.reach import Line, Names, Reach, scope_of
+from settle.audit.sockets import SocketFacts, internet, is_local, own_sockets
 from settle.audit.system_calls import num_threads
 from settle.audit.watcher import NotWatchedError, watch_this_process
 from settle.base.errors import UsageError
@@ -145,7 +144,7 @@ class Session:
         """Record what Python's hook saw."""
         self._names.add(line)
         self.write(line)
-        if self.level == OBSERVED and line["kind"] == "site" and scope_of(str(line["address"])) == "beyond":
+        if self.level == OBSERVED and line["kind"] == "site" and scope_of(line["address"]) == "beyond":
             self._judge(line)
 
     def _watch(self, watches: bool, offline: bool) -> None:
@@ -172,7 +171,7 @@ class Session:
         if line["kind"] == "listen" and line.get("address") in self.listens:
             return
         names = self._names.of(line)
-        if not self._names.is_declared(line, self.reaches, str(line.get("module", ""))):
+        if not self._names.is_declared(line, self.reaches, line.get("module") or ""):
             self.on_undeclared({**line, "host": names[0] if names else ""})
 
 
@@ -310,13 +309,13 @@ def ledger_of(command: "Watchable", events: Events, offline: bool) -> Iterator[N
 
 
 def _undeclared(line: Line, prevented: bool) -> UndeclaredConnection:
-    address, port = str(line.get("address") or line.get("family") or ""), line.get("port")
+    port = line.get("port")
     return UndeclaredConnection(
-        pid=int(str(line["pid"])),
-        call=str(line.get("call") or line["kind"]),
-        address=address,
+        pid=line["pid"],
+        call=line.get("call") or line["kind"],
+        address=line.get("address") or line.get("family") or "",
         port=port if isinstance(port, int) else None,
-        host=str(line.get("host") or ""),
+        host=line.get("host") or "",
         prevented=prevented,
     )
 

@@ -24,12 +24,21 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 if TYPE_CHECKING:
-    from settle.audit.addresses import DNS, INET, INET6, Address, asked_name, described, is_local, sent
-    from settle.audit.foreign_sockets import SocketFacts, facts_of
+    from settle.audit.sockets import (
+        DNS,
+        INET,
+        INET6,
+        Address,
+        SocketFacts,
+        asked_name,
+        described,
+        facts_of,
+        is_local,
+        sent,
+    )
 else:
     sys.path.append(os.path.dirname(__file__))  # noqa: PTH120  it runs alone, without a place for packages
-    from addresses import DNS, INET, INET6, Address, asked_name, described, is_local, sent
-    from foreign_sockets import SocketFacts, facts_of
+    from sockets import DNS, INET, INET6, Address, SocketFacts, asked_name, described, facts_of, is_local, sent
 
 Line = dict[str, Any]  # of the ledger: what JSON knows
 RECEIVE, ANSWER, IS_VALID = 0xC0502100, 0xC0182101, 0x40082102  # ioctls of a seccomp listener
@@ -168,10 +177,11 @@ class Watcher:
             self.resolvers.add(key)
         elif call == "connect":
             self.resolvers.discard(key)
+        line: Line = {"kind": "connect", "call": call, **address}
         if port == DNS and payload:
             name = asked_name(payload, size)
-            address = {**address, **({"is_question": False} if name is None else {"name": name})}
-        self.line(who, {"kind": "connect", "call": call, **address}, address["scope"] not in HERE)
+            line |= {"is_question": False} if name is None else {"name": name}
+        self.line(who, line, address["scope"] not in HERE)
 
     def addresses(
         self, number: int, who: Line, call: str, args: list[int], fd: int

@@ -2,8 +2,7 @@
 
 clients/        one file a client
 client          what `settle connect` does
-server          the server to connect to, and its models
-check           requests sent as a client sends them
+server          the server to connect to, its models, and requests sent as a client sends them
 client_files    a client's files written, and restored
 config_files    our entry merged into a configuration file of others
 """

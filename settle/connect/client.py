@@ -6,9 +6,9 @@ from settle.base.errors import UsageError
 from settle.base.event_log import Events
 from settle.base.events import AnswerText, Listing, ResultReady, Say, Warn
 from settle.base.server_state import running_server, server_key
-from settle.connect.check import CheckResult, check_request
 from settle.connect.client_files import is_connected, save, undo
 from settle.connect.clients import Client, Connection, cli_name
+from settle.connect.server import CheckResult, check_request
 
 
 def client_names() -> list[str]:

@@ -11,7 +11,7 @@ from typing import Any
 from settle.base.errors import ResourceError, RunError, UsageError, cannot_write
 from settle.base.files import home, read_json, write_atomic
 from settle.base.server_state import allow_origins, allowed_origins
-from settle.connect.clients import ConfigFile
+from settle.connect.config_files import ConfigFile
 
 # What was done for a client: `origins` that were let in, and `files`. Each of these has its `path`; `before`, the old
 # content in base64, None where there was no file; `mode`, its permissions; `made`, folders that we made; and `wrote`,

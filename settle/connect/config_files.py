@@ -4,14 +4,17 @@ YAML is changed as text, at places that its parser reports, so that comments and
 and compared with what it should be; where they differ, nothing is written.
 """
 
+import copy
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
-from typing import TypeVar
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
 
 import yaml
 
-from settle.connect.clients import CannotMerge
+from settle.base.errors import SettleError
 
 COMMENT = re.compile(r"(?<!\S)#")
 
@@ -19,8 +22,32 @@ Entry = dict[str, object]
 T = TypeVar("T")
 
 
-def merge_yaml(old: str | None, head: Mapping[str, object], keys: Sequence[str], entry: Entry, name: str) -> str:
-    """Return YAML with `entry` in the list under `keys`, replacing the one that has the same `name`.
+class CannotMerge(SettleError):
+    """A client's file cannot be extended without losing content; `fix` is what to add by hand."""
+
+
+@dataclass(frozen=True)
+class ConfigFile:
+    """A file that a client reads."""
+
+    path: Path
+    part: str  # what is added, to show
+    merged: Callable[[str | None], str]  # adds it to the file's text, None where there is none; raises CannotMerge
+
+
+def yaml_file(path: Path, head: Entry, keys: Sequence[str], entry: Entry) -> ConfigFile:
+    """Return a YAML file that gets `entry` in the list under `keys`, see `merge_yaml`."""
+    return ConfigFile(path, merge_yaml(None, {}, keys, entry), lambda old: merge_yaml(old, head, keys, entry))
+
+
+def json_file(path: Path, part: object, empty: T, change: Callable[[T], T]) -> ConfigFile:
+    """Return a JSON file whose value, at first `empty`, gets `change`. part: what to add by hand."""
+    shown = json.dumps(part, indent=2)
+    return ConfigFile(path, shown, lambda old: merge_json(old, empty, change, shown))
+
+
+def merge_yaml(old: str | None, head: Entry, keys: Sequence[str], entry: Entry) -> str:
+    """Return YAML with `entry` in the list under `keys`, replacing the one that has the same name.
 
     head: the beginning of a new file. Raises CannotMerge."""
     if old is None or not old.strip():
@@ -31,20 +58,18 @@ def merge_yaml(old: str | None, head: Mapping[str, object], keys: Sequence[str],
         reason = str(e).splitlines()[0] if str(e) else type(e).__name__
         raise CannotMerge(f"it is not YAML that can be extended: {reason[:200]}", _dump(_nested(keys, entry))) from None
     if root is None and before is None:  # nothing but comments
-        return old.rstrip("\n") + "\n" + merge_yaml(None, head, keys, entry, name)
-    entry = _current(before, keys, entry, name) | entry
-    expected = _expected(before, keys, entry, name)
-    if expected is not None and expected == before:
-        return old
+        return old.rstrip("\n") + "\n" + merge_yaml(None, head, keys, entry)
     newline = "\r\n" if "\r\n" in old else "\n"
     try:
-        text = _placed(old if old.endswith("\n") else old + newline, root, list(keys), entry, name, newline)
-        after = yaml.safe_load(text)
-    except (yaml.YAMLError, _UnknownLayout):
-        after = None
-    if after is None or after != expected:
-        raise CannotMerge("its layout cannot be extended safely", _dump(_nested(keys, entry)))
-    return text
+        expected, entry = _expected(before, keys, entry)
+        if expected == before:
+            return old
+        text = _placed(old if old.endswith("\n") else old + newline, root, list(keys), entry, newline)
+        if yaml.safe_load(text) == expected:
+            return text
+    except (yaml.YAMLError, _UnknownLayout, AttributeError, TypeError):
+        pass  # a value of another kind than a list of objects
+    raise CannotMerge("its layout cannot be extended safely", _dump(_nested(keys, entry)))
 
 
 def merge_json(old: str | None, empty: T, change: Callable[[T], T], part: str) -> str:
@@ -69,7 +94,7 @@ class _UnknownLayout(Exception):
     """A layout that we cannot extend."""
 
 
-def _placed(text: str, root: yaml.Node, keys: list[str], entry: Entry, name: str, newline: str) -> str:
+def _placed(text: str, root: yaml.Node, keys: list[str], entry: Entry, newline: str) -> str:
     """`text` with the entry; the caller checks the result."""
     node, depth = root, 0
     while keys:
@@ -87,7 +112,7 @@ def _placed(text: str, root: yaml.Node, keys: list[str], entry: Entry, name: str
         return text[:at] + _indented(_dump([entry]), depth + 2, newline) + text[at:]
     if not isinstance(node, yaml.SequenceNode):
         raise _UnknownLayout
-    same = [item for item in node.value if _name_of(item, name) == entry[name]]
+    same = [item for item in node.value if _name_of(item) == entry["name"]]
     if node.flow_style:
         return _in_flow(text, node, same, entry, depth, newline)
     if same:
@@ -130,32 +155,27 @@ def _end(node: yaml.Node) -> int:
     return index
 
 
-def _name_of(node: yaml.Node, name: str) -> object:
+def _name_of(node: yaml.Node) -> object:
     pairs = node.value if isinstance(node, yaml.MappingNode) else []
-    return next((value.value for key, value in pairs if key.value == name), None)
+    return next((value.value for key, value in pairs if key.value == "name"), None)
 
 
-def _expected(before: object, keys: Sequence[str], entry: Entry, name: str) -> Entry | None:
-    """Return the value that the file should have afterwards; None where that is unclear."""
-    if not isinstance(before, dict | None):
-        return None
-    value: Entry = dict(before or {})
-    if len(keys) > 1:
-        return value | {keys[0]: _expected(value.get(keys[0]), keys[1:], entry, name)}
-    items = value.get(keys[0]) or []
-    if not isinstance(items, list):
-        return None
-    places = [i for i, item in enumerate(items) if isinstance(item, dict) and item.get(name) == entry[name]]
-    changed = [entry if i in places[:1] else item for i, item in enumerate(items)]
-    return value | {keys[0]: changed if places else [*items, entry]}
+def _expected(before: Any, keys: Sequence[str], entry: Entry) -> tuple[Entry, Entry]:
+    """Return the value that the file should have afterwards, and our entry in it, with fields that the user added.
 
-
-def _current(value: object, keys: Sequence[str], entry: Entry, name: str) -> Entry:
-    """Return the entry as it is now, with fields that the user added; {} when there is none."""
-    for key in keys:
-        value = value.get(key) if isinstance(value, dict) else None
-    items = value if isinstance(value, list) else []
-    return next((item for item in items if isinstance(item, dict) and item.get(name) == entry[name]), {})
+    Raises AttributeError or TypeError where there is no list of objects under the keys.
+    """
+    value: Entry = copy.deepcopy(before) or {}
+    place: Any = value
+    for key in keys[:-1]:
+        place[key] = place = place.get(key) or {}
+    items = place[keys[-1]] = place.get(keys[-1]) or []
+    at = next((i for i, item in enumerate(items) if isinstance(item, dict) and item.get("name") == entry["name"]), None)
+    if at is None:
+        items.append(entry)
+    else:
+        entry = items[at] = items[at] | entry
+    return value, entry
 
 
 def _nested(keys: Sequence[str], entry: Entry) -> Entry:

@@ -1,16 +1,20 @@
 """A request asked again with one thing changed: what checks of chats rest on."""
 
+import json
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from settle.doctor.answerers import Answerer
+from settle.base.files import write_json
+from settle.doctor.answerer import Answerer
 from settle.doctor.checks import Check
-from settle.doctor.findings import D, Details, Finding, Fix
+from settle.doctor.findings import D, Details, Finding, Fix, check_free
 from settle.doctor.known_answers import KNOWN_ANSWERS, PUZZLES
 from settle.doctor.subject import AskedModel
 from settle.doctor.trial import Item, Side, Trial
-from settle.wire.exchange import Reply, Request
+from settle.wire.exchange import Fields, Reply, Request, fields_of
+from settle.wire.formats import WireFormat
+from settle.wire.formats.openai import OpenAIFormat
 
 TOKENS = 16  # of an answer that is compared
 ITEMS = 18  # questions of a proof, and as many others of the re-test: some are answered alike by chance
@@ -48,7 +52,7 @@ class _AnsweredSide(Side):
         self.name, self._answerer = name, answerer
         self.num_bytes = answerer.num_bytes // 2  # both sides are one process
 
-    def open(self) -> None:
+    def load(self) -> None:
         self._answerer.open()
 
     def close(self) -> None:
@@ -145,3 +149,40 @@ def agreement_trial(
         seconds=seconds,
         fix=fix,
     )
+
+
+FILE = "request-fixed.json"
+
+
+def request_fix(request: Request, setting: str, value: object) -> Fix:
+    """Return the fix that sends `setting` with every request; it can write the recorded request with it."""
+    changed = WireFormat.part(request.api)().changed(setting, value)
+    command = setting_text(request, setting, value)
+
+    def write() -> str:
+        out = written_request(_with(request.body or OpenAIFormat().body(request), changed))
+        return f"wrote {out}: the recorded request with {command}; set the same in your client"
+
+    return Fix(f"send {command} with the request", command, write)
+
+
+def written_request(body: Fields) -> Path:
+    """Write a request into the current folder, and return its path. Raises UsageError."""
+    out = Path.cwd() / FILE
+    check_free(out)
+    write_json(out, body)
+    return out
+
+
+def setting_text(request: Request, setting: str, value: object) -> str:
+    """Return a setting as the client would write it."""
+    return json.dumps(WireFormat.part(request.api)().changed(setting, value), ensure_ascii=False)[1:-1]
+
+
+def _with(body: Fields, changes: Fields) -> Fields:
+    """Return a body with changes in it, also in the objects that it holds."""
+    changed = dict(body)
+    for name, value in changes.items():
+        inner = fields_of(changed.get(name))
+        changed[name] = _with(inner, fields_of(value)) if inner and fields_of(value) else value
+    return changed

@@ -5,13 +5,12 @@ from pathlib import Path
 
 from settle.base.errors import SettleError, UsageError
 from settle.base.run import Run
-from settle.doctor.answerers.local_model import LocalModel
-from settle.doctor.answerers.served_model import Door, is_address, open_server
-from settle.doctor.answerers.web import Web
-from settle.doctor.exchanges.chat import ChatRecord
-from settle.doctor.exchanges.read_transcript import read_transcript
+from settle.doctor.answerer import LocalModel
 from settle.doctor.history import find_history, read_history
+from settle.doctor.read_transcript import read_transcript
+from settle.doctor.served_model import Door, is_address, open_server
 from settle.doctor.subject import (
+    ChatRecord,
     ExportedRun,
     IndexedDocuments,
     LoggedHistory,
@@ -23,6 +22,7 @@ from settle.doctor.subject import (
     ThisMachine,
     TrainingRun,
 )
+from settle.doctor.web import Web
 from settle.library.facts import read_facts
 from settle.library.reference import ModelRef
 from settle.library.resolve import find_run, is_collection, resolve_gguf
@@ -82,7 +82,7 @@ def of_server(address: str, running: Running, door: Door) -> ServedChat:
 
 def of_transcript(path: Path, name: str | None, running: Running, door: Door) -> RecordedChat:
     """Return recorded exchanges, and the model that answers them again where it is known."""
-    exchanges = read_transcript(path).exchanges
+    exchanges = read_transcript(path)
     if name is not None and is_address(name):
         asked_of = next((exchange.request.model for exchange in exchanges if exchange.request.model), None)
         server = open_server(Web(name, door.key_of(name)), door.model, asked_of)

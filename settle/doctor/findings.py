@@ -2,11 +2,14 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Generic, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
+from settle.base.errors import UsageError
 from settle.doctor.subject import Subject
+from settle.wire.types import JsonObject
 
 
 class Details(BaseModel):
@@ -14,9 +17,15 @@ class Details(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    def to_json(self) -> dict[str, object]:
+    def to_json(self) -> JsonObject:
         """Return the fields that were set."""
         return self.model_dump(mode="json", by_alias=True, exclude_unset=True)
+
+
+def check_free(path: Path) -> None:
+    """Check that a fix overwrites nothing. Raises UsageError."""
+    if path.exists():
+        raise UsageError(f"{path.name} is there already", "move it away, or use it")
 
 
 D = TypeVar("D", bound=Details)
@@ -32,7 +41,7 @@ class Finding(Generic[D]):
     strength: float  # from 0 to 1, how sure the look alone makes it; findings are shown in this order
     details: D
 
-    def to_json(self) -> dict[str, object]:
+    def to_json(self) -> JsonObject:
         return {
             "check": self.check,
             "what": self.what,

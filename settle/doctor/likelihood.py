@@ -14,9 +14,8 @@ import numpy as np
 
 from settle.base.errors import SettleError
 from settle.data.likelihoods import Likelihoods
-from settle.doctor.held_side import HeldSide, typed
 from settle.doctor.known_answers import PARAGRAPHS, SPELLED, KnownAnswer
-from settle.doctor.trial import FEWEST_ITEMS, Item, Trial
+from settle.doctor.trial import FEWEST_ITEMS, HeldSide, Item, Trial
 from settle.doctor.turns import rendered, turn_end
 from settle.infer.engine import Engine
 from settle.infer.scorer import AS_IT_IS, Overrides, Scorer
@@ -54,21 +53,14 @@ class Reader:
         self._scorer = Scorer(weights, min(context, self.engine.context) - 1, overrides=self._overrides)
 
     def __enter__(self) -> "Reader":
-        self.engine.start()
-        try:
-            self._scorer.start()
-        except BaseException:
-            self.engine.close()
-            raise
+        with contextlib.ExitStack() as opening:
+            opening.enter_context(self.engine)
+            opening.enter_context(self._scorer)
+            self._opened = opening.pop_all()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """End both children."""
-        self._scorer.close()
-        self.engine.close()
+        self._opened.close()
 
     @contextlib.contextmanager
     def overridden(self, overrides: Overrides) -> Iterator[None]:
@@ -125,7 +117,7 @@ class _SharedReaders:
     def close(self) -> None:
         opened, self._open = self._open, None
         if opened is not None:
-            opened[1].close()
+            opened[1].__exit__()
 
 
 _shared: ContextVar[_SharedReaders | None] = ContextVar("shared_readers", default=None)
@@ -170,16 +162,6 @@ def own_template(engine: Engine) -> str | None:
     return str(engine.metadata[TEMPLATE_KEY]) if engine.takes_turns else None
 
 
-def answer_item(known: KnownAnswer) -> Item:
-    """Return a known answer as the item of a trial; `known_answer` reads it."""
-    return known._asdict()
-
-
-def known_answer(item: Item) -> KnownAnswer:
-    """Return the known answer that an item is. Raises TypeError for another item."""
-    return typed(item, KnownAnswer)
-
-
 def answer_reading(
     engine: Engine, known: KnownAnswer, template: str | None, end: str | None, before: KnownAnswer | None = None
 ) -> LikelihoodReading:
@@ -220,7 +202,7 @@ class LikelihoodSide(HeldSide[Reader]):
         self.num_bytes = 2 * (path or model.weights).stat().st_size
 
     def make(self) -> Reader:
-        return Reader(self._model, self._path, self._context, self._overrides).__enter__()
+        return Reader(self._model, self._path, self._context, self._overrides)
 
     def reading(self, engine: Engine, item: Item) -> LikelihoodReading:
         """Return the ids of an item in this set-up, and from where on they count; here those of plain text."""

@@ -3,9 +3,9 @@
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from settle.base.errors import SettleError, UsageError
+from settle.base.errors import SettleError
 from settle.doctor.checks import Check
-from settle.doctor.findings import D, Finding, Fix
+from settle.doctor.findings import D, Finding, Fix, check_free
 from settle.doctor.subject import ModelFile
 from settle.formats import Weights
 from settle.formats.gguf import read_gguf, write_edited
@@ -35,8 +35,7 @@ class MetadataCheck(Check[ModelFile, D]):
         out = Path.cwd() / f"{weights.stem}-fixed.gguf"
 
         def write() -> str:
-            if out.exists():
-                raise UsageError(f"{out.name} is there already", "move it away, or use it")
+            check_free(out)
             write_edited(weights, out, changes)
             return f"wrote {out}, with {_changes_text(changes)}; the file that you have is as it was"
 

@@ -11,13 +11,10 @@ from typing import NamedTuple
 from settle.base.errors import EngineError
 from settle.doctor.checks import Check
 from settle.doctor.findings import D, Fix
-from settle.doctor.held_side import HeldSide
 from settle.doctor.known_answers import PROSE, SENTENCES
 from settle.doctor.subject import ModelFile
-from settle.doctor.trial import LEAST_RATIO, Item, Side, Trial
+from settle.doctor.trial import LEAST_RATIO, EngineSide, HeldSide, Item, Side, Trial
 from settle.infer.child_process import Child, Load
-from settle.infer.engine import Engine
-from settle.library.reference import ModelRef
 from settle.machine import memory, read_from_disk, resident
 from settle.plan.fit.model_shapes import NamedShape
 from settle.plan.memory_model import served
@@ -193,11 +190,11 @@ class PagedTime(HeldSide[Child]):
     def __init__(self, name: str, load: Load) -> None:
         self.name, self.num_bytes, self._load = name, load.path.stat().st_size, load
 
-    def make(self) -> Child:
-        child = Child(self._load)
-        child.start()
-        pace(child, "Once", 1)
-        return child
+    def make(self) -> contextlib.AbstractContextManager[Child]:
+        return running(self._load)
+
+    def load(self) -> None:
+        pace(self.held, "Once", 1)
 
     def measure(self, item: Item) -> float:
         return pace(self.held, str(item)).seconds
@@ -208,18 +205,11 @@ def openings(first: int, number: int) -> Sequence[Item]:
     return [" ".join(text.split()[:6]) for text in [*PROSE, *SENTENCES][first : first + number]]
 
 
-class ThreadedTime(HeldSide[Engine]):
+class ThreadedTime(EngineSide):
     """Seconds for a token that is written after a short prompt, with a number of threads."""
 
-    def __init__(self, name: str, model: ModelRef, threads: int) -> None:
-        self.name, self.num_bytes = name, model.weights.stat().st_size
-        self._model, self._threads = model, threads
-
-    def make(self) -> Engine:
-        engine = Engine(self._model.weights, SHORT, self._threads, adapter=self._model.adapter)
-        engine.start()
-        engine.timed("Once", SPOKEN)  # the first answer also reads the file
-        return engine
+    def load(self) -> None:
+        self.held.timed("Once", SPOKEN)  # the first answer also reads the file
 
     def measure(self, item: Item) -> float:
         seconds, tokens = 0.0, 0

@@ -1,13 +1,29 @@
 """What the doctor looks at: this machine, a run, a model, a chat, a collection, a history of another trainer."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from settle.base.run import Run
-from settle.doctor.exchanges.chat import ChatRecord
+from settle.doctor.answerer import Answerer
 from settle.doctor.history import History
 from settle.library.reference import ModelRef
+from settle.wire.exchange import Exchange, Reply
+
+
+@dataclass(frozen=True)
+class ChatRecord:
+    """answerer: None where the model is not known, so that nothing can be asked again."""
+
+    exchanges: tuple[Exchange, ...]
+    answerer: Answerer | None = None
+
+    @property
+    def answered(self) -> Iterator[tuple[int, Exchange, Reply]]:
+        """Exchanges with an answer, and their places."""
+        for at, exchange in enumerate(self.exchanges):
+            if exchange.reply is not None:
+                yield at, exchange, exchange.reply
 
 
 @dataclass(frozen=True)

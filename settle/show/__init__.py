@@ -4,7 +4,7 @@ import contextlib
 import json as jsonlib
 import sys
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import IO, TYPE_CHECKING, Any, TypeVar
 
 from pydantic import BaseModel
 
@@ -24,7 +24,31 @@ from settle.base.events import (
 from settle.base.visible import visible, visible_line
 from settle.base.words.figures import comparison
 from settle.base.words.sentences import WHY_FITS
-from settle.show.signs import SimpleSigns
+
+OPEN, CLOSE = "⟦", "⟧"  # around what is learned
+SPARKS = "▁▂▃▄▅▆▇█"
+
+
+class SimpleSigns:
+    """A stream whose encoding is not Unicode: signs that it cannot write are replaced by simpler ones."""
+
+    SIGNS = str.maketrans(
+        {"·": "|", "±": "+-", "–": "-", "≤": "<=", "…": "...", "✓": "ok", "✗": "FAILED", "→": "->", "›": ">"}
+        | {"“": '"', "”": '"', OPEN: "[[", CLOSE: "]]"}
+        | {spark: str(i) for i, spark in enumerate(SPARKS)}
+    )
+
+    def __init__(self, stream: IO[str], encoding: str) -> None:
+        self._encoding = encoding
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        simple = text.translate(self.SIGNS).encode(self._encoding, "replace").decode(self._encoding)
+        return self._stream.write(simple)
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._stream, name)
+
 
 E = TypeVar("E", bound=Event)
 PROSE = AnswerText | RowPreviews | AnswerChanges  # their text may have several lines
@@ -41,14 +65,15 @@ def visible_event(event: E) -> E:
 
 
 def _shown(value: Any, is_prose: bool) -> Any:
-    if isinstance(value, str):
-        return visible(value) if is_prose else visible_line(value)
-    if isinstance(value, BaseModel):
-        return value.model_copy(update={name: _shown(below, is_prose) for name, below in value})
-    if isinstance(value, Mapping):
-        return {_shown(key, False): _shown(below, is_prose) for key, below in value.items()}
-    if isinstance(value, list | tuple):
-        return type(value)(_shown(below, is_prose) for below in value)
+    match value:
+        case str():
+            return visible(value) if is_prose else visible_line(value)
+        case BaseModel():
+            return value.model_copy(update={name: _shown(below, is_prose) for name, below in value})
+        case Mapping():
+            return {_shown(key, False): _shown(below, is_prose) for key, below in value.items()}
+        case list() | tuple():
+            return type(value)(_shown(below, is_prose) for below in value)
     return value
 
 
@@ -70,22 +95,22 @@ class Face:
         self._is_silent = self._has_folder = False
 
     def __call__(self, event: Event) -> None:
-        if isinstance(event, ResultReady):
-            self._result = event.result
-        elif isinstance(event, RunStarted | WorkStarted) and event.path and self.json and not self._has_folder:
-            self._has_folder = True
-            _write(jsonlib.dumps(to_record(event)) + "\n")
-        if not (self._is_raw and isinstance(event, AnswerText)):
-            event = visible_event(event)
-        if isinstance(event, AnswerText):
-            self._end_talk()
-            if not self.json:
-                _write(event.text)
-        elif isinstance(event, Listing | ForecastComparison):
-            if not self.json:
-                self._list(event)
-        else:
-            self._say(event)
+        match event:
+            case AnswerText():
+                self._end_talk()
+                if not self.json:
+                    _write(event.text if self._is_raw else visible(event.text))
+                return
+            case Listing() | ForecastComparison():
+                if not self.json:
+                    self._list(visible_event(event))
+                return
+            case ResultReady():
+                self._result = event.result
+            case RunStarted() | WorkStarted() if event.path and self.json and not self._has_folder:
+                self._has_folder = True
+                _write(jsonlib.dumps(to_record(event)) + "\n")
+        self._say(visible_event(event))
 
     def _say(self, event: Event) -> None:
         """Show it on stderr. When nobody can read it any more (a closed terminal, a full disk), the work continues."""
@@ -113,8 +138,8 @@ class Face:
     def close(self) -> None:
         """End the live display; with `json`, print the result."""
         self._end_talk()
-        if self.json and self._result is not None:
-            result, self._result = self._result, None
+        result, self._result = self._result, None
+        if self.json and result is not None:
             _write(jsonlib.dumps(result, default=str) + "\n")
 
     def _end_talk(self) -> None:

@@ -1,15 +1,19 @@
 """The talk on stderr: a live display on a terminal, plain lines anywhere else. Rendered from events alone."""
 
+import math
+import time
 from collections.abc import Sequence
 from typing import IO, cast
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Console, RenderableType
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
 from settle.base import events as kinds
-from settle.base.events import AnswerChanges, Event, PreviewRow
+from settle.base.events import AnswerChanges, Event, PreviewRow, Progress
 from settle.base.run.course import RunCourse
 from settle.base.run.result import Result
 from settle.base.visible import visible
@@ -17,6 +21,7 @@ from settle.base.words.amounts import count
 from settle.base.words.figures import comparison
 from settle.base.words.sentences import (
     ASKED,
+    WHY_FITS,
     decay_text,
     eval_text,
     event_lines,
@@ -30,9 +35,99 @@ from settle.base.words.sentences import (
     seconds_left,
     speed_text,
 )
-from settle.show.live import LiveDisplay
-from settle.show.signs import CLOSE, OPEN, SimpleSigns
+from settle.show import CLOSE, OPEN, SPARKS, SimpleSigns
 from settle.show.tables import listing, output_files, plan_table, verdict_panel
+
+FRAME_SECONDS = 0.1
+MOST_SPARKS = 20
+
+
+class LiveDisplay:
+    """Draws the course of a run, or the work in progress, until it is closed; the terminal is then as it was."""
+
+    def __init__(self, console: Console, course: RunCourse) -> None:
+        self.console, self.course = console, course
+        self.is_on = console.is_terminal and not console.is_dumb_terminal
+        self.work: Progress | None = None
+        self.work_began = 0.0
+        self._live: Live | None = None
+        self._drawn_at = 0.0
+
+    def close(self) -> None:
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+
+    def draw(self, now: bool = False) -> None:
+        """Show the present state, at most once a frame unless `now`."""
+        if not self.is_on:
+            return
+        at = time.monotonic()
+        if not now and at - self._drawn_at < FRAME_SECONDS:
+            return
+        self._drawn_at = at
+        if self._live is None:
+            self._live = Live(console=self.console, auto_refresh=False, transient=True, redirect_stdout=False)
+            self._live.start()
+        self._live.update(self.picture(), refresh=True)
+
+    def picture(self) -> RenderableType:
+        """Return what is shown at this moment; no line is wider than the terminal."""
+        width = self._width()
+        if self.work is not None:
+            work = self.work
+            share = work.done / work.total if work.total else None
+            bar = _bar(work.what, share, progress_text(work, self.work_began, seconds_left(self.course)), width)
+            left = [text for text in left_text(self.course) if "left" in text]
+            return Group(bar, self._row(f"the run: {left[0]}")) if left and self.course.left.phase else bar
+        course = self.course
+        if course.step is None and not course.evals:
+            return Text("")
+        label = "settling" if course.state == "decaying" else "training"
+        lines: list[RenderableType] = [_bar(label, course.left.fraction(), " · ".join(left_text(course)), width)]
+        if course.evals:
+            lines.append(self._row(eval_text(course.evals[-1]), self._sparks()))
+        if course.forecasts:
+            lines.append(self._row(outlook_text(course)))
+        train_loss = course.step.loss if course.step else None
+        parts = [f"train {loss_text(train_loss)}", f"{count(course.left.tokens)} tokens", *speed_text(course)]
+        lines.append(self._row(" · ".join([*parts, f"step {course.left.step:,}"])))
+        if course.state and course.state != "decaying":
+            lines.append(_bar("settled", course.nearness or 0.0, evidence_text(course, self.console.width), width))
+        return Group(*lines)
+
+    def _width(self) -> int:
+        """Leaves room for the ^C that a terminal writes: if it wrapped, the display could not be removed."""
+        return max(1, self.console.width - 3)
+
+    def _row(self, text: str, after: str = "") -> Text:
+        indent = " " * (9 if self.console.width >= WHY_FITS else 2)
+        row = Text(indent + text + ("  " + after if after else ""), no_wrap=True, overflow="ellipsis")
+        row.truncate(self._width(), overflow="ellipsis")
+        return row
+
+    def _sparks(self) -> str:
+        losses = [e.loss for e in self.course.evals if math.isfinite(e.loss)]
+        if len(losses) < 3:
+            return ""
+        wanted = min(len(losses), MOST_SPARKS)
+        losses = [losses[round(i * (len(losses) - 1) / (wanted - 1))] for i in range(wanted)]
+        low, high = min(losses), max(losses)
+        return "".join(SPARKS[round((loss - low) / ((high - low) or 1.0) * (len(SPARKS) - 1))] for loss in losses)
+
+
+def _bar(label: str, share: float | None, text: str, width: int) -> Table:
+    grid = Table.grid(padding=(0, 1))
+    grid.add_column(no_wrap=True, min_width=8)
+    grid.add_column(no_wrap=True)
+    grid.add_column(no_wrap=True, overflow="ellipsis")
+    after = Text(f"{100 * share:3.0f} %  {text}" if share is not None else text)
+    name = max(8, len(label))
+    room = max(4, min(40, width - name - 2 - len(after)))
+    after.truncate(max(1, width - name - 2 - room), overflow="ellipsis")
+    grid.add_row(Text(label, "bold"), ProgressBar(total=1.0, completed=share or 0.0, width=room, pulse=False), after)
+    return grid
+
 
 # characters of a piece that are shown: from its beginning, and from its end
 _LEARNED, _GIVEN = (700, 200), (300, 200)
@@ -108,6 +203,8 @@ class Talk:
         match event:
             case kinds.Progress():
                 self._show_progress(event)
+            case kinds.Eval() if event.whole:
+                self._show_lines(event)
             case kinds.Step() | kinds.Eval() | kinds.SettledEvidence():
                 self._show_training(event)
             case kinds.DecayStarted():
@@ -197,23 +294,21 @@ class Talk:
     def _show_training(self, event: kinds.Step | kinds.Eval | kinds.SettledEvidence) -> None:
         """Show a line now and then; on a terminal the display says it all."""
         course = self.course
-        if isinstance(event, kinds.Eval) and event.whole:
-            self._show_lines(event)
-            return
-        if isinstance(event, kinds.Step):
-            self.live.work = None
-        if self.live.is_on:
-            self.live.draw(now=not isinstance(event, kinds.Step))
-        elif isinstance(event, kinds.Step) and self._is_due("step", event.time):
-            parts = [f"step {event.step:,}", f"{count(event.tokens)} tokens", f"loss {loss_text(event.loss)}"]
-            self._line(" · ".join([*parts, *speed_text(course), *left_text(course)]))
-        elif isinstance(event, kinds.Eval) and self._is_due("eval", event.time):
-            expected = [text] if (text := outlook_text(course)) else []
-            self._line(" · ".join([f"held-out after {count(event.tokens)} tokens: {eval_text(event)}", *expected]))
-        elif isinstance(event, kinds.SettledEvidence):
-            if self._is_due("settled", event.time) or self._state != event.state:
-                self._line(f"{event.state}: {evidence_text(course, self.console.width)}")
-            self._state = event.state
+        is_due = not self.live.is_on and self._is_due(event.kind, event.time)
+        match event:
+            case kinds.Step():
+                self.live.work = None
+                if is_due:
+                    parts = [f"step {event.step:,}", f"{count(event.tokens)} tokens", f"loss {loss_text(event.loss)}"]
+                    self._line(" · ".join([*parts, *speed_text(course), *left_text(course)]))
+            case kinds.Eval() if is_due:
+                expected = [text] if (text := outlook_text(course)) else []
+                self._line(" · ".join([f"held-out after {count(event.tokens)} tokens: {eval_text(event)}", *expected]))
+            case kinds.SettledEvidence() if not self.live.is_on:
+                if is_due or self._state != event.state:
+                    self._line(f"{event.state}: {evidence_text(course, self.console.width)}")
+                self._state = event.state
+        self.live.draw(now=event.kind != "step")
 
     def _is_due(self, what: str, at: float) -> bool:
         pause = max(PLAIN_SECONDS, PLAIN_SHARE * self.course.left.spent())

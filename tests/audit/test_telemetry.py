@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from settle.audit.telemetry import SWITCHES
+from settle.audit import SWITCHES
 from tests.audit.conftest import Watched
 
 HUB = """
@@ -43,7 +43,7 @@ def test_these_are_the_ways_that_would_send(can_watch, home):
 
 
 def test_a_persons_own_value_stays(monkeypatch):
-    from settle.audit.telemetry import switch_off
+    from settle.audit import switch_off
 
     monkeypatch.setenv("DO_NOT_TRACK", "0")
     switch_off()

@@ -5,7 +5,7 @@ from pydantic import Field
 
 from settle.base.errors import DataError, UsageError
 from settle.base.settings import Settings, read_recipe, resolve
-from settle.doctor.exchanges.read_transcript import read_transcript
+from settle.doctor.read_transcript import read_transcript
 from settle.infer.decision_session import read_questions
 
 

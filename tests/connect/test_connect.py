@@ -15,8 +15,8 @@ from settle.base.registry import part, part_names
 from settle.base.server_state import allow_origins, allowed_origins, forget_server, note_server, running_server
 from settle.cli import main
 from settle.connect import client_files
-from settle.connect.clients import CannotMerge, Connection, cli_name
-from settle.connect.config_files import merge_json, merge_yaml
+from settle.connect.clients import Connection, cli_name
+from settle.connect.config_files import CannotMerge, merge_json, merge_yaml
 from settle.machine.web_request import is_loopback
 from tests.server.conftest import KEY
 
@@ -326,13 +326,13 @@ ENTRY = {"name": "settle", "model": 'it\'s: "x"', "roles": ["chat"]}
     ],
 )
 def test_yaml(old):
-    text = merge_yaml(old, {"version": 1}, ["models"], ENTRY, "name")
+    text = merge_yaml(old, {"version": 1}, ["models"], ENTRY)
     was = yaml.safe_load(old) or {"version": 1}
     now = yaml.safe_load(text)
     assert [m for m in now.pop("models") if m["name"] != "x"] == [ENTRY]
     was.pop("models", None)
     assert now == was and [c for c in old.splitlines() if c.startswith("#") and c not in text] == []
-    assert merge_yaml(text, {}, ["models"], ENTRY, "name") == text
+    assert merge_yaml(text, {}, ["models"], ENTRY) == text
 
 
 @pytest.mark.parametrize(
@@ -350,13 +350,13 @@ def test_yaml(old):
 )
 def test_yaml_that_stays_as_it_is(old):
     with pytest.raises(CannotMerge) as e:
-        merge_yaml(old, {}, ["models"], ENTRY, "name")
+        merge_yaml(old, {}, ["models"], ENTRY)
     assert yaml.safe_load(e.value.fix) == {"models": [ENTRY]}
 
 
 def test_yaml_keeps_what_a_person_added_to_our_entry():
     old = "models:\n- name: settle\n  model: old\n  mine: 1\n"
-    assert yaml.safe_load(merge_yaml(old, {}, ["models"], ENTRY, "name")) == {"models": [ENTRY | {"mine": 1}]}
+    assert yaml.safe_load(merge_yaml(old, {}, ["models"], ENTRY)) == {"models": [ENTRY | {"mine": 1}]}
 
 
 def test_the_key_stays_on_this_machine():

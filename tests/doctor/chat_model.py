@@ -14,7 +14,7 @@ from settle.base.files import home, write_json
 from settle.base.run import Run
 from settle.cli import main
 from settle.data.tokenizer.byte_bpe import ByteBpeTokenizer
-from settle.doctor.answerers.local_model import LocalModel
+from settle.doctor.answerer import LocalModel
 from settle.doctor.find_subject import find_subject
 from settle.doctor.history import History
 from settle.doctor.known_answers import KNOWN_ANSWERS, PARAGRAPHS, PROSE, SPELLED

@@ -21,7 +21,7 @@ from settle.base.files import home, write_atomic, write_json
 from settle.base.run import Run
 from settle.data.tokenizer.pre_tokenizers import WAYS
 from settle.data.tokenizer.vocabulary import ENDS
-from settle.doctor.answerers.local_model import LocalModel
+from settle.doctor.answerer import LocalModel
 from settle.doctor.checks.answers.forgotten_start import canary, cut_ids
 from settle.doctor.checks.answers.invented_call import TOKENS as CALL_TOKENS
 from settle.doctor.checks.answers.invented_call import _in_prompt
@@ -31,15 +31,13 @@ from settle.doctor.checks.files.kv_cache import _costs
 from settle.doctor.checks.files.opening_token import KEY as OPENING
 from settle.doctor.checks.files.pre_tokenizer import MODEL, PRE, SPACE_PREFIX
 from settle.doctor.checks.files.rope import _base, _key
-from settle.doctor.checks.files.template import _tokens
 from settle.doctor.checks.machine.busy_machine import BUSY
 from settle.doctor.checks.training.forgot import LEAST_NATS, LOOKED, PROVED, _lost, general_texts
-from settle.doctor.exchanges.chat import ChatRecord
-from settle.doctor.exchanges.read_transcript import read_transcript
 from settle.doctor.history import read_history
 from settle.doctor.known_answers import KNOWN_ANSWERS, PARAGRAPHS, PROSE
 from settle.doctor.likelihood import Reader
 from settle.doctor.model_files import with_file
+from settle.doctor.read_transcript import read_transcript
 from settle.doctor.resources import (
     SHORT,
     fitting_tokens,
@@ -50,6 +48,7 @@ from settle.doctor.resources import (
 )
 from settle.doctor.subject import (
     AskedModel,
+    ChatRecord,
     ExportedRun,
     IndexedDocuments,
     LoggedHistory,
@@ -191,7 +190,7 @@ def forgotten_start(healthy: AskedModel, folder: Path) -> Subject:
     reply |= {"prompt_eval_count": limit, "eval_count": 16}
     path = folder / "chat.jsonl"
     write_atomic(path, json.dumps({"request": body, "response": reply}) + "\n")
-    return RecordedChat(str(path), ChatRecord(read_transcript(path).exchanges, answerer))
+    return RecordedChat(str(path), ChatRecord(read_transcript(path), answerer))
 
 
 @fault
@@ -335,7 +334,7 @@ def rope(healthy: ModelFile, folder: Path) -> Subject:
 @fault
 def template(healthy: ModelFile, folder: Path) -> Subject:
     """Write turns as another family does."""
-    fitting = fitting_forms(_tokens(read_gguf(healthy.model.weights).metadata))
+    fitting = fitting_forms(texts(read_gguf(healthy.model.weights).metadata, TOKENS))
     other = "llama-2" if "llama-2" not in fitting else "chatml"
     changes = {TEMPLATE_KEY: FORMS[other].template, PLAIN_TEXT_KEY: None}
     return edited(healthy, folder, changes)
@@ -460,7 +459,7 @@ def _long_rows(tokens: int, number: int) -> list[dict[str, str]]:
 @fault
 def paged_weights(healthy: ModelFile, folder: Path) -> Subject:
     """Ask for a context that leaves the weights too little room; widen a small model so that it is felt."""
-    subject = wider_model(healthy, folder, 64 << 20)  # whose reading from the disk can be felt
+    subject = wider_model(healthy, folder, 32 << 20)  # whose reading from the disk can be felt
     facts = read_facts(subject.model.weights)
     if not facts.bytes_per_token:
         raise UsageError("this model keeps nothing of its context", "choose one that does")

@@ -5,10 +5,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from settle.base.files import write_atomic
-from settle.doctor.answerers import Answerer
-from settle.doctor.exchanges.chat import ChatRecord
-from settle.doctor.exchanges.read_transcript import read_transcript
-from settle.doctor.subject import RecordedChat
+from settle.doctor.answerer import Answerer
+from settle.doctor.read_transcript import read_transcript
+from settle.doctor.subject import ChatRecord, RecordedChat
 from settle.wire.exchange import Change, Request
 from settle.wire.formats.openai import OpenAIFormat
 
@@ -27,4 +26,4 @@ def record(answerer: Answerer, requests: Sequence[Request], path: Path, as_asked
     finally:
         answerer.close()
     write_atomic(path, "".join(json.dumps(record) + "\n" for record in records))
-    return RecordedChat(str(path), ChatRecord(read_transcript(path).exchanges, answerer))
+    return RecordedChat(str(path), ChatRecord(read_transcript(path), answerer))

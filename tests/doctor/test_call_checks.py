@@ -5,7 +5,7 @@ import json
 import pytest
 
 from settle.base.event_log import Events
-from settle.doctor.answerers import Answerer
+from settle.doctor.answerer import Answerer
 from settle.doctor.checks import Check
 from settle.doctor.checks.answers.invented_call import strict_format
 from settle.experiment.run import prove

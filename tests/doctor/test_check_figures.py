@@ -12,10 +12,10 @@ from settle.base.run.course import RunCourse
 from settle.doctor.checks.answers import missed_passage
 from settle.doctor.checks.answers.sampler import USUAL, _effect, repeated_share
 from settle.doctor.checks.files import damaged_weights
-from settle.doctor.checks.resources import paged_weights
+from settle.doctor.checks.machine import paged_weights
 from settle.doctor.checks.training import unstable
-from settle.doctor.exchanges.read_transcript import _bodies
 from settle.doctor.history import find_history
+from settle.doctor.read_transcript import _bodies
 from settle.doctor.servers.llama_server import LlamaServer
 from settle.doctor.subject import TrainingRun
 from settle.doctor.training import facts
@@ -71,7 +71,6 @@ def run_with(folder, speeds, losses, verdict=""):
 
 def test_the_time_of_a_step_is_of_those_that_were_timed(tmp_path, monkeypatch):
     monkeypatch.setattr(RunCourse, "read", classmethod(lambda cls, course: course))
-    monkeypatch.setattr(facts, "_recipe", lambda run, plan: {})
     known = facts.facts_of(
         run_with(tmp_path, [0.0, 0.0, 0.0, 50.0, 10.0, 20.0], [3.0, 2.0, math.nan, 2.0, math.inf, 1.0])
     )
@@ -164,7 +163,7 @@ def test_a_server_without_a_length_of_its_own_has_none():
     from settle.doctor.servers import Served
 
     def described(params):
-        web = SimpleNamespace(get=lambda path: {"default_generation_settings": {"params": params, "n_ctx": 512}})
+        web = SimpleNamespace(ask=lambda path: {"default_generation_settings": {"params": params, "n_ctx": 512}})
         return LlamaServer().described(web, Served("m"))
 
     assert described({"n_predict": 64, "temperature": 0.5}).settings["max_tokens"] == 64

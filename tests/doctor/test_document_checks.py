@@ -7,11 +7,11 @@ import pytest
 
 from settle.base.event_log import Events
 from settle.cli import main
-from settle.doctor.answerers.served_model import Door
 from settle.doctor.checks import Check
 from settle.doctor.checks.answers import missed_passage
 from settle.doctor.checks.answers.missed_passage import FactSide, fact_items
 from settle.doctor.find_subject import find_subject
+from settle.doctor.served_model import Door
 from settle.doctor.subject import ModelFile, Running
 from settle.experiment.run import prove
 from tests.doctor.chat_model import healthy
@@ -54,7 +54,7 @@ def test_a_passage_that_finds_no_room_in_the_prompt(pages, joined):  # noqa: F81
     subject = indexed(pages)
     (item,) = fact_items(["How are the models shrunk?"], seed=0)
     side = FactSide("as it is", healthy(ModelFile).model, subject.name, deep=12, k=12)
-    side.open()
+    side.load()
     try:
         seen = {}
         for side.k in (12, 1):

@@ -10,10 +10,9 @@ from settle.base.errors import ResourceError, SettleError
 from settle.base.event_log import Events
 from settle.base.files import home as settle_home
 from settle.cli import main
-from settle.doctor import examine as examining
+from settle.doctor import doctor as examining
 from settle.doctor.checks import Check
-from settle.doctor.doctor import FOUND
-from settle.doctor.examine import checks_for, examine
+from settle.doctor.doctor import FOUND, checks_for, examine
 from settle.doctor.find_subject import find_subject
 from settle.doctor.likelihood import reader_of, shared_readers
 from settle.doctor.subject import ModelFile, Running, ThisMachine, TrainingRun

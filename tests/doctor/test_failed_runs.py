@@ -11,7 +11,7 @@ from settle.base.files import read_json, write_json
 from settle.base.run import Run
 from settle.cli import main
 from settle.doctor.checks import Check
-from settle.doctor.examine import examine
+from settle.doctor.doctor import examine
 from settle.doctor.find_subject import find_subject
 from settle.doctor.subject import ModelFile, Running, TrainingRun
 from settle.formats import map_file

@@ -7,7 +7,7 @@ import pytest
 from settle.base.event_log import Events
 from settle.doctor.checks import Check
 from settle.doctor.checks.files import damaged_weights
-from settle.doctor.examine import examine
+from settle.doctor.doctor import examine
 from settle.doctor.model_files import with_file
 from settle.doctor.subject import ModelFile, Running
 from settle.experiment.run import prove

@@ -11,10 +11,9 @@ import pytest
 
 from settle.cli import main
 from settle.data.rows.templates import KNOWN, fitting
-from settle.doctor.demonstration.lesson_model import Case, LessonModel
-from settle.doctor.demonstration.measure_lesson import LessonResult, Side, measure_case, measure_lesson
-from settle.doctor.demonstration.session import all_lessons
+from settle.doctor.lesson_model import Case, LessonModel
 from settle.doctor.lessons import Lesson
+from settle.doctor.measure_lesson import LessonResult, Side, all_lessons, measure_case, measure_lesson
 from settle.formats.gguf import export_gguf
 from settle.formats.safetensors import export_safetensors
 from settle.infer.live_sampling import logprobs
@@ -176,7 +175,7 @@ def test_the_command(path, home, capsys):
 
 
 def test_the_studio_may_use_it_without_torch_and_the_readers_of_data():
-    names = "settle.infer.token_session\nfrom settle.doctor.demonstration import session as m\n"
+    names = "settle.infer.token_session\nfrom settle.doctor import measure_lesson as m\n"
     code = f"import sys, {names}m.all_lessons(); print([n for n in {HEAVY} if n in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
 

@@ -9,11 +9,11 @@ import pytest
 
 from settle.base.errors import RunError, UsageError
 from settle.base.event_log import Events
-from settle.doctor.answerers import web
-from settle.doctor.answerers.served_model import Door
+from settle.doctor import web
 from settle.doctor.checks.answers.forgotten_start import ForgottenStart
 from settle.doctor.doctor import DoctorOptions, doctor
 from settle.doctor.find_subject import find_subject
+from settle.doctor.served_model import Door
 from settle.doctor.subject import Running
 from settle.experiment.run import prove
 from settle.infer.engine import Engine

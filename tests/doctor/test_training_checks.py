@@ -10,7 +10,7 @@ import pytest
 from settle.base.event_log import Events
 from settle.base.files import read_json, write_json
 from settle.doctor.checks import Check
-from settle.doctor.examine import examine
+from settle.doctor.doctor import examine
 from settle.doctor.subject import ModelFile, TrainingRun
 from settle.experiment.run import prove
 from settle.formats import map_file

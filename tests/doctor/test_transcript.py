@@ -7,10 +7,9 @@ import pytest
 from settle.base.errors import DataError
 from settle.base.event_log import Events
 from settle.doctor.checks.answers.empty_answer import EmptyAnswer
-from settle.doctor.examine import examine
-from settle.doctor.exchanges.chat import ChatRecord
-from settle.doctor.exchanges.read_transcript import read_transcript
-from settle.doctor.subject import RecordedChat
+from settle.doctor.doctor import examine
+from settle.doctor.read_transcript import read_transcript
+from settle.doctor.subject import ChatRecord, RecordedChat
 
 ASKED = {
     "openai": {
@@ -171,7 +170,7 @@ FILES = {
 def test_every_api_is_read_alike_however_it_was_recorded(tmp_path, api, form):
     path = tmp_path / "chat.jsonl"
     path.write_text(FILES[form](ASKED[api], GIVEN[api], STREAMED[api]), encoding="utf-8")
-    (exchange,) = read_transcript(path).exchanges
+    (exchange,) = read_transcript(path)
     request, reply = exchange.request, exchange.reply
     assert request.api == api and request.model == "m" and request.question == "Hello?"
     assert request.messages[0] == {"role": "system", "content": "Be brief."}
@@ -211,7 +210,7 @@ CONVERSATIONS = {
 def test_each_answer_of_a_conversation_is_an_exchange(tmp_path, form):
     path = tmp_path / "chat.json"
     path.write_text(CONVERSATIONS[form], encoding="utf-8")
-    first, second = read_transcript(path).exchanges
+    first, second = read_transcript(path)
     assert first.request.question == "Hello?" and first.reply.answer == "Hi."
     assert second.request.question == "And?" and len(second.request.messages) == 4
     assert second.reply.answer == "Nothing." and second.reply.thought == "<think>Hm.</think>"
@@ -220,7 +219,7 @@ def test_each_answer_of_a_conversation_is_an_exchange(tmp_path, form):
 def test_a_thought_that_never_ends_is_no_answer(tmp_path):
     path = tmp_path / "chat.json"
     path.write_text(json.dumps([TURNS[1], {"role": "assistant", "content": "<think>\nHm, let me see"}]), "utf-8")
-    (exchange,) = read_transcript(path).exchanges
+    (exchange,) = read_transcript(path)
     assert not exchange.reply.is_answered and exchange.reply.thought
 
 
@@ -260,7 +259,7 @@ def test_an_answer_that_is_plain_empty_is_found(tmp_path, stop, says):
     message = {"role": "assistant", "content": ""}
     exchange = {"request": body, "response": {"choices": [{"message": message, "finish_reason": "stop"}]}}
     path.write_text(json.dumps(exchange) + "\n")
-    subject = RecordedChat(str(path), ChatRecord(read_transcript(path).exchanges))
+    subject = RecordedChat(str(path), ChatRecord(read_transcript(path)))
     (finding,) = examine(subject, Events()).findings
     assert finding.check == "empty_answer" and says in finding.what
     command = EmptyAnswer().fix(finding, subject).command

@@ -5,8 +5,8 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from settle.audit.report import list_ledgers
-from settle.audit.report import show_ledger as show_connections
+from settle.audit.ledger import list_ledgers
+from settle.audit.ledger import show_ledger as show_connections
 from settle.base.choice import Choice, choice
 from settle.base.errors import UsageError
 from settle.base.event_log import Events

@@ -52,7 +52,7 @@ class Doctor(ThreadSettings, Command):
 
     def run(self, events: Events) -> int:
         if self.lesson is not None:
-            from settle.doctor.demonstration.session import lessons
+            from settle.doctor.measure_lesson import lessons
 
             if self.subject is None:
                 raise UsageError("no model is named for the lessons", "`settle doctor MODEL --lesson all`")

@@ -6,8 +6,7 @@ It appends /v1/messages to the base URL. Nothing is written into its settings, w
 import shlex
 from typing import ClassVar
 
-from settle.connect.clients import NO_KEY, Client, ClientRequest, Connection
-from settle.connect.clients._requests import QUESTION, SHORT
+from settle.connect.clients import NO_KEY, QUESTION, SHORT, Client, ClientRequest, Connection
 
 
 class ClaudeCode(Client):

@@ -1,14 +1,20 @@
 """Cline, the coding agent: its settings of providers, which its command line and its extension share."""
 
 import datetime
-import json
 import shlex
 from pathlib import Path
 from typing import ClassVar
 
-from settle.connect.clients import NO_KEY, CannotMerge, Client, ClientRequest, ConfigFile, Connection, environment
-from settle.connect.clients._requests import chat, tool
-from settle.connect.config_files import merge_json
+from settle.connect.clients import (
+    NO_KEY,
+    Client,
+    ClientRequest,
+    Connection,
+    chat,
+    environment,
+    tool,
+)
+from settle.connect.config_files import CannotMerge, ConfigFile, Entry, json_file
 
 PROVIDER = "openai-compatible"
 
@@ -21,13 +27,13 @@ class Cline(Client):
 
     def files(self, connection: Connection) -> list[ConfigFile]:
         provider = _provider(connection)
-        part = json.dumps({"lastUsedProvider": PROVIDER, "providers": {PROVIDER: provider}}, indent=2)
+        part = {"lastUsedProvider": PROVIDER, "providers": {PROVIDER: provider}}
         empty = {"version": 1, "lastUsedProvider": PROVIDER, "modes": {}, "providers": {}}
-        return [
-            ConfigFile(
-                _path(), part, lambda old: merge_json(old, empty, lambda v: _with(v, provider, connection), part)
-            )
-        ]
+        path = environment("CLINE_PROVIDER_SETTINGS_PATH")
+        if path is None:
+            data = environment("CLINE_DATA_DIR") or (environment("CLINE_DIR") or Path.home() / ".cline") / "data"
+            path = data / "settings" / "providers.json"
+        return [json_file(path, part, empty, lambda value: _with(value, provider, connection))]
 
     def note(self, connection: Connection) -> str:
         options = ["-p", PROVIDER, "-k", connection.key or NO_KEY, "-m", connection.model, "-b", connection.openai]
@@ -35,28 +41,13 @@ class Cline(Client):
 
     def requests(self, connection: Connection) -> list[ClientRequest]:
         read = tool("read_file", "Request to read the contents of a file.", "path", "The path of the file")
+        system, usage = "You are Cline, a highly skilled software engineer.", {"include_usage": True}
         return [
-            chat(
-                connection,
-                "its agent, with tools",
-                "You are Cline, a highly skilled software engineer.",
-                tools=[read],
-                tool_choice="auto",
-                stream_options={"include_usage": True},
-            )
+            chat(connection, "its agent, with tools", system, tools=[read], tool_choice="auto", stream_options=usage)
         ]
 
 
-def _path() -> Path:
-    """Return the path that Cline reads."""
-    exact = environment("CLINE_PROVIDER_SETTINGS_PATH")
-    if exact:
-        return exact
-    data = environment("CLINE_DATA_DIR") or (environment("CLINE_DIR") or Path.home() / ".cline") / "data"
-    return data / "settings" / "providers.json"
-
-
-def _provider(connection: Connection) -> dict[str, object]:
+def _provider(connection: Connection) -> Entry:
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
     settings = {
         "provider": PROVIDER,
@@ -67,7 +58,7 @@ def _provider(connection: Connection) -> dict[str, object]:
     return {"settings": settings, "updatedAt": now, "tokenSource": "manual"}
 
 
-def _with(value: dict[str, object], provider: dict[str, object], connection: Connection) -> dict[str, object]:
+def _with(value: Entry, provider: Entry, connection: Connection) -> Entry:
     """Return the settings with our server. Raises CannotMerge where another server has the only place."""
     others = _object(value.get("providers"))
     current = _object(others.get(PROVIDER))
@@ -83,7 +74,7 @@ def _with(value: dict[str, object], provider: dict[str, object], connection: Con
     return value | {"lastUsedProvider": PROVIDER, "providers": {**others, PROVIDER: merged}}
 
 
-def _object(value: object) -> dict[str, object]:
+def _object(value: object) -> Entry:
     """Return an object. Raises TypeError, which makes the file one that cannot be extended."""
     if not isinstance(value, dict | None):
         raise TypeError(f"{str(value)[:40]} is not an object")

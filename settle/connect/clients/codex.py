@@ -7,8 +7,7 @@ import json
 import shlex
 from typing import ClassVar
 
-from settle.connect.clients import NO_KEY, Client, ClientRequest, Connection
-from settle.connect.clients._requests import QUESTION, SHORT
+from settle.connect.clients import NO_KEY, QUESTION, SHORT, Client, ClientRequest, Connection
 
 KEY_VARIABLE = "SETTLE_API_KEY"
 

@@ -3,11 +3,10 @@
 from pathlib import Path
 from typing import ClassVar
 
-from settle.connect.clients import NO_KEY, Client, ClientRequest, ConfigFile, Connection, environment
-from settle.connect.clients._requests import chat, tool
-from settle.connect.config_files import merge_yaml
+from settle.connect.clients import NO_KEY, Client, ClientRequest, Connection, chat, environment, tool
+from settle.connect.config_files import ConfigFile, Entry, yaml_file
 
-HEAD = {"name": "settle", "version": "1.0.0", "schema": "v1"}  # required in every file of Continue
+HEAD: Entry = {"name": "settle", "version": "1.0.0", "schema": "v1"}  # required in every file of Continue
 
 
 class Continue(Client):
@@ -18,14 +17,7 @@ class Continue(Client):
 
     def files(self, connection: Connection) -> list[ConfigFile]:
         folder = environment("CONTINUE_GLOBAL_DIR") or Path.home() / ".continue"
-        entry = _entry(connection)
-        return [
-            ConfigFile(
-                folder / "config.yaml",
-                merge_yaml(None, {}, ["models"], entry, "name"),
-                lambda old: merge_yaml(old, HEAD, ["models"], entry, "name"),
-            )
-        ]
+        return [yaml_file(folder / "config.yaml", HEAD, ["models"], _entry(connection))]
 
     def note(self, connection: Connection) -> str:
         return "choose the model `settle` in Continue; `cn --config FILE` reads another file"
@@ -45,9 +37,9 @@ class Continue(Client):
         return [agent, ClientRequest("its completion of code", "/v1/completions", body | {"stop": ["\n\n"]}, "text")]
 
 
-def _entry(connection: Connection) -> dict[str, object]:
+def _entry(connection: Connection) -> Entry:
     can_insert = "insert" in connection.capabilities
-    entry: dict[str, object] = {
+    entry: Entry = {
         "name": "settle",
         "provider": "openai",
         "model": connection.model,

@@ -4,8 +4,7 @@ import json
 import shlex
 from typing import ClassVar
 
-from settle.connect.clients import NO_KEY, Client, ClientRequest, Connection
-from settle.connect.clients._requests import chat
+from settle.connect.clients import NO_KEY, Client, ClientRequest, Connection, chat
 
 
 class Curl(Client):

@@ -3,11 +3,10 @@
 from pathlib import Path
 from typing import ClassVar
 
-from settle.connect.clients import NO_KEY, Client, ClientRequest, ConfigFile, Connection, environment
-from settle.connect.clients._requests import chat, list_models
-from settle.connect.config_files import merge_yaml
+from settle.connect.clients import NO_KEY, Client, ClientRequest, Connection, chat, environment, list_models
+from settle.connect.config_files import ConfigFile, Entry, merge_yaml, yaml_file
 
-HEAD = {"version": "1.3.17"}
+HEAD: Entry = {"version": "1.3.17"}
 KEYS = ["endpoints", "custom"]
 AGENT = "langchainjs-openai/1.0.0"
 
@@ -18,21 +17,13 @@ class LibreChat(Client):
     about: ClassVar[str] = "chat for teams, in the browser"
 
     def files(self, connection: Connection) -> list[ConfigFile]:
-        path, entry = _path(), _entry(connection)
-        if path is None:
-            return []
-        return [
-            ConfigFile(
-                path,
-                merge_yaml(None, {}, KEYS, entry, "name"),
-                lambda old: merge_yaml(old, HEAD, KEYS, entry, "name"),
-            )
-        ]
+        path = _path()
+        return [] if path is None else [yaml_file(path, HEAD, KEYS, _entry(connection))]
 
     def steps(self, connection: Connection) -> str:
         if _path() is not None:
             return ""
-        text = merge_yaml(None, HEAD, KEYS, _entry(connection), "name")
+        text = merge_yaml(None, HEAD, KEYS, _entry(connection))
         return f"# librechat.yaml, in the folder of LibreChat\n{text}"
 
     def note(self, connection: Connection) -> str:
@@ -56,7 +47,7 @@ def _path() -> Path | None:
     return here / "librechat.yaml" if is_its_folder else None
 
 
-def _entry(connection: Connection) -> dict[str, object]:
+def _entry(connection: Connection) -> Entry:
     return {
         "name": "settle",
         "apiKey": connection.key or NO_KEY,

@@ -3,8 +3,7 @@
 import json
 from typing import ClassVar
 
-from settle.connect.clients import NO_KEY, Client, ClientRequest, Connection
-from settle.connect.clients._requests import QUESTION, chat
+from settle.connect.clients import NO_KEY, QUESTION, Client, ClientRequest, Connection, chat
 
 PROGRAM = """\
 import OpenAI from "openai"; // npm install openai, and save this as a .mjs file

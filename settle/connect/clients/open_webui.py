@@ -3,8 +3,7 @@
 import shlex
 from typing import ClassVar
 
-from settle.connect.clients import NO_KEY, Client, ClientRequest, Connection
-from settle.connect.clients._requests import chat, embed, list_models
+from settle.connect.clients import NO_KEY, Client, ClientRequest, Connection, chat, embed, list_models
 
 AGENT = "Python/3.12 aiohttp/3.13"
 

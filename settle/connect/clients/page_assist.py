@@ -2,8 +2,7 @@
 
 from typing import ClassVar
 
-from settle.connect.clients import NO_KEY, Client, ClientRequest, Connection
-from settle.connect.clients._requests import chat, embed, list_models
+from settle.connect.clients import NO_KEY, Client, ClientRequest, Connection, chat, embed, list_models
 
 CHROME = "chrome-extension://jfgfiigpkhlkbnfnbobbkinehhfdhndo"  # the same for everyone who has it from the store
 

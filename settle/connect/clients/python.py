@@ -2,8 +2,7 @@
 
 from typing import ClassVar
 
-from settle.connect.clients import NO_KEY, Client, ClientRequest, Connection
-from settle.connect.clients._requests import QUESTION, chat
+from settle.connect.clients import NO_KEY, QUESTION, Client, ClientRequest, Connection, chat
 
 PROGRAM = """\
 from openai import OpenAI  # pip install openai

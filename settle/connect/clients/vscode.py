@@ -4,13 +4,19 @@ According to VS Code's source, a key in `apiKey` is looked up in its secret stor
 header `Authorization` of a model is sent unchanged.
 """
 
-import json
-from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
-from settle.connect.clients import NO_KEY, Client, ClientRequest, ConfigFile, Connection, environment, settings_home
-from settle.connect.clients._requests import chat, tool
-from settle.connect.config_files import merge_json
+from settle.connect.clients import (
+    NO_KEY,
+    Client,
+    ClientRequest,
+    Connection,
+    chat,
+    environment,
+    settings_home,
+    tool,
+)
+from settle.connect.config_files import ConfigFile, Entry, json_file
 
 VENDOR, NAME = "customendpoint", "settle"
 UNKNOWN_CONTEXT = 8192
@@ -24,9 +30,11 @@ class VSCode(Client):
 
     def files(self, connection: Connection) -> list[ConfigFile]:
         group = _group(connection)
-        part = json.dumps([group], indent=2)
-        empty: list[dict[str, object]] = []
-        return [ConfigFile(_path(), part, lambda old: merge_json(old, empty, lambda value: _with(value, group), part))]
+        portable, data = environment("VSCODE_PORTABLE"), environment("VSCODE_APPDATA")
+        folder = portable / "user-data" if portable else (data or settings_home()) / "Code"
+        empty: list[Entry] = []
+        path = folder / "User" / "chatLanguageModels.json"
+        return [json_file(path, [group], empty, lambda value: _with(value, group))]
 
     def note(self, connection: Connection) -> str:
         return (
@@ -36,28 +44,12 @@ class VSCode(Client):
 
     def requests(self, connection: Connection) -> list[ClientRequest]:
         read = tool("read_file", "Read the contents of a file.", "filePath", "The absolute path of the file to read.")
-        return [
-            chat(
-                connection,
-                "its agent, with tools",
-                "You are an expert AI programming assistant.",
-                tools=[read],
-                tool_choice="auto",
-                temperature=0.1,
-                top_p=1,
-                n=1,
-                stream_options={"include_usage": True},
-            )
-        ]
+        system, usage = "You are an expert AI programming assistant.", {"include_usage": True}
+        more: dict[str, Any] = {"tools": [read], "temperature": 0.1, "top_p": 1, "n": 1}
+        return [chat(connection, "its agent, with tools", system, tool_choice="auto", stream_options=usage, **more)]
 
 
-def _path() -> Path:
-    portable, data = environment("VSCODE_PORTABLE"), environment("VSCODE_APPDATA")
-    folder = portable / "user-data" if portable else (data or settings_home()) / "Code"
-    return folder / "User" / "chatLanguageModels.json"
-
-
-def _group(connection: Connection) -> dict[str, object]:
+def _group(connection: Connection) -> Entry:
     context = connection.context or UNKNOWN_CONTEXT
     answer = min(8192, context // 4)
     model = {
@@ -73,9 +65,7 @@ def _group(connection: Connection) -> dict[str, object]:
     return {"name": NAME, "vendor": VENDOR, "apiType": "chat-completions", "models": [model]}
 
 
-def _with(value: list[dict[str, object]], group: dict[str, object]) -> list[dict[str, object]]:
+def _with(value: list[Entry], group: Entry) -> list[Entry]:
     """Fields that VS Code adds to our group, such as the effort of reasoning, stay."""
     ours = [old for old in value if old.get("vendor") == VENDOR and old.get("name") == NAME]
-    if not ours:
-        return [*value, group]
-    return [{**old, **group} if old is ours[0] else old for old in value]
+    return [{**old, **group} if old is ours[0] else old for old in value] if ours else [*value, group]

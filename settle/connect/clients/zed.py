@@ -3,13 +3,11 @@
 Zed reads the key of a provider called settle from SETTLE_API_KEY, or from what is typed into its own settings.
 """
 
-import json
 import shlex
 from typing import ClassVar
 
-from settle.connect.clients import NO_KEY, Client, ClientRequest, ConfigFile, Connection, settings_home
-from settle.connect.clients._requests import chat
-from settle.connect.config_files import Entry, merge_json
+from settle.connect.clients import NO_KEY, Client, ClientRequest, Connection, chat, settings_home
+from settle.connect.config_files import ConfigFile, Entry, json_file
 
 UNKNOWN_CONTEXT = 8192
 
@@ -22,10 +20,9 @@ class Zed(Client):
 
     def files(self, connection: Connection) -> list[ConfigFile]:
         provider = _provider(connection)
-        part = json.dumps(_with({}, provider), indent=2)
         empty: Entry = {}
         path = settings_home() / "zed" / "settings.json"
-        return [ConfigFile(path, part, lambda old: merge_json(old, empty, lambda value: _with(value, provider), part))]
+        return [json_file(path, _with({}, provider), empty, lambda value: _with(value, provider))]
 
     def steps(self, connection: Connection) -> str:
         return f"SETTLE_API_KEY={shlex.quote(connection.key or NO_KEY)} zed\n"

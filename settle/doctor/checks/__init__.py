@@ -13,7 +13,7 @@ from settle.doctor.findings import D, Details, Finding, Fix
 from settle.doctor.subject import Subject
 from settle.doctor.trial import Trial
 
-GROUPS = ("resources", "files", "answers", "training", "histories", "machine")  # sub-folders that hold the checks
+GROUPS = ("files", "answers", "training", "machine")  # sub-folders that hold the checks
 S = TypeVar("S", bound=Subject)
 
 

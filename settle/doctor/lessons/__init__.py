@@ -7,7 +7,7 @@ import random
 from typing import ClassVar
 
 from settle.base.registry import Part
-from settle.doctor.demonstration.lesson_model import Case, LessonModel
+from settle.doctor.lesson_model import Case, LessonModel
 
 
 class Lesson(Part):

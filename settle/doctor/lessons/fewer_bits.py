@@ -3,8 +3,8 @@
 import random
 from typing import ClassVar
 
-from settle.doctor.demonstration.lesson_model import MIX, Case, LessonModel
 from settle.doctor.known_answers import PARAGRAPHS
+from settle.doctor.lesson_model import MIX, Case, LessonModel
 from settle.doctor.lessons import Lesson
 
 TOKENS = 48  # of a paragraph

@@ -3,7 +3,7 @@
 import random
 from typing import ClassVar
 
-from settle.doctor.demonstration.lesson_model import Case, LessonModel
+from settle.doctor.lesson_model import Case, LessonModel
 from settle.doctor.lessons import Lesson
 
 SHOTS = 3  # words that show what is asked

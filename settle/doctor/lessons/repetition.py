@@ -3,8 +3,8 @@
 import random
 from typing import ClassVar
 
-from settle.doctor.demonstration.lesson_model import Case, LessonModel
-from settle.doctor.demonstration.made_up_facts import filler
+from settle.doctor.known_answers import filler
+from settle.doctor.lesson_model import Case, LessonModel
 from settle.doctor.lessons import Lesson
 
 TIMES = 4

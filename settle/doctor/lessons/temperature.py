@@ -4,8 +4,8 @@ import random
 from dataclasses import replace
 from typing import ClassVar
 
-from settle.doctor.demonstration.lesson_model import Case, LessonModel
-from settle.doctor.demonstration.made_up_facts import made_up_fact
+from settle.doctor.known_answers import made_up_fact
+from settle.doctor.lesson_model import Case, LessonModel
 from settle.doctor.lessons import Lesson
 
 LOW, HIGH = 0.7, 1.5

@@ -3,8 +3,8 @@
 import random
 from typing import ClassVar
 
-from settle.doctor.demonstration.lesson_model import Case, LessonModel
-from settle.doctor.demonstration.made_up_facts import filler, made_up_fact
+from settle.doctor.known_answers import filler, made_up_fact
+from settle.doctor.lesson_model import Case, LessonModel
 from settle.doctor.lessons import Lesson
 
 WINDOW = 256  # tokens: small, so that it takes seconds; the model's own window ends the same way

@@ -1,13 +1,12 @@
 """Third-party servers: one file a program, how it is recognised, and what it says of the models that it serves."""
 
 from abc import abstractmethod
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar
 
 from settle.base.registry import Part
-from settle.doctor.answerers.web import Web
-from settle.wire.exchange import fields_of, objects_in
+from settle.doctor.web import Web
+from settle.wire.exchange import Fields, objects_in
 
 
 @dataclass(frozen=True)
@@ -19,7 +18,7 @@ class Served:
     is_loaded: bool = False
     context: int | None = None  # tokens that it is loaded with
     longest: int | None = None  # tokens that the model was made for
-    settings: Mapping[str, object] = field(default_factory=dict)  # of a request without any, in llama.cpp's words
+    settings: Fields = field(default_factory=dict)  # of a request without any, in llama.cpp's words
 
 
 class ServerKind(Part):
@@ -39,10 +38,9 @@ class ServerKind(Part):
         return model
 
 
-def listed(value: object, name: str) -> list[Mapping[str, object]] | None:
+def listed(answer: Fields, name: str) -> list[Fields] | None:
     """Return the objects of a list in an answer, or None where there is no such list."""
-    items = fields_of(value).get(name)
-    return objects_in(items) if isinstance(items, list) else None
+    return objects_in(answer[name]) if isinstance(answer.get(name), list) else None
 
 
 def number(*values: object) -> int | None:

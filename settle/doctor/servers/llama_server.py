@@ -3,9 +3,9 @@
 from dataclasses import replace
 from typing import ClassVar
 
-from settle.doctor.answerers.web import Web
 from settle.doctor.servers import Served, ServerKind, listed, number
 from settle.doctor.servers.openai import served
+from settle.doctor.web import Web
 from settle.wire.exchange import fields_of
 from settle.wire.formats.openai import SAMPLING
 
@@ -17,14 +17,14 @@ class LlamaServer(ServerKind):
     title: ClassVar[str] = "llama-server"
 
     def models(self, web: Web) -> list[Served] | None:
-        props = fields_of(web.get("/props"))
+        props = web.ask("/props")
         if "default_generation_settings" not in props:
             return None
-        models = [served(model) for model in listed(web.get("/v1/models"), "data") or () if model.get("id")]
+        models = [served(model) for model in listed(web.ask("/v1/models"), "data") or () if model.get("id")]
         return models or [Served(str(props.get("model_alias") or props.get("model_path") or "default"))]
 
     def described(self, web: Web, model: Served) -> Served:
-        defaults = fields_of(fields_of(web.get("/props")).get("default_generation_settings"))
+        defaults = fields_of(web.ask("/props").get("default_generation_settings"))
         if not defaults:
             return model
         settings = fields_of(defaults.get("params"))

@@ -2,8 +2,8 @@
 
 from typing import ClassVar
 
-from settle.doctor.answerers.web import Web
 from settle.doctor.servers import Served, ServerKind, listed, number
+from settle.doctor.web import Web
 
 
 class LMStudio(ServerKind):
@@ -13,7 +13,7 @@ class LMStudio(ServerKind):
     title: ClassVar[str] = "LM Studio"
 
     def models(self, web: Web) -> list[Served] | None:
-        models = listed(web.get("/api/v0/models"), "data")
+        models = listed(web.ask("/api/v0/models"), "data")
         if models is None:
             return None
         return [

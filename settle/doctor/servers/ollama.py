@@ -1,13 +1,14 @@
 """Ollama, by its own API (https://docs.ollama.com/api)."""
 
-from collections.abc import Mapping
+import contextlib
 from dataclasses import replace
 from typing import ClassVar
 
-from settle.doctor.answerers.web import Web
 from settle.doctor.servers import Served, ServerKind, listed, number
-from settle.wire.exchange import fields_of
+from settle.doctor.web import Web
+from settle.wire.exchange import Fields, fields_of
 from settle.wire.formats.openai import SAMPLING
+from settle.wire.types import JsonObject
 
 
 class OllamaServer(ServerKind):
@@ -19,18 +20,18 @@ class OllamaServer(ServerKind):
     path: ClassVar[str] = "/api/chat"
 
     def models(self, web: Web) -> list[Served] | None:
-        models = listed(web.get("/api/tags"), "models")
+        models = listed(web.ask("/api/tags"), "models")
         if models is None:
             return None
-        loaded = {str(model.get("name") or model.get("model")): model for model in _loaded(web)}
-        names = [str(model.get("name") or model.get("model")) for model in models]
+        loaded = {_name(model): model for model in listed(web.ask("/api/ps"), "models") or []}
+        names = map(_name, models)
         return [
             Served(name, is_loaded=name in loaded, context=number(loaded.get(name, {}).get("context_length")))
             for name in names
         ]
 
     def described(self, web: Web, model: Served) -> Served:
-        shown = fields_of(web.post("/api/show", {"model": model.name}))
+        shown = web.ask("/api/show", {"model": model.name})
         if not shown:
             return model
         settings = _parameters(str(shown.get("parameters") or ""))
@@ -44,18 +45,16 @@ class OllamaServer(ServerKind):
         return replace(model, chats=chats, context=context, longest=longest, settings=settings)
 
 
-def _loaded(web: Web) -> list[Mapping[str, object]]:
-    return listed(web.get("/api/ps"), "models") or []
+def _name(model: Fields) -> str:
+    return str(model.get("name") or model.get("model"))
 
 
-def _parameters(text: str) -> dict[str, object]:
+def _parameters(text: str) -> JsonObject:
     """Return the settings of a Modelfile, one a line: `temperature    0.7`."""
-    found: dict[str, object] = {}
+    found: JsonObject = {}
     for line in text.splitlines():
         name, _, value = line.strip().partition(" ")
         if name in {*SAMPLING, "num_ctx", "num_predict"}:
-            try:
+            with contextlib.suppress(ValueError):
                 found[name] = float(value) if "." in value or "e" in value.lower() else int(value)
-            except ValueError:
-                continue
     return found

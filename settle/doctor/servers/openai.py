@@ -1,11 +1,10 @@
 """Whatever speaks OpenAI's API: vLLM, SGLang, mlx_lm, LocalAI, Jan, KoboldCpp and others."""
 
-from collections.abc import Mapping
 from typing import ClassVar
 
-from settle.doctor.answerers.web import Web
 from settle.doctor.servers import Served, ServerKind, listed, number
-from settle.wire.exchange import fields_of
+from settle.doctor.web import Web
+from settle.wire.exchange import Fields, fields_of
 
 _CONTEXTS = ("max_model_len", "context_length", "context_window", "max_context_length", "loaded_context_length")
 
@@ -17,13 +16,13 @@ class OpenAIServer(ServerKind):
     title: ClassVar[str] = "a server that speaks OpenAI's API"
 
     def models(self, web: Web) -> list[Served] | None:
-        models = listed(web.get("/v1/models"), "data")
+        models = listed(web.ask("/v1/models"), "data")
         if models is None:
             return None
         return [served(model) for model in models if isinstance(model.get("id"), str)]
 
 
-def served(model: Mapping[str, object]) -> Served:
+def served(model: Fields) -> Served:
     """Return a row of /v1/models as a model; servers add fields of their own."""
     meta = fields_of(model.get("meta"))
     can = model.get("capabilities")

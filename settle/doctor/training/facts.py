@@ -4,28 +4,41 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import ClassVar, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from settle.base.errors import RunError, SettleError, UsageError
-from settle.base.run import Run
+from settle.base.event_log import tail
+from settle.base.events import Event, Opened
+from settle.base.run import TAIL_BYTES, Run
 from settle.base.run.course import RunCourse
 from settle.base.settings import read_recipe
 
 Recipe = Mapping[str, object]  # values of settings by name, as recipe.toml holds them
 COMMANDS = ("train", "tune")  # whose runs can be trained again in short
+F = TypeVar("F")
 
 
 class Recorded(BaseModel):
     """A part of a JSON file of a run: what the doctor reads of it. Values that are null are left at their defaults."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
+    file: ClassVar[str]  # of a whole one
 
     @model_validator(mode="before")
     @classmethod
     def _without_nulls(cls, values: object) -> object:
-        return {k: v for k, v in values.items() if v is not None} if isinstance(values, Mapping) else values
+        return {k: v for k, v in values.items() if v is not None} if isinstance(values, dict) else values
+
+    @classmethod
+    def of(cls, run: Run) -> Self:
+        """Return what the file of a run says; defaults where it has none. Raises RunError for one that is damaged."""
+        try:
+            return cls.model_validate(run.read(cls.file) or {})
+        except ValidationError as e:
+            place = ".".join(map(str, e.errors()[0]["loc"]))
+            raise RunError(f"{run.path / cls.file} is damaged at {place}", "run it again") from None
 
 
 class LoopRecord(Recorded):
@@ -46,43 +59,59 @@ class TuningRecord(Recorded):
 
 
 class OptimizerRecord(Recorded):
-    """The optimizer of plan.json."""
-
     lr: float = 0.0
 
 
 class MemoryRecord(Recorded):
-    """The machine's memory when a run had its plan."""
-
     available: int | None = None
 
 
 class MachineRecord(Recorded):
-    """The machine of plan.json."""
-
     memory: MemoryRecord = MemoryRecord()
 
 
 class PlanRecord(Recorded):
     """A run's plan.json."""
 
+    file: ClassVar[str] = "plan.json"
     loop: LoopRecord | None = None
     tuning: TuningRecord = TuningRecord()
     optimizer: OptimizerRecord = OptimizerRecord()
     machine: MachineRecord = MachineRecord()
     origin: dict[str, str] = {}  # of settings
-    asked: dict[str, object] = {}
+    asked: Recipe = {}
     versions: dict[str, str] = {}  # of packages
     corpus: str = ""
 
-    @classmethod
-    def of(cls, run: Run) -> "PlanRecord":
-        """Return the plan of a run, empty where it has none. Raises RunError for a file that is damaged."""
-        try:
-            return cls.model_validate(run.read("plan.json") or {})
-        except ValidationError as e:
-            place = ".".join(map(str, e.errors()[0]["loc"]))
-            raise RunError(f"{run.path / 'plan.json'} is damaged at {place}", "run it again") from None
+
+class KeptAnswer(Recorded):
+    """What the exported file answered, as ids."""
+
+    prompt: list[int] = []
+    answer: list[int] = []
+
+
+class GateRecord(Recorded):
+    answers: list[KeptAnswer] = []
+
+
+class ResultRecord(Recorded):
+    """A run's result.json."""
+
+    file: ClassVar[str] = "result.json"
+    verdict: str = ""
+    gate: GateRecord = GateRecord()
+
+
+class Estimate(Recorded):
+    value: float | None = None
+
+
+class Forecast(Recorded):
+    """A run's forecast.json."""
+
+    file: ClassVar[str] = "forecast.json"
+    peak_memory: Estimate = Estimate()
 
 
 @dataclass(frozen=True)
@@ -111,9 +140,6 @@ class TunedFacts(TrainingFacts):
     base: Path
 
 
-F = TypeVar("F", bound=TrainingFacts)
-
-
 def facts_of(run: Run) -> TrainingFacts | None:
     """Return the facts of a run of `settle train` or `settle tune`; None for another, and for one that has not begun.
 
@@ -121,16 +147,20 @@ def facts_of(run: Run) -> TrainingFacts | None:
     """
     if run.command not in COMMANDS:
         return None
-    plan, result = PlanRecord.of(run), run.read("result.json")
+    plan = PlanRecord.of(run)
     if plan.loop is None:
         return None
+    try:
+        recipe: Recipe = read_recipe(run.path / "recipe.toml")
+    except SettleError:
+        recipe = plan.asked
     course, base = RunCourse.read(run.events), plan.tuning.base
     speeds = [s.tokens_per_second for s in course.steps if s.tokens_per_second > 0 and math.isfinite(s.loss)]
     tokens = plan.loop.tokens_per_step
     facts = TrainingFacts(
         run=run,
         corpus=plan.corpus,
-        recipe=_recipe(run, plan),
+        recipe=recipe,
         base=base,
         rate=plan.optimizer.lr,
         rate_is_asked=plan.origin.get("optimizer.lr", "default") != "default",
@@ -140,7 +170,7 @@ def facts_of(run: Run) -> TrainingFacts | None:
         losses=[s.loss if math.isfinite(s.loss) else math.inf for s in course.steps],
         evaluations=[(e.step, e.loss) for e in course.evals],
         rollbacks=len(course.rollbacks),
-        verdict=str(result.get("verdict") or "") if isinstance(result, dict) else "",
+        verdict=ResultRecord.of(run).verdict,
     )
     return TunedFacts(**vars(facts)) if base is not None and base.suffix == ".gguf" else facts
 
@@ -151,24 +181,17 @@ def tuned_facts(run: Run) -> TunedFacts | None:
     return facts if isinstance(facts, TunedFacts) else None
 
 
-def known_facts(run: Run) -> TrainingFacts:
+def known(facts: F | None, run: Run) -> F:
     """Return the facts of a run that was found to have some. Raises UsageError where they are gone since."""
-    return _known(facts_of(run), run)
-
-
-def known_tuned_facts(run: Run) -> TunedFacts:
-    """Return the facts of a run that was found to have tuned a GGUF file. Raises UsageError where they are gone."""
-    return _known(tuned_facts(run), run)
-
-
-def _known(facts: F | None, run: Run) -> F:
     if facts is None:
         raise UsageError(f"{run.name} has no record of its training any more", "run it again")
     return facts
 
 
-def _recipe(run: Run, plan: PlanRecord) -> Recipe:
+def latest_session(run: Run) -> list[Event]:
+    """Return the events since a run was started or resumed the last time. Raises SettleError."""
     try:
-        return read_recipe(run.path / "recipe.toml")
-    except SettleError:
-        return plan.asked
+        events = tail(run.events, TAIL_BYTES)
+    except OSError as e:
+        raise SettleError(f"{run.events} cannot be read: {e.strerror}", "fix its permissions") from None
+    return events[max((at for at, event in enumerate(events) if isinstance(event, Opened)), default=0) :]

@@ -10,9 +10,8 @@ from typing import Any, NamedTuple
 from settle.base.errors import ResourceError, RunError
 from settle.base.line_child import LineChild
 from settle.base.python_command import module_command
-from settle.doctor.held_side import HeldSide, typed
 from settle.doctor.training.facts import Recipe
-from settle.doctor.trial import Item
+from settle.doctor.trial import HeldSide, Item
 
 CHILD = "settle.doctor.training.step_child"
 
@@ -63,15 +62,11 @@ class StepChild:
         try:
             self.ready = Ready(**self._ask(asdict(self._steps) | {"recipe": dict(self._steps.recipe)}))
         except BaseException:
-            self.close()
+            self.__exit__()
             raise
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """End the process."""
         self._child.close(is_over=True)
         self._errors.close()
 
@@ -92,12 +87,6 @@ class StepChild:
         return values
 
 
-class Step(NamedTuple):
-    """A step, by its number."""
-
-    step: int
-
-
 class FailedSteps(HeldSide[StepChild]):
     """1 for a step that cannot be taken for want of memory, 0 for one that can."""
 
@@ -105,17 +94,15 @@ class FailedSteps(HeldSide[StepChild]):
         self.name, self.steps, self.step_seconds = name, steps, 0.0  # that the latest step took
 
     def make(self) -> StepChild:
-        return StepChild(self.steps).__enter__()
+        return StepChild(self.steps)
 
     def measure(self, item: Item) -> float:
-        step = typed(item, Step).step
-        self.open()
-        began = time.monotonic()
+        child, began = self.held, time.monotonic()
         try:
-            missing = self.held.take(step).missing
+            missing = child.take(int(str(item))).missing
             self.step_seconds = time.monotonic() - began
             return float(missing is not None)
         except ResourceError:  # a library of C ends where another raises an error
             self.close()
-            self.open()
+            self.load()
             return 1.0

@@ -8,7 +8,7 @@ from settle.base.errors import UsageError
 from settle.base.files import write_atomic
 from settle.base.run import Run
 from settle.base.settings import recipe_text
-from settle.doctor.findings import Fix
+from settle.doctor.findings import Fix, check_free
 from settle.doctor.training.facts import Recipe, TrainingFacts, TunedFacts
 from settle.doctor.training.rows import Served
 
@@ -51,7 +51,8 @@ def retrained(facts: TrainingFacts, recipe: Recipe, steps: int, folder: Path) ->
     """Return what makes the run again by `recipe`, `steps` steps long, in `folder`, where it is not there yet."""
 
     def make() -> Served:
-        if "-" in _inputs(recipe):
+        inputs = recipe.get("inputs")
+        if isinstance(inputs, list | tuple) and "-" in inputs:
             raise UsageError(f"{facts.run.name} read its rows from stdin", "give them in a file, and run it again")
         short = {key: value for key, value in recipe.items() if key not in NOT_AGAIN}
         run = Run(folder)
@@ -100,15 +101,9 @@ def recipe_fix(run: Run, recipe: Recipe, what: str) -> Fix:
     command = f"settle {run.command} --recipe {out.name}"
 
     def write() -> str:
-        if out.exists():
-            raise UsageError(f"{out.name} is there already", "move it away, or use it")
+        check_free(out)
         changed = {key: value for key, value in recipe.items() if key not in ("version", "recipe", "dry")}
         write_atomic(out, recipe_text({**changed, "name": f"{run.name}-fixed"}))
         return f"wrote {out}; `{command}` trains by it"
 
     return Fix(what, command, write, undo=lambda: out.unlink(missing_ok=True))
-
-
-def _inputs(recipe: Recipe) -> list[object]:
-    inputs = recipe.get("inputs")
-    return list(inputs) if isinstance(inputs, list | tuple) else []

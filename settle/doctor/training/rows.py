@@ -13,9 +13,8 @@ from settle.base.run import Run
 from settle.data.prepare import prepared
 from settle.data.rows.prepare import prepared_rows
 from settle.data.store import RowStore, TokenStore
-from settle.doctor.held_side import HeldSide, typed
 from settle.doctor.training.facts import TrainingFacts
-from settle.doctor.trial import Item
+from settle.doctor.trial import HeldSide, Item, typed
 from settle.formats.gguf import read_gguf
 from settle.infer.scorer import AS_IT_IS, Scorer
 from settle.library.facts import longest_context
@@ -119,10 +118,6 @@ class LossReader:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """End the child that reads."""
         self._scorer.close()
 
     def nats(self, item: Item) -> float:
@@ -147,11 +142,11 @@ def losses_of(served: Served, rows: RunRows, items: Sequence[Item]) -> list[floa
 class RowSide(HeldSide[LossReader]):
     """Rows of a run, read by what `make` makes ready."""
 
-    def __init__(self, name: str, rows: RunRows, make: Callable[[], Served], num_bytes: int = 0) -> None:
-        self.name, self._rows, self._made, self.num_bytes = name, rows, make, num_bytes
+    def __init__(self, name: str, rows: RunRows, make: Callable[[], Served]) -> None:
+        self.name, self._rows, self._made = name, rows, make
 
     def make(self) -> LossReader:
-        return LossReader(self._made(), self._rows).__enter__()
+        return LossReader(self._made(), self._rows)
 
     def measure(self, item: Item) -> float:
         return self.held.nats(item)

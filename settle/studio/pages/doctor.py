@@ -7,7 +7,7 @@ from typing import Any
 
 from nicegui import ui
 
-from settle.audit.report import list_ledgers, show_ledger
+from settle.audit.ledger import list_ledgers, show_ledger
 from settle.studio.command_child import CommandChild
 from settle.studio.field import Field
 from settle.studio.layout import Slot, button, card, words

@@ -2,9 +2,8 @@
 
 from nicegui import ui
 
-from settle.doctor.demonstration.measure_lesson import LessonResult
-from settle.doctor.demonstration.session import DRAWS, all_lessons, measured, percent
 from settle.doctor.lessons import Lesson
+from settle.doctor.measure_lesson import DRAWS, LessonResult, all_lessons, measured, percent
 from settle.studio.field import Field
 from settle.studio.layout import Slot, button, card, words
 from settle.studio.open_models import model_names

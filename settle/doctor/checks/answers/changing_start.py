@@ -8,13 +8,12 @@ from typing import ClassVar
 
 from settle.doctor.checks import Check
 from settle.doctor.findings import Details, Finding, Fix
-from settle.doctor.held_side import HeldSide
 from settle.doctor.known_answers import KNOWN_ANSWERS
 from settle.doctor.subject import AskedModel
-from settle.doctor.trial import LEAST_RATIO, Item, Trial
+from settle.doctor.trial import LEAST_RATIO, EngineSide, Item, Trial
 from settle.infer.engine import Engine
 from settle.library.reference import ModelRef
-from settle.wire.exchange import Request, text_of
+from settle.wire.exchange import text_of
 
 FEWEST_CHARACTERS = 400  # of a start that is worth keeping
 ALIKE, KEPT = 0.8, 0.5  # share of two starts that is the same, and that comes before their first difference
@@ -39,7 +38,8 @@ class ChangingStart(Check[AskedModel, TwoStarts]):
     seconds: ClassVar[float] = 0.2
 
     def detect(self, subject: AskedModel) -> Iterator[Finding[TwoStarts]]:
-        starts = [_start(exchange.request) for exchange in subject.chat.exchanges]
+        before = [exchange.request.messages[:-1] for exchange in subject.chat.exchanges]  # the last question
+        starts = ["\n".join(map(text_of, messages)) for messages in before]
         found = [at for at in range(1, len(starts)) if _is_rewritten(starts[at - 1], starts[at])]
         if not found:
             return
@@ -73,24 +73,16 @@ class ChangingStart(Check[AskedModel, TwoStarts]):
         )
 
     def fix(self, finding: Finding[TwoStarts], subject: AskedModel) -> Fix:
-        return Fix(
-            "put what changes behind what does not",
-            f"move {finding.details.changing!r} from the start of the prompt to the last message",
-        )
+        move = f"move {finding.details.changing!r} from the start of the prompt to the last message"
+        return Fix("put what changes behind what does not", move)
 
 
-class _FirstToken(HeldSide[Engine]):
+class _FirstToken(EngineSide):
     """How long the second of two prompts takes to read. starts: of the first prompt, and of the second."""
 
     def __init__(self, name: str, model: ModelRef, starts: tuple[str, str]) -> None:
-        self.name, self.num_bytes = name, model.weights.stat().st_size
-        self._model, self._starts = model, starts
-
-    def make(self) -> Engine:
-        longest = max(map(len, self._starts)) + 1024  # a token is a character at least
-        engine = Engine(self._model.weights, longest, adapter=self._model.adapter)
-        engine.start()
-        return engine
+        super().__init__(name, model, max(map(len, starts)) + 1024)  # a token is a character at least
+        self._starts = starts
 
     def measure(self, item: Item) -> float:
         self.held.reading_ms(_ids(self.held, self._starts[0], "Hello."))
@@ -101,11 +93,6 @@ def _ids(engine: Engine, start: str, question: str) -> Sequence[int]:
     if engine.takes_turns:
         return engine.turns([{"role": "user", "content": f"{start}\n\n{question}"}])
     return engine.plain(f"{start}\n\n{question}")
-
-
-def _start(request: Request) -> str:
-    """Return the text that a request begins with, before the last question."""
-    return "\n".join(text_of(message) for message in request.messages[:-1])
 
 
 def _is_rewritten(one: str, other: str) -> bool:

@@ -4,13 +4,11 @@ import time
 from collections.abc import Iterator
 from typing import ClassVar
 
-from settle.doctor.answerers import Answerer
-from settle.doctor.asked_again import AskedAgain, AskingSide, AtExchange
-from settle.doctor.exchanges.chat import ChatRecord
-from settle.doctor.exchanges.fix_request import request_fix, setting_text
+from settle.doctor.answerer import Answerer
+from settle.doctor.asked_again import AskedAgain, AskingSide, AtExchange, request_fix, setting_text
 from settle.doctor.findings import Finding, Fix
 from settle.doctor.known_answers import PUZZLES
-from settle.doctor.subject import AskedModel
+from settle.doctor.subject import AskedModel, ChatRecord
 from settle.doctor.trial import Trial
 from settle.wire.exchange import Reply, Request
 

@@ -4,15 +4,12 @@ import time
 from collections.abc import Iterator
 from typing import ClassVar
 
-from settle.doctor.answerers import Answerer
-from settle.doctor.answerers.local_model import LocalModel
-from settle.doctor.answerers.served_model import ServedModel
-from settle.doctor.asked_again import AskedAgain
-from settle.doctor.exchanges.chat import ChatRecord
-from settle.doctor.exchanges.fix_request import request_fix
+from settle.doctor.answerer import Answerer, LocalModel
+from settle.doctor.asked_again import AskedAgain, request_fix
 from settle.doctor.findings import Details, Finding, Fix
 from settle.doctor.known_answers import PROSE
-from settle.doctor.subject import AskedModel, ServedChat
+from settle.doctor.served_model import ServedModel
+from settle.doctor.subject import AskedModel, ChatRecord, ServedChat
 from settle.doctor.trial import Item, Side, Trial
 from settle.wire.exchange import Exchange, Request, text_of
 
@@ -53,8 +50,9 @@ class ForgottenStart(AskedAgain[CutPrompt]):
     def detect(self, subject: AskedModel) -> Iterator[Finding[CutPrompt]]:
         chat = subject.chat
         found = [cut for at, exchange, _ in chat.answered if (cut := _cut(chat, at, exchange))]
-        if not found and isinstance(subject, ServedChat) and isinstance(chat.answerer, ServedModel):
-            found = list(_probed(chat.answerer))
+        server = _server(chat) if isinstance(subject, ServedChat) else None
+        if not found and server is not None:
+            found = list(_probed(server))
         if not found:
             return
         at, own, read = found[0]
@@ -72,22 +70,22 @@ class ForgottenStart(AskedAgain[CutPrompt]):
 
     def asked_again(self, finding: Finding[CutPrompt], subject: AskedModel, answerer: Answerer) -> Trial | None:
         sent, read = finding.details.sent, finding.details.read
-        if isinstance(answerer, LocalModel):
-            length = min(sent, max(FEWEST_TOKENS, round(CUT_TOKENS / (1 - read / sent))))
-            limit = round(length * read / sent)
-            before: Side = _LocalStart("cut as it was", answerer, length, limit)
-            after: Side = _LocalStart("whole", answerer, length, None)
-            knob = f"the whole prompt, where {1 - read / sent:.0%} of it was cut off"
-        elif isinstance(answerer, ServedModel):
-            before = _ServedStart("as long as it was", answerer, round(read * 1.3))
-            after = _ServedStart("short enough", answerer, round(read * 0.4))
-            knob = f"a prompt that fits into {read:,} tokens"
-        else:
-            return None
-        before.open()
+        match answerer:
+            case LocalModel():
+                length = min(sent, max(FEWEST_TOKENS, round(CUT_TOKENS / (1 - read / sent))))
+                before: Side = _LocalStart("cut as it was", answerer, length, round(length * read / sent))
+                after: Side = _LocalStart("whole", answerer, length, None)
+                knob, share = f"the whole prompt, where {1 - read / sent:.0%} of it was cut off", 0.5
+            case ServedModel():
+                before = _ServedStart("as long as it was", answerer, round(read * 1.3))
+                after = _ServedStart("short enough", answerer, round(read * 0.4))
+                knob, share = f"a prompt that fits into {read:,} tokens", 2.0
+            case _:
+                return None
+        before.load()
         started = time.monotonic()
         after.measure(f"{WORDS[-2]} {WORDS[-1]}")
-        seconds = (time.monotonic() - started) * (0.5 if isinstance(answerer, LocalModel) else 2)  # of both sides
+        seconds = (time.monotonic() - started) * share  # of both sides
         pairs: list[Item] = [f"{WORDS[2 * n]} {WORDS[2 * n + 1]}" for n in range(2 * ITEMS)]
         return Trial(
             knob=knob,
@@ -105,16 +103,17 @@ class ForgottenStart(AskedAgain[CutPrompt]):
     def fix(self, finding: Finding[CutPrompt], subject: AskedModel) -> Fix:
         sent, at = finding.details.sent, finding.details.exchange
         context = 1 << (sent + 1024 - 1).bit_length()  # with room for an answer
-        answerer = subject.chat.answerer
-        is_ollama = isinstance(answerer, ServedModel) and answerer.kind.api == "ollama"
-        if at >= 0 and (subject.chat.exchanges[at].request.api == "ollama" or is_ollama):
-            return request_fix(subject.chat.exchanges[at].request, "context", context)
+        server = _server(subject.chat)
+        request = subject.chat.exchanges[at].request if at >= 0 else None
+        if request is not None and "ollama" in (request.api, server and server.kind.api):
+            return request_fix(request, "context", context)
         commands = {"llama-server": f"llama-server --ctx-size {context}", "Ollama": f"OLLAMA_CONTEXT_LENGTH={context}"}
-        title = answerer.kind.title if isinstance(answerer, ServedModel) else ""
-        return Fix(
-            f"give the server a context of {context:,} tokens, or send at most {finding.details.read:,}",
-            commands.get(title, f"settle serve --context {context}"),
-        )
+        what = f"give the server a context of {context:,} tokens, or send at most {finding.details.read:,}"
+        return Fix(what, commands.get(server.kind.title if server else "", f"settle serve --context {context}"))
+
+
+def _server(chat: ChatRecord) -> ServedModel | None:
+    return chat.answerer if isinstance(chat.answerer, ServedModel) else None
 
 
 def _cut(chat: ChatRecord, at: int, exchange: Exchange) -> tuple[int, int, int] | None:
@@ -157,7 +156,7 @@ class _LocalStart(Side):
         self.name, self._model, self._length, self._limit = name, model, length, limit
         self.num_bytes = model.num_bytes // 2
 
-    def open(self) -> None:
+    def load(self) -> None:
         self._model.open()
 
     def close(self) -> None:

@@ -1,19 +1,16 @@
 """The instructions of a conversation are no longer in what the client sends."""
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import ClassVar
 
 from pydantic import ConfigDict, Field
 
-from settle.base.errors import UsageError
-from settle.base.files import write_json
-from settle.doctor.answerers import Answerer
-from settle.doctor.asked_again import AskedAgain, agreement_trial
+from settle.doctor.answerer import Answerer
+from settle.doctor.asked_again import AskedAgain, agreement_trial, written_request
 from settle.doctor.findings import Details, Finding, Fix
 from settle.doctor.subject import AskedModel
 from settle.doctor.trial import Trial
-from settle.wire.exchange import Message, Request
+from settle.wire.exchange import Request
 from settle.wire.formats.openai import OpenAIFormat
 
 
@@ -64,12 +61,9 @@ class InstructionDrift(AskedAgain[LostInstructions]):
 
     def fix(self, finding: Finding[LostInstructions], subject: AskedModel) -> Fix:
         first, later = finding.details.requests(subject)
-        out = Path.cwd() / "request-fixed.json"
 
         def write() -> str:
-            if out.exists():
-                raise UsageError(f"{out.name} is there already", "move it away, or use it")
-            write_json(out, OpenAIFormat().body(later.instructed_as(first)))
+            out = written_request(OpenAIFormat().body(later.instructed_as(first)))
             return f"wrote {out}: the recorded request with its instructions; have the client send them with every turn"
 
         command = f'{{"role": "system", "content": "{first.instructions[:160]}"}}'
@@ -78,10 +72,7 @@ class InstructionDrift(AskedAgain[LostInstructions]):
 
 def _has_lost(one: Request, later: Request) -> bool:
     """Return whether a later request of the same conversation lacks the instructions of an earlier one."""
-    if not one.instructions or later.instructions:
+    if not one.instructions or later.instructions or not one.turns:
         return False
-    return len(later.turns) > 1 and bool(one.turns) and any(_same(one.turns[-1], turn) for turn in later.turns[:-1])
-
-
-def _same(one: Message, other: Message) -> bool:
-    return one.get("role") == other.get("role") and one.get("content") == other.get("content")
+    last, *earlier = ((turn.get("role"), turn.get("content")) for turn in (one.turns[-1], *later.turns[:-1]))
+    return last in earlier

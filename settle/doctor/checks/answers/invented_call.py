@@ -6,15 +6,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import ClassVar, cast
 
-from settle.doctor.answerers import Answerer
-from settle.doctor.asked_again import AskedAgain, AskingSide, AtExchange
-from settle.doctor.exchanges.fix_request import request_fix
+from settle.doctor.answerer import Answerer
+from settle.doctor.asked_again import AskedAgain, AskingSide, AtExchange, request_fix
 from settle.doctor.findings import Finding, Fix
 from settle.doctor.known_answers import KNOWN_ANSWERS
 from settle.doctor.subject import AskedModel
-from settle.doctor.trial import FEWEST_ITEMS, Item, Trial
+from settle.doctor.trial import FEWEST_ITEMS, Trial
 from settle.infer.tool_calls import calls_in
-from settle.wire.exchange import Reply, Request, Tool
+from settle.wire.exchange import Fields, Reply, Request, Tool, fields_of, objects_in
 
 ITEMS = 10
 LEAST_SHARE = 0.5
@@ -95,17 +94,16 @@ class InventedCall(AskedAgain[WrongCall]):
         def calls(_: Request, reply: Reply) -> float:
             return float(bool(_calls(reply)))
 
-        def invalid(request: Request, reply: Reply) -> float:
-            return 1 - valid(request, reply)
-
-        def silent(request: Request, reply: Reply) -> float:
-            return 1 - calls(request, reply)
-
-        about: list[Item] = [f"{_purpose(tools[at % len(tools)])} {city}" for at, city in enumerate(CITIES)]
-        items, guards = (ASIDE, about) if is_needless else (about, ASIDE)
-        score, guarded = (silent, invalid) if is_needless else (valid, calls)
+        purposes = [str(_function(tool).get("description") or _function(tool)["name"]) for tool in tools]
+        about = [f"{purposes[at % len(tools)]} {city}" for at, city in enumerate(CITIES)]
+        items, guards, score, guarded = about, ASIDE, valid, calls
+        if is_needless:
+            items, guards = ASIDE, about
+            score, guarded = lambda *asked: 1 - calls(*asked), lambda *asked: 1 - valid(*asked)
+        only = "" if _is_forced(request) and not is_needless else ", or of an answer in words"
+        grammar = f"a grammar of the tools' names and arguments{only}"
         return Trial(
-            knob=_format_text(request, is_needless) if setting == "response_format" else "tool_choice = auto",
+            knob=grammar if setting == "response_format" else "tool_choice = auto",
             before=AskingSide("as it is", answerer, base, score, guarded=guarded),
             after=AskingSide("changed", answerer, changed, score, guarded=guarded),
             measure="answers in words where no tool is needed" if is_needless else "answers that call a tool as it is",
@@ -123,9 +121,9 @@ class InventedCall(AskedAgain[WrongCall]):
         return request_fix(request, *_change(request, finding.details.needless))
 
 
-def strict_format(tools: Sequence[Tool], *others: Mapping[str, object]) -> dict[str, object]:
+def strict_format(tools: Sequence[Tool], *others: Fields) -> Fields:
     """Return OpenAI's response_format for a call of one of `tools`, or for one of `others`."""
-    calls: list[Mapping[str, object]] = [
+    calls: list[Fields] = [
         {
             "type": "object",
             "properties": {"name": {"const": _function(tool)["name"]}, "arguments": _function(tool)["parameters"]},
@@ -145,11 +143,6 @@ def _change(request: Request, is_needless: bool) -> tuple[str, object]:
     return "response_format", strict_format(request.tools, *others)
 
 
-def _format_text(request: Request, is_needless: bool) -> str:
-    only = _is_forced(request) and not is_needless
-    return "a grammar of the tools' names and arguments" + ("" if only else ", or of an answer in words")
-
-
 def _is_forced(request: Request) -> bool:
     """Return whether what is asked for can be nothing but a call."""
     if "response_format" in request.settings:
@@ -157,14 +150,10 @@ def _is_forced(request: Request) -> bool:
     return request.settings.get("tool_choice") not in (None, "auto", "none")
 
 
-def _formats(value: object) -> list[Mapping[str, object]]:
+def _formats(value: object) -> list[Fields]:
     """Return the properties of each alternative that a response_format has."""
-    for name in ("json_schema", "schema"):
-        value = value.get(name) if isinstance(value, Mapping) else None
-    schema = value if isinstance(value, Mapping) else {}
-    alternatives = schema.get("anyOf") or [schema]
-    each = [one.get("properties") for one in alternatives if isinstance(one, Mapping)]
-    return [one if isinstance(one, Mapping) else {} for one in each]
+    schema = fields_of(fields_of(fields_of(value).get("json_schema")).get("schema"))
+    return [fields_of(one.get("properties")) for one in objects_in(schema.get("anyOf") or [schema])]
 
 
 def _is_about(request: Request) -> bool:
@@ -177,22 +166,15 @@ def _words(text: str) -> set[str]:
     return {word for word in _WORD.findall(text.lower()) if len(word) >= SHORTEST_WORD}
 
 
-def _function(tool: Tool) -> Mapping[str, object]:
-    return cast(Mapping[str, object], tool["function"])  # a request without one is of no known layout
-
-
-def _purpose(tool: Tool) -> str:
-    return str(_function(tool).get("description") or _function(tool)["name"])
+def _function(tool: Tool) -> Fields:
+    return cast(Fields, tool["function"])  # a request without one is of no known layout
 
 
 def _in_prompt(request: Request) -> Request:
     """Return the request with its tools as text in the system prompt, as servers do without a grammar beside tools."""
     tools = "\n".join(json.dumps(_function(tool)) for tool in request.tools)
-    text = (
-        f'{request.instructions}\nAnswer with a call of a tool: {{"name": …, "arguments": …}}. Tools:\n{tools}'.strip()
-    )
-    others = request.turns
-    return replace(request, messages=({"role": "system", "content": text}, *others), tools=())
+    text = f'{request.instructions}\nAnswer with a call of a tool: {{"name": …, "arguments": …}}. Tools:\n{tools}'
+    return replace(request, messages=({"role": "system", "content": text.strip()}, *request.turns), tools=())
 
 
 def _calls(reply: Reply) -> list[tuple[str, object]]:
@@ -202,16 +184,13 @@ def _calls(reply: Reply) -> list[tuple[str, object]]:
 
 def _fault(tools: Sequence[Tool], reply: Reply) -> str:
     """Return what is wrong with the calls of an answer, or nothing."""
-    known = {str(_function(tool)["name"]): _function(tool)["parameters"] for tool in tools}
+    known = {str(_function(tool)["name"]): fields_of(_function(tool)["parameters"]) for tool in tools}
     for name, arguments in _calls(reply):
         if name not in known:
             return f"it calls {name[:60]!r}, and there are {', '.join(known)[:120]}"
         if not isinstance(arguments, Mapping):
             return f"the arguments of {name} are no JSON object"
-        schema = known[name]
-        schema = schema if isinstance(schema, Mapping) else {}
-        properties, required = schema.get("properties"), schema.get("required")
-        has = properties if isinstance(properties, Mapping) else {}
+        has, required = fields_of(known[name].get("properties")), known[name].get("required")
         unknown = [key for key in arguments if has and key not in has]
         missing = [key for key in required if key not in arguments] if isinstance(required, list) else []
         if unknown or missing:

@@ -16,12 +16,11 @@ from typing import ClassVar, Literal, NamedTuple
 from settle.base.errors import UsageError
 from settle.base.event_log import Events
 from settle.doctor.checks import Check
-from settle.doctor.demonstration.made_up_facts import made_up_fact
 from settle.doctor.findings import Details, Finding, Fix
-from settle.doctor.held_side import HeldSide, typed
+from settle.doctor.known_answers import made_up_fact
 from settle.doctor.likelihood import NATS, LikelihoodReading, LikelihoodSide
 from settle.doctor.subject import IndexedDocuments
-from settle.doctor.trial import FEWEST_ITEMS, Item, Trial
+from settle.doctor.trial import FEWEST_ITEMS, HeldSide, Item, Trial, typed
 from settle.infer.engine import Engine
 from settle.library.facts import answering_models
 from settle.library.reference import ModelRef
@@ -136,7 +135,7 @@ class MissedPassage(Check[IndexedDocuments, Stage]):
         k, items = subject.running.passages, fact_items(questions, seed=1)
         side = FactSide("as it is", reader, subject.name, k, k)
         try:
-            side.open()
+            side.load()
             own, dropped = side.mean(items, k), side.dropped
             fewer = next((n for n in _fewer(k) if own > UNREAD_NATS and own - side.mean(items, n) > UNREAD_NATS), None)
         finally:

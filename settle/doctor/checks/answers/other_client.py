@@ -4,9 +4,8 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import ClassVar
 
-from settle.doctor.answerers import Answerer
-from settle.doctor.asked_again import AskedAgain, agreement_trial, likeliest
-from settle.doctor.exchanges.fix_request import request_fix, setting_text
+from settle.doctor.answerer import Answerer
+from settle.doctor.asked_again import AskedAgain, agreement_trial, likeliest, request_fix, setting_text
 from settle.doctor.findings import Details, Finding, Fix
 from settle.doctor.subject import AskedModel
 from settle.doctor.trial import Trial

@@ -8,12 +8,11 @@ from typing import ClassVar, NamedTuple
 from settle.base.run import Run
 from settle.doctor.checks import Check
 from settle.doctor.findings import Details, Finding, Fix
-from settle.doctor.held_side import HeldSide, typed
 from settle.doctor.known_answers import KNOWN_ANSWERS, PROSE
 from settle.doctor.likelihood import NATS
 from settle.doctor.subject import ExportedRun, Running
-from settle.doctor.training.facts import PlanRecord, Recorded
-from settle.doctor.trial import Item, Trial
+from settle.doctor.training.facts import KeptAnswer, PlanRecord, ResultRecord
+from settle.doctor.trial import EngineSide, Item, Trial, typed
 from settle.infer.engine import Engine
 from settle.library.engines import PACKAGE, engine_versions, installed_engine, unpacked_engine
 from settle.library.reference import ModelRef
@@ -24,7 +23,6 @@ LEAST_NATS, MOST_NATS = 0.05, 50.0  # per token; rounding is some 0.0001
 GIVEN, WRITTEN = 6, 10  # tokens of a text: its beginning, and what the model goes on with
 PROVEN, TEXTS = 16, 32
 TOP = 512  # tokens whose probabilities are asked for; one that is none of them counts as the last of them
-Kept = tuple[list[int], list[int]]  # a prompt and its answer, as ids
 
 
 class Versions(Details):
@@ -32,25 +30,6 @@ class Versions(Details):
 
     then: str
     now: str
-
-
-class KeptAnswer(Recorded):
-    """What the exported file answered, as ids."""
-
-    prompt: list[int] = []
-    answer: list[int] = []
-
-
-class GateRecord(Recorded):
-    """What the gate of a run kept."""
-
-    answers: list[KeptAnswer] = []
-
-
-class ResultRecord(Recorded):
-    """A run's result.json."""
-
-    gate: GateRecord = GateRecord()
 
 
 class OtherEngine(Check[ExportedRun, Versions]):
@@ -61,10 +40,8 @@ class OtherEngine(Check[ExportedRun, Versions]):
     seconds: ClassVar[float] = 4.0
 
     def detect(self, subject: ExportedRun) -> Iterator[Finding[Versions]]:
-        then, now = (
-            PlanRecord.of(subject.run).versions.get(PACKAGE),
-            subject.running.engine_version or installed_engine(),
-        )
+        then = PlanRecord.of(subject.run).versions.get(PACKAGE)
+        now = subject.running.engine_version or installed_engine()
         kept = _kept(subject.run)
         if not then or then == now or not kept:
             return
@@ -79,8 +56,8 @@ class OtherEngine(Check[ExportedRun, Versions]):
 
     def trial(self, finding: Finding[Versions], subject: ExportedRun, folder: Path) -> Trial:
         good, bad = _narrowed(subject, finding.details)
-        before = _Text(f"with {bad}", subject.model, _folder(subject.running, bad))
-        after = _Text(f"with {good}", subject.model, _folder(subject.running, good))
+        before = _Text(f"with {bad}", subject.model, CONTEXT, engine=_folder(subject.running, bad))
+        after = _Text(f"with {good}", subject.model, CONTEXT, engine=_folder(subject.running, good))
         began = time.monotonic()
         texts = list(_written(subject.model, _folder(subject.running, good)))
         seconds = (time.monotonic() - began) / len(texts)  # to write a text takes about as long as to read it
@@ -121,17 +98,8 @@ class Written(NamedTuple):
     ids: list[int]
 
 
-class _Text(HeldSide[Engine]):
+class _Text(EngineSide):
     """Texts, read by one version of llama.cpp: nats per token of what was written."""
-
-    def __init__(self, name: str, model: ModelRef, engine: Path | None) -> None:
-        self.name, self.num_bytes = name, model.weights.stat().st_size
-        self._model, self._folder = model, engine
-
-    def make(self) -> Engine:
-        engine = _engine(self._model, self._folder)
-        engine.start()
-        return engine
 
     def measure(self, item: Item) -> float:
         given, ids = typed(item, Written)
@@ -148,16 +116,14 @@ def _engine(model: ModelRef, folder: Path | None) -> Engine:
     return Engine(model.weights, CONTEXT, adapter=model.adapter, engine=folder)
 
 
-def _changed(model: ModelRef, folder: Path | None, kept: Sequence[Kept]) -> int:
+def _changed(model: ModelRef, folder: Path | None, kept: Sequence[KeptAnswer]) -> int:
     """Return how many answers of a version of llama.cpp are not those that were kept."""
     with _engine(model, folder) as engine:
-        return sum(engine.greedy(prompt, len(answer))[: len(answer)] != answer for prompt, answer in kept)
+        return sum(engine.greedy(one.prompt, len(one.answer))[: len(one.answer)] != one.answer for one in kept)
 
 
-def _kept(run: Run) -> list[Kept]:
-    """Return prompts and answers of the gate, as ids."""
-    answers = ResultRecord.model_validate(run.read("result.json") or {}).gate.answers
-    return [(kept.prompt, kept.answer) for kept in answers if kept.prompt and kept.answer]
+def _kept(run: Run) -> list[KeptAnswer]:
+    return [kept for kept in ResultRecord.of(run).gate.answers if kept.prompt and kept.answer]
 
 
 def _folder(running: Running, version: str) -> Path | None:
@@ -184,7 +150,4 @@ def _order(version: str) -> list[int]:
 
 
 def _pinned(version: str) -> Fix:
-    return Fix(
-        what=f"keep llama.cpp at {version} until it is mended",
-        command=f"pip install '{PACKAGE}=={version}'",
-    )
+    return Fix(f"keep llama.cpp at {version} until it is mended", f"pip install '{PACKAGE}=={version}'")

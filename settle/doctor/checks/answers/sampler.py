@@ -4,9 +4,8 @@ from collections.abc import Iterator, Mapping
 from typing import ClassVar, NamedTuple
 
 from settle.base.errors import EngineError
-from settle.doctor.answerers import Answerer
-from settle.doctor.asked_again import AskedAgain, AskingSide, AtExchange
-from settle.doctor.exchanges.fix_request import request_fix, setting_text
+from settle.doctor.answerer import Answerer
+from settle.doctor.asked_again import AskedAgain, AskingSide, AtExchange, request_fix, setting_text
 from settle.doctor.findings import Finding, Fix
 from settle.doctor.known_answers import KNOWN_ANSWERS
 from settle.doctor.subject import AskedModel

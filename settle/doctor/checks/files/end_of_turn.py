@@ -8,12 +8,11 @@ from typing import ClassVar
 
 from settle.data.tokenizer.vocabulary import CONTROL, ENDS, USER_DEFINED
 from settle.doctor.findings import Details, Finding
-from settle.doctor.held_side import HeldSide
 from settle.doctor.known_answers import KNOWN_ANSWERS, PROSE, KnownAnswer
-from settle.doctor.likelihood import answer_item, known_answer, reader_of, strength_of
+from settle.doctor.likelihood import reader_of, strength_of
 from settle.doctor.model_files import Changes, MetadataCheck
 from settle.doctor.subject import ModelFile
-from settle.doctor.trial import FEWEST_ITEMS, Item, Trial
+from settle.doctor.trial import FEWEST_ITEMS, EngineSide, Item, Trial, typed
 from settle.formats import Metadata
 from settle.formats.gguf.metadata import TOKENS, texts
 from settle.infer.engine import Engine
@@ -66,7 +65,7 @@ class EndOfTurn(MetadataCheck[OwnEnd]):
 
     def trial(self, finding: Finding[OwnEnd], subject: ModelFile, folder: Path) -> Trial:
         end, fixed = finding.details.end, self.fixed_file(finding, subject, folder)
-        answers = [*map(answer_item, KNOWN_ANSWERS[LOOKED:])]
+        answers = [known._asdict() for known in KNOWN_ANSWERS[LOOKED:]]
         return Trial(
             knob=f"{EOS} = {end} ({finding.details.token})",
             before=_Ended("as it is", subject.model, end),
@@ -84,29 +83,24 @@ class EndOfTurn(MetadataCheck[OwnEnd]):
         return {EOS: finding.details.end, EOT: finding.details.end}
 
 
-class _Ended(HeldSide[Engine]):
+class _Ended(EngineSide):
     """Whether an answer ends where the model ends it: 1 when it goes on after that, or ends at another token.
 
     It begins with the whole of a known one, so that the end is not far.
     """
 
     def __init__(self, name: str, model: ModelRef, end: int, path: Path | None = None) -> None:
-        self.name, self._end, self._weights, self._adapter = name, end, path or model.weights, model.adapter
-        self.num_bytes = self._weights.stat().st_size
-
-    def make(self) -> Engine:
-        engine = Engine(self._weights, 1024, adapter=self._adapter)
-        engine.start()
-        return engine
+        super().__init__(name, model, 1024, path)
+        self._end = end
 
     def measure(self, item: Item) -> float:
-        known = known_answer(item)
+        known = typed(item, KnownAnswer)
         ids = self.held.greedy([*_asked(self.held, known), *self.held.tokenize(known.answer)], LONGEST)
         return float(self._end in ids[:-1] or (len(ids) < LONGEST and ids[-1:] != [self._end]))
 
     def guard(self, item: Item) -> float:
         """Return 1 where an answer ends in its middle."""
-        known = known_answer(item)
+        known = typed(item, KnownAnswer)
         answer = self.held.tokenize(known.answer)
         begun = [*_asked(self.held, known), *answer[: len(answer) // 2]]
         return float(len(self.held.greedy(begun, GOES_ON)) < GOES_ON)

@@ -12,11 +12,10 @@ from typing import ClassVar, NamedTuple
 from settle.data.likelihoods import Likelihoods
 from settle.doctor.checks import Check
 from settle.doctor.findings import Details, Finding, Fix
-from settle.doctor.held_side import typed
 from settle.doctor.known_answers import PARAGRAPHS, SPELLED
 from settle.doctor.likelihood import NATS, LikelihoodSide, Reader, reader_of, strength_of, text_reading
 from settle.doctor.subject import ModelFile
-from settle.doctor.trial import Item, Trial
+from settle.doctor.trial import Item, Trial, typed
 from settle.infer.scorer import Overrides
 from settle.library.reference import ModelRef
 

@@ -5,23 +5,21 @@ from pathlib import Path
 from typing import ClassVar
 
 from settle.doctor.findings import Details, Finding
-from settle.doctor.known_answers import KNOWN_ANSWERS, PROSE, SPELLED
+from settle.doctor.known_answers import KNOWN_ANSWERS, PROSE, SPELLED, KnownAnswer
 from settle.doctor.likelihood import (
     GUARDED,
     HARM_NATS,
     NATS,
     LikelihoodReading,
     LikelihoodSide,
-    answer_item,
     answer_reading,
-    known_answer,
     own_template,
     reader_of,
     strength_of,
 )
 from settle.doctor.model_files import Changes, MetadataCheck
 from settle.doctor.subject import ModelFile
-from settle.doctor.trial import Item, Trial
+from settle.doctor.trial import Item, Trial, typed
 from settle.infer.engine import Engine
 
 KEY = "tokenizer.ggml.add_bos_token"
@@ -30,7 +28,7 @@ SENTENCE = 20  # tokens, about
 BEGINNING = 8  # tokens of a text, in which the token before it shows: what follows has enough else before it
 # nats per token of those: a token that does not belong there costs little, one that is missed much; to know that a text
 # begins here helps a little where texts were only ever separated by that token
-LEAST_TO_LEAVE_OUT, LEAST_TO_ADD = 0.15, 1.0
+LEAST = {True: 0.15, False: 1.0}  # by whether the token is there
 
 
 class Opening(Details):
@@ -60,7 +58,7 @@ class OpeningToken(MetadataCheck[Opening]):
                 with_it = reader.nats(LikelihoodReading([opening, *ids], 2))
                 gains.append(with_it - reader.nats(LikelihoodReading(ids, 1)))
         gain = sum(gains) / len(gains) * (1 if is_set else -1)
-        if gain > _least(is_set):
+        if gain > LEAST[is_set]:
             state = "adds" if is_set else "leaves out"
             yield self.finding(
                 f"the file {state} the token that opens a text, and the model was trained otherwise",
@@ -80,8 +78,8 @@ class OpeningToken(MetadataCheck[Opening]):
             unit=NATS,
             items=[*PROSE[LOOKED::2], *SPELLED[::2]],
             others=[*PROSE[LOOKED + 1 :: 2], *SPELLED[1::2]],
-            least=_least(is_set),
-            guards=[*map(answer_item, KNOWN_ANSWERS[:GUARDED])],
+            least=LEAST[is_set],
+            guards=[known._asdict() for known in KNOWN_ANSWERS[:GUARDED]],
             harm=HARM_NATS,
             seconds=0.3,
         )
@@ -100,8 +98,4 @@ class _Beginning(LikelihoodSide):
 
     def guard_reading(self, engine: Engine, item: Item) -> LikelihoodReading:
         """Return an answer in turns, whose template may write the token itself."""
-        return answer_reading(engine, known_answer(item), own_template(engine), None)
-
-
-def _least(is_set: bool) -> float:
-    return LEAST_TO_LEAVE_OUT if is_set else LEAST_TO_ADD
+        return answer_reading(engine, typed(item, KnownAnswer), own_template(engine), None)

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import ClassVar, NamedTuple
 
 from settle.doctor.findings import Details, Finding, Fix
-from settle.doctor.held_side import HeldSide, typed
 from settle.doctor.known_answers import PARAGRAPHS, PROSE, SENTENCES
 from settle.doctor.likelihood import (
     NATS,
@@ -20,7 +19,7 @@ from settle.doctor.likelihood import (
 )
 from settle.doctor.model_files import Changes, MetadataCheck
 from settle.doctor.subject import ModelFile
-from settle.doctor.trial import Item, Trial
+from settle.doctor.trial import HeldSide, Item, Trial, typed
 from settle.formats import Metadata
 from settle.formats.gguf import read_gguf, write_edited
 from settle.infer.engine import Engine
@@ -129,9 +128,7 @@ class _Late(HeldSide[Scorer]):
 
     def make(self) -> Scorer:
         overrides = Overrides(adapter=self._model.adapter)
-        scorer = Scorer(self._model.weights, self._longest - 1, overrides=overrides, beyond=True)
-        scorer.start()
-        return scorer
+        return Scorer(self._model.weights, self._longest - 1, overrides=overrides, beyond=True)
 
     def measure(self, item: Item) -> float:
         text, ids, begin = typed(item, LateBlock)

@@ -7,7 +7,7 @@ from typing import ClassVar, NamedTuple
 import numpy as np
 
 from settle.doctor.findings import Details, Finding
-from settle.doctor.known_answers import KNOWN_ANSWERS
+from settle.doctor.known_answers import KNOWN_ANSWERS, KnownAnswer
 from settle.doctor.likelihood import (
     GUARDED,
     HARM_NATS,
@@ -15,19 +15,17 @@ from settle.doctor.likelihood import (
     LikelihoodReading,
     LikelihoodSide,
     Reader,
-    answer_item,
     answer_reading,
-    known_answer,
     own_template,
     reader_of,
     strength_of,
 )
 from settle.doctor.model_files import Changes, MetadataCheck
 from settle.doctor.subject import ModelFile
-from settle.doctor.trial import Item, Trial
+from settle.doctor.trial import Item, Trial, typed
 from settle.doctor.turns import FORMS, fitting_forms, turn_end
-from settle.formats import Metadata
 from settle.formats.gguf import read_gguf
+from settle.formats.gguf.metadata import TOKENS, texts
 from settle.infer.engine import Engine
 from settle.library.facts import PLAIN_TEXT_KEY, TEMPLATE_KEY, adapter_template
 from settle.library.reference import ModelRef
@@ -69,7 +67,7 @@ class Template(MetadataCheck[TurnForm]):
             metadata, has_turns = reader.engine.metadata, reader.engine.takes_turns
             own = _loss(reader, str(metadata[TEMPLATE_KEY])) if has_turns else None
             gains: dict[str, tuple[float, Loss, Loss]] = {}
-            for name in fitting_forms(_tokens(metadata)):
+            for name in fitting_forms(texts(metadata, TOKENS)):
                 loss = _loss(reader, FORMS[name].template)
                 before = own or _loss(reader, None, turn_end(metadata, FORMS[name].template))
                 gains[name] = before.whole - loss.whole, before, loss
@@ -79,14 +77,19 @@ class Template(MetadataCheck[TurnForm]):
         best = max(gains, key=lambda name: gains[name][0])
         gain, before, after = gains[best]
         if gain > LEAST_NATS and (own or after.end < KNOWN_END_NATS):
-            cause, evidence = _cause(own is not None, best), _evidence(before, after, best)
+            cause = f"the chat template is not the one that the model was trained with, which writes turns as in {best}"
+            if best == PLAIN:
+                cause = "the file has a chat template, and its model was trained on plain text"
+            elif own is None:
+                cause = f"the file has no chat template, and its model was trained on turns as in {best}"
+            evidence = _evidence(before, after, best)
             yield self.finding(cause, *evidence, strength=strength_of(gain), details=TurnForm(form=best))
 
     def trial(self, finding: Finding[TurnForm], subject: ModelFile, folder: Path) -> Trial:
         form, fixed = finding.details.form, self.fixed_file(finding, subject, folder)
         metadata = read_gguf(subject.model.weights).metadata
         end = turn_end(metadata, FORMS[form].template) if form != PLAIN else None
-        answers = [*map(answer_item, KNOWN_ANSWERS[LOOKED:])]
+        answers = [known._asdict() for known in KNOWN_ANSWERS[LOOKED:]]
         return Trial(
             knob=f"turns as in {form}",
             before=_Answers("as it is", subject.model, end),
@@ -119,11 +122,11 @@ class _Answers(LikelihoodSide):
         self._end = end
 
     def reading(self, engine: Engine, item: Item) -> LikelihoodReading:
-        return answer_reading(engine, known_answer(item), own_template(engine), self._end)
+        return answer_reading(engine, typed(item, KnownAnswer), own_template(engine), self._end)
 
     def guard_reading(self, engine: Engine, item: Item) -> LikelihoodReading:
         """Return the second answer of a conversation."""
-        return answer_reading(engine, known_answer(item), own_template(engine), None, KNOWN_ANSWERS[0])
+        return answer_reading(engine, typed(item, KnownAnswer), own_template(engine), None, KNOWN_ANSWERS[0])
 
 
 def _loss(reader: Reader, template: str | None, end: str | None = None) -> Loss:
@@ -137,19 +140,6 @@ def _loss(reader: Reader, template: str | None, end: str | None = None) -> Loss:
     return Loss(float(np.mean(answers + ends)), float(np.mean(answers)), float(np.mean(ends)) if ends else float("nan"))
 
 
-def _tokens(metadata: Metadata) -> list[str]:
-    tokens = metadata.get("tokenizer.ggml.tokens")
-    return tokens if isinstance(tokens, list) else []
-
-
-def _cause(has_turns: bool, form: str) -> str:
-    if form == PLAIN:
-        return "the file has a chat template, and its model was trained on plain text"
-    if not has_turns:
-        return f"the file has no chat template, and its model was trained on turns as in {form}"
-    return f"the chat template is not the one that the model was trained with, which writes turns as in {form}"
-
-
 def _evidence(before: Loss, after: Loss, form: str) -> tuple[str, ...]:
     if form == PLAIN:
         return (
@@ -158,9 +148,6 @@ def _evidence(before: Loss, after: Loss, form: str) -> tuple[str, ...]:
         )
     return (
         f"known answers cost {before.whole:.2f} nats per token as it is, {after.whole:.2f} in those turns",
-        f"the model ends the answer there with a probability of {_share(after)}, as it is {_share(before)}",
+        f"the model ends the answer there with a probability of {np.exp(-after.end):.0%}, "
+        f"as it is {np.exp(-before.end):.0%}",
     )
-
-
-def _share(loss: Loss) -> str:
-    return f"{np.exp(-loss.end):.0%}"

@@ -1,1 +1,1 @@
-"""What went wrong in a training run, and what a tuned model lost."""
+"""What went wrong in a training run of settle or of another trainer, and what a tuned model lost."""

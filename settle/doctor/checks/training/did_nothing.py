@@ -15,7 +15,7 @@ from settle.doctor.findings import Details, Finding, Fix
 from settle.doctor.likelihood import NATS
 from settle.doctor.model_files import other_files
 from settle.doctor.subject import TrainingRun
-from settle.doctor.training.facts import Recipe, TunedFacts, known_tuned_facts, tuned_facts
+from settle.doctor.training.facts import Recipe, TunedFacts, known, tuned_facts
 from settle.doctor.training.left_out import left_out, with_all_answers
 from settle.doctor.training.retrain import (
     FEWEST_STEPS,
@@ -127,7 +127,7 @@ class DidNothing(Check[TrainingRun, Unlearned]):
         return self.finding(what, *seen, strength=strength, details=Unlearned(cause=cause, base=base))
 
     def trial(self, finding: Finding[Unlearned], subject: TrainingRun, folder: Path) -> Trial | None:
-        facts, found = known_tuned_facts(subject.run), finding.details
+        facts, found = known(tuned_facts(subject.run), subject.run), finding.details
         served, cause = Served.of_run(facts.run) or Served(facts.base), found.cause
         out = left_out(facts) if cause == "mask" else None
         rows = RunRows.without_rows() if out else rows_of(facts)
@@ -163,7 +163,7 @@ class DidNothing(Check[TrainingRun, Unlearned]):
         )
 
     def fix(self, finding: Finding[Unlearned], subject: TrainingRun) -> Fix:
-        facts, found = known_tuned_facts(subject.run), finding.details
+        facts, found = known(tuned_facts(subject.run), subject.run), finding.details
         run, recipe = facts.run, _recipe(found.cause, facts)
         if found.cause == "base":
             name = shlex.quote(found.other) if found.other else "FILE"

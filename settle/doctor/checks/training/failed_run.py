@@ -3,14 +3,12 @@
 from collections.abc import Iterator
 from typing import ClassVar
 
-from settle.base.errors import SettleError
-from settle.base.event_log import tail
-from settle.base.events import Event, Opened, OutOfMemory, PhaseStarted
-from settle.base.run import TAIL_BYTES, Run
+from settle.base.events import OutOfMemory, PhaseStarted
 from settle.base.run.course import RunCourse
 from settle.doctor.checks import Check
 from settle.doctor.findings import Details, Finding, Fix
 from settle.doctor.subject import TrainingRun
+from settle.doctor.training.facts import latest_session
 
 
 class Failure(Details):
@@ -31,7 +29,7 @@ class FailedRun(Check[TrainingRun, Failure]):
         run = subject.run
         if run.status == "running" or run.read("result.json") is not None:
             return
-        session = _latest_session(run)
+        session = latest_session(run)
         end = RunCourse.of(session).failure
         if end is None or any(isinstance(event, OutOfMemory) for event in session):
             return  # want of memory is said by `memory_training`, with what was missing
@@ -44,12 +42,3 @@ class FailedRun(Check[TrainingRun, Failure]):
     def fix(self, finding: Finding[Failure], subject: TrainingRun) -> Fix:
         advice = finding.details.fix or "fix what it says"
         return Fix(f"{advice}; then resume it", f"settle resume {finding.details.name}")
-
-
-def _latest_session(run: Run) -> list[Event]:
-    try:
-        events = tail(run.events, TAIL_BYTES)
-    except OSError as e:
-        raise SettleError(f"{run.events} cannot be read: {e.strerror}", "fix its permissions") from None
-    began = max((at for at, event in enumerate(events) if isinstance(event, Opened)), default=0)
-    return events[began:]

@@ -11,7 +11,7 @@ from settle.doctor.findings import Details, Finding, Fix
 from settle.doctor.known_answers import KNOWN_ANSWERS, PROSE
 from settle.doctor.likelihood import NATS
 from settle.doctor.subject import TrainingRun
-from settle.doctor.training.facts import Recipe, TunedFacts, known_tuned_facts, tuned_facts
+from settle.doctor.training.facts import Recipe, TunedFacts, known, tuned_facts
 from settle.doctor.training.retrain import (
     most_steps,
     recipe_fix,
@@ -66,7 +66,7 @@ class Forgot(Check[TrainingRun, Excess]):
         yield self.finding(what, evidence, strength=min(0.95, 0.6 + rise / 4), details=Excess(cause=cause))
 
     def trial(self, finding: Finding[Excess], subject: TrainingRun, folder: Path) -> Trial:
-        facts, cause = known_tuned_facts(subject.run), finding.details.cause
+        facts, cause = known(tuned_facts(subject.run), subject.run), finding.details.cause
         served = served_by(facts.run)
         rows, texts, most = rows_of(facts), general_texts(facts), most_steps(facts)
         recipe, steps = _changed(cause, facts)
@@ -90,7 +90,7 @@ class Forgot(Check[TrainingRun, Excess]):
         )
 
     def fix(self, finding: Finding[Excess], subject: TrainingRun) -> Fix:
-        facts = known_tuned_facts(subject.run)
+        facts = known(tuned_facts(subject.run), subject.run)
         recipe, steps = _changed(finding.details.cause, facts)
         if finding.details.cause == "rate":
             return recipe_fix(facts.run, recipe, f"train with a learning rate of {usual_rate(facts):g}")

@@ -10,7 +10,7 @@ from settle.doctor.checks import Check
 from settle.doctor.findings import Details, Finding, Fix
 from settle.doctor.likelihood import NATS
 from settle.doctor.subject import TrainingRun
-from settle.doctor.training.facts import Recipe, TrainingFacts, facts_of, known_facts
+from settle.doctor.training.facts import Recipe, TrainingFacts, facts_of, known
 from settle.doctor.training.retrain import most_steps, recipe_fix, retrained, training_seconds, usual_rate, with_rate
 from settle.doctor.training.rows import LossReader, RowSide, Served, rows_of
 from settle.doctor.trial import FEWEST_ITEMS, Trial
@@ -55,7 +55,7 @@ class Unstable(Check[TrainingRun, Rate]):
         yield self.finding(what, *evidence, strength=0.98 if ended else 0.5, details=Rate(rate=facts.rate))
 
     def trial(self, finding: Finding[Rate], subject: TrainingRun, folder: Path) -> Trial | None:
-        facts = known_facts(subject.run)
+        facts = known(facts_of(subject.run), subject.run)
         rows = rows_of(facts)
         half = min(12, len(rows.places) // 2)
         if half < FEWEST_ITEMS:
@@ -75,7 +75,7 @@ class Unstable(Check[TrainingRun, Rate]):
         )
 
     def fix(self, finding: Finding[Rate], subject: TrainingRun) -> Fix:
-        facts = known_facts(subject.run)
+        facts = known(facts_of(subject.run), subject.run)
         return recipe_fix(facts.run, _recipe(facts), f"train with a learning rate of {_lower(facts):.2g}")
 
 

@@ -4,11 +4,11 @@ A file is JSON, JSON lines, or a browser's HAR. The wire formats say whether a r
 that hold both under names of their own are searched, and so is text that is JSON, lines of it, or server-sent events.
 """
 
+import contextlib
 import errno
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
 
 from settle.base.errors import DataError
 from settle.base.files import parse_json, read_bounded
@@ -23,12 +23,7 @@ _TEXTS = ("text", "content", "body", "json", "postData", "data", "raw")  # of a 
 _SPEAKERS = {"human": "user", "gpt": "assistant", "bot": "assistant", "ai": "assistant", "model": "assistant"}
 
 
-class Transcript(NamedTuple):
-    path: Path
-    exchanges: tuple[Exchange, ...]
-
-
-def read_transcript(path: Path) -> Transcript:
+def read_transcript(path: Path) -> tuple[Exchange, ...]:
     """Read a recorded transcript. Raises DataError for a file without an exchange, which names the known formats."""
     try:
         text = read_bounded(path, MOST_BYTES, "utf-8-sig", "replace")
@@ -40,7 +35,7 @@ def read_transcript(path: Path) -> Transcript:
     exchanges = _Reader(path.name).exchanges(_records(text, path.name))
     if not exchanges:
         raise DataError(f"{path.name} holds no request and no conversation", known_formats())
-    return Transcript(path, tuple(exchanges))
+    return tuple(exchanges)
 
 
 def known_formats() -> str:
@@ -77,13 +72,16 @@ def _records(text: str, name: str) -> list[tuple[str, object]]:
 def _events(text: str) -> list[object] | None:
     """Return the data of server-sent events, or None where a text has none."""
     lines = [line[5:].strip() for line in text.splitlines() if line.startswith("data:")]
+    return _parsed(line for line in lines if line != "[DONE]") if lines else None
+
+
+def _parsed(lines: Iterable[str]) -> list[object]:
+    """Return the lines that are JSON."""
     found: list[object] = []
     for line in lines:
-        try:
-            found += [parse_json(line)] if line and line != "[DONE]" else []
-        except ValueError:
-            continue
-    return found if lines else None
+        with contextlib.suppress(ValueError):
+            found.append(parse_json(line))
+    return found
 
 
 class _Reader:
@@ -98,7 +96,8 @@ class _Reader:
         for where, record in records:
             if isinstance(record, Mapping) and (turns := self._turn(record)):
                 self._turns += turns
-            elif not self._add(record, where, 0) and not self._is_beside(record):
+            elif not self._add(record, where, 0) and "url" not in fields_of(fields_of(record).get("request")):
+                # a page's picture in a HAR has nothing to do with a model
                 fields = ", ".join(map(str, record))[:200] if isinstance(record, Mapping) else type(record).__name__
                 raise DataError(
                     f"{self._name}, {where}: neither a request nor an answer in a known format; it has {fields}",
@@ -113,10 +112,6 @@ class _Reader:
             return ()
         return messages_of([record]) or ()
 
-    def _is_beside(self, record: object) -> bool:
-        """Whether a record has nothing to do with a model, such as a page's picture in a HAR."""
-        return "url" in fields_of(fields_of(record).get("request"))
-
     def _add(self, value: object, where: str, depth: int) -> bool:
         """Add what `value` holds; return whether it holds anything."""
         if isinstance(value, list) and (turns := messages_of(value) or _shared(value)):
@@ -129,29 +124,17 @@ class _Reader:
             self._exchanges.append(Exchange(*pair, where))
             return True
         if (request := self._request(value)) is not None:
-            self._exchanges += self._asked(request, where)
+            is_conversation = request.messages[-1].get("role") == "assistant" and not request.settings
+            one = [Exchange(request, None, where)]
+            self._exchanges += _conversation(request.messages, where, request) if is_conversation else one
             return True
-        if (reply := self._reply(value)) is not None:
-            return self._answered(reply)
+        if (reply := self._reply(value)) is not None:  # an answer, or the next piece of one, to the request before it
+            if self._exchanges:
+                last = self._exchanges[-1]
+                self._exchanges[-1] = replace(last, reply=(last.reply or Reply()).then(reply))
+            return bool(self._exchanges)
         turns = next((_shared(value[key]) for key in ("conversations", "conversation") if key in value), ())
         return bool(turns) and self._add(list(turns), where, depth + 1)
-
-    def _asked(self, request: Request, where: str) -> list[Exchange]:
-        """Return a request without its answer.
-
-        Where it ends with an answer and has no settings, it is a conversation."""
-        last = request.messages[-1]
-        if last.get("role") != "assistant" or request.settings:
-            return [Exchange(request, None, where)]
-        return _conversation(request.messages, where, request)
-
-    def _answered(self, reply: Reply) -> bool:
-        """Give an answer, or the next piece of one, to the request before it."""
-        if not self._exchanges:
-            return False
-        last = self._exchanges[-1]
-        self._exchanges[-1] = replace(last, reply=(last.reply or Reply()).then(reply))
-        return True
 
     def _pair(self, record: RawBody) -> tuple[Request, Reply | None] | None:
         """Return a request and its answer, from a record that names both."""
@@ -187,41 +170,21 @@ class _Reader:
         return next((found for wire_format in self._formats if (found := wire_format.request(body)) is not None), None)
 
     def _reply(self, body: RawBody) -> Reply | None:
-        found = ((wire_format.reply(body)) for wire_format in self._formats)
-        return next((reply for reply in found if reply is not None), _message_reply(body))
-
-
-def _message_reply(body: RawBody) -> Reply | None:
-    """Return the answer that one message is, as some logs have it."""
-    if body.get("role") != "assistant" or "content" not in body:
-        return None
-    return _spoken(messages_of([dict(body)])[0])  # type: ignore[index]
+        found = (wire_format.reply(body) for wire_format in self._formats)
+        reply = next((reply for reply in found if reply is not None), None)
+        if reply is None and body.get("role") == "assistant" and "content" in body:  # as some logs have it
+            return next(map(_spoken, messages_of([body]) or ()), None)
+        return reply
 
 
 def _bodies(value: object) -> list[RawBody]:
     """Return the JSON objects that a value is or holds: as text, as lines of it, as server-sent events."""
-    if isinstance(value, Mapping):
-        return [value]
-    if isinstance(value, list):
-        return objects_in(value)
     if not isinstance(value, str):
-        return []
-    try:
+        return [value] if isinstance(value, Mapping) else objects_in(value)
+    with contextlib.suppress(ValueError):
         return _bodies(parse_json(value))
-    except ValueError:
-        pass
     events = _events(value)
-    if events is None:
-        events = list(_lines(value))
-    return objects_in(events)
-
-
-def _lines(text: str) -> Iterator[object]:
-    for line in text.splitlines():
-        try:
-            yield parse_json(line)
-        except ValueError:
-            continue
+    return objects_in(_parsed(value.splitlines()) if events is None else events)
 
 
 def _shared(value: object) -> tuple[Message, ...]:

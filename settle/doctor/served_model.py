@@ -6,10 +6,10 @@ from dataclasses import dataclass, replace
 from settle.base.errors import RunError, UsageError
 from settle.base.files import parse_json
 from settle.base.server_state import running_server, server_key
-from settle.doctor.answerers import Answerer
-from settle.doctor.answerers.web import Web
+from settle.doctor.answerer import Answerer
 from settle.doctor.known_answers import KNOWN_ANSWERS
 from settle.doctor.servers import Served, ServerKind
+from settle.doctor.web import Web
 from settle.wire.exchange import Exchange, Fields, Reply, Request, fields_of, text_of
 from settle.wire.formats import WireFormat
 
@@ -41,20 +41,17 @@ class ServedModel(Answerer):
         self.name, self.web, self.kind, self.model = f"{model.name} at {web.address}", web, kind, model
         self._format = WireFormat.part(kind.api)()
 
-    def pieces(self, request: Request) -> Iterator[Reply]:
-        return self._pieces(request, FIRST_SECONDS, MOST_SECONDS)
-
     def probes(self) -> list[Exchange]:
         """Return short questions with the server's own settings, and its answers, those that take seconds.
 
         Raises RunError for a server that does not answer, or answers nonsense."""
         found = []
         for number, at in enumerate(PROBES):
-            question: tuple[dict[str, object], ...] = ({"role": "user", "content": KNOWN_ANSWERS[at].question},)
-            request = Request(question, (), self.model.settings, self.model.name, None, self.kind.api)
-            asked = replace(request, settings={})
+            question = {"role": "user", "content": KNOWN_ANSWERS[at].question}
+            request = Request((question,), (), self.model.settings, self.model.name, None, self.kind.api)
             reply = Reply()
-            for piece in self._pieces(asked, PROBE_FIRST_SECONDS, PROBE_SECONDS, must_end=False):
+            pieces = self.pieces(replace(request, settings={}), PROBE_FIRST_SECONDS, PROBE_SECONDS, must_end=False)
+            for piece in pieces:
                 reply = reply.then(piece)
             if reply.finish:
                 found.append(Exchange(request, reply, f"question {number + 1} of the doctor's"))
@@ -64,17 +61,17 @@ class ServedModel(Answerer):
         """By the ratio of two short prompts, of the beginning of the same text, that the server counts."""
         text = "\n\n".join(text_of(message) for message in request.messages)
         if len(text) < 4 * SAMPLE:
-            return self._counted(request)
-        one, two = (self._counted(Request(({"role": "user", "content": text[:n]},))) for n in (SAMPLE, 3 * SAMPLE))
+            return self.ask(request.having(max_tokens=1)).prompt_tokens
+        short = [Request(({"role": "user", "content": text[:n]},)) for n in (SAMPLE, 3 * SAMPLE)]
+        one, two = (self.ask(request.having(max_tokens=1)).prompt_tokens for request in short)
         if one is None or two is None:
             return None
         return round(one + (two - one) * (len(text) - SAMPLE) / (2 * SAMPLE))
 
-    def _counted(self, request: Request) -> int | None:
-        """Tokens of a prompt, as the server counts them."""
-        return self.ask(request.having(max_tokens=1)).prompt_tokens
-
-    def _pieces(self, request: Request, first: float, seconds: float, must_end: bool = True) -> Iterator[Reply]:
+    def pieces(
+        self, request: Request, first: float = FIRST_SECONDS, seconds: float = MOST_SECONDS, must_end: bool = True
+    ) -> Iterator[Reply]:
+        """Yield the answer as it comes; see `Web.lines` for the others."""
         body = self._format.body(replace(request, model=self.model.name)) | {"stream": True}
         if self.kind.api == "openai":
             body["stream_options"] = {"include_usage": True}
@@ -88,17 +85,13 @@ class ServedModel(Answerer):
                 num_pieces += 1
                 yield piece
             whole.append(line)
-        if not num_pieces:
-            yield self._whole("\n".join(whole))
-
-    def _whole(self, text: str) -> Reply:
-        """Return an answer that was not streamed."""
-        reply = self._format.reply(_parsed(text))
-        if reply is None:
-            raise RunError(
-                f"{self.web.address}{self.kind.path} answers no chat: {text.strip()[:160]!r}", "check what runs there"
-            )
-        return reply
+        if not num_pieces:  # it was not streamed
+            text = "\n".join(whole)
+            reply = self._format.reply(_parsed(text))
+            if reply is None:
+                what = f"{self.web.address}{self.kind.path} answers no chat: {text.strip()[:160]!r}"
+                raise RunError(what, "check what runs there")
+            yield reply
 
 
 def is_address(text: str) -> bool:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from settle.doctor.findings import Details, Finding, Fix
-from settle.doctor.resources import ResourceCheck, ThreadedTime
+from settle.doctor.resources import SHORT, ResourceCheck, ThreadedTime
 from settle.doctor.subject import ModelFile
 from settle.doctor.trial import Trial
 from settle.machine.cores import cores
@@ -35,8 +35,8 @@ class SlowTokens(ResourceCheck[Details]):
             return None
         return self.speed_trial(
             f"{after} threads instead of {before}",
-            ThreadedTime("as it is", subject.model, before),
-            ThreadedTime("one thread a core", subject.model, after),
+            ThreadedTime("as it is", subject.model, SHORT, threads=before),
+            ThreadedTime("one thread a core", subject.model, SHORT, threads=after),
             seconds=max(0.6, subject.model.weights.stat().st_size / 2e8),
             preparing=4.0,
         )

@@ -3,7 +3,7 @@
 import contextlib
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from urllib.parse import urlsplit
 
 import httpx
@@ -12,6 +12,7 @@ from settle.audit.session import declare
 from settle.base.errors import RunError, UsageError
 from settle.base.files import parse_json
 from settle.machine.web_request import WEB_ERRORS, open_response, reason
+from settle.wire.exchange import Fields, fields_of
 
 LOOK_SECONDS = 5.0  # that a question about the server itself may take
 MOST_BYTES = 16 << 20  # of one answer
@@ -35,19 +36,7 @@ class Web:
         declare(urlsplit(address).hostname or "", "the server that is looked at")
         self.address, self._key, self.seen = address, key, ""
 
-    def get(self, path: str) -> object:
-        """Return what it answers, or None where it does not know the path, or answers no JSON.
-
-        Raises RunError when it is not there, does not answer in time, or does not let us in."""
-        return self._json(path, None)
-
-    def post(self, path: str, body: Mapping[str, object]) -> object:
-        """Return what it answers to a body, as `get` does."""
-        return self._json(path, body)
-
-    def lines(
-        self, path: str, body: Mapping[str, object], first: float, seconds: float, must_end: bool
-    ) -> Iterator[str]:
+    def lines(self, path: str, body: Fields, first: float, seconds: float, must_end: bool) -> Iterator[str]:
         """Yield the lines of an answer as they come. Raises RunError, also when it is refused.
 
         first: seconds to the first of it; seconds: that all of it may take, after which it is an error where it must
@@ -66,7 +55,10 @@ class Web:
                     raise RunError(f"{self.address} was still answering after {seconds:.0f} s", "ask it for less")
         yield held.decode("utf-8", "replace")
 
-    def _json(self, path: str, body: Mapping[str, object] | None) -> object:
+    def ask(self, path: str, body: Fields | None = None) -> Fields:
+        """Return the object that it answers, to a POST where there is a body; no fields where it knows no such path.
+
+        Nor where it answers no object. Raises RunError when it is not there, is too slow, or does not let us in."""
         data = b""
         with self._open(path, body, LOOK_SECONDS) as response:
             deadline = time.monotonic() + LOOK_SECONDS
@@ -78,16 +70,15 @@ class Web:
             raise RunError(f"{self.address} rejects the request ({response.status_code})", "give its key with --key")
         if response.status_code != 200:
             self.seen = self.seen if response.status_code == 404 else f"{path} gave status {response.status_code}"
-            return None
+            return {}
         try:
-            value: object = parse_json(data)
-            return value
+            return fields_of(parse_json(data))
         except ValueError:
             self.seen = f"{path} gave {data[:SHOWN].decode('utf-8', 'replace')!r}"
-            return None
+            return {}
 
     @contextlib.contextmanager
-    def _open(self, path: str, body: Mapping[str, object] | None, seconds: float) -> Iterator[httpx.Response]:
+    def _open(self, path: str, body: Fields | None, seconds: float) -> Iterator[httpx.Response]:
         """Yield the response to a request. Raises RunError, also while its body is read."""
         headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {self._key}"} if self._key else {})
         method, data = ("GET", None) if body is None else ("POST", json.dumps(body).encode())
@@ -106,24 +97,17 @@ class Web:
         if is_begun:
             return RunError(f"{self.address} broke off its answer to {path}: {reason(error)}", "look at its log")
         if isinstance(error, httpx.TimeoutException):
-            return self._silent(seconds)
+            what = f"{self.address} takes the request and does not answer within {seconds:.0f} s"
+            return RunError(what, "it may be loading its model, or hang: look at its log, and try again")
         if isinstance(error, httpx.ConnectError):
             fix = "start the server, or check the address"
             return RunError(f"nothing answers at {self.address}: {reason(error)}", fix)
         return RunError(f"{self.address} does not speak HTTP: {reason(error)}", "check the address")
 
-    def _silent(self, seconds: float) -> RunError:
-        return RunError(
-            f"{self.address} takes the request and does not answer within {seconds:.0f} s",
-            "it may be loading its model, or hang: look at its log, and try again",
-        )
-
     def _refused(self, path: str, response: httpx.Response) -> RunError:
         text = next(response.iter_raw(), b"")[:2000].decode("utf-8", "replace")
-        try:
+        with contextlib.suppress(ValueError, KeyError, TypeError):
             error = parse_json(text)["error"]
             text = str(error["message"] if isinstance(error, dict) else error)
-        except (ValueError, KeyError, TypeError):
-            pass
         fix = "give its key with --key" if response.status_code in (401, 403) else "look at its log"
         return RunError(f"{self.address} refuses {path} ({response.status_code}): {text[:SHOWN]}", fix)

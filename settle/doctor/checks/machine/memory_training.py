@@ -1,27 +1,25 @@
 """A run ended since there was not enough memory for what went through the model at once."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
 from settle.base.errors import SettleError
-from settle.base.event_log import tail
-from settle.base.events import Event, Opened, OutOfMemory, RunFailed, Say
+from settle.base.events import Event, OutOfMemory, RunFailed, Say
 from settle.base.out_of_memory import kernel_kills
 from settle.base.run import Run
 from settle.base.settings import read_recipe
 from settle.doctor.checks import Check
 from settle.doctor.findings import Details, Finding, Fix
 from settle.doctor.subject import TrainingRun
-from settle.doctor.training.facts import COMMANDS, LoopRecord, PlanRecord, Recorded
+from settle.doctor.training.facts import COMMANDS, Forecast, LoopRecord, PlanRecord, latest_session
 from settle.doctor.training.limited_steps import FailedSteps, Ready, Steps
 from settle.doctor.training.retrain import recipe_fix
-from settle.doctor.trial import FEWEST_ITEMS, Item, Trial
+from settle.doctor.trial import FEWEST_ITEMS, Trial
 from settle.library.run_models import models_of
 from settle.machine import memory
 
-TAIL_BYTES = 64 << 10
 SECONDS_BEFORE, SECONDS_AFTER = 5.0, 60.0  # the last event, in which the kernel's killing is of this run
 NEAR = 0.85  # of what was free, that a run was expected to take
 SEARCHED = 400  # steps of a run without a limit, of which the largest are taken again
@@ -36,18 +34,6 @@ class Shortage(Details):
     free: int | None = None
 
 
-class Estimate(Recorded):
-    """A figure of forecast.json."""
-
-    value: float | None = None
-
-
-class Forecast(Recorded):
-    """A run's forecast.json."""
-
-    peak_memory: Estimate = Estimate()
-
-
 class MemoryTraining(Check[TrainingRun, Shortage]):
     """A step in more parts takes less memory, and its gradient is the same."""
 
@@ -57,15 +43,13 @@ class MemoryTraining(Check[TrainingRun, Shortage]):
 
     def detect(self, subject: TrainingRun) -> Iterator[Finding[Shortage]]:
         run = subject.run
-        if run.command not in COMMANDS or run.read("result.json") is not None or models_of(run):
+        if run.command not in COMMANDS or run.status == "running":
             return
-        if run.status == "running":
+        if run.read("result.json") is not None or models_of(run):
             return
-        events = tail(run.events, TAIL_BYTES)
-        session = events[max((at for at, event in enumerate(events) if isinstance(event, Opened)), default=0) :]
-        ends = [event for event in session if isinstance(event, OutOfMemory)]
-        if ends:
-            end = ends[-1]
+        session = latest_session(run)
+        end = next((event for event in reversed(session) if isinstance(event, OutOfMemory)), None)
+        if end is not None:
             seen = f"it held {end.held / 1e9:.2f} GB, and could not get {end.missing / 1e6:,.0f} MB more"
             yield self._found(run, (seen,), 0.98, Shortage(limit=end.held + end.missing // 2))
         elif not (session and isinstance(session[-1], Say | RunFailed)):  # who stops a run is told how it is resumed
@@ -74,7 +58,8 @@ class MemoryTraining(Check[TrainingRun, Shortage]):
     def _killed(self, run: Run, session: list[Event]) -> Iterator[Finding[Shortage]]:
         """Yield what the folder says of a run that ended without a word."""
         last = session[-1].time if session else run.path.stat().st_mtime
-        free, expected = PlanRecord.of(run).machine.memory.available, _peak(run)
+        free = PlanRecord.of(run).machine.memory.available
+        expected = Forecast.of(run).peak_memory.value
         killed = any(last - SECONDS_BEFORE < at < last + SECONDS_AFTER for at in kernel_kills())
         tight = expected is not None and free is not None and expected > NEAR * free
         if not killed and not tight:
@@ -86,8 +71,8 @@ class MemoryTraining(Check[TrainingRun, Shortage]):
         yield self._found(run, evidence, 0.95 if killed else 0.6, details)
 
     def _found(self, run: Run, evidence: Sequence[str], strength: float, details: Shortage) -> Finding[Shortage]:
-        at_once = _at_once(run)
-        what = f"{run.name} ran out of memory" + (f" with {at_once} at once" if at_once else "")
+        rows = PlanRecord.of(run).tuning.rows
+        what = f"{run.name} ran out of memory" + (f" with {rows} rows at once" if rows else "")
         return self.finding(what, *evidence, strength=strength, details=details)
 
     def trial(self, finding: Finding[Shortage], subject: TrainingRun, folder: Path) -> Trial | None:
@@ -95,12 +80,16 @@ class MemoryTraining(Check[TrainingRun, Shortage]):
         before = FailedSteps("as it was", _asked(run, finding.details, folder / "before"))
         ready = before.held.ready
         order = ready.steps
-        after = _fitting(replace(before.steps, folder=str(folder / "after")), ready, order[:TRIED])
+        after = _fitting(replace(before.steps, folder=str(folder / "after")), ready)
         if after is None or len(order) < 2 * FEWEST_ITEMS:
             before.close()
             return None
-        settings = _settings(run, ready, after.steps)
-        items: list[Item] = [{"step": step} for step in order[: 2 * FEWEST_ITEMS]]
+        at_once = ready.whole // (after.steps.micro_batches or ready.parts)
+        settings: dict[str, int | bool] = {"micro_rows" if run.command == "tune" else "micro_tokens": at_once}
+        settings |= {"recompute": True} if after.steps.recompute else {}
+        shown = " ".join(f"--{name.replace('_', '-')} {str(value).lower()}" for name, value in settings.items())
+        recipe = {**before.steps.recipe, **settings}
+        items = [*map(str, order[: 2 * FEWEST_ITEMS])]
         return Trial(
             knob=", ".join(f"{name} = {str(value).lower()}" for name, value in settings.items()),
             before=before,
@@ -111,7 +100,7 @@ class MemoryTraining(Check[TrainingRun, Shortage]):
             others=items[1::2],
             least=0.5,
             seconds=after.step_seconds,
-            fix=_fix(run, settings),
+            fix=recipe_fix(run, recipe, f"train with {shown}: steps stay as large, and so do their gradients"),
         )
 
     def fix(self, finding: Finding[Shortage], subject: TrainingRun) -> Fix:
@@ -139,7 +128,7 @@ def _asked(run: Run, found: Shortage, folder: Path) -> Steps:
     )
 
 
-def _fitting(asked: Steps, ready: Ready, largest: Sequence[int]) -> FailedSteps | None:
+def _fitting(asked: Steps, ready: Ready) -> FailedSteps | None:
     """Return the first change with which the largest steps can be taken one after the other with something left.
 
     Tried are steps in more parts, and then layers that are computed again. None where none helps.
@@ -160,8 +149,8 @@ def _fitting(asked: Steps, ready: Ready, largest: Sequence[int]) -> FailedSteps 
     for changed in changes:
         side = FailedSteps("in more parts", changed)
         try:
-            side.open()
-            if not any(side.measure({"step": step}) for step in largest):
+            side.load()
+            if not any(side.measure(str(step)) for step in ready.steps[:TRIED]):
                 side.steps = replace(changed, limit=asked.limit, free=asked.free)
                 return side
         except SettleError:
@@ -169,26 +158,3 @@ def _fitting(asked: Steps, ready: Ready, largest: Sequence[int]) -> FailedSteps 
         finally:
             side.close()
     return None
-
-
-def _settings(run: Run, ready: Ready, changed: Steps) -> dict[str, int | bool]:
-    """Return the change as settings of the run."""
-    at_once = ready.whole // (changed.micro_batches or ready.parts)
-    settings: dict[str, int | bool] = {"micro_rows" if run.command == "tune" else "micro_tokens": at_once}
-    return settings | ({"recompute": True} if changed.recompute else {})
-
-
-def _fix(run: Run, settings: Mapping[str, int | bool]) -> Fix:
-    shown = " ".join(f"--{name.replace('_', '-')} {str(value).lower()}" for name, value in settings.items())
-    recipe = {**read_recipe(run.path / "recipe.toml"), **settings}
-    return recipe_fix(run, recipe, f"train with {shown}: steps stay as large, and so do their gradients")
-
-
-def _at_once(run: Run) -> str:
-    rows = PlanRecord.of(run).tuning.rows
-    return f"{rows} rows" if rows else ""
-
-
-def _peak(run: Run) -> float | None:
-    """Return the bytes that a run was expected to take at its peak."""
-    return Forecast.model_validate(run.read("forecast.json") or {}).peak_memory.value

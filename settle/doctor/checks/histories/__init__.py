@@ -1,1 +1,0 @@
-"""What a training history of another trainer shows; nothing of it can be run again."""

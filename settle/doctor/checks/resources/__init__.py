@@ -1,1 +1,0 @@
-"""What a run needs and this machine has not: memory, time, room."""

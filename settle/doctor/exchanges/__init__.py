@@ -1,1 +1,0 @@
-"""What a model was asked and what it answered: recorded by a client, or asked again."""
