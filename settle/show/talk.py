@@ -35,7 +35,7 @@ from settle.base.words.sentences import (
     seconds_left,
     speed_text,
 )
-from settle.show import CLOSE, OPEN, SPARKS, SimpleSigns
+from settle.show.signs import CLOSE, OPEN, SPARKS, SimpleSigns
 from settle.show.tables import listing, output_files, plan_table, verdict_panel
 
 FRAME_SECONDS = 0.1
