@@ -145,15 +145,6 @@ def test_wrong_soft_cap(tiny, tmp_path, key):
     refused(says, model, Origin(part, weights), tiny.tokenizer, path, tiny)
 
 
-@pytest.mark.parametrize("change", [{"rope_theta": 30.0}, {"rms_norm_eps": 0.05}])
-def test_sound_in_every_byte_and_wrong_in_what_it_does(tiny, tmp_path, change):
-    """Weights, tokenizer and template are bit for bit the model's; a number of the header is not. Nothing is known of
-    how the file was made: behaviour alone must show it."""
-    path = export_gguf(tiny.part.model_copy(update=change), tiny.weights, tiny.tokenizer, tmp_path / "x.gguf", "f32")
-    figures = run_gate(Reference(tiny.model, tiny.tokenizer, tiny.held_out), path, "f32", EFFORT)
-    assert not figures["passed"] and "the distributions differ" in figures["first_difference"]
-
-
 @pytest.mark.parametrize("name", ["llama", "gemma2", "gemma3_text", "qwen2", "qwen3", "phi3", "mistral", "qwen3_moe"])
 def test_sound_exports_of_every_family_pass(tiny, tmp_path, name):
     part, model, weights = of_family(tiny, name)

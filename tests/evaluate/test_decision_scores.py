@@ -9,7 +9,16 @@ from settle.data.decisions.prompt import EncodedDecision
 from settle.data.decisions.questions import Question
 from settle.data.decisions.rows import DecisionRow
 from settle.evaluate.calibration import measure_calibration, risk_coverage
-from settle.evaluate.decisions import BATCH_TOKENS, ORDERS, Scored, _batches, order_changes, packed, score_rows
+from settle.evaluate.decisions import (
+    BATCH_TOKENS,
+    ORDERS,
+    Scored,
+    _batches,
+    naive_bayes,
+    order_changes,
+    packed,
+    score_rows,
+)
 
 CHOICE = Question.from_json({"type": "choice", "instructions": "Which?", "criteria": ["a", "b", "c"]})
 PAIR = Question.from_json({"type": "choice", "instructions": "Which?", "criteria": ["a", "b"]})
@@ -141,3 +150,27 @@ def test_families_count_in_what_is_wrong_above_a_risk():
     (together,) = risk_coverage(confidence, right, [n // 10 for n in range(40)], risks=(0.05,))
     assert apart.wrong.value == together.wrong.value == 0.25 and together.wrong.high > apart.wrong.high
     assert apart.coverage == 1.0
+
+
+QUEUE = Question.from_json({"type": "choice", "instructions": "Which?", "criteria": ["bills", "parcels", "other"]})
+TURNED = Question.from_json({"type": "choice", "instructions": "Which?", "criteria": ["parcels", "bills"]})
+
+
+def text_row(state: str, best: int, question: Question = QUEUE, name: str = "queue") -> DecisionRow:
+    return DecisionRow(state, name, question, tuple(float(i == best) for i in range(len(question.options))), "t:1")
+
+
+def test_its_shares_are_those_that_are_counted_by_hand():
+    train = [text_row("card charged", 0), text_row("card twice", 0), text_row("parcel lost", 1)]
+    (shares,) = naive_bayes(train, [text_row("Card, unheard-of!", 0)], 3)
+    # prior and one known word of six: (2+1)·(2+1)/(4+5), (1+1)·(0+1)/(2+5), (0+1)·1/(0+5)
+    counted = np.array([3 * 3 / 9, 2 / 7, 1 / 5])
+    assert shares == pytest.approx(counted / counted.sum())
+
+
+def test_options_are_known_by_their_keys_and_questions_by_their_names():
+    train = [text_row("card charged", 0), text_row("parcel lost", 1), text_row("card charged", 1, name="other")]
+    asked = [text_row("card", 1, TURNED), text_row("parcel", 0, TURNED), text_row("card", 1, name="other")]
+    shares = naive_bayes(train, asked, 3)
+    assert shares.argmax(1).tolist() == [1, 0, 1] and shares[:2, 2].tolist() == [0, 0]
+    assert shares.sum(1) == pytest.approx([1, 1, 1])

@@ -3,6 +3,7 @@
 import copy
 
 import pytest
+import torch
 
 from settle.base.errors import GateError
 from settle.base.event_log import Events
@@ -24,22 +25,27 @@ def give(tiny, out, weights=None):
     return figures, heard
 
 
-def test_everything_is_there(tiny, tmp_path):
-    figures, heard = give(tiny, tmp_path)
-    give(tiny, tmp_path)  # a second time replaces the first
+@pytest.fixture(scope="module")
+def given(tiny, tmp_path_factory):
+    """A folder that a model was exported to twice, and what the first time said."""
+    folder = tmp_path_factory.mktemp("out")
+    first = give(tiny, folder)
+    give(tiny, folder)  # replaces the first
+    return folder, *first
+
+
+def test_everything_is_there(given):
+    folder, figures, heard = given
     assert figures["passed"]
     assert [e["kind"] for e in heard] == ["gate"] * 4 and all(e["passed"] for e in heard)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["Modelfile", "hf", "tiny.gguf"]
-    modelfile = (tmp_path / "Modelfile").read_text()
+    assert sorted(p.name for p in folder.iterdir()) == ["Modelfile", "hf", "tiny.gguf"]
+    modelfile = (folder / "Modelfile").read_text()
     assert modelfile.startswith("FROM ./tiny.gguf\n") and 'stop "<|im_end|>"' in modelfile
-    assert card_of(tmp_path / "tiny.gguf") == {"name": "tiny", **CARD}
+    assert card_of(folder / "tiny.gguf") == {"name": "tiny", **CARD}
 
 
-def test_alive_again(tiny, tmp_path):
-    import torch
-
-    give(tiny, tmp_path)
-    live = load(tmp_path / "hf")
+def test_alive_again(tiny, given):
+    live = load(given[0] / "hf")
     assert live.part == tiny.part
     assert live.weights.keys() == tiny.weights.keys()
     assert all(torch.equal(live.weights[n], t) for n, t in tiny.weights.items())

@@ -344,3 +344,10 @@ def test_a_sample_is_what_the_live_model_writes(
     assert heard[0] | {"time": 0} == {
         "time": 0, "kind": "sample", "step": 7, "moment": "end", "prompt": "def f(x): return x", "text": wanted,
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(("label", "kind"), [(1, "answer"), (0, "do not answer")])
+def test_pairs_of_one_kind_are_not_compared(label: int, kind: str) -> None:
+    found = compare_scores(np.zeros(2), np.ones(2), [pairs([label] * 2, [0, 1])])
+    assert found["verdict"] == "not compared" and f"all 2 pairs that judge {kind};" in str(found["headline"])
+    assert not {"base", "tuned"} & set(found)  # no figure, and so no NaN in result.json

@@ -3,11 +3,19 @@ import pytest
 import torch
 
 from settle.base.registry import parts
-from settle.shrink.activations.importance import observed, packed
-from tests.shrink.importance_of import importance_of
+from settle.shrink.activations.importance import Inputs, observed, packed
 from tests.trained import trained
 
 FAMILIES = parts("model/architectures")
+
+
+@torch.no_grad()
+def importance_of(model, part, windows, dataset=""):
+    inputs = Inputs(model)
+    with observed(model, inputs.see):
+        for window in windows:
+            inputs.see_head(model(*packed([window], model.device)))
+    return inputs.importance(part, dataset)
 
 
 def _windows(vocab: int, seed: int = 0) -> list[np.ndarray]:

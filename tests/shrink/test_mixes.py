@@ -7,12 +7,12 @@ from settle.base.errors import FormatError, UsageError
 from settle.formats.gguf import read_gguf
 from settle.shrink.types.imatrix import Importance
 from settle.shrink.types.mixes import MIXES, mix_types
-from settle.shrink.types.quantize_file import file_bytes, quantize_gguf
+from settle.shrink.types.quantize_file import expected_error, file_bytes, find_fallback, quantize_gguf
 from tests.shrink.files import make_gguf
 from tests.shrink.reference import llama_quantize
 
 SHAPES = {
-    "llama": {"layers": 24},
+    "llama": {"layers": 12},
     "wide groups": {"layers": 9, "heads": 8, "tied": True},
     "70B": {"layers": 80, "heads": 8, "shared": 1},
     "65B": {"layers": 80, "heads": 4, "shared": 4},
@@ -33,13 +33,8 @@ SHAPES = {
 }
 
 
-LARGE = (
-    "70B",
-    "65B",
-    "qwen2",
-    "gemma3",
-    "576",
-)  # get those that tell of depth; the others take long and show nothing new
+# get those that tell of depth; the others take long and show nothing new
+LARGE = ("70B", "65B", "qwen2", "gemma3", "576")
 SMALL = ("llama", "48", "bf16", "f32", "one row", "others")  # get every mix with an importance, too
 OF_LARGE = ("Q5_K_M", "Q4_K_M", "Q4_K_S", "IQ4_XS", "Q3_K_M", "Q3_K_S", "Q2_K", "F16")
 BYTES_OF_LARGE = ("Q4_K_M", "IQ4_XS", "Q2_K")  # a block's bytes do not hang on the depth
@@ -112,3 +107,35 @@ def test_an_expert_in_no_block(tmp_path):
 def test_a_recipe_that_is_not_known(tmp_path):
     with pytest.raises(UsageError, match="no mix 'Q4_K'"):
         mix_types(read_gguf(make_gguf(tmp_path / "x.gguf")), "Q4_K")
+
+
+def test_rows_that_fall_back_are_named(tmp_path):
+    source = make_gguf(tmp_path / "x.gguf", width=576, inner=1536, tied=True, rows=64)
+    file = read_gguf(source)
+    found = find_fallback(file, "Q4_K_M")
+    assert "blk.0.attn_q.weight" in found.tensors and "blk.0.ffn_down.weight" not in found.tensors
+    assert "token_embd.weight" in found.tensors
+    kinds = {name: choice.kind for name, choice in mix_types(file, "Q4_K_M").items()}
+    written = quantize_gguf(source, tmp_path / "y.gguf", kinds, mix="Q4_K_M")
+    assert found.num_bytes == written.stat().st_size > found.promised
+    text = str(found)
+    assert f"rows of {len(found.tensors)} of {len(file.tensors)} tensors" in text and "Q4_K → Q5_0" in text
+
+
+def test_what_is_proposed_is_better(tmp_path):
+    file = read_gguf(make_gguf(tmp_path / "x.gguf", width=576, inner=1536, tied=True, rows=64))
+    proposed = 0
+    for recipe in ("Q6_K", "Q5_K_M", "Q4_K_M", "IQ4_XS", "Q3_K_M", "Q3_K_S", "Q2_K"):
+        found = find_fallback(file, recipe)
+        if found.better is not None:
+            proposed += 1
+            assert found.better_bytes <= found.num_bytes and found.better in str(found)
+            assert expected_error(file, mix_types(file, found.better)) < expected_error(file, mix_types(file, recipe))
+    assert proposed
+    assert find_fallback(file, "Q2_K").more_precise == {"Q4_0": "IQ4_NL"}
+    assert "IQ4_NL in place of Q4_0" in str(find_fallback(file, "Q2_K"))
+
+
+def test_nothing_falls_where_rows_fit(tmp_path):
+    file = read_gguf(make_gguf(tmp_path / "x.gguf", width=256, inner=512))
+    assert find_fallback(file, "Q4_K_M") is None

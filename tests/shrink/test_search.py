@@ -1,6 +1,7 @@
 """From a budget to a file, over files whose size, loss and speed the test makes up."""
 
 import contextlib
+import math
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,6 +18,7 @@ from settle.evaluate.footprint import Footprint, Measured
 from settle.formats.gguf.types import ggml_type
 from settle.shrink import candidates as candidates_module
 from settle.shrink.candidates import Candidates, ShrinkCandidate, ThroughputModel, bytes_read
+from settle.shrink.quantizers import Quantizer
 from settle.shrink.search import (
     SearchedSize,
     _between,
@@ -357,3 +359,90 @@ def test_a_token_reads_what_it_needs() -> None:
     assert bytes_read(weights(head, other), {"output.weight": "Q8_0"}) == 4 * 34 + 128
     experts = weights(("a_exps.weight", "F32", (8, 2, 32)), other, **{"m.expert_count": 8, "m.expert_used_count": 2})
     assert bytes_read(experts, {}) == 8 * 2 * 32 * 4 // 4 + 128
+
+
+def noting(value, step=1):
+    asked = []
+
+    def measure(size):
+        asked.append(size)
+        size = size // step * step
+        return SearchedSize(size, value(size))
+
+    return measure, asked
+
+
+@pytest.mark.parametrize("wanted", [0.02, 0.2, 0.9])
+def test_a_crossing_is_found_within_the_tolerance(wanted):
+    measure, asked = noting(lambda size: math.exp(-size / 250e6) + 1e-4 * (1e9 - size) / 1e9)
+    found = find_size(measure, 10_000_000, 2_000_000_000, wanted)
+    assert found.above.value > wanted >= found.within.value
+    assert found.within.num_bytes <= found.above.num_bytes * 1.01
+    assert len(asked) <= 7
+
+
+def test_no_size_is_on_one_side():
+    measure, asked = noting(lambda size: 1 / size)
+    nothing = find_size(measure, 100, 1000, 1e-9)
+    assert nothing.within is None and nothing.above.num_bytes == 1000
+    everything = find_size(measure, 100, 1000, 10.0)
+    assert everything.above is None and everything.within.num_bytes == 100
+    assert len(asked) == 4
+
+
+def test_sizes_come_in_steps():
+    measure, asked = noting(lambda size: 1000 - size, step=100)
+    found = find_size(measure, 100, 900, 450, tolerance=0.0)
+    assert (found.above.num_bytes, found.within.num_bytes) == (500, 600)
+    assert len(asked) <= 8
+
+
+def test_a_guess_comes_first_and_noise_lets_no_small_file_pass():
+    values = {100: 0.3, 200: 0.09, 300: 0.12, 400: 0.05}
+    asked = []
+
+    def measure(size):
+        asked.append(size)
+        nearest = min(values, key=lambda known: abs(known - size))
+        return SearchedSize(nearest, values[nearest])
+
+    found = find_size(measure, 100, 400, 0.1, guess=290, tolerance=0.0)
+    assert asked[0] == 290
+    assert found.within.num_bytes == 400 and found.above.num_bytes == 300
+
+
+def measured_in(dtype: str) -> Candidates:
+    """Two files that were measured, of a model in that type: predicted 0.02 and 0.04, measured three times that."""
+    file = SimpleNamespace(tensors={"a": SimpleNamespace(dtype=dtype)}, metadata={})
+    session: Any = SimpleNamespace(model=SimpleNamespace(file=file))
+    made = Candidates(session, cast(Quantizer, None))
+    for predicted in (0.02, 0.04):
+        measured = cast(Divergence, SimpleNamespace(kl=SimpleNamespace(value=3 * predicted)))
+        made.known[f"{predicted}"] = ShrinkCandidate(f"{predicted}", {}, 1, predicted=predicted, divergence=measured)
+    return made
+
+
+def test_the_forecast_of_a_requantized_file_is_what_others_cost() -> None:
+    of = measured_in("Q4_1")
+    assert of.expected_kl(ShrinkCandidate("new", {}, 1, predicted=0.047)) == pytest.approx(0.141)
+    assert of.expected_kl(of.known["0.02"]) == pytest.approx(0.06)  # its own measurement is no forecast
+
+
+def test_the_forecast_of_a_whole_model_is_its_prediction() -> None:
+    assert measured_in("F16").expected_kl(ShrinkCandidate("new", {}, 1, predicted=0.047)) == 0.047
+
+
+def test_two_files_tell_of_a_third():
+    law = ThroughputModel(per_byte=1e-10, fixed=2e-3)
+    sizes = (270_000_000, 100_000_000, 80_000_000)
+    pace = ThroughputModel.fit([(size, law.tokens_per_second(size)) for size in sizes[:2]])
+    assert pace.tokens_per_second(sizes[2]) == pytest.approx(100.0)
+    assert pace.most_bytes(100.0) == pytest.approx(sizes[2], rel=1e-6)
+    assert pace.most_bytes(1000.0) == 0
+
+
+def test_one_file_or_contradicting_ones_still_give_an_estimate_through_the_first():
+    for measured in ([(100_000_000, 50.0)], [(100_000_000, 50.0), (50_000_000, 40.0)], [(100_000_000, 50.0)] * 2):
+        pace = ThroughputModel.fit(measured)
+        assert pace.tokens_per_second(100_000_000) == pytest.approx(50.0)
+        assert 50.0 < pace.tokens_per_second(50_000_000) < 100.0

@@ -8,7 +8,7 @@ from settle.base.registry import parts
 from settle.infer.live_sampling import logprobs
 from settle.shrink.activations.layer_activations import LayerWalk, eliminate, error, gram, kl, refitted
 from settle.shrink.prunable_model import PrunableModel
-from settle.shrink.pruners import Pruner, kept_number
+from settle.shrink.pruners import Pruner
 from settle.shrink.pruners.channels import Channels
 from settle.shrink.pruners.heads import Heads
 from settle.shrink.pruners.width import Width, _strengths
@@ -160,14 +160,6 @@ def test_what_cannot_be_pruned_is_said(tokenizer) -> None:
         Channels(keep=128).prune(subject, windows(subject), [])
     with pytest.raises(DataError, match="no text"):
         Channels().prune(subject, [], [])
-
-
-def test_sizes_are_multiples_that_llama_cpps_types_divide() -> None:
-    assert kept_number(1536, 0.25, 256) == 1024 and kept_number(2048, 0.25, 256) == 1536
-    assert kept_number(576, 0.25, 256) == 448 and kept_number(48, 0.3, 256) == 32
-    assert kept_number(30, 0.25) == 22 and kept_number(2, 0.25) == 1 and kept_number(128, 0.25, 256) == 96
-    with pytest.raises(UsageError, match="cannot be removed"):
-        kept_number(1, 0.5)
 
 
 def test_every_pruner_is_found() -> None:

@@ -28,6 +28,8 @@ from settle.shrink.types.sensitivity import _rows_to_see, _spread, candidates
     [
         (12, 0.25, 1, 9), (10, 0.01, 1, 9), (10, 0.99, 1, 1), (1536, 0.25, 256, 1024), (1536, 0.5, 256, 768),
         (1000, 0.25, 256, 752), (1024, 0.1, 256, 896), (7, 0.5, 4, 4),
+        (2048, 0.25, 256, 1536), (576, 0.25, 256, 448), (48, 0.3, 256, 32), (30, 0.25, 1, 22), (2, 0.25, 1, 1),
+        (128, 0.25, 256, 96),
     ],
 )  # fmt: skip
 def test_a_share_leaves_a_multiple_of_a_step(before: int, share: float, step: int, left: int) -> None:
