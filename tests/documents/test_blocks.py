@@ -166,12 +166,8 @@ def test_sheets(tmp_path):
 
 
 def test_pdf(tmp_path):
-    text = [
-        (11, "The key is rotated every week, in the night"),
-        (11, "to Monday."),
-        (11, ""),
-        (11, "Old keys are kept."),
-    ]
+    said = ("The key is rotated every week, in the night", "to Monday.", "", "Old keys are kept.")
+    text = [(11, line) for line in said]
     names = ["Keys", "Locks", "Doors", "Walls"]
     more = [(11, f"and {word}") for word in ("so", "on", "and", "on", "again")]
     pages = [

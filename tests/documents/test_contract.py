@@ -109,7 +109,7 @@ def test_a_kind_has_a_view_of_its_own_and_names_what_it_needs(name: str) -> None
     assert kind.suffixes and all(suffix.startswith(".") for suffix in kind.suffixes)
 
 
-WORDS = (
+WORDS = [
     "a",
     "the",
     "sea",
@@ -125,7 +125,7 @@ WORDS = (
     "cold",
     "grey",
     "blue",
-)
+]
 
 
 def story(seed: int) -> str:

@@ -2,6 +2,7 @@
 
 import datetime
 import decimal
+from dataclasses import replace
 from itertools import islice
 
 import psutil
@@ -10,6 +11,7 @@ import pytest
 from pyarrow import parquet
 
 from settle.base.errors import DataError
+from settle.documents import parquet_rows as module
 from settle.documents.blocks import Unreadable
 from settle.documents.parquet_rows import OtherValue, parquet_rows
 
@@ -20,15 +22,8 @@ def _children():
 
 def test_values_come_as_they_are_and_what_json_has_no_kind_for_is_no_text(tmp_path):
     day, price = datetime.date(2026, 12, 1), decimal.Decimal("1.50")
-    row = {
-        "text": "a\x00b é",
-        "n": 1 << 60,
-        "x": 0.5,
-        "day": day,
-        "price": price,
-        "raw": b"\xff",
-        "turns": [{"role": "u"}],
-    }
+    row = {"text": "a\x00b é", "n": 1 << 60, "x": 0.5, "day": day, "price": price, "raw": b"\xff"}
+    row["turns"] = [{"role": "u"}]
     parquet.write_table(pa.Table.from_pylist([row | {"n": n} for n in range(1000)]), tmp_path / "a.parquet")
     rows = list(parquet_rows(str(tmp_path / "a.parquet"), None))
     assert [r["row"] for r in rows] == list(range(1, 1001)) and [r["value"]["n"] for r in rows] == list(range(1000))
@@ -40,8 +35,9 @@ def test_values_come_as_they_are_and_what_json_has_no_kind_for_is_no_text(tmp_pa
         next(parquet_rows(str(tmp_path / "a.parquet"), "words"))
 
 
-def test_a_small_file_that_unpacks_to_gigabytes_is_refused_and_takes_no_memory_here(tmp_path):
-    long = pa.array(["x" * (64 << 20)]).dictionary_encode()
+def test_a_small_file_that_unpacks_to_gigabytes_is_refused_and_takes_no_memory_here(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "LIMITS", replace(module.LIMITS, memory=2 << 30))
+    long = pa.array(["x" * (16 << 20)]).dictionary_encode()
     column = pa.DictionaryArray.from_arrays(pa.array([0] * 256, pa.int32()), long.dictionary)
     parquet.write_table(pa.table({"text": column}), tmp_path / "bomb.parquet", compression="zstd")
     assert (tmp_path / "bomb.parquet").stat().st_size < 1 << 20

@@ -1,12 +1,15 @@
 """Documents to ask about, indexed with the embedder of the tests."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+
+import pytest
 
 from settle.base.event_log import Events
 from settle.base.registry import part
 from settle.retrieve.index.chunkers.structure import Structure
-from settle.retrieve.index.collection import IndexParts, create
+from settle.retrieve.index.collection import Collection, IndexParts, create
 from settle.retrieve.index.stores.lancedb import Lancedb
 from settle.retrieve.index.update_index import update
 
@@ -46,3 +49,13 @@ def index(name: str, folder: Path, texts: Mapping[str, str], tokens: int = 60) -
             made.decide(IndexParts(part("retrieve/index/embedders", "hashed")(), Lancedb(), Structure(tokens=tokens)))
         made.follow([folder])
         update(made, Events())
+
+
+@contextmanager
+def opened(folder: Path, texts: Mapping[str, str], tokens: int = 60) -> Iterator[Collection]:
+    """A collection of these files for a module of tests, in a home of its own below the folder."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SETTLE_HOME", str(folder / "home"))
+        index("docs", folder / "docs", texts, tokens)
+        with Collection("docs") as collection:
+            yield collection

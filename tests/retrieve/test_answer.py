@@ -14,8 +14,7 @@ from settle.retrieve.answer.answer import UNSUPPORTED
 from settle.retrieve.answer.ask import finish_answer, stream_answer
 from settle.retrieve.answer.retrieval import may_refer_back, retrieve
 from settle.retrieve.answer.write_answer import AnswerOptions, Prompt, generate
-from settle.retrieve.index.collection import Collection
-from tests.retrieve.asked import HOSTILE, TEXTS, index
+from tests.retrieve.asked import HOSTILE, TEXTS, opened
 from tests.trained import trained
 
 ROTATE = "How do I rotate the key?"
@@ -23,24 +22,19 @@ ROTATE = "How do I rotate the key?"
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory, joined):
-    with pytest.MonkeyPatch.context() as patch:
-        folder = tmp_path_factory.mktemp("home")
-        patch.setenv("SETTLE_HOME", str(folder))
-        index("docs", folder / "docs", TEXTS)
-        index("hostile", folder / "hostile", {**TEXTS, "backups.md": HOSTILE})
-        yield folder
+    return tmp_path_factory.mktemp("home")
 
 
 @pytest.fixture(scope="module")
 def docs(home):
-    with Collection("docs") as opened:
-        yield opened
+    with opened(home / "docs", TEXTS) as collection:
+        yield collection
 
 
 @pytest.fixture(scope="module")
 def hostile(home):
-    with Collection("hostile") as opened:
-        yield opened
+    with opened(home / "hostile", {**TEXTS, "backups.md": HOSTILE}) as collection:
+        yield collection
 
 
 @pytest.fixture(scope="module")

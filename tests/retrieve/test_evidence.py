@@ -75,41 +75,34 @@ def test_features_are_finite_and_of_like_size_for_any_question(collection):
 LOGITS = (-4.0, -1.5, -0.2, 0.7, 3.0)
 
 
-def _hits(collection, similarities):
-    found = search(collection, "heron machine")
-    return [replace(hit, similarity=s) for hit, s in zip(found, similarities, strict=False)]
-
-
-def _scored(collection, similarities, logits):
-    hits = _hits(collection, similarities)
+def _scored(collection, similarities, logits, found=None):
+    found = found or search(collection, "heron machine")
+    hits = [replace(hit, similarity=s) for hit, s in zip(found, similarities, strict=False)]
     readings = {hit.passage.id: JudgeReading(logit, 0) for hit, logit in zip(hits, logits, strict=False)}
     return judge(collection, "heron machine", hits, readings).score
 
 
 def test_more_of_anything_is_never_less_evidence(collection):
     """A product of the judge's logit and the cosine was greater, the farther an unlikely passage was."""
-    rng = np.random.default_rng(0)
+    rng, found = np.random.default_rng(0), search(collection, "heron machine")
     for _ in range(60):
         similarities, logits = rng.uniform(-0.1, 0.9, 3), rng.choice(LOGITS, 3)
-        before = _scored(collection, similarities, logits)
+        before = _scored(collection, similarities, logits, found)
         for place in range(3):
             for nearer, likelier in ((0.2, 0.0), (0.0, 0.8)):
                 more_similar, more_likely = similarities.copy(), logits.copy()
                 more_similar[place] += nearer
                 more_likely[place] += likelier
-                assert _scored(collection, more_similar, more_likely) >= before
+                assert _scored(collection, more_similar, more_likely, found) >= before
     for weights in (SHIPPED, SHIPPED_UNREAD):
         assert min(weights.weights) >= 0 and min(weights.scales) > 0
 
 
 def test_what_is_far_from_every_passage_is_refused_whatever_the_judge_says(collection):
     assert _scored(collection, [0.08, 0.05, 0.02], [0.0, -0.5, -0.3]) < UNLIKELY  # "my back hurts after running"
-    assert (
-        _scored(collection, [SHIPPED.floor - 0.01], [9.0])
-        < UNLIKELY
-        < _scored(collection, [SHIPPED.floor + 0.01], [9.0])
-    )
-    assert _scored(collection, [SHIPPED.near - 0.01], [9.0]) < SURE < _scored(collection, [SHIPPED.near + 0.01], [9.0])
+    for limit, score in ((SHIPPED.floor, UNLIKELY), (SHIPPED.near, SURE)):
+        below, above = (_scored(collection, [limit + step], [9.0]) for step in (-0.01, 0.01))
+        assert below < score < above
 
 
 def test_four_passages_that_are_unlikely_are_no_answer_together(collection):

@@ -90,9 +90,8 @@ def test_a_score_is_the_sum_of_meaning_words_and_title(catalogue: Any) -> None:
     found = {hit.passage.id: hit for hit in search(catalogue, "?", 10)}
     assert set(found) == {1, 2, 3, 4, 5, 6}
     assert found[1].score == 1.0 and found[2].score == pytest.approx(0.9 + WORDS_WEIGHT)
-    assert found[3].score == pytest.approx(0.8 + TITLE_WEIGHT) and found[5].score == pytest.approx(
-        0.5 + WORDS_WEIGHT / 2
-    )
+    assert found[3].score == pytest.approx(0.8 + TITLE_WEIGHT)
+    assert found[5].score == pytest.approx(0.5 + WORDS_WEIGHT / 2)
     assert found[6].score == pytest.approx(0.5 + TITLE_WEIGHT / 4) and found[2].bm25 == 4.0 and found[6].bm25 == 0.0
     assert [h.passage.id for h in search(catalogue, "?", 3)] == [2, 3, 1] and found[2].citation == "2.md:3"
     assert catalogue.asked[0] == 50  # more are candidates than are wanted
@@ -165,9 +164,8 @@ def test_a_word_of_no_passage_may_be_misspelled_or_cut_short() -> None:
     assert found_terms("gravl", **known).stems == ("grave", "gravel")  # one letter is wrong
     assert found_terms("gra", **known).stems == ("gra",)  # too short to be the beginning of another
     assert found_terms("grav", **known).stems == ("gravid", "gravels", "grave")  # the most frequent that begin so
-    assert found_terms("brakel", brakes=4, kiln=3).stems == ("brakes",) and found_terms("klin", kiln=3).stems == (
-        "klin",
-    )
+    assert found_terms("brakel", brakes=4, kiln=3).stems == ("brakes",)
+    assert found_terms("klin", kiln=3).stems == ("klin",)
     assert found_terms("basaltine", basaltic=4).stems == ("basaltic",)  # of a long one two letters may be wrong
     assert found_terms("ab2b2b", ab2b2c=4).stems[0] == "ab2b2b"  # a name is spelled as it is
 
@@ -289,13 +287,7 @@ def test_each_question_is_asked_with_its_topic_and_without(monkeypatch: pytest.M
 
 
 def test_kinds_are_counted_the_most_frequent_first() -> None:
-    trials = [
-        trial(kind="title"),
-        trial(rank=4),
-        trial(rank=5, kind="line"),
-        trial(rank=None, kind="line"),
-        trial(kind="line"),
-    ]
+    trials = [trial(kind="title"), trial(rank=4), *(trial(rank=rank, kind="line") for rank in (5, None, 0))]
     found = _by_kind(trials)
     assert list(found) == ["line", "title"] and found["line"][0] == 3 and found["line"][1].value == pytest.approx(1 / 3)
     assert found["title"][1].value == 1 and _is_found(trials[1], 5) and not _is_found(trials[1], 4)
@@ -337,14 +329,12 @@ def record(path: str, error: str = "", notes: tuple[str, ...] = ()) -> DocumentR
     return DocumentRecord(path, 1, 1, b"", notes=notes, error=error)
 
 
+DUG = "gravel, basalt, sand and clay are dug from deep pits beside the old road"
+
+
 def worst_of(records: list[DocumentRecord], trials: list[RefusalTrial], **texts: Passage) -> list[Worst]:
     def get(ids: list[int]) -> dict[int, Passage]:
-        return {
-            i: texts.get(
-                f"p{i}", passage(i, "gravel, basalt, sand and clay are dug from deep pits beside the old road")
-            )
-            for i in ids
-        }
+        return {i: texts.get(f"p{i}", passage(i, DUG)) for i in ids}
 
     catalogue = SimpleNamespace(documents=SimpleNamespace(all=lambda: records), passages=SimpleNamespace(get=get))
     vectors = SimpleNamespace(vectorizer=SimpleNamespace(most=100))
@@ -353,20 +343,15 @@ def worst_of(records: list[DocumentRecord], trials: list[RefusalTrial], **texts:
 
 
 def test_the_worst_documents_come_first() -> None:
-    records = [record(f"{c}.md") for c in "abcd"] + [
-        record("e.md", "not text"),
-        record("f.md", "", ("cut",)),
-        record("g.md"),
-    ]
+    records = [record(f"{c}.md") for c in "abcdg"] + [record("e.md", "not text"), record("f.md", "", ("cut",))]
     trials = [trial(None, path="b.md")] * 2 + [trial(5, path="a.md"), trial(0, path="a.md"), trial(4, path="c.md")]
     trials += [trial(None, path="d.md")]
     found = worst_of(records, trials)
     assert [(one.path, one.asked, one.missed) for one in found] == [
         ("e.md", 0, 0), ("b.md", 2, 2), ("d.md", 1, 1), ("a.md", 2, 1), ("f.md", 0, 0),
     ]  # fmt: skip
-    assert (
-        found[0].why == ("not text",) and found[-1].why == ("cut",) and found[3].why == ("found, but only as number 6",)
-    )
+    whys = [one.why for one in (found[0], found[3], found[-1])]
+    assert whys == [("not text",), ("found, but only as number 6",), ("cut",)]
     assert len(worst_of([record(f"{n}.md", "x") for n in range(20)], [])) == MOST
 
 
@@ -375,12 +360,7 @@ def test_the_worst_documents_come_first() -> None:
     [
         ("one two three four five six seven eight", "gravel", None, ["a passage of a few words says too little"]),
         ("gravel pit stone " * 20, "gravel", None, ["a passage says the same over and over"]),
-        (
-            "",
-            "gravel",
-            "gravel, basalt, sand and clay are dug from deep pits beside the old road",
-            ["7.md:3 says nearly the same"],
-        ),
+        ("", "gravel", DUG, ["7.md:3 says nearly the same"]),
         ("", "meringue", "something else entirely", ["the question has none of its words"]),
         ("", "gravel", "something else entirely", ["7.md:3 is found in its place"]),
         ("", "gravel", None, []),

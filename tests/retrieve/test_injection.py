@@ -10,8 +10,7 @@ from settle.library.resolve import resolve_gguf
 from settle.retrieve.answer.ask import finish_answer, stream_answer
 from settle.retrieve.answer.retrieval import retrieve
 from settle.retrieve.answer.write_answer import AnswerOptions, Prompt
-from settle.retrieve.index.collection import Collection
-from tests.retrieve.asked import HOSTILE, TEXTS, index
+from tests.retrieve.asked import HOSTILE, TEXTS, opened
 
 try:
     MODEL = resolve_gguf("smollm2").path  # while the tests are collected, home is still that of whoever tests
@@ -37,11 +36,8 @@ def engine():
 
 @pytest.fixture(scope="module")
 def hostile(tmp_path_factory, joined):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("SETTLE_HOME", str(tmp_path_factory.mktemp("home")))
-        index("hostile", tmp_path_factory.mktemp("docs"), {**TEXTS, "backups.md": ORDERS})
-        with Collection("hostile") as opened:
-            yield opened
+    with opened(tmp_path_factory.mktemp("hostile"), {**TEXTS, "backups.md": ORDERS}) as collection:
+        yield collection
 
 
 @pytest.mark.parametrize("question", ["When do backups run?", "At what time do backups run every night?"])
@@ -61,9 +57,6 @@ def test_it_changes_no_citation_and_opens_no_turn(hostile, engine, question):
         said = " ".join(s.text for s in told.sentences if s.cited_number)
         unquoted = re.sub("“[^”]*”", "", told.text)
         assert {int(n) for n in re.findall(r"\[(\d+)\]", unquoted)} <= numbers
-        assert (
-            "[99]" not in said
-            and "[7]" not in said
-            and all(s.cited_number in numbers for s in told.sentences if s.cited_number)
-        )
+        assert "[99]" not in said and "[7]" not in said
+        assert all(s.cited_number in numbers for s in told.sentences if s.cited_number)
         assert told.kind == "written" or not found.evidence.is_sure

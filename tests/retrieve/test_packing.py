@@ -5,7 +5,7 @@ import pytest
 from settle.retrieve.answer.write_answer import pack
 from settle.retrieve.index.collection import Collection
 from settle.retrieve.search import search
-from tests.retrieve.asked import TEXTS, index
+from tests.retrieve.asked import TEXTS, index, opened
 
 LONG = "# Guide\n\n" + "\n\n".join(
     f"## Part {number}\n\nThe {word} valve of the boiler is turned by {number} degrees, slowly and with care."
@@ -15,11 +15,8 @@ LONG = "# Guide\n\n" + "\n\n".join(
 
 @pytest.fixture(scope="module")
 def collection(tmp_path_factory, joined):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("SETTLE_HOME", str(tmp_path_factory.mktemp("home")))
-        index("docs", tmp_path_factory.mktemp("docs"), {**TEXTS, "guide.md": LONG}, tokens=30)
-        with Collection("docs") as opened:
-            yield opened
+    with opened(tmp_path_factory.mktemp("packing"), {**TEXTS, "guide.md": LONG}, tokens=30) as collection:
+        yield collection
 
 
 def words(text: str) -> int:

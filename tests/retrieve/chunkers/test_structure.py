@@ -38,24 +38,15 @@ def test_paragraphs_of_a_section_are_put_together_and_those_of_two_are_not():
 
 def test_a_heading_without_text_is_a_passage_unless_it_stands_above_another():
     chunks = _cut(_heading("One", 1), _heading("Two", 2), _heading("Three", 2), Block("text", "x"), _heading("Four", 1))
-    assert [(chunk.headings, chunk.text) for chunk in chunks] == [
-        (("One",), "Two"),
-        (("One", "Three"), "x"),
-        ((), "Four"),
-    ]
+    found = [(chunk.headings, chunk.text) for chunk in chunks]
+    assert found == [(("One",), "Two"), (("One", "Three"), "x"), ((), "Four")]
 
 
 def test_a_block_may_say_that_inner_sections_have_ended():
-    chunks = _cut(
-        _heading("Page", 1),
-        _heading("term", 7),
-        Block("text", "its words", level=7),
-        Block("text", "after it", level=6),
-    )
-    assert [(chunk.headings, chunk.text) for chunk in chunks] == [
-        (("Page", "term"), "its words"),
-        (("Page",), "after it"),
-    ]
+    below = Block("text", "its words", level=7), Block("text", "after it", level=6)
+    chunks = _cut(_heading("Page", 1), _heading("term", 7), *below)
+    found = [(chunk.headings, chunk.text) for chunk in chunks]
+    assert found == [(("Page", "term"), "its words"), (("Page",), "after it")]
 
 
 def test_a_block_that_the_embedder_reads_whole_is_never_cut():
@@ -80,31 +71,10 @@ def test_a_table_keeps_its_header_above_each_part():
     assert [chunk.place.line for chunk in chunks] == [3, 6, 9, 12]
 
 
-def test_rows_that_come_one_by_one_share_one_header():
-    (chunk,) = _cut(*(Block("table", f"{i} | x", header="a | b") for i in range(3)))
-    assert chunk.text == "a | b\n0 | x\n1 | x\n2 | x"
-
-
-def test_a_header_too_long_to_be_repeated_is_said_once():
-    header = _words(15, "column")
-    chunks = _cut(*(Block("table", _words(6, f"cell{i}_"), header=header) for i in range(4)))
-    assert sum("column7 " in chunk.text for chunk in chunks) == 1 and "column" not in chunks[-1].text
-
-
 def test_a_long_paragraph_is_cut_at_sentences():
     sentences = [_words(7, f"s{i}_") + ". " for i in range(6)]
     chunks = _cut(Block("text", "".join(sentences)))
     assert [chunk.text for chunk in chunks] == ["".join(sentences[i : i + 2]).strip() for i in (0, 2, 4)]
-
-
-def test_a_list_is_cut_between_its_items():
-    items = [f"- {_words(5, f'i{i}_')}\n  {_words(5, f'j{i}_')}" for i in range(5)]
-    assert [chunk.text for chunk in _cut(Block("list", "\n".join(items)))] == items
-
-
-def test_what_is_left_at_a_sections_end_goes_to_the_passage_before():
-    chunks = _cut(Block("text", _words(19)), Block("text", "two more"), _heading("Next", 1), Block("text", "x"))
-    assert [len(chunk.text.split()) for chunk in chunks] == [21, 1]
 
 
 def test_a_passage_ends_with_its_page():
@@ -112,27 +82,9 @@ def test_a_passage_ends_with_its_page():
     assert [(chunk.place.page, chunk.text) for chunk in chunks] == [(1, "page 1\n\npage 1"), (2, "page 2")]
 
 
-def test_headings_take_a_quarter_at_most_the_outermost_go_first_and_none_is_lost():
-    path = [_heading(f"h{level} of words", level) for level in range(1, 5)]
-    chunks = _cut(*path, Block("text", "x"))
-    assert chunks[-1].headings == ("h4 of words",) and chunks[-1].text == "x"
-    said = " ".join(chunk.embedded for chunk in chunks)
-    assert all(heading.text in said for heading in path)
-
-
-def test_a_heading_as_long_as_a_paragraph_is_one():
-    chunks = _cut(_heading(_words(18), 1), Block("text", "x"))
-    assert chunks[0].headings == ("word0 word1 …",) and _words(18) in chunks[0].text
-
-
 def test_a_word_without_end_counts_as_many():
     chunks = _cut(Block("text", "x" * 5000))
     assert len(chunks) > 5 and "".join(chunk.text for chunk in chunks) == "x" * 5000
-
-
-def test_lines_without_words_move_no_line():
-    (chunk,) = _cut(Block("text", "\n\n  indented\n", Place(line=5), lined=True))
-    assert chunk.place.line == 7 and chunk.text == "  indented"
 
 
 def test_sentences_overlap_by_sentences():

@@ -9,7 +9,12 @@ from settle.base.errors import DataError, UsageError
 from settle.base.event_log import Events
 from settle.formats.gguf import export_gguf
 from settle.library.pull.bert import bert_to_gguf
+from settle.retrieve.index.chunkers.structure import Structure
+from settle.retrieve.index.collection import Collection, IndexParts, create
 from settle.retrieve.index.embedders.gguf import MANY, Gguf, known
+from settle.retrieve.index.stores.lancedb import Lancedb
+from settle.retrieve.index.update_index import update
+from settle.retrieve.search import search
 from tests.bert import TEXTS, reference, tiny_bert
 from tests.trained import trained
 
@@ -105,9 +110,8 @@ def test_what_is_not_known_of_a_model_is_said(file, tmp_path):
     assert "their mean is taken" in said and "not trained as an embedder" in said and "query_prefix" in said
     assert "query_prefix" not in _said(Gguf(model=str(path), query_prefix="", document_prefix=""))
     with _opened(path) as opened:  # a tokenizer of another kind
-        assert opened.count(["def f(x):", "return"]) == [
-            len(model.tokenizer.encode(t)) for t in ("def f(x):", "return")
-        ]
+        own = [len(model.tokenizer.encode(text)) for text in ("def f(x):", "return")]
+        assert opened.count(["def f(x):", "return"]) == own
         texts = ["def f(x):", "return x + 1", "import os"] * 3
         assert np.allclose(opened.documents(texts)[:1] @ opened.query(texts[0]), 1, atol=1e-3)
 
@@ -121,3 +125,22 @@ def test_what_is_no_embedder(home, folder, file, tmp_path):
     (tmp_path / "ranks.gguf").write_bytes(raw)
     with pytest.raises(UsageError, match="is a reranker"):
         Gguf(model=str(tmp_path / "ranks.gguf")).open()
+
+
+def test_vectors_of_two_embedders_are_never_compared(home, tmp_path):
+    """A collection keeps to the embedder that it was made with."""
+    documents = tmp_path / "documents"
+    documents.mkdir()
+    (documents / "a.md").write_text("# Keys\n\nRotate the key, and restart the server.\n")
+    files = [bert_to_gguf(tiny_bert(tmp_path / f"b{i}", seed=i), tmp_path / f"b{i}.gguf", "bert", "") for i in (0, 1)]
+    embedder = Gguf(model=str(files[0]))
+    with create("docs") as docs:
+        docs.decide(IndexParts(embedder, Lancedb(), Structure()))
+        docs.follow([documents])
+        update(docs, Events())
+        for other in (Gguf(model=str(files[0]), query_prefix="query: "), Gguf(model=str(files[1]))):
+            with pytest.raises(UsageError, match="is made with gguf"):
+                docs.decide(IndexParts(other, Lancedb(), Structure()))
+    shutil.copyfile(files[1], files[0])
+    with Collection("docs") as docs, pytest.raises(DataError, match="another version of gguf"):
+        search(docs, "the key")
