@@ -1,5 +1,6 @@
 """From files to token stores."""
 
+import ast
 import gzip
 import itertools
 import json
@@ -298,37 +299,38 @@ def test_a_compressed_file_that_breaks_off_is_read_up_to_there(tmp_path: Path) -
 
 
 FULL_DISK = """
-import sys
-from pathlib import Path
+import subprocess, sys
 from settle.base.errors import ResourceError
 from settle.data.prepare import *
-try:
-    prepare([sys.argv[1]], DataSettings(), Events())
-except ResourceError as e:
-    print(e)
-print([p.name for p in (home() / "tokens").iterdir() if p.name != "hashes.json"])
+text, small, *rooms = sys.argv[1:]
+for room in rooms:
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={room}k", "settle", small], check=True)
+    try:
+        prepare([text], DataSettings(), Events())
+        error = ""
+    except ResourceError as e:
+        error = str(e)
+    print([error, [p.name for p in (home() / "tokens").iterdir() if p.name != "hashes.json"]])
 """
 
 
-def test_a_full_disk_leaves_nothing_behind(tmp_path: Path) -> None:
+def test_a_full_disk_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = [json.dumps({"text": prose(i, 300)}) for i in range(400)]
     (tmp_path / "a.jsonl").write_text("\n".join(rows))
-    (tmp_path / "small").mkdir()
-    full = []
-    for room in range(300, 2000, 240):  # kilobytes: full while reading, comparing, tokenizing
-        mount = f"mount -t tmpfs -o size={room}k settle {tmp_path}/small"
-        command = f"{mount} && SETTLE_HOME={tmp_path}/small exec {sys.executable} -c '{FULL_DISK}' {tmp_path}/a.jsonl"
-        shell = ["unshare", "--mount", "--map-root-user", "sh", "-c", command]
-        done = subprocess.run(shell, capture_output=True, text=True)
-        if done.stderr.startswith(("unshare", "mount")):
-            pytest.skip("this system lets nobody mount a small disk")
-        assert not done.stderr
-        *told, left = done.stdout.splitlines()
-        if told:
-            assert "no room for this text" in told[0] and "MB are needed" in told[0]
-            full.append(room)
-        assert (left == "[]") == bool(told)
-    assert 2 < len(full) < 8
+    small = tmp_path / "small"
+    small.mkdir()
+    monkeypatch.setenv("SETTLE_HOME", str(small))
+    rooms = [str(room) for room in range(300, 2000, 240)]  # kilobytes: full while reading, comparing, tokenizing
+    asked = [sys.executable, "-c", FULL_DISK, str(tmp_path / "a.jsonl"), str(small), *rooms]
+    done = subprocess.run(["unshare", "--mount", "--map-root-user", *asked], capture_output=True, text=True)
+    if done.stderr.startswith(("unshare", "mount")):
+        pytest.skip("this system lets nobody mount a small disk")
+    assert not done.stderr
+    ends = [ast.literal_eval(line) for line in done.stdout.splitlines()]
+    errors = [error for error, _ in ends if error]
+    assert len(ends) == len(rooms) and 2 < len(errors) < len(rooms)
+    assert all("no room for this text" in error and "MB are needed" in error for error in errors)
+    assert all((left == []) == bool(error) for error, left in ends)
 
 
 def test_tokens_take_two_bytes_each(tmp_path: Path) -> None:

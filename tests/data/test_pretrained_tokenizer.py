@@ -13,9 +13,8 @@ from settle.data.tokenizer.pre_tokenizers import WAYS, words
 from settle.data.tokenizer.pretrained import Finder, PretrainedTokenizer
 from settle.evaluate.gate.behaviour import ADVERSARIAL
 from settle.evaluate.gate.gate import PROSE
-from settle.formats.gguf import export_gguf, read_gguf
-from settle.infer.engine import Engine
-from settle.model.architectures.llama import Llama
+from settle.formats.gguf import read_gguf
+from tests.data.llama_ids import ids_of, llama_of
 
 PIECES = [
     " ", "  ", "\n", "\n\n", "\t", "\r", "\r\n", "'s", "'S", "'ll", "'", "a", "Zz", "é", "e\u0301", "ß", "0",
@@ -36,18 +35,9 @@ def texts() -> list[str]:
     return [*ADVERSARIAL, *PROSE, *mixed, *foreign]
 
 
-def _llama(vocab_size: int) -> tuple[Llama, dict]:
-    part = Llama(
-        hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=2,
-        head_dim=16, vocab_size=vocab_size, max_position_embeddings=64,
-    )  # fmt: skip
-    return part, {name: p.detach() for name, p in part.build(0).named_parameters()}
-
-
 def _as_llama_cpp(tokenizer: PretrainedTokenizer, path) -> None:
     """Asserts equal ids for every text, as text and as a rendered chat, and that the file keeps every key."""
-    part, weights = _llama(tokenizer.vocab_size + 8)
-    export_gguf(part, weights, tokenizer, path)
+    llama = llama_of(tokenizer, path, padding=8)
     again = PretrainedTokenizer(read_gguf(path).metadata)
     assert again.tokens[: tokenizer.vocab_size] == tokenizer.tokens
     lists = ("tokens", "token_type", "scores")
@@ -55,10 +45,11 @@ def _as_llama_cpp(tokenizer: PretrainedTokenizer, path) -> None:
     assert {k: v for k, v in kept.items() if not k.endswith(lists)} == {
         k: v for k, v in given.items() if not k.endswith(lists)
     }
-    with Engine(path, threads=1) as engine:
-        for text in texts():
-            for specials in (False, True):
-                assert tokenizer.encode(text, specials).tolist() == engine.tokenize(text, specials), repr(text)
+    padding = tokenizer.vocab_size  # which no text becomes
+    with llama:
+        for specials in (False, True):
+            for text, ids in zip(texts(), ids_of(llama, texts(), padding, specials), strict=True):
+                assert tokenizer.encode(text, specials).tolist() == ids, repr(text)
 
 
 @pytest.fixture(scope="module")

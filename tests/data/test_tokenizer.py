@@ -1,14 +1,8 @@
 """One text, one list of ids: in our encoder, in `tokenizers`, in `transformers` and in llama.cpp."""
 
-import http.client
-import json
 import random
-import subprocess
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 
-import gguf
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -19,6 +13,7 @@ from settle.base.errors import DataError
 from settle.data.tokenizer import byte_bpe
 from settle.data.tokenizer.byte_bpe import SPECIALS, ByteBpeTokenizer, closed, vocabulary_size
 from settle.data.tokenizer.character_classes import LETTERS, NUMBERS, SPACES, ranges
+from tests.data.llama_ids import ids_of, llama_of
 from tests.data.test_prepare import prose
 
 ROOM = Path(byte_bpe.__file__).parent
@@ -94,81 +89,14 @@ def test_forgetting_changes_nothing(tokenizer: ByteBpeTokenizer, monkeypatch: py
         assert np.array_equal(small.encode(text), tokenizer.encode(text))
 
 
-class Llama:
-    """llama.cpp's own tokenizer, in a child process, over a model of nothing but its vocabulary."""
-
-    CHILD = (
-        "import sys, os, xllamacpp as x\n"
-        "p = x.CommonParams(); p.model.path = sys.argv[1]; p.n_ctx = 64; p.n_parallel = 1; p.port = 0\n"
-        "p.warmup = False; p.verbosity = -1\n"
-        "s = x.Server(p); print('at', s.listening_address, flush=True); sys.stdin.read(); os._exit(0)\n"
-    )
-
-    def __init__(self, path: Path) -> None:
-        self.child = subprocess.Popen(
-            [sys.executable, "-c", self.CHILD, str(path)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-        )
-        assert self.child.stdout is not None
-        line = next(line for line in self.child.stdout if line.startswith("at http"))
-        self.host = line.split("//")[1].strip()
-
-    def tokenize(self, text: str, special: bool = False) -> list[int]:
-        connection = http.client.HTTPConnection(self.host, timeout=60)
-        body = json.dumps({"content": text, "add_special": False, "parse_special": special})
-        connection.request("POST", "/tokenize", body, {"Content-Type": "application/json"})
-        ids: list[int] = json.loads(connection.getresponse().read())["tokens"]
-        connection.close()
-        return ids
-
-    def stop(self) -> None:
-        self.child.kill()
-        self.child.communicate()
-
-
-@pytest.fixture(scope="module")
-def llama(tokenizer: ByteBpeTokenizer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Llama]:
-    path, width = tmp_path_factory.mktemp("llama") / "vocabulary.gguf", 32
-    w = gguf.GGUFWriter(str(path), "llama")
-    w.add_context_length(64)
-    w.add_embedding_length(width)
-    w.add_block_count(1)
-    w.add_feed_forward_length(width)
-    w.add_head_count(1)
-    w.add_layer_norm_rms_eps(1e-5)
-    w.add_tokenizer_model("gpt2")
-    w.add_tokenizer_pre(tokenizer.pre)
-    w.add_token_list(tokenizer.tokens)
-    w.add_token_types(tokenizer.token_types)
-    w.add_token_merges(tokenizer.merges)
-    w.add_eos_token_id(tokenizer.eos_id)
-    w.add_bos_token_id(tokenizer.bos_id)
-    w.add_add_bos_token(tokenizer.add_bos)
-    shapes = {"token_embd": (tokenizer.vocab_size, width), "output_norm": (width,)}
-    shapes |= {f"blk.0.{n}": (width,) for n in ("attn_norm", "ffn_norm")}
-    names = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
-    shapes |= {f"blk.0.{n}": (width, width) for n in names}
-    for name, shape in shapes.items():
-        w.add_tensor(f"{name}.weight", np.zeros(shape, np.float32))
-    w.write_header_to_file()
-    w.write_kv_data_to_file()
-    w.write_tensors_to_file()
-    w.close()
-    server = Llama(path)
-    yield server
-    server.stop()
-
-
-def test_ids_are_those_of_llama_cpp(tokenizer: ByteBpeTokenizer, llama: Llama) -> None:
+def test_ids_are_those_of_llama_cpp(tokenizer: ByteBpeTokenizer, tmp_path: Path) -> None:
     code = [f.read_text("utf-8")[:3000] for f in sorted(ROOM.rglob("*.py"))]
     everything = [*adversarial(6000), *code, *(prose(i, 50) for i in range(100))]
-    different = [t for t in everything if tokenizer.encode(t).tolist() != llama.tokenize(t)]
-    assert different == []
-    chat = "<|im_start|>user\nHi<|im_end|>\n"
-    assert tokenizer.encode(chat, specials=True).tolist() == llama.tokenize(chat, special=True)
+    with llama_of(tokenizer, tmp_path / "vocabulary.gguf") as llama:
+        for text, ids in zip(everything, ids_of(llama, everything, tokenizer.pad_id), strict=True):
+            assert tokenizer.encode(text).tolist() == ids, repr(text)
+        chat = "<|im_start|>user\nHi<|im_end|>\n"
+        assert tokenizer.encode(chat, specials=True).tolist() == llama.tokenize(chat, special=True)
 
 
 def test_transformers_reads_the_folder(tokenizer: ByteBpeTokenizer) -> None:

@@ -114,16 +114,18 @@ def test_tensors_of_peft(files, tmp_path, shapes):
 def test_patterns_of_peft_mean_what_they_mean_there(files, tmp_path):
     """The first that matches, of names, ends of names and expressions."""
     folder = shutil.copytree(files["peft"], tmp_path / "peft")
-    before = open_adapter(folder)
-    for pattern in ("q_proj", r"layers\.0\..*_proj", r".*\.q_proj"):
-        write_json_to(
-            folder / CONFIG, {"alpha_pattern": {pattern: 2 * json.loads((folder / CONFIG).read_text())["lora_alpha"]}}
-        )
-        after = open_adapter(folder)
-        name = next(name for name in before.state if "layers.0" in name and name.endswith("q_proj.lora_B.weight"))
-        other = next(name for name in before.state if "layers.1" in name and name.endswith("k_proj.lora_B.weight"))
-        changed, same = (np.abs(after.state[n] / before.state[n]).mean() for n in (name, other))
-        assert changed / same == pytest.approx(2.0)
+    before, alpha = open_adapter(folder), json.loads((folder / CONFIG).read_text())["lora_alpha"]
+    factors = {"q_proj": 2, r"layers\.0\..*_proj": 3, r".*\.v_proj": 4}
+    write_json_to(folder / CONFIG, {"alpha_pattern": {pattern: f * alpha for pattern, f in factors.items()}})
+    after = open_adapter(folder)
+    changed = {
+        module: np.abs(after.state[name] / before.state[name]).mean()
+        for name in before.state
+        for module in ("0.self_attn.q_proj", "0.self_attn.v_proj", "1.self_attn.v_proj", "1.self_attn.k_proj")
+        if name.endswith(f"{module}.lora_B.weight")
+    }
+    same = changed.pop("1.self_attn.k_proj")
+    assert [factor / same for factor in changed.values()] == pytest.approx([2, 3, 4])
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -43,7 +43,7 @@ from settle.documents.blocks import Unreadable
 from settle.documents.decode import damage_error
 from settle.documents.reader_pool import RowReader
 from settle.documents.readers import Reader
-from settle.documents.rows import Record
+from settle.documents.rows import Record, Values
 from settle.documents.walk import FoundFile
 
 _SAMPLED_ROWS = 100  # rows that tell a file's layout
@@ -142,19 +142,18 @@ class ExampleReader:
         columns = layout.columns(row)
         if columns is not None:
             return layout.example(row, columns)
-        other = next((name for name, known in self._known.items() if known.columns(row)), None)
-        if other:
+        if other := self._name_of(row):
             raise Broken(f"written as {other}, unlike the rows before")
         raise Broken(f"a row that has only {', '.join(map(repr, list(row)[:8]))}" if row else "an empty row")
 
     def _recognise(self, file: FoundFile, rows: list[object]) -> tuple[RowLayout, str, dict[str, str]]:
         """Return the layout that most of the first rows are in, and the columns it reads."""
-        names = Counter(self._name_of(row) for row in rows)
-        del names[""]
+        if not rows:
+            raise DataError(f"{file.name} holds no rows", "give a file of examples")
+        records = [row for row in rows if isinstance(row, Mapping)]
+        present = list(dict.fromkeys(name for row in records for name in row))
+        names = Counter(name for row in records if (name := self._name_of(row)))
         if not names:
-            if not rows:
-                raise DataError(f"{file.name} holds no rows", "give a file of examples")
-            present = list(dict.fromkeys(name for row in rows if isinstance(row, Mapping) for name in row))
             if not set(self._named.values()) <= set(present):
                 raise self._no_column(present, f"the rows of {file.name} have")
             shown = ", ".join(map(repr, present[:12])) or type(rows[0]).__name__
@@ -162,11 +161,10 @@ class ExampleReader:
                 f"{file.name} is in no layout that is known: its rows have {shown}",
                 "name its columns: --rows.columns.prompt and --rows.columns.completion, or .messages, or .text",
             )
-        self._present |= dict.fromkeys(name for row in rows if isinstance(row, Mapping) for name in row)
+        self._present |= dict.fromkeys(present)
         name = names.most_common(1)[0][0]
         layout = self._known[name]
-        matches = (layout.columns(row) for row in rows if isinstance(row, Mapping))
-        columns = {what: column for one in matches if one for what, column in one.items()}
+        columns = {what: column for row in records for what, column in (layout.columns(row) or {}).items()}
         return layout, name, columns
 
     def _no_column(self, present: list[str], where: str) -> DataError:
@@ -178,10 +176,8 @@ class ExampleReader:
             f"did you mean --rows.columns.{what} {near[0]}?" if near else f"give one of them to --rows.columns.{what}",
         )
 
-    def _name_of(self, row: object) -> str:
-        if not isinstance(row, Mapping):
-            return ""
-        return next((name for name, layout in self._known.items() if layout.columns(row)), "")
+    def _name_of(self, row: Values) -> str | None:
+        return next((name for name, layout in self._known.items() if layout.columns(row)), None)
 
 
 def _layouts(columns: dict[str, str]) -> dict[str, RowLayout]:
@@ -244,7 +240,8 @@ def collect_rows(sources: Sources, settings: RowSettings, ledger: Ledger, events
             if example.kind != "text":
                 examples.append(json.dumps(vars(example), ensure_ascii=False), number, row)
             texts.append(f"{prompt}\n\n{answer}" if answer else prompt, number, row)
-            for secret, _ in secrets_of(_all_words(example)):
+            turns = [*example.messages, *example.chosen, *example.rejected]  # all that the model may learn to say
+            for secret, _ in secrets_of("\n\n".join([example.text, *(turn["content"] for turn in turns)])):
                 ledger.find(secret, 1, f"{names[number]}:{row}")
             prompts.append(prompt_hash(prompt))
     finally:
@@ -326,9 +323,3 @@ def _refuse_one_sided(collected: CollectedRows, ledger: Ledger) -> None:
                 f"for {name} ({ledger.summary()})",
                 fix,
             )
-
-
-def _all_words(example: Example) -> str:
-    """Return everything that the model may learn to say."""
-    turns = [*example.messages, *example.chosen, *example.rejected]
-    return "\n\n".join([example.text, *(message["content"] for message in turns)])

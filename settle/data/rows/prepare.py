@@ -9,6 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -96,20 +97,17 @@ class RowEncoder:
             return
         waiting: deque[tuple[T, Example, Future[Sequence[Rendered]]]] = deque()
         pool = ThreadPoolExecutor(1, "render ahead")
+        left = iter(examples)
         try:
-            for label, example in examples:
-                waiting.append((label, example, pool.submit(self._render, example)))
-                if len(waiting) > AHEAD:
-                    yield self._finished(*waiting.popleft())
-            while waiting:
-                yield self._finished(*waiting.popleft())
+            while True:
+                for label, example in islice(left, AHEAD + 1 - len(waiting)):
+                    waiting.append((label, example, pool.submit(self._render, example)))
+                if not waiting:
+                    return
+                label, example, rendering = waiting.popleft()
+                yield label, example, self._rows_or_reason(example, rendering.result)
         finally:
             pool.shutdown(cancel_futures=True)
-
-    def _finished(
-        self, label: T, example: Example, rendering: "Future[Sequence[Rendered]]"
-    ) -> tuple[T, Example, Rows | Broken]:
-        return label, example, self._rows_or_reason(example, rendering.result)
 
     def _rows_or_reason(self, example: Example, rendered: Callable[[], Sequence[Rendered]]) -> Rows | Broken:
         try:
@@ -242,20 +240,15 @@ def prepare_rows(
 
         fingerprint = _fingerprint(builder.sources, settings, tokenizer, template)
         corpus = builder.stored_or_made(fingerprint, _open, make)
-        _report(corpus, events)
-        return corpus
+    ledger = corpus.ledger
+    summary = {name: ledger[name] for name in (*SUMMARIZED, "layouts")}
+    events.emit(RowSummary(**summary, **ledger["rows"], omissions=ledger.get("omissions", {})))
+    return corpus
 
 
 def prepared_rows(fingerprint: str) -> RowCorpus | None:
     """Return the rows of that fingerprint if they were made before, and are still there and undamaged."""
     return stored_corpus(fingerprint, _open)
-
-
-def _report(corpus: RowCorpus, events: Events) -> None:
-    """Emit how the rows were understood."""
-    ledger = corpus.ledger
-    summary = {name: ledger[name] for name in (*SUMMARIZED, "layouts")}
-    events.emit(RowSummary(**summary, **ledger["rows"], omissions=ledger.get("omissions", {})))
 
 
 def _open(folder: Path) -> RowCorpus:
@@ -325,7 +318,8 @@ def write_rows(
     Raises DataError for rows that the template refuses, for too long ones, and if none is left.
     """
     segments = 2 if collected.kind == "preference" else 1
-    shown = _shown(collected)
+    train = np.flatnonzero(collected.sides == TRAIN)
+    shown = set(train[np.unique(np.linspace(0, len(train) - 1, _PREVIEWS).astype(int))].tolist())
     previews: list[Preview] = []
     refused = RefusedRows()
     prompts: set[str] = set()
@@ -347,9 +341,12 @@ def write_rows(
                 if refused.count >= _HOPELESS and not ledger.kept:
                     refuse(refused, settings.model_copy(update={"drop_broken": False}), ledger)
                 continue
-            _add(writers[side], rows, collected.place(number))
+            for segment in chain.from_iterable(rows):
+                num_bytes = len(segment.text.encode("utf-8", "replace"))
+                writers[side].add(segment.ids, segment.mask, collected.place(number), num_bytes)
             written[side].write(collected.line(number) + "\n")
-            prompts.add(_system_prompt(example))
+            first = example.messages[0] if example.messages else {"role": ""}
+            prompts.add(first["content"] if first["role"] == "system" else "")
             ledger.kept += 1
             if number in shown:
                 previews += encoder.preview(where, rows[-1])
@@ -374,24 +371,6 @@ def _examples(collected: CollectedRows, events: Events) -> Iterator[tuple[int, E
             events.emit(Progress(what="tokenize", done=number + 1, total=total, unit="rows"))
         if side in SIDES:
             yield number, collected.example(number)
-
-
-def _system_prompt(example: Example) -> str:
-    """Return the system prompt of an example; "" when it has none."""
-    first = example.messages[0] if example.messages else None
-    return str(first["content"]) if first and first["role"] == "system" else ""
-
-
-def _shown(collected: CollectedRows) -> set[int]:
-    """Return some training examples, evenly spread."""
-    train = np.flatnonzero(collected.sides == TRAIN)
-    return set(train[np.unique(np.linspace(0, len(train) - 1, _PREVIEWS).astype(int))].tolist())
-
-
-def _add(writer: RowWriter, rows: Sequence[tuple[Encoded, ...]], origin: Sequence[int]) -> None:
-    for row in rows:
-        for segment in row:
-            writer.add(segment.ids, segment.mask, origin, len(segment.text.encode("utf-8", "replace")))
 
 
 def _describe(

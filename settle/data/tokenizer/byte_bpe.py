@@ -23,7 +23,7 @@ from tokenizers import Tokenizer as Engine
 from settle.base.errors import DataError
 from settle.base.files import parse_json, write_atomic
 from settle.data.tokenizer.character_classes import pattern, word_starts
-from settle.data.tokenizer.vocabulary import BYTE_CHARACTERS
+from settle.data.tokenizer.vocabulary import BYTE_CHARACTERS, CONTROL, NORMAL, Metadata, Vocabulary
 
 # words remembered before the memory is emptied: with their ids they take about 40 MB
 MAX_WORDS = 200_000
@@ -132,38 +132,38 @@ def vocabulary_size(num_bytes: int) -> int:
     return int(min(max(round(ideal / 128) * 128, SMALLEST), LARGEST))
 
 
-class ByteBpeTokenizer:
+class ByteBpeTokenizer(Vocabulary):
     """A folder with tokenizer.json, tokenizer_config.json and the chat template; read by `transformers` too.
 
-    path: the folder. tokens: the text of each id as the GGUF format wants it. merges: "left right", in order.
-    token_types: as in GGUF, 1 normal and 3 control. byte_length: int32 (V,), bytes each id stands for, 0 for specials.
+    path: the folder.
     """
 
-    model = "gpt2"  # llama.cpp's names for the algorithm and for this pattern
-    pre = "gpt-2"
-    add_bos = False
-
     def __init__(self, path: Path) -> None:
+        """Read a folder that `train` wrote. Raises DataError for any other."""
         self.path = Path(path)
         try:
             raw = parse_json((self.path / "tokenizer.json").read_text(encoding="utf-8"))
             config = parse_json((self.path / "tokenizer_config.json").read_text(encoding="utf-8"))
             vocabulary, merges = raw["model"]["vocab"], raw["model"]["merges"]
-            self.chat_template: str = config["chat_template"]
             by_id = {i: token for token, i in vocabulary.items()}
-            self.tokens: list[str] = [by_id[i] for i in range(len(by_id))]
             pairs = [(m[0], m[1]) if isinstance(m, list) else tuple(m.split(" ")) for m in merges]
-            self.eos_id: int = vocabulary[END_OF_TEXT]
-            self.bos_id: int | None = self.eos_id
-            self.pad_id: int = vocabulary[PADDING]
-            self.turn_end_id: int = vocabulary[TURN_END]
+            keys = {
+                "model": "gpt2",  # llama.cpp's names for the algorithm and for this pattern
+                "pre": "gpt-2",
+                "tokens": [by_id[i] for i in range(len(by_id))],
+                "token_type": [CONTROL if by_id[i] in SPECIALS else NORMAL for i in range(len(by_id))],
+                "merges": [f"{left} {right}" for left, right in pairs],
+                "bos_token_id": vocabulary[END_OF_TEXT],
+                "eos_token_id": vocabulary[END_OF_TEXT],
+                "eot_token_id": vocabulary[TURN_END],
+                "padding_token_id": vocabulary[PADDING],
+                "add_bos_token": False,
+                "add_eos_token": False,
+            }
+            template = {"tokenizer.chat_template": config["chat_template"]}
         except (OSError, json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as e:
             raise DataError(f"{self.path} holds no tokenizer of settle's: {e!r}", "train again") from None
-        self.special_tokens: dict[str, int] = {token: vocabulary[token] for token in SPECIALS}
-        self.merges: list[str] = [f"{left} {right}" for left, right in pairs]
-        self.token_types: list[int] = [3 if token in self.special_tokens else 1 for token in self.tokens]
-        self.vocab_size = len(self.tokens)
-        self.dtype: type[np.uint16] | type[np.uint32] = np.uint16 if self.vocab_size <= 65536 else np.uint32
+        super().__init__({f"tokenizer.ggml.{key}": value for key, value in keys.items()} | template)
         model = models.BPE(vocab=vocabulary, merges=pairs)
         self._encoder = ByteBpeEncoder(model, self.eos_id, BYTE_CHARACTERS, self.dtype)
 
@@ -173,7 +173,8 @@ class ByteBpeTokenizer:
         smallest = 256 + len(SPECIALS)
         if vocab_size < smallest:
             raise DataError(f"a vocabulary of {vocab_size} is too small", f"ask for {smallest} or more")
-        engine = _engine(models.BPE())
+        engine = Engine(models.BPE())
+        engine.decoder = decoders.ByteLevel()
         trainer = trainers.BpeTrainer(
             vocab_size=vocab_size,
             show_progress=False,
@@ -184,7 +185,12 @@ class ByteBpeTokenizer:
         # changes nothing in what is learned, and the merges alone are kept
         engine.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
         engine.train_from_iterator(_short(texts), trainer)
-        engine.pre_tokenizer = _pre_tokenizer()
+        engine.pre_tokenizer = pre_tokenizers.Sequence(
+            [
+                pre_tokenizers.Split(Regex(pattern()), "isolated"),
+                pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+            ]
+        )
         path.mkdir(parents=True, exist_ok=True)
         write_atomic(path / "tokenizer.json", engine.to_str())
         config = {
@@ -232,23 +238,10 @@ class ByteBpeTokenizer:
         """Return the text of `ids`, special tokens left out; bytes that are not UTF-8 become U+FFFD."""
         return b"".join(map(self.token_bytes.__getitem__, map(int, ids))).decode("utf-8", "replace")
 
-    def gguf_metadata(self) -> dict[str, object]:
+    def gguf_metadata(self) -> Metadata:
         """Return the `tokenizer.*` keys of a GGUF file."""
-        keys: dict[str, object] = {
-            "model": self.model,
-            "pre": self.pre,
-            "tokens": self.tokens,
-            "token_type": self.token_types,
-            "merges": self.merges,
-            "bos_token_id": self.bos_id,
-            "eos_token_id": self.eos_id,
-            "eot_token_id": self.turn_end_id,
-            "padding_token_id": self.pad_id,
-            "add_bos_token": self.add_bos,
-            "add_eos_token": False,
-        }
         template = {"tokenizer.chat_template": self.chat_template} if self.chat_template else {}
-        return {f"tokenizer.ggml.{key}": value for key, value in keys.items()} | template
+        return {key: value for key, value in self.metadata.items() if key != "tokenizer.chat_template"} | template
 
     def save(self, folder: Path) -> None:
         """Copy the files to another folder."""
@@ -256,17 +249,9 @@ class ByteBpeTokenizer:
             shutil.copyfile(self.path / name, folder / name)
 
     @cached_property
-    def token_bytes(self) -> list[bytes]:
-        """The bytes each id stands for; empty for special tokens."""
-        values = {character: byte for byte, character in BYTE_CHARACTERS.items()}
-        return [
-            b"" if token in self.special_tokens else bytes(values[character] for character in token)
-            for token in self.tokens
-        ]
-
-    @cached_property
-    def byte_length(self) -> np.ndarray:
-        return np.array([len(b) for b in self.token_bytes], np.int32)
+    def special_tokens(self) -> dict[str, int]:
+        """Control tokens: what the text itself taught is none, however it is spelled."""
+        return {token: self.ids[token] for token in SPECIALS}
 
     @cached_property
     def _engine(self) -> Engine:
@@ -277,17 +262,6 @@ def closed(documents: Sequence[bytes]) -> tuple[bytes, np.ndarray]:
     """Return documents as `encode_documents` wants them: one buffer, and where each one's closing byte lies."""
     ends = np.cumsum([len(d) + 1 for d in documents], dtype=np.int64) - 1
     return b"\0".join(documents) + b"\0", ends
-
-
-def _engine(model: models.BPE) -> Engine:
-    engine = Engine(model)
-    engine.decoder = decoders.ByteLevel()
-    return engine
-
-
-def _pre_tokenizer() -> pre_tokenizers.Sequence:
-    words = pre_tokenizers.Split(Regex(pattern()), "isolated")
-    return pre_tokenizers.Sequence([words, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
 
 
 def _short(texts: Iterable[str]) -> Iterator[str]:
