@@ -2,7 +2,7 @@
 
 import contextlib
 import functools
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 
 from starlette.applications import Starlette
@@ -22,7 +22,7 @@ from settle.server.models.model_pool import ModelPool
 from settle.server.models.store_changes import StoreChanges
 from settle.server.openapi import openapi_document
 from settle.server.requests.chat import Backend
-from settle.wire.errors import ApiError
+from settle.wire.errors import ApiError, ErrorBody
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ def build_app(
             grammars.close_checker()
             audit.close()
 
-    def error_body(path: str, error: ApiError) -> Mapping[str, object]:
+    def error_body(path: str, error: ApiError) -> ErrorBody:
         return next(api for api in apis if api.owns(path)).error(error)
 
     async def unknown(request: Request, exc: Exception) -> Response:

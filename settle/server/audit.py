@@ -4,14 +4,14 @@ import json
 import sys
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TextIO
 
 from settle.machine import resident
 from settle.server.models.loaded_model import LoadedModel
-from settle.wire.types import Usage
+from settle.wire.types import JsonObject, Usage
 
 LARGEST = 16 << 20  # bytes of the file before it is rotated; one older file is kept
 
@@ -33,7 +33,7 @@ class Record:
     error: str = ""
     began: float = field(default_factory=time.monotonic)
     first_token: float | None = None
-    prompt: Mapping[str, object] | None = None
+    prompt: JsonObject | None = None
 
     def usage(self, usage: Usage | None) -> None:
         if usage:
@@ -67,7 +67,7 @@ class Audit:
         """Write the line of a request. A full disk loses lines but no answer; it is reported once."""
         if self.path is None:
             return
-        line: dict[str, object] = {
+        line: JsonObject = {
             "time": round(time.time(), 3),
             "client": record.client,
             "agent": record.agent[:200],

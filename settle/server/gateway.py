@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import json
 import secrets
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import TypeVar, get_type_hints
 
@@ -20,8 +20,9 @@ from settle.server.models.model_entry import ModelEntry
 from settle.server.models.model_pool import ModelPool
 from settle.server.models.store_changes import StoreChanges
 from settle.server.requests.chat import Backend
-from settle.wire.errors import PROMPT, ApiError
+from settle.wire.errors import PROMPT, ApiError, ErrorBody
 from settle.wire.fields import Body, parse, validated
+from settle.wire.types import JsonObject
 
 T = TypeVar("T")
 
@@ -58,7 +59,7 @@ def data_event(value: object) -> bytes:
     return b"data: " + json.dumps(value, ensure_ascii=False).encode() + b"\n\n"
 
 
-def sse_event(event: Mapping[str, object]) -> bytes:
+def sse_event(event: JsonObject) -> bytes:
     """Return a server-sent event that is named by its `type`."""
     return f"event: {event['type']}\ndata: {json.dumps(event, ensure_ascii=False)}\n\n".encode()
 
@@ -68,35 +69,29 @@ def internal_error(error: Exception) -> ApiError:
     return ApiError(500, f"settle failed: {type(error).__name__}", "internal_error")
 
 
-async def fetch_first(pieces: AsyncGenerator[bytes]) -> AsyncGenerator[bytes]:
-    """Return the pieces once the first is made: what fails before is a response with a status of its own."""
-    try:
-        first = await anext(pieces)
-    except StopAsyncIteration:
-        first = b""
-    except BaseException:
-        await pieces.aclose()
-        raise
-
-    async def all_pieces() -> AsyncGenerator[bytes]:
-        async with contextlib.aclosing(pieces):
-            yield first
-            async for piece in pieces:
-                yield piece
-
-    return all_pieces()
-
-
 async def streamed(
     pieces: AsyncGenerator[bytes],
     record: Record,
     error: Callable[[ApiError], bytes],
     media_type: str = "text/event-stream",
 ) -> Response:
-    """Return the response of a stream. Raises what the first piece raises.
+    """Return the response of a stream once its first piece is made: what fails before has a status of its own.
 
-    Where it breaks off, the piece that `error` makes is the last."""
-    return StreamedResponse(await fetch_first(with_error_event(pieces, record, error)), record, media_type)
+    Raises what the first piece raises. Where the stream breaks off, the piece that `error` makes is the last."""
+    guarded = with_error_event(pieces, record, error)
+    try:
+        first = await anext(guarded, b"")
+    except BaseException:
+        await guarded.aclose()
+        raise
+
+    async def all_pieces() -> AsyncGenerator[bytes]:
+        async with contextlib.aclosing(guarded):
+            yield first
+            async for piece in guarded:
+                yield piece
+
+    return StreamedResponse(all_pieces(), record, media_type)
 
 
 async def with_error_event(
@@ -194,7 +189,7 @@ class Endpoint:
 
     handler: answers a call, and takes its `body` where it has one. error: formats an error as the API does."""
 
-    def __init__(self, handler: Handler, name: str, error: Callable[[ApiError], Mapping[str, object]]) -> None:
+    def __init__(self, handler: Handler, name: str, error: Callable[[ApiError], ErrorBody]) -> None:
         self.handler, self.name, self.error = handler, name, error
         self.takes: type[Body] | None = get_type_hints(handler).get("body")
         fields = self.takes.model_fields if self.takes else ()
@@ -239,9 +234,7 @@ class Endpoint:
 
     async def _guarded(self, call: Call) -> Response:
         try:
-            if self.takes is None:
-                return await self.handler(call)
-            return await self.handler(call, await call.body(self.takes))
+            return await self.handler(call, *([await call.body(self.takes)] if self.takes else ()))
         except Exception as e:  # noqa: BLE001  the edge: one request fails, not the server
             return self._error_response(call.record, e)
 

@@ -12,7 +12,7 @@ import random
 import re
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,9 +42,9 @@ class _Vocabulary:
 
     bos_token_id = None
 
-    def __init__(self, metadata: Metadata) -> None:
-        texts, types = metadata["tokenizer.ggml.tokens"], metadata.get("tokenizer.ggml.token_type", ())
-        assert isinstance(texts, Sequence) and isinstance(types, Sequence)
+    def __init__(self, metadata: Mapping[str, Any]) -> None:
+        texts: Sequence[str] = metadata["tokenizer.ggml.tokens"]
+        types: Sequence[int] = metadata.get("tokenizer.ggml.token_type", ())
         by_character = _byte_characters() if metadata.get("tokenizer.ggml.model") == "gpt2" else None
         kinds = [*types, *[1] * (len(texts) - len(types))]
         self.tokens = [_bytes_of(str(text), kind, by_character) for text, kind in zip(texts, kinds, strict=False)]
@@ -125,7 +125,7 @@ def _names_special(text: str, tokenizer: _Tokenizer) -> bool:
 
 
 def check_answer(
-    grammar: str, model: str, stamp: str, schema: dict[str, object] | None, text: str, has_ended: bool
+    grammar: str, model: str, stamp: str, schema: dict[str, Any] | None, text: str, has_ended: bool
 ) -> tuple[str, str | None]:
     """Return the text, and why it is not what the grammar allows, or its beginning where it has not ended."""
     _limit(TOKENIZER_SECONDS, MEMORY_BYTES)
@@ -140,13 +140,13 @@ def check_answer(
     return text, _misfit(schema, text) if has_ended and schema is not None else None
 
 
-def check_json(schema: dict[str, object], text: str) -> tuple[str, str | None]:
+def check_json(schema: dict[str, Any], text: str) -> tuple[str, str | None]:
     """Return the text, and why it does not fit the schema."""
     _limit(ANSWER_SECONDS, MEMORY_BYTES)
     return text, _misfit(schema, text)
 
 
-def _misfit(schema: dict[str, object], text: str) -> str | None:
+def _misfit(schema: dict[str, Any], text: str) -> str | None:
     """Return why a text does not fit a schema; one that no validator understands is the grammar's alone to keep."""
     try:
         value = json.loads(text)

@@ -5,12 +5,12 @@ import hmac
 import ipaddress
 import json
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from settle.wire.errors import ApiError
+from settle.wire.errors import ApiError, ErrorBody
 
 Headers = list[tuple[bytes, bytes]]
 
@@ -54,7 +54,7 @@ class Guard:
         app: ASGIApp,
         access: Access,
         limits: Limits,
-        error: Callable[[str, ApiError], Mapping[str, object]],
+        error: Callable[[str, ApiError], ErrorBody],
     ) -> None:
         self.app, self._access, self._limits, self._error = app, access, limits, error
         self._bodies: set[IncomingBody] = set()  # one for each request in progress

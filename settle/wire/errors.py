@@ -1,9 +1,10 @@
 """A request that fails, and why. Every API formats it in its own way (see `Api.error`)."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 # the param of an error in the prompt, until the endpoint knows which of its fields the prompt came from
 PROMPT = "<prompt>"
+ErrorBody = Mapping[str, object]  # as JSON
 OPENAI_TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
 
 
@@ -19,7 +20,7 @@ class ApiError(Exception):
         message: str,
         code: str | None = None,
         param: str | None = None,
-        extra: Mapping[str, object] | None = None,
+        extra: ErrorBody | None = None,
         retry_seconds: int | None = None,
     ) -> None:
         super().__init__(message)
@@ -40,14 +41,14 @@ def invalid(param: str | None, why: str) -> ApiError:
     return ApiError(400, f"{param}: {why}" if param else why, "invalid_value", param)
 
 
-def reject_unknown(value: Mapping[str, object], known: Collection[str], where: str) -> None:
+def reject_unknown(value: Iterable[str], known: Collection[str], where: str) -> None:
     """Reject unknown keys, which are never ignored. Raises ApiError."""
-    unknown = sorted(str(key) for key in value if key not in known)
+    unknown = sorted(key for key in value if key not in known)
     if unknown:
         raise invalid(where, f"unrecognized: {', '.join(unknown)[:200]}")
 
 
-def openai_error(error: ApiError) -> dict[str, object]:
+def openai_error(error: ApiError) -> ErrorBody:
     """Return the body of an error as all APIs of OpenAI format it."""
     kind = OPENAI_TYPES.get(error.status, "invalid_request_error" if error.status < 500 else "server_error")
     fields = {"message": error.message, "type": kind, "param": error.param, "code": error.code}

@@ -8,8 +8,8 @@ from typing import Literal
 from settle.base.files import parse_json
 
 Fields = Mapping[str, object]  # of an object, as it was recorded
-Message = Mapping[str, object]  # OpenAI's: role and content, with tool_calls, tool_call_id or reasoning_content
-Tool = Mapping[str, object]  # {"type": "function", "function": {"name", "parameters", …}}
+Message = Fields  # OpenAI's: role and content, with tool_calls, tool_call_id or reasoning_content
+Tool = Fields  # {"type": "function", "function": {"name", "parameters", …}}
 Finish = Literal["stop", "length", "tool_calls", ""]
 
 _THOUGHT = re.compile(r"<(think|thinking|reasoning)>.*?(</\1>|\Z)", re.S)
@@ -23,11 +23,11 @@ class Request:
     tools: tuple[Tool, ...] = ()
     # how to answer, in llama.cpp's words where it has one, else in OpenAI's: max_tokens, temperature, …; `thinking` is
     # whether to reason first
-    settings: Mapping[str, object] = field(default_factory=dict)
+    settings: Fields = field(default_factory=dict)
     model: str = ""
     context: int | None = None  # tokens that the client asked for
     api: str = "openai"  # the wire format that it was read from
-    body: Mapping[str, object] = field(default_factory=dict)  # as it was sent
+    body: Fields = field(default_factory=dict)  # as it was sent
 
     def having(self, **settings: object) -> "Request":
         """Return this request with other settings; None leaves one out."""
@@ -74,7 +74,7 @@ class Call:
     arguments: str = ""  # JSON, as it was written; of a call without a name, the next piece in a stream
 
     @property
-    def values(self) -> Mapping[str, object] | None:
+    def values(self) -> Fields | None:
         """Arguments as an object, or None where what was written is none."""
         try:
             values = parse_json(self.arguments) if self.arguments.strip() else {}
@@ -111,7 +111,12 @@ class Reply:
 
     def then(self, piece: "Reply") -> "Reply":
         """Return this reply with the next piece of its stream added."""
-        calls, finish = _joined(self.calls, piece.calls), piece.finish or self.finish
+        calls, finish = self.calls, piece.finish or self.finish
+        for call in piece.calls:
+            if call.name or not calls:
+                calls = (*calls, call)
+            else:
+                calls = (*calls[:-1], Call(calls[-1].name, calls[-1].arguments + call.arguments))
         return Reply(
             self.text + piece.text,
             self.reasoning + piece.reasoning,
@@ -133,15 +138,6 @@ class Exchange:
 
 
 Change = Callable[[Request], Request]
-
-
-def _joined(calls: tuple[Call, ...], more: tuple[Call, ...]) -> tuple[Call, ...]:
-    for call in more:
-        if call.name or not calls:
-            calls = (*calls, call)
-        else:
-            calls = (*calls[:-1], Call(calls[-1].name, calls[-1].arguments + call.arguments))
-    return calls
 
 
 def text_of(message: Message) -> str:

@@ -113,7 +113,8 @@ def validated(model: type[BodyT], value: object, where: str = "") -> BodyT:
 
     Raises ApiError that names the field at fault."""
     if not isinstance(value, dict):
-        raise invalid(where, "must be an object") if where else _no_object()
+        no_object = ApiError(400, "the body must be a JSON object", "invalid_json")
+        raise invalid(where, "must be an object") if where else no_object
     try:
         return model.model_validate(value)
     except ValidationError as e:
@@ -135,10 +136,6 @@ def stops(stop: Stop, param: str = "stop") -> list[str]:
     if len(texts) > 16 or any(not text or len(text) > 1024 for text in texts):
         raise invalid(param, "1 to 16 texts of 1 to 1,024 characters")
     return texts
-
-
-def _no_object() -> ApiError:
-    return ApiError(400, "the body must be a JSON object", "invalid_json")
 
 
 def _at_fault(error: ValidationError, where: str) -> ApiError:

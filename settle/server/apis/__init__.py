@@ -1,11 +1,10 @@
 """The wire formats that the server speaks, one folder or file each: routes, bodies and errors of one API."""
 
-from collections.abc import Mapping
 from typing import ClassVar
 
 from settle.base.registry import Part
 from settle.server.gateway import Endpoint, Handler
-from settle.wire.errors import ApiError, openai_error
+from settle.wire.errors import ApiError, ErrorBody, openai_error
 
 
 class Api(Part):
@@ -17,7 +16,7 @@ class Api(Part):
         """Return method, path and endpoint of every route."""
         raise NotImplementedError
 
-    def error(self, error: ApiError) -> Mapping[str, object]:
+    def error(self, error: ApiError) -> ErrorBody:
         """Return the body of an error: OpenAI's, unless an API has its own."""
         return openai_error(error)
 

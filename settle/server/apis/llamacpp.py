@@ -85,7 +85,7 @@ class CompletionBody(Sampling):
             raise invalid("grammar", "cannot be combined with a JSON schema")
         if self.post_sampling_probs and not self.n_probs:
             raise invalid("post_sampling_probs", "needs n_probs to be 1 or more")
-        passed_on = {name: getattr(self, name) for name in self.PASSED_ON if getattr(self, name) is not None}
+        passed_on = self.model_dump(include={*self.PASSED_ON}, exclude_none=True)
         return TextRequest(
             prompt=_one_prompt(self.prompt, entry),
             schema=self.json_schema,

@@ -3,7 +3,7 @@
 import asyncio
 import subprocess
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +11,7 @@ from pathlib import Path
 from settle.base.chat_template import TemplateFailure, TemplateRunaway
 from settle.base.errors import FormatError, malformed_is_format_error
 from settle.base.python_command import module_command
+from settle.infer.child_process import Body
 from settle.infer.template_check import require_decides, require_end, require_renders
 from settle.library.facts import Facts, adapter_template, read_facts
 from settle.library.store import stamp_of
@@ -125,21 +126,19 @@ class _Turns(weakref.WeakValueDictionary[tuple[int, str], asyncio.Lock]):
 _TURNS = _Turns()
 
 
-async def check_model_template(source: str) -> None:
-    """Check a template before llama.cpp loads it, see `require_renders`. Raises ApiError."""
-    await _in_turn(source, require_renders, source)
-
-
-async def check_decision_template(source: str) -> None:
-    """Check the template of a decision model before llama.cpp loads it, see `require_decides`. Raises ApiError."""
-    await _in_turn(source, require_decides, source)
+async def check_model_templates(known: Facts, own: str | None) -> None:
+    """Check the templates of a model before llama.cpp loads it, which runs them. Raises ApiError."""
+    for source in dict.fromkeys(filter(None, (own, *known.templates))):
+        await _in_turn(source, require_renders, source)
+    if known.decision:
+        await _in_turn(known.decision.template, require_decides, known.decision.template)
 
 
 async def check_template(
     source: str,
-    messages: Sequence[Mapping[str, object]],
-    tools: Sequence[Mapping[str, object]],
-    arguments: Mapping[str, object],
+    messages: Sequence[Body],
+    tools: Sequence[Body],
+    arguments: Body,
 ) -> None:
     """Render one request in the template's fenced child, see `require_end`. Raises ApiError."""
     await _in_turn(source, require_end, source, messages, tools, arguments)

@@ -111,6 +111,7 @@ def _row(model: Json) -> list[object]:
         return [model["name"], *[""] * 8, f"broken: {model['broken']}"]
     if model["unconverted"]:
         return [model["name"], *[""] * 8, "converted to GGUF when it is first used"]
+    use = "completes text" if model["completes_only"] else USES[model["kind"]]
     return [
         model["name"],
         {"value": model["bytes"], "unit": "bytes"},
@@ -121,7 +122,7 @@ def _row(model: Json) -> list[object]:
         model["tools"],
         model["fits"],
         _speed(model),
-        f"adapter over {model['base']}" if model["adapter"] else _use(model),
+        f"adapter over {model['base']}" if model["adapter"] else use,
     ]
 
 
@@ -143,10 +144,6 @@ def _facts_rows(info: Json) -> list[list[object]]:
         ["answers are drawn with", _sampling(info)],
         ["chat template", _template(info)],
     ]
-
-
-def _use(model: Json) -> str:
-    return "completes text" if model["completes_only"] else str(USES[model["kind"]])
 
 
 def _template(info: Json) -> str:

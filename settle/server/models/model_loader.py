@@ -20,8 +20,7 @@ from settle.server.models.loaded_model import AdapterFile, LoadedModel, ModelKey
 from settle.server.models.model_catalogue import ModelCatalogue
 from settle.server.models.model_entry import (
     ModelEntry,
-    check_decision_template,
-    check_model_template,
+    check_model_templates,
     facts,
     template_of,
 )
@@ -82,13 +81,10 @@ class ModelLoader:
         """Return a new child for `key`. make_room: frees so many bytes, or raises. Raises ApiError."""
         known = await asyncio.to_thread(facts, key.path)
         _require_use(entry, known, key.use)
+        adapters: tuple[AdapterFile, ...] = ()
         if key.use == "generate":
-            # llama.cpp runs these while it loads
-            for source in dict.fromkeys(filter(None, (key.template, *known.templates))):
-                await check_model_template(source)
-            if known.decision:
-                await check_decision_template(known.decision.template)
-        adapters = await asyncio.to_thread(self._adapters, entry, key) if key.use == "generate" else ()
+            await check_model_templates(known, key.template)
+            adapters = await asyncio.to_thread(self._adapters, entry, key)
         async with self._lock:
             load, needs = await self._plan(key, known, adapters)
             await make_room(needs)
@@ -139,14 +135,15 @@ class ModelLoader:
         One that does not fit is left out, unless it is the one that the request is for."""
         base = read_gguf(key.path)
         fitting: list[AdapterFile] = []
-        others = [e for e in self.catalogue.entries() if e.path == key.path and e.adapter]
-        for other in [entry, *others] if entry.adapter else others:
-            assert other.adapter is not None
-            file = (other.adapter, stamp_of(other.adapter))
+        for other in (entry, *self.catalogue.entries()):
+            adapter = other.adapter
+            if adapter is None or other.path != key.path:
+                continue
+            file = (adapter, stamp_of(adapter))
             try:
                 if file in fitting or template_of(other) != key.template:
                     continue
-                require_fit(read_lora(other.adapter), base, (other.adapter.name, key.path.name))
+                require_fit(read_lora(adapter), base, (adapter.name, key.path.name))
                 fitting.append(file)
             except (SettleError, ApiError, OSError) as e:
                 if other is entry:

@@ -168,10 +168,9 @@ class _Prompt:
         for name in request.arguments:
             if name in OWN_ARGUMENTS:
                 raise invalid(f"chat_template_kwargs.{name}", "is set by the server")
-        assert template
         # of a prompt that may be trimmed the last message stays
         require_possible((m.get("content") for m in (messages[-1:] if request.trim else messages)), self.loaded)
-        await check_template(template, messages, request.tools, request.arguments)
+        await check_template(template or "", messages, request.tools, request.arguments)
 
     async def trim(self) -> dict[str, int] | None:
         """Drop the oldest turns until the prompt and a quarter of the context, or max_tokens, fit.

@@ -7,7 +7,7 @@ citations as annotations. A refusal is an answer like others. Searching and chec
 import asyncio
 import contextlib
 import threading
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
@@ -18,7 +18,7 @@ from settle.base.errors import EngineError
 from settle.formats.gguf import read_gguf
 from settle.infer.child_process import Json
 from settle.infer.client import LlamaClient
-from settle.library.facts import TEMPLATE_KEY
+from settle.library.facts import TEMPLATE_KEY, Metadata
 from settle.library.store import stamp_of
 from settle.retrieve.answer.answer import CitedAnswer
 from settle.retrieve.answer.ask import stream_answer
@@ -123,7 +123,6 @@ class DocumentChats:
         head = chunk_head(entry)
         async with self._collections.use(entry.collection) as collection:
             retrieval = await self._collections.run(lambda: retrieve(collection, question, earlier))
-            whole_answer: CitedAnswer | None = None
             role: Delta = {"role": "assistant"}  # with the first piece: a request that fails must not have begun
             pieces = _pieces(pool, self._collections, entry, collection, retrieval, options)
             async with contextlib.aclosing(pieces):
@@ -244,7 +243,7 @@ def _model(entry: ModelEntry, loaded: LoadedModel) -> LlamaClient:
 
 
 @lru_cache(16)
-def _metadata(path: Path, stamp: str) -> Mapping[str, object]:
+def _metadata(path: Path, stamp: str) -> Metadata:
     return dict(read_gguf(path).metadata)
 
 

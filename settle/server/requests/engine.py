@@ -2,11 +2,12 @@
 
 import json
 import re
-from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Iterable, Sequence
 from typing import Any
 
 import aiohttp
 
+from settle.infer.child_process import Body
 from settle.server.models.loaded_model import LoadedModel
 from settle.wire.errors import PROMPT, ApiError
 from settle.wire.types import JsonObject
@@ -20,7 +21,7 @@ CONSTRAINTS = ("grammar", "tools")  # fields that make llama.cpp constrain an an
 REQUEST_FAULTS = ("template", "jinja", "grammar", "parse")  # in messages of errors that the request caused
 
 
-async def open_stream(loaded: LoadedModel, path: str, body: Mapping[str, object]) -> aiohttp.ClientResponse:
+async def open_stream(loaded: LoadedModel, path: str, body: Body) -> aiohttp.ClientResponse:
     """Return the response of a child; close it to stop the child. Raises ApiError."""
     # llama.cpp closes a connection after a stream, and one that was idle for long: a request that is sent on it at that
     # moment is lost before it is read, while the child is well
@@ -41,7 +42,7 @@ async def open_stream(loaded: LoadedModel, path: str, body: Mapping[str, object]
     return response
 
 
-async def ask(loaded: LoadedModel, path: str, body: Mapping[str, object]) -> Any:
+async def ask(loaded: LoadedModel, path: str, body: Body) -> Any:
     """Return a whole answer, parsed: of the type that the path has. Raises ApiError."""
     watch = GrammarWatch(loaded, body)
     async with await open_stream(loaded, path, body) as response:
@@ -51,7 +52,7 @@ async def ask(loaded: LoadedModel, path: str, body: Mapping[str, object]) -> Any
     return answer
 
 
-async def apply_template(loaded: LoadedModel, body: Mapping[str, object]) -> str:
+async def apply_template(loaded: LoadedModel, body: Body) -> str:
     return str((await ask(loaded, "/apply-template", body))["prompt"])
 
 
@@ -65,7 +66,7 @@ async def detokenize(loaded: LoadedModel, tokens: Sequence[int]) -> str:
     return str((await ask(loaded, "/detokenize", {"tokens": tokens}))["content"])
 
 
-def is_constrained(body: Mapping[str, object]) -> bool:
+def is_constrained(body: Body) -> bool:
     return any(body.get(key) for key in CONSTRAINTS)
 
 
@@ -76,10 +77,13 @@ def require_possible(texts: Iterable[object], loaded: LoadedModel) -> None:
     num_bytes, longest = sum(len(text.encode()) for text in texts if isinstance(text, str)), loaded.facts.longest_token
     least = num_bytes // longest if longest else 0
     if least > loaded.context:
-        message = f"the prompt has at least {least} tokens, but the context holds {loaded.context}, prompt and answer"
-        message += " together; send less, or start the server with a longer --context"
-        counts = {"n_prompt_tokens": least, "n_ctx": loaded.context}
-        raise ApiError(400, message, "context_length_exceeded", PROMPT, counts)
+        raise _too_long(f"has at least {least}", least, loaded.context)
+
+
+def _too_long(has: str, tokens: object, context: object) -> ApiError:
+    message = f"the prompt {has} tokens, but the context holds {context}, prompt and answer together; "
+    message += "send less, or start the server with a longer --context"
+    return ApiError(400, message, "context_length_exceeded", PROMPT, {"n_prompt_tokens": tokens, "n_ctx": context})
 
 
 class GrammarWatch:
@@ -88,7 +92,7 @@ class GrammarWatch:
     It says so on stderr only, and answers without it. It does not say for which request, so every answer that is
     constrained at that moment is in doubt."""
 
-    def __init__(self, loaded: LoadedModel, body: Mapping[str, object]) -> None:
+    def __init__(self, loaded: LoadedModel, body: Body) -> None:
         self._child, self._is_constrained = loaded.child, is_constrained(body)
         self._num_before = self._child.num_grammar_errors
 
@@ -127,22 +131,11 @@ def engine_error(status: int, body: bytes) -> ApiError:
     except (ValueError, AttributeError):
         error, message, kind = {}, body.decode("utf-8", "replace")[:500], ""
     if kind == "exceed_context_size_error":
-        prompt, context = error.get("n_prompt_tokens"), error.get("n_ctx")
-        return ApiError(
-            400,
-            f"the prompt has {prompt} tokens, but the context holds {context}, prompt and answer together; "
-            "send less, or start the server with a longer --context",
-            "context_length_exceeded",
-            PROMPT,
-            {"n_prompt_tokens": prompt, "n_ctx": context},
-        )
-    too_long = TOO_LONG.search(message)
-    if too_long:
+        return _too_long(f"has {error.get('n_prompt_tokens')}", error.get("n_prompt_tokens"), error.get("n_ctx"))
+    if too_long := TOO_LONG.search(message):
         tokens, most = map(int, too_long.groups())
-        counts = {"n_prompt_tokens": tokens, "n_ctx": most}
-        return ApiError(
-            400, f"a text has {tokens} tokens; the limit is {most}", "context_length_exceeded", PROMPT, counts
-        )
+        text = f"a text has {tokens} tokens; the limit is {most}"
+        return ApiError(400, text, "context_length_exceeded", PROMPT, {"n_prompt_tokens": tokens, "n_ctx": most})
     if status == 501:
         return ApiError(400, message, "not_supported")
     is_ours = status >= 500 and not any(word in message.lower() for word in REQUEST_FAULTS)

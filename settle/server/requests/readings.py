@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from settle.base.errors import DataError
 from settle.data.decisions.questions import DecisionAnswer, Question
@@ -89,7 +89,7 @@ def text_of(value: object) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
-def question_of(value: Mapping[str, object], param: str) -> Question:
+def question_of(value: JsonObject, param: str) -> Question:
     """Return a question in the form of `/v1/systemone`; instructions and descriptions may be JSON. Raises ApiError."""
     question: JsonObject = {**value}
     if isinstance(question.get("instructions"), dict | list):

@@ -66,18 +66,14 @@ def messages_of(value: object) -> tuple[Message, ...] | None:
     turns = objects_in(value)
     if not turns or turns != value or not all(isinstance(turn.get("role"), str) for turn in turns):
         return None
-    return tuple(map(_message, turns))
-
-
-def _message(turn: RawBody) -> Message:
-    thought = next((turn[key] for key in ("reasoning_content", "reasoning", "thinking") if turn.get(key)), None)
-    kept = {key: turn[key] for key in ("tool_calls", "tool_call_id", "name") if turn.get(key)}
-    role = "system" if turn["role"] == "developer" else str(turn["role"])
-    return (
-        {"role": role, "content": content_text(turn.get("content"))}
-        | kept
-        | ({"reasoning_content": str(thought)} if thought else {})
-    )
+    messages: list[Message] = []
+    for turn in turns:
+        role = "system" if turn["role"] == "developer" else turn["role"]
+        message: JsonObject = {"role": role, "content": content_text(turn.get("content"))}
+        message |= {key: turn[key] for key in ("tool_calls", "tool_call_id", "name") if turn.get(key)}
+        thought = next((turn[key] for key in ("reasoning_content", "reasoning", "thinking") if turn.get(key)), None)
+        messages.append(message | ({"reasoning_content": str(thought)} if thought else {}))
+    return tuple(messages)
 
 
 def tools_of(value: object) -> tuple[Tool, ...]:

@@ -293,14 +293,11 @@ def _turns(value: object, where: str, called: dict[str, str]) -> Iterator[ChatMe
     if not message.content:
         yield {"role": message.role, "content": ""}
     for number, block in enumerate(message.content):
-        yield _turn(message.role, block, f"{where}.content.{number}", called)
-
-
-def _turn(role: str, value: object, where: str, called: dict[str, str]) -> ChatMessage:
-    block = _block(BLOCKS, value, where)
-    if block.speaker not in (None, role):
-        raise invalid(where, f"{fields_of(value)['type']} is not allowed in a message of this role")
-    return block.turn(role, where, called)
+        place = f"{where}.content.{number}"
+        known = _block(BLOCKS, block, place)
+        if known.speaker not in (None, message.role):
+            raise invalid(place, f"{fields_of(block)['type']} is not allowed in a message of this role")
+        yield known.turn(message.role, place, called)
 
 
 def _block(known: Mapping[str, type[BlockT]], value: object, where: str) -> BlockT:
@@ -401,12 +398,9 @@ def _recorded_block(block: RawBody) -> Reply:
     if kind == "thinking":
         return Reply(reasoning=str(block.get("thinking") or ""))
     if kind == "tool_use":
-        return Reply(calls=(Call(str(block.get("name")), _input(block.get("input"))),))
+        written = arguments_text(block["input"]) if block.get("input") else ""  # a stream's follows in pieces
+        return Reply(calls=(Call(str(block.get("name")), written),))
     return Reply(text=str(block.get("text") or ""))
-
-
-def _input(value: object) -> str:
-    return arguments_text(value) if value else ""  # a stream's follows in pieces
 
 
 def _event(kind: str, body: RawBody) -> Reply:

@@ -357,7 +357,12 @@ class OllamaFormat(WireFormat):
         length = count_of(options.get("num_predict")) or 0
         settings |= {"max_tokens": length} if length > 0 else {}
         settings |= {"thinking": bool(body["think"])} if body.get("think") is not None else {}
-        settings |= _format(body.get("format"))
+        form = body.get("format")
+        if form == "json":
+            settings["response_format"] = {"type": "json_object"}
+        elif isinstance(form, Mapping):
+            schema = {"name": "answer", "schema": form}
+            settings["response_format"] = {"type": "json_schema", "json_schema": schema}
         name, context = str(body.get("model") or ""), count_of(options.get("num_ctx"))
         return Request(messages, tools_of(body.get("tools")), settings, name, context, self.part_name(), body)
 
@@ -384,7 +389,7 @@ class OllamaFormat(WireFormat):
             if name == "thinking":
                 body["think"] = value
             elif name == "response_format":
-                body["format"] = _own_format(value)
+                body["format"] = fields_of(fields_of(value).get("json_schema")).get("schema", "json")
             elif name == "max_tokens" or name in _SAMPLING:
                 options["num_predict" if name == "max_tokens" else name] = value
         return body | ({"options": options} if options else {})
@@ -396,17 +401,3 @@ def _own_message(message: Message) -> JsonObject:
     calls = calls_of(message.get("tool_calls"))
     own |= {"tool_calls": [{"function": {"name": c.name, "arguments": c.values or {}}} for c in calls]} if calls else {}
     return own | ({"thinking": message["reasoning_content"]} if message.get("reasoning_content") else {})
-
-
-def _own_format(value: object) -> object:
-    """Return OpenAI's response_format as Ollama's format."""
-    return fields_of(fields_of(value).get("json_schema")).get("schema", "json")
-
-
-def _format(value: object) -> JsonObject:
-    """Return Ollama's format as OpenAI's response_format."""
-    if value == "json":
-        return {"response_format": {"type": "json_object"}}
-    if isinstance(value, Mapping):
-        return {"response_format": {"type": "json_schema", "json_schema": {"name": "answer", "schema": value}}}
-    return {}

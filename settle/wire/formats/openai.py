@@ -1,13 +1,12 @@
 """OpenAI's chat and text completions, as llama-server, LM Studio, vLLM and most servers speak them too."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
 from settle.wire.errors import invalid, reject_unknown
-from settle.wire.exchange import Call, Reply, Request, content_text, fields_of, objects_in
+from settle.wire.exchange import Reply, Request, content_text, fields_of, objects_in
 from settle.wire.fields import MOST_TOKENS, Adapter, Body, Name, Sampling, Stop, effort_arguments, stops
 from settle.wire.formats import (
     RawBody,
@@ -227,20 +226,19 @@ class OpenAIFormat(WireFormat):
         if not isinstance(choices, list):
             return None
         counts = fields_of(body.get("usage"))
-        reply = Reply(
-            prompt_tokens=count_of(counts.get("prompt_tokens")),
-            written_tokens=count_of(counts.get("completion_tokens")),
-        )
         choice = fields_of(choices[0] if choices else None)
         message = fields_of(choice.get("message") or choice.get("delta") or {"content": choice.get("text")})
         thought = message.get("reasoning_content") or message.get("reasoning") or ""
-        return replace(
-            reply,
+        old_call = {"function": message.get("function_call")}  # of OpenAI's first form
+        logprobs = [token.get("logprob") for token in objects_in(fields_of(choice.get("logprobs")).get("content"))]
+        return Reply(
             text=content_text(message.get("content")),
             reasoning=str(thought),
-            calls=_calls(message),
+            calls=calls_of(message.get("tool_calls") or [old_call]),
             finish=finish_of(choice.get("finish_reason")),
-            logprobs=_logprobs(choice.get("logprobs")),
+            prompt_tokens=count_of(counts.get("prompt_tokens")),
+            written_tokens=count_of(counts.get("completion_tokens")),
+            logprobs=tuple(float(number) for number in logprobs if isinstance(number, int | float)),
         )
 
     def body(self, request: Request) -> JsonObject:
@@ -263,13 +261,3 @@ class OpenAIFormat(WireFormat):
         choice = {"message": message | ({"tool_calls": calls} if calls else {}), "finish_reason": reply.finish or None}
         usage = {"prompt_tokens": reply.prompt_tokens, "completion_tokens": reply.written_tokens}
         return {"choices": [choice], "usage": usage}
-
-
-def _logprobs(value: object) -> tuple[float, ...]:
-    found = [token.get("logprob") for token in objects_in(fields_of(value).get("content"))]
-    return tuple(float(number) for number in found if isinstance(number, int | float))
-
-
-def _calls(message: RawBody) -> tuple[Call, ...]:
-    old = message.get("function_call")  # of OpenAI's first form
-    return calls_of(message.get("tool_calls") or [{"function": old}])

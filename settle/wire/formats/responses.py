@@ -238,10 +238,8 @@ class ResponseBody(CountBody):
                 raise unsupported("include", f"{wanted[:60]!r} is not supported, only {PROBABILITIES}")
         sampling = {"temperature": self.temperature, "top_p": self.top_p}
         request.sampling.update({name: value for name, value in sampling.items() if value is not None})
-        return dataclasses.replace(request, max_tokens=self.max_output_tokens, top_logprobs=self._probabilities())
-
-    def _probabilities(self) -> int | None:
-        return self.top_logprobs or 0 if PROBABILITIES in (self.include or ()) else self.top_logprobs or None
+        top = self.top_logprobs or (0 if PROBABILITIES in (self.include or ()) else None)
+        return dataclasses.replace(request, max_tokens=self.max_output_tokens, top_logprobs=top)
 
 
 def _tool(value: object, where: str) -> Tool:
@@ -288,7 +286,8 @@ class ResponsesFormat(WireFormat):
     def reply(self, body: RawBody) -> Reply | None:
         kind = str(body.get("type"))
         if kind.startswith("response."):
-            return _is_last(kind) and self.reply(fields_of(body.get("response"))) or Reply()
+            is_last = kind in ("response.completed", "response.incomplete", "response.failed")
+            return is_last and self.reply(fields_of(body.get("response"))) or Reply()
         items = body.get("output")
         if not isinstance(items, list):
             return None
@@ -303,10 +302,6 @@ class ResponsesFormat(WireFormat):
             written_tokens=count_of(counts.get("output_tokens")),
         )
         return reply.then(finish)
-
-
-def _is_last(kind: str) -> bool:
-    return kind in ("response.completed", "response.incomplete", "response.failed")
 
 
 def _recorded_turn(item: RawBody) -> list[Message]:
