@@ -3,12 +3,9 @@
 import copy
 import os
 import signal
-import subprocess
-import sys
 import time
 import urllib.parse
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
 
@@ -20,34 +17,8 @@ from settle.infer.child_process import LONGEST_UNASKED, ChildProcess
 from settle.infer.engine import Engine
 from settle.infer.live_sampling import generate, logprobs
 from settle.machine import memory
+from tests.infer.conftest import ends_with_its_parent, gone
 from tests.trained import adapter, merged
-
-
-@pytest.fixture(scope="module")
-def file(tiny, tmp_path_factory):
-    path = tmp_path_factory.mktemp("engine") / "tiny.gguf"
-    return export_gguf(tiny.part, tiny.weights, tiny.tokenizer, path, "f32")
-
-
-@pytest.fixture(scope="module")
-def engine(file):
-    with Engine(file, threads=1) as engine:
-        yield engine
-
-
-def gone(pid: int) -> bool:
-    """The process has ended (its parent may not have collected it yet)."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
-    except FileNotFoundError:
-        return True
-
-
-def wait_until(condition) -> bool:
-    deadline = time.monotonic() + 30
-    while not condition() and time.monotonic() < deadline:
-        time.sleep(0.02)
-    return condition()
 
 
 def test_text_to_ids_and_back(tiny, engine):
@@ -131,19 +102,8 @@ def test_context_is_not_said(tiny, tmp_path):
         Engine(path)
 
 
-def test_what_llama_cpp_cannot_load_says_why(tiny, tmp_path):
-    """Sound as a file, but a tensor is missing."""
-    weights = {n: t for n, t in tiny.weights.items() if "layers.1.mlp.up" not in n}
-
-    class Fewer:
-        def __getattr__(self, name):
-            return getattr(tiny.part, name)
-
-        def gguf_names(self):
-            return {n: g for n, g in tiny.part.gguf_names().items() if n in weights}
-
-    path = export_gguf(Fewer(), weights, tiny.tokenizer, tmp_path / "x.gguf", "f32")
-    with pytest.raises(EngineError, match="ffn_up"), Engine(path):
+def test_what_llama_cpp_cannot_load_says_why(lacking):
+    with pytest.raises(EngineError, match="ffn_up"), Engine(lacking):
         pass
 
 
@@ -201,18 +161,7 @@ def test_child_ignores_ctrl_c(file):
 
 
 def test_child_dies_with_its_parent(file):
-    """kill -9 of the parent: stdin of the child ends, and so does the child."""
-    code = (
-        "import sys, time; from settle.infer.engine import Engine\n"
-        f"e = Engine({str(file)!r}, threads=1); e.start(); print(e.pid, flush=True); time.sleep(600)"
-    )
-    parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
-    child = int(parent.stdout.readline())
-    assert not gone(child)
-    parent.kill()
-    parent.wait()
-    parent.stdout.close()
-    assert wait_until(lambda: gone(child))
+    assert ends_with_its_parent("settle.infer.engine", "Engine", file)
 
 
 def test_an_engine_that_cannot_be_reached_is_not_called_dead(engine, monkeypatch):

@@ -1,7 +1,6 @@
 """What a document says is never read as the template's own, by ids of tokens."""
 
 import numpy as np
-import pytest
 
 from settle.formats.gguf import export_gguf
 from settle.formats.lora_gguf import export_lora
@@ -14,18 +13,6 @@ LETTERS = (
     "{%- for m in messages -%}{%- if m.role == 'user' -%}{{- '[INST] ' + m.content + ' [/INST]' -}}"
     "{%- else -%}{{- '\n### Answer:\n' + m.content + '\n' -}}{%- endif -%}{%- endfor -%}"
 )
-
-
-@pytest.fixture(scope="module")
-def file(tiny, tmp_path_factory):
-    path = tmp_path_factory.mktemp("fenced") / "tiny.gguf"
-    return export_gguf(tiny.part, tiny.weights, tiny.tokenizer, path, "f32")
-
-
-@pytest.fixture(scope="module")
-def engine(file):
-    with Engine(file, threads=1) as engine:
-        yield engine
 
 
 def test_an_ordinary_text_is_put_as_the_template_puts_it(engine):

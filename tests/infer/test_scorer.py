@@ -3,8 +3,6 @@
 import importlib.util
 import os
 import signal
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -16,7 +14,7 @@ from settle.infer import scorer as scorer_module
 from settle.infer.engine import Engine
 from settle.infer.live_sampling import logprobs
 from settle.infer.scorer import Scorer
-from tests.infer.test_engine import gone, wait_until
+from tests.infer.conftest import ends_with_its_parent, gone
 from tests.live_records import live_compare, live_likelihoods
 
 pytest.importorskip("llama_cpp_py_sync")
@@ -136,18 +134,8 @@ def test_not_a_gguf_is_never_opened(tmp_path):
         Scorer(tmp_path / "x.gguf")
 
 
-def test_what_llama_cpp_cannot_load_says_why(tiny, tmp_path):
-    weights = {n: t for n, t in tiny.weights.items() if "layers.1.mlp.up" not in n}
-
-    class Fewer:
-        def __getattr__(self, name):
-            return getattr(tiny.part, name)
-
-        def gguf_names(self):
-            return {n: g for n, g in tiny.part.gguf_names().items() if n in weights}
-
-    path = export_gguf(Fewer(), weights, tiny.tokenizer, tmp_path / "x.gguf", "f32")
-    with pytest.raises(EngineError, match="ffn_up"), Scorer(path):
+def test_what_llama_cpp_cannot_load_says_why(lacking):
+    with pytest.raises(EngineError, match="ffn_up"), Scorer(lacking):
         pass
 
 
@@ -176,17 +164,7 @@ def test_the_child_dies_in_mid_work(files, windows, tmp_path):
 
 
 def test_the_child_dies_with_its_parent(files):
-    code = (
-        "import sys, time; from settle.infer.scorer import Scorer\n"
-        f"s = Scorer({str(files['f32'])!r}, threads=1); s.start(); print(s.pid, flush=True); time.sleep(600)"
-    )
-    parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
-    child = int(parent.stdout.readline())
-    assert not gone(child)
-    parent.kill()
-    parent.wait()
-    parent.stdout.close()
-    assert wait_until(lambda: gone(child))
+    assert ends_with_its_parent("settle.infer.scorer", "Scorer", files["f32"])
 
 
 def test_a_record_can_be_looked_up(reference, windows):

@@ -6,8 +6,14 @@ import random
 from collections.abc import Iterator
 from typing import Any
 
+TEXT = {"type": "text", "text": "q"}
 TURN = {"role": "user", "content": "def f"}
-TOOL = {"name": "f", "description": "d", "parameters": {"type": "object", "properties": {"a": {"type": "string"}}}}
+PROPERTIES = {"a": {"type": "string"}, "b": {"$ref": "#/$defs/b"}}
+TOOL = {
+    "name": "f",
+    "description": "d",
+    "parameters": {"type": "object", "properties": PROPERTIES, "$defs": {"b": {}}},
+}
 FUNCTION = {"type": "function", "function": TOOL}
 CALL = {"id": "c1", "type": "function", "function": {"name": "f", "arguments": '{"a":"b"}'}}
 FORM = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "object"}, "strict": True}}
@@ -32,18 +38,25 @@ BODIES: dict[str, dict[str, Any]] = {
         "user": "u",
         "metadata": {"a": "b"},
         "tools": [FUNCTION],
-        "tool_choice": "auto",
+        "tool_choice": {"type": "allowed_tools", "mode": "auto", "tools": [{"type": "function", "name": "f"}]},
         "chat_template_kwargs": {"a": 1},
         "lora": [],
     },
     "/chat/completions": {"messages": [TURN], "max_tokens": 2, "response_format": FORM, "logprobs": True},
+    "/v1/chat/completions/input_tokens": {
+        "messages": [TURN],
+        "response_format": FORM,
+        "chat_template_kwargs": {"enable_thinking": False},
+    },
     "/v1/completions": {"prompt": "x", "max_tokens": 2, "echo": False, "logprobs": 1, "n": 1, "stop": "y"},
     "/v1/responses": {
         "input": [
             {"type": "message", "role": "user", "content": [{"type": "input_text", "text": "x"}]},
             {"type": "function_call", "call_id": "c", "name": "f", "arguments": "{}"},
-            {"type": "function_call_output", "call_id": "c", "output": "z"},
+            {"type": "function_call_output", "call_id": "c", "output": [{"type": "input_text", "text": "z"}]},
+            {"type": "reasoning", "summary": [{"type": "summary_text", "text": "x"}]},
         ],
+        "include": [],
         "max_output_tokens": 16,
         "tools": [{"type": "function", "name": "f", "parameters": {"type": "object"}}],
         "text": {"format": {"type": "text"}},
@@ -57,8 +70,12 @@ BODIES: dict[str, dict[str, Any]] = {
         "messages": [
             {"role": "user", "content": [{"type": "text", "text": "x", "cache_control": {"type": "ephemeral"}}]},
             {"role": "assistant", "content": [{"type": "tool_use", "id": "t", "name": "f", "input": {"a": 1}}]},
-            {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "t", "content": "q"}]},
+            {
+                "role": "user",
+                "content": [{"type": "tool_result", "tool_use_id": "t", "content": [TEXT]}],
+            },
         ],
+        "context_management": {"edits": []},
         "tools": [{"name": "f", "description": "d", "input_schema": {"type": "object"}}],
         "tool_choice": {"type": "auto"},
         "stop_sequences": ["z"],
@@ -75,6 +92,7 @@ BODIES: dict[str, dict[str, Any]] = {
         "tools": [FUNCTION],
         "think": False,
     },
+    "/api/embed": {"input": ["x"], "options": {}},
     "/api/generate": {"prompt": "x", "suffix": "", "system": "s", "stream": False, "options": {"num_predict": 2}},
     "/api/show": {"verbose": False},
     "/completion": {
@@ -131,7 +149,7 @@ def mutated(body: Any, draw: random.Random) -> Any:
     """With up to three values that are taken out, made something odd, or given a neighbour."""
     body = copy.deepcopy(body)
     for _ in range(draw.choice((1, 1, 1, 2, 3))):
-        places = list(_places(body))
+        places = list(places_in(body))
         if not places:
             break
         holder, key = draw.choice(places)
@@ -208,9 +226,9 @@ def misfit(wanted: Any, text: str) -> str | None:
     return f"{error.message[:200]}: {text[:200]!r} for {json.dumps(wanted)[:300]}" if error else None
 
 
-def _places(value: Any) -> Iterator[tuple[Any, Any]]:
+def places_in(value: Any) -> Iterator[tuple[Any, Any]]:
     """Every value inside of one, as its holder and key."""
     inside = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     for key, inner in list(inside):
         yield value, key
-        yield from _places(inner)
+        yield from places_in(inner)

@@ -124,6 +124,15 @@ class Live:
         connection.request(method or ("GET" if data is None else "POST"), path, data, sent | (headers or {}))
         return connection
 
+    def leave(self, path: str, body: Any) -> None:
+        """Leave in the middle of an answer: it must be stopped."""
+        connection = self.open(path, body)
+        response = connection.getresponse()
+        assert response.read(10)
+        connection.close()
+        response.close()
+        assert until(lambda: not any(loaded.busy for loaded in self.gateway.backend.pool.loaded()), 20)
+
     def run(self, work: Any) -> Any:
         """A coroutine in the server's own loop."""
         return asyncio.run_coroutine_threadsafe(work, self.loop).result(60)

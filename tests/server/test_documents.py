@@ -12,7 +12,7 @@ from settle.server.models.model_catalogue import ModelCatalogue
 from settle.server.models.model_loader import PoolSettings
 from tests.retrieve.asked import TEXTS, index
 from tests.retrieve.conftest import joined  # noqa: F401  a fixture
-from tests.server.conftest import add_adapter, fill_store, serving
+from tests.server.conftest import add_adapter, fill_store, serving, until
 
 ROTATE = "How do I rotate the key?"
 UNKNOWN = "Who won the football championship in Norway?"
@@ -227,10 +227,7 @@ def test_a_client_that_leaves_stops_the_model(live):
     connection = live.open("/v1/chat/completions", ASKED | {"stream": True, "temperature": 2.0, "max_tokens": 500})
     time.sleep(0.3)
     connection.close()
-    deadline = time.monotonic() + 20
-    while any(loaded.busy for loaded in live.gateway.backend.pool.loaded()) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert not any(loaded.busy for loaded in live.gateway.backend.pool.loaded())
+    assert until(lambda: not any(loaded.busy for loaded in live.gateway.backend.pool.loaded()))
     assert not any(opened.users for opened in live.gateway.backend.documents._collections._open.values())
 
 

@@ -3,14 +3,13 @@
 import asyncio
 import http.client
 import json
-import time
 
 import pytest
 
 from settle.server.audit import Record
 from settle.server.gateway import with_error_event
 from settle.wire.errors import ApiError
-from tests.server.conftest import serving
+from tests.server.conftest import serving, until
 
 CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "def f"}], "max_tokens": 8}
 ASKED = {"/v1/chat/completions": CHAT, "/v1/messages": CHAT, "/v1/responses": {"model": "tiny", "input": "def f"}}
@@ -18,15 +17,14 @@ ASKED = {"/v1/chat/completions": CHAT, "/v1/messages": CHAT, "/v1/responses": {"
 
 def noted(home, status: int) -> bool:
     """Whether the last line of the audit tells of our fault; it is written a moment after the answer has ended."""
-    end = time.monotonic() + 20
-    while time.monotonic() < end:
-        audit = home / "server" / "audit.jsonl"
+    audit = home / "server" / "audit.jsonl"
+
+    def is_noted() -> bool:
         text = audit.read_text() if audit.exists() else ""
         line = json.loads(text.splitlines()[-1]) if text.endswith("\n") else {}  # it is there before its first line is
-        if "a fault of ours" in line.get("error", "") and line["status"] == status:
-            return True
-        time.sleep(0.02)
-    return False
+        return "a fault of ours" in line.get("error", "") and line["status"] == status
+
+    return until(is_noted, 20)
 
 
 def fail(*_):

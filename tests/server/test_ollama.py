@@ -1,11 +1,10 @@
 """Ollama's shape, over a socket, with a real child behind it; with Ollama's own Python client too."""
 
 import json
-import time
 
 import pytest
 
-from tests.server.conftest import KEY
+from tests.server.conftest import KEY, until
 
 MESSAGES = [{"role": "user", "content": "def f"}]
 OPTIONS = {"num_predict": 8, "temperature": 0}
@@ -95,9 +94,7 @@ def test_empty_prompt_loads_and_keep_alive_0_unloads(live):
 
 def _running(live) -> list[str]:
     """The models of /api/ps, once those that are on their way out are gone."""
-    end = time.monotonic() + 20
-    while live.gateway.backend.pool._models.leaving and time.monotonic() < end:
-        time.sleep(0.02)
+    until(lambda: not live.gateway.backend.pool._models.leaving)
     return [model["name"] for model in live.ask("/api/ps").json["models"]]
 
 
@@ -289,15 +286,7 @@ def test_without_a_key_nothing_but_the_root(live):
 
 
 def test_an_answer_whose_client_leaves_is_stopped(live):
-    connection = live.open("/api/chat", CHAT | {"options": {"num_predict": 300, "ignore_eos": True}})
-    response = connection.getresponse()
-    assert response.read(10)
-    connection.close()
-    response.close()
-    end = time.monotonic() + 10
-    while any(loaded.busy for loaded in live.gateway.backend.pool.loaded()) and time.monotonic() < end:
-        time.sleep(0.05)
-    assert not any(loaded.busy for loaded in live.gateway.backend.pool.loaded())
+    live.leave("/api/chat", CHAT | {"options": {"num_predict": 300, "ignore_eos": True}})
 
 
 def test_official_client(client):
