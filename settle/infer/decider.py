@@ -56,7 +56,6 @@ class LlamaForm:
             raise DataError("llama.cpp answered in another form than is known here", "update settle") from None
 
     def _ordered(self, question: Question) -> Question:
-        """Return the question as the model was tuned for it."""
         alike = (own for own in self.trained if own.type == question.type == "choice")
         return next((own for own in alike if set(own.options) == set(question.options)), question)
 

@@ -98,7 +98,6 @@ def branch(
 
 
 def _branch(reader: TokenReader, reading: TextReading, at: int, asked: Asked, events: Events) -> Json:
-    """Continues from a place, and shows the text."""
     token = None
     if asked.take is not None:
         distribution = reading.positions.at(at - 1)

@@ -426,7 +426,6 @@ class CallReader:
         return self._give(place + (len(rest.partition("\n")[0]) if is_fence else 1))
 
     async def _in_fence(self, is_end: bool) -> list[Delta]:
-        """Give a block on that holds something else."""
         before, closing, _ = self._held.partition(f"\n{FENCE}")
         if closing:
             self._mode = "text"

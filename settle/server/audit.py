@@ -1,5 +1,6 @@
 """One line per request: who asked which model for what, how many tokens, how long. Prompts only with --log-prompts."""
 
+import contextlib
 import json
 import sys
 import time
@@ -101,10 +102,8 @@ class Audit:
     def close(self) -> None:
         file, self._file = self._file, None
         if file is not None:
-            try:
+            with contextlib.suppress(OSError):  # what was not written is lost, and was reported
                 file.close()
-            except OSError:
-                pass  # what was not written is lost, and was reported
 
 
 BUCKETS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)  # seconds

@@ -253,17 +253,15 @@ FREE = frozenset(("password", "binary", "path", "file-path", "directory-path")) 
 
 
 def engine_schema(schema: Json, param: str) -> Json:
-    """Return the schema as the engine is given it. Raises ApiError for a count that is out of its bounds."""
-    _check_numbers(schema, param)
-    return _Rewriter(param).schema(schema, ())
+    """Return the schema as the engine is given it. Raises ApiError for a number that is out of its bounds."""
 
+    def within_64_bits(digits: str) -> int:
+        number = int(digits)
+        if not -(1 << 63) <= number < 1 << 64:  # the engine reads it as the nearest that 64 bits hold
+            raise invalid(param, f"the engine cannot keep to the number {digits[:60]}: it is longer than 64 bits")
+        return number
 
-def _check_numbers(value: object, param: str) -> None:
-    """Refuse longer numbers than 64 bits hold, which the engine reads as the nearest of those. Raises ApiError."""
-    if isinstance(value, int) and not -(1 << 63) <= value < 1 << 64:
-        raise invalid(param, f"the engine cannot keep to the number {str(value)[:60]}: it is longer than 64 bits")
-    for inner in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
-        _check_numbers(inner, param)
+    return _Rewriter(param).schema(json.loads(json.dumps(schema), parse_int=within_64_bits), ())
 
 
 class _Rewriter:

@@ -86,14 +86,15 @@ class Guard:
             await _respond(send, error.status, content, [*allowed, *own])
             return
         self._bodies.add(body)
-        watched = _WatchedSend(_with_headers(send, allowed) if allowed else send)
+        watched = _WatchedSend(send, allowed)
         try:
             async with asyncio.timeout(self._limits.seconds) as limit:
                 scope[TIME_LIMIT] = limit
                 await self.app(scope, body.receive, watched)
         except TimeoutError:  # the work is stopped; a response that has begun is cut off
             if not watched.has_begun:
-                await _respond(watched, 504, json.dumps(self._error(scope["path"], self._too_slow())).encode(), [])
+                late = ApiError(504, f"no answer within {self._limits.seconds:.0f} s (--timeout)", "timeout")
+                await _respond(watched, 504, json.dumps(self._error(scope["path"], late)).encode(), [])
         finally:
             self._bodies.discard(body)
 
@@ -107,9 +108,6 @@ class Guard:
         waiting = [body for body in unfinished if not body.is_given_up]
         if len(waiting) >= self._limits.requests:
             min(waiting, key=lambda body: body.heard).give_up()
-
-    def _too_slow(self) -> ApiError:
-        return ApiError(504, f"no answer within {self._limits.seconds:.0f} s (--timeout)", "timeout")
 
     def _check_origin(self, headers: dict[bytes, str]) -> Headers:
         """Web pages must not reach a server on the loopback through the browser of the person who runs it."""
@@ -186,23 +184,16 @@ def _preflight(headers: dict[bytes, str]) -> Headers:
 
 
 class _WatchedSend:
-    """has_begun: whether a response is under way."""
+    """Sends with more headers. has_begun: whether a response is under way."""
 
-    def __init__(self, send: Send) -> None:
-        self._send, self.has_begun = send, False
+    def __init__(self, send: Send, more: Headers) -> None:
+        self._send, self._more, self.has_begun = send, more, False
 
     async def __call__(self, message: Message) -> None:
         self.has_begun = True
-        await self._send(message)
-
-
-def _with_headers(send: Send, more: Headers) -> Send:
-    async def with_headers(message: Message) -> None:
         if message["type"] == "http.response.start":
-            message["headers"] = [*message.get("headers", []), *more]
-        await send(message)
-
-    return with_headers
+            message["headers"] = [*message.get("headers", []), *self._more]
+        await self._send(message)
 
 
 async def _respond(send: Send, status: int, body: bytes, headers: Headers) -> None:

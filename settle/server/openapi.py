@@ -2,7 +2,7 @@
 
 import inspect
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from http import HTTPStatus
 from typing import Literal
 
@@ -61,12 +61,15 @@ def _bodies(endpoints: Sequence[Endpoint]) -> tuple[Refs, JsonObject]:
 
 
 def _operation(api: Api, method: str, path: str, endpoint: Endpoint, refs: Refs) -> JsonObject:
+    ref = {"$ref": f"#/components/schemas/{_error_name(api)}"}
+    content: JsonObject = {"application/json": {"schema": ref}}
+    errors = {str(s): {"description": HTTPStatus(s).phrase, "content": content} for s in ERROR_STATUSES}
     summary = inspect.getdoc(endpoint.handler) or endpoint.name.partition(".")[2].replace("_", " ")
     operation: JsonObject = {
         "operationId": "_".join([method.lower(), *re.findall(r"\w+", path)]),
         "summary": summary.splitlines()[0],
         "tags": [endpoint.name.partition(".")[0]],
-        "responses": {"200": {"description": "done", "content": {"application/json": {}}}} | dict(_errors(api)),
+        "responses": {"200": {"description": "done", "content": {"application/json": {}}}} | errors,
     }
     if PLACE.search(path):
         operation["parameters"] = [
@@ -78,12 +81,6 @@ def _operation(api: Api, method: str, path: str, endpoint: Endpoint, refs: Refs)
         is_required = any(field.is_required() for field in endpoint.takes.model_fields.values())
         operation["requestBody"] = {"required": is_required, "content": content}
     return operation
-
-
-def _errors(api: Api) -> Iterator[tuple[str, JsonObject]]:
-    content = {"application/json": {"schema": {"$ref": f"#/components/schemas/{_error_name(api)}"}}}
-    for status in ERROR_STATUSES:
-        yield str(status), {"description": HTTPStatus(status).phrase, "content": content}
 
 
 def _error_name(api: Api) -> str:

@@ -146,7 +146,6 @@ def _adapter_entry(path: Path, base: ModelEntry) -> ModelEntry:
 
 
 def _drafts(name: str, entries: Sequence[ModelEntry], events: Events) -> dict[Path, Draft]:
-    """Return the draft, by the file of the first model."""
     if not entries:
         raise UsageError("--draft needs a model", "settle serve MODEL --draft NAME")
     first = entries[0]

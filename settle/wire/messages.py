@@ -124,10 +124,10 @@ def text_of(content: object, where: str) -> str:
 
 def _part_text(part: object, where: str) -> str:
     kind = fields_of(part).get("type")
-    if not isinstance(kind, str) or kind not in PARTS:
+    if str(kind) not in PARTS:
         why = f"{str(kind)[:40]} is not supported; this model reads text" if kind else "must have a type"
         raise unsupported(where, why)
-    return validated(PARTS[kind], part, where).text
+    return validated(PARTS[str(kind)], part, where).text
 
 
 def merge_turns(messages: list[ChatMessage], roles: Collection[str]) -> list[ChatMessage]:

@@ -217,15 +217,11 @@ class LlamaCpp(Api):
         return path in (*ours, *FIM, *RERANK)
 
 
-async def completion(call: Call, body: CompletionBody) -> Response:
-    return await _completed(call, body)
-
-
 async def infill(call: Call, body: InfillBody) -> Response:
-    return await _completed(call, body)
+    return await completion(call, body)
 
 
-async def _completed(call: Call, body: CompletionBody) -> Response:
+async def completion(call: Call, body: CompletionBody) -> Response:
     entry = call.find(body.model)
     await asyncio.to_thread(make_file, entry)
     request = body.to_text(entry)
@@ -347,12 +343,11 @@ def _one_prompt(prompt: str | list[int | str], entry: ModelEntry) -> str | list[
     Raises ApiError for several prompts, which llama.cpp answers as one."""
     if isinstance(prompt, str):
         return prompt
-    if len(prompt) == 1 and isinstance(prompt[0], str):
-        return prompt[0]
-    if not any(isinstance(piece, int) for piece in prompt):
+    tokens = [piece for piece in prompt if isinstance(piece, int)]
+    if not tokens and len(prompt) != 1:
         raise unsupported("prompt", "one prompt at a time")
-    _check_tokens([piece for piece in prompt if isinstance(piece, int)], entry, "prompt")
-    return prompt
+    _check_tokens(tokens, entry, "prompt")
+    return prompt if tokens else str(prompt[0])
 
 
 def _check_tokens(tokens: list[int], entry: ModelEntry, param: str) -> None:

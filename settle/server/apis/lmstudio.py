@@ -106,7 +106,7 @@ async def completions(call: Call, body: CompletionBody) -> Response:
 
 
 async def embeddings(call: Call, body: EmbeddingBody) -> Response:
-    response = await openai.embed(call, body)
+    response = await openai.embeddings(call, body)
     await call.pool.keep(call.find(body.model), body.ttl)
     return response
 
@@ -131,7 +131,6 @@ def _model(pool: ModelPool, entry: ModelEntry) -> JsonObject:
 def _statistics(
     pool: ModelPool, entry: ModelEntry, answer: Chunk, reason: str | None, max_tokens: int | None
 ) -> JsonObject:
-    """LM Studio's statistics, in seconds."""
     timings, known, loaded = answer.get("timings", {}), facts(entry.path), pool.find(entry)
     num_tokens = timings.get("predicted_n", 0)
     # a stop string and the model's own end are not distinguished

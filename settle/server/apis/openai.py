@@ -137,27 +137,17 @@ async def completions(call: Call, body: CompletionBody) -> Response:
 
 
 async def embeddings(call: Call, body: EmbeddingBody) -> Response:
-    return await embed(call, body)
-
-
-async def embed(call: Call, body: EmbeddingBody) -> Response:
-    """/v1/embeddings, as OpenAI's and LM Studio's APIs answer it. Raises ApiError."""
     call.record.user = body.user or ""
     entry = call.find(body.model)
     vectors, tokens = await embed_texts(call.pool, entry, prompts_of(body.input))
     call.record.prompt_tokens = tokens
     require_dimensions(body.dimensions, vectors, entry)
-    is_base64 = body.encoding_format == "base64"
-    data = [
-        {"object": "embedding", "index": i, "embedding": _base64(vector) if is_base64 else vector}
-        for i, vector in enumerate(vectors)
-    ]
+    made: list[object] = [*vectors]
+    if body.encoding_format == "base64":
+        made = [base64.b64encode(struct.pack(f"<{len(vector)}f", *vector)).decode() for vector in vectors]
+    data = [{"object": "embedding", "index": i, "embedding": vector} for i, vector in enumerate(made)]
     usage = {"prompt_tokens": tokens, "total_tokens": tokens}
     return json_response({"object": "list", "data": data, "model": entry.id, "usage": usage})
-
-
-def _base64(vector: list[float]) -> str:
-    return base64.b64encode(struct.pack(f"<{len(vector)}f", *vector)).decode()
 
 
 async def models(call: Call) -> Response:

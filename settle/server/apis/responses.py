@@ -154,7 +154,6 @@ class ResponseWriter:
         yield self._event(f"response.{part_kind}.delta", **self._place(), **fields)
 
     def _annotate(self, note: Json) -> Iterator[JsonObject]:
-        """Add a citation to the last part of the message."""
         annotations = self._items[-1]["content"][0]["annotations"]
         annotations.append({"type": note["type"], **note["url_citation"]})
         fields = {"annotation_index": len(annotations) - 1, "annotation": annotations[-1]}

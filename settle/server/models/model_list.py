@@ -75,7 +75,6 @@ def show_model(name: str, events: Events) -> None:
 
 
 def _measure_all(entries: Sequence[ModelEntry], are_named: bool, events: Events) -> list[dict[str, str]]:
-    """Measure the speed of the models; return those that could not be measured, and why."""
     failed = []
     chosen = [entry for entry in entries if are_named or _is_measured_unasked(describe(entry))]
     for done, entry in enumerate(chosen):
@@ -106,7 +105,6 @@ def _find(catalogue: ModelCatalogue, name: str) -> ModelEntry:
 
 
 def _row(model: Json) -> list[object]:
-    """One line of the list; unknown values stay empty."""
     if model["broken"]:
         return [model["name"], *[""] * 8, f"broken: {model['broken']}"]
     if model["unconverted"]:

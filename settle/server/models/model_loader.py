@@ -106,7 +106,6 @@ class ModelLoader:
         return model
 
     async def _plan(self, key: ModelKey, known: Facts, adapters: tuple[AdapterFile, ...]) -> tuple[Load, int]:
-        """Return what a child is started with, and the bytes that it will need."""
         draft = self.catalogue.draft_of(key.path) if key.use == "generate" else None
         draft_facts = await asyncio.to_thread(facts, draft.path) if draft else None
         context, slots = self._size(known, draft_facts, key.use)

@@ -287,7 +287,6 @@ def _reader_of(request: ChatRequest) -> Callable[[], CallReader]:
 
 
 async def _fits(schema: JsonObject, arguments: str) -> bool:
-    """Return whether a call's arguments, which are JSON, fit their schema."""
     try:
         await check_json(schema, arguments)
     except GrammarError:

@@ -253,7 +253,6 @@ async def _read_message(choice: Choice, reader: CallReading) -> None:
 
 
 def _add(message: Delta, deltas: Sequence[Delta]) -> None:
-    """Add deltas to a whole message."""
     for delta in deltas:
         if content := delta.get("content"):
             message["content"] = (message["content"] or "") + content

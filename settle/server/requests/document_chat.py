@@ -235,7 +235,6 @@ def _question(request: ChatRequest) -> tuple[str, list[str], AnswerOptions]:
 
 
 def _model(entry: ModelEntry, loaded: LoadedModel) -> LlamaClient:
-    """Return the child as the model that writes the answer."""
     template = loaded.key.template or ""
     metadata = {**_metadata(entry.path, stamp_of(entry.path)), TEMPLATE_KEY: template}
     scales = loaded.lora_scales({entry.adapter: 1.0} if entry.adapter else {})
@@ -288,6 +287,5 @@ def _annotations(whole_answer: CitedAnswer) -> list[Json]:
 
 
 def _url(occurrence: Occurrence) -> str:
-    """Return a place in a file as a URL: lines as `#L12`."""
     suffix = occurrence.place.suffix
     return Path(occurrence.path).as_uri() + (f"#L{suffix[1:]}" if suffix.startswith(":") else suffix)

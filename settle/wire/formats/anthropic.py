@@ -404,7 +404,6 @@ def _recorded_block(block: RawBody) -> Reply:
 
 
 def _event(kind: str, body: RawBody) -> Reply:
-    """Return what an event of a stream adds to the reply."""
     delta = fields_of(body.get("delta"))
     if kind == "content_block_delta":
         piece = delta.get("partial_json")

@@ -251,9 +251,9 @@ def _tool(value: object, where: str) -> Tool:
 
 def _turn(value: object, where: str) -> ChatMessage:
     """Return an item as a message of OpenAI's chat API. Raises ApiError."""
-    kind = fields_of(value).get("type", "message")
-    if not isinstance(kind, str) or kind not in ITEMS:
-        raise unsupported(where, f"items of type {str(kind)[:60]} are not supported")
+    kind = str(fields_of(value).get("type", "message"))
+    if kind not in ITEMS:
+        raise unsupported(where, f"items of type {kind[:60]} are not supported")
     return validated(ITEMS[kind], value, where).turn(where)
 
 

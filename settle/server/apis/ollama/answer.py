@@ -253,7 +253,6 @@ class LineWriter:
 
 
 def _counts(chunk: Chunk) -> Json:
-    """Return the counts in the last chunk of an answer; durations in nanoseconds."""
     usage, timings = chunk["usage"], chunk.get("timings", {})
     counts: Json = {
         "prompt_eval_count": usage["prompt_tokens"],
