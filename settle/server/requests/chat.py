@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import functools
 import json
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -97,26 +97,28 @@ async def prepare(catalogue: ModelCatalogue, request: ChatRequest, entry: ModelE
         raise unsupported("n", f"at most {loaded.slots} answers at a time; send several requests for more")
     check_sampling(request, loaded)
     _check_reasoning(request, loaded)
-    form = await _required_form(request, loaded)
-    is_emulated = _needs_emulation(request, loaded, form)
+    prompt = await _Prompt.of(request, loaded)
     what = "a required call" if request.choice == "required" else f"tools for {entry.id}"
     for name, is_set in (
         ("thinking", request.thinking_budget is not None),
         ("n", request.n > 1),
         ("logprobs", request.top_logprobs is not None),
     ):
-        if is_set and (is_emulated or form):
+        if is_set and (prompt.is_emulated or prompt.form):
             raise unsupported(name, f"cannot be combined with {what}")
-    prompt = _Prompt(request, loaded, is_emulated)
-    await prompt.check(prompt.messages)
+    await prompt.check()
     trimmed = await prompt.trim() if request.trim else None
     common = drawn_body(catalogue, request, entry, loaded) | ({"timings_per_token": True} if request.timings else {})
-    if form:
-        return await _required_plan(prompt, form, entry, common, trimmed)
-    if is_emulated:
-        return TextPlan(request, entry, common | await _emulated_body(prompt), trimmed, _reader_of(request))
-    body = common | await _chat_body(request, entry, prompt.messages, loaded)
-    return ChatPlan(request, entry, body, trimmed, _reader_of(request) if request.tools else None)
+    if prompt.form:
+        return await _required_plan(prompt, prompt.form, entry, common, trimmed)
+    new_reader = functools.partial(CallReader, request.tools, _fits)
+    if not prompt.is_emulated:
+        body = common | await _chat_body(request, entry, prompt.messages, loaded)
+        return ChatPlan(request, entry, body, trimmed, new_reader if request.tools else None)
+    common |= {"prompt": await prompt.text(), "cache_prompt": True}
+    if request.tools:
+        common["grammar"] = await call_grammar(request.tools, request.is_parallel, loaded)
+    return TextPlan(request, entry, common, trimmed, new_reader)
 
 
 def drawn_body(
@@ -145,32 +147,47 @@ async def rendered(catalogue: ModelCatalogue, request: ChatRequest, entry: Model
     if not loaded.key.template:
         raise ApiError(400, f"{entry.id} has no chat template", "no_chat_template", "model")
     scales(catalogue, request.adapters, entry, loaded)  # checks the names
-    form = await _required_form(request, loaded)
-    prompt = _Prompt(request, loaded, _needs_emulation(request, loaded, form))
-    await prompt.check(prompt.messages)
-    text = await prompt.render(prompt.messages)
-    return form.prompt(text) if form else text
+    prompt = await _Prompt.of(request, loaded)
+    await prompt.check()
+    return await prompt.text()
 
 
 class _Prompt:
-    """The messages of a request as one model is given them. is_emulated: whether tools are text in them."""
+    """The messages of a request as one model is given them.
 
-    def __init__(self, request: ChatRequest, loaded: LoadedModel, is_emulated: bool) -> None:
-        self.request, self.loaded, self.is_emulated = request, loaded, is_emulated
+    form: of a call that must come. is_emulated: whether tools are text in the messages."""
+
+    def __init__(self, request: ChatRequest, loaded: LoadedModel, form: CallForm | None, is_emulated: bool) -> None:
+        self.request, self.loaded, self.form, self.is_emulated = request, loaded, form, is_emulated
         self.messages = request.messages
         if is_emulated:
             has_system = loaded.capabilities.get("supports_system_role", True)
             self.messages = _with_instructions(request.messages, request.tools, request.choice, has_system)
 
-    async def check(self, messages: list[ChatMessage]) -> None:
+    @classmethod
+    async def of(cls, request: ChatRequest, loaded: LoadedModel) -> "_Prompt":
+        """Choose how tools are told to the model, and how it has to call one. Raises ApiError.
+
+        llama.cpp does not enforce that a call comes: its grammar lets text pass without end. So a required call is
+        written in the form of the template, or else in settle's."""
+        supports_tools = all(loaded.capabilities.get(name) for name in ("supports_tools", "supports_tool_calls"))
+        form = None
+        if request.choice == "required":
+            form = (await template_form(loaded, request.arguments) if supports_tools else None) or OWN_FORM
+        if request.tools and (request.schema is not None or request.grammar):
+            raise unsupported("response_format", "cannot be combined with tools")
+        has_calls = bool(request.tools) or any(m["role"] == "tool" or m.get("tool_calls") for m in request.messages)
+        return cls(request, loaded, form, has_calls and (form is OWN_FORM or not supports_tools))
+
+    async def check(self) -> None:
         """Render the template in the sandbox as llama.cpp will render it. Raises ApiError."""
-        request, template = self.request, self.loaded.key.template
+        request, messages = self.request, self.messages
         for name in request.arguments:
             if name in OWN_ARGUMENTS:
                 raise invalid(f"chat_template_kwargs.{name}", "is set by the server")
         # of a prompt that may be trimmed the last message stays
         require_possible((m.get("content") for m in (messages[-1:] if request.trim else messages)), self.loaded)
-        await check_template(template or "", messages, request.tools, request.arguments)
+        await check_template(self.loaded.key.template or "", messages, request.tools, request.arguments)
 
     async def trim(self) -> dict[str, int] | None:
         """Drop the oldest turns until the prompt and a quarter of the context, or max_tokens, fit.
@@ -194,7 +211,11 @@ class _Prompt:
         self.messages = left
         return {"messages": num_dropped, "tokens": before - tokens}
 
-    async def render(self, messages: list[ChatMessage]) -> str:
+    async def text(self) -> str:
+        rendered = await self._render(self.messages)
+        return self.form.prompt(rendered) if self.form else rendered
+
+    async def _render(self, messages: list[ChatMessage]) -> str:
         request = self.request
         body: JsonObject = {"messages": messages}
         if request.tools and not self.is_emulated:
@@ -202,7 +223,7 @@ class _Prompt:
         return await apply_template(self.loaded, body | _template_arguments(request))
 
     async def _count(self, messages: list[ChatMessage]) -> int:
-        return await _num_tokens(self.loaded, await self.render(messages))
+        return await _num_tokens(self.loaded, await self._render(messages))
 
 
 def _with_instructions(
@@ -282,10 +303,6 @@ async def _chat_body(
     return body
 
 
-def _reader_of(request: ChatRequest) -> Callable[[], CallReader]:
-    return lambda: CallReader(request.tools, _fits)
-
-
 async def _fits(schema: JsonObject, arguments: str) -> bool:
     try:
         await check_json(schema, arguments)
@@ -294,51 +311,19 @@ async def _fits(schema: JsonObject, arguments: str) -> bool:
     return True
 
 
-async def _emulated_body(prompt: _Prompt) -> JsonObject:
-    request = prompt.request
-    body: JsonObject = {"prompt": await prompt.render(prompt.messages), "cache_prompt": True}
-    if not request.tools:
-        return body
-    return body | {"grammar": await call_grammar(request.tools, request.is_parallel, prompt.loaded)}
-
-
 async def _required_plan(
     prompt: _Prompt, form: CallForm, entry: ModelEntry, common: JsonObject, trimmed: dict[str, int] | None
 ) -> TextPlan:
     """Plan a request whose answer has to be a call: the model completes one in its template's form."""
     request, loaded = prompt.request, prompt.loaded
     calls = RequiredCalls(form, request.tools, request.is_parallel)
-    body = common | {"prompt": form.prompt(await prompt.render(prompt.messages)), "cache_prompt": True}
+    body = common | {"prompt": await prompt.text(), "cache_prompt": True}
 
     async def limited_body() -> JsonObject:
         return body | {"grammar": await calls.grammar(loaded, request.max_tokens or DEFAULT_TOKENS)}
 
     grammar = {"grammar": await calls.grammar(loaded)}
     return TextPlan(request, entry, body | grammar, trimmed, calls.reader, limited_body)
-
-
-async def _required_form(request: ChatRequest, loaded: LoadedModel) -> CallForm | None:
-    """Return how a required call is written: as the template does, else as settle does; None where none is required.
-
-    llama.cpp does not enforce that a call comes: its grammar lets text pass without end."""
-    if request.choice != "required":
-        return None
-    native = await template_form(loaded, request.arguments) if _supports_tools(loaded) else None
-    return native or OWN_FORM
-
-
-def _supports_tools(loaded: LoadedModel) -> bool:
-    can = loaded.capabilities
-    return bool(can.get("supports_tools") and can.get("supports_tool_calls"))
-
-
-def _needs_emulation(request: ChatRequest, loaded: LoadedModel, form: CallForm | None) -> bool:
-    has_calls = bool(request.tools) or any(m["role"] == "tool" or m.get("tool_calls") for m in request.messages)
-    if not has_calls:
-        return False
-    if request.tools and (request.schema is not None or request.grammar):
-        raise unsupported("response_format", "cannot be combined with tools")
-    return form is OWN_FORM or not _supports_tools(loaded)
 
 
 def scales(
