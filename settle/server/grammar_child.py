@@ -22,7 +22,6 @@ import psutil
 from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
 from llguidance.gbnf_to_lark import gbnf_to_lark
 
-from settle.formats import Metadata
 from settle.formats.gguf import read_gguf
 
 STACK_BYTES = 512 << 10  # the smallest that a thread of llama.cpp has (macOS)

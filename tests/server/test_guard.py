@@ -607,20 +607,20 @@ def test_a_child_that_works_for_nobody_is_ended(model_with, stocked, monkeypatch
         assert processes["tiny"].is_running()
 
 
-def test_a_child_that_fills_the_memory_is_ended(model_with, stocked, monkeypatch):
-    monkeypatch.setattr(model_loader, "SPARE_BYTES", 512 << 20)
+def test_a_child_that_fills_the_memory_is_ended(model_with, stocked):
     bomb = "{% set n = namespace(x='aaaaaaaaaaaaaaaa') %}{% for i in range(30) %}{% set n.x = n.x ~ n.x %}{% endfor %}"
     model_with("swells", "{% if messages[0].content != 'hello' %}" + bomb + "{{ n.x }}{% endif %}" + BODY)
-    few_threads = PoolSettings(context=512, slots=1, threads=1, waiting=1, ready_seconds=20)  # each has its stack
-    with serving(stocked, few_threads) as server:
+    few_threads = PoolSettings(context=512, slots=1, threads=1, waiting=1, ready_seconds=6)  # each has its stack
+    with pytest.MonkeyPatch.context() as patch, serving(stocked, few_threads) as server:
+        patch.setattr(model_loader, "SPARE_BYTES", 384 << 20)
         with ThreadPoolExecutor(1) as threads:
             asked = threads.submit(server.ask, "/v1/chat/completions", CHAT | {"model": "swells"})
             largest, starting = 0, server.gateway.backend.pool._loader.starting
             while not asked.done():
                 largest = max([largest, *(resident(child.pid) for child in list(starting) if child.pid)])
                 time.sleep(0.02)
-        assert asked.result().status != 200
-        assert 0 < largest < 2 << 30
+        assert asked.result().status != 200 and 0 < largest < 640 << 20
+        assert server.ask("/v1/chat/completions", CHAT).status == 200  # it is enough for a template that ends
 
 
 @pytest.fixture

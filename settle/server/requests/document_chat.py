@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import TypeVar
 
 from settle.base.errors import EngineError
+from settle.formats import Metadata
 from settle.formats.gguf import read_gguf
 from settle.infer.child_process import Json
 from settle.infer.client import LlamaClient
-from settle.library.facts import TEMPLATE_KEY, Metadata
+from settle.library.facts import TEMPLATE_KEY
 from settle.library.store import stamp_of
 from settle.retrieve.answer.answer import CitedAnswer
 from settle.retrieve.answer.ask import stream_answer
