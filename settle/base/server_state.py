@@ -1,5 +1,6 @@
 """What `settle serve` and `settle connect` share, in home()/server: the server that runs, its key, allowed origins."""
 
+import contextlib
 import os
 import re
 import secrets
@@ -24,12 +25,10 @@ class RunningServer(NamedTuple):
 
 def note_server(address: str, needs_key: bool) -> None:
     """Record that a server runs at this address. Where that fails, `settle connect` needs --address."""
-    try:
+    with contextlib.suppress(OSError):
         _folder().mkdir(parents=True, exist_ok=True)
         server = RunningServer(address, os.getpid(), needs_key, psutil.Process().create_time())
         write_json(_folder() / "running.json", server._asdict())
-    except OSError:
-        pass
 
 
 def forget_server(address: str) -> None:
@@ -41,17 +40,12 @@ def forget_server(address: str) -> None:
 
 def running_server() -> RunningServer | None:
     """Return the server that was started last, if it still runs."""
-    path = _folder() / "running.json"
     try:
-        record = read_json(path) if path.exists() else None
-        server = RunningServer(**record) if isinstance(record, dict) else None
-    except (RunError, OSError, TypeError):
+        server = RunningServer(**read_json(_folder() / "running.json"))
+        started = psutil.Process(server.pid).create_time()
+        return server if abs(started - server.started) < CLOCK_SECONDS else None
+    except (RunError, OSError, psutil.Error, TypeError, ValueError):
         return None
-    try:
-        started = psutil.Process(server.pid).create_time() if server else 0.0
-    except (psutil.Error, TypeError, ValueError):
-        return None
-    return server if server and abs(started - server.started) < CLOCK_SECONDS else None
 
 
 def key_file() -> Path:

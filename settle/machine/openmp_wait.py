@@ -103,9 +103,8 @@ def _watch(threads: int) -> None:
     load, teams = OthersLoad(), list[SleepingTeam]()
     while True:
         time.sleep(INTERVAL)
-        missing = (
-            load.read() + threads - len(os.sched_getaffinity(0))
-        )  # cores that we and others need, and are not there
+        # cores that we and others need, and are not there
+        missing = load.read() + threads - len(os.sched_getaffinity(0))
         if not teams and missing > BUSY:
             teams = [SleepingTeam(library) for library in libraries()]
         elif teams and missing < QUIET:

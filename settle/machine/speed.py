@@ -135,11 +135,13 @@ def _training_round(shape: Shape, dtype: str, device: str) -> Callable[[], float
 
 def _timed(work: Callable[[], object], device: str) -> Callable[[], float]:
     """Return a function that does the work once and returns its seconds, the device's queue emptied."""
+    import torch
 
     def once() -> float:
         start = time.perf_counter()
         work()
-        _wait(device)
+        if device in ("cuda", "mps"):
+            getattr(torch, device).synchronize()
         return time.perf_counter() - start
 
     return once
@@ -156,15 +158,6 @@ def _best_times(rounds: Sequence[Callable[[], float]], seconds: float) -> list[f
             best[i] = min(best[i], spent) if turns else float("inf")
         turns += 1
     return best
-
-
-def _wait(device: str) -> None:
-    import torch
-
-    if device == "cuda":
-        torch.cuda.synchronize()
-    elif device == "mps":
-        torch.mps.synchronize()
 
 
 def _spelled(shapes: Sequence[Shape]) -> str:

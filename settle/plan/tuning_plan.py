@@ -173,10 +173,7 @@ def _adapter_rate(adapter: Adapter, objective: Objective, base: Pretrained, why:
 
 
 def _sample(corpus: RowCorpus, parameters: int, why: dict[str, str]) -> int:
-    """Return the selection tokens of an evaluation.
-
-    A larger share when rows are few, since few tokens are a noisy sample.
-    """
+    """Return the selection tokens of an evaluation: a larger share when rows are few, a noisy sample otherwise."""
     train, selection = corpus.train.num_inputs, corpus.selection.num_inputs
     wanted = max(sample_size(train, parameters), min(train // 40, SMALL_SAMPLE))
     sample = min(selection, wanted)
@@ -191,10 +188,6 @@ def _evaluation_cost(corpus: RowCorpus, sample: int) -> float:
     """
     spacing = FIRST_VERDICT * corpus.train.num_inputs / MIN_HISTORY
     return max(EVALUATION_COST, min(0.2, sample / (3 * spacing)))
-
-
-def _choices(numbers: list[int]) -> str:
-    return f"give one of {', '.join(map(str, reversed(numbers)))}"
 
 
 class _Fit:
@@ -227,7 +220,8 @@ class _Fit:
         wanted, asked = self.settings.batch_rows, self.settings.micro_rows
         parts_of = [n for n in range(wanted, 0, -1) if wanted % n == 0]
         if asked is not None and asked not in parts_of:
-            raise UsageError(f"--micro-rows {asked} does not divide --batch-rows {wanted}", _choices(parts_of))
+            fix = f"give one of {', '.join(map(str, reversed(parts_of)))}"
+            raise UsageError(f"--micro-rows {asked} does not divide --batch-rows {wanted}", fix)
         parts_of = parts_of if asked is None else [asked]
         rows = asked or next((n for n in parts_of if n * self.per_row <= MOST_AT_ONCE), 1)
         again = [1] if self.settings.recompute else [0] if self.settings.recompute is False else [0, 1]

@@ -16,7 +16,6 @@ from settle.base.files import home
 OLD_DAYS = 180  # after which numbers are marked
 MOST_BYTES = 4 << 20  # of a file that is read at all
 _DIGEST = re.compile(r"[0-9a-f]{64}")
-_NAME = re.compile(r"[a-z]+")
 
 
 def dated_file(name: str, shipped: Path) -> Path:
@@ -31,13 +30,11 @@ def dated_file(name: str, shipped: Path) -> Path:
     try:
         text, pinned = update.read_bytes(), pin.read_text(encoding="ascii").strip()
     except (OSError, UnicodeDecodeError) as e:
-        raise DataError(
-            f"{update} cannot be read: {e}", f"delete it, or install it again: `settle models update {update.name}`"
-        ) from None
+        fix = f"delete it, or install it again: `settle models update {update.name}`"
+        raise DataError(f"{update} cannot be read: {e}", fix) from None
     if hashlib.sha256(text).hexdigest() != pinned:
-        raise DataError(
-            f"{update} is not the file that was installed", "delete it, or install it again with its --sha256"
-        )
+        fix = "delete it, or install it again with its --sha256"
+        raise DataError(f"{update} is not the file that was installed", fix)
     return update if _date(text, update.name) > _date(shipped.read_bytes(), shipped.name) else shipped
 
 
@@ -76,7 +73,6 @@ def check_pin(path: Path, sha256: str | None) -> None:
 
 def install(name: str, text: bytes) -> Path:
     """Keep an update that was checked. Raises DataError for one from the future, OSError."""
-    assert _NAME.fullmatch(name)
     date = _date(text, name)
     if date > today():
         raise DataError(f"the {name} is dated {date}, which is in the future", "check the file, or the clock")
@@ -96,9 +92,8 @@ def today() -> datetime.date:
 def age(date: datetime.date) -> str:
     """Return an age such as "31 days old", with a mark past OLD_DAYS."""
     days = (today() - date).days
-    return f"{days} day{'' if days == 1 else 's'} old" + (
-        ", out of date: `settle models update FILE`" if days > OLD_DAYS else ""
-    )
+    late = ", out of date: `settle models update FILE`" if days > OLD_DAYS else ""
+    return f"{days} day{'' if days == 1 else 's'} old{late}"
 
 
 def _place(name: str) -> Path:

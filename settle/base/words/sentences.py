@@ -70,10 +70,8 @@ def decay_text(event: DecayStarted) -> str:
 def rollback_text(event: Rollback) -> str:
     text = f"step {event.step} went wrong (loss {event.loss}): back to step {event.to_step}"
     for batch in event.batches[-1:]:
-        rows = batch.get("rows")
-        first = rows[0] if isinstance(rows, list) and rows else {}
-        source = first.get("source") if isinstance(first, Mapping) else None
-        text += f"; batch {batch.get('position')} is left out, which begins with {source}"
+        first, *_ = batch.get("rows") or [{}]
+        text += f"; batch {batch.get('position')} is left out, which begins with {first.get('source')}"
     return text
 
 

@@ -11,15 +11,30 @@ from settle.base.events import Listing
 from settle.base.files import write_atomic
 from settle.base.statistics import Interval
 from settle.evaluate.report.figure_style import BLUE, GREEN, GREY, INK, PURPLE, STYLE, VERMILION
+from settle.machine.described_machine import Machine
 from settle.plan.cluster.whole_run import RunForecast
-from settle.plan.cost import PayOff
+from settle.plan.cost import ASKED, Cost, PayOff
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
-def forecast_table(title: str, rows: Mapping[str, tuple[Interval, str, str]], note: str = "") -> Listing:
-    """Return the table of a forecast. rows: name → interval, unit, and where the number is from."""
+Rows = dict[str, tuple[Interval, str, str]]  # of a forecast: name → interval, unit, and where the number is from
+
+
+def energy_rows(money: Cost, machine: Machine) -> Rows:
+    """Return the rows of energy and rent; no rent of this machine, which is there already, unless it was asked for."""
+    rows: Rows = {
+        "energy": (money.energy.scaled(3.6e6), "J", f"{machine.watts or 0:.0f} W"),
+        "electricity": (money.electricity, "USD", money.electricity_source),
+    }
+    if not machine.measured or money.rent_source == ASKED:
+        rows["rent"] = (money.rent, "USD", money.rent_source)
+    return rows
+
+
+def forecast_table(title: str, rows: Rows, note: str = "") -> Listing:
+    """Return the table of a forecast."""
     cells = [
         [name, {"value": value.value, "unit": unit}, *(_ends(value, unit)), source]
         for name, (value, unit, source) in rows.items()
@@ -33,16 +48,11 @@ def _ends(value: Interval, unit: str) -> list[object]:
     return [{"value": value.low, "unit": unit}, {"value": value.high, "unit": unit}]
 
 
-def values(rows: Mapping[str, tuple[Interval, str, str]]) -> dict[str, object]:
-    """Return the rows of `forecast_table` for a result: name → value, low, high, unit, source."""
+def values(rows: Rows) -> dict[str, dict[str, float | str]]:
+    """Return the rows of `forecast_table` for a result."""
+    names = ("value", "low", "high", "unit", "source")
     return {
-        re.sub(r"\W+", "_", name): {
-            "value": value.value,
-            "low": value.low,
-            "high": value.high,
-            "unit": unit,
-            "source": source,
-        }
+        re.sub(r"\W+", "_", name): dict(zip(names, (*value.ends, unit, source), strict=True))
         for name, (value, unit, source) in rows.items()
     }
 

@@ -7,21 +7,19 @@ from settle.base.amounts import count, count_text
 from settle.base.errors import UsageError
 from settle.base.event_log import Events
 from settle.base.events import Listing, ResultReady, Say
-from settle.base.statistics import Interval
 from settle.base.words.amounts import billions, device_gigabytes, millions
 from settle.machine.described_machine import Machine, machine_or_this
 from settle.plan.cluster.throughput import Shape, shape_of_size, shape_with_experts
 from settle.plan.cluster.whole_run import RunForecast, forecast_run, published_runs
-from settle.plan.cost import ASKED, Cost, Life, cost, exact, life
+from settle.plan.cost import Cost, Life, cost, exact, life
 from settle.plan.report import PlanSettings
-from settle.plan.report.figures import draw_run, forecast_table, values
+from settle.plan.report.figures import Rows, draw_run, energy_rows, forecast_table, values
 
 HOURS = 3600.0
 NOTE = (
     "A forecast from published runs, whose hours hold failures, evaluation and passes that nobody reports. "
     "A clean run is faster."
 )
-Rows = dict[str, tuple[Interval, str, str]]
 
 
 def plan_train(settings: PlanSettings, events: Events) -> None:
@@ -77,11 +75,9 @@ def forecast_rows(run: RunForecast, money: Cost, machine: Machine) -> Rows:
         "memory of a device": (exact(best.memory.total), "bytes", f"of {device_gigabytes(machine.memory)}"),
         "device-hours": (run.device_hours, "h", published),
         "time": (seconds, "s", published),
-        "energy": (money.energy.scaled(3.6e6), "J", f"{machine.watts or 0:.0f} W"),
-        "electricity": (money.electricity, "USD", money.electricity_source),
+        **energy_rows(money, machine),
     }
-    if not machine.measured or money.rent_source == ASKED:  # this machine is there already
-        rows["rent"] = (money.rent, "USD", money.rent_source)
+    if "rent" in rows:
         rows["bill with storage and network"] = (money.bill, "USD", "rent is 65 % of a bill")
     if machine.count > 1:
         rows["failures"] = (fail.failures, "", "rates of four clusters")

@@ -12,11 +12,11 @@ from settle.base.words.amounts import device_gigabytes, millions
 from settle.library.model_shape import ModelShape
 from settle.machine.described_machine import Machine, machine_or_this
 from settle.plan.cluster.throughput import DeviceLayout, steady_rate
-from settle.plan.cost import ASKED, Cost, cost
+from settle.plan.cost import Cost, cost
 from settle.plan.fit.model_shapes import NamedShape, named_shape
 from settle.plan.memory_model import Sizing, Tuning, room, training_shape, tuning_sizing
 from settle.plan.report import PlanSettings
-from settle.plan.report.figures import draw_tuning, forecast_table, values
+from settle.plan.report.figures import Rows, draw_tuning, energy_rows, forecast_table, values
 
 METHODS = ("full", "lora", "qlora")  # the finest first
 # Of tuning's memory: bench/planning_tuning.py, half the rows lie within 5 %, nine tenths within 20 %.
@@ -144,18 +144,14 @@ def _instead(options: list[MethodOption], machine: Machine) -> str:
     return f"--method {fitting[0]} fits" if fitting else "take a smaller model, or more devices"
 
 
-def _rows(chosen: MethodOption, money: Cost, machine: Machine) -> dict[str, tuple[Interval, str, str]]:
+def _rows(chosen: MethodOption, money: Cost, machine: Machine) -> Rows:
     wall = chosen.hours.scaled(3600 / machine.count)
-    rows = {
+    return {
         "memory of a device": (chosen.memory, "bytes", f"of {device_gigabytes(machine.memory)}; measured trainers"),
         "speed of a device": (chosen.rate, "tokens/s", "published training rates"),
         "time": (wall, "s", f"{chosen.tuning.rows} row{'s' * (chosen.tuning.rows > 1)} at once"),
-        "energy": (money.energy.scaled(3.6e6), "J", f"{machine.watts or 0:.0f} W"),
-        "electricity": (money.electricity, "USD", money.electricity_source),
+        **energy_rows(money, machine),
     }
-    if not machine.measured or money.rent_source == ASKED:
-        rows["rent"] = (money.rent, "USD", money.rent_source)
-    return rows
 
 
 def _parts(memory: Sizing) -> dict[str, float]:
