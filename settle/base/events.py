@@ -50,7 +50,7 @@ class WorkStarted(BaseEvent):
 
 
 class Say(BaseEvent):
-    """A sentence for the person."""
+    """A sentence for the user."""
 
     kind: Literal["say"] = "say"
     text: str
@@ -204,7 +204,7 @@ class Eval(BaseEvent):
 
 
 class Sample(BaseEvent):
-    """What the model makes of the person's prompt. step: of the weights; moment: "start", "middle" or "end"."""
+    """What the model makes of the user's prompt. step: of the weights; moment: "start", "middle" or "end"."""
 
     kind: Literal["sample"] = "sample"
     step: int
@@ -274,7 +274,7 @@ class OutOfMemory(BaseEvent):
 
 
 class RunFailed(BaseEvent):
-    """The run ended with an error. fix: what the person can do."""
+    """The run ended with an error. fix: what the user can do."""
 
     kind: Literal["failed"] = "failed"
     what: str

@@ -169,7 +169,7 @@ class Machine:
 
     @property
     def label(self) -> str:
-        """As a person would write it: "8x NVIDIA H100 SXM 80 GB"."""
+        """The machine as one would write it: "8x NVIDIA H100 SXM 80 GB"."""
         size = f"{device_gigabytes(self.memory)}"
         return (f"{self.count}x " if self.count > 1 else "") + (
             self.name if size in self.name else f"{self.name} {size}"

@@ -24,7 +24,7 @@ class Spending:
     def start(self, device: str, watts: float | None) -> None:
         """Begin to count energy and to watch memory, now that the device is known.
 
-        watts: power of the machine, when the person gave it.
+        watts: power of the machine, when the user gave it.
         """
         self._meter, self._peak = EnergyMeter(watts, device), PeakMemory()
 

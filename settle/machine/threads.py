@@ -57,7 +57,7 @@ def commanded() -> int | None:
 
 
 def is_asked(asked: int | None = None) -> bool:
-    """Whether somebody decided on the number, so that nothing is left to choose."""
+    """Return whether somebody decided on the number, so that nothing is left to choose."""
     return bool(asked or _asked or _conventional())
 
 

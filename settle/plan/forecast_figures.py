@@ -140,7 +140,7 @@ def entries(runs: Iterable[Run]) -> list[LedgerEntry]:
 
 def _entries_of(run: Run) -> Iterator[LedgerEntry]:
     result = run.read("result.json")
-    if not isinstance(result, dict):
+    if result is None:
         return
     forecast = result.get("forecast") or run.read("forecast.json") or {}
     actual = result.get("actual") or {}

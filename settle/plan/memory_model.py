@@ -363,7 +363,7 @@ SYSTEM = 1.5 * GIB  # what a system of its own keeps where memory is shared and 
 
 @dataclass(frozen=True)
 class Fit:
-    """Whether a model fits on the devices of a machine, all together."""
+    """How a model fits on the devices of a machine, all together."""
 
     need: Sizing
     room: float  # bytes

@@ -128,38 +128,39 @@ class Outlook:
     def resume(self, earlier: Iterable[Event]) -> None:
         """Take over what the events of earlier sessions say."""
         for event in earlier:
-            if isinstance(event, Eval) and not event.whole and event.tokens and not self._is_decaying:
-                self._evaluations = [e for e in self._evaluations if e[0] < event.tokens]
-                self._evaluations.append((float(event.tokens), event.loss))
-            elif isinstance(event, DecayStarted):
-                self._begin_decay(event)
-            elif isinstance(event, LossForecast):
-                self.latest = event
-                self.at_half = event if 2 * event.tokens <= event.end_tokens else self.at_half
-            elif isinstance(event, Rollback | Resumed):
-                self._go_back(event.to_step if isinstance(event, Rollback) else event.step)
+            match event:
+                case Eval() if not event.whole and event.tokens and not self._is_decaying:
+                    self._evaluations = [e for e in self._evaluations if e[0] < event.tokens]
+                    self._evaluations.append((float(event.tokens), event.loss))
+                case LossForecast():
+                    self.latest = event
+                    self.at_half = event if 2 * event.tokens <= event.end_tokens else self.at_half
+                case _:
+                    self._change_course(event)
 
     def __call__(self, event: Event) -> None:
+        self._change_course(event)
         match event:
             case DecayStarted():
-                self._begin_decay(event)
                 self._forecast(event.step)
-            case Rollback():
-                self._go_back(event.to_step)
-            case Resumed():
-                self._go_back(event.step)
             case Eval() if not event.whole and not self._is_decaying and event.tokens:
                 self._evaluations.append((float(event.tokens), event.loss))
                 if self._is_due(event.tokens):
                     self._forecast(event.step)
 
-    def _begin_decay(self, event: DecayStarted) -> None:
-        self._is_decaying, self._decay_step = True, event.step
-        self.tokens = float(event.until * self.tokens_per_step)
+    def _change_course(self, event: Event) -> None:
+        match event:
+            case DecayStarted():
+                self._is_decaying, self._decay_step = True, event.step
+                self.tokens = float(event.until * self.tokens_per_step)
+            case Rollback():
+                self._go_back(event.to_step)
+            case Resumed():
+                self._go_back(event.step)
 
     @property
     def _decay_share(self) -> float | None:
-        """Of the run's tokens; None until it is known."""
+        """The decay's share of the run's tokens; None until it is known."""
         return 1 - self._decay_step * self.tokens_per_step / self.tokens if self._is_decaying else None
 
     def further(self, loss: float, more: float) -> Interval | None:

@@ -1,4 +1,4 @@
-"""What a person may ask of a training run. No torch, so that a command line can be made of it at once."""
+"""What the user may ask of a training run. No torch, so that a command line can be made of it at once."""
 
 from collections.abc import Mapping
 from typing import ClassVar, Literal
@@ -12,7 +12,7 @@ from settle.machine.threads import ThreadSettings
 
 
 class RunSettings(ThreadSettings):
-    """What a person may ask of any run that trains."""
+    """What the user may ask of any run that trains."""
 
     renamed: ClassVar[Mapping[str, str]] = {"rates": "optimizer"}
 
@@ -64,7 +64,7 @@ class RunSettings(ThreadSettings):
 
 
 class TrainingSettings(RunSettings):
-    """What a person may ask of a training run."""
+    """What the user may ask of a training run."""
 
     time: str | None = Field(
         None, description="time budget, such as 30m or 8h: it determines the model size and ends the run"
@@ -91,7 +91,7 @@ class TrainingSettings(RunSettings):
 
 
 class TuningSettings(RunSettings):
-    """What a person may ask of a run that trains a pretrained model further."""
+    """What the user may ask of a run that trains a pretrained model further."""
 
     adapter: Choice = choice(
         "model/adapters",

@@ -35,7 +35,8 @@ def test_a_small_corpus_bounds_the_model(monkeypatch):
     assert size.parameters == PER_UNIQUE_TOKEN * 200_000 and "the corpus" in why["parameters"]
 
 
-def test_the_speed_is_really_measured(home):
+def test_the_speed_is_really_measured(home, monkeypatch):
+    monkeypatch.setattr(sizes, "LARGE", 1_000_000)
     from settle.model.architectures.llama import Llama
 
     speed = measure_speed(Llama, 512, Muon(), accelerator("cpu"), "float32")

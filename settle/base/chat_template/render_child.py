@@ -1,8 +1,7 @@
 """The process that compiles and renders chat templates: `settle.base.chat_template` asks it, one template a process.
 
-A request: {"source", "tokens", "now", "messages", "tools", "arguments", "cuts"}. A cut, [count, add_generation_prompt],
-asks for the first `count` messages. The answer: [texts, null or [kind of failure, reason]]; the texts are those of the
-first cuts, as many as one answer holds.
+A request is a `RenderRequest`. The answer: [texts, null or [kind of failure, reason]]; the texts are those of the first
+cuts, as many as one answer holds.
 
 Templates run in jinja2's immutable sandbox, with limits of its own: a loop's iterations and the calls are counted, and
 every text that is made is measured before it can be doubled again. What these limits miss, those of the process hold;
@@ -268,7 +267,7 @@ class RenderRequest(TypedDict):
     messages: list[dict[str, Any]]
     tools: list[dict[str, Any]] | None
     arguments: dict[str, Any]
-    cuts: list[tuple[int, bool]]
+    cuts: list[tuple[int, bool]]  # each asks for the first so many messages, and whether the generation prompt follows
 
 
 class Renderer:

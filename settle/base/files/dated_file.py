@@ -1,4 +1,4 @@
-"""Data that grow old (catalogue, hardware, prices): shipped with settle, replaced by a person's update of known hash.
+"""Data that grow old (catalogue, hardware, prices): shipped with settle, replaced by the user's update of known hash.
 
 An update lies in $SETTLE_HOME/data/NAME.toml with its hash beside it in NAME.sha256. Nothing is fetched here.
 """

@@ -105,7 +105,7 @@ class Result(BaseModel):
 
     @property
     def notes(self) -> list[str]:
-        """What else the comparison found that a person should know before using the model."""
+        """What else the comparison found that the user should know before using the model."""
         return [str(note) for note in (self.comparison or {}).get("notes") or []]
 
     @property

@@ -21,7 +21,7 @@ UNITS = {
 
 
 def amount(value: object, unit: str = "") -> str:
-    """`value` in `unit` (s, bytes, J, nats, tokens, count, a currency …) for a person; what is no number, as it is."""
+    """Format `value` in `unit` (s, bytes, J, nats, tokens, count, a currency …); what is no number, as it is."""
     if isinstance(value, bool) or value is None:
         return {True: "yes", False: "no", None: "–"}[value]
     if not isinstance(value, int | float):

@@ -64,7 +64,7 @@ class Shape:
 
     @property
     def attention_parameters(self) -> int:
-        """Of one layer."""
+        """Weights of one layer's attention."""
         h, q = self.hidden, self.query_width
         if not self.kv_rank:
             return h * (2 * q + 2 * self.kv_width)
@@ -74,7 +74,7 @@ class Shape:
 
     @property
     def expert_parameters(self) -> int:
-        """Of one expert of one layer."""
+        """Weights of one expert of one layer."""
         return self.ffn_matrices * self.hidden * self.expert_ffn
 
     def block_parameters(self, active: bool = False) -> int:

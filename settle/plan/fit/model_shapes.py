@@ -47,7 +47,7 @@ def named_shape(name: str) -> NamedShape:
 
 
 def shape_of_file(path: Path, name: str) -> NamedShape:
-    """Of a GGUF file, or of a folder in Hugging Face's layout. Raises FormatError."""
+    """Return the shape of a GGUF file, or of a folder in Hugging Face's layout. Raises FormatError."""
     if path.is_dir():
         tensors = read_safetensors(path).tensors
         config = read_json(path / "config.json")

@@ -40,7 +40,7 @@ from settle.plan.memory_model import Fit, Sizing, fit, longest_context, need, ro
 # --- rows ---
 
 GIB = 2**30
-SLOW = 1.0  # tokens per second: a model that writes fewer is of no use to a person who waits
+SLOW = 1.0  # tokens per second: a model that writes fewer is of no use to a user who waits
 DRAFT_TYPE = "q4_k_m"  # of a draft whose file is not here
 SMALL_PROMPT = 512  # tokens of the prompt that the first token is told for, or the context when it is shorter
 
@@ -65,7 +65,7 @@ class FitRow:
 
     @property
     def runs(self) -> bool:
-        """Whether it fits, or could run with layers in the processor's memory."""
+        """Return whether it fits, or could run with layers in the processor's memory."""
         return self.fit.fits or (not self.is_shared and self.fit.share > 0)
 
 
@@ -108,7 +108,7 @@ def type_rows(
     model: NamedShape, machine: Machine, context: int, texts: int = 1, law: Law | None = None,
     draft: NamedShape | None = None,
 ) -> list[FitRow]:  # fmt: skip
-    """One model at every type that people use, or at its own where it is a file."""
+    """Return one model at every type in use, or at its own where it is a file."""
     types = [model.type] if model.type in TYPES else ["f16", *CHOICES]
     return [fit_row(model, name, machine, context, texts, law, draft) for name in types if name]
 
@@ -249,7 +249,7 @@ def _require_draft(draft: NamedShape, model: NamedShape) -> None:
 
 
 def _law(machine: Machine, measure: bool, events: Events) -> Law | None:
-    """Of this machine's processor, as runs here corrected it; None is the law that ships."""
+    """Return the law of this machine's processor, as runs here corrected it; None is the law that ships."""
     if not machine.measured or machine.kind != "cpu":
         return None
     runs = measure_some() if measure else recalled_runs()

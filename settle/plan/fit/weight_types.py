@@ -69,7 +69,7 @@ FALLEN = {
     "q3_k_l": 4.9, "q3_k_m": 4.8, "q3_k_s": 4.5, "iq3_m": 4.6, "q2_k": 4.5, "iq2_m": 4.5,
 }  # fmt: skip
 Q8_0 = 8.5
-CHOICES = ("q8_0", "q6_k", "q4_k_m", "q3_k_m")  # what a person chooses among, the best first
+CHOICES = ("q8_0", "q6_k", "q4_k_m", "q3_k_m")  # what the user chooses among, the best first
 
 
 def weight_type(name: str) -> WeightType:
@@ -153,7 +153,7 @@ class Matrices:
 
 
 def matrices_of(file: Weights) -> Matrices:
-    """As a GGUF file stores them. Experts count by the share that a token is sent to."""
+    """Count the weights that a GGUF file stores by type; experts by the share that a token is sent to."""
     architecture = file.metadata.get("general.architecture")
     experts, used = (file.metadata.get(f"{architecture}.expert_{key}") for key in ("count", "used_count"))
     share = used / experts if isinstance(used, int) and isinstance(experts, int) and used and experts else 1.0
@@ -173,7 +173,7 @@ def matrices_of(file: Weights) -> Matrices:
 
 
 def matrices_as(shape: ModelShape, type_name: str) -> Matrices:
-    """Of a model that would be stored as a type, such as q4_k_m."""
+    """Count the weights of a model that would be stored as a type, such as q4_k_m."""
     name = type_name.lower()
     body = next((kind for kind in sorted(COSTS, key=len, reverse=True) if name.startswith(kind)), "q8_0")
     head = body if body in ("f32", "f16", "bf16", "q8_0") else "q6_k"
@@ -185,14 +185,14 @@ def matrices_as(shape: ModelShape, type_name: str) -> Matrices:
 
 
 def written_seconds(shape: ModelShape, type_name: str, machine: Machine, matrices: Matrices | None) -> float:
-    """Of one token: what is computed, or what is read where that takes longer."""
+    """Return the seconds of one token written: what is computed, or what is read where that takes longer."""
     found = matrices or matrices_as(shape, type_name)
     computed = WRITTEN_OPERATIONS * _q8_weights(found.written, 0) / _float32(machine)
     return max(computed, read_bytes(shape, type_name) / machine.bandwidth)
 
 
 def read_seconds(shape: ModelShape, type_name: str, machine: Machine, matrices: Matrices | None) -> float:
-    """Of one token of a prompt."""
+    """Return the seconds of one token of a prompt."""
     found = matrices or matrices_as(shape, type_name)
     return READ_OPERATIONS * (_q8_weights(found.read, 1) + layer_weights(shape)) / _float32(machine)
 
@@ -203,7 +203,7 @@ def layer_weights(shape: ModelShape) -> float:
 
 
 def _q8_weights(weights: Mapping[str, float], which: int) -> float:
-    """As many weights of Q8_0 cost the same. which: 0 for a token written, 1 for one of a prompt."""
+    """Return as many weights of Q8_0 as cost the same. which: 0 for a token written, 1 for one of a prompt."""
     return sum(number * COSTS.get(kind, (1.0, 1.0))[which] for kind, number in weights.items())
 
 

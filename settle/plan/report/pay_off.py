@@ -58,7 +58,7 @@ def plan_pay_off(model: str | None, settings: PlanSettings, events: Events) -> N
 
 
 def requested_price(settings: PlanSettings) -> ApiPrice:
-    """Of --against or --api-price. Raises UsageError."""
+    """Return the price of --against or --api-price. Raises UsageError."""
     if settings.api_price is None:
         if settings.against is None:
             raise UsageError("no API is named to compare with", "--against gpt-5-mini, or --api-price INPUT,OUTPUT")

@@ -57,7 +57,7 @@ def plan_train(settings: PlanSettings, events: Events) -> None:
 
 
 def requested_shape(settings: PlanSettings) -> Shape:
-    """Of --params and --active. Raises UsageError."""
+    """Return the shape of --params and --active. Raises UsageError."""
     if settings.params is None:
         raise UsageError("the size of the model is not said", "--params 1.5b, or --params 671b --active 37b")
     if settings.active is None:
