@@ -11,8 +11,7 @@ from typing import BinaryIO, cast
 from settle.documents.blocks import Note, Unreadable
 
 COMPRESSIONS = (".gz", ".zst")
-# a record of a table or of JSON is read whole, and none is this long
-MAX_RECORD = 64 << 20
+MAX_RECORD = 64 << 20  # a record of a table or of JSON is read whole, and none is this long
 _CHUNK = 1 << 20
 _LINE = re.compile(r"[^\n]*\n|[^\n]+")
 LONGEST_LINE = 1 << 20  # characters; a longer line is data, not text for people

@@ -203,19 +203,17 @@ def quotes(
     best = _by_words(collection, question, sources)
     if not best:
         return []
-    meanings = collection.vectors.vectorizer.documents(
-        [with_headings(one.piece.passage.headings, one.text) for one in best]
-    )
+    texts = [with_headings(one.piece.passage.headings, one.text) for one in best]
+    meanings = collection.vectors.vectorizer.documents(texts)
     order = {source.number: place for place, source in enumerate(sources)}
     near = meanings @ collection.vectors.embed_query(question)
-    ranked = [
-        one._replace(
-            score=(one.score + max(0.0, float(n))) / 2
-            - LATER * order[one.source.number]
-            + READ * _is_read(one, readings.get(one.piece.passage.id))
-        )
-        for one, n in zip(best, near, strict=True)
-    ]
+    ranked = []
+    for one, n in zip(best, near, strict=True):
+        passage = one.piece.passage
+        reading = readings.get(passage.id)
+        is_read = reading is not None and excerpts(passage.text).unit_at(reading.at) == one.at
+        score = (one.score + max(0.0, float(n))) / 2 - LATER * order[one.source.number] + READ * is_read
+        ranked.append(one._replace(score=score))
     ranked.sort(key=lambda one: -one.score)
     chosen: list[Quote] = []
     quoted: set[tuple[int, int]] = set()
@@ -228,10 +226,6 @@ def quotes(
             quoted |= {(passage.id, at) for at in units}
             chosen.append(Quote(text, one.source, one.piece, one.score))
     return sorted(chosen, key=lambda quote: quote.source.number)
-
-
-def _is_read(one: _Candidate, reading: JudgeReading | None) -> bool:
-    return reading is not None and excerpts(one.piece.passage.text).unit_at(reading.at) == one.at
 
 
 def _by_words(collection: Collection, question: str, sources: Sequence[Source]) -> list[_Candidate]:

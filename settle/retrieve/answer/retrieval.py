@@ -64,14 +64,12 @@ class EvidenceWeights:
     def score(self, features: np.ndarray) -> float:
         """Return the score from 0 to 1 of features (F,). It does not fall when one of them rises."""
         logit = float((features - np.array(self.means)) / np.array(self.scales) @ np.array(self.weights)) + self.bias
-        return min(self._most(float(features[self.limiting])), 1 / (1 + exp(-max(-30.0, min(30.0, logit)))))
-
-    def _most(self, value: float) -> float:
-        """Return the largest score at a value of the limiting feature: `UNLIKELY` at `floor`, `SURE` at `near`."""
+        score = 1 / (1 + exp(-max(-30.0, min(30.0, logit))))
         if self.floor == self.near:
-            return 1.0
-        share = (value - self.floor) / (self.near - self.floor)
-        return max(0.0, min(1.0, UNLIKELY + share * (SURE - UNLIKELY)))
+            return score
+        # the most that the limiting feature allows: `UNLIKELY` at `floor`, `SURE` at `near`
+        share = (float(features[self.limiting]) - self.floor) / (self.near - self.floor)
+        return min(score, max(0.0, min(1.0, UNLIKELY + share * (SURE - UNLIKELY))))
 
 
 # Fitted by bench/judge_weights.py on the dev halves of questions as people ask them, each collection counting the same,

@@ -6,7 +6,7 @@ with its topic in the index and with it left out. Every share has a 95 % interva
 
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -21,7 +21,7 @@ from settle.retrieve.answer.ask import finish_answer, stream_answer
 from settle.retrieve.answer.retrieval import DEPTH, retrieve, store
 from settle.retrieve.check.calibration import RefusalTrial, calibrate, families_of, report_of, run_trials
 from settle.retrieve.check.questions import make
-from settle.retrieve.index.catalogue import DocumentRecord, Passage
+from settle.retrieve.index.catalogue import Passage
 from settle.retrieve.index.collection import Collection
 from settle.retrieve.index.words import words
 
@@ -59,17 +59,12 @@ def worst(collection: Collection, trials: Sequence[RefusalTrial]) -> list[Worst]
         if record.error or record.notes or missed:
             rows.append((record, trials_here, missed))
     rows.sort(key=lambda one: (not one[0].error, -len(one[2]), len(one[1]), one[0].path))
-    return [
-        Worst(k.path, len(trials_here), len(missed), tuple(_why(collection, k, missed)))
-        for k, trials_here, missed in rows[:MOST]
-    ]
-
-
-def _why(collection: Collection, record: DocumentRecord, missed: Iterable[RefusalTrial]) -> Iterator[str]:
-    if record.error:
-        yield record.error
-    yield from record.notes
-    yield from dict.fromkeys(reason for trial in missed for reason in _missing(collection, trial))
+    found = []
+    for record, trials_here, missed in rows[:MOST]:
+        reasons = dict.fromkeys(reason for trial in missed for reason in _missing(collection, trial))
+        why = (*([record.error] if record.error else []), *record.notes, *reasons)
+        found.append(Worst(record.path, len(trials_here), len(missed), why))
+    return found
 
 
 def _missing(collection: Collection, trial: RefusalTrial) -> Iterator[str]:

@@ -209,22 +209,17 @@ class VectorIndex:
     def reset(self) -> None:
         """Create the store again, with nothing in it."""
         self.store.drop()
-        self._forget("store").close()
+        self.store.close()
+        del self.__dict__["store"]  # it is opened again when it is next needed
 
     def close(self) -> None:
         """Close the embedder and the store. Calling it twice is harmless."""
         if "_thread" in self.__dict__:
-            self._thread.shutdown()
-            self._forget("_thread")
+            self.__dict__.pop("_thread").shutdown()
         self.__dict__.pop("embed_query", None)
         for name in ("vectorizer", "store"):
             if name in self.__dict__:
-                self._forget(name).close()
-
-    def _forget(self, name: str) -> "Vectorizer | Vectors":
-        """Take out what was opened under `name`; it is opened again when it is next needed."""
-        opened: Vectorizer | Vectors = self.__dict__.pop(name)
-        return opened
+                self.__dict__.pop(name).close()
 
 
 class Collection:

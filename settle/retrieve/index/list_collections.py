@@ -11,19 +11,7 @@ from settle.retrieve.index.changes import find_changes
 from settle.retrieve.index.collection import Collection, collection_names
 
 COLUMNS = ("name", "documents", "passages", "size", "age", "embedder", "follows")
-STATUS_COLUMNS = (
-    "name",
-    "documents",
-    "passages",
-    "not read",
-    "new",
-    "changed",
-    "gone",
-    "age",
-    "follows",
-    "size",
-    "embedder",
-)
+STATUS_COLUMNS = (*COLUMNS[:3], "not read", "new", "changed", "gone", "age", "follows", "size", "embedder")
 MOST_SHOWN = 30  # documents that could not be read; --json has them all
 
 

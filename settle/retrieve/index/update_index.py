@@ -145,7 +145,9 @@ class _Indexer:
             sha, changed = b"", UNSURE  # what was read may be neither the old content nor the new
         chunks = list(chunker.cut(read.blocks, vectorizer.count, vectorizer.most))
         error = read.error or ("" if chunks else "no text in it")
-        record = DocumentRecord(file.text, file.size, changed, sha, _title(read), read.notes, error)
+        heading = next((block for block in read.blocks if block.kind == "heading"), None)
+        title = " ".join(heading.text.split())[:_LONGEST_TITLE] if heading else path_text(read.path.name)
+        record = DocumentRecord(file.text, file.size, changed, sha, title, read.notes, error)
         return DocumentChange(record, chunks)
 
     def _commit(self, batch: Sequence[DocumentChange], size: int) -> None:
@@ -230,11 +232,6 @@ def _remove_loose(collection: Collection) -> int:
         collection.vectors.store.remove(loose)
         collection.catalogue.ids.clear_loose(loose)
     return len(loose)
-
-
-def _title(read: Read) -> str:
-    heading = next((block for block in read.blocks if block.kind == "heading"), None)
-    return " ".join(heading.text.split())[:_LONGEST_TITLE] if heading else path_text(read.path.name)
 
 
 def follow(collection: Collection, events: Events, on_report: Callable[[UpdateReport], None]) -> NoReturn:

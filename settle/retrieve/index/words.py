@@ -6,7 +6,7 @@ listings count as sentences.
 
 import re
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from functools import lru_cache
 from importlib.metadata import version
 
@@ -50,16 +50,14 @@ def words(text: str) -> list[str]:
 
     `readFile_v2` gives itself and its parts; scripts without spaces give pairs of characters.
     """
-    return [stem for stems in _each(text) for stem in stems]
-
-
-def _each(text: str) -> Iterator[Sequence[str]]:
     plain = text.isascii()
+    stems: list[str] = []
     for word in _WORD.findall(text if plain else unicodedata.normalize("NFKC", text)):
         if not plain and _CJK.search(word):
-            yield [word[i : i + 2] for i in range(max(1, len(word) - 1))]
+            stems += (word[i : i + 2] for i in range(max(1, len(word) - 1)))
         else:
-            yield _stems(word[:_LONGEST])
+            stems += _stems(word[:_LONGEST])
+    return stems
 
 
 @lru_cache(maxsize=1 << 16)

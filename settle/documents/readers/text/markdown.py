@@ -74,10 +74,8 @@ def _block(token: "Token", lines: Sequence[str]) -> Block:
 
 
 def _plain(inline: "Token") -> str:
-    breaks = {"softbreak": " ", "hardbreak": " "}
-    return "".join(
-        breaks.get(child.type, child.content) for child in inline.children or () if child.type != "html_inline"
-    )
+    breaks = {"softbreak": " ", "hardbreak": " ", "html_inline": ""}
+    return "".join(breaks.get(child.type, child.content) for child in inline.children or ())
 
 
 def _front_matter(lines: Sequence[str]) -> int:

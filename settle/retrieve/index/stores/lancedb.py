@@ -83,7 +83,8 @@ class _Table(Vectors):
         if not len(ids):
             return
         if self._highest is None:
-            self._highest = self._read_highest()
+            there = self._read(lambda: self._table.search().select(["id"]).limit(len(self) + 1).to_arrow()["id"])
+            self._highest = max(there.to_numpy(), default=0)
         if int(ids.min()) <= self._highest:
             self.remove(ids.tolist())
         flat = pa.array(np.ascontiguousarray(vectors, np.float32).ravel())
@@ -147,10 +148,6 @@ class _Table(Vectors):
         self._table.create_index("vector", config=config, name=f"near_{len(self)}")
         for name in before:
             self._table.drop_index(name)
-
-    def _read_highest(self) -> int:
-        ids = self._read(lambda: self._table.search().select(["id"]).limit(len(self) + 1).to_arrow()["id"])
-        return max(ids.to_numpy(), default=0)
 
     def _read(self, ask: Callable[[], T]) -> T:
         """Return the result of a query.
