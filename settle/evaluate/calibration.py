@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from settle.base.files import JsonObject
 from settle.base.statistics import LEVEL, Interval, paired_test, wilson
 
 BINS, FEWEST_IN_BIN = 10, 15  # bins of equally many rows
@@ -139,7 +140,7 @@ class CalibrationReport:
             tuple(risk_coverage(confidence, right, families)),
         )
 
-    def to_json(self) -> dict[str, object]:
+    def to_json(self) -> JsonObject:
         """Plain JSON values."""
         return {
             "rows": self.rows,

@@ -15,6 +15,7 @@ import torch
 from settle.base.errors import DataError
 from settle.base.event_log import Events
 from settle.base.events import Progress, Say
+from settle.base.files import JsonObject
 from settle.base.statistics import FEWEST_FAMILIES, PairedTest, paired_test
 from settle.data.batches import Batch
 from settle.data.layouts import Example
@@ -179,7 +180,7 @@ class Learned:
             f"token in {after['same_top']:.0%}, {before['same_top']:.0%} before"
         )
 
-    def to_json(self) -> dict[str, object]:
+    def to_json(self) -> JsonObject:
         return {
             "verdict": self.paired.verdict,
             "headline": self.headline,

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from settle.base.files import JsonObject
 from settle.base.statistics import FEWEST_FAMILIES, Interval, bootstrap_ratio
 from settle.data.likelihoods import Compared, Likelihoods, Windows
 
@@ -53,9 +54,9 @@ class Divergence:
     def _bits(self, loss: float) -> float | None:
         return loss * self.tokens / math.log(2) / self.num_bytes if self.num_bytes else None
 
-    def to_json(self) -> dict[str, object]:
+    def to_json(self) -> JsonObject:
         derived = ("perplexity", "reference_perplexity", "bits_per_byte", "reference_bits_per_byte")
-        return _fields(self) | {name: getattr(self, name) for name in derived}
+        return {**_fields(self), **{name: getattr(self, name) for name in derived}}
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ class TextLoss:
     reference_bits_per_byte: Interval
     rise: Interval
 
-    def to_json(self) -> dict[str, object]:
+    def to_json(self) -> JsonObject:
         return _fields(self)
 
 
@@ -140,7 +141,7 @@ def text_loss(
     )
 
 
-def _fields(figures: Divergence | TextLoss) -> dict[str, object]:
+def _fields(figures: Divergence | TextLoss) -> JsonObject:
     return {k: v.to_json() if isinstance(v, Interval) else v for k, v in vars(figures).items()}
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import psutil
 
+from settle.base.files import JsonObject
 from settle.infer.engine import Engine
 
 PROMPT, GENERATED, ROUNDS = 256, 64, 3
@@ -44,7 +45,7 @@ class Footprint:
     context: int
     rounds: int
 
-    def to_json(self) -> dict[str, object]:
+    def to_json(self) -> JsonObject:
         return asdict(self)
 
 

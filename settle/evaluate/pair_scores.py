@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from settle.base.files import JsonObject
 from settle.data.batches import Batch
 from settle.model.encoder import Encoder, padded
 from settle.model.reranker import Reranker
@@ -44,7 +45,7 @@ def separation(scores: np.ndarray, answers: np.ndarray) -> float:
     return float((ranks[answers].sum() - yes * (yes + 1) / 2) / (yes * no)) if yes and no else float("nan")
 
 
-def compare_scores(base: np.ndarray, tuned: np.ndarray, batches: Sequence[Batch]) -> dict[str, object]:
+def compare_scores(base: np.ndarray, tuned: np.ndarray, batches: Sequence[Batch]) -> JsonObject:
     """Compare two models' scores of the same pairs, with the interval of the difference.
 
     Groups of questions are resampled, not pairs.

@@ -10,6 +10,7 @@ from typing import NamedTuple
 from settle.base.errors import DataError
 from settle.base.event_log import Events
 from settle.base.events import Say
+from settle.base.files import JsonObject
 from settle.infer.child_process import Draft
 from settle.infer.client import TimedAnswer
 from settle.infer.engine import Engine
@@ -78,7 +79,7 @@ class Pair:
         """For the model card."""
         return [f"As a draft in llama.cpp the model it was made for is {self.headline}.", ""]
 
-    def to_json(self) -> dict[str, object]:
+    def to_json(self) -> JsonObject:
         return {
             "tokens_per_second": {"alone": self.alone, "with_draft": self.together},
             "speed_up": self.speed_up,

@@ -10,11 +10,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
 from pydantic import TypeAdapter
 
-from settle.base.files import append_lines, home, read_lines
+from settle.base.files import JsonObject, append_lines, home, read_lines
 from settle.evaluate.compare.candidate import Answer, FileModel
 from settle.evaluate.compare.cases import Case
 from settle.library.facts import read_facts
@@ -189,11 +189,11 @@ class MeasureRecord(ABC, Generic[Value]):
         append_lines(self._path, [self._line(key, value) for key, value in measured.items()], then=CONTINUES)
 
     @abstractmethod
-    def _read(self, line: dict[str, Any]) -> tuple[str, Value]:
+    def _read(self, line: JsonObject) -> tuple[str, Value]:
         """Return what a line holds. Raises ValueError, KeyError, TypeError for what is not one of this record."""
 
     @abstractmethod
-    def _line(self, key: str, value: Value) -> dict[str, Any]: ...
+    def _line(self, key: str, value: Value) -> JsonObject: ...
 
 
 class ReplyRecord(MeasureRecord[Reply]):
@@ -208,10 +208,10 @@ class ReplyRecord(MeasureRecord[Reply]):
         known = [reply.seconds for reply in self.known.values() if reply.seconds > 0]
         return sum(known) / len(known) if known else None
 
-    def _read(self, line: dict[str, Any]) -> tuple[str, Reply]:
-        return str(line.pop("question")), _reply().validate_python(line)
+    def _read(self, line: JsonObject) -> tuple[str, Reply]:
+        return str(line["question"]), _reply().validate_python(line)
 
-    def _line(self, key: str, value: Reply) -> dict[str, Any]:
+    def _line(self, key: str, value: Reply) -> JsonObject:
         return {"question": key, **asdict(value)}
 
 
@@ -227,10 +227,10 @@ class ProofRecord(MeasureRecord[float]):
         self._part, self._side = part, side
         super().__init__(path)
 
-    def _read(self, line: dict[str, Any]) -> tuple[str, float]:
+    def _read(self, line: JsonObject) -> tuple[str, float]:
         if (line["part"], line["side"]) != (self._part, self._side):
             raise ValueError("of another part or side")
         return str(int(line["item"])), float(line["value"])
 
-    def _line(self, key: str, value: float) -> dict[str, Any]:
+    def _line(self, key: str, value: float) -> JsonObject:
         return {"part": self._part, "side": self._side, "item": int(key), "value": value}

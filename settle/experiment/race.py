@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from settle.base.files import JsonObject
 from settle.base.statistics import LEVEL, Interval, PairedTest, paired_test
 from settle.evaluate.compare.sample_size import HARDLY, chance_to_decide, more_rows, next_step, smallest_visible
 
@@ -345,7 +346,7 @@ def may_be_ahead(outcome: Outcome, chosen: int, others: Sequence[int], is_share:
     return f"{outcome.names[nearest]} may be up to {ahead} ahead, and {step}"
 
 
-def pairs_json(outcome: Outcome, noun: str) -> list[dict[str, object]]:
+def pairs_json(outcome: Outcome, noun: str) -> list[JsonObject]:
     """Return all pairs for result.json. noun: of the rows, in the names of their numbers."""
     return [
         {

@@ -8,6 +8,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from settle.base.files import JsonObject
 from settle.base.statistics import LEVEL, Interval, student_cdf, student_quantile
 
 VERDICT_ERROR = 0.01  # of "better" for a recipe: whoever tries many recipes finds one in twenty that looks better
@@ -38,7 +39,7 @@ class Spread:
         n = len(self.values)
         return _visible(self.std * math.sqrt(2 / n), 2 * n)
 
-    def to_json(self) -> dict[str, object]:
+    def to_json(self) -> JsonObject:
         return {"values": list(self.values), "mean": self.mean.to_json(), "std": self.std}
 
 
@@ -54,7 +55,7 @@ class Difference:
     def is_shown(self) -> bool:
         return self.p_value <= VERDICT_ERROR
 
-    def to_json(self) -> dict[str, object]:
+    def to_json(self) -> JsonObject:
         difference = self.difference.to_json()
         return {"difference": difference, "p": self.p_value, "shown": self.is_shown, "smallest_visible": self.visible}
 

@@ -133,7 +133,7 @@ def forecast(c: ShrinkContext) -> None:
     points = [c.reference.point(), *(r.point(c.expected[r.name]) for r in c.routes)]
     c.events.emit(Listing(title="expected", columns=COLUMNS, rows=pareto_rows(points)))
     if c.settings.dry:
-        end_dry(c, {"candidates": [r.to_json() | {"expected_speed": c.expected[r.name]} for r in c.routes]})
+        end_dry(c, {"candidates": [{**r.to_json(), "expected_speed": c.expected[r.name]} for r in c.routes]})
 
 
 def search(c: ShrinkContext) -> None:
@@ -175,7 +175,7 @@ def plan(c: ShrinkContext) -> None:
         "asked": c.settings.model_dump(mode="json"),
         "base": _base(c),
         "corpus": c.fingerprint,
-        "chosen": c.chosen and c.chosen.to_json() | {"kinds": dict(c.chosen.kinds)},
+        "chosen": c.chosen and {**c.chosen.to_json(), "kinds": dict(c.chosen.kinds)},
         "versions": {"settle": __version__},
         "machine": describe(),
         "reaches": declared(),
@@ -220,7 +220,7 @@ def report(c: ShrinkContext) -> None:
     if c.chosen is None or c.exported is None:
         points = [c.reference.point(), *(m.point() for m in _measured(c))]
         title, why = "measured", f"{len(points) - 1} routes"
-        rows = [r.to_json() | {"expected_speed": c.expected.get(r.name)} for r in [c.reference, *_measured(c)]]
+        rows = [{**r.to_json(), "expected_speed": c.expected.get(r.name)} for r in [c.reference, *_measured(c)]]
         made = ShrinkResult(name=c.run.name, verdict="planned", why=why, candidates=rows)
     else:
         before, after = footprints([c.session.whole.source.path, c.exported], threads=c.session.model.threads)
@@ -307,7 +307,7 @@ def _losses(c: ShrinkContext, chosen: ShrinkCandidate, others: Sequence[ShrinkCa
     memory = f"{'rises' if rises else 'falls'} from {before} to {after} MB" if before != after else f"stays {after} MB"
     vocabulary = None
     if c.loss_on_text and c.session.cut_report:
-        vocabulary = c.session.cut_report.to_json() | {"text": c.loss_on_text.to_json()}
+        vocabulary = {**c.session.cut_report.to_json(), "text": c.loss_on_text.to_json()}
     return ShrinkResult(
         name=c.run.name,
         verdict="within budget",

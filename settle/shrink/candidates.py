@@ -8,6 +8,7 @@ from functools import cached_property
 from pydantic import BaseModel, Field
 
 from settle.base.events import Say
+from settle.base.files import JsonObject
 from settle.evaluate.divergence import Divergence
 from settle.evaluate.footprint import Footprint, footprints
 from settle.formats import Weights
@@ -142,7 +143,7 @@ class ShrinkCandidate:
             chosen=chosen,
         )
 
-    def to_json(self) -> dict[str, object]:
+    def to_json(self) -> JsonObject:
         return {
             "name": self.name,
             "bytes": self.num_bytes,

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from settle.base.files import write_atomic
+from settle.base.files import JsonObject, write_atomic
 from settle.base.statistics import Interval
 from settle.evaluate.divergence import TextLoss
 from settle.shrink.candidates import ShrinkCandidate
@@ -25,7 +25,7 @@ class CardFacts:
     why: str
     reference: ShrinkCandidate
     chosen: ShrinkCandidate
-    gate: Mapping[str, object]
+    gate: JsonObject
     text_loss: TextLoss | None = None
     headline: str = ""
     network: str = ""
@@ -79,7 +79,7 @@ def _figures(reference: ShrinkCandidate, chosen: ShrinkCandidate) -> list[tuple[
     return rows
 
 
-def _checks(gate: Mapping[str, object]) -> list[str]:
+def _checks(gate: JsonObject) -> list[str]:
     return [
         f"Passed: {gate['texts_equal']} texts have equal ids, {gate['prompts_equal']} prompts are equal byte for byte,",
         f"{gate['greedy_tokens_equal']} of {gate['greedy_tokens']} greedy tokens are what the file's own weights give",

@@ -171,7 +171,7 @@ def best_at_speed(candidates: Candidates, tokens_per_second: float) -> ShrinkCan
             f"fastest is {tried[fastest.num_bytes].name} with {fastest.value:.1f}",
             f"--speed {math.floor(fastest.value)}, or prune the model first: `settle distill --help`",
         )
-    return candidates.measure(tried[_best_of_fast(result, tried)])
+    return candidates.measure(tried[_best_of_fast(result.points, result.above, tried)])
 
 
 def routes(candidates: Candidates) -> list[ShrinkCandidate]:
@@ -199,12 +199,9 @@ def predicted_speeds(
     return {c.name: throughput.tokens_per_second(candidates.bytes_read(c)) for c in of}
 
 
-def _best_of_fast(result: SizeRange, tried: Mapping[int, ShrinkCandidate]) -> int:
+def _best_of_fast(points: Sequence[SearchedSize], slowest: SearchedSize, tried: Mapping[int, ShrinkCandidate]) -> int:
     """Return the size of the file that is predicted to lose least among those that are fast enough."""
-    assert result.above is not None
-    fast = [
-        p.num_bytes for p in result.points if p.value >= result.above.value or p.num_bytes <= result.above.num_bytes
-    ]
+    fast = [p.num_bytes for p in points if p.value >= slowest.value or p.num_bytes <= slowest.num_bytes]
     return min(fast, key=lambda size: tried[size].predicted or 0.0)
 
 

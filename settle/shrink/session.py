@@ -17,6 +17,7 @@ from settle.base.events import Progress, Say, Warn
 from settle.base.files import home
 from settle.data.likelihoods import Likelihoods, Windows
 from settle.evaluate.divergence import Divergence, TextLoss, divergence, text_loss
+from settle.evaluate.gate.behaviour import Figures
 from settle.evaluate.gate.export import shrunk_through_gate
 from settle.formats import Weights
 from settle.formats.gguf import read_gguf
@@ -236,7 +237,7 @@ class Session:
         finally:
             path.unlink(missing_ok=True)
 
-    def export(self, kinds: Mapping[str, str], path: Path, mix: str | None = None) -> dict[str, object]:
+    def export(self, kinds: Mapping[str, str], path: Path, mix: str | None = None) -> Figures:
         """Write the file to its place if it passes the gate; the gate's figures. Raises GateError."""
         return shrunk_through_gate(
             self.model.source, path, lambda unproven: self._write(kinds, unproven, mix), self.model.data.texts

@@ -11,6 +11,8 @@ from settle.model.architectures import Architecture
 from settle.shrink.prunable_model import PrunableModel, complaint
 from settle.shrink.pruners import Pruned, Pruner
 
+Shape = Mapping[str, object]  # fields of a teacher's config.json that shall be other than they are
+
 
 @dataclass(frozen=True)
 class PruningWork:
@@ -30,7 +32,7 @@ def _pruners() -> dict[str, type[Pruner]]:
     return {name: pruner for pruner in ordered for name in pruner.shrinks}
 
 
-def read_shape(path: Path, subject: PrunableModel) -> dict[str, object]:
+def read_shape(path: Path, subject: PrunableModel) -> Shape:
     """Read a student's shape from TOML: fields of the teacher's `config.json` that shall be other than they are.
 
     Raises UsageError for a field that the architecture does not have, naming the nearest.
@@ -49,7 +51,7 @@ def read_shape(path: Path, subject: PrunableModel) -> dict[str, object]:
     return {name: value for name, value in fields.items() if getattr(subject.part, name) != value}
 
 
-def fresh(subject: PrunableModel, shape: Mapping[str, object], seed: int) -> Pruned:
+def fresh(subject: PrunableModel, shape: Shape, seed: int) -> Pruned:
     """Initialise a model of the teacher's family in that shape. Raises UsageError for an impossible one."""
     part = with_shape(subject, shape)
     part.gguf_metadata()  # what llama.cpp cannot load is refused before anything is learned
@@ -59,7 +61,7 @@ def fresh(subject: PrunableModel, shape: Mapping[str, object], seed: int) -> Pru
 
 def shrunk(
     subject: PrunableModel,
-    shape: Mapping[str, object],
+    shape: Shape,
     windows: Sequence[Sequence[int]],
     texts: Sequence[str],
     work: PruningWork,
@@ -106,7 +108,7 @@ def narrower(
 ) -> list[Pruned]:
     """Return the teacher with about that share of its width, of its feed-forwards' and, where it must be, its heads."""
     o = subject.part.options().layers[0]
-    steps: dict[str, dict[str, object]] = {"channels": {"share": 1 - share}}
+    steps: dict[str, Shape] = {"channels": {"share": 1 - share}}
     width = max(1, round(o.width * share))
     if complaint(subject.part.with_fields(hidden_size=width)) and o.heads * o.head_dim == o.width:
         # llama.cpp takes the width for that of the query heads: they go by whole groups, and the width follows
@@ -134,7 +136,7 @@ def _prune(
     return affordable.prune(subject, chosen_windows, texts, lambda done, total: work.on_progress(name, done, total))
 
 
-def with_shape(subject: PrunableModel, shape: Mapping[str, object]) -> Architecture:
+def with_shape(subject: PrunableModel, shape: Shape) -> Architecture:
     """Return the teacher's architecture in another shape."""
     fields = dict(shape)
     part = subject.part

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from settle.base.errors import UsageError, cannot_write
 from settle.base.event_log import Events, read_records
 from settle.base.events import Listing, ResultReady, Say
-from settle.base.files import append_lines, home
+from settle.base.files import JsonObject, append_lines, home
 from settle.base.statistics import PairedTest, paired_test
 
 Vote = Literal["a", "b", "same", "bad"]
@@ -118,7 +118,7 @@ def _file() -> Path:
     return home() / "votes.jsonl"
 
 
-def _append(records: Sequence[dict[str, object]]) -> None:
+def _append(records: Sequence[JsonObject]) -> None:
     """Append records under a lock: other tabs and commands may append at the same time."""
     path = _file()
     try:
@@ -173,7 +173,7 @@ class Preference:
             return f"no difference is shown: {figures}"
         return f"{two} is preferred to {one}: {figures}"
 
-    def to_json(self) -> dict[str, object]:
+    def to_json(self) -> JsonObject:
         return {
             "models": list(self.models), "votes": self.votes, "wins": list(self.wins), "same": self.same,
             "bad": self.bad, "conversations": self.conversations, "missing": self.missing, "sentence": self.sentence,

@@ -59,7 +59,7 @@ def compare_with_base(
         options = CompareOptions(questions.score, questions.limit, questions.max_tokens, familiar, questions.only_rows)
         comparison = compare(ours, theirs, examples, events, options, readers(base, tuned))
     report(comparison, events)
-    events.emit(ResultReady(result=comparison.to_json() | {"why": comparison.headline}))
+    events.emit(ResultReady(result={**comparison.to_json(), "why": comparison.headline}))
     return 0 if comparison.verdict == "better" else 3
 
 

@@ -11,6 +11,7 @@ import torch
 from settle.base.errors import DataError
 from settle.base.event_log import Events
 from settle.base.events import AnswerChange, AnswerChanges, Listing, Progress, Say
+from settle.base.files import JsonObject
 from settle.base.statistics import FEWEST_FAMILIES, NO_DIFFERENT, TOO_FEW, PairedTest, in_order, paired_test
 from settle.data.batches import Batch
 from settle.data.layouts import Example
@@ -93,7 +94,7 @@ class Comparison:
             text += f"; {still_possible(s.difference, s.rows, self.is_share, 'rows')}"
         return text
 
-    def to_json(self) -> dict[str, object]:
+    def to_json(self) -> JsonObject:
         """Return the comparison for result.json."""
         return {
             "verdict": self.verdict,

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from settle.base.errors import DataError
-from settle.base.files import parse_json
+from settle.base.files import JsonObject, parse_json
 from settle.base.statistics import PairedTest, paired_test
 from settle.evaluate.compare.candidate import Answer, Model, OnProgress
 from settle.evaluate.compare.cases import asking
@@ -78,7 +78,7 @@ class Forgetting:
         )
         return low if low == high else f"{low} to {high}"
 
-    def to_json(self) -> dict[str, object]:
+    def to_json(self) -> JsonObject:
         return {
             "degree": self.degree,
             "loss_base": self.loss.base,

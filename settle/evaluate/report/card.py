@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 from settle.base.files import write_atomic
-from settle.base.run.result import ESTIMATED, energy_is_counted, loss_unit
+from settle.base.run.result import ESTIMATED, energy_is_counted, figures_of, loss_unit
 from settle.base.words.amounts import amount, count_in_words
 
 MOST_SOURCES = 40
@@ -234,18 +234,10 @@ def _forecasts(result: Values) -> list[str]:
     forecast, actual = result.get("forecast") or {}, result.get("actual") or {}
     lines = []
     left_out = ("cost",) if energy_is_counted(forecast) else ESTIMATED
-    for key, figure in forecast.items():
-        if (
-            key not in left_out
-            and isinstance(figure, Mapping)
-            and _is_number(figure.get("value"))
-            and _is_number(actual.get(key))
-        ):
-            low, high = (_amount(key, figure.get(end)) for end in ("low", "high"))
-            lines.append(
-                f"| {key.replace('_', ' ')} | {_amount(key, figure['value'])} ({low} – {high}) "
-                f"| {_amount(key, actual[key])} |"
-            )
+    for key, figure in figures_of(forecast).items():
+        if key not in left_out and figure.value is not None and _is_number(actual.get(key)):
+            value, low, high = (_amount(key, end) for end in (figure.value, figure.low, figure.high))
+            lines.append(f"| {key.replace('_', ' ')} | {value} ({low} – {high}) | {_amount(key, actual[key])} |")
     return ["| | forecast (80 %) | actual |", "|---|---|---|", *lines, ""] if lines else []
 
 
@@ -265,11 +257,10 @@ def _gate(gate: Values) -> list[str]:
 
 def _made_with(plan: Values) -> Iterator[tuple[str, object]]:
     yield from (plan.get("versions") or {}).items()
-    machine = plan.get("machine")
-    if isinstance(machine, Mapping):
-        for key in ("system", "processor", "python"):
-            yield key, machine.get(key)
-        yield "cores", (machine.get("cores") or {}).get("usable")
+    machine = plan.get("machine") or {}
+    for key in ("system", "processor", "python"):
+        yield key, machine.get(key)
+    yield "cores", (machine.get("cores") or {}).get("usable")
     yield "data", plan.get("corpus")
 
 

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 import numpy as np
 
 from settle.base.events import Eval, SettledEvidence, Step
-from settle.base.files import write_atomic
+from settle.base.files import JsonObject, write_atomic
 from settle.base.run import Run
 from settle.base.run.course import RunCourse
-from settle.base.run.result import Result, loss_unit
+from settle.base.run.result import Result, figures_of, loss_unit
 from settle.base.statistics import LEVEL
 from settle.evaluate.report.figure_style import BLUE, GREEN, GREY, INK, PURPLE, STYLE, VERMILION
 
@@ -48,7 +48,7 @@ def draw_curves(run: Run, result: Result | None = None) -> Path | None:
 
 
 def picture(
-    course: RunCourse, result: Result | None, forecast: Mapping[str, object], name: str, unit: str = "nats per token"
+    course: RunCourse, result: Result | None, forecast: JsonObject, name: str, unit: str = "nats per token"
 ) -> bytes:
     """Return the picture as the bytes of a PNG; what `result` and `forecast` lack is left out. unit: of the losses."""
     import matplotlib
@@ -283,11 +283,11 @@ def _final_loss(course: RunCourse, result: Result | None) -> float:
     return float(actual) if isinstance(actual, int | float) else course.evals[-1].loss
 
 
-def _interval(forecast: Mapping[str, object], name: str) -> tuple[float, float, float] | None:
-    item = forecast.get(name)
-    if not isinstance(item, dict) or any(item.get(k) is None for k in ("value", "low", "high")):
+def _interval(forecast: JsonObject, name: str) -> tuple[float, float, float] | None:
+    figure = figures_of(forecast).get(name)
+    if figure is None or figure.value is None or figure.low is None or figure.high is None:
         return None
-    return float(item["value"]), float(item["low"]), float(item["high"])
+    return figure.value, figure.low, figure.high
 
 
 def _finite(events: Sequence[E], *names: str) -> list[E]:

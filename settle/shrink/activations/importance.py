@@ -182,9 +182,9 @@ def _squared(parameters: dict[str, nn.Parameter], sums: dict[str, Tensor]) -> It
 
     def take(name: str) -> Callable[[Tensor], None]:
         def hook(parameter: Tensor) -> None:
-            assert parameter.grad is not None
-            sums[name] += _blocks(parameter.grad)
-            parameter.grad = None
+            if parameter.grad is not None:
+                sums[name] += _blocks(parameter.grad)
+                parameter.grad = None
 
         return hook
 

@@ -12,6 +12,7 @@ from typing import ClassVar, Self
 from pydantic import Field
 
 from settle.base.errors import UsageError
+from settle.base.files import JsonObject
 from settle.base.registry import Part
 from settle.shrink.prunable_model import PrunableModel
 
@@ -34,7 +35,7 @@ class Pruned:
     """
 
     subject: PrunableModel
-    report: Mapping[str, object] = field(default_factory=dict)
+    report: JsonObject = field(default_factory=dict)
 
 
 class Pruner(Part):

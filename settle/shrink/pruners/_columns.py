@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from settle.base.files import JsonObject
 from settle.shrink.activations.layer_activations import LayerWalk, eliminate, error, gram
 from settle.shrink.prunable_model import PrunableModel, in_layer
 from settle.shrink.pruners import OnProgress
@@ -28,7 +29,7 @@ class Narrowed:
     errors: list[float] = field(default_factory=list)
     repaired: int = 0
 
-    def to_json(self) -> dict[str, object]:
+    def to_json(self) -> JsonObject:
         return {"repaired_blocks": self.repaired, "errors": self.errors, "tokens": self.num_tokens}
 
 

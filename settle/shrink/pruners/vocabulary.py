@@ -18,6 +18,7 @@ import torch
 from pydantic import Field
 
 from settle.base.errors import DataError, UsageError
+from settle.base.files import JsonObject
 from settle.base.tokenizer import Tokenizer
 from settle.data.tokenizer.pretrained import PretrainedTokenizer
 from settle.data.tokenizer.vocabulary import BYTE, BYTE_CHARACTERS, NORMAL, SPACE, USER_DEFINED
@@ -330,7 +331,7 @@ class VocabularyReport:
             f"{self.text_tokens:,} tokens; more text, or more tokens kept, make it less"
         )
 
-    def to_json(self) -> dict[str, object]:
+    def to_json(self) -> JsonObject:
         record = {"pruner": "vocabulary", **asdict(self), "tokens": list(self.tokens)}
         return record | ({"warning": self.warning} if self.warning else {})
 

@@ -15,6 +15,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from settle.base.files import JsonObject
 from settle.model.architectures import Architecture
 from settle.model.decoder import Decoder
 from settle.model.layers.decoder_layer import MLP
@@ -201,7 +202,7 @@ class _Narrow:
 _READING = tuple(f"{module}.weight" for modules in _READERS.values() for module in modules)
 
 
-def _repair(narrow: _Narrow, whole: LayerWalk, walk: LayerWalk, on_layer: Callable[[int], object]) -> dict[str, object]:
+def _repair(narrow: _Narrow, whole: LayerWalk, walk: LayerWalk, on_layer: Callable[[int], object]) -> JsonObject:
     """Fit the narrow model's matrices, block after block.
 
     Returns how many were, and the error that each block is left with, as a share of the power of the stream behind it.
