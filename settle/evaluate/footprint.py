@@ -81,13 +81,6 @@ def footprints(
     ]
 
 
-def footprint(
-    path: Path, rounds: int = ROUNDS, threads: int | None = None, prompt: int = PROMPT, generated: int = GENERATED
-) -> Footprint:
-    """Measure the footprint of one file, as `footprints`."""
-    return footprints([path], rounds, threads, prompt, generated)[0]
-
-
 @dataclass(frozen=True)
 class _Round:
     load_seconds: float

@@ -11,6 +11,7 @@ from settle.base.errors import DataError
 from settle.base.event_log import Events
 from settle.base.events import Say
 from settle.base.files import JsonObject
+from settle.evaluate.gate.behaviour import first_difference
 from settle.infer.child_process import Draft
 from settle.infer.client import TimedAnswer
 from settle.infer.engine import Engine
@@ -164,7 +165,7 @@ def _pair(
         accepted=sum(one.accepted for one in together) / proposed if proposed else None,
         prompts=len(pairs),
         tokens=sum(len(one.ids) for one in alone),
-        differing=tuple((i, _first(a.ids, b.ids)) for i, (a, b) in enumerate(pairs) if a.ids != b.ids),
+        differing=tuple((i, first_difference(a.ids, b.ids)) for i, (a, b) in enumerate(pairs) if a.ids != b.ids),
         per_prompt=tuple(_rate([b]) / _rate([a]) for a, b in pairs if min(len(a.ids), len(b.ids)) > 1),
         searched=searched,
     )
@@ -173,9 +174,3 @@ def _pair(
 def _rate(answers: Sequence[TimedAnswer]) -> float:
     """Tokens per second; the first of an answer comes with its prompt."""
     return sum(len(one.ids) - 1 for one in answers) / max(1e-9, sum(one.seconds for one in answers))
-
-
-def _first(one: Sequence[int], other: Sequence[int]) -> int:
-    """Return the first place where two answers differ."""
-    same = next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), None)
-    return min(len(one), len(other)) if same is None else same

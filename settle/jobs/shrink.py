@@ -18,7 +18,7 @@ from settle.evaluate.compare.compare import CompareOptions
 from settle.evaluate.compare.compare import compare as compare_models
 from settle.evaluate.compare.compare import report as report_comparison
 from settle.evaluate.divergence import TextLoss
-from settle.evaluate.footprint import footprint, footprints
+from settle.evaluate.footprint import footprints
 from settle.evaluate.gate.export import emit_gate_checks
 from settle.evaluate.gate.gate import held_out_text
 from settle.formats.gguf import read_gguf
@@ -125,7 +125,7 @@ def forecast(c: ShrinkContext) -> None:
     """With --plan, what every route is expected to cost."""
     if c.settings.budget().goal != "plan":
         return
-    measured = footprint(c.session.model.path, threads=c.session.model.threads)
+    (measured,) = footprints([c.session.model.path], threads=c.session.model.threads)
     c.reference = c.candidates.reference(measured)
     throughput = ThroughputModel.fit([(c.candidates.bytes_read(c.reference), measured.speed.median)])
     c.routes = routes(c.candidates)

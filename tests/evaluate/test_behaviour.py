@@ -16,7 +16,6 @@ from settle.evaluate.gate.behaviour import (
     Effort,
     _aligned,
     _endings,
-    _first,
     compare_distributions,
     compare_greedy,
     compare_ids,
@@ -24,6 +23,7 @@ from settle.evaluate.gate.behaviour import (
     compare_opening,
     compare_prompts,
     compare_template,
+    first_difference,
     lookalikes,
 )
 from settle.evaluate.gate.diagnose import LARGEST, damaged_rows
@@ -211,8 +211,9 @@ def test_the_rest_of_a_large_vocabulary_is_one_outcome() -> None:
     assert _aligned(row, dict(enumerate([-100.0, -1.0, -2.0, -3.0])))[1][0] == behaviour.UNDERFLOW
 
 
-def test_the_first_difference_of_two_lists() -> None:
-    assert (_first("abc", "abd"), _first("ab", "abc"), _first("abc", "ab"), _first("", "")) == (2, 2, 2, 0)
+@pytest.mark.parametrize(("one", "other", "at"), [("abc", "abd", 2), ("ab", "abc", 2), ("abc", "ab", 2), ("", "", 0)])
+def test_the_first_difference_of_two_lists(one: str, other: str, at: int) -> None:
+    assert first_difference(one, other) == at
 
 
 def test_lookalikes_hold_each_special_token_whole_and_broken() -> None:

@@ -110,7 +110,7 @@ def compare_lists(tokenizer: Tokenizer, metadata: Metadata) -> None:
     for key, ours in lists.items():
         listed = metadata.get(f"tokenizer.ggml.{key}")
         theirs = listed if isinstance(listed, list) else []
-        at = _first(ours, theirs)
+        at = first_difference(ours, theirs)
         if at < len(ours):
             raise Difference(f"{key} differ at {at}: {ours[at]!r} here, {theirs[at : at + 1]} in the file")
     eos = metadata.get("tokenizer.ggml.eos_token_id")
@@ -152,7 +152,7 @@ def compare_prompts(tokenizer: Tokenizer, engine: Engine, conversations: Sequenc
             continue
         theirs = engine.render(messages).removeprefix(added)
         if ours != theirs:
-            at = _first(ours, theirs)
+            at = first_difference(ours, theirs)
             raise Difference(
                 f"rendered prompts differ at character {at}: {ours[at : at + 20]!r} here, "
                 f"{theirs[at : at + 20]!r} in llama.cpp, for {_shown(messages)}: the chat template is another one"
@@ -168,7 +168,7 @@ def compare_template(tokenizer: Tokenizer, metadata: Metadata) -> None:
     """Compare the text of the chat template: no number of conversations shows that two templates are the same."""
     ours, theirs = tokenizer.chat_template or "", text_of(metadata, TEMPLATE) or ""
     if ours != theirs:
-        at = _first(ours, theirs)
+        at = first_difference(ours, theirs)
         raise Difference(
             f"the text of the chat template differs at character {at}: {ours[at : at + 40]!r} here, "
             f"{theirs[at : at + 40]!r} in the file: the chat template is another one"
@@ -181,7 +181,7 @@ def compare_ids(tokenizer: Tokenizer, engine: Engine, texts: Sequence[str], spec
         ours = [int(i) for i in tokenizer.encode(text, specials)]
         theirs = engine.tokenize(text, special=specials)
         if ours != theirs:
-            at = _first(ours, theirs)
+            at = first_difference(ours, theirs)
             raise Difference(
                 f"token ids differ at {at}: {ours[at : at + 5]} here, {theirs[at : at + 5]} in llama.cpp, "
                 f"for the text {text[:80]!r}"
@@ -314,6 +314,6 @@ def _aligned(row: np.ndarray, theirs: Mapping[int, float]) -> tuple[np.ndarray, 
     return ours, file, left_here * float(np.log(left_here / left_there))
 
 
-def _first(a: Sequence[object], b: Sequence[object]) -> int:
-    """Index of the first difference; the shorter length when one begins with the other."""
+def first_difference(a: Sequence[object], b: Sequence[object]) -> int:
+    """Return the index of the first difference; the shorter length when one begins with the other."""
     return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))

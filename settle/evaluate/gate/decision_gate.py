@@ -99,7 +99,6 @@ class DecisionGate:
             raise GateError(f"the decision confidences of {file.name} are others", FIX)
 
     def _length(self, row: DecisionRow) -> int:
-        """Tokens of the prompt."""
         return len(self.encoder.prompt_ids(row.state, row.question, range(len(row.question.options))))
 
     def _sampled(self, context: int) -> list[DecisionRow]:

@@ -264,12 +264,11 @@ class _Cut:
             place.forget(int(chosen.min()) * row, int(chosen.max() + 1) * row)
 
 
-def cut_rows(source: Path, target: Path, kept_ids: Sequence[int], metadata: Metadata | None = None) -> Path:
+def cut_rows(source: Path, target: Path, kept_ids: Sequence[int]) -> Path:
     """Write the model of `source` with the tokens `kept_ids` (K,), old ids in their new order.
 
     Written to a file next to the target and renamed; what stays is copied as it lies, so quantized weights keep every
-    bit. metadata: keys to set. Raises FormatError for a source that is not sound, ResourceError when the disk is too
-    small.
+    bit. Raises FormatError for a source that is not sound, ResourceError when the disk is too small.
     """
     file = read_gguf(source)
     cut = cut_metadata(file.metadata, kept_ids)
@@ -280,7 +279,7 @@ def cut_rows(source: Path, target: Path, kept_ids: Sequence[int], metadata: Meta
     if own in file.metadata:
         changes[own] = len(kept_ids)
     cuts = [_Cut(name, tensor, kept_ids if name in FILE_TABLES else None) for name, tensor in file.tensors.items()]
-    return _write(file, cuts, target, changes | dict(metadata or {}))
+    return _write(file, cuts, target, changes)
 
 
 def _write(file: Weights, cuts: Sequence[_Cut], target: Path, changes: Metadata) -> Path:
@@ -368,16 +367,13 @@ class Vocabulary(Pruner):
         kept = self.choose(subject.tokenizer, texts)
         return Pruned(cut_subject(subject, kept.ids), kept.report.to_json())
 
-    def cut_file(
-        self, source: Path, target: Path, texts: Sequence[str], metadata: Metadata | None = None
-    ) -> RemainingTokens:
+    def cut_file(self, source: Path, target: Path, texts: Sequence[str]) -> RemainingTokens:
         """Cut one GGUF file into another, whatever its types; no more than a few rows are in memory at a time.
 
-        metadata: keys to set. Raises what `prune` raises, FormatError for an unsound file, ResourceError for a disk
-        that is too small.
+        Raises what `prune` raises, FormatError for an unsound file, ResourceError for a disk that is too small.
         """
         kept = self.choose(PretrainedTokenizer(read_gguf(source).metadata), texts)
-        cut_rows(source, target, kept.ids, metadata)
+        cut_rows(source, target, kept.ids)
         return kept
 
     def choose(self, tokenizer: Tokenizer, texts: Sequence[str]) -> RemainingTokens:

@@ -168,7 +168,7 @@ def test_a_file_is_cut_without_rounding_anything_again(dtype, tmp_path) -> None:
     subject = trained_subject()
     source, target = tmp_path / "whole.gguf", tmp_path / "cut.gguf"
     write_gguf(subject, source, dtype, {"name": "tiny", "size_label": "9B"})
-    kept = PRUNER.cut_file(source, target, [code()[:600]], {"settle.pruned": "vocabulary"})
+    kept = PRUNER.cut_file(source, target, [code()[:600]])
     before, after = read_gguf(source), read_gguf(target)
     for name, tensor in before.tensors.items():
         rows = tensor.place.bytes().reshape(tensor.shape[0], -1)
@@ -178,7 +178,7 @@ def test_a_file_is_cut_without_rounding_anything_again(dtype, tmp_path) -> None:
     changed = ("tokenizer.", "llama.vocab_size", "general.size_label")
     same = {k: v for k, v in before.metadata.items() if not k.startswith(changed)}
     assert same.items() <= after.metadata.items()
-    assert after.metadata["settle.pruned"] == "vocabulary" and after.metadata["llama.vocab_size"] == len(kept.ids)
+    assert after.metadata["llama.vocab_size"] == len(kept.ids)
     assert after.metadata["general.size_label"].endswith("K")
     assert target.stat().st_size < source.stat().st_size
     cut = Pretrained.open(target)
