@@ -34,8 +34,7 @@ from settle.data.tokenizer.fast import fast_tokenizer
 from settle.evaluate.pair_scores import separation
 from settle.formats.gguf import read_gguf
 from settle.library.resolve import resolve_whole
-from settle.model.encoder import encoder_of_gguf
-from settle.model.reranker import Reranker, file_names
+from settle.model.encoder import Reranker, encoder_of_gguf, file_names
 
 MIX = {  # share of each kind among the questions of a step
     "squad": 0.28, "squad-none": 0.13, "sentence": 0.22, "faq": 0.20, "med": 0.03,

@@ -42,8 +42,7 @@ from torch import Tensor
 from settle.evaluate.pair_scores import separation
 from settle.formats.gguf import read_gguf
 from settle.library.resolve import resolve_whole
-from settle.model.encoder import encoder_of_gguf
-from settle.model.reranker import Reranker, file_names
+from settle.model.encoder import Reranker, encoder_of_gguf, file_names
 from settle.retrieve.answer.answer_judge import SCALE, AnswerJudge
 from settle.retrieve.index.catalogue import Passage
 

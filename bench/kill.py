@@ -70,18 +70,19 @@ def killed_after(step: int) -> Any:
 
 
 class Fault:
-    """A profiling hook that does `act` at the file events of saves of step `step` that `choose` says yes to."""
+    """A profiling hook that does `act` at each file event of the saves of step `step`, and `over` behind each save."""
 
-    def __init__(self, step: int, act: Callable[[int], None]) -> None:
-        self.step, self.act = step, act
+    def __init__(self, step: int, act: Callable[[int], None], over: Callable[[], None] = lambda: None) -> None:
+        self.step, self.act, self.over = step, act, over
         self.depth = self.count = 0
 
     def __call__(self, frame: Any, event: str, arg: Any) -> None:
         if frame.f_code is checkpoint.save.__code__ and event in ("call", "return"):
             if event == "call" and frame.f_locals["checkpoint"].step == self.step:
                 self.depth, self.count = 1, 0
-            else:
+            elif self.depth:
                 self.depth = 0
+                self.over()
         elif event == "c_call" and self.depth and getattr(arg, "__name__", "") in FILE_EVENTS:
             self.count += 1
             self.act(self.count)
@@ -237,7 +238,7 @@ class Matrix:
 
     def killed_in_a_save(self, stride: int) -> tuple[int, int]:
         seen: list[int] = []
-        counting = Fault(40, lambda count: os.write(write, b"."))
+        counting = Fault(40, lambda count: os.write(write, b"."), lambda: os.kill(os.getpid(), signal.SIGKILL))
         read, write = os.pipe()
         session(self.copy(self.half), ["resume", "k"], counting)
         os.close(write)
@@ -446,7 +447,7 @@ def rows(matrix: Matrix) -> list[Callable[[], Row]]:
     few = matrix.reduced
     return [
         lambda: ("`kill -9` at random moments", *matrix.killed_at_random(1 if few else 32), ""),
-        lambda: ("`kill -9` inside a save, at each of its file events", *matrix.killed_in_a_save(40 if few else 1), ""),
+        lambda: ("`kill -9` inside a save, at each of its file events", *matrix.killed_in_a_save(39 if few else 1), ""),
         lambda: ("SIGTERM and Ctrl-C at random moments", *matrix.terminated(2 if few else 12), ""),
         lambda: ("disk full at each file event of a save", *matrix.full_in_a_save(), ""),
         lambda: ("disk full at every write: a tmpfs of each size", *matrix.small_disk(1200 if few else 160)),

@@ -7,8 +7,7 @@ import torch
 
 from settle.base.files import JsonObject
 from settle.data.batches import Batch
-from settle.model.encoder import Encoder, padded
-from settle.model.reranker import Reranker
+from settle.model.encoder import Encoder, Reranker, padded
 
 RESAMPLES, LEVEL = 1000, 0.95
 

@@ -36,8 +36,7 @@ from settle.jobs.training_stages import LoopContext, finish, note_judged, train_
 from settle.library.resolve import resolve_whole
 from settle.library.run_models import record_made
 from settle.machine import keep_freed_memory, use_torch_threads
-from settle.model.encoder import Encoder, encoder_of_gguf, gguf_names
-from settle.model.reranker import Reranker, file_names
+from settle.model.encoder import Encoder, Reranker, encoder_of_gguf, file_names, gguf_names
 from settle.model.source import Source
 from settle.train.evaluation import HeldOut, evaluate
 from settle.train.gradient import backward

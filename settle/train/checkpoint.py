@@ -21,7 +21,6 @@ import os
 import shutil
 import struct
 import time
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -390,56 +389,42 @@ def _tensors(path: Path) -> Weights:
         raise _Damaged(f"{path.name} cannot be read ({e})") from None
 
 
-class CheckpointStore(ABC):
-    """The checkpoints of one run, by step.
+class CheckpointStore:
+    """The checkpoints of one run, by step: safetensors in a folder, which every rank sees and rank 0 writes.
 
     Every rank calls every method. No method leaves a checkpoint that is half written under its name.
-    """
-
-    @abstractmethod
-    def save(self, checkpoint: Checkpoint, stopping: Callable[[], bool], wait: bool) -> bool:
-        """Keep a checkpoint, and drop those that are no longer needed.
-
-        On a full disk it waits for room; False: not saved, as `stopping` ended the wait. wait: until it is kept;
-        otherwise `flush` does that. Raises CheckpointError.
-        """
-
-    @abstractmethod
-    def flush(self) -> bool:
-        """Wait for a checkpoint that is still being kept; False: the disk was full. Raises CheckpointError."""
-
-    @abstractmethod
-    def newest(self, at_most: int | None = None) -> Checkpoint | None:
-        """Load the newest checkpoint that is whole, after leftovers of a killed process are put in order.
-
-        Returns None when there is none at all. at_most: a regular one, of no later step. Raises CheckpointError when
-        none can be believed.
-        """
-
-    @abstractmethod
-    def drop_after(self, step: int) -> None:
-        """Remove the checkpoints of later steps."""
-
-
-class LocalStore(CheckpointStore):
-    """Safetensors in a folder, which every rank sees and rank 0 writes.
-
     every: steps from one regular checkpoint to the next.
     """
 
     def __init__(self, folder: Path, every: int, events: Events, world: World) -> None:
         self.folder, self.every, self.events, self.world = folder, every, events, world
 
+    @property
+    def share(self) -> tuple[int, int]:
+        """Which rows this rank loads: a rank, and of how many."""
+        return 0, 1
+
     def save(self, checkpoint: Checkpoint, stopping: Callable[[], bool], wait: bool) -> bool:
+        """Keep a checkpoint, and drop those that are no longer needed.
+
+        On a full disk it waits for room; False: not saved, as `stopping` ended the wait. wait: until it is kept;
+        otherwise `flush` does that. Raises CheckpointError.
+        """
         if not self.world.lead(lambda: save_or_wait(self.folder, checkpoint, self.every, self.events, stopping)):
             return False
         self.events.emit(CheckpointSaved(step=checkpoint.step))
         return True
 
     def flush(self) -> bool:
+        """Wait for a checkpoint that is still being kept; False: the disk was full. Raises CheckpointError."""
         return True
 
     def newest(self, at_most: int | None = None) -> Checkpoint | None:
+        """Load the newest checkpoint that is whole, after leftovers of a killed process are put in order.
+
+        Returns None when there is none at all. at_most: a regular one, of no later step. Raises CheckpointError when
+        none can be believed.
+        """
         found: list[Checkpoint] = []
 
         def find() -> int | None:
@@ -453,9 +438,5 @@ class LocalStore(CheckpointStore):
         return None if step is None else found[0] if found else load(self.folder, step, *self.share)
 
     def drop_after(self, step: int) -> None:
+        """Remove the checkpoints of later steps."""
         self.world.lead(lambda: drop_after(self.folder, step))
-
-    @property
-    def share(self) -> tuple[int, int]:
-        """Which rows this rank loads: a rank, and of how many."""
-        return 0, 1

@@ -10,7 +10,7 @@ from settle.base.errors import CheckpointError
 from settle.base.event_log import Events
 from settle.base.events import Rollback
 from settle.base.run import Run
-from settle.train.checkpoint import Checkpoint, CheckpointStore, LocalStore, Weights
+from settle.train.checkpoint import Checkpoint, CheckpointStore, Weights
 from settle.train.state import LoopState, NamedBatch, NamedRow, RollbackNote
 from settle.train.trainer import StepResult, Trainer
 from settle.train.world.row_share import FILE, OrderLedger
@@ -52,9 +52,8 @@ class Recovery:
     def __init__(self, trainer: Trainer, session: LoopSession) -> None:
         self.trainer, self.plan, self.session = trainer, trainer.plan, session
         self.events, self.world = session.events, trainer.world
-        store = ShardStore if trainer.model.is_sharded else LocalStore
-        place, every = session.run.checkpoints, self.plan.checkpoint_steps
-        self.store: CheckpointStore = store(place, every, session.events, self.world)
+        store = ShardStore if trainer.model.is_sharded else CheckpointStore
+        self.store = store(session.run.checkpoints, self.plan.checkpoint_steps, session.events, self.world)
         self.order = OrderLedger(session.run.path / FILE, is_kept=self.world.rank == 0)
         self.saved_step = -1
         self._spent_before: dict[str, float] = {}  # by the sessions before this one

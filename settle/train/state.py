@@ -8,7 +8,7 @@ from pydantic import Field, TypeAdapter
 from settle.base.settings import Settings
 from settle.train.checkpoint import Weights
 from settle.train.evaluation import Evaluation
-from settle.train.settled import EVALUATION_COST
+from settle.train.settled import EVALUATION_COST, Evidence
 
 
 @dataclass(frozen=True)
@@ -142,7 +142,7 @@ class LoopState:
     is_past_half: bool = False  # whether the sample in the middle of the run was taken
     last_step: int | None = None  # by which the decay ends, where a number of steps decides it and not the clock
     stop: str = ""  # why the end was decided: settled | learned | overfitting | passes | budget | diverged | broken
-    judgement: dict[str, object] = field(default_factory=dict)
+    judgement: Evidence = field(default_factory=dict)  # `Judgement.to_json`
     spent: dict[str, float] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, object]:

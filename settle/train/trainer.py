@@ -3,13 +3,11 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from settle.data.batches import Batch
-from settle.data.store import TokenStore
+from settle.data.batches import Batches, RowBatches
 from settle.machine import FreedMemory
 from settle.model.layers.freezable import FreezableModule
 from settle.model.layers.linear import refresh_casts
@@ -21,25 +19,6 @@ from settle.train.state import LoopPlan, LoopState
 from settle.train.world import World, single
 from settle.train.world.row_share import StepRows
 from settle.train.world.weight_shards import local_part
-
-
-class TrainingBatches(Protocol):
-    """The endless stream of training batches of one store."""
-
-    @property
-    def store(self) -> TokenStore: ...
-
-    def at(self, position: int) -> Batch:
-        """Batch number `position`, from 0."""
-        ...
-
-    def epoch(self, position: int) -> float:
-        """How many times the store has been seen before this batch."""
-        ...
-
-    def rows_of(self, position: int) -> list[tuple[int, int, int]]:
-        """Return the rows of a batch as (document, start, stop)."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -72,7 +51,7 @@ class Trainer:
         model: FreezableModule,
         objective: Objective,
         optimizer: Optimizer,
-        batches: TrainingBatches,
+        batches: Batches | RowBatches,
         world: World | None = None,
     ) -> None:
         self.plan, self.model, self.objective, self.batches = plan, model, objective, batches

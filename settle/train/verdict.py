@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field
 
 from settle.base.statistics import NO_ESTIMATE, Interval
 from settle.train.evaluation import Evaluation
-from settle.train.settled import gain_for
+from settle.train.settled import Evidence, gain_for
 from settle.train.settled.trend import is_noise
 from settle.train.state import LoopPlan, LoopState
 
@@ -25,7 +25,7 @@ class LoopVerdict:
 
     verdict: str  # settled, learned, out of budget, overfitting, diverged or broken
     why: str
-    evidence: Mapping[str, object] = field(default_factory=dict)
+    evidence: Evidence = field(default_factory=dict)
     rollbacks: Sequence[Mapping[str, object]] | None = None  # of a run that diverged
     gain_per_hour: Mapping[str, float | None] | None = None  # of one that ran out of budget; None where it is not known
 
@@ -38,7 +38,7 @@ def verdict(state: LoopState, plan: LoopPlan, tokens_per_second: float, further:
     """
     stable = [e for e in state.history if state.schedule.decay_start is None or e.step <= state.schedule.decay_start]
     judged = state.judgement.get("evidence")
-    evidence = judged if isinstance(judged, Mapping) else {}
+    evidence = judged if isinstance(judged, dict) else {}
     if state.stop == "diverged":
         last = state.rollbacks[-1]
         batch = last.batches[-1]

@@ -13,8 +13,7 @@ from settle.formats import Weights
 from settle.formats.gguf import read_gguf
 from settle.infer.token_states import TokenStates
 from settle.library.pull.bert import bert_to_gguf
-from settle.model.encoder import Encoder, EncoderOptions, encoder_of_gguf, padded
-from settle.model.reranker import Reranker, file_names, layers_apart
+from settle.model.encoder import Encoder, EncoderOptions, Reranker, encoder_of_gguf, file_names, layers_apart, padded
 from settle.retrieve.answer.answer_judge import SCALE, TEXT_TOKENS, WEIGHTS, AnswerJudge
 from settle.retrieve.index.catalogue import Passage
 from settle.retrieve.index.embedders._bert import BertEncoder

@@ -1,9 +1,28 @@
-"""The documents behind a batch that a test made by hand."""
+"""Batches that a test makes by hand, and the documents behind them."""
+
+from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from settle.data.batches import Batch
 from settle.train.proof.source import SourceRow
+
+
+def packed(lengths: Sequence[int], vocab_size: int, seed: int = 0, answers: bool = False) -> Batch:
+    """Random tokens in segments of these lengths. answers: only the second half of each is learned."""
+    tokens = np.random.default_rng(seed).integers(0, vocab_size, sum(lengths) + 1)
+    learned = np.concatenate([np.arange(n) >= (n // 2 if answers else 0) for n in lengths])
+    positions = np.concatenate([np.arange(n) for n in lengths])
+    edges = np.cumsum([0, *lengths]).astype(np.int32)
+    return Batch(tokens[:-1].copy(), np.where(learned, tokens[1:], -1), edges, positions)
+
+
+def decisions(data: Batch, labels: Sequence[int], shares: np.ndarray) -> Batch:
+    """`data` as decisions: each segment ends before its label."""
+    targets = np.full_like(data.targets, -1)
+    targets[data.cu_seqlens[1:] - 1] = [labels[i] for i in shares.argmax(1)]
+    return replace(data, targets=targets, shares=shares)
 
 
 def source_rows(batch: Batch, file: str = "rows.jsonl") -> list[SourceRow]:

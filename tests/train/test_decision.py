@@ -16,18 +16,14 @@ from settle.model.architectures.llama import Llama
 from settle.model.decoder import Decoder
 from settle.train.objectives.decision import FULL_LEAD_NATS, Decision, label_scale
 from settle.train.proof import between, row_by_row, tails
+from tests.train.source_rows import decisions, packed
 
 LENGTHS, LABELS = (9, 12, 7), [5, 9, 2]
 SHARES = np.array([[0.75, 0.25, 0.0], [0.0, 1.0, -1.0], [0.2, 0.3, 0.5]], np.float32)
 
 
-def decisions() -> Batch:
-    tokens = np.random.default_rng(4).integers(0, Llama.TINY.vocab_size, sum(LENGTHS))
-    ends = np.cumsum(LENGTHS)
-    targets = np.full(len(tokens), -1)
-    targets[ends - 1] = [LABELS[i] for i in SHARES.argmax(1)]
-    positions = np.concatenate([np.arange(n) for n in LENGTHS])
-    return Batch(tokens, targets, np.append(0, ends).astype(np.int32), positions, shares=SHARES)
+def decided() -> Batch:
+    return decisions(packed(LENGTHS, Llama.TINY.vocab_size, seed=4), LABELS, SHARES)
 
 
 def adapted() -> Decoder:
@@ -50,7 +46,7 @@ def by_hand(model: Decoder, data: Batch, number: int) -> torch.Tensor:
 
 
 def test_loss_and_gradient_are_the_formulas() -> None:
-    data, model, objective = decisions(), adapted(), Decision(labels=LABELS)
+    data, model, objective = decided(), adapted(), Decision(labels=LABELS)
     expected = by_hand(model, data, 0) + by_hand(model, data, 1) + by_hand(model, data, 2)
     wanted = torch.autograd.grad(expected, list(model.trainable().values()))
     total, count = objective.batch_loss(model, data)
@@ -62,7 +58,7 @@ def test_loss_and_gradient_are_the_formulas() -> None:
 
 
 def test_parts_of_a_batch_keep_their_targets() -> None:
-    data, model, objective = decisions(), adapted(), Decision(labels=LABELS)
+    data, model, objective = decided(), adapted(), Decision(labels=LABELS)
     whole = objective.batch_loss(model, data)[0].item()
     apart = [objective.batch_loss(model, part)[0].item() for part in row_by_row(data, 1)]
     assert sum(apart) == pytest.approx(whole, rel=1e-5)
@@ -73,7 +69,7 @@ def test_parts_of_a_batch_keep_their_targets() -> None:
 
 
 def test_without_shares_the_last_target_is_right_of_all_labels() -> None:
-    data, model, objective = decisions(), adapted(), Decision(labels=LABELS)
+    data, model, objective = decided(), adapted(), Decision(labels=LABELS)
     hard = Batch(data.inputs, data.targets, data.cu_seqlens, data.positions)
     sure = np.eye(3, dtype=np.float32)[SHARES.argmax(1)]
     same = Batch(data.inputs, data.targets, data.cu_seqlens, data.positions, shares=sure)
@@ -81,13 +77,13 @@ def test_without_shares_the_last_target_is_right_of_all_labels() -> None:
 
 
 def test_every_weight_gets_a_gradient_the_output_table_too() -> None:
-    data, model = decisions(), Llama.TINY.build(seed=1)
+    data, model = decided(), Llama.TINY.build(seed=1)
     Decision(labels=LABELS).batch_loss(model, data)[0].backward()
     assert all(p.grad is not None and p.grad.any() for p in model.parameters())
 
 
 def test_held_out_rows_are_judged_at_the_temperature_that_suits_them() -> None:
-    data, model, objective = decisions(), adapted(), Decision(labels=LABELS)
+    data, model, objective = decided(), adapted(), Decision(labels=LABELS)
     narrow = replace(between(data, data.cu_seqlens[:3]), shares=SHARES[:2, :2])  # a batch with fewer options
     with torch.no_grad():
         scores = objective.scores(
@@ -128,7 +124,7 @@ def test_the_floor_is_that_of_the_labels_and_not_of_the_text(
         writer.add(np.arange(6), np.array([0, 0, 0, 0, 0, 1]), (0, number, number), 6)
     writer.close()
     np.array(train, "<f4").tofile(tmp_path / "rows" / "shares.bin")
-    batch = replace(decisions(), shares=np.array(held_out, np.float32))
+    batch = replace(decided(), shares=np.array(held_out, np.float32))
     found = Decision(labels=LABELS).frequency_loss(RowStore(tmp_path / "rows"), [batch], Llama.TINY.vocab_size)
     assert found == pytest.approx(floor, rel=1e-6, abs=1e-6)
 
@@ -147,7 +143,7 @@ def test_labels_that_a_base_hardly_tells_apart_are_learned_at_a_scale() -> None:
         table.mul_(1.1 / scale)
         assert label_scale(model, LABELS) == 1.0  # which letters of a trained model have
         assert label_scale(model, LABELS[:1]) == 1.0
-    model, data = adapted(), decisions()
+    model, data = adapted(), decided()
     prepared = Decision(labels=LABELS).prepared(model)
     assert prepared.scale == pytest.approx(scale, rel=1e-5)
     assert Decision(labels=LABELS, scale=0.5).prepared(model).scale == 0.5

@@ -19,8 +19,7 @@ from settle.library.pull.bert import bert_to_gguf
 from settle.model.adapters.lora import LoRA
 from settle.model.architectures.llama import Llama
 from settle.model.decoder import Decoder
-from settle.model.encoder import encoder_of_gguf
-from settle.model.reranker import Reranker
+from settle.model.encoder import Reranker, encoder_of_gguf
 from settle.train.objectives import Objective
 from settle.train.objectives.contrastive import Contrastive
 from settle.train.objectives.decision import Decision
@@ -34,7 +33,7 @@ from settle.train.proof import Recipe, prove
 from settle.train.proof.definition import require_definition, require_rate, require_tied
 from settle.train.teacher import LiveTeacher
 from tests.bert import tiny_bert
-from tests.train.source_rows import source_rows
+from tests.train.source_rows import decisions, packed, source_rows
 from tests.train.test_distill import recorded
 
 LENGTHS, LABELS = (11, 8, 14, 9), [5, 9, 2, 17]
@@ -43,19 +42,11 @@ SHARES = np.array([[0.5, 0.25, 0.25, 0], [1, 0, -1, -1], [0, 0.5, 0.5, -1], [0.1
 
 
 def rows(vocab_size: int = V) -> Batch:
-    """Four rows whose second half is supervised."""
-    tokens = np.random.default_rng(5).integers(0, vocab_size, sum(LENGTHS) + 1)
-    learned = np.concatenate([np.arange(n) >= n // 2 for n in LENGTHS])
-    positions = np.concatenate([np.arange(n) for n in LENGTHS])
-    edges = np.cumsum([0, *LENGTHS]).astype(np.int32)
-    return Batch(tokens[:-1].copy(), np.where(learned, tokens[1:], -1), edges, positions)
+    return packed(LENGTHS, vocab_size, seed=5, answers=True)
 
 
-def decisions() -> Batch:
-    data = rows()
-    targets = np.full_like(data.targets, -1)
-    targets[data.cu_seqlens[1:] - 1] = [LABELS[i] for i in SHARES.argmax(1)]
-    return replace(data, targets=targets, shares=SHARES)
+def decided() -> Batch:
+    return decisions(rows(), LABELS, SHARES)
 
 
 def moved(family: str = "llama", adapted: bool = True, seed: int = 1) -> Decoder:
@@ -78,8 +69,8 @@ def taught(**settings: Any) -> Distill:
 CASES: dict[str, tuple[Callable[[], Objective], Callable[[], Batch]]] = {
     "next token": (NextToken, rows),
     "preferences": (lambda: DPO(beta=0.7), rows),
-    "decisions": (lambda: Decision(labels=LABELS, scale=0.4), decisions),
-    "decisions without shares": (lambda: Decision(labels=LABELS), lambda: replace(decisions(), shares=None)),
+    "decisions": (lambda: Decision(labels=LABELS, scale=0.4), decided),
+    "decisions without shares": (lambda: Decision(labels=LABELS), lambda: replace(decided(), shares=None)),
     "forward": (lambda: taught(text=0.3), rows),
     "reverse": (lambda: taught(kind="reverse", temperature=2.0), rows),
     "js": (lambda: taught(kind="js", mixture=0.2, temperature=0.5), rows),
@@ -121,8 +112,8 @@ class Wrong:
     ("stated", "computed", "data"),
     [
         (DPO(beta=0.7), DPO(beta=0.6), rows()),
-        (Decision(labels=LABELS, scale=0.4), Decision(labels=LABELS, scale=0.5), decisions()),
-        (Decision(labels=LABELS), Decision(labels=LABELS[::-1]), decisions()),
+        (Decision(labels=LABELS, scale=0.4), Decision(labels=LABELS, scale=0.5), decided()),
+        (Decision(labels=LABELS), Decision(labels=LABELS[::-1]), decided()),
     ],
 )
 def test_another_loss_is_refused(stated: Objective, computed: Objective, data: Batch) -> None:
@@ -136,7 +127,7 @@ def test_options_that_a_row_does_not_have_take_no_part() -> None:
             return super().scores(model, inputs, cu_seqlens, shares.clamp_min(0))
 
     with pytest.raises(ProofError, match="its loss is .* by its definition"):
-        require_definition(moved(), Open(labels=LABELS), decisions())
+        require_definition(moved(), Open(labels=LABELS), decided())
 
 
 def test_every_objective_states_its_formula() -> None:

@@ -25,7 +25,7 @@ from settle.train.optimizers.adamw import AdamW
 from settle.train.proof import Recipe, prove
 from settle.train.teacher import LiveTeacher, RecordedTeacher, windows_of
 from tests.records import into
-from tests.train.source_rows import source_rows
+from tests.train.source_rows import packed, source_rows
 from tests.train.test_proof import CHECKS
 
 N, WIDTH, WIDER, V = 37, 16, 24, 300
@@ -148,12 +148,9 @@ LENGTHS = (20, 9, 33, 12)
 
 def rows(vocab_size: int = Llama.TINY.vocab_size) -> Batch:
     """Rows whose second half is supervised, and one that is all text."""
-    tokens = np.random.default_rng(0).integers(0, vocab_size, sum(LENGTHS) + 1)
-    answers = np.concatenate([np.arange(n) >= n // 2 for n in LENGTHS])
-    answers[-LENGTHS[-1] :] = True
-    targets = np.where(answers, tokens[1:], -1)
-    positions = np.concatenate([np.arange(n) for n in LENGTHS])
-    return Batch(tokens[:-1].copy(), targets, np.cumsum([0, *LENGTHS]).astype(np.int32), positions)
+    answers, whole = packed(LENGTHS, vocab_size, answers=True), packed(LENGTHS, vocab_size)
+    answers.targets[-LENGTHS[-1] :] = whole.targets[-LENGTHS[-1] :]
+    return answers
 
 
 def frozen(seed: int = 7) -> Decoder:

@@ -2,7 +2,6 @@
 
 import math
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -13,19 +12,16 @@ from settle.model.adapters.lora import LoRA
 from settle.model.architectures.llama import Llama
 from settle.model.decoder import Decoder
 from settle.train.objectives.dpo import DPO
+from tests.train.source_rows import packed
 
 LENGTHS, ANSWERS = (9, 12, 7, 15), (4, 5, 3, 6)  # two pairs: the better answer first, and how much is answer
 
 
 def pairs() -> Batch:
-    random = np.random.default_rng(4)
-    tokens = random.integers(0, Llama.TINY.vocab_size, sum(LENGTHS))
-    targets = random.integers(0, Llama.TINY.vocab_size, sum(LENGTHS))
-    ends = np.cumsum(LENGTHS)
-    for length, answer, end in zip(LENGTHS, ANSWERS, ends, strict=True):
-        targets[end - length : end - answer] = -1
-    positions = np.concatenate([np.arange(n) for n in LENGTHS])
-    return Batch(tokens, targets, np.append(0, ends).astype(np.int32), positions)
+    data = packed(LENGTHS, Llama.TINY.vocab_size, seed=4)
+    for length, answer, end in zip(LENGTHS, ANSWERS, data.cu_seqlens[1:], strict=True):
+        data.targets[end - length : end - answer] = -1
+    return data
 
 
 def adapted(moved: float = 0.0) -> Decoder:

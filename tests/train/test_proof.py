@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -16,16 +15,14 @@ from settle.train.optimizers.adamw import AdamW
 from settle.train.proof import Recipe, prove, shorten
 from settle.train.proof.source import SourceRow
 from tests.records import into
-from tests.train.source_rows import source_rows
+from tests.train.source_rows import packed, source_rows
 
 VOCAB = Llama.TINY.vocab_size
 CHECKS = 9
 
 
 def batch(lengths: tuple[int, ...] = (20, 7, 33, 12)) -> Batch:
-    tokens = np.random.default_rng(0).integers(0, VOCAB, sum(lengths) + 1)
-    positions = np.concatenate([np.arange(n) for n in lengths])
-    return Batch(tokens[:-1].copy(), tokens[1:].copy(), np.cumsum([0, *lengths]).astype(np.int32), positions)
+    return packed(lengths, VOCAB)
 
 
 def shown(
@@ -52,34 +49,23 @@ def test_a_right_recipe_is_proven_and_left_as_it_was() -> None:
         assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
 
 
-class WrongScale(torch.autograd.Function):
-    """The identity, whose backward is a tenth of a percent off."""
+class WrongBackward(torch.autograd.Function):
+    """The identity, whose backward multiplies the gradient by `factor`, or turns it by rows and keeps its length."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, factor: float, turned: int = 0) -> Tensor:
+        ctx.factor, ctx.turned = factor, turned
         return x.clone()
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Tensor:
-        return grads[0] * 1.001
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        return grads[0].roll(ctx.turned, 0) * ctx.factor, None, None
 
 
-class WrongAngle(torch.autograd.Function):
-    """The identity, whose backward leaves the gradient's length as it is and turns it."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        return x.clone()
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Tensor:
-        return grads[0].roll(1, 0)
-
-
-@pytest.mark.parametrize("wrong", [WrongScale, WrongAngle])
-def test_a_wrong_backward_is_found(wrong: type[torch.autograd.Function]) -> None:
-    model = Llama.TINY.build(seed=1)
-    model.model.norm.register_forward_hook(lambda module, args, out: wrong.apply(out))
+@pytest.mark.parametrize("wrong", [(1.001, 0), (1.0, 1)], ids=["scale", "angle"])
+def test_a_wrong_backward_is_found(wrong: tuple[float, int]) -> None:
+    model = Llama.TINY.shortened(1).build(seed=1)
+    model.model.norm.register_forward_hook(lambda module, args, out: WrongBackward.apply(out, *wrong))
     with pytest.raises(ProofError, match=r"(\w+\.)+weight: .* off"):
         shown(model)
 

@@ -221,11 +221,6 @@ def test_what_came_before_the_constant_rate_is_not_looked_at():
     assert line["start_tokens"] > 200_000
 
 
-def test_judging_is_a_pure_function_of_the_history():
-    history = looks(power, 1_000_000, noise=0.01)
-    assert Settled().judge(history) == Settled().judge(list(history))
-
-
 def test_evaluating_costs_little_and_gets_rarer():
     at, looked, previous = 0, 0, 0
     gaps = []

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from settle.base.errors import ProofError
 from settle.base.event_log import Events
-from settle.data.batches import Batch
 from settle.model.adapters.lora import LoRA
 from settle.model.architectures.gemma2 import Gemma2
 from settle.model.architectures.llama import Llama
@@ -22,43 +21,9 @@ from settle.train.optimizers.muon import Muon
 from settle.train.proof import Recipe, prove
 from settle.train.proof.compute_type import EmulatedRounding, RoundingError
 from settle.train.proof.definition import _Watched, require_attention, require_causal
-from settle.train.proof.source import SourceRow, require_targets, require_text
+from settle.train.proof.source import require_targets
 from tests.train.source_rows import source_rows
 from tests.train.test_proof import VOCAB, batch
-
-
-def decode(ids: Any) -> str:
-    return "".join(chr(48 + i) for i in ids)
-
-
-def permuted(data: Batch) -> np.ndarray:
-    return np.roll(data.targets, 5)
-
-
-WRONG_TARGETS: list[tuple[Callable[[Batch], np.ndarray], str]] = [
-    (lambda data: data.inputs, "the targets are the inputs"),
-    (lambda data: np.append(data.targets[1:], 0), "the targets lie two tokens ahead"),
-    (permuted, r"after '.*' the target is '.', and the text continues with '.'"),
-    (
-        lambda data: np.where(np.arange(len(data.targets)) == 3, -1, data.targets),
-        "token 3 is not learned, and should be",
-    ),
-]
-
-
-@pytest.mark.parametrize(("wrong", "says"), WRONG_TARGETS)
-def test_targets_are_the_next_tokens_of_the_text(wrong: Callable[[Batch], np.ndarray], says: str) -> None:
-    data = batch()
-    assert require_targets(data, source_rows(data), decode).startswith("4 rows; the first is to answer '")
-    with pytest.raises(ProofError, match=says):
-        require_targets(replace(data, targets=wrong(data)), source_rows(data), decode)
-
-
-def test_a_prompt_is_not_learned() -> None:
-    data = batch()
-    rows = [replace(row, supervised=np.arange(len(row.document)) >= 3) for row in source_rows(data)]
-    with pytest.raises(ProofError, match="token 0 is learned, and should not be"):
-        require_targets(data, rows)
 
 
 def test_borders_are_the_documents_and_not_the_batch_s() -> None:
@@ -75,17 +40,6 @@ def test_borders_are_the_documents_and_not_the_batch_s() -> None:
         require_targets(data, short)
     with pytest.raises(ProofError, match=r"does not hold the tokens of a\.txt:2"):
         require_targets(data, [*rows[:2], replace(rows[2], before=(rows[2].before + 1) % VOCAB), rows[3]])
-
-
-def test_ids_stand_for_their_text() -> None:
-    row = SourceRow("a.txt:0", np.array([56, 53, 60, 60, 63, 0]), 0, 6, 0)
-
-    def encode(text: str) -> np.ndarray:
-        return np.array([ord(letter) - 48 for letter in text])
-
-    require_text([row], decode, encode)
-    with pytest.raises(ProofError, match=r"the ids of a\.txt:0 are not those of its text, .* 'hello'"):
-        require_text([row], decode, lambda text: encode(text)[::-1])
 
 
 def mask_from(diagonal: int) -> Callable[..., Tensor]:

@@ -16,9 +16,9 @@ from settle.train.loop import Loop
 from settle.train.objectives.next_token import NextToken
 from settle.train.optimizers.adamw import AdamW
 from settle.train.recovery import LoopSession
-from settle.train.state import LoopPlan, LoopState, Outcome, Schedule
+from settle.train.state import LoopPlan, LoopState, Outcome
 from settle.train.trainer import StepResult, Trainer
-from settle.train.watch import MOST_SLOWDOWN, SLACK, Pace
+from settle.train.watch import MOST_SLOWDOWN, SLACK
 
 BUDGET, AFTER, COMPARING, STEP = 200.0, 10.0, 30.0, 1.0  # seconds
 
@@ -115,24 +115,3 @@ def test_steps_alone_are_counted_as_ever(corpus: Corpus):
         train(corpus, Run.create("train", name), Clock(0.0, slow), events, **changes)
         seen.append(rates(events))
     assert seen[0] == seen[1] and len(seen[0]) == 30
-
-
-def test_a_decay_planned_anew_as_it_goes_is_the_straight_line():
-    """As long as the pace stays, planning again changes nothing; a shorter rest falls faster, to the same end."""
-    line = Schedule(0).decay_from(10, 8)
-    again = line
-    for step in range(10, 18):
-        again = again.replanned(step, 18 - step)
-        assert again.multiplier(step) == pytest.approx(line.multiplier(step))
-    shorter = line.replanned(12, 2)
-    assert shorter.end == 14 and shorter.multiplier(13) == pytest.approx(line.multiplier(11) / 3)
-
-
-def test_the_pace_is_that_of_the_latest_steps():
-    pace = Pace()
-    assert pace.seconds_per_step is None and pace.slowdown(1.0) == 1.0
-    for step in range(100):
-        pace.add(step * 1.0, step)
-    for step in range(100, 108):
-        pace.add(99 + (step - 99) * 3.0, step)
-    assert pace.seconds_per_step == pytest.approx(3.0) and pace.slowdown(1.0) == pytest.approx(3.0)

@@ -88,11 +88,17 @@ def test_the_rate_rises_stays_and_falls_to_nearly_zero() -> None:
 
 
 def test_a_decay_that_is_planned_anew_continues_from_where_it_is() -> None:
-    schedule = Schedule(0).decay_from(10, 4)  # 0.8, 0.6, then replanned
-    longer = schedule.replanned(12, 6)
-    assert longer.end == 18
-    falling = [longer.multiplier(step) for step in range(12, 18)]
-    assert falling == pytest.approx([0.6 * left / 7 for left in range(6, 0, -1)])
+    """As long as the pace stays, that changes nothing; a shorter rest falls faster, to the same end."""
+    line = again = Schedule(0).decay_from(10, 8)
+    for step in range(10, 18):
+        again = again.replanned(step, 18 - step)
+        assert again.multiplier(step) == pytest.approx(line.multiplier(step))
+    for steps in (2, 12):
+        other = line.replanned(12, steps)
+        assert other.end == 12 + steps
+        falling = [other.multiplier(step) for step in range(12, 12 + steps)]
+        level = line.multiplier(11) / (steps + 1)
+        assert falling == pytest.approx([level * left for left in range(steps, 0, -1)])
 
 
 # --- one step ---

@@ -10,39 +10,30 @@ from torch import Tensor
 
 from settle.base.errors import ProofError
 from settle.base.event_log import Events
-from settle.base.registry import part, part_names
 from settle.data.batches import Batch
 from settle.model.adapters.dora import DoRA
 from settle.model.adapters.lora import LoRA
-from settle.model.architectures.llama import Llama
+from settle.model.architectures import Architecture
 from settle.model.decoder import Decoder
 from settle.model.layers.decoder_layer import TopExperts
 from settle.train.objectives import Objective
 from settle.train.objectives.dpo import DPO
 from settle.train.objectives.next_token import NextToken
 from settle.train.optimizers.adamw import AdamW
-from settle.train.proof import Recipe, prove, tails
+from settle.train.proof import Recipe, prove
 from tests.records import into
-from tests.train.source_rows import source_rows
-from tests.train.test_proof import CHECKS, make_leaking
+from tests.train.source_rows import packed, source_rows
+from tests.train.test_proof import CHECKS, WrongBackward, make_leaking
 
 LENGTHS = (20, 9, 33, 12)
-
-
-def batch(vocab_size: int) -> Batch:
-    """Rows whose second half is supervised."""
-    tokens = np.random.default_rng(0).integers(0, vocab_size, sum(LENGTHS) + 1)
-    positions = np.concatenate([np.arange(n) for n in LENGTHS])
-    answers = np.concatenate([np.arange(n) >= n // 2 for n in LENGTHS])
-    targets = np.where(answers, tokens[1:], -1)
-    return Batch(tokens[:-1].copy(), targets, np.cumsum([0, *LENGTHS]).astype(np.int32), positions)
 
 
 LORA = LoRA(rank=4, dropout=0.1)
 
 
 def tuned(family: str = "llama", method: LoRA | None = LORA) -> Decoder:
-    model: Decoder = part("model/architectures", family).TINY.build(seed=1)  # type: ignore[attr-defined]
+    tiny = Architecture.parts()[family].TINY
+    model = (tiny.shortened(2) if family == "gemma2" else tiny).build(seed=1)  # a period of its windows
     if method is not None:
         method.apply(model, seed=2)
     return model
@@ -52,13 +43,13 @@ def shown(model: Decoder, objective: Objective | None = None, data: Batch | None
     events: list[dict[str, Any]] = []
     listening = Events(listeners=[into(events)])
     vocab_size = model.options.vocab_size
-    data = data or batch(vocab_size)
+    data = data or packed(LENGTHS, vocab_size, answers=True)
     recipe = Recipe(model, objective or NextToken(), AdamW(), data, source_rows(data), vocab_size, tuned=True)
     prove(recipe, listening)
     return events
 
 
-EVERY = part_names("model/architectures")
+EVERY = Architecture.part_names()
 DORA = ("gemma2", "llama", "phi3", "qwen2")  # the others: bench/proof_faults.py, which has minutes
 
 
@@ -95,18 +86,6 @@ def test_half_precision_is_proven_and_comes_back() -> None:
     assert model.compute_dtype == torch.bfloat16
 
 
-class WrongScale(torch.autograd.Function):
-    """The identity, whose backward is a tenth too large."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        return x.clone()
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Tensor:
-        return grads[0] * 1.1
-
-
 def test_a_wrong_backward_of_one_adapter_is_named() -> None:
     model = tuned("llama", LoRA(rank=4))
     adapter = model.linears()["model.layers.0.mlp.up_proj"].adapter
@@ -125,8 +104,8 @@ def test_a_wrong_backward_of_one_adapter_is_named() -> None:
 
 
 def test_a_wrong_backward_of_everything_is_found() -> None:
-    model = tuned()
-    model.model.norm.register_forward_hook(lambda module, args, out: WrongScale.apply(out))
+    model = tuned("llama", LoRA(rank=4, targets=["q_proj", "down_proj"]))
+    model.model.norm.register_forward_hook(lambda module, args, out: WrongBackward.apply(out, 1.1))
     with pytest.raises(ProofError, match="off finite differences"):
         shown(model)
 
@@ -154,16 +133,6 @@ def test_preferences_must_begin_at_the_base() -> None:
         linear.adapter.lora_B.add_(0.5)
     with pytest.raises(ProofError, match="the first loss is"):
         shown(model, DPO(beta=1.0))
-
-
-def test_the_ends_of_rows_behind_their_beginnings_are_what_is_checked() -> None:
-    whole = batch(Llama.TINY.vocab_size)
-    part_of = tails(whole, 40, 4)
-    assert np.diff(part_of.cu_seqlens).tolist() == [10, 9, 10, 10]
-    assert part_of.inputs[:10].tolist() == [*whole.inputs[:4], *whole.inputs[14:20]]
-    assert part_of.inputs[10:19].tolist() == whole.inputs[20:29].tolist()  # a short row is whole
-    assert part_of.targets[-6:].tolist() == whole.targets[-6:].tolist()
-    assert part_of.positions[:10].tolist() == list(range(10))
 
 
 def mixture(method: LoRA | None, apart: float) -> Decoder:
@@ -212,7 +181,7 @@ def test_a_sound_gradient_of_a_loss_that_bends_is_proven() -> None:
 
 def test_an_expert_that_no_counted_token_chose_is_no_fault() -> None:
     """Behind the last layer only the tokens with a target have a gradient, and they may all choose the others."""
-    data = batch(part("model/architectures", "qwen3_moe").TINY.vocab_size)  # type: ignore[attr-defined]
+    data = packed(LENGTHS, Architecture.parts()["qwen3_moe"].TINY.vocab_size, answers=True)
     targets = np.full_like(data.targets, -1)
     targets[data.cu_seqlens[1:3] - 1] = data.targets[data.cu_seqlens[1:3] - 1]
     model = tuned("qwen3_moe", None)

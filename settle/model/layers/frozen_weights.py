@@ -18,10 +18,11 @@ Order = Callable[[Tensor], Tensor]
 
 
 class Frozen(ABC):
-    """A matrix (O, I) that no optimizer touches. dtype: of its numbers, None when it is quantized."""
+    """A matrix (O, I) that no optimizer touches."""
 
     shape: tuple[int, ...]
-    dtype: torch.dtype | None = None
+    tensors: tuple[Tensor, ...]  # in which it lies
+    dtype: torch.dtype | None = None  # of its numbers, None when it is quantized
 
     @abstractmethod
     def dense(self, dtype: torch.dtype) -> Tensor:
@@ -36,14 +37,13 @@ class Frozen(ABC):
         out.copy_(self.dense(out.dtype))
 
     @property
-    @abstractmethod
     def num_bytes(self) -> int:
         """Memory it takes."""
+        return sum(tensor.nbytes for tensor in self.tensors)
 
     @property
-    @abstractmethod
     def device(self) -> torch.device:
-        """Where it lies."""
+        return self.tensors[0].device
 
     @abstractmethod
     def to(self, device: torch.device) -> "Frozen":
@@ -58,21 +58,13 @@ class FrozenDense(Frozen):
 
     def __init__(self, weight: Tensor) -> None:
         self.weight, self.shape = weight.detach(), tuple(weight.shape)
-        self.dtype = weight.dtype
+        self.tensors, self.dtype = (self.weight,), weight.dtype
 
     def dense(self, dtype: torch.dtype) -> Tensor:
         return self.weight.to(dtype)
 
     def rows(self, ids: Tensor, dtype: torch.dtype) -> Tensor:
         return self.weight.index_select(0, ids).to(dtype)
-
-    @property
-    def num_bytes(self) -> int:
-        return self.weight.nbytes
-
-    @property
-    def device(self) -> torch.device:
-        return self.weight.device
 
     def to(self, device: torch.device) -> "FrozenDense":
         return FrozenDense(self.weight.to(device))
@@ -83,6 +75,7 @@ class FrozenBlocks(Frozen):
 
     def __init__(self, raw: Tensor, kind: str, shape: tuple[int, ...]) -> None:
         self.raw, self.kind, self.shape = raw, kind, shape
+        self.tensors = (raw,)
 
     def dense(self, dtype: torch.dtype) -> Tensor:
         return dequantize(self.raw, self.kind, self.shape, dtype)
@@ -97,14 +90,6 @@ class FrozenBlocks(Frozen):
         chosen = self.raw.view(self.shape[0], -1).index_select(0, ids)
         return dequantize(chosen, self.kind, (len(ids), self.shape[1]), dtype)
 
-    @property
-    def num_bytes(self) -> int:
-        return self.raw.nbytes
-
-    @property
-    def device(self) -> torch.device:
-        return self.raw.device
-
     def to(self, device: torch.device) -> "FrozenBlocks":
         return FrozenBlocks(self.raw.to(device), self.kind, self.shape)
 
@@ -114,6 +99,7 @@ class FrozenNf4(Frozen):
 
     def __init__(self, packed: Nf4) -> None:
         self.packed, self.shape = packed, (packed.shape[0], packed.shape[1])
+        self.tensors = (packed.codes, packed.scales, packed.seconds, packed.mean)
 
     def dense(self, dtype: torch.dtype) -> Tensor:
         return dequantize_nf4(self.packed, dtype)
@@ -124,17 +110,9 @@ class FrozenNf4(Frozen):
         else:
             super().into(out)
 
-    @property
-    def num_bytes(self) -> int:
-        return self.packed.num_bytes
-
-    @property
-    def device(self) -> torch.device:
-        return self.packed.codes.device
-
     def to(self, device: torch.device) -> "FrozenNf4":
-        p = self.packed
-        return FrozenNf4(Nf4(p.codes.to(device), p.scales.to(device), p.seconds.to(device), p.mean.to(device), p.shape))
+        codes, scales, seconds, mean = (tensor.to(device) for tensor in self.tensors)
+        return FrozenNf4(Nf4(codes, scales, seconds, mean, self.packed.shape))
 
 
 class FrozenView(Frozen):
@@ -142,18 +120,10 @@ class FrozenView(Frozen):
 
     def __init__(self, rows: Tensor, restore: Callable[[Tensor], Tensor]) -> None:
         self.view, self.restore, self.shape = rows, restore, (rows.shape[0], rows.shape[1])
-        self.dtype = rows.dtype
+        self.tensors, self.dtype = (rows,), rows.dtype
 
     def dense(self, dtype: torch.dtype) -> Tensor:
         return self.restore(self.view).to(dtype).contiguous()
-
-    @property
-    def num_bytes(self) -> int:
-        return self.view.numel() * self.view.element_size()
-
-    @property
-    def device(self) -> torch.device:
-        return self.view.device
 
     def to(self, device: torch.device) -> "FrozenDense":
         return FrozenDense(self.dense(self.view.dtype).to(device))

@@ -19,7 +19,7 @@ from torch.autograd import Function
 
 from settle.data.likelihoods import LEAST
 from settle.model.layers.kernels import Context
-from settle.train.objectives.next_token import QUICK_ROWS, scaled, summed
+from settle.train.objectives.next_token import logit_chunks, scaled, summed
 
 Kind = Literal["forward", "reverse", "js"]
 
@@ -92,18 +92,9 @@ def _chunks(
     chunk_logits: int,
     soft_cap: float | None,
 ) -> Iterator[tuple[slice, Tensor, Tensor]]:
-    """Rows, losses of them (n,) fp32 and the losses' gradient at the logits (n, V), overwritten by the next.
-
-    As in `next_token`: products have enough rows to be quick, fp32 has `chunk_logits` numbers at a time.
-    """
-    size = max(1, chunk_logits // cast.shape[0])
-    step = max(1, min(len(hidden), max(size, QUICK_ROWS)))
-    buffer = hidden.new_empty(step, cast.shape[0])
-    for start in range(0, len(hidden), step):
-        rows = slice(start, min(len(hidden), start + step))
-        logits, chunk = buffer[: rows.stop - start], teacher.at(rows)
-        torch.mm(hidden[rows], cast.t(), out=logits)
-        losses = []
+    """Rows, losses of them (n,) fp32 and the losses' gradient at the logits (n, V), overwritten by the next."""
+    for rows, logits, size in logit_chunks(hidden, cast, chunk_logits):
+        chunk, losses = teacher.at(rows), []
         for first in range(0, len(logits), size):
             piece = slice(first, min(first + size, len(logits)))
             losses.append(_into_errors(logits[piece], chunk.part(piece), targets[rows][piece], measure, soft_cap))

@@ -138,19 +138,27 @@ def _chunks(
 ) -> Iterator[tuple[slice, Tensor, Tensor]]:
     """Yield rows, their losses (n,) in fp32 and, `with_grad`, the losses' gradient at the logits (n, V).
 
-    The gradient is in the compute type, and overwritten by the next. A product has at least as many rows as make it
-    quick, also when V is large; only what is made in fp32 is held to `chunk_logits`.
+    The gradient is in the compute type, and overwritten by the next. Only what is made in fp32 is held to
+    `chunk_logits`.
+    """
+    for rows, logits, size in logit_chunks(hidden, cast, chunk_logits):
+        pieces = zip(logits.split(size), targets[rows].unsqueeze(1).split(size), strict=True)
+        yield rows, torch.cat([_into_errors(piece, wanted, soft_cap, with_grad) for piece, wanted in pieces]), logits
+
+
+def logit_chunks(hidden: Tensor, cast: Tensor, chunk_logits: int) -> Iterator[tuple[slice, Tensor, int]]:
+    """Yield rows, their logits (n, V), which the next overwrite, and how many of those rows fp32 is made of at once.
+
+    A product has at least as many rows as make it quick, also when V is large.
     """
     size = max(1, chunk_logits // cast.shape[0])
-    step = min(len(hidden), max(size, QUICK_ROWS))
+    step = max(1, min(len(hidden), max(size, QUICK_ROWS)))
     buffer = hidden.new_empty(step, cast.shape[0])
-    for start in range(0, len(hidden), max(step, 1)):
+    for start in range(0, len(hidden), step):
         rows = slice(start, min(len(hidden), start + step))
-        logits, target = buffer[: rows.stop - start], targets[rows].unsqueeze(1)
+        logits = buffer[: rows.stop - start]
         torch.mm(hidden[rows], cast.t(), out=logits)
-        pieces = zip(logits.split(size), target.split(size), strict=True)
-        losses = torch.cat([_into_errors(piece, wanted, soft_cap, with_grad) for piece, wanted in pieces])
-        yield rows, losses, logits
+        yield rows, logits, size
 
 
 def _into_errors(logits: Tensor, target: Tensor, soft_cap: float | None, with_grad: bool) -> Tensor:

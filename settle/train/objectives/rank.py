@@ -9,8 +9,8 @@ from pydantic import Field
 from torch import Tensor
 
 from settle.data.batches import Batch
+from settle.model.encoder import Reranker
 from settle.model.layers.freezable import FreezableModule
-from settle.model.reranker import Reranker
 from settle.train.objectives import Objective, Rows
 from settle.train.objectives._definition import pair_texts
 

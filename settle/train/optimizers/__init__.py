@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor
 
 from settle.base.registry import Part
@@ -20,9 +21,11 @@ class Stepper(ABC):
     def state(self) -> dict[str, Tensor]:
         """Everything that a later step depends on, by name; the tensors are the live ones."""
 
-    @abstractmethod
+    @torch.no_grad()
     def restore(self, state: Mapping[str, Tensor]) -> None:
         """Take over what `state` gave, exactly."""
+        for name, tensor in self.state().items():
+            tensor.copy_(state[name])
 
 
 class Optimizer(Part):

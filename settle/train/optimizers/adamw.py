@@ -27,18 +27,12 @@ class AdamW(Optimizer):
     weight_decay: float = Field(0.1, ge=0, description="weight decay of matrices, multiplied by the learning rate")
 
     def bind(self, model: FreezableModule) -> "AdamStepper":
-        shrink = width_factor(model)
-        rates = {
-            "matrix": (self.lr * shrink, self.weight_decay),
-            "head": (self.lr * shrink, 0.0),
-            "table": (self.table_lr, 0.0),
-            "norm": (self.lr, 0.0),
-            "adapter": (self.lr, self.weight_decay),
-        }
+        rates = self._rates(model)
         groups: dict[tuple[float, float], list[tuple[str, nn.Parameter]]] = {}
         for name, parameter in model.trainable().items():
-            lr, decay = rates[role(name, parameter)]
-            groups.setdefault((lr * model.lr_scale(name), decay), []).append((name, parameter))
+            kind = role(name, parameter)
+            decay = self.weight_decay if kind in ("matrix", "adapter") else 0.0
+            groups.setdefault((rates[kind] * model.lr_scale(name), decay), []).append((name, parameter))
         adam = [AdamGroup(members, lr, decay) for (lr, decay), members in groups.items()]
         return AdamStepper(adam, (self.beta1, self.beta2), self.eps)
 
@@ -47,11 +41,14 @@ class AdamW(Optimizer):
 
         The mean gradient over its own root mean square is 1.
         """
-        lr, width = self.lr, width_factor(model)
-        rates = {"matrix": lr * width, "head": lr * width, "table": self.table_lr, "norm": lr, "adapter": lr}
-        own = dict(model.named_parameters())
+        rates, own = self._rates(model), dict(model.named_parameters())
         asked = {name: rates[role(name, own[name])] * model.lr_scale(name) for name in steps}
         return {name: float(step.abs().max()) / asked[name] for name, step in steps.items()}
+
+    def _rates(self, model: FreezableModule) -> dict[str, float]:
+        """Return the learning rate of each role."""
+        lr, shrunk = self.lr, self.lr * width_factor(model)
+        return {"matrix": shrunk, "head": shrunk, "table": self.table_lr, "norm": lr, "adapter": lr}
 
     def bytes_per_parameter(self) -> float:
         return 8.0
@@ -123,8 +120,3 @@ class AdamStepper(Stepper):
             for name, mean, square in zip(group.names, group.mean, group.square, strict=True):
                 state |= {f"adam.mean.{name}": mean, f"adam.square.{name}": square}
         return state
-
-    @torch.no_grad()
-    def restore(self, state: Mapping[str, Tensor]) -> None:
-        for name, tensor in self.state().items():
-            tensor.copy_(state[name])

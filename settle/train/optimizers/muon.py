@@ -122,11 +122,6 @@ class MuonStepper(Stepper):
                 state[f"muon.momentum.{name}"] = momentum
         return state
 
-    @torch.no_grad()
-    def restore(self, state: Mapping[str, Tensor]) -> None:
-        for name, tensor in self.state().items():
-            tensor.copy_(state[name])
-
 
 POWER_ITERATIONS = 8  # that find the largest singular value to a few per cent
 _COPIES = 7  # what is sent and received, the iterate, the next one, and two products

@@ -25,6 +25,7 @@ import numpy as np
 from settle.base.statistics import FORECAST_LEVEL, LEVEL, NO_ESTIMATE, Interval
 from settle.train.settled.trend import MORE, Posterior, Window, is_noise
 
+Evidence = dict[str, object]  # the figures behind a verdict, to be shown
 State = Literal["improving", "settled", "learned", "overfitting", "broken"]
 
 REACH = 0.1  # the window reaches back to this fraction of the tokens seen
@@ -86,8 +87,13 @@ class Trend:
     sample_stderr: float  # standard error of the gain from the finite held-out sample alone
     loss: float  # the curve at its end, nats
 
-    def to_json(self) -> dict[str, object]:
-        return _flat_gain(self)
+    def to_json(self) -> dict[str, float]:
+        gain, low, high = self.gain.ends
+        return {
+            "start_tokens": self.start_tokens, "points": self.points, "gain": gain, "low": low, "high": high,
+            "chance": self.chance, "noise": self.noise, "correlation": self.correlation,
+            "sample_stderr": self.sample_stderr, "loss": self.loss,
+        }  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -112,18 +118,14 @@ class Judgement:
     state: State
     why: str
     gain: Interval = NO_ESTIMATE
-    evidence: dict[str, object] = field(default_factory=dict)
+    evidence: Evidence = field(default_factory=dict)
 
-    def to_json(self) -> dict[str, object]:
+    def to_json(self) -> Evidence:
         """Return the form of events and checkpoints: the interval's ends next to the other fields, NaN included."""
-        return _flat_gain(self)
-
-
-def _flat_gain(record: Trend | Judgement) -> dict[str, object]:
-    flat: dict[str, object] = {}
-    for name, value in vars(record).items():
-        flat |= dict(zip(("gain", "low", "high"), record.gain.ends, strict=True)) if name == "gain" else {name: value}
-    return flat
+        gain, low, high = self.gain.ends
+        return {
+            "state": self.state, "why": self.why, "gain": gain, "low": low, "high": high, "evidence": self.evidence,
+        }  # fmt: skip
 
 
 @dataclass(frozen=True)

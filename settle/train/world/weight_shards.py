@@ -25,7 +25,7 @@ from settle.model.decoder import Decoder
 from settle.model.layers.freezable import FreezableModule
 from settle.model.layers.linear import keep_casts
 from settle.train import checkpoint as checkpoints
-from settle.train.checkpoint import Checkpoint, LocalStore, Manifest
+from settle.train.checkpoint import Checkpoint, CheckpointStore, Manifest
 from settle.train.world import World
 from settle.train.world.row_share import rows_of_rank
 
@@ -164,8 +164,8 @@ class _Written(NamedTuple):
     files: Manifest = {}
 
 
-class ShardStore(LocalStore):
-    """Safetensors in a folder that every rank sees and writes its rows to. It reads what a `LocalStore` wrote."""
+class ShardStore(CheckpointStore):
+    """Safetensors in a folder that every rank sees and writes its rows to. It reads what a `CheckpointStore` wrote."""
 
     def __init__(self, folder: Path, every: int, events: Events, world: World) -> None:
         super().__init__(folder, every, events, world)
