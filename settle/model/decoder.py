@@ -158,12 +158,6 @@ class Decoder(FreezableModule):
         return self._tables[key]
 
 
-def as_decoder(model: FreezableModule) -> Decoder:
-    """Return the model that the loop trains as the decoder that it is; an objective of pairs trains an encoder."""
-    assert isinstance(model, Decoder), f"{type(model).__name__} writes no tokens"
-    return model
-
-
 # Above this size a layer's scores are computed in float32. At 16 and below bfloat16 adds next to nothing to the error
 # of the gradient, at 30 it doubles it (bench/proof.py). The scores of SmolLM2 are 4 to 12, those of Qwen2.5 1,450.
 LARGEST_HALF_SCORE = 20.0

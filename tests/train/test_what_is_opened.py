@@ -203,7 +203,7 @@ def pairs() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 
 
 def test_rank_is_the_weighted_cross_entropy_of_its_scores(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rank, "_reranker", lambda model: model)
+    monkeypatch.setattr(rank, "as_kind", lambda model, kind: model)
     logits = torch.tensor([0.3, -1.2, 2.0])
 
     class Scores:
@@ -221,7 +221,7 @@ def test_rank_is_the_weighted_cross_entropy_of_its_scores(monkeypatch: pytest.Mo
 def test_contrastive_tells_the_own_passage_from_the_others_and_not_from_its_copy(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(contrastive, "_encoder", lambda model: model)
+    monkeypatch.setattr(contrastive, "as_kind", lambda model, kind: model)
     vectors = {(1,): [1.0, 0.0], (2, 2): [0.0, 1.0], (3,): [0.6, 0.8], (5, 6): [0.8, 0.6], (7,): [0.0, -1.0]}
 
     class Encoded:
@@ -242,7 +242,7 @@ def test_preferences_are_of_each_pair_in_its_place(monkeypatch: pytest.MonkeyPat
     """Of three pairs: by how much the worse answer costs more, to the base and to the tuned model."""
     nats = iter([torch.tensor([1.0, 4.0, 2.0, 9.0, 3.0, 3.0]), torch.tensor([1.0, 5.0, 4.0, 8.0, 1.0, 6.0])])
     monkeypatch.setattr(dpo, "answer_losses", lambda *_: next(nats))
-    monkeypatch.setattr(dpo, "as_decoder", lambda model: model)
+    monkeypatch.setattr(dpo, "as_kind", lambda model, kind: model)
     model: Any = SimpleNamespace(without_adapters=contextlib.nullcontext)
     base, tuned, rewards = dpo.DPO(beta=0.5)._ranked(model, *pairs())
     assert base.tolist() == [3.0, 7.0, 0.0] and tuned.tolist() == [4.0, 4.0, 5.0]

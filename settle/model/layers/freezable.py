@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Iterator, Mapping
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -9,7 +10,9 @@ from torch import Tensor, nn
 from settle.base.errors import FormatError
 from settle.model.layers.frozen_weights import Frozen, FrozenDense, Owner
 from settle.model.layers.linear import Linear
-from settle.model.layers.linear_adapter import LinearAdapter
+from settle.model.layers.linear_adapter import LinearAdapter, adapters_of
+
+Kind = TypeVar("Kind", bound=nn.Module)
 
 
 class FreezableModule(nn.Module):
@@ -72,7 +75,7 @@ class FreezableModule(nn.Module):
         own = getattr(module, leaf)
         if tensor.numel() != own.numel():
             raise FormatError(f"{name} has the shape {tuple(tensor.shape)} where {tuple(own.shape)} belongs", "")
-        parameter = nn.Parameter(tensor.detach().float().view(own.shape), not isinstance(value, Frozen))
+        parameter = nn.Parameter(tensor.detach().float().view(own.shape), requires_grad=tensor is value)
         setattr(module, leaf, parameter)
 
     def freeze(self) -> None:
@@ -95,7 +98,7 @@ class FreezableModule(nn.Module):
     @contextlib.contextmanager
     def without_adapters(self) -> Iterator[None]:
         """Compute the base model alone, as long as this lasts."""
-        adapters = [m for m in self.modules() if isinstance(m, LinearAdapter)]
+        adapters = adapters_of(self)
         for adapter in adapters:
             adapter.active = False
         try:
@@ -103,3 +106,10 @@ class FreezableModule(nn.Module):
         finally:
             for adapter in adapters:
                 adapter.active = True
+
+
+def as_kind(model: nn.Module, kind: type[Kind]) -> Kind:
+    """Return the model that the loop trains as what it is: an objective is of decoders, or of an encoder."""
+    if not isinstance(model, kind):
+        raise TypeError(f"{type(model).__name__} is no {kind.__name__}")
+    return model

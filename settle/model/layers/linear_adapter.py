@@ -54,6 +54,10 @@ class LinearAdapter(nn.Module, ABC):
         return bias
 
 
+def adapters_of(model: nn.Module) -> list[LinearAdapter]:
+    return [module for module in model.modules() if isinstance(module, LinearAdapter)]
+
+
 @contextlib.contextmanager
 def part_of_batch(model: nn.Module, tokens: Tensor, whole: int) -> Iterator[None]:
     """Let `model` compute the tokens at these places (n,) of a batch of `whole`.
@@ -61,7 +65,7 @@ def part_of_batch(model: nn.Module, tokens: Tensor, whole: int) -> Iterator[None
     Dropout zeroes what it would zero in the whole batch. Keep it open over the backward pass, which may compute layers
     again, in a thread of its own.
     """
-    adapters = [module for module in model.modules() if isinstance(module, LinearAdapter)]
+    adapters = adapters_of(model)
     for adapter in adapters:
         adapter.part_of_batch = tokens, whole
     try:

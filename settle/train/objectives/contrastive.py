@@ -13,7 +13,7 @@ from torch import Tensor
 
 from settle.data.batches import Batch
 from settle.model.encoder import Encoder, padded
-from settle.model.layers.freezable import FreezableModule
+from settle.model.layers.freezable import FreezableModule, as_kind
 from settle.train.objectives import Objective, Rows
 from settle.train.objectives._definition import log_softmax, pair_texts
 from settle.train.objectives.rank import segments
@@ -34,7 +34,7 @@ class Contrastive(Objective):
 
     def loss(self, model: FreezableModule, inputs: Tensor, targets: Tensor, cu_seqlens: Tensor) -> tuple[Tensor, int]:
         texts, labels = segments(inputs, targets, cu_seqlens)
-        encoder = _encoder(model)
+        encoder = as_kind(model, Encoder)
         questions, passages = (encoder.vectors(*padded(side, encoder.device)) for side in (texts[0::2], texts[1::2]))
         own = torch.arange(len(passages), device=questions.device)
         known = {tuple(text.tolist()): number for number, text in reversed(list(enumerate(texts[1::2])))}
@@ -46,7 +46,7 @@ class Contrastive(Objective):
 
     def by_definition(self, model: FreezableModule, batch: Batch) -> tuple[float, int]:
         texts, answers = pair_texts(batch)
-        encoder, total = _encoder(model), 0.0
+        encoder, total = as_kind(model, Encoder), 0.0
         with torch.no_grad():
             each = [encoder.vectors(*padded([torch.from_numpy(text)], encoder.device)) for text in texts]
         vectors = [vector.cpu().double().numpy()[0] for vector in each]
@@ -59,8 +59,3 @@ class Contrastive(Objective):
 
     def count(self, batch: Batch) -> int:
         return int((batch.targets == 1).sum())
-
-
-def _encoder(model: FreezableModule) -> Encoder:
-    assert isinstance(model, Encoder), "vectors are an encoder's"
-    return model

@@ -13,8 +13,8 @@ from settle.data.batches import Batch
 from settle.data.decisions.calibration import divergences, fit_temperature
 from settle.data.decisions.prompt import all_labels
 from settle.data.store import RowStore, TokenStore
-from settle.model.decoder import Decoder, as_decoder
-from settle.model.layers.freezable import FreezableModule
+from settle.model.decoder import Decoder
+from settle.model.layers.freezable import FreezableModule, as_kind
 from settle.model.layers.transfer import to_device
 from settle.model.pretrained import Pretrained
 from settle.train.objectives import Numbers, Objective, Rows, on_device
@@ -60,7 +60,7 @@ class Decision(Objective):
 
     def prepared(self, model: FreezableModule) -> Self:
         """With the scale that this model's labels need."""
-        return self.model_copy(update={"scale": self.scale or label_scale(as_decoder(model), self.labels)})
+        return self.model_copy(update={"scale": self.scale or label_scale(as_kind(model, Decoder), self.labels)})
 
     @property
     def heat(self) -> float:
@@ -81,7 +81,7 @@ class Decision(Objective):
         return self._apart(model, *self._with_shares(model, batch))
 
     def by_definition(self, model: FreezableModule, batch: Batch) -> tuple[float, int]:
-        model = as_decoder(model)
+        model = as_kind(model, Decoder)
         last = batch.cu_seqlens[1:] - 1
         shares, total = batch.shares, 0.0
         if shares is None:
@@ -148,7 +148,7 @@ class Decision(Objective):
 
         They are -inf where `shares` (S, K) is negative: beyond a row's options.
         """
-        model = as_decoder(model)
+        model = as_kind(model, Decoder)
         hidden = model(inputs, cu_seqlens).index_select(0, cu_seqlens[1:].long() - 1)
         labels = to_device(torch.tensor(self.labels[: shares.shape[1]]), inputs.device)
         cast, head = model.head_operands()

@@ -13,9 +13,9 @@ from settle.data.batches import Batch
 from settle.data.tokenizer.vocabulary import require_same_tokenizer
 from settle.library.pretrained import open_pretrained
 from settle.model.config import DecoderOptions
-from settle.model.decoder import Decoder, as_decoder
+from settle.model.decoder import Decoder
 from settle.model.kv_cache import continued
-from settle.model.layers.freezable import FreezableModule
+from settle.model.layers.freezable import FreezableModule, as_kind
 from settle.model.layers.kernels import apply
 from settle.model.layers.transfer import on_host, to_device
 from settle.model.pretrained import Pretrained
@@ -154,7 +154,7 @@ class Distill(Objective):
         return 0.0 if self.record else float(open_pretrained(self.teacher).part.num_parameters * number)
 
     def annotated(self, batch: Batch) -> Batch:
-        return self.loaded_teacher.find(batch) if isinstance(self.loaded_teacher, RecordedTeacher) else batch
+        return self.loaded_teacher.find(batch)
 
     def reference(self, model: FreezableModule, batch: Batch) -> tuple[float, int]:
         batch = self.annotated(batch)
@@ -173,13 +173,13 @@ class Distill(Objective):
         inputs, targets, cu_seqlens = on_device(model, batch)
         # never in an evaluation: a held-out loss is of the same tokens every time, and so is a proof's
         if self.on_policy and model.training and torch.is_grad_enabled() and float(torch.rand(())) < self.on_policy:
-            inputs, targets, cu_seqlens = self.own_words(as_decoder(model), inputs, targets, cu_seqlens)
+            inputs, targets, cu_seqlens = self.own_words(as_kind(model, Decoder), inputs, targets, cu_seqlens)
         return self._apart(model, inputs, targets, cu_seqlens, _record(batch, model))
 
     def _apart(
         self, model: FreezableModule, inputs: Tensor, targets: Tensor, cu_seqlens: Tensor, record: Tensor | None
     ) -> tuple[Tensor, int]:
-        model = as_decoder(model)
+        model = as_kind(model, Decoder)
         counted = supervised(targets)
         self.loaded_teacher.follow(model)
         output = self.loaded_teacher.output(inputs, cu_seqlens, counted, record)
@@ -197,7 +197,7 @@ class Distill(Objective):
 
     @torch.no_grad()
     def by_definition(self, model: FreezableModule, batch: Batch) -> tuple[float, int]:
-        model = as_decoder(model)
+        model = as_kind(model, Decoder)
         batch, total, teacher = self.annotated(batch), 0.0, self.loaded_teacher
         places, heat, theirs = supervised_places(batch), self.temperature, None
         teacher.follow(model)

@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from settle.data.batches import Batch
-from settle.model.decoder import Decoder, as_decoder
-from settle.model.layers.freezable import FreezableModule
+from settle.model.decoder import Decoder
+from settle.model.layers.freezable import FreezableModule, as_kind
 from settle.train.objectives import Objective, Preferences, Rows, on_device, supervised
 from settle.train.objectives._definition import supervised_places, target_nats
 from settle.train.objectives.next_token import token_losses
@@ -47,7 +47,7 @@ class DPO(Objective):
         return (len(batch.cu_seqlens) - 1) // 2
 
     def by_definition(self, model: FreezableModule, batch: Batch) -> tuple[float, int]:
-        model = as_decoder(model)
+        model = as_kind(model, Decoder)
         edges = np.searchsorted(supervised_places(batch), batch.cu_seqlens[:-1])
 
         def answers() -> np.ndarray:
@@ -63,7 +63,7 @@ class DPO(Objective):
         return float(np.logaddexp(0.0, -margin).sum()), len(margin)  # -log σ(margin)
 
     def _ranked(self, model: FreezableModule, inputs: Tensor, targets: Tensor, cu_seqlens: Tensor) -> Preferences:
-        model = as_decoder(model)
+        model = as_kind(model, Decoder)
         with torch.no_grad(), model.without_adapters():
             base = answer_losses(model, inputs, targets, cu_seqlens)
         tuned = answer_losses(model, inputs, targets, cu_seqlens)

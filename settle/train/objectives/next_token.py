@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.autograd import Function
 
 from settle.data.batches import Batch
-from settle.model.decoder import Decoder, as_decoder
-from settle.model.layers.freezable import FreezableModule
+from settle.model.decoder import Decoder
+from settle.model.layers.freezable import FreezableModule, as_kind
 from settle.model.layers.kernels import Context, apply
 from settle.model.layers.transfer import on_host
 from settle.train.objectives import Objective, Rows, supervised
@@ -29,7 +29,7 @@ class NextToken(Objective):
     chunk_logits: int = Field(1 << 20, gt=0, description="logits that are held in fp32 at once")
 
     def loss(self, model: FreezableModule, inputs: Tensor, targets: Tensor, cu_seqlens: Tensor) -> tuple[Tensor, int]:
-        model = as_decoder(model)
+        model = as_kind(model, Decoder)
         hidden = model(inputs, cu_seqlens)
         count = int((on_host(targets) >= 0).sum())
         if count < len(targets):
@@ -40,7 +40,7 @@ class NextToken(Objective):
         return apply(LinearCrossEntropy, hidden, cast, head, targets, self.chunk_logits, soft_cap), count
 
     def by_definition(self, model: FreezableModule, batch: Batch) -> tuple[float, int]:
-        model = as_decoder(model)
+        model = as_kind(model, Decoder)
         nats = target_nats(model, batch)
         return float(nats.sum()), len(nats)
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from settle.data.batches import Batch
 from settle.model.encoder import Reranker
-from settle.model.layers.freezable import FreezableModule
+from settle.model.layers.freezable import FreezableModule, as_kind
 from settle.train.objectives import Objective, Rows
 from settle.train.objectives._definition import pair_texts
 
@@ -32,7 +32,7 @@ class Rank(Objective):
     )
 
     def loss(self, model: FreezableModule, inputs: Tensor, targets: Tensor, cu_seqlens: Tensor) -> tuple[Tensor, int]:
-        reranker = _reranker(model)
+        reranker = as_kind(model, Reranker)
         texts, labels = segments(inputs, targets, cu_seqlens)
         logits = reranker.pairs(texts[0::2], texts[1::2])
         weight = 1 + (self.answer_weight - 1) * labels
@@ -40,7 +40,7 @@ class Rank(Objective):
         return losses, len(labels)
 
     def by_definition(self, model: FreezableModule, batch: Batch) -> tuple[float, int]:
-        reranker = _reranker(model)
+        reranker = as_kind(model, Reranker)
         texts, answers = pair_texts(batch)
         ids = [torch.from_numpy(text).to(model.device) for text in texts]
         with torch.no_grad():
@@ -50,11 +50,6 @@ class Rank(Objective):
 
     def count(self, batch: Batch) -> int:
         return (len(batch.cu_seqlens) - 1) // 2
-
-
-def _reranker(model: FreezableModule) -> Reranker:
-    assert isinstance(model, Reranker), "pairs are ranked by a reranker"
-    return model
 
 
 def segments(inputs: Tensor, targets: Tensor, cu_seqlens: Tensor) -> tuple[list[Tensor], Tensor]:

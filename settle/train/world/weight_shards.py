@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
-from settle.base.errors import FULL_DISK, CheckpointError, RunError
+from settle.base.errors import FULL_DISK, CheckpointError, RunError, SettleError
 from settle.base.event_log import Events
 from settle.base.events import CheckpointSaved, Say
 from settle.model.decoder import Decoder
@@ -257,15 +257,15 @@ class _Writing:
 
     def __init__(self, write: Callable[[Checkpoint], int], checkpoint: Checkpoint) -> None:
         self.step = checkpoint.step
-        self._outcome: int | CheckpointError | RunError = 0
+        self._missing, self._error = 0, list[SettleError]()
 
         def work() -> None:
             try:
-                self._outcome = write(checkpoint)
+                self._missing = write(checkpoint)
             except (CheckpointError, RunError) as e:
-                self._outcome = e
+                self._error = [e]
             except RuntimeError as e:  # of the store in which the ranks leave word
-                self._outcome = RunError(f"the ranks lost each other while they saved step {checkpoint.step:,}: {e}")
+                self._error = [RunError(f"the ranks lost each other while they saved step {checkpoint.step:,}: {e}")]
 
         self._thread = threading.Thread(target=work, name="checkpoint", daemon=True)
         self._thread.start()
@@ -273,9 +273,9 @@ class _Writing:
     def result(self) -> int:
         """Bytes that were missing, once it is over. Raises CheckpointError, RunError."""
         self._thread.join()
-        if not isinstance(self._outcome, int):
-            raise self._outcome
-        return self._outcome
+        for error in self._error:
+            raise error
+        return self._missing
 
 
 def _copied(checkpoint: Checkpoint) -> Checkpoint:
