@@ -160,9 +160,12 @@ def _sharded_backward(
 
 
 def _sum_gradients(world: World, model: FreezableModule) -> None:
-    """Sum `.grad` of what is trained over all ranks."""
-    for bucket in buckets([gradient_of(parameter) for parameter in model.trainable().values()]):
-        _sum_flat(world, bucket)
+    """Sum `.grad` of what is trained over all ranks: one message for many tensors of one type."""
+    for grads in buckets([gradient_of(parameter) for parameter in model.trainable().values()]):
+        flat = torch.cat([grad.reshape(-1) for grad in grads])
+        world.sum([flat])
+        for grad, summed in zip(grads, flat.split([grad.numel() for grad in grads]), strict=True):
+            grad.copy_(summed.view_as(grad))
 
 
 def buckets(tensors: Sequence[Tensor]) -> list[list[Tensor]]:
@@ -173,11 +176,3 @@ def buckets(tensors: Sequence[Tensor]) -> list[list[Tensor]]:
         if sum(other.numel() for other in made[-1]) >= _BUCKET:
             made.append([])
     return made if made[-1] else made[:-1]
-
-
-def _sum_flat(world: World, grads: Sequence[Tensor]) -> None:
-    """One message for many tensors of one type."""
-    flat = torch.cat([grad.reshape(-1) for grad in grads])
-    world.sum([flat])
-    for grad, summed in zip(grads, flat.split([grad.numel() for grad in grads]), strict=True):
-        grad.copy_(summed.view_as(grad))

@@ -1,6 +1,7 @@
 """The one training loop, which reads only its plan; position in the data, step and history are its whole state."""
 
 import time
+from functools import partial
 
 import torch
 
@@ -41,7 +42,8 @@ class Loop:
         while not self.state.is_over:
             began = time.perf_counter()
             self.watch.spend_budget(self.state)
-            result = self.threads.take(self._take_step)
+            rate = self.state.schedule.multiplier(self.state.step)
+            result = self.threads.take(partial(self.trainer.take_step, self.state, rate))
             if self._rolled_back(result):
                 continue
             self._record(result, time.perf_counter() - began)
@@ -53,9 +55,9 @@ class Loop:
             if self.state.step % self.plan.checkpoint_steps == 0:
                 self.recovery.save(self.state, self.watch.best, wait=False)
             if self.world.any(self.session.stopping()) and not self.state.is_over:
-                self._save()
+                self.recovery.save(self.state, self.watch.best)
                 return Outcome(self.state, self.watch.best, interrupted=True)
-        interrupted = not self._save()
+        interrupted = not self.recovery.save(self.state, self.watch.best)
         self.state.spent = self.spent()
         return Outcome(self.state, self.watch.best, interrupted)
 
@@ -67,9 +69,6 @@ class Loop:
     def saved_step(self) -> int:
         """Step of the newest checkpoint, when it holds the state as it is, else -1."""
         return self.recovery.saved_step
-
-    def _take_step(self) -> StepResult:
-        return self.trainer.take_step(self.state, self.state.schedule.multiplier(self.state.step))
 
     def _rolled_back(self, result: StepResult) -> bool:
         """Return whether the step went wrong, for any rank, so that the state is now an earlier one."""
@@ -105,9 +104,6 @@ class Loop:
         with whole(self.trainer.model):
             self.world.lead(lambda: self.session.sample(step, moment))
 
-    def _save(self) -> bool:
-        return self.recovery.save(self.state, self.watch.best)
-
     def _resume_or_begin(self) -> None:
         """Continue from the newest checkpoint; without one, evaluate and save the model as it is."""
         torch.set_num_threads(self.threads.threads)
@@ -118,7 +114,7 @@ class Loop:
             self.watch.evaluate(self.state)
             if not self.state.history:
                 raise CheckpointError("the held-out loss is not a number before the first step", "check the settings")
-            self._save()
+            self.recovery.save(self.state, self.watch.best)
             self._sample(0, "start")
             return
         self.state, self.watch.best = resumed

@@ -152,16 +152,11 @@ class Recovery:
         return state, best
 
     def _named(self, position: int) -> NamedBatch:
-        batches, store = self.trainer.batches, self.trainer.batches.store
-        rows = batches.rows_of(position)
-        named = [
-            NamedRow(document, store.origin(document), start, stop, self._text(store.document(document)[start:stop]))
-            for document, start, stop in rows[:MOST_NAMED_ROWS]
-        ]
+        rows, store, named = self.trainer.batches.rows_of(position), self.trainer.batches.store, []
+        for document, start, stop in rows[:MOST_NAMED_ROWS]:
+            text = self.session.decode(store.document(document)[start:stop][:MOST_CHARACTERS])[:MOST_CHARACTERS]
+            named.append(NamedRow(document, store.origin(document), start, stop, text))
         return NamedBatch(position, len(rows), named)
-
-    def _text(self, ids: np.ndarray) -> str:
-        return self.session.decode(ids[:MOST_CHARACTERS])[:MOST_CHARACTERS]
 
 
 def steps_astray(before: Sequence[float], loss: float) -> int:

@@ -181,17 +181,14 @@ class ThreadWatch:
         self._warnings += 1
         used = f"other programs use {others:.1f} of {_cores()} cores"
         load = used if self._wanted < self.threads else "the other cores are free now"
+        threads = f"{self.threads} thread" if self.threads == 1 else f"{self.threads} threads"
         self.events.emit(
             Warn(
-                text=f"{load}: a step with {_threads(self.threads)} takes {ratio:.1f} times as long as with "
+                text=f"{load}: a step with {threads} takes {ratio:.1f} times as long as with "
                 f"{self._wanted}; a run in float32 keeps its number, so that its result is the same to the last bit; "
                 f"`settle resume NAME --threads {self._wanted}` after Ctrl-C gives that up"
             )
         )
-
-
-def _threads(number: int) -> str:
-    return f"{number} thread" if number == 1 else f"{number} threads"
 
 
 def _cores() -> int:

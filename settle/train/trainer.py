@@ -1,7 +1,6 @@
 """One optimizer step: draw the batches, forward, backward, clip, update."""
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -123,16 +122,12 @@ class Trainer:
     def load(self, checkpoint: Checkpoint) -> None:
         """Take over a checkpoint's tensors. Raises KeyError, RuntimeError when they are not this model's."""
         if self.model.is_sharded:
-            _load_rows(self.own_weights(), checkpoint.model)
+            own = self.own_weights()
+            if own.keys() != checkpoint.model.keys():
+                raise KeyError(min(own.keys() ^ checkpoint.model.keys()))
+            for name, tensor in own.items():
+                tensor.copy_(checkpoint.model[name])
         else:
             self.model.load_trainable(checkpoint.model)
         refresh_casts(self.model)
         self.stepper.restore(checkpoint.optimizer)
-
-
-def _load_rows(own: Weights, weights: Mapping[str, Tensor]) -> None:
-    """Take over this rank's rows. Raises KeyError when a name is missing or not one of them."""
-    if own.keys() != weights.keys():
-        raise KeyError(min(own.keys() ^ weights.keys()))
-    for name, tensor in own.items():
-        tensor.copy_(weights[name])

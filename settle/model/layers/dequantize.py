@@ -91,16 +91,8 @@ def _low_high(packed: Tensor, low: Tensor, high: Tensor) -> None:
     high.copy_(packed >> 4)
 
 
-def _f32(blocks: Tensor, out: Tensor) -> None:
-    out.copy_(blocks.contiguous().view(torch.float32))
-
-
-def _f16(blocks: Tensor, out: Tensor) -> None:
-    out.copy_(blocks.contiguous().view(torch.float16))
-
-
-def _bf16(blocks: Tensor, out: Tensor) -> None:
-    out.copy_(blocks.contiguous().view(torch.bfloat16))
+def _float(dtype: torch.dtype, blocks: Tensor, out: Tensor) -> None:
+    out.copy_(blocks.contiguous().view(dtype))
 
 
 def _q4_0(blocks: Tensor, out: Tensor) -> None:
@@ -217,22 +209,11 @@ _EIGHT = torch.arange(8, dtype=torch.uint8)
 _SHIFTS = torch.tensor([[0], [2], [4], [6]], dtype=torch.uint8)
 
 UNPACK: dict[str, Unpack] = {
-    "F32": _f32,
-    "F16": _f16,
-    "BF16": _bf16,
-    "Q4_0": _q4_0,
-    "Q4_1": _q4_1,
-    "Q5_0": _q5_0,
-    "Q5_1": _q5_1,
-    "Q8_0": _q8_0,
-    "Q2_K": _q2_k,
-    "Q3_K": _q3_k,
-    "Q4_K": _q4_k,
-    "Q5_K": _q5_k,
-    "Q6_K": _q6_k,
-    "IQ4_NL": _iq4_nl,
-    "IQ4_XS": _iq4_xs,
-}
+    "F32": partial(_float, torch.float32), "F16": partial(_float, torch.float16),
+    "BF16": partial(_float, torch.bfloat16),
+    "Q4_0": _q4_0, "Q4_1": _q4_1, "Q5_0": _q5_0, "Q5_1": _q5_1, "Q8_0": _q8_0, "Q2_K": _q2_k, "Q3_K": _q3_k,
+    "Q4_K": _q4_k, "Q5_K": _q5_k, "Q6_K": _q6_k, "IQ4_NL": _iq4_nl, "IQ4_XS": _iq4_xs,
+}  # fmt: skip
 
 # Appendix E of the paper: quantiles of the normal distribution, with an exact zero.
 _NF4_LEVELS = (

@@ -146,7 +146,8 @@ def require_causal(model: Decoder, batch: Batch, rows: Sequence[object]) -> str:
         gap = (model(changed, edges) - before).norm(dim=1) / before.norm(dim=1).clamp_min(1e-30)
         moved = (gap > most).cpu().numpy() | ~np.isfinite(gap.cpu().numpy())
         for i, (first, last) in enumerate(zip(bounds, bounds[1:], strict=False)):
-            _require_segment(moved[first:last], places[i] - first if i in places else None, _named(rows, i))
+            name = f"row {i} ({rows[i]})" if i < len(rows) else f"row {i}"
+            _require_segment(moved[first:last], places[i] - first if i in places else None, name)
     return f"{len(segments)} documents"
 
 
@@ -179,10 +180,6 @@ def _another(ids: np.ndarray, place: int, vocab_size: int) -> int:
     """Another token than the one there, of the batch if it has one."""
     others = ids[ids != ids[place]]
     return int(others[place % len(others)]) if len(others) else (int(ids[place]) + 1) % vocab_size
-
-
-def _named(rows: Sequence[object], number: int) -> str:
-    return f"row {number} ({rows[number]})" if number < len(rows) else f"row {number}"
 
 
 class _Watched(Packing):

@@ -86,7 +86,7 @@ class Posterior:
     def above(self, level: np.ndarray) -> np.ndarray:
         """(C,) the probability that the gain is more than `level` (C,)."""
         t = (self.gains - level[:, None]) / self.scales
-        return np.asarray((self.weights * _normal_cdf(_as_normal(t, self.freedom))).sum(1))
+        return np.asarray((self.weights * _student_cdf(t, self.freedom)).sum(1))
 
     def quantile(self, probability: float) -> np.ndarray:
         """(C,) the gain that is not exceeded with that probability, by bisection."""
@@ -231,14 +231,11 @@ def _matern(apart: np.ndarray, departure: tuple[float, float]) -> np.ndarray:
     return np.asarray(ratio * (1 + scaled) * np.exp(-scaled))
 
 
-def _as_normal(t: np.ndarray, freedom: int) -> np.ndarray:
-    """Return the normal deviate with the tail of Student's t (Wallace 1959).
+def _student_cdf(t: np.ndarray, freedom: int) -> np.ndarray:
+    """Return the distribution function of Student's t, by the normal deviate with its tail (Wallace 1959).
 
     It has three digits from four degrees of freedom on.
     """
     factor = (8 * freedom + 1) / (8 * freedom + 3)
-    return np.asarray(np.sign(t) * factor * np.sqrt(freedom * np.log1p(t * t / freedom)))
-
-
-def _normal_cdf(z: np.ndarray) -> np.ndarray:
+    z = np.sign(t) * factor * np.sqrt(freedom * np.log1p(t * t / freedom))
     return np.asarray(torch.special.ndtr(torch.from_numpy(np.ascontiguousarray(z))).numpy())

@@ -179,11 +179,13 @@ class ShardStore(CheckpointStore):
             self._writing = _Writing(self._write, _copied(checkpoint) if self.world.shards.copy == 0 else checkpoint)
             return True
         has_warned = False
-        while need := self._begun(checkpoint):
+        self._begin(checkpoint)
+        while need := self._write(checkpoint):
             until_room = partial(checkpoints.wait_for_room, self.folder, need, self.events, stopping, has_warned)
             if not self.world.lead(until_room):
                 return False
             has_warned = True
+            self._begin(checkpoint)
         if has_warned:
             self.events.emit(Say(text="there is room again: the run continues"))
         self.events.emit(CheckpointSaved(step=checkpoint.step))
@@ -208,10 +210,6 @@ class ShardStore(CheckpointStore):
 
     def _begin(self, checkpoint: Checkpoint) -> None:
         self.world.lead(partial(checkpoints.begin, self.folder, checkpoint.step))
-
-    def _begun(self, checkpoint: Checkpoint) -> int:
-        self._begin(checkpoint)
-        return self._write(checkpoint)
 
     def _write(self, checkpoint: Checkpoint) -> int:
         """Write it on all ranks: 0, or how many bytes it needs where a disk is full. Raises CheckpointError."""
