@@ -1,6 +1,6 @@
 """A trained judge of whether a passage answers a question, and where: a cross-encoder over all-MiniLM-L6-v2.
 
-`settle/model/reranker.py` is the same on torch, where it is trained; here it runs on numpy, which loads at once. Its
+`settle/model/encoder.py` has the same on torch, where it is trained; here it runs on numpy, which loads at once. Its
 weights lie in `answer_judge.safetensors`, made by bench/judge.py; docs/judge.md is its card.
 
 Legend: B passages, M tokens of the question, N of a passage, W width of the encoder.
@@ -58,7 +58,7 @@ class AnswerJudge:
         self._tokenizer = fast_tokenizer(encoder.metadata)
         self._w = _dense(load_file(weights))
         self._encoder = TokenStates(encoder, self._w)
-        self._apart = self._encoder.layers // 3  # as `layers_apart` in settle/model/reranker.py
+        self._apart = self._encoder.layers // 3  # as `layers_apart` in settle/model/encoder.py
 
     def read(self, question: str, passages: Sequence[Passage]) -> list[JudgeReading]:
         """Return the reading of each passage."""
