@@ -153,27 +153,29 @@ def _forget_stdout() -> None:
 def _usage(error: CycloptsError) -> tuple[str, str]:
     """Return what is wrong with a command line, and how to fix it."""
     command = (error.command_chain or ("",))[0].replace("-", "_")
-    if isinstance(error, UnusedCliTokensError):
-        rest = " ".join(error.unused_tokens or [])
-        return (
-            f"too many arguments: {rest}",
-            f"put quotes around words that belong together, or see `settle {_dashed(command)} --help`",
-        )
-    if isinstance(error, UnknownCommandError):
-        name = (error.unused_tokens or [""])[0]
-        return f"unknown command {name!r}", suggest_command(name, [_dashed(known) for known in Command.part_names()])
-    if isinstance(error, UnknownOptionError) and command in Command.part_names() and error.token is not None:
-        option = error.token.keyword or error.token.value  # keyword: where no list of words would take it
-        places = [_dashed(name) for name in Command.part(command).positional]
-        if option.lstrip("-") in places:
-            usage = f"settle {_dashed(command)} {' '.join(places).upper()}"
-            return f"unknown option {option}", f"it is given without a name: `{usage}`"
-        known = [f"--{_dashed(name)}" for name in _dotted(Command.part(command)) if _dashed(name) not in places]
-        if "." in option:  # perhaps a misspelled setting of a part
-            known += [
-                str(name) for option in _settings_of_parts(Command.part(command), False) for name in _names(option)
-            ]
-        return f"unknown option {option}", suggest_option(option, ["--json", *known], _dashed(command))
+    match error:
+        case UnusedCliTokensError():
+            rest = " ".join(error.unused_tokens or [])
+            return (
+                f"too many arguments: {rest}",
+                f"put quotes around words that belong together, or see `settle {_dashed(command)} --help`",
+            )
+        case UnknownCommandError():
+            name = (error.unused_tokens or [""])[0]
+            known = [_dashed(one) for one in Command.part_names()]
+            return f"unknown command {name!r}", suggest_command(name, known)
+        case UnknownOptionError() if command in Command.part_names() and error.token is not None:
+            option = error.token.keyword or error.token.value  # keyword: where no list of words would take it
+            places = [_dashed(name) for name in Command.part(command).positional]
+            if option.lstrip("-") in places:
+                usage = f"settle {_dashed(command)} {' '.join(places).upper()}"
+                return f"unknown option {option}", f"it is given without a name: `{usage}`"
+            known = [f"--{_dashed(name)}" for name in _dotted(Command.part(command)) if _dashed(name) not in places]
+            if "." in option:  # perhaps a misspelled setting of a part
+                known += [
+                    str(name) for option in _settings_of_parts(Command.part(command), False) for name in _names(option)
+                ]
+            return f"unknown option {option}", suggest_option(option, ["--json", *known], _dashed(command))
     if isinstance(error.__cause__, ValidationError):  # raised by a group of settings
         return _invalid(error.__cause__, f"{error.argument.name}." if error.argument else "--")
     what, _, hint = str(error).partition(" Did you mean ")

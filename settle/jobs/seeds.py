@@ -10,7 +10,7 @@ from settle.base.events import Listing, ResultReady, Say
 from settle.base.run import Run
 from settle.base.run.result import Result
 from settle.base.settings import read_recipe
-from settle.base.words.amounts import duration
+from settle.base.words.amounts import duration, number
 from settle.experiment.seeds import Difference, Spread, compare
 from settle.jobs.job import INTERRUPTED, find_job, resume, start
 from settle.jobs.settings import TrainSettings, TuneSettings
@@ -28,20 +28,20 @@ def repeat(job: str, whole: TrainSettings | TuneSettings, events: Events) -> int
         raise UsageError("standard input cannot be read once for every seed", "give a file")
     name, first = whole.name or whole.usual_name(), whole.seed
     codes, began, made = [], time.monotonic(), 0
-    for number in range(whole.seeds):
-        seed = first + number
+    for place in range(whole.seeds):
+        seed = first + place
         one = whole.model_copy(
             update={"seed": seed, "name": f"{name}{MARK}{seed}", "seeds": 1, "recipe": None},
         )
         is_new = (run := Run.named(str(one.name))) is None or run.result() is None
-        events.emit(Say(text=f"seed {seed}, run {number + 1} of {whole.seeds}: {one.name}"))
+        events.emit(Say(text=f"seed {seed}, run {place + 1} of {whole.seeds}: {one.name}"))
         codes.append(_run(job, one, events))
         if codes[-1] == INTERRUPTED:
             events.emit(Say(text="the same command continues with this seed and the others"))
             return INTERRUPTED
         made += is_new
-        if is_new and number + 1 < whole.seeds:
-            left = (time.monotonic() - began) / made * (whole.seeds - number - 1)
+        if is_new and place + 1 < whole.seeds:
+            left = (time.monotonic() - began) / made * (whole.seeds - place - 1)
             events.emit(Say(text=f"the other seeds take about {duration(left)}"))
     report(name, job, events)
     return max(codes)
@@ -121,8 +121,8 @@ def figures(results: Sequence[Result]) -> dict[str, list[float]]:
         loss = result.best.loss if result.best else None
         named = {"held-out loss": loss, str(comparison.get("measure", "score")): tuned}
         for name, value in named.items():
-            if isinstance(value, int | float):
-                found.setdefault(name, []).append(float(value))
+            if (known := number(value)) is not None:
+                found.setdefault(name, []).append(known)
     return {name: values for name, values in found.items() if len(values) == len(results)}
 
 

@@ -64,9 +64,9 @@ def _followed(command: str, recipe: Mapping[str, object], run: Run, stages: Sequ
         own = tuple(stage for stage in job.stages if stage.__name__ in PREPARING)
         asked = resolve(job.settings, [("recipe", recipe)])
         record = run.read("plan.json")
-        context = job.context(run, asked.value, events, stopping, origin=asked.origin, record=record)  # type: ignore[arg-type]
+        make: type[TrainingContext] = job.context
+        context = make(run, asked.value, events, stopping, origin=asked.origin, record=record)  # type: ignore[arg-type]
         follow(replace(job, stages=(earlier_session, *own, *stages)), context)  # type: ignore[arg-type]  # one that trains
-        assert isinstance(context, TrainingContext)
         return context
 
 

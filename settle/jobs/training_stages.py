@@ -17,6 +17,7 @@ from settle.base.run.launcher import launched
 from settle.base.run.result import Evaluated, Result
 from settle.base.statistics import Interval
 from settle.base.version import refuse_newer
+from settle.base.words.amounts import number
 from settle.data.prepare import Corpus
 from settle.data.rows.prepare import RowCorpus
 from settle.evaluate.compare.candidate import Samples
@@ -374,8 +375,8 @@ def _budget_used(c: TrainingContext) -> str | None:
 
 def others_share(run: Run) -> float | None:
     """Return the mean share of the processor that other programs took while the run trained; None where unknown."""
-    usage = (record.get("others") for record in read_records(run.events) if record["kind"] == "usage")
-    known = [float(share) for share in usage if isinstance(share, int | float)]
+    usage = (number(record.get("others")) for record in read_records(run.events) if record["kind"] == "usage")
+    known = [share for share in usage if share is not None]
     return sum(known) / len(known) if known else None
 
 
@@ -390,24 +391,23 @@ def _used(c: TrainingContext) -> dict[str, float | None]:
 def seconds_of(saved: Mapping[str, object] | None) -> float:
     """Seconds of work in the sessions before a checkpoint, by its state."""
     spent = (saved or {}).get("spent")
-    value = spent.get("seconds") if isinstance(spent, dict) else None
-    return float(value) if isinstance(value, int | float) else 0.0
+    return number(spent.get("seconds")) or 0.0 if isinstance(spent, dict) else 0.0
 
 
 def seconds_noted(run: Run) -> float:
     """Return the seconds of work by the run's events: a killed session worked on after its newest checkpoint."""
     seconds, at = 0.0, math.inf
     for record in read_records(run.events):
-        now = record["time"]
-        if not isinstance(now, int | float):
+        now = number(record["time"])
+        if now is None:
             continue
         seconds += min(max(0.0, now - at), LONGEST_PAUSE)
         at = now
         if record["kind"] == "opened":
             at = math.inf  # another session: what lies between was no work
-        elapsed = record.get("elapsed")
-        if record["kind"] == "phase" and isinstance(elapsed, int | float):
-            seconds, at = float(elapsed), now
+        elapsed = number(record.get("elapsed"))
+        if record["kind"] == "phase" and elapsed is not None:
+            seconds, at = elapsed, now
     return seconds
 
 

@@ -95,19 +95,7 @@ def further(*case: Any) -> Any:
         ("hf", "rows", ["--drop-layers", "1", "--answers", "--answer-tokens", "12"], 1),
         ("hf", "rows", ["--student", "smaller", "--adapter", "lora", "--adapter.rank", "4"], 2),
     ],
-    ids=[
-        "into",
-        "fresh",
-        "width",
-        "student",
-        "cached-gguf",
-        "cached-js",
-        "reverse",
-        "hidden",
-        "on-policy",
-        "answers",
-        "lora",
-    ],
+    ids=["into", "fresh", "width", "student", "cached", "js", "reverse", "hidden", "on-policy", "answers", "lora"],
 )
 def test_ways(files, home, capsys, teacher, rows, settings, layers):
     known = {path.name: str(path) for path in files.iterdir()}
@@ -173,7 +161,7 @@ def start(home: Path, *command: Any) -> subprocess.Popen[bytes]:
 @pytest.mark.slow
 def test_resumes_to_the_bit(files, tmp_path, monkeypatch):
     """Also where the student's own words are drawn."""
-    words = ["distill", files / "hf", files / "rows.jsonl", "--drop-layers", "1", "--name", "r", "--steps", "16"]
+    words = ["distill", files / "hf", files / "rows.jsonl", "--drop-layers", "1", "--name", "r", "--steps", "8"]
     words += ["--objective.on-policy", "0.4", *QUICK]
     ends = []
     for stopped in (False, True):
@@ -183,7 +171,7 @@ def test_resumes_to_the_bit(files, tmp_path, monkeypatch):
         if stopped:
             process = start(own, *words)
             while process.poll() is None and not any(
-                '"step": 9' in p.read_text() for p in own.glob("runs/*/events.jsonl")
+                '"step": 5' in p.read_text() for p in own.glob("runs/*/events.jsonl")
             ):
                 time.sleep(0.01)
             process.send_signal(signal.SIGKILL)
@@ -224,13 +212,9 @@ def test_what_cannot_be_is_refused(files, home, capsys, rows, settings, what):
 def test_a_teacher_that_was_changed_is_refused(files, home, capsys, tiny, tmp_path):
     teacher = tmp_path / "teacher.gguf"
     export_gguf(tiny.part, tiny.weights, tiny.tokenizer, teacher, "f32", {})
-    given = ["--drop-layers", "1", "--name", "r", "--steps", "4000", *QUICK]
-    process = start(home, "distill", teacher, files / "rows.jsonl", *given)
-    while process.poll() is None and not any('"checkpoint"' in p.read_text() for p in home.glob("runs/*/events.jsonl")):
-        time.sleep(0.01)
-    process.send_signal(signal.SIGINT)
-    said, _ = process.communicate()
-    assert process.returncode == 130, said
+    given = ("--drop-layers", "1", "--name", "r", "--steps", "2", "--keep-checkpoints")
+    assert distill(capsys, teacher, files / "rows.jsonl", *given)[0] in (0, 3)
+    (Run.find("r").path / "result.json").unlink()
     export_gguf(tiny.part, tiny.weights, tiny.tokenizer, teacher, "f16", {})
     assert main(["resume", "r"]) == 1
     assert "is not the teacher that the run began with" in capsys.readouterr().err
@@ -252,18 +236,8 @@ def test_dry_makes_nothing(files, home, capsys):
 
 
 def test_weights_of_the_student_are_the_teachers_at_first(files, home, capsys):
-    code, result, _ = distill(
-        capsys,
-        files / "hf",
-        files / "rows.jsonl",
-        "--drop-layers",
-        "1",
-        "--name",
-        "t",
-        "--steps",
-        "2",
-        "--keep-checkpoints",
-    )
+    given = ("--drop-layers", "1", "--name", "t", "--steps", "2", "--keep-checkpoints")
+    code, result, _ = distill(capsys, files / "hf", files / "rows.jsonl", *given)
     assert code in (0, 3)
     student = next((Run.find("t").path / "student").glob("*/model.safetensors")).parent
     ours, theirs = read_safetensors(student).tensors, read_safetensors(files / "hf").tensors

@@ -30,7 +30,7 @@ def odd(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     dice = random.Random(1)
     for name in (f"{LATIN1}.txt", "del\x7f.txt", "two\nlines \x1b[31m.txt"):
-        paragraphs = (" ".join(dice.choices(WORDS, k=40)) for _ in range(250))
+        paragraphs = (" ".join(dice.choices(WORDS, k=40)) for _ in range(90))
         (folder / name).write_text("\n\n".join(paragraphs))
     (tmp_path / f"{LATIN1}.txt").write_text("\n\n".join(" ".join(dice.choices(WORDS, k=40)) for _ in range(99)))
     for name in (f"rows-{LATIN1}.jsonl", f"held-{LATIN1}.jsonl"):
@@ -66,10 +66,11 @@ def test_tune_distill_and_chat_with_a_model_of_such_a_name(odd, home, tiny, monk
     model = f"./{LATIN1}.gguf"
     export_gguf(tiny.part, tiny.weights, tiny.tokenizer, odd.parent / model, "f32", {"base": True})
     tuned = ["--rows.held-out-from", f"held-{LATIN1}.jsonl", "--name", "tuned", "--steps", "2", "--threads", "1"]
+    tuned += ["--compare-rows", "4"]
     assert main(["tune", model, f"rows-{LATIN1}.jsonl", *tuned]) in (0, 3)  # done, or done and no better
     assert "caf\\xe9" in finished("tuned")[1]
     less = ["--drop-layers", "1", "--name", "small", "--steps", "2", "--threads", "1"]
-    assert main(["distill", model, str(odd), *less]) in (0, 3)
+    assert main(["distill", model, f"{LATIN1}.txt", *less]) in (0, 3)
     finished("small")
     assert main(["chat", model, "the sea", "--max-tokens", "3"]) == 0
     assert main(["chat", "tuned", "the sea", "--max-tokens", "3"]) == 0

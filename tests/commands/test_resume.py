@@ -217,15 +217,15 @@ def test_two_at_once_on_one_run(home: Path, capfd: Any) -> None:
         assert "another settle is working on 'r'" in refusal(capfd)
 
 
-def test_a_run_that_may_not_be_written_to(home: Path, tmp_path: Path) -> None:
+def test_a_run_that_may_not_be_written_to(home: Path, tmp_path: Path, capfd: Any) -> None:
     if os.geteuid() != 0 or subprocess.run(["mount", "--bind", home, home], capture_output=True).returncode:
         pytest.skip("only root can mount a folder read-only")
     try:
         subprocess.run(["mount", "-o", "remount,bind,ro", home], check=True)
         for argv in (["resume", "r"], ["train", str(tmp_path), "--name", "other"]):
-            process = start(home, *argv)
-            out, _ = process.communicate()
-            assert process.returncode == 1 and "Read-only file system" in out and "Traceback" not in out
+            assert main(argv) == 1
+            told = capfd.readouterr().err
+            assert "Read-only file system" in told and "Traceback" not in told
     finally:
         subprocess.run(["umount", "-l", home], check=True)
 
@@ -271,7 +271,9 @@ def test_ctrl_c_before_the_first_step_leaves_nothing(stopped: Path, tmp_path: Pa
 
 
 @pytest.mark.slow
-def test_a_second_ctrl_c_leaves_at_once_and_keeps_the_last_checkpoint(stopped: Path, tmp_path: Path) -> None:
+def test_a_second_ctrl_c_leaves_at_once_and_keeps_the_last_checkpoint(
+    stopped: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     home = tmp_path / "twice"
     process = start(home, "train", str(stopped / "data"), *SETTINGS)
     wait_for(home, '"kind": "checkpoint", "step": 20', process)
@@ -279,5 +281,5 @@ def test_a_second_ctrl_c_leaves_at_once_and_keeps_the_last_checkpoint(stopped: P
     process.send_signal(signal.SIGINT)
     assert process.wait() == 130
     process.communicate()
-    resumed = start(home, "resume", "r")
-    assert resumed.communicate() and resumed.returncode == 0
+    monkeypatch.setenv("SETTLE_HOME", str(home))
+    assert main(["resume", "r"]) == 0

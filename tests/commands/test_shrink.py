@@ -52,6 +52,14 @@ def shrunk(capsys, *arguments, code=0):
     return json.loads(capsys.readouterr().out.splitlines()[-1])
 
 
+@pytest.fixture(scope="module")
+def typed(kept):
+    """The result of a run that was asked for a type."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SETTLE_HOME", str(kept))
+        return settle.shrink("notes", str(kept / "text.txt"), to="q4_k_m", name="typed").result.to_json()
+
+
 def quantized(kept, mix):
     """The run's file in a mix, made without a search."""
     path = Run.find("notes").out / "notes.gguf"
@@ -59,8 +67,8 @@ def quantized(kept, mix):
     return str(quantize_gguf(path, kept / f"{mix}.gguf", kinds, None, mix))
 
 
-def test_a_type(kept, capsys):
-    result = shrunk(capsys, "notes", kept / "text.txt", "--to", "q4_k_m", "--name", "typed")
+def test_a_type(typed):
+    result = typed
     file = read_gguf(result["files"]["gguf"])
     assert file.tensors["blk.0.ffn_down.weight"].dtype == "Q5_0"  # 128 values in a row are no 256
     assert result["gate"]["passed"] and result["chosen"]["recipe"] == "Q4_K_M"
@@ -74,8 +82,8 @@ def test_a_type(kept, capsys):
     assert main(["chat", "typed", "def f(", "--max-tokens", "4"]) == 0
 
 
-def test_a_size_is_kept_to_and_used_better_than_by_a_mix(kept, capsys):
-    mix = shrunk(capsys, "notes", kept / "text.txt", "--to", "Q4_K_M", "--name", "mix")["chosen"]
+def test_a_size_is_kept_to_and_used_better_than_by_a_mix(kept, typed, capsys):
+    mix = typed["chosen"]
     size = f"{mix['bytes'] / 1e3:.3f}kB"
     auto = shrunk(capsys, "notes", kept / "text.txt", "--to", size, "--name", "sized")["chosen"]
     assert auto["bytes"] <= mix["bytes"]

@@ -132,6 +132,7 @@ def test_nothing_to_train_on(home, tmp_path, capfd):
 
 def test_no_socket_leaves_the_machine(home, notes):
     """Every connection of a whole run, the engine's included, is to loopback."""
+    quick = ["--size", "100k", "--steps", "4", *SMALL[4:]]
     code = (
         "import sys, socket\n"
         "def watch(event, args):\n"
@@ -139,7 +140,7 @@ def test_no_socket_leaves_the_machine(home, notes):
         "        raise SystemExit(f'a connection to {args[1]}')\n"
         "sys.addaudithook(watch)\n"
         "from settle.cli import main\n"
-        f"raise SystemExit(main(['train', {str(notes)!r}, '--name', 'quiet', *{SMALL!r}]))\n"
+        f"raise SystemExit(main(['train', {str(notes)!r}, '--name', 'quiet', *{quick!r}]))\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 from types import SimpleNamespace
 
 import pytest
@@ -27,10 +28,12 @@ from settle.jobs.pick.prompts import (
     Prompts,
     asks_for_decisions,
     asks_for_vectors,
+    forbids_commercial_use,
+    languages_in,
     needs_turns,
     read_prompts,
 )
-from settle.jobs.pick.verdict import Measured, PickResult, decide, draw, rows
+from settle.jobs.pick.verdict import Measured, PickResult, best_models, decide, draw, rows
 from settle.jobs.settings import PickSettings
 
 
@@ -209,6 +212,9 @@ def test_the_shortlist_has_four_and_says_who_else_there_is():
     chosen, left = shortlist([here(f"m{n}", n) for n in range(1, 7)])
     assert [c.name for c in chosen] == ["m6", "m5", "m4", "m1"] and [e.name for e in left] == ["m3", "m2"]
     assert "--models m3" in left[0].why
+    there = Candidate("far", "download", 9)  # what is here comes first
+    chosen, left = shortlist([there, *(here(f"m{n}", n) for n in (5, 1))])
+    assert [c.name for c in chosen] == ["m5", "m1", "far"] and not left
 
 
 def asked_for(prompts=14, task=None, families=None, tokens=32, **needs):
@@ -304,6 +310,63 @@ def pair(value, low, high, is_shown=False, more=None, early=False):
 BIG, SMALL = model("big", 4.0, 5.0, 0.8), model("small", 1.0, 20.0, 0.78, cut=5)
 
 
+def test_the_better_one_is_taken_though_it_is_larger():
+    verdict = decide([BIG, SMALL], outcome([0.8, 0.4], [pair(0.4, 0.2, 0.6, True)], [0]), "exact match", True)
+    assert verdict.chosen is BIG and verdict.is_better
+    assert "better than all others" in verdict.sentence and "40 points (95 %: 20 to 60)" in verdict.sentence
+
+
+def test_no_different_takes_the_smaller_and_says_what_would_decide():
+    shown = outcome([0.8, 0.78], [pair(0.02, -0.1, 0.14, more=900)], [0, 1])
+    verdict = decide([BIG, SMALL], shown, "exact match", True)
+    assert verdict.chosen is SMALL and not verdict.is_better
+    assert "the smallest of 2 that are not shown to differ" in verdict.sentence
+    assert "; big may be up to 14 points ahead, and about 560 more prompts would show 5 points" in verdict.sentence
+    assert (
+        verdict.notes[0].startswith("big may be ahead by 14 points at most") and "900 more prompts" in verdict.notes[0]
+    )
+
+
+def test_a_clear_lead_that_is_not_decided_is_no_reason_for_the_smaller():
+    shown = outcome([0.8, 0.6], [pair(0.2, -0.02, 0.4, more=25)], [0, 1])
+    verdict = decide([BIG, SMALL], shown, "exact match", True)
+    assert verdict.chosen is BIG and not verdict.is_better and "nothing is decided" in verdict.sentence
+    assert "; small may be up to 2 points ahead, and about " in verdict.sentence
+    assert "small is not shown to be worse" in verdict.notes[0] and "25 more prompts" in verdict.notes[0]
+
+
+@pytest.mark.parametrize(
+    ("measured", "known", "says"),
+    [
+        ([], None, "no model is left"),
+        ([BIG, SMALL], None, "no model is recommended: no right answers were given"),
+        ([BIG, SMALL], outcome([0.0, 0.0], [pair(0.0, -0.2, 0.2)], [0, 1]), "none of the 2 models"),
+        ([BIG], Outcome(["big"], [0.8], [40], [], [0], 40), "the only one"),
+    ],
+)
+def test_other_ends(measured, known, says):
+    assert says in decide(measured, known, "exact match", True).sentence
+
+
+def test_the_smallest_is_taken_though_another_is_faster():
+    quick = model("quick", 2.0, 50.0, 0.79)
+    known = Outcome(["quick", "small"], [0.79, 0.78], [40, 40], [pair(0.01, -0.1, 0.12)], [0, 1], 40)
+    assert decide([quick, SMALL], known, "exact match", True).chosen is SMALL
+
+
+def test_without_right_answers_no_model_has_the_arrow():
+    verdict = decide([BIG, SMALL], None, "", True)
+    assert verdict.chosen is None and "small is the fastest" in verdict.sentence
+    assert [row[0] for row in rows([BIG, SMALL], verdict, True)] == ["  big", "  small"]
+
+
+def test_the_table_begins_with_the_best_and_marks_the_one_to_take():
+    verdict = decide([BIG, SMALL], outcome([0.8, 0.78], [pair(0.02, -0.1, 0.14)], [0, 1]), "exact match", True)
+    table = rows([SMALL, BIG], verdict, True)
+    assert [row[0] for row in table] == ["  big", "→ small"] and table[0][1] == "80.0 %"
+    assert best_models([BIG, SMALL, model("poor", 1.0, 10.0, 0.3)]) == [BIG, SMALL]
+
+
 @pytest.mark.parametrize(
     ("known", "note"),
     [
@@ -393,3 +456,50 @@ def test_those_that_are_named_are_all_measured(monkeypatch, machine):
     assert len(who_can(PickSettings(task="x", models=["m1"]), Needs(64))[0]) == 5
     chosen, excluded = who_can(PickSettings(task="x"), Needs(64))
     assert len(chosen) == 4 and [e.name for e in excluded] == ["m2"]
+
+
+def test_measurements_here_take_the_mean_error_off(home):
+    law = ledger.corrected("speed", 10.0, 0.3)
+    assert law.value == 10.0 and law.low == pytest.approx(10 * math.exp(-1.2816 * 0.3), rel=1e-3)
+    for model in ("a", "b", "c"):
+        ledger.note(model, {"speed": (10.0, law, 20.0)})
+    now = ledger.corrected("speed", 10.0, 0.3)
+    # three errors of ln 2, against a law that counts as one more without any
+    assert now.value == pytest.approx(10 * 2 ** (3 / 4)) and now.high / now.low < law.high / law.low
+    assert ledger.corrected("memory", 10.0, 0.3).value == 10.0
+
+
+def test_the_last_measurement_of_a_model_counts_and_a_busy_machine_does_not(home):
+    said = Interval(1.0, 0.5, 2.0)
+    ledger.note("a", {"speed": (1.0, said, 4.0), "memory": (1.0, said, 2.0)}, busy=True)
+    assert ledger.corrected("speed", 1.0, 0.3).value == 1.0
+    assert ledger.corrected("memory", 1.0, 0.3).value == pytest.approx(2**0.5)
+    ledger.note("a", {"memory": (1.0, said, 1.0)})
+    assert ledger.corrected("memory", 1.0, 0.3).value == 1.0
+
+
+def test_a_damaged_ledger_loses_only_its_damaged_lines(home):
+    ledger.note("a", {"memory": (1.0, Interval(1.0, 0.5, 2.0), 2.0)})
+    path = home / "picks" / "ledger.jsonl"
+    path.write_text(path.read_text() + '{"model": "torn', encoding="utf-8")
+    assert [entry.model for entry in ledger.entries()] == ["a"]
+
+
+@pytest.mark.parametrize(
+    ("license", "forbids"),
+    [
+        ("cc-by-nc-4.0", True),
+        ("Non-Commercial Licence", True),
+        ("katanemo-research", True),
+        ("apache-2.0", False),
+        ("gemma", False),
+        ("", False),
+    ],
+)
+def test_licences_that_forbid_commercial_use(license, forbids):
+    assert forbids_commercial_use(license) == forbids
+
+
+def test_languages_are_read_off_the_task():
+    assert languages_in("Answer support mails in German, or French") == {"de", "fr"}
+    assert not languages_in("polish my code") and not languages_in("coding")

@@ -236,24 +236,27 @@ def _without_vectors(candidate: Candidate, facts: Facts | None, needs: Needs) ->
         return "it writes text; named with --models, the mean of its tokens is the vector"
     if candidate.ref is not None and candidate.ref.adapter is not None:
         return "it is an adapter, and vectors come from a whole model"
-    if facts is not None and needs.must_take_it and facts.context < needs.context:
-        return f"it was trained for {facts.context:,} tokens, and {needs.context:,} are asked for"
-    return ""
+    return _too_short(facts, needs) if facts is not None else ""
 
 
 def _without_decisions(candidate: Candidate, facts: Facts | None, needs: Needs) -> str:
     """Say why a model does not answer typed questions."""
     if facts is None or facts.decision is None:
         return f"it is no decision model; `settle tune {candidate.name} ROWS --objective decision` makes one of it"
-    if needs.must_take_it and facts.context < needs.context:
-        return f"it was trained for {facts.context:,} tokens, and {needs.context:,} are asked for"
-    return _unfit(candidate, needs)
+    return _too_short(facts, needs) or _unfit(candidate, needs)
+
+
+def _too_short(facts: Facts, needs: Needs) -> str:
+    """Say that a model was trained for fewer tokens than it must take."""
+    if not needs.must_take_it or facts.context >= needs.context:
+        return ""
+    return f"it was trained for {facts.context:,} tokens, and {needs.context:,} are asked for"
 
 
 def _unable(candidate: Candidate, facts: Facts, needs: Needs) -> str:
     """Say why a file cannot do the task, or not here."""
-    if needs.must_take_it and facts.context < needs.context:
-        return f"it was trained for {facts.context:,} tokens, and {needs.context:,} are asked for"
+    if why := _too_short(facts, needs):
+        return why
     takes_turns = (facts.template and not facts.completes) or (candidate.ref and candidate.ref.adapter)
     if needs.turns and not takes_turns:
         return "it has no chat template, and some prompts are conversations"

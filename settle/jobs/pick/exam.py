@@ -15,13 +15,10 @@ from typing import ClassVar
 import numpy as np
 
 from settle.base.errors import DataError, SettleError
-from settle.data.corpus import find_files, workspace
-from settle.data.decisions.rows import DecisionRow, Placed, decision_rows
+from settle.data.decisions.rows import DecisionRow, decision_rows
 from settle.data.layouts import Example
-from settle.data.ledger import Ledger
 from settle.data.pairs import Pair, read_pairs
 from settle.data.split import row_families
-from settle.documents.reader_pool import RowReader
 from settle.evaluate.compare.candidate import FileModel
 from settle.evaluate.compare.cases import Case, spread
 from settle.evaluate.compare.compare import longest_answer
@@ -29,7 +26,7 @@ from settle.evaluate.footprint import Measured, peak_bytes
 from settle.experiment.run import in_turn
 from settle.infer.decider import Decider
 from settle.infer.engine import VectorEngine
-from settle.jobs.pick.prompts import Needs, Prompts
+from settle.jobs.pick.prompts import Needs, Prompts, placed_rows
 from settle.library.reference import ModelRef
 from settle.retrieve.index.embedders import Vectorizer
 from settle.retrieve.index.embedders.gguf import Gguf
@@ -203,15 +200,7 @@ def read_decisions(path: Path, limit: int) -> Decisions:
     """Read the labelled rows of a file or folder, at most `limit`, evenly spread. Raises DataError."""
     if not path.expanduser().exists():
         raise DataError(f"there is no file or folder {path}", "check the path given to --prompts")
-    with workspace() as work:
-        files = find_files([str(path.expanduser())], work, Ledger())
-        records: list[Placed] = []
-        with RowReader(files, lambda file, note: None) as reader:
-            for file in files:
-                for record in reader.records(file):
-                    if isinstance(values := record.get("value"), Mapping):
-                        records.append((f"{file.name}:{record['row']}", values))
-    rows = decision_rows(records)
+    rows = decision_rows(list(placed_rows(path)))
     asked = spread(rows, limit)
     examples = [
         Example("chat", [{"role": "user", "content": row.state}, {"role": "assistant", "content": ""}], single=True)

@@ -8,6 +8,7 @@ from pathlib import Path
 from settle.base.errors import DataError
 from settle.base.event_log import Events
 from settle.data.corpus import find_files, workspace
+from settle.data.decisions.rows import Placed
 from settle.data.layouts import Broken, Example, Message, find, parsed_turns, read_turns
 from settle.data.layouts.prompt_completion import PROMPTS
 from settle.data.ledger import Ledger
@@ -75,15 +76,20 @@ def _texts(rows: Sequence[Example]) -> list[str]:
 
 def _unanswered(path: Path) -> Iterator[Example]:
     """Yield rows of a prompt alone, or of a conversation that ends with the user's turn."""
+    for _, row in placed_rows(path):
+        if turns := _turns(row):
+            yield Example("chat", [*turns, _assistant("")], single=len(turns) == 1)
+
+
+def placed_rows(path: Path) -> Iterator[Placed]:
+    """Yield the rows of a file or folder that have columns, each with its place."""
     with workspace() as work:
-        files = find_files([str(path)], work, Ledger())
+        files = find_files([str(path.expanduser())], work, Ledger())
         with RowReader(files, lambda file, note: None) as reader:
             for file in files:
                 for record in reader.records(file):
-                    row = record.get("value")
-                    turns = _turns(row) if isinstance(row, Mapping) else []
-                    if turns:
-                        yield Example("chat", [*turns, _assistant("")], single=len(turns) == 1)
+                    if isinstance(row := record.get("value"), Mapping):
+                        yield f"{file.name}:{record['row']}", row
 
 
 def _turns(row: Mapping[str, object]) -> list[Message]:
