@@ -183,16 +183,14 @@ class ChatSession:
         elif command == "/help":
             self._events.emit(Say(text=HELP))
         elif command == "/save":
-            self._save(Path(rest or f"{self._engine.path.stem}-chat.json").expanduser())
+            path = Path(rest or f"{self._engine.path.stem}-chat.json").expanduser()
+            try:
+                write_json(path, {"model": str(self._engine.path), "messages": self._all()})
+            except OSError as e:
+                raise UsageError(f"cannot write {path}: {e.strerror}", "/save another file") from None
+            self._events.emit(Say(text=f"wrote {path}"))
         else:
             raise UsageError(f"there is no {command}", HELP)
-
-    def _save(self, path: Path) -> None:
-        try:
-            write_json(path, {"model": str(self._engine.path), "messages": self._all()})
-        except OSError as e:
-            raise UsageError(f"cannot write {path}: {e.strerror}", "/save another file") from None
-        self._events.emit(Say(text=f"wrote {path}"))
 
     def _all(self) -> list[dict[str, str]]:
         return [{"role": "system", "content": self._system}, *self._messages] if self._system else list(self._messages)

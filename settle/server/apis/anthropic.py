@@ -110,8 +110,10 @@ class MessageWriter:
             yield from self._cite(note["url_citation"])
         for call in delta.get("tool_calls") or ():
             yield from self._add_call(call)
-        if choice.get("finish_reason"):
-            self._finish(choice)
+        if reason := choice.get("finish_reason"):
+            self._reason = {"length": "max_tokens", "tool_calls": "tool_use"}.get(reason, "end_turn")
+            if self._reason == "end_turn" and choice.get("stopped_by"):
+                self._reason, self._stop["stop_sequence"] = "stop_sequence", choice["stopped_by"]
 
     def end(self) -> Iterator[JsonObject]:
         if not self._is_begun:
@@ -184,13 +186,6 @@ class MessageWriter:
 
     def _delta(self, delta: JsonObject) -> JsonObject:
         return {"type": "content_block_delta", "index": len(self._blocks) - 1, "delta": delta}
-
-    def _finish(self, choice: Choice) -> None:
-        reasons = {"length": "max_tokens", "tool_calls": "tool_use"}
-        self._reason = reasons.get(choice["finish_reason"] or "", "end_turn")
-        if self._reason == "end_turn" and choice.get("stopped_by"):
-            self._reason = "stop_sequence"
-            self._stop["stop_sequence"] = choice["stopped_by"]
 
     def _usage(self) -> dict[str, int]:
         usage: Usage = self.usage or {}

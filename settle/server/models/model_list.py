@@ -129,6 +129,12 @@ def _facts_rows(info: Json) -> list[list[object]]:
         return [["", "converted to GGUF when it is first used"]]
     if "kind" not in info:
         return []
+    settings = {name: value for name, value in info["sampling"].items() if name != "source"}
+    drawn = ", ".join(f"{name.replace('_', '-')} {value:g}" for name, value in settings.items())
+    drawn += f" ({info['sampling']['source']})"
+    template = "as follows" if info["template"] else "none: it completes text and takes no turns"
+    if info["completes_only"]:
+        template = "as follows, and not learned: it was trained on plain text, and completes it"
     return [
         ["size", {"value": info["bytes"], "unit": "bytes"}],
         ["type", info["quantization"]],
@@ -139,23 +145,9 @@ def _facts_rows(info: Json) -> list[list[object]]:
         ["fits here", info["fits"]],
         ["tools", info["tools"]],
         ["tokens/s", _speed(info) or "`settle models --measure` measures it"],
-        ["answers are drawn with", _sampling(info)],
-        ["chat template", _template(info)],
+        ["answers are drawn with", drawn if info["kind"] == "generate" else ""],
+        ["chat template", template],
     ]
-
-
-def _template(info: Json) -> str:
-    if info["completes_only"]:
-        return "as follows, and not learned: it was trained on plain text, and completes it"
-    return "as follows" if info["template"] else "none: it completes text and takes no turns"
-
-
-def _sampling(info: Json) -> str:
-    if info["kind"] != "generate":
-        return ""
-    settings = dict(info["sampling"])
-    source = settings.pop("source")
-    return ", ".join(f"{name.replace('_', '-')} {value:g}" for name, value in settings.items()) + f" ({source})"
 
 
 def _speed(model: Json) -> str:

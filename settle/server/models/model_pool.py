@@ -223,13 +223,12 @@ class ModelPool:
             elif before is not None and before in up and self._loader.free() < needs:
                 self._models.retire(before)  # no memory for both: the old one finishes its answers first
             else:
-                raise self._full(entry) if is_full else self._too_large(entry, needs)
-
-    def _full(self, entry: ModelEntry) -> ApiError:
-        busy = ", ".join(model.key.path.stem for model in self._models.up.values())
-        message = f"{entry.id} cannot be loaded: this server keeps at most {self.settings.most_models} models"
-        message += f" (--most-models), and all of them are answering: {busy}; try again"
-        return ApiError(503, message, "overloaded", "model", retry_seconds=10)
+                if not is_full:
+                    raise self._too_large(entry, needs)
+                busy = ", ".join(model.key.path.stem for model in self._models.up.values())
+                message = f"{entry.id} cannot be loaded: this server keeps at most {self.settings.most_models} models"
+                message += f" (--most-models), and all of them are answering: {busy}; try again"
+                raise ApiError(503, message, "overloaded", "model", retry_seconds=10)
 
     def _too_large(self, entry: ModelEntry, needs: int) -> ApiError:
         free = self._loader.free()

@@ -32,7 +32,7 @@ from settle.server.models.model_entry import ModelEntry, check_template
 from settle.server.models.model_pool import ModelPool
 from settle.server.requests.chat_plan import chunk_head, delta_choice
 from settle.wire.errors import ApiError, invalid, unsupported
-from settle.wire.types import ChatRequest, Choice, Chunk, Delta, Usage
+from settle.wire.types import ChatRequest, Chunk, Delta, Usage
 
 NUM_THREADS = 16  # that search
 MOST_TOKENS = 2 * LONGEST  # of an answer, whatever max_tokens allows
@@ -138,8 +138,14 @@ class DocumentChats:
             yield head | {"choices": [delta_choice({"content": sources})]}
         if notes := _annotations(whole_answer):
             yield head | {"choices": [delta_choice({"annotations": notes})]}
-        yield head | {"choices": [_last_choice(whole_answer, request)]}
-        yield head | {"choices": [], "usage": _usage(whole_answer), "settle": whole_answer.to_json()}
+        generation = whole_answer.generation
+        last = delta_choice({}, "length" if generation and generation.is_cut else "stop")
+        if request.wants_stop and generation and generation.stop:
+            last["stopped_by"] = generation.stop
+        yield head | {"choices": [last]}
+        prompt, written = (generation.prompt_tokens, generation.new_tokens) if generation else (0, 0)
+        usage: Usage = {"prompt_tokens": prompt, "completion_tokens": written, "total_tokens": prompt + written}
+        yield head | {"choices": [], "usage": usage, "settle": whole_answer.to_json()}
 
     def close(self) -> None:
         """Close the collections that are open."""
@@ -245,20 +251,6 @@ def _model(entry: ModelEntry, loaded: LoadedModel) -> LlamaClient:
 @lru_cache(16)
 def _metadata(path: Path, stamp: str) -> Metadata:
     return dict(read_gguf(path).metadata)
-
-
-def _last_choice(whole_answer: CitedAnswer, request: ChatRequest) -> Choice:
-    generation = whole_answer.generation
-    last = delta_choice({}, "length" if generation and generation.is_cut else "stop")
-    if request.wants_stop and generation and generation.stop:
-        last["stopped_by"] = generation.stop
-    return last
-
-
-def _usage(whole_answer: CitedAnswer) -> Usage:
-    generation = whole_answer.generation
-    prompt, completion = (generation.prompt_tokens, generation.new_tokens) if generation else (0, 0)
-    return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
 
 
 def _sources(whole_answer: CitedAnswer) -> str:

@@ -79,11 +79,6 @@ def shown(pool: ModelPool, entry: ModelEntry, verbose: bool) -> JsonObject:
     return fields
 
 
-def now() -> str:
-    """Return the time as Ollama writes it."""
-    return _written(datetime.datetime.now(datetime.UTC))
-
-
 def _row(entry: ModelEntry, stored: dict[str, StoredModel]) -> Json:
     row: Json = {"name": tagged(entry.id), "model": tagged(entry.id), "modified_at": _moment(entry.created)}
     row |= {"size": entry.path.stat().st_size if entry.path.is_file() else 0, "digest": _digest(entry, stored)}
@@ -214,7 +209,7 @@ class LineWriter:
         return whole
 
     def _line(self, text: str, thought: str | None = None, logprobs: Logprobs | None = None) -> Json:
-        line: Json = {"model": self._model, "created_at": now()}
+        line: Json = {"model": self._model, "created_at": _written(datetime.datetime.now(datetime.UTC))}
         if self._is_chat:
             line["message"] = {"role": "assistant", "content": text}
             if thought:
