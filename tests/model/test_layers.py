@@ -14,6 +14,7 @@ from settle.model.decoder import Decoder
 from settle.model.layers.decoder_layer import DecoderLayer, FusedLayer
 from settle.model.layers.packed_sequences import Packing
 from settle.train.objectives.next_token import NextToken
+from tests.model.test_llama import packed
 
 BASE = {"width": 24, "inner": 20, "heads": 4, "kv_heads": 2, "head_dim": 8, "eps": 1e-5}
 OPTIONS = {
@@ -47,16 +48,10 @@ def decoder(asked: dict, dtype: torch.dtype = torch.float64) -> Decoder:
     return model
 
 
-def packed(lengths: list[int]) -> tuple[Tensor, Tensor, Tensor]:
-    random = torch.Generator().manual_seed(0)
-    inputs, targets = torch.randint(0, 32, (2, sum(lengths)), generator=random)
-    return inputs, targets, torch.tensor([0, *lengths]).cumsum(0).int()
-
-
 @pytest.mark.parametrize("asked", OPTIONS.values(), ids=OPTIONS.keys())
 def test_gradients_by_finite_differences(asked: dict) -> None:
     model = decoder(asked)
-    inputs, targets, bounds = packed(LENGTHS)
+    inputs, targets, bounds = packed(LENGTHS, 32)
 
     def loss() -> Tensor:
         return NextToken(chunk_logits=200).loss(model, inputs, targets, bounds)[0]
@@ -76,7 +71,7 @@ def test_gradients_by_finite_differences(asked: dict) -> None:
 @pytest.mark.parametrize("asked", OPTIONS.values(), ids=OPTIONS.keys())
 def test_packed_equals_alone(asked: dict) -> None:
     model = decoder(asked)
-    inputs, _, bounds = packed(LENGTHS)
+    inputs, _, bounds = packed(LENGTHS, 32)
     together = model(inputs, bounds)
     for start, stop in zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True):
         alone = model(inputs[start:stop], torch.tensor([0, stop - start], dtype=torch.int32))
@@ -97,7 +92,7 @@ def results(model: Decoder, forward: Callable[..., Tensor], dtype: torch.dtype) 
     """What a way through the first layer returns, and its gradients of the input and of every weight."""
     model.compute_dtype = dtype
     model.zero_grad(set_to_none=True)
-    layer, packing = model.layers[0], Packing(packed(LENGTHS)[2])
+    layer, packing = model.layers[0], Packing(packed(LENGTHS, 32)[2])
     random = torch.Generator().manual_seed(2)
     x = torch.randn(sum(LENGTHS), BASE["width"], generator=random).to(dtype).requires_grad_()
     direction = torch.randn(x.shape, generator=random).to(dtype)

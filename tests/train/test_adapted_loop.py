@@ -6,28 +6,23 @@ from torch import Tensor
 
 from settle.base.event_log import Events
 from settle.base.run import Run
-from settle.data.batches import Batches
 from settle.data.prepare import Corpus
 from settle.model.adapters.dora import DoRA
 from settle.model.adapters.lora import LoRA
-from settle.model.architectures.llama import Llama
 from settle.train import checkpoint as checkpoints
 from settle.train.loop import Loop
 from settle.train.objectives.next_token import NextToken
 from settle.train.optimizers.adamw import AdamW
-from settle.train.recovery import LoopSession
 from settle.train.trainer import Trainer
-from tests.train.test_loop import PLAN, held_out
+from tests.train.loops import batches_of, loop_of, tiny
+from tests.train.test_loop import PLAN
 
 
 def adapted_loop(corpus: Corpus, run: Run, method: LoRA, stop_at: int | None = None) -> Loop:
-    architecture = Llama.TINY.model_copy(update={"vocab_size": corpus.tokenizer.vocab_size})
-    model = architecture.build(0)
+    model = tiny(corpus)
     method.apply(model, seed=1)
-    batches = Batches(corpus.train, PLAN.sequence_length, PLAN.tokens_per_step, 0)
-    session = LoopSession(run, Events(), lambda: stop_at is not None and made.state.step >= stop_at)
-    made = Loop(Trainer(PLAN, model, NextToken(), AdamW(), batches), held_out(corpus, 256), session)
-    return made
+    trainer = Trainer(PLAN, model, NextToken(), AdamW(), batches_of(corpus, PLAN))
+    return loop_of(trainer, corpus, run, stop_at=stop_at, held_out=256)
 
 
 @pytest.mark.parametrize("method", [LoRA(rank=2, dropout=0.2, lr_ratio=4.0), DoRA(rank=2)], ids=["lora", "dora"])

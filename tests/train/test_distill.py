@@ -258,20 +258,6 @@ def test_a_student_comes_near() -> None:
     assert near.teacher == pytest.approx(far.teacher)
 
 
-def test_held_out_rows_are_remembered_and_training_rows_are_not() -> None:
-    distill, model, data = objective(), Llama.TINY.build(1), rows()
-    calls: list[int] = []
-    teacher = distill.loaded_teacher
-    assert isinstance(teacher, LiveTeacher)
-    teacher.model.register_forward_hook(lambda *_: calls.append(1))
-    with torch.no_grad():
-        first, again = (float(distill.batch_loss(model, data)[0]) for _ in range(2))
-    assert first == again and len(calls) == 1
-    for _ in range(2):
-        distill.batch_loss(model, data)
-    assert len(calls) == 3
-
-
 # --- what was said, and own words ---
 
 

@@ -11,21 +11,19 @@ from torch import Tensor
 from settle.base.event_log import Events
 from settle.base.events import Event
 from settle.base.run import Run
-from settle.data.batches import Batches, held_out_batches
 from settle.data.prepare import Corpus
 from settle.machine import resource_usage
-from settle.model.architectures.llama import Llama
 from settle.train import checkpoint as checkpoints
-from settle.train.evaluation import HeldOut
 from settle.train.loop import Loop
 from settle.train.objectives.next_token import NextToken
 from settle.train.optimizers import Optimizer
 from settle.train.optimizers.adamw import AdamW
-from settle.train.recovery import MAX_ROLLBACKS, LoopSession
+from settle.train.recovery import MAX_ROLLBACKS
 from settle.train.state import LoopPlan, Outcome
 from settle.train.trainer import Trainer
 from settle.train.verdict import verdict
 from tests.records import into
+from tests.train.loops import batches_of, loop_of, tiny
 
 PLAN = LoopPlan(
     tokens_per_step=64, sequence_length=32, warmup_steps=3, max_steps=30, decay_fraction=0.4, checkpoint_steps=8
@@ -44,23 +42,10 @@ class Poison(NextToken):
 POISONED: list[Any] = []
 
 
-def held_out(corpus: Corpus, limit_tokens: int) -> HeldOut:
-    batches = list(held_out_batches(corpus.held_out, PLAN.sequence_length, 64, limit_tokens))
-    return HeldOut(batches, corpus.tokenizer.byte_length)
-
-
 def loop(corpus: Corpus, run: Run, events: list[Event], stop_at: int | None = None, **rates: float) -> Loop:
-    architecture = Llama.TINY.model_copy(update={"vocab_size": corpus.tokenizer.vocab_size})
-    batches = Batches(corpus.train, PLAN.sequence_length, PLAN.tokens_per_step, 0)
-    session = LoopSession(
-        run,
-        Events(listeners=[into(events)]),
-        lambda: stop_at is not None and made.state.step >= stop_at,
-        decode=corpus.tokenizer.decode,
-    )
-    trainer = Trainer(PLAN, architecture.build(0), Poison(), AdamW(**rates), batches)
-    made = Loop(trainer, held_out(corpus, 512), session)
-    return made
+    trainer = Trainer(PLAN, tiny(corpus), Poison(), AdamW(**rates), batches_of(corpus, PLAN))
+    heard = Events(listeners=[into(events)])
+    return loop_of(trainer, corpus, run, heard, stop_at, held_out=512, decode=corpus.tokenizer.decode)
 
 
 def ended(outcome: Outcome, made: Loop) -> tuple[dict[str, Tensor], list[int], int]:
@@ -74,7 +59,7 @@ def ended(outcome: Outcome, made: Loop) -> tuple[dict[str, Tensor], list[int], i
 
 @pytest.fixture
 def poisoned(corpus: Corpus) -> Any:
-    POISONED[:] = [Batches(corpus.train, PLAN.sequence_length, PLAN.tokens_per_step, 0).at(p).inputs for p in (5, 21)]
+    POISONED[:] = [batches_of(corpus, PLAN).at(p).inputs for p in (5, 21)]
     yield
     POISONED.clear()
 
@@ -98,8 +83,7 @@ def test_rehearsals_change_no_bit(corpus):
 def test_an_updating_rehearsal_leaves_the_weights(corpus):
     model = loop(corpus, Run.create("train", "x"), []).trainer.model
     for optimizer in (AdamW(), Optimizer.make("muon", {})):
-        batches = Batches(corpus.train, PLAN.sequence_length, PLAN.tokens_per_step, 0)
-        trainer = Trainer(PLAN, model, NextToken(), optimizer, batches)
+        trainer = Trainer(PLAN, model, NextToken(), optimizer, batches_of(corpus, PLAN))
         before = trainer.weights()
         trainer.rehearse(updates=True)
         assert all(torch.equal(before[name], after) for name, after in trainer.weights().items())
@@ -139,7 +123,7 @@ def test_the_order_ledger_names_each_step_by_the_number_it_has_in_the_events(cor
 
 
 def test_a_first_batch_that_is_bad_is_named_and_never_drawn_again(corpus: Corpus) -> None:
-    POISONED[:] = [Batches(corpus.train, PLAN.sequence_length, PLAN.tokens_per_step, 0).at(0).inputs]
+    POISONED[:] = [batches_of(corpus, PLAN).at(0).inputs]
     try:
         state = loop(corpus, Run.create("train", "a"), [], stop_at=2).train().state
     finally:

@@ -7,7 +7,6 @@ from string import ascii_lowercase
 
 import numpy as np
 import pytest
-import torch
 
 from settle.base.errors import DataError, UsageError
 from settle.base.event_log import Events
@@ -87,15 +86,6 @@ def test_no_question_is_on_two_sides_and_marks_are_the_only_targets(files: Path,
     (files / "broken.jsonl").write_text('{"question": "a"}\n')
     with pytest.raises(DataError, match=r"broken.jsonl:1 is no pair"):
         prepare_pairs([str(files / "broken.jsonl")], tokenizer, 0.3)
-
-
-def test_a_passage_that_comes_twice_is_no_negative(files: Path) -> None:
-    """The loss of two questions with one passage between them: nothing is to be told apart."""
-    encoder = encoder_of_gguf(read_gguf(files / "tiny.gguf")).eval()
-    row = torch.tensor([2, 40, 3])
-    inputs, marks = torch.cat([row] * 4), torch.tensor([-1, -1, -1, -1, -1, 1] * 2)
-    loss, count = Contrastive().loss(encoder, inputs, marks, torch.tensor([0, 3, 6, 9, 12]))  # type: ignore[arg-type]
-    assert count == 2 and abs(float(loss.detach())) < 1e-6
 
 
 def test_separation_is_the_share_of_pairs_in_order() -> None:

@@ -7,18 +7,14 @@ import pytest
 from settle.base.event_log import Events
 from settle.base.events import Event
 from settle.base.run import Run
-from settle.data.batches import Batches, held_out_batches
 from settle.data.prepare import Corpus
-from settle.model.architectures.llama import Llama
 from settle.train import loop
-from settle.train.evaluation import HeldOut
-from settle.train.loop import Loop
 from settle.train.objectives.next_token import NextToken
 from settle.train.optimizers.adamw import AdamW
-from settle.train.recovery import LoopSession
 from settle.train.state import LoopPlan, LoopState, Outcome
 from settle.train.trainer import StepResult, Trainer
 from settle.train.watch import MOST_SLOWDOWN, SLACK
+from tests.train.loops import batches_of, loop_of, tiny
 
 BUDGET, AFTER, COMPARING, STEP = 200.0, 10.0, 30.0, 1.0  # seconds
 
@@ -57,14 +53,11 @@ def plan(**changes: object) -> LoopPlan:
 
 def train(corpus: Corpus, run: Run, clock: Clock, events: list[Event], stop_at: float = 1e9, **changes: object):
     chosen = plan(**changes)
-    architecture = Llama.TINY.model_copy(update={"vocab_size": corpus.tokenizer.vocab_size})
-    batches = Batches(corpus.train, chosen.sequence_length, chosen.tokens_per_step, 0)
-    trainer = Timed(chosen, architecture.build(0), NextToken(), AdamW(), batches)
+    trainer = Timed(chosen, tiny(corpus), NextToken(), AdamW(), batches_of(corpus, chosen))
     trainer.clock = clock
-    blocks = list(held_out_batches(corpus.held_out, chosen.sequence_length, 64, 256))
-    session = LoopSession(run, Events(listeners=[events.append]), lambda: clock.now >= stop_at, elapsed=clock)
+    heard, stopping = Events(listeners=[events.append]), lambda: clock.now >= stop_at
     with mock.patch.object(loop.time, "perf_counter", clock):
-        return Loop(trainer, HeldOut(blocks, corpus.tokenizer.byte_length), session).train()
+        return loop_of(trainer, corpus, run, heard, held_out=256, stopping=stopping, elapsed=clock).train()
 
 
 def rates(events: list[Event]) -> list[float]:

@@ -16,26 +16,23 @@ import torch.distributed.fsdp  # once, and not in every rank
 from settle.base.event_log import Events
 from settle.base.events import Event
 from settle.base.run import Run
-from settle.data.batches import held_out_batches
 from settle.data.prepare import Corpus
 from settle.model.architectures.gemma3_text import Gemma3Text
 from settle.model.architectures.llama import Llama
 from settle.train import checkpoint as checkpoints
 from settle.train.checkpoint import Checkpoint
-from settle.train.evaluation import HeldOut
-from settle.train.loop import Loop
 from settle.train.objectives.next_token import NextToken
 from settle.train.optimizers import Optimizer
 from settle.train.optimizers.adamw import AdamW
 from settle.train.optimizers.muon import Muon, orthogonal
-from settle.train.recovery import LoopSession
 from settle.train.state import LoopState
 from settle.train.trainer import StepResult, Trainer
 from settle.train.world import World, single
 from settle.train.world.row_share import FILE
 from settle.train.world.weight_shards import ShardStore, gather, local_part, on_whole, shard, whole
+from tests.train.loops import batches_of, loop_of, tiny
 from tests.train.ranks import in_parts, on_ranks
-from tests.train.test_world import PLAN, batches_of
+from tests.train.test_world import PLAN
 
 FAMILIES: dict[str, Any] = {"llama": Llama.TINY, "gemma3": Gemma3Text.TINY}
 
@@ -48,19 +45,16 @@ def trainer(
 ) -> Trainer:
     """A whole model at one rank, a shared one at many."""
     torch.set_num_threads(1)
-    model = FAMILIES[family].model_copy(update={"vocab_size": corpus.tokenizer.vocab_size}).build(0)
+    model = tiny(corpus, FAMILIES[family])
     if world.size > 1:
         shard(model, world, offloads)
         model.recompute = 2 if family == "gemma3" else 0  # every second layer
-    return Trainer(SHORT, model, NextToken(), optimizer, batches_of(corpus), world)
+    return Trainer(SHORT, model, NextToken(), optimizer, batches_of(corpus, SHORT), world)
 
 
 def train(corpus: Corpus, run: Run, world: World, stop_at: int | None = None) -> list[float]:
     """Losses of all evaluations, of a run until its end or until a step."""
-    held_out = HeldOut(list(held_out_batches(corpus.held_out, 32, 64, 400)), corpus.tokenizer.byte_length)
-    made = Loop(
-        trainer(corpus, world, Muon()), held_out, LoopSession(run, Events(), lambda: made.state.step == stop_at)
-    )
+    made = loop_of(trainer(corpus, world, Muon()), corpus, run, stop_at=stop_at)
     return [e.loss for e in made.train().state.history]
 
 
@@ -69,7 +63,7 @@ def test_a_step_on_shared_weights_is_that_of_one_rank(
     optimizer: Optimizer, family: str, corpus: Corpus, tmp_path: Path
 ) -> None:
     """Also where a rank has no row, and where rows of weights do not divide."""
-    rows = [len(batches_of(corpus).rows_of(position)) for position in range(8)]
+    rows = [len(batches_of(corpus, SHORT).rows_of(position)) for position in range(8)]
     assert min(rows) < 3
 
     def steps(world: World) -> tuple[list[float], dict[str, Any], int]:
@@ -179,7 +173,6 @@ def test_a_hybrid_step_clips_by_the_norm_of_one_rank_and_gathers_each_row_once(c
 
 def test_a_step_that_goes_wrong_is_taken_back_on_all_ranks(corpus: Corpus, tmp_path: Path) -> None:
     def poisoned(world: World, run: Run) -> tuple[list[float], list[int], list[str]]:
-        held_out = HeldOut(list(held_out_batches(corpus.held_out, 32, 64, 400)), corpus.tokenizer.byte_length)
         made, seen = trainer(corpus, world, Muon()), list[str]()
         take = made.take_step
 
@@ -190,7 +183,7 @@ def test_a_step_that_goes_wrong_is_taken_back_on_all_ranks(corpus: Corpus, tmp_p
 
         made.take_step = step  # type: ignore[method-assign]
         events = Events(listeners=[lambda event: seen.append(event.kind)])
-        state = Loop(made, held_out, LoopSession(run, events)).train().state
+        state = loop_of(made, corpus, run, events).train().state
         return [e.loss for e in state.history], state.skipped, [kind for kind in seen if kind == "rollback"]
 
     one, two = (Run.create("train", name) for name in ("one", "two"))

@@ -13,25 +13,21 @@ import pytest
 import torch
 
 from settle.base.errors import ResourceError, RunError
-from settle.base.event_log import Events
 from settle.base.run import Run
 from settle.base.run.launcher import launched
-from settle.data.batches import Batches, held_out_batches
+from settle.data.batches import Batches
 from settle.data.prepare import Corpus
 from settle.machine import EnergyMeter
 from settle.model.adapters.lora import LoRA
-from settle.model.architectures.llama import Llama
 from settle.train import checkpoint as checkpoints
-from settle.train.evaluation import HeldOut
-from settle.train.loop import Loop
 from settle.train.objectives.next_token import NextToken
 from settle.train.optimizers.adamw import AdamW
-from settle.train.recovery import LoopSession
 from settle.train.state import LoopPlan, LoopState
 from settle.train.trainer import Trainer
 from settle.train.world import World, process_group, single
 from settle.train.world.row_share import FILE, OrderLedger, StepRows, check_order, marks_sum, share
 from tests.train import ranks
+from tests.train.loops import batches_of, loop_of, tiny
 from tests.train.ranks import in_parts, on_ranks
 
 PLAN = LoopPlan(
@@ -41,25 +37,18 @@ PLAN = LoopPlan(
 
 
 def trainer(corpus: Corpus, world: World, adapter: LoRA | None = None) -> Trainer:
-    model = Llama.TINY.model_copy(update={"vocab_size": corpus.tokenizer.vocab_size}).build(0)
+    model = tiny(corpus)
     if adapter is not None:
         model.freeze()
         adapter.apply(model, 0)
         model.train()
-    return Trainer(PLAN, model, NextToken(), AdamW(), batches_of(corpus), world)
-
-
-def batches_of(corpus: Corpus) -> Batches:
-    return Batches(corpus.train, PLAN.sequence_length, PLAN.tokens_per_step // PLAN.micro_batches, 0)
+    return Trainer(PLAN, model, NextToken(), AdamW(), batches_of(corpus, PLAN), world)
 
 
 def train(corpus: Corpus, run: Run, world: World, stop_at: int | None = None) -> list[float]:
     """Losses of all evaluations, of a run until its end or until a step."""
     torch.set_num_threads(1)
-    held_out = HeldOut(list(held_out_batches(corpus.held_out, 32, 64, 400)), corpus.tokenizer.byte_length)
-    stopping = lambda: stop_at is not None and made.state.step >= stop_at  # noqa: E731
-    made = Loop(trainer(corpus, world), held_out, LoopSession(run, Events(), stopping))
-    return [e.loss for e in made.train().state.history]
+    return [e.loss for e in loop_of(trainer(corpus, world), corpus, run, stop_at=stop_at).train().state.history]
 
 
 def weights(run: Run) -> bytes:
@@ -235,11 +224,10 @@ def test_clocks_that_differ_by_minutes_do_not_part_the_ranks(corpus: Corpus, tmp
 
     def budgeted(world: World, run: Run, ahead: float) -> list[int]:
         torch.set_num_threads(1)
-        held_out = HeldOut(list(held_out_batches(corpus.held_out, 32, 64, 200)), corpus.tokenizer.byte_length)
         made = trainer(corpus, world)
         made.plan = made.plan.model_copy(update={"seconds": 300.0, "max_steps": 6})
         elapsed = lambda: 1.0 + ahead * world.rank  # noqa: E731
-        state = Loop(made, held_out, LoopSession(run, Events(), elapsed=elapsed)).train().state
+        state = loop_of(made, corpus, run, held_out=200, elapsed=elapsed).train().state
         return [state.step, state.schedule.decay_start or 0]
 
     for name, ahead in (("ahead", 900.0), ("behind", -900.0)):
