@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from settle.base.errors import SettleError, UsageError
-from settle.base.run import Run
 from settle.doctor.answerer import LocalModel
 from settle.doctor.history import find_history, read_history
 from settle.doctor.read_transcript import read_transcript
@@ -42,26 +41,31 @@ def find_subject(name: str | None, running: Running, transcript: Path | None = N
     """
     if transcript is not None:
         return of_transcript(transcript, name, running, door)
-    if name is not None and is_address(name):
-        return of_server(name, running, door)
     if name is None:
         return ThisMachine(running=running)
+    if is_address(name):
+        server = open_server(Web(name, door.key_of(name)), door.model)
+        return ServedChat(
+            name, ChatRecord(tuple(server.probes()), server), running=running, served_model=server.model.name
+        )
     if is_collection(name):
-        return of_collection(name, running, door.model)
+        reader = resolve_gguf(door.model) if door.model else _remembered(name)
+        answered_by = door.model or (reader.name if reader else None)
+        return IndexedDocuments(name, CollectionFolder(name).path, reader, answered_by, running=running)
     run = find_run(name)
     if run is not None:
-        return of_run(run, name, running)
+        try:
+            return ExportedRun(name, run, resolve_gguf(f"run:{run.name}"), running=running)
+        except SettleError:
+            return TrainingRun(name, run, running=running)
     path = Path(name).expanduser()
     if path.suffix != ".gguf" and find_history(path):
         return LoggedHistory(name, read_history(path), running=running)
-    return of_model(resolve_gguf(name), name, running)
-
-
-def of_collection(name: str, running: Running, model: str | None) -> IndexedDocuments:
-    """Return a collection and the model that answers from it: the named one, else the one that it remembers."""
-    reader = resolve_gguf(model) if model else _remembered(name)
-    answered_by = model or (reader.name if reader else None)
-    return IndexedDocuments(name, CollectionFolder(name).path, reader, answered_by, running=running)
+    model = resolve_gguf(name)
+    if model.weights.suffix != ".gguf":
+        raise UsageError(f"{name} is not GGUF", "name a model of the store, or a .gguf file")
+    read_facts(model.weights)  # a file that is not sound is said once, and no check looks at it
+    return ModelFile(name, model, running=running)
 
 
 def _remembered(collection: str) -> ModelRef | None:
@@ -71,13 +75,6 @@ def _remembered(collection: str) -> ModelRef | None:
         return resolve_gguf(name) if name and name != NONE else None
     except SettleError:
         return None  # it is gone, which `settle ask` says
-
-
-def of_server(address: str, running: Running, door: Door) -> ServedChat:
-    """Return a server with what it answers to short questions."""
-    server = open_server(Web(address, door.key_of(address)), door.model)
-    chat = ChatRecord(tuple(server.probes()), server)
-    return ServedChat(address, chat, running=running, served_model=server.model.name)
 
 
 def of_transcript(path: Path, name: str | None, running: Running, door: Door) -> RecordedChat:
@@ -102,19 +99,3 @@ def _named_in(exchanges: Sequence[Exchange]) -> ModelRef | None:
         except SettleError:
             continue
     return None
-
-
-def of_run(run: Run, name: str, running: Running) -> TrainingRun:
-    """Return a run, with the model that it made where it made one that can be loaded."""
-    try:
-        return ExportedRun(name, run, resolve_gguf(f"run:{run.name}"), running=running)
-    except SettleError:
-        return TrainingRun(name, run, running=running)
-
-
-def of_model(model: ModelRef, name: str, running: Running) -> ModelFile:
-    """Return a model by name or a file. Raises FormatError for a file that is not sound."""
-    if model.weights.suffix != ".gguf":
-        raise UsageError(f"{name} is not GGUF", "name a model of the store, or a .gguf file")
-    read_facts(model.weights)  # a file that is not sound is said once, and no check looks at it
-    return ModelFile(name, model, running=running)

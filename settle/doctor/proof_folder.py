@@ -10,14 +10,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter
+
 from settle.base.errors import RunError, cannot_write
 from settle.base.files import home, read_json, write_json
 from settle.base.run import WorkFolder
 from settle.base.version import __version__
-from settle.doctor.checks import finding_of
+from settle.doctor.checks import Check
 from settle.doctor.findings import Finding
-from settle.doctor.subject import RecordedChat, Running, Subject, ThisMachine
+from settle.doctor.subject import RecordedChat, Running, Subject
 from settle.experiment.two_arms import Proof
+from settle.wire.types import JsonObject
 
 FILE, MEASUREMENTS = "proof.json", "measurements.jsonl"
 
@@ -35,7 +38,7 @@ class Case:
 
 def folder_for(subject: Subject, finding: Finding[Any]) -> Path:
     """Return the folder of a proof: one for each finding of a subject, so that a proof is resumed."""
-    named = [subject.name, _named(subject), subject.served, _running(subject.running)]
+    named = [subject.name, subject.named, subject.served, _running(subject.running)]
     about = json.dumps([*named, finding.check, finding.details.to_json()], default=str, sort_keys=True)
     name = re.sub(r"[^a-zA-Z0-9._-]+", "-", Path(subject.name).name).strip("-.") or "it"
     return home() / "doctor" / f"{name[:40]}-{finding.check}-{hashlib.sha256(about.encode()).hexdigest()[:8]}"
@@ -66,7 +69,7 @@ def write_case(folder: Path, subject: Subject, finding: Finding[Any], knob: str,
             folder / FILE,
             {
                 "settle": __version__,
-                "subject": _named(subject),
+                "subject": subject.named,
                 "transcript": str(Path(subject.name).resolve()) if isinstance(subject, RecordedChat) else None,
                 "served": subject.served,
                 "running": _running(subject.running),
@@ -80,15 +83,8 @@ def write_case(folder: Path, subject: Subject, finding: Finding[Any], knob: str,
         raise cannot_write(folder, e) from None
 
 
-def _named(subject: Subject) -> str | None:
-    """Return what the user named to look at it."""
-    if isinstance(subject, RecordedChat):
-        return subject.answered_by
-    return None if isinstance(subject, ThisMachine) else subject.name
-
-
-def _running(running: Running) -> dict[str, object]:
-    """As JSON holds it."""
+def _running(running: Running) -> JsonObject:
+    """Return it as JSON holds it."""
     engine = str(running.engine.resolve()) if running.engine else None
     return vars(running) | {"sampling": dict(running.sampling), "engine": engine}
 
@@ -102,8 +98,10 @@ def read_case(folder: Path) -> Case:
     record = read_json(folder / FILE)
     try:
         found = record["finding"]
+        kind: Any = Check.part(found["check"]).details
+        details = TypeAdapter(kind).validate_python(found["details"])
         evidence = tuple(found["evidence"])
-        finding = finding_of(str(found["check"]), str(found["what"]), evidence, found["strength"], found["details"])
+        finding = Finding[Any](found["check"], found["what"], evidence, found["strength"], details)
         transcript = record.get("transcript")
         engine = record["running"]["engine"]
         running = Running(**{**record["running"], "engine": Path(engine) if engine else None})

@@ -55,6 +55,11 @@ class Subject:
         return (self,)
 
     @property
+    def named(self) -> str | None:
+        """What the user named to look at it."""
+        return self.name
+
+    @property
     def served(self) -> str | None:
         """The model of a server, or the one that answers from a collection, by name."""
         return None
@@ -68,6 +73,10 @@ class ThisMachine(Subject):
     """The machine that settle runs on, with its store and runs."""
 
     name: str = "this machine"
+
+    @property
+    def named(self) -> None:
+        return None
 
 
 @dataclass(frozen=True)
@@ -119,6 +128,10 @@ class RecordedChat(AskedModel):
 
     answered_by: str | None = None
     asked_again: str | None = None  # the model of that server
+
+    @property
+    def named(self) -> str | None:
+        return self.answered_by
 
     @property
     def served(self) -> str | None:

@@ -5,8 +5,6 @@ from pathlib import Path
 from types import GenericAlias
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, cast, get_args
 
-from pydantic import TypeAdapter
-
 from settle.base.errors import UsageError
 from settle.base.registry import Part
 from settle.doctor.findings import D, Details, Finding, Fix
@@ -74,25 +72,16 @@ Check.__pydantic_generic_metadata__["parameters"] = ()  # pydantic wants subclas
 
 def proposed_trial(finding: Finding[Any], subject: Subject, folder: Path) -> Trial | None:
     """Return the A/B that proves a finding about a subject, if there is one. Raises SettleError."""
-    return _check(finding)().trial(finding, _seen(finding, subject), folder)
+    return Check.part(finding.check)().trial(finding, _seen(finding, subject), folder)
 
 
 def proposed_fix(finding: Finding[Any], subject: Subject) -> Fix:
     """Return what removes the cause of a finding about a subject. Raises UsageError."""
-    return _check(finding)().fix(finding, _seen(finding, subject))
+    return Check.part(finding.check)().fix(finding, _seen(finding, subject))
 
 
-def finding_of(check: str, what: str, evidence: tuple[str, ...], strength: float, details: object) -> Finding[Any]:
-    """Return a finding that JSON held. Raises ValueError for details that are not its check's."""
-    return Finding(check, what, evidence, strength, TypeAdapter(Check.part(check).details).validate_python(details))
-
-
-def _check(finding: Finding[Any]) -> type[AnyCheck]:
-    return Check.part(finding.check)
-
-
-def _seen(finding: Finding[Any], subject: Subject) -> Subject:
-    view = _check(finding).view_of(subject)
+def _seen(finding: Finding[Any], subject: Subject) -> Any:
+    view = Check.part(finding.check).view_of(subject)
     if view is None:
         raise UsageError(f"{subject.name} has nothing that {finding.check} looks at", "run `settle doctor` on it again")
-    return cast(Subject, view)
+    return view

@@ -2,7 +2,7 @@
 
 import itertools
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,6 +18,8 @@ from settle.doctor.training.facts import Recipe, TrainingFacts, TunedFacts
 from settle.doctor.training.rows import LONGEST
 from settle.doctor.trial import Item
 from settle.formats.gguf import read_gguf
+from settle.wire.exchange import fields_of
+from settle.wire.types import JsonObject
 
 ROWS = 64  # that are read
 LEAST_SHARE = 0.5  # of the text of all answers, that has to be left out for it to matter
@@ -34,13 +36,14 @@ class LeftOut(NamedTuple):
 def left_out(facts: TunedFacts) -> LeftOut | None:
     """Return the answers that a run was not to learn; None where these are few, or its rows are no conversations."""
     corpus = prepared_rows(facts.corpus)
-    if corpus is None or corpus.kind != "chat" or _asked(facts) == "all":
+    supervise = str(fields_of(facts.recipe.get("rows")).get("supervise") or "assistant")
+    if corpus is None or corpus.kind != "chat" or supervise == "all":
         return None
     tokenizer = PretrainedTokenizer(read_gguf(facts.base).metadata)
     supervision = Supervision(tokenizer)
     bos, eos = (tokenizer.tokens[i] if i is not None else "" for i in (tokenizer.bos_id, tokenizer.eos_id))
     template = ChatTemplate(corpus.template, bos, eos) if corpus.template else None
-    renderer = Renderer(template, supervision.stops, supervision.controls, _asked(facts), {})
+    renderer = Renderer(template, supervision.stops, supervision.controls, supervise, {})
     items: list[Item] = []
     out = whole = 0
     marked = False
@@ -59,20 +62,13 @@ def left_out(facts: TunedFacts) -> LeftOut | None:
 
 def with_all_answers(facts: TrainingFacts, folder: Path, marked: bool) -> Recipe:
     """Return a recipe by which the run learns every answer; rows that leave some out are written anew to `folder`."""
-    rows = facts.recipe.get("rows")
-    recipe = {**facts.recipe, "rows": {**(rows if isinstance(rows, Mapping) else {}), "supervise": "assistant"}}
+    recipe = {**facts.recipe, "rows": {**fields_of(facts.recipe.get("rows")), "supervise": "assistant"}}
     if marked:
         path = folder / "rows-unmarked.jsonl"
         folder.mkdir(parents=True, exist_ok=True)
         write_atomic(path, "".join(json.dumps(row) + "\n" for row in _unmarked(facts)))
         recipe["inputs"] = [str(path)]
     return recipe
-
-
-def _asked(facts: TrainingFacts) -> str:
-    """Return what the run was asked to learn of its rows."""
-    rows = facts.recipe.get("rows")
-    return str(rows.get("supervise") or "assistant") if isinstance(rows, Mapping) else "assistant"
 
 
 def _rendered(renderer: Renderer, example: Example) -> list[Rendered]:
@@ -91,7 +87,7 @@ def _item(supervision: Supervision, row: Rendered, start: int, end: int) -> Iter
         yield {"ids": whole[cut:], "first": len(before) - cut}
 
 
-def _unmarked(facts: TrainingFacts) -> Iterator[dict[str, object]]:
+def _unmarked(facts: TrainingFacts) -> Iterator[JsonObject]:
     """Yield all rows of a run, without marks of what is not to be learned. Raises UsageError if they are gone."""
     corpus = prepared_rows(facts.corpus)
     if corpus is None:

@@ -3,7 +3,7 @@
 import json
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
@@ -12,6 +12,7 @@ from settle.base.line_child import LineChild
 from settle.base.python_command import module_command
 from settle.doctor.training.facts import Recipe
 from settle.doctor.trial import HeldSide, Item
+from settle.wire.types import JsonObject
 
 CHILD = "settle.doctor.training.step_child"
 
@@ -74,7 +75,7 @@ class StepChild:
         """Take a step, after which the weights are as they were."""
         return Taken(**self._ask({"step": step}))
 
-    def _ask(self, request: Mapping[str, object]) -> dict[str, Any]:
+    def _ask(self, request: JsonObject) -> dict[str, Any]:
         answer = self._child.ask(json.dumps(request).encode())
         if not answer:
             code = self._child.exit_code()

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from settle.base.out_of_memory import held_data, limit_data, missing_bytes
 from settle.base.run import Run
+from settle.doctor.training.limited_steps import Ready, Steps, Taken
 from settle.jobs.short_run import planned_run
 from settle.train.live_run import LiveRun
 from settle.train.state import LoopState
@@ -43,48 +44,42 @@ def largest_steps(trainer: Trainer, steps: int) -> list[int]:
     return sorted(range(min(steps, MOST_STEPS)), key=lambda step: (-size(step), step))
 
 
-def _answer(values: dict[str, object]) -> None:
-    sys.stdout.write(json.dumps(values) + "\n")
+def _answer(values: Ready | Taken) -> None:
+    sys.stdout.write(json.dumps(values._asdict()) + "\n")
     sys.stdout.flush()
 
 
-def _limit(asked: dict[str, object]) -> None:
-    """Limit private memory to `limit` bytes in all, or to `free` beside what it holds now."""
-    limit, free = asked.get("limit"), asked.get("free")
-    if isinstance(limit, int):
-        limit_data(limit)
-    elif isinstance(free, int):
-        limit_data(held_data() + free)
-
-
-def _take(trainer: Trainer, step: int) -> dict[str, object]:
+def _take(trainer: Trainer, step: int) -> Taken:
     """Take one step, after which the weights are as they were."""
     try:
         loss = trainer.take_step(LoopState(position=step * trainer.plan.micro_batches), 0.0).loss
-        return {"missing": None, "held": held_data(), "loss": loss if math.isfinite(loss) else None}
+        return Taken(None, held_data(), loss if math.isfinite(loss) else None)
     except (MemoryError, RuntimeError) as e:
         missing = missing_bytes(e)
         if missing is None:
             raise
-        return {"missing": missing, "held": held_data(), "loss": None}
+        return Taken(missing, held_data(), None)
     finally:
         trainer.model.zero_grad(set_to_none=True)
         gc.collect()
 
 
 def main() -> None:
-    asked = json.loads(sys.stdin.readline())
-    run = Run(Path(asked["folder"]))
+    asked = Steps(**json.loads(sys.stdin.readline()))
+    run = Run(Path(asked.folder))
     run.path.mkdir(parents=True, exist_ok=True)
-    context = planned_run(asked["command"], asked["recipe"], run)
-    plan = changed_plan(context.plan, asked.get("micro_batches"), asked.get("recompute"))
+    context = planned_run(asked.command, asked.recipe, run)
+    plan = changed_plan(context.plan, asked.micro_batches, asked.recompute)
     trainer = LiveRun.build(plan, context.corpus, context.base).trainer()
     built = held_data()
-    _limit(asked)
-    steps = largest_steps(trainer, asked["steps"])
+    if asked.limit is not None:
+        limit_data(asked.limit)
+    elif asked.free is not None:
+        limit_data(held_data() + asked.free)
+    steps = largest_steps(trainer, asked.steps)
     whole = plan.loop.tokens_per_step if plan.tuning is None else plan.tuning.rows * plan.loop.micro_batches
     least = plan.loop.sequence_length if plan.tuning is None else 1
-    _answer({"whole": whole, "least": least, "parts": plan.loop.micro_batches, "built": built, "steps": steps})
+    _answer(Ready(whole, least, plan.loop.micro_batches, built, steps))
     for line in sys.stdin:
         _answer(_take(trainer, json.loads(line)["step"]))
 

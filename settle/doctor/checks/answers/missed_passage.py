@@ -4,6 +4,7 @@ The passage is not in the index, or not among the first, or the documents are cu
 it, or the model does not read what it is given.
 """
 
+import contextlib
 import random
 import re
 import shutil
@@ -11,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import replace
 from pathlib import Path
+from statistics import fmean
 from typing import ClassVar, Literal, NamedTuple
 
 from settle.base.errors import UsageError
@@ -133,13 +135,9 @@ class MissedPassage(Check[IndexedDocuments, Stage]):
     ) -> Iterator[Finding[Stage]]:
         """Yield facts that are in the passages, and that the model finds no likelier for that."""
         k, items = subject.running.passages, fact_items(questions, seed=1)
-        side = FactSide("as it is", reader, subject.name, k, k)
-        try:
-            side.load()
+        with contextlib.closing(FactSide("as it is", reader, subject.name, k, k)) as side:
             own, dropped = side.mean(items, k), side.dropped
             fewer = next((n for n in _fewer(k) if own > UNREAD_NATS and own - side.mean(items, n) > UNREAD_NATS), None)
-        finally:
-            side.close()
         if own <= UNREAD_NATS:
             return
         seen = f"a made-up fact in the last of {_passages(k)} costs {reader.name} {own:.2f} nats per token"
@@ -154,32 +152,29 @@ class MissedPassage(Check[IndexedDocuments, Stage]):
 
     def trial(self, finding: Finding[Stage], subject: IndexedDocuments, folder: Path) -> Trial | None:
         k, found = subject.running.passages, finding.details
-        if isinstance(found, Unread):
-            return _reading_trial(found, subject)
-        if isinstance(found, TooFew):
-            wider = found.wider
-            with _opened(subject) as collection:
-                items = [_item(collection, question) for question in make(collection, MADE, seed=2)]
-            sides = (_Search(_passages(k), subject, None, k), _Search(f"{wider} passages", subject, None, wider))
-            knob = f"{wider} passages in place of {k}"
-        elif isinstance(found, Torn):
-            if _is_remote(subject):
-                return None  # a store of others is looked at, and not filled
-            torn, whole = _recut(subject, folder)
-            with Collection(subject.collection.name, whole) as collection:
-                items = [_item(collection, question) for question in make(collection, MADE, seed=2)]
-            sides = (_Search("as it is cut", subject, torn, k, True), _Search("cut anew", subject, whole, k, True))
-            knob = f"passages of {USUAL} tokens in place of {found.tokens}"
-        else:
-            fresh = folder / "fresh"
-            shutil.rmtree(fresh, ignore_errors=True)
-            with _opened(subject) as collection:
-                shutil.copytree(collection.folder, fresh)
-            with Collection(subject.collection.name, fresh) as collection:
-                update(collection, Events())
-                items = [_item(collection, question) for question in _about(collection, set(found.paths))]
-            sides = (_Search("the index as it is", subject, None, k), _Search("indexed again", subject, fresh, k))
-            knob = "the documents are indexed as they are now"
+        match found:
+            case Unread():
+                return _reading_trial(found, subject)
+            case TooFew(wider=wider):
+                knob, asked, paths = f"{wider} passages in place of {k}", None, None
+                sides = (_Search(_passages(k), subject, None, k), _Search(f"{wider} passages", subject, None, wider))
+            case Torn(tokens=tokens):
+                if _is_remote(subject):
+                    return None  # a store of others is looked at, and not filled
+                knob, paths = f"passages of {USUAL} tokens in place of {tokens}", None
+                torn, asked = _recut(subject, folder)
+                sides = (_Search("as it is cut", subject, torn, k, True), _Search("cut anew", subject, asked, k, True))
+            case NotIndexed(paths=paths):
+                knob, asked = "the documents are indexed as they are now", folder / "fresh"
+                shutil.rmtree(asked, ignore_errors=True)
+                with _opened(subject) as collection:
+                    shutil.copytree(collection.folder, asked)
+                with Collection(subject.collection.name, asked) as collection:
+                    update(collection, Events())
+                sides = (_Search("the index as it is", subject, None, k), _Search("indexed again", subject, asked, k))
+        with Collection(subject.collection.name, asked) as collection:
+            questions = _about(collection, set(paths)) if paths else make(collection, MADE, seed=2)
+            items = [Answered(question.text, _passage(collection, question))._asdict() for question in questions]
         if len(items) < 2 * FEWEST_ITEMS:
             return None  # too little text to ask about
         half = len(items) // 2
@@ -197,14 +192,15 @@ class MissedPassage(Check[IndexedDocuments, Stage]):
         )
 
     def fix(self, finding: Finding[Stage], subject: IndexedDocuments) -> Fix:
-        found = finding.details
-        if isinstance(found, NotIndexed):
-            return Fix("index what changed", f"settle index {subject.name}")
-        if isinstance(found, Torn):
-            return Fix("cut the documents anew", f"settle index {subject.name} --anew --chunker.tokens {USUAL}")
-        if isinstance(found, Unread):
-            return _reading_fix(found, subject.name)
-        return Fix(f"ask with {found.wider} passages", f'settle ask {subject.name} "…" --k {found.wider}')
+        match finding.details:
+            case NotIndexed():
+                return Fix("index what changed", f"settle index {subject.name}")
+            case Torn():
+                return Fix("cut the documents anew", f"settle index {subject.name} --anew --chunker.tokens {USUAL}")
+            case TooFew(wider=wider):
+                return Fix(f"ask with {wider} passages", f'settle ask {subject.name} "…" --k {wider}')
+            case Unread() as found:
+                return _reading_fix(found, subject.name)
 
 
 class Answered(NamedTuple):
@@ -264,28 +260,22 @@ class FactSide(LikelihoodSide):
             collection.close()
         super().close()
 
-    @property
-    def collection(self) -> Collection:
-        """The collection, open from here on."""
-        if self._collection is None:
-            self._collection = Collection(self._collection_name)
-        return self._collection
-
     def mean(self, items: Sequence[Item], k: int) -> float:
         """Return the mean of some items with that many passages."""
         self.k = k
-        return sum(map(self.measure, items)) / len(items)
+        return fmean(map(self.measure, items))
 
     def measure(self, item: Item) -> float:
         return self.held.nats_of_end(self.reading(self.held.engine, item))
 
     def reading(self, engine: Engine, item: Item) -> LikelihoodReading:
         placed = typed(item, PlacedFact)
-        hits = search(self.collection, placed.beside, self._deep)
+        self._collection = collection = self._collection or Collection(self._collection_name)
+        hits = search(collection, placed.beside, self._deep)
         last = hits[-1]
         passage = last.passage._replace(text=f"{last.passage.text}\n{placed.sentence}")
         hits = [*hits[:-1][: self.k - 1], replace(last, passage=passage)]
-        prompt = Prompt(self.collection, engine, placed.question, hits, AnswerOptions())
+        prompt = Prompt(collection, engine, placed.question, hits, AnswerOptions())
         self.dropped = len(prompt.packed.dropped)
         begun = [*prompt.ids, *engine.tokenize(placed.begun)]
         return LikelihoodReading([*begun, *engine.tokenize(placed.answer)], len(begun))
@@ -390,10 +380,6 @@ def _index(subject: IndexedDocuments, folder: Path, paths: Sequence[str], parts:
         collection.decide(parts)
         collection.follow([Path(path) for path in paths])
         update(collection, Events())
-
-
-def _item(collection: Collection, question: CheckQuestion) -> Item:
-    return Answered(question.text, _passage(collection, question))._asdict()
 
 
 def _passage(collection: Collection, question: CheckQuestion) -> str:
