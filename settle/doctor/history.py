@@ -6,7 +6,7 @@ Read are trainer_state.json of transformers, TensorBoard's event files and CSV.
 import csv
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, median
@@ -14,6 +14,7 @@ from statistics import fmean, median
 from settle.base.errors import DataError, RunError
 from settle.base.files import read_json
 from settle.jobs.exporters.tensorboard import scalars
+from settle.wire.exchange import fields_of, objects_in
 
 FEW = 5  # evaluations, below which a minimum may be chance
 NEIGHBOURS = 1  # evaluations on either side that a smoothed one is the mean of
@@ -161,26 +162,24 @@ def _of_state(path: Path, kept: Sequence[int]) -> History:
         state = read_json(path)
     except RunError as e:
         raise DataError(e.what, "give the trainer_state.json of an earlier checkpoint") from None
-    log = state.get("log_history") if isinstance(state, Mapping) else None
-    if not isinstance(log, list):
-        raise DataError(
-            f"{path} has no log_history", "give the trainer_state.json that the Trainer of transformers wrote"
-        )
+    state = fields_of(state)
+    if not isinstance(state.get("log_history"), list):
+        fix = "give the trainer_state.json that the Trainer of transformers wrote"
+        raise DataError(f"{path} has no log_history", fix)
     train: Points = {}
     evaluations: Points = {}
-    for entry in log:
-        if not isinstance(entry, Mapping) or not isinstance(entry.get("step"), int):
-            continue
+    for entry in objects_in(state["log_history"]):
+        step = entry.get("step")
         for name, value in entry.items():
-            if name == "loss" and isinstance(value, int | float):
-                train[entry["step"]] = float(value)
-            elif re.fullmatch(r"eval_(.*_)?loss", str(name)) and isinstance(value, int | float):
-                evaluations.setdefault(entry["step"], float(value))
-    best = state.get("best_model_checkpoint")
+            if not isinstance(step, int) or not isinstance(value, int | float):
+                continue
+            if name == "loss":
+                train[step] = float(value)
+            elif re.fullmatch(r"eval_(.*_)?loss", name):
+                evaluations.setdefault(step, float(value))
     own = _step_of(path.parent.name)
-    return History(
-        path, sorted(train.items()), sorted(evaluations.items()), sorted({*kept, *([own] if own else [])}), bool(best)
-    )
+    checkpoints, keeps_best = sorted({*kept, *([own] if own else [])}), bool(state.get("best_model_checkpoint"))
+    return History(path, sorted(train.items()), sorted(evaluations.items()), checkpoints, keeps_best)
 
 
 def _logged(files: Sequence[Path]) -> Iterator[tuple[str, int, float]]:

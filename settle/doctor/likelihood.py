@@ -89,8 +89,13 @@ class Reader:
 
     def losses(self, reading: LikelihoodReading) -> np.ndarray:
         """Return the negative log-likelihood of each id from `first` on (L,), in nats."""
-        rows = self._scorer.rows(list(reading.ids), top=1, sampled=1)
-        return -np.asarray(rows.came_logprobs, np.float64)[reading.first - 1 :]
+        return losses_of(self._scorer, reading)
+
+
+def losses_of(scorer: Scorer, reading: LikelihoodReading) -> np.ndarray:
+    """Return the negative log-likelihood of each id from `first` on (L,), in nats, by a file that a scorer reads."""
+    rows = scorer.rows(list(reading.ids), top=1, sampled=1)
+    return -np.asarray(rows.came_logprobs, np.float64)[reading.first - 1 :]
 
 
 class _SharedReaders:

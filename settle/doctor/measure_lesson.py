@@ -18,6 +18,7 @@ from settle.doctor.lesson_model import Case, LessonModel
 from settle.doctor.lessons import Lesson
 from settle.infer.next_token import GREEDY, Sampler
 from settle.library.resolve import resolve
+from settle.wire.types import JsonObject
 
 SHOWN_TOKENS = 300  # of a prompt: its end
 WRITTEN_TOKENS = 8  # more than the answer has
@@ -48,25 +49,17 @@ class Example:
 
 @dataclass(frozen=True)
 class LessonResult:
-    """name, title, why …: of the lesson. lacking: why it was not measured, or "". sides: A and B of every draw."""
+    """What a model shows of a lesson."""
 
-    name: str
-    number: int
-    title: str
-    why: str
-    works: str
-    breaks: str
-    answer: str
-    wants_low: bool
-    has_rank: bool
-    lacking: str = ""
+    lesson: Lesson
+    lacking: str = ""  # why it was not measured
     example: Example | None = None
-    sides: Sequence[tuple[Side, Side]] = ()
+    sides: Sequence[tuple[Side, Side]] = ()  # A and B of every draw
 
     @property
     def wins(self) -> list[bool]:
         """Draw by draw, whether A is the one that works."""
-        return [(a.logprob < b.logprob) if self.wants_low else (a.logprob > b.logprob) for a, b in self.sides]
+        return [(a.logprob < b.logprob) if self.lesson.wants_low else (a.logprob > b.logprob) for a, b in self.sides]
 
     @property
     def share(self) -> Interval:
@@ -104,7 +97,7 @@ class LessonResult:
             text = f"Your model shows the opposite: A works better than B only {counted}."
         else:
             text = f"Your model does not show it beyond chance: A works better than B {counted}."
-        if not self.has_rank or self.wants_low:
+        if not self.lesson.has_rank or self.lesson.wants_low:
             return text
         one, other = self.right
         if one == other == number:
@@ -113,34 +106,32 @@ class LessonResult:
             return f"{text} It gets neither right by itself: only how unlikely the answer is differs."
         return f"{text} By itself it writes the answer {one} times in A and {other} times in B."
 
-    def to_json(self) -> dict[str, object]:
-        plain = ("name", "number", "title", "why", "works", "breaks", "answer", "wants_low", "lacking", "verdict")
-        values: dict[str, object] = {name: getattr(self, name) for name in plain} | {"is_shown": self.is_shown}
+    def to_json(self) -> JsonObject:
+        about = ("number", "title", "why", "works", "breaks", "answer", "wants_low")
+        values: JsonObject = {"name": self.lesson.part_name(), **{name: getattr(self.lesson, name) for name in about}}
+        values |= {"lacking": self.lacking, "verdict": self.verdict, "is_shown": self.is_shown}
         if self.lacking or self.example is None:
             return values
         figures = {"draws": len(self.sides), "wins": sum(self.wins), "share": asdict(self.share)}
-        figures |= {"probabilities": self.probabilities, "right": self.right if self.has_rank else None}
+        figures |= {"probabilities": self.probabilities, "right": self.right if self.lesson.has_rank else None}
         sides = [[{**asdict(side), "probability": side.probability} for side in pair] for pair in self.sides]
         return values | figures | {"example": asdict(self.example), "sides": sides}
 
 
 def measure_lesson(lesson: Lesson, model: LessonModel, draws: int, seed: int = 0) -> LessonResult:
     """Measure a lesson on a model. draws: how many A and B. Raises SettleError."""
-    about = {key: getattr(lesson, key) for key in ("number", "title", "why", "works", "breaks", "answer")}
-    result = LessonResult(
-        name=lesson.part_name(), **about, wants_low=lesson.wants_low, has_rank=lesson.has_rank,
-        lacking=lesson.lacking(model),
-    )  # fmt: skip
-    if result.lacking:
-        return result
+    if lacking := lesson.lacking(model):
+        return LessonResult(lesson, lacking)
     drawn = random.Random(f"{lesson.part_name()} {seed}")
     pairs = [lesson.draw(model, drawn) for _ in range(draws)]
     longest = max(len(case.ids) + len(case.answer) for pair in pairs for case in pair) + WRITTEN_TOKENS
     if longest > model.reader.context:
         lacking = f"it takes {longest} tokens, and the model has a context of {model.reader.context}"
-        return LessonResult(**{**vars(result), "lacking": lacking})
+        return LessonResult(lesson, lacking)
     sides = [(measure_case(model, one), measure_case(model, other)) for one, other in pairs]
-    return LessonResult(**{**vars(result), "sides": sides, "example": _example(model, pairs[0])})
+    one, other = pairs[0]
+    prompts, written = (_shown(model, one), _shown(model, other)), (_written(model, one), _written(model, other))
+    return LessonResult(lesson, "", Example(prompts, model.reader.shown_text(one.answer), written), sides)
 
 
 def measure_case(model: LessonModel, case: Case) -> Side:
@@ -152,15 +143,6 @@ def measure_case(model: LessonModel, case: Case) -> Side:
         pairs = enumerate(logprobs.tolist())
         logprobs = np.array([positions.at(at).tempered(logprob, case.temperature) for at, logprob in pairs])
     return Side(float(logprobs.sum()), len(case.answer), bool((positions.ranks[:-1] == 1).all()))
-
-
-def _example(model: LessonModel, pair: tuple[Case, Case]) -> Example:
-    one, other = pair
-    return Example(
-        (_shown(model, one), _shown(model, other)),
-        model.reader.shown_text(one.answer),
-        (_written(model, one), _written(model, other)),
-    )
 
 
 def _shown(model: LessonModel, case: Case) -> str:
@@ -218,32 +200,31 @@ def _named(wanted: str) -> Lesson:
 
 
 def _lines(result: LessonResult, is_long: bool) -> Iterator[str]:
-    yield f"{result.number}. {result.title}"
-    yield result.why
-    yield f"A: {result.works}. B: {result.breaks}. Measured: the probability of {result.answer}."
+    lesson = result.lesson
+    yield f"{lesson.number}. {lesson.title}"
+    yield lesson.why
+    yield f"A: {lesson.works}. B: {lesson.breaks}. Measured: the probability of {lesson.answer}."
     if result.example and is_long:
         for side, prompt, written in zip("AB", result.example.prompts, result.example.written, strict=True):
-            yield f"\n{side} ──────────\n{_end_of(prompt)}"
+            end = prompt if len(prompt) <= SHOWN_CHARACTERS else "… " + prompt[-SHOWN_CHARACTERS:]
+            yield f"\n{side} ──────────\n{end}"
             yield f"{side} wanted: {result.example.answer.strip()} · it continues: {written.strip() or 'nothing'}"
         yield ""
     yield f"{result.verdict}\n"
 
 
-def _end_of(text: str) -> str:
-    return text if len(text) <= SHOWN_CHARACTERS else "… " + text[-SHOWN_CHARACTERS:]
-
-
 def _table(results: list[LessonResult], name: str) -> Listing:
     rows: list[list[object]] = []
     for one in results:
+        title = f"{one.lesson.number}. {one.lesson.title}"
         if one.lacking:
-            rows.append([f"{one.number}. {one.title}", "–", "–", "–", "–", "not measured"])
+            rows.append([title, "–", "–", "–", "–", "not measured"])
             continue
         a, b = one.probabilities
         share = f"{sum(one.wins)} of {len(one.sides)}"
         interval = f"{100 * one.share.low:.0f} – {100 * one.share.high:.0f} %"
         shown = {True: "shown", False: "the opposite", None: "not shown"}[one.is_shown]
-        rows.append([f"{one.number}. {one.title}", percent(a), percent(b), share, interval, shown])
+        rows.append([title, percent(a), percent(b), share, interval, shown])
     columns = ["lesson", "A", "B", "A works better", "95 % interval", ""]
     note = "A and B: the probability of one token of the answer, the median of the draws."
     return Listing(title=name, columns=columns, rows=rows, note=note)

@@ -72,19 +72,12 @@ def room_of(subject: ModelFile) -> int:
 
 def needed_bytes(named: NamedShape, context: int) -> float:
     """Return what a file takes in the processor's memory with a context, by its shape."""
-    return file_bytes(named) + held_bytes(named, context)
+    return (named.bytes or 0) + held_bytes(named, context)
 
 
 def held_bytes(named: NamedShape, context: int) -> float:
     """Return the part of it that stays in memory whatever happens; pages of the file can go, and be read again."""
     return served(named.shape, 0.0, context).total
-
-
-def file_bytes(named: NamedShape) -> int:
-    """Return the bytes of a file, which `shape_of_file` always gives. Raises ValueError for a shape without a file."""
-    if named.bytes is None:
-        raise ValueError(f"{named.name} is no file")
-    return named.bytes
 
 
 def fitting_tokens(named: NamedShape, context: int, room: int) -> int:

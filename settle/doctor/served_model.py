@@ -1,5 +1,6 @@
 """A model that a server of others runs: looked at and asked, never changed."""
 
+import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
@@ -132,7 +133,6 @@ def _named(models: list[Served], name: str) -> Served | None:
 
 def _parsed(text: str) -> Fields:
     """Return the object that a line is; no fields where it is none."""
-    try:
+    with contextlib.suppress(ValueError):
         return fields_of(parse_json(text))
-    except ValueError:
-        return {}
+    return {}

@@ -5,6 +5,7 @@ import json
 import random
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -136,9 +137,8 @@ def test_fewer_bits_are_a_file_of_its_own(model):
 
 
 def result_of(pairs, **more):
-    plain = dict.fromkeys(("name", "title", "why", "works", "breaks", "answer"), "x")
-    sides = [(Side(a, 2, a > -1), Side(b, 2, b > -1)) for a, b in pairs]
-    return LessonResult(**plain, number=1, sides=sides, **({"wants_low": False, "has_rank": True} | more))
+    lesson = SimpleNamespace(**{"wants_low": False, "has_rank": True} | more)
+    return LessonResult(lesson, sides=[(Side(a, 2, a > -1), Side(b, 2, b > -1)) for a, b in pairs])
 
 
 @pytest.mark.parametrize(

@@ -58,12 +58,13 @@ def _show(result: LessonResult, name: str) -> None:
     if result.example is None:
         return
     figure, number = "probability of a token", len(result.sides)
-    has_right = result.has_rank and not result.wants_low
+    lesson = result.lesson
+    has_right = lesson.has_rank and not lesson.wants_low
     rights = [f"{right} of {number}" if has_right else "–" for right in result.right]
-    sides = zip("AB", (result.works, result.breaks), map(percent, result.probabilities), rights, strict=True)
+    sides = zip("AB", (lesson.works, lesson.breaks), map(percent, result.probabilities), rights, strict=True)
     columns = ("", "what", figure, "right by itself")
-    Table(f"{result.title} on {name}", columns, (2,), rows=[*map(list, sides)])
-    words(f"The probability of {result.answer}: the median of {number} draws. The first:", classes="dim")
+    Table(f"{lesson.title} on {name}", columns, (2,), rows=[*map(list, sides)])
+    words(f"The probability of {lesson.answer}: the median of {number} draws. The first:", classes="dim")
     with ui.element("div").classes("columns versus"):
         example = result.example
         for side, prompt, written in zip("AB", example.prompts, example.written, strict=True):
@@ -72,4 +73,4 @@ def _show(result: LessonResult, name: str) -> None:
                 words(prompt, "pre").props('tabindex="0"')
                 words(f"Measured: {example.answer.strip()}")
                 words(f"It continues: {written.strip() or 'nothing'}")
-    words(f"settle doctor {name} --lesson {result.name}", classes="code")
+    words(f"settle doctor {name} --lesson {lesson.part_name()}", classes="code")

@@ -41,9 +41,14 @@ class EmptyAnswer(AskedAgain[Emptiness]):
         at, exchange, reply = empty[0]
         num = sum(1 for _ in subject.chat.answered)
         cut = sum(reply.finish == "length" for _, _, reply in empty)
-        evidence = [f"{len(empty)} of {num} answers are empty, though the model thought", _thought_text(reply)]
+        evidence = [f"{len(empty)} of {num} answers are empty, though the model thought"]
+        if reply.thought:
+            evidence.append(f"it thought {len(reply.thought.split())} words")
+        else:
+            evidence.append(f"it wrote {reply.written_tokens} tokens that were not recorded")
         if cut:
-            evidence.append(f"{cut} of them ended at the limit of {_limit_text(exchange.request, reply)}")
+            limit = _limit(exchange.request) or reply.written_tokens or "its"
+            evidence.append(f"{cut} of them ended at the limit of {limit} tokens")
         yield self.finding(
             "the model spends its whole answer on thinking",
             *evidence,
@@ -109,19 +114,9 @@ def _is_spent_on_thought(reply: Reply) -> bool:
     return bool(reply.thought) or (reply.finish == "length" and bool(reply.written_tokens))
 
 
-def _thought_text(reply: Reply) -> str:
-    if reply.thought:
-        return f"it thought {len(reply.thought.split())} words"
-    return f"it wrote {reply.written_tokens} tokens that were not recorded"
-
-
 def _limit(request: Request) -> int | None:
     limit = request.settings.get("max_tokens")
     return limit if isinstance(limit, int) else None
-
-
-def _limit_text(request: Request, reply: Reply) -> str:
-    return f"{_limit(request) or reply.written_tokens or 'its'} tokens"
 
 
 def _what_helps(found: Emptiness, request: Request, answerer: Answerer) -> tuple[str, object]:

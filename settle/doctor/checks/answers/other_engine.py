@@ -84,7 +84,7 @@ def _written(model: ModelRef, folder: Path | None) -> Iterator[Item]:
     The mean difference of two versions' losses on it is the KL divergence between them, whatever the model was trained
     on.
     """
-    with _engine(model, folder) as engine:
+    with Engine(model.weights, CONTEXT, adapter=model.adapter, engine=folder) as engine:
         for seed, text in enumerate([*PROSE, *(known.question for known in KNOWN_ANSWERS)][:TEXTS]):
             given = engine.tokenize(text, opening=True)[:GIVEN]
             went_on = engine.answer(given, WRITTEN, temperature=1.0, seed=seed).text
@@ -103,22 +103,16 @@ class _Text(EngineSide):
 
     def measure(self, item: Item) -> float:
         given, ids = typed(item, Written)
-        losses = [self._loss(ids[:at], ids[at]) for at in range(given, len(ids))]
-        return sum(min(loss, MOST_NATS) for loss in losses) / max(1, len(losses))
-
-    def _loss(self, before: list[int], token: int) -> float:
-        """Return the loss of a token in nats, at most that of the least likely one that is known."""
-        known = self.held.next_token_logprobs(before, TOP)
-        return -known.get(token, min(known.values()))
-
-
-def _engine(model: ModelRef, folder: Path | None) -> Engine:
-    return Engine(model.weights, CONTEXT, adapter=model.adapter, engine=folder)
+        total = 0.0
+        for at in range(given, len(ids)):
+            known = self.held.next_token_logprobs(ids[:at], TOP)
+            total += min(-known.get(ids[at], min(known.values())), MOST_NATS)
+        return total / max(1, len(ids) - given)
 
 
 def _changed(model: ModelRef, folder: Path | None, kept: Sequence[KeptAnswer]) -> int:
     """Return how many answers of a version of llama.cpp are not those that were kept."""
-    with _engine(model, folder) as engine:
+    with Engine(model.weights, CONTEXT, adapter=model.adapter, engine=folder) as engine:
         return sum(engine.greedy(one.prompt, len(one.answer))[: len(one.answer)] != one.answer for one in kept)
 
 

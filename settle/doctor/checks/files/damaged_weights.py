@@ -19,7 +19,7 @@ import numpy as np
 from settle.doctor.checks import Check
 from settle.doctor.findings import Details, Finding, Fix
 from settle.doctor.known_answers import PARAGRAPHS
-from settle.doctor.likelihood import LikelihoodReading, Reader, prose_trial, reader_of, strength_of, text_reading
+from settle.doctor.likelihood import Reader, losses_of, prose_trial, reader_of, strength_of, text_reading
 from settle.doctor.model_files import other_files
 from settle.doctor.subject import ModelFile
 from settle.doctor.trial import Trial
@@ -108,7 +108,7 @@ class DamagedWeights(Check[ModelFile, Damage]):
                 path = written_without(model.weights, Path(folder) / "without.gguf", block)
                 overrides = AS_IT_IS._replace(adapter=model.adapter)
                 with Scorer(path, max(len(reading.ids) for reading in readings), overrides=overrides) as scorer:
-                    better = sum(_nats(scorer, reading) for reading in readings) / LOOKED
+                    better = sum(float(np.mean(losses_of(scorer, reading))) for reading in readings) / LOOKED
             if own - better > max(LEAST_NATS, HELPS * own):
                 seen = f"prose costs {own:.2f} nats per token, and {better:.2f} where block {block} adds nothing"
                 yield self.finding(
@@ -206,12 +206,6 @@ def _changed(path: Path) -> str:
     if stored is None or stored.kind != "gguf" or (sha256 := hash_of(path)) == stored.sha256:
         return ""
     return f"{path.name} is not the file that was pulled: its sha256 is {sha256[:12]}…, not {stored.sha256[:12]}…"
-
-
-def _nats(scorer: Scorer, reading: LikelihoodReading) -> float:
-    """Return the mean over the ids of a reading from its first one on."""
-    came = scorer.rows(list(reading.ids), top=1, sampled=1).came_logprobs
-    return float(-np.mean(np.asarray(came, np.float64)[reading.first - 1 :]))
 
 
 def _errors(weights: Weights, other: Weights) -> dict[str, float]:

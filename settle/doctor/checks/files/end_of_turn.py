@@ -107,7 +107,6 @@ class _Ended(EngineSide):
 
 
 def _asked(engine: Engine, known: KnownAnswer) -> list[int]:
-    """Return the ids of a question in turns."""
     return [*engine.turns([{"role": "user", "content": known.question}])]
 
 

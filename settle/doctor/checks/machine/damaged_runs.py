@@ -1,5 +1,6 @@
 """A run whose folder was half deleted or edited: its plan cannot be read, or what it made is gone."""
 
+import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import ClassVar
@@ -30,7 +31,9 @@ class DamagedRuns(Check[ThisMachine, DamagedRun]):
     def detect(self, subject: ThisMachine) -> Iterator[Finding[DamagedRun]]:
         for run in Run.all():
             if why := _damage(run):
-                again = next(iter(_missing(run).values()), "")
+                again = ""
+                with contextlib.suppress(SettleError, OSError):
+                    again = next(iter(missing_files(run).values()), "")
                 details = DamagedRun(run=run.path.name, name=run.name, again=again)
                 yield self.finding(f"the run {run.name} is damaged", why, strength=0.8, details=details)
 
@@ -39,13 +42,6 @@ class DamagedRuns(Check[ThisMachine, DamagedRun]):
         if again := finding.details.again:
             return Fix(f"export it again, or delete {name}", again)
         return Fix(f"put back what is missing of {name}, or delete it", f"settle runs remove {name}")
-
-
-def _missing(run: Run) -> dict[Path, str]:
-    try:
-        return missing_files(run)
-    except (SettleError, OSError):
-        return {}
 
 
 def _damage(run: Run) -> str:

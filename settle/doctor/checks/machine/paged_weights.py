@@ -13,7 +13,6 @@ from settle.doctor.resources import (
     Pace,
     PagedTime,
     ResourceCheck,
-    file_bytes,
     fitting_tokens,
     held_bytes,
     load_of,
@@ -54,7 +53,7 @@ class PagedWeights(ResourceCheck[Paging]):
     def detect(self, subject: ModelFile) -> Iterator[Finding[Paging]]:
         load, room = load_of(subject), room_of(subject)
         named = shape_of_file(load.path, subject.model.name)
-        size = file_bytes(named)
+        size = load.path.stat().st_size
         if held_bytes(named, load.context) > room:
             return  # it would not load at all, which is another check's
         needed = needed_bytes(named, load.context)
@@ -64,7 +63,15 @@ class PagedWeights(ResourceCheck[Paging]):
         what = f"the weights do not stay in memory beside a context of {load.context:,} tokens"
         if needed <= room:
             what = "other programs push the weights out of memory"
-        evidence = (_memory_text(needed, room), *(_pace_text(measured, size) if measured else ()))
+        evidence = [f"in {memory_pressure() or 0:.0%} of the last ten seconds something waited for memory"]
+        if needed > room:
+            evidence = [f"they take about {needed / 1e9:.2f} GB together, and {room / 1e9:.2f} GB are free"]
+        if measured:
+            token, weights = f"{measured.seconds:.2g} s", f"{size / bandwidth():.2g} s"
+            evidence += [
+                f"for each token {measured.read / 1e6:,.0f} of {size / 1e6:,.0f} MB are read from the disk again",
+                f"a token takes {token}, and memory would give its weights in {weights}",
+            ]
         details = _knob(subject, named, load.context, room)
         yield self.finding(what, *evidence, strength=0.95 if measured else 0.8, details=details)
 
@@ -99,20 +106,6 @@ def _measured(subject: ModelFile, load: Load, room: int, fits: bool, size: int) 
         return None
     with running(replace(load, room=room)) as child:
         return pace(child, "Once", LOOKED)
-
-
-def _memory_text(needed: float, room: int) -> str:
-    if needed > room:
-        return f"they take about {needed / 1e9:.2f} GB together, and {room / 1e9:.2f} GB are free"
-    pressure = memory_pressure()
-    return f"in {pressure or 0:.0%} of the last ten seconds something waited for memory"
-
-
-def _pace_text(pace: Pace, size: int) -> tuple[str, str]:
-    return (
-        f"for each token {pace.read / 1e6:,.0f} of {size / 1e6:,.0f} MB are read from the disk again",
-        f"a token takes {pace.seconds:.2g} s, and memory would give its weights in {size / bandwidth():.2g} s",
-    )
 
 
 def _knob(subject: ModelFile, named: NamedShape, context: int, room: int) -> Paging:

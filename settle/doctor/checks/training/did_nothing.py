@@ -4,6 +4,7 @@ The rate was too low, or the steps too few, to learn anything; or what it learne
 another base; or the answers were left out of what it learned.
 """
 
+import itertools
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
@@ -135,7 +136,9 @@ class DidNothing(Check[TrainingRun, Unlearned]):
         half = min(12, (len(pieces) - LOOKED) // 2)
         if half < FEWEST_ITEMS:
             return None
-        steps, preparing = _steps(cause, facts), 0.0
+        steps, preparing = most_steps(facts), 0.0
+        if cause in ("rate", "mask"):
+            steps = min(steps, max(facts.steps, FEWEST_STEPS))
         if cause == "base":
             if found.other is None:
                 return None
@@ -195,14 +198,10 @@ def wanted_base(served: Served) -> str | None:
 
 def find_base(sha256: str, beside: Path) -> Path | None:
     """Return the file with that hash, in the store or among the files of the same model; None where it is not here."""
-    return next((path for path in _candidates(sha256, beside) if hash_of(path) == sha256), None)
-
-
-def _candidates(sha256: str, beside: Path) -> Iterator[Path]:
-    for ref in all_refs():
-        if ref.kind == "model" and ref.source.kind == "gguf" and ref.source.recorded == sha256:
-            yield ref.path
-    yield from other_files(beside, read_gguf(beside))
+    models = (ref for ref in all_refs() if ref.kind == "model" and ref.source.kind == "gguf")
+    stored = (ref.path for ref in models if ref.source.recorded == sha256)
+    candidates = itertools.chain(stored, other_files(beside, read_gguf(beside)))
+    return next((path for path in candidates if hash_of(path) == sha256), None)
 
 
 def has_learned(facts: TunedFacts) -> bool:
@@ -227,12 +226,6 @@ def _least(base: float) -> float:
 
 def _little(facts: TunedFacts) -> Cause:
     return "rate" if facts.rate < LOW_RATE * usual_rate(facts) else "steps"
-
-
-def _steps(cause: Cause, facts: TunedFacts) -> int:
-    if cause in ("rate", "mask"):
-        return min(most_steps(facts), max(facts.steps, FEWEST_STEPS))
-    return most_steps(facts)
 
 
 def _recipe(cause: Cause, facts: TunedFacts) -> Recipe:

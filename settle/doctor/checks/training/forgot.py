@@ -70,13 +70,16 @@ class Forgot(Check[TrainingRun, Excess]):
         served = served_by(facts.run)
         rows, texts, most = rows_of(facts), general_texts(facts), most_steps(facts)
         recipe, steps = _changed(cause, facts)
+        knob = f"{steps:,} steps instead of {facts.steps:,}"
+        if cause == "rate":
+            knob = f"learning rate {usual_rate(facts):g} instead of {facts.rate:.2g}"
         before = RowSide("as it is", rows, lambda: served)
         preparing = training_seconds(facts, min(steps, most))
         if cause == "rate" and steps > most:  # both as short, so that only the rate differs
             before = RowSide("as it is", rows, retrained(facts, facts.recipe, most, folder / "before"))
             preparing *= 2
         return Trial(
-            knob=_knob(cause, facts),
+            knob=knob,
             before=before,
             after=RowSide("trained again", rows, retrained(facts, recipe, min(steps, most), folder / "after")),
             measure="loss of general text",
@@ -116,12 +119,6 @@ def _changed(cause: str, facts: TunedFacts) -> tuple[Recipe, int]:
     if cause == "rate":
         return with_rate(facts.recipe, usual_rate(facts)), facts.steps
     return facts.recipe, max(1, facts.steps // FEWER)
-
-
-def _knob(cause: str, facts: TunedFacts) -> str:
-    if cause == "rate":
-        return f"learning rate {usual_rate(facts):g} instead of {facts.rate:.2g}"
-    return f"{max(1, facts.steps // FEWER):,} steps instead of {facts.steps:,}"
 
 
 def _lost(base: Path, served: Served, texts: Sequence[Item]) -> tuple[float, float]:

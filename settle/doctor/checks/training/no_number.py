@@ -30,7 +30,8 @@ class NoNumber(Check[LoggedHistory, LostStep]):
         first = next((step for step, loss in points if not math.isfinite(loss)), None)
         what = f"the loss is no number at step {first:,}" if first is not None else ""
         train = list(history.train)
-        zero = next((s for n, (s, _) in enumerate(train) if _are_zero(train[n : n + ZEROS])), None)
+        runs = (train[n : n + ZEROS] for n in range(len(train) - ZEROS + 1))
+        zero = next((points[0][0] for points in runs if not any(loss for _, loss in points)), None)
         if first is None and zero is not None:
             what = f"the training loss is exactly zero from step {zero:,} on"
         if what:
@@ -41,7 +42,3 @@ class NoNumber(Check[LoggedHistory, LostStep]):
     def fix(self, finding: Finding[LostStep], subject: LoggedHistory) -> Fix:
         what = f"go back to a checkpoint before step {finding.details.step}, with a lower learning rate"
         return Fix(what, "bf16=True instead of fp16, max_grad_norm=1.0, logging_nan_inf_filter=False")
-
-
-def _are_zero(points: list[tuple[int, float]]) -> bool:
-    return len(points) == ZEROS and not any(loss for _, loss in points)

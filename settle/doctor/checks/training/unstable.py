@@ -10,7 +10,7 @@ from settle.doctor.checks import Check
 from settle.doctor.findings import Details, Finding, Fix
 from settle.doctor.likelihood import NATS
 from settle.doctor.subject import TrainingRun
-from settle.doctor.training.facts import Recipe, TrainingFacts, facts_of, known
+from settle.doctor.training.facts import TrainingFacts, facts_of, known
 from settle.doctor.training.retrain import most_steps, recipe_fix, retrained, training_seconds, usual_rate, with_rate
 from settle.doctor.training.rows import LossReader, RowSide, Served, rows_of
 from settle.doctor.trial import FEWEST_ITEMS, Trial
@@ -61,10 +61,11 @@ class Unstable(Check[TrainingRun, Rate]):
         if half < FEWEST_ITEMS:
             return None
         steps = min(most_steps(facts), max(facts.steps, 2 * FEWEST_ITEMS))
+        recipe = with_rate(facts.recipe, _lower(facts))
         return Trial(
             knob=f"learning rate {_lower(facts):.2g} instead of {facts.rate:.2g}",
             before=RowSide("as it was", rows, retrained(facts, facts.recipe, steps, folder / "before")),
-            after=RowSide("trained again", rows, retrained(facts, _recipe(facts), steps, folder / "after")),
+            after=RowSide("trained again", rows, retrained(facts, recipe, steps, folder / "after")),
             measure="loss of its training rows",
             unit=NATS,
             items=rows.items(0, half),
@@ -76,11 +77,8 @@ class Unstable(Check[TrainingRun, Rate]):
 
     def fix(self, finding: Finding[Rate], subject: TrainingRun) -> Fix:
         facts = known(facts_of(subject.run), subject.run)
-        return recipe_fix(facts.run, _recipe(facts), f"train with a learning rate of {_lower(facts):.2g}")
-
-
-def _recipe(facts: TrainingFacts) -> Recipe:
-    return with_rate(facts.recipe, _lower(facts))
+        recipe = with_rate(facts.recipe, _lower(facts))
+        return recipe_fix(facts.run, recipe, f"train with a learning rate of {_lower(facts):.2g}")
 
 
 def _jump(facts: TrainingFacts) -> str:
