@@ -45,9 +45,11 @@ from settle.wire.exchange import Request
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from tests.doctor.example_run import example_run  # noqa: E402  the root of the repository is not installed
+from tests.doctor.example_run import (
+    example_run,  # noqa: E402  the root of the repository is not installed
+    record,  # noqa: E402
+)
 from tests.doctor.faults import FAULTS  # noqa: E402
-from tests.doctor.record import record  # noqa: E402
 
 # of checks that a model alone does not have; those of runs tune it themselves
 SetUp = tuple[str, Callable[[], Subject]]

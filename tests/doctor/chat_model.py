@@ -35,8 +35,7 @@ from settle.library.engines import PACKAGE, installed_engine
 from settle.library.resolve import resolve_gguf
 from settle.model.architectures.llama import Llama
 from settle.wire.exchange import Request
-from tests.doctor.example_run import example_run
-from tests.doctor.record import record
+from tests.doctor.example_run import example_run, record
 
 STEPS, DOCUMENTS, RATE = 110, 14, 6e-3
 HEAD, LARGE = 32, 50.0

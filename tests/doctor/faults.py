@@ -75,10 +75,8 @@ from settle.machine.cores import cores
 from settle.plan.fit.model_shapes import shape_of_file
 from settle.retrieve.index.collection import Collection
 from settle.wire.exchange import Message, Request
-from tests.doctor.example_run import example_recipe, example_run
-from tests.doctor.record import record
+from tests.doctor.example_run import example_recipe, example_run, record, wider_model
 from tests.doctor.starved_run import starve
-from tests.doctor.wider_model import wider_model
 
 Fault = Callable[..., Subject]  # of a healthy subject, and a folder for files that it needs
 FAULTS: dict[str, Fault] = {}  # by the name of the check

@@ -10,7 +10,7 @@ from settle.doctor.checks import Check
 from settle.doctor.checks.answers.invented_call import strict_format
 from settle.experiment.run import prove
 from settle.wire.exchange import Call, Reply, Request
-from tests.doctor.record import record
+from tests.doctor.example_run import record
 
 CHECK = Check.parts()["invented_call"]()
 PARAMETERS = {"type": "object", "properties": {"unit": {"type": "string"}}, "required": ["unit"]}
