@@ -19,7 +19,7 @@ from settle.audit.audit_hook import Hook
 from settle.audit.door import open_door
 from settle.audit.ledger import read_ledger
 from settle.audit.reach import Line, Names, Reach, scope_of
-from settle.audit.sockets import SocketFacts, internet, is_local, own_sockets
+from settle.audit.socket_facts import SocketFacts, internet, is_local, own_sockets
 from settle.audit.system_calls import num_threads
 from settle.audit.watcher import NotWatchedError, watch_this_process
 from settle.base.errors import UsageError

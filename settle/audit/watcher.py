@@ -15,7 +15,7 @@ from dataclasses import astuple
 from pathlib import Path
 
 from settle.audit import system_calls
-from settle.audit.sockets import facts_of
+from settle.audit.socket_facts import facts_of
 from settle.base.python_command import script_command
 
 ASKS = False  # whether the watcher reads no memory but ours, as if Yama forbade it: for tests

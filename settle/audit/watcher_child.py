@@ -24,7 +24,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 if TYPE_CHECKING:
-    from settle.audit.sockets import (
+    from settle.audit.socket_facts import (
         DNS,
         INET,
         INET6,
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     )
 else:
     sys.path.append(os.path.dirname(__file__))  # noqa: PTH120  it runs alone, without a place for packages
-    from sockets import DNS, INET, INET6, Address, SocketFacts, asked_name, described, facts_of, is_local, sent
+    from socket_facts import DNS, INET, INET6, Address, SocketFacts, asked_name, described, facts_of, is_local, sent
 
 Line = dict[str, Any]  # of the ledger: what JSON knows
 RECEIVE, ANSWER, IS_VALID = 0xC0502100, 0xC0182101, 0x40082102  # ioctls of a seccomp listener

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from settle.audit.ledger import read_sessions
-from settle.audit.sockets import asked_name
+from settle.audit.socket_facts import asked_name
 from tests.audit.conftest import Watched
 
 ADDRESS = "203.0.113.9"
