@@ -24,7 +24,7 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def is_open_in_empty_network(host: str, port: int) -> bool:
-    """Whether `listen` will hand over a socket of the machine's network to a process that has none."""
+    """Return whether `listen` will hand over a socket of the machine's network to a process that has none."""
     return (host, port) in _doors
 
 

@@ -133,13 +133,13 @@ class Ledger:
 
 
 def read_ledger(run: Path, is_running: bool = False) -> Ledger | None:
-    """Of the folder of a run; None where it has none. is_running: the last session has not ended yet."""
+    """Read the ledger of a run's folder; None where it has none. is_running: the last session has not ended yet."""
     paths = sorted((run / LEDGER_FOLDER).glob("*.jsonl"))
     return read_sessions(paths, is_running) if paths else None
 
 
 def read_sessions(paths: Iterable[Path], is_running: bool = False) -> Ledger:
-    """Several files as one ledger, at the level of the least complete. Raises OSError."""
+    """Read several files as one ledger, at the level of the least complete. Raises OSError."""
     ledger, sessions = Ledger(is_closed=not is_running), [_lines(path) for path in paths]
     for at, lines in enumerate(sessions):
         _add(ledger, lines, is_running and at == len(sessions) - 1)

@@ -49,7 +49,7 @@ class Reach:
     module: str = ""
 
     def covers(self, names: Iterable[str], module: str) -> bool:
-        """Whether one of the names that an address is known by may be reached by a process of a module."""
+        """Return whether one of the names that an address is known by may be reached by a process of a module."""
         if self.module and module.partition(".")[0] != self.module:
             return False
         host = self.host.lower().rstrip(".")
@@ -88,7 +88,7 @@ class Names:
         return self._known(line) or self._guessed(line)
 
     def is_guess(self, line: Line) -> bool:
-        """Whether the names of a line are what native code asked for before, whatever the answer was."""
+        """Return whether the names of a line are what native code asked for before, whatever the answer was."""
         return not self._known(line) and bool(self._guessed(line))
 
     def _known(self, line: Line) -> list[str]:

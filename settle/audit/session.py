@@ -223,7 +223,7 @@ def from_command_line(offline: bool) -> None:
 
 
 def is_fenced() -> bool:
-    """Whether this process has no network but a loopback of its own."""
+    """Return whether this process has no network but a loopback of its own."""
     return _current is not None and _current.level == PROVED
 
 

@@ -94,7 +94,7 @@ def name_servers() -> set[str]:
 
 
 def is_local(address: Address) -> bool:
-    """Whether only this machine can connect to where a process listens."""
+    """Return whether only this machine can connect to where a process listens."""
     if address.get("family") == "unix":
         return True
     try:
@@ -200,7 +200,7 @@ class SocketFacts:
 
 
 def facts_of(pid: int, tid: int, fd: int) -> SocketFacts:
-    """Of a descriptor of a thread. Raises OSError where it is none of a socket, or may not be seen."""
+    """Return the facts of a thread's descriptor. Raises OSError where it is no socket, or may not be seen."""
     for whose, flags in ((pid, 0), (tid, _PIDFD_THREAD)):  # a thread may have descriptors of its own
         with _copy(whose, flags, fd) as copied:
             if os.readlink(f"/proc/{tid}/fd/{fd}") == os.readlink(f"/proc/self/fd/{copied.fileno()}"):  # noqa: PTH115

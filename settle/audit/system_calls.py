@@ -74,7 +74,7 @@ WAYS_OUT = ("setns", "pidfd_getfd", "ptrace", "process_vm_writev")
 
 
 def native_abi() -> Abi | None:
-    """Of this process; None where there is no filter for it."""
+    """Return the numbers of this process's kernel interface; None where there is no filter for it."""
     is_64_bit = struct.calcsize("P") == 8
     return ABIS.get(platform.machine()) if sys.platform == "linux" and is_64_bit else None
 
@@ -226,7 +226,7 @@ def allow_reader(pid: int) -> None:
 
 
 def adopt_orphans_under_yama() -> bool:
-    """Whether only ancestors of a process may read its memory; then we stay one of all that we start."""
+    """Return whether only ancestors of a process may read its memory; then we stay one of all that we start."""
     with contextlib.suppress(OSError, ValueError):
         if int(Path("/proc/sys/kernel/yama/ptrace_scope").read_text(encoding="ascii")) > 0:
             ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)

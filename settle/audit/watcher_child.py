@@ -359,7 +359,7 @@ def python_module(pid: int) -> str | None:
 
 
 def can_read(pid: int, at: int, expected: bytes) -> bool:
-    """Whether the memory of the run is readable: without it no address is known."""
+    """Return whether the memory of the run is readable: without it no address is known."""
     try:
         with open(f"/proc/{pid}/mem", "rb", 0) as memory:
             memory.seek(at)

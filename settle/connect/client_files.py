@@ -79,7 +79,7 @@ def undo(name: str, force: bool) -> list[str]:
 
 
 def is_connected(name: str) -> bool:
-    """Whether `save` did something that was not undone."""
+    """Return whether `save` did something that was not undone."""
     return _record_path(name).exists()
 
 
@@ -98,7 +98,7 @@ def _restore(saved: _Record) -> str:
 
 
 def _is_as_written(saved: _Record) -> bool:
-    """Whether a file is still as we wrote it, or was never written because we were interrupted."""
+    """Return whether a file is still as we wrote it, or was never written because we were interrupted."""
     current = _read(Path(saved["path"]))
     before = None if saved["before"] is None else base64.b64decode(saved["before"])
     return current == before or (current is not None and _hash(current) == saved["wrote"])

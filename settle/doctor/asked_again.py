@@ -93,7 +93,7 @@ class AskingSide(_AnsweredSide):
 
 
 class _AgreeingSide(_AnsweredSide):
-    """Whether questions are answered in `request` as they are in `wanted`.
+    """1 where a question is answered in `request` as it is in `wanted`, else 0.
 
     Answers are the likeliest ones, so that nothing but the request decides, and each request is made once. answers: by
     request, of both sides.

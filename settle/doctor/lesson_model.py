@@ -92,7 +92,7 @@ class LessonModel:
 
     @cached_property
     def small(self) -> TokenReader:
-        """The same model quantized to MIX, in a file that is gone with this object. Raises SettleError."""
+        """A reader of this model quantized to MIX, in a file that is gone with this object. Raises SettleError."""
         folder = Path(self._open.enter_context(tempfile.TemporaryDirectory(prefix="settle-lesson-")))
         path = quantize_gguf(
             self._file.path, folder / f"{MIX}.gguf", self._kinds, requantize=True, threads=self._threads

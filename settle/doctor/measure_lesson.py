@@ -34,7 +34,7 @@ class Side:
 
     @property
     def probability(self) -> float:
-        """Of one of its tokens: the geometric mean."""
+        """Probability of one of its tokens: the geometric mean."""
         return math.exp(self.logprob / self.tokens)
 
 
@@ -63,12 +63,12 @@ class LessonResult:
 
     @property
     def share(self) -> Interval:
-        """Of draws in which A is the one that works, with a 95 % interval."""
+        """Share of draws in which A is the one that works, with a 95 % interval."""
         return wilson(self.wins)
 
     @property
     def probabilities(self) -> tuple[float, float]:
-        """Of a token of the answer, in A and in B: the median of the draws."""
+        """Probability of a token of the answer, in A and in B: the median of the draws."""
         one, other = zip(*[(a.probability, b.probability) for a, b in self.sides], strict=True)
         return statistics.median(one), statistics.median(other)
 

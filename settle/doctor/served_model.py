@@ -59,7 +59,7 @@ class ServedModel(Answerer):
         return found
 
     def num_prompt_tokens(self, request: Request) -> int | None:
-        """By the ratio of two short prompts, of the beginning of the same text, that the server counts."""
+        """Estimate by the ratio of two short prompts, beginnings of the same text, that the server counts."""
         text = "\n\n".join(text_of(message) for message in request.messages)
         if len(text) < 4 * SAMPLE:
             return self.ask(request.having(max_tokens=1)).prompt_tokens

@@ -147,7 +147,7 @@ def _probed(server: ServedModel) -> Iterator[tuple[int, int, int]]:
 
 
 class _LocalStart(Side):
-    """Whether what a model of this machine expects next depends on the start.
+    """1 where what a model of this machine expects next depends on the start, else 0.
 
     length: of a prompt, in tokens. limit: to which it is cut as servers do, or None.
     """
@@ -177,7 +177,7 @@ class _LocalStart(Side):
 
 
 class _ServedStart(Side):
-    """Whether the answer of a server of others depends on the start. length: of a prompt, in tokens."""
+    """1 where the answer of a third-party server depends on the start, else 0. length: of a prompt, in tokens."""
 
     def __init__(self, name: str, server: ServedModel, length: int) -> None:
         self.name, self._server, self._length = name, server, length

@@ -211,7 +211,7 @@ class Answered(NamedTuple):
 
 
 class _Search(HeldSide[Collection]):
-    """Whether the passage that answers is among the first k.
+    """1 where the passage that answers is among the first k, else 0.
 
     folder: of the index, None for the current one. together: whether it may lie in several of them.
     """

@@ -84,7 +84,7 @@ class EndOfTurn(MetadataCheck[OwnEnd]):
 
 
 class _Ended(EngineSide):
-    """Whether an answer ends where the model ends it: 1 when it goes on after that, or ends at another token.
+    """1 where an answer continues after the model has ended it, or ends at another token, else 0.
 
     It begins with the whole of a known one, so that the end is not far.
     """
