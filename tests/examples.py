@@ -2,7 +2,9 @@
 
 import os
 import re
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -36,6 +38,21 @@ def install(
     (metadata / "entry_points.txt").write_text("".join(points))
     patch.syspath_prepend(site)
     patch.setenv("PYTHONPATH", f"{site}{os.pathsep}{Path(__file__).parent.parent}")
+    forget_parts()
+
+
+@contextmanager
+def joined(site: Path, points: str) -> Iterator[None]:
+    """A package in the folder `site` with these entry points, here and in every process that is started."""
+    info = site / "settle_tests-1.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: settle-tests\nVersion: 1\n")
+    (info / "entry_points.txt").write_text(points)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(site))
+        patch.setenv("PYTHONPATH", os.pathsep.join(path for path in sys.path if path))
+        forget_parts()
+        yield
     forget_parts()
 
 

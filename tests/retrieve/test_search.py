@@ -1,18 +1,14 @@
 """What is found, in which order, and what is not."""
 
-import contextlib
 import threading
 
 import pytest
 
 from settle.base.event_log import Events
-from settle.base.registry import part
-from settle.retrieve.index.chunkers.structure import Structure
-from settle.retrieve.index.collection import IndexParts, create
-from settle.retrieve.index.stores.lancedb import Lancedb
 from settle.retrieve.index.update_index import update
 from settle.retrieve.index.words import words
 from settle.retrieve.search import query, search, terms
+from tests.retrieve.asked import opened
 
 KEYS = "# Keys\n\n## Rotation\n\nRun the rotation job, then restart the gateway.\n\n## Backup\n\nCopy the vault.\n"
 KEEPER = "The lighthouse keeper wrote every storm into a green notebook"
@@ -27,31 +23,17 @@ TEXTS = {
 }
 
 
-@contextlib.contextmanager
-def indexed(home, folder):
-    folder.mkdir(exist_ok=True)
-    for name, text in TEXTS.items():
-        (folder / name).write_text(text)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("SETTLE_HOME", str(home))
-        with create("docs") as made:
-            made.decide(IndexParts(part("retrieve/index/embedders", "hashed")(), Lancedb(), Structure()))
-            made.follow([folder])
-            update(made, Events())
-            yield made
-
-
 @pytest.fixture(scope="module")
 def collection(tmp_path_factory):
     """Of those texts; nobody changes it."""
-    with indexed(tmp_path_factory.mktemp("home"), tmp_path_factory.mktemp("texts")) as made:
+    with opened(tmp_path_factory.mktemp("search"), TEXTS, tokens=200) as made:
         yield made
 
 
 @pytest.fixture
-def changing(tmp_path, folder):
+def changing(tmp_path):
     """One that a test may change."""
-    with indexed(tmp_path / "home", folder) as made:
+    with opened(tmp_path, TEXTS, tokens=200) as made:
         yield made
 
 
@@ -80,7 +62,8 @@ def test_the_same_text_is_found_once_and_stands_at_all_its_places(collection):
     assert {s.path.rsplit("/", 1)[-1] for s in same[0].occurrences} in ({"copied.txt", "notes.txt"}, {"nearly.txt"})
 
 
-def test_a_document_is_found_by_its_title_and_its_name(changing, folder):
+def test_a_document_is_found_by_its_title_and_its_name(changing):
+    (folder,) = changing.roots
     (hit, *_) = search(changing, "where is the calendar of holidays?")
     assert names([hit]) == ["holiday-calendar.txt:1"] and hit.bm25 == 0
     (folder / "holiday-calendar.txt").rename(folder / "days-off.txt")
@@ -114,7 +97,8 @@ def test_the_commonest_words_are_left_out_where_they_stand_too_often(collection,
     assert "lighthouse" in search(collection, question)[0].passage.text
 
 
-def test_threads_may_search_while_it_is_indexed(changing, folder):
+def test_threads_may_search_while_it_is_indexed(changing):
+    (folder,) = changing.roots
     failed = []
 
     def ask():
