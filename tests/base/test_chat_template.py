@@ -2,10 +2,23 @@
 
 import psutil
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import settle.base.chat_template as chat_template
-from settle.base.chat_template import ChatTemplate, TemplateFailure, TemplateGrammar, TemplateRunaway, complaint, render
+from settle.base.chat_template import (
+    ChatTemplate,
+    TemplateFailure,
+    TemplateGrammar,
+    TemplateRunaway,
+    complaint,
+    default_system,
+    render,
+    with_default_system,
+    without_default_system,
+)
 from settle.base.line_child import ChildEnded, FencedChild, Limits
+from settle.data.rows.templates import KNOWN
 from tests.base.bombs import COMPILED, INVENTED, REVIEW
 
 MESSAGES = [{"role": "user", "content": "12% of {a: 1000000}? "}, {"role": "assistant", "content": "é <b>"}]
@@ -131,3 +144,40 @@ def test_it_means_what_it_means_in_transformers(source: str) -> None:
     tokens = {"bos_token": "<s>", "eos_token": "</s>"}
     (theirs,), _ = render_jinja_template([MESSAGES], chat_template=source, **tokens)
     assert render(source, MESSAGES, False, **tokens) == theirs
+
+
+# --- the system prompt that all rows share ---
+
+ASKING = [{"role": "user", "content": "Is it 1 < 2?"}]
+PROMPT = "You sort \"tickets\" {{ x }} {% if %} %} #} \\n back\\slash \U0001f600 'q'\nSecond line.\tEnd"
+
+
+def system(prompt: str) -> list[dict[str, str]]:
+    return [{"role": "system", "content": prompt}]
+
+
+@pytest.mark.parametrize("name", KNOWN)
+def test_a_conversation_without_a_system_prompt_gets_the_default(name: str) -> None:
+    own = ChatTemplate(KNOWN[name])
+    try:
+        expected = own.render(system(PROMPT) + ASKING, add_generation_prompt=True)
+        knows = "sort" in expected
+    except TemplateFailure:
+        knows = False
+    if not knows:
+        folded = [{"role": "user", "content": f"{PROMPT}\n\n{ASKING[0]['content']}"}]
+        expected = own.render(folded, add_generation_prompt=True)
+    template = ChatTemplate(with_default_system(KNOWN[name], PROMPT, knows))
+    assert template.render(ASKING, add_generation_prompt=True) == expected
+    assert template.render(system(PROMPT) + ASKING, add_generation_prompt=True) == expected
+    other = template.render(system("Be brief.") + ASKING, add_generation_prompt=True)
+    assert "Be brief." in other and "sort" not in other
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.text(st.characters(exclude_categories=["Cs"]), min_size=1), st.booleans())
+def test_the_default_is_read_back_and_replaced(prompt: str, knows: bool) -> None:
+    template = with_default_system("{{ messages }}", "an earlier one", True)
+    written = with_default_system(template, prompt, knows)
+    assert default_system(written) == prompt and without_default_system(written) == "{{ messages }}"
+    assert default_system("{{ messages }}") is None and default_system(None) is None
