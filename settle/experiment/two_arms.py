@@ -121,7 +121,7 @@ class Proof:
 
     @property
     def verified(self) -> bool:
-        """Whether the fix helps on other items, and nothing else got worse with it."""
+        """Return whether the fix helps on other items, and nothing else got worse with it."""
         return self.holds and not self.harms
 
     def to_json(self) -> dict[str, object]:

@@ -61,19 +61,13 @@ def files(tiny, tuned, tmp_path_factory):
     base = export_gguf(tiny.part, tiny.weights, tiny.tokenizer, folder / "base.gguf", "f32")
     weights = {name: p.detach() for name, p in tuned.named_parameters()}
     after = export_gguf(tiny.part, weights, tiny.tokenizer, folder / "tuned.gguf", "f32")
-    with (
-        FileModel.open(base, "base", context=256) as left,
-        FileModel.open(after, "tuned", context=256) as right,
-    ):
+    with FileModel.open(base, "base", context=256) as left, FileModel.open(after, "tuned", context=256) as right:
         yield left, right
 
 
 @pytest.fixture(scope="module")
 def live(tiny, tuned):
-    return (
-        LiveModel(tiny.model, tiny.tokenizer, "base", 256),
-        LiveModel(tuned, tiny.tokenizer, "tuned", 256),
-    )
+    return LiveModel(tiny.model, tiny.tokenizer, "base", 256), LiveModel(tuned, tiny.tokenizer, "tuned", 256)
 
 
 def test_better(files, live):
@@ -200,9 +194,8 @@ def test_instructions():
     assert len(by_prompt) == len(INSTRUCTIONS) == 40
     for prompt, answer in GOOD.items():
         assert by_prompt[prompt].follows(answer), prompt
-        assert not by_prompt[prompt].follows("No, I would rather talk about the weather, which is what I do best."), (
-            prompt
-        )
+        other = "No, I would rather talk about the weather, which is what I do best."
+        assert not by_prompt[prompt].follows(other), prompt
     for instruction in INSTRUCTIONS:
         instruction.follows("")  # whatever was said, a check gives an answer
 

@@ -347,12 +347,8 @@ def test_rows_of_one_family_count_once_in_the_comparison() -> None:
     ]
     base, tuned = Varied(-0.5, "no", "base"), Varied(-2.0, "yes", "tuned")
     tuned.right = frozenset(range(5))
-    found = compared(
-        base,
-        tuned,
-        [replace(row, messages=[row.messages[0], chat("", "yes").messages[1]]) for row in rows],
-        only_rows=True,
-    )
+    answered = [replace(row, messages=[row.messages[0], chat("", "yes").messages[1]]) for row in rows]
+    found = compared(base, tuned, answered, only_rows=True)
     assert (found.score.rows, found.score.wins, found.score.families) == (40, 20, 10)
     assert found.verdict == "too few rows to tell" and found.score.p_value == 2 / 2**5
 
@@ -396,14 +392,9 @@ def test_what_rows_can_show_is_said_before_any_model_answers() -> None:
         "five"
     )
     few = judgement(rows[:4], "f1", 200)
-    assert (
-        few is not None
-        and few.visible is None
-        and few.sentence
-        == (
-            "4 rows judge the result, by token F1: too few to show any difference, which takes 6 or more that are not "
-            "alike"
-        )
+    assert few is not None and few.visible is None
+    assert few.sentence == (
+        "4 rows judge the result, by token F1: too few to show any difference, which takes 6 or more that are not alike"
     )
     alike = judgement([row for row in rows for _ in range(2)], None, 200)
     assert alike is not None and alike.sentence.startswith("40 rows in 20 families of like ones judge the result")

@@ -26,15 +26,8 @@ def a_run(steps=300, decays=True, judged=True, seed=0):
         if step:
             yield {"kind": "step", "step": step, "tokens": step * 512, "loss": loss + r.gauss(0, 0.05), "lr": 0.01}
         if step % 20 == 0:
-            bits = loss * 0.58
-            yield {
-                "kind": "eval",
-                "step": step,
-                "tokens": step * 512,
-                "loss": loss,
-                "stderr": 0.01,
-                "bits_per_byte": bits,
-            }
+            figures = {"loss": loss, "stderr": 0.01, "bits_per_byte": loss * 0.58}
+            yield {"kind": "eval", "step": step, "tokens": step * 512, **figures}
             if judged and step > 40:
                 gain = 0.3 * step**-0.7
                 state = "settled" if gain * 1.3 < 0.01 else "improving"
@@ -87,17 +80,8 @@ def test_a_run_of_many_steps_and_numbers_that_are_none():
     for event in events[::7]:
         if event["kind"] == "step":
             event["loss"] = "nan"
-    events.append(
-        {
-            "kind": "settled",
-            "step": 5000,
-            "state": "improving",
-            "gain": -0.01,
-            "low": -0.02,
-            "high": -0.001,
-            "tolerance": 0.01,
-        }
-    )
+    numbers = {"gain": -0.01, "low": -0.02, "high": -0.001, "tolerance": 0.01}
+    events.append({"kind": "settled", "step": 5000, "state": "improving", **numbers})
     result = Result(verdict="out of budget", why="words " * 100, actual={"loss": {"value": 2.6}})
     assert picture(RunCourse.of(as_events(events)), result, FORECAST, "n" * 64).startswith(b"\x89PNG")
 

@@ -53,12 +53,8 @@ def test_scaled_tensor(tiny, tmp_path, name):
 
 def test_swapped_tensors(tiny, tmp_path):
     gate_, up = "model.layers.0.mlp.gate_proj.weight", "model.layers.0.mlp.up_proj.weight"
-    refused(
-        tiny,
-        tmp_path,
-        "the distributions differ",
-        weights=tiny.weights | {gate_: tiny.weights[up], up: tiny.weights[gate_]},
-    )
+    weights = tiny.weights | {gate_: tiny.weights[up], up: tiny.weights[gate_]}
+    refused(tiny, tmp_path, "the distributions differ", weights=weights)
 
 
 @pytest.mark.parametrize("change", [{"rope_theta": 20000.0}, {"rms_norm_eps": 0.05}])

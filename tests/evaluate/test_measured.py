@@ -46,12 +46,8 @@ class Timed:
 
     def timings(self, ids: list[int], number: int) -> dict[str, float]:
         self.asked.append((ids, number))
-        return {
-            "prompt_n": 100 * self.number,
-            "prompt_ms": 1e3,
-            "predicted_n": 10 * self.number + 1,
-            "predicted_ms": 1e3,
-        }
+        read, written = 100 * self.number, 10 * self.number + 1
+        return {"prompt_n": read, "prompt_ms": 1e3, "predicted_n": written, "predicted_ms": 1e3}
 
 
 def test_a_footprint_is_the_median_of_its_rounds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -157,12 +153,8 @@ def compared(monkeypatch: pytest.MonkeyPatch, number: int, seconds: float | None
     events = Events(listeners=[into(heard)])
     batches: Any = [0, *range(1, number + 1)]  # the first has nothing to learn
     found = learned(model, objective, batches, "first", "last", "big", events, seconds)  # type: ignore[arg-type]
-    return (
-        found,
-        read,
-        [event for event in heard if event["kind"] == "progress"],
-        [e["text"] for e in heard if "text" in e],
-    )
+    progress = [event for event in heard if event["kind"] == "progress"]
+    return found, read, progress, [e["text"] for e in heard if "text" in e]
 
 
 def test_a_student_is_compared_before_and_after_on_the_same_batches(monkeypatch: pytest.MonkeyPatch) -> None:

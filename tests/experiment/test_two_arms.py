@@ -20,15 +20,8 @@ class Measured(GuardedArm):
     """A side whose measure is `level` and the noise of each item, and that notes what it is asked."""
 
     def __init__(self, name, level, asked, noise=0.05, guard=0.0, fails_at=None):
-        self.name, self.level, self.asked, self.noise, self.worse, self.fails_at = (
-            name,
-            level,
-            asked,
-            noise,
-            guard,
-            fails_at,
-        )
-        self.opened = 0
+        self.name, self.level, self.asked = name, level, asked
+        self.noise, self.worse, self.fails_at, self.opened = noise, guard, fails_at, 0
 
     def load(self):
         self.opened += 1

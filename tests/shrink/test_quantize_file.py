@@ -31,12 +31,9 @@ def test_real_models_of_every_architecture(tmp_path, architecture):
     source = export_gguf(part, weights, tokenizer, tmp_path / "x.gguf", "f16", {"name": "tiny", "tags": ["a"]})
     file = read_gguf(source)
     random = np.random.default_rng(0)
-    means = {}
-    for name, tensor in file.tensors.items():
-        if len(tensor.shape) > 1:
-            means[name] = random.random(
-                tensor.shape[-1] * (tensor.shape[0] if len(tensor.shape) > 2 else 1), np.float32
-            )
+    matrices = {name: tensor.shape for name, tensor in file.tensors.items() if len(tensor.shape) > 1}
+    sizes = {name: shape[-1] * (shape[0] if len(shape) > 2 else 1) for name, shape in matrices.items()}
+    means = {name: random.random(size, np.float32) for name, size in sizes.items()}
     recipes = ["Q8_0", "Q5_K_M", "Q4_K_M", "Q4_0", "IQ4_XS", "Q2_K"]
     theirs = llama_quantize(source, tmp_path / "theirs", recipes, means)
     assert set(theirs) >= {"Q4_K_M", "IQ4_XS", "Q2_K"}

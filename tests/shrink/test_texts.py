@@ -139,10 +139,8 @@ def test_a_short_or_unlike_calibration_text_is_said() -> None:
 
 def test_familiarity_is_of_the_second_half() -> None:
     ids = np.array([0] * 150 + [1] * 75 + [0] * 75)
-    assert familiarity(ids, np.array([1] * 200)) == (0.5, 0.5) and familiarity(ids, np.array([0, 1] * 100)) == (
-        1.0,
-        0.5,
-    )
+    assert familiarity(ids, np.array([1] * 200)) == (0.5, 0.5)
+    assert familiarity(ids, np.array([0, 1] * 100)) == (1.0, 0.5)
     late = np.array([7] * 500 + [1] * 150)
     assert familiarity(ids, late)[0] == 0.5  # found wherever in the other text it is
     assert familiarity(ids[:199], ids) == (0.0, 0.0) and familiarity(ids, ids[:99]) == (0.0, 0.0)

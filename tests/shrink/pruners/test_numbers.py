@@ -232,11 +232,8 @@ def test_rows_are_seen_as_often_as_they_matter() -> None:
 def test_a_block_s_worth_is_spread_by_its_inputs() -> None:
     means = np.concatenate([np.arange(32.0), np.zeros(32)])
     found = _spread(np.array([[496.0, 32.0], [0.0, 64.0]]), means)
-    assert (
-        found.shape == (2, 64)
-        and found[0, :32] == pytest.approx(np.arange(32.0))
-        and found[0, 32:] == pytest.approx(1.0)
-    )
+    assert found.shape == (2, 64)
+    assert found[0, :32] == pytest.approx(np.arange(32.0)) and found[0, 32:] == pytest.approx(1.0)
     assert found[1, :32].sum() == 0 and found[1, 32:] == pytest.approx(2.0)
 
 
