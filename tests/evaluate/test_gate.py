@@ -62,8 +62,13 @@ def test_wrong_number_in_the_header(tiny, tmp_path, change):
     refused(tiny, tmp_path, "the distributions differ", part=tiny.part.model_copy(update=change))
 
 
+KEYS = {"pre": "pre", "merges": "merges", "token_types": "token_type", "add_bos": "add_bos_token"}
+
+
 def with_(tokenizer, **changes):
+    """A tokenizer that says something else, also in the file that it is written to."""
     changed = copy.copy(tokenizer)
+    changed.metadata = tokenizer.metadata | {f"tokenizer.ggml.{KEYS[name]}": value for name, value in changes.items()}
     for name, value in changes.items():
         setattr(changed, name, value)
     return changed
