@@ -18,7 +18,7 @@ import torch
 from tokenizers import Regex, models, pre_tokenizers, trainers
 from tokenizers import Tokenizer as Engine
 
-from settle.data.rows.templates import GEMMA
+from settle.data.rows.render import GEMMA
 from settle.data.tokenizer.byte_bpe import PADDING, SPECIALS, ByteBpeTokenizer
 from settle.data.tokenizer.pre_tokenizers import WAYS
 from settle.doctor.known_answers import KNOWN_ANSWERS, PARAGRAPHS, PROSE, SPELLED

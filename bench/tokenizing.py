@@ -24,9 +24,8 @@ from tokenizers import Tokenizer as Engine
 from tokenizers import pre_tokenizers
 
 from settle.base.event_log import Events
-from settle.data.corpus import find_files
+from settle.data.corpus import Ledger, find_files
 from settle.data.document_buffer import BufferWriter, DocumentBuffer
-from settle.data.ledger import Ledger
 from settle.data.prepare import _tokenize, prepare
 from settle.data.settings import DataSettings
 from settle.data.split import HELD_OUT, TRAIN

@@ -31,8 +31,7 @@ import numpy as np
 
 from settle.base.event_log import Events
 from settle.base.statistics import NO_DIFFERENT, TOO_FEW, Interval, in_order, paired_test, student_quantile, wilson
-from settle.data.corpus import find_sources
-from settle.data.ledger import Ledger
+from settle.data.corpus import Ledger, find_sources
 from settle.data.rows.collect import collect_rows
 from settle.data.settings import RowSettings
 from settle.data.split import HELD_OUT, row_families

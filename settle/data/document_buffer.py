@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from functools import cached_property
 from hashlib import blake2b
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 
@@ -15,7 +16,7 @@ _CHUNK = 1 << 20
 
 
 class BufferWriter:
-    """Appends documents; `close` gives the finished DocumentBuffer."""
+    """Appends documents; `close` gives the finished DocumentBuffer. As a context manager it closes its files."""
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True)
@@ -35,10 +36,13 @@ class BufferWriter:
         array("i", (file, row)).tofile(self._origins)
 
     def close(self) -> "DocumentBuffer":
-        self.abandon()
+        self.__exit__()
         return DocumentBuffer(self._folder)
 
-    def abandon(self) -> None:
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
         for file in (self._text, self._ends, self._origins):
             file.close()
 

@@ -62,7 +62,7 @@ class Rows:
     def __len__(self) -> int:
         return len(self.came_logprobs)
 
-    def __getitem__(self, which: slice) -> "Rows":
+    def __getitem__(self, which: slice | np.ndarray) -> "Rows":
         return Rows(*(getattr(self, f.name)[which] for f in fields(Rows)))
 
     @classmethod
@@ -319,14 +319,11 @@ class Likelihoods:
     def rows(self, index: int) -> Rows:
         """Return the L − 1 positions of one window, in memory."""
         first, last = self.positions[index : index + 2]
-        return self._read(slice(first, last))
+        return self.at(slice(first, last))
 
-    def at(self, positions: np.ndarray) -> Rows:
+    def at(self, positions: slice | np.ndarray) -> Rows:
         """Return any positions among all of them, (P,), in memory."""
-        return self._read(positions)
-
-    def _read(self, which: slice | np.ndarray) -> Rows:
-        stored = Rows(*(getattr(self._rows, field.name)[which] for field in dataclasses.fields(Rows)))
+        stored = self._rows[positions]
         steps = {name: getattr(stored, name).astype(np.float32) / -_STEPS for name in _STEPPED}
         return dataclasses.replace(stored, **steps)
 

@@ -16,9 +16,8 @@ import numpy as np
 
 from settle.base.errors import DataError
 from settle.base.files import read_json
-from settle.data.corpus import CorpusBuilder, fingerprint_of
+from settle.data.corpus import CorpusBuilder, Ledger, LedgerRecord, fingerprint_of
 from settle.data.layouts import Broken, find, text_of
-from settle.data.ledger import Ledger, LedgerRecord
 from settle.data.store import RowStore, RowWriter
 from settle.documents.reader_pool import RowReader
 from settle.documents.rows import Values

@@ -15,9 +15,18 @@ from settle.base.events import Progress, TextSummary
 from settle.base.files import home, read_json
 from settle.base.registry import parts
 from settle.data.cleaning import Cleaning, Note, Sweep
-from settle.data.corpus import CorpusBuilder, Sources, disk_full, fingerprint_of, row_kind, stored_corpus
+from settle.data.corpus import (
+    SUMMARIZED,
+    CorpusBuilder,
+    Ledger,
+    LedgerRecord,
+    Sources,
+    disk_full,
+    fingerprint_of,
+    row_kind,
+    stored_corpus,
+)
 from settle.data.document_buffer import BufferWriter, DocumentBuffer
-from settle.data.ledger import SUMMARIZED, Ledger, LedgerRecord
 from settle.data.settings import DataSettings
 from settle.data.split import (
     SIDES,
@@ -230,16 +239,13 @@ class DocumentCollector:
 
     def read(self, work: Path) -> DocumentBuffer:
         """Write every row, mended, to disk in `work`; a document's origin is its file's number and its row."""
-        writer = BufferWriter(work / "read")
-        try:
+        with BufferWriter(work / "read") as writer:
             for number, row, text in self._rows():
                 mended = self._through([sweep.mend for sweep in self._sweeps], text, number, row)
                 if row_kind(self._files[number]) == "text":
                     self._lines[number] = self._lines.get(number, 0) + text.count("\n")
                 if mended is not None:
                     writer.append(mended, number, row)
-        finally:
-            writer.abandon()
         spool = writer.close()
         revising = [sweep for sweep in self._sweeps if sweep.revises()]
         return self._revise(spool, revising, work / "revised") if revising else spool
@@ -305,9 +311,8 @@ class DocumentCollector:
         return self._where(number, row) if Reader.part(file.reader).has_columns else file.name
 
     def _revise(self, spool: DocumentBuffer, sweeps: list[Sweep], folder: Path) -> DocumentBuffer:
-        writer = BufferWriter(folder)
         steps = [sweep.revise for sweep in sweeps]
-        try:
+        with BufferWriter(folder) as writer:
             for first, data, ends in spool.chunks():
                 begin = 0
                 for document, end in enumerate(ends.tolist(), first):
@@ -317,8 +322,6 @@ class DocumentCollector:
                     if mended is not None:
                         writer.append(mended, number, row)
                     begin = end + 1
-        finally:
-            writer.abandon()
         return writer.close()
 
     def _through(self, steps: Sequence[Step], text: str, number: int, row: int) -> str | None:

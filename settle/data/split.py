@@ -76,14 +76,13 @@ def split_rows(
     stays on its side when others are added. selecting: the share that selects; None: half of `share`.
     """
     sides = np.where(remaining, TRAIN, DROPPED).astype(np.int8)
-    number = int(remaining.sum())
-    budget = max(1.0, share * number)
+    number, weights = int(remaining.sum()), remaining.astype(float)
     selecting = SELECTION_SHARE * share if selecting is None else selecting
     levels = row_clusters(texts, prompts)
-    held_out, families = _first_clusters(levels, texts.hashes, remaining.astype(float), budget)
+    held_out, families = _first_clusters(levels, texts.hashes, weights, max(1.0, share * number))
     if 0 < held_out.sum() < number:
         sides[held_out] = HELD_OUT
-        _select(sides, levels, texts.hashes, remaining.astype(float), max(1.0, selecting * number))
+        _select(sides, levels, texts.hashes, weights, max(1.0, selecting * number))
     return Split(sides, families)
 
 
@@ -228,9 +227,7 @@ def split_sections(
     sections, parents = _cut_sections(documents, remaining, folder / "sections")
     is_given = np.zeros(len(sections), bool) if given is None else given[parents]
     proposed, sizes = np.where(is_given, HELD_OUT, TRAIN).astype(np.int8), sections.sizes
-    parts = {SELECTION: SELECTION_SHARE * share} if given is not None else {
-        HELD_OUT: share, SELECTION: SELECTION_SHARE * share
-    }  # fmt: skip
+    parts = ({} if given is not None else {HELD_OUT: share}) | {SELECTION: SELECTION_SHARE * share}
     for parent in np.unique(parents[~is_given]):
         own = np.flatnonzero(parents == parent)
         for side, part in parts.items() if len(own) > 3 else ():
@@ -291,18 +288,15 @@ def _kin_together(proposed: np.ndarray, cluster: np.ndarray) -> np.ndarray:
 
 
 def _cut_sections(documents: DocumentBuffer, remaining: np.ndarray, folder: Path) -> tuple[DocumentBuffer, np.ndarray]:
-    writer, parents = BufferWriter(folder), []
-    try:
+    parents = []
+    with BufferWriter(folder) as writer:
         for document in np.flatnonzero(remaining).tolist():
             text = documents.read(document)
-            file, row = documents.origins[document].tolist()
             size = min(max(len(text) // _SECTIONS, _SMALLEST_SECTION), _LARGEST_SECTION)
             for section in cut([text], size):
-                writer.append(section, file, row)
+                writer.append(section, *documents.origins[document].tolist())
                 parents.append(document)
-    finally:
-        spool = writer.close()
-    return spool, np.array(parents, np.int64)
+    return writer.close(), np.array(parents, np.int64)
 
 
 def _join(
@@ -311,14 +305,11 @@ def _join(
     """Join neighbouring sections of one document on one side into one document."""
     same = (np.diff(parents) == 0) & (np.diff(sides) == 0)
     begins = np.flatnonzero(np.append(True, ~same))
-    writer = BufferWriter(folder)
-    try:
+    with BufferWriter(folder) as writer:
         for first, last in zip(begins.tolist(), [*begins[1:].tolist(), len(parents)], strict=True):
-            file, row = sections.origins[first].tolist()
-            writer.append("".join(sections.read(i) for i in range(first, last)), file, row)
-    finally:
-        spool = writer.close()
-    return spool, Split(sides[begins], parents[begins])
+            text = "".join(sections.read(i) for i in range(first, last))
+            writer.append(text, *sections.origins[first].tolist())
+    return writer.close(), Split(sides[begins], parents[begins])
 
 
 def row_families(examples: Sequence[Example]) -> list[int]:
@@ -333,13 +324,10 @@ def row_families(examples: Sequence[Example]) -> list[int]:
 def buffered(examples: Sequence[Example]) -> Iterator[DocumentBuffer]:
     """Provide the texts of examples, prompt and answer, in a buffer that exists inside the block."""
     with workspace() as work:
-        writer = BufferWriter(work / "texts")
-        try:
+        with BufferWriter(work / "texts") as writer:
             for number, example in enumerate(examples):
                 writer.append("\n\n".join(filter(None, words(example))), 0, number)
-        finally:
-            texts = writer.close()
-        yield texts
+        yield writer.close()
 
 
 def words(example: Example) -> tuple[str, str]:

@@ -5,7 +5,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from settle.base.chat_template import ChatTemplate
-from settle.data.rows.templates import CHATML, GEMMA, LLAMA3, TURNS
+from settle.data.rows.render import CHATML, GEMMA, LLAMA3, TURNS
 from settle.formats import Metadata
 
 QUESTION, ANSWER = "Which colour is it?", "It is green."

@@ -244,13 +244,12 @@ def sampling_keys(source: Source, metadata: Metadata) -> dict[str, object]:
         found = recommended_sampling(metadata, True)
         settings = {} if found.settings is CHAT else dict(found.settings)
     else:
-        settings = _in_folder(source)
+        settings = _in_folder(source.path / "generation_config.json")
     return {FIELDS[name][0]: int(value) if name == "top_k" else float(value) for name, value in settings.items()}
 
 
-def _in_folder(source: Source) -> dict[str, float]:
+def _in_folder(path: Path) -> dict[str, float]:
     """Return what generation_config.json recommends; {} where it samples nothing, is missing or is damaged."""
-    path = source.path / "generation_config.json"
     try:
         config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     except (OSError, ValueError):
@@ -260,7 +259,7 @@ def _in_folder(source: Source) -> dict[str, float]:
     return _valid({name: config.get(theirs) for name, (_, theirs, _) in FIELDS.items()})
 
 
-def _valid(values: Mapping[str, object]) -> dict[str, float]:
+def _valid(values: Metadata) -> dict[str, float]:
     """Return the values that a sampler takes: a file may say anything."""
     return {
         name: int(value) if name == "top_k" else round(float(value), 4)

@@ -95,7 +95,11 @@ def remove_model(name: str, yes: bool, events: Events) -> None:
         of_run = Run.named(name) is not None
         fix = f"`settle runs remove {name}` deletes the run" if of_run else "`settle models` lists those there are"
         raise UsageError(f"there is no pulled model {name!r}", fix)
-    adapters = _adapters_over(folder)
+    try:
+        refs = all_refs()
+    except SettleError:
+        refs = []
+    adapters = sorted({ref.name for ref in refs if ref.kind == "adapter" and ref.weights.is_relative_to(folder)})
     if adapters and not yes:
         raise UsageError(f"{_listed(adapters)} cannot run without {folder.name}", "add --yes to remove it all the same")
     size = folder_size(folder)
@@ -105,14 +109,6 @@ def remove_model(name: str, yes: bool, events: Events) -> None:
     shutil.rmtree(folder)
     events.emit(Say(text=f"removed {folder.name}: {disk_size(size)} freed"))
     events.emit(ResultReady(result={"removed": folder.name, "bytes": size}))
-
-
-def _adapters_over(folder: Path) -> list[str]:
-    try:
-        refs = all_refs()
-    except SettleError:
-        return []
-    return sorted({ref.name for ref in refs if ref.kind == "adapter" and ref.weights.is_relative_to(folder)})
 
 
 def _working_folders(run: Run) -> list[Path]:

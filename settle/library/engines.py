@@ -24,9 +24,8 @@ def installed_engine() -> str:
 
 def engine_versions() -> list[str]:
     """Return the versions that are here as wheels, oldest first."""
-    folder = engines_folder()
-    found = [match[1] for path in folder.glob("*.whl") if (match := _WHEEL.fullmatch(path.name))] if folder else []
-    return sorted(set(found), key=_numbers)
+    found = {match[1] for path in engines_folder().glob("*.whl") if (match := _WHEEL.fullmatch(path.name))}
+    return sorted(found, key=lambda name: [int(number) for number in re.findall(r"\d+", name)])
 
 
 def unpacked_engine(wanted: str) -> Path | None:
@@ -56,7 +55,3 @@ def unpacked_engine(wanted: str) -> Path | None:
     except OSError as e:
         raise cannot_write(beside, e) from None
     return folder
-
-
-def _numbers(text: str) -> list[int]:
-    return [int(number) for number in re.findall(r"\d+", text)]

@@ -2,9 +2,10 @@
 
 import re
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import get_args
+
+from pydantic import ConfigDict, TypeAdapter, with_config
 
 from settle.base.errors import RunError, UsageError, cannot_write
 from settle.base.files import home, read_json, write_json
@@ -12,6 +13,7 @@ from settle.base.run import NAME
 from settle.model.source import Kind, Source
 
 
+@with_config(ConfigDict(extra="forbid"))
 @dataclass(frozen=True)
 class StoredModel:
     """One model of the store.
@@ -47,6 +49,9 @@ class StoredModel:
         is_unchanged = self.path.exists() and stamp_of(self.path) == self.stamp
         recorded = self.sha256 if is_unchanged else ""
         return Source(self.path, self.kind, self.name, recorded, self.origin, self.license)
+
+
+_STORED = TypeAdapter(StoredModel)
 
 
 def store() -> Path:
@@ -117,11 +122,8 @@ def _read_all() -> Iterator[StoredModel | RunError]:
 
 def _read(folder: Path) -> StoredModel:
     try:
-        fields = read_json(folder / "model.json")
+        model = _STORED.validate_python(read_json(folder / "model.json"))
         # a path inside the folder is relative, so that a store can be moved
-        texts = {key: value for key, value in fields.items() if isinstance(value, str)}
-        if texts.keys() != fields.keys() or fields["kind"] not in get_args(Kind):
-            raise TypeError
-        return StoredModel(**fields | {"name": folder.name, "path": folder / fields["path"]})
-    except (RunError, TypeError, KeyError, AttributeError, ValueError):
+        return replace(model, name=folder.name, path=folder / model.path)
+    except (RunError, ValueError):
         raise RunError(f"{folder / 'model.json'} is damaged", f"remove {folder} and pull it again") from None

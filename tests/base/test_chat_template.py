@@ -18,7 +18,7 @@ from settle.base.chat_template import (
     without_default_system,
 )
 from settle.base.line_child import ChildEnded, FencedChild, Limits
-from settle.data.rows.templates import KNOWN
+from settle.data.rows.render import KNOWN
 from tests.base.bombs import COMPILED, INVENTED, REVIEW
 
 MESSAGES = [{"role": "user", "content": "12% of {a: 1000000}? "}, {"role": "assistant", "content": "é <b>"}]

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from settle.base.chat_template import ChatTemplate
-from settle.data.rows.templates import KNOWN
+from settle.data.rows.render import KNOWN
 from settle.data.tokenizer.byte_bpe import ByteBpeTokenizer
 from settle.formats.gguf import export_gguf
 from settle.infer.engine import Engine

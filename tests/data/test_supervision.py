@@ -12,8 +12,8 @@ from settle.base.chat_template import ChatTemplate
 from settle.base.errors import ProofError
 from settle.data.layouts import Broken, Example
 from settle.data.rows.prepare import AHEAD, RowEncoder
+from settle.data.rows.render import KNOWN, fitting
 from settle.data.rows.supervision import Encoded
-from settle.data.rows.templates import KNOWN, fitting
 from settle.data.settings import RowSettings
 from tests.data.families import DEEPSEEK_R1, FAMILIES, Family
 

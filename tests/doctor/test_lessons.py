@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from settle.cli import main
-from settle.data.rows.templates import KNOWN, fitting
+from settle.data.rows.render import KNOWN, fitting
 from settle.doctor.lesson_model import Case, LessonModel
 from settle.doctor.lessons import Lesson
 from settle.doctor.measure_lesson import LessonResult, Side, all_lessons, measure_case, measure_lesson

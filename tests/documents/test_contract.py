@@ -11,8 +11,7 @@ from pyarrow import parquet
 
 from settle.base.event_log import Events
 from settle.base.registry import part
-from settle.data.corpus import find_files
-from settle.data.ledger import Ledger
+from settle.data.corpus import Ledger, find_files
 from settle.data.prepare import prepare
 from settle.data.rows.prepare import prepare_rows
 from settle.data.settings import DataSettings, RowSettings

@@ -16,8 +16,7 @@ import zstandard
 from pyarrow import parquet
 
 from settle.base.errors import DataError
-from settle.data.corpus import find_files
-from settle.data.ledger import Ledger
+from settle.data.corpus import Ledger, find_files
 from settle.documents.blocks import Unreadable
 from settle.documents.readers import Reader
 from settle.documents.rows import MAX_DOCUMENT, cut

@@ -8,7 +8,7 @@ import pytest
 
 from settle.base.errors import DataError
 from settle.base.event_log import Events
-from settle.data.rows.templates import KNOWN
+from settle.data.rows.render import KNOWN
 from settle.data.tokenizer.byte_bpe import ByteBpeTokenizer
 from settle.shrink import calibration as module
 from settle.shrink.calibration import EVERY, calibration_data, calibration_texts, calibration_windows

@@ -21,7 +21,7 @@ from settle.base.chat_template import ChatTemplate
 from settle.base.errors import DataError
 from settle.base.files import read_json, write_json
 from settle.base.tokenizer import Tokenizer
-from settle.data.corpus import CorpusBuilder, Sources, corpus_folder, fingerprint_of
+from settle.data.corpus import CorpusBuilder, Ledger, Sources, corpus_folder, fingerprint_of
 from settle.data.decisions.prompt import (
     DecisionEncoder,
     DecisionPrompt,
@@ -34,7 +34,6 @@ from settle.data.decisions.prompt import (
 from settle.data.decisions.questions import Question
 from settle.data.decisions.rows import DecisionRow, Placed, decision_rows, state_columns
 from settle.data.layouts import Example
-from settle.data.ledger import Ledger
 from settle.data.rows.prepare import TOO_LONG, Preview, RowCorpus
 from settle.data.settings import RowSettings
 from settle.data.split import row_families

@@ -57,11 +57,11 @@ class Question:
 
     def to_json(self) -> dict[str, object]:
         """Return the question as a `/v1/systemone` body spells it."""
-        question: dict[str, object] = {"type": self.type, "instructions": self.instructions}
+        question = {"type": self.type, "instructions": self.instructions}
         if self.type == "score":
-            return question | {"criteria": [option.description for option in self.options]}
+            return {**question, "criteria": [option.description for option in self.options]}
         described = {option.key: option.description for option in self.options}
-        return question if self.type == "noul" and not any(described.values()) else question | {"criteria": described}
+        return {**question, "criteria": described} if self.type != "noul" or any(described.values()) else {**question}
 
     @property
     def keys(self) -> tuple[str, ...]:
@@ -209,7 +209,7 @@ class DecisionAnswer:
         if self.question.type == "choice":
             return {"type": "choice", "choice": self.key, "probabilities": by_key, "confidence": self.confidence}
         legend = {option.key: option.description for option in self.question.options}
-        figures: dict[str, object] = {"score": self.expected, "legend": legend, "probabilities": by_key}
+        figures = {"score": self.expected, "legend": legend, "probabilities": by_key}
         return {"type": "score", **figures, "confidence": self.confidence}
 
 

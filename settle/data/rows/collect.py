@@ -18,11 +18,10 @@ from settle.base.event_log import Events
 from settle.base.events import Progress
 from settle.base.registry import parts
 from settle.data.cleaning.secrets import secrets_of
-from settle.data.corpus import Sources
+from settle.data.corpus import Ledger, Sources
 from settle.data.decisions.rows import unread_labels
 from settle.data.document_buffer import BufferWriter, DocumentBuffer
 from settle.data.layouts import Broken, Example, Kind, RowLayout
-from settle.data.ledger import Ledger
 from settle.data.settings import ColumnSettings, RowSettings
 from settle.data.split import (
     DROPPED,
@@ -231,10 +230,9 @@ def collect_rows(sources: Sources, settings: RowSettings, ledger: Ledger, events
     """
     files, held_out_files = (_of_one_sort(side, ledger) for side in (sources.train, sources.held_out))
     reading = ExampleReader(files + held_out_files, settings.columns, ledger, events)
-    examples, texts = BufferWriter(work / "examples"), BufferWriter(work / "texts")
     prompts: list[int] = []
     names = [f.name for f in files + held_out_files]
-    try:
+    with BufferWriter(work / "examples") as examples, BufferWriter(work / "texts") as texts:
         for number, row, example in reading.examples():
             prompt, answer = words(example)
             if example.kind != "text":
@@ -244,9 +242,6 @@ def collect_rows(sources: Sources, settings: RowSettings, ledger: Ledger, events
             for secret, _ in secrets_of("\n\n".join([example.text, *(turn["content"] for turn in turns)])):
                 ledger.find(secret, 1, f"{names[number]}:{row}")
             prompts.append(prompt_hash(prompt))
-    finally:
-        examples.abandon()
-        texts.abandon()
     refuse(reading.refused, settings, ledger)
     ledger.notes["layouts"] = reading.layouts
     similar, kind = texts.close(), reading.kind or "chat"

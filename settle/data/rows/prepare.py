@@ -21,13 +21,20 @@ from settle.base.event_log import Events
 from settle.base.events import Progress, RowSummary
 from settle.base.files import read_bounded, read_json, write_json
 from settle.base.tokenizer import Tokenizer
-from settle.data.corpus import CorpusBuilder, Sources, corpus_folder, fingerprint_of, stored_corpus
+from settle.data.corpus import (
+    SUMMARIZED,
+    CorpusBuilder,
+    Ledger,
+    LedgerRecord,
+    Sources,
+    corpus_folder,
+    fingerprint_of,
+    stored_corpus,
+)
 from settle.data.layouts import Broken, Example, Kind
-from settle.data.ledger import SUMMARIZED, Ledger, LedgerRecord
 from settle.data.rows.collect import CollectedRows, RefusedRows, collect_rows, refuse
-from settle.data.rows.render import Rendered, Renderer
+from settle.data.rows.render import KNOWN, Rendered, Renderer, TemplateAdapter, fitting
 from settle.data.rows.supervision import Encoded, Supervision, pieces_of, shortened
-from settle.data.rows.templates import KNOWN, TemplateAdapter, fitting
 from settle.data.settings import RowSettings
 from settle.data.split import SIDES, TRAIN
 from settle.data.store import RowStore, RowWriter

@@ -150,10 +150,7 @@ class PretrainedTokenizer(Vocabulary):
         ids: list[int] = []
         at_start = True
         for piece in self._finders[specials].split(text.encode("utf-8", "replace").decode("utf-8")):
-            if isinstance(piece, int):
-                ids.append(piece)
-            else:
-                ids += self._words.encode(piece, at_start)
+            ids += [piece] if isinstance(piece, int) else self._words.encode(piece, at_start)
             at_start = isinstance(piece, int)
         return np.array(ids, self.dtype)
 
@@ -187,9 +184,9 @@ class PretrainedTokenizer(Vocabulary):
             raw = raw[1:]
         return raw.decode("utf-8", "replace")
 
-    def gguf_metadata(self) -> dict[str, object]:
+    def gguf_metadata(self) -> Metadata:
         """Return the `tokenizer.*` keys of a GGUF file, as they were read."""
-        return dict(self.metadata)
+        return self.metadata
 
     def save(self, folder: Path) -> None:
         """Write tokenizer.json, tokenizer_config.json and the chat template, as `transformers` reads them."""

@@ -3,7 +3,7 @@
 import random
 from typing import ClassVar
 
-from settle.data.rows.templates import KNOWN, fitting
+from settle.data.rows.render import KNOWN, fitting
 from settle.doctor.known_answers import made_up_fact
 from settle.doctor.lesson_model import Case, LessonModel
 from settle.doctor.lessons import Lesson

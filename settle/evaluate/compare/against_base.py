@@ -8,9 +8,8 @@ from settle.base.errors import DataError, UsageError
 from settle.base.event_log import Events
 from settle.base.events import ResultReady, Say
 from settle.base.files import read_bounded
-from settle.data.corpus import find_files, workspace
+from settle.data.corpus import Ledger, find_files, workspace
 from settle.data.layouts import Example
-from settle.data.ledger import Ledger
 from settle.data.rows.collect import ExampleReader
 from settle.data.rows.prepare import prepared_rows
 from settle.data.settings import ColumnSettings

@@ -139,7 +139,7 @@ def export_gguf(
     if stray:
         raise FormatError(f"the weights and the architecture disagree about {stray[0]}", "export with the run's plan")
     tensors = _tensors(part, names, weights, dtype)
-    header: dict[str, object] = {
+    header: Metadata = {
         "general.architecture": part.gguf_architecture,
         "general.type": "model",
         **_card(metadata or {}, dtype),
@@ -241,7 +241,7 @@ def _encode(name: str, values: np.ndarray, stored: GgmlType) -> np.ndarray:
     return quantize(values, GGMLQuantizationType(stored.id))
 
 
-def _card(metadata: Card, dtype: str) -> dict[str, object]:
+def _card(metadata: Card, dtype: str) -> Metadata:
     """Return the keys of a card: numbers of 64 bits, lists as texts."""
     from gguf.constants import GGML_QUANT_VERSION
 
@@ -260,7 +260,7 @@ def _card(metadata: Card, dtype: str) -> dict[str, object]:
     return keys
 
 
-def _tokenizer_keys(tokenizer: GgufTokenizer, vocab_size: int) -> dict[str, object]:
+def _tokenizer_keys(tokenizer: GgufTokenizer, vocab_size: int) -> Metadata:
     # The embedding may be padded beyond the vocabulary; llama.cpp wants a token for each row.
     padding = range(tokenizer.vocab_size, vocab_size)
     filled: dict[str, list[object]] = {

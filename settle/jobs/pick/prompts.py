@@ -7,11 +7,10 @@ from pathlib import Path
 
 from settle.base.errors import DataError
 from settle.base.event_log import Events
-from settle.data.corpus import find_files, workspace
+from settle.data.corpus import Ledger, find_files, workspace
 from settle.data.decisions.rows import Placed
 from settle.data.layouts import Broken, Example, Message, find, parsed_turns, read_turns
 from settle.data.layouts.prompt_completion import PROMPTS
-from settle.data.ledger import Ledger
 from settle.data.split import row_families
 from settle.documents.reader_pool import RowReader
 from settle.evaluate.compare.against_base import rows_of

@@ -83,7 +83,9 @@ def _fetch(repo: str, revision: str | None, part: str | None, folder: Path, even
 
     with _translated(repo, revision):
         found = _find(repo, revision, part)
-        _make_room(folder, found.num_bytes)
+        free = shutil.disk_usage(folder).free
+        if free < found.num_bytes:
+            raise no_room("the model", found.num_bytes, free, folder.parent)
         bar = _bar(events, found.num_bytes)
         for name in found.sizes:
             hf_hub_download(repo, name, revision=found.revision, local_dir=folder, tqdm_class=bar)
@@ -92,7 +94,13 @@ def _fetch(repo: str, revision: str | None, part: str | None, folder: Path, even
         if name in found.hashes and hash_of(folder / name) != found.hashes[name]:
             raise FormatError(f"{name} is not what the hub says it is", "pull it again")
     first = next(iter(found.sizes))
-    return folder / first if first.endswith(".gguf") else _in_own_folder(folder)
+    if first.endswith(".gguf"):
+        return folder / first
+    entries, model = list(folder.iterdir()), folder / "model"
+    model.mkdir()
+    for entry in entries:
+        entry.rename(model / entry.name)
+    return model
 
 
 @contextlib.contextmanager
@@ -116,9 +124,8 @@ def _translated(repo: str, revision: str | None) -> Iterator[None]:
     except (*HfHubHTTPError.__bases__, LocalEntryNotFoundError) as e:  # type: ignore[misc]  # of the HTTP library that it uses
         if isinstance(e, SettleError) or isinstance(e, OSError) and e.filename is not None:
             raise
-        raise ResourceError(
-            f"the hub could not be read: {_first_line(e)}", "check the connection, then again"
-        ) from None
+        line = (str(e).strip().splitlines() or [type(e).__name__])[0][:300]
+        raise ResourceError(f"the hub could not be read: {line}", "check the connection, then again") from None
 
 
 def _choose(repo: str, sizes: dict[str, int], part: str | None) -> list[str]:
@@ -148,22 +155,6 @@ def _listed(names: list[str], sizes: dict[str, int]) -> str:
     return "there are: " + ", ".join(f"{name} ({megabytes(sizes[name])})" for name in names[:20])
 
 
-def _make_room(folder: Path, num_bytes: int) -> None:
-    free = shutil.disk_usage(folder).free
-    if free < num_bytes:
-        raise no_room("the model", num_bytes, free, folder.parent)
-
-
-def _in_own_folder(folder: Path) -> Path:
-    """Move the fetched files to a folder of their own, inside `folder`."""
-    entries = list(folder.iterdir())
-    model = folder / "model"
-    model.mkdir()
-    for entry in entries:
-        entry.rename(model / entry.name)
-    return model
-
-
 def _bar(events: Events, total: int) -> type:
     """Return a progress bar class for the hub's library, which emits events instead of drawing."""
     from huggingface_hub.utils.tqdm import tqdm
@@ -179,7 +170,3 @@ def _bar(events: Events, total: int) -> type:
             events.emit(Progress(what="downloading", done=done[0], total=total, unit="bytes"))
 
     return Bar
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

@@ -92,16 +92,15 @@ def ollama_offer(name: str) -> Offer | None:
 
 def lmstudio_offer(name: str) -> Offer | None:
     """Return the model of LM Studio named by `publisher/repository`, by its file, or by both."""
-    matches = [n for n in lmstudio_models() if name in _spellings(n.name)]
+    matches = []
+    for model in lmstudio_models():
+        publisher, repository, file = model.name.split("/")
+        spellings = (model.name, f"{publisher}/{repository}", repository, file, file.removesuffix(".gguf"))
+        matches += [model] if name in spellings else []
     if len(matches) > 1:
         names = ", ".join(n.name for n in matches)
         raise UsageError(f"{name} is several models in LM Studio", f"choose one: {names}")
     return _offer(matches[0], model_name(matches[0].path.stem)) if matches else None
-
-
-def _spellings(name: str) -> set[str]:
-    publisher, repository, file = name.split("/")
-    return {name, f"{publisher}/{repository}", repository, file, file.removesuffix(".gguf")}
 
 
 def _offer(neighbour: Neighbour, name: str) -> Offer:

@@ -116,12 +116,19 @@ def pull(offer: Offer, name: str | None, events: Events) -> StoredModel:
                 f"{path.name} has the sha256 {sha256[:16]}…, {offer.sha256[:16]}… was promised", "pull it again"
             )
         if kind == "safetensors" and is_bert(path):
-            kind, path = "gguf", _converted(path, Path(fresh), offer)
-            sha256 = hash_of(path)
+            folder_of_bert = path
+            path = bert_to_gguf(path, Path(fresh) / f"{offer.name}.gguf", offer.name, offer.license)
+            if folder_of_bert.is_relative_to(fresh):
+                shutil.rmtree(folder_of_bert)
+            kind, sha256 = "gguf", hash_of(path)
         if kind == "safetensors":
             Pretrained.open(Source(path, kind, wanted))  # refused while nothing of the store is changed
         if path.is_relative_to(fresh):
-            path = _move(Path(fresh), target) / path.relative_to(fresh)
+            shutil.rmtree(target, ignore_errors=True)
+            target.mkdir(parents=True, exist_ok=True)
+            for entry in Path(fresh).iterdir():
+                entry.rename(target / entry.name)
+            path = target / path.relative_to(fresh)
         model = StoredModel(wanted, kind, path, sha256, offer.origin, offer.license, stamp_of(path))
         add_model(model)
     return model
@@ -158,23 +165,6 @@ def _of_path(path: Path) -> Offer:
         path = files[0]
     full = path.resolve()
     return Offer("path", str(full), model_name(full.stem if full.is_file() else full.name), lambda _, __: full)
-
-
-def _converted(folder: Path, fresh: Path, offer: Offer) -> Path:
-    """Convert a BERT to GGUF in `fresh`; the folder it comes from is removed when it lies there too."""
-    path = bert_to_gguf(folder, fresh / f"{offer.name}.gguf", offer.name, offer.license)
-    if folder.is_relative_to(fresh):
-        shutil.rmtree(folder)
-    return path
-
-
-def _move(fresh: Path, target: Path) -> Path:
-    """Move the fetched files to their place; `fresh` is left empty."""
-    shutil.rmtree(target, ignore_errors=True)
-    target.mkdir(parents=True, exist_ok=True)
-    for entry in fresh.iterdir():
-        entry.rename(target / entry.name)
-    return target
 
 
 @contextmanager

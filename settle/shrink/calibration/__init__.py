@@ -18,9 +18,8 @@ import numpy as np
 from settle.base.errors import DataError
 from settle.base.event_log import Events
 from settle.base.tokenizer import Tokenizer
-from settle.data.corpus import find_files, workspace
+from settle.data.corpus import Ledger, find_files, workspace
 from settle.data.layouts import Example
-from settle.data.ledger import Ledger
 from settle.data.likelihoods import Windows, first_texts, text_windows
 from settle.data.rows.collect import ExampleReader
 from settle.data.rows.prepare import RowCorpus, prepare_rows

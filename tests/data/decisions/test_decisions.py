@@ -9,7 +9,7 @@ from settle.base.errors import DataError
 from settle.data.decisions.prompt import DecisionPrompt, labels_of
 from settle.data.decisions.questions import Question, state_text
 from settle.data.decisions.rows import LabelColumn, are_labels, decision_rows
-from settle.data.rows.templates import KNOWN
+from settle.data.rows.render import KNOWN
 from settle.data.tokenizer.byte_bpe import ByteBpeTokenizer
 
 CHOICE = {"type": "choice", "instructions": "Which queue?", "criteria": {"billing": "money", "shipping": None}}
