@@ -10,7 +10,7 @@ import json
 import re
 import sys
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
@@ -20,6 +20,7 @@ UNTYPED = re.compile(r"(?:dict|Mapping)\[str, object\]")
 PAST = {"told", "said"}  # verbs of the past that are no names
 # Participles and gerunds that are the field's nouns, or names that people write.
 ESTABLISHED = {"zed", "cleaning", "encoding", "embedding", "forgetting", "pretrained", "settled"}
+Nodes = Sequence[ast.AST]  # all of a module
 PARTICIPLE = re.compile(r"[a-z]*(ing|[^e]ed)$|taught|shrunk|grown|fallen|written|chosen|told|said|made|kept|found")
 
 
@@ -35,17 +36,17 @@ def non_blank(text: str) -> int:
     return sum(bool(line.strip()) for line in text.splitlines())
 
 
-def num_any(tree: ast.AST) -> int:
+def num_any(nodes: Nodes) -> int:
     """Return the number of uses of typing.Any, imports included."""
     return sum(
         (isinstance(node, ast.Name) and node.id == "Any") or (isinstance(node, ast.alias) and node.name == "Any")
-        for node in ast.walk(tree)
+        for node in nodes
     )
 
 
-def own_imports(tree: ast.AST, known: set[str]) -> Iterator[tuple[str, ast.stmt]]:
+def own_imports(nodes: Nodes, known: set[str]) -> Iterator[tuple[str, ast.stmt]]:
     """Modules of settle that a file imports, wherever the import stands."""
-    for node in ast.walk(tree):
+    for node in nodes:
         if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "settle":
             for alias in node.names:
                 full = f"{node.module}.{alias.name}"
@@ -56,16 +57,14 @@ def own_imports(tree: ast.AST, known: set[str]) -> Iterator[tuple[str, ast.stmt]
                     yield alias.name, node
 
 
-def in_functions(tree: ast.AST) -> int:
+def in_functions(nodes: Nodes) -> int:
     """Import statements of our own inside functions."""
-    found = {
-        (inner.lineno, inner.col_offset)
-        for node in ast.walk(tree)
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
-        for inner in ast.walk(node)
-        if isinstance(inner, ast.ImportFrom) and (inner.module or "").split(".")[0] == "settle"
-    }
-    return len(found)
+    functions = [(n.lineno, n.end_lineno or 0) for n in nodes if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef)]
+    return sum(
+        any(start < node.lineno <= end for start, end in functions)
+        for node in nodes
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "settle"
+    )
 
 
 def cycles(edges: dict[str, set[str]]) -> list[list[str]]:
@@ -98,10 +97,10 @@ def cycles(edges: dict[str, set[str]]) -> list[list[str]]:
     return found
 
 
-def long_functions(path: Path, text: str, tree: ast.AST) -> Iterator[str]:
+def long_functions(path: Path, text: str, nodes: Nodes) -> Iterator[str]:
     """Yield every function over the limit."""
     lines = text.splitlines()
-    for node in ast.walk(tree):
+    for node in nodes:
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             size = non_blank("\n".join(lines[node.lineno - 1 : node.end_lineno]))
             if size > MOST_FUNCTION:
@@ -144,12 +143,12 @@ def shared_names(trees: dict[Path, ast.Module]) -> list[str]:
     return [f"{name}: {', '.join(sorted(where))}" for name, where in sorted(rooms.items()) if len(where) > 2]
 
 
-def past_names(tree: ast.AST) -> int:
+def past_names(nodes: Nodes) -> int:
     """Variables, arguments and attributes that are called told or said."""
-    stored = [n.id for n in ast.walk(tree) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)]
-    stored += [n.arg for n in ast.walk(tree) if isinstance(n, ast.arg)]
-    stored += [n.attr for n in ast.walk(tree) if isinstance(n, ast.Attribute) and isinstance(n.ctx, ast.Store)]
-    stored += [n.name for n in ast.walk(tree) if isinstance(n, ast.FunctionDef)]
+    stored = [n.id for n in nodes if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)]
+    stored += [n.arg for n in nodes if isinstance(n, ast.arg)]
+    stored += [n.attr for n in nodes if isinstance(n, ast.Attribute) and isinstance(n.ctx, ast.Store)]
+    stored += [n.name for n in nodes if isinstance(n, ast.FunctionDef)]
     return sum(name.strip("_") in PAST for name in stored)
 
 
@@ -163,33 +162,33 @@ def measure(folder: Path) -> dict[str, object]:
     """Return every figure of the house, by name."""
     texts = {path: path.read_text(encoding="utf-8") for path in sources(folder)}
     trees = {path: ast.parse(text) for path, text in texts.items()}
+    nodes = {path: list(ast.walk(tree)) for path, tree in trees.items()}  # walked once: it takes most of the time
     known = {module_name(path) for path in sources(ROOT / "settle")}
     edges = {
-        module_name(path): {name for name, _ in own_imports(tree, known) if name != module_name(path)}
-        for path, tree in trees.items()
+        module_name(path): {name for name, _ in own_imports(nodes[path], known) if name != module_name(path)}
+        for path in texts
     }
     importers: dict[str, set[str]] = defaultdict(set)
     for name, imported in edges.items():
         for other in imported:
             importers[other].add(name)
     lines = sum(map(non_blank, texts.values()))
-    nodes = [node for tree in trees.values() for node in ast.walk(tree)]
     return {
         "files": len(texts),
         f"files under {FEW_LINES} lines": sum(len(text.splitlines()) < FEW_LINES for text in texts.values()),
         "lines": sum(len(text.splitlines()) for text in texts.values()),
         "non-blank lines": lines,
-        "Any per 1,000 lines": round(1000 * sum(map(num_any, trees.values())) / max(1, lines), 1),
+        "Any per 1,000 lines": round(1000 * sum(map(num_any, nodes.values())) / max(1, lines), 1),
         "mappings from str to object": sum(len(UNTYPED.findall(text)) for text in texts.values()),
         "isinstance": sum(text.count("isinstance(") for text in texts.values()),
-        "asserts": sum(isinstance(node, ast.Assert) for node in nodes),
-        "imports of our own inside functions": sum(map(in_functions, trees.values())),
-        "identifiers told or said": sum(map(past_names, trees.values())),
+        "asserts": sum(isinstance(node, ast.Assert) for each in nodes.values() for node in each),
+        "imports of our own inside functions": sum(map(in_functions, nodes.values())),
+        "identifiers told or said": sum(map(past_names, nodes.values())),
         f"modules under {SMALL_MODULE} lines with one importer": lone_modules(texts, importers),
         "names of classes in three rooms": shared_names(trees),
         "import cycles, with in-function and TYPE_CHECKING imports": cycles(edges),
         f"functions over {MOST_FUNCTION} lines": [
-            w for path in texts for w in long_functions(path, texts[path], trees[path])
+            w for path in texts for w in long_functions(path, texts[path], nodes[path])
         ],
         "modules named by a bare participle": [str(p.relative_to(ROOT)) for p in texts if is_bare_participle(p)],
     }
