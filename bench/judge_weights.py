@@ -6,7 +6,7 @@ On questions that the judge has not learned from: the dev half of the sets NAME 
 that of `asked/off_topic.txt`, asked of each. Each collection counts the same, and in it questions with an answer
 and without. Documents and indexes are made below FOLDER. Printed: what separates answerable questions from others
 (AUROC), each collection judged by weights fitted on the others; where the outcomes lie, and whether the scores are
-calibrated; the weights for `settle/retrieve/answer/retrieval.py`; where the right passage comes first, by the judge's
+calibrated; the weights for `settle/retrieve/answer/evidence.py`; where the right passage comes first, by the judge's
 weight.
 """
 
@@ -25,7 +25,7 @@ from questions import Question, auroc, plain, questions, questions_in
 from questions import make_documents as make_asked
 from retrieval import indexed
 
-from settle.retrieve.answer.retrieval import (
+from settle.retrieve.answer.evidence import (
     DEPTH,
     FEATURES,
     JUDGED,

@@ -348,7 +348,7 @@ class Matrix:
     @staticmethod
     def _give_room_when_paused(place: Path, log: Path, pid: int) -> None:
         while os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
-            if log.exists() and "goes on by itself" in log.read_text(errors="replace"):
+            if log.exists() and "continues by itself" in log.read_text(errors="replace"):
                 give_room(place)
                 return
             time.sleep(0.02)

@@ -55,7 +55,7 @@ ROOMS = (  # folders and files; a file belongs to the last of these that holds i
     *("data/decisions", "machine", "base/statistics.py"),
 )
 PICTURES = (  # what is drawn is looked at, not tested
-    *("report/curves.py", "check/picture.py", "shrink/pareto.py", "fit/heat_map.py", "report/pictures.py"),
+    *("report/curves.py", "check/check_report.py", "shrink/pareto.py", "fit/report.py", "report/figures.py"),
 )
 RESULTS, EQUIVALENT, NAMED = (
     "bench/results/mutants.jsonl",

@@ -44,7 +44,7 @@ from settle.base.event_log import Events
 from settle.base.statistics import wilson
 from settle.evaluate.calibration import CalibrationReport
 from settle.retrieve.answer.ask import finish_answer, stream_answer
-from settle.retrieve.answer.retrieval import (
+from settle.retrieve.answer.evidence import (
     DEPTH,
     PASSAGES,
     EvidenceWeights,

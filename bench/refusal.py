@@ -26,7 +26,7 @@ from retrieval import SETS, indexed, read
 
 from settle.base.event_log import Events
 from settle.base.statistics import wilson
-from settle.retrieve.answer.retrieval import (
+from settle.retrieve.answer.evidence import (
     DEPTH,
     FEATURES,
     SHIPPED,

@@ -28,6 +28,7 @@ MOST_OF = {
     "modules under 80 lines with one importer": 9,
     "names of classes in three rooms": 0,
 }
+PYTHON_BLOCK = re.compile(r"^```python\n(.*?)^```", re.M | re.S)
 VAGUE = {"utils", "util", "helpers", "helper", "common", "core", "misc"}
 
 
@@ -190,11 +191,14 @@ def _names_of(module: str) -> set[str] | None:
     return below
 
 
-def test_benches_import_what_is_there():
-    """A bench runs rarely, so a name that was renamed under it is noticed months later."""
+def test_benches_and_pages_import_what_is_there():
+    """A bench runs rarely, and the code on a page never: a name that was renamed is noticed months later."""
     missing = []
-    for path in sorted((ROOT / "bench").rglob("*.py")):
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    sources = [(path, path.read_text(encoding="utf-8")) for path in sorted((ROOT / "bench").rglob("*.py"))]
+    for path in [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]:
+        sources += [(path, code) for code in PYTHON_BLOCK.findall(path.read_text(encoding="utf-8"))]
+    for path, code in sources:
+        for node in ast.walk(ast.parse(code)):
             if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] in ("settle", "tests"):
                 there = _names_of(node.module)
                 missing += [

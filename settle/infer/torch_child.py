@@ -1,4 +1,4 @@
-"""settle's own model as a reader of whole distributions. Run by `torch_scorer.py` as a script, never imported by it.
+"""settle's own model as a reader of whole distributions. Run by `token_reader.py` as a script, never imported by it.
 
 It answers the lines of `scorer_child.py`.
 """

@@ -1,6 +1,6 @@
 """Documents: found, cited, and refused where they hold no answer.
 
-A sub-room imports only those before it: index/ (documents → passages, vectors, words) → search/ (a question → ranked
+A sub-room imports only those before it: index/ (documents → passages, vectors, words) → search (a question → ranked
 passages) → answer/ (passages → an answer with citations, or a refusal) → check/ (how well all of that works).
 
     from settle.retrieve import Collection

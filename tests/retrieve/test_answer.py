@@ -12,7 +12,7 @@ from settle.infer.engine import Engine
 from settle.retrieve.answer import write_answer
 from settle.retrieve.answer.answer import UNSUPPORTED
 from settle.retrieve.answer.ask import finish_answer, stream_answer
-from settle.retrieve.answer.retrieval import may_refer_back, retrieve
+from settle.retrieve.answer.evidence import may_refer_back, retrieve
 from settle.retrieve.answer.write_answer import AnswerOptions, Prompt, generate
 from tests.retrieve.asked import HOSTILE, TEXTS, opened
 from tests.trained import trained

@@ -8,7 +8,7 @@ from settle.base.errors import DataError
 from settle.base.event_log import Events
 from settle.formats.gguf import export_gguf
 from settle.infer.engine import Engine
-from settle.retrieve.answer.retrieval import weights_for
+from settle.retrieve.answer.evidence import weights_for
 from settle.retrieve.check.check import check
 from settle.retrieve.check.check_report import PAGE, PICTURE, RESULT, emit_tables, page, write_files
 from settle.retrieve.index.collection import Collection

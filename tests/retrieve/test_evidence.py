@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from settle.base.event_log import Events
-from settle.retrieve.answer import retrieval
+from settle.retrieve.answer import evidence
 from settle.retrieve.answer.answer_judge import JudgeReading
-from settle.retrieve.answer.retrieval import (
+from settle.retrieve.answer.evidence import (
     COVERED,
     FEATURES,
     SHIPPED,
@@ -41,7 +41,7 @@ def collection(home, folder):
 
 def _calibrate(collection, events, questions):
     weights = calibrate(run_trials(collection, make(collection, questions), events)).weights
-    return retrieval.store(collection.catalogue, weights) if weights.questions else None
+    return evidence.store(collection.catalogue, weights) if weights.questions else None
 
 
 def _judged(collection, question):
@@ -149,7 +149,7 @@ def test_too_few_documents_are_not_calibrated_on(home, folder):
 def test_a_calibration_ends_when_the_documents_are_mostly_others(home, folder):
     indexed("docs", folder, 12)
     with Collection("docs") as collection:
-        weights = retrieval.store(collection.catalogue, SHIPPED)
+        weights = evidence.store(collection.catalogue, SHIPPED)
         assert weights.passages == collection.catalogue.counts()["passages"]
         assert weights_for(collection.catalogue) == weights
     indexed("docs", folder, 16)
@@ -161,7 +161,7 @@ def test_a_calibration_ends_when_the_documents_are_mostly_others(home, folder):
 
 
 def test_a_calibration_of_other_features_is_not_used(collection):
-    weights = retrieval.store(collection.catalogue, SHIPPED)
+    weights = evidence.store(collection.catalogue, SHIPPED)
     kept = json.loads(json.dumps({**weights.__dict__, "version": weights.version + 1}))
     collection.catalogue.settings.set("evidence", kept)
     assert weights_for(collection.catalogue) == SHIPPED

@@ -12,7 +12,7 @@ import pytest
 from settle.base.event_log import Events
 from settle.base.statistics import Interval
 from settle.documents.blocks import Place
-from settle.retrieve.answer.retrieval import FEATURES, SIMILARITY, UNLIKELY, shipped
+from settle.retrieve.answer.evidence import FEATURES, SIMILARITY, UNLIKELY, shipped
 from settle.retrieve.check import calibration
 from settle.retrieve.check.calibration import LEAST, RefusalTrial, calibrate, families_of, run_trials, threshold
 from settle.retrieve.check.check import MOST, CheckResult, Worst, _by_kind, _is_found, worst

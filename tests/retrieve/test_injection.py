@@ -8,7 +8,7 @@ from settle.base.errors import UsageError
 from settle.infer.engine import Engine
 from settle.library.resolve import resolve_gguf
 from settle.retrieve.answer.ask import finish_answer, stream_answer
-from settle.retrieve.answer.retrieval import retrieve
+from settle.retrieve.answer.evidence import retrieve
 from settle.retrieve.answer.write_answer import AnswerOptions, Prompt
 from tests.retrieve.asked import HOSTILE, TEXTS, opened
 

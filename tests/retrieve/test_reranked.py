@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from settle.retrieve.answer import retrieval
+from settle.retrieve.answer import evidence
 from settle.retrieve.answer.answer_judge import (
     HEADING_TOKENS,
     QUESTION_TOKENS,
@@ -17,7 +17,7 @@ from settle.retrieve.answer.answer_judge import (
     _dense,
     _unit,
 )
-from settle.retrieve.answer.retrieval import JUDGE_WEIGHT, RERANKED, read_best
+from settle.retrieve.answer.evidence import JUDGE_WEIGHT, RERANKED, read_best
 from settle.retrieve.index.catalogue import Passage
 from settle.retrieve.search import Hit
 
@@ -37,7 +37,7 @@ def hits(*logits: float, gap: float = 0.01) -> list[Hit]:
 
 @pytest.fixture
 def judged(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(retrieval, "answer_judge", lambda collection: Reader())
+    monkeypatch.setattr(evidence, "answer_judge", lambda collection: Reader())
 
 
 @pytest.mark.usefixtures("judged")
@@ -55,7 +55,7 @@ def test_a_hit_that_is_found_much_better_stays_first() -> None:
 
 
 def test_without_a_judge_the_order_is_that_of_the_search(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(retrieval, "answer_judge", lambda collection: None)
+    monkeypatch.setattr(evidence, "answer_judge", lambda collection: None)
     given = hits(-9, 9)
     assert read_best(None, "asked", given) == (given, {})  # type: ignore[arg-type]
 

@@ -43,7 +43,7 @@ from settle.jobs.settings import ChooseSettings
 from settle.library.reference import ModelRef
 from settle.library.resolve import resolve_gguf
 from settle.library.store import stamp_of
-from settle.retrieve.answer.retrieval import retrieve
+from settle.retrieve.answer.evidence import retrieve
 from settle.retrieve.index.collection import Collection, collection_names
 
 VERSION = 2  # of how a choice is made: another one begins anew

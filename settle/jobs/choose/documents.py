@@ -14,7 +14,7 @@ from settle.base.files import home
 from settle.evaluate.compare.cases import Case
 from settle.jobs.index import bring_up_to_date
 from settle.jobs.settings import IndexSettings
-from settle.retrieve.answer.retrieval import retrieve
+from settle.retrieve.answer.evidence import retrieve
 from settle.retrieve.index.collection import Collection, delete
 from settle.retrieve.index.words import words
 from settle.retrieve.search import search

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from settle.base.visible import visible, visible_line
-from settle.retrieve.answer.retrieval import Evidence
+from settle.retrieve.answer.evidence import Evidence
 from settle.retrieve.index.catalogue import Occurrence, Passage
 
 UNSUPPORTED = "[not in the documents]"

@@ -13,8 +13,8 @@ from settle.infer.client import LlamaClient
 from settle.retrieve.answer.answer import CitedAnswer, Generation, Kind, Piece, Sentence, Source
 from settle.retrieve.answer.answering_model import AnsweringModel
 from settle.retrieve.answer.citation_check import Checker
+from settle.retrieve.answer.evidence import PASSAGES, Retrieval, retrieve
 from settle.retrieve.answer.extractive import Quote, quotes
-from settle.retrieve.answer.retrieval import PASSAGES, Retrieval, retrieve
 from settle.retrieve.answer.write_answer import AnswerOptions, Prompt, generate
 from settle.retrieve.index.collection import Collection
 from settle.retrieve.index.words import words

@@ -12,7 +12,7 @@ from settle.base.visible import visible_line
 from settle.retrieve.answer.answer import CitedAnswer, hanging
 from settle.retrieve.answer.answering_model import AnsweringModel
 from settle.retrieve.answer.ask import finish_answer, stream_answer
-from settle.retrieve.answer.retrieval import Retrieval, is_outdated, retrieve
+from settle.retrieve.answer.evidence import Retrieval, is_outdated, retrieve
 from settle.retrieve.answer.write_answer import AnswerOptions
 from settle.retrieve.index.collection import Collection
 

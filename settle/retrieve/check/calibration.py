@@ -13,7 +13,7 @@ from settle.base.event_log import Events
 from settle.base.events import Progress
 from settle.base.statistics import FEWEST_FAMILIES
 from settle.evaluate.calibration import CalibrationReport
-from settle.retrieve.answer.retrieval import (
+from settle.retrieve.answer.evidence import (
     DEPTH,
     FEATURES,
     SIMILARITY,

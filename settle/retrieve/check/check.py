@@ -18,7 +18,7 @@ from settle.base.statistics import Interval, bootstrap_mean, wilson
 from settle.evaluate.calibration import CalibrationReport
 from settle.infer.client import LlamaClient
 from settle.retrieve.answer.ask import finish_answer, stream_answer
-from settle.retrieve.answer.retrieval import DEPTH, retrieve, store
+from settle.retrieve.answer.evidence import DEPTH, retrieve, store
 from settle.retrieve.check.calibration import RefusalTrial, calibrate, families_of, report_of, run_trials
 from settle.retrieve.check.questions import make
 from settle.retrieve.index.catalogue import Passage

@@ -23,7 +23,7 @@ from settle.library.facts import TEMPLATE_KEY
 from settle.library.store import stamp_of
 from settle.retrieve.answer.answer import CitedAnswer
 from settle.retrieve.answer.ask import stream_answer
-from settle.retrieve.answer.retrieval import Retrieval, retrieve
+from settle.retrieve.answer.evidence import Retrieval, retrieve
 from settle.retrieve.answer.write_answer import LONGEST, AnswerOptions
 from settle.retrieve.index.catalogue import Occurrence
 from settle.retrieve.index.collection import Collection
