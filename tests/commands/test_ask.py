@@ -19,7 +19,7 @@ from settle.cli import main
 from settle.formats.gguf import export_gguf
 from settle.library import facts
 from settle.library.store import StoredModel, add_model
-from settle.retrieve.answer import retrieval, write_answer
+from settle.retrieve.answer import evidence, write_answer
 from settle.retrieve.answer.ask import AskableCollection
 from settle.retrieve.index.collection import Collection, delete
 from tests.commands.test_chat import Terminal
@@ -86,7 +86,7 @@ def test_a_calibration_that_says_nothing_any_more_is_told_with_what_to_do(at_hom
     main(["ask", "docs", ROTATE])
     assert fix not in capsys.readouterr().err
     with Collection("docs") as docs:
-        weights = retrieval.store(docs.catalogue, retrieval.SHIPPED)
+        weights = evidence.store(docs.catalogue, evidence.SHIPPED)
         main(["ask", "docs", ROTATE])
         assert fix not in capsys.readouterr().err
         docs.catalogue.settings.set("evidence", {**asdict(weights), "passages": 1, "last": 0})

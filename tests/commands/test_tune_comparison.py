@@ -43,7 +43,7 @@ def test_the_rows_that_judge_were_not_learned_from(home: Path, monkeypatch: pyte
     context: Any = SimpleNamespace(
         budget=None,
         figures={}, is_usable=True, corpus=corpus, events=None, seconds_to_compare=None, tokenizer=None,
-        tuning=SimpleNamespace(base_name="b", base_sha256="0"), pretrained=SimpleNamespace(source=""),
+        base=SimpleNamespace(name="b"), tuning=SimpleNamespace(base_name="b", base_sha256="0"),
         run=SimpleNamespace(path=Path("r"), out=Path("o")),
         settings=SimpleNamespace(compare=True, score="exact", compare_rows=9),
     )  # fmt: skip

@@ -228,7 +228,7 @@ def test_turns_are_opened_where_the_file_says_so(tiny, engine, tmp_path):
     ids = engine.turns(messages)
     assert engine.detokenize(ids[1:]) and ids == engine.tokenize(engine.render(messages), special=True)
     opened = copy.copy(tiny.tokenizer)
-    opened.add_bos = True
+    opened.metadata = tiny.tokenizer.metadata | {"tokenizer.ggml.add_bos_token": True}
     path = export_gguf(tiny.part, tiny.weights, opened, tmp_path / "opened.gguf", "f32")
     with Engine(path, threads=1) as other:
         assert other.turns(messages) == [tiny.tokenizer.bos_id, *ids]
