@@ -12,13 +12,13 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 MOST_CHARACTERS = 72
-BY_GIT = ("Merge ", "Revert ", "fixup! ", "squash! ", "amend! ")
+BY_GIT = re.compile("Merge (branch|remote-tracking branch|pull request|tag|commit) |Revert |(fixup|squash|amend)! ")
 NO_VERBS = {"a", "an", "the", "this", "that", "it", "its", "of", "in", "on", "for", "what", "where", "when", "who"}
 
 
 def problem(subject: str) -> str | None:
     """Return what is wrong with a subject."""
-    if subject.startswith(BY_GIT):
+    if BY_GIT.match(subject):
         return None
     if len(subject) > MOST_CHARACTERS:
         return f"{len(subject)} characters; at most {MOST_CHARACTERS}"

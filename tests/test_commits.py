@@ -35,7 +35,16 @@ def test_imperative_subjects_pass(tmp_path, subject):
 
 @pytest.mark.parametrize(
     "subject",
-    ["The judge has learned", "Reads rows once", "Reading rows", "RESULTS: more", "read rows", "Read rows.", "R" * 73],
+    [
+        "The judge has learned",
+        "Reads rows once",
+        "Reading rows",
+        "RESULTS: more",
+        "read rows",
+        "Read rows.",
+        "R" * 73,
+        f"Merge {67 * 'r'}",
+    ],
 )
 def test_other_subjects_are_refused_with_the_reason(tmp_path, subject):
     (tmp_path / "message").write_text(subject, encoding="utf-8")
