@@ -3,7 +3,6 @@
 import pytest
 
 from settle.base.event_log import Events
-from settle.doctor import resources
 from settle.doctor.checks import Check, proposed_fix, proposed_trial
 from settle.doctor.doctor import examine
 from settle.doctor.subject import LoggedHistory, Subject, ThisMachine
@@ -31,7 +30,6 @@ def test_nothing_is_found_in_health(about: type[Subject], home) -> None:
 @pytest.mark.parametrize("name", CHECKS)
 def test_an_injected_failure_is_found_first_proven_and_mended(name: str, home, tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)  # a fix is written into the current folder
-    monkeypatch.setattr(resources, "LEAST_SECONDS", 0.1)  # eight threads a core are felt at once
     check = CHECKS[name]()
     broken = FAULTS[name](healthy(check.about), tmp_path)
     finding = examine(broken, Events()).findings[0]
