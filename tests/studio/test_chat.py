@@ -125,7 +125,7 @@ def test_two_models_are_compared_without_their_names_until_they_are_asked_for(pa
         if choice:
             page.get_by_role("button", name=choice).click()
             page.get_by_text(f"Your vote: {choice}.").wait_for()
-            assert page.evaluate("document.activeElement.tagName") == "TEXTAREA"
+            page.wait_for_function("document.activeElement.tagName == 'TEXTAREA'")  # told to the browser on its own
             page.get_by_text(
                 f"Votes on these two models so far: {number + 1}; an interval needs {14 - number}"
             ).wait_for()
