@@ -18,7 +18,7 @@ from settle.base.run import Run
 from settle.data.batches import RowBatches, held_out_batches
 from settle.data.prepare import Corpus
 from settle.machine import EnergyMeter, PeakMemory, resident
-from settle.model.layers.linear import refresh_casts
+from settle.model.layers.linear import casts_of, refresh_casts
 from settle.plan.memory import must_fit
 from settle.plan.phases import Waiting
 from settle.train.checkpoint import Weights
@@ -266,5 +266,5 @@ def _restore(job: LiveRun, weights: Weights) -> None:
     with torch.no_grad():
         for name, parameter in job.model.trainable().items():
             parameter.copy_(job.initial(name) if job.whole else weights[name])
-    refresh_casts(job.model)
+    refresh_casts(casts_of(job.model))
     job.model.zero_grad(set_to_none=True)

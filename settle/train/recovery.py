@@ -1,6 +1,7 @@
 """Checkpoints while a run goes well, and the return to one when a step fails."""
 
 import math
+import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 
@@ -172,7 +173,9 @@ def steps_astray(before: Sequence[float], loss: float) -> int:
     if len(before) < window + stay - 1:
         return 0
     recent = [*before[1 - stay :], loss]
-    calm = np.array(before[1 - stay - window : 1 - stay])
-    middle = float(np.median(calm))
-    deviation = 1.4826 * float(np.median(np.abs(calm - middle)))
+    calm = before[1 - stay - window : 1 - stay]
+    middle = statistics.median(calm)
+    if min(recent) <= middle:
+        return 0
+    deviation = 1.4826 * statistics.median(abs(other - middle) for other in calm)
     return stay if min(recent) > middle + max(8 * deviation, 0.1 * abs(middle)) else 0

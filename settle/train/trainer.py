@@ -9,7 +9,7 @@ from torch import Tensor
 from settle.data.batches import Batches, RowBatches
 from settle.machine import FreedMemory
 from settle.model.layers.freezable import FreezableModule
-from settle.model.layers.linear import refresh_casts
+from settle.model.layers.linear import casts_of, refresh_casts
 from settle.train.checkpoint import Checkpoint, Weights
 from settle.train.gradient import backward, gradient_of, shared_backward
 from settle.train.objectives import Objective
@@ -56,6 +56,8 @@ class Trainer:
         self.plan, self.model, self.objective, self.batches = plan, model, objective, batches
         self.world = world or single()
         self.base_lr, self.stepper = optimizer.lr, optimizer.bind(model)
+        # found once: a small model's step is so short that going through its modules shows
+        self._parameters, self._casts = [*model.parameters()], casts_of(model)
         self._freed_memory = FreedMemory()
 
     def take_step(self, state: LoopState, multiplier: float) -> StepResult:
@@ -64,8 +66,8 @@ class Trainer:
         positions = [state.draw() for _ in range(self.plan.micro_batches)]
         batches = [self.batches.at(position) for position in positions]
         rows = [self.batches.rows_of(position) for position in positions]
-        torch.manual_seed(self.plan.seed + state.position)  # for dropout: the same after a resume
-        self.model.zero_grad(set_to_none=True)
+        self._seed(self.plan.seed + state.position)
+        self._drop_gradient()
         shared = shared_backward(self.world, self.model, self.objective, batches, rows)
         norm = self._clip()
         with self.world.together("gradient"):
@@ -74,13 +76,27 @@ class Trainer:
         if result.is_finite:
             with self.world.together("update"):
                 self.stepper.step(multiplier)
-            refresh_casts(self.model)
+            refresh_casts(self._casts)
         self._freed_memory.after_step()
         return result
 
+    def _seed(self, seed: int) -> None:
+        """Seed what dropout draws from: the same after a resume.
+
+        `torch.manual_seed` notes its call with the stack for each kind of card, which takes longer than the rest here.
+        """
+        if self.model.device.type == "cpu":
+            torch.default_generator.manual_seed(seed)
+        else:
+            torch.manual_seed(seed)
+
+    def _drop_gradient(self) -> None:
+        for parameter in self._parameters:
+            parameter.grad = None
+
     def _clip(self) -> Tensor:
         """Scale the gradient so that its norm is at most the plan's; return its norm before that, (), on its device."""
-        parameters = [p for p in self.model.parameters() if p.grad is not None]
+        parameters = [p for p in self._parameters if p.grad is not None]
         if not self.model.is_sharded:
             return torch.nn.utils.clip_grad_norm_(parameters, self.plan.clip)
         grads: list[Tensor] = [gradient_of(p) for p in parameters]
@@ -95,12 +111,12 @@ class Trainer:
 
         updates: the optimizer works too, at rates of 0, and its own state changes.
         """
-        self.model.zero_grad(set_to_none=True)
+        self._drop_gradient()
         backward(self.model, self.objective, [self.batches.at(0)])
         if updates:
             self.stepper.step(0.0)
-            refresh_casts(self.model)
-        self.model.zero_grad(set_to_none=True)
+            refresh_casts(self._casts)
+        self._drop_gradient()
 
     def tokens(self, state: LoopState) -> int:
         """Tokens trained on so far."""
@@ -129,5 +145,5 @@ class Trainer:
                 tensor.copy_(checkpoint.model[name])
         else:
             self.model.load_trainable(checkpoint.model)
-        refresh_casts(self.model)
+        refresh_casts(self._casts)
         self.stepper.restore(checkpoint.optimizer)

@@ -3,7 +3,7 @@
 Letters: N tokens, D width, I inputs, O outputs of a linear.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -274,24 +274,24 @@ class Stack:
 
 def keep_casts(model: nn.Module, is_kept: bool) -> None:
     """Set whether the copies of a model's weights in the compute type outlive a product."""
-    for cast in _casts(model):
+    for cast in casts_of(model):
         cast.is_kept, cast.value = is_kept, None
 
 
-def refresh_casts(model: nn.Module) -> None:
+def refresh_casts(casts: Iterable[Cast]) -> None:
     """Drop the copies of a model's weights after an optimizer's step.
 
     A sharding framework may keep version counters, and hands out the same storage again.
     """
-    for cast in _casts(model):
+    for cast in casts:
         cast.value = None
 
 
-def _casts(model: nn.Module) -> Iterator[Cast]:
-    for module in model.modules():
-        for part in vars(module).values():
-            casts = vars(part).values() if isinstance(part, Stack) else (part,)
-            yield from (cast for cast in casts if isinstance(cast, Cast))
+def casts_of(model: nn.Module) -> list[Cast]:
+    """Return every cache of a model's weights; to find them takes as long as a layer of a small model."""
+    parts = (part for module in model.modules() for part in vars(module).values())
+    within = (vars(part).values() if isinstance(part, Stack) else (part,) for part in parts)
+    return [cast for found in within for cast in found if isinstance(cast, Cast)]
 
 
 def _wrapped(linear: Linear, matrix: Joined, x: Tensor) -> Tensor:
