@@ -22,7 +22,7 @@ out. One thread. What each run is: `RUNS`; it is planned by the product's own pl
 import argparse
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -31,7 +31,7 @@ from settle.base.settings import resolve
 from settle.data.batches import held_out_batches
 from settle.data.prepare import Corpus, prepare
 from settle.plan.loss_law import ngram_curve
-from settle.plan.probe import DECAY, FEWEST_SHORTER, SHORTER, probe_steps
+from settle.plan.probe import DECAY, probe_steps
 from settle.plan.settings import TrainingSettings
 from settle.plan.training_plan import plan_training
 from settle.train.evaluation import Evaluation, HeldOut, evaluate
@@ -95,7 +95,7 @@ def record(text: Path, size: str, tokens: str | None, seed: int, latest: int = L
         list(held_out_batches(corpus.selection, plan.loop.sequence_length, EVALUATION_BLOCK, SAMPLE)),
         corpus.tokenizer.byte_length,
     )
-    ends = list(_probes(plan, corpus, sample))
+    ends = [_probed(plan, corpus, sample)]
     trunk = Trunk(LiveRun.build(plan, corpus), sample, latest)
     trunk.follow()
     return {
@@ -204,18 +204,17 @@ class Trunk:
         state.step, state.position = step, position
 
 
-def _probes(plan: TrainingPlan, corpus: Corpus, sample: HeldOut) -> Iterator[dict[str, object]]:
-    """Yield the product's own probes (settle/plan/probe.py): short, with a warm-up and a decay of their own."""
-    longer = probe_steps(plan.loop.max_steps or 50 * plan.loop.warmup_steps)
-    for steps in [longer // SHORTER, longer] if longer >= SHORTER * FEWEST_SHORTER else [longer]:
-        job = LiveRun.build(plan, corpus)
-        trainer, state = job.trainer(), LoopState()
-        warmup, decay = min(plan.loop.warmup_steps, max(1, steps // 4)), round(DECAY * steps)
-        while state.step < steps:
-            left = min(1.0, (steps - state.step) / (decay + 1))
-            trainer.take_step(state, min(1.0, (state.step + 1) / (warmup + 1)) * left)
-            state.step += 1
-        yield _end(job, sample, state, "probe")
+def _probed(plan: TrainingPlan, corpus: Corpus, sample: HeldOut) -> dict[str, object]:
+    """Return the product's own probe (settle/plan/probe.py): short, with a warm-up and a decay of its own."""
+    steps = probe_steps(plan.loop.max_steps or 50 * plan.loop.warmup_steps)
+    job = LiveRun.build(plan, corpus)
+    trainer, state = job.trainer(), LoopState()
+    warmup, decay = min(plan.loop.warmup_steps, max(1, steps // 4)), round(DECAY * steps)
+    while state.step < steps:
+        left = min(1.0, (steps - state.step) / (decay + 1))
+        trainer.take_step(state, min(1.0, (state.step + 1) / (warmup + 1)) * left)
+        state.step += 1
+    return _end(job, sample, state, "probe")
 
 
 def _end(job: LiveRun, sample: HeldOut, state: LoopState, kind: str) -> dict[str, object]:

@@ -34,7 +34,7 @@ from settle.plan.training_plan import plan_training
 class TrainContext(TrainingContext):
     settings: TrainSettings
     corpus: Corpus = field(init=False)
-    probes: list[ProbeResult] = field(init=False)
+    probed: ProbeResult = field(init=False)
 
 
 def data(c: TrainContext) -> None:
@@ -66,9 +66,9 @@ def plan(c: TrainContext) -> None:
 
 
 def probe(c: TrainContext) -> None:
-    """Measure a new run by short runs of the planned model."""
+    """Measure a new run by a short run of the planned model."""
     if c.record is None:
-        c.plan, c.probes = probe_new(c.plan, c.corpus, c.settings.watts, c.events, ranks(c.run))
+        c.plan, c.probed = probe_new(c.plan, c.corpus, c.settings.watts, c.events, ranks(c.run))
 
 
 def forecast(c: TrainContext) -> None:
@@ -76,7 +76,7 @@ def forecast(c: TrainContext) -> None:
     if c.record is not None:
         return
     spent, hosts = c.spending.seconds, ranks(c.run).hosts
-    c.plan, c.expected = look_ahead(c.plan, c.corpus, c.probes, c.settings, spent, hosts)
+    c.plan, c.expected = look_ahead(c.plan, c.corpus, c.probed, c.settings, spent, hosts)
     c.phases, c.estimates = c.expected.phases, {EXPORT: c.expected.phases[EXPORT]}
     c.events.emit(ForecastReady(forecast=c.expected.to_json(), phases=c.phases))
     warn_of_time(c)

@@ -18,6 +18,7 @@ from settle.machine.cores import OthersShare, cores, processor_name
 from settle.machine.memory import memory
 
 T = TypeVar("T")
+SHORTEST, MOST_OTHERS = 0.05, 0.25  # seconds over which others are watched; share of the processor that they may take
 Key = dict[str, str | int]  # what measurements depend on
 
 
@@ -54,9 +55,9 @@ def remembered(key: Key, name: str, measure: Callable[[], T]) -> T:
     if known is not None and (not known["busy"] or others_are_busy()):
         cached: T = known["value"]
         return cached
-    busy = others_are_busy()
+    others, began = OthersShare(), time.monotonic()
     value = measure()
-    note(key, name, value, busy or others_are_busy())
+    note(key, name, value, others_are_busy(others, time.monotonic() - began))
     return value
 
 
@@ -89,8 +90,11 @@ def _read(path: Path, key: Key) -> dict[str, Measurement]:
     return {}
 
 
-def others_are_busy() -> bool:
-    """Return whether other programs take more than a quarter of the processor, over a twentieth of a second."""
-    others = OthersShare()
-    time.sleep(0.05)
-    return (others.read() or 0.0) > 0.25
+def others_are_busy(others: OthersShare | None = None, watched: float = 0.0) -> bool:
+    """Return whether other programs take more than a quarter of the processor, over a twentieth of a second at least.
+
+    watched: seconds since `others` was made; the kernel counts in hundredths.
+    """
+    others = others or OthersShare()
+    time.sleep(max(0.0, SHORTEST - watched))
+    return (others.read() or 0.0) > MOST_OTHERS

@@ -1,11 +1,11 @@
 """What a run will need and reach, before it begins: memory, time, energy, money and final loss, with 80 % intervals.
 
-Costs come from a probe (settle/plan/probe.py). The loss of a new model comes from its probes and from what recorded
+Costs come from a probe (settle/plan/probe.py). The loss of a new model comes from its probe and from what recorded
 runs say of learning curves (settle/plan/loss_curve.py); that of a tuned one from how its probe's loss fell.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from settle.base.event_log import Events
@@ -63,22 +63,22 @@ FALL = 0.35  # share of the loss's fall in the probe that is repeated with every
 def look_ahead(
     plan: TrainingPlan,
     corpus: Corpus,
-    probes: Sequence[ProbeResult],
+    measured: ProbeResult,
     settings: TrainingSettings,
     spent: float,
     hosts: int = 1,
 ) -> tuple[TrainingPlan, Forecast]:
-    """Forecast the run of a new model by its probes; return its plan, which keeps time for what follows the loop.
+    """Forecast the run of a new model by its probe; return its plan, which keeps time for what follows the loop.
 
-    probes: the longest is the last. spent: seconds since the command began.
+    spent: seconds since the command began.
     """
-    measured, held = probes[-1], resident()
+    held = resident()
     tokens = min(token_budget(plan, _seconds_per_token(plan, measured), spent), 60.0 * 9 * plan.held_out_tokens)
     judged = _finally_evaluated(plan, corpus.held_out.num_tokens, 3 * tokens / 20)
     proof = PROOF_SECONDS + PROOF_STEPS * measured.step_seconds
     phases = Phases(spent, proof, 0.0, *_after_loop(plan, measured, judged, plan.num_parameters))
     plan, phases = keep_time(plan, phases, measured.step_seconds, measured.waiting)
-    expected = forecast(plan, _curve_start(plan, corpus, probes), measured, settings, phases, hosts)
+    expected = forecast(plan, _curve_start(plan, corpus, measured), measured, settings, phases, hosts)
     # what the forecast of the loss took after the probe's memory was read stays with the process
     return plan, replace(expected, peak_memory=expected.peak_memory.shifted(max(0, resident() - held)))
 
@@ -129,15 +129,15 @@ def expected_tokens(
     return within_budget(plan, settling(plan, settles, STOP_SPREAD), seconds_per_token, spent)
 
 
-def _curve_start(plan: TrainingPlan, corpus: Corpus, probes: Sequence[ProbeResult]) -> CurveStart:
-    """Return what is known of the run's curve. `probes`: the last of them is the longest that was asked for.
+def _curve_start(plan: TrainingPlan, corpus: Corpus, measured: ProbeResult) -> CurveStart:
+    """Return what is known of the run's curve.
 
     What is forecast is the loss on text that nothing reads before the end: two samples differ.
     """
-    per_step, last = plan.loop.tokens_per_step, probes[-1]
-    seen = [Observation(p.steps * per_step, p.after, DECAY) for p in probes if p.steps <= last.steps]
-    since, stderr = EARLY * plan.loop.warmup_steps * per_step, math.sqrt(2) * last.stderr
-    return CurveStart(CurveFacts.of(plan, corpus), seen, last.offset, stderr, since, plan.loop.decay_fraction)
+    per_step = plan.loop.tokens_per_step
+    seen = [Observation(measured.steps * per_step, measured.after, DECAY)]
+    since, stderr = EARLY * plan.loop.warmup_steps * per_step, math.sqrt(2) * measured.stderr
+    return CurveStart(CurveFacts.of(plan, corpus), seen, measured.offset, stderr, since, plan.loop.decay_fraction)
 
 
 def _seconds_per_token(plan: TrainingPlan, measured: ProbeResult) -> float:

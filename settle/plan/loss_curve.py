@@ -15,7 +15,7 @@ after a decay. Each run has its own a, b, g, c, d, e: normal, around a mean that
 tokens of a step, on how many bytes a token packs and on how predictable the text is. The means and spreads were
 estimated over recorded runs by restricted maximum likelihood (bench/curve_prior.py; Laird & Ware 1982, Biometrics
 38:963), and how uncertain the means are is part of the distribution (Prasad & Rao 1990, JASA 85:163). What is known of
-a run, be it two short probes or all that was evaluated so far, conditions this distribution; the forecast is the
+a run, be it a short probe or all that was evaluated so far, conditions this distribution; the forecast is the
 conditional one. So the forecast before a run and the one in the middle of it are the same method with more to go by.
 
 W = V / (1 + V / (saturation N)): a model of N parameters learns ever less from more text. V = U (1 + R (1 - e^{-p/R}))

@@ -29,12 +29,11 @@ from settle.train.training_plan import TrainingPlan
 from settle.train.world.rank_costs import ONE, RankCosts, Ranks, rehearsal_steps
 
 SHARE_OF_TIME = 0.05  # share of a time budget that a probe may take
-# of a new model
-SHARE = 0.025  # share of the run's steps
-FEWEST, MOST = 40, 400  # steps; a short run is probed for a tenth of its steps at most
+# of a new model: on recorded runs twice the steps, or a second probe, made the forecast of the loss no better
+SHARE, NEW_SHARE_OF_TIME = 0.0125, 0.0125  # share of the run's steps; of a time budget
+FEWEST, MOST = 24, 400  # steps; a short run is probed for a tenth of its steps at most
 DECAY = 0.4  # share of the probe in which the learning rate falls to zero, as at the end of a run
-EVALUATED_TOKENS = 32768  # held-out tokens, or as many as were trained on: a third of the probe's time
-SHORTER, FEWEST_SHORTER = 3, 12  # a probe is preceded by one of a third of its steps, if that is at least so many
+EVALUATED_TOKENS = 16384  # held-out tokens, or as many as were trained on: a third of the probe's time
 # of a pretrained model
 TUNING_SHARE, TUNING_FEWEST, TUNING_MOST = 0.04, 4, 24  # steps, of those that are expected
 FEWEST_BLOCKS = 4  # minimum blocks of held-out rows; their spread gives the standard error of the loss
@@ -82,21 +81,20 @@ def probe_steps(expected_steps: int) -> int:
 
 def probe_new(
     plan: TrainingPlan, corpus: Corpus, watts: float | None, events: Events, ranks: Ranks = ONE
-) -> tuple[TrainingPlan, list[ProbeResult]]:
-    """Probe a new model: return the plan with its number of threads, and what one or two probes measured.
+) -> tuple[TrainingPlan, ProbeResult]:
+    """Probe a new model: return the plan with its number of threads, and what the probe measured.
 
-    The longer probe is the last, and has the steps of all ranks that will share the run. Raises ResourceError, before
-    anything is allocated, when the run would not fit in memory.
+    It has the steps of all ranks that will share the run. Raises ResourceError, before anything is allocated, when the
+    run would not fit in memory.
     """
     must_fit(plan)
     steps = probe_steps(plan.loop.max_steps or 50 * plan.loop.warmup_steps)
-    shorter = [probe(plan, corpus, steps // SHORTER, watts)] if steps >= SHORTER * FEWEST_SHORTER else []
     measured = probe(plan, corpus, steps, watts, events)
     if measured.why_threads:
         plan = plan.with_threads(measured.threads, measured.why_threads)
     if ranks.size > 1:
         measured = _rehearsed(LiveRun.build(plan, corpus), measured, watts, events, ranks)
-    return plan, [*shorter, measured]
+    return plan, measured
 
 
 def probe(
@@ -110,7 +108,7 @@ def probe(
     report = report or Events()
     plan = plan.with_loop(
         max_steps=most_steps,
-        seconds=plan.loop.seconds and plan.loop.seconds * SHARE_OF_TIME,
+        seconds=plan.loop.seconds and plan.loop.seconds * NEW_SHARE_OF_TIME,
         warmup_steps=min(plan.loop.warmup_steps, max(1, most_steps // 4)),
         decay_fraction=DECAY,
         until_settled=False,

@@ -145,7 +145,7 @@ def test_a_card_counts_beside_the_processor(clock, tmp_path, monkeypatch):
 
 def test_what_a_busy_machine_measured_is_measured_again_on_a_quiet_one(home, monkeypatch):
     busy, values = [True], iter(range(1, 9))
-    monkeypatch.setattr(cache, "others_are_busy", lambda: busy[0])
+    monkeypatch.setattr(cache, "others_are_busy", lambda *since: busy[0])
     here = {"processor": "p"}
     assert cache.recalled(here, "x") is None and cache.recalled(here, "x", is_quiet=True) is None
 
@@ -162,18 +162,22 @@ def test_what_a_busy_machine_measured_is_measured_again_on_a_quiet_one(home, mon
     cache.note(here, "y", 5)
     assert cache.recalled(here, "x", is_quiet=True) == 2 and cache.recalled(here, "y", is_quiet=True) == 5
     assert json.loads(cache.path_of(here).read_text())["key"] == here
-    # busy only at the end of the measurement counts, too
-    state = iter([False, True])
-    monkeypatch.setattr(cache, "others_are_busy", lambda: next(state))
-    cache.remembered(here, "z", lambda: 0)
-    assert cache.recalled(here, "z") == 0 and cache.recalled(here, "z", is_quiet=True) is None
+    # what others take meanwhile counts, over a twentieth of a second where the measurement is shorter
+    monkeypatch.undo()
+    shares, slept, clock = iter([0.3, 0.2]), [], iter([0.0, 0.03, 1.0, 1.07])
+    monkeypatch.setattr(cache, "OthersShare", lambda: SimpleNamespace(read=lambda: next(shares)))
+    set_time(monkeypatch, cache, monotonic=lambda: next(clock), sleep=slept.append)
+    monkeypatch.setattr(cache, "home", lambda: home)
+    for name, is_quiet in (("z", False), ("quiet", True)):
+        cache.remembered(here, name, lambda: 0)
+        assert cache.recalled(here, name) == 0 and (cache.recalled(here, name, is_quiet=True) is not None) == is_quiet
+    assert slept == [pytest.approx(0.02), 0.0]
 
 
 def test_others_are_busy_above_a_quarter_of_the_processor(monkeypatch):
     def busy(of_all, idle, iowait, own):
         times = iter([(0.0, 0.0, 0.0), (of_all, idle, iowait)])
         ours = iter([(0.0, 0.0), (own, 0.0)])
-        clock = iter([0.0, 1.0])
 
         class Times(tuple):
             idle = property(lambda self: self[1])
@@ -182,7 +186,7 @@ def test_others_are_busy_above_a_quarter_of_the_processor(monkeypatch):
         monkeypatch.setattr("psutil.cpu_times", lambda: Times(next(times)))
         monkeypatch.setattr("psutil.Process", lambda: SimpleNamespace(cpu_times=lambda: next(ours)))
         monkeypatch.setattr("psutil.cpu_count", lambda: 4)
-        set_time(monkeypatch, cache, monotonic=lambda: next(clock), sleep=lambda seconds: None)
+        set_time(monkeypatch, cache, sleep=lambda seconds: None)
         return cache.others_are_busy()
 
     assert busy(1.1, 2.0, 0.9, 0.0) and not busy(1.0, 2.0, 1.0, 0.0) and not busy(2.0, 2.0, 0.0, 1.0)
@@ -190,7 +194,7 @@ def test_others_are_busy_above_a_quarter_of_the_processor(monkeypatch):
 
 
 def test_the_rate_is_operations_over_the_best_times(home, monkeypatch):
-    monkeypatch.setattr(cache, "others_are_busy", lambda: False)
+    monkeypatch.setattr(cache, "others_are_busy", lambda *since: False)
     monkeypatch.setattr(speed, "_best_times", lambda rounds, seconds: [0.5, 0.25][: len(rounds)])
     # two of the first shape and one of the second: 2 m k n operations each
     shapes = [(2, 3, 4), (2, 3, 4), (2, 2, 2)]
@@ -217,7 +221,7 @@ def test_the_first_turn_warms_up_and_the_others_count(monkeypatch):
 
 
 def test_float32_unless_another_is_clearly_faster(home, monkeypatch):
-    monkeypatch.setattr(cache, "others_are_busy", lambda: False)
+    monkeypatch.setattr(cache, "others_are_busy", lambda *since: False)
     asked, rates = [], {"float32": 100.0, "bfloat16": 114.0, "float16": 20.0}
 
     def measured(shapes, dtypes, device, seconds):

@@ -105,7 +105,8 @@ def test_money_is_a_time_budget(corpus: Corpus):
 
 
 def test_a_probe_is_a_small_part_of_the_run():
-    assert probe_steps(10_000) == 250
+    assert probe_steps(10_000) == 125
+    assert probe_steps(1000) == 24
     assert probe_steps(100) == 10
     assert probe_steps(10**6) == 400
     assert probe_steps(5) == 4
