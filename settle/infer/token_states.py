@@ -29,8 +29,13 @@ class TokenStates:
         }
         for name, weight in self._w.items():
             if name.startswith("blk.") and weight.ndim == 2:
-                self._w[name] = np.ascontiguousarray(weight.T)
-        self.words: np.ndarray = self._w["token_embd.weight"] - self._w["token_embd.weight"].mean(0)  # centred
+                self._w[name] = weight.T
+        self._mean: np.ndarray = self._w["token_embd.weight"].mean(0)
+
+    def words(self, ids: Sequence[int]) -> np.ndarray:
+        """Return the embeddings of some tokens, centred, float32 (len(ids), W)."""
+        centred: np.ndarray = self._w["token_embd.weight"][list(ids)] - self._mean
+        return centred
 
     def read(self, ids: Sequence[Sequence[int]], layers: int | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Read texts as ids, with the tokens around them → states behind the first `layers`, or all.

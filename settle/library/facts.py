@@ -191,6 +191,8 @@ def _chats(ref: ModelRef, fewest: int) -> bool:
     if ref.source.kind == "safetensors":
         return _writes_text(ref.path)
     try:
+        if 8 * ref.weights.stat().st_size < fewest:  # not a bit for each
+            return False
         weights = read_gguf(ref.weights)
         metadata = weights.metadata
         if sum(math.prod(tensor.shape) for tensor in weights.tensors.values()) < fewest or read_decision(metadata):

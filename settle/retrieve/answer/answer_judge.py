@@ -88,7 +88,7 @@ class AnswerJudge:
         start = 0
         if len(text) > TEXT_TOKENS:
             words = self._encoder.words
-            like = _unit(words[asked[1:-1]]) @ _unit(words[text]).T
+            like = _unit(words(asked[1:-1])) @ _unit(words(text)).T
             rare = np.log1p(np.maximum(np.array(asked[1:-1]) - _FIRST_WORD, 0))
             starts = [*range(0, len(text) - TEXT_TOKENS, STRIDE), len(text) - TEXT_TOKENS]
             start = max(starts, key=lambda s: float(rare @ like[:, s : s + TEXT_TOKENS].max(1)))
@@ -102,10 +102,10 @@ class AnswerJudge:
         words = self._encoder.words
         told_words = np.zeros_like(passage)
         for row, ids in enumerate(windows):
-            told_words[row, : len(ids)] = words[ids]
+            told_words[row, : len(ids)] = words(ids)
         likes = [
             np.where(told_mask[:, None], _unit(of_asked) @ _unit(of_told).transpose(0, 2, 1), np.float32(-1))
-            for of_asked, of_told in ((words[asked][None], told_words), (question, passage))
+            for of_asked, of_told in ((words(asked)[None], told_words), (question, passage))
         ]
         had, found = np.stack([like.max(2) for like in likes], -1), np.stack([like.max(1) for like in likes], -1)
         segments = self._w["segments"]

@@ -309,9 +309,14 @@ class PassageTable:
         rows = self._database.rows(f"{_PASSAGES} WHERE id > ? ORDER BY id LIMIT ?", after, limit)
         return list(map(_passage, rows))
 
-    def vectors(self, ids: Sequence[int]) -> dict[int, np.ndarray]:
-        """Return the vectors of those of the ids that are stored, float32 (width,), from half precision."""
-        rows = list(self._database.rows_in("SELECT passage, vector FROM vectors WHERE passage IN ({})", ids))
+    def vectors(self, ids: Sequence[int] | None = None) -> dict[int, np.ndarray]:
+        """Return the vectors of those of the ids that are stored, or all; float32 (width,), from half precision."""
+        every = "SELECT passage, vector FROM vectors"
+        rows = list(
+            self._database.rows(every)
+            if ids is None
+            else self._database.rows_in(f"{every} WHERE passage IN ({{}})", ids)
+        )
         if not rows:
             return {}
         flat = np.frombuffer(b"".join(vector for _, vector in rows), _VECTOR).astype(np.float32)

@@ -27,6 +27,7 @@ from settle.retrieve.index.embedders import Embedder, Vectorizer
 from settle.retrieve.index.stores import Store, Vectors
 
 CATALOGUE = "catalogue.sqlite"  # a version without one does not count
+SMALL = 2_000_000  # numbers in all vectors together
 _REMEMBERED_QUESTIONS = 64  # searching, judging and quoting embed the same question
 
 
@@ -188,14 +189,19 @@ class VectorIndex:
         Calling what it returns waits for them: the cosine by passage, the nearest first. Within a snapshot of the
         catalogue they are those of the snapshot: the store had them before the catalogue did.
         """
-        candidates = self._thread.submit(self.store.near, vector, k)
+        candidates = None if self._is_small else self._thread.submit(self.store.near, vector, k)
 
         def wait() -> dict[int, float]:
-            stored = self._catalogue.passages.vectors(candidates.result().tolist())
+            stored = self._catalogue.passages.vectors(candidates and candidates.result().tolist())
             cosines = [(passage, float(other @ vector)) for passage, other in stored.items()]
             return dict(sorted(cosines, key=lambda pair: (-pair[1], pair[0]))[:k])
 
         return wait
+
+    @property
+    def _is_small(self) -> bool:
+        """Whether the catalogue's own vectors are all compared: opening a store takes longer."""
+        return not self.is_remote and self._catalogue.counts()["passages"] * self.config.width <= SMALL
 
     @cached_property
     def _thread(self) -> ThreadPoolExecutor:

@@ -14,6 +14,7 @@ from settle.base.events import Say
 from settle.formats import Metadata, Weights
 from settle.formats.gguf import embeds, pooling, read_gguf
 from settle.infer.engine import VectorEngine
+from settle.infer.token_states import TokenStates
 from settle.library.facts import longest_context
 from settle.library.resolve import resolve_whole
 from settle.model.source import Source
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from settle.retrieve.index.embedders._bert import BertEncoder
 
 MANY = 16  # texts from which on loading torch pays, which is several times faster than llama.cpp
+SMALL = 100_000_000  # bytes of a model's file, up to which a few texts are embedded on numpy
 _BATCH_TEXTS = 64  # of a request to llama.cpp
 _SPECIAL_TOKENS = 2  # that open and close a text
 _SEARCH = "Represent this sentence for searching relevant passages: "
@@ -103,7 +105,8 @@ class Gguf(Embedder):
 class _Opened(Vectorizer):
     """A GGUF embedder, opened.
 
-    Many texts at once are embedded by torch, where it knows the architecture; few by llama.cpp, which loads sooner.
+    Many texts at once are embedded by torch, where it knows the architecture; few by llama.cpp, which loads sooner, or
+    on numpy by a small model, which is there at once.
     """
 
     def __init__(self, source: Source, file: Weights, prefixes: tuple[str, str], most: int) -> None:
@@ -145,10 +148,17 @@ class _Opened(Vectorizer):
             self._require_whole(map(len, ids))
             if len(texts) >= MANY or "_encoder" in self.__dict__:
                 return self._encoder.embed(ids)
-            return self._engine.embed(ids)
+            return self._pooled(ids) if self._path.stat().st_size <= SMALL else self._engine.embed(ids)
         self._require_whole(number + _SPECIAL_TOKENS for number in self.count(texts))
         parts = [texts[first : first + _BATCH_TEXTS] for first in range(0, len(texts), _BATCH_TEXTS)]
         return np.concatenate([self._engine.embed(part) for part in parts])
+
+    def _pooled(self, ids: Sequence[Sequence[int]]) -> np.ndarray:
+        """Embed a few texts here, where a process of its own would take a second to begin."""
+        states, is_token = self._states.read(ids)
+        first = pooling(self._file.metadata) == "cls"
+        vectors: np.ndarray = states[:, 0] if first else states.sum(1) / is_token.sum(1, keepdims=True)
+        return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
     def _require_whole(self, lengths: Iterable[int]) -> None:
         """Raise DataError for a text that is too long; llama.cpp's own error says less."""
@@ -171,6 +181,10 @@ class _Opened(Vectorizer):
         engine = VectorEngine(self._path, self._longest)
         engine.start()
         return engine
+
+    @cached_property
+    def _states(self) -> TokenStates:
+        return TokenStates(self._file)
 
     @cached_property
     def _encoder(self) -> "BertEncoder":
