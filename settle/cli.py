@@ -14,16 +14,17 @@ from typing import Annotated, Any, Literal, TextIO
 from cyclopts import App, CycloptsError, Group, Parameter, UnknownCommandError, UnknownOptionError, UnusedCliTokensError
 from pydantic import BaseModel, ValidationError
 
+from settle import overview
 from settle.audit import session
 from settle.base.choice import Family, described, family_of
 from settle.base.errors import FULL_DISK, SettleError, UsageError, cannot_write
 from settle.base.event_log import Events
 from settle.base.events import RunFailed
-from settle.base.registry import Part, module_of, summary
+from settle.base.registry import Part
 from settle.base.run import launcher
 from settle.base.version import __version__
 from settle.base.visible import visible, visible_line
-from settle.commands import GROUPS, Command
+from settle.commands import Command
 from settle.show import Face
 from settle.show.suggestions import suggest_command, suggest_option
 
@@ -58,6 +59,8 @@ def main(argv: list[str] | None = None) -> int:
         session.from_command_line("--offline" in sys.argv)
     try:
         argv = _reported(sys.argv[1:] if argv is None else argv)
+        if argv in overview.ASKED:
+            return overview.main()
         _require_unicode(argv)
         tokens = _readable(argv)
         tokens[:1] = [_dashed(token) if token in Command.part_names() else token for token in tokens[:1]]
@@ -79,6 +82,14 @@ def main(argv: list[str] | None = None) -> int:
             return _environment(e)
         raise
     return code if isinstance(code, int) else 0
+
+
+def main_of_process() -> int:
+    """Run the command of the command line; the exit code. A rank of torchrun ends here."""
+    code = main()
+    if launcher.is_rank():
+        launcher.leave(code)
+    return code
 
 
 def _reported(argv: list[str]) -> list[str]:
@@ -199,20 +210,18 @@ def build_app(tokens: Sequence[str] = (), whole: bool = False) -> App:
     """
     app = App(
         name="settle",
-        help="Train a model until it has settled, on your own machine, and know that it has.",
+        help=overview.PURPOSE,
         version=__version__,
-        group_commands=Group("Commands", sort_key=len(GROUPS) + 1),
         result_action="return_value",
         suppress_keyboard_interrupt=False,
     )
     app.command(_print_completion, name="--completion", help="Print a script that completes commands in a shell.")
-    headings = {name: Group(name.capitalize(), sort_key=i) for i, name in enumerate((*GROUPS, "others"))}
     names = Command.part_names()
     asked = tokens[0].replace("-", "_") if tokens else ""
     for name in [asked] if asked in names and not whole else names:
         is_asked = asked == name
-        function = _asked(Command.part(name), tokens if is_asked else ()) if is_asked or whole else _unasked(name)
-        app.command(function, name=_dashed(name), group=headings[_heading(name)])
+        function = _asked(Command.part(name), tokens if is_asked else ()) if is_asked or whole else _unasked
+        app.command(function, name=_dashed(name))
     return app
 
 
@@ -224,14 +233,9 @@ def _asked(command: type[Command], tokens: Sequence[str]) -> Callable[..., int]:
     return _function(command, helps, short, shows_parts)
 
 
-def _unasked(name: str) -> Callable[[], int]:
-    """Return a placeholder for the list of commands, without importing the command."""
-
-    def call() -> int:
-        raise AssertionError(f"{name} is not imported")
-
-    call.__doc__ = summary("commands", name)
-    return call
+def _unasked() -> int:
+    """Stand for a command that is not imported: its name is known."""
+    raise AssertionError("it was not asked for")
 
 
 def _print_completion(shell: Literal["bash", "fish", "zsh"], /) -> int:
@@ -241,12 +245,6 @@ def _print_completion(shell: Literal["bash", "fish", "zsh"], /) -> int:
         script = script.replace("complete -F _settle settle", BASH_NAMES)
     sys.stdout.write(script)
     return 0
-
-
-def _heading(name: str) -> str:
-    """Return the heading of a command in `settle --help`: its folder."""
-    folder = module_of("commands", name).split(".")[-2:][0]
-    return folder if folder in GROUPS else "others"
 
 
 def _names_a_setting(command: type[Command], tokens: Sequence[str]) -> bool:

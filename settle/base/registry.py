@@ -125,6 +125,12 @@ def module_of(family: str, name: str) -> str:
     return _own_modules(family).get(name) or part(family, name).__module__
 
 
+def groups_of(family: str) -> tuple[str, ...]:
+    """Return the sub-folders into which a family sorts its files, without importing it."""
+    places = (Path(place, family, "__init__.py") for place in importlib.import_module("settle").__path__)
+    return next((groups for file in places if file.is_file() and (groups := _groups(file))), ())
+
+
 def nearest(name: str, known: tuple[str, ...]) -> str:
     """Say what to use instead of an unknown name: the nearest, or all of them."""
     near = difflib.get_close_matches(name, known, n=1)
