@@ -1,6 +1,7 @@
 """Speed beside one busy process: training, tuning, embedding and serving, before and now, idle and busy in turns.
 
     python bench/busy.py [--before 679c961] [--only training tuning embedding serving] [--rounds 3]
+    python bench/busy.py --before 7233fd96 --only starting [--text FILE]
 
 About ten minutes for everything on two idle cores. Each job is the product's own (`settle train`, `settle tune`, the
 embedder of `settle index`, llama.cpp in the child that serves), once from the tree of --before and once from this one.
@@ -11,6 +12,10 @@ seconds. Ratios are of turns of one round. "begun busy" is a run of this tree th
 computes, as its number of threads is chosen then. `others` is how many cores were in use with all jobs stopped: a
 figure above 0.2 means that the machine was not free, and the table says nothing about an idle one.
 
+starting: seconds from the start of a process until `settle --help` has ended, until `settle ask` has answered from the
+pages of docs/, and until `settle train FILE --time 60s` has taken its first step, in an empty home and in the same one
+again; FILE: its first megabyte. The trees take turns; before the first of them each is run once, for its bytecode.
+
 Prints a table in Markdown.
 """
 
@@ -19,6 +24,7 @@ import datetime
 import io
 import json
 import os
+import shutil
 import signal
 import statistics
 import subprocess
@@ -203,6 +209,59 @@ def measure(what: str, trees: dict[str, Path], work: Path, data: dict[str, Path]
     return "\n".join(lines)
 
 
+def starting(trees: dict[str, Path], work: Path, text: Path, rounds: int) -> str:
+    """Return the lines of what processes take to begin, before and now in turns."""
+    first = work / "megabyte.txt"
+    first.write_bytes(text.read_bytes()[:1_000_000])
+    asked, question = work / "asked", "how do I resume a run?"
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}
+    environment |= {"PYTHONPYCACHEPREFIX": str(work / "bytecode")}
+    seconds: dict[str, dict[str, list[float]]] = {}
+    index = ["index", str(HERE / "docs"), "--name", "docs"]
+    made = environment | {"PYTHONPATH": str(HERE), "SETTLE_HOME": str(asked)}
+    subprocess.run([*SETTLE, *index], env=made, check=True, capture_output=True)
+    for number in range(-1, rounds):
+        for side in list(trees)[:: 1 if number % 2 else -1]:
+            home = work / f"home-{side}-{number}"
+            env = environment | {"PYTHONPATH": str(trees[side])}
+            took = {
+                "`settle --help`": _process(["--help"], env),
+                "`settle ask`": _process(["ask", "docs", question], env | {"SETTLE_HOME": str(asked)}),
+                "first step, empty home": _first_step(first, home, env),
+                "first step, again": _first_step(first, home, env),
+            }
+            for what, value in took.items():
+                if number >= 0:
+                    seconds.setdefault(what, {}).setdefault(side, []).append(value)
+    return "\n".join(
+        f"| {what} | {statistics.median(of['before']):.2f} s | {statistics.median(of['now']):.2f} s"
+        f" | {_shown(_ratios(of['now'], of['before']))} |"
+        for what, of in seconds.items()
+    )
+
+
+def _process(command: list[str], env: dict[str, str]) -> float:
+    began = time.perf_counter()
+    subprocess.run([*SETTLE, *command], env=env, check=True, capture_output=True)
+    return time.perf_counter() - began
+
+
+def _first_step(text: Path, home: Path, env: dict[str, str]) -> float:
+    """Seconds from the start of a run of a minute to its first step, at which it is killed."""
+    shutil.rmtree(home / "runs", ignore_errors=True)
+    command, began = [*SETTLE, "train", str(text), "--time", "60s"], time.time()
+    with subprocess.Popen(
+        command, env=env | {"SETTLE_HOME": str(home)}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    ) as process:
+        while process.poll() is None:
+            lines = [line for log in home.glob("runs/*/events.jsonl") for line in log.read_text().split("\n")[:-1]]
+            if steps := [event for event in map(json.loads, lines) if event["kind"] == "step"]:
+                process.kill()
+                return float(steps[0]["time"]) - began
+            time.sleep(0.05)
+    raise SystemExit(f"settle train ended with {process.returncode} before its first step")
+
+
 def _ratios(above: list[float], below: list[float]) -> list[float]:
     return [a / b for a, b in zip(above, below, strict=True)]
 
@@ -211,11 +270,16 @@ def _shown(ratios: list[float]) -> str:
     return f"{statistics.median(ratios):.2f} ({min(ratios):.2f}–{max(ratios):.2f})"
 
 
+def library_text(path: Path) -> Path:
+    """Write the largest modules of Python's library to `path`."""
+    sources = sorted(Path(os.__file__).parent.glob("*.py"), key=lambda p: p.stat().st_size)[-40:]
+    path.write_text("\n\n".join(p.read_text(encoding="utf-8", errors="replace") for p in sources), encoding="utf-8")
+    return path
+
+
 def prepared(work: Path) -> dict[str, Path]:
     """Text, rows and models that both trees use."""
-    sources = sorted(Path(os.__file__).parent.glob("*.py"), key=lambda p: p.stat().st_size)[-40:]
-    text = work / "text.txt"
-    text.write_text("\n\n".join(p.read_text(encoding="utf-8", errors="replace") for p in sources), encoding="utf-8")
+    text = library_text(work / "text.txt")
     pieces = [piece.strip() for piece in text.read_text(encoding="utf-8").split("\n\n") if 80 < len(piece) < 400]
     rows = work / "rows.jsonl"
     with rows.open("w", encoding="utf-8") as out:
@@ -238,6 +302,7 @@ def main() -> None:
     parser.add_argument("--before", default="679c961", help="commit to compare with")
     parser.add_argument("--only", nargs="+", default=["training", "tuning", "embedding", "serving"])
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--text", type=Path, help="what `starting` trains on; Python's library if not given")
     parser.add_argument("--turn", type=float, default=8.0, help="seconds of a turn")
     parser.add_argument("--settle", type=float, default=3.5, help="seconds of a turn that are not counted")
     asked = parser.parse_args()
@@ -250,7 +315,12 @@ def main() -> None:
             raise SystemExit(archive.stderr.decode())
         with tarfile.open(fileobj=io.BytesIO(archive.stdout)) as files:
             files.extractall(work / "before", filter="data")
-        trees, data = {"before": work / "before", "now": HERE}, prepared(work)
+        trees = {"before": work / "before", "now": HERE}
+        if asked.only == ["starting"]:
+            print("| until | before | now | now ÷ before |\n|---|--:|--:|--:|")
+            print(starting(trees, work, asked.text or library_text(work / "text.txt"), asked.rounds))
+            return
+        data = prepared(work)
         head = [
             f"{datetime.date.today()}, `python bench/busy.py`, {os.cpu_count()} cores; tokens or texts per second.",
             "",

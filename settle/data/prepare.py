@@ -3,7 +3,7 @@
 import contextlib
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,6 +51,7 @@ _REPORT_EVERY = 8 << 20  # characters between two progress events
 _VERSION = 4  # of everything below: a change in what it makes of the same input counts this up
 _LEAST_TEXT = 2048
 _DISK_PER_BYTE = 1.4
+_SMALL = 4 << 20  # bytes that are prepared about as fast as torch is loaded
 # enough to learn merges from; more text changes few of them and takes longer
 _SAMPLE_PER_ENTRY, _SAMPLE_PIECE = 1000, 32768
 _Chunk = tuple[int, bytes, np.ndarray]  # number of the first document, text, ends
@@ -73,19 +74,40 @@ class Corpus:
     fingerprint: str
 
 
+_begun: dict[str, Future[Corpus]] = {}  # by what was asked
+
+
 def prepare(inputs: list[str], settings: DataSettings, events: Events) -> Corpus:
     """Return the corpus of `inputs` (files, folders, `-`, `stdlib`) under $SETTLE_HOME/tokens, made if needed.
 
     Raises DataError when there is not enough usable text, ResourceError when the disk is full; then nothing remains.
     """
-    with CorpusBuilder.of(inputs, settings.held_out_from) as builder:
-        choices = settings.model_dump(mode="json") | {"held_out_from": bool(builder.sources.held_out)}
-        fingerprint = fingerprint_of([_VERSION, *builder.sources.identity, choices])
-        corpus = builder.stored_or_made(fingerprint, _open, lambda: _make(builder, settings, events))
+    begun = _begun.pop(_asked(inputs, settings), None)
+    corpus = begun.result() if begun else _prepared(inputs, settings, events)
     ledger = corpus.ledger
     summary = {name: ledger[name] for name in SUMMARIZED}
     events.emit(TextSummary(**summary, read=ledger["read"], omissions=ledger.get("omissions", {})))
     return corpus
+
+
+def begin_to_prepare(inputs: list[str], settings: DataSettings) -> None:
+    """Begin to prepare a few small files in a thread, while torch is loaded: `prepare` then waits for them."""
+    files = [Path(file).expanduser() for file in (*inputs, *filter(None, [settings.held_out_from]))]
+    if files and all(file.is_file() for file in files) and sum(file.stat().st_size for file in files) <= _SMALL:
+        pool = ThreadPoolExecutor(1)
+        _begun[_asked(inputs, settings)] = pool.submit(_prepared, inputs, settings, Events())
+        pool.shutdown(wait=False)
+
+
+def _asked(inputs: list[str], settings: DataSettings) -> str:
+    return f"{inputs} {settings.model_dump_json()}"
+
+
+def _prepared(inputs: list[str], settings: DataSettings, events: Events) -> Corpus:
+    with CorpusBuilder.of(inputs, settings.held_out_from) as builder:
+        choices = settings.model_dump(mode="json") | {"held_out_from": bool(builder.sources.held_out)}
+        fingerprint = fingerprint_of([_VERSION, *builder.sources.identity, choices])
+        return builder.stored_or_made(fingerprint, _open, lambda: _make(builder, settings, events))
 
 
 def prepared(fingerprint: str) -> Corpus | None:

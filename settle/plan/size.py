@@ -60,7 +60,7 @@ def measure_speed(
     import torch
 
     if dtype is None:
-        dtype = probe_dtype([(TOKENS, 192, 576), (TOKENS, 192, 1024)], device, seconds=0.2).dtype
+        dtype = probe_dtype([(TOKENS, 192, 576), (TOKENS, 192, 1024)], device, seconds=0.05).dtype
     models = [architecture.sized(size, vocab_size, CONTEXT) for size in (SMALL, LARGE)]
     name = f"step {architecture.__name__} {type(optimizer).__name__} {vocab_size} {dtype}"
 

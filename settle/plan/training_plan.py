@@ -96,7 +96,7 @@ def choose_dtype(
     """Return the type to compute in: as asked, or the faster one at these products."""
     if requested is not None:
         return requested
-    probe = probe_dtype(products, device, seconds=0.3)
+    probe = probe_dtype(products, device, seconds=0.1)
     why["dtype"] = probe.why
     return probe.dtype
 

@@ -5,6 +5,7 @@ from typing import ClassVar
 from pydantic import Field
 
 from settle.base.event_log import Events
+from settle.base.run.launcher import launched
 from settle.commands import Command
 from settle.jobs.settings import TrainSettings
 
@@ -33,6 +34,11 @@ class Train(TrainSettings, Command):
             from settle.jobs.ranks.prove_scale import prove_scale
 
             return prove_scale(self, self.prove_scale, events)
+        if launched() is None:
+            from settle.data.prepare import begin_to_prepare  # loads numpy
+
+            whole = self.with_recipe().value
+            begin_to_prepare(whole.inputs, whole.data)
         from settle.jobs.ranks.start import start_run
 
         return start_run("train", self, events)

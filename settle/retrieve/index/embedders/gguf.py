@@ -11,6 +11,7 @@ from pydantic import Field
 from settle.base.errors import DataError, FormatError, UsageError
 from settle.base.event_log import Events
 from settle.base.events import Say
+from settle.data.tokenizer.fast import fast_tokenizer
 from settle.formats import Metadata, Weights
 from settle.formats.gguf import embeds, pooling, read_gguf
 from settle.infer.engine import VectorEngine
@@ -169,8 +170,6 @@ class _Opened(Vectorizer):
     @cached_property
     def _tokenizer(self) -> "Tokenizer | None":
         """None where only llama.cpp knows the file's tokenizer."""
-        from settle.data.tokenizer.fast import fast_tokenizer
-
         try:
             return fast_tokenizer(self._file.metadata)
         except FormatError:
