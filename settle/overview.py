@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 
 from settle.base.registry import groups_of, module_of, part_names, summary
 
-ASKED = ([], ["--help"], ["-h"], ["--help-all"])  # command lines that it answers
+ASKED: tuple[list[str], ...] = ([], ["--help"], ["-h"], ["--help-all"])  # command lines that it answers
 PURPOSE = "Train a model until it has settled, on your own machine, and know that it has."
 OPTIONS = {
     "--completion": "Print a script that completes commands in a shell.",

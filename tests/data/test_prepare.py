@@ -14,7 +14,9 @@ import pytest
 
 from settle.base.errors import DataError, ResourceError, UsageError
 from settle.base.event_log import Events
+from settle.base.events import Event, TextSummary
 from settle.base.files import home
+from settle.data import prepare as prepare_module
 from settle.data.prepare import Corpus, prepare
 from settle.data.settings import DataSettings
 from settle.data.split import uniform_order
@@ -113,6 +115,24 @@ def test_nothing_is_made_twice(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text(prose(2, 3000))
     assert run(tmp_path / "a.txt").fingerprint != first.fingerprint
     assert len(left_behind()) == 3
+
+
+def test_a_few_small_files_are_prepared_while_torch_loads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings, log, begun = DataSettings(), list[Event](), prepare_module._begun
+    asked, short = [str(tmp_path / "a.txt")], [str(tmp_path / "short.txt")]
+    (tmp_path / "a.txt").write_text(prose(1, 3000))
+    (tmp_path / "short.txt").write_text("a few words")
+    for inputs in (asked, short):
+        prepare_module.begin_to_prepare(inputs, settings)
+    early = begun[prepare_module._asked(asked, settings)]
+    assert prepare(asked, settings, Events(listeners=[log.append])) is early.result()
+    assert [type(event) for event in log] == [TextSummary] and len(begun) == 1
+    with pytest.raises(DataError, match="too little text"):
+        prepare(short, settings, Events())
+    monkeypatch.setattr(prepare_module, "_SMALL", 100)
+    for inputs in (asked, ["-"], [], [str(tmp_path)], [str(tmp_path / "missing.txt")]):
+        prepare_module.begin_to_prepare(inputs, settings)
+    assert not begun
 
 
 def test_a_large_family_is_held_out_no_sooner_than_single_documents() -> None:

@@ -97,7 +97,7 @@ def test_of_a_long_passage_the_part_that_is_like_the_question_is_read() -> None:
     words = np.zeros((2010, 8), np.float32)
     words[2001:2009] = np.eye(8, dtype=np.float32)
     made = judge()
-    made._encoder = SimpleNamespace(words=words)  # type: ignore[assignment]
+    made._encoder = SimpleNamespace(words=lambda ids: words[list(ids)])  # type: ignore[assignment]
     text = "a " * 300 + "bbbb " + "a " * 99
     window = made.window([101, 2004, 102], Passage(0, text, (), 1))
     assert 2004 in window.ids and len(window.ids) == TEXT_TOKENS + 2

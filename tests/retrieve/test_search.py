@@ -5,6 +5,7 @@ import threading
 import pytest
 
 from settle.base.event_log import Events
+from settle.retrieve.index import collection as collection_module
 from settle.retrieve.index.update_index import update
 from settle.retrieve.index.words import words
 from settle.retrieve.search import query, search, terms
@@ -47,6 +48,13 @@ def test_the_best_comes_first_and_knows_where_it_stands(collection):
     assert [h.score for h in hits] == sorted((h.score for h in hits), reverse=True)
     assert all(-1.001 <= h.similarity <= 1.001 and h.bm25 >= 0 for h in hits)
     assert len(search(collection, "How do I rotate a key?", k=2)) == 2
+
+
+def test_a_small_collection_is_searched_without_its_store(collection, monkeypatch):
+    found = search(collection, "How do I rotate a key?")
+    assert "store" not in vars(collection.vectors)
+    monkeypatch.setattr(collection_module, "SMALL", 0)
+    assert search(collection, "How do I rotate a key?") == found and "store" in vars(collection.vectors)
 
 
 def test_words_are_found_however_they_are_spelled(collection):

@@ -192,7 +192,7 @@ class VectorIndex:
         candidates = None if self._is_small else self._thread.submit(self.store.near, vector, k)
 
         def wait() -> dict[int, float]:
-            stored = self._catalogue.passages.vectors(candidates and candidates.result().tolist())
+            stored = self._catalogue.passages.vectors(None if candidates is None else candidates.result().tolist())
             cosines = [(passage, float(other @ vector)) for passage, other in stored.items()]
             return dict(sorted(cosines, key=lambda pair: (-pair[1], pair[0]))[:k])
 

@@ -11,6 +11,7 @@ from settle.formats.gguf import export_gguf
 from settle.library.pull.bert import bert_to_gguf
 from settle.retrieve.index.chunkers.structure import Structure
 from settle.retrieve.index.collection import Collection, IndexParts, create
+from settle.retrieve.index.embedders import gguf as gguf_module
 from settle.retrieve.index.embedders.gguf import MANY, Gguf, known
 from settle.retrieve.index.stores.lancedb import Lancedb
 from settle.retrieve.index.update_index import update
@@ -34,17 +35,21 @@ def _opened(file, **settings):
 
 
 @pytest.mark.parametrize("pooling", ["mean", "cls"])
-def test_few_texts_and_many_give_the_vectors_of_transformers(tmp_path, pooling):
+def test_few_texts_and_many_give_the_vectors_of_transformers(tmp_path, pooling, monkeypatch):
     folder = tiny_bert(tmp_path / "bert", pooling)
     file = bert_to_gguf(folder, tmp_path / "bert.gguf", "bert", "")
     expected = reference(folder, TEXTS)
     with _opened(file) as few, _opened(file) as many:
+        on_numpy = few.documents(TEXTS)
+        assert not {"_encoder", "_engine"} & {*vars(few)} and on_numpy.shape == (len(TEXTS), 64)
+        monkeypatch.setattr(gguf_module, "SMALL", file.stat().st_size - 1)
         by_llama = few.documents(TEXTS)
-        assert "_encoder" not in vars(few) and by_llama.shape == (len(TEXTS), 64) and by_llama.dtype == np.float32
+        assert "_encoder" not in vars(few) and "_engine" in vars(few)
+        assert on_numpy.dtype == by_llama.dtype == np.float32
         by_torch = many.documents(TEXTS * MANY)[: len(TEXTS)]
         assert "_engine" not in vars(many)
         assert np.abs(many.query(TEXTS[0]) - expected[0]).max() < 0.02 and "_engine" not in vars(many)
-    assert np.abs(by_llama - expected).max() < 1e-3
+    assert np.abs(by_llama - expected).max() < 1e-3 and np.abs(on_numpy - expected).max() < 1e-3
     assert (by_torch * expected).sum(1).min() > 0.999
     assert np.abs(np.linalg.norm(by_torch, axis=1) - 1).max() < 1e-5
 

@@ -157,8 +157,8 @@ class _Opened(Vectorizer):
     def _pooled(self, ids: Sequence[Sequence[int]]) -> np.ndarray:
         """Embed a few texts here, where a process of its own would take a second to begin."""
         states, is_token = self._states.read(ids)
-        first = pooling(self._file.metadata) == "cls"
-        vectors: np.ndarray = states[:, 0] if first else states.sum(1) / is_token.sum(1, keepdims=True)
+        number = is_token.sum(1, keepdims=True).astype(np.float32)
+        vectors: np.ndarray = states[:, 0] if pooling(self._file.metadata) == "cls" else states.sum(1) / number
         return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
     def _require_whole(self, lengths: Iterable[int]) -> None:
