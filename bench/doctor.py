@@ -30,6 +30,7 @@ from settle.cli import main as main_of_settle
 from settle.doctor import doctor as examining
 from settle.doctor.answerer import LocalModel
 from settle.doctor.checks import Check, proposed_trial
+from settle.doctor.checks.answers.other_engine import PACKAGE, installed_engine
 from settle.doctor.doctor import LOOK_SECONDS, check_name, checks_for, examine
 from settle.doctor.find_subject import find_subject
 from settle.doctor.known_answers import KNOWN_ANSWERS, PROSE
@@ -38,7 +39,6 @@ from settle.doctor.subject import AskedModel, ExportedRun, IndexedDocuments, Mod
 from settle.experiment.run import prove
 from settle.formats.gguf import read_gguf, write_edited
 from settle.infer.engine import Engine
-from settle.library.engines import PACKAGE, installed_engine
 from settle.library.facts import read_facts, takes_turns
 from settle.library.reference import ModelRef
 from settle.wire.exchange import Request

@@ -1,5 +1,6 @@
 """The list of commands, shown at once by `settle` and `settle --help`: only the registry is imported for it."""
 
+import errno
 import os
 import shutil
 import sys
@@ -31,7 +32,7 @@ def main() -> int:
         sys.stdout.flush()
     except OSError as e:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # silences the interpreter's flush at exit
-        if not isinstance(e, BrokenPipeError):
+        if e.errno != errno.EPIPE:  # who read our output has gone, which is no news to anyone
             sys.stderr.write(f"error: the output: {e.strerror}\n")
         return 1
     return 0

@@ -21,11 +21,11 @@ MOST_COMMAND_LINES = 80
 MOST_OF = {
     "files": 646,
     "files under 40 lines": 112,
-    "non-blank lines": 81_119,
+    "non-blank lines": 81_227,
     "mappings from str to object": 130,
     "isinstance": 577,
     "asserts": 52,
-    "modules under 80 lines with one importer": 3,
+    "modules under 80 lines with one importer": 2,
     "names of classes in three rooms": 0,
 }
 PYTHON_BLOCK = re.compile(r"^```python\n(.*?)^```", re.M | re.S)

@@ -15,6 +15,7 @@ from settle.base.run import Run
 from settle.cli import main
 from settle.data.tokenizer.byte_bpe import ByteBpeTokenizer
 from settle.doctor.answerer import LocalModel
+from settle.doctor.checks.answers.other_engine import PACKAGE, installed_engine
 from settle.doctor.find_subject import find_subject
 from settle.doctor.history import History
 from settle.doctor.known_answers import KNOWN_ANSWERS, PARAGRAPHS, PROSE, SPELLED
@@ -31,7 +32,6 @@ from settle.doctor.subject import (
 )
 from settle.formats.gguf import export_gguf
 from settle.infer.engine import Engine
-from settle.library.engines import PACKAGE, installed_engine
 from settle.library.resolve import resolve_gguf
 from settle.model.architectures.llama import Llama
 from settle.wire.exchange import Request

@@ -25,6 +25,7 @@ from settle.doctor.answerer import LocalModel
 from settle.doctor.checks.answers.forgotten_start import canary, cut_ids
 from settle.doctor.checks.answers.invented_call import TOKENS as CALL_TOKENS
 from settle.doctor.checks.answers.invented_call import _in_prompt
+from settle.doctor.checks.answers.other_engine import PACKAGE
 from settle.doctor.checks.files.end_of_turn import EOS, _is_special
 from settle.doctor.checks.files.kv_cache import LEAST_NATS as CACHE_NATS
 from settle.doctor.checks.files.kv_cache import _costs
@@ -68,7 +69,6 @@ from settle.formats.gguf import read_gguf, write_edited
 from settle.formats.gguf.header import read_header
 from settle.formats.gguf.metadata import TOKENS, texts
 from settle.infer.engine import Engine
-from settle.library.engines import PACKAGE
 from settle.library.facts import END_KEYS, PLAIN_TEXT_KEY, TEMPLATE_KEY, read_facts, takes_turns
 from settle.library.pretrained import open_pretrained
 from settle.machine.cores import cores

@@ -5,7 +5,13 @@ import zipfile
 import pytest
 
 from settle.base.errors import FormatError, UsageError
-from settle.library.engines import PACKAGE, engine_versions, engines_folder, installed_engine, unpacked_engine
+from settle.doctor.checks.answers.other_engine import (
+    PACKAGE,
+    engine_versions,
+    engines_folder,
+    installed_engine,
+    unpacked_engine,
+)
 
 
 @pytest.fixture
