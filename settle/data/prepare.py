@@ -92,8 +92,8 @@ def prepare(inputs: list[str], settings: DataSettings, events: Events) -> Corpus
 
 def begin_to_prepare(inputs: list[str], settings: DataSettings) -> None:
     """Begin to prepare a few small files in a thread, while torch is loaded: `prepare` then waits for them."""
-    given = [settings.held_out_from] if settings.held_out_from else []
-    files = [Path(file).expanduser() for file in (*inputs, *given)]
+    files = [Path(file).expanduser() for file in inputs]
+    files += [settings.held_out_from] if settings.held_out_from else []
     if files and all(file.is_file() for file in files) and sum(file.stat().st_size for file in files) <= _SMALL:
         pool = ThreadPoolExecutor(1)
         _begun[_asked(inputs, settings)] = pool.submit(_prepared, inputs, settings, Events())

@@ -159,7 +159,8 @@ class _Opened(Vectorizer):
         states, is_token = self._states.read(ids)
         number = is_token.sum(1, keepdims=True).astype(np.float32)
         vectors: np.ndarray = states[:, 0] if pooling(self._file.metadata) == "cls" else states.sum(1) / number
-        return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+        vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+        return vectors
 
     def _require_whole(self, lengths: Iterable[int]) -> None:
         """Raise DataError for a text that is too long; llama.cpp's own error says less."""
