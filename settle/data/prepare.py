@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -29,11 +30,13 @@ from settle.data.corpus import (
 from settle.data.document_buffer import BufferWriter, DocumentBuffer
 from settle.data.settings import DataSettings
 from settle.data.split import (
+    SELECTION_SHARE,
     SIDES,
     TRAIN,
     Split,
     are_few,
     document_clusters,
+    selecting_bytes,
     split_documents,
     split_given,
     split_sections,
@@ -48,7 +51,8 @@ from settle.documents.readers import Reader
 
 Step = Callable[[str, Note], str | None]
 _REPORT_EVERY = 8 << 20  # characters between two progress events
-_VERSION = 4  # of everything below: a change in what it makes of the same input counts this up
+_VERSION = 5  # of everything below: a change in what it makes of the same input counts this up
+_IN_ONE_STRETCH = 4  # the version before: half of what judges selected, all of it next to what judges
 _LEAST_TEXT = 2048
 _DISK_PER_BYTE = 1.4
 _SMALL = 4 << 20  # bytes that are prepared about as fast as torch is loaded
@@ -77,13 +81,14 @@ class Corpus:
 _begun: dict[str, Future[Corpus]] = {}  # by what was asked
 
 
-def prepare(inputs: list[str], settings: DataSettings, events: Events) -> Corpus:
+def prepare(inputs: list[str], settings: DataSettings, events: Events, known: str | None = None) -> Corpus:
     """Return the corpus of `inputs` (files, folders, `-`, `stdlib`) under $SETTLE_HOME/tokens, made if needed.
 
-    Raises DataError when there is not enough usable text, ResourceError when the disk is full; then nothing remains.
+    known: fingerprint of one that was deleted, which is made as it was, also if the version before made it. Raises
+    DataError when there is not enough usable text, ResourceError when the disk is full; then nothing remains.
     """
-    begun = _begun.pop(_asked(inputs, settings), None)
-    corpus = begun.result() if begun else _prepared(inputs, settings, events)
+    begun = _begun.pop(_asked(inputs, settings), None) if known is None else None
+    corpus = begun.result() if begun else _prepared(inputs, settings, events, known)
     ledger = corpus.ledger
     summary = {name: ledger[name] for name in SUMMARIZED}
     events.emit(TextSummary(**summary, read=ledger["read"], omissions=ledger.get("omissions", {})))
@@ -104,11 +109,13 @@ def _asked(inputs: list[str], settings: DataSettings) -> str:
     return f"{inputs} {settings.model_dump_json()}"
 
 
-def _prepared(inputs: list[str], settings: DataSettings, events: Events) -> Corpus:
+def _prepared(inputs: list[str], settings: DataSettings, events: Events, known: str | None = None) -> Corpus:
     with CorpusBuilder.of(inputs, settings.held_out_from) as builder:
         choices = settings.model_dump(mode="json") | {"held_out_from": bool(builder.sources.held_out)}
-        fingerprint = fingerprint_of([_VERSION, *builder.sources.identity, choices])
-        return builder.stored_or_made(fingerprint, _open, lambda: _make(builder, settings, events))
+        before, now = (fingerprint_of([v, *builder.sources.identity, choices]) for v in (_IN_ONE_STRETCH, _VERSION))
+        fingerprint = before if known == before else now
+        make = partial(_make, builder, settings, events, in_one_stretch=fingerprint == before)
+        return builder.stored_or_made(fingerprint, _open, make)
 
 
 def prepared(fingerprint: str) -> Corpus | None:
@@ -127,14 +134,15 @@ def _open(folder: Path) -> Corpus:
     )
 
 
-def _make(builder: CorpusBuilder, settings: DataSettings, events: Events) -> list[str]:
+def _make(builder: CorpusBuilder, settings: DataSettings, events: Events, in_one_stretch: bool) -> list[str]:
     """Build the corpus, and return the names of its files."""
     sources, ledger, corpus = builder.sources, builder.ledger, builder.folder
     # plain text is written once as text and once as tokens: without room for both nothing is begun
     plain = sum(f.size for f in sources.files if row_kind(f) == "text" and not f.compression)
     if _DISK_PER_BYTE * plain > shutil.disk_usage(home()).free:
         raise disk_full(int(_DISK_PER_BYTE * plain))
-    spool, split = _documents(builder.work, sources, settings, ledger, events)
+    collector = DocumentCollector(sources, settings, ledger, events)
+    spool, split = _documents(builder.work, sources, settings, collector, in_one_stretch)
     trained_bytes = int(spool.sizes[split.sides == TRAIN].sum())
     vocab_size = settings.vocab_size or vocabulary_size(trained_bytes)
     sample = _sample(spool, split.sides, min(1.0, _SAMPLE_PER_ENTRY * vocab_size / trained_bytes))
@@ -154,10 +162,10 @@ def _make(builder: CorpusBuilder, settings: DataSettings, events: Events) -> lis
 
 
 def _documents(
-    work: Path, sources: Sources, settings: DataSettings, ledger: Ledger, events: Events
+    work: Path, sources: Sources, settings: DataSettings, collector: "DocumentCollector", in_one_stretch: bool
 ) -> tuple[DocumentBuffer, Split]:
     """Return the cleaned documents and the side of each. Raises DataError when one side is left without text."""
-    collector = DocumentCollector(sources, settings, ledger, events)
+    ledger = collector.ledger
     spool = collector.read(work)
     remaining = collector.without_repeats(spool)
     text = int(spool.sizes[remaining].sum())
@@ -170,12 +178,16 @@ def _documents(
     if sources.held_out:
         given = spool.origins[:, 0] >= len(sources.train)
         remaining = without_kin_of(given, spool, remaining, collector.drop)
-    if are_few(spool, remaining if given is None else remaining & ~given, share):
-        spool, split = split_sections(spool, remaining, share, work, given)
+    own = remaining if given is None else remaining & ~given
+    size = float(spool.sizes[own].sum())
+    selecting = selecting_bytes(size, share, in_one_stretch)
+    if are_few(spool, own, share):
+        part = SELECTION_SHARE * share if in_one_stretch else selecting / size
+        spool, split = split_sections(spool, remaining, share, work, given, part, in_one_stretch)
     elif given is None:
-        split = split_documents(spool, remaining, share)
+        split = split_documents(spool, remaining, share, selecting)
     else:
-        split = split_given(spool, document_clusters(spool), remaining, given, share, by_rows=False)
+        split = split_given(spool, document_clusters(spool), remaining, given, selecting, by_rows=False)
     for side, name in SIDES.items():
         if not (split.sides == side).any():
             raise DataError(
@@ -256,7 +268,7 @@ class DocumentCollector:
         self._num_train = len(sources.train)
         self._lines: dict[int, int] = {}  # of each file of plain text, how many its earlier pieces have
         self._settings = settings
-        self._ledger = ledger
+        self.ledger = ledger
         self._events = events
         self._sweeps = _sweeps(settings)
 
@@ -290,17 +302,17 @@ class DocumentCollector:
 
     def drop(self, reason: str, file: int, row: int) -> None:
         """Note that a row which was read is left out after all."""
-        self._ledger.drop(reason, self._where(file, row), "")
+        self.ledger.drop(reason, self._where(file, row), "")
 
     def _rows(self) -> Iterator[tuple[int, int, str]]:
         """Yield the file number, the row and the text of every row that can be read."""
         total, done = sum(f.size for f in self._files), 0
-        with RowReader(self._files, self._ledger.note_omission, self._settings.field) as reader:
+        with RowReader(self._files, self.ledger.note_omission, self._settings.field) as reader:
             for number, file in enumerate(self._files):
                 reported = read = 0
                 try:
                     for row in reader.rows(file):
-                        self._ledger.read += 1
+                        self.ledger.read += 1
                         if "problem" in row:
                             self.drop(row["problem"], number, row["row"])
                             continue
@@ -310,11 +322,11 @@ class DocumentCollector:
                             reported = read
                             self._report(done + min(read, file.size), total)
                 except Unreadable as e:
-                    self._ledger.skip(e.what, file.name)
+                    self.ledger.skip(e.what, file.name)
                 except (OSError, EOFError, damage_error(file.compression)) as e:
                     if isinstance(e, OSError) and e.errno in FULL_DISK:
                         raise
-                    self._ledger.skip("damaged, read up to the damage", file.name)
+                    self.ledger.skip("damaged, read up to the damage", file.name)
                 except DataError as e:
                     raise DataError(f"{file.name}: {e.what}", e.fix) from None
                 done += file.size
@@ -352,11 +364,11 @@ class DocumentCollector:
 
         def note(what: str, reason: str, count: int, at: int = 0) -> None:
             if what == "found":
-                self._ledger.find(reason, count, self._place(number, row, mended[:at]))
+                self.ledger.find(reason, count, self._place(number, row, mended[:at]))
             elif what == "mended":
-                self._ledger.mend(reason, self._where(number, row), text)
+                self.ledger.mend(reason, self._where(number, row), text)
             elif not is_held_out:
-                self._ledger.drop(reason, self._where(number, row), text)
+                self.ledger.drop(reason, self._where(number, row), text)
 
         mended = text
         for step in steps:

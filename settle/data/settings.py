@@ -15,7 +15,8 @@ class DataSettings(Settings):
         0.1,
         gt=0,
         le=0.5,
-        description="share of the text that judges the result, at most 16 MB; half as much again selects the weights",
+        description="share of the text that judges the result, at most 16 MB; up to half as much again selects the "
+        "weights",
     )
     held_out_from: Path | None = Field(None, description="judge the result on this file or folder instead")
     clean: bool = Field(

@@ -4,8 +4,9 @@ A figure read off the rows that selected the weights is too good: the best of ma
 held-out side is read once, when the weights are fixed, and a smaller selection side is taken from the training text.
 
 Many documents: whole clusters of similar ones go to a side by the hash of their text, so a document stays on its side
-when others are added. Few documents: each is cut into sections, of which the last ones are held out and those before
-them select. Near duplicates, and answers to one prompt, are one family: no independent samples.
+when others are added. Few documents: each is cut into sections, of which the last ones are held out, and short
+stretches all over what is before them select: one long stretch would take a whole chapter away from training. Near
+duplicates, and answers to one prompt, are one family: no independent samples.
 Legend: D documents, R examples.
 """
 
@@ -25,7 +26,10 @@ from settle.documents.rows import cut
 
 DROPPED, TRAIN, HELD_OUT, SELECTION = -1, 0, 1, 2
 SIDES = {TRAIN: "train", SELECTION: "selection", HELD_OUT: "held_out"}
-SELECTION_SHARE = 0.5  # of what is held out: an evaluation of the loop reads a quarter of it at most
+SELECTION_SHARE = 0.5  # of what is held out, at most
+# bytes, and share of the text: an evaluation of the loop reads no more (train/settled), and what it does not read would
+# be lost to training for nothing
+MOST_READ, MOST_READ_SHARE = 24 << 10, 1 / 80
 FEW = 50
 # of few rows as many judge as show a difference of 30 points in four cases of five, but no more than a third of them
 JUDGING_ROWS, MOST_JUDGING = 40, 1 / 3
@@ -34,7 +38,10 @@ MOST_HELD_OUT = 16 << 20
 # documents are kin, and stay on one side, well before they are near duplicates; where that makes one family of almost
 # everything (texts from one template), near duplicates alone are kept together
 KINSHIP, NEAR_DUPLICATE = 0.6, 0.85
-_SECTIONS, _SMALLEST_SECTION, _LARGEST_SECTION = 64, 512, 1 << 15
+_SECTIONS, _SMALLEST_SECTION, _LARGEST_SECTION = 512, 512, 1 << 15
+_SECTIONS_OF_ONE = 64  # where what selects is one stretch
+# bytes of a stretch that selects: several contexts, so that most of it is far from what trains
+_SHORTEST_STRETCH, _MOST_STRETCHES = 4096, 16
 
 
 @dataclass(frozen=True)
@@ -49,15 +56,27 @@ class Split:
     families: np.ndarray
 
 
-def split_documents(documents: DocumentBuffer, remaining: np.ndarray, share: float) -> Split:
-    """Return the side of each document, for many documents; `remaining` is bool (D,), the others are DROPPED."""
+def selecting_bytes(size: float, share: float, all_of_half: bool = False) -> float:
+    """Return how many bytes of a text of `size` bytes select the weights, where a `share` of it judges them.
+
+    all_of_half: half of what judges, also where nobody reads as much.
+    """
+    half = SELECTION_SHARE * min(share * size, MOST_HELD_OUT)
+    return half if all_of_half else min(half, max(MOST_READ, MOST_READ_SHARE * size))
+
+
+def split_documents(documents: DocumentBuffer, remaining: np.ndarray, share: float, selecting: float) -> Split:
+    """Return the side of each document, for many documents; `remaining` is bool (D,), the others are DROPPED.
+
+    selecting: bytes that select.
+    """
     sizes = np.where(remaining, documents.sizes, 0)
     levels = document_clusters(documents)
     sides = np.where(remaining, TRAIN, DROPPED).astype(np.int8)
     budget = _budget(sizes, share)
     held_out, families = _first_clusters(levels, documents.hashes, sizes, budget)
     sides[held_out] = HELD_OUT
-    _select(sides, levels, documents.hashes, sizes, SELECTION_SHARE * budget)
+    _select(sides, levels, documents.hashes, sizes, selecting)
     return Split(sides, families)
 
 
@@ -101,18 +120,18 @@ def split_given(
     levels: Sequence[np.ndarray],
     remaining: np.ndarray,
     given: np.ndarray,
-    share: float,
+    selecting: float,
     *,
     by_rows: bool,
 ) -> Split:
     """Return the sides for held-out text of the user's own, `given` bool (D,); others select.
 
-    levels: as of `row_clusters`. by_rows: whether a share is of rows, not of bytes.
+    levels: as of `row_clusters`. selecting: the bytes that select or, where it goes `by_rows`, the share of the rows.
     """
     sides = np.where(remaining, TRAIN, DROPPED).astype(np.int8)
     sides[given & remaining] = HELD_OUT
     weights = np.where(sides == TRAIN, 1.0 if by_rows else documents.sizes, 0.0)
-    budget = SELECTION_SHARE * (share * float(weights.sum()) if by_rows else _budget(weights, share))
+    budget = selecting * float(weights.sum()) if by_rows else selecting
     _select(sides, levels, documents.hashes, weights, max(1.0, budget))
     return Split(sides, families_of(levels, sides == HELD_OUT))
 
@@ -218,20 +237,29 @@ def _budget(sizes: np.ndarray, share: float) -> float:
 
 
 def split_sections(
-    documents: DocumentBuffer, remaining: np.ndarray, share: float, folder: Path, given: np.ndarray | None = None
+    documents: DocumentBuffer,
+    remaining: np.ndarray,
+    share: float,
+    folder: Path,
+    given: np.ndarray | None,
+    selecting: float,
+    in_one_stretch: bool = False,
 ) -> tuple[DocumentBuffer, Split]:
     """Split few documents into parts: a new spool in `folder`, and the side of each part.
 
     Parts of one document are one family. given: bool (D,), held-out text of the user's own, which stays that.
+    selecting: share of each document that selects: from all over it, or in one stretch before what judges.
     """
-    sections, parents = _cut_sections(documents, remaining, folder / "sections")
+    number = _SECTIONS_OF_ONE if in_one_stretch else _SECTIONS
+    sections, parents = _cut_sections(documents, remaining, folder / "sections", number)
     is_given = np.zeros(len(sections), bool) if given is None else given[parents]
     proposed, sizes = np.where(is_given, HELD_OUT, TRAIN).astype(np.int8), sections.sizes
-    parts = ({} if given is not None else {HELD_OUT: share}) | {SELECTION: SELECTION_SHARE * share}
+    parts = ({} if given is not None else {HELD_OUT: share}) | {SELECTION: selecting}
     for parent in np.unique(parents[~is_given]):
         own = np.flatnonzero(parents == parent)
         for side, part in parts.items() if len(own) > 3 else ():
-            _propose_tail(proposed, own[proposed[own] == TRAIN], sizes, side, part)
+            propose = _propose_tail if in_one_stretch or side == HELD_OUT else _propose_stretches
+            propose(proposed, own[proposed[own] == TRAIN], sizes, side, part)
     for side, part in parts.items():
         if not (proposed == side).any() and (proposed == TRAIN).sum() > 1:
             order = np.argsort(sections.hashes, kind="stable")
@@ -255,6 +283,24 @@ def _propose_tail(sides: np.ndarray, own: np.ndarray, sizes: np.ndarray, side: i
     """Put the last of a document's sections `own`, at most `share` of it but at least one, on a side."""
     after = np.cumsum(sizes[own][::-1])[::-1]
     sides[own[after <= max(share * after[0], sizes[own[-1]])]] = side
+
+
+def _propose_stretches(sides: np.ndarray, own: np.ndarray, sizes: np.ndarray, side: int, share: float) -> None:
+    """Put evenly spread stretches of a document's sections `own`, about `share` of it in all, on a side.
+
+    What is too short for one in its middle gives its last sections.
+    """
+    total = float(sizes[own].sum())
+    if share * total < _SHORTEST_STRETCH:
+        _propose_tail(sides, own, sizes, side, share)
+        return
+    number = max(1, int(min(share * total / max(_SHORTEST_STRETCH, total / len(own)), _MOST_STRETCHES)))
+    middles = (np.cumsum(sizes[own]) - sizes[own] / 2) / total * number  # of stretch i at i + 1/2
+    for stretch in range(number):
+        near = np.flatnonzero(middles.astype(int) == stretch)
+        near = near[np.argsort(np.abs(middles[near] - stretch - 0.5), kind="stable")]
+        taken = np.cumsum(sizes[own[near]]) - sizes[own[near]] / 2 <= share * total / number
+        sides[own[near[taken]]] = side
 
 
 def without_kin_of(
@@ -287,12 +333,15 @@ def _kin_together(proposed: np.ndarray, cluster: np.ndarray) -> np.ndarray:
     return sides
 
 
-def _cut_sections(documents: DocumentBuffer, remaining: np.ndarray, folder: Path) -> tuple[DocumentBuffer, np.ndarray]:
+def _cut_sections(
+    documents: DocumentBuffer, remaining: np.ndarray, folder: Path, number: int
+) -> tuple[DocumentBuffer, np.ndarray]:
+    """Cut documents into about `number` sections each; return these, and the document of each."""
     parents = []
     with BufferWriter(folder) as writer:
         for document in np.flatnonzero(remaining).tolist():
             text = documents.read(document)
-            size = min(max(len(text) // _SECTIONS, _SMALLEST_SECTION), _LARGEST_SECTION)
+            size = min(max(len(text) // number, _SMALLEST_SECTION), _LARGEST_SECTION)
             for section in cut([text], size):
                 writer.append(section, *documents.origins[document].tolist())
                 parents.append(document)

@@ -41,7 +41,8 @@ def data(c: TrainContext) -> None:
     """Text, cleaned, split and tokenized."""
     if c.record is not None and restored_data(c, prepared(str(c.record["corpus"]))):
         return
-    c.corpus = prepare(c.settings.inputs, c.settings.data, c.events)
+    known = None if c.record is None else str(c.record["corpus"])
+    c.corpus = prepare(c.settings.inputs, c.settings.data, c.events, known)
 
 
 def plan(c: TrainContext) -> None:

@@ -5,6 +5,7 @@ import gzip
 import itertools
 import json
 import random
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -19,7 +20,8 @@ from settle.base.files import home
 from settle.data import prepare as prepare_module
 from settle.data.prepare import Corpus, prepare
 from settle.data.settings import DataSettings
-from settle.data.split import uniform_order
+from settle.data.split import selecting_bytes, uniform_order
+from settle.train.settled import sample_size
 
 TEXT = "the sea wind carries salt over old stone walls while gulls turn above quiet harbour lights at dusk"
 WORDS = TEXT.split(" ")
@@ -69,6 +71,45 @@ def test_one_file_is_split_at_a_paragraph(tmp_path: Path) -> None:
     assert sum(s.num_bytes for s in (corpus.train, corpus.selection, corpus.held_out)) == len(text)
     assert corpus.ledger["kept_bytes"] == len(text)
     assert (corpus.ledger["read"], corpus.ledger["kept"]) == (1, 1)
+
+
+def test_what_selects_is_spread_all_over_a_large_text(tmp_path: Path) -> None:
+    """Stretches long enough that most of each is far from what trains, and none takes a whole chapter away."""
+    text = prose(1, 120_000)
+    (tmp_path / "a.txt").write_text(text)
+    corpus = run(tmp_path / "a.txt")
+    (held_out,) = texts(corpus, "held_out")
+    selecting = texts(corpus, "selection")
+    assert text.endswith(held_out)
+    places = sorted((text.index(stretch), len(stretch)) for stretch in selecting)
+    gaps = np.diff([0, *(place for place, _ in places), len(text) - len(held_out)])
+    assert len(places) >= 5 and gaps.max() < 2 * gaps.min() + 8192
+    assert all(2048 < size < 8192 for _, size in places)
+    assert places[-1][0] + places[-1][1] < len(text) - len(held_out)
+    assert corpus.selection.num_bytes < 0.04 * len(text)
+
+
+@pytest.mark.parametrize("size", [5e3, 1e5, 1e6, 1e7, 1e8, 1e9])
+def test_as_much_selects_as_an_evaluation_reads(size: float) -> None:
+    selecting = selecting_bytes(size, 0.1)
+    read = sample_size(int(0.9 * size / 4), 10**12)  # tokens of four bytes
+    assert selecting == 0.05 * size or 4 * read < selecting < 0.05 * size
+
+
+def test_deleted_text_of_the_version_before_is_made_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.txt").write_text(prose(1, 60_000))
+    now = run(tmp_path / "a.txt")
+    with monkeypatch.context() as before:
+        before.setattr("settle.data.prepare._VERSION", 4)  # what selects was one stretch then
+        made = run(tmp_path / "a.txt")
+    assert made.fingerprint != now.fingerprint
+    sides = {side: texts(made, side) for side in ("train", "selection", "held_out")}
+    assert len(sides["train"]) == len(sides["selection"]) == 1
+    shutil.rmtree(made.train.folder.parent)
+    again = prepare([str(tmp_path / "a.txt")], DataSettings(), Events(), made.fingerprint)
+    assert again.fingerprint == made.fingerprint
+    assert {side: texts(again, side) for side in sides} == sides
+    assert prepare([str(tmp_path / "a.txt")], DataSettings(), Events(), "f00").fingerprint == now.fingerprint
 
 
 def test_many_files_keep_their_kin_on_one_side(tmp_path: Path) -> None:

@@ -256,14 +256,16 @@ def collect_rows(sources: Sources, settings: RowSettings, ledger: Ledger, events
             given, similar, remaining, lambda reason, file, row: ledger.drop(reason, f"{names[file]}:{row}", "")
         )
     if kind == "text" and are_few(similar, remaining if given is None else remaining & ~given, share):
-        spool, split = split_sections(similar, remaining, share, work, given)
+        spool, split = split_sections(
+            similar, remaining, share, work, given, SELECTION_SHARE * share, in_one_stretch=True
+        )
     elif given is None:
         is_usual = kind != "text" and "held_out" not in settings.model_fields_set
         judging = judging_share(int(remaining.sum()), share) if is_usual else share
         split = split_rows(similar, np.array(prompts, np.uint64), remaining, judging, SELECTION_SHARE * share)
     else:
         levels = row_clusters(similar, np.array(prompts, np.uint64))
-        split = split_given(similar, levels, remaining, given, share, by_rows=True)
+        split = split_given(similar, levels, remaining, given, SELECTION_SHARE * share, by_rows=True)
     collected = CollectedRows(spool, split.sides, split.families, kind, names)
     _refuse_one_sided(collected, ledger)
     return collected
