@@ -35,7 +35,7 @@ class TokenStore:
     """Read access to tokens.
 
     tokens: memmap (M + 1,). document_starts: memmap int64 (D + 1,), the first is 1. num_tokens: M, eos included, the
-    leading bos not. num_bytes: UTF-8 bytes of the text.
+    leading bos not. num_bytes: UTF-8 bytes of the text. origins: int32 (D, 3), as in origins.bin.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -47,10 +47,10 @@ class TokenStore:
             self.num_bytes: int = about["num_bytes"]
             self.tokens: np.ndarray = np.memmap(folder / "tokens.bin", np.dtype(about["dtype"]), "r")
             self.document_starts: np.ndarray = np.memmap(folder / "documents.bin", "<i8", "r")
-            self._origins: np.ndarray = np.memmap(folder / "origins.bin", "<i4", "r").reshape(-1, 3)
+            self.origins: np.ndarray = np.memmap(folder / "origins.bin", "<i4", "r").reshape(-1, 3)
         except (OSError, KeyError, TypeError, ValueError) as e:
             raise _damaged(folder, repr(e)) from None
-        sizes = (len(self.tokens) - 1, len(self.document_starts) - 1, len(self._origins))
+        sizes = (len(self.tokens) - 1, len(self.document_starts) - 1, len(self.origins))
         if sizes != (self.num_tokens, self.num_documents, self.num_documents):
             raise _damaged(folder, "its files are shorter or longer than store.json says")
 
@@ -60,13 +60,13 @@ class TokenStore:
 
     def origin(self, index: int) -> str:
         """Return where a document comes from, as `file:row`."""
-        file, row, _ = self._origins[index].tolist()
+        file, row, _ = self.origins[index].tolist()
         return f"{self._files[file]}:{row}"
 
     @property
     def families(self) -> np.ndarray:
         """The family of each document: int32 (D,)."""
-        return self._origins[:, 2]
+        return self.origins[:, 2]
 
     @cached_property
     def _files(self) -> list[str]:
@@ -103,6 +103,10 @@ class StoreWriter:
         self._position += len(ids)
         self.num_documents += len(after)
         self.num_bytes += num_bytes
+
+    def extend(self, store: TokenStore) -> None:
+        """Append all documents of another store."""
+        self.append(store.tokens[1:], store.document_starts[1:] - 1, store.origins, store.num_bytes)
 
     def close(self) -> TokenStore:
         """Flush the store to the disk and open it."""

@@ -28,6 +28,7 @@ from settle.jobs.settings import JobSettings
 from settle.machine.resource_usage import Spending
 
 INTERRUPTED = 130  # exit code
+FOLLOWERS = {"refit": "train"}  # jobs whose runs follow those of another one
 
 
 @dataclass
@@ -98,10 +99,14 @@ class RunJob(Job[R]):
     settings: type[JobSettings]
     context: type[R]
     is_shared: bool = False  # whether the ranks of torchrun share the steps of its stage `loop`
+    follower: "RunJob[Any] | None" = None  # whose run follows a finished one of this, where its settings ask for it
+    settings_after: Callable[[Run], JobSettings | None] = lambda run: None  # of a follower: its settings, by that run
 
 
 def find_job(name: str) -> RunJob[RunContext]:
     """Return the job of that name, `JOB` of the module of that name, importing it. Raises RunError."""
+    if name in FOLLOWERS and (follower := find_job(FOLLOWERS[name]).follower) is not None:
+        return follower
     if name.isidentifier() and find_spec(f"settle.jobs.{name}") is not None:
         job: RunJob[RunContext] | None = getattr(import_module(f"settle.jobs.{name}"), "JOB", None)
         if job is not None:
@@ -125,8 +130,7 @@ def start(job: RunJob[R], settings: JobSettings, events: Events) -> R:
         events.move_to(run.events)  # before the first stage: reading and measuring may take minutes
         try:
             write_atomic(run.path / "recipe.toml", recipe_text(settings.to_recipe()))
-            context = job.context(run, settings, events, stopping, origin=resolved.origin)
-            return follow(job, context)
+            context = follow(job, job.context(run, settings, events, stopping, origin=resolved.origin))
         except KeyboardInterrupt:
             if not run.has_begun:
                 events.emit(Say(text=NOTHING_KEPT))
@@ -135,6 +139,28 @@ def start(job: RunJob[R], settings: JobSettings, events: Events) -> R:
             if not run.has_begun:
                 events.close()
                 shutil.rmtree(run.path)  # there is nothing to resume
+    if not settings.dry and context.exit_code == 0 and (follower := _follower(job, run)):
+        context.exit_code = _follow_up(*follower, run, events)
+    return context
+
+
+def _follower(job: RunJob[R], run: Run) -> tuple[RunJob[RunContext], JobSettings] | None:
+    """Return the job and the settings of the run that follows a finished one and is not finished; None without one."""
+    follower = job.follower
+    settings = follower.settings_after(run) if follower else None
+    if follower is None or settings is None:
+        return None
+    known = Run.named(str(settings.name))
+    return None if known is not None and known.result() is not None else (follower, settings)
+
+
+def _follow_up(follower: RunJob[RunContext], settings: JobSettings, run: Run, events: Events) -> int:
+    """Make the run that follows a finished one, or resume it, and return its exit code."""
+    name = str(settings.name)
+    code = start(follower, settings, events).exit_code if Run.named(name) is None else resume(name, events)
+    if not code and (result := run.result()):
+        events.emit(ResultReady(result=result.to_json()))  # the answer is that of the run which was asked for
+    return code or 0
 
 
 def follow(job: Job[C], context: C) -> C:
@@ -233,25 +259,31 @@ def resume(name: str, events: Events) -> int:
     run = Run.find(name)
     with run.lock(), Stopping() as stopping:
         result = run.result()
-        if result is not None:
-            events.emit(Say(text=f"{run.name} is finished; there is nothing to resume"))
-            events.emit(ResultReady(result=result.to_json()))
-            return 0
-        sweep(run)
-        events.move_to(run.events)
-        job = job_of(run)
-        record = run.read("plan.json")
-        if record is not None and not isinstance(record, dict):
-            raise edited(run, "it is not an object")
-        settings = asked_settings(job, run, record)
-        if record is None:
-            if "-" in settings.value.inputs:
-                raise RunError(
-                    f"{run.name} read from stdin and was stopped before it had read it all", "start it again"
-                )
-            events.emit(Say(text=f"{run.name} was stopped before its first step: it starts again"))
-        context = job.context(run, settings.value, events, stopping, origin=settings.origin, record=record)
-        return follow(job, context).exit_code or 0
+        code = _resumed(run, events, stopping) if result is None else 0
+    if code:
+        return code
+    follower = _follower(job_of(run), run) if run.command else None
+    if follower is None and result is not None:
+        events.emit(Say(text=f"{run.name} is finished; there is nothing to resume"))
+        events.emit(ResultReady(result=result.to_json()))
+    return 0 if follower is None else _follow_up(*follower, run, events)
+
+
+def _resumed(run: Run, events: Events, stopping: Stopping) -> int:
+    """Follow the stages of a run that was stopped; return the exit code."""
+    sweep(run)
+    events.move_to(run.events)
+    job = job_of(run)
+    record = run.read("plan.json")
+    if record is not None and not isinstance(record, dict):
+        raise edited(run, "it is not an object")
+    settings = asked_settings(job, run, record)
+    if record is None:
+        if "-" in settings.value.inputs:
+            raise RunError(f"{run.name} read from stdin and was stopped before it had read it all", "start it again")
+        events.emit(Say(text=f"{run.name} was stopped before its first step: it starts again"))
+    context = job.context(run, settings.value, events, stopping, origin=settings.origin, record=record)
+    return follow(job, context).exit_code or 0
 
 
 def job_of(run: Run) -> RunJob[RunContext]:

@@ -16,6 +16,7 @@ from settle.machine.threads import ThreadSettings
 from settle.plan.settings import TrainingSettings, TuningSettings
 from settle.shrink.settings import ShrinkOptions
 
+UNJUDGED = "-unjudged"  # ends the name of a refit
 LAUNCH = ("launch", "hosts", "gpus")  # settings that say where to run, and not what
 AMOUNTS = {"time": seconds, "tokens": count, "size": count}
 # the job of each objective that does not go the usual way: encoders learn from pairs of a question and a passage
@@ -101,6 +102,18 @@ class RepeatableSettings(JobSettings):
 
 class TrainSettings(TrainingSettings, RepeatableSettings):
     """What a person may ask of `settle train`."""
+
+    refit: bool = Field(
+        False,
+        description="after the verdict, train a second model with the same recipe and steps on all of the text; "
+        "nothing judges it, so its name ends in -unjudged; a time budget is for both",
+    )
+
+
+class RefitSettings(TrainSettings):
+    """What the run that `--refit` adds is made of."""
+
+    of: str = Field(description="folder of the run that was judged")
 
 
 class TuneSettings(TuningSettings, RepeatableSettings):

@@ -80,6 +80,10 @@ class LoopPlan(Settings):
         None, description="passes over the rows that a run without a budget makes at most, and 200 steps at least"
     )
     until_settled: bool = Field(True, description="stop by the verdict; false: only by the budget")
+    is_refit: bool = Field(
+        False,
+        description="no text is left to evaluate on, but to see that something is learned; the last weights are kept",
+    )
     evaluation_cost: float = Field(EVALUATION_COST, description="share of the computing time of evaluations, early on")
     is_sharded: bool = Field(
         False, description="on many ranks, each holds its rows of weights and optimizer state alone"

@@ -58,8 +58,8 @@ class Watch:
     # --- evaluations ---
 
     def is_due(self, state: LoopState) -> bool:
-        if state.step == state.schedule.end:
-            return True
+        if state.step == state.schedule.end or self.plan.is_refit:
+            return state.step == state.schedule.end
         due = next_evaluation(state.history[-1].tokens, self.held_out.num_tokens, self.plan.evaluation_cost)
         return self.trainer.tokens(state) >= due
 
@@ -72,10 +72,12 @@ class Watch:
         if not math.isfinite(evaluation.loss):
             return  # the next step cannot be finite either, and rolls back
         state.history.append(evaluation)
-        if not self.best or evaluation.loss < state.best_loss or self._is_kept(evaluation, state):
+        is_best = not self.best or evaluation.loss < state.best_loss
+        if is_best or self.plan.is_refit or self._is_kept(evaluation, state):
             state.best_step = evaluation.step
             self.best = trainer.weights()
-        self.events.emit(Eval(**evaluation.figures()))
+        if not self.plan.is_refit:
+            self.events.emit(Eval(**evaluation.figures()))
         passes = self.trainer.batches.epoch(state.position)
         floor = self.settled.floor if self.held_out.num_rows < FEW_ROWS else None
         rows_learned = learned(state.history, state.train_losses, passes, state.step, floor)
