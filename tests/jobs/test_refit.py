@@ -1,4 +1,4 @@
-"""settle train --refit: a second model on all of the text, beside the judged one and apart from it."""
+"""`settle train --refit`: a second model on all of the text, beside the judged one and apart from it."""
 
 import errno
 import json
@@ -22,9 +22,10 @@ from settle.data.store import StoreWriter, TokenStore
 from settle.library.resolve import resolve_gguf
 
 SETTINGS = [
-    "--size", "60k", "--steps", "40", "--dtype", "float32", "--context", "32", "--batch-tokens", "128", "--threads",
-    "1", "--data.vocab-size", "400", "--refit",
+    "--size", "60k", "--dtype", "float32", "--context", "32", "--batch-tokens", "128", "--threads", "1",
+    "--data.vocab-size", "400", "--refit",
 ]  # fmt: skip
+SHORT, LONG = ("--steps", "40"), ("--steps", "150")
 
 
 @pytest.fixture
@@ -39,7 +40,7 @@ def text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def train(text: Path, capfd: pytest.CaptureFixture[str], *argv: str) -> tuple[dict[str, Any], str]:
     """The result that is printed last, and what was said."""
-    assert main(["train", str(text), *SETTINGS, "--json", *argv]) == 0
+    assert main(["train", str(text), *SETTINGS, *argv, "--json"]) == 0
     out, err = capfd.readouterr()
     return json.loads(out.splitlines()[-1]), err
 
@@ -49,7 +50,7 @@ def weights(run: Run) -> dict[str, np.ndarray]:
 
 
 def test_it_learns_from_all_of_the_text_and_is_judged_by_nothing(text: Path, capfd: Any) -> None:
-    printed, said = train(text, capfd, "--name", "a")
+    printed, said = train(text, capfd, *SHORT, "--name", "a")
     judged, refit = Run.find("a"), Run.find("a-unjudged")
     done, made = judged.result(), refit.result()
     assert done and made and printed == done.to_json()
@@ -81,22 +82,21 @@ def test_it_learns_from_all_of_the_text_and_is_judged_by_nothing(text: Path, cap
 def test_held_out_text_of_the_user_stays_out_of_it(text: Path, capfd: Any, tmp_path: Path) -> None:
     own = tmp_path / "own.txt"
     own.write_text("quiet gulls above the walls of stone turn the lights over the harbour and the old sea. " * 40)
-    _, said = train(text, capfd, "--name", "b", "--data.held-out-from", str(own))
+    _, said = train(text, capfd, *SHORT, "--name", "b", "--data.held-out-from", str(own))
     assert "your held-out text stays out of it" in said
     (whole,) = (home() / "tokens").glob("*/all")
     assert TokenStore(whole).num_bytes == text.stat().st_size
-    assert main(["train", str(text), *SETTINGS, "--name", "b-unjudged"]) == 2
+    assert main(["train", str(text), *SETTINGS, *SHORT, "--name", "b-unjudged"]) == 2
     Run.find("b").path.rename(Run.find("b").path.with_name("2026-01-01-train-c-abcdef"))
-    assert main(["train", str(text), *SETTINGS, "--name", "b"]) == 2
+    assert main(["train", str(text), *SETTINGS, *SHORT, "--name", "b"]) == 2
     assert "'b-unjudged' exists already" in capfd.readouterr().err
 
 
 def test_one_that_was_stopped_is_resumed_by_either_name_to_the_same_bits(
     text: Path, capfd: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    longer = ["--steps", "150", "--data.no-clean"]
-    train(text, capfd, "--name", "whole", *longer)
-    argv = [sys.executable, "-m", "settle", "train", str(text), *SETTINGS, *longer, "--name", "cut"]
+    train(text, capfd, *LONG, "--name", "whole")
+    argv = [sys.executable, "-m", "settle", "train", str(text), *SETTINGS, *LONG, "--name", "cut"]
     process = subprocess.Popen(argv, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     while process.poll() is None and not any(
         '"kind": "step", "step": 20' in path.read_text() for path in home().glob("runs/*-refit-cut-*/events.jsonl")
@@ -114,7 +114,7 @@ def test_one_that_was_stopped_is_resumed_by_either_name_to_the_same_bits(
     with monkeypatch.context() as disk:
         disk.setattr("settle.evaluate.gate.export.export_safetensors", full)
         assert main(["resume", "cut"]) == 1
-    assert "cut and its model are safe" in " ".join(capfd.readouterr().err.split())
+    assert "the trained weights are safe" in " ".join(capfd.readouterr().err.split())
     assert main(["resume", "cut", "--json"]) == 0
     out, said = capfd.readouterr()
     assert json.loads(out.splitlines()[-1])["verdict"] == judged.result().verdict
