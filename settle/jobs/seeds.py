@@ -135,7 +135,8 @@ def _run(job: str, settings: TrainSettings | TuneSettings, events: Events) -> in
     if not recipe.is_file() or read_recipe(recipe) != settings.to_recipe():
         raise UsageError(f"{run.name} was made by another recipe", "give the runs another name with --name")
     result = run.result()
-    return resume(run.name, events) if result is None else result.exit_code
+    is_done = result is not None and not getattr(settings, "refit", False)  # a refit may have been stopped
+    return result.exit_code if result is not None and is_done else resume(run.name, events)
 
 
 def _runs(name: str) -> list[Run]:

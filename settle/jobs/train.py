@@ -269,7 +269,7 @@ def refit_start(c: RefitContext) -> None:
 def unjudged(c: RefitContext) -> None:
     """Say what the weights are, in place of a verdict."""
     state = c.outcome.state
-    why = f"trained on all of the text with the recipe and the steps of {c.judged_name}, whose figures are not its own"
+    why = f"trained on all of the text, with the recipe and steps of {c.judged_name}; its figures are not this model's"
     is_good = state.stop not in ("diverged", "broken")
     c.verdict = LoopVerdict(NOT_JUDGED if is_good else state.stop, why)
     c.best = Evaluated()
