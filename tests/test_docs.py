@@ -13,18 +13,23 @@ from pydantic.fields import FieldInfo
 import settle
 from settle.base.amounts import count, seconds
 from settle.base.choice import Choice, described
+from settle.base.errors import SettleError, UsageError
 from settle.base.registry import part_names, parts
+from settle.base.run.result import NOT_BETTER
 from settle.base.settings import group_of, read_recipe, resolve
 from settle.cli import STDIN, _choices, _sharing, build_app
 from settle.commands.make.index import Index
 from settle.commands.make.train import Train
 from settle.commands.make.tune import Tune
 from settle.commands.use.chat import Chat
+from settle.jobs.job import INTERRUPTED
+from settle.jobs.lab import CODES, UNDECIDED
 from settle.train.optimizers.adamw import AdamW
 from settle.train.optimizers.muon import Muon
 
 ROOT = Path(settle.__file__).parents[1]
-PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+LLMS = ROOT / "llms.txt"
+PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", LLMS, *sorted((ROOT / "docs").glob("*.md"))]
 FENCE = re.compile(r"^```(\w*)[^\n]*\n(.*?)^```", re.M | re.S)
 INLINE = re.compile(r"`(settle [^`]+)`")
 EVERYWHERE = {
@@ -87,6 +92,23 @@ def test_no_page_has_the_marks_of_a_merge(page: Path) -> None:
 def test_every_page_is_in_the_index() -> None:
     index = (ROOT / "docs" / "README.md").read_text(encoding="utf-8")
     assert {page.name for page in (ROOT / "docs").glob("*.md")} - {"README.md"} <= set(LINK.findall(index))
+
+
+def test_the_page_for_models_has_the_form_of_llmstxt_org() -> None:
+    """A title, a quotation, prose without headings, then sections of links with a note each."""
+    head, *sections = re.split(r"^## ", LLMS.read_text(encoding="utf-8"), flags=re.M)
+    assert re.match(r"# [^\n]+\n\n> [^\n]+\n", head) and len(re.findall("^#", head, re.M)) == 1
+    for section in sections:
+        title, *lines = section.strip().splitlines()
+        assert title and [line for line in lines if line and not re.match(r"- \[[^\]]+\]\([^)]+\)(: .+)?$", line)] == []
+    assert sections[-1].startswith("Optional\n")
+
+
+def test_agents_can_branch_on_every_exit_code() -> None:
+    page = (ROOT / "docs" / "agents.md").read_text(encoding="utf-8")
+    codes = {int(code) for code in re.findall(r"^\| (\d+) \|", page, re.M)}
+    assert codes == {0, SettleError.exit_code, UsageError.exit_code, NOT_BETTER, UNDECIDED, INTERRUPTED}
+    assert {*CODES.values()} < codes
 
 
 def test_every_setting_is_documented_with_its_default_and_description() -> None:

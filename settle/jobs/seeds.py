@@ -11,7 +11,7 @@ from settle.base.run import Run
 from settle.base.run.result import Result
 from settle.base.settings import read_recipe
 from settle.base.words.amounts import duration, number
-from settle.experiment.seeds import Difference, Spread, compare
+from settle.experiment.recipes import Difference, Spread, compare
 from settle.jobs.job import INTERRUPTED, find_job, resume, start
 from settle.jobs.settings import TrainSettings, TuneSettings
 
@@ -77,7 +77,7 @@ def report(name: str, job: str, events: Events) -> None:
     events.emit(ResultReady(result=known | {"figures": shown, "command": job}))
 
 
-def compare_recipes(names: Sequence[str], events: Events) -> None:
+def compare_recipes(names: Sequence[str], events: Events) -> int:
     """Show two recipes by the noise of their seeds. Raises UsageError for runs that were judged on different rows."""
     if len(names) != 2:
         raise UsageError("two recipes are compared", "`settle runs compare NAME NAME`, each run with --seeds 3 or more")
@@ -101,6 +101,7 @@ def compare_recipes(names: Sequence[str], events: Events) -> None:
     for figure, difference in found.items():
         events.emit(Say(text=_sentence(figure, one, other, difference)))
     events.emit(ResultReady(result={"recipes": [one, other], "figures": {f: d.to_json() for f, d in found.items()}}))
+    return 0
 
 
 def results_of(name: str) -> dict[int, Result]:

@@ -1,20 +1,20 @@
 """What the user may ask of a job. No torch, so that a command line can be made of it at once."""
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import ClassVar, Literal, Self
 
 from pydantic import Field
 
-from settle.base.amounts import count, seconds
+from settle.base.amounts import count, num_bytes, seconds, share
 from settle.base.choice import Choice, choice
 from settle.base.errors import UsageError
 from settle.base.settings import Resolved, Settings, read_recipe, resolve
 from settle.library.resolve import portable_name
 from settle.machine.threads import ThreadSettings
 from settle.plan.settings import TrainingSettings, TuningSettings
-from settle.shrink.settings import ShrinkOptions
 
 UNJUDGED = "-unjudged"  # ends the name of a refit
 LAUNCH = ("launch", "hosts", "gpus")  # settings that say where to run, and not what
@@ -22,6 +22,7 @@ AMOUNTS = {"time": seconds, "tokens": count, "size": count}
 # the job of each objective that does not go the usual way: encoders learn from pairs of a question and a passage
 TUNING_JOBS = {"rank": "tune_encoder", "contrastive": "tune_encoder", "decision": "tune_decision"}
 DRAFT_TYPES = ("q8_0", "q4_0", "f16")
+Goal = Literal["size", "mix", "speed", "loss", "plan", "unchanged"]
 
 
 class JobSettings(Settings):
@@ -116,6 +117,17 @@ class RefitSettings(TrainSettings):
     of: str = Field(description="folder of the run that was judged")
 
 
+class LabSettings(Settings):
+    """How a change to a recipe is tried."""
+
+    pairs: int = Field(6, ge=3, le=100, description="most pairs of runs that a change to a recipe gets")
+    budget: str | None = Field(None, description="most time that a change to a recipe gets, such as 30m")
+    least: float = Field(
+        0.005, gt=0, lt=1, description="smallest gain that matters, as a fraction of the loss: less is discarded"
+    )
+    open: bool = Field(False, description="read the locked text: the first recipe against the best, counted")
+
+
 class TuneSettings(TuningSettings, RepeatableSettings):
     """What a person may ask of `settle tune`."""
 
@@ -177,6 +189,58 @@ class DistillSettings(TuningSettings, JobSettings):
             raise UsageError("a draft is a whole model, not an adapter", "leave --adapter out")
         if self.draft_type not in DRAFT_TYPES:
             raise UsageError(f"--draft-type {self.draft_type} is unknown", f"give one of {', '.join(DRAFT_TYPES)}")
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What decides. amount: bytes, tokens per second, or a share of the loss, by the goal; mix: llama.cpp's name."""
+
+    goal: Goal
+    amount: float = 0.0
+    mix: str = ""
+
+
+class ShrinkOptions(ThreadSettings):
+    """What a person may ask when a model is made smaller."""
+
+    model: str = Field(description="a run, a model of the store, a folder in Hugging Face's layout, or a .gguf file")
+    to: str | None = Field(None, description="a size such as 400MB, or a type of llama.cpp: Q4_K_M, Q8_0, IQ4_XS …")
+    speed: float | None = Field(None, gt=0, description="tokens per second that the model must write on this machine")
+    lose: str | None = Field(None, description="how much the loss on held-out text may rise, such as 1%")
+    plan: bool = Field(False, description="predict, then measure, every option; write no model")
+    vocabulary: bool = Field(False, description="keep only the tokens that INPUTS need; no weight is rounded")
+    quantizer: Choice = choice("shrink/quantizers", default="auto", description="what chooses the type of each tensor")
+    calibration: list[str] = Field([], description="other files to measure importance on")
+    imatrix: Path | None = Field(None, description="importance matrix of llama.cpp, instead of measuring one")
+    requantize: bool = Field(False, description="accept a model that is quantized already")
+    compare: bool = Field(True, description="compare both models on the held-out examples at the end")
+    score: str | None = Field(
+        None,
+        description="metric: NAME, NAME:VALUE such as regex:PATTERN, or a Python file; from the data if not given",
+        json_schema_extra={"parts": "evaluate/tasks"},
+    )
+
+    def budget(self) -> Budget:
+        """Return the budget. Raises UsageError unless exactly one was given, or none with `vocabulary`."""
+        from settle.shrink.types.mixes import MIXES  # loads numpy
+
+        options = [name for name in ("to", "speed", "lose", "plan") if getattr(self, name)]
+        if not options and self.vocabulary:
+            return Budget("unchanged")
+        if len(options) != 1:
+            names = ", ".join(f"--{name}" for name in options) or "none"
+            fix = "give --to 400MB, --to Q4_K_M, --speed 40, --lose 1% or --plan"
+            raise UsageError(f"one budget decides, and {names} were given", fix)
+        if self.to is not None and self.to.upper() in MIXES:
+            return Budget("mix", mix=self.to.upper())
+        if self.to is not None and self.to[:1].isalpha():
+            fix = f"give a size such as 400MB, or one of: {', '.join(MIXES)}"
+            raise UsageError(f"there is no type {self.to!r}", fix)
+        if self.to is not None:
+            return Budget("size", num_bytes(self.to))
+        if self.lose is not None:
+            return Budget("loss", share(self.lose))
+        return Budget("plan") if self.plan else Budget("speed", self.speed or 0.0)
 
 
 class ShrinkSettings(ShrinkOptions, JobSettings):

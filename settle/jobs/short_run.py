@@ -1,13 +1,17 @@
-"""A run without forecast, proof, gate and comparison: what the doctor trains to see what one setting changes."""
+"""A run without forecast, proof, gate and comparison: what the doctor and the lab train to see what a change does."""
 
 import contextlib
+import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
+
+import torch
 
 from settle.base.errors import RunError
-from settle.base.event_log import Events
-from settle.base.files import write_json
+from settle.base.event_log import Events, Listener
+from settle.base.files import JsonObject, write_json
 from settle.base.run import Run
 from settle.base.settings import resolve
 from settle.base.stop_signals import Stopping
@@ -16,14 +20,19 @@ from settle.formats import AdapterContents
 from settle.formats.gguf import Gguf
 from settle.formats.lora_gguf import LoraGguf
 from settle.jobs.job import INTERRUPTED, find_job, follow, sweep
-from settle.jobs.training_stages import TrainingContext, build, earlier_session, loop
+from settle.jobs.training_stages import UNUSABLE, TrainingContext, build, earlier_session, loop
 from settle.jobs.tuning_stages import TuningContext
 from settle.library.pretrained import open_pretrained
 from settle.library.run_models import models_of, record_made
 from settle.model.load_adapter import TrainedAdapter, open_adapter
-from settle.train.live_run import adapter_of
+from settle.train.evaluation import HeldOut, evaluate
+from settle.train.live_run import adapter_of, blocks
+from settle.train.verdict import verdict
 
 PREPARING = ("base", "data", "plan")  # stages that are the job's own
+SHAKEN = 0.01  # share by which first weights are changed at random, where a pair is to differ by nothing that matters
+
+Side = Literal["selection", "held_out"]
 
 
 Stage = Callable[[TrainingContext], None]
@@ -42,6 +51,57 @@ def short_run(command: str, recipe: Mapping[str, object], run: Run, before_loop:
             raise KeyboardInterrupt
 
 
+@dataclass(frozen=True)
+class Measurement:
+    """What a run came to.
+
+    Attributes:
+        loss: bits per byte of the side that was read, or nats per target, by the best weights; infinite without any.
+        failed: why there are none, or "".
+    """
+
+    loss: float
+    steps: int
+    seconds: float
+    failed: str = ""
+
+
+def measured_run(
+    command: str, recipe: JsonObject, run: Run, side: Side, is_shaken: bool, listener: Listener
+) -> Measurement:
+    """Train as `short_run` does, and measure the best weights on one side of the data; the other one is not read.
+
+    is_shaken: the first weights are changed by SHAKEN. listener: is told what the run emits.
+    """
+    found: list[Measurement] = []
+    run.path.mkdir(parents=True, exist_ok=True)
+    stages = (build, *((_shake,) if is_shaken else ()), _begun, loop, lambda c: found.append(_measured(c, side)))
+    context = _followed(command, recipe, run, stages, listener)
+    if context.exit_code == INTERRUPTED:
+        raise KeyboardInterrupt
+    return found[0]
+
+
+def _shake(c: TrainingContext) -> None:
+    random = torch.Generator().manual_seed(c.plan.loop.seed)
+    with torch.no_grad():
+        for weight in c.live.model.trainable().values():
+            weight.mul_(1 + SHAKEN * torch.randn(weight.shape, generator=random).to(weight))
+
+
+def _measured(c: TrainingContext, side: Side) -> Measurement:
+    state, seconds = c.outcome.state, c.spending.total
+    ended = verdict(state, c.plan.loop, 1.0)
+    if ended.verdict in UNUSABLE:
+        return Measurement(math.inf, state.step, seconds, f"{ended.verdict}: {ended.why}")
+    store = c.corpus.held_out if side == "held_out" else c.corpus.selection
+    c.live.model.load_trainable(c.outcome.best)
+    held_out = HeldOut(blocks(c.plan, store, store.num_tokens), c.live.tokenizer.byte_length)
+    figures = evaluate(c.live.model, c.live.objective, held_out, state.best_step, 0)
+    loss = figures.loss if figures.bits_per_byte is None else figures.bits_per_byte
+    return Measurement(loss, state.step, seconds)
+
+
 def planned_run(command: str, recipe: Mapping[str, object], run: Run) -> TrainingContext:
     """Return the plan and the data of a run, with its base open; nothing is built. Raises SettleError."""
     return _followed(command, recipe, run, ())
@@ -54,12 +114,14 @@ def exported_again(run: Run, base: Path, path: Path) -> Path:
     return LoraGguf().write_adapter(path, contents)
 
 
-def _followed(command: str, recipe: Mapping[str, object], run: Run, stages: Sequence[Stage]) -> TrainingContext:
+def _followed(
+    command: str, recipe: Mapping[str, object], run: Run, stages: Sequence[Stage], *listeners: Listener
+) -> TrainingContext:
     """Follow the run's own stages up to its plan, and then `stages`."""
     job = find_job(command)
     if not issubclass(job.context, TrainingContext):
         raise RunError(f"{command} is not a run that trains", "name a run of `settle train` or `settle tune`")
-    with run.lock(), Stopping() as stopping, contextlib.closing(Events()) as events:
+    with run.lock(), Stopping() as stopping, contextlib.closing(Events(listeners=listeners)) as events:
         sweep(run)
         own = tuple(stage for stage in job.stages if stage.__name__ in PREPARING)
         asked = resolve(job.settings, [("recipe", recipe)])

@@ -10,7 +10,7 @@ from settle.base.files import write_atomic, write_json
 from settle.base.run import Run
 from settle.base.settings import recipe_text
 from settle.cli import main
-from settle.experiment.seeds import FREEDOM_OF_POWER, POWER, VERDICT_ERROR, Spread, compare
+from settle.experiment.recipes import FREEDOM_OF_POWER, POWER, VERDICT_ERROR, Spread, compare
 from settle.jobs import seeds as seeds_module
 from settle.jobs.job import INTERRUPTED
 from settle.jobs.seeds import compare_recipes, repeat, report

@@ -12,6 +12,7 @@ from settle.base.errors import DataError, ResourceError, UsageError
 from settle.base.statistics import Interval
 from settle.evaluate.divergence import Divergence, TextLoss
 from settle.evaluate.footprint import Footprint, Measured
+from settle.jobs.settings import ShrinkOptions
 from settle.shrink import session
 from settle.shrink.calibration import (
     CALIBRATION_TOKENS,
@@ -30,7 +31,6 @@ from settle.shrink.card import CardFacts, card
 from settle.shrink.prunable_model import in_layer, layer_of
 from settle.shrink.pruners.vocabulary import counted, cut_metadata, scripts_of
 from settle.shrink.session import require_room
-from settle.shrink.settings import ShrinkOptions
 
 
 def test_a_text_is_cut_between_paragraphs_lines_or_words() -> None:

@@ -4,6 +4,7 @@ from typing import ClassVar
 
 from settle.base.event_log import Events
 from settle.commands import Command
+from settle.jobs.job import find_job, start
 from settle.jobs.settings import ShrinkSettings
 
 
@@ -22,6 +23,4 @@ class Shrink(ShrinkSettings, Command):
     begins_work: ClassVar[bool] = True
 
     def run(self, events: Events) -> int:
-        from settle.jobs.job import find_job, start
-
         return start(find_job("shrink"), self, events).exit_code or 0

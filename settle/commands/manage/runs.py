@@ -15,29 +15,33 @@ from settle.commands import Command
 from settle.jobs.exporters import Exporter, export_history
 from settle.jobs.run_reports import list_runs, show_ledger, show_run
 from settle.jobs.seeds import compare_recipes
+from settle.jobs.settings import LabSettings
 from settle.library.deletion import prune_runs, remove_runs
 from settle.library.update import show_providers
 
 ACTIONS = ("list", "show", "compare", "export", "audit", "prune", "remove")
 
 
-class Runs(Command):
-    """List, show, compare and remove runs; audit their connections.
+class Runs(LabSettings, Command):
+    """List, show, compare and remove runs; try changes to a recipe; audit connections.
 
-    `settle runs show NAME` shows one of them. `settle runs prune` deletes the checkpoints of finished runs, which
-    nothing needs any more, and keeps their models; `settle runs remove NAME ...` deletes runs with all they made.
-    `settle runs compare NAME NAME` compares two recipes that were run with `--seeds`, by the noise of their seeds;
-    `settle runs export NAME --to tensorboard` writes a run's history for another program. `settle runs audit NAME`
-    shows every connection of a run, or of the newest command of that name such as `serve`: from which process, to
-    where, declared or not, and how complete that ledger is. Without NAME it lists the ledgers; `settle runs audit
-    providers` is about the cloud: what its providers log, keep and train on.
+    `settle runs show NAME` shows one of them. `settle runs prune` deletes the checkpoints of finished runs and keeps
+    their models; `settle runs remove NAME ...` deletes runs with all they made. `settle runs export NAME --to
+    tensorboard` writes a run's history for another program.
+
+    `settle runs compare base.toml optimizer.lr=0.01` tries a change to a recipe by pairs of runs: kept (exit code 0),
+    discarded (3) or undecided (4); of all that are tried, one without a gain is kept in 5 % of labs at most. Without a
+    change it lists what was tried. `settle runs compare NAME NAME` compares recipes that were run with `--seeds`.
+
+    `settle runs audit NAME` shows every connection of a run, or of the newest command of that name such as `serve`.
+    Without NAME it lists the ledgers; `settle runs audit providers` is about what clouds log, keep and train on.
     """
 
     is_watched: ClassVar[bool] = False
     positional: ClassVar[tuple[str, ...]] = ("action", "names")
 
     action: str = Field("list", description="list, show, compare, export, audit, prune or remove")
-    names: list[str] = Field(default_factory=list, description="the runs that it is about")
+    names: list[str] = Field(default_factory=list, description="the runs, or a recipe and a change, that it is about")
     ledger: bool = Field(False, description="compare the forecasts of every finished run with the actual figures")
     to: Choice = choice("jobs/exporters", default="tensorboard", description="program that the history is exported for")
     out: Path = Field(Path("history"), description="folder that the history is exported to")
@@ -56,20 +60,21 @@ class Runs(Command):
             show_run(self.names, events)
         elif self.action == "export":
             export_history(self.names, Exporter.make(str(self.to.name), self.to.settings), self.out, events)
+        elif self.action == "audit" and not self.names:
+            list_ledgers(events)
         elif self.action == "audit":
-            self._audit(events)
+            show_providers(events) if self.names == ["providers"] else show_connections(self.names[0], events)
         elif self.action == "compare":
-            compare_recipes(self.names, events)
+            return self._compare(events)
         elif self.action in ("prune", "remove"):
             {"prune": prune_runs, "remove": remove_runs}[self.action](self.names, self.yes, events)
         else:
             list_runs(events)
         return 0
 
-    def _audit(self, events: Events) -> None:
-        if not self.names:
-            list_ledgers(events)
-        elif self.names == ["providers"]:
-            show_providers(events)
-        else:
-            show_connections(self.names[0], events)
+    def _compare(self, events: Events) -> int:
+        if self.names[:1] and self.names[0].endswith(".toml"):
+            from settle.jobs.lab import try_change
+
+            return try_change(self.names, self, events)
+        return compare_recipes(self.names, events)
