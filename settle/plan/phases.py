@@ -188,16 +188,17 @@ def give_way(plan: TrainingPlan, spent: float, proof: float) -> TrainingPlan:
     return plan.with_loop(seconds_comparing=kept) if missing > 0 else plan
 
 
-def too_short(plan: TrainingPlan, seconds: float) -> str | None:
+def too_short(plan: TrainingPlan, seconds: float, models: int = 1) -> str | None:
     """Return the warning for a time budget that leaves the loop only so many seconds; None when it has room to learn.
 
-    Raises UsageError when it leaves next to nothing.
+    models: for how many the time is that the user gave, of which the plan has one's. Raises UsageError when it leaves
+    next to nothing.
     """
     loop = plan.loop
     if not loop.seconds or not loop.step_seconds or seconds >= LEAST_STEPS * loop.step_seconds:
         return None
     steps = max(1, int(seconds / loop.step_seconds))
-    needed = loop.seconds + 2 * LEAST_STEPS * loop.step_seconds - seconds
+    needed = models * (loop.seconds + 2 * LEAST_STEPS * loop.step_seconds - seconds)
     what = (
         f"the time has room for about {steps} step{'s' if steps > 1 else ''} of training: everything else takes "
         f"{loop.seconds - seconds:,.0f} s"

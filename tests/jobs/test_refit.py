@@ -3,6 +3,7 @@
 import errno
 import json
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -136,6 +137,9 @@ def test_a_time_budget_is_for_both_models(text: Path, capfd: Any) -> None:
     assert whole == 300 and 140 < half < 150 + 0.5 * 60
     assert "refit" not in budgets[0]
     assert half + budgets[1]["refit"]["time"] < 300
+    assert main(["train", str(text), "--size", "20M", "--threads", "1", "--refit", "--time", "12s"]) == 2
+    needed = re.search(r"give --time (\d+)m", " ".join(capfd.readouterr().err.split()))
+    assert needed and int(needed[1]) >= 2
 
 
 def test_stores_are_joined_document_by_document(tmp_path: Path) -> None:
