@@ -67,7 +67,8 @@ def ngram_curve(tokens: np.ndarray, held_out: np.ndarray, vocab_size: int) -> li
 def plateaus(tokens: np.ndarray, held_out: np.ndarray, vocab_size: int) -> tuple[float, float]:
     """Return the losses of the text's bigram and trigram models, on which a network may rest while it trains."""
     counted, asked = chunks(tokens, MOST_COUNTED), chunks(held_out, MOST_ASKED)
-    return ngram_loss(counted, asked, vocab_size, 2), ngram_loss(counted, asked, vocab_size, 3)
+    _, bigram, trigram = ngram_losses(counted, asked, vocab_size, 3)
+    return bigram, trigram
 
 
 def ngram_loss(counted: np.ndarray, held_out: np.ndarray, vocab_size: int, order: int = ORDER) -> float:
@@ -75,21 +76,30 @@ def ngram_loss(counted: np.ndarray, held_out: np.ndarray, vocab_size: int, order
 
     counted (N / C, C): the text that was counted; held_out (M / C, C).
     """
-    probability = np.full(held_out.size, 1 / vocab_size)
+    return ngram_losses(counted, held_out, vocab_size, order)[-1]
+
+
+def ngram_losses(counted: np.ndarray, held_out: np.ndarray, vocab_size: int, order: int) -> list[float]:
+    """Return the loss of n-grams of up to one token, two, …, `order`; as `ngram_loss`."""
+    probability, losses = np.full(held_out.size, 1 / vocab_size), list[float]()
     for length in range(1, order + 1):
         contexts, grams = _hashed(counted, length)
         asked_contexts, asked_grams = _hashed(held_out, length)
         contexts, grams = _near(contexts, grams, asked_contexts)
-        order_of_grams = np.argsort(grams)
-        grams = grams[order_of_grams]
+        if length > 1:
+            order_of_grams = np.argsort(grams)
+            contexts, grams = contexts[order_of_grams], grams[order_of_grams]
+        else:  # all have one context, and sorting is some times quicker
+            grams = np.sort(grams)
         is_first = np.append(True, grams[1:] != grams[:-1])[: len(grams)]  # of its kind
-        of_kinds = contexts[order_of_grams[is_first]]  # a context once for each of its distinct continuations
+        of_kinds = contexts[is_first]  # a context once for each of its distinct continuations
         n_gram, n_context = _times(grams, asked_grams), _times(np.sort(contexts), asked_contexts)
         t_context = _times(np.sort(of_kinds), asked_contexts)
         whole = n_context + t_context
         mixed = (n_gram + t_context * probability) / np.maximum(whole, 1)
         probability = np.where(whole > 0, mixed, probability)
-    return float(-np.log(probability).mean())
+        losses.append(float(-np.log(probability).mean()))
+    return losses
 
 
 def _near(contexts: np.ndarray, grams: np.ndarray, asked: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
