@@ -47,12 +47,12 @@ NULLS = (("base", "eps"), ("base", "shaken"), ("eps", "shaken"))
 LEAST, PAIRS, LONGER, CHANGES, SESSIONS, GAIN = 0.005, 6, 12, 200, 200, 0.01
 
 # what is really tried at a small size, in this order, with what is true of it: gain, loss, or nothing at all
-SMALL = {"size": "60k", "steps": 80, "threads": 1, "dtype": "bfloat16", "optimizer": {"name": "muon", "lr": 0.008}}
+SMALL = {"size": "200k", "steps": 90, "threads": 1, "dtype": "bfloat16", "optimizer": {"name": "muon", "lr": 0.002}}
 TRIED = [
-    ("optimizer.eps=2e-10", "nothing"), ("optimizer.lr=0.0027", "loss"), ("seed=7", "nothing"),
-    ("size=30k", "loss"), ("optimizer.beta2=0.9501", "nothing"), ("optimizer.lr=0.02", "gain"),
-    ("micro_tokens=256", "nothing"), ("steps=50", "loss"), ("optimizer.norm_lr=0.00401", "nothing"),
-    ("steps=130", "gain"), ("name=renamed", "nothing"), ("optimizer=adamw", "loss"),
+    ("optimizer.eps=2e-10", "nothing"), ("optimizer.lr=0.0005", "loss"), ("seed=7", "nothing"),
+    ("size=80k", "loss"), ("optimizer.beta2=0.9501", "nothing"), ("optimizer.lr=0.01", "gain"),
+    ("micro_tokens=256", "nothing"), ("steps=60", "loss"), ("optimizer.norm_lr=0.00401", "nothing"),
+    ("steps=150", "gain"), ("name=renamed", "nothing"), ("steps=100", "loss"),
 ]  # fmt: skip
 
 
