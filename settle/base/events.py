@@ -239,12 +239,16 @@ class SettledEvidence(BaseEvent):
 
 
 class DecayStarted(BaseEvent):
-    """From `step` on the learning rate falls, to zero at step `until`."""
+    """From `step` on the learning rate falls, to zero at step `until`.
+
+    weights_of: the step whose weights were taken up again, where the held-out loss has risen since.
+    """
 
     kind: Literal["decay"] = "decay"
     step: int
     until: int
     why: str
+    weights_of: int | None = None
 
 
 class CheckpointSaved(BaseEvent):

@@ -238,25 +238,26 @@ def refit_plan(c: RefitContext) -> None:
     if record is None or done is None:
         raise RunError(f"{judged.name} is not finished", f"`settle resume {judged.name}`")
     before = TrainingPlan.from_json(record)
-    steps, decay = _schedule(judged, before, (done.best or Evaluated()).step or 0, number(done.actual.get("tokens")))
+    best = done.best or Evaluated()
+    steps, decay = _schedule(judged, before, best, number(done.actual.get("tokens")))
     changes = {"max_steps": steps, "decay_fraction": decay, "seconds": None, "until_settled": False, "is_refit": True}
+    changes["average"] = before.loop.average if best.averaged else 0.0
     c.plan = before.with_loop(**changes)
     c.record = {**record, **c.plan.to_json(), "refit_of": judged.path.name}
     write_json(c.run.path / "plan.json", c.record)
     c.events.emit(Say(text=f"refit of {judged.name}: {steps:,} steps on all of the text, which nothing judges"))
 
 
-def _schedule(run: Run, plan: TrainingPlan, best: int, tokens: float | None) -> tuple[int, float]:
+def _schedule(run: Run, plan: TrainingPlan, best: Evaluated, tokens: float | None) -> tuple[int, float]:
     """Return the steps that led to the run's best weights, and the share of them in which the learning rate fell.
 
-    best: the step of these weights; tokens: of the run. Weights that are best from before the decay are as old, but
-    decay: at a given age that only makes them better.
+    tokens: of the run. Weights that are best from before the decay are as old, but decay, unless they are averaged.
     """
     end = max(1, round((tokens or 0.0) / plan.loop.tokens_per_step))
     records = [record for record in read_records(run.events) if record["kind"] == "decay"]
     start = int(records[-1]["step"]) if records else end
-    if 0 < best <= start < end:
-        return best, plan.loop.decay_fraction
+    if best.step and best.step <= start < end:
+        return best.step, 0.0 if best.averaged else plan.loop.decay_fraction
     return end, (end - start) / end if start < end else plan.loop.decay_fraction
 
 

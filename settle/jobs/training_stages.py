@@ -328,7 +328,7 @@ def judge(c: TrainingContext) -> None:
 
 def note_judged(c: LoopContext, best: EvaluationFigures, tokens: int) -> None:
     """Keep and emit the evaluation of the best weights. tokens: that the loop has trained on."""
-    c.best = Evaluated.model_validate(best)
+    c.best = Evaluated.model_validate({**best, "averaged": c.outcome.state.averaged is not None})
     c.events.emit(Eval.model_validate({"whole": True, **best}))
     c.actual = {"peak_memory": c.loop.spent()["peak_memory"], "tokens": tokens, "loss": best["loss"]}
     c.files["curves"] = str(c.run.out / "curves.png")

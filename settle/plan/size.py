@@ -26,7 +26,8 @@ from settle.train.objectives.next_token import NextToken
 from settle.train.optimizers import Optimizer
 
 SMALLEST, LARGEST = 60_000, 2_000_000_000  # parameters that are considered
-PER_UNIQUE_TOKEN = 2.0  # parameters for each token of the corpus, at most: more only memorize it
+PER_UNIQUE_TOKEN = 16.0  # parameters for each token of the corpus, at most: no more were measured
+REPEATS = 8.0  # passes over the text after which one more teaches little, when the size is chosen
 EPOCHS = 20  # that a run without a budget is expected to take until it has settled
 OVERNIGHT = 8 * 3600.0  # that it may take at most, when its size is chosen
 MOST_AT_ONCE = 8192  # tokens of one micro-batch
@@ -183,7 +184,7 @@ class _Choice:
         return parameters
 
     def _loss(self, parameters: int, tokens: float) -> float:
-        return left_over(parameters, max(1.0, worth(tokens, self.unique)))
+        return left_over(parameters, max(1.0, worth(tokens, self.unique, REPEATS)))
 
     def tokens_in(self, seconds: float, parameters: int) -> float:
         """How many tokens a model of this size sees in that time."""

@@ -17,6 +17,10 @@ from settle.train.settled import sample_size
 from settle.train.state import LoopPlan
 from settle.train.training_plan import TrainingPlan
 
+# measured by bench/recipe.py
+DECAY_PASSES, FEWEST_DECAYING = 2.0, 100  # over the text, and steps: a longer decay memorizes it
+AVERAGE = 0.1  # of the steps
+
 
 def plan_training(settings: TrainingSettings, origin: dict[str, str], corpus: Corpus, spent: float) -> TrainingPlan:
     """Plan every number of the run. `origin`: the source of each setting; `spent`: seconds that preparing took.
@@ -34,8 +38,8 @@ def plan_training(settings: TrainingSettings, origin: dict[str, str], corpus: Co
     )
     tokenizer = corpus.tokenizer
     architecture = architecture.model_copy(update={"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id})
-    rule, objective = str(settings.optimizer.name), str(settings.objective.name)
-    optimizer = Optimizer.make(rule, settings.optimizer.settings)
+    objective = str(settings.objective.name)
+    optimizer = _against_memorizing(settings, size, corpus.train.num_tokens, why)
     objective_settings = Objective.make(objective, settings.objective.settings).model_dump()
     require_sharding(settings, Objective.part(objective), architecture, device.kind, is_whole=True)
     dtype = choose_dtype(settings.dtype, device, shapes(architecture, size.micro_tokens), why)
@@ -48,7 +52,7 @@ def plan_training(settings: TrainingSettings, origin: dict[str, str], corpus: Co
         architecture_name=settings.architecture,
         objective=objective,
         objective_settings=objective_settings,
-        optimizer_name=rule,
+        optimizer_name=str(settings.optimizer.name),
         optimizer=optimizer.model_dump(),
         loop=loop.model_copy(update={"bigram_loss": bigram, "trigram_loss": trigram}),
         device=device.kind,
@@ -57,6 +61,18 @@ def plan_training(settings: TrainingSettings, origin: dict[str, str], corpus: Co
         origin=origins(origin, settings, why, {"optimizer": optimizer.model_dump(), "objective": objective_settings}),
         why=why,
     )
+
+
+def _against_memorizing(settings: TrainingSettings, size: Size, unique: int, why: dict[str, str]) -> Optimizer:
+    """Return the optimizer, with the weight decay that suits how often the text is seen where none was asked for."""
+    optimizer = Optimizer.make(str(settings.optimizer.name), settings.optimizer.settings)
+    if "weight_decay" in settings.optimizer.settings:
+        return optimizer
+    passes = size.expected_tokens / unique
+    suited = optimizer.against_memorizing(passes, unique / size.tokens_per_step)
+    if suited != optimizer:
+        why["optimizer.weight_decay"] = f"so that {passes:,.1f} passes over the text teach and are not memorized"
+    return suited
 
 
 def _loop(settings: TrainingSettings, size: Size, unique: int, threads: int, why: dict[str, str]) -> LoopPlan:
@@ -78,6 +94,8 @@ def _loop(settings: TrainingSettings, size: Size, unique: int, threads: int, why
         max_steps=max_steps,
         seconds=size.seconds,
         decay_fraction=0.4 if expected < 2000 else 0.25,
+        longest_decay=max(FEWEST_DECAYING, round(DECAY_PASSES * unique / size.tokens_per_step)),
+        average=AVERAGE,
         tolerance=settings.tolerance,
         checkpoint_steps=max(20, math.ceil(expected / 50)),
         **sharding(settings),

@@ -72,8 +72,8 @@ class Recovery:
         checkpoint = Checkpoint(
             step=state.step,
             model=self.trainer.own_weights(),
-            optimizer=self.trainer.stepper.state(),
-            best=best if state.best_step != state.step else None,
+            optimizer=self.trainer.moments(),
+            best=best if state.best_step != state.step or state.averaged is not None else None,
             state={"identity": self.session.identity, **state.to_json()},
         )
         self.order.sync()

@@ -73,6 +73,10 @@ class LoopPlan(Settings):
     step_seconds: float = Field(0.0, description="the probe's pace, seconds per step")
     waiting: float = Field(1.0, description="times longer than alone the probe's steps took, for other programs' sake")
     decay_fraction: float = Field(description="share of a budgeted run in which the learning rate falls to zero")
+    longest_decay: int | None = Field(None, description="steps of the decay at most: longer ones memorize the text")
+    average: float = Field(
+        0.0, description="share of the steps that the averaged weights reach back over; 0: weights are not averaged"
+    )
     bigram_loss: float | None = Field(None, description="held-out loss of counting pairs of tokens, nats per token")
     trigram_loss: float | None = Field(None, description="the same of triples")
     tolerance: float = Field(0.005, description="the relative improvement for 10 % more tokens that still matters")
@@ -82,7 +86,8 @@ class LoopPlan(Settings):
     until_settled: bool = Field(True, description="stop by the verdict; false: only by the budget")
     is_refit: bool = Field(
         False,
-        description="no text is left to evaluate on, but to see that something is learned; the last weights are kept",
+        description="no text is left to evaluate on, but to see that something is learned; the last weights are kept, or their "
+        "average",
     )
     evaluation_cost: float = Field(EVALUATION_COST, description="share of the computing time of evaluations, early on")
     is_sharded: bool = Field(
@@ -143,6 +148,9 @@ class LoopState:
     skipped: list[int] = field(default_factory=list)
     rollbacks: list[RollbackNote] = field(default_factory=list)
     best_step: int = 0
+    averaged: Evaluation | None = (
+        None  # of the average of the weights until `best_step`, where that is kept as the best
+    )
     is_past_half: bool = False  # whether the sample in the middle of the run was taken
     last_step: int | None = None  # by which the decay ends, where a number of steps decides it and not the clock
     stop: str = ""  # why the end was decided: settled | learned | overfitting | passes | budget | diverged | broken
@@ -179,6 +187,8 @@ class LoopState:
     @property
     def best_loss(self) -> float:
         """The loss of the evaluation whose weights are kept as the best."""
+        if self.averaged is not None:
+            return self.averaged.loss
         return next(e.loss for e in self.history if e.step == self.best_step)
 
     @property

@@ -1,6 +1,7 @@
 """One optimizer step: draw the batches, forward, backward, clip, update."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -18,6 +19,9 @@ from settle.train.state import LoopPlan, LoopState
 from settle.train.world import World, single
 from settle.train.world.row_share import StepRows
 from settle.train.world.weight_shards import local_part
+
+AVERAGED_STEPS = 4  # between two of the weights that are averaged
+AVERAGE = "average."  # before a weight's name, in a checkpoint
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,8 @@ class Trainer:
         self.base_lr, self.stepper = optimizer.lr, optimizer.bind(model)
         # found once: a small model's step is so short that going through its modules shows
         self._parameters, self._casts = [*model.parameters()], casts_of(model)
+        # the exponential moving average of the weights, where the plan has one
+        self.average = {k: v.clone() for k, v in self.own_weights().items()} if plan.average else {}
         self._freed_memory = FreedMemory()
 
     def take_step(self, state: LoopState, multiplier: float) -> StepResult:
@@ -77,6 +83,7 @@ class Trainer:
             with self.world.together("update"):
                 self.stepper.step(multiplier)
             refresh_casts(self._casts)
+            self._average(state.step)
         self._freed_memory.after_step()
         return result
 
@@ -93,6 +100,13 @@ class Trainer:
     def _drop_gradient(self) -> None:
         for parameter in self._parameters:
             parameter.grad = None
+
+    @torch.no_grad()
+    def _average(self, step: int) -> None:
+        """Move the averaged weights towards those after a step; not after each, which would be a pass over all."""
+        if self.average and step % AVERAGED_STEPS == 0:
+            share = -math.expm1(-AVERAGED_STEPS / (self.plan.average * (step + 1)))
+            torch._foreach_lerp_(list(self.average.values()), list(self.own_weights().values()), share)
 
     def _clip(self) -> Tensor:
         """Scale the gradient so that its norm is at most the plan's; return its norm before that, (), on its device."""
@@ -137,13 +151,30 @@ class Trainer:
 
     def load(self, checkpoint: Checkpoint) -> None:
         """Take over a checkpoint's tensors. Raises KeyError, RuntimeError when they are not this model's."""
+        self.take_weights(checkpoint.model)
+        self.stepper.restore(checkpoint.optimizer)
+        for name, tensor in self.average.items():
+            tensor.copy_(checkpoint.optimizer[AVERAGE + name])
+
+    def moments(self) -> dict[str, Tensor]:
+        """Return what the next steps depend on beside the weights, by name; the tensors are the live ones."""
+        return self.stepper.state() | {AVERAGE + name: tensor for name, tensor in self.average.items()}
+
+    def go_back(self, weights: Mapping[str, Tensor]) -> None:
+        """Take over earlier weights, of this run. The optimizer's moments stay: they follow within some steps."""
+        self.take_weights(weights)
+        for name, tensor in self.own_weights().items():
+            if name in self.average:
+                self.average[name].copy_(tensor)
+
+    def take_weights(self, weights: Mapping[str, Tensor]) -> None:
+        """Take over trained weights, as `weights` gave them. Raises KeyError, RuntimeError when they are others."""
         if self.model.is_sharded:
             own = self.own_weights()
-            if own.keys() != checkpoint.model.keys():
-                raise KeyError(min(own.keys() ^ checkpoint.model.keys()))
+            if own.keys() != weights.keys():
+                raise KeyError(min(own.keys() ^ weights.keys()))
             for name, tensor in own.items():
-                tensor.copy_(checkpoint.model[name])
+                tensor.copy_(weights[name])
         else:
-            self.model.load_trainable(checkpoint.model)
+            self.model.load_trainable(weights)
         refresh_casts(self._casts)
-        self.stepper.restore(checkpoint.optimizer)

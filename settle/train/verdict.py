@@ -98,7 +98,8 @@ def _decayed(stable: Sequence[Evaluation], state: LoopState) -> str:
     last = [e.loss for e in stable[-DECAY_EVALUATIONS:]]
     if state.schedule.decay_start is None or len(last) < DECAY_EVALUATIONS:
         return ""
-    return f"The decay then took it from {sum(last) / len(last):.4f} to {state.best_loss:.4f}. "
+    took = "The decay" if state.averaged is None else "The average of the latest weights"
+    return f"{took} then took it from {sum(last) / len(last):.4f} to {state.best_loss:.4f}. "
 
 
 def _nothing_learned(state: LoopState) -> str:

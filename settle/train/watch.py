@@ -74,8 +74,10 @@ class Watch:
         state.history.append(evaluation)
         is_best = not self.best or evaluation.loss < state.best_loss
         if is_best or self.plan.is_refit or self._is_kept(evaluation, state):
-            state.best_step = evaluation.step
+            state.best_step, state.averaged = evaluation.step, None
             self.best = trainer.weights()
+        if state.step == state.schedule.end:
+            self._try_average(state)
         if not self.plan.is_refit:
             self.events.emit(Eval(**evaluation.figures()))
         passes = self.trainer.batches.epoch(state.position)
@@ -90,6 +92,23 @@ class Watch:
             self.events.emit(SettledEvidence.model_validate(state.judgement | at))
             if self.plan.until_settled:
                 self._act_on(judgement, state)
+
+    def _try_average(self, state: LoopState) -> None:
+        """Take the averaged weights as the best where they are: late in many passes a decay memorizes.
+
+        Asked where the decay begins and where it ends, so that choosing costs two evaluations.
+        """
+        trainer = self.trainer
+        if not self.plan.average:
+            return
+        own = {name: tensor.clone() for name, tensor in trainer.own_weights().items()}
+        trainer.take_weights(trainer.average)
+        tokens = trainer.tokens(state)
+        evaluation = evaluate(trainer.model, trainer.objective, self.held_out, state.step, tokens, trainer.world)
+        if self.plan.is_refit or evaluation.loss < state.best_loss:
+            state.best_step, state.averaged = state.step, evaluation
+            self.best = trainer.weights()
+        trainer.take_weights(own)
 
     def _is_kept(self, last: Evaluation, state: LoopState) -> bool:
         """Return whether the decayed weights are taken although others had a lower loss, by less than its noise.
@@ -110,7 +129,7 @@ class Watch:
     def _settled_decay(self, state: LoopState) -> int:
         """Return the steps of the decay of a run that does not end by its budget."""
         steps = max(1, round(decay_tokens(self.trainer.tokens(state)) / self.plan.tokens_per_step))
-        return min(steps, self.time.affordable_steps(state))
+        return min(steps, self.time.affordable_steps(state), self.plan.longest_decay or steps)
 
     # --- budgets ---
 
@@ -127,6 +146,7 @@ class Watch:
             return
         if plan.max_steps is not None:
             steps = max(1, round(plan.max_steps * plan.decay_fraction))
+            steps = min(steps, plan.longest_decay or steps)
             if state.step >= plan.max_steps - steps:
                 self._begin_decay(state, "budget", plan.max_steps - state.step)
                 return
@@ -155,10 +175,19 @@ class Watch:
             state.schedule = state.schedule.replanned(state.step, steps)
 
     def _begin_decay(self, state: LoopState, why: str, steps: int) -> None:
+        """Let the learning rate fall from here; where the held-out loss has risen, from the best weights."""
+        has_risen = self.settled.rise(state.history) is not None
+        if has_risen:
+            self.trainer.go_back(self.best)
+        else:
+            self._try_average(state)
         state.last_step = None if why == "time" else state.step + steps
         state.stop = "budget" if why == "time" else why
         state.schedule = state.schedule.decay_from(state.step, steps)
-        self.events.emit(DecayStarted(step=state.step, until=state.step + max(1, steps), why=why))
+        weights_of = state.best_step if has_risen else None
+        self.events.emit(
+            DecayStarted(step=state.step, until=state.step + max(1, steps), why=why, weights_of=weights_of)
+        )
 
 
 class TimeBudget:
@@ -209,6 +238,8 @@ class TimeBudget:
         whole = self._pace.slowdown(self._planned, is_whole=True)
         left, most = self.seconds_left(state), self._left(state, min(self.slowdown, whole))
         share = self.plan.decay_fraction * (state.seconds + most)
+        if self.plan.longest_decay is not None and self._pace.seconds_per_step:
+            share = min(share, self.plan.longest_decay * self._pace.seconds_per_step)
         return most <= share or left <= share / 2
 
     def affordable_steps(self, state: LoopState) -> int:

@@ -20,6 +20,8 @@ from settle.plan.size import (
     EPOCHS,
     LARGEST,
     OVERNIGHT,
+    PER_UNIQUE_TOKEN,
+    REPEATS,
     SMALLEST,
     TOKENS,
     choose_size,
@@ -78,7 +80,7 @@ def test_the_best_size_for_a_time_leaves_the_least_loss(budget: float) -> None:
     best = sizes._Choice(TrainingSettings(), corpus(unique), CPU)._best_in(budget)  # type: ignore[arg-type]
 
     def left(size: int) -> float:
-        return left_over(size, max(1.0, worth(budget / seconds_of(1.0, size), unique)))
+        return left_over(size, max(1.0, worth(budget / seconds_of(1.0, size), unique, REPEATS)))
 
     ladder = [int(SMALLEST * 1.15**i) for i in range(75)]
     assert ladder[-2] < LARGEST <= ladder[-1] * 1.15 and best == min(ladder, key=left)
@@ -86,7 +88,8 @@ def test_the_best_size_for_a_time_leaves_the_least_loss(budget: float) -> None:
 
 def test_without_a_budget_a_run_takes_its_passes_or_a_night() -> None:
     few, why = chosen(unique=100_000)
-    assert few.expected_tokens == EPOCHS * 100_000 and few.seconds is None and few.parameters == 200_000
+    assert few.expected_tokens == EPOCHS * 100_000 and few.seconds is None
+    assert few.parameters == PER_UNIQUE_TOKEN * 100_000
     assert why["parameters"].endswith("suit the corpus")
     many, why = chosen(unique=10**12)
     assert seconds_of(many.expected_tokens, many.parameters) == pytest.approx(OVERNIGHT, rel=1e-4)

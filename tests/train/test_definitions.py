@@ -214,7 +214,7 @@ def test_a_tied_head_that_is_a_copy_is_refused(family: str, monkeypatch: pytest.
 
 @pytest.mark.parametrize("factor", [1e-4, 0.3, 5.0])
 @pytest.mark.parametrize(
-    ("optimizer", "stepper"), [(AdamW(), AdamStepper), (Muon(), MuonStepper)], ids=["adamw", "muon"]
+    ("optimizer", "stepper"), [(AdamW(), AdamStepper), (Muon(weight_decay=1.0), MuonStepper)], ids=["adamw", "muon"]
 )
 def test_a_step_at_another_rate_is_refused(
     optimizer: Any, stepper: Any, factor: float, monkeypatch: pytest.MonkeyPatch

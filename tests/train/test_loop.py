@@ -42,8 +42,10 @@ class Poison(NextToken):
 POISONED: list[Any] = []
 
 
-def loop(corpus: Corpus, run: Run, events: list[Event], stop_at: int | None = None, **rates: float) -> Loop:
-    trainer = Trainer(PLAN, tiny(corpus), Poison(), AdamW(**rates), batches_of(corpus, PLAN))
+def loop(
+    corpus: Corpus, run: Run, events: list[Event], stop_at: int | None = None, plan: LoopPlan = PLAN, **rates: float
+) -> Loop:
+    trainer = Trainer(plan, tiny(corpus), Poison(), AdamW(**rates), batches_of(corpus, plan))
     heard = Events(listeners=[into(events)])
     return loop_of(trainer, corpus, run, heard, stop_at, held_out=512, decode=corpus.tokenizer.decode)
 
@@ -168,13 +170,19 @@ def test_a_rate_at_which_nothing_can_be_learned_ends_as_diverged_with_the_batch(
 
 
 def test_a_run_stopped_at_every_step_ends_as_one_that_was_not(corpus: Corpus) -> None:
-    made = loop(corpus, Run.create("train", "whole"), [])
-    whole, *_ = ended(made.train(), made)
+    plan = PLAN.model_copy(update={"average": 0.2})
+    made = loop(corpus, Run.create("train", "whole"), [], plan=plan)
+    outcome = made.train()
+    whole, *_ = ended(outcome, made)
     run = Run.create("train", "parts")
     for step in range(1, 30, 3):
-        assert loop(corpus, run, [], step).train().interrupted
+        assert loop(corpus, run, [], step, plan).train().interrupted
         kept = [int(p.name) for p in checkpoints.steps(run.checkpoints)]
         assert len(kept) <= checkpoints.KEEP + 1 and kept[-1] == step
-    last = loop(corpus, run, [])
-    weights, *_ = ended(last.train(), last)
+    last = loop(corpus, run, [], plan=plan)
+    after = last.train()
+    weights, *_ = ended(after, last)
     assert all(torch.equal(v, whole[k]) for k, v in weights.items())
+    assert all(torch.equal(v, made.trainer.average[k]) for k, v in last.trainer.average.items())
+    assert after.state.averaged == outcome.state.averaged
+    assert all(torch.equal(v, outcome.best[k]) for k, v in after.best.items())

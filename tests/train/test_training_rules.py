@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from settle.base.event_log import Events
+from settle.base.events import DecayStarted, Event
 from settle.data.batches import Batch
 from settle.model.adapters.lora import LoRA
 from settle.model.architectures.llama import Llama
@@ -210,6 +211,67 @@ def test_the_best_weights_are_those_of_the_lowest_evaluation(monkeypatch: pytest
         watched.evaluate(state)
     assert state.best_step == 2 and state.best_loss == 3.2
     assert (watched.best["model.norm.weight"] == 2.0).all()
+
+
+@pytest.mark.parametrize("until_settled", [True, False], ids=["by the verdict", "by the budget"])
+@pytest.mark.parametrize("rises", [True, False])
+def test_a_decay_begins_at_the_best_weights_where_the_loss_has_risen(
+    monkeypatch: pytest.MonkeyPatch, rises: bool, until_settled: bool
+) -> None:
+    plan = PLAN.model_copy(update={"max_steps": 40, "until_settled": until_settled})
+    trainer = Trainer(plan, Llama.TINY.build(seed=1), NextToken(), Still(), OneBatch())  # type: ignore[arg-type]
+    told, events = list[Event](), Events()
+    events.listeners.append(told.append)
+    watched = Watch(trainer, HeldOut([batch()], np.ones(64, np.int32)), events)
+    state = LoopState(schedule=Schedule(3))
+    for step in range(40):
+        state.step = step
+        watched.spend_budget(state)
+        if state.stop:
+            break
+        with torch.no_grad():
+            trainer.model.model.norm.weight.fill_(float(step))
+        loss = 3.0 + 0.1 * (abs(step - 16) if rises else max(0, 16 - step)) + 0.003 * (step % 3)
+        said = Evaluation(step, 72 * step, loss, 0.1, None, (loss - 0.2, loss + 0.2))
+        monkeypatch.setattr(watch, "evaluate", lambda *args, said=said: said)
+        watched.evaluate(state)
+    assert state.stop == ("overfitting" if rises and until_settled else "budget")
+    (decay,) = [event for event in told if isinstance(event, DecayStarted)]
+    assert decay.step == state.step - (state.stop == "overfitting") <= 30
+    taken_up = float(trainer.model.model.norm.weight.detach()[0])
+    assert (decay.weights_of, taken_up) == ((state.best_step, state.best_step) if rises else (None, 29.0))
+
+
+@pytest.mark.parametrize("averaged", [2.9, 3.1])
+def test_averaged_weights_are_taken_where_they_are_better(monkeypatch: pytest.MonkeyPatch, averaged: float) -> None:
+    plan = PLAN.model_copy(update={"max_steps": 40, "average": 0.5, "until_settled": False})
+    trainer = Trainer(plan, Llama.TINY.build(seed=1), NextToken(), Still(), OneBatch())  # type: ignore[arg-type]
+    norm, mean = trainer.model.model.norm.weight, 1.0
+    watched = Watch(trainer, HeldOut([batch()], np.ones(64, np.int32)), Events())
+    state = LoopState(schedule=Schedule(3), train_losses=[3.0] * 30)
+
+    def read(*args: Any) -> Evaluation:
+        is_average = float(norm.detach()[0]) == pytest.approx(mean, rel=1e-5)
+        loss = averaged if is_average else 3.0
+        return Evaluation(state.step, 72 * state.step, loss, 0.1, None, (loss,))
+
+    monkeypatch.setattr(watch, "evaluate", read)
+    for step in range(30):
+        with torch.no_grad():
+            norm.fill_(float(step % 7) + 2)
+        if step % 4 == 0:
+            mean += (float(norm.detach()[0]) - mean) * -np.expm1(-4 / (0.5 * (step + 1)))
+        trainer.take_step(state, 1.0)
+        state.step = step + 1
+        watched.evaluate(state)
+    own = float(norm.detach()[0])
+    watched.spend_budget(state)
+    assert state.stop == "budget" and float(norm.detach()[0]) == own  # the run goes on from its own weights
+    kept = float(watched.best["model.norm.weight"][0])
+    if averaged < 3.0:
+        assert (state.best_step, state.best_loss) == (30, averaged) and kept == pytest.approx(mean, rel=1e-5)
+    else:
+        assert (state.best_step, state.best_loss, state.averaged) == (1, 3.0, None)
 
 
 class PrefersLast(NextToken):

@@ -23,7 +23,10 @@ NOT_BETTER = 3  # exit code of a model that is not better than what it was compa
 
 
 class Evaluated(BaseModel):
-    """The best weights on held-out data: loss and stderr in nats per token; held_out_share: of the text it was."""
+    """The best weights on held-out data: loss and stderr in nats per token; held_out_share: of the text it was.
+
+    averaged: they are an average of the weights until `step`.
+    """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -33,6 +36,7 @@ class Evaluated(BaseModel):
     stderr: float | None = None
     bits_per_byte: float | None = None
     held_out_share: float | None = None
+    averaged: bool = False
 
 
 @dataclass(frozen=True)

@@ -64,7 +64,8 @@ def undeclared_text(event: UndeclaredConnection) -> str:
 def decay_text(event: DecayStarted) -> str:
     why = DECAY_REASONS.get(event.why, event.why)
     about = "about " if event.why == "time" else ""
-    return f"{why}: the learning rate falls to zero until {about}step {event.until:,}"
+    back = "" if event.weights_of is None else f"back to the weights of step {event.weights_of:,}, and "
+    return f"{why}: {back}the learning rate falls to zero until {about}step {event.until:,}"
 
 
 def rollback_text(event: Rollback) -> str:

@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -40,10 +41,14 @@ class Optimizer(Part):
     def shares_of_first_step(self, model: FreezableModule, steps: Mapping[str, Tensor]) -> dict[str, float]:
         """Return the size of each tensor's change in a first step as a share of what its rate asks for.
 
-        It is 1 where the rate is multiplied by 1. Empty: the rule does not say. The proof before the first step
-        compares.
+        It is 1 where the rate is multiplied by 1. Empty: the rule does not say. The weights are those before the step.
+        The proof before the first step compares.
         """
         return {}
+
+    def against_memorizing(self, passes: float, steps_per_pass: float) -> Self:
+        """Return the rule for a run that sees its text `passes` times; this one where nothing is known to help."""
+        return self
 
     @abstractmethod
     def bytes_per_parameter(self) -> float:

@@ -4,7 +4,9 @@ Muon (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/) steps by t
 found by a Newton–Schulz iteration; here the iteration runs on all matrices of one shape at once.
 """
 
+import math
 from collections.abc import Mapping
+from typing import Self
 
 import torch
 from pydantic import Field
@@ -15,6 +17,10 @@ from settle.train.gradient import gradient_of
 from settle.train.optimizers import Optimizer, Stepper
 from settle.train.optimizers.adamw import AdamGroup, AdamStepper, role, width_factor
 from settle.train.world.weight_shards import is_sharded, local_part, num_shards, on_whole
+
+FORGETTING = 0.4  # of the weights in the only pass of a run
+MOST_PASSES = 32.0  # that were measured
+MOST_FORGOTTEN = 0.02  # of the weights in a step
 
 
 class Muon(Optimizer):
@@ -53,11 +59,26 @@ class Muon(Optimizer):
         half = model.compute_dtype == torch.bfloat16
         return MuonStepper(self, members["matrix"], adam, torch.bfloat16 if half else torch.float32)
 
+    def against_memorizing(self, passes: float, steps_per_pass: float) -> Self:
+        """Return the rule with a weight decay that makes weights forget: within 2.5 / √passes passes over the text.
+
+        Weights are a mean over the latest 1 / (lr · weight decay) steps; how many passes these are at best hardly
+        depends on the text's length (Wang & Aitchison 2024, arXiv 2405.13698). Measured by bench/recipe.py.
+        """
+        forgets = FORGETTING * math.sqrt(min(passes, MOST_PASSES)) / max(1.0, steps_per_pass)
+        return self.model_copy(update={"weight_decay": round(min(forgets, MOST_FORGOTTEN) / self.lr, 3)})
+
     def shares_of_first_step(self, model: FreezableModule, steps: Mapping[str, Tensor]) -> dict[str, float]:
-        """Return the shares of a rule whose matrix steps have a spectral norm of their rate, whatever the gradient."""
+        """Return the shares of a rule whose matrix steps have a spectral norm of their rate, whatever the gradient.
+
+        Without the weight decay, and what lies along it.
+        """
         own, shares = dict(model.named_parameters()), {}
         for name, step in steps.items():
             if role(name, own[name]) in ("matrix", "adapter") and step.ndim == 2:
+                if self.weight_decay:  # what lies along the weights is not compared
+                    weight = own[name].detach().to(step)
+                    step = step - weight * ((step * weight).sum() / weight.square().sum().clamp_min(1e-30))
                 direction = step.new_ones(step.shape[1])
                 for _ in range(POWER_ITERATIONS):
                     direction = step.T @ (step @ direction)

@@ -146,12 +146,19 @@ class Settled:
 
     def asks(self, history: Sequence[Evaluation]) -> bool:
         """Return whether the last evaluation of `history` is one to judge: those between say nothing new."""
-        usable = [e for e in history if e.tokens > self.since_tokens]
-        return len(usable) < MIN_HISTORY or _is_asked(usable) or rise_of(usable, self.tolerance) is not None
+        usable = self._usable(history)
+        return len(usable) < MIN_HISTORY or _is_asked(usable) or self.rise(history) is not None
+
+    def rise(self, history: Sequence[Evaluation]) -> Rise | None:
+        """Return where the loss was lowest and how far above that it is now; None without a significant rise."""
+        return rise_of(self._usable(history), self.tolerance)
+
+    def _usable(self, history: Sequence[Evaluation]) -> list[Evaluation]:
+        return [e for e in history if e.tokens > self.since_tokens]
 
     def judge(self, history: Sequence[Evaluation]) -> Judgement:
         """Judge the last evaluation of `history` (all of them, oldest first, the learning rate not yet decaying)."""
-        usable = [e for e in history if e.tokens > self.since_tokens]
+        usable = self._usable(history)
         trend = trend_of(usable, self.tolerance)
         too_few = Judgement("improving", f"{len(usable)} of {MIN_HISTORY} evaluations needed for a verdict")
         if trend is None:
@@ -161,7 +168,7 @@ class Settled:
         broken = "" if is_early else self._broken(history, trend)
         if broken:
             return Judgement("broken", broken, trend.gain, evidence)
-        rise = rise_of(usable, self.tolerance)
+        rise = self.rise(history)
         if rise and trend.gain.value < 0:  # few rows are memorized long before it could show that nothing is left
             why = f"held-out loss rose from {rise.best_loss:.4f} at step {rise.best_step} by {rise.rise:.4f}"
             return Judgement("overfitting", why, trend.gain, {**evidence, **asdict(rise)})
