@@ -39,11 +39,12 @@ def plan_training(settings: TrainingSettings, origin: dict[str, str], corpus: Co
     tokenizer = corpus.tokenizer
     architecture = architecture.model_copy(update={"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id})
     objective = str(settings.objective.name)
-    optimizer = _against_memorizing(settings, size, corpus.train.num_tokens, why)
     objective_settings = Objective.make(objective, settings.objective.settings).model_dump()
     require_sharding(settings, Objective.part(objective), architecture, device.kind, is_whole=True)
     dtype = choose_dtype(settings.dtype, device, shapes(architecture, size.micro_tokens), why)
     loop = _loop(settings, size, corpus.train.num_tokens, threads, why)
+    tokens = min(size.expected_tokens, (loop.max_steps or math.inf) * loop.tokens_per_step)
+    optimizer = _against_memorizing(settings, tokens, corpus.train.num_tokens, size.tokens_per_step, why)
     bigram, trigram = plateaus(corpus.train.tokens, corpus.selection.tokens, tokenizer.vocab_size)
     selection = min(corpus.selection.num_tokens, sample_size(corpus.train.num_tokens, architecture.num_parameters))
     why["held_out_tokens"] = f"{selection:,} of {corpus.selection.num_tokens:,}: so that evaluating costs a few percent"
@@ -63,13 +64,15 @@ def plan_training(settings: TrainingSettings, origin: dict[str, str], corpus: Co
     )
 
 
-def _against_memorizing(settings: TrainingSettings, size: Size, unique: int, why: dict[str, str]) -> Optimizer:
+def _against_memorizing(
+    settings: TrainingSettings, tokens: float, unique: int, tokens_per_step: int, why: dict[str, str]
+) -> Optimizer:
     """Return the optimizer, with the weight decay that suits how often the text is seen where none was asked for."""
     optimizer = Optimizer.make(str(settings.optimizer.name), settings.optimizer.settings)
     if "weight_decay" in settings.optimizer.settings:
         return optimizer
-    passes = size.expected_tokens / unique
-    suited = optimizer.against_memorizing(passes, unique / size.tokens_per_step)
+    passes = tokens / unique
+    suited = optimizer.against_memorizing(passes, unique / tokens_per_step)
     if suited != optimizer:
         why["optimizer.weight_decay"] = f"so that {passes:,.1f} passes over the text teach and are not memorized"
     return suited

@@ -59,6 +59,31 @@ def test_a_budget_changes_nothing_before_it_is_spent(corpus: Corpus):
     assert len({(p.held_out_tokens, p.with_loop(**beside).loop.model_dump_json()) for p in plans}) == 1
 
 
+def test_weights_decay_the_more_the_more_often_the_text_is_seen(corpus: Corpus):
+    """In a step by 0.4 √passes / steps of a pass, divided by the rate; what was asked for stays."""
+
+    def decay(**asked: object) -> float:
+        plan, _ = planned(corpus, **asked)
+        assert plan.origin["optimizer.weight_decay"] == "derived" and "passes" in plan.why["optimizer.weight_decay"]
+        return float(plan.optimizer["weight_decay"])  # type: ignore[arg-type]  # JSON
+
+    per_pass = corpus.train.num_tokens / planned(corpus)[0].loop.tokens_per_step
+    for passes in (0.5, 4, 16):
+        steps = round(passes * per_pass)
+        expected = 0.4 * (steps / per_pass) ** 0.5 / per_pass / 0.02
+        assert decay(steps=steps) == pytest.approx(min(1.0, expected), abs=1e-3)
+    for asked in ({"optimizer": {"name": "muon", "weight_decay": 0.0}}, {"optimizer": "adamw"}):
+        plan, _ = planned(corpus, steps=round(16 * per_pass), **asked)
+        assert plan.optimizer["weight_decay"] == (0.0 if isinstance(asked["optimizer"], dict) else 0.1)
+        assert "optimizer.weight_decay" not in plan.why
+
+
+def test_the_decay_of_the_rate_is_two_passes_at_most(corpus: Corpus):
+    plan, _ = planned(corpus, steps=100_000)
+    assert plan.loop.longest_decay == max(100, round(2 * corpus.train.num_tokens / plan.loop.tokens_per_step))
+    assert plan.loop.average == 0.1
+
+
 def test_what_does_not_fit_is_refused_and_something_proposed(corpus: Corpus):
     plan, _ = planned(corpus)
     must_fit(plan)
