@@ -296,6 +296,16 @@ def prepared(work: Path) -> dict[str, Path]:
     return {"text": text, "rows": rows, "models": home / "models", "base": base}
 
 
+def tree_of(commit: str, folder: Path) -> Path:
+    """Put the package as it was at a commit into `folder`; return that."""
+    archive = subprocess.run(["git", "-C", str(HERE), "archive", commit, "settle"], capture_output=True)
+    if archive.returncode:
+        raise SystemExit(archive.stderr.decode())
+    with tarfile.open(fileobj=io.BytesIO(archive.stdout)) as files:
+        files.extractall(folder, filter="data")
+    return folder
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     kinds = ["training float32", "training bfloat16", "tuning", "embedding", "serving"]
@@ -310,12 +320,7 @@ def main() -> None:
     began = time.time()
     with tempfile.TemporaryDirectory(prefix="settle-busy-") as folder:
         work = Path(folder)
-        archive = subprocess.run(["git", "-C", str(HERE), "archive", asked.before, "settle"], capture_output=True)
-        if archive.returncode:
-            raise SystemExit(archive.stderr.decode())
-        with tarfile.open(fileobj=io.BytesIO(archive.stdout)) as files:
-            files.extractall(work / "before", filter="data")
-        trees = {"before": work / "before", "now": HERE}
+        trees = {"before": tree_of(asked.before, work / "before"), "now": HERE}
         if asked.only == ["starting"]:
             print("| until | before | now | now ÷ before |\n|---|--:|--:|--:|")
             print(starting(trees, work, asked.text or library_text(work / "text.txt"), asked.rounds))

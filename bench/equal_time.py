@@ -1,0 +1,74 @@
+"""What the recipe is worth: bits per byte before and now, from the same text in the same time.
+
+    python bench/equal_time.py TEXT... [--before 7233fd96] [--times 1m 3m 10m] [--seeds 3] [settings of `settle train`]
+
+The first 90 % of each text's characters are given to settle, which withholds its own share of them; the last 10 % judge
+both exports here. Both sides of a pair run at the same time with one thread each, so that whatever else the machine
+does hits both; every run starts from an empty home. `passes` are those over the text that trains.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from busy import HERE, tree_of
+from nanogpt import bits_per_byte, halves
+
+
+def begun(tree: Path, given: Path, home: Path, time: str, seed: int, settings: list[str]) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-P", "-m", "settle", "train", str(given), "--time", time, "--seed", str(seed)]
+    return subprocess.Popen(
+        [*command, "--threads", "1", "--data.clean=false", "--name", "pair", "--json", *settings],
+        env={**os.environ, "SETTLE_HOME": str(home), "PYTHONPATH": str(tree)},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+
+
+def figures(home: Path, withheld: Path) -> dict[str, object]:
+    """Return what a run reached, and how."""
+    from settle.model.architectures import Architecture
+
+    (run,) = (home / "runs").iterdir()
+    (ledger,) = (home / "tokens").glob("*/ledger.json")
+    result, plan = (json.loads((run / name).read_text()) for name in ("result.json", "plan.json"))
+    tokens, unique = result["actual"]["tokens"], json.loads(ledger.read_text())["train"]["tokens"]
+    return {
+        "bits_per_byte": round(bits_per_byte(run / "out", withheld), 4),
+        "verdict": result["verdict"],
+        "parameters": Architecture.make(plan["architecture_name"], plan["architecture"]).num_parameters,
+        "passes": round(tokens / unique, 1),
+        "minutes": round(result["actual"]["time"] / 60, 2),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("texts", type=Path, nargs="+")
+    parser.add_argument("--before", default="7233fd96", help="commit to compare with")
+    parser.add_argument("--times", nargs="+", default=["1m", "3m", "10m"])
+    parser.add_argument("--seeds", type=int, default=3)
+    asked, settings = parser.parse_known_args()
+    with tempfile.TemporaryDirectory() as folder:
+        trees = {"before": tree_of(asked.before, Path(folder, "tree")), "now": HERE}
+        for text in asked.texts:
+            given, withheld = Path(folder, "given.txt"), Path(folder, "withheld.txt")
+            for path, content in zip((given, withheld), halves(text), strict=True):
+                path.write_text(content, encoding="utf-8", newline="")
+            for time in asked.times:
+                for seed in range(asked.seeds):
+                    homes = {side: Path(folder, f"{text.stem}-{time}-{seed}-{side}") for side in trees}
+                    pair = [begun(trees[side], given, homes[side], time, seed, settings) for side in trees]
+                    codes = [process.wait() for process in pair]
+                    if any(codes):
+                        raise SystemExit(f"a run of {text} failed")
+                    found = {side: figures(homes[side], withheld) for side in trees}
+                    print(json.dumps({"text": text.stem, "time": time, "seed": seed, **found}), flush=True)
+
+
+if __name__ == "__main__":
+    main()
