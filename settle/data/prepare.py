@@ -106,7 +106,7 @@ def begin_to_prepare(inputs: list[str], settings: DataSettings) -> None:
 
 
 def _asked(inputs: list[str], settings: DataSettings) -> str:
-    return f"{inputs} {settings.model_dump_json()}"
+    return f"{inputs} {settings.model_dump()}"  # not as JSON: a file's name may be no UTF-8
 
 
 def _prepared(inputs: list[str], settings: DataSettings, events: Events, known: str | None = None) -> Corpus:

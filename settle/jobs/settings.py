@@ -120,7 +120,7 @@ class RefitSettings(TrainSettings):
 class LabSettings(Settings):
     """How a change to a recipe is tried."""
 
-    pairs: int = Field(6, ge=3, le=100, description="most pairs of runs that a change to a recipe gets")
+    pairs: int = Field(6, ge=3, le=100, description="most times that a change to a recipe gets a pair of runs")
     budget: str | None = Field(None, description="most time that a change to a recipe gets, such as 30m")
     least: float = Field(
         0.005, gt=0, lt=1, description="smallest gain that matters, as a fraction of the loss: less is discarded"

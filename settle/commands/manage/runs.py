@@ -23,7 +23,7 @@ ACTIONS = ("list", "show", "compare", "export", "audit", "prune", "remove")
 
 
 class Runs(LabSettings, Command):
-    """List, show, compare and remove runs; try changes to a recipe; audit connections.
+    """List, show, audit and remove runs; try changes to a recipe.
 
     `settle runs show NAME` shows one of them. `settle runs prune` deletes the checkpoints of finished runs and keeps
     their models; `settle runs remove NAME ...` deletes runs with all they made. `settle runs export NAME --to
