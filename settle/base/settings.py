@@ -60,7 +60,7 @@ def read_toml(path: Path) -> dict[str, Any]:
         values: dict[str, Any] = _each_text(tomllib.loads(read_bounded(path)), _from_uri)
         return values
     except FileNotFoundError:
-        raise UsageError(f"there is no recipe {path}", "check the path given to --recipe") from None
+        raise UsageError(f"there is no recipe {path}", "check the path to the recipe") from None
     except OSError as e:
         raise UsageError(f"{path} cannot be read: {e.strerror}", "give a recipe, a TOML file") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
