@@ -136,12 +136,13 @@ def _against_live(
     batch: inputs, bounds, places of the targets (P,), targets (P,).
     """
     inputs, bounds, where, targets = batch
-    hidden = teacher.model(inputs, bounds).index_select(0, where)
+    hidden = [one(inputs, bounds).index_select(0, where) for one in teacher.models]
     kl, own, theirs, top = [], [], [], []
     for first in range(0, len(where), step):
         rows = slice(first, first + step)
         log_q = model.logits(ours[rows]).log_softmax(-1)
-        log_p = teacher.model.logits(hidden[rows]).log_softmax(-1)
+        known = [one.logits(states[rows]).log_softmax(-1) for one, states in zip(teacher.models, hidden, strict=True)]
+        log_p = torch.stack(known).logsumexp(0).log_softmax(-1)
         target = targets[rows].unsqueeze(1)
         own.append(log_q.gather(1, target))
         theirs.append(log_p.gather(1, target))

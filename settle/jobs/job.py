@@ -28,7 +28,7 @@ from settle.jobs.settings import JobSettings
 from settle.machine.resource_usage import Spending
 
 INTERRUPTED = 130  # exit code
-FOLLOWERS = {"refit": "train"}  # jobs whose runs follow those of another one
+FOLLOWERS = {"refit": "train", "member": "train", "ensemble": "train"}  # jobs whose runs follow those of another one
 
 
 @dataclass
@@ -99,16 +99,16 @@ class RunJob(Job[R]):
     settings: type[JobSettings]
     context: type[R]
     is_shared: bool = False  # whether the ranks of torchrun share the steps of its stage `loop`
-    follower: "RunJob[Any] | None" = None  # whose run follows a finished one of this, where its settings ask for it
+    followers: tuple[str, ...] = ()  # jobs of which one's run follows a finished one of this, where that asks for it
     settings_after: Callable[[Run], JobSettings | None] = lambda run: None  # of a follower: its settings, by that run
+    is_extra: bool = False  # of a follower: the answer stays that of the run before it
 
 
 def find_job(name: str) -> RunJob[RunContext]:
     """Return the job of that name, `JOB` of the module of that name, importing it. Raises RunError."""
-    if name in FOLLOWERS and (follower := find_job(FOLLOWERS[name]).follower) is not None:
-        return follower
-    if name.isidentifier() and find_spec(f"settle.jobs.{name}") is not None:
-        job: RunJob[RunContext] | None = getattr(import_module(f"settle.jobs.{name}"), "JOB", None)
+    module, constant = (FOLLOWERS[name], name.upper()) if name in FOLLOWERS else (name, "JOB")
+    if name.isidentifier() and find_spec(f"settle.jobs.{module}") is not None:
+        job: RunJob[RunContext] | None = getattr(import_module(f"settle.jobs.{module}"), constant, None)
         if job is not None:
             return job
     raise RunError(f"{name!r} makes no run that can be resumed", "see `settle runs`")
@@ -139,26 +139,25 @@ def start(job: RunJob[R], settings: JobSettings, events: Events) -> R:
             if not run.has_begun:
                 events.close()
                 shutil.rmtree(run.path)  # there is nothing to resume
-    if not settings.dry and context.exit_code == 0 and (follower := _follower(job, run)):
+    if not settings.dry and (follower := _follower(job, run)):
         context.exit_code = _follow_up(*follower, run, events)
     return context
 
 
 def _follower(job: RunJob[R], run: Run) -> tuple[RunJob[RunContext], JobSettings] | None:
-    """Return the job and the settings of the run that follows a finished one and is not finished; None without one."""
-    follower = job.follower
-    settings = follower.settings_after(run) if follower else None
-    if follower is None or settings is None:
-        return None
-    known = Run.named(str(settings.name))
-    return None if known is not None and known.result() is not None else (follower, settings)
+    """Return the job and settings of the first run that follows a finished one and is not finished; None without."""
+    for follower in map(find_job, job.followers):
+        if settings := follower.settings_after(run):
+            known = Run.named(str(settings.name))
+            return (follower, settings) if known is None or known.result() is None else _follower(follower, known)
+    return None
 
 
 def _follow_up(follower: RunJob[RunContext], settings: JobSettings, run: Run, events: Events) -> int:
     """Make the run that follows a finished one, or resume it, and return its exit code."""
     name = str(settings.name)
     code = start(follower, settings, events).exit_code if Run.named(name) is None else resume(name, events)
-    if not code and (result := run.result()):
+    if follower.is_extra and not code and (result := run.result()):
         events.emit(ResultReady(result=result.to_json()))  # the answer is that of the run which was asked for
     return code or 0
 
@@ -260,13 +259,11 @@ def resume(name: str, events: Events) -> int:
     with run.lock(), Stopping() as stopping:
         result = run.result()
         code = _resumed(run, events, stopping) if result is None else 0
-    if code:
-        return code
     follower = _follower(job_of(run), run) if run.command else None
     if follower is None and result is not None:
         events.emit(Say(text=f"{run.name} is finished; there is nothing to resume"))
         events.emit(ResultReady(result=result.to_json()))
-    return 0 if follower is None else _follow_up(*follower, run, events)
+    return code if follower is None else _follow_up(*follower, run, events)
 
 
 def _resumed(run: Run, events: Events, stopping: Stopping) -> int:

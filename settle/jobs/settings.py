@@ -17,7 +17,9 @@ from settle.machine.threads import ThreadSettings
 from settle.plan.settings import TrainingSettings, TuningSettings
 
 UNJUDGED = "-unjudged"  # ends the name of a refit
+MEMBER, DISTILLED = "-member", "-distilled"  # end the names of the runs that `--members` adds
 LAUNCH = ("launch", "hosts", "gpus")  # settings that say where to run, and not what
+STUDENT_PASSES = 1.0  # steps of the student of `--members` ÷ those of a member
 AMOUNTS = {"time": seconds, "tokens": count, "size": count}
 # the job of each objective that does not go the usual way: encoders learn from pairs of a question and a passage
 TUNING_JOBS = {"rank": "tune_encoder", "contrastive": "tune_encoder", "decision": "tune_decision"}
@@ -109,12 +111,46 @@ class TrainSettings(TrainingSettings, RepeatableSettings):
         description="after the verdict, train a second model with the same recipe and steps on all of the text; "
         "nothing judges it, so its name ends in -unjudged; a time budget is for both",
     )
+    members: int | None = Field(
+        None,
+        ge=2,
+        le=16,
+        description="after the verdict, train models with other seeds until there are so many, and distil all of them "
+        "into one of the same shape, NAME-distilled; a time budget is for all",
+    )
+
+    def check(self, job: str) -> None:
+        super().check(job)
+        others = {"--refit": self.refit, "--seeds": self.seeds > 1, "--launch": self.launch is not None}
+        for flag, is_given in others.items():
+            if self.members and is_given:
+                raise UsageError(f"--members does not go with {flag}", "leave one of them out")
+
+    def followers(self, name: str) -> list[str]:
+        """Return the names of the runs that follow the judged one of that name."""
+        if not self.members:
+            return [f"{name}{UNJUDGED}"] if self.refit else []
+        return [*(f"{name}{MEMBER}{place}" for place in range(2, self.members + 1)), f"{name}{DISTILLED}"]
+
+    @property
+    def work(self) -> float:
+        """How many times the work of the judged run all of the runs are."""
+        return self.members + student_steps(self.members) if self.members else 2 if self.refit else 1
 
 
-class RefitSettings(TrainSettings):
-    """What the run that `--refit` adds is made of."""
+def student_steps(members: int) -> float:
+    """Return what training the student of so many members costs, in training runs of one of them.
+
+    Each of them reads every batch, which takes a third of a step.
+    """
+    return STUDENT_PASSES * (1 + members / 3)
+
+
+class FollowerSettings(TrainSettings):
+    """What a run that follows a judged one is made of."""
 
     of: str = Field(description="folder of the run that was judged")
+    place: int = Field(1, description="with --members: of the member, the judged run being the first; the student's")
 
 
 class LabSettings(Settings):

@@ -267,7 +267,7 @@ def warn_of_time(c: TrainingContext) -> None:
     try:
         beside = sum(seconds for phase, seconds in c.phases.items() if phase != "loop")
         # steps, tokens or passes may end the loop before the time does
-        models = 2 if getattr(c.settings, "refit", False) else 1
+        models = getattr(c.settings, "work", 1.0)
         warning = too_short(c.plan, max(c.phases.get("loop", 0.0), (c.plan.loop.seconds or 0.0) - beside), models)
     except UsageError as e:
         if not c.settings.dry:

@@ -188,7 +188,7 @@ def give_way(plan: TrainingPlan, spent: float, proof: float) -> TrainingPlan:
     return plan.with_loop(seconds_comparing=kept) if missing > 0 else plan
 
 
-def too_short(plan: TrainingPlan, seconds: float, models: int = 1) -> str | None:
+def too_short(plan: TrainingPlan, seconds: float, models: float = 1.0) -> str | None:
     """Return the warning for a time budget that leaves the loop only so many seconds; None when it has room to learn.
 
     models: for how many the time is that the user gave, of which the plan has one's. Raises UsageError when it leaves

@@ -76,7 +76,7 @@ def evaluate(
     world: ranks that evaluate it together, each some of the blocks where a block's loss does not depend on the others;
     the losses are those that one rank finds, to the last bit.
     """
-    world = world or single()
+    world, objective = world or single(), objective.evaluator
     batches = held_out.batches
     found = torch.zeros(2, len(batches), dtype=torch.float64)  # sum and count of each block
     training = model.training

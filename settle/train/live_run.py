@@ -56,6 +56,7 @@ class LiveRun:
     selection: list[Batch]
     base: Pretrained | None = None
     world: World = field(default_factory=single)
+    judged_on: HeldOut = field(init=False)  # by `judge`
 
     @classmethod
     def build(cls, plan: TrainingPlan, corpus: Corpus | RowCorpus, base: Pretrained | None = None) -> "LiveRun":
@@ -165,7 +166,7 @@ class LiveRun:
         most = self.judged_tokens(state.step) if most_tokens is None else most_tokens
         limit = max(self.plan.held_out_tokens, int(min(most, _size(self.corpus.held_out))))
         batches = blocks(self.plan, self.corpus.held_out, limit)
-        held_out = HeldOut(batches, self.tokenizer.byte_length)
+        held_out = self.judged_on = HeldOut(batches, self.tokenizer.byte_length)
         tokens = state.best_step * self.plan.loop.tokens_per_step
         figures = evaluate(self.model, self.objective, held_out, state.best_step, tokens).figures()
         total = _size(self.corpus.held_out)

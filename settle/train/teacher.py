@@ -3,6 +3,7 @@
 Letters: N tokens of a packed batch, P of them that are learned from, L layers, T hidden width of the teacher.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
@@ -17,7 +18,7 @@ from settle.data.batches import Batch
 from settle.data.likelihoods import Likelihoods
 from settle.model.decoder import Decoder
 from settle.model.layers.freezable import FreezableModule
-from settle.train.objectives._divergence import Dense, Sparse, TeacherBatch
+from settle.train.objectives._divergence import Dense, Mean, Sparse, TeacherBatch
 from settle.train.objectives.next_token import token_losses
 
 REMEMBERED_BYTES = 1 << 28  # cache of a teacher's outputs on held-out text, which is evaluated many times
@@ -35,16 +36,18 @@ class TeacherOutput:
 
 
 class LiveTeacher:
-    """A frozen model. layers: whose outputs are requested."""
+    """A frozen model. layers: whose outputs are requested; others: models whose probabilities are averaged with its."""
 
-    def __init__(self, model: Decoder, layers: Sequence[int] = ()) -> None:
-        self.model, self.layers = model.eval(), tuple(layers)
+    def __init__(self, model: Decoder, layers: Sequence[int] = (), others: Sequence[Decoder] = ()) -> None:
+        self.model, self.layers = model, tuple(layers)
+        self.models = tuple(one.eval() for one in (model, *others))
         self._remembered: dict[bytes, tuple[Tensor, ...]] = {}
         self._room = REMEMBERED_BYTES
 
     def follow(self, student: FreezableModule) -> None:
         """Compute in the student's type: a proof in fp32 sees no rounding, neither the student's nor the teacher's."""
-        self.model.compute_dtype = student.compute_dtype
+        for model in self.models:
+            model.compute_dtype = student.compute_dtype
 
     def find(self, batch: Batch) -> Batch:
         """Return the batch as it is: a model answers for any row."""
@@ -61,20 +64,26 @@ class LiveTeacher:
         if cached is None:
             with torch.no_grad():
                 hidden, states = with_states(self.model, inputs, cu_seqlens, self.layers)
-                cached = tuple(t.index_select(0, counted) for t in (hidden, *states))
+                others = [model(inputs, cu_seqlens) for model in self.models[1:]]
+                cached = tuple(t.index_select(0, counted) for t in (hidden, *others, *states))
             size = sum(t.nbytes for t in cached)
             if key and size <= self._room:
                 self._room -= size
                 self._remembered[key] = cached
-        cast, _ = self.model.head_operands()
-        return TeacherOutput(Dense(cached[0], cast, self.model.options.logit_soft_cap), cached[1:])
+        number = len(self.models)
+        dense = tuple(
+            Dense(states, model.head_operands()[0], model.options.logit_soft_cap)
+            for states, model in zip(cached[:number], self.models, strict=True)
+        )
+        return TeacherOutput(dense[0] if number == 1 else Mean(dense), cached[number:])
 
     @torch.no_grad()
     def losses(
         self, inputs: Tensor, cu_seqlens: Tensor, counted: Tensor, targets: Tensor, record: Tensor | None
     ) -> Tensor:
         """Nats that it pays for each of the P targets (P,)."""
-        return token_losses(self.model, self.model(inputs, cu_seqlens).index_select(0, counted), targets)
+        paid = [token_losses(m, m(inputs, cu_seqlens).index_select(0, counted), targets) for m in self.models]
+        return math.log(len(paid)) - torch.stack(paid).neg().logsumexp(0)
 
 
 class RecordedTeacher:

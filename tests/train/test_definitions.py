@@ -60,10 +60,11 @@ def moved(family: str = "llama", adapted: bool = True, seed: int = 1) -> Decoder
     return model
 
 
-def taught(**settings: Any) -> Distill:
-    teacher = Llama.TINY.build(9)
-    teacher.freeze()
-    return Distill(**settings).with_teacher(LiveTeacher(teacher, settings.get("layer_map", ())))
+def taught(teachers: int = 1, **settings: Any) -> Distill:
+    first, *others = (moved(adapted=False, seed=9 + number) for number in range(teachers))
+    for teacher in (first, *others):
+        teacher.freeze()
+    return Distill(**settings).with_teacher(LiveTeacher(first, settings.get("layer_map", ()), others))
 
 
 CASES: dict[str, tuple[Callable[[], Objective], Callable[[], Batch]]] = {
@@ -74,6 +75,7 @@ CASES: dict[str, tuple[Callable[[], Objective], Callable[[], Batch]]] = {
     "forward": (lambda: taught(text=0.3), rows),
     "reverse": (lambda: taught(kind="reverse", temperature=2.0), rows),
     "js": (lambda: taught(kind="js", mixture=0.2, temperature=0.5), rows),
+    "members": (lambda: taught(3, text=0.2, temperature=1.5), rows),
     "layers": (lambda: taught(hidden=0.4, layer_map=[1, 0]), rows),
 }
 

@@ -19,8 +19,10 @@ from settle.model.architectures.llama import Llama
 from settle.model.decoder import Decoder
 from settle.model.kv_cache import continued
 from settle.model.layers.packed_sequences import Packing
+from settle.train.evaluation import HeldOut, evaluate
 from settle.train.objectives._divergence import Dense, LinearDivergence, Measure, Sparse
 from settle.train.objectives.distill import Distill
+from settle.train.objectives.next_token import NextToken
 from settle.train.optimizers.adamw import AdamW
 from settle.train.proof import Recipe, prove
 from settle.train.teacher import LiveTeacher, RecordedTeacher, windows_of
@@ -256,6 +258,36 @@ def test_a_student_comes_near() -> None:
         and len(near.stretches) == 8
     )
     assert near.teacher == pytest.approx(far.teacher)
+
+
+def test_several_teachers_are_the_mean_of_what_they_hold_likely() -> None:
+    """A teacher twice is that teacher once; two that differ pay less for a target than they do on average."""
+    data, (one, other) = rows(), (frozen(7), frozen(8))
+    model = Llama.TINY.build(1)
+
+    def learned_from(*teachers: Decoder) -> tuple[float, float]:
+        distill = Distill(temperature=2.0).with_teacher(LiveTeacher(teachers[0], (), teachers[1:]))
+        known = distill.reference(model, data)
+        assert known
+        return float(distill.batch_loss(model, data)[0].detach()), known[0]
+
+    assert learned_from(one, one) == pytest.approx(learned_from(one), rel=1e-5)
+    kept = torch.from_numpy(np.flatnonzero(data.targets >= 0))
+    bounds, targets = torch.from_numpy(data.cu_seqlens), torch.from_numpy(data.targets)[kept].unsqueeze(1)
+    with torch.no_grad():
+        said = [m.logits(m(torch.from_numpy(data.inputs), bounds)[kept]).softmax(-1) for m in (one, other)]
+    paid = -float(((said[0] + said[1]) / 2).gather(1, targets).log().sum())
+    assert learned_from(one, other)[1] == pytest.approx(paid, rel=1e-5)
+    assert paid < (learned_from(one)[1] + learned_from(other)[1]) / 2
+    near = nearness(model, Distill().with_teacher(LiveTeacher(one, (), [other])), [data])
+    assert float(-near.teacher.sum()) == pytest.approx(paid, rel=1e-5)
+
+
+def test_a_student_of_a_text_can_be_evaluated_by_its_next_tokens() -> None:
+    model, held_out = Llama.TINY.build(1), HeldOut([rows()], np.ones(Llama.TINY.vocab_size, int))
+    by_text = evaluate(model, objective(evaluate_text=True), held_out, 0, 0)
+    assert by_text == evaluate(model, NextToken(), held_out, 0, 0) and by_text.bits_per_byte
+    assert evaluate(model, objective(), held_out, 0, 0).bits_per_byte is None
 
 
 # --- what was said, and own words ---

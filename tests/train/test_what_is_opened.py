@@ -99,6 +99,11 @@ def test_the_teacher_of_a_run_is_the_one_it_began_with(teacher: Any, monkeypatch
     assert with_layers.layers == (1,)
     with pytest.raises(FormatError, match="its sha256 is tttttttttttt…, it was 999"):
         Distill(teacher="t", teacher_sha256="9" * 64).prepared(student)
+    several = Distill(teacher="t", others=["t", "t"], teacher_sha256=f"{'t' * 64},{'t' * 64}")
+    live = several.prepared(student).loaded_teacher
+    assert isinstance(live, LiveTeacher) and len(live.models) == 3 and several.bytes_beside(2) == 6000.0
+    with pytest.raises(FormatError, match="its sha256 is tttttttttttt…, it was 999"):
+        several.model_copy(update={"teacher_sha256": f"{'t' * 64},{'9' * 64}"}).prepared(student)
     monkeypatch.setattr(distill.RecordedTeacher, "open", lambda folder: folder)
     assert Distill(teacher="t", record="r").prepared(student).loaded_teacher == Path("r")
     assert Distill(teacher="t").bytes_beside(2) == 2000.0 and Distill(record="r").bytes_beside(2) == 0.0

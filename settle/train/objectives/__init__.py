@@ -27,7 +27,9 @@ def _listed(value: object) -> object:
     return [part for part in value.split(",") if part.strip()] if isinstance(value, str) else value
 
 
-Numbers = Annotated[list[int], BeforeValidator(_listed)]  # with commas between them, as a command line gives them
+# with commas between them, as a command line gives them
+Numbers = Annotated[list[int], BeforeValidator(_listed)]
+Names = Annotated[list[str], BeforeValidator(_listed)]
 Rows = Literal["text", "preference", "pair", "decision"]
 ROW_NAMES: dict[Rows, str] = {
     "text": "rows of one answer",
@@ -70,6 +72,11 @@ class Objective(Part):
     def suits(cls, kind: str) -> bool:
         """Return whether it learns from rows of this kind (`RowCorpus.kind`)."""
         return cls.rows == (kind if kind in ("preference", "pair", "decision") else "text")
+
+    @property
+    def evaluator(self) -> "Objective":
+        """The objective that held-out text is evaluated by."""
+        return self
 
     @abstractmethod
     def loss(self, model: FreezableModule, inputs: Tensor, targets: Tensor, cu_seqlens: Tensor) -> tuple[Tensor, int]:

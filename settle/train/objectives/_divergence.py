@@ -139,6 +139,19 @@ class Dense:
 
 
 @dataclass(frozen=True)
+class Mean:
+    """Several live teachers, whose probabilities are averaged."""
+
+    teachers: tuple[Dense, ...]
+
+    def at(self, rows: slice) -> "DenseChunk":
+        chunks = [teacher.at(rows) for teacher in self.teachers]
+        wide = chunks[0].logits.new_empty(0, dtype=torch.promote_types(chunks[0].logits.dtype, torch.float32))
+        known = torch.stack([chunk.log_probabilities(wide, 1.0) for chunk in chunks])
+        return DenseChunk(known.logsumexp(0))  # scores, as logarithms of probabilities up to a constant are
+
+
+@dataclass(frozen=True)
 class DenseChunk:
     """logits (n, V) in the type that the teacher computes in."""
 

@@ -19,7 +19,7 @@ from settle.model.layers.freezable import FreezableModule, as_kind
 from settle.model.layers.kernels import apply
 from settle.model.layers.transfer import on_host, to_device
 from settle.model.pretrained import Pretrained
-from settle.train.objectives import Numbers, Objective, Rows, on_device, supervised
+from settle.train.objectives import Names, Numbers, Objective, Rows, on_device, supervised
 from settle.train.objectives._definition import (
     divergence,
     divergence_from_record,
@@ -29,6 +29,7 @@ from settle.train.objectives._definition import (
     supervised_places,
 )
 from settle.train.objectives._divergence import Kind, LinearDivergence, Measure
+from settle.train.objectives.next_token import NextToken
 from settle.train.teacher import LiveTeacher, RecordedTeacher, Teacher, with_states
 
 OPENING = 4  # a plain text is completed after one part in so many of it
@@ -46,7 +47,12 @@ class Distill(Objective):
     needs_base: ClassVar[bool] = True
 
     teacher: str = Field("", description="teacher: a run, a model of the store, a folder or a .gguf file")
-    teacher_sha256: str = Field("", description="sha256 of the teacher's files; computed when not given")
+    others: Names = Field(
+        [], description="more teachers, separated by commas; the mean of their probabilities is learned"
+    )
+    teacher_sha256: str = Field(
+        "", description="sha256 of each teacher's files, separated by commas; computed when not given"
+    )
     record: str = Field(
         "", description="folder with recorded teacher distributions; the teacher itself is asked when not given"
     )
@@ -69,6 +75,7 @@ class Distill(Objective):
     stops: Numbers = Field(
         [], description="token ids that end a completion, separated by commas; the tokenizer's when not given"
     )
+    evaluate_text: bool = Field(False, description="evaluate by the next-token loss alone")
     chunk_logits: int = Field(1 << 20, gt=0, description="logits of each model that are held in fp32 at once")
 
     _teacher: Teacher | None = PrivateAttr(None)
@@ -78,21 +85,24 @@ class Distill(Objective):
     def resolved(self, base: Pretrained) -> Self:
         if not self.teacher:
             raise UsageError("distillation needs a teacher", "name it with --objective.teacher")
-        teacher = open_pretrained(self.teacher)
-        require_same_tokenizer(teacher.tokenizer, base.tokenizer, (teacher.name, base.name))
-        theirs, ours = teacher.part.options(), base.part.options()
-        if theirs.vocab_size != ours.vocab_size:
-            raise UsageError(
-                f"{teacher.name} has {theirs.vocab_size:,} rows in its table and {base.name} {ours.vocab_size:,}",
-                "choose a student whose table was not filled up to another size",
-            )
+        teachers = [open_pretrained(name) for name in (self.teacher, *self.others)]
+        theirs, ours = teachers[0].part.options(), base.part.options()
+        for teacher in teachers:
+            require_same_tokenizer(teacher.tokenizer, base.tokenizer, (teacher.name, base.name))
+            if (rows := teacher.part.options().vocab_size) != ours.vocab_size:
+                raise UsageError(
+                    f"{teacher.name} has {rows:,} rows in its table and {base.name} {ours.vocab_size:,}",
+                    "choose a student whose table was not filled up to another size",
+                )
         self._refuse_of_record()
         tokenizer = base.tokenizer
         ends = sorted({i for i in (tokenizer.eos_id, tokenizer.turn_end_id) if i is not None})
+        paths = [str(teacher.source.path.resolve()) for teacher in teachers]
         return self.model_copy(
             update={
-                "teacher": str(teacher.source.path.resolve()),
-                "teacher_sha256": self.teacher_sha256 or teacher.source.sha256,
+                "teacher": paths[0],
+                "others": paths[1:],
+                "teacher_sha256": self.teacher_sha256 or ",".join(teacher.source.sha256 for teacher in teachers),
                 "layer_map": self._layers(theirs, ours) if self.hidden else [],
                 "stops": self.stops or ends,
             }
@@ -103,6 +113,7 @@ class Distill(Objective):
             "--objective.temperature": self.temperature != 1.0,
             "--objective.hidden": self.hidden > 0,
             "--objective.on-policy": self.on_policy > 0,
+            "--objective.others": bool(self.others),
         }
         for setting, is_set in wrong.items():
             if self.record and is_set:
@@ -129,15 +140,16 @@ class Distill(Objective):
     def prepared(self, model: FreezableModule) -> Self:
         if self.record:
             return self.with_teacher(RecordedTeacher.open(Path(self.record)))
-        teacher = open_pretrained(self.teacher)
-        if self.teacher_sha256 and teacher.source.sha256 != self.teacher_sha256:
-            raise FormatError(
-                f"{teacher.name} is not the teacher that the run began with: its sha256 is "
-                f"{teacher.source.sha256[:12]}…, it was {self.teacher_sha256[:12]}…",
-                f"put it back as it was, at {self.teacher}",
-            )
-        live = teacher.load(dtype=model.compute_dtype).to(model.device)
-        return self.with_teacher(LiveTeacher(live, self.layer_map if self.hidden else ()))
+        teachers = [open_pretrained(name) for name in (self.teacher, *self.others)]
+        for teacher, known in zip(teachers, self.teacher_sha256.split(","), strict=False):
+            if known and teacher.source.sha256 != known:
+                raise FormatError(
+                    f"{teacher.name} is not the teacher that the run began with: its sha256 is "
+                    f"{teacher.source.sha256[:12]}…, it was {known[:12]}…",
+                    f"put it back as it was, at {teacher.source.path}",
+                )
+        first, *others = (teacher.load(dtype=model.compute_dtype).to(model.device) for teacher in teachers)
+        return self.with_teacher(LiveTeacher(first, self.layer_map if self.hidden else (), others))
 
     def with_teacher(self, teacher: Teacher) -> Self:
         """Return a copy with its teacher loaded."""
@@ -151,7 +163,12 @@ class Distill(Objective):
         return self._teacher
 
     def bytes_beside(self, number: int) -> float:
-        return 0.0 if self.record else float(open_pretrained(self.teacher).part.num_parameters * number)
+        names = () if self.record else (self.teacher, *self.others)
+        return float(sum(open_pretrained(name).part.num_parameters for name in names) * number)
+
+    @property
+    def evaluator(self) -> Objective:
+        return NextToken() if self.evaluate_text else self
 
     def annotated(self, batch: Batch) -> Batch:
         return self.loaded_teacher.find(batch)
@@ -202,18 +219,22 @@ class Distill(Objective):
         places, heat, theirs = supervised_places(batch), self.temperature, None
         teacher.follow(model)
         if isinstance(teacher, LiveTeacher):
-            theirs = hidden_states(teacher.model, batch, places)
+            theirs = [hidden_states(one, batch, places) for one in teacher.models]
             total = self.hidden * _mean_distance(model, teacher, batch, places) if teacher.layers else 0.0
         for rows, logits in logits_of(model, hidden_states(model, batch, places)):
             log_q = log_softmax(logits / heat)
             if isinstance(teacher, LiveTeacher):
                 assert theirs is not None
-                log_p = log_softmax(teacher.model.logits(theirs[rows]).cpu().double().numpy() / heat)
+                known = [
+                    log_softmax(m.logits(h[rows]).cpu().double().numpy())
+                    for m, h in zip(teacher.models, theirs, strict=True)
+                ]
+                log_p = log_softmax(np.logaddexp.reduce(known) / heat)
                 apart = divergence(self.kind, log_p, log_q, self.mixture)
             else:
                 assert batch.record is not None
-                known = teacher.record.at(batch.record[places[rows]])
-                apart = divergence_from_record(self.kind, known, log_q, self.mixture)
+                kept = teacher.record.at(batch.record[places[rows]])
+                apart = divergence_from_record(self.kind, kept, log_q, self.mixture)
             nats = -np.take_along_axis(log_softmax(logits), batch.targets[places[rows], None], 1)
             total += (1 - self.text) * heat**2 * float(apart.sum()) + self.text * float(nats.sum())
         return total, len(places)

@@ -1,0 +1,149 @@
+"""`settle train --members`: models by other seeds, and one plain model that is distilled from all of them."""
+
+import json
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from settle.base.event_log import read_records
+from settle.base.files import home, read_json, write_json
+from settle.base.run import Run
+from settle.cli import main
+from settle.jobs import train as train_job
+from settle.jobs.settings import STUDENT_PASSES, TrainSettings, student_steps
+from settle.jobs.train import LEAST_SHARE, SEEDS_APART, TEXT_SHARE
+from settle.library.pretrained import open_pretrained
+from settle.library.resolve import resolve_gguf
+from tests.jobs.test_refit import weights
+
+SETTINGS = [
+    "--size", "60k", "--dtype", "float32", "--context", "32", "--batch-tokens", "128", "--threads", "1",
+    "--data.vocab-size", "400",
+]  # fmt: skip
+
+
+@pytest.fixture
+def text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A file of word-like text, and a home of its own."""
+    monkeypatch.setenv("SETTLE_HOME", str(tmp_path / "home"))
+    rng, path = random.Random(0), tmp_path / "text.txt"
+    words = "sea wind carries salt over old stone walls while gulls turn above quiet harbour lights".split()  # noqa: SIM905
+    path.write_text("".join(f"{' '.join(rng.choices(words, k=9))}.\n\n" for _ in range(900)))
+    return path
+
+
+def runs(name: str, members: int) -> list[Run]:
+    return [Run.find(name), *map(Run.find, TrainSettings(members=members).followers(name))]
+
+
+def test_members_differ_in_their_seed_and_teach_one_plain_model(text: Path, capfd: Any) -> None:
+    code = main(["train", str(text), *SETTINGS, "--steps", "40", "--name", "a", "--members", "3", "--json"])
+    out, said = capfd.readouterr()
+    printed = json.loads(out.splitlines()[-1])
+    chain = runs("a", 3)
+    assert [run.name for run in chain] == ["a", "a-member2", "a-member3", "a-distilled"]
+    plans, results = [run.read("plan.json") for run in chain], [run.result() for run in chain]
+    student, made = chain[-1], results[-1]
+    assert made and printed == made.to_json() and code == made.exit_code
+    assert "2 further models and the one distilled from all take about" in said
+    assert [plan["loop"]["seed"] for plan in plans] == [number * SEEDS_APART for number in range(4)]
+    for plan, run in zip(plans[1:], chain[1:], strict=True):
+        changed = {key for key, value in plans[0]["loop"].items() if plan["loop"][key] != value}
+        assert changed - {"max_steps", "step_seconds"} == {"seed", "until_settled"}
+        assert plan["corpus"] == plans[0]["corpus"] and plan["asked"]["of"] == chain[0].path.name
+        assert [e["lr"] for e in read_records(run.events) if e["kind"] == "step"] == [
+            e["lr"] for e in read_records(chain[0].events) if e["kind"] == "step"
+        ][: round(40 * STUDENT_PASSES)]
+    assert all(result and result.gate and result.gate["passed"] and result.best for result in results)
+    learned = plans[-1]["objective_settings"]
+    assert plans[-1]["objective"] == "distill" and plans[0]["objective"] == plans[1]["objective"] == "next_token"
+    assert [learned["teacher"], *learned["others"]] == [str(run.out / "hf") for run in chain[:3]]
+    assert learned["text"] == TEXT_SHARE and len(learned["teacher_sha256"].split(",")) == 3
+    compared = made.comparison
+    assert compared and made.best and compared["judged"]["name"] == "a"
+    assert compared["bits_per_byte"] == pytest.approx(made.best.bits_per_byte)
+    assert compared["judged"]["bits_per_byte"] == pytest.approx(results[0].best.bits_per_byte, rel=1e-3)  # type: ignore[union-attr]
+    assert f"{made.best.bits_per_byte:.4f} bits per byte against" in made.headline and made.headline in said
+    assert made.headline in (student.out / "card.md").read_text()
+    first, last = (open_pretrained(str(run.out / "hf")).part for run in (chain[0], student))
+    assert first == last and resolve_gguf("a-distilled").source.path == student.out / "a-distilled.gguf"
+    assert main(["resume", "a"]) == 0 and "nothing to resume" in capfd.readouterr().err
+
+
+def test_a_member_without_a_model_is_left_out(text: Path, capfd: Any) -> None:
+    main(["train", str(text), *SETTINGS, "--steps", "20", "--name", "b", "--members", "3"])
+    chain = runs("b", 3)
+    failed = read_json(chain[1].path / "result.json") | {"verdict": "diverged"}
+    write_json(chain[1].path / "result.json", failed)
+    shutil.rmtree(chain[1].out / "hf")
+    for run in chain[2:]:
+        shutil.rmtree(run.path)
+    capfd.readouterr()
+    assert main(["resume", "b"]) in (0, 3)
+    assert "b-distilled learns from 2 models" in capfd.readouterr().err
+    learned = Run.find("b-distilled").read("plan.json")["objective_settings"]
+    assert learned["others"] == [str(Run.find("b-member3").out / "hf")]
+
+
+def test_it_is_resumed_wherever_it_was_stopped_to_the_same_bits(text: Path, capfd: Any) -> None:
+    argv = ["train", str(text), *SETTINGS, "--steps", "100", "--members", "2", "--name"]
+    main([*argv, "whole"])
+    command = [sys.executable, "-m", "settle", *argv, "cut"]
+    for name in ("cut-member2", "cut-distilled"):
+        process = subprocess.Popen(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        while process.poll() is None and not any(
+            '"kind": "step", "step": 20' in path.read_text() for path in home().glob(f"runs/*-{name}-*/events.jsonl")
+        ):
+            time.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        said, _ = process.communicate()
+        assert process.returncode == 130 and f"`settle resume {name}` continues" in said
+        assert Run.find("cut").status == "finished" and Run.find(name).status == "interrupted"
+        command = [sys.executable, "-m", "settle", "resume", "cut"]
+    code = main(["resume", "cut-distilled", "--json"])
+    made = Run.find("cut-distilled").result()
+    assert made and code == made.exit_code and json.loads(capfd.readouterr().out.splitlines()[-1]) == made.to_json()
+    for one, other in zip(runs("whole", 2), runs("cut", 2), strict=True):
+        assert all((weights(one)[name] == weight).all() for name, weight in weights(other).items())
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (["--members", "1"], "greater than or equal to 2"),
+        (["--members", "4", "--refit"], "--members does not go with --refit"),
+        (["--members", "4", "--seeds", "3"], "--members does not go with --seeds"),
+        (["--members", "4", "--launch", "slurm"], "--members does not go with --launch"),
+        (["--members", "2", "--name", "n" * 60], "is too long"),
+    ],
+)
+def test_what_does_not_go_with_members_is_refused(text: Path, capfd: Any, more: list[str], said: str) -> None:
+    assert main(["train", str(text), *SETTINGS, *more]) == 2
+    assert said in " ".join(capfd.readouterr().err.split()) and not Run.all()
+
+
+def test_ranks_and_taken_names_are_refused(text: Path, capfd: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert main(["train", str(text), *SETTINGS, "--steps", "20", "--name", "c-distilled"]) == 0
+    assert main(["train", str(text), *SETTINGS, "--name", "c", "--members", "2"]) == 2
+    assert "'c-distilled' exists already" in " ".join(capfd.readouterr().err.split())
+    monkeypatch.setattr(train_job, "launched", lambda: SimpleNamespace(size=2))
+    assert main(["train", str(text), *SETTINGS, "--name", "d", "--members", "2"]) == 2
+    assert "--members trains in one process" in capfd.readouterr().err
+
+
+def test_a_time_budget_is_for_all_of_them(text: Path, capfd: Any) -> None:
+    argv = ["train", str(text), "--size", "60k", "--threads", "1", "--dry", "--json", "--time", "20m", "--members", "4"]
+    assert main(argv) == 0
+    made = json.loads(capfd.readouterr().out.splitlines()[-1])
+    share = 1200 / (4 + student_steps(4))
+    assert 0.8 * share < made["plan"]["loop"]["seconds"] < share + 30
+    assert made["plan"]["loop"]["seconds"] + made["members"]["time"] < 1200 + 30
+    assert 0 < LEAST_SHARE < 1
