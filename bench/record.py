@@ -30,7 +30,7 @@ from settle.base.event_log import Events
 from settle.base.settings import resolve
 from settle.data.batches import held_out_batches
 from settle.data.prepare import Corpus, prepare
-from settle.plan.loss_law import ngram_curve
+from settle.plan.loss_law import counted
 from settle.plan.probe import DECAY, probe_steps
 from settle.plan.settings import TrainingSettings
 from settle.plan.training_plan import plan_training
@@ -232,7 +232,7 @@ def _end(job: LiveRun, sample: HeldOut, state: LoopState, kind: str) -> dict[str
 
 
 def _ngrams(corpus: Corpus) -> list[tuple[float, float]]:
-    return ngram_curve(corpus.train.tokens, corpus.selection.tokens, corpus.tokenizer.vocab_size)
+    return [(tokens, losses[-1]) for tokens, losses in counted(corpus)]
 
 
 def main() -> None:

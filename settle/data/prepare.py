@@ -95,13 +95,19 @@ def prepare(inputs: list[str], settings: DataSettings, events: Events, known: st
     return corpus
 
 
-def begin_to_prepare(inputs: list[str], settings: DataSettings) -> None:
-    """Begin to prepare a few small files in a thread, while torch is loaded: `prepare` then waits for them."""
+def begin_to_prepare(
+    inputs: list[str], settings: DataSettings, then: Callable[[Corpus], object] = lambda corpus: None
+) -> None:
+    """Begin to prepare a few small files in a thread, while torch is loaded: `prepare` then waits for them.
+
+    then: is called with the corpus in that thread, and not waited for.
+    """
     files = [Path(file).expanduser() for file in inputs]
     files += [settings.held_out_from] if settings.held_out_from else []
     if files and all(file.is_file() for file in files) and sum(file.stat().st_size for file in files) <= _SMALL:
         pool = ThreadPoolExecutor(1)
-        _begun[_asked(inputs, settings)] = pool.submit(_prepared, inputs, settings, Events())
+        begun = _begun[_asked(inputs, settings)] = pool.submit(_prepared, inputs, settings, Events())
+        begun.add_done_callback(lambda done: done.exception() or then(done.result()))
         pool.shutdown(wait=False)
 
 

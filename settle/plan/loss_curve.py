@@ -35,7 +35,7 @@ import numpy as np
 from settle.base.files import read_json
 from settle.base.statistics import Interval
 from settle.data.prepare import Corpus
-from settle.plan.loss_law import REPEATS, ngram_curve, worth
+from settle.plan.loss_law import REPEATS, counted, worth
 from settle.train.training_plan import TrainingPlan
 
 REFERENCE = 1e5  # tokens at which x is 0
@@ -60,15 +60,15 @@ class CurveFacts:
 
     @classmethod
     def of(cls, plan: TrainingPlan, corpus: Corpus) -> "CurveFacts":
-        """Those of a plan; counts n-grams for a second."""
-        train, vocab_size = corpus.train, corpus.tokenizer.vocab_size
+        """Those of a plan; counts n-grams for a second, unless that is done."""
+        train = corpus.train
         return cls(
             parameters=plan.num_parameters,
             unique=train.num_tokens,
             bytes_per_token=train.num_bytes / train.num_tokens,
-            vocab_size=vocab_size,
+            vocab_size=corpus.tokenizer.vocab_size,
             tokens_per_step=plan.loop.tokens_per_step,
-            ngrams=ngram_curve(train.tokens, corpus.selection.tokens, vocab_size),
+            ngrams=[(tokens, losses[-1]) for tokens, losses in counted(corpus)],
         )
 
     def vector(self) -> np.ndarray:

@@ -10,8 +10,13 @@ Legend: V vocabulary, N counted tokens, M held-out tokens, C tokens of a chunk.
 """
 
 import math
+from threading import Lock
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from settle.data.prepare import Corpus  # whose imports take a while
 
 REPEATS = 15.0
 # Loss that a model's size and its text leave: Hoffmann et al. 2022, arXiv 2203.15556, approach 3.
@@ -41,6 +46,9 @@ FEWEST_COUNTED, MOST_COUNTED = 1 << 12, 1 << 19  # tokens; a second's work
 MOST_ASKED = 12_288  # held-out tokens
 CHUNK = 128  # tokens; chunks are drawn at random from the text, as batches are
 NEAR_BITS = 20  # of a hash
+NgramCurve = list[tuple[float, list[float]]]  # (tokens counted, `ngram_losses`), rising
+_counted: dict[str, NgramCurve] = {}
+_counting = Lock()
 _FACTOR = np.uint64(0x9E3779B97F4A7C15)  # 2^64 / golden ratio (Knuth 1998, section 6.4)
 
 
@@ -52,8 +60,8 @@ def chunks(tokens: np.ndarray, most: int, seed: int = 0) -> np.ndarray:
     return np.stack([tokens[i * length : (i + 1) * length] for i in order]).astype(np.int64)
 
 
-def ngram_curve(tokens: np.ndarray, held_out: np.ndarray, vocab_size: int) -> list[tuple[float, float]]:
-    """(tokens counted, loss) for ever more of the text, doubling, up to `MOST_COUNTED`; losses in nats per token.
+def ngram_curve(tokens: np.ndarray, held_out: np.ndarray, vocab_size: int) -> NgramCurve:
+    """Count ever more of the text, doubling, up to `MOST_COUNTED` tokens.
 
     tokens (N,), held_out (M,): ids of the training and of the held-out text, of which `MOST_ASKED` are used.
     """
@@ -61,26 +69,24 @@ def ngram_curve(tokens: np.ndarray, held_out: np.ndarray, vocab_size: int) -> li
     counted = chunks(tokens, MOST_COUNTED)
     sizes = [1 << k for k in range(FEWEST_COUNTED.bit_length() - 1, counted.size.bit_length())]
     rows = sorted({max(1, size // counted.shape[1]) for size in sizes} | {len(counted)})
-    return [(float(n * counted.shape[1]), ngram_loss(counted[:n], asked, vocab_size)) for n in rows]
+    return [(float(n * counted.shape[1]), ngram_losses(counted[:n], asked, vocab_size)) for n in rows]
 
 
-def plateaus(tokens: np.ndarray, held_out: np.ndarray, vocab_size: int) -> tuple[float, float]:
-    """Return the losses of the text's bigram and trigram models, on which a network may rest while it trains."""
-    counted, asked = chunks(tokens, MOST_COUNTED), chunks(held_out, MOST_ASKED)
-    _, bigram, trigram = ngram_losses(counted, asked, vocab_size, 3)
-    return bigram, trigram
+def counted(corpus: "Corpus") -> NgramCurve:
+    """Return the n-gram curve of a corpus, counted once in a process; what another thread began is waited for."""
+    train, selection = corpus.train, corpus.selection
+    key = f"{train.folder} {selection.folder}"
+    with _counting:
+        if key not in _counted:
+            _counted[key] = ngram_curve(train.tokens, selection.tokens, corpus.tokenizer.vocab_size)
+        return _counted[key]
 
 
-def ngram_loss(counted: np.ndarray, held_out: np.ndarray, vocab_size: int, order: int = ORDER) -> float:
-    """Return the mean loss of n-grams of up to `order` tokens on held-out text, in nats per token.
+def ngram_losses(counted: np.ndarray, held_out: np.ndarray, vocab_size: int, order: int = ORDER) -> list[float]:
+    """Return the mean losses of n-grams of up to one token, two, …, `order` on held-out text, in nats per token.
 
     counted (N / C, C): the text that was counted; held_out (M / C, C).
     """
-    return ngram_losses(counted, held_out, vocab_size, order)[-1]
-
-
-def ngram_losses(counted: np.ndarray, held_out: np.ndarray, vocab_size: int, order: int) -> list[float]:
-    """Return the loss of n-grams of up to one token, two, …, `order`; as `ngram_loss`."""
     probability, losses = np.full(held_out.size, 1 / vocab_size), list[float]()
     for length in range(1, order + 1):
         contexts, grams = _hashed(counted, length)

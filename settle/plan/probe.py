@@ -32,6 +32,7 @@ SHARE_OF_TIME = 0.05  # share of a time budget that a probe may take
 # of a new model: on recorded runs twice the steps, or a second probe, made the forecast of the loss no better
 SHARE, NEW_SHARE_OF_TIME = 0.0125, 0.0125  # share of the run's steps; of a time budget
 FEWEST, MOST = 24, 400  # steps; a short run is probed for a tenth of its steps at most
+ENOUGH_SECONDS = 0.35  # with the fewest steps, of any time budget: most recorded runs were probed by these
 DECAY = 0.4  # share of the probe in which the learning rate falls to zero, as at the end of a run
 EVALUATED_TOKENS = 16384  # held-out tokens, or as many as were trained on: a third of the probe's time
 # of a pretrained model
@@ -102,8 +103,8 @@ def probe(
 ) -> ProbeResult:
     """Train the plan's model for `most_steps` on a schedule of its own, and evaluate more held-out text at the end.
 
-    A time budget may end it earlier. `watts`: what the machine draws, when the user says so. `report`: receives the
-    progress.
+    A time budget may end it earlier. Nothing is evaluated on the way. `watts`: what the machine draws, when the user
+    says so. `report`: receives the progress.
     """
     report = report or Events()
     plan = plan.with_loop(
@@ -112,11 +113,15 @@ def probe(
         warmup_steps=min(plan.loop.warmup_steps, max(1, most_steps // 4)),
         decay_fraction=DECAY,
         until_settled=False,
+        is_refit=True,
         checkpoint_steps=most_steps + 1,
     )
     loop = plan.loop
-    job = LiveRun.build(replace(plan, held_out_tokens=EVALUATION_BLOCK), corpus)
+    job = LiveRun.build(replace(plan, held_out_tokens=loop.sequence_length), corpus)
     job.choose_threads()
+    if loop.seconds and loop.seconds > ENOUGH_SECONDS:
+        enough = max(ENOUGH_SECONDS, FEWEST * _step_seconds(job))
+        job.plan = job.plan.with_loop(seconds=min(loop.seconds, enough))
     times: list[float] = []
     peaks: list[int] = []
 
@@ -158,6 +163,15 @@ def probe(
         threads=job.plan.loop.threads,
         why_threads=job.plan.why.get("threads", ""),
     )
+
+
+def _step_seconds(job: LiveRun) -> float:
+    """Time a step, after one that finds its memory; the weights stay as they are."""
+    trainer, began = job.trainer(), 0.0
+    for _ in range(2):
+        began = time.perf_counter()
+        trainer.rehearse(updates=True)
+    return (time.perf_counter() - began) * job.plan.loop.micro_batches
 
 
 def tuning_steps(plan: TrainingPlan) -> int:

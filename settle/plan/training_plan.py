@@ -8,7 +8,7 @@ from settle.base.errors import UsageError
 from settle.data.prepare import Corpus
 from settle.machine import Accelerator, accelerator, probe_dtype, use_torch_threads
 from settle.model.architectures import Architecture
-from settle.plan.loss_law import plateaus
+from settle.plan.loss_law import counted
 from settle.plan.settings import RunSettings, TrainingSettings
 from settle.plan.size import EPOCHS, Size, choose_size
 from settle.train.objectives import Objective
@@ -45,7 +45,7 @@ def plan_training(settings: TrainingSettings, origin: dict[str, str], corpus: Co
     loop = _loop(settings, size, corpus.train.num_tokens, threads, why)
     tokens = min(size.expected_tokens, (loop.max_steps or math.inf) * loop.tokens_per_step)
     optimizer = _against_memorizing(settings, tokens, corpus.train.num_tokens, size.tokens_per_step, why)
-    bigram, trigram = plateaus(corpus.train.tokens, corpus.selection.tokens, tokenizer.vocab_size)
+    _, bigram, trigram, *_ = counted(corpus)[-1][1]  # levels on which a network may rest while it trains
     selection = min(corpus.selection.num_tokens, sample_size(corpus.train.num_tokens, architecture.num_parameters))
     why["held_out_tokens"] = f"{selection:,} of {corpus.selection.num_tokens:,}: so that evaluating costs a few percent"
     return TrainingPlan(

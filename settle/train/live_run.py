@@ -131,7 +131,8 @@ class LiveRun:
         def judged(steps: float) -> float:
             return min(held_out, self.judged_tokens(steps))
 
-        session = LoopSession(run, events, stopping, identity, used, decode, elapsed, judged, sample)
+        judges = None if self.plan.loop.is_refit else judged
+        session = LoopSession(run, events, stopping, identity, used, decode, elapsed, judges, sample)
         trainer, threads = self.trainer(), commanded() or self.plan.loop.threads
         most = num_threads() if self.plan.device == "cpu" and self.world.size == 1 else 1
         watch = ThreadWatch(trainer, events, num_threads(threads), most, self._threads_are_free())

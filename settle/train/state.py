@@ -86,8 +86,8 @@ class LoopPlan(Settings):
     until_settled: bool = Field(True, description="stop by the verdict; false: only by the budget")
     is_refit: bool = Field(
         False,
-        description="no text is left to evaluate on, but to see that something is learned; the last weights are kept, "
-        "or their average",
+        description="no text chooses weights or judges them, as in a refit, which has none left, and in a probe; the "
+        "last weights are kept, or their average",
     )
     evaluation_cost: float = Field(EVALUATION_COST, description="share of the computing time of evaluations, early on")
     is_sharded: bool = Field(

@@ -21,6 +21,7 @@ from settle.train.trainer import StepResult, Trainer
 FEWER_PAYS = 0.95  # fewer threads are taken when a step then takes less than this part of its time
 FEWER_PAYS_FOR_GOOD = 0.9  # the same where the number stays, though other programs may end
 SECONDS, LONGEST, PAIRS = 1.5, 10.0, 3  # a comparison: how long about, how long at most, and at least so many pairs
+ALIKE, CLEARLY = 2, 1.15  # or so many pairs where each is beyond the bar by this factor, all on one side
 LOOK_SECONDS = 2.0  # from one look at the load of others to the next
 PHASE_SECONDS, PHASES = 0.25, 4  # of a trial while the run goes on: the two numbers take turns
 HOPELESS = 4.0  # times slower: the trial ends at once
@@ -38,17 +39,23 @@ def choose_threads(trainer: Trainer, most: int, longest: float = LONGEST) -> tup
     may_change = _may_change(trainer)
     while chosen > 1:
         fewer = chosen // 2
-        ratio = _compare(lambda: trainer.rehearse(updates=True), chosen, fewer, longest)
+        bar = FEWER_PAYS if may_change else FEWER_PAYS_FOR_GOOD
+        ratio = _compare(lambda: trainer.rehearse(updates=True), chosen, fewer, longest, bar)
         why = f"measured on the run's own step: with {fewer} it takes {ratio:.2f} times as long as with {chosen}"
-        if ratio > (FEWER_PAYS if may_change else FEWER_PAYS_FOR_GOOD):
+        if ratio > bar:
             break
         chosen = fewer
     torch.set_num_threads(chosen)
     return chosen, why
 
 
-def _compare(work: Callable[[], object], first: int, second: int, longest: float = LONGEST) -> float:
-    """Time of `work` with `second` threads ÷ with `first`: the median of pairs, each in the other order."""
+def _compare(
+    work: Callable[[], object], first: int, second: int, longest: float = LONGEST, bar: float | None = None
+) -> float:
+    """Time of `work` with `second` threads ÷ with `first`: the median of pairs, each in the other order.
+
+    bar: what the ratio is asked for; it ends once the pairs are clearly above it or below.
+    """
     began = time.perf_counter()
     for threads in (first, second):  # finds its memory and its kernels
         _timed(work, threads)
@@ -58,9 +65,13 @@ def _compare(work: Callable[[], object], first: int, second: int, longest: float
         order = (first, second) if len(ratios) % 2 else (second, first)
         times = {threads: _timed(work, threads) for threads in order}
         ratios.append(times[second] / times[first])
-        if warm + time.perf_counter() - began > longest:
+        if warm + time.perf_counter() - began > longest or (bar and _is_clear(ratios, bar)):
             break
     return statistics.median(ratios)
+
+
+def _is_clear(ratios: list[float], bar: float) -> bool:
+    return len(ratios) >= ALIKE and (min(ratios) > bar * CLEARLY or max(ratios) * CLEARLY < bar)
 
 
 def _timed(work: Callable[[], object], threads: int) -> float:

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from queue import SimpleQueue
 
 import numpy as np
 import pytest
@@ -160,16 +161,18 @@ def test_nothing_is_made_twice(tmp_path: Path) -> None:
 
 def test_a_few_small_files_are_prepared_while_torch_loads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings, log, begun = DataSettings(), list[Event](), prepare_module._begun
+    seen: SimpleQueue[Corpus] = SimpleQueue()
     asked, short = [str(tmp_path / "a.txt")], [str(tmp_path / "short.txt")]
     (tmp_path / "a.txt").write_text(prose(1, 3000))
     (tmp_path / "short.txt").write_text("a few words")
-    for inputs in (asked, short):
-        prepare_module.begin_to_prepare(inputs, settings)
+    for inputs in (short, asked):
+        prepare_module.begin_to_prepare(inputs, settings, seen.put)
     early = begun[prepare_module._asked(asked, settings)]
-    assert prepare(asked, settings, Events(listeners=[log.append])) is early.result()
+    assert prepare(asked, settings, Events(listeners=[log.append])) is early.result() is seen.get(timeout=20)
     assert [type(event) for event in log] == [TextSummary] and len(begun) == 1
     with pytest.raises(DataError, match="too little text"):
         prepare(short, settings, Events())
+    assert seen.empty()
     monkeypatch.setattr(prepare_module, "_SMALL", 100)
     for inputs in (asked, ["-"], [], [str(tmp_path)], [str(tmp_path / "missing.txt")]):
         prepare_module.begin_to_prepare(inputs, settings)

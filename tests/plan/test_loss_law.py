@@ -2,11 +2,15 @@
 
 import math
 from collections import Counter, defaultdict
+from concurrent.futures import ThreadPoolExecutor
+from threading import Event
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from settle.plan.loss_law import CHUNK, ORDER, chunks, left_over, ngram_curve, ngram_loss, worth
+from settle.plan import loss_law
+from settle.plan.loss_law import CHUNK, ORDER, chunks, counted, left_over, ngram_curve, ngram_losses, worth
 
 
 def by_the_formula(counted: np.ndarray, held_out: np.ndarray, vocab_size: int) -> float:
@@ -33,13 +37,14 @@ def test_it_is_the_formula(seed: int) -> None:
     random = np.random.default_rng(seed)
     states = np.cumsum(random.integers(-1, 2, 900)) % 11  # each token says much about the next
     counted, held_out = states[:600].reshape(30, 20), states[600:].reshape(15, 20)
-    assert ngram_loss(counted, held_out, 11) == pytest.approx(by_the_formula(counted, held_out, 11), rel=1e-9)
-    assert ngram_loss(counted, held_out, 11) < 0.8 * math.log(11)
+    loss = ngram_losses(counted, held_out, 11)[-1]
+    assert loss == pytest.approx(by_the_formula(counted, held_out, 11), rel=1e-9)
+    assert loss < 0.8 * math.log(11)
 
 
 def test_what_was_never_counted_is_as_likely_as_all_else() -> None:
     nothing = np.full((1, 4), 3)
-    unseen = ngram_loss(nothing, np.array([[7]]), 8)
+    unseen = ngram_losses(nothing, np.array([[7]]), 8)[-1]
     assert unseen == pytest.approx(by_the_formula(nothing, np.array([[7]]), 8)) and unseen > math.log(8)
 
 
@@ -56,10 +61,33 @@ def test_more_text_makes_it_more_predictable():
     random = np.random.default_rng(2)
     tokens = np.cumsum(random.integers(0, 3, 40_000)) % 64
     curve = ngram_curve(tokens[:30_000], tokens[30_000:], 64)
-    counted, losses = zip(*curve, strict=True)
-    assert counted[0] == 4096 and counted[-1] == 30_000 // 128 * 128
-    assert list(losses) == sorted(losses, reverse=True)
+    sizes, losses = [n for n, _ in curve], [losses[-1] for _, losses in curve]
+    assert sizes[0] == 4096 and sizes[-1] == 30_000 // 128 * 128
+    assert losses == sorted(losses, reverse=True)
     assert math.log(3) < losses[-1] < losses[0] < math.log(64)
+
+
+def test_a_corpus_is_counted_once_in_a_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    random = np.random.default_rng(2)
+    texts = [random.integers(0, 64, size) for size in (20_000, 4_000)]
+    train, selection = (SimpleNamespace(folder=f"here/{len(text)}", tokens=text) for text in texts)
+    corpus = SimpleNamespace(train=train, selection=selection, tokenizer=SimpleNamespace(vocab_size=64))
+    asked, is_counting, go_on = list[object](), Event(), Event()
+
+    def slowly(*what: object) -> list[tuple[float, list[float]]]:
+        asked.append(what)
+        is_counting.set()
+        assert go_on.wait(20)
+        return ngram_curve(*texts, 64)
+
+    monkeypatch.setattr(loss_law, "ngram_curve", slowly)
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(counted, corpus)
+        assert is_counting.wait(20)
+        second = pool.submit(counted, corpus)
+        go_on.set()
+        assert first.result() is second.result() and first.result() == ngram_curve(*texts, 64)
+    assert len(asked) == 1
 
 
 def test_what_a_size_and_its_text_leave_is_hoffmann_s():

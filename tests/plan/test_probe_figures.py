@@ -12,7 +12,7 @@ from settle.base.statistics import FORECAST_LEVEL, Interval
 from settle.plan import outlook
 from settle.plan import probe as probes
 from settle.plan.outlook import CurveStart, Outlook
-from settle.plan.probe import DECAY, EVALUATED_TOKENS, probe
+from settle.plan.probe import DECAY, ENOUGH_SECONDS, EVALUATED_TOKENS, probe
 from settle.train.evaluation import Evaluation
 from settle.train.live_run import EVALUATION_BLOCK
 from settle.train.training_plan import TrainingPlan
@@ -43,7 +43,15 @@ def made(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
             return SimpleNamespace(train=train)
 
         chosen = plan.with_threads(3, "measured: three")
-        return SimpleNamespace(plan=chosen, model=None, objective=None, choose_threads=lambda: None, loop=loop)
+        noted["job"] = SimpleNamespace(
+            plan=chosen, model=None, objective=None, choose_threads=lambda: None, loop=loop, trainer=lambda: trainer
+        )
+        return noted["job"]
+
+    def rehearse(updates: bool) -> None:
+        noted["clock"] += noted["step"].pop(0)
+
+    trainer = SimpleNamespace(rehearse=rehearse)
 
     def evaluate(model: Any, objective: Any, sample: Any, step: int, tokens: int) -> Evaluation:
         noted["samples"].append((sample.num_tokens, step, tokens))
@@ -88,18 +96,30 @@ def test_a_probe_s_figures_are_of_its_later_steps(made: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("loop", "steps", "seconds", "warmup"),
-    [({"warmup_steps": 50}, 8, None, 2), ({"warmup_steps": 1}, 8, None, 1), ({"warmup_steps": 50}, 3, None, 1),
-     ({"warmup_steps": 50, "seconds": 600.0}, 8, 7.5, 2)],
+    ("loop", "steps", "warmup"),
+    [({"warmup_steps": 50}, 8, 2), ({"warmup_steps": 1}, 8, 1), ({"warmup_steps": 50}, 3, 1)],
 )  # fmt: skip
 def test_a_probe_is_a_short_run_with_a_schedule_of_its_own(
-    made: dict[str, Any], loop: dict[str, Any], steps: int, seconds: float | None, warmup: int
+    made: dict[str, Any], loop: dict[str, Any], steps: int, warmup: int
 ) -> None:
     probe(plan(**loop), CORPUS, steps)
     probed = made["plan"].loop
-    assert (probed.max_steps, probed.seconds, probed.warmup_steps) == (steps, seconds, warmup)
+    assert (probed.max_steps, probed.seconds, probed.warmup_steps) == (steps, None, warmup)
     assert probed.decay_fraction == DECAY and not probed.until_settled and probed.checkpoint_steps > steps
-    assert made["plan"].held_out_tokens == EVALUATION_BLOCK
+    assert probed.is_refit and made["plan"].held_out_tokens == probed.sequence_length  # nothing is read on the way
+
+
+@pytest.mark.parametrize(
+    ("budget", "step", "seconds"),
+    [(20.0, 5.0, 0.25), (60.0, 0.001, ENOUGH_SECONDS), (60.0, 0.02, 24 * 0.02), (60.0, 5.0, 0.75),
+     (600.0, 0.1, 2.4), (600.0, 5.0, 7.5), (36_000.0, 0.1, 2.4)],
+)  # fmt: skip
+def test_a_probe_takes_a_share_of_the_time_and_no_more_than_the_fewest_steps_need(
+    made: dict[str, Any], budget: float, step: float, seconds: float
+) -> None:
+    made["step"] = [100.0, step]  # the first finds its memory
+    probe(plan(warmup_steps=50, seconds=budget), CORPUS, 60)
+    assert made["job"].plan.loop.seconds == pytest.approx(seconds)
 
 
 def test_a_probe_reads_as_much_as_it_trained_on_within_bounds(

@@ -97,6 +97,16 @@ def test_a_slow_step_is_timed_in_one_pair(clocked):
     assert len(trainer.rehearsed) == 4
 
 
+@pytest.mark.parametrize(
+    ("fewer", "is_clear"), [(0.2, True), (0.11, True), (0.108, False), (0.094, False), (0.08, True)]
+)
+def test_what_two_pairs_show_clearly_is_not_timed_again(clocked, fewer, is_clear):
+    trainer = clocked(torch.bfloat16, {2: 0.1, 1: fewer})
+    choose_threads(trainer, 2)
+    pairs = (len(trainer.rehearsed) - 2) / 2
+    assert pairs == 2 if is_clear else pairs > 5
+
+
 def test_bfloat16_changes_while_the_run_goes_on_and_back(clocked):
     trainer = clocked(torch.bfloat16, {4: 0.1, 2: 0.15, 1: 0.3})
     watch, warnings = watched(trainer, 4, others=0.0)

@@ -8,6 +8,7 @@ from settle.base.event_log import Events
 from settle.base.run.launcher import launched
 from settle.commands import Command
 from settle.jobs.settings import TrainSettings
+from settle.plan.loss_law import counted
 
 
 class Train(TrainSettings, Command):
@@ -35,10 +36,10 @@ class Train(TrainSettings, Command):
 
             return prove_scale(self, self.prove_scale, events)
         if launched() is None:
-            from settle.data.prepare import begin_to_prepare  # loads numpy
+            from settle.data.prepare import begin_to_prepare  # loads more than --help needs
 
             whole = self.with_recipe().value
-            begin_to_prepare(whole.inputs, whole.data)
+            begin_to_prepare(whole.inputs, whole.data, counted)
         from settle.jobs.ranks.start import start_run
 
         return start_run("train", self, events)
