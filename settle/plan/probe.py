@@ -119,9 +119,7 @@ def probe(
     loop = plan.loop
     job = LiveRun.build(replace(plan, held_out_tokens=loop.sequence_length), corpus)
     job.choose_threads()
-    if loop.seconds and loop.seconds > ENOUGH_SECONDS:
-        enough = max(ENOUGH_SECONDS, FEWEST * _step_seconds(job))
-        job.plan = job.plan.with_loop(seconds=min(loop.seconds, enough))
+    _limit_time(job)
     times: list[float] = []
     peaks: list[int] = []
 
@@ -165,13 +163,18 @@ def probe(
     )
 
 
-def _step_seconds(job: LiveRun) -> float:
-    """Time a step, after one that finds its memory; the weights stay as they are."""
-    trainer, began = job.trainer(), 0.0
-    for _ in range(2):
+def _limit_time(job: LiveRun) -> None:
+    """Let a probe take no longer than is enough, by a step that is timed; the weights stay as they are."""
+    seconds, took = job.plan.loop.seconds, 0.0
+    if seconds is None or seconds <= ENOUGH_SECONDS:
+        return
+    trainer = job.trainer()
+    for _ in range(2):  # the first finds its memory
         began = time.perf_counter()
         trainer.rehearse(updates=True)
-    return (time.perf_counter() - began) * job.plan.loop.micro_batches
+        took = time.perf_counter() - began
+    enough = max(ENOUGH_SECONDS, FEWEST * took * job.plan.loop.micro_batches)
+    job.plan = job.plan.with_loop(seconds=min(seconds, enough))
 
 
 def tuning_steps(plan: TrainingPlan) -> int:
