@@ -2,7 +2,6 @@
 
     python bench/curve_prior.py bench/recorded                     each corpus left out once
     python bench/curve_prior.py bench/recorded --ship              and write settle/plan/curve_prior.json
-    python bench/curve_prior.py bench/recorded --judge             bench/recorded/repeated, by the prior that ships
     python bench/curve_prior.py bench/recorded --sizes             fitted on the small runs, judged on the large
     python bench/curve_prior.py bench/recorded --run FOLDER …      finished runs, forecast anew by the prior that ships
 
@@ -33,21 +32,17 @@ from settle.plan.loss_curve import (
     CurvePrior,
     Observation,
     binned,
-    recorded,
 )
 from settle.plan.loss_law import worth
 from settle.plan.outlook import CurveStart
 from settle.plan.probe import DECAY
 
-PROBE_SHARE = 0.13  # ends up to this share of a short run are its probes
 LARGE = (200_000, 500_000)  # parameters and tokens from which a run counts as large
 DEMO = "python"  # what `make demo` trains on: never fitted on
-FOLDERS = ("", "settled")  # below the recorded runs: what is fitted on
-UNSEEN = "repeated"  # and what no fit reads
 Z = two_sided_z(FORECAST_LEVEL)
 K = 6  # coefficients of a run
 RIDGE = 0.3  # prior standard deviation of what a fact moves a coefficient by
-DECAY_RIDGE = 0.03  # the same of what the final decay brings, and of the rise
+DECAY_RIDGE = 0.1  # the same of what the final decay brings, and of the rise
 OCTAVES = (2.0, 4.0, 8.0, 16.0, 32.0, 64.0)  # times the tokens that a run had: each has its factor
 FEWEST_CORPORA = 8  # that an octave's factor is estimated on
 NEAREST = 1.15  # times the tokens from which a later end counts as further
@@ -56,8 +51,10 @@ NEAREST = 1.15  # times the tokens from which a later end counts as further
 SEARCHED = {
     "a": (0.2, 1.5), "b": (0.05, 1.5), "g": (0.2, 1.5), "c": (0.02, 1.5), "d": (0.02, 1.5), "e": (0.03, 1.5),
     "drift": (0.02, 1.5), "noise_decayed": (0.005, 1.5), "noise_constant": (0.01, 1.5), "correlation": (1.0, 1.5),
+    "between": (0.02, 1.0),
     "slowing": (0.2, 1.0), "saturation": (10.0, 1.0), "repeats": (15.0, 1.0), "rise_power": (1.0, 0.5),
-    "rise_size": (1.0, 0.5), "rise_decay": (0.7, 0.7), "decay_power": (0.5, 1.0),
+    "rise_size": (1.0, 0.5), "rise_decay": (0.7, 0.7),
+    "decay_steps": (60.0, 1.0), "decay_power": (1.0, 0.5),
 }  # fmt: skip
 FIRST, BELIEVABLE = np.log([first for first, _ in SEARCHED.values()]), np.array([s for _, s in SEARCHED.values()])
 NAMES = list(SEARCHED)
@@ -91,24 +88,25 @@ class Recorded:
             vocab_size=row["vocabulary"],
             tokens_per_step=row["loop"]["tokens_per_step"],
             ngrams=[tuple(pair) for pair in row["ngrams"]],
+            packed=row["packed"],
         )
         loop, warmup = row["loop"], 2 * row["loop"]["warmup_steps"] * row["loop"]["tokens_per_step"]
         ends = [e for e in row["ends"] if e["kind"] != "stop" or e["from"] > warmup]
-        probes = [e for e in ends if is_probe(e, ends[-1]["tokens"])]
+        probes = [e for e in ends if e["kind"] == "probe"]
         offsets = [math.log(e["own"] / e["loss"]) for e in probes] or [0.0]
         stop = row.get("stop")
-        last = [e for e in ends if not is_probe(e, ends[-1]["tokens"])]
+        last = [e for e in ends if e not in probes]
         if loop["max_steps"]:
-            last = [e for e in last if e["kind"] in ("branch", "end")]
+            last = [e for e in last if e["kind"] == "end"]
         elif stop is not None:
             last = [e for e in last if e["from"] == stop["tokens"]]
         return cls(
             corpus=row["corpus"],
             name=path.stem,
             facts=facts,
-            probes=[observed(e, loop) for e in probes],
-            ends=[observed(e, loop) for e in ends if e not in probes],
-            target=observed(last[-1], loop),
+            probes=[observed(e) for e in probes],
+            ends=[observed(e) for e in ends if e not in probes],
+            target=observed(last[-1]),
             trunk=[(t, loss) for t, loss, *_ in row["trunk"] if t],
             warmup=warmup,
             offset=offsets[-1],
@@ -136,16 +134,8 @@ class Recorded:
         return [(a, b) for a in self.ends for b in self.ends if b.tokens > NEAREST * a.tokens]
 
 
-def is_probe(end: dict, longest: float) -> bool:
-    """Whether it was trained by itself, as before a run; in the short runs of 27 November, up to a share of the run."""
-    return end["kind"] == "probe" or (end["kind"] in ("alone", "branch") and end["tokens"] <= PROBE_SHARE * longest)
-
-
-def observed(end: dict, loop: dict) -> Observation:
-    decay = loop["decay_fraction"] if end["kind"] == "end" else DECAY
-    if end["kind"] == "stop":
-        decay = 1 - end["from"] / end["tokens"]
-    return Observation(end["tokens"], end["loss"], decay)
+def observed(end: dict) -> Observation:
+    return Observation(end["tokens"], end["loss"], 1 - end["from"] / end["tokens"] if "from" in end else DECAY)
 
 
 # --- the fit ---
@@ -157,50 +147,53 @@ def form_of(logs: np.ndarray) -> CurveForm:
 
 def with_spreads(logs: np.ndarray, mean: np.ndarray) -> CurvePrior:
     drift, decayed, constant = np.exp(logs[K:9]).tolist()
-    return CurvePrior(form_of(logs), mean, np.exp(logs[:K]), math.tanh(logs[9]), drift, decayed, constant)
+    between = math.exp(logs[10])
+    return CurvePrior(form_of(logs), mean, np.exp(logs[:K]), math.tanh(logs[9]), drift, decayed, constant, between)
 
 
 @dataclass(frozen=True)
 class Design:
-    """What a fit computes again and again of one run, for one form of the curves."""
+    """What a fit computes again and again of the runs on one corpus, for one form of the curves."""
 
     basis: np.ndarray  # (n, K)
-    apart: np.ndarray  # (n, n): of the Brownian motion, per unit of drift²
+    by_facts: np.ndarray  # (n, K F): the basis times the facts of the run
+    walk: np.ndarray  # (n, n): of the Brownian motion, per unit of drift²
+    between: np.ndarray  # (n, n): of what the runs do not share, per unit of between²
     noises: np.ndarray  # (2, n): variances per unit of noise_decayed² and of noise_constant²
-    facts: np.ndarray
     y: np.ndarray
 
     @classmethod
-    def of(cls, run: Recorded, prior: CurvePrior) -> "Design":
-        seen = run.everything
-        decayed, tokens = np.array([o.decay > 0 for o in seen]), np.array([o.tokens for o in seen])
-        x = np.log(tokens / START)
+    def of(cls, runs: Sequence[Recorded], prior: CurvePrior) -> "Design":
+        seen = [(run.facts, o) for run in runs for o in run.everything]
+        decayed, tokens = np.array([o.decay > 0 for _, o in seen]), np.array([o.tokens for _, o in seen])
+        basis = np.concatenate([prior.design(run.facts, run.everything) for run in runs])
+        steps = tokens / np.array([facts.tokens_per_step for facts, _ in seen])
+        x, apart = np.log(tokens / START), np.array([facts.apart(runs[0].facts) for facts, _ in seen])
         return cls(
-            basis=prior.design(run.facts, seen),
-            apart=np.maximum(0.0, np.minimum.outer(x, x)),
-            noises=np.stack([decayed * (1 + FEW_STEPS * run.facts.tokens_per_step / tokens), 1.0 * ~decayed]),
-            facts=run.facts.vector(),
-            y=np.log([o.loss for o in seen]),
+            basis=basis,
+            by_facts=np.stack([np.outer(row, f.vector()).ravel() for row, (f, _) in zip(basis, seen, strict=True)]),
+            walk=np.maximum(0.0, np.minimum.outer(x, x)),
+            between=np.minimum.outer(apart, apart) ** 2,
+            noises=np.stack([decayed * (1 + FEW_STEPS / steps), 1.0 * ~decayed]),
+            y=np.log([o.loss for _, o in seen]),
         )
 
     def solved(self, prior: CurvePrior, together: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
-        """Information of the mean's (K F) entries, their weighted sums, and the run's part of -2 ln likelihood."""
+        """Information of the mean's (K F) entries, their weighted sums, and the corpus' part of -2 ln likelihood."""
         noise = np.square([prior.noise_decayed, prior.noise_constant]) @ self.noises
-        whole = self.basis @ together @ self.basis.T + prior.drift**2 * self.apart + np.diag(noise)
-        root = np.linalg.cholesky(whole)
-        solved = np.linalg.solve(root, np.column_stack([self.basis, self.y]))
+        whole = self.basis @ together @ self.basis.T + prior.drift**2 * self.walk + prior.between**2 * self.between
+        root = np.linalg.cholesky(whole + np.diag(noise))
+        solved = np.linalg.solve(root, np.column_stack([self.by_facts, self.y]))
         inner = solved.T @ solved
-        information = np.kron(inner[:K, :K], np.outer(self.facts, self.facts))
-        part = float(inner[K, K]) + 2 * float(np.log(np.diag(root)).sum())
-        return information, np.kron(inner[:K, K], self.facts), part
+        part = float(inner[-1, -1]) + 2 * float(np.log(np.diag(root)).sum())
+        return inner[:-1, :-1], inner[:-1, -1], part
 
 
-def best_mean(prior: CurvePrior, designs: Sequence[Design]) -> tuple[CurvePrior, float]:
+def best_mean(prior: CurvePrior, designs: Sequence[Design], facts: int) -> tuple[CurvePrior, float]:
     """Fit the mean by generalized least squares under the prior's spreads.
 
     Returns the prior with the mean's covariance, and -2 ln of the penalized likelihood.
     """
-    facts = len(designs[0].facts)
     size, scale = K * facts, np.full((K, facts), RIDGE)
     scale[:, 0] = scale[0] = 100.0  # what a coefficient is on average is free, and so is how the level depends on facts
     scale[3, 1:], scale[4, 1:] = DECAY_RIDGE, 1e-3  # how it comes with the steps is alike for all
@@ -220,12 +213,15 @@ def best_mean(prior: CurvePrior, designs: Sequence[Design]) -> tuple[CurvePrior,
 def fit(runs: Sequence[Recorded], start: np.ndarray, rounds: int, step: float = 0.5) -> tuple[CurvePrior, np.ndarray]:
     """Coordinate search over the logarithms of spreads and form, beginning with steps of `step`."""
     empty, designs = np.zeros((K, len(runs[0].facts.vector()))), dict[bytes, list[Design]]()
+    corpora: dict[str, list[Recorded]] = {}
+    for run in runs:
+        corpora.setdefault(run.corpus, []).append(run)
 
     def fitted(logs: np.ndarray) -> tuple[CurvePrior, float]:
         prior, key = with_spreads(logs, empty), logs[FORM].tobytes()
         if key not in designs:
-            designs[key] = [Design.of(run, prior) for run in runs]
-        return best_mean(prior, designs[key])
+            designs[key] = [Design.of(some, prior) for some in corpora.values()]
+        return best_mean(prior, designs[key], empty.shape[1])
 
     def cost(logs: np.ndarray) -> float:
         return fitted(logs)[1] + float(np.sum(((logs - FIRST) / BELIEVABLE) ** 2))
@@ -338,7 +334,7 @@ def widening(scores: Sequence[Score]) -> float:
     """
     ordered = sorted(score.z for score in scores)
     rank = min(len(ordered), math.ceil((len(ordered) + 1) * FORECAST_LEVEL))
-    return max(1.0, ordered[rank - 1] / Z)
+    return ordered[rank - 1] / Z
 
 
 def octaves(scores: Sequence[Score]) -> Iterator[tuple[float, float]]:
@@ -434,30 +430,20 @@ def by_size(runs: Sequence[Recorded]) -> None:
     report(replace(Scores.of(prior, [run for run in runs if run not in small]), further=[]))
 
 
-def finished(folder: Path) -> None:
-    """Forecast a finished run of the product again: before it, and when its decay began."""
-    curve = dict(json.loads((folder / "forecast.json").read_text())["curve"])
-    loop = json.loads((folder / "plan.json").read_text())["loop"]
-    facts = CurveFacts(**curve["facts"])
-    probes = [Observation(probe["tokens"], probe["loss"], DECAY) for probe in curve["probes"]]
-    events = list(read_records(folder / "events.jsonl"))
-    begun = next(e for e in events if e["kind"] == "decay")["step"] * loop["tokens_per_step"]
+def finished(folder: Path) -> tuple[float, bool, float, bool]:
+    """Forecast a finished run of the product again, before it and at half of it: (error, inside) of each."""
+    start = CurveStart.from_json(json.loads((folder / "forecast.json").read_text())["curve"])
+    assert start is not None
     actual = json.loads((folder / "result.json").read_text())["actual"]
-    trunk = [
-        (e["tokens"], e["loss"])
-        for e in events
-        if e["kind"] == "eval" and not e.get("whole") and 0 < e["tokens"] <= begun
-    ]
-    start = CurveStart(facts, probes, curve["offset"], curve["stderr"], curve["since"], 1 - begun / actual["tokens"])
-    print(
-        f"{folder.name}: actual {actual['loss']:.3f} after {actual['tokens']:,} tokens, {start.decay:.0%} of them decay"
-    )
-    for name, loss in (
-        ("before the run", start.loss(actual["tokens"])),
-        ("at the decay's beginning", start.loss_under_way(trunk, actual["tokens"])),
-    ):
-        inside = "inside" if loss.contains(actual["loss"]) else "outside"
-        print(f"  {name}: {loss.value:.3f} ({loss.low:.3f} to {loss.high:.3f}), {inside}")
+    evaluations = [e for e in read_records(folder / "events.jsonl") if e["kind"] == "eval" and not e.get("whole")]
+    early = [(e["tokens"], e["loss"]) for e in evaluations if 0 < e["tokens"] <= actual["tokens"] / 2]
+    found = []
+    for loss in (start.loss(actual["tokens"]), start.loss_under_way(early, actual["tokens"])):
+        found += [actual["loss"] / loss.value - 1, loss.contains(actual["loss"])]
+    words = [f"{error:+.1%}, {'inside' if inside else 'outside'}" for error, inside in (found[:2], found[2:])]
+    size = f"{start.facts.parameters:,} parameters, {actual['tokens']:,} tokens"
+    print(f"{folder.parent.parent.name}/{folder.name}: {size}, {actual['loss']:.3f}; {words[0]}; at half {words[1]}")
+    return found[0], found[1], found[2], found[3]
 
 
 def read_all(folder: Path) -> list[Recorded]:
@@ -478,22 +464,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recorded", type=Path)
     parser.add_argument("--ship", action="store_true")
-    parser.add_argument("--judge", action="store_true")
     parser.add_argument("--sizes", action="store_true")
     parser.add_argument("--run", type=Path, nargs="+", default=[])
     asked = parser.parse_args()
-    for folder in asked.run:
-        finished(folder)
     if asked.run:
+        before, inside, half, half_inside = zip(*map(finished, asked.run), strict=True)
+        for when, errors, held in (("before", before, inside), ("at half", half, half_inside)):
+            print(f"{when}: median error {np.median(np.abs(errors)):.1%}, inside {sum(held)} of {len(held)}")
         return
-    if asked.judge:
-        runs = read_all(asked.recorded / UNSEEN)
-        scores = Scores.of(recorded(), runs)
-        report(scores)
-        calibration(scores)
-        compare(runs)
-        return
-    runs = [run for name in FOLDERS for run in read_all(asked.recorded / name)]
+    runs = read_all(asked.recorded)
     if asked.sizes:
         by_size(runs)
         return

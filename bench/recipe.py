@@ -26,7 +26,7 @@ from settle.data.prepare import Corpus, prepare
 from settle.data.settings import DataSettings
 from settle.machine import keep_freed_memory
 from settle.model.architectures.llama import Llama
-from settle.plan.training_plan import AVERAGE, DECAY_PASSES
+from settle.plan.settings import TrainingSettings
 from settle.train.evaluation import HeldOut, evaluate
 from settle.train.objectives.next_token import NextToken
 from settle.train.optimizers import Optimizer
@@ -81,8 +81,16 @@ def train(corpus: Corpus, steps: int, passes: float, seed: int, choices: dict[st
 
     passes: over the text, which decide the number of steps where they are not 0.
     """
-    own = {"rule": "muon", "rates": {}, "tied": False, "dtype": torch.bfloat16, "forgetting": 1.0, "average": AVERAGE}
-    c = {**own, "decay_passes": DECAY_PASSES, **BASE, **(OF_MANY_PASSES if passes else {}), **choices}
+    usual = TrainingSettings()
+    own = {
+        "rule": "muon",
+        "rates": {},
+        "tied": False,
+        "dtype": torch.bfloat16,
+        "forgetting": 1.0,
+        "average": usual.average,
+    }
+    c = {**own, "decay_passes": usual.decay_passes, **BASE, **(OF_MANY_PASSES if passes else {}), **choices}
     steps_per_pass = corpus.train.num_tokens / c["tokens"]
     steps = round(passes * steps_per_pass) or steps * BASE["tokens"] // c["tokens"]
     heads = c["width"] // c["head_dim"]

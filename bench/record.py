@@ -1,13 +1,10 @@
 """Record real training runs: a constant-rate trunk, evaluated as the product evaluates, and ends that decay from it.
 
-    python bench/record.py TEXTS OUT [--only NAME …] [--seed N] [--latest TOKENS]
-    python bench/record.py TEXTS OUT --until-settled --latest 3000000   small texts of many kinds, for the settled rule
-    python bench/record.py TEXTS OUT --repeated --latest 1500000        texts of many passes, to judge forecasts by
-    python bench/record.py TEXTS OUT --overfitted --latest 800000       the same with more parameters, for the fit
-    python bench/record.py TEXTS OUT --large                            models of a million parameters and more
+    python bench/record.py TEXTS OUT [--only NAME …] [--seed N]
 
 TEXTS: the folder that bench/corpora.py made. Appends one JSON file a run under OUT; a run whose file exists is left
-out. One thread. What each run is: `RUNS`; it is planned by the product's own plan, with its rate, batch and warm-up.
+out, so that several processes share the work. One thread. What each run is: `RUNS`, written down before any of them
+was run; it is planned by the product's own plan, with its size, rate, weight decay, batch and warm-up.
 
 * trunk: warm-up, then constant; (tokens, loss, stderr, losses of the sample's blocks) of the run's own held-out sample,
   at the product's evaluations. A run with a number of tokens ends where its decay begins. One without is watched until
@@ -16,14 +13,16 @@ out. One thread. What each run is: `RUNS`; it is planned by the product's own pl
 * ends: losses on a larger held-out sample, the same for all. "probe": a short run with a warm-up and a decay of its
   own, as the product probes before a run. "end": a run of that many tokens by the plan's budgeted schedule. "stop": the
   decay of a run that has settled, branched off the trunk at every fourfold of the tokens, at the stop and at the end.
-* ngrams: [tokens, loss] of n-gram models over ever more of the text, on the larger sample.
+  Each decays as the product does: from the best weights where the loss has risen; kept is the best of the decayed, the
+  averaged and the earlier weights by the run's own sample. decayed: what the decay alone reached.
+* ngrams: [tokens, loss] of n-gram models over ever more of the text, on the larger sample. packed: what LZMA leaves.
 """
 
 import argparse
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from settle.base.event_log import Events
@@ -34,9 +33,10 @@ from settle.plan.loss_law import counted
 from settle.plan.probe import DECAY, probe_steps
 from settle.plan.settings import TrainingSettings
 from settle.plan.training_plan import plan_training
+from settle.train.checkpoint import Checkpoint
 from settle.train.evaluation import Evaluation, HeldOut, evaluate
 from settle.train.live_run import EVALUATION_BLOCK, LiveRun
-from settle.train.settled import Settled, decay_tokens, next_evaluation
+from settle.train.settled import decay_tokens, next_evaluation
 from settle.train.state import LoopState
 from settle.train.training_plan import TrainingPlan
 from settle.train.watch import Watch
@@ -45,48 +45,34 @@ SAMPLE = 12_288  # tokens of the larger held-out sample
 SHARES = (1 / 4, 1.0)  # of a run with a number of tokens: lengths of its decayed ends
 FIRST_STOP, APART = 24, 4  # the trunk is branched at that share of LATEST, and after so many times more
 TOLERANCES = (0.005, 0.01, 0.015)  # of runs without a number of tokens; the first is the product's default
-LATEST, FOLLOWED = 2_000_000, 3.2  # tokens until which a stop is waited for; times the stop
+LATEST, FOLLOWED = 1_500_000, 1.6  # tokens until which a stop is waited for; times the stop
 
-# (corpus, size, tokens; None: until it has settled), ordered so that every beginning of the list is a mixture
-RUNS = [
-    ("maths", "60k", None), ("go", "300k", "700k"), ("czech", "60k", None), ("manuals_de", "1M", "400k"),
-    ("dutch", "60k", None), ("sayings_de", "300k", "700k"), ("korean", "60k", None), ("rust", "300k", "700k"),
-    ("russian_faq", "60k", None), ("instructions", "300k", "700k"), ("lisp", "2M", "300k"), ("spanish", "60k", None),
-    ("locales", "300k", "700k"), ("sayings_pl", "600k", "500k"), ("devil", "60k", None), ("jargon", "1M", "400k"),
-    ("git_doc", "300k", "700k"), ("finnish", "60k", None), ("german", "300k", "700k"), ("codes", "300k", "500k"),
-    ("french", "60k", None), ("lintian", "500k", "600k"), ("arabic", "300k", "700k"), ("handbook_ar", "60k", None),
-    ("vim_help", "300k", "1.5M"), ("sayings_zh", "60k", None), ("sayings_cs", "300k", "700k"), ("maths", "1M", "400k"),
+# (corpus, tokens, size). tokens None: until it has settled; size None: the plan's own. Every beginning is a mixture.
+RUNS: list[tuple[str, str | None, str | None]] = [
+    ("manuals_fr", "4M", "1.1M"), ("czech", "1.5M", None), ("swedish", None, "300k"), ("arabic", "1M", None),
+    ("rust", "1.5M", None), ("vera", "1M", None), ("boost", "4M", "1.1M"), ("sayings_de", "600k", None),
+    ("dutch", None, "200k"), ("perl", "300k", None), ("finnish", "1.5M", None), ("handbook", "2M", None),
+    ("vim_help", "3.2M", "1.1M"), ("sayings_ru", "600k", None), ("italian", None, "300k"), ("codes", "1M", None),
+    ("latin", "1M", None), ("instructions", "1.2M", None), ("perl", "3.2M", "1.1M"), ("tcl", "500k", None),
+    ("russian_faq", None, "100k"), ("german", "1.2M", None), ("devil", "1.5M", None), ("jargon", "500k", None),
+    ("sqlite", "3.2M", "1.1M"), ("sayings_it", "800k", None), ("portuguese", None, "200k"), ("japanese", "500k", None),
+    ("ruby", "1.2M", None), ("unicode", "800k", None), ("hungarian", "3.2M", "1.1M"), ("lintian", "1M", None),
+    ("sayings_br", None, "200k"), ("vim_script", "400k", None), ("french", "1.2M", None), ("python", "1M", None),
+    ("cedict", "3.2M", "1.1M"), ("sayings_cs", "500k", None), ("manuals_pl", None, "200k"),
+    ("pronounced", "500k", None), ("spanish", "1.5M", None), ("tool_calls", "1.5M", None),
+    ("maths", "3.2M", "1.1M"), ("chinese", "600k", None),
+    ("sayings_zh", None, "200k"), ("korean", "300k", None), ("handbook_ar", "1.5M", None), ("sqlite", "400k", None),
+    ("lisp", "3.2M", "1.1M"), ("sayings_en", "400k", None), ("octave", None, "300k"), ("c_headers", "800k", None),
+    ("manuals_ja", "1.2M", None), ("locales", "700k", None), ("manuals_de", "3.2M", "1.1M"), ("apt_ja", None, "200k"),
+    ("prolog", None, "150k"), ("manuals_sv", "800k", None), ("c_headers", "3.1M", "1.3M"), ("sayings_eo", None, "100k"),
+    ("vim_script", "3.1M", "1.3M"), ("sayings_bg", None, "200k"), ("russian_dev", "900k", None),
+    ("sayings_en", "3.1M", "1.3M"), ("lintian", "3.1M", "1.3M"), ("sayings_ru", "3.1M", "1.3M"),
 ]  # fmt: skip
 
-# (corpus, seed) of runs of the smallest size without a number of tokens, in the order in which they are made. Written
-# down before any of them was run: texts small or repetitive enough to settle early, other seeds, larger texts.
-UNTIL_SETTLED = [
-    ("finnish", 1), ("spanish", 1), ("codes", 1), ("devil", 1), ("sayings_zh", 1), ("unicode", 1), ("french", 1),
-    ("handbook_ar", 1), ("pronounced", 1), ("sayings_de", 1), ("dutch", 2), ("korean", 2), ("sayings_it", 1),
-    ("german", 1), ("russian_faq", 2), ("jargon", 1), ("sayings_cs", 1), ("czech", 2), ("tool_calls", 1),
-    ("shakespeare", 1), ("handbook", 1), ("instructions", 1), ("finnish", 2), ("spanish", 2),
-]  # fmt: skip
-SMALLEST = "60k"
 
-# (corpus, size) of runs without a number of tokens over small texts, which they see many times. Written down, in this
-# order, before any of them was run: their corpora are in no other list, and no fit reads them.
-REPEATED = [
-    ("vera", "60k"), ("manuals_ja", "60k"), ("octave", "30k"), ("latin", "60k"), ("portuguese", "60k"),
-    ("ruby", "150k"), ("sayings_br", "60k"), ("russian_dev", "30k"), ("prolog", "60k"), ("foldoc", "60k"),
-    ("manuals_pl", "60k"), ("italian", "60k"), ("sayings_eo", "60k"), ("apt_ja", "60k"), ("swedish", "60k"),
-    ("manuals_sv", "150k"), ("sayings_bg", "30k"),
-]  # fmt: skip
-
-# (corpus, size): the same with as many parameters as a plan has at most for so little text, for the fit
-OVERFITTED = [("dutch", "300k"), ("finnish", "200k"), ("devil", "400k"), ("french", "150k"), ("spanish", "300k")]
-
-# (corpus, size, tokens)
-LARGE = [("manuals_fr", "1M", "1.5M"), ("boost", "1M", "1.5M")]
-
-
-def record(text: Path, size: str, tokens: str | None, seed: int, latest: int = LATEST) -> dict[str, object]:
+def record(text: Path, tokens: str | None, size: str | None, seed: int) -> dict[str, object]:
     """One run, as its file holds it."""
-    asked = {"size": size, "threads": 1, "seed": seed} | ({"tokens": tokens} if tokens else {})
+    asked = {k: v for k, v in {"size": size, "tokens": tokens, "threads": 1, "seed": seed}.items() if v is not None}
     settings = resolve(TrainingSettings, [("asked", asked)])
     corpus = prepare([str(text)], settings.value.data, Events())
     plan = plan_training(settings.value, settings.origin, corpus, 0.0)
@@ -96,7 +82,7 @@ def record(text: Path, size: str, tokens: str | None, seed: int, latest: int = L
         corpus.tokenizer.byte_length,
     )
     ends = [_probed(plan, corpus, sample)]
-    trunk = Trunk(LiveRun.build(plan, corpus), sample, latest)
+    trunk = Trunk(LiveRun.build(plan, corpus), sample, LATEST)
     trunk.follow()
     return {
         "corpus": text.stem,
@@ -110,11 +96,14 @@ def record(text: Path, size: str, tokens: str | None, seed: int, latest: int = L
         "sample_tokens": sample.num_tokens,
         "dtype": plan.dtype,
         "optimizer": plan.optimizer_name,
+        "weight_decay": plan.optimizer.get("weight_decay"),
+        "lr": plan.optimizer.get("lr"),
         "loop": {
             k: v for k, v in plan.loop.model_dump().items() if k in ("tokens_per_step", "sequence_length",
-            "warmup_steps", "max_steps", "decay_fraction")
+            "warmup_steps", "max_steps", "decay_fraction", "longest_decay")
         },
-        "ngrams": [[n, round(loss, 5)] for n, loss in _ngrams(corpus)],
+        "ngrams": [[n, round(losses[-1], 5)] for n, losses in counted(corpus).ngrams],
+        "packed": round(counted(corpus).packed, 5),
         **trunk.to_json(ends),
         "cpu_seconds": round(time.process_time() - began),
     }  # fmt: skip
@@ -134,7 +123,8 @@ class Trunk:
     def __post_init__(self) -> None:
         self.trainer, self.state = self.job.trainer(), LoopState()
         self.held_out = HeldOut(self.job.selection, self.job.tokenizer.byte_length)
-        self.floor = Watch(self.trainer, self.held_out, Events()).settled.floor
+        self.rule = Watch(self.trainer, self.held_out, Events()).settled
+        self.floor, self.best = self.rule.floor, self.trainer.weights()
 
     def to_json(self, probes: Sequence[dict[str, object]] = ()) -> dict[str, object]:
         """Return the losses, and what the rule said."""
@@ -153,7 +143,8 @@ class Trunk:
         per_step, at_stops = loop.tokens_per_step, self.latest // FIRST_STOP
         most = loop.max_steps or self.latest // per_step
         lengths = [round(most * share) for share in SHARES] if loop.max_steps else []
-        branches = {max(1, round(steps * (1 - loop.decay_fraction))): steps for steps in lengths}
+        longest = loop.longest_decay or most
+        branches = {max(1, steps - min(longest, round(steps * loop.decay_fraction))): steps for steps in lengths}
         most = max(branches, default=most)
         while True:
             seen = state.step * per_step
@@ -161,28 +152,35 @@ class Trunk:
             if last < 0 or seen >= self._next_evaluation(last) or state.step == most:
                 e = evaluate(job.model, job.objective, self.held_out, state.step, seen)
                 self.history.append(e)
+                if e is min(self.history, key=lambda e: e.loss):
+                    self.best = self.trainer.weights()
                 if not branches and seen <= self.latest and self._stopped(seen):
-                    self._branch(state.step + round(decay_tokens(seen) / per_step), "stop")
+                    self._branch(state.step + self._settled_decay(seen), "stop")
                     everywhere = len(self.stops) == len(TOLERANCES)  # then there is nothing left to wait for
                     most = max(0 if everywhere else most, round(FOLLOWED * state.step))
             if state.step in branches:
                 self._branch(branches[state.step], "end")
             if seen >= at_stops or (state.step == most and not branches):
-                self._branch(state.step + round(decay_tokens(seen) / per_step), "stop")
+                self._branch(state.step + self._settled_decay(seen), "stop")
                 at_stops *= APART
             if state.step == most:
                 return
             self.trainer.take_step(state, min(1.0, (state.step + 1) / (loop.warmup_steps + 1)))
             state.step += 1
 
+    def _settled_decay(self, seen: int) -> int:
+        loop = self.job.plan.loop
+        steps = max(1, round(decay_tokens(seen) / loop.tokens_per_step))
+        return min(steps, loop.longest_decay or steps)
+
     def _next_evaluation(self, last: int) -> int:
         return next_evaluation(last, self.held_out.num_tokens, self.job.plan.loop.evaluation_cost)
 
     def _stopped(self, seen: int) -> bool:
         """Whether the product's rule ends the run at the last evaluation, at a tolerance at which it has not before."""
-        since, stopped = self.job.plan.loop.warmup_steps * self.job.plan.loop.tokens_per_step, False
+        stopped = False
         for tolerance in (t for t in TOLERANCES if t not in self.stops):
-            rule = Settled(tolerance, since, self.floor)
+            rule = replace(self.rule, tolerance=tolerance)
             if rule.asks(self.history) and (judgement := rule.judge(self.history)).state != "improving":
                 self.stops[tolerance] = {"state": judgement.state, "tokens": seen, "why": judgement.why}
                 print(f"    {tolerance:.1%}: {judgement.state} after {seen:,} tokens", flush=True)
@@ -190,17 +188,29 @@ class Trunk:
         return stopped
 
     def _branch(self, until: int, kind: str) -> None:
-        """Decay to zero from here to step `until`; then restore everything."""
+        """Decay to zero from here to step `until`, as the product does; then restore everything."""
         trainer, state, step, position = self.trainer, self.state, self.state.step, self.state.position
         weights = trainer.weights()
-        kept = {k: v.clone() for k, v in trainer.stepper.state().items()}
+        kept = {k: v.clone() for k, v in trainer.moments().items()}
+        candidates = [self.best]
+        if self.rule.rise(self.history) is not None:
+            trainer.go_back(self.best)
+        elif trainer.average:
+            candidates.append({k: v.clone() for k, v in trainer.average.items()})
         while state.step < until:
             warm = min(1.0, (state.step + 1) / (self.job.plan.loop.warmup_steps + 1))
             trainer.take_step(state, warm * (until - state.step) / (until - step + 1))
             state.step += 1
-        self.ends.append(_end(self.job, self.sample, state, kind) | {"from": step * self.job.plan.loop.tokens_per_step})
-        self.job.model.load_trainable(weights)
-        trainer.stepper.restore(kept)
+        end = _end(self.job, self.sample, state, kind) | {"from": step * self.job.plan.loop.tokens_per_step}
+        decayed = end["loss"]
+        candidates.append({k: v.clone() for k, v in trainer.average.items()})
+        for candidate in filter(None, candidates):
+            trainer.take_weights(candidate)
+            other = _end(self.job, self.sample, state, kind)
+            if float(str(other["own"])) < float(str(end["own"])):
+                end |= other
+        self.ends.append(end | {"decayed": decayed})
+        trainer.load(Checkpoint(step, weights, kept, None, {}))
         state.step, state.position = step, position
 
 
@@ -231,35 +241,20 @@ def _end(job: LiveRun, sample: HeldOut, state: LoopState, kind: str) -> dict[str
     }
 
 
-def _ngrams(corpus: Corpus) -> list[tuple[float, float]]:
-    return [(tokens, losses[-1]) for tokens, losses in counted(corpus)]
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("texts", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--only", nargs="*")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--latest", type=int, default=LATEST, help="tokens until which a stop is waited for")
-    for name in ("--until-settled", "--repeated", "--overfitted", "--large"):
-        parser.add_argument(name, action="store_true")
     asked = parser.parse_args()
     asked.out.mkdir(parents=True, exist_ok=True)
-    runs = [(name, size, tokens, asked.seed) for name, size, tokens in RUNS]
-    if asked.until_settled:
-        runs = [(name, SMALLEST, None, seed) for name, seed in UNTIL_SETTLED]
-    elif asked.repeated:
-        runs = [(name, size, None, asked.seed) for name, size in REPEATED]
-    elif asked.overfitted:
-        runs = [(name, size, None, asked.seed) for name, size in OVERFITTED]
-    elif asked.large:
-        runs = [(name, size, tokens, asked.seed) for name, size, tokens in LARGE]
-    for name, size, tokens, seed in runs:
-        out = asked.out / f"{name}-{size}-{tokens or 'settled'}-{seed}.json"
+    for name, tokens, size in RUNS:
+        out = asked.out / f"{name}-{size or 'own'}-{tokens or 'settled'}-{asked.seed}.json"
         if out.exists() or (asked.only and name not in asked.only):
             continue
-        row = record(asked.texts / f"{name}.txt", size, tokens, seed, asked.latest)
+        out.touch()  # another process leaves it out
+        row = record(asked.texts / f"{name}.txt", tokens, size, asked.seed)
         out.write_text(json.dumps(row))
         print(f"{time.strftime('%H:%M:%S')} {out.name}: {row['cpu_seconds']} s, {row['stops']}", flush=True)
 

@@ -37,6 +37,7 @@ from settle.jobs.training_stages import (
 from settle.library.pretrained import open_pretrained
 from settle.library.run_models import record_made
 from settle.plan.forecast import look_ahead
+from settle.plan.forecast_figures import gains_words
 from settle.plan.phases import EXPORT
 from settle.plan.probe import ProbeResult, probe_new
 from settle.plan.training_plan import plan_training
@@ -124,6 +125,7 @@ def forecast(c: TrainContext) -> None:
     c.plan, c.expected = look_ahead(c.plan, c.corpus, c.probed, c.settings, spent, hosts)
     c.phases, c.estimates = c.expected.phases, {EXPORT: c.expected.phases[EXPORT]}
     c.events.emit(ForecastReady(forecast=c.expected.to_json(), phases=c.phases))
+    c.events.emit(Say(text=gains_words(c.expected.gains)))
     warn_of_time(c)
     of_ranks = rank_memory_figures(c)
     of_others = _followers_forecast(c)

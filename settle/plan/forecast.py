@@ -17,6 +17,7 @@ from settle.machine import resident
 from settle.model.decoder import Decoder
 from settle.plan.forecast_figures import BUDGET_SECONDS, Forecast, budgeted_time
 from settle.plan.loss_curve import CurveFacts, Observation
+from settle.plan.loss_law import counted
 from settle.plan.outlook import SETTLED_DECAY, CurveStart, TuningStart
 from settle.plan.phases import COMPARISON_SHARE, Phases, export_seconds, keep_time, loop_seconds
 from settle.plan.probe import DECAY, ProbeResult
@@ -38,9 +39,12 @@ BEYOND_FIRST = 1.15  # a run that could settle at once gets its verdict so much 
 # of a new model
 TIME_SPREAD, MEMORY_SPREAD = 0.08, 0.05
 DOUBLINGS = 6.0  # the kernels' cache grows this long, as batches have ever new shapes
+# bytes of what only a run does: verdicts, forecasts, checkpoints. 10 runs of 200 to 300 k parameters: 32 to 57 MB
+LOOP_MEMORY = 36e6
 PROOF_SECONDS = 1.0  # of the proof beside its steps
 EARLY = 2.0  # warm-ups after which the evaluations of a run say how it will go on
 STOP_SPREAD = 0.5  # relative spread of the tokens at which a run settles
+SHIFT_SPREAD = (0.02, 0.25)  # of ln of the loss on the text that judges ÷ on what selects: always, and of its size
 LATER_STOP = 1.5  # the verdict comes this much later than it is true (bench/settled.py)
 EVALUATION_SLOWDOWN = 1.25  # times slower evaluations are in a run than in a row
 # of a pretrained one
@@ -109,7 +113,8 @@ def forecast(
 def peak_memory(plan: TrainingPlan, measured: ProbeResult, tokens: float) -> float:
     """Return the bytes at the end of the run: they grow with every doubling of the steps as they did in the probe."""
     steps = tokens / plan.loop.tokens_per_step
-    return measured.memory + measured.memory_growth * min(DOUBLINGS, math.log2(1 + steps / measured.steps))
+    grown = measured.memory_growth * min(DOUBLINGS, math.log2(1 + steps / measured.steps))
+    return measured.memory + grown + LOOP_MEMORY
 
 
 def expected_tokens(
@@ -132,12 +137,16 @@ def expected_tokens(
 def _curve_start(plan: TrainingPlan, corpus: Corpus, measured: ProbeResult) -> CurveStart:
     """Return what is known of the run's curve.
 
-    What is forecast is the loss on text that nothing reads before the end: two samples differ.
+    What is forecast is the loss on text that no training and no choice reads: two samples differ, and texts too.
     """
     per_step = plan.loop.tokens_per_step
     seen = [Observation(measured.steps * per_step, measured.after, DECAY)]
-    since, stderr = EARLY * plan.loop.warmup_steps * per_step, math.sqrt(2) * measured.stderr
-    return CurveStart(CurveFacts.of(plan, corpus), seen, measured.offset, stderr, since, plan.loop.decay_fraction)
+    further, (least, share) = counted(corpus).shift, SHIFT_SPREAD
+    stderr = math.hypot(math.sqrt(2) * measured.stderr, measured.after * least, measured.after * share * further)
+    since = EARLY * plan.loop.warmup_steps * per_step
+    longest = plan.loop.longest_decay and float(plan.loop.longest_decay * per_step)
+    facts, decay = CurveFacts.of(plan, corpus), plan.loop.decay_fraction
+    return CurveStart(facts, seen, measured.offset, stderr, since, decay, longest, further)
 
 
 def _seconds_per_token(plan: TrainingPlan, measured: ProbeResult) -> float:
@@ -317,6 +326,7 @@ def _forecast(
         budgeted=budgeted(plan, tokens, time),
         phases=phases.to_json(),
         curve=expected.start.to_json(),
+        gains=expected.start.gains(tokens.value) if isinstance(expected.start, CurveStart) else {},
     )
 
 

@@ -39,6 +39,7 @@ class Forecast:
     budgeted: tuple[str, ...] = ()  # figures that were asked for and not forecast
     phases: Mapping[str, float] = field(default_factory=dict)  # planned seconds by the name of the stage
     curve: Sequence[Sequence[object]] = ()  # what the run's curve is known by, as `CurveStart` has it
+    gains: Mapping[str, Interval] = field(default_factory=dict)  # shares of the loss that a doubling would save
 
     @property
     def figures(self) -> dict[str, Interval]:
@@ -57,7 +58,18 @@ class Forecast:
             "budgeted": list(self.budgeted),
             "phases": [[name, seconds] for name, seconds in self.phases.items()],
             "curve": list(self.curve),
+            "gains": [[what, share.to_json()] for what, share in self.gains.items()],
         }
+
+
+def gains_words(gains: Mapping[str, Interval]) -> str:
+    """Say what `CurveStart.gains` are."""
+    of = {"time": "twice the time", "text": "twice the text", "model": "a model twice as large"}
+    each = [
+        f"{of[what]} {100 * share.value:.1f} % ({100 * share.low:.1f} to {100 * share.high:.1f})"
+        for what, share in gains.items()
+    ]
+    return "what would take more off the loss: " + ", ".join(each)
 
 
 def budgeted_time(expected: Interval, budget: float) -> Interval:

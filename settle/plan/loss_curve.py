@@ -4,7 +4,7 @@ A linear mixed model of ln L, the logarithm of the loss in nats per token, after
 
     ln L(D) = a + b r(x) + g h(D) + w(D) + m(s) (c + d / sqrt(steps / 100)) + e q(D, s) + noise,   x = ln(W / REFERENCE)
     r(x) = (e^{-slowing x} - 1) / slowing,   h(D) = ln of the loss of an n-gram model that counted D tokens of the text
-    m(s) = 1 - (s / LONGEST_DECAY)^decay_power for a run whose rate falls to zero over the share s of its tokens
+    m(s) = exp(-(s steps / decay_steps)^decay_power) for a run whose rate falls to zero over the share s of its tokens
     q(D, s) = ((D / U - 1) / MANY_PASSES)^rise_power (N / U)^rise_size (1 + rise_decay (1 - m(s)))
 
 r falls ever more slowly, as a power law to an asymptote does; w is a Brownian motion in ln D, by which a curve leaves
@@ -26,7 +26,7 @@ Legend: K = 6 coefficients of a run, F facts, n observations.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
@@ -57,6 +57,7 @@ class CurveFacts:
     vocab_size: int
     tokens_per_step: int
     ngrams: Sequence[tuple[float, float]]
+    packed: float | None = None  # nats per token that LZMA leaves of the text; None in runs of former versions
 
     @classmethod
     def of(cls, plan: TrainingPlan, corpus: Corpus) -> "CurveFacts":
@@ -68,21 +69,27 @@ class CurveFacts:
             bytes_per_token=train.num_bytes / train.num_tokens,
             vocab_size=corpus.tokenizer.vocab_size,
             tokens_per_step=plan.loop.tokens_per_step,
-            ngrams=[(tokens, losses[-1]) for tokens, losses in counted(corpus)],
+            ngrams=[(tokens, losses[-1]) for tokens, losses in counted(corpus).ngrams],
+            packed=counted(corpus).packed,
         )
 
     def vector(self) -> np.ndarray:
         """(F,) the facts that a run's mean coefficients depend on."""
-        predictable = self.ngram_loss(REFERENCE) / math.log(self.vocab_size)
+        usual = self.ngram_loss(REFERENCE)
         return np.array(
             [
                 1.0,
                 math.log(self.parameters / 1e5),
                 math.log(self.bytes_per_token / 2.5),
-                math.log(predictable / 0.65),
+                math.log(usual / math.log(self.vocab_size) / 0.65),
                 math.log(self.tokens_per_step / 1024),
+                math.log((self.packed or usual) / usual),
             ]
         )
+
+    def apart(self, other: "CurveFacts") -> float:
+        """Return the factors of the parameters and of the text that lie between two runs, as logarithms."""
+        return abs(math.log(self.parameters / other.parameters)) + abs(math.log(self.unique / other.unique))
 
     def ngram_loss(self, tokens: float) -> float:
         """Return the n-gram model's loss after `tokens`."""
@@ -122,6 +129,7 @@ class CurveForm:
     rise_power: float = 1.0  # of the passes
     rise_size: float = 1.0  # of the parameters per token of the text
     rise_decay: float = 0.0  # how much more a decayed loss rises
+    decay_steps: float = 60.0  # of a decay that brings most of what a long one would
     decay_power: float = 0.5  # of m
 
 
@@ -136,6 +144,7 @@ class CurvePrior:
     drift: float  # of w per unit of ln D
     noise_decayed: float  # of one observation, after many steps
     noise_constant: float  # of one observation at the constant rate
+    between: float = 0.0  # of ln L, in what runs on a text do not share, per factor e of parameters or of text
     mean_covariance: np.ndarray | None = None  # (K F, K F) of the mean's estimate, in rows
     # what makes 80 % intervals hold 80 % of runs on texts left out: before a run, and while it is under way
     widening: tuple[float, float] = (1.0, 1.0)
@@ -151,19 +160,27 @@ class CurvePrior:
         x = np.log(worths / (1 + worths / (form.saturation * facts.parameters)) / REFERENCE)
         fall = np.expm1(-form.slowing * x) / form.slowing
         ngram = np.log(facts.ngram_losses(np.minimum(tokens, facts.unique)) / facts.ngram_loss(REFERENCE))
-        decayed = np.minimum(1.0, np.array([o.decay for o in seen]) / LONGEST_DECAY) ** form.decay_power
-        constant = 1 - decayed
-        rise = (np.maximum(0.0, tokens / facts.unique - 1) / MANY_PASSES) ** form.rise_power
-        rise *= (facts.parameters / facts.unique) ** form.rise_size * (1 + form.rise_decay * decayed)
         steps = tokens / facts.tokens_per_step
+        constant = np.exp(-((np.array([o.decay for o in seen]) * steps / form.decay_steps) ** form.decay_power))
+        rise = (np.maximum(0.0, tokens / facts.unique - 1) / MANY_PASSES) ** form.rise_power
+        rise *= (facts.parameters / facts.unique) ** form.rise_size * (1 + form.rise_decay * (1 - constant))
         return np.stack([np.ones(len(x)), fall, ngram, constant, constant / np.sqrt(steps / 100), rise], axis=1)
 
-    def covariance(self, facts: CurveFacts, seen: Sequence[Observation]) -> np.ndarray:
-        """(n, n) of the observations of one run around the mean that its facts give."""
-        design, x = self.design(facts, seen), np.log([o.tokens / START for o in seen])
-        noise = [math.hypot(self._noise(facts, o), o.stderr / o.loss) for o in seen]
-        apart = self.drift**2 * np.maximum(0.0, np.minimum.outer(x, x))
-        whole: np.ndarray = design @ self.together(facts) @ design.T + apart + np.diag(np.square(noise))
+    def covariance(self, *runs: tuple[CurveFacts, Sequence[Observation]]) -> np.ndarray:
+        """(n, n) of the observations of one run, or of runs on the same text, around the means that their facts give.
+
+        Such runs share their coefficients and how they leave their form, but for `between`.
+        """
+        designs = [self.design(facts, seen) for facts, seen in runs]
+        sides = [(facts, design) for (facts, _), design in zip(runs, designs, strict=True)]
+        whole: np.ndarray = np.block([[a @ self.together(f, g) @ b.T for g, b in sides] for f, a in sides])
+        every = [(facts, o) for facts, seen in runs for o in seen]
+        x = np.log([o.tokens / START for _, o in every])
+        whole += self.drift**2 * np.maximum(0.0, np.minimum.outer(x, x))
+        apart = np.array([self.between * facts.apart(runs[0][0]) for facts, _ in every])
+        whole += np.minimum.outer(apart, apart) ** 2
+        noise = [math.hypot(self._noise(facts, o), o.stderr / o.loss) for facts, o in every]
+        whole += np.diag(np.square(noise))
         return whole
 
     def _noise(self, facts: CurveFacts, seen: Observation) -> float:
@@ -171,17 +188,17 @@ class CurvePrior:
             return self.noise_constant
         return self.noise_decayed * math.sqrt(1 + FEW_STEPS * facts.tokens_per_step / seen.tokens)
 
-    def together(self, facts: CurveFacts) -> np.ndarray:
+    def together(self, facts: CurveFacts, other: CurveFacts | None = None) -> np.ndarray:
         """Return (K, K) the covariance of a run's coefficients around the mean that its facts give.
 
-        That of the mean's estimate is included.
+        That of the mean's estimate is included. other: facts of another run on the same text, which has the columns.
         """
         together = np.diag(self.spread**2)
         together[0, 1] = together[1, 0] = self.correlation * self.spread[0] * self.spread[1]
         if self.mean_covariance is not None:
-            v = facts.vector()
+            v, w = facts.vector(), (other or facts).vector()
             parts = self.mean_covariance.reshape(len(self.spread), len(v), len(self.spread), len(v))
-            together += np.einsum("kflg,f,g->kl", parts, v, v)
+            together += np.einsum("kflg,f,g->kl", parts, v, w)
         return together
 
     def further_widening(self, facts: CurveFacts, before: float, tokens: float) -> float | None:
@@ -213,12 +230,29 @@ class CurvePrior:
         another.
         """
         target = Observation(tokens, 1.0, decay)
-        whole = self.covariance(facts, [*seen, target])
+        whole = self.covariance((facts, [*seen, target]))
         gain = np.linalg.solve(whole[:-1, :-1], whole[:-1, -1])
         value = -self.residuals(facts, [target])[0] + float(gain @ self.residuals(facts, seen))
         variance = max(0.0, float(whole[-1, -1] - gain @ whole[:-1, -1]))
         std = math.sqrt(variance) * (self.widening[under_way] if widening is None else widening)
         return Interval.log_normal(math.exp(value), math.hypot(std, stderr / math.exp(value)))
+
+    def change(
+        self, facts: CurveFacts, seen: Sequence[Observation], end: Observation, other: CurveFacts, later: Observation
+    ) -> Interval:
+        """Forecast, as a share of the loss of a run's `end`, what the `later` end of the run with `other` facts saves.
+
+        seen: of the former, before it begins.
+        """
+        runs = (facts, [*seen, end]), (other, [later])
+        whole, n = self.covariance(*runs), len(seen)
+        gain = np.linalg.solve(whole[:n, :n], whole[:n, n:])
+        mean = -np.concatenate([self.residuals(f, [replace(o, loss=1.0)]) for f, (*_, o) in runs])
+        mean += self.residuals(facts, seen) @ gain
+        left = whole[n:, n:] - gain.T @ whole[:n, n:]
+        std = self.widening[0] * math.sqrt(max(0.0, float(left[0, 0] + left[1, 1] - 2 * left[0, 1])))
+        ratio = Interval.log_normal(math.exp(mean[1] - mean[0]), std)
+        return Interval(1 - ratio.value, 1 - ratio.high, 1 - ratio.low, ratio.level)
 
 
 def binned(evaluations: Sequence[tuple[float, float]], since: float, offset: float = 0.0) -> list[Observation]:

@@ -49,13 +49,34 @@ class CurveStart(_Start):
     facts: CurveFacts
     probes: Sequence[Observation]
     offset: float  # ln of the probe's loss on the run's own sample ÷ that on the larger one that probes are judged by
-    stderr: float  # of the difference between the latter and the text that judges the run, nats
+    stderr: float  # of what the text that judges the run loses, from `shift` on, nats
     since: float  # tokens that the run sees before its evaluations say how it goes on
     decay: float  # share of its tokens in which its rate will fall to zero
+    longest: float | None = None  # tokens of that decay at most
+    shift: float = 0.0  # ln of the loss on the text that judges the run ÷ on the text that selects its weights
+
+    def decay_share(self, tokens: float) -> float:
+        """Return the decay's share of a run of `tokens`."""
+        return self.decay if self.longest is None else min(self.decay, self.longest / tokens)
 
     def loss(self, tokens: float) -> Interval:
         """Forecast, before the run, the loss that it ends with after `tokens`."""
-        return recorded().after(self.facts, self.probes, tokens, self.decay, self.stderr)
+        decay = self.decay_share(tokens)
+        return recorded().after(self.facts, self.probes, tokens, decay, self.stderr).scaled(math.exp(self.shift))
+
+    def gains(self, tokens: float) -> dict[str, Interval]:
+        """Return what share of the loss a doubling would save, by what is doubled: the time, the text or the model.
+
+        With twice the text or a model twice as large the run sees as many tokens as without.
+        """
+        facts, end = self.facts, Observation(tokens, 1.0, self.decay_share(tokens))
+        longer = replace(end, tokens=2 * tokens, decay=self.decay_share(2 * tokens))
+        others = {
+            "time": (facts, longer),
+            "text": (replace(facts, unique=2 * facts.unique), end),
+            "model": (replace(facts, parameters=2 * facts.parameters), end),
+        }
+        return {what: recorded().change(facts, self.probes, end, *other) for what, other in others.items()}
 
     def loss_under_way(
         self, evaluations: Sequence[tuple[float, float]], tokens: float, decay: float | None = None
@@ -64,8 +85,9 @@ class CurveStart(_Start):
 
         evaluations: at the constant rate, (tokens, loss) each. decay: where it is known to be another.
         """
-        decay = self.decay if decay is None else decay
-        return recorded().after(self.facts, self._seen(evaluations), tokens, decay, self.stderr, under_way=True)
+        decay = self.decay_share(tokens) if decay is None else decay
+        seen, scale = self._seen(evaluations), math.exp(self.shift)
+        return recorded().after(self.facts, seen, tokens, decay, self.stderr, under_way=True).scaled(scale)
 
     def further(self, evaluations: Sequence[tuple[float, float]], ended: Observation, more: float) -> Interval:
         """Return what `more` tokens would have taken off the loss that the run `ended` with, as a share of it.

@@ -87,6 +87,12 @@ class TrainingSettings(RunSettings):
         description="what the model learns to minimize",
     )
     optimizer: Choice = choice("train/optimizers", default="muon", description="optimizer")
+    average: float = Field(
+        0.1, ge=0, lt=1, description="share of the steps that averaged weights reach back over; 0: none are tried"
+    )
+    decay_passes: float = Field(
+        2.0, ge=0, description="longest final decay of the learning rate, in passes over the text; 0: any length"
+    )
     data: DataSettings = Field(DataSettings(), description="how the text is read and cleaned")
 
 

@@ -17,9 +17,7 @@ from settle.train.settled import sample_size
 from settle.train.state import LoopPlan
 from settle.train.training_plan import TrainingPlan
 
-# measured by bench/recipe.py
-DECAY_PASSES, FEWEST_DECAYING = 2.0, 100  # over the text, and steps: a longer decay memorizes it
-AVERAGE = 0.1  # of the steps
+FEWEST_DECAYING = 100  # steps, however few the passes over the text
 
 
 def plan_training(settings: TrainingSettings, origin: dict[str, str], corpus: Corpus, spent: float) -> TrainingPlan:
@@ -45,7 +43,7 @@ def plan_training(settings: TrainingSettings, origin: dict[str, str], corpus: Co
     loop = _loop(settings, size, corpus.train.num_tokens, threads, why)
     tokens = min(size.expected_tokens, (loop.max_steps or math.inf) * loop.tokens_per_step)
     optimizer = _against_memorizing(settings, tokens, corpus.train.num_tokens, size.tokens_per_step, why)
-    _, bigram, trigram, *_ = counted(corpus)[-1][1]  # levels on which a network may rest while it trains
+    _, bigram, trigram, *_ = counted(corpus).ngrams[-1][1]  # levels on which a network may rest while it trains
     selection = min(corpus.selection.num_tokens, sample_size(corpus.train.num_tokens, architecture.num_parameters))
     why["held_out_tokens"] = f"{selection:,} of {corpus.selection.num_tokens:,}: so that evaluating costs a few percent"
     return TrainingPlan(
@@ -88,6 +86,9 @@ def _loop(settings: TrainingSettings, size: Size, unique: int, threads: int, why
     expected = max_steps or max(1, size.expected_tokens // size.tokens_per_step)
     natural = EPOCHS * unique // size.tokens_per_step
     warmup = max(10, min(200, natural // 50, expected // 20))
+    longest = max(FEWEST_DECAYING, round(settings.decay_passes * unique / size.tokens_per_step))
+    if settings.decay_passes and expected > unique / size.tokens_per_step:
+        why["decay_passes"] = f"{longest:,} steps at most: a longer decay memorizes the text"
     why["warmup_steps"] = f"2 % of {EPOCHS} passes over the text, at most 5 % of the budget, 10 to 200"
     return LoopPlan(
         tokens_per_step=size.tokens_per_step,
@@ -97,8 +98,8 @@ def _loop(settings: TrainingSettings, size: Size, unique: int, threads: int, why
         max_steps=max_steps,
         seconds=size.seconds,
         decay_fraction=0.4 if expected < 2000 else 0.25,
-        longest_decay=max(FEWEST_DECAYING, round(DECAY_PASSES * unique / size.tokens_per_step)),
-        average=AVERAGE,
+        longest_decay=longest if settings.decay_passes else None,
+        average=settings.average,
         tolerance=settings.tolerance,
         checkpoint_steps=max(20, math.ceil(expected / 50)),
         **sharding(settings),

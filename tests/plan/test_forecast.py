@@ -6,7 +6,7 @@ import pytest
 
 from settle.base.errors import ResourceError, UsageError
 from settle.base.event_log import Events
-from settle.base.settings import resolve
+from settle.base.settings import read_recipe, resolve
 from settle.data.prepare import Corpus, prepare
 from settle.machine import memory
 from settle.plan.forecast import cost, expected_tokens, first_verdict, look_ahead
@@ -81,7 +81,15 @@ def test_weights_decay_the_more_the_more_often_the_text_is_seen(corpus: Corpus):
 def test_the_decay_of_the_rate_is_two_passes_at_most(corpus: Corpus):
     plan, _ = planned(corpus, steps=100_000)
     assert plan.loop.longest_decay == max(100, round(2 * corpus.train.num_tokens / plan.loop.tokens_per_step))
-    assert plan.loop.average == 0.1
+    assert plan.loop.average == 0.1 and "memorizes" in plan.why["decay_passes"]
+
+
+def test_a_recipe_file_is_the_former_recipe(corpus: Corpus):
+    recipe = read_recipe(Path("recipes/former.toml"))
+    del recipe["inputs"]
+    plan, _ = planned(corpus, steps=100_000, **recipe)
+    assert (plan.loop.average, plan.loop.longest_decay, plan.optimizer["weight_decay"]) == (0.0, None, 0.0)
+    assert {plan.origin[key] for key in ("average", "decay_passes", "optimizer.weight_decay")} == {"asked"}
 
 
 def test_what_does_not_fit_is_refused_and_something_proposed(corpus: Corpus):

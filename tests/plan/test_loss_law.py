@@ -10,7 +10,18 @@ import numpy as np
 import pytest
 
 from settle.plan import loss_law
-from settle.plan.loss_law import CHUNK, ORDER, chunks, counted, left_over, ngram_curve, ngram_losses, worth
+from settle.plan.loss_law import (
+    CHUNK,
+    ORDER,
+    chunks,
+    counted,
+    left_over,
+    ngram_curve,
+    ngram_losses,
+    packed,
+    shift,
+    worth,
+)
 
 
 def by_the_formula(counted: np.ndarray, held_out: np.ndarray, vocab_size: int) -> float:
@@ -71,7 +82,8 @@ def test_a_corpus_is_counted_once_in_a_process(monkeypatch: pytest.MonkeyPatch) 
     random = np.random.default_rng(2)
     texts = [random.integers(0, 64, size) for size in (20_000, 4_000)]
     train, selection = (SimpleNamespace(folder=f"here/{len(text)}", tokens=text) for text in texts)
-    corpus = SimpleNamespace(train=train, selection=selection, tokenizer=SimpleNamespace(vocab_size=64))
+    tokenizer = SimpleNamespace(vocab_size=64)
+    corpus = SimpleNamespace(train=train, selection=selection, held_out=selection, tokenizer=tokenizer)
     asked, is_counting, go_on = list[object](), Event(), Event()
 
     def slowly(*what: object) -> list[tuple[float, list[float]]]:
@@ -86,7 +98,8 @@ def test_a_corpus_is_counted_once_in_a_process(monkeypatch: pytest.MonkeyPatch) 
         assert is_counting.wait(20)
         second = pool.submit(counted, corpus)
         go_on.set()
-        assert first.result() is second.result() and first.result() == ngram_curve(*texts, 64)
+        assert first.result() is second.result() and first.result().ngrams == ngram_curve(*texts, 64)
+        assert first.result().packed == packed(texts[0]) and first.result().shift == 0
     assert len(asked) == 1
 
 
@@ -98,3 +111,21 @@ def test_repeated_text_is_worth_less():
     assert worth(500, 1000) == 500
     assert 1900 < worth(2000, 1000) < 2000
     assert worth(1e9, 1000) == pytest.approx(16_000)
+
+
+def test_a_judged_text_of_another_kind_is_known_to_be_harder() -> None:
+    random = np.random.default_rng(3)
+    alike = np.cumsum(random.choice([1, 2, 3], 60_000)) % 64
+    other = 5 * np.cumsum(random.choice([1, 2, 3], 10_000)) % 64  # another habit of walking around the circle
+    text, selection = alike[:40_000], alike[40_000:50_000]
+    assert abs(shift(text, selection, alike[50_000:], 64)) < 0.03
+    partly = shift(text, selection, np.concatenate([alike[50_000:55_000], other[:5000]]), 64)
+    assert 0.2 < partly < shift(text, selection, other, 64)
+
+
+def test_what_is_repeated_from_afar_is_packed() -> None:
+    random = np.random.default_rng(4)
+    text = random.integers(0, 500, 20_000).astype(np.uint16)
+    assert packed(text) == pytest.approx(math.log(500), rel=0.12)  # nothing to find
+    assert packed(np.concatenate([text, text])) < 0.6 * packed(text)
+    assert packed(text.astype(np.uint32)) == pytest.approx(packed(text), rel=0.15)
