@@ -326,7 +326,7 @@ def _forecast(
         budgeted=budgeted(plan, tokens, time),
         phases=phases.to_json(),
         curve=expected.start.to_json(),
-        gains=expected.start.gains(tokens.value) if isinstance(expected.start, CurveStart) else {},
+        gains=expected.start.gains(tokens.value),
     )
 
 

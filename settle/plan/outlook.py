@@ -29,6 +29,10 @@ class _Start:
 
     __pydantic_config__: ClassVar = ConfigDict(extra="forbid")
 
+    def gains(self, tokens: float) -> dict[str, Interval]:
+        """Return what share of the loss after `tokens` a doubling would save, by what is doubled; empty if unknown."""
+        return {}
+
     def to_json(self) -> list[list[object]]:
         """Return (name, value) pairs, the form in forecast.json."""
         return [[name, value] for name, value in asdict(self).items()]  # type: ignore[call-overload]
