@@ -145,7 +145,8 @@ def _followers_forecast(c: TrainContext) -> dict[str, dict[str, float]]:
     joules, money = c.expected.energy.value * of_work, c.expected.cost.value * time / max(whole, 1e-9)
     price = f", {money:.2f} {c.expected.currency}" if money >= 0.01 else ""
     if settings.members:
-        text = f"members: after the verdict, {settings.members - 1} further models and the one distilled from all take"
+        more = "another model" if settings.members == 2 else f"{settings.members - 1} further models"
+        text = f"members: after the verdict, {more} and the one distilled from all take"
         note = f"; about {duration(whole + time)} in all"
     else:
         text = "refit: after the verdict, the same steps on all of the text take"
@@ -391,7 +392,9 @@ def ensemble_plan(c: FollowerContext) -> None:
     }
     plan = _repeated(c, before, done)
     steps = round(STUDENT_PASSES * (plan.loop.max_steps or 1))
-    plan = plan.with_loop(max_steps=steps, seconds=_seconds_left(c, results), step_seconds=_step(before, len(paths)))
+    plan = plan.with_loop(
+        max_steps=steps, seconds=seconds_left(c.settings, results), step_seconds=_step(before, len(paths))
+    )
     learned = Objective.make("distill", objective).model_dump()
     note_plan(c, replace(plan, objective="distill", objective_settings=learned))
     c.events.emit(Say(text=f"{c.run.name} learns from {len(paths)} models: {steps:,} steps"))
@@ -402,9 +405,8 @@ def _step(plan: TrainingPlan, members: int) -> float:
     return plan.loop.step_seconds * student_steps(members) / STUDENT_PASSES
 
 
-def _seconds_left(c: FollowerContext, results: list[Result]) -> float | None:
+def seconds_left(asked: FollowerSettings, results: list[Result]) -> float | None:
     """Return what the other runs have left of a time budget, or half of the student's share; None without one."""
-    asked = c.settings
     if not asked.time:
         return None
     whole, spent = seconds(asked.time), sum(number(made.actual.get("time")) or 0.0 for made in results)

@@ -16,10 +16,11 @@ import pytest
 from settle.base.event_log import read_records
 from settle.base.files import home, read_json, write_json
 from settle.base.run import Run
+from settle.base.run.result import Result
 from settle.cli import main
 from settle.jobs import train as train_job
-from settle.jobs.settings import STUDENT_PASSES, TrainSettings, student_steps
-from settle.jobs.train import LEAST_SHARE, SEEDS_APART, TEXT_SHARE
+from settle.jobs.settings import STUDENT_PASSES, FollowerSettings, TrainSettings, student_steps
+from settle.jobs.train import LEAST_SHARE, SEEDS_APART, TEXT_SHARE, seconds_left
 from settle.library.pretrained import open_pretrained
 from settle.library.resolve import resolve_gguf
 from tests.jobs.test_refit import weights
@@ -146,4 +147,11 @@ def test_a_time_budget_is_for_all_of_them(text: Path, capfd: Any) -> None:
     share = 1200 / (4 + student_steps(4))
     assert 0.8 * share < made["plan"]["loop"]["seconds"] < share + 30
     assert made["plan"]["loop"]["seconds"] + made["members"]["time"] < 1200 + 30
-    assert 0 < LEAST_SHARE < 1
+
+
+def test_the_student_gets_the_time_that_the_others_left_but_half_of_its_share_at_least() -> None:
+    asked = FollowerSettings(of="a", time="100s", members=2)
+    for spent, left in ((30.0, 40.0), (60.0, LEAST_SHARE * 100 * student_steps(2) / (2 + student_steps(2)))):
+        made = [Result(verdict="settled", actual={"time": spent})] * 2
+        assert seconds_left(asked, made) == pytest.approx(left)
+    assert seconds_left(FollowerSettings(of="a", steps=100, members=2), []) is None
