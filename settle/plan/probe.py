@@ -32,7 +32,7 @@ SHARE_OF_TIME = 0.05  # share of a time budget that a probe may take
 # of a new model: on recorded runs twice the steps, or a second probe, made the forecast of the loss no better
 SHARE, NEW_SHARE_OF_TIME = 0.0125, 0.0125  # share of the run's steps; of a time budget
 FEWEST, MOST = 24, 400  # steps; a short run is probed for a tenth of its steps at most
-ENOUGH_SECONDS = 0.35  # with the fewest steps, of any time budget: most recorded runs were probed by these
+ENOUGH_SECONDS = 0.75  # with the fewest steps, of any time budget: most recorded runs were probed by these
 DECAY = 0.4  # share of the probe in which the learning rate falls to zero, as at the end of a run
 EVALUATED_TOKENS = 16384  # held-out tokens, or as many as were trained on: a third of the probe's time
 # of a pretrained model
