@@ -29,6 +29,8 @@ def plan_training(settings: TrainingSettings, origin: dict[str, str], corpus: Co
     device = accelerator(settings.device)
     require_dtype(settings.dtype, device)
     threads = use_torch_threads(settings.threads)
+    # levels on which a network may rest while it trains; counted by now, so that nothing disturbs what is timed below
+    _, bigram, trigram, *_ = counted(corpus).ngrams[-1][1]
     why: dict[str, str] = {}
     size = choose_size(settings, corpus, device, spent, why)
     architecture = Architecture.part(settings.architecture).sized(
@@ -43,7 +45,6 @@ def plan_training(settings: TrainingSettings, origin: dict[str, str], corpus: Co
     loop = _loop(settings, size, corpus.train.num_tokens, threads, why)
     tokens = min(size.expected_tokens, (loop.max_steps or math.inf) * loop.tokens_per_step)
     optimizer = _against_memorizing(settings, tokens, corpus.train.num_tokens, size.tokens_per_step, why)
-    _, bigram, trigram, *_ = counted(corpus).ngrams[-1][1]  # levels on which a network may rest while it trains
     selection = min(corpus.selection.num_tokens, sample_size(corpus.train.num_tokens, architecture.num_parameters))
     why["held_out_tokens"] = f"{selection:,} of {corpus.selection.num_tokens:,}: so that evaluating costs a few percent"
     return TrainingPlan(
