@@ -329,7 +329,7 @@ def unjudged(c: FollowerContext) -> None:
 # the same shape keeps most of that: Kim et al. 2025, arXiv 2509.14786.
 SEEDS_APART = 1000  # of two members: runs with neighbouring seeds share none
 # measured by bench/members.py: the true next token's share in what the student learns, and the mean's temperature
-TEXT_SHARE, TEMPERATURE = 0.3, 1.0
+TEXT_SHARE, TEMPERATURE = 0.3, 2.0
 LEAST_SHARE = 0.5  # of its share of a time budget, that the student gets however long the members took
 
 
