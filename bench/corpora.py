@@ -97,6 +97,9 @@ SOURCES = {
     "manuals_fr": Source("manpages-fr", "usr/share/man/**/*.gz", 9_000_000, "manual pages, French"),
 }  # fmt: skip
 
+# Every other stretch of these is a text of its own, NAME_half: what would more of it bring?
+HALVED, STRETCH = ("tcl", "sayings_it", "german", "rust", "jargon", "instructions", "lintian", "handbook"), 10_000
+
 
 def text_of(path: Path) -> str:
     """Return a file's text, decompressed and without markup; empty if it is not UTF-8."""
@@ -154,6 +157,9 @@ def main() -> None:
     for name, text in sorted(texts.items()):
         if len(text) > 50_000:
             (asked.out / f"{name}.txt").write_text(text)
+        if name in HALVED:
+            stretches = (text[at : at + STRETCH] for at in range(0, len(text), 2 * STRETCH))
+            (asked.out / f"{name}_half.txt").write_text("".join(stretches))
         print(f"{name}: {len(text.encode()):,} bytes")
 
 

@@ -101,7 +101,7 @@ class Recorded:
         elif stop is not None:
             last = [e for e in last if e["from"] == stop["tokens"]]
         return cls(
-            corpus=row["corpus"],
+            corpus=row["corpus"].removesuffix("_half"),
             name=path.stem,
             facts=facts,
             probes=[observed(e) for e in probes],

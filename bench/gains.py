@@ -2,8 +2,8 @@
 
     python bench/gains.py TEXT... [--tokens 600k] [--size 200k]
 
-The last 10 % of each text judge all exports here. Of the rest every other stretch of `STRETCH` characters is half of
-the text. A base run on the half makes the forecast; then each doubling is done, two runs at a time with one thread
+The last 10 % of each text judge all exports here. Of the rest every other stretch of 10,000 characters is half of the
+text. A base run on the half makes the forecast; then each doubling is done, two runs at a time with one thread
 each. A line for each says what was forecast, with its 80 % interval, and what came, as shares of the base's bits per
 byte.
 """
@@ -14,12 +14,11 @@ import tempfile
 from pathlib import Path
 
 from busy import HERE
+from corpora import STRETCH
 from equal_time import begun, figures
 from nanogpt import halves
 
 from settle.base.amounts import count
-
-STRETCH = 10_000  # characters
 
 
 def main() -> None:

@@ -71,13 +71,16 @@ class CurveStart(_Start):
     def gains(self, tokens: float) -> dict[str, Interval]:
         """Return what share of the loss a doubling would save, by what is doubled: the time, the text or the model.
 
-        With twice the text or a model twice as large the run sees as many tokens as without.
+        With twice the text or a model twice as large the run sees as many tokens as without. What n-grams would learn
+        from more text is left out: within a text, runs do not show what it says of a network.
         """
         facts, end = self.facts, Observation(tokens, 1.0, self.decay_share(tokens))
         longer = replace(end, tokens=2 * tokens, decay=self.decay_share(2 * tokens))
+        last = facts.ngrams[-1]
+        more = [*facts.ngrams, (2 * last[0], last[1])]
         others = {
             "time": (facts, longer),
-            "text": (replace(facts, unique=2 * facts.unique), end),
+            "text": (replace(facts, unique=2 * facts.unique, ngrams=more), end),
             "model": (replace(facts, parameters=2 * facts.parameters), end),
         }
         return {what: recorded().change(facts, self.probes, end, *other) for what, other in others.items()}
