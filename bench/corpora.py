@@ -98,7 +98,7 @@ SOURCES = {
 }  # fmt: skip
 
 # Every other stretch of these is a text of its own, NAME_half: what would more of it bring?
-HALVED, STRETCH = ("tcl", "sayings_it", "german", "rust", "jargon", "instructions", "lintian", "handbook"), 10_000
+HALVED, STRETCH = ("tcl", "sayings_it", "german", "rust", "jargon"), 10_000
 
 
 def text_of(path: Path) -> str:

@@ -44,7 +44,6 @@ LOOP_MEMORY = 36e6
 PROOF_SECONDS = 1.0  # of the proof beside its steps
 EARLY = 2.0  # warm-ups after which the evaluations of a run say how it will go on
 STOP_SPREAD = 0.5  # relative spread of the tokens at which a run settles
-SHIFT_SPREAD = (0.02, 0.25)  # of ln of the loss on the text that judges ÷ on what selects: always, and of its size
 LATER_STOP = 1.5  # the verdict comes this much later than it is true (bench/settled.py)
 EVALUATION_SLOWDOWN = 1.25  # times slower evaluations are in a run than in a row
 # of a pretrained one
@@ -141,12 +140,10 @@ def _curve_start(plan: TrainingPlan, corpus: Corpus, measured: ProbeResult) -> C
     """
     per_step = plan.loop.tokens_per_step
     seen = [Observation(measured.steps * per_step, measured.after, DECAY)]
-    further, (least, share) = counted(corpus).shift, SHIFT_SPREAD
-    stderr = math.hypot(math.sqrt(2) * measured.stderr, measured.after * least, measured.after * share * further)
-    since = EARLY * plan.loop.warmup_steps * per_step
+    since, stderr = EARLY * plan.loop.warmup_steps * per_step, math.sqrt(2) * measured.stderr
     longest = plan.loop.longest_decay and float(plan.loop.longest_decay * per_step)
     facts, decay = CurveFacts.of(plan, corpus), plan.loop.decay_fraction
-    return CurveStart(facts, seen, measured.offset, stderr, since, decay, longest, further)
+    return CurveStart(facts, seen, measured.offset, stderr, since, decay, longest, counted(corpus).shifts)
 
 
 def _seconds_per_token(plan: TrainingPlan, measured: ProbeResult) -> float:

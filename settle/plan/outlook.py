@@ -5,12 +5,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import ClassVar, Self
 
+import numpy as np
 from pydantic import ConfigDict, TypeAdapter
 
 from settle.base.event_log import Events
 from settle.base.events import DecayStarted, Eval, Event, LossForecast, Resumed, Rollback
 from settle.base.statistics import NO_ESTIMATE, Interval, two_sided_z
 from settle.plan.loss_curve import CurveFacts, Observation, binned, recorded
+from settle.plan.loss_law import SHIFT_SHARE
 from settle.train.evaluation import Evaluation
 from settle.train.settled import DECAY_FRACTION, gain_for
 
@@ -20,6 +22,7 @@ LEAST_AHEAD = 1 + DECAY_FRACTION  # a run that was expected to have ended is exp
 # Of a tuning run's trend, from recorded ones: its spread is multiplied by the first; standard deviations of ln L that
 # come on top, always and for every factor e of tokens ahead
 TREND_WIDENING, TREND_NOISE, TREND_DRIFT = 1.25, 0.005, 0.02
+SHIFT_SPREAD = (0.02, 0.25)  # standard deviation of `CurveStart.shift`: always, and as a share of it
 LEAST_LOSS = 1e-6  # nats per token: an evaluation may be exactly 0
 SETTLED_DECAY = DECAY_FRACTION / (1 + DECAY_FRACTION)  # share of a settled run's tokens that its decay takes
 
@@ -53,11 +56,11 @@ class CurveStart(_Start):
     facts: CurveFacts
     probes: Sequence[Observation]
     offset: float  # ln of the probe's loss on the run's own sample ÷ that on the larger one that probes are judged by
-    stderr: float  # of what the text that judges the run loses, from `shift` on, nats
+    stderr: float  # of the difference between two samples of one text, nats
     since: float  # tokens that the run sees before its evaluations say how it goes on
     decay: float  # share of its tokens in which its rate will fall to zero
     longest: float | None = None  # tokens of that decay at most
-    shift: float = 0.0  # ln of the loss on the text that judges the run ÷ on the text that selects its weights
+    shifts: Sequence[tuple[float, float]] = ((1.0, 0.0),)  # see settle/plan/loss_law.py
 
     def decay_share(self, tokens: float) -> float:
         """Return the decay's share of a run of `tokens`."""
@@ -66,7 +69,7 @@ class CurveStart(_Start):
     def loss(self, tokens: float) -> Interval:
         """Forecast, before the run, the loss that it ends with after `tokens`."""
         decay = self.decay_share(tokens)
-        return recorded().after(self.facts, self.probes, tokens, decay, self.stderr).scaled(math.exp(self.shift))
+        return self._judged(recorded().after(self.facts, self.probes, tokens, decay, self.stderr), tokens)
 
     def gains(self, tokens: float) -> dict[str, Interval]:
         """Return what share of the loss a doubling would save, by what is doubled: the time, the text or the model.
@@ -76,14 +79,19 @@ class CurveStart(_Start):
         """
         facts, end = self.facts, Observation(tokens, 1.0, self.decay_share(tokens))
         longer = replace(end, tokens=2 * tokens, decay=self.decay_share(2 * tokens))
-        last = facts.ngrams[-1]
-        more = [*facts.ngrams, (2 * last[0], last[1])]
+        counted, last = facts.ngrams, facts.ngram_loss(facts.unique)
+        if tokens > facts.unique:
+            before = [pair for pair in counted if pair[0] < facts.unique]
+            counted = [*before, (float(facts.unique), last), (2.0 * facts.unique, last)]
         others = {
             "time": (facts, longer),
-            "text": (replace(facts, unique=2 * facts.unique, ngrams=more), end),
+            "text": (replace(facts, unique=2 * facts.unique, ngrams=counted), end),
             "model": (replace(facts, parameters=2 * facts.parameters), end),
         }
-        return {what: recorded().change(facts, self.probes, end, *other) for what, other in others.items()}
+        gains = {what: recorded().change(facts, self.probes, end, *other) for what, other in others.items()}
+        harder = math.exp(self.shift(2 * tokens) - self.shift(tokens))  # what judges, for a model that knows more
+        gains["time"] = gains["time"].shifted(-1).scaled(harder).shifted(1)
+        return gains
 
     def loss_under_way(
         self, evaluations: Sequence[tuple[float, float]], tokens: float, decay: float | None = None
@@ -93,8 +101,18 @@ class CurveStart(_Start):
         evaluations: at the constant rate, (tokens, loss) each. decay: where it is known to be another.
         """
         decay = self.decay_share(tokens) if decay is None else decay
-        seen, scale = self._seen(evaluations), math.exp(self.shift)
-        return recorded().after(self.facts, seen, tokens, decay, self.stderr, under_way=True).scaled(scale)
+        seen = self._seen(evaluations)
+        return self._judged(recorded().after(self.facts, seen, tokens, decay, self.stderr, under_way=True), tokens)
+
+    def shift(self, tokens: float) -> float:
+        """Return ln of the loss on the text that judges ÷ on the text that selects, after so many tokens."""
+        counted, found = zip(*self.shifts, strict=True)
+        return float(np.interp(math.log(tokens * SHIFT_SHARE), np.log(counted), found))
+
+    def _judged(self, loss: Interval, tokens: float) -> Interval:
+        """Return the loss on the text that judges."""
+        shift, (least, share) = self.shift(tokens), SHIFT_SPREAD
+        return Interval.log_normal(loss.value * math.exp(shift), math.hypot(loss.log_std, least, share * shift))
 
     def further(self, evaluations: Sequence[tuple[float, float]], ended: Observation, more: float) -> Interval:
         """Return what `more` tokens would have taken off the loss that the run `ended` with, as a share of it.

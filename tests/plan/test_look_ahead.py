@@ -71,7 +71,7 @@ def probed(home: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, float
     monkeypatch.setattr(probes, "probe", probe)
     monkeypatch.setattr(probes, "must_fit", lambda plan: None)
     monkeypatch.setattr(CurveFacts, "of", classmethod(lambda cls, plan, corpus: FACTS))
-    monkeypatch.setattr(forecasts, "counted", lambda corpus: SimpleNamespace(shift=0.0))
+    monkeypatch.setattr(forecasts, "counted", lambda corpus: SimpleNamespace(shifts=[(1.0, 0.0)]))
     return asked
 
 
@@ -126,7 +126,7 @@ def test_every_figure_is_what_the_probe_makes_of_it(probed: list[Any], monkeypat
     assert said.loss.ends == pytest.approx((seen[tokens], seen[tokens] - 0.5, seen[tokens] + 0.5))
     assert (said.currency, said.watts_source, said.budgeted) == ("EUR", "asked", ("tokens",))
     curve = dict(said.curve)  # type: ignore[arg-type]
-    assert curve["stderr"] == pytest.approx(math.hypot(0.01 * 2**0.5, 0.02 * 3.0)) and curve["offset"] == 0.02
+    assert curve["stderr"] == pytest.approx(0.01 * 2**0.5) and curve["offset"] == 0.02
     assert curve["since"] == 2 * 3 * STEP_TOKENS
     assert curve["decay"] == asked.loop.decay_fraction
     assert curve["probes"] == [dataclasses.asdict(Observation(10_000, 3.0, decay=0.4))]

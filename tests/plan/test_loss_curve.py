@@ -298,6 +298,22 @@ def test_evaluations_of_a_sample_that_is_harder_are_read_as_those_of_the_text() 
     assert replace(START, offset=0.2).loss_under_way(seen, 2e6).value < plain.value
 
 
+def test_a_judged_text_that_is_harder_is_so_the_more_the_more_is_learned():
+    harder = replace(START, shifts=[(1e4, 0.1), (1e6, 0.3)])
+    assert [harder.shift(16 * counted) for counted in (1e3, 1e5, 1e7)] == pytest.approx([0.1, 0.2, 0.3])
+    plain, shifted = START.loss(16e5), harder.loss(16e5)
+    assert shifted.value == pytest.approx(plain.value * math.exp(0.2))
+    assert shifted.log_std == pytest.approx(math.hypot(plain.log_std, 0.25 * 0.2))
+    # of what a longer run learns, less shows there; more text and a larger model see as many tokens
+    gains, there = START.gains(16e5), harder.gains(16e5)
+    step = math.exp(harder.shift(32e5) - harder.shift(16e5))
+    assert 1 - there["time"].value == pytest.approx((1 - gains["time"].value) * step)
+    assert there["text"] == gains["text"] and there["model"] == gains["model"]
+    assert gains["text"].value == 0  # this text is not seen again
+    few = replace(START, facts=replace(FACTS, unique=100_000)).gains(16e5)
+    assert 0.01 < few["text"].value < 0.2 and few["text"].low < few["text"].value < few["text"].high
+
+
 def test_the_outlook_narrows_and_ends_with_the_decay():
     steps = list(range(20, 1600, 20))
     outlook, told = followed([*map(evaluated, steps), DecayStarted(step=1580, until=2000, why="settled")])

@@ -19,7 +19,7 @@ from settle.plan.loss_law import (
     ngram_curve,
     ngram_losses,
     packed,
-    shift,
+    shifts,
     worth,
 )
 
@@ -99,7 +99,7 @@ def test_a_corpus_is_counted_once_in_a_process(monkeypatch: pytest.MonkeyPatch) 
         second = pool.submit(counted, corpus)
         go_on.set()
         assert first.result() is second.result() and first.result().ngrams == ngram_curve(*texts, 64)
-        assert first.result().packed == packed(texts[0]) and first.result().shift == 0
+        assert first.result().packed == packed(texts[0]) and all(found == 0 for _, found in first.result().shifts)
     assert len(asked) == 1
 
 
@@ -118,9 +118,10 @@ def test_a_judged_text_of_another_kind_is_known_to_be_harder() -> None:
     alike = np.cumsum(random.choice([1, 2, 3], 60_000)) % 64
     other = 5 * np.cumsum(random.choice([1, 2, 3], 10_000)) % 64  # another habit of walking around the circle
     text, selection = alike[:40_000], alike[40_000:50_000]
-    assert abs(shift(text, selection, alike[50_000:], 64)) < 0.03
-    partly = shift(text, selection, np.concatenate([alike[50_000:55_000], other[:5000]]), 64)
-    assert 0.2 < partly < shift(text, selection, other, 64)
+    judged = alike[50_000:], np.concatenate([alike[50_000:55_000], other[:5000]]), other
+    like, partly, wholly = (dict(shifts(text, selection, j, 64)) for j in judged)
+    assert list(like) == [2.0**k for k in range(13, 18)] and max(map(abs, like.values())) < 0.03
+    assert all(0.2 < partly[counted] < wholly[counted] for counted in like)
 
 
 def test_what_is_repeated_from_afar_is_packed() -> None:
