@@ -52,8 +52,8 @@ SEARCHED = {
     "a": (0.2, 1.5), "b": (0.05, 1.5), "g": (0.2, 1.5), "c": (0.02, 1.5), "d": (0.02, 1.5), "e": (0.03, 1.5),
     "drift": (0.02, 1.5), "noise_decayed": (0.005, 1.5), "noise_constant": (0.01, 1.5), "correlation": (1.0, 1.5),
     "between": (0.02, 1.0),
-    "slowing": (0.2, 1.0), "saturation": (10.0, 1.0), "repeats": (15.0, 1.0), "rise_power": (1.0, 0.5),
-    "rise_size": (1.0, 0.5), "rise_decay": (0.7, 0.7),
+    "slowing": (0.2, 1.0), "saturation": (10.0, 1.0), "repeats": (15.0, 1.0), "rise_power": (0.5, 1.0),
+    "rise_size": (0.5, 1.0), "rise_decay": (5.0, 2.0),
     "decay_steps": (60.0, 1.0), "decay_power": (1.0, 0.5),
 }  # fmt: skip
 FIRST, BELIEVABLE = np.log([first for first, _ in SEARCHED.values()]), np.array([s for _, s in SEARCHED.values()])
