@@ -26,7 +26,7 @@ Legend: K = 6 coefficients of a run, F facts, n observations.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
@@ -43,6 +43,7 @@ LONGEST_DECAY = 0.4  # of a run's tokens: the longest decay that a plan has
 MANY_PASSES = 10.0  # of the text: the unit in which passes are counted
 FEW_STEPS = 400.0  # after fewer, decayed losses lie the further from a curve the fewer they are
 START = 4096.0  # tokens from which curves leave their form
+NGRAMS, RISE = 2, 5  # columns of a design
 BIN = 0.15  # evaluations within this much of ln D are one observation
 ORIGIN = Path(__file__).with_name("curve_prior.json")
 
@@ -166,12 +167,14 @@ class CurvePrior:
         rise *= (facts.parameters / facts.unique) ** form.rise_size * (1 + form.rise_decay * (1 - constant))
         return np.stack([np.ones(len(x)), fall, ngram, constant, constant / np.sqrt(steps / 100), rise], axis=1)
 
-    def covariance(self, *runs: tuple[CurveFacts, Sequence[Observation]]) -> np.ndarray:
+    def covariance(
+        self, *runs: tuple[CurveFacts, Sequence[Observation]], designs: Sequence[np.ndarray] = ()
+    ) -> np.ndarray:
         """(n, n) of the observations of one run, or of runs on the same text, around the means that their facts give.
 
-        Such runs share their coefficients and how they leave their form, but for `between`.
+        Such runs share their coefficients and how they leave their form, but for `between`. designs: theirs, if others.
         """
-        designs = [self.design(facts, seen) for facts, seen in runs]
+        designs = designs or [self.design(facts, seen) for facts, seen in runs]
         sides = [(facts, design) for (facts, _), design in zip(runs, designs, strict=True)]
         whole: np.ndarray = np.block([[a @ self.together(f, g) @ b.T for g, b in sides] for f, a in sides])
         every = [(facts, o) for facts, seen in runs for o in seen]
@@ -238,16 +241,24 @@ class CurvePrior:
         return Interval.log_normal(math.exp(value), math.hypot(std, stderr / math.exp(value)))
 
     def change(
-        self, facts: CurveFacts, seen: Sequence[Observation], end: Observation, other: CurveFacts, later: Observation
+        self,
+        facts: CurveFacts,
+        seen: Sequence[Observation],
+        end: Observation,
+        other: CurveFacts,
+        later: Observation,
+        held: Sequence[int] = (),
     ) -> Interval:
         """Forecast, as a share of the loss of a run's `end`, what the `later` end of the run with `other` facts saves.
 
-        seen: of the former, before it begins.
+        seen: of the former, before it begins. held: columns of the design that are taken to stay as they are.
         """
-        runs = (facts, [*seen, end]), (other, [later])
-        whole, n = self.covariance(*runs), len(seen)
+        runs, n = ((facts, [*seen, end]), (other, [later])), len(seen)
+        designs = [self.design(*run) for run in runs]
+        designs[1][:, list(held)] = designs[0][-1:, list(held)]
+        whole = self.covariance(*runs, designs=designs)
         gain = np.linalg.solve(whole[:n, :n], whole[:n, n:])
-        mean = -np.concatenate([self.residuals(f, [replace(o, loss=1.0)]) for f, (*_, o) in runs])
+        mean = np.array([d[-1] @ (self.mean @ f.vector()) for d, (f, _) in zip(designs, runs, strict=True)])
         mean += self.residuals(facts, seen) @ gain
         left = whole[n:, n:] - gain.T @ whole[:n, n:]
         std = self.widening[0] * math.sqrt(max(0.0, float(left[0, 0] + left[1, 1] - 2 * left[0, 1])))

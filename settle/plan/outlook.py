@@ -11,7 +11,7 @@ from pydantic import ConfigDict, TypeAdapter
 from settle.base.event_log import Events
 from settle.base.events import DecayStarted, Eval, Event, LossForecast, Resumed, Rollback
 from settle.base.statistics import NO_ESTIMATE, Interval, two_sided_z
-from settle.plan.loss_curve import CurveFacts, Observation, binned, recorded
+from settle.plan.loss_curve import NGRAMS, RISE, CurveFacts, Observation, binned, recorded
 from settle.plan.loss_law import SHIFT_SHARE
 from settle.train.evaluation import Evaluation
 from settle.train.settled import DECAY_FRACTION, gain_for
@@ -74,21 +74,17 @@ class CurveStart(_Start):
     def gains(self, tokens: float) -> dict[str, Interval]:
         """Return what share of the loss a doubling would save, by what is doubled: the time, the text or the model.
 
-        With twice the text or a model twice as large the run sees as many tokens as without. What n-grams would learn
-        from more text is left out: within a text, runs do not show what it says of a network.
+        With twice the text or a model twice as large the run sees as many tokens as without. Of more text only that it
+        is repeated less counts: what else it changes shows between recorded texts, and not within one.
         """
-        facts, end = self.facts, Observation(tokens, 1.0, self.decay_share(tokens))
+        facts, end, prior = self.facts, Observation(tokens, 1.0, self.decay_share(tokens)), recorded()
         longer = replace(end, tokens=2 * tokens, decay=self.decay_share(2 * tokens))
-        counted, last = facts.ngrams, facts.ngram_loss(facts.unique)
-        if tokens > facts.unique:
-            before = [pair for pair in counted if pair[0] < facts.unique]
-            counted = [*before, (float(facts.unique), last), (2.0 * facts.unique, last)]
-        others = {
-            "time": (facts, longer),
-            "text": (replace(facts, unique=2 * facts.unique, ngrams=counted), end),
-            "model": (replace(facts, parameters=2 * facts.parameters), end),
+        larger, more = replace(facts, parameters=2 * facts.parameters), replace(facts, unique=2 * facts.unique)
+        gains = {
+            "time": prior.change(facts, self.probes, end, facts, longer),
+            "text": prior.change(facts, self.probes, end, more, end, held=(NGRAMS, RISE)),
+            "model": prior.change(facts, self.probes, end, larger, end),
         }
-        gains = {what: recorded().change(facts, self.probes, end, *other) for what, other in others.items()}
         harder = math.exp(self.shift(2 * tokens) - self.shift(tokens))  # what judges, for a model that knows more
         gains["time"] = gains["time"].shifted(-1).scaled(harder).shifted(1)
         return gains

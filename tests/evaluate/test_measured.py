@@ -194,7 +194,7 @@ def test_a_live_teacher_weighs_the_divergence(step: int) -> None:
     ours, theirs = random.normal(size=(4, 5)), random.normal(size=(4, 5))
     theirs[2] = ours[2]
     inputs, where, targets = torch.arange(4), torch.tensor([0, 2, 3]), torch.tensor([4, 0, 1])
-    teacher: Any = SimpleNamespace(model=Head(theirs))
+    teacher: Any = SimpleNamespace(models=[Head(theirs)])
     hidden = torch.tensor(ours)[where]
     found, said = _against_live(Head(ours), teacher, hidden, (inputs, inputs, where, targets), step)  # type: ignore[arg-type]
     p, q = (side - np.log(np.exp(side).sum(1, keepdims=True)) for side in (theirs[where], ours[where]))

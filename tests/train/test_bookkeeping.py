@@ -58,7 +58,7 @@ class Told:
     """An objective whose losses are known: the sum of a batch's inputs over its targets."""
 
     is_per_token = judges_apart = True
-    held_out_losses = Objective.held_out_losses
+    held_out_losses, evaluator = Objective.held_out_losses, Objective.evaluator
 
     def batch_loss(self, model: Any, batch: Batch) -> tuple[torch.Tensor, int]:
         return torch.tensor(float(batch.inputs.sum())), int((batch.targets >= 0).sum())
