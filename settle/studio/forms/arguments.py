@@ -31,12 +31,13 @@ def arguments(command: type[Part], given: Mapping[str, Given]) -> list[str]:
             continue
         flag = key.removesuffix(".name") if key.removesuffix(".name") in is_choice else key
         flag = flag.replace("_", "-").rstrip("-")
+        group, _, name = flag.rpartition(".")
+        is_part = group.replace("-", "_") in is_choice
         if isinstance(value, bool):
-            group, _, name = flag.rpartition(".")
-            is_part = group.replace("-", "_") in is_choice
             line.append(f"--{flag}" if value else f"--no-{flag}" if is_part or not group else f"--{group}.no-{name}")
             continue
-        for text in value if isinstance(value, list) else [value]:
+        values = value if isinstance(value, list) else [value]
+        for text in [",".join(values)] if is_part and values else values:  # the settings of parts are given once
             line += [f"--{flag}={text}"] if text.startswith("-") else [f"--{flag}", text]
     if any(text.startswith("-") and text != "-" for text in places):
         return [command.part_name(), *line, "--", *places]  # they are no options
