@@ -423,9 +423,8 @@ def compare(c: FollowerContext) -> None:
     models = (first.to(live.model.device), live.model)
     before, after = (evaluate(model, live.objective, live.judged_on, 0, 0) for model in models)
     test = paired_test([-loss for loss in before.blocks], [-loss for loss in after.blocks])
-    change, low, high = (
-        -end / before.loss for end in (test.difference.value, test.difference.high, test.difference.low)
-    )
+    change = after.loss / before.loss - 1  # of all targets alike, as both figures are
+    low, high = (-end / before.loss for end in (test.difference.high, test.difference.low))
     text = f"{after.bits_per_byte:.4f} bits per byte against {before.bits_per_byte:.4f} of {c.judged_name}"
     headline = f"{text} on the same held-out text: {change:+.1%} ({low:+.1%} to {high:+.1%})"
     judged = {"name": c.judged_name, "bits_per_byte": before.bits_per_byte}
