@@ -1,5 +1,7 @@
 import os
+import random
 import signal
+from pathlib import Path
 
 import pytest
 
@@ -53,3 +55,13 @@ def installed(parts, tmp_path_factory, monkeypatch):
     yield
     monkeypatch.undo()
     examples.forget_parts()
+
+
+@pytest.fixture
+def text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A file of word-like text, and a home of its own."""
+    monkeypatch.setenv("SETTLE_HOME", str(tmp_path / "home"))
+    rng, path = random.Random(0), tmp_path / "text.txt"
+    words = "sea wind carries salt over old stone walls while gulls turn above quiet harbour lights".split()  # noqa: SIM905
+    path.write_text("".join(f"{' '.join(rng.choices(words, k=9))}.\n\n" for _ in range(900)))
+    return path

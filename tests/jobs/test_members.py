@@ -1,7 +1,6 @@
 """`settle train --members`: models by other seeds, and one plain model that is distilled from all of them."""
 
 import json
-import random
 import shutil
 import signal
 import subprocess
@@ -29,16 +28,6 @@ SETTINGS = [
     "--size", "60k", "--dtype", "float32", "--context", "32", "--batch-tokens", "128", "--threads", "1",
     "--data.vocab-size", "400",
 ]  # fmt: skip
-
-
-@pytest.fixture
-def text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A file of word-like text, and a home of its own."""
-    monkeypatch.setenv("SETTLE_HOME", str(tmp_path / "home"))
-    rng, path = random.Random(0), tmp_path / "text.txt"
-    words = "sea wind carries salt over old stone walls while gulls turn above quiet harbour lights".split()  # noqa: SIM905
-    path.write_text("".join(f"{' '.join(rng.choices(words, k=9))}.\n\n" for _ in range(900)))
-    return path
 
 
 def runs(name: str, members: int) -> list[Run]:

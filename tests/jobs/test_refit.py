@@ -2,7 +2,6 @@
 
 import errno
 import json
-import random
 import re
 import signal
 import subprocess
@@ -27,16 +26,6 @@ SETTINGS = [
     "--data.vocab-size", "400", "--refit",
 ]  # fmt: skip
 SHORT, LONG = ("--steps", "40"), ("--steps", "150")
-
-
-@pytest.fixture
-def text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A file of word-like text, and a home of its own."""
-    monkeypatch.setenv("SETTLE_HOME", str(tmp_path / "home"))
-    rng, path = random.Random(0), tmp_path / "text.txt"
-    words = "sea wind carries salt over old stone walls while gulls turn above quiet harbour lights".split()  # noqa: SIM905
-    path.write_text("".join(f"{' '.join(rng.choices(words, k=9))}.\n\n" for _ in range(900)))
-    return path
 
 
 def train(text: Path, capfd: pytest.CaptureFixture[str], *argv: str) -> tuple[dict[str, Any], str]:
