@@ -3,9 +3,15 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: install demo test test-all lint constraints clean
+# Where `make link` puts a link to the command, for every terminal.
+LINKS ?= $(HOME)/.local/bin
+
+.PHONY: install link demo test test-all lint dist constraints clean
 
 install: $(VENV)/.installed
+	@here="$$(cd "$(BIN)" && pwd)"; echo "settle is installed: $$here/settle"; \
+	echo "In this terminal, \`settle\` works after:   . '$$here/activate'"; \
+	echo "In every terminal, after:   make link   (a link in $(LINKS))"
 
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -13,21 +19,31 @@ $(VENV)/.installed: pyproject.toml
 	-@git config core.hooksPath .githooks
 	touch $@
 
+# A link of ours, or one that leads nowhere, is made anew; anything else there is kept.
+link: $(VENV)/.installed
+	@here="$$(cd "$(BIN)" && pwd)/settle"; there="$(LINKS)/settle"; mkdir -p "$(LINKS)"; \
+	if [ -e "$$there" ] && [ "$$(readlink "$$there")" != "$$here" ]; then \
+	echo "$$there is another program: remove it, or choose another folder: make link LINKS=FOLDER" >&2; exit 1; fi; \
+	ln -sfn "$$here" "$$there" && echo "$$there is a link to $$here; it works while this folder stays where it is"; \
+	case ":$$PATH:" in *":$(LINKS):"*) ;; *) \
+	echo "$(LINKS) is not on your PATH: add it, for example:   export PATH=\"$(LINKS):\$$PATH\"" ;; esac
+
 # Trains a model on Python's own standard library, from nothing to a GGUF file that llama.cpp loads.
-demo: install
+demo: $(VENV)/.installed
 	@name=demo-$$(date +%Y%m%d-%H%M%S); prompt='def read_lines(path):'; \
 	$(BIN)/settle train --recipe recipes/demo.toml --name $$name && \
 	echo && echo "The exported file, in llama.cpp, completes:  $$prompt" && \
-	$(BIN)/settle chat $$name "$$prompt" --temperature 0.6 --max-tokens 100
+	$(BIN)/settle chat $$name "$$prompt" --temperature 0.6 --max-tokens 100 && \
+	echo && $(MAKE) --no-print-directory install
 
-test: install lint
+test: lint
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 # Also the further cases of slow tests.
-test-all: install lint
+test-all: lint
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m ""
 
-lint: install
+lint: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -35,8 +51,12 @@ lint: install
 	$(BIN)/python .githooks/subject.py --branch
 
 # The versions of this environment, for people who want exactly what was tested.
-constraints: install
+constraints: $(VENV)/.installed
 	$(BIN)/python bench/constraints.py
 
+# The wheel and the sdist, in dist/: built twice, compared and checked.
+dist: $(VENV)/.installed
+	$(BIN)/python bench/install.py --parts build --dist dist
+
 clean:
-	rm -rf $(VENV) build *.egg-info
+	rm -rf $(VENV) build dist *.egg-info

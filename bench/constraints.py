@@ -24,6 +24,7 @@ from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parent.parent
 OWN = "settle-lm"
+UNPINNED = ("pip",)  # an installer that is told to replace itself fails on Windows
 # The machine that runs the tests has a build of torch for CPUs from elsewhere, whose wheel has another hash. Whoever
 # installs chooses the build, which brings what it needs.
 UNLOCKED = ("torch",)
@@ -41,7 +42,7 @@ def declared() -> list[Requirement]:
     """Return what pyproject.toml asks for, with every extra; settle itself left out."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     texts = [*project["dependencies"], *(text for extra in project["optional-dependencies"].values() for text in extra)]
-    return [requirement for text in texts if canonicalize_name((requirement := Requirement(text)).name) != OWN]
+    return [r for text in texts if canonicalize_name((r := Requirement(text)).name) not in (OWN, *UNPINNED)]
 
 
 def closure(requirements: list[Requirement]) -> dict[str, str]:

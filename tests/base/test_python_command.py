@@ -1,6 +1,5 @@
 """No command runs code that lies in the folder it is started in."""
 
-import importlib.util
 import os
 import subprocess
 import sys
@@ -119,8 +118,6 @@ def test_python_m_settle_leaves_the_folder_at_once(home, hostile, searched):
 
 def test_an_editable_install_works_in_the_folder_above_the_clone(tmp_path):
     """The clone's folder is called settle, and has no __init__.py: Python takes it for a namespace where it may."""
-    if importlib.util.find_spec("setuptools") is None:
-        pytest.skip("setuptools is not installed")
     clone, site = tmp_path / "settle", tmp_path / "site"
     for name in (
         "pyproject.toml",
@@ -133,7 +130,7 @@ def test_an_editable_install_works_in_the_folder_above_the_clone(tmp_path):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes((ROOT / name).read_bytes())
     (clone / "settle/__init__.py").write_text("train = 1\n")
-    build = f"from setuptools.build_meta import build_editable; build_editable({str(tmp_path)!r})"
+    build = f"from hatchling.build import build_editable; build_editable({str(tmp_path)!r})"
     built = subprocess.run([sys.executable, "-c", build], cwd=clone, capture_output=True, text=True)
     assert built.returncode == 0, built.stderr
     (wheel,) = tmp_path.glob("*.whl")

@@ -1,0 +1,114 @@
+"""Installation: the wheel and the sdist, `make install` and `make link`.
+
+bench/install.py, whose cheap part this runs, installs the wheel into empty environments, too; that takes a network.
+"""
+
+import os
+import runpy
+import shutil
+import subprocess
+import sys
+import zipfile
+from email.parser import Parser
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+BENCH = runpy.run_path(str(ROOT / "bench/install.py"))
+has_make = pytest.mark.skipif(not shutil.which("make") or os.name == "nt", reason="no make on this system")
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    """Built twice, the second time from other times and modes; the sdist too, which the wheel is made from."""
+    work = tmp_path_factory.mktemp("dist")
+    first = BENCH["built"](work, "first", days_ago=0, mode=0o644)
+    for mine, other in zip(first, BENCH["built"](work, "second", days_ago=400, mode=0o600), strict=True):
+        assert mine.read_bytes() == other.read_bytes(), mine.name
+    return first[1]
+
+
+def test_the_wheel_is_reproducible_and_small(wheel):
+    assert wheel.name.endswith("-py3-none-any.whl")
+    assert 0 < BENCH["data_bytes"](wheel) <= BENCH["MOST_DATA_BYTES"] <= 12 << 20
+
+
+def test_the_wheel_holds_the_package_and_nothing_else(wheel):
+    with zipfile.ZipFile(wheel) as archive:
+        names = set(archive.namelist())
+        (about,) = (name for name in names if name.endswith(".dist-info/METADATA"))
+        metadata = Parser().parsestr(archive.read(about).decode())
+        (entry,) = (name for name in names if name.endswith("entry_points.txt"))
+        assert "settle = settle.__main__:main" in archive.read(entry).decode()
+    assert {name.split("/")[0] for name in names} == {"settle", about.split("/")[0]}
+    ours = {path.as_posix() for path in BENCH["tracked"]() if path.parts[0] == "settle"}
+    assert ours == {name for name in names if name.startswith("settle/")}
+    assert metadata["License-Expression"] == "Apache-2.0" and about.replace("METADATA", "licenses/LICENSE") in names
+    assert {"serve", "shrink", "rag", "studio", "chroma", "all"} <= set(metadata.get_all("Provides-Extra"))
+
+
+def test_what_is_installed_works_from_any_folder(wheel, tmp_path):
+    """Folders called settle and docs lie where the command is started, and none of them is taken for the package."""
+    site, here = tmp_path / "site", tmp_path / "here"
+    zipfile.ZipFile(wheel).extractall(site)
+    for name in ("settle", "docs", "settle/base"):
+        (here / name).mkdir(parents=True, exist_ok=True)
+    searched = os.pathsep.join([str(site), *(path for path in sys.path if path and Path(path) != ROOT)])
+    for line in (["-m", "settle", "--version"], ["-c", "import settle; settle.train; print(settle.__version__)"]):
+        done = subprocess.run(
+            [sys.executable, *line], cwd=here, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": searched}
+        )
+        assert done.returncode == 0 and done.stdout.strip(), done.stderr
+
+
+def _make(folder: Path, *arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
+    line = ["make", "--no-print-directory", "-C", str(folder), *arguments]
+    environment = {key: value for key, value in os.environ.items() if key not in ("MAKEFLAGS", "MAKELEVEL")}
+    return subprocess.run(line, capture_output=True, text=True, env=environment | environ)
+
+
+@pytest.fixture
+def clone(tmp_path):
+    """A clone in which the package is installed: make takes the environment's mark for it."""
+    folder = tmp_path / "a clone"
+    (folder / ".venv/bin").mkdir(parents=True)
+    for name in ("Makefile", "pyproject.toml"):
+        shutil.copy(ROOT / name, folder / name)
+    (folder / ".venv/bin/settle").write_text("#!/bin/sh\necho this is settle\n")
+    (folder / ".venv/bin/settle").chmod(0o755)
+    (folder / ".venv/bin/activate").write_text(f"PATH='{folder}/.venv/bin':$PATH\n")
+    (folder / ".venv/.installed").touch()
+    return folder
+
+
+@has_make
+def test_make_install_ends_with_lines_that_can_be_pasted(clone):
+    said = _make(clone, "install").stdout.splitlines()
+    assert len(said) == 3 and str(clone / ".venv/bin/settle") in said[0]
+    activate = said[1].partition(":   ")[2]
+    done = subprocess.run(["sh", "-c", f"{activate} && settle"], capture_output=True, text=True)
+    assert done.stdout == "this is settle\n", done.stderr
+    assert "make link" in said[2]
+
+
+@has_make
+def test_make_link_puts_the_command_on_the_path_and_keeps_what_is_there(clone, tmp_path):
+    home = tmp_path / "a home"
+    link = home / ".local/bin/settle"
+    for _ in range(2):  # again changes nothing
+        done = _make(clone, "link", HOME=str(home))
+        assert done.returncode == 0 and "not on your PATH" in done.stdout, done.stderr
+        assert subprocess.run([link], capture_output=True, text=True).stdout == "this is settle\n"
+    assert (
+        "not on your PATH"
+        not in _make(clone, "link", HOME=str(home), PATH=f"{link.parent}:{os.environ['PATH']}").stdout
+    )
+    link.unlink()
+    link.symlink_to(tmp_path / "gone/.venv/bin/settle")  # of a clone that was deleted
+    assert _make(clone, "link", HOME=str(home)).returncode == 0 and link.readlink() == clone / ".venv/bin/settle"
+    link.unlink()
+    link.write_text("another program")
+    done = _make(clone, "link", HOME=str(home))
+    assert done.returncode and "another program" in done.stderr and "LINKS=" in done.stderr
+    assert link.read_text() == "another program"
