@@ -2,6 +2,7 @@
 
     python bench/equal_time.py TEXT... [--before 7233fd96] [--times 1m 3m 10m] [--seeds 3] [settings of `settle train`]
     python bench/equal_time.py TEXT... --size 1m --with "--architecture qwen3"   the same recipe with and without that
+    python bench/equal_time.py TEXT... --alone --times 1m 3m 10m 30m             what more time brings
 
 The first 90 % of each text's characters are given to settle, which withholds its own share of them; the last 10 % judge
 both exports here. Both sides of a pair run at the same time with one thread each, so that whatever else the machine
@@ -56,10 +57,13 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--keep", type=Path, help="where the homes of all runs stay")
     parser.add_argument("--with", dest="change", help="settings of the second side, where both are of now")
+    parser.add_argument("--alone", action="store_true", help="only the side of now")
     asked, settings = parser.parse_known_args()
     with tempfile.TemporaryDirectory() as folder:
-        first = HERE if asked.change else tree_of(asked.before, Path(folder, "tree"))
-        sides = {"before": (first, settings), "now": (HERE, [*settings, *shlex.split(asked.change or "")])}
+        sides = {"now": (HERE, [*settings, *shlex.split(asked.change or "")])}
+        if not asked.alone:
+            first = HERE if asked.change else tree_of(asked.before, Path(folder, "tree"))
+            sides["before"] = (first, settings)
         for text in asked.texts:
             given, withheld = Path(folder, "given.txt"), Path(folder, "withheld.txt")
             for path, content in zip((given, withheld), halves(text), strict=True):
