@@ -37,7 +37,7 @@ from settle.plan.loss_law import worth
 from settle.plan.outlook import CurveStart
 from settle.plan.probe import DECAY
 
-LARGE = (200_000, 500_000)  # parameters and tokens from which a run counts as large
+LARGE = (900_000, 3_000_000)  # parameters and tokens from which a run counts as large
 DEMO = "python"  # what `make demo` trains on: never fitted on
 Z = two_sided_z(FORECAST_LEVEL)
 K = 6  # coefficients of a run

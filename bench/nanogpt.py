@@ -94,19 +94,17 @@ def ours(text: Path, settings: list[str], number: int) -> dict[str, Any]:
 def bits_per_byte(out: Path, held_out: Path) -> float:
     """Bits per byte of the exported weights on the whole text, cut into full contexts."""
     import torch
-    from safetensors.torch import load_file
 
     from settle.data.tokenizer.byte_bpe import ByteBpeTokenizer
-    from settle.model.architectures.llama import Llama
+    from settle.model.pretrained import Pretrained
     from settle.train.objectives.next_token import NextToken
 
     folder = next(out.rglob("model.safetensors")).parent
-    architecture = Llama.from_hf_config(json.loads((folder / "config.json").read_text()))
-    model = architecture.build(0)
-    model.load_state_dict(load_file(folder / "model.safetensors"))
+    opened = Pretrained.open(folder)
+    model = opened.load()
     text = held_out.read_text(encoding="utf-8")
     ids = torch.tensor(ByteBpeTokenizer(folder).encode(text).tolist())
-    context, nats = architecture.max_position_embeddings, 0.0
+    context, nats = opened.part.max_position_embeddings, 0.0
     with torch.no_grad():
         for start in range(0, len(ids) - 1, context):
             piece = ids[start : start + context + 1]
