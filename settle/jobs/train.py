@@ -106,7 +106,7 @@ def _share_of_budget(c: TrainContext) -> TrainSettings:
     others = len(asked.followers(c.run.name))
     if not others:
         return asked
-    left = asked.time and max(0.0, seconds(asked.time) - spent - others * FOLLOWER_SECONDS)
+    left = asked.time and max(1.0, seconds(asked.time) - spent - others * FOLLOWER_SECONDS)
     time = asked.time and f"{spent + (left or 0.0) / asked.work:.1f}s"
     return asked.model_copy(update={"time": time, "max_cost": asked.max_cost and asked.max_cost / asked.work})
 

@@ -126,9 +126,8 @@ def test_a_time_budget_is_for_both_models(text: Path, capfd: Any) -> None:
     assert whole == 300 and 140 < half < 150 + 0.5 * 60
     assert "refit" not in budgets[0]
     assert half + budgets[1]["refit"]["time"] < 300
-    assert main(["train", str(text), "--size", "20M", "--threads", "1", "--refit", "--time", "12s"]) == 2
-    needed = re.search(r"give --time (\d+)m", " ".join(capfd.readouterr().err.split()))
-    assert needed and int(needed[1]) >= 2
+    assert main([*argv[:6], "--refit", "--time", "2s"]) == 2  # less than a second run takes to begin
+    assert re.search(r"nothing would be learned → give --time \d+m", " ".join(capfd.readouterr().err.split()))
 
 
 def test_stores_are_joined_document_by_document(tmp_path: Path) -> None:

@@ -265,6 +265,9 @@ def test_a_time_too_short_to_learn_in_is_said_with_one_that_is_not() -> None:
         with pytest.raises(UsageError, match=words) as refused:
             too_short(budget, seconds)
         assert refused.value.fix == "give --time 4m, or --steps instead of a time"
+    with pytest.raises(UsageError) as refused:
+        too_short(budget, 0.5, models=2)
+    assert refused.value.fix.startswith("give --time 7m,")
 
 
 # --- the loop of a plan ---
