@@ -6,6 +6,9 @@ BIN = $(VENV)/bin
 # Where `make link` puts a link to the command, for every terminal.
 LINKS ?= $(HOME)/.local/bin
 
+# A shell that keeps Python from storing compiled modules would make every process of the tests compile them again.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: install link demo test test-all lint dist constraints clean
 
 install: $(VENV)/.installed
