@@ -73,6 +73,7 @@ class ShrinkContext(RunContext):
     expected: dict[str, float] = field(default_factory=dict)
     chosen: ShrinkCandidate | None = None
     exported: Path | None = None
+    judged: Path | None = None  # verdict.json
     loss_on_text: TextLoss | None = None
     made: ShrinkResult = field(init=False)
 
@@ -213,6 +214,7 @@ def compare(c: ShrinkContext) -> None:
         comparison = compare_models(ours, theirs, examples, c.events, options, readers(whole, small))
     report_comparison(comparison, c.events)
     c.comparison = comparison.to_json()
+    c.judged = comparison.keep(c.run.out, whole.source, small.source, "not worse")
 
 
 def report(c: ShrinkContext) -> None:
@@ -235,6 +237,7 @@ def report(c: ShrinkContext) -> None:
     c.events.emit(Listing(title=title, columns=COLUMNS, rows=pareto_rows(points)))
     picture = draw_pareto(points, c.run.out / "pareto.png", f"{c.session.model.source.name}: size, speed and loss")
     files = {} if c.exported is None else {"gguf": str(c.exported), "card": str(c.run.out / "card.md")}
+    files |= {"verdict": str(c.judged)} if c.judged else {}
     c.made = made.model_copy(update={"files": files | {"picture": str(picture)}})
 
 

@@ -116,6 +116,8 @@ def compare(c: TuneContext) -> None:
     if comparison.shortened:
         c.leave_out_pace()
     c.comparison, c.compared = comparison.to_json(), comparison.card_lines()
+    if kept := comparison.keep(c.run.out, c.base.source, tuned.source):
+        c.add_files({"verdict": str(kept)})
 
 
 def _judged_before(c: TuneContext) -> int:

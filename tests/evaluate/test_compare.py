@@ -7,10 +7,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from settle.base.errors import DataError, UsageError
+from settle.base.errors import DataError, GateError, UsageError
 from settle.base.event_log import Events
 from settle.data.layouts import Example
 from settle.evaluate.compare import forgetting as forgetting_module
+from settle.evaluate.compare.against_base import Questions, verify
 from settle.evaluate.compare.candidate import FIRST, FileModel, LiveModel, both_in_llamacpp, readers
 from settle.evaluate.compare.cases import asking, cases
 from settle.evaluate.compare.compare import CompareOptions, compare, report
@@ -211,3 +212,30 @@ def test_what_there_is_no_time_for_is_left_out_and_said(live):
     assert short.to_json()["shortened"] == list(short.shortened)
     with_time = compare(*live, ROWS, Events(), CompareOptions(max_tokens=8, only_rows=True, seconds=600.0))
     assert (with_time.score.base, with_time.score.tuned) == (full.score.base, full.score.tuned)
+
+
+def test_a_verdict_is_verified_by_asking_its_rows_again(files, tiny, tuned, tmp_path):
+    """Whatever was changed since is named."""
+    base = export_gguf(tiny.part, tiny.weights, tiny.tokenizer, tmp_path / "base.gguf", "f32")
+    weights = {name: p.detach() for name, p in tuned.named_parameters()}
+    after = export_gguf(tiny.part, weights, tiny.tokenizer, tmp_path / "tuned.gguf", "f32")
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("\n".join(json.dumps({"messages": row.messages}) for row in ROWS))
+    sources = [Source(path, "gguf", path.stem) for path in (base, after)]
+    kept = compare(*files, ROWS, Events(), CompareOptions(max_tokens=16, only_rows=True)).keep(tmp_path, *sources)
+    heard = []
+    events, asked = Events(listeners=[into(heard)]), Questions(rows=rows)
+    assert verify(str(after), asked, events, str(base)) == 0
+    assert "asked again, 40 of 40 scores are the same" in [event.get("text") for event in heard]
+    assert heard[-1]["result"]["verdict"] == "better"
+
+    rows.write_text(rows.read_text().replace("is int", "is float"))
+    with pytest.raises(GateError, match="other rows"):
+        verify(str(after), asked, events, str(base))
+    values = json.loads(kept.read_text())
+    kept.write_text(json.dumps(values | {"verdict": "no different"}))
+    with pytest.raises(GateError, match="was changed: its rows do not give its verdict"):
+        verify(str(after), asked, events, str(base))
+    kept.write_text(json.dumps(values | {"candidate": values["base"]}))
+    with pytest.raises(GateError, match="the candidate is another file"):
+        verify(str(after), asked, events, str(base))

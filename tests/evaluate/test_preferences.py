@@ -1,5 +1,6 @@
 """Pairs are judged by whether the better answer is likelier, and by the reward margin where that shows nothing."""
 
+from types import SimpleNamespace
 from typing import cast
 
 import numpy as np
@@ -22,9 +23,14 @@ class Ranked(DPO):
         return cast(Preferences, batch)
 
 
+def ranked(*values: torch.Tensor) -> SimpleNamespace:
+    """A batch with what is read of it, and how it ranks itself."""
+    return SimpleNamespace(**Preferences(*values)._asdict(), inputs=np.arange(len(values[0])))
+
+
 def judged(base: np.ndarray, tuned: np.ndarray, rewards: np.ndarray):
     parts = zip(*(np.split(values, 4) for values in (base, tuned, rewards)), strict=True)
-    batches = [Preferences(*map(torch.from_numpy, part)) for part in parts]
+    batches = [ranked(*map(torch.from_numpy, part)) for part in parts]
     model = cast(Decoder, torch.nn.Module())
     return compare_preferences(model, Ranked(), cast(list[Batch], batches), ("base", "tuned"), Events())
 
@@ -66,7 +72,7 @@ def test_pairs_are_ranked_without_dropout_and_the_model_is_left_as_it_was() -> N
             seen.append((model.training, torch.is_grad_enabled()))
             return super().preferences(model, batch)
 
-    batches = cast(list[Batch], [Preferences(*(torch.ones(3),) * 3)] * 2)
+    batches = cast(list[Batch], [ranked(*(torch.ones(3),) * 3)] * 2)
     for training in (True, False):
         model.train(training)
         made = compare_preferences(

@@ -40,8 +40,14 @@ class Eval(ThreadSettings, Command):
     )
     only_rows: bool = Field(False, description="leave out what was forgotten, and the instructions")
 
+    verify: bool = Field(
+        False, description="check the verdict.json beside TUNED: its files, its figures, and its rows, asked again"
+    )
+
     def run(self, events: Events) -> int:
-        from settle.evaluate.compare.against_base import Questions, compare_with_base
+        from settle.evaluate.compare.against_base import Questions, compare_with_base, verify
 
         questions = Questions(self.rows, self.score, self.limit, self.max_tokens, self.familiar, self.only_rows)
+        if self.verify:
+            return verify(self.tuned, questions, events, self.against)
         return compare_with_base(self.tuned, questions, events, self.against, self.adapter)

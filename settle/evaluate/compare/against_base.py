@@ -1,13 +1,15 @@
 """A model by name against its base, or against another one: which rows are asked, and what it is compared with."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from settle.base.errors import DataError, UsageError
+from settle.base.errors import DataError, GateError, UsageError
 from settle.base.event_log import Events
 from settle.base.events import ResultReady, Say
 from settle.base.files import read_bounded
+from settle.base.run.result import NOT_BETTER
 from settle.data.corpus import Ledger, find_files, workspace
 from settle.data.layouts import Example
 from settle.data.rows.collect import ExampleReader
@@ -16,12 +18,15 @@ from settle.data.settings import ColumnSettings
 from settle.evaluate.compare.candidate import both_in_llamacpp, readers
 from settle.evaluate.compare.compare import CompareOptions, compare, report
 from settle.evaluate.compare.sample_size import judgement
+from settle.evaluate.compare.verdict_file import NAME as VERDICT
+from settle.evaluate.compare.verdict_file import VerdictFile
 from settle.evaluate.tasks import named
 from settle.library.reference import ModelRef
 from settle.library.resolve import find_run, resolve_gguf
 from settle.model.source import Source
 
 MOST_CHARACTERS = 64 << 20  # of the text that both models are asked for the loss on
+SAME = 1e-3  # bits per byte by which one text may differ when it is read again
 
 
 @dataclass(frozen=True)
@@ -59,7 +64,54 @@ def compare_with_base(
         comparison = compare(ours, theirs, examples, events, options, readers(base, tuned))
     report(comparison, events)
     events.emit(ResultReady(result={**comparison.to_json(), "why": comparison.headline}))
-    return 0 if comparison.verdict == "better" else 3
+    return 0 if comparison.verdict == "better" else NOT_BETTER
+
+
+def verify(name: str, questions: Questions, events: Events, against: str | None = None) -> int:
+    """Check the verdict.json beside a model: its files, its figures, and the answers to its rows, asked again.
+
+    The exit code is 0 when all of it holds and the model is what it has to be (better; a shrunk one not worse), and 3
+    when it holds and the model is not. Raises GateError for what does not hold, FormatError for a file that is none,
+    UsageError where there are no rows to ask.
+    """
+    tuned = resolve_gguf(name)
+    recorded = VerdictFile.read(tuned.path.parent / VERDICT)
+    base = resolve_gguf(against) if against else _base_of(name, tuned)
+    for role, files, source in (("candidate", recorded.candidate, tuned.source), ("base", recorded.base, base.source)):
+        if source.sha256 != files.sha256:
+            raise GateError(
+                f"the {role} is another file than the one that was judged: {source.path} has the hash "
+                f"{source.sha256[:16]}…, verdict.json says {files.sha256[:16]}…",
+                f"compare it anew: settle eval {name}",
+            )
+    if wrong := recorded.unfounded():
+        fix = f"compare it anew: settle eval {name}"
+        raise GateError(f"verdict.json was changed: its rows do not give its {', '.join(wrong)}", fix)
+    rows = recorded.rows
+    if rows.margins is not None:
+        events.emit(Say(text="pairs of a preference are read while training: the figures follow from their scores"))
+        return _held(recorded, events)
+    examples = rows_of(questions.rows, events) if questions.rows else held_out(name)
+    options = CompareOptions(rows.score, len(rows.numbers), rows.max_tokens, only_rows=True, numbers=rows.numbers)
+    with both_in_llamacpp(base, tuned) as (ours, theirs):
+        again = compare(ours, theirs, examples, events, options, readers(base, tuned))
+    if again.scored is None or again.scored.sha256 != rows.sha256:
+        raise GateError("these are other rows than the ones that were asked", "give those: --rows FILE")
+    if again.verdict != recorded.verdict:
+        fix = "the engine or the machine answers otherwise: judge it on more rows"
+        raise GateError(f"asked again, the verdict is {again.headline}; verdict.json says {recorded.verdict}", fix)
+    pairs = [(rows.base, again.scored.base), (rows.tuned, again.scored.tuned)]
+    other = sum(not math.isclose(a, b, abs_tol=SAME) for before, now in pairs for a, b in zip(before, now, strict=True))
+    events.emit(
+        Say(text=f"asked again, {2 * len(rows.numbers) - other} of {2 * len(rows.numbers)} scores are the same")
+    )
+    return _held(recorded, events)
+
+
+def _held(recorded: VerdictFile, events: Events) -> int:
+    result = {"verdict": recorded.verdict, "why": f"verdict.json holds: {recorded.headline}"}
+    events.emit(ResultReady(result=result))
+    return 0 if recorded.passes else NOT_BETTER
 
 
 def held_out(name: str) -> Sequence[Example]:

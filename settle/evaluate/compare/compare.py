@@ -5,6 +5,7 @@ import itertools
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import torch
 
@@ -28,8 +29,10 @@ from settle.evaluate.compare.forgetting import (
     losses,
 )
 from settle.evaluate.compare.sample_size import still_possible, unshown
+from settle.evaluate.compare.verdict_file import Files, Goal, ScoredRows, decided, digest, write_verdict
 from settle.evaluate.tasks import Task, best_suited, named
 from settle.model.decoder import Decoder
+from settle.model.source import Source
 from settle.train.objectives import Objective
 
 ROWS = 200  # half of a change of ten points is seen with so many
@@ -65,14 +68,12 @@ class Comparison:
     shortened: Sequence[str] = ()  # what there was no time for, in sentences
     margin: PairedTest | None = None
     judged_before: int = 0  # other runs that were judged on the same rows
+    scored: ScoredRows | None = None  # what `score` and `margin` were computed from
 
     @property
     def verdict(self) -> str:
         """better, worse, no different, or too few rows to tell."""
-        if self.margin is None or self.score.is_shown or not self.margin.is_shown:
-            return self.score.verdict
-        agree = self.score.difference.value * self.margin.difference.value >= 0
-        return self.margin.verdict if agree else NO_DIFFERENT
+        return decided([self.score] if self.margin is None else [self.score, self.margin])
 
     @property
     def headline(self) -> str:
@@ -114,6 +115,26 @@ class Comparison:
             "judged_before": self.judged_before,
             **({"margin": self.margin.to_json()} if self.margin is not None else {}),
         }
+
+    def keep(self, folder: Path, base: Source, tuned: Source, goal: Goal = "better") -> Path | None:
+        """Write verdict.json into a folder, by the files of both models; None where no scores of rows are known.
+
+        goal: what a model has to be that is promoted.
+        """
+        if self.scored is None:
+            return None
+        values = {
+            "goal": goal,
+            "verdict": self.verdict,
+            "headline": self.headline,
+            "measure": self.measure,
+            "forgetting": self.forgot and self.forgot.to_json(),
+            "instructions": self.instructions and self.instructions.to_json(),
+            "judged_before": self.judged_before,
+            "rows": self.scored,
+        }
+        ours, theirs = (Files(name=s.name, sha256=s.sha256) for s in (base, tuned))
+        return write_verdict(folder, values, self._claims()[0], ours, theirs)
 
     def rows(self) -> list[list[str]]:
         """Return measure, base, tuned, difference, 95 % interval and verdict: one line a score."""
@@ -217,6 +238,7 @@ class CompareOptions:
     familiar: Sequence[str] | None = None  # text that the base knew; it writes some if not given
     only_rows: bool = False  # neither forgetting nor instructions
     seconds: float | None = None
+    numbers: Sequence[int] | None = None  # of the rows to ask, in order, instead of `limit`
 
 
 def compare(
@@ -245,6 +267,9 @@ def compare(
         comparison = judged
     elif questions:
         asked, families = spread(questions, options.limit), row_families(rows)
+        if options.numbers is not None:
+            by_number = {question.number: question for question in questions}
+            asked = [by_number[number] for number in options.numbers if number in by_number]
         comparison = _answered(base, tuned, asked, families, options, events, time_left)
     elif readers is None:
         raise DataError("plain text cannot be read by these candidates", "give rows of questions and answers")
@@ -297,8 +322,10 @@ def _answered(
         before, after = ([by.score(a.text, c) for a, c in zip(side, answered, strict=True)] for side in (ours, theirs))
         return before, after
 
+    of_rows = [families[case.number - 1] for case in answered]
+
     def tested(before: list[float], after: list[float]) -> PairedTest:
-        return paired_test(before, after, [families[case.number - 1] for case in answered])
+        return paired_test(before, after, of_rows)
 
     before, after = scored(task)
     return Comparison(
@@ -312,6 +339,15 @@ def _answered(
         cut=(sum(not a.ended for a in ours), sum(not a.ended for a in theirs)),
         unasked=len(questions) - len(answered),
         shortened=([f"the time had room for {len(questions)} of {wanted} rows"] if len(questions) < wanted else []),
+        scored=ScoredRows(
+            sha256=digest([case.messages, case.tools, case.reference] for case in answered),
+            score=options.score,
+            max_tokens=longest,
+            numbers=[case.number for case in answered],
+            families=of_rows,
+            base=before,
+            tuned=after,
+        ),
     )
 
 
@@ -333,8 +369,15 @@ def _read(readers: tuple[Model, Model], rows: Sequence[Example], limit: int, eve
         [-bits for bits in losses(reader, pieces, on_progress(events, f"{reader.name} reads", len(pieces)))]
         for reader in readers
     )
-    score = paired_test(before, after, [family for _, family in chosen])
-    return Comparison(base=base.name, tuned=tuned.name, measure="minus bits per byte", is_share=False, score=score)
+    families, numbers = [family for _, family in chosen], list(range(1, len(chosen) + 1))
+    return Comparison(
+        base=base.name,
+        tuned=tuned.name,
+        measure="minus bits per byte",
+        is_share=False,
+        score=paired_test(before, after, families),
+        scored=ScoredRows(sha256=digest(pieces), numbers=numbers, families=families, base=before, tuned=after),
+    )
 
 
 def _forgotten(
@@ -456,6 +499,8 @@ def compare_preferences(
             margins += pairs.rewards.tolist()
             events.emit(Progress(what="compare pairs", done=number, total=len(batches), unit="blocks"))
     model.train(training)
+    numbers = list(range(1, len(margins) + 1))
+    families = numbers if families is None else families
     return Comparison(
         base=names[0],
         tuned=names[1],
@@ -463,6 +508,14 @@ def compare_preferences(
         is_share=True,
         score=paired_test(base, tuned, families),
         margin=paired_test([0.0] * len(margins), margins, families),
+        scored=ScoredRows(
+            sha256=digest(batch.inputs.tolist() for batch in batches),
+            numbers=numbers,
+            families=families,
+            base=base,
+            tuned=tuned,
+            margins=margins,
+        ),
     )
 
 
