@@ -13,12 +13,14 @@ of torch that pip's settings name (PIP_FIND_LINKS) before those of the index.
 
 import argparse
 import os
+import re
 import shlex
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
+import tomllib
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -55,9 +57,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--parts", default="build,extras,tools")
     parser.add_argument("--dist", type=Path)
+    parser.add_argument(
+        "--release", metavar="TAG", help="also check that the tag is this version's, and CHANGELOG.md dates it"
+    )
     parser.add_argument("--pythons", nargs="+", default=[sys.executable])
     parser.add_argument("--extras", nargs="+", choices=EXTRAS, default=EXTRAS)
     given = parser.parse_args()
+    if given.release and (fault := unfit_for_release(given.release)):
+        raise SystemExit(fault)
     with tempfile.TemporaryDirectory(prefix="settle-install-") as folder:
         work = Path(folder)
         wheel = build(work, given.dist.absolute() if given.dist else work / "dist", "build" in given.parts)
@@ -75,6 +82,17 @@ def main() -> None:
 
 
 # --- building ---
+
+
+def unfit_for_release(tag: str) -> str:
+    """Return why this tree is not what the tag says, or "" if it is."""
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
+    if tag != f"v{version}":
+        return f"the tag {tag} is not v{version}, the version in pyproject.toml"
+    heading = re.search(rf"^## {re.escape(version)} – (.*)$", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.M)
+    if not heading or not re.fullmatch(r"\d{4}-\d\d-\d\d|\d{1,2} \w+ \d{4}", heading[1]):
+        return f"CHANGELOG.md gives no date for {version}: write `## {version} – 2027-01-31`"
+    return ""
 
 
 def tracked() -> list[Path]:
@@ -204,9 +222,9 @@ def tried(settle: list[str], extra: str, home: dict[str, str]) -> Iterator[tuple
             yield command, (started if server else done)([*settle, *shlex.split(command)], home)
         else:
             code, said = run([*settle, *shlex.split(command)], **home)
-            honest = code == 2 and f"settle-lm[{needed}]" in "".join(said.split())
+            honest = code == 2 and f"[{needed}]" in "".join(said.split())
             # The store of vectors is asked for after the documents' extra, which it needs too.
-            honest = honest or (needed == "chroma" and code == 2 and "settle-lm[rag]" in "".join(said.split()))
+            honest = honest or (needed == "chroma" and code == 2 and "[rag]" in "".join(said.split()))
             yield f"{command} (without its extra)", "" if honest and "Traceback" not in said else said[-500:]
 
 

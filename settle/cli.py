@@ -419,7 +419,9 @@ def prepare_streams() -> None:
             mode = "r" if name == "stdin" else "w"
             setattr(sys, name, os.fdopen(number, mode, encoding="utf-8", errors="replace"))
         elif hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="replace")
+            # a file or pipe of Windows has the code page of the country, and other programs expect UTF-8
+            is_utf8 = os.name == "nt" and not stream.isatty()
+            stream.reconfigure(errors="replace", encoding="utf-8" if is_utf8 else None)
     sys.excepthook = _show_fault
 
 

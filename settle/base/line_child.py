@@ -20,7 +20,7 @@ from collections.abc import Callable, Generator, Sequence
 from dataclasses import astuple, dataclass
 from typing import IO
 
-from settle.base.python_command import module_command
+from settle.base.python_command import NEW_GROUP, module_command
 
 
 class LineChild:
@@ -99,7 +99,12 @@ class LineChild:
         with self._lock:
             if self._process is None and not self._is_over:
                 self._process = subprocess.Popen(
-                    self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, process_group=0
+                    self._command,
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=self._errors,
+                    process_group=0,
+                    creationflags=NEW_GROUP,
                 )
                 seconds = None if seconds is None else seconds + self._start_seconds
             return self._process, seconds

@@ -20,6 +20,7 @@ from filelock import FileLock, Timeout
 
 from settle.base.errors import FULL_DISK, ResourceError, SettleError, UsageError, cannot_write, no_room
 from settle.base.files import fsync_folder, home, parse_json, write_atomic, write_json
+from settle.base.python_command import extra_command
 from settle.base.tokenizer import Tokenizer
 from settle.documents.readers import Reader
 from settle.documents.walk import FoundFile, Walk
@@ -109,7 +110,6 @@ def _count(table: dict[str, ReasonCount], reason: str, where: str, text: str) ->
 
 
 STDIN, STDLIB = "-", "stdlib"
-_INSTALL = "pip install 'settle-lm[rag]'"
 _STDLIB_TESTS = ("test", "tests", "idle_test")
 _JUST_WRITTEN_NS = 2_000_000_000
 
@@ -212,8 +212,8 @@ def _can_be_read(file: FoundFile, ledger: Ledger) -> bool:
     if package is None:
         return True
     if file.path == file.root:
-        raise UsageError(f"reading {file.name} needs {package}", _INSTALL)
-    ledger.skip(f"needs {package}: {_INSTALL}", file.name)
+        raise UsageError(f"reading {file.name} needs {package}", extra_command("rag"))
+    ledger.skip(f"needs {package}: {extra_command('rag')}", file.name)
     return False
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Self
 
 from settle.base.errors import FormatError
+from settle.base.python_command import extra_command
 from settle.formats.gguf import read_gguf
 from settle.infer.next_token import Positions
 from settle.infer.scorer import PACKAGE
@@ -82,7 +83,7 @@ class LessonModel:
     def lacks_fewer_bits(self) -> str:
         """Why there is no form of it in fewer bits, as a sentence; "" where there is one."""
         if importlib.util.find_spec(PACKAGE) is None:
-            return "making a smaller file needs `pip install 'settle-lm[shrink]'`"
+            return f"making a smaller file needs `{extra_command('shrink')}`"
         if self._file.kind != "gguf":
             return f"it is no GGUF file: `settle pull {self._file.path}` makes one of it"
         try:

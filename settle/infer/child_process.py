@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import IO, Any, Generic, Self, TypeVar
 
 from settle.base.errors import EngineError, ResourceError
-from settle.base.python_command import script_command
+from settle.base.python_command import NEW_GROUP, script_command
 from settle.formats import Metadata
 from settle.library.facts import Use, bytes_per_token, longest_context
 from settle.machine import memory, num_threads
@@ -132,6 +132,7 @@ class ChildProcess:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             process_group=0,
+            creationflags=NEW_GROUP,
             env=os.environ | self._environment,
         )
         assert process.stdin and process.stdout and process.stderr
@@ -163,7 +164,10 @@ class ChildProcess:
         if process is None:
             return
         try:
-            os.killpg(process.pid, signal.SIGTERM)
+            if os.name == "nt":
+                process.terminate()
+            else:
+                os.killpg(process.pid, signal.SIGTERM)
         except ProcessLookupError:
             pass
         try:

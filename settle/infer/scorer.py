@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from settle.base.errors import EngineError, UsageError
+from settle.base.python_command import extra_command
 from settle.data.likelihoods import SAMPLED, TOP, Compared, Likelihoods, LikelihoodsWriter, Rows, sizes
 from settle.formats.gguf import read_gguf
 from settle.formats.gguf.metadata import TOKENS, texts
@@ -72,7 +73,7 @@ class Scorer(ChildModel["ScorerChild"]):
         beyond: bool = False,
     ) -> None:
         if importlib.util.find_spec(PACKAGE) is None:
-            raise UsageError(f"measuring a file needs {PACKAGE.replace('_', '-')}", "pip install 'settle-lm[shrink]'")
+            raise UsageError(f"measuring a file needs {PACKAGE.replace('_', '-')}", extra_command("shrink"))
         self.path = Path(path)
         self.metadata = read_gguf(self.path).metadata
         self.num_vocab = len(texts(self.metadata, TOKENS))

@@ -11,6 +11,7 @@ from pydantic import Field
 from settle.base.amounts import count, num_bytes, seconds, share
 from settle.base.choice import Choice, choice
 from settle.base.errors import UsageError
+from settle.base.python_command import extra_command
 from settle.base.settings import Resolved, Settings, read_recipe, resolve
 from settle.library.resolve import portable_name
 from settle.machine.threads import ThreadSettings
@@ -292,7 +293,7 @@ class ShrinkSettings(ShrinkOptions, JobSettings):
             raise UsageError("your text decides which tokens are needed", "give it: `settle shrink MODEL FILES …`")
         self.budget()
         if find_spec("llama_cpp_py_sync") is None:
-            raise UsageError("shrinking needs llama-cpp-py-sync", "pip install 'settle-lm[shrink]'")
+            raise UsageError("shrinking needs llama-cpp-py-sync", extra_command("shrink"))
 
     def usual_name(self) -> str:
         return f"{name_of(self.model)}-small"

@@ -2,7 +2,6 @@
 
 import importlib.metadata
 import math
-import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -12,6 +11,7 @@ from settle.base.errors import RunError, UsageError
 from settle.base.event_log import read_events, read_records
 from settle.base.events import Eval, ForecastReady, ResultReady, Say, Warn
 from settle.base.files import write_json
+from settle.base.python_command import shell_line
 from settle.base.run import Run
 from settle.base.run.launcher import launched
 from settle.base.run.result import Evaluated, Result
@@ -174,7 +174,7 @@ class TrainingContext(LoopContext):
             return ""
         name = self.run.name
         chats = self.base is not None and self.live.tokenizer.chat_template
-        prompt = "" if chats else " " + shlex.quote(self.settings.sample or "Once")
+        prompt = "" if chats else " " + shell_line(self.settings.sample or "Once")
         return f"`settle chat {name}{prompt}` · `settle serve` · `settle runs show {name}`"
 
     def made(self) -> Result:

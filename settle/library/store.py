@@ -100,7 +100,7 @@ def add_model(model: StoredModel) -> None:
 
 def model_name(wanted: str) -> str:
     """`wanted` (a hub id, a file's stem …) cleaned to a usable name: lower case, the last part of a path."""
-    last = wanted.rstrip("/").rsplit("/", 1)[-1].lower()
+    last = re.split(r"[/\\]", wanted.rstrip("/\\"))[-1].lower()
     return re.sub(r"[^a-z0-9._-]+", "-", last).strip("-._")[:64].rstrip("-._") or "model"
 
 

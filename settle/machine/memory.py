@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import os
 import shutil
 import sys
 from collections.abc import Callable
@@ -93,6 +94,11 @@ def _high_water_mark() -> int:
         for line in status:
             if line.startswith(b"VmHWM:"):
                 return int(line.split()[1]) * 1024
+    if os.name == "nt":
+        import psutil
+
+        memory = psutil.Process().memory_info()
+        return int(getattr(memory, "peak_wset", memory.rss))
     import resource
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

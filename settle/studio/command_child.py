@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import os
 import signal
 import subprocess
 import tempfile
@@ -17,7 +18,7 @@ from nicegui import ui
 from settle.base.errors import RunError, SettleError
 from settle.base.event_log import read_events
 from settle.base.events import Event, Progress, RunFailed
-from settle.base.python_command import module_command
+from settle.base.python_command import NEW_GROUP, module_command
 from settle.base.visible import visible
 from settle.base.words.sentences import event_lines
 from settle.studio.layout import words
@@ -82,7 +83,10 @@ class CommandChild:
         if process is None or process.returncode is not None:
             return
         with contextlib.suppress(ProcessLookupError):
-            process.send_signal(signal.SIGINT)
+            if os.name == "nt":  # which sends Ctrl-C to a terminal alone; what was saved is there
+                process.terminate()
+            else:
+                process.send_signal(signal.SIGINT)
             try:
                 await asyncio.wait_for(process.wait(), STOP_SECONDS)
             except TimeoutError:
@@ -120,6 +124,7 @@ async def start_command(
             stdout=subprocess.DEVNULL,
             stderr=talk,
             start_new_session=True,  # Ctrl-C in the studio's terminal is not meant for it
+            creationflags=NEW_GROUP,
         )
         # it leaves no zombie, and a studio that stops does not wait for it
         threading.Thread(target=process.wait, daemon=True, name="child").start()

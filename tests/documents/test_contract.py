@@ -10,6 +10,7 @@ import pytest
 from pyarrow import parquet
 
 from settle.base.event_log import Events
+from settle.base.python_command import extra_command
 from settle.base.registry import part
 from settle.data.corpus import Ledger, find_files
 from settle.data.prepare import prepare
@@ -158,10 +159,10 @@ def test_a_missing_package_is_named_and_a_folder_is_read_without_it(
     sample("markdown", tmp_path)
     ledger = Ledger()
     assert [file.name for file in find_files([str(tmp_path)], tmp_path, ledger)] == ["a.md"]
-    assert list(ledger.skipped) == ["needs pypdfium2: pip install 'settle-lm[rag]'"]
+    assert list(ledger.skipped) == [f"needs pypdfium2: {extra_command('rag')}"]
     with pytest.raises(Exception, match="reading a.pdf needs pypdfium2") as caught:
         find_files([str(pdf)], tmp_path, Ledger())
-    assert caught.value.fix == "pip install 'settle-lm[rag]'"  # type: ignore[attr-defined]
+    assert caught.value.fix == extra_command("rag")  # type: ignore[attr-defined]
 
 
 def test_what_a_document_leaves_out_is_in_the_ledger(tmp_path: Path) -> None:

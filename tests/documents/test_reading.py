@@ -11,6 +11,7 @@ import psutil
 import pytest
 
 from settle.base.errors import UsageError
+from settle.base.python_command import extra_command
 from settle.documents import reader_pool
 from settle.documents.reader_child import LARGE
 from settle.documents.reader_pool import Read, read_all
@@ -85,7 +86,7 @@ def test_a_reader_that_dies_is_told_from_one_that_fails(tmp_path):
 def test_a_library_that_is_missing_is_named_with_what_to_install(tmp_path):
     with pytest.raises(UsageError, match=r"needs no_such_library") as raised:
         _all(_text(tmp_path / "a.stuck", "import"), _text(tmp_path / "b.txt"))
-    assert raised.value.fix == "pip install 'settle-lm[rag]'" and not _children()
+    assert raised.value.fix == extra_command("rag") and not _children()
 
 
 def test_too_many_notes_and_too_much_text_are_cut(tmp_path):

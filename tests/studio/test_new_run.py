@@ -13,11 +13,12 @@ import pytest
 from settle.base.choice import family_of, named_family
 from settle.base.errors import RunError, UsageError
 from settle.base.events import RunStarted, WorkStarted
+from settle.base.python_command import shell_line
 from settle.base.settings import leaves, resolve
 from settle.cli import build_app
 from settle.commands import Command
 from settle.studio.command_child import start_command
-from settle.studio.forms.arguments import arguments, positional, shell_line
+from settle.studio.forms.arguments import arguments, positional
 from settle.studio.forms.settings import setting_types
 from settle.studio.pages.new_run import has_begun
 from tests.retrieve.asked import TEXTS, index
@@ -68,7 +69,7 @@ def test_every_setting_is_the_same_on_the_command_line(name, monkeypatch):
             expected = resolve(command, [("asked", given)]).value
         except UsageError:  # a number that is out of range, and so on: the form refuses it as well
             continue
-        assert shlex.split(shell_line(arguments(command, given)))[1:] == arguments(command, given)
+        assert shlex.split(shell_line(*arguments(command, given))) == arguments(command, given)
         line = arguments(command, given)
         app = build_app(line)
         tokens = ["\0-" if token == "-" else token for token in line]

@@ -14,6 +14,7 @@ import os
 import re
 import secrets
 import shutil
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from settle.base.errors import RunError, cannot_write
 
 JsonObject = Mapping[str, Any]  # that anyone may have written
 MOST_CHARACTERS = 1 << 20  # of a recipe, a template or a list of questions
+REPLACE_TRIES, REPLACE_SECONDS = 40, 0.05  # of a file that another program has open
 
 
 def home() -> Path:
@@ -69,13 +71,24 @@ def write_atomic(path: Path, data: bytes | str) -> None:
             f.write(data.encode("utf-8", "backslashreplace") if isinstance(data, str) else data)
             f.flush()
             os.fsync(f.fileno())
-        beside.replace(path)
+        _replace(beside, path)
         fsync_folder(path.parent)
     except BaseException as e:
         beside.unlink(missing_ok=True)
         if isinstance(e, OSError) and e.filename is None:
             e.filename = str(path)  # a full disk does not say of itself where it is full
         raise
+
+
+def _replace(source: Path, target: Path) -> None:
+    """Rename a file over another one. Windows refuses as long as anybody reads that one: for a moment, usually."""
+    for _ in range(REPLACE_TRIES if os.name == "nt" else 0):
+        try:
+            source.replace(target)
+            return
+        except PermissionError:
+            time.sleep(REPLACE_SECONDS)
+    source.replace(target)
 
 
 def write_json(path: Path, value: Any) -> None:

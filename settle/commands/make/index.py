@@ -4,6 +4,7 @@ from typing import ClassVar
 
 from settle.base.errors import UsageError
 from settle.base.event_log import Events
+from settle.base.python_command import extra_command
 from settle.commands import Command
 from settle.jobs.settings import IndexSettings
 
@@ -27,5 +28,5 @@ class Index(IndexSettings, Command):
 
             index(self, events)
         except ModuleNotFoundError as e:
-            raise UsageError(f"indexing documents needs {e.name}", "pip install 'settle-lm[rag]'") from None
+            raise UsageError(f"indexing documents needs {e.name}", extra_command("rag")) from None
         return 0

@@ -6,6 +6,7 @@ from pydantic import Field
 
 from settle.base.errors import UsageError
 from settle.base.event_log import Events
+from settle.base.python_command import extra_command
 from settle.base.registry import part_names
 from settle.commands import Command
 
@@ -39,7 +40,7 @@ class Connect(Command):
             from settle.connect.client import connect, disconnect, find_client, list_clients
             from settle.connect.server import open_connection
         except ModuleNotFoundError as e:
-            raise UsageError(f"connecting needs {e.name}", "pip install 'settle-lm[serve]'") from None
+            raise UsageError(f"connecting needs {e.name}", extra_command("serve")) from None
         if not self.client:
             list_clients(events)
             return 0

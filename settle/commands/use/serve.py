@@ -7,6 +7,7 @@ from pydantic import Field
 
 from settle.base.errors import UsageError
 from settle.base.event_log import Events
+from settle.base.python_command import extra_command
 from settle.commands import Command
 from settle.machine.threads import ThreadSettings
 
@@ -52,7 +53,7 @@ class Serve(ThreadSettings, Command):
             from settle.server.models.model_loader import PoolSettings
             from settle.server.serve import ModelChoice, Network, serve
         except ModuleNotFoundError as e:
-            raise UsageError(f"serving needs {e.name}", "pip install 'settle-lm[serve]'") from None
+            raise UsageError(f"serving needs {e.name}", extra_command("serve")) from None
         allowed = self.allow_origin, self.allow_host, self.allow_pull
         network = Network(*self.door(), not self.no_key, *allowed, self.most_requests, self.timeout)
         settings = PoolSettings(self.context, self.slots, self.threads, self.idle, self.most_models)

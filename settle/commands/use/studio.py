@@ -4,6 +4,7 @@ from pydantic import Field
 
 from settle.base.errors import UsageError
 from settle.base.event_log import Events
+from settle.base.python_command import extra_command
 from settle.commands import Command
 
 HOST = "127.0.0.1"
@@ -31,6 +32,6 @@ class Studio(Command):
         try:
             from settle.studio.app import serve
         except ModuleNotFoundError as e:
-            raise UsageError(f"the studio needs {e.name}", "pip install 'settle-lm[studio]'") from None
+            raise UsageError(f"the studio needs {e.name}", extra_command("studio")) from None
         serve(self.port, not self.no_browser, Command.parts, events)
         return 0

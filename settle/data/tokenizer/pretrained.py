@@ -197,7 +197,7 @@ class PretrainedTokenizer(Vocabulary):
             if (self.path / name).exists():
                 shutil.copyfile(self.path / name, folder / name)
         if self._gives_template:
-            (folder / "chat_template.jinja").write_text(self.chat_template, encoding="utf-8")
+            (folder / "chat_template.jinja").write_text(self.chat_template, encoding="utf-8", newline="")
 
 
 class WordEncoder:

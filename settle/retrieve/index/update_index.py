@@ -18,6 +18,7 @@ from settle.base.event_log import Events
 from settle.base.events import Progress, Warn
 from settle.base.files import home
 from settle.base.out_of_memory import missing_bytes
+from settle.base.python_command import extra_command
 from settle.documents.blocks import LEFT_OUT
 from settle.documents.reader_pool import Read, read_all
 from settle.documents.walk import FoundFile, path_text, sha256_of
@@ -269,7 +270,7 @@ def _changes(folders: Sequence[Path]) -> Iterator[bool]:
     try:
         from watchfiles import DefaultFilter, watch
     except ImportError:
-        raise UsageError("following folders needs watchfiles", "pip install 'settle-lm[rag]'") from None
+        raise UsageError("following folders needs watchfiles", extra_command("rag")) from None
     if not folders:  # only files, or disks that are not mounted
         while True:
             time.sleep(_TICK_SECONDS)

@@ -61,7 +61,7 @@ def make_file(entry: ModelEntry) -> None:
     if not entry.is_converted:
         raise ApiError(503, f"the file of {entry.id} is gone: {entry.path.name}", "model_broken", "model")
     command = module_command("settle.library.convert", entry.id.removeprefix("store:"))
-    done = subprocess.run(command, capture_output=True, text=True, timeout=CONVERT_SECONDS)
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", timeout=CONVERT_SECONDS)
     if done.returncode or not entry.path.exists():
         reason = done.stderr.strip().splitlines()[-1:] or ["no reason given"]
         raise ApiError(503, f"{entry.id} cannot be converted to GGUF: {reason[0][:300]}", "model_broken", "model")

@@ -20,6 +20,7 @@ import numpy as np
 
 from settle import machine
 from settle.base.errors import FormatError, UsageError
+from settle.base.python_command import extra_command
 from settle.formats.gguf.types import GGML, block_id, block_of, is_float
 
 PACKAGE = "llama_cpp_py_sync"
@@ -149,13 +150,13 @@ def _library() -> ctypes.CDLL:
     """ggml-base. The package itself is not imported: it would load llama.cpp whole."""
     package = importlib.util.find_spec(PACKAGE)
     if package is None or package.origin is None:
-        raise UsageError("shrinking needs llama-cpp-py-sync", "pip install 'settle-lm[shrink]'")
+        raise UsageError("shrinking needs llama-cpp-py-sync", extra_command("shrink"))
     folder = Path(package.origin).parent
     names = {"win32": ["ggml-base.dll"], "darwin": ["libggml-base.dylib", "libggml-base.0.dylib"]}
     for name in names.get(sys.platform, ["libggml-base.so", "libggml-base.so.0"]):
         if (folder / name).is_file():
             return _load(folder / name)
-    raise UsageError(f"llama-cpp-py-sync has no ggml-base in {folder}", "pip install -U 'settle-lm[shrink]'")
+    raise UsageError(f"llama-cpp-py-sync has no ggml-base in {folder}", extra_command("shrink"))
 
 
 def _load(path: Path) -> ctypes.CDLL:
@@ -164,7 +165,7 @@ def _load(path: Path) -> ctypes.CDLL:
             os.add_dll_directory(str(path.parent))
         library = ctypes.CDLL(str(path))
     except OSError as e:
-        raise UsageError(f"{path.name} cannot be loaded: {e}", "pip install -U 'settle-lm[shrink]'") from None
+        raise UsageError(f"{path.name} cannot be loaded: {e}", extra_command("shrink")) from None
     library.ggml_quantize_chunk.argtypes = [
         ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p,
     ]  # fmt: skip

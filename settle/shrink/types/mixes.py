@@ -136,7 +136,7 @@ def _quantized(source: Path, targets: Mapping[str, int], has_importance: bool) -
     command = module_command("settle.shrink.types.mix_child")
     try:
         done = subprocess.run(
-            command, input=job, capture_output=True, text=True, timeout=_QUANTIZER_SECONDS, check=False
+            command, input=job, capture_output=True, encoding="utf-8", timeout=_QUANTIZER_SECONDS, check=False
         )
     except subprocess.TimeoutExpired:
         return dict.fromkeys(targets, "it did not answer in time")

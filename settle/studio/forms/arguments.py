@@ -1,7 +1,6 @@
 """What a form holds as the arguments of its command, and the setting that a mistake is about."""
 
 import re
-import shlex
 from collections.abc import Iterable, Mapping
 
 from settle.base.choice import family_of
@@ -42,11 +41,6 @@ def arguments(command: type[Part], given: Mapping[str, Given]) -> list[str]:
     if any(text.startswith("-") and text != "-" for text in places):
         return [command.part_name(), *line, "--", *places]  # they are no options
     return [command.part_name(), *places, *line]
-
-
-def shell_line(line: Iterable[str]) -> str:
-    """Return the arguments as a shell reads them."""
-    return shlex.join(["settle", *line])
 
 
 def check(command: type[Part], given: Mapping[str, Given]) -> None:

@@ -12,6 +12,7 @@ from nicegui.elements.mixins.text_element import TextElement
 from settle.base.errors import SettleError
 from settle.base.event_log import Events
 from settle.base.events import Event, Warn
+from settle.base.python_command import shell_line
 from settle.base.registry import Part
 from settle.base.settings import resolve
 from settle.base.visible import visible
@@ -21,7 +22,7 @@ from settle.infer.chat_session import ChatSession, Sampling
 from settle.infer.engine import Engine
 from settle.library.resolve import resolve_gguf
 from settle.studio.field import Field
-from settle.studio.forms.arguments import Given, arguments, shell_line
+from settle.studio.forms.arguments import Given, arguments
 from settle.studio.forms.form import Form
 from settle.studio.forms.settings import describe
 from settle.studio.layout import Slot, button, card, words
@@ -82,7 +83,7 @@ class ModelChoice:
         return [field.text for field in (self.one, self.two) if field.text]
 
     def show(self) -> None:
-        self.line.text = shell_line(arguments(self.command, self._given()))
+        self.line.text = shell_line("settle", *arguments(self.command, self._given()))
         self.form.show_error(None)
 
     def values(self) -> Mapping[str, Any]:

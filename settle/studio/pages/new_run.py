@@ -10,12 +10,13 @@ from nicegui import ui
 
 from settle.base.errors import SettleError
 from settle.base.events import Event, RunStarted, WorkStarted
+from settle.base.python_command import shell_line
 from settle.base.registry import Part
 from settle.base.run import Run
 from settle.base.words.figures import comparison
 from settle.studio.command_child import CommandChild, start_command
 from settle.studio.field import Field
-from settle.studio.forms.arguments import arguments, check, shell_line
+from settle.studio.forms.arguments import arguments, check
 from settle.studio.forms.drop import Drop
 from settle.studio.forms.form import Form, proposed_paths
 from settle.studio.forms.settings import Setting, settings_of
@@ -65,7 +66,7 @@ class NewRunForm:
                 self.form = Form(command, settings, self.changed)
             with ui.element("div").classes("beside"):
                 with card("The same in a terminal"):
-                    self.line = words(shell_line(arguments(command, {})), "pre", "commandline")
+                    self.line = words(shell_line("settle", *arguments(command, {})), "pre", "commandline")
                     words("Copy", "button", "act").props('type="button"').on("click", js_handler=COPY)
                 with card("Before it starts"):
                     self._add_buttons()
@@ -109,7 +110,7 @@ class NewRunForm:
 
     async def changed(self) -> None:
         """Make the command line follow the form."""
-        self.line.text = shell_line(arguments(self.command, self.form.given()))
+        self.line.text = shell_line("settle", *arguments(self.command, self.form.given()))
         self.form.show_error(None)
 
     def _checked(self) -> list[str]:

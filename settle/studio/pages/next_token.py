@@ -8,12 +8,12 @@ from nicegui.element import Element
 from pydantic import BaseModel
 from pydantic import Field as Limit
 
+from settle.base.python_command import shell_line
 from settle.base.visible import visible_line
 from settle.infer.next_token import Sampler
 from settle.infer.token_reader import ReadingPair, TextReading
 from settle.infer.token_session import beside, branch, summary
 from settle.studio.field import Field
-from settle.studio.forms.arguments import shell_line
 from settle.studio.layout import button, card, words
 from settle.studio.open_models import OPEN_MODELS, model_names, token_reader
 from settle.studio.pages import Page
@@ -117,7 +117,7 @@ class Reading:
         self._show(reading)
         options = [*(["--template"] if is_question else []), *self._other.as_option("--with")]
         line = ["tokens", *options, "--", name, text] if text.startswith("-") else ["tokens", name, text, *options]
-        self._command.text = shell_line(line)
+        self._command.text = shell_line("settle", *line)
 
     async def _wait_for(self, what: str, work: Callable[[], T]) -> T:
         """Return what slow work returns, while the note says what is done."""

@@ -7,7 +7,6 @@ neighbouring blocks write is large and small in the same channels, and damage se
 """
 
 import re
-import shlex
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -16,6 +15,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from settle.base.python_command import shell_line
 from settle.doctor.checks import Check
 from settle.doctor.findings import Details, Finding, Fix
 from settle.doctor.known_answers import PARAGRAPHS
@@ -140,7 +140,7 @@ class DamagedWeights(Check[ModelFile, Damage]):
             if found.block is not None:
                 what += ": without the block it is better than now, and not what it was"
             return Fix(what=what, command=f"settle pull {subject.name}")
-        return Fix(what="use the other file", command=f"settle chat {shlex.quote(found.other)}")
+        return Fix(what="use the other file", command=f"settle chat {shell_line(found.other)}")
 
 
 def oddest_blocks(weights: Weights) -> list[int]:

@@ -6,11 +6,11 @@ from importlib.metadata import PackageNotFoundError, distributions, requires
 from pathlib import Path
 from typing import ClassVar
 
+from settle.base.python_command import DISTRIBUTION
 from settle.doctor.checks import Check
 from settle.doctor.findings import Details, Finding, Fix
 from settle.doctor.subject import ThisMachine
 
-DISTRIBUTION = "settle-lm"
 OLDEST = re.compile(r"([A-Za-z0-9._-]+)\s*>=\s*([0-9.]+)$")  # a requirement with neither extra nor marker
 
 

@@ -5,12 +5,12 @@ another base; or the answers were left out of what it learned.
 """
 
 import itertools
-import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from statistics import fmean
 from typing import ClassVar, Literal
 
+from settle.base.python_command import shell_line
 from settle.doctor.checks import Check
 from settle.doctor.findings import Details, Finding, Fix
 from settle.doctor.likelihood import NATS
@@ -169,19 +169,19 @@ class DidNothing(Check[TrainingRun, Unlearned]):
         facts, found = known(tuned_facts(subject.run), subject.run), finding.details
         run, recipe = facts.run, _recipe(found.cause, facts)
         if found.cause == "base":
-            name = shlex.quote(found.other) if found.other else "FILE"
+            name = shell_line(found.other) if found.other else "FILE"
             what = "use it over the base that it was trained on, or merged into that"
             return Fix(what, f"settle export {run.name} --base {name}")
         if found.cause == "export":
             out = next(run.out.glob("*-lora.gguf"), run.out / f"{run.name}-lora.gguf")
             return Fix(
-                "export it again", f"settle export {run.name} --to lora-gguf --out {shlex.quote(str(out))} --force"
+                "export it again", f"settle export {run.name} --to lora-gguf --out {shell_line(str(out))} --force"
             )
         if found.cause == "rate":
             return recipe_fix(run, recipe, f"train with a learning rate of {usual_rate(facts):g}")
         if found.cause == "mask" and found.marked:
             what = 'leave out `"weight": 0` and `"train": false` at the answers of the rows, and train again'
-            return Fix(what, f"settle {run.command} --recipe {shlex.quote(str(run.path / 'recipe.toml'))}")
+            return Fix(what, f"settle {run.command} --recipe {shell_line(str(run.path / 'recipe.toml'))}")
         if found.cause == "mask":
             return recipe_fix(run, with_all_answers(facts, run.path, False), "learn all answers of the rows")
         longer = {key: value for key, value in recipe.items() if key not in ("steps", "tokens", "epochs", "time")}

@@ -12,6 +12,7 @@ import numpy as np
 
 from settle.audit.session import declare
 from settle.base.errors import DataError, UsageError, disk_is_full
+from settle.base.python_command import extra_command
 from settle.machine.memory import disk_free
 from settle.retrieve.index.stores import Store, Vectors
 
@@ -31,7 +32,7 @@ class Chroma(Store):
             import chromadb
             from chromadb.config import Settings
         except ImportError:
-            raise UsageError("the store of vectors needs Chroma", "pip install 'settle-lm[chroma]'") from None
+            raise UsageError("the store of vectors needs Chroma", extra_command("chroma")) from None
         where = self.url or str(folder / "chroma")
         quiet = Settings(anonymized_telemetry=False)
         with _translated(where):

@@ -17,6 +17,7 @@ import numpy as np
 
 from settle.base.errors import DataError, ResourceError, UsageError, disk_is_full
 from settle.base.files import fsync_folder
+from settle.base.python_command import extra_command
 from settle.retrieve.index.stores import Store, Vectors
 
 EXACT = 2_000_000  # numbers in all vectors together, up to which an index is not worth it
@@ -47,7 +48,7 @@ class Lancedb(Store):
             if find_spec("lancedb") and find_spec("pyarrow"):
                 why = str(e).splitlines()[0] if str(e) else "there is too little memory"
                 raise ResourceError(f"LanceDB cannot be loaded: {why}", "allow more memory (`ulimit -v`)") from None
-            raise UsageError("the store of vectors needs LanceDB", "pip install 'settle-lm[rag]'") from None
+            raise UsageError("the store of vectors needs LanceDB", extra_command("rag")) from None
         where = self.url or str(folder / "lancedb")
         schema = pa.schema([("id", pa.int64()), ("vector", pa.list_(pa.float32(), width))])
         with _translated(where):
