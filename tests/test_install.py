@@ -4,6 +4,7 @@ bench/install.py, whose cheap part this runs, installs the wheel into empty envi
 """
 
 import os
+import re
 import runpy
 import shutil
 import subprocess
@@ -13,6 +14,7 @@ from email.parser import Parser
 from pathlib import Path
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).parent.parent
 BENCH = runpy.run_path(str(ROOT / "bench/install.py"))
@@ -112,3 +114,64 @@ def test_make_link_puts_the_command_on_the_path_and_keeps_what_is_there(clone, t
     done = _make(clone, "link", HOME=str(home))
     assert done.returncode and "another program" in done.stderr and "LINKS=" in done.stderr
     assert link.read_text() == "another program"
+
+
+# --- what publishes and runs it elsewhere ---
+
+WORKFLOWS = sorted((ROOT / ".github/workflows").glob("*.yml"))
+
+
+@pytest.mark.parametrize(
+    ("tag", "heading", "fault"),
+    [
+        ("v1.2.0", "## 1.2.0 – 2027-01-31", ""),
+        ("v1.2.0", "## 1.2.0 – not released yet", "no date"),
+        ("v1.2.0", "## 1.1.0 – 2027-01-31", "no date"),
+        ("v1.2", "## 1.2.0 – 2027-01-31", "is not v1.2.0"),
+    ],
+)
+def test_a_release_has_the_version_of_its_tag_and_a_date(tag, heading, fault, tmp_path, monkeypatch):
+    (tmp_path / "pyproject.toml").write_text('[project]\nversion = "1.2.0"\n')
+    (tmp_path / "CHANGELOG.md").write_text(f"# Changelog\n\n{heading}\n", encoding="utf-8")
+    monkeypatch.setitem(BENCH["unfit_for_release"].__globals__, "ROOT", tmp_path)
+    found = BENCH["unfit_for_release"](tag)
+    assert fault in found and bool(found) == bool(fault)
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.name)
+def test_workflows_take_actions_by_hash_and_may_only_read(path):
+    """The job that publishes may also prove to the package index which repository it is of."""
+    workflow = yaml.safe_load(path.read_text(encoding="utf-8"))
+    assert workflow["permissions"] == {"contents": "read"}
+    for name, job in workflow["jobs"].items():
+        assert job.get("permissions", {}) == ({"id-token": "write"} if name == "publish" else {})
+        for step in job["steps"]:
+            assert "uses" in step or "run" in step
+            assert re.fullmatch(r"[\w.-]+/[\w.-]+@[0-9a-f]{40}", step.get("uses", f"a/b@{'0' * 40}")), step
+            assert "secrets." not in str(step)
+            for script in re.findall(r"(?:bench|tests|container|recipes)/[\w./-]+", step.get("run", "")):
+                assert (ROOT / script).exists(), script
+
+
+def test_every_system_that_the_page_names_has_a_job():
+    jobs = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text(encoding="utf-8"))["jobs"]
+    tested = {entry["os"] for entry in jobs["test"]["strategy"]["matrix"]["include"]}
+    assert tested == set(jobs["wheel"]["strategy"]["matrix"]["os"])
+    assert {"ubuntu-24.04", "ubuntu-24.04-arm"} < tested
+    assert {name.partition("-")[0] for name in tested} == {"ubuntu", "macos", "windows"}
+
+
+def test_the_container_runs_without_rights_and_is_reached_from_this_machine_alone():
+    lines = (ROOT / "container/Dockerfile").read_text(encoding="utf-8").replace("\\\n", " ").splitlines()
+    final = lines[max(number for number, line in enumerate(lines) if line.startswith("FROM ")) :]
+    assert "USER 1000" in final and not any(line.startswith("ADD ") for line in lines)
+    ignored = (ROOT / "container/Dockerfile.dockerignore").read_text(encoding="utf-8").split()
+    for line in lines:
+        if line.startswith("COPY ") and "--from" not in line:
+            for name in line.split()[1:-1]:
+                assert (ROOT / name).exists() and f"!{name}" in ignored
+    services = yaml.safe_load((ROOT / "container/compose.yaml").read_text(encoding="utf-8"))["services"]
+    assert services["serve"]["command"][0] == "serve" and "--no-key" not in services["serve"]["command"]
+    assert all(port.startswith("127.0.0.1:") for service in services.values() for port in service.get("ports", []))
+    for service in services.values():
+        assert service["cap_drop"] == ["ALL"] and service["read_only"] and "user" not in service
