@@ -175,3 +175,16 @@ def test_the_container_runs_without_rights_and_is_reached_from_this_machine_alon
     assert all(port.startswith("127.0.0.1:") for service in services.values() for port in service.get("ports", []))
     for service in services.values():
         assert service["cap_drop"] == ["ALL"] and service["read_only"] and "user" not in service
+
+
+def test_the_container_installs_the_very_wheel(wheel, tmp_path):
+    """What the Dockerfile copies is all that a build needs."""
+    text = (ROOT / "container/Dockerfile").read_text(encoding="utf-8")
+    sources = [name for names in re.findall(r"^COPY (?!--)(.*) /src", text, re.M) for name in names.split()]
+    for name in BENCH["tracked"]():
+        if name.parts[0] in sources:
+            (tmp_path / "src" / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(ROOT / name, tmp_path / "src" / name)
+    line = [sys.executable, "-P", "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
+    subprocess.run(line, cwd=tmp_path / "src", check=True, capture_output=True)
+    assert (tmp_path / wheel.name).read_bytes() == wheel.read_bytes()
