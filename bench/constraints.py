@@ -1,5 +1,7 @@
 """Write constraints.txt, the installed versions of every dependency, and locked.txt, the hashes of their wheels.
 
+Also settle-lm.cdx.json, the bill of materials (CycloneDX) that the wheel carries: those versions, and their licences.
+
 locked.txt is for this system, as the package index has the wheels.
 
     python bench/constraints.py            # writes constraints.txt; run it in the environment that passed the tests
@@ -90,10 +92,64 @@ def lines_of(report: Mapping[str, list[dict[str, dict[str, dict[str, dict[str, s
     return sorted(lines)
 
 
+# --- the bill of materials ---
+
+
+def bill_of_materials() -> dict[str, object]:
+    """Return, in CycloneDX 1.6, what an installation with every extra holds, in the versions of constraints.txt.
+
+    Without a time or a number of its own, so that the same versions give the same bytes."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    base = [Requirement(text) for text in project["dependencies"]]
+    optional = {name: texts for name, texts in project["optional-dependencies"].items() if name != "dev"}
+    extras = [Requirement(text) for texts in optional.values() for text in texts]
+    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    pinned = dict(line.split("==") for line in lines if "==" in line)
+    needed = set(closure(base))
+    names = [name for name in sorted(needed | set(closure([r for r in extras if r.name != OWN]))) if name in pinned]
+    own = {"type": "application", "bom-ref": OWN, "name": OWN, "version": project["version"]}
+    own |= {"licenses": [{"expression": project["license"]}], "purl": f"pkg:pypi/{OWN}@{project['version']}"}
+    direct = sorted({canonicalize_name(r.name) for r in (*base, *extras)} & set(names))
+    return {
+        "$schema": "http://cyclonedx.org/schema/bom-1.6.schema.json",
+        "bomFormat": "CycloneDX",
+        "specVersion": "1.6",
+        "version": 1,
+        "metadata": {"component": own},
+        "components": [component(name, pinned[name], name in needed) for name in names],
+        "dependencies": [{"ref": OWN, "dependsOn": direct}]
+        + [{"ref": name, "dependsOn": sorted(_needs(name) & set(names) - {name})} for name in names],
+    }
+
+
+def component(name: str, version: str, is_required: bool) -> dict[str, object]:
+    about = distribution(name).metadata
+    texts = [text.rpartition(" :: ")[2] for text in about.get_all("Classifier", []) if text.startswith("License :: ")]
+    stated = (about.get("License") or "").strip()
+    if expression := about.get("License-Expression"):
+        licences: list[dict[str, object]] = [{"expression": expression}]
+    else:
+        one_line = [stated] if stated and len(stated) < 60 and "\n" not in stated else []
+        licences = [{"license": {"name": text}} for text in one_line or texts or ["not stated"]]
+    return {"type": "library", "bom-ref": name, "name": name, "version": version, "licenses": licences,
+            "scope": "required" if is_required else "optional", "purl": f"pkg:pypi/{name}@{version}"}  # fmt: skip
+
+
+def _needs(name: str) -> set[str]:
+    requirements = map(Requirement, distribution(name).requires or [])
+    return {canonicalize_name(r.name) for r in requirements if _applies(r, {""})}
+
+
+def write_bill() -> None:
+    text = json.dumps(bill_of_materials(), indent=1, ensure_ascii=False)
+    (ROOT / "settle/settle-lm.cdx.json").write_text(text + "\n", encoding="utf-8", newline="")
+
+
 def main() -> None:
     versions = closure(declared())
     lines = [f"{name}=={version}\n" for name, version in sorted(versions.items())]
     (ROOT / "constraints.txt").write_text(HEAD + "".join(lines), encoding="utf-8")
+    write_bill()
     if "--hashes" in sys.argv[1:]:
         locked = [line.strip() for line in lines if line.partition("==")[0] not in UNLOCKED]
         (ROOT / "locked.txt").write_text(LOCKED_HEAD + "".join(hashed(locked)), encoding="utf-8")

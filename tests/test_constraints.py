@@ -1,6 +1,7 @@
 """constraints.txt: a tested version for everything that pyproject.toml asks for, and nothing about where it is from.
 locked.txt: the hash of each wheel."""
 
+import json
 import os
 import re
 import runpy
@@ -13,6 +14,8 @@ from pathlib import Path
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
+
+from settle.base.version import __version__
 
 ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "constraints.txt").read_text(encoding="utf-8")
@@ -51,6 +54,24 @@ def test_every_version_has_a_hash():
     assert all(re.fullmatch(r"[a-z0-9-]+==\S+ --hash=sha256:[0-9a-f]{64}", line) for line in lines)
     locked = dict(line.partition(" ")[0].split("==") for line in lines)
     assert locked == {name: version for name, version in PINNED.items() if name != "torch"}
+
+
+def test_the_bill_of_materials_is_that_of_these_versions():
+    """CycloneDX: what pyproject.toml asks for, and what that needs, each with a version and a licence."""
+    made = runpy.run_path(str(ROOT / "bench/constraints.py"))
+    bill = json.loads((ROOT / "settle/settle-lm.cdx.json").read_text(encoding="utf-8"))
+    assert (bill["bomFormat"], bill["specVersion"]) == ("CycloneDX", "1.6")
+    assert bill["metadata"]["component"]["version"] == __version__, "run `make constraints`"
+    parts = {part["name"]: part for part in bill["components"]}
+    assert {name: part["version"] for name, part in parts.items()}.items() <= PINNED.items(), "run `make constraints`"
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    texts = [text for name, texts in project["optional-dependencies"].items() if name != "dev" for text in texts]
+    asked = {canonicalize_name(Requirement(text).name) for text in (*project["dependencies"], *texts)}
+    assert asked - {"settle-lm", "pip"} <= set(parts) and not {"pytest", "mypy"} & set(parts)
+    assert all(part["licenses"] and part["purl"].endswith(f"@{part['version']}") for part in parts.values())
+    refs = {"settle-lm", *parts}
+    assert all({entry["ref"], *entry["dependsOn"]} <= refs for entry in bill["dependencies"])
+    assert made["component"]("pydantic", "1", True)["licenses"] == [{"expression": "MIT"}]
 
 
 def test_pip_refuses_a_wheel_with_another_hash(tmp_path, monkeypatch):

@@ -303,5 +303,5 @@ def answer_all(
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name}.part")
     unfinished.write_text("".join(lines), encoding="utf-8")
-    unfinished.rename(path)
+    unfinished.replace(path)  # on Windows `rename` refuses where a file is
     return path

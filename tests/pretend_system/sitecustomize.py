@@ -1,7 +1,7 @@
-"""Lets settle's code, and nothing else, see a Python without POSIX; it is found by way of PYTHONPATH, in children too.
+"""Lets settle's code, and nothing else, see the Python of Windows or macOS; PYTHONPATH brings it, into children too.
 
-What is missing on Windows is missing: modules, functions, signals, /proc. `sys.platform` is "win32", and a child takes
-Windows' flags and no group. Paths, and what libraries see, stay those of this system.
+What is missing there is missing: modules, functions, signals, /proc. On Windows a child takes its flags and no group.
+Paths, and what libraries see, stay those of this system. PRETEND: win32 or darwin; PRETEND_FOR: the package's folder.
 """
 
 import builtins
@@ -13,7 +13,7 @@ import subprocess
 import sys
 import types
 
-PACKAGE = os.environ.get("PRETEND_WINDOWS", "")
+PACKAGE, PLATFORM = os.environ.get("PRETEND_FOR", ""), os.environ.get("PRETEND", "win32")
 NO_MODULES = {"fcntl", "resource", "pwd", "grp", "termios", "tty", "pty", "syslog"}
 MISSING = {
     "os": {"fork", "forkpty", "killpg", "getpgid", "setsid", "geteuid", "getuid", "getegid", "getgid", "sysconf",
@@ -24,6 +24,10 @@ MISSING = {
     "socket": {"AF_UNIX", "socketpair"},
     "select": {"poll", "epoll"},
 }  # fmt: skip
+
+if PLATFORM == "darwin":
+    NO_MODULES = set()
+    MISSING = {"os": {"sched_getaffinity", "sched_setaffinity", "posix_fadvise"}, "select": {"epoll"}}
 
 
 class Child(subprocess.Popen):
@@ -52,11 +56,10 @@ class Without(types.ModuleType):
 
 
 _import = builtins.__import__
-_seen = {
-    "os": Without(os, MISSING["os"], name="nt"),
-    "subprocess": Without(subprocess, (), Popen=Child),
-    "sys": Without(sys, (), platform="win32"),
-}
+_seen = {"sys": Without(sys, (), platform=PLATFORM), "os": Without(os, MISSING["os"])}
+if PLATFORM == "win32":
+    _seen["os"].__dict__["name"] = "nt"
+    _seen["subprocess"] = Without(subprocess, (), Popen=Child)
 
 
 def _pretending(name, globals=None, locals=None, fromlist=(), level=0):  # noqa: A002
