@@ -48,7 +48,7 @@ WITH = {
     "studio": "studio --port 0 --no-browser",
     "chroma": "index docs --name vectors --store chroma",
 }
-HOLDS = {"studio": ("serve",), "chroma": ("rag",), "all": tuple(WITH)}
+HOLDS = {"studio": ("serve", "rag"), "chroma": ("rag",), "all": tuple(WITH)}
 UP = ("127.0.0.1:", "localhost:")  # a server has started when it says where
 LIMIT = 900  # seconds of one command
 

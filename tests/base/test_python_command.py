@@ -125,6 +125,7 @@ def test_an_editable_install_works_in_the_folder_above_the_clone(tmp_path):
         "settle/__init__.py",
         "settle/base/__init__.py",
         "settle/base/version.py",
+        "settle/settle-lm.cdx.json",
     ):
         path = clone / name
         path.parent.mkdir(parents=True, exist_ok=True)
