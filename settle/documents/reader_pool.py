@@ -15,7 +15,7 @@ from typing import Self
 
 from settle.base.errors import UsageError
 from settle.base.line_child import LineChild
-from settle.base.python_command import module_command
+from settle.base.python_command import extra_command, module_command
 from settle.documents.blocks import Block, Place, Unreadable
 from settle.documents.confine import roots_as
 from settle.documents.reader_child import Request
@@ -141,7 +141,7 @@ class _Child:
                 elif kind == "note":
                     notes.append(rest[0])
                 elif kind == "missing":
-                    raise UsageError(f"reading {path.name} needs {rest[0]}", "pip install 'settle-lm[rag]'")
+                    raise UsageError(f"reading {path.name} needs {rest[0]}", extra_command("rag"))
                 else:
                     error, continues = rest
                     if not continues or self._child.is_late:

@@ -6,6 +6,7 @@ from pydantic import Field
 
 from settle.base.errors import UsageError
 from settle.base.event_log import Events
+from settle.base.python_command import extra_command
 from settle.commands import Command
 from settle.machine.threads import ThreadSettings
 
@@ -35,5 +36,5 @@ class Ask(ThreadSettings, Command):
         try:
             from settle.retrieve.answer.ask_session import ask
         except ModuleNotFoundError as e:
-            raise UsageError(f"asking documents needs {e.name}", "pip install 'settle-lm[rag]'") from None
+            raise UsageError(f"asking documents needs {e.name}", extra_command("rag")) from None
         return ask(self.name, self.question, events, self.model, self.k, self.passages, self.max_tokens)
