@@ -252,7 +252,7 @@ def tools(wheel: Path, work: Path) -> Iterator[tuple[str, str]]:
     """Yield how pipx and uv install and run the wheel, each with folders of its own, and what is wrong."""
     python = environment(sys.executable, work / "installers")
     run([str(python), "-m", "pip", "install", "--quiet", "pipx", "uv"])
-    bin_, own, home = python.parent, work / "own", {"SETTLE_HOME": str(work / "home-tools")}
+    bin_, own = python.parent, work / "own"
     links = os.environ.get("PIP_FIND_LINKS", "")
     uv = {"UV_TOOL_DIR": str(own / "tools"), "UV_TOOL_BIN_DIR": str(own / "uv"), "UV_CACHE_DIR": str(own / "cache"),
           "UV_PYTHON_DOWNLOADS": "never", "UV_FIND_LINKS": links, "UV_PYTHON": sys.executable,
@@ -266,7 +266,9 @@ def tools(wheel: Path, work: Path) -> Iterator[tuple[str, str]]:
     for name, line, environ, settle in ways:
         code, said = run(line, **environ)
         yield name, said[-500:] if code else ""
-        for command, fault in tried_of(settle, home) if settle and not code else ():
+        for command, fault in (
+            tried_of(settle, {"SETTLE_HOME": str(work / f"home-{name[:2]}")}) if settle and not code else ()
+        ):
             yield f"{name}: settle {command}", fault
     for name, line, environ in (
         ("pipx uninstall", [str(bin_ / "pipx"), "uninstall", "settle-lm"], pipx),
