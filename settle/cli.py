@@ -260,12 +260,12 @@ def _function(command: type[Command], helps: bool, short: bool, shows_parts: boo
     """
 
     def call(*args: Any, **given: Any) -> int:
-        json, raw, offline = (given.pop(name, False) for name in ("json", "raw", "offline"))
+        json, raw, offline, verbose = (given.pop(name, False) for name in ("json", "raw", "offline", "verbose"))
         given = {key: type(value)("-") if str(value) == STDIN else value for key, value in given.items()}
         for place, name in enumerate(command.positional[: len(args)]):
             rest = ["-" if arg == STDIN else arg for arg in args[place:]]
             given[name] = rest if _is_list(command, name) else rest[0]
-        face = Face(json, raw and not sys.stdout.isatty())
+        face = Face(json, raw and not sys.stdout.isatty(), verbose)
         events = Events(listeners=[face, REPORT.emit])
         try:
             made = command(**_gathered(given))
@@ -332,6 +332,8 @@ def _parameters(command: type[Command], helps: bool, shown: Collection[str]) -> 
     )
     offline_help = "run without a network; refuse where that cannot be proved (Linux)"
     yield _option("offline", bool, False, help=offline_help, negative="", show_default=False)
+    names, verbose_help = ["--verbose", "-v"], "show every check, every number of the plan and every evaluation"
+    yield _option("verbose", bool, False, name=names, help=verbose_help, negative="", show_default=False)
     if command.writes_answer:
         raw_help = "write control characters of the answer as they are; not to a terminal"
         yield _option("raw", bool, False, help=raw_help, negative="", show_default=False)

@@ -34,6 +34,7 @@ FENCE = re.compile(r"^```(\w*)[^\n]*\n(.*?)^```", re.M | re.S)
 INLINE = re.compile(r"`(settle [^`]+)`")
 EVERYWHERE = {
     "| `--json` | off | print the result as JSON, the last line of stdout |",
+    "| `--verbose`, `-v` | off | show every check, every number of the plan and every evaluation |",
     "| `--offline` | off | run without a network; refuse where that cannot be proved (Linux) |",
 }
 LINK = re.compile(r"\]\((?!https?:)([^)#]+)[^)]*\)")

@@ -50,10 +50,11 @@ class WorkStarted(BaseEvent):
 
 
 class Say(BaseEvent):
-    """A sentence for the user."""
+    """A sentence for the user. is_detail: a terminal shows it with --verbose only."""
 
     kind: Literal["say"] = "say"
     text: str
+    is_detail: bool = False
 
 
 class Warn(BaseEvent):

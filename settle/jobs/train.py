@@ -125,7 +125,7 @@ def forecast(c: TrainContext) -> None:
     c.plan, c.expected = look_ahead(c.plan, c.corpus, c.probed, c.settings, spent, hosts)
     c.phases, c.estimates = c.expected.phases, {EXPORT: c.expected.phases[EXPORT]}
     c.events.emit(ForecastReady(forecast=c.expected.to_json(), phases=c.phases))
-    c.events.emit(Say(text=gains_words(c.expected.gains)))
+    c.events.emit(Say(text=gains_words(c.expected.gains), is_detail=not c.settings.dry))
     warn_of_time(c)
     of_ranks = rank_memory_figures(c)
     of_others = _followers_forecast(c)

@@ -29,12 +29,13 @@ if TYPE_CHECKING:
 class Face:
     """A terminal, or a pipe, that events are shown on."""
 
-    def __init__(self, json: bool = False, raw: bool = False) -> None:
+    def __init__(self, json: bool = False, raw: bool = False, verbose: bool = False) -> None:
         """json: stdout has the folder of the work as its first line, where there is one, and the result as its last.
 
         raw: write the text of an answer as it is, for a pipe; elsewhere its control characters become visible signs.
+        verbose: see `Talk`.
         """
-        self.json, self._is_raw = json, raw
+        self.json, self._is_raw, self._is_verbose = json, raw, verbose
         self._talk: Talk | None = None
         self._result: Mapping[str, object] | None = None
         self._is_silent = self._has_folder = False
@@ -65,7 +66,7 @@ class Face:
             if self._talk is None:  # made when first needed: rich takes longer to import than most commands to run
                 from settle.show.talk import Talk
 
-                self._talk = Talk()
+                self._talk = Talk(is_verbose=self._is_verbose)
             self._talk.show(event)
         except OSError:
             self._is_silent = True

@@ -9,10 +9,10 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from settle.base.events import Listing, PlanReady
+from settle.base.events import ForecastReady, Listing, PlanReady
 from settle.base.run.result import TONES, Result
 from settle.base.words.amounts import UNITS, amount
-from settle.base.words.figures import flat, listed
+from settle.base.words.figures import comparison, flat, listed
 from settle.base.words.sentences import WHY_FITS
 
 ORIGIN_STYLES = {"asked": "bold green", "recipe": "cyan", "derived": "blue", "measured": "magenta", "default": "dim"}
@@ -24,6 +24,27 @@ COMPARED_STYLES = {
 }
 TONE_STYLES = {"good": "green", "warn": "yellow", "bad": "red", "live": "cyan", "dim": "dim"}
 FIRST_WIDTH, TEXT_WIDTH = 24, 12  # columns that a text needs at least before it is folded
+NUM_SHORT = 5  # values of a plan in its short form, the first of these that are no defaults
+SHORT = ("time", "tokens", "steps", "epochs", "parameters", "adapter.rank", "context", "batch_tokens", "dtype",
+         "batch_rows", "optimizer.lr", "warmup_steps", "held_out_tokens", "rows.max_tokens")  # fmt: skip
+
+
+def plan_line(event: PlanReady) -> str:
+    """Return the values of a plan that matter most, and how many more there are."""
+    values = {k: v for k, v in flat(event.values).items() if event.origin.get(k) != "default" and v is not None}
+    shown = [name for name in SHORT if name in values][:NUM_SHORT]
+    parts = [f"{name.replace('_', ' ')} {amount(values[name], UNITS.get(name, ''))}" for name in shown]
+    return f"plan: {' · '.join(parts)} · {len(values) - len(shown)} more with -v, each with its reason"
+
+
+def forecast_line(event: ForecastReady) -> str:
+    """Return the expected figures, and the interval of the loss."""
+    rows = [row for row in comparison(event.forecast, None).rows if "estimated" not in str(row[0])]
+    return "forecast: " + " · ".join(
+        f"{name} {str(value).removesuffix(f' {name}')}"
+        + f" ({interval} in 8 of 10 runs)" * (name == "loss" and bool(interval))
+        for name, value, interval in rows
+    )
 
 
 def plan_table(event: PlanReady, width: int) -> RenderableType:
@@ -53,20 +74,20 @@ def verdict_panel(result: Result, width: int) -> RenderableType:
     """Return the verdict, why, the best evaluation and the gate."""
     style = tone_style(result.shown_verdict) or "bold"
     lines = [Text(result.why)]
-    best = result.best
+    best, passed = result.best, (result.gate or {}).get("passed")
     if best is not None and best.loss is not None:
         text = f"held-out loss {best.loss:.4f}"
         text += f" ± {best.stderr:.4f}" if best.stderr is not None else ""
         text += f" · {best.bits_per_byte:.4f} bits per byte" if best.bits_per_byte is not None else ""
         text += f" · step {best.step:,}" if best.step is not None else ""
+        text += " · gate: passed" if passed else ""
         lines.append(Text(text, "bold"))
     if result.headline:
         compared = str((result.comparison or {}).get("verdict"))
         lines.append(Text(result.headline, COMPARED_STYLES.get(compared, "bold")))
     lines += [Text(f"! {note}", "yellow") for note in result.notes]
-    if result.gate is not None and "passed" in result.gate:
-        passed = bool(result.gate["passed"])
-        lines.append(Text(f"gate: {'passed' if passed else 'FAILED'}", "green" if passed else "bold red"))
+    if passed is False:
+        lines.append(Text("gate: FAILED", "bold red"))
     if result.system_prompt:
         lines.append(Text(f"its default system prompt, that of every row: {result.system_prompt}", "dim"))
     title = Text(f" {result.shown_verdict} ", style if style == "dim" else f"bold {style}")
@@ -84,12 +105,14 @@ def output_files(result: Result) -> str:
     return f"{', '.join(os.path.relpath(path, folder) for path in paths)} in {folder}"
 
 
-def listing(event: Listing, width: int = WHY_FITS) -> Table:
+def listing(event: Listing, width: int = WHY_FITS, is_compact: bool = False) -> Table:
     """Any list: `columns` (names), `rows` (text, numbers, or {value, unit}), `title`. Numbers stand to the right.
 
-    Columns that do not fit into `width` are left out from the right, and named below: the first says what a row is.
+    is_compact: without rules. Columns that do not fit into `width` are left out from the right, and named below: the
+    first says what a row is.
     """
     table = _table(event.title)
+    table.box, table.pad_edge = (None, True) if is_compact else (table.box, table.pad_edge)
     names, (rows, number) = list(event.columns), listed(event)
     needed = [max(len(name), *(len(row[i]) for row in rows), 0) for i, name in enumerate(names)]
     needed = [n if number[i] else min(n, FIRST_WIDTH if i == 0 else TEXT_WIDTH) for i, n in enumerate(needed)]

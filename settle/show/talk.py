@@ -22,7 +22,6 @@ from settle.base.words.figures import comparison
 from settle.base.words.sentences import (
     ASKED,
     WHY_FITS,
-    decay_text,
     eval_text,
     event_lines,
     evidence_text,
@@ -36,7 +35,7 @@ from settle.base.words.sentences import (
     speed_text,
 )
 from settle.show.signs import CLOSE, OPEN, SPARKS, SimpleSigns
-from settle.show.tables import listing, output_files, plan_table, verdict_panel
+from settle.show.tables import forecast_line, listing, output_files, plan_line, plan_table, verdict_panel
 
 FRAME_SECONDS = 0.1
 MOST_SPARKS = 20
@@ -173,8 +172,11 @@ def _shortened(text: str, first: int, last: int) -> str:
 
 # Where there is no live display: columns, and seconds between two lines about the same work (a long run says less).
 PLAIN_WIDTH = 100
-PLAIN_SECONDS = 10.0
-PLAIN_SHARE = 0.05
+PLAIN_SECONDS = 20.0
+PLAIN_SHARE = 0.1
+
+
+CHECKED = {"proof": "checks of the recipe", "gate": "checks of the exported file"}
 
 
 class Stderr(Console):
@@ -185,9 +187,14 @@ class Stderr(Console):
 
 
 class Talk:
-    """Says on one stream what happens. `show` takes every event and ignores the kinds that nobody needs to see."""
+    """Says on one stream what happens. `show` takes every event and ignores the kinds that nobody needs to see.
 
-    def __init__(self, console: Console | None = None) -> None:
+    is_verbose: each check, each number of the plan with its reason, and each evaluation. What is not as it should be is
+    always shown.
+    """
+
+    def __init__(self, console: Console | None = None, is_verbose: bool = False) -> None:
+        self.is_verbose = is_verbose
         self.console = console or Stderr(stderr=True, highlight=False)
         if not self.console.encoding.lower().startswith("utf"):
             self.console.file = cast(IO[str], SimpleSigns(self.console.file, self.console.encoding))
@@ -197,19 +204,27 @@ class Talk:
         self.live = LiveDisplay(self.console, self.course)
         self._line_times: dict[str, float] = {}  # when a line about each kind of work was last written
         self._state: str | None = None  # of the latest judgement
+        self._passed: dict[str, int] = {}  # checks that passed and were not shown one by one
 
     def show(self, event: Event) -> None:
         self.course.add(event)
         match event:
+            case kinds.Progress() | kinds.Check():
+                pass
+            case _:
+                self._show_passed()
+        match event:
             case kinds.Progress():
                 self._show_progress(event)
             case kinds.Eval() if event.whole:
-                self._show_lines(event)
+                self._show_detail(event)
             case kinds.Step() | kinds.Eval() | kinds.SettledEvidence():
                 self._show_training(event)
             case kinds.DecayStarted():
-                self._line(decay_text(event), "bold")
+                self._show_detail(event)
                 self.live.draw(now=True)
+            case kinds.Say() if event.is_detail:
+                self._show_detail(event)
             case kinds.Sample():
                 self._show_sample(event)
             case kinds.ProofCheck():
@@ -224,6 +239,7 @@ class Talk:
 
     def close(self) -> None:
         """Take the live display away; the terminal is as it was."""
+        self._show_passed()
         self.live.close()
 
     def _line(self, text: str, style: str = "") -> None:
@@ -233,11 +249,21 @@ class Talk:
         for text, tone in event_lines(event):
             self._line(f"! {text}" if tone else text, "yellow" if tone else "")
 
+    def _show_detail(self, event: Event) -> None:
+        if self.is_verbose:
+            self._show_lines(event)
+
     def _show_table(self, event: Event) -> None:
         width = self.console.width
         match event:
             case kinds.PlanReady() if event.values:
-                self.console.print(plan_table(event, width))
+                self.is_verbose |= event.full
+                if self.is_verbose:
+                    self.console.print(plan_table(event, width))
+                else:
+                    self._line(plan_line(event))
+            case kinds.ForecastReady() if event.forecast and not self.is_verbose:
+                self._line(forecast_line(event))
             case kinds.ForecastReady() if event.forecast:
                 self.console.print(listing(comparison(event.forecast, None), width))
                 if event.phases:
@@ -252,15 +278,29 @@ class Talk:
     def _show_sample(self, event: kinds.Sample) -> None:
         """Show the prompt, and what the model wrote after it."""
         when = f"{event.moment}, step {event.step:,}: "
-        text = Text.assemble((when, "dim"), (visible(event.prompt), "bold"), visible(event.text), "\n")
+        if self.is_verbose:
+            text = Text.assemble((when, "dim"), (visible(event.prompt), "bold"), visible(event.text), "\n")
+        else:  # its beginning, on one line
+            written = flat_text(event.text, max(9, self.console.width - len(when) - len(event.prompt) - 2))
+            text = Text.assemble((when, "dim"), (visible(event.prompt), "bold"), " ", written)
         self.console.print(text, soft_wrap=not self.live.is_on)
 
     def _show_check(self, event: kinds.Check, of: str) -> None:
+        if event.passed and not self.is_verbose:
+            self._passed[of] = self._passed.get(of, 0) + 1
+            return
         mark, style = ("✓", "green") if event.passed else ("✗", "bold red")
         text = Text.assemble((mark, style), f" {of}: {event.check}")
         if event.detail:
             text.append(f" – {event.detail}", "dim")
         self.console.print(text, soft_wrap=not self.live.is_on)
+
+    def _show_passed(self) -> None:
+        """Count the checks that passed, on one line."""
+        passed, self._passed = self._passed, {}
+        for of, number in passed.items():
+            text = f" {of}: {number} {CHECKED[of]} passed" + "; -v shows each" * (number > 1)
+            self.console.print(Text.assemble(("✓", "green"), text), soft_wrap=not self.live.is_on)
 
     def _show_result(self, event: kinds.ResultReady) -> None:
         self.close()
@@ -269,7 +309,9 @@ class Talk:
         result, width = Result.model_validate(event.result), self.console.width
         if result.forecast and result.actual:
             figures = comparison(result.forecast, result.actual, width)
-            self.console.print(listing(figures, width))
+            if not self.is_verbose:  # what can be compared
+                figures = figures.model_copy(update={"rows": [row for row in figures.rows if row[-1]]})
+            self.console.print(listing(figures, width, is_compact=not self.is_verbose))
             if figures.note:
                 self._line(f"! {figures.note}", "yellow")
         self.console.print(verdict_panel(result, width))
@@ -300,12 +342,13 @@ class Talk:
                 self.live.work = None
                 if is_due:
                     parts = [f"step {event.step:,}", f"{count(event.tokens)} tokens", f"loss {loss_text(event.loss)}"]
-                    self._line(" · ".join([*parts, *speed_text(course), *left_text(course)]))
-            case kinds.Eval() if is_due:
+                    held_out = [f"held-out {eval_text(course.evals[-1])}"] if course.evals else []
+                    self._line(" · ".join([*parts, *held_out, *speed_text(course), *left_text(course)]))
+            case kinds.Eval() if is_due and self.is_verbose:
                 expected = [text] if (text := outlook_text(course)) else []
                 self._line(" · ".join([f"held-out after {count(event.tokens)} tokens: {eval_text(event)}", *expected]))
             case kinds.SettledEvidence() if not self.live.is_on:
-                if is_due or self._state != event.state:
+                if (is_due and self.is_verbose) or self._state != event.state:
                     self._line(f"{event.state}: {evidence_text(course, self.console.width)}")
                 self._state = event.state
         self.live.draw(now=event.kind != "step")

@@ -12,7 +12,7 @@ def test_samples_are_shown_at_the_start_in_the_middle_and_at_the_end(home: Path,
     library = Path(sysconfig.get_path("stdlib"))
     for name in ("argparse", "ast", "calendar", "cmd", "csv", "difflib", "inspect"):
         (tmp_path / f"{name}.py").write_text((library / f"{name}.py").read_text())
-    asked = ["--size", "60k", "--steps", "12", "--name", "a", "--threads", "1", "--sample", "def"]
+    asked = ["--size", "60k", "--steps", "12", "--name", "a", "--threads", "1", "--sample", "def", "-v"]
     assert main(["train", str(tmp_path), *asked]) == 0
     events = list(read_events(Run.find("a").events))
     samples = [event for event in events if event.kind == "sample"]

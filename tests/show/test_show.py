@@ -51,7 +51,7 @@ def a_run(steps=60, seconds=2.0):
         yield event("progress", what="tokenize", done=done * 10**6, total=20 * 10**6, unit="bytes")
     values = {"name": "notes", "train": {"tolerance": 0.005, "seconds": 1800}, "dtype": "bfloat16"}
     origin = {"name": "command line", "train.tolerance": "default", "train.seconds": "recipe", "dtype": "measured"}
-    yield event("plan", values=values, origin=origin, why={"dtype": "faster at the planned shapes"})
+    yield event("plan", values=values, origin=origin, why={"dtype": "faster at the planned shapes"}, full=False)
     yield event("forecast", forecast=FORECAST)
     yield event("proof", check="gradient", passed=True, detail="error 2e-4")
     for step in range(1, steps + 1):
@@ -71,10 +71,10 @@ def a_run(steps=60, seconds=2.0):
     yield event("result", result=RESULT)
 
 
-def shown(events, width=100, terminal=False, **console):
+def shown(events, width=100, terminal=False, is_verbose=True, **console):
     stream = io.StringIO()
     made = Console(file=stream, force_terminal=terminal, width=width, legacy_windows=False, **console)
-    talk = Talk(console=made)
+    talk = Talk(console=made, is_verbose=is_verbose)
     for event in as_events(events):
         talk.show(event)
     talk.close()
@@ -86,7 +86,7 @@ def test_plain_lines_tell_the_whole_story():
     for part in (
         "reading 214 files",
         "tokenize: 20 MB of 20 MB",
-        "train.seconds     30 min 00 s   recipe",
+        "train.seconds   30 min 00 s   recipe",
         "measured   faster at the planned shapes",
         "1.2 – 1.45 GB",
         "✓ proof: gradient – error 2e-4",
@@ -107,9 +107,41 @@ def test_plain_lines_tell_the_whole_story():
     assert "about 10 min 40 s left" in text  # at the first step all of the forecast is left
 
 
-def test_plain_lines_are_few():
-    lines = [line for line in shown(a_run(steps=2000, seconds=1.0)).splitlines() if line.startswith("step ")]
+@pytest.mark.parametrize("is_verbose", [False, True])
+def test_plain_lines_are_few(is_verbose):
+    text = shown(a_run(steps=2000, seconds=1.0), is_verbose=is_verbose)
+    lines = [line for line in text.splitlines() if line.startswith("step ")]
     assert 10 < len(lines) < 80
+    assert is_verbose or all("held-out loss" in line for line in lines[1:])
+
+
+def test_a_run_is_shown_in_a_screen_with_all_that_went_wrong():
+    passed = [
+        {"time": 1001.0, "kind": kind, "check": str(n), "passed": True} for kind in ("proof", "gate") for n in "ab"
+    ]
+    events = [*a_run(), *passed, {"time": 1e4, "kind": "say", "text": "twice the time", "is_detail": True}]
+    short, whole = (shown(events, is_verbose=is_verbose) for is_verbose in (False, True))
+    for part in ("! the disk is full", "step 60 went wrong", "✗ gate: token ids", "first difference at string 7",
+                 "✓ proof: 2 checks of the recipe passed", "✓ gate: 2 checks of the exported file passed",
+                 "plan: dtype bfloat16 · 2 more with -v", "loss 2.71 nats (2.6 – 2.8 nats",
+                 "outside +23 %"):  # fmt: skip
+        assert part in short, f"{part!r} is not in\n{short}"
+    for part in ("✓ proof: a", "measured", "twice the time", "until step 80", "best weights, of step 50"):
+        assert part in whole and part not in short
+
+
+def test_a_sample_is_one_line_as_wide_as_the_terminal():
+    words = "some words\n" * 40
+    event = {"kind": "sample", "time": 1.0, "step": 5, "moment": "end", "prompt": "def f():", "text": words}
+    assert len(shown([event], terminal=True).splitlines()) > 40
+    for width in (40, 60, 100):
+        short = shown([event], width, terminal=True, is_verbose=False)
+        assert short.count("\n") == 1 and "def f():" in short and short.rstrip().endswith("…")
+
+
+def test_checks_that_passed_are_counted_before_what_failed():
+    checks = [{"kind": "proof", "time": 1.0, "check": name, "passed": True} for name in "abc"]
+    assert shown(checks, is_verbose=False) == "✓ proof: 3 checks of the recipe passed; -v shows each\n"
 
 
 @pytest.mark.parametrize("width", [40, 60, 80, 140])
@@ -142,7 +174,7 @@ def test_no_color_is_respected(monkeypatch):
 
 def test_a_terminal_that_knows_only_ascii():
     stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii", errors="strict")
-    talk = Talk(console=Console(file=stream, width=100))
+    talk = Talk(console=Console(file=stream, width=100), is_verbose=True)
     for event in as_events(a_run()):
         talk.show(event)
     talk.close()
