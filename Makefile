@@ -35,9 +35,9 @@ link: $(VENV)/.installed
 demo: $(VENV)/.installed
 	@name=demo-$$(date +%Y%m%d-%H%M%S); prompt='def read_lines(path):'; \
 	$(BIN)/settle train --recipe recipes/demo.toml --name $$name && \
-	echo && echo "The exported file, in llama.cpp, completes:  $$prompt" && \
-	$(BIN)/settle chat $$name "$$prompt" --temperature 0.6 --max-tokens 100 && \
-	echo && $(MAKE) --no-print-directory install
+	echo "The exported file, in llama.cpp, completes:  $$prompt" && \
+	$(BIN)/settle chat $$name "$$prompt" --temperature 0.6 --max-tokens 24 && \
+	echo "Now, in this terminal:   . $(BIN)/activate"
 
 test: lint
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
