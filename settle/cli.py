@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import Annotated, Any, Literal, TextIO
 
 from cyclopts import App, CycloptsError, Group, Parameter, UnknownCommandError, UnknownOptionError, UnusedCliTokensError
+from cyclopts.completion.detect import ShellDetectionError, detect_shell
 from pydantic import BaseModel, ValidationError
 
 from settle import overview
@@ -46,6 +47,7 @@ _settle_or_names() {
   compopt -o filenames
 }
 complete -o bashdefault -o default -F _settle_or_names settle"""
+SHELLS: dict[str, Literal["bash", "fish", "zsh"]] = {"bash": "bash", "fish": "fish", "zsh": "zsh"}
 NEGATIVE = re.compile(r"-[\d.]")
 REPORT = Events()  # of one command
 BELOW = "__"  # joins a choice, a setting of its part, and the part, in the name of a parameter
@@ -60,7 +62,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         argv = _reported(sys.argv[1:] if argv is None else argv)
         if argv in overview.ASKED:
-            return overview.main()
+            return overview.main(argv)
         _require_unicode(argv)
         tokens = _readable(argv)
         tokens[:1] = [_dashed(token) if token in Command.part_names() else token for token in tokens[:1]]
@@ -215,7 +217,8 @@ def build_app(tokens: Sequence[str] = (), whole: bool = False) -> App:
         result_action="return_value",
         suppress_keyboard_interrupt=False,
     )
-    app.command(_print_completion, name="--completion", help="Print a script that completes commands in a shell.")
+    app.command(_print_completion, name="--completion", help=overview.OPTIONS["--completion"])
+    app.command(_install_completion, name="--install-completion", help=overview.OPTIONS["--install-completion"])
     names = Command.part_names()
     asked = tokens[0].replace("-", "_") if tokens else ""
     for name in [asked] if asked in names and not whole else names:
@@ -240,11 +243,31 @@ def _unasked() -> int:
 
 def _print_completion(shell: Literal["bash", "fish", "zsh"], /) -> int:
     """Print a script that completes settle's commands, options and files: `eval "$(settle --completion bash)"`."""
+    sys.stdout.write(_completion(shell))
+    return 0
+
+
+def _install_completion(shell: Literal["bash", "fish", "zsh"] | None = None, /) -> int:
+    """Write that script to where your shell looks for it; without a name, the shell that runs settle."""
+    try:
+        asked = shell or str(detect_shell())
+        if asked not in SHELLS:
+            raise ShellDetectionError
+        path = build_app(whole=True).install_completion(shell=SHELLS[asked])
+        path.write_text(_completion(SHELLS[asked]), encoding="utf-8")
+    except ShellDetectionError:
+        raise UsageError("which shell this is cannot be told", f"name it: {', '.join(SHELLS)}") from None
+    except OSError as e:
+        raise cannot_write(e.filename or "the folder of completions", e) from None
+    sys.stdout.write(f"{visible_line(str(path))}: a new {asked} completes settle's commands, options and names\n")
+    return 0
+
+
+def _completion(shell: Literal["bash", "fish", "zsh"]) -> str:
     script = build_app(whole=True).generate_completion(shell=shell)
     if shell == "bash":  # where nothing else fits, as in the place of a model or of a file
         script = script.replace("complete -F _settle settle", BASH_NAMES)
-    sys.stdout.write(script)
-    return 0
+    return script
 
 
 def _names_a_setting(command: type[Command], tokens: Sequence[str]) -> bool:
@@ -332,7 +355,7 @@ def _parameters(command: type[Command], helps: bool, shown: Collection[str]) -> 
     )
     offline_help = "run without a network; refuse where that cannot be proved (Linux)"
     yield _option("offline", bool, False, help=offline_help, negative="", show_default=False)
-    names, verbose_help = ["--verbose", "-v"], "show every check, every number of the plan and every evaluation"
+    names, verbose_help = ["--verbose", "-v"], "show every check, every number and every evaluation"
     yield _option("verbose", bool, False, name=names, help=verbose_help, negative="", show_default=False)
     if command.writes_answer:
         raw_help = "write control characters of the answer as they are; not to a terminal"

@@ -1,28 +1,36 @@
-"""The list of commands, shown at once by `settle` and `settle --help`: only the registry is imported for it."""
+"""What `settle` and `settle --help` show at once: what is on this machine, and the commands. It imports little."""
 
 import errno
 import os
+import re
 import shutil
 import sys
 import textwrap
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
+from settle.base.files import home
 from settle.base.registry import groups_of, module_of, part_names, summary
+from settle.base.visible import visible_line
 
 ASKED: tuple[list[str], ...] = ([], ["--help"], ["-h"], ["--help-all"])  # command lines that it answers
 PURPOSE = "Train a model until it has settled, on your own machine, and know that it has."
 OPTIONS = {
     "--completion": "Print a script that completes commands in a shell.",
+    "--install-completion": "Install that script for your shell.",
     "--help (-h)": "Display this message and exit.",
     "--version": "Display application version.",
 }
 PLAIN = str.maketrans("╭╮╰╯─│", "++++-|")  # for a terminal without these
 MOST_COLUMNS = 100
+DATED = re.compile(r"[\d-]{10}-[a-z]+-(.*)-[0-9a-f]{6}")  # the folder of a run
 
 
-def main() -> int:
-    """Show the list; the exit code."""
-    text = overview(min(MOST_COLUMNS, shutil.get_terminal_size().columns))
+def main(argv: Sequence[str] | None = None) -> int:
+    """Show what is on this machine, or the list of commands where help is asked for; the exit code."""
+    asked = sys.argv[1:] if argv is None else argv
+    columns = min(MOST_COLUMNS, shutil.get_terminal_size().columns)
+    text = overview(columns) if asked else first_screen(columns)
     try:
         text.encode(sys.stdout.encoding or "utf-8")
     except UnicodeEncodeError:
@@ -36,6 +44,56 @@ def main() -> int:
             sys.stderr.write(f"error: the output: {e.strerror}\n")
         return 1
     return 0
+
+
+def first_screen(columns: int) -> str:
+    """Return what is on this machine, and the three doors with the names that are here."""
+    runs, models, collections = ([*_newest(kind)] for kind in ("runs", "models", "collections"))
+    done = [_run_name(path) for path in runs if (path / "result.json").exists()]
+    stopped = [f"{_run_name(path)} (unfinished)" for path in runs if not (path / "result.json").exists()]
+    known = [("models", [path.name for path in models]), ("runs", [*done, *stopped])]
+    known.append(("collections", [path.name for path in collections]))
+    tune = f"settle tune {models[0].name} examples.jsonl" if models else "settle pull smollm2"
+    doors = [
+        ("chat", f"settle chat {done[0]}", "with the newest run")
+        if done
+        else ("begin", "settle train stdlib --time 2m", "on Python's own library"),
+        ("train", "settle train ~/notes --time 10m", "on your own text"),
+        ("tune", tune, "on your questions and answers" if models else "gets a model to tune"),
+        ("ask", f"settle ask {collections[0].name}" if collections else "settle index ~/docs", "your documents"),
+    ]
+    here = [f"  {kind:12} {_fitting(names, columns - 15)}" for kind, names in known]
+    if not (runs or models or collections):
+        here = [f"  nothing yet: no model, run or collection in {visible_line(str(home()))}"]
+    width = max(len(line) for _, line, _ in doors)
+    lines = [f"  {name:12} {line:{width}}  {what}" for name, line, what in doors]
+    if max(map(len, lines)) > columns:
+        lines = [f"  {name:12} {line}" for name, line, _ in doors]
+    return "\n".join(["On this machine:", *here, "", "Next:", *lines, "", "settle --help lists every command."]) + "\n"
+
+
+def _newest(kind: str) -> Iterator[Path]:
+    """Yield the folders of a kind, the newest first; none where they cannot be read."""
+    try:
+        paths = [path for path in (home() / kind).iterdir() if path.is_dir() and not path.name.startswith(".")]
+        yield from sorted(paths, key=lambda path: path.stat().st_mtime, reverse=True)
+    except (OSError, RuntimeError):
+        return
+
+
+def _run_name(path: Path) -> str:
+    dated = DATED.fullmatch(path.name)
+    return dated[1] if dated else path.name
+
+
+def _fitting(names: Sequence[str], columns: int) -> str:
+    """Return as many names as fit, and how many more there are."""
+    shown = ", ".join(names) or "none yet"
+    for number in range(len(names) - 1, 0, -1):
+        if len(shown) <= columns:
+            break
+        shown = f"{', '.join(names[:number])} and {len(names) - number:,} more"
+    return visible_line(shown)
 
 
 def overview(columns: int) -> str:

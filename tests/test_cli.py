@@ -83,6 +83,36 @@ def test_the_list_of_commands_says_what_each_does(capsys):
         assert f"{name.replace('_', '-')} {(command.__doc__ or '').strip().splitlines()[0]}" in shown
 
 
+def test_without_arguments_it_shows_what_is_here_and_the_three_doors(home, monkeypatch, capsys):
+    def shown(columns):
+        monkeypatch.setenv("COLUMNS", str(columns))
+        assert main([]) == 0
+        lines = capsys.readouterr().out.splitlines()
+        assert len(lines) <= 12 and max(map(len, lines)) <= columns
+        return "\n".join(lines)
+
+    assert "nothing yet" in shown(100) and "settle train stdlib" in shown(100) and "settle pull smollm2" in shown(60)
+    for number in range(30):
+        run = Run.create("train", f"notes-{number}")
+        os.utime(run.path, (number, number))
+    write_json(run.path / "result.json", {})
+    os.utime(run.path, (50, 50))
+    (home / "models/smollm2").mkdir(parents=True)
+    (home / "collections/docs").mkdir(parents=True)
+    for columns in (100, 60):
+        text = shown(columns)
+        for part in ("notes-29, notes-28 (unfinished)", " more", "settle chat notes-29", "settle tune smollm2 ",
+                     "settle ask docs", "settle train ~/notes", "settle --help"):  # fmt: skip
+            assert part in text, part
+
+
+def test_without_arguments_nothing_that_lies_there_is_in_the_way(home, capsys):
+    (home / "runs").write_text("no folder")
+    (home / "models/an\x1bodd name").mkdir(parents=True)
+    assert main([]) == 0
+    assert "\x1b" not in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("value", ["-5m", "-1", "-.5h"])
 def test_a_negative_value_belongs_to_its_option(value, home, tmp_path, capsys):
     (tmp_path / "notes.txt").write_text("a few words\n" * 400)
@@ -122,6 +152,17 @@ def test_bash_completes_options_files_and_names(home, tmp_path):
     assert "--tolerance" in complete("settle", "train", "--to")
     assert "notes of mine.jsonl" in complete("settle", "tune", "smollm2", "no")
     assert "my-notes" in complete("settle", "resume", "my")
+
+
+def test_completion_installs_itself(home, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for shell, place in (("bash", ".local/share/bash-completion/completions/settle"), ("fish", ".config/fish")):
+        assert main(["--install-completion", shell]) == 0
+        said = capsys.readouterr().out
+        assert str(tmp_path / place) in said and Path(said.partition(": ")[0]).is_file()
+    assert "_settle_or_names" in (tmp_path / ".local/share/bash-completion/completions/settle").read_text()
+    assert main(["--install-completion", "ksh"]) == 2
+    assert "bash" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import re
 import runpy
 import shlex
 import tomllib
+import xml.etree.ElementTree as ET
 from pathlib import Path
 
 import pytest
@@ -34,7 +35,7 @@ FENCE = re.compile(r"^```(\w*)[^\n]*\n(.*?)^```", re.M | re.S)
 INLINE = re.compile(r"`(settle [^`]+)`")
 EVERYWHERE = {
     "| `--json` | off | print the result as JSON, the last line of stdout |",
-    "| `--verbose`, `-v` | off | show every check, every number of the plan and every evaluation |",
+    "| `--verbose`, `-v` | off | show every check, every number and every evaluation |",
     "| `--offline` | off | run without a network; refuse where that cannot be proved (Linux) |",
 }
 LINK = re.compile(r"\]\((?!https?:)([^)#]+)[^)]*\)")
@@ -252,16 +253,18 @@ def test_every_quoted_figure_is_that_of_its_row() -> None:
         assert said <= set(known), f"{page}: {sorted(said - set(known))} in {words!r} differ from the row {name}"
 
 
-def test_the_readme_takes_its_figures_from_rows_and_names_missed_bars() -> None:
-    text = (ROOT / "README.md").read_text(encoding="utf-8").partition("## Measured\n")[2].partition("\n## ")[0]
-    rows = _rows_of_results()
-    for line in re.findall(r"^\| (?!claim).*$", text, re.M):
-        found = re.search(r"<!--row:([\w-]+)--> \| ([^|]+) \|$", line)
-        assert found, line
-        row = rows[found[1]].model_dump()
-        assert found[2].startswith("none set" if row["bar"] == "none set" else "reached" if row["met"] else "missed"), (
-            line
-        )
+def test_the_readme_is_read_in_a_minute() -> None:
+    """Its first figure is what the recipe brings, and every door has one; its table and its picture are made."""
+    text, made = (ROOT / "README.md").read_text(encoding="utf-8"), runpy.run_path(str(ROOT / "bench/readme.py"))
+    assert len(text.splitlines()) <= 110 and [row for _, row in quoted(text)][0] == "equal-time"
+    for door in ("Train", "Tune", "Ask"):
+        assert "<!--row:" in text.partition(f"\n**{door}** ")[2].partition("```")[0], door
+    assert text.partition("<!--made:models-->\n")[2].partition("<!--end-->")[0] == made["models_table"]()
+    picture = ROOT / "docs/run.svg"
+    drawing = ET.fromstring(picture.read_text(encoding="utf-8"))
+    shown = ["".join(line.itertext()) for line in drawing.iter("{http://www.w3.org/2000/svg}text")]
+    assert f"]({picture.relative_to(ROOT)})" in text and picture.stat().st_size <= 300_000
+    assert any("proof:" in line for line in shown) and any("gate: passed" in line for line in shown)
 
 
 def test_every_bench_makes_a_row_or_a_constant_or_serves_one_that_does() -> None:

@@ -24,6 +24,7 @@ COMPARED_STYLES = {
 }
 TONE_STYLES = {"good": "green", "warn": "yellow", "bad": "red", "live": "cyan", "dim": "dim"}
 FIRST_WIDTH, TEXT_WIDTH = 24, 12  # columns that a text needs at least before it is folded
+PLAN_UNITS = {"parameters": "count"}
 NUM_SHORT = 5  # values of a plan in its short form, the first of these that are no defaults
 SHORT = ("time", "tokens", "steps", "epochs", "parameters", "adapter.rank", "context", "batch_tokens", "dtype",
          "batch_rows", "optimizer.lr", "warmup_steps", "held_out_tokens", "rows.max_tokens")  # fmt: skip
@@ -33,18 +34,18 @@ def plan_line(event: PlanReady) -> str:
     """Return the values of a plan that matter most, and how many more there are."""
     values = {k: v for k, v in flat(event.values).items() if event.origin.get(k) != "default" and v is not None}
     shown = [name for name in SHORT if name in values][:NUM_SHORT]
-    parts = [f"{name.replace('_', ' ')} {amount(values[name], UNITS.get(name, ''))}" for name in shown]
-    return f"plan: {' · '.join(parts)} · {len(values) - len(shown)} more with -v, each with its reason"
+    parts = [f"{name.replace('_', ' ')} {amount(values[name], PLAN_UNITS.get(name, ''))}" for name in shown]
+    return f"plan: {' · '.join(parts)} · -v: {len(values) - len(shown)} more"
 
 
 def forecast_line(event: ForecastReady) -> str:
-    """Return the expected figures, and the interval of the loss."""
-    rows = [row for row in comparison(event.forecast, None).rows if "estimated" not in str(row[0])]
-    return "forecast: " + " · ".join(
-        f"{name} {str(value).removesuffix(f' {name}')}"
-        + f" ({interval} in 8 of 10 runs)" * (name == "loss" and bool(interval))
-        for name, value, interval in rows
-    )
+    """Return the expected figures, and the 80 % interval of the loss."""
+    parts = []
+    for name, value, interval in comparison(event.forecast, None).rows:
+        low_to_high = f" ({str(interval).removesuffix(' nats')})" if name == "loss" and interval else ""
+        if "estimated" not in str(name):
+            parts.append(f"{name} {str(value).removesuffix(f' {name}')}{low_to_high}")
+    return f"forecast: {' · '.join(parts)}"
 
 
 def plan_table(event: PlanReady, width: int) -> RenderableType:

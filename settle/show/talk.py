@@ -281,7 +281,8 @@ class Talk:
         if self.is_verbose:
             text = Text.assemble((when, "dim"), (visible(event.prompt), "bold"), visible(event.text), "\n")
         else:  # its beginning, on one line
-            written = flat_text(event.text, max(9, self.console.width - len(when) - len(event.prompt) - 2))
+            beginning = event.text.replace("\\n", " ")  # the sign of a line break
+            written = flat_text(beginning, max(9, self.console.width - len(when) - len(event.prompt) - 2))
             text = Text.assemble((when, "dim"), (visible(event.prompt), "bold"), " ", written)
         self.console.print(text, soft_wrap=not self.live.is_on)
 

@@ -123,7 +123,7 @@ def test_a_run_is_shown_in_a_screen_with_all_that_went_wrong():
     short, whole = (shown(events, is_verbose=is_verbose) for is_verbose in (False, True))
     for part in ("! the disk is full", "step 60 went wrong", "✗ gate: token ids", "first difference at string 7",
                  "✓ proof: 2 checks of the recipe passed", "✓ gate: 2 checks of the exported file passed",
-                 "plan: dtype bfloat16 · 2 more with -v", "loss 2.71 nats (2.6 – 2.8 nats",
+                 "plan: dtype bfloat16 · -v: 2 more", "loss 2.71 nats (2.6 – 2.8)",
                  "outside +23 %"):  # fmt: skip
         assert part in short, f"{part!r} is not in\n{short}"
     for part in ("✓ proof: a", "measured", "twice the time", "until step 80", "best weights, of step 50"):

@@ -15,8 +15,8 @@ class Tune(TuneSettings, Command):
     ShareGPT, pairs of a chosen and a rejected answer, or plain text; as jsonl, json, csv or parquet. `--dry` shows the
     plan, the forecast and some rows as the model learns them.
 
-    An encoder such as minilm learns from pairs of a question and a passage, with a label of 1 or 0 where not every
-    passage answers: `--objective rank` trains a reranker over it, `--objective contrastive` the encoder itself.
+    An encoder such as minilm learns from pairs of a question and a passage, perhaps with a label of 1 or 0:
+    `--objective rank` trains a reranker over it, `--objective contrastive` the encoder itself.
 
     The exit code is 3 when the tuned model is not better than its base on the held-out rows.
     """
