@@ -58,7 +58,7 @@ COMMANDS = [(page.name, command) for page in PAGES for command in _commands(page
 def test_every_command_line_is_one_that_settle_takes(page: str, command: str) -> None:
     given = [STDIN if token == "-" else token for token in shlex.split(command, comments=True)[1:]]
     if given[0].startswith("-"):
-        assert given[0] in ("--help", "--version", "--completion")
+        assert given[0] in ("--help", "--version", "--completion", "--install-completion")
         return
     assert given[0].replace("-", "_") in part_names("commands")
     if given[1:] and given[1:] != ["--help"]:  # the bare name of a command is a word in a sentence
