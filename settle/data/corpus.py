@@ -160,7 +160,7 @@ def find_files(inputs: Sequence[str], workspace: Path, ledger: Ledger) -> list[F
     read, UsageError for one that needs a package which is not installed. Stdin is copied into `workspace`.
     """
     files: list[FoundFile] = []
-    walk = Walk(ledger.skip, looks_inside=True)
+    walk = Walk(ledger.skip, lambda what, path: ledger.find(what, 1, path), looks_inside=True)
     for source in inputs:
         if source == STDIN:
             files.append(_stdin(workspace))

@@ -13,6 +13,17 @@ from settle.documents.blocks import Note, Unreadable
 COMPRESSIONS = (".gz", ".zst")
 MAX_RECORD = 64 << 20  # a record of a table or of JSON is read whole, and none is this long
 _CHUNK = 1 << 20
+# text with the marks of a program that sets it: what it begins with, its name, and what makes plain text of it
+_MARKUP = (
+    (re.compile(rb"\s*\{\\rtf"), "rich text (RTF)", "pandoc FILE -o FILE.md"),
+    (
+        re.compile(rb"(?:[.']\\\"[^\n]*\n|[ \t\r]*\n)*\.(?:TH|Dd|so) "),
+        "a man page (roff)",
+        "mandoc -T markdown FILE > FILE.md",
+    ),
+    (re.compile(rb"(?:%[^\n]*\n|\s)*\\document(?:class|style)\b"), "LaTeX", "pandoc FILE -o FILE.md"),
+    (re.compile(rb"(?i)\s*(?:<!--.*?-->\s*)?<(?:!doctype html|html)\b", re.S), "HTML", "name it FILE.html"),
+)
 _LINE = re.compile(r"[^\n]*\n|[^\n]+")
 LONGEST_LINE = 1 << 20  # characters; a longer line is data, not text for people
 LARGEST = 256 << 20  # bytes of a file that has to be held whole
@@ -95,6 +106,11 @@ def is_binary(head: bytes) -> bool:
     start = head[:8192]
     control = len(start) - len(start.translate(None, bytes([*range(8), *range(14, 27), *range(28, 32), 127])))
     return control * 10 > len(start)
+
+
+def markup(head: bytes) -> tuple[str, str] | None:
+    """Return what marks the beginning of a text has, and how to convert it; None for plain text."""
+    return next(((name, how) for pattern, name, how in _MARKUP if pattern.match(head)), None)
 
 
 def text_lines(path: Path, note: Note) -> Iterator[str]:

@@ -11,11 +11,12 @@ from typing import BinaryIO
 from settle.base.errors import DataError, UsageError
 from settle.base.files import home
 from settle.base.visible import visible_line
-from settle.documents.decode import COMPRESSIONS, damage_error, is_binary, open_unpacked
+from settle.documents.decode import COMPRESSIONS, damage_error, is_binary, markup, open_unpacked
 from settle.documents.readers import reader_of
 
 HIDDEN, NOT_REGULAR, UNREADABLE = "hidden or version control", "not a regular file", "cannot be read"
 OUTSIDE = "a link to a file outside of the folder"
+UNREADABLE_MARKUP = ("rich text (RTF)",)  # more marks than text
 _INSTALLED = {"node_modules", "__pycache__", "site-packages", "dist-packages"}
 _ARCHIVES = {
     ".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".zst", ".7z", ".rar", ".jar", ".war", ".whl", ".egg", ".deb",
@@ -63,6 +64,8 @@ class Walk:
 
     # called for each file or folder that is left out
     skip: Skip = lambda reason, path: None
+    # called for each text that is read with the marks of a program that sets it
+    note: Skip = lambda what, path: None
     # files are opened, to unpack .gz and .zst and to take those of an unknown kind as text where they look like it
     looks_inside: bool = False
     # a further reason to leave out a path (and whether it is a folder), or None; an empty one is not passed to `skip`
@@ -153,16 +156,31 @@ class Walk:
         if self.looks_inside:
             try:
                 with open_unpacked(path, compression if reader is None else "") as file:
-                    if reader is None and is_binary(file.read(_HEAD)):
+                    head = file.read(_HEAD) if reader in (None, "text") else b""
+                    if reader is None and is_binary(head):
                         return "binary data"
             except PermissionError:
                 return "no permission to read it"
             except (OSError, damage_error(compression), EOFError):
                 return UNREADABLE
             reader = reader or "text"
+            if marked := markup(head):
+                if marked[0] in UNREADABLE_MARKUP:
+                    return f"{marked[0]}, convert it: {marked[1]}"
+                self.note(f"{marked[0]} with its marks, `{marked[1]}` converts it", visible_line(path.name))
         elif reader is None:
-            return f"no reader for {suffix or 'files without a suffix'}"
+            return _no_reader(path, suffix)
         return FoundFile(str(path), str(root), status.st_size, status.st_mtime_ns, reader, compression)
+
+
+def _no_reader(path: Path, suffix: str) -> str:
+    """Return why a file is not indexed: what it is, where its beginning tells, or its suffix."""
+    try:
+        with path.open("rb") as file:
+            marked = markup(file.read(_HEAD))
+    except OSError:
+        marked = None
+    return f"{marked[0]}, convert it: {marked[1]}" if marked else f"no reader for {suffix or 'files without a suffix'}"
 
 
 def _closed(root: Path, error: OSError) -> DataError:

@@ -8,6 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from settle.base.errors import DataError
+from settle.documents.walk import Walk
+
 WALK = """
 import sys
 from pathlib import Path
@@ -70,3 +73,31 @@ def test_links_to_files_outside_are_left_out(tmp_path: Path) -> None:
     assert walked(folder) == ["skipped outside.txt a link to a file outside of the folder", "files a.txt inside.txt"]
     (tmp_path / "link").symlink_to(folder)
     assert walked(tmp_path / "link")[-1] == "files a.txt inside.txt"
+
+
+MARKED = {
+    "ls.1": b'.\\" a comment\n\n.TH LS 1\n.SH NAME\nls \\- list\n',
+    "printf.3": b".Dd May 2026\n.Dt PRINTF 3\n",
+    "thesis.tex": b"% of mine\n\\documentclass{article}\n",
+    "saved.txt": b"<!-- saved -->\n<!DOCTYPE html><p>words",
+}
+PLAIN = {"a.txt": b"words\n.TH is a macro", "b.log": b"\n" * 8000 + b"{", "c": b"% a comment\nwords", "d.cfg": b"<p>"}
+
+
+def test_text_with_marks_is_named_with_the_way_to_convert_it(tmp_path: Path) -> None:
+    """Rich text is left out; what people may want to learn from as it is, is read and named."""
+    for name, data in {**MARKED, **PLAIN, "letter.rtf": b"{\\rtf1\\ansi words}"}.items():
+        (tmp_path / name).write_bytes(data)
+    noted, skipped = dict[str, str](), dict[str, str]()
+    walk = Walk(
+        lambda why, path: skipped.update({path: why}), lambda what, path: noted.update({path: what}), looks_inside=True
+    )
+    assert {file.name for file in walk.files([tmp_path])} == {*MARKED, *PLAIN}
+    assert set(noted) == set(MARKED) and all("`" in what for what in noted.values())
+    assert list(skipped) == ["letter.rtf"] and "pandoc" in skipped["letter.rtf"]
+    with pytest.raises(DataError, match="letter.rtf cannot be used: rich text.*pandoc"):
+        list(walk.files([tmp_path / "letter.rtf"]))
+    skipped.clear()
+    indexed = {file.name for file in Walk(lambda why, path: skipped.update({path: why})).files([tmp_path])}
+    assert indexed == {"thesis.tex", "saved.txt", "a.txt", "b.log", "d.cfg"}
+    assert "mandoc" in skipped["ls.1"] and "pandoc" in skipped["letter.rtf"] and "no reader" in skipped["c"]
