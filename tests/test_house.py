@@ -21,7 +21,7 @@ MOST_COMMAND_LINES = 80
 MOST_OF = {
     "files": 648,
     "files under 40 lines": 112,
-    "non-blank lines": 82_900,
+    "non-blank lines": 83_100,
     "mappings from str to object": 130,
     "isinstance": 577,
     "asserts": 52,

@@ -77,8 +77,7 @@ def serve(models: ModelChoice, network: Network, settings: PoolSettings, log_pro
     limits = Limits(requests=network.requests, seconds=network.seconds)
 
     def show(line: str) -> None:
-        if sys.stderr.isatty():  # a log of a service need not have them: the audit has
-            events.emit(Say(text=line))
+        events.emit(Say(text=line))
 
     server = build_app(catalogue, settings, access, limits, audit, frozenset(network.pull_from), show)
     listening = listen(network.host, network.port)

@@ -31,7 +31,7 @@ from settle.base.words.sentences import (
     outlook_text,
     phases_text,
     progress_text,
-    seconds_left,
+    run_left_text,
     speed_text,
 )
 from settle.show.signs import CLOSE, OPEN, SPARKS, SimpleSigns
@@ -76,9 +76,7 @@ class LiveDisplay:
         if self.work is not None:
             work = self.work
             share = work.done / work.total if work.total else None
-            bar = _bar(work.what, share, progress_text(work, self.work_began, seconds_left(self.course)), width)
-            left = [text for text in left_text(self.course) if "left" in text]
-            return Group(bar, self._row(f"the run: {left[0]}")) if left and self.course.left.phase else bar
+            return _bar(work.what, share, progress_text(work, self.work_began, run_left_text(self.course)), width)
         course = self.course
         if course.step is None and not course.evals:
             return Text("")
@@ -326,10 +324,7 @@ class Talk:
         live.work = event
         ended = event.total is not None and event.done >= event.total
         if not live.is_on and (ended or self._is_due(event.what, event.time)):
-            left = [] if ended else [f"the run: {text}" for text in left_text(self.course) if "left" in text]
-            self._line(
-                " · ".join([f"{event.what}: {progress_text(event, live.work_began, seconds_left(self.course))}", *left])
-            )
+            self._line(f"{event.what}: {progress_text(event, live.work_began, run_left_text(self.course))}")
         if ended:
             live.work = None
         live.draw(now=ended)

@@ -105,6 +105,20 @@ def test_stops_with_answers_under_way(started, number):
         connection.close()
 
 
+def test_a_line_is_logged_for_each_request_also_where_no_terminal_reads_it(started):
+    process, address = started()
+    for _ in range(3):
+        with contextlib.closing(
+            ask(address, CHAT | {"max_tokens": 2, "ignore_eos": False}, server_key())
+        ) as connection:
+            assert connection.getresponse().read()
+    process.terminate()
+    log = process.communicate(timeout=20)[1]
+    lines = [line for line in log.splitlines() if "/v1/chat/completions" in line]
+    assert len(lines) == 3 and all("tiny  200" in line and "tokens" in line for line in lines), log
+    assert "def f" not in log
+
+
 def test_stops_while_a_template_does_not_end(started, home):
     """Requests wait for a bomb that its process is working on; SIGTERM ends the server, and the process with it."""
     endless = "{% for a in range(9999) %}{% for b in range(9999) %}{% endfor %}{% endfor %}"

@@ -285,11 +285,17 @@ def still_left(done, expected, high):
     return amount.isf(amount.sf(done) / 2) - done
 
 
-def test_the_work_does_not_outlast_the_run() -> None:
-    """90 of 100 items are left, at one in ten seconds: a quarter of an hour, and the run has two minutes."""
+def test_one_time_left_is_shown() -> None:
+    """90 of 100 items are left, at one in ten seconds: a quarter of an hour; of a run, what is left of it."""
     event = as_event({"time": 100.0, "kind": "progress", "what": "rows", "done": 10, "total": 100})
     assert progress_text(event, 0.0).endswith("15 min 00 s left")
-    assert progress_text(event, 0.0, 120.0).endswith("2 min 00 s left")
+    assert progress_text(event, 0.0, "about 2 min 00 s left").endswith("/s · about 2 min 00 s left in all")
+    records = [
+        ("phase", {"phase": "compare", "elapsed": 9.0, "left": 120.0}),
+        ("progress", {"what": "rows", "done": 10, "total": 100}),
+    ]
+    text = shown([{"time": 100.0, "kind": kind, **fields} for kind, fields in records])
+    assert text.count("left") == 1 and text.endswith(" left in all\n")
 
 
 def test_time_left_is_known_by_the_forecast_then_by_the_steps():

@@ -76,11 +76,11 @@ def rollback_text(event: Rollback) -> str:
     return text
 
 
-def progress_text(event: Progress, began: float, most: float | None = None) -> str:
+def progress_text(event: Progress, began: float, run_left: str = "") -> str:
     """Say how far the work is, its pace and what is left.
 
-    began: when it started, in epoch seconds. most: seconds until the whole run ends, where that is known: the work does
-    not outlast it.
+    began: when it started, in epoch seconds. run_left: until the whole run ends, where that is known; it is what people
+    wait for, and said in place of what is left of the work.
     """
     unit, done, total = event.unit, event.done, event.total
     scaled = unit in ("bytes", "s", "J") or not total
@@ -89,10 +89,12 @@ def progress_text(event: Progress, began: float, most: float | None = None) -> s
     if spent > 0 and done > 0 and not (total and total <= FEW):
         speed = done / spent
         text += f" · {amount(speed, unit)}/s"
-        if total and done < total and event.seconds_left is None:
-            text += f" · {duration(min((total - done) / speed, math.inf if most is None else most))} left"
-    if event.seconds_left is not None and total and done < total:
+        if total and done < total and event.seconds_left is None and not run_left:
+            text += f" · {duration((total - done) / speed)} left"
+    if event.seconds_left is not None and total and done < total and not run_left:
         text += f" · about {duration(event.seconds_left)} left"
+    if run_left and not (total and done >= total):
+        text += f" · {run_left} in all"
     return text + (f" · {event.detail}" if event.detail else "")
 
 
@@ -101,10 +103,10 @@ def speed_text(course: RunCourse) -> list[str]:
     return [f"{count(speed)} tokens/s"] if speed else []
 
 
-def seconds_left(course: RunCourse) -> float | None:
-    """Seconds until the run ends; None where that is not known, or nothing runs."""
-    left = course.left.seconds() if course.left.phase else None
-    return None if left is None else left[0]
+def run_left_text(course: RunCourse) -> str:
+    """Return the time until the run ends; empty where that is not known, or nothing runs."""
+    known = [text for text in left_text(course) if "left" in text]
+    return known[0] if known and course.left.phase else ""
 
 
 def left_text(course: RunCourse) -> list[str]:
