@@ -20,7 +20,7 @@ from settle.audit import session
 from settle.base.choice import Family, described, family_of
 from settle.base.errors import FULL_DISK, SettleError, UsageError, cannot_write
 from settle.base.event_log import Events
-from settle.base.events import RunFailed
+from settle.base.events import Progress, RunFailed
 from settle.base.registry import Part
 from settle.base.run import launcher
 from settle.base.version import __version__
@@ -296,6 +296,8 @@ def _function(command: type[Command], helps: bool, short: bool, shows_parts: boo
                 session.ledger_of(made, events, offline),
                 getattr(made, "computing", nullcontext)(),
             ):  # --threads
+                if made.begins_work:  # shown before torch is loaded
+                    events.emit(Progress(what=made.part_name(), done=0, total=None, detail="loading …"))
                 return made.run(events)
         finally:
             face.close()

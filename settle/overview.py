@@ -23,6 +23,7 @@ OPTIONS = {
 }
 PLAIN = str.maketrans("╭╮╰╯─│", "++++-|")  # for a terminal without these
 MOST_COLUMNS = 100
+EMBEDDER = "minilm"  # what `settle index` pulls by itself: no base to tune on questions and answers
 DATED = re.compile(r"[\d-]{10}-[a-z]+-(.*)-[0-9a-f]{6}")  # the folder of a run
 
 
@@ -53,23 +54,27 @@ def first_screen(columns: int) -> str:
     stopped = [f"{_run_name(path)} (unfinished)" for path in runs if not (path / "result.json").exists()]
     known = [("models", [path.name for path in models]), ("runs", [*done, *stopped])]
     known.append(("collections", [path.name for path in collections]))
-    tune = f"settle tune {models[0].name} examples.jsonl" if models else "settle pull smollm2"
+    base = next((path.name for path in models if path.name != EMBEDDER), "")
+    tune = f"settle tune {base} examples.jsonl" if base else "settle pull smollm2"
     doors = [
         ("chat", f"settle chat {done[0]}", "with the newest run")
         if done
         else ("begin", "settle train stdlib --time 2m", "on Python's own library"),
         ("train", "settle train ~/notes --time 10m", "on your own text"),
-        ("tune", tune, "on your questions and answers" if models else "gets a model to tune"),
+        ("tune", tune, "on your questions and answers" if base else "gets a model to tune"),
         ("ask", f"settle ask {collections[0].name}" if collections else "settle index ~/docs", "your documents"),
     ]
     here = [f"  {kind:12} {_fitting(names, columns - 15)}" for kind, names in known]
     if not (runs or models or collections):
-        here = [f"  nothing yet: no model, run or collection in {visible_line(str(home()))}"]
+        where = f" in {home()}"
+        here = ["  nothing yet: no model, run or collection"]
+        here[0] += where * (len(here[0] + where) <= columns)
     width = max(len(line) for _, line, _ in doors)
     lines = [f"  {name:12} {line:{width}}  {what}" for name, line, what in doors]
     if max(map(len, lines)) > columns:
         lines = [f"  {name:12} {line}" for name, line, _ in doors]
-    return "\n".join(["On this machine:", *here, "", "Next:", *lines, "", "settle --help lists every command."]) + "\n"
+    shown = ["On this machine:", *here, "", "Next:", *lines, "", "settle --help lists every command."]
+    return "\n".join(map(visible_line, shown)) + "\n"
 
 
 def _newest(kind: str) -> Iterator[Path]:
@@ -93,7 +98,7 @@ def _fitting(names: Sequence[str], columns: int) -> str:
         if len(shown) <= columns:
             break
         shown = f"{', '.join(names[:number])} and {len(names) - number:,} more"
-    return visible_line(shown)
+    return shown
 
 
 def overview(columns: int) -> str:

@@ -83,6 +83,23 @@ def test_the_list_of_commands_says_what_each_does(capsys):
         assert f"{name.replace('_', '-')} {(command.__doc__ or '').strip().splitlines()[0]}" in shown
 
 
+def test_a_run_says_something_before_it_loads_torch(home, tmp_path):
+    """A second or more on a small machine: whoever waits sees that it has begun."""
+    (tmp_path / "notes.txt").write_text("a few words\n" * 400)
+    for argv in (["train", "notes.txt"], ["tune", "nothing", "notes.txt"], ["index", "notes.txt"]):
+        code = (
+            "import sys; from settle.cli import main\n"
+            "class Found(Exception): pass\n"
+            "class Stop:\n"
+            "    def find_spec(self, name, *rest):\n"
+            "        if name == 'torch': print('TORCH', file=sys.stderr, flush=True); import os; os._exit(9)\n"
+            f"sys.meta_path.insert(0, Stop()); main({argv})"
+        )
+        done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+        lines = done.stderr.splitlines()
+        assert lines[0] == f"{argv[0]}: loading …" and (argv[0] == "index" or lines[1:] == ["TORCH"]), done.stderr
+
+
 def test_without_arguments_it_shows_what_is_here_and_the_three_doors(home, monkeypatch, capsys):
     def shown(columns):
         monkeypatch.setenv("COLUMNS", str(columns))

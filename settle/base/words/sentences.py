@@ -83,6 +83,8 @@ def progress_text(event: Progress, began: float, run_left: str = "") -> str:
     wait for, and said in place of what is left of the work.
     """
     unit, done, total = event.unit, event.done, event.total
+    if not done and total is None and event.detail:
+        return event.detail
     scaled = unit in ("bytes", "s", "J") or not total
     text = (amount(done, unit) if scaled else f"{done:,.0f}") + (f" of {amount(total, unit)}" if total else "")
     spent = event.time - began
