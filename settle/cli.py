@@ -62,7 +62,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         argv = _reported(sys.argv[1:] if argv is None else argv)
         if argv in overview.ASKED:
-            return overview.main(argv)
+            return overview.show(argv)
         _require_unicode(argv)
         tokens = _readable(argv)
         tokens[:1] = [_dashed(token) if token in Command.part_names() else token for token in tokens[:1]]

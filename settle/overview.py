@@ -27,9 +27,13 @@ EMBEDDER = "minilm"  # what `settle index` pulls by itself: no base to tune on q
 DATED = re.compile(r"[\d-]{10}-[a-z]+-(.*)-[0-9a-f]{6}")  # the folder of a run
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main() -> int:
+    """Answer the command line of this process; the exit code."""
+    return show(sys.argv[1:])
+
+
+def show(asked: Sequence[str]) -> int:
     """Show what is on this machine, or the list of commands where help is asked for; the exit code."""
-    asked = sys.argv[1:] if argv is None else argv
     columns = min(MOST_COLUMNS, shutil.get_terminal_size().columns)
     text = overview(columns) if asked else first_screen(columns)
     try:
