@@ -1,5 +1,6 @@
 """A run's history in the files of other programs, read by readers that did not write them."""
 
+import json
 import os
 import struct
 import subprocess
@@ -12,7 +13,8 @@ from settle.base.run import Run
 from settle.cli import main
 from settle.jobs.exporters import Exporter, history
 from settle.jobs.exporters.tensorboard import _checksum, scalars
-from tests.studio.made_runs import training, write_run
+from settle.model.architectures.llama import Llama
+from tests.studio.made_runs import FINISHED, training, write_run
 
 
 def test_what_a_run_went_back_over_is_in_no_history(home):
@@ -88,3 +90,34 @@ def test_a_missing_library_is_named(name, home, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, name, None)
     assert main(["runs", "export", "calm", "--to", name, "--out", str(tmp_path)]) == 2
     assert f"pip install {name}" in capsys.readouterr().err
+
+
+def test_a_technical_file_says_what_was_measured_and_what_is_left_to_a_person(home, tmp_path, capsys):
+    shape = Llama(
+        vocab_size=64,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+    )
+    tuning = {"base_name": "smol", "base_sha256": "ab", "adapter_name": "lora"}
+    plan = {
+        "architecture_name": "llama", "architecture": shape.model_dump(), "corpus": "gone", "tuning": tuning,
+        "machine": {"processor": "some"}, "why": {"dtype": "a | b\nmeasured"},
+    }  # fmt: skip
+    proof = [{"check": "first loss", "passed": True, "detail": "7.6 nats"}, {"check": "gradient", "passed": False}]
+    ended = {**FINISHED, "proof": proof, "actual": {"tokens": 2000, "time": 60.0, "energy": 7200.0}}
+    write_run(home, "calm", training(20), ended, plan=plan)
+    assert main(["runs", "export", "calm", "--to", "technical-file", "--out", str(tmp_path)]) == 0
+    text = (tmp_path / "calm-technical.md").read_text()
+    record = json.loads((tmp_path / "calm-technical.json").read_text())
+    assert record["compute"]["operations"] == 6 * shape.num_parameters * 2000 and record["plan"] == plan
+    assert "operations: 6 per parameter" in text and "| dtype | a \\| b measured |" in text
+    assert "- passed: first loss (7.6 nats)" in text and "- **failed**: gradient" in text
+    assert "the prepared text was removed" in text and "no comparison was made" in text
+    assert text.count("- [ ] ") == len(record["for_a_person"])
+
+    write_run(home, "begun", training(20), plan=plan)
+    assert main(["runs", "export", "begun", "--to", "technical-file", "--out", str(tmp_path)]) != 0
+    assert "`settle resume begun`" in capsys.readouterr().err

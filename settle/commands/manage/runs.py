@@ -27,7 +27,7 @@ class Runs(LabSettings, Command):
 
     `settle runs show NAME` shows one of them. `settle runs prune` deletes the checkpoints of finished runs and keeps
     their models; `settle runs remove NAME ...` deletes runs with all they made. `settle runs export NAME --to
-    tensorboard` writes a run's history for another program.
+    tensorboard` writes a run's history for another program, `--to technical-file` what documents it.
 
     `settle runs compare base.toml optimizer.lr=0.01` tries a change to a recipe by pairs of runs: kept (exit code 0),
     discarded (3) or undecided (4); of all that are tried, one without a gain is kept in 5 % of labs at most. Without a
@@ -43,7 +43,7 @@ class Runs(LabSettings, Command):
     action: str = Field("list", description="list, show, compare, export, audit, prune or remove")
     names: list[str] = Field(default_factory=list, description="the runs, or a recipe and a change, that it is about")
     ledger: bool = Field(False, description="compare the forecasts of every finished run with the actual figures")
-    to: Choice = choice("jobs/exporters", default="tensorboard", description="program that the history is exported for")
+    to: Choice = choice("jobs/exporters", default="tensorboard", description="history or technical file to export")
     out: Path = Field(Path("history"), description="folder that the history is exported to")
     yes: bool = Field(False, description="delete without asking")
 
