@@ -39,12 +39,13 @@ demo: $(VENV)/.installed
 	$(BIN)/settle chat $$name "$$prompt" --temperature 0.6 --max-tokens 24 && \
 	echo "Now, in this terminal:   . $(BIN)/activate"
 
+# Three workers on two cores: a test waits for other processes in a quarter of its time.
 test: lint
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 # Also the further cases of slow tests.
 test-all: lint
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m ""
+	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder -m ""
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

@@ -438,8 +438,15 @@ def test_a_tuned_model_is_compared_on_rows_that_judge(home: Path, monkeypatch: p
         def card_lines(self) -> list[str]:
             return ["a line"]
 
+        def keep(self, folder: Path, base: str, tuned: str) -> Path:
+            asked.update(kept=(base, tuned))
+            return folder / "verdict.json"
+
+    class Tuned(str):
+        source = "t"
+
     for name, fake in {
-        "resolve": lambda name: f"tuned {name}",
+        "resolve": lambda name: Tuned(f"tuned {name}"),
         "as_gguf": lambda base, folder, tokenizer: opened("base"),
         "both_in_llamacpp": lambda base, tuned: opened(base, tuned),
         "readers": lambda base, tuned: None,
@@ -472,6 +479,7 @@ def test_a_tuned_model_is_compared_on_rows_that_judge(home: Path, monkeypatch: p
     assert asked["models"] == ("base", f"tuned run:{run.path.name}") and asked["judged"] is None
     assert (asked["options"].score, asked["options"].limit) == ("exact", 7)
     assert c.comparison == {"before": 1}, "one other run was compared on these rows"
+    assert asked["kept"] == ("s", "t") and c.files["verdict"] == str(run.out / "verdict.json")
     made = c.made().to_json()
     assert made["system_prompt"] == "Be kind." and made["base"]["transformers"] == "org/base"
     assert "compare" not in c.estimates, "a shortened comparison says nothing of a whole one's time"
