@@ -117,6 +117,7 @@ def test_a_part_of_another_package_is_in_the_form(browser, installed_ia3, tmp_pa
     context = browser.new_context()
     tab = context.new_page()
     tab.goto(live.link)
+    tab.wait_for_url(live.address + "/")  # the link leads there once it has been taken
     tab.goto(live.address + "/new?command=tune")
     tab.get_by_label("adapter", exact=True).select_option("ia3")
     tab.get_by_text("Settings of ia3").click()
