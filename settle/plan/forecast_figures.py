@@ -76,7 +76,7 @@ def budgeted_time(expected: Interval, budget: float) -> Interval:
     """Return the time of a run with `budget` seconds for everything: `expected`, as far as the budget allows."""
     tolerance = max(BUDGET_SHARE * budget, BUDGET_SECONDS)
     value, low = min(expected.value, budget), min(expected.low, budget - tolerance)
-    return Interval(value, max(low, budget / 20), budget + tolerance, FORECAST_LEVEL)
+    return Interval(value, min(value, max(low, budget / 20)), budget + tolerance, FORECAST_LEVEL)
 
 
 def read_figures(values: JsonObject, file: str) -> dict[str, Interval]:

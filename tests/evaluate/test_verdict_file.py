@@ -73,7 +73,7 @@ def test_one_that_is_not_what_its_schema_says_is_refused(change: Any, named: str
 
 
 def test_none_or_a_broken_one_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(FormatError, match="cannot be read"):
+    with pytest.raises(FormatError, match="there is no verdict.json in"):
         VerdictFile.read(tmp_path / verdict_file.NAME)
     (tmp_path / verdict_file.NAME).write_text("{")
     with pytest.raises(FormatError, match="cannot be read"):

@@ -109,6 +109,11 @@ def test_a_budget_shorter_than_its_tolerance_still_takes_time() -> None:
     assert (time.value, time.low, time.high) == (4.0, 4.0 / 20, 4.0 + BUDGET_SECONDS)
 
 
+def test_a_run_far_shorter_than_its_budget_is_within_its_interval() -> None:
+    time = budgeted_time(Interval(28.0, 25.0, 31.0, FORECAST_LEVEL), 600.0)
+    assert time.low == time.value == 28.0 < time.high
+
+
 def test_a_step_takes_what_its_layers_and_its_flops_take() -> None:
     model: Any = SimpleNamespace(
         options=lambda: SimpleNamespace(layers=[None] * 3), flops_per_token=lambda context: 10 * context

@@ -82,10 +82,10 @@ def verify(name: str, questions: Questions, events: Events, against: str | None 
             raise GateError(
                 f"the {role} is another file than the one that was judged: {source.path} has the hash "
                 f"{source.sha256[:16]}…, verdict.json says {files.sha256[:16]}…",
-                f"compare it anew: settle eval {name}",
+                f"`settle eval {name}` compares anew",
             )
     if wrong := recorded.unfounded():
-        fix = f"compare it anew: settle eval {name}"
+        fix = f"`settle eval {name}` compares anew"
         raise GateError(f"verdict.json was changed: its rows do not give its {', '.join(wrong)}", fix)
     rows = recorded.rows
     if rows.margins is not None:

@@ -51,10 +51,10 @@ class ScoredRows(_Strict):
             raise ValueError("the rows' numbers, families and scores are not of one length")
         return self
 
-    def tests(self) -> list[PairedTest]:
+    def tests(self, seed: int, resamples: int) -> list[PairedTest]:
         """Return the tests that decide: of the scores, and of the reward margins where there are any."""
         pairs = [(self.base, self.tuned), *([([0.0] * len(self.margins), self.margins)] if self.margins else [])]
-        return in_order([paired_test(before, after, self.families, SEED) for before, after in pairs])
+        return in_order([paired_test(*pair, self.families, seed, resamples) for pair in pairs])
 
 
 class Files(_Strict):
@@ -96,7 +96,7 @@ class VerdictFile(_Strict):
     method: str = METHOD
     level: float = Field(LEVEL, description="confidence of the intervals")
     seed: int = Field(SEED, description="number that the resampling begins with")
-    resamples: int = Field(RESAMPLES, description="times the families are drawn again")
+    resamples: int = Field(RESAMPLES, le=10 * RESAMPLES, description="times the families are drawn again")
     score: Figures
     margin: Figures | None = None
     forgetting: JsonObject | None = None
@@ -112,10 +112,13 @@ class VerdictFile(_Strict):
         except ValidationError as e:
             first = e.errors()[0]
             where = ".".join(map(str, first["loc"])) or "it"
-            raise FormatError(f"{path}: {where}: {first['msg']}", "make it again with `settle eval`") from None
+            raise FormatError(f"{path}: {where}: {first['msg']}", "restore it; tuning or shrinking writes it") from None
+        except FileNotFoundError:
+            raise FormatError(
+                f"there is no {NAME} in {path.parent}", "tuning and shrinking write it, once they have compared"
+            ) from None
         except (OSError, ValueError) as e:
-            fix = "a tuned or shrunk model has one after its comparison"
-            raise FormatError(f"{path} cannot be read: {e}", fix) from None
+            raise FormatError(f"{path} cannot be read: {e}", "restore it; tuning or shrinking writes it") from None
 
     @property
     def passes(self) -> bool:
@@ -124,7 +127,7 @@ class VerdictFile(_Strict):
 
     def unfounded(self) -> list[str]:
         """Return what does not follow from the scores of its rows, in words; empty where all does."""
-        tests = self.rows.tests()
+        tests = self.rows.tests(self.seed, self.resamples)
         now = [Figures.of(test) for test in tests]
         recorded = [figures for figures in (self.score, self.margin) if figures is not None]
         if len(now) != len(recorded):

@@ -32,7 +32,7 @@ def card(name: str, plan: Values, result: Values, ledger: Values, compared: Sequ
     audit = result.get("audit") or {}
     sections = [
         _front(plan, result),
-        [f"# {_plain(name)}", "", *_summary(plan, result, ledger)],
+        [f"# {plain(name)}", "", *_summary(plan, result, ledger)],
         _section("Use", _use(name, plan, result)),
         _section("Model", _table(_model(plan, ledger))),
         _section("Training data", list(_data(ledger))),
@@ -40,7 +40,7 @@ def card(name: str, plan: Values, result: Values, ledger: Values, compared: Sequ
         _section("Result", [*_table(_outcome(plan, result)), *_forecasts(result)]),
         _section("Against its teacher" if plan.get("objective") == "distill" else "Against its base", list(compared)),
         _section("Check of the exported file", _gate(result.get("gate") or {})),
-        _section("What left this machine", [_plain(audit["sentence"])] if audit.get("sentence") else []),
+        _section("What left this machine", [plain(audit["sentence"])] if audit.get("sentence") else []),
         _section("Made with", _table(_made_with(plan))),
     ]
     return "\n".join(line for section in sections for line in section).rstrip() + "\n"
@@ -63,13 +63,13 @@ def _summary(plan: Values, result: Values, ledger: Values) -> list[str]:
     what = f"A language model with {count_in_words(parameters)} parameters" if parameters else "A language model"
     size, tuning = (ledger.get("train") or {}).get("bytes"), plan.get("tuning")
     if tuning:
-        method = _plain(tuning["adapter_name"])
+        method = plain(tuning["adapter_name"])
         how = "every weight trained" if method == "full" else f"a {method} adapter"
-        what = f"{what}: {_plain(tuning['base_name'])} (sha256 `{str(tuning['base_sha256'])[:16]}…`), {how}"
+        what = f"{what}: {plain(tuning['base_name'])} (sha256 `{str(tuning['base_sha256'])[:16]}…`), {how}"
     text = (what if tuning else f"{what}, trained from nothing") + (f" on {_bytes(size)} of text" if size else "") + "."
     verdict = result.get("verdict")
     if verdict:
-        text += f" Verdict: **{verdict}**" + (f" ({_plain(result['why'])})" if result.get("why") else "") + "."
+        text += f" Verdict: **{verdict}**" + (f" ({plain(result['why'])})" if result.get("why") else "") + "."
     nature = (
         "It answers in the way of the examples it was tuned on."
         if tuning
@@ -78,7 +78,7 @@ def _summary(plan: Values, result: Values, ledger: Values) -> list[str]:
     )
     lines = [text, "", f"{nature} What it writes may be wrong, and may repeat what it was trained on.", ""]
     if prompt := result.get("system_prompt"):
-        quoted = [f"> {_plain(line)}" for line in str(prompt).splitlines()]
+        quoted = [f"> {plain(line)}" for line in str(prompt).splitlines()]
         lines += [
             "Every row had this system prompt, which is the model's default where none is given:",
             "",
@@ -173,10 +173,10 @@ def _data(ledger: Values) -> Iterator[str]:
             yield f"{title}, of {read} read:" if read else f"{title}:"
             yield ""
             for reason, entry in sorted(counts.items(), key=lambda item: -item[1]["count"]):
-                yield f"- {_plain(reason)}: {_whole(entry['count'])}{_example(entry.get('examples'))}"
+                yield f"- {plain(reason)}: {_whole(entry['count'])}{_example(entry.get('examples'))}"
             yield ""
     if findings := ledger.get("found"):
-        yield "Found in the text: " + ", ".join(f"{_plain(kind)} ({_whole(n)})" for kind, n in findings.items()) + "."
+        yield "Found in the text: " + ", ".join(f"{plain(kind)} ({_whole(n)})" for kind, n in findings.items()) + "."
         yield ""
     yield from _sources(ledger.get("sources") or [])
 
@@ -245,7 +245,7 @@ def _gate(gate: Values) -> list[str]:
     if not gate:
         return []
     if not gate.get("passed"):
-        return [f"Failed: {_plain(gate.get('first_difference'))}", ""]
+        return [f"Failed: {plain(gate.get('first_difference'))}", ""]
     lines = ["The GGUF file was compared, in llama.cpp, with the model that was trained:", ""]
     lines.append(f"- {gate.get('prompts_equal')} rendered prompts equal byte for byte")
     lines.append(f"- {gate.get('texts_equal')} texts, held-out and adversarial, give equal token ids")
@@ -269,11 +269,11 @@ def _section(title: str, lines: list[str]) -> list[str]:
 
 
 def _table(rows: Iterator[tuple[str, object]]) -> list[str]:
-    shown = [f"| {key} | {_plain(value)} |" for key, value in rows if value not in (None, "")]
+    shown = [f"| {key} | {plain(value)} |" for key, value in rows if value not in (None, "")]
     return ["| | |", "|---|---|", *shown, ""] if shown else []
 
 
-def _plain(value: object) -> str:
+def plain(value: object) -> str:
     """One line of text in which a person's file names and words cannot become markup or a table cell's end."""
     text = value if isinstance(value, str) else json.dumps(value, default=str)
     text = " ".join(text.split())

@@ -17,7 +17,7 @@ from settle.base.words.amounts import amount
 from settle.data.prepare import prepared
 from settle.data.rows.prepare import prepared_rows
 from settle.evaluate.compare.verdict_file import NAME as VERDICT
-from settle.evaluate.report.card import card
+from settle.evaluate.report.card import card, plain
 from settle.jobs.exporters import Exporter
 from settle.model.architectures import Architecture
 
@@ -85,19 +85,19 @@ def _sections(record: JsonObject) -> Iterator[str]:
         yield f"- About {operations:.2g} operations: {OPERATIONS} per parameter and token, an estimate."
     yield f"- Energy: {amount(compute['joules'], 'J') if compute['joules'] else 'not known'} ({compute['energy_by']})."
     yield from ["", "## Choices of the recipe", "", "| setting | why |", "|---|---|"]
-    yield from (f"| {name} | {_cell(why)} |" for name, why in sorted((plan.get("why") or {}).items()))
+    yield from (f"| {name} | {plain(why)} |" for name, why in sorted((plan.get("why") or {}).items()))
     yield from ["", "## Checks of the recipe before the first step", ""]
     yield from (_check(check) for check in result.get("proof") or ())
     yield from ["", "## What left this machine", ""]
     found = record["connections"] or {}
-    yield _cell(found.get("sentence") or "No ledger was kept.")
-    yield from (f"- {_cell(connection)}" for connection in found.get("beyond") or ())
+    yield plain(found.get("sentence") or "No ledger was kept.")
+    yield from (f"- {plain(connection)}" for connection in found.get("beyond") or ())
     yield from ["", "## What is not known here", "", *_unknown(record)]
     yield from ["", "## For a person to say", "", *(f"- [ ] {what}" for what in record["for_a_person"])]
 
 
 def _check(check: JsonObject) -> str:
-    return f"- {'passed' if check.get('passed') else '**failed**'}: {check.get('check')} ({_cell(check.get('detail'))})"
+    return f"- {'passed' if check.get('passed') else '**failed**'}: {check.get('check')} ({plain(check.get('detail'))})"
 
 
 def _unknown(record: JsonObject) -> Sequence[str]:
@@ -106,10 +106,6 @@ def _unknown(record: JsonObject) -> Sequence[str]:
     out = [] if record["data"] else ["- the data: the prepared text was removed from this machine"]
     out += [f"- the licences of the training data ({len(sources):,} files)"] if sources else []
     tuned = record["plan"].get("tuning")
-    out += [f"- the data that {_cell(tuned['base_name'])} was trained on: see its own documentation"] if tuned else []
+    out += [f"- the data that {plain(tuned['base_name'])} was trained on: see its own documentation"] if tuned else []
     out += [] if record["verdict"] or not tuned else ["- whether it is better than its base: no comparison was made"]
     return out or ["- nothing that this file has a place for"]
-
-
-def _cell(value: object) -> str:
-    return " ".join(str(value).split()).replace("|", "\\|")
