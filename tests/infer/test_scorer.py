@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from settle.base.errors import EngineError, FormatError, UsageError
+from settle.base.python_command import extra_command
 from settle.data.likelihoods import Likelihoods
 from settle.formats.gguf import export_gguf
 from settle.infer import scorer as scorer_module
@@ -124,8 +125,9 @@ def test_a_context_that_the_model_was_not_made_for(files):
 def test_without_the_package(files, monkeypatch):
     monkeypatch.setattr(scorer_module, "PACKAGE", "llama_cpp_that_is_not_there")
     assert importlib.util.find_spec(scorer_module.PACKAGE) is None
-    with pytest.raises(UsageError, match="llama-cpp-that-is-not-there.*settle-lm.shrink"):
+    with pytest.raises(UsageError, match="llama-cpp-that-is-not-there") as e:
         Scorer(files["f32"])
+    assert e.value.fix == extra_command("shrink")
 
 
 def test_not_a_gguf_is_never_opened(tmp_path):

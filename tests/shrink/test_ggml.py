@@ -8,6 +8,7 @@ from gguf import GGMLQuantizationType
 from gguf.quants import dequantize as theirs
 
 from settle.base.errors import FormatError, UsageError
+from settle.base.python_command import extra_command
 from settle.formats.gguf.types import GGML
 from settle.shrink.types import ggml
 
@@ -85,8 +86,9 @@ def test_the_package_is_missing(monkeypatch):
     ggml._library.cache_clear()
     monkeypatch.setattr(ggml, "PACKAGE", "llama_cpp_py_sync_missing")
     try:
-        with pytest.raises(UsageError, match=r"shrinking needs llama-cpp-py-sync.*pip install 'settle-lm\[shrink\]'"):
+        with pytest.raises(UsageError, match="shrinking needs llama-cpp-py-sync") as e:
             ggml.quantize(VALUES, "Q8_0")
+        assert e.value.fix == extra_command("shrink")
     finally:
         ggml._library.cache_clear()
 
