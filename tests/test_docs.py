@@ -31,7 +31,8 @@ from settle.train.optimizers.muon import Muon
 ROOT = Path(settle.__file__).parents[1]
 LLMS = ROOT / "llms.txt"
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", LLMS, *sorted((ROOT / "docs").glob("*.md"))]
-FENCE = re.compile(r"^```(\w*)[^\n]*\n(.*?)^```", re.M | re.S)
+TYPED = runpy.run_path(str(ROOT / "bench/typed.py"))
+FENCE = TYPED["FENCE"]
 INLINE = re.compile(r"`(settle [^`]+)`")
 EVERYWHERE = {
     "| `--json` | off | print the result as JSON, the last line of stdout |",
@@ -251,6 +252,18 @@ def test_every_quoted_figure_is_that_of_its_row() -> None:
         assert said & set(NUMBER.findall(row["figure"])), f"{page}: {words!r} quotes no figure of {name}"
         known = NUMBER.findall(" ".join(str(value) for value in row.values()))
         assert said <= set(known), f"{page}: {sorted(said - set(known))} in {words!r} differ from the row {name}"
+
+
+def test_what_the_typing_script_lists_is_printed_on_a_page() -> None:
+    """bench/typed.py types what the pages print: no exception, answer, server or placeholder outlives its command."""
+    printed = {command for page in TYPED["pages"]() for block in TYPED["blocks"](page) for command in block}
+    listed = TYPED["LIST"]
+    assert {*TYPED["NOT_TYPED"], *listed["answers"], *listed["beside"]} <= printed
+    assert 5 * len(TYPED["NOT_TYPED"]) < len(printed) and len(printed) > 100
+    for words in listed["stand_ins"]:
+        assert any(words in command for command in printed), words
+    for pattern in listed["shorter"]:
+        assert any(re.search(pattern, command) for command in printed), pattern
 
 
 def test_the_readme_is_read_in_a_minute() -> None:
