@@ -25,7 +25,7 @@ COMPARED_STYLES = {
 TONE_STYLES = {"good": "green", "warn": "yellow", "bad": "red", "live": "cyan", "dim": "dim"}
 FIRST_WIDTH, TEXT_WIDTH = 24, 12  # columns that a text needs at least before it is folded
 PLAN_UNITS = {"parameters": "count"}
-NUM_SHORT = 5  # values of a plan in its short form, the first of these that are no defaults
+NUM_SHORT = 4  # values of a plan in its short form, the first of these that are no defaults
 SHORT = ("time", "tokens", "steps", "epochs", "parameters", "adapter.rank", "context", "batch_tokens", "dtype",
          "batch_rows", "optimizer.lr", "warmup_steps", "held_out_tokens", "rows.max_tokens")  # fmt: skip
 
@@ -46,6 +46,12 @@ def forecast_line(event: ForecastReady) -> str:
         if "estimated" not in str(name):
             parts.append(f"{name} {str(value).removesuffix(f' {name}')}{low_to_high}")
     return f"forecast: {' · '.join(parts)}"
+
+
+def actual_line(figures: Listing) -> str:
+    """Return the actual figures that a forecast can be compared with; empty when there are none."""
+    parts = [f"{row[0]} {row[-2]}, {row[-1]}" for row in figures.rows if row[-1]]
+    return f"actual: {' · '.join(parts)}" if parts else ""
 
 
 def plan_table(event: PlanReady, width: int) -> RenderableType:
@@ -71,8 +77,8 @@ def plan_table(event: PlanReady, width: int) -> RenderableType:
     return table
 
 
-def verdict_panel(result: Result, width: int) -> RenderableType:
-    """Return the verdict, why, the best evaluation and the gate."""
+def verdict_panel(result: Result, width: int, has_border: bool = True) -> RenderableType:
+    """Return the verdict, why, the best evaluation and the gate. Without a border the verdict is the first line's."""
     style = tone_style(result.shown_verdict) or "bold"
     lines = [Text(result.why)]
     best, passed = result.best, (result.gate or {}).get("passed")
@@ -91,6 +97,8 @@ def verdict_panel(result: Result, width: int) -> RenderableType:
         lines.append(Text("gate: FAILED", "bold red"))
     if result.system_prompt:
         lines.append(Text(f"its default system prompt, that of every row: {result.system_prompt}", "dim"))
+    if not has_border:
+        return Group(Text.assemble((f"{result.shown_verdict}: ", style), lines[0]), *lines[1:])
     title = Text(f" {result.shown_verdict} ", style if style == "dim" else f"bold {style}")
     return Panel(
         Group(*lines), title=title, title_align="left", border_style=style, width=min(width, 100),
@@ -106,14 +114,12 @@ def output_files(result: Result) -> str:
     return f"{', '.join(os.path.relpath(path, folder) for path in paths)} in {folder}"
 
 
-def listing(event: Listing, width: int = WHY_FITS, is_compact: bool = False) -> Table:
+def listing(event: Listing, width: int = WHY_FITS) -> Table:
     """Any list: `columns` (names), `rows` (text, numbers, or {value, unit}), `title`. Numbers stand to the right.
 
-    is_compact: without rules. Columns that do not fit into `width` are left out from the right, and named below: the
-    first says what a row is.
+    Columns that do not fit into `width` are left out from the right, and named below: the first says what a row is.
     """
     table = _table(event.title)
-    table.box, table.pad_edge = (None, True) if is_compact else (table.box, table.pad_edge)
     names, (rows, number) = list(event.columns), listed(event)
     needed = [max(len(name), *(len(row[i]) for row in rows), 0) for i, name in enumerate(names)]
     needed = [n if number[i] else min(n, FIRST_WIDTH if i == 0 else TEXT_WIDTH) for i, n in enumerate(needed)]

@@ -35,7 +35,7 @@ from settle.base.words.sentences import (
     speed_text,
 )
 from settle.show.signs import CLOSE, OPEN, SPARKS, SimpleSigns
-from settle.show.tables import forecast_line, listing, output_files, plan_line, plan_table, verdict_panel
+from settle.show.tables import actual_line, forecast_line, listing, output_files, plan_line, plan_table, verdict_panel
 
 FRAME_SECONDS = 0.1
 MOST_SPARKS = 20
@@ -170,8 +170,8 @@ def _shortened(text: str, first: int, last: int) -> str:
 
 # Where there is no live display: columns, and seconds between two lines about the same work (a long run says less).
 PLAIN_WIDTH = 100
-PLAIN_SECONDS = 20.0
-PLAIN_SHARE = 0.1
+PLAIN_SECONDS = 60.0
+PLAIN_SHARE = 0.25
 
 
 CHECKED = {"proof": "checks of the recipe", "gate": "checks of the exported file"}
@@ -200,8 +200,9 @@ class Talk:
             self.console.width = PLAIN_WIDTH
         self.course = RunCourse(keep_steps=False)
         self.live = LiveDisplay(self.console, self.course)
-        self._line_times: dict[str, float] = {}  # when a line about each kind of work was last written
-        self._state: str | None = None  # of the latest judgement
+        self._line_times: dict[str, float] = {}  # when a line about each kind of work was last written, or it began
+        self._written: set[str] = set()  # work in progress that has a line
+        self._state: str | None = None if is_verbose else "improving"  # of the latest judgement
         self._passed: dict[str, int] = {}  # checks that passed and were not shown one by one
 
     def show(self, event: Event) -> None:
@@ -308,12 +309,13 @@ class Talk:
         result, width = Result.model_validate(event.result), self.console.width
         if result.forecast and result.actual:
             figures = comparison(result.forecast, result.actual, width)
-            if not self.is_verbose:  # what can be compared
-                figures = figures.model_copy(update={"rows": [row for row in figures.rows if row[-1]]})
-            self.console.print(listing(figures, width, is_compact=not self.is_verbose))
+            if self.is_verbose:
+                self.console.print(listing(figures, width))
+            elif text := actual_line(figures):
+                self._line(text)
             if figures.note:
                 self._line(f"! {figures.note}", "yellow")
-        self.console.print(verdict_panel(result, width))
+        self.console.print(verdict_panel(result, width, has_border=self.live.is_on), soft_wrap=not self.live.is_on)
         if files := output_files(result):
             self.console.print(Text(files), soft_wrap=True)
 
@@ -321,11 +323,16 @@ class Talk:
         live = self.live
         if live.work is None or live.work.what != event.what:
             live.work_began = event.time
+            if event.total is not None and not self.is_verbose:  # short work has no line of its own
+                self._line_times[event.what] = event.time
         live.work = event
         ended = event.total is not None and event.done >= event.total
-        if not live.is_on and (ended or self._is_due(event.what, event.time)):
+        says_end = self.is_verbose or event.what in self._written
+        if not live.is_on and (ended and says_end or self._is_due(event.what, event.time)):
             self._line(f"{event.what}: {progress_text(event, live.work_began, run_left_text(self.course))}")
+            self._written.add(event.what)
         if ended:
+            self._written.discard(event.what)
             live.work = None
         live.draw(now=ended)
 

@@ -115,6 +115,27 @@ def test_plain_lines_are_few(is_verbose):
     assert is_verbose or all("held-out loss" in line for line in lines[1:])
 
 
+def test_a_run_of_minutes_is_a_screen_in_a_pipe():
+    """Work that is soon done has no line, nor does the first judgement; the forecast is compared on one."""
+    lines = shown(a_run(steps=2000, seconds=0.1), is_verbose=False).splitlines()
+    steps = [line for line in lines if line.startswith("step ")]
+    assert 3 <= len(steps) <= 5 and len(lines) <= 16
+    assert not any(line.startswith(("tokenize", "improving")) for line in lines)
+    assert (
+        "actual: time 10 min 12 s, inside -4 % · memory 1.6 GB, outside +23 % · loss 2.712 nats, inside +0 %" in lines
+    )
+    assert "settled: 10 % more tokens would gain 0.4 % at most; 0.5 % matters" in lines
+
+
+@pytest.mark.parametrize(("seconds", "number"), [(1.0, 0), (50.0, 2)])
+def test_work_has_a_line_in_a_pipe_if_it_takes_long(seconds, number):
+    ticks = [
+        {"time": seconds * done, "kind": "progress", "what": "rows", "done": done, "total": 5} for done in range(1, 6)
+    ]
+    lines = shown(ticks, is_verbose=False).splitlines()
+    assert len(lines) == number and (not lines or lines[-1].startswith("rows: 5 of 5"))
+
+
 def test_a_run_is_shown_in_a_screen_with_all_that_went_wrong():
     passed = [
         {"time": 1001.0, "kind": kind, "check": str(n), "passed": True} for kind in ("proof", "gate") for n in "ab"
