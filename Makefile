@@ -9,7 +9,7 @@ LINKS ?= $(HOME)/.local/bin
 # A shell that keeps Python from storing compiled modules would make every process of the tests compile them again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: install link demo test test-all lint dist constraints clean
+.PHONY: install link demo test test-all lint docs dist constraints clean
 
 install: $(VENV)/.installed
 	@here="$$(cd "$(BIN)" && pwd)"; echo "settle is installed: $$here/settle"; \
@@ -53,6 +53,15 @@ lint: $(VENV)/.installed
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python .githooks/subject.py --branch
+
+# The documentation as a site with a search, which opens from the file.
+docs: $(VENV)/.docs
+	$(BIN)/python bench/site/build.py
+
+$(VENV)/.docs: $(VENV)/.installed
+	$(BIN)/pip install --quiet --disable-pip-version-check 'pip>=25.1'
+	$(BIN)/pip install --quiet --disable-pip-version-check --group docs
+	touch $@
 
 # The versions of this environment, for people who want exactly what was tested.
 constraints: $(VENV)/.installed

@@ -92,9 +92,24 @@ def test_no_page_has_the_marks_of_a_merge(page: Path) -> None:
     assert not re.search(r"^(<<<<<<<|>>>>>>>) ", page.read_text(encoding="utf-8"), re.M)
 
 
-def test_every_page_is_in_the_index() -> None:
+def test_every_page_is_in_one_of_seven_groups() -> None:
+    """The list in docs/README.md is the navigation of the site."""
     index = (ROOT / "docs" / "README.md").read_text(encoding="utf-8")
-    assert {page.name for page in (ROOT / "docs").glob("*.md")} - {"README.md"} <= set(LINK.findall(index))
+    listed = re.findall(r"^- \[[^\]]+\]\(([^)]+)\): ", index, re.M)
+    pages = {page.name for page in (ROOT / "docs").glob("*.md")} - {"README.md"}
+    assert len(re.findall("^## ", index, re.M)) == 7 and len(listed) == len(set(listed))
+    assert pages == {name for name in listed if not name.startswith("../")}
+
+
+def test_the_manual_is_that_of_the_parser() -> None:
+    """A page for `man` of settle and of every command, with every option that help shows."""
+    made = runpy.run_path(str(ROOT / "bench/manual.py"))
+    pages = {page.name: page.read_text(encoding="utf-8") for page in made["FOLDER"].iterdir()}
+    assert pages == made["manual"](), "run python bench/manual.py"
+    assert {f"settle-{name.replace('_', '-')}.1" for name in part_names("commands")} | {"settle.1"} == set(pages)
+    assert (
+        r"\fB\-\-time\fR \fISTR\fR" in pages["settle-train.1"] and r"\fB\-\-adapter.rank\fR" in pages["settle-tune.1"]
+    )
 
 
 def test_the_page_for_models_has_the_form_of_llmstxt_org() -> None:
@@ -296,7 +311,7 @@ LONG_PAGES = {"method.md": 4500, "settings.md": 3200, "develop.md": 3000}
 def test_the_documentation_is_short() -> None:
     words = {page.name: len(page.read_text(encoding="utf-8").split()) for page in (ROOT / "docs").glob("*.md")}
     assert {name: count for name, count in words.items() if count > LONG_PAGES.get(name, 900)} == {}
-    assert sum(words.values()) <= 40_000
+    assert sum(words.values()) <= 41_500
 
 
 def _anchors(page: Path) -> set[str]:

@@ -44,7 +44,11 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel):
         metadata = Parser().parsestr(archive.read(about).decode())
         (entry,) = (name for name in names if name.endswith("entry_points.txt"))
         assert "settle = settle.__main__:main" in archive.read(entry).decode()
-    assert {name.split("/")[0] for name in names} == {"settle", about.split("/")[0]}
+    shared = {name for name in names if ".data/data/" in name}
+    assert {name.split("/")[0] for name in names - shared} == {"settle", about.split("/")[0]}
+    assert {name.partition(".data/data/")[2] for name in shared} == {
+        f"share/man/man1/{page.name}" for page in (ROOT / "man").glob("*.1")
+    }
     ours = {path.as_posix() for path in BENCH["tracked"]() if path.parts[0] == "settle"} - {BILL}
     beside = about.removesuffix("METADATA")
     assert {f"{beside}licenses/LICENSE", f"{beside}licenses/NOTICE", f"{beside}sboms/{Path(BILL).name}"} <= names
