@@ -185,12 +185,12 @@ class AdapterContents:
 class Format(Part):
     """The contract of a format. Settings of writing are fields.
 
-    suffix: the file's suffix; empty for a folder. holds: whole models, adapters by themselves, or both. for_llama_cpp:
+    suffix: the file's suffix; empty for a folder. holds: whole models, or adapters by themselves. for_llama_cpp:
     whether llama.cpp reads it, so that it is exported only when it passes the gate.
     """
 
     suffix: ClassVar[str]
-    holds: ClassVar[Literal["model", "adapter", "both"]] = "model"
+    holds: ClassVar[Literal["model", "adapter"]] = "model"
     for_llama_cpp: ClassVar[bool] = True
     dtype: str = Field("f16", description="type of the weights")
 

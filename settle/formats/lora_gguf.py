@@ -1,4 +1,4 @@
-"""An adapter as llama.cpp loads it over the GGUF of its base (`--lora`, Ollama's ADAPTER).
+"""An adapter as llama.cpp loads it over the GGUF of its base (`--lora`).
 
 Layout, as llama.cpp's convert_lora_to_gguf.py writes and src/llama-adapter.cpp reads: general.type "adapter",
 adapter.type "lora", adapter.lora.alpha, and for each adapted tensor NAME the two NAME.lora_a (r, I) and NAME.lora_b
@@ -28,7 +28,7 @@ class LoraGguf(Format):
     """One file with the adapter alone; llama.cpp loads it together with the GGUF of its base."""
 
     suffix: ClassVar[str] = ".gguf"
-    holds: ClassVar[Literal["model", "adapter", "both"]] = "adapter"
+    holds: ClassVar[Literal["model", "adapter"]] = "adapter"
     dtype: Literal["f32", "f16"] = Field("f32", description="type of the tensors")
 
     def read(self, path: Path) -> Weights:

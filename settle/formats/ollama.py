@@ -1,66 +1,52 @@
-"""A folder for `ollama create NAME -f Modelfile`: the GGUF, or base and adapter, and how to talk to it.
+"""A folder for `ollama create NAME -f Modelfile`: the GGUF, and how to talk to it.
 
 Format: https://github.com/ollama/ollama/blob/main/docs/modelfile.md. Ollama does not run the Jinja template of the
 file; it guesses one of its own from it. So the template is written out in Go's language wherever it is a plain
-sequence of turns, and proven to render the same.
+sequence of turns, and proven to render the same. Adapters are merged: since 0.34.1 `ollama create` refuses a Modelfile
+with ADAPTER (https://github.com/ollama/ollama/pull/14969).
 """
 
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 from settle.base.chat_template import ChatTemplate, TemplateFailure, default_system, without_default_system
 from settle.base.files import write_atomic
 from settle.base.tokenizer import Tokenizer
-from settle.formats import AdapterContents, ModelContents, folder_to_write
+from settle.formats import ModelContents, folder_to_write
 from settle.formats.gguf import Gguf, export_contents
-from settle.formats.lora_gguf import export_lora
 
 
 class Ollama(Gguf):
     """A folder with Modelfile and GGUF."""
 
     suffix: ClassVar[str] = ""
-    holds: ClassVar[Literal["model", "adapter", "both"]] = "both"
 
     def write(self, path: Path, model: ModelContents) -> Path:
         file = path / f"{model.card.get('name') or path.name}.gguf"
         with folder_to_write(path):
             export_contents(model, file, self.dtype)
-            write_atomic(path / "Modelfile", _modelfile_of(model, f"./{file.name}"))
-        return path
-
-    def write_adapter(self, path: Path, adapter: AdapterContents) -> Path:
-        file = path / f"{adapter.card.get('name') or path.name}-lora.gguf"
-        with folder_to_write(path):
-            export_lora(adapter.architecture, adapter.adapter, file, "f32", adapter.card)
-            source = str(adapter.base_file.resolve())
-            write_atomic(path / "Modelfile", _modelfile_of(adapter, source, f"./{file.name}"))
+            context, base = model.architecture.max_position_embeddings, bool(model.card.get("base"))
+            write_atomic(path / "Modelfile", modelfile(f"./{file.name}", model.tokenizer, context, base))
         return path
 
     def gguf(self, path: Path) -> Path:
         lines = (Path(path) / "Modelfile").read_text(encoding="utf-8").splitlines()
-        named = dict(line.split(" ", 1) for line in lines if line.startswith(("FROM ", "ADAPTER ")))
-        return Path(path) / (named.get("ADAPTER") or named["FROM"])
+        return Path(path) / next(line for line in lines if line.startswith("FROM ")).removeprefix("FROM ")
 
     def default_path(self, name: str) -> Path:
         return Path(f"{name}-ollama")
 
 
-def _modelfile_of(contents: ModelContents | AdapterContents, source: str, adapter: str | None = None) -> str:
-    context, base = contents.architecture.max_position_embeddings, bool(contents.card.get("base"))
-    return modelfile(source, contents.tokenizer, context, base, adapter)
-
-
-def modelfile(source: str, tokenizer: Tokenizer, context: int, base: bool = False, adapter: str | None = None) -> str:
+def modelfile(source: str, tokenizer: Tokenizer, context: int, base: bool = False) -> str:
     """Return the Modelfile for `ollama create NAME -f Modelfile`.
 
-    source: the GGUF as the Modelfile finds it; adapter: a LoRA-GGUF over it, served without a merge; base: whether the
-    model completes plain text, so that nothing may be put around it.
+    source: the GGUF as the Modelfile finds it; base: whether the model completes plain text, so that nothing may be put
+    around it.
     """
-    lines = [f"FROM {source}", *([f"ADAPTER {adapter}"] if adapter else []), f"PARAMETER num_ctx {context}"]
+    lines = [f"FROM {source}", f"PARAMETER num_ctx {context}"]
     source_template = tokenizer.chat_template
     system = default_system(source_template)
     # three quotes at the end of a line would end the prompt there: then the template carries it, on one line

@@ -36,7 +36,7 @@ class Peft(Format):
     """A folder: adapter_config.json and adapter_model.safetensors."""
 
     suffix: ClassVar[str] = ""
-    holds: ClassVar[Literal["model", "adapter", "both"]] = "adapter"
+    holds: ClassVar[Literal["model", "adapter"]] = "adapter"
     for_llama_cpp: ClassVar[bool] = False
     dtype: Literal["f32", "f16", "bf16"] = Field("f32", description="type of the tensors")
 

@@ -80,7 +80,7 @@ def test_a_lora_over_a_file_is_compared_served_and_asked(files, home, capsys):
     assert settle.open_run("t").generate("def f4(self):", max_tokens=24, temperature=0).startswith("return self.")
     card = (run.out / "card.md").read_text()
     assert "a lora adapter" in card and "Against its base" in card and result["comparison"]["headline"][1:] in card
-    assert "ADAPTER ./t-lora.gguf" in (run.out / "Modelfile").read_text()
+    assert not (run.out / "Modelfile").exists() and "settle export t --to ollama" in card
     assert main(["chat", "t", "def f4(self):", "--temperature", "0", "--max-tokens", "24"]) == 0
     assert capsys.readouterr().out.startswith("return self.")
 
@@ -159,7 +159,8 @@ def test_a_system_prompt_that_all_rows_share_goes_with_the_model(files, home, ca
     assert code == 0 and result["gate"]["passed"] and result["system_prompt"] == prompt, err
     assert "every row has the system prompt" in err and "its default system prompt" in err
     run = Run.find("t")
-    assert f'SYSTEM """{prompt}"""' in (run.out / "Modelfile").read_text()
+    if base == "hf":  # over a GGUF file the adapter is served as it is, which Ollama does not do
+        assert f'SYSTEM """{prompt}"""' in (run.out / "Modelfile").read_text()
     assert (
         'default where none is given:\n\n> You write "Python".\n> Only the body.' in (run.out / "card.md").read_text()
     )
@@ -373,7 +374,7 @@ def test_a_new_adapter_is_one_file(files, home, capsys, installed_ia3, monkeypat
     monkeypatch.chdir(tmp_path)
     assert main(["export", "t", "--to", "ollama", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["gate"]["adapter_kept"] > 0.9
-    assert "ADAPTER" not in Path("t-ollama/Modelfile").read_text()
+    assert Path("t-ollama/Modelfile").read_text().startswith("FROM ./t.gguf\n")
     assert main(["export", "t", "--to", "lora-gguf"]) == 1
     assert "llama.cpp has no IA3 over a base" in capsys.readouterr().err
     # stopped and resumed

@@ -58,12 +58,12 @@ def test_a_file_that_is_there_is_replaced_only_when_asked(
 ) -> None:
     heard: list[Any] = []
     monkeypatch.setattr(module, "_exported", lambda *args: SimpleNamespace(name="r", gguf_keys={}))
-    monkeypatch.setattr(module, "export", lambda exported, form, path, merge, limit, check: None)
+    monkeypatch.setattr(module, "export", lambda exported, form, path, limit, check: None)
     there, events = tmp_path / "x.gguf", Events(listeners=[into(heard)])
     there.write_text("x")
 
     def to(path: Path | None, replace: bool = False) -> Path:
-        return export_by_name("r", GGUF(), path, None, False, 0.02, events, replace)[0]
+        return export_by_name("r", GGUF(), path, None, 0.02, events, replace)[0]
 
     with pytest.raises(UsageError, match="x.gguf exists already"):
         to(there)
@@ -113,10 +113,6 @@ def test_an_adapter_is_merged_only_where_it_must_be(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(functions, "export_model", lambda exported, form, path, check: exported)
     made = functions.ExportedAdapter.__new__(functions.ExportedAdapter)
     monkeypatch.setattr(functions.ExportedAdapter, "merged", lambda self, limit: f"merged {limit}")
-    for served, holds, merge, wanted in (
-        (True, "both", False, "adapter"), (True, "both", True, "merged 0.5"), (False, "both", False, "merged 0.5"),
-        (False, "adapter", True, "adapter"), (True, "model", False, "merged 0.5"),
-    ):  # fmt: skip
-        monkeypatch.setattr(functions.ExportedAdapter, "served_over_base", served)
+    for holds, wanted in (("adapter", "adapter"), ("model", "merged 0.5")):
         form: Any = SimpleNamespace(holds=holds)
-        assert export(made, form, Path("x"), merge, 0.5) == wanted
+        assert export(made, form, Path("x"), 0.5) == wanted

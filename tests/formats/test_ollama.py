@@ -99,9 +99,5 @@ def test_what_is_in_the_folder(tiny, tmp_path):
     text = (tmp_path / "notes" / "Modelfile").read_text()
     assert text.startswith("FROM ./notes.gguf\nPARAMETER num_ctx 512\n")
     assert 'TEMPLATE """{{ .Prompt }}"""' in text and 'stop "<|im_end|>"' in text
-
-
-def test_an_adapter_is_served_over_its_base(tiny):
-    text = modelfile("/models/base.gguf", tiny.tokenizer, 512, adapter="./notes-lora.gguf")
-    assert text.splitlines()[:2] == ["FROM /models/base.gguf", "ADAPTER ./notes-lora.gguf"]
-    assert '{{ "<|im_start|>assistant\\n" }}"""' in text
+    # what `ollama create` takes: ADAPTER is refused from 0.34.1 on, DRAFT is for MTP and DFlash drafts only
+    assert {line.split()[0] for line in text.splitlines()} <= {"FROM", "PARAMETER", "SYSTEM", "TEMPLATE", "LICENSE"}

@@ -132,7 +132,7 @@ def test_it_is_exported_whole_with_its_keys(
     monkeypatch.setenv("SETTLE_HOME", str(finished[0]))
     events, own = Events(), read_decision(read_gguf(Run.find("d").out / "d.gguf").metadata)
     for dtype, bar in (("f32", 0.01), ("q8_0", 1.0)):
-        path, figures = export_by_name("d", Gguf(dtype=dtype), tmp_path / f"{dtype}.gguf", None, False, 0.02, events)
+        path, figures = export_by_name("d", Gguf(dtype=dtype), tmp_path / f"{dtype}.gguf", None, 0.02, events)
         assert read_decision(read_gguf(path).metadata) == own
         assert figures and figures["checked"]["largest_difference"] <= figures["checked"]["bar"] == bar
     events.close()

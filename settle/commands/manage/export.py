@@ -20,7 +20,7 @@ class Export(ThreadSettings, Command):
 
     Also for LM Studio, transformers, MLX and peft. What llama.cpp reads is written only when it behaves there like the
     model that was trained. A model tuned with an adapter is merged for the formats that hold whole models; `--to
-    lora-gguf`, `--to peft` and, over a GGUF base, `--to ollama` give the adapter by itself.
+    lora-gguf` and `--to peft` give the adapter by itself.
     """
 
     is_watched: ClassVar[bool] = False
@@ -34,7 +34,6 @@ class Export(ThreadSettings, Command):
     out: Path | None = Field(None, description="file or folder to write; here if not given")
     force: bool = Field(False, description="replace the file or folder if it exists")
     base: str | None = Field(None, description="model that the adapter was trained on; what it says if not given")
-    merge: bool = Field(False, description="merge the adapter where it could be served over its base (ollama)")
     merge_limit: float = Field(
         0.02, gt=0, description="nats per token (KL) that merging into a quantized base may cost"
     )
@@ -49,8 +48,6 @@ class Export(ThreadSettings, Command):
             fix = f"choose --dtype from {', '.join(known)}; `settle shrink {self.name} --to Q4_K_M` makes smaller ones"
             raise UsageError(f"settle export writes no {self.dtype!r} to {shown}", fix)
         form = Format.make(name, {**self.to.settings, **({"dtype": dtype} if dtype else {})})
-        path, gate = export_by_name(
-            self.name, form, self.out, self.base, self.merge, self.merge_limit, events, self.force
-        )
+        path, gate = export_by_name(self.name, form, self.out, self.base, self.merge_limit, events, self.force)
         events.emit(ResultReady(result={"path": str(path), "format": shown, "dtype": form.dtype, "gate": gate}))
         return 0

@@ -126,18 +126,16 @@ def export(
     exported: ExportedModel | ExportedAdapter,
     form: Format,
     path: Path,
-    merge: bool = False,
     limit: float = 0.02,
     check: Check | None = None,
 ) -> Figures | None:
     """Write `path`. Returns the gate's figures, None for what llama.cpp does not read.
 
-    An adapter is merged where the format holds whole models only, its base cannot serve it, or `merge` says so. check:
-    as of `export_model`. Raises as `export_model`.
+    An adapter is merged where the format holds whole models. check: as of `export_model`. Raises as `export_model`.
     """
     if isinstance(exported, ExportedModel):
         return export_model(exported, form, path, check=check)
-    if form.holds == "adapter" or (form.holds == "both" and exported.served_over_base and not merge):
+    if form.holds == "adapter":
         return export_adapter(exported, form, path)
     return export_model(exported.merged(limit), form, path, check=check)
 
@@ -217,11 +215,11 @@ def export_run_model(
 def export_run_adapter(
     exported: ExportedAdapter, out: Path, events: Events, dtype: str = "f16", check: Check | None = None
 ) -> tuple[dict[str, str], Figures]:
-    """Write `out`/adapter/ (for peft), a GGUF file and `out`/Modelfile.
+    """Write `out`/adapter/ (for peft) and a GGUF file.
 
-    Over a GGUF base the file is `out`/NAME-lora.gguf, over another one the merged `out`/NAME.gguf. Where llama.cpp
-    cannot serve the adapter over a base, the merged file is written in any case. dtype, check: of the merged file.
-    Returns and raises as `export_run_model`.
+    Over a GGUF base the file is `out`/NAME-lora.gguf, over another one the merged `out`/NAME.gguf with `out`/Modelfile.
+    Where llama.cpp cannot serve the adapter over a base, these are written in any case. dtype, check: of the merged
+    file. Returns and raises as `export_run_model`.
     """
     over_base, part = exported.served_over_base, exported.base.part
     file = out / (f"{exported.name}-lora.gguf" if over_base else f"{exported.name}.gguf")
@@ -233,13 +231,13 @@ def export_run_adapter(
     folder = out / ADAPTER_FOLDER
     export_peft(part, exported.adapter, folder)
     exported.tokenizer.save(folder)
-    context, plain = part.max_position_embeddings, bool(exported.card.get("base"))
-    below = str(exported.base.source.path.resolve())
-    source, beside = (below, f"./{file.name}") if over_base else (f"./{file.name}", None)
-    write_atomic(out / "Modelfile", modelfile(source, exported.tokenizer, context, plain, beside))
-    emit_gate_checks(gate, events)
     files = {"lora_gguf" if over_base else "gguf": str(file), "adapter": str(folder)}
-    return files | {"ollama": str(out / "Modelfile")}, gate
+    if not over_base:
+        context, plain = part.max_position_embeddings, bool(exported.card.get("base"))
+        write_atomic(out / "Modelfile", modelfile(f"./{file.name}", exported.tokenizer, context, plain))
+        files["ollama"] = str(out / "Modelfile")
+    emit_gate_checks(gate, events)
+    return files, gate
 
 
 def emit_gate_checks(figures: Figures, events: Events) -> None:
@@ -286,14 +284,13 @@ def export_by_name(
     form: Format,
     out: Path | None,
     base: str | None,
-    merge: bool,
     limit: float,
     events: Events,
     replace: bool = False,
 ) -> tuple[Path, Figures | None]:
     """Write what is called `name` in a format. Returns the path, and the gate's figures or None.
 
-    out: the format's own default when None. base, merge, limit: of an adapter, as in `settle export`. replace: a file
+    out: the format's own default when None. base, limit: of an adapter, as in `settle export`. replace: a file
     that is there is overwritten. Raises UsageError, GateError.
     """
     exported = _exported(name, base, form, events)
@@ -305,7 +302,7 @@ def export_by_name(
             raise UsageError(f"there is no folder {path.parent}", "make it first, or choose another --out")
         path.parent.mkdir(parents=True)
     events.emit(Say(text=f"reading {exported.name} …"))
-    figures = export(exported, form, path, merge, limit, _check(name, exported, form))
+    figures = export(exported, form, path, limit, _check(name, exported, form))
     if figures is not None:
         emit_gate_checks(figures, events)
     events.emit(Say(text=f"wrote {path}"))

@@ -234,8 +234,8 @@ def _require_merge(figures: Figures) -> None:
     raise GateError(
         f"merging the adapter into its {merge['base_type']} base and writing it as {dtype} costs {merge['kl']:.2g} "
         f"nats per token (KL, the limit is {figures['bars']['kl']:g}) and {kept_text(share)}",
-        "nothing was exported; serve the adapter over the base as it is (--to lora-gguf, --to ollama), or merge "
-        "into a finer type (--dtype f16)",
+        "nothing was exported; serve the adapter over the base as it is (--to lora-gguf), or merge into a finer "
+        "type (--dtype f16)",
     )
 
 

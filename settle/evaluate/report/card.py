@@ -97,7 +97,11 @@ def _use_tuned(name: str, tuning: Values, files: Values, base_id: str | None) ->
     else:
         lines.append(f"llama-cli -m {name}.gguf                             # llama.cpp")
         lines.append(f"lms import {name}.gguf                               # LM Studio")
-    lines += [f"ollama create {name} -f Modelfile && ollama run {name}   # Ollama", "```", ""]
+    if "lora_gguf" in files:
+        lines.append(f"settle export {name} --to ollama                     # Ollama: merged, it takes no adapters")
+    else:
+        lines.append(f"ollama create {name} -f Modelfile && ollama run {name}   # Ollama")
+    lines += ["```", ""]
     if "adapter" in files and base_id:
         lines += ["```python", "from peft import PeftModel", "from transformers import AutoModelForCausalLM"]
         lines += [f"base = AutoModelForCausalLM.from_pretrained({json.dumps(base_id)})"]

@@ -1,0 +1,75 @@
+"""Exports of every family in the programs that load them: peft's adapters, mlx-lm's folders."""
+
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM
+
+from settle.formats.peft import export_peft
+from settle.formats.safetensors import export_safetensors
+from settle.model.adapters.lora import LoRA
+from settle.model.architectures import Architecture
+from settle.model.load_adapter import TrainedAdapter
+from tests.model.adapters.test_adapters import stir
+from tests.model.architectures.cases import random_model
+from tests.trained import Trained
+
+FAMILIES = Architecture.parts()
+IDS = torch.arange(3, 25)
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning"),
+    # peft names the experts' matrices, which transformers keeps as one parameter, once more by that parameter
+    pytest.mark.filterwarnings("ignore:The following rank_pattern keys did not match:RuntimeWarning"),
+]
+
+
+def _bounds() -> Tensor:
+    return torch.tensor([0, len(IDS)], dtype=torch.int32)
+
+
+def _theirs(folder: Path) -> torch.nn.Module:
+    model: torch.nn.Module = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, attn_implementation="eager"
+    )
+    return model.eval()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_peft_adds_an_adapter_of_every_family(family: str, tiny: Trained, tmp_path: Path) -> None:
+    peft = pytest.importorskip("peft")
+    part = FAMILIES[family].TINY
+    model = random_model(part)
+    weights = {name: p.detach().clone() for name, p in model.named_parameters()}
+    folder = export_safetensors(part, weights, tiny.tokenizer, tmp_path / "base", "f32")
+    method = LoRA(rank=4)
+    method.apply(model)
+    stir(model)
+    export_peft(part, TrainedAdapter.of_model(model, method, "x", "ab" * 32), tmp_path / "adapter")
+    with torch.no_grad():
+        ours = model.logits(model(IDS, _bounds()))
+        before = _theirs(folder)(IDS[None]).logits[0]
+        theirs = peft.PeftModel.from_pretrained(_theirs(folder), tmp_path / "adapter")(IDS[None]).logits[0]
+    torch.testing.assert_close(theirs, ours, atol=2e-4, rtol=1e-3)
+    assert (theirs - before).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_mlx_lm_reads_a_folder_of_every_family_that_it_has(family: str, tiny: Trained, tmp_path: Path) -> None:
+    mx = pytest.importorskip("mlx.core", reason="mlx has no wheel for this machine")
+    part = FAMILIES[family].TINY
+    from mlx_lm.utils import MODEL_REMAPPING, load_model
+
+    if find_spec(f"mlx_lm.models.{MODEL_REMAPPING.get(part.model_type, part.model_type)}") is None:
+        pytest.skip(f"mlx-lm has no {part.model_type}")
+
+    model = random_model(part)
+    weights = {name: p.detach() for name, p in model.named_parameters()}
+    folder = export_safetensors(part, weights, tiny.tokenizer, tmp_path / "mlx", "f32", {"format": "mlx"})
+    theirs = np.array(load_model(folder)[0](mx.array([IDS.tolist()]))[0].astype(mx.float32))
+    with torch.no_grad():
+        ours = model.logits(model(IDS, _bounds())).numpy()
+    assert np.abs(theirs - ours).max() / ours.std() < 2e-3
