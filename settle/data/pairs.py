@@ -8,7 +8,7 @@ question and 0 where it does not.
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -59,17 +59,19 @@ class PairCorpus:
     fingerprint: str
 
 
-def prepare_pairs(inputs: Sequence[str], tokenizer: "Tokenizer", held_out: float) -> PairCorpus:
+def prepare_pairs(
+    inputs: Sequence[str], tokenizer: "Tokenizer", held_out: float, prefixes: tuple[str, str] = ("", "")
+) -> PairCorpus:
     """Return the pairs of `inputs`, made if they are not there yet.
 
-    held_out: share of the groups of questions, half of them to choose by and half to judge. Raises DataError for rows
-    that are not pairs, and when a side would have none.
+    held_out: share of the groups of questions, half of them to choose by and half to judge. prefixes: put before each
+    question and before each passage. Raises DataError for rows that are not pairs, and when a side would have none.
     """
     with CorpusBuilder.of(inputs) as builder:
         known_by = hashlib.sha256(tokenizer.to_str().encode()).hexdigest()
-        content = ["pairs", _VERSION, *builder.sources.identity, held_out, known_by]
+        content = ["pairs", _VERSION, *builder.sources.identity, held_out, known_by, *filter(None, prefixes)]
         return builder.stored_or_made(
-            fingerprint_of(content), _open, lambda: _write_sides(builder, tokenizer, held_out)
+            fingerprint_of(content), _open, lambda: _write_sides(builder, tokenizer, held_out, prefixes)
         )
 
 
@@ -79,14 +81,17 @@ def read_pairs(inputs: Sequence[str]) -> list[Pair]:
         return [pair for _, _, pair in _pairs(builder.sources.files, builder.ledger)]
 
 
-def _write_sides(builder: CorpusBuilder, tokenizer: "Tokenizer", held_out: float) -> list[str]:
+def _write_sides(
+    builder: CorpusBuilder, tokenizer: "Tokenizer", held_out: float, prefixes: tuple[str, str]
+) -> list[str]:
     """Write the store of each side, and return the names of the files."""
     with ExitStack() as stack:
         writers = {side: stack.enter_context(RowWriter(builder.folder / side, 0, np.uint32, 2)) for side in SIDES}
         families: dict[str, int] = {}
         for number, row, pair in _pairs(builder.sources.files, builder.ledger):
             origin = (number, row, families.setdefault(pair.group, len(families)))
-            _add(writers[_side(pair.group, held_out)], pair, tokenizer, origin)
+            prefixed = replace(pair, question=prefixes[0] + pair.question, passage=prefixes[1] + pair.passage)
+            _add(writers[_side(pair.group, held_out)], prefixed, tokenizer, origin)
             builder.ledger.kept += 1
         for side, writer in writers.items():
             if not writer.num_documents:

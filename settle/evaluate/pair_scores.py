@@ -7,20 +7,21 @@ import torch
 
 from settle.base.files import JsonObject
 from settle.data.batches import Batch
-from settle.model.encoder import Encoder, Reranker, padded
+from settle.model.encoder import padded
+from settle.model.encoders import PairScorer, TextEncoder
 
 RESAMPLES, LEVEL = 1000, 0.95
 
 
 @torch.no_grad()
-def pair_scores(model: Encoder | Reranker, batches: Sequence[Batch]) -> np.ndarray:
+def pair_scores(model: TextEncoder | PairScorer, batches: Sequence[Batch]) -> np.ndarray:
     """Return the logits of a reranker, or the cosines of an encoder, (P,)."""
     scores, training = [], model.training
     model.eval()
     for batch in batches:
         bounds = batch.cu_seqlens.tolist()
         texts = [torch.from_numpy(batch.inputs[a:b]) for a, b in zip(bounds, bounds[1:], strict=False)]
-        if isinstance(model, Reranker):
+        if isinstance(model, PairScorer):
             scores.append(model.pairs(texts[0::2], texts[1::2]))
         else:
             first, second = (model.vectors(*padded(side, model.device)) for side in (texts[0::2], texts[1::2]))

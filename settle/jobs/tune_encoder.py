@@ -1,10 +1,12 @@
 """settle tune with an encoder: a reranker over it (`--objective rank`), or the encoder itself (`contrastive`).
 
-Legend: P pairs.
+A GGUF file gives a reranker of settle's own or a GGUF file, a folder in Hugging Face's layout such a folder. Legend: P
+pairs.
 """
 
 import importlib.metadata
 import math
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -37,6 +39,9 @@ from settle.library.resolve import resolve_whole
 from settle.library.run_models import record_made
 from settle.machine import keep_freed_memory, use_torch_threads
 from settle.model.encoder import Encoder, Reranker, encoder_of_gguf, file_names, gguf_names
+from settle.model.encoder_folder import Classifier, EncoderFolder, write_encoder
+from settle.model.encoders import PairScorer, TextEncoder
+from settle.model.layers.freezable import as_kind
 from settle.model.source import Source
 from settle.train.evaluation import HeldOut, evaluate
 from settle.train.gradient import backward
@@ -54,26 +59,32 @@ if TYPE_CHECKING:
 
 EPOCHS = 3  # expected length of a run without a budget
 RATES = {"rank": 5e-4, "contrastive": 3e-5}  # of new weights, and of pretrained ones
+FOLDER_RATE = 3e-5  # of a whole encoder with its head
 BETA2, EPS, WEIGHT_DECAY = 0.99, 1e-8, 0.01
 SCORED = 16  # pairs of a batch of held-out text, and of the proof
 APART = 1e-3  # of the logits or cosines of a pair scored alone and among others, at most
 ROUNDED_APART = 0.02  # of a logit or a cosine after rounding to half precision, at most
 RERANKER = "reranker.safetensors"
+FOLDERS = {"rank": "reranker", "contrastive": "encoder"}
 
 
 @dataclass
 class EncoderContext(LoopContext):
-    """What the stages make. model: the reranker or the encoder, what is trained."""
+    """What the stages make.
+
+    file or hf: the base, a GGUF file or a folder. model: the reranker or the encoder, what is trained.
+    """
 
     settings: TuneSettings
     source: Source = field(init=False)
     file: Weights = field(init=False)
+    hf: EncoderFolder | None = field(init=False)
     tokenizer: "Tokenizer" = field(init=False)
     corpus: PairCorpus = field(init=False)
     plan: LoopPlan = field(init=False)
     objective: Objective = field(init=False)
     optimizer: Optimizer = field(init=False)
-    model: Encoder | Reranker = field(init=False)
+    model: TextEncoder | PairScorer = field(init=False)
 
     @property
     def objective_name(self) -> str:
@@ -97,14 +108,23 @@ def base(c: EncoderContext) -> None:
     for name in ("quantize", "score", "sample"):
         if getattr(s, name) is not None:
             raise UsageError(f"--{name} is for models that write", "leave it out")
-    c.source = resolve_whole(s.model).source
-    c.file = read_gguf(c.source.path)
-    c.tokenizer = fast_tokenizer(c.file.metadata)
+    c.source, c.hf = resolve_whole(s.model).source, None
+    if c.source.kind == "gguf":
+        c.file = read_gguf(c.source.path)
+        c.tokenizer = fast_tokenizer(c.file.metadata)
+        return
+    c.hf = EncoderFolder.open(c.source.path)
+    if c.hf is None:
+        raise UsageError(f"{c.source.name} is no encoder that is known here", "see docs/embedders.md")
+    if c.objective_name == "contrastive" and c.hf.use != "embed":
+        raise UsageError(f"{c.source.name} has a head for labels", "--objective rank trains it")
+    c.tokenizer = c.hf.tokenizer
 
 
 def data(c: EncoderContext) -> None:
     """Pairs, tokenized and split by question."""
-    c.corpus = prepare_pairs(c.settings.inputs, c.tokenizer, c.settings.rows.held_out)
+    prefixes = (c.hf.query_prefix, c.hf.document_prefix) if c.hf and c.hf.use == "embed" else ("", "")
+    c.corpus = prepare_pairs(c.settings.inputs, c.tokenizer, c.settings.rows.held_out, prefixes)
     if c.record is not None:
         require_same_data(c, c.corpus.fingerprint)
     sides = [f"{store.num_rows:,} {use}" for store, use in zip(
@@ -139,7 +159,8 @@ def plan(c: EncoderContext) -> None:
         threads=use_torch_threads(s.threads),
     )
     c.objective = Objective.make(c.objective_name, s.objective.settings)
-    rates = {"lr": RATES[c.objective_name], "table_lr": RATES[c.objective_name], "beta2": BETA2, "eps": EPS}
+    rate = FOLDER_RATE if c.hf else RATES[c.objective_name]
+    rates = {"lr": rate, "table_lr": rate, "beta2": BETA2, "eps": EPS}
     chosen: Choice = s.optimizer.over(rates | {"weight_decay": WEIGHT_DECAY})
     c.optimizer = Optimizer.make("adamw", chosen.settings)
     why = {"warmup_steps": f"4 % of about {expected:,} steps", "batch_tokens": f"{s.batch_rows} pairs"}
@@ -154,9 +175,12 @@ def plan(c: EncoderContext) -> None:
 def build(c: EncoderContext) -> None:
     """Build the encoder, and the reranker over it where that is what is trained."""
     keep_freed_memory()
-    encoder = encoder_of_gguf(c.file)
     torch.manual_seed(c.plan.seed)
-    c.model = Reranker(encoder) if c.objective_name == "rank" else encoder
+    if c.hf:
+        c.model = c.hf.classifier() if c.objective_name == "rank" else c.hf.encoder()
+    else:
+        encoder = encoder_of_gguf(c.file)
+        c.model = Reranker(encoder) if c.objective_name == "rank" else encoder
 
 
 def proof(c: EncoderContext) -> None:
@@ -246,14 +270,19 @@ def judge(c: EncoderContext) -> None:
 
 
 def export(c: EncoderContext) -> None:
-    """Export the reranker as safetensors, or the encoder as GGUF; read again, it scores as the trained one does."""
+    """Export the reranker as safetensors, the encoder as GGUF, either of a folder as one.
+
+    Read again, it scores as the trained one does.
+    """
     if not c.is_usable:
         return
-    c.model.eval()
-    if isinstance(c.model, Reranker):
-        files, c.gate = export_reranker(c.model, c.source, c.run, c.held_out("judgement").batches[:1])
+    model, batches = c.model.eval(), c.held_out("judgement").batches[:1]
+    if c.hf:
+        files, c.gate = export_folder(model, c.hf, c.run.out / FOLDERS[c.objective_name], batches)
+    elif isinstance(model, Reranker):
+        files, c.gate = export_reranker(model, c.source, c.run, batches)
     else:
-        files, c.gate = export_encoder(c.model, c.file, c.run, c.held_out("judgement").batches[:1])
+        files, c.gate = export_encoder(as_kind(model, Encoder), c.file, c.run, batches)
         record_made(c.run, files)
     c.add_files(files)
 
@@ -263,10 +292,17 @@ def compare(c: EncoderContext) -> None:
     if not c.is_usable or not c.settings.compare:
         return
     batches = c.held_out("judgement").batches
-    base_scores = pair_scores(encoder_of_gguf(c.file), batches)
+    base_scores = pair_scores(_before(c), batches)
     comparison = compare_scores(base_scores, pair_scores(c.model, batches), batches)
     c.comparison = comparison
     c.events.emit(Say(text=str(comparison["headline"])))
+
+
+def _before(c: EncoderContext) -> TextEncoder | PairScorer:
+    """Return what the trained model is compared with: the base's cosine, or its own head."""
+    if c.hf is None:
+        return encoder_of_gguf(c.file)
+    return c.hf.encoder() if c.hf.use == "embed" else c.hf.classifier()
 
 
 def result(c: EncoderContext) -> None:
@@ -310,10 +346,22 @@ def export_encoder(
     return {"gguf": str(path)}, _gate(pair_scores(model, batches), pair_scores(read, batches), path)
 
 
+def export_folder(
+    model: TextEncoder | PairScorer, base: EncoderFolder, path: Path, batches: Sequence[Batch]
+) -> tuple[dict[str, str], dict[str, float]]:
+    """Write a folder for sentence-transformers and transformers; return the files and the gate's report."""
+    assert isinstance(model, TextEncoder | Classifier)
+    write_encoder(path, model, base, "f16")
+    read = EncoderFolder.open(path)
+    assert read is not None
+    again = read.classifier().eval() if isinstance(model, Classifier) else read.encoder().eval()
+    return {path.name: str(path)}, _gate(pair_scores(model, batches), pair_scores(again, batches), path)
+
+
 def _gate(trained: np.ndarray, read: np.ndarray, path: Path) -> dict[str, float]:
     apart = float(np.abs(trained - read).max())
     if not apart <= ROUNDED_APART:
-        path.unlink()
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
         raise GateError(
             f"{path.name} scores pairs {apart:.3f} away from the trained model", "report it with this recipe"
         )

@@ -15,7 +15,7 @@ from settle.base.errors import FormatError
 from settle.formats import Weights
 from settle.formats.gguf import pooling
 from settle.formats.gguf.metadata import number, whole
-from settle.model.layers.freezable import FreezableModule
+from settle.model.encoders import PairScorer, TextEncoder
 
 MOST_TOKENS = 1 << 12  # padding included, of a batch that is only read
 _OF_LAYER = {
@@ -28,7 +28,11 @@ _TABLES = {"token_embd": "tokens", "position_embd": "positions", "token_types": 
 
 @dataclass(frozen=True)
 class EncoderOptions:
-    """The sizes of an encoder. takes_first: a text's vector is that of its first token, otherwise the mean of all."""
+    """The sizes of an encoder.
+
+    takes_first: a text's vector is that of its first token, otherwise the mean of all. types: kinds of segments.
+    position_offset: the row of the first token's position.
+    """
 
     vocab_size: int
     context: int
@@ -38,6 +42,8 @@ class EncoderOptions:
     layers: int
     epsilon: float = 1e-12
     takes_first: bool = False
+    types: int = 2
+    position_offset: int = 0
 
 
 class _Layer(nn.Module):
@@ -63,41 +69,29 @@ class _Layer(nn.Module):
         return normed
 
 
-class Encoder(FreezableModule):
-    """Texts to the states of their tokens, and to one vector each."""
+class Encoder(TextEncoder):
+    """A BERT encoder."""
 
     def __init__(self, options: EncoderOptions) -> None:
-        super().__init__()
+        super().__init__(options.width)
         o = self.options = options
-        self.width = o.width
+        self.pooling = "cls" if o.takes_first else "mean"
         self.tokens = nn.Embedding(o.vocab_size, o.width)
         self.positions = nn.Embedding(o.context, o.width)
-        self.types = nn.Embedding(2, o.width)
+        self.types = nn.Embedding(o.types, o.width)
         self.norm = nn.LayerNorm(o.width, o.epsilon)
         self.blocks = nn.ModuleList(_Layer(o) for _ in range(o.layers))
 
-    @property
-    def device(self) -> torch.device:
-        return self.norm.weight.device
-
-    def states(self, ids: Tensor, mask: Tensor, layers: int | None = None) -> Tensor:
-        """Compute ids (B, L), mask (B, L), true at tokens → (B, L, W) behind the first `layers`, or all."""
-        positions = self.positions.weight[: ids.shape[1]]
-        x: Tensor = self.norm(self.tokens(ids) + positions + self.types.weight[0])
+    def states(self, ids: Tensor, mask: Tensor, layers: int | None = None, segments: Tensor | None = None) -> Tensor:
+        """Compute as `TextEncoder.states`."""
+        start = self.options.position_offset
+        positions = self.positions.weight[start : start + ids.shape[1]]
+        kinds = self.types.weight[0] if segments is None or self.options.types < 2 else self.types(segments)
+        x: Tensor = self.norm(self.tokens(ids) + positions + kinds)
         seen = None if bool(mask.all()) else mask[:, None, None]
         for block in self.blocks[:layers]:
             x = block(x, seen)
         return x
-
-    def vectors(self, ids: Tensor, mask: Tensor) -> Tensor:
-        """Compute ids (B, L), mask (B, L) → (B, W), each of length 1."""
-        return self.pooled(self.states(ids, mask), mask)
-
-    def pooled(self, states: Tensor, mask: Tensor) -> Tensor:
-        """Pool states (B, L, W), mask (B, L) → the texts' vectors (B, W), each of length 1."""
-        weight = mask[..., None].to(states.dtype)
-        pooled = states[:, 0] if self.options.takes_first else (states * weight).sum(1) / weight.sum(1)
-        return F.normalize(pooled, dim=-1)
 
 
 def padded(rows: Sequence[Sequence[int]] | Sequence[Tensor], device: torch.device) -> tuple[Tensor, Tensor]:
@@ -174,7 +168,7 @@ def layers_apart(layers: int) -> int:
     return layers // 3
 
 
-class Reranker(FreezableModule):
+class Reranker(PairScorer):
     """Pairs of a question and a passage → logits that the passage answers.
 
     The first layers of the encoder read question and passage apart and stay as they are, so that their states can be
@@ -209,9 +203,9 @@ class Reranker(FreezableModule):
     def device(self) -> torch.device:
         return self.segments.device
 
-    def pairs(self, questions: Sequence[Tensor], passages: Sequence[Tensor]) -> Tensor:
+    def pairs(self, firsts: Sequence[Tensor], seconds: Sequence[Tensor]) -> Tensor:
         """Ids of B questions and B passages, with the tokens around them → logits (B,)."""
-        return self.read(questions, passages)[0]
+        return self.read(firsts, seconds)[0]
 
     def read(self, questions: Sequence[Tensor], passages: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """Compute logits (B,), and the logarithm of each passage token's share of the evidence (B, N)."""

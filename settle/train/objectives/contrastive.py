@@ -12,7 +12,8 @@ from pydantic import Field
 from torch import Tensor
 
 from settle.data.batches import Batch
-from settle.model.encoder import Encoder, padded
+from settle.model.encoder import padded
+from settle.model.encoders import TextEncoder
 from settle.model.layers.freezable import FreezableModule, as_kind
 from settle.train.objectives import Objective, Rows
 from settle.train.objectives._definition import log_softmax, pair_texts
@@ -34,7 +35,7 @@ class Contrastive(Objective):
 
     def loss(self, model: FreezableModule, inputs: Tensor, targets: Tensor, cu_seqlens: Tensor) -> tuple[Tensor, int]:
         texts, labels = segments(inputs, targets, cu_seqlens)
-        encoder = as_kind(model, Encoder)
+        encoder = as_kind(model, TextEncoder)
         questions, passages = (encoder.vectors(*padded(side, encoder.device)) for side in (texts[0::2], texts[1::2]))
         own = torch.arange(len(passages), device=questions.device)
         known = {tuple(text.tolist()): number for number, text in reversed(list(enumerate(texts[1::2])))}
@@ -46,7 +47,7 @@ class Contrastive(Objective):
 
     def by_definition(self, model: FreezableModule, batch: Batch) -> tuple[float, int]:
         texts, answers = pair_texts(batch)
-        encoder, total = as_kind(model, Encoder), 0.0
+        encoder, total = as_kind(model, TextEncoder), 0.0
         with torch.no_grad():
             each = [encoder.vectors(*padded([torch.from_numpy(text)], encoder.device)) for text in texts]
         vectors = [vector.cpu().double().numpy()[0] for vector in each]

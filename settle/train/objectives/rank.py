@@ -9,7 +9,7 @@ from pydantic import Field
 from torch import Tensor
 
 from settle.data.batches import Batch
-from settle.model.encoder import Reranker
+from settle.model.encoders import PairScorer
 from settle.model.layers.freezable import FreezableModule, as_kind
 from settle.train.objectives import Objective, Rows
 from settle.train.objectives._definition import pair_texts
@@ -32,7 +32,7 @@ class Rank(Objective):
     )
 
     def loss(self, model: FreezableModule, inputs: Tensor, targets: Tensor, cu_seqlens: Tensor) -> tuple[Tensor, int]:
-        reranker = as_kind(model, Reranker)
+        reranker = as_kind(model, PairScorer)
         texts, labels = segments(inputs, targets, cu_seqlens)
         logits = reranker.pairs(texts[0::2], texts[1::2])
         weight = 1 + (self.answer_weight - 1) * labels
@@ -40,7 +40,7 @@ class Rank(Objective):
         return losses, len(labels)
 
     def by_definition(self, model: FreezableModule, batch: Batch) -> tuple[float, int]:
-        reranker = as_kind(model, Reranker)
+        reranker = as_kind(model, PairScorer)
         texts, answers = pair_texts(batch)
         ids = [torch.from_numpy(text).to(model.device) for text in texts]
         with torch.no_grad():
