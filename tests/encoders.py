@@ -7,7 +7,7 @@ from tests.bert import _tokenizer
 
 _BASE = {
     "vocab_size": 98, "hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 48,
-    "max_position_embeddings": 64, "initializer_range": 0.3,
+    "max_position_embeddings": 64,
 }  # fmt: skip
 _MODERN = {"pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3, "cls_token_id": 2, "sep_token_id": 3}
 _RELATIVE = {"relative_attention": True, "pos_att_type": ["c2p", "p2c"]}
@@ -32,13 +32,15 @@ CASES = {
 }  # fmt: skip
 
 
-def tiny_encoder(folder: Path, case: str = "modernbert", kind: str = "Model", labels: int = 1, seed: int = 0) -> Path:
+def tiny_encoder(
+    folder: Path, case: str = "modernbert", kind: str = "Model", labels: int = 1, spread: float = 0.3, seed: int = 0
+) -> Path:
     """Write one; kind: "Model", "ForSequenceClassification" or "ForTokenClassification"."""
     import torch
     import transformers
 
     torch.manual_seed(seed)
-    given = {**_BASE, **CASES[case], "num_labels": labels}
+    given = {**_BASE, **CASES[case], "num_labels": labels, "initializer_range": spread}
     config = transformers.AutoConfig.for_model(**given)
     model = getattr(transformers, f"AutoModel{kind.removeprefix('Model')}").from_config(config)
     with torch.no_grad():

@@ -114,8 +114,6 @@ def base(c: EncoderContext) -> None:
         c.tokenizer = fast_tokenizer(c.file.metadata)
         return
     c.hf = EncoderFolder.open(c.source.path)
-    if c.hf is None:
-        raise UsageError(f"{c.source.name} is no encoder that is known here", "see docs/embedders.md")
     if c.objective_name == "contrastive" and c.hf.use != "embed":
         raise UsageError(f"{c.source.name} has a head for labels", "--objective rank trains it")
     c.tokenizer = c.hf.tokenizer
@@ -350,11 +348,12 @@ def export_folder(
     model: TextEncoder | PairScorer, base: EncoderFolder, path: Path, batches: Sequence[Batch]
 ) -> tuple[dict[str, str], dict[str, float]]:
     """Write a folder for sentence-transformers and transformers; return the files and the gate's report."""
-    assert isinstance(model, TextEncoder | Classifier)
-    write_encoder(path, model, base, "f16")
-    read = EncoderFolder.open(path)
-    assert read is not None
-    again = read.classifier().eval() if isinstance(model, Classifier) else read.encoder().eval()
+    again: TextEncoder | PairScorer
+    if path.name == FOLDERS["rank"]:
+        classifier = as_kind(model, Classifier)
+        again = EncoderFolder.open(write_encoder(path, classifier.encoder, base, "f16", classifier)).classifier()
+    else:
+        again = EncoderFolder.open(write_encoder(path, as_kind(model, TextEncoder), base, "f16")).encoder()
     return {path.name: str(path)}, _gate(pair_scores(model, batches), pair_scores(again, batches), path)
 
 

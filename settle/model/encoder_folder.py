@@ -21,7 +21,6 @@ from settle.formats import LazyTensor, folder_to_write
 from settle.formats.safetensors import SINGLE, read_safetensors, write_safetensors
 from settle.model.encoder import padded
 from settle.model.encoders import (
-    ACTIVATIONS,
     POOLINGS,
     Dense,
     EncoderFamily,
@@ -74,12 +73,21 @@ class EncoderFolder:
     prompts: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
-    def open(cls, path: Path) -> "EncoderFolder | None":
+    def find(cls, path: Path) -> "EncoderFolder | None":
         """Open a folder; None where its config.json is of another kind of model. Raises FormatError."""
         with malformed_is_format_error(path.name):
             config = _read(path / "config.json")
             family = family_of(config)
-            return None if family is None else _opened(cls, path, config, family)
+            return None if family is None else _opened(path, config, family)
+
+    @classmethod
+    def open(cls, path: Path) -> "EncoderFolder":
+        """Open a folder. Raises FormatError also where its config.json is of another kind of model."""
+        found = cls.find(path)
+        if found is None:
+            known = ", ".join(family.model_type for family in EncoderFamily.parts().values())
+            raise FormatError(f"{path.name} is no encoder that is known here", f"known model_type: {known}")
+        return found
 
     @property
     def use(self) -> Use:
@@ -208,13 +216,14 @@ def positive_label(labels: Sequence[str], of_tokens: bool) -> int:
     return named[0] if named else 0 if of_tokens else min(1, len(labels) - 1)
 
 
-def write_encoder(path: Path, model: TextEncoder | Classifier, source: EncoderFolder, dtype: str = "f32") -> Path:
+def write_encoder(
+    path: Path, encoder: TextEncoder, source: EncoderFolder, dtype: str = "f32", classifier: Classifier | None = None
+) -> Path:
     """Write a folder that sentence-transformers and transformers load.
 
-    source: the folder that the model was made of, whose configuration and tokenizer it keeps.
+    source: the folder that the model was made of, whose configuration and tokenizer it keeps. classifier: the model
+    that the encoder is of, where it has a head.
     """
-    classifier = model if isinstance(model, Classifier) else None
-    encoder = model.encoder if isinstance(model, Classifier) else model
     prefix = source.family.prefix if classifier else ""
     names = {own: prefix + name for own, name in source.family.names(encoder).items()}
     own = dict(encoder.named_parameters())
@@ -273,7 +282,7 @@ def _write_modules(path: Path, encoder: TextEncoder, source: EncoderFolder, dtyp
     write_json(path / LENGTH, {"max_seq_length": source.most, "do_lower_case": False})
 
 
-def _opened(cls: type[EncoderFolder], path: Path, config: Json, family: EncoderFamily) -> EncoderFolder:
+def _opened(path: Path, config: Json, family: EncoderFamily) -> EncoderFolder:
     offset = config.get("pad_token_id", 1) + 1 if family.closings > 1 else 0
     lengths = [config["max_position_embeddings"] - offset]
     for name, key in ((LENGTH, "max_seq_length"), ("tokenizer_config.json", "model_max_length")):
@@ -283,7 +292,7 @@ def _opened(cls: type[EncoderFolder], path: Path, config: Json, family: EncoderF
     prompts = (_read(path / PROMPTS).get("prompts") if (path / PROMPTS).is_file() else None) or {}
     if not (path / MODULES).is_file():
         pooling = _pooling(path / "1_Pooling") if (path / "1_Pooling").is_dir() else "mean"
-        return cls(path, config, family, most, pooling, prompts=prompts)
+        return EncoderFolder(path, config, family, most, pooling, prompts=prompts)
     pooling, dense, normalizes = "mean", [], False
     for module in json.loads((path / MODULES).read_text(encoding="utf-8")):
         kind, folder = str(module["type"]).rpartition(".")[2], path / str(module["path"])
@@ -300,7 +309,7 @@ def _opened(cls: type[EncoderFolder], path: Path, config: Json, family: EncoderF
                 f"{path.name} has a module {kind} in {module['path'] or '.'}, which is not known here",
                 "known: Transformer at the top, Pooling, Dense, Normalize",
             )
-    return cls(path, config, family, most, pooling, tuple(dense), normalizes, prompts)
+    return EncoderFolder(path, config, family, most, pooling, tuple(dense), normalizes, prompts)
 
 
 def _pooling(folder: Path) -> str:
@@ -320,7 +329,6 @@ def _dense(folder: Path) -> DenseModule:
     name = str(config.get("activation_function", "torch.nn.modules.activation.Tanh")).rpartition(".")[2]
     if name not in _TORCH:
         raise FormatError(f"the activation of {folder.name} is {name}", f"known: {', '.join(_TORCH)}")
-    assert _TORCH[name] in {*ACTIVATIONS, "identity"}
     return DenseModule(folder, config["in_features"], config["out_features"], config.get("bias", True), _TORCH[name])
 
 

@@ -20,10 +20,11 @@ from tests.trained import Trained
 
 FAMILIES = Architecture.parts()
 IDS = torch.arange(3, 25)
+MLX_IGNORES_WINDOWS = {"mistral", "gemma2"}  # its attention reads the whole text there
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning"),
     # peft names the experts' matrices, which transformers keeps as one parameter, once more by that parameter
-    pytest.mark.filterwarnings("ignore:The following rank_pattern keys did not match:RuntimeWarning"),
+    pytest.mark.filterwarnings("ignore:The following .*_pattern keys did not match:RuntimeWarning"),
 ]
 
 
@@ -72,4 +73,7 @@ def test_mlx_lm_reads_a_folder_of_every_family_that_it_has(family: str, tiny: Tr
     theirs = np.array(load_model(folder)[0](mx.array([IDS.tolist()]))[0].astype(mx.float32))
     with torch.no_grad():
         ours = model.logits(model(IDS, _bounds())).numpy()
-    assert np.abs(theirs - ours).max() / ours.std() < 2e-3
+    error = np.abs(theirs - ours).max(-1) / ours.std()
+    window = 8 if family in MLX_IGNORES_WINDOWS else len(IDS)
+    assert error[:window].max() < 2e-3
+    assert (error.max() > 0.1) == (family in MLX_IGNORES_WINDOWS)

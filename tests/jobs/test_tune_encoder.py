@@ -11,7 +11,7 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
-from settle.base.errors import GateError, ProofError, RunError
+from settle.base.errors import FormatError, GateError, ProofError, RunError, UsageError
 from settle.base.event_log import Events
 from settle.base.run import Run
 from settle.base.settings import resolve
@@ -20,7 +20,9 @@ from settle.jobs import tune_encoder
 from settle.jobs.job import Context, find_job, resume, start
 from settle.jobs.settings import TuneSettings
 from settle.library.pull.bert import bert_to_gguf
+from settle.model.encoder_folder import EncoderFolder
 from tests.bert import tiny_bert
+from tests.encoders import tiny_encoder
 from tests.records import into
 
 STEPS = 24
@@ -105,6 +107,36 @@ def test_a_stopped_run_ends_byte_for_byte_as_one_that_was_not(
     assert not list(stopped.checkpoints.glob("*")) and any(event["kind"] == "result" for event in heard)
     assert resumed() == 0  # finished: nothing changes
     assert made(tmp_path / "stopped")[1] == weights
+
+
+@pytest.mark.parametrize(
+    ("objective", "case", "folder"),
+    [("contrastive", "xlm-roberta", "encoder"), ("rank", "deberta-v3", "reranker")],
+)
+def test_a_folder_is_trained_and_written_as_one(
+    files: Path, home: Path, tmp_path: Path, objective: str, case: str, folder: str
+) -> None:
+    base = tiny_encoder(tmp_path / "base", case, spread=0.05)
+    tune(files, objective, model=str(base), optimizer={"name": "adamw", "lr": 1e-3})
+    run = Run.find("r")
+    result = json.loads((run.path / "result.json").read_text())
+    assert result.get("gate"), result["why"]
+    assert result["gate"]["passed"] and result["files"][folder] == str(run.out / folder)
+    assert [check["check"] for check in result["proof"]] == ["packing", "definition", "descent"]
+    made = EncoderFolder.open(run.out / folder)
+    assert made.use == ("rerank" if objective == "rank" else "embed")
+    before, after = EncoderFolder.open(base).encoder().state_dict(), made.encoder().state_dict()
+    assert any((before[name] - after[name]).abs().max() > 1e-3 for name in before)
+
+
+def test_a_folder_that_cannot_be_trained_so_is_refused(files: Path, home: Path, tmp_path: Path) -> None:
+    head = tiny_encoder(tmp_path / "head", "bert", "ForSequenceClassification")
+    with pytest.raises(UsageError, match="has a head for labels"):
+        tune(files, "contrastive", model=str(head))
+    (tmp_path / "llama").mkdir()
+    (tmp_path / "llama" / "config.json").write_text('{"model_type": "llama"}')
+    with pytest.raises(FormatError, match="no encoder that is known here"):
+        tune(files, "contrastive", model=str(tmp_path / "llama"))
 
 
 def test_a_ctrl_c_before_the_first_step_leaves_nothing(files: Path, home: Path) -> None:
@@ -216,6 +248,7 @@ def test_a_plan_without_an_end_is_made_for_the_usual_passes() -> None:
     asked = TuneSettings(model="m", inputs=["x"], batch_rows=8)
     context = SimpleNamespace(
         settings=asked, corpus=SimpleNamespace(train=train), objective_name="rank", source=SimpleNamespace(name="m"),
+        hf=None,
         origin={}, events=Events(), plan=None, objective=None, optimizer=None,
     )  # fmt: skip
     tune_encoder.plan(cast(Any, context))

@@ -19,12 +19,6 @@ LENGTHS = [1, 30, 17, 9]
 PAIRS = [("How do I rotate the key", "the key of the server restart"), ("of", "a passage")]
 
 
-def _opened(folder: Path) -> EncoderFolder:
-    found = EncoderFolder.open(folder)
-    assert found is not None
-    return found
-
-
 def _rows() -> tuple[Tensor, Tensor]:
     random = torch.Generator().manual_seed(1)
     return padded([torch.randint(5, 90, (length,), generator=random) for length in LENGTHS], torch.device("cpu"))
@@ -34,7 +28,7 @@ def _rows() -> tuple[Tensor, Tensor]:
 def test_states_and_gradients_are_those_of_transformers(case: str, tmp_path: Path) -> None:
     folder = tiny_encoder(tmp_path, case)
     theirs = transformers.AutoModel.from_pretrained(folder, attn_implementation="eager").eval()
-    ours = _opened(folder).encoder().eval()
+    ours = EncoderFolder.open(folder).encoder().eval()
     ids, mask = _rows()
     filled = ids.where(mask, torch.tensor(theirs.config.pad_token_id))  # from it XLM-RoBERTa knows positions
     expected = theirs(filled, attention_mask=mask.long()).last_hidden_state
@@ -62,8 +56,8 @@ def test_states_and_gradients_are_those_of_transformers(case: str, tmp_path: Pat
 def test_heads_give_the_logits_of_transformers_and_are_written_again(case: str, kind: str, tmp_path: Path) -> None:
     folder = tiny_encoder(tmp_path / "a", case, kind, labels=3)
     ids, mask = _rows()
-    ours = _opened(folder).classifier().eval()
-    again = write_encoder(tmp_path / "b", ours, _opened(folder))
+    ours = EncoderFolder.open(folder).classifier().eval()
+    again = write_encoder(tmp_path / "b", ours.encoder, EncoderFolder.open(folder), classifier=ours)
     for path in (folder, again):
         auto = getattr(transformers, f"AutoModel{kind}")
         theirs, info = auto.from_pretrained(path, output_loading_info=True)
@@ -80,7 +74,7 @@ def test_heads_give_the_logits_of_transformers_and_are_written_again(case: str, 
 
 
 def test_a_pair_is_read_as_its_tokenizer_would_join_it(tmp_path: Path) -> None:
-    folder = _opened(tiny_encoder(tmp_path, "bert", "ForSequenceClassification"))
+    folder = EncoderFolder.open(tiny_encoder(tmp_path, "bert", "ForSequenceClassification"))
     model = folder.classifier().eval()
     theirs = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path).eval()
     sides = [[torch.tensor(folder.tokenizer.encode(pair[side]).ids) for pair in PAIRS] for side in (0, 1)]
@@ -91,12 +85,12 @@ def test_a_pair_is_read_as_its_tokenizer_would_join_it(tmp_path: Path) -> None:
             given = {"input_ids": torch.tensor([joined.ids]), "token_type_ids": torch.tensor([joined.type_ids])}
             torch.testing.assert_close(score, theirs(**given).logits[0, 0], atol=1e-4, rtol=1e-4)
     first, second = torch.tensor([0, 7, 2]), torch.tensor([0, 8, 9, 2])
-    roberta = _opened(tiny_encoder(tmp_path / "x", "xlm-roberta", "ForSequenceClassification")).classifier()
+    roberta = EncoderFolder.open(tiny_encoder(tmp_path / "x", "xlm-roberta", "ForSequenceClassification")).classifier()
     assert roberta._joined(first, second).tolist() == [0, 7, 2, 2, 8, 9, 2]
 
 
 def test_the_least_supported_token_of_a_claim_decides(tmp_path: Path) -> None:
-    folder = _opened(tiny_encoder(tmp_path, "modernbert", "ForTokenClassification", labels=2))
+    folder = EncoderFolder.open(tiny_encoder(tmp_path, "modernbert", "ForTokenClassification", labels=2))
     model = folder.classifier().eval()
     assert folder.use == "ground"
     passage, claim = torch.tensor([2, 10, 11, 12, 3]), torch.tensor([2, 20, 21, 3])
@@ -135,11 +129,14 @@ def test_sentence_transformers_folders_are_read_and_written(pooling: str, normal
     parts += [Normalize()] if normalizes else []
     prompts = {"query": "query: ", "document": "passage: "}
     library.SentenceTransformer(modules=parts, prompts=prompts, device="cpu").save(str(tmp_path / "st"))
-    folder = _opened(tmp_path / "st")
+    folder = EncoderFolder.open(tmp_path / "st")
     assert (folder.most, folder.pooling, folder.normalizes, folder.use) == (48, pooling, normalizes, "embed")
     model = folder.encoder().eval()
     written = write_encoder(tmp_path / "again", model, folder)
-    assert _opened(written).dense[0].activation == "tanh" and _opened(written).normalizes == normalizes
+    assert (
+        EncoderFolder.open(written).dense[0].activation == "tanh"
+        and EncoderFolder.open(written).normalizes == normalizes
+    )
     for path in (tmp_path / "st", written):
         theirs = library.SentenceTransformer(str(path), device="cpu")
         for name, prefix in (("query", folder.query_prefix), ("document", folder.document_prefix)):
@@ -150,11 +147,11 @@ def test_sentence_transformers_folders_are_read_and_written(pooling: str, normal
 
 def test_a_cross_encoder_of_that_library_scores_alike(tmp_path: Path) -> None:
     library = pytest.importorskip("sentence_transformers", reason="sentence-transformers is not installed")
-    folder = _opened(tiny_encoder(tmp_path / "a"))
+    folder = EncoderFolder.open(tiny_encoder(tmp_path / "a"))
     torch.manual_seed(0)
     model = folder.classifier().eval()
-    written = write_encoder(tmp_path / "b", model, folder)
-    assert _opened(written).use == "rerank"
+    written = write_encoder(tmp_path / "b", model.encoder, folder, classifier=model)
+    assert EncoderFolder.open(written).use == "rerank"
     theirs = library.CrossEncoder(str(written), device="cpu").predict(PAIRS, activation_fn=torch.nn.Identity())
     sides = [[torch.tensor(folder.tokenizer.encode(pair[side]).ids) for pair in PAIRS] for side in (0, 1)]
     with torch.no_grad():
@@ -182,11 +179,13 @@ def test_what_is_not_known_is_refused(tmp_path: Path, file: str, change: object,
         change = json.loads(path.read_text()) | change
     path.write_text(json.dumps(change))
     with pytest.raises(FormatError, match=says):
-        found = _opened(folder)
+        found = EncoderFolder.open(folder)
         found.encoder()
         assert found.tokenizer
 
 
 def test_a_folder_of_another_kind_is_no_encoder(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')
-    assert EncoderFolder.open(tmp_path) is None
+    assert EncoderFolder.find(tmp_path) is None
+    with pytest.raises(FormatError, match="no encoder that is known here"):
+        EncoderFolder.open(tmp_path)

@@ -4,6 +4,7 @@ from typing import ClassVar
 
 from settle.model.encoder import Encoder, EncoderOptions, gguf_names
 from settle.model.encoders import EncoderFamily, Head, Json, TextEncoder, require
+from settle.model.layers.freezable import as_kind
 
 OUTSIDE = {
     "embeddings.word_embeddings": "token_embd",
@@ -63,9 +64,8 @@ def bert_encoder(config: Json, position_offset: int) -> Encoder:
 
 def bert_names(encoder: TextEncoder) -> dict[str, str]:
     """Map the parameters of an encoder of BERT's kind to Hugging Face's names."""
-    assert isinstance(encoder, Encoder)
-    stems = {gguf: hf for hf, gguf in OUTSIDE.items()}
-    for layer in range(len(encoder.blocks)):
+    stems, layers = {gguf: hf for hf, gguf in OUTSIDE.items()}, len(as_kind(encoder, Encoder).blocks)
+    for layer in range(layers):
         stems |= {f"blk.{layer}.{gguf}": f"encoder.layer.{layer}.{hf}" for hf, gguf in OF_LAYER.items()}
-    ours = {own: gguf.rpartition(".") for gguf, own in gguf_names(len(encoder.blocks)).items()}
+    ours = {own: gguf.rpartition(".") for gguf, own in gguf_names(layers).items()}
     return {own: f"{stems[stem]}.{kind}" for own, (stem, _, kind) in ours.items()}
