@@ -52,11 +52,16 @@ PROMPT = re.compile(r"(?:> |\? ?|: |\] ?)$")
 SERVER = re.compile(r"^settle (?:serve|studio)|--watch$")
 UP = re.compile(r"(?:127\.0\.0\.1|localhost):\d+|watch|Ctrl-C", re.I)
 VOTE = re.compile(r"--vote (\w+)=")
+DATED = re.compile(r"[\d-]{10}-[a-z]+-(.*)-[0-9a-f]{6,}")  # the folder of a run
+SIBLING = re.compile(r"-(?:seed\d+|member\d+|unjudged|distilled)$")
 COLUMNS, ROWS = 100, 40
 LIMIT = 1800  # seconds of one command
-SECONDS = "20s"  # what takes the place of a longer budget
 LIST = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))
 NOT_TYPED = {command: reason for reason, commands in LIST["not_typed"].items() for command in commands}
+
+
+class NotMade(Exception):
+    """What a page names could not be made."""
 
 
 @dataclass(frozen=True)
@@ -133,21 +138,19 @@ class World:
             subprocess.run([tools, "-m", "pip", "install", "--quiet", "uv"], check=True)
         stamp.write_text(now, encoding="utf-8")
 
-    def stands(self, name: str) -> bool:
-        """Whether a run, a model or a collection of that name is here."""
-        return any(
-            (self.home / kind / f"{name}{ending}").exists()
-            for kind in ("runs", "models", "collections")
-            for ending in ("", "-seed0")
-        )
+    def made(self, name: str) -> Iterator[Path]:
+        """Yield the folders of runs, models and collections of that name; with several seeds, of each."""
+        for path in self.home.glob("*/*"):
+            found = DATED.fullmatch(path.name)
+            own = found[1] if found else path.name
+            if path.parent.name in ("runs", "models", "collections", "choices") and SIBLING.sub("", own) == name:
+                yield path
 
     def forget(self, command: str) -> None:
         """Delete what an earlier page has made under the name that a command gives."""
-        if (found := re.search(r"settle (?:train|tune|distill|index) .*--name (\S+)", command)) and found[1] != "tuned":
-            for kind in ("runs", "collections"):
-                for path in (self.home / kind).glob(f"{found[1]}*"):
-                    if re.fullmatch(rf"{re.escape(found[1])}(?:-(?:seed|member)\d+|-unjudged|-distilled)?", path.name):
-                        shutil.rmtree(path)
+        if found := re.search(r"settle (?:train|tune|distill|index) .*--name (\S+)", command):
+            for path in [*self.made(found[1])]:
+                shutil.rmtree(path)
 
 
 def write_documents(person: Path) -> None:
@@ -197,7 +200,9 @@ def write_files(world: World, page: str, commands: list[str], here: Path) -> Non
             path.write_text(json.dumps({"urgency": question}), encoding="utf-8")
         elif word in ("base.toml", "wider.toml"):
             wide = 'size = "200k"\n' if word == "wider.toml" else 'size = "100k"\n'
-            path.write_text(f'inputs = ["~/notes"]\nsteps = 20\nthreads = 1\n{wide}', encoding="utf-8")
+            slow = "[optimizer]\nlr = 0.001\n" if word == "base.toml" else ""  # so that a change can be better
+            path.write_text(f'inputs = ["~/notes"]\nsteps = 20\nthreads = 1\n{wide}{slow}', encoding="utf-8")
+            shutil.rmtree(world.home / "labs", ignore_errors=True)
         elif word == "student.toml":
             path.write_text("num_hidden_layers = 20\n", encoding="utf-8")
         elif word == "recipes/demo.toml":
@@ -240,27 +245,26 @@ def tickets(labels: bool) -> Iterator[list[str]]:
 def gguf(world: World, name: str) -> Path:
     """Return the weights of a model or of a run, which is made where it is missing."""
     make(world, name)
-    record = world.home / "models" / name / "model.json"
-    if record.exists():
+    if (record := world.home / "models" / name / "model.json").exists():
         found = re.findall(r'"(/[^"]+\.gguf)"', record.read_text(encoding="utf-8"))
         return Path(found[0]) if found else next(record.parent.glob("*.gguf"))
-    return next((world.home / "runs" / name / "out").glob("*.gguf"))
+    return next(path for run in world.made(name) for path in (run / "out").glob("*.gguf"))
 
 
 # --- typing ---
 
 
 def make(world: World, name: str) -> None:
-    """Make what a page names and does not make itself, by a command of the pages. Raises SystemExit if that fails."""
-    if world.stands(name):
+    """Make what a page names and does not make itself, by a command of the pages. Raises NotMade."""
+    if any(world.made(name)):
         return
     command, here = LIST["made"][name], world.work / "made" / name
     here.mkdir(parents=True, exist_ok=True)
     write_files(world, "", [command], here)
     needed(world, command, here)
     code, said, _ = type_in(world, shortened(world, command), here, [])
-    if code not in (0, 3) or not world.stands(name):
-        raise SystemExit(f"{command}: exit code {code}\n{said[-2000:]}")
+    if code not in (0, 3) or not any(world.made(name)):
+        raise NotMade(f"{command}: exit code {code}: {said[-500:]}")
 
 
 def needed(world: World, command: str, here: Path) -> None:
@@ -275,7 +279,7 @@ def shortened(world: World, command: str) -> str:
     for words, other in LIST["stand_ins"].items():
         command = command.replace(words, other.format(wheel=world.wheel, home=world.home))
     for pattern, other in LIST["shorter"].items():
-        command = re.sub(pattern, other.replace("{seconds}", SECONDS), command)
+        command = re.sub(pattern, other, command)
     return command
 
 
@@ -298,13 +302,17 @@ def type_page(world: World, page: Path) -> Iterator[Typed]:
                 yield Typed(page.name, command, "", 0, 0.0, "", reason=reason)
                 continue
             world.forget(command)
-            needed(world, command, place)
             line = shortened(world, command)
             if found := VOTE.search(said):
                 line = VOTE.sub(f"--vote {found[1]}=", line)
-            with beside(world, LIST["beside"].get(command), place):
-                began = time.monotonic()
-                code, said, fault = type_in(world, before + line, place, LIST["answers"].get(command, []))
+            began = time.monotonic()
+            try:
+                needed(world, command, place)
+                with beside(world, LIST["beside"].get(command), place):
+                    began = time.monotonic()
+                    code, said, fault = type_in(world, before + line, place, LIST["answers"].get(command, []))
+            except NotMade as e:
+                code, said, fault = -1, "", f"needs {e}"
             fault = fault or ("" if code in allowed else f"exit code {code}")
             fault = fault or ("a traceback" if "Traceback (most recent" in said else "")
             yield Typed(page.name, command, line, code, round(time.monotonic() - began, 1), said[-1500:], fault)

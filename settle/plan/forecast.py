@@ -16,7 +16,7 @@ from settle.data.rows.prepare import RowCorpus
 from settle.machine import resident
 from settle.model.decoder import Decoder
 from settle.plan.forecast_figures import BUDGET_SECONDS, Forecast, budgeted_time
-from settle.plan.loss_curve import CurveFacts, Observation
+from settle.plan.loss_curve import CurveFacts, Observation, recorded
 from settle.plan.loss_law import counted
 from settle.plan.outlook import SETTLED_DECAY, CurveStart, TuningStart
 from settle.plan.phases import COMPARISON_SHARE, Phases, export_seconds, keep_time, loop_seconds
@@ -91,7 +91,8 @@ def forecast(
 ) -> Forecast:
     """Forecast the run of a new model. `phases`: where the time goes; that of the loop is found here."""
     per_token, spent = _seconds_per_token(plan, measured), phases.before + phases.proof
-    tokens = expected_tokens(plan, per_token, lambda t: start.loss(t).value, spent)
+    known = recorded().most_passes * start.facts.unique  # the law says nothing of more passes: they teach nothing
+    tokens = expected_tokens(plan, per_token, lambda t: start.loss(min(t, known)).value, spent)
     if tokens.value < token_budget(plan, per_token, spent):
         start = replace(start, decay=SETTLED_DECAY)  # it is expected to end by its verdict
     loop = tokens.value * per_token

@@ -25,7 +25,7 @@ from settle.plan.forecast import (
     within_budget,
 )
 from settle.plan.forecast_figures import Forecast
-from settle.plan.loss_curve import CurveFacts, Observation
+from settle.plan.loss_curve import CurveFacts, Observation, recorded
 from settle.plan.memory import must_fit, needed
 from settle.plan.phases import COMPARISON_SHARE, SLACK, export_seconds, loop_seconds, too_short, with_phases
 from settle.plan.probe import ProbeResult, probe_new
@@ -156,6 +156,13 @@ def test_a_long_run_is_probed_for_an_eightieth_of_its_steps(probed: list[Any]) -
 def test_a_run_that_ends_by_its_verdict_decays_as_settled_runs_do(probed: list[Any]) -> None:
     _, said = look_ahead(plan(), TrainingSettings())
     assert dict(said.curve)["decay"] == outlook.SETTLED_DECAY == pytest.approx(0.2)  # type: ignore[arg-type]
+
+
+def test_a_run_that_never_settles_is_forecast_no_further_than_recorded_runs(probed: list[Any]) -> None:
+    """The law alone would have a small text read a million times, to a loss that no number holds."""
+    _, said = look_ahead(plan(tolerance=1e-9), TrainingSettings())
+    known = recorded().most_passes * FACTS.unique
+    assert known <= said.tokens.value < 3 * known and math.isfinite(said.loss.high)
 
 
 def test_a_time_budget_is_the_time_and_bounds_the_tokens(probed: list[Any]) -> None:
