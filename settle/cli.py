@@ -5,8 +5,9 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import nullcontext
+import warnings
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import TracebackType
 from typing import Annotated, Any, Literal, TextIO
@@ -20,9 +21,10 @@ from settle.audit import session
 from settle.base.choice import Family, described, family_of
 from settle.base.errors import FULL_DISK, SettleError, UsageError, cannot_write
 from settle.base.event_log import Events
-from settle.base.events import Progress, RunFailed
+from settle.base.events import Progress, RunFailed, Warn
 from settle.base.registry import Part
 from settle.base.run import launcher
+from settle.base.settings import FormerName, Renamed
 from settle.base.version import __version__
 from settle.base.visible import visible, visible_line
 from settle.commands import Command
@@ -233,7 +235,7 @@ def _asked(command: type[Command], tokens: Sequence[str]) -> Callable[..., int]:
     helps, helps_all = any(token in HELP for token in tokens), "--help-all" in tokens
     short = helps and not helps_all and bool(command.essential)
     shows_parts = (helps and not short) or _names_a_setting(command, tokens)
-    return _function(command, helps, short, shows_parts)
+    return _function(command, tokens, helps, short, shows_parts)
 
 
 def _unasked() -> int:
@@ -276,10 +278,13 @@ def _names_a_setting(command: type[Command], tokens: Sequence[str]) -> bool:
     return any(token.startswith(f"{group}.") for token in tokens for group in groups)
 
 
-def _function(command: type[Command], helps: bool, short: bool, shows_parts: bool) -> Callable[..., int]:
+def _function(
+    command: type[Command], tokens: Sequence[str], helps: bool, short: bool, shows_parts: bool
+) -> Callable[..., int]:
     """Return a function with one parameter per field, which receives only what was given.
 
-    helps: only its help is shown; short: that of the essential options; shows_parts: it has the settings of parts too.
+    tokens: the command line; helps: only its help is shown; short: that of the essential options; shows_parts: it has
+    the settings of parts too.
     """
 
     def call(*args: Any, **given: Any) -> int:
@@ -293,9 +298,11 @@ def _function(command: type[Command], helps: bool, short: bool, shows_parts: boo
         try:
             made = command(**_gathered(given))
             with (
+                _former_names_shown(events),
                 session.ledger_of(made, events, offline),
                 getattr(made, "computing", nullcontext)(),
             ):  # --threads
+                _warn_of_former_names(command, tokens)
                 if made.begins_work:  # shown before torch is loaded
                     events.emit(Progress(what=made.part_name(), done=0, total=None, detail="loading …"))
                 return made.run(events)
@@ -406,8 +413,37 @@ def _choices(command: type[Command]) -> dict[str, Family]:
 
 def _options(command: type[Command], name: str) -> list[str]:
     """Return an option's names, former ones included."""
-    renamed: dict[str, str] = getattr(command, "renamed", {})
-    return [f"--{_dashed(n)}" for n in (name, *(former for former, now in renamed.items() if now == name))]
+    renamed = _renamed(command)
+    return [f"--{_dashed(n)}" for n in (name, *(former for former, now in renamed.items() if now.now == name))]
+
+
+def _renamed(command: type[Command]) -> Mapping[str, Renamed]:
+    return getattr(command, "renamed", {})
+
+
+@contextmanager
+def _former_names_shown(events: Events) -> Iterator[None]:
+    """Show each former name that is given, on the command line or in a recipe, once: as other warnings of a command."""
+    shown, show = set[str](), warnings.showwarning
+
+    def showwarning(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
+        if not issubclass(category, FormerName):
+            show(message, category, *where, **more)
+        elif str(message) not in shown:
+            shown.add(str(message))
+            events.emit(Warn(text=str(message)))
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", FormerName)
+        warnings.showwarning = showwarning
+        yield
+
+
+def _warn_of_former_names(command: type[Command], tokens: Sequence[str]) -> None:
+    for former, now in _renamed(command).items():
+        option = f"--{_dashed(former)}."  # of a part's setting
+        for given in (token.partition("=")[0] for token in tokens if token.startswith(option)):
+            now.warn(given, given.replace(option, f"--{_dashed(now.now)}."))
 
 
 def _names(option: inspect.Parameter) -> Sequence[str]:

@@ -5,6 +5,7 @@ import os
 import tomllib
 import types
 import typing
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,12 +25,29 @@ from settle.base.version import refuse_newer
 RECIPE_VERSION = 1  # of the format of recipes; a recipe without a version is of the first
 
 
+class FormerName(FutureWarning):
+    """A name was given that still works, and will go."""
+
+
+@dataclass(frozen=True)
+class Renamed:
+    """What a setting of a former name is called now, and the version of settle that no longer takes the former."""
+
+    now: str
+    gone_in: str
+
+    def warn(self, former: str, shown: str = "") -> None:
+        """Warn that `former` was given. shown: the present name as the user writes it, if not as it is here."""
+        text = f"{former} is called {shown or self.now} now; settle {self.gone_in} will not take the former name"
+        warnings.warn(text, FormerName, stacklevel=2)
+
+
 class Settings(BaseModel):
     """A group of settings, declared beside what they set. Frozen; an unknown key is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
-    renamed: ClassVar[Mapping[str, str]] = {}  # a setting's former name → its name; both are accepted
+    renamed: ClassVar[Mapping[str, Renamed]] = {}  # by the former name, which is accepted with a warning
     _within_64_bits = field_validator("*")(within_64_bits)
 
 
@@ -164,9 +182,11 @@ def leaves(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, Fiel
 
 def _flatten(values: JsonObject, model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, object]]:
     """Yield the dotted key and value of every setting that is given."""
-    renamed: Mapping[str, str] = getattr(model, "renamed", {})
-    for former, value in values.items():
-        key = renamed.get(former, former)
+    renamed: Mapping[str, Renamed] = getattr(model, "renamed", {})
+    for key, value in values.items():
+        if key in renamed:
+            renamed[key].warn(key)
+            key = renamed[key].now
         field = model.model_fields.get(key)
         group = group_of(field.annotation) if field else None
         if value is None:

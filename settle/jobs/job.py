@@ -23,6 +23,7 @@ from settle.base.run import Run, WorkFolder, free_name
 from settle.base.run.launcher import launched
 from settle.base.settings import Resolved, Settings, read_recipe, recipe_text, resolve
 from settle.base.stop_signals import Stopping
+from settle.base.version import __version__
 from settle.base.words.sentences import NOTHING_KEPT
 from settle.jobs.settings import JobSettings
 from settle.machine.resource_usage import Spending
@@ -241,13 +242,31 @@ def end_dry(context: Context, result: Mapping[str, object]) -> None:
     context.exit_code = 0
 
 
+def version_before(context: RunContext, package: str, now: str) -> str:
+    """Return the version of a package that the run began with; `now` for a new run, or where that is not known."""
+    versions = (context.record or {}).get("versions")
+    return str(versions.get(package, now)) if isinstance(versions, dict) else now
+
+
 def require_same_data(context: RunContext, fingerprint: str) -> None:
     """Raise RunError when the data, prepared again, are not what plan.json names."""
-    if context.record is not None and fingerprint != context.record["corpus"]:
-        raise RunError(
-            f"the data has changed since the run began: corpus is {fingerprint}, it was {context.record['corpus']}",
-            "restore the inputs, or start a new run",
+    record, run = context.record, context.run
+    if record is None or fingerprint == record["corpus"]:
+        return
+    begun_by = version_before(context, "settle", __version__)
+    if begun_by != __version__:
+        asked = [str(getattr(context.settings, key)) for key in context.settings.models]
+        again = " ".join(
+            [run.command, *asked, "--recipe", str(run.path / "recipe.toml"), "--name", f"{run.name}-again"]
         )
+        raise RunError(
+            f"{run.name} was begun by settle {begun_by}; {__version__} prepares the same data in another way",
+            f"`settle {again}` starts it again; its folder stays",
+        )
+    raise RunError(
+        f"the data has changed since the run began: corpus is {fingerprint}, it was {record['corpus']}",
+        "restore the inputs, or start a new run",
+    )
 
 
 # --- resuming a run ---
@@ -305,12 +324,8 @@ def asked_settings(job: RunJob[RunContext], run: Run, record: Mapping[str, objec
         raise RunError(
             f"{run.name} has neither plan.json nor recipe.toml", f"`settle runs remove {run.name}`, and start it again"
         )
-    known = {key: value for key, value in asked.items() if key in job.settings.model_fields or key in _renamed(job)}
+    known = {key: value for key, value in asked.items() if key in {*job.settings.model_fields, *job.settings.renamed}}
     try:
         return resolve(job.settings, [("plan.json", known)])
     except UsageError as e:
         raise edited(run, e.what) from None
-
-
-def _renamed(job: RunJob[RunContext]) -> Mapping[str, str]:
-    return getattr(job.settings, "renamed", {})

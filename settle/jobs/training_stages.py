@@ -23,7 +23,7 @@ from settle.data.rows.prepare import RowCorpus
 from settle.evaluate.compare.candidate import Samples
 from settle.evaluate.report.card import write_card
 from settle.evaluate.report.curves import draw_curves
-from settle.jobs.job import RunContext, edited, interrupt, require_same_data
+from settle.jobs.job import RunContext, edited, interrupt, require_same_data, version_before
 from settle.jobs.ranks.crew import gather
 from settle.jobs.settings import DistillSettings, TrainSettings, TuneSettings
 from settle.library.deletion import prune
@@ -429,10 +429,9 @@ def _flat(values: Mapping[str, object], prefix: str = "") -> dict[str, object]:
 
 
 def _warn_of_versions(c: TrainingContext) -> None:
-    versions = (c.record or {}).get("versions")
     for package in ("torch", "numpy"):
         now = importlib.metadata.version(package)
-        before = versions.get(package, now) if isinstance(versions, dict) else now
+        before = version_before(c, package, now)
         if before != now:
             text = f"{package} was {before} and is {now} now: the run continues, but not bit for bit the same"
             c.events.emit(Warn(text=text))

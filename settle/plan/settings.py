@@ -7,6 +7,7 @@ from pydantic import Field, field_validator
 
 from settle.base.amounts import precision
 from settle.base.choice import Choice, choice
+from settle.base.settings import Renamed
 from settle.data.settings import DataSettings, RowSettings
 from settle.machine.threads import ThreadSettings
 
@@ -14,7 +15,7 @@ from settle.machine.threads import ThreadSettings
 class RunSettings(ThreadSettings):
     """What the user may ask of any run that trains."""
 
-    renamed: ClassVar[Mapping[str, str]] = {"rates": "optimizer"}
+    renamed: ClassVar[Mapping[str, Renamed]] = {"rates": Renamed("optimizer", gone_in="2.0")}
 
     time: str | None = Field(None, description="time budget that ends the run, such as 30m or 8h")
     tokens: str | None = Field(None, description="stop after at most this many tokens, such as 20M")

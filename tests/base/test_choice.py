@@ -7,11 +7,13 @@ import textwrap
 
 import pytest
 
+import settle
 from settle.base.choice import Choice
 from settle.base.errors import UsageError
-from settle.base.settings import resolve
+from settle.base.settings import FormerName, resolve
 from settle.cli import main
 from settle.commands import Command
+from settle.commands.make.train import Train
 from settle.commands.make.tune import Tune
 from settle.model.adapters import Adapter
 from settle.model.adapters.dora import DoRA
@@ -53,9 +55,39 @@ def test_a_part_and_its_settings_on_the_command_line(parsed, argv, name, setting
 @pytest.mark.parametrize("flag", ["--optimizer.lr", "--rates.lr"])
 def test_the_former_name_of_the_optimizers_settings(parsed, flag):
     assert parsed("train", "notes", flag, "0.01").optimizer == Choice("train/optimizers", "muon", {"lr": 0.01})
-    for given in ({"rates": {"lr": 0.01}}, {"optimizer": {"lr": 0.01}}):
-        chosen = resolve(Command.part("train"), [("recipe", given)]).value.optimizer
-        assert chosen == Choice("train/optimizers", "muon", {"lr": 0.01})
+
+
+def test_a_former_name_in_a_recipe_and_in_python_warns():
+    wanted = Choice("train/optimizers", "muon", {"lr": 0.01})
+    assert resolve(Train, [("recipe", {"optimizer": {"lr": 0.01}})]).value.optimizer == wanted
+    with pytest.warns(FormerName, match="rates is called optimizer now; settle [0-9.]+ will not take") as warned:
+        assert resolve(Train, [("recipe", {"rates": {"lr": 0.01}})]).value.optimizer == wanted
+    assert len(warned) == 1
+
+
+def test_a_former_name_warns_once_on_stderr(home, tmp_path, capfd):
+    """On the command line it is named as it was given, in a recipe as it is there; each once, and stdout is clean."""
+    recipe = tmp_path / "r.toml"
+    recipe.write_text("[rates]\nlr = 0.01\nbeta1 = 0.8\n")
+    given = ["train", "no such file", "--recipe", str(recipe), "--rates.lr", "0.01"]
+    assert main(given) == 2  # for the file that is not there
+    out, err = capfd.readouterr()
+    gone_in = Train.renamed["rates"].gone_in
+    assert [line for line in err.splitlines() if "rates" in line] == [
+        f"! --rates.lr is called --optimizer.lr now; settle {gone_in} will not take the former name",
+        f"! rates is called optimizer now; settle {gone_in} will not take the former name",
+    ]
+    assert out == ""
+
+
+def test_no_former_name_outlives_the_version_that_it_is_promised_to():
+    """And each leads to a setting that is there."""
+    settings = {Command.part(name) for name in Command.part_names()}
+    renamed = [(command, now) for command in settings for now in getattr(command, "renamed", {}).values()]
+    version = [int(number) for number in settle.__version__.split(".")]
+    assert renamed
+    for command, now in renamed:
+        assert now.now in command.model_fields and [int(number) for number in now.gone_in.split(".")] > version
 
 
 def test_the_part_of_a_choice():
@@ -131,7 +163,7 @@ def test_parts_of_other_packages_are_chosen_and_shown(tmp_path):
     )
     env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path]), "COLUMNS": "300"}
     code = """
-        from settle.base.settings import resolve
+        from settle.base.settings import FormerName, resolve
         from settle.cli import main
         from settle.commands.make.train import Train
         from settle.train.optimizers import Optimizer
