@@ -21,7 +21,7 @@ MOST_COMMAND_LINES = 80
 MOST_OF = {
     "files": 654,
     "files under 40 lines": 112,
-    "non-blank lines": 83_990,
+    "non-blank lines": 84_050,
     "mappings from str to object": 130,
     "isinstance": 580,
     "asserts": 52,
