@@ -48,6 +48,19 @@ class CatalogueEntry(BaseModel):
         return int(float(size[1]) * {"MB": 1e6, "GB": 1e9}[size[2]]) if size else None
 
 
+class PairModelEntry(BaseModel):
+    """A model that scores pairs of texts, which `settle pull` gets from the hub by name.
+
+    about: what it does, in which language, and its size.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    hub: str
+    license: str
+    about: str
+
+
 class Quality(BaseModel):
     """One published number of a model.
 
@@ -121,6 +134,7 @@ class CatalogueFile(BaseModel):
     known_date: datetime.date
     known: tuple[KnownModel, ...]
     models: dict[str, CatalogueEntry]
+    pair_models: dict[str, PairModelEntry] = Field(default_factory=dict)
     sampling: tuple[FamilySampling, ...] = ()
 
     @model_validator(mode="after")

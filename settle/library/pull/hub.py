@@ -22,8 +22,10 @@ from settle.model.source import hash_of
 ID = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?(:(?P<file>[\w.-]+))?")
 BESIDE = (
     "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
-    "chat_template.jinja", "tokenizer.model", POOLING_FILE,
+    "chat_template.jinja", "tokenizer.model", POOLING_FILE, "modules.json", "config_sentence_transformers.json",
+    "sentence_bert_config.json",
 )  # fmt: skip
+_DENSE = re.compile(r"\d_Dense/(config\.json|model\.safetensors)")  # modules of sentence-transformers
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 
 
@@ -139,7 +141,7 @@ def _choose(repo: str, sizes: dict[str, int], part: str | None) -> list[str]:
             raise UsageError(f"{number} of {repo} are called {part!r}", _listed(matches or ggufs, sizes))
         return matches
     if weights:
-        return weights + [name for name in BESIDE if name in sizes]
+        return weights + [name for name in sizes if name in BESIDE or _DENSE.fullmatch(name)]
     if len(ggufs) == 1:
         return ggufs
     if ggufs:

@@ -29,6 +29,7 @@ from settle.library.store import (
     stamp_of,
     store,
 )
+from settle.model.encoder_folder import EncoderFolder
 from settle.model.pretrained import Pretrained
 from settle.model.source import Kind, Source, hash_of
 
@@ -62,7 +63,8 @@ def find_offer(what: str) -> Offer:
     if what.startswith(("./", "../", "/", "~")) or what.endswith(".gguf"):
         raise UsageError(f"there is no file or folder {what!r}", "check the path")
     what = _HUB_PAGE.sub("", what)
-    listed = wheels.catalogue_offer(what) or neighbours.ollama_offer(what) or neighbours.lmstudio_offer(what)
+    listed = wheels.catalogue_offer(what) or _pair_model_offer(what)
+    listed = listed or neighbours.ollama_offer(what) or neighbours.lmstudio_offer(what)
     offer = listed or hub.offer(what) or _known_offer(what)
     if offer is None:
         known = ", ".join(catalogue())
@@ -115,13 +117,19 @@ def pull(offer: Offer, name: str | None, events: Events) -> StoredModel:
             raise FormatError(
                 f"{path.name} has the sha256 {sha256[:16]}…, {offer.sha256[:16]}… was promised", "pull it again"
             )
-        if kind == "safetensors" and is_bert(path):
+        encoder = EncoderFolder.find(path) if kind == "safetensors" else None
+        if encoder and encoder.use == "embed" and is_bert(path):
             folder_of_bert = path
             path = bert_to_gguf(path, Path(fresh) / f"{offer.name}.gguf", offer.name, offer.license)
             if folder_of_bert.is_relative_to(fresh):
                 shutil.rmtree(folder_of_bert)
             kind, sha256 = "gguf", hash_of(path)
-        if kind == "safetensors":
+        elif encoder and encoder.use == "embed":
+            what = f"{offer.name} is an embedder of the family {encoder.family.model_type}"
+            raise FormatError(f"{what}, which is searched with as GGUF only", "pull its GGUF file")
+        elif encoder:
+            encoder.classifier()  # refused while nothing of the store is changed
+        elif kind == "safetensors":
             Pretrained.open(Source(path, kind, wanted))  # refused while nothing of the store is changed
         if path.is_relative_to(fresh):
             shutil.rmtree(target, ignore_errors=True)
@@ -157,6 +165,13 @@ def _known_offer(what: str) -> Offer | None:
     return offer and replace(offer, name=f"{name}-{type_name}" if type_name else name)
 
 
+def _pair_model_offer(what: str) -> Offer | None:
+    """Return a reranker or a groundedness model of the catalogue, or None for another name."""
+    entry = catalogue_file().pair_models.get(what)
+    offer = hub.offer(entry.hub) if entry else None
+    return replace(offer, name=what, license=entry.license) if entry and offer else None
+
+
 def _of_path(path: Path) -> Offer:
     if path.is_dir() and not (path / "config.json").exists():
         files = sorted(path.glob("*.gguf"))
@@ -186,6 +201,8 @@ def list_available(events: Events) -> None:
     rows = [[m.name, "here", m.origin, m.license] for m in models]
     rows += [[n.name, n.where, "", ""] for n in others if f"{n.where}:{n.name}" not in taken]
     rows += [[name, "wheel", e.about, e.license] for name, e in catalogue().items() if f"wheel:{name}" not in taken]
+    pairs = catalogue_file().pair_models
+    rows += [[n, "hub", e.about, e.license] for n, e in pairs.items() if f"hub:{e.hub}" not in taken]
     events.emit(Listing(columns=("name", "where", "what", "license"), rows=rows, note="`settle pull NAME` gets one"))
     listed = [{"name": m.name, "path": str(m.path), "sha256": m.sha256, "origin": m.origin} for m in models]
     events.emit(ResultReady(result={"models": listed, "others": [{"where": n.where, "name": n.name} for n in others]}))
@@ -211,6 +228,10 @@ def usage_of(model: StoredModel) -> str:
     """Say what can be done with a model, in a line."""
     if model.kind == "gguf" and embeds(read_gguf(model.path).metadata):
         return "`settle index` finds documents with it, and `settle serve` gives its vectors at /v1/embeddings"
+    if model.kind == "safetensors" and (encoder := EncoderFolder.find(model.path)):
+        reads = "orders passages for `settle ask`"
+        checks = "checks sentences for `settle ask`, once `settle index NAME --check` has calibrated it"
+        return reads if encoder.use == "rerank" else checks
     try:
         opened = Pretrained.open(model.source)
     except SettleError as e:

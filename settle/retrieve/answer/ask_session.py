@@ -13,6 +13,7 @@ from settle.retrieve.answer.answer import CitedAnswer, hanging
 from settle.retrieve.answer.answering_model import AnsweringModel
 from settle.retrieve.answer.ask import finish_answer, stream_answer
 from settle.retrieve.answer.evidence import Retrieval, is_outdated, retrieve
+from settle.retrieve.answer.groundedness import uncalibrated
 from settle.retrieve.answer.write_answer import AnswerOptions
 from settle.retrieve.index.collection import Collection
 
@@ -49,6 +50,8 @@ class AskSession:
             if is_outdated(collection.catalogue):
                 fix = f"settle index {collection.name} --check"
                 events.emit(Say(text=f"refusals are no longer fitted to these documents: `{fix}`"))
+            if name := uncalibrated(collection.catalogue):
+                events.emit(Say(text=f"{name} is not used yet: `settle index {collection.name} --check` calibrates it"))
             if not passages:
                 self._model = AnsweringModel(collection, model)
                 if self._model.is_news:

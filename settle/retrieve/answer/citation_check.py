@@ -17,10 +17,10 @@ from typing import NamedTuple
 import numpy as np
 
 from settle.retrieve.answer.answer import Piece, Source
+from settle.retrieve.answer.groundedness import SUPPORTED, groundedness
 from settle.retrieve.index.collection import Collection
 from settle.retrieve.index.words import sentences, words
 
-SUPPORTED = 0.6  # score from which on a passage supports a sentence: see bench/support.py
 MEANING = 0.7  # weight of the meaning in the score; words have the rest
 COMPARED = 3  # lines of a source whose meaning is compared: those that share most words with the sentence
 UNRELATED = 64  # passages from which the cosine of unrelated ones is estimated
@@ -61,7 +61,7 @@ class Checker:
         self._collection, self.sources = collection, sources
         self._lines = {source.number: [*_lines(source)] for source in sources}
         self._meanings: dict[str, np.ndarray] = {}
-        self._floor = _floor(collection)
+        self._floor, self._groundedness = _floor(collection), groundedness(collection.catalogue)
 
     def best(self, sentence: str, cited: int) -> Support:
         """Return the support of the source to cite: the model's own, unless another supports it more clearly."""
@@ -74,6 +74,12 @@ class Checker:
         supports = [self._supported(sentence, weights, source, lines[source.number]) for source in self.sources]
         best = max(supports, key=lambda s: (s.enough, s.score))
         own = next(support for support in supports if support.source.number == cited)
+        if self._groundedness is not None:
+            pairs = [(support.piece.passage.text, sentence) for support in (best, own)]
+            best, own = (
+                replace(support, score=score)
+                for support, score in zip((best, own), self._groundedness.scores(pairs), strict=True)
+            )
         is_clearer = (best.enough and not own.enough) or best.score > own.score + CLEARER
         return best if is_clearer else own
 

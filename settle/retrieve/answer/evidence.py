@@ -17,6 +17,7 @@ from math import exp, log
 import numpy as np
 
 from settle.retrieve.answer.answer_judge import UNREAD, JudgeReading, answer_judge
+from settle.retrieve.answer.pair_models import PairModel, pair_model
 from settle.retrieve.index.catalogue import Catalogue, Passage
 from settle.retrieve.index.collection import Collection
 from settle.retrieve.index.words import words
@@ -253,19 +254,30 @@ def retrieve(collection: Collection, question: str, earlier: Sequence[str] = (),
 
 
 def read_best(collection: Collection, question: str, hits: Sequence[Hit]) -> tuple[list[Hit], dict[int, JudgeReading]]:
-    """Let the trained judge, if there is one, read the first `RERANKED` hits.
+    """Let a reranker of the store order the first `DEPTH` hits, and the trained judge read the first `RERANKED`.
 
-    Returns the hits, these in its order, and what it read, by the passage's id.
+    Returns the hits, these in the reranker's order, or else the judge's, and what that read, by the passage's id.
     """
-    first, others, reader = hits[:RERANKED], hits[RERANKED:], answer_judge(collection)
+    reranker, reader = pair_model("rerank"), answer_judge(collection)
+    if reranker is not None:
+        hits = reordered(reranker, question, hits)
+    first, others = hits[:RERANKED], hits[RERANKED:]
     if reader is None or not first:
         return list(hits), {}
     readings = reader.read(question, [hit.passage for hit in first])
     likely = 1 / (1 + np.exp([-reading.logit for reading in readings]))
     scores = [hit.score + JUDGE_WEIGHT * float(share) for hit, share in zip(first, likely, strict=True)]
-    order = sorted(range(len(first)), key=lambda place: -scores[place])
+    order = sorted(range(len(first)), key=lambda place: 0 if reranker else -scores[place])
     by_passage = {hit.passage.id: reading for hit, reading in zip(first, readings, strict=True)}
     return [*(first[place] for place in order), *others], by_passage
+
+
+def reordered(reranker: PairModel, question: str, hits: Sequence[Hit]) -> list[Hit]:
+    """Return hits with the first `DEPTH` in the order in which a reranker finds that they answer."""
+    first = hits[:DEPTH]
+    logits = reranker.logits([(question, hit.passage.embedded) for hit in first])
+    order = sorted(range(len(first)), key=lambda place: -logits[place])
+    return [*(first[place] for place in order), *hits[DEPTH:]]
 
 
 def may_refer_back(question: str) -> bool:

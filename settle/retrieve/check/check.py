@@ -20,6 +20,7 @@ from settle.infer.client import LlamaClient
 from settle.retrieve.answer.ask import finish_answer, stream_answer
 from settle.retrieve.answer.evidence import DEPTH, retrieve, store
 from settle.retrieve.check.calibration import RefusalTrial, calibrate, families_of, report_of, run_trials
+from settle.retrieve.check.groundedness_check import check_groundedness
 from settle.retrieve.check.questions import make
 from settle.retrieve.index.catalogue import Passage
 from settle.retrieve.index.collection import Collection
@@ -140,6 +141,7 @@ def check(
     weights, is_gone = calibration.weights, ~np.isnan(calibration.gone)
     if weights.questions:
         store(collection.catalogue, weights)
+    check_groundedness(collection, events, seed)
     cited = _cited(collection, trials, model, events) if model else None
     families = families_of(trials)
     gone = [family for family, is_left_out in zip(families, is_gone.tolist(), strict=True) if is_left_out]
