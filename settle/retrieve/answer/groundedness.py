@@ -47,7 +47,8 @@ def store_check(catalogue: Catalogue, found: GroundednessCheck) -> None:
 
 def groundedness(catalogue: Catalogue) -> Groundedness | None:
     """Return the model where it is calibrated on the collection and trusted."""
-    model, record = pair_model("ground"), catalogue.settings.get(_SETTING, dict)
+    model = pair_model("ground")
+    record = catalogue.settings.get(_SETTING, dict) if model else None
     if model is None or not record or record["sha256"] != model.sha256 or not record["is_trusted"]:
         return None
     return Groundedness(model, record["threshold"])
@@ -55,5 +56,6 @@ def groundedness(catalogue: Catalogue) -> Groundedness | None:
 
 def uncalibrated(catalogue: Catalogue) -> str | None:
     """Return the name of a groundedness model that this collection has not been checked with."""
-    model, record = pair_model("ground"), catalogue.settings.get(_SETTING, dict)
+    model = pair_model("ground")
+    record = catalogue.settings.get(_SETTING, dict) if model else None
     return model.name if model and (not record or record["sha256"] != model.sha256) else None
