@@ -42,7 +42,7 @@ _settle_or_names() {
   [[ ${#COMPREPLY[@]} -gt 0 || $COMP_CWORD -eq 1 || $cur == -* ]] && return
   for folder in "${SETTLE_HOME:-$HOME/.settle}"/{models,runs}/*/; do
     name=$(basename "$folder")
-    [[ $name =~ ^[0-9-]{10}-[a-z]+-(.*)-[0-9a-f]{6}$ ]] && name=${BASH_REMATCH[1]}
+    [[ $name =~ ^[0-9-]{10}-[a-z_]+-(.*)-[0-9a-f]{6}$ ]] && name=${BASH_REMATCH[1]}
     [[ $name != "*" && $name == "$cur"* ]] && COMPREPLY+=("$name")
   done
   while IFS= read -r name; do COMPREPLY+=("$name"); done < <(compgen -f -- "$cur")

@@ -24,7 +24,7 @@ OPTIONS = {
 PLAIN = str.maketrans("╭╮╰╯─│", "++++-|")  # for a terminal without these
 MOST_COLUMNS = 100
 EMBEDDER = "minilm"  # what `settle index` pulls by itself: no base to tune on questions and answers
-DATED = re.compile(r"[\d-]{10}-[a-z]+-(.*)-[0-9a-f]{6}")  # the folder of a run
+DATED = re.compile(r"[\d-]{10}-[a-z_]+-(.*)-[0-9a-f]{6}")  # the folder of a run
 
 
 def main() -> int:
