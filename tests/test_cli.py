@@ -150,8 +150,9 @@ def test_dtypes_are_taken_as_other_tools_spell_them_and_refused_where_they_canno
 
 
 @pytest.mark.skipif(not shutil.which("bash"), reason="no bash here")
-def test_bash_completes_options_files_and_names(home, tmp_path):
+def test_bash_completes_options_files_and_names(home, tmp_path, capsys):
     Run.create("train", "my-notes")
+    Run.create("tune_decision", "triage")
     (tmp_path / "notes of mine.jsonl").touch()
     script = subprocess.run([*SETTLE, "--completion", "bash"], capture_output=True, text=True, check=True).stdout
     (tmp_path / "complete.sh").write_text(script)
@@ -169,6 +170,10 @@ def test_bash_completes_options_files_and_names(home, tmp_path):
     assert "--tolerance" in complete("settle", "train", "--to")
     assert "notes of mine.jsonl" in complete("settle", "tune", "smollm2", "no")
     assert "my-notes" in complete("settle", "resume", "my")
+    assert "triage" in complete("settle", "decide", "tr")
+    assert main([]) == 0
+    shown = capsys.readouterr().out
+    assert "triage (unfinished)" in shown and "tune_decision" not in shown
 
 
 def test_completion_installs_itself(home, tmp_path, monkeypatch, capsys):
