@@ -5,6 +5,7 @@ Letters: N tokens, D hidden width, F feed-forward width, H query heads, K key/va
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 
 @dataclass(frozen=True)
@@ -39,8 +40,26 @@ class Experts:
 
 
 @dataclass(frozen=True)
+class RecurrenceOptions:
+    """A recurrence of a layer; its kind is its class. module: its name in a layer, as in Hugging Face."""
+
+    module: ClassVar[str]
+
+
+@dataclass(frozen=True)
+class ShortConvolution(RecurrenceOptions):
+    """A gated convolution over the last `kernel` tokens (LFM2). bias: of its linears and its convolution."""
+
+    module: ClassVar[str] = "conv"
+    kernel: int = 3
+    bias: bool = False
+
+
+@dataclass(frozen=True)
 class LayerOptions:
     """One decoder layer.
+
+    attends: whether it has attention. recurrence: what mixes its tokens in attention's place, or beside it.
 
     qkv_bias, out_bias, mlp_bias: biases of the linears. head_norms: RMS norms of each query and key head before they
     turn (Qwen3, Gemma 3). sandwich_norms: norms also behind both branches, named as in Gemma 2. norm_offset: a norm
@@ -68,6 +87,8 @@ class LayerOptions:
     query_scale: float | None = None
     fused: bool = False
     experts: Experts | None = None
+    attends: bool = True
+    recurrence: RecurrenceOptions | None = None
 
 
 @dataclass(frozen=True)

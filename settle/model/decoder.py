@@ -90,12 +90,14 @@ class Decoder(FreezableModule):
     @property
     def float32_scores(self) -> tuple[int, ...]:
         """The layers whose attention scores are in float32 where the rest is in a half type."""
-        return tuple(i for i, layer in enumerate(self.layers) if layer.self_attn.float32_scores)
+        attends = ((i, layer.self_attn) for i, layer in enumerate(self.layers))
+        return tuple(i for i, attention in attends if attention is not None and attention.float32_scores)
 
     @float32_scores.setter
     def float32_scores(self, layers: Sequence[int]) -> None:
         for i, layer in enumerate(self.layers):
-            layer.self_attn.float32_scores = i in layers
+            if layer.self_attn is not None:
+                layer.self_attn.float32_scores = i in layers
 
     def embed(self, inputs: Tensor) -> Tensor:
         """Embed inputs (N,) token ids → (N, D) before the first layer."""
@@ -196,11 +198,12 @@ class _ScoreSizes(Packing):
 def score_sizes(model: Decoder, inputs: Tensor, cu_seqlens: Tensor) -> list[float]:
     """For each layer the mean size of the scores that a query attends to, in the head where it is largest.
 
-    inputs (N,) token ids, cu_seqlens (S+1,).
+    0 for a layer without attention. inputs (N,) token ids, cu_seqlens (S+1,).
     """
     packing = _ScoreSizes(cu_seqlens)
     model(inputs, packing)
-    return packing.sizes
+    sizes = iter(packing.sizes)
+    return [next(sizes) if layer.attends else 0.0 for layer in model.options.layers]
 
 
 def too_large(sizes: list[float]) -> tuple[int, ...]:

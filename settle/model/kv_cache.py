@@ -1,4 +1,6 @@
-"""Sequences that grow token by token: what attention needs of the earlier ones is kept, so each step reads one token.
+"""Sequences that grow token by token: each layer keeps what it needs of the earlier ones, so a step reads one token.
+
+Attention keeps keys and values; a recurrence its state.
 
 Letters: B sequences, N tokens of all, H query heads, K key/value heads, d head width, M most tokens of a sequence,
 V vocabulary.
@@ -11,11 +13,12 @@ import torch
 from torch import Tensor
 
 from settle.model.layers.attention import attention_over
-from settle.model.layers.packed_sequences import Packing, RotationTable, Scoring
+from settle.model.layers.packed_sequences import Packing, RotationTable, Scoring, State
 from settle.model.layers.transfer import to_device
 
 if TYPE_CHECKING:
     from settle.model.decoder import Decoder
+    from settle.model.layers.mixer import Recurrence
 
 
 class Growing(Packing):
@@ -30,7 +33,7 @@ class Growing(Packing):
         super().__init__(cu_seqlens)
         self.lengths = cu_seqlens.long().diff()
         self.most = self.longest + room
-        self._kept: list[tuple[Tensor, Tensor]] = []  # keys and values of each layer (B, K, M, d)
+        self._kept: list[State] = []  # of each mixer: keys and values (B, K, M, d), or the state of a recurrence
         self._layer = 0
         self._is_first = True
 
@@ -66,6 +69,18 @@ class Growing(Packing):
             unseen = unseen | (place <= self.lengths.unsqueeze(1) - window)
         scores = scores.masked_fill(unseen[:, None, None], float("-inf"))
         return (torch.softmax(scores, -1) @ past).flatten(1).to(dtype)
+
+    def recur(self, recurrence: "Recurrence", rows: Tensor) -> Tensor:
+        """Mix rows (N, O) of the whole batch at first, later (B, O) of the newest tokens."""
+        weights = recurrence.weights()
+        if self._is_first:
+            read = [recurrence.mix(segment.unsqueeze(0), weights) for segment in rows.split(self.lengths.tolist())]
+            states = zip(*(state for _, state in read), strict=True)
+            self._kept.append(tuple(torch.cat(tensors) for tensors in states))
+            return torch.cat([out.squeeze(0) for out, _ in read])
+        out, self._kept[self._layer] = recurrence.mix(rows.unsqueeze(1), weights, self._kept[self._layer])
+        self._layer += 1
+        return out.squeeze(1)
 
     def _keep(self, keys: Tensor, values: Tensor) -> None:
         """keys, values (N, K, d) of a layer, each sequence at the beginning of its own room."""

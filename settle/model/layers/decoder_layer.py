@@ -5,15 +5,19 @@ Parameters stay fp32 and keep Hugging Face's names and layout; `linear` says wha
 Letters: N tokens, D hidden width, F feed-forward width, H query heads, K key/value heads, d head width, E experts.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
-from settle.model.config import Experts, LayerOptions
-from settle.model.layers.attention import attention
+from settle.model.config import Experts, LayerOptions, RecurrenceOptions, ShortConvolution
 from settle.model.layers.frozen_weights import Owner
-from settle.model.layers.kernels import HeadNorm, Lookup, apply
-from settle.model.layers.linear import Cast, Linear, RMSNorm, Stack, Turning
-from settle.model.layers.packed_sequences import Packing, RotationTable, Scoring
+from settle.model.layers.kernels import Lookup, apply
+from settle.model.layers.linear import Cast, Linear, RMSNorm, Stack
+from settle.model.layers.mixer import Mixer, Recurrence
+from settle.model.layers.packed_sequences import Packing, RotationTable
+from settle.model.layers.self_attention import Attention
+from settle.model.layers.short_convolution import GatedConvolution
 
 
 class Embedding(Owner):
@@ -31,68 +35,6 @@ class Embedding(Owner):
     def cast(self, dtype: torch.dtype) -> Tensor:
         """Return the table in `dtype`, without gradient; only to be read."""
         return self._cast(dtype, self.weight) if self.frozen is None else self.frozen.dense(dtype)
-
-
-class Attention(nn.Module):
-    """Causal self-attention with rotary positions and K ≤ H key/value heads.
-
-    float32_scores: its scores are too large for a half type, see `score_sizes`. May be set at any time.
-    """
-
-    float32_scores = False
-
-    def __init__(self, o: LayerOptions) -> None:
-        super().__init__()
-        query, key = o.heads * o.head_dim, o.kv_heads * o.head_dim
-        self.heads, self.kv_heads, self.window, self.soft_cap = o.heads, o.kv_heads, o.window, o.soft_cap
-        if o.fused:
-            self.qkv_proj = Linear(o.width, query + 2 * key, o.qkv_bias)
-            members = [(self.qkv_proj, query + key)]
-        else:
-            self.q_proj = Linear(o.width, query, o.qkv_bias)
-            self.k_proj = Linear(o.width, key, o.qkv_bias)
-            self.v_proj = Linear(o.width, key, o.qkv_bias)
-            members = [(self.q_proj, query), (self.k_proj, key), (self.v_proj, 0)]
-        self.o_proj = Linear(query, o.width, o.out_bias)
-        self.q_norm = RMSNorm(o.head_dim, o.eps, o.norm_offset) if o.head_norms else None
-        self.k_norm = RMSNorm(o.head_dim, o.eps, o.norm_offset) if o.head_norms else None
-        self.turning = Turning(o.head_dim, o.rope.rotary_dim or o.head_dim)
-        self.qkv = Stack(members, self.turning, o.norm_offset)
-        self.out = Stack([(self.o_proj, 0)])
-
-    def forward(self, x: Tensor, packing: Packing, table: RotationTable) -> Tensor:
-        """Compute attention of x (N, D), behind its norm → (N, D)."""
-        return self.out.linear(self._mixed(self.qkv.linear(x, not self._adds_bias), packing, table))
-
-    def add(
-        self, x: Tensor, norm: RMSNorm, packing: Packing, table: RotationTable, after: RMSNorm | None = None
-    ) -> Tensor:
-        """Compute x (N, D) → x + attention(norm(x)), or x + after(attention(norm(x))), in few passes over x."""
-        residual, qkv = self.qkv.norm_linear(x, norm, not self._adds_bias)
-        mixed = self._mixed(qkv, packing, table)
-        if after is None:
-            return self.out.linear_add(residual, mixed)
-        return after.add(residual, self.out.linear(mixed))
-
-    def _mixed(self, qkv: Tensor, packing: Packing, table: RotationTable) -> Tensor:
-        """Mix the values of qkv (N, (H + 2K)·d) by attention → (N, H·d)."""
-        if self.q_norm is not None and self.k_norm is not None:
-            qkv = apply(HeadNorm, qkv, self._head_factors(self.q_norm, self.k_norm), self.q_norm.eps)
-        bias = self.qkv.bias(table.dtype) if self._adds_bias else None
-        return attention(qkv, packing, table, Scoring(self.window, self.soft_cap, self.float32_scores), bias)
-
-    @property
-    def _adds_bias(self) -> bool:
-        """True when queries and keys get their bias after the product.
-
-        A bias of 200, added in bfloat16, would round what it is added to.
-        """
-        return self.float32_scores and self.q_norm is None and self.qkv.has_bias_apart
-
-    def _head_factors(self, q_norm: RMSNorm, k_norm: RMSNorm) -> Tensor:
-        """Return what each query and key head is multiplied by after its norm, (H + K, d), as the heads lie in qkv."""
-        q, k = (self.turning.neighbours(norm.factor()) for norm in (q_norm, k_norm))
-        return torch.cat([q.expand(self.heads, -1), k.expand(self.kv_heads, -1)])
 
 
 class MLP(nn.Module):
@@ -169,16 +111,23 @@ class MixtureOfExperts(nn.Module):
         return x + self(norm(x)) if after is None else after.add(x, self(norm(x)))
 
 
-class DecoderLayer(nn.Module):
-    """The definition of a layer: attention and feed-forward, each behind its norm and added to the residual.
+RECURRENCES: dict[type[RecurrenceOptions], Callable[..., Recurrence]] = {ShortConvolution: GatedConvolution}
 
-    Gemma's sandwich norms also normalise what is added. The decoder runs `FusedLayer`, which computes the same.
+
+class DecoderLayer(nn.Module):
+    """The definition of a layer: a mixer and a feed-forward, each behind its norm and added to the residual.
+
+    Gemma's sandwich norms also normalise what is added. The decoder runs `FusedLayer`, which computes the same. Its
+    mixer is attention (`self_attn`), a recurrence under its family's name for it, or both, which then read one input.
     """
 
     def __init__(self, o: LayerOptions) -> None:
         super().__init__()
         self.options = o
-        self.self_attn = Attention(o)
+        self.self_attn = Attention(o) if o.attends else None
+        self.recurrence = "" if o.recurrence is None else o.recurrence.module
+        if o.recurrence is not None:
+            self.add_module(self.recurrence, RECURRENCES[type(o.recurrence)](o.recurrence, o))
         self.mlp: MLP | MixtureOfExperts = MLP(o, o.inner) if o.experts is None else MixtureOfExperts(o, o.experts)
         self.input_layernorm = RMSNorm(o.width, o.eps, o.norm_offset)
         self.post_attention_layernorm = RMSNorm(o.width, o.eps, o.norm_offset)
@@ -189,12 +138,22 @@ class DecoderLayer(nn.Module):
     def forward(self, x: Tensor, packing: Packing, table: RotationTable) -> Tensor:
         """Compute x (N, D) → (N, D)."""
         if self.options.sandwich_norms:
-            x = x + self.post_attention_layernorm(self.self_attn(self.input_layernorm(x), packing, table))
+            x = x + self.post_attention_layernorm(self.mixed(self.input_layernorm(x), packing, table))
             x = x + self.post_feedforward_layernorm(self.mlp(self.pre_feedforward_layernorm(x)))
         else:
-            x = x + self.self_attn(self.input_layernorm(x), packing, table)
+            x = x + self.mixed(self.input_layernorm(x), packing, table)
             x = x + self.mlp(self.post_attention_layernorm(x))
         return x
+
+    @property
+    def mixers(self) -> list[Mixer]:
+        """What mixes its tokens, in the order in which a packing sees them."""
+        named = (self.self_attn, self.get_submodule(self.recurrence) if self.recurrence else None)
+        return [mixer for mixer in named if isinstance(mixer, Mixer)]
+
+    def mixed(self, x: Tensor, packing: Packing, table: RotationTable) -> Tensor:
+        """Compute its mixers of x (N, D), behind the norm → (N, D)."""
+        return torch.stack([mixer(x, packing, table) for mixer in self.mixers]).sum(0)
 
 
 class FusedLayer(DecoderLayer):
@@ -202,15 +161,17 @@ class FusedLayer(DecoderLayer):
 
     def forward(self, x: Tensor, packing: Packing, table: RotationTable) -> Tensor:
         """Compute x (N, D) → (N, D)."""
-        return self.add_mlp(self.add_attention(x, packing, table))
+        return self.add_mlp(self.add_mixed(x, packing, table))
 
-    def add_attention(self, x: Tensor, packing: Packing, table: RotationTable) -> Tensor:
-        """Compute x (N, D) → the residual stream after attention (N, D)."""
+    def add_mixed(self, x: Tensor, packing: Packing, table: RotationTable) -> Tensor:
+        """Compute x (N, D) → the residual stream after the mixers (N, D)."""
         after = self.post_attention_layernorm if self.options.sandwich_norms else None
-        return self.self_attn.add(x, self.input_layernorm, packing, table, after)
+        if len(self.mixers) > 1:
+            return x + self.mixed(self.input_layernorm(x), packing, table)
+        return self.mixers[0].add(x, self.input_layernorm, packing, table, after)
 
     def add_mlp(self, x: Tensor) -> Tensor:
-        """Compute x (N, D), the stream after attention → the stream after the layer (N, D)."""
+        """Compute x (N, D), the stream after the mixers → the stream after the layer (N, D)."""
         if self.options.sandwich_norms:
             return self.mlp.add(x, self.pre_feedforward_layernorm, self.post_feedforward_layernorm)
         return self.mlp.add(x, self.post_attention_layernorm)

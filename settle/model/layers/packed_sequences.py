@@ -5,13 +5,18 @@ numbers in its real rows. Short segments are therefore padded into buckets; full
 """
 
 from functools import cached_property
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
 from settle.model.config import Rope
 from settle.model.layers.transfer import on_host, to_device
+
+if TYPE_CHECKING:
+    from settle.model.layers.mixer import Recurrence
+
+State = tuple[Tensor, ...]  # what a recurrence keeps of each of B sequences, tensors (B, …)
 
 
 class Scoring(NamedTuple):
@@ -53,6 +58,10 @@ class Packing:
     def attend(self, qkv: Tensor, table: "RotationTable", scoring: Scoring, bias: Tensor | None) -> Tensor:
         """`attention` of a packing that sees every layer's queries and keys; called once a layer, in their order."""
         raise NotImplementedError
+
+    def recur(self, recurrence: "Recurrence", rows: Tensor) -> Tensor:
+        """Mix rows (N, O) within each segment → (N, M); called once a layer, in their order."""
+        return recurrence.whole(rows, self)
 
     def __init__(self, cu_seqlens: Tensor) -> None:
         self.cu_seqlens = cu_seqlens

@@ -103,7 +103,7 @@ class LayerWalk:
                 read.update((names[id(linear)], values) for linear in linears)
 
             with observed(layer, see):
-                between = layer.add_attention(x, packing, self.model.table(number, x.device))
+                between = layer.add_mixed(x, packing, self.model.table(number, x.device))
                 after = layer.add_mlp(between)
             inputs = {stage: next(read[name] for name in modules if name in read) for stage, modules in READ_BY.items()}
             yield LayerActivations(before=x, between=between, after=after, **inputs)

@@ -185,8 +185,8 @@ def _another(ids: np.ndarray, place: int, vocab_size: int) -> int:
 class _Watched(Packing):
     """A packed batch that compares every layer's attention with its definition as it goes through a decoder.
 
-    differences: relative difference of each layer. still: the layers in which the order of what a token sees does not
-    matter to it.
+    differences: relative difference of each layer, by its number. still: the layers in which the order of what a token
+    sees does not matter to it.
     """
 
     attends_itself = True
@@ -194,15 +194,16 @@ class _Watched(Packing):
     def __init__(self, cu_seqlens: Tensor, layers: Sequence[LayerOptions]) -> None:
         super().__init__(cu_seqlens)
         self.layers = layers
-        self.differences: list[float] = []
+        self.attending = iter([number for number, layer in enumerate(layers) if layer.attends])
+        self.differences: dict[int, float] = {}
         self.still: list[int] = []
 
     def attend(self, qkv: Tensor, table: RotationTable, scoring: Scoring, bias: Tensor | None) -> Tensor:
-        number = len(self.differences)
+        number = next(self.attending)
         options = self.layers[number]
         out = attention_over(qkv, self, table, scoring, bias)
         wanted = attention_by_definition(qkv, self.bounds, options, bias)
-        self.differences.append(float((out.cpu().double() - wanted).norm() / wanted.norm().clamp_min(1e-30)))
+        self.differences[number] = float((out.cpu().double() - wanted).norm() / wanted.norm().clamp_min(1e-30))
         first, last = max(zip(self.bounds, self.bounds[1:], strict=False), key=lambda edges: edges[1] - edges[0])
         turned = torch.arange(len(qkv), device=qkv.device)
         seen = min(last - first - 1, (options.window or last) - 1)
@@ -228,13 +229,13 @@ def require_attention(model: Decoder, batch: Batch) -> str:
             "positions are lost: report this",
         )
     most = MOVED[torch.promote_types(model.compute_dtype, torch.float32)]
-    for number, off in enumerate(packing.differences):
+    for number, off in packing.differences.items():
         if not off <= most:
             raise ProofError(
                 f"layer {number}: its attention is {off:.1e} off its definition (mask, window, rotation, scale, cap)",
                 "the exported model would compute something else: report this",
             )
-    return f"{len(packing.differences)} layers, {max(packing.differences):.1e} off"
+    return f"{len(packing.differences)} layers, {max(packing.differences.values()):.1e} off"
 
 
 def attention_by_definition(

@@ -1,0 +1,59 @@
+"""Causal self-attention as a layer's mixer.
+
+Letters: N tokens, D hidden width, H query heads, K key/value heads, d head width.
+"""
+
+import torch
+from torch import Tensor
+
+from settle.model.config import LayerOptions
+from settle.model.layers.attention import attention
+from settle.model.layers.kernels import HeadNorm, apply
+from settle.model.layers.linear import Linear, RMSNorm, Stack, Turning
+from settle.model.layers.mixer import Mixer
+from settle.model.layers.packed_sequences import Packing, RotationTable, Scoring
+
+
+class Attention(Mixer):
+    """Causal self-attention with rotary positions and K ≤ H key/value heads.
+
+    float32_scores: its scores are too large for a half type, see `score_sizes`. May be set at any time.
+    """
+
+    float32_scores = False
+
+    def __init__(self, o: LayerOptions) -> None:
+        super().__init__()
+        query, key = o.heads * o.head_dim, o.kv_heads * o.head_dim
+        self.heads, self.kv_heads, self.window, self.soft_cap = o.heads, o.kv_heads, o.window, o.soft_cap
+        if o.fused:
+            self.qkv_proj = Linear(o.width, query + 2 * key, o.qkv_bias)
+            members = [(self.qkv_proj, query + key)]
+        else:
+            self.q_proj = Linear(o.width, query, o.qkv_bias)
+            self.k_proj = Linear(o.width, key, o.qkv_bias)
+            self.v_proj = Linear(o.width, key, o.qkv_bias)
+            members = [(self.q_proj, query), (self.k_proj, key), (self.v_proj, 0)]
+        self.o_proj = Linear(query, o.width, o.out_bias)
+        self.q_norm = RMSNorm(o.head_dim, o.eps, o.norm_offset) if o.head_norms else None
+        self.k_norm = RMSNorm(o.head_dim, o.eps, o.norm_offset) if o.head_norms else None
+        self.turning = Turning(o.head_dim, o.rope.rotary_dim or o.head_dim)
+        self.inward = Stack(members, self.turning, o.norm_offset)
+        self.out = Stack([(self.o_proj, 0)])
+
+    def mixed(self, rows: Tensor, packing: Packing, table: RotationTable) -> Tensor:
+        """Mix the values of rows (N, (H + 2K)·d), queries, keys and values, by attention → (N, H·d)."""
+        if self.q_norm is not None and self.k_norm is not None:
+            rows = apply(HeadNorm, rows, self._head_factors(self.q_norm, self.k_norm), self.q_norm.eps)
+        bias = self.inward.bias(table.dtype) if self.adds_bias else None
+        return attention(rows, packing, table, Scoring(self.window, self.soft_cap, self.float32_scores), bias)
+
+    @property
+    def adds_bias(self) -> bool:
+        """Whether queries and keys get their bias after the product: a bias of 200 rounds what it is added to."""
+        return self.float32_scores and self.q_norm is None and self.inward.has_bias_apart
+
+    def _head_factors(self, q_norm: RMSNorm, k_norm: RMSNorm) -> Tensor:
+        """Return what each query and key head is multiplied by after its norm, (H + K, d), as the heads lie in qkv."""
+        q, k = (self.turning.neighbours(norm.factor()) for norm in (q_norm, k_norm))
+        return torch.cat([q.expand(self.heads, -1), k.expand(self.kv_heads, -1)])
