@@ -35,6 +35,7 @@ SHADES = {  # readable on the window's own dark ground, whatever is around it
 }  # fmt: skip
 TEXT, GROUND, DIM = "#e6edf3", "#161b22", "#9198a1"
 MOST_NAMED = 3  # models of a family that the table names
+MOST_FAMILIES = 7  # with a row of their own
 
 
 @dataclass(frozen=True)
@@ -158,11 +159,16 @@ def spans(row: Row) -> Iterator[str]:
 
 
 def models_table() -> str:
-    """Return the families that can be tuned, with the models of the catalogue."""
+    """Return the families that can be tuned, with the models of the catalogue; those of few models in the last row."""
     lines = ["| family | models known by name | such as |", "|---|--:|---|"]
-    for name in Architecture.part_names():
-        known = sorted((k for k in catalogue_file().known if k.family == name), key=lambda k: k.shape.parameters)
-        lines.append(f"| `{name}` | {len(known)} | {', '.join(map(named, popular(known)))} |")
+    known = {name: [k for k in catalogue_file().known if k.family == name] for name in Architecture.part_names()}
+    large = sorted(known, key=lambda name: len(known[name]), reverse=True)[:MOST_FAMILIES]
+    rest = [name for name in known if name not in large]
+    rows = [([name], known[name]) for name in known if name in large]
+    for names, models in [*rows, (rest, [model for name in rest for model in known[name]])]:
+        models = sorted(models, key=lambda model: model.shape.parameters)
+        title = ", ".join(f"`{name}`" for name in names)
+        lines.append(f"| {title} | {len(models)} | {', '.join(map(named, popular(models)))} |")
     return "\n".join(lines) + "\n"
 
 

@@ -45,6 +45,19 @@ class RecurrenceOptions:
 
     module: ClassVar[str]
 
+    def parameters(self, width: int) -> dict[str, tuple[int, ...]]:
+        """Return the names, below `module`, and shapes of its parameters in a layer of that width."""
+        raise NotImplementedError
+
+    @property
+    def products(self) -> float:
+        """Multiply-adds a token between its linears that no parameter takes part in."""
+        return 0.0
+
+    def kept(self, width: int) -> int:
+        """Return the numbers a token that its backward pass needs, behind the norm: its rows, and what is mixed."""
+        raise NotImplementedError
+
 
 @dataclass(frozen=True)
 class ShortConvolution(RecurrenceOptions):
@@ -53,6 +66,14 @@ class ShortConvolution(RecurrenceOptions):
     module: ClassVar[str] = "conv"
     kernel: int = 3
     bias: bool = False
+
+    def parameters(self, width: int) -> dict[str, tuple[int, ...]]:
+        shapes = {"in_proj": (3 * width, width), "conv": (width, 1, self.kernel), "out_proj": (width, width)}
+        weights: dict[str, tuple[int, ...]] = {f"{name}.weight": shape for name, shape in shapes.items()}
+        return weights | {f"{name}.bias": shape[:1] for name, shape in shapes.items() if self.bias}
+
+    def kept(self, width: int) -> int:
+        return 4 * width
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from settle.model.layers.packed_sequences import Packing, RotationTable, Scoring
 _EMBEDDING_STD = 0.5
 _HEAD_STD = 0.02
 _BRANCH_SHRINK = 0.1
+_WRITERS = ("o_proj.weight", "out_proj.weight", "down_proj.weight")  # to the residual stream
 _WIDENED = 1 << 24  # numbers of the output table that are in fp32 at once
 
 
@@ -65,8 +66,8 @@ class Decoder(FreezableModule):
             elif "embed_tokens" in name or "lm_head" in name:
                 weight.normal_(0.0, _HEAD_STD, generator=random)
             else:
-                std = 1 / math.sqrt(weight.shape[1])
-                shrink = _BRANCH_SHRINK if name.endswith(("o_proj.weight", "down_proj.weight")) else 1.0
+                std = 1 / math.sqrt(weight[0].numel())
+                shrink = _BRANCH_SHRINK if name.endswith(_WRITERS) else 1.0
                 weight.normal_(0.0, std * shrink, generator=random)
 
     def forward(self, inputs: Tensor, cu_seqlens: Tensor | Packing) -> Tensor:

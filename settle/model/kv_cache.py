@@ -13,12 +13,11 @@ import torch
 from torch import Tensor
 
 from settle.model.layers.attention import attention_over
-from settle.model.layers.packed_sequences import Packing, RotationTable, Scoring, State
+from settle.model.layers.packed_sequences import Packing, Recurrent, RotationTable, Scoring, State
 from settle.model.layers.transfer import to_device
 
 if TYPE_CHECKING:
     from settle.model.decoder import Decoder
-    from settle.model.layers.mixer import Recurrence
 
 
 class Growing(Packing):
@@ -70,7 +69,7 @@ class Growing(Packing):
         scores = scores.masked_fill(unseen[:, None, None], float("-inf"))
         return (torch.softmax(scores, -1) @ past).flatten(1).to(dtype)
 
-    def recur(self, recurrence: "Recurrence", rows: Tensor) -> Tensor:
+    def recur(self, recurrence: Recurrent, rows: Tensor) -> Tensor:
         """Mix rows (N, O) of the whole batch at first, later (B, O) of the newest tokens."""
         weights = recurrence.weights()
         if self._is_first:

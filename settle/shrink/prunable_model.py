@@ -98,9 +98,11 @@ def complaint(part: Architecture) -> str:
 
 
 def require_dense(part: Architecture, what: str) -> None:
-    """Raise UsageError for a mixture of experts."""
-    if part.options().layers[0].experts is not None:
-        raise UsageError(f"{what} of a mixture of experts are not pruned here", "prune its depth or its vocabulary")
+    """Raise UsageError for a mixture of experts, and for layers that are not all attention."""
+    layers = part.options().layers
+    of = "a mixture of experts" if layers[0].experts is not None else "layers that are not all attention"
+    if layers[0].experts is not None or any(layer.recurrence is not None for layer in layers):
+        raise UsageError(f"{what} of {of} are not pruned here", "prune its depth or its vocabulary")
 
 
 def layer_of(name: str) -> int | None:

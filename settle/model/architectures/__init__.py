@@ -21,12 +21,13 @@ from settle.base.registry import Part
 from settle.formats import LazyTensor
 from settle.formats.gguf import embeds
 from settle.formats.gguf.metadata import section, whole
-from settle.model.config import DecoderOptions, LayerOptions, Rope, default_shape
+from settle.model.config import DecoderOptions, LayerOptions, RecurrenceOptions, Rope, default_shape
 from settle.model.decoder import Decoder
 from settle.model.layers.rope import RopeScaling, rope_options
 
 HfConfig = Mapping[str, object]
 GgufMetadata = Mapping[str, object]
+GgufKeys = dict[str, str | float | list[int]]
 Values = dict[str, object]  # of fields, as a file has them: a family's class checks them
 Tensors = Mapping[str, LazyTensor]  # of a GGUF file
 Shapes = dict[str, tuple[int, ...]]  # by a parameter's name
@@ -39,15 +40,15 @@ FLASH_WIDTH = 256  # numbers of a head at most
 TURN_BYTES = 4  # a number of a head: half of them are cosines, half of them sines
 LSE_BYTES = 4  # a token and head: the logarithm of the sum of its exponentials
 _NULLABLE = ("sliding_window", "attn_logit_softcapping", "final_logit_softcapping")  # None says: off
-_GGUF_MODEL = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
 
 
 class Architecture(Part):
     """A model family, sized by its fields.
 
     HF_DEFAULTS: values of keys that a `config.json` leaves out. HF_FIXED: keys with the one supported value.
-    GGUF_LAYER: module of a layer → its name in a GGUF file. QUERIES_ARE_WIDTH: whether llama.cpp takes the one for the
-    other in this family.
+    HF_NAMES: module of a layer, or of the model → its name in Hugging Face's files, where that is another. GGUF_LAYER,
+    GGUF_MODEL: module of a layer or of the model, or a parameter of a layer → its name in a GGUF file.
+    QUERIES_ARE_WIDTH: whether llama.cpp takes the one for the other in this family.
     """
 
     TINY: ClassVar[Self]
@@ -55,7 +56,11 @@ class Architecture(Part):
     HF_CLASS: ClassVar[str]
     HF_DEFAULTS: ClassVar[Values] = {}
     HF_FIXED: ClassVar[Values] = {"hidden_act": "silu"}
+    HF_NAMES: ClassVar[dict[str, str]] = {}
     gguf_architecture: ClassVar[str]
+    GGUF_MODEL: ClassVar[dict[str, str]] = {
+        "model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output",
+    }  # fmt: skip
     QUERIES_ARE_WIDTH: ClassVar[bool] = False
     GGUF_LAYER: ClassVar[dict[str, str]] = {
         "input_layernorm": "attn_norm",
@@ -116,7 +121,20 @@ class Architecture(Part):
 
     def layer_parameters(self, layer: int) -> Shapes:
         """Names, without `model.layers.<i>.`, and shapes."""
-        return self.attention_parameters() | self.feed_forward_parameters() | self.norm_parameters()
+        recurrence = self.recurrence(layer)
+        shapes = self.attention_parameters() if self.attends(layer) else {}
+        if recurrence is not None:
+            own = recurrence.parameters(self.hidden_size)
+            shapes = shapes | {f"{recurrence.module}.{name}": shape for name, shape in own.items()}
+        return shapes | self.feed_forward_parameters() | self.norm_parameters()
+
+    def attends(self, layer: int) -> bool:
+        """Return whether a layer has attention."""
+        return True
+
+    def recurrence(self, layer: int) -> RecurrenceOptions | None:
+        """Return what mixes a layer's tokens in attention's place, or beside it."""
+        return None
 
     def attention_parameters(self) -> Shapes:
         width, query = self.hidden_size, self.num_attention_heads * self.head_dim
@@ -163,6 +181,8 @@ class Architecture(Part):
             eps=self.rms_norm_eps,
             rope=self.rope(layer),
             window=self.window(layer),
+            attends=self.attends(layer),
+            recurrence=self.recurrence(layer),
         )
 
     def options(self) -> DecoderOptions:
@@ -209,8 +229,11 @@ class Architecture(Part):
         """
         products, scores = self.vocab_size * self.hidden_size, 0.0
         for layer in range(self.num_hidden_layers):
+            recurrence = self.recurrence(layer)
             products += self.active_numbers(layer)
-            scores += 2 * self.num_attention_heads * self.head_dim * keys_met(context, self.window(layer))
+            scores += 0 if recurrence is None else recurrence.products
+            if self.attends(layer):
+                scores += 2 * self.num_attention_heads * self.head_dim * keys_met(context, self.window(layer))
         return 6.0 * (products + scores)
 
     def activation_bytes_per_token(
@@ -230,7 +253,7 @@ class Architecture(Part):
         numbers = 2.0 * self.hidden_size + 1
         for layer in self.options().layers:
             attends = layer.heads * LSE_BYTES / bytes_per_number if is_flash and is_for_flash(layer) else None
-            numbers += _kept_by_attention(layer, context, attends) + _kept_by_feed_forward(layer, adapter is not None)
+            numbers += _kept_by_mixers(layer, context, attends) + _kept_by_feed_forward(layer, adapter is not None)
         numbers += sum(self.share_met(name) * adapter_numbers for name, adapter_numbers in (adapter or {}).items())
         return bytes_per_number * numbers + (self._turns() if is_flash else 0)
 
@@ -264,7 +287,14 @@ class Architecture(Part):
 
     def hf_names(self) -> dict[str, str]:
         """Parameter name → name in Hugging Face's safetensors."""
-        return {name: name for name in self.parameters()}
+        return {name: self._hf_name(name) for name in self.parameters()}
+
+    def _hf_name(self, name: str) -> str:
+        module, _, kind = name.rpartition(".")
+        if not module.startswith("model.layers."):
+            return f"{self.HF_NAMES.get(module, module)}.{kind}"
+        _, _, layer, inside = module.split(".", 3)
+        return f"model.layers.{layer}.{self.HF_NAMES.get(inside, inside)}.{kind}"
 
     def to_hf_config(self) -> Values:
         """`config.json` that `transformers` loads."""
@@ -323,12 +353,13 @@ class Architecture(Part):
 
     def _gguf_name(self, name: str) -> str:
         module, _, kind = name.rpartition(".")
-        if module in _GGUF_MODEL:
-            return f"{_GGUF_MODEL[module]}.{kind}"
+        if module in self.GGUF_MODEL:
+            return f"{self.GGUF_MODEL[module]}.{kind}"
         _, _, layer, inside = module.split(".", 3)
-        return f"blk.{layer}.{self.GGUF_LAYER[inside]}.{kind}"
+        own = self.GGUF_LAYER.get(f"{inside}.{kind}") or f"{self.GGUF_LAYER[inside]}.{kind}"
+        return f"blk.{layer}.{own}"
 
-    def gguf_metadata(self) -> dict[str, str | float]:
+    def gguf_metadata(self) -> GgufKeys:
         """Metadata keys that say what llama.cpp must compute. Raises FormatError for what it cannot."""
         queries = self.num_attention_heads * self.head_dim
         if self.QUERIES_ARE_WIDTH and queries != self.hidden_size:
@@ -337,7 +368,7 @@ class Architecture(Part):
                 f"they are {queries} wide, the model {self.hidden_size}",
                 "export it as safetensors",
             )
-        keys: dict[str, str | float] = {
+        keys: GgufKeys = {
             "vocab_size": self.vocab_size,
             "context_length": self.gguf_context(),
             "embedding_length": self.hidden_size,
@@ -420,10 +451,10 @@ class GgufFields:
         return self.metadata.get(f"{self.architecture}.{key}", default)
 
     def number(self, key: str, default: float | None = None) -> float:
-        """Read a number; a list of one and the same for each layer counts as it. Raises FormatError."""
+        """Read a number; a list of one and the same, or 0, for each layer counts as it. Raises FormatError."""
         value = self.get(key, default)
-        if isinstance(value, list) and value and all(v == value[0] for v in value):
-            value = value[0]
+        if isinstance(value, list) and len(set(value) - {0}) == 1:
+            value = max(value)
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise FormatError(
                 f"{self.architecture}.{key} is {value!r} in the GGUF file", "one number for all layers is supported"
@@ -464,16 +495,18 @@ def keys_met(context: int, window: int | None) -> float:
 
 def is_for_flash(o: LayerOptions) -> bool:
     """Return whether torch's attention on packed rows knows a layer's scores and the width of its heads."""
-    return o.soft_cap is None and o.head_dim <= FLASH_WIDTH and o.head_dim % 8 == 0
+    return o.attends and o.soft_cap is None and o.head_dim <= FLASH_WIDTH and o.head_dim % 8 == 0
 
 
-def _kept_by_attention(o: LayerOptions, context: int, flash: float | None) -> float:
-    """Count the numbers per token that the backward pass of one layer's attention needs.
+def _kept_by_mixers(o: LayerOptions, context: int, flash: float | None) -> float:
+    """Count the numbers per token that the backward pass of one layer's attention or recurrence needs.
 
     See `activation_bytes_per_token`. flash: numbers that a kernel keeps in the place of the probabilities; None: it
     keeps those.
     """
     query, key = o.heads * o.head_dim, o.kv_heads * o.head_dim
+    if o.recurrence is not None:
+        return o.width + 1 + o.recurrence.kept(o.width)
     numbers: float = o.width + 1 + query
     if flash is None:
         numbers += query + 2 * key + o.heads * context * (1 if o.soft_cap is None else 2)

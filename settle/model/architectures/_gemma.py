@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 
 from settle.base.errors import FormatError
 from settle.formats.gguf.metadata import texts, whole
-from settle.model.architectures import Architecture, GgufFields, HfConfig, Rows, Shapes, Tensors, Values
+from settle.model.architectures import Architecture, GgufFields, GgufKeys, HfConfig, Rows, Shapes, Tensors, Values
 from settle.model.config import DecoderOptions, LayerOptions
 
 NORMS = (
@@ -104,7 +104,7 @@ class Gemma(Architecture):
         types = self.layer_types or _layer_types(self.num_hidden_layers, self.PERIOD)
         return super().to_hf_config() | {"layer_types": list(types), "hidden_act": "gelu_pytorch_tanh"}
 
-    def gguf_metadata(self) -> dict[str, str | float]:
+    def gguf_metadata(self) -> GgufKeys:
         sizes = (self.num_hidden_layers, self.hidden_size, self.num_attention_heads, self.head_dim)
         implied = self._implied_scalar(*sizes)
         if self.query_pre_attn_scalar != implied:

@@ -5,7 +5,7 @@ from dataclasses import replace
 from pydantic import Field
 
 from settle.base.errors import FormatError
-from settle.model.architectures import TINY_SIZES, GgufFields, Tensors, Values
+from settle.model.architectures import TINY_SIZES, GgufFields, GgufKeys, Tensors, Values
 from settle.model.architectures._gemma import Gemma
 from settle.model.config import LayerOptions
 
@@ -32,7 +32,7 @@ class Gemma2(Gemma):
     def layer_options(self, layer: int) -> LayerOptions:
         return replace(super().layer_options(layer), soft_cap=self.attn_logit_softcapping)
 
-    def gguf_metadata(self) -> dict[str, str | float]:
+    def gguf_metadata(self) -> GgufKeys:
         caps = {key: getattr(self, key) for key in _CAPS}
         if None in caps.values():
             raise FormatError("llama.cpp always caps the scores and logits of a Gemma 2", "export it as safetensors")

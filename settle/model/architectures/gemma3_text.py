@@ -6,7 +6,7 @@ from pydantic import Field
 
 from settle.base.errors import FormatError
 from settle.formats.gguf.metadata import section
-from settle.model.architectures import TINY_SIZES, GgufFields, HfConfig, Shapes, Tensors, Values
+from settle.model.architectures import TINY_SIZES, GgufFields, GgufKeys, HfConfig, Shapes, Tensors, Values
 from settle.model.architectures._gemma import Gemma
 from settle.model.config import LayerOptions, Rope
 from settle.model.layers.rope import RopeScaling, rope_options
@@ -57,7 +57,7 @@ class Gemma3Text(Gemma):
                 raise FormatError("the sliding layers' rotations are stretched", "only those of the others may be")
         return values
 
-    def gguf_metadata(self) -> dict[str, str | float]:
+    def gguf_metadata(self) -> GgufKeys:
         if self.final_logit_softcapping is not None:
             raise FormatError("llama.cpp does not cap the logits of a Gemma 3", "export it as safetensors")
         return super().gguf_metadata() | {f"{self.gguf_architecture}.rope.freq_base_swa": self.rope_local_base_freq}

@@ -5,7 +5,7 @@ from dataclasses import replace
 from pydantic import Field
 
 from settle.formats.gguf.metadata import number, section
-from settle.model.architectures import TINY_SIZES, Architecture, GgufFields, HfConfig, Shapes, Tensors, Values
+from settle.model.architectures import TINY_SIZES, Architecture, GgufFields, GgufKeys, HfConfig, Shapes, Tensors, Values
 from settle.model.config import LayerOptions
 from settle.model.layers.rope import RopeScaling, attention_factor
 
@@ -75,8 +75,8 @@ class Phi3(Architecture):
     def gguf_context(self) -> int:
         return min(self.max_position_embeddings, self.sliding_window or self.max_position_embeddings)
 
-    def gguf_metadata(self) -> dict[str, str | float]:
-        keys: dict[str, str | float] = {"rope.scaling.original_context_length": self.original_max_position_embeddings}
+    def gguf_metadata(self) -> GgufKeys:
+        keys: GgufKeys = {"rope.scaling.original_context_length": self.original_max_position_embeddings}
         if self.rope_scaling is not None:
             keys["rope.scaling.attn_factor"] = attention_factor(self.rope_scaling, self.max_position_embeddings)
         return super().gguf_metadata() | {f"{self.gguf_architecture}.{key}": value for key, value in keys.items()}

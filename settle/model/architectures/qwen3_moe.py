@@ -7,7 +7,7 @@ from typing import Self
 from pydantic import Field, model_validator
 
 from settle.base.errors import FormatError
-from settle.model.architectures import GgufFields, HfConfig, Shapes, Tensors, Values
+from settle.model.architectures import GgufFields, GgufKeys, HfConfig, Shapes, Tensors, Values
 from settle.model.architectures.qwen3 import Qwen3
 from settle.model.config import Experts, LayerOptions
 
@@ -91,7 +91,7 @@ class Qwen3Moe(Qwen3):
         # One kind after the other, so that the parts of a stacked tensor follow each other.
         return dict(sorted(names.items(), key=lambda item: list(names.values()).index(item[1])))
 
-    def gguf_metadata(self) -> dict[str, str | float]:
+    def gguf_metadata(self) -> GgufKeys:
         if not self.norm_topk_prob:
             raise FormatError(
                 "llama.cpp always lets the weights of a token's experts sum to 1, this model does not",

@@ -4,8 +4,9 @@ Attention is causal and positions restart in every segment, so a segment padded 
 numbers in its real rows. Short segments are therefore padded into buckets; full-length ones (most) never are.
 """
 
+from collections.abc import Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -13,10 +14,15 @@ from torch import Tensor
 from settle.model.config import Rope
 from settle.model.layers.transfer import on_host, to_device
 
-if TYPE_CHECKING:
-    from settle.model.layers.mixer import Recurrence
-
 State = tuple[Tensor, ...]  # what a recurrence keeps of each of B sequences, tensors (B, …)
+
+
+class Recurrent(Protocol):
+    """A mixer whose past is a state of fixed size; `Recurrence` says what its methods do."""
+
+    def weights(self) -> list[Tensor]: ...
+    def whole(self, rows: Tensor, packing: "Packing") -> Tensor: ...
+    def mix(self, rows: Tensor, weights: Sequence[Tensor], state: State = ()) -> tuple[Tensor, State]: ...
 
 
 class Scoring(NamedTuple):
@@ -59,7 +65,7 @@ class Packing:
         """`attention` of a packing that sees every layer's queries and keys; called once a layer, in their order."""
         raise NotImplementedError
 
-    def recur(self, recurrence: "Recurrence", rows: Tensor) -> Tensor:
+    def recur(self, recurrence: Recurrent, rows: Tensor) -> Tensor:
         """Mix rows (N, O) within each segment → (N, M); called once a layer, in their order."""
         return recurrence.whole(rows, self)
 

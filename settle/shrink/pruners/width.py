@@ -101,7 +101,7 @@ def _strengths(walk: LayerWalk, subject: PrunableModel, on_layer: Callable[[int]
         power.streams += [_mean_square(p.before for p in parts), _mean_square(p.between for p in parts)]
         if subject.part.options().layers[layer].sandwich_norms:
             own = walk.model.layers[layer]
-            assert isinstance(own.mlp, MLP)
+            assert isinstance(own.mlp, MLP) and own.self_attn is not None
             power.branches[layer] = (
                 _mean_square(own.self_attn.out.linear(p.mixed) for p in parts),
                 _mean_square(own.mlp.down.linear(p.gated) for p in parts),
