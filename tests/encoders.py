@@ -13,7 +13,9 @@ _MODERN = {"pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3, "cls_token_i
 _RELATIVE = {"relative_attention": True, "pos_att_type": ["c2p", "p2c"]}
 CASES = {
     "bert": {"model_type": "bert"},
-    "xlm-roberta": {"model_type": "xlm-roberta", "type_vocab_size": 1, "pad_token_id": 1},
+    "xlm-roberta": {
+        "model_type": "xlm-roberta", "type_vocab_size": 1, "pad_token_id": 1, "max_position_embeddings": 66,
+    },
     "modernbert": {"model_type": "modernbert", **_MODERN, "local_attention": 8},
     "modernbert-biases": {
         "model_type": "modernbert", **_MODERN, "local_attention": 6, "global_attn_every_n_layers": 2,

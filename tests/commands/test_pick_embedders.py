@@ -8,7 +8,7 @@ import pytest
 from settle.cli import main
 from settle.jobs.pick import candidates as candidates_module
 from settle.jobs.pick.exam import read_search
-from settle.library.pull.bert import bert_to_gguf
+from settle.library.pull.bert import encoder_to_gguf
 from settle.library.resolve import resolve_gguf
 from settle.retrieve.index.embedders.gguf import Gguf
 from tests.bert import tiny_bert
@@ -21,7 +21,7 @@ def files(tmp_path_factory):
     """Two embedders, and for each question the passage that the first one finds nearest."""
     folder = tmp_path_factory.mktemp("embedders")
     for name, seed in (("best", 0), ("other", 1)):
-        bert_to_gguf(tiny_bert(folder / f"{name}.hf", seed=seed), folder / f"{name}.gguf", name, "mit")
+        encoder_to_gguf(tiny_bert(folder / f"{name}.hf", seed=seed), folder / f"{name}.gguf", name, "mit")
     random = np.random.default_rng(0)
     texts = [" ".join(random.choice(WORDS, 6)) for _ in range(80)]
     questions, passages = texts[:30], texts[30:]

@@ -5,7 +5,7 @@ import pytest
 
 from settle.base.errors import EngineError, UsageError
 from settle.infer.engine import Engine, VectorEngine
-from settle.library.pull.bert import bert_to_gguf
+from settle.library.pull.bert import encoder_to_gguf
 from tests.bert import TEXTS, reference, tiny_bert
 
 
@@ -16,7 +16,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def file(folder):
-    return bert_to_gguf(folder, folder.parent / "bert.gguf", "bert", "")
+    return encoder_to_gguf(folder, folder.parent / "bert.gguf", "bert", "")
 
 
 def test_texts_and_ids_give_the_same_vectors_in_the_order_of_the_texts(file, folder):

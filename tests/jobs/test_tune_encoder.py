@@ -19,7 +19,7 @@ from settle.data.batches import Batch
 from settle.jobs import tune_encoder
 from settle.jobs.job import Context, find_job, resume, start
 from settle.jobs.settings import TuneSettings
-from settle.library.pull.bert import bert_to_gguf
+from settle.library.pull.bert import encoder_to_gguf
 from settle.model.encoder_folder import EncoderFolder
 from tests.bert import tiny_bert
 from tests.encoders import tiny_encoder
@@ -31,7 +31,7 @@ STEPS = 24
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("encoder")
-    bert_to_gguf(tiny_bert(folder / "hf"), folder / "tiny.gguf", "tiny", "mit")
+    encoder_to_gguf(tiny_bert(folder / "hf"), folder / "tiny.gguf", "tiny", "mit")
     draw = random.Random(0)
     letters = "abcdefghijklmnopqrstuvwxyz"
     pairs = [(a, b, label) for a in letters[:13] for b in letters[13:] for label in (0, 1)]

@@ -12,7 +12,7 @@ from settle.data.tokenizer.fast import fast_tokenizer
 from settle.formats import Weights
 from settle.formats.gguf import read_gguf
 from settle.infer.token_states import TokenStates
-from settle.library.pull.bert import bert_to_gguf
+from settle.library.pull.bert import encoder_to_gguf
 from settle.model.encoder import Encoder, EncoderOptions, Reranker, encoder_of_gguf, file_names, layers_apart, padded
 from settle.retrieve.answer.answer_judge import SCALE, TEXT_TOKENS, WEIGHTS, AnswerJudge
 from settle.retrieve.index.catalogue import Passage
@@ -27,7 +27,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def file(folder: Path) -> Weights:
-    return read_gguf(bert_to_gguf(folder, folder / "tiny.gguf", "tiny", "mit"))
+    return read_gguf(encoder_to_gguf(folder, folder / "tiny.gguf", "tiny", "mit"))
 
 
 def test_vectors_are_those_of_transformers_and_states_the_same_on_numpy(folder: Path, file: Weights) -> None:

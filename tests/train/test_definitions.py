@@ -15,7 +15,7 @@ from settle.base.event_log import Events
 from settle.base.registry import part, part_names
 from settle.data.batches import Batch
 from settle.formats.gguf import read_gguf
-from settle.library.pull.bert import bert_to_gguf
+from settle.library.pull.bert import encoder_to_gguf
 from settle.model.adapters.lora import LoRA
 from settle.model.architectures.llama import Llama
 from settle.model.decoder import Decoder
@@ -240,7 +240,7 @@ def test_a_rule_that_says_nothing_of_its_step_is_not_compared() -> None:
 @pytest.fixture(scope="module")
 def encoder(tmp_path_factory: pytest.TempPathFactory) -> Any:
     folder = tmp_path_factory.mktemp("encoder")
-    bert_to_gguf(tiny_bert(folder / "hf"), folder / "tiny.gguf", "tiny", "mit")
+    encoder_to_gguf(tiny_bert(folder / "hf"), folder / "tiny.gguf", "tiny", "mit")
     return encoder_of_gguf(read_gguf(folder / "tiny.gguf")).eval()
 
 

@@ -16,7 +16,7 @@ from settle.evaluate.pair_scores import separation
 from settle.formats.gguf import read_gguf
 from settle.jobs.job import find_job, start
 from settle.jobs.settings import TuneSettings
-from settle.library.pull.bert import bert_to_gguf
+from settle.library.pull.bert import encoder_to_gguf
 from settle.model.encoder import encoder_of_gguf
 from settle.train.objectives.contrastive import Contrastive
 from settle.train.objectives.rank import Rank
@@ -27,7 +27,7 @@ from tests.bert import tiny_bert
 def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny encoder, and pairs whose passage answers where it has the question's two letters one after the other."""
     folder = tmp_path_factory.mktemp("pairs")
-    bert_to_gguf(tiny_bert(folder / "hf"), folder / "tiny.gguf", "tiny", "mit")
+    encoder_to_gguf(tiny_bert(folder / "hf"), folder / "tiny.gguf", "tiny", "mit")
     draw = random.Random(0)
     rows = []
     for first in "abcdefghijklmn":

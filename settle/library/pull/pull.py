@@ -18,7 +18,7 @@ from settle.base.words.amounts import amount
 from settle.formats.gguf import embeds, read_gguf
 from settle.library.catalogue import catalogue, catalogue_file
 from settle.library.pull import Offer, hub, neighbours, wheels
-from settle.library.pull.bert import bert_to_gguf, is_bert
+from settle.library.pull.bert import encoder_to_gguf, has_gguf
 from settle.library.store import (
     StoredModel,
     add_model,
@@ -118,9 +118,9 @@ def pull(offer: Offer, name: str | None, events: Events) -> StoredModel:
                 f"{path.name} has the sha256 {sha256[:16]}…, {offer.sha256[:16]}… was promised", "pull it again"
             )
         encoder = EncoderFolder.find(path) if kind == "safetensors" else None
-        if encoder and encoder.use == "embed" and is_bert(path):
+        if encoder and has_gguf(encoder):
             folder_of_bert = path
-            path = bert_to_gguf(path, Path(fresh) / f"{offer.name}.gguf", offer.name, offer.license)
+            path = encoder_to_gguf(path, Path(fresh) / f"{offer.name}.gguf", offer.name, offer.license)
             if folder_of_bert.is_relative_to(fresh):
                 shutil.rmtree(folder_of_bert)
             kind, sha256 = "gguf", hash_of(path)

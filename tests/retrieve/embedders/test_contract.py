@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from settle.base.errors import DataError, UsageError
-from settle.library.pull.bert import bert_to_gguf
+from settle.library.pull.bert import encoder_to_gguf
 from settle.retrieve.index.embedders import Embedder
 from tests.bert import tiny_bert
 
@@ -14,7 +14,7 @@ TEXTS = ["rotate the key", "the server", "the key of the server"]
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     folder = tiny_bert(tmp_path_factory.mktemp("bert") / "tiny")
-    return bert_to_gguf(folder, folder.parent / "tiny.gguf", "tiny", "")
+    return encoder_to_gguf(folder, folder.parent / "tiny.gguf", "tiny", "")
 
 
 @pytest.fixture(params=Embedder.part_names())

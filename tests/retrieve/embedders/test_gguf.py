@@ -8,7 +8,7 @@ import pytest
 from settle.base.errors import DataError, UsageError
 from settle.base.event_log import Events
 from settle.formats.gguf import export_gguf
-from settle.library.pull.bert import bert_to_gguf
+from settle.library.pull.bert import encoder_to_gguf
 from settle.retrieve.index.chunkers.structure import Structure
 from settle.retrieve.index.collection import Collection, IndexParts, create
 from settle.retrieve.index.embedders import gguf as gguf_module
@@ -27,7 +27,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def file(folder):
-    return bert_to_gguf(folder, folder.parent / "all-minilm.gguf", "all-minilm", "")
+    return encoder_to_gguf(folder, folder.parent / "all-minilm.gguf", "all-minilm", "")
 
 
 def _opened(file, **settings):
@@ -37,7 +37,7 @@ def _opened(file, **settings):
 @pytest.mark.parametrize("pooling", ["mean", "cls"])
 def test_few_texts_and_many_give_the_vectors_of_transformers(tmp_path, pooling, monkeypatch):
     folder = tiny_bert(tmp_path / "bert", pooling)
-    file = bert_to_gguf(folder, tmp_path / "bert.gguf", "bert", "")
+    file = encoder_to_gguf(folder, tmp_path / "bert.gguf", "bert", "")
     expected = reference(folder, TEXTS)
     with _opened(file) as few, _opened(file) as many:
         on_numpy = few.documents(TEXTS)
@@ -78,7 +78,7 @@ def test_tokens_are_counted_without_those_around_and_nothing_is_cut_off(file):
 
 def test_other_weights_and_other_pooling_are_another_identity(file, tmp_path):
     others = [tiny_bert(tmp_path / "seed", seed=1), tiny_bert(tmp_path / "cls", pooling="cls")]
-    found = {_opened(bert_to_gguf(f, f.with_suffix(".gguf"), "all-minilm", "")).identity for f in others}
+    found = {_opened(encoder_to_gguf(f, f.with_suffix(".gguf"), "all-minilm", "")).identity for f in others}
     assert len({*found, _opened(file).identity}) == 3
     copied = shutil.copyfile(file, tmp_path / "elsewhere.gguf")
     assert _opened(copied).identity == _opened(file).identity
@@ -137,7 +137,9 @@ def test_vectors_of_two_embedders_are_never_compared(home, tmp_path):
     documents = tmp_path / "documents"
     documents.mkdir()
     (documents / "a.md").write_text("# Keys\n\nRotate the key, and restart the server.\n")
-    files = [bert_to_gguf(tiny_bert(tmp_path / f"b{i}", seed=i), tmp_path / f"b{i}.gguf", "bert", "") for i in (0, 1)]
+    files = [
+        encoder_to_gguf(tiny_bert(tmp_path / f"b{i}", seed=i), tmp_path / f"b{i}.gguf", "bert", "") for i in (0, 1)
+    ]
     embedder = Gguf(model=str(files[0]))
     with create("docs") as docs:
         docs.decide(IndexParts(embedder, Lancedb(), Structure()))

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from settle.base.errors import DataError, ResourceError, UsageError
-from settle.library.pull.bert import bert_to_gguf
+from settle.library.pull.bert import encoder_to_gguf
 from settle.retrieve.index.embedders import openai
 from settle.retrieve.index.embedders.gguf import Gguf
 from settle.retrieve.index.embedders.openai import Openai
@@ -165,7 +165,7 @@ def test_our_own_server(tmp_path, home):
     from tests.server.conftest import KEY
     from tests.server.conftest import serving as settle_serving
 
-    path = bert_to_gguf(tiny_bert(tmp_path / "bert"), tmp_path / "tiny-bert.gguf", "tiny-bert", "")
+    path = encoder_to_gguf(tiny_bert(tmp_path / "bert"), tmp_path / "tiny-bert.gguf", "tiny-bert", "")
     with pytest.MonkeyPatch.context() as patch, settle_serving(home, entries=(ModelEntry("tiny-bert", path),)) as live:
         patch.setenv("SETTLE_KEY", KEY)
         asked = {"url": f"{live.address}/v1", "key_variable": "SETTLE_KEY"}
