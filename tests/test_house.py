@@ -21,7 +21,7 @@ MOST_COMMAND_LINES = 80
 MOST_OF = {
     "files": 663,
     "files under 40 lines": 112,
-    "non-blank lines": 84_686,
+    "non-blank lines": 84_780,
     "mappings from str to object": 130,
     "isinstance": 585,
     "asserts": 52,
