@@ -33,10 +33,10 @@ link: $(VENV)/.installed
 
 # Trains a model on Python's own standard library, from nothing to a GGUF file that llama.cpp loads.
 demo: $(VENV)/.installed
-	@name=demo-$$(date +%Y%m%d-%H%M%S); prompt='def read_lines(path):'; \
+	@name=demo-$$(date +%H%M%S); prompt='def read(path):'; \
 	$(BIN)/settle train --recipe recipes/demo.toml --name $$name && \
 	echo "The exported file, in llama.cpp, completes:  $$prompt" && \
-	$(BIN)/settle chat $$name "$$prompt" --temperature 0.6 --max-tokens 24 && \
+	$(BIN)/settle chat $$name "$$prompt" --temperature 0.6 --max-tokens 12 && \
 	echo "Now, in this terminal:   . $(BIN)/activate"
 
 # Three workers on two cores: a test waits for other processes in a quarter of its time.

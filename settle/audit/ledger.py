@@ -93,6 +93,7 @@ class Ledger:
         return {
             "level": self.level,
             "sentence": self.sentence,
+            "why": self.why,
             "processes": len(self.processes),
             "here": sum(c.count for c in self.connections if c.is_here),
             "beyond": [_shown(c) for c in self.beyond],
@@ -126,7 +127,7 @@ class Ledger:
         processes = f"{len(self.processes)} process{'es' if len(self.processes) != 1 else ''}"
         counted = processes + (f", {here:,} loopback connection{'s' if here != 1 else ''}" if self.is_closed else "")
         level = {
-            OBSERVED: f"observed only: native code and other programs are not in this ledger ({self.why})",
+            OBSERVED: "observed only: no native code, no other programs",
             PROVED: f"proved: it ran in an empty network namespace, {counted}",
         }.get(self.level, f"{self.level}, {counted}")
         return f"{level}; incomplete: {', '.join(self.gaps)}" if self.gaps else level
@@ -290,6 +291,7 @@ def _row(c: Connection) -> tuple[object, ...]:
 def _notes(found: Ledger) -> list[str]:
     notes = [f"declared: {reach.host} ({reach.why})" for reach in found.reaches]
     notes += [f"refused: {what}" for what in found.denied]
+    notes += [f"native code and other programs are not in this ledger: {found.why}"] * (found.level == OBSERVED)
     return [*notes, found.sentence]
 
 
