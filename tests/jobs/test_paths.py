@@ -15,6 +15,7 @@ from settle.jobs import distill, index, proof_stages, run_reports, tuning_stages
 from settle.jobs import tune_encoder as encoder
 from settle.jobs.distill import DistillContext
 from settle.jobs.settings import DistillSettings, IndexSettings
+from settle.model.encoder import Encoder, EncoderOptions
 from settle.train.proof.compute_type import RoundingError
 from tests.jobs.test_stages import context, heard_by
 
@@ -164,7 +165,7 @@ def test_a_broken_encoder_is_not_exported(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(encoder, "export_encoder", lambda *given: ({"gguf": "g"}, {"passed": True}))
     monkeypatch.setattr(encoder, "record_made", lambda run, files: made.append(files))
     c = SimpleNamespace(
-        is_usable=True, add_files=made.append, model=SimpleNamespace(eval=lambda: None), source=None,
+        is_usable=True, add_files=made.append, model=Encoder(EncoderOptions(8, 4, 8, 8, 1, 1)), source=None, hf=None,
         file=None, run=None, held_out=lambda side: SimpleNamespace(batches=[side, 2]),
     )  # fmt: skip
     encoder.export(c)
