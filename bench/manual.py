@@ -12,8 +12,8 @@ import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from types import NoneType
-from typing import Literal, get_args, get_origin
+from types import NoneType, UnionType
+from typing import Literal, Union, get_args, get_origin
 
 from cyclopts.argument import Argument
 
@@ -95,12 +95,13 @@ def page_of(name: str) -> Page:
 
 def option_of(argument: Argument) -> Option:
     """Return an option of the parser: its names, what kind of value it takes, its help with choices and default."""
-    hint, shown, default = argument.hint, argument.parameter.show_default, argument.field_info.default
-    kinds = [kind for kind in get_args(hint) if kind is not NoneType] if NoneType in get_args(hint) else [hint]
-    kind = kinds[0]
+    shown, default = argument.parameter.show_default, argument.field_info.default
+    kind = argument.hint
+    while get_origin(kind) in (Union, UnionType, list):  # the first of several, or what a list holds
+        kind = next(one for one in get_args(kind) if one is not NoneType)
     choices = get_args(kind) if get_origin(kind) is Literal else ()
-    is_place = not argument.names[0].startswith("-")
-    value = "CHOICE" if choices else "" if kind is bool or is_place else getattr(kind, "__name__", "str").upper()
+    is_switch = kind is bool or not argument.names[0].startswith("-")
+    value = "CHOICE" if choices else "" if is_switch else getattr(kind, "__name__", "str").upper()
     text = argument.parameter.help or ""
     if choices:
         text += f"; one of: {', '.join(map(str, choices))}"

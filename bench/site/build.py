@@ -32,6 +32,7 @@ FENCE = re.compile(r"(^```.*?^```)", re.M | re.S)
 LINK = re.compile(r"\]\((?!\w+:|#)([^)#\s]+)[^)]*\)")
 LIST_AFTER_TEXT = re.compile(r"^(?!- |\d+\. |\s|#|\|)(.+)\n(?=- |1\. )", re.M)
 URL = re.compile(r"""https?://[^\s"'`)<>]+""")
+DIALOG = '<div class="md-search" data-md-component="search" role="dialog"'  # the theme gives it no name
 QUALIFIED = re.compile(r"\b(?:[a-z_]+\.)+(?=[A-Z])")
 WIDTH = 88  # characters of a signature on one line
 LOADED = {"src", "srcset", "poster", "data", "data-src"}  # attributes whose address a browser loads
@@ -72,6 +73,9 @@ def main() -> None:
     shutil.rmtree(SITE / "assets/javascripts/lunr")  # searches in other languages than the pages
     for script in SITE.glob("assets/**/*.js"):
         script.write_text(FROM_ELSEWHERE.sub("unavailable/", script.read_text(encoding="utf-8")), encoding="utf-8")
+    for page in SITE.rglob("*.html"):
+        text = page.read_text(encoding="utf-8")
+        page.write_text(text.replace(DIALOG, f'{DIALOG} aria-label="Search"'), encoding="utf-8")
     if wrong := [*faults(SITE)]:
         sys.exit("\n".join(wrong))
     print(f"{SITE.relative_to(ROOT)}/index.html")
@@ -119,10 +123,10 @@ def command_page(page: object) -> str:
     """Return the Markdown of a command, from the manual."""
     lines = [f"# settle {page.name}", page.summary, f"```\n{page.usage}\n```", *page.paragraphs]
     for title, options in page.groups:
-        rows = [f"## {'Options' if title == 'Parameters' else title}\n", "| | | |", "|---|---|---|"]
+        rows = [f"## {'Options' if title == 'Parameters' else title}\n", "| | |", "|---|---|"]
         for option in options:
             names = ", ".join(f"`{name}`" for name in option.names)
-            rows.append(f"| {names} | {option.value} | {option.text.replace('|', chr(92) + '|')} |")
+            rows.append(f"| {names} {option.value} | {option.text.replace('|', chr(92) + '|')} |")
         lines.append("\n".join(rows))
     return "\n\n".join(lines) + "\n"
 
