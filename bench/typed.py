@@ -47,6 +47,7 @@ sys.path.insert(0, str(ROOT))
 
 from bench.install import build, environment, local_torch  # noqa: E402
 from bench.journey import make_inputs  # noqa: E402
+from settle.overview import DATED  # noqa: E402
 
 FENCE = re.compile(r"^```(\w*)[^\n]*\n(.*?)^```", re.M | re.S)
 TYPED = ("settle", "make", "pip", "uv", "uvx", "torchrun", "python", "echo", "cat", ".")  # first words of commands
@@ -57,7 +58,6 @@ SERVER = re.compile(r"^settle (?:serve|studio)|--watch$")
 UP = re.compile(r"(?:127\.0\.0\.1|localhost):\d+|watch|Ctrl-C", re.I)
 CODES_OF_SHORT = {3, 4}  # docs/agents.md: not better, undecided, as a run that was cut short may be
 VOTE = re.compile(r"--vote (\w+)=")
-DATED = re.compile(r"[\d-]{10}-[a-z]+-(.*)-[0-9a-f]{6,}")  # the folder of a run
 SIBLING = re.compile(r"-(?:seed\d+|member\d+|unjudged|distilled)$")
 COLUMNS, ROWS = 100, 40
 LIMIT = 1800  # seconds of one command

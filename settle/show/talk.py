@@ -315,7 +315,7 @@ class Talk:
                 self._line(text)
             if figures.note:
                 self._line(f"! {figures.note}", "yellow")
-        self.console.print(verdict_panel(result, width, has_border=self.live.is_on), soft_wrap=not self.live.is_on)
+        self.console.print(verdict_panel(result, width, has_border=self.is_verbose), soft_wrap=not self.live.is_on)
         if files := output_files(result):
             self.console.print(Text(files), soft_wrap=True)
 
