@@ -295,7 +295,11 @@ def needed(world: World, command: str, here: Path) -> None:
 def shortened(world: World, command: str) -> str:
     """Return a command as it is typed: with what stands for its placeholders, and a short budget."""
     for words, other in LIST["stand_ins"].items():
-        command = command.replace(words, other.format(wheel=world.wheel, home=world.home))
+        if words in command:
+            if "{notes}" in other:
+                make(world, "notes")
+            notes = next(world.made("notes"), None)
+            command = command.replace(words, other.format(wheel=world.wheel, notes=notes))
     for pattern, other in LIST["shorter"].items():
         command = re.sub(pattern, other, command)
     return command
