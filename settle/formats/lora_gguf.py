@@ -127,11 +127,18 @@ def read_pairs(path: Path, part: ModelLayout) -> LoraPairs:
                 f"{Path(path).name} adapts {name}, which is not supported here", "serve it with llama.cpp itself"
             )
         ours = parameters[name]
-        pairs[modules[ours]] = down, np.asarray(part.from_gguf_tensor(ours, up))
+        pairs[modules[ours]] = pair_from_gguf(part, ours, down, up)
     ranks = {len(down) for down, _ in pairs.values()}
     if len(ranks) != 1:
         raise FormatError(f"{Path(path).name} has pairs of {len(ranks)} ranks", "llama.cpp may serve it")
     return LoraPairs(number(file.metadata, "adapter.lora.alpha"), pairs)
+
+
+def pair_from_gguf(part: ModelLayout, name: str, down: np.ndarray, up: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return a file's A (r, I) and B (O, r) of a parameter in the order of its inputs and outputs here."""
+    # the inputs of an update are its rank
+    rows = up if part.column_run(name) else part.from_gguf_tensor(name, up)
+    return np.asarray(part.columns_from_gguf(name, down)), np.asarray(rows)
 
 
 def _tensors(part: ModelLayout, parameters: Mapping[str, str], lora: LoraPairs, dtype: str) -> dict[str, np.ndarray]:
@@ -145,7 +152,8 @@ def _tensors(part: ModelLayout, parameters: Mapping[str, str], lora: LoraPairs, 
     for parameter in filter(modules.__contains__, names):  # in the order in which experts are stacked
         module = modules[parameter]
         down, up = lora.pairs[module]
-        for suffix, values in ((DOWN, down), (UP, part.to_gguf(parameter, up))):
+        rows = up if part.column_run(parameter) else part.to_gguf(parameter, up)
+        for suffix, values in ((DOWN, part.columns_to_gguf(parameter, down)), (UP, rows)):
             if not np.isfinite(values).all():
                 raise FormatError(f"the adapter of {module} holds NaN or infinity", "the run is broken; resume it")
             if np.abs(values).max(initial=0.0) > np.finfo(code).max:

@@ -64,6 +64,9 @@ def base(c: TuneContext) -> None:
     if c.settings.score:
         named(c.settings.score)
     c.base = open_base(c.tuning) if c.record is not None else open_pretrained(c.settings.model)
+    if c.base.left_out:
+        left_out = ", ".join(c.base.left_out)
+        c.events.emit(Say(text=f"{c.base.name}: its text model is tuned; left out are {left_out}"))
 
 
 def data(c: TuneContext) -> None:

@@ -77,10 +77,59 @@ class ShortConvolution(RecurrenceOptions):
 
 
 @dataclass(frozen=True)
+class DeltaNet(RecurrenceOptions):
+    """A gated delta net (arXiv:2412.06464): a matrix of `key_dim` · `value_dim` for each of `value_heads`.
+
+    key_heads: divides the value heads, which share keys and queries. kernel: tokens that the convolution before sees.
+    """
+
+    module: ClassVar[str] = "linear_attn"
+    key_heads: int
+    value_heads: int
+    key_dim: int
+    value_dim: int
+    kernel: int = 4
+
+    @property
+    def keys(self) -> int:
+        """Width of all keys."""
+        return self.key_heads * self.key_dim
+
+    @property
+    def values(self) -> int:
+        """Width of all values."""
+        return self.value_heads * self.value_dim
+
+    def parameters(self, width: int) -> dict[str, tuple[int, ...]]:
+        mixed = 2 * self.keys + self.values
+        return {
+            "conv1d.weight": (mixed, 1, self.kernel),
+            "dt_bias": (self.value_heads,),
+            "A_log": (self.value_heads,),
+            "norm.weight": (self.value_dim,),
+            "out_proj.weight": (width, self.values),
+            "in_proj_qkv.weight": (mixed, width),
+            "in_proj_z.weight": (self.values, width),
+            "in_proj_b.weight": (self.value_heads, width),
+            "in_proj_a.weight": (self.value_heads, width),
+        }
+
+    @property
+    def products(self) -> float:
+        return (
+            3.0 * self.value_heads * self.key_dim * self.value_dim
+        )  # what is held there, what is written, what is read
+
+    def kept(self, width: int) -> int:
+        return 2 * self.keys + 3 * self.values + 2 * self.value_heads
+
+
+@dataclass(frozen=True)
 class LayerOptions:
     """One decoder layer.
 
-    attends: whether it has attention. recurrence: what mixes its tokens in attention's place, or beside it.
+    attends: whether it has attention; attention_gates: whether each number it mixes has a gate, from rows of `q_proj`
+    behind each head's queries. recurrence: what mixes its tokens in attention's place, or beside it.
 
     qkv_bias, out_bias, mlp_bias: biases of the linears. head_norms: RMS norms of each query and key head before they
     turn (Qwen3, Gemma 3). sandwich_norms: norms also behind both branches, named as in Gemma 2. norm_offset: a norm
@@ -109,6 +158,7 @@ class LayerOptions:
     fused: bool = False
     experts: Experts | None = None
     attends: bool = True
+    attention_gates: bool = False
     recurrence: RecurrenceOptions | None = None
 
 

@@ -57,8 +57,15 @@ class Decoder(FreezableModule):
     def initialise(self, random: torch.Generator) -> None:
         """Draw every weight from `random` (a CPU generator), in the order of `named_parameters`."""
         for name, weight in self.named_parameters():
-            if name.endswith("norm.weight"):
+            if name.endswith(".norm.weight") and ".layers." in name or name.endswith(".D"):
+                weight.fill_(1.0)
+            elif name.endswith("norm.weight"):
                 weight.fill_(1.0 - self.options.layers[0].norm_offset)
+            elif name.endswith("A_log"):
+                weight.uniform_(1.0, 16.0, generator=random).log_()
+            elif name.endswith("dt_bias"):  # steps of 0.001 to 0.1, before softplus
+                step = weight.uniform_(math.log(1e-3), math.log(0.1), generator=random).exp()
+                weight.copy_(step + torch.log(-torch.expm1(-step)))
             elif weight.ndim == 1:
                 weight.zero_()
             elif "embed_tokens" in name and not self.options.tied:

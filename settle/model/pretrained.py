@@ -20,10 +20,10 @@ from settle.base.files import read_json
 from settle.data.tokenizer.pretrained import PretrainedTokenizer
 from settle.formats import LazyTensor, Place
 from settle.formats.gguf import read_gguf
-from settle.formats.gguf.metadata import whole
+from settle.formats.gguf.metadata import largest, whole
 from settle.formats.gguf.types import GGML, ggml_type
 from settle.formats.safetensors import read_safetensors
-from settle.model.architectures import Architecture, of_gguf, of_hf_config
+from settle.model.architectures import Architecture, of_gguf, of_hf_config, text_config
 from settle.model.decoder import Decoder
 from settle.model.layers.dequantize import dequantize, quantize_nf4
 from settle.model.layers.frozen_weights import Frozen, FrozenBlocks, FrozenDense, FrozenNf4
@@ -49,7 +49,8 @@ class Pretrained:
     """A pretrained model, not yet loaded.
 
     part: the architecture. tokenizer: with its chat template. source: the files. metadata: of a GGUF file, or of
-    config.json. stored: parameter name → where it lies.
+    config.json. stored: parameter name → where it lies. left_out: parts of the files that are not loaded, such as the
+    vision tower of a multimodal model.
     """
 
     part: Architecture
@@ -57,6 +58,7 @@ class Pretrained:
     source: Source
     metadata: Mapping[str, object]
     stored: Mapping[str, _Stored]
+    left_out: tuple[str, ...] = ()
 
     @classmethod
     def open(cls, model: Source | Path | str) -> "Pretrained":
@@ -149,7 +151,8 @@ class Pretrained:
         if len(stored.shape) != 2:
             return FrozenDense(self.read(name))
         kind = stored.tensor.dtype
-        if quantize == "as-is" and GGML[kind].quantized:
+        splits = self.source.kind == "gguf" and self.part.column_run(name) % GGML[kind].block
+        if quantize == "as-is" and GGML[kind].quantized and not splits:
             rows = _tensor(stored.place, 0, stored.place.num_bytes).view(stored.shape[0], -1)
             return FrozenBlocks(self._in_our_order(name, rows), kind, (stored.shape[0], stored.shape[1]))
         in_layers = name.startswith("model.layers.") and not name.endswith("mlp.gate.weight")
@@ -206,9 +209,15 @@ def _from_gguf(source: Source) -> Pretrained:
     file = read_gguf(source.path)
     part = of_gguf(file.metadata, file.tensors)
     tokenizer = PretrainedTokenizer(file.metadata)
-    names = part.gguf_names()
-    stored = _places(part, names, file.tensors)
-    return Pretrained(part, tokenizer, source, file.metadata, stored)
+    tensors = dict(file.tensors)
+    left_out: tuple[str, ...] = ()
+    if predicting := largest(file.metadata, "nextn_predict_layers"):  # layers behind the last, for speculative decoding
+        layers = len(part.options().layers)
+        further = tuple(f"blk.{layer}." for layer in range(layers, layers + predicting))
+        tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(further)}
+        left_out = ("mtp",)
+    stored = _places(part, part.gguf_names(), tensors)
+    return Pretrained(part, tokenizer, source, file.metadata, stored, left_out)
 
 
 def _from_folder(source: Source) -> Pretrained:
@@ -217,16 +226,33 @@ def _from_folder(source: Source) -> Pretrained:
         raise FormatError("config.json holds no settings", "get the file again")
     _refuse_pickle(source.path)
     file = read_safetensors(source.path)
+    of_text = text_config(config)
     for key in ("num_hidden_layers", "num_experts"):
-        if config.get(key) is not None and not 0 <= whole(config, key) <= len(file.tensors):
-            raise FormatError(f"its {key} is {config[key]}, with {len(file.tensors)} tensors", "get the file again")
+        if of_text.get(key) is not None and not 0 <= whole(dict(of_text), key) <= len(file.tensors):
+            raise FormatError(f"its {key} is {of_text[key]}, with {len(file.tensors)} tensors", "get the file again")
     part = of_hf_config(config)
     tokenizer = PretrainedTokenizer.from_folder(source.path)
     names = part.hf_names()
-    tensors = dict(file.tensors)
+    holds_more = of_text is not config or any(name.startswith("mtp.") for name in file.tensors)
+    tensors, left_out = _of_text(file.tensors) if holds_more else (dict(file.tensors), ())
     if "lm_head.weight" not in names.values():
         tensors.pop("lm_head.weight", None)  # a copy of the tied table
-    return Pretrained(part, tokenizer, source, config, _places(part, names, tensors))
+    return Pretrained(part, tokenizer, source, config, _places(part, names, tensors), left_out)
+
+
+def _of_text(tensors: Mapping[str, LazyTensor]) -> tuple[dict[str, LazyTensor], tuple[str, ...]]:
+    """Return the tensors of a multimodal model's text model, by the names that they have alone, and what else there is.
+
+    Its layers for speculative decoding (`mtp`) are left out too.
+    """
+    found, others = {}, set()
+    for name, tensor in tensors.items():
+        own = name.replace("language_model.model.", "model.", 1).replace("language_model.", "", 1)
+        if own.startswith(("model.embed_tokens.", "model.layers.", "model.norm.", "lm_head.")):
+            found[own] = tensor
+        else:
+            others.add(own.removeprefix("model.").split(".")[0])
+    return found, tuple(sorted(others))
 
 
 def _refuse_pickle(folder: Path) -> None:

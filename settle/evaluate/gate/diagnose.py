@@ -12,6 +12,7 @@ import numpy as np
 from settle.formats import AdapterWeights, TensorLike, Weights, to_float32
 from settle.formats.gguf import rounded
 from settle.formats.gguf.types import ggml_type
+from settle.formats.lora_gguf import pair_from_gguf
 from settle.model.architectures import Architecture
 
 LEAST_KEPT = 0.5  # minimum share of an adapter's change that a merged file must hold
@@ -85,6 +86,7 @@ def inspect(origin: Origin, file: Weights) -> Contents:
             continue
         wanted = to_float32(origin.weights[parameter])
         there = np.asarray(origin.part.from_gguf_tensor(parameter, stored))
+        there = there.reshape(wanted.shape) if there.size == wanted.size else there  # taps of a convolution
         if wanted.shape != there.shape:
             damaged.append(name)
             continue
@@ -206,7 +208,7 @@ def _lora(part: Architecture, adapter: AdapterWeights, lora: Weights | None) -> 
         number = stacks[name].index(parameter)
         down, up = (t.load()[number] if len(stacks[name]) > 1 else t.load() for t in tensors if t is not None)
         ours = adapter.lora.pairs[module]
-        there = down, part.from_gguf_tensor(parameter, up)
+        there = pair_from_gguf(part, parameter, down, up)
         scale, wanted = lora.metadata["adapter.lora.alpha"] / down.shape[0], adapter.lora.alpha / len(ours[0])
         if not np.allclose(there[0], ours[0], rtol=1e-2, atol=1e-6):
             yield f"the adapter is another one: A of {module} differs"

@@ -432,13 +432,25 @@ class Architecture(Part):
     def to_gguf(self, name: str, values: Rows) -> Rows:
         """Return a parameter's values (numpy or torch) as a GGUF file holds them.
 
-        Matrices change the order of their rows at most, so rows of quantized blocks may be given too.
+        Rows of quantized blocks may be given too, where inputs that stay together are whole blocks (`column_run`).
         """
         return values
 
     def from_gguf_tensor(self, name: str, values: Rows) -> Rows:
         """Invert `to_gguf`."""
         return values
+
+    def columns_to_gguf(self, name: str, values: Rows) -> Rows:
+        """Return rows of a parameter's inputs (R, I) in the order of a GGUF file, which `to_gguf` puts them in too."""
+        return values
+
+    def columns_from_gguf(self, name: str, values: Rows) -> Rows:
+        """Invert `columns_to_gguf`."""
+        return values
+
+    def column_run(self, name: str) -> int:
+        """Return how many inputs of a matrix stay together in that order; 0 where all do."""
+        return 0
 
 
 class GgufFields:
@@ -514,6 +526,8 @@ def _kept_by_mixers(o: LayerOptions, context: int, flash: float | None) -> float
         numbers += query + key + 2 * query + flash
     if o.head_norms:
         numbers += query + key + o.heads + o.kv_heads
+    if o.attention_gates:  # the gates, and what is multiplied with them, which a kernel keeps anyway
+        numbers += 2 * query if flash is None else query
     if o.sandwich_norms:
         numbers += o.width + 1
     return numbers
@@ -533,9 +547,20 @@ def _kept_by_feed_forward(o: LayerOptions, frozen: bool) -> int:
     return numbers + o.width + 2 * e.num + e.top * (2 * o.width + times * e.inner + 1)
 
 
+def text_config(config: HfConfig) -> HfConfig:
+    """Return what the `config.json` of a multimodal model says of its text model; of another model all of it."""
+    inner = section(config, "text_config")
+    whole = {key: config[key] for key in ("tie_word_embeddings", "quantization_config") if config.get(key) is not None}
+    return {**inner, **whole} if inner else config
+
+
 def of_hf_config(config: HfConfig) -> Architecture:
-    """Return the architecture that a `config.json` describes. Raises FormatError for a family that is not known."""
+    """Return the architecture that a `config.json` describes: of a multimodal model, that of its text model.
+
+    Raises FormatError for a family that is not known.
+    """
     families = Architecture.parts()
+    config = text_config(config)
     kind = config.get("model_type")
     if kind not in families:
         raise FormatError(f"the architecture {kind!r} is not known", f"known are: {', '.join(families)}")

@@ -10,7 +10,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from settle.model.config import Experts, LayerOptions, RecurrenceOptions, ShortConvolution
+from settle.model.config import DeltaNet, Experts, LayerOptions, RecurrenceOptions, ShortConvolution
+from settle.model.layers.delta_net import GatedDeltaNet
 from settle.model.layers.frozen_weights import Owner
 from settle.model.layers.kernels import Lookup, apply
 from settle.model.layers.linear import Cast, Linear, RMSNorm, Stack
@@ -111,7 +112,10 @@ class MixtureOfExperts(nn.Module):
         return x + self(norm(x)) if after is None else after.add(x, self(norm(x)))
 
 
-RECURRENCES: dict[type[RecurrenceOptions], Callable[..., Recurrence]] = {ShortConvolution: GatedConvolution}
+RECURRENCES: dict[type[RecurrenceOptions], Callable[..., Recurrence]] = {
+    ShortConvolution: GatedConvolution,
+    DeltaNet: GatedDeltaNet,
+}
 
 
 class DecoderLayer(nn.Module):

@@ -115,10 +115,14 @@ class Turning:
 
 @dataclass(frozen=True)
 class RowOrder:
-    """The order in which one linear's rows are multiplied: its first `turned` rows belong to heads whose pairs turn."""
+    """The order in which one linear's rows are multiplied: its first `turned` rows belong to heads whose pairs turn.
+
+    has_gates: as many rows more are gates, in Hugging Face's order behind each head, here before all heads.
+    """
 
     turning: Turning | None
     turned: int
+    has_gates: bool = False
 
     def functions(self) -> tuple[Order, Order]:
         """From Hugging Face's order to the one that is multiplied, and back."""
@@ -128,6 +132,9 @@ class RowOrder:
         """Rows (O, …) from Hugging Face's order to the one that is multiplied."""
         if not self.turned or self.turning is None:
             return rows
+        if self.has_gates:
+            heads = rows.reshape(-1, 2, self.turning.head_dim, *rows.shape[1:]).transpose(0, 1).flatten(1, 2)
+            return torch.cat([heads[1], self.turning.neighbours(heads[0])])
         front = self.turning.neighbours(rows[: self.turned])
         return front if self.turned == len(rows) else torch.cat([front, rows[self.turned :]])
 
@@ -135,6 +142,11 @@ class RowOrder:
         """Invert `ordered`."""
         if not self.turned or self.turning is None:
             return rows
+        if self.has_gates:
+            gates, heads = rows.chunk(2)
+            both = torch.stack([self.turning.halves(heads), gates])
+            restored: Tensor = both.unflatten(1, (-1, self.turning.head_dim)).transpose(0, 1).reshape(rows.shape)
+            return restored
         front = self.turning.halves(rows[: self.turned])
         return front if self.turned == len(rows) else torch.cat([front, rows[self.turned :]])
 
@@ -143,16 +155,21 @@ class Stack:
     """Linears that read the same input, as one product. A view of modules that live elsewhere.
 
     members: (linear, how many of its first rows belong to heads that turn). norm_offset: of the norm before them.
+    has_gates: whether the first linear's heads have gates.
     All are trained, or all are frozen. What the product reads of trained ones is a copy in the compute type, made
     again when a parameter has changed, so once a step and not once a micro-batch. Frozen ones may have adapters:
     low-rank pairs are part of the product; with any other method each linear is multiplied by itself.
     """
 
     def __init__(
-        self, members: Sequence[tuple[Linear, int]], turning: Turning | None = None, norm_offset: float = 0.0
+        self,
+        members: Sequence[tuple[Linear, int]],
+        turning: Turning | None = None,
+        norm_offset: float = 0.0,
+        has_gates: bool = False,
     ) -> None:
         self.linears = [linear for linear, _ in members]
-        self.orders = [RowOrder(turning, rows) for _, rows in members]
+        self.orders = [RowOrder(turning, rows, has_gates and i == 0) for i, (_, rows) in enumerate(members)]
         self.norm_offset = norm_offset
         self._folded = Cast(self._fold)
         self._plain = Cast(self._join)

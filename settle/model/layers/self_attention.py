@@ -30,7 +30,7 @@ class Attention(Mixer):
             self.qkv_proj = Linear(o.width, query + 2 * key, o.qkv_bias)
             members = [(self.qkv_proj, query + key)]
         else:
-            self.q_proj = Linear(o.width, query, o.qkv_bias)
+            self.q_proj = Linear(o.width, 2 * query if o.attention_gates else query, o.qkv_bias)
             self.k_proj = Linear(o.width, key, o.qkv_bias)
             self.v_proj = Linear(o.width, key, o.qkv_bias)
             members = [(self.q_proj, query), (self.k_proj, key), (self.v_proj, 0)]
@@ -38,20 +38,27 @@ class Attention(Mixer):
         self.q_norm = RMSNorm(o.head_dim, o.eps, o.norm_offset) if o.head_norms else None
         self.k_norm = RMSNorm(o.head_dim, o.eps, o.norm_offset) if o.head_norms else None
         self.turning = Turning(o.head_dim, o.rope.rotary_dim or o.head_dim)
-        self.inward = Stack(members, self.turning, o.norm_offset)
+        self.inward = Stack(members, self.turning, o.norm_offset, o.attention_gates)
+        self.gates = query if o.attention_gates else 0
         self.out = Stack([(self.o_proj, 0)])
 
     def mixed(self, rows: Tensor, packing: Packing, table: RotationTable) -> Tensor:
-        """Mix the values of rows (N, (H + 2K)·d), queries, keys and values, by attention → (N, H·d)."""
+        """Mix the values of rows (N, (H + 2K)·d), queries, keys and values, by attention → (N, H·d).
+
+        Where there are gates, as many as queries, they come first.
+        """
+        gates, rows = rows[:, : self.gates], rows[:, self.gates :].contiguous() if self.gates else rows
         if self.q_norm is not None and self.k_norm is not None:
             rows = apply(HeadNorm, rows, self._head_factors(self.q_norm, self.k_norm), self.q_norm.eps)
         bias = self.inward.bias(table.dtype) if self.adds_bias else None
-        return attention(rows, packing, table, Scoring(self.window, self.soft_cap, self.float32_scores), bias)
+        scoring = Scoring(self.window, self.soft_cap, self.float32_scores)
+        mixed = attention(rows, packing, table, scoring, bias)
+        return mixed * torch.sigmoid(gates) if self.gates else mixed
 
     @property
     def adds_bias(self) -> bool:
         """Whether queries and keys get their bias after the product: a bias of 200 rounds what it is added to."""
-        return self.float32_scores and self.q_norm is None and self.inward.has_bias_apart
+        return self.float32_scores and self.q_norm is None and not self.gates and self.inward.has_bias_apart
 
     def _head_factors(self, q_norm: RMSNorm, k_norm: RMSNorm) -> Tensor:
         """Return what each query and key head is multiplied by after its norm, (H + K, d), as the heads lie in qkv."""

@@ -61,7 +61,8 @@ class Inputs:
             known = [means[p] for p in parameters if p in means]
             if known:
                 filler = torch.stack(known).mean(0)
-                by_tensor[name] = torch.cat([means.get(p, filler) for p in parameters]).numpy()
+                rows = [part.columns_to_gguf(p, means.get(p, filler).unsqueeze(0)) for p in parameters]
+                by_tensor[name] = torch.cat(rows).flatten().numpy()
         return Importance(by_tensor, self.num_tokens, [dataset] if dataset else [])
 
 

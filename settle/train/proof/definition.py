@@ -5,6 +5,7 @@ definition, from the layer's options alone. Letters: N tokens of a packed batch,
 heads, d head width, D hidden width.
 """
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
@@ -17,9 +18,10 @@ from settle.model.config import LayerOptions
 from settle.model.decoder import Decoder
 from settle.model.layers.attention import attention_over
 from settle.model.layers.freezable import FreezableModule
-from settle.model.layers.packed_sequences import Packing, RotationTable, Scoring
+from settle.model.layers.packed_sequences import Packing, Recurrent, RotationTable, Scoring
 from settle.train.objectives import Objective
 from settle.train.optimizers import Optimizer
+from settle.train.proof.recurrences import recurrence_by_definition
 
 # A share of the loss, or of SMALL where it is smaller, as a student's near its teacher. float32: logits of a large
 # model, rounded and summed in another order.
@@ -127,8 +129,9 @@ def require_sight(model: Decoder, batch: Batch, rows: Sequence[object]) -> str:
 def require_causal(model: Decoder, batch: Batch, rows: Sequence[object]) -> str:
     """Exchange a token in every second document, then in the others, and check which outputs move.
 
-    Outputs before it and in other documents stay as they are; its own and a later one move. rows: names of the batch's
-    segments. Raises ProofError naming the row.
+    Outputs before it and in other documents stay as they are; its own and a later one move. Where layers have
+    recurrences, so too for the last token of a document, which is nearest to the next one's convolutions and state.
+    rows: names of the batch's segments. Raises ProofError naming the row.
     """
     bounds = batch.cu_seqlens.tolist()
     segments = [i for i, (a, b) in enumerate(zip(bounds, bounds[1:], strict=False)) if b - a >= FEWEST_TOKENS]
@@ -136,9 +139,11 @@ def require_causal(model: Decoder, batch: Batch, rows: Sequence[object]) -> str:
     inputs = torch.from_numpy(batch.inputs).to(model.device)
     before = model(inputs, edges)
     most = MOVED[before.dtype]
-    for parity in (0, 1):
+    ends = (False, True) if any(layer.recurrence is not None for layer in model.options.layers) else (False,)
+    for parity, is_last in itertools.product((0, 1), ends):
         changed = inputs.clone()
-        places = {i: (bounds[i] + bounds[i + 1]) // 2 for i in segments if i % 2 == parity}
+        own = [i for i in segments if i % 2 == parity]
+        places = {i: bounds[i + 1] - 1 if is_last else (bounds[i] + bounds[i + 1]) // 2 for i in own}
         for place in places.values():
             changed[place] = _another(batch.inputs, place, model.options.vocab_size)
         if not places:
@@ -160,7 +165,7 @@ def _require_segment(moved: np.ndarray, place: int | None, name: str) -> None:
         if moved.any():
             raise ProofError(
                 f"{name}: its outputs change with a token of another document",
-                "attention crosses a document's border: report this",
+                "attention or a recurrence crosses a document's border: report this",
             )
     elif moved[:place].any():
         ahead = place - int(np.flatnonzero(moved)[0])
@@ -170,9 +175,9 @@ def _require_segment(moved: np.ndarray, place: int | None, name: str) -> None:
         )
     elif not moved[place]:
         raise ProofError(f"{name}: an output does not depend on its own token", "report this")
-    elif not moved[place + 1 :].any():
+    elif place + 1 < len(moved) and not moved[place + 1 :].any():
         raise ProofError(
-            f"{name}: no output depends on the tokens before its own", "attention sees nothing: report this"
+            f"{name}: no output depends on the tokens before its own", "its layers see nothing: report this"
         )
 
 
@@ -183,7 +188,7 @@ def _another(ids: np.ndarray, place: int, vocab_size: int) -> int:
 
 
 class _Watched(Packing):
-    """A packed batch that compares every layer's attention with its definition as it goes through a decoder.
+    """A packed batch that compares every layer's mixers with their definition as it goes through a decoder.
 
     differences: relative difference of each layer, by its number. still: the layers in which the order of what a token
     sees does not matter to it.
@@ -195,6 +200,7 @@ class _Watched(Packing):
         super().__init__(cu_seqlens)
         self.layers = layers
         self.attending = iter([number for number, layer in enumerate(layers) if layer.attends])
+        self.recurrent = iter([number for number, layer in enumerate(layers) if layer.recurrence is not None])
         self.differences: dict[int, float] = {}
         self.still: list[int] = []
 
@@ -203,7 +209,7 @@ class _Watched(Packing):
         options = self.layers[number]
         out = attention_over(qkv, self, table, scoring, bias)
         wanted = attention_by_definition(qkv, self.bounds, options, bias)
-        self.differences[number] = float((out.cpu().double() - wanted).norm() / wanted.norm().clamp_min(1e-30))
+        self._compare(number, out, wanted)
         first, last = max(zip(self.bounds, self.bounds[1:], strict=False), key=lambda edges: edges[1] - edges[0])
         turned = torch.arange(len(qkv), device=qkv.device)
         seen = min(last - first - 1, (options.window or last) - 1)
@@ -213,10 +219,20 @@ class _Watched(Packing):
             self.still.append(number)
         return out
 
+    def recur(self, recurrence: Recurrent, rows: Tensor) -> Tensor:
+        number = next(self.recurrent)
+        out = recurrence.whole(rows, self)
+        self._compare(number, out, recurrence_by_definition(rows, self.bounds, self.layers[number], recurrence))
+        return out
+
+    def _compare(self, number: int, out: Tensor, wanted: Tensor) -> None:
+        off = float((out.cpu().double() - wanted).norm() / wanted.norm().clamp_min(1e-30))
+        self.differences[number] = max(off, self.differences.get(number, 0.0))
+
 
 @torch.no_grad()
 def require_attention(model: Decoder, batch: Batch) -> str:
-    """Check that each layer's attention is what its options say: mask, window, rotations, scale and cap.
+    """Check that each layer's mixers are what its options say: mask, window, rotations, scale and cap; the recurrence.
 
     Also that the order of the tokens that the last one sees matters to it. Raises ProofError naming the layer.
     """
@@ -232,10 +248,17 @@ def require_attention(model: Decoder, batch: Batch) -> str:
     for number, off in packing.differences.items():
         if not off <= most:
             raise ProofError(
-                f"layer {number}: its attention is {off:.1e} off its definition (mask, window, rotation, scale, cap)",
+                f"layer {number}: its {_mixers(model.options.layers[number])} is {off:.1e} off its definition "
+                "(mask, window, rotation, scale, cap)",
                 "the exported model would compute something else: report this",
             )
     return f"{len(packing.differences)} layers, {max(packing.differences.values()):.1e} off"
+
+
+def _mixers(layer: LayerOptions) -> str:
+    """Name what mixes a layer's tokens."""
+    recurrence = "" if layer.recurrence is None else f"recurrence `{layer.recurrence.module}`"
+    return " or ".join(filter(None, ("attention" if layer.attends else "", recurrence)))
 
 
 def attention_by_definition(

@@ -10,6 +10,7 @@ from settle.model.architectures.lfm2 import Lfm2
 from settle.model.architectures.llama import Llama
 from settle.model.architectures.phi3 import Phi3
 from settle.model.architectures.qwen2 import Qwen2
+from settle.model.architectures.qwen3_5_text import Qwen35Text
 from settle.model.architectures.qwen3_moe import Qwen3Moe
 from settle.model.layers.rope import RopeScaling
 
@@ -38,6 +39,15 @@ CASES: dict[str, Architecture] = {name: family.TINY for name, family in Architec
     "llama-3": _with(Llama.TINY, rope_scaling=LLAMA3, rope_theta=500.0, eos_token_id=(3, 5)),
     "llama-linear": _with(Llama.TINY, rope_scaling=LINEAR, num_key_value_heads=4),
     "lfm2-biases": _with(Lfm2.TINY, conv_bias=True, conv_L_cache=4, tie_word_embeddings=True),
+    "qwen3_5_text-even": _with(
+        Qwen35Text.TINY,
+        linear_num_value_heads=2,
+        linear_value_head_dim=16,
+        linear_conv_kernel_dim=3,
+        partial_rotary_factor=0.5,
+        tie_word_embeddings=True,
+        full_attention_interval=3,
+    ),
     "qwen2-windows": _with(Qwen2.TINY, use_sliding_window=True, sliding_window=8, max_window_layers=1),
     "qwen3_moe-unnormed": _with(Qwen3Moe.TINY, norm_topk_prob=False, tie_word_embeddings=True),
     "gemma2-scalar": _with(Gemma2.TINY, query_pre_attn_scalar=24, attn_logit_softcapping=None),
