@@ -4,7 +4,7 @@ Letters: N tokens, D hidden width, V vocabulary, S segments.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -41,9 +41,11 @@ class Decoder(FreezableModule):
 
     `compute_dtype` is the type of its matrix products and may be set at any time; parameters stay fp32. `recompute`:
     one of this many layers is computed again in the backward pass instead of kept (arXiv:1604.06174); 0: none, 1: all.
+    `file_name`: what Hugging Face's files call a module, from its name here.
     """
 
     recompute: int = 0
+    file_name: Callable[[str], str] = staticmethod(str)
 
     def __init__(self, options: DecoderOptions) -> None:
         super().__init__()

@@ -78,11 +78,11 @@ class Adapter(Part):
         return None
 
     def apply(self, model: Decoder, seed: int = 0) -> list[str]:
-        """Freeze `model` and put the adapter beside its linears; the names of those. Same seed, same numbers.
+        """Freeze `model` and put the adapter beside its linears; their names in files. Same seed, same numbers.
 
         What the model computes does not change. Raises UsageError when a target matches nothing.
         """
-        linears = model.linears()
+        linears = {model.file_name(name): linear for name, linear in model.linears().items()}
         chosen = self.targeted(linears)
         model.freeze()
         random = torch.Generator().manual_seed(seed)
@@ -139,7 +139,7 @@ def _fits(name: str, target: str) -> bool:
 def state(model: Decoder) -> dict[str, Tensor]:
     """Return what the adapter trains, by PEFT's names; the tensors are the live ones."""
     return {
-        f"{PREFIX}{name}.{adapter.FILE_NAMES.get(leaf, leaf)}": parameter
+        f"{PREFIX}{model.file_name(name)}.{adapter.FILE_NAMES.get(leaf, leaf)}": parameter
         for name, _, adapter in _adapted(model)
         for leaf, parameter in adapter.named_parameters()
     }

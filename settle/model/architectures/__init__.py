@@ -39,6 +39,7 @@ TINY_SIZES: dict[str, Any] = {  # of each family's `TINY`
 FLASH_WIDTH = 256  # numbers of a head at most
 TURN_BYTES = 4  # a number of a head: half of them are cosines, half of them sines
 LSE_BYTES = 4  # a token and head: the logarithm of the sum of its exponentials
+_LAYERS = "model.layers"
 _NULLABLE = ("sliding_window", "attn_logit_softcapping", "final_logit_softcapping")  # None says: off
 
 
@@ -107,7 +108,9 @@ class Architecture(Part):
     def skeleton(self, device: str = "meta") -> Decoder:
         """Build the model with weights that hold nothing yet; on "meta" they take no memory either."""
         with torch.device(device):
-            return Decoder(self.options())
+            model = Decoder(self.options())
+        model.file_name = self.hf_module
+        return model
 
     def with_fields(self, **fields: object) -> Self:
         """Return a copy with other values of some fields, which are checked as always."""
@@ -201,9 +204,9 @@ class Architecture(Part):
         return shapes if self.tie_word_embeddings else shapes | {"lm_head.weight": table}
 
     def linears(self) -> dict[str, tuple[int, int]]:
-        """Name → (outputs, inputs) of every linear of the layers; the head is none of them."""
-        named = self.parameters().items()
-        return {n.removesuffix(".weight"): (s[0], s[1]) for n, s in named if len(s) == 2 and ".layers." in n}
+        """Name in files → (outputs, inputs) of every linear of the layers; the head is none of them."""
+        named = [(n.removesuffix(".weight"), s) for n, s in self.parameters().items() if ".layers." in n]
+        return {self.hf_module(name): (shape[0], shape[1]) for name, shape in named if len(shape) == 2}
 
     # --- size and cost ---
 
@@ -287,14 +290,16 @@ class Architecture(Part):
 
     def hf_names(self) -> dict[str, str]:
         """Parameter name → name in Hugging Face's safetensors."""
-        return {name: self._hf_name(name) for name in self.parameters()}
+        split = [(name, *name.rpartition(".")) for name in self.parameters()]
+        return {name: f"{self.hf_module(module)}.{kind}" for name, module, _, kind in split}
 
-    def _hf_name(self, name: str) -> str:
-        module, _, kind = name.rpartition(".")
-        if not module.startswith("model.layers."):
-            return f"{self.HF_NAMES.get(module, module)}.{kind}"
-        _, _, layer, inside = module.split(".", 3)
-        return f"model.layers.{layer}.{self.HF_NAMES.get(inside, inside)}.{kind}"
+    @classmethod
+    def hf_module(cls, name: str) -> str:
+        """Return what Hugging Face's files call a module of the decoder."""
+        if not name.startswith(f"{_LAYERS}."):
+            return cls.HF_NAMES.get(name, name)
+        _, _, layer, inside = name.split(".", 3)
+        return f"{cls.HF_NAMES.get(_LAYERS, _LAYERS)}.{layer}.{cls.HF_NAMES.get(inside, inside)}"
 
     def to_hf_config(self) -> Values:
         """`config.json` that `transformers` loads."""

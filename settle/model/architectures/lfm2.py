@@ -89,8 +89,9 @@ class Lfm2(Architecture):
 
     def to_hf_config(self) -> Values:
         config = super().to_hf_config()
-        norm = {"norm_eps": config.pop("rms_norm_eps"), "block_auto_adjust_ff_dim": False}
-        return config | norm | {"rope_parameters": {"rope_type": "default", "rope_theta": self.rope_theta}}
+        own: Values = {"norm_eps": config.pop("rms_norm_eps"), "block_auto_adjust_ff_dim": False}
+        own |= {"block_dim": self.hidden_size, "block_multiple_of": 1, "block_ffn_dim_multiplier": 1.0}  # for mlx-lm
+        return config | own | {"rope_parameters": {"rope_type": "default", "rope_theta": self.rope_theta}}
 
     @classmethod
     def hf_values(cls, config: HfConfig) -> Values:
@@ -124,5 +125,6 @@ class Lfm2(Architecture):
 
 
 Lfm2.TINY = Lfm2(
-    **TINY_SIZES | {"num_hidden_layers": 3, "rope_theta": 1e6, "layer_types": ("conv", "full_attention", "conv")}
+    **TINY_SIZES | {"num_hidden_layers": 3, "rope_theta": 1e6, "tie_word_embeddings": True},
+    layer_types=("conv", "full_attention", "conv"),
 )

@@ -69,10 +69,11 @@ def test_merged_it_computes_the_same(method: Adapter, architecture: Architecture
     for name, numbers in merged.items():
         other.put(name, numbers)
     torch.testing.assert_close(other(inputs, bounds), expected, atol=2e-4, rtol=1e-3)
-    pairs = TrainedAdapter.of_model(model, method, "x", "").lora
-    for module, (down, up) in (pairs.pairs if pairs else {}).items():
-        added = base[f"{module}.weight"] + pairs.alpha / len(down) * torch.from_numpy(up @ down)
-        torch.testing.assert_close(merged[f"{module}.weight"], added, atol=1e-5, rtol=1e-4)
+    made = TrainedAdapter.of_model(model, method, "x", "")
+    for module, (down, up) in (made.lora.pairs if made.lora else {}).items():
+        name = made.parameters(architecture)[module]
+        added = base[name] + made.lora.alpha / len(down) * torch.from_numpy(up @ down)
+        torch.testing.assert_close(merged[name], added, atol=1e-5, rtol=1e-4)
 
 
 def test_its_files_make_the_same_model(method: Adapter, architecture: Architecture, tmp_path) -> None:

@@ -38,7 +38,7 @@ CASES: dict[str, Architecture] = {name: family.TINY for name, family in Architec
     "llama-biases-tied": _with(Llama.TINY, attention_bias=True, mlp_bias=True, tie_word_embeddings=True),
     "llama-3": _with(Llama.TINY, rope_scaling=LLAMA3, rope_theta=500.0, eos_token_id=(3, 5)),
     "llama-linear": _with(Llama.TINY, rope_scaling=LINEAR, num_key_value_heads=4),
-    "lfm2-biases": _with(Lfm2.TINY, conv_bias=True, conv_L_cache=4, tie_word_embeddings=True),
+    "lfm2-biases": _with(Lfm2.TINY, conv_bias=True, conv_L_cache=4, tie_word_embeddings=False),
     "qwen3_5_text-even": _with(
         Qwen35Text.TINY,
         linear_num_value_heads=2,
