@@ -21,11 +21,11 @@ MOST_COMMAND_LINES = 80
 MOST_OF = {
     "files": 667,
     "files under 40 lines": 112,
-    "non-blank lines": 84_780,
+    "non-blank lines": 85_257,
     "mappings from str to object": 130,
     "isinstance": 591,
     "asserts": 52,
-    "modules under 80 lines with one importer": 3,
+    "modules under 80 lines with one importer": 6,
     "names of classes in three rooms": 0,
 }
 PYTHON_BLOCK = re.compile(r"^```python\n(.*?)^```", re.M | re.S)
