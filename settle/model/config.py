@@ -136,6 +136,11 @@ class LayerOptions:
     multiplies by offset + weight (Gemma: 1). activation: of the gate, "silu" or "gelu_tanh". soft_cap: scores become
     cap · tanh(score / cap). window: a query sees itself and the window - 1 tokens before it. query_scale: of the
     scores, d^-0.5 by default. fused: one `qkv_proj` and one `gate_up_proj` own the weights (Phi-3).
+
+    Gemma 4: value_norms: value heads are normed too, without a weight. lends: name under which later layers find this
+    one's keys and values; borrows: the name under which it finds those it reads in the place of its own.
+    per_layer_input: width of what each token gives to this layer alone, 0 for nothing. has_scalar: what leaves the
+    layer is multiplied by a number of the file that is never trained.
     """
 
     width: int
@@ -160,6 +165,11 @@ class LayerOptions:
     attends: bool = True
     attention_gates: bool = False
     recurrence: RecurrenceOptions | None = None
+    value_norms: bool = False
+    lends: str = ""
+    borrows: str = ""
+    per_layer_input: int = 0
+    has_scalar: bool = False
 
 
 @dataclass(frozen=True)
@@ -175,6 +185,11 @@ class DecoderOptions:
     tied: bool
     embedding_scale: float | None = None
     logit_soft_cap: float | None = None
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether a layer reads nothing but the stream behind the one before it."""
+        return not any(layer.borrows or layer.per_layer_input for layer in self.layers)
 
 
 @dataclass(frozen=True)

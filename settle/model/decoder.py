@@ -10,12 +10,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from settle.base.errors import UsageError
 from settle.model.config import DecoderOptions, LayerOptions
 from settle.model.layers.attention import attend_bucket, attention_over
 from settle.model.layers.decoder_layer import Embedding, FusedLayer
 from settle.model.layers.freezable import FreezableModule
 from settle.model.layers.linear import RMSNorm
-from settle.model.layers.packed_sequences import Packing, RotationTable, Scoring
+from settle.model.layers.packed_sequences import Carried, Packing, RotationTable, Scoring
 
 # Standard deviations at initialisation; chosen, not yet compared with others in bench/recipe.py.
 _EMBEDDING_STD = 0.5
@@ -34,6 +35,11 @@ class _Body(nn.Module):
         self.embed_tokens = Embedding(options.vocab_size, last.width)
         self.layers = nn.ModuleList(FusedLayer(layer) for layer in options.layers)
         self.norm = RMSNorm(last.width, last.eps, last.norm_offset)
+        if last.per_layer_input:
+            wide = len(options.layers) * last.per_layer_input
+            self.embed_tokens_per_layer = Embedding(options.vocab_size, wide)
+            self.per_layer_model_projection = Embedding(wide, last.width)
+            self.per_layer_projection_norm = RMSNorm(last.per_layer_input, last.eps, last.norm_offset)
 
 
 class Decoder(FreezableModule):
@@ -59,7 +65,7 @@ class Decoder(FreezableModule):
     def initialise(self, random: torch.Generator) -> None:
         """Draw every weight from `random` (a CPU generator), in the order of `named_parameters`."""
         for name, weight in self.named_parameters():
-            if name.endswith(".norm.weight") and ".layers." in name or name.endswith(".D"):
+            if name.endswith(("layer_scalar.weight", ".D")) or (name.endswith(".norm.weight") and ".layers." in name):
                 weight.fill_(1.0)
             elif name.endswith("norm.weight"):
                 weight.fill_(1.0 - self.options.layers[0].norm_offset)
@@ -83,12 +89,13 @@ class Decoder(FreezableModule):
         """Compute inputs (N,) token ids, cu_seqlens (S+1,) bounds of the segments → (N, D) after the final norm."""
         packing = cu_seqlens if isinstance(cu_seqlens, Packing) else Packing(cu_seqlens)
         x = self.embed(inputs)
+        carried = self._carried(inputs, x)
         for i, layer in enumerate(self.layers):
             table = self._table(layer.options, inputs.device)
             if self.recompute and i % self.recompute == 0 and torch.is_grad_enabled():
-                x = checkpoint(layer, x, packing, table, use_reentrant=False)
+                x = checkpoint(layer, x, packing, table, i, carried, use_reentrant=False)
             else:
-                x = layer(x, packing, table)
+                x = layer(x, packing, table, i, carried)
         out: Tensor = self.model.norm(x)
         return out
 
@@ -118,8 +125,30 @@ class Decoder(FreezableModule):
 
     def layer(self, number: int, x: Tensor, packing: Packing) -> Tensor:
         """Compute x (N, D) before a layer → (N, D) behind it."""
-        out: Tensor = self.model.layers[number](x, packing, self.table(number, x.device))
+        self.require_plain()
+        out: Tensor = self.model.layers[number](x, packing, self.table(number, x.device), number, Carried())
         return out
+
+    def require_plain(self) -> None:
+        """Raise UsageError where a layer reads more than the stream before it, and cannot be computed by itself."""
+        if not self.options.is_plain:
+            raise UsageError(
+                "its layers share keys and values, or read the tokens themselves: layers are not taken one by one",
+                "quantize it instead: that needs none",
+            )
+
+    def _carried(self, inputs: Tensor, x: Tensor) -> Carried:
+        """Return what the layers read of inputs (N,) token ids and their rows x (N, D), each its own."""
+        o = self.options.layers[-1]
+        if not o.per_layer_input:
+            return Carried()
+        body = self.model
+        matrix = body.per_layer_model_projection
+        weight = matrix.weight.to(x.dtype) if matrix.frozen is None else matrix.cast(x.dtype)
+        own = (x @ weight.t()) * o.width**-0.5
+        own = body.per_layer_projection_norm(own.view(-1, o.per_layer_input)).view(own.shape)
+        given = body.embed_tokens_per_layer(inputs, self.compute_dtype) * o.per_layer_input**0.5
+        return Carried(((own + given) * 2**-0.5).split(o.per_layer_input, dim=1))
 
     def table(self, number: int, device: torch.device) -> RotationTable:
         """Return the rotations of a layer."""

@@ -5,6 +5,7 @@ Letters: O outputs and I inputs of a matrix, E experts.
 
 import contextlib
 import math
+import re
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -30,6 +31,7 @@ from settle.model.layers.frozen_weights import Frozen, FrozenBlocks, FrozenDense
 from settle.model.source import Source
 
 Quantize = Literal["nf4", "as-is"]
+_TEXT_PART = re.compile(r"(model\.)?language_model\.(model\.)?")  # before the names of a multimodal model's text model
 _PIECE = 4 << 20  # bytes of a file that are in memory at a time
 # what files hold beside the weights: buffers that are computed here
 _NO_WEIGHTS = ("rotary_emb.inv_freq", "rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
@@ -247,8 +249,9 @@ def _of_text(tensors: Mapping[str, LazyTensor]) -> tuple[dict[str, LazyTensor], 
     """
     found, others = {}, set()
     for name, tensor in tensors.items():
-        own = name.replace("language_model.model.", "model.", 1).replace("language_model.", "", 1)
-        if own.startswith(("model.embed_tokens.", "model.layers.", "model.norm.", "lm_head.")):
+        inner = _TEXT_PART.match(name)
+        own = "model." * ("lm_head." not in name) + name[inner.end() :] if inner else name
+        if inner or own.startswith(("model.embed_tokens.", "model.layers.", "model.norm.", "lm_head.")):
             found[own] = tensor
         else:
             others.add(own.removeprefix("model.").split(".")[0])
@@ -267,6 +270,7 @@ def _refuse_pickle(folder: Path) -> None:
 def _places(part: Architecture, names: Mapping[str, str], tensors: Mapping[str, LazyTensor]) -> dict[str, _Stored]:
     """Where each parameter lies, once it is sure that the file holds what the architecture needs and no more."""
     stray = sorted(name for name in set(tensors) - set(names.values()) if not name.endswith(_NO_WEIGHTS))
+    stray = [name for name in stray if not part.is_unused(name)]
     if stray:
         raise FormatError(f"it holds {stray[0]}, which a {part.model_type} of that shape does not have", "")
     missing = sorted(set(names.values()) - set(tensors))

@@ -236,7 +236,8 @@ class Architecture(Part):
             products += self.active_numbers(layer)
             scores += 0 if recurrence is None else recurrence.products
             if self.attends(layer):
-                scores += 2 * self.num_attention_heads * self.head_dim * keys_met(context, self.window(layer))
+                o = self.layer_options(layer)
+                scores += 2 * o.heads * o.head_dim * keys_met(context, o.window)
         return 6.0 * (products + scores)
 
     def activation_bytes_per_token(
@@ -257,6 +258,7 @@ class Architecture(Part):
         for layer in self.options().layers:
             attends = layer.heads * LSE_BYTES / bytes_per_number if is_flash and is_for_flash(layer) else None
             numbers += _kept_by_mixers(layer, context, attends) + _kept_by_feed_forward(layer, adapter is not None)
+            numbers += _kept_by_input(layer, adapter is not None)
         numbers += sum(self.share_met(name) * adapter_numbers for name, adapter_numbers in (adapter or {}).items())
         return bytes_per_number * numbers + (self._turns() if is_flash else 0)
 
@@ -338,6 +340,10 @@ class Architecture(Part):
             values["rope_theta"] = rope["rope_theta"]
         values["rope_scaling"] = RopeScaling.from_hf(rope)
         return values
+
+    def is_unused(self, name: str) -> bool:
+        """Return whether files may hold a tensor of that name that the model does not read."""
+        return False
 
     # --- GGUF's layout ---
 
@@ -530,7 +536,9 @@ def _kept_by_mixers(o: LayerOptions, context: int, flash: float | None) -> float
     else:  # keys and values are repeated for the query heads that share them; the rotated heads stay beside them
         numbers += query + key + 2 * query + flash
     if o.head_norms:
-        numbers += query + key + o.heads + o.kv_heads
+        numbers += query + o.heads + (0 if o.borrows else key + o.kv_heads)
+    if o.value_norms and not o.borrows:
+        numbers += key + o.kv_heads
     if o.attention_gates:  # the gates, and what is multiplied with them, which a kernel keeps anyway
         numbers += 2 * query if flash is None else query
     if o.sandwich_norms:
@@ -550,6 +558,15 @@ def _kept_by_feed_forward(o: LayerOptions, frozen: bool) -> int:
     e = o.experts
     # beside the experts: the norm's result, the router's chances and choice, and each expert's rows in and out
     return numbers + o.width + 2 * e.num + e.top * (2 * o.width + times * e.inner + 1)
+
+
+def _kept_by_input(o: LayerOptions, frozen: bool) -> int:
+    """Count the numbers per token that the backward pass of what a token gives to one layer alone needs."""
+    if not o.per_layer_input:
+        return 0
+    if frozen:
+        return 2 * o.width + 1 + 2 * o.per_layer_input
+    return 2 * o.width + 1 + 5 * o.per_layer_input + 1  # one of the five, and the last, where the input is made
 
 
 def text_config(config: HfConfig) -> HfConfig:

@@ -14,9 +14,9 @@ from settle.model.config import DeltaNet, Experts, LayerOptions, RecurrenceOptio
 from settle.model.layers.delta_net import GatedDeltaNet
 from settle.model.layers.frozen_weights import Owner
 from settle.model.layers.kernels import Lookup, apply
-from settle.model.layers.linear import Cast, Linear, RMSNorm, Stack
+from settle.model.layers.linear import Cast, Constant, Linear, RMSNorm, Stack
 from settle.model.layers.mixer import Mixer, Recurrence
-from settle.model.layers.packed_sequences import Packing, RotationTable
+from settle.model.layers.packed_sequences import Carried, Packing, RotationTable
 from settle.model.layers.self_attention import Attention
 from settle.model.layers.short_convolution import GatedConvolution
 
@@ -138,16 +138,32 @@ class DecoderLayer(nn.Module):
         if o.sandwich_norms:
             self.pre_feedforward_layernorm = RMSNorm(o.width, o.eps, o.norm_offset)
             self.post_feedforward_layernorm = RMSNorm(o.width, o.eps, o.norm_offset)
+        if o.per_layer_input:
+            self.per_layer_input_gate = Linear(o.width, o.per_layer_input)
+            self.per_layer_projection = Linear(o.per_layer_input, o.width)
+            self.post_per_layer_input_norm = RMSNorm(o.width, o.eps, o.norm_offset)
+            self.input_gate, self.input_out = (
+                Stack([(self.per_layer_input_gate, 0)]),
+                Stack([(self.per_layer_projection, 0)]),
+            )
+        self.layer_scalar = Constant() if o.has_scalar else None
 
-    def forward(self, x: Tensor, packing: Packing, table: RotationTable) -> Tensor:
-        """Compute x (N, D) → (N, D)."""
+    def forward(self, x: Tensor, packing: Packing, table: RotationTable, number: int, carried: Carried) -> Tensor:
+        """Compute x (N, D) → (N, D). number: of the layer."""
         if self.options.sandwich_norms:
-            x = x + self.post_attention_layernorm(self.mixed(self.input_layernorm(x), packing, table))
+            x = x + self.post_attention_layernorm(self.mixed(self.input_layernorm(x), packing, table, carried))
             x = x + self.post_feedforward_layernorm(self.mlp(self.pre_feedforward_layernorm(x)))
         else:
-            x = x + self.mixed(self.input_layernorm(x), packing, table)
+            x = x + self.mixed(self.input_layernorm(x), packing, table, carried)
             x = x + self.mlp(self.post_attention_layernorm(x))
-        return x
+        return self.finished(x, number, carried)
+
+    def finished(self, x: Tensor, number: int, carried: Carried) -> Tensor:
+        """Compute x (N, D) behind the feed-forward → (N, D) behind the layer, with what the tokens give to it alone."""
+        if self.options.per_layer_input:
+            gate_given = torch.cat([self.input_gate.linear(x), carried.inputs[number]], dim=1)
+            x = self.post_per_layer_input_norm.add(x, self.input_out.gated(None, gate_given, self.options.activation))
+        return x if self.layer_scalar is None else self.layer_scalar(x)
 
     @property
     def mixers(self) -> list[Mixer]:
@@ -155,24 +171,24 @@ class DecoderLayer(nn.Module):
         named = (self.self_attn, self.get_submodule(self.recurrence) if self.recurrence else None)
         return [mixer for mixer in named if isinstance(mixer, Mixer)]
 
-    def mixed(self, x: Tensor, packing: Packing, table: RotationTable) -> Tensor:
+    def mixed(self, x: Tensor, packing: Packing, table: RotationTable, carried: Carried) -> Tensor:
         """Compute its mixers of x (N, D), behind the norm → (N, D)."""
-        return torch.stack([mixer(x, packing, table) for mixer in self.mixers]).sum(0)
+        return torch.stack([mixer(x, packing, table, carried) for mixer in self.mixers]).sum(0)
 
 
 class FusedLayer(DecoderLayer):
     """A layer whose norms, products and residuals are computed together, in half as many passes over activations."""
 
-    def forward(self, x: Tensor, packing: Packing, table: RotationTable) -> Tensor:
-        """Compute x (N, D) → (N, D)."""
-        return self.add_mlp(self.add_mixed(x, packing, table))
+    def forward(self, x: Tensor, packing: Packing, table: RotationTable, number: int, carried: Carried) -> Tensor:
+        """Compute x (N, D) → (N, D). number: of the layer."""
+        return self.finished(self.add_mlp(self.add_mixed(x, packing, table, carried)), number, carried)
 
-    def add_mixed(self, x: Tensor, packing: Packing, table: RotationTable) -> Tensor:
+    def add_mixed(self, x: Tensor, packing: Packing, table: RotationTable, carried: Carried) -> Tensor:
         """Compute x (N, D) → the residual stream after the mixers (N, D)."""
         after = self.post_attention_layernorm if self.options.sandwich_norms else None
         if len(self.mixers) > 1:
-            return x + self.mixed(self.input_layernorm(x), packing, table)
-        return self.mixers[0].add(x, self.input_layernorm, packing, table, after)
+            return x + self.mixed(self.input_layernorm(x), packing, table, carried)
+        return self.mixers[0].add(x, self.input_layernorm, packing, table, carried, after)
 
     def add_mlp(self, x: Tensor) -> Tensor:
         """Compute x (N, D), the stream after the mixers → the stream after the layer (N, D)."""

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from settle.base.errors import FormatError
 from settle.model.layers.frozen_weights import Frozen, FrozenDense, Owner
-from settle.model.layers.linear import Linear
+from settle.model.layers.linear import Constant, Linear
 from settle.model.layers.linear_adapter import LinearAdapter, adapters_of
 
 Kind = TypeVar("Kind", bound=nn.Module)
@@ -64,7 +64,8 @@ class FreezableModule(nn.Module):
     def put(self, name: str, value: Tensor | Frozen) -> None:
         """Set one tensor of the base model, in Hugging Face's layout: a plain tensor is trained, in fp32.
 
-        Norms and biases that are frozen are kept in fp32 too. Raises FormatError when the shape is another.
+        Norms and biases that are frozen are kept in fp32 too; a constant is never trained. Raises FormatError when the
+        shape is another.
         """
         path, _, leaf = name.rpartition(".")
         module = self.get_submodule(path)
@@ -75,7 +76,8 @@ class FreezableModule(nn.Module):
         own = getattr(module, leaf)
         if tensor.numel() != own.numel():
             raise FormatError(f"{name} has the shape {tuple(tensor.shape)} where {tuple(own.shape)} belongs", "")
-        parameter = nn.Parameter(tensor.detach().float().view(own.shape), requires_grad=tensor is value)
+        trains = tensor is value and not isinstance(module, Constant)
+        parameter = nn.Parameter(tensor.detach().float().view(own.shape), requires_grad=trains)
         setattr(module, leaf, parameter)
 
     def freeze(self) -> None:

@@ -44,6 +44,18 @@ class RMSNorm(nn.Module):
         return apply(NormAdd, residual, y, self.factor(), self.eps)
 
 
+class Constant(nn.Module):
+    """A number (1,) of a file that multiplies and is never trained."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(1), requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Multiply x (N, D) → (N, D)."""
+        return x * self.weight.to(x.dtype)
+
+
 class Cast:
     """Cache of `make(*parameters)`, made again after `refresh_casts`, and when a parameter was changed otherwise.
 

@@ -12,7 +12,7 @@ from torch.autograd import Function
 
 from settle.model.layers.kernels import Context, apply
 from settle.model.layers.linear import RMSNorm, Stack
-from settle.model.layers.packed_sequences import Bucket, Packing, RotationTable, State
+from settle.model.layers.packed_sequences import Bucket, Carried, Packing, RotationTable, State
 
 
 class Mixer(nn.Module):
@@ -29,21 +29,27 @@ class Mixer(nn.Module):
         """Whether `mixed` adds the inward linears' biases, and their product leaves them out."""
         return False
 
-    def forward(self, x: Tensor, packing: Packing, table: RotationTable) -> Tensor:
+    def forward(self, x: Tensor, packing: Packing, table: RotationTable, carried: Carried) -> Tensor:
         """Mix x (N, D), behind its norm → (N, D)."""
-        return self.out.linear(self.mixed(self.inward.linear(x, not self.adds_bias), packing, table))
+        return self.out.linear(self.mixed(self.inward.linear(x, not self.adds_bias), packing, table, carried))
 
     def add(
-        self, x: Tensor, norm: RMSNorm, packing: Packing, table: RotationTable, after: RMSNorm | None = None
+        self,
+        x: Tensor,
+        norm: RMSNorm,
+        packing: Packing,
+        table: RotationTable,
+        carried: Carried,
+        after: RMSNorm | None = None,
     ) -> Tensor:
         """Compute x (N, D) → x + mixer(norm(x)), or x + after(mixer(norm(x))), in few passes over x."""
         residual, rows = self.inward.norm_linear(x, norm, not self.adds_bias)
-        mixed = self.mixed(rows, packing, table)
+        mixed = self.mixed(rows, packing, table, carried)
         if after is None:
             return self.out.linear_add(residual, mixed)
         return after.add(residual, self.out.linear(mixed))
 
-    def mixed(self, rows: Tensor, packing: Packing, table: RotationTable) -> Tensor:
+    def mixed(self, rows: Tensor, packing: Packing, table: RotationTable, carried: Carried) -> Tensor:
         """Mix rows (N, O) of the inward linears within each segment → (N, M)."""
         raise NotImplementedError
 
@@ -51,7 +57,7 @@ class Mixer(nn.Module):
 class Recurrence(Mixer):
     """A mixer whose past is a state of fixed size: the last inputs of a convolution, a matrix for each head."""
 
-    def mixed(self, rows: Tensor, packing: Packing, table: RotationTable) -> Tensor:
+    def mixed(self, rows: Tensor, packing: Packing, table: RotationTable, carried: Carried) -> Tensor:
         return packing.recur(self, rows)
 
     def whole(self, rows: Tensor, packing: Packing) -> Tensor:

@@ -129,6 +129,18 @@ class Packing:
         return Bucket(len(members), length, BucketRows(*(to_device(r, self.device) for r in rows)))
 
 
+class Carried:
+    """What one pass through a decoder takes from layer to layer beside the residual stream.
+
+    inputs: of each layer alone, (N, P) each; none where a family has none. lent: name → keys, normed and not yet
+    turned, and values (N, 2K·d) of a layer that others borrow from.
+    """
+
+    def __init__(self, inputs: Sequence[Tensor] = ()) -> None:
+        self.inputs = inputs
+        self.lent: dict[str, Tensor] = {}
+
+
 class RotationTable:
     """Rotary embeddings (arXiv:2104.09864) as complex numbers; query heads carry the scale of the scores.
 

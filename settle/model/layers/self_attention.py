@@ -11,7 +11,7 @@ from settle.model.layers.attention import attention
 from settle.model.layers.kernels import HeadNorm, apply
 from settle.model.layers.linear import Linear, RMSNorm, Stack, Turning
 from settle.model.layers.mixer import Mixer
-from settle.model.layers.packed_sequences import Packing, RotationTable, Scoring
+from settle.model.layers.packed_sequences import Carried, Packing, RotationTable, Scoring
 
 
 class Attention(Mixer):
@@ -29,6 +29,9 @@ class Attention(Mixer):
         if o.fused:
             self.qkv_proj = Linear(o.width, query + 2 * key, o.qkv_bias)
             members = [(self.qkv_proj, query + key)]
+        elif o.borrows:
+            self.q_proj = Linear(o.width, query, o.qkv_bias)
+            members = [(self.q_proj, query)]
         else:
             self.q_proj = Linear(o.width, 2 * query if o.attention_gates else query, o.qkv_bias)
             self.k_proj = Linear(o.width, key, o.qkv_bias)
@@ -36,20 +39,25 @@ class Attention(Mixer):
             members = [(self.q_proj, query), (self.k_proj, key), (self.v_proj, 0)]
         self.o_proj = Linear(query, o.width, o.out_bias)
         self.q_norm = RMSNorm(o.head_dim, o.eps, o.norm_offset) if o.head_norms else None
-        self.k_norm = RMSNorm(o.head_dim, o.eps, o.norm_offset) if o.head_norms else None
+        self.k_norm = RMSNorm(o.head_dim, o.eps, o.norm_offset) if o.head_norms and not o.borrows else None
+        self.value_norms, self.lends, self.borrows, self.queries = o.value_norms, o.lends, o.borrows, query
         self.turning = Turning(o.head_dim, o.rope.rotary_dim or o.head_dim)
         self.inward = Stack(members, self.turning, o.norm_offset, o.attention_gates)
         self.gates = query if o.attention_gates else 0
         self.out = Stack([(self.o_proj, 0)])
 
-    def mixed(self, rows: Tensor, packing: Packing, table: RotationTable) -> Tensor:
+    def mixed(self, rows: Tensor, packing: Packing, table: RotationTable, carried: Carried) -> Tensor:
         """Mix the values of rows (N, (H + 2K)·d), queries, keys and values, by attention → (N, H·d).
 
         Where there are gates, as many as queries, they come first.
         """
         gates, rows = rows[:, : self.gates], rows[:, self.gates :].contiguous() if self.gates else rows
-        if self.q_norm is not None and self.k_norm is not None:
-            rows = apply(HeadNorm, rows, self._head_factors(self.q_norm, self.k_norm), self.q_norm.eps)
+        if self.q_norm is not None:
+            rows = apply(HeadNorm, rows, self._head_factors(self.q_norm), self.q_norm.eps)
+        if self.borrows:
+            rows = torch.cat([rows, carried.lent[self.borrows]], dim=1)
+        if self.lends:
+            carried.lent[self.lends] = rows[:, self.queries :]
         bias = self.inward.bias(table.dtype) if self.adds_bias else None
         scoring = Scoring(self.window, self.soft_cap, self.float32_scores)
         mixed = attention(rows, packing, table, scoring, bias)
@@ -60,7 +68,14 @@ class Attention(Mixer):
         """Whether queries and keys get their bias after the product: a bias of 200 rounds what it is added to."""
         return self.float32_scores and self.q_norm is None and not self.gates and self.inward.has_bias_apart
 
-    def _head_factors(self, q_norm: RMSNorm, k_norm: RMSNorm) -> Tensor:
-        """Return what each query and key head is multiplied by after its norm, (H + K, d), as the heads lie in qkv."""
-        q, k = (self.turning.neighbours(norm.factor()) for norm in (q_norm, k_norm))
-        return torch.cat([q.expand(self.heads, -1), k.expand(self.kv_heads, -1)])
+    def _head_factors(self, q_norm: RMSNorm) -> Tensor:
+        """Return what each normed head is multiplied by, (H + K, d), as the heads lie in qkv.
+
+        (H, d) where keys are borrowed, (H + 2K, d) where values are normed too.
+        """
+        factors = [self.turning.neighbours(q_norm.factor()).expand(self.heads, -1)]
+        if self.k_norm is not None:
+            factors.append(self.turning.neighbours(self.k_norm.factor()).expand(self.kv_heads, -1))
+            if self.value_norms:
+                factors.append(torch.ones_like(factors[-1]))
+        return torch.cat(factors)

@@ -15,7 +15,7 @@ from torch import Tensor
 from settle.base.errors import DataError
 from settle.model.decoder import Decoder
 from settle.model.layers.linear import Linear
-from settle.model.layers.packed_sequences import Packing
+from settle.model.layers.packed_sequences import Carried, Packing
 from settle.shrink.activations.importance import observed
 
 MOST_TOKENS = 2048  # maximum tokens of one batch
@@ -52,6 +52,7 @@ class LayerWalk:
 
     def __init__(self, model: Decoder, windows: Sequence[Sequence[int]], most_tokens: int = MOST_TOKENS) -> None:
         """windows: ids, at least one of two tokens or more. Raises DataError otherwise."""
+        model.require_plain()
         self.model = model
         windows = [list(map(int, window)) for window in windows if len(window) > 1]
         if not windows:
@@ -103,7 +104,7 @@ class LayerWalk:
                 read.update((names[id(linear)], values) for linear in linears)
 
             with observed(layer, see):
-                between = layer.add_mixed(x, packing, self.model.table(number, x.device))
+                between = layer.add_mixed(x, packing, self.model.table(number, x.device), Carried())
                 after = layer.add_mlp(between)
             inputs = {stage: next(read[name] for name in modules if name in read) for stage, modules in READ_BY.items()}
             yield LayerActivations(before=x, between=between, after=after, **inputs)

@@ -6,6 +6,7 @@ from settle.base.errors import FormatError
 from settle.model.architectures import Architecture
 from settle.model.architectures.gemma2 import Gemma2
 from settle.model.architectures.gemma3_text import Gemma3Text
+from settle.model.architectures.gemma4_text import Gemma4Text
 from settle.model.architectures.lfm2 import Lfm2
 from settle.model.architectures.llama import Llama
 from settle.model.architectures.phi3 import Phi3
@@ -52,6 +53,17 @@ CASES: dict[str, Architecture] = {name: family.TINY for name, family in Architec
     "qwen3_moe-unnormed": _with(Qwen3Moe.TINY, norm_topk_prob=False, tie_word_embeddings=True),
     "gemma2-scalar": _with(Gemma2.TINY, query_pre_attn_scalar=24, attn_logit_softcapping=None),
     "gemma3_text-linear": _with(Gemma3Text.TINY, rope_scaling=LINEAR, rope_local_base_freq=300.0, rope_theta=20000.0),
+    "gemma4_text-plain": _with(
+        Gemma4Text.TINY,
+        num_kv_shared_layers=0,
+        hidden_size_per_layer_input=0,
+        tie_word_embeddings=False,
+        rope_theta=500.0,
+        partial_rotary_factor=1.0,
+    ),
+    "gemma4_text-lenders": _with(  # the two before the last layers are not one that slides and one that does not
+        Gemma4Text.TINY, num_kv_shared_layers=1, use_double_wide_mlp=False, num_key_value_heads=1
+    ),
     "phi3-longrope": _with(
         Phi3.TINY, rope_scaling=LONGROPE, original_max_position_embeddings=16, partial_rotary_factor=0.75
     ),
@@ -70,6 +82,12 @@ def _beyond_gguf(part: Architecture) -> bool:
 BEYOND_GGUF = {name for name, part in CASES.items() if _beyond_gguf(part)}
 
 
+def score_factor(part: Architecture) -> float:
+    """What a test multiplies the weight of a query head's norm by, so that scores are no larger than elsewhere."""
+    layer = part.options().layers[0]
+    return layer.head_dim**-0.5 / (layer.query_scale or layer.head_dim**-0.5)
+
+
 def random_model(part):
     """A model whose every tensor has a say in what comes next."""
     model = part.skeleton("cpu")
@@ -80,6 +98,10 @@ def random_model(part):
             noise = torch.randn(weight.shape, generator=random)
             if name.endswith("norm.weight"):
                 weight.copy_(1 - offset + noise * 0.2)
+                if name.endswith("q_norm.weight"):
+                    weight.mul_(score_factor(part))
+            elif name.endswith("layer_scalar.weight"):
+                weight.copy_(1 + noise * 0.3)
             elif weight.ndim == 1:
                 weight.copy_(noise * 0.5)
             else:

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from settle.formats.safetensors import read_safetensors
 from settle.train.objectives.next_token import NextToken
-from tests.model.architectures.cases import CASES
+from tests.model.architectures.cases import CASES, score_factor
 
 LENGTHS = [7, 30, 16, 1, 30]  # beyond the windows of 8, on both sides of longrope's 16
 
@@ -24,10 +24,15 @@ def _reference(part):
             noise = torch.randn(weight.shape, generator=random)
             if name.endswith("norm.weight"):
                 weight.add_(noise * 0.2)
+                if name.endswith("q_norm.weight"):
+                    weight.mul_(score_factor(part))
             elif weight.ndim == 1:
                 weight.copy_(noise * 0.5)
             else:
                 weight.copy_(noise * (1.5 / weight.shape[-1] ** 0.5))
+        for name, buffer in model.named_buffers():
+            if name.endswith("layer_scalar"):
+                buffer.fill_(0.8 + 0.1 * int(name.split(".")[2]))
     return model.float().train()
 
 
@@ -72,7 +77,7 @@ def test_equals_transformers(name, tmp_path) -> None:
     torch.testing.assert_close(ours.logits(ours(inputs, bounds)), logits, atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(total, loss, atol=1e-4, rtol=1e-4)
     gradients = _saved_gradients(theirs, tmp_path / "gradients")
-    for name, weight in ours.named_parameters():
+    for name, weight in ours.trainable().items():
         wanted = gradients[part.hf_names()[name]]
         # its recurrences are in float32 always, and of float32's gradients settle's are as far off as settle's float64
         scale = float(wanted.abs().max()) if "linear_attn" in str(ours) else 1.0

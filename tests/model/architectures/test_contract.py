@@ -76,5 +76,11 @@ def test_q8_0_of_every_family(name, tokenizer, tmp_path) -> None:
 
 def test_every_family_is_compared_with_llama_cpp() -> None:
     """A family's TINY is what the comparisons run on: it must be one that llama.cpp computes."""
-    assert {"qwen3_moe-unnormed", "gemma2-scalar", "lfm2-biases", "qwen3_5_text-even"} == BEYOND_GGUF
+    assert {
+        "qwen3_moe-unnormed",
+        "gemma2-scalar",
+        "lfm2-biases",
+        "qwen3_5_text-even",
+        "gemma4_text-lenders",
+    } == BEYOND_GGUF
     assert set(Architecture.part_names()) <= set(CASES) - BEYOND_GGUF
