@@ -278,7 +278,8 @@ def cut_rows(source: Path, target: Path, kept_ids: Sequence[int]) -> Path:
     own = f"{file.metadata.get('general.architecture')}.vocab_size"
     if own in file.metadata:
         changes[own] = len(kept_ids)
-    cuts = [_Cut(name, tensor, kept_ids if name in FILE_TABLES else None) for name, tensor in file.tensors.items()]
+    tables = (*FILE_TABLES, "per_layer_token_embd.weight")
+    cuts = [_Cut(name, tensor, kept_ids if name in tables else None) for name, tensor in file.tensors.items()]
     return _write(file, cuts, target, changes)
 
 
@@ -299,7 +300,7 @@ def _write(file: Weights, cuts: Sequence[_Cut], target: Path, changes: Metadata)
     return Path(target)
 
 
-TABLES = ("model.embed_tokens.weight", "lm_head.weight")
+TABLES = ("model.embed_tokens.weight", "model.embed_tokens_per_layer.weight", "lm_head.weight")
 _STEP = 64  # the number of tokens is a multiple of it, so that products with the table have whole tiles
 _MOST_UNSEEN = 0.003  # share of further tokens; one in smaller pieces costs some ten bits more
 

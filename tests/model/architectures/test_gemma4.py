@@ -11,6 +11,8 @@ from settle.model.architectures import of_hf_config
 from settle.model.architectures.gemma4_text import Gemma4Text
 from settle.model.kv_cache import Growing
 from settle.model.pretrained import Pretrained
+from settle.shrink.prunable_model import PrunableModel
+from settle.shrink.pruners.vocabulary import cut_subject
 from tests.model.architectures.cases import CASES, random_model
 
 E2B = {
@@ -107,3 +109,12 @@ def test_what_is_not_done_is_named() -> None:
     model = CASES["gemma4_text"].build(seed=0)
     with pytest.raises(UsageError, match="not taken one by one"):
         model.layer(4, model.embed(torch.arange(3)), None)
+
+
+def test_a_smaller_vocabulary_takes_the_layers_own_inputs_along(tokenizer) -> None:
+    part = Gemma4Text.TINY.with_fields(vocab_size=tokenizer.vocab_size)
+    whole = PrunableModel.of_decoder(part, random_model(part), tokenizer)
+    kept = [*range(0, tokenizer.vocab_size, 2)]
+    ids, bounds = torch.arange(20), torch.tensor([0, 20]).int()
+    cut = cut_subject(whole, kept).build(trainable=False)
+    torch.testing.assert_close(cut(ids, bounds), whole.build(trainable=False)(torch.tensor(kept)[ids], bounds))
