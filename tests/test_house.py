@@ -21,7 +21,7 @@ MOST_COMMAND_LINES = 80
 MOST_OF = {
     "files": 668,
     "files under 40 lines": 112,
-    "non-blank lines": 85_641,
+    "non-blank lines": 85_642,
     "mappings from str to object": 130,
     "isinstance": 593,
     "asserts": 52,
