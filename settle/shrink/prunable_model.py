@@ -98,11 +98,17 @@ def complaint(part: Architecture) -> str:
 
 
 def require_dense(part: Architecture, what: str) -> None:
-    """Raise UsageError for a mixture of experts, and for layers that are not all attention."""
-    layers = part.options().layers
-    of = "a mixture of experts" if layers[0].experts is not None else "layers that are not all attention"
-    if layers[0].experts is not None or any(layer.recurrence is not None for layer in layers):
-        raise UsageError(f"{what} of {of} are not pruned here", "prune its depth or its vocabulary")
+    """Raise UsageError for experts, layers that are not all attention, and layers that are not by themselves."""
+    options = part.options()
+    of, others = "", "prune its depth or its vocabulary"
+    if options.layers[0].experts is not None:
+        of = "a mixture of experts"
+    elif any(layer.recurrence is not None for layer in options.layers):
+        of = "layers that are not all attention"
+    elif not options.is_plain:
+        of, others = "layers that share keys and values, or read the tokens themselves,", "prune its vocabulary"
+    if of:
+        raise UsageError(f"{what} of {of} are not pruned here", others)
 
 
 def layer_of(name: str) -> int | None:

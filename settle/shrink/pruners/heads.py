@@ -42,6 +42,8 @@ class Heads(Pruner):
         on_progress: OnProgress = always,
     ) -> Pruned:
         require_dense(subject.part, "heads")
+        if len({o.head_dim for o in subject.part.options().layers}) > 1:
+            raise UsageError("heads of several widths are not pruned here", "prune its channels, depth or vocabulary")
         o = subject.part.options().layers[0]
         group = o.heads // o.kv_heads
         what = self.what or ("groups" if o.kv_heads > 1 else "queries")

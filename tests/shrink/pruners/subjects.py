@@ -16,7 +16,12 @@ from settle.shrink.prunable_model import PrunableModel
 from tests.model.architectures.cases import CASES, random_model
 from tests.trained import trained
 
-DENSE = [name for name, part in CASES.items() if part.options().layers[0].experts is None]
+DENSE = [
+    name
+    for name, part in CASES.items()
+    if part.options().is_plain
+    and all(layer.experts is None and layer.recurrence is None for layer in part.options().layers)
+]
 POSITIONS = [0, 1, 5, 7, 11, 15, 23, 30]
 
 

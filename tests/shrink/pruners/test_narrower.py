@@ -25,6 +25,10 @@ ALL["queries"] = Heads(share=0.5, what="queries")
 def test_every_dense_family_stays_an_ordinary_model(name, how, tokenizer, tmp_path) -> None:
     subject = random_subject(CASES[name], tokenizer)
     o = subject.part.options().layers[0]
+    if how in ("groups", "queries") and len({layer.head_dim for layer in subject.part.options().layers}) > 1:
+        with pytest.raises(UsageError, match="heads of several widths are not pruned"):
+            ALL[how].prune(subject, windows(subject), [])
+        return
     if (how == "groups" and o.kv_heads == 1) or (how == "queries" and o.heads == o.kv_heads):
         with pytest.raises(UsageError, match="there is only one of the"):
             ALL[how].prune(subject, windows(subject), [])
@@ -44,6 +48,14 @@ def test_every_dense_family_stays_an_ordinary_model(name, how, tokenizer, tmp_pa
         assert left.heads == o.heads // 2
         assert left.kv_heads == (o.kv_heads // 2 if how == "groups" else o.kv_heads)
     assert_ordinary(pruned, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["qwen3_moe", "lfm2", "qwen3_5_text", "gemma4_text"])
+@pytest.mark.parametrize("how", ALL)
+def test_others_are_refused_by_name(name, how, tokenizer) -> None:
+    subject = random_subject(CASES[name], tokenizer)
+    with pytest.raises(UsageError, match="are not pruned here"):
+        ALL[how].prune(subject, windows(subject), [])
 
 
 @pytest.mark.parametrize("name", ["qwen2", "phi3", "phi3-longrope", "phi3-window"])
