@@ -15,7 +15,7 @@ class Rope:
     theta: base of the frequencies when none are given. frequencies (rotary_dim / 2,): angle per position of each pair,
     scaling (linear, llama3 …) already in it. rotary_dim: numbers of a head that turn, all by default.
     attention_factor: multiplies what is turned (longrope). long_frequencies: used instead of `frequencies` in
-    segments longer than `long_after` tokens (longrope).
+    segments longer than `long_after` tokens (longrope). Frequencies of zero: a layer without positions.
     """
 
     theta: float = 10000.0
@@ -24,6 +24,11 @@ class Rope:
     attention_factor: float = 1.0
     long_frequencies: tuple[float, ...] | None = None
     long_after: int | None = None
+
+    @property
+    def turns(self) -> bool:
+        """Whether positions matter."""
+        return self.frequencies is None or any(self.frequencies)
 
 
 @dataclass(frozen=True)
@@ -132,10 +137,15 @@ class LayerOptions:
     behind each head's queries. recurrence: what mixes its tokens in attention's place, or beside it.
 
     qkv_bias, out_bias, mlp_bias: biases of the linears. head_norms: RMS norms of each query and key head before they
-    turn (Qwen3, Gemma 3). sandwich_norms: norms also behind both branches, named as in Gemma 2. norm_offset: a norm
-    multiplies by offset + weight (Gemma: 1). activation: of the gate, "silu" or "gelu_tanh". soft_cap: scores become
-    cap · tanh(score / cap). window: a query sees itself and the window - 1 tokens before it. query_scale: of the
-    scores, d^-0.5 by default. fused: one `qkv_proj` and one `gate_up_proj` own the weights (Phi-3).
+    turn (Qwen3, Gemma 3). whole_norms: the same of all query heads together, and of all key heads (OLMo 2).
+    pre_norms: norms before both branches. sandwich_norms: norms behind both branches, named as in Gemma 2. norm_offset:
+    a norm multiplies by offset + weight (Gemma: 1). centred_norms: norms subtract the mean and have a bias (LayerNorm).
+    parallel: the feed-forward reads what attention reads, not what attention has added to (GPT-NeoX). residual_scale:
+    multiplies what both branches add. gated: the feed-forward has a gate. activation: of the gate, or of all, "silu",
+    "gelu" or "gelu_tanh". soft_cap: scores become cap · tanh(score / cap). window: a query sees itself and the
+    window - 1 tokens before it. query_scale: of the scores, d^-0.5 by default. fused: one `qkv_proj` and one
+    `gate_up_proj` own the weights (Phi-3). fused_by_head: `qkv_proj` holds query, key and value of one head after
+    another (GPT-NeoX).
 
     Gemma 4: value_norms: value heads are normed too, without a weight. lends: name under which later layers find this
     one's keys and values; borrows: the name under which it finds those it reads in the place of its own.
@@ -154,13 +164,20 @@ class LayerOptions:
     out_bias: bool = False
     mlp_bias: bool = False
     head_norms: bool = False
+    whole_norms: bool = False
+    pre_norms: bool = True
     sandwich_norms: bool = False
     norm_offset: float = 0.0
+    centred_norms: bool = False
+    parallel: bool = False
+    residual_scale: float = 1.0
+    gated: bool = True
     activation: str = "silu"
     soft_cap: float | None = None
     window: int | None = None
     query_scale: float | None = None
     fused: bool = False
+    fused_by_head: bool = False
     experts: Experts | None = None
     attends: bool = True
     attention_gates: bool = False
@@ -177,7 +194,7 @@ class DecoderOptions:
     """A whole decoder.
 
     embedding_scale: multiplies the looked-up rows, rounded to the compute type first (Gemma: √D). logit_soft_cap: as
-    `LayerOptions.soft_cap`, of the logits.
+    `LayerOptions.soft_cap`, of the logits. logit_scale: multiplies the logits, by way of the final norm.
     """
 
     vocab_size: int
@@ -185,6 +202,7 @@ class DecoderOptions:
     tied: bool
     embedding_scale: float | None = None
     logit_soft_cap: float | None = None
+    logit_scale: float = 1.0
 
     @property
     def is_plain(self) -> bool:

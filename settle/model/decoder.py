@@ -15,7 +15,7 @@ from settle.model.config import DecoderOptions, LayerOptions
 from settle.model.layers.attention import attend_bucket, attention_over
 from settle.model.layers.decoder_layer import Embedding, FusedLayer
 from settle.model.layers.freezable import FreezableModule
-from settle.model.layers.linear import RMSNorm
+from settle.model.layers.linear import RMSNorm, norm_of
 from settle.model.layers.packed_sequences import Carried, Packing, RotationTable, Scoring
 
 # Standard deviations at initialisation; chosen, not yet compared with others in bench/recipe.py.
@@ -34,7 +34,7 @@ class _Body(nn.Module):
         last = options.layers[-1]
         self.embed_tokens = Embedding(options.vocab_size, last.width)
         self.layers = nn.ModuleList(FusedLayer(layer) for layer in options.layers)
-        self.norm = RMSNorm(last.width, last.eps, last.norm_offset)
+        self.norm = norm_of(last, scale=options.logit_scale)
         if last.per_layer_input:
             wide = len(options.layers) * last.per_layer_input
             self.embed_tokens_per_layer = Embedding(options.vocab_size, wide)

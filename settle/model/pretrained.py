@@ -34,7 +34,10 @@ Quantize = Literal["nf4", "as-is"]
 _TEXT_PART = re.compile(r"(model\.)?language_model\.(model\.)?")  # before the names of a multimodal model's text model
 _PIECE = 4 << 20  # bytes of a file that are in memory at a time
 # what files hold beside the weights: buffers that are computed here
-_NO_WEIGHTS = ("rotary_emb.inv_freq", "rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
+_NO_WEIGHTS = (
+    "rotary_emb.inv_freq", "rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight",
+    ".attention.bias", ".attention.masked_bias",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Architectures: pre-norm decoders with rotary positions, grouped queries and a gated feed-forward.
+"""Architectures: decoders with rotary positions, grouped queries and mostly a gated feed-forward.
 
 What they share is here, with the fields of a Hugging Face `config.json`: size, cost, and where parameters lie in files.
 A family's file holds what is its own.
@@ -23,7 +23,7 @@ from settle.formats.gguf import embeds
 from settle.formats.gguf.metadata import section, whole
 from settle.model.config import DecoderOptions, LayerOptions, RecurrenceOptions, Rope, default_shape
 from settle.model.decoder import Decoder
-from settle.model.layers.rope import RopeScaling, rope_options
+from settle.model.layers.rope import RopeScaling, attention_factor, rope_options, yarn_attention_factor
 
 HfConfig = Mapping[str, object]
 GgufMetadata = Mapping[str, object]
@@ -48,8 +48,9 @@ class Architecture(Part):
 
     HF_DEFAULTS: values of keys that a `config.json` leaves out. HF_FIXED: keys with the one supported value.
     HF_NAMES: module of a layer, or of the model → its name in Hugging Face's files, where that is another. GGUF_LAYER,
-    GGUF_MODEL: module of a layer or of the model, or a parameter of a layer → its name in a GGUF file.
-    QUERIES_ARE_WIDTH: whether llama.cpp takes the one for the other in this family.
+    GGUF_MODEL: module of a layer or of the model, or a parameter of a layer → its name in a GGUF file. GGUF_EPSILON:
+    key of the norms' epsilon there. QUERIES_ARE_WIDTH: whether llama.cpp takes the one for the other in this family.
+    MAY_BE_TIED: whether it does without an output table.
     """
 
     TINY: ClassVar[Self]
@@ -63,6 +64,8 @@ class Architecture(Part):
         "model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output",
     }  # fmt: skip
     QUERIES_ARE_WIDTH: ClassVar[bool] = False
+    MAY_BE_TIED: ClassVar[bool] = True
+    GGUF_EPSILON: ClassVar[str] = "attention.layer_norm_rms_epsilon"
     GGUF_LAYER: ClassVar[dict[str, str]] = {
         "input_layernorm": "attn_norm",
         "self_attn.q_proj": "attn_q",
@@ -254,8 +257,11 @@ class Architecture(Part):
         (`settle/model/layers/attention.keeps_no_probabilities`).
         """
         # After the layers: the final norm and the gradient of its result, which the loss computes at once.
-        numbers = 2.0 * self.hidden_size + 1
-        for layer in self.options().layers:
+        layers = self.options().layers
+        numbers = 2.0 * self.hidden_size + 1 + layers[-1].centred_norms
+        if adapter is not None and layers[0].centred_norms:  # nothing before the first layer's norms is trained
+            numbers -= self.hidden_size + (4 if layers[0].parallel else 2)
+        for layer in layers:
             attends = layer.heads * LSE_BYTES / bytes_per_number if is_flash and is_for_flash(layer) else None
             numbers += _kept_by_mixers(layer, context, attends) + _kept_by_feed_forward(layer, adapter is not None)
             numbers += _kept_by_input(layer, adapter is not None)
@@ -347,6 +353,11 @@ class Architecture(Part):
 
     # --- GGUF's layout ---
 
+    @classmethod
+    def is_of_gguf(cls, metadata: GgufMetadata) -> bool:
+        """Return whether a file of `gguf_architecture` is of this family rather than of another that GGUF names so."""
+        return cls.model_type == metadata.get("general.architecture")
+
     def gguf_names(self) -> dict[str, str]:
         """Map each parameter's name to its name in a GGUF file, in the file's order.
 
@@ -379,6 +390,11 @@ class Architecture(Part):
                 f"they are {queries} wide, the model {self.hidden_size}",
                 "export it as safetensors",
             )
+        if self.tie_word_embeddings and not self.MAY_BE_TIED:
+            raise FormatError(
+                f"llama.cpp loads no {self.model_type} whose output table is its input table",
+                "export it as safetensors",
+            )
         keys: GgufKeys = {
             "vocab_size": self.vocab_size,
             "context_length": self.gguf_context(),
@@ -389,12 +405,14 @@ class Architecture(Part):
             "attention.head_count_kv": self.num_key_value_heads,
             "attention.key_length": self.head_dim,
             "attention.value_length": self.head_dim,
-            "attention.layer_norm_rms_epsilon": self.rms_norm_eps,
+            self.GGUF_EPSILON: self.rms_norm_eps,
             "rope.dimension_count": self.rotary_width,
             "rope.freq_base": self.rope_theta,
         }
         if self.rope_scaling is not None and self.rope_scaling.rope_type == "linear":
             keys |= {"rope.scaling.type": "linear", "rope.scaling.factor": self.rope_scaling.factor or 1.0}
+        if self.rope_scaling is not None and self.rope_scaling.rope_type == "yarn":
+            keys |= _yarn_keys(self.rope_scaling)
         return {f"{self.gguf_architecture}.{key}": value for key, value in keys.items()}
 
     def gguf_constants(self) -> dict[str, tuple[float, ...]]:
@@ -430,7 +448,7 @@ class Architecture(Part):
             "num_key_value_heads": fields.number("attention.head_count_kv", heads),
             "head_dim": fields.whole("attention.key_length", fields.whole("embedding_length") // max(heads, 1)),
             "vocab_size": tensors["token_embd.weight"].shape[0],
-            "rms_norm_eps": fields.number("attention.layer_norm_rms_epsilon"),
+            "rms_norm_eps": fields.number(cls.GGUF_EPSILON),
             "rope_theta": fields.number("rope.freq_base", 10000.0),
             "rope_scaling": fields.rope_scaling(),
             "tie_word_embeddings": "output.weight" not in tensors,
@@ -492,8 +510,18 @@ class GgufFields:
         kind = self.get("rope.scaling.type", "none")
         if kind == "linear":
             return {"rope_type": "linear", "factor": self.number("rope.scaling.factor")}
+        if kind == "yarn":
+            factor, times = self.number("rope.scaling.factor"), self.number("rope.scaling.attn_factor", 1.0)
+            return {
+                "rope_type": "yarn",
+                "factor": factor,
+                "original_max_position_embeddings": self.number("rope.scaling.original_context_length"),
+                "attention_factor": None if times == 1 else times * yarn_attention_factor(factor),
+                "beta_fast": self.get("rope.scaling.yarn_beta_fast"),
+                "beta_slow": self.get("rope.scaling.yarn_beta_slow"),
+            }
         if kind not in ("none", "longrope"):  # longrope's lists are tensors
-            raise FormatError(f"rope.scaling.type = {kind!r} is not supported", "supported are: linear, longrope")
+            raise FormatError(f"rope.scaling.type = {kind!r} is not supported", "supported are: linear, longrope, yarn")
         return None
 
 
@@ -501,6 +529,20 @@ def _shortest(value: float) -> float:
     """Return the shortest number that rounds to the same fp32 as `value`: 1e-05, not 9.99…e-06."""
     short = float(f"{value:.7g}")
     return short if abs(value) < 1e38 and struct.pack("<f", short) == struct.pack("<f", value) else value
+
+
+def _yarn_keys(scaling: RopeScaling) -> GgufKeys:
+    """llama.cpp multiplies by yarn's own factor in any case: the file says by how much more."""
+    if (scaling.beta_fast or 32.0, scaling.beta_slow or 1.0) != (32.0, 1.0):
+        raise FormatError("llama.cpp reads no beta_fast and beta_slow of yarn but 32 and 1", "export it as safetensors")
+    factor, old = scaling.factor or 1.0, scaling.original_max_position_embeddings or 0
+    keys: GgufKeys = {
+        "rope.scaling.type": "yarn",
+        "rope.scaling.factor": factor,
+        "rope.scaling.original_context_length": old,
+    }
+    times = attention_factor(scaling, old) / yarn_attention_factor(factor)
+    return keys if abs(times - 1) < 1e-6 else keys | {"rope.scaling.attn_factor": times}
 
 
 def _first_error(error: ValidationError) -> str:
@@ -529,12 +571,14 @@ def _kept_by_mixers(o: LayerOptions, context: int, flash: float | None) -> float
     """
     query, key = o.heads * o.head_dim, o.kv_heads * o.head_dim
     if o.recurrence is not None:
-        return o.width + 1 + o.recurrence.kept(o.width)
-    numbers: float = o.width + 1 + query
+        return _kept_by_norm(o) + o.recurrence.kept(o.width)
+    numbers: float = _kept_by_norm(o) + query
     if flash is None:
         numbers += query + 2 * key + o.heads * context * (1 if o.soft_cap is None else 2)
     else:  # keys and values are repeated for the query heads that share them; the rotated heads stay beside them
         numbers += query + key + 2 * query + flash
+    if o.whole_norms:
+        numbers += query + key + 2
     if o.head_norms:
         numbers += query + o.heads + (0 if o.borrows else key + o.kv_heads)
     if o.value_norms and not o.borrows:
@@ -546,13 +590,24 @@ def _kept_by_mixers(o: LayerOptions, context: int, flash: float | None) -> float
     return numbers
 
 
+def _kept_by_norm(o: LayerOptions) -> int:
+    """Count the numbers per token that the backward pass of a norm before a branch needs, and the product behind it.
+
+    One that is not folded into the product keeps its input, mean and deviation, and the product its result.
+    """
+    return 2 * o.width + 2 if o.centred_norms else o.width + o.pre_norms
+
+
 def _kept_by_feed_forward(o: LayerOptions, frozen: bool) -> int:
     """Count the numbers per token that the backward pass of one layer's feed-forward needs.
 
-    Trained, it keeps gate, up, what the gate lets through, and the product.
+    Trained, it keeps gate, up, what the gate lets through, and the product; without a gate, one number before the
+    activation and one behind it.
     """
-    times = 2 if frozen else 4
-    numbers = o.width + 1 + (o.width + 1 if o.sandwich_norms else 0)
+    times = 2 if frozen or not o.gated else 4
+    numbers = _kept_by_norm(o) + (o.width + 1 if o.sandwich_norms else 0)
+    if o.centred_norms and o.parallel:
+        numbers -= o.width  # the norm of attention keeps the same
     if o.experts is None:
         return numbers + times * o.inner
     e = o.experts
@@ -602,4 +657,4 @@ def of_gguf(metadata: GgufMetadata, tensors: Tensors) -> Architecture:
             fix = "tune it on pairs with --objective rank or contrastive, or choose a model that writes"
             raise FormatError("it turns texts into vectors and writes none", fix)
         raise FormatError(f"the architecture {kind!r} is not known", f"known are: {', '.join(known)}")
-    return max(alike, key=lambda family: family.model_type == kind).from_gguf(metadata, tensors)
+    return max(alike, key=lambda family: family.is_of_gguf(metadata)).from_gguf(metadata, tensors)

@@ -5,13 +5,14 @@ back over a window only.
 """
 
 from dataclasses import replace
-from typing import ClassVar, Literal, Self
+from typing import ClassVar, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from settle.base.errors import FormatError
-from settle.formats.gguf.metadata import texts, whole
-from settle.model.architectures import Architecture, GgufFields, GgufKeys, HfConfig, Rows, Shapes, Tensors, Values
+from settle.formats.gguf.metadata import whole
+from settle.model.architectures import Architecture, GgufFields, GgufKeys, Rows, Shapes, Tensors, Values
+from settle.model.architectures._windows import WindowPattern
 from settle.model.config import DecoderOptions, LayerOptions
 
 NORMS = (
@@ -22,14 +23,13 @@ NORMS = (
 )
 
 
-class Gemma(Architecture):
+class Gemma(WindowPattern):
     """A Gemma decoder. A GGUF file holds 1 + weight of each norm.
 
-    PERIOD: the last of this many layers sees everything. LARGEST: number of layers of the one size whose scores
-    llama.cpp scales by the width over the heads; all others it scales by the head's width.
+    LARGEST: number of layers of the one size whose scores llama.cpp scales by the width over the heads; all others it
+    scales by the head's width.
     """
 
-    PERIOD: ClassVar[int]
     LARGEST: ClassVar[int]
     HF_FIXED = {
         "hidden_activation": "gelu_pytorch_tanh",
@@ -45,29 +45,7 @@ class Gemma(Architecture):
     rms_norm_eps: float = Field(1e-6, gt=0, description="added to the mean square before its root")
     tie_word_embeddings: bool = Field(True, description="one table for input and output")
     query_pre_attn_scalar: int = Field(256, gt=0, description="scores are divided by its root")
-    sliding_window: int = Field(4096, gt=0, description="tokens that a query of a sliding layer sees")
-    layer_types: tuple[Literal["full_attention", "sliding_attention"], ...] | None = Field(
-        None, description="which layers slide; None: all but the last of each period"
-    )
     final_logit_softcapping: float | None = Field(None, gt=0, description="logits stay below it, smoothly")
-
-    @model_validator(mode="after")
-    def _a_type_for_each_layer(self) -> Self:
-        if self.layer_types is not None and len(self.layer_types) != self.num_hidden_layers:
-            raise ValueError("layer_types must name each layer")
-        return self
-
-    def shortened(self, layers: int) -> Self:
-        return self.with_fields(num_hidden_layers=layers, layer_types=None)
-
-    def slides(self, layer: int) -> bool:
-        """Return whether a layer looks back over the window only."""
-        if self.layer_types is not None:
-            return self.layer_types[layer] == "sliding_attention"
-        return (layer + 1) % self.PERIOD != 0
-
-    def window(self, layer: int) -> int | None:
-        return self.sliding_window if self.slides(layer) else None
 
     def norm_parameters(self) -> Shapes:
         return {f"{name}.weight": (self.hidden_size,) for name in NORMS}
@@ -91,18 +69,8 @@ class Gemma(Architecture):
         scaled = super().sized(num_parameters, vocab_size, context)
         return scaled.model_copy(update={"query_pre_attn_scalar": scaled.head_dim})
 
-    @classmethod
-    def hf_values(cls, config: HfConfig) -> Values:
-        values = super().hf_values(config)
-        layers, pattern = whole(config, "num_hidden_layers"), "sliding_window_pattern"
-        period = whole(config, pattern) if config.get(pattern) else cls.PERIOD
-        types = texts(config, "layer_types") or _layer_types(layers, period)
-        values["layer_types"] = None if types == _layer_types(layers, cls.PERIOD) else types
-        return values
-
     def to_hf_config(self) -> Values:
-        types = self.layer_types or _layer_types(self.num_hidden_layers, self.PERIOD)
-        return super().to_hf_config() | {"layer_types": list(types), "hidden_act": "gelu_pytorch_tanh"}
+        return super().to_hf_config() | {"hidden_act": "gelu_pytorch_tanh"}
 
     def gguf_metadata(self) -> GgufKeys:
         sizes = (self.num_hidden_layers, self.hidden_size, self.num_attention_heads, self.head_dim)
@@ -113,12 +81,7 @@ class Gemma(Architecture):
                 f"{self.query_pre_attn_scalar}",
                 "export it as safetensors",
             )
-        if any(self.slides(i) != ((i + 1) % self.PERIOD != 0) for i in range(self.num_hidden_layers)):
-            raise FormatError(
-                f"llama.cpp lets all but each {self.PERIOD}th layer of this family slide, this model has others",
-                "export it as safetensors",
-            )
-        return super().gguf_metadata() | {f"{self.gguf_architecture}.attention.sliding_window": self.sliding_window}
+        return super().gguf_metadata()
 
     @classmethod
     def _implied_scalar(cls, layers: int, width: int, heads: int, head_dim: int) -> int:
@@ -129,7 +92,6 @@ class Gemma(Architecture):
         values = super().gguf_values(fields, tensors)
         sizes = (whole(values, k) for k in ("num_hidden_layers", "hidden_size", "num_attention_heads", "head_dim"))
         values["query_pre_attn_scalar"] = cls._implied_scalar(*sizes)
-        values["sliding_window"] = fields.number("attention.sliding_window", 4096)
         return values
 
     def to_gguf(self, name: str, values: Rows) -> Rows:
@@ -137,7 +99,3 @@ class Gemma(Architecture):
 
     def from_gguf_tensor(self, name: str, values: Rows) -> Rows:
         return values - 1 if name.endswith("norm.weight") else values
-
-
-def _layer_types(layers: int, period: int) -> list[str]:
-    return ["full_attention" if (i + 1) % period == 0 else "sliding_attention" for i in range(layers)]

@@ -49,9 +49,7 @@ class Gemma3Text(Gemma):
         values = super().hf_values(config)
         by_kind = section(config, "rope_parameters")
         if "full_attention" in by_kind:
-            whole, local = section(by_kind, "full_attention"), section(by_kind, "sliding_attention")
-            values["rope_theta"] = whole.get("rope_theta", values["rope_theta"])
-            values["rope_scaling"] = RopeScaling.from_hf(whole)
+            local = section(by_kind, "sliding_attention")
             values["rope_local_base_freq"] = local.get("rope_theta", 10000.0)
             if RopeScaling.from_hf(local) is not None:
                 raise FormatError("the sliding layers' rotations are stretched", "only those of the others may be")

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from settle.model.config import DeltaNet, Experts, LayerOptions, RecurrenceOptions, ShortConvolution
 from settle.model.layers.delta_net import GatedDeltaNet
 from settle.model.layers.frozen_weights import Owner
-from settle.model.layers.kernels import Lookup, apply
-from settle.model.layers.linear import Cast, Constant, Linear, RMSNorm, Stack
+from settle.model.layers.kernels import Lookup, activate, apply
+from settle.model.layers.linear import Cast, Constant, Linear, RMSNorm, Stack, added, norm_of
 from settle.model.layers.mixer import Mixer, Recurrence
 from settle.model.layers.packed_sequences import Carried, Packing, RotationTable
 from settle.model.layers.self_attention import Attention
@@ -39,32 +39,44 @@ class Embedding(Owner):
 
 
 class MLP(nn.Module):
-    """Gated feed-forward of width F."""
+    """Feed-forward of width F, with a gate or without."""
 
     def __init__(self, o: LayerOptions, inner: int) -> None:
         super().__init__()
-        if o.fused:
+        if o.gated and o.fused:
             self.gate_up_proj = Linear(o.width, 2 * inner, o.mlp_bias)
             members = [self.gate_up_proj]
         else:
-            self.gate_proj = Linear(o.width, inner, o.mlp_bias)
+            if o.gated:
+                self.gate_proj = Linear(o.width, inner, o.mlp_bias)
             self.up_proj = Linear(o.width, inner, o.mlp_bias)
-            members = [self.gate_proj, self.up_proj]
+            members = [self.gate_proj, self.up_proj] if o.gated else [self.up_proj]
         self.down_proj = Linear(inner, o.width, o.mlp_bias)
-        self.activation = o.activation
+        self.activation, self.is_gated, self.residual_scale = o.activation, o.gated, o.residual_scale
         self.gate_up = Stack([(linear, 0) for linear in members], None, o.norm_offset)
         self.down = Stack([(self.down_proj, 0)])
 
     def forward(self, x: Tensor) -> Tensor:
         """Compute mlp of x (N, D), behind its norm → (N, D)."""
-        return self.down.gated(None, self.gate_up.linear(x), self.activation)
+        return self._down(None, self.gate_up.linear(x))
 
-    def add(self, x: Tensor, norm: RMSNorm, after: RMSNorm | None = None) -> Tensor:
-        """Compute x (N, D) → x + mlp(norm(x)), or x + after(mlp(norm(x))), in few passes over x."""
-        residual, gate_up = self.gate_up.norm_linear(x, norm)
-        if after is None:
+    def add(self, x: Tensor, norm: RMSNorm | None, after: RMSNorm | None = None, reads: Tensor | None = None) -> Tensor:
+        """Compute x (N, D) → x + mlp(norm(x)), or x + after(mlp(norm(x))), in few passes over x.
+
+        reads (N, D): what the norm reads instead of x.
+        """
+        residual, gate_up = self.gate_up.norm_linear(x if reads is None else reads, norm)
+        residual = residual if reads is None else x
+        if after is None and self.residual_scale == 1:
+            return self._down(residual, gate_up)
+        return added(residual, self._down(None, gate_up), after, self.residual_scale)
+
+    def _down(self, residual: Tensor | None, gate_up: Tensor) -> Tensor:
+        """Compute residual (N, D) or nothing + what gate_up (N, 2F), or (N, F) without a gate, becomes."""
+        if self.is_gated:
             return self.down.gated(residual, gate_up, self.activation)
-        return after.add(residual, self.down.gated(None, gate_up, self.activation))
+        inner = activate(gate_up, self.activation)
+        return self.down.linear(inner) if residual is None else self.down.linear_add(residual, inner)
 
 
 class TopExperts(nn.Module):
@@ -88,6 +100,7 @@ class MixtureOfExperts(nn.Module):
         self.gate = Linear(o.width, experts.num)
         self.experts = nn.ModuleList(MLP(o, experts.inner) for _ in range(experts.num))
         self.choice, self.normalised = TopExperts(experts.top), experts.normalised
+        self.residual_scale = o.residual_scale
         self.router = Stack([(self.gate, 0)])
 
     def forward(self, x: Tensor) -> Tensor:
@@ -107,9 +120,10 @@ class MixtureOfExperts(nn.Module):
         results = torch.cat([expert(rows) for expert, rows in parts if len(rows)])
         return torch.zeros_like(x).index_add(0, tokens, results * shares)
 
-    def add(self, x: Tensor, norm: RMSNorm, after: RMSNorm | None = None) -> Tensor:
-        """Compute x (N, D) → x + experts(norm(x)), or x + after(experts(norm(x)))."""
-        return x + self(norm(x)) if after is None else after.add(x, self(norm(x)))
+    def add(self, x: Tensor, norm: RMSNorm | None, after: RMSNorm | None = None, reads: Tensor | None = None) -> Tensor:
+        """Compute x (N, D) → x + experts(norm(x)), or x + after(experts(norm(x))); reads: as of `MLP.add`."""
+        reads = x if reads is None else reads
+        return added(x, self(reads if norm is None else norm(reads)), after, self.residual_scale)
 
 
 RECURRENCES: dict[type[RecurrenceOptions], Callable[..., Recurrence]] = {
@@ -119,10 +133,11 @@ RECURRENCES: dict[type[RecurrenceOptions], Callable[..., Recurrence]] = {
 
 
 class DecoderLayer(nn.Module):
-    """The definition of a layer: a mixer and a feed-forward, each behind its norm and added to the residual.
+    """The definition of a layer: a mixer and a feed-forward, each between its norms and added to the residual.
 
-    Gemma's sandwich norms also normalise what is added. The decoder runs `FusedLayer`, which computes the same. Its
-    mixer is attention (`self_attn`), a recurrence under its family's name for it, or both, which then read one input.
+    Most families have a norm before each, OLMo 2 behind each, Gemma both. The decoder runs `FusedLayer`, which computes
+    the same. Its mixer is attention (`self_attn`), a recurrence under its family's name for it, or both, which then
+    read one input.
     """
 
     def __init__(self, o: LayerOptions) -> None:
@@ -133,11 +148,14 @@ class DecoderLayer(nn.Module):
         if o.recurrence is not None:
             self.add_module(self.recurrence, RECURRENCES[type(o.recurrence)](o.recurrence, o))
         self.mlp: MLP | MixtureOfExperts = MLP(o, o.inner) if o.experts is None else MixtureOfExperts(o, o.experts)
-        self.input_layernorm = RMSNorm(o.width, o.eps, o.norm_offset)
-        self.post_attention_layernorm = RMSNorm(o.width, o.eps, o.norm_offset)
+        if o.pre_norms:
+            self.input_layernorm = norm_of(o)
+        self.post_attention_layernorm = norm_of(o)
         if o.sandwich_norms:
-            self.pre_feedforward_layernorm = RMSNorm(o.width, o.eps, o.norm_offset)
-            self.post_feedforward_layernorm = RMSNorm(o.width, o.eps, o.norm_offset)
+            if o.pre_norms:
+                self.pre_feedforward_layernorm = norm_of(o)
+            self.post_feedforward_layernorm = norm_of(o)
+
         if o.per_layer_input:
             self.per_layer_input_gate = Linear(o.width, o.per_layer_input)
             self.per_layer_projection = Linear(o.per_layer_input, o.width)
@@ -148,15 +166,22 @@ class DecoderLayer(nn.Module):
             )
         self.layer_scalar = Constant() if o.has_scalar else None
 
+    @property
+    def norms(self) -> tuple[RMSNorm | None, RMSNorm | None, RMSNorm | None, RMSNorm | None]:
+        """The norms before and behind attention, before and behind the feed-forward."""
+        before = self.input_layernorm if self.options.pre_norms else None
+        if not self.options.sandwich_norms:
+            return before, None, self.post_attention_layernorm, None
+        between = self.pre_feedforward_layernorm if self.options.pre_norms else None
+        return before, self.post_attention_layernorm, between, self.post_feedforward_layernorm
+
     def forward(self, x: Tensor, packing: Packing, table: RotationTable, number: int, carried: Carried) -> Tensor:
         """Compute x (N, D) → (N, D). number: of the layer."""
-        if self.options.sandwich_norms:
-            x = x + self.post_attention_layernorm(self.mixed(self.input_layernorm(x), packing, table, carried))
-            x = x + self.post_feedforward_layernorm(self.mlp(self.pre_feedforward_layernorm(x)))
-        else:
-            x = x + self.mixed(self.input_layernorm(x), packing, table, carried)
-            x = x + self.mlp(self.post_attention_layernorm(x))
-        return self.finished(x, number, carried)
+        before, after, between, last = (norm or nn.Identity() for norm in self.norms)
+        scale = self.options.residual_scale
+        mixed = x + scale * after(self.mixed(before(x), packing, table, carried))
+        out = mixed + scale * last(self.mlp(between(x if self.options.parallel else mixed)))
+        return self.finished(out, number, carried)
 
     def finished(self, x: Tensor, number: int, carried: Carried) -> Tensor:
         """Compute x (N, D) behind the feed-forward → (N, D) behind the layer, with what the tokens give to it alone."""
@@ -181,17 +206,16 @@ class FusedLayer(DecoderLayer):
 
     def forward(self, x: Tensor, packing: Packing, table: RotationTable, number: int, carried: Carried) -> Tensor:
         """Compute x (N, D) → (N, D). number: of the layer."""
-        return self.finished(self.add_mlp(self.add_mixed(x, packing, table, carried)), number, carried)
+        return self.finished(self.add_mlp(self.add_mixed(x, packing, table, carried), x), number, carried)
 
     def add_mixed(self, x: Tensor, packing: Packing, table: RotationTable, carried: Carried) -> Tensor:
         """Compute x (N, D) → the residual stream after the mixers (N, D)."""
-        after = self.post_attention_layernorm if self.options.sandwich_norms else None
+        before, after, _, _ = self.norms
         if len(self.mixers) > 1:
-            return x + self.mixed(self.input_layernorm(x), packing, table, carried)
-        return self.mixers[0].add(x, self.input_layernorm, packing, table, carried, after)
+            return x + self.mixed(x if before is None else before(x), packing, table, carried)
+        return self.mixers[0].add(x, before, packing, table, carried, after)
 
-    def add_mlp(self, x: Tensor) -> Tensor:
-        """Compute x (N, D), the stream after the mixers → the stream after the layer (N, D)."""
-        if self.options.sandwich_norms:
-            return self.mlp.add(x, self.pre_feedforward_layernorm, self.post_feedforward_layernorm)
-        return self.mlp.add(x, self.post_attention_layernorm)
+    def add_mlp(self, x: Tensor, before: Tensor) -> Tensor:
+        """Compute x (N, D), the stream after the mixers, and before (N, D) them → the stream after the layer (N, D)."""
+        _, _, norm, after = self.norms
+        return self.mlp.add(x, norm, after, before if self.options.parallel else None)

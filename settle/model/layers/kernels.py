@@ -179,30 +179,41 @@ class NormAdd(Function):
 
 
 class HeadNorm(Function):
-    """RMS norm of each query and key head, in place: qkv (N, (H + 2K)·d), weight (H + K, d) a row for each head."""
+    """RMS norms of queries and keys, in place: qkv (N, (H + 2K)·d), weights (n, w): n norms of w numbers each.
+
+    They follow one another from the first query on: one weight of H + K rows has a norm for each head.
+    """
 
     @staticmethod
-    def forward(ctx: Context, qkv: Tensor, weight: Tensor, eps: float) -> Tensor:
-        heads = qkv[:, : weight.numel()].view(-1, *weight.shape)
-        scale = inverse_rms(heads, eps).to(qkv.dtype)
-        unit = heads * scale
-        torch.mul(unit, weight.to(qkv.dtype), out=heads)
-        ctx.save_for_backward(unit, scale, weight)
+    def forward(ctx: Context, qkv: Tensor, eps: float, *weights: Tensor) -> Tensor:
+        saved, start = [], 0
+        for weight in weights:
+            heads = qkv[:, start : start + weight.numel()].unflatten(1, weight.shape)
+            scale = inverse_rms(heads, eps).to(qkv.dtype)
+            unit = heads * scale
+            torch.mul(unit, weight.to(qkv.dtype), out=heads)
+            saved += [unit, scale, weight]
+            start += weight.numel()
+        ctx.save_for_backward(*saved)
         ctx.mark_dirty(qkv)
         return qkv
 
     @staticmethod
     def backward(ctx: Context, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        unit, scale, weight = ctx.saved_tensors
-        grad = grads[0].clone()
-        heads = grad[:, : weight.numel()].view(-1, *weight.shape)
-        grad_weight = (heads * unit).sum(0, dtype=weight.dtype) if ctx.needs_input_grad[1] else None
-        torch.mul(norm_backward(heads * weight.to(grad.dtype), unit), scale, out=heads)
-        return grad, grad_weight, None
+        grad, saved, start = grads[0].clone(), ctx.saved_tensors, 0
+        grad_weights: list[Tensor | None] = []
+        for i in range(len(saved) // 3):
+            unit, scale, weight = saved[3 * i : 3 * i + 3]
+            heads = grad[:, start : start + weight.numel()].unflatten(1, weight.shape)
+            is_needed = ctx.needs_input_grad[2 + i]
+            grad_weights.append((heads * unit).sum(0, dtype=weight.dtype) if is_needed else None)
+            torch.mul(norm_backward(heads * weight.to(grad.dtype), unit), scale, out=heads)
+            start += weight.numel()
+        return grad, None, *grad_weights
 
 
 class Gated(Function):
-    """gate_up (N, 2F) → activation(gate) · up (N, F): silu (arXiv:2002.05202) or gelu_tanh."""
+    """gate_up (N, 2F) → activation(gate) · up (N, F): silu (arXiv:2002.05202) or a gelu."""
 
     @staticmethod
     def forward(ctx: Context, gate_up: Tensor, activation: str) -> Tensor:
@@ -224,11 +235,14 @@ class Gated(Function):
         return grad_gate_up, None
 
 
+_APPROXIMATE = {"gelu": "none", "gelu_tanh": "tanh"}
+
+
 def activate(gate: Tensor, activation: str) -> Tensor:
-    """Compute silu or gelu_tanh of each number."""
+    """Compute silu, gelu (arXiv:1606.08415) or its approximation gelu_tanh of each number."""
     if activation == "silu":
         return torch.nn.functional.silu(gate)
-    return torch.nn.functional.gelu(gate, approximate="tanh")
+    return torch.nn.functional.gelu(gate, approximate=_APPROXIMATE[activation])
 
 
 def activate_backward(grad: Tensor, gate: Tensor, out: Tensor, activation: str) -> None:
@@ -236,7 +250,7 @@ def activate_backward(grad: Tensor, gate: Tensor, out: Tensor, activation: str) 
     if activation == "silu":
         torch.ops.aten.silu_backward.grad_input(grad, gate, grad_input=out)
     else:
-        torch.ops.aten.gelu_backward.grad_input(grad, gate, approximate="tanh", grad_input=out)
+        torch.ops.aten.gelu_backward.grad_input(grad, gate, approximate=_APPROXIMATE[activation], grad_input=out)
 
 
 class Lookup(Function):

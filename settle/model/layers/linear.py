@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from settle.model.config import LayerOptions
 from settle.model.layers.frozen_weights import Joined, Order, Owner, unchanged
 from settle.model.layers.kernels import (
     Gated,
@@ -24,16 +25,22 @@ from settle.model.layers.linear_adapter import Beside, FrozenAdd, FrozenNormLine
 
 
 class RMSNorm(nn.Module):
-    """A norm that multiplies by `offset` + its weight (D,); it begins as multiplying by one."""
+    """A norm that multiplies by `offset` + its weight (D,), times `scale`; it begins as multiplying by `scale`.
 
-    def __init__(self, width: int, eps: float, offset: float = 0.0) -> None:
+    is_folded: whether products may take its weight into theirs.
+    """
+
+    is_folded = True
+
+    def __init__(self, width: int, eps: float, offset: float = 0.0, scale: float = 1.0) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.full((width,), 1.0 - offset))
-        self.eps, self.offset = eps, offset
+        self.eps, self.offset, self.scale = eps, offset, scale
 
     def factor(self) -> Tensor:
         """Return what the unit is multiplied by, (D,)."""
-        return self.weight + self.offset if self.offset else self.weight
+        factor = self.weight + self.offset if self.offset else self.weight
+        return factor if self.scale == 1 else factor * self.scale
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise x (N, D) → (N, D)."""
@@ -42,6 +49,34 @@ class RMSNorm(nn.Module):
     def add(self, residual: Tensor, y: Tensor) -> Tensor:
         """Compute residual (N, D) + norm(y (N, D))."""
         return apply(NormAdd, residual, y, self.factor(), self.eps)
+
+
+class LayerNorm(RMSNorm):
+    """A norm that subtracts the mean first, and adds a bias (D,) (arXiv:1607.06450)."""
+
+    is_folded = False
+
+    def __init__(self, width: int, eps: float, offset: float = 0.0, scale: float = 1.0) -> None:
+        super().__init__(width, eps, offset, scale)
+        self.bias = nn.Parameter(torch.zeros(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        factor, bias = self.factor().to(x.dtype), (self.bias * self.scale).to(x.dtype)
+        return torch.layer_norm(x, bias.shape, factor, bias, self.eps)
+
+    def add(self, residual: Tensor, y: Tensor) -> Tensor:
+        return residual + self.forward(y)
+
+
+def norm_of(o: LayerOptions, width: int | None = None, scale: float = 1.0) -> RMSNorm:
+    """Return a new norm of a layer's kind, of the stream's width unless another is given."""
+    kind = LayerNorm if o.centred_norms else RMSNorm
+    return kind(o.width if width is None else width, o.eps, o.norm_offset, scale)
+
+
+def added(residual: Tensor, branch: Tensor, after: RMSNorm | None, scale: float) -> Tensor:
+    """Compute residual + scale · branch, or residual + after(branch); all (N, D)."""
+    return torch.add(residual, branch, alpha=scale) if after is None else after.add(residual, branch)
 
 
 class Constant(nn.Module):
@@ -102,10 +137,14 @@ class Linear(Owner):
 
 @dataclass(frozen=True)
 class Turning:
-    """Heads whose pairs turn: width of a head, and how many of its numbers do."""
+    """Heads whose pairs turn: width of a head, and how many of its numbers do.
+
+    by_head: the rows are query, key and value of one head after another; multiplied are those of all heads together.
+    """
 
     head_dim: int
     rotary_dim: int
+    by_head: bool = False
 
     def neighbours(self, rows: Tensor) -> Tensor:
         """Rows of each head from halves (Hugging Face: i pairs with i + rotary/2) to neighbours (2i with 2i + 1)."""
@@ -147,6 +186,8 @@ class RowOrder:
         if self.has_gates:
             heads = rows.reshape(-1, 2, self.turning.head_dim, *rows.shape[1:]).transpose(0, 1).flatten(1, 2)
             return torch.cat([heads[1], self.turning.neighbours(heads[0])])
+        if self.turning.by_head:
+            rows = rows.unflatten(0, (-1, 3, self.turning.head_dim)).transpose(0, 1).flatten(0, 2)
         front = self.turning.neighbours(rows[: self.turned])
         return front if self.turned == len(rows) else torch.cat([front, rows[self.turned :]])
 
@@ -160,7 +201,10 @@ class RowOrder:
             restored: Tensor = both.unflatten(1, (-1, self.turning.head_dim)).transpose(0, 1).reshape(rows.shape)
             return restored
         front = self.turning.halves(rows[: self.turned])
-        return front if self.turned == len(rows) else torch.cat([front, rows[self.turned :]])
+        whole = front if self.turned == len(rows) else torch.cat([front, rows[self.turned :]])
+        if self.turning.by_head:
+            whole = whole.unflatten(0, (3, -1, self.turning.head_dim)).transpose(0, 1).flatten(0, 2)
+        return whole
 
 
 class Stack:
@@ -188,9 +232,11 @@ class Stack:
         self._joined: list[Joined] = []
         self._is_apart = False
 
-    def norm_linear(self, x: Tensor, norm: RMSNorm, biased: bool = True) -> tuple[Tensor, Tensor]:
+    def norm_linear(self, x: Tensor, norm: RMSNorm | None, biased: bool = True) -> tuple[Tensor, Tensor]:
         """Compute x (N, I) → (x for the residual, norm(x) through the linears (N, O)). biased: with `bias` added."""
-        if self._is_frozen() and (norm.weight.requires_grad or self._is_wrapped()):
+        if norm is None:
+            return x, self.linear(x, biased)
+        if not norm.is_folded or (self._is_frozen() and (norm.weight.requires_grad or self._is_wrapped())):
             return x, self.linear(norm(x), biased)
         bias = self.bias(x.dtype) if biased else None
         if self._is_frozen():

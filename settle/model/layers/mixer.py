@@ -11,15 +11,18 @@ from torch import Tensor, nn
 from torch.autograd import Function
 
 from settle.model.layers.kernels import Context, apply
-from settle.model.layers.linear import RMSNorm, Stack
+from settle.model.layers.linear import RMSNorm, Stack, added
 from settle.model.layers.packed_sequences import Bucket, Carried, Packing, RotationTable, State
 
 
 class Mixer(nn.Module):
     """A branch of a layer that lets tokens see earlier ones of their segment.
 
-    inward: its linears that read the layer's input; out: the one that writes to the residual stream.
+    inward: its linears that read the layer's input; out: the one that writes to the residual stream. residual_scale:
+    multiplies what is added to it.
     """
+
+    residual_scale = 1.0
 
     inward: Stack
     out: Stack
@@ -36,7 +39,7 @@ class Mixer(nn.Module):
     def add(
         self,
         x: Tensor,
-        norm: RMSNorm,
+        norm: RMSNorm | None,
         packing: Packing,
         table: RotationTable,
         carried: Carried,
@@ -45,9 +48,9 @@ class Mixer(nn.Module):
         """Compute x (N, D) → x + mixer(norm(x)), or x + after(mixer(norm(x))), in few passes over x."""
         residual, rows = self.inward.norm_linear(x, norm, not self.adds_bias)
         mixed = self.mixed(rows, packing, table, carried)
-        if after is None:
+        if after is None and self.residual_scale == 1:
             return self.out.linear_add(residual, mixed)
-        return after.add(residual, self.out.linear(mixed))
+        return added(residual, self.out.linear(mixed), after, self.residual_scale)
 
     def mixed(self, rows: Tensor, packing: Packing, table: RotationTable, carried: Carried) -> Tensor:
         """Mix rows (N, O) of the inward linears within each segment → (N, M)."""

@@ -38,10 +38,14 @@ class Attention(Mixer):
             self.v_proj = Linear(o.width, key, o.qkv_bias)
             members = [(self.q_proj, query), (self.k_proj, key), (self.v_proj, 0)]
         self.o_proj = Linear(query, o.width, o.out_bias)
-        self.q_norm = RMSNorm(o.head_dim, o.eps, o.norm_offset) if o.head_norms else None
-        self.k_norm = RMSNorm(o.head_dim, o.eps, o.norm_offset) if o.head_norms and not o.borrows else None
+        widths = (query, key) if o.whole_norms else (o.head_dim, o.head_dim) if o.head_norms else ()
+        norms: list[RMSNorm | None] = [RMSNorm(width, o.eps, o.norm_offset) for width in widths]
+        self.q_norm, self.k_norm = norms or [None, None]
+        if o.borrows:
+            self.k_norm = None
+        self.are_norms_whole, self.residual_scale = o.whole_norms, o.residual_scale
         self.value_norms, self.lends, self.borrows, self.queries = o.value_norms, o.lends, o.borrows, query
-        self.turning = Turning(o.head_dim, o.rope.rotary_dim or o.head_dim)
+        self.turning = Turning(o.head_dim, o.rope.rotary_dim or o.head_dim, o.fused_by_head)
         self.inward = Stack(members, self.turning, o.norm_offset, o.attention_gates)
         self.gates = query if o.attention_gates else 0
         self.out = Stack([(self.o_proj, 0)])
@@ -53,7 +57,7 @@ class Attention(Mixer):
         """
         gates, rows = rows[:, : self.gates], rows[:, self.gates :].contiguous() if self.gates else rows
         if self.q_norm is not None:
-            rows = apply(HeadNorm, rows, self._head_factors(self.q_norm), self.q_norm.eps)
+            rows = apply(HeadNorm, rows, self.q_norm.eps, *self._head_factors(self.q_norm))
         if self.borrows:
             rows = torch.cat([rows, carried.lent[self.borrows]], dim=1)
         if self.lends:
@@ -68,14 +72,19 @@ class Attention(Mixer):
         """Whether queries and keys get their bias after the product: a bias of 200 rounds what it is added to."""
         return self.float32_scores and self.q_norm is None and not self.gates and self.inward.has_bias_apart
 
-    def _head_factors(self, q_norm: RMSNorm) -> Tensor:
+    def _head_factors(self, q_norm: RMSNorm) -> tuple[Tensor, ...]:
         """Return what each normed head is multiplied by, (H + K, d), as the heads lie in qkv.
 
-        (H, d) where keys are borrowed, (H + 2K, d) where values are normed too.
+        (H, d) where keys are borrowed, (H + 2K, d) where values are normed too; (1, H·d) and (1, K·d) where all queries
+        are normed together, and all keys.
         """
-        factors = [self.turning.neighbours(q_norm.factor()).expand(self.heads, -1)]
-        if self.k_norm is not None:
-            factors.append(self.turning.neighbours(self.k_norm.factor()).expand(self.kv_heads, -1))
-            if self.value_norms:
-                factors.append(torch.ones_like(factors[-1]))
-        return torch.cat(factors)
+        norms = [q_norm] if self.k_norm is None else [q_norm, self.k_norm]
+        factors = [self.turning.neighbours(norm.factor()).unsqueeze(0) for norm in norms]
+        if self.are_norms_whole:
+            return tuple(factors)
+        factors = [
+            factor.expand(heads, -1) for factor, heads in zip(factors, (self.heads, self.kv_heads), strict=False)
+        ]
+        if self.k_norm is not None and self.value_norms:
+            factors.append(torch.ones_like(factors[-1]))
+        return (torch.cat(factors),)

@@ -88,9 +88,11 @@ def observed(model: nn.Module, see: See) -> Iterator[None]:
                 delattr(stack, way)
 
 
-def _norm_linear(stack: Stack, see: See, x: Tensor, norm: RMSNorm, biased: bool = True) -> tuple[Tensor, Tensor]:
-    unit = norm(x)
+def _norm_linear(stack: Stack, see: See, x: Tensor, norm: RMSNorm | None, biased: bool = True) -> tuple[Tensor, Tensor]:
+    unit = x if norm is None else norm(x)
     see(stack.linears, unit)
+    if norm is None or not norm.is_folded:
+        return x, Stack.linear(stack, unit, biased)
     if stack.linears[0].frozen is not None and norm.weight.requires_grad:
         # the way that `Stack` would go through the method that is replaced here
         return x, Stack.linear(stack, unit, biased)

@@ -105,7 +105,7 @@ class LayerWalk:
 
             with observed(layer, see):
                 between = layer.add_mixed(x, packing, self.model.table(number, x.device), Carried())
-                after = layer.add_mlp(between)
+                after = layer.add_mlp(between, x)
             inputs = {stage: next(read[name] for name in modules if name in read) for stage, modules in READ_BY.items()}
             yield LayerActivations(before=x, between=between, after=after, **inputs)
 

@@ -45,6 +45,13 @@ class Heads(Pruner):
         if len({o.head_dim for o in subject.part.options().layers}) > 1:
             raise UsageError("heads of several widths are not pruned here", "prune its channels, depth or vocabulary")
         o = subject.part.options().layers[0]
+        if o.whole_norms or o.fused_by_head:
+            why = (
+                "is normed over all heads together"
+                if o.whole_norms
+                else "has heads as wide as the model over their number"
+            )
+            raise UsageError(f"no heads are pruned of a {subject.part.model_type}, which {why}", "prune its channels")
         group = o.heads // o.kv_heads
         what = self.what or ("groups" if o.kv_heads > 1 else "queries")
         before = o.kv_heads if what == "groups" else group

@@ -15,6 +15,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from settle.base.errors import UsageError
 from settle.base.files import JsonObject
 from settle.model.architectures import Architecture
 from settle.model.decoder import Decoder
@@ -53,6 +54,8 @@ class Width(Pruner):
         on_progress: OnProgress = always,
     ) -> Pruned:
         require_dense(subject.part, "channels")
+        if subject.part.options().layers[0].centred_norms:
+            raise UsageError("the width of a model whose norms subtract a mean is not pruned here", "prune its depth")
         before = subject.part.options().layers[0].width
         keep = num_kept(before, self.keep, self.share)
         part = subject.part.with_fields(hidden_size=keep)
@@ -158,19 +161,15 @@ class _Narrow:
                         self.model.get_parameter(name)[gone] = 0
             own = self.model.layers[layer]
             before, between = power.streams[2 * layer : 2 * layer + 2]
-            self._scale(own.input_layernorm, power.missing(before, self.kept))
-            if layer in power.branches:
-                first, second = power.branches[layer]
-                self._scale(own.post_attention_layernorm, power.missing(first, self.kept))
-                self._scale(own.pre_feedforward_layernorm, power.missing(between, self.kept))
-                self._scale(own.post_feedforward_layernorm, power.missing(second, self.kept))
-            else:
-                self._scale(own.post_attention_layernorm, power.missing(between, self.kept))
+            first, second = power.branches.get(layer, (None, None))
+            for norm, squares in zip(own.norms, (before, first, between, second), strict=True):
+                if norm is not None and squares is not None:
+                    self._scale(norm, power.missing(squares, self.kept))
         self._scale(model.norm, power.missing(power.streams[-1], self.kept))
 
     @staticmethod
     def _scale(norm: RMSNorm, factor: float) -> None:
-        norm.weight.copy_(norm.factor() * factor - norm.offset)
+        norm.weight.copy_((norm.weight + norm.offset) * factor - norm.offset)
 
     def put(self, name: str, kept_columns: Tensor) -> None:
         """Set a matrix that reads the stream, from its columns of kept channels (O, K)."""
@@ -182,7 +181,10 @@ class _Narrow:
         """Return what the narrow model holds."""
         narrow, ratio = {}, (self.width / len(self.kept)) ** 0.5
         offset = self.model.options.layers[0].norm_offset
-        scaled = self.model.options.embedding_scale is not None
+        # what the tables must make up for: of Gemma the narrow model multiplies embeddings by less
+        narrow_part = self.subject.part.with_fields(hidden_size=len(self.kept))
+        scales = [part.options().embedding_scale for part in (self.subject.part, narrow_part)]
+        scaled = scales[0] != scales[1]
         for name, parameter in self.model.named_parameters():
             tensor = parameter.detach()
             if name.endswith("norm.weight") and ".self_attn." not in name:
@@ -243,7 +245,7 @@ def _fit_head(narrow: _Narrow, whole: LayerWalk, walk: LayerWalk, wide: Sequence
     old, new = table[:, channels], table[:, channels] * change
     if error(wanted_held, table, held, new) >= error(wanted_held, table, held, old):
         return 0
-    factor = norm.factor().clone()
+    factor = norm.weight + norm.offset
     factor[channels] *= change
     norm.weight.copy_(factor - norm.offset)
     return 1

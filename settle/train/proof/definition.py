@@ -215,7 +215,7 @@ class _Watched(Packing):
         seen = min(last - first - 1, (options.window or last) - 1)
         turned[last - 1 - seen : last - 1] = turned[last - 1 - seen : last - 1].flip(0)
         moved = attention_over(qkv[turned], self, table, scoring, bias)[last - 1] - out[last - 1]
-        if seen > 1 and not float(moved.norm()) > MOVED[out.dtype] * float(out[last - 1].norm()):
+        if seen > 1 and options.rope.turns and not float(moved.norm()) > MOVED[out.dtype] * float(out[last - 1].norm()):
             self.still.append(number)
         return out
 

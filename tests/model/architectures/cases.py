@@ -7,12 +7,17 @@ from settle.model.architectures import Architecture
 from settle.model.architectures.gemma2 import Gemma2
 from settle.model.architectures.gemma3_text import Gemma3Text
 from settle.model.architectures.gemma4_text import Gemma4Text
+from settle.model.architectures.gpt_neox import GptNeoX
+from settle.model.architectures.granite import Granite
 from settle.model.architectures.lfm2 import Lfm2
 from settle.model.architectures.llama import Llama
+from settle.model.architectures.olmo2 import Olmo2
+from settle.model.architectures.olmo3 import Olmo3
 from settle.model.architectures.phi3 import Phi3
 from settle.model.architectures.qwen2 import Qwen2
 from settle.model.architectures.qwen3_5_text import Qwen35Text
 from settle.model.architectures.qwen3_moe import Qwen3Moe
+from settle.model.architectures.smollm3 import SmolLM3
 from settle.model.layers.rope import RopeScaling
 
 LLAMA3 = RopeScaling(
@@ -28,6 +33,8 @@ LONGROPE = RopeScaling(
     long_factor=(1.5, 3.0, 4.0),
     original_max_position_embeddings=16,
 )
+YARN = RopeScaling(rope_type="yarn", factor=4.0, original_max_position_embeddings=16)
+LOUD, STEEP = (YARN.model_copy(update=u) for u in ({"attention_factor": 1.25}, {"beta_fast": 4.0, "beta_slow": 0.1}))
 LINEAR = RopeScaling(rope_type="linear", factor=4.0)
 
 
@@ -68,6 +75,12 @@ CASES: dict[str, Architecture] = {name: family.TINY for name, family in Architec
         Phi3.TINY, rope_scaling=LONGROPE, original_max_position_embeddings=16, partial_rotary_factor=0.75
     ),
     "phi3-window": _with(Phi3.TINY, sliding_window=8, num_key_value_heads=1),
+    "granite-biases-tied": _with(Granite.TINY, attention_bias=True, mlp_bias=True, tie_word_embeddings=True),
+    "smollm3-yarn": _with(SmolLM3.TINY, rope_scaling=LOUD, tie_word_embeddings=False),
+    "smollm3-others": _with(SmolLM3.TINY, no_rope_layers=(0, 1, 1, 0), attention_bias=True, rope_scaling=STEEP),
+    "gpt_neox-in-turn": _with(GptNeoX.TINY, use_parallel_residual=False, hidden_act="gelu_fast", rotary_pct=1.0),
+    "olmo2-tied": _with(Olmo2.TINY, tie_word_embeddings=True, num_key_value_heads=4),
+    "olmo3-yarn": _with(Olmo3.TINY, rope_scaling=YARN, rope_theta=1000.0, num_key_value_heads=1),
 }
 
 

@@ -82,5 +82,7 @@ def test_every_family_is_compared_with_llama_cpp() -> None:
         "lfm2-biases",
         "qwen3_5_text-even",
         "gemma4_text-lenders",
+        "olmo2-tied",
+        "smollm3-others",
     } == BEYOND_GGUF
     assert set(Architecture.part_names()) <= set(CASES) - BEYOND_GGUF

@@ -1,0 +1,73 @@
+"""Layers of which most look back over a window only, in a pattern that repeats: Gemma 2 and 3, OLMo 3."""
+
+from typing import ClassVar, Literal, Self
+
+from pydantic import Field, model_validator
+
+from settle.base.errors import FormatError
+from settle.formats.gguf.metadata import section, texts, whole
+from settle.model.architectures import Architecture, GgufFields, GgufKeys, HfConfig, Tensors, Values
+
+
+class WindowPattern(Architecture):
+    """A decoder whose layers slide, but for some.
+
+    PERIOD: the last of this many layers sees everything.
+    """
+
+    PERIOD: ClassVar[int]
+
+    sliding_window: int = Field(4096, gt=0, description="tokens that a query of a sliding layer sees")
+    layer_types: tuple[Literal["full_attention", "sliding_attention"], ...] | None = Field(
+        None, description="which layers slide; None: all but the last of each period"
+    )
+
+    @model_validator(mode="after")
+    def _a_type_for_each_layer(self) -> Self:
+        if self.layer_types is not None and len(self.layer_types) != self.num_hidden_layers:
+            raise ValueError("layer_types must name each layer")
+        return self
+
+    def shortened(self, layers: int) -> Self:
+        return self.with_fields(num_hidden_layers=layers, layer_types=None)
+
+    def slides(self, layer: int) -> bool:
+        """Return whether a layer looks back over the window only."""
+        if self.layer_types is not None:
+            return self.layer_types[layer] == "sliding_attention"
+        return (layer + 1) % self.PERIOD != 0
+
+    def window(self, layer: int) -> int | None:
+        return self.sliding_window if self.slides(layer) else None
+
+    @classmethod
+    def hf_values(cls, config: HfConfig) -> Values:
+        rope = section(config, "rope_parameters")
+        whole_rope = section(rope, "full_attention")  # newer: one for each kind of layer
+        values = super().hf_values({**config, "rope_parameters": whole_rope} if whole_rope else config)
+        layers, pattern = whole(config, "num_hidden_layers"), "sliding_window_pattern"
+        period = whole(config, pattern) if config.get(pattern) else cls.PERIOD
+        types = texts(config, "layer_types") or _layer_types(layers, period)
+        values["layer_types"] = None if types == _layer_types(layers, cls.PERIOD) else types
+        return values
+
+    def to_hf_config(self) -> Values:
+        types = self.layer_types or _layer_types(self.num_hidden_layers, self.PERIOD)
+        return super().to_hf_config() | {"layer_types": list(types)}
+
+    def gguf_metadata(self) -> GgufKeys:
+        if any(self.slides(i) != ((i + 1) % self.PERIOD != 0) for i in range(self.num_hidden_layers)):
+            raise FormatError(
+                f"llama.cpp lets all but each {self.PERIOD}th layer of this family slide, this model has others",
+                "export it as safetensors",
+            )
+        return super().gguf_metadata() | {f"{self.gguf_architecture}.attention.sliding_window": self.sliding_window}
+
+    @classmethod
+    def gguf_values(cls, fields: GgufFields, tensors: Tensors) -> Values:
+        window = fields.number("attention.sliding_window", 4096)
+        return super().gguf_values(fields, tensors) | {"sliding_window": window}
+
+
+def _layer_types(layers: int, period: int) -> list[str]:
+    return ["full_attention" if (i + 1) % period == 0 else "sliding_attention" for i in range(layers)]
