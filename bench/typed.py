@@ -57,6 +57,7 @@ PROMPT = re.compile(r"(?:> |\? ?|: |\] ?)$")
 SERVER = re.compile(r"^settle (?:serve|studio)|--watch$")
 UP = re.compile(r"(?:127\.0\.0\.1|localhost):\d+|watch|Ctrl-C", re.I)
 CODES_OF_SHORT = {3, 4}  # docs/agents.md: not better, undecided, as a run that was cut short may be
+PYTHONS = re.compile(r"Traceback \(most recent|\w+Warning: ")  # words for developers
 VOTE = re.compile(r"--vote (\w+)=")
 SIBLING = re.compile(r"-(?:seed\d+|member\d+|unjudged|distilled)$")
 COLUMNS, ROWS = 100, 40
@@ -216,9 +217,11 @@ def write_files(world: World, page: str, commands: list[str], here: Path) -> Non
         elif word == "*.md":
             for note in sorted((world.person / "notes").iterdir())[:9]:
                 shutil.copy(note, here)
-        elif word in ("book.txt", "notes.txt"):
+        elif word == "book.txt":
             text = "\n\n".join(note.read_text(encoding="utf-8") for note in sorted((world.person / "notes").iterdir()))
             path.write_text(text[:100_000], encoding="utf-8")
+        elif word == "notes.txt":  # of few words, so that a vocabulary has others
+            path.write_text("The miller and the mill were old, and the water was low.\n" * 60, encoding="utf-8")
         elif word == "essays/":
             shutil.copytree(world.person / "notes", path)
         elif word.endswith(".gguf") and "/" not in word and word != "small.gguf":
@@ -337,7 +340,7 @@ def type_page(world: World, page: Path) -> Iterator[Typed]:
                 code, said, fault = -1, "", f"needs {e}"
             known = allowed | (CODES_OF_SHORT if line != command else set())
             fault = fault or ("" if code in known else f"exit code {code}")
-            fault = fault or ("a traceback" if "Traceback (most recent" in said else "")
+            fault = fault or ("a traceback or warning" if PYTHONS.search(said) else "")
             yield Typed(page.name, command, line, code, round(time.monotonic() - began, 1), said[-1500:], fault)
             before += f"{line}; " if command.startswith(". ") else ""
 

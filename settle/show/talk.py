@@ -332,7 +332,6 @@ class Talk:
             self._line(f"{event.what}: {progress_text(event, live.work_began, run_left_text(self.course))}")
             self._written.add(event.what)
         if ended:
-            self._written.discard(event.what)
             live.work = None
         live.draw(now=ended)
 

@@ -3,6 +3,7 @@
 import logging
 import os
 import threading
+import warnings
 import webbrowser
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -65,6 +66,7 @@ def serve(port: int, opens_browser: bool, commands: Callable[[], Mapping[str, ty
 def build_app(studio: Studio) -> FastAPI:
     """Every page of the family, and what they load; once a process."""
     logging.getLogger("nicegui").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", category=FutureWarning, module="nicegui")  # it touches every object, also torch's
     pages = {name: page() for name, page in Page.parts().items()}
     in_order = sorted((p for p in pages.values() if p.place is not None), key=lambda page: page.place or 0)
     links = [(page.title, page.path) for page in in_order]

@@ -76,8 +76,7 @@ def _choose(collection: Collection, requested: str | None) -> tuple[ModelRef | N
         return resolve_gguf(large[0]), gone and f"{gone}{large[0]} answers"
     if names and not large:
         is_are, it_them = ("is", "it") if len(names) == 1 else ("are", "one")
-        listed = " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
-        small = f"{listed} {is_are} too small to summarise reliably"
+        small = f"{', '.join(names)} {is_are} too small to summarise reliably"
         return None, f"{gone}{QUOTING}: {small} (--model {names[0]} uses {it_them} anyway)"
     if names:
         return None, f"{gone}{QUOTING}: there are {', '.join(names)}; choose one with --model, and it is remembered"

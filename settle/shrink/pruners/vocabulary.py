@@ -399,7 +399,7 @@ class Vocabulary(Pruner):
         kept = self._filled(names, always, first + second, more[:number])
         num_tokens = len(names.tokens)
         if len(kept) >= num_tokens:
-            raise UsageError(f"the text needs all of the {num_tokens} tokens", "give less text, or set `tokens`")
+            raise UsageError(f"the text needs all of the {num_tokens} tokens", "give less text")
         ids = sorted(kept)
         unseen_share = None
         if second.any():
