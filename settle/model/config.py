@@ -5,7 +5,7 @@ Letters: N tokens, D hidden width, F feed-forward width, H query heads, K key/va
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 
 @dataclass(frozen=True)
@@ -130,11 +130,71 @@ class DeltaNet(RecurrenceOptions):
 
 
 @dataclass(frozen=True)
+class Mamba2(RecurrenceOptions):
+    """A state space (arXiv:2405.21060): a matrix of `state` · `head_dim` for each of `heads`.
+
+    groups: of heads, which share what a token writes and reads by. kernel: tokens that the convolution before sees.
+    norm: of each group, before the gate or behind it. scales: of gates, inputs, keys, queries and steps (Falcon-H1).
+    """
+
+    module: ClassVar[str] = "mamba"
+    heads: int
+    head_dim: int
+    state: int
+    groups: int = 1
+    kernel: int = 4
+    bias: bool = False
+    conv_bias: bool = True
+    norm: Literal["none", "before gate", "behind gate"] = "behind gate"
+    scales: tuple[float, ...] = ()
+
+    @property
+    def inner(self) -> int:
+        """Width of all heads."""
+        return self.heads * self.head_dim
+
+    @property
+    def mixed(self) -> int:
+        """Channels of the convolution: inputs, keys and queries."""
+        return self.inner + 2 * self.groups * self.state
+
+    @property
+    def parts(self) -> tuple[int, ...]:
+        """Widths of what `in_proj` gives: gates, inputs, keys, queries, steps."""
+        shared = self.groups * self.state
+        return self.inner, self.inner, shared, shared, self.heads
+
+    def parameters(self, width: int) -> dict[str, tuple[int, ...]]:
+        rows = sum(self.parts)
+        biases: dict[str, tuple[int, ...]] = {"conv1d.bias": (self.mixed,)} if self.conv_bias else {}
+        biases |= {"in_proj.bias": (rows,), "out_proj.bias": (width,)} if self.bias else {}
+        norm: dict[str, tuple[int, ...]] = {} if self.norm == "none" else {"norm.weight": (self.inner,)}
+        return {
+            "dt_bias": (self.heads,),
+            "A_log": (self.heads,),
+            "D": (self.heads,),
+            "in_proj.weight": (rows, width),
+            "conv1d.weight": (self.mixed, 1, self.kernel),
+            "out_proj.weight": (width, self.inner),
+            **norm,
+            **biases,
+        }
+
+    @property
+    def products(self) -> float:
+        return 2.0 * self.inner * self.state  # what is written, what is read
+
+    def kept(self, width: int) -> int:
+        return sum(self.parts) + self.inner
+
+
+@dataclass(frozen=True)
 class LayerOptions:
     """One decoder layer.
 
     attends: whether it has attention; attention_gates: whether each number it mixes has a gate, from rows of `q_proj`
-    behind each head's queries. recurrence: what mixes its tokens in attention's place, or beside it.
+    behind each head's queries. mixer_scales: of what attention and a recurrence beside it add. gate_scale: of the
+    feed-forward's gate, before the activation. recurrence: what mixes its tokens in attention's place, or beside it.
 
     qkv_bias, out_bias, mlp_bias: biases of the linears. head_norms: RMS norms of each query and key head before they
     turn (Qwen3, Gemma 3). whole_norms: the same of all query heads together, and of all key heads (OLMo 2).
@@ -182,6 +242,8 @@ class LayerOptions:
     attends: bool = True
     attention_gates: bool = False
     recurrence: RecurrenceOptions | None = None
+    mixer_scales: tuple[float, float] = (1.0, 1.0)
+    gate_scale: float = 1.0
     value_norms: bool = False
     lends: str = ""
     borrows: str = ""

@@ -292,7 +292,7 @@ def _places(part: Architecture, names: Mapping[str, str], tensors: Mapping[str, 
         for number, parameter in enumerate(parameters):
             shape = shapes[parameter]
             whole = shape if len(parameters) == 1 else (len(parameters), *shape)
-            if math.prod(tensor.shape) != math.prod(whole) or tensor.shape[-1] != whole[-1]:
+            if math.prod(tensor.shape) != math.prod(whole) or (len(whole) > 1 and tensor.shape[-1] != whole[-1]):
                 raise FormatError(f"{name} has the shape {tensor.shape}, {whole} is needed", "")
             size = tensor.num_bytes // len(parameters)
             place = Place(tensor.place.data, tensor.place.start + number * size, size)

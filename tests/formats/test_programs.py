@@ -64,6 +64,8 @@ def test_mlx_lm_reads_a_folder_of_every_family_that_it_has(family: str, tiny: Tr
     part = FAMILIES[family].TINY
     from mlx_lm.utils import MODEL_REMAPPING, load_model
 
+    if family == "falcon_h1":
+        pytest.skip("mlx-lm leaves multipliers of its keys and values out")
     if find_spec(f"mlx_lm.models.{MODEL_REMAPPING.get(part.model_type, part.model_type)}") is None:
         pytest.skip(f"mlx-lm has no {part.model_type}")
 

@@ -46,7 +46,16 @@ Pooling = Literal["none", "mean", "cls", "last", "rank"]
 _POOLINGS: tuple[Pooling, ...] = ("none", "mean", "cls", "last", "rank")  # as the format numbers them
 TABLES = ("token_embd.weight", "output.weight")  # where rounding costs the most
 # routers, which round badly, convolutions, and what llama.cpp adds to a sum as it is
-ALWAYS_F32 = ("ffn_gate_inp.weight", ".conv.weight", "conv1d.weight", "position_embd.weight", "token_types.weight")
+ALWAYS_F32 = (
+    "ffn_gate_inp.weight",
+    ".conv.weight",
+    "conv1d.weight",
+    "ssm_a",
+    "ssm_d",
+    "ssm_norm.weight",
+    "position_embd.weight",
+    "token_types.weight",
+)
 MOST_CONTEXT = (1 << 31) - 1
 _COPIED = 16 << 20  # bytes at a time
 SIZES = (
@@ -193,8 +202,8 @@ def _tensors(part: GgufLayout, names: Mapping[str, str], weights: Mapping[str, T
         shape = tuple(np.shape(weights[parameters[0]]))
         if len(parameters) > 1:
             shape = (len(parameters), *shape)
-        elif len(shape) == 3:  # taps of each channel (C, 1, K)
-            shape = (shape[0], shape[2])
+        else:
+            shape = part.gguf_shape(parameters[0], shape)
         stored = _type_of(name, shape, dtype)
         pieces = [partial(_piece, part, parameter, weights[parameter], stored) for parameter in parameters]
         tensors.append(Pieces(Entry(name, shape, stored.name, stored.num_bytes(shape)), pieces))

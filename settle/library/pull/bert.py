@@ -102,6 +102,9 @@ class _Bert:
     def gguf_constants(self) -> Json:
         return {}
 
+    def gguf_shape(self, name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+        return shape
+
     def to_gguf(self, name: str, values: T) -> T:
         return values
 

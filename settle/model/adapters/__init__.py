@@ -108,12 +108,12 @@ class Adapter(Part):
 def matching(linears: Iterable[str], targets: Sequence[str] | TargetName) -> list[str]:
     """Return the linears that `targets` name, by their whole name or by its end, as in PEFT.
 
-    "all-linear": all but the head and the routers of experts; "last-third": those of them in the last third of the
-    layers. Raises UsageError naming what comes near.
+    "all-linear": all but the head, the routers of experts, and a Mamba's `out_proj`, which PEFT refuses. "last-third":
+    those of them in the last third of the layers. Raises UsageError naming what comes near.
     """
     names = list(linears)
     if targets in TARGET_NAMES:
-        names = [name for name in names if not name.endswith("mlp.gate")]
+        names = [name for name in names if not name.endswith(("mlp.gate", "mamba.out_proj"))]
         return _last_third(names) if targets == "last-third" else names
     for target in targets:
         if not any(_fits(name, target) for name in names):

@@ -265,8 +265,23 @@ class Architecture(Part):
             attends = layer.heads * LSE_BYTES / bytes_per_number if is_flash and is_for_flash(layer) else None
             numbers += _kept_by_mixers(layer, context, attends) + _kept_by_feed_forward(layer, adapter is not None)
             numbers += _kept_by_input(layer, adapter is not None)
+        if adapter is not None:
+            numbers -= self._not_kept_by_frozen(adapter)
         numbers += sum(self.share_met(name) * adapter_numbers for name, adapter_numbers in (adapter or {}).items())
         return bytes_per_number * numbers + (self._turns() if is_flash else 0)
+
+    def _not_kept_by_frozen(self, adapter: Mapping[str, int]) -> int:
+        """Count the numbers a token that recurrences keep when all is trained, and not beside these adapted linears."""
+        numbers = 0
+        for layer, o in enumerate(self.options().layers):
+            if o.recurrence is None:
+                continue
+            if layer == 0 and o.attends:
+                numbers += _kept_by_norm(o)  # of mixers side by side, before which nothing is trained
+            writes = f"{_LAYERS}.{layer}.{o.recurrence.module}.out_proj"
+            if self.hf_module(writes) not in adapter:
+                numbers += self.parameters()[f"{writes}.weight"][1]
+        return numbers
 
     def _turns(self) -> int:
         """Bytes a token of the cosines and sines that layers which turn alike share, where attention is fused."""
@@ -458,6 +473,10 @@ class Architecture(Part):
             "pad_token_id": fields.metadata.get("tokenizer.ggml.padding_token_id"),
         }
 
+    def gguf_shape(self, name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Return the shape that a file says of a parameter's numbers: taps of channels (C, 1, K) are a matrix there."""
+        return (shape[0], shape[2]) if len(shape) == 3 else shape
+
     def to_gguf(self, name: str, values: Rows) -> Rows:
         """Return a parameter's values (numpy or torch) as a GGUF file holds them.
 
@@ -570,7 +589,7 @@ def _kept_by_mixers(o: LayerOptions, context: int, flash: float | None) -> float
     keeps those.
     """
     query, key = o.heads * o.head_dim, o.kv_heads * o.head_dim
-    if o.recurrence is not None:
+    if o.recurrence is not None and not o.attends:
         return _kept_by_norm(o) + o.recurrence.kept(o.width)
     numbers: float = _kept_by_norm(o) + query
     if flash is None:
@@ -583,6 +602,8 @@ def _kept_by_mixers(o: LayerOptions, context: int, flash: float | None) -> float
         numbers += query + o.heads + (0 if o.borrows else key + o.kv_heads)
     if o.value_norms and not o.borrows:
         numbers += key + o.kv_heads
+    if o.recurrence is not None:  # its rows, and what both read
+        numbers += o.width + o.recurrence.kept(o.width)
     if o.attention_gates:  # the gates, and what is multiplied with them, which a kernel keeps anyway
         numbers += 2 * query if flash is None else query
     if o.sandwich_norms:

@@ -10,11 +10,12 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from settle.model.config import DeltaNet, Experts, LayerOptions, RecurrenceOptions, ShortConvolution
+from settle.model.config import DeltaNet, Experts, LayerOptions, Mamba2, RecurrenceOptions, ShortConvolution
 from settle.model.layers.delta_net import GatedDeltaNet
 from settle.model.layers.frozen_weights import Owner
 from settle.model.layers.kernels import Lookup, activate, apply
 from settle.model.layers.linear import Cast, Constant, Linear, RMSNorm, Stack, added, norm_of
+from settle.model.layers.mamba2 import StateSpace
 from settle.model.layers.mixer import Mixer, Recurrence
 from settle.model.layers.packed_sequences import Carried, Packing, RotationTable
 from settle.model.layers.self_attention import Attention
@@ -53,6 +54,7 @@ class MLP(nn.Module):
             members = [self.gate_proj, self.up_proj] if o.gated else [self.up_proj]
         self.down_proj = Linear(inner, o.width, o.mlp_bias)
         self.activation, self.is_gated, self.residual_scale = o.activation, o.gated, o.residual_scale
+        self.gate_scale = o.gate_scale
         self.gate_up = Stack([(linear, 0) for linear in members], None, o.norm_offset)
         self.down = Stack([(self.down_proj, 0)])
 
@@ -73,6 +75,9 @@ class MLP(nn.Module):
 
     def _down(self, residual: Tensor | None, gate_up: Tensor) -> Tensor:
         """Compute residual (N, D) or nothing + what gate_up (N, 2F), or (N, F) without a gate, becomes."""
+        if self.gate_scale != 1:
+            ones = gate_up.new_ones(gate_up.shape[1] // 2)
+            gate_up = gate_up * torch.cat([ones * self.gate_scale, ones])
         if self.is_gated:
             return self.down.gated(residual, gate_up, self.activation)
         inner = activate(gate_up, self.activation)
@@ -129,6 +134,7 @@ class MixtureOfExperts(nn.Module):
 RECURRENCES: dict[type[RecurrenceOptions], Callable[..., Recurrence]] = {
     ShortConvolution: GatedConvolution,
     DeltaNet: GatedDeltaNet,
+    Mamba2: StateSpace,
 }
 
 
@@ -179,7 +185,8 @@ class DecoderLayer(nn.Module):
         """Compute x (N, D) → (N, D). number: of the layer."""
         before, after, between, last = (norm or nn.Identity() for norm in self.norms)
         scale = self.options.residual_scale
-        mixed = x + scale * after(self.mixed(before(x), packing, table, carried))
+        of_mixers = 1.0 if len(self.mixers) > 1 else scale
+        mixed = x + of_mixers * after(self.mixed(before(x), packing, table, carried))
         out = mixed + scale * last(self.mlp(between(x if self.options.parallel else mixed)))
         return self.finished(out, number, carried)
 
@@ -198,7 +205,11 @@ class DecoderLayer(nn.Module):
 
     def mixed(self, x: Tensor, packing: Packing, table: RotationTable, carried: Carried) -> Tensor:
         """Compute its mixers of x (N, D), behind the norm → (N, D)."""
-        return torch.stack([mixer(x, packing, table, carried) for mixer in self.mixers]).sum(0)
+        branches: list[Tensor] = [mixer(x, packing, table, carried) for mixer in self.mixers]
+        if len(branches) == 1:
+            return branches[0]
+        first, second = self.options.mixer_scales
+        return branches[0] * first + branches[1] * second
 
 
 class FusedLayer(DecoderLayer):

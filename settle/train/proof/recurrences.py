@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import silu, softplus
 
-from settle.model.config import DeltaNet, LayerOptions, ShortConvolution
+from settle.model.config import DeltaNet, LayerOptions, Mamba2, ShortConvolution
 from settle.model.layers.packed_sequences import Recurrent
 
 
@@ -61,4 +61,35 @@ def _delta_net(rows: Tensor, weights: Sequence[Tensor], o: DeltaNet, eps: float)
     return (out * silu(gate.unflatten(1, (o.value_heads, -1)))).flatten(1)
 
 
-_DEFINITIONS: dict[type, Callable[..., Tensor]] = {ShortConvolution: _short_convolution, DeltaNet: _delta_net}
+def _state_space(rows: Tensor, weights: Sequence[Tensor], o: Mamba2, eps: float) -> Tensor:
+    """Compute Mamba-2 (arXiv:2405.21060): S = exp(Δ A) S + Δ k xᵀ, of which Sᵀq is read, and D x is added.
+
+    rows (T, O): gates; what becomes x, k and q; Δ before its function.
+    """
+    a_log, dt_bias, skip, *rest = weights
+    norm = None if o.norm == "none" else rest.pop(0)
+    gate, x, k, q, step = (
+        part * scale for part, scale in zip(rows.split(o.parts, 1), o.scales or [1.0] * 5, strict=True)
+    )
+    mixed = silu(_convolved(torch.cat([x, k, q], 1), *rest))
+    x, k, q = mixed.split(o.parts[1:4], 1)
+    x = x.unflatten(1, (o.heads, -1))
+    k, q = (part.unflatten(1, (o.groups, -1)).repeat_interleave(o.heads // o.groups, 1) for part in (k, q))
+    delta, gate = softplus(step + dt_bias), silu(gate)
+    state, out = torch.zeros(o.heads, o.state, o.head_dim, dtype=rows.dtype), torch.zeros_like(x)
+    for t in range(len(rows)):
+        keep = torch.exp(-delta[t] * a_log.exp())[:, None, None]
+        state = keep * state + torch.einsum("hk,hv->hkv", k[t], x[t] * delta[t, :, None])
+        out[t] = torch.einsum("hkv,hk->hv", state, q[t]) + skip[:, None] * x[t]
+    y = out.flatten(1) if o.norm == "before gate" else out.flatten(1) * gate
+    if norm is not None:
+        groups = y.unflatten(1, (o.groups, -1))
+        y = (groups / (groups.square().mean(-1, keepdim=True) + eps).sqrt()).flatten(1) * norm
+    return y * gate if o.norm == "before gate" else y
+
+
+_DEFINITIONS: dict[type, Callable[..., Tensor]] = {
+    ShortConvolution: _short_convolution,
+    DeltaNet: _delta_net,
+    Mamba2: _state_space,
+}

@@ -4,6 +4,7 @@ import torch
 
 from settle.base.errors import FormatError
 from settle.model.architectures import Architecture
+from settle.model.architectures.falcon_h1 import FalconH1
 from settle.model.architectures.gemma2 import Gemma2
 from settle.model.architectures.gemma3_text import Gemma3Text
 from settle.model.architectures.gemma4_text import Gemma4Text
@@ -46,6 +47,15 @@ CASES: dict[str, Architecture] = {name: family.TINY for name, family in Architec
     "llama-biases-tied": _with(Llama.TINY, attention_bias=True, mlp_bias=True, tie_word_embeddings=True),
     "llama-3": _with(Llama.TINY, rope_scaling=LLAMA3, rope_theta=500.0, eos_token_id=(3, 5)),
     "llama-linear": _with(Llama.TINY, rope_scaling=LINEAR, num_key_value_heads=4),
+    "falcon_h1-norms": _with(FalconH1.TINY, mamba_rms_norm=True, mamba_n_groups=1),
+    "falcon_h1-norms-first": _with(
+        FalconH1.TINY,
+        mamba_rms_norm=True,
+        mamba_norm_before_gate=True,
+        mamba_conv_bias=False,
+        tie_word_embeddings=True,
+        key_multiplier=1.0,
+    ),
     "lfm2-biases": _with(Lfm2.TINY, conv_bias=True, conv_L_cache=4, tie_word_embeddings=False),
     "qwen3_5_text-even": _with(
         Qwen35Text.TINY,

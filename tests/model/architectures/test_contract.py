@@ -79,6 +79,7 @@ def test_every_family_is_compared_with_llama_cpp() -> None:
     assert {
         "qwen3_moe-unnormed",
         "gemma2-scalar",
+        "falcon_h1-norms-first",
         "lfm2-biases",
         "qwen3_5_text-even",
         "gemma4_text-lenders",

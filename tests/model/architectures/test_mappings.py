@@ -148,7 +148,8 @@ def test_a_gguf_file_gives_the_model_back(name, tokenizer, tmp_path) -> None:
     else:
         for ours, theirs in zip(part.options().layers, again.options().layers, strict=True):
             torch.testing.assert_close(theirs.rope.frequencies, ours.rope.frequencies)
-            assert theirs.query_scale == ours.query_scale and theirs.window == ours.window
+            is_folded = "falcon_h1" in name  # its multipliers are in the file's weights
+            assert (is_folded or theirs.query_scale == ours.query_scale) and theirs.window == ours.window
         assert again.parameters() == part.parameters()
     seen: dict[str, int] = {}
     for parameter, tensor in part.gguf_names().items():
