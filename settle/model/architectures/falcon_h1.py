@@ -6,10 +6,7 @@ A GGUF file has the multipliers in its weights: what is read from one has none.
 from dataclasses import replace
 from typing import Self
 
-import numpy as np
-import torch
 from pydantic import Field
-from torch import Tensor
 
 from settle.base.errors import FormatError
 from settle.model.architectures import TINY_SIZES, GgufFields, GgufKeys, HfConfig, Rows, Tensors, Values
@@ -96,16 +93,13 @@ class FalconH1(Mamba):
 
     def _scaled(self, name: str, values: Rows, power: int) -> Rows:
         """Multiply a parameter's rows by its multipliers to that power."""
-        scales = self._multipliers(name)
-        if set(scales) == {1.0}:
+        read, state_space, module = self.attention_in_multiplier, self.recurrence(0), name.removesuffix(".weight")
+        if module.endswith("mamba.in_proj") and state_space.scales:
+            values, first = values * 1.0, 0
+            for scale, rows in zip(state_space.scales, state_space.parts, strict=True):
+                values[first : first + rows] *= scale**power
+                first += rows
             return values
-        factors = np.asarray(scales, np.float32) ** power
-        column = factors.reshape(-1, *[1] * (values.ndim - 1))
-        return values * (torch.from_numpy(column) if isinstance(values, Tensor) else column)
-
-    def _multipliers(self, name: str) -> list[float]:
-        """Return what a parameter is multiplied by: one number, or one for each of its rows."""
-        read, of_state = self.attention_in_multiplier, self.recurrence(0)
         by_module = {
             "embed_tokens": self.embedding_multiplier,
             "lm_head": self.lm_head_multiplier,
@@ -117,9 +111,8 @@ class FalconH1(Mamba):
             "gate_proj": self.mlp_multipliers[0],
             "down_proj": self.mlp_multipliers[1],
         }
-        if name.endswith("mamba.in_proj.weight") and of_state.scales:
-            return [s for s, rows in zip(of_state.scales, of_state.parts, strict=True) for _ in range(rows)]
-        return [next((times for module, times in by_module.items() if name.endswith(f"{module}.weight")), 1.0)]
+        times = next((times for ending, times in by_module.items() if module.endswith(ending)), 1.0)
+        return values if times == 1 else values * times**power
 
     def gguf_metadata(self) -> GgufKeys:
         if self.tie_word_embeddings and self.embedding_multiplier != self.lm_head_multiplier:
