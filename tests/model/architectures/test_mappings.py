@@ -127,7 +127,7 @@ def test_transformers_has_the_same_names_and_settings(name, tmp_path) -> None:
 
 def test_the_page_names_every_family() -> None:
     page = (Path(settle.__file__).parents[1] / "docs" / "families.md").read_text(encoding="utf-8")
-    named = {(hf, gguf) for hf, gguf in re.findall(r"^\| `(\w+)` \|.*?\| `(\w+)` \|", page, re.M)}
+    named = {(hf, gguf) for hf, gguf in re.findall(r"^\| `(\w+)` \|.*?\| `([\w-]+)` \|", page, re.M)}
     assert named == {(f.model_type, f.gguf_architecture) for f in parts("model/architectures").values()}
 
 
