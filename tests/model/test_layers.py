@@ -12,7 +12,7 @@ from settle.model.adapters.lora import LoRA
 from settle.model.config import DecoderOptions, Experts, LayerOptions, Rope
 from settle.model.decoder import Decoder
 from settle.model.layers.decoder_layer import DecoderLayer, FusedLayer
-from settle.model.layers.packed_sequences import Packing
+from settle.model.layers.packed_sequences import Carried, Packing
 from settle.train.objectives.next_token import NextToken
 from tests.model.test_llama import packed
 
@@ -96,7 +96,7 @@ def results(model: Decoder, forward: Callable[..., Tensor], dtype: torch.dtype) 
     random = torch.Generator().manual_seed(2)
     x = torch.randn(sum(LENGTHS), BASE["width"], generator=random).to(dtype).requires_grad_()
     direction = torch.randn(x.shape, generator=random).to(dtype)
-    out = forward(layer, x, packing, model.table(0, x.device))
+    out = forward(layer, x, packing, model.table(0, x.device), 0, Carried())
     out.backward(direction)
     grads = {name: p.grad for name, p in layer.named_parameters() if p.grad is not None}
     return {"out": out.detach().float(), "x": x.grad.float(), **grads}
