@@ -22,9 +22,9 @@ from settle.model.source import hash_of
 ID = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?(:(?P<file>[\w.-]+))?")
 BESIDE = (
     "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
-    "chat_template.jinja", "tokenizer.model", POOLING_FILE, "modules.json", "config_sentence_transformers.json",
-    "sentence_bert_config.json",
+    "chat_template.jinja", "tokenizer.model", POOLING_FILE,
 )  # fmt: skip
+_OF_ENCODERS = ("modules.json", "config_sentence_transformers.json", "sentence_bert_config.json")
 _DENSE = re.compile(r"\d_Dense/(config\.json|model\.safetensors)")  # modules of sentence-transformers
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 
@@ -141,7 +141,7 @@ def _choose(repo: str, sizes: dict[str, int], part: str | None) -> list[str]:
             raise UsageError(f"{number} of {repo} are called {part!r}", _listed(matches or ggufs, sizes))
         return matches
     if weights:
-        return weights + [name for name in sizes if name in BESIDE or _DENSE.fullmatch(name)]
+        return weights + [name for name in sizes if name in (*BESIDE, *_OF_ENCODERS) or _DENSE.fullmatch(name)]
     if len(ggufs) == 1:
         return ggufs
     if ggufs:
