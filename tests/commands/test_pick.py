@@ -107,7 +107,7 @@ def test_without_wanted_answers_only_speed_is_known(files, home, capsys):
     code, result, err = run(capsys, "--prompts", files / "bare.jsonl", "--models", files / "base.gguf", "--context", 64)
     assert code == 3 and result["models"][0]["score"] is None and result["verdict"] == "not measured"
     assert result["chosen"] is None and "→" not in err
-    assert err.index("no right answers are given") < err.index("measuring speed")
+    assert "no right answers are given" in err
 
 
 def test_a_stop_keeps_the_folder_and_one_that_fails_is_named(files, home, capsys, monkeypatch):
