@@ -18,13 +18,13 @@ from settle.data.tokenizer.pretrained import PretrainedTokenizer
 from settle.formats import GgufTokenizer
 from settle.formats.gguf import export_gguf
 from settle.formats.safetensors import read_safetensors
+from settle.library.pull.hub import POOLING_FILE
 from settle.model.encoder_folder import EncoderFolder
 from settle.model.encoders.bert import OF_LAYER, OUTSIDE
 from settle.model.encoders.modernbert import layer_kinds, rope_theta
 
 T = TypeVar("T")
 Json = dict[str, Any]  # a parsed file
-POOLING_FILE = "1_Pooling/config.json"  # where sentence-transformers keeps it
 _POOLING = {"pooling_mode_mean_tokens": 1, "pooling_mode_cls_token": 2, "pooling_mode_lasttoken": 3}  # GGUF's numbers
 _NORMAL, _UNKNOWN, _CONTROL = 1, 2, 3
 _WORD_START = "▁"  # GGUF marks where a word begins, WordPiece (with ##) where it continues

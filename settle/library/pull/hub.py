@@ -15,11 +15,11 @@ from settle.base.events import Progress
 from settle.base.words.amounts import megabytes
 from settle.formats.safetensors import INDEX, SINGLE
 from settle.library.pull import Offer, OfferFacts
-from settle.library.pull.bert import POOLING_FILE
 from settle.library.store import model_name
 from settle.model.source import hash_of
 
 ID = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?(:(?P<file>[\w.-]+))?")
+POOLING_FILE = "1_Pooling/config.json"  # where sentence-transformers keeps it
 BESIDE = (
     "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
     "chat_template.jinja", "tokenizer.model", POOLING_FILE,
