@@ -92,12 +92,17 @@ class LiveRun:
             shard(self.model, world, self.plan.loop.offloads)
 
     def leave(self, outcome: Outcome) -> Outcome:
-        """End what the ranks share: rank 0 gets the best weights whole, and a model of its own."""
-        if not self.model.is_sharded:
-            return outcome
-        best = gather(self.world, outcome.best, self.model.trainable())
-        if self.world.rank == 0:
-            self.model = _model(self.plan, self.base)[1]
+        """End what the ranks share: rank 0 gets the best weights whole, and a model of its own.
+
+        Of a whole model, its constants are among them.
+        """
+        best = outcome.best
+        if self.model.is_sharded:
+            best = gather(self.world, best, self.model.trainable())
+            if self.world.rank == 0:
+                self.model = _model(self.plan, self.base)[1]
+        if self.base is None or self.whole:
+            best = best | {name: p.detach() for name, p in self.model.constants().items()}
         return replace(outcome, best=best)
 
     @property

@@ -8,10 +8,12 @@ from torch import Tensor, nn
 
 from settle.base.errors import ProofError
 from settle.base.event_log import Events
+from settle.base.registry import parts
 from settle.data.batches import Batch
 from settle.model.architectures.llama import Llama
 from settle.train.objectives.next_token import NextToken
 from settle.train.optimizers.adamw import AdamW
+from settle.train.optimizers.muon import Muon
 from settle.train.proof import Recipe, prove, shorten
 from settle.train.proof.source import SourceRow
 from tests.records import into
@@ -47,6 +49,18 @@ def test_a_right_recipe_is_proven_and_left_as_it_was() -> None:
         events = shown(model)
         assert len(events) == CHECKS and all(e["passed"] for e in events)
         assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+
+
+@pytest.mark.parametrize("family", parts("model/architectures").values(), ids=lambda family: family.model_type)
+def test_a_small_model_of_every_family_is_proven_and_has_all_that_its_files_hold(family: Any) -> None:
+    """Of the shape that a small budget gives: one head, few layers; by the optimizer of `settle train`."""
+    part = family.sized(60_000, VOCAB, 128)
+    model, data = part.build(seed=1), batch()
+    prove(Recipe(model, NextToken(), Muon(), data, source_rows(data, "a.txt"), VOCAB), Events())
+    held = {**model.trainable(), **model.constants()}
+    assert held.keys() == part.parameters().keys()
+    model.load_trainable({name: torch.zeros_like(value) for name, value in held.items()})
+    assert not any(value.any() for value in held.values())
 
 
 class WrongBackward(torch.autograd.Function):

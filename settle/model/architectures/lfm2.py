@@ -60,7 +60,8 @@ class Lfm2(Architecture):
     def _each_layer(cls, values: Any) -> Any:
         if isinstance(values, Mapping) and not values.get("layer_types"):
             number = int(values.get("num_hidden_layers", cls.model_fields["num_hidden_layers"].default))
-            kinds = ["full_attention" if layer % 3 == 2 else "conv" for layer in range(number)]
+            first = min(2, number - 1)  # llama.cpp loads none without attention
+            kinds = ["full_attention" if layer % 3 == first else "conv" for layer in range(number)]
             return {**values, "layer_types": kinds}
         return values
 

@@ -41,10 +41,18 @@ class FreezableModule(nn.Module):
         """Return what an optimizer steps and a checkpoint holds, by name, in the model's order."""
         return {name: p for name, p in self.named_parameters() if p.requires_grad}
 
+    def constants(self) -> dict[str, nn.Parameter]:
+        """Return numbers of the base that are never trained, and that its files hold."""
+        return {f"{name}.weight": m.weight for name, m in self.named_modules() if isinstance(m, Constant)}
+
     @torch.no_grad()
     def load_trainable(self, weights: Mapping[str, Tensor]) -> None:
-        """Take over the numbers of `trainable()`. Raises KeyError when a name is missing or not one of them."""
+        """Take over the numbers of `trainable()`. Raises KeyError when a name is missing or not one of them.
+
+        Constants may be among them.
+        """
         own = self.trainable()
+        own |= {name: p for name, p in self.constants().items() if name in weights}
         if own.keys() != weights.keys():
             raise KeyError(min(own.keys() ^ weights.keys()))
         for name, parameter in own.items():

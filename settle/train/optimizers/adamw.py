@@ -55,10 +55,13 @@ class AdamW(Optimizer):
 
 
 def role(name: str, parameter: nn.Parameter) -> str:
-    """Return what a parameter is to an optimizer: "matrix", "table" (input), "head" (output), "norm" or "adapter"."""
+    """Return what a parameter is to an optimizer: "matrix", "table" (input), "head" (output), "norm" or "adapter".
+
+    Taps of a convolution (C, 1, K) are numbers of each channel, as norms are.
+    """
     if ".adapter." in name:
         return "adapter"
-    if parameter.ndim < 2:
+    if parameter.ndim != 2:
         return "norm"
     if "embed_tokens" in name:
         return "table"

@@ -245,7 +245,7 @@ class _Proof:
         """Every tensor gets a gradient. It may be zero at the first step only; see `finite_differences`."""
         require_tied(self.model)
         for name, parameter in self.model.named_parameters():
-            if not parameter.requires_grad and not self.tuned:
+            if not (parameter.requires_grad or self.tuned or name in self.model.constants()):
                 raise ProofError(f"{name} is frozen", "it would never be trained: check the model's settings")
         if self.tuned:
             self.small, self.few = self._whole_rows(), tails(self.batch, EXACT_TOKENS, EXACT_SEGMENTS)
@@ -440,7 +440,8 @@ class _Proof:
                 for p in parameters.values():
                     grad = gradient_of(p)
                     direction = torch.randn(p.shape, generator=random, dtype=p.dtype).to(p.device)
-                    direction.mul_(grad.norm() / direction.norm()).add_(grad).div_(grad.norm() ** 2)
+                    upwards = 1.0 if (grad * direction).sum() >= 0 else -1.0  # or it could cancel the gradient
+                    direction.mul_(upwards * grad.norm() / direction.norm()).add_(grad).div_(grad.norm() ** 2)
                     expected += float((grad * direction).sum()) if not losses else 0.0
                     p.add_(direction, alpha=sign * rise)
                 with self.experts.repeated(self.exact):  # or the loss would jump where a router chooses others
