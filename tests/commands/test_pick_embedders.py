@@ -8,7 +8,7 @@ import pytest
 from settle.cli import main
 from settle.jobs.pick import candidates as candidates_module
 from settle.jobs.pick.exam import read_search
-from settle.library.pull.bert import encoder_to_gguf
+from settle.library.pull.encoder_gguf import encoder_to_gguf
 from settle.library.resolve import resolve_gguf
 from settle.retrieve.index.embedders.gguf import Gguf
 from tests.bert import tiny_bert

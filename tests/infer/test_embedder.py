@@ -5,7 +5,7 @@ import pytest
 
 from settle.base.errors import EngineError, UsageError
 from settle.infer.engine import Engine, VectorEngine
-from settle.library.pull.bert import encoder_to_gguf
+from settle.library.pull.encoder_gguf import encoder_to_gguf
 from tests.bert import TEXTS, reference, tiny_bert
 
 

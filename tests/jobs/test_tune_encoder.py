@@ -19,7 +19,7 @@ from settle.data.batches import Batch
 from settle.jobs import tune_encoder
 from settle.jobs.job import Context, find_job, resume, start
 from settle.jobs.settings import TuneSettings
-from settle.library.pull.bert import encoder_to_gguf
+from settle.library.pull.encoder_gguf import encoder_to_gguf
 from settle.model.encoder_folder import EncoderFolder
 from tests.bert import tiny_bert
 from tests.encoders import tiny_encoder

@@ -12,7 +12,7 @@ from settle.data.tokenizer.fast import fast_tokenizer
 from settle.formats import Weights
 from settle.formats.gguf import read_gguf
 from settle.infer.token_states import TokenStates
-from settle.library.pull.bert import encoder_to_gguf
+from settle.library.pull.encoder_gguf import encoder_to_gguf
 from settle.model.encoder import Encoder, EncoderOptions, Reranker, encoder_of_gguf, file_names, layers_apart, padded
 from settle.retrieve.answer.answer_judge import SCALE, TEXT_TOKENS, WEIGHTS, AnswerJudge
 from settle.retrieve.index.catalogue import Passage

@@ -15,7 +15,7 @@ from settle.base.event_log import Events
 from settle.base.registry import part, part_names
 from settle.data.batches import Batch
 from settle.formats.gguf import read_gguf
-from settle.library.pull.bert import encoder_to_gguf
+from settle.library.pull.encoder_gguf import encoder_to_gguf
 from settle.model.adapters.lora import LoRA
 from settle.model.architectures.llama import Llama
 from settle.model.decoder import Decoder

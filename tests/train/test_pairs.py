@@ -16,7 +16,7 @@ from settle.evaluate.pair_scores import separation
 from settle.formats.gguf import read_gguf
 from settle.jobs.job import find_job, start
 from settle.jobs.settings import TuneSettings
-from settle.library.pull.bert import encoder_to_gguf
+from settle.library.pull.encoder_gguf import encoder_to_gguf
 from settle.model.encoder import encoder_of_gguf
 from settle.train.objectives.contrastive import Contrastive
 from settle.train.objectives.rank import Rank

@@ -18,7 +18,7 @@ from settle.base.words.amounts import amount
 from settle.formats.gguf import embeds, read_gguf
 from settle.library.catalogue import catalogue, catalogue_file
 from settle.library.pull import Offer, hub, neighbours, wheels
-from settle.library.pull.bert import encoder_to_gguf, has_gguf
+from settle.library.pull.encoder_gguf import encoder_to_gguf, has_gguf
 from settle.library.store import (
     StoredModel,
     add_model,

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from settle.base.errors import DataError, UsageError
-from settle.library.pull.bert import encoder_to_gguf
+from settle.library.pull.encoder_gguf import encoder_to_gguf
 from settle.retrieve.index.embedders import Embedder
 from tests.bert import tiny_bert
 

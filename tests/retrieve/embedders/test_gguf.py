@@ -8,7 +8,7 @@ import pytest
 from settle.base.errors import DataError, UsageError
 from settle.base.event_log import Events
 from settle.formats.gguf import export_gguf
-from settle.library.pull.bert import encoder_to_gguf
+from settle.library.pull.encoder_gguf import encoder_to_gguf
 from settle.retrieve.index.chunkers.structure import Structure
 from settle.retrieve.index.collection import Collection, IndexParts, create
 from settle.retrieve.index.embedders import gguf as gguf_module

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from settle.base.errors import DataError, ResourceError, UsageError
-from settle.library.pull.bert import encoder_to_gguf
+from settle.library.pull.encoder_gguf import encoder_to_gguf
 from settle.retrieve.index.embedders import openai
 from settle.retrieve.index.embedders.gguf import Gguf
 from settle.retrieve.index.embedders.openai import Openai

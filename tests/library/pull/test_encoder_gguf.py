@@ -12,7 +12,7 @@ from settle.data.tokenizer.fast import fast_tokenizer
 from settle.formats.gguf import embeds, pooling, read_gguf
 from settle.formats.safetensors import read_safetensors
 from settle.infer.engine import VectorEngine
-from settle.library.pull.bert import encoder_to_gguf, has_gguf
+from settle.library.pull.encoder_gguf import encoder_to_gguf, has_gguf
 from settle.model.encoder import padded
 from settle.model.encoder_folder import EncoderFolder
 from tests.bert import TEXTS, tiny_bert
