@@ -21,9 +21,9 @@ MOST_COMMAND_LINES = 80
 MOST_OF = {
     "files": 677,
     "files under 40 lines": 112,
-    "non-blank lines": 86_539,
+    "non-blank lines": 86_553,
     "mappings from str to object": 130,
-    "isinstance": 594,
+    "isinstance": 595,
     "asserts": 52,
     "modules under 80 lines with one importer": 6,
     "names of classes in three rooms": 0,

@@ -56,7 +56,7 @@ class CommandChild:
 
     async def _read(self, line: Sequence[str], report: Path, on_line: Callable[[str], None]) -> Mapping[str, Any]:
         self._process = process = await asyncio.create_subprocess_exec(
-            *_command(report, [line[0], "--json", *line[1:]]),
+            *_command(report, [line[0], "--json", "--verbose", *line[1:]]),  # progress of short work, too
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,

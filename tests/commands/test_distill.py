@@ -86,8 +86,8 @@ def further(*case: Any) -> Any:
         ("teacher.gguf", "rows", ["--into", "shorter.toml"], 1),
         ("hf", "rows", ["--into", "narrow.toml", "--fresh"], 3),
         ("hf", "rows", ["--width", "0.5"], 2),
-        further("hf", "text", ["--student", "smaller", "--rates.lr", "0.003"], 2),
-        ("small.gguf", "rows", ["--student", "smaller", "--cache", "--rates.lr", "0.003"], 2),
+        further("hf", "text", ["--student", "smaller", "--optimizer.lr", "0.003"], 2),
+        ("small.gguf", "rows", ["--student", "smaller", "--cache", "--optimizer.lr", "0.003"], 2),
         further("hf", "text", ["--drop-layers", "1", "--cache", "--objective.kind", "js"], 1),
         ("hf", "rows", ["--drop-layers", "1", "--objective.kind", "reverse", "--objective.temperature", "2"], 1),
         ("hf", "text", ["--drop-layers", "1", "--objective.hidden", "1", "--objective.text", "0.3"], 1),
@@ -223,7 +223,7 @@ def test_a_teacher_that_was_changed_is_refused(files, home, capsys, tiny, tmp_pa
 def test_tuning_may_name_a_teacher(files, home, capsys):
     """The objective is one of tune's too."""
     given = ["--objective", "distill", "--objective.teacher", files / "hf", "--adapter", "full", "--name", "t"]
-    rest = ["--steps", "10", "--no-compare", "--rates.lr", "0.003", *QUICK]
+    rest = ["--steps", "10", "--no-compare", "--optimizer.lr", "0.003", *QUICK]
     assert main(["tune", str(files / "smaller"), str(files / "rows.jsonl"), *map(str, given), *rest]) == 0
     assert main(["tune", str(files / "smaller"), str(files / "rows.jsonl"), "--objective", "distill", *QUICK]) == 2
     assert "distillation needs a teacher" in capsys.readouterr().err

@@ -65,7 +65,7 @@ def write(path: Path, rows: list[dict[str, Any]]) -> None:
 def tune(files: Path, table: Path | None = None, on_event: Any = None, **more: Any) -> tuple[int, list[Any]]:
     asked = {
         "model": str(files / "base.gguf"), "inputs": [str(table or files / "rows.csv")], "objective": "decision",
-        "name": "d", "threads": 1, "dtype": "float32", "epochs": 2, "rates": {"lr": 0.01}, "batch_rows": 8, **more,
+        "name": "d", "threads": 1, "dtype": "float32", "epochs": 2, "optimizer": {"lr": 0.01}, "batch_rows": 8, **more,
     }  # fmt: skip
     said: list[Any] = []
     events = Events(listeners=[said.append, *([on_event] if on_event else [])])
