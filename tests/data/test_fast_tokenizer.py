@@ -10,7 +10,7 @@ from settle.data.tokenizer.fast import fast_tokenizer
 from settle.data.tokenizer.pretrained import PretrainedTokenizer
 from settle.formats.gguf import read_gguf
 from settle.infer.engine import VectorEngine
-from settle.library.pull import bert
+from settle.library.pull import encoder_gguf
 from tests.bert import TEXTS, tiny_bert
 from tests.trained import trained
 
@@ -30,7 +30,7 @@ ODD = [
 def test_word_pieces_are_those_of_the_folder(tmp_path):
     folder = tiny_bert(tmp_path / "bert")
     own = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    file = read_gguf(bert.encoder_to_gguf(folder, tmp_path / "bert.gguf", "bert", ""))
+    file = read_gguf(encoder_gguf.encoder_to_gguf(folder, tmp_path / "bert.gguf", "bert", ""))
     ours = fast_tokenizer(file.metadata)
     for text in [*TEXTS, *ODD]:
         assert ours.encode(text).ids == own.encode(text).ids
@@ -42,7 +42,7 @@ def test_word_pieces_keep_case_and_accents_where_the_model_does(tmp_path):
     raw = json.loads((folder / "tokenizer.json").read_text())
     raw["normalizer"] |= {"lowercase": False}
     (folder / "tokenizer.json").write_text(json.dumps(raw))
-    path = bert.encoder_to_gguf(folder, tmp_path / "bert.gguf", "bert", "")
+    path = encoder_gguf.encoder_to_gguf(folder, tmp_path / "bert.gguf", "bert", "")
     own, ours = Tokenizer.from_str(json.dumps(raw)), fast_tokenizer(read_gguf(path).metadata)
     assert all(ours.encode(text).ids == own.encode(text).ids for text in TEXTS)
     with VectorEngine(path) as engine:
@@ -61,7 +61,7 @@ def test_likeliest_pieces_are_those_of_llama_cpp(tmp_path, monkeypatch):
     pieces = json.loads(own.to_str())["model"]["vocab"]
     monkeypatch.setattr(bert, "_WordPiece", lambda raw: _Pieces(pieces))
     config = json.loads((folder / "config.json").read_text())
-    path = bert.encoder_to_gguf(folder, tmp_path / "bert.gguf", "bert", "")
+    path = encoder_gguf.encoder_to_gguf(folder, tmp_path / "bert.gguf", "bert", "")
     ours = fast_tokenizer(read_gguf(path).metadata)
     assert config["vocab_size"] >= len(pieces)
     text = "restart the  server and rotate a key"
