@@ -59,7 +59,7 @@ def test_likeliest_pieces_are_those_of_llama_cpp(tmp_path, monkeypatch):
         trained_on, trainers.UnigramTrainer(vocab_size=90, special_tokens=special, unk_token="<unk>")
     )
     pieces = json.loads(own.to_str())["model"]["vocab"]
-    monkeypatch.setattr(bert, "_WordPiece", lambda raw: _Pieces(pieces))
+    monkeypatch.setattr(encoder_gguf, "_WordPiece", lambda raw: _Pieces(pieces))
     config = json.loads((folder / "config.json").read_text())
     path = encoder_gguf.encoder_to_gguf(folder, tmp_path / "bert.gguf", "bert", "")
     ours = fast_tokenizer(read_gguf(path).metadata)
