@@ -58,6 +58,7 @@ SERVER = re.compile(r"^settle (?:serve|studio)|--watch$")
 UP = re.compile(r"(?:127\.0\.0\.1|localhost):\d+|watch|Ctrl-C", re.I)
 CODES_OF_SHORT = {3, 4}  # docs/agents.md: not better, undecided, as a run that was cut short may be
 PYTHONS = re.compile(r"Traceback \(most recent|\w+Warning: ")  # words for developers
+NAMED = re.compile(r"settle (?:train|tune|distill|index) .*--name (\S+)|settle\.(?:train|tune)\(.*name=\"(\w+)\"")
 VOTE = re.compile(r"--vote (\w+)=")
 SIBLING = re.compile(r"-(?:seed\d+|member\d+|unjudged|distilled)$")
 COLUMNS, ROWS = 100, 40
@@ -154,8 +155,8 @@ class World:
 
     def forget(self, command: str) -> None:
         """Delete what an earlier page has made under the name that a command gives."""
-        if found := re.search(r"settle (?:train|tune|distill|index) .*--name (\S+)", command):
-            for path in [*self.made(found[1])]:
+        if found := NAMED.search(command):
+            for path in [*self.made(found[1] or found[2])]:
                 shutil.rmtree(path)
 
 
@@ -302,7 +303,8 @@ def shortened(world: World, command: str) -> str:
             if "{notes}" in other:
                 make(world, "notes")
             notes = next(world.made("notes"), None)
-            command = command.replace(words, other.format(wheel=world.wheel, notes=notes))
+            model = gguf(world, "smollm2") if "{model}" in other else None
+            command = command.replace(words, other.format(wheel=world.wheel, notes=notes, model=model))
     for pattern, other in LIST["shorter"].items():
         command = re.sub(pattern, other, command)
     return command
@@ -343,6 +345,9 @@ def type_page(world: World, page: Path) -> Iterator[Typed]:
             fault = fault or ("a traceback or warning" if PYTHONS.search(said) else "")
             yield Typed(page.name, command, line, code, round(time.monotonic() - began, 1), said[-1500:], fault)
             before += f"{line}; " if command.startswith(". ") else ""
+    for command in commands:  # a name of another page's that this page gave to something else
+        if (found := NAMED.search(command)) and LIST["made"].get(found[1], command) != command:
+            world.forget(command)
 
 
 @contextmanager
