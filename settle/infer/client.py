@@ -124,8 +124,9 @@ class LlamaClient:
     @property
     def _is_opened(self) -> bool:
         """True when the file says that every text begins with a token of its own."""
-        is_spm = self.metadata.get("tokenizer.ggml.model") == "llama"  # llama.cpp's default where the file is silent
-        return bool(self.metadata.get("tokenizer.ggml.add_bos_token", is_spm))
+        model = self.metadata.get("tokenizer.ggml.model")
+        is_opened = self.metadata.get("tokenizer.ggml.add_bos_token", model == "llama")  # llama.cpp's default
+        return bool(is_opened) or model == "gemma4"  # whatever the file says
 
     def _opened(self, ids: list[int]) -> list[int]:
         opening = self.metadata.get("tokenizer.ggml.bos_token_id")

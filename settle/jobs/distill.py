@@ -102,7 +102,7 @@ class DistillContext(TuningContext):
 def teacher(c: DistillContext) -> None:
     """Open the teacher; a given student must share its tokenizer."""
     recorded = c.plan.objective_settings["teacher"] if c.record is not None else None
-    c.teacher = open_pretrained(str(recorded or c.settings.teacher))
+    c.teacher = open_pretrained(str(recorded or c.settings.teacher), c.events)
     if c.record is None and c.settings.student:
         student = open_pretrained(c.settings.student)
         require_same_tokenizer(c.teacher.tokenizer, student.tokenizer, (c.teacher.name, student.name))
@@ -130,7 +130,7 @@ def student(c: DistillContext) -> None:
     if c.record is not None:
         c.base = open_base(c.tuning)
         return
-    c.base = open_pretrained(c.settings.student) if c.settings.student else _made_student(c)
+    c.base = open_pretrained(c.settings.student, c.events) if c.settings.student else _made_student(c)
     source = c.teacher.source
     recorded = {"record": str(c.run.path / RECORD)} if c.settings.cache else {}
     mapped = {"layer_map": layers} if (layers := _layer_map(c)) else {}

@@ -84,7 +84,7 @@ def source(c: ShrinkContext) -> None:
         refuse_newer(c.record, PLAN_VERSION, f"plan.json of {c.run.name}")
     folder = Path(c.resources.enter_context(tempfile.TemporaryDirectory(dir=c.run.path, prefix=WORK_PREFIX)))
     c.events.emit(Say(text=f"reading {c.settings.model} …"))
-    model = open_pretrained(c.settings.model)
+    model = open_pretrained(c.settings.model, c.events)
     if model.source.kind != "gguf":
         dtype = unquantized_type(model)
         c.events.emit(Say(text=f"writing {model.name} as GGUF, in {dtype}, to start from …"))

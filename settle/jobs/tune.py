@@ -63,10 +63,7 @@ def base(c: TuneContext) -> None:
     """Open the model that is tuned; an unknown metric is refused before anything is loaded."""
     if c.settings.score:
         named(c.settings.score)
-    c.base = open_base(c.tuning) if c.record is not None else open_pretrained(c.settings.model)
-    if c.base.left_out:
-        left_out = ", ".join(c.base.left_out)
-        c.events.emit(Say(text=f"{c.base.name}: its text model is tuned; left out are {left_out}"))
+    c.base = open_base(c.tuning) if c.record is not None else open_pretrained(c.settings.model, c.events)
 
 
 def data(c: TuneContext) -> None:

@@ -94,7 +94,7 @@ def base(c: DecisionContext) -> None:
     for name in ("score", "sample"):
         if getattr(c.settings, name) is not None:
             raise UsageError(f"--{name} is for models that write", "leave it out: decisions are scored as they are")
-    c.base = open_base(c.tuning) if c.record is not None else open_pretrained(c.settings.model)
+    c.base = open_base(c.tuning) if c.record is not None else open_pretrained(c.settings.model, c.events)
 
 
 def data(c: DecisionContext) -> None:

@@ -178,7 +178,7 @@ def _facts(path: Path, stamp: str) -> Facts:
 
 def _longest_token(meta: Metadata, tokens: Sequence[str]) -> int:
     """Other tokenizers than these leave parts of a text out, so a token of theirs may stand for any number of bytes."""
-    is_known = meta.get("tokenizer.ggml.model") in ("gpt2", "llama")
+    is_known = meta.get("tokenizer.ggml.model") in ("gpt2", "llama", "gemma4")
     return max((len(token.encode("utf-8", "replace")) for token in tokens), default=0) if is_known else 0
 
 

@@ -8,7 +8,7 @@ import math
 import re
 import warnings
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
@@ -55,7 +55,7 @@ class Pretrained:
 
     part: the architecture. tokenizer: with its chat template. source: the files. metadata: of a GGUF file, or of
     config.json. stored: parameter name → where it lies. left_out: parts of the files that are not loaded, such as the
-    vision tower of a multimodal model.
+    vision tower of a multimodal model, with their bytes.
     """
 
     part: Architecture
@@ -63,7 +63,7 @@ class Pretrained:
     source: Source
     metadata: Mapping[str, object]
     stored: Mapping[str, _Stored]
-    left_out: tuple[str, ...] = ()
+    left_out: Mapping[str, int] = field(default_factory=dict)
 
     @classmethod
     def open(cls, model: Source | Path | str) -> "Pretrained":
@@ -89,6 +89,12 @@ class Pretrained:
     @property
     def chat_template(self) -> str:
         return self.tokenizer.chat_template
+
+    @property
+    def left_out_text(self) -> str:
+        """What is not loaded, in words and MB; "" for nothing."""
+        parts = (f"{_named(part)} ({size / 1e6:,.1f} MB)" for part, size in self.left_out.items())
+        return f"left out: {', '.join(parts)}" if self.left_out else ""
 
     @property
     def license(self) -> str:
@@ -215,12 +221,12 @@ def _from_gguf(source: Source) -> Pretrained:
     part = of_gguf(file.metadata, file.tensors)
     tokenizer = PretrainedTokenizer(file.metadata)
     tensors = dict(file.tensors)
-    left_out: tuple[str, ...] = ()
+    left_out: dict[str, int] = {}
     if predicting := largest(file.metadata, "nextn_predict_layers"):  # layers behind the last, for speculative decoding
         layers = len(part.options().layers)
         further = tuple(f"blk.{layer}." for layer in range(layers, layers + predicting))
+        left_out = {"mtp": sum(t.num_bytes for name, t in tensors.items() if name.startswith(further))}
         tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(further)}
-        left_out = ("mtp",)
     stored = _places(part, part.gguf_names(), tensors)
     return Pretrained(part, tokenizer, source, file.metadata, stored, left_out)
 
@@ -239,26 +245,33 @@ def _from_folder(source: Source) -> Pretrained:
     tokenizer = PretrainedTokenizer.from_folder(source.path)
     names = part.hf_names()
     holds_more = of_text is not config or any(name.startswith("mtp.") for name in file.tensors)
-    tensors, left_out = _of_text(file.tensors) if holds_more else (dict(file.tensors), ())
+    tensors, left_out = _of_text(file.tensors) if holds_more else (dict(file.tensors), {})
     if "lm_head.weight" not in names.values():
         tensors.pop("lm_head.weight", None)  # a copy of the tied table
     return Pretrained(part, tokenizer, source, config, _places(part, names, tensors), left_out)
 
 
-def _of_text(tensors: Mapping[str, LazyTensor]) -> tuple[dict[str, LazyTensor], tuple[str, ...]]:
-    """Return the tensors of a multimodal model's text model, by the names that they have alone, and what else there is.
+def _of_text(tensors: Mapping[str, LazyTensor]) -> tuple[dict[str, LazyTensor], dict[str, int]]:
+    """Return the tensors of a multimodal model's text model, by the names that they have alone, and the others' bytes.
 
     Its layers for speculative decoding (`mtp`) are left out too.
     """
-    found, others = {}, set()
+    found: dict[str, LazyTensor] = {}
+    others: dict[str, int] = {}
     for name, tensor in tensors.items():
         inner = _TEXT_PART.match(name)
         own = "model." * ("lm_head." not in name) + name[inner.end() :] if inner else name
         if inner or own.startswith(("model.embed_tokens.", "model.layers.", "model.norm.", "lm_head.")):
             found[own] = tensor
         else:
-            others.add(own.removeprefix("model.").split(".")[0])
-    return found, tuple(sorted(others))
+            part = own.removeprefix("model.").split(".")[0]
+            others[part] = others.get(part, 0) + tensor.num_bytes
+    return found, dict(sorted(others.items()))
+
+
+def _named(part: str) -> str:
+    """Return what a part of a checkpoint is called: `vision_tower` is the vision tower."""
+    return "multi-token prediction" if part == "mtp" else part.replace("_", " ")
 
 
 def _refuse_pickle(folder: Path) -> None:

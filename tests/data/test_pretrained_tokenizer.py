@@ -147,6 +147,28 @@ def test_spaced_ids_are_llama_cpps(spaced, tmp_path, prefix):
     assert tokenizer.decode(tokenizer.encode(PROSE[1])) == PROSE[1]
 
 
+def test_gemma4_ids_are_llama_cpps(spaced, tmp_path):
+    """`tokenizer.ggml.model` of published Gemma 4 files: merges of characters by a list, inside lines."""
+    merges = json.loads((spaced / "tokenizer.json").read_text())["model"]["merges"]
+    read = PretrainedTokenizer.from_folder(spaced).gguf_metadata()
+    tokens = [*read["tokenizer.ggml.tokens"], "\n\n\n", "\n▁▁", "▁▁▁", "▁▁"]
+    own = {"model": "gemma4", "tokens": tokens, "add_bos_token": False, "add_space_prefix": False}
+    own["token_type"] = [*read["tokenizer.ggml.token_type"], 1, 1, 1, 1]
+    own["merges"] = [*(m if isinstance(m, str) else " ".join(m) for m in merges), "▁ ▁", "▁▁ ▁", "\n ▁▁"]
+    own["scores"] = [0.0] * len(tokens)
+    metadata = {k: v for k, v in read.items() if not k.endswith("ggml.pre")}
+    tokenizer = PretrainedTokenizer(metadata | {f"tokenizer.ggml.{key}": value for key, value in own.items()})
+    assert tokenizer.add_bos
+    _as_llama_cpp(tokenizer, tmp_path / "x.gguf")
+    text = "one   two\n\n\n  three 日本\n"
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+    tokenizer.save(tmp_path)
+    theirs = AutoTokenizer.from_pretrained(tmp_path)
+    for text in (*PROSE, "aaaa aaaaa  x\n y\n", "<s>Ça<end_of_turn>日本"):
+        text = text.replace("\n\n\n", "\n")  # a token without merges, which published files do not have
+        assert tokenizer.encode(text, specials=True).tolist() == theirs.encode(text, add_special_tokens=False)
+
+
 def test_spaced_files_mean_the_same_to_transformers(spaced, tmp_path):
     read = PretrainedTokenizer.from_folder(spaced)
     tokenizer = PretrainedTokenizer(read.gguf_metadata())
@@ -190,7 +212,7 @@ def test_words_of_a_text_are_the_text():
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"tokenizer.ggml.model": "t5"}, "tokenizer 't5' is not supported.*gpt2, llama"),
+        ({"tokenizer.ggml.model": "t5"}, "tokenizer 't5' is not supported.*llama, gpt2, gemma4"),
         ({"tokenizer.ggml.pre": "kimi-k2"}, "pre-tokenizer 'kimi-k2' is not supported"),
         ({"tokenizer.ggml.merges": None}, "no whole tokenizer"),
     ],

@@ -1,8 +1,8 @@
 """The tokenizer of a pretrained model, from a GGUF file's metadata or a `tokenizer.json`.
 
 Its ids are those of llama.cpp on the same file, for every text: whoever serves the model later reads the same tokens
-as it was tuned on. There are two kinds, by llama.cpp's names: `gpt2` merges bytes inside words, `llama` (SentencePiece)
-merges characters, spaces written as ▁.
+as it was tuned on. There are three kinds, by llama.cpp's names: `gpt2` merges bytes inside words, `llama`
+(SentencePiece) merges characters, spaces written as ▁, by scores; `gemma4` does the same inside lines, by a list.
 
 Control tokens, and those that a family defined by hand, are found in a text before it is cut into words: the longest
 token is looked for first, through the whole text. That equals one pass that takes the longest token at each place,
@@ -25,6 +25,7 @@ from settle.data.tokenizer.vocabulary import BYTE_CHARACTERS, SPACE, USER_DEFINE
 Tree = dict[str, "Tree"]  # next character → what may follow it; "" ends a token
 # a word is remembered with its ids; a longer one is hardly ever met twice
 MAX_REMEMBERED, LONGEST_REMEMBERED = 200_000, 64
+_LINES = re.compile(r"[^\n]+|\n+")  # of a gemma4 tokenizer (llama.cpp, src/llama-vocab.cpp)
 
 
 class Finder:
@@ -206,12 +207,15 @@ class WordEncoder:
     def __init__(self, vocabulary: Vocabulary) -> None:
         self._vocabulary = vocabulary
         self._is_byte_level = vocabulary.model == "gpt2"
+        self._cuts_lines = vocabulary.model == "gemma4"
         self._known: dict[str, tuple[int, ...]] = {}
 
     def encode(self, text: str, at_start: bool) -> list[int]:
         """Return the ids of a text. at_start: whether nothing, or a special token, comes before it."""
         if self._is_byte_level:
             pieces = words(text, self._vocabulary.way.patterns)
+        elif self._cuts_lines:
+            pieces = _LINES.findall(text.replace(" ", SPACE))
         else:
             prefix = SPACE if self._vocabulary.add_space_prefix and at_start else ""
             pieces = [word for word in self._space_cut.split(prefix + text.replace(" ", SPACE)) if word]
@@ -238,9 +242,13 @@ class WordEncoder:
         return tuple(known[part] for part in parts if part in known)
 
     def _merge_characters(self, word: str) -> tuple[int, ...]:
-        known, scores = self._vocabulary.ids, self._vocabulary.scores
+        known, scores, ranks = self._vocabulary.ids, self._vocabulary.scores, self._ranks
+        if self._cuts_lines and word[0] == "\n" and word in known:
+            return (known[word],)
 
         def rank(left: str, right: str) -> float | None:
+            if ranks:
+                return ranks.get(f"{left} {right}")
             token = known.get(left + right)
             return None if token is None else -scores[token] if scores else 0.0
 
@@ -254,6 +262,8 @@ class WordEncoder:
 
     @cached_property
     def _ranks(self) -> dict[str, int]:
+        if not self._vocabulary.has_merges:
+            return {}
         return {pair: rank for rank, pair in reversed(list(enumerate(self._vocabulary.merges)))}
 
     @cached_property

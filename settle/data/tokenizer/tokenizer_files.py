@@ -209,7 +209,7 @@ def write(vocabulary: Vocabulary, folder: Path) -> None:
 def as_json(vocabulary: Vocabulary) -> JsonObject:
     """Return the contents of a tokenizer.json."""
     byte_level = vocabulary.model == "gpt2"
-    merges = vocabulary.merges if byte_level else _merges(vocabulary)
+    merges = vocabulary.merges if vocabulary.has_merges else _merges(vocabulary)
     added = []
     for i, (token, kind) in enumerate(zip(vocabulary.tokens, vocabulary.token_types, strict=True)):
         if kind in (UNKNOWN, CONTROL, USER_DEFINED) or token in vocabulary.special_tokens:
@@ -242,9 +242,10 @@ def _spaced_steps(vocabulary: Vocabulary) -> JsonObject:
     prepend = [{"type": "Prepend", "prepend": SPACE}] if vocabulary.add_space_prefix else []
     strip = [{"type": "Strip", "content": " ", "start": 1, "stop": 0}] if vocabulary.add_space_prefix else []
     back = {"type": "Replace", "pattern": {"String": SPACE}, "content": " "}
+    lines = {"type": "Split", "pattern": {"Regex": r"\n+"}, "behavior": "Isolated", "invert": False}
     return {
         "normalizer": {"type": "Sequence", "normalizers": [*prepend, replace]},
-        "pre_tokenizer": None,
+        "pre_tokenizer": lines if vocabulary.model == "gemma4" else None,
         "decoder": {"type": "Sequence", "decoders": [back, {"type": "ByteFallback"}, {"type": "Fuse"}, *strip]},
     }
 

@@ -34,7 +34,9 @@ BYTE_CHARACTERS = _byte_characters()
 
 
 SPACE = "▁"
-_DEFAULT_IDS = {"llama": {"bos": 1, "eos": 2, "unknown": 0}, "gpt2": {"bos": 11, "eos": 11}}
+_DEFAULT_IDS: dict[str, dict[str, int]] = {
+    "llama": {"bos": 1, "eos": 2, "unknown": 0}, "gpt2": {"bos": 11, "eos": 11}, "gemma4": {},
+}  # fmt: skip
 _PREFIX = "tokenizer.ggml."
 _BYTES = {character: byte for byte, character in BYTE_CHARACTERS.items()}
 _BYTE = re.compile("<0x[0-9A-Fa-f]{2}>")
@@ -45,9 +47,10 @@ _SHOWN = 40  # characters of a token that an error shows
 class Vocabulary:
     """The tokens, their types and special ids.
 
-    model: "gpt2" or "llama". pre: llama.cpp's name of how words are cut (gpt2), `way` what that means. tokens: the text
-    of each id as GGUF spells it. token_types: GGUF's. scores: of a llama tokenizer. merges: "left right", of a gpt2
-    tokenizer. byte_length: int32 (V,), bytes each id stands for, 0 for control tokens. Ids that a file does not have
+    model: "gpt2", "llama" or "gemma4". pre: llama.cpp's name of how words are cut (gpt2), `way` what that means.
+    tokens: the text of each id as GGUF spells it. token_types: GGUF's. scores: of a llama tokenizer. merges:
+    "left right", of the others. byte_length: int32 (V,), bytes each id stands for, 0 for control tokens. Ids that a
+    file does not have
     are None: bos_id (opens a text), unknown_id; pad_id and turn_end_id fall back to eos_id.
     """
 
@@ -57,7 +60,7 @@ class Vocabulary:
         self.metadata = {key: value for key, value in metadata.items() if key.startswith("tokenizer.")}
         self.model = str(self._value("model"))
         if self.model not in _DEFAULT_IDS:
-            raise FormatError(f"the tokenizer {self.model!r} is not supported", "known: gpt2, llama")
+            raise FormatError(f"the tokenizer {self.model!r} is not supported", f"known: {', '.join(_DEFAULT_IDS)}")
         self.pre = str(self._value("pre") or "default")
         if self.model == "gpt2" and self.pre not in WAYS:
             raise FormatError(f"the pre-tokenizer {self.pre!r} is not supported", f"known: {', '.join(WAYS)}")
@@ -67,13 +70,14 @@ class Vocabulary:
         self.token_types: list[int] = self._value("token_type") or [NORMAL] * self.vocab_size
         self.merges: list[str] = self._value("merges") or []
         self.scores: list[float] = self._value("scores") or []
-        if not self.tokens or (self.model == "gpt2" and self._value("merges") is None):
+        if not self.tokens or (self.has_merges and self._value("merges") is None):
             raise FormatError("the file has no whole tokenizer in it", "get a file with its tokenizer")
         self.dtype: type[np.uint16] | type[np.uint32] = np.uint16 if self.vocab_size <= 65536 else np.uint32
         self.chat_template: str = self.metadata.get("tokenizer.chat_template") or ""
         self._require_sound()
         self.add_space_prefix = bool(self._value("add_space_prefix", self.model == "llama"))
         self.add_bos = bool(self._value("add_bos_token", self.model == "llama" or self.way.add_bos))
+        self.add_bos = self.add_bos or self.model == "gemma4"  # whatever the file says, in llama.cpp
         self.bos_id: int | None = self._special_id("bos")
         self.unknown_id = self._special_id("unknown")
         eos, padding = self._special_id("eos"), self._special_id("padding")
@@ -82,6 +86,11 @@ class Vocabulary:
         self.eos_id: int = eos
         self.pad_id: int = eos if padding is None else padding
         self.turn_end_id = self._turn_end()
+
+    @property
+    def has_merges(self) -> bool:
+        """Whether tokens are merged in the order of a list, not by their scores."""
+        return self.model != "llama"
 
     @cached_property
     def ids(self) -> dict[str, int]:
@@ -161,7 +170,7 @@ class Vocabulary:
             return bytes([int(token[3:5], 16)])
         if kind == USER_DEFINED:
             return token.encode()
-        if self.model == "llama":
+        if self.model != "gpt2":
             return token.replace(SPACE, " ").encode()
         return b"".join(bytes([_BYTES[c]]) if c in _BYTES else c.encode() for c in token)
 

@@ -240,4 +240,5 @@ def usage_of(model: StoredModel) -> str:
     return (
         f"{millions:,.0f} M parameters ({opened.part.model_type}); "
         f"`settle chat {model.name}` talks to it, `settle tune {model.name} FILE` tunes it"
+        + (f"; {opened.left_out_text}" if opened.left_out else "")
     )

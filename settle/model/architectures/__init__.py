@@ -46,6 +46,7 @@ _NULLABLE = ("sliding_window", "attn_logit_softcapping", "final_logit_softcappin
 class Architecture(Part):
     """A model family, sized by its fields.
 
+    MULTIMODAL: `model_type` of checkpoints whose text model is of this family.
     HF_DEFAULTS: values of keys that a `config.json` leaves out. HF_FIXED: keys with the one supported value.
     HF_NAMES: module of a layer, or of the model → its name in Hugging Face's files, where that is another. GGUF_LAYER,
     GGUF_MODEL: module of a layer or of the model, or a parameter of a layer → its name in a GGUF file. GGUF_EPSILON:
@@ -55,6 +56,7 @@ class Architecture(Part):
 
     TINY: ClassVar[Self]
     model_type: ClassVar[str]
+    MULTIMODAL: ClassVar[tuple[str, ...]] = ()
     HF_CLASS: ClassVar[str]
     HF_DEFAULTS: ClassVar[Values] = {}
     HF_FIXED: ClassVar[Values] = {"hidden_act": "silu"}
@@ -350,7 +352,7 @@ class Architecture(Part):
     @classmethod
     def hf_values(cls, config: HfConfig) -> Values:
         """Return the fields that a `config.json` gives; those it leaves out as Hugging Face's class has them."""
-        values = dict(cls.HF_DEFAULTS)
+        config, values = {**cls.HF_DEFAULTS, **config}, dict(cls.HF_DEFAULTS)
         for name in cls.model_fields:
             if config.get(name) is not None or (name in config and name in _NULLABLE):
                 values[name] = config[name]
@@ -648,8 +650,17 @@ def _kept_by_input(o: LayerOptions, frozen: bool) -> int:
 def text_config(config: HfConfig) -> HfConfig:
     """Return what the `config.json` of a multimodal model says of its text model; of another model all of it."""
     inner = section(config, "text_config")
+    if inner and "model_type" not in inner and (family := family_of(config.get("model_type"))):
+        inner = {**inner, "model_type": family.model_type}
     whole = {key: config[key] for key in ("tie_word_embeddings", "quantization_config") if config.get(key) is not None}
     return {**inner, **whole} if inner else config
+
+
+def family_of(model_type: object) -> type[Architecture] | None:
+    """Return the family of a `model_type`, of a multimodal checkpoint that of its text model; None for others."""
+    families = Architecture.parts()
+    by_whole = {name: family for family in families.values() for name in family.MULTIMODAL}
+    return (families | by_whole).get(str(model_type))
 
 
 def of_hf_config(config: HfConfig) -> Architecture:
@@ -657,12 +668,12 @@ def of_hf_config(config: HfConfig) -> Architecture:
 
     Raises FormatError for a family that is not known.
     """
-    families = Architecture.parts()
     config = text_config(config)
     kind = config.get("model_type")
-    if kind not in families:
-        raise FormatError(f"the architecture {kind!r} is not known", f"known are: {', '.join(families)}")
-    return families[kind].from_hf_config(dict(config))
+    if (family := family_of(kind)) is None:
+        known = ", ".join(Architecture.parts())
+        raise FormatError(f"the architecture {kind!r} is not known", f"known are: {known}")
+    return family.from_hf_config({**config, "model_type": family.model_type})
 
 
 def of_gguf(metadata: GgufMetadata, tensors: Tensors) -> Architecture:

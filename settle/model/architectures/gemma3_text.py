@@ -16,9 +16,12 @@ class Gemma3Text(Gemma):
     """A Gemma 3 decoder. `rope_scaling` is of the layers that see everything."""
 
     model_type = "gemma3_text"
+    MULTIMODAL = ("gemma3",)
     gguf_architecture = "gemma3"
     HF_CLASS = "Gemma3ForCausalLM"
     HF_DEFAULTS = {
+        "vocab_size": 262208,
+        "num_attention_heads": 8,
         "max_position_embeddings": 131072,
         "head_dim": 256,
         "num_key_value_heads": 4,

@@ -31,6 +31,7 @@ class Qwen35Text(Architecture):
     """The text model of Qwen3.5. llama.cpp orders the heads of values by their place in a group."""
 
     model_type = "qwen3_5_text"
+    MULTIMODAL = ("qwen3_5",)
     gguf_architecture = "qwen35"
     HF_CLASS = "Qwen3_5ForCausalLM"
     HF_DEFAULTS = {

@@ -148,7 +148,7 @@ class Tokens:
 
     @cached_property
     def _rank(self) -> Callable[[str, str], float | None]:
-        if self.is_byte_level:
+        if self.tokenizer.has_merges:
             ranks = {pair: float(rank) for rank, pair in reversed(list(enumerate(self.tokenizer.merges)))}
             return lambda left, right: ranks.get(f"{left} {right}")
         ids, scores = self.ids, self.tokenizer.scores

@@ -6,8 +6,12 @@ import pytest
 import torch
 
 from settle.base.errors import FormatError, UsageError
+from settle.base.event_log import Events
+from settle.base.events import Event
 from settle.formats.safetensors import read_safetensors
-from settle.model.architectures import of_hf_config
+from settle.library.catalogue import catalogue_file
+from settle.library.pretrained import open_pretrained
+from settle.model.architectures import family_of, of_hf_config
 from settle.model.architectures.gemma4_text import Gemma4Text
 from settle.model.kv_cache import Growing
 from settle.model.pretrained import Pretrained
@@ -90,10 +94,29 @@ def test_a_text_model_in_a_multimodal_checkpoint(tmp_path, tokenizer) -> None:
     tokenizer.save(tmp_path)
     assert len(read_safetensors(tmp_path).tensors) == len(text) + 3
     opened = Pretrained.open(tmp_path)
-    assert opened.left_out == ("embed_audio", "vision_tower")
+    assert opened.left_out == {"embed_audio": 8, "vision_tower": 8}
+    said: list[Event] = []
+    open_pretrained(tmp_path, Events(None, [said.append]))
+    assert ["left out: embed audio (0.0 MB), vision tower (0.0 MB)" in event.text for event in said] == [True]
     ids, bounds = torch.arange(20), torch.tensor([0, 20]).int()
     torch.testing.assert_close(opened.load()(ids, bounds), model(ids, bounds))
     assert not any("layer_scalar" in name for name in opened.load(trainable=True).trainable())
+
+
+def test_a_multimodal_checkpoint_leads_to_its_text_model() -> None:
+    """Also where its text_config names no model_type and leaves sizes to the class, as the first Gemma 3 do."""
+    from transformers import Gemma3ForCausalLM, Gemma3TextConfig
+
+    named = {"gemma4_unified": "gemma4_text"} | {name: f"{name}_text" for name in ("gemma4", "gemma3", "qwen3_5")}
+    assert named.keys() <= {known.family for known in catalogue_file().known}
+    for whole, text in named.items():
+        assert family_of(whole) is family_of(text) is type(CASES[text])
+    assert family_of("gemma") is None
+    text = {"hidden_size": 2560, "intermediate_size": 10240, "num_hidden_layers": 34, "sliding_window": 1024}
+    part = of_hf_config({"model_type": "gemma3", "text_config": text, "vision_config": {}})
+    with torch.device("meta"):
+        theirs = Gemma3ForCausalLM(Gemma3TextConfig(**text))
+    assert part.num_parameters == sum(p.numel() for p in theirs.parameters())
 
 
 def test_what_is_not_done_is_named() -> None:
