@@ -21,7 +21,7 @@ MOST_COMMAND_LINES = 80
 MOST_OF = {
     "files": 677,
     "files under 40 lines": 112,
-    "non-blank lines": 86_605,
+    "non-blank lines": 86_612,
     "mappings from str to object": 130,
     "isinstance": 595,
     "asserts": 52,

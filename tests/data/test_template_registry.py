@@ -1,5 +1,6 @@
 """Real chat templates: each renders here, in its fenced child, exactly as transformers renders it."""
 
+import random
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ from transformers.utils.chat_template_utils import render_jinja_template
 
 from settle.base.chat_template import ChatTemplate, TemplateFailure
 
-TEMPLATES = sorted((Path(__file__).parents[1] / "chat_templates").glob("*.jinja"))
+TEMPLATES = sorted((Path(__file__).parents[1] / "chat_templates").glob("**/*.jinja"))
 BOS, EOS = "<s>", "</s>"
 WEATHER = {
     "type": "function",
@@ -41,12 +42,59 @@ def test_a_real_template_renders_as_in_transformers(path: Path, asks: bool) -> N
     assert rendered
 
 
-def _here(source: str, messages: list[dict[str, Any]], tools: list[dict[str, Any]], asks: bool) -> str:
-    return ChatTemplate(source, BOS, EOS).render(messages, tools, add_generation_prompt=asks)
+@pytest.mark.parametrize("path", TEMPLATES, ids=lambda path: path.stem)
+def test_200_conversations_render_as_in_transformers(path: Path) -> None:
+    """With tools and their results, thoughts, and thinking switched on and off."""
+    source = path.read_text(encoding="utf-8")
+    draw, rendered = random.Random(path.stem), 0
+    for number in range(200):
+        messages, tools, asks = _conversation(draw), [WEATHER] * draw.randint(0, 2), number % 2 == 0
+        thinks = draw.choice([{}, {"enable_thinking": True}, {"enable_thinking": False}, {"thinking": True}])
+        try:
+            expected = _in_transformers(source, messages, tools, asks, **thinks)
+        except (TemplateError, TypeError, AttributeError):  # the template knows no such order of turns
+            with pytest.raises(TemplateFailure):
+                _here(source, messages, tools, asks, **thinks)
+            continue
+        assert _here(source, messages, tools, asks, **thinks) == expected
+        rendered += 1
+    assert rendered >= 20
 
 
-def _in_transformers(source: str, messages: list[dict[str, Any]], tools: list[dict[str, Any]], asks: bool) -> str:
-    rendered, _ = render_jinja_template(
-        [messages], tools=tools or None, chat_template=source, add_generation_prompt=asks, bos_token=BOS, eos_token=EOS
-    )
+def _conversation(draw: random.Random) -> list[dict[str, Any]]:
+    """Return one to three questions with their answers, some of which think or call tools first."""
+    messages = [SYSTEM] * draw.randint(0, 1)
+    turns = draw.randint(1, 3)
+    for turn in range(turns):
+        messages.append({"role": "user", "content": draw.choice(_TEXTS)})
+        thoughts = {"reasoning_content": draw.choice(_TEXTS)} if draw.random() < 0.3 else {}
+        if draw.random() < 0.4:
+            names = [f"call{draw.randrange(10**5):05}" for _ in range(draw.randint(1, 2))]
+            function = {"name": "weather", "arguments": {"town": draw.choice(_TEXTS), "days": draw.randint(1, 9)}}
+            calls = [{"id": name, "type": "function", "function": function} for name in names]
+            messages.append({"role": "assistant", "content": draw.choice(["", "Let me see."]), "tool_calls": calls})
+            messages[-1] |= thoughts
+            for name in names:
+                result = {"role": "tool", "name": "weather", "tool_call_id": name, "content": draw.choice(_TEXTS)}
+                messages.append(result)
+        if turn + 1 < turns or draw.random() < 0.5:
+            thought = draw.choice(["", "<think>\nGrey?\n</think>\n\n"])
+            messages.append({"role": "assistant", "content": thought + draw.choice(_TEXTS), **thoughts})
+    return messages
+
+
+_TEXTS = ["Grey.", 'How is it at Kærø?\n  "Grey"?', "<b>海</b> & 😀\t", '{"sky": "grey", "wind": [3, null]}', " 42\n\n"]
+
+
+def _here(
+    source: str, messages: list[dict[str, Any]], tools: list[dict[str, Any]], asks: bool, **arguments: bool
+) -> str:
+    return ChatTemplate(source, BOS, EOS).render(messages, tools, add_generation_prompt=asks, **arguments)
+
+
+def _in_transformers(
+    source: str, messages: list[dict[str, Any]], tools: list[dict[str, Any]], asks: bool, **arguments: bool
+) -> str:
+    given = {"add_generation_prompt": asks, "bos_token": BOS, "eos_token": EOS, **arguments}
+    rendered, _ = render_jinja_template([messages], tools=tools or None, chat_template=source, **given)
     return str(rendered[0])

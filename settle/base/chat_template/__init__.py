@@ -79,7 +79,11 @@ class ChatTemplate:
         cuts: how many messages each beginning has, and whether the generation prompt follows them. Raises as `render`,
         for the first cut that fails.
         """
-        given = {"messages": list(messages), "tools": list(tools) if tools else None, "arguments": dict(arguments)}
+        given = {
+            "messages": [_with_thoughts(m) for m in messages],
+            "tools": list(tools) if tools else None,
+            "arguments": dict(arguments),
+        }
         texts: list[str] = []
         while len(texts) < len(cuts):
             texts += self._ask(given, cuts[len(texts) :])
@@ -113,6 +117,13 @@ def complaint(template: object) -> str | None:
     if len(template) > LONGEST:
         return f"is {len(template)} characters long, {LONGEST} is the most"
     return None
+
+
+def _with_thoughts(message: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return a message whose thoughts have the two names that templates read, as transformers and llama.cpp do."""
+    names = ("reasoning_content", "thinking", "reasoning")
+    thoughts = next((message[name] for name in names if message.get(name) is not None), None)
+    return message if thoughts is None else {"thinking": thoughts, **message, "reasoning_content": thoughts}
 
 
 def render(template: str, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool, **tokens: Any) -> str:
