@@ -59,7 +59,7 @@ def export_lora(
         raise FormatError(f"llama.cpp has no {adapter.name} over a base", "merge it: `settle export NAME --to gguf`")
     tensors = _tensors(part, adapter.parameters(part), adapter.lora, dtype)
     card = metadata or {}
-    own: dict[str, object] = {"general.architecture": part.gguf_architecture, "general.type": "adapter"}
+    own: dict[str, object] = {"general.architecture": part.gguf_family, "general.type": "adapter"}
     own |= {f"general.{key}": str(card[key]) for key in ("name", "description") if card.get(key)}
     if card.get("template"):
         own["tokenizer.chat_template"] = str(card["template"])
@@ -118,7 +118,7 @@ def read_pairs(path: Path, part: ModelLayout) -> LoraPairs:
     """
     file = read_lora(path)
     parameters = {theirs: ours for ours, theirs in part.gguf_names().items()}
-    modules = {ours: hf.removesuffix(".weight") for ours, hf in part.hf_names().items()}
+    modules = part.hf_modules()
     pairs: dict[str, tuple[np.ndarray, np.ndarray]] = {}
     for name in (name.removesuffix(UP) for name in file.tensors if name.endswith(UP)):
         down, up = (file.tensors[name + half].load() for half in (DOWN, UP))

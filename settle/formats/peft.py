@@ -68,7 +68,7 @@ def export_peft(part: ModelLayout, adapter: AdapterWeights, path: Path, dtype: s
     with folder_to_write(path):
         write_json(path / CONFIG, config)
     card = {BASE_SHA256: adapter.base_sha256} if adapter.base_sha256 else {}
-    write_safetensors(path / FILE, adapter.state, dtype, card)
+    write_safetensors(path / FILE, adapter.peft_state(part), dtype, card)
     return path
 
 

@@ -4,7 +4,7 @@ import json
 import math
 import mmap
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -143,8 +143,23 @@ def export_safetensors(
     write_json(path / "generation_config.json", {k: v for k, v in ids.items() if v is not None})
     card = {k: str(v) for k, v in (metadata or {}).items() if v is not None}
     names = part.hf_names()
-    _write_shards(path, {names[n]: t for n, t in weights.items()}, dtype, card, shard_bytes)
+    tensors: dict[str, list[TensorLike]] = {}
+    for name in (name for name in names if name in weights):
+        tensors.setdefault(names[name], []).append(weights[name])
+    whole = {name: rows[0] if len(rows) == 1 else _Rows(rows) for name, rows in tensors.items()}
+    _write_shards(path, whole, dtype, card, shard_bytes)
     return path
+
+
+class _Rows:
+    """Matrices as one, the rows of each behind those of the one before; joined when they are written."""
+
+    def __init__(self, matrices: Sequence[TensorLike]) -> None:
+        self._matrices = matrices
+        self.shape = (sum(matrix.shape[0] for matrix in matrices), *matrices[0].shape[1:])
+
+    def __array__(self, dtype: type | None = None, copy: bool | None = None) -> np.ndarray:
+        return np.concatenate([to_float32(matrix) for matrix in self._matrices])
 
 
 def _write_shards(

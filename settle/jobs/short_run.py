@@ -109,7 +109,8 @@ def planned_run(command: str, recipe: Mapping[str, object], run: Run) -> Trainin
 
 def exported_again(run: Run, base: Path, path: Path) -> Path:
     """Write the adapter that a run keeps to `path`, as llama.cpp reads it. Raises SettleError."""
-    opened, adapter = open_pretrained(base), open_adapter(run.out / ADAPTER_FOLDER)
+    opened = open_pretrained(base)
+    adapter = open_adapter(run.out / ADAPTER_FOLDER).apart(opened.part)
     contents = AdapterContents(opened.part, adapter, opened.tokenizer, opened.source.path, {"name": run.name})
     return LoraGguf().write_adapter(path, contents)
 

@@ -359,7 +359,7 @@ def export(c: DecisionContext) -> None:
         return
     live, base, name = c.live, c.base, c.run.name
     keys = keys_of(c.keys)
-    gguf_keys = keys.metadata(live.architecture.gguf_architecture)
+    gguf_keys = keys.metadata(live.architecture.gguf_family)
     texts = held_out_texts(c.corpus.held_out, c.tokenizer)
     card = {"verdict": c.verdict.verdict, **c.best.model_dump(exclude_none=True)}
     if base.metadata.get(PLAIN_TEXT_KEY):

@@ -1,8 +1,8 @@
 """Adapters that were trained: read from files, put beside the linears of their base, described for files."""
 
 from collections import defaultdict
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Self
@@ -16,7 +16,7 @@ from settle.formats import LoraPairs, ModelLayout
 from settle.formats.lora_gguf import read_pairs
 from settle.formats.peft import read_peft
 from settle.model.adapters import PREFIX, Adapter, load, state
-from settle.model.adapters.lora import LoRA
+from settle.model.adapters.lora import DOWN, UP, LoRA
 from settle.model.architectures import Architecture
 from settle.model.decoder import Decoder
 from settle.model.pretrained import Pretrained
@@ -71,7 +71,39 @@ class TrainedAdapter:
 
     def peft_config(self, architecture: ModelLayout) -> dict[str, JsonValue]:
         """Return what PEFT needs to know of it, but for its base."""
-        return self.method.peft_config(_targets(self.modules, architecture))
+        joined = _joined(self.modules, architecture)
+        whole = {member: name for name, members in joined.items() for member in members}
+        config = self.method.peft_config(_targets(tuple(whole.get(m, m) for m in self.modules), architecture))
+        for name, members in joined.items():
+            inside = name.partition(".layers.")[2].partition(".")[2]
+            self.method.widen(config, inside, len(members))
+        return config
+
+    def peft_state(self, architecture: ModelLayout) -> dict[str, np.ndarray]:
+        """Return its tensors as PEFT names them: adapters of linears that files join are one, of all their ranks."""
+        state = dict(self.state)
+        for name, members in _joined(self.modules, architecture).items():
+            for ending in self.method.ENDINGS:
+                pieces = [state.pop(f"{PREFIX}{member}{ending}") for member in members]
+                state[f"{PREFIX}{name}{ending}"] = _block_diagonal(pieces) if ending == UP else np.concatenate(pieces)
+        return state
+
+    def apart(self, architecture: Architecture) -> "TrainedAdapter":
+        """Return it with a pair for each of the linears that files join, as the model has them."""
+        names, shapes = architecture.hf_names(), architecture.parameters()
+        state = dict(self.state)
+        for name, members in _joined((), architecture).items():
+            if f"{PREFIX}{name}{DOWN}" not in state:
+                continue
+            rows = [shapes[parameter][0] for parameter in names if names[parameter] == f"{name}.weight"]
+            for ending in self.method.ENDINGS:
+                whole = state.pop(f"{PREFIX}{name}{ending}")
+                pieces = [whole] * len(rows) if ending == DOWN else np.split(whole, np.cumsum(rows)[:-1])
+                state |= {f"{PREFIX}{m}{ending}": piece for m, piece in zip(members, pieces, strict=True)}
+        if state.keys() == self.state.keys():
+            return self
+        targets = list(dict.fromkeys(_split(name, self.method.ENDINGS)[0] for name in state))
+        return replace(self, method=self.method.model_copy(update={"targets": targets}), state=state)
 
     def require_base(self, sha256: str | None, name: str) -> None:
         """Raise FormatError when the adapter says that it was trained on other weights than these."""
@@ -84,15 +116,15 @@ class TrainedAdapter:
 
     def parameters(self, architecture: ModelLayout) -> dict[str, str]:
         """Map each module to the parameter that it changes. Raises FormatError naming a module the model has not."""
-        by_hf = {hf: ours for ours, hf in architecture.hf_names().items()}
+        by_hf = {module: ours for ours, module in architecture.hf_modules().items()}
         by_module: dict[str, str] = {}
         for module in self.modules:
-            if f"{module}.weight" not in by_hf:
+            if module not in by_hf:
                 raise FormatError(
                     f"the adapter is for {module}, which a {architecture.model_type} of this size does not have",
                     "take the base it was trained on",
                 )
-            by_module[module] = by_hf[f"{module}.weight"]
+            by_module[module] = by_hf[module]
         return by_module
 
 
@@ -145,9 +177,35 @@ def _split(name: str, endings: tuple[str, ...]) -> tuple[str, str]:
     return name.removeprefix(PREFIX).removesuffix(ending), ending
 
 
+def _joined(modules: Collection[str], architecture: ModelLayout) -> dict[str, list[str]]:
+    """Return linears of the files that join several of the model's: name → those. modules: that are adapted, or none.
+
+    Raises FormatError when only some of the linears that one joins are adapted.
+    """
+    names, members = architecture.hf_names(), defaultdict(list)
+    for parameter, module in architecture.hf_modules().items():
+        members[names[parameter].removesuffix(".weight")].append(module)
+    joined = {name: linears for name, linears in members.items() if len(linears) > 1}
+    for name, linears in joined.items():
+        if modules and 0 < len(set(linears) & set(modules)) < len(linears):
+            raise FormatError(f"PEFT adapts all of {name} or nothing", f"adapt each of {', '.join(linears)}")
+    return {name: linears for name, linears in joined.items() if not modules or linears[0] in modules}
+
+
+def _block_diagonal(blocks: Sequence[np.ndarray]) -> np.ndarray:
+    """Join B (O, r) of several linears, which read one A each, to one of all their outputs and ranks."""
+    whole = np.zeros((sum(len(b) for b in blocks), sum(b.shape[1] for b in blocks)), blocks[0].dtype)
+    row = column = 0
+    for block in blocks:
+        whole[row : row + len(block), column : column + block.shape[1]] = block
+        row, column = row + len(block), column + block.shape[1]
+    return whole
+
+
 def _targets(modules: tuple[str, ...], architecture: ModelLayout) -> list[str]:
     """Return the shortest `target_modules` that mean exactly these modules: last names where they are enough."""
-    everything = {hf.removesuffix(".weight") for hf in architecture.hf_names().values() if hf.endswith(".weight")}
+    joined = {member: name for name, members in _joined((), architecture).items() for member in members}
+    everything = {joined.get(module, module) for module in architecture.hf_modules().values()}
     last: dict[str, set[str]] = defaultdict(set)
     for module in everything:
         last[module.rpartition(".")[2]].add(module)

@@ -302,7 +302,7 @@ def _places(part: Architecture, names: Mapping[str, str], tensors: Mapping[str, 
         if tensor.dtype not in GGML:
             known = ", ".join(GGML)
             raise FormatError(f"{name} is {tensor.dtype}, which is not read here", f"read are: {known}")
-        for number, parameter in enumerate(parameters):
+        for number, parameter in enumerate(parameters):  # matrices of one shape, rows behind rows or stacked
             shape = shapes[parameter]
             whole = shape if len(parameters) == 1 else (len(parameters), *shape)
             if math.prod(tensor.shape) != math.prod(whole) or (len(whole) > 1 and tensor.shape[-1] != whole[-1]):

@@ -58,7 +58,7 @@ def test_what_llama_cpp_does_not_read_is_no_difference(key: str) -> None:
 
 
 def with_header(tiny: Any, **changes: object) -> Any:
-    wanted = {"general.architecture": tiny.part.gguf_architecture, **tiny.part.gguf_metadata()}
+    wanted = {"general.architecture": tiny.part.gguf_family, **tiny.part.gguf_metadata()}
     return SimpleNamespace(metadata={k: v for k, v in (wanted | changes).items() if v is not None}, tensors={})
 
 

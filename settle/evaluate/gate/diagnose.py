@@ -133,7 +133,7 @@ def header(origin: Origin, file: Weights) -> Iterator[str]:
     A file that others wrote (the base under an adapter, say) may leave out what llama.cpp takes as its default.
     """
     part, foreign = origin.part, origin.foreign or origin.adapter is not None
-    wanted = {"general.architecture": part.gguf_architecture, **part.gguf_metadata()}
+    wanted = {"general.architecture": part.gguf_family, **part.gguf_metadata()}
     for key, value in wanted.items():
         there = file.metadata.get(key)
         if not (foreign if there is None else _same(value, there)):

@@ -319,7 +319,7 @@ def _check(name: str, exported: ExportedModel | ExportedAdapter, form: Format) -
 def _gguf_keys(run: Run, architecture: GgufLayout) -> Metadata:
     """Return the keys of the run's decision model, none where it made another one."""
     decision = run.read(f"out/{DECISION_FILE}")
-    return keys_of(decision).metadata(architecture.gguf_architecture) if decision else {}
+    return keys_of(decision).metadata(architecture.gguf_family) if decision else {}
 
 
 def _recommended(run: Run) -> Metadata:
@@ -359,7 +359,8 @@ def _model_of_run(run: Run, events: Events) -> ExportedModel:
 
 def _adapter_of_run(run: Run, base: str | None, events: Events) -> ExportedAdapter:
     opened = open_pretrained(base or str((run.read("plan.json") or {})["tuning"]["base"]))
-    texts, adapter = held_out_text(run, opened.tokenizer, events), open_adapter(run.out / ADAPTER_FOLDER)
+    texts = held_out_text(run, opened.tokenizer, events)
+    adapter = open_adapter(run.out / ADAPTER_FOLDER).apart(opened.part)
     template, is_plain = _turns(run, opened)
     tokenizer = opened.tokenizer.with_template(template) if template else opened.tokenizer
     card = {"template": template} | ({"base": True} if is_plain else {})
@@ -387,7 +388,7 @@ def _adapter_of_folder(folder: Path, base: str | None, events: Events) -> Export
         says = f"{name} was trained on {adapter.base or 'a model that it does not name'}"
         raise UsageError(f"{says}, and {e.what}", "give it: --base NAME, a folder or a .gguf") from None
     events.emit(Warn(text="no text is known that it was not trained on: it is compared on a few built-in texts"))
-    return ExportedAdapter(name, opened, adapter, opened.tokenizer, list(PROSE))
+    return ExportedAdapter(name, opened, adapter.apart(opened.part), opened.tokenizer, list(PROSE))
 
 
 @dataclass(frozen=True)
@@ -413,18 +414,22 @@ def load(folder: Path) -> LiveModel:
     tensors = read_safetensors(folder).tensors
     names = architecture.hf_names()
     parameters = dict(model.named_parameters())
-    stray = sorted(set(tensors) ^ {names[name] for name in parameters})
+    of_tensor: dict[str, list[Tensor]] = {}
+    for name in names:
+        of_tensor.setdefault(names[name], []).append(parameters[name])
+    stray = sorted(set(tensors) ^ set(of_tensor))
     if stray:
         raise FormatError(f"{folder.name} and its config.json disagree about {stray[0]}", "export the model again")
     with torch.no_grad():
-        for name, parameter in parameters.items():
-            tensor = tensors[names[name]]
-            if tensor.shape != tuple(parameter.shape):
+        for file_name, own in of_tensor.items():
+            tensor, rows = tensors[file_name], [parameter.shape[0] for parameter in own]
+            shape = (sum(rows), *own[0].shape[1:])
+            if tensor.shape != shape:
                 raise FormatError(
-                    f"{tensor.name} has the shape {tensor.shape}, config.json says {tuple(parameter.shape)}",
-                    "export the model again",
+                    f"{tensor.name} has the shape {tensor.shape}, config.json says {shape}", "export the model again"
                 )
-            parameter.copy_(torch.from_numpy(tensor.load()))
+            for parameter, piece in zip(own, torch.from_numpy(tensor.load()).split(rows), strict=True):
+                parameter.copy_(piece)
     return LiveModel(architecture, model.eval(), ByteBpeTokenizer(folder))
 
 

@@ -149,7 +149,7 @@ def export_gguf(
         raise FormatError(f"the weights and the architecture disagree about {stray[0]}", "export with the run's plan")
     tensors = _tensors(part, names, weights, dtype)
     header: Metadata = {
-        "general.architecture": part.gguf_architecture,
+        "general.architecture": part.gguf_family,
         "general.type": "model",
         **_card(metadata or {}, dtype),
         **{key: np.float32(v) if isinstance(v, float) else v for key, v in part.gguf_metadata().items()},

@@ -61,7 +61,7 @@ def encoder_to_gguf(folder: Path, path: Path, name: str, license: str) -> Path:
 class _Bert:
     """What `export_gguf` asks of an architecture. pooling: GGUF's number for it."""
 
-    gguf_architecture: ClassVar[str] = "bert"
+    gguf_family: ClassVar[str] = "bert"
     prefix: ClassVar[str] = "bert."
     position_offset: ClassVar[int] = 0
     config: Json
@@ -118,7 +118,7 @@ class _XlmRoberta(_Bert):
 
 
 class _ModernBert(_Bert):
-    gguf_architecture: ClassVar[str] = "modern-bert"
+    gguf_family: ClassVar[str] = "modern-bert"
     prefix: ClassVar[str] = "model."
 
     def __post_init__(self) -> None:

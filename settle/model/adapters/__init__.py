@@ -59,6 +59,13 @@ class Adapter(Part):
     def peft_config(self, targets: list[str]) -> dict[str, JsonValue]:
         """Return this method's keys of PEFT's adapter_config.json. targets: the shortest `target_modules`."""
 
+    def widen(self, config: dict[str, JsonValue], module: str, times: int) -> None:
+        """Say in PEFT's settings that the adapter of these modules is that of `times` linears, which files join.
+
+        Raises FormatError where the method has none for several.
+        """
+        raise FormatError(f"PEFT has no {type(self).__name__} for parts of {module}", "merge it: `settle export NAME`")
+
     @classmethod
     @abstractmethod
     def from_peft(

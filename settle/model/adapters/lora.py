@@ -86,6 +86,13 @@ class LoRA(Adapter):
             "init_lora_weights": True,
         }
 
+    def widen(self, config: dict[str, JsonValue], module: str, times: int) -> None:
+        alpha = self.alpha * (math.sqrt(times) if self.rslora else times)  # the same scale, with more ranks
+        for key, value in (("rank_pattern", times * self.rank), ("alpha_pattern", alpha)):
+            patterns = config.setdefault(key, {})
+            if isinstance(patterns, dict):
+                patterns[module] = value
+
     @classmethod
     def from_peft(
         cls, config: Mapping[str, JsonValue], tensors: Mapping[str, np.ndarray]

@@ -48,7 +48,8 @@ class Architecture(Part):
 
     MULTIMODAL: `model_type` of checkpoints whose text model is of this family.
     HF_DEFAULTS: values of keys that a `config.json` leaves out. HF_FIXED: keys with the one supported value.
-    HF_NAMES: module of a layer, or of the model → its name in Hugging Face's files, where that is another. GGUF_LAYER,
+    HF_NAMES: module of a layer, or of the model → its name in Hugging Face's files, where that is another. HF_JOINED:
+    linear of a layer → the linear that holds its rows there, behind those of the linears before it. GGUF_LAYER,
     GGUF_MODEL: module of a layer or of the model, or a parameter of a layer → its name in a GGUF file. GGUF_EPSILON:
     key of the norms' epsilon there. QUERIES_ARE_WIDTH: whether llama.cpp takes the one for the other in this family.
     MAY_BE_TIED: whether it does without an output table.
@@ -61,6 +62,7 @@ class Architecture(Part):
     HF_DEFAULTS: ClassVar[Values] = {}
     HF_FIXED: ClassVar[Values] = {"hidden_act": "silu"}
     HF_NAMES: ClassVar[dict[str, str]] = {}
+    HF_JOINED: ClassVar[dict[str, str]] = {}
     gguf_architecture: ClassVar[str]
     GGUF_MODEL: ClassVar[dict[str, str]] = {
         "model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output",
@@ -314,17 +316,26 @@ class Architecture(Part):
     # --- Hugging Face's layout ---
 
     def hf_names(self) -> dict[str, str]:
-        """Parameter name → name in Hugging Face's safetensors."""
+        """Parameter name → name in Hugging Face's safetensors; a tensor of several has their rows in this order."""
         split = [(name, *name.rpartition(".")) for name in self.parameters()]
-        return {name: f"{self.hf_module(module)}.{kind}" for name, module, _, kind in split}
+        return {name: f"{self._hf_name(module, self.HF_JOINED)}.{kind}" for name, module, _, kind in split}
+
+    def hf_modules(self) -> dict[str, str]:
+        """Weight's name → its module as adapters call it; linears that files join are two here."""
+        names = [name.removesuffix(".weight") for name in self.parameters() if name.endswith(".weight")]
+        return {f"{name}.weight": self.hf_module(name) for name in names}
 
     @classmethod
     def hf_module(cls, name: str) -> str:
         """Return what Hugging Face's files call a module of the decoder."""
+        return cls._hf_name(name, {})
+
+    @classmethod
+    def _hf_name(cls, name: str, joined: Mapping[str, str]) -> str:
         if not name.startswith(f"{_LAYERS}."):
             return cls.HF_NAMES.get(name, name)
         _, _, layer, inside = name.split(".", 3)
-        return f"{cls.HF_NAMES.get(_LAYERS, _LAYERS)}.{layer}.{cls.HF_NAMES.get(inside, inside)}"
+        return f"{cls.HF_NAMES.get(_LAYERS, _LAYERS)}.{layer}.{joined.get(inside) or cls.HF_NAMES.get(inside, inside)}"
 
     def to_hf_config(self) -> Values:
         """`config.json` that `transformers` loads."""
@@ -374,6 +385,11 @@ class Architecture(Part):
     def is_of_gguf(cls, metadata: GgufMetadata) -> bool:
         """Return whether a file of `gguf_architecture` is of this family rather than of another that GGUF names so."""
         return cls.model_type == metadata.get("general.architecture")
+
+    @property
+    def gguf_family(self) -> str:
+        """`general.architecture` of its file: another family's where llama.cpp computes the model as one of those."""
+        return self.gguf_architecture
 
     def gguf_names(self) -> dict[str, str]:
         """Map each parameter's name to its name in a GGUF file, in the file's order.
@@ -430,7 +446,7 @@ class Architecture(Part):
             keys |= {"rope.scaling.type": "linear", "rope.scaling.factor": self.rope_scaling.factor or 1.0}
         if self.rope_scaling is not None and self.rope_scaling.rope_type == "yarn":
             keys |= _yarn_keys(self.rope_scaling)
-        return {f"{self.gguf_architecture}.{key}": value for key, value in keys.items()}
+        return {f"{self.gguf_family}.{key}": value for key, value in keys.items()}
 
     def gguf_constants(self) -> dict[str, tuple[float, ...]]:
         """Vectors that a GGUF file holds as tensors and that are no parameters: factors of rotary frequencies."""

@@ -47,7 +47,8 @@ class Mamba(Architecture):
     def hf_values(cls, config: HfConfig) -> Values:
         values = super().hf_values(config)
         limit = config.get("time_step_limit")
-        if limit not in (None, [0.0, math.inf], (0.0, math.inf)):
+        newest = [0.0, {"__float__": "Infinity"}]  # as transformers writes it since 5
+        if limit not in (None, [0.0, math.inf], (0.0, math.inf), newest):
             raise FormatError(f"time_step_limit = {limit!r} is not supported", "only (0, Infinity) is")
         if config.get("mamba_d_head", "auto") == "auto":
             expanded = whole({"mamba_expand": 2, **config}, "mamba_expand") * whole(config, "hidden_size")
@@ -63,7 +64,7 @@ class Mamba(Architecture):
             "ssm.time_step_rank": self.mamba_n_heads,
             "ssm.group_count": self.mamba_n_groups,
         }
-        return super().gguf_metadata() | {f"{self.gguf_architecture}.{key}": value for key, value in own.items()}
+        return super().gguf_metadata() | {f"{self.gguf_family}.{key}": value for key, value in own.items()}
 
     @classmethod
     def gguf_values(cls, fields: GgufFields, tensors: Tensors) -> Values:

@@ -46,7 +46,7 @@ class Granite(Llama):
         return plain.with_fields(attention_multiplier=plain.head_dim**-0.5)
 
     def gguf_metadata(self) -> GgufKeys:
-        scales = {f"{self.gguf_architecture}.{key}": getattr(self, field) for field, key in _SCALES.items()}
+        scales = {f"{self.gguf_family}.{key}": getattr(self, field) for field, key in _SCALES.items()}
         return super().gguf_metadata() | scales
 
     @classmethod

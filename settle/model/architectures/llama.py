@@ -29,7 +29,7 @@ class Llama(Architecture):
     def layer_parameters(self, layer: int) -> Shapes:
         shapes = super().layer_parameters(layer)
         wanted = {"self_attn": self.attention_bias, "mlp": self.mlp_bias}
-        linears = [name for name, shape in shapes.items() if len(shape) == 2 and wanted[name.split(".")[0]]]
+        linears = [name for name, shape in shapes.items() if len(shape) == 2 and wanted.get(name.split(".")[0])]
         return shapes | {name.replace("weight", "bias"): shapes[name][:1] for name in linears}
 
     def layer_options(self, layer: int) -> LayerOptions:
@@ -58,14 +58,14 @@ class Llama(Architecture):
     def to_gguf(self, name: str, values: Rows) -> Rows:
         heads = self._turned_heads(name)
         if heads is None:
-            return values
+            return super().to_gguf(name, values)
         split = values.reshape(heads, 2, values.shape[0] // heads // 2, *values.shape[1:])
         return split.swapaxes(1, 2).reshape(values.shape)
 
     def from_gguf_tensor(self, name: str, values: Rows) -> Rows:
         heads = self._turned_heads(name)
         if heads is None:
-            return values
+            return super().from_gguf_tensor(name, values)
         split = values.reshape(heads, values.shape[0] // heads // 2, 2, *values.shape[1:])
         return split.swapaxes(1, 2).reshape(values.shape)
 

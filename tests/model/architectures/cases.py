@@ -10,6 +10,7 @@ from settle.model.architectures.gemma3_text import Gemma3Text
 from settle.model.architectures.gemma4_text import Gemma4Text
 from settle.model.architectures.gpt_neox import GptNeoX
 from settle.model.architectures.granite import Granite
+from settle.model.architectures.granitemoehybrid import GraniteMoeHybrid
 from settle.model.architectures.lfm2 import Lfm2
 from settle.model.architectures.llama import Llama
 from settle.model.architectures.olmo2 import Olmo2
@@ -86,6 +87,17 @@ CASES: dict[str, Architecture] = {name: family.TINY for name, family in Architec
     ),
     "phi3-window": _with(Phi3.TINY, sliding_window=8, num_key_value_heads=1),
     "granite-biases-tied": _with(Granite.TINY, attention_bias=True, mlp_bias=True, tie_word_embeddings=True),
+    "granitemoehybrid-attention": _with(
+        GraniteMoeHybrid.TINY, layer_types=("attention",) * 3, position_embedding_type="rope", tie_word_embeddings=True
+    ),
+    "granitemoehybrid-others": _with(
+        GraniteMoeHybrid.TINY,
+        attention_bias=True,
+        position_embedding_type="rope",
+        mamba_n_groups=2,
+        num_key_value_heads=1,
+    ),
+    "granitemoehybrid-unbiased": _with(GraniteMoeHybrid.TINY, mamba_conv_bias=False, mamba_d_conv=3),
     "smollm3-yarn": _with(SmolLM3.TINY, rope_scaling=LOUD, tie_word_embeddings=False),
     "smollm3-others": _with(SmolLM3.TINY, no_rope_layers=(0, 1, 1, 0), attention_bias=True, rope_scaling=STEEP),
     "gpt_neox-in-turn": _with(GptNeoX.TINY, use_parallel_residual=False, hidden_act="gelu_fast", rotary_pct=1.0),

@@ -53,7 +53,7 @@ def _adapter(part) -> TrainedAdapter:
     random = torch.Generator().manual_seed(3)
     state = {}
     for name, shape in part.parameters().items():
-        module = part.hf_names()[name].removesuffix(".weight")
+        module = part.hf_modules().get(name, "")
         if len(shape) == 2 and ".layers." in name and not module.endswith("mlp.gate"):
             state[f"{PREFIX}{module}.lora_A.weight"] = torch.randn(2, shape[1], generator=random).numpy()
             state[f"{PREFIX}{module}.lora_B.weight"] = (torch.randn(shape[0], 2, generator=random) * 0.05).numpy()

@@ -80,6 +80,7 @@ def test_every_family_is_compared_with_llama_cpp() -> None:
         "qwen3_moe-unnormed",
         "gemma2-scalar",
         "falcon_h1-norms-first",
+        "granitemoehybrid-unbiased",
         "lfm2-biases",
         "qwen3_5_text-even",
         "gemma4_text-lenders",

@@ -1,0 +1,133 @@
+"""Granite 4.0, dense: Mamba-2 in most layers and attention in a few, or attention in all, with Granite's multipliers.
+
+Attention has no positions in the hybrid models. `intermediate_size` is the width of what Hugging Face calls the shared
+feed-forward, the only one of models without experts. llama.cpp knows those without Mamba-2 as `granite`.
+"""
+
+from collections.abc import Mapping
+from typing import Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from settle.base.errors import FormatError
+from settle.formats.gguf.metadata import texts, whole
+from settle.model.architectures import TINY_SIZES, GgufFields, GgufKeys, HfConfig, Tensors, Values
+from settle.model.architectures._mamba import Mamba
+from settle.model.architectures.granite import Granite
+from settle.model.config import Mamba2, Rope
+from settle.model.layers.rope import no_rope
+
+Kind = Literal["mamba", "attention"]
+_KINDS = {"linear_attention": "mamba", "full_attention": "attention"}  # names since transformers 5
+
+
+class GraniteMoeHybrid(Granite, Mamba):
+    """A Granite 4.0 decoder without experts."""
+
+    model_type = "granitemoehybrid"
+    gguf_architecture = "granitehybrid"
+    HF_CLASS = "GraniteMoeHybridForCausalLM"
+    HF_DEFAULTS = Granite.HF_DEFAULTS | {"attention_multiplier": 1.0, "mamba_n_heads": 128, "mamba_d_state": 256}
+    HF_FIXED = {"hidden_act": "silu", "mlp_bias": False, "mamba_proj_bias": False, "num_local_experts": 0}
+    HF_NAMES = {
+        "mlp.gate_proj": "shared_mlp.gate_proj",
+        "mlp.up_proj": "shared_mlp.up_proj",
+        "mlp.down_proj": "shared_mlp.output_linear",
+    }
+    HF_JOINED = dict.fromkeys(("mlp.gate_proj", "mlp.up_proj"), "shared_mlp.input_linear")
+    GGUF_LAYER = Mamba.GGUF_LAYER
+
+    position_embedding_type: Literal["rope", "nope"] = Field("nope", description="whether queries and keys turn")
+    layer_types: tuple[Kind, ...] = Field((), description="mixer of each layer; one in ten attends if empty")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _each_layer(cls, values: Any) -> Any:
+        if isinstance(values, Mapping) and not values.get("layer_types"):
+            number = int(values.get("num_hidden_layers", cls.model_fields["num_hidden_layers"].default))
+            first = min(5, number - 1)  # llama.cpp loads no hybrid without attention
+            kinds = ["attention" if layer % 10 == first else "mamba" for layer in range(number)]
+            return {**values, "layer_types": kinds}
+        return values
+
+    @model_validator(mode="after")
+    def _one_each(self) -> Self:
+        if len(self.layer_types) != self.num_hidden_layers:
+            raise ValueError("layer_types must name as many layers as num_hidden_layers")
+        return self
+
+    @property
+    def gguf_family(self) -> str:
+        return self.gguf_architecture if "mamba" in self.layer_types else Granite.gguf_architecture
+
+    def attends(self, layer: int) -> bool:
+        return self.layer_types[layer] == "attention"
+
+    def recurrence(self, layer: int) -> Mamba2 | None:
+        return None if self.attends(layer) else self.state_space("behind gate")
+
+    def rope(self, layer: int) -> Rope:
+        return super().rope(layer) if self.position_embedding_type == "rope" else no_rope(self.head_dim)
+
+    @classmethod
+    def sized(cls, num_parameters: int, vocab_size: int, context: int) -> Self:
+        shape = super().sized(num_parameters, vocab_size, context)
+        heads, width = 2 * shape.num_attention_heads, shape.head_dim
+        return shape.with_fields(mamba_n_heads=heads, mamba_d_head=width, mamba_d_state=16)
+
+    def shortened(self, layers: int) -> Self:
+        kinds = [self.layer_types[i * self.num_hidden_layers // layers] for i in range(layers)]
+        return self.with_fields(num_hidden_layers=layers, layer_types=kinds)
+
+    def to_hf_config(self) -> Values:
+        own: Values = {"shared_intermediate_size": self.intermediate_size, "num_experts_per_tok": 0}
+        own["mamba_expand"] = self.mamba_n_heads * self.mamba_d_head // self.hidden_size
+        return super().to_hf_config() | own
+
+    @classmethod
+    def hf_values(cls, config: HfConfig) -> Values:
+        values = super().hf_values(config)
+        layers = whole(config, "num_hidden_layers")
+        kinds = texts(config, "layer_types") or texts(config, "layers_block_type") or ["mamba"] * layers
+        values["layer_types"] = [_KINDS.get(kind, kind) for kind in kinds]
+        values["intermediate_size"] = whole({"shared_intermediate_size": 1024, **config}, "shared_intermediate_size")
+        values["position_embedding_type"] = "rope" if config.get("position_embedding_type") == "rope" else "nope"
+        return values
+
+    def gguf_metadata(self) -> GgufKeys:
+        turns, keys = self.position_embedding_type == "rope", super().gguf_metadata()
+        if "attention" not in self.layer_types:
+            raise FormatError("llama.cpp loads no Granite without attention", "export it as safetensors")
+        if "mamba" not in self.layer_types:
+            if not turns:
+                raise FormatError("llama.cpp's Granite without Mamba-2 has positions", "export it as safetensors")
+            return {key: value for key, value in keys.items() if ".ssm." not in key}
+        if not self.mamba_conv_bias:
+            raise FormatError("llama.cpp wants biases of a Granite's convolutions", "export it as safetensors")
+        heads = [self.num_key_value_heads if self.attends(i) else 0 for i in range(self.num_hidden_layers)]
+        own: GgufKeys = {"attention.head_count_kv": heads, "rope.scaling.finetuned": turns}
+        return keys | {f"{self.gguf_family}.{key}": value for key, value in own.items()}
+
+    @classmethod
+    def gguf_values(cls, fields: GgufFields, tensors: Tensors) -> Values:
+        values = super().gguf_values(fields, tensors)
+        layers = range(whole(values, "num_hidden_layers"))
+        kinds = ["attention" if f"blk.{i}.attn_q.weight" in tensors else "mamba" for i in layers]
+        return values | {
+            "layer_types": kinds,
+            "attention_bias": any(name.endswith("attn_q.bias") for name in tensors),
+            "position_embedding_type": "rope" if fields.get("rope.scaling.finetuned", True) else "nope",
+        }
+
+
+GraniteMoeHybrid.TINY = GraniteMoeHybrid(
+    **TINY_SIZES | {"num_hidden_layers": 3},
+    layer_types=("mamba", "attention", "mamba"),
+    mamba_n_heads=4,
+    mamba_d_head=16,
+    mamba_d_state=16,
+    embedding_multiplier=3.0,
+    residual_multiplier=0.3,
+    attention_multiplier=0.4,
+    logits_scaling=2.0,
+)
