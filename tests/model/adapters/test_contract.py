@@ -82,9 +82,9 @@ def test_its_files_make_the_same_model(method: Adapter, architecture: Architectu
     method.apply(model)
     stir(model)
     made = TrainedAdapter.of_model(model, method, "base", "ab" * 32)
-    back = open_adapter(export_peft(architecture, made, tmp_path / "adapter"))
+    back = open_adapter(export_peft(architecture, made, tmp_path / "adapter")).apart(architecture)
     assert type(back.method) is type(method) and (back.base, back.base_sha256) == ("base", "ab" * 32)
-    assert back.modules == made.modules and back.parameters(architecture)
+    assert set(back.modules) == set(made.modules) and back.parameters(architecture)
     other = architecture.skeleton("cpu")
     for name, numbers in weights.items():
         other.put(name, FrozenDense(numbers))
