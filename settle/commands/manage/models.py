@@ -30,6 +30,7 @@ class Models(ThreadSettings, Command):
         default_factory=list, description="models; before them `show`, `fit` or `remove`, or `update` and a file"
     )
     measure: bool = Field(False, description="measure tokens per second, once for each file")
+    families: bool = Field(False, description="list the catalogue's families, and which of them can be tuned")
     machine: str | None = Field(None, description='fit: another machine, such as "mac m4 pro 24gb" or "8x h100"')
     context: str = Field("4k", description="fit: tokens of one text: prompt and answer")
     texts: int = Field(1, gt=0, description="fit: texts answered at once")
@@ -46,9 +47,15 @@ class Models(ThreadSettings, Command):
 
             how = (self.machine, self.context, self.texts, self.all, self.picture, self.measure, self.draft)
             return fit_models(names, *how, events)
-        if action not in (["show"], ["remove"], ["update"]):
-            from settle.server.models.model_list import list_models
+        if self.families:
+            from settle.library.families import list_families
 
+            list_families(events)
+            return 0
+        if action not in (["remove"], ["update"]):
+            from settle.server.models.model_list import list_models, show_model
+
+        if action not in (["show"], ["remove"], ["update"]):
             return list_models(self.names, self.measure, events)
         if len(names) != 1:
             what = "FILE" if action == ["update"] else "NAME"
@@ -58,7 +65,5 @@ class Models(ThreadSettings, Command):
         elif action == ["remove"]:
             remove_model(names[0], self.yes, events)
         else:
-            from settle.server.models.model_list import show_model
-
             show_model(names[0], events)
         return 0
