@@ -125,10 +125,7 @@ class FamilySampling(BaseModel):
 
 
 class CatalogueFile(BaseModel):
-    """The whole file. known_source, known_date: of the rows under `known`.
-
-    text_models: a multimodal family → the family of its text model.
-    """
+    """The whole file. known_source, known_date: of the rows under `known`."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -139,7 +136,6 @@ class CatalogueFile(BaseModel):
     models: dict[str, CatalogueEntry]
     pair_models: dict[str, PairModelEntry] = Field(default_factory=dict)
     sampling: tuple[FamilySampling, ...] = ()
-    text_models: dict[str, str] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _is_sound(self) -> Self:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 from settle.base.event_log import Events
 from settle.base.events import Listing, ResultReady
 from settle.library.catalogue import KnownModel, catalogue_file
-from settle.model.architectures import Architecture
+from settle.model.architectures import Architecture, family_of
 
 SMALL, NEW = 5e9, 2026  # parameters at most; year of release
 COLUMNS = ("family", "models", "up to 5 B", "of 2026", "can be tuned", "loaded as")
@@ -37,8 +37,8 @@ class FamilyCount(NamedTuple):
 
 def loaded_as(family: str) -> str:
     """Return the family that loads a `model_type`, that of its text model where it is multimodal; "" if none does."""
-    of_text = catalogue_file().text_models.get(family, family)
-    return of_text if of_text in Architecture.parts() else ""
+    part = family_of(family)
+    return part.model_type if part else ""
 
 
 def can_be_tuned(model: KnownModel) -> bool:

@@ -52,18 +52,18 @@ class Models(ThreadSettings, Command):
 
             list_families(events)
             return 0
-        if action not in (["remove"], ["update"]):
-            from settle.server.models.model_list import list_models, show_model
-
-        if action not in (["show"], ["remove"], ["update"]):
-            return list_models(self.names, self.measure, events)
-        if len(names) != 1:
+        if action in (["show"], ["remove"], ["update"]) and len(names) != 1:
             what = "FILE" if action == ["update"] else "NAME"
             raise UsageError(f"nothing is named to {action[0]}", f"`settle models {action[0]} {what}`")
         if action == ["update"]:
             update_data(names[0], self.sha256, events)
-        elif action == ["remove"]:
+            return 0
+        if action == ["remove"]:
             remove_model(names[0], self.yes, events)
-        else:
+            return 0
+        from settle.server.models.model_list import list_models, show_model
+
+        if action == ["show"]:
             show_model(names[0], events)
-        return 0
+            return 0
+        return list_models(self.names, self.measure, events)

@@ -50,8 +50,7 @@ class Vocabulary:
     model: "gpt2", "llama" or "gemma4". pre: llama.cpp's name of how words are cut (gpt2), `way` what that means.
     tokens: the text of each id as GGUF spells it. token_types: GGUF's. scores: of a llama tokenizer. merges:
     "left right", of the others. byte_length: int32 (V,), bytes each id stands for, 0 for control tokens. Ids that a
-    file does not have
-    are None: bos_id (opens a text), unknown_id; pad_id and turn_end_id fall back to eos_id.
+    file does not have are None: bos_id (opens a text), unknown_id; pad_id and turn_end_id fall back to eos_id.
     """
 
     @malformed_is_format_error("its tokenizer")

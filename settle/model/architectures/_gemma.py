@@ -12,7 +12,7 @@ from pydantic import Field
 from settle.base.errors import FormatError
 from settle.formats.gguf.metadata import whole
 from settle.model.architectures import Architecture, GgufFields, GgufKeys, Rows, Shapes, Tensors, Values
-from settle.model.architectures._windows import WindowPattern
+from settle.model.architectures._layer_types import WindowPattern
 from settle.model.config import DecoderOptions, LayerOptions
 
 NORMS = (

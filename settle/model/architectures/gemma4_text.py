@@ -36,7 +36,7 @@ class Gemma4Text(Architecture):
     """A Gemma 4 decoder. `rope_theta` is of the layers that see everything, `head_dim` of those that slide."""
 
     model_type = "gemma4_text"
-    MULTIMODAL = ("gemma4", "gemma4_unified")
+    MULTIMODAL = ("gemma4",)
     gguf_architecture = "gemma4"
     HF_CLASS = "Gemma4ForCausalLM"
     HF_DEFAULTS = {

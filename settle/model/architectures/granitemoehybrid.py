@@ -4,14 +4,14 @@ Attention has no positions in the hybrid models. `intermediate_size` is the widt
 feed-forward, the only one of models without experts. llama.cpp knows those without Mamba-2 as `granite`.
 """
 
-from collections.abc import Mapping
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from settle.base.errors import FormatError
 from settle.formats.gguf.metadata import texts, whole
 from settle.model.architectures import TINY_SIZES, GgufFields, GgufKeys, HfConfig, Tensors, Values
+from settle.model.architectures._layer_types import Hybrid
 from settle.model.architectures._mamba import Mamba
 from settle.model.architectures.granite import Granite
 from settle.model.config import Mamba2, Rope
@@ -21,7 +21,7 @@ Kind = Literal["mamba", "attention"]
 _KINDS = {"linear_attention": "mamba", "full_attention": "attention"}  # names since transformers 5
 
 
-class GraniteMoeHybrid(Granite, Mamba):
+class GraniteMoeHybrid(Hybrid, Granite, Mamba):
     """A Granite 4.0 decoder without experts."""
 
     model_type = "granitemoehybrid"
@@ -36,32 +36,14 @@ class GraniteMoeHybrid(Granite, Mamba):
     }
     HF_JOINED = dict.fromkeys(("mlp.gate_proj", "mlp.up_proj"), "shared_mlp.input_linear")
     GGUF_LAYER = Mamba.GGUF_LAYER
+    ATTENDING, OTHER, PERIOD, FIRST = "attention", "mamba", 10, 5
 
     position_embedding_type: Literal["rope", "nope"] = Field("nope", description="whether queries and keys turn")
     layer_types: tuple[Kind, ...] = Field((), description="mixer of each layer; one in ten attends if empty")
 
-    @model_validator(mode="before")
-    @classmethod
-    def _each_layer(cls, values: Any) -> Any:
-        if isinstance(values, Mapping) and not values.get("layer_types"):
-            number = int(values.get("num_hidden_layers", cls.model_fields["num_hidden_layers"].default))
-            first = min(5, number - 1)  # llama.cpp loads no hybrid without attention
-            kinds = ["attention" if layer % 10 == first else "mamba" for layer in range(number)]
-            return {**values, "layer_types": kinds}
-        return values
-
-    @model_validator(mode="after")
-    def _one_each(self) -> Self:
-        if len(self.layer_types) != self.num_hidden_layers:
-            raise ValueError("layer_types must name as many layers as num_hidden_layers")
-        return self
-
     @property
     def gguf_family(self) -> str:
         return self.gguf_architecture if "mamba" in self.layer_types else Granite.gguf_architecture
-
-    def attends(self, layer: int) -> bool:
-        return self.layer_types[layer] == "attention"
 
     def recurrence(self, layer: int) -> Mamba2 | None:
         return None if self.attends(layer) else self.state_space("behind gate")
@@ -74,10 +56,6 @@ class GraniteMoeHybrid(Granite, Mamba):
         shape = super().sized(num_parameters, vocab_size, context)
         heads, width = 2 * shape.num_attention_heads, shape.head_dim
         return shape.with_fields(mamba_n_heads=heads, mamba_d_head=width, mamba_d_state=16)
-
-    def shortened(self, layers: int) -> Self:
-        kinds = [self.layer_types[i * self.num_hidden_layers // layers] for i in range(layers)]
-        return self.with_fields(num_hidden_layers=layers, layer_types=kinds)
 
     def to_hf_config(self) -> Values:
         own: Values = {"shared_intermediate_size": self.intermediate_size, "num_experts_per_tok": 0}

@@ -1,10 +1,9 @@
 """LFM2 and LFM2.5 (arXiv:2511.23404): gated short convolutions in most layers, attention in the others."""
 
-from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, Literal, Self
+from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from settle.base.errors import FormatError
 from settle.formats.gguf.metadata import number, whole
@@ -18,12 +17,13 @@ from settle.model.architectures import (
     Tensors,
     Values,
 )
+from settle.model.architectures._layer_types import Hybrid
 from settle.model.config import LayerOptions, ShortConvolution
 
 Kind = Literal["conv", "full_attention"]
 
 
-class Lfm2(Architecture):
+class Lfm2(Hybrid):
     """An LFM2 decoder. `intermediate_size` is the feed-forward's actual width."""
 
     model_type = "lfm2"
@@ -33,6 +33,7 @@ class Lfm2(Architecture):
         "max_position_embeddings": 128000, "rope_theta": 1e6, "num_key_value_heads": 8, "tie_word_embeddings": True,
     }  # fmt: skip
     HF_FIXED = {}
+    ATTENDING, OTHER, PERIOD, FIRST = "full_attention", "conv", 3, 2
     HF_NAMES = {
         "self_attn.o_proj": "self_attn.out_proj",
         "self_attn.q_norm": "self_attn.q_layernorm",
@@ -55,25 +56,6 @@ class Lfm2(Architecture):
     conv_bias: bool = Field(False, description="biases of the convolutions and of their linears")
     layer_types: tuple[Kind, ...] = Field((), description="mixer of each layer; every third attends if empty")
 
-    @model_validator(mode="before")
-    @classmethod
-    def _each_layer(cls, values: Any) -> Any:
-        if isinstance(values, Mapping) and not values.get("layer_types"):
-            number = int(values.get("num_hidden_layers", cls.model_fields["num_hidden_layers"].default))
-            first = min(2, number - 1)  # llama.cpp loads none without attention
-            kinds = ["full_attention" if layer % 3 == first else "conv" for layer in range(number)]
-            return {**values, "layer_types": kinds}
-        return values
-
-    @model_validator(mode="after")
-    def _one_each(self) -> Self:
-        if len(self.layer_types) != self.num_hidden_layers:
-            raise ValueError("layer_types must name as many layers as num_hidden_layers")
-        return self
-
-    def attends(self, layer: int) -> bool:
-        return self.layer_types[layer] == "full_attention"
-
     def recurrence(self, layer: int) -> ShortConvolution | None:
         return None if self.attends(layer) else ShortConvolution(self.conv_L_cache, self.conv_bias)
 
@@ -83,10 +65,6 @@ class Lfm2(Architecture):
 
     def layer_options(self, layer: int) -> LayerOptions:
         return replace(super().layer_options(layer), head_norms=True)
-
-    def shortened(self, layers: int) -> Self:
-        kinds = [self.layer_types[i * self.num_hidden_layers // layers] for i in range(layers)]
-        return self.with_fields(num_hidden_layers=layers, layer_types=kinds)
 
     def to_hf_config(self) -> Values:
         config = super().to_hf_config()

@@ -13,6 +13,7 @@ class Mistral(Llama):
     """
 
     model_type = "mistral"
+    MULTIMODAL = ("mistral3",)
     HF_CLASS = "MistralForCausalLM"
     HF_DEFAULTS = {
         "rms_norm_eps": 1e-6,

@@ -5,7 +5,7 @@ from pydantic import Field
 from settle.base.errors import FormatError
 from settle.formats.gguf.metadata import section
 from settle.model.architectures import GgufMetadata, HfConfig, Values
-from settle.model.architectures._windows import WindowPattern
+from settle.model.architectures._layer_types import WindowPattern
 from settle.model.architectures.olmo2 import Olmo2
 from settle.model.config import Rope
 from settle.model.layers.rope import RopeScaling, rope_options

@@ -1,6 +1,10 @@
-"""Layers of which most look back over a window only, in a pattern that repeats: Gemma 2 and 3, OLMo 3."""
+"""Families whose configuration names the kind of each layer.
 
-from typing import ClassVar, Literal, Self
+Most layers look back over a window only (Gemma 2 and 3, OLMo 3), or have no attention (LFM2, Granite 4).
+"""
+
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -67,6 +71,44 @@ class WindowPattern(Architecture):
     def gguf_values(cls, fields: GgufFields, tensors: Tensors) -> Values:
         window = fields.number("attention.sliding_window", 4096)
         return super().gguf_values(fields, tensors) | {"sliding_window": window}
+
+
+class Hybrid(Architecture):
+    """A decoder that attends in some layers and has another mixer in the others.
+
+    ATTENDING, OTHER: what the two are called in `layer_types`. Where that is empty, one layer of each PERIOD attends,
+    number FIRST of it.
+    """
+
+    ATTENDING: ClassVar[str]
+    OTHER: ClassVar[str]
+    PERIOD: ClassVar[int]
+    FIRST: ClassVar[int]
+
+    layer_types: tuple[str, ...] = Field((), description="mixer of each layer; one of each period attends if empty")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _each_layer(cls, values: Any) -> Any:
+        if isinstance(values, Mapping) and not values.get("layer_types"):
+            number = int(values.get("num_hidden_layers", cls.model_fields["num_hidden_layers"].default))
+            first = min(cls.FIRST, number - 1)  # llama.cpp loads none without attention
+            kinds = [cls.ATTENDING if layer % cls.PERIOD == first else cls.OTHER for layer in range(number)]
+            return {**values, "layer_types": kinds}
+        return values
+
+    @model_validator(mode="after")
+    def _one_each(self) -> Self:
+        if len(self.layer_types) != self.num_hidden_layers:
+            raise ValueError("layer_types must name as many layers as num_hidden_layers")
+        return self
+
+    def attends(self, layer: int) -> bool:
+        return self.layer_types[layer] == self.ATTENDING
+
+    def shortened(self, layers: int) -> Self:
+        kinds = [self.layer_types[i * self.num_hidden_layers // layers] for i in range(layers)]
+        return self.with_fields(num_hidden_layers=layers, layer_types=kinds)
 
 
 def _layer_types(layers: int, period: int) -> list[str]:
