@@ -79,13 +79,14 @@ def teaching(monkeypatch: pytest.MonkeyPatch, student: str | None, sha: str, ada
     made = {"big": "a", "small": sha}
     checked: list[Any] = []
 
-    def opened(name: str) -> Any:
+    def opened(name: str, events: Any = None) -> Any:
         return SimpleNamespace(name=name, tokenizer=f"of {name}", source=SimpleNamespace(sha256=made[name]))
 
     monkeypatch.setattr(distill, "open_pretrained", opened)
     monkeypatch.setattr(distill, "require_same_tokenizer", lambda *given: checked.append(given))
     asked = {"inputs": ["x"], "teacher": "big", "student": student, "adapter": adapter}
     c = context(DistillContext, DistillSettings.model_validate({k: v for k, v in asked.items() if v}))
+    c.events = heard_by([])
     distill.teacher(c)
     assert c.teacher.name == "big"
     return checked
