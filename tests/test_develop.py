@@ -46,7 +46,7 @@ def examples(tmp_path_factory, monkeypatch):
 def test_every_block_is_tried():
     assert set(re.findall(r"^```python (\w+)\.py$", TEXT, re.M)) == {
         *(part.partition(":")[0] for part in PARTS.values()),
-        "mxfp4",
+        "tq2_0",
     }
 
 
@@ -120,5 +120,5 @@ def test_the_api_answers(home):
 
 
 def test_the_type_is_a_row():
-    row = eval(example("mxfp4"), {"GgmlType": GgmlType, "Bars": Bars})
-    assert row.bits == 4.25 and row.quantized and np.isclose(row.bars.tie, 4.0)
+    row = eval(example("tq2_0"), {"GgmlType": GgmlType, "Bars": Bars})
+    assert row.bits == 2.0625 and row.quantized and np.isclose(row.bars.tie, 4.0)

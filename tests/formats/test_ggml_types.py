@@ -27,15 +27,16 @@ def test_exported_types_are_those_with_bars():
 
 
 def test_a_new_type_is_one_row(tiny, tmp_path, monkeypatch):
-    """MXFP4, the row in docs/develop.md: it is exported, read, loaded and gated, with nothing else changed."""
-    with pytest.raises(ValueError, match="'mxfp4'"):
-        Gguf(dtype="mxfp4")
-    row = eval(example("mxfp4"), {"GgmlType": GgmlType, "Bars": Bars})
-    monkeypatch.setitem(GGML, "MXFP4", row)
-    model = ModelContents(tiny.part, tiny.weights, tiny.tokenizer, {"name": "x"})
-    path = Gguf(dtype="mxfp4").write(tmp_path / "x.gguf", model)
+    """TQ2_0, the row in docs/develop.md: it is exported, read, loaded and gated, with nothing else changed."""
+    with pytest.raises(ValueError, match="'tq2_0'"):
+        Gguf(dtype="tq2_0")
+    row = eval(example("tq2_0"), {"GgmlType": GgmlType, "Bars": Bars})
+    monkeypatch.setitem(GGML, "TQ2_0", row)
+    part = tiny.part.with_fields(hidden_size=256, intermediate_size=256, num_hidden_layers=1)  # blocks are 256 wide
+    weights = {name: parameter.detach() for name, parameter in part.build(seed=0).named_parameters()}
+    path = Gguf(dtype="tq2_0").write(tmp_path / "x.gguf", ModelContents(part, weights, tiny.tokenizer, {"name": "x"}))
     stored = read_gguf(path)
-    assert stored.tensors["blk.0.ffn_up.weight"].dtype == "MXFP4" and stored.metadata["general.file_type"] == 38
+    assert stored.tensors["blk.0.ffn_up.weight"].dtype == "TQ2_0" and stored.metadata["general.file_type"] == 37
     opened = Pretrained.open(path)
     name = "model.layers.0.mlp.up_proj.weight"
     np.testing.assert_array_equal(opened.read(name).numpy(), stored.tensors["blk.0.ffn_up.weight"].load())

@@ -211,13 +211,13 @@ def test_a_tensor_too_few_or_too_many(folder):
 
 
 def test_an_unsupported_type_is_named(tiny, tmp_path):
-    """The same bytes called MXFP4."""
+    """The same bytes called NVFP4."""
     path = export_gguf(tiny.part, tiny.weights, tiny.tokenizer, tmp_path / "x.gguf", "q8_0")
     raw = path.read_bytes()
     name = b"blk.0.ffn_up.weight"
     at = raw.index(name) + len(name) + 4 + 16
     assert struct.unpack_from("<I", raw, at) == (8,)
-    # Q8_0 has 34 bytes a block, MXFP4 17, so the tensors still lie apart
-    path.write_bytes(raw[:at] + struct.pack("<I", 39) + raw[at + 4 :])
-    with pytest.raises(FormatError, match="blk.0.ffn_up.weight is MXFP4, which is not read here"):
+    # Q8_0 has 68 bytes for 64 values, NVFP4 36, so the tensors still lie apart
+    path.write_bytes(raw[:at] + struct.pack("<I", 40) + raw[at + 4 :])
+    with pytest.raises(FormatError, match="blk.0.ffn_up.weight is NVFP4, which is not read here"):
         Pretrained.open(path)

@@ -12,7 +12,7 @@ from settle.base.python_command import extra_command
 from settle.formats.gguf.types import GGML
 from settle.shrink.types import ggml
 
-KINDS = ["Q8_0", "Q6_K", "Q5_K", "Q4_K", "Q3_K", "Q2_K", "IQ4_XS", "IQ4_NL", "Q5_1", "Q5_0", "Q4_1", "Q4_0"]
+KINDS = ["Q8_0", "Q6_K", "Q5_K", "Q4_K", "Q3_K", "Q2_K", "IQ4_XS", "IQ4_NL", "Q5_1", "Q5_0", "Q4_1", "Q4_0", "MXFP4"]
 random = np.random.default_rng(0)
 VALUES = random.standard_normal((64, 512), np.float32)
 

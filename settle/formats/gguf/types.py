@@ -98,6 +98,7 @@ _ROWS = (
     GgmlType("Q4_1", 3, 32, 20, 6.1e-3, mixes={"Q4_1": 3}, bars=_FOUR, large_bars=_LARGE_FOUR, auto=True),
     GgmlType("Q4_0", 2, 32, 18, 7.4e-3, mixes={"Q4_0": 2}, bars=_FOUR, large_bars=_LARGE_FOUR, auto=True),
     GgmlType("IQ4_NL", 20, 32, 18, 5.9e-3, mixes={"IQ4_NL": 25}, auto=True),
+    GgmlType("MXFP4", 39, 32, 17, 1.3e-2),
     GgmlType("IQ4_XS", 23, 256, 136, 5.9e-3, {"IQ4_XS": 30}, auto=True),
     GgmlType("IQ3_S", 21, 256, 110, auto=True, slow=True),
     GgmlType("Q3_K", 11, 256, 110, 2.3e-2, {"Q3_K_L": 13, "Q3_K_M": 12, "Q3_K_S": 11}, auto=True),

@@ -182,21 +182,26 @@ def _q6_k(blocks: Tensor, out: Tensor) -> None:
 
 
 def _iq4_nl(blocks: Tensor, out: Tensor) -> None:
-    _levels(blocks[:, 2:].view(-1, 1, 16), out)
+    _levels(blocks[:, 2:].view(-1, 1, 16), out, _IQ4_LEVELS)
     out.mul_(_half(blocks, 0))
 
 
+def _mxfp4(blocks: Tensor, out: Tensor) -> None:
+    _levels(blocks[:, 1:].view(-1, 1, 16), out, _E2M1_LEVELS)
+    out.mul_(_there(_E8M0_HALVES, blocks.device)[blocks[:, :1].int()])
+
+
 def _iq4_xs(blocks: Tensor, out: Tensor) -> None:
-    _levels(blocks[:, 8:].view(-1, 8, 16), out)
+    _levels(blocks[:, 8:].view(-1, 8, 16), out, _IQ4_LEVELS)
     twos = (blocks[:, 2:4].unsqueeze(-1) >> _there(_SHIFTS, blocks.device).view(-1) & 3).view(-1, 8)
     fours = torch.stack([blocks[:, 4:8] & 15, blocks[:, 4:8] >> 4], 2).view(-1, 8)
     scales = (fours | twos << 4).float().sub_(32)
     out.view(-1, 8, 32).mul_((_half(blocks, 0) * scales).unsqueeze(-1))
 
 
-def _levels(packed: Tensor, out: Tensor) -> None:
-    """Uneven levels from four bits each. packed: (n, groups, 16); out: (n, 32 × groups)."""
-    levels = _there(_IQ4_LEVELS, packed.device)
+def _levels(packed: Tensor, out: Tensor, table: Tensor) -> None:
+    """Uneven levels from four bits each. packed: (n, groups, 16); out: (n, 32 × groups); table: (16,)."""
+    levels = _there(table, packed.device)
     halves = out.view(-1, packed.shape[1], 2, 16)
     halves[:, :, 0] = levels[(packed & 15).int()]
     halves[:, :, 1] = levels[(packed >> 4).int()]
@@ -205,6 +210,10 @@ def _levels(packed: Tensor, out: Tensor) -> None:
 _IQ4_LEVELS = torch.tensor(
     [-127.0, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113]
 )  # of ggml-common.h, kvalues_iq4nl
+_E2M1_LEVELS = torch.tensor(
+    [0.0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12]
+)  # twice the values of OCP's E2M1, and half of E8M0's powers of two: ggml-common.h, kvalues_mxfp4
+_E8M0_HALVES = torch.ldexp(torch.ones(256, dtype=torch.float64), torch.arange(256) - 128).float()
 _EIGHT = torch.arange(8, dtype=torch.uint8)
 _SHIFTS = torch.tensor([[0], [2], [4], [6]], dtype=torch.uint8)
 
@@ -212,7 +221,7 @@ UNPACK: dict[str, Unpack] = {
     "F32": partial(_float, torch.float32), "F16": partial(_float, torch.float16),
     "BF16": partial(_float, torch.bfloat16),
     "Q4_0": _q4_0, "Q4_1": _q4_1, "Q5_0": _q5_0, "Q5_1": _q5_1, "Q8_0": _q8_0, "Q2_K": _q2_k, "Q3_K": _q3_k,
-    "Q4_K": _q4_k, "Q5_K": _q5_k, "Q6_K": _q6_k, "IQ4_NL": _iq4_nl, "IQ4_XS": _iq4_xs,
+    "Q4_K": _q4_k, "Q5_K": _q5_k, "Q6_K": _q6_k, "IQ4_NL": _iq4_nl, "MXFP4": _mxfp4, "IQ4_XS": _iq4_xs,
 }  # fmt: skip
 
 # Appendix E of the paper: quantiles of the normal distribution, with an exact zero.
