@@ -1,6 +1,5 @@
 """Exports of every family in the programs that load them: peft's adapters, mlx-lm's folders."""
 
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -15,12 +14,15 @@ from settle.model.adapters.lora import LoRA
 from settle.model.architectures import Architecture
 from settle.model.load_adapter import TrainedAdapter
 from tests.model.adapters.test_adapters import stir
-from tests.model.architectures.cases import random_model
+from tests.model.architectures.cases import CASES, random_model
 from tests.trained import Trained
 
 FAMILIES = Architecture.parts()
 IDS = torch.arange(3, 25)
+WINDOW = 8  # of the tiny models that have one
 MLX_IGNORES_WINDOWS = {"mistral", "gemma2"}  # its attention reads the whole text there
+MLX_LACKS = {"qwen3_5_text"}  # it has Qwen3.5 inside a multimodal model only
+MLX_LEAVES_OUT = {"falcon_h1": {"attention_in_multiplier": 1.0, "key_multiplier": 1.0}}
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning"),
     # peft names the experts' matrices, which transformers keeps as one parameter, once more by that parameter
@@ -28,8 +30,8 @@ pytestmark = [
 ]
 
 
-def _bounds() -> Tensor:
-    return torch.tensor([0, len(IDS)], dtype=torch.int32)
+def _bounds(ids: Tensor) -> Tensor:
+    return torch.tensor([0, len(ids)], dtype=torch.int32)
 
 
 def _theirs(folder: Path) -> torch.nn.Module:
@@ -39,10 +41,10 @@ def _theirs(folder: Path) -> torch.nn.Module:
     return model.eval()
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_peft_adds_an_adapter_of_every_family(family: str, tiny: Trained, tmp_path: Path) -> None:
+@pytest.mark.parametrize("case", CASES)
+def test_peft_adds_an_adapter_of_every_family(case: str, tiny: Trained, tmp_path: Path) -> None:
     peft = pytest.importorskip("peft")
-    part = FAMILIES[family].TINY
+    part = CASES[case]
     model = random_model(part)
     weights = {name: p.detach().clone() for name, p in model.named_parameters()}
     folder = export_safetensors(part, weights, tiny.tokenizer, tmp_path / "base", "f32")
@@ -51,7 +53,7 @@ def test_peft_adds_an_adapter_of_every_family(family: str, tiny: Trained, tmp_pa
     stir(model)
     export_peft(part, TrainedAdapter.of_model(model, method, "x", "ab" * 32), tmp_path / "adapter")
     with torch.no_grad():
-        ours = model.logits(model(IDS, _bounds()))
+        ours = model.logits(model(IDS, _bounds(IDS)))
         before = _theirs(folder)(IDS[None]).logits[0]
         theirs = peft.PeftModel.from_pretrained(_theirs(folder), tmp_path / "adapter")(IDS[None]).logits[0]
     torch.testing.assert_close(theirs, ours, atol=2e-4, rtol=1e-3)
@@ -61,21 +63,27 @@ def test_peft_adds_an_adapter_of_every_family(family: str, tiny: Trained, tmp_pa
 @pytest.mark.parametrize("family", FAMILIES)
 def test_mlx_lm_reads_a_folder_of_every_family_that_it_has(family: str, tiny: Trained, tmp_path: Path) -> None:
     mx = pytest.importorskip("mlx.core", reason="mlx has no wheel for this machine")
-    part = FAMILIES[family].TINY
-    from mlx_lm.utils import MODEL_REMAPPING, load_model
-
-    if family == "falcon_h1":
-        pytest.skip("mlx-lm leaves multipliers of its keys and values out")
-    if find_spec(f"mlx_lm.models.{MODEL_REMAPPING.get(part.model_type, part.model_type)}") is None:
-        pytest.skip(f"mlx-lm has no {part.model_type}")
+    part = FAMILIES[family].TINY.model_copy(update=MLX_LEAVES_OUT.get(family, {}))
+    from mlx_lm.generate import generate_step
+    from mlx_lm.utils import load_model
 
     model = random_model(part)
     weights = {name: p.detach() for name, p in model.named_parameters()}
     folder = export_safetensors(part, weights, tiny.tokenizer, tmp_path / "mlx", "f32", {"format": "mlx"})
-    theirs = np.array(load_model(folder)[0](mx.array([IDS.tolist()]))[0].astype(mx.float32))
+    if family in MLX_LACKS:
+        with pytest.raises(ValueError, match=f"{part.model_type} not supported"):
+            load_model(folder)
+        return
+    loaded = load_model(folder)[0]
+    theirs = np.array(loaded(mx.array([IDS.tolist()]))[0].astype(mx.float32))
     with torch.no_grad():
-        ours = model.logits(model(IDS, _bounds())).numpy()
+        ours = model.logits(model(IDS, _bounds(IDS))).numpy()
+        greedy = IDS[:2]
+        for _ in range(WINDOW - 2):
+            greedy = torch.cat((greedy, model.logits(model(greedy, _bounds(greedy)))[-1].argmax()[None]))
+    written = [token for token, _ in generate_step(mx.array(IDS[:2].tolist()), loaded, max_tokens=WINDOW - 2)]
     error = np.abs(theirs - ours).max(-1) / ours.std()
-    window = 8 if family in MLX_IGNORES_WINDOWS else len(IDS)
+    window = WINDOW if family in MLX_IGNORES_WINDOWS else len(IDS)
     assert error[:window].max() < 2e-3
     assert (error.max() > 0.1) == (family in MLX_IGNORES_WINDOWS)
+    assert written == greedy[2:].tolist()
