@@ -203,7 +203,8 @@ class LayerOptions:
     parallel: the feed-forward reads what attention reads, not what attention has added to (GPT-NeoX). residual_scale:
     multiplies what both branches add. gated: the feed-forward has a gate. activation: of the gate, or of all, "silu",
     "gelu" or "gelu_tanh". soft_cap: scores become cap · tanh(score / cap). window: a query sees itself and the
-    window - 1 tokens before it. query_scale: of the scores, d^-0.5 by default. fused: one `qkv_proj` and one
+    window - 1 tokens before it. sinks: each query head has a score that takes part in its softmax and has no value
+    (gpt-oss). query_scale: of the scores, d^-0.5 by default. fused: one `qkv_proj` and one
     `gate_up_proj` own the weights (Phi-3). fused_by_head: `qkv_proj` holds query, key and value of one head after
     another (GPT-NeoX).
 
@@ -234,6 +235,7 @@ class LayerOptions:
     gated: bool = True
     activation: str = "silu"
     soft_cap: float | None = None
+    sinks: bool = False
     window: int | None = None
     query_scale: float | None = None
     fused: bool = False

@@ -44,8 +44,8 @@ class Growing(Packing):
 
     def attend(self, qkv: Tensor, table: RotationTable, scoring: Scoring, bias: Tensor | None) -> Tensor:
         """Attend; qkv (N, (H + 2K)·d) of the whole batch at first, later (B, …) of the newest tokens."""
-        dtype, (window, soft_cap, in_float32) = qkv.dtype, scoring
-        if in_float32:
+        dtype, window, soft_cap = qkv.dtype, scoring.window, scoring.soft_cap
+        if scoring.in_float32:
             qkv = qkv.to(table.dtype) if bias is None else qkv + bias
         turned = (table.heads + table.kv_heads) * table.head_dim
         positions = self.positions if self._is_first else self.lengths
@@ -67,7 +67,10 @@ class Growing(Packing):
         if window is not None:
             unseen = unseen | (place <= self.lengths.unsqueeze(1) - window)
         scores = scores.masked_fill(unseen[:, None, None], float("-inf"))
-        return (torch.softmax(scores, -1) @ past).flatten(1).to(dtype)
+        if scoring.sinks is not None:
+            of_heads = scoring.sinks.to(scores.dtype).view(table.kv_heads, -1, 1).expand(*scores.shape[:-1], 1)
+            scores = torch.cat([scores, of_heads], -1)
+        return (torch.softmax(scores, -1)[..., : self.most] @ past).flatten(1).to(dtype)
 
     def recur(self, recurrence: Recurrent, rows: Tensor) -> Tensor:
         """Mix rows (N, O) of the whole batch at first, later (B, O) of the newest tokens."""

@@ -26,6 +26,7 @@ OPTIONS = {
         "rope": Rope(frequencies=(1.0, 0.3, 0.1, 0.01), long_frequencies=(0.5, 0.2, 0.1, 0.0), long_after=8)
     },
     "fused": {"fused": True, "qkv_bias": True, "mlp_bias": True},
+    "sinks": {"sinks": True, "window": 4},
     "experts": {"experts": Experts(num=5, top=2, inner=12)},
     "all at once": {
         "qkv_bias": True, "head_norms": True, "sandwich_norms": True, "norm_offset": 1.0, "fused": True,

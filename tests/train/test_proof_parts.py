@@ -210,11 +210,12 @@ def test_the_tensor_that_is_named_is_furthest_beyond_its_rounding() -> None:
 def options(**changes: Any) -> Any:
     rope = {"rotary_dim": None, "theta": 1e4, "frequencies": None, "long_after": None, "long_frequencies": None,
             "attention_factor": 1.0} | changes.pop("rope", {})  # fmt: skip
-    values = {"heads": 4, "kv_heads": 2, "head_dim": 8, "query_scale": None, "soft_cap": None, "window": None}
+    values = {"heads": 4, "kv_heads": 2, "head_dim": 8, "query_scale": None, "soft_cap": None, "window": None,
+              "sinks": False}  # fmt: skip
     return SimpleNamespace(**values | changes, rope=SimpleNamespace(**rope))
 
 
-def slowly(qkv: np.ndarray, bounds: list[int], o: Any) -> np.ndarray:
+def slowly(qkv: np.ndarray, bounds: list[int], o: Any, sinks: torch.Tensor | None = None) -> np.ndarray:
     """Token by token and head by head, with complex numbers for the rotations."""
     d, out = o.head_dim, np.zeros((len(qkv), o.heads * o.head_dim))
     rotary = o.rope.rotary_dim or d
@@ -243,6 +244,9 @@ def slowly(qkv: np.ndarray, bounds: list[int], o: Any) -> np.ndarray:
                     score *= d**-0.5 if o.query_scale is None else o.query_scale
                     scores.append(score if o.soft_cap is None else o.soft_cap * math.tanh(score / o.soft_cap))
                     values.append(other[o.heads + o.kv_heads + group])
+                if sinks is not None:
+                    scores.append(float(sinks[h]))
+                    values.append(np.zeros(d))
                 shares = np.exp(scores - np.max(scores))
                 out[t, h * d : (h + 1) * d] = shares / shares.sum() @ np.array(values)
     return out
@@ -252,16 +256,18 @@ def slowly(qkv: np.ndarray, bounds: list[int], o: Any) -> np.ndarray:
     "changes",
     [{}, {"window": 3}, {"soft_cap": 2.0, "query_scale": 0.5}, {"rope": {"rotary_dim": 4, "theta": 100.0}},
      {"rope": {"frequencies": [0.5, 0.1, 0.02, 0.0], "attention_factor": 1.2}},
-     {"rope": {"long_after": 5, "long_frequencies": [0.3, 0.2, 0.1, 0.05]}}],
+     {"rope": {"long_after": 5, "long_frequencies": [0.3, 0.2, 0.1, 0.05]}}, {"sinks": True, "window": 2}],
 )  # fmt: skip
 def test_the_proof_s_attention_is_the_definition_token_by_token(changes: dict[str, Any]) -> None:
     bounds, chosen = [0, 5, 12, 13], options(**changes)
     qkv = torch.randn(13, 64, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     bias = torch.randn(64, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    found = attention_by_definition(qkv, bounds, chosen, bias)
-    np.testing.assert_allclose(found.numpy(), slowly((qkv + bias).numpy(), bounds, chosen), rtol=1e-9, atol=1e-12)
-    plain = attention_by_definition(qkv, bounds, chosen)
-    np.testing.assert_allclose(plain.numpy(), slowly(qkv.numpy(), bounds, chosen), rtol=1e-9, atol=1e-12)
+    sinks = torch.linspace(-2, 2, chosen.heads) if chosen.sinks else None
+    found = attention_by_definition(qkv, bounds, chosen, bias, sinks)
+    slow = slowly((qkv + bias).numpy(), bounds, chosen, sinks)
+    np.testing.assert_allclose(found.numpy(), slow, rtol=1e-9, atol=1e-12)
+    plain = attention_by_definition(qkv, bounds, chosen, sinks=sinks)
+    np.testing.assert_allclose(plain.numpy(), slowly(qkv.numpy(), bounds, chosen, sinks), rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize(

@@ -572,6 +572,11 @@ def _yarn_keys(scaling: RopeScaling) -> GgufKeys:
     """llama.cpp multiplies by yarn's own factor in any case: the file says by how much more."""
     if (scaling.beta_fast or 32.0, scaling.beta_slow or 1.0) != (32.0, 1.0):
         raise FormatError("llama.cpp reads no beta_fast and beta_slow of yarn but 32 and 1", "export it as safetensors")
+    if not scaling.truncate:
+        raise FormatError(
+            "llama.cpp begins and ends yarn's ramp at whole pairs (truncate), this model does not",
+            "export it as safetensors, or start from the model's GGUF file",
+        )
     factor, old = scaling.factor or 1.0, scaling.original_max_position_embeddings or 0
     keys: GgufKeys = {
         "rope.scaling.type": "yarn",
@@ -597,7 +602,7 @@ def keys_met(context: int, window: int | None) -> float:
 
 def is_for_flash(o: LayerOptions) -> bool:
     """Return whether torch's attention on packed rows knows a layer's scores and the width of its heads."""
-    return o.attends and o.soft_cap is None and o.head_dim <= FLASH_WIDTH and o.head_dim % 8 == 0
+    return o.attends and o.soft_cap is None and not o.sinks and o.head_dim <= FLASH_WIDTH and o.head_dim % 8 == 0
 
 
 def _kept_by_mixers(o: LayerOptions, context: int, flash: float | None) -> float:

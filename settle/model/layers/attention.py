@@ -61,10 +61,11 @@ def attention_over(
 ) -> Tensor:
     """Attend within each segment of a whole batch, as `attention`.
 
-    The framework's kernels know no soft cap, and round queries and keys to half types.
+    The framework's kernels know no soft cap and no sinks, and round queries and keys to half types.
     """
-    if qkv.device.type == "cpu" or scoring.soft_cap is not None or scoring.in_float32:
-        return apply(RotatedAttention, qkv, bias, packing, table, scoring)
+    is_special = scoring.soft_cap is not None or scoring.sinks is not None
+    if qkv.device.type == "cpu" or is_special or scoring.in_float32:
+        return apply(RotatedAttention, qkv, bias, scoring.sinks, packing, table, scoring)
     return fused_attention(qkv if bias is None else qkv + bias.to(qkv.dtype), packing, table, scoring.window)
 
 
@@ -124,21 +125,27 @@ def _turned(rows: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 class RotatedAttention(Function):
     """Rotary positions and causal attention within each segment, with plain matrix products.
 
-    qkv (N, (H + 2K)·d), query and key heads in interleaved rotation order, its bias ((H + 2K)·d,) or None → (N, H·d).
-    On a CPU this is far quicker than scaled_dot_product_attention, whose bf16 backward takes several times as long as
-    these products.
+    qkv (N, (H + 2K)·d), query and key heads in interleaved rotation order, its bias ((H + 2K)·d,) or None, the sinks of
+    `scoring` (H,) or None → (N, H·d). On a CPU this is far quicker than scaled_dot_product_attention, whose bf16
+    backward takes several times as long as these products.
     """
 
     @staticmethod
     def forward(
-        ctx: Context, qkv: Tensor, bias: Tensor | None, packing: Packing, table: RotationTable, scoring: Scoring
+        ctx: Context,
+        qkv: Tensor,
+        bias: Tensor | None,
+        sinks: Tensor | None,
+        packing: Packing,
+        table: RotationTable,
+        scoring: Scoring,
     ) -> Tensor:
         ctx.packing, ctx.table, ctx.width, ctx.soft_cap = packing, table, qkv.shape[-1], scoring.soft_cap
         out = qkv if packing.is_uniform else qkv.new_empty(qkv.shape[0], table.heads * table.head_dim)
         saved: tuple[Tensor, ...] = ()
         for bucket in packing.buckets:
             rows = qkv if bucket.rows is None else qkv.index_select(0, bucket.rows.gather)
-            attended, of_bucket = attend_bucket(rows, bias, bucket, table, scoring)
+            attended, of_bucket = attend_bucket(rows, bias, bucket, table, scoring._replace(sinks=sinks))
             saved += of_bucket
             if bucket.rows is None:
                 out = attended
@@ -152,18 +159,19 @@ class RotatedAttention(Function):
         grad, packing, table = grads[0], ctx.packing, ctx.table
         saved = ctx.saved_tensors
         grad_qkv = grad if packing.is_uniform else grad.new_empty(grad.shape[0], ctx.width)
+        grad_sinks = grad.new_zeros(table.heads, dtype=table.dtype) if ctx.needs_input_grad[2] else None
         each = len(saved) // len(packing.buckets)
         for i, bucket in enumerate(packing.buckets):
             of_bucket, rows = saved[each * i : each * (i + 1)], bucket.rows
             if rows is None:
-                grad_qkv = _attend_backward(grad, of_bucket, bucket, table, ctx.soft_cap)
+                grad_qkv = _attend_backward(grad, of_bucket, bucket, table, ctx.soft_cap, grad_sinks)
             else:
                 padded = grad.new_zeros(bucket.segments * bucket.length, grad.shape[-1])
                 padded.index_copy_(0, rows.padded, grad.index_select(0, rows.packed))
-                piece = _attend_backward(padded, of_bucket, bucket, table, ctx.soft_cap)
+                piece = _attend_backward(padded, of_bucket, bucket, table, ctx.soft_cap, grad_sinks)
                 grad_qkv.index_copy_(0, rows.packed, piece.index_select(0, rows.padded))
         grad_bias = grad_qkv.sum(0, dtype=table.dtype) if ctx.needs_input_grad[1] else None
-        return grad_qkv, grad_bias, None, None, None
+        return grad_qkv, grad_bias, grad_sinks, None, None, None
 
 
 def attend_bucket(
@@ -190,21 +198,44 @@ def attend_bucket(
         capped = torch.bmm(q, k.transpose(1, 2)).div_(soft_cap).tanh_()
         scores = torch.add(mask, capped, alpha=soft_cap)
         saved = (capped,)
-    probabilities = torch.softmax(scores, dim=-1).to(qkv.dtype)
+    probabilities = torch.softmax(scores, dim=-1)
+    if scoring.sinks is not None:
+        probabilities.mul_(_share_of_keys(scores, probabilities, scoring.sinks.to(table.dtype), kv_heads))
+    probabilities = probabilities.to(qkv.dtype)
     out = torch.bmm(probabilities, v).view(size, heads, length, width).transpose(1, 2)
     return out.reshape(size * length, heads * width), (q, k, v, probabilities, *saved)
 
 
+def _share_of_keys(scores: Tensor, probabilities: Tensor, sinks: Tensor, kv_heads: int) -> Tensor:
+    """Return what a sink leaves to the keys of each query, (B·K, H/K·T, 1).
+
+    scores and their softmax without sinks (B·K, H/K·T, T), sinks (H,) in the type that is computed in.
+    """
+    largest, of_largest = (rows.amax(-1, keepdim=True).to(sinks.dtype) for rows in (scores, probabilities))
+    of_heads = sinks.view(kv_heads, -1, 1).repeat_interleave(scores.shape[-1], 1)
+    total = (largest - of_largest.log()).unflatten(0, (-1, kv_heads))  # the logarithm of the sum of exponentials
+    return torch.sigmoid(total - of_heads).flatten(0, 1)
+
+
 def _attend_backward(
-    grad: Tensor, saved: Sequence[Tensor], bucket: Bucket, table: RotationTable, soft_cap: float | None
+    grad: Tensor,
+    saved: Sequence[Tensor],
+    bucket: Bucket,
+    table: RotationTable,
+    soft_cap: float | None,
+    grad_sinks: Tensor | None,
 ) -> Tensor:
-    """Gradient of `attend_bucket`: grad (B*T, H·d) → (B*T, (H + 2K)·d)."""
+    """Gradient of `attend_bucket`: grad (B*T, H·d) → (B*T, (H + 2K)·d); that of sinks is added to `grad_sinks` (H,)."""
     q, k, v, probabilities = saved[:4]
     size, length, width = bucket.segments, bucket.length, table.head_dim
     heads, kv_heads = table.heads, table.kv_heads
     grad = grad.view(size, length, heads, width).transpose(1, 2).reshape(q.shape)
     grad_v = torch.bmm(probabilities.transpose(1, 2), grad)
     grad_scores = torch.bmm(grad, v.transpose(1, 2)).to(q.dtype)
+    if grad_sinks is not None:
+        left = 1 - probabilities.sum(-1, dtype=table.dtype)
+        lost = (grad_scores * probabilities).sum(-1, dtype=table.dtype) * left
+        grad_sinks.sub_(lost.view(size, heads, length).sum((0, 2)))
     grad_scores = torch._softmax_backward_data(grad_scores, probabilities.to(q.dtype), -1, q.dtype)
     if soft_cap is not None:
         grad_scores = torch.ops.aten.tanh_backward(grad_scores, saved[4])

@@ -29,12 +29,14 @@ class Scoring(NamedTuple):
     """What a layer does with the scores of its attention.
 
     window, soft_cap: see `LayerOptions`. in_float32: queries, keys and scores are not rounded to a half type, which is
-    4 off at a score of 1,000.
+    4 off at a score of 1,000. sinks (H,): a score of each query head that takes part in its softmax and has no value
+    (gpt-oss, arXiv:2508.10925).
     """
 
     window: int | None = None
     soft_cap: float | None = None
     in_float32: bool = False
+    sinks: Tensor | None = None
 
 
 class BucketRows(NamedTuple):

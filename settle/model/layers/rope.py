@@ -18,7 +18,7 @@ _NEEDS = {
     "longrope": ("short_factor", "long_factor"),
     "yarn": ("factor", "original_max_position_embeddings"),
 }
-_OTHER_YARN: dict[str, float] = {"mscale": 1, "mscale_all_dim": 0, "truncate": True}
+_OTHER_YARN: dict[str, float] = {"mscale": 1, "mscale_all_dim": 0}
 _OLD_CONTEXTS = [8192, *(1 << power for power in range(6, 18))]
 
 
@@ -44,6 +44,7 @@ class RopeScaling(BaseModel):
         None, gt=0, description="yarn: turns in the old context that leave a pair alone; 32"
     )
     beta_slow: float | None = Field(None, gt=0, description="yarn: turns up to which a pair is divided in full; 1")
+    truncate: bool = Field(True, description="yarn: whether its ramp begins and ends at whole pairs")
 
     @model_validator(mode="after")
     def _complete(self) -> Self:
@@ -72,7 +73,8 @@ class RopeScaling(BaseModel):
 
     def to_hf(self) -> dict[str, object]:
         """Return the `rope_scaling` of a `config.json`, under the new and the old name of its type."""
-        return {"type": self.rope_type, **self.model_dump(mode="json", exclude_none=True)}
+        left_out = {"truncate"} if self.truncate else set()
+        return {"type": self.rope_type, **self.model_dump(mode="json", exclude_none=True, exclude=left_out)}
 
 
 def rope_options(width: int, theta: float, context: int, scaling: RopeScaling | None) -> Rope:
@@ -113,7 +115,9 @@ def _yarn_ramps(scaling: RopeScaling, width: int, theta: float, context: int) ->
     old = scaling.original_max_position_embeddings or context
     turns = (scaling.beta_fast or 32.0, scaling.beta_slow or 1.0)
     first, last = (width * math.log(old / (turn * 2 * math.pi)) / (2 * math.log(theta)) for turn in turns)
-    low, high = max(math.floor(first), 0), min(math.ceil(last), width - 1)
+    if scaling.truncate:
+        first, last = math.floor(first), math.ceil(last)
+    low, high = max(first, 0), min(last, width - 1)
     return [min(1.0, max(0.0, (pair - low) / max(high - low, 1e-3))) for pair in range(width // 2)]
 
 

@@ -4,7 +4,7 @@ Letters: N tokens, D hidden width, H query heads, K key/value heads, d head widt
 """
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from settle.model.config import LayerOptions
 from settle.model.layers.attention import attention
@@ -38,6 +38,7 @@ class Attention(Mixer):
             self.v_proj = Linear(o.width, key, o.qkv_bias)
             members = [(self.q_proj, query), (self.k_proj, key), (self.v_proj, 0)]
         self.o_proj = Linear(query, o.width, o.out_bias)
+        self.sinks = nn.Parameter(torch.empty(o.heads)) if o.sinks else None
         widths = (query, key) if o.whole_norms else (o.head_dim, o.head_dim) if o.head_norms else ()
         norms: list[RMSNorm | None] = [RMSNorm(width, o.eps, o.norm_offset) for width in widths]
         self.q_norm, self.k_norm = norms or [None, None]
@@ -63,7 +64,7 @@ class Attention(Mixer):
         if self.lends:
             carried.lent[self.lends] = rows[:, self.queries :]
         bias = self.inward.bias(table.dtype) if self.adds_bias else None
-        scoring = Scoring(self.window, self.soft_cap, self.float32_scores)
+        scoring = Scoring(self.window, self.soft_cap, self.float32_scores, self.sinks)
         mixed = attention(rows, packing, table, scoring, bias)
         return mixed * torch.sigmoid(gates) if self.gates else mixed
 

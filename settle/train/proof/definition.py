@@ -208,7 +208,7 @@ class _Watched(Packing):
         number = next(self.attending)
         options = self.layers[number]
         out = attention_over(qkv, self, table, scoring, bias)
-        wanted = attention_by_definition(qkv, self.bounds, options, bias)
+        wanted = attention_by_definition(qkv, self.bounds, options, bias, scoring.sinks)
         self._compare(number, out, wanted)
         first, last = max(zip(self.bounds, self.bounds[1:], strict=False), key=lambda edges: edges[1] - edges[0])
         turned = torch.arange(len(qkv), device=qkv.device)
@@ -262,13 +262,17 @@ def _mixers(layer: LayerOptions) -> str:
 
 
 def attention_by_definition(
-    qkv: Tensor, bounds: Sequence[int], options: LayerOptions, bias: Tensor | None = None
+    qkv: Tensor,
+    bounds: Sequence[int],
+    options: LayerOptions,
+    bias: Tensor | None = None,
+    sinks: Tensor | None = None,
 ) -> Tensor:
     """Causal attention with rotary positions in float64 on the CPU, segment by segment, slow and plain.
 
     qkv (N, (H + 2K)·d), the numbers of query and key heads that turn together beside each other; bounds (S + 1,); bias
-    ((H + 2K)·d,): what qkv still lacks → (N, H·d). Sources: arXiv:1706.03762, arXiv:2104.09864; groups of query heads
-    share a key head (arXiv:2305.13245).
+    ((H + 2K)·d,): what qkv still lacks; sinks (H,): a score of each head without a value → (N, H·d). Sources:
+    arXiv:1706.03762, arXiv:2104.09864; groups of query heads share a key head (arXiv:2305.13245).
     """
     o, rope = options, options.rope
     wide = (qkv if bias is None else qkv + bias).cpu().double().unflatten(1, (-1, o.head_dim))
@@ -294,6 +298,10 @@ def attention_by_definition(
             scores = torch.tanh(scores / o.soft_cap) * o.soft_cap
         back = place[:, None] - place[None, :]
         unseen = (back < 0) | (back >= o.window) if o.window is not None else back < 0
-        shares = scores.masked_fill(unseen, -torch.inf).softmax(-1)
+        scores = scores.masked_fill(unseen, -torch.inf)
+        if sinks is not None:
+            sunk = sinks.cpu().double()[:, None, None].expand(*scores.shape[:2], 1)
+            scores = torch.cat([scores, sunk], -1)
+        shares = scores.softmax(-1)[..., : len(rows)]
         results.append(torch.einsum("hqk,khd->qhd", shares, shared).flatten(1))
     return torch.cat(results)

@@ -36,7 +36,10 @@ LONGROPE = RopeScaling(
     original_max_position_embeddings=16,
 )
 YARN = RopeScaling(rope_type="yarn", factor=4.0, original_max_position_embeddings=16)
-LOUD, STEEP = (YARN.model_copy(update=u) for u in ({"attention_factor": 1.25}, {"beta_fast": 4.0, "beta_slow": 0.1}))
+LOUD, STEEP = (
+    YARN.model_copy(update=u)
+    for u in ({"attention_factor": 1.25}, {"beta_fast": 4.0, "beta_slow": 0.1, "truncate": False})
+)
 LINEAR = RopeScaling(rope_type="linear", factor=4.0)
 
 

@@ -177,7 +177,7 @@ def test_what_is_not_done_is_named() -> None:
     config = Llama.TINY.to_hf_config()
     for change, says in [
         ({"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}, "'dynamic'"),
-        ({"rope_scaling": {"rope_type": "yarn", "factor": 2.0, "truncate": False}}, "truncate"),
+        ({"rope_scaling": {"rope_type": "yarn", "factor": 2.0, "mscale_all_dim": 1.0}}, "mscale_all_dim"),
         ({"rope_scaling": {"rope_type": "llama3", "factor": 2.0}}, "low_freq_factor"),
         ({"hidden_act": "relu"}, "hidden_act = 'relu'"),
         ({"quantization_config": {"bits": 4}}, "quantization_config"),
