@@ -29,7 +29,9 @@ __all__ = [
     "choose",
     "decide",
     "doctor",
+    "evaluate",
     "open_run",
+    "resume",
 ]
 
 switch_off()  # nothing phones home
@@ -52,11 +54,13 @@ if TYPE_CHECKING:
         decide,
         distill,
         doctor,
+        evaluate,
         fit,
         index,
         open_run,
         pick,
         pull,
+        resume,
         serve,
         shrink,
         train,

@@ -1,7 +1,7 @@
 """The Python API: `import settle; settle.train("~/notes")`. `settle` itself loads this only when it is used.
 
-The functions take the settings of the command of their name as keywords. Progress is shown on stderr in a terminal and
-in a notebook; `progress=False` is silent, `progress=True` shows it anywhere.
+The functions take the settings of the command of their name as keywords. Progress is shown on stderr in a terminal, and
+as plain lines in a notebook; `progress=False` is silent, `progress=True` shows it anywhere.
 """
 
 import atexit
@@ -29,10 +29,12 @@ from settle.infer.chat_session import ChatSession, Sampling
 from settle.infer.decider import Decider
 from settle.infer.engine import Engine
 from settle.jobs.job import find_job, start
+from settle.jobs.job import resume as resume_run
 from settle.jobs.settings import TUNING_JOBS, IndexSettings
 from settle.library.resolve import resolve_gguf
+from settle.show.signs import visible_event
 from settle.show.tables import aligned
-from settle.show.talk import Talk
+from settle.show.talk import Talk, notebook_console
 
 if TYPE_CHECKING:
     from settle.retrieve.answer.ask import AskableCollection
@@ -47,7 +49,10 @@ class FinishedRun:
     def __init__(self, run: Run) -> None:
         result = run.result()
         if result is None:
-            raise RunError(f"{run.name} is not finished", f"`settle resume {run.name}` continues it")
+            raise RunError(
+                f"{run.name} is not finished",
+                f"`settle resume {run.name}`, in Python `settle.resume({run.name!r})`, continues it",
+            )
         self.path = run.path
         self.name = run.name
         self.result: Result = result
@@ -336,8 +341,23 @@ def doctor(subject: str | None = None, progress: bool | None = None, **settings:
     return _run_command("doctor", {"subject": subject, **settings}, progress)
 
 
+def evaluate(tuned: str, progress: bool | None = None, **settings: object) -> Report:
+    """Compare a tuned model with its base, as `settle eval` does; `verify=True` checks its verdict.json.
+
+    The exit code is 3 where it is not better. Raises SettleError.
+    """
+    return _run_command("eval", {"tuned": tuned, **settings}, progress)
+
+
 def open_run(name: str) -> FinishedRun:
     """Return the finished run of that name. Raises UsageError when there is none."""
+    return FinishedRun.find(name)
+
+
+def resume(name: str, progress: bool | None = None) -> FinishedRun:
+    """Resume an interrupted run, as `settle resume` does, and return it finished. Raises SettleError."""
+    with _events(progress) as events:
+        resume_run(name, events)
     return FinishedRun.find(name)
 
 
@@ -365,9 +385,10 @@ def _run_command(name: str, asked: Settings, progress: bool | None) -> Report:
 
 @contextmanager
 def _events(progress: bool | None) -> Iterator[Events]:
-    """Yield a channel whose events are shown on stderr where somebody sees it."""
-    talk = Talk() if (progress if progress is not None else _is_watched()) else None
-    events = Events(listeners=[talk.show] if talk else [])
+    """Yield a channel whose events are shown where somebody sees it: on stderr, or in a notebook's cell."""
+    is_shown = progress if progress is not None else sys.stderr.isatty() or _is_notebook()
+    talk = Talk(notebook_console() if _is_notebook() else None) if is_shown else None
+    events = Events(listeners=[lambda event: talk.show(visible_event(event))] if talk else [])
     try:
         yield events
     finally:
@@ -376,10 +397,10 @@ def _events(progress: bool | None) -> Iterator[Events]:
             talk.close()
 
 
-def _is_watched() -> bool:
-    """Return whether stderr is a terminal, or the output of a notebook's cell."""
+def _is_notebook() -> bool:
+    """Return whether this process runs the cells of a notebook."""
     shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
-    return sys.stderr.isatty() or getattr(shell, "kernel", None) is not None
+    return getattr(shell, "kernel", None) is not None
 
 
 def _prompt_ids(engine: Engine, prompt: str) -> list[int]:

@@ -30,6 +30,10 @@ class SettleError(Exception):
         self.fix = fix
         super().__init__(f"{what} — {fix}" if fix else what)
 
+    def _render_traceback_(self) -> list[str]:
+        """For a notebook: the lines that it shows instead of a traceback."""
+        return [f"{type(self).__name__}: {self.what}", *([f"Fix: {self.fix}"] if self.fix else [])]
+
 
 class UsageError(SettleError):
     """Wrong arguments or settings."""

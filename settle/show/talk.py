@@ -1,6 +1,7 @@
 """The talk on stderr: a live display on a terminal, plain lines anywhere else. Rendered from events alone."""
 
 import math
+import sys
 import time
 from collections.abc import Sequence
 from typing import IO, cast
@@ -182,6 +183,11 @@ class Stderr(Console):
 
     def on_broken_pipe(self) -> None:
         raise BrokenPipeError
+
+
+def notebook_console() -> Console:
+    """Return a console of plain lines on stdout: a notebook shows stderr as errors, and escapes of a cursor as text."""
+    return Console(file=sys.stdout, force_jupyter=False, force_terminal=False, color_system=None, highlight=False)
 
 
 class Talk:

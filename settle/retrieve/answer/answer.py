@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from settle.base.visible import visible, visible_line
+from settle.base.visible import html_text, visible, visible_line
 from settle.retrieve.answer.evidence import Evidence
 from settle.retrieve.index.catalogue import Occurrence, Passage
 
@@ -99,7 +99,7 @@ class Generation:
     stop: str = ""  # the text that ended it
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class CitedAnswer:
     """An answer with its citations, or a refusal."""
 
@@ -150,12 +150,20 @@ class CitedAnswer:
             warnings.append("the answer was cut off at its longest; the unfinished sentence is not shown")
         return warnings
 
+    def __repr__(self) -> str:
+        return str(self)
+
     def __str__(self) -> str:
         lines = [f"[{source.number}] {piece.place}" for source, piece in self.cited]
         text = self.text
         for sentence in reversed(self.sentences):
             text = f"{text[: sentence.start]}{hanging(sentence.text)}{text[sentence.end :]}"
         return visible("\n".join([text, *([""] if lines else []), *lines]))
+
+    def _repr_html_(self) -> str:
+        """For a notebook: the answer, and each passage that it cites, with its place."""
+        passages = [f"[{source.number}] {piece.place}\n{piece.passage.text}" for source, piece in self.cited]
+        return "".join(map(html_text, [self.text, *(f"! {warning}" for warning in self.warnings), *passages]))
 
     def to_json(self) -> dict[str, object]:
         """Return the record that `settle ask --json` prints."""
