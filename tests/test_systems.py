@@ -18,6 +18,7 @@ from pathlib import Path, PureWindowsPath
 import pytest
 
 from settle.base import files, python_command
+from settle.connect.clients import Client, Connection
 from settle.library.store import model_name
 
 ROOT = Path(__file__).parent.parent
@@ -161,6 +162,26 @@ def test_commands_that_are_shown_can_be_pasted_there(monkeypatch):
     assert python_command.shell_line("settle", "tune", "it's") == "settle tune 'it'\"'\"'s'"
     monkeypatch.setattr(python_command, "os", _Nt())
     assert python_command.shell_line("settle", "tune", str(rows)) == r'settle tune "C:\Users\Ann Lee\rows.jsonl"'
+
+
+@pytest.mark.parametrize("name", ["claude_code", "codex", "curl", "open_webui", "zed"])
+def test_clients_are_set_up_by_lines_of_the_shell_that_is_there(name, monkeypatch):
+    """In PowerShell a curly quotation mark ends a text, too; each is doubled within one."""
+    client, connection = Client.make(name, {}), Connection("http://127.0.0.1:7388", "k'e‘y", "tiny", 4096)
+    steps = client.steps(connection)
+    assert "k'e‘y" in " ".join(shlex.split(steps)) and "$env:" not in steps
+    monkeypatch.setattr(python_command, "os", _Nt())
+    *variables, command = client.steps(connection).splitlines()
+    assert any("k''e‘‘y'" in line for line in variables)
+    literal = r"'(?:[^'‘’‚‛]|['‘’‚‛]{2})*'"
+    if name == "curl":
+        assert re.fullmatch(rf"Invoke-RestMethod -Method Post -Uri {literal} `", variables[0])
+        assert re.fullmatch(rf"  -Headers @\{{Authorization = {literal}\}} `", variables[1])
+        body = re.fullmatch(rf"  -Body ({literal}) \| ConvertTo-Json -Depth 9", command)[1]
+        assert json.loads(body[1:-1].replace("''", "'"))["model"] == "tiny"
+    else:
+        assert all(re.fullmatch(rf"\$env:\w+ = {literal}", line) for line in variables)
+        assert re.fullmatch(rf"[a-z-]+( {literal})*", command)
 
 
 @pytest.mark.parametrize(

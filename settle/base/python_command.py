@@ -6,6 +6,7 @@ child is started through this module; tests/test_house.py holds that. Their stre
 
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 # For Popen's creationflags, beside its process_group or start_new_session, which Windows does not know: a Ctrl-C in the
@@ -37,6 +38,29 @@ def shell_line(*words: str | Path) -> str:
     import shlex
 
     return shlex.join(texts)
+
+
+def is_powershell() -> bool:
+    """Return whether lines that are shown for pasting are PowerShell's, as on Windows, or those of a POSIX shell."""
+    return os.name == "nt"
+
+
+def with_variables(variables: Mapping[str, str], *words: str) -> str:
+    """Return lines for this system's shell that run a command with variables of the environment.
+
+    words: the program, then its arguments. PowerShell's window keeps the variables."""
+    if is_powershell():
+        lines = [f"$env:{name} = {powershell_string(value)}" for name, value in variables.items()]
+        return "\n".join([*lines, " ".join([words[0], *map(powershell_string, words[1:])])]) + "\n"
+    import shlex
+
+    lines = [f"{name}={shlex.quote(value)}" for name, value in variables.items()]
+    return " \\\n  ".join([*lines, shlex.join(words)]) + "\n"
+
+
+def powershell_string(text: str) -> str:
+    """Return a text as a literal of PowerShell, which takes curly quotation marks for straight ones."""
+    return "'" + "".join(2 * character if character in "'‘’‚‛" else character for character in text) + "'"
 
 
 def extra_command(extra: str) -> str:

@@ -3,9 +3,9 @@
 It appends /v1/messages to the base URL. Nothing is written into its settings, which hold for every session.
 """
 
-import shlex
 from typing import ClassVar
 
+from settle.base.python_command import with_variables
 from settle.connect.clients import NO_KEY, QUESTION, SHORT, Client, ClientRequest, Connection
 
 
@@ -20,7 +20,7 @@ class ClaudeCode(Client):
                  "ANTHROPIC_DEFAULT_HAIKU_MODEL")  # fmt: skip
         values = {"ANTHROPIC_BASE_URL": connection.address, "ANTHROPIC_AUTH_TOKEN": connection.key or NO_KEY}
         values |= dict.fromkeys(kinds, connection.model)
-        return "".join(f"{name}={shlex.quote(value)} \\\n  " for name, value in values.items()) + "claude\n"
+        return with_variables(values, "claude")
 
     def note(self, connection: Connection) -> str:
         return "/status in Claude Code shows the address; without these variables it is as before"

@@ -1,10 +1,10 @@
 """Cline, the coding agent: its settings of providers, which its command line and its extension share."""
 
 import datetime
-import shlex
 from pathlib import Path
 from typing import ClassVar
 
+from settle.base.python_command import shell_line
 from settle.connect.clients import (
     NO_KEY,
     Client,
@@ -37,7 +37,7 @@ class Cline(Client):
 
     def note(self, connection: Connection) -> str:
         options = ["-p", PROVIDER, "-k", connection.key or NO_KEY, "-m", connection.model, "-b", connection.openai]
-        return f"Cline writes the same file itself: {shlex.join(['cline', 'auth', *options])}"
+        return f"Cline writes the same file itself: {shell_line('cline', 'auth', *options)}"
 
     def requests(self, connection: Connection) -> list[ClientRequest]:
         read = tool("read_file", "Request to read the contents of a file.", "path", "The path of the file")

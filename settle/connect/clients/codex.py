@@ -1,12 +1,12 @@
 """Codex, OpenAI's coding agent in a terminal: a provider given on its command line, for one session.
 
-It speaks the Responses API alone, appends /responses to the base URL, and reads the key from a variable.
+It speaks the Responses API alone, appends /responses to the base URL, and reads the key from a variable. A value
+that is no TOML is taken as a string: quotation marks would not reach it from every shell.
 """
 
-import json
-import shlex
 from typing import ClassVar
 
+from settle.base.python_command import with_variables
 from settle.connect.clients import NO_KEY, QUESTION, SHORT, Client, ClientRequest, Connection
 
 KEY_VARIABLE = "SETTLE_API_KEY"
@@ -22,9 +22,8 @@ class Codex(Client):
         provider = {"name": "settle", "base_url": connection.openai, "env_key": KEY_VARIABLE, "wire_api": "responses"}
         settings = {f"model_providers.settle.{name}": value for name, value in provider.items()}
         settings |= {"model_provider": "settle", "model": connection.model}
-        lines = [f"{KEY_VARIABLE}={shlex.quote(connection.key or NO_KEY)} codex"]
-        lines += [f"-c {shlex.quote(f'{name}={json.dumps(value)}')}" for name, value in settings.items()]
-        return " \\\n  ".join(lines) + "\n"
+        options = [word for name, value in settings.items() for word in ("-c", f"{name}={value}")]
+        return with_variables({KEY_VARIABLE: connection.key or NO_KEY}, "codex", *options)
 
     def note(self, connection: Connection) -> str:
         return "the same settings in ~/.codex/config.toml hold for every session"

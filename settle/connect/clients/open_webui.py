@@ -1,8 +1,8 @@
 """Open WebUI: set up by environment variables at its first start, by its settings afterwards."""
 
-import shlex
 from typing import ClassVar
 
+from settle.base.python_command import with_variables
 from settle.connect.clients import NO_KEY, Client, ClientRequest, Connection, chat, embed, list_models
 
 AGENT = "Python/3.12 aiohttp/3.13"
@@ -27,8 +27,7 @@ class OpenWebUI(Client):
                 "RAG_OPENAI_API_BASE_URL": connection.openai,
                 "RAG_OPENAI_API_KEY": connection.key or NO_KEY,
             }
-        lines = [f"export {name}={shlex.quote(value)}" for name, value in variables.items()]
-        return "\n".join([*lines, "open-webui serve"]) + "\n"
+        return with_variables(variables, "open-webui", "serve")
 
     def note(self, connection: Connection) -> str:
         return (

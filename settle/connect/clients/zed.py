@@ -3,9 +3,9 @@
 Zed reads the key of a provider called settle from SETTLE_API_KEY, or from what is typed into its own settings.
 """
 
-import shlex
 from typing import ClassVar
 
+from settle.base.python_command import with_variables
 from settle.connect.clients import NO_KEY, Client, ClientRequest, Connection, chat, settings_home
 from settle.connect.config_files import ConfigFile, Entry, json_file
 
@@ -25,7 +25,7 @@ class Zed(Client):
         return [json_file(path, _with({}, provider), empty, lambda value: _with(value, provider))]
 
     def steps(self, connection: Connection) -> str:
-        return f"SETTLE_API_KEY={shlex.quote(connection.key or NO_KEY)} zed\n"
+        return with_variables({"SETTLE_API_KEY": connection.key or NO_KEY}, "zed")
 
     def note(self, connection: Connection) -> str:
         return "or type the key under Agent Settings → LLM Providers → settle; then choose the model in the agent panel"
