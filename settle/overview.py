@@ -1,6 +1,7 @@
 """What `settle` and `settle --help` show at once: what is on this machine, and the commands. It imports little."""
 
 import errno
+import json
 import os
 import re
 import shutil
@@ -24,6 +25,9 @@ OPTIONS = {
 PLAIN = str.maketrans("╭╮╰╯─│", "++++-|")  # for a terminal without these
 MOST_COLUMNS = 100
 EMBEDDER = "minilm"  # what `settle index` pulls by itself: no base to tune on questions and answers
+TEMPLATE = b"tokenizer.chat_template"  # the key in a GGUF file
+TEMPLATE_FILES = (("chat_template.jinja", b""), ("tokenizer_config.json", b'"chat_template"'))  # of a folder
+HEADER_BYTES = 24 << 20  # of a GGUF file; a vocabulary of 262,000 tokens takes half of that
 DATED = re.compile(r"[\d-]{10}-[a-z_]+-(.*)-[0-9a-f]{6}")  # the folder of a run
 
 
@@ -58,12 +62,19 @@ def first_screen(columns: int) -> str:
     stopped = [f"{_run_name(path)} (unfinished)" for path in runs if not (path / "result.json").exists()]
     known = [("models", [path.name for path in models]), ("runs", [*done, *stopped])]
     known.append(("collections", [path.name for path in collections]))
-    base = next((path.name for path in models if path.name != EMBEDDER), "")
+    bases = [path for path in models if path.name != EMBEDDER]
+    talker = next((path.name for path in bases if _takes_turns(path)), "")
+    base = talker or next((path.name for path in bases), "")
     tune = f"settle tune {base} examples.jsonl" if base else "settle pull smollm2"
+    first = ("begin", "settle train stdlib --time 2m", "on Python's own library")
+    if done:
+        first = ("chat", f"settle chat {done[0]}", "with the newest run")
+    elif talker:
+        first = ("chat", f"settle chat {talker}", "with a model that answers")
+    elif base:
+        first = ("complete", f'settle chat {base} "Once upon a time"', "a base completes text")
     doors = [
-        ("chat", f"settle chat {done[0]}", "with the newest run")
-        if done
-        else ("begin", "settle train stdlib --time 2m", "on Python's own library"),
+        first,
         ("train", "settle train ~/notes --time 10m", "on your own text"),
         ("tune", tune, "on your questions and answers" if base else "gets a model to tune"),
         ("ask", f"settle ask {collections[0].name}" if collections else "settle index ~/docs", "your documents"),
@@ -88,6 +99,21 @@ def _newest(kind: str) -> Iterator[Path]:
         yield from sorted(paths, key=lambda path: path.stat().st_mtime, reverse=True)
     except (OSError, RuntimeError):
         return
+
+
+def _takes_turns(model: Path) -> bool:
+    """Return whether a stored model's file has a chat template; False where that cannot be read.
+
+    Its name is looked for in the file's first bytes: parsing them takes longer than a first screen may.
+    """
+    try:
+        path = model / json.loads((model / "model.json").read_bytes())["path"]
+        if path.is_dir():
+            return any((path / name).exists() and key in (path / name).read_bytes() for name, key in TEMPLATE_FILES)
+        with path.open("rb") as file:
+            return TEMPLATE in file.read(HEADER_BYTES)
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 def _run_name(path: Path) -> str:

@@ -21,6 +21,8 @@ from settle.base.files import write_json
 from settle.base.run import Run
 from settle.cli import main
 from settle.commands import Command
+from settle.formats.gguf import export_gguf
+from tests.trained import trained
 
 has_full = pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full on this system")
 SETTLE = [sys.executable, "-m", "settle"]
@@ -121,6 +123,35 @@ def test_without_arguments_it_shows_what_is_here_and_the_three_doors(home, monke
         for part in ("notes-29, notes-28 (unfinished)", " more", "settle chat notes-29", "settle tune smollm2 ",
                      "settle ask docs", "settle train ~/notes", "settle --help"):  # fmt: skip
             assert part in text, part
+
+
+def test_without_arguments_a_base_is_offered_for_what_it_can_do(home, capsys):
+    """A model with a chat template is preferred, however old it is."""
+
+    def add(name, path, age):
+        (home / "models" / name).mkdir(exist_ok=True)
+        write_json(home / "models" / name / "model.json", {"path": path})
+        os.utime(home / "models" / name, (99 - age, 99 - age))
+
+    def shown():
+        assert main([]) == 0
+        return capsys.readouterr().out
+
+    tiny = trained()
+    (home / "models/gemma/x").mkdir(parents=True)
+    whole = export_gguf(tiny.part, tiny.weights, tiny.tokenizer, home / "smol.gguf", "f32", {})
+    (home / "models/gemma/base.gguf").write_bytes(whole.read_bytes().replace(b"chat_template", b"that_template"))
+    add("gemma", "base.gguf", age=1)
+    assert 'settle chat gemma "Once upon a time"' in shown() and "settle tune gemma examples.jsonl" in shown()
+    add("smol", str(whole), age=9)
+    assert "settle chat smol " in shown() and "settle tune smol examples.jsonl" in shown()
+    add("gemma", "x", age=1)
+    (home / "models/gemma/x/tokenizer_config.json").write_text('{"chat_template": "x"}')
+    os.utime(home / "models/gemma", (98, 98))
+    assert "settle chat gemma " in shown() and "settle tune gemma examples.jsonl" in shown()
+    (home / "models/gemma/model.json").write_text("{")
+    os.utime(home / "models/gemma", (98, 98))
+    assert "settle tune smol " in shown()
 
 
 def test_without_arguments_nothing_that_lies_there_is_in_the_way(home, capsys):
