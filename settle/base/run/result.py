@@ -139,6 +139,9 @@ class Result(BaseModel):
     def to_json(self) -> JsonObject:
         return {key: value for key, value in self.model_dump().items() if value is not None}
 
+    def __repr__(self) -> str:
+        return f"<Result {self.name}: {self.shown_verdict}>"
+
     def _repr_html_(self) -> str:
         """For a notebook: the verdict, and the forecast beside the actual figures."""
         title = f"{self.name} {self.shown_verdict}".strip()
