@@ -24,7 +24,7 @@ def run(name: str, parameters: str | None = None) -> NotebookNode:
     notebook = nbformat.read(FOLDER / f"{name}.ipynb", 4)
     (cell,) = (cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", ()))
     cell.source = parameters or cell.source
-    client = NotebookClient(notebook, timeout=1200, record_timing=False, coalesce_streams=True)
+    client = NotebookClient(notebook, timeout=3600, record_timing=False, coalesce_streams=True)
     return client.execute(cwd=str(FOLDER))
 
 

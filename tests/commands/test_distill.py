@@ -17,6 +17,7 @@ from settle.base.run import Run
 from settle.cli import main
 from settle.data.tokenizer.byte_bpe import ByteBpeTokenizer
 from settle.evaluate import speculative
+from settle.evaluate.compare.verdict_file import VerdictFile
 from settle.formats.gguf import export_gguf, read_gguf
 from settle.formats.safetensors import export_safetensors, read_safetensors
 from settle.infer.child_process import Draft
@@ -73,6 +74,15 @@ def test_a_pruned_teacher_is_healed_and_handed_over(files, home, capsys):
     card = (run.out / "card.md").read_text()
     assert "Against its teacher" in card and "of the gap to the teacher's loss" in card
     assert main(["chat", "t", "def f(", "--temperature", "0", "--max-tokens", "4"]) == 0
+    kept = VerdictFile.read(Path(result["files"]["verdict"]))
+    assert kept.passes and kept.score.tuned == pytest.approx(-comparison["after"]["kl"], rel=0.1)
+    assert sorted([-kept.score.high, -kept.score.low]) == pytest.approx(comparison["kl_change"])
+    capsys.readouterr()
+    assert main(["eval", "t", "--verify"]) == 0 and "verdict.json holds" in capsys.readouterr().err
+    values = json.loads((run.out / "verdict.json").read_text())
+    values["rows"]["tuned"][0] += 1.0
+    (run.out / "verdict.json").write_text(json.dumps(values))
+    assert main(["eval", "t", "--verify"]) == 1 and "rows do not give its tuned" in capsys.readouterr().err
 
 
 def further(*case: Any) -> Any:

@@ -64,6 +64,9 @@ def test_members_differ_in_their_seed_and_teach_one_plain_model(text: Path, capf
     assert made.headline in (student.out / "card.md").read_text()
     first, last = (open_pretrained(str(run.out / "hf")).part for run in (chain[0], student))
     assert first == last and resolve_gguf("a-distilled").source.path == student.out / "a-distilled.gguf"
+    code = {"better": 0}.get(made.comparison["verdict"], 3)  # type: ignore[index]
+    assert main(["eval", "a-distilled", "--verify"]) == code
+    assert f"verdict.json holds: {made.headline}" in " ".join(capfd.readouterr().err.split())
     assert main(["resume", "a"]) == 0 and "nothing to resume" in capfd.readouterr().err
 
 

@@ -4,8 +4,12 @@ import json
 import struct
 import zlib
 from html.parser import HTMLParser
+from types import SimpleNamespace
+from typing import Any
 
 from settle.api import FinishedRun
+from settle.base.errors import UsageError
+from settle.retrieve.answer.answer import CitedAnswer, Piece, Source
 from tests.studio.made_runs import FINISHED, training, write_run
 from tests.studio.payloads import PAYLOADS
 
@@ -67,3 +71,17 @@ def test_nothing_in_a_result_becomes_a_part_of_the_notebook(home):
         seen = Reader(html)
         assert seen.tags <= ALLOWED and seen.attributes <= {"style"}
         assert "onerror" in seen.text
+
+
+def test_nothing_in_a_passage_becomes_a_part_of_the_notebook():
+    hostile = "".join(PAYLOADS)
+    place = SimpleNamespace(place=SimpleNamespace(after=lambda path: hostile), path="")
+    source: Any = Source(1, (Piece(SimpleNamespace(text=hostile), place),))
+    evidence: Any = None
+    seen = Reader(CitedAnswer("q", hostile, "refused", evidence, (), (source,))._repr_html_())
+    assert seen.tags == {"p"} and seen.attributes == {"style"} and seen.text.count("onerror") >= 3
+
+
+def test_a_notebook_shows_what_happened_and_the_fix_of_a_mistake():
+    assert UsageError("it is late", "begin")._render_traceback_() == ["UsageError: it is late", "Fix: begin"]
+    assert UsageError("it is late")._render_traceback_() == ["UsageError: it is late"]
