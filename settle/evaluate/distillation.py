@@ -22,12 +22,15 @@ from settle.data.layouts import Example
 from settle.data.likelihoods import Compared, compare
 from settle.evaluate.compare.candidate import CONTEXT, FIRST, Answer, FileModel
 from settle.evaluate.compare.cases import cases, spread_order
+from settle.evaluate.compare.verdict_file import Files, write_read_verdict
 from settle.library.reference import ModelRef
 from settle.model.decoder import Decoder
+from settle.model.source import Source
 from settle.train.objectives.distill import Distill
 from settle.train.teacher import LiveTeacher, RecordedTeacher
 
 OnBatch = Callable[[], bool]
+MEASURE = "minus the KL divergence from the teacher, nats per token"
 STRETCH = 64  # targets whose mean counts as one sample of the paired test
 _LOGITS = 1 << 24  # logits of either model held at once, in fp32
 
@@ -156,7 +159,8 @@ def _against_live(
 class Learned:
     """A student before and after training.
 
-    teacher: its name. paired: a test over families of rows, by KL. is_whole: whether there was time for all rows.
+    teacher: its name. paired: a test over families of rows, by KL. is_whole: whether there was time for all rows. read:
+    ids and targets of each batch of them.
     """
 
     before: Nearness
@@ -164,6 +168,20 @@ class Learned:
     teacher: str
     paired: PairedTest
     is_whole: bool = True
+    read: Sequence[object] = ()
+
+    @property
+    def scores(self) -> tuple[list[float], list[float]]:
+        """The closeness to the teacher of each stretch, in nats per token below 0, before and after training."""
+        before, after = ((-side.means(side.apart.kl)).tolist() for side in (self.before, self.after))
+        return before, after
+
+    def keep(self, folder: Path, base: Source, student: Source) -> Path:
+        """Write verdict.json into a folder, by the files of the student before and after training."""
+        found = {"headline": self.headline, "measure": MEASURE}
+        return write_read_verdict(
+            folder, found, self.scores, self.before.families, self.read, (Files.of(base), Files.of(student))
+        )
 
     @property
     def recovered(self) -> float | None:
@@ -246,7 +264,8 @@ def learned(
         spread, count, seconds = spread[:read], read, None
     last = nearness(model, objective, spread, on_batch)
     far = [(-side.means(side.apart.kl)).tolist() for side in (first, last)]
-    comparison = Learned(first, last, teacher, paired_test(far[0], far[1], first.families), is_whole)
+    known = [(batch.inputs.tolist(), batch.targets.tolist()) for batch in spread]
+    comparison = Learned(first, last, teacher, paired_test(far[0], far[1], first.families), is_whole, known)
     events.emit(Say(text=comparison.headline))
     return comparison
 

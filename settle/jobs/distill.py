@@ -31,6 +31,7 @@ from settle.jobs.tuning_stages import TuningContext, again, export, forecast, pl
 from settle.library.convert import as_gguf
 from settle.library.pretrained import open_pretrained
 from settle.library.reference import Proposal
+from settle.library.resolve import resolve
 from settle.library.run_models import record_draft
 from settle.machine.speed import ceiling
 from settle.model.pretrained import Pretrained
@@ -186,6 +187,8 @@ def compare(c: DistillContext) -> None:
     if not nearness.is_whole:
         c.leave_out_pace()
     c.comparison, c.compared = nearness.to_json(), nearness.card_lines()
+    student = resolve(f"run:{c.run.path.name}").source
+    c.add_files({"verdict": str(nearness.keep(c.run.out, c.base.source, student))})
 
 
 def draft(c: DistillContext) -> None:

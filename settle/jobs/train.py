@@ -16,6 +16,7 @@ from settle.base.words.amounts import duration, number
 from settle.data.corpus import workspace
 from settle.data.prepare import Corpus, prepare, prepared
 from settle.data.store import StoreWriter, TokenStore
+from settle.evaluate.compare.verdict_file import Files, write_read_verdict
 from settle.evaluate.gate.export import ExportedModel, export_run_model
 from settle.evaluate.gate.gate import held_out_texts
 from settle.jobs.job import RunJob, asked_settings, end_dry, job_of, require_same_data
@@ -35,6 +36,7 @@ from settle.jobs.training_stages import (
     warn_of_time,
 )
 from settle.library.pretrained import open_pretrained
+from settle.library.resolve import resolve
 from settle.library.run_models import record_made
 from settle.plan.forecast import look_ahead
 from settle.plan.forecast_figures import gains_words
@@ -422,7 +424,8 @@ def compare(c: FollowerContext) -> None:
     first = open_pretrained(str(c.plan.objective_settings["teacher"])).load(dtype=live.model.compute_dtype)
     models = (first.to(live.model.device), live.model)
     before, after = (evaluate(model, live.objective, live.judged_on, 0, 0) for model in models)
-    test = paired_test([-loss for loss in before.blocks], [-loss for loss in after.blocks])
+    scores = [-loss for loss in before.blocks], [-loss for loss in after.blocks]
+    test = paired_test(*scores)
     change = after.loss / before.loss - 1  # of all targets alike, as both figures are
     low, high = (-end / before.loss for end in (test.difference.high, test.difference.low))
     text = f"{after.bits_per_byte:.4f} bits per byte against {before.bits_per_byte:.4f} of {c.judged_name}"
@@ -431,6 +434,11 @@ def compare(c: FollowerContext) -> None:
     figures = {"judged": judged, "bits_per_byte": after.bits_per_byte, "change": [low, high]}
     c.comparison = {"verdict": test.verdict, "headline": headline, **figures}
     c.compared = [f"{headline}.", ""]
+    found = {"headline": headline, "measure": "held-out log-likelihood, nats per token"}
+    read = [(batch.inputs.tolist(), batch.targets.tolist()) for batch in live.judged_on.batches]
+    files = [Files.of(resolve(f"run:{run.path.name}").source) for run in (c.judged, c.run)]
+    kept = write_read_verdict(c.run.out, found, scores, range(len(scores[0])), read, (files[0], files[1]))
+    c.add_files({"verdict": str(kept)})
     c.events.emit(Say(text=f"{c.run.name}: {headline}"))
 
 

@@ -88,8 +88,8 @@ def verify(name: str, questions: Questions, events: Events, against: str | None 
         fix = f"`settle eval {name}` compares anew"
         raise GateError(f"verdict.json was changed: its rows do not give its {', '.join(wrong)}", fix)
     rows = recorded.rows
-    if rows.margins is not None:
-        events.emit(Say(text="pairs of a preference are read while training: the figures follow from their scores"))
+    if not recorded.can_be_asked:
+        events.emit(Say(text="its rows were read while training, not asked: the figures follow from their scores"))
         return _held(recorded, events)
     examples = rows_of(questions.rows, events) if questions.rows else held_out(name)
     options = CompareOptions(rows.score, len(rows.numbers), rows.max_tokens, only_rows=True, numbers=rows.numbers)
@@ -142,7 +142,10 @@ def _base_of(name: str, tuned: ModelRef) -> ModelRef:
     if tuned.kind == "adapter" and tuned.base:
         return tuned.base
     run = find_run(name)
-    tuning = (run.read("plan.json") or {}).get("tuning") if run else None
+    plan = (run.read("plan.json") or {}) if run else {}
+    if judged := plan.get("ensemble_of"):  # the student of several runs is compared with the first
+        return resolve_gguf(f"run:{judged}")
+    tuning = plan.get("tuning")
     if tuning and Path(tuning["base"]).exists():
         base = resolve_gguf(Path(tuning["base"]))
         return ModelRef(tuning["base_name"], "model", base.source)

@@ -133,8 +133,7 @@ class Comparison:
             "judged_before": self.judged_before,
             "rows": self.scored,
         }
-        ours, theirs = (Files(name=s.name, sha256=s.sha256) for s in (base, tuned))
-        return write_verdict(folder, values, self._claims()[0], ours, theirs)
+        return write_verdict(folder, values, self._claims()[0], Files.of(base), Files.of(tuned))
 
     def rows(self) -> list[list[str]]:
         """Return measure, base, tuned, difference, 95 % interval and verdict: one line a score."""

@@ -18,10 +18,13 @@ from settle.base.errors import FormatError
 from settle.base.files import JsonObject, parse_json, write_json
 from settle.base.statistics import LEVEL, NO_DIFFERENT, RESAMPLES, PairedTest, in_order, paired_test
 from settle.base.version import __version__
+from settle.model.source import Source
 
 NAME = "verdict.json"
 SEED = 0  # of the resampling
 METHOD = "both models answer the same rows; their scores' differences, families of rows resampled whole"
+READ = "both models read the same rows; their scores' differences, families of rows resampled whole"
+FIX = "restore it; tuning, distilling or shrinking writes it"
 TOLERANCE = 1e-9  # of figures that are computed again
 Verdict = Literal["better", "worse", "no different", "too few rows to tell"]
 Goal = Literal["better", "not worse"]
@@ -62,6 +65,10 @@ class Files(_Strict):
 
     name: str
     sha256: str = Field(pattern=SHA256, description="of the file, or of the names and hashes of a folder's")
+
+    @classmethod
+    def of(cls, source: Source) -> Self:
+        return cls(name=source.name, sha256=source.sha256)
 
 
 class Figures(_Strict):
@@ -112,18 +119,24 @@ class VerdictFile(_Strict):
         except ValidationError as e:
             first = e.errors()[0]
             where = ".".join(map(str, first["loc"])) or "it"
-            raise FormatError(f"{path}: {where}: {first['msg']}", "restore it; tuning or shrinking writes it") from None
+            raise FormatError(f"{path}: {where}: {first['msg']}", FIX) from None
         except FileNotFoundError:
             raise FormatError(
-                f"there is no {NAME} in {path.parent}", "tuning and shrinking write it, once they have compared"
+                f"there is no {NAME} in {path.parent}",
+                "tuning, distilling and shrinking write it, once they have compared",
             ) from None
         except (OSError, ValueError) as e:
-            raise FormatError(f"{path} cannot be read: {e}", "restore it; tuning or shrinking writes it") from None
+            raise FormatError(f"{path} cannot be read: {e}", FIX) from None
 
     @property
     def passes(self) -> bool:
         """Whether the candidate is what it has to be; too few rows show nothing."""
         return self.verdict == "better" or (self.goal == "not worse" and self.verdict == NO_DIFFERENT)
+
+    @property
+    def can_be_asked(self) -> bool:
+        """Whether its rows can be asked again: others were read while training, by a model that is in no file."""
+        return self.method != READ and self.rows.margins is None
 
     def unfounded(self) -> list[str]:
         """Return what does not follow from the scores of its rows, in words; empty where all does."""
@@ -168,3 +181,24 @@ def write_verdict(folder: Path, values: JsonObject, tests: Sequence[PairedTest],
     found = {"settle": __version__, "made": now, "base": base, "candidate": candidate, **dict(figures), **values}
     write_json(folder / NAME, VerdictFile.model_validate(found).model_dump(mode="json"))
     return folder / NAME
+
+
+def write_read_verdict(
+    folder: Path,
+    found: JsonObject,
+    scores: tuple[Sequence[float], Sequence[float]],
+    families: Sequence[int],
+    read: Iterable[object],
+    files: tuple[Files, Files],
+) -> Path:
+    """Write verdict.json of a comparison on rows that both models read, and return its path.
+
+    found: headline and measure; scores: of the base and of the candidate, row by row; read: what was read, for its
+    hash; files: of the base and of the candidate.
+    """
+    rows = ScoredRows(
+        sha256=digest(read), numbers=range(1, len(families) + 1), families=families, base=scores[0], tuned=scores[1]
+    )
+    tests = rows.tests(SEED, RESAMPLES)
+    values = {"goal": "better", "verdict": decided(tests), "method": READ, "rows": rows, **found}
+    return write_verdict(folder, values, tests, *files)
