@@ -19,10 +19,10 @@ from settle.evaluate.compare.candidate import both_in_llamacpp, readers
 from settle.evaluate.compare.compare import CompareOptions, compare, report
 from settle.evaluate.compare.sample_size import judgement
 from settle.evaluate.compare.verdict_file import NAME as VERDICT
-from settle.evaluate.compare.verdict_file import VerdictFile
+from settle.evaluate.compare.verdict_file import READ, VerdictFile
 from settle.evaluate.tasks import named
 from settle.library.reference import ModelRef
-from settle.library.resolve import find_run, resolve_gguf
+from settle.library.resolve import find_run, resolve, resolve_gguf
 from settle.model.source import Source
 
 MOST_CHARACTERS = 64 << 20  # of the text that both models are asked for the loss on
@@ -76,12 +76,17 @@ def verify(name: str, questions: Questions, events: Events, against: str | None 
     """
     tuned = resolve_gguf(name)
     recorded = VerdictFile.read(tuned.path.parent / VERDICT)
-    base = resolve_gguf(against) if against else _base_of(name, tuned)
-    for role, files, source in (("candidate", recorded.candidate, tuned.source), ("base", recorded.base, base.source)):
-        if source.sha256 != files.sha256:
+    if recorded.method == READ:
+        base_sha256 = resolve(against).source.sha256 if against else _base_sha256(name)
+    else:
+        base = resolve_gguf(against) if against else _base_of(name, tuned)
+        base_sha256 = base.source.sha256
+    judged = ("candidate", recorded.candidate, tuned.source.sha256), ("base", recorded.base, base_sha256)
+    for role, files, sha256 in judged:
+        if sha256 != files.sha256:
             raise GateError(
-                f"the {role} is another file than the one that was judged: {source.path} has the hash "
-                f"{source.sha256[:16]}…, verdict.json says {files.sha256[:16]}…",
+                f"the {role} is another file than the one that was judged: {files.name} has the hash "
+                f"{sha256[:16]}…, verdict.json says {files.sha256[:16]}…",
                 f"`settle eval {name}` compares anew",
             )
     if wrong := recorded.unfounded():
@@ -150,6 +155,20 @@ def _base_of(name: str, tuned: ModelRef) -> ModelRef:
         base = resolve_gguf(Path(tuning["base"]))
         return ModelRef(tuning["base_name"], "model", base.source)
     raise UsageError(f"the base of {tuned.name} is not known", "say what to compare it with: --against NAME")
+
+
+def _base_sha256(name: str) -> str:
+    """Return the hash of what a run was made from, which it recorded. Raises UsageError when it has none.
+
+    A student that was made for a distillation is deleted once that is finished, so its file need not be there.
+    """
+    run = find_run(name)
+    plan = (run.read("plan.json") or {}) if run else {}
+    if judged := plan.get("ensemble_of"):
+        return resolve(f"run:{judged}").source.sha256
+    if tuning := plan.get("tuning"):
+        return str(tuning["base_sha256"])
+    raise UsageError(f"the base of {name} is not known", "say what it was compared with: --against NAME")
 
 
 def _text(path: Path) -> str:
