@@ -29,7 +29,7 @@ __all__ = [
     "choose",
     "decide",
     "doctor",
-    "evaluate",
+    "eval",
     "open_run",
     "resume",
 ]
@@ -54,7 +54,7 @@ if TYPE_CHECKING:
         decide,
         distill,
         doctor,
-        evaluate,
+        eval,
         fit,
         index,
         open_run,

@@ -341,7 +341,7 @@ def doctor(subject: str | None = None, progress: bool | None = None, **settings:
     return _run_command("doctor", {"subject": subject, **settings}, progress)
 
 
-def evaluate(tuned: str, progress: bool | None = None, **settings: object) -> Report:
+def eval(tuned: str, progress: bool | None = None, **settings: object) -> Report:
     """Compare a tuned model with its base, as `settle eval` does; `verify=True` checks its verdict.json.
 
     The exit code is 3 where it is not better. Raises SettleError.
