@@ -1,8 +1,10 @@
+import importlib
 import json
 import os
 import subprocess
 import sys
 import urllib.request
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -32,6 +34,13 @@ def test_the_verbs_stay_functions_when_rooms_of_their_name_are_loaded():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_no_further_name_hides_a_package():
+    """Three older names do. `settle.evaluate` is a package, so the comparison is `settle.eval`."""
+    packages = {path.parent.name for path in Path(settle.__file__).parent.glob("*/__init__.py")}
+    assert packages & {*settle.__all__} == {"doctor", "shrink", "train"}
+    assert settle.eval.__name__ == "eval" and importlib.import_module("settle.evaluate").__path__
 
 
 def test_everything_that_is_promised_is_there():
