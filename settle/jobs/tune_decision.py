@@ -3,8 +3,9 @@
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from settle.base.event_log import Events
 from settle.base.events import Progress, Say, Warn
 from settle.base.files import write_json
 from settle.base.run.result import Result
-from settle.base.statistics import NO_DIFFERENT, TOO_FEW, VERDICT_P, Interval, PairedTest, holm, paired_test
+from settle.base.statistics import VERDICT_P, Interval, PairedTest, holm, paired_test
 from settle.data.corpus import stored_corpus
 from settle.data.decisions.calibration import divergences, refusal_for
 from settle.data.decisions.corpus import DecisionCorpus, open_decisions, prepare_decisions
@@ -22,6 +23,7 @@ from settle.data.decisions.prompt import DECISION_TYPE, DecisionEncoder, own_ord
 from settle.data.decisions.rows import DecisionRow
 from settle.evaluate.calibration import RISKS, CalibrationReport, brier
 from settle.evaluate.compare.sample_size import smallest_visible, unshown
+from settle.evaluate.compare.verdict_file import Files, decided_against_baselines, write_read_verdict
 from settle.evaluate.decisions import ORDERS, Scored, naive_bayes, order_changes, score_rows
 from settle.evaluate.gate.behaviour import Figures
 from settle.evaluate.gate.decision_gate import DecisionGate, ProbabilitiesApart, keys_of
@@ -35,6 +37,7 @@ from settle.jobs.tuning_stages import TuningContext, again, forecast, plan, prob
 from settle.library.catalogue import transformers_name
 from settle.library.facts import PLAIN_TEXT_KEY
 from settle.library.pretrained import open_pretrained
+from settle.library.resolve import resolve
 from settle.library.run_models import record_made
 from settle.model.load_adapter import TrainedAdapter
 from settle.plan.phases import EXPORT
@@ -57,6 +60,7 @@ class DecisionContext(TuningContext):
     settings: TuneSettings
     corpus: DecisionCorpus = field(init=False)
     keys: Mapping[str, Any] = field(default_factory=dict)  # decision.json: how the model is asked, and its report
+    right: Sequence[list[float]] = ()  # 1.0 for each held-out row answered right: by the model, then by its baselines
 
     def made(self) -> Result:
         return super().made().model_copy(update={"decision": self.keys} if self.keys else {})
@@ -184,9 +188,9 @@ def compare(c: DecisionContext) -> None:
     shares = scored.probabilities(temperatures)
     _quote_loss(c, shares, scored.targets)
     report = CalibrationReport.of(shares, scored.targets, families)
-    right = _right(shares, scored.targets)
     others = _baselines(c, judging, scored)
-    tests = _tests(others, scored.targets, right, families)
+    c.right = [_right(answers, scored.targets) for answers in (shares, *others.values())]
+    tests = _tests(others, scored.targets, c.right[0], families)
     c.comparison = comparison = _comparison(tests, report.warning)
     surest = _untrained_rows(c, fitting.probabilities(temperatures), fitting.targets, shares, scored.targets)
     changes = _order_changes(c, judging, per_row)
@@ -322,15 +326,8 @@ def _right(shares: np.ndarray, targets: np.ndarray) -> list[float]:
 
 
 def _comparison(tests: Mapping[str, PairedTest], warning: str = "") -> dict[str, Any]:
-    """Return the verdict: better only where it is better than the base and than one class for all.
-
-    Nor may it be shown to be worse than a simple classifier: what a few lines on the words do better decides nothing.
-    """
-    needed = [tests[ZERO], tests[MAJORITY]]
-    verdicts = {test.verdict for test in needed} | ({"worse"} if tests[SIMPLE].verdict == "worse" else set())
-    not_better = [word for word in ("worse", TOO_FEW, NO_DIFFERENT) if word in verdicts]
-    verdict = not_better[0] if not_better else "better"
-    tuned = needed[0]
+    """Return the verdict with its headline, notes and tests."""
+    verdict, tuned = decided_against_baselines([tests[name] for name in (ZERO, MAJORITY, SIMPLE)]), tests[ZERO]
     beside = "; ".join(
         f"{name} {test.base:.1%} (difference {test.difference.value:+.1%}, {test.difference.low:+.1%} to "
         f"{test.difference.high:+.1%})"
@@ -383,7 +380,17 @@ def export(c: DecisionContext) -> None:
             lambda dtype: export_run_adapter(exported, c.run.out, c.events, dtype, gate.run), c.events
         )
     record_made(c.run, files, base.source)
-    c.add_files(files)
+    c.add_files({**files, "verdict": str(_keep_verdict(c, rows))})
+
+
+def _keep_verdict(c: DecisionContext, rows: list[DecisionRow]) -> Path:
+    """Write verdict.json by the held-out rows, and return its path."""
+    tuned, untrained, majority, simple = c.right
+    found = {"headline": c.compared[0], "measure": "right answers"}
+    read = [(row.state, row.name, row.best) for row in rows]
+    files = Files.of(c.base.source), Files.of(resolve(f"run:{c.run.path.name}").source)
+    families = c.corpus.held_out.families.tolist()
+    return write_read_verdict(c.run.out, found, (untrained, tuned), families, read, files, (majority, simple))
 
 
 def in_fine_enough_type(

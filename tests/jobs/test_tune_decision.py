@@ -18,10 +18,12 @@ from settle.base.event_log import Events
 from settle.base.run import Run
 from settle.base.settings import resolve
 from settle.base.statistics import Interval, PairedTest
+from settle.cli import main
 from settle.data.batches import RowBatches
 from settle.data.decisions.calibration import fit_temperature
 from settle.data.decisions.corpus import open_decisions, prepare_decisions
 from settle.data.settings import RowSettings
+from settle.evaluate.compare.verdict_file import VerdictFile
 from settle.evaluate.decisions import ORDERS
 from settle.evaluate.gate.export import export_by_name
 from settle.formats.gguf import Gguf, export_gguf, read_gguf
@@ -124,6 +126,27 @@ def test_it_learns_to_decide_and_says_how_sure_it_may_be(
     assert '`settle decide d "some text"`' in shown
     assert "--refuse-above-risk 5%: takes 50 rows that trained nothing, there are" in shown
     assert "asked in another order of the options" in shown
+
+
+def test_its_verdict_follows_from_the_rows_of_its_baselines_too(
+    finished: tuple[Path, int, list[Any]], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("SETTLE_HOME", str(finished[0]))
+    result = Run.find("d").read("result.json") or {}
+    path, comparison = Path(result["files"]["verdict"]), result["comparison"]
+    text, kept = path.read_text(), VerdictFile.read(path)
+    assert (kept.verdict, kept.headline) == (comparison["verdict"], comparison["headline"]) and kept.rows.baselines
+    means = [np.mean(side) for side in (kept.rows.base, *kept.rows.baselines)]
+    assert means == pytest.approx([comparison["tests"][name]["base"] for name in (ZERO, MAJORITY, SIMPLE)])
+    assert main(["eval", "d", "--verify"]) == (0 if kept.passes else 3)
+    assert "verdict.json holds" in capsys.readouterr().err
+    values = json.loads(text)
+    values["rows"]["baselines"][0] = values["rows"]["tuned"]  # one class for all is right as often
+    path.write_text(json.dumps(values))
+    try:
+        assert main(["eval", "d", "--verify"]) == 1 and "rows do not give its verdict" in capsys.readouterr().err
+    finally:
+        path.write_text(text)
 
 
 def test_it_is_exported_whole_with_its_keys(

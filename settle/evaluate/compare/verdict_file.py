@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from settle.base.errors import FormatError
 from settle.base.files import JsonObject, parse_json, write_json
-from settle.base.statistics import LEVEL, NO_DIFFERENT, RESAMPLES, PairedTest, in_order, paired_test
+from settle.base.statistics import LEVEL, NO_DIFFERENT, RESAMPLES, TOO_FEW, PairedTest, holm, in_order, paired_test
 from settle.base.version import __version__
 from settle.model.source import Source
 
@@ -46,16 +46,24 @@ class ScoredRows(_Strict):
     base: Sequence[float] = Field(description="score of each row, of the base")
     tuned: Sequence[float] = Field(description="score of each row, of the candidate")
     margins: Sequence[float] | None = Field(None, description="reward margin of each pair of a preference, in nats")
+    baselines: tuple[Sequence[float], Sequence[float]] | None = Field(
+        None, description="scores of the majority class and of naive Bayes, which judge a decision model too"
+    )
 
     @model_validator(mode="after")
     def _of_one_length(self) -> Self:
         columns = [self.numbers, self.families, self.base, self.tuned, self.margins or self.base]
+        columns += self.baselines or ()
         if len({len(column) for column in columns}) != 1 or not self.numbers:
             raise ValueError("the rows' numbers, families and scores are not of one length")
         return self
 
     def tests(self, seed: int, resamples: int) -> list[PairedTest]:
-        """Return the tests that decide: of the scores, and of the reward margins where there are any."""
+        """Return the tests that decide: of the scores, then of the reward margins or against the baselines."""
+        if self.baselines:
+            sides = (self.base, *self.baselines)
+            zero, majority, simple = (paired_test(side, self.tuned, self.families, seed, resamples) for side in sides)
+            return [*holm([zero, majority]), simple]
         pairs = [(self.base, self.tuned), *([([0.0] * len(self.margins), self.margins)] if self.margins else [])]
         return in_order([paired_test(*pair, self.families, seed, resamples) for pair in pairs])
 
@@ -141,11 +149,12 @@ class VerdictFile(_Strict):
     def unfounded(self) -> list[str]:
         """Return what does not follow from the scores of its rows, in words; empty where all does."""
         tests = self.rows.tests(self.seed, self.resamples)
-        now = [Figures.of(test) for test in tests]
+        now = [Figures.of(test) for test in (tests[:1] if self.rows.baselines else tests)]
         recorded = [figures for figures in (self.score, self.margin) if figures is not None]
         if len(now) != len(recorded):
             return ["margin"]
-        return ["verdict"] * (decided(tests) != self.verdict) + [
+        verdict = decided_against_baselines(tests) if self.rows.baselines else decided(tests)
+        return ["verdict"] * (verdict != self.verdict) + [
             name
             for figures, found in zip(recorded, now, strict=True)
             for name, value in found
@@ -163,6 +172,17 @@ def decided(tests: Sequence[PairedTest]) -> str:
         return score.verdict
     agree = score.difference.value * margins[0].difference.value >= 0
     return margins[0].verdict if agree else NO_DIFFERENT
+
+
+def decided_against_baselines(tests: Sequence[PairedTest]) -> str:
+    """Return the verdict of a decision model's tests: against its base, the majority class and naive Bayes.
+
+    It is better only where it is better than the first two. Nor may it be shown to be worse than naive Bayes: what a
+    few lines on the words do better decides nothing.
+    """
+    *needed, simple = tests
+    verdicts = {test.verdict for test in needed} | ({"worse"} if simple.verdict == "worse" else set())
+    return next((word for word in ("worse", TOO_FEW, NO_DIFFERENT) if word in verdicts), "better")
 
 
 def digest(asked: Iterable[object]) -> str:
@@ -190,15 +210,18 @@ def write_read_verdict(
     families: Sequence[int],
     read: Iterable[object],
     files: tuple[Files, Files],
+    baselines: tuple[Sequence[float], Sequence[float]] | None = None,
 ) -> Path:
     """Write verdict.json of a comparison on rows that both models read, and return its path.
 
     found: headline and measure; scores: of the base and of the candidate, row by row; read: what was read, for its
-    hash; files: of the base and of the candidate.
+    hash; files: of the base and of the candidate; baselines: of a decision model, scores as in `ScoredRows`.
     """
     rows = ScoredRows(
-        sha256=digest(read), numbers=range(1, len(families) + 1), families=families, base=scores[0], tuned=scores[1]
-    )
+        sha256=digest(read), numbers=range(1, len(families) + 1), families=families, base=scores[0], tuned=scores[1],
+        baselines=baselines,
+    )  # fmt: skip
     tests = rows.tests(SEED, RESAMPLES)
-    values = {"goal": "better", "verdict": decided(tests), "method": READ, "rows": rows, **found}
-    return write_verdict(folder, values, tests, *files)
+    verdict = decided_against_baselines(tests) if baselines else decided(tests)
+    values = {"goal": "better", "verdict": verdict, "method": READ, "rows": rows, **found}
+    return write_verdict(folder, values, tests[:1] if baselines else tests, *files)
