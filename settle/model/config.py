@@ -5,7 +5,7 @@ Letters: N tokens, D hidden width, F feed-forward width, H query heads, K key/va
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, NamedTuple
 
 
 @dataclass(frozen=True)
@@ -31,17 +31,55 @@ class Rope:
         return self.frequencies is None or any(self.frequencies)
 
 
+ROUTERS = ("mlp.gate", "mlp.shared_expert_gate")  # linears of a layer that weigh experts
+
+
 @dataclass(frozen=True)
 class Experts:
-    """A mixture of experts: softmax over `num` router outputs, the `top` largest, rescaled to sum 1 when `normalised`.
+    """A mixture of experts: the `top` of `num` router outputs, after a softmax, or each after a sigmoid.
 
-    inner: feed-forward width of one expert.
+    inner: feed-forward width of one expert. normalised: the chosen ones are rescaled to sum 1. biased: experts are
+    chosen by their chances plus numbers of the file that are never trained (arXiv:2408.15664). scale: multiplies what
+    the chosen ones add. shared: width of a feed-forward that every token meets, 0 for none; shared_gate: whether a
+    sigmoid of a linear multiplies what that adds.
     """
 
     num: int
     top: int
     inner: int
     normalised: bool = True
+    sigmoid: bool = False
+    biased: bool = False
+    scale: float = 1.0
+    shared: int = 0
+    shared_gate: bool = False
+
+    def parameters(self, width: int) -> dict[str, tuple[int, ...]]:
+        """Return the names, in a layer of that width, and shapes of its parameters."""
+        shapes: dict[str, tuple[int, ...]] = {"mlp.gate.weight": (self.num, width)}
+        if self.biased:
+            shapes["mlp.expert_bias.weight"] = (self.num,)
+        for expert in range(self.num):
+            shapes |= _gated(f"mlp.experts.{expert}", width, self.inner)
+        if self.shared:
+            shapes |= _gated("mlp.shared_expert", width, self.shared)
+        if self.shared_gate:
+            shapes["mlp.shared_expert_gate.weight"] = (1, width)
+        return shapes
+
+
+def _gated(module: str, width: int, inner: int) -> dict[str, tuple[int, ...]]:
+    """Return names and shapes of a gated feed-forward's matrices."""
+    shapes = {"gate": (inner, width), "up": (inner, width), "down": (width, inner)}
+    return {f"{module}.{half}_proj.weight": shape for half, shape in shapes.items()}
+
+
+class LinearShape(NamedTuple):
+    """The shape of a linear. is_router: whether it weighs experts, so that only adapters that name it adapt it."""
+
+    outputs: int
+    inputs: int
+    is_router: bool = False
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Adapters that were trained: read from files, put beside the linears of their base, described for files."""
 
 from collections import defaultdict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -16,6 +16,8 @@ from settle.formats import LoraPairs, ModelLayout
 from settle.formats.lora_gguf import read_pairs
 from settle.formats.peft import read_peft
 from settle.model.adapters import PREFIX, Adapter, load, state
+from settle.model.adapters._peft_experts import block_diagonal, wrappers
+from settle.model.adapters._peft_experts import stacked as stack
 from settle.model.adapters.lora import DOWN, UP, LoRA
 from settle.model.architectures import Architecture
 from settle.model.decoder import Decoder
@@ -71,13 +73,33 @@ class TrainedAdapter:
 
     def peft_config(self, architecture: ModelLayout) -> dict[str, JsonValue]:
         """Return what PEFT needs to know of it, but for its base."""
+        stacked = self._stacked(architecture)
+        experts = {module for linears in stacked.values() for of_one in linears for module in of_one}
         joined = _joined(self.modules, architecture)
         whole = {member: name for name, members in joined.items() for member in members}
-        config = self.method.peft_config(_targets(tuple(whole.get(m, m) for m in self.modules), architecture))
-        for name, members in joined.items():
-            inside = name.partition(".layers.")[2].partition(".")[2]
-            self.method.widen(config, inside, len(members))
-        return config
+        others = tuple(whole.get(m, m) for m in self.modules if m not in experts)
+        config = self.method.peft_config(_targets(others, architecture))
+        wide = {name: len(linears[0]) for name, linears in stacked.items()}
+        for name, number in (wide | {name: len(members) for name, members in joined.items()}).items():
+            if number > 1:
+                self.method.widen(config, name.partition(".layers.")[2].partition(".")[2], number)
+        return config | {"target_parameters": [*stacked]} if stacked else config
+
+    def _stacked(self, architecture: ModelLayout) -> dict[str, list[list[str]]]:
+        """Return the adapted ones of `expert_parameters`, where PEFT wants them so.
+
+        Raises FormatError when only some of the linears that one holds are adapted.
+        """
+        if architecture.PEFT_NAMES_EXPERTS or self.lora is None:
+            return {}
+        stacked, adapted = {}, set(self.modules)
+        for name, linears in architecture.expert_parameters().items():
+            modules = {module for of_one in linears for module in of_one}
+            if modules <= adapted:
+                stacked[name] = linears
+            elif modules & adapted:
+                raise FormatError(f"PEFT adapts all of {name} or nothing", "adapt all experts, or none")
+        return stacked
 
     def peft_state(self, architecture: ModelLayout) -> dict[str, np.ndarray]:
         """Return its tensors as PEFT names them: adapters of linears that files join are one, of all their ranks."""
@@ -85,17 +107,32 @@ class TrainedAdapter:
         for name, members in _joined(self.modules, architecture).items():
             for ending in self.method.ENDINGS:
                 pieces = [state.pop(f"{PREFIX}{member}{ending}") for member in members]
-                state[f"{PREFIX}{name}{ending}"] = _block_diagonal(pieces) if ending == UP else np.concatenate(pieces)
+                state[f"{PREFIX}{name}{ending}"] = block_diagonal(pieces) if ending == UP else np.concatenate(pieces)
+        stacked = self._stacked(architecture)
+        for parameter, module in wrappers(stacked).items():
+            pairs = [
+                [[state.pop(f"{PREFIX}{linear}{ending}") for linear in linears] for linears in stacked[parameter]]
+                for ending in (DOWN, UP)
+            ]
+            state |= {f"{PREFIX}{module}{ending}": x for ending, x in zip((DOWN, UP), stack(*pairs), strict=True)}
         return state
 
     def apart(self, architecture: Architecture) -> "TrainedAdapter":
         """Return it with a pair for each of the linears that files join, as the model has them."""
         names, shapes = architecture.hf_names(), architecture.parameters()
         state = dict(self.state)
-        for name, members in _joined((), architecture).items():
+        joined = {
+            name: (members, [shapes[parameter][0] for parameter in names if names[parameter] == f"{name}.weight"])
+            for name, members in _joined((), architecture).items()
+        }
+        sizes = architecture.linears()
+        for name, linears in architecture.expert_parameters().items():
+            container, _, own = name.rpartition(".")
+            inner = [sizes[linear].outputs for linear in linears[0]]
+            joined |= {f"{container}.{expert}.{own}": (of_one, inner) for expert, of_one in enumerate(linears)}
+        for name, (members, rows) in joined.items():
             if f"{PREFIX}{name}{DOWN}" not in state:
                 continue
-            rows = [shapes[parameter][0] for parameter in names if names[parameter] == f"{name}.weight"]
             for ending in self.method.ENDINGS:
                 whole = state.pop(f"{PREFIX}{name}{ending}")
                 pieces = [whole] * len(rows) if ending == DOWN else np.split(whole, np.cumsum(rows)[:-1])
@@ -183,8 +220,10 @@ def _joined(modules: Collection[str], architecture: ModelLayout) -> dict[str, li
     Raises FormatError when only some of the linears that one joins are adapted.
     """
     names, members = architecture.hf_names(), defaultdict(list)
+    experts = _of_experts(architecture)
     for parameter, module in architecture.hf_modules().items():
-        members[names[parameter].removesuffix(".weight")].append(module)
+        if module not in experts:
+            members[names[parameter].removesuffix(".weight")].append(module)
     joined = {name: linears for name, linears in members.items() if len(linears) > 1}
     for name, linears in joined.items():
         if modules and 0 < len(set(linears) & set(modules)) < len(linears):
@@ -192,20 +231,16 @@ def _joined(modules: Collection[str], architecture: ModelLayout) -> dict[str, li
     return {name: linears for name, linears in joined.items() if not modules or linears[0] in modules}
 
 
-def _block_diagonal(blocks: Sequence[np.ndarray]) -> np.ndarray:
-    """Join B (O, r) of several linears, which read one A each, to one of all their outputs and ranks."""
-    whole = np.zeros((sum(len(b) for b in blocks), sum(b.shape[1] for b in blocks)), blocks[0].dtype)
-    row = column = 0
-    for block in blocks:
-        whole[row : row + len(block), column : column + block.shape[1]] = block
-        row, column = row + len(block), column + block.shape[1]
-    return whole
+def _of_experts(architecture: ModelLayout) -> set[str]:
+    """Return the linears of all experts."""
+    return {m for linears in architecture.expert_parameters().values() for of_one in linears for m in of_one}
 
 
 def _targets(modules: tuple[str, ...], architecture: ModelLayout) -> list[str]:
     """Return the shortest `target_modules` that mean exactly these modules: last names where they are enough."""
     joined = {member: name for name, members in _joined((), architecture).items() for member in members}
-    everything = {joined.get(module, module) for module in architecture.hf_modules().values()}
+    parameters = set() if architecture.PEFT_NAMES_EXPERTS else _of_experts(architecture)
+    everything = {joined.get(m, m) for m in architecture.hf_modules().values() if m not in parameters}
     last: dict[str, set[str]] = defaultdict(set)
     for module in everything:
         last[module.rpartition(".")[2]].add(module)

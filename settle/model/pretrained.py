@@ -25,6 +25,7 @@ from settle.formats.gguf.metadata import largest, whole
 from settle.formats.gguf.types import GGML, ggml_type
 from settle.formats.safetensors import read_safetensors
 from settle.model.architectures import Architecture, of_gguf, of_hf_config, text_config
+from settle.model.config import ROUTERS
 from settle.model.decoder import Decoder
 from settle.model.layers.dequantize import dequantize, quantize_nf4
 from settle.model.layers.frozen_weights import Frozen, FrozenBlocks, FrozenDense, FrozenNf4
@@ -166,7 +167,7 @@ class Pretrained:
         if quantize == "as-is" and GGML[kind].quantized and not splits:
             rows = _tensor(stored.place, 0, stored.place.num_bytes).view(stored.shape[0], -1)
             return FrozenBlocks(self._in_our_order(name, rows), kind, (stored.shape[0], stored.shape[1]))
-        in_layers = name.startswith("model.layers.") and not name.endswith("mlp.gate.weight")
+        in_layers = name.startswith("model.layers.") and not name.removesuffix(".weight").endswith(ROUTERS)
         if quantize == "nf4" and in_layers and math.prod(stored.shape) % 64 == 0:
             return FrozenNf4(quantize_nf4(self.read(name)))
         return FrozenDense(self.read(name, dtype))

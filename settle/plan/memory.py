@@ -109,7 +109,7 @@ def rank_memory(plan: TrainingPlan, size: int, host_size: int | None = None) -> 
     tables = (total - layers.total()) * (3 * number + 2 * WEIGHT)
     # two layers, since the next one is on its way, one of them as it came; folded weights; gradients, and their sum
     whole = layer * (5 * number + 2 * WEIGHT)
-    step = optimizer.bytes_of_step(Counter(architecture.linears().values()), among)
+    step = optimizer.bytes_of_step(Counter((x.outputs, x.inputs) for x in architecture.linears().values()), among)
     micro = loop.tokens_per_step // loop.micro_batches
     tokens = min(micro, max(loop.sequence_length, micro / size))  # a row stays whole
     once = tables + whole + tokens * _activations(plan, architecture)

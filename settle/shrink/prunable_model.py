@@ -101,7 +101,7 @@ def require_dense(part: Architecture, what: str) -> None:
     """Raise UsageError for experts, layers that are not all attention, and layers that are not by themselves."""
     options = part.options()
     of, others = "", "prune its depth or its vocabulary"
-    if options.layers[0].experts is not None:
+    if any(layer.experts is not None for layer in options.layers):
         of = "a mixture of experts"
     elif any(layer.recurrence is not None for layer in options.layers):
         of = "layers that are not all attention"

@@ -7,7 +7,7 @@ linear.
 import difflib
 import re
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import ClassVar, Literal, Self, get_args
 
 import numpy as np
@@ -18,6 +18,7 @@ from torch import Tensor
 from settle.base.errors import FormatError, UsageError
 from settle.base.registry import Part
 from settle.formats import LoraPairs
+from settle.model.config import LinearShape
 from settle.model.decoder import Decoder
 from settle.model.layers.linear import Linear
 from settle.model.layers.linear_adapter import LinearAdapter
@@ -25,6 +26,7 @@ from settle.model.layers.linear_adapter import LinearAdapter
 PREFIX = "base_model.model."
 TargetName = Literal["all-linear", "last-third"]
 TARGET_NAMES = get_args(TargetName)
+Linears = Mapping[str, Linear | LinearShape]  # by their names in files
 LEAST_LAYERS = 4  # of the last third
 _LAYER = re.compile(r"\blayers\.(\d+)\.")
 
@@ -44,7 +46,7 @@ class Adapter(Part):
         return self.LEARNING_RATE
 
     @abstractmethod
-    def targeted(self, linears: Iterable[str]) -> list[str]:
+    def targeted(self, linears: Linears) -> list[str]:
         """Return the names of the linears that are adapted. Raises UsageError when a target matches nothing."""
 
     @abstractmethod
@@ -101,26 +103,29 @@ class Adapter(Part):
             linear.adapter = adapter.to(model.device).train(model.training)
         return chosen
 
-    def kept_numbers(self, linears: Mapping[str, tuple[int, int]]) -> dict[str, int]:
-        """Linear → `kept_per_token`, of a model with these linears, name → (O, I)."""
-        return {name: self.kept_per_token(name, *reversed(linears[name])) for name in self.targeted(linears)}
+    def kept_numbers(self, linears: Linears) -> dict[str, int]:
+        """Linear → `kept_per_token`, of a model with these linears."""
+        chosen = [(name, linears[name]) for name in self.targeted(linears)]
+        return {name: self.kept_per_token(name, linear.inputs, linear.outputs) for name, linear in chosen}
 
-    def num_parameters(self, linears: Mapping[str, tuple[int, int]]) -> int:
-        """Numbers that are trained in a model with these linears, name → (O, I)."""
+    def num_parameters(self, linears: Linears) -> int:
+        """Numbers that are trained in a model with these linears."""
         with torch.device("meta"):
-            extras = [self.beside(name, linears[name][1], linears[name][0]) for name in self.targeted(linears)]
+            chosen = [(name, linears[name]) for name in self.targeted(linears)]
+            extras = [self.beside(name, linear.inputs, linear.outputs) for name, linear in chosen]
         return sum(parameter.numel() for adapter in extras for parameter in adapter.parameters())
 
 
-def matching(linears: Iterable[str], targets: Sequence[str] | TargetName) -> list[str]:
+def matching(linears: Iterable[str], targets: Sequence[str] | TargetName, routers: Collection[str] = ()) -> list[str]:
     """Return the linears that `targets` name, by their whole name or by its end, as in PEFT.
 
     "all-linear": all but the head, the routers of experts, and a Mamba's `out_proj`, which PEFT refuses. "last-third":
-    those of them in the last third of the layers. Raises UsageError naming what comes near.
+    those of them in the last third of the layers. routers: which of the linears are some. Raises UsageError naming
+    what comes near.
     """
     names = list(linears)
     if targets in TARGET_NAMES:
-        names = [name for name in names if not name.endswith(("mlp.gate", "mamba.out_proj"))]
+        names = [name for name in names if name not in routers and not name.endswith("mamba.out_proj")]
         return _last_third(names) if targets == "last-third" else names
     for target in targets:
         if not any(_fits(name, target) for name in names):

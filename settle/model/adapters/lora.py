@@ -5,7 +5,7 @@ Letters: r rank, I inputs and O outputs of a linear.
 
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import ClassVar, Self
 
 import numpy as np
@@ -14,7 +14,8 @@ from pydantic import Field, JsonValue, field_validator
 from settle.base.errors import FormatError
 from settle.base.line_child import ChildEnded, FencedChild
 from settle.formats import LoraPairs, to_float32
-from settle.model.adapters import PREFIX, TARGET_NAMES, Adapter, TargetName, matching
+from settle.model.adapters import PREFIX, TARGET_NAMES, Adapter, Linears, TargetName, matching
+from settle.model.adapters._peft_experts import ONE, ORDER, apart
 from settle.model.decoder import Decoder
 from settle.model.layers.linear_adapter import LowRank
 
@@ -58,8 +59,8 @@ class LoRA(Adapter):
         """
         return self.LEARNING_RATE * max(1.0, NARROW / width)
 
-    def targeted(self, linears: Iterable[str]) -> list[str]:
-        return matching(linears, self.targets)
+    def targeted(self, linears: Linears) -> list[str]:
+        return matching(linears, self.targets, {name for name, linear in linears.items() if linear.is_router})
 
     def beside(self, name: str, inputs: int, outputs: int) -> LowRank:
         return LowRank(inputs, outputs, self.rank, self.scale, self.dropout, self.magnitude)
@@ -100,7 +101,7 @@ class LoRA(Adapter):
         if config.get("peft_type") != "LORA" or bool(config.get("use_dora")) != cls.magnitude:
             return None
         require_plain(config)
-        state, alpha, rank = uniform(tensors, config)
+        state, alpha, rank = uniform(_experts_apart(tensors, config), config)
         targets = [name.removeprefix(PREFIX).removesuffix(DOWN) for name in state if name.endswith(DOWN)]
         rslora, dropout = bool(config.get("use_rslora")), config.get("lora_dropout") or 0.0
         return cls.model_validate(
@@ -128,7 +129,7 @@ MAGNITUDE = ".lora_magnitude_vector"
 # init_lora_weights is apart: those that change the base itself make an adapter that does not fit the base as it is.
 NEUTRAL: dict[str, tuple[JsonValue, ...]] = {
     "bias": ("none",), "lora_bias": (False,), "fan_in_fan_out": (False,), "modules_to_save": ([],),
-    "layer_replication": ([],), "trainable_token_indices": ([], {}), "target_parameters": ([],),
+    "layer_replication": ([],), "trainable_token_indices": ([], {}),
     "use_qalora": (False,), "alora_invocation_tokens": ([],), "use_bdlora": (False,), "arrow_config": (),
     "kasa_config": (), "monteclora_config": (),
 }  # fmt: skip
@@ -170,7 +171,9 @@ def uniform(
     largest = max((len(tensors[name]) for name in downs), default=0)
     power = 0.5 if config.get("use_rslora") else 1.0
     default = _number("lora_alpha", config.get("lora_alpha"), 8.0)
-    alphas = _alphas(downs, config, default)
+    modules = {name: ONE.sub(r"\1", name.removeprefix(PREFIX).removesuffix(DOWN)) for name in downs}
+    of_modules = _patterned("alpha_pattern", [*dict.fromkeys(modules.values())], config, default)
+    alphas = {name: of_modules[module] for name, module in modules.items()}
     wanted = {name: alphas[name] / len(tensors[name]) ** power for name in downs}
     rank = int(_number("r", config.get("r"), largest))
     alpha = default if largest == rank else max(wanted.values(), default=1) * largest**power
@@ -195,25 +198,42 @@ def _named(name: str) -> str:
     return re.sub(rf"({MAGNITUDE})\..*$", r"\1", name)
 
 
-def _alphas(downs: Sequence[str], config: Mapping[str, JsonValue], default: float) -> dict[str, float]:
-    """Return the alpha of each module: that of the first pattern that matches it. Raises FormatError."""
-    patterns = config.get("alpha_pattern") or {}
+def _experts_apart(tensors: Mapping[str, np.ndarray], config: Mapping[str, JsonValue]) -> Mapping[str, np.ndarray]:
+    """Return the tensors with a pair for each expert, where `target_parameters` names experts. Raises FormatError."""
+    targets = config.get("target_parameters") or []
+    if not isinstance(targets, list) or not all(str(target).endswith((*ORDER, ".weight")) for target in targets):
+        raise FormatError(f"the adapter's target_parameters are {targets!r:.60}", "merge it with peft")
+    tensors = {_named(name): tensor for name, tensor in tensors.items()}
+    places = [str(target).rpartition(".") for target in targets]
+    modules = {name.removeprefix(PREFIX).removesuffix(DOWN).replace(".base_layer", "") for name in tensors}
+    found = [
+        f"{module}.{own}"
+        for module in sorted(modules)
+        for container, _, own in places
+        if own in ORDER and f".{module}".endswith(f".{container or 'experts'}")
+    ]
+    ranks = _patterned("rank_pattern", found, config, _number("r", config.get("r"), 8.0))
+    return apart(tensors, {name: int(rank) for name, rank in ranks.items()}, PREFIX, (DOWN, UP))
+
+
+def _patterned(key: str, modules: Sequence[str], config: Mapping[str, JsonValue], default: float) -> dict[str, float]:
+    """Return a number for each module: that of the first pattern under `key` that matches it. Raises FormatError."""
+    patterns = config.get(key) or {}
     if not isinstance(patterns, dict):
-        raise FormatError(f"the adapter's alpha_pattern is {patterns!r:.40}", "save it again")
-    if not patterns:
-        return dict.fromkeys(downs, default)
-    modules = [name.removeprefix(PREFIX).removesuffix(DOWN) for name in downs]
+        raise FormatError(f"the adapter's {key} is {patterns!r:.40}", "save it again")
+    if not patterns or not modules:
+        return dict.fromkeys(modules, default)
     child = FencedChild("settle.model.adapters._pattern_child")
     try:
         places = child.ask([[*patterns], modules])
     except ChildEnded as e:
-        raise FormatError(f"the patterns in the adapter's alpha_pattern do not end: {e}", "save it again") from None
+        raise FormatError(f"the patterns in the adapter's {key} do not end: {e}", "save it again") from None
     finally:
         child.close()
     if not isinstance(places, list):
-        raise FormatError(f"the adapter's alpha_pattern is no regular expression: {places}", "save it again")
-    alphas = [_number("alpha_pattern", alpha, default) for alpha in patterns.values()]
-    return {name: default if i is None else alphas[i] for name, i in zip(downs, places, strict=True)}
+        raise FormatError(f"the adapter's {key} is no regular expression: {places}", "save it again")
+    numbers = [_number(key, number, default) for number in patterns.values()]
+    return {name: default if i is None else numbers[i] for name, i in zip(modules, places, strict=True)}
 
 
 def _number(key: str, value: JsonValue, default: float) -> float:

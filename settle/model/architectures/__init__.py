@@ -7,6 +7,7 @@ Letters: D hidden width, F feed-forward width, H heads, K key/value heads, d hea
 """
 
 import math
+import re
 import struct
 from collections.abc import Mapping
 from typing import Any, ClassVar, Self, TypeVar
@@ -21,7 +22,16 @@ from settle.base.registry import Part
 from settle.formats import LazyTensor
 from settle.formats.gguf import embeds
 from settle.formats.gguf.metadata import section, whole
-from settle.model.config import DecoderOptions, LayerOptions, RecurrenceOptions, Rope, default_shape
+from settle.model.config import (
+    ROUTERS,
+    DecoderOptions,
+    Experts,
+    LayerOptions,
+    LinearShape,
+    RecurrenceOptions,
+    Rope,
+    default_shape,
+)
 from settle.model.decoder import Decoder
 from settle.model.layers.rope import RopeScaling, attention_factor, rope_options, yarn_attention_factor
 
@@ -40,19 +50,21 @@ FLASH_WIDTH = 256  # numbers of a head at most
 TURN_BYTES = 4  # a number of a head: half of them are cosines, half of them sines
 LSE_BYTES = 4  # a token and head: the logarithm of the sum of its exponentials
 _LAYERS = "model.layers"
+_EXPERT = re.compile(r"\.experts\.(\d+)\.")
 _NULLABLE = ("sliding_window", "attn_logit_softcapping", "final_logit_softcapping")  # None says: off
 
 
 class Architecture(Part):
     """A model family, sized by its fields.
 
-    MULTIMODAL: `model_type` of checkpoints whose text model is of this family.
-    HF_DEFAULTS: values of keys that a `config.json` leaves out. HF_FIXED: keys with the one supported value.
-    HF_NAMES: module of a layer, or of the model → its name in Hugging Face's files, where that is another. HF_JOINED:
-    linear of a layer → the linear that holds its rows there, behind those of the linears before it. GGUF_LAYER,
-    GGUF_MODEL: module of a layer or of the model, or a parameter of a layer → its name in a GGUF file. GGUF_EPSILON:
-    key of the norms' epsilon there. QUERIES_ARE_WIDTH: whether llama.cpp takes the one for the other in this family.
-    MAY_BE_TIED: whether it does without an output table.
+    MULTIMODAL: `model_type` of checkpoints whose text model is of this family. HF_DEFAULTS: values of keys that a
+    `config.json` leaves out. HF_FIXED: keys with the one supported value. HF_NAMES: module of a layer, or of the model,
+    or a parameter of a layer → its name in Hugging Face's files, where that is another. HF_JOINED: linear of a layer →
+    the linear that holds its rows there, behind those of the linears before it. GGUF_LAYER, GGUF_MODEL: module of a
+    layer or of the model, or a parameter of a layer → its name in a GGUF file. Any one of several experts is
+    `experts.*`, in a GGUF file without the number. GGUF_EPSILON: key of the norms' epsilon there. PEFT_NAMES_EXPERTS:
+    whether PEFT knows the experts by the names of their files. QUERIES_ARE_WIDTH: whether llama.cpp takes the one for
+    the other in this family. MAY_BE_TIED: whether it does without an output table.
     """
 
     TINY: ClassVar[Self]
@@ -69,6 +81,7 @@ class Architecture(Part):
     }  # fmt: skip
     QUERIES_ARE_WIDTH: ClassVar[bool] = False
     MAY_BE_TIED: ClassVar[bool] = True
+    PEFT_NAMES_EXPERTS: ClassVar[bool] = True
     GGUF_EPSILON: ClassVar[str] = "attention.layer_norm_rms_epsilon"
     GGUF_LAYER: ClassVar[dict[str, str]] = {
         "input_layernorm": "attn_norm",
@@ -136,7 +149,9 @@ class Architecture(Part):
         if recurrence is not None:
             own = recurrence.parameters(self.hidden_size)
             shapes = shapes | {f"{recurrence.module}.{name}": shape for name, shape in own.items()}
-        return shapes | self.feed_forward_parameters() | self.norm_parameters()
+        experts = self.experts(layer)
+        feed_forward = self.feed_forward_parameters() if experts is None else experts.parameters(self.hidden_size)
+        return shapes | feed_forward | self.norm_parameters()
 
     def attends(self, layer: int) -> bool:
         """Return whether a layer has attention."""
@@ -144,6 +159,10 @@ class Architecture(Part):
 
     def recurrence(self, layer: int) -> RecurrenceOptions | None:
         """Return what mixes a layer's tokens in attention's place, or beside it."""
+        return None
+
+    def experts(self, layer: int) -> Experts | None:
+        """Return the mixture of experts that a layer has in its feed-forward's place."""
         return None
 
     def attention_parameters(self) -> Shapes:
@@ -193,6 +212,7 @@ class Architecture(Part):
             window=self.window(layer),
             attends=self.attends(layer),
             recurrence=self.recurrence(layer),
+            experts=self.experts(layer),
         )
 
     def options(self) -> DecoderOptions:
@@ -210,10 +230,14 @@ class Architecture(Part):
         shapes["model.norm.weight"] = (self.hidden_size,)
         return shapes if self.tie_word_embeddings else shapes | {"lm_head.weight": table}
 
-    def linears(self) -> dict[str, tuple[int, int]]:
-        """Name in files → (outputs, inputs) of every linear of the layers; the head is none of them."""
+    def linears(self) -> dict[str, LinearShape]:
+        """Name in files → shape of every linear of the layers; the head is none of them."""
         named = [(n.removesuffix(".weight"), s) for n, s in self.parameters().items() if ".layers." in n]
-        return {self.hf_module(name): (shape[0], shape[1]) for name, shape in named if len(shape) == 2}
+        return {
+            self.hf_module(name): LinearShape(shape[0], shape[1], name.endswith(ROUTERS))
+            for name, shape in named
+            if len(shape) == 2
+        }
 
     # --- size and cost ---
 
@@ -230,7 +254,9 @@ class Architecture(Part):
 
     def active_numbers(self, layer: int) -> int:
         """Numbers of a layer's matrices that one token is multiplied by."""
-        return sum(math.prod(shape) for shape in self.layer_parameters(layer).values() if len(shape) > 1)
+        experts = self.experts(layer)
+        idle = 0 if experts is None else (experts.num - experts.top) * 3 * self.hidden_size * experts.inner
+        return sum(math.prod(shape) for shape in self.layer_parameters(layer).values() if len(shape) > 1) - idle
 
     def flops_per_token(self, context: int) -> float:
         """Training FLOPs (products only) a token, in full segments of `context` tokens.
@@ -295,7 +321,8 @@ class Architecture(Part):
 
     def share_met(self, linear: str) -> float:
         """Return the share of all tokens that pass through a linear of a layer."""
-        return 1.0
+        experts = self.experts(self.num_hidden_layers - 1) if _EXPERT.search(linear) else None
+        return 1.0 if experts is None else experts.top / experts.num
 
     @classmethod
     def sized(cls, num_parameters: int, vocab_size: int, context: int) -> Self:
@@ -317,8 +344,7 @@ class Architecture(Part):
 
     def hf_names(self) -> dict[str, str]:
         """Parameter name → name in Hugging Face's safetensors; a tensor of several has their rows in this order."""
-        split = [(name, *name.rpartition(".")) for name in self.parameters()]
-        return {name: f"{self._hf_name(module, self.HF_JOINED)}.{kind}" for name, module, _, kind in split}
+        return {name: self._hf_parameter(name) for name in self.parameters()}
 
     def hf_modules(self) -> dict[str, str]:
         """Weight's name → its module as adapters call it; linears that files join are two here."""
@@ -331,11 +357,27 @@ class Architecture(Part):
         return cls._hf_name(name, {})
 
     @classmethod
+    def _hf_parameter(cls, name: str) -> str:
+        module, _, kind = name.rpartition(".")
+        whole = cls._hf_name(name, {})
+        return f"{cls._hf_name(module, cls.HF_JOINED)}.{kind}" if whole.endswith(f".{kind}") else whole
+
+    @classmethod
     def _hf_name(cls, name: str, joined: Mapping[str, str]) -> str:
         if not name.startswith(f"{_LAYERS}."):
             return cls.HF_NAMES.get(name, name)
         _, _, layer, inside = name.split(".", 3)
-        return f"{cls.HF_NAMES.get(_LAYERS, _LAYERS)}.{layer}.{joined.get(inside) or cls.HF_NAMES.get(inside, inside)}"
+        expert = _EXPERT.search(inside)
+        of_any = _EXPERT.sub(".experts.*.", inside)
+        theirs = joined.get(of_any) or cls.HF_NAMES.get(of_any, of_any)
+        return f"{cls.HF_NAMES.get(_LAYERS, _LAYERS)}.{layer}.{theirs.replace('*', expert[1]) if expert else theirs}"
+
+    def expert_parameters(self) -> dict[str, list[list[str]]]:
+        """Map each parameter of transformers' model that holds a layer's experts to the linears of each expert in it.
+
+        Linears as in `hf_modules`, in the order of their rows.
+        """
+        return {}
 
     def to_hf_config(self) -> Values:
         """`config.json` that `transformers` loads."""
@@ -397,20 +439,20 @@ class Architecture(Part):
         Parameters that share a name are one tensor there: the first is its slice 0 along a new first axis, and so on
         (experts).
         """
-        return {name: self._gguf_name(name) for name in self.parameters()}
+        return {parameter: name for name, members in self.gguf_members().items() for parameter in members}
 
     def gguf_members(self) -> dict[str, list[str]]:
         """Return each tensor of a GGUF file with the parameters that it holds: several where experts are stacked."""
         members: dict[str, list[str]] = {}
-        for parameter, name in self.gguf_names().items():
-            members.setdefault(name, []).append(parameter)
+        for parameter in self.parameters():
+            members.setdefault(self._gguf_name(parameter), []).append(parameter)
         return members
 
     def _gguf_name(self, name: str) -> str:
         module, _, kind = name.rpartition(".")
         if module in self.GGUF_MODEL:
             return f"{self.GGUF_MODEL[module]}.{kind}"
-        _, _, layer, inside = module.split(".", 3)
+        _, _, layer, inside = _EXPERT.sub(".experts.", module).split(".", 3)
         own = self.GGUF_LAYER.get(f"{inside}.{kind}") or f"{self.GGUF_LAYER[inside]}.{kind}"
         return f"blk.{layer}.{own}"
 
@@ -656,7 +698,10 @@ def _kept_by_feed_forward(o: LayerOptions, frozen: bool) -> int:
         return numbers + times * o.inner
     e = o.experts
     # beside the experts: the norm's result, the router's chances and choice, and each expert's rows in and out
-    return numbers + o.width + 2 * e.num + e.top * (2 * o.width + times * e.inner + 1)
+    numbers += o.width + 2 * e.num + e.top * (2 * o.width + times * e.inner + 1)
+    if e.shared:
+        numbers += times * e.shared
+    return numbers + (o.width + 1 if e.shared_gate else 0)
 
 
 def _kept_by_input(o: LayerOptions, frozen: bool) -> int:

@@ -54,6 +54,7 @@ class Gemma4Text(Architecture):
         "model.per_layer_model_projection": "per_layer_model_proj",
         "model.per_layer_projection_norm": "per_layer_proj_norm",
     }
+    HF_NAMES = {"layer_scalar.weight": "layer_scalar"}
     GGUF_LAYER = Architecture.GGUF_LAYER | {
         "post_attention_layernorm": "post_attention_norm",
         "pre_feedforward_layernorm": "ffn_norm",
@@ -198,9 +199,6 @@ class Gemma4Text(Architecture):
     def is_unused(self, name: str) -> bool:
         found = _OF_BORROWED.search(name)
         return found is not None and int(found[1]) >= self._first_shared
-
-    def hf_names(self) -> dict[str, str]:
-        return {own: name.replace("layer_scalar.weight", "layer_scalar") for own, name in super().hf_names().items()}
 
     def to_hf_config(self) -> Values:
         config = super().to_hf_config()

@@ -91,29 +91,37 @@ class TopExperts(nn.Module):
         super().__init__()
         self.top = top
 
-    def forward(self, chances: Tensor) -> tuple[Tensor, Tensor]:
-        """Choose by chances (N, E) → those of the likeliest experts (N, K), and which they are (N, K)."""
-        largest, chosen = chances.topk(self.top, dim=-1)
-        return largest, chosen
+    def forward(self, chances: Tensor, bias: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Choose by chances (N, E), plus bias (E,) → the chances of the chosen (N, K), and which they are (N, K)."""
+        if bias is None:
+            largest, chosen = chances.topk(self.top, dim=-1)
+            return largest, chosen
+        chosen = (chances.detach() + bias).topk(self.top, dim=-1).indices
+        return chances.gather(1, chosen), chosen
+
+
+# what transformers adds to the sum of chances that do not sum to 1
+_LEAST_SUM = 1e-6
 
 
 class MixtureOfExperts(nn.Module):
-    """Feed-forwards, of which a router picks a few for each token (Qwen3-MoE)."""
+    """Feed-forwards, of which a router picks a few for each token, and perhaps one that every token meets."""
 
     def __init__(self, o: LayerOptions, experts: Experts) -> None:
         super().__init__()
-        self.gate = Linear(o.width, experts.num)
+        self.gate = Linear(o.width, experts.num, is_router=True)
+        self.expert_bias = Constant(experts.num, 0.0) if experts.biased else None
         self.experts = nn.ModuleList(MLP(o, experts.inner) for _ in range(experts.num))
-        self.choice, self.normalised = TopExperts(experts.top), experts.normalised
+        self.shared_expert = MLP(o, experts.shared) if experts.shared else None
+        self.shared_expert_gate = Linear(o.width, 1, is_router=True) if experts.shared_gate else None
+        self.options, self.choice = experts, TopExperts(experts.top)
         self.residual_scale = o.residual_scale
         self.router = Stack([(self.gate, 0)])
+        self.shared_router = None if self.shared_expert_gate is None else Stack([(self.shared_expert_gate, 0)])
 
     def forward(self, x: Tensor) -> Tensor:
         """Compute the chosen experts' results of x (N, D), behind its norm, weighted → (N, D)."""
-        wide = torch.promote_types(x.dtype, torch.float32)
-        chances, chosen = self.choice(self.router.linear(x).softmax(-1, dtype=wide))
-        if self.normalised:
-            chances = chances / chances.sum(-1, keepdim=True)
+        chances, chosen = self._chosen(x)
         tokens = torch.arange(len(x), device=x.device).repeat_interleave(self.choice.top)
         order = chosen.flatten().argsort(stable=True)
         tokens, shares = tokens[order], chances.to(x.dtype).flatten()[order].unsqueeze(1)
@@ -123,7 +131,21 @@ class MixtureOfExperts(nn.Module):
         # gathered and scattered once, not once an expert
         parts = zip(self.experts, x.index_select(0, tokens).split(counts), strict=True)
         results = torch.cat([expert(rows) for expert, rows in parts if len(rows)])
-        return torch.zeros_like(x).index_add(0, tokens, results * shares)
+        out = torch.zeros_like(x).index_add(0, tokens, results * shares)
+        if self.shared_expert is None:
+            return out
+        shared: Tensor = self.shared_expert(x)
+        return out + (shared if self.shared_router is None else shared * self.shared_router.linear(x).sigmoid())
+
+    def _chosen(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Weigh the experts for x (N, D) → what the chosen ones are multiplied by (N, K), and which they are (N, K)."""
+        wide, o = torch.promote_types(x.dtype, torch.float32), self.options
+        logits = self.router.linear(x)
+        chances = logits.to(wide).sigmoid() if o.sigmoid else logits.softmax(-1, dtype=wide)
+        chances, chosen = self.choice(chances, None if self.expert_bias is None else self.expert_bias.weight)
+        if o.normalised:
+            chances = chances / (chances.sum(-1, keepdim=True) + (_LEAST_SUM if o.sigmoid else 0.0))
+        return chances if o.scale == 1 else chances * o.scale, chosen
 
     def add(self, x: Tensor, norm: RMSNorm | None, after: RMSNorm | None = None, reads: Tensor | None = None) -> Tensor:
         """Compute x (N, D) → x + experts(norm(x)), or x + after(experts(norm(x))); reads: as of `MLP.add`."""

@@ -80,11 +80,11 @@ def added(residual: Tensor, branch: Tensor, after: RMSNorm | None, scale: float)
 
 
 class Constant(nn.Module):
-    """A number (1,) of a file that multiplies and is never trained."""
+    """A number (1,), or several, of a file that is never trained; one multiplies."""
 
-    def __init__(self) -> None:
+    def __init__(self, number: int = 1, start: float = 1.0) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.ones(1), requires_grad=False)
+        self.weight = nn.Parameter(torch.full((number,), start), requires_grad=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """Multiply x (N, D) → (N, D)."""
@@ -126,11 +126,12 @@ class Cast:
 class Linear(Owner):
     """A matrix (O, I) and perhaps a `bias` (O,), in Hugging Face's layout; left to be initialised.
 
-    adapter: what is trained beside the matrix when that is frozen.
+    adapter: what is trained beside the matrix when that is frozen. is_router: as of `LinearShape`.
     """
 
-    def __init__(self, inputs: int, outputs: int, bias: bool = False) -> None:
+    def __init__(self, inputs: int, outputs: int, bias: bool = False, is_router: bool = False) -> None:
         super().__init__(outputs, inputs)
+        self.is_router = is_router
         self.bias = nn.Parameter(torch.empty(outputs)) if bias else None
         self.adapter: LinearAdapter | None = None
 

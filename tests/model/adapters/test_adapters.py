@@ -9,6 +9,7 @@ from settle.model import adapters
 from settle.model.adapters.dora import DoRA
 from settle.model.adapters.lora import LoRA
 from settle.model.architectures.llama import Llama
+from settle.model.config import LinearShape
 from settle.model.decoder import Decoder
 from settle.model.layers.dequantize import quantize_nf4
 from settle.model.layers.frozen_weights import FrozenBlocks, FrozenDense, FrozenNf4
@@ -309,4 +310,5 @@ def test_targets_that_match_nothing_are_named() -> None:
 def test_the_last_third_is_four_layers_at_least(layers: int, first: int) -> None:
     names = [f"model.layers.{n}.{part}" for n in range(layers) for part in ("self_attn.q_proj", "mlp.gate")]
     wanted = [f"model.layers.{n}.self_attn.q_proj" for n in range(first, layers)]
-    assert LoRA(targets="last-third").targeted(["lm_head.other", *names]) == wanted
+    linears = {name: LinearShape(8, 8, is_router=name.endswith("mlp.gate")) for name in ["lm_head.other", *names]}
+    assert LoRA(targets="last-third").targeted(linears) == wanted

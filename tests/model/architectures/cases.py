@@ -12,6 +12,7 @@ from settle.model.architectures.gpt_neox import GptNeoX
 from settle.model.architectures.granite import Granite
 from settle.model.architectures.granitemoehybrid import GraniteMoeHybrid
 from settle.model.architectures.lfm2 import Lfm2
+from settle.model.architectures.lfm2_moe import Lfm2Moe
 from settle.model.architectures.llama import Llama
 from settle.model.architectures.olmo2 import Olmo2
 from settle.model.architectures.olmo3 import Olmo3
@@ -61,6 +62,15 @@ CASES: dict[str, Architecture] = {name: family.TINY for name, family in Architec
         key_multiplier=1.0,
     ),
     "lfm2-biases": _with(Lfm2.TINY, conv_bias=True, conv_L_cache=4, tie_word_embeddings=False),
+    "lfm2_moe-others": _with(
+        Lfm2Moe.TINY,
+        num_dense_layers=0,
+        use_expert_bias=False,
+        norm_topk_prob=False,
+        routed_scaling_factor=1.5,
+        conv_bias=True,
+        tie_word_embeddings=False,
+    ),
     "qwen3_5_text-even": _with(
         Qwen35Text.TINY,
         linear_num_value_heads=2,

@@ -10,6 +10,7 @@ from settle.infer.engine import Engine
 from settle.infer.live_sampling import logprobs
 from settle.model.adapters import PREFIX
 from settle.model.adapters.lora import LoRA
+from settle.model.config import ROUTERS
 from settle.model.load_adapter import TrainedAdapter
 from tests.model.architectures.cases import BEYOND_GGUF, CASES, random_model
 
@@ -54,7 +55,7 @@ def _adapter(part) -> TrainedAdapter:
     state = {}
     for name, shape in part.parameters().items():
         module = part.hf_modules().get(name, "")
-        if len(shape) == 2 and ".layers." in name and not module.endswith("mlp.gate"):
+        if len(shape) == 2 and ".layers." in name and not name.removesuffix(".weight").endswith(ROUTERS):
             state[f"{PREFIX}{module}.lora_A.weight"] = torch.randn(2, shape[1], generator=random).numpy()
             state[f"{PREFIX}{module}.lora_B.weight"] = (torch.randn(shape[0], 2, generator=random) * 0.05).numpy()
     return TrainedAdapter(LoRA(rank=2, alpha=4.0), state)

@@ -33,6 +33,8 @@ def _reference(part):
         for name, buffer in model.named_buffers():
             if name.endswith("layer_scalar"):
                 buffer.fill_(0.8 + 0.1 * int(name.split(".")[2]))
+            if name.endswith("expert_bias"):
+                buffer.copy_(torch.randn(buffer.shape, generator=random) * 0.1)
     return model.float().train()
 
 

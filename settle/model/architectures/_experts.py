@@ -1,0 +1,103 @@
+"""Families with mixtures of experts: a router sends each token to a few of many feed-forwards.
+
+In a GGUF file a layer's experts are stacked.
+"""
+
+from typing import ClassVar, Self
+
+from pydantic import Field, model_validator
+
+from settle.model.architectures import Architecture, GgufFields, GgufKeys, HfConfig, Tensors, Values
+from settle.model.config import Experts
+
+
+class Mixture(Architecture):
+    """A decoder whose feed-forwards are mixtures, or some of them.
+
+    HF_NUMBER: key of the number of experts in a `config.json`.
+    """
+
+    HF_NUMBER: ClassVar[str] = "num_experts"
+    EXPERTS_IN_GGUF: ClassVar[dict[str, str]] = {
+        "mlp.gate": "ffn_gate_inp",
+        "mlp.experts.gate_proj": "ffn_gate_exps",
+        "mlp.experts.up_proj": "ffn_up_exps",
+        "mlp.experts.down_proj": "ffn_down_exps",
+    }
+
+    num_experts: int = Field(8, gt=1, description="feed-forwards of a layer")
+    num_experts_per_tok: int = Field(2, gt=0, description="of them, those that a token meets")
+
+    @model_validator(mode="after")
+    def _enough_experts(self) -> Self:
+        if self.num_experts_per_tok > self.num_experts:
+            raise ValueError("num_experts_per_tok is more than num_experts")
+        return self
+
+    @property
+    def expert_width(self) -> int:
+        """Width of one of its feed-forwards."""
+        return self.intermediate_size
+
+    @property
+    def mixture(self) -> Experts:
+        """What a layer with experts has."""
+        return Experts(self.num_experts, self.num_experts_per_tok, self.expert_width)
+
+    def experts(self, layer: int) -> Experts | None:
+        return self.mixture
+
+    def expert_parameters(self) -> dict[str, list[list[str]]]:
+        found = {}
+        for layer in range(self.num_hidden_layers):
+            module = f"model.layers.{layer}.mlp.experts"
+            names = [f"{module}.{i}" for i in range(self.num_experts if self.experts(layer) else 0)]
+            for own, halves in (("gate_up_proj", ("gate", "up")), ("down_proj", ("down",))):
+                linears = [[self.hf_module(f"{name}.{half}_proj") for half in halves] for name in names]
+                if linears:
+                    found[f"{self.hf_module(module)}.{own}"] = linears
+        return found
+
+    @classmethod
+    def hf_values(cls, config: HfConfig) -> Values:
+        number = config.get("num_experts") or config.get("num_local_experts") or cls.HF_DEFAULTS.get("num_experts")
+        return super().hf_values({**config, "num_experts": number})
+
+    def to_hf_config(self) -> Values:
+        config = super().to_hf_config()
+        return config | {self.HF_NUMBER: config.pop("num_experts")}
+
+    def gguf_metadata(self) -> GgufKeys:
+        keys = {"expert_count": self.num_experts, "expert_used_count": self.num_experts_per_tok}
+        return super().gguf_metadata() | {f"{self.gguf_family}.{key}": value for key, value in keys.items()}
+
+    @classmethod
+    def gguf_values(cls, fields: GgufFields, tensors: Tensors) -> Values:
+        return super().gguf_values(fields, tensors) | {
+            "num_experts": fields.number("expert_count"),
+            "num_experts_per_tok": fields.number("expert_used_count"),
+        }
+
+
+class NarrowMixture(Mixture):
+    """A mixture whose experts have a width by themselves."""
+
+    moe_intermediate_size: int = Field(128, gt=0, description="width of one of the feed-forwards of a mixture")
+
+    @property
+    def expert_width(self) -> int:
+        return self.moe_intermediate_size
+
+    @classmethod
+    def sized(cls, num_parameters: int, vocab_size: int, context: int) -> Self:
+        dense = super().sized(num_parameters, vocab_size, context)
+        inner = max(32, dense.intermediate_size // 8 // 32 * 32)
+        return dense.with_fields(moe_intermediate_size=inner)
+
+    def gguf_metadata(self) -> GgufKeys:
+        return super().gguf_metadata() | {f"{self.gguf_family}.expert_feed_forward_length": self.moe_intermediate_size}
+
+    @classmethod
+    def gguf_values(cls, fields: GgufFields, tensors: Tensors) -> Values:
+        inner = fields.number("expert_feed_forward_length")
+        return super().gguf_values(fields, tensors) | {"moe_intermediate_size": inner}

@@ -1,0 +1,104 @@
+"""Families with mixtures of experts: published models, routers, adapters of stacked experts, what is refused."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from settle.base.errors import FormatError, UsageError
+from settle.formats.peft import export_peft
+from settle.formats.safetensors import export_safetensors
+from settle.model.adapters.lora import LoRA
+from settle.model.architectures import of_hf_config
+from settle.model.config import ROUTERS
+from settle.model.load_adapter import TrainedAdapter, attach, open_adapter
+from settle.shrink.prunable_model import require_dense
+from tests.model.adapters.test_adapters import stir
+from tests.model.architectures.cases import CASES, random_model
+
+LFM2_8B_A1B = {
+    "model_type": "lfm2_moe", "architectures": ["Lfm2MoeForCausalLM"], "bos_token_id": 1, "conv_L_cache": 3,
+    "conv_bias": False, "eos_token_id": 7, "hidden_size": 2048, "initializer_range": 0.02, "intermediate_size": 7168,
+    "layer_types": ["full_attention" if layer in (2, 6, 10, 14, 18, 21) else "conv" for layer in range(24)],
+    "max_position_embeddings": 128000, "moe_intermediate_size": 1792, "norm_eps": 1e-05, "norm_topk_prob": True,
+    "num_attention_heads": 32, "num_dense_layers": 2, "num_experts": 32, "num_experts_per_tok": 4,
+    "num_hidden_layers": 24, "num_key_value_heads": 8, "pad_token_id": 0, "rope_theta": 1000000.0,
+    "routed_scaling_factor": 1.0, "tie_embedding": True, "use_cache": True, "use_expert_bias": True,
+    "vocab_size": 65536,
+}  # fmt: skip
+MIXTURES = sorted(name for name, part in CASES.items() if any(o.experts for o in part.options().layers))
+IDS, BOUNDS = torch.arange(3, 25), torch.tensor([0, 22], dtype=torch.int32)
+
+
+@pytest.mark.parametrize(("config", "size", "active"), [(LFM2_8B_A1B, 8_339_929_856, 1_557_740_288)], ids=["lfm2-8b"])
+def test_published_models(config: dict, size: int, active: int) -> None:
+    """As the catalogue counts them, without biases of experts; active: those that a token meets."""
+    part = of_hf_config(config)
+    shapes = {n: shape for n, shape in part.parameters().items() if not n.endswith("expert_bias.weight")}
+    assert sum(map(math.prod, shapes.values())) == size
+    matrices = sum(map(part.active_numbers, range(part.num_hidden_layers)))
+    others = sum(math.prod(s) for n, s in shapes.items() if len(s) == 1 or ".layers." not in n)
+    assert matrices + others == active
+    assert of_hf_config(part.to_hf_config()) == part
+
+
+@pytest.mark.parametrize("name", MIXTURES)
+def test_routers_are_adapted_only_where_they_are_named(name: str) -> None:
+    part = CASES[name]
+    routers = {part.hf_module(n) for n in (p.removesuffix(".weight") for p in part.parameters()) if n.endswith(ROUTERS)}
+    assert routers == {linear for linear, shape in part.linears().items() if shape.is_router}
+    model = part.build(seed=0)
+    assert routers == {model.file_name(n) for n, linear in model.linears().items() if linear.is_router}
+    assert routers.isdisjoint(LoRA().targeted(part.linears()))
+    assert set(LoRA(targets=sorted(routers)).apply(model)) == routers
+    with pytest.raises(UsageError, match="mixture of experts are not pruned"):
+        require_dense(part, "channels")
+
+
+def _logits(part, adapter: TrainedAdapter) -> torch.Tensor:
+    model = random_model(part)
+    attach(model, adapter)
+    with torch.no_grad():
+        return model.logits(model(IDS, BOUNDS))
+
+
+@pytest.mark.parametrize("name", ["lfm2_moe"])
+def test_adapters_of_stacked_experts_come_back(name: str, tmp_path) -> None:
+    part, method = CASES[name], LoRA(rank=3, alpha=5.0)
+    model = random_model(part)
+    method.apply(model)
+    stir(model)
+    trained = TrainedAdapter.of_model(model, method, "base", "")
+    back = open_adapter(export_peft(part, trained, tmp_path / "whole")).apart(part)
+    assert set(back.modules) == set(trained.modules)
+    torch.testing.assert_close(_logits(part, back), _logits(part, trained), atol=1e-4, rtol=1e-4)
+
+    some = {key: tensor for key, tensor in trained.state.items() if ".experts.3." not in key}
+    with pytest.raises(FormatError, match=r"PEFT adapts all of .*experts.gate_up_proj or nothing"):
+        export_peft(part, TrainedAdapter(method, some), tmp_path / "some")
+
+
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
+@pytest.mark.parametrize("name", ["lfm2_moe", "qwen3_moe"])
+@pytest.mark.parametrize("targets", [["gate_up_proj", "down_proj"], ["experts.gate_up_proj"]], ids=["both", "one"])
+def test_adapters_of_parameters_that_peft_trained(name: str, targets: list[str], tiny, tmp_path) -> None:
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    part = CASES[name]
+    weights = {key: p.detach() for key, p in random_model(part).named_parameters()}
+    folder = export_safetensors(part, weights, tiny.tokenizer, tmp_path / "base")
+    settings = {"r": 3, "lora_alpha": 5, "target_modules": ["q_proj"], "target_parameters": targets}
+    theirs = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    theirs = get_peft_model(theirs, LoraConfig(**settings, rank_pattern={"q_proj": 2})).eval()
+    random = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for key, weight in theirs.named_parameters():
+            if "lora_B" in key:
+                weight.copy_(torch.randn(weight.shape, generator=random) * 0.2)
+        theirs.save_pretrained(tmp_path / "adapter")
+        logits = theirs(IDS[None]).logits[0]
+    adapter = open_adapter(tmp_path / "adapter").apart(part)
+    torch.testing.assert_close(_logits(part, adapter), logits, atol=2e-4, rtol=1e-3)
+    assert all(np.isfinite(tensor).all() for tensor in adapter.state.values())
