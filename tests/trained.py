@@ -1,4 +1,4 @@
-"""A tiny model that is really trained, once a process, on two modules of the standard library."""
+"""A tiny model that is really trained, once for all workers, on two modules of the standard library."""
 
 import functools
 import inspect
@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file, save_file
 
 from settle.data.tokenizer.byte_bpe import ByteBpeTokenizer
 from settle.model.adapters import PREFIX
@@ -16,6 +17,7 @@ from settle.model.adapters.lora import LoRA
 from settle.model.architectures.llama import Llama
 from settle.model.decoder import Decoder
 from settle.model.load_adapter import TrainedAdapter
+from tests import once
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,17 @@ def trained() -> Trained:
     )  # fmt: skip
     model = part.build(seed=0)
     torch.set_num_threads(1)  # the suite shares its cores
-    ids = torch.from_numpy(tokenizer.encode(source).astype("int64"))
+
+    def train(path: Path) -> None:
+        _train(model, torch.from_numpy(tokenizer.encode(source).astype("int64")))
+        save_file(model.state_dict(), path)
+
+    model.load_state_dict(load_file(once.made("trained.safetensors", train)))
+    return Trained(part, model, tokenizer, held_out)
+
+
+def _train(model: Decoder, ids: torch.Tensor) -> None:
+    """Learn ids, (T,), by plain AdamW."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, betas=(0.9, 0.95))
     random = torch.Generator().manual_seed(0)
     length, rows = 96, 6
@@ -59,7 +71,6 @@ def trained() -> Trained:
         loss.backward()
         optimizer.step()
     assert loss < 4.0
-    return Trained(part, model, tokenizer, held_out)
 
 
 def adapter(part: Llama, rank: int = 4, seed: int = 0, strength: float = 0.5) -> TrainedAdapter:
