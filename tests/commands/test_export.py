@@ -28,18 +28,27 @@ from tests.conftest import installed
 from tests.trained import adapter
 
 
+@pytest.fixture(scope="module")
+def made(tiny, tmp_path_factory):
+    """The runs of a home: a finished one."""
+    home = tmp_path_factory.mktemp("home")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SETTLE_HOME", str(home))
+        run = Run.create("train", "notes")
+        weights, metadata = tiny.weights, {"base": True, "loss": 1.25}
+        exported = ExportedModel("notes", tiny.model, tiny.part, weights, tiny.tokenizer, tiny.held_out, metadata)
+        export_run_model(exported, run.out, Events())
+    return home / "runs"
+
+
 @pytest.fixture
-def a_run(tiny, home, monkeypatch, tmp_path):
+def a_run(made, home, monkeypatch, tmp_path):
     """A finished run; commands work in an empty folder."""
-    run = Run.create("train", "notes")
-    metadata = {"base": True, "loss": 1.25}
-    weights, texts = tiny.weights, tiny.held_out
-    exported = ExportedModel("notes", tiny.model, tiny.part, weights, tiny.tokenizer, texts, metadata)
-    export_run_model(exported, run.out, Events())
+    shutil.copytree(made, home / "runs")
     folder = tmp_path / "here"
     folder.mkdir(exist_ok=True)
     monkeypatch.chdir(folder)
-    return run
+    return Run.find("notes")
 
 
 def test_gguf(a_run, tmp_path, capsys):

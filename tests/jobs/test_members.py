@@ -2,10 +2,6 @@
 
 import json
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,7 +9,7 @@ from typing import Any
 import pytest
 
 from settle.base.event_log import read_records
-from settle.base.files import home, read_json, write_json
+from settle.base.files import read_json, write_json
 from settle.base.run import Run
 from settle.base.run.result import Result
 from settle.cli import main
@@ -22,7 +18,7 @@ from settle.jobs.settings import STUDENT_PASSES, FollowerSettings, TrainSettings
 from settle.jobs.train import LEAST_SHARE, SEEDS_APART, TEXT_SHARE, seconds_left
 from settle.library.pretrained import open_pretrained
 from settle.library.resolve import resolve_gguf
-from tests.jobs.test_refit import weights
+from tests.jobs.test_refit import interrupted, weights
 
 SETTINGS = [
     "--size", "60k", "--dtype", "float32", "--context", "32", "--batch-tokens", "128", "--threads", "1",
@@ -88,18 +84,12 @@ def test_a_member_without_a_model_is_left_out(text: Path, capfd: Any) -> None:
 def test_it_is_resumed_wherever_it_was_stopped_to_the_same_bits(text: Path, capfd: Any) -> None:
     argv = ["train", str(text), *SETTINGS, "--steps", "100", "--members", "2", "--name"]
     main([*argv, "whole"])
-    command = [sys.executable, "-m", "settle", *argv, "cut"]
+    command = [*argv, "cut"]
     for name in ("cut-member2", "cut-distilled"):
-        process = subprocess.Popen(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-        while process.poll() is None and not any(
-            '"kind": "step", "step": 20' in path.read_text() for path in home().glob(f"runs/*-{name}-*/events.jsonl")
-        ):
-            time.sleep(0.01)
-        process.send_signal(signal.SIGINT)
-        said, _ = process.communicate()
-        assert process.returncode == 130 and f"`settle resume {name}` continues" in said
+        assert interrupted(command, name) == 130
+        assert f"`settle resume {name}` continues" in capfd.readouterr().err
         assert Run.find("cut").status == "finished" and Run.find(name).status == "interrupted"
-        command = [sys.executable, "-m", "settle", "resume", "cut"]
+        command = ["resume", "cut"]
     code = main(["resume", "cut-distilled", "--json"])
     made = Run.find("cut-distilled").result()
     assert made and code == made.exit_code and json.loads(capfd.readouterr().out.splitlines()[-1]) == made.to_json()

@@ -2,11 +2,10 @@
 
 import errno
 import json
+import os
 import re
 import signal
-import subprocess
-import sys
-import time
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +32,26 @@ def train(text: Path, capfd: pytest.CaptureFixture[str], *argv: str) -> tuple[di
     assert main(["train", str(text), *SETTINGS, *argv, "--json"]) == 0
     out, err = capfd.readouterr()
     return json.loads(out.splitlines()[-1]), err
+
+
+def interrupted(argv: list[str], name: str) -> int:
+    """The exit code of a command that gets Ctrl-C once a run of that name has taken 20 steps."""
+    over = threading.Event()
+
+    def watch() -> None:
+        events = f"runs/*-{name}-*/events.jsonl"
+        while not over.wait(0.005):
+            if any('"kind": "step", "step": 20,' in path.read_text() for path in home().glob(events)):
+                os.kill(os.getpid(), signal.SIGINT)
+                return
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        return main(argv)
+    finally:
+        over.set()
+        watcher.join()
 
 
 def weights(run: Run) -> dict[str, np.ndarray]:
@@ -86,15 +105,9 @@ def test_one_that_was_stopped_is_resumed_by_either_name_to_the_same_bits(
     text: Path, capfd: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     train(text, capfd, *LONG, "--name", "whole")
-    argv = [sys.executable, "-m", "settle", "train", str(text), *SETTINGS, *LONG, "--name", "cut"]
-    process = subprocess.Popen(argv, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    while process.poll() is None and not any(
-        '"kind": "step", "step": 20' in path.read_text() for path in home().glob("runs/*-refit-cut-*/events.jsonl")
-    ):
-        time.sleep(0.01)
-    process.send_signal(signal.SIGINT)
-    said, _ = process.communicate()
-    assert process.returncode == 130 and "`settle resume cut-unjudged` continues" in said
+    argv = ["train", str(text), *SETTINGS, *LONG, "--name", "cut"]
+    assert interrupted(argv, "refit-cut") == 130
+    assert "`settle resume cut-unjudged` continues" in capfd.readouterr().err
     judged, before = Run.find("cut"), (Run.find("cut").path / "result.json").read_bytes()
     assert judged.status == "finished" and Run.find("cut-unjudged").status == "interrupted"
 

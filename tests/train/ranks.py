@@ -1,5 +1,6 @@
 """Ranks for tests: forked processes that meet in a file, each a real member of a process group."""
 
+import importlib
 import multiprocessing
 import os
 import pickle
@@ -23,6 +24,7 @@ def on_ranks(
     """What `work` returns at each rank, given its world; a rank that ends otherwise gives its exit code. host_size:
     ranks that count as those of a host."""
     folder.mkdir()
+    importlib.import_module("torch.distributed.fsdp")  # takes seconds: here, and not in every rank
     context = multiprocessing.get_context("fork")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # fork with threads: a rank uses none of ours

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import safetensors
 import torch
-import torch.distributed.fsdp  # once, and not in every rank
 
 from settle.base.event_log import Events
 from settle.base.events import Event
