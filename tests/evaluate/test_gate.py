@@ -12,7 +12,7 @@ from settle.evaluate.gate.export import ExportedModel, export_model
 from settle.evaluate.gate.gate import Reference, require, run_gate
 from settle.formats.gguf import Gguf, export_gguf, read_gguf
 
-EFFORT = dataclasses.replace(Effort(), num_texts=40)
+EFFORT = dataclasses.replace(Effort(), num_texts=40, num_logprobs=1 << 15)
 
 
 def gate(tiny, path, dtype="f16"):

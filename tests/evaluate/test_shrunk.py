@@ -11,7 +11,7 @@ from settle.evaluate.gate.export import bars_of, shrunk_through_gate
 from settle.formats.gguf import export_gguf
 from settle.model.pretrained import Pretrained
 
-EFFORT = dataclasses.replace(Effort(), num_texts=40)
+EFFORT = dataclasses.replace(Effort(), num_texts=40, num_logprobs=1 << 15)
 
 
 @pytest.fixture(scope="module")
