@@ -1,11 +1,9 @@
 """A run under torchrun: what makes ranks differ is refused, and the scripts that start it are valid."""
 
 import json
-import multiprocessing
 import os
 import subprocess
 import sys
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +15,12 @@ from settle.base.errors import UsageError
 from settle.base.event_log import Events
 from settle.base.run import Run
 from settle.base.run.launcher import launched
-from settle.cli import main
 from settle.jobs.job import RunJob, start
 from settle.jobs.ranks.crew import differences
 from settle.jobs.ranks.launch_script import script
 from settle.jobs.ranks.prove_scale import RankTrial, _changes, parse_ranks
 from settle.jobs.settings import JobSettings, TrainSettings, TuneSettings
 from settle.machine.threads import num_threads
-from tests.jobs.test_crew import free_port
 
 FORECAST = {"time": {"value": 90.0, "low": 80.0, "high": 100.0}, "rank_memory": {"ranks": 32, "value": 5e9}}
 
@@ -166,47 +162,27 @@ def test_numbers_of_ranks() -> None:
     assert RankTrial("x", {0: 2.0}, b"", 1.0, b"").worst(alone) == float("inf")
 
 
-@pytest.fixture
-def shared_run(tmp_path: Path) -> list[str]:
-    """The command of a run of two ranks that share out the weights."""
+def test_two_ranks_of_torchrun_make_one_run(home: Path, tmp_path: Path) -> None:
+    """One with a wrong recipe names the setting; the right one shares out the weights, trains, tells where each row
+    went, writes samples, and is exported whole."""
     (tmp_path / "t.txt").write_text("\n\n".join(f"line {n} of the lever that turns {n % 7} times" for n in range(900)))
-    return ["train", str(tmp_path / "t.txt"), "--name", "two", "--steps", "8", "--size", "30k", "--data.vocab-size",
-            "300", "--dtype", "float32", "--sharding", "full", "--sample", "the lever",
-            "--keep-checkpoints"]  # fmt: skip
-
-
-def test_a_rank_with_another_recipe_is_named(home: Path, tmp_path: Path, shared_run: list[str]) -> None:
-    """Before the first step. The ranks are forked from here, where torch is loaded."""
-    port, context = free_port(), multiprocessing.get_context("fork")
-
-    def rank(number: int) -> None:
-        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "RANK": str(number)}
-        os.environ |= {"LOCAL_WORLD_SIZE": "2", "LOCAL_RANK": str(number)}
-        launched.cache_clear()
-        sys.stderr = (tmp_path / f"{number}.said").open("w")
-        code = main([*shared_run, *(["--seed", "7"] if number == 1 else [])])
-        sys.stderr.flush()
-        os._exit(code)
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # fork with threads: a rank uses none of ours
-        ranks = [context.Process(target=rank, args=(number,)) for number in range(2)]
-        for process in ranks:
-            process.start()
-    for process in ranks:
-        process.join(240)
-    said = " ".join("".join((tmp_path / f"{number}.said").read_text() for number in range(2)).split())
-    assert all(process.exitcode for process in ranks) and "seed is 7, rank 0 has 0" in said
-    assert not Run.all()  # there is nothing to resume
-
-
-def test_two_ranks_of_torchrun_make_one_run(home: Path, shared_run: list[str]) -> None:
-    """It shares out the weights, trains, tells where each row went, writes samples, and is exported whole."""
-    done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "settle",
-         *shared_run],
-        capture_output=True, text=True, timeout=240,
-    )  # fmt: skip
+    wrong = (
+        "import os, sys; from settle.__main__ import main; sys.argv[1:] = ['train', sys.argv[1], '--name', 'two', "
+        "'--steps', '8', '--size', '30k', '--data.vocab-size', '300', '--dtype', 'float32', '--sharding', 'full', "
+        "'--sample', 'the lever', '--keep-checkpoints', "
+        "*(['--seed', '7'] if os.environ['RANK'] == '1' and sys.argv[2] == 'wrong' else [])]; raise SystemExit(main())"
+    )
+    program = tmp_path / "program.py"
+    program.write_text(wrong)
+    for how in ("wrong", "right"):
+        done = subprocess.run(
+            [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", program,
+             tmp_path / "t.txt", how],
+            capture_output=True, text=True, timeout=240,
+        )  # fmt: skip
+        if how == "wrong":
+            assert done.returncode and "seed is 7, rank 0 has 0" in done.stderr
+            assert not Run.all()  # it was refused before its first step: there is nothing to resume
     assert done.returncode == 0, done.stderr[-3000:]
     run = Run.find("two")
     steps = [json.loads(line) for line in (run.path / "order.jsonl").read_text().splitlines()]
