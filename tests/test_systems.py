@@ -29,7 +29,7 @@ import shlex, sys
 from settle.cli import main
 for line in sys.argv[1:]:
     if (code := main(shlex.split(line))) not in (0, 3):
-        raise SystemExit(code)
+        raise SystemExit(f"{line!r} ended with {code}")
 """
 JOURNEY = runpy.run_path(str(ROOT / "bench/journey.py"))
 SYSTEM = runpy.run_path(str(ROOT / "tests/pretend_system/sitecustomize.py"))
@@ -86,7 +86,7 @@ def test_settle_trains_tunes_chats_and_answers_elsewhere(elsewhere):
         "index docs --name docs",
         "ask docs 'Where does the printer stand?' --model none",
     )
-    # the first as it is started by a person; those behind it in one process, whose start would be the same
+    # the first as a person starts it; the others in one process, whose start would be the same
     for given in (["-m", "settle", *shlex.split(commands[0])], ["-c", IN_TURN, *commands[1:]]):
         done = elsewhere(*given)
         assert done.returncode in (0, 3) and "Traceback" not in done.stderr, (given, done.stderr[-2000:])

@@ -93,17 +93,19 @@ def further(*case: Any) -> Any:
 @pytest.mark.parametrize(
     ("teacher", "rows", "settings", "layers"),
     [
-        ("teacher.gguf", "rows", ["--into", "shorter.toml", "--answers", "--answer-tokens", "12"], 1),
+        ("teacher.gguf", "rows", ["--into", "shorter.toml"], 1),
         ("hf", "rows", ["--into", "narrow.toml", "--fresh"], 3),
-        ("hf", "rows", ["--width", "0.5", "--objective.kind", "reverse", "--objective.temperature", "2"], 2),
+        ("hf", "rows", ["--width", "0.5"], 2),
         further("hf", "text", ["--student", "smaller", "--optimizer.lr", "0.003"], 2),
         ("small.gguf", "rows", ["--student", "smaller", "--cache", "--optimizer.lr", "0.003"], 2),
         further("hf", "text", ["--drop-layers", "1", "--cache", "--objective.kind", "js"], 1),
+        ("hf", "rows", ["--drop-layers", "1", "--objective.kind", "reverse", "--objective.temperature", "2"], 1),
         ("hf", "text", ["--drop-layers", "1", "--objective.hidden", "1", "--objective.text", "0.3"], 1),
         further("hf", "rows", ["--drop-layers", "1", "--objective.on-policy", "0.5"], 1),
+        ("hf", "rows", ["--drop-layers", "1", "--answers", "--answer-tokens", "12"], 1),
         ("hf", "rows", ["--student", "smaller", "--adapter", "lora", "--adapter.rank", "4"], 2),
     ],
-    ids=["into-answers", "fresh", "width-reverse", "student", "cached", "js", "hidden", "on-policy", "lora"],
+    ids=["into", "fresh", "width", "student", "cached", "js", "reverse", "hidden", "on-policy", "answers", "lora"],
 )
 def test_ways(files, home, capsys, teacher, rows, settings, layers):
     known = {path.name: str(path) for path in files.iterdir()}

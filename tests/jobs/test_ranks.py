@@ -21,6 +21,7 @@ from settle.jobs.ranks.launch_script import script
 from settle.jobs.ranks.prove_scale import RankTrial, _changes, parse_ranks
 from settle.jobs.settings import JobSettings, TrainSettings, TuneSettings
 from settle.machine.threads import num_threads
+from tests.jobs.test_crew import free_port
 
 FORECAST = {"time": {"value": 90.0, "low": 80.0, "high": 100.0}, "rank_memory": {"ranks": 32, "value": 5e9}}
 
@@ -162,27 +163,39 @@ def test_numbers_of_ranks() -> None:
     assert RankTrial("x", {0: 2.0}, b"", 1.0, b"").worst(alone) == float("inf")
 
 
-def test_two_ranks_of_torchrun_make_one_run(home: Path, tmp_path: Path) -> None:
-    """One with a wrong recipe names the setting; the right one shares out the weights, trains, tells where each row
-    went, writes samples, and is exported whole."""
+@pytest.fixture
+def shared_run(tmp_path: Path) -> list[str]:
+    """The command of a run of two ranks that share out the weights."""
     (tmp_path / "t.txt").write_text("\n\n".join(f"line {n} of the lever that turns {n % 7} times" for n in range(900)))
-    wrong = (
-        "import os, sys; from settle.__main__ import main; sys.argv[1:] = ['train', sys.argv[1], '--name', 'two', "
-        "'--steps', '8', '--size', '30k', '--data.vocab-size', '300', '--dtype', 'float32', '--sharding', 'full', "
-        "'--sample', 'the lever', '--keep-checkpoints', "
-        "*(['--seed', '7'] if os.environ['RANK'] == '1' and sys.argv[2] == 'wrong' else [])]; raise SystemExit(main())"
-    )
-    program = tmp_path / "program.py"
-    program.write_text(wrong)
-    for how in ("wrong", "right"):
-        done = subprocess.run(
-            [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", program,
-             tmp_path / "t.txt", how],
-            capture_output=True, text=True, timeout=240,
-        )  # fmt: skip
-        if how == "wrong":
-            assert done.returncode and "seed is 7, rank 0 has 0" in done.stderr
-            assert not Run.all()  # it was refused before its first step: there is nothing to resume
+    return ["train", str(tmp_path / "t.txt"), "--name", "two", "--steps", "8", "--size", "30k", "--data.vocab-size",
+            "300", "--dtype", "float32", "--sharding", "full", "--sample", "the lever",
+            "--keep-checkpoints"]  # fmt: skip
+
+
+def test_a_rank_with_another_recipe_is_named(home: Path, shared_run: list[str]) -> None:
+    """Before the first step. Not forked from here: once torch's threads have run, a forked rank waits for them."""
+    where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-m", "settle", *shared_run, *others],
+            env=os.environ | where | {"RANK": str(number), "LOCAL_RANK": str(number)},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for number, others in enumerate(([], ["--seed", "7"]))
+    ]
+    said = " ".join("".join(rank.communicate(timeout=240)[1] for rank in ranks).split())
+    assert all(rank.returncode for rank in ranks) and "seed is 7, rank 0 has 0" in said
+    assert not Run.all()  # there is nothing to resume
+
+
+def test_two_ranks_of_torchrun_make_one_run(home: Path, shared_run: list[str]) -> None:
+    """It shares out the weights, trains, tells where each row went, writes samples, and is exported whole."""
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "settle",
+         *shared_run],
+        capture_output=True, text=True, timeout=240,
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     run = Run.find("two")
     steps = [json.loads(line) for line in (run.path / "order.jsonl").read_text().splitlines()]
