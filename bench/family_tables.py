@@ -1,4 +1,4 @@
-"""bench/results/families.toml and families.md, and a sentence in docs/families.md: which models can be tuned.
+"""bench/results/families.toml and families.md, and parts of docs/families.md: which models can be tuned, and how far.
 
     python bench/family_tables.py     # writes them, then bench/results/README.md
 
@@ -18,7 +18,9 @@ from settle.library.families import COLUMNS, family_counts, tunable_shares
 ROOT = Path(__file__).parents[1]
 ROWS, TABLES = (ROOT / "bench/results" / name for name in ("families.toml", "families.md"))
 PAGE = ROOT / "docs/families.md"
-START, END = "<!--made:shares-->\n", "<!--end-->"
+START, END = "<!--made:{}-->\n", "<!--end-->"
+ABILITIES = ROOT / "tests/abilities/table.toml"  # made by the tests that prove it
+WORKS = "works"
 BARS = {"up to 5 B, of 2026": 0.85, "up to 5 B": 0.75}
 COMMAND = "settle models --families"
 HEAD = """# Families
@@ -63,9 +65,35 @@ def sentence() -> str:
     )
 
 
+def abilities() -> dict[str, dict[str, str]]:
+    """Return what works for each family, or why not, by its abilities."""
+    table: dict[str, dict[str, str]] = tomllib.loads(ABILITIES.read_text(encoding="utf-8"))
+    return table
+
+
+def marks() -> str:
+    """Return the table of abilities for docs/families.md: ✓ where one works, – where it is refused."""
+    table = abilities()
+    names = next(iter(table.values()))
+    body = [[family, *("✓" if cells[name] == WORKS else "–" for name in names)] for family, cells in table.items()]
+    return "\n" + markdown(["family", *names], body) + "\n"
+
+
+def refusals() -> str:
+    """Return the reasons of what is refused, with the families of each."""
+    by_reason: dict[tuple[str, str], list[str]] = {}
+    for family, cells in abilities().items():
+        for ability, said in cells.items():
+            if said != WORKS:
+                by_reason.setdefault((ability, said.partition(": ")[2]), []).append(family)
+    return markdown(["ability", "families", "reason"], [[a, ", ".join(f), why] for (a, why), f in by_reason.items()])
+
+
 def tables() -> str:
     """Return the page of tables."""
-    return HEAD + markdown(COLUMNS, family_counts())
+    cells = [cell for cells in abilities().values() for cell in cells.values()]
+    text = f"{cells.count(WORKS)} of {len(cells)} abilities work; these are refused, with the reason that is shown:"
+    return HEAD + markdown(COLUMNS, family_counts()) + f"\n## Abilities\n\n{text}\n\n" + refusals()
 
 
 def markdown(columns: Sequence[str], body: Iterable[Sequence[object]]) -> str:
@@ -79,8 +107,11 @@ def made() -> dict[Path, str]:
     known = {row["id"]: row for row in tomllib.loads(ROWS.read_text(encoding="utf-8"))["row"]} if ROWS.exists() else {}
     body = rows(datetime.date.today().isoformat())
     body = [known[row["id"]] if known.get(row["id"], {}) | {"date": ""} == row | {"date": ""} else row for row in body]
-    before, _, rest = PAGE.read_text(encoding="utf-8").partition(START)
-    page = f"{before}{START}{sentence()}{END}{rest.partition(END)[2]}"
+    page = PAGE.read_text(encoding="utf-8")
+    for name, text in (("shares", sentence()), ("abilities", marks())):
+        start = START.format(name)
+        before, _, rest = page.partition(start)
+        page = f"{before}{start}{text}{END}{rest.partition(END)[2]}"
     return {ROWS: "\n".join(tomli_w.dumps({"row": [row]}) for row in body), TABLES: tables(), PAGE: page}
 
 

@@ -21,7 +21,7 @@ MOST_COMMAND_LINES = 80
 MOST_OF = {
     "files": 682,
     "files under 40 lines": 112,
-    "non-blank lines": 87_431,
+    "non-blank lines": 87_434,
     "mappings from str to object": 130,
     "isinstance": 597,
     "asserts": 52,

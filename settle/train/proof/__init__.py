@@ -260,10 +260,12 @@ class _Proof:
             self.exact.compute_dtype = torch.float64
         with self.experts.recorded(self.exact):
             self.mean = backward(self.exact, self.objective, [self.small])
+        reached = [name for name, parameter in self.exact.trainable().items() if parameter.grad is not None]
         for name, parameter in self.exact.trainable().items():
-            if parameter.grad is None or not torch.isfinite(parameter.grad).all():
+            is_reached = parameter.grad is not None or learns_elsewhere(name, reached)
+            if not is_reached or not torch.isfinite(gradient_of(parameter)).all():
                 raise ProofError(f"{name} gets no finite gradient", "it would never be trained: report this")
-            if not parameter.grad.any():
+            if not gradient_of(parameter).any():
                 self.dead.append(name)
         return f"{len(self.exact.trainable())} tensors"
 
@@ -367,9 +369,10 @@ class _Proof:
         self.exact.zero_grad(set_to_none=True)
         with self.experts.recorded(self.exact):
             backward(self.exact, self.objective, [self.few])
-        dead = {name: parameters.pop(name) for name in self.dead if not gradient_of(parameters[name]).any()}
+        dead = {name: parameters.pop(name) for name in [*parameters] if not gradient_of(parameters[name]).any()}
         for name, parameter in dead.items():
-            if not learns_elsewhere(name, parameters) or moves_loss(parameter, self._loss, self.bars.rounding):
+            never = name in self.dead and not learns_elsewhere(name, parameters)
+            if never or moves_loss(parameter, self._loss, self.bars.rounding):
                 raise ProofError(f"{name} gets a gradient of zero", "it would never be trained: report this")
         rise = self._rise
         rise *= min(1.0, self.bars.most / self.bars.rise / len(parameters))

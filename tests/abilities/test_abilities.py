@@ -1,0 +1,40 @@
+"""Each ability of each family is what the table says: it works, or it is refused by name with the reason."""
+
+import pytest
+
+from settle.model.architectures import Architecture
+from tests.abilities.prove import ABILITIES, prove
+from tests.abilities.subject import Subject, Text
+from tests.abilities.table import read_table
+
+TABLE = read_table()
+
+
+@pytest.fixture(scope="module")
+def subjects(tmp_path_factory):
+    """Each family's, made when it is first asked for; with a home of their own."""
+    folder, made = tmp_path_factory.mktemp("abilities"), dict[str, Subject]()
+    text = Text.make(folder)
+
+    def subject(family):
+        if family not in made:
+            (folder / family).mkdir()
+            made[family] = Subject(family, text, folder / family)
+        return made[family]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SETTLE_HOME", str(folder / "home"))
+        (folder / "home").mkdir()
+        yield subject
+
+
+def test_the_table_has_every_family_and_ability():
+    known = Architecture.part_names()
+    missing = [family for family in known if TABLE.get(family, {}).keys() != ABILITIES.keys()]
+    make = "python -m tests.abilities FAMILY, then python bench/family_tables.py"
+    assert not missing and sorted(TABLE) == sorted(known), f"{missing or set(TABLE) - set(known)}: run {make}"
+
+
+@pytest.mark.parametrize(("family", "ability"), [(family, ability) for family in TABLE for ability in TABLE[family]])
+def test_an_ability_is_what_the_table_says(family, ability, subjects):
+    assert prove(subjects(family), ability) == TABLE[family][ability]
