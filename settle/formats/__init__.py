@@ -50,6 +50,25 @@ class Place:
 
 
 @dataclass(frozen=True)
+class RowsPlace(Place):
+    """A matrix whose rows are put together from the bytes of a mapped file whenever they are asked for.
+
+    num_bytes: of the rows, not of the file. rows: from one to another → (n, row_bytes) uint8. Bytes are asked for by
+    whole rows.
+    """
+
+    row_bytes: int
+    rows: Callable[[int, int], np.ndarray]
+
+    def bytes(self, first: int = 0, last: int | None = None) -> np.ndarray:
+        end = self.num_bytes if last is None else last
+        return self.rows(first // self.row_bytes, end // self.row_bytes).reshape(-1)
+
+    def forget(self, first: int, last: int) -> None:
+        """Do nothing: a row's bytes lie between those of others."""
+
+
+@dataclass(frozen=True)
 class LazyTensor:
     """One tensor of a checked file: nothing is read until `load`, or until bytes of its `place` are looked at.
 
@@ -119,6 +138,7 @@ class ModelLayout(GgufLayout, Protocol):
     def hf_names(self) -> dict[str, str]: ...
     def hf_modules(self) -> dict[str, str]: ...
     def expert_parameters(self) -> dict[str, list[list[str]]]: ...
+    def stack_experts(self, tensors: Mapping[str, TensorLike]) -> Mapping[str, TensorLike]: ...
     def to_hf_config(self) -> dict[str, object]: ...
     def from_gguf_tensor(self, name: str, values: np.ndarray) -> np.ndarray: ...
     def columns_to_gguf(self, name: str, values: np.ndarray) -> np.ndarray: ...

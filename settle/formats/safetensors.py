@@ -147,7 +147,7 @@ def export_safetensors(
     for name in (name for name in names if name in weights):
         tensors.setdefault(names[name], []).append(weights[name])
     whole = {name: rows[0] if len(rows) == 1 else _Rows(rows) for name, rows in tensors.items()}
-    _write_shards(path, whole, dtype, card, shard_bytes)
+    _write_shards(path, part.stack_experts(whole), dtype, card, shard_bytes)
     return path
 
 

@@ -68,7 +68,7 @@ def _load(path: Path, adapter: str | None) -> Decoder:
     base = Pretrained.open(path)
     if adapter:
         return adapted(base, adapter_of_gguf(Path(adapter), base.part))
-    return base.load(quantize="as-is" if base.source.kind == "gguf" else None).eval()
+    return base.load(quantize="as-is").eval()
 
 
 if __name__ == "__main__":

@@ -41,7 +41,8 @@ class Experts:
     inner: feed-forward width of one expert. normalised: the chosen ones are rescaled to sum 1. biased: experts are
     chosen by their chances plus numbers of the file that are never trained (arXiv:2408.15664). scale: multiplies what
     the chosen ones add. shared: width of a feed-forward that every token meets, 0 for none; shared_gate: whether a
-    sigmoid of a linear multiplies what that adds.
+    sigmoid of a linear multiplies what that adds. linear_bias: the router and the experts' linears have biases.
+    only_named: only adapters that name the experts' linears adapt them.
     """
 
     num: int
@@ -53,6 +54,8 @@ class Experts:
     scale: float = 1.0
     shared: int = 0
     shared_gate: bool = False
+    linear_bias: bool = False
+    only_named: bool = False
 
     def parameters(self, width: int) -> dict[str, tuple[int, ...]]:
         """Return the names, in a layer of that width, and shapes of its parameters."""
@@ -65,6 +68,8 @@ class Experts:
             shapes |= _gated("mlp.shared_expert", width, self.shared)
         if self.shared_gate:
             shapes["mlp.shared_expert_gate.weight"] = (1, width)
+        if self.linear_bias:
+            shapes |= {name.replace(".weight", ".bias"): shape[:1] for name, shape in shapes.items() if len(shape) > 1}
         return shapes
 
 
@@ -75,11 +80,11 @@ def _gated(module: str, width: int, inner: int) -> dict[str, tuple[int, ...]]:
 
 
 class LinearShape(NamedTuple):
-    """The shape of a linear. is_router: whether it weighs experts, so that only adapters that name it adapt it."""
+    """The shape of a linear. only_named: whether only adapters that name it adapt it, as one that weighs experts."""
 
     outputs: int
     inputs: int
-    is_router: bool = False
+    only_named: bool = False
 
 
 @dataclass(frozen=True)
@@ -240,9 +245,9 @@ class LayerOptions:
     a norm multiplies by offset + weight (Gemma: 1). centred_norms: norms subtract the mean and have a bias (LayerNorm).
     parallel: the feed-forward reads what attention reads, not what attention has added to (GPT-NeoX). residual_scale:
     multiplies what both branches add. gated: the feed-forward has a gate. activation: of the gate, or of all, "silu",
-    "gelu" or "gelu_tanh". soft_cap: scores become cap · tanh(score / cap). window: a query sees itself and the
-    window - 1 tokens before it. sinks: each query head has a score that takes part in its softmax and has no value
-    (gpt-oss). query_scale: of the scores, d^-0.5 by default. fused: one `qkv_proj` and one
+    "gelu", "gelu_tanh" or "clamped_swiglu" (gpt-oss). soft_cap: scores become cap · tanh(score / cap). window: a query
+    sees itself and the window - 1 tokens before it. sinks: each query head has a score that takes part in its softmax
+    and has no value (gpt-oss). query_scale: of the scores, d^-0.5 by default. fused: one `qkv_proj` and one
     `gate_up_proj` own the weights (Phi-3). fused_by_head: `qkv_proj` holds query, key and value of one head after
     another (GPT-NeoX).
 

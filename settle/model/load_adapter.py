@@ -99,6 +99,9 @@ class TrainedAdapter:
                 stacked[name] = linears
             elif modules & adapted:
                 raise FormatError(f"PEFT adapts all of {name} or nothing", "adapt all experts, or none")
+        covered = {module for linears in stacked.values() for of_one in linears for module in of_one}
+        if lone := next((m for m in self.modules if ".experts." in m and m not in covered), None):
+            raise FormatError(f"PEFT knows no adapter of {lone}", "adapt attention only, or export it as GGUF")
         return stacked
 
     def peft_state(self, architecture: ModelLayout) -> dict[str, np.ndarray]:
@@ -157,9 +160,10 @@ class TrainedAdapter:
         by_module: dict[str, str] = {}
         for module in self.modules:
             if module not in by_hf:
+                is_stacked = ".experts." in module and not architecture.PEFT_NAMES_EXPERTS
                 raise FormatError(
                     f"the adapter is for {module}, which a {architecture.model_type} of this size does not have",
-                    "take the base it was trained on",
+                    "merge it with peft" if is_stacked else "take the base it was trained on",
                 )
             by_module[module] = by_hf[module]
         return by_module
@@ -203,7 +207,7 @@ def adapted(base: Pretrained, adapter: TrainedAdapter) -> Decoder:
     if adapter.base_sha256:
         adapter.require_base(base.source.sha256, base.name)
     adapter.parameters(base.part)
-    model = base.load(quantize="as-is" if base.source.kind == "gguf" else None)
+    model = base.load(quantize="as-is")
     attach(model, adapter)
     return model.eval()
 

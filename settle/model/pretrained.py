@@ -239,8 +239,9 @@ def _from_folder(source: Source) -> Pretrained:
     _refuse_pickle(source.path)
     file = read_safetensors(source.path)
     of_text = text_config(config)
-    for key in ("num_hidden_layers", "num_experts"):
-        if of_text.get(key) is not None and not 0 <= whole(dict(of_text), key) <= len(file.tensors):
+    stacked = max((tensor.shape[0] for tensor in file.tensors.values() if len(tensor.shape) > 2), default=0)
+    for key, most in (("num_hidden_layers", 0), ("num_experts", 0), ("num_local_experts", stacked)):
+        if of_text.get(key) is not None and not 0 <= whole(dict(of_text), key) <= max(most, len(file.tensors)):
             raise FormatError(f"its {key} is {of_text[key]}, with {len(file.tensors)} tensors", "get the file again")
     part = of_hf_config(config)
     tokenizer = PretrainedTokenizer.from_folder(source.path)
@@ -249,7 +250,7 @@ def _from_folder(source: Source) -> Pretrained:
     tensors, left_out = _of_text(file.tensors) if holds_more else (dict(file.tensors), {})
     if "lm_head.weight" not in names.values():
         tensors.pop("lm_head.weight", None)  # a copy of the tied table
-    return Pretrained(part, tokenizer, source, config, _places(part, names, tensors), left_out)
+    return Pretrained(part, tokenizer, source, config, _places(part, names, part.unstack_experts(tensors)), left_out)
 
 
 def _of_text(tensors: Mapping[str, LazyTensor]) -> tuple[dict[str, LazyTensor], dict[str, int]]:
@@ -308,7 +309,8 @@ def _places(part: Architecture, names: Mapping[str, str], tensors: Mapping[str, 
             whole = shape if len(parameters) == 1 else (len(parameters), *shape)
             if math.prod(tensor.shape) != math.prod(whole) or (len(whole) > 1 and tensor.shape[-1] != whole[-1]):
                 raise FormatError(f"{name} has the shape {tensor.shape}, {whole} is needed", "")
-            size = tensor.num_bytes // len(parameters)
-            place = Place(tensor.place.data, tensor.place.start + number * size, size)
+            size, place = tensor.num_bytes // len(parameters), tensor.place
+            if len(parameters) > 1:
+                place = Place(place.data, place.start + number * size, size)
             places[parameter] = _Stored(tensor, shape, place)
     return {parameter: places[parameter] for parameter in shapes}

@@ -12,6 +12,8 @@ from settle.model.adapters.lora import LoRA
 from settle.model.config import DecoderOptions, Experts, LayerOptions, Rope
 from settle.model.decoder import Decoder
 from settle.model.layers.decoder_layer import DecoderLayer, FusedLayer
+from settle.model.layers.frozen_weights import FrozenDense
+from settle.model.layers.linear import Linear, Stack
 from settle.model.layers.packed_sequences import Carried, Packing
 from settle.train.objectives.next_token import NextToken
 from tests.model.test_llama import packed
@@ -26,6 +28,7 @@ OPTIONS = {
         "rope": Rope(frequencies=(1.0, 0.3, 0.1, 0.01), long_frequencies=(0.5, 0.2, 0.1, 0.0), long_after=8)
     },
     "fused": {"fused": True, "qkv_bias": True, "mlp_bias": True},
+    "clamped": {"activation": "clamped_swiglu", "mlp_bias": True},
     "sinks": {"sinks": True, "window": 4},
     "experts": {"experts": Experts(num=5, top=2, inner=12)},
     "all at once": {
@@ -77,6 +80,26 @@ def test_packed_equals_alone(asked: dict) -> None:
     for start, stop in zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True):
         alone = model(inputs[start:stop], torch.tensor([0, stop - start], dtype=torch.int32))
         torch.testing.assert_close(together[start:stop], alone)
+
+
+@pytest.mark.parametrize("is_frozen", [False, True])
+def test_a_clamped_gate_passes_nothing_back_beyond_its_limits(is_frozen: bool) -> None:
+    """As gpt-oss defines it, with the gradient of torch's clamp."""
+    down = Linear(6, 3)
+    weight = torch.linspace(-1, 1, 18, dtype=torch.float64).view(3, 6)
+    down.put(FrozenDense(weight) if is_frozen else weight)
+    down = down.double()
+    random = torch.Generator().manual_seed(0)
+    gate_up = torch.randn(50, 12, generator=random, dtype=torch.float64).mul_(8).requires_grad_()
+    gate, up = gate_up.chunk(2, -1)
+    gate, up = gate.clamp(max=7), up.clamp(-7, 7)
+    wanted = (gate * torch.sigmoid(1.702 * gate) * (up + 1)) @ weight.t()
+    direction = torch.randn(50, 3, generator=random, dtype=torch.float64)
+    (gradient,) = torch.autograd.grad(wanted, gate_up, direction)
+    found = Stack([(down, 0)]).gated(None, gate_up * 1, "clamped_swiglu")
+    torch.testing.assert_close(found, wanted)
+    torch.testing.assert_close(torch.autograd.grad(found, gate_up, direction)[0], gradient)
+    assert 0.1 < float((gradient == 0).double().mean()) < 0.5
 
 
 def test_a_skeleton_on_meta_takes_no_memory() -> None:

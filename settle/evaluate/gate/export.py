@@ -411,7 +411,7 @@ def load(folder: Path) -> LiveModel:
     config = read_json(folder / "config.json")
     architecture = of_hf_config(config)
     model = architecture.build(0)
-    tensors = read_safetensors(folder).tensors
+    tensors = architecture.unstack_experts(read_safetensors(folder).tensors)
     names = architecture.hf_names()
     parameters = dict(model.named_parameters())
     of_tensor: dict[str, list[Tensor]] = {}

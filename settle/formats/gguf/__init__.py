@@ -48,6 +48,7 @@ TABLES = ("token_embd.weight", "output.weight")  # where rounding costs the most
 # routers, which round badly, convolutions, and what llama.cpp adds to a sum as it is
 ALWAYS_F32 = (
     "ffn_gate_inp.weight",
+    "_exps.bias",
     ".conv.weight",
     "conv1d.weight",
     "ssm_a",

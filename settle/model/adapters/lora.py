@@ -60,7 +60,7 @@ class LoRA(Adapter):
         return self.LEARNING_RATE * max(1.0, NARROW / width)
 
     def targeted(self, linears: Linears) -> list[str]:
-        return matching(linears, self.targets, {name for name, linear in linears.items() if linear.is_router})
+        return matching(linears, self.targets, {name for name, linear in linears.items() if linear.only_named})
 
     def beside(self, name: str, inputs: int, outputs: int) -> LowRank:
         return LowRank(inputs, outputs, self.rank, self.scale, self.dropout, self.magnitude)

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from settle.base.errors import FormatError
 from settle.base.registry import Part
-from settle.formats import LazyTensor
+from settle.formats import LazyTensor, TensorLike
 from settle.formats.gguf import embeds
 from settle.formats.gguf.metadata import section, whole
 from settle.model.config import (
@@ -39,7 +39,7 @@ HfConfig = Mapping[str, object]
 GgufMetadata = Mapping[str, object]
 GgufKeys = dict[str, str | float | list[int]]
 Values = dict[str, object]  # of fields, as a file has them: a family's class checks them
-Tensors = Mapping[str, LazyTensor]  # of a GGUF file
+Tensors = Mapping[str, LazyTensor]  # of a file
 Shapes = dict[str, tuple[int, ...]]  # by a parameter's name
 Rows = TypeVar("Rows", np.ndarray, Tensor)
 TINY_SIZES: dict[str, Any] = {  # of each family's `TINY`
@@ -234,10 +234,15 @@ class Architecture(Part):
         """Name in files → shape of every linear of the layers; the head is none of them."""
         named = [(n.removesuffix(".weight"), s) for n, s in self.parameters().items() if ".layers." in n]
         return {
-            self.hf_module(name): LinearShape(shape[0], shape[1], name.endswith(ROUTERS))
+            self.hf_module(name): LinearShape(shape[0], shape[1], self._only_named(name))
             for name, shape in named
             if len(shape) == 2
         }
+
+    def _only_named(self, linear: str) -> bool:
+        """Return whether only adapters that name a linear adapt it."""
+        experts = self.experts(int(linear.split(".")[2])) if _EXPERT.search(linear) else None
+        return linear.endswith(ROUTERS) or (experts is not None and experts.only_named)
 
     # --- size and cost ---
 
@@ -416,6 +421,17 @@ class Architecture(Part):
             values["rope_theta"] = rope["rope_theta"]
         values["rope_scaling"] = RopeScaling.from_hf(rope)
         return values
+
+    def unstack_experts(self, tensors: Tensors) -> Tensors:
+        """Return the tensors of Hugging Face's files by `hf_names`, where some hold experts in another layout.
+
+        Raises FormatError for one that does not fit.
+        """
+        return tensors
+
+    def stack_experts(self, tensors: Mapping[str, TensorLike]) -> Mapping[str, TensorLike]:
+        """Invert `unstack_experts`: return what Hugging Face's files hold."""
+        return tensors
 
     def is_unused(self, name: str) -> bool:
         """Return whether files may hold a tensor of that name that the model does not read."""

@@ -6,6 +6,7 @@ Letters: N tokens, D hidden width, F feed-forward width, H query heads, K key/va
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -109,11 +110,14 @@ class MixtureOfExperts(nn.Module):
 
     def __init__(self, o: LayerOptions, experts: Experts) -> None:
         super().__init__()
-        self.gate = Linear(o.width, experts.num, is_router=True)
+        self.gate = Linear(o.width, experts.num, experts.linear_bias, only_named=True)
         self.expert_bias = Constant(experts.num, 0.0) if experts.biased else None
-        self.experts = nn.ModuleList(MLP(o, experts.inner) for _ in range(experts.num))
+        feed_forwards = [MLP(replace(o, mlp_bias=experts.linear_bias), experts.inner) for _ in range(experts.num)]
+        for linear in (linear for one in feed_forwards for linear in one.gate_up.linears + one.down.linears):
+            linear.only_named = experts.only_named
+        self.experts = nn.ModuleList(feed_forwards)
         self.shared_expert = MLP(o, experts.shared) if experts.shared else None
-        self.shared_expert_gate = Linear(o.width, 1, is_router=True) if experts.shared_gate else None
+        self.shared_expert_gate = Linear(o.width, 1, only_named=True) if experts.shared_gate else None
         self.options, self.choice = experts, TopExperts(experts.top)
         self.residual_scale = o.residual_scale
         self.router = Stack([(self.gate, 0)])

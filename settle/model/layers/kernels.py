@@ -213,11 +213,11 @@ class HeadNorm(Function):
 
 
 class Gated(Function):
-    """gate_up (N, 2F) → activation(gate) · up (N, F): silu (arXiv:2002.05202) or a gelu."""
+    """gate_up (N, 2F) → activation(gate) · up (N, F), both as `halves` gives them."""
 
     @staticmethod
     def forward(ctx: Context, gate_up: Tensor, activation: str) -> Tensor:
-        gate, up = gate_up.chunk(2, dim=-1)
+        gate, up = halves(gate_up, activation)
         activated = activate(gate, activation)
         ctx.save_for_backward(gate_up, activated)
         ctx.activation = activation
@@ -227,30 +227,57 @@ class Gated(Function):
     def backward(ctx: Context, *grads: Tensor) -> tuple[Tensor | None, ...]:
         gate_up, activated = ctx.saved_tensors
         grad = grads[0]
-        gate, up = gate_up.chunk(2, dim=-1)
-        grad_gate_up = torch.empty_like(gate_up)
-        grad_gate, grad_up = grad_gate_up.chunk(2, dim=-1)
-        torch.mul(grad, activated, out=grad_up)
-        activate_backward(grad * up, gate, grad_gate, ctx.activation)
-        return grad_gate_up, None
+        _, up = halves(gate_up, ctx.activation)
+        return gated_backward(grad, gate_up, activated, grad * up, ctx.activation, torch.empty_like(gate_up)), None
 
 
 _APPROXIMATE = {"gelu": "none", "gelu_tanh": "tanh"}
+_STEEPNESS, _LIMIT = 1.702, 7.0  # of gpt-oss (arXiv:2508.10925), as llama.cpp has them too
+
+
+def halves(gate_up: Tensor, activation: str) -> tuple[Tensor, Tensor]:
+    """Return what of gate_up (N, 2F) is activated, and what multiplies that, (N, F) each.
+
+    clamped_swiglu bounds both first, and multiplies by 1 more than the second.
+    """
+    gate, up = gate_up.chunk(2, dim=-1)
+    if activation != "clamped_swiglu":
+        return gate, up
+    return gate.clamp(max=_LIMIT), up.clamp(-_LIMIT, _LIMIT).add_(1)
 
 
 def activate(gate: Tensor, activation: str) -> Tensor:
-    """Compute silu, gelu (arXiv:1606.08415) or its approximation gelu_tanh of each number."""
+    """Compute silu (arXiv:2002.05202), gelu (arXiv:1606.08415), its approximation gelu_tanh, or a steeper silu."""
     if activation == "silu":
         return torch.nn.functional.silu(gate)
+    if activation == "clamped_swiglu":
+        return torch.sigmoid(gate * _STEEPNESS).mul_(gate)
     return torch.nn.functional.gelu(gate, approximate=_APPROXIMATE[activation])
 
 
-def activate_backward(grad: Tensor, gate: Tensor, out: Tensor, activation: str) -> None:
-    """Gradient behind `activate` → of `gate`, into `out`."""
+def gated_backward(
+    grad: Tensor, gate_up: Tensor, activated: Tensor, grad_activated: Tensor, activation: str, out: Tensor
+) -> Tensor:
+    """Gradient (N, F) of activation(gate) · up → of gate_up (N, 2F), into `out`, which may be gate_up itself.
+
+    grad_activated (N, F): the gradient of activation(gate).
+    """
+    gate, up = gate_up.chunk(2, dim=-1)
+    grad_gate, grad_up = out.chunk(2, dim=-1)
     if activation == "silu":
-        torch.ops.aten.silu_backward.grad_input(grad, gate, grad_input=out)
+        torch.mul(grad, activated, out=grad_up)
+        torch.ops.aten.silu_backward.grad_input(grad_activated, gate, grad_input=grad_gate)
+    elif activation == "clamped_swiglu":
+        torch.mul(grad * (up.abs() <= _LIMIT), activated, out=grad_up)
+        low = gate.clamp(max=_LIMIT)
+        share = torch.sigmoid(low * _STEEPNESS)
+        slope = torch.addcmul(share, activated * _STEEPNESS, 1 - share)
+        torch.mul(grad_activated * (gate <= _LIMIT), slope, out=grad_gate)
     else:
-        torch.ops.aten.gelu_backward.grad_input(grad, gate, approximate=_APPROXIMATE[activation], grad_input=out)
+        torch.mul(grad, activated, out=grad_up)
+        kind = _APPROXIMATE[activation]
+        torch.ops.aten.gelu_backward.grad_input(grad_activated, gate, approximate=kind, grad_input=grad_gate)
+    return out
 
 
 class Lookup(Function):

@@ -126,12 +126,12 @@ class Cast:
 class Linear(Owner):
     """A matrix (O, I) and perhaps a `bias` (O,), in Hugging Face's layout; left to be initialised.
 
-    adapter: what is trained beside the matrix when that is frozen. is_router: as of `LinearShape`.
+    adapter: what is trained beside the matrix when that is frozen. only_named: as of `LinearShape`.
     """
 
-    def __init__(self, inputs: int, outputs: int, bias: bool = False, is_router: bool = False) -> None:
+    def __init__(self, inputs: int, outputs: int, bias: bool = False, only_named: bool = False) -> None:
         super().__init__(outputs, inputs)
-        self.is_router = is_router
+        self.only_named = only_named
         self.bias = nn.Parameter(torch.empty(outputs)) if bias else None
         self.adapter: LinearAdapter | None = None
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.autograd import Function
 
 from settle.model.layers.frozen_weights import Frozen, Joined
-from settle.model.layers.kernels import Context, activate, activate_backward, apply, inverse_rms, norm_backward
+from settle.model.layers.kernels import Context, activate, apply, gated_backward, halves, inverse_rms, norm_backward
 
 LinearProduct = Callable[[Tensor], Tensor]  # x (N, I) → W x + b (N, O), with its gradient
 
@@ -272,7 +272,7 @@ class FrozenAdd(Function):
         a = Beside(*adapter)
         inner = x
         if activation is not None:
-            gate, up = x.chunk(2, dim=-1)
+            gate, up = halves(x, activation)
             inner = activate(gate, activation).mul_(up)
         raw, small = _forward(matrix, inner, a, residual if a.lengths is None else None)
         out = _finish(raw, a.lengths, bias)
@@ -290,17 +290,19 @@ class FrozenAdd(Function):
         a = Beside(*rest)
         grad, grad_lengths = _through_lengths(grads[0], raw, a.lengths)
         grad_x, grad_small = _backward(ctx.matrix, grad, a, ctx.needs_input_grad[1])
-        inner, activated = x, None
+        inner, activated, up = x, None, None
         if ctx.activation is not None:
-            gate, up = x.chunk(2, dim=-1)
+            gate, up = halves(x, ctx.activation)
             activated = activate(gate, ctx.activation)
             inner = activated * up
         grad_down = grad_up = None
         if grad_small is not None:
             grad_down = grad_small.t() @ (inner if a.keep is None else inner * a.keep)
             grad_up = small.t() @ grad
-        if grad_x is not None and activated is not None:
-            grad_x = _gated_backward(grad_x, x, activated, inner, ctx.activation)
+        if grad_x is not None and activated is not None and up is not None:
+            # Nothing else needs gate and up any more, nor what they became: fresh memory would cost more than this.
+            grad_activated = torch.mul(grad_x, up, out=inner)
+            grad_x = gated_backward(grad_x, x, activated, grad_activated, ctx.activation, x)
         residual = grads[0] if ctx.needs_input_grad[0] else None
         return residual, grad_x, None, None, None, grad_down, grad_up, grad_lengths, None
 
@@ -350,16 +352,3 @@ def _through_lengths(grad: Tensor, raw: Tensor | None, lengths: Tensor | None) -
     if lengths is None or raw is None:
         return grad, None
     return grad * lengths, (grad * raw).sum(0)
-
-
-def _gated_backward(grad: Tensor, gate_up: Tensor, activated: Tensor, spare: Tensor, activation: str) -> Tensor:
-    """Gradient (N, F) of activation(gate) · up → of gate and up (N, 2F), in the place of `gate_up` itself.
-
-    Nothing else needs that any more, and fresh memory of its size would cost more than the arithmetic. spare (N, F) is
-    overwritten.
-    """
-    gate, up = gate_up.chunk(2, dim=-1)
-    torch.mul(grad, up, out=spare)
-    torch.mul(grad, activated, out=up)
-    activate_backward(spare, gate, gate, activation)
-    return gate_up

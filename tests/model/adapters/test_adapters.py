@@ -310,5 +310,5 @@ def test_targets_that_match_nothing_are_named() -> None:
 def test_the_last_third_is_four_layers_at_least(layers: int, first: int) -> None:
     names = [f"model.layers.{n}.{part}" for n in range(layers) for part in ("self_attn.q_proj", "mlp.gate")]
     wanted = [f"model.layers.{n}.self_attn.q_proj" for n in range(first, layers)]
-    linears = {name: LinearShape(8, 8, is_router=name.endswith("mlp.gate")) for name in ["lm_head.other", *names]}
+    linears = {name: LinearShape(8, 8, only_named=name.endswith("mlp.gate")) for name in ["lm_head.other", *names]}
     assert LoRA(targets="last-third").targeted(linears) == wanted

@@ -9,6 +9,7 @@ from settle.model.architectures.gemma2 import Gemma2
 from settle.model.architectures.gemma3_text import Gemma3Text
 from settle.model.architectures.gemma4_text import Gemma4Text
 from settle.model.architectures.gpt_neox import GptNeoX
+from settle.model.architectures.gpt_oss import GptOss
 from settle.model.architectures.granite import Granite
 from settle.model.architectures.granitemoehybrid import GraniteMoeHybrid
 from settle.model.architectures.lfm2 import Lfm2
@@ -99,6 +100,15 @@ CASES: dict[str, Architecture] = {name: family.TINY for name, family in Architec
         Phi3.TINY, rope_scaling=LONGROPE, original_max_position_embeddings=16, partial_rotary_factor=0.75
     ),
     "phi3-window": _with(Phi3.TINY, sliding_window=8, num_key_value_heads=1),
+    "gpt_oss-others": _with(
+        GptOss.TINY,
+        layer_types=("full_attention", "sliding_attention"),
+        rope_scaling=YARN.model_copy(update={"truncate": False, "beta_fast": 2.0}),
+        rope_theta=20.0,
+        tie_word_embeddings=True,
+        num_experts_per_tok=3,
+    ),
+    "gpt_oss-plain": _with(GptOss.TINY, rope_scaling=None, sliding_window=5, num_key_value_heads=1),
     "granite-biases-tied": _with(Granite.TINY, attention_bias=True, mlp_bias=True, tie_word_embeddings=True),
     "granitemoehybrid-attention": _with(
         GraniteMoeHybrid.TINY, layer_types=("attention",) * 3, position_embedding_type="rope", tie_word_embeddings=True

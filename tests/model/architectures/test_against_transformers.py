@@ -40,7 +40,7 @@ def _reference(part):
 
 def _loaded(part, folder):
     model = part.skeleton("cpu")
-    tensors = read_safetensors(folder).tensors
+    tensors = part.unstack_experts(read_safetensors(folder).tensors)
     with torch.no_grad():
         for name, weight in model.named_parameters():
             weight.copy_(_rows(part, {n: torch.from_numpy(t.load()) for n, t in tensors.items()}, name))
@@ -54,13 +54,14 @@ def _rows(part, tensors: dict[str, Tensor], name: str) -> Tensor:
     return tensors[names[name]].chunk(len(members))[members.index(name)]
 
 
-def _saved_gradients(model, folder) -> dict[str, Tensor]:
+def _saved_gradients(part, model, folder) -> dict[str, Tensor]:
     """Gradients under the names of the files, which for experts are not those of transformers' parameters."""
     with torch.no_grad():
         for weight in model.parameters():
             weight.copy_(weight.grad)
     model.save_pretrained(folder)
-    return {name: torch.from_numpy(t.load()) for name, t in read_safetensors(folder).tensors.items()}
+    tensors = part.unstack_experts(read_safetensors(folder).tensors)
+    return {name: torch.from_numpy(t.load()) for name, t in tensors.items()}
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -84,7 +85,7 @@ def test_equals_transformers(name, tmp_path) -> None:
     assert count == sum(LENGTHS) - len(LENGTHS)
     torch.testing.assert_close(ours.logits(ours(inputs, bounds)), logits, atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(total, loss, atol=1e-4, rtol=1e-4)
-    gradients = _saved_gradients(theirs, tmp_path / "gradients")
+    gradients = _saved_gradients(part, theirs, tmp_path / "gradients")
     for name, weight in ours.trainable().items():
         wanted = _rows(part, gradients, name)
         # its recurrences are in float32 always, and of float32's gradients settle's are as far off as settle's float64
