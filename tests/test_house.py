@@ -21,7 +21,7 @@ MOST_COMMAND_LINES = 80
 MOST_OF = {
     "files": 684,
     "files under 40 lines": 112,
-    "non-blank lines": 87_681,
+    "non-blank lines": 87_683,
     "mappings from str to object": 130,
     "isinstance": 597,
     "asserts": 52,

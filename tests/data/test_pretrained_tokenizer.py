@@ -2,6 +2,7 @@
 
 import json
 import random
+from pathlib import Path
 
 import pytest
 from tokenizers import Tokenizer as Trained
@@ -82,6 +83,22 @@ def test_byte_level_ids_are_llama_cpps(byte_level, tmp_path, pre):
     tokenizer = PretrainedTokenizer(byte_level | {"tokenizer.ggml.pre": pre})
     assert tokenizer.turn_end_id == tokenizer.eos_id == tokenizer.tokens.index("<|im_end|>")
     _as_llama_cpp(tokenizer, tmp_path / "x.gguf")
+
+
+def test_a_message_of_gpt_oss_does_not_end_its_turn(byte_level):
+    """Thoughts end with <|end|>, and the answer follows in the same turn; Phi's <|end|> ends one."""
+    tokens, types = byte_level["tokenizer.ggml.tokens"], byte_level["tokenizer.ggml.token_type"]
+    template = (Path(__file__).parents[1] / "chat_templates/gpt-oss.jinja").read_text()
+    for names, turn_end in ((["<|end|>"], "<|end|>"), (["<|call|>", "<|end|>", "<|return|>"], "<|return|>")):
+        metadata = byte_level | {
+            "tokenizer.ggml.pre": "gpt-4o",
+            "tokenizer.ggml.tokens": [*tokens, *names],
+            "tokenizer.ggml.token_type": [*types, *(3 for _ in names)],
+            "tokenizer.ggml.eos_token_id": len(tokens) + len(names) - 1,
+            "tokenizer.chat_template": template,
+        }
+        tokenizer = PretrainedTokenizer(metadata)
+        assert tokenizer.tokens[tokenizer.turn_end_id] == turn_end
 
 
 @pytest.mark.parametrize("pre", ["gpt-2", "smollm", "qwen2", "llama-bpe", "deepseek-coder", "deepseek-v3"])

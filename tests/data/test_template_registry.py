@@ -9,6 +9,8 @@ from jinja2 import TemplateError
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from settle.base.chat_template import ChatTemplate, TemplateFailure
+from settle.data.layouts import Example
+from settle.data.rows.render import Renderer
 
 TEMPLATES = sorted((Path(__file__).parents[1] / "chat_templates").glob("**/*.jinja"))
 BOS, EOS = "<s>", "</s>"
@@ -59,6 +61,31 @@ def test_200_conversations_render_as_in_transformers(path: Path) -> None:
         assert _here(source, messages, tools, asks, **thinks) == expected
         rendered += 1
     assert rendered >= 20
+
+
+def test_an_answer_of_gpt_oss_is_all_of_its_messages() -> None:
+    """Thought and answer are supervised together, and each turn is one as it was written, though later ones drop it."""
+    template = ChatTemplate((TEMPLATES[0].parent / "gpt-oss.jinja").read_text(encoding="utf-8"), BOS, "<|return|>")
+    controls = ["<|start|>", "<|channel|>", "<|message|>", "<|end|>", "<|call|>", "<|return|>"]
+    call = {"type": "function", "function": {"name": "weather", "arguments": {"town": "Kærø"}}}
+    turns = [
+        {"role": "assistant", "content": "Grey.", "reasoning_content": "They ask."},
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+        {"role": "assistant", "content": "Rain.", "reasoning_content": "It says so."},
+    ]
+    result = {"role": "tool", "name": "weather", "content": "rain"}
+    example = Example("chat", [QUESTION, turns[0], QUESTION, turns[1], result, turns[2]], [WEATHER])
+    rows = Renderer(template, ["<|call|>", "<|end|>", "<|return|>"], controls, "all", {}).rows(example)
+    said = [row.text[a.start : a.end] for row in rows for a in row.answers if a.supervised and not row.unended]
+    thought, final = (
+        "<|channel|>analysis<|message|>{}<|end|>",
+        "<|start|>assistant<|channel|>final<|message|>{}<|return|>",
+    )
+    assert said == [
+        (thought + final).format("They ask.", "Grey."),
+        ' to=functions.weather<|channel|>commentary json<|message|>{"town": "Kærø"}<|call|>',
+        (thought + final).format("It says so.", "Rain."),
+    ]
 
 
 def _conversation(draw: random.Random) -> list[dict[str, Any]]:

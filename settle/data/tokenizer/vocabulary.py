@@ -21,6 +21,7 @@ ENDS = (
 )  # fmt: skip
 # tokens that end one speaker's turn, where a file does not name its own
 TURN_ENDS = ENDS[:8]
+HARMONY = frozenset({"<|return|>", "<|call|>"})  # gpt-oss's: where both are, `<|end|>` ends a message of a turn only
 
 
 def _byte_characters() -> dict[int, str]:
@@ -159,7 +160,8 @@ class Vocabulary:
         token: int | None = self._value("eot_token_id")
         if token is not None:
             return token
-        known = [t for t in TURN_ENDS if t in self.ids]
+        ends_messages = {"<|end|>"} if self.ids.keys() >= HARMONY else set()
+        known = [t for t in TURN_ENDS if t in self.ids and t not in ends_messages]
         if self.chat_template:  # one that ends a turn with none of them ends it with eos
             known = [t for t in known if t in self.chat_template]
         return self.ids[known[0]] if known else self.eos_id
