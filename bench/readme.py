@@ -20,7 +20,7 @@ from rich.segment import Segment
 from settle.base.event_log import read_events
 from settle.base.run import Run
 from settle.library.catalogue import KnownModel, catalogue_file
-from settle.model.architectures import Architecture
+from settle.model.families import families
 from settle.show.signs import visible_event
 from settle.show.talk import Talk
 
@@ -161,7 +161,7 @@ def spans(row: Row) -> Iterator[str]:
 def models_table() -> str:
     """Return the families that can be tuned, with the models of the catalogue; those of few models in the last row."""
     lines = ["| family | models known by name | such as |", "|---|--:|---|"]
-    known = {name: [k for k in catalogue_file().known if k.family == name] for name in Architecture.part_names()}
+    known = {name: [k for k in catalogue_file().known if k.family == name] for name in families()}
     large = sorted(known, key=lambda name: len(known[name]), reverse=True)[:MOST_FAMILIES]
     rest = [name for name in known if name not in large]
     rows = [([name], known[name]) for name in known if name in large]

@@ -7,7 +7,7 @@ from typing import NamedTuple
 from settle.base.event_log import Events
 from settle.base.events import Listing, ResultReady
 from settle.library.catalogue import KnownModel, catalogue_file
-from settle.model.architectures import Architecture, family_of
+from settle.model.families import families, family_of
 
 SMALL, NEW = 5e9, 2026  # parameters at most; year of release
 COLUMNS = ("family", "models", "up to 5 B", "of 2026", "can be tuned", "loaded as")
@@ -46,7 +46,7 @@ def can_be_tuned(model: KnownModel) -> bool:
     name = loaded_as(model.family)
     if not name or model.shape.latent:
         return False
-    layers = Architecture.part(name).TINY.options().layers
+    layers = families()[name].TINY.options().layers
     return not model.shape.experts or any(layer.experts is not None for layer in layers)
 
 

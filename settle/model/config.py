@@ -14,8 +14,9 @@ class Rope:
 
     theta: base of the frequencies when none are given. frequencies (rotary_dim / 2,): angle per position of each pair,
     scaling (linear, llama3 …) already in it. rotary_dim: numbers of a head that turn, all by default.
-    attention_factor: multiplies what is turned (longrope). long_frequencies: used instead of `frequencies` in
-    segments longer than `long_after` tokens (longrope). Frequencies of zero: a layer without positions.
+    is_interleaved: number 2i turns with 2i + 1 instead (GLM). attention_factor: multiplies what is turned (longrope).
+    long_frequencies: used instead of `frequencies` in segments longer than `long_after` tokens (longrope). Frequencies
+    of zero: a layer without positions.
     """
 
     theta: float = 10000.0
@@ -24,6 +25,7 @@ class Rope:
     attention_factor: float = 1.0
     long_frequencies: tuple[float, ...] | None = None
     long_after: int | None = None
+    is_interleaved: bool = False
 
     @property
     def turns(self) -> bool:
@@ -240,16 +242,17 @@ class LayerOptions:
     feed-forward's gate, before the activation. recurrence: what mixes its tokens in attention's place, or beside it.
 
     qkv_bias, out_bias, mlp_bias: biases of the linears. head_norms: RMS norms of each query and key head before they
-    turn (Qwen3, Gemma 3). whole_norms: the same of all query heads together, and of all key heads (OLMo 2).
-    pre_norms: norms before both branches. sandwich_norms: norms behind both branches, named as in Gemma 2. norm_offset:
-    a norm multiplies by offset + weight (Gemma: 1). centred_norms: norms subtract the mean and have a bias (LayerNorm).
+    turn (Qwen3, Gemma 3). whole_norms: the same of all query heads together, and of all key heads (OLMo 2). pre_norms:
+    norms before both branches. sandwich_norms: norms behind both branches, named as in Gemma 2. norm_offset: a norm
+    multiplies by offset + weight (Gemma: 1). centred_norms: norms subtract the mean and have a bias (LayerNorm);
+    norm_bias, norm_weight: without it (Cohere), without both (OLMo). shared_norm: one norm before both branches.
     parallel: the feed-forward reads what attention reads, not what attention has added to (GPT-NeoX). residual_scale:
     multiplies what both branches add. gated: the feed-forward has a gate. activation: of the gate, or of all, "silu",
-    "gelu", "gelu_tanh" or "clamped_swiglu" (gpt-oss). soft_cap: scores become cap · tanh(score / cap). window: a query
-    sees itself and the window - 1 tokens before it. sinks: each query head has a score that takes part in its softmax
-    and has no value (gpt-oss). query_scale: of the scores, d^-0.5 by default. fused: one `qkv_proj` and one
-    `gate_up_proj` own the weights (Phi-3). fused_by_head: `qkv_proj` holds query, key and value of one head after
-    another (GPT-NeoX).
+    "gelu", "gelu_tanh" or "clamped_swiglu" (gpt-oss). clip_qkv: queries, keys and values stay within it. soft_cap:
+    scores become cap · tanh(score / cap). window: a query sees itself and the window - 1 tokens before it. sinks: each
+    query head has a score that takes part in its softmax and has no value (gpt-oss). query_scale: of the scores, d^-0.5
+    by default. fused, fused_gate_up: one `qkv_proj`, one `gate_up_proj` owns the weights (Phi-3). fused_by_head:
+    `qkv_proj` holds query, key and value of one head after another (GPT-NeoX).
 
     Gemma 4: value_norms: value heads are normed too, without a weight. lends: name under which later layers find this
     one's keys and values; borrows: the name under which it finds those it reads in the place of its own.
@@ -273,15 +276,20 @@ class LayerOptions:
     sandwich_norms: bool = False
     norm_offset: float = 0.0
     centred_norms: bool = False
+    norm_bias: bool = True
+    norm_weight: bool = True
+    shared_norm: bool = False
     parallel: bool = False
     residual_scale: float = 1.0
     gated: bool = True
     activation: str = "silu"
+    clip_qkv: float | None = None
     soft_cap: float | None = None
     sinks: bool = False
     window: int | None = None
     query_scale: float | None = None
     fused: bool = False
+    fused_gate_up: bool = False
     fused_by_head: bool = False
     experts: Experts | None = None
     attends: bool = True
@@ -294,6 +302,40 @@ class LayerOptions:
     borrows: str = ""
     per_layer_input: int = 0
     has_scalar: bool = False
+
+    def attention_parameters(self) -> dict[str, tuple[int, ...]]:
+        """Return names in a layer and shapes of what attention has."""
+        query, key = self.heads * self.head_dim, self.kv_heads * self.head_dim
+        rows = {"qkv": query + 2 * key} if self.fused else {"q": query * (1 + self.attention_gates), "k": key, "v": key}
+        shapes: dict[str, tuple[int, ...]] = {f"self_attn.{x}_proj.weight": (n, self.width) for x, n in rows.items()}
+        shapes["self_attn.o_proj.weight"] = (self.width, query)
+        shapes |= {"self_attn.sinks": (self.heads,)} if self.sinks else {}
+        biased = [*(rows if self.qkv_bias else ()), *("o" * self.out_bias)]
+        shapes |= {f"self_attn.{x}_proj.bias": shapes[f"self_attn.{x}_proj.weight"][:1] for x in biased}
+        widths = (query, key) if self.whole_norms else (self.head_dim,) * 2 if self.head_norms else ()
+        return shapes | {f"self_attn.{x}_norm.weight": (n,) for x, n in zip("qk", widths, strict=False)}
+
+    def feed_forward_parameters(self) -> dict[str, tuple[int, ...]]:
+        """Return names in a layer and shapes of what a feed-forward without experts has."""
+        reads = ("gate_up",) if self.gated and self.fused_gate_up else ("gate", "up") if self.gated else ("up",)
+        rows = self.inner * (2 if len(reads[0]) > 4 else 1)
+        shapes: dict[str, tuple[int, ...]] = {f"mlp.{x}_proj.weight": (rows, self.width) for x in reads}
+        shapes["mlp.down_proj.weight"] = (self.width, self.inner)
+        if self.mlp_bias:
+            shapes |= {name.replace("weight", "bias"): shape[:1] for name, shape in shapes.items()}
+        return shapes
+
+    def norms(self) -> tuple[str, ...]:
+        """Return the names of the norms around its branches."""
+        names = ("input_layernorm",) * self.pre_norms + ("post_attention_layernorm",) * (not self.shared_norm)
+        if self.sandwich_norms:
+            names += ("pre_feedforward_layernorm",) * self.pre_norms + ("post_feedforward_layernorm",)
+        return names
+
+    def norm_parameters(self, name: str) -> dict[str, tuple[int, ...]]:
+        """Return names and shapes of what a norm of the stream has."""
+        kinds = ("weight",) * self.norm_weight + ("bias",) * (self.centred_norms and self.norm_bias)
+        return {f"{name}.{kind}": (self.width,) for kind in kinds}
 
 
 @dataclass(frozen=True)

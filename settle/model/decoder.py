@@ -175,7 +175,8 @@ class Decoder(FreezableModule):
 
     @property
     def device(self) -> torch.device:
-        return self.computes_on or self.model.norm.weight.device
+        table = self.model.embed_tokens  # not a norm: OLMo's have no weights
+        return self.computes_on or (table.weight if table.frozen is None else table.frozen.tensors[0]).device
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Compute hidden (N, D) → (N, V) in fp32 (fp64 stays fp64); soft-capped where the family does.

@@ -24,9 +24,10 @@ from settle.formats.gguf import read_gguf
 from settle.formats.gguf.metadata import largest, whole
 from settle.formats.gguf.types import GGML, ggml_type
 from settle.formats.safetensors import read_safetensors
-from settle.model.architectures import Architecture, of_gguf, of_hf_config, text_config
+from settle.model.architectures import Architecture
 from settle.model.config import ROUTERS
 from settle.model.decoder import Decoder
+from settle.model.families import of_gguf, of_hf_config, text_config
 from settle.model.layers.dequantize import dequantize, quantize_nf4
 from settle.model.layers.frozen_weights import Frozen, FrozenBlocks, FrozenDense, FrozenNf4
 from settle.model.source import Source

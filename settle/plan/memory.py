@@ -8,6 +8,7 @@ from settle.base.errors import ResourceError
 from settle.base.words.amounts import gigabytes, megabytes
 from settle.machine import memory, resident
 from settle.model.architectures import Architecture
+from settle.model.families import of_plan
 from settle.model.layers.attention import keeps_no_probabilities
 from settle.plan.memory_model import Precision
 from settle.train.optimizers import Optimizer
@@ -28,7 +29,7 @@ def must_fit(plan: TrainingPlan) -> None:
     if need <= have + resident():
         return
     scale = (have * 0.8) / max(1, needed(plan))
-    architecture = Architecture.make(plan.architecture_name, plan.architecture)
+    architecture = of_plan(plan.architecture_name, plan.architecture)
     fits = int(architecture.num_parameters * scale)
     raise ResourceError(
         f"this run needs about {gigabytes(need)} of memory and {gigabytes(have)} are free",
@@ -55,7 +56,7 @@ def precision(state: float, cast: float = 0.0, is_saved: bool = True) -> Precisi
 
 def needed(plan: TrainingPlan) -> int:
     """Return the bytes that training takes beyond what the process holds already."""
-    architecture = Architecture.make(plan.architecture_name, plan.architecture)
+    architecture = of_plan(plan.architecture_name, plan.architecture)
     state = Optimizer.make(plan.optimizer_name, plan.optimizer).bytes_per_parameter()
     states = precision(state, cast=0.0 if plan.dtype == "float32" else 2.0).of(architecture.num_parameters)
     micro = plan.loop.tokens_per_step // plan.loop.micro_batches
@@ -93,7 +94,7 @@ def rank_memory(plan: TrainingPlan, size: int, host_size: int | None = None) -> 
     Its rows of weights, gradients, optimizer state and best weights, and the copy that a save writes; what is whole at
     once; and activations.
     """
-    architecture = Architecture.make(plan.architecture_name, plan.architecture)
+    architecture = of_plan(plan.architecture_name, plan.architecture)
     optimizer = Optimizer.make(plan.optimizer_name, plan.optimizer)
     loop, number = plan.loop, _bytes(plan.dtype)
     layers = Counter[int]()

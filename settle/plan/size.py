@@ -20,6 +20,7 @@ from settle.machine import Accelerator, num_threads, power, probe_dtype
 from settle.machine.measurement_cache import key, remembered
 from settle.model.architectures import Architecture
 from settle.model.config import default_context, tokens_per_batch
+from settle.model.families import family_named
 from settle.plan.loss_law import left_over, worth
 from settle.plan.settings import RunSettings, TrainingSettings
 from settle.train.objectives.next_token import NextToken
@@ -150,7 +151,7 @@ class _Choice:
     def __init__(self, settings: TrainingSettings, corpus: Corpus, device: Accelerator) -> None:
         self.settings, self.unique = settings, corpus.train.num_tokens
         self.vocab_size = corpus.tokenizer.vocab_size
-        self.family = Architecture.part(settings.architecture)
+        self.family = family_named(settings.architecture)
         self.device = device
 
     @cached_property

@@ -8,6 +8,7 @@ from settle.base.errors import UsageError
 from settle.data.prepare import Corpus
 from settle.machine import Accelerator, accelerator, probe_dtype, use_torch_threads
 from settle.model.architectures import Architecture
+from settle.model.families import family_named
 from settle.plan.loss_law import counted
 from settle.plan.settings import RunSettings, TrainingSettings
 from settle.plan.size import EPOCHS, Size, choose_size
@@ -33,9 +34,7 @@ def plan_training(settings: TrainingSettings, origin: dict[str, str], corpus: Co
     _, bigram, trigram, *_ = counted(corpus).ngrams[-1][1]
     why: dict[str, str] = {}
     size = choose_size(settings, corpus, device, spent, why)
-    architecture = Architecture.part(settings.architecture).sized(
-        size.parameters, corpus.tokenizer.vocab_size, size.context
-    )
+    architecture = family_named(settings.architecture).sized(size.parameters, corpus.tokenizer.vocab_size, size.context)
     tokenizer = corpus.tokenizer
     architecture = architecture.model_copy(update={"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id})
     objective = str(settings.objective.name)

@@ -19,6 +19,7 @@ from settle.machine import commanded, is_asked, keep_freed_memory, num_threads, 
 from settle.model.adapters import Adapter
 from settle.model.architectures import Architecture
 from settle.model.decoder import Decoder
+from settle.model.families import of_plan
 from settle.model.pretrained import Pretrained
 from settle.train.checkpoint import Weights
 from settle.train.evaluation import EvaluationFigures, HeldOut, evaluate
@@ -191,7 +192,7 @@ def _model(plan: TrainingPlan, base: Pretrained | None) -> tuple[Architecture, D
         base = base or open_base(plan.tuning)
         architecture, model = base.part, tuned_model(plan, plan.tuning, base)
     else:
-        architecture = Architecture.make(plan.architecture_name, plan.architecture)
+        architecture = of_plan(plan.architecture_name, plan.architecture)
         model = architecture.build(plan.loop.seed, plan.device)
     model.compute_dtype = getattr(torch, plan.dtype)
     return architecture, model

@@ -6,7 +6,7 @@ from dataclasses import asdict, field, fields, replace
 from pydantic.dataclasses import dataclass
 
 from settle.base.version import refuse_newer
-from settle.model.architectures import Architecture
+from settle.model.families import of_plan
 from settle.train.state import LoopPlan
 
 PLAN_VERSION = 1  # version of plan.json
@@ -53,7 +53,7 @@ class TrainingPlan:
     @property
     def num_parameters(self) -> int:
         """What the model really has: the shape whose size comes nearest to what was asked for."""
-        return Architecture.make(self.architecture_name, self.architecture).num_parameters
+        return of_plan(self.architecture_name, self.architecture).num_parameters
 
     def with_loop(self, **changes: object) -> "TrainingPlan":
         """Return the plan with other numbers of the loop."""

@@ -10,21 +10,21 @@ import tempfile
 import torch
 
 from settle.base.files import home
-from settle.model.architectures import Architecture
+from settle.model.families import families
 from tests.abilities.prove import ABILITIES, prove
 from tests.abilities.subject import Subject, Text
 from tests.abilities.table import read_table, write_table
 
 
-def main(families: list[str]) -> None:
+def main(names: list[str]) -> None:
     """Prove every ability of some families, and keep the columns of the others that are still there."""
-    known = Architecture.part_names()
+    known = families()
     table = {family: cells for family, cells in read_table().items() if family in known}
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         os.environ["SETTLE_HOME"] = folder
         text = Text.make(home())
-        for family in families or known:
+        for family in names or known:
             (home() / family).mkdir()
             subject = Subject(family, text, home() / family)
             table[family] = {name: prove(subject, name) for name in ABILITIES}

@@ -15,6 +15,7 @@ from settle.data.tokenizer.byte_bpe import SMALLEST, ByteBpeTokenizer
 from settle.formats.gguf import export_gguf
 from settle.formats.safetensors import export_safetensors
 from settle.model.architectures import Architecture
+from settle.model.families import family_named
 from tests.model.architectures.cases import random_model
 
 WORDS = ["lorem", "ipsum", "dolor", "sit", "amet", "vokma", "tudri", "rensel"]
@@ -73,7 +74,7 @@ class Subject:
     def part(self) -> Architecture:
         tokenizer = self.text.tokenizer
         ids = {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id}
-        part = Architecture.part(self.family).TINY.with_fields(vocab_size=tokenizer.vocab_size, **ids)
+        part = family_named(self.family).TINY.with_fields(vocab_size=tokenizer.vocab_size, **ids)
         # what a file says of windows that llama.cpp has not: no more context than one of them
         is_narrow = part.gguf_metadata()[f"{part.gguf_family}.context_length"] < part.max_position_embeddings
         return part.with_fields(sliding_window=part.max_position_embeddings) if is_narrow else part

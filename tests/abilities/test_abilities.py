@@ -2,7 +2,7 @@
 
 import pytest
 
-from settle.model.architectures import Architecture
+from settle.model.families import families
 from tests.abilities.prove import ABILITIES, prove
 from tests.abilities.subject import Subject, Text
 from tests.abilities.table import read_table
@@ -29,7 +29,7 @@ def subjects(tmp_path_factory):
 
 
 def test_the_table_has_every_family_and_ability():
-    known = Architecture.part_names()
+    known = families()
     missing = [family for family in known if TABLE.get(family, {}).keys() != ABILITIES.keys()]
     make = "python -m tests.abilities FAMILY, then python bench/family_tables.py"
     assert not missing and sorted(TABLE) == sorted(known), f"{missing or set(TABLE) - set(known)}: run {make}"

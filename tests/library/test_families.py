@@ -10,7 +10,7 @@ import settle
 from settle.cli import main
 from settle.library.catalogue import catalogue_file
 from settle.library.families import can_be_tuned, family_counts, loaded_as, tunable_shares
-from settle.model.architectures import Architecture
+from settle.model.families import families
 
 ROOT = Path(settle.__file__).parents[1]
 
@@ -22,7 +22,7 @@ def test_the_pages_say_what_the_catalogue_and_the_families_say() -> None:
 
 
 @pytest.mark.parametrize(
-    "family, text", [(family, part) for part, known in Architecture.parts().items() for family in known.MULTIMODAL]
+    "family, text", [(family, part) for part, known in families().items() for family in known.MULTIMODAL]
 )
 def test_a_multimodal_family_has_the_text_model_that_transformers_gives_it(family: str, text: str) -> None:
     from transformers import CONFIG_MAPPING
@@ -44,7 +44,7 @@ def test_a_mixture_needs_a_family_with_experts() -> None:
     """Gemma 4 26B-A4B is of the multimodal family of E2B, whose text model is known; but it has experts."""
     known = {model.name: model for model in catalogue_file().known}
     assert can_be_tuned(known["gemma-4-e2b"]) and known["gemma-4-26b-a4b"].shape.experts
-    has_experts = any(o.experts for o in Architecture.part("gemma4_text").TINY.options().layers)
+    has_experts = any(o.experts for o in families()["gemma4_text"].TINY.options().layers)
     assert can_be_tuned(known["gemma-4-26b-a4b"]) == has_experts
 
 

@@ -226,7 +226,7 @@ def test_a_verdict_is_expected_after_it_is_true_and_never_before_the_first() -> 
 def test_bytes_of_training_are_those_of_weights_state_and_activations() -> None:
     whole, half = (dataclasses.replace(plan(micro_batches=2), dtype=dtype) for dtype in ("float32", "bfloat16"))
     parameters = whole.num_parameters
-    part = memory.Architecture.make(whole.architecture_name, whole.architecture)
+    part = memory.of_plan(whole.architecture_name, whole.architecture)
     # weights, gradients, two moments, the best weights, a checkpoint of weights and moments
     assert needed(whole) == 32 * parameters + STEP_TOKENS // 2 * part.activation_bytes_per_token(32, 4)
     assert needed(half) == 34 * parameters + STEP_TOKENS // 2 * part.activation_bytes_per_token(32, 2)

@@ -2,11 +2,11 @@ import numpy as np
 import pytest
 import torch
 
-from settle.base.registry import parts
+from settle.model.families import families
 from settle.shrink.activations.importance import Inputs, observed, packed
 from tests.trained import trained
 
-FAMILIES = parts("model/architectures")
+FAMILIES = families()
 
 
 @torch.no_grad()

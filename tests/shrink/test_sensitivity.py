@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from settle.base.errors import DataError, UsageError
-from settle.base.registry import parts
 from settle.formats.gguf import export_gguf, read_gguf
 from settle.formats.gguf.types import is_float
+from settle.model.families import families
 from settle.shrink.activations.importance import Inputs, curvature
 from settle.shrink.quantizers.auto import Auto
 from settle.shrink.session import batches, measure
@@ -19,7 +19,7 @@ from settle.shrink.types.sensitivity import candidates, measure_costs
 from tests.shrink.fake_quant import FakeQuantized
 from tests.trained import trained
 
-FAMILIES = parts("model/architectures")
+FAMILIES = families()
 SLOW_BELOW = Auto().slow_below
 
 

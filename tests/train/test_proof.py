@@ -8,9 +8,9 @@ from torch import Tensor, nn
 
 from settle.base.errors import ProofError
 from settle.base.event_log import Events
-from settle.base.registry import parts
 from settle.data.batches import Batch
 from settle.model.architectures.llama import Llama
+from settle.model.families import families
 from settle.train.objectives.next_token import NextToken
 from settle.train.optimizers.adamw import AdamW
 from settle.train.optimizers.muon import Muon
@@ -51,7 +51,7 @@ def test_a_right_recipe_is_proven_and_left_as_it_was() -> None:
         assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
 
 
-@pytest.mark.parametrize("family", parts("model/architectures").values(), ids=lambda family: family.model_type)
+@pytest.mark.parametrize("family", families().values(), ids=lambda family: family.model_type)
 def test_a_small_model_of_every_family_is_proven_and_has_all_that_its_files_hold(family: Any) -> None:
     """Of the shape that a small budget gives: one head, few layers; by the optimizer of `settle train`."""
     part = family.sized(60_000, VOCAB, 128)

@@ -40,8 +40,9 @@ from settle.library.resolve import find_run
 from settle.library.run_models import models_of
 from settle.machine import memory
 from settle.model.adapters import Merged
-from settle.model.architectures import Architecture, of_hf_config
+from settle.model.architectures import Architecture
 from settle.model.decoder import Decoder
+from settle.model.families import of_hf_config
 from settle.model.load_adapter import TrainedAdapter, adapted, open_adapter
 from settle.model.pretrained import Pretrained
 from settle.model.source import Source

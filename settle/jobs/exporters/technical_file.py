@@ -19,7 +19,7 @@ from settle.data.rows.prepare import prepared_rows
 from settle.evaluate.compare.verdict_file import NAME as VERDICT
 from settle.evaluate.report.card import card, plain
 from settle.jobs.exporters import Exporter
-from settle.model.architectures import Architecture
+from settle.model.families import of_plan
 
 VERSION = 1
 OPERATIONS = 6  # of a forward and a backward pass, per parameter and token (Kaplan et al. 2020, arXiv 2001.08361)
@@ -66,7 +66,7 @@ def _compute(plan: JsonObject, result: JsonObject) -> JsonObject:
     """Return what the training took; operations as an estimate."""
     actual = result.get("actual") or {}
     shape, tokens = plan.get("architecture"), actual.get("tokens") or (result.get("best") or {}).get("tokens") or 0
-    parameters = Architecture.make(plan["architecture_name"], shape).num_parameters if shape else 0
+    parameters = of_plan(plan["architecture_name"], shape).num_parameters if shape else 0
     energy = (result.get("forecast") or {}).get("energy") or {}
     return {
         "parameters": parameters or None,

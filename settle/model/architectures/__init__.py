@@ -20,7 +20,6 @@ from torch import Tensor
 from settle.base.errors import FormatError
 from settle.base.registry import Part
 from settle.formats import LazyTensor, TensorLike
-from settle.formats.gguf import embeds
 from settle.formats.gguf.metadata import section, whole
 from settle.model.config import (
     ROUTERS,
@@ -166,25 +165,14 @@ class Architecture(Part):
         return None
 
     def attention_parameters(self) -> Shapes:
-        width, query = self.hidden_size, self.num_attention_heads * self.head_dim
-        key = self.num_key_value_heads * self.head_dim
-        return {
-            "self_attn.q_proj.weight": (query, width),
-            "self_attn.k_proj.weight": (key, width),
-            "self_attn.v_proj.weight": (key, width),
-            "self_attn.o_proj.weight": (width, query),
-        }
+        return self.layer_options(0).attention_parameters()
 
     def feed_forward_parameters(self) -> Shapes:
-        width, inner = self.hidden_size, self.intermediate_size
-        return {
-            "mlp.gate_proj.weight": (inner, width),
-            "mlp.up_proj.weight": (inner, width),
-            "mlp.down_proj.weight": (width, inner),
-        }
+        return self.layer_options(0).feed_forward_parameters()
 
     def norm_parameters(self) -> Shapes:
-        return dict.fromkeys(("input_layernorm.weight", "post_attention_layernorm.weight"), (self.hidden_size,))
+        options = self.layer_options(0)
+        return {name: shape for norm in options.norms() for name, shape in options.norm_parameters(norm).items()}
 
     def window(self, layer: int) -> int | None:
         """How many tokens a query of this layer sees, its own included; None for all before it."""
@@ -227,7 +215,7 @@ class Architecture(Part):
         for layer in range(self.num_hidden_layers):
             own = self.layer_parameters(layer)
             shapes |= {f"model.layers.{layer}.{name}": shape for name, shape in own.items()}
-        shapes["model.norm.weight"] = (self.hidden_size,)
+        shapes |= self.layer_options(0).norm_parameters("model.norm")
         return shapes if self.tie_word_embeddings else shapes | {"lm_head.weight": table}
 
     def linears(self) -> dict[str, LinearShape]:
@@ -677,6 +665,8 @@ def _kept_by_mixers(o: LayerOptions, context: int, flash: float | None) -> float
         numbers += query + 2 * key + o.heads * context * (1 if o.soft_cap is None else 2)
     else:  # keys and values are repeated for the query heads that share them; the rotated heads stay beside them
         numbers += query + key + 2 * query + flash
+    if o.clip_qkv is not None:
+        numbers += query + 2 * key
     if o.whole_norms:
         numbers += query + key + 2
     if o.head_norms:
@@ -727,48 +717,3 @@ def _kept_by_input(o: LayerOptions, frozen: bool) -> int:
     if frozen:
         return 2 * o.width + 1 + 2 * o.per_layer_input
     return 2 * o.width + 1 + 5 * o.per_layer_input + 1  # one of the five, and the last, where the input is made
-
-
-def text_config(config: HfConfig) -> HfConfig:
-    """Return what the `config.json` of a multimodal model says of its text model; of another model all of it."""
-    inner = section(config, "text_config")
-    if inner and "model_type" not in inner and (family := family_of(config.get("model_type"))):
-        inner = {**inner, "model_type": family.model_type}
-    whole = {key: config[key] for key in ("tie_word_embeddings", "quantization_config") if config.get(key) is not None}
-    return {**inner, **whole} if inner else config
-
-
-def family_of(model_type: object) -> type[Architecture] | None:
-    """Return the family of a `model_type`, of a multimodal checkpoint that of its text model; None for others."""
-    families = Architecture.parts()
-    by_whole = {name: family for family in families.values() for name in family.MULTIMODAL}
-    return (families | by_whole).get(str(model_type))
-
-
-def of_hf_config(config: HfConfig) -> Architecture:
-    """Return the architecture that a `config.json` describes: of a multimodal model, that of its text model.
-
-    Raises FormatError for a family that is not known.
-    """
-    config = text_config(config)
-    kind = config.get("model_type")
-    if (family := family_of(kind)) is None:
-        known = ", ".join(Architecture.parts())
-        raise FormatError(f"the architecture {kind!r} is not known", f"known are: {known}")
-    return family.from_hf_config({**config, "model_type": family.model_type})
-
-
-def of_gguf(metadata: GgufMetadata, tensors: Tensors) -> Architecture:
-    """Return the architecture that a GGUF file describes. Raises FormatError for a family that is not known.
-
-    Of two families that GGUF writes as one (a Mistral is a Llama there) the one that bears its name is taken.
-    """
-    kind = metadata.get("general.architecture")
-    alike = [family for family in Architecture.parts().values() if family.gguf_architecture == kind]
-    if not alike:
-        known = sorted({family.gguf_architecture for family in Architecture.parts().values()})
-        if embeds(metadata):
-            fix = "tune it on pairs with --objective rank or contrastive, or choose a model that writes"
-            raise FormatError("it turns texts into vectors and writes none", fix)
-        raise FormatError(f"the architecture {kind!r} is not known", f"known are: {', '.join(known)}")
-    return max(alike, key=lambda family: family.is_of_gguf(metadata)).from_gguf(metadata, tensors)

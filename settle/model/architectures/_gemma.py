@@ -11,16 +11,9 @@ from pydantic import Field
 
 from settle.base.errors import FormatError
 from settle.formats.gguf.metadata import whole
-from settle.model.architectures import Architecture, GgufFields, GgufKeys, Rows, Shapes, Tensors, Values
+from settle.model.architectures import Architecture, GgufFields, GgufKeys, Rows, Tensors, Values
 from settle.model.architectures._layer_types import WindowPattern
 from settle.model.config import DecoderOptions, LayerOptions
-
-NORMS = (
-    "input_layernorm",
-    "post_attention_layernorm",
-    "pre_feedforward_layernorm",
-    "post_feedforward_layernorm",
-)
 
 
 class Gemma(WindowPattern):
@@ -46,9 +39,6 @@ class Gemma(WindowPattern):
     tie_word_embeddings: bool = Field(True, description="one table for input and output")
     query_pre_attn_scalar: int = Field(256, gt=0, description="scores are divided by its root")
     final_logit_softcapping: float | None = Field(None, gt=0, description="logits stay below it, smoothly")
-
-    def norm_parameters(self) -> Shapes:
-        return {f"{name}.weight": (self.hidden_size,) for name in NORMS}
 
     def layer_options(self, layer: int) -> LayerOptions:
         return replace(

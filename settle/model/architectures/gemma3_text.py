@@ -6,7 +6,7 @@ from pydantic import Field
 
 from settle.base.errors import FormatError
 from settle.formats.gguf.metadata import section
-from settle.model.architectures import TINY_SIZES, GgufFields, GgufKeys, HfConfig, Shapes, Tensors, Values
+from settle.model.architectures import TINY_SIZES, GgufFields, GgufKeys, HfConfig, Tensors, Values
 from settle.model.architectures._gemma import Gemma
 from settle.model.config import LayerOptions, Rope
 from settle.model.layers.rope import RopeScaling, rope_options
@@ -34,10 +34,6 @@ class Gemma3Text(Gemma):
 
     rope_theta: float = Field(1e6, gt=0, description="base of the rotary frequencies of layers that see everything")
     rope_local_base_freq: float = Field(10000.0, gt=0, description="the same of layers that slide")
-
-    def attention_parameters(self) -> Shapes:
-        norms = dict.fromkeys(("self_attn.q_norm.weight", "self_attn.k_norm.weight"), (self.head_dim,))
-        return super().attention_parameters() | norms
 
     def layer_options(self, layer: int) -> LayerOptions:
         return replace(super().layer_options(layer), head_norms=True)

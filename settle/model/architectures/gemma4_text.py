@@ -23,7 +23,6 @@ from settle.model.architectures import (
     Tensors,
     Values,
 )
-from settle.model.architectures._gemma import NORMS
 from settle.model.config import DecoderOptions, LayerOptions, Rope
 
 Kind = Literal["full_attention", "sliding_attention"]
@@ -119,7 +118,7 @@ class Gemma4Text(Architecture):
         shapes |= {f"self_attn.{x}_norm.weight": (o.head_dim,) for x in heads if x != "v"}
         shapes |= {"self_attn.o_proj.weight": (width, o.heads * o.head_dim), "layer_scalar.weight": (1,)}
         shapes |= {f"mlp.{x}_proj.weight": (o.inner, width) for x in ("gate", "up")}
-        shapes |= {"mlp.down_proj.weight": (width, o.inner)} | {f"{norm}.weight": (width,) for norm in NORMS}
+        shapes |= {"mlp.down_proj.weight": (width, o.inner)} | {f"{norm}.weight": (width,) for norm in o.norms()}
         if o.per_layer_input:
             shapes["per_layer_input_gate.weight"] = (o.per_layer_input, width)
             shapes["per_layer_projection.weight"] = (width, o.per_layer_input)

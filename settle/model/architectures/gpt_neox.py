@@ -16,13 +16,10 @@ from settle.model.architectures import (
     GgufKeys,
     HfConfig,
     Rows,
-    Shapes,
     Tensors,
     Values,
 )
 from settle.model.config import LayerOptions
-
-_NORMS = ("input_layernorm", "post_attention_layernorm")
 
 
 class GptNeoX(Architecture):
@@ -55,30 +52,6 @@ class GptNeoX(Architecture):
     @property
     def rotary_width(self) -> int:
         return int(self.head_dim * self.rotary_pct)
-
-    def attention_parameters(self) -> Shapes:
-        width, queries = self.hidden_size, self.num_attention_heads * self.head_dim
-        return {
-            "self_attn.qkv_proj.weight": (3 * queries, width),
-            "self_attn.qkv_proj.bias": (3 * queries,),
-            "self_attn.o_proj.weight": (width, queries),
-            "self_attn.o_proj.bias": (width,),
-        }
-
-    def feed_forward_parameters(self) -> Shapes:
-        width, inner = self.hidden_size, self.intermediate_size
-        return {
-            "mlp.up_proj.weight": (inner, width),
-            "mlp.up_proj.bias": (inner,),
-            "mlp.down_proj.weight": (width, inner),
-            "mlp.down_proj.bias": (width,),
-        }
-
-    def norm_parameters(self) -> Shapes:
-        return {f"{norm}.{kind}": (self.hidden_size,) for norm in _NORMS for kind in ("weight", "bias")}
-
-    def parameters(self) -> Shapes:
-        return super().parameters() | {"model.norm.bias": (self.hidden_size,)}
 
     def layer_options(self, layer: int) -> LayerOptions:
         return replace(

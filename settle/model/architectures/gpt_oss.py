@@ -8,7 +8,7 @@ from pydantic import Field
 
 from settle.formats import TensorLike
 from settle.formats.gguf.metadata import section
-from settle.model.architectures import TINY_SIZES, GgufKeys, HfConfig, Shapes, Tensors, Values
+from settle.model.architectures import TINY_SIZES, GgufKeys, HfConfig, Tensors, Values
 from settle.model.architectures._experts import Mixture
 from settle.model.architectures._interleaved_experts import stack, unstack
 from settle.model.architectures._layer_types import WindowPattern
@@ -50,11 +50,6 @@ class GptOss(Mixture, WindowPattern):
     @property
     def mixture(self) -> Experts:
         return replace(super().mixture, linear_bias=True, only_named=True)
-
-    def attention_parameters(self) -> Shapes:
-        own = super().attention_parameters()
-        biases: Shapes = {name.replace(".weight", ".bias"): shape[:1] for name, shape in own.items()}
-        return own | biases | {"self_attn.sinks": (self.num_attention_heads,)}
 
     def layer_options(self, layer: int) -> LayerOptions:
         return replace(

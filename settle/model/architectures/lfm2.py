@@ -13,7 +13,6 @@ from settle.model.architectures import (
     GgufFields,
     GgufKeys,
     HfConfig,
-    Shapes,
     Tensors,
     Values,
 )
@@ -58,10 +57,6 @@ class Lfm2(Hybrid):
 
     def recurrence(self, layer: int) -> ShortConvolution | None:
         return None if self.attends(layer) else ShortConvolution(self.conv_L_cache, self.conv_bias)
-
-    def attention_parameters(self) -> Shapes:
-        norms = dict.fromkeys(("self_attn.q_norm.weight", "self_attn.k_norm.weight"), (self.head_dim,))
-        return super().attention_parameters() | norms
 
     def layer_options(self, layer: int) -> LayerOptions:
         return replace(super().layer_options(layer), head_norms=True)

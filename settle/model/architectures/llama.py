@@ -10,7 +10,7 @@ from pydantic import Field
 
 from settle.base.errors import FormatError
 from settle.formats.gguf.metadata import number, whole
-from settle.model.architectures import TINY_SIZES, Architecture, GgufFields, Rows, Shapes, Tensors, Values
+from settle.model.architectures import TINY_SIZES, Architecture, GgufFields, Rows, Tensors, Values
 from settle.model.config import LayerOptions
 from settle.model.layers.rope import divisors, llama3_scaling
 
@@ -25,12 +25,6 @@ class Llama(Architecture):
 
     attention_bias: bool = Field(False, description="biases of the attention's linears")
     mlp_bias: bool = Field(False, description="biases of the feed-forward's linears")
-
-    def layer_parameters(self, layer: int) -> Shapes:
-        shapes = super().layer_parameters(layer)
-        wanted = {"self_attn": self.attention_bias, "mlp": self.mlp_bias}
-        linears = [name for name, shape in shapes.items() if len(shape) == 2 and wanted.get(name.split(".")[0])]
-        return shapes | {name.replace("weight", "bias"): shapes[name][:1] for name in linears}
 
     def layer_options(self, layer: int) -> LayerOptions:
         attention, mlp = self.attention_bias, self.mlp_bias

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from settle.model.architectures import TINY_SIZES, Architecture, GgufMetadata, Shapes
+from settle.model.architectures import TINY_SIZES, Architecture, GgufMetadata
 from settle.model.config import LayerOptions
 
 
@@ -20,16 +20,6 @@ class Olmo2(Architecture):
         "post_attention_layernorm": "post_attention_norm",
         "post_feedforward_layernorm": "post_ffw_norm",
     }
-
-    def attention_parameters(self) -> Shapes:
-        shapes = super().attention_parameters()
-        norms = {f"self_attn.{x}_norm.weight": shapes[f"self_attn.{x}_proj.weight"][:1] for x in "qk"}
-        return shapes | norms
-
-    def norm_parameters(self) -> Shapes:
-        return dict.fromkeys(
-            ("post_attention_layernorm.weight", "post_feedforward_layernorm.weight"), (self.hidden_size,)
-        )
 
     def layer_options(self, layer: int) -> LayerOptions:
         return replace(super().layer_options(layer), pre_norms=False, sandwich_norms=True, whole_norms=True)

@@ -5,7 +5,7 @@ from dataclasses import replace
 from pydantic import Field
 
 from settle.formats.gguf.metadata import number, section
-from settle.model.architectures import TINY_SIZES, Architecture, GgufFields, GgufKeys, HfConfig, Shapes, Tensors, Values
+from settle.model.architectures import TINY_SIZES, Architecture, GgufFields, GgufKeys, HfConfig, Tensors, Values
 from settle.model.config import LayerOptions
 from settle.model.layers.rope import RopeScaling, attention_factor
 
@@ -44,21 +44,8 @@ class Phi3(Architecture):
     def rotary_width(self) -> int:
         return int(self.head_dim * self.partial_rotary_factor)
 
-    def attention_parameters(self) -> Shapes:
-        heads = self.num_attention_heads + 2 * self.num_key_value_heads
-        return {
-            "self_attn.qkv_proj.weight": (heads * self.head_dim, self.hidden_size),
-            "self_attn.o_proj.weight": (self.hidden_size, self.num_attention_heads * self.head_dim),
-        }
-
-    def feed_forward_parameters(self) -> Shapes:
-        return {
-            "mlp.gate_up_proj.weight": (2 * self.intermediate_size, self.hidden_size),
-            "mlp.down_proj.weight": (self.hidden_size, self.intermediate_size),
-        }
-
     def layer_options(self, layer: int) -> LayerOptions:
-        return replace(super().layer_options(layer), fused=True)
+        return replace(super().layer_options(layer), fused=True, fused_gate_up=True)
 
     @classmethod
     def hf_values(cls, config: HfConfig) -> Values:

@@ -5,7 +5,7 @@ from typing import Literal, Self
 
 from pydantic import Field
 
-from settle.model.architectures import TINY_SIZES, Architecture, Shapes
+from settle.model.architectures import TINY_SIZES, Architecture
 from settle.model.config import LayerOptions
 
 
@@ -45,10 +45,6 @@ class Qwen2(Architecture):
     def gguf_context(self) -> int:
         windows = [self.window(layer) or self.max_position_embeddings for layer in range(self.num_hidden_layers)]
         return min(self.max_position_embeddings, *windows)
-
-    def attention_parameters(self) -> Shapes:
-        shapes = super().attention_parameters()
-        return shapes | {f"self_attn.{x}_proj.bias": shapes[f"self_attn.{x}_proj.weight"][:1] for x in "qkv"}
 
     def layer_options(self, layer: int) -> LayerOptions:
         return replace(super().layer_options(layer), qkv_bias=True)

@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 
-from settle.model.architectures import Architecture, Shapes
 from settle.model.architectures.qwen2 import Qwen2
 from settle.model.config import LayerOptions
 
@@ -16,10 +15,6 @@ class Qwen3(Qwen2):
     HF_CLASS = "Qwen3ForCausalLM"
     HF_DEFAULTS = {"rms_norm_eps": 1e-6, "max_position_embeddings": 32768, "head_dim": 128}
     HF_FIXED = {"hidden_act": "silu", "attention_bias": False}
-
-    def attention_parameters(self) -> Shapes:
-        norms = dict.fromkeys(("self_attn.q_norm.weight", "self_attn.k_norm.weight"), (self.head_dim,))
-        return Architecture.attention_parameters(self) | norms
 
     def layer_options(self, layer: int) -> LayerOptions:
         return replace(super().layer_options(layer), qkv_bias=False, head_norms=True)

@@ -18,7 +18,6 @@ from settle.model.architectures import (
     GgufKeys,
     HfConfig,
     Rows,
-    Shapes,
     Tensors,
     Values,
 )
@@ -80,12 +79,6 @@ class Qwen35Text(Architecture):
     def rotary_sections(self) -> list[int]:
         """Rotary pairs for time, height and width, which are one position in a text."""
         return [(self.rotary_width // 2 + place) // 3 for place in (2, 1, 0)]
-
-    def attention_parameters(self) -> Shapes:
-        shapes = super().attention_parameters()
-        rows, width = shapes["self_attn.q_proj.weight"]
-        norms = dict.fromkeys(("self_attn.q_norm.weight", "self_attn.k_norm.weight"), (self.head_dim,))
-        return shapes | {"self_attn.q_proj.weight": (2 * rows, width)} | norms
 
     def layer_options(self, layer: int) -> LayerOptions:
         return replace(super().layer_options(layer), head_norms=True, norm_offset=1.0, attention_gates=True)

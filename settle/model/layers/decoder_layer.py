@@ -45,7 +45,7 @@ class MLP(nn.Module):
 
     def __init__(self, o: LayerOptions, inner: int) -> None:
         super().__init__()
-        if o.gated and o.fused:
+        if o.gated and o.fused_gate_up:
             self.gate_up_proj = Linear(o.width, 2 * inner, o.mlp_bias)
             members = [self.gate_up_proj]
         else:
@@ -180,14 +180,8 @@ class DecoderLayer(nn.Module):
         if o.recurrence is not None:
             self.add_module(self.recurrence, RECURRENCES[type(o.recurrence)](o.recurrence, o))
         self.mlp: MLP | MixtureOfExperts = MLP(o, o.inner) if o.experts is None else MixtureOfExperts(o, o.experts)
-        if o.pre_norms:
-            self.input_layernorm = norm_of(o)
-        self.post_attention_layernorm = norm_of(o)
-        if o.sandwich_norms:
-            if o.pre_norms:
-                self.pre_feedforward_layernorm = norm_of(o)
-            self.post_feedforward_layernorm = norm_of(o)
-
+        for name in o.norms():
+            self.add_module(name, norm_of(o))
         if o.per_layer_input:
             self.per_layer_input_gate = Linear(o.width, o.per_layer_input)
             self.per_layer_projection = Linear(o.per_layer_input, o.width)
@@ -201,11 +195,15 @@ class DecoderLayer(nn.Module):
     @property
     def norms(self) -> tuple[RMSNorm | None, RMSNorm | None, RMSNorm | None, RMSNorm | None]:
         """The norms before and behind attention, before and behind the feed-forward."""
-        before = self.input_layernorm if self.options.pre_norms else None
-        if not self.options.sandwich_norms:
-            return before, None, self.post_attention_layernorm, None
-        between = self.pre_feedforward_layernorm if self.options.pre_norms else None
-        return before, self.post_attention_layernorm, between, self.post_feedforward_layernorm
+        o = self.options
+        before, second = self._norm("input_layernorm"), self._norm("post_attention_layernorm")
+        if not o.sandwich_norms:
+            return before, None, before if o.shared_norm else second, None
+        return before, second, self._norm("pre_feedforward_layernorm"), self._norm("post_feedforward_layernorm")
+
+    def _norm(self, name: str) -> RMSNorm | None:
+        norm: RMSNorm | None = getattr(self, name, None)
+        return norm
 
     def forward(self, x: Tensor, packing: Packing, table: RotationTable, number: int, carried: Carried) -> Tensor:
         """Compute x (N, D) → (N, D). number: of the layer."""

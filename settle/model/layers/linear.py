@@ -52,17 +52,20 @@ class RMSNorm(nn.Module):
 
 
 class LayerNorm(RMSNorm):
-    """A norm that subtracts the mean first, and adds a bias (D,) (arXiv:1607.06450)."""
+    """A norm that subtracts the mean first, and adds a bias (D,) (arXiv:1607.06450), where it has one, or a weight."""
 
     is_folded = False
 
-    def __init__(self, width: int, eps: float, offset: float = 0.0, scale: float = 1.0) -> None:
-        super().__init__(width, eps, offset, scale)
-        self.bias = nn.Parameter(torch.zeros(width))
+    def __init__(self, o: LayerOptions, width: int, scale: float = 1.0) -> None:
+        super().__init__(width, o.eps, o.norm_offset, scale)
+        self.bias = nn.Parameter(torch.zeros(width)) if o.norm_bias else None
+        if not o.norm_weight:
+            self.register_parameter("weight", None)
 
     def forward(self, x: Tensor) -> Tensor:
-        factor, bias = self.factor().to(x.dtype), (self.bias * self.scale).to(x.dtype)
-        return torch.layer_norm(x, bias.shape, factor, bias, self.eps)
+        factor = None if self.weight is None else self.factor().to(x.dtype)
+        bias = None if self.bias is None else (self.bias * self.scale).to(x.dtype)
+        return torch.layer_norm(x, x.shape[-1:], factor, bias, self.eps)
 
     def add(self, residual: Tensor, y: Tensor) -> Tensor:
         return residual + self.forward(y)
@@ -70,8 +73,8 @@ class LayerNorm(RMSNorm):
 
 def norm_of(o: LayerOptions, width: int | None = None, scale: float = 1.0) -> RMSNorm:
     """Return a new norm of a layer's kind, of the stream's width unless another is given."""
-    kind = LayerNorm if o.centred_norms else RMSNorm
-    return kind(o.width if width is None else width, o.eps, o.norm_offset, scale)
+    width = o.width if width is None else width
+    return LayerNorm(o, width, scale) if o.centred_norms else RMSNorm(width, o.eps, o.norm_offset, scale)
 
 
 def added(residual: Tensor, branch: Tensor, after: RMSNorm | None, scale: float) -> Tensor:
@@ -141,11 +144,13 @@ class Turning:
     """Heads whose pairs turn: width of a head, and how many of its numbers do.
 
     by_head: the rows are query, key and value of one head after another; multiplied are those of all heads together.
+    is_interleaved: pairs are neighbours in Hugging Face's order too.
     """
 
     head_dim: int
     rotary_dim: int
     by_head: bool = False
+    is_interleaved: bool = False
 
     def neighbours(self, rows: Tensor) -> Tensor:
         """Rows of each head from halves (Hugging Face: i pairs with i + rotary/2) to neighbours (2i with 2i + 1)."""
@@ -157,6 +162,8 @@ class Turning:
 
     def _swap(self, rows: Tensor, outer: int, inner: int) -> Tensor:
         """Rows (n·d, …) with the turning part of each head seen as (outer, inner) and transposed."""
+        if self.is_interleaved:
+            return rows
         if self.rotary_dim == self.head_dim:
             return rows.reshape(-1, outer, inner, *rows.shape[1:]).transpose(1, 2).reshape(rows.shape)
         heads = rows.reshape(-1, self.head_dim, *rows.shape[1:])

@@ -46,7 +46,9 @@ class Attention(Mixer):
             self.k_norm = None
         self.are_norms_whole, self.residual_scale = o.whole_norms, o.residual_scale
         self.value_norms, self.lends, self.borrows, self.queries = o.value_norms, o.lends, o.borrows, query
-        self.turning = Turning(o.head_dim, o.rope.rotary_dim or o.head_dim, o.fused_by_head)
+        rotary_dim = o.rope.rotary_dim or o.head_dim
+        self.turning = Turning(o.head_dim, rotary_dim, o.fused_by_head, o.rope.is_interleaved)
+        self.clip = o.clip_qkv
         self.inward = Stack(members, self.turning, o.norm_offset, o.attention_gates)
         self.gates = query if o.attention_gates else 0
         self.out = Stack([(self.o_proj, 0)])
@@ -57,6 +59,8 @@ class Attention(Mixer):
         Where there are gates, as many as queries, they come first.
         """
         gates, rows = rows[:, : self.gates], rows[:, self.gates :].contiguous() if self.gates else rows
+        if self.clip is not None:
+            rows = rows.clamp(-self.clip, self.clip)
         if self.q_norm is not None:
             rows = apply(HeadNorm, rows, self.q_norm.eps, *self._head_factors(self.q_norm))
         if self.borrows:
@@ -71,7 +75,8 @@ class Attention(Mixer):
     @property
     def adds_bias(self) -> bool:
         """Whether queries and keys get their bias after the product: a bias of 200 rounds what it is added to."""
-        return self.float32_scores and self.q_norm is None and not self.gates and self.inward.has_bias_apart
+        reads_rows = self.q_norm is not None or self.clip is not None or self.gates
+        return self.float32_scores and not reads_rows and self.inward.has_bias_apart
 
     def _head_factors(self, q_norm: RMSNorm) -> tuple[Tensor, ...]:
         """Return what each normed head is multiplied by, (H + K, d), as the heads lie in qkv.

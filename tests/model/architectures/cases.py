@@ -4,6 +4,7 @@ import torch
 
 from settle.base.errors import FormatError
 from settle.model.architectures import Architecture
+from settle.model.architectures._plain import plain_families
 from settle.model.architectures.falcon_h1 import FalconH1
 from settle.model.architectures.gemma2 import Gemma2
 from settle.model.architectures.gemma3_text import Gemma3Text
@@ -22,6 +23,7 @@ from settle.model.architectures.qwen2 import Qwen2
 from settle.model.architectures.qwen3_5_text import Qwen35Text
 from settle.model.architectures.qwen3_moe import Qwen3Moe
 from settle.model.architectures.smollm3 import SmolLM3
+from settle.model.families import families
 from settle.model.layers.rope import RopeScaling
 
 LLAMA3 = RopeScaling(
@@ -42,6 +44,7 @@ LOUD, STEEP = (
     YARN.model_copy(update=u)
     for u in ({"attention_factor": 1.25}, {"beta_fast": 4.0, "beta_slow": 0.1, "truncate": False})
 )
+BIASES = ("attention_bias", "out_bias", "mlp_bias")
 LINEAR = RopeScaling(rope_type="linear", factor=4.0)
 
 
@@ -49,7 +52,7 @@ def _with(part: Architecture, **fields: object) -> Architecture:
     return type(part)(**part.model_dump() | fields)
 
 
-CASES: dict[str, Architecture] = {name: family.TINY for name, family in Architecture.parts().items()} | {
+CASES: dict[str, Architecture] = {name: family.TINY for name, family in families().items()} | {
     "llama-biases-tied": _with(Llama.TINY, attention_bias=True, mlp_bias=True, tie_word_embeddings=True),
     "llama-3": _with(Llama.TINY, rope_scaling=LLAMA3, rope_theta=500.0, eos_token_id=(3, 5)),
     "llama-linear": _with(Llama.TINY, rope_scaling=LINEAR, num_key_value_heads=4),
@@ -128,6 +131,19 @@ CASES: dict[str, Architecture] = {name: family.TINY for name, family in Architec
     "olmo3-yarn": _with(Olmo3.TINY, rope_scaling=YARN, rope_theta=1000.0, num_key_value_heads=1),
 }
 
+PLAIN = plain_families()
+CASES |= {
+    "seed_oss-biases": _with(PLAIN["seed_oss"].TINY, out_bias=True, mlp_bias=True, head_dim=16),
+    "ernie4_5-biases": _with(PLAIN["ernie4_5"].TINY, attention_bias=True, out_bias=True, mlp_bias=True),
+    "starcoder2-window": _with(
+        PLAIN["starcoder2"].TINY, sliding_window=8, tie_word_embeddings=False, **dict.fromkeys(BIASES, False)
+    ),
+    "stablelm-biases": _with(PLAIN["stablelm"].TINY, attention_bias=True, partial_rotary_factor=0.5),
+    "olmo-clipped": _with(PLAIN["olmo"].TINY, clip_qkv=0.7, tie_word_embeddings=True),
+    "gemma-biases": _with(PLAIN["gemma"].TINY, attention_bias=True, out_bias=True, tie_word_embeddings=False),
+    "glm4-tied": _with(PLAIN["glm4"].TINY, attention_bias=False, tie_word_embeddings=True, partial_rotary_factor=1.0),
+}
+
 
 def _beyond_gguf(part: Architecture) -> bool:
     try:
@@ -138,6 +154,16 @@ def _beyond_gguf(part: Architecture) -> bool:
 
 
 BEYOND_GGUF = {name for name, part in CASES.items() if _beyond_gguf(part)}
+
+
+# families whose models bring code of their own: transformers knows the same layers under another name
+STAND_INS = {"mimo": "qwen2"}
+
+
+def as_transformers_knows_it(part: Architecture) -> dict[str, object]:
+    """Return a `config.json` that transformers has a class for, without dropout."""
+    config = part.to_hf_config() | dict.fromkeys(("attention_dropout", "residual_dropout"), 0.0)
+    return config | {"model_type": STAND_INS.get(part.model_type, part.model_type)}
 
 
 def score_factor(part: Architecture) -> float:

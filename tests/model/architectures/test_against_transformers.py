@@ -6,7 +6,7 @@ from torch import Tensor
 
 from settle.formats.safetensors import read_safetensors
 from settle.train.objectives.next_token import NextToken
-from tests.model.architectures.cases import CASES, score_factor
+from tests.model.architectures.cases import CASES, as_transformers_knows_it, score_factor
 
 LENGTHS = [7, 30, 16, 1, 30]  # beyond the windows of 8, on both sides of longrope's 16
 
@@ -15,7 +15,7 @@ def _reference(part):
     """transformers' model with weights far from its initialisation, so that everything in it has a say."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    config = part.to_hf_config()
+    config = as_transformers_knows_it(part)
     config = AutoConfig.for_model(config.pop("model_type"), **config)
     model = AutoModelForCausalLM.from_config(config, attn_implementation="eager")
     random = torch.Generator().manual_seed(0)

@@ -10,8 +10,8 @@ from settle.base.errors import FormatError, UsageError
 from settle.formats.peft import export_peft
 from settle.formats.safetensors import export_safetensors
 from settle.model.adapters.lora import LoRA
-from settle.model.architectures import of_hf_config
 from settle.model.config import ROUTERS
+from settle.model.families import of_hf_config
 from settle.model.load_adapter import TrainedAdapter, attach, open_adapter
 from settle.shrink.prunable_model import require_dense
 from tests.model.adapters.test_adapters import stir

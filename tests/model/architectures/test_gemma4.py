@@ -11,8 +11,8 @@ from settle.base.events import Event
 from settle.formats.safetensors import read_safetensors
 from settle.library.catalogue import catalogue_file
 from settle.library.pretrained import open_pretrained
-from settle.model.architectures import family_of, of_hf_config
 from settle.model.architectures.gemma4_text import Gemma4Text
+from settle.model.families import family_of, of_hf_config
 from settle.model.kv_cache import Growing
 from settle.model.pretrained import Pretrained
 from settle.shrink.prunable_model import PrunableModel
@@ -111,7 +111,7 @@ def test_a_multimodal_checkpoint_leads_to_its_text_model() -> None:
     assert named.keys() <= {known.family for known in catalogue_file().known}
     for whole, text in named.items():
         assert family_of(whole) is family_of(text) is type(CASES[text])
-    assert family_of("gemma") is None
+    assert family_of("bert") is None
     text = {"hidden_size": 2560, "intermediate_size": 10240, "num_hidden_layers": 34, "sliding_window": 1024}
     part = of_hf_config({"model_type": "gemma3", "text_config": text, "vision_config": {}})
     with torch.device("meta"):

@@ -15,8 +15,8 @@ from settle.formats.safetensors import export_safetensors
 from settle.infer.engine import Engine
 from settle.infer.live_sampling import logprobs
 from settle.model.adapters.lora import LoRA
-from settle.model.architectures import of_hf_config
 from settle.model.architectures.gpt_oss import GptOss
+from settle.model.families import of_hf_config
 from settle.model.load_adapter import TrainedAdapter, attach, open_adapter
 from settle.model.pretrained import Pretrained
 from settle.shrink.types.quantize_file import quantize_gguf

@@ -11,8 +11,8 @@ from settle.formats.peft import export_peft
 from settle.formats.safetensors import export_safetensors
 from settle.model.adapters.dora import DoRA
 from settle.model.adapters.lora import LoRA
-from settle.model.architectures import of_hf_config
 from settle.model.architectures.granitemoehybrid import GraniteMoeHybrid
+from settle.model.families import of_hf_config
 from settle.model.load_adapter import TrainedAdapter, attach, open_adapter
 from settle.model.pretrained import Pretrained
 from tests.model.architectures.cases import random_model

@@ -8,13 +8,12 @@ import torch
 
 import settle
 from settle.base.errors import FormatError
-from settle.base.registry import parts
 from settle.formats.gguf import export_gguf, read_gguf
-from settle.model.architectures import of_gguf, of_hf_config
 from settle.model.architectures.llama import Llama
 from settle.model.architectures.mistral import Mistral
 from settle.model.architectures.phi3 import Phi3
-from tests.model.architectures.cases import BEYOND_GGUF, CASES
+from settle.model.families import families, of_gguf, of_hf_config
+from tests.model.architectures.cases import BEYOND_GGUF, CASES, STAND_INS, as_transformers_knows_it
 
 GEMMA = {"hidden_activation": "gelu_pytorch_tanh"}
 SMOLLM2 = {
@@ -103,7 +102,7 @@ def test_published_models(config, size) -> None:
 def _transformers(part):
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    config = part.to_hf_config()
+    config = as_transformers_knows_it(part)
     return AutoModelForCausalLM.from_config(AutoConfig.for_model(config.pop("model_type"), **config))
 
 
@@ -122,6 +121,8 @@ def test_transformers_has_the_same_names_and_settings(name, tmp_path) -> None:
         ours[name] = (ours.get(name, (0,))[0] + rows, *rest)
     assert theirs == ours
     assert of_hf_config(part.to_hf_config()) == part
+    if part.model_type in STAND_INS:
+        return
     written = AutoConfig.from_pretrained(tmp_path).to_dict()  # in transformers' newest spelling
     again = of_hf_config(written)
     differing = {k for k, v in again.model_dump().items() if v != part.model_dump()[k]}
@@ -132,11 +133,11 @@ def test_transformers_has_the_same_names_and_settings(name, tmp_path) -> None:
 def test_the_page_names_every_family() -> None:
     page = (Path(settle.__file__).parents[1] / "docs" / "families.md").read_text(encoding="utf-8")
     named = {(hf, gguf) for hf, gguf in re.findall(r"^\| `(\w+)` \|.*?\| `([\w-]+)` \|", page, re.M)}
-    assert named == {(f.model_type, f.gguf_architecture) for f in parts("model/architectures").values()}
+    assert named == {(f.model_type, f.gguf_architecture) for f in families().values()}
 
 
 def test_every_family_is_tried() -> None:
-    assert {part.model_type for part in CASES.values()} == set(parts("model/architectures"))
+    assert {part.model_type for part in CASES.values()} == set(families())
 
 
 @pytest.mark.parametrize("name", [name for name in CASES if name not in BEYOND_GGUF])
