@@ -374,12 +374,13 @@ class AnswerChange(BaseModel):
 
 
 class AnswerChanges(BaseEvent):
-    """The answers that changed most between two models."""
+    """The answers that changed most between two models. run: the run that keeps them; "" where none does."""
 
     kind: Literal["changed"] = "changed"
     base: str
     tuned: str
     rows: Sequence[AnswerChange]
+    run: str = ""
 
 
 Event = Annotated[

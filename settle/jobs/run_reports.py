@@ -8,7 +8,7 @@ from pathlib import Path
 
 from settle.base.errors import SettleError, UsageError, malformed_is_format_error
 from settle.base.event_log import Events
-from settle.base.events import Event, ForecastComparison, Listing, ResultReady
+from settle.base.events import AnswerChanges, Event, ForecastComparison, Listing, ResultReady
 from settle.base.run import Run
 from settle.base.run.course import RunCourse
 from settle.base.run.result import Evaluated, Result, shown_verdict
@@ -127,6 +127,10 @@ def _shown(run: Run) -> list[Event]:
     found: list[Event] = [Listing(title=run.name, columns=("", ""), rows=_facts(summary, result, files))]
     if forecast:
         found.append(ForecastComparison(forecast=forecast, actual=actual))
+    compared = (result.comparison if result else None) or {}
+    if compared.get("changed"):
+        pair = {name: compared[name] for name in ("base", "tuned")}
+        found.append(AnswerChanges.model_validate({**pair, "rows": compared["changed"], "run": run.name}))
     shown = dataclasses.asdict(summary) | {
         "why": result.why if result else None,
         "best": result.best.model_dump() if result and result.best else None,

@@ -212,7 +212,7 @@ def compare(c: ShrinkContext) -> None:
     options = CompareOptions(score=c.settings.score, only_rows=True)
     with both_in_llamacpp(whole, small) as (ours, theirs):
         comparison = compare_models(ours, theirs, examples, c.events, options, readers(whole, small))
-    report_comparison(comparison, c.events)
+    report_comparison(comparison, c.events, c.run.name)
     c.comparison = comparison.to_json()
     c.judged = comparison.keep(c.run.out, whole.source, small.source, "not worse")
 
@@ -256,7 +256,6 @@ def result(c: ShrinkContext) -> None:
             str(made.audit.get("sentence", "")),
         )
         write_card(c.run.out / "card.md", facts, c.session)
-        c.events.emit(Say(text=made.why))
     c.run.finish(made)
     c.events.emit(ResultReady(result=made.to_json()))
     c.exit_code = 0

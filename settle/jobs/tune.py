@@ -112,7 +112,7 @@ def compare(c: TuneContext) -> None:
         judged = None if settings.score else _preferences(c, (ours.name, theirs.name))
         comparison = compare_models(ours, theirs, examples, c.events, options, readers(model, tuned), judged)
     comparison = replace(comparison, judged_before=_judged_before(c))
-    report(comparison, c.events)
+    report(comparison, c.events, c.run.name)
     if comparison.shortened:
         c.leave_out_pace()
     c.comparison, c.compared = comparison.to_json(), comparison.card_lines()

@@ -130,6 +130,7 @@ def _bar(label: str, share: float | None, text: str, width: int) -> Table:
 # characters of a piece that are shown: from its beginning, and from its end
 _LEARNED, _GIVEN = (700, 200), (300, 200)
 _ANSWER = 280  # characters of an answer
+_BRIEF_ROWS = 2  # rows of changed answers, on two lines each, where not every detail is asked for
 
 
 def preview_text(rows: Sequence[PreviewRow], in_colour: bool) -> Text:
@@ -150,13 +151,22 @@ def preview_text(rows: Sequence[PreviewRow], in_colour: bool) -> Text:
     return shown
 
 
-def answer_changes_table(event: AnswerChanges, width: int) -> RenderableType:
-    """Return the answers that changed most: what was asked and wanted, and below it both answers side by side."""
+def answer_changes_table(event: AnswerChanges, width: int, is_whole: bool) -> RenderableType:
+    """Return the answers that changed most: what was asked and wanted, and below it both answers side by side.
+
+    is_whole: all of them, else the first ones, each on two lines, and where the others are.
+    """
     table = Table(title="the answers that changed most", title_justify="left", title_style="bold", box=SIMPLE_HEAD)
     for name in (event.base, event.tuned):
-        table.add_column(name, overflow="fold", ratio=1)
-    table.expand, table.width = True, min(width, 140)
-    for row in event.rows:
+        table.add_column(name, overflow="fold" if is_whole else "ellipsis", no_wrap=not is_whole, ratio=1)
+    table.expand, table.width, table.show_edge = True, min(width, 140), is_whole
+    if not is_whole:
+        where = f"`settle runs show {event.run} -v` shows" if event.run else "-v shows"
+        left = len(event.rows) - _BRIEF_ROWS
+        more = f"{left} more, and " if left > 0 else ""
+        table.caption = Text(f"{where} {more}the whole texts")
+        table.caption_justify, table.caption_style = "left", ""
+    for row in event.rows if is_whole else event.rows[:_BRIEF_ROWS]:
         asked = f"row {row.number} ({row.gain:+.2f}): {flat_text(row.question, ASKED)}"
         table.add_row(Text(asked, "bold"), Text(f"wanted: {flat_text(row.reference, ASKED)}", "dim"))
         table.add_row(Text(flat_text(row.base, _ANSWER)), Text(flat_text(row.tuned, _ANSWER)), end_section=True)
@@ -278,7 +288,7 @@ class Talk:
                 in_colour = console.is_terminal and console.color_system is not None and not console.no_color
                 console.print(preview_text(event.rows, in_colour), soft_wrap=not self.live.is_on)
             case kinds.AnswerChanges():
-                self.console.print(answer_changes_table(event, width))
+                self.console.print(answer_changes_table(event, width, self.is_verbose))
 
     def _show_sample(self, event: kinds.Sample) -> None:
         """Show the prompt, and what the model wrote after it."""

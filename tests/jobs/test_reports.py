@@ -11,7 +11,8 @@ import pytest
 
 from settle.base.errors import DataError, UsageError
 from settle.base.event_log import Events
-from settle.base.run.result import Evaluated
+from settle.base.run import Run
+from settle.base.run.result import Evaluated, Result
 from settle.base.statistics import Interval
 from settle.jobs import index, run_reports
 from settle.jobs import tune_decision as decision
@@ -44,6 +45,17 @@ def test_a_ledger_says_expected_and_actual(home: Path, monkeypatch: pytest.Monke
     ledger.clear()
     run_reports.show_ledger([], heard_by(heard))
     assert heard[0]["note"] == "no finished run has a forecast yet" and len(heard) == 2
+
+
+def test_a_run_shows_the_answers_that_its_comparison_changed(home: Path) -> None:
+    run = Run.create("tune", "mine")
+    change = {"number": 3, "gain": 1.0, "question": "q", "reference": "r", "base": "a", "tuned": "r"}
+    compared = {"verdict": "better", "base": "smollm2", "tuned": "mine", "changed": [change]}
+    run.finish(Result(name="mine", verdict="settled", comparison=compared))
+    heard: list[dict[str, Any]] = []
+    run_reports.show_run(["mine"], Events(listeners=[into(heard)]))
+    (shown,) = [event for event in heard if event["kind"] == "changed"]
+    assert shown["rows"] == [change] and (shown["base"], shown["run"]) == ("smollm2", "mine")
 
 
 def test_seconds_of_a_run_are_those_of_its_result_or_of_its_events() -> None:

@@ -160,6 +160,21 @@ def test_a_sample_is_one_line_as_wide_as_the_terminal():
         assert short.count("\n") == 1 and "def f():" in short and short.rstrip().endswith("…")
 
 
+def test_few_changed_answers_are_shown_and_the_others_named():
+    rows = [
+        {"number": n, "gain": 0.5, "question": "why so?\n" * 40, "reference": f"answer {n}", "base": "a " * 90,
+         "tuned": f"b{n} " * 200}
+        for n in range(10)
+    ]  # fmt: skip
+    event = {"kind": "changed", "base": "smollm2", "tuned": "mine", "rows": rows, "run": "mine"}
+    for width in (80, 140):
+        short = shown([event], width, is_verbose=False)
+        assert short.count("\n") <= 10 and "wanted: answer 0" in short and "wanted: answer 9" not in short
+        assert "`settle runs show mine -v` shows 8 more" in short
+    assert all(f"wanted: answer {n}" in shown([event]) for n in range(10)) and "shows" not in shown([event])
+    assert "\n-v shows the whole texts" in shown([{**event, "rows": rows[:2], "run": ""}], is_verbose=False)
+
+
 def test_checks_that_passed_are_counted_before_what_failed():
     checks = [{"kind": "proof", "time": 1.0, "check": name, "passed": True} for name in "abc"]
     assert shown(checks, is_verbose=False) == "✓ proof: 3 checks of the recipe passed; -v shows each\n"

@@ -286,11 +286,11 @@ def compare(
     return replace(comparison.corrected(), seconds=time.perf_counter() - began)
 
 
-def report(comparison: Comparison, events: Events) -> None:
-    """Show a comparison: figures, the most changed answers, and what to know about them."""
+def report(comparison: Comparison, events: Events, run: str = "") -> None:
+    """Show a comparison: figures, the most changed answers, and what to know about them. run: the run that keeps it."""
     columns = ["", comparison.base, comparison.tuned, "difference", "95 % interval", "verdict"]
     if comparison.changed:
-        events.emit(AnswerChanges(base=comparison.base, tuned=comparison.tuned, rows=comparison.changed))
+        events.emit(AnswerChanges(base=comparison.base, tuned=comparison.tuned, rows=comparison.changed, run=run))
     events.emit(Listing(title="", columns=columns, rows=comparison.rows()))
     for note in comparison.notes():
         events.emit(Say(text=note))
