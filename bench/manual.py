@@ -87,10 +87,8 @@ def page_of(name: str) -> Page:
         if argument.show:
             groups.setdefault(argument.parameter.group[0].name, []).append(option_of(argument))
     summary, *paragraphs = re.split(r"\n\s*\n", inspect.cleandoc(str(command.__doc__)))
-    places = [word for option in groups.get("Arguments", []) for word in option.names]
-    usage = " ".join(["settle", name, "[OPTIONS]", *(f"[{place}]" for place in places)])
     texts = [" ".join(paragraph.split()) for paragraph in paragraphs]
-    return Page(name, usage, " ".join(summary.split()), texts, [*groups.items()])
+    return Page(name, command.usage(), " ".join(summary.split()), texts, [*groups.items()])
 
 
 def option_of(argument: Argument) -> Option:

@@ -12,7 +12,16 @@ from pathlib import Path
 from types import TracebackType
 from typing import Annotated, Any, Literal, TextIO
 
-from cyclopts import App, CycloptsError, Group, Parameter, UnknownCommandError, UnknownOptionError, UnusedCliTokensError
+from cyclopts import (
+    App,
+    CycloptsError,
+    Group,
+    MissingArgumentError,
+    Parameter,
+    UnknownCommandError,
+    UnknownOptionError,
+    UnusedCliTokensError,
+)
 from cyclopts.completion.detect import ShellDetectionError, detect_shell
 from pydantic import BaseModel, ValidationError
 
@@ -175,6 +184,10 @@ def _usage(error: CycloptsError) -> tuple[str, str]:
                 f"too many arguments: {rest}",
                 f"put quotes around words that belong together, or see `settle {_dashed(command)} --help`",
             )
+        case MissingArgumentError() if command in Command.part_names() and error.argument is not None:
+            asked, place = Command.part(command), error.argument.name.lower().replace("-", "_")
+            if place in asked.positional:
+                return f"{place.upper()} is missing: {asked.model_fields[place].description}", f"`{asked.usage()}`"
         case UnknownCommandError():
             name = (error.unused_tokens or [""])[0]
             known = [_dashed(one) for one in Command.part_names()]
@@ -226,7 +239,8 @@ def build_app(tokens: Sequence[str] = (), whole: bool = False) -> App:
     for name in [asked] if asked in names and not whole else names:
         is_asked = asked == name
         function = _asked(Command.part(name), tokens if is_asked else ()) if is_asked or whole else _unasked
-        app.command(function, name=_dashed(name))
+        usage = f"Usage: {Command.part(name).usage()}" if is_asked else None
+        app.command(function, name=_dashed(name), usage=usage)
     return app
 
 
@@ -346,7 +360,8 @@ def _parameters(command: type[Command], helps: bool, shown: Collection[str]) -> 
             hint = Annotated[field.annotation, Parameter(help=field.description)]
             yield inspect.Parameter(name, inspect.Parameter.POSITIONAL_ONLY, annotation=hint, default=default)
     choices = _choices(command)
-    for name, field in command.model_fields.items():
+    for name in dict.fromkeys([*command.essential, *command.model_fields]):
+        field = command.model_fields[name]
         if name in command.positional or name not in shown:
             continue
         description = described(field) if helps else field.description

@@ -22,6 +22,7 @@ from settle.base.run import Run
 from settle.cli import main
 from settle.commands import Command
 from settle.formats.gguf import export_gguf
+from settle.jobs.settings import TuneSettings
 from tests.trained import trained
 
 has_full = pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full on this system")
@@ -68,6 +69,9 @@ def test_help_is_one_screen_and_help_all_is_the_rest(command, monkeypatch, capsy
         and len(whole.splitlines()) > 2 * len(short.splitlines())
         and "--help-all" in short
     )
+    assert short.startswith(f"Usage: {Command.part(command).usage()}\n")
+    names = [f"│ --{name.replace('_', '-')} " for name in Command.part(command).essential]
+    assert sorted(names, key=short.index) == names
 
 
 def test_the_help_of_no_command_loads_torch():
@@ -266,6 +270,13 @@ def test_completion_installs_itself(home, tmp_path, monkeypatch, capsys):
             "unknown option --time",
             "leave it out: how much work this is follows from what is asked for, and Ctrl-C ends it",
         ),
+        (["models", "show", "x", "--families"], "--families is about the whole catalogue", "`settle models show x`"),
+        (["resume"], "NAME is missing: the run, as `settle runs` lists it", "`settle resume [OPTIONS] NAME`"),
+        (
+            ["tune"],
+            "no model for `settle tune`",
+            'name it, `settle tune smollm2 …`, or in a recipe, model = "smollm2", that --recipe gives',
+        ),
         (["runs", "show", "nothing"], "there is no run named 'nothing'", "start one: `settle train`"),
     ],
 )
@@ -274,6 +285,17 @@ def test_wrong_usage_is_two_lines_and_code_2(argv, what, fix, home, capsys):
     out, err = capsys.readouterr()
     err = err.removeprefix(f"{argv[0]}: loading …\n")  # of what begins work
     assert (out, err) == ("", f"settle: {what}\n  → {fix}\n")
+
+
+def test_a_recipe_may_name_the_model(home, monkeypatch, capsys):
+    monkeypatch.chdir(home)
+    Path("rows.jsonl").write_text("")
+    Path("r.toml").write_text('model = "mine"\n')
+    assert main(["tune", "--recipe", "r.toml"]) == 2  # it has no files
+    assert "give files after the model: `settle tune mine ~/notes`" in capsys.readouterr().err
+    given = TuneSettings(model="rows.jsonl", inputs=["more.jsonl"], recipe=Path("r.toml")).with_recipe().value
+    assert (given.model, given.inputs) == ("mine", ["rows.jsonl", "more.jsonl"])
+    assert TuneSettings(model="other", recipe=Path("r.toml")).with_recipe().value.model == "other"
 
 
 def test_a_lone_hyphen_is_stdin(home):

@@ -24,6 +24,14 @@ class Command(Part):
     begins_work: ClassVar[bool] = False  # something is made that takes a while: the studio has a form for it
     is_watched: ClassVar[bool] = True  # whether it leaves a ledger of its connections; not where it only reads or lists
 
+    @classmethod
+    def usage(cls) -> str:
+        """Return how the command is typed: `settle tune [OPTIONS] [MODEL] [INPUTS]...`."""
+        fields = {name.replace("_", "-").strip("-").upper(): cls.model_fields[name] for name in cls.positional}
+        places = [name if field.is_required() else f"[{name}]" for name, field in fields.items()]
+        many = "..." if any("list" in str(field.annotation) for field in fields.values()) else ""  # the last one
+        return " ".join(["settle", cls.part_name().strip("_").replace("_", "-"), "[OPTIONS]", *places]) + many
+
     def reaches(self) -> Sequence[Reach]:
         """Return the hosts beyond this machine that it may connect to."""
         return ()

@@ -30,11 +30,21 @@ class Row(TypedDict):
 
 
 class Record(TypedDict):
-    """One row with its named values, and which row of the file it is; or the problem that kept it from being read."""
+    """One row with its named values, and which row of the file it is; or the problem that kept it from being read.
+
+    detail: what exactly the problem is, where rows of one problem differ in that.
+    """
 
     value: NotRequired[object]
     problem: NotRequired[str]
+    detail: NotRequired[str]
     row: int
+
+
+def problem_of(record: Record) -> str:
+    """Return why a record has no named values, with its detail."""
+    problem = record.get("problem", "a row without named values")
+    return f"{problem} ({detail})" if (detail := record.get("detail")) else problem
 
 
 def text_rows(text: str, row: int) -> Iterator[Row]:

@@ -26,7 +26,7 @@ from settle.data.decisions.rows import LabelColumn
 from settle.documents.blocks import Unreadable
 from settle.documents.reader_pool import RowReader
 from settle.documents.readers import Reader
-from settle.documents.rows import Record
+from settle.documents.rows import Record, problem_of
 from settle.documents.walk import Walk
 from settle.infer.child_process import Body, Json
 from settle.infer.decider import Decider
@@ -150,10 +150,11 @@ def read_table(path: Path, stdin: BinaryIO) -> Table:
 def _table(records: Sequence[Record], is_csv: bool, name: str) -> Table:
     rows = []
     for record in records:
-        value, problem = record.get("value"), record.get("problem", "a row without named values")
-        rows.append(TableRow(value) if isinstance(value, Mapping) else TableRow({}, f"line {record['row']}: {problem}"))
+        value, problem = record.get("value"), f"line {record['row']}: {problem_of(record)}"
+        rows.append(TableRow(value) if isinstance(value, Mapping) else TableRow({}, problem))
     if all(row.problem for row in rows):
-        raise DataError(f"{name} holds no rows", "give a table with a header, or JSON lines")
+        first = f" that can be read: {rows[0].problem}" if rows else ""
+        raise DataError(f"{name} holds no rows{first}", "give a table with a header, or JSON lines")
     return Table(rows, is_csv)
 
 

@@ -25,6 +25,7 @@ AMOUNTS = {"time": seconds, "tokens": count, "size": count}
 # the job of each objective that does not go the usual way: encoders learn from pairs of a question and a passage
 TUNING_JOBS = {"rank": "tune_encoder", "contrastive": "tune_encoder", "decision": "tune_decision"}
 DRAFT_TYPES = ("q8_0", "q4_0", "f16")
+A_MODEL = "a run, a model of the store, a folder in Hugging Face's layout, or a .gguf file; or the recipe's"
 Goal = Literal["size", "mix", "speed", "loss", "plan", "unchanged"]
 
 
@@ -43,6 +44,7 @@ class JobSettings(Settings):
         for name, parse in AMOUNTS.items():
             if amount := getattr(self, name, None):
                 parse(amount)  # refused before anything is read
+        self._require_model(job)
         if self.inputs:
             return
         if not self.models:
@@ -53,14 +55,27 @@ class JobSettings(Settings):
             raise UsageError(f"no {what} for `settle {job}`: {given!r} is text or examples", fix)
         raise UsageError(f"no input for `settle {job}`", f"give files after the {what}: `settle {job} {given} ~/notes`")
 
+    def _require_model(self, job: str) -> None:
+        """Raise UsageError where the job works on a model, and neither the command nor the recipe names one."""
+        if self.models and not getattr(self, self.models[0]):
+            what = self.models[0]
+            fix = f'name it, `settle {job} smollm2 …`, or in a recipe, {what} = "smollm2", that --recipe gives'
+            raise UsageError(f"no {what} for `settle {job}`", fix)
+
     def usual_name(self) -> str:
         """Return the name of a run that was given none: after the first input."""
         return name_of(self.inputs[0])
 
     def with_recipe(self) -> Resolved[Self]:
-        """Return these settings over those of the recipe, each with its origin."""
-        recipe = [("recipe", read_recipe(self.recipe))] if self.recipe else []
-        return resolve(type(self), [*recipe, ("asked", self.model_dump(exclude_unset=True))])
+        """Return these settings over those of the recipe, each with its origin.
+
+        Files in the place of the model are inputs where the recipe names the model.
+        """
+        recipe, asked = read_recipe(self.recipe) if self.recipe else {}, self.model_dump(exclude_unset=True)
+        for what in self.models[:1]:
+            if recipe.get(what) and asked.get(what) and _is_data(Path(asked[what]).expanduser()):
+                asked["inputs"] = [asked.pop(what), *asked.get("inputs", [])]
+        return resolve(type(self), [("recipe", recipe), ("asked", asked)])
 
     def to_recipe(self) -> dict[str, object]:
         """Return what recipe.toml keeps: all that was asked for, with paths that are valid from any folder."""
@@ -170,7 +185,7 @@ class TuneSettings(TuningSettings, RepeatableSettings):
 
     models: ClassVar[tuple[str, ...]] = ("model",)
 
-    model: str = Field(description="a run, a model of the store, a folder in Hugging Face's layout, or a .gguf file")
+    model: str = Field("", description=A_MODEL)
     inputs: list[str] = Field([], description="files or folders of examples, or - for stdin")
 
 
@@ -179,7 +194,7 @@ class DistillSettings(TuningSettings, JobSettings):
 
     models: ClassVar[tuple[str, ...]] = ("teacher", "student", "into")
 
-    teacher: str = Field(description="a run, a model of the store, a folder in Hugging Face's layout, or a .gguf file")
+    teacher: str = Field("", description=A_MODEL)
     inputs: list[str] = Field([], description="files or folders of texts or examples, or - for stdin")
     objective: Choice = choice(
         "train/objectives", default="distill", only=("distill",), description="what the student learns to minimize"
@@ -240,7 +255,7 @@ class Budget:
 class ShrinkOptions(ThreadSettings):
     """What a person may ask when a model is made smaller."""
 
-    model: str = Field(description="a run, a model of the store, a folder in Hugging Face's layout, or a .gguf file")
+    model: str = Field("", description=A_MODEL)
     to: str | None = Field(None, description="a size such as 400MB, or a type of llama.cpp: Q4_K_M, Q8_0, IQ4_XS …")
     speed: float | None = Field(None, gt=0, description="tokens per second that the model must write on this machine")
     lose: str | None = Field(None, description="how much the loss on held-out text may rise, such as 1%")
@@ -289,6 +304,7 @@ class ShrinkSettings(ShrinkOptions, JobSettings):
     name: str | None = Field(None, description="name of the run; from the model when not given")
 
     def check(self, job: str) -> None:
+        self._require_model(job)
         if self.vocabulary and not self.inputs:
             raise UsageError("your text decides which tokens are needed", "give it: `settle shrink MODEL FILES …`")
         self.budget()

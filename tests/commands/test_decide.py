@@ -116,6 +116,7 @@ def test_other_questions(model, home, capsys):
         (["--rows", "none.csv"], 2, "there is no file"),
         (["--rows", "two.csv"], 1, "was tuned on the column 'text'"),
         (["--rows", "empty.csv"], 1, "holds no rows"),
+        (["--rows", "broken.jsonl"], 1, "holds no rows that can be read: line 1: a line that is no JSON (expecting"),
         (["x", "--questions", "none.json"], 2, "cannot read none.json"),
         (["x", "--questions", "two.csv"], 2, "is no JSON"),
         (["x", "--refuse-above-risk", "5"], 2, "is not a share"),
@@ -125,6 +126,7 @@ def test_other_questions(model, home, capsys):
 def test_what_is_wrong_is_said(model, home, capsys, argv, code, named):
     (home / "two.csv").write_text("a,b\n1,2\nx,y\n")
     (home / "empty.csv").write_text("")
+    (home / "broken.jsonl").write_text('{"a" 1}\n')
     assert main(["decide", model, *argv]) == code
     assert named in capsys.readouterr().err.replace("\n", " ")
 

@@ -3,6 +3,7 @@
 import csv
 import itertools
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -222,6 +223,18 @@ def test_unknown_columns_and_mixed_kinds(tokenizer: ByteBpeTokenizer, chats: Pat
         run(tokenizer, chats, text)
     with pytest.raises(DataError, match="empty.jsonl holds no rows"):
         run(tokenizer, write(tmp_path / "empty.jsonl", []))
+
+
+def test_what_is_wrong_with_json_is_said_with_its_line(tokenizer: ByteBpeTokenizer, chats: Path) -> None:
+    lines = chats.read_text().splitlines()
+    bad = '{"prompt": "a" "completion": "b"}'
+    chats.write_text("\n".join([*lines[:6], bad, *lines[6:], "{"]))
+    first = "chats.jsonl:92 (the first: expecting ',' delimiter, column 16)"
+    with pytest.raises(DataError, match="a line that is no JSON: .*" + re.escape(first)):
+        run(tokenizer, chats)
+    chats.write_text("\n".join(["", *[bad] * 3]))
+    with pytest.raises(DataError, match=re.escape("can be read: line 2: a line that is no JSON (exp")):
+        run(tokenizer, chats)
 
 
 def test_a_turn_cannot_write_special_tokens(tokenizer: ByteBpeTokenizer, chats: Path) -> None:

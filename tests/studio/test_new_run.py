@@ -61,7 +61,8 @@ def test_every_setting_is_the_same_on_the_command_line(name, monkeypatch):
     command = Command.part(name)
     ran: list[Command] = []
     monkeypatch.setattr(command, "run", lambda self, events: ran.append(self) or 0)
-    needed = {key: "x" for key, info in leaves(command) if info.is_required()}
+    needed = {key: "x" for key, info in leaves(command) if info.is_required() or key in command.positional}
+    needed = {key: value for key, value in needed.items() if "list" not in str(command.model_fields[key].annotation)}
     tried = 0
     for key, value in _every_value(command):
         given = needed | {key: value}

@@ -31,4 +31,5 @@ class Tune(TuneSettings, Command):
     def run(self, events: Events) -> int:
         from settle.jobs.ranks.start import start_run
 
-        return start_run(TUNING_JOBS.get(str(self.objective.name), "tune"), self, events)
+        objective = self.with_recipe().value.objective
+        return start_run(TUNING_JOBS.get(str(objective.name), "tune"), self, events)

@@ -48,6 +48,8 @@ class Models(ThreadSettings, Command):
             how = (self.machine, self.context, self.texts, self.all, self.picture, self.measure, self.draft)
             return fit_models(names, *how, events)
         if self.families:
+            if self.names:
+                raise UsageError("--families is about the whole catalogue", f"`settle models {' '.join(self.names)}`")
             from settle.library.families import list_families
 
             list_families(events)

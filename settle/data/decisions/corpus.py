@@ -39,6 +39,7 @@ from settle.data.settings import RowSettings
 from settle.data.split import row_families
 from settle.data.store import SHARES, RowStore, RowWriter
 from settle.documents.reader_pool import RowReader
+from settle.documents.rows import problem_of
 
 SIDES = ("train", "selection", "held_out")
 TRAIN, SELECTION, HELD_OUT = range(3)
@@ -178,8 +179,8 @@ def _read(
                 ledger.read += 1
                 value, where = record.get("value"), f"{file.name}:{record['row']}"
                 if not isinstance(value, Mapping):
-                    what = record.get("problem", "a row without named values")
-                    raise DataError(f"{where} cannot be used: {what}", "give .csv, .jsonl or .parquet files of rows")
+                    what = f"{where} cannot be used: {problem_of(record)}"
+                    raise DataError(what, "give .csv, .jsonl or .parquet files of rows")
                 records.append((where, value))
                 numbers.append(number)
     rows = decision_rows(records, settings.columns.label, instructions)

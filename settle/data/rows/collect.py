@@ -42,7 +42,7 @@ from settle.documents.blocks import Unreadable
 from settle.documents.decode import damage_error
 from settle.documents.reader_pool import RowReader
 from settle.documents.readers import Reader
-from settle.documents.rows import Record, Values
+from settle.documents.rows import Record, Values, problem_of
 from settle.documents.walk import FoundFile
 
 _SAMPLED_ROWS = 100  # rows that tell a file's layout
@@ -52,11 +52,14 @@ _REPORT_EVERY = 512  # rows between two progress events
 
 @dataclass
 class RefusedRows:
-    """Rows that cannot be used, by reason: how many, and the first of them."""
+    """Rows that cannot be used, by reason: how many, and the first of them, with what exactly is wrong there."""
 
     rows: dict[str, list[str]] = field(default_factory=dict)
+    details: dict[str, str] = field(default_factory=dict)
 
-    def add(self, reason: str, where: str) -> None:
+    def add(self, reason: str, where: str, detail: str = "") -> None:
+        if reason not in self.rows and detail:
+            self.details[reason] = detail
         self.rows.setdefault(reason, []).append(where)
 
     @property
@@ -67,7 +70,9 @@ class RefusedRows:
         reasons = []
         for reason, rows in self.rows.items():
             more = f" and {len(rows) - _NAMED} more" if len(rows) > _NAMED else ""
-            reasons.append(f"{reason}: {', '.join(rows[:_NAMED])}{more}")
+            detail = self.details.get(reason, "")
+            of_first = f" ({'the first: ' if len(rows) > 1 else ''}{detail})" if detail else ""
+            reasons.append(f"{reason}: {', '.join(rows[:_NAMED])}{more}{of_first}")
         return "; ".join(reasons)
 
 
@@ -107,6 +112,9 @@ class ExampleReader:
     def _of(self, number: int, file: FoundFile, records: Iterator[Record]) -> Iterator[tuple[int, int, Example]]:
         first = list(islice(records, _SAMPLED_ROWS))
         rows = [r["value"] for r in first if "value" in r]
+        if first and not rows:
+            what = f"line {first[0]['row']}: {problem_of(first[0])}"
+            raise DataError(f"{file.name} holds no rows that can be read: {what}", "give an example on each line")
         layout, name, columns = self._recognise(file, rows)
         if self.kind not in (None, layout.kind):
             raise DataError(
@@ -124,7 +132,7 @@ class ExampleReader:
             try:
                 example = self._example(layout, record)
             except Broken as e:
-                self.refused.add(str(e), where)
+                self.refused.add(str(e), where, record.get("detail", ""))
                 continue
             if example.mended:
                 self._ledger.mend(example.mended, where, "")

@@ -42,5 +42,8 @@ class Jsonl(TableReader):
                 continue
             try:
                 yield {"row": number, "value": json.loads(line)}
+            except json.JSONDecodeError as e:
+                detail = f"{e.msg[:1].lower()}{e.msg[1:]}, column {e.pos + 1}"
+                yield {"row": number, "problem": "a line that is no JSON", "detail": detail}
             except (ValueError, RecursionError):
                 yield {"row": number, "problem": "a line that is no JSON"}
