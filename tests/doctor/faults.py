@@ -263,17 +263,22 @@ def damaged_weights(healthy: ModelFile, folder: Path) -> Subject:
     """Put the rows of one block's matrices in another order, beside a copy of the sound file."""
     source, broken = healthy.model.weights, folder / "broken.gguf"
     shutil.copyfile(source, folder / "sound.gguf")
+    reorder_rows(source, broken, "blk.1.")
+    return with_file(healthy, broken)
+
+
+def reorder_rows(source: Path, broken: Path, beginning: str) -> None:
+    """Copy a file with the rows of the matrices whose names begin so in another order."""
     header = read_header(map_file(source), source.name)
     shutil.copyfile(source, broken)
     with broken.open("r+b") as file:
         for tensor in header.tensors:
-            if tensor.name.startswith("blk.1.") and len(tensor.shape) > 1:
+            if tensor.name.startswith(beginning) and len(tensor.shape) > 1:
                 file.seek(tensor.start)
                 data = file.read(tensor.num_bytes)
                 half = tensor.shape[0] // 2 * (tensor.num_bytes // tensor.shape[0])
                 file.seek(tensor.start)
                 file.write(data[half:] + data[:half])
-    return with_file(healthy, broken)
 
 
 @fault

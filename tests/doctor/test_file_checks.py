@@ -1,5 +1,6 @@
 """Failures of files beyond those that the checks inject themselves: each found, and proven where it does harm."""
 
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -12,17 +13,17 @@ from settle.doctor.checks.files.rope import _others, _rewritten, _slides
 from settle.doctor.doctor import examine
 from settle.doctor.known_answers import PARAGRAPHS, PROSE
 from settle.doctor.likelihood import Reader, text_reading
-from settle.doctor.model_files import with_file
+from settle.doctor.model_files import other_files, with_file
 from settle.doctor.subject import ModelFile, Running
 from settle.experiment.run import prove
-from settle.formats.gguf import export_gguf, write_edited
+from settle.formats.gguf import export_gguf, read_gguf, write_edited
 from settle.infer.scorer import Overrides
 from settle.library.resolve import resolve_gguf
 from settle.library.store import StoredModel, add_model
 from settle.model.architectures.gemma2 import Gemma2
 from settle.model.source import hash_of
 from tests.doctor.chat_model import healthy
-from tests.doctor.faults import FAULTS
+from tests.doctor.faults import FAULTS, reorder_rows
 
 ROPE, WEIGHTS = (Check.parts()[name]() for name in ("rope", "damaged_weights"))
 
@@ -65,6 +66,15 @@ def test_a_damaged_block_without_another_file_of_the_model(home, tmp_path):
     proof = prove(WEIGHTS.trial(finding, broken, tmp_path), tmp_path / "measurements.jsonl", Events())
     assert (proof.state, proof.verified) == ("proven", True), proof.to_json()
     assert "get the file again" in WEIGHTS.fix(finding, broken).what
+
+
+def test_a_model_that_was_trained_apart_is_another_one(home, tmp_path):
+    """Two runs of one recipe have the same shapes and tokens."""
+    source = healthy(ModelFile).model.weights
+    mine = shutil.copyfile(source, tmp_path / "mine.gguf")
+    reorder_rows(source, tmp_path / "other-seed.gguf", "")
+    reorder_rows(source, tmp_path / "damaged.gguf", "blk.1.")
+    assert [path.name for path in other_files(mine, read_gguf(mine))] == ["damaged.gguf"]
 
 
 def test_a_sound_model_is_not_better_without_a_block(home, monkeypatch):

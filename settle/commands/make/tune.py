@@ -29,7 +29,8 @@ class Tune(TuneSettings, Command):
     )  # fmt: skip
 
     def run(self, events: Events) -> int:
+        whole = self.with_recipe().value
+        whole.check("tune")  # before torch is loaded
         from settle.jobs.ranks.start import start_run
 
-        objective = self.with_recipe().value.objective
-        return start_run(TUNING_JOBS.get(str(objective.name), "tune"), self, events)
+        return start_run(TUNING_JOBS.get(str(whole.objective.name), "tune"), self, events)

@@ -20,7 +20,7 @@ from settle.doctor.checks import Check
 from settle.doctor.findings import Details, Finding, Fix
 from settle.doctor.known_answers import PARAGRAPHS
 from settle.doctor.likelihood import Reader, losses_of, prose_trial, reader_of, strength_of, text_reading
-from settle.doctor.model_files import other_files
+from settle.doctor.model_files import other_files, sampled_errors, some_rows
 from settle.doctor.subject import ModelFile
 from settle.doctor.trial import Trial
 from settle.formats import LazyTensor, Weights, map_file
@@ -33,7 +33,6 @@ from settle.library.store import linked_model
 from settle.model.source import hash_of
 
 LOOKED = 1  # paragraphs that a look reads
-SAMPLED = 8  # rows of a tensor
 LEAST_NATS = 0.2  # per token
 UNKNOWN_ERROR, TIMES = 0.1, 5.0  # share of a tensor's squares that a type loses, and how much more is damage
 ALONE = 1 << 30  # bytes of a file that is looked at without another one of the same model
@@ -65,13 +64,13 @@ class DamagedWeights(Check[ModelFile, Damage]):
     def detect(self, subject: ModelFile) -> Iterator[Finding[Damage]]:
         model = subject.model
         weights = read_gguf(model.weights)
-        broken = [name for name, tensor in weights.tensors.items() if not np.isfinite(_sample(tensor)).all()]
+        broken = [name for name, tensor in weights.tensors.items() if not np.isfinite(some_rows(tensor)).all()]
         if broken:
             what, seen = f"{broken[0]} holds values that are no numbers", f"{len(broken)} tensors do"
             yield self.finding(what, seen, strength=1.0, details=Damage(other=None))
             return
         for path in other_files(model.weights, weights):
-            errors = _errors(weights, read_gguf(path))
+            errors = sampled_errors(weights, read_gguf(path))
             worst = max(errors, key=errors.__getitem__)
             if errors[worst] < (GGML["Q4_0"].error or UNKNOWN_ERROR):  # as good as the other
                 continue
@@ -206,22 +205,6 @@ def _changed(path: Path) -> str:
     if stored is None or stored.kind != "gguf" or (sha256 := hash_of(path)) == stored.sha256:
         return ""
     return f"{path.name} is not the file that was pulled: its sha256 is {sha256[:12]}…, not {stored.sha256[:12]}…"
-
-
-def _errors(weights: Weights, other: Weights) -> dict[str, float]:
-    """Return by tensor the share of the other's squares that ours differ by, on some rows."""
-    errors = {}
-    for name, tensor in weights.tensors.items():
-        ours, theirs = _sample(tensor), _sample(other.tensors[name])
-        errors[name] = float(np.square(ours - theirs).sum() / max(np.square(theirs).sum(), 1e-30))
-    return errors
-
-
-def _sample(tensor: LazyTensor) -> np.ndarray:
-    """Return some rows of a matrix, spread over it; a vector whole."""
-    if len(tensor.shape) != 2:
-        return tensor.load() if len(tensor.shape) == 1 else np.zeros(0, np.float32)
-    return rows(tensor, np.linspace(0, tensor.shape[0] - 1, min(SAMPLED, tensor.shape[0])).astype(int).tolist())
 
 
 def _expected(dtype: str) -> float:
