@@ -22,7 +22,7 @@ from settle.data.prepare import Corpus
 from settle.data.rows.prepare import RowCorpus
 from settle.evaluate.compare.candidate import Samples
 from settle.evaluate.report.card import write_card
-from settle.evaluate.report.curves import draw_curves
+from settle.evaluate.report.curves import draw_curves, load_drawing
 from settle.jobs.job import RunContext, edited, interrupt, require_same_data, version_before
 from settle.jobs.ranks.crew import gather
 from settle.jobs.settings import DistillSettings, TrainSettings, TuneSettings
@@ -189,6 +189,8 @@ def earlier_session(c: TrainingContext) -> None:
 
     In a new run, raises UsageError for a device or a type that is not for this machine, before anything is read.
     """
+    if c.budget is not None:
+        load_drawing()  # now, while the time of the run is not planned yet
     if c.record is None:
         require_dtype(c.settings.dtype, accelerator(c.settings.device))
         return

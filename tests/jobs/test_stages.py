@@ -226,6 +226,16 @@ def test_memory_that_is_not_there_is_said(monkeypatch: pytest.MonkeyPatch) -> No
     assert heard[0]["text"].startswith("4.0 GB of memory are expected, 3.0 GB are there")
 
 
+def test_what_draws_is_loaded_before_the_time_of_a_run_is_planned(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its first import takes seconds on a new machine, which a run by the clock must not find at its end."""
+    loads: list[str] = []
+    monkeypatch.setattr(training_stages, "load_drawing", lambda: loads.append("drawing"))
+    training_stages.earlier_session(context())
+    assert loads == ["drawing"]
+    training_stages.earlier_session(context(plan=SimpleNamespace(loop=SimpleNamespace(seconds=None))))
+    assert loads == ["drawing"]
+
+
 def test_a_comparison_s_time_is_corrected_by_what_is_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         tuning_stages, "correction", lambda name, threads: 3.0 if name == "compare DistillSettings" else 1.0
@@ -451,7 +461,7 @@ def test_a_tuned_model_is_compared_on_rows_that_judge(home: Path, monkeypatch: p
         "both_in_llamacpp": lambda base, tuned: opened(base, tuned),
         "readers": lambda base, tuned: None,
         "compare_models": compared,
-        "report": lambda comparison, events: None,
+        "report": lambda comparison, events, run: None,
         "transformers_name": lambda source: "org/base",
     }.items():
         monkeypatch.setattr(tune, name, fake)

@@ -20,9 +20,9 @@ class Doctor(ThreadSettings, Command):
     Without SUBJECT: this machine, the store, the last runs and the servers that run. Every check looks for seconds and
     changes nothing; what it finds is *likely*. `--prove` runs the same thing twice, with one setting changed, in the
     order A B B A: only then is a cause *proven*, or *ruled out*, and its fix is tested again on other prompts. The
-    folder of a proof, given as SUBJECT, runs it again. The exit code is 3 when something is wrong. `settle doctor MODEL
-    --lesson all` shows on your own model why models break: eight lessons, each an A that works and a B that breaks,
-    drawn by rule from a seed and measured by the probability of the answer.
+    folder of a proof, given as SUBJECT, runs it again. The exit code is 3 when something is wrong, or a check had no
+    time. `settle doctor MODEL --lesson all` shows on your own model why models break: eight lessons, each an A that
+    works and a B that breaks, drawn by rule from a seed and measured by the probability of the answer.
     """
 
     positional: ClassVar[tuple[str, ...]] = ("subject",)

@@ -31,6 +31,12 @@ FEW_EVALUATIONS = 8
 POINTS = 300  # a line of more points than the picture has room for is drawn as the mean of each stretch
 
 
+def load_drawing() -> None:
+    """Load what draws, which takes seconds when it is new on a machine, and of a run with a budget its time."""
+    import matplotlib.backends.backend_agg  # noqa: F401
+    import matplotlib.figure  # noqa: F401
+
+
 def draw_curves(run: Run, result: Result | None = None) -> Path | None:
     """Draw `out/curves.png` of a run from its events, forecast.json and the result (result.json when not given).
 
