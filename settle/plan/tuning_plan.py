@@ -254,6 +254,8 @@ class _Fit:
         if self.adapter is None:
             return "--adapter lora needs a fraction of that"
         if self.settings.quantize is None:
+            if any(GGML[kind].quantized for kind in self.base.kinds):
+                return "--quantize as-is keeps the frozen weights in the blocks of their file, or take a smaller model"
             return "--quantize nf4 keeps the frozen weights in a quarter, or take a smaller model"
         return f"--rows.max-tokens {max(64, self.longest // 2)} makes rows shorter, or take a smaller model"
 
@@ -279,5 +281,5 @@ class _Fit:
         of_table = self.number if settings.quantize != "as-is" else of_file
         numbers = self.adapter.num_parameters(part.linears())
         adapter = precision(ADAMW_STATE, is_saved=False).of(numbers).states
-        head = tables if settings.quantize == "as-is" else 0
+        head = tables / (1 if part.tie_word_embeddings else 2) if settings.quantize == "as-is" else 0
         return inside * per_number[settings.quantize] + tables * of_table + adapter + head * self.number

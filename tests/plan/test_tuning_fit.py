@@ -11,10 +11,12 @@ from settle.base.errors import ResourceError, UsageError
 from settle.base.settings import resolve
 from settle.model.adapters.lora import NARROW, LoRA
 from settle.model.architectures.llama import Llama
+from settle.model.families import of_hf_config
 from settle.plan import tuning_plan
 from settle.plan.settings import TuningSettings
 from settle.plan.tuning_plan import RATES, ROOM, _check_quantize, _evaluation_cost, _Fit, _objective, plan_tuning
 from settle.train.optimizers import Optimizer
+from tests.model.architectures.test_gpt_oss import GPT_OSS_20B
 
 LAYERS, INSIDE, TABLES, ADAPTED = 4, 1_000_000, 200_000, 5_000  # the last: numbers of the adapter
 PER_TOKEN = 1000.0  # bytes of activations
@@ -26,6 +28,7 @@ class Shape:
 
     num_parameters: int = INSIDE + TABLES
     num_non_embedding_parameters: int = INSIDE
+    tie_word_embeddings: bool = False
     asked: list[tuple[int, int, Any]] = field(default_factory=list)
 
     def options(self) -> Any:
@@ -61,7 +64,7 @@ def fit(free: float = 1e12, adapter: Any = ADAPTER, dtype: str = "float32", besi
         ({}, "float32", ADAPTER, 1_200_000 * 4 + ADAPTED * 20),
         ({}, "bfloat16", ADAPTER, 1_200_000 * 2 + ADAPTED * 20),
         ({"quantize": "nf4"}, "bfloat16", ADAPTER, 1_000_000 * 0.52 + 200_000 * 2 + ADAPTED * 20),
-        ({"quantize": "as-is"}, "bfloat16", ADAPTER, 660_000 + ADAPTED * 20 + 200_000 * 2),
+        ({"quantize": "as-is"}, "bfloat16", ADAPTER, 660_000 + ADAPTED * 20 + 100_000 * 2),
     ],
 )
 def test_weights_take_the_bytes_of_their_types(asked: dict[str, Any], dtype: str, adapter: Any, weights: float) -> None:
@@ -122,7 +125,7 @@ def test_what_the_machine_has_free_counts_where_the_device_says_nothing(monkeypa
     ("adapter", "asked", "beside", "proposed"),
     [
         (None, {}, 0.0, "--adapter lora"),
-        (ADAPTER, {}, 0.0, "--quantize nf4"),
+        (ADAPTER, {}, 0.0, "--quantize as-is"),
         (ADAPTER, {"quantize": "nf4"}, 0.0, "--rows.max-tokens 80"),
         (None, {}, 1e9, "--cache"),
     ],
@@ -134,6 +137,23 @@ def test_what_does_not_fit_is_refused_with_what_would(
     with pytest.raises(ResourceError, match=f"needs about {made.needed(1, 1) / 1e9:,.1f} GB") as refused:
         made.choose({})
     assert proposed in refused.value.fix
+
+
+def test_a_base_of_numbers_is_proposed_in_nf4() -> None:
+    made = fit(1000.0, ADAPTER)
+    made.base.kinds = {"F32": 10}  # type: ignore[misc]
+    with pytest.raises(ResourceError) as refused:
+        made.choose({})
+    assert "--quantize nf4" in refused.value.fix
+
+
+def test_gpt_oss_as_it_is_published_takes_little_more_than_its_file() -> None:
+    """Its file, the output table as numbers, and an adapter of its attention; dense, it would take 42 GB."""
+    made, part = fit(adapter=LoRA(rank=16), dtype="bfloat16", quantize="as-is"), of_hf_config(GPT_OSS_20B)
+    made.base = SimpleNamespace(part=part, kinds={"MXFP4": 10_150_000_000, "BF16": 1_960_000_000})  # type: ignore[assignment]
+    table, adapted = part.vocab_size * part.hidden_size, LoRA(rank=16).num_parameters(part.linears())
+    assert adapted == 7_962_624  # of four linears in each of 24 layers
+    assert made._weights() == pytest.approx(12.11e9 + 2 * table + 20 * adapted)
 
 
 # --- what goes together ---

@@ -51,11 +51,9 @@ def unstack(tensors: Mapping[str, LazyTensor], experts: int, width: int, inner: 
         part_shape = (rows // len(parts),) if kind == "_bias" else (rows // len(parts), columns)
         for expert in range(experts):
             for number, part in enumerate(parts):
-                ending = f"{part}_proj.{'bias' if kind == '_bias' else 'weight'}"
+                linear = f"{module}.{expert}.{part}_proj.{'bias' if kind == '_bias' else 'weight'}"
                 own_rows = partial(read, expert, slice(number, None, len(parts)))
-                found[f"{module}.{expert}.{ending}"] = _lazy(
-                    f"{module}.{expert}.{ending}", part_shape, dtype, tensor, own_rows
-                )
+                found[linear] = _lazy(linear, part_shape, dtype, tensor, own_rows)
     return found
 
 
