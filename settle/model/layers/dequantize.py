@@ -182,26 +182,28 @@ def _q6_k(blocks: Tensor, out: Tensor) -> None:
 
 
 def _iq4_nl(blocks: Tensor, out: Tensor) -> None:
-    _levels(blocks[:, 2:].view(-1, 1, 16), out, _IQ4_LEVELS)
+    _levels(blocks[:, 2:].view(-1, 1, 16), out)
     out.mul_(_half(blocks, 0))
 
 
 def _mxfp4(blocks: Tensor, out: Tensor) -> None:
-    _levels(blocks[:, 1:].view(-1, 1, 16), out, _E2M1_LEVELS)
-    out.mul_(_there(_E8M0_HALVES, blocks.device)[blocks[:, :1].int()])
+    codes = torch.cat([blocks[:, 1:] & 15, blocks[:, 1:] >> 4], 1).short()
+    # sign, two bits of exponent and one of mantissa, where a half has them: it then is 2^-14 of the value
+    out.copy_(((codes & 8) << 12 | (codes & 7) << 9).view(torch.float16))
+    out.mul_(1 << 15).mul_(_there(_E8M0_HALVES, blocks.device)[blocks[:, :1].int()])
 
 
 def _iq4_xs(blocks: Tensor, out: Tensor) -> None:
-    _levels(blocks[:, 8:].view(-1, 8, 16), out, _IQ4_LEVELS)
+    _levels(blocks[:, 8:].view(-1, 8, 16), out)
     twos = (blocks[:, 2:4].unsqueeze(-1) >> _there(_SHIFTS, blocks.device).view(-1) & 3).view(-1, 8)
     fours = torch.stack([blocks[:, 4:8] & 15, blocks[:, 4:8] >> 4], 2).view(-1, 8)
     scales = (fours | twos << 4).float().sub_(32)
     out.view(-1, 8, 32).mul_((_half(blocks, 0) * scales).unsqueeze(-1))
 
 
-def _levels(packed: Tensor, out: Tensor, table: Tensor) -> None:
-    """Uneven levels from four bits each. packed: (n, groups, 16); out: (n, 32 × groups); table: (16,)."""
-    levels = _there(table, packed.device)
+def _levels(packed: Tensor, out: Tensor) -> None:
+    """Uneven levels from four bits each. packed: (n, groups, 16); out: (n, 32 × groups)."""
+    levels = _there(_IQ4_LEVELS, packed.device)
     halves = out.view(-1, packed.shape[1], 2, 16)
     halves[:, :, 0] = levels[(packed & 15).int()]
     halves[:, :, 1] = levels[(packed >> 4).int()]
@@ -210,9 +212,7 @@ def _levels(packed: Tensor, out: Tensor, table: Tensor) -> None:
 _IQ4_LEVELS = torch.tensor(
     [-127.0, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113]
 )  # of ggml-common.h, kvalues_iq4nl
-_E2M1_LEVELS = torch.tensor(
-    [0.0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12]
-)  # twice the values of OCP's E2M1, and half of E8M0's powers of two: ggml-common.h, kvalues_mxfp4
+# half of OCP's E8M0, as ggml has it: its values are twice those of E2M1, so that both are floats
 _E8M0_HALVES = torch.ldexp(torch.ones(256, dtype=torch.float64), torch.arange(256) - 128).float()
 _EIGHT = torch.arange(8, dtype=torch.uint8)
 _SHIFTS = torch.tensor([[0], [2], [4], [6]], dtype=torch.uint8)
