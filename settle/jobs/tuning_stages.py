@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
+from settle.base.errors import FormatError, UsageError
 from settle.base.events import ForecastReady, PlanReady, RowPreviews, Say, Warn
 from settle.base.files import write_json
 from settle.base.words.amounts import duration, gigabytes
@@ -71,6 +72,7 @@ def plan(c: TuningContext) -> None:
     """Every number of the run, each with its origin."""
     if c.record is not None:
         return
+    require_exportable(c.base)
     if c.settings.dry:
         c.events.emit(RowPreviews.model_validate({"rows": [preview.to_json() for preview in c.corpus.previews]}))
     c.plan = _planned(c, c.settings)
@@ -93,6 +95,15 @@ def plan(c: TuningContext) -> None:
         "optimizer": {"name": c.plan.optimizer_name, **c.plan.optimizer},
     }
     c.events.emit(PlanReady(values=shown, origin=c.plan.origin, why=c.plan.why, full=c.settings.dry))
+
+
+def require_exportable(base: Pretrained) -> None:
+    """Raise UsageError where the result could not pass the gate, before anything is learned."""
+    try:
+        base.part.gguf_metadata()
+    except FormatError as e:
+        what = f"{base.name}, tuned, could not be exported through llama.cpp: {e.what}"
+        raise UsageError(what, "tune the model's GGUF file instead, if there is one") from None
 
 
 def probe(c: TuningContext) -> None:

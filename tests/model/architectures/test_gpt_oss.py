@@ -2,18 +2,20 @@
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from safetensors.numpy import load_file, save_file
 
-from settle.base.errors import FormatError
+from settle.base.errors import FormatError, UsageError
 from settle.formats.gguf import export_gguf, read_gguf
 from settle.formats.peft import export_peft
 from settle.formats.safetensors import export_safetensors
 from settle.infer.engine import Engine
 from settle.infer.live_sampling import logprobs
+from settle.jobs.tuning_stages import require_exportable
 from settle.model.adapters.lora import LoRA
 from settle.model.architectures.gpt_oss import GptOss
 from settle.model.families import of_hf_config
@@ -122,6 +124,14 @@ def test_a_folder_without_scales_or_of_another_size(packed) -> None:
     (folder / "config.json").write_text(json.dumps(config | {"num_local_experts": 10**9}))
     with pytest.raises(FormatError, match="its num_local_experts is 1000000000"):
         Pretrained.open(folder)
+
+
+def test_what_llama_cpp_would_round_is_not_tuned(packed) -> None:
+    opened = Pretrained.open(packed[0])
+    require_exportable(opened)
+    split = opened.part.with_fields(rope_scaling=opened.part.rope_scaling.model_copy(update={"truncate": False}))
+    with pytest.raises(UsageError, match=r"packed, tuned, could not be exported through llama.cpp: .* \(truncate\)"):
+        require_exportable(replace(opened, part=split))
 
 
 def test_mxfp4_of_a_gguf_file_equals_llama_cpp(tiny, part, tmp_path) -> None:
