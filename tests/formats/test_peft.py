@@ -1,11 +1,11 @@
 """Adapters that peft loads, and adapters that peft wrote."""
 
 import json
+from importlib import import_module
 
 import numpy as np
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM
 
 from settle.base.errors import FormatError
@@ -28,6 +28,11 @@ LINEARS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down
 def base(tiny, tmp_path_factory):
     folder = tmp_path_factory.mktemp("base")
     return export_safetensors(tiny.part, tiny.weights, tiny.tokenizer, folder)
+
+
+def peft():
+    """Imported by the worker that runs these tests: it takes seconds, and every worker collects them."""
+    return import_module("peft")
 
 
 def theirs(base):
@@ -53,7 +58,7 @@ def test_peft_loads_it_with_equal_logits(tiny, base, tmp_path, names, rslora):
     state = {n: t for n, t in whole.state.items() if any(f"{name}.lora" in n for name in names)}
     lora = TrainedAdapter(LoRA(rank=4, alpha=6.5, rslora=rslora), state, "tiny", "ab" * 32)
     export_peft(tiny.part, lora, tmp_path)
-    loaded = PeftModel.from_pretrained(theirs(base), tmp_path)
+    loaded = peft().PeftModel.from_pretrained(theirs(base), tmp_path)
     adapted = {n.removesuffix(".lora_A.default") for n, _ in loaded.named_modules() if n.endswith("lora_A.default")}
     assert adapted == {PREFIX + module for module in lora.modules}
     torch.testing.assert_close(logits(loaded), merged_logits(tiny, base, lora), rtol=1e-4, atol=1e-4)
@@ -68,8 +73,10 @@ def test_peft_loads_it_with_equal_logits(tiny, base, tmp_path, names, rslora):
 def peft_made(base, folder, **settings):
     """An adapter that peft itself made and saved, with a B that is not zero; (its model, the adapter read back)."""
     torch.manual_seed(0)
-    config = LoraConfig(task_type="CAUSAL_LM", **{"r": 4, "lora_alpha": 8, "target_modules": LINEARS, **settings})
-    model = get_peft_model(theirs(base), config).eval()
+    config = peft().LoraConfig(
+        task_type="CAUSAL_LM", **{"r": 4, "lora_alpha": 8, "target_modules": LINEARS, **settings}
+    )
+    model = peft().get_peft_model(theirs(base), config).eval()
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
             parameter.data.normal_(std=0.2)
@@ -98,7 +105,7 @@ def test_dora_goes_there_and_back(base, tiny, tmp_path):
     model, dora = peft_made(base, tmp_path / "theirs", use_dora=True)
     assert isinstance(dora.method, DoRA)
     export_peft(tiny.part, dora, tmp_path / "ours")
-    loaded = PeftModel.from_pretrained(theirs(base), tmp_path / "ours")
+    loaded = peft().PeftModel.from_pretrained(theirs(base), tmp_path / "ours")
     torch.testing.assert_close(logits(loaded), logits(model), rtol=0, atol=0)
 
 

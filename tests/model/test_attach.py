@@ -1,8 +1,9 @@
 """An adapter that peft made computes here what it computes there."""
 
+from importlib import import_module
+
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
 from settle.base.errors import FormatError
@@ -35,7 +36,9 @@ def base(tmp_path_factory):
 def test_equal_logits(base, tmp_path, settings):
     torch.manual_seed(0)
     theirs = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32, attn_implementation="eager")
-    theirs = get_peft_model(theirs, LoraConfig(task_type="CAUSAL_LM", r=4, lora_alpha=8, **settings)).eval()
+    peft = import_module("peft")  # here: it takes seconds, and every worker collects this file
+    config = peft.LoraConfig(task_type="CAUSAL_LM", r=4, lora_alpha=8, **settings)
+    theirs = peft.get_peft_model(theirs, config).eval()
     for name, parameter in theirs.named_parameters():
         if "lora_B" in name:
             parameter.data.normal_(std=0.2)
