@@ -360,7 +360,7 @@ def _parameters(command: type[Command], helps: bool, shown: Collection[str]) -> 
             hint = Annotated[field.annotation, Parameter(help=field.description)]
             yield inspect.Parameter(name, inspect.Parameter.POSITIONAL_ONLY, annotation=hint, default=default)
     choices = _choices(command)
-    for name in dict.fromkeys([*command.essential, *command.model_fields]):
+    for name in dict.fromkeys([*command.essential, *sorted(command.model_fields, key="threads".__eq__)]):
         field = command.model_fields[name]
         if name in command.positional or name not in shown:
             continue

@@ -115,7 +115,7 @@ class RepeatableSettings(JobSettings):
         None, ge=1, le=64, description="with --launch: number of GPUs of each host; one process on the CPU if not given"
     )
     seeds: int = Field(
-        1, ge=1, le=100, description="runs of this recipe, with `seed` and those after it; their spread is reported"
+        1, ge=1, le=100, description="number of runs with consecutive seeds, from `seed` on; reports their spread"
     )
 
 

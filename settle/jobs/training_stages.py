@@ -269,8 +269,10 @@ def warn_of_time(c: TrainingContext) -> None:
     try:
         beside = sum(seconds for phase, seconds in c.phases.items() if phase != "loop")
         # steps, tokens or passes may end the loop before the time does
-        models = getattr(c.settings, "work", 1.0)
-        warning = too_short(c.plan, max(c.phases.get("loop", 0.0), (c.plan.loop.seconds or 0.0) - beside), models)
+        models, before = getattr(c.settings, "work", 1.0), c.phases.get("before", 0.0)
+        warning = too_short(
+            c.plan, max(c.phases.get("loop", 0.0), (c.plan.loop.seconds or 0.0) - beside), models, before
+        )
     except UsageError as e:
         if not c.settings.dry:
             raise

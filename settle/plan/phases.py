@@ -188,11 +188,11 @@ def give_way(plan: TrainingPlan, spent: float, proof: float) -> TrainingPlan:
     return plan.with_loop(seconds_comparing=kept) if missing > 0 else plan
 
 
-def too_short(plan: TrainingPlan, seconds: float, models: float = 1.0) -> str | None:
+def too_short(plan: TrainingPlan, seconds: float, models: float = 1.0, before: float = 0.0) -> str | None:
     """Return the warning for a time budget that leaves the loop only so many seconds; None when it has room to learn.
 
-    models: for how many the time is that the user gave, of which the plan has one's. Raises UsageError when it leaves
-    next to nothing.
+    models: for how many the time is that the user gave, of which the plan has one's. before: seconds of loading and
+    reading, which are many where Python compiles all modules first. Raises UsageError when it leaves next to nothing.
     """
     loop = plan.loop
     if not loop.seconds or not loop.step_seconds or seconds >= LEAST_STEPS * loop.step_seconds:
@@ -203,6 +203,7 @@ def too_short(plan: TrainingPlan, seconds: float, models: float = 1.0) -> str | 
         f"the time has room for about {steps} step{'s' if steps > 1 else ''} of training: everything else takes "
         f"{loop.seconds - seconds:,.0f} s"
     )
+    what += f", {before:,.0f} s of it loading and reading, less the next time" if before > loop.seconds / 4 else ""
     enough = f"--time {60 * -(-needed // 60) / 60:.0f}m"
     if steps < FEWEST_STEPS:
         raise UsageError(f"{what}, so nothing would be learned", f"give {enough}, or --steps instead of a time")

@@ -280,7 +280,10 @@ def test_a_time_too_short_to_learn_in_is_said_with_one_that_is_not() -> None:
             too_short(budget, seconds)
         assert refused.value.fix == "give --time 4m, or --steps instead of a time"
     with pytest.raises(UsageError) as refused:
-        too_short(budget, 0.5, models=2)
+        too_short(budget, 0.5, models=2, before=31.0)
+    assert "31 s of it loading and reading" in refused.value.what and "loading" not in str(
+        too_short(budget, 30.0, 1, 9)
+    )
     assert refused.value.fix.startswith("give --time 7m,")
 
 

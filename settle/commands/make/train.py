@@ -17,9 +17,7 @@ class Train(TrainSettings, Command):
 
     INPUTS are files or folders of text (Markdown, plain text, HTML, code, notebooks, JSON Lines, CSV, Parquet; with the
     extra `rag` also PDF, office documents, books and mail; compressed or not), `-` for stdin, or `stdlib` for Python's
-    own standard library. `--dry` shows the plan and the forecast, and stops. `--prove-scale 1,2,3,4` keeps no model:
-    short runs of one plan on these numbers of ranks, and on one that changes on the way, show that all train the same;
-    the exit code is 1 where a loss is further than 1e-5 from that of one rank.
+    own standard library. `--dry` shows the plan and the forecast, and stops.
     """
 
     positional: ClassVar[tuple[str, ...]] = ("inputs",)
@@ -29,7 +27,7 @@ class Train(TrainSettings, Command):
         "threads",
     )  # fmt: skip
 
-    prove_scale: str | None = Field(None, description="prove that these numbers of ranks train the same model: 1,2,3,4")
+    prove_scale: str | None = Field(None, description="prove that so many ranks train the same, keep no model: 1,2,3,4")
 
     def run(self, events: Events) -> int:
         if self.prove_scale is not None:

@@ -33,7 +33,7 @@ class Export(ThreadSettings, Command):
     )
     out: Path | None = Field(None, description="file or folder to write; here if not given")
     force: bool = Field(False, description="replace the file or folder if it exists")
-    base: str | None = Field(None, description="model that the adapter was trained on; what it says if not given")
+    base: str | None = Field(None, description="model the adapter was trained on; the one that it names if not given")
     merge_limit: float = Field(
         0.02, gt=0, description="nats per token (KL) that merging into a quantized base may cost"
     )

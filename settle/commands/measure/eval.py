@@ -25,7 +25,7 @@ class Eval(ThreadSettings, Command):
         None, description="what to compare it with; the model that it was made from if not given"
     )
     adapter: Path | None = Field(None, description="a LoRA in a .gguf file, to be served over TUNED")
-    rows: Path | None = Field(None, description="rows to ask, which it was not trained on; the run's held-out rows")
+    rows: Path | None = Field(None, description="rows to ask, not trained on; the run's held-out ones if not given")
     score: str | None = Field(
         None,
         description="metric: NAME, NAME:VALUE such as regex:PATTERN, or a Python file; from the data if not given",

@@ -14,19 +14,19 @@ from settle.machine.threads import ThreadSettings
 class Ask(ThreadSettings, Command):
     """Ask your documents; the answer cites passages that support it.
 
-    COLLECTION is what `settle index` made; the exit code is 3 when the documents do not answer. Without a QUESTION: one
-    after the other on a terminal, or text on stdin. A sentence that no passage supports is marked. Without a language
-    model the passages' best sentences are quoted.
+    NAME is a collection that `settle index` made. Without a QUESTION you ask one after the other on a terminal, or on
+    stdin. A sentence that no passage supports is marked; without a language model the passages' best sentences are
+    quoted. The exit code is 3 when the documents do not answer.
     """
 
     positional: ClassVar[tuple[str, ...]] = ("name", "question")
     writes_answer: ClassVar[bool] = True
 
-    name: str = Field(description="a collection")
+    name: str = Field(description="a collection, as `settle index` lists them")
     question: str | None = Field(None, description="answer this, then leave; - reads it from stdin")
     model: str | None = Field(
         None,
-        description="a run, a model of the store or a .gguf file, remembered for the collection; none: only quote",
+        description="model that writes answers: a run, one of the store or a .gguf file; remembered; none: only quote",
     )
     k: int = Field(4, gt=0, le=50, description="passages that an answer is made from")
     passages: bool = Field(False, description="show the passages instead of an answer")
