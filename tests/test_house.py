@@ -21,7 +21,7 @@ MOST_COMMAND_LINES = 80
 MOST_OF = {
     "files": 686,
     "files under 40 lines": 113,
-    "non-blank lines": 87_948,
+    "non-blank lines": 87_956,
     "mappings from str to object": 130,
     "isinstance": 597,
     "asserts": 52,

@@ -1,6 +1,6 @@
 """Prove the abilities of families, and write what was found to `table.toml`.
 
-python -m tests.abilities [FAMILY ...]    # all of them when none is named; then python bench/family_tables.py
+python -m tests.abilities [FAMILY ...]    # what is missing when none is named; then python bench/family_tables.py
 """
 
 import os
@@ -17,7 +17,7 @@ from tests.abilities.table import read_table, write_table
 
 
 def main(names: list[str]) -> None:
-    """Prove every ability of some families, and keep the columns of the others that are still there."""
+    """Prove every ability of some families; of all of them what the table lacks."""
     known = families()
     table = {family: cells for family, cells in read_table().items() if family in known}
     torch.set_num_threads(1)
@@ -27,7 +27,8 @@ def main(names: list[str]) -> None:
         for family in names or known:
             (home() / family).mkdir()
             subject = Subject(family, text, home() / family)
-            table[family] = {name: prove(subject, name) for name in ABILITIES}
+            before = {} if names else table.get(family, {})
+            table[family] = {name: before.get(name) or prove(subject, name) for name in ABILITIES}
             print(family, table[family], flush=True)
     write_table({family: table[family] for family in known if family in table})
 

@@ -4,8 +4,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from settle.base.errors import FormatError, GateError, UsageError
 from settle.base.event_log import Events
@@ -13,20 +15,47 @@ from settle.base.events import Event, Step
 from settle.base.files import write_json
 from settle.base.run import Run, free_name
 from settle.base.stop_signals import Stopping
-from settle.evaluate.gate.behaviour import CONVERSATIONS, Effort
-from settle.evaluate.gate.export import ExportedModel, export_model
+from settle.data.likelihoods import Windows
+from settle.evaluate.gate.behaviour import CONVERSATIONS, Effort, compare_greedy
+from settle.evaluate.gate.export import ExportedModel, export_model, shrunk_gate
 from settle.formats.gguf import Gguf
-from settle.jobs import train, tune
+from settle.formats.gguf.types import ggml_type
+from settle.infer.child_process import Draft
+from settle.infer.engine import Engine
+from settle.infer.live_sampling import logprobs
+from settle.infer.token_reader import TokenReader
+from settle.jobs import distill, train, tune
 from settle.jobs.job import INTERRUPTED, RunJob
 from settle.jobs.training_stages import TrainingContext
+from settle.library.reference import ModelRef
+from settle.model.pretrained import Pretrained
+from settle.model.source import Source
+from settle.shrink.calibration import CalibrationData
+from settle.shrink.candidates import Candidates
+from settle.shrink.quantizers import Quantizer
+from settle.shrink.session import MeasuredModel, Session
 from settle.train.checkpoint import load_newest
+from settle.train.objectives.next_token import NextToken
 from tests.abilities.subject import Subject
+from tests.model.architectures.test_activation_bytes import kept_bytes
+from tests.model.test_llama import packed
 
 STEPS, STOP = 4, 2
 WORKS = "works"
 MEASURING = ("probe", "forecast", "judging")  # stages that time this machine, or say what rows can show
 QUICK: dict[str, Any] = {"steps": STEPS, "dtype": "float32", "threads": 1}
-LEAST = Effort(num_texts=4, num_prompts=2, num_greedy=8, num_windows=2, conversations=CONVERSATIONS[:1])
+TURN = CONVERSATIONS[:1]
+LEAST = Effort(
+    num_texts=4,
+    num_prompts=2,
+    num_greedy=2,
+    num_windows=2,
+    window=64,
+    num_logprobs=1 << 13,
+    conversations=CONVERSATIONS[:1],
+)
+ANSWERS = Effort(num_prompts=3, num_greedy=12)
+MOST_FLOPS = 2.5  # times what is said
 ABILITIES: dict[str, Callable[[Subject], None]] = {}
 
 
@@ -77,7 +106,7 @@ def learns(job: RunJob[Any], asked: Any) -> Run:
     live, first = context.live, context.outcome.state.train_losses[0]
     with torch.no_grad():
         total, count = live.objective.batch_loss(live.model, live.batches.at(0))
-    assert float(total) / count < first, "the loss does not fall"
+    assert float(total) / count < first, f"the loss does not fall: {first:.4f}, {float(total) / count:.4f}"
     return run
 
 
@@ -140,19 +169,102 @@ def tunes_over_blocks_of_a_file(subject: Subject) -> None:
     learns(tune.JOB, tuning(subject.gguf("q8_0"), subject, "lora", quantize="as-is"))
 
 
-# --- files ---
+def distilled(subject: Subject, **settings: Any) -> Any:
+    """Return the settings of a student of the model."""
+    more = {"rows": {"piece_tokens": 32}, "optimizer": {"name": "adamw", "lr": 1e-3}}
+    return distill.JOB.settings(teacher=str(subject.hf), inputs=[str(subject.text.plain)], **more, **settings, **QUICK)
+
+
+@ability("distill")
+def distills(subject: Subject) -> None:
+    """Into a smaller model of the family."""
+    resumes(distill.JOB, distilled(subject, student=str(subject.student)))
+
+
+@ability("prune depth")
+def prunes_depth(subject: Subject) -> None:
+    """One layer less, which then learns from the whole model."""
+    learns(distill.JOB, distilled(subject, drop_layers=1))
+
+
+@ability("prune width")
+def prunes_width(subject: Subject) -> None:
+    learns(distill.JOB, distilled(subject, width=0.5))
+
+
+@ability("forecast")
+def is_forecast(subject: Subject) -> None:
+    """What a step keeps in memory is what is said, and its products are no fewer, and few are left out."""
+    part, rows, length = subject.part, (8, 4), 32
+    model, numbers = part.build(0), part.vocab_size
+    more, less = (kept_bytes(model, number, numbers) for number in rows)
+    said = part.activation_bytes_per_token(length, 4) * length * (rows[0] - rows[1])
+    has_experts = any(layer.experts for layer in part.options().layers)
+    assert abs(more - less - said) <= (0.1 * said if has_experts else 0), f"{more - less:,} bytes, {said:,.0f} are said"
+    inputs, targets, bounds = packed([length] * rows[0], numbers)
+    with FlopCounterMode(display=False) as counter:
+        NextToken().loss(model, inputs, targets.abs(), bounds)[0].backward()
+    said = part.flops_per_token(length) * length * rows[0]
+    # attention computes what a token may not see as well, and a recurrence is computed in chunks
+    assert said <= counter.get_total_flops() <= MOST_FLOPS * said, f"{counter.get_total_flops():,} operations, {said:,}"
+
+
+# --- files and answers ---
+
+
+@ability("shrink")
+def shrinks(subject: Subject) -> None:
+    """Into one of llama.cpp's mixes, by the importance and cost of each tensor; through the gate."""
+    source = Pretrained.open(subject.gguf("f32"))
+    ids = [source.tokenizer.encode(text)[:64] for text in subject.text.texts[:4]]
+    windows = Windows([i.tolist() for i in ids], np.arange(len(ids)), np.ones(len(ids), np.int64))
+    data = CalibrationData("text", ids, windows, subject.text.texts[:1], windows, [], [], 64)
+    session = Session(MeasuredModel(source, data, 1, Events()), subject.folder)
+    chosen = Candidates(session, Quantizer.make("auto", {})).of_mix("Q4_0")
+    measured = session.model.importance.means
+    assert {"Q4_0"} <= {*chosen.kinds.values()} and set(session.model.costs.num_bytes) <= {
+        *measured,
+        "token_embd.weight",
+    }
+    with session.candidate_file(chosen.kinds) as path:
+        assert 0 <= path.stat().st_size - chosen.num_bytes < 512  # what it says of its importance
+        figures = shrunk_gate(source, path, subject.text.texts[:1], LEAST)
+    # by the divergence alone: random weights enlarge in logits what llama.cpp's rounding of activations costs
+    assert figures["kl"] <= figures["bars"]["kl"], figures["first_difference"]
+
+
+@ability("serve")
+def answers(subject: Subject) -> None:
+    """With a draft model, and where prompts begin alike: the likeliest tokens are those of the live model."""
+    text = subject.text
+    sequences = [text.tokenizer.encode(t)[:48].tolist() for t in text.texts[:2]]
+    again = [sequences[0], sequences[0][:24] + sequences[1][:24], sequences[0]]
+    bars = ggml_type("F32").bars
+    assert bars is not None
+    with Engine(subject.gguf("f32"), threads=1, draft=Draft(subject.gguf("q8_0"), 4, 0.0)) as engine:
+        compared = compare_greedy(subject.model, text.tokenizer, engine, again, bars, ANSWERS)
+    assert compared["greedy_tokens_equal"] >= len(again)
+
+
+@ability("tokens")
+def shows_tokens(subject: Subject) -> None:
+    """Each token of a text with the probability that the live model gives it."""
+    path, text = subject.gguf("f32"), subject.text.texts[0][:80]
+    with TokenReader(ModelRef("model", "model", Source.at(path)), threads=1) as reader:
+        reading = reader.read(reader.encode(text))
+    live = logprobs(subject.model, reading.ids, range(len(reading.ids) - 1))
+    there = live[torch.arange(len(live)), torch.tensor(reading.ids[1:])].tolist()
+    assert [reading.logprob(at) for at in range(1, len(reading.ids))] == pytest.approx(there, abs=0.05)
 
 
 @ability("gate")
 def exports(subject: Subject) -> None:
-    """A file equals the model, and one with another tensor in it is refused."""
-    part, weights, tokenizer = subject.part, subject.weights, subject.text.tokenizer
-    model = part.skeleton("cpu")
-    model.load_state_dict(dict(weights))
-    path, texts = subject.folder / "model.gguf", [subject.text.plain.joinpath("0.txt").read_text()]
+    """A file equals the model, and one with a tensor in another order is refused."""
+    part, weights, tokenizer, model = subject.part, subject.weights, subject.text.tokenizer, subject.model
+    path, texts = subject.folder / "model.gguf", subject.text.texts[:1]
     exported = ExportedModel("model", model, part, weights, tokenizer, texts)
     figures = export_model(exported, Gguf(dtype="f32"), path, LEAST)
-    assert figures and figures["passed"] and figures["first_difference"] is None
+    assert figures and figures["passed"]
     name = next(n for n, weight in weights.items() if ".layers." in n and weight.ndim == 2)
     other = ExportedModel("other", model, part, {**weights, name: weights[name].roll(1, 0)}, tokenizer, texts)
     path.unlink()

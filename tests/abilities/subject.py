@@ -15,11 +15,13 @@ from settle.data.tokenizer.byte_bpe import SMALLEST, ByteBpeTokenizer
 from settle.formats.gguf import export_gguf
 from settle.formats.safetensors import export_safetensors
 from settle.model.architectures import Architecture
+from settle.model.decoder import Decoder
 from settle.model.families import family_named
 from tests.model.architectures.cases import random_model
 
 WORDS = ["lorem", "ipsum", "dolor", "sit", "amet", "vokma", "tudri", "rensel"]
-DOCUMENTS, ROWS = 24, 48
+DOCUMENTS, ROWS, CONTEXT = 24, 48, 256
+STUDENT = {"intermediate_size": 32, "moe_intermediate_size": 8}
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,10 @@ class Text:
         return self.folder / "text"
 
     @property
+    def texts(self) -> list[str]:
+        return [path.read_text() for path in sorted(self.plain.iterdir())]
+
+    @property
     def rows(self) -> Path:
         """Prompts and completions."""
         return self.folder / "rows.jsonl"
@@ -74,17 +80,21 @@ class Subject:
     def part(self) -> Architecture:
         tokenizer = self.text.tokenizer
         ids = {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id}
-        part = family_named(self.family).TINY.with_fields(vocab_size=tokenizer.vocab_size, **ids)
+        sizes = {"vocab_size": tokenizer.vocab_size, "max_position_embeddings": CONTEXT}
+        part = family_named(self.family).TINY.with_fields(**sizes, **ids)
         # what a file says of windows that llama.cpp has not: no more context than one of them
         is_narrow = part.gguf_metadata()[f"{part.gguf_family}.context_length"] < part.max_position_embeddings
         return part.with_fields(sliding_window=part.max_position_embeddings) if is_narrow else part
 
     @cached_property
     def weights(self) -> Mapping[str, Tensor]:
-        """Random, and such that each has a say; the tables less, so that a text is no less likely than by guessing."""
-        tables = ("model.embed_tokens.weight", "lm_head.weight")
-        found = dict(random_model(self.part).named_parameters())
-        return {name: p.detach() * (2 / 3 if name in tables else 1) for name, p in found.items()}
+        return _weights(self.part)
+
+    @cached_property
+    def model(self) -> Decoder:
+        model = self.part.skeleton("cpu")
+        model.load_state_dict(dict(self.weights))
+        return model.eval()
 
     @cached_property
     def hf(self) -> Path:
@@ -92,9 +102,23 @@ class Subject:
         folder = self.folder / f"{self.family}-hf"
         return export_safetensors(self.part, self.weights, self.text.tokenizer, folder, "f32", {})
 
+    @cached_property
+    def student(self) -> Path:
+        """A smaller model of the family, as `hf`."""
+        sizes = {name: value for name, value in STUDENT.items() if name in type(self.part).model_fields}
+        part, folder = self.part.with_fields(**sizes), self.folder / f"{self.family}-student"
+        return export_safetensors(part, _weights(part), self.text.tokenizer, folder, "f32", {})
+
     def gguf(self, dtype: str) -> Path:
         """The model as a GGUF file."""
         path = self.folder / f"{self.family}-{dtype}.gguf"
         if not path.exists():
-            export_gguf(self.part, self.weights, self.text.tokenizer, path, dtype, {"name": self.family})
+            export_gguf(self.part, self.weights, self.text.tokenizer, path, dtype, {"name": "tiny"})
         return path
+
+
+def _weights(part: Architecture) -> dict[str, Tensor]:
+    """Random, and such that each has a say; the tables less, so that a text is no less likely than by guessing."""
+    tables = ("model.embed_tokens.weight", "lm_head.weight")
+    found = dict(random_model(part).named_parameters())
+    return {name: p.detach() * (2 / 3 if name in tables else 1) for name, p in found.items()}

@@ -154,9 +154,9 @@ def test_rounding_may_choose_other_experts(method: LoRA | None) -> None:
 def test_a_router_that_the_compute_type_gets_wrong_is_found() -> None:
     model, power = mixture(LORA, apart=3.0), 1.0
 
-    def sharpened(_: torch.nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
-        (chances,) = inputs
-        return ((power * chances.log()).softmax(-1) if model.compute_dtype == torch.bfloat16 else chances,)
+    def sharpened(_: torch.nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        chances, *rest = inputs
+        return ((power * chances.log()).softmax(-1) if model.compute_dtype == torch.bfloat16 else chances, *rest)
 
     router = next(m for m in model.modules() if isinstance(m, TopExperts))
     router.register_forward_pre_hook(sharpened)

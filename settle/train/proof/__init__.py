@@ -44,6 +44,10 @@ STATIONARY_PERTURBATION_STD = 0.02  # std of the noise that moves the weights of
 # tuned model may be twice as far off, since its gradient from few tokens may be nearly zero.
 GRADIENT_TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-3, torch.float16: 0.1, torch.bfloat16: 0.3}
 PARTS, DIRECTIONS = (1, 5, 20), 8  # of the step of a finite difference of one tensor; of extrapolated ones
+FLOAT32_NATS = 2e-6  # rounding of a loss of a few nats in float32
+FARTHEST = (
+    0.3  # root mean square of a tensor's longest step: with hardly any gradient it would go where nothing is finite
+)
 SHARES_OF_STEP = (1.0, 0.1, 0.01)  # of the first step's rate: a step too long for one batch is no wrong step
 
 
@@ -435,7 +439,7 @@ class _Proof:
 
         rise: the intended change of the loss by each tensor's step.
         """
-        expected = 0.0
+        expected, is_short = 0.0, False
         losses: list[float] = []
         with torch.no_grad():
             for sign in (+1, -2, +1):  # the last puts the weights back
@@ -445,13 +449,17 @@ class _Proof:
                     direction = torch.randn(p.shape, generator=random, dtype=p.dtype).to(p.device)
                     upwards = 1.0 if (grad * direction).sum() >= 0 else -1.0  # or it could cancel the gradient
                     direction.mul_(upwards * grad.norm() / direction.norm()).add_(grad).div_(grad.norm() ** 2)
+                    share = FARTHEST * p.numel() ** 0.5 / (self._rise * float(direction.norm()))
+                    direction.mul_(min(1.0, share))
+                    is_short |= share < 1
                     expected += float((grad * direction).sum()) if not losses else 0.0
                     p.add_(direction, alpha=sign * rise)
                 with self.experts.repeated(self.exact):  # or the loss would jump where a router chooses others
                     total, count = self.objective.batch_loss(self.exact, self.few)
                 losses.append(float(total) / count)
         measured = (losses[0] - losses[1]) / (2 * rise)
-        return (measured - expected) / abs(expected)
+        rounding = FLOAT32_NATS / rise if self.tuned and is_short else 0.0
+        return math.copysign(max(0.0, abs(measured - expected) - rounding), measured - expected) / abs(expected)
 
     @property
     def bars(self) -> _Precision:
