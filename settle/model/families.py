@@ -6,6 +6,9 @@ from settle.formats.gguf import embeds
 from settle.formats.gguf.metadata import section
 from settle.model.architectures import Architecture, GgufMetadata, HfConfig, Tensors
 from settle.model.architectures._plain import plain_families
+from settle.model.nearest import nearest_of_config, nearest_of_gguf
+
+NO_TENSORS: Tensors = {}
 
 
 def families() -> dict[str, type[Architecture]]:
@@ -39,29 +42,27 @@ def text_config(config: HfConfig) -> HfConfig:
     return {**inner, **whole} if inner else config
 
 
-def of_hf_config(config: HfConfig) -> Architecture:
+def of_hf_config(config: HfConfig, tensors: Tensors = NO_TENSORS) -> Architecture:
     """Return the architecture that a `config.json` describes: of a multimodal model, that of its text model.
 
-    Raises FormatError for a family that is not known.
+    Raises FormatError for a family that is not known: it names the nearest, and what differs; also in tensors.
     """
     config = text_config(config)
-    kind = config.get("model_type")
-    if (family := family_of(kind)) is None:
-        raise FormatError(f"the architecture {kind!r} is not known", f"known are: {', '.join(sorted(families()))}")
+    if (family := family_of(config.get("model_type"))) is None:
+        raise nearest_of_config(config, tensors, families())
     return family.from_hf_config({**config, "model_type": family.model_type})
 
 
 def of_gguf(metadata: GgufMetadata, tensors: Tensors) -> Architecture:
-    """Return the architecture that a GGUF file describes. Raises FormatError for a family that is not known.
+    """Return the architecture that a GGUF file describes. Raises FormatError as `of_hf_config` does.
 
     Of two families that GGUF writes as one (a Mistral is a Llama there) the one that bears its name is taken.
     """
     kind = metadata.get("general.architecture")
     alike = [family for family in families().values() if family.gguf_architecture == kind]
     if not alike:
-        known = sorted({family.gguf_architecture for family in families().values()})
         if embeds(metadata):
             fix = "tune it on pairs with --objective rank or contrastive, or choose a model that writes"
             raise FormatError("it turns texts into vectors and writes none", fix)
-        raise FormatError(f"the architecture {kind!r} is not known", f"known are: {', '.join(known)}")
+        raise nearest_of_gguf(metadata, tensors, families())
     return max(alike, key=lambda family: family.is_of_gguf(metadata)).from_gguf(metadata, tensors)

@@ -244,11 +244,11 @@ def _from_folder(source: Source) -> Pretrained:
     for key, most in (("num_hidden_layers", 0), ("num_experts", 0), ("num_local_experts", stacked)):
         if of_text.get(key) is not None and not 0 <= whole(dict(of_text), key) <= max(most, len(file.tensors)):
             raise FormatError(f"its {key} is {of_text[key]}, with {len(file.tensors)} tensors", "get the file again")
-    part = of_hf_config(config)
-    tokenizer = PretrainedTokenizer.from_folder(source.path)
-    names = part.hf_names()
     holds_more = of_text is not config or any(name.startswith("mtp.") for name in file.tensors)
     tensors, left_out = _of_text(file.tensors) if holds_more else (dict(file.tensors), {})
+    part = of_hf_config(config, tensors)
+    tokenizer = PretrainedTokenizer.from_folder(source.path)
+    names = part.hf_names()
     if "lm_head.weight" not in names.values():
         tensors.pop("lm_head.weight", None)  # a copy of the tied table
     return Pretrained(part, tokenizer, source, config, _places(part, names, part.unstack_experts(tensors)), left_out)

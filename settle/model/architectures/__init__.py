@@ -381,6 +381,12 @@ class Architecture(Part):
         return config
 
     @classmethod
+    def hf_keys(cls) -> frozenset[str]:
+        """Return the keys of a `config.json` that this family understands."""
+        rope = ("rope_parameters", "rope_scaling", "rope_theta")
+        return frozenset({*cls.TINY.to_hf_config(), *cls.model_fields, *cls.HF_FIXED, *cls.HF_DEFAULTS, *rope})
+
+    @classmethod
     def from_hf_config(cls, config: HfConfig) -> Self:
         """From a `config.json`. Raises FormatError naming the key that this family does not support."""
         for key, done in {"model_type": cls.model_type, "quantization_config": None, **cls.HF_FIXED}.items():

@@ -92,6 +92,11 @@ class Plain(Llama):
         return super().from_hf_config({**older, **config, **{key: name for key, name in alike.items() if name}})
 
     @classmethod
+    def hf_keys(cls) -> frozenset[str]:
+        own = super().hf_keys() - (set(_OPTIONAL) - cls.OPTIONS)
+        return own.union(cls.KEYS, cls.ALIKE, cls.OLDER)
+
+    @classmethod
     def hf_values(cls, config: HfConfig) -> Values:
         known = dict(config)
         for key, fields in cls.KEYS.items():

@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -196,6 +197,24 @@ def test_what_is_not_done_is_named() -> None:
         of_gguf({"general.architecture": "bert"}, {})
     with pytest.raises(FormatError, match="no token_embd"):
         of_gguf({"general.architecture": "qwen2"}, {})
+
+
+@pytest.mark.parametrize("name", ["llama", "cohere", "glm4", "gemma3_text", "qwen3_moe", "gpt_neox"])
+def test_an_unknown_family_is_refused_with_the_nearest_and_what_differs(name) -> None:
+    part = CASES[name]
+    names, sizes = part.hf_names(), part.parameters()
+    shapes = {names[parameter]: SimpleNamespace(shape=shape) for parameter, shape in sizes.items()}
+    config = part.to_hf_config() | {"model_type": "new"}
+    with pytest.raises(FormatError, match=f"nearest one is {name}, whose settings and tensors it has"):
+        of_hf_config(config, shapes)
+    norm = next(other for other in shapes if "norm" in other and ".0." in other)
+    own = {key: value for key, value in shapes.items() if not key.endswith(norm.partition(".0.")[2])} | {
+        "model.extra.weight": shapes[norm]
+    }
+    with pytest.raises(FormatError) as refused:
+        of_hf_config(config | {"turns": 3}, own)
+    for said in (f"nearest one is {name},", "its setting turns", "model.extra.weight", norm.replace(".0.", ".*.")):
+        assert said in refused.value.what
 
 
 def test_scaled_frequencies_equal_transformers() -> None:
