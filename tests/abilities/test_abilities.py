@@ -43,6 +43,6 @@ def cells():
             yield pytest.param(family, ability, id=f"{family}-{ability}", marks=marks)
 
 
-@pytest.mark.parametrize(("family", "ability"), cells())
+@pytest.mark.parametrize(("family", "ability"), list(cells()))
 def test_an_ability_is_what_the_table_says(family, ability, subjects):
     assert prove(subjects(family), ability) == TABLE[family][ability]
