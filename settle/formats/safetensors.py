@@ -4,7 +4,8 @@ import json
 import math
 import mmap
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -134,21 +135,56 @@ def export_safetensors(
     is larger. Returns the folder. Raises ResourceError on a full disk, FormatError for values that the type cannot
     hold.
     """
-    path = Path(path)
-    with folder_to_write(path):
-        tokenizer.save(path)
     config = part.to_hf_config() | {"dtype": TORCH_NAMES[dtype]}
-    write_json(path / "config.json", config)
-    ids = {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id, "pad_token_id": tokenizer.pad_id}
-    write_json(path / "generation_config.json", {k: v for k, v in ids.items() if v is not None})
-    card = {k: str(v) for k, v in (metadata or {}).items() if v is not None}
+    return write_hf_folder(config, hf_tensors(part, weights), tokenizer, path, dtype, metadata, shard_bytes)
+
+
+def hf_tensors(part: ModelLayout, weights: Mapping[str, TensorLike]) -> dict[str, TensorLike]:
+    """Return parameters as the tensors of Hugging Face's files, by name, which may join the rows of several."""
     names = part.hf_names()
     tensors: dict[str, list[TensorLike]] = {}
     for name in (name for name in names if name in weights):
         tensors.setdefault(names[name], []).append(weights[name])
     whole = {name: rows[0] if len(rows) == 1 else _Rows(rows) for name, rows in tensors.items()}
-    _write_shards(path, part.stack_experts(whole), dtype, card, shard_bytes)
+    return dict(part.stack_experts(whole))
+
+
+def write_hf_folder(
+    config: Mapping[str, object],
+    tensors: Mapping[str, TensorLike],
+    tokenizer: Tokenizer,
+    path: Path,
+    dtype: str,
+    metadata: Card | None = None,
+    shard_bytes: int = SHARD_BYTES,
+) -> Path:
+    """Write tensors by their names in files, config.json and the tokenizer. Returns and raises as above."""
+    path = Path(path)
+    with folder_to_write(path):
+        tokenizer.save(path)
+    write_json(path / "config.json", config)
+    ids = {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id, "pad_token_id": tokenizer.pad_id}
+    write_json(path / "generation_config.json", {k: v for k, v in ids.items() if v is not None})
+    card = {k: str(v) for k, v in (metadata or {}).items() if v is not None}
+    _write_shards(path, tensors, dtype, card, shard_bytes)
     return path
+
+
+@dataclass(frozen=True)
+class Computed:
+    """A tensor whose values are made when they are written. whole: "I32" or "I64" for whole numbers, "" for floats."""
+
+    shape: tuple[int, ...]
+    make: Callable[[], np.ndarray]
+    whole: str = ""
+
+    def __array__(self, dtype: type | None = None, copy: bool | None = None) -> np.ndarray:
+        return self.make()
+
+
+def _kind(tensor: TensorLike, dtype: str) -> str:
+    """Return the type in which a tensor is stored: floats are all of one."""
+    return getattr(tensor, "whole", "") or dtype.upper()
 
 
 class _Rows:
@@ -169,7 +205,7 @@ def _write_shards(
     shards: list[dict[str, TensorLike]] = [{}]
     sizes = [0]
     for name, tensor in tensors.items():
-        size = math.prod(tensor.shape) * ITEM_BYTES[dtype.upper()]
+        size = math.prod(tensor.shape) * ITEM_BYTES[_kind(tensor, dtype)]
         if shards[-1] and sizes[-1] + size > shard_bytes:
             shards.append({})
             sizes.append(0)
@@ -190,19 +226,23 @@ def _write_shards(
 def write_safetensors(
     path: Path, tensors: Mapping[str, TensorLike], dtype: str = "f32", metadata: Mapping[str, str] | None = None
 ) -> None:
-    """Float tensors (torch or numpy) to one file, in `dtype`, beside and renamed; one at a time in memory."""
+    """Float tensors (torch or numpy) to one file, in `dtype`, beside and renamed; one at a time in memory.
+
+    Whole numbers (`Computed.whole`) keep their type.
+    """
     header: dict[str, object] = {"__metadata__": {"format": "pt", **(metadata or {})}}
     at = 0
     for name, tensor in tensors.items():
-        size = math.prod(tensor.shape) * ITEM_BYTES[dtype.upper()]
-        header[name] = {"dtype": dtype.upper(), "shape": list(tensor.shape), "data_offsets": [at, at + size]}
+        size = math.prod(tensor.shape) * ITEM_BYTES[_kind(tensor, dtype)]
+        header[name] = {"dtype": _kind(tensor, dtype), "shape": list(tensor.shape), "data_offsets": [at, at + size]}
         at += size
     raw = json.dumps(header).encode()
     raw += b" " * (-len(raw) % 8)
     with beside(path, 8 + len(raw) + at) as part, part.open("wb") as f:
         f.write(struct.pack("<Q", len(raw)) + raw)
         for name, tensor in tensors.items():
-            write_array(f, _encode(name, to_float32(tensor), dtype))
+            is_whole = _kind(tensor, dtype) != dtype.upper()
+            write_array(f, np.asarray(tensor) if is_whole else _encode(name, to_float32(tensor), dtype))
 
 
 def _encode(name: str, values: np.ndarray, dtype: str) -> np.ndarray:

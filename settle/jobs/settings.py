@@ -24,9 +24,10 @@ STUDENT_PASSES = 2.0  # steps of the student of `--members` ÷ those of a member
 AMOUNTS = {"time": seconds, "tokens": count, "size": count}
 # the job of each objective that does not go the usual way: encoders learn from pairs of a question and a passage
 TUNING_JOBS = {"rank": "tune_encoder", "contrastive": "tune_encoder", "decision": "tune_decision"}
+PACKED = "W4A16"  # matrices of 4 bits in a folder of compressed-tensors
 DRAFT_TYPES = ("q8_0", "q4_0", "f16")
 A_MODEL = "a run, a model of the store, a folder in Hugging Face's layout, or a .gguf file; or the recipe's"
-Goal = Literal["size", "mix", "speed", "loss", "plan", "unchanged"]
+Goal = Literal["size", "mix", "packed", "speed", "loss", "plan", "unchanged"]
 
 
 class JobSettings(Settings):
@@ -256,7 +257,9 @@ class ShrinkOptions(ThreadSettings):
     """What a person may ask when a model is made smaller."""
 
     model: str = Field("", description=A_MODEL)
-    to: str | None = Field(None, description="a size such as 400MB, or a type of llama.cpp: Q4_K_M, Q8_0, IQ4_XS …")
+    to: str | None = Field(
+        None, description="a size such as 400MB; a type of llama.cpp: Q4_K_M, Q8_0 …; or W4A16, a folder for vLLM"
+    )
     speed: float | None = Field(None, gt=0, description="tokens per second that the model must write on this machine")
     lose: str | None = Field(None, description="how much the loss on held-out text may rise, such as 1%")
     plan: bool = Field(False, description="predict, then measure, every option; write no model")
@@ -272,6 +275,11 @@ class ShrinkOptions(ThreadSettings):
         json_schema_extra={"parts": "evaluate/tasks"},
     )
 
+    @property
+    def is_packed(self) -> bool:
+        """Return whether a folder of compressed-tensors is asked for."""
+        return (self.to or "").upper() == PACKED
+
     def budget(self) -> Budget:
         """Return the budget. Raises UsageError unless exactly one was given, or none with `vocabulary`."""
         from settle.shrink.types.mixes import MIXES  # loads numpy
@@ -283,10 +291,12 @@ class ShrinkOptions(ThreadSettings):
             names = ", ".join(f"--{name}" for name in options) or "none"
             fix = "give --to 400MB, --to Q4_K_M, --speed 40, --lose 1% or --plan"
             raise UsageError(f"one budget decides, and {names} were given", fix)
+        if self.is_packed:
+            return Budget("packed")
         if self.to is not None and self.to.upper() in MIXES:
             return Budget("mix", mix=self.to.upper())
         if self.to is not None and self.to[:1].isalpha():
-            fix = f"give a size such as 400MB, or one of: {', '.join(MIXES)}"
+            fix = f"give a size such as 400MB, or one of: {', '.join(MIXES)}, {PACKED}"
             raise UsageError(f"there is no type {self.to!r}", fix)
         if self.to is not None:
             return Budget("size", num_bytes(self.to))

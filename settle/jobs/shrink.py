@@ -40,6 +40,7 @@ from settle.shrink.quantizers import Quantizer
 from settle.shrink.search import best_at_speed, best_within_size, predicted_speeds, routes, smallest_within_loss
 from settle.shrink.session import MeasuredModel, Session, require_room
 from settle.shrink.types.quantize_file import find_fallback, quantized_already
+from settle.shrink.types.w4a16 import packable, packed_through_gate
 
 WORK_PREFIX = ".work-"  # of the folder inside the run's where candidates are written
 WORK_SPACE = 2.5  # times the unquantized file: the candidates beside it, and what is measured
@@ -73,6 +74,7 @@ class ShrinkContext(RunContext):
     expected: dict[str, float] = field(default_factory=dict)
     chosen: ShrinkCandidate | None = None
     exported: Path | None = None
+    packed: Path | None = None  # the folder of compressed-tensors
     judged: Path | None = None  # verdict.json
     loss_on_text: TextLoss | None = None
     made: ShrinkResult = field(init=False)
@@ -98,6 +100,8 @@ def source(c: ShrinkContext) -> None:
             "against it, and forecasts what rounding twice costs",
         )
     require_room(WORK_SPACE * model.source.path.stat().st_size, folder)
+    if c.settings.is_packed:
+        packable(model.part, read_gguf(model.source.path))  # a model that cannot be is refused before it is measured
     c.source, c.work = model, folder
 
 
@@ -115,7 +119,7 @@ def data(c: ShrinkContext) -> None:
     require_same_data(c, c.fingerprint)
     threads = num_threads(settings.threads)
     model = MeasuredModel(c.source, texts, threads, c.events, settings.imatrix)
-    session = Session(model, c.work)
+    session = Session(model, c.work, short_scales=settings.is_packed)
     c.session = session.with_cut_vocabulary() if settings.vocabulary else session
     c.candidates = Candidates(c.session, Quantizer.make(settings.quantizer.name or "auto", settings.quantizer.settings))
     c.spending.start("cpu", None)
@@ -148,6 +152,8 @@ def search(c: ShrinkContext) -> None:
             c.chosen = candidates.measure(_planned(c, c.record["chosen"]))
         elif budget.goal == "unchanged":
             c.chosen = candidates.measure(candidates.unchanged())
+        elif budget.goal == "packed":
+            c.chosen = candidates.measure(candidates.packed())
         elif budget.goal == "mix":
             fallback = find_fallback(c.session.model.file, budget.mix, has_importance=True)
             if fallback is not None:
@@ -194,12 +200,17 @@ def export(c: ShrinkContext) -> None:
     if c.chosen is None:
         return
     chosen = c.chosen
-    label = chosen.mix or (f"{c.candidates.quantizer.part_name()}-{chosen.num_bytes / 1e6:.3g}MB")
+    sized = f"{c.candidates.quantizer.part_name()}-{chosen.num_bytes / 1e6:.3g}MB"
+    label = chosen.name if c.settings.is_packed else chosen.mix or sized
     c.exported = c.run.out / f"{c.run.name}-{label if chosen.kinds else 'vocabulary'}.gguf"
     gate = c.session.export(chosen.kinds, c.exported, chosen.mix)
     record_made(c.run, {"gguf": str(c.exported)})
     emit_gate_checks(gate, c.events)
     c.gate = gate
+    if c.settings.is_packed:
+        dtype = unquantized_type(c.session.model.source)
+        folder, texts = c.exported.with_suffix(""), c.session.model.data.texts
+        c.packed = packed_through_gate(open_pretrained(c.exported), folder, dtype, texts, c.events)
 
 
 def compare(c: ShrinkContext) -> None:
@@ -238,6 +249,7 @@ def report(c: ShrinkContext) -> None:
     picture = draw_pareto(points, c.run.out / "pareto.png", f"{c.session.model.source.name}: size, speed and loss")
     files = {} if c.exported is None else {"gguf": str(c.exported), "card": str(c.run.out / "card.md")}
     files |= {"verdict": str(c.judged)} if c.judged else {}
+    files |= {"compressed_tensors": str(c.packed)} if c.packed else {}
     c.made = made.model_copy(update={"files": files | {"picture": str(picture)}})
 
 

@@ -149,6 +149,11 @@ class Pretrained:
             stored.place.forget(first * row_bytes, last * row_bytes)
         return self._in_our_order(name, out)
 
+    def blocks(self, name: str) -> Tensor:
+        """Rows of a quantized matrix, in Hugging Face's order, as the file's blocks: uint8 (O, bytes of a row)."""
+        stored = self.stored[name]
+        return self._in_our_order(name, _tensor(stored.place, 0, stored.place.num_bytes).view(stored.shape[0], -1))
+
     def lazy_weights(self) -> dict[str, "LazyWeight"]:
         """Every parameter by name, each read when it is written somewhere: what the writers of `formats` take."""
         return {name: LazyWeight(self, name, stored.shape) for name, stored in self.stored.items()}
@@ -166,8 +171,7 @@ class Pretrained:
         kind = stored.tensor.dtype
         splits = self.source.kind == "gguf" and self.part.column_run(name) % GGML[kind].block
         if quantize == "as-is" and GGML[kind].quantized and not splits:
-            rows = _tensor(stored.place, 0, stored.place.num_bytes).view(stored.shape[0], -1)
-            return FrozenBlocks(self._in_our_order(name, rows), kind, (stored.shape[0], stored.shape[1]))
+            return FrozenBlocks(self.blocks(name), kind, (stored.shape[0], stored.shape[1]))
         in_layers = name.startswith("model.layers.") and not name.removesuffix(".weight").endswith(ROUTERS)
         if quantize == "nf4" and in_layers and math.prod(stored.shape) % 64 == 0:
             return FrozenNf4(quantize_nf4(self.read(name)))

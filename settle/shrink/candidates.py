@@ -18,6 +18,7 @@ from settle.shrink.quantizers import Quantizer
 from settle.shrink.session import Session
 from settle.shrink.types.mixes import mix_types
 from settle.shrink.types.quantize_file import quantized_already
+from settle.shrink.types.w4a16 import packable
 
 BANDWIDTH_SHARE = 0.85  # share of a token's time that is memory traffic, when only one file was measured
 
@@ -171,6 +172,11 @@ class Candidates:
     def of_size(self, num_bytes: int) -> ShrinkCandidate:
         """Return the quantizer's choice for a file of at most `num_bytes`. Raises UsageError if none is so small."""
         return self._candidate("", self.quantizer.choose_types(self.session.model, num_bytes))
+
+    def packed(self) -> ShrinkCandidate:
+        """Return the file whose blocks a folder of compressed-tensors holds."""
+        model = self.session.model
+        return self._candidate("W4A16", packable(model.source.part, model.file))
 
     def unchanged(self) -> ShrinkCandidate:
         """No tensor in another type."""

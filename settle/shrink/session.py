@@ -192,13 +192,14 @@ class Session:
     """model: what files are made of. folder: where candidates are written.
 
     before_cut: the model as the person gave it and its texts, where `model` has only a part of its vocabulary;
-    cut_report: what was removed.
+    cut_report: what was removed. short_scales: as of `quantize_gguf`.
     """
 
     model: MeasuredModel
     folder: Path
     before_cut: tuple[Pretrained, CalibrationData] | None = None
     cut_report: VocabularyReport | None = None
+    short_scales: bool = False
 
     @property
     def whole(self) -> Pretrained:
@@ -268,4 +269,14 @@ class Session:
         importance = model.importance if kinds else None
         source = model.importance_file.name if model.importance_file else ""
         metadata = None if importance is None else metadata_of(importance, source)
-        return quantize_gguf(model.path, path, kinds, importance, mix, metadata, progress=report, requantize=True)
+        return quantize_gguf(
+            model.path,
+            path,
+            kinds,
+            importance,
+            mix,
+            metadata,
+            progress=report,
+            requantize=True,
+            short_scales=self.short_scales,
+        )

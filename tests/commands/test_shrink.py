@@ -82,6 +82,17 @@ def test_a_type(typed):
     assert main(["chat", "typed", "def f(", "--max-tokens", "4"]) == 0
 
 
+def test_a_folder_for_vllm(kept, capsys):
+    result = shrunk(capsys, "notes", kept / "text.txt", "--to", "w4a16", "--name", "packed")
+    folder = Path(result["files"]["compressed_tensors"])
+    config = json.loads((folder / "config.json").read_text())
+    assert config["quantization_config"]["format"] == "pack-quantized" and config["dtype"] == "float16"
+    assert {"config.json", "model.safetensors", "tokenizer.json"} <= {path.name for path in folder.iterdir()}
+    file = read_gguf(result["files"]["gguf"])
+    assert file.tensors["blk.0.ffn_down.weight"].dtype == "Q4_0" and file.tensors["token_embd.weight"].dtype == "F16"
+    assert result["chosen"]["name"] == "W4A16" and 0 < result["chosen"]["divergence"]["kl"]["value"] < 1
+
+
 def test_a_size_is_kept_to_and_used_better_than_by_a_mix(kept, typed, capsys):
     mix = typed["chosen"]
     size = f"{mix['bytes'] / 1e3:.3f}kB"

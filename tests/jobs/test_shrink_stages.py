@@ -246,7 +246,7 @@ def test_events_go_to_the_run_once_its_data_is_known(tmp_path: Path, monkeypatch
     monkeypatch.setattr(shrink, "calibration_data", lambda *given: texts)
     monkeypatch.setattr(shrink, "require_same_data", lambda c, fingerprint: None)
     for name in ("MeasuredModel", "Session", "Candidates"):
-        monkeypatch.setattr(shrink, name, lambda *given: SimpleNamespace())
+        monkeypatch.setattr(shrink, name, lambda *given, **named: SimpleNamespace())
     shrink.data(c)
     c.events.emit(Say(text="from here on"))
     c.events.close()

@@ -15,8 +15,9 @@ class Shrink(ShrinkSettings, Command):
     of examples that it is used for: most of them decide where bits are spent, the others judge the result. Without any,
     a text that settle brings is used.
 
-    One budget: --to 400MB, --to Q4_K_M, --speed 40 or --lose 1%. --plan shows what every option is expected to cost,
-    and then what it does. --vocabulary removes the tokens that your text does not need, before a budget or without one.
+    One budget: --to 400MB, --to Q4_K_M, --speed 40 or --lose 1%; --to W4A16 writes a folder for vLLM. --plan shows
+    what every option is expected to cost, and then what it does. --vocabulary removes the tokens that your text does
+    not need, before a budget or without one.
     """
 
     positional: ClassVar[tuple[str, ...]] = ("model", "inputs")

@@ -21,6 +21,7 @@ import numpy as np
 from settle import machine
 from settle.base.errors import FormatError, UsageError
 from settle.base.python_command import extra_command
+from settle.formats import from_bfloat16, to_bfloat16
 from settle.formats.gguf.types import GGML, block_id, block_of, is_float
 
 PACKAGE = "llama_cpp_py_sync"
@@ -93,6 +94,27 @@ def quantize_piece(values: np.ndarray, code: int, weights: np.ndarray | None, ou
     # scales are fp16: only values beyond its range can make one infinite
     if max(-low, high) > _LARGEST_FP16 and not _library().ggml_validate_row_data(code, out.ctypes.data, out.nbytes):
         raise FormatError(f"there are values as large as {max(-low, high):.3g}", "choose another type, such as BF16")
+
+
+def shorten_scales(values: np.ndarray, raw: np.ndarray, weights: np.ndarray | None, rounds: int = 2) -> None:
+    """Give Q4_0 blocks scales that are exact in float16 and in bfloat16, and round their values to them anew.
+
+    values: (R, C). raw: (R, bytes of a row) uint8, changed in place. weights: (C,), how much an error counts. Each of
+    the rounds takes the scales of least squares, and then the nearest codes.
+    """
+    blocks, values = raw.reshape(-1, num_bytes("Q4_0", 32)), values.reshape(-1, 32)
+    weights = np.ones_like(values) if weights is None else np.resize(weights.reshape(-1, 32), values.shape)
+    scales = blocks[:, :2].copy().view("<f2").astype(np.float32)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        for number in range(rounds + 1):
+            shorter = from_bfloat16(to_bfloat16(scales)).astype("<f2").astype(np.float32)
+            codes = np.clip(np.rint(np.nan_to_num(values / shorter)), -8, 7)
+            if number < rounds:
+                fitted = (weights * codes * values).sum(1) / (weights * codes * codes).sum(1)
+                scales = np.where(np.isfinite(fitted), fitted, 0.0)[:, None].astype(np.float32)
+    blocks[:, :2] = shorter.astype("<f2").view(np.uint8)
+    shifted = (codes + 8).astype(np.uint8)
+    blocks[:, 2:] = shifted[:, :16] | shifted[:, 16:] << 4
 
 
 def check(kind: str, row: int, has_importance: bool) -> None:

@@ -45,13 +45,15 @@ def quantize_gguf(
     requantize: bool = False,
     threads: int | None = None,
     file: Weights | None = None,
+    short_scales: bool = False,
 ) -> Path:
     """Write the model of one GGUF file to another, in other types. Returns `target`.
 
     kinds: tensor name → ggml's type; a tensor that is not named stays as it is. importance: how much each input of a
     tensor matters. mix: the name under which others show the file; by the most frequent type when None.
     metadata: keys to set, or to drop with None. progress: called with (bytes read, bytes in all). requantize: take a
-    source that is quantized already. file: the source, where it was read already. The target is written beside and
+    source that is quantized already. file: the source, where it was read already. short_scales: those of Q4_0 are
+    exact in bfloat16 too. The target is written beside and
     renamed; nothing is left after an error.
 
     Raises UsageError for a quantized source, a name that is not in the file or a type that does not fit; FormatError
@@ -67,7 +69,8 @@ def quantize_gguf(
         if chosen[tensor.name] != tensor.dtype:
             _check(tensor, chosen[tensor.name], tensor.name in weights)
     planned = _planned(file, chosen, mix, metadata)
-    streamed = _streamed(tensors, chosen, weights, threads or ggml.num_threads())
+    pieces = (p for t in tensors for p in _pieces(t, chosen[t.name], weights.get(t.name), short_scales))
+    streamed = _streamed(pieces, threads or ggml.num_threads())
     with beside(Path(target), planned.total) as path, closing(streamed), path.open("wb") as f:
         f.write(planned.header)
         read, total = 0, sum(t.num_bytes for t in tensors)
@@ -187,7 +190,7 @@ def _num_bytes(tensor: LazyTensor, kind: str) -> int:
 class _Piece:
     """Bytes [first, last) of a tensor in the source, of one expert when it is quantized.
 
-    kind: None when they are only copied. is_last: of its tensor.
+    kind: None when they are only copied. is_last: of its tensor. short_scales: as of `quantize_gguf`.
     """
 
     tensor: LazyTensor
@@ -196,13 +199,13 @@ class _Piece:
     kind: str | None
     weights: np.ndarray | None
     is_last: bool
+    short_scales: bool = False
 
 
 def _streamed(
-    tensors: list[LazyTensor], chosen: Mapping[str, str], weights: Mapping[str, np.ndarray], threads: int
+    pieces: Iterator[_Piece], threads: int
 ) -> Generator[tuple[LazyTensor, bool, int, np.ndarray], None, None]:
     """(tensor, whether this is its end, bytes read, bytes to write) in the file's order."""
-    pieces = (p for t in tensors for p in _pieces(t, chosen[t.name], weights.get(t.name)))
     under_way: deque[tuple[_Piece, Future[np.ndarray]]] = deque()
     pool = ThreadPoolExecutor(threads)
     try:
@@ -224,7 +227,7 @@ def _finished(piece: _Piece, encoded: "Future[np.ndarray]") -> tuple[LazyTensor,
     return piece.tensor, piece.is_last, piece.last - piece.first, out
 
 
-def _pieces(tensor: LazyTensor, kind: str, weights: np.ndarray | None) -> Iterator[_Piece]:
+def _pieces(tensor: LazyTensor, kind: str, weights: np.ndarray | None, short_scales: bool) -> Iterator[_Piece]:
     if kind == tensor.dtype:
         for first in range(0, tensor.num_bytes, _COPIED):
             last = min(first + _COPIED, tensor.num_bytes)
@@ -240,7 +243,8 @@ def _pieces(tensor: LazyTensor, kind: str, weights: np.ndarray | None) -> Iterat
             first = expert * per_expert + row
             last = first + min(step, per_expert - row)
             own = None if weights is None else weights[expert % len(weights)]
-            yield _Piece(tensor, first * row_bytes, last * row_bytes, kind, own, last == num_rows)
+            is_last = last == num_rows
+            yield _Piece(tensor, first * row_bytes, last * row_bytes, kind, own, is_last, short_scales)
 
 
 _scratch = threading.local()
@@ -256,6 +260,8 @@ def _encode(piece: _Piece) -> np.ndarray:
     values = _numbers(raw, piece.tensor.dtype, num_rows * row).reshape(num_rows, row)
     out = np.empty((num_rows, ggml.num_bytes(piece.kind, row)), np.uint8)
     ggml.quantize_piece(values, ggml.code_of(piece.kind), piece.weights, out)
+    if piece.short_scales and piece.kind == "Q4_0":
+        ggml.shorten_scales(values, out, piece.weights)
     piece.tensor.place.forget(piece.first, piece.last)
     return out
 
