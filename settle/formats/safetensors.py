@@ -145,7 +145,7 @@ def hf_tensors(part: ModelLayout, weights: Mapping[str, TensorLike]) -> dict[str
     tensors: dict[str, list[TensorLike]] = {}
     for name in (name for name in names if name in weights):
         tensors.setdefault(names[name], []).append(weights[name])
-    whole = {name: rows[0] if len(rows) == 1 else _Rows(rows) for name, rows in tensors.items()}
+    whole = {name: rows[0] if len(rows) == 1 else _Rows(rows, part, name) for name, rows in tensors.items()}
     return dict(part.stack_experts(whole))
 
 
@@ -190,9 +190,9 @@ def _kind(tensor: TensorLike, dtype: str) -> str:
 class _Rows:
     """Matrices as one, the rows of each behind those of the one before; joined when they are written."""
 
-    def __init__(self, matrices: Sequence[TensorLike]) -> None:
+    def __init__(self, matrices: Sequence[TensorLike], part: ModelLayout, name: str) -> None:
         self._matrices = matrices
-        self.shape = (sum(matrix.shape[0] for matrix in matrices), *matrices[0].shape[1:])
+        self.shape = part.hf_shape(name, (sum(matrix.shape[0] for matrix in matrices), *matrices[0].shape[1:]))
 
     def __array__(self, dtype: type | None = None, copy: bool | None = None) -> np.ndarray:
         return np.concatenate([to_float32(matrix) for matrix in self._matrices])

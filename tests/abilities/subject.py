@@ -105,7 +105,8 @@ class Subject:
     @cached_property
     def student(self) -> Path:
         """A smaller model of the family, as `hf`."""
-        sizes = {name: value for name, value in STUDENT.items() if name in type(self.part).model_fields}
+        own = {name: getattr(self.part, name) for name in STUDENT if name in type(self.part).model_fields}
+        sizes = {name: STUDENT[name] if STUDENT[name] < value else value // 2 for name, value in own.items()}
         part, folder = self.part.with_fields(**sizes), self.folder / f"{self.family}-student"
         return export_safetensors(part, _weights(part), self.text.tokenizer, folder, "f32", {})
 

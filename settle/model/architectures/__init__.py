@@ -339,6 +339,10 @@ class Architecture(Part):
         """Parameter name → name in Hugging Face's safetensors; a tensor of several has their rows in this order."""
         return {name: self._hf_parameter(name) for name in self.parameters()}
 
+    def hf_shape(self, name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Return the shape in Hugging Face's files of a tensor that has these rows (R, I): experts may be stacked."""
+        return shape
+
     def hf_modules(self) -> dict[str, str]:
         """Weight's name → its module as adapters call it; linears that files join are two here."""
         names = [name.removesuffix(".weight") for name in self.parameters() if name.endswith(".weight")]

@@ -14,15 +14,20 @@ from settle.model.config import Experts
 class Mixture(Architecture):
     """A decoder whose feed-forwards are mixtures, or some of them.
 
-    HF_NUMBER: key of the number of experts in a `config.json`.
+    HF_NUMBER: key of the number of experts in a `config.json`. WIDTH: field of the width of one of them.
     """
 
     HF_NUMBER: ClassVar[str] = "num_experts"
+    WIDTH: ClassVar[str] = "intermediate_size"
     EXPERTS_IN_GGUF: ClassVar[dict[str, str]] = {
         "mlp.gate": "ffn_gate_inp",
         "mlp.experts.gate_proj": "ffn_gate_exps",
         "mlp.experts.up_proj": "ffn_up_exps",
         "mlp.experts.down_proj": "ffn_down_exps",
+        "mlp.shared_expert.gate_proj": "ffn_gate_shexp",
+        "mlp.shared_expert.up_proj": "ffn_up_shexp",
+        "mlp.shared_expert.down_proj": "ffn_down_shexp",
+        "mlp.shared_expert_gate": "ffn_gate_inp_shexp",
     }
 
     num_experts: int = Field(8, gt=1, description="feed-forwards of a layer")
@@ -36,8 +41,14 @@ class Mixture(Architecture):
 
     @property
     def expert_width(self) -> int:
-        """Width of one of its feed-forwards."""
-        return self.intermediate_size
+        """Width of one of the feed-forwards of a mixture."""
+        width: int = getattr(self, self.WIDTH)
+        return width
+
+    @classmethod
+    def sized(cls, num_parameters: int, vocab_size: int, context: int) -> Self:
+        dense = super().sized(num_parameters, vocab_size, context)
+        return dense.with_fields(**{cls.WIDTH: max(32, dense.intermediate_size // 8 // 32 * 32)})
 
     @property
     def mixture(self) -> Experts:
@@ -60,8 +71,9 @@ class Mixture(Architecture):
 
     @classmethod
     def hf_values(cls, config: HfConfig) -> Values:
-        number = config.get("num_experts") or config.get("num_local_experts") or cls.HF_DEFAULTS.get("num_experts")
-        return super().hf_values({**config, "num_experts": number})
+        names = ("num_experts", "num_local_experts")
+        number = next((config[name] for name in names if config.get(name) is not None), None)
+        return super().hf_values(config if number is None else {**config, "num_experts": number})
 
     def to_hf_config(self) -> Values:
         config = super().to_hf_config()
@@ -74,30 +86,46 @@ class Mixture(Architecture):
     @classmethod
     def gguf_values(cls, fields: GgufFields, tensors: Tensors) -> Values:
         return super().gguf_values(fields, tensors) | {
-            "num_experts": fields.number("expert_count"),
-            "num_experts_per_tok": fields.number("expert_used_count"),
+            "num_experts": fields.number("expert_count", 0),
+            "num_experts_per_tok": fields.number("expert_used_count", 0),
         }
+
+
+class StackedExperts(Mixture):
+    """A mixture whose experts are stacked in Hugging Face's files too, gate and up one matrix (Granite)."""
+
+    HF_NUMBER = "num_local_experts"
+    HF_NAMES: ClassVar[dict[str, str]] = {
+        "mlp.gate": "block_sparse_moe.router.layer",
+        "mlp.experts": "block_sparse_moe.experts",
+        "mlp.experts.*.gate_proj": "block_sparse_moe.experts.*.gate_proj",
+        "mlp.experts.*.up_proj": "block_sparse_moe.experts.*.up_proj",
+        "mlp.experts.*.down_proj": "block_sparse_moe.experts.*.down_proj",
+    }
+    HF_JOINED: ClassVar[dict[str, str]] = {
+        "mlp.experts.*.gate_proj": "block_sparse_moe.input_linear",
+        "mlp.experts.*.up_proj": "block_sparse_moe.input_linear",
+        "mlp.experts.*.down_proj": "block_sparse_moe.output_linear",
+    }
+    PEFT_NAMES_EXPERTS = False
+
+    def hf_shape(self, name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+        if ".block_sparse_moe." in name and not name.endswith("router.layer.weight"):
+            return (self.num_experts, shape[0] // self.num_experts, *shape[1:])
+        return super().hf_shape(name, shape)
 
 
 class NarrowMixture(Mixture):
     """A mixture whose experts have a width by themselves."""
 
+    WIDTH = "moe_intermediate_size"
+
     moe_intermediate_size: int = Field(128, gt=0, description="width of one of the feed-forwards of a mixture")
-
-    @property
-    def expert_width(self) -> int:
-        return self.moe_intermediate_size
-
-    @classmethod
-    def sized(cls, num_parameters: int, vocab_size: int, context: int) -> Self:
-        dense = super().sized(num_parameters, vocab_size, context)
-        inner = max(32, dense.intermediate_size // 8 // 32 * 32)
-        return dense.with_fields(moe_intermediate_size=inner)
 
     def gguf_metadata(self) -> GgufKeys:
         return super().gguf_metadata() | {f"{self.gguf_family}.expert_feed_forward_length": self.moe_intermediate_size}
 
     @classmethod
     def gguf_values(cls, fields: GgufFields, tensors: Tensors) -> Values:
-        inner = fields.number("expert_feed_forward_length")
+        inner = fields.number("expert_feed_forward_length", fields.whole("feed_forward_length"))
         return super().gguf_values(fields, tensors) | {"moe_intermediate_size": inner}

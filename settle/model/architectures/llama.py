@@ -8,9 +8,8 @@ from dataclasses import replace
 
 from pydantic import Field
 
-from settle.base.errors import FormatError
 from settle.formats.gguf.metadata import number, whole
-from settle.model.architectures import TINY_SIZES, Architecture, GgufFields, Rows, Tensors, Values
+from settle.model.architectures import TINY_SIZES, Architecture, GgufFields, GgufMetadata, Rows, Tensors, Values
 from settle.model.config import LayerOptions
 from settle.model.layers.rope import divisors, llama3_scaling
 
@@ -30,6 +29,10 @@ class Llama(Architecture):
         attention, mlp = self.attention_bias, self.mlp_bias
         return replace(super().layer_options(layer), qkv_bias=attention, out_bias=attention, mlp_bias=mlp)
 
+    @classmethod
+    def is_of_gguf(cls, metadata: GgufMetadata) -> bool:
+        return super().is_of_gguf(metadata) and not metadata.get(f"{Llama.gguf_architecture}.expert_count")
+
     def gguf_constants(self) -> dict[str, tuple[float, ...]]:
         scaling = self.rope_scaling
         if scaling is None or scaling.rope_type != "llama3":
@@ -39,8 +42,6 @@ class Llama(Architecture):
 
     @classmethod
     def gguf_values(cls, fields: GgufFields, tensors: Tensors) -> Values:
-        if fields.get("expert_count", 0):
-            raise FormatError("it is a mixture of experts of the Llama family", "only dense Llamas are supported")
         values = super().gguf_values(fields, tensors)
         if "rope_freqs.weight" in tensors:
             factors = tensors["rope_freqs.weight"].load().tolist()

@@ -12,10 +12,12 @@ from settle.model.architectures.gemma4_text import Gemma4Text
 from settle.model.architectures.gpt_neox import GptNeoX
 from settle.model.architectures.gpt_oss import GptOss
 from settle.model.architectures.granite import Granite
+from settle.model.architectures.granitemoe import GraniteMoe
 from settle.model.architectures.granitemoehybrid import GraniteMoeHybrid
 from settle.model.architectures.lfm2 import Lfm2
 from settle.model.architectures.lfm2_moe import Lfm2Moe
 from settle.model.architectures.llama import Llama
+from settle.model.architectures.mixtral import Mixtral
 from settle.model.architectures.olmo2 import Olmo2
 from settle.model.architectures.olmo3 import Olmo3
 from settle.model.architectures.phi3 import Phi3
@@ -84,6 +86,7 @@ CASES: dict[str, Architecture] = {name: family.TINY for name, family in families
         tie_word_embeddings=True,
         full_attention_interval=3,
     ),
+    "mixtral-linear": _with(Mixtral.TINY, rope_scaling=LINEAR, num_experts_per_tok=1, tie_word_embeddings=True),
     "qwen2-windows": _with(Qwen2.TINY, use_sliding_window=True, sliding_window=8, max_window_layers=1),
     "qwen3_moe-unnormed": _with(Qwen3Moe.TINY, norm_topk_prob=False, tie_word_embeddings=True),
     "gemma2-scalar": _with(Gemma2.TINY, query_pre_attn_scalar=24, attn_logit_softcapping=None),
@@ -113,6 +116,9 @@ CASES: dict[str, Architecture] = {name: family.TINY for name, family in families
     ),
     "gpt_oss-plain": _with(GptOss.TINY, rope_scaling=None, sliding_window=5, num_key_value_heads=1),
     "granite-biases-tied": _with(Granite.TINY, attention_bias=True, mlp_bias=True, tie_word_embeddings=True),
+    "granitemoe-biases": _with(
+        GraniteMoe.TINY, attention_bias=True, num_experts_per_tok=3, tie_word_embeddings=True, rope_scaling=LINEAR
+    ),
     "granitemoehybrid-attention": _with(
         GraniteMoeHybrid.TINY, layer_types=("attention",) * 3, position_embedding_type="rope", tie_word_embeddings=True
     ),

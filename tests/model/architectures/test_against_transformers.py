@@ -51,7 +51,9 @@ def _rows(part, tensors: dict[str, Tensor], name: str) -> Tensor:
     """A parameter's rows of the tensor that holds it, and perhaps others of its shape."""
     names = part.hf_names()
     members = [other for other in names if names[other] == names[name]]
-    return tensors[names[name]].chunk(len(members))[members.index(name)]
+    tensor = tensors[names[name]]
+    rows = tensor.flatten(0, 1) if "experts" in name and tensor.ndim == 3 else tensor  # stacked
+    return rows.chunk(len(members))[members.index(name)]
 
 
 def _saved_gradients(part, model, folder) -> dict[str, Tensor]:

@@ -27,11 +27,31 @@ LFM2_8B_A1B = {
     "routed_scaling_factor": 1.0, "tie_embedding": True, "use_cache": True, "use_expert_bias": True,
     "vocab_size": 65536,
 }  # fmt: skip
+GRANITE_1B_A400M = {
+    "model_type": "granitemoe", "architectures": ["GraniteMoeForCausalLM"], "attention_bias": False,
+    "attention_multiplier": 0.015625, "embedding_multiplier": 12.0, "hidden_act": "silu", "hidden_size": 1024,
+    "intermediate_size": 512, "logits_scaling": 6.0, "max_position_embeddings": 131072, "num_attention_heads": 16,
+    "num_experts_per_tok": 8, "num_hidden_layers": 24, "num_key_value_heads": 8, "num_local_experts": 32,
+    "output_router_logits": False, "residual_multiplier": 0.22, "rms_norm_eps": 1e-06, "rope_scaling": None,
+    "rope_theta": 1500000.0, "router_aux_loss_coef": 0.0, "tie_word_embeddings": True, "vocab_size": 49155,
+}  # fmt: skip
+MIXTRAL_8X7B = {
+    "model_type": "mixtral", "architectures": ["MixtralForCausalLM"], "hidden_act": "silu", "hidden_size": 4096,
+    "intermediate_size": 14336, "max_position_embeddings": 32768, "num_attention_heads": 32, "num_experts_per_tok": 2,
+    "num_hidden_layers": 32, "num_key_value_heads": 8, "num_local_experts": 8, "rms_norm_eps": 1e-05,
+    "rope_theta": 1000000.0, "router_aux_loss_coef": 0.02, "sliding_window": None, "tie_word_embeddings": False,
+    "vocab_size": 32000,
+}  # fmt: skip
+PUBLISHED = [
+    (LFM2_8B_A1B, 8_339_929_856, 1_557_740_288),
+    (GRANITE_1B_A400M, 1_334_628_352, 428_658_688),
+    (MIXTRAL_8X7B, 46_702_792_704, 12_879_925_248),
+]
 MIXTURES = sorted(name for name, part in CASES.items() if any(o.experts for o in part.options().layers))
 IDS, BOUNDS = torch.arange(3, 25), torch.tensor([0, 22], dtype=torch.int32)
 
 
-@pytest.mark.parametrize(("config", "size", "active"), [(LFM2_8B_A1B, 8_339_929_856, 1_557_740_288)], ids=["lfm2-8b"])
+@pytest.mark.parametrize(("config", "size", "active"), PUBLISHED, ids=["lfm2_moe", "granitemoe", "mixtral"])
 def test_published_models(config: dict, size: int, active: int) -> None:
     """As the catalogue counts them, without biases of experts; active: those that a token meets."""
     part = of_hf_config(config)
@@ -65,7 +85,7 @@ def _logits(part, adapter: TrainedAdapter) -> torch.Tensor:
         return model.logits(model(IDS, BOUNDS))
 
 
-@pytest.mark.parametrize("name", ["lfm2_moe"])
+@pytest.mark.parametrize("name", ["granitemoe", "lfm2_moe"])
 def test_adapters_of_stacked_experts_come_back(name: str, tmp_path) -> None:
     part, method = CASES[name], LoRA(rank=3, alpha=5.0)
     model = random_model(part)
@@ -82,7 +102,7 @@ def test_adapters_of_stacked_experts_come_back(name: str, tmp_path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
-@pytest.mark.parametrize("name", ["lfm2_moe", "qwen3_moe"])
+@pytest.mark.parametrize("name", ["granitemoe", "lfm2_moe", "qwen3_moe"])
 @pytest.mark.parametrize("targets", [["gate_up_proj", "down_proj"], ["experts.gate_up_proj"]], ids=["both", "one"])
 def test_adapters_of_parameters_that_peft_trained(name: str, targets: list[str], tiny, tmp_path) -> None:
     from peft import LoraConfig, get_peft_model
