@@ -71,12 +71,22 @@ def abilities() -> dict[str, dict[str, str]]:
     return table
 
 
+def always() -> str:
+    """Return what docs/families.md says of abilities: those that every family has, and where others are refused."""
+    table = abilities()
+    names = next(iter(table.values()))
+    lacking = {name: [family for family, cells in table.items() if cells[name] != WORKS] for name in names}
+    every = ", ".join(name for name, families in lacking.items() if not families)
+    others = ", ".join(f"{name} in {len(table) - len(f)} of {len(table)}" for name, f in lacking.items() if f)
+    return f"{every} work in all families; {others}.\n"
+
+
 def marks() -> str:
-    """Return the table of abilities for docs/families.md: ✓ where one works, – where it is refused."""
+    """Return the table of abilities: ✓ where one works, – where it is refused."""
     table = abilities()
     names = next(iter(table.values()))
     body = [[family, *("✓" if cells[name] == WORKS else "–" for name in names)] for family, cells in table.items()]
-    return "\n" + markdown(["family", *names], body) + "\n"
+    return markdown(["family", *names], body)
 
 
 def refusals() -> str:
@@ -93,7 +103,7 @@ def tables() -> str:
     """Return the page of tables."""
     cells = [cell for cells in abilities().values() for cell in cells.values()]
     text = f"{cells.count(WORKS)} of {len(cells)} abilities work; these are refused, with the reason that is shown:"
-    return HEAD + markdown(COLUMNS, family_counts()) + f"\n## Abilities\n\n{text}\n\n" + refusals()
+    return HEAD + markdown(COLUMNS, family_counts()) + f"\n## Abilities\n\n{marks()}\n{text}\n\n" + refusals()
 
 
 def markdown(columns: Sequence[str], body: Iterable[Sequence[object]]) -> str:
@@ -109,7 +119,7 @@ def made() -> dict[Path, str]:
     body += [row for name, row in known.items() if name == "families-unseen"]  # of bench/unseen_families.py
     body = [known[row["id"]] if known.get(row["id"], {}) | {"date": ""} == row | {"date": ""} else row for row in body]
     page = PAGE.read_text(encoding="utf-8")
-    for name, text in (("shares", sentence()), ("abilities", marks())):
+    for name, text in (("shares", sentence()), ("abilities", always())):
         start = START.format(name)
         before, _, rest = page.partition(start)
         page = f"{before}{start}{text}{END}{rest.partition(END)[2]}"
