@@ -33,7 +33,8 @@ class Rope:
         return self.frequencies is None or any(self.frequencies)
 
 
-ROUTERS = ("mlp.gate", "mlp.shared_expert_gate")  # linears of a layer that weigh experts
+# linears of a layer that weigh experts, or streams
+ROUTERS = ("mlp.gate", "mlp.shared_expert_gate", "modality_router", "prediction_coefs", "correction_coefs")
 
 
 @dataclass(frozen=True)
@@ -234,6 +235,27 @@ class Mamba2(RecurrenceOptions):
 
 
 @dataclass(frozen=True)
+class Streams:
+    """Several residual streams, of which a layer computes the first (Gemma 3n). laurel: rank of a branch beside it."""
+
+    number: int
+    laurel: int
+
+    def parameters(self, width: int) -> dict[str, tuple[int, ...]]:
+        """Return the names and shapes of a layer's parameters that they need."""
+        return {
+            "altup.correct_output_scale": (width,),
+            "altup.correction_coefs.weight": (self.number, self.number),
+            "altup.prediction_coefs.weight": (self.number**2, self.number),
+            "altup.modality_router.weight": (self.number, width),
+            "altup.router_norm.weight": (width,),
+            "laurel.linear_left.weight": (self.laurel, width),
+            "laurel.linear_right.weight": (width, self.laurel),
+            "laurel.post_laurel_norm.weight": (width,),
+        }
+
+
+@dataclass(frozen=True)
 class LayerOptions:
     """One decoder layer.
 
@@ -257,7 +279,9 @@ class LayerOptions:
     Gemma 4: value_norms: value heads are normed too, without a weight. lends: name under which later layers find this
     one's keys and values; borrows: the name under which it finds those it reads in the place of its own.
     per_layer_input: width of what each token gives to this layer alone, 0 for nothing. has_scalar: what leaves the
-    layer is multiplied by a number of the file that is never trained.
+    layer is multiplied by a number of the file that is never trained. Gemma 3n: sparsity: gates below this quantile of
+    a normal distribution as wide as a token's gates are zero, and the others less by it. streams: what a layer reads
+    and writes, one by default.
     """
 
     width: int
@@ -302,6 +326,8 @@ class LayerOptions:
     borrows: str = ""
     per_layer_input: int = 0
     has_scalar: bool = False
+    sparsity: float = 0.0
+    streams: Streams | None = None
 
     def attention_parameters(self) -> dict[str, tuple[int, ...]]:
         """Return names in a layer and shapes of what attention has."""
@@ -344,6 +370,7 @@ class DecoderOptions:
 
     embedding_scale: multiplies the looked-up rows, rounded to the compute type first (Gemma: √D). logit_soft_cap: as
     `LayerOptions.soft_cap`, of the logits. logit_scale: multiplies the logits, by way of the final norm.
+    per_layer_rows: rows of the table of `LayerOptions.per_layer_input`, 0 for as many as the vocabulary has.
     """
 
     vocab_size: int
@@ -352,6 +379,7 @@ class DecoderOptions:
     embedding_scale: float | None = None
     logit_soft_cap: float | None = None
     logit_scale: float = 1.0
+    per_layer_rows: int = 0
 
     @property
     def is_plain(self) -> bool:

@@ -12,8 +12,9 @@ from torch.utils.checkpoint import checkpoint
 
 from settle.base.errors import UsageError
 from settle.model.config import DecoderOptions, LayerOptions
+from settle.model.layers.altup import as_loud
 from settle.model.layers.attention import attend_bucket, attention_over
-from settle.model.layers.decoder_layer import Embedding, FusedLayer
+from settle.model.layers.decoder_layer import Embedding, FusedLayer, Projection
 from settle.model.layers.freezable import FreezableModule
 from settle.model.layers.linear import RMSNorm, norm_of
 from settle.model.layers.packed_sequences import Carried, Packing, RotationTable, Scoring
@@ -37,9 +38,13 @@ class _Body(nn.Module):
         self.norm = norm_of(last, scale=options.logit_scale)
         if last.per_layer_input:
             wide = len(options.layers) * last.per_layer_input
-            self.embed_tokens_per_layer = Embedding(options.vocab_size, wide)
-            self.per_layer_model_projection = Embedding(wide, last.width)
+            self.embed_tokens_per_layer = Embedding(options.per_layer_rows or options.vocab_size, wide)
+            self.per_layer_model_projection = Projection(wide, last.width)
             self.per_layer_projection_norm = RMSNorm(last.per_layer_input, last.eps, last.norm_offset)
+        if last.streams is not None:
+            further = range(last.streams.number - 1)
+            self.altup_projections = nn.ModuleList(Projection(last.width, last.width) for _ in further)
+            self.altup_unembed_projections = nn.ModuleList(Projection(last.width, last.width) for _ in further)
 
 
 class Decoder(FreezableModule):
@@ -65,7 +70,9 @@ class Decoder(FreezableModule):
     def initialise(self, random: torch.Generator) -> None:
         """Draw every weight from `random` (a CPU generator), in the order of `named_parameters`."""
         for name, weight in self.named_parameters():
-            if name.endswith(("layer_scalar.weight", ".D")) or (name.endswith(".norm.weight") and ".layers." in name):
+            if name.endswith(("layer_scalar.weight", "correct_output_scale", ".D")) or (
+                name.endswith(".norm.weight") and ".layers." in name
+            ):
                 weight.fill_(1.0)
             elif name.endswith("norm.weight"):
                 weight.fill_(1.0 - self.options.layers[0].norm_offset)
@@ -90,13 +97,14 @@ class Decoder(FreezableModule):
         packing = cu_seqlens if isinstance(cu_seqlens, Packing) else Packing(cu_seqlens)
         x = self.embed(inputs)
         carried = self._carried(inputs, x)
+        x = self._streams(x)
         for i, layer in enumerate(self.layers):
             table = self._table(layer.options, inputs.device)
             if self.recompute and i % self.recompute == 0 and torch.is_grad_enabled():
                 x = checkpoint(layer, x, packing, table, i, carried, use_reentrant=False)
             else:
                 x = layer(x, packing, table, i, carried)
-        out: Tensor = self.model.norm(x)
+        out: Tensor = self.model.norm(self._of_streams(x))
         return out
 
     @property
@@ -143,12 +151,26 @@ class Decoder(FreezableModule):
         if not o.per_layer_input:
             return Carried()
         body = self.model
-        matrix = body.per_layer_model_projection
-        weight = matrix.weight.to(x.dtype) if matrix.frozen is None else matrix.cast(x.dtype)
-        own = (x @ weight.t()) * o.width**-0.5
+        own = body.per_layer_model_projection(x) * o.width**-0.5
         own = body.per_layer_projection_norm(own.view(-1, o.per_layer_input)).view(own.shape)
+        if self.options.per_layer_rows:  # ids behind its table are of what is no text
+            inputs = inputs.where(inputs < self.options.per_layer_rows, 0)
         given = body.embed_tokens_per_layer(inputs, self.compute_dtype) * o.per_layer_input**0.5
         return Carried(((own + given) * 2**-0.5).split(o.per_layer_input, dim=1))
+
+    def _streams(self, x: Tensor) -> Tensor:
+        """Return what the first layer reads: x (N, D), or streams (N, S, D) made of it where layers have several."""
+        if self.options.layers[0].streams is None:
+            return x
+        return torch.stack([x, *(as_loud(p(x), x) for p in self.model.altup_projections)], dim=1)
+
+    def _of_streams(self, x: Tensor) -> Tensor:
+        """Return what the final norm reads (N, D), of x (N, D) or streams (N, S, D) behind the last layer."""
+        if self.options.layers[0].streams is None:
+            return x
+        first, *others = x.unbind(1)
+        projections = zip(others, self.model.altup_unembed_projections, strict=True)
+        return torch.stack([first, *(as_loud(p(y), first) for y, p in projections)]).mean(0)
 
     def table(self, number: int, device: torch.device) -> RotationTable:
         """Return the rotations of a layer."""

@@ -224,7 +224,8 @@ def shrinks(subject: Subject) -> None:
     measured = session.model.importance.means
     assert {"Q4_0"} <= {*chosen.kinds.values()} and set(session.model.costs.num_bytes) <= {
         *measured,
-        "token_embd.weight",
+        "token_embd.weight",  # looked up, as the next
+        "per_layer_token_embd.weight",
     }
     with session.candidate_file(chosen.kinds) as path:
         assert 0 <= path.stat().st_size - chosen.num_bytes < 512  # what it says of its importance

@@ -32,8 +32,9 @@ def test_every_matrix_of_every_family_is_measured(family):
     matrices = {part.gguf_names()[n]: s for n, s in part.parameters().items() if len(s) == 2}
     if "output.weight" in matrices:
         del matrices["token_embd.weight"]  # it is looked up, not multiplied
-    for name in ("per_layer_token_embd.weight", "per_layer_model_proj.weight"):
-        matrices.pop(name, None)  # before a Gemma 4's layers: looked up, and a projection of the embedding
+    # of a Gemma 3n and 4 outside the layers: looked up, and projections of the stream
+    for name in ("per_layer_token_embd", "per_layer_model_proj", "altup_proj", "altup_unembd_proj"):
+        matrices.pop(f"{name}.weight", None)
     assert set(found.means) == set(matrices)
     names = list(part.gguf_names().values())
     for name, shape in matrices.items():

@@ -49,6 +49,9 @@ TABLES = ("token_embd.weight", "output.weight")  # where rounding costs the most
 ALWAYS_F32 = (
     "ffn_gate_inp.weight",
     "_exps.bias",
+    "altup_correct_coef.weight",
+    "altup_predict_coef.weight",
+    "altup_router.weight",
     ".conv.weight",
     "conv1d.weight",
     "ssm_a",

@@ -22,6 +22,13 @@ def whole(metadata: Metadata, key: str) -> int:
     return int(value)
 
 
+def numbers(metadata: Metadata, key: str) -> list[float]:
+    """Return a list of numbers, of one for a number; empty when the key is missing. Raises FormatError as `number`."""
+    value = metadata.get(key)
+    values = value if isinstance(value, list) else [] if value is None else [value]
+    return [number({key: item}, key) for item in values]
+
+
 def text(metadata: Metadata, key: str) -> str | None:
     """None when the key is missing or holds no text."""
     value = metadata.get(key)

@@ -81,9 +81,6 @@ class Gemma4Text(GemmaE):
 
     # --- files ---
 
-    def hf_names(self) -> dict[str, str]:
-        return {own: name.replace("layer_scalar.weight", "layer_scalar") for own, name in super().hf_names().items()}
-
     def to_hf_config(self) -> Values:
         config = super().to_hf_config()
         theta, share = config.pop("rope_theta"), config.pop("partial_rotary_factor")

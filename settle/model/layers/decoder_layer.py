@@ -7,11 +7,13 @@ Letters: N tokens, D hidden width, F feed-forward width, H query heads, K key/va
 
 from collections.abc import Callable
 from dataclasses import replace
+from statistics import NormalDist
 
 import torch
 from torch import Tensor, nn
 
 from settle.model.config import DeltaNet, Experts, LayerOptions, Mamba2, RecurrenceOptions, ShortConvolution
+from settle.model.layers.altup import AltUp, Laurel
 from settle.model.layers.delta_net import GatedDeltaNet
 from settle.model.layers.frozen_weights import Owner
 from settle.model.layers.kernels import Lookup, activate, apply
@@ -40,6 +42,64 @@ class Embedding(Owner):
         return self._cast(dtype, self.weight) if self.frozen is None else self.frozen.dense(dtype)
 
 
+class Projection(Owner):
+    """A matrix (O, I) outside the layers; `forward(x (N, I))` → (N, O)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.weight.to(x.dtype) if self.frozen is None else self.frozen.dense(x.dtype)
+        return x @ weight.t()
+
+
+class Selector(nn.Module):
+    """A choice that jumps where its scores (N, C) change a little: `forward` returns what is taken, and which.
+
+    A module, so that a proof can hold the choice fixed.
+    """
+
+    def taken(self, scores: Tensor, chosen: Tensor) -> Tensor:
+        """Return what is taken of scores (N, C) when the choice is given."""
+        raise NotImplementedError
+
+
+class TopExperts(Selector):
+    """Which experts a token takes."""
+
+    def __init__(self, top: int) -> None:
+        super().__init__()
+        self.top = top
+
+    def forward(self, chances: Tensor, bias: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Choose by chances (N, E), plus bias (E,) → the chances of the chosen (N, K), and which they are (N, K)."""
+        if bias is None:
+            largest, chosen = chances.topk(self.top, dim=-1)
+            return largest, chosen
+        chosen = (chances.detach() + bias).topk(self.top, dim=-1).indices
+        return chances.gather(1, chosen), chosen
+
+    def taken(self, scores: Tensor, chosen: Tensor) -> Tensor:
+        return scores.gather(1, chosen)
+
+
+class OpenGates(Selector):
+    """Which gates of a token are open: those above a quantile of a normal distribution that is as wide as they are."""
+
+    def __init__(self, sparsity: float) -> None:
+        super().__init__()
+        self.deviations = NormalDist().inv_cdf(sparsity)
+
+    def excess(self, gates: Tensor) -> Tensor:
+        """Return by how much gates (N, F) are above the quantile."""
+        return gates - gates.mean(1, keepdim=True) - self.deviations * gates.std(1, correction=0, keepdim=True)
+
+    def forward(self, excess: Tensor) -> tuple[Tensor, Tensor]:
+        """Open by excess (N, F) → (N, F), and which gates are open (N, F)."""
+        is_open = excess > 0
+        return self.taken(excess, is_open), is_open
+
+    def taken(self, scores: Tensor, chosen: Tensor) -> Tensor:
+        return scores * chosen
+
+
 class MLP(nn.Module):
     """Feed-forward of width F, with a gate or without."""
 
@@ -56,6 +116,7 @@ class MLP(nn.Module):
         self.down_proj = Linear(inner, o.width, o.mlp_bias)
         self.activation, self.is_gated, self.residual_scale = o.activation, o.gated, o.residual_scale
         self.gate_scale = o.gate_scale
+        self.open_gates = OpenGates(o.sparsity) if o.sparsity else None
         self.gate_up = Stack([(linear, 0) for linear in members], None, o.norm_offset)
         self.down = Stack([(self.down_proj, 0)])
 
@@ -79,26 +140,13 @@ class MLP(nn.Module):
         if self.gate_scale != 1:
             ones = gate_up.new_ones(gate_up.shape[1] // 2)
             gate_up = gate_up * torch.cat([ones * self.gate_scale, ones])
+        if self.open_gates is not None:
+            gate, up = gate_up.chunk(2, dim=1)
+            gate_up = torch.cat([self.open_gates(self.open_gates.excess(gate))[0], up], dim=1)
         if self.is_gated:
             return self.down.gated(residual, gate_up, self.activation)
         inner = activate(gate_up, self.activation)
         return self.down.linear(inner) if residual is None else self.down.linear_add(residual, inner)
-
-
-class TopExperts(nn.Module):
-    """Which experts a token takes. A module, so that a proof can hold them fixed."""
-
-    def __init__(self, top: int) -> None:
-        super().__init__()
-        self.top = top
-
-    def forward(self, chances: Tensor, bias: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Choose by chances (N, E), plus bias (E,) → the chances of the chosen (N, K), and which they are (N, K)."""
-        if bias is None:
-            largest, chosen = chances.topk(self.top, dim=-1)
-            return largest, chosen
-        chosen = (chances.detach() + bias).topk(self.top, dim=-1).indices
-        return chances.gather(1, chosen), chosen
 
 
 # what transformers adds to the sum of chances that do not sum to 1
@@ -191,6 +239,8 @@ class DecoderLayer(nn.Module):
                 Stack([(self.per_layer_projection, 0)]),
             )
         self.layer_scalar = Constant() if o.has_scalar else None
+        self.altup = None if o.streams is None else AltUp(o, o.streams)
+        self.laurel = None if o.streams is None else Laurel(o, o.streams)
 
     @property
     def norms(self) -> tuple[RMSNorm | None, RMSNorm | None, RMSNorm | None, RMSNorm | None]:
@@ -206,19 +256,35 @@ class DecoderLayer(nn.Module):
         return norm
 
     def forward(self, x: Tensor, packing: Packing, table: RotationTable, number: int, carried: Carried) -> Tensor:
-        """Compute x (N, D) → (N, D). number: of the layer."""
+        """Compute x (N, D), or streams (N, S, D) → of the same shape. number: of the layer."""
+        if self.altup is None:
+            return self.finished(self.computed(x, packing, table, carried), number, carried)
+        predicted = self.altup.predict(x)
+        out = self.computed(predicted[:, 0], packing, table, carried)
+        return self.finished(self.altup.correct(predicted, out), number, carried)
+
+    def computed(self, x: Tensor, packing: Packing, table: RotationTable, carried: Carried) -> Tensor:
+        """Compute its mixers and its feed-forward of x (N, D) → (N, D)."""
         before, after, between, last = (norm or nn.Identity() for norm in self.norms)
         scale = self.options.residual_scale
         of_mixers = 1.0 if len(self.mixers) > 1 else scale
-        mixed = x + of_mixers * after(self.mixed(before(x), packing, table, carried))
-        out = mixed + scale * last(self.mlp(between(x if self.options.parallel else mixed)))
-        return self.finished(out, number, carried)
+        read = before(x)
+        mixed = x + of_mixers * after(self.mixed(read, packing, table, carried))
+        if self.laurel is not None:
+            mixed = (mixed + self.laurel(read)) * 2**-0.5
+        out: Tensor = mixed + scale * last(self.mlp(between(x if self.options.parallel else mixed)))
+        return out
 
     def finished(self, x: Tensor, number: int, carried: Carried) -> Tensor:
-        """Compute x (N, D) behind the feed-forward → (N, D) behind the layer, with what the tokens give to it alone."""
+        """Compute x behind the feed-forward → behind the layer, with what the tokens give to it alone."""
         if self.options.per_layer_input:
-            gate_given = torch.cat([self.input_gate.linear(x), carried.inputs[number]], dim=1)
-            x = self.post_per_layer_input_norm.add(x, self.input_out.gated(None, gate_given, self.options.activation))
+            read = x if self.altup is None else x[:, 0] * self.altup.correct_output_scale.to(x.dtype)
+            gate_given = torch.cat([self.input_gate.linear(read), carried.inputs[number]], dim=1)
+            given = self.input_out.gated(None, gate_given, self.options.activation)
+            if self.altup is None:
+                x = self.post_per_layer_input_norm.add(x, given)
+            else:  # to all streams but the one it was computed of
+                x = torch.cat([x[:, :1], x[:, 1:] + self.post_per_layer_input_norm(given).unsqueeze(1)], dim=1)
         return x if self.layer_scalar is None else self.layer_scalar(x)
 
     @property
@@ -239,16 +305,17 @@ class DecoderLayer(nn.Module):
 class FusedLayer(DecoderLayer):
     """A layer whose norms, products and residuals are computed together, in half as many passes over activations."""
 
-    def forward(self, x: Tensor, packing: Packing, table: RotationTable, number: int, carried: Carried) -> Tensor:
-        """Compute x (N, D) → (N, D). number: of the layer."""
-        return self.finished(self.add_mlp(self.add_mixed(x, packing, table, carried), x), number, carried)
+    def computed(self, x: Tensor, packing: Packing, table: RotationTable, carried: Carried) -> Tensor:
+        return self.add_mlp(self.add_mixed(x, packing, table, carried), x)
 
     def add_mixed(self, x: Tensor, packing: Packing, table: RotationTable, carried: Carried) -> Tensor:
         """Compute x (N, D) → the residual stream after the mixers (N, D)."""
         before, after, _, _ = self.norms
-        if len(self.mixers) > 1:
-            return x + self.mixed(x if before is None else before(x), packing, table, carried)
-        return self.mixers[0].add(x, before, packing, table, carried, after)
+        if len(self.mixers) == 1 and self.laurel is None:
+            return self.mixers[0].add(x, before, packing, table, carried, after)
+        read = x if before is None else before(x)
+        mixed = added(x, self.mixed(read, packing, table, carried), after, 1.0)
+        return mixed if self.laurel is None else (mixed + self.laurel(read)) * 2**-0.5
 
     def add_mlp(self, x: Tensor, before: Tensor) -> Tensor:
         """Compute x (N, D), the stream after the mixers, and before (N, D) them → the stream after the layer (N, D)."""

@@ -21,7 +21,7 @@ from settle.base.event_log import Events
 from settle.base.events import ProofCheck
 from settle.data.batches import Batch
 from settle.model.decoder import Decoder
-from settle.model.layers.decoder_layer import TopExperts
+from settle.model.layers.decoder_layer import Selector
 from settle.train.gradient import backward, gradient_of
 from settle.train.objectives import Objective
 from settle.train.optimizers import Optimizer
@@ -53,7 +53,9 @@ SHARES_OF_STEP = (1.0, 0.1, 0.01)  # of the first step's rate: a step too long f
 
 @dataclass
 class ExpertChoice:
-    """What the routers of a model chose, held fixed while types are compared, and while the loss is differenced.
+    """What the routers of a model chose, and which gates were open.
+
+    It is held fixed while types are compared, and while the loss is differenced.
 
     Which experts a token takes is a step function of its router's chances: the smallest rounding changes it where two
     are nearly as likely, and a gradient through another expert is another gradient, however right it is. So the exact
@@ -84,18 +86,19 @@ class ExpertChoice:
         places = dict.fromkeys(self.calls, 0)
         gap = size = 0.0
 
-        def repeat(name: str, chances: Tensor) -> tuple[Tensor, Tensor]:
+        def repeat(name: str, router: Selector, chances: Tensor) -> tuple[Tensor, Tensor]:
             nonlocal gap, size
             exact, chosen = self.calls[name][places[name]]
             places[name] += 1
             gap += float((chances.detach().cpu().to(exact.dtype) - exact).square().sum())
             size += float(exact.square().sum())
             chosen = chosen.to(chances.device)
-            return chances.gather(1, chosen), chosen
+            return router.taken(chances, chosen), chosen
 
         with contextlib.ExitStack() as hooks:
             for name, router in _routers(model).items():
-                hooks.callback(router.register_forward_hook(lambda _, i, __, name=name: repeat(name, i[0])).remove)
+                hook = router.register_forward_hook(lambda router, i, _, name=name: repeat(name, router, i[0]))
+                hooks.callback(hook.remove)
             yield
         self.deviation = (gap / size) ** 0.5 if size else 0.0
 
@@ -116,8 +119,8 @@ def learns_elsewhere(name: str, alive: Collection[str]) -> bool:
     return bool(marker) and any(there == layer and it.partition(".")[2] == tensor for there, _, it in others)
 
 
-def _routers(model: nn.Module) -> dict[str, TopExperts]:
-    return {name: module for name, module in model.named_modules() if isinstance(module, TopExperts)}
+def _routers(model: nn.Module) -> dict[str, Selector]:
+    return {name: module for name, module in model.named_modules() if isinstance(module, Selector)}
 
 
 AGREEING_NATS = 1e-4  # below this KL a student and its teacher differ by rounding only

@@ -8,6 +8,7 @@ from settle.model.architectures._plain import plain_families
 from settle.model.architectures.falcon_h1 import FalconH1
 from settle.model.architectures.gemma2 import Gemma2
 from settle.model.architectures.gemma3_text import Gemma3Text
+from settle.model.architectures.gemma3n_text import Gemma3nText
 from settle.model.architectures.gemma4_text import Gemma4Text
 from settle.model.architectures.gpt_neox import GptNeoX
 from settle.model.architectures.gpt_oss import GptOss
@@ -91,6 +92,18 @@ CASES: dict[str, Architecture] = {name: family.TINY for name, family in families
     "qwen3_moe-unnormed": _with(Qwen3Moe.TINY, norm_topk_prob=False, tie_word_embeddings=True),
     "gemma2-scalar": _with(Gemma2.TINY, query_pre_attn_scalar=24, attn_logit_softcapping=None),
     "gemma3_text-linear": _with(Gemma3Text.TINY, rope_scaling=LINEAR, rope_local_base_freq=300.0, rope_theta=20000.0),
+    "gemma3n_text-lenders": _with(  # whose gates are open in some layers only
+        Gemma3nText.TINY,
+        num_kv_shared_layers=2,
+        num_sparse_layers=3,
+        activation_sparsity=0.5,
+        layer_types=("sliding_attention", "full_attention") * 2 + ("full_attention",),
+        vocab_size_per_layer_input=40,
+        hidden_size_per_layer_input=16,
+        altup_num_inputs=3,
+        laurel_rank=8,
+        final_logit_softcapping=3.0,
+    ),
     "gemma4_text-plain": _with(
         Gemma4Text.TINY,
         num_kv_shared_layers=0,

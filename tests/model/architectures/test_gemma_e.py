@@ -1,4 +1,4 @@
-"""What only Gemma 4 has: keys and values of other layers, inputs of the layers' own, a text model in a larger one."""
+"""What only Gemma 3n and 4 have: keys and values of other layers, inputs of the layers' own, several streams."""
 
 import json
 
@@ -30,6 +30,43 @@ E2B = {
         "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
     },
 }  # fmt: skip
+E2B_3N = {
+    "model_type": "gemma3n_text", "hidden_size": 2048, "intermediate_size": [8192] * 30, "num_hidden_layers": 30,
+    "num_attention_heads": 8, "num_key_value_heads": 2, "head_dim": 256, "vocab_size": 262400,
+    "vocab_size_per_layer_input": 262144, "hidden_size_per_layer_input": 256, "num_kv_shared_layers": 10,
+    "layer_types": (["sliding_attention"] * 4 + ["full_attention"]) * 6, "final_logit_softcapping": 30.0,
+    "activation_sparsity_pattern": [0.95] * 10 + [0.0] * 20, "laurel_rank": 64, "altup_num_inputs": 4,
+    "altup_active_idx": 0, "altup_coef_clip": 120.0, "altup_correct_scale": True, "rope_scaling": None,
+    "rope_theta": 1e6, "rope_local_base_freq": 10000.0, "hidden_activation": "gelu_pytorch_tanh",
+}  # fmt: skip
+
+
+def test_a_model_of_the_size_of_the_older_e2b() -> None:
+    """Also as its class has it without most keys, and with ids behind the table of the layers' inputs."""
+    from transformers import Gemma3nForCausalLM, Gemma3nTextConfig
+
+    with torch.device("meta"):
+        theirs = Gemma3nForCausalLM(Gemma3nTextConfig(**E2B_3N))
+    part = of_hf_config(E2B_3N)
+    assert part.num_parameters == sum(p.numel() for p in theirs.parameters())
+    metadata = part.gguf_metadata()
+    assert (metadata["gemma3n.attention.shared_kv_layers"], metadata["gemma3n.vocab_size"]) == (10, 262400)
+    name = "model.embed_tokens_per_layer.weight"
+    assert part.gguf_shape(name, part.parameters()[name]) == (262400, 30 * 256)
+    rows = torch.arange(262144).unsqueeze(1)
+    assert part.to_gguf(name, rows)[262142:262146].flatten().tolist() == [262142, 262143, 0, 0]
+    assert part.shortened(8).options().layers[-1].borrows == "full_attention"
+    sizes = ("model_type", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
+    assert of_hf_config({key: E2B_3N[key] for key in sizes} | {"num_kv_shared_layers": 10}) == part
+    for change, says in [
+        ({"intermediate_size": [8192] * 29 + [4096]}, "intermediate_size is"),
+        ({"activation_sparsity_pattern": [0.0] * 29 + [0.5]}, "activation_sparsity_pattern is"),
+        ({"altup_correct_scale": False}, "altup_correct_scale"),
+    ]:
+        with pytest.raises(FormatError, match=says):
+            of_hf_config(E2B_3N | change)
+    with pytest.raises(FormatError, match="residual streams of 4, this model has 3"):
+        of_hf_config(E2B_3N | {"altup_num_inputs": 3}).gguf_metadata()
 
 
 def test_a_model_of_the_size_of_e2b() -> None:
@@ -43,9 +80,10 @@ def test_a_model_of_the_size_of_e2b() -> None:
     part.shortened(3), part.shortened(8)
 
 
-def test_token_by_token_equals_at_once() -> None:
+@pytest.mark.parametrize("name", ["gemma4_text", "gemma3n_text-lenders"])
+def test_token_by_token_equals_at_once(name) -> None:
     """Beyond the windows of 8; the layers that borrow see what was read before."""
-    model = random_model(CASES["gemma4_text"])
+    model = random_model(CASES[name])
     texts = [torch.arange(5, 31) % 64, torch.arange(40, 61)]
     bounds = torch.tensor([0, *map(len, texts)]).cumsum(0).int()
     with torch.no_grad():
@@ -60,20 +98,21 @@ def test_token_by_token_equals_at_once() -> None:
             torch.testing.assert_close(new, wanted, atol=1e-4, rtol=1e-4)
 
 
-def test_computing_again_gives_the_same_gradients_after_another_pass() -> None:
+@pytest.mark.parametrize("name", ["gemma4_text", "gemma3n_text-lenders"])
+def test_computing_again_gives_the_same_gradients_after_another_pass(name) -> None:
     """A pass of the same packed batch with other weights in between: what layers lend is of one pass."""
     from settle.model.layers.packed_sequences import Packing
 
     gradients = []
     for recompute in (0, 1):
-        model, other = random_model(CASES["gemma4_text"]), CASES["gemma4_text"].build(seed=1)
+        model, other = random_model(CASES[name]), CASES[name].build(seed=1)
         model.recompute = recompute
         ids, packing = torch.arange(40) % 64, Packing(torch.tensor([0, 25, 40]).int())
         out = model(ids, packing)
         other(ids, packing)
         out.sin().sum().backward()
         gradients.append({name: p.grad for name, p in model.trainable().items()})
-    assert "model.layers.2.self_attn.k_proj.weight" in gradients[0]
+    assert "model.layers.1.self_attn.k_proj.weight" in gradients[0]
     assert not any("layer_scalar" in name for name in gradients[0])
     torch.testing.assert_close(gradients[0], gradients[1])
 
@@ -107,8 +146,8 @@ def test_a_multimodal_checkpoint_leads_to_its_text_model() -> None:
     """Also where its text_config names no model_type and leaves sizes to the class, as the first Gemma 3 do."""
     from transformers import Gemma3ForCausalLM, Gemma3TextConfig
 
-    named = {name: f"{name}_text" for name in ("gemma4", "gemma3", "qwen3_5")}
-    assert named.keys() <= {known.family for known in catalogue_file().known}
+    named = {name: f"{name}_text" for name in ("gemma4", "gemma3n", "gemma3", "qwen3_5")}
+    assert named.keys() - {"gemma3n"} <= {known.family for known in catalogue_file().known}
     for whole, text in named.items():
         assert family_of(whole) is family_of(text) is type(CASES[text])
     assert family_of("bert") is None
