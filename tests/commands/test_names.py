@@ -21,7 +21,7 @@ ARGUMENTS = {
     "tune": ["notes", "rows.jsonl"],
 }
 NEEDS_DOCUMENTS = {"ask"}  # chooses its model by the same function, when there is a collection
-TAKES_A_MODEL = ("a run", "runs,")
+TAKES_A_MODEL = ("a run", "runs,", "model that writes")
 
 
 def names_a_model(name: str) -> bool:

@@ -47,7 +47,7 @@ class Family:
 @pytest.fixture(autouse=True)
 def fast(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sizes, "measure_speed", lambda *_: FAST)
-    monkeypatch.setattr(sizes, "Architecture", SimpleNamespace(part=lambda name: Family))
+    monkeypatch.setattr(sizes, "family_named", lambda name: Family)
 
 
 def chosen(unique: int = 10**9, spent: float = 0.0, **asked: Any) -> tuple[sizes.Size, dict[str, str]]:

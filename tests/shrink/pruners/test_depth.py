@@ -17,10 +17,14 @@ from tests.shrink.pruners.subjects import assert_ordinary, random_subject, train
 def test_every_family_stays_an_ordinary_model(name, by, tokenizer, tmp_path) -> None:
     subject = random_subject(CASES[name], tokenizer)
     if not subject.part.options().is_plain:
-        with pytest.raises(UsageError, match="layers are not taken one by one"):
+        with pytest.raises(UsageError, match="layers are not taken one by one|the smaller model would not run"):
             Depth(share=0.4, by=by).prune(subject, windows(subject), [])
         return
     number = subject.num_layers // 2
+    if name == "lfm2_moe":  # llama.cpp puts its few layers with attention where they are
+        with pytest.raises(UsageError, match="leave 1"):
+            Depth(share=number / subject.num_layers, by=by).prune(subject, windows(subject), [])
+        return
     pruned = Depth(share=number / subject.num_layers, by=by).prune(subject, windows(subject), [])
     assert pruned.subject.num_layers == subject.num_layers - number
     assert len(pruned.report["removed"]) == number
