@@ -21,7 +21,7 @@ MOST_COMMAND_LINES = 80
 MOST_OF = {
     "files": 693,
     "files under 40 lines": 115,
-    "non-blank lines": 88_794,
+    "non-blank lines": 88_782,
     "mappings from str to object": 132,
     "isinstance": 598,
     "asserts": 52,

@@ -288,10 +288,15 @@ class Architecture(Part):
             attends = layer.heads * LSE_BYTES / bytes_per_number if is_flash and is_for_flash(layer) else None
             numbers += _kept_by_mixers(layer, context, attends) + _kept_by_feed_forward(layer, adapter is not None)
             numbers += _kept_by_input(layer, adapter is not None)
+        numbers += self.kept_beside_layers(adapter is not None)
         if adapter is not None:
             numbers -= self._not_kept_by_frozen(adapter)
         numbers += sum(self.share_met(name) * adapter_numbers for name, adapter_numbers in (adapter or {}).items())
         return bytes_per_number * numbers + (self._turns() if is_flash else 0)
+
+    def kept_beside_layers(self, frozen: bool) -> float:
+        """Return the numbers a token that a family keeps beyond its layers' mixers and feed-forwards."""
+        return 0.0
 
     def _not_kept_by_frozen(self, adapter: Mapping[str, int]) -> int:
         """Count the numbers a token that recurrences keep when all is trained, and not beside these adapted linears."""

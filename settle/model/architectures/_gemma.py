@@ -219,17 +219,9 @@ class GemmaE(Architecture):
         inputs = self.num_hidden_layers * self.hidden_size_per_layer_input
         return super().flops_per_token(context) + 6.0 * inputs * self.hidden_size
 
-    def activation_bytes_per_token(
-        self,
-        context: int,
-        bytes_per_number: int,
-        adapter: Mapping[str, int] | None = None,
-        is_flash: bool = False,
-    ) -> float:
-        kept = super().activation_bytes_per_token(context, bytes_per_number, adapter, is_flash)
-        if adapter is None and self.hidden_size_per_layer_input:
-            kept += bytes_per_number * self.hidden_size  # the row that the layers' inputs are made of
-        return kept
+    def kept_beside_layers(self, frozen: bool) -> float:
+        # the row that the layers' inputs are made of
+        return self.hidden_size if self.hidden_size_per_layer_input and not frozen else 0
 
     def is_unused(self, name: str) -> bool:
         found = _OF_BORROWED.search(name)

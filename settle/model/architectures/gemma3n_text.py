@@ -5,7 +5,6 @@ last layers read the keys and values of earlier ones; each token gives every lay
 Face's `modeling_gemma3n.py`.
 """
 
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Self
 
@@ -90,25 +89,18 @@ class Gemma3nText(GemmaE):
         mixing = self.num_hidden_layers * (self.altup_num_inputs**2 + self.altup_num_inputs) * self.hidden_size
         return super().flops_per_token(context) + 6.0 * (widening + mixing)
 
-    def activation_bytes_per_token(
-        self,
-        context: int,
-        bytes_per_number: int,
-        adapter: Mapping[str, int] | None = None,
-        is_flash: bool = False,
-    ) -> float:
+    def kept_beside_layers(self, frozen: bool) -> float:
         width, rank, streams = self.hidden_size, self.laurel_rank, self.altup_num_inputs
         predicted = streams * width + streams**2 + streams + width + 1
         beside = 2 * streams + rank + 2  # shares of the correction, the branch of low rank and its norm
         ends = (streams - 1) * (width + 4)  # scaled to the size of the first
-        if adapter is None:
-            kept = self.num_hidden_layers * (predicted + beside + streams * width + 6 * width) + 2 * ends
-        else:  # nothing before the first layer's norm is trained
+        if frozen:  # nothing before the first layer's norm is trained
             kept = self.num_hidden_layers * (predicted + beside + 4 * width) - predicted - width - 1 + ends
+        else:
+            kept = self.num_hidden_layers * (predicted + beside + streams * width + 6 * width) + 2 * ends
         sparse = min(self.num_sparse_layers, self.num_hidden_layers) if self.activation_sparsity else 0
         kept += streams * width + sparse * (2 * self.intermediate_size + 1)
-        of_all = super().activation_bytes_per_token(context, bytes_per_number, adapter, is_flash)
-        return of_all + bytes_per_number * kept
+        return super().kept_beside_layers(frozen) + kept
 
     @classmethod
     def sized(cls, num_parameters: int, vocab_size: int, context: int) -> Self:
