@@ -2,11 +2,13 @@
 
     python bench/family_tables.py     # writes them, then bench/results/README.md
 
-tests/library/test_families.py compares them with the catalogue and the families that are known.
+tests/library/test_families.py compares them with the catalogue and the families that are known. The row of lines is
+counted anew only here, so that a changed line in a family's file fails no test.
 """
 
 import datetime
 import runpy
+import statistics
 import tomllib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -23,6 +25,9 @@ ABILITIES = ROOT / "tests/abilities/table.toml"  # made by the tests that prove 
 WORKS = "works"
 BARS = {"up to 5 B, of 2026": 0.85, "up to 5 B": 0.75}
 COMMAND = "settle models --families"
+ARCHITECTURES = ROOT / "settle/model/architectures"
+MOST_LINES = 120  # of a family's file, in the median
+NOT_DERIVED = ("families-unseen", "families-lines", "families-forecast")  # rows that are kept as they are measured
 HEAD = """# Families
 
 Made by `python bench/family_tables.py`; see [families](../../docs/families.md).
@@ -54,6 +59,27 @@ def rows(date: str) -> list[dict[str, object]]:
             }
         )
     return found
+
+
+def lines_row(date: str) -> dict[str, object]:
+    """Return the row of how many lines a family takes: a file of its own, or a section of plain.toml."""
+    files = sorted(path for path in ARCHITECTURES.glob("*.py") if not path.name.startswith("_"))
+    counts = {path.stem: len(path.read_text(encoding="utf-8").splitlines()) for path in files}
+    sections = (ARCHITECTURES / "plain.toml").read_text(encoding="utf-8").split("\n[")[1:]
+    plain = [len(section.strip().splitlines()) for section in sections]
+    shared = sum(len(path.read_text(encoding="utf-8").splitlines()) for path in ARCHITECTURES.glob("_*.py"))
+    middle, longest = statistics.median(counts.values()), max(counts, key=lambda name: counts[name])
+    return {
+        "id": "families-lines",
+        "claim": "A family is one short file.",
+        "figure": f"median {middle:g} lines, largest {counts[longest]} ({longest}), of {len(counts)} files; "
+        f"{len(plain)} more families are {min(plain)} to {max(plain)} lines of plain.toml; shared by all: {shared}",
+        "bar": f"median at most {MOST_LINES}",
+        "met": middle <= MOST_LINES,
+        "judged_on": "every line of settle/model/architectures",
+        "command": "python bench/family_tables.py",
+        "date": date,
+    }
 
 
 def sentence() -> str:
@@ -112,11 +138,12 @@ def markdown(columns: Sequence[str], body: Iterable[Sequence[object]]) -> str:
     return "".join(f"|{'|'.join(map(str, line))}|\n" for line in lines)
 
 
-def made() -> dict[Path, str]:
-    """Return what is made, by file; an unchanged row keeps its date."""
+def made(counted: Sequence[dict[str, object]] = ()) -> dict[Path, str]:
+    """Return what is made, by file; an unchanged row keeps its date. counted: rows that are measured anew."""
     known = {row["id"]: row for row in tomllib.loads(ROWS.read_text(encoding="utf-8"))["row"]} if ROWS.exists() else {}
     body = rows(datetime.date.today().isoformat())
-    body += [row for name, row in known.items() if name == "families-unseen"]  # of bench/unseen_families.py
+    by_name = known | {str(row["id"]): row for row in counted}
+    body += [by_name[name] for name in NOT_DERIVED if name in by_name]
     body = [known[row["id"]] if known.get(row["id"], {}) | {"date": ""} == row | {"date": ""} else row for row in body]
     page = PAGE.read_text(encoding="utf-8")
     for name, text in (("shares", sentence()), ("abilities", always())):
@@ -127,6 +154,6 @@ def made() -> dict[Path, str]:
 
 
 if __name__ == "__main__":
-    for path, text in made().items():
+    for path, text in made([lines_row(datetime.date.today().isoformat())]).items():
         path.write_text(text, encoding="utf-8")
     runpy.run_path(str(Path(__file__).with_name("results_page.py")), run_name="__main__")
