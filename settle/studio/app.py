@@ -22,7 +22,7 @@ from settle.base.server_state import server_key
 from settle.base.version import __version__
 from settle.server.http_server import run
 from settle.studio.guard import StudioGuard
-from settle.studio.layout import failure, frame
+from settle.studio.layout import Way, failure, frame
 from settle.studio.pages import Page
 from settle.studio.visit import Studio, Visit
 
@@ -69,15 +69,15 @@ def build_app(studio: Studio) -> FastAPI:
     warnings.filterwarnings("ignore", category=FutureWarning, module="nicegui")  # it touches every object, also torch's
     pages = {name: page() for name, page in Page.parts().items()}
     in_order = sorted((p for p in pages.values() if p.place is not None), key=lambda page: page.place or 0)
-    links = [(page.title, page.path) for page in in_order]
+    ways = [Way(page.title, page.path, page.is_door) for page in in_order]
     for page in pages.values():
-        _register(page, links, studio)
+        _register(page, ways, studio)
     style = nicegui_app.add_static_file(local_file=Path(__file__).parent / "studio.css", max_cache_age=3600)
     ui.add_head_html(f'<link rel="stylesheet" href="{style}?{__version__}">', shared=True)
 
     async def missing() -> None:
         ui.context.client.status_code = 404
-        with frame("There is no such page", links, ""):
+        with frame("There is no such page", ways, ""):
             failure(UsageError("nothing is found at this address", "choose a page above"))
 
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
@@ -95,11 +95,11 @@ def build_app(studio: Studio) -> FastAPI:
     return app
 
 
-def _register(page: Page, links: list[tuple[str, str]], studio: Studio) -> None:
+def _register(page: Page, ways: list[Way], studio: Studio) -> None:
     async def show(request: Request) -> None:
         path: Mapping[str, str] = request.path_params
         visit = Visit(studio, path, dict(request.query_params))
-        with frame(page.title.format_map(path), links, page.path):
+        with frame(page.title.format_map(path), ways, page.within or page.path):
             try:
                 await page.build(visit)
             except SettleError as e:

@@ -1,7 +1,8 @@
-"""What every page has: the skip link, the navigation, the heading, and the place of its content."""
+"""What every page has: the skip link, the doors and what lies behind *More*, the heading, and its content."""
 
 import contextlib
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 
 from nicegui import ui
 from nicegui.elements.mixins.text_element import TextElement
@@ -10,28 +11,50 @@ from settle.base.errors import SettleError
 from settle.base.visible import visible
 from settle.studio.visit import reported
 
+MORE = "more"  # the id of what lies behind it
+START = "/new"
 BUSY = "busy"  # why a button is disabled: what it does has not ended
 
 
+@dataclass(frozen=True)
+class Way:
+    """A page that every other one leads to. is_door: it has a place in the header, and is not behind *More*."""
+
+    title: str
+    path: str
+    is_door: bool
+
+
 @contextlib.contextmanager
-def frame(title: str, links: Sequence[tuple[str, str]], current: str) -> Iterator[None]:
+def frame(title: str, ways: Sequence[Way], current: str) -> Iterator[None]:
     """Frame a page; its content is made inside.
 
-    links: (title, path) of the navigation; current: the path of the one that is shown.
+    current: the path of the way that is marked: of the page itself, or of the one that it belongs to.
     """
     ui.page_title(f"{visible(title)} · settle studio")
-    with ui.context.client.layout, ui.element("header") as header:
-        ui.link("settle studio", "/").classes("brand")
+    with ui.context.client.layout, ui.element("header") as header, ui.element("div").classes("bar"):
+        ui.link("settle", "/").classes("brand").props('aria-label="settle studio"')
         with ui.element("nav").props('aria-label="Pages"'):
-            for name, path in links:
-                link = ui.link(name, path)
-                if path == current:
-                    link.props('aria-current="page"')
+            _links([way for way in ways if way.is_door], current)
+            more = [way for way in ways if not way.is_door]
+            words("More", "button").props(f'type="button" popovertarget="{MORE}"').classes(
+                "current" if current in [way.path for way in more] else ""
+            )
+            with ui.element("div").props(f'id="{MORE}" popover').classes("menu"):
+                _links(more, current)
+        ui.link("New run", START).classes("act main start")
     header.move(target_index=0)
     with ui.element("div").classes("content") as content:  # inside the framework's own <main>
         words(title, "h1")
         yield
     ui.skip_link("Skip to content", target=content)
+
+
+def _links(ways: Iterable[Way], current: str) -> None:
+    for way in ways:
+        link = ui.link(way.title, way.path)
+        if way.path == current:
+            link.props('aria-current="page"')
 
 
 @contextlib.contextmanager
@@ -50,6 +73,15 @@ def chips(label: str, links: Iterable[tuple[str, str, bool]]) -> None:
                 link = ui.link(text, address)
                 if is_chosen:
                     link.classes("chosen").props('aria-current="true"')
+
+
+def empty_state(text: str, *ways: tuple[str, str]) -> None:
+    """Say what is not here yet, and what leads to it. ways: (text, address), the first as the main button."""
+    with ui.element("section").classes("panel nothing"):
+        words(text)
+        with ui.element("div").classes("row"):
+            for number, (name, address) in enumerate(ways):
+                ui.link(name, address).classes("act" if number else "act main")
 
 
 def words(text: str, tag: str = "p", classes: str = "") -> TextElement:

@@ -54,7 +54,7 @@ def test_a_home_without_runs_says_how_to_start_one(browser, tmp_path):
     seen = watch(tab)
     tab.goto(live.link)
     tab.get_by_text("settle train FOLDER").wait_for()
-    tab.get_by_role("link", name="Chat and compare").click()
+    tab.get_by_role("link", name="Chat", exact=True).click()
     tab.get_by_text("`settle pull smollm2` gets one").wait_for()
     context.close()
     live.stop()

@@ -45,8 +45,9 @@ class Chat(Page):
     """A conversation with one model, or with two."""
 
     path = "/chat"
-    title = "Chat and compare"
-    place = 50
+    title = "Chat"
+    place = 20
+    is_door = True
 
     async def build(self, visit: Visit) -> None:
         names = await model_names()

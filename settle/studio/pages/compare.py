@@ -32,7 +32,7 @@ class Compare(Page):
 
     path = "/compare"
     title = "Compare runs"
-    place = 20
+    place = 60
 
     async def build(self, visit: Visit) -> None:
         offered = list(reversed(await in_thread(Run.all)))
@@ -93,7 +93,7 @@ async def _tables(runs: Sequence[Run], names: Sequence[str]) -> None:
 
 def _row(run: Run, name: str) -> list[Cell]:
     summary = summary_of(run)
-    link = {"text": name, "href": f"/runs/{quote(run.path.name)}"}
+    link: Cell = {"text": name, "href": f"/runs/{quote(run.path.name)}"}
     return [link, *summary_cells(summary), amount(summary.energy, "J")]
 
 

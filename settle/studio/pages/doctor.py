@@ -23,8 +23,8 @@ class Doctor(Page):
     """Findings of a subject with their states, and the ledgers."""
 
     path = "/doctor"
-    title = "Doctor and audit"
-    place = 80
+    title = "Health"
+    place = 90
 
     async def build(self, visit: Visit) -> None:
         with card("What is wrong?"):

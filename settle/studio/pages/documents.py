@@ -24,7 +24,8 @@ class Documents(Page):
 
     path = "/documents"
     title = "Documents"
-    place = 60
+    place = 30
+    is_door = True
 
     async def build(self, visit: Visit) -> None:
         names = collection_names()

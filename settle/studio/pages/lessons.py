@@ -17,7 +17,7 @@ class Lessons(Page):
 
     path = "/lessons"
     title = "Why models break"
-    place = 45
+    place = 80
 
     async def build(self, visit: Visit) -> None:
         names = await model_names()

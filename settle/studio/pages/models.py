@@ -28,7 +28,8 @@ class Models(Page):
 
     path = "/models"
     title = "Models"
-    place = 70
+    place = 40
+    is_door = True
 
     async def build(self, visit: Visit) -> None:
         with card("On this machine"):

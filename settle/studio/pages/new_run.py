@@ -39,7 +39,7 @@ class NewRun(Page):
 
     path = "/new"
     title = "New run"
-    place = 30
+    place = 50
 
     async def build(self, visit: Visit) -> None:
         commands = {name: c for name, c in visit.studio.commands().items() if getattr(c, "begins_work", False)}

@@ -69,7 +69,7 @@ class NextToken(Page):
 
     path = "/tokens"
     title = "Next token"
-    place = 40
+    place = 70
 
     async def build(self, visit: Visit) -> None:
         Reading(await model_names(), visit.query.get("model", ""), visit.query.get("text", TEXT))

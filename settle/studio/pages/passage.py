@@ -18,6 +18,7 @@ class Passage(Page):
 
     path = "/passage/{collection}/{number}"
     title = "A passage of {collection}"
+    within = "/documents"
 
     async def build(self, visit: Visit) -> None:
         collection, number, place = visit.path["collection"], visit.path["number"], visit.query.get("place", "0")

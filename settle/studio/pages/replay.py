@@ -34,6 +34,7 @@ class Replay(Page):
 
     path = "/learning/{name}"
     title = "How {name} learned"
+    within = "/"
 
     async def build(self, visit: Visit) -> None:
         run = await in_thread(Run.find, visit.path["name"])

@@ -41,6 +41,7 @@ class Run(Page):
 
     path = "/runs/{name}"
     title = "{name}"
+    within = "/"
 
     async def build(self, visit: Visit) -> None:
         feed = RunFeed.of(await in_thread(RunFolder.find, visit.path["name"]))

@@ -23,6 +23,7 @@ class Runs(Page):
     path = "/"
     title = "Runs"
     place = 10
+    is_door = True
 
     async def build(self, visit: Visit) -> None:
         words("Every run of this machine, newest first. A run that is at work changes as you watch.", classes="dim")
@@ -43,7 +44,7 @@ class Runs(Page):
 
 
 def _row(run: RunSummary) -> list[Cell]:
-    link = {"text": run.name, "href": f"/runs/{quote(run.name)}"}
+    link: Cell = {"text": run.name, "href": f"/runs/{quote(run.name)}"}
     return [link, *summary_cells(run), amount(run.bytes, "bytes"), {"text": day(run.started), "tone": "date"}]
 
 
