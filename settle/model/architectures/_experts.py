@@ -3,10 +3,12 @@
 In a GGUF file a layer's experts are stacked.
 """
 
+from dataclasses import replace
 from typing import ClassVar, Self
 
 from pydantic import Field, model_validator
 
+from settle.base.errors import FormatError
 from settle.model.architectures import Architecture, GgufFields, GgufKeys, HfConfig, Tensors, Values
 from settle.model.config import Experts
 
@@ -129,3 +131,60 @@ class NarrowMixture(Mixture):
     def gguf_values(cls, fields: GgufFields, tensors: Tensors) -> Values:
         inner = fields.number("expert_feed_forward_length", fields.whole("feed_forward_length"))
         return super().gguf_values(fields, tensors) | {"moe_intermediate_size": inner}
+
+
+class WeighedMixture(Mixture):
+    """A mixture whose files say whether the weights of a token's experts sum to 1.
+
+    NORMALISED_IN_GGUF: whether they do in llama.cpp, which computes one of the two in each family.
+    """
+
+    NORMALISED_IN_GGUF: ClassVar[bool] = True
+
+    norm_topk_prob: bool = Field(True, description="whether the weights of a token's experts sum to 1")
+
+    @property
+    def mixture(self) -> Experts:
+        return replace(super().mixture, normalised=self.norm_topk_prob)
+
+    def gguf_metadata(self) -> GgufKeys:
+        if self.norm_topk_prob != self.NORMALISED_IN_GGUF:
+            lets, does = ("always lets", "does not") if self.NORMALISED_IN_GGUF else ("never lets", "does")
+            raise FormatError(
+                f"llama.cpp {lets} the weights of a token's experts sum to 1, this model {does}",
+                "export it as safetensors",
+            )
+        return super().gguf_metadata()
+
+    @classmethod
+    def gguf_values(cls, fields: GgufFields, tensors: Tensors) -> Values:
+        return super().gguf_values(fields, tensors) | {"norm_topk_prob": cls.NORMALISED_IN_GGUF}
+
+
+class SharedMixture(NarrowMixture):
+    """A mixture beside a feed-forward that every token meets, which a sigmoid of a linear multiplies (Qwen)."""
+
+    shared_expert_intermediate_size: int = Field(
+        256, gt=0, description="width of the feed-forward that all tokens meet"
+    )
+
+    @classmethod
+    def sized(cls, num_parameters: int, vocab_size: int, context: int) -> Self:
+        shape = super().sized(num_parameters, vocab_size, context)
+        return shape.with_fields(shared_expert_intermediate_size=2 * shape.moe_intermediate_size)
+
+    @property
+    def mixture(self) -> Experts:
+        return replace(super().mixture, shared=self.shared_expert_intermediate_size, shared_gate=True)
+
+    def gguf_metadata(self) -> GgufKeys:
+        key = f"{self.gguf_family}.expert_shared_feed_forward_length"
+        return super().gguf_metadata() | {key: self.shared_expert_intermediate_size}
+
+    @classmethod
+    def gguf_values(cls, fields: GgufFields, tensors: Tensors) -> Values:
+        shared = fields.number("expert_shared_feed_forward_length", fields.whole("feed_forward_length"))
+        return super().gguf_values(fields, tensors) | {"shared_expert_intermediate_size": shared}
+
+    def gguf_shape(self, name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+        return shape[1:] if name.endswith("mlp.shared_expert_gate.weight") else super().gguf_shape(name, shape)

@@ -1,17 +1,10 @@
 """Qwen3 with a mixture of experts (arXiv:2505.09388)."""
 
-from dataclasses import replace
-
-from pydantic import Field
-
-from settle.base.errors import FormatError
-from settle.model.architectures import GgufKeys
-from settle.model.architectures._experts import NarrowMixture
+from settle.model.architectures._experts import NarrowMixture, WeighedMixture
 from settle.model.architectures.qwen3 import Qwen3
-from settle.model.config import Experts
 
 
-class Qwen3Moe(NarrowMixture, Qwen3):
+class Qwen3Moe(WeighedMixture, NarrowMixture, Qwen3):
     """A Qwen3 decoder whose feed-forwards are all mixtures."""
 
     model_type = "qwen3_moe"
@@ -34,22 +27,8 @@ class Qwen3Moe(NarrowMixture, Qwen3):
     }
     GGUF_LAYER = Qwen3.GGUF_LAYER | NarrowMixture.EXPERTS_IN_GGUF
 
-    norm_topk_prob: bool = Field(True, description="whether the weights of a token's experts sum to 1")
-
     def window(self, layer: int) -> int | None:
         return self.sliding_window if self.use_sliding_window else None
-
-    @property
-    def mixture(self) -> Experts:
-        return replace(super().mixture, normalised=self.norm_topk_prob)
-
-    def gguf_metadata(self) -> GgufKeys:
-        if not self.norm_topk_prob:
-            raise FormatError(
-                "llama.cpp always lets the weights of a token's experts sum to 1, this model does not",
-                "export it as safetensors",
-            )
-        return super().gguf_metadata()
 
 
 Qwen3Moe.TINY = Qwen3Moe(

@@ -85,7 +85,10 @@ def test_equals_transformers(name, tmp_path) -> None:
     total.backward()
 
     assert count == sum(LENGTHS) - len(LENGTHS)
-    torch.testing.assert_close(ours.logits(ours(inputs, bounds)), logits, atol=1e-4, rtol=1e-4)
+    found = ours.logits(ours(inputs, bounds))
+    torch.testing.assert_close(found, logits, atol=1e-4, rtol=1e-4)
+    p, q = (x.detach().double().log_softmax(-1) for x in (logits, found))
+    assert torch.kl_div(q, p, log_target=True).sum(-1).max() <= 1e-6  # nats, at each token
     torch.testing.assert_close(total, loss, atol=1e-4, rtol=1e-4)
     gradients = _saved_gradients(part, theirs, tmp_path / "gradients")
     for name, weight in ours.trainable().items():

@@ -42,7 +42,18 @@ MIXTRAL_8X7B = {
     "rope_theta": 1000000.0, "router_aux_loss_coef": 0.02, "sliding_window": None, "tie_word_embeddings": False,
     "vocab_size": 32000,
 }  # fmt: skip
+QWEN1_5_MOE = {
+    "model_type": "qwen2_moe", "architectures": ["Qwen2MoeForCausalLM"], "attention_dropout": 0.0,
+    "bos_token_id": 151643, "decoder_sparse_step": 1, "eos_token_id": 151643, "hidden_act": "silu",
+    "hidden_size": 2048, "initializer_range": 0.02, "intermediate_size": 5632, "max_position_embeddings": 8192,
+    "max_window_layers": 21, "moe_intermediate_size": 1408, "norm_topk_prob": False, "num_attention_heads": 16,
+    "num_experts": 60, "num_experts_per_tok": 4, "num_hidden_layers": 24, "num_key_value_heads": 16,
+    "output_router_logits": False, "rms_norm_eps": 1e-06, "rope_theta": 1000000.0, "router_aux_loss_coef": 0.001,
+    "shared_expert_intermediate_size": 5632, "sliding_window": 32768, "tie_word_embeddings": False,
+    "use_sliding_window": False, "vocab_size": 151936,
+}  # fmt: skip
 PUBLISHED = [
+    (QWEN1_5_MOE, 14_315_784_192, 2_689_173_504),
     (LFM2_8B_A1B, 8_339_929_856, 1_557_740_288),
     (GRANITE_1B_A400M, 1_334_628_352, 428_658_688),
     (MIXTRAL_8X7B, 46_702_792_704, 12_879_925_248),
@@ -51,7 +62,9 @@ MIXTURES = sorted(name for name, part in CASES.items() if any(o.experts for o in
 IDS, BOUNDS = torch.arange(3, 25), torch.tensor([0, 22], dtype=torch.int32)
 
 
-@pytest.mark.parametrize(("config", "size", "active"), PUBLISHED, ids=["lfm2_moe", "granitemoe", "mixtral"])
+@pytest.mark.parametrize(
+    ("config", "size", "active"), PUBLISHED, ids=lambda value: value["model_type"] if isinstance(value, dict) else ""
+)
 def test_published_models(config: dict, size: int, active: int) -> None:
     """As the catalogue counts them, without biases of experts; active: those that a token meets."""
     part = of_hf_config(config)
