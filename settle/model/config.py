@@ -132,6 +132,7 @@ class DeltaNet(RecurrenceOptions):
     """A gated delta net (arXiv:2412.06464): a matrix of `key_dim` · `value_dim` for each of `value_heads`.
 
     key_heads: divides the value heads, which share keys and queries. kernel: tokens that the convolution before sees.
+    fused: two linears own what it reads, with the rows of one key head after another (Qwen3-Next).
     """
 
     module: ClassVar[str] = "linear_attn"
@@ -140,6 +141,7 @@ class DeltaNet(RecurrenceOptions):
     key_dim: int
     value_dim: int
     kernel: int = 4
+    fused: bool = False
 
     @property
     def keys(self) -> int:
@@ -151,18 +153,22 @@ class DeltaNet(RecurrenceOptions):
         """Width of all values."""
         return self.value_heads * self.value_dim
 
+    @property
+    def inward(self) -> dict[str, int]:
+        """Names and outputs of the linears that read the layer's input: z for gates, b for β, a for α."""
+        mixed, heads = 2 * self.keys + self.values, self.value_heads
+        if self.fused:
+            return {"in_proj_qkvz": mixed + self.values, "in_proj_ba": 2 * heads}
+        return {"in_proj_qkv": mixed, "in_proj_z": self.values, "in_proj_b": heads, "in_proj_a": heads}
+
     def parameters(self, width: int) -> dict[str, tuple[int, ...]]:
-        mixed = 2 * self.keys + self.values
         return {
-            "conv1d.weight": (mixed, 1, self.kernel),
+            "conv1d.weight": (2 * self.keys + self.values, 1, self.kernel),
             "dt_bias": (self.value_heads,),
             "A_log": (self.value_heads,),
             "norm.weight": (self.value_dim,),
             "out_proj.weight": (width, self.values),
-            "in_proj_qkv.weight": (mixed, width),
-            "in_proj_z.weight": (self.values, width),
-            "in_proj_b.weight": (self.value_heads, width),
-            "in_proj_a.weight": (self.value_heads, width),
+            **{f"{name}.weight": (rows, width) for name, rows in self.inward.items()},
         }
 
     @property

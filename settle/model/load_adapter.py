@@ -78,12 +78,15 @@ class TrainedAdapter:
         joined = _joined(self.modules, architecture)
         whole = {member: name for name, members in joined.items() for member in members}
         others = tuple(whole.get(m, m) for m in self.modules if m not in experts)
-        config = self.method.peft_config(_targets(others, architecture))
+        # PEFT takes any linear of the names of experts' linears for one of theirs, but not a parameter
+        shared = [m for m in others if ".shared_expert." in m] if architecture.PEFT_NAMES_EXPERTS else []
+        config = self.method.peft_config(_targets(tuple(m for m in others if m not in shared), architecture))
         wide = {name: len(linears[0]) for name, linears in stacked.items()}
         for name, number in (wide | {name: len(members) for name, members in joined.items()}).items():
             if number > 1:
                 self.method.widen(config, name.partition(".layers.")[2].partition(".")[2], number)
-        return config | {"target_parameters": [*stacked]} if stacked else config
+        parameters: list[JsonValue] = [*stacked, *(f"{module}.weight" for module in shared)]
+        return config | {"target_parameters": parameters} if parameters else config
 
     def _stacked(self, architecture: ModelLayout) -> dict[str, list[list[str]]]:
         """Return the adapted ones of `expert_parameters`, where PEFT wants them so.

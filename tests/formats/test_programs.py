@@ -22,7 +22,9 @@ IDS = torch.arange(3, 25)
 WINDOW = 8  # of the tiny models that have one
 MLX_IGNORES_WINDOWS = {"mistral", "gemma2"}  # its attention reads the whole text there
 # it has Gemma 3n and Qwen3.5 inside a multimodal model only, and reads gpt-oss's experts in MXFP4 only
-MLX_LACKS = dict.fromkeys(("gemma3n_text", "qwen3_5_text"), "not supported") | {"gpt_oss": "parameters not in model"}
+MLX_LACKS = dict.fromkeys(("gemma3n_text", "qwen3_5_text", "qwen3_5_moe_text"), "not supported") | {
+    "gpt_oss": "parameters not in model"
+}
 MLX_CANNOT = {"olmo"}  # it wants a library of its own and ends the process
 MLX_LEAVES_OUT = {"falcon_h1": {"attention_in_multiplier": 1.0, "key_multiplier": 1.0}}
 pytestmark = [

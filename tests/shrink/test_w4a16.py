@@ -24,7 +24,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*:DeprecationWarning"),
     pytest.mark.filterwarnings("ignore:.*:FutureWarning"),
 ]
-REFUSED = {"falcon_h1": "multipliers", "qwen3_moe": "experts", "lfm2_moe": "experts", "gpt_oss": "experts"}
+REFUSED = {"falcon_h1": "multipliers"} | {name: "experts" for name, part in CASES.items() if part.experts(1)}
 IDS = list(range(3, 40))
 
 

@@ -24,10 +24,13 @@ _HALVES = {"gate_up_proj": ("gate", "up"), "down_proj": ("down",)}
 _BLOCK, _PACKED = 32, 16  # values of a block, and bytes of their codes
 
 
-def unstack(tensors: Mapping[str, LazyTensor], experts: int, width: int, inner: int) -> dict[str, LazyTensor]:
+def unstack(
+    tensors: Mapping[str, LazyTensor], experts: int, width: int, inner: int, turned: bool = True
+) -> dict[str, LazyTensor]:
     """Return a file's tensors with one for each linear of an expert in the place of the stacked ones.
 
-    Raises FormatError for a stacked one of another shape, or that lacks its scales.
+    turned: whether inputs come before outputs, and rows of gate and up follow in turn (gpt-oss). Raises FormatError for
+    a stacked one of another shape, or that lacks its scales.
     """
     found: dict[str, LazyTensor] = {}
     for name, tensor in tensors.items():
@@ -45,14 +48,16 @@ def unstack(tensors: Mapping[str, LazyTensor], experts: int, width: int, inner: 
                 raise FormatError(f"it lacks {module}.{own}_scales", "get the whole model")
             dtype, read = "MXFP4", _blocks(tensor, scales, (experts, rows, columns // _BLOCK))
         else:
-            shape = (experts, rows) if kind else (experts, columns, rows)
-            dtype, read = tensor.dtype, _numbers(tensor, shape)
+            shape = (experts, rows) if kind else (experts, columns, rows) if turned else (experts, rows, columns)
+            dtype, read = tensor.dtype, _numbers(tensor, shape, turned)
         parts = _HALVES[own]
         part_shape = (rows // len(parts),) if kind == "_bias" else (rows // len(parts), columns)
         for expert in range(experts):
             for number, part in enumerate(parts):
                 linear = f"{module}.{expert}.{part}_proj.{'bias' if kind == '_bias' else 'weight'}"
-                own_rows = partial(read, expert, slice(number, None, len(parts)))
+                first = number * part_shape[0]
+                which = slice(number, None, len(parts)) if turned else slice(first, first + part_shape[0])
+                own_rows = partial(read, expert, which)
                 found[linear] = _lazy(linear, part_shape, dtype, tensor, own_rows)
     return found
 
@@ -60,14 +65,15 @@ def unstack(tensors: Mapping[str, LazyTensor], experts: int, width: int, inner: 
 Read = Callable[[int, slice, int, int], np.ndarray]  # expert, which of its rows, from one to another → their bytes
 
 
-def _numbers(tensor: LazyTensor, shape: tuple[int, ...]) -> Read:
-    """Read rows of numbers: of matrices (E, C, R), or of vectors (E, R), each of which is one row."""
+def _numbers(tensor: LazyTensor, shape: tuple[int, ...], turned: bool) -> Read:
+    """Read rows of numbers: of matrices (E, C, R), or (E, R, C), or of vectors (E, R), each of which is one row."""
     _require(tensor, shape)
     item = ggml_type(tensor.dtype).block_bytes
     whole = tensor.place.bytes().view(f"u{item}").reshape(shape)
 
     def read(expert: int, which: slice, first: int, last: int) -> np.ndarray:
-        own = whole[expert].T[which] if len(shape) > 2 else whole[expert][which].reshape(1, -1)
+        own = (whole[expert].T if turned else whole[expert])[which]
+        own = own if len(shape) > 2 else own.reshape(1, -1)
         return np.ascontiguousarray(own[first:last]).view(np.uint8)
 
     return read

@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import replace
-from typing import Self
+from typing import ClassVar, Self
 
 import numpy as np
 import torch
@@ -30,7 +30,7 @@ class Qwen35Text(Architecture):
     """The text model of Qwen3.5. llama.cpp orders the heads of values by their place in a group."""
 
     model_type = "qwen3_5_text"
-    MULTIMODAL = ("qwen3_5",)
+    MULTIMODAL: ClassVar[tuple[str, ...]] = ("qwen3_5",)
     gguf_architecture = "qwen35"
     HF_CLASS = "Qwen3_5ForCausalLM"
     HF_DEFAULTS = {
@@ -77,7 +77,7 @@ class Qwen35Text(Architecture):
 
     @property
     def rotary_sections(self) -> list[int]:
-        """Rotary pairs for time, height and width, which are one position in a text."""
+        """Rotary pairs for time, height and width, which are one position in a text; none where only texts have one."""
         return [(self.rotary_width // 2 + place) // 3 for place in (2, 1, 0)]
 
     def layer_options(self, layer: int) -> LayerOptions:
@@ -93,7 +93,8 @@ class Qwen35Text(Architecture):
     def to_hf_config(self) -> Values:
         kinds = [_FULL if self.attends(layer) else _LINEAR for layer in range(self.num_hidden_layers)]
         rope: Values = {"rope_theta": self.rope_theta, "partial_rotary_factor": self.partial_rotary_factor}
-        rope |= {"mrope_section": self.rotary_sections, "mrope_interleaved": True}
+        if self.rotary_sections:
+            rope |= {"mrope_section": self.rotary_sections, "mrope_interleaved": True}
         scaling = {"rope_type": "default"} if self.rope_scaling is None else self.rope_scaling.to_hf()
         return super().to_hf_config() | {"layer_types": kinds, "rope_parameters": scaling | rope}
 
@@ -119,13 +120,14 @@ class Qwen35Text(Architecture):
             )
         own: GgufKeys = {
             "full_attention_interval": self.full_attention_interval,
-            "rope.dimension_sections": [*self.rotary_sections, 0],
             "ssm.conv_kernel": self.linear_conv_kernel_dim,
             "ssm.inner_size": self.linear_num_value_heads * self.linear_value_head_dim,
             "ssm.state_size": self.linear_key_head_dim,
             "ssm.time_step_rank": self.linear_num_value_heads,
             "ssm.group_count": self.linear_num_key_heads,
         }
+        if self.rotary_sections:
+            own["rope.dimension_sections"] = [*self.rotary_sections, 0]
         return super().gguf_metadata() | {f"{self.gguf_architecture}.{key}": value for key, value in own.items()}
 
     @classmethod
@@ -159,7 +161,7 @@ class Qwen35Text(Architecture):
 
     def column_run(self, name: str) -> int:
         is_reordered = name.endswith("linear_attn.out_proj.weight")
-        return self.linear_value_head_dim if is_reordered and self._has_groups else 0
+        return self.linear_value_head_dim if is_reordered and self.reorders_heads else 0
 
     def columns_to_gguf(self, name: str, values: Rows) -> Rows:
         return self._columns(name, values, self.linear_num_key_heads)
@@ -174,12 +176,13 @@ class Qwen35Text(Architecture):
         return split.swapaxes(1, 2).reshape(values.shape)
 
     @property
-    def _has_groups(self) -> bool:
+    def reorders_heads(self) -> bool:
+        """Whether a GGUF file has the heads of values in another order."""
         return self.linear_num_value_heads != self.linear_num_key_heads
 
     def _heads(self, name: str, values: Rows, outer: int) -> Rows:
         """Order the heads of a delta net's values, seen as (outer, inner), as (inner, outer)."""
-        if "linear_attn" not in name or name.endswith(("norm.weight", "out_proj.weight")) or not self._has_groups:
+        if "linear_attn" not in name or name.endswith(("norm.weight", "out_proj.weight")) or not self.reorders_heads:
             return values
         keys = self.linear_num_key_heads * self.linear_key_head_dim
         fixed: int = 2 * keys if name.endswith(("in_proj_qkv.weight", "conv1d.weight")) else 0

@@ -1,4 +1,4 @@
-"""Gated delta nets (arXiv:2412.06464), as Qwen3.5 has them.
+"""Gated delta nets (arXiv:2412.06464), as Qwen3-Next and Qwen3.5 have them.
 
 Letters: B sequences of T tokens, D hidden width, H heads of values, k width of a key, v of a value.
 """
@@ -29,11 +29,10 @@ class GatedDeltaNet(Recurrence):
         self.A_log = nn.Parameter(torch.empty(own.value_heads))
         self.norm = RMSNorm(own.value_dim, o.eps)
         self.out_proj = Linear(own.values, o.width)
-        self.in_proj_qkv = Linear(o.width, 2 * own.keys + own.values)
-        self.in_proj_z = Linear(o.width, own.values)
-        self.in_proj_b = Linear(o.width, own.value_heads)
-        self.in_proj_a = Linear(o.width, own.value_heads)
-        members = [(x, 0) for x in (self.in_proj_qkv, self.in_proj_z, self.in_proj_b, self.in_proj_a)]
+        inward = {name: Linear(o.width, rows) for name, rows in own.inward.items()}
+        for name, linear in inward.items():
+            self.add_module(name, linear)
+        members = [(linear, 0) for linear in inward.values()]
         self.inward, self.out = Stack(members, None, o.norm_offset), Stack([(self.out_proj, 0)])
 
     def weights(self) -> list[Tensor]:
@@ -43,6 +42,8 @@ class GatedDeltaNet(Recurrence):
         """Mix rows (B, T, O) of the inward linears → (B, T, H·v)."""
         own, (taps, a_log, dt_bias, norm) = self.own, weights
         wide = torch.promote_types(rows.dtype, torch.float32)
+        if own.fused:
+            rows = self._apart(rows)
         mixed, gate, rate, step = rows.split([taps.shape[0], own.values, own.value_heads, own.value_heads], dim=-1)
         mixed, last = convolve(mixed, [taps], *state[:1])
         q, k, v = silu(mixed).to(wide).split([own.keys, own.keys, own.values], dim=-1)
@@ -55,6 +56,15 @@ class GatedDeltaNet(Recurrence):
         out = out.transpose(1, 2)
         out = out * (out.square().mean(-1, keepdim=True) + self.norm.eps).rsqrt() * norm
         return (out.flatten(2) * silu(gate.to(wide))).to(rows.dtype), (last, matrix)
+
+    def _apart(self, rows: Tensor) -> Tensor:
+        """Order rows (B, T, O) of one key head after another as those of all queries, keys, values, gates and rates."""
+        own = self.own
+        values, heads = own.values // own.key_heads, own.value_heads // own.key_heads
+        mixed, rates = rows.split([2 * (own.keys + own.values), 2 * own.value_heads], dim=-1)
+        parts = mixed.unflatten(-1, (own.key_heads, -1)).split([own.key_dim, own.key_dim, values, values], dim=-1)
+        parts += rates.unflatten(-1, (own.key_heads, -1)).split(heads, dim=-1)
+        return torch.cat([part.flatten(-2) for part in parts], dim=-1)
 
     def _unit(self, x: Tensor) -> Tensor:
         """Scale queries or keys (B, T, ·) to length 1 → (B, H, T, k), those of a group of values repeated."""

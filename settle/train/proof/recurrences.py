@@ -41,9 +41,12 @@ def _short_convolution(rows: Tensor, weights: Sequence[Tensor], o: ShortConvolut
 def _delta_net(rows: Tensor, weights: Sequence[Tensor], o: DeltaNet, eps: float) -> Tensor:
     """Compute the gated delta rule (arXiv:2412.06464): S = αS + β k (v - αSᵀk)ᵀ, and Sᵀq is read.
 
-    rows (T, O): what becomes queries, keys and values; gates; β; α, each before its function.
+    rows (T, O): what becomes queries, keys and values; gates; β; α, each before its function. Fused: q, k, values and
+    gates of one key head after another, then β and α of one after another.
     """
     taps, a_log, dt_bias, norm = weights
+    if o.fused:
+        rows = _apart(rows, o)
     mixed, gate, rate, step = rows.split([2 * o.keys + o.values, o.values, o.value_heads, o.value_heads], dim=1)
     q, k, v = silu(_convolved(mixed, taps)).split([o.keys, o.keys, o.values], dim=1)
     group = o.value_heads // o.key_heads
@@ -59,6 +62,18 @@ def _delta_net(rows: Tensor, weights: Sequence[Tensor], o: DeltaNet, eps: float)
         out[t] = torch.einsum("hkv,hk->hv", state, q[t]) / o.key_dim**0.5
     out = out * (out.square().mean(-1, keepdim=True) + eps).rsqrt() * norm
     return (out * silu(gate.unflatten(1, (o.value_heads, -1)))).flatten(1)
+
+
+def _apart(rows: Tensor, o: DeltaNet) -> Tensor:
+    """Order rows (T, O) of one key head after another, first q, k, values and gates, then β and α, as kinds."""
+    group = o.value_heads // o.key_heads
+    columns, first = [], 0
+    for widths in ((o.key_dim, o.key_dim, group * o.value_dim, group * o.value_dim), (group, group)):
+        for before, width in ((sum(widths[:i]), width) for i, width in enumerate(widths)):
+            starts = (first + head * sum(widths) + before for head in range(o.key_heads))
+            columns += [start + i for start in starts for i in range(width)]
+        first += o.key_heads * sum(widths)
+    return rows[:, columns]
 
 
 def _state_space(rows: Tensor, weights: Sequence[Tensor], o: Mamba2, eps: float) -> Tensor:

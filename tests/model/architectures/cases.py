@@ -24,8 +24,10 @@ from settle.model.architectures.olmo3 import Olmo3
 from settle.model.architectures.phi3 import Phi3
 from settle.model.architectures.qwen2 import Qwen2
 from settle.model.architectures.qwen2_moe import Qwen2Moe
+from settle.model.architectures.qwen3_5_moe_text import Qwen35MoeText
 from settle.model.architectures.qwen3_5_text import Qwen35Text
 from settle.model.architectures.qwen3_moe import Qwen3Moe
+from settle.model.architectures.qwen3_next import Qwen3Next
 from settle.model.architectures.smollm3 import SmolLM3
 from settle.model.families import families
 from settle.model.layers.rope import RopeScaling
@@ -79,6 +81,9 @@ CASES: dict[str, Architecture] = {name: family.TINY for name, family in families
         conv_bias=True,
         tie_word_embeddings=False,
     ),
+    "qwen3_5_moe_text-others": _with(
+        Qwen35MoeText.TINY, linear_num_value_heads=2, num_experts_per_tok=2, tie_word_embeddings=True
+    ),
     "qwen3_5_text-even": _with(
         Qwen35Text.TINY,
         linear_num_value_heads=2,
@@ -91,6 +96,15 @@ CASES: dict[str, Architecture] = {name: family.TINY for name, family in families
     "mixtral-linear": _with(Mixtral.TINY, rope_scaling=LINEAR, num_experts_per_tok=1, tie_word_embeddings=True),
     "qwen2-windows": _with(Qwen2.TINY, use_sliding_window=True, sliding_window=8, max_window_layers=1),
     "qwen2_moe-normed": _with(Qwen2Moe.TINY, norm_topk_prob=True, tie_word_embeddings=True, num_key_value_heads=4),
+    "qwen3_next-others": _with(
+        Qwen3Next.TINY,
+        linear_num_value_heads=2,
+        linear_value_head_dim=16,
+        full_attention_interval=3,
+        partial_rotary_factor=0.5,
+        norm_topk_prob=False,
+        tie_word_embeddings=True,
+    ),
     "qwen3_moe-unnormed": _with(Qwen3Moe.TINY, norm_topk_prob=False, tie_word_embeddings=True),
     "gemma2-scalar": _with(Gemma2.TINY, query_pre_attn_scalar=24, attn_logit_softcapping=None),
     "gemma3_text-linear": _with(Gemma3Text.TINY, rope_scaling=LINEAR, rope_local_base_freq=300.0, rope_theta=20000.0),

@@ -8,11 +8,12 @@ import torch
 
 from settle.base.errors import FormatError, UsageError
 from settle.formats.peft import export_peft
-from settle.formats.safetensors import export_safetensors
+from settle.formats.safetensors import export_safetensors, write_safetensors
 from settle.model.adapters.lora import LoRA
 from settle.model.config import ROUTERS
 from settle.model.families import of_hf_config
 from settle.model.load_adapter import TrainedAdapter, attach, open_adapter
+from settle.model.pretrained import Pretrained
 from settle.shrink.prunable_model import require_dense
 from tests.model.adapters.test_adapters import stir
 from tests.model.architectures.cases import CASES, random_model
@@ -52,13 +53,25 @@ QWEN1_5_MOE = {
     "shared_expert_intermediate_size": 5632, "sliding_window": 32768, "tie_word_embeddings": False,
     "use_sliding_window": False, "vocab_size": 151936,
 }  # fmt: skip
+QWEN3_CODER_NEXT = {
+    "model_type": "qwen3_next", "architectures": ["Qwen3NextForCausalLM"], "attention_bias": False,
+    "decoder_sparse_step": 1, "full_attention_interval": 4, "head_dim": 256, "hidden_act": "silu", "hidden_size": 2048,
+    "intermediate_size": 5120, "linear_conv_kernel_dim": 4, "linear_key_head_dim": 128, "linear_num_key_heads": 16,
+    "linear_num_value_heads": 32, "linear_value_head_dim": 128, "max_position_embeddings": 262144,
+    "mlp_only_layers": [], "moe_intermediate_size": 512, "norm_topk_prob": True, "num_attention_heads": 16,
+    "num_experts": 512, "num_experts_per_tok": 10, "num_hidden_layers": 48, "num_key_value_heads": 2,
+    "partial_rotary_factor": 0.25, "rms_norm_eps": 1e-06, "rope_scaling": None, "rope_theta": 5000000,
+    "shared_expert_intermediate_size": 512, "tie_word_embeddings": False, "vocab_size": 151936,
+}  # fmt: skip
 PUBLISHED = [
+    (QWEN3_CODER_NEXT, 79_674_391_296, 3_874_929_408),
     (QWEN1_5_MOE, 14_315_784_192, 2_689_173_504),
     (LFM2_8B_A1B, 8_339_929_856, 1_557_740_288),
     (GRANITE_1B_A400M, 1_334_628_352, 428_658_688),
     (MIXTRAL_8X7B, 46_702_792_704, 12_879_925_248),
 ]
 MIXTURES = sorted(name for name, part in CASES.items() if any(o.experts for o in part.options().layers))
+HALVES = ("gate", "up", "down")
 IDS, BOUNDS = torch.arange(3, 25), torch.tensor([0, 22], dtype=torch.int32)
 
 
@@ -115,7 +128,7 @@ def test_adapters_of_stacked_experts_come_back(name: str, tmp_path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
-@pytest.mark.parametrize("name", ["granitemoe", "lfm2_moe", "qwen3_moe"])
+@pytest.mark.parametrize("name", ["granitemoe", "lfm2_moe", "qwen3_moe", "qwen3_5_moe_text"])
 @pytest.mark.parametrize("targets", [["gate_up_proj", "down_proj"], ["experts.gate_up_proj"]], ids=["both", "one"])
 def test_adapters_of_parameters_that_peft_trained(name: str, targets: list[str], tiny, tmp_path) -> None:
     from peft import LoraConfig, get_peft_model
@@ -137,3 +150,20 @@ def test_adapters_of_parameters_that_peft_trained(name: str, targets: list[str],
     adapter = open_adapter(tmp_path / "adapter").apart(part)
     torch.testing.assert_close(_logits(part, adapter), logits, atol=2e-4, rtol=1e-3)
     assert all(np.isfinite(tensor).all() for tensor in adapter.state.values())
+
+
+def test_stacked_experts_of_a_file_are_those_apart(tiny, tmp_path) -> None:
+    """As Qwen3.5 was published: (E, 2F, D) and (E, D, F)."""
+    part = CASES["qwen3_5_moe_text"].with_fields(vocab_size=tiny.tokenizer.vocab_size)
+    weights = {name: p.detach().numpy() for name, p in random_model(part).named_parameters()}
+    folder = export_safetensors(part, weights, tiny.tokenizer, tmp_path / "base")
+    experts = [f"mlp.experts.{i}." for i in range(part.num_experts)]
+    for layer in range(part.num_hidden_layers):
+        of = {half: [weights.pop(f"model.layers.{layer}.{e}{half}_proj.weight") for e in experts] for half in HALVES}
+        module = f"model.layers.{layer}.mlp.experts"
+        weights[f"{module}.gate_up_proj"] = np.concatenate([np.stack(of["gate"]), np.stack(of["up"])], 1)
+        weights[f"{module}.down_proj"] = np.stack(of["down"])
+    write_safetensors(folder / "model.safetensors", weights)
+    read = Pretrained.open(folder).weights
+    for name, p in random_model(part).named_parameters():
+        torch.testing.assert_close(read[name], p.detach(), rtol=0, atol=0)
