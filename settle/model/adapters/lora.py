@@ -223,7 +223,7 @@ def _patterned(key: str, modules: Sequence[str], config: Mapping[str, JsonValue]
         raise FormatError(f"the adapter's {key} is {patterns!r:.40}", "save it again")
     if not patterns or not modules:
         return dict.fromkeys(modules, default)
-    child = FencedChild("settle.model.adapters._pattern_child")
+    child = FencedChild("settle.model.pattern_child")
     try:
         places = child.ask([[*patterns], modules])
     except ChildEnded as e:

@@ -457,9 +457,10 @@ class _Proof:
                     is_short |= share < 1
                     expected += float((grad * direction).sum()) if not losses else 0.0
                     p.add_(direction, alpha=sign * rise)
-                with self.experts.repeated(self.exact):  # or the loss would jump where a router chooses others
-                    total, count = self.objective.batch_loss(self.exact, self.few)
-                losses.append(float(total) / count)
+                if len(losses) < 2:
+                    with self.experts.repeated(self.exact):  # or the loss would jump where a router chooses others
+                        total, count = self.objective.batch_loss(self.exact, self.few)
+                    losses.append(float(total) / count)
         measured = (losses[0] - losses[1]) / (2 * rise)
         rounding = FLOAT32_NATS / rise if self.tuned and is_short else 0.0
         return math.copysign(max(0.0, abs(measured - expected) - rounding), measured - expected) / abs(expected)
