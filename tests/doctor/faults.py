@@ -436,7 +436,7 @@ def memory_training(healthy: ExportedRun, folder: Path) -> Subject:
     """Leave half of the memory that a step needs, once the run has begun."""
     rows, longest, base = 32, 448, healthy.model.weights
     per_token = open_pretrained(str(base)).part.activation_bytes_per_token(longest, 4, None)
-    length = int(min(longest, read_facts(base).context // 2, max(24, 400e6 / per_token / rows)))
+    length = int(min(longest, read_facts(base).context // 2, max(24, 130e6 / per_token / rows)))
     # in a half type a small model takes so little that the allocator's own steps (64 MiB) decide
     settings = {"steps": 2 * FEWEST_ITEMS, "batch_rows": rows, "micro_rows": rows}
     settings |= {"recompute": False, "dtype": "float32"}

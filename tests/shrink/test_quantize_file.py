@@ -13,6 +13,7 @@ from settle.formats.gguf import export_gguf, read_gguf
 from settle.shrink.types.imatrix import Importance
 from settle.shrink.types.mixes import MIXES, mix_types
 from settle.shrink.types.quantize_file import file_bytes, guessed_file_type, quantize_gguf, quantized_already
+from tests.model.architectures.cases import each
 from tests.shrink.files import make_gguf
 from tests.shrink.reference import llama_quantize
 from tests.trained import trained
@@ -22,7 +23,7 @@ def kinds_of(file, recipe, known=False):
     return {name: choice.kind for name, choice in mix_types(file, recipe, known).items()}
 
 
-@pytest.mark.parametrize("architecture", parts("model/architectures"))
+@pytest.mark.parametrize("architecture", each(parts("model/architectures")))
 def test_real_models_of_every_architecture(tmp_path, architecture):
     """What `settle` exports is quantized to the bytes of llama.cpp, with an importance too."""
     tokenizer = trained().tokenizer

@@ -16,6 +16,7 @@ from settle.shrink.types.budget import CostTable, cheapest_types
 from settle.shrink.types.mixes import MIXES, mix_types
 from settle.shrink.types.quantize_file import file_bytes, quantize_gguf
 from settle.shrink.types.sensitivity import candidates, measure_costs
+from tests.model.architectures.cases import each
 from tests.shrink.fake_quant import FakeQuantized
 from tests.trained import trained
 
@@ -117,7 +118,7 @@ def test_rows_decide_what_is_possible(source):
     assert candidates(file.tensors["output_norm.weight"], ()) == ["F32"]
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", each(FAMILIES))
 def test_every_family_has_a_table(family, tmp_path):
     t = trained()
     part = FAMILIES[family].TINY.model_copy(update={"vocab_size": t.tokenizer.vocab_size})

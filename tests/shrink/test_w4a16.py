@@ -16,7 +16,7 @@ from settle.model.architectures import Architecture
 from settle.model.pretrained import Pretrained
 from settle.shrink.types import ggml, w4a16
 from settle.shrink.types.quantize_file import quantize_gguf
-from tests.model.architectures.cases import BEYOND_GGUF, CASES, random_model
+from tests.model.architectures.cases import BEYOND_GGUF, CASES, each, random_model
 from tests.trained import trained
 
 pytestmark = [
@@ -44,7 +44,7 @@ def quantized(tmp_path_factory):
     return make
 
 
-@pytest.mark.parametrize("family", sorted(set(Architecture.parts()) - BEYOND_GGUF))
+@pytest.mark.parametrize("family", each(sorted(set(Architecture.parts()) - BEYOND_GGUF)))
 def test_transformers_reads_what_the_file_holds(family, quantized, tmp_path) -> None:
     transformers = pytest.importorskip("transformers")
     pytest.importorskip("compressed_tensors")

@@ -15,7 +15,7 @@ from settle.model.load_adapter import TrainedAdapter, attach, open_adapter
 from settle.train.objectives.next_token import NextToken
 from settle.train.optimizers.adamw import AdamW
 from tests.model.adapters.test_adapters import stir
-from tests.model.architectures.cases import random_model
+from tests.model.architectures.cases import further, random_model
 from tests.model.test_llama import packed
 
 LENGTHS = [7, 9, 16, 1]
@@ -23,16 +23,28 @@ METHODS = [*Adapter.part_names(), "ia3"]
 FAMILIES = Architecture.parts()
 
 
-@pytest.fixture(params=METHODS)
+EVERY = pytest.mark.parametrize(
+    ("method", "architecture"),
+    [
+        pytest.param(method, family, marks=pytest.mark.exhaustive if further(family) and method != "lora" else ())
+        for method in METHODS
+        for family in FAMILIES
+    ],
+    indirect=True,
+)
+
+
+@pytest.fixture
 def method(request: pytest.FixtureRequest, installed_ia3: None) -> Adapter:
     return Adapter.make(request.param, {})
 
 
-@pytest.fixture(params=FAMILIES)
+@pytest.fixture
 def architecture(request: pytest.FixtureRequest) -> Architecture:
     return FAMILIES[request.param].TINY
 
 
+@EVERY
 def test_it_changes_nothing_at_first_and_trains_itself_only(method: Adapter, architecture: Architecture) -> None:
     model = random_model(architecture)
     inputs, targets, bounds = packed(LENGTHS, architecture.vocab_size)
@@ -57,6 +69,7 @@ def test_it_changes_nothing_at_first_and_trains_itself_only(method: Adapter, arc
         torch.testing.assert_close(model(inputs, bounds), before, atol=1e-4, rtol=1e-4)
 
 
+@EVERY
 def test_merged_it_computes_the_same(method: Adapter, architecture: Architecture) -> None:
     model = random_model(architecture)
     base = {name: p.detach().clone() for name, p in model.named_parameters()}
@@ -76,6 +89,7 @@ def test_merged_it_computes_the_same(method: Adapter, architecture: Architecture
         torch.testing.assert_close(merged[name], added, atol=1e-5, rtol=1e-4)
 
 
+@EVERY
 def test_its_files_make_the_same_model(method: Adapter, architecture: Architecture, tmp_path) -> None:
     model = random_model(architecture)
     weights = {name: p.detach().clone() for name, p in model.named_parameters()}

@@ -1,5 +1,8 @@
 """Each family's TINY, found by the registry, and variants of some that switch on what TINY leaves off."""
 
+from collections.abc import Iterable
+
+import pytest
 import torch
 
 from settle.base.errors import FormatError
@@ -186,6 +189,21 @@ def _beyond_gguf(part: Architecture) -> bool:
     except FormatError:
         return True
     return False
+
+
+# Families whose layers are those of others with other switches: names, settings, files and logits are compared for each
+# of them, and what is tried of families beside that is tried of these by `make test-all` alone.
+SHARED = {"ernie4_5", "gemma", "granite", "mimo", "mistral", "mixtral", "olmo3", "qwen3", "seed_oss", "smollm3"}
+
+
+def further(name: str) -> bool:
+    """Return whether a case is of a family whose layers others share."""
+    return name.partition("-")[0] in SHARED
+
+
+def each(names: Iterable[str]) -> list[object]:
+    """Return cases as parameters of a test, the further ones as exhaustive."""
+    return [pytest.param(name, id=name, marks=pytest.mark.exhaustive if further(name) else ()) for name in names]
 
 
 BEYOND_GGUF = {name for name, part in CASES.items() if _beyond_gguf(part)}

@@ -8,11 +8,11 @@ from settle.infer.live_sampling import logprobs
 from settle.shrink.activations.layer_activations import LayerWalk, kl
 from settle.shrink.prunable_model import PrunableModel
 from settle.shrink.pruners.depth import Depth, without
-from tests.model.architectures.cases import BEYOND_GGUF, CASES
+from tests.model.architectures.cases import BEYOND_GGUF, CASES, each
 from tests.shrink.pruners.subjects import assert_ordinary, random_subject, trained_subject, windows
 
 
-@pytest.mark.parametrize("name", [name for name in CASES if name not in BEYOND_GGUF])
+@pytest.mark.parametrize("name", each(name for name in CASES if name not in BEYOND_GGUF))
 @pytest.mark.parametrize("by", ["loss", "influence"])
 def test_every_family_stays_an_ordinary_model(name, by, tokenizer, tmp_path) -> None:
     subject = random_subject(CASES[name], tokenizer)

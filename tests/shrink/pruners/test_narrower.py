@@ -12,7 +12,7 @@ from settle.shrink.pruners import Pruner
 from settle.shrink.pruners.channels import Channels
 from settle.shrink.pruners.heads import Heads
 from settle.shrink.pruners.width import Width, _strengths
-from tests.model.architectures.cases import BEYOND_GGUF, CASES
+from tests.model.architectures.cases import BEYOND_GGUF, CASES, each
 from tests.shrink.pruners.subjects import DENSE, assert_ordinary, more_code, random_subject, trained_subject, windows
 
 WRITTEN = [name for name in DENSE if name not in BEYOND_GGUF]
@@ -20,7 +20,7 @@ ALL = {"channels": Channels(share=0.3), "groups": Heads(share=0.5, what="groups"
 ALL["queries"] = Heads(share=0.5, what="queries")
 
 
-@pytest.mark.parametrize("name", WRITTEN)
+@pytest.mark.parametrize("name", each(WRITTEN))
 @pytest.mark.parametrize("how", ALL)
 def test_every_dense_family_stays_an_ordinary_model(name, how, tokenizer, tmp_path) -> None:
     subject = random_subject(CASES[name], tokenizer)

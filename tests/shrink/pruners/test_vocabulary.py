@@ -16,7 +16,7 @@ from settle.model.pretrained import Pretrained
 from settle.shrink.prunable_model import PrunableModel
 from settle.shrink.pruners.vocabulary import Tokens, Vocabulary, cut_subject, cut_tokenizer
 from tests.data.test_pretrained_tokenizer import byte_level, spaced, texts  # noqa: F401
-from tests.model.architectures.cases import BEYOND_GGUF, CASES
+from tests.model.architectures.cases import BEYOND_GGUF, CASES, each
 from tests.shrink.pruners.subjects import assert_ordinary, code, more_code, random_subject, trained_subject, write_gguf
 
 PRUNER = Vocabulary(kin=False)
@@ -144,7 +144,7 @@ def test_tokens_like_the_texts_stay_until_further_text_finds_its_own() -> None:
     assert {"x", "re", "return"} & set(alike) and not [t for t in alike if "y" in t]
 
 
-@pytest.mark.parametrize("name", [name for name in CASES if name not in BEYOND_GGUF])
+@pytest.mark.parametrize("name", each(name for name in CASES if name not in BEYOND_GGUF))
 def test_every_family_stays_an_ordinary_model(name, tokenizer, tmp_path) -> None:
     subject = random_subject(CASES[name], tokenizer)
     pruned = PRUNER.prune(subject, [], [code()[:300]])
