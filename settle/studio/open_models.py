@@ -6,9 +6,11 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar, cast
 
-from settle.base.errors import UsageError
+from settle.base.errors import SettleError, UsageError
 from settle.evaluate.blind.session import stamp
 from settle.infer.token_reader import TokenReader
+from settle.library.facts import adapter_template, read_facts
+from settle.library.reference import ModelRef
 from settle.library.resolve import all_refs, resolve
 from settle.studio.visit import in_thread
 
@@ -71,3 +73,26 @@ async def model_names() -> list[str]:
     if not names:
         raise UsageError("there is no model on this machine yet", "`settle pull smollm2` gets one")
     return names
+
+
+def chat_models() -> tuple[list[str], list[str]]:
+    """Return the models that take turns, and those that only complete a text; embedders and deciders are neither."""
+    names: dict[bool, list[str]] = {True: [], False: []}
+    for ref in all_refs():
+        if ref.kind in ("model", "adapter") and (is_chat := _takes_turns(ref)) is not None:
+            names[is_chat].append(ref.id)
+    return names[True], names[False]
+
+
+def _takes_turns(ref: ModelRef) -> bool | None:
+    """Whether a model chats; None where it writes nothing, or cannot be read."""
+    if ref.source.kind == "safetensors":
+        return True  # what it is shows once it is converted
+    try:
+        facts = read_facts(ref.weights)
+        own = adapter_template(ref.adapter) if ref.adapter else None
+    except (SettleError, OSError):
+        return None
+    if facts.use != "generate" or facts.decision:
+        return None
+    return bool(own) or (bool(facts.template) and not facts.completes)

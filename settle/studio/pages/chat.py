@@ -25,8 +25,8 @@ from settle.studio.field import Field
 from settle.studio.forms.arguments import Given, arguments
 from settle.studio.forms.form import Form
 from settle.studio.forms.settings import describe
-from settle.studio.layout import Slot, button, card, words
-from settle.studio.open_models import OPEN_MODELS, model_names
+from settle.studio.layout import START, Slot, button, card, empty_state, words
+from settle.studio.open_models import OPEN_MODELS, chat_models
 from settle.studio.pages import Page
 from settle.studio.table import show_listed
 from settle.studio.visit import Visit, in_thread
@@ -50,12 +50,19 @@ class Chat(Page):
     is_door = True
 
     async def build(self, visit: Visit) -> None:
-        names = await model_names()
+        chats, others = await in_thread(chat_models)
         one, two = (visit.query.get(key, "") for key in ("model", "with"))
+        is_all = not chats or "all" in visit.query
+        names = chats + [name for name in others if is_all or name in (one, two)]
+        if not names:
+            empty_state("No model to chat with yet.", ("Pull SmolLM2", "/models"), ("Train one", START))
+            return
         talk = Talk()
         with ui.element("div").classes("talk"):
             with card("Models"):
                 talk.choice = ModelChoice(visit.studio.commands()["chat"], names, one, two, talk.changed)
+                if not is_all:
+                    ui.link("Show models that only complete text, too", "/chat?all=1")
             with ui.element("div"):
                 talk.build()
         with card("Votes"):

@@ -1,0 +1,24 @@
+"""Which models the page Chat offers."""
+
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("nicegui", reason="needs the extra `studio`")
+
+from settle.formats.gguf import export_gguf
+from settle.library.store import StoredModel, add_model
+from settle.studio.open_models import chat_models
+from tests.studio.made_models import TEMPLATE
+from tests.trained import trained
+
+
+def test_models_that_chat_are_apart_from_those_that_complete_text(tmp_path, monkeypatch):
+    monkeypatch.setenv("SETTLE_HOME", str(tmp_path))
+    made = trained()
+    for name, about in (("chats", {"chat_template": TEMPLATE}), ("completes", {"base": True})):
+        export_gguf(made.part, made.weights, made.tokenizer, tmp_path / f"{name}.gguf", "f32", about)
+    (tmp_path / "damaged.gguf").write_bytes(b"GGUF")
+    for name in ("chats", "completes", "damaged"):
+        add_model(StoredModel(name, "gguf", Path(tmp_path / f"{name}.gguf"), "ab" * 32, "test"))
+    assert chat_models() == (["chats"], ["completes"])
