@@ -9,6 +9,7 @@ from pydantic import BaseModel, Field
 
 from settle.base.events import Say
 from settle.base.files import JsonObject
+from settle.base.words.amounts import amount
 from settle.evaluate.divergence import Divergence
 from settle.evaluate.footprint import Footprint, footprints
 from settle.formats import Weights
@@ -204,7 +205,7 @@ class Candidates:
             with self.session.candidate_file(candidate.kinds) as path:
                 d = self.session.model.divergence(path)
             self.known[candidate.name] = replace(candidate, divergence=d)
-            text = f"{candidate.name}: {candidate.num_bytes / 1e6:.1f} MB, KL {d.kl.value:.3g} nats per token"
+            text = f"{candidate.name}: {amount(candidate.num_bytes, 'bytes')}, KL {d.kl.value:.3g} nats per token"
             self.session.model.events.emit(Say(text=f"{text}, the loss changes by {d.rise.value:+.2%}"))
         return self.known[candidate.name]
 

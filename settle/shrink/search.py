@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from settle.base.errors import ResourceError
+from settle.base.words.amounts import amount
 from settle.shrink.candidates import Candidates, ShrinkCandidate, ThroughputModel
 from settle.shrink.types.mixes import QUANTIZED_MIXES
 
@@ -111,8 +112,8 @@ def best_within_size(candidates: Candidates, num_bytes: int) -> ShrinkCandidate:
     """Return the best file of at most `num_bytes`. Raises ResourceError, naming the nearest, when there is none."""
     if num_bytes < candidates.smallest:
         raise ResourceError(
-            f"no file of {candidates.session.model.source.name} is as small as {num_bytes / 1e6:.1f} MB: the nearest "
-            f"is {candidates.smallest / 1e6:.1f} MB",
+            f"no file of {candidates.session.model.source.name} is as small as {amount(num_bytes, 'bytes')}: the "
+            f"nearest is {amount(candidates.smallest, 'bytes')}",
             f"--to {math.ceil(candidates.smallest / 1e6)}MB, or prune the model first: `settle distill --help`",
         )
     mixes = [c for c in map(candidates.of_mix, QUANTIZED_MIXES) if c.num_bytes <= num_bytes]

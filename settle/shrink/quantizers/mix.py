@@ -1,6 +1,7 @@
 """One of llama.cpp's own mixes, such as Q4_K_M: the types that `llama-quantize` gives."""
 
 from settle.base.errors import UsageError
+from settle.base.words.amounts import amount
 from settle.shrink.quantizers import Quantizer, QuantizerInput
 from settle.shrink.types.mixes import QUANTIZED_MIXES, mix_types
 from settle.shrink.types.quantize_file import file_bytes
@@ -19,8 +20,8 @@ class Mix(Quantizer):
         if not fitting:
             smallest = min(sizes, key=sizes.__getitem__)
             raise UsageError(
-                f"no mix of llama.cpp's makes a file of {num_bytes / 1e6:.1f} MB; the smallest is {smallest} with "
-                f"{sizes[smallest] / 1e6:.1f} MB",
+                f"no mix of llama.cpp's makes a file of {amount(num_bytes, 'bytes')}; the smallest is {smallest} with "
+                f"{amount(sizes[smallest], 'bytes')}",
                 "ask for more, or leave the types to --quantizer auto",
             )
         return types[min(fitting, key=lambda mix: model.costs.predicted(types[mix]))]

@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from settle.base.errors import FormatError, UsageError
+from settle.base.words.amounts import amount
 from settle.formats import LazyTensor, Metadata, Weights, beside, write_array
 from settle.formats.gguf import read_gguf
 from settle.formats.gguf.layout import Entry, Layout, layout
@@ -309,10 +310,11 @@ class Fallback:
         kinds = ", ".join(f"{number} × {way}" for way, number in ways.most_common())
         text = (
             f"{self.mix}: rows of {len(self.tensors)} of {self.num_tensors} tensors are no whole number of blocks "
-            f"({kinds}), so the file has {self.num_bytes / 1e6:.1f} MB instead of {self.promised / 1e6:.1f} MB"
+            f"({kinds}), so the file is {amount(self.num_bytes - self.promised, 'bytes')} larger: "
+            f"{amount(self.num_bytes, 'bytes')}"
         )
         if self.better is not None:
-            text += f"; {self.better} is more precise and has {self.better_bytes / 1e6:.1f} MB"
+            text += f"; {self.better} is more precise and has {amount(self.better_bytes, 'bytes')}"
         for kind, other in self.more_precise.items():
             text += f"; {other} in place of {kind} is more precise in as many bytes"
         return text
