@@ -236,17 +236,18 @@ def tell_report(name: str, report: UpdateReport, events: Events) -> None:
     for root, why in report.kept:
         fix = f"`settle index {name} --without {root}` lets them go"
         events.emit(Warn(text=f"{root}: {why}. Its documents stay as they were; {fix}"))
-    if report.failed:
-        shown = report.failed[:MOST_SHOWN]
-        more = len(report.failed) - len(shown)
-        note = f"and {more:,} more; --json has them all" if more else ""
-        events.emit(Listing(columns=("could not be read", "why"), rows=[list(row) for row in shown], note=note))
+    for heads, faults in ((("could not be read", "why"), report.failed), (("read", "but"), report.partly)):
+        if faults:
+            more = len(faults) - MOST_SHOWN
+            note = f"and {more:,} more; --json has them all" if more > 0 else ""
+            events.emit(Listing(columns=heads, rows=[list(row) for row in faults[:MOST_SHOWN]], note=note))
     if report.left_out:
         events.emit(Say(text=f"left out: {_left_out(report)}"))
     events.emit(Say(text=f"{name}: {_summary(report)}"))
     with Collection(name) as collection:
         result = dataclasses.asdict(report) | {"name": name, "bytes": collection.num_bytes}
     result["failed"] = [{"path": path, "why": why} for path, why in report.failed]
+    result["partly"] = [{"path": path, "why": why} for path, why in report.partly]
     result["kept"] = [{"root": root, "why": why} for root, why in report.kept]
     events.emit(ResultReady(result=result))
 

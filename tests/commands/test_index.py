@@ -90,6 +90,16 @@ def test_what_cannot_be_read_is_told(notes, capfd):
     assert "2 unchanged, 2 could not be read; 2 documents" in capfd.readouterr().err
 
 
+def test_where_json_is_broken_is_told(notes, index, capfd):
+    (notes / "a.json").write_text('[\n{"q": 1},\n{"q": 2 "a": 3},\n{"q": 4}\n]\n')
+    (notes / "b.jsonl").write_text('{"q": 1}\n{"q": 2\n\n{"q": 3}\n')
+    assert main(["index", "notes", *HASHED]) == 0
+    out = " ".join(capfd.readouterr().out.split())
+    assert "a.json no valid JSON in line 3 (expecting ',' delimiter, column 9): read as text" in out
+    assert "b.jsonl no valid JSON in line 2 (expecting ',' delimiter, column 9)" in out
+    assert index("notes", *HASHED)[0]["partly"] == []
+
+
 def test_what_is_no_text_for_people_is_left_out_and_listed(notes, index, capfd):
     (notes / "basic.css").write_text("a { color: red }")
     (notes / "faq.pdf.gz").write_bytes(b"\x1f\x8b")

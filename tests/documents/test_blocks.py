@@ -226,7 +226,7 @@ def test_records(tmp_path):
         '{"q": "why?", "a": {"text": "so\\nbe it", "n": [1, 2], "none": null}}\nno json\n'
     )
     assert _told(tmp_path / "a.jsonl") == [("text", None, "q: why?\na.text: so\nbe it\na.n: 1, 2")]
-    assert making.read(tmp_path / "a.jsonl")[1] == ["1 of its lines are no valid JSON"]
+    assert making.read(tmp_path / "a.jsonl")[1] == ["no valid JSON in line 2 (expecting value, column 1)"]
     (tmp_path / "a.json").write_text(json.dumps({"title": "T", "rows": [{"q": 1}, {"q": True}], "tags": ["x", "y"]}))
     assert [block.text for block in making.read(tmp_path / "a.json")[0]] == [
         "title: T",

@@ -89,7 +89,10 @@ def test_files_that_are_not_what_their_names_say(folder):
         "m.jsonl": "no valid JSON in any of its lines",
     }
     assert reads["j.xls"].error.startswith("damaged")
-    assert reads["g.json"].notes == ("no valid JSON: read as text",) and _said(reads["g.json"]) == "only words"
+    assert (
+        reads["g.json"].notes == ("no valid JSON in line 1 (expecting value, column 1): read as text",)
+        and _said(reads["g.json"]) == "only words"
+    )
 
 
 def test_broken_files(folder):

@@ -48,6 +48,7 @@ class UpdateReport:
     unchanged: int = 0  # that could be read
     failed: list[tuple[str, str]] = field(default_factory=list)  # path, why it could not be read, earlier too
     kept: list[tuple[str, str]] = field(default_factory=list)  # folders that cannot be seen now: their documents stay
+    partly: list[tuple[str, str]] = field(default_factory=list)  # path and what was not read as it is meant, just now
     left_out: dict[str, int] = field(default_factory=dict)  # how many files for each reason
     left_out_paths: dict[str, list[str]] = field(default_factory=dict)  # the first of them
     embedded: int = 0  # passages that were new
@@ -94,6 +95,7 @@ def update(collection: Collection, events: Events) -> UpdateReport:
             unchanged=changes.unchanged - len(unread & {path for path, _ in unused}),
             failed=sorted([*changes.failed, *failures]),
             kept=changes.kept,
+            partly=indexed.partly,
             left_out=dict(changes.left_out),
             left_out_paths=dict(changes.left_out_paths),
             embedded=indexed.embedded,
@@ -110,6 +112,7 @@ class _Indexer:
         self._collection, self._changes, self._events = collection, changes, events
         self._total = sum(file.size for file, _ in changes.new)
         self._done = self.added = self.changed = self.embedded = 0
+        self.partly: list[tuple[str, str]] = []
 
     def run(self) -> None:
         if not self._changes.new:
@@ -148,6 +151,8 @@ class _Indexer:
         error = read.error or ("" if chunks else "no text in it")
         heading = next((block for block in read.blocks if block.kind == "heading"), None)
         title = " ".join(heading.text.split())[:_LONGEST_TITLE] if heading else path_text(read.path.name)
+        if notes := [note for note in read.notes if not note.startswith(LEFT_OUT)]:
+            self.partly.append((file.text, notes[0] + (f", and {len(notes) - 1:,} more" if len(notes) > 1 else "")))
         record = DocumentRecord(file.text, file.size, changed, sha, title, read.notes, error)
         return DocumentChange(record, chunks)
 

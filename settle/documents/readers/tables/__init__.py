@@ -1,12 +1,31 @@
 """Tables and records: rows of cells, or of named values."""
 
 from collections.abc import Iterator
-from typing import BinaryIO, ClassVar
+from typing import BinaryIO, ClassVar, NamedTuple
 
 from pydantic import Field
 
 from settle.documents.readers import Reader
 from settle.documents.rows import Row, record_document, text_rows
+
+
+class Start(NamedTuple):
+    """Where a piece of text begins in its file: a line and a column, from 1."""
+
+    line: int = 1
+    column: int = 1
+
+    def after(self, text: str, offset: int) -> "Start":
+        """Return the place of a character of the text that begins here."""
+        lines = text.count("\n", 0, offset)
+        column = offset - text.rfind("\n", 0, offset) if lines else self.column + offset
+        return Start(self.line + lines, column)
+
+    def fault(self, text: str, fault: Exception) -> str:
+        """Return where the text that begins here is no JSON, and why: `line 7 (expecting ',' delimiter, column 12)`."""
+        why, end = getattr(fault, "msg", "it ends in the middle"), max(len(text.rstrip()) - 1, 0)
+        line, column = self.after(text, getattr(fault, "pos", end))
+        return f"line {line:,} ({why[:1].lower()}{why[1:]}, column {column:,})"
 
 
 class TableReader(Reader):

@@ -8,7 +8,7 @@ from typing import BinaryIO, ClassVar
 
 from settle.documents.blocks import Block, Note, Place, Unreadable
 from settle.documents.decode import MAX_RECORD, decoded, whole_text
-from settle.documents.readers.tables import TableReader
+from settle.documents.readers.tables import Start, TableReader
 from settle.documents.readers.text.text import paragraphs
 from settle.documents.rows import Record, record_lines
 
@@ -26,8 +26,8 @@ class Json(TableReader):
         text = whole_text(path, note).removeprefix("\ufeff")
         try:
             values = list(_members_of(text))
-        except (ValueError, IndexError):
-            note("no valid JSON: read as text")
+        except (ValueError, IndexError) as e:
+            note(f"no valid JSON in {Start().fault(text, e)}: read as text")
             for first, lines in paragraphs(text.split("\n")):
                 yield Block("code", "\n".join(lines), Place(line=first), lined=True)
             return
@@ -49,8 +49,8 @@ def _members_of(text: str) -> Iterator[tuple[int, str, object]]:
     else:
         value, end = _decode(text, at)
         yield at, "", value
-    if _skip(text, end) != len(text):
-        raise ValueError("more than one value")
+    if (rest := _skip(text, end)) != len(text):
+        raise json.JSONDecodeError("more than one value", text, rest)
 
 
 def _members(text: str, at: int, key: str) -> Generator[tuple[int, str, object], None, int]:
@@ -81,7 +81,7 @@ def _skip(text: str, at: int) -> int:
 
 def _expect(text: str, at: int, mark: str) -> int:
     if text[at] != mark:
-        raise ValueError(mark)
+        raise json.JSONDecodeError(f"expecting '{mark}' delimiter", text, at)
     return at + 1
 
 
@@ -100,7 +100,7 @@ def _records(chunks: Iterator[str]) -> Iterator[object]:
         if mark == ",":
             values.take()
         elif not mark:
-            raise Unreadable("JSON that ends in the middle")
+            raise Unreadable("JSON that ends in the middle: its list has no end")
         else:
             yield values.value()
 
@@ -112,6 +112,7 @@ class _Values:
         self._chunks = chunks
         self._text = ""
         self._at = 0
+        self._start = Start()  # of `_text` in the file
         self._decoder = json.JSONDecoder()
 
     def peek(self) -> str:
@@ -138,16 +139,18 @@ class _Values:
                     return value
             except RecursionError:
                 raise Unreadable("JSON nested too deep") from None
-            except ValueError:
+            except ValueError as e:
+                where = self._start.fault(self._text, e)
                 if len(self._text) - self._at > MAX_RECORD:
-                    raise Unreadable("a JSON value too long to be a record") from None
+                    raise Unreadable(f"no valid JSON in {where}, or a value too long to be a record") from None
                 # twice as much each time, so that a long record is not parsed over and over
                 if not self._more(num_chunks):
-                    raise Unreadable("not valid JSON") from None
+                    raise Unreadable(f"no valid JSON in {where}") from None
                 num_chunks *= 2
 
     def _more(self, chunks: int) -> bool:
         new = [c for c in (next(self._chunks, "") for _ in range(chunks)) if c]
+        self._start = self._start.after(self._text, self._at)
         self._text = self._text[self._at :] + "".join(new)
         self._at = 0
         return bool(new)

@@ -7,7 +7,7 @@ from typing import BinaryIO, ClassVar
 
 from settle.documents.blocks import Block, Note, Place, Unreadable
 from settle.documents.decode import lines, text_lines
-from settle.documents.readers.tables import TableReader
+from settle.documents.readers.tables import Start, TableReader
 from settle.documents.rows import Record, record_lines
 
 
@@ -18,20 +18,23 @@ class Jsonl(TableReader):
 
     def blocks(self, path: Path, note: Note) -> Iterator[Block]:
         read = damaged = 0
+        first = ""
         for number, line in enumerate(text_lines(path, note), 1):
             if not line.strip():
                 continue
             try:
                 text = record_lines(json.loads(line))
-            except ValueError:
+            except ValueError as e:
                 damaged += 1
+                first = first or Start(number).fault(line, e)
                 continue
             read += 1
             yield Block("text", text, Place(line=number))
         if damaged and not read:
             raise Unreadable("no valid JSON in any of its lines")
         if damaged:
-            note(f"{damaged:,} of its lines are no valid JSON")
+            more = f", nor in {damaged - 1:,} other line{'s' * (damaged > 2)}" if damaged > 1 else ""
+            note(f"no valid JSON in {first}{more}")
 
     def records(self, stream: BinaryIO) -> Iterator[Record]:
         for number, line in enumerate(lines(stream), 1):
