@@ -264,7 +264,7 @@ def test_a_candidate_is_measured_and_timed_once(monkeypatch: pytest.MonkeyPatch)
     measured = all_of.measure(candidate)
     assert measured.divergence == lost(0.25, 0.125) and all_of.measure(candidate) is measured
     assert all_of.session.heard[0]["text"] == (  # type: ignore[attr-defined]
-        "auto 0.9 kB: 0.0 MB, KL 0.25 nats per token, the loss changes by +12.50%"
+        "auto 0.9 kB: 940 B, KL 0.25 nats per token, the loss changes by +12.50%"
     )
     timed = all_of.time(candidate)
     assert timed.footprint == quick(7.0) and timed.divergence == measured.divergence and all_of.time(candidate) is timed
