@@ -96,7 +96,7 @@ def test_where_json_is_broken_is_told(notes, index, capfd):
     assert main(["index", "notes", *HASHED]) == 0
     out = " ".join(capfd.readouterr().out.split())
     assert "a.json no valid JSON in line 3 (expecting ',' delimiter, column 9): read as text" in out
-    assert "b.jsonl no valid JSON in line 2 (expecting ',' delimiter, column 9)" in out
+    assert "b.jsonl no valid JSON in line 2 (expecting ',' delimiter, column 8)" in out
     assert index("notes", *HASHED)[0]["partly"] == []
 
 
