@@ -10,9 +10,9 @@ import mmap
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import IO, ClassVar, Literal, Protocol, get_args
+from typing import IO, ClassVar, Literal, Protocol, Self, get_args
 
 import numpy as np
 from pydantic import Field, JsonValue
@@ -40,6 +40,10 @@ class Place:
         end = self.num_bytes if last is None else last
         return np.frombuffer(self.data, np.uint8, end - first, self.start + first)
 
+    def member(self, number: int, size: int) -> Self:
+        """Return the place of one of several matrices of `size` bytes that lie behind each other here."""
+        return replace(self, start=self.start + number * size, num_bytes=size)
+
     def forget(self, first: int, last: int) -> None:
         """Give the memory of bytes that were read back to the system; they can be read again."""
         if hasattr(self.data, "madvise"):
@@ -63,6 +67,10 @@ class RowsPlace(Place):
     def bytes(self, first: int = 0, last: int | None = None) -> np.ndarray:
         end = self.num_bytes if last is None else last
         return self.rows(first // self.row_bytes, end // self.row_bytes).reshape(-1)
+
+    def member(self, number: int, size: int) -> Self:
+        first = number * size // self.row_bytes
+        return replace(self, num_bytes=size, rows=lambda start, end: self.rows(first + start, first + end))
 
     def forget(self, first: int, last: int) -> None:
         """Do nothing: a row's bytes lie between those of others."""

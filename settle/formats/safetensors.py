@@ -4,7 +4,7 @@ import json
 import math
 import mmap
 import struct
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -19,9 +19,11 @@ from settle.formats import (
     Card,
     Format,
     LazyTensor,
+    Metadata,
     ModelContents,
     ModelLayout,
     Place,
+    RowsPlace,
     TensorLike,
     Weights,
     beside,
@@ -32,6 +34,7 @@ from settle.formats import (
     to_float32,
     write_array,
 )
+from settle.formats.gguf.metadata import section
 
 Dtype = Literal["f32", "f16", "bf16"]
 ITEM_BYTES = {
@@ -42,6 +45,7 @@ LONGEST_HEADER = 100_000_000  # the safetensors library's own limit
 MAX_DIMS = 8
 TORCH_NAMES = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+INT4_BLOCK, INT4_BLOCK_BYTES = 32, 18  # of Q4_0: numbers, and bytes of a scale and their codes
 SHARD_BYTES = 5_000_000_000  # transformers' own limit for a file, so that any file system holds it
 
 
@@ -73,14 +77,90 @@ def read_safetensors(path: Path) -> Weights:
 
     Format: https://huggingface.co/docs/safetensors. Raises FormatError for a header that lies about its size, its types
     or where tensors are; gaps between tensors are refused as the library refuses them; for a file that the index names
-    and that is not there.
+    and that is not there. Matrices of a folder that compressed-tensors packed as int4 are read as blocks of Q4_0.
     """
     path = Path(path)
     if not path.is_dir():
         return _read_file(path)
-    if (path / INDEX).exists() and not (path / SINGLE).exists():
-        return _read_shards(path)
-    return _read_file(path / SINGLE)
+    is_in_shards = (path / INDEX).exists() and not (path / SINGLE).exists()
+    file = _read_shards(path) if is_in_shards else _read_file(path / SINGLE)
+    return Weights(dict(_unpacked(file.tensors)), file.metadata)
+
+
+def require_int4(quantization: Metadata) -> None:
+    """Raise FormatError, which names the scheme, for what compressed-tensors packed otherwise than `read_safetensors`.
+
+    quantization: `quantization_config` of config.json.
+    """
+    groups = section(quantization, "config_groups")
+    for scheme in [section(groups, key) for key in groups] or [{}]:
+        weights, activations = section(scheme, "weights"), section(scheme, "input_activations")
+        form = scheme.get("format") or quantization.get("format")
+        name = f"{form} W{weights.get('num_bits')}A{activations.get('num_bits', 16)}"
+        options = f"{weights.get('type')} in a {weights.get('strategy')}"
+        options += "" if weights.get("symmetric", True) else ", asymmetric"
+        options += f", ordered by {weights['actorder']}" if weights.get("actorder") else ""
+        if name != "pack-quantized W4A16" or options not in ("int in a group", "int in a channel"):
+            raise _other_scheme(f"{name} ({options})")
+    for key in ("sparsity_config", "kv_cache_scheme", "transform_config"):
+        if quantization.get(key) and section(quantization, key).get("format") != "dense":
+            raise _other_scheme(f"one with {key}")
+
+
+def _other_scheme(name: str) -> FormatError:
+    return FormatError(
+        f"its compressed-tensors scheme, {name}, is not read here", "get the model in bf16, in W4A16 or as GGUF"
+    )
+
+
+def _unpacked(tensors: Mapping[str, LazyTensor]) -> Iterator[tuple[str, LazyTensor]]:
+    """Yield tensors by name, with a matrix of blocks in the place of its codes, scales and shape."""
+    packed = {name.removesuffix("_packed") for name in tensors if name.endswith(".weight_packed")}
+    for name, tensor in tensors.items():
+        whole, _, what = name.rpartition("_")
+        if whole not in packed:
+            yield name, tensor
+        elif what == "packed":
+            yield whole, _as_blocks(whole, tensor, tensors.get(f"{whole}_scale"))
+        elif what not in ("scale", "shape"):
+            raise FormatError(f"{name} belongs to a compressed-tensors scheme that is not read here", "get it in bf16")
+
+
+def _as_blocks(name: str, codes: LazyTensor, scales: LazyTensor | None) -> LazyTensor:
+    """Return a matrix (O, I) of `pack-quantized` int4 as blocks of Q4_0, which hold the same numbers.
+
+    codes: int32 (O, I / 8), eight to a word, the first in its lowest bits. scales: (O, I / group).
+    """
+    is_whole = scales is not None and scales.dtype in ("BF16", "F16", "F32") and codes.dtype == "I32"
+    if scales is None or not is_whole or {len(codes.shape), len(scales.shape)} != {2}:
+        raise FormatError(f"{name} has no matrix of codes with scales", "get the folder again")
+    outputs, inputs = codes.shape[0], 8 * codes.shape[1]
+    blocks, groups = inputs // INT4_BLOCK, scales.shape[1]
+    if inputs % INT4_BLOCK or not groups or blocks % groups or scales.shape[0] != outputs:
+        raise FormatError(f"{name}: {scales.shape} scales of {(outputs, inputs)} numbers are not read here", "")
+    row_bytes, scale_bytes = blocks * INT4_BLOCK_BYTES, scales.num_bytes // max(1, outputs)
+
+    def rows(first: int, last: int) -> np.ndarray:
+        pairs = codes.place.bytes(first * inputs // 2, last * inputs // 2).reshape(last - first, blocks, -1)
+        own = np.stack([pairs & 15, pairs >> 4], -1).reshape(last - first, blocks, INT4_BLOCK)
+        raw = scales.place.bytes(first * scale_bytes, last * scale_bytes)
+        exact = _floats(raw, scales.dtype).reshape(last - first, groups)
+        with np.errstate(over="ignore"):
+            half = exact.astype("<f2")
+        if not np.array_equal(half.astype(np.float32), exact):
+            raise FormatError(f"{name} has scales that float16 cannot hold", "get the model in bf16")
+        spread = half.repeat(blocks // groups, 1)[..., None].view(np.uint8)
+        out = np.concatenate([spread, own[..., :16] | own[..., 16:] << 4], -1)
+        return out.reshape(last - first, row_bytes)
+
+    def load() -> np.ndarray:
+        raw = rows(0, outputs).reshape(outputs, blocks, INT4_BLOCK_BYTES)
+        numbers = np.concatenate([raw[..., 2:] & 15, raw[..., 2:] >> 4], -1).astype(np.float32) - 8
+        factors = raw[..., :2].copy().view("<f2").astype(np.float32)
+        return np.ascontiguousarray((numbers * factors).reshape(outputs, inputs))
+
+    place = RowsPlace(codes.place.data, codes.place.start, outputs * row_bytes, row_bytes, rows)
+    return LazyTensor(name, (outputs, inputs), "Q4_0", place.num_bytes, load, place)
 
 
 def _read_shards(folder: Path) -> Weights:
@@ -303,11 +383,14 @@ def _lazy(data: mmap.mmap, start: int, place: tuple[str, str, tuple[int, ...], i
         if dtype.startswith("F8"):
             raise FormatError(f"{name} is {dtype}, which is not read yet", "convert the file to BF16")
         raw = np.frombuffer(data, np.uint8, last - first, start + first)
-        if dtype == "BF16":
-            return from_bfloat16(raw.view("<u2")).reshape(shape)
-        if dtype in ("F16", "F32"):
-            return raw.view("<f2" if dtype == "F16" else "<f4").astype(np.float32).reshape(shape)
+        if dtype in ("BF16", "F16", "F32"):
+            return _floats(raw, dtype).reshape(shape)
         kind = {"B": "?", "U": "<u", "I": "<i", "F": "<f"}[dtype[0]]
         return raw.view(kind if kind == "?" else f"{kind}{ITEM_BYTES[dtype]}").reshape(shape)
 
     return LazyTensor(name, shape, dtype, last - first, load, Place(data, start + first, last - first))
+
+
+def _floats(raw: np.ndarray, dtype: str) -> np.ndarray:
+    """Bytes of BF16, F16 or F32 as float32."""
+    return from_bfloat16(raw.view("<u2")) if dtype == "BF16" else raw.view(f"<f{ITEM_BYTES[dtype]}").astype(np.float32)

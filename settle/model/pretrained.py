@@ -21,9 +21,9 @@ from settle.base.files import read_json
 from settle.data.tokenizer.pretrained import PretrainedTokenizer
 from settle.formats import LazyTensor, Place
 from settle.formats.gguf import read_gguf
-from settle.formats.gguf.metadata import largest, whole
+from settle.formats.gguf.metadata import largest, section, whole
 from settle.formats.gguf.types import GGML, ggml_type
-from settle.formats.safetensors import read_safetensors
+from settle.formats.safetensors import read_safetensors, require_int4
 from settle.model.architectures import Architecture
 from settle.model.config import ROUTERS
 from settle.model.decoder import Decoder
@@ -242,6 +242,10 @@ def _from_folder(source: Source) -> Pretrained:
     if not isinstance(config, dict):
         raise FormatError("config.json holds no settings", "get the file again")
     _refuse_pickle(source.path)
+    quantization = section(config, "quantization_config")
+    if quantization.get("quant_method") == "compressed-tensors":
+        require_int4(quantization)
+        config = {key: value for key, value in config.items() if key != "quantization_config"}
     file = read_safetensors(source.path)
     of_text = text_config(config)
     stacked = max((tensor.shape[0] for tensor in file.tensors.values() if len(tensor.shape) > 2), default=0)
@@ -316,6 +320,6 @@ def _places(part: Architecture, names: Mapping[str, str], tensors: Mapping[str, 
                 raise FormatError(f"{name} has the shape {tensor.shape}, {whole} is needed", "")
             size, place = tensor.num_bytes // len(parameters), tensor.place
             if len(parameters) > 1:
-                place = Place(place.data, place.start + number * size, size)
+                place = place.member(number, size)
             places[parameter] = _Stored(tensor, shape, place)
     return {parameter: places[parameter] for parameter in shapes}

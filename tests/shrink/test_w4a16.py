@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from settle.base.errors import GateError, UsageError
+from settle.base.errors import FormatError, GateError, UsageError
 from settle.base.event_log import Events
 from settle.formats.gguf import export_gguf, read_gguf
 from settle.formats.safetensors import read_safetensors
@@ -63,6 +63,48 @@ def test_transformers_reads_what_the_file_holds(family, quantized, tmp_path) -> 
     torch.testing.assert_close(found, logprobs(model.load(), IDS, range(len(IDS))), atol=2e-3, rtol=1e-3)
 
 
+@pytest.mark.parametrize("family", ["llama", "phi3"])  # phi3's files join the rows of two matrices
+def test_a_folder_is_opened_again_with_its_blocks(family, quantized, tmp_path) -> None:
+    model = quantized(CASES[family])
+    opened = Pretrained.open(w4a16.pack(model, tmp_path / family, "bf16"))
+    assert opened.part.options() == model.part.options() and opened.kinds["Q4_0"] == model.kinds["Q4_0"]
+    for name in model.stored:
+        if model.stored[name].tensor.dtype == "Q4_0":
+            assert torch.equal(opened.read(name), model.read(name)) and torch.equal(
+                opened.blocks(name), model.blocks(name)
+            )
+    wanted = logprobs(model.load(quantize="as-is"), IDS, range(len(IDS)))
+    found = logprobs(opened.load(quantize="as-is"), IDS, range(len(IDS)))
+    assert (wanted.exp() * (wanted - found)).sum(-1).mean() < 1e-3  # vectors and tables were rounded to bfloat16
+
+
+@pytest.mark.parametrize(
+    "change, name",
+    [
+        ({"format": "float-quantized", "weights": {"num_bits": 8, "type": "float"}}, r"float-quantized W8A16 \(float"),
+        ({"weights": {"symmetric": False}}, "in a group, asymmetric"),
+        ({"weights": {"actorder": "group"}}, "ordered by group"),
+        ({"input_activations": {"num_bits": 8}}, "W4A8"),
+    ],
+)
+def test_another_scheme_is_refused_by_its_name(change, name, quantized, tmp_path) -> None:
+    folder = w4a16.pack(quantized(CASES["llama"]), tmp_path / "model", "bf16")
+    config = json.loads((folder / "config.json").read_text())
+    scheme = config["quantization_config"]["config_groups"]["group_0"]
+    weights = scheme["weights"] | change.get("weights", {})
+    scheme |= change | {"weights": weights}
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(FormatError, match=f"compressed-tensors scheme, .*{name}"):
+        Pretrained.open(folder)
+
+
+def test_scales_that_no_block_can_hold_are_refused(quantized, tmp_path) -> None:
+    folder = w4a16.pack(quantized(CASES["llama"]), tmp_path / "model", "bf16")
+    _change(folder, "model.layers.0.mlp.up_proj.weight_scale", lambda raw: np.full_like(raw, 0x7E))
+    with pytest.raises(FormatError, match="mlp.up_proj.weight has scales that float16 cannot hold"):
+        Pretrained.open(folder).read("model.layers.0.mlp.up_proj.weight")
+
+
 def test_short_scales_are_exact_in_both_and_round_no_worse() -> None:
     random = np.random.default_rng(0)
     values = random.standard_normal((64, 96)).astype(np.float32)
@@ -106,7 +148,7 @@ def _another_template(folder) -> None:
 
 
 def _change(folder, name, change) -> None:
-    place = read_safetensors(folder).tensors[name].place
+    place = read_safetensors(folder / "model.safetensors").tensors[name].place
     raw = np.frombuffer((folder / "model.safetensors").read_bytes(), np.uint8).copy()
     raw[place.start : place.start + place.num_bytes] = change(raw[place.start : place.start + place.num_bytes])
     (folder / "model.safetensors").write_bytes(raw.tobytes())

@@ -11,7 +11,7 @@ import importlib.util
 import json
 import subprocess
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -155,12 +155,13 @@ def require_equal(folder: Path, model: Pretrained, dtype: str) -> int:
     """
     tensors, number = read_safetensors(folder).tensors, 0
     for name, tensor in hf_tensors(model.part, model.lazy_weights()).items():
-        module, wanted = name.removesuffix(".weight"), torch.from_numpy(to_float32(tensor))
-        stored = tensors.get(name)
-        found = stored.load() if stored else _unpacked(module, {n: t.load() for n, t in tensors.items() if module in n})
-        number += stored is None
-        kept = wanted if stored is None else wanted.to(getattr(torch, TORCH_NAMES[stored.dtype.lower()])).float()
-        if found.shape != tuple(wanted.shape) or not torch.equal(torch.from_numpy(found), kept):
+        kept = torch.from_numpy(to_float32(tensor))
+        if (stored := tensors.get(name)) is None:
+            raise GateError(f"there is no {name} in {folder.name}", _FIX)
+        number += stored.dtype == BLOCKS
+        if stored.dtype != BLOCKS:
+            kept = kept.to(getattr(torch, TORCH_NAMES[stored.dtype.lower()])).float()
+        if stored.shape != tuple(kept.shape) or not torch.equal(torch.from_numpy(stored.load()), kept):
             raise GateError(f"{folder.name} does not hold the numbers of {model.name} in {name}", _FIX)
     if read_json(folder / "config.json") != json.loads(json.dumps(_config(model, dtype))):
         raise GateError(f"config.json of {folder.name} is not that of {model.name}", _FIX)
@@ -169,20 +170,6 @@ def require_equal(folder: Path, model: Pretrained, dtype: str) -> int:
     if texts or tokenizer.chat_template != model.chat_template:
         raise GateError(f"the tokenizer of {folder.name} is not that of {model.name}: {texts[:1]}", _FIX)
     return number
-
-
-def _unpacked(module: str, tensors: Mapping[str, np.ndarray]) -> np.ndarray:
-    """Numbers of a packed matrix, float32 (O, I)."""
-    names = [f"{module}.weight_{what}" for what in ("packed", "scale", "shape")]
-    if not set(names) <= set(tensors):
-        raise GateError(f"there is no {module} in the folder", _FIX)
-    packed, scales, shape = (tensors[name] for name in names)
-    pairs = np.ascontiguousarray(packed).view(np.uint8)
-    codes = np.stack([pairs & 15, pairs >> 4], -1).reshape(len(packed), -1).astype(np.float32) - 8
-    if codes.shape != tuple(shape) or scales.size * GROUP != codes.size:
-        raise GateError(f"{module} has the shape {codes.shape}, its scales {scales.shape}", _FIX)
-    numbers: np.ndarray = codes * scales.repeat(GROUP, -1)
-    return numbers
 
 
 def _kl_in_transformers(folder: Path, model: Pretrained, dtype: str, texts: Sequence[str]) -> float:
